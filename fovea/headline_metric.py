@@ -33,6 +33,11 @@ class HeadlineMetric:
     data: str = ""
     paper_data: str = ""
 
+    @property
+    def is_synthetic(self) -> bool:
+        """Whether ours was measured on made data, which says little about real data."""
+        return self.ours is not None and "synthetic" in self.data.lower()
+
 
 def pick_headline(metrics: Sequence[Metric]) -> HeadlineMetric | None:
     """Pick the headline of a card's metrics: the first with both numbers, else the first."""

@@ -6,6 +6,7 @@ import argparse
 import importlib
 import json
 import pkgutil
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,13 @@ def main() -> None:
     known = [info.name for info in pkgutil.iter_modules(suites.__path__)]
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("suite", nargs="*", choices=[[], *known], help=f"one of {', '.join(known)}; default all")
+    parser.add_argument("--data", type=Path, help="folder of real data sets, for the suites that can use it")
     parser.add_argument("--quick", action="store_true", help="few rounds, for a look; results are not written")
     asked = parser.parse_args()
     for name in asked.suite or known:
         suite = importlib.import_module(f"{suites.__name__}.{name}")
-        table = (suite.measure(rounds=2, count=200) if asked.quick else suite.measure()).as_dict()
+        more = {"data": asked.data} if asked.data and "data" in signature(suite.measure).parameters else {}
+        table = (suite.measure(rounds=2, count=200, **more) if asked.quick else suite.measure(**more)).as_dict()
         print(rendered(table))
         if not asked.quick:
             RESULTS.mkdir(exist_ok=True)

@@ -73,10 +73,22 @@ def extract_mask(
     check()
     found, labels = find_regions(mask)
     check()
-    kept = [region for region in found if region.area >= request.min_area][: 1 if request.keep_largest else None]
+    kept = [region for region in found if _counts(region, labels, shades, request)]
+    kept = kept[: 1 if request.keep_largest else None]
     if len(kept) < len(found):
         mask = keep_regions(labels, kept)
     return Segmentation(mask, shades, labels, kept, peak)
+
+
+def _counts(region: Region, labels: np.ndarray, shades: np.ndarray, request: SegmentIn) -> bool:
+    """Whether a component is large enough, and sure enough somewhere."""
+    if region.area < request.min_area:
+        return False
+    least = round(255 * (request.min_peak or 0.0))
+    if not least:
+        return True
+    place = region.rows, region.columns
+    return bool(shades[place][labels[place] == region.label].max() >= least)
 
 
 def _probabilities(logits: np.ndarray, height: int, width: int, *, stretch: bool) -> Iterator[tuple[slice, np.ndarray]]:

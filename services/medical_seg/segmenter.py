@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 from pydantic import BaseModel
 
-from services.medical_seg.models.polyp_network import TENSOR_NAMES
+from services.medical_seg.models.polyp_network import FEATURES, TENSOR_NAMES
 from services.medical_seg.postprocess import BYTES_PER_PIXEL, draw_mask, encode_forms, extract_mask, measure
 from services.medical_seg.preprocess import resize_and_normalise
 from shared.api.mask import SegmentIn, SegmentOut
@@ -77,7 +77,11 @@ class Segmenter(VisionServable[SegmentIn, SegmentOut, _Frame]):
             TensorSpec(name=name, datatype="FP32", shape=(-1, channels, config.side, config.side))
             for name, channels in zip(TENSOR_NAMES, (3, 1), strict=True)
         )
-        return ExportedForms(weights, cache, (given,), (wanted,), tag=f"{config.side}px-v1", call="prediction")
+        if config.familiar is None:
+            return ExportedForms(weights, cache, (given,), (wanted,), tag=f"{config.side}px-v1", call="prediction")
+        features = TensorSpec(name=FEATURES, datatype="FP32", shape=(-1, len(config.familiar.mean)))
+        tag, call = f"{config.side}px-features-v1", "prediction_and_features"
+        return ExportedForms(weights, cache, (given,), (wanted, features), tag=tag, call=call)
 
     def read(self, request: SegmentIn, watch: Stopwatch) -> _Frame:
         """The picture, squashed to the network's square."""
@@ -99,14 +103,20 @@ class Segmenter(VisionServable[SegmentIn, SegmentOut, _Frame]):
             return self._answer(item)
 
     def _answer(self, item: _Frame) -> SegmentOut:
-        check = item.context.check
-        found = extract_mask(item.outputs[0][0], *item.size, item.request, check)
+        check, request = item.context.check, item.request
+        logits, *features = item.outputs
+        constants = self.config.constants
+        if request.min_peak is None:
+            request = request.model_copy(update={"min_peak": constants.get("peak", 0.0)})
+        scaled = logits[0] / np.float32(constants.get("temperature", 1.0))
+        found = extract_mask(scaled, *item.size, request, check)
         made = encode_forms(found, item.request, check)
         if "overlay" in item.request.include:
             # Decoded anew: holding the pixels of a whole batch until here would cost three bytes for each of them.
             made["overlay"] = encode(draw_mask(self.decode(item.request.image).pixels, found.mask), "image/jpeg")
         blind = float(item.inputs[0].std(axis=(1, 2)).max()) < MIN_CONTRAST
-        return SegmentOut(**self.facts(item), warnings=[_NO_CONTRAST] if blind else [], **measure(found), **made)
+        warnings = [_NO_CONTRAST] if blind else [text for row in features for text in self.config.warn(row)]
+        return SegmentOut(**self.facts(item), warnings=warnings, **measure(found), **made)
 
     def render(self, request: SegmentIn, answer: SegmentOut, media_type: str) -> bytes | None:
         """The picture with its mask drawn on it, as PNG or JPEG."""

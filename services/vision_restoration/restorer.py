@@ -27,7 +27,7 @@ from services.vision_restoration.metrics import psnr, ssim
 from services.vision_restoration.models.rrformer_network import Variant
 from services.vision_restoration.tiled_inference import TilePlan, plan_tiles, restore_by_tiles
 from services.vision_restoration.variant_engines import VariantEngines
-from services.vision_restoration.weights_loading import build_artifacts, load_weights
+from services.vision_restoration.weights_loading import WHOLE, build_artifacts, load_weights
 from shared.api.restore import Estimate, ImageSimilarity, RestoreIn, RestoreOut
 from shared.errors import DeadlineExceeded, InvalidOption, in_field
 from shared.export.artifacts import ExportedForms
@@ -65,6 +65,7 @@ class Restorer(VisionServable[RestoreIn, RestoreOut, _Photograph]):
 
     In: ClassVar[type[BaseModel]] = RestoreIn
     Out: ClassVar[type[BaseModel]] = RestoreOut
+    weights: ClassVar[str] = WHOLE
     folder: ClassVar[Path] = Path(__file__).parent / "weights"
     sample: ClassVar[Path] = Path(__file__).parent / "models" / "example.jpg"
     forms: ClassVar[tuple[str, ...]] = ("image/png", "image/jpeg", "image/webp")
@@ -81,7 +82,7 @@ class Restorer(VisionServable[RestoreIn, RestoreOut, _Photograph]):
         Raises:
             NotReady: Weights are missing or not what their manifest says, or the engine can't run here.
         """
-        engines = VariantEngines(cls.card.name, load_weights(cls.folder, context.weights), context)
+        engines = VariantEngines(cls.card.name, load_weights(cls.folder, context.weights, cls.weights), context)
         return cls(engines.describe(cls.card), engines, decode_bounds(cls.card, context))
 
     @classmethod
@@ -183,19 +184,19 @@ class Restorer(VisionServable[RestoreIn, RestoreOut, _Photograph]):
         return made
 
     def render(self, request: RestoreIn, answer: RestoreOut, media_type: str) -> bytes | None:
-        """The picture that `request.picture` names, as PNG, JPEG or WebP."""
+        """The restored picture, or what `request.shown` names, as PNG, JPEG or WebP."""
         if media_type not in self.forms:
             return None
         if answer.restored is None:
             answer = self.predict_again(request, include=("restored",), dry_run=False)
         form = _format(media_type.removeprefix("image/"))
-        if request.picture == "restored" and answer.format == form:
+        if request.shown == "restored" and answer.format == form:
             return answer.restored
         result = read_image(answer.restored or b"", self.bounds)
-        if request.picture == "restored":
+        if request.shown == "restored":
             pixels = result.pixels if form == "png" else to_8_bits(result.pixels)
             return write_image(replace(result, pixels=pixels), form, request.quality)
-        draw = subtract_result if request.picture == "reflection" else compare_side_by_side
+        draw = subtract_result if request.shown == "reflection" else compare_side_by_side
         given = self._read_image(request.image, "image").pixels
         return encode(draw(to_8_bits(given), to_8_bits(result.pixels)), media_type, quality=request.quality)
 

@@ -27,14 +27,14 @@ _BYTES = {"onnx": 75, "torch": 40}
 """Most bytes that a network takes per pixel of a window and channel at full resolution, by engine: measured."""
 
 
-def load_weights(packaged: Path, imported: Path) -> Weights:
-    """The weights to serve: an imported checkpoint with its tower, else those of the package.
+def load_weights(packaged: Path, imported: Path, name: str = WHOLE) -> Weights:
+    """The weights to serve: those that were trained under a name, an imported checkpoint with its tower, or ours.
 
     Raises:
         NotReady: A checkpoint was imported without its tower, or weights are missing or damaged.
     """
-    if not (imported / f"{NET}.safetensors").exists():
-        return read_weights(find_weights(WHOLE, packaged, imported))
+    if name != WHOLE or not (imported / f"{NET}.safetensors").exists():
+        return read_weights(find_weights(name, packaged, imported))
     if not (imported / f"{TOWER}.safetensors").exists():
         raise NotReady(
             "An RRFormer checkpoint was imported, but not the VGG19 tower that it stands on.",

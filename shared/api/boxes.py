@@ -14,6 +14,7 @@ from shared.api.image import ImageBytes
 from shared.api.timings import Times
 
 __all__ = [
+    "DEFAULT_CONFIDENCE",
     "Box",
     "BoxColumns",
     "Crop",
@@ -28,6 +29,9 @@ __all__ = [
     "Tally",
 ]
 
+DEFAULT_CONFIDENCE = 0.25
+"""Least score of a detection where neither the request nor the weights say another."""
+
 Box = tuple[float, float, float, float]
 """x1, y1, x2, y2 in pixels."""
 
@@ -41,7 +45,12 @@ class DetectOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str | None = Field(None, description="Which model; left out, the default one.")
-    confidence: float = Field(0.25, ge=0, le=1, description="A detection scores more than this.")
+    confidence: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="A detection scores more than this; left out, the score at which the weights count best, or 0.25.",
+    )
     iou: float = Field(0.45, ge=0, le=1, description="Of two boxes that overlap by more than this, the better stays.")
     max_detections: int = Field(300, ge=1, le=3000, description="Most detections of a picture, best first.")
     classes: Annotated[tuple[str, ...], BeforeValidator(split_commas)] = Field(
@@ -153,6 +162,7 @@ class DetectOut(BaseModel):
     overlay: ImageBytes | None = Field(None, description="JPEG of the original with the boxes drawn on it.")
     slices: int = Field(0, description="Slices that were searched beside the whole picture.")
     times: Times
+    warnings: list[str] = Field(default_factory=list, description="Why the boxes should not be believed, if so.")
     notes: list[str] = Field(default_factory=list, description="How it was resized, and what was odd about the file.")
 
 

@@ -58,4 +58,5 @@ class ClassifyOut(BaseModel):
     results: list[Classified] = Field(description="One per patch, row by row; just one without `tile`.")
     counts: dict[str, int] = Field(description="Patches by class, most frequent first.")
     times: Times
+    warnings: list[str] = Field(default_factory=list, description="Why the classes should not be believed, if so.")
     notes: list[str] = Field(default_factory=list, description="How it was resized, and what was odd about the file.")

@@ -33,6 +33,13 @@ class SegmentIn(BaseModel):
         "evaluations do: no picture is ever empty then, so use it for comparison only.",
     )
     min_area: int = Field(0, ge=0, description="Components with fewer pixels are dropped.")
+    min_peak: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Components in which no pixel is this probable are dropped; left out, as was found best for the "
+        "weights.",
+    )
     keep_largest: bool = Field(False, description="Keep the largest component only.")
     include: Annotated[tuple[Form, ...], BeforeValidator(split_commas)] = Field(
         ("mask", "contours"), description="Forms of the answer; everything else is always there."

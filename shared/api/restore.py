@@ -41,8 +41,10 @@ class RestoreIn(BaseModel):
         ("restored",),
         description="`restored`; `reflection`, what was taken away; `comparison`, before and after side by side.",
     )
-    picture: Literal["comparison", "restored", "reflection"] = Field(
-        "comparison", description="What the answer is where `Accept` asks for a picture instead of JSON."
+    picture: Layer | None = Field(
+        None,
+        description="What the answer is where `Accept` asks for a picture instead of JSON; left out, the first of "
+        "`include`: the restored picture unless that asks for another.",
     )
     tile_core: int | None = Field(
         None,
@@ -62,6 +64,13 @@ class RestoreIn(BaseModel):
         1024, ge=64, le=262_144, description="Memory that one tile may take while the network runs, MiB."
     )
     dry_run: bool = Field(False, description="Only estimate time and memory; nothing is restored.")
+
+    @property
+    def shown(self) -> Layer:
+        """What is shown where a picture is asked for."""
+        if self.picture is not None:
+            return self.picture
+        return self.include[0] if self.include else "restored"
 
 
 class Estimate(BaseModel):

@@ -1,6 +1,7 @@
-"""Models that were trained here: weights whose manifest says which model serves them become Servables of their own.
+"""Models that were trained or imported here: weights in the data folder become Servables of their own.
 
-Knows manifests and Cards; loads no weights.
+A manifest says which model serves its weights; a checkpoint that was imported is served by the model that names its
+network. Knows manifests and Cards; loads no weights.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import NotReady
-from shared.registry.card import Card, Metric
+from shared.registry.card import Card
+from shared.registry.measured import measured_metrics
 from shared.registry.servable import Servable
 from shared.registry.weights import Manifest, read_manifest
 
@@ -24,13 +26,14 @@ def trained_servables(known: Servables, folder: Path) -> dict[str, type[Servable
 
     A manifest that can't be read is passed over: `fovea doctor` names it.
     """
+    importers = {name: kind for kind in known.values() if (name := getattr(kind, "imports", None)) is not None}
     found: dict[str, type[Servable[Any, Any]]] = {}
     for file in sorted(folder.glob("*.safetensors")):
         try:
             manifest = read_manifest(file)
         except NotReady:
             continue
-        base = known.get(manifest.serves or "")
+        base = known.get(manifest.serves or "") or importers.get(manifest.name)
         if base is not None and manifest.name not in known:
             members = {"weights": manifest.name, "card": card_of(base.card, manifest), "__module__": base.__module__}
             found[manifest.name] = type(f"Trained{base.__name__}", (base,), members)
@@ -39,28 +42,23 @@ def trained_servables(known: Servables, folder: Path) -> dict[str, type[Servable
 
 def card_of(card: Card, manifest: Manifest) -> Card:
     """The Card of a model with other weights: what the paper says stays, what was measured is the manifest's."""
-    data = manifest.data.get("data", "your data")
-    metrics = tuple(
-        Metric(name=name, ours=value, data=f"Real: {data}", note=_interval(manifest, name))
-        for name, value in manifest.metrics.items()
-    )
-    recipe = manifest.recipe.get("name", "a recipe")
-    notes = (f"Trained by `fovea train {recipe}` from {manifest.data.get('folder', 'a folder')}: {data}.",)
-    return card.model_copy(
-        update={
-            "name": manifest.name,
-            "metrics": metrics,
-            "notes": notes,
-            "weights": None,
-            "sparsity": None,
-            "summary": f"{card.name}, trained on {manifest.data.get('folder', 'data of your own')}.",
-            "licence": "Code: Apache-2.0. Weights: as the terms of the data that they were trained on allow.",
+    facts = {"name": manifest.name, "weights": None, "sparsity": None, "parameters": manifest.parameters}
+    if manifest.origin == "imported":
+        published = tuple(m.model_copy(update={"ours": None}) for m in card.metrics if m.paper is not None)
+        source = manifest.data.get("source", "a checkpoint")
+        told = {
+            "metrics": published,
+            "notes": (f"Imported from {source}.",),
+            "summary": f"The network of {card.name}, with imported weights.",
         }
-    )
-
-
-def _interval(manifest: Manifest, name: str) -> str | None:
-    if name not in manifest.intervals:
-        return None
-    low, high = manifest.intervals[name]
-    return f"95 % interval {low:.3f} to {high:.3f}, by bootstrap over pictures."
+        return card.model_copy(update=facts | told)
+    data = manifest.data.get("data", "your data")
+    recipe, folder = manifest.recipe.get("name", "a recipe"), manifest.data.get("folder", "a folder")
+    terms = manifest.data.get("terms", "as the terms of the data that they were trained on allow")
+    told = {
+        "metrics": measured_metrics(manifest),
+        "notes": (f"Trained by `fovea train {recipe}` from {folder}: {data}.",),
+        "summary": f"{card.name}, trained on {manifest.data.get('folder', 'data of your own')}.",
+        "licence": f"Code: Apache-2.0. Weights: {terms}.",
+    }
+    return card.model_copy(update=facts | told)

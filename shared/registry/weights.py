@@ -2,7 +2,8 @@
 
 Knows files and numpy arrays; knows no framework and no model. Nothing here unpickles anything.
 
-    <name>.safetensors      tensors, usually float16
+    <name>.safetensors      tensors, usually float16; those under `familiar.` are not the network's, but say what
+                            pictures of its kind look like to it
     <name>.json             the Manifest: sha256, how to build the network, where the numbers come from
 """
 
@@ -12,7 +13,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,10 +22,27 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.numpy import load, save
 
 from shared.errors import NotReady
+from shared.registry.int8 import pack_kernels, unpack_kernels
 
-__all__ = ["Manifest", "NetworkSpec", "Weights", "find_weights", "read_manifest", "read_weights", "write_weights"]
+__all__ = [
+    "FAMILIAR",
+    "Dtype",
+    "Manifest",
+    "NetworkSpec",
+    "Weights",
+    "find_weights",
+    "read_manifest",
+    "read_weights",
+    "write_weights",
+]
 
 Arrays = Mapping[str, np.ndarray]
+
+Dtype = Literal["float16", "float32", "int8"]
+"""How a file holds floats; `int8`: kernels as bytes with a scale for each output, all else as float16."""
+
+FAMILIAR = "familiar."
+"""Prefix of the tensors that are not the network's own."""
 
 
 class _Facts(BaseModel):
@@ -46,7 +64,7 @@ class Manifest(_Facts):
     network: NetworkSpec
     sha256: str = ""
     bytes: int = 0
-    dtype: Literal["float16", "float32"] = "float16"
+    dtype: Dtype = "float16"
     tensors: int = 0
     parameters: int | None = Field(None, description="Trainable numbers; running statistics don't count.")
     recipe: dict[str, Any] = Field(default_factory=dict, description="Name, seed and knobs of the recipe.")
@@ -56,16 +74,26 @@ class Manifest(_Facts):
     intervals: dict[str, tuple[float, float]] = Field(
         default_factory=dict, description="Ends of the 95 % intervals of metrics."
     )
+    constants: dict[str, float] = Field(
+        default_factory=dict, description="Of post-processing (temperature, thresholds), chosen on validation data."
+    )
     serves: str | None = Field(None, description="Name of the model that serves these weights, where it is another.")
     notes: dict[str, Any] = Field(default_factory=dict, description="What else a reader should know.")
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Verified weights: arrays by key (floats as float32), and their manifest."""
+    """Verified weights.
+
+    Attributes:
+        arrays: Tensors of the network by key, floats as float32.
+        manifest: What is known about them.
+        familiar: Tensors under `familiar.`: features of the pictures that the network knows.
+    """
 
     arrays: dict[str, np.ndarray]
     manifest: Manifest
+    familiar: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def find_weights(name: str, packaged: Path, imported: Path) -> Path:
@@ -107,8 +135,9 @@ def read_weights(file: Path) -> Weights:
     raw = file.read_bytes()
     if (digest := hashlib.sha256(raw).hexdigest()) != manifest.sha256:
         _refuse(file, f"sha256 {digest[:12]}… instead of {manifest.sha256[:12]}…")
-    arrays = {key: _single(array) for key, array in load(raw).items()}
-    return Weights(arrays, manifest)
+    arrays = {key: _single(array) for key, array in unpack_kernels(load(raw)).items()}
+    familiar = {key: arrays.pop(key) for key in list(arrays) if key.startswith(FAMILIAR)}
+    return Weights(arrays, manifest, familiar)
 
 
 def write_weights(folder: Path, arrays: Arrays, manifest: Manifest) -> Manifest:
@@ -117,7 +146,9 @@ def write_weights(folder: Path, arrays: Arrays, manifest: Manifest) -> Manifest:
     The weights are in place before the manifest is, and a reader verifies one against the other: a crash in between
     is found, never served.
     """
-    raw = save({key: _stored(array, manifest.dtype) for key, array in arrays.items()})
+    floats = "float32" if manifest.dtype == "float32" else "float16"
+    packed = pack_kernels(arrays) if manifest.dtype == "int8" else arrays
+    raw = save({key: _stored(array, floats) for key, array in packed.items()})
     facts = {"sha256": hashlib.sha256(raw).hexdigest(), "bytes": len(raw), "tensors": len(arrays)}
     filled = manifest.model_copy(update=facts)
     folder.mkdir(parents=True, exist_ok=True)

@@ -6,31 +6,59 @@ Knows pictures and splits; the label formats are read by the recipes.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, PrivateAttr
-from torch import Tensor
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_serializer
+from torch import Tensor, nn
 
 from shared.errors import InvalidOption
+from shared.training.calibrate import ServingFacts, learn_familiar, sample_pictures
 from shared.training.data.splits import held_out
 from shared.training.data.survey import FileProblem, Survey
 from shared.training.recipe import Recipe
 
-__all__ = ["FolderRecipe", "epoch"]
+__all__ = ["DataSource", "FolderRecipe", "epoch"]
+
+KNOWN, OTHERS = 150, 60
+"""Most training pictures, and most pictures of a folder of another kind, whose features are looked at."""
+
+Pixels = NDArray[np.uint8]
+
+
+class DataSource(BaseModel):
+    """Where a data set comes from; what is said here stands on the Card of what was trained on it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    title: str = Field("", description="Name of the data set; left out, that of its folder.")
+    doi: str = Field("", description="DOI or address.")
+    terms: str = Field("", description="Licence or terms, as its authors state them.")
 
 
 class FolderRecipe(Recipe):
-    """What recipes on a folder of your own share; `fovea train RECIPE --data DIR` sets `data`."""
+    """What recipes on a folder of your own share; `fovea train RECIPE --data DIR` sets `data`.
+
+    Class attributes:
+        origin: What kind of pictures the folder's become in training: they are real unless a recipe makes its own.
+    """
+
+    origin: ClassVar[str] = "real"
 
     data: Path = Field(description="The folder of the data set.")
     held_out: str = Field("", description="Pattern of the names of pictures to measure on.")
     group_by: str = Field("", description="Pattern of what belongs together in a file's name, and is never split.")
     share: float = Field(0.15, gt=0, lt=1, description="Share held out, where neither folders nor a list say which.")
     half: bool | None = Field(None, description="bfloat16; by default where the processor computes with it.")
+    source: DataSource = DataSource()
+    others: tuple[Path, ...] = Field(
+        (), description="Folders of pictures of other kinds: how well these are told apart is measured."
+    )
 
     _survey: Survey | None = PrivateAttr(None)
     _digest: str | None = PrivateAttr(None)
@@ -49,6 +77,61 @@ class FolderRecipe(Recipe):
     def intervals(self) -> dict[str, tuple[float, float]]:
         """By bootstrap over the pictures that were measured."""
         return self._intervals
+
+    @field_serializer("data")
+    def _name_folder(self, data: Path) -> str:
+        """A folder's name without its place: what is written down is read elsewhere."""
+        return data.name
+
+    @field_serializer("others")
+    def _name_folders(self, others: tuple[Path, ...]) -> list[str]:
+        return [folder.name for folder in others]
+
+    def source_facts(self, held_out: int) -> dict[str, str]:
+        """Facts of the data set for the manifest."""
+        title = self.source.title or f"the folder {self.data.name}"
+        return {
+            "folder": self.data.name,
+            "origin": self.origin,
+            "measured_on": f"{title} ({self.origin}), {held_out:,} held-out pictures",
+            **{name: value for name, value in self.source.model_dump().items() if value},
+        }
+
+    def read(self, path: Path) -> Pixels:
+        """A picture (h, w, 3) as it is trained on and measured."""
+        with Image.open(path) as picture:
+            return np.asarray(picture.convert("RGB"))
+
+    def embedder(self, network: nn.Module) -> Callable[[Pixels], NDArray[np.float32]] | None:
+        """Features (c,) of a picture as it is served; None where the network has none to compare by."""
+        return None
+
+    def split_pictures(self) -> tuple[Sequence[Path], Sequence[Path]]:
+        """Pictures that were trained on, and held out."""
+        return (), ()
+
+    def vary(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
+        """A copy as another camera would have taken it."""
+        return pixels
+
+    def calibrate(self, network: nn.Module) -> ServingFacts:
+        """Which pictures are of the kind that was trained on."""
+        embed = self.embedder(network.eval())
+        if embed is None:
+            return ServingFacts()
+        train, out = self.split_pictures()
+        rng = np.random.default_rng((self.seed, 21))
+        some = [train[index] for index in np.sort(rng.permutation(len(train))[:KNOWN])]
+        known = [embed(each) for path in some for each in _with_copy(self.read(path), self.vary, rng)]
+        return learn_familiar(
+            np.stack(known),
+            np.arange(len(known)) // 2,
+            np.stack([embed(self.read(path)) for path in out]),
+            {
+                folder.name: np.stack([embed(self.read(path)) for path in sample_pictures(folder, OTHERS)])
+                for folder in self.others
+            },
+        )
 
     def survey(self) -> Survey | None:
         """What `prepare` found in the folder; None before it."""
@@ -84,6 +167,12 @@ def epoch(step: int, batch: int, count: int, seed: int) -> NDArray[np.int64]:
     at = np.arange(step * batch, (step + 1) * batch)
     orders = {each: np.random.default_rng((seed, 1, each)).permutation(count) for each in np.unique(at // count)}
     return np.array([orders[i // count][i % count] for i in at.tolist()])
+
+
+def _with_copy(
+    pixels: Pixels, vary: Callable[[Pixels, np.random.Generator], Pixels], rng: np.random.Generator
+) -> tuple[Pixels, Pixels]:
+    return pixels, vary(pixels, rng)
 
 
 def _has_bfloat16(like: Tensor) -> bool:

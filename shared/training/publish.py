@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from shared.registry.weights import Manifest, NetworkSpec, write_weights
+from shared.registry.int8 import SCALE, pack_kernels, unpack_kernels
+from shared.registry.weights import Dtype, Manifest, NetworkSpec, write_weights
 from shared.training.recipe import Recipe
 from shared.training.trainer import FitResult
 
@@ -27,7 +28,7 @@ _LIBRARIES = ("fovea", "torch", "numpy", "scipy", "pillow")
 def publish(
     recipe: Recipe, fitted: FitResult, folder: Path, *, name: str | None = None, notes: Mapping[str, Any] | None = None
 ) -> Manifest:
-    """Round the weights to float16, measure exactly those on held-out data, and write both file and manifest.
+    """Round the weights, measure exactly those on held-out data, and write both file and manifest.
 
     Args:
         recipe: What was trained.
@@ -36,13 +37,16 @@ def publish(
         name: Of the weights, and of the model that they are served as; left out, the recipe's own.
         notes: What else a reader of the manifest should know, for example an ablation that was measured beside it.
     """
-    _round(fitted.network)
+    _round(fitted.network, recipe.dtype)
     network, config = recipe.strip_training_parts(fitted.network)
     metrics = recipe.measure(network)
-    progress = fitted.progress
+    found = recipe.calibrate(network)
+    metrics |= found.metrics
+    progress, own = fitted.progress, name or recipe.weights
     manifest = Manifest(
-        name=name or recipe.weights,
+        name=own,
         origin="trained",
+        dtype=recipe.dtype,
         network=NetworkSpec(name=recipe.builds or recipe.weights, config=config),
         parameters=sum(p.numel() for p in network.parameters()),
         recipe={"name": recipe.name, **recipe.model_dump(mode="json")},
@@ -50,17 +54,19 @@ def publish(
         code=code_facts(),
         metrics={key: round(value, 5) for key, value in metrics.items()},
         intervals={key: (round(low, 4), round(high, 4)) for key, (low, high) in recipe.intervals().items()},
-        serves=recipe.serves if name not in {None, recipe.serves} else None,
+        constants=found.constants,
+        serves=recipe.serves if own != recipe.serves else None,
         notes={
             "steps": progress.step,
             "best_step": progress.best_step,
             "validation_score": round(progress.best, 5),
             "training_seconds": round(progress.seconds),
             "pictures_per_second": round(progress.step * recipe.schedule.batch / max(progress.seconds, 1e-9), 2),
+            **found.notes,
             **(notes or {}),
         },
     )
-    return write_weights(folder, arrays_of(network), manifest)
+    return write_weights(folder, arrays_of(network) | found.arrays, manifest)
 
 
 def arrays_of(network: nn.Module) -> dict[str, np.ndarray]:
@@ -80,9 +86,15 @@ def code_facts() -> dict[str, str]:
 
 
 @torch.no_grad()
-def _round(network: nn.Module) -> None:
-    """Round every float to float16 in place, so that what is measured is what is stored."""
-    for tensor in network.state_dict().values():
-        if tensor.is_floating_point():
+def _round(network: nn.Module, dtype: Dtype) -> None:
+    """Round every float in place to what its file will hold, so that what is measured is what is stored."""
+    packed = pack_kernels(arrays_of(network)) if dtype == "int8" else {}
+    kernels = unpack_kernels(
+        {key: held for key, held in packed.items() if key.endswith(SCALE) or key + SCALE in packed}
+    )
+    for key, tensor in network.state_dict().items():
+        if key in kernels:
+            tensor.copy_(torch.from_numpy(kernels[key]))
+        elif tensor.is_floating_point() and dtype != "float32":
             rounded = tensor.half().float()
             tensor.copy_(torch.where(rounded.isfinite(), rounded, tensor))

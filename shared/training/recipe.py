@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from shared.errors import NotFound
 from shared.export.onnx_export import Parity
 from shared.registry.discovery import SERVICES, module_names, network, service_package
+from shared.registry.weights import Dtype
+from shared.training.calibrate import ServingFacts
 
 __all__ = ["Batch", "MultiScale", "Recipe", "Schedule", "recipe_named", "recipes"]
 
@@ -86,12 +88,14 @@ class Recipe(_Knobs, ABC):
         weights: Name of the weights that it makes: `<weights>.safetensors` beside `<weights>.json`.
         builds: Name under which `network()` knows what is trained, where it is not that of the weights.
         serves: Name of the model that serves such weights under any name; None: only under that of the weights.
+        dtype: How their file holds numbers.
     """
 
     name: ClassVar[str]
     weights: ClassVar[str]
     builds: ClassVar[str | None] = None
     serves: ClassVar[str | None] = None
+    dtype: ClassVar[Dtype] = "float16"
 
     seed: int = 1
     schedule: Schedule
@@ -132,6 +136,10 @@ class Recipe(_Knobs, ABC):
     def intervals(self) -> dict[str, tuple[float, float]]:
         """Ends of the 95 % intervals of what `measure` last gave, where they are known."""
         return {}
+
+    def calibrate(self, network: nn.Module) -> ServingFacts:
+        """What those who serve the weights must know beside them, chosen on validation data."""
+        return ServingFacts()
 
     def facts(self) -> dict[str, str]:
         """What a reader of the manifest should know beyond the knobs: what the data is, departures from the paper."""

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import rankdata
 
-__all__ = ["PREFIX", "Familiar"]
+from shared.registry.weights import FAMILIAR
 
-PREFIX = "familiar."
-"""Of the tensors' names in a weights file."""
+__all__ = ["Familiar", "auroc", "cross_distances"]
 
 Array = NDArray[np.float32]
 
@@ -64,17 +64,34 @@ class Familiar:
     def arrays(self) -> dict[str, Array]:
         """As tensors for a weights file."""
         return {
-            f"{PREFIX}mean": self.mean,
-            f"{PREFIX}whitener": self.whitener,
-            f"{PREFIX}rest": np.array([self.rest], np.float32),
+            f"{FAMILIAR}mean": self.mean,
+            f"{FAMILIAR}whitener": self.whitener,
+            f"{FAMILIAR}rest": np.array([self.rest], np.float32),
         }
 
     @classmethod
     def read(cls, arrays: Mapping[str, NDArray[np.generic]]) -> Self | None:
         """From the tensors of a weights file; None where it holds none."""
-        if f"{PREFIX}mean" not in arrays:
+        if f"{FAMILIAR}mean" not in arrays:
             return None
         mean, whitener, rest = (
-            np.asarray(arrays[f"{PREFIX}{name}"], np.float32) for name in ("mean", "whitener", "rest")
+            np.asarray(arrays[f"{FAMILIAR}{name}"], np.float32) for name in ("mean", "whitener", "rest")
         )
         return cls(mean, whitener, float(rest[0]))
+
+
+def cross_distances(features: Array, groups: NDArray[np.int64], folds: int = 5, axes: int = 32) -> Array:
+    """Distance of features (n, c) from a Gaussian that was fitted without their group (n,): what new ones will have."""
+    found, place = np.empty(len(features), np.float32), groups % folds
+    if len(np.unique(place)) < 2:
+        return Familiar.fit(features, axes).distance(features)
+    for fold in np.unique(place):
+        found[place == fold] = Familiar.fit(features[place != fold], axes).distance(features[place == fold])
+    return found
+
+
+def auroc(known: ArrayLike, other: ArrayLike) -> float:
+    """Chance that something else (m,) is farther away than something known (n,): the area under the ROC curve."""
+    first, second = np.asarray(known, np.float64), np.asarray(other, np.float64)
+    ranks = rankdata(np.concatenate([first, second]))
+    return float((ranks[len(first) :].sum() - len(second) * (len(second) + 1) / 2) / (len(first) * len(second)))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar, cast
 
@@ -25,9 +25,15 @@ from shared.registry import CallContext, Card, Engine, LoadContext, Servable
 from shared.registry.weights import Weights, find_weights, read_weights
 from shared.telemetry import stage
 from shared.vision.decode import DEFAULT_BOUNDS, DecodeBounds, DecodedImage, decode
+from shared.vision.novelty import Familiar
 from shared.vision.picture_memory import DEFAULT_MEMORY_BYTES, shared_memory
 
 __all__ = ["DataConfig", "Stopwatch", "VisionItem", "VisionServable", "decode_bounds", "reading_notes"]
+
+_UNFAMILIAR = (
+    "The picture is unlike those that these weights learnt from: its features are {:.2f} away, where {:.2f} is the "
+    "most among pictures of their kind. What is found in it may mean nothing."
+)
 
 Request = TypeVar("Request", bound=BaseModel)
 Answer = TypeVar("Answer", bound=BaseModel)
@@ -81,11 +87,26 @@ class DataConfig:
         side: Side of the network's input, pixels; 0 where it takes any.
         names: Class names by id.
         crop: Share of a picture's shorter side that the network is shown.
+        constants: Of post-processing, by name.
+        familiar: Features of the pictures that the network knows; None where that was not learnt.
     """
 
     side: int = 0
     names: tuple[str, ...] = ()
     crop: float = 1.0
+    constants: Mapping[str, float] = field(default_factory=dict)
+    familiar: Familiar | None = None
+
+    def with_facts_of(self, weights: Weights) -> Self:
+        """With the constants and the familiar features that came with weights."""
+        return replace(self, constants=weights.manifest.constants, familiar=Familiar.read(weights.familiar))
+
+    def warn(self, features: np.ndarray) -> list[str]:
+        """What to say about a picture with these features (c,): nothing where it is of the kind that was learnt."""
+        if self.familiar is None:
+            return []
+        distance, most = float(self.familiar.distance(features[None])[0]), self.constants["novelty"]
+        return [_UNFAMILIAR.format(distance, most)] if distance > most else []
 
 
 class VisionServable(Servable[Request, Answer], Generic[Request, Answer, Item]):
@@ -93,6 +114,7 @@ class VisionServable(Servable[Request, Answer], Generic[Request, Answer, Item]):
 
     Class attributes:
         weights: Name of its weights, `<weights>.safetensors` beside its manifest.
+        imports: Network whose imported checkpoints it serves under that network's name, where its own name is another.
         folder: Where the weights that come with the package are.
         sample: The picture that `example` sends.
         forms: Content types that `render` offers beside JSON.
@@ -101,6 +123,7 @@ class VisionServable(Servable[Request, Answer], Generic[Request, Answer, Item]):
     """
 
     weights: ClassVar[str]
+    imports: ClassVar[str | None] = None
     folder: ClassVar[Path]
     sample: ClassVar[Path]
     forms: ClassVar[tuple[str, ...]] = ()
@@ -123,7 +146,7 @@ class VisionServable(Servable[Request, Answer], Generic[Request, Answer, Item]):
             NotReady: Weights are missing or not what their manifest says, or the engine can't run here.
         """
         weights = read_weights(find_weights(cls.weights, cls.folder, context.weights))
-        config = cls.data_config(weights)
+        config = cls.data_config(weights).with_facts_of(weights)
         engine, card = open_engine_with_card(cls.card, cls.artifacts(weights, config, context.cache), context)
         described = cls.describe(card, config)
         return cls(described, engine, config, decode_bounds(described, context))

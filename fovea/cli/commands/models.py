@@ -55,7 +55,8 @@ def _format_headline(entry: ModelEntry) -> str:
     metric = pick_headline((entry.model_extra or {}).get("metrics") or ())
     if metric is None:
         return "[dim]–[/]"
-    return f"{_format_figure(metric.ours)} / {_format_figure(metric.paper)} [dim]{escape(metric.name)}[/]"
+    made = " [yellow]synthetic[/]" if metric.is_synthetic else ""
+    return f"{_format_figure(metric.ours)}{made} / {_format_figure(metric.paper)} [dim]{escape(metric.name)}[/]"
 
 
 def _format_figure(value: float | None) -> str:

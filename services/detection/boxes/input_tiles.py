@@ -13,10 +13,14 @@ import numpy as np
 from services.detection.boxes.letterbox import letterbox, unletterbox
 from services.detection.boxes.nms import nms
 from services.detection.boxes.tiling import Slice, make_slices, merge_slices
-from shared.api.boxes import DetectOptions, Letterbox
+from shared.api.boxes import DEFAULT_CONFIDENCE, DetectOptions, Letterbox
 from shared.errors import TooLarge
+from shared.vision.calibration import Platt
 
 __all__ = ["MAX_SLICES", "LetterboxedImage", "View", "collect_boxes", "letterbox_views"]
+
+NEUTRAL = Platt()
+"""Scores are told as the network gives them."""
 
 MAX_SLICES = 1024
 """Most slices of one picture."""
@@ -75,6 +79,7 @@ def collect_boxes(
     predictions: Sequence[np.ndarray],
     options: DetectOptions,
     classes: Sequence[int] | None,
+    sureness: Platt = NEUTRAL,
 ) -> np.ndarray:
     """The boxes of a picture, pixels of the original, best first.
 
@@ -83,9 +88,10 @@ def collect_boxes(
         predictions: (4 + classes, a) of each of its views.
         options: How much confidence and overlap; how many.
         classes: Ids that count; None means all.
+        sureness: From the network's scores to those that are told.
     """
     pairs = zip(picture.views, predictions, strict=True)
-    found = [_placed(view, _suppress(rows, options, classes)) for view, rows in pairs]
+    found = [_placed(view, _suppress(rows, options, classes, sureness)) for view, rows in pairs]
     if len(found) == 1:
         return found[0]
     sources = np.repeat(np.arange(len(found)) - 1, [len(rows) for rows in found])
@@ -102,15 +108,20 @@ def collect_boxes(
     )
 
 
-def _suppress(predictions: np.ndarray, options: DetectOptions, classes: Sequence[int] | None) -> np.ndarray:
+def _suppress(
+    predictions: np.ndarray, options: DetectOptions, classes: Sequence[int] | None, sureness: Platt
+) -> np.ndarray:
+    least = DEFAULT_CONFIDENCE if options.confidence is None else options.confidence
     (rows,) = nms(
         predictions[None],
-        confidence=options.confidence,
+        confidence=least if sureness == NEUTRAL else float(sureness.inverse(least)),
         iou=options.iou,
         max_detections=options.max_detections,
         classes=classes,
         agnostic=options.agnostic,
     )
+    if sureness != NEUTRAL:
+        rows[:, 4] = sureness(rows[:, 4])
     return np.asarray(rows)
 
 

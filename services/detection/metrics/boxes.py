@@ -5,11 +5,11 @@ Knows rows of ground truth and of detections; knows no model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-__all__ = ["COCO", "box_average_precision", "box_scores"]
+__all__ = ["COCO", "box_average_precision", "box_hits", "box_scores", "resampled_map50"]
 
 COCO = tuple(np.round(np.arange(0.5, 0.951, 0.05), 2).tolist())
 """Thresholds of mAP@.5:.95."""
@@ -29,7 +29,7 @@ def box_average_precision(
     """
     levels = np.asarray(thresholds, np.float64)
     pictures = [_rows(t, f) for t, f in zip(truth, found, strict=True)]
-    hits = np.concatenate([_hits(t, f, levels) for t, f in pictures] or [np.zeros((0, len(levels)), bool)])
+    hits = np.concatenate([box_hits(t, f, levels) for t, f in pictures] or [np.zeros((0, len(levels)), bool)])
     rows = np.concatenate([f for _, f in pictures] or [np.zeros((0, 6))])
     kinds = np.concatenate([t[:, 0] for t, _ in pictures] or [np.zeros(0)])
     order = np.argsort(-rows[:, 4], kind="stable")
@@ -47,14 +47,37 @@ def box_scores(truth: Sequence[np.ndarray], found: Sequence[np.ndarray], names: 
     return scores | {f"ap50_{names[kind]}": float(row[0]) for kind, row in zip(present, precision, strict=True)}
 
 
+def resampled_map50(truth: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> Callable[[np.ndarray], float]:
+    """mAP@.5 of the pictures with given indices, some of them several times: hits are found once, for a bootstrap."""
+    pictures = [_rows(t, f) for t, f in zip(truth, found, strict=True)]
+    hits = [box_hits(t, f, (0.5,)) for t, f in pictures]
+
+    def score(indices: np.ndarray) -> float:
+        right = np.concatenate([hits[i] for i in indices])
+        rows = np.concatenate([pictures[i][1][:, 4:] for i in indices])
+        present, counts = np.unique(np.concatenate([pictures[i][0][:, 0] for i in indices]), return_counts=True)
+        order = np.argsort(-rows[:, 0], kind="stable")
+        right, labels = right[order], rows[order, 1]
+        areas = [_precision(right[labels == kind], count)[0] for kind, count in zip(present, counts, strict=True)]
+        return float(np.mean(areas)) if areas else float("nan")
+
+    return score
+
+
 def _rows(truth: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Both as arrays of rows, the detections by confidence."""
     t, f = np.asarray(truth, np.float64).reshape(-1, 5), np.asarray(found, np.float64).reshape(-1, 6)
     return t, f[np.argsort(-f[:, 4], kind="stable")]
 
 
-def _hits(truth: np.ndarray, found: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-    """Whether each detection is a hit (n, threshold): the first on its best object, and no second choice."""
+def box_hits(truth: np.ndarray, found: np.ndarray, thresholds: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Whether each detection is a hit (n, threshold): the first on its best object, and no second choice.
+
+    Args:
+        truth: (m, 5), as for `box_average_precision`.
+        found: (n, 6), best first.
+        thresholds: Least IoU of a hit.
+    """
     hits = np.zeros((len(found), len(thresholds)), bool)
     if not len(truth) or not len(found):
         return hits

@@ -70,7 +70,7 @@ class FasterNetClassifier(Classifier):
     card = Card(
         name="fasternet",
         task="classify",
-        summary="Tells patches of pavement by their damage; the baseline of patnet.",
+        summary="Tells drawn patches of pavement by their damage; the baseline of patnet. Trained on synthetic data.",
         paper=Paper(
             title="Run, Don't Walk: Chasing Higher FLOPS for Faster Neural Networks",
             venue="CVPR",
@@ -78,7 +78,7 @@ class FasterNetClassifier(Classifier):
             url="https://arxiv.org/abs/2303.03667",
         ),
         licence="Code and demo weights: Apache-2.0. Official weights: MIT.",
-        weights="ff8e836fdc13198ac96061172f511533e0fed6c396479295b45f13fa2cad1662",
+        weights="c3d965ae482d9ef8db08b8b172e103f840bb09a23cf39d646e51657b789293a1",
         parameters=2_632_186,
         metrics=(
             Metric(

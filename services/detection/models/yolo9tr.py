@@ -29,6 +29,7 @@ from services.detection.layers import (
 from services.detection.servables.box_detector import BoxDetector
 from shared.errors import InvalidOption
 from shared.registry import Card, Limits, Metric, Paper, builder
+from shared.vision.backbones.pooling import pool_levels
 
 __all__ = ["STRIDES", "Branch", "DualHead", "Size", "Yolo9tr", "Yolo9trBoxDetector", "yolo9tr"]
 
@@ -43,6 +44,9 @@ STRIDES = (8, 16, 32)
 
 _AUXILIARY = range(22, 32)
 _AUXILIARY_LEVELS, _MAIN_LEVELS, _ATTENDED_LEVELS = (29, 30, 31), (15, 18, 21), (32, 33, 34)
+
+_BACKBONE = (4, 6, 9)
+"""Last layers of the backbone at 1/8, 1/16 and 1/32."""
 
 Source = int | tuple[int, int]
 
@@ -113,12 +117,18 @@ class Yolo9tr(nn.Module):
 
     def maps(self, x: Tensor) -> tuple[list[Tensor], list[Tensor] | None]:
         """`forward` without its size check: what exporters trace."""
+        return self._heads(self._layers(x))
+
+    def _layers(self, x: Tensor) -> dict[int, Tensor]:
         made: dict[int, Tensor] = {}
         for key, layer in self.model.items():
             if key == self.head:
                 break
             index = int(key)
             made[index] = x = layer(_input(made, x, _SOURCES.get(index, index - 1)))
+        return made
+
+    def _heads(self, made: Mapping[int, Tensor]) -> tuple[list[Tensor], list[Tensor] | None]:
         main, auxiliary = ([made[i] for i in levels] for levels in (self.main_levels, self.auxiliary_levels))
         found: tuple[list[Tensor], list[Tensor] | None] = self.model[self.head](main, auxiliary)
         return found
@@ -132,6 +142,12 @@ class Yolo9tr(nn.Module):
     def predictions(self, x: Tensor) -> Tensor:
         """The decoded main branch (n, 4 + classes, a): centre, size in pixels of `x`, then scores. What is served."""
         return decode(self.maps(x)[0], self.classes, STRIDES)
+
+    def predictions_and_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """`predictions`, and the mean of each channel of the backbone's three levels (n, c)."""
+        made = self._layers(x)
+        features = pool_levels([made[index] for index in _BACKBONE])
+        return decode(self._heads(made)[0], self.classes, STRIDES), features
 
 
 def _input(made: dict[int, Tensor], x: Tensor, source: Source) -> Tensor:
@@ -220,7 +236,7 @@ class Yolo9trBoxDetector(BoxDetector):
     card = Card(
         name="yolo9tr",
         task="detect",
-        summary="Boxes of pavement damage: cracks along and across the road, alligator skin, potholes, patches.",
+        summary="Boxes of damage on drawn pavement: cracks, alligator skin, potholes. Trained on synthetic data.",
         paper=Paper(
             title="YOLO9tr: a lightweight model for pavement damage detection utilizing a generalized efficient layer "
             "aggregation network and attention mechanism",

@@ -6,22 +6,23 @@ Knows data sets with boxes and the losses' targets; a recipe adds its network an
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
 from services.detection.boxes import letterbox, nms, unletterbox
 from services.detection.boxes.letterbox import GREY
-from services.detection.metrics.boxes import box_scores
+from services.detection.metrics.boxes import box_scores, resampled_map50
 from services.detection.recipes.box_evaluation import map50, to_tensor
+from services.detection.recipes.score_choice import LEAST, choose_scores
 from shared.registry.weights import find_weights, read_weights
+from shared.training.calibrate import ServingFacts
 from shared.training.data.augment import Augment, warp_boxes, warp_picture
 from shared.training.data.box_sets import BoxSet, check_boxes, find_boxes
 from shared.training.data.survey import Survey, near_copies
@@ -38,7 +39,13 @@ STRIDE = 32
 
 
 class BoxRecipe(FolderRecipe):
-    """A detector on a folder of pictures with boxes."""
+    """A detector on a folder of pictures with boxes.
+
+    Class attributes:
+        square: Whether it is served squares, or whatever is a multiple of the coarsest stride.
+    """
+
+    square: ClassVar[bool] = True
 
     data: Path = Field(description="Pictures with boxes: Pascal VOC, COCO, YOLO, or masks.")
     side: int = Field(640, multiple_of=32, description="Longest side of a picture when it is served.")
@@ -72,11 +79,6 @@ class BoxRecipe(FolderRecipe):
         copies = near_copies(train.pictures, self._out.pictures)
         self._survey = Survey(len(train), len(self._out), found.counts, sizes, problems, copies)
         return f"train:{train.digest} held-out:{self._out.digest}"
-
-    def read(self, path: Path) -> Pixels:
-        """A picture (h, w, 3) as it is trained on and measured."""
-        with Image.open(path) as picture:
-            return np.asarray(picture.convert("RGB"))
 
     def network(self) -> nn.Module:
         """With what of `start` has the same name and shape."""
@@ -150,35 +152,59 @@ class BoxRecipe(FolderRecipe):
         return map50(truth, loose)
 
     def measure(self, network: nn.Module) -> dict[str, float]:
-        """mAP@.5, mAP@.5:.95, AP@.5 of each class and how far counts are off, over the held-out pictures."""
-        truth, loose, strict = self.collect_detections(network, self._out)
-
-        def map50_of(indices: NDArray[np.int64]) -> float:
-            return map50([truth[i] for i in indices], [loose[i] for i in indices])
-
-        self._intervals = {"map50": bootstrap(len(truth), map50_of, rounds=200)}
-        scores = box_scores(truth, loose, self._out.names) | _counts(truth, strict, self._out.names)
-        return scores | {"pictures": float(len(truth))}
+        """mAP@.5, mAP@.5:.95 and AP@.5 of each class, over the held-out pictures."""
+        truth, loose, _ = self.collect_detections(network, self._out)
+        self._intervals = {"map50": bootstrap(len(truth), resampled_map50(truth, loose))}
+        return box_scores(truth, loose, self._out.names) | {"pictures": float(len(truth))}
 
     @torch.no_grad()
     def collect_detections(self, network: nn.Module, held: BoxSet) -> tuple[list[Rows], list[Rows], list[Rows]]:
-        """Truth; detections for average precision; and those that are served: per picture, letterboxed as then."""
+        """Truth; detections for average precision; and all that may be served: per picture, letterboxed as then."""
         predict = cast("Any", network.eval()).predictions
-        loose, strict = list[Rows](), list[Rows]()
+        loose, served = list[Rows](), list[Rows]()
         for path in held.pictures:
             pixels = self.read(path)
-            page, _, _ = letterbox(pixels, self.side, STRIDE, auto=False)
+            page, _, _ = letterbox(pixels, self.side, STRIDE, auto=not self.square)
             raw = predict(to_tensor(page[None])).numpy()
             (many,) = nms(raw, confidence=0.001, iou=0.7, multi_label=True, max_detections=300)
-            for rows, found in ((loose, many), (strict, nms(raw)[0])):
+            for rows, found in ((loose, many), (served, nms(raw, confidence=LEAST)[0])):
                 boxes = unletterbox(found[:, :4], page.shape[:2], pixels.shape[:2])
                 rows.append(np.column_stack([boxes, found[:, 4:]]))
-        return list(held.rows), loose, strict
+        return list(held.rows), loose, served
+
+    def embedder(self, network: nn.Module) -> Callable[[Pixels], NDArray[np.float32]]:
+        """The backbone's channels of the letterboxed picture."""
+        run = cast("Any", network).predictions_and_features
+
+        @torch.no_grad()
+        def embed(pixels: Pixels) -> NDArray[np.float32]:
+            page, _, _ = letterbox(pixels, self.side, STRIDE, auto=not self.square)
+            return cast("NDArray[np.float32]", run(to_tensor(page[None]))[1][0].numpy())
+
+        return embed
+
+    def split_pictures(self) -> tuple[Sequence[Path], Sequence[Path]]:
+        """By `is_held_out`."""
+        return self._train.pictures, self._out.pictures
+
+    def vary(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
+        """Other light, colours and compression."""
+        return self.augment.recolour(pixels, rng)
+
+    def calibrate(self, network: nn.Module) -> ServingFacts:
+        """And how sure scores are, and from which on detections are counted.
+
+        Both are chosen on the held-out pictures, and measured by halves: each half with what the other one chose.
+        """
+        truth, _, found = self.collect_detections(network, self._out)
+        chosen = choose_scores(truth, found, self._out.names)
+        self._intervals |= chosen.intervals
+        return super().calibrate(network) | chosen.calibration
 
     def facts(self) -> dict[str, str]:
         """What the manifest should say beside the knobs."""
         return {
-            "folder": self.data.name,
+            **self.source_facts(len(self._out)),
             "data": f"{len(self._train)} pictures to train on, {len(self._out)} held out",
             "names": ",".join(self._train.names),
             "departures": "AdamW; averaged weights (EMA); mosaics of four",
@@ -193,15 +219,3 @@ def _moved(rows: Rows, warp: NDArray[np.float64], width: int, height: int) -> Ro
     thin = (cut[:, 2:] - cut[:, :2]).min(axis=1, initial=np.inf)
     stay = (left > area / 3) & (thin > 3)
     return np.column_stack([rows[stay, :1], cut[stay]]).astype(np.float32)
-
-
-def _counts(truth: list[Rows], found: list[Rows], names: tuple[str, ...]) -> dict[str, float]:
-    """`count_error_<name>`: mean over pictures of |found - there| / there, where any is there; and of all together."""
-    errors = {}
-    for kind, name in [*enumerate(names), (None, "all")]:
-        there = np.array([len(rows) if kind is None else (rows[:, 0] == kind).sum() for rows in truth])
-        seen = np.array([len(rows) if kind is None else (rows[:, 5] == kind).sum() for rows in found])
-        some = there > 0
-        if some.any():
-            errors[f"count_error_{name}"] = float((np.abs(seen - there)[some] / there[some]).mean())
-    return errors

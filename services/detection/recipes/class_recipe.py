@@ -6,7 +6,7 @@ fine-tuned on the same folder first, and a small network then learns what it say
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from services.detection.layers.partial import PartialNetwork
 from services.detection.recipes.patnet.recipe import normalise_patches
-from services.detection.servables.patches import MEAN, STD, resize_patch
+from services.detection.servables.patches import MEAN, STD, pool_stages, resize_patch
 from shared.registry import network
+from shared.training.calibrate import ServingFacts, reliability_facts
 from shared.training.data.augment import Augment, warp_picture
 from shared.training.data.class_folders import ClassSet, find_classes
 from shared.training.data.survey import Survey, near_copies
@@ -29,6 +30,7 @@ from shared.training.intervals import mean_interval
 from shared.training.recipe import Batch, Schedule
 from shared.training.trainer import fit
 from shared.vision.backbones.efficientnet_lite import EfficientNetLite0, load_imagenet
+from shared.vision.calibration import fit_temperature
 
 __all__ = ["ClassRecipe", "EfficientNetLite0Recipe", "StudentRecipe"]
 
@@ -125,10 +127,41 @@ class ClassRecipe(FolderRecipe):
         ]
         return torch.cat(parts)
 
+    def embedder(self, network: nn.Module) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]] | None:
+        """Channels of the last two of the four stages, where the network has stages."""
+        maps = getattr(network, "maps", None)
+        if maps is None:
+            return None
+
+        @torch.no_grad()
+        def embed(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+            patch = resize_patch(pixels, (0, 0, pixels.shape[1], pixels.shape[0]), self.side, 1.0)
+            found = pool_stages([stage.numpy() for stage in maps(normalise_patches(patch[None]))])[0]
+            return np.asarray(found, np.float32)
+
+        return embed
+
+    def split_pictures(self) -> tuple[Sequence[Path], Sequence[Path]]:
+        """By `is_held_out`."""
+        return self._train.pictures, self._out.pictures
+
+    def vary(self, pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+        """Other light, colours and compression."""
+        return self.augment.recolour(pixels, rng)
+
+    def calibrate(self, network: nn.Module) -> ServingFacts:
+        """And the temperature of the logits, by the pictures set aside, checked on the held-out ones."""
+        temperature = fit_temperature(self.predict_logits(network, self._choose).numpy(), self._choose.labels)
+        logits = self.predict_logits(network, self._out)
+        raw, said = logits.softmax(dim=1).max(dim=1), (logits / temperature).softmax(dim=1).max(dim=1)
+        right = raw.indices.numpy() == self._out.labels
+        sure = reliability_facts(raw.values.numpy(), said.values.numpy(), right)
+        return super().calibrate(network) | ServingFacts({"temperature": temperature}) | sure
+
     def facts(self) -> dict[str, str]:
         """What the manifest should say beside the knobs."""
         return {
-            "folder": self.data.name,
+            **self.source_facts(len(self._out)),
             "data": f"{len(self._train)} pictures to train on, {len(self._out)} held out",
             "names": ",".join(self._train.names),
         }

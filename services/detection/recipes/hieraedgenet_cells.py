@@ -25,7 +25,7 @@ class HieraEdgeNetCells(BoxRecipe):
 
     name: ClassVar[str] = "hieraedgenet-cells"
     weights: ClassVar[str] = "hieraedgenet-cells"
-    serves: ClassVar[str | None] = "hieraedgenet"
+    serves: ClassVar[str | None] = "hieraedgenet-cells"
     builds: ClassVar[str | None] = "hieraedgenet"
 
     schedule: Schedule = Schedule(
@@ -35,7 +35,9 @@ class HieraEdgeNetCells(BoxRecipe):
     scale: MultiScale = MultiScale(side=320, rates=(1.0,))
     augment: Augment = Augment(quarters=True, zoom=(0.75, 1.5), stretch=0.1)
     edge: Edge = "described"
-    start: str | None = Field("hieraedgenet", description="Weights to start from: layers of equal shape are taken.")
+    start: str | None = Field(
+        "hieraedgenet-synthetic-pollen", description="Weights to start from: layers of equal shape are taken."
+    )
 
     def config(self) -> dict[str, Any]:
         """The data's classes."""

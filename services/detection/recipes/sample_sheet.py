@@ -1,4 +1,4 @@
-"""Boxes drawn on sample pictures, for the sheets of the documentation (`docs/images/pollen.png`, `pavement.png`)."""
+"""Boxes drawn on sample pictures, for the sheets of the documentation (`docs/images/pollen.jpg`, `pavement.jpg`)."""
 
 from __future__ import annotations
 

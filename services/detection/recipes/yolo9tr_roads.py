@@ -31,6 +31,7 @@ class Yolo9trRoads(BoxRecipe):
     name: ClassVar[str] = "yolo9tr"
     weights: ClassVar[str] = "yolo9tr"
     serves: ClassVar[str | None] = "yolo9tr"
+    square: ClassVar[bool] = False
 
     schedule: Schedule = Schedule(
         steps=6000, batch=8, rate=1e-3, floor=1e-5, warm_up=200, decay=1e-2, clip=10.0, ema=0.998, validate_every=250

@@ -7,7 +7,7 @@ and sizes in pixels of its input, then scores. NMS is outside of the graph, wher
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,16 +26,20 @@ from services.detection.boxes.detections import (
 from services.detection.boxes.drawing import crop_box, draw_boxes
 from services.detection.boxes.input_tiles import LetterboxedImage, collect_boxes, letterbox_views
 from services.detection.layers import fuse_batch_norms
-from shared.api.boxes import Crop, DetectIn, Detection, DetectOut
+from shared.api.boxes import DEFAULT_CONFIDENCE, Crop, DetectIn, Detection, DetectOut
 from shared.api.tensors import TensorSpec
 from shared.errors import InvalidOption
 from shared.export.artifacts import ExportedForms
 from shared.registry import CallContext, Card
 from shared.registry.weights import Weights
+from shared.vision.calibration import Platt
 from shared.vision.draw import encode
 from shared.vision.servable import DataConfig, Stopwatch, VisionItem, VisionServable, reading_notes
 
 __all__ = ["TENSOR_NAMES", "BoxDetector"]
+
+FEATURES = "features"
+"""Second output of networks whose weights know their kind of picture."""
 
 TENSOR_NAMES = ("images", "predictions")
 """Input and output of the network as tensors, in the ONNX graph and on the Open Inference route."""
@@ -52,6 +56,7 @@ class _Frame(VisionItem[DetectIn]):
 
     classes: list[int] | None
     picture: LetterboxedImage
+    warnings: list[str] = field(default_factory=list, init=False)
 
 
 class BoxDetector(VisionServable[DetectIn, DetectOut, _Frame]):
@@ -95,9 +100,12 @@ class BoxDetector(VisionServable[DetectIn, DetectOut, _Frame]):
             sides, cells, shapes = (side, side), sum((side // stride) ** 2 for stride in cls.strides), []
         given = TensorSpec(name=TENSOR_NAMES[0], datatype="FP32", shape=(-1, 3, *sides))
         made = TensorSpec(name=TENSOR_NAMES[1], datatype="FP32", shape=(-1, 4 + len(config.names), cells))
-        tag = f"{'square' if cls.square else 'free'}{side}-{cls.tag}"
+        tag, wanted, call = f"{'square' if cls.square else 'free'}{side}-{cls.tag}", [made], cls.call
+        if config.familiar is not None:
+            wanted.append(TensorSpec(name=FEATURES, datatype="FP32", shape=(-1, len(config.familiar.mean))))
+            tag, call = f"{tag}-features", f"{call}_and_features"
         return ExportedForms(
-            weights, cache, (given,), (made,), tag=tag, call=cls.call, prepare=cls.prepare, shapes=shapes
+            weights, cache, (given,), tuple(wanted), tag=tag, call=call, prepare=cls.prepare, shapes=shapes
         )
 
     @staticmethod
@@ -115,6 +123,9 @@ class BoxDetector(VisionServable[DetectIn, DetectOut, _Frame]):
 
     def read(self, request: DetectIn, watch: Stopwatch) -> _Frame:
         """The picture, letterboxed: the whole, and its tiles where they are asked for."""
+        if request.confidence is None:
+            least = self.config.constants.get("confidence", DEFAULT_CONFIDENCE)
+            request = request.model_copy(update={"confidence": least})
         classes = resolve_classes(request.classes, self.config.names)
         side = self._side(request)
         image = self.decode(request.image)
@@ -136,19 +147,21 @@ class BoxDetector(VisionServable[DetectIn, DetectOut, _Frame]):
 
     def infer(self, items: Sequence[_Frame], run: CallContext) -> None:
         """Run the network over all views, those of one shape together; an item's outputs are those of its views."""
-        (given,), found = self.engine.inputs, dict[tuple[int, int], np.ndarray]()
+        (given,), found = self.engine.inputs, dict[tuple[int, int], tuple[np.ndarray, ...]]()
         for chunk in _chunks(items):
             run.check()
             inputs = np.stack([items[index].picture.views[view].input for index, view in chunk])
             rows = self.run_engine({given.name: _to_input(inputs)})
-            found |= dict(zip(chunk, (predictions for (predictions,) in rows), strict=True))
+            found |= dict(zip(chunk, rows, strict=True))
         for index, item in enumerate(items):
-            item.outputs = tuple(found[index, view] for view in range(len(item.picture.views)))
+            _, *features = found[index, 0]
+            item.warnings = [text for row in features for text in self.config.warn(row)]
+            item.outputs = tuple(found[index, view][0] for view in range(len(item.picture.views)))
 
     def postprocess(self, item: _Frame) -> DetectOut:
         """The boxes in pixels of the original, after NMS and the joining of tiles."""
         request, picture = item.request, item.picture
-        rows = collect_boxes(picture, item.outputs, request, item.classes)
+        rows = collect_boxes(picture, item.outputs, request, item.classes, self.sureness)
         found = build_detections(rows, self.config.names, request.microns_per_pixel)
         extras = self._extras(request, picture, found)
         return DetectOut(
@@ -159,8 +172,19 @@ class BoxDetector(VisionServable[DetectIn, DetectOut, _Frame]):
             counts=count_by_class(found),
             summary=summarise(found),
             slices=len(picture.views) - 1,
+            warnings=item.warnings,
             **extras,
         )
+
+    def details(self) -> dict[str, Any]:
+        """The score from which on detections are told where a request says none."""
+        return {"confidence": self.config.constants.get("confidence", DEFAULT_CONFIDENCE)}
+
+    @property
+    def sureness(self) -> Platt:
+        """From the network's scores to those that are right as often as they say."""
+        constants = self.config.constants
+        return Platt(constants.get("slope", 1.0), constants.get("offset", 0.0))
 
     def _extras(self, request: DetectIn, picture: LetterboxedImage, found: list[Detection]) -> dict[str, Any]:
         """What the request includes beside the detections."""

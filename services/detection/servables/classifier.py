@@ -6,7 +6,7 @@ Knows pictures and the wire type; the networks are in `models`.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,6 +20,7 @@ from services.detection.servables.patches import (
     count_by_class,
     divide,
     normalise,
+    pool_stages,
     resize_patch,
     tint_patches,
     to_csv,
@@ -41,6 +42,8 @@ PATCHES_PER_RUN = 32
 """Patches per run of the engine: more would need memory and save no time."""
 
 _NPZ = "application/x-npz"
+
+Arrays = tuple[np.ndarray, ...]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -99,25 +102,27 @@ class Classifier(VisionServable[ClassifyIn, ClassifyOut, _Frame]):
         )
 
     def infer(self, items: Sequence[_Frame], run: CallContext) -> None:
-        """Logits (patches, classes) of each item; patches of all items share runs of the engine."""
-        (logits,) = self._run(np.concatenate([item.patches for item in items]), 1, run)
-        ends = np.cumsum([len(item.patches) for item in items])
-        for item, rows in zip(items, np.split(logits, ends[:-1]), strict=True):
-            item.outputs = (rows,)
+        """Logits (patches, classes) and features (patches, c) of each item; all patches share runs of the engine."""
+        logits, features = self._run(np.concatenate([item.patches for item in items]), run, _logits_and_features)
+        ends = np.cumsum([len(item.patches) for item in items])[:-1]
+        for item, *rows in zip(items, np.split(logits, ends), np.split(features, ends), strict=True):
+            item.outputs = tuple(rows)
 
-    def _run(self, patches: np.ndarray, outputs: int, run: CallContext) -> list[np.ndarray]:
-        """The first outputs of the network (n, …) for any number of patches (n, s, s, 3)."""
+    def _run(self, patches: np.ndarray, run: CallContext, keep: Callable[[Arrays], Arrays] = tuple) -> list[np.ndarray]:
+        """What is to be kept of the network's outputs (n, …) for any number of patches (n, s, s, 3)."""
         (given,), rows = self.engine.inputs, list[tuple[np.ndarray, ...]]()
         for first in range(0, len(patches), PATCHES_PER_RUN):
             run.check()
             run.progress(first / len(patches), f"{first} of {len(patches)} patches")
             made = self.run_engine({given.name: normalise(patches[first : first + PATCHES_PER_RUN])})
-            rows += [row[:outputs] for row in made]
+            rows += map(keep, made)
         return [np.stack(column) for column in zip(*rows, strict=True)]
 
     def postprocess(self, item: _Frame) -> ClassifyOut:
         """The likeliest classes of each patch."""
-        results = classify(item.outputs[0], item.grid, self.config.names, item.request.top_k)
+        logits, features = item.outputs
+        temperature = self.config.constants.get("temperature", 1.0)
+        results = classify(logits / temperature, item.grid, self.config.names, item.request.top_k)
         height, width = item.size
         return ClassifyOut(
             **self.facts(item),
@@ -127,6 +132,7 @@ class Classifier(VisionServable[ClassifyIn, ClassifyOut, _Frame]):
             columns=item.grid.columns,
             results=results,
             counts=count_by_class(results),
+            warnings=self.config.warn(features.mean(axis=0)),
         )
 
     def render(self, request: ClassifyIn, answer: ClassifyOut, media_type: str) -> bytes | None:
@@ -143,6 +149,11 @@ class Classifier(VisionServable[ClassifyIn, ClassifyOut, _Frame]):
         """The four maps and the logits of all patches, as an npz archive."""
         item, out = self.read(request, Stopwatch()), io.BytesIO()
         names = ("logits", *FEATURE_MAPS)
-        made: dict[str, Any] = dict(zip(names, self._run(item.patches, len(names), CallContext()), strict=True))
+        made: dict[str, Any] = dict(zip(names, self._run(item.patches, CallContext()), strict=True))
         np.savez_compressed(out, boxes=np.array(item.grid.boxes), **made)
         return out.getvalue()
+
+
+def _logits_and_features(row: Arrays) -> Arrays:
+    logits, *stages = row
+    return logits, pool_stages([stage[None] for stage in stages])[0]

@@ -29,6 +29,7 @@ __all__ = [
     "count_by_class",
     "divide",
     "normalise",
+    "pool_stages",
     "resize_patch",
     "tint_patches",
     "to_csv",
@@ -93,6 +94,11 @@ def normalise(patches: np.ndarray) -> np.ndarray:
     """Patches (n, s, s, 3) uint8 as network input (n, 3, s, s) float32."""
     scaled = (patches.astype(np.float32) / 255 - MEAN) / STD
     return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
+
+
+def pool_stages(stages: Sequence[np.ndarray]) -> np.ndarray:
+    """Mean of each channel of the last two stages (patches, c, h, w): features (patches, c) to tell kinds apart by."""
+    return np.concatenate([stage.mean(axis=(2, 3)) for stage in stages[-2:]], axis=1)
 
 
 def classify(logits: np.ndarray, boxes: PatchGrid, names: Sequence[str], top_k: int) -> list[Classified]:

@@ -20,7 +20,7 @@ from shared.registry.weights import read_weights
 from shared.vision.decode import decode
 from shared.vision.draw import encode
 
-FILE = HieraEdgeNetBoxDetector.folder / "hieraedgenet.safetensors"
+FILE = HieraEdgeNetBoxDetector.folder / "hieraedgenet-synthetic-pollen.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_the_card_tells_what_the_manifest_tells():
 
 
 def test_the_served_graph_has_no_fourier_operator_and_takes_one_size(served, place):
-    (graph,) = place.cache.glob("hieraedgenet-*.onnx")
+    (graph,) = place.cache.glob("hieraedgenet-synthetic-pollen-*.onnx")
     assert not {"DFT", "STFT"} & {node.op_type for node in onnx.load(graph).graph.node}
     assert served.engine.name == "onnx"
     assert served.engine.inputs[0].shape == (-1, 3, 192, 192)

@@ -19,7 +19,7 @@ from pydantic import Field
 from services.detection.boxes.detections import count_by_class
 from services.detection.boxes.tracking import Tracker
 from services.detection.video.frame_parsers import FrameParser
-from shared.api.boxes import DetectedFrame, DetectIn, Detection, DetectOptions, DetectOut
+from shared.api.boxes import DEFAULT_CONFIDENCE, DetectedFrame, DetectIn, Detection, DetectOptions, DetectOut
 from shared.api.problem import problem
 from shared.errors import DeadlineExceeded, FoveaError
 
@@ -150,11 +150,12 @@ class _FrameAnswerer:
 
     def __init__(self, options: DetectStreamOptions, detect: Detect) -> None:
         self._options, self._detect = options, detect
-        self._tracker = Tracker(options.confidence) if options.track else None
+        least = DEFAULT_CONFIDENCE if options.confidence is None else options.confidence
+        self._tracker = Tracker(least) if options.track else None
         self._dropped = 0
         shown = options.model_dump(include=set(DetectOptions.model_fields))
         if self._tracker is not None:
-            shown["confidence"] = min(options.confidence, TRACKING_CONFIDENCE)
+            shown["confidence"] = min(least, TRACKING_CONFIDENCE)
         self._detect_options = shown
 
     async def answer(self, frame: EncodedFrame) -> DetectedFrame:

@@ -257,7 +257,7 @@ class Console:
             methods=methods,
             options=_build_options(card, task, spec) if card else [],
             threshold=_read_default(card or {}, "threshold", 0.5),
-            confidence=_read_default(card or {}, "confidence", 0.25),
+            confidence=((card or {}).get("details") or {}).get("confidence", 0.25),
             iou=_read_default(card or {}, "iou", 0.45),
             sibling_tasks=model_view.list_sibling_tasks(entries, model.service) if model else [],
             downloads=_list_downloads(card or {}),
@@ -343,7 +343,8 @@ def _read_spec(request: Request) -> dict[str, Any]:
 
 
 def _read_default(card: dict[str, Any], option: str, otherwise: float) -> Any:
-    return (card.get("schema") or {}).get("properties", {}).get(option, {}).get("default", otherwise)
+    default = (card.get("schema") or {}).get("properties", {}).get(option, {}).get("default")
+    return otherwise if default is None else default
 
 
 def _render_code_marks(text: str) -> Markup:

@@ -6,14 +6,19 @@ to say about serving them. The networks know nothing about pictures: inputs are 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from services.medical_seg.models.polyp_network import PolypNetwork, rescale
+from services.medical_seg.models.polyp_network import LEVELS, PolypNetwork, rescale
 from services.medical_seg.segmenter import Segmenter
 from shared.registry import Card, Metric, Paper, builder
+from shared.registry.measured import measured_card
+from shared.vision.backbones.pooling import pool_levels
+from shared.vision.servable import DataConfig
 
 __all__ = [
     "PraNet",
@@ -43,7 +48,10 @@ class PraNet(PolypNetwork):
 
     def maps(self, x: Tensor) -> tuple[Tensor, ...]:
         """(map_5, map_4, map_3, map_2), coarse to fine (section 2.3); the last one is the prediction."""
-        features, (s5,) = self._encode(x)
+        return self._refined(*self._encode(x))
+
+    def _refined(self, features: Mapping[int, Tensor], coarse: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        (s5,) = coarse
         s4 = self._attend(4, features[4], rescale(s5, 0.25))
         s3 = self._attend(3, features[3], rescale(s4, 2))
         s2 = self._attend(2, features[2], rescale(s3, 2))
@@ -52,6 +60,11 @@ class PraNet(PolypNetwork):
     def prediction(self, x: Tensor) -> Tensor:
         """map_2 (n, 1, h, w)."""
         return self.maps(x)[-1]
+
+    def prediction_and_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """`prediction`, and the mean of each channel of the backbone's three deepest levels (n, c)."""
+        features, coarse = self._encode(x)
+        return self._refined(features, coarse)[-1], pool_levels([features[level] for level in LEVELS])
 
     def _attend(self, level: int, features: Tensor, crop: Tensor) -> Tensor:
         """Refine `crop` by what the features show outside of it: A = 1 - sigmoid(crop)."""
@@ -111,40 +124,21 @@ def pranet_v2(classes: int = 1, width: float = 1.0, decoder: int = 32, classifie
     return PraNetV2(classes, width, decoder, classifier=classifier)
 
 
-_NOTES = (
-    "Not a medical device: for research only, never for diagnosis.",
-    (
-        "The weights that come with Fovea were trained on synthetic frames at a quarter of the width. They show that "
-        "the machinery works; they do not find polyps in real endoscopy. Import official weights for that."
-    ),
-    (
-        "normalise=minmax is what published evaluations do: the hottest pixel of every frame becomes 1, so that a "
-        "frame without a polyp never gets an empty mask. The default thresholds the plain sigmoid."
-    ),
-    (
-        "A frame without contrast (black, a covered lens) is answered with a warning: the demo weights mark most of "
-        "it, since every frame they learnt from shows mucosa."
-    ),
+_NOT_A_DEVICE = "Not a medical device: for research only, never for diagnosis."
+
+_MINMAX = (
+    "normalise=minmax is what published evaluations do: the hottest pixel of every frame becomes 1, so that a "
+    "frame without a polyp never gets an empty mask. The default thresholds the plain sigmoid."
+)
+
+_NO_CONTRAST = (
+    "A frame without contrast (black, a covered lens) is answered with a warning: what is marked there means nothing, "
+    "since every frame in training shows mucosa."
 )
 
 
-def _measured(
-    *, dice_at_half: float, mean_dice: float, mean_iou: float, empty_with_any_pixel: float
-) -> tuple[Metric, ...]:
-    """Our numbers, from the manifest of the weights."""
-    data = "400 synthetic frames that nothing else has seen, 40 of them without a polyp"
-    over = "Mean over 256 thresholds, over frames with a polyp; the prediction is stretched to 0..1 first."
-    return (
-        Metric(name="dice_at_half", ours=dice_at_half, data=data, note="At 0.5, over frames with a polyp."),
-        Metric(name="mean_dice", ours=mean_dice, data=data, note=over),
-        Metric(name="mean_iou", ours=mean_iou, data=data, note=over),
-        Metric(
-            name="empty_with_any_pixel",
-            ours=empty_with_any_pixel,
-            data=data,
-            note="Share of polyp-free frames in which any pixel reaches 0.5.",
-        ),
-    )
+_SYNTHETIC = "400 synthetic frames that nothing else has seen, 40 of them without a polyp"
+_OVER = "Mean over 256 thresholds, over frames with a polyp; the prediction is stretched to 0..1 first."
 
 
 def _published(metric: str, note: str, **values: float) -> tuple[Metric, ...]:
@@ -163,61 +157,80 @@ def _published(metric: str, note: str, **values: float) -> tuple[Metric, ...]:
 
 
 class PraNetSegmenter(Segmenter):
-    """PraNet, served."""
+    """PraNet on EfficientNet-Lite0, trained on Kvasir-SEG, served; an imported checkpoint brings Res2Net-50."""
 
     weights = "pranet"
-    card = Card(
-        name="pranet",
-        task="segment",
-        summary="Marks polyps in a colonoscopy frame, pixel by pixel.",
-        paper=Paper(
-            title="PraNet: Parallel Reverse Attention Network for Polyp Segmentation",
-            venue="MICCAI",
-            year=2020,
-            url="https://arxiv.org/abs/2006.11392",
+    sample = Path(__file__).with_name("frame.jpg")
+    card = measured_card(
+        Card(
+            name="pranet",
+            task="segment",
+            summary="Marks polyps in a colonoscopy frame, pixel by pixel.",
+            paper=Paper(
+                title="PraNet: Parallel Reverse Attention Network for Polyp Segmentation",
+                venue="MICCAI",
+                year=2020,
+                url="https://arxiv.org/abs/2006.11392",
+            ),
+            licence="Code: Apache-2.0. Weights: as Kvasir-SEG, which they were trained on: research and education, no "
+            "commercial use without permission. Official weights: research and education only; commercial use needs "
+            "the authors' formal permission.",
+            variants=("efficientnet-lite0", "res2net50"),
+            variant="efficientnet-lite0",
+            metrics=(
+                *_published(
+                    "mean_dice",
+                    "Full size; a later paper by the same authors has .628 on ETIS.",
+                    kvasir=0.898,
+                    clinicdb=0.899,
+                    colondb=0.709,
+                    etis=0.630,
+                    cvc300=0.871,
+                ),
+                *_published(
+                    "mean_iou",
+                    "Full size; a later paper by the same authors has .567 on ETIS.",
+                    kvasir=0.840,
+                    clinicdb=0.849,
+                    colondb=0.640,
+                    etis=0.460,
+                    cvc300=0.797,
+                ),
+            ),
+            notes=(
+                _NOT_A_DEVICE,
+                (
+                    "The weights were trained by `fovea train pranet` on frames of one hospital's data set, most of "
+                    "which show a polyp. Frames of other hospitals and instruments look different."
+                ),
+                _MINMAX,
+                (
+                    "Probabilities are those of the logits over a temperature, and components in which no pixel "
+                    "reaches a peak are dropped: both were chosen on training frames that were set aside. `min_peak=0` "
+                    "keeps them all."
+                ),
+                _NO_CONTRAST,
+                (
+                    "Variants: EfficientNet-Lite0 stands in for Res2Net-50, since its ImageNet weights fit into eight "
+                    "megabytes. The official layout is the network `pranet`: `fovea import pranet FILE` serves an "
+                    "official checkpoint in place of these weights."
+                ),
+                (
+                    "The loss is the paper's, in which pixels near edges weigh more in the cross-entropy. In the "
+                    "released code those weights cancel; official weights were trained that way."
+                ),
+            ),
+            example={"threshold": 0.5},
         ),
-        licence="Code and demo weights: Apache-2.0. Official weights: research and education only; commercial use "
-        "needs the authors' formal permission.",
-        variants=("paper", "released"),
-        variant="paper",
-        weights="27e9ec0e7f5414394c2de5ad8f0441795f90e07e27ef020b68b2f08a5c80ab2d",
-        parameters=2_060_027,
-        metrics=(
-            *_measured(dice_at_half=0.95564, mean_dice=0.93622, mean_iou=0.88572, empty_with_any_pixel=0.0),
-            *_published(
-                "mean_dice",
-                "Full size; a later paper by the same authors has .628 on ETIS.",
-                kvasir=0.898,
-                clinicdb=0.899,
-                colondb=0.709,
-                etis=0.630,
-                cvc300=0.871,
-            ),
-            *_published(
-                "mean_iou",
-                "Full size; a later paper by the same authors has .567 on ETIS.",
-                kvasir=0.840,
-                clinicdb=0.849,
-                colondb=0.640,
-                etis=0.460,
-                cvc300=0.797,
-            ),
-        ),
-        notes=(
-            *_NOTES,
-            (
-                "Variant: the demo weights were trained with the loss of the paper, in which pixels near edges weigh "
-                "more in the cross-entropy. In the released code those weights cancel; official weights were trained "
-                "that way. The network itself is the same."
-            ),
-            (
-                "What reverse attention is worth here: trained again with the attention replaced by ones (A = 1), same "
-                "seed and data, Dice at 0.5 is 0.948 instead of 0.956, mean Dice 0.930 instead of 0.936, and empty "
-                "frames are as clean. One seed, on easy pictures: a hint, not a proof."
-            ),
-        ),
-        example={"threshold": 0.5},
+        Segmenter.folder,
     )
+
+    @classmethod
+    def describe(cls, card: Card, config: DataConfig) -> Card:
+        """With the backbone that the loaded weights have."""
+        if "res2net50" not in card.variants:
+            return card
+        return card.model_copy(update={"variant": "res2net50" if config.familiar is None else "efficientnet-lite0"})
 
 
 class PraNetV2Segmenter(Segmenter):
@@ -227,7 +240,7 @@ class PraNetV2Segmenter(Segmenter):
     card = Card(
         name="pranet-v2",
         task="segment",
-        summary="Marks polyps in a colonoscopy frame; trained on background and foreground at once.",
+        summary="Marks drawn polyps; trained on background and foreground of synthetic frames at once.",
         paper=Paper(
             title="PraNet-V2: Dual-Supervised Reverse Attention for Medical Image Segmentation",
             venue="arXiv",
@@ -235,16 +248,35 @@ class PraNetV2Segmenter(Segmenter):
             url="https://arxiv.org/abs/2504.10986",
         ),
         licence="Code and demo weights: Apache-2.0. Official weights: MIT.",
-        weights="c05c33e0964745906be9d277d4917ec7d11b67057c33147028a18edf15f3a89c",
+        weights="abde40d1d3b451da1714bcf3660e5205efb9a5e4b6486a83cb78753fc99d82a3",
         parameters=2_060_446,
         metrics=(
-            *_measured(dice_at_half=0.94779, mean_dice=0.94304, mean_iou=0.89913, empty_with_any_pixel=0.0),
+            *(
+                Metric(name=name, ours=ours, data=_SYNTHETIC, note=note)
+                for name, ours, note in (
+                    ("dice_at_half", 0.94805, "At 0.5, over frames with a polyp."),
+                    ("mean_dice", 0.94339, _OVER),
+                    ("mean_iou", 0.89967, _OVER),
+                    (
+                        "empty_with_any_pixel",
+                        0.0,
+                        "Share of polyp-free frames in which any pixel reaches 0.5.",
+                    ),
+                )
+            ),
             *_published(
                 "mean_dice", "Full size, Res2Net backbone.", kvasir=0.907, clinicdb=0.923, etis=0.641, cvc300=0.898
             ),
         ),
         notes=(
-            *_NOTES,
+            _NOT_A_DEVICE,
+            (
+                "The weights that come with Fovea were trained on synthetic frames at a quarter of the width. They "
+                "show that the machinery works; they do not find polyps in real endoscopy: `pranet` does, and official "
+                "weights can be imported."
+            ),
+            _MINMAX,
+            _NO_CONTRAST,
             (
                 "With one class (K = 1), as here, the attention's softmax over classes is 1 everywhere: it doubles "
                 "each foreground map and nothing more. Disturbing every source of attention changes the refined maps "

@@ -19,6 +19,7 @@ from services.medical_seg.recipes.evaluation import mean_dice_at_half, normalise
 from services.medical_seg.recipes.onnx_export import export_graph
 from services.medical_seg.recipes.polyps import PolypFrames, Split, frames
 from shared.export.onnx_export import Parity
+from shared.registry.weights import Dtype
 from shared.training.recipe import Batch, MultiScale, Recipe, Schedule
 
 __all__ = ["PraNetDemo", "PraNetV2Demo"]
@@ -28,7 +29,10 @@ class PraNetDemo(Recipe):
     """PraNet, 2.06 million parameters, `paper` loss: about 40 minutes on one CPU core."""
 
     name: ClassVar[str] = "pranet-demo"
-    weights: ClassVar[str] = "pranet"
+    weights: ClassVar[str] = "pranet-synthetic"
+    builds: ClassVar[str | None] = "pranet"
+    serves: ClassVar[str | None] = "pranet"
+    dtype: ClassVar[Dtype] = "int8"
 
     schedule: Schedule = Schedule(
         steps=3000, batch=16, rate=3e-4, floor=1e-5, decay=0.01, clamp=0.5, ema=0.995, validate_every=250
@@ -106,6 +110,8 @@ class PraNetV2Demo(PraNetDemo):
 
     name: ClassVar[str] = "pranet-v2-demo"
     weights: ClassVar[str] = "pranet-v2"
+    builds: ClassVar[str | None] = "pranet-v2"
+    serves: ClassVar[str | None] = "pranet-v2"
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
         """`paper` structure loss on the foreground maps, 0.8·BCE on the background maps."""

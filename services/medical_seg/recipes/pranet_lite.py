@@ -5,7 +5,7 @@ Knows folders of pictures and masks; the committed weights were made from Kvasir
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -14,14 +14,17 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field, PrivateAttr
+from scipy.special import expit, logit
 from torch import Tensor, nn
 
 from services.medical_seg.losses import deep_supervision
 from services.medical_seg.models.pranet_lite import PraNetLite
-from services.medical_seg.preprocess import MEAN, STD
+from services.medical_seg.preprocess import MEAN, STD, resize_and_normalise
+from services.medical_seg.recipes.empty_crops import choose_peak, crops_without_polyp, drop_faint, share_clean
 from services.medical_seg.recipes.evaluation import mean_dice_at_half, normalise_frames, predict_maps, score_frames
 from services.medical_seg.recipes.onnx_export import export_graph
 from shared.export.onnx_export import Parity
+from shared.training.calibrate import ServingFacts, reliability_facts
 from shared.training.data.augment import Augment, Warp, warp_mask, warp_picture
 from shared.training.data.mask_folders import MaskSet, find_masks
 from shared.training.data.survey import FileProblem, Survey, near_copies, unreadable
@@ -29,8 +32,11 @@ from shared.training.folder_recipe import FolderRecipe, epoch
 from shared.training.intervals import mean_interval
 from shared.training.recipe import Batch, MultiScale, Schedule
 from shared.vision.backbones.efficientnet_lite import EfficientNetLite0, load_imagenet
+from shared.vision.calibration import fit_temperature
 
 __all__ = ["PraNetLiteRecipe"]
+
+Pixels = NDArray[np.uint8]
 
 Loaded = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 """Frames (n, h, w, 3) and soft masks (n, h, w)."""
@@ -61,6 +67,7 @@ class PraNetLiteRecipe(FolderRecipe):
     _train: Loaded = PrivateAttr(NOTHING)
     _choose: Loaded = PrivateAttr(NOTHING)
     _out: MaskSet = PrivateAttr(MaskSet((), ()))
+    _frames: tuple[Path, ...] = PrivateAttr(())
 
     def config(self) -> dict[str, Any]:
         """Channels of attention and decoder."""
@@ -99,6 +106,7 @@ class PraNetLiteRecipe(FolderRecipe):
         train, self._out = pairs.take(np.flatnonzero(~out)), pairs.take(np.flatnonzero(out))
         order = np.random.default_rng(self.seed).permutation(len(train))
         aside = min(self.choose, len(train) // 4)
+        self._frames = train.pictures
         self._choose = train.take(order[:aside]).load(self.scale.side)
         self._train = train.take(order[aside:]).load(self.scale.side)
         marked = int(sum(mask.any() for mask in (*self._train[1], *self._choose[1])))
@@ -155,10 +163,50 @@ class PraNetLiteRecipe(FolderRecipe):
         self._intervals = {"dice_at_half": mean_interval(dice)}
         return score_frames(maps, marked) | {"median_dice_at_half": float(np.median(dice))}
 
+    def embedder(self, network: nn.Module) -> Callable[[Pixels], NDArray[np.float32]]:
+        """Channels of the backbone's three deepest levels."""
+        run, side = cast("PraNetLite", network).prediction_and_features, self.scale.side
+
+        @torch.no_grad()
+        def embed(pixels: Pixels) -> NDArray[np.float32]:
+            x = torch.from_numpy(resize_and_normalise(pixels, side))[None]
+            return cast("NDArray[np.float32]", run(x)[1][0].numpy())
+
+        return embed
+
+    def split_pictures(self) -> tuple[Sequence[Path], Sequence[Path]]:
+        """By `is_held_out`."""
+        return self._frames, self._out.pictures
+
+    def vary(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
+        """Other light, colours and compression."""
+        return self.augment.recolour(pixels, rng)
+
+    def calibrate(self, network: nn.Module) -> ServingFacts:
+        """And the temperature of the logits and the least peak of a component, by the frames set aside."""
+        maps, masks = predict_maps(network, self._choose[0]), self._choose[1] > 128
+        temperature = fit_temperature(logit(_some(maps).clip(1e-6, 1 - 1e-6)), _some(masks))
+        crops = crops_without_polyp(*self._choose, np.random.default_rng((self.seed, 23)))
+        peak = choose_peak(_cooled(maps, temperature), masks, _cooled(predict_maps(network, crops), temperature))
+        images, out = self._out.load(self.scale.side)
+        raw, marked = predict_maps(network, images), out > 128
+        said = _cooled(raw, temperature)
+        clean = _cooled(
+            predict_maps(network, crops_without_polyp(images, out, np.random.default_rng((self.seed, 24)))), temperature
+        )
+        measured = {
+            "dice_as_served": mean_dice_at_half(drop_faint(said, peak), marked),
+            "clean_crops": share_clean(clean, peak),
+            "crops": float(len(clean)),
+        }
+        served = ServingFacts({"temperature": temperature, "peak": peak}, metrics=measured)
+        sure = reliability_facts(_some(raw), _some(said), _some(marked))
+        return super().calibrate(network) | served | sure
+
     def facts(self) -> dict[str, str]:
         """What the manifest should say beside the knobs."""
         return {
-            "folder": self.data.name,
+            **self.source_facts(len(self._out)),
             "data": f"{len(self._train[0])} frames to train on, {len(self._out)} held out",
             "loss": "paper",
             "departures": "EfficientNet-Lite0 for Res2Net-50; averaged weights; augmentation; crops without polyps",
@@ -167,6 +215,16 @@ class PraNetLiteRecipe(FolderRecipe):
     def export(self, network: nn.Module, path: Path) -> Parity:
         """The served map alone, for pictures of any size that is a multiple of 32."""
         return export_graph(network, path)
+
+
+def _cooled(maps: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
+    """Probabilities of logits over a temperature."""
+    return np.asarray(expit(logit(maps.clip(1e-6, 1 - 1e-6)) / temperature), np.float32)
+
+
+def _some(maps: NDArray[Any], step: int = 7) -> NDArray[Any]:
+    """Pixels on a grid: neighbours say the same."""
+    return maps[:, ::step, ::step].reshape(-1)
 
 
 def _without_polyp(mask: NDArray[np.uint8], warp: Warp, side: int, rng: np.random.Generator, tries: int = 12) -> Warp:

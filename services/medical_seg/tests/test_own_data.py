@@ -58,7 +58,7 @@ def test_a_folder_becomes_a_served_model(home: Path) -> None:
         assert answer.json()["model"] == "my-discs"
         card = client.get("/v1/models/my-discs").json()
         (dice,) = [metric for metric in card["metrics"] if metric["name"] == "dice_at_half"]
-        assert dice["data"].startswith("Real: ")
+        assert dice["data"] == "the folder discs (real), 3 held-out pictures"
         assert "95 % interval" in dice["note"]
 
 

@@ -130,3 +130,11 @@ def test_drawing_marks_the_mask_only():
     found = extract_mask(blobs(), 64, 64, asked())
     changed = (draw_mask(page, found.mask) != page).any(axis=2)
     assert (changed == found.mask).all()
+
+
+def test_components_that_reach_no_peak_are_dropped():
+    map_ = np.where(blobs(64, (16, 16, 8)) > 0, 1.0, np.where(blobs(64, (48, 48, 8)) > 0, 3.0, -6.0)).astype(np.float32)
+    both, one, none = (extract_mask(map_, 64, 64, asked(min_peak=peak)) for peak in (0.0, 0.9, 1.0))
+    assert [len(found.components) for found in (both, one, none)] == [2, 1, 0]
+    assert one.components[0].box[0] > 32
+    assert not none.mask.any()

@@ -19,7 +19,7 @@ from shared.vision.decode import decode
 from tests.bad_pictures import encoded, odd, refused
 from tests.contract.sameness import differences
 
-EXAMPLE = (PraNetSegmenter.folder.parent / "models" / "example.jpg").read_bytes()
+EXAMPLE = PraNetSegmenter.sample.read_bytes()
 SIZE = Image.open(io.BytesIO(EXAMPLE)).size
 
 

@@ -1,4 +1,4 @@
-"""A sheet of sample pairs, each mixture above its scene, for the documentation (`docs/images/reflections.png`)."""
+"""A sheet of sample pairs, each mixture above its scene, for the documentation (`docs/images/reflections.jpg`)."""
 
 from __future__ import annotations
 

@@ -90,16 +90,24 @@ def test_a_list_has_one_result_or_problem_per_picture(client):
     assert results[1]["problem"]["status"] == 415
 
 
-@pytest.mark.parametrize("picture", ["comparison", "restored"])
-def test_accept_gives_a_picture(client, picture):
+@pytest.mark.parametrize(
+    ("asked", "shown"),
+    [
+        ("", "restored"),
+        ("?include=comparison", "comparison"),
+        ("?include=restored,comparison", "restored"),
+        ("?picture=comparison", "comparison"),
+    ],
+)
+def test_accept_gives_the_restored_picture_or_what_is_included(client, asked, shown):
     reply = client.post(
-        f"/v1/restore?picture={picture}",
+        f"/v1/restore{asked}",
         content=EXAMPLE,
         headers={"content-type": "image/jpeg", "accept": "image/webp"},
     )
     assert reply.headers["content-type"] == "image/webp"
     width = np.asarray(Image.open(io.BytesIO(reply.content))).shape[1]
-    assert width == (2 * SIZE[0] + 8 if picture == "comparison" else SIZE[0])
+    assert width == (2 * SIZE[0] + 8 if shown == "comparison" else SIZE[0])
 
 
 @pytest.mark.parametrize("sample", refused(), ids=lambda sample: sample.name)

@@ -21,6 +21,7 @@ from services.detection.metrics.boxes import box_average_precision
 from services.detection.models.hieraedgenet import STRIDES, HieraEdgeNet
 from services.detection.recipes.box_evaluation import to_tensor
 from services.detection.recipes.hieraedgenet.data import KINDS, Slides, Split, slides
+from shared.registry.weights import Dtype
 from shared.training.recipe import Batch, Recipe, Schedule
 
 __all__ = ["HieraEdgeNetDemo", "HieraEdgeNetOfficialDemo"]
@@ -32,7 +33,9 @@ class HieraEdgeNetDemo(Recipe):
     """HieraEdgeNet with real edges, eight kinds of pollen, 3.4 million parameters: about 10 minutes on one CPU core."""
 
     name: ClassVar[str] = "hieraedgenet-demo"
-    weights: ClassVar[str] = "hieraedgenet"
+    weights: ClassVar[str] = "hieraedgenet-synthetic-pollen"
+    builds: ClassVar[str | None] = "hieraedgenet"
+    dtype: ClassVar[Dtype] = "int8"
 
     schedule: Schedule = Schedule(
         steps=900, batch=8, rate=1e-3, floor=2e-5, warm_up=100, decay=5e-4, ema=0.998, validate_every=300

@@ -21,6 +21,7 @@ from services.detection.layers.positions import fitted_positions
 from services.detection.metrics import behaviour, behaviour_delta, sequence_score
 from services.detection.models.object_attention import ObjectAttention, grid_cells
 from services.detection.recipes.oat.data import CROP, LONGEST, Trials, draw_search, noisy, products, trials
+from shared.registry.weights import Dtype
 from shared.training.recipe import Batch, Recipe, Schedule
 
 __all__ = ["OatDemo"]
@@ -34,6 +35,7 @@ class OatDemo(Recipe):
 
     name: ClassVar[str] = "oat-demo"
     weights: ClassVar[str] = "oat"
+    dtype: ClassVar[Dtype] = "int8"
 
     schedule: Schedule = Schedule(
         steps=5000, batch=32, rate=5e-4, floor=1e-5, warm_up=100, decay=0.01, clamp=0.5, ema=0.999, validate_every=500

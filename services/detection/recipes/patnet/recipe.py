@@ -20,7 +20,7 @@ from services.detection.models.fasternet import FasterNet
 from services.detection.models.patnet import PATNet
 from services.detection.recipes.patnet.data import NAMES, Patches, Split, patches
 from services.detection.servables.patches import MEAN, STD
-from shared.registry.weights import read_weights
+from shared.registry.weights import Dtype, read_weights
 from shared.training.recipe import Batch, Recipe, Schedule
 
 __all__ = ["FasterNetDemo", "PATNetDemo", "paired_difference"]
@@ -36,6 +36,7 @@ class FasterNetDemo(Recipe):
 
     name: ClassVar[str] = "fasternet-demo"
     weights: ClassVar[str] = "fasternet"
+    dtype: ClassVar[Dtype] = "int8"
 
     schedule: Schedule = Schedule(
         steps=600, batch=32, rate=1e-3, floor=1e-5, warm_up=100, decay=0.01, ema=0.995, validate_every=200

@@ -1,0 +1,133 @@
+"""Models on real pictures: what their manifests say, what the running product answers, and how long that takes.
+
+Accuracy is that of the manifests, with its intervals. Where `--data` names a folder with the data sets (`polyps`,
+`cells`), their held-out pictures are sent to the service by HTTP too, and its answers are scored.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from loadtests.bench.real_scores import Ask, ask, score_boxes, score_masks
+from loadtests.bench.result import Row, Table, row
+from services.detection.metrics.boxes import box_average_precision
+from services.detection.models.hieraedgenet_cells import HieraEdgeNetCellsBoxDetector
+from services.medical_seg.models.pranet import PraNetSegmenter
+from shared.registry.weights import read_manifest
+from shared.training.data.box_sets import find_boxes
+from shared.training.data.mask_folders import find_masks
+from shared.training.data.splits import held_out
+from shared.vision.servable import VisionServable
+
+MODELS: Mapping[str, tuple[str, type[VisionServable], tuple[str, ...]]] = {
+    "polyps": ("medical-seg", PraNetSegmenter, ("dice_at_half", "median_dice_at_half", "clean_crops")),
+    "cells": ("detection", HieraEdgeNetCellsBoxDetector, ("map50", "count_error_RBC", "count_total_RBC")),
+}
+"""Data set → service, model, and the figures of its manifest that are shown."""
+
+
+def measure(rounds: int = 5, count: int = 10, data: Path | None = None) -> Table:
+    """Manifests, then the product: latency of the sample, and held-out pictures where there are any."""
+    rows: list[Row] = []
+    for name, (service, kind, shown) in MODELS.items():
+        rows += _told(kind, shown)
+        with _running(service, kind.card.name) as base:
+            rows.append(_latency(ask(base), kind, rounds, min(count, 10)))
+            if data is not None and (data / name).is_dir():
+                rows += _scores(ask(base), kind, data / name)
+    return Table(
+        suite="real",
+        title="Models on real pictures",
+        baseline="the paper, where it has a figure on such data; else itself",
+        how="Manifests: held-out pictures, 95 % interval by bootstrap over pictures. Product: one request at a time "
+        "over HTTP, one thread",
+        rows=rows,
+    )
+
+
+def _told(kind: type[VisionServable], shown: tuple[str, ...]) -> Iterator[Row]:
+    """Figures of a manifest as rows."""
+    manifest = read_manifest(kind.folder / f"{kind.weights}.safetensors")
+    papers = {metric.name: metric.paper for metric in kind.card.metrics}
+    for name in shown:
+        value = manifest.metrics[name]
+        low, high = manifest.intervals.get(name, (value, value))
+        paper = papers.get(name) or value
+        yield Row(f"{manifest.name}: {name}", "", value, low, high, value / paper if paper else 1.0, _data(kind))
+
+
+def _data(kind: type[VisionServable]) -> str:
+    return read_manifest(kind.folder / f"{kind.weights}.safetensors").data["measured_on"]
+
+
+def _latency(send: Ask, kind: type[VisionServable], rounds: int, count: int) -> Row:
+    """Milliseconds of a request with the sample picture, median of each round."""
+    picture, times = kind.sample.read_bytes(), []
+    for _ in range(rounds + 1):
+        begun = time.perf_counter()
+        for _ in range(count):
+            send(kind.card.task, picture, {"model": kind.card.name})
+        times.append(1000 * (time.perf_counter() - begun) / count)
+    return row(f"{kind.card.name}: a request", "ms", times[1:], statistics.median(times[1:]), "through the service")
+
+
+def _scores(send: Ask, kind: type[VisionServable], folder: Path) -> list[Row]:
+    """Scores of the service's answers to the held-out pictures."""
+    name = kind.card.name
+    if kind.card.task == "segment":
+        frames, _ = find_masks(folder)
+        out = frames.take(np.flatnonzero(held_out(frames.pictures, folder)))
+        masks = score_masks(send, out, name)
+        dice = np.array(masks.dice)
+        note = f"{len(dice)} frames by HTTP, median {np.median(dice):.3f}, {masks.warned} warned of"
+        return [row(f"{name}: Dice through the product", "", [float(dice.mean())], float(dice.mean()), note)]
+    held = find_boxes(folder)
+    out = held.take(np.flatnonzero(held_out(held.pictures, folder)))
+    boxes = score_boxes(send, out, name)
+    precision = float(box_average_precision(boxes.truth, boxes.found, (0.5,)).mean())
+    there, seen = sum(map(len, boxes.truth)), sum(map(len, boxes.counted))
+    note = f"{len(out)} pictures by HTTP, {seen} counted where {there} are marked, {boxes.warned} warned of"
+    return [row(f"{name}: mAP@.5 through the product", "", [precision], precision, note)]
+
+
+@contextmanager
+def _running(service: str, model: str) -> Iterator[str]:
+    """A service of its own with one model, until it is no longer needed."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        words = [sys.executable, "-m", "loadtests.bench.servers.real_service", str(port), service, model]
+        ours = {"FOVEA_DATA_DIR": folder, "FOVEA_LOG_LEVEL": "WARNING", "FOVEA_INTRA_OP_THREADS": "1"}
+        with subprocess.Popen(words, env={**os.environ, **ours}) as process:
+            try:
+                base = f"http://127.0.0.1:{port}"
+                _wait(base)
+                yield base
+            finally:
+                process.terminate()
+
+
+def _wait(base: str, seconds: float = 240) -> None:
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            with urllib.request.urlopen(f"{base}/readyz", timeout=5):  # noqa: S310  # our own address
+                return
+        except (urllib.error.URLError, ConnectionError):
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.5)

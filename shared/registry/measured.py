@@ -1,0 +1,63 @@
+"""Cards of weights that come with the package: digest, size and figures are those of the manifest, and only those.
+
+Knows manifests and Cards; loads no weights.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from shared.registry.card import Card, Metric
+from shared.registry.weights import Manifest, read_manifest
+
+__all__ = ["measured_card", "measured_metrics"]
+
+COUNTS = frozenset({"frames", "empty_frames", "pictures", "crops", "pairs", "clean_pairs", "scenes", "patches"})
+"""How much was measured, which is said beside each figure."""
+
+
+def measured_card(card: Card, folder: Path, weights: str | None = None) -> Card:
+    """A Card with what the manifest of its weights says; the metrics that it has (a paper's) stay, after ours.
+
+    Args:
+        card: Its `metrics` are published ones, with notes that hold for ours of the same name.
+        folder: Where the manifest is.
+        weights: Name of the weights, where it is not that of the model.
+
+    Raises:
+        NotReady: There is no such manifest.
+    """
+    manifest = read_manifest(folder / f"{weights or card.name}.safetensors")
+    ours = measured_metrics(manifest)
+    known = {metric.name: metric for metric in card.metrics}
+    mine = [
+        metric.model_copy(update={"paper": known[metric.name].paper}) if metric.name in known else metric
+        for metric in ours
+    ]
+    rest = [metric for metric in card.metrics if metric.name not in {metric.name for metric in ours}]
+    return card.model_copy(
+        update={"metrics": (*mine, *rest), "weights": manifest.sha256, "parameters": manifest.parameters}
+    )
+
+
+def measured_metrics(manifest: Manifest) -> tuple[Metric, ...]:
+    """The figures of a manifest: each says on what it was measured, and how sure it is."""
+    return tuple(
+        Metric(name=name, ours=value, data=_measured_on(manifest, name), note=_interval(manifest, name))
+        for name, value in manifest.metrics.items()
+        if name not in COUNTS
+    )
+
+
+def _measured_on(manifest: Manifest, metric: str) -> str:
+    """The held-out pictures; where kinds are told apart, also those of the other kind."""
+    data = manifest.data.get("measured_on") or f"Real: {manifest.data.get('data', 'your data')}"
+    kind, _, other = metric.partition("_")
+    return f"{data}, against pictures of {other}" if kind in {"auroc", "warned"} else data
+
+
+def _interval(manifest: Manifest, name: str) -> str | None:
+    if name not in manifest.intervals:
+        return None
+    low, high = manifest.intervals[name]
+    return f"95 % interval {low:.3f} to {high:.3f}, by bootstrap over pictures."

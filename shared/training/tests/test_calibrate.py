@@ -1,0 +1,62 @@
+"""After a fit: a threshold that lets new pictures of the same kind pass, and warns of others."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from shared.training.calibrate import ServingFacts, learn_familiar, reliability_facts, sample_pictures
+from shared.vision.novelty import Familiar, auroc, cross_distances
+
+
+def kind(rng: np.random.Generator, count: int, offset: float = 0.0) -> np.ndarray:
+    mix = np.random.default_rng(1).normal(size=(6, 40))
+    noise = rng.normal(size=(count, 6)) @ mix + 0.1 * rng.normal(size=(count, 40))
+    return (noise + offset * np.random.default_rng(2).normal(size=40)).astype(np.float32)
+
+
+def test_new_pictures_of_the_kind_pass_and_others_are_warned_of() -> None:
+    rng = np.random.default_rng(0)
+    found = learn_familiar(kind(rng, 200), np.arange(200) // 2, kind(rng, 100), {"walls": kind(rng, 50, offset=2.0)})
+    assert found.metrics["false_warnings"] <= 0.06
+    assert found.metrics["auroc_walls"] > 0.99
+    assert found.metrics["warned_walls"] > 0.9
+    again = Familiar.read(found.arrays)
+    assert again is not None
+    assert (again.distance(kind(rng, 100)) > found.constants["novelty"]).mean() < 0.06
+
+
+def test_a_distance_across_folds_is_larger_than_one_to_what_was_fitted() -> None:
+    few = kind(np.random.default_rng(0), 30)
+    assert np.median(cross_distances(few, np.arange(30))) > np.median(Familiar.fit(few).distance(few))
+    assert len(cross_distances(few[:2], np.zeros(2, np.int64))) == 2
+
+
+def test_auroc_is_the_chance_that_the_other_is_farther() -> None:
+    assert auroc([1, 2, 3], [4, 5]) == 1
+    assert auroc([1, 2], [1, 2]) == 0.5
+    assert auroc([3], [1, 2]) == 0
+
+
+def test_reliability_compares_before_and_after() -> None:
+    rng = np.random.default_rng(0)
+    true = rng.random(4000)
+    found = reliability_facts(true**3, true, rng.random(4000) < true)
+    assert found.metrics["calibration_error"] < 0.03
+    assert found.metrics["calibration_error_raw"] > 0.15
+    assert sum(found.notes["reliability"]["counts"]) == 4000
+
+
+def test_two_calibrations_are_one() -> None:
+    both = ServingFacts({"a": 1.0}) | ServingFacts({"b": 2.0}, metrics={"c": 3.0})
+    assert (both.constants, both.metrics) == ({"a": 1.0, "b": 2.0}, {"c": 3.0})
+
+
+def test_masks_are_no_pictures_of_another_kind(tmp_path: Path) -> None:
+    for place in ("images", "masks"):
+        (tmp_path / place).mkdir()
+        for index in range(4):
+            Image.new("RGB", (8, 8)).save(tmp_path / place / f"{index}.png")
+    found = sample_pictures(tmp_path, 3)
+    assert len(found) == 3
+    assert {path.parent.name for path in found} == {"images"}
