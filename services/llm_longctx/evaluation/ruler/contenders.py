@@ -52,12 +52,13 @@ class Contender:
             return engine.policy_of(wanted, plan)
         return fit_policy(engine, wanted, plan, int(self.budget * engine.dense_bytes(tokens)), tokens, 0)
 
-    def trim(self, context_ids: Sequence[int]) -> list[int]:
-        """The context as the contender reads it."""
+    def trim(self, context_ids: Sequence[int], seen: int) -> list[int]:
+        """The context as the contender reads it, of `seen` tokens that methods compress."""
         if self.name == "empty":
             return list(context_ids[:1])
         if self.name == "truncate" and self.budget is not None:
-            half = max(int(len(context_ids) * self.budget) // 2, 1)
+            beside = seen - len(context_ids)
+            half = max((int(seen * self.budget) - beside) // 2, 1)
             return [*context_ids[:half], *context_ids[-half:]]
         return list(context_ids)
 
