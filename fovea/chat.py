@@ -31,6 +31,10 @@ class ChatOptions(TypedDict, total=False):
     logprobs: bool | None
     top_logprobs: int | None
     response_format: dict[str, Any] | None
+    structured_outputs: dict[str, Any] | None
+    tools: list[dict[str, Any]] | None
+    tool_choice: str | dict[str, Any] | None
+    parallel_tool_calls: bool | None
     longctx: dict[str, Any] | None
     session_id: str | None
     document_id: str | None
@@ -42,7 +46,7 @@ class ChatAnswer(ChatCompletion):
     @property
     def text(self) -> str:
         """The text of the first choice."""
-        return self.choices[0].message.content
+        return self.choices[0].message.content or ""
 
 
 class ChatPiece(ChatChunk):

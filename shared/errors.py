@@ -23,7 +23,8 @@ Bytes become an answer in four steps, and each step has its own errors:
     ├── Cancelled 499             the caller went away or asked for it
     ├── Fault 500                 ours; the detail stays in the log
     ├── NotReady 503              no weights, no replica, no queue yet
-    └── DeadlineExceeded 504
+    ├── DeadlineExceeded 504
+    └── StorageFull 507           no room for what would have to be stored: a disk, Redis or a tenant's quota
 
 Knows nothing about HTTP frameworks or gRPC: `shared.api.problem` renders an error for each front.
 """
@@ -49,6 +50,7 @@ __all__ = [
     "PermissionDenied",
     "QueueFull",
     "RateLimited",
+    "StorageFull",
     "TooLarge",
     "Unauthenticated",
     "UnsupportedMedia",
@@ -187,6 +189,12 @@ class DeadlineExceeded(FoveaError):
     status, grpc, title = 504, "DEADLINE_EXCEEDED", "Deadline exceeded"
 
 
+class StorageFull(FoveaError):
+    """No room for what would have to be stored: a full disk, a full Redis, or a tenant's quota of bytes."""
+
+    status, grpc, title = 507, "RESOURCE_EXHAUSTED", "Storage full"
+
+
 def by_status(status: int) -> type[FoveaError]:
     """The class that stands for an HTTP status, for clients that turn answers back into exceptions."""
     known: dict[int, type[FoveaError]] = {
@@ -204,6 +212,7 @@ def by_status(status: int) -> type[FoveaError]:
             Cancelled,
             NotReady,
             DeadlineExceeded,
+            StorageFull,
         )
     }
     return known.get(status, BadInput if 400 <= status < 500 else Fault)

@@ -8,10 +8,11 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
 
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -57,10 +58,46 @@ class Settings(BaseSettings):
         None, description="Address under which replicas are reached; unset, `replica_host`."
     )
 
+    metrics_port: int = Field(
+        0,
+        ge=0,
+        le=65535,
+        description="Port for `/metrics` alone, without a key, on `host` or `replica_host`, for a Prometheus that the "
+        "network lets in; 0 opens none.",
+    )
+    replica_secret: SecretStr | None = Field(
+        None,
+        description="Secret by which replicas know their gateway; `fovea up` makes one per run. Several, separated by "
+        "commas, are accepted; the gateway sends the first, so that they can be rotated.",
+    )
+
     # What we stand on.
-    redis_url: str | None = Field(None, description="Redis to use; unset, `fovea up` starts one of its own.")
+    redis_url: str | None = Field(
+        None,
+        description="Redis to use: `redis://`, with TLS `rediss://`, or through Sentinel "
+        "`redis+sentinel://host:port,…/master`; unset, `fovea up` starts one of its own.",
+    )
+    redis_url_file: Path | None = Field(None, description="File that holds `redis_url`, as Secrets are mounted.")
+    redis_password: SecretStr | None = Field(None, description="Password of Redis, where the URL holds none.")
+    redis_password_file: Path | None = Field(None, description="File that holds `redis_password`.")
+    redis_ca_file: Path | None = Field(
+        None,
+        description="Certificates of the authority that signed those of Redis, for `rediss://`; unset, the system's.",
+    )
+    redis_cert_file: Path | None = Field(None, description="Our own certificate, where Redis asks for one.")
+    redis_key_file: Path | None = Field(None, description="The key of `redis_cert_file`.")
+    redis_max_bytes: int = Field(
+        2 * 2**30,
+        ge=0,
+        description="Most memory of the Redis that `fovea up` starts; a full one refuses new jobs. 0 sets no limit.",
+    )
     data_dir: Path = Field(
         Path(".fovea"), description="State of this machine: Redis files, job payloads, caches, logs."
+    )
+    object_store: str | None = Field(
+        None,
+        description="Object store of what users made: `s3://bucket/prefix`, `gs://…`, `az://…` or `file:///folder`; "
+        "unset, the data folder. Credentials come from the cloud's usual variables (`AWS_ACCESS_KEY_ID` …).",
     )
     enabled_services: str = Field(
         "", description="Comma-separated services to start; empty means all that have a model."
@@ -80,7 +117,23 @@ class Settings(BaseSettings):
     # How much we take.
     max_body_bytes: int = Field(64 * 2**20, ge=1024, description="Largest request body.")
     max_pixels: int = Field(64_000_000, ge=1, description="Largest picture, from its header, before decoding.")
+    max_side: int = Field(16_384, ge=1, description="Longest side of a picture, pixels, whatever the model.")
+    picture_memory_bytes: int = Field(
+        2**30,
+        ge=2**20,
+        description="Memory that pictures in work may take in one replica, estimated before decoding; what needs more "
+        "is refused.",
+    )
+    replica_memory_bytes: int | None = Field(
+        None,
+        ge=0,
+        description="Memory at which a replica or worker ends itself rather than its neighbours; what it was doing is "
+        "not tried again. Unset, 80 % of what the machine or container has; 0 never.",
+    )
     max_images: int = Field(16, ge=1, description="Most pictures in one request.")
+    refuse_non_finite: bool = Field(
+        default=False, description="Refuse tensors (Open Inference) that hold NaN or infinite values."
+    )
     allow_image_urls: bool = Field(
         default=False, description="Fetch pictures that requests name by URL, from public addresses only."
     )
@@ -99,7 +152,13 @@ class Settings(BaseSettings):
     replicas: int = Field(1, ge=1, description="Replicas of each service that `fovea up` places.")
     max_batch_delay_ms: float = Field(2.0, ge=0, description="Longest wait for a micro-batch to fill; 0 never waits.")
     max_queue_size: int = Field(64, ge=1, description="Requests that may wait per model before 429.")
-    llm_dtype: Literal["float32", "bfloat16"] = Field("float32", description="Compute type of language models.")
+    llm_dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Compute type of language models that interpretability looks into."
+    )
+    llm_weights: Literal["auto", "bf16", "q8", "q4", "fp32"] = Field(
+        "auto",
+        description="Format of a served language model's weights; auto: the file's own, as far as this machine has it.",
+    )
     llm_model: str = Field("smollm2", description="Default chat model: a served name, an HF folder or a GGUF file.")
 
     llm_fidelity_sample_rate: float = Field(
@@ -139,7 +198,7 @@ class Settings(BaseSettings):
     job_queue_max: int = Field(1000, ge=1, description="Jobs that may wait per service before 429.")
     job_dead_letter_max: int = Field(1000, ge=1, description="Dead letters kept per tenant; beyond it the oldest go.")
     job_inline_max_bytes: int = Field(
-        1_000_000, ge=0, description="Payloads above this go to the blob store, not to Redis."
+        1_000_000, ge=0, description="Payloads above this go to the object store, not to Redis."
     )
 
     # What we tell.
@@ -158,6 +217,31 @@ class Settings(BaseSettings):
             logging.getLogger(__name__).warning(message)
         return {**found, **given}
 
+    @model_validator(mode="after")
+    def _complete_redis_url(self) -> Self:
+        """Put password and certificates into the URL, which is all that a client of Redis needs."""
+        url = self.redis_url or (self.redis_url_file and self.redis_url_file.read_text("utf-8").strip())
+        if not url:
+            return self
+        password = self.redis_password.get_secret_value() if self.redis_password else None
+        if self.redis_password_file:
+            password = self.redis_password_file.read_text("utf-8").strip()
+        files = {"ssl_ca_certs": self.redis_ca_file, "ssl_certfile": self.redis_cert_file}
+        files["ssl_keyfile"] = self.redis_key_file
+        object.__setattr__(self, "redis_url", _complete_url(url, password, files))
+        return self
+
+    @property
+    def replica_secrets(self) -> tuple[str, ...]:
+        """The secrets that replicas accept; the gateway sends the first."""
+        text = self.replica_secret.get_secret_value() if self.replica_secret else ""
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+
+    @property
+    def replica_credentials(self) -> dict[str, str]:
+        """The header, or gRPC metadata, by which the gateway is known to replicas; empty without a secret."""
+        return {"x-fovea-replica-secret": self.replica_secrets[0]} if self.replica_secrets else {}
+
     @property
     def keys_path(self) -> Path:
         """File of hashed API keys."""
@@ -169,9 +253,17 @@ class Settings(BaseSettings):
         return self.data_dir / "cache"
 
     @property
+    def object_store_url(self) -> str:
+        """URL of the object store; the embedded one is the data folder."""
+        return self.object_store or self.data_dir.absolute().as_uri()
+
+    @property
     def weights_dir(self) -> Path:
-        """Imported checkpoints, by model name; they win over the weights that came with the package."""
-        return self.data_dir / "weights"
+        """Imported checkpoints, by model name: the object store's own folder, or this machine's copy of them."""
+        if self.object_store is None:
+            return self.data_dir / "weights"
+        parts = urlsplit(self.object_store)
+        return Path(unquote(parts.path)) / "weights" if parts.scheme == "file" else self.cache_dir / "weights"
 
     @property
     def upstream_addresses(self) -> dict[str, tuple[str, str | None]]:
@@ -200,6 +292,18 @@ def environment(**more: str) -> dict[str, str]:
     old = {_variable(name) for name in RENAMED.values()}
     ours = {name: value for name, value in os.environ.items() if name.upper() not in old}
     return {**{_variable(field): value for field, value in _old_values()}, **ours, **more}
+
+
+def _complete_url(url: str, password: str | None, files: Mapping[str, Path | None]) -> str:
+    """A Redis URL with a password and, for TLS, with certificates, unless it states its own."""
+    parts = urlsplit(url)
+    login, at, host = parts.netloc.rpartition("@")
+    if password and ":" not in login:
+        login, at = f"{login}:{quote(password, safe='')}", "@"
+    query = dict(parse_qsl(parts.query))
+    if parts.scheme.startswith("rediss"):
+        query = {**{name: str(file) for name, file in files.items() if file}, **query}
+    return urlunsplit(parts._replace(netloc=f"{login}{at}{host}", query=urlencode(query, safe="/")))
 
 
 def _variable(name: str) -> str:

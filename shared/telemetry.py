@@ -27,10 +27,12 @@ __all__ = [
     "FIDELITY_KL",
     "FIDELITY_TOP1",
     "IN_FLIGHT",
+    "JOBS",
     "KERNEL_CALLS",
     "LATENCY",
     "METRICS_CONTENT_TYPE",
     "QUEUE_DEPTH",
+    "READY_REPLICAS",
     "REQUESTS",
     "REQUEST_LATENCY",
     "Context",
@@ -60,6 +62,10 @@ BATCH_SIZE = Histogram(
     "fovea_batch_size", "Requests per batch.", ["service", "model"], buckets=(1, 2, 4, 8, 16, 32, 64)
 )
 QUEUE_DEPTH = Gauge("fovea_queue_depth", "Requests or jobs that wait.", ["service", "model"])
+JOBS = Gauge(
+    "fovea_jobs", "Jobs by state: queued or running. Every gateway counts the same ones.", ["service", "state"]
+)
+READY_REPLICAS = Gauge("fovea_ready_replicas", "Ready replicas, as a gateway sees them.", ["service"])
 DROPPED_FRAMES = Counter(
     "fovea_dropped_frames_total", "Frames of streams left out because newer ones had arrived.", ["service", "model"]
 )

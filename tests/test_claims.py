@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fovea.cli.commands.models import _facts as shown
+from fovea.cli.commands.models import _list_facts
 from fovea.results import ModelCard
 from services.gateway.console.model_view import list_facts
 from services.llm_longctx.models.fovea_landmark_recall import LandmarkRecall
@@ -89,4 +89,4 @@ def test_console_and_command_line_tell_a_claim_in_words(name):
     assert f"{card.sparsity.sparsity_global:.1%} of {card.sparsity.kind}" in told["Sparsity"]
     assert "the speed of dense" in told["Sparsity"]
     entry = {**card.model_dump(mode="json"), "id": name, "service": "s", "ready": True, "created": 0}
-    assert told["Sparsity"] in dict(shown(ModelCard.model_validate(entry))).values()
+    assert told["Sparsity"] in dict(_list_facts(ModelCard.model_validate(entry))).values()

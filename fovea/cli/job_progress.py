@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from fovea import endpoints
+from fovea.call import Call
 from fovea.cli.output import Screen
 from fovea.client import Client
 from shared.api.job import Job
 
-__all__ = ["describe_state", "follow_job"]
+__all__ = ["describe_state", "follow_job", "run_as_job"]
 
 
 def describe_state(job: Job) -> str:
@@ -48,3 +51,10 @@ def follow_job(
             if on_change is not None:
                 on_change(job)
     return job
+
+
+def run_as_job(client: Client, screen: Screen, call: Call[Any]) -> Any:
+    """Send a call as a job, show its progress, and return its JSON result."""
+    job = client.send(endpoints.as_job(call, None))
+    follow_job(client, screen, job)
+    return client.jobs.result(job.id).json()

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import socket
 import sys
+from collections.abc import AsyncIterator
 
 import uvloop
 
-from services.gateway.app import build_gateway
+from services.gateway.app import Gateway, build_gateway
 from services.gateway.grpc.server import serve_grpc
+from services.gateway.metrics_server import create_metrics_server
 from services.gateway.policy.local_only import is_loopback
 from services.gateway.server import create_server
 from shared.settings import Settings, settings
+from shared.storage.private_files import make_files_private
 from shared.telemetry import configure_logs, log
 
 __all__ = ["main"]
@@ -25,6 +30,7 @@ def main() -> int:
     """Serve until a signal arrives; returns the exit status."""
     config = settings()
     configure_logs(config.log_level, config.log_format)
+    make_files_private(config.data_dir)
     try:
         require_safe_address(config)
         uvloop.run(serve(config))
@@ -48,8 +54,8 @@ def require_safe_address(config: Settings) -> None:
         raise CannotListen(message)
 
 
-def open_listener(host: str, port: int) -> socket.socket:
-    """Open a listening socket.
+def open_listener(host: str, port: int, setting: str = "FOVEA_HTTP_PORT") -> socket.socket:
+    """Open a listening socket; `setting` names the port for an error.
 
     Raises:
         CannotListen: The port is taken, or the address is not this machine's.
@@ -58,7 +64,7 @@ def open_listener(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
-        raise CannotListen(_describe_bind_error(host, port, error, "FOVEA_HTTP_PORT")) from error
+        raise CannotListen(_describe_bind_error(host, port, error, setting)) from error
 
 
 async def serve(config: Settings) -> None:
@@ -68,6 +74,7 @@ async def serve(config: Settings) -> None:
         CannotListen: A port is taken, or the address is not this machine's.
     """
     listener = open_listener(config.host, config.http_port)
+    metrics_listener = _open_metrics_listener(config)
     app = build_gateway(config)
     try:
         grpc_server, port = await serve_grpc(app.state.gateway, config.host, config.grpc_port)
@@ -76,9 +83,29 @@ async def serve(config: Settings) -> None:
     http = "http://{}:{}".format(*listener.getsockname()[:2])
     log().info("the gateway listens", http=http, grpc=f"{config.host}:{port}", auth=config.auth)
     try:
-        await create_server(app, config).serve(sockets=[listener])
+        async with _serve_metrics(app.state.gateway, config, metrics_listener):
+            await create_server(app, config).serve(sockets=[listener])
     finally:
         await grpc_server.stop(config.shutdown_grace_s)
+
+
+def _open_metrics_listener(config: Settings) -> socket.socket | None:
+    return open_listener(config.host, config.metrics_port, "FOVEA_METRICS_PORT") if config.metrics_port else None
+
+
+@contextlib.asynccontextmanager
+async def _serve_metrics(gateway: Gateway, config: Settings, listener: socket.socket | None) -> AsyncIterator[None]:
+    """Serve the metrics port, where there is one, as long as the gateway serves."""
+    if listener is None:
+        yield
+        return
+    server = create_metrics_server(gateway, config)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        await serving
 
 
 def _describe_bind_error(host: str, port: int, error: OSError, setting: str) -> str:

@@ -51,7 +51,7 @@ class Gateway:
     @classmethod
     def from_settings(cls, settings: Settings, queue: JobQueue | None) -> Gateway:
         """Build one; nothing is opened yet."""
-        registry, client = ReplicaRegistry(settings), UpstreamClient()
+        registry, client = ReplicaRegistry(settings), UpstreamClient(settings.replica_credentials)
         return cls(
             settings=settings,
             registry=registry,
@@ -138,8 +138,7 @@ async def _on_http(request: Request, raised: Exception) -> NoReturn:
     if request.method == "POST" and not registry.is_complete:
         detail = f"No service answers {path} yet: not all of them have announced themselves."
         raise NotReady(detail, hint="`/readyz` shows which services are ready.", retry_after=2)
-    hint = f"Services answer: {registry.routes.describe_paths()}. `/docs` lists everything."
-    raise NotFound(f"There is no {path}.", hint=hint)
+    raise NotFound(f"There is no {path}.", hint="`/docs` lists everything.")
 
 
 def _allowed_methods(request: Request) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from starlette.responses import Response
 from services.interpretability.attention.head_scores import Overlap, overlap
 from services.interpretability.core.experiment import Experiment
 from services.interpretability.core.report import HeatMap, Report, Table, head_axes, head_name, to_matrix
+from services.interpretability.core.result_store import TenantResults
 from services.interpretability.core.studied_model import StudiedModel
 from services.interpretability.rendering import render
 from services.interpretability.rendering.html_page import POLICY
@@ -29,6 +30,7 @@ from shared.serving.http.negotiation import choose
 from shared.serving.http.openapi_routes import problems
 from shared.serving.http.request_parsing import ParsedRequest, build_requests, parse_request
 from shared.serving.http.system_routes import host_of
+from shared.serving.http.tenant import get_tenant
 
 __all__ = ["build_router"]
 
@@ -125,6 +127,11 @@ def _any_experiment(host: Host) -> Experiment[Any]:
     return cast("Experiment[Any]", host.servable(None, "probe"))  # this service serves nothing else
 
 
+def _results(request: Request, host: Host) -> TenantResults:
+    """The stored results of the caller."""
+    return _any_experiment(host).store.of_tenant(get_tenant(request))
+
+
 class StudiedModelInfo(BaseModel):
     """A language model that can be studied; null fields are known once it is loaded."""
 
@@ -173,12 +180,14 @@ def _describe_model(subject: StudiedModel | None, name: str, *, default: bool) -
 
 async def read_report(key: str, request: Request, host: HostOf, format: str | None = None) -> Response:  # noqa: A002  # as everywhere
     """Return the report of a job, complete or as far as it came before it was stopped."""
-    return await _render_response(_any_experiment(host).store.read_report(key), _media_type_of(format, request))
+    return await _render_response(
+        await asyncio.to_thread(_results(request, host).read_report, key), _media_type_of(format, request)
+    )
 
 
-async def read_artefact(sha256: str, host: HostOf) -> Response:
+async def read_artefact(sha256: str, request: Request, host: HostOf) -> Response:
     """Return an artefact of a report: evidence, a head plan, rated documents."""
-    text = _any_experiment(host).store.read_artefact(sha256)
+    text = await asyncio.to_thread(_results(request, host).read_artefact, sha256)
     media = "application/json" if text[:1] == "{" and "\n" not in text else "application/x-ndjson"
     return Response(text, media_type=media)
 
@@ -193,11 +202,11 @@ class CompareRequest(BaseModel):
     fractions: list[float] = Field([0.01, 0.02, 0.05, 0.1], min_length=1, max_length=20, description="Of all heads.")
 
 
-async def compare_circuits(body: CompareRequest, host: HostOf) -> Report:
+async def compare_circuits(body: CompareRequest, request: Request, host: HostOf) -> Report:
     """Compare two circuits: how much they share, at several thresholds."""
-    first, second = (
-        _resolve_report(side, host, name) for side, name in ((body.first, "first"), (body.second, "second"))
-    )
+    results = _results(request, host)
+    first = await asyncio.to_thread(_resolve_report, body.first, results, "first")
+    second = await asyncio.to_thread(_resolve_report, body.second, results, "second")
     if bad := [fraction for fraction in body.fractions if not 0 < fraction <= 1]:
         detail = f"fractions holds {bad[0]}; shares of all heads lie above 0 and up to 1."
         raise InvalidOption(detail, field="fractions")
@@ -237,9 +246,9 @@ def _overlap_map(shared: Overlap, shape: tuple[int, ...], fraction: float) -> He
     )
 
 
-def _resolve_report(side: str | dict[str, Any], host: Host, field: str) -> Report:
+def _resolve_report(side: str | dict[str, Any], results: TenantResults, field: str) -> Report:
     if isinstance(side, str):
-        return _any_experiment(host).store.read_report(side)
+        return results.read_report(side)
     try:
         return Report.model_validate(side)
     except ValueError as error:

@@ -1,12 +1,14 @@
 """App of llm-longctx: language models behind OpenAI's routes, their sessions and documents, and evaluations."""
 
-from services.llm_longctx.api import documents, evaluations, methods, openai, sessions
+from services.llm_longctx.api import documents, embeddings, evaluations, methods, openai, responses, sessions
 from services.llm_longctx.serving.local_models import select_models
 from shared.serving.build_app import build
 from shared.settings import settings
 
 routers = [
     openai.router,
+    responses.router,
+    embeddings.router,
     sessions.router,
     documents.router,
     evaluations.router,

@@ -6,21 +6,38 @@ labels, however the map was made.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from services.medical_seg.preprocess import upsample_in_strips
-from shared.api.mask import Component, Contour, RunLengths, SegmentIn
+from shared.api.mask import Component, Contour, Form, RunLengths, SegmentIn
+from shared.errors import TooLarge
 from shared.vision.draw import encode, outline_mask, tint_mask
-from shared.vision.mask_regions import Region, encode_run_lengths, find_regions, keep_regions, trace_outlines
+from shared.vision.mask_regions import (
+    Region,
+    count_corners,
+    encode_run_lengths,
+    find_regions,
+    keep_regions,
+    trace_outlines,
+)
 
-__all__ = ["MAX_COMPONENTS", "Segmentation", "draw_mask", "encode_forms", "extract_mask", "measure"]
+__all__ = ["MAX_COMPONENTS", "MAX_CORNERS", "Segmentation", "draw_mask", "encode_forms", "extract_mask", "measure"]
 
 MAX_COMPONENTS = 100
 """Components that an answer lists; a mask of noise has tens of thousands."""
+
+MAX_CORNERS = 250_000
+"""Corners that the contours of an answer may have together: some 4 MB of JSON."""
+
+BYTES_PER_PIXEL = 12
+"""Memory of one answer: mask, probabilities, labels, and copies of them while forms are encoded."""
+
+Check = Callable[[], None]
+"""Raises when the request was cancelled or is too late; called between steps."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,15 +59,20 @@ class Segmentation:
     peak: float
 
 
-def extract_mask(logits: np.ndarray, height: int, width: int, request: SegmentIn) -> Segmentation:
+def extract_mask(
+    logits: np.ndarray, height: int, width: int, request: SegmentIn, check: Check = lambda: None
+) -> Segmentation:
     """Enlarge a map (s, s) of raw logits to the picture, and decide which pixels belong to the mask."""
     mask, shades = np.empty((height, width), bool), np.empty((height, width), np.uint8)
     peak = 0.0
     for rows, probability in _probabilities(logits, height, width, stretch=request.normalise == "minmax"):
+        check()
         mask[rows] = probability >= np.float32(request.threshold)
         peak = max(peak, float(probability.max()))
         shades[rows] = np.rint(np.multiply(probability, 255, out=probability), out=probability)
+    check()
     found, labels = find_regions(mask)
+    check()
     kept = [region for region in found if region.area >= request.min_area][: 1 if request.keep_largest else None]
     if len(kept) < len(found):
         mask = keep_regions(labels, kept)
@@ -112,23 +134,33 @@ def _mean(shades: np.ndarray) -> float:
     return round(float(shades.mean()) / 255, 6) if shades.size else 0.0
 
 
-def encode_forms(found: Segmentation, request: SegmentIn) -> dict[str, Any]:
+def encode_forms(found: Segmentation, request: SegmentIn, check: Check = lambda: None) -> dict[str, Any]:
     """The forms that the request includes, but for the overlay, which needs the picture."""
+    encoders: dict[Form, Callable[[], Any]] = {
+        "mask": lambda: encode(found.mask.view(np.uint8) * np.uint8(255)),
+        "probability": lambda: encode(found.shades),
+        "rle": lambda: RunLengths(size=found.mask.shape, counts=encode_run_lengths(found.mask)),
+        "contours": lambda: _contours(found),
+    }
     made: dict[str, Any] = {}
-    if "mask" in request.include:
-        made["mask"] = encode(found.mask.astype(np.uint8) * 255)
-    if "probability" in request.include:
-        made["probability"] = encode(found.shades)
-    if "rle" in request.include:
-        made["rle"] = RunLengths(size=found.mask.shape, counts=encode_run_lengths(found.mask))
-    if "contours" in request.include:
-        made["contours"] = _contours(found)
+    for form, encoder in encoders.items():
+        if form in request.include:
+            check()
+            made[form] = encoder()
     return made
 
 
 def _contours(found: Segmentation) -> list[Contour]:
+    """Contours of the listed components.
+
+    Raises:
+        TooLarge: They have more corners than an answer holds.
+    """
     listed = found.components[:MAX_COMPONENTS]
     mask = found.mask if len(listed) == len(found.components) else keep_regions(found.labels, listed)
+    if (corners := count_corners(mask)) > MAX_CORNERS:
+        detail = f"The contours of this mask have {corners:,} corners; an answer holds {MAX_CORNERS:,}."
+        raise TooLarge(detail, hint="Ask for include=mask or include=rle, or for keep_largest.", field="include")
     return [Contour(points=outline.points.tolist(), hole=outline.hole) for outline in trace_outlines(mask)]
 
 

@@ -13,17 +13,21 @@ import numpy as np
 from pydantic import BaseModel
 
 from services.medical_seg.models.polyp_network import TENSOR_NAMES
-from services.medical_seg.postprocess import draw_mask, encode_forms, extract_mask, measure
+from services.medical_seg.postprocess import BYTES_PER_PIXEL, draw_mask, encode_forms, extract_mask, measure
 from services.medical_seg.preprocess import resize_and_normalise
 from shared.api.mask import SegmentIn, SegmentOut
 from shared.api.tensors import TensorSpec
 from shared.export.artifacts import ExportedForms
+from shared.registry import Card
 from shared.registry.weights import Weights
 from shared.vision.decode import decode
 from shared.vision.draw import encode
 from shared.vision.servable import DataConfig, Stopwatch, VisionItem, VisionServable, reading_notes
 
-__all__ = ["MIN_CONTRAST", "Segmenter"]
+__all__ = ["MAX_PIXELS", "MIN_CONTRAST", "Segmenter"]
+
+MAX_PIXELS = 2**23
+"""Largest picture, pixels, unless the Card says otherwise: a frame of 3840×2160 fits."""
 
 MIN_CONTRAST = 0.05
 """Standard deviation of each channel of the network's input, about 3 of 255 grey levels, below which it is blind."""
@@ -61,6 +65,12 @@ class Segmenter(VisionServable[SegmentIn, SegmentOut, _Frame]):
         return DataConfig(side=int(weights.manifest.recipe.get("scale", {}).get("side", cls.side)))
 
     @classmethod
+    def describe(cls, card: Card, config: DataConfig) -> Card:
+        """The Card with the size of picture that is answered within a second and a hundred megabytes."""
+        limits = card.limits.model_copy(update={"max_pixels": card.limits.max_pixels or MAX_PIXELS})
+        return card.model_copy(update={"limits": limits})
+
+    @classmethod
     def artifacts(cls, weights: Weights, config: DataConfig, cache: Path) -> ExportedForms:
         """Logits of square pictures; a graph of free sides would take what the network was not made for."""
         given, wanted = (
@@ -84,8 +94,14 @@ class Segmenter(VisionServable[SegmentIn, SegmentOut, _Frame]):
 
     def postprocess(self, item: _Frame) -> SegmentOut:
         """The mask at the picture's size, its components, and the forms that were asked for."""
-        found = extract_mask(item.outputs[0][0], *item.size, item.request)
-        made = encode_forms(found, item.request)
+        height, width = item.size
+        with self.bounds.memory.reserve(height * width * BYTES_PER_PIXEL, f"An answer of {width:,}×{height:,} pixels"):
+            return self._answer(item)
+
+    def _answer(self, item: _Frame) -> SegmentOut:
+        check = item.context.check
+        found = extract_mask(item.outputs[0][0], *item.size, item.request, check)
+        made = encode_forms(found, item.request, check)
         if "overlay" in item.request.include:
             # Decoded anew: holding the pixels of a whole batch until here would cost three bytes for each of them.
             made["overlay"] = encode(draw_mask(self.decode(item.request.image).pixels, found.mask), "image/jpeg")

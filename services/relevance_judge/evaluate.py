@@ -29,6 +29,7 @@ __all__ = ["SETUPS", "add_grades", "format_run", "judge_by_overlap", "judge_coll
 Row = dict[str, Any]
 
 SETUPS = {
+    "similarity": ("similarity", "similarity"),
     "query-lift": ("query-likelihood", "query-lift"),
     "query-likelihood": ("query-likelihood", "query-likelihood"),
     "prompted-direct": ("prompted-grade", "direct"),

@@ -9,7 +9,6 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, ClassVar, Generic, Self
 
 from typing_extensions import TypeVar
@@ -22,6 +21,7 @@ from services.relevance_judge.storage.versioned_store import VersionedStore
 from shared.errors import FoveaError, InvalidOption, NotFound
 from shared.registry import CallContext, LoadContext, Paper, Servable
 from shared.registry.servable import Mode
+from shared.storage import ObjectStore
 
 __all__ = [
     "EXAMPLE",
@@ -70,17 +70,15 @@ class Judge(Servable[Request, JudgeOut], Generic[Request]):
     default: ClassVar[str]
     kinds: ClassVar[tuple[str, ...]]
 
-    def __init__(self, client: ChatClient, calibrations: VersionedStore | None = None) -> None:
-        """Ask through this client; `calibrations` are those that a request may name."""
-        self.client, self.calibrations = client, calibrations
+    def __init__(self, client: ChatClient, objects: ObjectStore | None = None) -> None:
+        """Ask through this client; `objects` holds the calibrations that a request may name."""
+        self.client, self.objects = client, objects
 
     @classmethod
     def load(cls, context: LoadContext) -> Self:
         """Ready at once: the language model is reached when a pair is judged."""
         url = context.options.get("judge_base_url", "http://127.0.0.1:8080")
-        folder = context.options.get("data_dir")
-        calibrations = open_calibrations(Path(folder)) if folder else None
-        return cls(ChatClient(url, key=context.options.get("judge_api_key")), calibrations)
+        return cls(ChatClient(url, key=context.options.get("judge_api_key")), context.objects)
 
     def predict(self, batch: Sequence[Request], run: CallContext) -> list[JudgeOut | FoveaError]:
         """Judge the pairs of each request; a request fails as a whole where its endpoint or options do."""
@@ -118,25 +116,25 @@ class Judge(Servable[Request, JudgeOut], Generic[Request]):
         """
         return (self.select_template(request.template).pinned_id,)
 
-    def resolve_calibrations(self, request: Request) -> Request:
-        """The request with the calibration itself where it only names one.
+    def resolve_calibrations(self, request: Request, tenant: str) -> Request:
+        """The request with the calibration itself where it only names one of the tenant's.
 
         Raises:
             NotFound: There is no such calibration.
         """
-        return request.model_copy(update={"calibration": self.load_calibration(request.calibration)})
+        return request.model_copy(update={"calibration": self.load_calibration(request.calibration, tenant)})
 
-    def load_calibration(self, calibration: Calibration | str | None) -> Calibration | None:
-        """A calibration; read from the store where it is only named.
+    def load_calibration(self, calibration: Calibration | str | None, tenant: str) -> Calibration | None:
+        """A calibration; read from the tenant's store where it is only named.
 
         Raises:
             NotFound: There is no such calibration.
         """
         if not isinstance(calibration, str):
             return calibration
-        if self.calibrations is None:
+        if self.objects is None:
             raise NotFound(f"There is no calibration {calibration!r}: none are stored here.", field="calibration")
-        name, version, stored = self.calibrations.get(calibration)
+        name, version, stored = open_calibrations(self.objects, tenant).get(calibration)
         return Calibration.model_validate({**stored, "name": name, "version": version})
 
     def judge_pair(self, pair: Pair, request: Request, run: CallContext) -> Verdict:
@@ -156,7 +154,7 @@ class Judge(Servable[Request, JudgeOut], Generic[Request]):
     ) -> list[Future[Verdict]] | FoveaError:
         """Start all pairs of a request; those of all requests share the threads."""
         try:
-            resolved = self.resolve_calibrations(request)
+            resolved = self.resolve_calibrations(request, run.tenant)
         except FoveaError as error:
             return error
         return [pool.submit(self.judge_pair, pair, resolved, run) for pair in resolved.pairs]
@@ -175,7 +173,7 @@ class Judge(Servable[Request, JudgeOut], Generic[Request]):
             for task in tasks:
                 task.cancel()
             return error
-        calibration = self.load_calibration(request.calibration)
+        calibration = self.load_calibration(request.calibration, run.tenant)
         return JudgeOut(
             model=self.card.name,
             results=results,
@@ -233,6 +231,6 @@ def apply_calibration(signal: float, request: JudgeIn, template: str, llm: str) 
     return {**facts, "calibration": calibration.reference}
 
 
-def open_calibrations(data_dir: Path) -> VersionedStore:
-    """The store of calibrations in a data folder."""
-    return VersionedStore(data_dir / "judge" / "calibrations", "calibration")
+def open_calibrations(objects: ObjectStore, tenant: str) -> VersionedStore:
+    """The calibrations of a tenant."""
+    return VersionedStore(objects.of_tenant(tenant).under("calibrations"), "calibration")

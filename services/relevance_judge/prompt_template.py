@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Literal
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -33,9 +33,10 @@ __all__ = [
     "render_prompt",
 ]
 
-Kind = Literal["prompted-grade", "yes-no", "digits", "query-likelihood"]
+Kind = Annotated[str, Field(pattern=r"^[a-z0-9-]+$")]
+"""What reads a template: a judge lists its kinds, so a new judge may come with a kind of its own."""
 
-_FIELD = re.compile(r"\{(query|passage|fence|criterion)\}")
+_FIELD = re.compile(r"\{(query|passage|other|fence|criterion)\}")
 
 
 class _FrozenModel(BaseModel):
@@ -53,10 +54,11 @@ class Template(_FrozenModel):
     """One prompt.
 
     Attributes:
-        kind: What is read off the model: a grade in its answer, the odds of yes and no, the probabilities of the
-            digits, or the probability of the query itself.
-        turns: The user's turns; between them the model answers. `{query}`, `{passage}`, `{fence}` and `{criterion}`
-            are filled in.
+        kind: What is read off the model: `prompted-grade` (a grade in its answer), `yes-no` (the odds of the two),
+            `digits` (their probabilities), `query-likelihood` (the probability of the query itself); of those that ask
+            no language model, `similarity` (how alike the two turns are) and `lexical`.
+        turns: The user's turns; between them the model answers. `{query}`, `{passage}`, `{other}`, `{fence}` and
+            `{criterion}` are filled in.
         criteria: Name → text; with several, each is asked apart and the grade is their mean, rounded half up.
         words: Word → grade, for answers in words.
         lift: Of a query's likelihood, take off what it is without a passage: signals of easy and of rare queries become
@@ -123,7 +125,9 @@ def make_fence(query: str, passage: str, seed: int | None = None) -> str:
     return mark if mark not in query + passage else make_fence(query, passage)
 
 
-def render_prompt(template: Template, query: str, passage: str, *, mark: str, criterion: str = "") -> RenderedPrompt:
+def render_prompt(
+    template: Template, query: str, passage: str, *, mark: str, criterion: str = "", other: str = ""
+) -> RenderedPrompt:
     """Fill a template in one pass: what is filled in is never looked into.
 
     Args:
@@ -131,9 +135,10 @@ def render_prompt(template: Template, query: str, passage: str, *, mark: str, cr
         query: The query, as it is.
         passage: The passage, as it is.
         mark: The delimiter, from `make_fence`.
-        criterion: The text of one of its criteria, where it has some.
+        criterion: The text of one of its criteria, or the fact or claim that it asks about.
+        other: The second passage of a comparison.
     """
-    values = {"query": query, "passage": passage, "fence": mark, "criterion": criterion}
+    values = {"query": query, "passage": passage, "fence": mark, "criterion": criterion, "other": other}
     turns = tuple(_FIELD.sub(lambda field: values[field[1]], turn) for turn in template.turns)
     return RenderedPrompt(template.system, turns)
 

@@ -55,7 +55,7 @@ class VariantEngines:
         with self._opening:
             if variant not in self._opened:
                 artifacts = build_artifacts(self._weights, variant, self._context.cache)
-                engine = open_engine(self._context, artifacts.forms(f"{self._name}-{variant}"))
+                engine = open_engine(self._context, artifacts.forms(f"{self._name}-{variant}", self._context.objects))
                 check_tensors(engine, artifacts)
                 self._opened[variant] = TimedEngine(
                     engine, bytes_per_pixel(self._weights, engine.name), _measure_pace(engine)

@@ -18,6 +18,7 @@ Task = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,39}$")]
 KNOWN_TASKS: Final = (
     "chat",
     "complete",
+    "embed",
     "restore",
     "segment",
     "detect",

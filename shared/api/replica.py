@@ -10,13 +10,26 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["EFFECTFUL", "ENDLESS", "LEASE_S", "RENEW_S", "ReplicaRecord", "is_endless", "replicas_key", "route_fields"]
+__all__ = [
+    "EFFECTFUL",
+    "ENDLESS",
+    "LEASE_S",
+    "RENEW_S",
+    "SECRET_HEADER",
+    "ReplicaRecord",
+    "is_endless",
+    "replicas_key",
+    "route_fields",
+]
 
 RENEW_S = 1.0
 """Seconds between two renewals."""
 
 LEASE_S = 5.0
 """Seconds without a renewal after which a record no longer counts."""
+
+SECRET_HEADER: Final = "x-fovea-replica-secret"  # noqa: S105  # a name
+"""Header, or gRPC metadata, that carries the secret by which a replica knows its gateway."""
 
 _EFFECTFUL_KEY: Final = "x-fovea-effectful"
 _ENDLESS_KEY: Final = "x-fovea-endless"
@@ -56,6 +69,8 @@ class ReplicaRecord(BaseModel):
     endless: tuple[str, ...] = Field(
         (), description="Those routes whose body may never end: neither its size nor the time is bounded."
     )
+    memory: float = Field(0.0, description="Share of its memory that the replica has taken.")
+    out_of_memory: bool = Field(False, description="Whether it ended because it outgrew its memory.")
     seen: float = Field(description="Unix time of the last renewal.")
 
 

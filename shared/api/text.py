@@ -9,6 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema, model_validator
 
+from shared.api.structured import ResponseFormat, StructuredOutputs
+from shared.api.tools import Tool, ToolCall, ToolCallDelta, ToolChoice
+
 __all__ = [
     "ChatChoice",
     "ChatChunk",
@@ -34,6 +37,7 @@ __all__ = [
     "LongctxOptions",
     "LongctxUsage",
     "OpenAIError",
+    "PromptTokensDetails",
     "Reply",
     "StreamOptions",
     "Surprise",
@@ -44,7 +48,7 @@ __all__ = [
     "Usage",
 ]
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 StopTexts = Annotated[
@@ -161,14 +165,18 @@ class GenerationOptions(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     model: str | None = Field(None, description="Name of the model; left out, the default one.")
-    temperature: float = Field(1.0, ge=0, le=2, description="0 always takes the likeliest token.")
-    top_p: float = Field(1.0, ge=0, le=1, description="Draw from the likeliest tokens that hold this probability.")
-    top_k: int = Field(0, ge=0, description="Ours: draw from so many likeliest tokens; 0 means all.")
-    min_p: float = Field(0.0, ge=0, le=1, description="Ours: least probability, as a share of the likeliest token's.")
+    temperature: float | None = Field(
+        None, ge=0, le=2, description="0 always takes the likeliest token. Left out, this and the others: see the Card."
+    )
+    top_p: float | None = Field(None, ge=0, le=1, description="Draw from the likeliest tokens that hold this much.")
+    top_k: int | None = Field(None, ge=0, description="Ours: draw from so many likeliest tokens; 0 means all.")
+    min_p: float | None = Field(None, ge=0, le=1, description="Ours: least probability, as a share of the likeliest's.")
     seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="Makes the answer repeatable.")
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
-    repetition_penalty: float = Field(1.0, ge=0.1, le=10, description="Ours: above 1 makes repetition less likely.")
+    repetition_penalty: float | None = Field(
+        None, ge=0.1, le=10, description="Ours: above 1 makes repetition less likely."
+    )
     logit_bias: dict[TokenId, Bias] | None = Field(
         None,
         description="Token id → added to its logit.",
@@ -179,6 +187,15 @@ class GenerationOptions(BaseModel):
     stream: bool = Field(False, description="Answer as server-sent events.")
     stream_options: StreamOptions | None = None
     user: str | None = Field(None, description="Taken and ignored.")
+    service_tier: str | None = Field(None, description="Taken and ignored; `longctx.priority` is ours.")
+    metadata: dict[str, Any] | None = Field(None, description="Taken and ignored.")
+    store: bool | None = Field(None, description="Taken and ignored: nothing is stored.")
+    response_format: ResponseFormat | None = Field(
+        None, description="`text`, `json_object`, `json_schema`, or ours: `choice`, one of whose `choices` is answered."
+    )
+    structured_outputs: StructuredOutputs | None = Field(
+        None, description="As vLLM's: `json`, `json_object`, `regex`, `choice` or `grammar` that the answer meets."
+    )
     longctx: LongctxOptions | None = Field(None, description="Ours: attention method, budget, plan.")
     session_id: str | None = Field(None, description="Ours: the session that remembers, for models with a memory.")
     document_id: str | None = Field(None, description="Ours: the document that the prompt is about, read once before.")
@@ -207,6 +224,9 @@ class ChatMessage(BaseModel):
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[ContentPart] | None = None
+    name: str | None = None
+    tool_calls: list[ToolCall] | None = Field(None, description="Of an assistant: what it called.")
+    tool_call_id: str | None = Field(None, description="Of a tool: the call that it answers.")
 
 
 class ChatRequest(GenerationOptions):
@@ -217,9 +237,9 @@ class ChatRequest(GenerationOptions):
     max_completion_tokens: int | None = Field(None, ge=1, description="The newer name of max_tokens; it wins.")
     logprobs: bool = Field(False, description="Tell the log-probability of each token.")
     top_logprobs: int | None = Field(None, ge=0, le=20, description="And of so many likeliest ones; needs logprobs.")
-    response_format: dict[str, Any] | None = Field(
-        None, description="`text`, `json_object`, or ours: `choice` with `choices`, one of which is answered."
-    )
+    tools: list[Tool] | None = Field(None, description="Functions that the model may call.")
+    tool_choice: ToolChoice | None = Field(None, description="`none`, `auto`, `required`, or one function by name.")
+    parallel_tool_calls: bool | None = Field(None, description="With `required`: whether several calls may come.")
 
 
 class CompletionRequest(GenerationOptions):
@@ -235,12 +255,19 @@ class CompletionRequest(GenerationOptions):
     best_of: int | None = Field(None, ge=1, description="Not served beyond n.")
 
 
+class PromptTokensDetails(BaseModel):
+    """Tokens of the prompts by where they came from."""
+
+    cached_tokens: int = Field(0, description="Tokens that came from the prefix cache.")
+
+
 class Usage(BaseModel):
     """Tokens read and made; end tokens count."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails = PromptTokensDetails(cached_tokens=0)
     longctx: LongctxUsage | None = None
 
 
@@ -269,8 +296,9 @@ class Reply(BaseModel):
     """The model's message."""
 
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None = None
     refusal: None = None
+    tool_calls: list[ToolCall] | None = None
 
 
 class ChatChoice(BaseModel):
@@ -300,6 +328,7 @@ class Delta(BaseModel):
 
     role: Literal["assistant"] | None = None
     content: str | None = None
+    tool_calls: list[ToolCallDelta] | None = None
 
 
 class ChunkChoice(BaseModel):

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from torch import Tensor, nn
 
 from shared.api.tensors import TensorSpec
 from shared.engines import ModelArtifacts, open_engine
-from shared.errors import NotReady
+from shared.errors import FoveaError, NotReady
 from shared.export.onnx_export import Parity, export_onnx
 from shared.registry import Card, Engine, LoadContext, network
 from shared.registry.weights import Weights
+from shared.storage import ObjectStore
+from shared.telemetry import log
 
 __all__ = ["ExportedForms", "Shapes", "check_tensors", "open_engine_with_card", "refine_card"]
 
@@ -66,18 +69,37 @@ class ExportedForms:
         net = net.eval()
         return self.prepare(net).eval() if self.prepare else net
 
-    def graph(self) -> Path:
+    def graph(self, objects: ObjectStore | None = None) -> Path:
         """The ONNX file, exported if it isn't there; its name holds the digest of the weights.
+
+        Args:
+            objects: Where other processes find a graph that one of them exported.
 
         Raises:
             Fault: The graph computes something else than the network.
         """
-        if not (self._graph.exists() and self._facts.exists()):
+        if not (self._is_here() or (objects is not None and self._fetch(objects.under("graphs")))):
             parity = self._export()
             draft = self._facts.with_suffix(f".{os.getpid()}")
             draft.write_text(json.dumps(asdict(parity)))
             draft.replace(self._facts)  # whole or not at all: a replica and its worker may export at once
+            if objects is not None:
+                self._share(objects.under("graphs"))
         return self._graph
+
+    def _is_here(self) -> bool:
+        return self._graph.exists() and self._facts.exists()
+
+    def _fetch(self, graphs: ObjectStore) -> bool:
+        """Fetch the graph that another process exported; whether there is one."""
+        return all(graphs.download(file.name, file) for file in (self._graph, self._facts))
+
+    def _share(self, graphs: ObjectStore) -> None:
+        try:
+            for file in (self._graph, self._facts):
+                graphs.upload(file.name, file)
+        except FoveaError as error:  # others export it again
+            log().warning("an exported graph is not shared", graph=self._graph.name, reason=error.detail)
 
     def parity(self) -> Parity | None:
         """How far the exported graph is from the network; None before it is exported."""
@@ -85,14 +107,16 @@ class ExportedForms:
             return None
         return Parity(**json.loads(self._facts.read_text()))
 
-    def forms(self, name: str) -> ModelArtifacts:
+    def forms(self, name: str, objects: ObjectStore | None = None) -> ModelArtifacts:
         """The artifacts that `open_engine` takes; `name` is the remote server's name of the network."""
 
         def build_network() -> tuple[nn.Module, Callable[..., Any] | None]:
             net = self.network()
             return net, self._callable(net)
 
-        return ModelArtifacts(name, self.inputs, self.outputs, graph=self.graph, network=build_network)
+        return ModelArtifacts(
+            name, self.inputs, self.outputs, graph=partial(self.graph, objects), network=build_network
+        )
 
     def _callable(self, net: nn.Module) -> Callable[..., Any] | None:
         return getattr(net, self.call) if self.call else None
@@ -136,7 +160,7 @@ def open_engine_with_card(card: Card, artifacts: ExportedForms, context: LoadCon
     Raises:
         NotReady: No engine opens here, or it holds another network.
     """
-    engine = open_engine(context, artifacts.forms(card.name))
+    engine = open_engine(context, artifacts.forms(card.name, context.objects))
     check_tensors(engine, artifacts)
     return engine, refine_card(card, artifacts, engine.name)
 

@@ -1,1 +1,1 @@
-"""Jobs: the JobQueue contract, its Redis implementation, the blob store for large payloads and the worker loop."""
+"""Jobs: the JobQueue contract, its Redis implementation, large payloads in the object store and the worker loop."""

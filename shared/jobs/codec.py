@@ -45,7 +45,7 @@ JOB_FIELDS: Final = (
 """Fields from which `decode_job` builds a Job."""
 
 REQUEST_FIELDS: Final = ("service", "path", "tenant", "headers", "priority", "tries", "body")
-"""Fields from which a worker builds the Payload; without `body` it is in the blob store."""
+"""Fields from which a worker builds the Payload; without `body` it is in the object store."""
 
 ANSWER_FIELDS: Final = ("answer_status", "answer_type", "answer_headers", "answer", "answer_blob")
 """Fields of the Result; exactly one of the last two is there."""

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from shared.jobs import codec, redis_keys
-from shared.jobs.blobs import BlobStore, FolderBlobs
+from shared.jobs.payloads import PayloadStore
 from shared.jobs.pubsub import ChangeListener
 from shared.jobs.queue import Payload, Result
 from shared.jobs.redis_client import RedisClient, translate_redis_errors
 from shared.jobs.worker_heartbeat import FORGET_S, Worker
 from shared.settings import Settings
+from shared.storage import ObjectStore, open_object_store
 
 __all__ = ["Delivery", "NothingToDo", "QueueConsumer"]
 
@@ -44,7 +45,7 @@ class Delivery:
     headers: Mapping[str, str]
     priority: int
     body: bytes | None
-    """None when it is in the blob store."""
+    """None when it is in the object store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +59,13 @@ class NothingToDo:
 class QueueConsumer:
     """The jobs of one service, for one worker process. Make it in the worker's event loop and `close` it there."""
 
-    def __init__(self, url: str, service: str, settings: Settings, blobs: BlobStore | None = None) -> None:
-        """Use the Redis at `url`; large bodies are in `blobs`, by default a folder in `settings.data_dir`."""
+    def __init__(self, url: str, service: str, settings: Settings, objects: ObjectStore | None = None) -> None:
+        """Use the Redis at `url`; large bodies are in `objects`, by default the store of the settings."""
         self.service = service
         self.consumer = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self._settings = settings
         self._redis = RedisClient(url)
-        self._blobs = blobs or FolderBlobs(settings.data_dir / "blobs")
+        self._payloads = PayloadStore(objects or open_object_store(settings))
         self._started = time.time()
         self.stops = ChangeListener(self._redis, redis_keys.key("stop", service))
         """Wakes when a running job of this service was cancelled."""
@@ -94,7 +95,7 @@ class QueueConsumer:
 
     async def payload(self, delivery: Delivery) -> Payload:
         """The request of a delivery; `Fault` when its stored body is gone."""
-        body = await self._blobs.get(f"{delivery.id}/request") if delivery.body is None else delivery.body
+        body = await self._payloads.get(f"{delivery.id}/request") if delivery.body is None else delivery.body
         return Payload(
             service=delivery.service,
             path=delivery.path,
@@ -128,7 +129,7 @@ class QueueConsumer:
         answer: tuple[str, bytes | str] = ("answer", result.body)
         if len(result.body) > self._settings.job_inline_max_bytes:
             answer = ("answer_blob", f"{delivery.id}/answer-{delivery.attempt}")
-            await self._blobs.put(str(answer[1]), result.body)
+            await self._payloads.put(str(answer[1]), result.body)
         how = await self._redis.verb(
             "succeed",
             delivery.id,
@@ -138,9 +139,9 @@ class QueueConsumer:
             *answer,
         )
         if how == b"lost" and answer[0] == "answer_blob":
-            await self._blobs.delete(str(answer[1]))
+            await self._payloads.delete(str(answer[1]))
         elif how != b"lost" and delivery.body is None:
-            await self._blobs.delete(f"{delivery.id}/request")
+            await self._payloads.delete(f"{delivery.id}/request")
         return bool(how != b"lost")
 
     async def fail(self, delivery: Delivery, outcome: Result | BaseException) -> bool:
@@ -176,21 +177,21 @@ class QueueConsumer:
         await self._redis.verb("hand_back", delivery.id, delivery.attempt)
 
     async def sweep(self) -> int:
-        """Forget expired jobs and their blobs; return how many. Any number of workers may sweep at once."""
+        """Forget expired jobs and their payloads; return how many. Any number of workers may sweep at once."""
         expired: list[bytes] = await self._redis.verb("expired", _SWEEP_BATCH)
         for raw in expired:
-            # Blobs first: a death in between leaves a job that the next sweep finds again.
-            await self._blobs.delete_job(raw.decode())
+            # Payloads first: a death in between leaves a job that the next sweep finds again.
+            await self._payloads.delete_job(raw.decode())
             await self._redis.verb("forget", raw)
         return len(expired)
 
     async def sweep_orphans(self) -> None:
-        """Remove what nobody will ask for: blobs of submits that never were accepted, records of workers long gone."""
-        for job_id in await self._blobs.older_than(self._settings.job_ttl_s + _MIN_ORPHAN_AGE_S):
+        """Remove what nobody will ask for: payloads of submits that were not accepted, records of workers long gone."""
+        for job_id in await self._payloads.older_than(self._settings.job_ttl_s + _MIN_ORPHAN_AGE_S):
             with translate_redis_errors():
                 known = await self._redis.client.exists(redis_keys.key("job", job_id))
             if not known:
-                await self._blobs.delete_job(job_id)
+                await self._payloads.delete_job(job_id)
         with translate_redis_errors():
             rows: Any = await self._redis.client.hgetall(redis_keys.key("workers", self.service))
         for row in rows.values():

@@ -9,11 +9,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from shared.api.job import Job
 
-__all__ = ["Handler", "JobQueue", "Payload", "Result", "Ticket"]
+__all__ = ["Counts", "Handler", "JobQueue", "Payload", "Result", "Ticket"]
+
+
+class Counts(NamedTuple):
+    """Jobs of a service."""
+
+    waiting: int
+    running: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +103,8 @@ class JobQueue(Protocol):
         """The job now and after every change, ending with its final state."""
         ...
 
-    async def depth(self, service: str) -> int:
-        """Jobs that wait."""
+    async def counts(self, service: str) -> Counts:
+        """Jobs that wait and jobs that run; a worker must not be scaled away while one runs."""
         ...
 
     async def dead(self, tenant: str, limit: int = 50) -> list[Job]:

@@ -1,4 +1,4 @@
-"""Redis client: one connection pool, one script, and `NotReady` for every way in which Redis can be unavailable.
+"""Redis client: one connection pool, one script, and errors that say in which way Redis is unavailable or full.
 
 A call that was cut off is sent again for a moment, which hides a restart's first milliseconds; every verb of the script
 may be repeated without harm.
@@ -19,20 +19,28 @@ from redis import exceptions
 from redis.asyncio.retry import Retry
 from redis.backoff import ConstantBackoff
 
-from shared.errors import NotReady
+from shared.errors import NotReady, StorageFull
+from shared.jobs.redis_connection import open_redis_pool
 from shared.jobs.redis_keys import ROOT
 
 __all__ = ["RedisClient", "cancel_tasks", "retry_until_connected", "translate_redis_errors"]
 
 _UNAVAILABLE: Final = (exceptions.ConnectionError, exceptions.TimeoutError, OSError)
+_REFUSED_WHEN_FULL: Final = ("submit", "retry")
+"""Verbs that ask for memory; all others free some, or end what will."""
+
 _READ_ONLY: Final = (
-    exceptions.OutOfMemoryError,
     exceptions.ReadOnlyError,
     exceptions.MasterDownError,
     exceptions.ClusterDownError,
 )
 _READ_ONLY_PREFIXES: Final = ("MISCONF", "NOREPLICAS")
-"""Answers of a Redis that is there but takes no writes: memory full, a replica, disk full, too few replicas."""
+"""Answers of a Redis that is there but takes no writes: a replica, a disk that fails, too few replicas."""
+
+_FULL_HINT: Final = (
+    "Give it more memory (`maxmemory`; FOVEA_REDIS_MAX_BYTES for our own), delete jobs, sessions or documents, "
+    "or lower FOVEA_JOB_TTL_S and FOVEA_SESSION_TTL_S."
+)
 
 T = TypeVar("T")
 
@@ -45,14 +53,21 @@ _TIMEOUT_S = 5.0
 
 @contextmanager
 def translate_redis_errors() -> Iterator[None]:
-    """Turn every way in which Redis can be unavailable into `NotReady`."""
+    """Turn every way in which Redis can be unavailable into `NotReady`, and a full one into `StorageFull`."""
     try:
         yield
     except (exceptions.AuthenticationError, exceptions.AuthorizationError) as error:
-        raise NotReady("Redis refuses our password.", hint="Check FOVEA_REDIS_URL.") from error
+        raise NotReady(
+            "Redis refuses our password.", hint="Check FOVEA_REDIS_URL, FOVEA_REDIS_PASSWORD or their files."
+        ) from error
     except _UNAVAILABLE as error:
         raise NotReady("The job queue can't be reached.", hint="Try again in a moment.", retry_after=1) from error
+    except exceptions.OutOfMemoryError as error:
+        raise StorageFull("Redis is full: nothing new can be stored.", hint=_FULL_HINT, retry_after=30) from error
     except exceptions.ResponseError as error:
+        if "No space left" in str(error):
+            hint = "Free space on the disk of Redis."
+            raise StorageFull("The disk of Redis is full: it takes no writes.", hint=hint, retry_after=30) from error
         if not isinstance(error, _READ_ONLY) and not str(error).startswith(_READ_ONLY_PREFIXES):
             raise
         raise NotReady("The job queue takes no writes.", hint="See the log of Redis.", retry_after=5) from error
@@ -80,7 +95,7 @@ class RedisClient:
 
     def __init__(self, url: str) -> None:
         """Prepare; nothing is connected before the first call, so a Redis that is away is no error here."""
-        pool = aioredis.BlockingConnectionPool.from_url(
+        pool = open_redis_pool(
             url,
             max_connections=_MAX_CONNECTIONS,
             timeout=_TIMEOUT_S,
@@ -91,15 +106,18 @@ class RedisClient:
         )
         self.client: Any = aioredis.Redis.from_pool(pool)
         self._states: Any = self.client.register_script(_script())
+        self._states_when_full: Any = self.client.register_script(f"#!lua flags=allow-oom\n{_script()}")
 
     async def verb(self, name: str, *args: str | bytes | float) -> Any:
-        """Run one verb of `states.lua`.
+        """Run one verb of `states.lua`. A full Redis takes no new job, but those that it has go on.
 
         Raises:
             NotReady: Redis is away.
+            StorageFull: Redis is full.
         """
+        script = self._states if name in _REFUSED_WHEN_FULL else self._states_when_full
         with translate_redis_errors():
-            return await self._states(keys=[ROOT], args=[name, *args])
+            return await script(keys=[ROOT], args=[name, *args])
 
     async def close(self) -> None:
         """Close all connections."""

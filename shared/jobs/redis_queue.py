@@ -10,40 +10,34 @@ import re
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any
 
 from shared.api.job import FINAL, Job
 from shared.errors import Conflict, NotFound, QueueFull
 from shared.jobs import codec, redis_keys
-from shared.jobs.blobs import BlobStore, FolderBlobs
+from shared.jobs.payloads import PayloadStore
 from shared.jobs.pubsub import ChangeListener
-from shared.jobs.queue import Payload, Result
+from shared.jobs.queue import Counts, Payload, Result
 from shared.jobs.redis_client import RedisClient, retry_until_connected, translate_redis_errors
 from shared.jobs.worker_heartbeat import Worker
 from shared.settings import Settings
+from shared.storage import ObjectStore, open_object_store
 
-__all__ = ["Counts", "RedisJobQueue"]
+__all__ = ["RedisJobQueue"]
 
 _ID = re.compile(r"[0-9a-f]{32}")
 _EVENTS_POLL_S = 2.0
 """Longest time for which `events` trusts the subscription alone; queue positions change without a message."""
 
 
-class Counts(NamedTuple):
-    """Jobs of a service."""
-
-    waiting: int
-    running: int
-
-
 class RedisJobQueue:
     """The gateway's side of the queue. Make one per process, in its event loop, and `close` it there."""
 
-    def __init__(self, url: str, settings: Settings, blobs: BlobStore | None = None) -> None:
-        """Use the Redis at `url`; large bodies go to `blobs`, by default a folder in `settings.data_dir`."""
+    def __init__(self, url: str, settings: Settings, objects: ObjectStore | None = None) -> None:
+        """Use the Redis at `url`; large bodies go to `objects`, by default the store of the settings."""
         self._settings = settings
         self._redis = RedisClient(url)
-        self._blobs = blobs or FolderBlobs(settings.data_dir / "blobs")
+        self._payloads = PayloadStore(objects or open_object_store(settings))
         self._changes = ChangeListener(self._redis, redis_keys.key("changed"))
 
     async def submit(self, payload: Payload, idempotency_key: str | None = None) -> tuple[Job, bool]:
@@ -51,7 +45,7 @@ class RedisJobQueue:
         job_id = secrets.token_hex(16)
         inline = len(payload.body) <= self._settings.job_inline_max_bytes
         if not inline:
-            await self._blobs.put(f"{job_id}/request", payload.body)
+            await self._payloads.put(f"{job_id}/request", payload.body)
         how, known = await self._redis.verb(
             "submit",
             job_id,
@@ -65,7 +59,7 @@ class RedisJobQueue:
         )
         if how != b"new" and not inline:
             # Not after an exception: then the job may have been accepted, and the sweep finds what was not.
-            await self._blobs.delete_job(job_id)
+            await self._payloads.delete_job(job_id)
         if how == b"full":
             raise _queue_full(payload.service, int(known))
         if how == b"conflict":
@@ -103,7 +97,7 @@ class RedisJobQueue:
         *_, body, blob = answer
         if body is None and blob is None:
             return codec.build_problem_answer(job)
-        return codec.decode_answer(answer, body if blob is None else await self._blobs.get(blob.decode()))
+        return codec.decode_answer(answer, body if blob is None else await self._payloads.get(blob.decode()))
 
     async def cancel(self, job_id: str, tenant: str) -> Job:
         """Cancel, also while running; the state is final when this returns. See `JobQueue.cancel`."""

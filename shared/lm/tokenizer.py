@@ -118,8 +118,14 @@ class Tokenizer:
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
-    def chat(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> str:
-        """Render the prompt of a conversation with the model's own template.
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> str:
+        """Render the prompt of a conversation with the model's own template; `tools` only where it takes them.
 
         Raises:
             InvalidOption: The model has no template, or its template refuses the messages.
@@ -129,7 +135,10 @@ class Tokenizer:
             raise InvalidOption(detail, hint="Use /v1/completions, or another model.", field="messages")
         try:
             return self._template.render(
-                messages=[dict(m) for m in messages], add_generation_prompt=add_generation_prompt, **self._names
+                messages=[dict(m) for m in messages],
+                add_generation_prompt=add_generation_prompt,
+                tools=None if tools is None else [dict(tool) for tool in tools],
+                **self._names,
             )
         except (jinja2.TemplateError, TypeError, ValueError, KeyError, OverflowError) as error:
             detail = f"The model's chat template refuses these messages: {error}."

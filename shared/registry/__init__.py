@@ -1,6 +1,6 @@
 """What is served, and how it is found: Card, Servable, discovery by package scan, `network()`, weights by digest."""
 
-from shared.registry.card import Card, Limits, Metric, Paper
+from shared.registry.card import Card, Limits, Metric, Paper, SamplingDefaults
 from shared.registry.discovery import builder, network, networks, servables
 from shared.registry.servable import CallContext, Engine, LoadContext, Servable
 
@@ -12,6 +12,7 @@ __all__ = [
     "LoadContext",
     "Metric",
     "Paper",
+    "SamplingDefaults",
     "Servable",
     "builder",
     "network",

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from shared.api.model import Task
 from shared.sparsity import SparsityClaim
 
-__all__ = ["Card", "Limits", "Metric", "Paper", "Task"]
+__all__ = ["Card", "Limits", "Metric", "Paper", "SamplingDefaults", "Task"]
 
 
 class _Facts(BaseModel):
@@ -41,7 +41,18 @@ class Limits(_Facts):
     max_batch: int | None = None
     min_side: int | None = Field(None, description="Shortest picture side, pixels.")
     max_side: int | None = Field(None, description="Longest picture side, pixels.")
+    max_pixels: int | None = Field(None, description="Largest picture, pixels.")
     max_tokens: int | None = Field(None, description="Context window: prompt and answer together.")
+
+
+class SamplingDefaults(_Facts):
+    """How a language model draws tokens where a request does not say: the sampling fields of its generation config."""
+
+    temperature: float = Field(1.0, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0)
+    min_p: float = Field(0.0, ge=0, le=1)
+    repetition_penalty: float = Field(1.0, gt=0)
 
 
 class Card(_Facts):
@@ -66,5 +77,6 @@ class Card(_Facts):
     notes: tuple[str, ...] = Field(
         (), description="What a user should know: departures, traps, 'not a medical device'."
     )
+    sampling: SamplingDefaults | None = Field(None, description="Of language models: where a request names none.")
     sparsity: SparsityClaim | None = Field(None, description="Owed by every model that calls itself sparse.")
     example: dict[str, Any] = Field(default_factory=dict)

@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from shared.api.tensors import TensorSpec
 from shared.errors import Cancelled, DeadlineExceeded, FoveaError
 from shared.registry.card import Card
+from shared.storage import ObjectStore
 
 __all__ = ["CallContext", "Engine", "LoadContext", "Mode", "Servable"]
 
@@ -56,8 +57,10 @@ class LoadContext:
         engine: Requested engine; `auto` lets the Servable choose the fastest that is there.
         cache: Folder for derived artefacts, named by digest (exported graphs, dequantised weights).
         weights: Folder of imported checkpoints, by model name; they win over what came with the package.
+        objects: What users made, shared by all processes; None where nothing outlives this one.
         threads: Intra-op threads; 0 means the library's default.
-        options: Further facts, as text: `llm_model`, `llm_dtype`, `triton_url`, `max_body_bytes`, `max_pixels`.
+        options: Further facts, as text: `llm_model`, `llm_dtype`, `llm_weights`, `triton_url`, `max_body_bytes`,
+            `max_pixels`, `max_side`, `picture_memory_bytes`.
     """
 
     device: str = "cpu"
@@ -65,6 +68,7 @@ class LoadContext:
     cache: Path = Path(".fovea/cache")
     weights: Path = Path(".fovea/weights")
     threads: int = 0
+    objects: ObjectStore | None = None
     options: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -76,6 +80,7 @@ class CallContext:
     Attributes:
         deadline: A `time.monotonic()` instant, or None.
         job: The job's id when it runs as one.
+        tenant: Who calls; what the call stores or reads is this tenant's.
         note: The last note of `progress`.
     """
 
@@ -85,10 +90,12 @@ class CallContext:
         deadline: float | None = None,
         report: Callable[[float, str | None], None] | None = None,
         job: str | None = None,
+        tenant: str = "local",
     ) -> None:
         """Start a call; `deadline` is a `time.monotonic()` instant, `job` the id when it runs as a job."""
         self.deadline = deadline
         self.job = job
+        self.tenant = tenant
         self.note: str | None = None
         self._report = report
         self._cancelled = False  # a plain flag: setting it is atomic
@@ -131,7 +138,7 @@ class _PartContext(CallContext):
     """A part of the work of another context: stops when the whole does."""
 
     def __init__(self, whole: CallContext, index: int, count: int) -> None:
-        super().__init__(deadline=whole.deadline, job=whole.job)
+        super().__init__(deadline=whole.deadline, job=whole.job, tenant=whole.tenant)
         self._whole, self._index, self._count = whole, index, count
 
     def progress(self, fraction: float, note: str | None = None) -> None:

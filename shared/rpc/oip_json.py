@@ -77,7 +77,7 @@ def decode_request(model: str, version: str, body: bytes | memoryview, header_le
         model=model,
         version=version,
         id=head.id,
-        feeds=_decode_tensors("input", head.inputs, raw, finite=True),
+        feeds=_decode_tensors("input", head.inputs, raw, finite=False),
         requested=to_mapping(
             "output", ((o.name, _read_flag(o.name, o.parameters, "binary_data")) for o in head.outputs)
         ),

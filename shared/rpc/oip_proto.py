@@ -65,7 +65,7 @@ def decode_request(message: pb.ModelInferRequest) -> InferCall:
         model=message.model_name,
         version=message.model_version,
         id=message.id,
-        feeds=_tensors("input", message.inputs, message.raw_input_contents, finite=True),
+        feeds=_tensors("input", message.inputs, message.raw_input_contents, finite=False),
         requested=to_mapping("output", ((output.name, None) for output in message.outputs)),
         binary=bool(message.raw_input_contents),
         parameters=parameters,

@@ -16,7 +16,7 @@ import numpy as np
 
 from shared.errors import Fault, Malformed, TooLarge
 
-__all__ = ["DTYPES", "datatype_of", "element_count", "from_raw", "from_values", "to_raw", "to_values"]
+__all__ = ["DTYPES", "datatype_of", "element_count", "from_raw", "from_values", "require_finite", "to_raw", "to_values"]
 
 DTYPES: Final[Mapping[str, np.dtype[Any]]] = MappingProxyType(
     {
@@ -181,6 +181,16 @@ def to_values(name: str, array: np.ndarray) -> list[Any]:
         raise Malformed(detail, field=name, hint="Ask for it as binary data.")
     plain = array.astype(np.float32) if datatype == "BF16" else array
     return plain.reshape(-1).tolist()
+
+
+def require_finite(feeds: Mapping[str, np.ndarray]) -> None:
+    """Refuse tensors that hold NaN or infinite values.
+
+    Raises:
+        Malformed: One does; `field` names it.
+    """
+    for name, array in feeds.items():
+        _checked(name, datatype_of(name, array), array)
 
 
 def _checked(name: str, datatype: str, array: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from shared import telemetry
 from shared.registry.discovery import SERVICES
 from shared.serving.replica import ReplicaServer, load_app
 from shared.settings import Settings, settings
+from shared.storage.private_files import make_files_private
 
 __all__ = ["main"]
 
@@ -25,6 +26,7 @@ def main(
     """Serve one service until SIGTERM or Ctrl-C, then finish what has begun."""
     config = settings()
     telemetry.configure_logs(config.log_level, config.log_format)
+    make_files_private(config.data_dir)
     if service not in SERVICES:
         raise typer.BadParameter(f"{service!r} is not a service; choose one of {', '.join(SERVICES)}.")
     try:

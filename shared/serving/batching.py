@@ -68,7 +68,12 @@ class BatchContext(CallContext):
     def __init__(self, runs: Sequence[CallContext]) -> None:
         """Join `runs`; the deadline is the latest of theirs."""
         deadlines = [math.inf if run.deadline is None else run.deadline for run in runs]
-        super().__init__(deadline=None if math.inf in deadlines else max(deadlines), report=self._report_to_members)
+        super().__init__(
+            deadline=None if math.inf in deadlines else max(deadlines),
+            report=self._report_to_members,
+            # Of several tenants it is nobody's: what a batch stores or reads would be all of theirs.
+            tenant=runs[0].tenant if len({run.tenant for run in runs}) == 1 else "",
+        )
         self._members = tuple(runs)
 
     def _report_to_members(self, fraction: float, note: str | None) -> None:

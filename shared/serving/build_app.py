@@ -20,6 +20,7 @@ from starlette.types import ASGIApp
 
 from shared.registry import Servable
 from shared.registry.discovery import servables as discover
+from shared.registry.imported_weights import fetch_weights
 from shared.registry.trained import trained_servables
 from shared.serving.host import Host
 from shared.serving.http import system_routes, task_routes
@@ -28,6 +29,7 @@ from shared.serving.http.middleware import ServiceMiddleware
 from shared.serving.oip import rest
 from shared.settings import Settings
 from shared.settings import settings as read_settings
+from shared.storage import open_object_store
 
 __all__ = ["build"]
 
@@ -52,6 +54,8 @@ def build(
         `/livez` answers at once and `/readyz` when they are there.
     """
     config = settings or read_settings()
+    objects = open_object_store(config)
+    fetch_weights(objects, config.weights_dir)
     known = discover(service) if servables is None else servables
     host = Host(service, {**known, **trained_servables(known, config.weights_dir)}, config)
     app = _App(
@@ -66,6 +70,7 @@ def build(
     )
     app.state.host = host
     app.state.settings = config
+    app.state.objects = objects
     app.router.routes.extend(rest.router.routes)  # the hot path: first, and not behind a router of its own
     for router in (*routers, system_routes.router, task_routes.build_router(host)):
         app.include_router(router)

@@ -172,10 +172,12 @@ class Catalog:
 
     def _limits(self, slot: ModelSlot) -> dict[str, Any]:
         settings = self._settings
+        own = slot.card.limits
         return {
-            **slot.card.limits.model_dump(mode="json"),
+            **own.model_dump(mode="json"),
             "max_body_bytes": settings.max_body_bytes,
-            "max_pixels": settings.max_pixels,
+            "max_pixels": min(settings.max_pixels, own.max_pixels or settings.max_pixels),
+            "max_side": min(settings.max_side, own.max_side or settings.max_side),
             "max_images": settings.max_images,
             "micro_batch": self.batch_options(slot).size,
             "queue": settings.max_queue_size,

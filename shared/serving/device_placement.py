@@ -11,6 +11,7 @@ from typing import Any
 
 from shared.registry import LoadContext
 from shared.settings import Settings
+from shared.storage import open_object_store
 
 __all__ = ["choose_device", "list_gpus", "load_context"]
 
@@ -20,12 +21,14 @@ def load_context(settings: Settings) -> LoadContext:
     options = {
         "llm_model": settings.llm_model,
         "llm_dtype": settings.llm_dtype,
+        "llm_weights": settings.llm_weights,
         "llm_fidelity_sample_rate": str(settings.llm_fidelity_sample_rate),
         "llm_fidelity_min_agreement": str(settings.llm_fidelity_min_agreement),
         "max_body_bytes": str(settings.max_body_bytes),
         "max_pixels": str(settings.max_pixels),
+        "max_side": str(settings.max_side),
+        "picture_memory_bytes": str(settings.picture_memory_bytes),
         "judge_base_url": settings.judge_base_url,
-        "data_dir": str(settings.data_dir),
     }
     if settings.judge_api_key:
         options["judge_api_key"] = settings.judge_api_key.get_secret_value()
@@ -37,6 +40,7 @@ def load_context(settings: Settings) -> LoadContext:
         cache=settings.cache_dir,
         weights=settings.weights_dir,
         threads=settings.intra_op_threads,
+        objects=open_object_store(settings),
         options=options,
     )
 

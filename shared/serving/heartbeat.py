@@ -11,12 +11,12 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import redis.asyncio as aioredis
 from pydantic import ValidationError
 from redis.exceptions import RedisError
 
 from shared import telemetry
 from shared.api.replica import LEASE_S, RENEW_S, ReplicaRecord, replicas_key
+from shared.jobs.redis_connection import open_async_redis, open_redis
 
 __all__ = ["Heartbeat"]
 
@@ -30,24 +30,38 @@ class Heartbeat:
     def __init__(self, url: str, record: Callable[[], ReplicaRecord]) -> None:
         """Announce what `record()` returns at each renewal, in the Redis at `url`."""
         self._record = record
-        self._redis: Any = aioredis.Redis.from_url(url, socket_timeout=2.0, socket_connect_timeout=1.0)
+        self._url = url
+        self._redis: Any = open_async_redis(url, socket_timeout=2.0, socket_connect_timeout=1.0)
         self._task: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
+        self._is_withdrawn = False
 
     def start(self) -> None:
         """Renew from now on, in the background."""
         self._task = asyncio.create_task(self._renew())
 
-    async def stop(self) -> None:
-        """Withdraw the record, so that no new request comes this way."""
-        if self._task is None:
+    async def withdraw(self) -> None:
+        """Remove the record and renew it no more, so that no new request comes this way."""
+        if self._task is None or self._is_withdrawn:
             return
+        self._is_withdrawn = True
         self._stopping.set()  # not cancelled: a client that is cut off in the middle of a call may swallow it
         await self._task
         record = self._record()
         with contextlib.suppress(RedisError, OSError):
             await self._redis.hdel(replicas_key(record.service), record.id)
+
+    async def stop(self) -> None:
+        """Withdraw, and close the connection."""
+        await self.withdraw()
         await self._redis.aclose()
+
+    def announce_last(self, record: ReplicaRecord) -> None:
+        """Write a record from another thread, on a connection of its own, as the last act of a process."""
+        self._stopping.set()
+        last = open_redis(self._url, socket_timeout=0.5, socket_connect_timeout=0.5)
+        with contextlib.suppress(RedisError, OSError):
+            last.hset(replicas_key(record.service), record.id, record.model_dump_json())
 
     async def _renew(self) -> None:
         is_away = False

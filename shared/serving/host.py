@@ -22,6 +22,7 @@ from shared.api.model import ModelEntry
 from shared.api.tensors import TensorSpec
 from shared.errors import FoveaError, InvalidOption, QueueFull, TooLarge
 from shared.registry import CallContext, Engine, Servable
+from shared.rpc.tensors import require_finite
 from shared.serving.batching import Batcher, Work
 from shared.serving.catalog import Catalog, ModelSlot
 from shared.serving.device_placement import load_context
@@ -197,6 +198,7 @@ class Host:
 
         Raises:
             InvalidOption: The tensors are not those that `tensors(name)` states; `field` names the tensor.
+            Malformed: One holds NaN or infinite values, and the settings refuse that.
             TooLarge: More rows than the model's batch limit.
         """
         servable, batcher = self._models.ready(name, version)
@@ -205,6 +207,8 @@ class Host:
             task = servable.card.task
             raise InvalidOption(f"The model {name!r} takes no tensors.", hint=f"Use POST /v1/{task}.", field="model")
         tensors.check_feeds(feeds, engine.inputs)
+        if self.settings.refuse_non_finite:
+            require_finite(feeds)
         rows, limit = tensors.count_rows(feeds), servable.card.limits.max_batch
         if limit is not None and rows > limit:
             raise TooLarge(f"The batch has {rows} rows; {name} takes at most {limit}.", field="shape")

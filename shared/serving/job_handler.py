@@ -44,7 +44,7 @@ class AsgiJobHandler:
     async def __call__(self, payload: Payload, ticket: Ticket) -> Result:
         """The app's answer to the request; streams are collected whole. See `shared.jobs.queue.Handler`."""
         app = await self._get_app(ticket)
-        run = _call_context(ticket)
+        run = _call_context(ticket, payload.tenant)
         call = _AsgiCall(payload, run)
         watcher = asyncio.create_task(_cancel_with(ticket, run, call))
         try:
@@ -147,7 +147,7 @@ class _AsgiCall:
         return Result(self._status, (content_types or ["application/octet-stream"])[0], b"".join(self._chunks), headers)
 
 
-def _call_context(ticket: Ticket) -> CallContext:
+def _call_context(ticket: Ticket, tenant: str) -> CallContext:
     """The job's CallContext: progress from any thread goes to the ticket."""
     # Imported at the first job: it brings numpy, which an idle worker does without.
     from shared.registry.servable import CallContext  # noqa: PLC0415
@@ -158,7 +158,7 @@ def _call_context(ticket: Ticket) -> CallContext:
         with contextlib.suppress(RuntimeError):  # the loop is closed: this process is going
             asyncio.run_coroutine_threadsafe(ticket.progress(fraction, note), loop)
 
-    return CallContext(report=report, job=ticket.id)
+    return CallContext(report=report, job=ticket.id, tenant=tenant)
 
 
 async def _cancel_with(ticket: Ticket, run: CallContext, call: _AsgiCall) -> None:

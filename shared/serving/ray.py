@@ -17,6 +17,7 @@ import shutil
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -29,6 +30,7 @@ from shared import telemetry
 from shared.registry.discovery import SERVICES, services_with_models
 from shared.serving.replica import ReplicaServer, load_app
 from shared.settings import Settings, export, settings
+from shared.storage.private_files import make_files_private
 
 __all__ = ["Placement", "application", "deploy", "main", "scale", "start", "stop"]
 
@@ -74,6 +76,7 @@ class _Replica:
     def __init__(self, placement: Placement) -> None:
         config = settings()
         telemetry.configure_logs(config.log_level, config.log_format)
+        make_files_private(config.data_dir)
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         if config.replica_host == _LOOPBACK:
             _keep_to_loopback()
@@ -94,7 +97,8 @@ class _Replica:
 
     async def _serve(self, placement: Placement, config: Settings) -> None:
         self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
-        server = ReplicaServer(load_app(placement.service, placement.app), config)
+        app = load_app(placement.service, placement.app)
+        server = ReplicaServer(app, config, before_withdrawal=lambda: _leave_node(config.shutdown_grace_s / 2))
         await server.start()
         self._started.set_result(server)
         await self._stopping.wait()
@@ -107,7 +111,7 @@ class _Replica:
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Requests in flight, which Ray can't see, for `scale`."""
-        return {"busy": float(self._server.host.busy)}
+        return {"busy": float(self._server.in_flight)}
 
     async def __call__(self) -> str:
         """Where the replica listens; requests do not come this way."""
@@ -117,6 +121,25 @@ class _Replica:
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._stopping.set)
             self._thread.join(settings().shutdown_grace_s + 5)
+
+
+async def _leave_node(wait_s: float) -> None:
+    """Ask Ray to drain this node, so that Serve starts a replica elsewhere before it stops the one here.
+
+    Returns after `wait_s` at the latest; by then Serve has stopped this replica, or has no other node for it.
+    """
+    with contextlib.suppress(Exception):  # without a head that answers, the replica goes without a successor
+        await asyncio.to_thread(_drain_node, wait_s)
+        await asyncio.sleep(wait_s)
+
+
+def _drain_node(timeout_s: float) -> None:
+    """Do what Ray does when a node gets SIGTERM; it has no public call for that."""
+    protocol: Any = importlib.import_module("ray.core.generated.autoscaler_pb2")
+    worker: Any = importlib.import_module("ray._private.worker").global_worker
+    node, reason = ray.get_runtime_context().get_node_id(), protocol.DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION
+    deadline_ms = int((time.time() + timeout_s) * 1000)
+    worker.gcs_client.drain_node(node, reason, "The pod is about to stop.", deadline_ms, timeout=timeout_s)
 
 
 def _keep_to_loopback() -> None:

@@ -13,26 +13,35 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from shared.api.replica import RENEW_S, ReplicaRecord, route_fields
 from shared.registry.discovery import service_package
 from shared.serving.build_app import build
+from shared.serving.drain import DrainFiles
+from shared.serving.gateway_only import GatewayOnlyMiddleware
 from shared.serving.heartbeat import Heartbeat
 from shared.serving.host import Host
+from shared.serving.memory_guard import EXIT_STATUS, MemoryGuard, find_memory_limit
+from shared.serving.metrics_server import MetricsServer
 from shared.serving.oip.grpc import serve_grpc
 from shared.settings import Settings
+from shared.telemetry import log
 
 __all__ = ["ReplicaServer", "load_app"]
 
 _KEEP_ALIVE_S = 75
 """Longer than any client keeps an idle connection, so that it is never we who close one that is about to be used."""
 
-_EVERYWHERE = ("/v2", "/v1/models", "/livez", "/readyz", "/metrics")
+_DRAIN_POLL_S = 0.2
+"""Seconds between two looks whether somebody asks to drain, and whether something is in flight."""
+
+_EVERYWHERE = ("/v2", "/v1/models", "/livez", "/readyz", "/health", "/version", "/metrics")
 """Where every service answers: the gateway does so itself, or routes by the model's name."""
 
 
@@ -48,8 +57,25 @@ def load_app(service: str, where: str | None = None) -> FastAPI:
 class ReplicaServer:
     """Serves an app until told to stop. `start` and `stop` belong to one event loop."""
 
-    def __init__(self, app: FastAPI, settings: Settings, *, http_port: int = 0, grpc_port: int = 0) -> None:
-        """Prepare to serve on `settings.replica_host`; port 0 takes a free one."""
+    def __init__(
+        self,
+        app: FastAPI,
+        settings: Settings,
+        *,
+        http_port: int = 0,
+        grpc_port: int = 0,
+        before_withdrawal: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """Prepare to serve on `settings.replica_host`; port 0 takes a free one.
+
+        Args:
+            app: The service's app.
+            settings: Addresses, the Redis to use, and how long stopping may take.
+            http_port: REST.
+            grpc_port: Open Inference.
+            before_withdrawal: What is awaited before a replica that is asked to drain withdraws its record.
+        """
+        self._before_withdrawal = before_withdrawal
         self.host: Host = app.state.host
         self.id = secrets.token_hex(6)
         self.http = ""
@@ -62,7 +88,11 @@ class ReplicaServer:
         self._server: _Server | None = None
         self._serving: asyncio.Task[None] | None = None
         self._presence: Heartbeat | None = None
+        self._metrics = MetricsServer(settings.replica_host, settings.metrics_port)
+        self._files = DrainFiles(settings.data_dir, self.id)
+        self._draining: asyncio.Task[None] | None = None
         self._routes: dict[str, tuple[str, ...]] = {}
+        self._guard: MemoryGuard | None = None
 
     async def start(self) -> None:
         """Listen, load the models in the background, and make the replica known.
@@ -72,7 +102,7 @@ class ReplicaServer:
         """
         listener = _listen(self._settings.replica_host, self._ports[0])
         self.http = f"http://{_address(self._reached_at, listener.getsockname()[1])}"
-        self._server = _Server(_config(self._app, self._settings))
+        self._server = _Server(_config(GatewayOnlyMiddleware(self._app, self._settings), self._settings))
         self._serving = asyncio.create_task(self._server.serve([listener]))
         while not self._server.started:
             if self._serving.done():
@@ -83,9 +113,19 @@ class ReplicaServer:
         if self._settings.redis_url:
             self._presence = Heartbeat(self._settings.redis_url, self.record)
             self._presence.start()
+            self._files.create()
+            self._draining = asyncio.create_task(self._drain_when_asked())
+        self._metrics.start()
+        self._guard = MemoryGuard(find_memory_limit(self._settings), self._die_of_memory)
 
     async def stop(self) -> None:
         """Withdraw the record, finish what has begun for up to `shutdown_grace_s`, then free the models."""
+        if self._guard is not None:
+            self._guard.stop()
+        await self._metrics.stop()
+        if self._draining is not None:
+            self._draining.cancel()
+            await asyncio.wait([self._draining])
         if self._presence is not None:
             await self._presence.stop()
             await asyncio.sleep(min(RENEW_S, self._settings.shutdown_grace_s))  # the gateway hears of it
@@ -94,6 +134,13 @@ class ReplicaServer:
         if self._server is not None and self._serving is not None:
             self._server.should_exit = True
             await self._serving
+        self._files.remove()
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that are being served, streams included."""
+        over_http = len(self._server.server_state.tasks) if self._server is not None else 0
+        return max(over_http, self.host.busy)
 
     @property
     def alive(self) -> bool:
@@ -110,13 +157,38 @@ class ReplicaServer:
             pid=os.getpid(),
             ready=self.host.settled,
             models=tuple(self.host.names()),
+            memory=round(self._guard.share, 3) if self._guard else 0.0,
             seen=time.time(),
             **self._routes,
         )
 
+    async def _drain_when_asked(self) -> None:
+        """Withdraw when somebody asks this machine's replicas to drain, and say so once nothing is in flight."""
+        await _poll_until(self._files.is_requested)
+        log().info("draining", service=self.host.service)
+        if self._before_withdrawal is not None:
+            await self._before_withdrawal()
+        if self._presence is not None:
+            await self._presence.withdraw()
+        await asyncio.sleep(RENEW_S)  # the gateway hears of it
+        await _poll_until(lambda: not self.in_flight)
+        self._files.remove()
+
+    def _die_of_memory(self) -> None:
+        """Tell the gateway why, and end: what runs here must not be tried again on another replica."""
+        log().error("out of memory: this replica ends itself", service=self.host.service, replica=self.id)
+        if self._presence is not None:
+            self._presence.announce_last(self.record().model_copy(update={"out_of_memory": True, "ready": False}))
+        os._exit(EXIT_STATUS)
+
     async def _start_grpc(self) -> None:
         self._grpc, port = await serve_grpc(self.host, self._settings.replica_host, self._ports[1], self._settings)
         self.grpc = _address(self._reached_at, port)
+
+
+async def _poll_until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110  # neither files nor uvicorn's tasks tell of a change
+        await asyncio.sleep(_DRAIN_POLL_S)
 
 
 class _Server(uvicorn.Server):
@@ -127,7 +199,7 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+def _config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http="httptools",
@@ -161,4 +233,4 @@ def _address(bind: str, port: int) -> str:
 
 def _is_own(path: str) -> bool:
     """Whether the gateway may route by this path: not one that every service answers."""
-    return not path.startswith(_EVERYWHERE)
+    return path == "/v2/rerank" or not path.startswith(_EVERYWHERE)

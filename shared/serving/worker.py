@@ -6,6 +6,7 @@ Holds about 60 MB until its first job loads the models.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import logging
 import os
@@ -17,10 +18,14 @@ import typer
 import uvloop
 
 from shared import telemetry
+from shared.errors import TooLarge
 from shared.jobs.consumer import QueueConsumer
 from shared.jobs.worker import JobWorker
 from shared.serving.job_handler import AsgiJobHandler
+from shared.serving.memory_guard import EXIT_STATUS, MemoryGuard, find_memory_limit
+from shared.serving.metrics_server import MetricsServer
 from shared.settings import Settings, settings
+from shared.storage.private_files import make_files_private
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -35,6 +40,7 @@ def main(
     """Run one service's jobs until SIGTERM or Ctrl-C."""
     config = settings()
     telemetry.configure_logs(config.log_level, config.log_format)
+    make_files_private(config.data_dir)
     if config.redis_url is None:
         typer.echo("A worker needs FOVEA_REDIS_URL. `fovea up` starts Redis and sets it.", err=True)
         raise typer.Exit(2)
@@ -46,6 +52,9 @@ async def _work(service: str, config: Settings, app: str | None, url: str) -> No
     worker = JobWorker(consumer, handler, config)
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, worker.stop)
+    metrics = MetricsServer(config.replica_host, config.metrics_port)
+    metrics.start()
+    guard = _guard_memory(worker, config)
     logger, code = telemetry.log("jobs"), 0
     logger.info("working", service=service, worker=consumer.consumer)
     try:
@@ -53,13 +62,30 @@ async def _work(service: str, config: Settings, app: str | None, url: str) -> No
     except Exception:
         logger.exception("the worker broke; its jobs go to others when their leases end")
         code = 1
+    guard.stop()
     await asyncio.wait({asyncio.create_task(handler.close())}, timeout=config.shutdown_grace_s)
     await consumer.close()
+    await metrics.stop()
     logger.info("stopped", service=service)
     # A model's thread that ignores cancellation can't be stopped, and Python would wait for it for ever.
     logging.shutdown()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _guard_memory(worker: JobWorker, config: Settings) -> MemoryGuard:
+    """End this process when it outgrows its memory; the jobs that run fail, since the next worker would die of them."""
+    loop = asyncio.get_running_loop()
+    detail = "The worker ran out of memory on this job."
+    error = TooLarge(detail, hint="Send less at a time, or raise FOVEA_REPLICA_MEMORY_BYTES of the workers.")
+
+    def end() -> None:
+        telemetry.log("jobs").error("out of memory: this worker ends itself, and its jobs fail")
+        with contextlib.suppress(Exception):
+            asyncio.run_coroutine_threadsafe(worker.fail_all(error), loop).result(timeout=2.0)
+        os._exit(EXIT_STATUS)
+
+    return MemoryGuard(find_memory_limit(config), end)
 
 
 def _load(service: str, app: str | None) -> Starlette:

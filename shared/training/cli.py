@@ -18,7 +18,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from shared.errors import InvalidOption
+from shared.registry.imported_weights import publish_weights
 from shared.settings import settings
+from shared.storage import open_object_store
+from shared.storage.private_files import make_files_private
 
 if TYPE_CHECKING:
     from shared.training.recipe import Recipe
@@ -33,8 +36,11 @@ def import_checkpoint(
 ) -> None:
     """Serve an official checkpoint instead of the demo weights. No code in the file is ever run."""
     console = Console()
+    config = settings()
+    make_files_private(config.data_dir)
     importing = importlib.import_module("shared.training.checkpoint_import")
-    imported = importing.import_weights(model, file, settings().weights_dir)
+    imported = importing.import_weights(model, file, config.weights_dir)
+    publish_weights(open_object_store(config), config.weights_dir, model)
     for label, keys in (("missing, kept at their initial values", imported.missing), ("left out", imported.unexpected)):
         if keys:
             console.print(f"{len(keys)} tensors {label}: {', '.join(keys)}", highlight=False)
@@ -67,6 +73,7 @@ def train(
         _list(found.recipes())
         return
     kind = found.recipe_named(recipe)
+    make_files_private(settings().data_dir)
     if data is None:
         chosen = configure_recipe(kind, set_ or [])
         folder = folder or settings().data_dir / "training" / recipe
@@ -166,6 +173,7 @@ def _publish(recipe: Recipe, fitted: FitResult, out: Path, name: str | None = No
         f"Trained for {minutes:.1f} minutes, {speed} pictures per second. Wrote {manifest.bytes:,} bytes to {out}."
     )
     if out == settings().weights_dir:
+        publish_weights(open_object_store(settings()), out, manifest.name)
         console.print(f"{manifest.name} is served after the next start: fovea up.")
     else:
         console.print(f"In {settings().weights_dir} they would be served.")

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image
@@ -26,6 +26,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from shared.errors import FoveaError, Malformed, TooLarge, UnsupportedMedia
 from shared.vision.format_detection import detect_format, webp_canvas
+from shared.vision.picture_memory import PictureMemory, shared_memory
 
 __all__ = ["DEFAULT_BOUNDS", "READABLE", "DecodeBounds", "DecodedImage", "decode"]
 
@@ -64,13 +65,15 @@ class DecodeBounds:
         bytes: Size of the file.
         pixels: Width times height.
         min_side: Shortest side, pixels.
-        max_side: Longest side, pixels; None leaves it to `pixels`.
+        max_side: Longest side, pixels.
+        memory: What decoding takes is reserved here first.
     """
 
     bytes: int = 64 * 2**20
     pixels: int = 64_000_000
     min_side: int = 1
-    max_side: int | None = None
+    max_side: int = 16_384
+    memory: PictureMemory = field(default_factory=shared_memory, repr=False, compare=False)
 
 
 DEFAULT_BOUNDS = DecodeBounds()
@@ -123,8 +126,10 @@ def decode(data: bytes, bounds: DecodeBounds = DEFAULT_BOUNDS) -> DecodedImage:
         _check_size(*canvas, bounds)
     try:
         image = _PARSERS[kind](io.BytesIO(data))
-        _check_size(*_claimed(image), bounds)
-        return _read(image, kind, data)
+        width, height = _claimed(image)
+        _check_size(width, height, bounds)
+        with bounds.memory.reserve(width * height * _decoded_bytes(image), f"A picture of {width:,}×{height:,} pixels"):
+            return _read(image, kind, data)
     except FoveaError:
         raise
     except Image.DecompressionBombError as error:
@@ -162,10 +167,17 @@ def _check_size(width: int, height: int, bounds: DecodeBounds) -> None:
     hint = "Scale it before sending."
     if width * height > bounds.pixels:
         raise TooLarge(f"{size}, {width * height:,} in all; the limit is {bounds.pixels:,}.", hint=hint)
-    if bounds.max_side is not None and max(width, height) > bounds.max_side:
+    if max(width, height) > bounds.max_side:
         raise TooLarge(f"{size}; the longest side may have {bounds.max_side:,}.", hint=hint)
     if min(width, height) < bounds.min_side:
         raise Malformed(f"{size}; the shortest side must have at least {bounds.min_side:,}.", hint=hint)
+
+
+def _decoded_bytes(image: ImageFile) -> int:
+    """Bytes that decoding takes for each pixel: Pillow's samples, copies of them, and the RGB array."""
+    if image.mode == "RGB":
+        return 4 + 3
+    return 4 + 4 + 3 + (8 if image.has_transparency_data or image.mode.startswith("I") else 0)
 
 
 def _read(image: ImageFile, kind: str, data: bytes) -> DecodedImage:
@@ -218,7 +230,7 @@ def _rgb(image: Image.Image) -> Image.Image:
             hint="Save the picture with 8 or 16 bits per channel.",
         )
     if not image.has_transparency_data:
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
     layer = image.convert("RGBA")
     page = Image.new("RGB", layer.size, "white")
     page.paste(layer, mask=layer.getchannel("A"))

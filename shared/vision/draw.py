@@ -55,8 +55,10 @@ def tint_mask(
     found = pixels.copy()
     rows, columns = occupied_window(mask)
     window, inside = found[rows, columns], mask[rows, columns]
-    mixed = window[inside] * (1 - opacity) + np.multiply(colour, opacity)
-    window[inside] = np.rint(mixed).astype(np.uint8)
+    for channel, value in enumerate(colour):
+        mixed = np.rint(np.arange(256) * (1 - opacity) + value * opacity).astype(np.uint8)
+        plane = window[..., channel]
+        np.copyto(plane, mixed[plane], where=inside)
     return found
 
 

@@ -1,20 +1,22 @@
 """What a mask consists of: connected regions, their boxes, their outlines as polygons, and COCO's run lengths.
 
 A mask is a bool array (h, w); x runs right, y down. Outlines follow the edges between pixels, so that their corners are
-whole numbers in 0..w and 0..h, and filling them gives the mask back exactly. Knows NumPy and SciPy only.
+whole numbers in 0..w and 0..h, and filling them gives the mask back exactly. Knows arrays only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 from scipy import ndimage
 
 __all__ = [
     "Outline",
     "Region",
+    "count_corners",
     "decode_run_lengths",
     "encode_run_lengths",
     "find_regions",
@@ -26,14 +28,17 @@ __all__ = [
 _NEIGHBOURS = np.ones((3, 3), bool)
 """Pixels that touch at a corner belong together."""
 
-Corner = tuple[int, int]
-Step = tuple[int, int]
+_STRIP = 1_000_000
+"""Pixels whose corners are counted at a time."""
 
-_SIDES: tuple[tuple[int, tuple[Step, Step]], ...] = ((0, ((1, 0), (-1, 0))), (1, ((0, -1), (0, 1))))
-"""Axis → the step along an edge behind which the mask begins, and along one where it ends, with the mask to the right.
+_CORNERS = np.array([(0, 0), (1, 0), (1, 1), (0, 1)])
+"""Corners of a pixel from its upper left one on, clockwise."""
 
-(x, y), y down: along the upper edge of a mask one goes right, along its left edge up.
-"""
+_DIRECTIONS = np.array([[5, 6, 7], [4, 0, 0], [3, 2, 1]])
+"""Sign of y and x, plus 1 → the direction in eighths of a turn, clockwise from right."""
+
+_ENTRY, _EXIT = np.array([0, 0, 1, 1, 2, 2, 3, 3]), np.array([1, 2, 2, 3, 3, 0, 0, 1])
+"""Direction → the corner at which a border that has the mask to its right enters a pixel, and at which it leaves it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,74 +117,92 @@ def keep_regions(labels: np.ndarray, chosen: list[Region]) -> np.ndarray:
     return np.asarray(wanted[labels])
 
 
-def trace_outlines(mask: np.ndarray) -> list[Outline]:
+def count_corners(mask: np.ndarray) -> int:
+    """How many corners all outlines of a mask have together: what it costs to trace and to send them."""
+    rows, columns = occupied_window(mask)
+    padded = np.pad(mask[rows, columns], 1)
+    step = max(1, _STRIP // padded.shape[1])
+    return sum(_corners_of(padded[top : top + step + 1]) for top in range(0, padded.shape[0] - 1, step))
+
+
+def _corners_of(band: np.ndarray) -> int:
+    """Corners between the rows of a band: one where the four pixels around a point are odd, two at a diagonal."""
+    a, b, c, d = band[:-1, :-1], band[:-1, 1:], band[1:, :-1], band[1:, 1:]
+    sides, ends = a ^ b, c ^ d
+    return int(np.count_nonzero(sides ^ ends)) + 2 * int(np.count_nonzero(sides & ends & (a == d)))
+
+
+def trace_outlines(mask: np.ndarray, shift: tuple[int, int] = (0, 0)) -> list[Outline]:
     """All outlines of a mask, in the order of their first corner (top to bottom, left to right).
 
-    Pixels that touch only at a corner are given one common outline, as `find_regions` gives them one label.
+    Pixels that touch only at a corner are given one common outline, as `find_regions` gives them one label. OpenCV
+    follows the border pixels; memory grows with the corners and not with the length of the edges.
+
+    Args:
+        mask: (h, w) bool.
+        shift: x and y of the mask's upper left pixel in the picture.
     """
     rows, columns = occupied_window(mask)
-    steps = _edges(np.pad(mask[rows, columns], 1))
-    shift = np.array([columns.start - 1, rows.start - 1])
-    return [_outline(corners, shift) for corners in _walks(steps)]
+    window = np.ascontiguousarray(mask[rows, columns]).view(np.uint8)
+    if not window.size:
+        return []
+    borders, _ = cv2.findContours(window, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    offset = np.array([columns.start + shift[0], rows.start + shift[1]])
+    found = [_outline(corners + offset) for corners in _edge_corners(borders)]
+    return sorted(found, key=lambda outline: tuple(outline.points[0, ::-1].tolist()))
 
 
-def _outline(corners: list[Corner], shift: np.ndarray) -> Outline:
-    points = np.array(corners, dtype=np.int64) + shift
+def _outline(points: np.ndarray) -> Outline:
+    """A polygon that begins at its first corner, top to bottom and left to right."""
+    x, y = points[:, 0], points[:, 1]
+    points = np.roll(points, -int(np.lexsort((x, y))[0]), axis=0)
     x, y = points[:, 0], points[:, 1]
     twice_area = int((x * np.roll(y, -1) - np.roll(x, -1) * y).sum())
     return Outline(points, hole=twice_area < 0)
 
 
-def _edges(padded: np.ndarray) -> dict[Corner, list[Step]]:
-    """Steps of one pixel along all edges of a mask, by the corner that they leave.
-
-    Two steps leave a corner where two parts of the mask touch.
-    """
-    inside = padded.astype(np.int8)
-    steps: dict[Corner, list[Step]] = {}
-    for axis, (begins, ends) in _SIDES:
-        change = np.diff(inside, axis=axis)
-        for sign, step in ((1, begins), (-1, ends)):
-            ys, xs = np.nonzero(change == sign)
-            # The edge lies behind the pixel that changes, and steps to the left or up start at its far end.
-            start_x = xs + (axis == 1) + (step[0] < 0)
-            start_y = ys + (axis == 0) + (step[1] < 0)
-            for corner in zip(start_x.tolist(), start_y.tolist(), strict=True):
-                steps.setdefault(corner, []).append(step)
-    return steps
-
-
-def _walks(steps: dict[Corner, list[Step]]) -> Iterator[list[Corner]]:
-    """Follow the steps round every outline; only corners where the direction changes are kept. Uses `steps` up."""
-    for start in sorted(steps, key=lambda corner: (corner[1], corner[0])):
-        while steps[start]:
-            yield _walk(steps, start)
+def _edge_corners(borders: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+    """Corners (n, 2) of the edges around each border, from the pixels (m, 1, 2) on it where its direction changes."""
+    # OpenCV walks with the mask to the left, so each border is read from its end.
+    pixels = np.concatenate([border[::-1, 0] for border in borders]).astype(np.int64)
+    pixels, lengths = _expand_diagonals(pixels, np.array([len(border) for border in borders]))
+    before, after = _ring_neighbours(lengths)
+    entry = _direction(pixels - pixels[before])
+    leave = _direction(pixels[after] - pixels)
+    first, last = _ENTRY[entry], _EXIT[leave]
+    # A pixel that is left the way it was entered, across its corner, or that is alone, has all its edges outside.
+    whole = ((first == last) & (np.abs(entry - leave) == 4)) | (np.repeat(lengths, lengths) == 1)
+    counts = np.where(whole, 4, (last - first) % 4)
+    owner = np.repeat(np.arange(len(pixels)), counts)
+    rank = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
+    corners = pixels[owner] + _CORNERS[(first[owner] + rank) % 4]
+    sizes = np.add.reduceat(counts, np.cumsum(lengths) - lengths)
+    for ring in np.split(corners, np.cumsum(sizes)[:-1]):
+        step = np.roll(ring, -1, axis=0) - ring
+        heading = _direction(step)
+        yield ring[heading != np.roll(heading, 1)]
 
 
-def _walk(steps: dict[Corner, list[Step]], start: Corner) -> list[Corner]:
-    first = heading = steps[start].pop(0)
-    corner, turns = (start[0] + heading[0], start[1] + heading[1]), [start]
-    # Back at a start where two parts touch, the walk is over only if the first step is the one that comes next.
-    while corner != start or (steps[start] and _turn(heading, first) > 0):
-        following = _leftmost(steps[corner], heading)
-        if following != heading:
-            turns.append(corner)
-        heading = following
-        corner = (corner[0] + heading[0], corner[1] + heading[1])
-    return turns if heading != first else turns[1:]
+def _expand_diagonals(pixels: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Every pixel of diagonal runs, which have a corner each; straight runs need their ends only."""
+    step = pixels[_ring_neighbours(lengths)[1]] - pixels
+    counts = np.where((step != 0).all(axis=1), np.abs(step[:, 0]), 1)
+    rank = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    expanded = np.repeat(pixels, counts, axis=0) + np.repeat(np.sign(step), counts, axis=0) * rank[:, None]
+    return expanded, np.add.reduceat(counts, np.cumsum(lengths) - lengths)
 
 
-def _leftmost(choices: list[Step], heading: Step) -> Step:
-    """Take the step that turns left most."""
-    return choices.pop(0 if len(choices) == 1 or _turn(heading, choices[0]) < 0 else 1)
+def _ring_neighbours(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Index of the one before and the one after each item, of rings that lie one behind another."""
+    ends = np.cumsum(lengths)
+    before, after = np.arange(-1, ends[-1] - 1), np.arange(1, ends[-1] + 1)
+    before[ends - lengths], after[ends - 1] = ends - 1, ends - lengths
+    return before, after
 
 
-def _turn(heading: Step, step: Step) -> int:
-    """-1 left, 0 straight on, 1 right, as seen on a screen.
-
-    The mask is to the right, so a turn left at a corner where two parts touch leads over to the other part.
-    """
-    return heading[0] * step[1] - heading[1] * step[0]
+def _direction(step: np.ndarray) -> np.ndarray:
+    """Eighths of a turn (n,), clockwise from right, of steps (n, 2); 0 for none."""
+    return np.asarray(_DIRECTIONS[np.sign(step[:, 1]) + 1, np.sign(step[:, 0]) + 1])
 
 
 def encode_run_lengths(mask: np.ndarray) -> str:

@@ -25,6 +25,7 @@ from shared.registry import CallContext, Card, Engine, LoadContext, Servable
 from shared.registry.weights import Weights, find_weights, read_weights
 from shared.telemetry import stage
 from shared.vision.decode import DEFAULT_BOUNDS, DecodeBounds, DecodedImage, decode
+from shared.vision.picture_memory import DEFAULT_MEMORY_BYTES, shared_memory
 
 __all__ = ["DataConfig", "Stopwatch", "VisionItem", "VisionServable", "decode_bounds", "reading_notes"]
 
@@ -60,6 +61,7 @@ class VisionItem(Generic[Request]):
         watch: Times its stages.
         inputs: Tensors that the network takes, in the order of the engine's inputs, without the batch axis.
         notes: What the answer tells people about the reading.
+        context: The call that it belongs to; long post-processing calls its `check` between steps.
         outputs: Tensors that the network gave, in the order of the engine's outputs, without the batch axis.
     """
 
@@ -67,6 +69,7 @@ class VisionItem(Generic[Request]):
     watch: Stopwatch
     inputs: tuple[np.ndarray, ...] = ()
     notes: list[str] = field(default_factory=list)
+    context: CallContext = field(default_factory=CallContext, init=False)
     outputs: tuple[np.ndarray, ...] = field(default=(), init=False)
 
 
@@ -122,7 +125,8 @@ class VisionServable(Servable[Request, Answer], Generic[Request, Answer, Item]):
         weights = read_weights(find_weights(cls.weights, cls.folder, context.weights))
         config = cls.data_config(weights)
         engine, card = open_engine_with_card(cls.card, cls.artifacts(weights, config, context.cache), context)
-        return cls(cls.describe(card, config), engine, config, decode_bounds(cls.card, context))
+        described = cls.describe(card, config)
+        return cls(described, engine, config, decode_bounds(described, context))
 
     @classmethod
     def data_config(cls, weights: Weights) -> DataConfig:
@@ -185,6 +189,7 @@ class VisionServable(Servable[Request, Answer], Generic[Request, Answer, Item]):
             item = self.read(request, watch)
         except FoveaError as error:
             return error
+        item.context = run
         watch.lap("preprocess")
         return item
 
@@ -258,11 +263,13 @@ def reading_notes(how: str, image: DecodedImage) -> list[str]:
 
 
 def decode_bounds(card: Card, context: LoadContext) -> DecodeBounds:
-    """Bounds of the pictures that a served model decodes: sides from its Card, bytes and pixels from `context`."""
-    limits, ours = card.limits, DEFAULT_BOUNDS
+    """Bounds of the pictures that a served model decodes: what its Card says, within what `context` allows."""
+    limits, ours, options = card.limits, DEFAULT_BOUNDS, context.options
+    pixels, side = int(options.get("max_pixels", ours.pixels)), int(options.get("max_side", ours.max_side))
     return DecodeBounds(
-        bytes=int(context.options.get("max_body_bytes", ours.bytes)),
-        pixels=int(context.options.get("max_pixels", ours.pixels)),
+        bytes=int(options.get("max_body_bytes", ours.bytes)),
+        pixels=min(pixels, limits.max_pixels or pixels),
         min_side=limits.min_side or ours.min_side,
-        max_side=limits.max_side,
+        max_side=min(side, limits.max_side or side),
+        memory=shared_memory(int(options.get("picture_memory_bytes", DEFAULT_MEMORY_BYTES))),
     )

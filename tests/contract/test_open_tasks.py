@@ -129,7 +129,7 @@ def test_the_task_is_not_one_that_anything_knows() -> None:
 
 
 async def test_a_replica_announces_its_routes_and_their_marks() -> None:
-    settings = Settings(redis_url=None, drain_s=0.1)
+    settings = Settings(redis_url=None, shutdown_grace_s=0.1)
     replica = ReplicaServer(service(settings), settings)
     await replica.start()
     record = ReplicaRecord.model_validate_json(replica.record().model_dump_json())

@@ -1,5 +1,6 @@
 """The chart renders for every kind of cluster, validates against Kubernetes' schemas and keeps pods restricted."""
 
+import copy
 import json
 import pathlib
 import subprocess
@@ -18,11 +19,23 @@ SETTINGS = {
     "default": [],
     "all-six": ALL_ON,
     "gpu": ["services.llm-longctx.gpus=1", "services.medical-seg.gpus=1"],
-    "outside-redis": ["redis.url=rediss://cache.example:6379/0"],
-    "bare": ["keda.enabled=false", "serviceMonitor.enabled=false", "networkPolicy.enabled=false"],
+    "outside-redis": ["redis.url=rediss://cache.example:6380/0", "redis.ports={6380}"],
+    "redis-of-a-secret": [
+        "redis.urlSecret.name=cache",
+        "ray.faultTolerance.redisAddress=cache:6379",
+        "ray.faultTolerance.passwordSecret=cache",
+    ],
+    "bare": [
+        *("keda.enabled=false", "monitoring.enabled=false", "networkPolicy.enabled=false"),
+        *("ray.auth=disabled", "ray.faultTolerance.enabled=false"),
+    ],
     "narrow": ["networkPolicy.gatewayFrom[0].team=search", "image.registry=r.example", "image.pullSecrets[0].name=x"],
+    "volume": ["blobs.enabled=true", "blobs.storageClass=nfs"],
+    "password": ["redis.passwordSecret=cache", "redis.maxMemory=2gb"],
+    "many": ["services.medical-seg.replicas.min=3", "services.medical-seg.replicas.max=9", "gateway.preStopSeconds=0"],
 }
-OURS = {"RayService", "ScaledObject", "ServiceMonitor"}
+CUSTOM = {"RayService", "ScaledObject", "PodMonitor", "PrometheusRule"}
+"""Kinds that Kubernetes' own schemas don't know."""
 
 pytestmark = pytest.mark.skipif(helm() is None, reason="no helm: neither on PATH nor in the carrier wheel")
 
@@ -47,8 +60,20 @@ def pod_specs(documents):
             yield doc["metadata"]["name"], doc["spec"]["template"]["spec"]
         if doc["kind"] == "RayService":
             cluster = doc["spec"]["rayClusterConfig"]
-            for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+            head = copy.deepcopy(cluster["headGroupSpec"]["template"]["spec"])
+            head["containers"].append(autoscaler(cluster, head))
+            yield f"{doc['metadata']['name']}-head", head
+            for group in cluster["workerGroupSpecs"]:
                 yield doc["metadata"]["name"], group["template"]["spec"]
+
+
+def autoscaler(cluster, head):
+    """The container that KubeRay puts beside the head where `enableInTreeAutoscaling` is set."""
+    assert cluster["enableInTreeAutoscaling"]
+    options = cluster["autoscalerOptions"]
+    assert set(options) <= {"resources", "securityContext", "env", "volumeMounts"}
+    command = ["/bin/bash", "-c", "--", "ray kuberay-autoscaler --cluster-name $(RAY_CLUSTER_NAME)"]
+    return {"name": "autoscaler", "image": head["containers"][0]["image"], "command": command, **options}
 
 
 def named(documents, kind, name):
@@ -61,7 +86,7 @@ def test_helm_lint_is_clean_in_strict_mode():
 
 def test_every_core_document_validates_strictly(documents):
     for doc in documents:
-        if doc["kind"] not in OURS:
+        if doc["kind"] not in CUSTOM:
             kubernetes_validate.validate(doc, VERSION, strict=True)
 
 
@@ -76,26 +101,36 @@ def test_every_pod_meets_the_restricted_standard(documents):
         pod = spec["securityContext"]
         assert pod["runAsNonRoot"], name
         assert pod["seccompProfile"] == {"type": "RuntimeDefault"}, name
-        assert spec["automountServiceAccountToken"] is False, name
+        assert spec["automountServiceAccountToken"] is name.endswith("-head"), name
+        volumes = {volume["name"] for volume in spec.get("volumes", ())} | {"redis"}
         for container in spec["containers"]:
             safe = container["securityContext"]
             assert safe["allowPrivilegeEscalation"] is False, name
             assert safe["readOnlyRootFilesystem"] is True, name
             assert safe["capabilities"] == {"drop": ["ALL"]}, name
             assert container["resources"]["limits"]["memory"], name
+            assert {mount["name"] for mount in container["volumeMounts"]} <= volumes, name
 
 
 def test_every_long_lived_container_that_serves_is_probed(documents):
     for name, spec in pod_specs(documents):
         if not name.endswith("-worker"):
-            assert all("livenessProbe" in c and "readinessProbe" in c for c in spec["containers"]), name
+            probed = [c for c in spec["containers"] if c["name"] != "autoscaler"]
+            assert all("livenessProbe" in c and "readinessProbe" in c for c in probed), name
 
 
-def test_one_template_makes_the_same_four_things_for_each_service():
+def test_one_template_makes_the_same_things_for_each_service():
     documents = render(*ALL_ON)
     for service in SIX:
         kinds = {d["kind"] for d in documents if d["metadata"]["name"] in {f"demo-{service}", f"demo-{service}-worker"}}
-        assert kinds == {"RayService", "Deployment", "PodDisruptionBudget", "ScaledObject"}
+        assert kinds == {"RayService", "Deployment", "ScaledObject"}
+
+
+def test_a_disruption_budget_lets_one_replica_go_and_names_a_whole_number():
+    assert not [d for d in render() if d["kind"] == "PodDisruptionBudget" and "gateway" not in d["metadata"]["name"]]
+    budget = named(render("services.medical-seg.replicas.min=3"), "PodDisruptionBudget", "demo-medical-seg")["spec"]
+    assert budget["minAvailable"] == 2
+    assert "maxUnavailable" not in budget
 
 
 def test_disabled_service_leaves_nothing_behind():
@@ -114,6 +149,137 @@ def test_ray_application_is_ours_and_runs_without_rays_proxy():
 def test_import_path_of_the_ray_application_exists():
     ray_room = pathlib.Path(__file__).parents[2] / "shared/serving/ray.py"
     assert "def application(" in ray_room.read_text("utf8")
+
+
+def ray_cluster(service, *sets):
+    return named(render(*sets), "RayService", f"demo-{service}")["spec"]["rayClusterConfig"]
+
+
+def test_one_replica_goes_to_one_pod_and_scales_as_the_values_say():
+    sets = ("services.medical-seg.replicas.inFlight=3", "services.medical-seg.replicas.upscaleSeconds=1")
+    config = yaml.safe_load(named(render(*sets), "RayService", "demo-medical-seg")["spec"]["serveConfigV2"])
+    args = config["applications"][0]["args"]
+    assert (args["max_per_node"], args["busy_per_replica"], args["upscale_delay_s"]) == (1, 3, 1)
+    [group] = ray_cluster("medical-seg")["workerGroupSpecs"]
+    assert (group["minReplicas"], group["maxReplicas"]) == (args["min_replicas"], args["max_replicas"])
+
+
+def test_the_head_has_what_kuberay_looks_for():
+    cluster = ray_cluster("medical-seg")
+    [head] = cluster["headGroupSpec"]["template"]["spec"]["containers"]
+    assert {port["name"]: port["containerPort"] for port in head["ports"]} == {
+        "gcs": 6379,
+        "dashboard": 8265,
+        "serve": 8000,
+    }
+    assert cluster["authOptions"] == {"mode": "token"}
+    assert cluster["gcsFaultToleranceOptions"] == {"redisAddress": "redis://demo-redis:6379"}
+
+
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        ("rediss://me:secret@cache.example:6380/2", "rediss://cache.example:6380"),
+        ("redis://cache", "redis://cache:6379"),
+    ],
+)
+def test_heads_keep_their_state_in_the_redis_of_the_values(url, address):
+    assert ray_cluster("medical-seg", f"redis.url={url}")["gcsFaultToleranceOptions"]["redisAddress"] == address
+
+
+def test_password_of_our_redis_reaches_everybody_who_asks_it():
+    documents = render("redis.passwordSecret=cache")
+    secret = {"secretKeyRef": {"name": "cache", "key": "password"}}
+    for name, spec in pod_specs(documents):
+        for container in spec["containers"]:
+            env = {e["name"]: e for e in container.get("env", ())}
+            if "FOVEA_REDIS_URL" in env or name == "demo-redis":
+                assert env["REDIS_PASSWORD"]["valueFrom"] == secret, name
+            if "FOVEA_REDIS_URL" in env:
+                assert list(env).index("REDIS_PASSWORD") < list(env).index("FOVEA_REDIS_URL")
+                assert env["FOVEA_REDIS_URL"]["value"] == "redis://:$(REDIS_PASSWORD)@demo-redis:6379/0"
+    options = ray_cluster("medical-seg", "redis.passwordSecret=cache")["gcsFaultToleranceOptions"]
+    assert options["redisPassword"]["valueFrom"] == secret
+
+
+def test_a_redis_that_only_a_secret_knows_wants_its_address_for_ray():
+    done = run_helm("template", "demo", str(CHART), "--set", "redis.urlSecret.name=cache", check=False)
+    assert "ray.faultTolerance.redisAddress" in done.stderr
+
+
+def allowed(documents, labels, direction):
+    """Rules of the policies that select a pod of these labels, as (peer, ports)."""
+    kind = {"from": "ingress", "to": "egress"}[direction]
+    for doc in documents:
+        if doc["kind"] == "NetworkPolicy" and selects(doc["spec"]["podSelector"], labels):
+            for rule in doc["spec"].get(kind, ()):
+                ports = {port["port"] for port in rule.get("ports", ())}
+                yield from ((json.dumps(peer), ports) for peer in rule.get(direction, ["anybody"]))
+
+
+def selects(selector, labels):
+    wanted = all(labels.get(key) == value for key, value in selector.get("matchLabels", {}).items())
+    return wanted and all(labels.get(e["key"]) in e["values"] for e in selector.get("matchExpressions", ()))
+
+
+def test_the_operator_reaches_the_dashboard_of_heads_and_of_nobody_else():
+    documents = render("networkPolicy.operatorNamespace=operators")
+    cluster = named(documents, "RayService", "demo-llm-longctx")["spec"]["rayClusterConfig"]
+    head = cluster["headGroupSpec"]["template"]["metadata"]["labels"]
+    replica = cluster["workerGroupSpecs"][0]["template"]["metadata"]["labels"]
+    opened = [ports for peer, ports in allowed(documents, head, "from") if '"operators"' in peer]
+    assert opened == [{8265}]
+    assert not [peer for peer, _ in allowed(documents, replica, "from") if '"operators"' in peer]
+    api = [ports for peer, ports in allowed(documents, head, "to") if peer == '"anybody"']
+    assert api == [{443, 6443}]
+    assert not [peer for peer, _ in allowed(documents, replica, "to") if peer == '"anybody"']
+
+
+def test_monitoring_reaches_the_metrics_port_alone():
+    documents = render()
+    gateway = named(documents, "Deployment", "demo-gateway")["spec"]["template"]["metadata"]["labels"]
+    assert [ports for peer, ports in allowed(documents, gateway, "from") if '"monitoring"' in peer] == [{9464}]
+
+
+def test_every_pod_with_metrics_has_the_port_that_the_monitor_names():
+    documents = render(*ALL_ON)
+    [endpoint] = named(documents, "PodMonitor", "demo")["spec"]["podMetricsEndpoints"]
+    assert endpoint["honorLabels"] is True
+    for name, spec in pod_specs(documents):
+        if name.endswith(("-head", "-redis")):
+            continue
+        [container] = spec["containers"]
+        ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+        assert {"name": "FOVEA_METRICS_PORT", "value": str(ports[endpoint["port"]])} in container["env"], name
+
+
+def test_time_to_stop_is_longer_than_what_the_process_takes():
+    for name, spec in pod_specs(render(*ALL_ON)):
+        for container in spec["containers"]:
+            env = {e["name"]: e.get("value") for e in container.get("env", ())}
+            if grace := env.get("FOVEA_SHUTDOWN_GRACE_S"):
+                assert spec["terminationGracePeriodSeconds"] >= int(grace) + 10, name
+
+
+def test_no_pod_wants_a_shared_volume_unless_told_to(documents):
+    claims = [d for d in documents if d["kind"] == "PersistentVolumeClaim"]
+    mounted = [v for _, spec in pod_specs(documents) for v in spec.get("volumes", ()) if "persistentVolumeClaim" in v]
+    assert bool(claims) == bool(mounted)
+    if not claims:
+        for _, spec in pod_specs(documents):
+            env = {e["name"] for c in spec["containers"] for e in c.get("env", ())}
+            assert "FOVEA_REDIS_URL" not in env or "FOVEA_JOB_INLINE_MAX_BYTES" in env
+
+
+def test_judges_ask_the_gateway_with_a_key_of_a_secret():
+    documents = render(*ALL_ON)
+    worker = named(documents, "Deployment", "demo-relevance-judge-worker")["spec"]["template"]["spec"]["containers"][0]
+    [group] = ray_cluster("relevance-judge", *ALL_ON)["workerGroupSpecs"]
+    for container in (worker, group["template"]["spec"]["containers"][0]):
+        env = {e["name"]: e for e in container["env"]}
+        assert env["FOVEA_JUDGE_BASE_URL"]["value"] == "http://demo-gateway"
+        assert env["FOVEA_JUDGE_API_KEY"]["valueFrom"]["secretKeyRef"]["name"] == "fovea-judge"
+    assert named(documents, "Service", "demo-gateway")["spec"]["ports"][0]["port"] == 80
 
 
 def test_gpu_is_asked_for_by_replica_and_worker():
@@ -136,19 +302,22 @@ def test_environment_names_are_settings_that_exist():
 
     known = {f"FOVEA_{name.upper()}" for name in Settings.model_fields}
     for name, spec in pod_specs(render(*ALL_ON)):
-        used = {e["name"] for c in spec["containers"] for e in c.get("env", [])}
+        names = {e["name"] for c in spec["containers"] for e in c.get("env", [])}
+        used = {variable for variable in names if variable.startswith("FOVEA_")}
         assert used <= known, (name, used - known)
 
 
-def test_worker_is_scaled_on_queue_depth_of_its_own_service():
+def test_worker_is_scaled_on_jobs_of_its_own_service_that_wait_or_run():
     [trigger] = named(render(), "ScaledObject", "demo-llm-longctx-worker")["spec"]["triggers"]
     assert trigger["type"] == "prometheus"
     assert 'service="llm-longctx"' in trigger["metadata"]["query"]
+    assert "state=" not in trigger["metadata"]["query"]
 
 
 def test_own_redis_syncs_every_write_and_an_outside_one_starts_none():
-    command = named(render(), "StatefulSet", "demo-redis")["spec"]["template"]["spec"]["containers"][0]["command"]
-    assert command[command.index("--appendfsync") + 1] == "always"
+    [command] = named(render(), "StatefulSet", "demo-redis")["spec"]["template"]["spec"]["containers"][0]["args"]
+    assert "--appendfsync always" in command
+    assert "--maxmemory 768mb --maxmemory-policy noeviction" in command
     assert not [d for d in render("redis.url=redis://elsewhere:6379/0") if d["kind"] == "StatefulSet"]
 
 

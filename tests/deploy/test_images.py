@@ -1,5 +1,6 @@
 """Dockerfile and compose file say what they should; where buildah is present, one image is really built."""
 
+import importlib.metadata
 import json
 import pathlib
 import shutil
@@ -9,6 +10,8 @@ import sys
 import jsonschema
 import pytest
 import yaml
+
+from tests.deploy.test_chart import SIX
 
 ROOT = pathlib.Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text("utf8")
@@ -47,16 +50,50 @@ def test_compose_environment_names_are_settings_that_exist():
         assert set(body["environment"]) <= known, name
 
 
-def test_upstreams_of_the_gateway_are_services_of_the_file():
-    from shared.settings import Settings
+def test_each_profile_has_a_replica_and_a_worker_of_each_service():
+    for profile, suffix in {"cpu": "", "gpu": "-gpu"}.items():
+        found = {name for name, body in SERVICES.items() if body.get("profiles") == [profile]}
+        assert found == {f"{name}{part}{suffix}" for name in SIX for part in ("", "-worker")}
+        for name in found:
+            assert SERVICES[name]["image"].endswith(f":{profile}")
+            reserved = SERVICES[name].get("deploy", {}).get("resources", {}).get("reservations", {}).get("devices")
+            assert bool(reserved) == (profile == "gpu"), name
 
-    upstreams = Settings(
-        static_upstreams=SERVICES["gateway"]["environment"]["FOVEA_STATIC_UPSTREAMS"]
-    ).upstream_addresses
-    assert set(upstreams) <= set(SERVICES)
-    for name, (http, grpc) in upstreams.items():
-        assert http == f"http://{name}:8080"
-        assert grpc == f"{name}:8081"
+
+def test_replicas_announce_themselves_so_that_more_of_them_are_balanced():
+    for name, body in SERVICES.items():
+        assert "FOVEA_STATIC_UPSTREAMS" not in body["environment"], name
+        assert "container_name" not in body, name
+        assert body["environment"]["FOVEA_REDIS_URL"].endswith("@redis:6379/0"), name
+
+
+def test_redis_starts_under_dropped_capabilities():
+    redis = COMPOSE["services"]["redis"]
+    assert redis["user"] == "999:999"  # else the entry point changes the user itself, and may not
+    assert "--maxmemory-policy noeviction" in redis["command"][-1]
+    assert '--requirepass "$$REDIS_PASSWORD"' in redis["command"][-1]
+
+
+def test_time_to_stop_is_longer_than_the_grace_of_the_processes():
+    for name, body in SERVICES.items():
+        assert int(body["stop_grace_period"].rstrip("s")) > int(body["environment"]["FOVEA_SHUTDOWN_GRACE_S"]), name
+
+
+def test_dependencies_are_a_layer_before_the_code():
+    assert DOCKERFILE.index("pip install --no-cache-dir") < DOCKERFILE.index("COPY shared shared")
+    assert "--no-deps --force-reinstall ." in DOCKERFILE
+
+
+def test_bill_of_materials_names_what_pip_installed():
+    inspected = subprocess.run([sys.executable, "-m", "pip", "inspect"], capture_output=True, check=True).stdout
+    done = subprocess.run(
+        [sys.executable, "-m", "shared.serving.sbom", "x"], input=inspected, capture_output=True, check=True
+    )
+    bill = json.loads(done.stdout)
+    assert (bill["bomFormat"], bill["specVersion"], bill["metadata"]["component"]["name"]) == ("CycloneDX", "1.6", "x")
+    assert f"pkg:pypi/jsonschema@{importlib.metadata.version('jsonschema')}" in {
+        one["purl"] for one in bill["components"]
+    }
 
 
 def test_image_runs_as_a_numeric_user_without_root():

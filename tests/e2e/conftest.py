@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-START_S = 150
+START_S = 400
 """A first start dequantises the language model and exports graphs; on two busy cores that takes its time."""
 
 

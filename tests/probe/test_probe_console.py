@@ -130,7 +130,7 @@ def test_refusal_is_told_in_words(page, complaints):
 
 def test_broken_permalink_is_a_page_that_says_so(page, complaints):
     page.goto("/console/probe?model=attention&spec=nonsense")
-    page.get_by_text("no JSON object").wait_for()
+    page.get_by_text("not a JSON object").wait_for()
     complaints.clear()
 
 

@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 
 from fovea import endpoints, judge_endpoints
-from fovea.cli.commands import judge_metrics
+from fovea.cli.commands import judge_answers, judge_evidence, judge_metrics
 from fovea.cli.common_options import AsJson, Connection, Key, Url
 from fovea.cli.job_progress import follow_job
 from fovea.cli.output import Screen
@@ -30,6 +30,15 @@ app.command("agreement")(judge_metrics.agreement)
 app.command("rankings")(judge_metrics.rankings)
 app.command("ensemble")(judge_metrics.ensemble)
 app.command("leaderboard")(judge_metrics.leaderboard)
+app.command("trust")(judge_evidence.trust)
+app.command("weights")(judge_evidence.weights)
+app.command("significance")(judge_evidence.significance)
+app.command("corrected")(judge_evidence.correct)
+app.command("budget")(judge_evidence.budget)
+app.command("preferences")(judge_evidence.preferences)
+app.command("import")(judge_evidence.import_collection)
+app.command("nuggets")(judge_answers.nuggets)
+app.command("support")(judge_answers.support)
 
 Judge = Annotated[str | None, typer.Option("--judge", "-j", help="prompted-grade, log-odds …", show_default=False)]
 Template = Annotated[
@@ -89,6 +98,10 @@ def batch(
     template: Template = None,
     llm: Llm = None,
     calibration: Cuts = None,
+    more: Annotated[
+        Path | None,
+        typer.Option("--options", help="JSON file with further options of the judge.", show_default=False),
+    ] = None,
     budget: Annotated[int | None, typer.Option(help="Most tokens to spend.", show_default=False)] = None,
     per_minute: Annotated[float | None, typer.Option(help="Most pairs per minute.", show_default=False)] = None,
     at_once: Annotated[int, typer.Option(min=1, max=32, help="Pairs at a time.")] = 4,
@@ -104,7 +117,7 @@ def batch(
     options = {"template": template, "llm": llm, "calibration": calibration}
     body = {
         "model": judge,
-        "options": {name: value for name, value in options.items() if value is not None},
+        "options": {**_read_options(more), **{name: value for name, value in options.items() if value is not None}},
         "topics": read_text(topics),
         "passages": read_text(passages),
         "pairs": read_text(pairs),
@@ -131,6 +144,18 @@ def batch(
         _print_summary(screen, done, output)
     if done["failed"] or done["left"]:
         raise typer.Exit(1)
+
+
+def _read_options(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        found = json.loads(read_text(path))
+    except ValueError as error:
+        raise Malformed(f"{path.name} is not JSON.") from error
+    if not isinstance(found, dict):
+        raise Malformed(f"{path.name} is not a JSON object.")
+    return found
 
 
 @app.command()

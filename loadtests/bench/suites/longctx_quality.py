@@ -69,7 +69,7 @@ def measure(rounds: int = 2, count: int = 2048) -> Quality:
     """Needles (`rounds` per cell, at most three) in `count` tokens and half of them, and fidelity behind the half."""
     lengths = [count // 2, count]
     with tempfile.TemporaryDirectory() as folder:
-        place = LoadContext(cache=Path(folder), weights=Path(folder), options={"llm_dtype": "bfloat16"})
+        place = LoadContext(cache=Path(folder), weights=Path(folder), options={"llm_weights": "bf16"})
         model = SmolLM2.load(place)
         try:
             found = {name: _needles(model.adapter, how, lengths, rounds) for name, how in METHODS.items()}

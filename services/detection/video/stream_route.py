@@ -112,7 +112,7 @@ def _detector(host: Host, name: str, whole: CallContext) -> Callable[[DetectIn],
     async def detect(call: DetectIn) -> DetectOut:
         if whole.cancelled:
             raise Cancelled("The stream was cancelled.")
-        run = CallContext(deadline=time.monotonic() + host.settings.request_timeout_s)
+        run = CallContext(deadline=time.monotonic() + host.settings.request_timeout_s, tenant=whole.tenant)
         while True:
             try:
                 return cast("DetectOut", await host.predict(name, call, run))

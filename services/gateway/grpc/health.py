@@ -1,4 +1,7 @@
-"""The standard gRPC health service (`grpc.health.v1`). What ready means is up to the caller."""
+"""The standard gRPC health service (`grpc.health.v1`). What ready means is up to the caller.
+
+Anybody may ask, so a message is read in a turn of its own and only a short one is decoded.
+"""
 
 from __future__ import annotations
 
@@ -7,38 +10,68 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, Final
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from google.protobuf.message import DecodeError
+from grpc_health.v1 import health_pb2
+
+from services.gateway.policy.memory_budget import MessageReader
 
 __all__ = ["add_health"]
 
 _HEALTH_SERVICE: Final = "grpc.health.v1.Health"
 _CHECK_INTERVAL_S: Final = 0.5
+_READ_TIMEOUT_S: Final = 5.0
+_MAX_BYTES: Final = 1024
+_ANYBODY: Final = ""
+
+Context = grpc.aio.ServicerContext[Any, Any]
 
 
-def add_health(server: grpc.aio.Server, is_ready: Callable[[], bool], service: str) -> None:
+def add_health(server: grpc.aio.Server, is_ready: Callable[[], bool], service: str, reader: MessageReader) -> None:
     """Add health for the whole server (`""`) and for `service`, both serving while `is_ready()`."""
-    health_pb2_grpc.add_HealthServicer_to_server(_Health(is_ready, service), server)
+    server.add_generic_rpc_handlers((_Health(is_ready, service, reader),))
 
 
-class _Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # the library has no types
+class _Health(grpc.GenericRpcHandler):
     """Answers with the current state."""
 
-    def __init__(self, is_ready: Callable[[], bool], service: str) -> None:
-        self._is_ready, self._known = is_ready, frozenset({"", service, _HEALTH_SERVICE})
+    def __init__(self, is_ready: Callable[[], bool], service: str, reader: MessageReader) -> None:
+        self._is_ready, self._known, self._reader = is_ready, frozenset({"", service, _HEALTH_SERVICE}), reader
+        self._handlers: dict[str, Any] = {
+            f"/{_HEALTH_SERVICE}/{name}": grpc.stream_stream_rpc_method_handler(
+                method, response_serializer=health_pb2.HealthCheckResponse.SerializeToString
+            )
+            for name, method in (("Check", self._check), ("Watch", self._watch))
+        }
 
-    async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802  # the protocol's name
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """The handler of a method."""
+        handler: grpc.RpcMethodHandler[Any, Any] | None = self._handlers.get(handler_call_details.method)
+        return handler
+
+    async def _check(self, messages: AsyncIterator[bytes], context: Context) -> AsyncIterator[Any]:
         """Whether a service is served."""
-        if request.service not in self._known:
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"There is no service {request.service!r}.")
-        return self._status(request.service)
+        service = await self._read(messages, context)
+        if service not in self._known:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"There is no service {service!r}.")
+        yield self._status(service)
 
-    async def Watch(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802  # the protocol's name
+    async def _watch(self, messages: AsyncIterator[bytes], context: Context) -> AsyncIterator[Any]:
         """The same, now and after every change."""
-        last = None
+        service, last = await self._read(messages, context), None
         while True:
-            if (status := self._status(request.service)) != last:
+            if (status := self._status(service)) != last:
                 yield (last := status)
             await asyncio.sleep(_CHECK_INTERVAL_S)
+
+    async def _read(self, messages: AsyncIterator[bytes], context: Context) -> str:
+        """The service that is asked about."""
+        async with self._reader.turn(_ANYBODY, _READ_TIMEOUT_S), asyncio.timeout(_READ_TIMEOUT_S):
+            message = await anext(messages, b"")
+        try:
+            service: str = health_pb2.HealthCheckRequest.FromString(message[: _MAX_BYTES + 1]).service
+        except DecodeError:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "The bytes are not a HealthCheckRequest.")
+        return service
 
     def _status(self, service: str) -> Any:
         response = health_pb2.HealthCheckResponse

@@ -6,14 +6,16 @@ Knows nothing about methods and messages; they are bytes here.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 
+from services.gateway.policy.auth import Caller
 from services.gateway.proxy.retry import ReplicaRetryPolicy, RetryState, UpstreamLost
-from services.gateway.routing.replica_registry import Replica, ReplicaRegistry
-from shared.errors import DeadlineExceeded, NotReady
+from services.gateway.routing.replica_registry import Attempt, Replica, ReplicaRegistry
+from shared.errors import DeadlineExceeded, FoveaError, NotReady
 from shared.telemetry import Context
 
 __all__ = ["ChannelPool", "GrpcCall", "GrpcProxy"]
@@ -27,14 +29,26 @@ _DROPPED = frozenset({"user-agent", "authorization", "x-api-key", "x-request-id"
 
 @dataclass(slots=True)
 class GrpcCall:
-    """One call on its way: its method, caller, deadline (event-loop time) and the service that answers it."""
+    """One call on its way.
+
+    Attributes:
+        deadline: Event-loop time.
+        service: The service that answers it.
+        refusal: Why a later message of its stream was refused, after which the stream ends.
+    """
 
     path: str
     metadata: Sequence[tuple[str, str]]
-    tenant: str
+    caller: Caller
     trace: Context
     deadline: float
     service: str = ""
+    refusal: FoveaError | None = None
+
+    @property
+    def tenant(self) -> str:
+        """Whose call it is."""
+        return self.caller.tenant
 
     @property
     def method(self) -> str:
@@ -88,9 +102,9 @@ class ChannelPool:
 class GrpcProxy:
     """Forwards calls to replicas."""
 
-    def __init__(self, registry: ReplicaRegistry, channels: ChannelPool) -> None:
-        """Choose among the replicas of `registry`."""
-        self._registry, self._channels = registry, channels
+    def __init__(self, registry: ReplicaRegistry, channels: ChannelPool, credentials: Mapping[str, str]) -> None:
+        """Choose among the replicas of `registry`; `credentials` are metadata by which they know their gateway."""
+        self._registry, self._channels, self._credentials = registry, channels, tuple(credentials.items())
         self._retry = ReplicaRetryPolicy(registry)
 
     async def call_unary(self, call: GrpcCall, message: bytes) -> bytes:
@@ -104,9 +118,14 @@ class GrpcProxy:
         state = _start_retries(call)
 
         async def attempt(replica: Replica) -> bytes:
-            channel = await self._connect(replica)
+            channel, under_way = await self._connect(replica), Attempt(replica)
             try:
-                return await self._send(channel, call, message)
+                async with under_way:
+                    return await self._send(channel, call, message)
+            except TimeoutError as error:
+                if not under_way.is_aborted:
+                    raise
+                raise self._build_hung(call) from error
             except grpc.aio.AioRpcError as error:
                 lost = self._find_loss(error, channel, replica, state)
                 if lost is None:
@@ -128,10 +147,27 @@ class GrpcProxy:
         try:
             method: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(call.path)
             messages = _prepend(first, rest)
-            async for answer in method(messages, timeout=_timeout_of(call), metadata=call.upstream_metadata):
+            metadata = (*call.upstream_metadata, *self._credentials)
+            answers = method(messages, timeout=_timeout_of(call), metadata=metadata)
+            while (answer := await self._read_answer(replica, call, answers)) is not grpc.aio.EOF:
                 yield answer
         finally:
             replica.in_flight -= 1
+
+    async def _read_answer(self, replica: Replica, call: GrpcCall, answers: Any) -> Any:
+        """The next message of a stream, or `EOF`.
+
+        Raises:
+            NotReady: The replica hangs.
+        """
+        under_way = Attempt(replica)
+        try:
+            async with under_way:
+                return await answers.read()
+        except TimeoutError as error:
+            if not under_way.is_aborted:
+                raise
+            raise self._build_hung(call).answer from error
 
     async def broadcast(self, call: GrpcCall, message: bytes) -> bytes:
         """Send one message to every replica in turn; returns the last answer, or raises the first error."""
@@ -151,6 +187,10 @@ class GrpcProxy:
             if replica is not None and replica.record.grpc:
                 answers.append(await self._send(await self._connect(replica), call, message))
         return b"".join(answers)
+
+    def _build_hung(self, call: GrpcCall) -> UpstreamLost:
+        answer = NotReady(f"A replica of {call.service} hangs.", hint="Send the request again.", retry_after=1)
+        return UpstreamLost("it hangs: its record is not renewed", answer, is_unseen=False, may_repeat=True)
 
     async def _connect_ready(self, call: GrpcCall) -> tuple[Replica, grpc.aio.Channel]:
         """Find a replica whose connection stands: a stream can't be sent twice."""
@@ -175,7 +215,8 @@ class GrpcProxy:
 
     async def _send(self, channel: grpc.aio.Channel, call: GrpcCall, message: bytes) -> bytes:
         method: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(call.path)
-        return await method(message, timeout=_timeout_of(call), metadata=call.upstream_metadata)
+        metadata = (*call.upstream_metadata, *self._credentials)
+        return await method(message, timeout=_timeout_of(call), metadata=metadata)
 
     def _find_loss(
         self, error: grpc.aio.AioRpcError, channel: grpc.aio.Channel, replica: Replica, state: RetryState

@@ -10,7 +10,9 @@ import asyncio
 import errno
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final
 
 import grpc
@@ -20,9 +22,10 @@ from services.gateway.grpc.health import add_health
 from services.gateway.grpc.protobuf_peek import read_text_field
 from services.gateway.grpc.proxy import ChannelPool, GrpcCall, GrpcProxy
 from services.gateway.policy.auth import LOCAL, Caller, KeyScope, read_credentials
+from services.gateway.policy.memory_budget import MessageReader
 from services.gateway.routes import health, oip_server
 from shared.api.problem import oip_error
-from shared.errors import FoveaError, NotFound
+from shared.errors import DeadlineExceeded, FoveaError, Malformed, NotFound, QueueFull, TooLarge
 from shared.rpc import open_inference_pb2 as pb
 from shared.telemetry import ERRORS, IN_FLIGHT, REQUEST_LATENCY, REQUESTS, fresh_context
 
@@ -33,6 +36,12 @@ SERVICE: Final = "inference.GRPCInferenceService"
 
 _MAX_DETAIL_CHARS: Final = 2000
 """Characters of an error's text: it travels as a header, and those are limited to a few kilobytes."""
+
+_MAX_OWN_BYTES: Final = 2**16
+"""Bytes of a message that is answered here: none of them has more than a name."""
+
+_MAX_STREAMS_PER_TENANT: Final = 16
+"""Open streams of one tenant; each may hold one message."""
 
 _MODEL_FIELDS: Final = {
     "ModelInfer": 1,
@@ -64,8 +73,9 @@ async def serve_grpc(gateway: Gateway, host: str, port: int) -> tuple[grpc.aio.S
         ("grpc.so_reuseport", 0),  # a port in use is an error, and not shared in silence
     ]
     server = grpc.aio.server(options=options)
-    server.add_generic_rpc_handlers((_InferenceHandler(gateway),))
-    add_health(server, lambda: health.is_ready(gateway.registry), SERVICE)
+    reader = MessageReader(gateway.proxy.budget, gateway.settings.max_body_bytes)
+    server.add_generic_rpc_handlers((_InferenceHandler(gateway, reader),))
+    add_health(server, lambda: health.is_ready(gateway.registry), SERVICE, reader)
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
         bound_port = server.add_insecure_port(address)
@@ -78,9 +88,11 @@ async def serve_grpc(gateway: Gateway, host: str, port: int) -> tuple[grpc.aio.S
 class _InferenceHandler(grpc.GenericRpcHandler):
     """The methods of the service, each from bytes to bytes."""
 
-    def __init__(self, gateway: Gateway) -> None:
-        self._gateway = gateway
-        self._proxy = GrpcProxy(gateway.registry, ChannelPool(gateway.registry, gateway.settings.max_body_bytes))
+    def __init__(self, gateway: Gateway, reader: MessageReader) -> None:
+        self._gateway, self._reader = gateway, reader
+        self._streams: Counter[str] = Counter()
+        channels = ChannelPool(gateway.registry, gateway.settings.max_body_bytes)
+        self._proxy = GrpcProxy(gateway.registry, channels, gateway.settings.replica_credentials)
         own_methods: dict[str, Method] = {
             "ServerLive": self._live,
             "ServerReady": self._ready,
@@ -89,11 +101,11 @@ class _InferenceHandler(grpc.GenericRpcHandler):
         }
         self._handlers: Mapping[str, Any] = {
             **{
-                name: grpc.unary_unary_rpc_method_handler(self._handle_unary(name, method))
+                name: grpc.stream_stream_rpc_method_handler(self._handle_unary(name, method))
                 for name, method in own_methods.items()
             },
             **{
-                name: grpc.unary_unary_rpc_method_handler(self._handle_unary(name, self._forward))
+                name: grpc.stream_stream_rpc_method_handler(self._handle_unary(name, self._forward))
                 for name in _MODEL_FIELDS
             },
             "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(self._handle_stream),
@@ -104,20 +116,27 @@ class _InferenceHandler(grpc.GenericRpcHandler):
         service, _, name = handler_call_details.method.lstrip("/").partition("/")
         if service != SERVICE:
             return None
-        return self._handlers.get(name) or grpc.unary_unary_rpc_method_handler(_not_offered)
+        return self._handlers.get(name) or grpc.stream_stream_rpc_method_handler(_not_offered)
 
     # Around every call.
 
-    def _handle_unary(self, name: str, method: Method) -> Callable[[bytes, Context], Awaitable[bytes]]:
-        async def behaviour(message: bytes, context: Context) -> bytes:
+    # All methods are registered as streams, which look the same on the wire: so nothing of a message is read before
+    # the key has been checked, and none is read without memory for it.
+
+    def _handle_unary(
+        self, name: str, method: Method
+    ) -> Callable[[AsyncIterator[bytes], Context], AsyncIterator[bytes]]:
+        async def behaviour(messages: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
             async with _CallMetrics(name):
                 try:
-                    return await method(message, await self._admit(name, context))
+                    call = await self._admit(name, context)
+                    message, held = await self._read(messages, call)
+                    with self._hold(held):
+                        yield await method(message, call)
                 except FoveaError as error:
                     await _abort(context, error)
                 except grpc.aio.AioRpcError as error:
                     await _abort_with(context, error)
-            return b""  # not reached: both ways of ending raise
 
         return behaviour
 
@@ -125,16 +144,76 @@ class _InferenceHandler(grpc.GenericRpcHandler):
         async with _CallMetrics("ModelStreamInfer"):
             try:
                 call = await self._admit("ModelStreamInfer", context)
-                first = await anext(messages, None)
-                if first is None:
-                    return
-                call.service = self._gateway.registry.routes.find_service(read_text_field(first, 1))
-                async for answer in self._proxy.call_stream(call, first, messages):
-                    yield answer
+                with self._count_stream(call.tenant):
+                    first = await anext(messages, None)
+                    if first is None:
+                        return
+                    call.service = self._gateway.registry.routes.find_service(read_text_field(first, 1))
+                    async for answer in self._proxy.call_stream(call, first, self._count_each(messages, call)):
+                        yield answer
+                if call.refusal is not None:
+                    await _abort(context, call.refusal)
             except FoveaError as error:
                 await _abort(context, error)
             except grpc.aio.AioRpcError as error:
                 await _abort_with(context, error)
+
+    async def _read(self, messages: AsyncIterator[bytes], call: GrpcCall) -> tuple[bytes, int]:
+        """Read the one message of a call; returns it and the bytes of memory that are held for it.
+
+        Raises:
+            Malformed: There is none.
+            TooLarge: A call that is answered here brings more than a name.
+            QueueFull: There is no memory for it.
+            DeadlineExceeded: It does not arrive in time.
+        """
+        budget, wait_s = self._gateway.proxy.budget, self._gateway.settings.body_read_timeout_s
+        async with self._reader.turn(call.tenant, min(wait_s, max(call.left_s, 0))):
+            try:
+                async with asyncio.timeout(min(wait_s, max(call.left_s, 0))):
+                    message = await anext(messages, None)
+            except TimeoutError as error:
+                raise DeadlineExceeded("The message did not arrive in time.", hint="Send it faster.") from error
+            if message is None:
+                raise Malformed("The call ended without a message.")
+            held = len(message)
+        if call.method not in _MODEL_FIELDS and held > _MAX_OWN_BYTES:
+            raise TooLarge(f"{call.method} takes messages of at most {_MAX_OWN_BYTES:,} bytes.")
+        budget.left -= held
+        return message, held
+
+    @contextmanager
+    def _hold(self, size: int) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            self._gateway.proxy.budget.left += size
+
+    @contextmanager
+    def _count_stream(self, tenant: str) -> Iterator[None]:
+        if self._streams[tenant] >= _MAX_STREAMS_PER_TENANT:
+            detail = f"{_MAX_STREAMS_PER_TENANT} streams of this tenant are open, which is the limit."
+            raise QueueFull(detail, hint="Send more messages in each stream.", retry_after=1)
+        self._streams[tenant] += 1
+        try:
+            yield
+        finally:
+            self._streams[tenant] -= 1
+            if not self._streams[tenant]:
+                del self._streams[tenant]
+
+    async def _count_each(self, messages: AsyncIterator[bytes], call: GrpcCall) -> AsyncIterator[bytes]:
+        """The messages of a stream, each counted against the caller's rate, up to the one that is over it.
+
+        The first was counted when the call began. What was sent before is answered before the stream is ended.
+        """
+        async for message in messages:
+            try:
+                await self._gateway.limits.count(call.caller)
+            except FoveaError as error:
+                call.refusal = error
+                return
+            yield message
 
     async def _admit(self, name: str, context: Context) -> GrpcCall:
         """Check permission and rate limits; returns the call with its caller, deadline and ids."""
@@ -153,7 +232,7 @@ class _InferenceHandler(grpc.GenericRpcHandler):
         return GrpcCall(
             path=f"/{SERVICE}/{name}",
             metadata=metadata,
-            tenant=caller.tenant,
+            caller=caller,
             trace=trace,
             deadline=asyncio.get_running_loop().time() + seconds,
         )
@@ -224,7 +303,7 @@ async def _abort_with(context: Context, error: grpc.aio.AioRpcError) -> None:
     await context.abort(error.code(), error.details() or "", tuple(error.trailing_metadata() or ()))
 
 
-async def _not_offered(_message: bytes, context: Context) -> bytes:
+async def _not_offered(_messages: AsyncIterator[bytes], context: Context) -> None:
     detail = "This method is not offered: shared memory, trace and log settings are up to the operator."
     await context.abort(grpc.StatusCode.UNIMPLEMENTED, detail)
 

@@ -50,6 +50,21 @@ _OPENAI_PATHS = (
     "/v1/models",
     "/v1/embeddings",
     "/v1/responses",
+    "/v1/rerank",
+    "/v2/rerank",
+    "/v1/score",
+    "/v1/files",
+    "/v1/batches",
+    "/v1/assistants",
+    "/v1/audio",
+    "/v1/conversations",
+    "/v1/engines",
+    "/v1/fine_tuning",
+    "/v1/images",
+    "/v1/moderations",
+    "/v1/threads",
+    "/v1/uploads",
+    "/v1/vector_stores",
     "/v1/documents",
     "/v1/sessions",
     "/tokenize",
@@ -73,12 +88,10 @@ class SlowBody(BadInput):
 
 def find_error_format(path: str) -> ErrorFormat:
     """Find the error format that callers of `path` expect."""
-    if path.startswith("/v2"):
-        return "oip"
     for prefix in _OPENAI_PATHS:
         if path.startswith(prefix) and path[len(prefix) : len(prefix) + 1] in {"", "/"}:
             return "openai"
-    return "problem"
+    return "oip" if path.startswith("/v2") else "problem"
 
 
 def render_error(error: FoveaError, error_format: ErrorFormat, request_id: str) -> tuple[int, str, bytes]:

@@ -128,7 +128,8 @@ class GatewayMiddleware:
             if as_job:
                 ctx.caller.require_scope("jobs")
             if len(route.services) > 1:
-                route = resolve_service(ctx, route, await proxy.read_body(ctx, body), self._gateway.registry.routes)
+                whole = await proxy.read_body(ctx, body)
+                route = await resolve_service(ctx, route, whole, self._gateway.registry.routes)
             if as_job:
                 await jobs.submit_job(ctx, self._gateway.queue, route.services[0], await proxy.read_body(ctx, body))
             else:

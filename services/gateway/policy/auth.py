@@ -218,7 +218,7 @@ def _read_file(path: Path) -> list[Key]:
 
 def _write_file(path: Path, keys: list[Key]) -> None:
     """Replace the file in one step, readable by its owner only."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".new")
     try:
         with os.fdopen(handle, "w") as file:

@@ -18,6 +18,7 @@ from redis.exceptions import RedisError
 
 from services.gateway.policy.auth import Caller
 from shared.errors import RateLimited
+from shared.jobs.redis_connection import open_redis_pool
 from shared.settings import Settings
 from shared.telemetry import log
 
@@ -63,10 +64,12 @@ class RateLimiter:
         self._redis_retry_at = 0.0
         self._window_ends: dict[str, float] = {}
         if settings.redis_url and self._is_limited:
-            url = f"async+{settings.redis_url}"
-            self._pool = ConnectionPool.from_url(settings.redis_url, socket_timeout=1)
+            # A burst waits for a connection rather than taking Redis for away.
+            self._pool = open_redis_pool(settings.redis_url, max_connections=32, timeout=1, socket_timeout=1)
             options: dict[str, Any] = {"connection_pool": self._pool}
-            self._shared = RedisStorage(url, implementation="redispy", key_prefix="fovea:limits", **options)
+            self._shared = RedisStorage(
+                "async+redis://", implementation="redispy", key_prefix="fovea:limits", **options
+            )
 
     async def count(self, caller: Caller) -> RateLimitStatus | None:
         """Count one request; None where nothing is limited (a local machine whose owner set no rate).

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import aiohttp
@@ -35,8 +36,9 @@ _NO_AUTO_HEADERS = (istr("User-Agent"), istr("Accept"), istr("Accept-Encoding"),
 class UpstreamClient:
     """Sends requests to replicas. The session opens at first use, inside the loop that uses it."""
 
-    def __init__(self) -> None:
-        """Open nothing yet."""
+    def __init__(self, credentials: Mapping[str, str] | None = None) -> None:
+        """Open nothing yet; `credentials` are headers by which replicas know their gateway."""
+        self._credentials = dict(credentials or {})
         self._session: aiohttp.ClientSession | None = None
 
     async def stop(self) -> None:
@@ -84,5 +86,6 @@ class UpstreamClient:
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
+                headers=self._credentials,
             )
         return self._session

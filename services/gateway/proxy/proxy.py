@@ -13,12 +13,13 @@ import aiohttp
 
 from services.gateway.http.errors import SlowBody
 from services.gateway.http.request_context import RequestContext
+from services.gateway.policy.memory_budget import MemoryBudget
 from services.gateway.proxy.disconnect import DisconnectGuard
 from services.gateway.proxy.http_client import UpstreamClient
-from services.gateway.proxy.replayable_body import MemoryBudget, ReplayableBody, read_content_length
+from services.gateway.proxy.replayable_body import ReplayableBody, read_content_length
 from services.gateway.proxy.response_relay import abort_response, relay_response
 from services.gateway.proxy.retry import ReplicaRetryPolicy, RetryState, UpstreamLost
-from services.gateway.routing.replica_registry import Replica, ReplicaRegistry
+from services.gateway.routing.replica_registry import Attempt, Replica, ReplicaRegistry
 from services.gateway.routing.route_table import Route
 from shared.errors import DeadlineExceeded, FoveaError, NotReady
 from shared.settings import Settings
@@ -48,7 +49,7 @@ class Proxy:
         """Send to the replicas of `registry` through `client`."""
         self._settings, self._registry, self._client = settings, registry, client
         self._retry = ReplicaRetryPolicy(registry)
-        self._budget = MemoryBudget(MAX_BUFFERED_BODIES * settings.max_body_bytes)
+        self.budget = MemoryBudget(MAX_BUFFERED_BODIES * settings.max_body_bytes)
 
     def open_body(self, ctx: RequestContext, *, is_endless: bool = False) -> ReplayableBody:
         """Wrap the request's body, unread; of an endless one only a declared length is bounded, and nothing is kept.
@@ -64,7 +65,7 @@ class Proxy:
             length=length,
             limit=sys.maxsize if is_unbounded else limit,
             pause_s=self._settings.body_read_timeout_s,
-            budget=MemoryBudget(0) if is_unbounded else self._budget,
+            budget=MemoryBudget(0) if is_unbounded else self.budget,
         )
 
     async def forward(self, ctx: RequestContext, route: Route, body: ReplayableBody) -> None:
@@ -116,8 +117,9 @@ class Proxy:
         Raises:
             UpstreamLost: The connection failed, or the replica is not ready and there is another.
         """
+        attempt = Attempt(replica)
         try:
-            async with self._client.request(ctx, replica, body) as response:
+            async with attempt, self._client.request(ctx, replica, body) as response:
                 if response.status == 503 and self._retry.has_untried(replica, state):
                     raise _build_lost(state, body, "it answers that it is not ready", is_unseen=True)
                 if ctx.may_queue and body.replayable and response.headers.get(WANTS_HEADER) == "respond-async":
@@ -133,6 +135,13 @@ class Proxy:
                 self._registry.mark_suspect(replica)
             reason = f"{type(error).__name__}: {error}"
             raise _build_lost(state, body, reason, is_unseen=is_unseen, is_idempotent=is_idempotent) from error
+        except TimeoutError as error:
+            if not attempt.is_aborted:
+                raise
+            if ctx.status:
+                return await abort_response(ctx)
+            reason = "it hangs: its record is not renewed"
+            raise _build_lost(state, body, reason, is_unseen=False, is_idempotent=is_idempotent) from error
 
     async def _broadcast(self, ctx: RequestContext, route: Route, body: ReplayableBody) -> None:
         """Send to every replica in turn; the caller gets the last answer, or the first that is an error."""

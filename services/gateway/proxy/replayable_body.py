@@ -9,32 +9,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
-from dataclasses import dataclass
 from typing import Any
 
 from services.gateway.http.errors import SlowBody
+from services.gateway.policy.memory_budget import MemoryBudget
 from shared.errors import Cancelled, FoveaError, Malformed, QueueFull, TooLarge
 
-__all__ = ["MemoryBudget", "Receive", "ReplayableBody", "read_content_length"]
+__all__ = ["Receive", "ReplayableBody", "read_content_length"]
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 MAX_BUFFERED_BYTES = 2**20
 """Bodies that declare at most this many bytes are read whole before they are sent on: cheaper than streaming."""
-
-
-@dataclass(slots=True)
-class MemoryBudget:
-    """Memory budget, in bytes, that the kept chunks of all bodies share."""
-
-    left: int
-
-    def take(self, size: int) -> bool:
-        """Reserve `size` bytes; False when there is not enough."""
-        if size > self.left:
-            return False
-        self.left -= size
-        return True
 
 
 def read_content_length(headers: MutableMapping[bytes, bytes], limit: int) -> int | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from services.gateway.routing.replica_registry import Replica, ReplicaRegistry
-from shared.errors import FoveaError, NotReady
+from shared.errors import FoveaError, NotReady, TooLarge
 from shared.telemetry import log
 
 __all__ = ["ReplicaRetryPolicy", "RetryState", "UpstreamLost"]
@@ -94,7 +94,7 @@ class ReplicaRetryPolicy:
             try:
                 return await attempt(replica)
             except UpstreamLost as lost:
-                self._require_retryable(lost, replica, state)
+                await self._require_retryable(lost, replica, state)
             finally:
                 replica.in_flight -= 1
             if replica.id in state.tried:
@@ -129,18 +129,30 @@ class ReplicaRetryPolicy:
         if state.left_s <= 0:
             raise _build_late(state)
 
-    def _require_retryable(self, lost: UpstreamLost, replica: Replica, state: RetryState) -> None:
+    async def _require_retryable(self, lost: UpstreamLost, replica: Replica, state: RetryState) -> None:
         """Check that a lost request may be sent again.
 
         Raises:
+            FoveaError: The replica ran out of memory over it: the next one would, too.
             Exception: `lost.answer`, where it leaves something behind, can't be replayed or may be what kills replicas.
         """
         state.lost_connections += not lost.is_unseen
         log().warning("lost a replica", request_id=state.request_id, replica=replica.id, reason=str(lost))
+        if not lost.is_unseen and await self._registry.has_died_of_memory(replica):
+            raise _build_out_of_memory(replica, state) from lost
         if not lost.may_repeat or state.lost_connections > MAX_LOST_CONNECTIONS:
             raise lost.answer from lost
         if state.left_s <= 0:
             raise _build_late(state) from lost
+
+
+def _build_out_of_memory(replica: Replica, state: RetryState) -> FoveaError:
+    """The error for a death by memory: this request's doing, unless others were in the same replica."""
+    if replica.in_flight > 1:
+        detail = f"A replica of {state.service} ran out of memory; this request was in it, and may be the reason."
+        return NotReady(detail, hint="Send the request again, alone or smaller.", retry_after=5)
+    detail = f"This request took more memory than a replica of {state.service} has."
+    return TooLarge(detail, hint="Send less at a time: smaller pictures, fewer rows, shorter texts.")
 
 
 def _build_late(state: RetryState) -> FoveaError:

@@ -1,8 +1,9 @@
-"""Health routes: `/livez`, `/readyz` and the gateway's own `/metrics`."""
+"""Health routes: `/livez`, `/readyz`, `/health`, `/version` and the gateway's own `/metrics`."""
 
 from __future__ import annotations
 
 import asyncio
+from importlib import metadata
 
 from fastapi import APIRouter, Request, Response
 from starlette.responses import JSONResponse
@@ -10,12 +11,12 @@ from starlette.responses import JSONResponse
 from services.gateway.http.openapi import PROBLEMS
 from services.gateway.routing.replica_registry import ReplicaRegistry
 from shared.errors import FoveaError
-from shared.telemetry import METRICS_CONTENT_TYPE, QUEUE_DEPTH, metrics_text
+from shared.telemetry import JOBS, METRICS_CONTENT_TYPE, QUEUE_DEPTH, READY_REPLICAS, metrics_text
 
-__all__ = ["is_ready", "router"]
+__all__ = ["is_ready", "metrics", "router"]
 
-QUEUE_DEPTH_TIMEOUT_S = 1.0
-"""Longest wait for the depth of the job queue while metrics are collected."""
+QUEUE_COUNTS_TIMEOUT_S = 1.0
+"""Longest wait for the counts of the job queue while metrics are collected."""
 
 router = APIRouter(tags=["health"], responses=PROBLEMS)
 
@@ -29,6 +30,18 @@ def is_ready(registry: ReplicaRegistry) -> bool:
 async def livez() -> dict[str, str]:
     """The process answers."""
     return {"status": "alive"}
+
+
+@router.get("/health", responses={503: {"description": "Some service has no ready replica."}})
+async def get_health(request: Request) -> Response:
+    """Whether every known service has a ready replica, without a body, as vLLM's load clients ask."""
+    return Response(status_code=200 if is_ready(request.app.state.gateway.registry) else 503)
+
+
+@router.get("/version")
+async def get_version() -> dict[str, str]:
+    """The version of this product."""
+    return {"version": metadata.version("fovea")}
 
 
 @router.get("/readyz", responses={503: {"description": "Some service has no ready replica."}})
@@ -54,11 +67,16 @@ async def readyz(request: Request) -> JSONResponse:
 async def metrics(request: Request) -> Response:
     """The gateway's own metrics in the Prometheus text format."""
     gateway = request.app.state.gateway
+    for service in gateway.registry.services:
+        READY_REPLICAS.labels(service).set(len(gateway.registry.list_ready(service)))
     if gateway.queue is not None:
         for service in gateway.registry.services:
             try:
-                async with asyncio.timeout(QUEUE_DEPTH_TIMEOUT_S):
-                    QUEUE_DEPTH.labels(service, "jobs").set(await gateway.queue.depth(service))
+                async with asyncio.timeout(QUEUE_COUNTS_TIMEOUT_S):
+                    jobs = await gateway.queue.counts(service)
             except (FoveaError, TimeoutError):
                 break
+            QUEUE_DEPTH.labels(service, "jobs").set(jobs.waiting)
+            JOBS.labels(service, "queued").set(jobs.waiting)
+            JOBS.labels(service, "running").set(jobs.running)
     return Response(metrics_text(), media_type=METRICS_CONTENT_TYPE)

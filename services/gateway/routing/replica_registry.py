@@ -14,7 +14,8 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from pydantic import ValidationError
 from redis.asyncio import Redis
@@ -23,10 +24,11 @@ from redis.exceptions import RedisError
 from services.gateway.routing.route_table import RouteTable
 from services.gateway.routing.static_upstreams import StaticUpstream
 from shared.api.replica import LEASE_S, ReplicaRecord, replicas_key
+from shared.jobs.redis_connection import open_async_redis
 from shared.settings import Settings
 from shared.telemetry import log
 
-__all__ = ["Replica", "ReplicaRegistry"]
+__all__ = ["Attempt", "Replica", "ReplicaRegistry"]
 
 POLL_INTERVAL_S = 0.5
 """Seconds between two polls of Redis."""
@@ -34,11 +36,49 @@ POLL_INTERVAL_S = 0.5
 SUSPECT_S = 1.0
 """How long a replica that refused a connection is passed over."""
 
+NO_MEMORY_SHARE = 0.9
+"""Share of its memory beyond which a replica that dies is taken to have died of it."""
+
 RECOVERY_S = 60.0
 """How long requests wait for a service that lost its last ready replica."""
 
 FORGET_S = 600.0
 """How long a silent replica's service, routes and models stay known."""
+
+
+ABORT_AFTER_S = 2 * LEASE_S
+"""How long a replica is silent before requests that it has not answered go to another; a busy one may renew late."""
+
+
+class Attempt:
+    """One request under way to a replica. Ends with `TimeoutError` when the replica hangs and another is ready."""
+
+    __slots__ = ("_replica", "_timeout")
+
+    def __init__(self, replica: Replica) -> None:
+        """Begin with `async with`."""
+        self._replica, self._timeout = replica, asyncio.timeout(None)
+
+    async def __aenter__(self) -> Self:
+        await self._timeout.__aenter__()
+        self._replica.attempts.add(self)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._replica.attempts.discard(self)
+        await self._timeout.__aexit__(kind, error, trace)
+
+    def abort(self) -> None:
+        """End it now."""
+        if not self._timeout.expired():
+            self._timeout.reschedule(0)
+
+    @property
+    def is_aborted(self) -> bool:
+        """Whether a `TimeoutError` is this one's."""
+        return self._timeout.expired()
 
 
 @dataclass(eq=False, slots=True)
@@ -49,6 +89,7 @@ class Replica:
     changed: float
     in_flight: int = 0
     suspect_until: float = 0.0
+    attempts: set[Attempt] = field(default_factory=set)
 
     @property
     def id(self) -> str:
@@ -76,8 +117,11 @@ class ReplicaRegistry:
         """Take the names of wanted services and static upstreams from `settings`; `start` begins to poll."""
         self.routes = RouteTable()
         self.redis_up: bool | None = False if settings.redis_url else None
-        self._redis = Redis.from_url(settings.redis_url, socket_timeout=2) if settings.redis_url else None
-        self._upstreams = {name: StaticUpstream(name, *urls) for name, urls in settings.upstream_addresses.items()}
+        self._redis = open_async_redis(settings.redis_url, socket_timeout=2) if settings.redis_url else None
+        self._upstreams = {
+            name: StaticUpstream(name, *urls, settings.replica_credentials)
+            for name, urls in settings.upstream_addresses.items()
+        }
         self._services = {name: ServiceState() for name in (*settings.enabled_service_names, *self._upstreams)}
         self._wanted = frozenset(self._services)
         self._redis_answered_at = self._thaw_at = float("-inf")
@@ -137,6 +181,11 @@ class ReplicaRegistry:
         state = self._services.get(service)
         return state is not None and time.monotonic() - state.last_ready < RECOVERY_S
 
+    async def has_died_of_memory(self, replica: Replica) -> bool:
+        """Whether a replica that was lost said so, or was last seen with next to no memory left."""
+        await self.poll_redis()
+        return replica.record.out_of_memory or replica.record.memory >= NO_MEMORY_SHARE
+
     # Load balancing.
 
     def pick(self, service: str, avoid: Iterable[str] = ()) -> Replica | None:
@@ -169,6 +218,7 @@ class ReplicaRegistry:
             self._note_redis_failure(error)
         else:
             self._note_redis_answer()
+            self._abort_hung()
         self._update_routes()
 
     async def _poll_upstream(self, upstream: StaticUpstream) -> None:
@@ -230,6 +280,15 @@ class ReplicaRegistry:
         if replica.record.service in self._upstreams:
             return True
         return (now if self._frozen_at is None else self._frozen_at) - replica.changed < LEASE_S
+
+    def _abort_hung(self) -> None:
+        """End what is under way to replicas that hang, where another replica is ready to take it."""
+        silent_since = (self._frozen_at or time.monotonic()) - ABORT_AFTER_S
+        for name in set(self._services) - set(self._upstreams):
+            hung = [r for r in self._services[name].replicas.values() if r.attempts and r.changed < silent_since]
+            if hung and self.list_ready(name):
+                for attempt in [attempt for replica in hung for attempt in replica.attempts]:
+                    attempt.abort()
 
     def _update_routes(self) -> None:
         """Note which services are ready now, and build a new route table where the replicas' routes changed."""

@@ -15,8 +15,14 @@ from shared.errors import NotFound
 
 __all__ = ["GATEWAY_PATHS", "Route", "RouteTable"]
 
-GATEWAY_PATHS = ("/livez", "/readyz", "/metrics", "/openapi.json", "/docs", "/console", "/v1/jobs", "/v1/models", "/v2")
+GATEWAY_PATHS = (
+    "/livez", "/readyz", "/health", "/version", "/metrics", "/openapi.json", "/docs", "/console", "/v1/jobs",
+    "/v1/models", "/v2",
+)  # fmt: skip
 """Paths (and everything below) that no service can claim by path."""
+
+_CLAIMABLE = frozenset({"/v2/rerank"})
+"""Paths below those that a service can claim all the same: Cohere's clients ask there."""
 
 _INFERENCE = re.compile(
     r"/v2/models/(?P<name>.+?)(?:/versions/(?P<version>[^/]+))?(?P<verb>/infer|/ready|/config|/stats|)/?"
@@ -63,7 +69,7 @@ class RouteTable:
             for name in record.models:
                 models.setdefault(name, record.service)
             for path in record.routes:
-                if not _is_within(path, GATEWAY_PATHS) and path != "/":
+                if path in _CLAIMABLE or (not _is_within(path, GATEWAY_PATHS) and path != "/"):
                     paths[path] = _add_record(paths.get(path) or Route((), path), record)
         templates = tuple((_compile_template(p), route) for p, route in sorted(paths.items()) if "{" in p)
         return cls({p: r for p, r in paths.items() if "{" not in p}, templates, models)
@@ -86,10 +92,6 @@ class RouteTable:
             if pattern.fullmatch(path):
                 return route
         return self._find_parent(path)
-
-    def describe_paths(self) -> str:
-        """List the paths in one line, for people."""
-        return ", ".join(sorted([*self.paths, *(r.label for _, r in self.templates)])) or "none yet"
 
     def find_service(self, model: str) -> str:
         """Find the service that serves a model.

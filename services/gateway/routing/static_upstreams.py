@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import aiohttp
@@ -19,14 +20,15 @@ __all__ = ["StaticUpstream"]
 RELEARN_INTERVAL_S = 5.0
 """Seconds between two readings of what an upstream serves; its readiness is checked at every poll."""
 
-_COMMON = ("/livez", "/readyz", "/metrics", "/openapi.json", "/docs", "/v1/models", "/v2")
+_COMMON = ("/livez", "/readyz", "/health", "/version", "/metrics", "/openapi.json", "/docs", "/v1/models", "/v2")
 
 
 class StaticUpstream:
     """The static upstream of one service."""
 
-    def __init__(self, service: str, http: str, grpc: str | None) -> None:
-        """Take its addresses; nothing is sent before `fetch_record`."""
+    def __init__(self, service: str, http: str, grpc: str | None, credentials: Mapping[str, str] | None = None) -> None:
+        """Take its addresses and what it knows its gateway by; nothing is sent before `fetch_record`."""
+        self._credentials = dict(credentials or {})
         self.service, self._http, self._grpc = service, http, grpc
         self._models: tuple[str, ...] = ()
         self._routes: dict[str, tuple[str, ...]] = {}
@@ -77,7 +79,7 @@ class StaticUpstream:
     async def _get(self, path: str, method: str = "GET") -> bytes | None:
         """The body of a 2xx answer, or None for any other outcome."""
         if self._session is None:
-            self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2))
+            self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2), headers=self._credentials)
         try:
             async with self._session.request(method, self._http + path) as response:
                 return await response.read() if response.ok else None

@@ -27,7 +27,7 @@ from services.gateway.server import create_server
 from services.gateway.tests.stub_service import Stub
 from shared.api.job import FINAL, Job
 from shared.errors import Conflict, NotFound
-from shared.jobs.queue import Payload, Result
+from shared.jobs.queue import Counts, Payload, Result
 from shared.settings import Settings
 
 
@@ -110,9 +110,10 @@ class ForgetfulQueue:
                 yield (last := job)
             await asyncio.sleep(0.01)
 
-    async def depth(self, service: str) -> int:
-        """Jobs that wait."""
-        return sum(job.status == "queued" for job in self.jobs.values())
+    async def counts(self, service: str) -> Counts:
+        """Jobs that wait and jobs that run."""
+        states = [job.status for job in self.jobs.values()]
+        return Counts(states.count("queued"), states.count("running"))
 
     def _begin(self, job_id: str) -> None:
         self.tasks[job_id] = asyncio.get_running_loop().create_task(self._run(job_id))

@@ -174,10 +174,10 @@ def arithmetic(page, field, **settings):
     height, width = field.shape
     return page.evaluate(
         """async ([map, width, height, settings]) => {
-            const { inside, tally } = await import('/console/static/js/mask.js');
+            const { thresholdMask, measure } = await import('/console/static/js/mask.js');
             const bytes = Uint8Array.from(map);
-            const { mask, regions } = inside(bytes, width, height, settings);
-            return { mask: [...mask], regions, ...tally(bytes, mask) };
+            const { mask, regions } = thresholdMask(bytes, width, height, settings);
+            return { mask: [...mask], regions, ...measure(bytes, mask) };
         }""",
         [field.ravel().tolist(), width, height, settings],
     )

@@ -77,7 +77,7 @@ async def test_a_live_stream_may_outgrow_the_limit_and_the_deadline(gateway: Any
     answer = await scene.client.post("/v1/camera", content=camera())
     assert answer.status_code == 200
     assert sum(map(int, answer.text.split())) == 160_000
-    assert scene.app.state.gateway.proxy._budget.left == 800_000
+    assert scene.app.state.gateway.proxy.budget.left == 800_000
     answer = await scene.client.post("/v1/camera", content=b"x" * 100_001)
     assert answer.status_code == 413  # a stated length is known before
 

@@ -14,7 +14,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from services.gateway.grpc import proxy
+from services.gateway.grpc import proxy, server
 from services.gateway.grpc.server import SERVICE, serve_grpc
 from services.gateway.policy.auth import KeyRing
 from shared.rpc import open_inference_pb2 as pb
@@ -134,6 +134,54 @@ async def test_what_is_no_message_is_an_invalid_argument(front: Any) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as failed:
         await call(channel, "ModelInfer", b"\xff" * 10)
     assert failed.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_each_message_of_a_stream_counts(front: Any, replica: Any, tmp_path: Path) -> None:
+    _, key = KeyRing(tmp_path / "keys.json").add("alice", ("infer",), rate_per_minute=5)
+    scene, channel = await front(auth="keys")
+    _, address, _ = await replica("one")
+    scene.announce("http://127.0.0.1:1", grpc=address)
+    stream = channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")
+    open_stream = stream(metadata=(("x-api-key", key),), timeout=10)
+    for _ in range(6):
+        await open_stream.write(INFER)
+    await open_stream.done_writing()
+    answers = [await open_stream.read() for _ in range(5)]
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await open_stream.read()
+    assert failed.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert answers == [b"one|" + INFER] * 5
+    with pytest.raises(grpc.aio.AioRpcError):
+        await call(channel, "ModelInfer", INFER, metadata=(("x-api-key", key),))
+
+
+async def test_one_tenant_has_so_many_streams_open(front: Any, replica: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(server, "_MAX_STREAMS_PER_TENANT", 1)
+    scene, channel = await front()
+    _, address, _ = await replica("one")
+    scene.announce("http://127.0.0.1:1", grpc=address)
+    method = channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")
+    first = method(timeout=10)
+    await first.write(INFER)
+    assert await first.read() == b"one|" + INFER
+    second = method(timeout=10)
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await second.read()
+    assert failed.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    first.cancel()
+
+
+async def test_memory_for_messages_is_given_back(front: Any, replica: Any) -> None:
+    scene, channel = await front()
+    _, address, _ = await replica("one")
+    scene.announce("http://127.0.0.1:1", grpc=address)
+    budget = scene.app.state.gateway.proxy.budget
+    before = budget.left
+    await call(channel, "ModelInfer", INFER)
+    with pytest.raises(grpc.aio.AioRpcError):
+        await call(channel, "ModelInfer", b"\0" * 1000)
+    await asyncio.sleep(0.05)
+    assert budget.left == before
 
 
 async def test_shared_memory_and_the_like_are_not_offered(front: Any) -> None:

@@ -15,7 +15,7 @@ import pytest
 from services.gateway.routes import jobs
 from shared.api.job import FINAL, Job
 from shared.errors import Conflict, NotFound, NotReady, QueueFull
-from shared.jobs.queue import Payload, Result
+from shared.jobs.queue import Counts, Payload, Result
 from shared.jobs.redis_server import RedisServer
 from shared.settings import Settings
 
@@ -109,8 +109,9 @@ class _MemoryQueue:
                     return
                 await self.changed.wait()
 
-    async def depth(self, service: str) -> int:
-        return sum(j.status == "queued" and j.service == service for j in self.jobs.values())
+    async def counts(self, service: str) -> Counts:
+        states = [j.status for j in self.jobs.values() if j.service == service]
+        return Counts(states.count("queued"), states.count("running"))
 
     async def dead(self, tenant: str, limit: int = 50) -> list[Job]:
         return [j for j in self.jobs.values() if j.dead][:limit]
@@ -302,10 +303,14 @@ async def test_lists_are_newest_first_and_dead_letters_apart(scene: Any, queue: 
     assert (wrong.status_code, wrong.json()["field"]) == (422, "limit")
 
 
-async def test_the_queues_depth_is_in_the_metrics(scene: Any, queue: _MemoryQueue) -> None:
-    await scene.client.post("/v1/echo", content=b"x", headers=ASYNC)
+async def test_jobs_that_wait_and_jobs_that_run_are_in_the_metrics(scene: Any, queue: _MemoryQueue) -> None:
+    first = (await scene.client.post("/v1/echo", content=b"x", headers=ASYNC)).json()
+    await scene.client.post("/v1/echo", content=b"y", headers=ASYNC)
+    await queue.change(first["id"], status="running")
     text = (await scene.client.get("/metrics")).text
     assert 'fovea_queue_depth{model="jobs",service="svc"} 1.0' in text
+    assert 'fovea_jobs{service="svc",state="queued"} 1.0' in text
+    assert 'fovea_jobs{service="svc",state="running"} 1.0' in text
 
 
 async def test_the_real_queue_takes_a_job_and_knows_it(gateway: Any, toy: Any, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -67,3 +68,23 @@ def test_without_keys_it_serves_its_own_machine_only(tmp_path: Path) -> None:
     assert process.returncode == 2
     assert len(told.strip().splitlines()) == 1
     assert "FOVEA_AUTH=keys" in told
+
+
+def test_metrics_have_a_port_of_their_own_that_wants_no_key(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = start(tmp_path, FOVEA_AUTH="keys", FOVEA_METRICS_PORT=str(port))
+    assert process.stderr is not None
+    with process, process.stderr:
+        url = listens_at(process.stderr)
+        for _ in range(50):
+            with contextlib.suppress(httpx2.TransportError):
+                if (answer := httpx2.get(f"http://127.0.0.1:{port}/metrics")).status_code == 200:
+                    break
+        assert "python_info" in answer.text
+        assert httpx2.get(f"{url}/metrics").status_code == 401
+        assert httpx2.get(f"http://127.0.0.1:{port}/v1/models").status_code == 404
+        process.send_signal(signal.SIGTERM)
+        process.stderr.read()
+        assert process.wait(10) in {0, -signal.SIGTERM}

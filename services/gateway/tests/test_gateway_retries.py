@@ -110,6 +110,29 @@ async def test_a_refused_connection_is_no_reason_not_to_send_it_elsewhere(gatewa
     assert dead.in_flight == 0
 
 
+@pytest.mark.parametrize("last", [{"out_of_memory": True}, {"memory": 0.95}])
+async def test_a_death_by_memory_is_not_tried_again(gateway: Any, toy: Any, last: dict[str, Any]) -> None:
+    upstream = await toy(name="good")
+    scene = await gateway()
+    async with cutting(b"") as (url, heard):
+        bad = scene.announce(url, name="bad")
+        bad.record = bad.record.model_copy(update=last)
+        scene.announce(upstream.url, name="good").in_flight = 1
+        answer = await scene.client.post("/v1/echo", content=b"picture")
+    assert (answer.status_code, len(heard), upstream.seen) == (413, 1, [])
+    assert answer.json()["detail"] == "This request took more memory than a replica of svc has."
+
+
+async def test_others_in_a_replica_that_died_of_memory_may_send_again(gateway: Any, toy: Any) -> None:
+    scene = await gateway()
+    async with cutting(b"") as (url, _):
+        bad = scene.announce(url, name="bad")
+        bad.record = bad.record.model_copy(update={"out_of_memory": True})
+        bad.in_flight = 1
+        answer = await scene.client.post("/v1/echo", content=b"picture")
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+
+
 async def test_a_request_that_kills_every_replica_is_given_up(gateway: Any) -> None:
     scene = await gateway()
     async with cutting(b"") as (url, heard):
@@ -186,11 +209,11 @@ async def test_an_upload_beyond_the_memory_set_aside_is_sent_but_not_twice(gatew
 
     upstream = await toy(name="good")
     scene = await gateway()
-    scene.app.state.gateway.proxy._budget.left = 1_000_000
+    scene.app.state.gateway.proxy.budget.left = 1_000_000
     scene.announce(upstream.url, name="good")
     answer = await scene.client.post("/v1/echo", content=pieces())
     assert len(answer.content) == 3_000_000
-    assert scene.app.state.gateway.proxy._budget.left == 1_000_000
+    assert scene.app.state.gateway.proxy.budget.left == 1_000_000
 
 
 @pytest.mark.slow

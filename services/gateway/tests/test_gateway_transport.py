@@ -214,7 +214,7 @@ async def test_a_caller_that_hangs_up_while_sending_stops_the_upload(gateway: An
         await asyncio.wait_for(over.wait(), 3)
         await asyncio.sleep(0.05)
     assert replica.in_flight == 0
-    assert scene.app.state.gateway.proxy._budget.left == 8 * 64 * 2**20
+    assert scene.app.state.gateway.proxy.budget.left == 8 * 64 * 2**20
 
 
 async def test_a_careful_caller_is_told_to_go_on(gateway: Any, toy: Any) -> None:

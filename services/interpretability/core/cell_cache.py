@@ -1,6 +1,6 @@
 """Content-addressed cache of computed cells: a job that was killed resumes where it stopped and repeats no cell.
 
-A cell's key is the digest of everything its value depends on, so an entry is never stale. Knows files and JSON; knows
+A cell's key is the digest of everything its value depends on, so an entry is never stale. Knows objects and JSON; knows
 no experiment.
 """
 
@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from services.interpretability.core.report import json_digest
+from shared.storage import ObjectStore
 
 __all__ = ["CachedCell", "CellCache"]
 
-UNUSED_CELL_TTL_S = 14 * 24 * 3600
-"""Cells that were not read for so long are removed."""
+CELL_TTL_S = 14 * 24 * 3600
+"""Cells that were computed so long ago are removed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +38,10 @@ class CachedCell:
 
 
 class CellCache:
-    """Cells of all experiments on one machine, one small file each."""
+    """Cells of all experiments of one tenant, one small object each."""
 
-    def __init__(self, folder: Path) -> None:
-        """Store cells in `folder`, which is created with the first cell."""
-        self._folder = folder
+    def __init__(self, objects: ObjectStore) -> None:
+        self._objects = objects
 
     def get_or_compute(self, content: Mapping[str, Any], work: Callable[[], Any]) -> CachedCell:
         """Return the cell of this content: read from the cache, else computed and stored.
@@ -53,23 +51,23 @@ class CellCache:
             work: Computes the value, as JSON; called only on a miss.
         """
         key = json_digest(content)
-        file = self._folder / key[:2] / f"{key}.json"
-        if (cached := _read(file)) is not None:
+        path = f"{key[:2]}/{key}.json"
+        if (cached := _parse(self._objects.get(path))) is not None:
             return cached
         started = time.perf_counter()
         # Through JSON once, so that a resumed run and a fresh one continue with the very same numbers.
         value = json.loads(_to_json(work()))
         seconds = round(time.perf_counter() - started, 4)
         cell = CachedCell(value, seconds, dt.datetime.now(tz=dt.UTC).isoformat("T", "seconds"))
-        _write(file, _to_json({"value": cell.value, "seconds": cell.seconds, "at": cell.at}))
+        text = _to_json({"value": cell.value, "seconds": cell.seconds, "at": cell.at})
+        self._objects.put(path, text.encode("utf8", "surrogatepass"))
         return cell
 
-    def remove_unused(self, older_than_s: float = UNUSED_CELL_TTL_S) -> int:
-        """Remove cells that were not read for so long; return how many."""
+    def remove_old(self, older_than_s: float = CELL_TTL_S) -> int:
+        """Remove cells that were computed so long ago; return how many."""
         limit = time.time() - older_than_s
-        old = [file for file in self._folder.glob("??/*.json") if file.stat().st_mtime < limit]
-        for file in old:
-            file.unlink(missing_ok=True)
+        old = [facts.path for facts in self._objects.list_objects() if facts.modified.timestamp() < limit]
+        self._objects.delete(*old)
         return len(old)
 
 
@@ -78,17 +76,8 @@ def _to_json(content: Any) -> str:
     return json.dumps(content, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
-def _read(file: Path) -> CachedCell | None:
+def _parse(content: bytes | None) -> CachedCell | None:
     try:
-        cell = CachedCell(**json.loads(file.read_text("utf-8")))
-        os.utime(file)
-    except (OSError, ValueError, TypeError):  # absent, or cut short when the machine went down: compute it again
+        return None if content is None else CachedCell(**json.loads(content.decode("utf8", "surrogatepass")))
+    except (ValueError, TypeError):  # damaged: compute it again
         return None
-    return cell
-
-
-def _write(file: Path, text: str) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
-    draft.write_text(text, "utf-8")
-    draft.replace(file)

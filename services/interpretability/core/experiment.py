@@ -105,6 +105,7 @@ class Progress:
         seconds: Compute time of all cells so far, as each was first computed.
         started_at: When the first cell was computed (ISO 8601), or None.
         stopped: Whether `each` ended early.
+        tenant: Whose run it is.
     """
 
     def __init__(
@@ -126,6 +127,7 @@ class Progress:
         self.seconds = 0.0
         self.started_at: str | None = None
         self.stopped = False
+        self.tenant = "local" if run is None else run.tenant
         self._run, self._cells, self._done = run or CallContext(), max(cells, 1), 0
         self._scope, self._cache = dict(scope or {}), cache
 
@@ -177,7 +179,7 @@ class _CellContext(CallContext):
     """Context of work inside one cell: whoever cancels the run cancels it."""
 
     def __init__(self, whole: CallContext, report: Callable[[float, str | None], None]) -> None:
-        super().__init__(deadline=whole.deadline, report=report, job=whole.job)
+        super().__init__(deadline=whole.deadline, report=report, job=whole.job, tenant=whole.tenant)
         self._whole = whole
 
     @property
@@ -209,7 +211,7 @@ class Experiment(Servable[S, Report], Generic[S]):
         """Ready at once: a language model is loaded when it is first studied."""
         if context.threads:
             torch.set_num_threads(context.threads)
-        return cls(registry_for(context), ResultStore(context.cache / "probe"))
+        return cls(registry_for(context), ResultStore.of_context(context))
 
     def load_model(self, name: str | None) -> StudiedModel:
         """Return the model that a spec's `lm` names, loaded on first use.
@@ -252,7 +254,8 @@ class Experiment(Servable[S, Report], Generic[S]):
     def begin(self, spec: S, subject: StudiedModel, run: CallContext | None = None) -> Progress:
         """Start the progress of one run; jobs get the cell cache."""
         scope = {"experiment": self.card.name, **_identity(subject)}
-        cache = self.store.cells if self.mode == "job" else None
+        run = run or CallContext()
+        cache = self.store.of_tenant(run.tenant).cells if self.mode == "job" else None
         return Progress(run, cells=self.cost(spec, subject).cells, scope=scope, cache=cache)
 
     def finish(self, spec: S, subject: StudiedModel, progress: Progress, report: Report) -> Report:
@@ -284,10 +287,12 @@ class Experiment(Servable[S, Report], Generic[S]):
             if spec.dry_run:
                 return self.finish(spec, subject, progress, self.estimate(spec, subject))
             if self.mode == "job" and run.deadline is not None:
-                self._require_job_if_long(spec, subject)
+                self._require_job_if_long(spec, subject, run.tenant)
             report = self.finish(spec, subject, progress, self.run(spec, subject, progress))
             if self.mode == "job":
-                self.store.save_report(self.key(spec, subject), report)
+                results = self.store.of_tenant(run.tenant)
+                results.save_report(self.key(spec, subject), report)
+                results.cells.remove_old()
             if progress.stopped:
                 hint = f"What was done so far: GET /v1/probe/reports/{self.key(spec, subject)}. Sent again, it goes on."
                 return Cancelled("The run was stopped; its cells are kept.", hint=hint)
@@ -295,11 +300,12 @@ class Experiment(Servable[S, Report], Generic[S]):
             return error
         return report
 
-    def _require_job_if_long(self, spec: S, subject: StudiedModel) -> None:
+    def _require_job_if_long(self, spec: S, subject: StudiedModel, tenant: str) -> None:
         """Refuse to hold a connection for a long run that is not cached; jobs have no deadline and may be long."""
         scalar = self.estimate(spec, subject).scalars.get("seconds")
         seconds = (scalar.value if scalar else None) or 0.0
-        if seconds > MAX_WAITED_RUN_S and not self.store.has_report(self.key(spec, subject)):
+        is_known = seconds > MAX_WAITED_RUN_S and self.store.of_tenant(tenant).has_report(self.key(spec, subject))
+        if seconds > MAX_WAITED_RUN_S and not is_known:
             detail = f"This takes about {seconds:,.0f} s; at most {MAX_WAITED_RUN_S:.0f} s are answered at once."
             raise NeedsJob(detail, hint="Send it with `Prefer: respond-async`, or make it smaller: `dry_run` tells.")
 

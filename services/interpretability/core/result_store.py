@@ -1,51 +1,72 @@
-"""Store of reports, artefacts and cached cells on this machine: one folder, addressed by digest, safe to delete.
+"""Store of reports, artefacts and cached cells, of each tenant apart, addressed by digest.
 
-Knows files and digests; knows no experiment.
+Knows objects and digests; knows no experiment.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from functools import cached_property
 from pathlib import Path
+from typing import Self
 
 from services.interpretability.core.cell_cache import CellCache
 from services.interpretability.core.report import Artefact, Report, json_digest
 from shared.errors import NotFound
+from shared.registry import LoadContext
+from shared.storage import ObjectStore
 
-__all__ = ["ResultStore"]
+__all__ = ["ResultStore", "TenantResults"]
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class ResultStore:
-    """Reports by the key of their spec, artefacts by the digest of their content."""
+    """The results of all tenants.
 
-    def __init__(self, folder: Path) -> None:
-        """Store everything under `folder`, which is created with the first entry."""
-        self._folder = folder
+    Args:
+        objects: The object store of all tenants.
+        folder: For unfinished work on this machine.
+    """
 
-    @cached_property
-    def cells(self) -> CellCache:
-        """The cell cache."""
-        return CellCache(self._folder / "cells")
+    def __init__(self, objects: ObjectStore, folder: Path) -> None:
+        self._objects, self._folder = objects, folder
+
+    @classmethod
+    def of_context(cls, context: LoadContext) -> Self:
+        """The store of a LoadContext; without an object store, results are kept beside the caches."""
+        folder = context.cache / "probe"
+        return cls(context.objects or ObjectStore.open(folder.absolute().as_uri()), folder)
+
+    def of_tenant(self, tenant: str) -> TenantResults:
+        """The results of one tenant."""
+        return TenantResults(self._objects.of_tenant(tenant).under("probe"))
 
     def work_folder(self, content: object) -> Path:
         """Folder for unfinished work (checkpoints) that depends on `content`; its owner removes it when done."""
         return self._folder / "bench" / json_digest(content)
 
+
+class TenantResults:
+    """Reports by the key of their spec, artefacts by the digest of their content."""
+
+    def __init__(self, objects: ObjectStore) -> None:
+        self._objects = objects
+
+    @cached_property
+    def cells(self) -> CellCache:
+        """The cell cache."""
+        return CellCache(self._objects.under("cells"))
+
     def save_report(self, key: str, report: Report) -> None:
         """Store a report and its artefacts."""
-        _write(self._folder / "reports" / f"{key}.json", report.model_dump_json())
         for artefact in report.artefacts:
             self.save_artefact(artefact)
+        self._objects.put(f"reports/{key}", report.model_dump_json().encode())
 
-    def save_artefact(self, artefact: Artefact) -> Path:
-        """Store an artefact that holds its content; return its file."""
-        file = self._folder / "artefacts" / artefact.sha256
-        _write(file, artefact.content or "")
-        return file
+    def save_artefact(self, artefact: Artefact) -> None:
+        """Store an artefact that holds its content."""
+        self._objects.put(f"artefacts/{artefact.sha256}", (artefact.content or "").encode())
 
     def has_report(self, key: str) -> bool:
         """Whether there is a complete report under this key."""
@@ -60,7 +81,7 @@ class ResultStore:
         Raises:
             NotFound: There is none under this key.
         """
-        return Report.model_validate_json(self._read("reports", key, ".json"))
+        return Report.model_validate_json(self._read("reports", key))
 
     def read_artefact(self, sha256: str) -> str:
         """Return the content of an artefact.
@@ -68,18 +89,11 @@ class ResultStore:
         Raises:
             NotFound: There is none with this digest.
         """
-        return self._read("artefacts", sha256, "")
+        return self._read("artefacts", sha256).decode()
 
-    def _read(self, room: str, key: str, suffix: str) -> str:
-        file = self._folder / room / f"{key}{suffix}"
-        if not _DIGEST.fullmatch(key) or not file.is_file():
+    def _read(self, room: str, key: str) -> bytes:
+        content = self._objects.get(f"{room}/{key}") if _DIGEST.fullmatch(key) else None
+        if content is None:
             detail = f"There is nothing under {key[:64]!r} in {room}."
-            raise NotFound(detail, hint="Reports are kept on the machine that made them, for as long as its cache is.")
-        return file.read_text("utf-8")
-
-
-def _write(file: Path, text: str) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
-    draft.write_text(text, "utf-8")
-    draft.replace(file)
+            raise NotFound(detail, hint="Whoever made a report can read it, for as long as the object store keeps it.")
+        return content

@@ -8,7 +8,6 @@ specs, stores and reports.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import ClassVar, Self
 
 import torch
@@ -25,6 +24,7 @@ from services.interpretability.head_plans.spec import HeadPlansSpec
 from shared.lm.head_plan import HeadPlan
 from shared.lm.head_plan_store import save_plan
 from shared.registry import Card, LoadContext, Paper
+from shared.storage import ObjectStore
 
 __all__ = [
     "DuoLoss",
@@ -60,16 +60,16 @@ class HeadPlans(Experiment[HeadPlansSpec]):
         },
     )  # fmt: skip
 
-    def __init__(self, models: ModelRegistry, store: ResultStore, weights: Path | None = None) -> None:
+    def __init__(self, models: ModelRegistry, store: ResultStore, objects: ObjectStore | None = None) -> None:
         super().__init__(models, store)
-        self._weights = weights
+        self._objects = objects
 
     @classmethod
     def load(cls, context: LoadContext) -> Self:
-        """Ready at once; named plans are stored in the folder of imported weights, which all services share."""
+        """Ready at once; named plans go to the object store, which all services share."""
         if context.threads:
             torch.set_num_threads(context.threads)
-        return cls(registry_for(context), ResultStore(context.cache / "probe"), context.weights)
+        return cls(registry_for(context), ResultStore.of_context(context), context.objects)
 
     def cost(self, spec: HeadPlansSpec, subject: StudiedModel) -> Cost:
         """Cost of the kind."""
@@ -77,13 +77,13 @@ class HeadPlans(Experiment[HeadPlansSpec]):
 
     def run(self, spec: HeadPlansSpec, subject: StudiedModel, progress: Progress) -> Report:
         """Make the plan, and store it if it has a name."""
-        result = self._maker(spec, subject).make(progress)
-        if result.plan is not None and spec.name is not None and self._weights is not None:
-            save_plan(result.plan, self._weights, subject.name, spec.name)
+        result = self._maker(spec, subject, progress.tenant).make(progress)
+        if result.plan is not None and spec.name is not None and self._objects is not None:
+            save_plan(result.plan, self._objects.of_tenant(progress.tenant), subject.name, spec.name)
         return _report(spec, subject, result)
 
-    def _maker(self, spec: HeadPlansSpec, subject: StudiedModel) -> PlanMaker:
-        return MAKERS[spec.kind](spec, subject, self.store.read_artefact)
+    def _maker(self, spec: HeadPlansSpec, subject: StudiedModel, tenant: str = "local") -> PlanMaker:
+        return MAKERS[spec.kind](spec, subject, self.store.of_tenant(tenant).read_artefact)
 
 
 def _report(spec: HeadPlansSpec, subject: StudiedModel, result: PlanResult) -> Report:

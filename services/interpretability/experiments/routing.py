@@ -119,7 +119,7 @@ class RoutingClusters(Experiment[RoutingClustersSpec]):
         """Ready at once; a routing model is loaded when it is first studied."""
         if context.threads:
             torch.set_num_threads(context.threads)
-        return cls(registry_for(context), ResultStore(context.cache / "probe"), context.weights)
+        return cls(registry_for(context), ResultStore.of_context(context), context.weights)
 
     def load_model(self, name: str | None) -> StudiedModel:
         """Return a routing model by name; left out, the first one.

@@ -24,6 +24,7 @@ from shared.lm.decoder import Decoder
 from shared.registry import LoadContext, servables
 from shared.serving.build_app import build
 from shared.settings import Settings
+from shared.storage import ObjectStore
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -97,7 +98,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> StudiedModel:
 @pytest.fixture
 def context(tmp_path: Path) -> LoadContext:
     """A fresh machine."""
-    return LoadContext(cache=tmp_path / "cache", weights=tmp_path / "weights", threads=1)
+    objects = ObjectStore.open((tmp_path / "objects").as_uri())
+    return LoadContext(cache=tmp_path / "cache", weights=tmp_path / "weights", threads=1, objects=objects)
 
 
 @pytest.fixture(scope="session")

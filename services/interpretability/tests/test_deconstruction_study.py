@@ -52,14 +52,14 @@ def test_a_study_that_was_killed_inside_a_run_comes_to_the_same_report(tmp_path)
     try:
         begun = time.monotonic()
         # Kill it behind the first finished run, while a checkpoint of a later one lies there.
-        while not (list(cut.glob("probe/cells/*/*.json")) and list(cut.glob("probe/bench/*/last.safetensors"))):
+        while not (list(cut.rglob("cells/*/*.json")) and list(cut.glob("probe/bench/*/last.safetensors"))):
             assert worker.poll() is None
             assert time.monotonic() - begun < 120
             time.sleep(0.005)
     finally:
         worker.send_signal(signal.SIGKILL)
         worker.wait()
-    kept = {file: file.read_bytes() for file in cut.glob("probe/cells/*/*.json")}
+    kept = {file: file.read_bytes() for file in cut.rglob("cells/*/*.json")}
     assert 0 < len(kept) < 6
     assert told(studied(cut)) == told(whole)
     assert {file: file.read_bytes() for file in kept} == kept

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from services.interpretability.core.model_registry import TINY
+from services.interpretability.core.result_store import ResultStore
 from services.interpretability.experiments.head_plans import (
     HeadPlans,
     HeadPlansSpec,
@@ -37,6 +38,7 @@ from shared.lm.head_plan import HeadPlan, grouped_max
 from shared.lm.head_plan_store import HeadPlanStore
 from shared.lm.rope import frequencies, rotation
 from shared.registry import CallContext
+from shared.storage import ObjectStore
 
 QUICK = {"kind": "duo", "steps": 20, "lengths": [192], "passkeys": 1, "words": 2, "sink": 4, "recent": 32}
 SEARCH = {
@@ -245,14 +247,19 @@ def plan_of(report):
     return found
 
 
+def elsewhere(folder):
+    """Where nothing was computed yet."""
+    return ResultStore(ObjectStore.open((folder / "elsewhere").as_uri()), folder / "work")
+
+
 @pytest.mark.parametrize(
     "options",
     [{"kind": "razor", "period": 24, "repeats": 3}, QUICK, SEARCH, {"kind": "statistic", "lengths": [100]}],
     ids=["razor", "duo", "act", "statistic"],
 )
-def test_the_same_spec_makes_the_same_plan_and_it_fits_the_model(study, tiny, options):
+def test_the_same_spec_makes_the_same_plan_and_it_fits_the_model(study, tiny, options, tmp_path):
     first = plan_of(made(study, **options))
-    other = HeadPlans(study.models, type(study.store)(study.store._folder / "elsewhere"))
+    other = HeadPlans(study.models, elsewhere(tmp_path))
     assert plan_of(made(other, **options)).digest == first.digest
     first.check(tiny.model.config, tiny.weights_sha256)
     assert first.model.name == TINY
@@ -262,7 +269,7 @@ def test_the_same_spec_makes_the_same_plan_and_it_fits_the_model(study, tiny, op
 def test_a_plan_with_a_name_is_stored_where_it_is_served_from(study, context):
     options = {"kind": "razor", "period": 24, "repeats": 3, "name": "mine"}
     plan = plan_of(made(study, **options))
-    assert HeadPlanStore(TINY, context.weights)["mine"] == plan
+    assert HeadPlanStore(TINY, None, context.objects)["mine"] == plan
     made(study, **options)
     with pytest.raises(Conflict, match="another head plan called 'mine'"):
         made(study, **options | {"seed": 1})
@@ -277,11 +284,11 @@ def test_training_that_was_stopped_goes_on_and_ends_in_the_same_plan(study, cont
 
     with pytest.raises(Cancelled, match="kept"):
         made(study, StopsAfterOne(), name="mine", **QUICK)
-    assert "mine" not in HeadPlanStore(TINY, context.weights), "half a training is no plan"
+    assert "mine" not in HeadPlanStore(TINY, None, context.objects), "half a training is no plan"
     told = []
     resumed = made(study, CallContext(report=lambda share, _note: told.append(share)), **QUICK)
     assert told[-1] == 1
-    whole = made(HeadPlans(study.models, type(study.store)(context.cache / "fresh")), **QUICK)
+    whole = made(HeadPlans(study.models, elsewhere(context.cache)), **QUICK)
     assert plan_of(resumed).digest == plan_of(whole).digest
 
 

@@ -8,13 +8,14 @@ from fastapi import APIRouter, Depends, Query, Request
 
 from services.llm_longctx.api.model_lookup import find_document_adapter
 from services.llm_longctx.state.document_service import DocumentService
-from services.llm_longctx.state.redis_stores import get_stores, get_tenant
+from services.llm_longctx.state.redis_stores import get_stores
 from shared.api.replica import EFFECTFUL
 from shared.api.sessions import Deleted, DocumentInfo, DocumentList, DocumentRequest, DocumentText
 from shared.api.text import OpenAIError
 from shared.errors import NotFound, NotReady
 from shared.serving.host import Host
 from shared.serving.http.system_routes import host_of
+from shared.serving.http.tenant import get_tenant
 
 __all__ = ["router"]
 

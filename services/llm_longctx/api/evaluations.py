@@ -29,6 +29,7 @@ from services.llm_longctx.evaluation.ruler.served import run_served
 from services.llm_longctx.evaluation.ruler.task import TASKS
 from services.llm_longctx.serving.decoder_model import DecoderModel
 from shared.errors import InvalidOption
+from shared.registry import CallContext
 from shared.serving.host import Host
 from shared.serving.http.system_routes import host_of
 
@@ -56,7 +57,8 @@ router = APIRouter(prefix="/v1/longctx", tags=["longctx"])
 async def needle(body: NeedleRequest, request: Request, host: HostDep) -> Response:
     """Hide sentences in long prompts and ask for them, by length and depth; `Accept: image/png` draws the grid."""
     model = _find_decoder(host, body.model)
-    report = await asyncio.to_thread(run_needle, model.adapter, body, request.scope["fovea.run"])
+    run: CallContext = request.scope["fovea.run"]
+    report = await asyncio.to_thread(run_needle, model.adapter.of_tenant(run.tenant), body, run)
     if "image/png" in request.headers.get("accept", ""):
         rows, columns = [f"{d:g} %" for d in report.depths], [str(n) for n in report.lengths]
         return Response(draw_heatmap(report.recall, rows, columns), media_type="image/png")
@@ -67,7 +69,8 @@ async def needle(body: NeedleRequest, request: Request, host: HostDep) -> Respon
 async def fidelity(body: FidelityRequest, request: Request, host: HostDep) -> FidelityReport:
     """Run a method and dense attention on the same tokens: KL, top-1 agreement and perplexity."""
     model = _find_decoder(host, body.model)
-    return await asyncio.to_thread(run_fidelity, model.adapter, body, request.scope["fovea.run"])
+    run: CallContext = request.scope["fovea.run"]
+    return await asyncio.to_thread(run_fidelity, model.adapter.of_tenant(run.tenant), body, run)
 
 
 @router.post("/ruler", responses=_PNG, response_model=RulerReport)

@@ -41,21 +41,22 @@ from shared.serving.host import Host
 from shared.serving.http.errors import to_safe_error
 from shared.serving.http.system_routes import host_of
 
-__all__ = ["router"]
+__all__ = ["ERROR_RESPONSES", "OPENAI_ERRORS", "SSE_HEADERS", "prepare", "router"]
 
 HostDep = Annotated[Host, Depends(host_of)]
 
-_ERRORS: dict[int | str, dict[str, Any]] = {
+ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": OpenAIError, "description": "The request can't be served as it is; `param` names what is wrong."},
     "5XX": {"model": OpenAIError, "description": "Not ready, too late, or an internal error."},
 }
 _STREAM: dict[int | str, dict[str, Any]] = {
     200: {"description": "The answer, or its chunks with `stream`.", "content": {"text/event-stream": {}}}
 }
-_OPENAI_ERRORS = {"x-error-form": "openai"}
+_ANSWERS = _STREAM | ERROR_RESPONSES
+OPENAI_ERRORS = {"x-error-form": "openai"}
 """Asks `shared.serving.http.error_rendering` for errors in OpenAI's form."""
 
-_SSE_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+SSE_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 FIRST_CHUNK_WAIT_S = 1.0
 """Seconds after which a queued stream begins to send comments with its place in the queue."""
@@ -66,27 +67,30 @@ router = APIRouter(tags=["openai"])
 
 
 @router.post(
-    "/v1/chat/completions", responses=_STREAM | _ERRORS, openapi_extra=_OPENAI_ERRORS, response_model=ChatCompletion
+    "/v1/chat/completions",
+    responses=_ANSWERS,
+    openapi_extra=OPENAI_ERRORS,
+    response_model=ChatCompletion,
 )
 async def chat(body: ChatRequest, request: Request, host: HostDep) -> Response:
     """Complete a conversation."""
     return await _answer(body, request, host, ChatProtocol())
 
 
-@router.post("/v1/completions", responses=_STREAM | _ERRORS, openapi_extra=_OPENAI_ERRORS, response_model=Completion)
+@router.post("/v1/completions", responses=_ANSWERS, openapi_extra=OPENAI_ERRORS, response_model=Completion)
 async def complete(body: CompletionRequest, request: Request, host: HostDep) -> Response:
     """Complete a text; with `echo`, `logprobs` and `max_tokens` 0, score it."""
     return await _answer(body, request, host, TextCompletionProtocol())
 
 
-@router.post("/tokenize", responses=_ERRORS, openapi_extra=_OPENAI_ERRORS)
+@router.post("/tokenize", responses=ERROR_RESPONSES, openapi_extra=OPENAI_ERRORS)
 async def tokenize(body: TokenizeRequest, request: Request, host: HostDep) -> Tokenized:
     """Cut a text, or a conversation under the model's template, into tokens."""
     model = find_model(host, body.model, request)
     return await asyncio.to_thread(model.tokenize, body)
 
 
-@router.post("/detokenize", responses=_ERRORS, openapi_extra=_OPENAI_ERRORS)
+@router.post("/detokenize", responses=ERROR_RESPONSES, openapi_extra=OPENAI_ERRORS)
 async def detokenize(body: DetokenizeRequest, request: Request, host: HostDep) -> Detokenized:
     """Join tokens into text."""
     model = find_model(host, body.model, request)
@@ -97,7 +101,7 @@ async def _answer(
     body: RequestT, request: Request, host: Host, protocol: CompletionProtocol[RequestT, ChunkT, AnswerT]
 ) -> Response:
     """Answer as one body or as events; a repeated request of a session gets the answer that it got before."""
-    prepared = await _prepare(body, request, host)
+    prepared = await prepare(body, request, host)
     if isinstance(prepared, str):
         return _replay(prepared, body, protocol)
     events = host.stream(request.scope["fovea.model"], prepared, request.scope["fovea.run"])
@@ -108,10 +112,10 @@ async def _answer(
     if await _wait_for_first(first):
         first.result()  # what goes wrong at once is an ordinary error
     lines = _event_lines(first, events, request.scope["fovea.run"], _with_usage(body))
-    return StreamingResponse(lines, media_type="text/event-stream", headers=_SSE_HEADERS)
+    return StreamingResponse(lines, media_type="text/event-stream", headers=SSE_HEADERS)
 
 
-async def _prepare(body: TextRequest, request: Request, host: Host) -> TextRequest | PreparedRequest | str:
+async def prepare(body: TextRequest, request: Request, host: Host) -> TextRequest | PreparedRequest | str:
     """The request with the state of its session or document; or the answer (JSON) that it got before.
 
     Raises:
@@ -141,7 +145,7 @@ def _replay(answer: str, body: RequestT, protocol: CompletionProtocol[RequestT, 
     hidden = None if _with_usage(body) else {"usage"}
     pieces = [p for p in protocol.replay(answer) if p.choices or hidden is None]
     lines = [f"data: {p.model_dump_json(exclude_unset=True, exclude=hidden)}\n\n" for p in pieces]
-    return Response("".join(lines) + "data: [DONE]\n\n", media_type="text/event-stream", headers=headers | _SSE_HEADERS)
+    return Response("".join(lines) + "data: [DONE]\n\n", media_type="text/event-stream", headers=headers | SSE_HEADERS)
 
 
 def _with_usage(body: TextRequest) -> bool:

@@ -8,13 +8,14 @@ from fastapi import APIRouter, Body, Depends, Query, Request
 from starlette.responses import Response
 
 from services.llm_longctx.api.model_lookup import find_session_adapter
-from services.llm_longctx.state.redis_stores import get_stores, get_tenant, lifespan
+from services.llm_longctx.state.redis_stores import get_stores, lifespan
 from services.llm_longctx.state.session_service import SessionService
 from shared.api.replica import EFFECTFUL
 from shared.api.sessions import Deleted, RollbackRequest, Session, SessionList, SessionRequest, SurpriseTrace
 from shared.api.text import OpenAIError
 from shared.serving.host import Host
 from shared.serving.http.system_routes import host_of
+from shared.serving.http.tenant import get_tenant
 
 __all__ = ["router"]
 

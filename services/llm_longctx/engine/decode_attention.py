@@ -16,8 +16,8 @@ from torch import Tensor
 from services.llm_longctx.engine.kv_update import apply_compact_copies, apply_retention
 from services.llm_longctx.engine.layer_inputs import LayerInputs
 from services.llm_longctx.engine.paged_state import PagedState
+from services.llm_longctx.kernels import EntryRuns, decode_runs, merge
 from services.llm_longctx.kernels import decode as attention
-from services.llm_longctx.kernels import decode_runs, merge
 from services.llm_longctx.methods.core.hook_inputs import AttentionOutput, CacheView, DecodeView
 from services.llm_longctx.methods.core.hook_results import Compact, DecodePlan, Pages, Ranges
 
@@ -34,7 +34,7 @@ class StepAttention:
         self._pool = states[0].cache.pool
         slots = np.stack([s.cache.begin_step() for s in states], 1)
         L = slots.shape[0]
-        self._slots = torch.from_numpy(slots.reshape(L, -1))
+        self._slots = slots.reshape(L, -1)
         self._starts = np.stack([s.cache.own.start for s in states], 1).reshape(L, -1)
         self._counts = np.stack([s.cache.own.n for s in states], 1).reshape(L, -1)
         self._weighted = np.stack([s.cache.weighted for s in states], 1).reshape(L, -1)
@@ -42,10 +42,29 @@ class StepAttention:
         self._planning = [b for b, s in enumerate(states) if s.policy.method.overrides("decode_plan")]
         self._calibrating = [b for b, s in enumerate(states) if s.policy.heads.calibrated]
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, _offset: int) -> Tensor:
+    @property
+    def is_plain(self) -> bool:
+        """Whether every head attends over all it holds, and no method looks on."""
+        return not self._planning and not self._calibrating
+
+    def runs(self) -> EntryRuns:
+        """What every head holds, where the step is plain."""
+        L, R = self._starts.shape
+        G = R // len(self._states)
+        depth = max((len(s.cache.shared) for s in self._states), default=0)
+        start, n = np.zeros((depth + 1, L, R), np.int64), np.zeros((depth + 1, L, R), np.int64)
+        start[depth], n[depth] = self._starts, self._counts
+        for b in self._shared:
+            for at, part in enumerate(self._states[b].cache.shared):
+                start[at, :, b * G : (b + 1) * G] = part.start
+                n[at, :, b * G : (b + 1) * G] = np.where(part.start < 0, 0, part.n)
+        pool = self._pool
+        return EntryRuns(pool.keys, pool.values, pool.log_weights, self._slots, start, n, self._weighted)
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, offset: int) -> Tensor:  # the seam has it
         """Mix values; see `shared.lm.attention.AttentionSeam`. T is 1."""
         (B, _, H, d), G = q.shape, k.shape[2]
-        pool, slots = self._pool, self._slots[layer]
+        pool, slots = self._pool, torch.from_numpy(self._slots[layer])
         new_k, new_v = k.reshape(B * G, d), v.reshape(B * G, d)
         pool.keys.index_copy_(0, slots, new_k)
         pool.values.index_copy_(0, slots, new_v)

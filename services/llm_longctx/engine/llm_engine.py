@@ -6,6 +6,7 @@ One pool of pages serves all sequences, each under its own method. Knows token i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -17,6 +18,7 @@ from services.llm_longctx.engine.model_runner import ModelRunner
 from services.llm_longctx.engine.open_sequence import OpenSequence
 from services.llm_longctx.engine.quality.fidelity_monitor import FidelityMonitor
 from services.llm_longctx.engine.scheduler import Scheduler
+from services.llm_longctx.kernels import PackedMatrix
 from services.llm_longctx.kernels.dispatch import choose
 from services.llm_longctx.kv_cache import Entries, PagePool
 from services.llm_longctx.methods import AttentionMethod
@@ -49,15 +51,17 @@ class Engine:
         net: Decoder,
         method: str | AttentionMethod = "dense",
         plan: Plan = None,
-        page: int = 64,
+        page: int = 16,
         backend: str = "auto",
         max_batch: int = 8,
         *,
         kv_bytes: int = 2 * 2**30,
         weights_sha256: str = "",
+        packed: Mapping[str, PackedMatrix] = MappingProxyType({}),
         monitor: FidelityMonitor | None = None,
         max_waiting: int = 64,
         prefill_tokens: int = 512,
+        prefix_block: int | None = None,
         threads: int = 0,
     ) -> None:
         """Take a model into service.
@@ -66,15 +70,18 @@ class Engine:
             net: The decoder, in eval mode.
             method: Default method, by name or ready.
             plan: Default head plan.
-            page: P, entries per page.
+            page: P, entries per page. Every head is rounded up to whole ones, so small pages leave more of a budget of
+                bytes to heads that stream; kernels read runs of pages and don't care.
             backend: `auto`, or a back end of `services.llm_longctx.kernels.backends()`.
             max_batch: Sequences that are decoded at a time; `open` and `batch` take any number.
             kv_bytes: Most bytes of keys and values that are held. One sequence of the model's whole context always
                 fits.
             weights_sha256: Digest of the weights, against which plans are checked.
+            packed: Few-bit matrices by official key that decode steps are made with, as in `NativeDecoder`.
             monitor: Compares a share of the answers with dense attention; None compares none.
             max_waiting: As in `Scheduler`.
             prefill_tokens: As in `Scheduler`.
+            prefix_block: As in `PrefixCache`; None is a page.
             threads: As in `Scheduler`.
 
         Raises:
@@ -91,9 +98,9 @@ class Engine:
         page_bytes = page * 2 * config.head_dim * like.element_size()
         least = config.layers * config.kv_heads * (-(-config.positions // page) + 1)
         self.pool = PagePool(max(kv_bytes // page_bytes, least), page, config.head_dim, like.dtype, like.device)
-        self.runner = ModelRunner(net, self.pool, backend, weights_sha256)
+        self.runner = ModelRunner(net, self.pool, backend, weights_sha256, packed)
         self.dense = self.runner.dense
-        paged = PagedBackend(self.runner, self.policy, max_batch, monitor)
+        paged = PagedBackend(self.runner, self.policy, max_batch, monitor, prefix_block or page)
         self.scheduler = Scheduler(paged, max_waiting=max_waiting, prefill_tokens=prefill_tokens, threads=threads)
         self.prefix_cache = paged.prefix_cache
         self._default: OpenSequence | None = None

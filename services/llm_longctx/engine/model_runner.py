@@ -5,7 +5,8 @@ Knows the decoder and its attention seams; knows nothing about sampling or sched
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -16,7 +17,9 @@ from services.llm_longctx.engine.method_policy import Policy
 from services.llm_longctx.engine.paged_state import PagedState, count_bytes
 from services.llm_longctx.engine.prefill_attention import ChunkAttention
 from services.llm_longctx.engine.prompt_end import end_prompt
-from services.llm_longctx.kernels import layer_ops
+from services.llm_longctx.kernels import NativeDecoder, PackedMatrix, layer_ops
+from services.llm_longctx.kernels.decode_step import is_supported
+from services.llm_longctx.kernels.dispatch import choose
 from services.llm_longctx.kv_cache import PagePool, PoolExhausted
 from shared.lm.attention import Tap, ignore_taps
 from shared.lm.decoder import Decoder
@@ -32,12 +35,22 @@ class ModelRunner:
         model: The decoder, in eval mode.
         pool: The pages.
         backend: Name of the kernels' back end, or `auto`.
+        packed: Few-bit matrices that steps are made with, where there are C++ kernels; see `NativeDecoder`.
         weights_sha256: Digest of the weights, on which cached prefixes depend.
         dense: Policy of dense attention, with which methods are compared.
     """
 
-    def __init__(self, model: Decoder, pool: PagePool, backend: str, weights_sha256: str = "") -> None:
+    def __init__(
+        self,
+        model: Decoder,
+        pool: PagePool,
+        backend: str,
+        weights_sha256: str = "",
+        packed: Mapping[str, PackedMatrix] = MappingProxyType({}),
+    ) -> None:
         self.model = model
+        self.packed = packed
+        self._native: NativeDecoder | None = None
         self.pool = pool
         self.backend = backend
         self.weights_sha256 = weights_sha256
@@ -107,17 +120,35 @@ class ModelRunner:
         if (wanted := sum(s.cache.pages_needed() for s in states)) > self.pool.free:
             message = f"a step needs {wanted} pages, and {self.pool.free} are free"
             raise PoolExhausted(message)
-        device = self.model.output_matrix.device
-        ids = torch.tensor([[token] for token in tokens], device=device)
-        positions = torch.tensor([[s.cache.length] for s in states], device=device)
         inputs = LayerInputs(
             self.model, [s.policy.method.needs for s in states if s.policy.method.overrides("after_decode")]
         )
-        seam, ops = StepAttention(states, self.backend, inputs), self._layer_ops()
-        logits: Tensor = self.model(ids, attend=seam, positions=positions, ops=ops, tap=_tap_of(inputs))[:, 0]
+        seam = StepAttention(states, self.backend, inputs)
+        logits = self._step(tokens, [s.cache.length for s in states], seam, inputs)
         for s in states:
             s.cache.end_step()
         return logits
+
+    def _step(
+        self, tokens: Sequence[int], positions: Sequence[int], seam: StepAttention, inputs: LayerInputs
+    ) -> Tensor:
+        like = self.model.output_matrix
+        if not inputs.is_tapped and self._has_native_step():
+            self._native = native = self._native or NativeDecoder(self.model, self.packed)
+            if seam.is_plain:
+                return native.step(tokens, positions, seam.runs())
+            return native.step_through(tokens, positions, seam)
+        ids = torch.tensor([[token] for token in tokens], device=like.device)
+        at = torch.tensor([[position] for position in positions], device=like.device)
+        ops, tap = self._layer_ops(), _tap_of(inputs)
+        logits: Tensor = self.model(ids, attend=seam, positions=at, ops=ops, tap=tap)[:, 0]
+        return logits
+
+    def _has_native_step(self) -> bool:
+        """Whether a step is one C++ call; no layer's inputs can be looked at then."""
+        like = self.model.output_matrix
+        kernel = choose("decode_step", self.backend, like.dtype, like.device.type)
+        return is_supported(self.model) and kernel == "cpu_ext"
 
     def _layer_ops(self) -> Ops:
         """Linear layers of one pass; asked for each time, because kernel calls are counted."""

@@ -18,6 +18,7 @@ from services.llm_longctx.engine.model_runner import ModelRunner
 from services.llm_longctx.engine.paged_state import PagedState
 from services.llm_longctx.engine.request import GenerationRequest
 from services.llm_longctx.kv_cache import PoolExhausted, SequenceCache
+from shared.errors import InvalidOption
 
 __all__ = ["PrefixCache"]
 
@@ -40,10 +41,14 @@ class _Node:
 
 
 class PrefixCache:
-    """Prefixes that one model has read."""
+    """Prefixes that one model has read, in blocks of `block` tokens (a multiple of the pool's page)."""
 
-    def __init__(self, runner: ModelRunner) -> None:
+    def __init__(self, runner: ModelRunner, block: int) -> None:
+        if block % runner.pool.page:
+            detail = f"Cached prefixes grow by whole pages of {runner.pool.page} tokens, not by {block}."
+            raise InvalidOption(detail, field="prefix_block")
         self._runner = runner
+        self._block = block
         self._nodes: dict[bytes, _Node] = {}
         self._clock = count()
 
@@ -119,7 +124,7 @@ class PrefixCache:
     def _keys(self, policy: Policy, ids: Sequence[int]) -> Iterator[tuple[bytes, int]]:
         """(key, end) of each prefix of whole blocks, shortest first."""
         runner, dtype = self._runner, self._runner.model.output_matrix.dtype
-        block = runner.pool.page if policy.method.chunk_invariant else CHUNK
+        block = self._block if policy.method.chunk_invariant else CHUNK
         key = policy.fingerprint(runner.weights_sha256, dtype, runner.backend).encode()
         for end in range(block, len(ids) + 1, block):
             tokens = np.asarray(ids[end - block : end], np.int64).tobytes()

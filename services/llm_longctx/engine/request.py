@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from torch import Tensor
+
 from services.llm_longctx.engine.method_policy import Policy
 from services.llm_longctx.engine.session import SessionSource
 from shared.errors import FoveaError
@@ -83,8 +85,12 @@ class TokenCallback(Protocol):
 class Grammar(Protocol):
     """Constrains one answer; it remembers the answer so far."""
 
-    def allows(self, token: int) -> bool:
-        """Whether this token may come next; stop tokens where the answer may be over."""
+    def mask(self) -> Tensor:
+        """Which tokens may come next: bool [V], at least one; stop tokens where the answer may be over.
+
+        Raises:
+            FoveaError: None may.
+        """
         ...
 
     def advance(self, token: int) -> None:
@@ -92,8 +98,8 @@ class Grammar(Protocol):
         ...
 
     @property
-    def closing(self) -> Sequence[int]:
-        """Tokens of which one must come, where nothing else may; empty otherwise."""
+    def is_finished(self) -> bool:
+        """Whether the answer is whole and nothing may follow."""
         ...
 
 

@@ -17,9 +17,6 @@ __all__ = ["Sampler", "token_logprobs"]
 _GREEDY_BELOW = 1e-5
 """Temperatures below this are greedy: dividing by them says nothing but the maximum."""
 
-_GRAMMAR_BATCH = 256
-"""Tokens that a grammar is asked about at a time, likeliest first."""
-
 
 class Sampler:
     """The draws of one answer."""
@@ -42,13 +39,18 @@ class Sampler:
         """Choose from logits [V] (float32 on the CPU), and remember the choice for the penalties."""
         adjusted = self._adjust(logits)
         if self._grammar is not None:
-            adjusted = _constrain(self._grammar, adjusted)
+            adjusted = adjusted.masked_fill(~self._grammar.mask(), -torch.inf)
         chosen = int(adjusted.argmax()) if self._sampling.temperature < _GREEDY_BELOW else self._sample(adjusted)
         self._produced[chosen] += 1
         self._seen[chosen] = True
         if self._grammar is not None:
             self._grammar.advance(chosen)
         return ScoredToken(chosen) if top is None else token_logprobs(logits[None], [chosen], top)[0]
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the grammar lets nothing follow."""
+        return self._grammar is not None and self._grammar.is_finished
 
     def _adjust(self, logits: Tensor) -> Tensor:
         """Logits after bias and penalties."""
@@ -95,21 +97,3 @@ def token_logprobs(logits: Tensor, chosen: Sequence[int], top: int) -> list[Scor
     values, ids = logs.topk(min(top, logs.shape[1]))
     likeliest = [tuple(zip(i, v, strict=True)) for i, v in zip(ids.tolist(), values.tolist(), strict=True)]
     return [ScoredToken(t, lp, best) for t, lp, best in zip(chosen, own, likeliest, strict=True)]
-
-
-def _constrain(grammar: Grammar, logits: Tensor) -> Tensor:
-    """Logits with −inf for what the grammar refuses, and for all less likely than the tokens it was asked about.
-
-    A grammar takes microseconds per token, and a vocabulary has many: the likeliest are asked first, and the others
-    only where none of those may come.
-    """
-    kept = torch.full_like(logits, -torch.inf)
-    if closing := list(grammar.closing):
-        kept[closing] = logits[closing]
-        return kept
-    order = logits.argsort(descending=True).tolist()
-    for begin in range(0, len(order), _GRAMMAR_BATCH):
-        if allowed := [token for token in order[begin : begin + _GRAMMAR_BATCH] if grammar.allows(token)]:
-            kept[allowed] = logits[allowed]
-            return kept
-    return logits  # a grammar that refuses everything has nothing to say

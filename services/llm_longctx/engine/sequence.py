@@ -151,7 +151,7 @@ class Sequence(Generic[S]):
         self._next = len(self.output_ids)
         token = self._sampler.draw(logits, self.request.top_logprobs)
         self.output_ids.append(token.id)
-        if token.id in self.request.stop_token_ids or self.callback.on_token(token):
+        if token.id in self.request.stop_token_ids or self.callback.on_token(token) or self._sampler.is_finished:
             return "stop"
         return "length" if len(self.output_ids) >= self.request.max_tokens else None
 

@@ -102,7 +102,7 @@ def _request(longctx: str, method: str | None, knobs: list[str] | None, text: Pa
     """The method with its knobs, from JSON and from options of their own, which win; and the text."""
     options = _parse(longctx)
     if not isinstance(options, dict):
-        raise Malformed("--longctx is no JSON object.", hint='For example {"method": "power"}.')
+        raise Malformed("--longctx is not a JSON object.", hint='For example {"method": "power"}.')
     options |= {} if method is None else {"method": method}
     options |= dict(map(parse_knob, knobs or ()))
     return {"longctx": options, "text": None if text is None else text.read_text("utf-8")}

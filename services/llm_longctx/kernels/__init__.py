@@ -6,14 +6,19 @@ Knows tensors, blocks and pages. Knows nothing about requests, methods or who ow
 from services.llm_longctx.kernels.block_csr import BlockCsr
 from services.llm_longctx.kernels.block_sparse_prefill import block_sparse_prefill
 from services.llm_longctx.kernels.decode import PageTable, decode, decode_pages, decode_runs
+from services.llm_longctx.kernels.decode_step import EntryRuns, NativeDecoder
 from services.llm_longctx.kernels.decoder_ops import layer_ops
 from services.llm_longctx.kernels.dispatch import backends
 from services.llm_longctx.kernels.last_query_scores import last_query_scores
 from services.llm_longctx.kernels.merge_lse import merge
+from services.llm_longctx.kernels.quantized_linear import PackedMatrix, pack
 from services.llm_longctx.kernels.window_prefill import window_prefill
 
 __all__ = [
     "BlockCsr",
+    "EntryRuns",
+    "NativeDecoder",
+    "PackedMatrix",
     "PageTable",
     "backends",
     "block_sparse_prefill",
@@ -23,5 +28,6 @@ __all__ = [
     "last_query_scores",
     "layer_ops",
     "merge",
+    "pack",
     "window_prefill",
 ]

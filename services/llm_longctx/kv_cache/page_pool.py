@@ -146,6 +146,13 @@ class PagePool:
     def _forget(self, page: int, count: int) -> None:
         """Tell the system that the memory behind pages may be used for something else."""
         for memory, size in self._maps:
-            begin, end = -(-page * size // mmap.PAGESIZE), (page + count) * size // mmap.PAGESIZE
+            # A page of the system may hold several of ours: the last of them to go takes it along.
+            together = max(mmap.PAGESIZE // size, 1) if size else 1
+            first, last = page, page + count
+            while first % together and not self._refs[first - 1]:
+                first -= 1
+            while last % together and last < len(self._refs) and not self._refs[last]:
+                last += 1
+            begin, end = -(-first * size // mmap.PAGESIZE), last * size // mmap.PAGESIZE
             if begin < end:
                 memory.madvise(mmap.MADV_DONTNEED, begin * mmap.PAGESIZE, (end - begin) * mmap.PAGESIZE)

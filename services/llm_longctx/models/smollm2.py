@@ -11,7 +11,7 @@ from typing import ClassVar
 from services.llm_longctx.serving.decoder_model import DecoderModel
 from shared.errors import NotFound
 from shared.lm.bundled_models import SMOLLM2, bundled_gguf
-from shared.registry import Card, Limits, Paper
+from shared.registry import Card, Limits, Paper, SamplingDefaults
 
 __all__ = ["SmolLM2"]
 
@@ -33,8 +33,9 @@ class SmolLM2(DecoderModel):
         weights="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         parameters=134_515_008,
         limits=Limits(max_tokens=8192),
+        sampling=SamplingDefaults(temperature=0.2, top_p=0.9),
         notes=(
-            "Quantised to 4 bits (Q4_1) as shipped, computed in float32 or bfloat16 after dequantising once.",
+            "Quantised to 4 bits (Q4_1) as shipped: steps use these bits, prompts are read with them widened.",
             "It is often wrong: use it to exercise the platform, not for facts.",
             "Use its chat template: on raw prompts it tends to answer with an immediate end token.",
             "No ONNX graph: its steps share a growing cache, and attention methods replace parts of it while it runs.",

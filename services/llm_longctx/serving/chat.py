@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar
+from uuid import uuid4
 
 from services.llm_longctx.serving.adapters.base import TextModelAdapter, build_samplings, check_options
 from services.llm_longctx.serving.generation import Generation, OutputChunk, StreamedToken, TextOptions
-from services.llm_longctx.serving.grammars.token_grammar import Automaton, build_grammar, require_feasible
 from services.llm_longctx.serving.protocol import CompletionProtocol
 from services.llm_longctx.serving.request_state import RequestState
+from services.llm_longctx.serving.tools.tool_parser import CallUpdate
+from services.llm_longctx.serving.tools.tool_use import read_tool_use
 from shared.api.text import (
     ChatChoice,
     ChatChunk,
@@ -26,6 +29,7 @@ from shared.api.text import (
     TokenLogprob,
     TopLogprob,
 )
+from shared.api.tools import FunctionCall, FunctionCallDelta, ToolCall, ToolCallDelta
 from shared.errors import InvalidOption
 from shared.lm.tokenizer import Tokenizer
 from shared.registry import CallContext
@@ -47,10 +51,11 @@ class ChatProtocol(CompletionProtocol[ChatRequest, ChatChunk, ChatCompletion]):
         self, adapter: TextModelAdapter, request: ChatRequest, run: CallContext, state: RequestState | None
     ) -> Generation:
         """Render the conversation, tokenize it and hand it to the engine."""
-        grammar = _check(request)
-        if grammar is not None:
-            require_feasible(grammar, adapter.tokenizer, adapter.vocab)
-        text = adapter.render_chat(request.messages)
+        _check(request)
+        tools = read_tool_use(request, adapter.tokenizer.chat_template)
+        forced = None if tools is None else tools.grammar_source()
+        grammar = adapter.compile_grammar(request) if forced is None else adapter.grammars.compile(forced, "tools")
+        text = adapter.render_chat(request.messages, tools=tools)
         ids = adapter.tokenize(text, "messages", special=False)
         if not ids:
             detail = "The conversation is empty under the model's template."
@@ -58,9 +63,12 @@ class ChatProtocol(CompletionProtocol[ChatRequest, ChatChunk, ChatCompletion]):
         most = request.max_completion_tokens or request.max_tokens
         engine_request = adapter.build_request(ids, most, request, "messages", text=text, state=state)
         top = (request.top_logprobs or 0) if request.logprobs else None
-        generation = Generation(adapter.scheduler, adapter.tokenizer, run)
+        make_parser = None if tools is None else partial(tools.parser, tools.functions)
+        generation = Generation(adapter.scheduler, adapter.tokenizer, run, make_parser)
         options = TextOptions(request.stop or ())
-        generation.begin(replace(engine_request, top_logprobs=top), build_samplings(request), options, grammar)
+        generation.begin(
+            replace(engine_request, top_logprobs=top), build_samplings(request, adapter.sampling), options, grammar
+        )
         return generation
 
     def wants_logprobs(self, request: ChatRequest) -> bool:
@@ -82,12 +90,15 @@ class ChatProtocol(CompletionProtocol[ChatRequest, ChatChunk, ChatCompletion]):
             yield choice(
                 Delta(content=piece.text), logprobs=ChatLogprobs(content=scores, refusal=None) if has_logprobs else None
             )
+        for update in piece.calls:
+            yield choice(Delta(tool_calls=[_to_delta(update)]))
         if piece.reason is not None:
             yield choice(Delta(), finish_reason=piece.reason)
 
     def gather(self, chunks: Iterable[ChatChunk]) -> ChatCompletion:
         """Join all chunks into one completion."""
         texts: dict[int, str] = {}
+        calls: dict[int, dict[int, ToolCall]] = {}
         scores: dict[int, list[TokenLogprob]] = {}
         reasons: dict[int, Any] = {}
         last: ChatChunk | None = None
@@ -96,6 +107,7 @@ class ChatProtocol(CompletionProtocol[ChatRequest, ChatChunk, ChatCompletion]):
             for choice in chunk.choices:
                 texts[choice.index] = texts.get(choice.index, "") + (choice.delta.content or "")
                 reasons[choice.index] = choice.finish_reason
+                _add_calls(calls.setdefault(choice.index, {}), choice.delta.tool_calls or ())
                 if choice.logprobs is not None:
                     scores.setdefault(choice.index, []).extend(choice.logprobs.content)
         if last is None or last.usage is None:
@@ -104,7 +116,7 @@ class ChatProtocol(CompletionProtocol[ChatRequest, ChatChunk, ChatCompletion]):
         choices = [
             ChatChoice(
                 index=i,
-                message=Reply(content=texts[i]),
+                message=_to_reply(texts[i], list(calls[i].values())),
                 finish_reason=reasons[i],
                 logprobs=ChatLogprobs(content=scores[i]) if i in scores else None,
             )
@@ -134,7 +146,7 @@ class ChatProtocol(CompletionProtocol[ChatRequest, ChatChunk, ChatCompletion]):
         choices = [
             ChunkChoice(
                 index=one.index,
-                delta=Delta(role="assistant", content=one.message.content),
+                delta=_whole_delta(one.message),
                 logprobs=one.logprobs,
                 finish_reason=one.finish_reason,
             )
@@ -144,13 +156,42 @@ class ChatProtocol(CompletionProtocol[ChatRequest, ChatChunk, ChatCompletion]):
         return [*chunks, ChatChunk(**stamp, choices=[], usage=completion.usage)]
 
 
-def _check(request: ChatRequest) -> Automaton | None:
-    """Refuse options that are not served; the grammar of the answer."""
+def _check(request: ChatRequest) -> None:
+    """Refuse options that are not served."""
     check_options(request)
     if request.top_logprobs is not None and not request.logprobs:
         detail = "top_logprobs needs logprobs to be true."
         raise InvalidOption(detail, field="top_logprobs")
-    return build_grammar(request.response_format)
+
+
+def _to_delta(update: CallUpdate) -> ToolCallDelta:
+    """News of a call; it gets its id with its name."""
+    if update.name is None:
+        return ToolCallDelta(index=update.index, function=FunctionCallDelta(arguments=update.arguments))
+    function = FunctionCallDelta(name=update.name, arguments=update.arguments)
+    return ToolCallDelta(index=update.index, id=f"call_{uuid4().hex[:24]}", type="function", function=function)
+
+
+def _add_calls(calls: dict[int, ToolCall], deltas: Iterable[ToolCallDelta]) -> None:
+    for delta in deltas:
+        function = delta.function
+        if delta.id is not None:
+            begun = FunctionCall(name=function.name or "", arguments="")
+            calls[delta.index] = ToolCall(id=delta.id, function=begun)
+        calls[delta.index].function.arguments += function.arguments or ""
+
+
+def _to_reply(text: str, calls: list[ToolCall]) -> Reply:
+    return Reply(content=text if text or not calls else None, tool_calls=calls or None)
+
+
+def _whole_delta(message: Reply) -> Delta:
+    """All of a message in one delta."""
+    calls = [
+        ToolCallDelta(index=i, id=call.id, type="function", function=FunctionCallDelta(**call.function.model_dump()))
+        for i, call in enumerate(message.tool_calls or ())
+    ]
+    return Delta(role="assistant", content=message.content, **({"tool_calls": calls} if calls else {}))
 
 
 def _score(streamed: StreamedToken, tokenizer: Tokenizer) -> TokenLogprob:

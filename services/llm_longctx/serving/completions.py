@@ -44,10 +44,11 @@ class TextCompletionProtocol(CompletionProtocol[CompletionRequest, Completion, C
         if state is not None and len(prompts) > 1:
             detail = "A session or a document takes one prompt at a time."
             raise InvalidOption(detail, field="prompt")
+        grammar = adapter.compile_grammar(request)
         built = [_build_request(adapter, prompt, request, state) for prompt in prompts]
         generation = Generation(adapter.scheduler, adapter.tokenizer, run)
         for engine_request, options in built:
-            generation.begin(engine_request, build_samplings(request), options)
+            generation.begin(engine_request, build_samplings(request, adapter.sampling), options, grammar)
         return generation
 
     def wants_logprobs(self, request: CompletionRequest) -> bool:

@@ -6,42 +6,46 @@ Subclasses say which files; `text_model` answers requests. Knows nothing about H
 from __future__ import annotations
 
 from abc import abstractmethod
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-import torch
+from pydantic import ValidationError
 
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.engine.quality.fidelity_monitor import FidelityMonitor
 from services.llm_longctx.serving.adapters.decoder import DecoderAdapter
+from services.llm_longctx.serving.embeddings import DecoderEmbedder
 from services.llm_longctx.serving.text_model import TextModel
+from services.llm_longctx.serving.weight_format import load_weights
 from shared.api.text import ChatRequest, CompletionRequest
-from shared.errors import InvalidOption, NotFound, UnsupportedMedia
-from shared.lm.gguf_file import unpack
+from shared.errors import Malformed
 from shared.lm.head_plan_store import HeadPlanStore
 from shared.lm.tokenizer import Tokenizer
-from shared.lm.weights import load_decoder, weights_digest
-from shared.registry import LoadContext
+from shared.lm.weights import read_json
+from shared.registry import LoadContext, SamplingDefaults
 
 __all__ = ["DecoderModel"]
 
 _BUNDLED_PLANS = Path(__file__).parents[1] / "weights"
 """Head plans that come with the package."""
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_PREFIX_BLOCK = 64
+"""Tokens by which cached prefixes of served prompts grow."""
 
 
 class DecoderModel(TextModel):
     """Serves one decoder with its tokenizer. Subclasses add a card and say where the files are.
 
-    `LoadContext.options["llm_dtype"]` is `float32` (default) or `bfloat16`.
+    `LoadContext.options["llm_weights"]` is the format of its weights; see `serving.weight_format`.
     """
 
     adapter: DecoderAdapter
 
     def __init__(self, adapter: DecoderAdapter) -> None:
-        """Serve a loaded decoder."""
+        """Serve a loaded decoder; the Card names how it draws tokens."""
         self.adapter = adapter
+        self.card = self.card.model_copy(update={"sampling": adapter.sampling})  # type: ignore[misc]  # of this instance
 
     @classmethod
     @abstractmethod
@@ -56,20 +60,31 @@ class DecoderModel(TextModel):
             NotFound: The files are not there.
             FoveaError: They are no model that the decoder has a form for.
         """
-        name = place.options.get("llm_dtype", "float32")
-        dtype = _DTYPES.get(name)
-        if dtype is None:
-            detail = f"Language models run in {' or '.join(_DTYPES)}, not in {name}."
-            raise InvalidOption(detail, field="llm_dtype")
-        folder = _find_folder(cls.source(), place, dtype)
-        model, tokenizer = load_decoder(folder, dtype, place.device), Tokenizer.from_folder(folder)
-        digest, config = weights_digest(folder), model.config
-        engine = Engine(model, weights_sha256=digest, threads=place.threads, monitor=_monitor(place))
+        weights = load_weights(cls.source(), place.cache, place.options.get("llm_weights", "auto"), place.device)
+        model, digest, folder = weights.model, weights.sha256, weights.folder
+        tokenizer, config = Tokenizer.from_folder(folder), model.config
+        engine = Engine(
+            model,
+            weights_sha256=digest,
+            packed=weights.packed,
+            threads=place.threads,
+            monitor=_monitor(place),
+            prefix_block=_PREFIX_BLOCK,
+        )
         engine.scheduler.start()
-        fingerprint = f"fp_{digest[:16]}_{name}"
-        plans = HeadPlanStore(cls.card.name, _BUNDLED_PLANS, place.weights)
+        fingerprint = f"fp_{digest[:16]}_{weights.format}"
+        plans = HeadPlanStore(cls.card.name, _BUNDLED_PLANS, place.objects)
         limits = config.positions, config.vocab
-        return cls(DecoderAdapter(cls.card.name, fingerprint, tokenizer, engine.scheduler, *limits, engine, plans))
+        sampling = _read_sampling(cls.source()) or cls.card.sampling or SamplingDefaults()
+        adapter = DecoderAdapter(
+            cls.card.name, fingerprint, tokenizer, engine.scheduler, *limits, engine, plans, sampling=sampling
+        )
+        return cls(adapter)
+
+    @cached_property
+    def embedder(self) -> DecoderEmbedder:
+        """Embeds texts by this decoder's states."""
+        return DecoderEmbedder(self.adapter.engine.model, self.adapter.tokenizer)
 
     def details(self) -> dict[str, Any]:
         """As every text model, and that requests may choose an attention method."""
@@ -90,13 +105,17 @@ def _monitor(place: LoadContext) -> FidelityMonitor:
     )
 
 
-def _find_folder(source: Path, place: LoadContext, dtype: torch.dtype) -> Path:
-    if source.is_dir():
-        return source
-    if not source.exists():
-        detail = f"There is no model at {source.name}."
-        raise NotFound(detail, hint="FOVEA_LLM_MODEL names a served model, a Hugging Face folder or a GGUF file.")
-    if source.suffix != ".gguf":
-        detail = f"{source.name} is neither a Hugging Face folder nor a GGUF file."
-        raise UnsupportedMedia(detail, hint="Convert it to a folder with safetensors.")
-    return unpack(source, place.cache, dtype)
+def _read_sampling(source: Path) -> SamplingDefaults | None:
+    """The sampling fields of a folder's `generation_config.json`; None where there are none.
+
+    Raises:
+        Malformed: A value that can't be meant.
+    """
+    file = source / "generation_config.json"
+    stated = read_json(file) if file.is_file() else {}
+    known = {name: value for name in SamplingDefaults.model_fields if (value := stated.get(name)) is not None}
+    try:
+        return SamplingDefaults.model_validate(known) if known else None
+    except ValidationError as error:
+        detail = f"{file.name} of {source.name} can't be used: {error.errors()[0]['msg']}."
+        raise Malformed(detail) from error

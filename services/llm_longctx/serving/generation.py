@@ -7,21 +7,21 @@ about the protocol's forms.
 from __future__ import annotations
 
 import queue
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from services.llm_longctx.engine import (
     CandidateSpec,
     FinishReason,
     GenerationRequest,
-    Grammar,
     Sampling,
     Scheduler,
     ScoredToken,
 )
-from services.llm_longctx.serving.grammars.token_grammar import Automaton, TokenGrammar
+from services.llm_longctx.serving.grammars.token_grammar import TokenGrammar
 from services.llm_longctx.serving.stop_strings import StopStringFilter
+from services.llm_longctx.serving.tools.tool_parser import CallUpdate, ToolParser
 from shared.errors import FoveaError
 from shared.lm.tokenizer import Detokenizer, Tokenizer
 from shared.registry import CallContext
@@ -62,13 +62,15 @@ class OutputChunk:
     Attributes:
         index: Which answer.
         produced: Tokens of this answer, given with its end.
+        calls: News of its tool calls.
     """
 
     index: int
     text: str = ""
     tokens: tuple[StreamedToken, ...] = ()
-    reason: FinishReason | None = None
+    reason: FinishReason | Literal["tool_calls"] | None = None
     produced: int = 0
+    calls: tuple[CallUpdate, ...] = ()
 
 
 class Generation:
@@ -78,7 +80,16 @@ class Generation:
         requests: What was begun.
     """
 
-    def __init__(self, scheduler: Scheduler[Any], tokenizer: Tokenizer, run: CallContext) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler[Any],
+        tokenizer: Tokenizer,
+        run: CallContext,
+        make_parser: Callable[[], ToolParser] | None = None,
+    ) -> None:
+        """Prepare; each answer is read by a tool parser of its own, if one is made."""
+        self._make_parser = make_parser
+        self._parsers: dict[int, ToolParser] = {}
         self._scheduler = scheduler
         self._tokenizer = tokenizer
         self._run = run
@@ -91,7 +102,7 @@ class Generation:
         request: GenerationRequest,
         samplings: Sequence[Sampling],
         options: TextOptions = _PLAIN,
-        grammar: Automaton | None = None,
+        grammar: TokenGrammar | None = None,
     ) -> None:
         """Ask for one answer per sampling; a grammar says what they may say.
 
@@ -102,7 +113,7 @@ class Generation:
             _TextCallback(self._open + i, request, options, self._tokenizer, self._news) for i in range(len(samplings))
         ]
         candidates = [
-            CandidateSpec(sampling, callback, self._grammar(grammar))
+            CandidateSpec(sampling, callback, None if grammar is None else grammar.fork())
             for sampling, callback in zip(samplings, callbacks, strict=True)
         ]
         request = replace(request, candidates=candidates, run=self._run)
@@ -126,12 +137,19 @@ class Generation:
                 if isinstance(piece, FoveaError):
                     raise piece
                 self._open -= piece.reason is not None
-                yield piece
+                yield piece if self._make_parser is None else self._read_calls(piece, self._make_parser)
         finally:
             self.abort()
 
-    def _grammar(self, automaton: Automaton | None) -> Grammar | None:
-        return None if automaton is None else TokenGrammar(self._tokenizer, automaton)
+    def _read_calls(self, piece: OutputChunk, make_parser: Callable[[], ToolParser]) -> OutputChunk:
+        """The piece with the calls taken out of its text."""
+        parser = self._parsers.setdefault(piece.index, make_parser())
+        text, calls = parser.feed(piece.text)
+        if piece.reason is None:
+            return replace(piece, text=text, calls=tuple(calls))
+        rest, last = parser.end()
+        reason = "tool_calls" if parser.num_calls and piece.reason == "stop" else piece.reason
+        return replace(piece, text=text + rest, calls=(*calls, *last), reason=reason)
 
     def abort(self) -> None:
         """Stop what is still being produced."""

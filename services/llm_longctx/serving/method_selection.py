@@ -13,12 +13,28 @@ from services.llm_longctx.engine.method_policy import Policy
 from services.llm_longctx.methods import AttentionMethod, compose, method
 from shared.api.text import LongctxOptions, LongctxUsage
 from shared.errors import InvalidOption
+from shared.lm.config import DecoderConfig
 from shared.lm.head_plan import HeadPlan
 
-__all__ = ["build_method", "build_method_usage", "find_plan", "fit_policy", "select_policy"]
+__all__ = [
+    "build_method",
+    "build_method_usage",
+    "find_plan",
+    "fit_policy",
+    "select_policy",
+    "select_policy_or_dense",
+]
+
+
+class BudgetNotMet(InvalidOption):
+    """A method that frees memory can't free enough for this prompt."""
+
 
 TRIES = 6
 """Tries to meet a budget: it is met in entries, pages round up, and each try lowers it by the excess."""
+
+SHORT_TOKENS = 1024
+"""Tokens of prompt and answer up to which a budget that can't be met is no reason to refuse: dense serves them."""
 
 DEFAULT_PLAN = "default"
 """Name of the plan that a request gets which names none."""
@@ -52,6 +68,18 @@ def select_policy(
     budget = options.kv_bytes or int((options.kv_ratio or 1) * engine.dense_bytes(prompt + new))
     given = options.model_dump(include={"kv_bytes", "kv_ratio"}, exclude_none=True)
     return fit_policy(engine, requested, plan, budget, prompt, new).with_budget(requested, given)
+
+
+def select_policy_or_dense(
+    engine: Engine, options: LongctxOptions | None, plans: Mapping[str, HeadPlan], prompt: int, new: int
+) -> tuple[Policy, str | None]:
+    """As `select_policy`; a prompt too short for its budget is served densely, and the second value says so."""
+    try:
+        return select_policy(engine, options, plans, prompt, new), None
+    except BudgetNotMet as error:
+        if prompt + new > SHORT_TOKENS:
+            raise
+        return engine.dense, f"The prompt is too short for its budget, dense serves it. {error.detail}"
 
 
 def build_method_usage(requests: Sequence[GenerationRequest], backend: str, default: Policy) -> LongctxUsage:
@@ -117,11 +145,23 @@ def fit_policy(
     """Knobs under which pages, rounded up head by head, stay within the budget."""
     entries = budget // engine.pool.entry_bytes
     for _ in range(TRIES):
-        fitted = method.fit(max(entries, 0), engine.model.config, plan, prompt, new)
+        fitted = _fit_knobs(method, max(entries, 0), engine.model.config, plan, prompt, new)
         policy = engine.policy_of(fitted, plan)
         held = policy.pages(prompt, new, engine.pool.page) * engine.pool.page_bytes
         if held <= budget:
             return policy
         entries -= -(-(held - budget) // engine.pool.entry_bytes)
     detail = f"{method.name} can't keep within {budget:,} bytes; its pages take at least {held:,}."
-    raise InvalidOption(detail, hint="Ask for more, or for another method.", field="longctx")
+    raise BudgetNotMet(detail, hint="Ask for more, or for another method.", field="longctx")
+
+
+def _fit_knobs(
+    method: AttentionMethod, entries: int, config: DecoderConfig, plan: HeadPlan | None, prompt: int, new: int
+) -> AttentionMethod:
+    """The fitted method; a method that frees memory, but not enough here, raises `BudgetNotMet`."""
+    try:
+        return method.fit(entries, config, plan, prompt, new)
+    except InvalidOption as error:
+        if "eviction" in getattr(method, "heads", method).actions:
+            raise BudgetNotMet(error.detail, hint=error.hint, field=error.field) from error
+        raise

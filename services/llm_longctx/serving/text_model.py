@@ -111,7 +111,7 @@ class TextModel(Servable[ChatRequest, ChatCompletion]):
         run: CallContext,
         state: RequestState | None,
     ) -> Iterator[ChunkT]:
-        chunks = protocol.stream(self.adapter, body, run, state)
+        chunks = protocol.stream(self.adapter.of_tenant(run.tenant), body, run, state)
         if isinstance(state, SessionTransaction):
             chunks = _commit_before_end(chunks, protocol, state)
         wants_usage = not body.stream or (body.stream_options is not None and body.stream_options.include_usage)

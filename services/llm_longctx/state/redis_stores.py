@@ -14,7 +14,7 @@ from shared.errors import NotReady
 from shared.jobs.redis_client import RedisClient
 from shared.settings import Settings
 
-__all__ = ["RedisStores", "get_stores", "get_tenant", "lifespan"]
+__all__ = ["RedisStores", "get_stores", "lifespan"]
 
 
 class RedisStores:
@@ -46,11 +46,6 @@ def get_stores(request: Request) -> RedisStores:
         state.stores = RedisStores(state.settings)
     stores: RedisStores = state.stores
     return stores
-
-
-def get_tenant(request: Request) -> str:
-    """The tenant of a request, from the gateway's header."""
-    return request.headers.get("x-fovea-tenant", "local")
 
 
 @asynccontextmanager

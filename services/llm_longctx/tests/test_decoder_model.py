@@ -43,13 +43,13 @@ def test_a_path_that_leads_nowhere_says_so_when_it_is_loaded(tmp_path):
         make_local_model(tmp_path / "model.bin").load(LoadContext(cache=tmp_path))
 
 
-def test_an_unknown_dtype_is_refused_before_anything_is_read(folder, tmp_path):
+def test_an_unknown_format_is_refused_before_anything_is_read(folder, tmp_path):
     with pytest.raises(InvalidOption, match="float8"):
-        make_local_model(folder).load(LoadContext(cache=tmp_path, options={"llm_dtype": "float8"}))
+        make_local_model(folder).load(LoadContext(cache=tmp_path, options={"llm_weights": "float8"}))
 
 
 def test_bfloat16_is_another_fingerprint(folder, tmp_path, model):
-    narrow = make_local_model(folder).load(LoadContext(cache=tmp_path, threads=1, options={"llm_dtype": "bfloat16"}))
+    narrow = make_local_model(folder).load(LoadContext(cache=tmp_path, threads=1, options={"llm_weights": "bf16"}))
     try:
         assert narrow.adapter.fingerprint != model.adapter.fingerprint
         assert narrow.predict([narrow.example()], CallContext())[0].usage.completion_tokens == 8

@@ -336,3 +336,17 @@ def test_a_fork_shares_the_prompt_and_goes_its_own_way(tiny):
         again.prefill(prompt(30))
         again.step(3)
         assert torch.allclose(twin.step(8), again.step(8), atol=1e-10), how.name
+
+
+def test_a_budget_of_bytes_is_met_by_heads_and_not_by_rounding(tiny):
+    engine = Engine(
+        tiny,
+        method("duo", sink=16, recent=128, share=0.0),
+        TINY_PLAN | {"scores": {"duo_gate": [[0.9, 0.1], [0.2, 0.8]]}},
+    )
+    s = engine.open()
+    s.prefill([i % 30 for i in range(190)])
+    kept = sum(len(s.entries(layer, g).positions) for layer in range(2) for g in range(2)) * engine.pool.entry_bytes
+    assert kept == 4 * 144 * engine.pool.entry_bytes
+    assert s.kv_bytes() <= 1.12 * kept, "of pages of 64 entries it would be 1.33"
+    s.close()

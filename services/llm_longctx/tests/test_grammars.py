@@ -1,35 +1,50 @@
-"""What a grammar lets through is JSON, all JSON objects pass, and answers end where the grammar does."""
+"""Constrained decoding: answers meet their grammar and are drawn as the model draws; bad grammars are refused."""
 
 from __future__ import annotations
 
+import itertools
 import json
-import random
+import re
+import time
+from collections import Counter
 
+import jsonschema
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from scipy import stats
 
 from services.llm_longctx.engine import Sampling
 from services.llm_longctx.engine.sampler import Sampler
-from services.llm_longctx.serving.grammars.json_grammar import LONGEST_SPACE, JsonGrammar
-from services.llm_longctx.serving.grammars.token_grammar import (
-    MAX_CHOICES,
-    ChoiceGrammar,
-    TokenGrammar,
-    build_grammar,
-    require_feasible,
-)
+from services.llm_longctx.serving.grammars.formats import find_grammar_source
+from services.llm_longctx.serving.grammars.token_grammar import GrammarCompiler
 from services.llm_longctx.serving.toy_tokenizers import ByteTokenizer, RecallTokenizer
 from services.llm_longctx.tests.conftest import write_folder
+from shared.api.text import GenerationOptions
 from shared.errors import InvalidOption
 from shared.lm.tokenizer import Tokenizer
 
-VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
-    max_leaves=12,
-)
+VOCAB = 272
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 8},
+        "age": {"type": "integer", "minimum": 0, "maximum": 130},
+        "tags": {"type": "array", "items": {"enum": ["red", "blue"]}, "maxItems": 2},
+    },
+    "required": ["name", "age", "tags"],
+    "additionalProperties": False,
+}
+TREE = {
+    "$defs": {
+        "node": {
+            "type": "object",
+            "properties": {"v": {"type": "integer"}, "next": {"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]}},
+            "required": ["v", "next"],
+            "additionalProperties": False,
+        }
+    },
+    "$ref": "#/$defs/node",
+}
 
 
 @pytest.fixture(scope="module")
@@ -37,145 +52,266 @@ def tokenizer(tmp_path_factory):
     return Tokenizer.from_folder(write_folder(tmp_path_factory.mktemp("grammar") / "tiny"))
 
 
-def walk(state, data):
-    for byte in data:
-        state = None if state is None else state.feed(byte)
-    return state
+@pytest.fixture(scope="module")
+def compiler(tokenizer):
+    return GrammarCompiler(tokenizer, VOCAB)
 
 
-@settings(max_examples=150, deadline=None)
-@given(st.dictionaries(st.text(), VALUES, max_size=5), st.booleans(), st.sampled_from([None, 1, 3]))
-def test_every_object_passes_and_is_complete_at_its_end_only(value, ascii_only, indent):
-    text = json.dumps(value, ensure_ascii=ascii_only, indent=indent).encode("utf-8", "surrogatepass")
-    try:
-        text.decode()
-    except UnicodeDecodeError:
-        return  # half a surrogate pair is no text
-    state = JsonGrammar()
-    for byte in text:
-        assert state is not None
-        assert not state.complete
-        state = state.feed(byte)
-    assert state.complete
-    assert state.final
-    assert all(state.feed(byte) is None for byte in b' \n{}"0')
+def compile_options(compiler, **options):
+    return compiler.compile(*find_grammar_source(GenerationOptions(**options)))
 
 
-@settings(max_examples=150, deadline=None)
-@given(st.integers(0, 2**32), st.integers(20, 200))
-def test_whatever_passes_is_json_once_it_is_complete(seed, length):
-    rng, state, said = random.Random(seed), JsonGrammar(), bytearray()
-    favourite = b'{}[]",:\\u0123456789truefalsn-.eE \xc3\xa9\xf0\x9f\x98\x80\x00\xff'
-    while not state.complete:
-        closing = len(said) > length
-        choice = b'"}]:0 e' + b"0123456789ruesalfbx\x80\x90\xa0" if closing else favourite
-        may = [byte for byte in choice if state.feed(byte) is not None]
-        assert may or not closing, f"{bytes(said)} can't be finished"
-        byte = min(may, key=choice.index) if closing else rng.choice(may)
-        said.append(byte)
-        state = state.feed(byte)
-        assert len(said) < 2000
-    assert isinstance(json.loads(said.decode()), dict)
+def structured(compiler, **form):
+    return compile_options(compiler, structured_outputs=form)
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        b"[1]",
-        b"1",
-        b'{"a" 1}',
-        b'{"a":}',
-        b'{"a":01}',
-        b'{"a":1.}',
-        b'{"a":-}',
-        b'{"a":1e}',
-        b'{"a":.5}',
-        b'{"a":tru }',
-        b'{"a":"\n"}',
-        b'{"a":"\\x"}',
-        b'{"a":"\\u12g4"}',
-        b'{"a":1,}',
-        b"{,}",
-        b'{"a":[1,]}',
-        b'{"a":[1}',
-        b'{"a":1]',
-        b'{"a":"\xc0\x80"}',
-        b'{"a":"\xed\xa0\x80"}',
-        b'{"a":"\xf5\x80\x80\x80"}',
-        b'{"a":"\xe9"}',
-        b"{'a':1}",
-        b"{}{}",
-        b"{" + b" " * (LONGEST_SPACE + 1) + b"}",
-        b'{"a":' + b"[" * 32,
-    ],
-)
-def test_what_is_no_json_does_not_pass(text):
-    assert walk(JsonGrammar(), text) is None
+def json_schema(schema, *, strict=True):
+    return {"type": "json_schema", "json_schema": {"name": "a", "schema": schema, "strict": strict}}
 
 
-def test_one_of_several_texts():
-    choices = ChoiceGrammar(frozenset({b"yes", b"yesterday", b"no"}))
-    assert walk(choices, b"yes").complete
-    assert not walk(choices, b"yes").final
-    assert walk(choices, b"no").final
-    assert not walk(choices, b"yest").complete
-    assert walk(choices, b"maybe") is None
-
-
-@pytest.mark.parametrize("temperature", [0.0, 1.5])
-def test_a_sampler_under_a_grammar_says_json_and_then_the_end(tokenizer, temperature):
-    torch.manual_seed(0)
-    grammar = TokenGrammar(tokenizer, JsonGrammar())
-    sampler = Sampler(Sampling(temperature=temperature, seed=3), [], 272, grammar)
-    said, closing = [], torch.zeros(272)
-    closing[[tokenizer.encode(c)[0] for c in '"}]:0']] = 9
-    for step in range(600):
-        token = sampler.draw(torch.randn(272) + closing * (step > 40)).id
+def write_answer(tokenizer, grammar, seed=0, temperature=1.0, wanted='"}]:0,', limit=400):
+    """An answer of a model with random logits, which after a while wants to close what it opened."""
+    generator = torch.Generator().manual_seed(seed)
+    closing = torch.zeros(VOCAB)
+    closing[[tokenizer.encode(c)[0] for c in wanted]] = 9
+    sampler, said = Sampler(Sampling(temperature=temperature, seed=seed), [], VOCAB, grammar), []
+    for step in range(limit):
+        token = sampler.draw(torch.randn(VOCAB, generator=generator) + closing * (step > 20)).id
         if token in tokenizer.eos:
             break
         said.append(token)
-    assert isinstance(json.loads(tokenizer.decode(said)), dict)
+        if sampler.is_finished:
+            break
+    return tokenizer.decode(said)
 
 
-def test_a_choice_is_made_token_by_token(tokenizer):
-    for seed in range(5):
-        grammar = TokenGrammar(tokenizer, ChoiceGrammar(frozenset({b"red", b"blue"})))
-        sampler, said = Sampler(Sampling(temperature=1, seed=seed), [], 272, grammar), []
-        while (token := sampler.draw(torch.randn(272)).id) not in tokenizer.eos:
-            said.append(token)
-        assert tokenizer.decode(said) in {"red", "blue"}
+# What is written meets the grammar.
 
 
-@pytest.mark.parametrize("given", [None, {}, {"type": "text"}])
-def test_text_has_no_grammar(given):
-    assert build_grammar(given) is None
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+@pytest.mark.parametrize("schema", [PERSON, TREE, {"type": "object"}], ids=["person", "tree", "object"])
+def test_answers_meet_their_schema(tokenizer, compiler, schema, temperature):
+    for seed in range(4):
+        grammar = compile_options(compiler, response_format=json_schema(schema))
+        text = write_answer(tokenizer, grammar, seed, temperature)
+        jsonschema.validate(json.loads(text), schema)
+
+
+def test_json_object_is_any_object(tokenizer, compiler):
+    for seed in range(6):
+        grammar = compile_options(compiler, response_format={"type": "json_object"})
+        assert isinstance(json.loads(write_answer(tokenizer, grammar, seed)), dict)
 
 
 @pytest.mark.parametrize(
-    "given",
+    ("form", "pattern"),
     [
-        {"type": "json_schema"},
-        {"type": "choice"},
-        {"type": "choice", "choices": []},
-        {"type": "choice", "choices": [1]},
-        {"type": "choice", "choices": [""]},
-        {"type": "choice", "choices": ["x"] * (MAX_CHOICES + 1)},
-        {"type": 5},
+        ({"regex": r"[a-c]{3}-\d{2}/x"}, r"[a-c]{3}-\d{2}/x"),
+        ({"choice": ["red", "blue", 'say "é😀"\n']}, 'red|blue|say "é😀"\n'),
+        ({"grammar": 'start: "a" b+\nb: "b" | "c"'}, "a[bc]+"),
+        ({"grammar": 'root ::= "yes" | "no"'}, "yes|no"),
+        ({"grammar": '%llguidance {}\nstart: "yes"'}, "yes"),
+        ({"json": {"type": "array", "items": {"type": "boolean"}}, "disable_any_whitespace": True}, r"\[[^ ]*\]"),
+        ({"json": json.dumps(PERSON), "whitespace_pattern": " "}, r"\{.*\}"),
     ],
 )
-def test_formats_that_are_not_served_are_refused(given):
+def test_each_form_of_structured_outputs(tokenizer, compiler, form, pattern):
+    for seed in range(3):
+        text = write_answer(tokenizer, structured(compiler, **form), seed, wanted='"}]:0,bn')
+        assert re.fullmatch(pattern, text, re.DOTALL), text
+
+
+def test_white_space_in_a_row_ends(tokenizer, compiler):
+    grammar = compile_options(compiler, response_format={"type": "json_object"})
+    spaces = torch.zeros(VOCAB)
+    spaces[tokenizer.encode(" ")[0]] = 50
+    sampler = Sampler(Sampling(), [], VOCAB, grammar)
+    said = tokenizer.decode([sampler.draw(spaces).id for _ in range(40)])
+    assert said.startswith("{" + " " * 32)
+    assert said[33] != " "
+
+
+def test_a_model_without_end_token_ends_with_the_grammar():
+    words = RecallTokenizer()
+    grammar = structured(GrammarCompiler(words, 42), choice=[" red", " blue"])
+    sampler = Sampler(Sampling(), [], 42, grammar)
+    assert words.decode([sampler.draw(torch.zeros(42)).id]) in {"red", "blue"}
+    assert sampler.is_finished
+    bytewise = structured(GrammarCompiler(ByteTokenizer(), 256), choice=["no"])
+    for letter in b"no":
+        assert bytewise.mask().nonzero().flatten().tolist() == [letter]
+        assert not bytewise.is_finished
+        bytewise.advance(letter)
+    assert bytewise.is_finished
+
+
+def test_special_tokens_and_ids_beyond_the_tokenizer_are_no_text(tokenizer, compiler):
+    grammar = structured(compiler, regex="(.|\n)*")
+    mask = grammar.mask()
+    assert mask[: tokenizer.size - 1].sum() == 128 + 51  # bytes that begin a character
+    assert mask[list(tokenizer.eos)].all()  # it may be over
+    assert not mask[tokenizer.size :].any()
+    grammar = structured(compiler, regex="<(.|\n)*>")
+    grammar.advance(tokenizer.encode("<")[0])
+    assert not grammar.mask()[list(tokenizer.eos)].any()
+
+
+def test_answers_of_one_request_walk_by_themselves(tokenizer, compiler):
+    first = structured(compiler, choice=["ab", "cd"])
+    second = first.fork()
+    first.advance(tokenizer.encode("a")[0])
+    assert tokenizer.decode(first.mask().nonzero().flatten().tolist()) == "b"
+    assert tokenizer.decode(second.mask().nonzero().flatten().tolist()) == "ac"
+    assert structured(compiler, choice=["ab", "cd"]).mask().equal(second.mask())  # from the cache, from its beginning
+
+
+# The distribution is the model's own, renormalised.
+
+
+def test_every_spelling_of_what_must_come_is_allowed():
+    from tokenizers import Tokenizer as Library
+    from tokenizers import models
+
+    library = Library(models.WordLevel({t: i for i, t in enumerate(["y", "e", "s", "ye", "es", "yes", "no"])}, "no"))
+    mask = structured(GrammarCompiler(Tokenizer(library), 7), choice=["yes"]).mask()
+    assert mask.nonzero().flatten().tolist() == [0, 3, 5]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_draws_follow_the_renormalised_distribution(tokenizer, compiler, temperature):
+    """Texts of [abc][ab]?: the chi-squared test over 2,000 answers against products of renormalised softmaxes."""
+    a, b, c = (tokenizer.encode(letter)[0] for letter in "abc")
+    end = min(tokenizer.eos)
+    logits = torch.randn(3, VOCAB, generator=torch.Generator().manual_seed(1)) * 2
+
+    def step(row, allowed):
+        weights = (logits[row, allowed] / temperature).double().softmax(-1)
+        return dict(zip(allowed, weights.tolist(), strict=True))
+
+    first, second = step(0, [a, b, c]), step(1, [a, b, end])
+    expected = {(x, y): first[x] * second[y] for x, y in itertools.product(first, second)}
+    found = Counter()
+    start = structured(compiler, regex="[abc][ab]?")
+    for seed in range(2000):
+        sampler = Sampler(Sampling(temperature=temperature, seed=seed), [], VOCAB, start.fork())
+        found[tuple(sampler.draw(logits[row]).id for row in range(2))] += 1
+    assert set(found) <= set(expected)
+    texts = list(expected)
+    result = stats.chisquare([found[t] for t in texts], [2000 * expected[t] / sum(expected.values()) for t in texts])
+    assert result.pvalue > 1e-3, dict(found)
+
+
+def test_unlikely_tokens_keep_their_share():
+    """Allowed tokens far behind 256 likelier ones that are not allowed: all of them may be drawn."""
+    words = ByteTokenizer()
+    logits = torch.full((256,), 10.0)
+    logits[list(b"xyz")] = torch.tensor([0.0, 0.0, -1.0])
+    grammar = structured(GrammarCompiler(words, 256), choice=["x", "y", "z"])
+    found = Counter(
+        Sampler(Sampling(temperature=1, seed=s), [], 256, grammar.fork()).draw(logits).id for s in range(600)
+    )
+    assert set(found) == set(b"xyz")
+
+
+# Refusals.
+
+DEEP = {"type": "integer"}
+for _ in range(40):
+    DEEP = {"type": "array", "items": DEEP}
+
+BAD = {
+    "keyword": json_schema({"type": "array", "uniqueItems": True}),
+    "type": json_schema({"type": "strin"}),
+    "bound": json_schema({"type": "integer", "minimum": "x"}),
+    "nothing": json_schema({"type": "integer", "minimum": 5, "maximum": 3}),
+    "false": json_schema(False),
+    "empty enum": json_schema({"enum": []}),
+    "missing reference": json_schema({"$ref": "#/$defs/x"}),
+    "remote reference": json_schema({"$ref": "http://example.com/x.json"}),
+    "file reference": json_schema({"$ref": "file:///etc/passwd"}),
+    "itself": json_schema({"$ref": "#"}),
+    "endless": json_schema(
+        {"$defs": {"n": {"properties": {"next": {"$ref": "#/$defs/n"}}, "required": ["next"]}}, "$ref": "#/$defs/n"}
+    ),
+    "endless list": json_schema({"type": "array", "minItems": 1, "items": {"$ref": "#"}}),
+    "deep": json_schema(DEEP),
+    "wide": json_schema({"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(5000)}}),
+    "10 MB of enum": json_schema({"enum": [f"value-{i}" for i in range(600_000)]}),
+    "long": json_schema({"const": "x" * 200_000}),
+    "no schema": {"type": "json_schema"},
+    "no choices": {"type": "choice"},
+}
+
+
+@pytest.mark.parametrize("response_format", BAD.values(), ids=BAD.keys())
+def test_bad_formats_are_refused_in_time(compiler, response_format):
+    begun = time.perf_counter()
     with pytest.raises(InvalidOption) as caught:
-        build_grammar(given)
+        compile_options(compiler, response_format=response_format)
     assert caught.value.field == "response_format"
+    assert len(caught.value.detail) < 500
+    assert time.perf_counter() - begun < 5
 
 
-@pytest.mark.parametrize("grammar", [JsonGrammar(), ChoiceGrammar(frozenset({b"red"}))])
-def test_format_that_no_token_begins_is_refused(grammar):
+@pytest.mark.parametrize(
+    "form",
+    [
+        {},
+        {"json_object": False},
+        {"regex": "a", "choice": ["b"]},
+        {"regex": "("},
+        {"regex": r"(?=a)b"},
+        {"regex": r"[^\s\S]"},
+        {"regex": "a" * 200_000},
+        {"choice": []},
+        {"choice": [""]},
+        {"choice": [str(i) for i in range(1001)]},
+        {"grammar": "start: foo"},
+        {"grammar": "start: start"},
+        {"grammar": "::= nothing"},
+        {"json": "{oops"},
+        {"json": "[1]"},
+        {"json": {"not": {"type": "string"}}},
+    ],
+)
+def test_bad_structured_outputs_are_refused(compiler, form):
     with pytest.raises(InvalidOption) as caught:
-        require_feasible(grammar, RecallTokenizer(), 42)
-    assert caught.value.field == "response_format"
+        structured(compiler, **form)
+    assert caught.value.field == "structured_outputs"
 
 
-def test_format_that_some_token_begins_is_taken():
-    require_feasible(ChoiceGrammar(frozenset({b"red", b" blue"})), RecallTokenizer(), 42)
-    require_feasible(JsonGrammar(), ByteTokenizer(), 256)
+def test_what_explodes_is_refused_in_time(compiler):
+    begun = time.perf_counter()
+    for form in ({"regex": "(.*a){20}.{1000}b"}, {"json": {"type": "string", "pattern": "(a{1,1000}){1,1000}"}}):
+        try:
+            structured(compiler, **form).mask()
+        except InvalidOption:
+            continue
+    assert time.perf_counter() - begun < 5
+
+
+def test_two_forms_at_once_are_refused(compiler):
+    with pytest.raises(InvalidOption, match="either"):
+        compile_options(compiler, response_format={"type": "json_object"}, structured_outputs={"regex": "a"})
+    assert find_grammar_source(GenerationOptions(response_format={"type": "text"})) is None
+    assert find_grammar_source(GenerationOptions()) is None
+
+
+def test_without_strict_what_can_not_be_enforced_is_left_to_the_model(tokenizer, compiler):
+    schema = {"type": "array", "uniqueItems": True, "items": {"type": "boolean"}}
+    grammar = compile_options(compiler, response_format=json_schema(schema, strict=False))
+    assert isinstance(json.loads(write_answer(tokenizer, grammar)), list)
+
+
+@pytest.mark.parametrize("form", [{"json_object": True}, {"choice": ["red"]}, {"regex": "[0-9]+"}])
+def test_a_form_that_no_token_begins_is_refused(form):
+    with pytest.raises(InvalidOption, match="No token of this model"):
+        structured(GrammarCompiler(RecallTokenizer(), 42), **form)
+
+
+def test_an_answer_whose_grammar_its_model_can_not_spell_ends_with_an_error():
+    grammar = structured(GrammarCompiler(RecallTokenizer(), 42), choice=[" red sky"])
+    sampler = Sampler(Sampling(), [], 42, grammar)
+    sampler.draw(torch.zeros(42))
+    with pytest.raises(InvalidOption, match="No token of this model"):
+        sampler.draw(torch.zeros(42))

@@ -243,6 +243,19 @@ def test_memory_really_goes_back_to_the_system():
 # Several sequences.
 
 
+def test_small_pages_go_back_with_the_last_of_a_page_of_the_system():
+    small = PagePool(64, 16, 16, torch.float32)  # 1 KB each: four are one page of the system
+    first = small.reserve(8)
+    pages = np.arange(first, first + 8)
+    small.commit(pages)
+    small.keys[first * 16 : (first + 8) * 16] = 1
+    small.release(pages[1:4])
+    assert float(small.keys[first * 16 + 20, 0]) == 1, "its neighbour still lies in the same page of the system"
+    small.release(pages[:1])
+    assert float(small.keys[first * 16 + 20, 0]) == 0
+    assert float(small.keys[(first + 4) * 16, 0]) == 1, "what is held stays"
+
+
 def test_a_full_pool_refuses_and_changes_nothing():
     tight = pool(capacity=L * G * 2)
     memory = SequenceCache(tight, L, G)

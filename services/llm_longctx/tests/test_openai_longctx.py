@@ -17,6 +17,7 @@ from shared.api.text import LongctxOptions
 from shared.errors import BadInput, InvalidOption
 from shared.lm.head_plan import HeadPlan
 from shared.lm.head_plan_store import save_plan
+from shared.storage import ObjectStore
 
 ROLES = [[1, 0], [0, 1]]
 DUO = {"method": "duo", "roles": ROLES, "sink": 4, "recent": 16}
@@ -138,13 +139,12 @@ def test_an_answer_is_one_of_the_choices(client):
 
 
 def test_a_method_that_needs_a_plan_takes_the_models_default(folder, tmp_path, monkeypatch):
-    path = tmp_path / "weights" / "heads" / MODEL / "default.json"
-    path.parent.mkdir(parents=True)
-    path.write_text(json.dumps(PLAN))
-    monkeypatch.setattr(decoder_model, "_SHIPPED", tmp_path / "nothing")
+    mine = ObjectStore.open(tmp_path.as_uri()).of_tenant("local")
+    save_plan(HeadPlan.parse(PLAN), mine, MODEL, "default")
+    monkeypatch.setattr(decoder_model, "_BUNDLED_PLANS", tmp_path / "nothing")
     with Server(app_of(folder, tmp_path)) as server, openai.OpenAI(base_url=f"{server.url}/v1", api_key="x") as client:
         told = used(ask(client, {"method": "duo", "sink": 2, "recent": 8}))
-        save_plan(HeadPlan.parse(PLAN), tmp_path / "weights", MODEL, "made-later")
+        save_plan(HeadPlan.parse(PLAN), mine, MODEL, "made-later")
         named = used(ask(client, {"method": "duo", "sink": 2, "recent": 8, "plan": "made-later"}))
     assert told["kv_ratio"] < 0.8
     assert named["kv_ratio"] == told["kv_ratio"], "a plan that is stored while the service runs is there at once"

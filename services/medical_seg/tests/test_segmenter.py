@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from services.medical_seg.segmenter import TENSOR_NAMES, Segmenter
+from services.medical_seg.segmenter import MAX_PIXELS, TENSOR_NAMES, Segmenter
 from shared.api.mask import SegmentIn, SegmentOut
 from shared.api.tensors import TensorSpec
 from shared.engines.onnx import OnnxEngine
@@ -256,7 +256,7 @@ def test_turned_picture_is_answered_in_upright_pixels(blob):
 
 
 def test_card_and_place_bound_the_picture(packaged, cache, small):
-    assert (small.bounds.max_side, small.bounds.pixels) == (4000, 64_000_000)
+    assert (small.bounds.max_side, small.bounds.pixels) == (4000, MAX_PIXELS)
     options = {"max_pixels": "3000", "max_body_bytes": "100000"}
     strict = Small.load(LoadContext(engine="torch", cache=cache, weights=cache / "none", options=options))
     error = one(strict, ask(encoded(quadrants(), "PNG")))

@@ -1,23 +1,19 @@
-"""Batch store: manifests and label logs of one tenant on disk, and summaries of what became of each batch.
-
-Tenants have folders of their own, so nobody reads another's.
-"""
+"""Batch store: manifests and label logs of one tenant, and summaries of what became of each batch."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, Field
 
 from services.relevance_judge.batches import label_log
-from services.relevance_judge.batches.batch_runner import BatchPlan, StopReason, hash_text
+from services.relevance_judge.batches.batch_runner import BatchPlan, StopReason
 from shared.errors import NotFound
+from shared.storage import ObjectStore
 
 __all__ = ["BatchOut", "BatchRow", "BatchStore", "summarise_batch"]
 
@@ -61,27 +57,21 @@ class BatchRow(BaseModel):
 
 
 class BatchStore:
-    """The batches of one tenant, below the data folder."""
+    """The batches in the store of one tenant."""
 
-    def __init__(self, data: Path, tenant: str) -> None:
-        """Name the folder; it is created when the first batch is saved."""
-        self._folder = data / "judge" / "tenants" / hash_text(tenant)[:16]
+    def __init__(self, objects: ObjectStore) -> None:
+        self._manifests, self._labels = objects.under("batches"), objects.under("labels")
 
-    def label_log_path(self, settings: str) -> Path:
-        """The label log of one judge with one set of options."""
-        return self._folder / "labels" / f"{settings}.jsonl"
+    def label_log(self, settings: str) -> ObjectStore:
+        """Where the label log of one judge with one set of options is."""
+        return self._labels.under(settings)
 
     def save(self, plan: BatchPlan, now: float) -> None:
         """Save a plan's manifest, whole or not at all, unless it is there."""
-        path = self._manifest(plan.id)
-        if path.exists():
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
         facts = {name: value for name, value in asdict(plan).items() if name not in {"pairs", "keys"}}
         facts |= {"at": now, "pairs": [[p.qid, p.docid, k] for p, k in zip(plan.pairs, plan.keys, strict=True)]}
-        draft = path.with_name(f".{plan.id}.{os.getpid()}.{os.urandom(4).hex()}")
-        draft.write_text(json.dumps(facts, ensure_ascii=False), "utf8", errors="surrogatepass")
-        draft.replace(path)
+        content = json.dumps(facts, ensure_ascii=False).encode("utf8", "surrogatepass")
+        self._manifests.create(f"{plan.id}.json", content)
 
     def load_manifest(self, name: str) -> dict[str, Any]:
         """The manifest of a batch.
@@ -89,33 +79,28 @@ class BatchStore:
         Raises:
             NotFound: There is no such batch.
         """
-        try:
-            found: dict[str, Any] = json.loads(self._manifest(name).read_text("utf8", errors="surrogatepass"))
-        except FileNotFoundError:
+        content = self._manifests.get(f"{name}.json") if name and set(name) <= _ID else None
+        if content is None:
             detail = f"There is no batch {name[:80]!r}."
-            raise NotFound(detail, hint="Its id is in the answer to the POST.") from None
+            raise NotFound(detail, hint="Its id is in the answer to the POST.")
+        found: dict[str, Any] = json.loads(content.decode("utf8", "surrogatepass"))
         return found
 
     def list_batches(self, limit: int) -> list[BatchRow]:
         """The batches, newest first."""
-        files = sorted((self._folder / "batches").glob("[0-9a-f]*.json"), key=lambda f: f.stat().st_mtime, reverse=True)
-        found = [self.load_manifest(file.stem) for file in files[:limit]]
+        newest = sorted(self._manifests.list_objects(), key=lambda facts: facts.modified, reverse=True)
+        found = [self.load_manifest(facts.path.removesuffix(".json")) for facts in newest[:limit]]
         return [BatchRow(id=m["id"], judge=m["judge"], pairs=len(m["pairs"]), at=m["at"]) for m in found]
 
     def load_rows(self, manifest: Mapping[str, Any]) -> list[Row]:
         """One row per pair that was judged: `qid`, `docid` and a verdict's fields, or `error`."""
         last: dict[str, Row] = {}
-        for line in label_log.read_label_log(self.label_log_path(manifest["settings"])):
+        for line in label_log.read_label_log(self.label_log(manifest["settings"])):
             if line.get("verdict") is not None:
                 last[line["pair"]] = line["verdict"]
             elif "grade" not in last.get(line["pair"], {}):
                 last[line["pair"]] = {"error": (line.get("error") or {}).get("detail", "It failed.")}
         return [{"qid": qid, "docid": docid, **last[key]} for qid, docid, key in manifest["pairs"] if key in last]
-
-    def _manifest(self, name: str) -> Path:
-        if not name or not set(name) <= _ID:
-            raise NotFound(f"{name[:80]!r} is not the id of a batch.")
-        return self._folder / "batches" / f"{name}.json"
 
 
 def summarise_batch(

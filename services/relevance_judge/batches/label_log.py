@@ -1,40 +1,46 @@
-"""Append-only log of labels: one file of JSON lines per judge and settings, one line per finished pair.
+"""Log of labels: JSON lines per judge and settings in segments, one line per finished pair.
 
-A line is on the disk before its label counts, so a crash loses none and a resumed batch asks for none twice; only pairs
-that were under way at the very moment are asked again. One process writes at a time, by a lock that the kernel frees
-when that process dies.
+A line is stored before its label counts, so a crash loses none and a resumed batch asks for none twice; only pairs that
+were under way at the very moment are asked again. One process writes at a time, by a lease.
+
+    <settings>/lines/<begin>-<random>.jsonl     segments of at most `SEGMENT_LINES` lines, by the time they were begun
+    <settings>/lease/<number>                   who writes
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import os
+import secrets
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from shared.registry import CallContext
+from shared.storage import Lease, ObjectStore
 
 __all__ = ["LabelLog", "open_label_log", "read_label_log"]
 
 Line = dict[str, Any]
 
-LOCK_POLL_S = 0.1
+LEASE_POLL_S = 0.1
 """Time between two looks at whether another batch of the same judge is done."""
+
+SEGMENT_LINES = 64
+"""Most lines of a segment: an object can't be appended to, so each line rewrites its segment."""
 
 
 class LabelLog:
     """An open log: knows which pairs have a verdict, and appends more. Safe to share between threads."""
 
-    def __init__(self, file: BinaryIO, lines: list[Line]) -> None:
-        self._file, self._lock = file, threading.Lock()
+    def __init__(self, segments: ObjectStore, lines: list[Line]) -> None:
+        self._segments, self._lock = segments, threading.Lock()
         self._judged: set[str] = set()
         self._tokens: Counter[str] = Counter()
+        self._segment: list[bytes] = []
+        self._name = ""
         for line in lines:
             self._count(line)
 
@@ -49,12 +55,13 @@ class LabelLog:
             return self._tokens[batch]
 
     def append(self, line: Mapping[str, Any]) -> None:
-        """Append one line and sync it; when this returns, no crash can lose it."""
+        """Append one line; when this returns, no crash can lose it."""
         raw = json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode("utf8", "backslashreplace") + b"\n"
         with self._lock:
-            self._file.write(raw)
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            if not self._name or len(self._segment) >= SEGMENT_LINES:
+                self._name, self._segment = f"{time.time_ns():020d}-{secrets.token_hex(4)}.jsonl", []
+            self._segments.put(self._name, b"".join([*self._segment, raw]))
+            self._segment.append(raw)
             self._count(line)
 
     def _count(self, line: Mapping[str, Any]) -> None:
@@ -64,60 +71,34 @@ class LabelLog:
 
 
 @contextlib.contextmanager
-def open_label_log(path: Path, run: CallContext) -> Iterator[LabelLog]:
+def open_label_log(objects: ObjectStore, run: CallContext) -> Iterator[LabelLog]:
     """Open a log for writing, alone; waits while another batch writes it.
 
     Raises:
         Cancelled: The call was cancelled while it waited.
         DeadlineExceeded: Its deadline passed.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
-        _lock(file, run)
-        _sync_folder(path.parent)
-        file.seek(0)
-        lines, whole = _lines(file.read())
-        # Half a line is what a crash left: its label never counted, and what comes next must not be glued to it.
-        file.truncate(whole)
-        yield LabelLog(file, lines)
 
-
-def read_label_log(path: Path) -> list[Line]:
-    """All whole lines of a log, also while it is written; none where there is no file."""
-    try:
-        return _lines(path.read_bytes())[0]
-    except FileNotFoundError:
-        return []
-
-
-def _lock(file: BinaryIO, run: CallContext) -> None:
-    while True:
+    def wait() -> None:
         run.check()
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            run.progress(0.0, "another batch of the same judge is running")
-            time.sleep(LOCK_POLL_S)
-        else:
-            return
+        run.progress(0.0, "another batch of the same judge is running")
+
+    run.check()
+    with Lease(objects.under("lease"), wait, LEASE_POLL_S):
+        yield LabelLog(objects.under("lines"), read_label_log(objects))
 
 
-def _lines(raw: bytes) -> tuple[list[Line], int]:
-    """The whole lines, and the length of the file up to the end of the last one."""
-    whole = raw.rfind(b"\n") + 1
+def read_label_log(objects: ObjectStore) -> list[Line]:
+    """All lines of a log, also while it is written; none where there is no log."""
+    segments = objects.under("lines")
+    return [line for name in segments.list_names() for line in _lines(segments.get(name) or b"")]
+
+
+def _lines(raw: bytes) -> list[Line]:
     found = []
-    for text in raw[:whole].splitlines():
+    for text in raw.splitlines():
         with contextlib.suppress(ValueError):  # a line that the disk spoiled costs its own pair, not the batch
             line = json.loads(text)
             if isinstance(line, dict) and isinstance(line.get("pair"), str):
                 found.append(line)
-    return found, whole
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the file's name as durable as its content."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    return found

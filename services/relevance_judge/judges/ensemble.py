@@ -45,13 +45,13 @@ class Ensemble(Judge[EnsembleIn]):
         members = self._members(request)
         return tuple(name for judge, own_request in members for name in judge.list_template_ids(own_request))
 
-    def resolve_calibrations(self, request: EnsembleIn) -> EnsembleIn:
+    def resolve_calibrations(self, request: EnsembleIn, tenant: str) -> EnsembleIn:
         """The request with its own and its members' calibrations themselves where it only names them."""
         members = tuple(
-            member.model_copy(update={"calibration": self.load_calibration(member.calibration)})
+            member.model_copy(update={"calibration": self.load_calibration(member.calibration, tenant)})
             for member in request.members
         )
-        return super().resolve_calibrations(request.model_copy(update={"members": members}))
+        return super().resolve_calibrations(request.model_copy(update={"members": members}), tenant)
 
     def verdict(self, pair: Pair, request: EnsembleIn, run: CallContext) -> Verdict:
         """Ask each member and combine their verdicts."""
@@ -88,7 +88,7 @@ class Ensemble(Judge[EnsembleIn]):
                 detail = f"There is no judge {name!r} that can vote; known are {', '.join(known)}."
                 raise NotFound(detail, field="members")
             own = {"template": member.template, "llm": member.llm or request.llm, "calibration": member.calibration}
-            members.append((known[name](self.client, self.calibrations), request.model_copy(update=own)))
+            members.append((known[name](self.client, self.objects), request.model_copy(update=own)))
         return members
 
 

@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 
-__all__ = ["bm25", "overlap", "tokenize"]
+__all__ = ["LexicalIndex", "bm25", "overlap", "tokenize"]
 
 Scores = dict[str, float]
 
@@ -35,24 +35,33 @@ def overlap(query: str, passages: Mapping[str, str]) -> Scores:
     return {name: len(query_words & set(tokenize(text))) / max(len(query_words), 1) for name, text in passages.items()}
 
 
+class LexicalIndex:
+    """Words of a set of passages, counted once, for BM25 of many queries."""
+
+    def __init__(self, passages: Mapping[str, str]) -> None:
+        self._counts = {name: Counter(tokenize(text)) for name, text in passages.items()}
+        self._lengths = {name: count.total() for name, count in self._counts.items()}
+        self._mean = sum(self._lengths.values()) / max(len(self._lengths), 1) or 1.0
+        self._holders: dict[str, list[str]] = {}
+        for name, count in self._counts.items():
+            for word in count:
+                self._holders.setdefault(word, []).append(name)
+
+    def bm25(self, query: str, *, k1: float = 0.9, b: float = 0.4) -> Scores:
+        """BM25 (Robertson and Zaragoza 2009) of each passage, with document frequencies from the passages."""
+        scores = dict.fromkeys(self._counts, 0.0)
+        for word, times in sorted(Counter(tokenize(query)).items()):
+            holders = self._holders.get(word, ())
+            idf = _idf(len(holders), len(self._counts))
+            for name in holders:
+                count, length = self._counts[name][word], self._lengths[name]
+                scores[name] += times * idf * count * (k1 + 1) / (count + k1 * (1 - b + b * length / self._mean))
+        return scores
+
+
 def bm25(query: str, passages: Mapping[str, str], *, k1: float = 0.9, b: float = 0.4) -> Scores:
-    """BM25 (Robertson and Zaragoza 2009) of each passage, with document frequencies from `passages` themselves."""
-    counts = {name: Counter(tokenize(text)) for name, text in passages.items()}
-    lengths = {name: count.total() for name, count in counts.items()}
-    mean = sum(lengths.values()) / max(len(lengths), 1) or 1.0
-    idf = {word: _idf(sum(word in c for c in counts.values()), len(counts)) for word in set(tokenize(query))}
-    query_counts = Counter(tokenize(query))
-    return {
-        name: math.fsum(
-            query_counts[word]
-            * idf[word]
-            * count[word]
-            * (k1 + 1)
-            / (count[word] + k1 * (1 - b + b * lengths[name] / mean))
-            for word in sorted(query_counts)
-        )
-        for name, count in counts.items()
-    }
+    """BM25 of each passage, see `LexicalIndex.bm25`."""
+    return LexicalIndex(passages).bm25(query, k1=k1, b=b)
 
 
 def _idf(documents: int, total: int) -> float:

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from services.relevance_judge.metrics.agreement import cohen_kappa
+from services.relevance_judge.metrics.pair_order import pair_order
 from services.relevance_judge.metrics.rankings import spearman_rho
 from shared.errors import InvalidOption
 
-__all__ = ["Calibration", "FitRule", "fit"]
+__all__ = ["Calibration", "FitRule", "fit", "grade_across_queries"]
 
 FitRule = Literal["quantile", "kappa"]
 
@@ -179,30 +180,27 @@ def _quadratic(tables: Floats) -> Floats:
 
 
 def _leave_queries_out(x: Floats, y: NDArray[Any], q: NDArray[Any], how: FitRule) -> dict[str, float | None]:
-    """Grade each query with cuts fitted on the others."""
-    graded = np.zeros(len(x), int)
-    names = sorted(set(q.tolist()))
-    if len(names) < 2:
-        return {"kappa": None, "kappa_quadratic": None, "spearman": spearman_rho(x, y), "pair_order": _order(x, y, q)}
-    for name in names:
+    """Measures of grades whose cuts come from the other queries, and of the signal itself."""
+    order = {"spearman": spearman_rho(x, y), "pair_order": pair_order(x, y, q)}
+    if len(set(q.tolist())) < 2:
+        return {"kappa": None, "kappa_quadratic": None, **order}
+    graded = grade_across_queries(x, y, q, how=how)
+    return {"kappa": cohen_kappa(y, graded), "kappa_quadratic": cohen_kappa(y, graded, weights="quadratic"), **order}
+
+
+def grade_across_queries(signals: Any, grades: Any, queries: Any, *, how: FitRule = "quantile") -> NDArray[np.int64]:
+    """Grade the pairs of each query with cuts fitted on all others.
+
+    Args:
+        signals: One finite number per pair.
+        grades: Its label, 0–3.
+        queries: The query it belongs to; two at least.
+        how: As of `fit`.
+    """
+    x, y, q = np.asarray(signals, float), np.asarray(grades, int), np.asarray([str(query) for query in queries])
+    found = np.zeros(len(x), np.int64)
+    for name in sorted(set(q.tolist())):
         left_out = q == name
         cuts = np.asarray(_cuts(x[~left_out], y[~left_out], how))
-        graded[left_out] = (cuts[None, :] <= x[left_out][:, None]).sum(1)
-    return {
-        "kappa": cohen_kappa(y, graded),
-        "kappa_quadratic": cohen_kappa(y, graded, weights="quadratic"),
-        "spearman": spearman_rho(x, y),
-        "pair_order": _order(x, y, q),
-    }
-
-
-def _order(x: Floats, y: NDArray[Any], q: NDArray[Any]) -> float | None:
-    """Share of pairs of unequal grade within a query that the signal orders right; ties count one half."""
-    right = total = 0.0
-    for name in set(q.tolist()):
-        signal, label = x[q == name], y[q == name]
-        higher = np.subtract.outer(label, label) > 0
-        ahead = np.subtract.outer(signal, signal)
-        right += float((ahead[higher] > 0).sum()) + 0.5 * float((ahead[higher] == 0).sum())
-        total += float(higher.sum())
-    return right / total if total else None
+        found[left_out] = (cuts[None, :] <= x[left_out][:, None]).sum(1)
+    return found

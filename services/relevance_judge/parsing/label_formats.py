@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,10 +13,12 @@ from typing import Any
 from services.relevance_judge.parsing import trec
 from shared.errors import Malformed
 
-__all__ = ["MEDIA_TYPES", "LabelSet", "format_labels", "parse_labels"]
+__all__ = ["MEDIA_TYPES", "LabelSet", "SignalSet", "format_labels", "parse_labels", "parse_signals"]
 
 MEDIA_TYPES = {"qrels": "text/plain", "jsonl": "application/x-ndjson", "csv": "text/csv"}
 """Form → content type of the response."""
+
+RUN_FIELDS = 6
 
 COLUMNS = (
     "qid",
@@ -83,6 +86,61 @@ def parse_labels(text: str, source: str) -> LabelSet:
         seconds=sum(float(row["latency_ms"]) for _, row in rows if _is_number(row.get("latency_ms"))) / 1000,
         cost=sum(costs) if costs else None,
     )
+
+
+@dataclass(frozen=True)
+class SignalSet:
+    """Signals of one judge.
+
+    Attributes:
+        signals: {(qid, docid): signal}; a row without a signal counts by its grade.
+        grades: {(qid, docid): grade} of the rows that have one; empty for a run.
+        template, llm: What made them, where all rows name the same.
+        rows: The rows with a signal, as they came.
+    """
+
+    signals: dict[tuple[str, str], float]
+    grades: dict[tuple[str, str], int] = field(default_factory=dict)
+    template: str | None = None
+    llm: str | None = None
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+
+def parse_signals(text: str, source: str) -> SignalSet:
+    """Signals from JSON lines of batches, from run lines (their scores), or from qrels (their grades).
+
+    Raises:
+        Malformed: A line is in none of the forms, a run file holds several systems, or a signal is not finite.
+    """
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    if not first.lstrip().startswith("{"):
+        if len(first.split()) != RUN_FIELDS:
+            labels = trec.parse_qrels(text, source)
+            return SignalSet({pair: float(grade) for pair, grade in labels.items()}, labels)
+        runs = trec.parse_runs(text, source)
+        if len(runs) > 1:
+            raise Malformed(f"{source} holds the runs {', '.join(runs)}; one judge is one run.")
+        return SignalSet({(q, d): score for run in runs.values() for q, one in run.items() for d, score in one.items()})
+    signals, grades, kept = {}, {}, []
+    for number, row in _objects(text, source):
+        pair, grade = _pair(row, number, source), row.get("grade")
+        signal = row.get("signal") if row.get("signal") is not None else grade
+        if isinstance(grade, int) and not isinstance(grade, bool):
+            grades[pair] = grade
+        if signal is None:
+            continue
+        if not _is_number(signal) or not math.isfinite(signal):
+            raise Malformed(f"Line {number} of {source}: the signal {str(signal)[:40]!r} is not a finite number.")
+        signals[pair] = float(signal)
+        kept.append(row)
+    return SignalSet(signals, grades, _common(kept, "template"), _common(kept, "llm"), kept)
+
+
+def _common(rows: Iterable[dict[str, Any]], name: str) -> str | None:
+    """The value that all rows share."""
+    found = {row.get(name) for row in rows}
+    value = found.pop() if len(found) == 1 else None
+    return value if isinstance(value, str) else None
 
 
 def format_labels(rows: Iterable[dict[str, Any]], form: str) -> str:

@@ -21,6 +21,7 @@ from shared.errors import InvalidOption
 from shared.registry import CallContext
 from shared.serving.http.negotiation import choose
 from shared.serving.http.openapi_routes import problems
+from shared.serving.http.tenant import tenant_store
 
 __all__ = ["router"]
 
@@ -60,7 +61,7 @@ def label(request: Request, body: BatchIn, form: Form = None) -> Any:
     run: CallContext = request.scope["fovea.run"]
     answer_form = form or _form_by_accept(request)
     judge = get_judge(request, body.model)
-    options = judge.resolve_calibrations(_options(judge, body.options))
+    options = judge.resolve_calibrations(_options(judge, body.options), run.tenant)
     pairs = pair_selection.drop_labelled(_pairs(body), trec.parse_qrels(body.qrels))
     if not pairs:
         raise InvalidOption("No pair is left to judge.", hint="Give pairs; or topics, passages and perhaps runs.")
@@ -68,7 +69,7 @@ def label(request: Request, body: BatchIn, form: Form = None) -> Any:
     options = options.model_copy(update={"llm": plan.llm})
     store = _open_store(request)
     store.save(plan, time.time())
-    with open_label_log(store.label_log_path(plan.settings), run) as log:
+    with open_label_log(store.label_log(plan.settings), run) as log:
         reused = sum(log.has_verdict(key) for key in plan.keys)
         stopped = batch_runner.run_batch(plan, judge, options, log, _limits(body, options), run)
     return _answer(store, plan.id, answer_form, reused=reused, stopped=stopped)
@@ -102,7 +103,7 @@ def _form_by_accept(request: Request) -> str | None:
 
 
 def _open_store(request: Request) -> BatchStore:
-    return BatchStore(request.app.state.settings.data_dir, request.headers.get("x-fovea-tenant", "local"))
+    return BatchStore(tenant_store(request))
 
 
 def _options(judge: Judge, options: dict[str, Any]) -> JudgeIn:

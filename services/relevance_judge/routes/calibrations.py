@@ -11,6 +11,7 @@ from services.relevance_judge.schemas import StrictModel
 from services.relevance_judge.storage.versioned_store import VersionedStore
 from shared.errors import InvalidOption
 from shared.serving.http.openapi_routes import problems
+from shared.serving.http.tenant import get_tenant
 
 __all__ = ["router"]
 
@@ -79,7 +80,7 @@ def show_calibration(request: Request, name: str) -> CalibrationOut:
 
 
 def _open_store(request: Request) -> VersionedStore:
-    return open_calibrations(request.app.state.settings.data_dir)
+    return open_calibrations(request.app.state.objects, get_tenant(request))
 
 
 def _load(store: VersionedStore, name: str) -> CalibrationOut:

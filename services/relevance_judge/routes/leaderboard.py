@@ -16,6 +16,7 @@ from services.relevance_judge.storage.mini_collection import load_mini_collectio
 from services.relevance_judge.storage.versioned_store import VersionedStore
 from shared.errors import InvalidOption
 from shared.serving.http.openapi_routes import problems
+from shared.serving.http.tenant import tenant_store
 
 __all__ = ["router"]
 
@@ -96,4 +97,4 @@ def _mini_leaderboard(sort: Sort) -> Leaderboard:
 
 
 def _open_store(request: Request) -> VersionedStore:
-    return VersionedStore(request.app.state.settings.data_dir / "judge" / "leaderboards", "leaderboard")
+    return VersionedStore(tenant_store(request).under("leaderboards"), "leaderboard")

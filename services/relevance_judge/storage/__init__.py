@@ -1,1 +1,1 @@
-"""Storage: versioned documents on disk, and the mini-collection that ships with the service."""
+"""Storage: versioned documents, and the mini-collection that ships with the service."""

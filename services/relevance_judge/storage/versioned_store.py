@@ -1,4 +1,4 @@
-"""Versioned store: named JSON documents in numbered versions, as files. A version is written once and never changed.
+"""Versioned store: named JSON documents in numbered versions. A version is written once and never changed.
 
 What a judgement was made with must still be there, unchanged, when somebody asks a year later.
 """
@@ -6,13 +6,12 @@ What a judgement was made with must still be there, unchanged, when somebody ask
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from shared.errors import InvalidOption, NotFound
+from shared.storage import ObjectStore
 
 __all__ = ["VersionedStore"]
 
@@ -20,15 +19,15 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
 class VersionedStore:
-    """The documents of one kind, in one folder.
+    """The documents of one kind.
 
     Args:
-        folder: Where they are; created with the first one.
+        objects: Holds them as `<name>/<version>.json`, and nothing else.
         kind: Their name in errors.
     """
 
-    def __init__(self, folder: Path, kind: str) -> None:
-        self._folder, self._kind = folder, kind
+    def __init__(self, objects: ObjectStore, kind: str) -> None:
+        self._objects, self._kind = objects, kind
 
     def add(self, name: str, document: Mapping[str, Any]) -> int:
         """Store a document as the next version of its name, and return that version.
@@ -36,25 +35,12 @@ class VersionedStore:
         Raises:
             InvalidOption: The name is not lower-case letters, digits, dots, dashes and underscores.
         """
-        folder = self._folder / _validate_name(name)
-        folder.mkdir(parents=True, exist_ok=True)
-        version = max(self._versions(name), default=0) + 1
-        draft = folder / f".{version}.{os.getpid()}.{os.urandom(4).hex()}"
-        with draft.open("w", encoding="utf8") as file:
-            json.dump(document, file, ensure_ascii=False)
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            while True:
-                try:
-                    # A link appears whole or not at all, and never over another writer's version.
-                    os.link(draft, folder / f"{version}.json")
-                except FileExistsError:
-                    version += 1
-                else:
-                    return version
-        finally:
-            draft.unlink()
+        version = max(self._versions(_validate_name(name)), default=0) + 1
+        content = json.dumps(document, ensure_ascii=False).encode()
+        # Created, never replaced: of two writers at the same time one takes the version after.
+        while not self._objects.create(f"{name}/{version}.json", content):
+            version += 1
+        return version
 
     def get(self, name: str) -> tuple[str, int, dict[str, Any]]:
         """A document by `name`, the latest, or by `name@version`: its name, version and content.
@@ -71,18 +57,18 @@ class VersionedStore:
             have = ", ".join(map(str, versions))
             raise NotFound(f"The {self._kind} {plain} has the versions {have}, not {version[:20]}.", field=self._kind)
         number = int(version) if version else versions[-1]
-        return plain, number, json.loads((self._folder / plain / f"{number}.json").read_text("utf8"))
+        return plain, number, json.loads(self._objects.get(f"{plain}/{number}.json") or b"{}")
 
     def list_names(self) -> list[str]:
         """All names, in order."""
-        return sorted(folder.name for folder in self._folder.glob("*") if self._versions(folder.name))
+        return self._objects.list_names()
 
     def list_versions(self, name: str) -> list[int]:
         """The versions of a name, oldest first; none for an unknown name."""
         return self._versions(name) if _NAME.fullmatch(name) else []
 
     def _versions(self, name: str) -> list[int]:
-        return sorted(int(file.stem) for file in (self._folder / name).glob("*.json") if file.stem.isdecimal())
+        return sorted(int(file.removesuffix(".json")) for file in self._objects.under(name).list_names())
 
 
 def _validate_name(name: str) -> str:

@@ -19,6 +19,7 @@ import pytest
 from services.relevance_judge.batches import label_log
 from services.relevance_judge.tests.fake_endpoint import FakeModel
 from shared.settings import environment
+from shared.storage import ObjectStore
 
 PAIRS, AT_ONCE = 40, 3
 BODY = {
@@ -92,8 +93,8 @@ def test_a_batch_killed_in_the_middle_twice_is_finished_without_asking_again(tmp
                 time.sleep(0.005)
             service.kill()
             sender.join(10)
-            (path,) = tmp_path.rglob("labels/*.jsonl")
-            kept = [line["pair"] for line in label_log.read_label_log(path)]
+            (log,) = tmp_path.rglob("labels/*")
+            kept = [line["pair"] for line in label_log.read_label_log(ObjectStore.open(log.as_uri()))]
             assert len(kept) == len(set(kept)) < PAIRS
             assert len(kept) >= enough - 2 * AT_ONCE  # what the model had answered is there
         service = Service(tmp_path, url)
@@ -110,5 +111,5 @@ def test_a_batch_killed_in_the_middle_twice_is_finished_without_asking_again(tmp
     assert len(asked) == PAIRS
     # Only pairs under way at the moment of a kill may have been asked again: at most that many per kill.
     assert sum(asked.values()) - PAIRS <= 2 * AT_ONCE
-    kept = [line["pair"] for line in label_log.read_label_log(path)]
+    kept = [line["pair"] for line in label_log.read_label_log(ObjectStore.open(log.as_uri()))]
     assert len(kept) == len(set(kept)) == PAIRS

@@ -26,6 +26,7 @@ from shared.errors import Cancelled, Malformed
 from shared.registry import CallContext, LoadContext
 from shared.serving.build_app import build
 from shared.settings import Settings
+from shared.storage import ObjectStore
 
 MINI = load_mini_collection()
 TOPICS = "1\twhy is the sky blue\n2\thow do bees make honey\n"
@@ -229,12 +230,14 @@ def test_ids_that_are_no_digests_are_not_found_and_never_a_path(stage: Stage) ->
 # Without HTTP.
 
 
-def _planned(folder: Path, model: FakeModel, count: int) -> tuple[batch_runner.BatchPlan, PromptedGrade, JudgeIn, Path]:
+def _planned(
+    folder: Path, model: FakeModel, count: int
+) -> tuple[batch_runner.BatchPlan, PromptedGrade, JudgeIn, ObjectStore]:
     judge = PromptedGrade(model.client())
     request = JudgeIn.model_validate({"pairs": [{"query": "-", "passage": "-"}], "retries": 0})
     pairs = pair_selection.cross_pairs({"1": "q"}, {f"p{n}": f"passage number {n}" for n in range(count)})
     plan = batch_runner.plan_batch(judge, request, pairs, "fake")
-    return plan, judge, request, BatchStore(folder, "t").label_log_path(plan.settings)
+    return plan, judge, request, BatchStore(ObjectStore.open(folder.as_uri())).label_log(plan.settings)
 
 
 def test_cancelling_keeps_every_label_that_was_given(tmp_path: Path) -> None:
@@ -266,9 +269,10 @@ def test_progress_ends_at_one_and_names_the_pairs(tmp_path: Path) -> None:
     assert told[-1][1] == "4 of 4 pairs"
 
 
-def test_half_a_line_is_cut_off_and_a_spoilt_one_costs_its_own_pair(tmp_path: Path) -> None:
-    path = tmp_path / "labels.jsonl"
-    path.write_bytes(b'{"pair":"a","verdict":{}}\n{"pair":"b","ver\x00\n{"pair":"c","verdict":{}}\n{"pair":"d","ver')
+def test_half_a_line_counts_for_nothing_and_a_spoilt_one_costs_its_own_pair(tmp_path: Path) -> None:
+    path = ObjectStore.open(tmp_path.as_uri())
+    raw = b'{"pair":"a","verdict":{}}\n{"pair":"b","ver\x00\n{"pair":"c","verdict":{}}\n{"pair":"d","ver'
+    path.put("lines/0.jsonl", raw)
     assert [line["pair"] for line in label_log.read_label_log(path)] == ["a", "c"]
     with label_log.open_label_log(path, CallContext()) as log:
         assert [log.has_verdict(pair) for pair in "abcd"] == [True, False, True, False]
@@ -277,7 +281,8 @@ def test_half_a_line_is_cut_off_and_a_spoilt_one_costs_its_own_pair(tmp_path: Pa
 
 
 def test_two_batches_of_one_judge_write_one_after_the_other(tmp_path: Path) -> None:
-    path, order = tmp_path / "labels.jsonl", []
+    order: list[str] = []
+    path = ObjectStore.open(tmp_path.as_uri())
 
     def second() -> None:
         with label_log.open_label_log(path, CallContext()) as log:

@@ -19,6 +19,7 @@ from services.relevance_judge.schemas import EnsembleIn, JudgeIn, JudgeOut, Verd
 from services.relevance_judge.tests.fake_endpoint import FakeModel
 from shared.errors import FoveaError, InvalidOption, NotFound
 from shared.registry import CallContext
+from shared.storage import ObjectStore
 
 DIGITS = {"0": -3.0, "1": -2.0, "2": -0.5, "3": -1.5}
 CUTS = Calibration(cuts=(-3, -2, -1.5), how="quantile", pairs=40, queries=8, mean=-2.0, spread=0.5)
@@ -127,9 +128,9 @@ def test_a_list_of_members_that_is_none_is_refused(members: Any) -> None:
 
 
 def test_kept_calibrations_are_looked_up_for_members_too(tmp_path: Path) -> None:
-    store = open_calibrations(tmp_path)
-    store.add("ql", CUTS.model_dump(mode="json"))
-    judge = Ensemble(FakeModel(first=DIGITS).client(), store)
+    objects = ObjectStore.open(tmp_path.as_uri())
+    open_calibrations(objects, "local").add("ql", CUTS.model_dump(mode="json"))
+    judge = Ensemble(FakeModel(first=DIGITS).client(), objects)
     members = [{"judge": "query-likelihood", "calibration": "ql@1"}, {"judge": "log-odds", "calibration": "ql"}]
     assert _one(judge, members=members, combine="signals").signal is not None
     with pytest.raises(NotFound):

@@ -28,6 +28,7 @@ from shared.errors import InvalidOption, NotFound
 from shared.registry import LoadContext
 from shared.serving.build_app import build
 from shared.settings import Settings
+from shared.storage import ObjectStore
 
 MINI = load_mini_collection()
 FIRST, SECOND = format_qrels(MINI.labels), format_qrels(MINI.second)
@@ -49,7 +50,7 @@ def _kind(judge: type[Any], model: FakeModel) -> type[Any]:
         @classmethod
         def load(cls, place: LoadContext) -> Any:
             """With the calibrations of the place."""
-            return cls(model.client(), judge.load(place).calibrations)
+            return cls(model.client(), place.objects)
 
     return Answering
 
@@ -125,7 +126,7 @@ def test_a_calibration_that_makes_no_sense_is_refused(client: TestClient, body: 
 
 
 def test_versions_are_never_written_over_by_writers_at_the_same_time(tmp_path: Path) -> None:
-    store, versions = VersionedStore(tmp_path / "kept", "thing"), []
+    store, versions = VersionedStore(ObjectStore.open(tmp_path.as_uri()), "thing"), []
     threads = [threading.Thread(target=lambda n=n: versions.append(store.add("x", {"n": n}))) for n in range(12)]
     for thread in threads:
         thread.start()

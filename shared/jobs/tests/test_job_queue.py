@@ -108,7 +108,7 @@ async def test_a_full_queue_refuses_and_leaves_nothing_behind(
         await queue.submit(replace(payload, body=b"x" * 5000), "key")
     assert refusal.value.retry_after
     assert await queue.depth("svc") == job_settings.job_queue_max
-    assert await queue._blobs.older_than(-60) == []
+    assert await queue._payloads.older_than(-60) == []
     await queue.cancel((await queue.recent("ann"))[0].id, "ann")
     _, new = await queue.submit(payload, "key")
     assert new, "the refused submit must not have used up its key"
@@ -122,7 +122,7 @@ async def test_twenty_submits_with_one_key_are_one_job(queue: RedisJobQueue, pay
     assert len({job.id for job, _ in answers}) == 1
     assert sum(new for _, new in answers) == 1
     assert await queue.depth("svc") == 1
-    assert await queue._blobs.older_than(-60) == [answers[0][0].id]
+    assert await queue._payloads.older_than(-60) == [answers[0][0].id]
 
 
 async def test_a_key_with_another_request_is_a_conflict(queue: RedisJobQueue, payload: Payload) -> None:

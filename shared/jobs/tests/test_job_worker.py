@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 
 from shared.api.job import FINAL, Job
-from shared.errors import Fault, InvalidOption, NotReady, QueueFull
+from shared.errors import Fault, InvalidOption, NotReady, QueueFull, TooLarge
 from shared.jobs import consumer as consumer_module
 from shared.jobs import worker as worker_module
 from shared.jobs.consumer import QueueConsumer
@@ -57,6 +57,23 @@ async def started(queue: RedisJobQueue, job: Job, attempt: int = 1) -> None:
         async for now in queue.events(job.id, "ann"):
             if now.status == "running" and now.attempts == attempt:
                 return
+
+
+async def test_jobs_of_a_worker_that_runs_out_of_memory_fail_for_good(
+    url: str, queue: RedisJobQueue, job_settings: Settings
+) -> None:
+    async def handler(_payload: Payload, ticket: Ticket) -> Result:
+        await ticket.wait_until_cancelled()
+        return DONE
+
+    job, _ = await queue.submit(Payload("svc", "/v1/x", b"", tenant="ann"))
+    async with working(url, job_settings, handler) as worker:
+        await started(queue, job)
+        await worker.fail_all(TooLarge("The worker ran out of memory on this job."))
+    found = await ended(queue, job)
+    assert (found.status, found.attempts) == ("failed", 1)
+    assert found.error is not None
+    assert "memory" in str(found.error)
 
 
 def always(outcome: Result | BaseException) -> Handler:
@@ -165,7 +182,10 @@ async def test_no_more_jobs_run_than_allowed(
         nonlocal running, most
         running += 1
         most = max(most, running)
-        await asyncio.sleep(0.02)
+        for _ in range(100):  # long enough that the allowed ones meet, also on a busy machine
+            await asyncio.sleep(0.02)
+            if most == 3:
+                break
         running -= 1
         return DONE
 

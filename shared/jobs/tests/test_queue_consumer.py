@@ -218,14 +218,15 @@ async def test_leaving_keeps_what_is_still_held(
     assert (await take(other, reclaim=True)).id == job.id
 
 
-async def test_the_sweep_removes_blobs_without_a_job_and_workers_long_gone(
+async def test_the_sweep_removes_payloads_without_a_job_and_workers_long_gone(
     queue: RedisJobQueue, inbox: QueueConsumer, other: QueueConsumer, payload: Payload, job_settings: Settings
 ) -> None:
     kept, _ = await queue.submit(replace(payload, body=b"x" * 2000))
     blobs = job_settings.data_dir / "blobs"
     for name, age in (("0" * 32, 10**6), ("1" * 32, 0), (kept.id, 10**6)):
         (blobs / name).mkdir(exist_ok=True)
-        os.utime(blobs / name, (time.time() - age,) * 2)
+        (blobs / name / "request").write_bytes(b"x" * 2000)
+        os.utime(blobs / name / "request", (time.time() - age,) * 2)
     await other.renew({})
     row = await queue._redis.client.hget(redis_keys.key("workers", "svc"), other.consumer)
     old = worker_heartbeat.Worker.model_validate_json(row).model_copy(

@@ -28,7 +28,7 @@ __all__ = ["ServiceMiddleware"]
 _WATCH_DISCONNECT_AFTER_S = 0.05
 """Requests that take longer than this are watched for a disconnect."""
 
-_REQUEST_HEADERS = (b"x-request-id", b"traceparent", b"x-fovea-deadline-ms", b"content-length")
+_REQUEST_HEADERS = (b"x-request-id", b"traceparent", b"x-fovea-deadline-ms", b"content-length", b"x-fovea-tenant")
 
 _CLOSE = {"connection": "close"}
 """Sent with errors that leave part of the body unread."""
@@ -115,7 +115,8 @@ class _Call:
         self.has_own_context = "fovea.run" not in scope
         if self.has_own_context:
             scope["fovea.run"] = CallContext(
-                deadline=time.monotonic() + _timeout_seconds(headers.get(b"x-fovea-deadline-ms"), settings)
+                deadline=time.monotonic() + _timeout_seconds(headers.get(b"x-fovea-deadline-ms"), settings),
+                tenant=headers.get(b"x-fovea-tenant", "local"),
             )
 
     def check_size(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import metadata
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
@@ -34,6 +35,18 @@ HostOf = Annotated[Host, Depends(host_of)]
 async def livez() -> dict[str, str]:
     """Whether the process lives."""
     return {"status": "alive"}
+
+
+@router.get("/health", tags=["health"], responses={503: {"description": "Some models are not loaded."}})
+async def get_health(host: HostOf) -> Response:
+    """Whether every model is ready, without a body, as vLLM's load clients ask."""
+    return Response(status_code=503 if host.missing() else 200)
+
+
+@router.get("/version", tags=["health"])
+async def get_version() -> dict[str, str]:
+    """The version of this product."""
+    return {"version": metadata.version("fovea")}
 
 
 @router.get("/readyz", tags=["health"], responses={503: {"description": "Some models are not loaded; says which."}})

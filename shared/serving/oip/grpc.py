@@ -21,11 +21,13 @@ from google.protobuf.message_factory import GetMessageClass
 
 from shared import telemetry
 from shared.api.problem import oip_error
-from shared.errors import FoveaError, Malformed
+from shared.errors import FoveaError, Malformed, TooLarge
 from shared.registry import CallContext
 from shared.rpc import open_inference_pb2 as pb
 from shared.rpc.oip import build_answer, check_outputs
 from shared.rpc.oip_proto import decode_request, encode_answer
+from shared.rpc.protobuf_fields import iterate_fields
+from shared.serving.gateway_only import GatewayOnlyInterceptor
 from shared.serving.host import Host
 from shared.serving.http.errors import to_safe_error
 from shared.serving.oip import metadata
@@ -43,6 +45,12 @@ _MAX_DETAIL_BYTES: Final = 2000
 
 _OFF_LOOP_BYTES: Final = 64 * 1024
 """Bytes of a message above which elements are taken one by one off the event loop only."""
+
+
+_MAX_DECODED_BYTES: Final = 16 * 2**20
+"""Bytes of a message that are decoded element by element: typed contents, names, parameters."""
+
+_RAW_FIELD: Final = pb.ModelInferRequest.DESCRIPTOR.fields_by_name["raw_input_contents"].number
 
 
 async def serve_grpc(host: Host, bind: str, port: int, settings: Settings) -> tuple[grpc.aio.Server, int]:
@@ -65,7 +73,7 @@ async def serve_grpc(host: Host, bind: str, port: int, settings: Settings) -> tu
         ("grpc.max_send_message_length", -1),  # what our own models answer may be larger than what they were sent
         ("grpc.so_reuseport", 0),  # a port in use is an error, and not shared in silence
     ]
-    server = grpc.aio.server(options=options)
+    server = grpc.aio.server(options=options, interceptors=[GatewayOnlyInterceptor(settings)])
     server.add_generic_rpc_handlers((_OpenInferenceService(host, settings),))
     add_standard_services(server, host)
     address = f"[{bind}]:{port}" if ":" in bind else f"{bind}:{port}"
@@ -113,18 +121,18 @@ class _OpenInferenceService(grpc.GenericRpcHandler):
         if method.name == "ModelStreamInfer":
             kind, behaviour = grpc.stream_stream_rpc_method_handler, self._stream_infer
         else:
-            behaviour = self._unary(method.name, self._methods_by_name[method.name], response)
-        handler: grpc.RpcMethodHandler[Any, Any] = kind(
-            behaviour, request_deserializer=_build_deserializer(request), response_serializer=response.SerializeToString
-        )
+            behaviour = self._unary(method.name, self._methods_by_name[method.name], request, response)
+        handler: grpc.RpcMethodHandler[Any, Any] = kind(behaviour, response_serializer=response.SerializeToString)
         return handler
 
     # Around every call.
 
-    def _unary(self, name: str, method: Method, response: type[Any]) -> Callable[[Any, Context], Awaitable[Any]]:
-        async def behaviour(message: Any, context: Context) -> Any:
+    def _unary(
+        self, name: str, method: Method, request: type[Any], response: type[Any]
+    ) -> Callable[[bytes, Context], Awaitable[Any]]:
+        async def behaviour(data: bytes, context: Context) -> Any:
             try:
-                answer = await self._serve(name, method, message, context)
+                answer = await self._serve(name, method, await _parse(request, data), context)
             except FoveaError as error:
                 await context.abort(grpc.StatusCode[error.grpc], _sentence(error))
             return ParseDict(answer, response()) if isinstance(answer, dict) else answer
@@ -132,11 +140,12 @@ class _OpenInferenceService(grpc.GenericRpcHandler):
         return behaviour
 
     async def _stream_infer(
-        self, messages: AsyncIterator[pb.ModelInferRequest], context: Context
+        self, messages: AsyncIterator[bytes], context: Context
     ) -> AsyncIterator[pb.ModelStreamInferResponse]:
         """Answer each request of a stream, in order; one that fails gets its error, and the stream goes on."""
 
-        async def infer_one(message: pb.ModelInferRequest) -> pb.ModelStreamInferResponse:
+        async def infer_one(data: bytes) -> pb.ModelStreamInferResponse:
+            message = await _parse(pb.ModelInferRequest, data)
             try:
                 answer = await self._serve("ModelStreamInfer", self._infer, message, context)
             except FoveaError as error:
@@ -155,13 +164,14 @@ class _OpenInferenceService(grpc.GenericRpcHandler):
         ids = telemetry.fresh_context(headers.get("x-request-id"), headers.get("traceparent"), self._host.service)
         name_sent = message.model_name if isinstance(message, pb.ModelInferRequest) else ""
         model = name_sent if name_sent in self._host.names() else ""  # unknown names would swell the metrics
-        run = CallContext(deadline=time.monotonic() + _timeout_seconds(context, headers, self._settings))
+        seconds, tenant = _timeout_seconds(context, headers, self._settings), headers.get("x-fovea-tenant", "local")
+        run = CallContext(deadline=time.monotonic() + seconds, tenant=tenant)
         fields = {"request_id": ids.request_id, "traceparent": ids.traceparent, "service": ids.service}
         trailers = [("x-request-id", ids.request_id)]
         with telemetry.bind(**fields, model=model), _count_call(ids.service, model, f"grpc {name}"):
             try:
                 if isinstance(message, FoveaError):
-                    raise message  # noqa: TRY301  # the bytes were not a message, see `_build_deserializer`
+                    raise message  # noqa: TRY301  # the bytes were not a message, see `_parse`
                 return await method(message, run)
             except asyncio.CancelledError:
                 run.cancel()
@@ -265,16 +275,28 @@ def _list_methods() -> list[Any]:
     return list(pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods)
 
 
-def _build_deserializer(kind: type[Any]) -> Callable[[bytes], Any]:
-    """A deserializer that passes a bad message on as its error: grpc would report it as a server failure."""
+async def _parse(kind: type[Any], data: bytes) -> Any:
+    """The message that `data` holds, or the error of a bad one; a large one is parsed off the event loop."""
+    try:
+        _check_fields(data)
+        return await asyncio.to_thread(kind.FromString, data) if len(data) > _OFF_LOOP_BYTES else kind.FromString(data)
+    except FoveaError as error:
+        return error
+    except DecodeError:
+        return Malformed(f"The bytes are not a {kind.__name__} message.")
 
-    def read(data: bytes) -> Any:
-        try:
-            return kind.FromString(data)
-        except DecodeError:
-            return Malformed(f"The bytes are not a {kind.__name__} message.")
 
-    return read
+def _check_fields(data: bytes) -> None:
+    """Check what a message would take once it is decoded: fields of a byte or two become objects of a hundred.
+
+    Raises:
+        Malformed: It has more fields than any request.
+        TooLarge: It has too much beside raw tensors.
+    """
+    decoded = sum(field.end - field.start for field in iterate_fields(data) if field.number != _RAW_FIELD)
+    if decoded > _MAX_DECODED_BYTES:
+        detail = f"The message has {decoded:,} bytes beside raw tensors; the limit is {_MAX_DECODED_BYTES:,}."
+        raise TooLarge(detail, hint="Send tensors in raw_input_contents.")
 
 
 def _sentence(error: FoveaError) -> str:

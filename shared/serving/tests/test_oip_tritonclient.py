@@ -191,8 +191,6 @@ REFUSED: dict[str, tuple[str, str, np.ndarray, str, str]] = {
     "wrong axis": ("picture", "FP32", sample("FP32", (1, 4, 2, 2)), r"'in'.*\[1, 4, 2, 2\].*\[-1, 3, -1, -1\]", "400"),
     "empty batch": ("mirror/fp32", "FP32", sample("FP32", (0, 3)), r"'in'.*\[0, 3\]", "400"),
     "over the batch limit": ("mirror/fp32", "FP32", sample("FP32", (65, 1)), "at most 64", "413"),
-    "NaN": ("mirror/fp32", "FP32", np.full((1, 1), np.nan, np.float32), "'in'.*NaN", "400"),
-    "half NaN": ("mirror/fp16", "FP16", np.full((1, 1), np.inf, np.float16), "'in'.*infinite", "400"),
     "model that fails": ("buggy", "FP32", sample("FP32"), "buggy failed on this request", "500"),
 }
 GRPC_STATUS = {"404": "NOT_FOUND", "400": "INVALID_ARGUMENT", "413": "INVALID_ARGUMENT", "500": "INTERNAL"}
@@ -248,6 +246,26 @@ def test_extensions_that_are_not_offered_answer_with_a_sentence(triton: tuple[An
     for ask in asks:
         with pytest.raises(InferenceServerException, match="not offered"):
             ask()
+
+
+NON_FINITE = {
+    "FP32": np.full((1, 1), np.nan, np.float32),
+    "FP16": np.full((1, 1), np.inf, np.float16),
+}
+
+
+@pytest.mark.parametrize("datatype", NON_FINITE)
+def test_nan_passes_unless_the_settings_refuse_it(
+    datatype: str, triton: tuple[Any, Any], replica: ReplicaServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, module = triton
+    model, tensors = f"mirror/{datatype.lower()}", feed(module, NON_FINITE[datatype], datatype)
+
+    np.testing.assert_array_equal(client.infer(model, tensors).as_numpy("out"), NON_FINITE[datatype])
+    host = replica.host
+    monkeypatch.setattr(host, "settings", host.settings.model_copy(update={"refuse_non_finite": True}))
+    with pytest.raises(InferenceServerException, match=r"'in'.*NaN"):
+        client.infer(model, tensors)
 
 
 def test_nan_from_a_model_travels_as_bytes_and_is_refused_as_json(triton: tuple[Any, Any]) -> None:

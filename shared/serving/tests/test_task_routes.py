@@ -222,7 +222,9 @@ async def test_error_inside_a_stream_is_its_last_record_and_before_it_a_status(c
     last = json.loads(answer.text.splitlines()[-1])
     assert (answer.status_code, last["problem"]["status"]) == (200, 500)
     assert problem(await client.post("/v1/plan", json={"text": "bug"}, **how), 500)["code"] == "fault"
-    assert problem(await client.post("/v1/plan", json={"text": " "}, **how), 422)["detail"].startswith("The model had")
+    assert problem(await client.post("/v1/plan", json={"text": " "}, **how), 422)["detail"].startswith(
+        "The model streamed"
+    )
 
 
 async def test_streaming_model_answers_at_once_as_json(client):

@@ -28,6 +28,7 @@ from shared.registry.weights import read_weights
 from shared.serving.device_placement import choose_device, list_gpus
 from shared.serving.up.launch import port_in_use
 from shared.settings import Settings, settings
+from shared.storage import open_object_store
 
 __all__ = ["Diagnosis", "doctor", "examine"]
 
@@ -67,6 +68,7 @@ def examine(config: Settings) -> list[Diagnosis]:
         _memory,
         _ports,
         _redis,
+        _objects,
         _ray,
         _compilers,
         _gpus,
@@ -173,6 +175,17 @@ def _models(_: Settings) -> list[Diagnosis]:
     found = {service: ", ".join(discovery.servables(service)) for service in discovery.SERVICES}
     lines = [Diagnosis("models", "good", f"{service}: {names}") for service, names in found.items() if names]
     return lines or [Diagnosis("models", "bad", "no service has a model; see the rooms left out")]
+
+
+def _objects(config: Settings) -> list[Diagnosis]:
+    """Whether what users make can be stored."""
+    objects = open_object_store(config)
+    try:
+        objects.put("doctor", b"")
+        objects.delete("doctor")
+    except FoveaError as error:
+        return [Diagnosis("objects", "bad", f"{config.object_store_url}: {error.detail} {error.hint}")]
+    return [Diagnosis("objects", "good", config.object_store_url)]
 
 
 def _weights(config: Settings) -> list[Diagnosis]:

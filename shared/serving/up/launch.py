@@ -7,6 +7,7 @@ order.
 from __future__ import annotations
 
 import asyncio
+import secrets
 import signal
 import socket
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import SecretStr
 from rich.console import Console
 from rich.markup import escape
 
@@ -25,6 +27,7 @@ from shared.serving.up.processes import ProcessDied, ProcessGroup
 from shared.serving.up.smoke_test import SmokeResult, run_smoke_test
 from shared.serving.up.startup_progress import ServiceProgress, StartupProgress
 from shared.settings import Settings, settings
+from shared.storage.private_files import make_files_private
 
 __all__ = ["port_in_use", "up"]
 
@@ -67,6 +70,8 @@ class _Product:
     """All processes of the product on this machine."""
 
     def __init__(self, config: Settings) -> None:
+        if config.replica_secret is None:
+            config = config.model_copy(update={"replica_secret": SecretStr(secrets.token_hex(32))})
         self._settings = config
         self._console = Console(soft_wrap=True, highlight=False)
         self._started = time.monotonic()
@@ -80,6 +85,7 @@ class _Product:
         stop_signal: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             asyncio.get_running_loop().add_signal_handler(number, _request_stop, stop_signal, number.name)
+        make_files_private(self._settings.data_dir)
         try:
             self._check()
             server = RedisServer(self._settings)
@@ -123,7 +129,7 @@ class _Product:
         """Start the children, follow them until they are ready, and send the first requests."""
         await children.add("ray", "shared.serving.ray")
         await children.add("gateway", "services.gateway")
-        readiness = StartupProgress(self._services, server.url, self._gateway)
+        readiness = StartupProgress(self._services, server.url, self._gateway, self._settings.replica_credentials)
         try:
             async with asyncio.timeout(_START_TIMEOUT_S):
                 async for news in readiness.news():
@@ -172,6 +178,7 @@ class _Product:
             "FOVEA_DATA_DIR": str(config.data_dir.resolve()),
             "FOVEA_HTTP_PORT": str(config.http_port),
             "FOVEA_GRPC_PORT": str(config.grpc_port),
+            "FOVEA_REPLICA_SECRET": ",".join(config.replica_secrets),
             "PYTHONUNBUFFERED": "1",
             # Services share the cores, so threads that wait must not spin for long; but the gaps inside one decode step
             # are shorter than falling asleep and waking up, which nearly doubles its time.

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import httpx2
-import redis.asyncio as aioredis
 from redis.exceptions import RedisError
 
 from shared.api.replica import LEASE_S, ReplicaRecord, replicas_key
+from shared.jobs.redis_connection import open_async_redis
 
 __all__ = ["ServiceProgress", "StartupProgress"]
 
@@ -32,11 +32,14 @@ class ServiceProgress:
 class StartupProgress:
     """Follows the services until all are ready or incomplete."""
 
-    def __init__(self, services: Sequence[str], url: str, gateway: str) -> None:
-        """Follow `services` in the Redis at `url`; `gateway` is the gateway's base URL."""
+    def __init__(
+        self, services: Sequence[str], url: str, gateway: str, credentials: Mapping[str, str] | None = None
+    ) -> None:
+        """Follow `services` in the Redis at `url`; `gateway` is the gateway's base URL, `credentials` are replicas'."""
         self._services = tuple(services)
         self._url = url
         self._gateway = gateway
+        self._credentials = dict(credentials or {})
         self._stages: dict[str, str] = {}
         self._has_models: dict[str, bool] = {}  # whether any model of the service is there, so that it can be routed to
 
@@ -59,7 +62,7 @@ class StartupProgress:
         replicas = await self._replicas(redis_client, service)
         if not replicas:
             return []
-        now = await _progress_of(client, replicas[0])
+        now = await _progress_of(client, replicas[0], self._credentials)
         found = [ServiceProgress(service, "placed", replicas[0].models)] if stage is None else []
         if now.stage != "placed":
             found.append(now)
@@ -86,10 +89,12 @@ class StartupProgress:
         )
 
 
-async def _progress_of(client: httpx2.AsyncClient, replica: ReplicaRecord) -> ServiceProgress:
+async def _progress_of(
+    client: httpx2.AsyncClient, replica: ReplicaRecord, credentials: Mapping[str, str]
+) -> ServiceProgress:
     """Ready, still loading, or done loading with some models failed."""
     try:
-        entries = (await client.get(f"{replica.http}/v1/models")).json()["data"]
+        entries = (await client.get(f"{replica.http}/v1/models", headers=credentials)).json()["data"]
     except (httpx2.HTTPError, ValueError, KeyError):
         return ServiceProgress(replica.service, "placed", replica.models)
     if any(entry["state"] in {"waiting", "loading"} for entry in entries):
@@ -100,4 +105,4 @@ async def _progress_of(client: httpx2.AsyncClient, replica: ReplicaRecord) -> Se
 
 
 def _connect(url: str) -> Any:
-    return aioredis.Redis.from_url(url, socket_timeout=2.0, socket_connect_timeout=1.0)
+    return open_async_redis(url, socket_timeout=2.0, socket_connect_timeout=1.0)

@@ -53,6 +53,7 @@ _VALUES: Mapping[tuple[str, str], Sequence[Any]] = {
     ("chat", "longctx"): [{"method": "nobody"}],
     ("chat", "stream_options"): [{"include_usage": True}],
     ("chat", "response_format"): [{"type": "json_object"}, {"type": "choice", "choices": ["red", "blue"]}],
+    ("chat", "structured_outputs"): [{"json_object": True}, {"choice": ["red", "blue", " red"]}],
     ("chat", "presence_penalty"): [2.0],
     ("chat", "frequency_penalty"): [2.0],
     ("chat", "stop"): [["e"], ["a"], [" "], ["o"]],

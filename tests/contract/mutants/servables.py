@@ -77,14 +77,14 @@ class NoisyPlanner(FoveaPlanner):
         return found
 
 
-class OtherVoice(TitansMAG):
+class OtherWeightsSpeak(TitansMAG):
     """Speaks with weights that are not its Card's."""
 
     card = _named(TitansMAG.card, "fovea-titans-mag")
 
     @classmethod
-    def voice(cls, loaded: Any, threads: int) -> Any:
-        return super().voice(replace(loaded, net=disturbed(loaded.net, 0.3)), threads)
+    def make_adapter(cls, loaded: Any, threads: int) -> Any:
+        return super().make_adapter(replace(loaded, net=disturbed(loaded.net, 0.3)), threads)
 
 
 class OneSession(TitansMAG):
@@ -93,10 +93,10 @@ class OneSession(TitansMAG):
     card = _named(TitansMAG.card, "fovea-titans-mag")
 
     @classmethod
-    def voice(cls, loaded: Any, threads: int) -> Any:
+    def make_adapter(cls, loaded: Any, threads: int) -> Any:
         only = loaded.net.session(1)
         loaded.net.session = lambda _batch=1: only
-        return super().voice(loaded, threads)
+        return super().make_adapter(loaded, threads)
 
 
 class AnswersLate(TitansMAG):
@@ -281,7 +281,10 @@ WRONG_SERVABLES: Mapping[type[Servable[Any, Any]], Sequence[Any]] = {
     OtherGraph: [checks.check_engine_computes_the_cards_network],
     OtherModelAnswers: [checks.check_answer_is_the_cards_networks],
     NoisyPlanner: [checks.check_networks_hold_the_named_weights],
-    OtherVoice: [text.check_log_probabilities_are_the_cards_networks, checks.check_networks_hold_the_named_weights],
+    OtherWeightsSpeak: [
+        text.check_log_probabilities_are_the_cards_networks,
+        checks.check_networks_hold_the_named_weights,
+    ],
     OneSession: [checks.check_same_request_has_the_same_answer, checks.check_batch_equals_its_singles],
     AnswersLate: [checks.check_nothing_of_earlier_requests_remains, checks.check_batch_equals_its_singles],
     SpeaksOn: [checks.check_cancelled_run_stops],

@@ -23,20 +23,44 @@ app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 helm.sh/chart: {{ $root.Chart.Name }}-{{ $root.Chart.Version }}
 {{- end }}
 
-{{- define "fovea.redisUrl" -}}
-{{- .Values.redis.url | default (printf "redis://%s-redis:6379/0" .Release.Name) -}}
+{{/* Whether Redis is somebody else's. */}}
+{{- define "fovea.hasOutsideRedis" -}}
+{{- if or .Values.redis.url .Values.redis.urlSecret.name }}true{{ end }}
 {{- end }}
 
 {{- define "fovea.env" -}}
-- {name: FOVEA_REDIS_URL, value: {{ include "fovea.redisUrl" . | quote }}}
+{{- if .Values.redis.urlSecret.name }}
+- name: FOVEA_REDIS_URL
+  valueFrom: {secretKeyRef: {name: {{ .Values.redis.urlSecret.name }}, key: {{ .Values.redis.urlSecret.key }}}}
+{{- else if .Values.redis.url }}
+- {name: FOVEA_REDIS_URL, value: {{ .Values.redis.url | quote }}}
+{{- else if .Values.redis.passwordSecret }}
+- name: REDIS_PASSWORD
+  valueFrom: {secretKeyRef: {name: {{ .Values.redis.passwordSecret }}, key: password}}
+- {name: FOVEA_REDIS_URL, value: "redis://:$(REDIS_PASSWORD)@{{ .Release.Name }}-redis:6379/0"}
+{{- else }}
+- {name: FOVEA_REDIS_URL, value: "redis://{{ .Release.Name }}-redis:6379/0"}
+{{- end }}
+{{- if not .Values.blobs.enabled }}
+- {name: FOVEA_JOB_INLINE_MAX_BYTES, value: "1073741824"}
+{{- end }}
 {{- range $name, $value := .Values.settings }}
 - {name: FOVEA_{{ $name }}, value: {{ $value | quote }}}
 {{- end }}
+- {name: FOVEA_METRICS_PORT, value: "9464"}
 {{- end }}
 
-{{- define "fovea.sessionKey" -}}
+{{/* What replicas and workers of a service know beyond `fovea.env`. */}}
+{{- define "fovea.serviceEnv" -}}
+{{- $root := index . 0 -}}{{- $service := index . 1 -}}
+{{ include "fovea.env" $root }}
 - name: FOVEA_SESSION_KEY
-  valueFrom: {secretKeyRef: {name: {{ .Values.auth.sessionSecret }}, key: session.key, optional: true}}
+  valueFrom: {secretKeyRef: {name: {{ $root.Values.auth.sessionSecret }}, key: session.key, optional: true}}
+{{- if eq $service "relevance-judge" }}
+- {name: FOVEA_JUDGE_BASE_URL, value: "http://{{ $root.Release.Name }}-gateway"}
+- name: FOVEA_JUDGE_API_KEY
+  valueFrom: {secretKeyRef: {name: {{ $root.Values.auth.judgeSecret }}, key: api-key, optional: true}}
+{{- end }}
 {{- end }}
 
 {{- define "fovea.podIP" -}}
@@ -51,7 +75,6 @@ securityContext:
   runAsGroup: 65532
   fsGroup: 65532
   seccompProfile: {type: RuntimeDefault}
-automountServiceAccountToken: false
 enableServiceLinks: false
 {{- with .Values.image.pullSecrets }}
 imagePullSecrets: {{ toYaml . | nindent 2 }}
@@ -68,12 +91,54 @@ securityContext:
 {{- define "fovea.volumes" -}}
 - {name: tmp, emptyDir: {}}
 - {name: data, emptyDir: {}}
+{{- if .Values.blobs.enabled }}
 - name: blobs
   persistentVolumeClaim: {claimName: {{ .Release.Name }}-blobs}
+{{- end }}
 {{- end }}
 
 {{- define "fovea.mounts" -}}
 - {name: tmp, mountPath: /tmp}
 - {name: data, mountPath: /data}
+{{- if .Values.blobs.enabled }}
 - {name: blobs, mountPath: /data/blobs}
+{{- end }}
+{{- end }}
+
+{{/* Limits of a container that runs models. */}}
+{{- define "fovea.modelResources" -}}
+requests: {{- toYaml .resources.requests | nindent 2 }}
+limits:
+  {{- toYaml .resources.limits | nindent 2 }}
+  {{- if .gpus }}
+  nvidia.com/gpu: {{ .gpus }}
+  {{- end }}
+{{- end }}
+
+{{/* Which nodes a pod that runs models may go to. */}}
+{{- define "fovea.modelNodes" -}}
+{{- with .nodeSelector }}
+nodeSelector: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- if .gpus }}
+tolerations:
+  - {key: nvidia.com/gpu, operator: Exists, effect: NoSchedule}
+{{- end }}
+{{- end }}
+
+{{/* Where the heads of Ray keep their state. */}}
+{{- define "fovea.faultTolerance" -}}
+{{- $tolerance := .Values.ray.faultTolerance -}}
+{{- $place := urlParse (.Values.redis.url | default (printf "redis://%s-redis:6379/0" .Release.Name)) -}}
+{{- $host := ternary $place.host (printf "%s:6379" $place.host) (regexMatch ":[0-9]+$" $place.host) -}}
+{{- $address := $tolerance.redisAddress | default (printf "%s://%s" $place.scheme $host) -}}
+{{- if and .Values.redis.urlSecret.name (not $tolerance.redisAddress) -}}
+{{- fail "redis.urlSecret hides the address of Redis: set ray.faultTolerance.redisAddress (and passwordSecret), or ray.faultTolerance.enabled=false" -}}
+{{- end -}}
+gcsFaultToleranceOptions:
+  redisAddress: {{ $address }}
+  {{- $ownSecret := ternary "" .Values.redis.passwordSecret (eq (include "fovea.hasOutsideRedis" .) "true") }}
+  {{- with $tolerance.passwordSecret | default $ownSecret }}
+  redisPassword: {valueFrom: {secretKeyRef: {name: {{ . }}, key: password}}}
+  {{- end }}
 {{- end }}

@@ -42,13 +42,18 @@ class PagedBackend:
     """
 
     def __init__(
-        self, runner: ModelRunner, policy: Policy, max_batch: int = 8, monitor: FidelityMonitor | None = None
+        self,
+        runner: ModelRunner,
+        policy: Policy,
+        max_batch: int = 8,
+        monitor: FidelityMonitor | None = None,
+        prefix_block: int = 64,
     ) -> None:
         self.runner = runner
         self.policy = policy
         self.max_batch = max_batch
         self.monitor = monitor
-        self.prefix_cache = PrefixCache(runner)
+        self.prefix_cache = PrefixCache(runner, prefix_block)
         self.idle_work = IdleWork()
         self.vocab = runner.model.config.vocab
 

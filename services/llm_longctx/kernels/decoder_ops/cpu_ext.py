@@ -63,10 +63,10 @@ class NativeOps:
         return turned
 
     def logits(self, x: Tensor, matrix: Tensor) -> Tensor:
-        """See `Ops`."""
+        """See `Ops`; of few rows in float32, because logits of a near tie are equal in bfloat16."""
         if not x.numel() or not _is_faster_here(x, [matrix]):
             return functional.linear(x, matrix)
-        return _products(x, [(matrix, None)])[0]
+        return _products(x, [(matrix, None)], wide=x.numel() // x.shape[-1] <= FEW)[0]
 
 
 def _is_faster_here(x: Tensor, matrices: Sequence[Tensor]) -> bool:
@@ -78,7 +78,12 @@ def _is_faster_here(x: Tensor, matrices: Sequence[Tensor]) -> bool:
 
 
 def _products(
-    x: Tensor, layers: Sequence[tuple[Tensor, Tensor | None]], norm: NormLayer | None = None, *, gated: bool = False
+    x: Tensor,
+    layers: Sequence[tuple[Tensor, Tensor | None]],
+    norm: NormLayer | None = None,
+    *,
+    gated: bool = False,
+    wide: bool = False,
 ) -> list[Tensor]:
     x, K = x.contiguous(), x.shape[-1]
     outs: list[Tensor] = []
@@ -86,9 +91,9 @@ def _products(
     for weight, bias in layers:
         rows, to = weight.shape[0], 0
         if not (gated and outs):  # what a gate opens has no output of its own
-            outs.append(x.new_empty((*x.shape[:-1], rows)))
+            outs.append(x.new_empty((*x.shape[:-1], rows), dtype=torch.float32 if wide else x.dtype))
             to = outs[-1].data_ptr()
         words += weight.data_ptr(), 0 if bias is None else bias.data_ptr(), to, rows
     how = None if norm is None else (norm.weight, norm.eps, norm.offset)
-    bindings.multiply(x, words, len(layers), (x.numel() // K, K), how, gated=gated)
+    bindings.multiply(x, words, len(layers), (x.numel() // K, K), how, gated=gated, wide=wide)
     return outs

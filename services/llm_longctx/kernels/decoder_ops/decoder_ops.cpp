@@ -9,7 +9,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "../native/gemm.h"
+#include "../native/row_products.h"
 
 namespace {
 
@@ -22,11 +22,6 @@ struct Matrix {
   void* out;                  // [B,rows]
   int64_t rows;
 };
-
-inline vec silu(vec x) {
-  vec power = x * broadcast(-LOG2E), most = broadcast(126.0f);
-  return x / (broadcast(1.0f) + exp2_vec(power > most ? most : power));
-}
 
 // x / sqrt(mean x² + eps) · (offset + weight), row by row.
 template <typename T>
@@ -62,82 +57,6 @@ const T* input(const T* x, int B, int K, const Norm<T>& how, std::vector<T>& buf
   norm(x, how.weight, buffer.data(), B, K, how.eps, how.offset, 1);
   return buffer.data();
 }
-
-// Rows of x, padded with zeros to whole vectors of factors, against rows of matrices.
-template <typename T>
-class Products {
-  using F = typename Factor<T>::type;
-  static constexpr int STEP = LANES * Factor<T>::pair;
-
- public:
-  Products(const T* x, int B, int K, const Norm<T>& how)
-      : B(B), K(K), whole(K / STEP * STEP), wide((K + STEP - 1) / STEP * STEP) {
-    std::vector<T> normed;
-    x = input(x, B, K, how, normed);
-    rows.resize(size_t(B) * wide);
-    for (int b = 0; b < B; b++)
-      for (int c = 0; c < wide; c++) store_factor(c < K ? x[int64_t(b) * K + c] : T{}, &rows[size_t(b) * wide + c]);
-  }
-
-  // dots[w][b], `many` consecutive rows of a matrix (up to 16 for one row of x, 4 for more), x rows from b on.
-  template <int W, int N>
-  void dots(const T* weight, int many, int b, float* to) const {
-    vec sums[W][N];
-    for (int w = 0; w < W; w++)
-      for (int n = 0; n < N; n++) sums[w][n] = vec{};
-    const T* from[W];
-    for (int w = 0; w < W; w++) from[w] = weight + int64_t(std::min(w, many - 1)) * K;
-    const F* x[N];
-    for (int n = 0; n < N; n++) x[n] = &rows[size_t(std::min(b + n, B - 1)) * wide];
-    for (int c = 0; c < whole; c += STEP) {
-      vec mine[N];
-#pragma GCC unroll 4
-      for (int n = 0; n < N; n++) mine[n] = load_factors<F>(x[n] + c);
-#pragma GCC unroll 16
-      for (int w = 0; w < W; w++) {
-        // Memory is read in strips of 16 rows, too many streams for the processor to foresee: the next strip is told.
-        __builtin_prefetch(from[w] + c + int64_t(LANES) * K);
-        vec theirs = load_factors<F>(from[w] + c);
-#pragma GCC unroll 4
-        for (int n = 0; n < N; n++) sums[w][n] = multiply_add(theirs, mine[n], sums[w][n], F{});
-      }
-    }
-    if (whole < K)
-      for (int w = 0; w < W; w++) {
-        T rest[STEP] = {};
-        std::copy(from[w] + whole, from[w] + K, rest);
-        for (int n = 0; n < N; n++)
-          sums[w][n] = multiply_add(load_factors<F>(rest), load_factors<F>(x[n] + whole), sums[w][n], F{});
-      }
-    store(to, horizontal_sums(&sums[0][0]));
-  }
-
-  // Results of rows `at` … `at`+many-1 (at most 16) of a matrix for all rows of x: [many][B] floats.
-  void strip(const T* weight, const T* bias, int64_t at, int many, float* to) const {
-    alignas(64) float found[LANES];
-    weight += at * K;
-    if (B == 1) {
-      dots<LANES, 1>(weight, many, 0, found);
-      std::copy(found, found + many, to);
-    } else {
-      for (int w = 0; w < many; w += 4)
-        for (int b = 0; b < B; b += 4) {
-          dots<4, 4>(weight + int64_t(w) * K, std::min(4, many - w), b, found);
-          for (int i = 0; i < std::min(4, many - w); i++)
-            for (int n = 0; n < std::min(4, B - b); n++) to[(w + i) * B + b + n] = found[i * 4 + n];
-        }
-    }
-    if (bias)
-      for (int i = 0; i < many; i++)
-        for (int b = 0; b < B; b++) to[i * B + b] += widen(bias[at + i]);
-  }
-
-  const int B;
-
- private:
-  const int K, whole, wide;
-  std::vector<F> rows;
-};
 
 #if defined(__AMX_BF16__)
 // More rows of x than `Products` is for: 32 rows of a matrix at a time are multiplied, as they lie, with x packed once.
@@ -207,8 +126,10 @@ void tiled(const bf16* x, const Matrix* matrices, int count, int B, int K, const
 #endif
 
 template <typename T>
-void products(const T* x, const Matrix* matrices, int count, int B, int K, const Norm<T>& how, bool gated, int threads) {
-  Products<T> work(x, B, K, how);
+void products(const T* x, const Matrix* matrices, int count, int B, int K, const Norm<T>& how, bool gated, bool is_wide,
+              int threads) {
+  std::vector<T> normed;
+  const Products<T> work(input(x, B, K, how, normed), B, K);
   // Strips of 16 rows, numbered through all matrices; a gate and what it opens are read together.
   const int through = gated ? 1 : count;
   std::vector<int64_t> first(through + 1);
@@ -231,7 +152,13 @@ void products(const T* x, const Matrix* matrices, int count, int B, int K, const
         for (int i = 0; i < many * B; i++) found[i] = found[i] / (1.0f + std::exp(-found[i])) * opened[i];
       }
       for (int b = 0; b < B; b++)
-        for (int i = 0; i < many; i++) narrow(found[i * B + b], static_cast<T*>(to.out) + b * to.rows + at + i);
+        for (int i = 0; i < many; i++) {
+          const int64_t to_entry = b * to.rows + at + i;
+          if (is_wide)
+            static_cast<float*>(to.out)[to_entry] = found[i * B + b];
+          else
+            narrow(found[i * B + b], static_cast<T*>(to.out) + to_entry);
+        }
     }
   }
 }
@@ -275,9 +202,9 @@ void gate(const T* closed, const T* opened, T* out, int64_t n, int threads) {
 
 // `matrices`: per matrix weight, bias, out and rows, as 64-bit words. With `gated` there are two: a gate, and what it
 // opens; silu of the first times the second goes to the first's out.
-// `norm`: weight of a norm that x passes first, or null.
+// `norm`: weight of a norm that x passes first, or null. `wide`: outputs are float32 whatever x is, up to 16 rows of it.
 extern "C" void fovea_multiply(int is_bf16, const void* x, const int64_t* matrices, int count, int B, int K,
-                               const void* norm, float eps, float offset, int gated, int threads) {
+                               const void* norm, float eps, float offset, int gated, int wide, int threads) {
   std::vector<Matrix> parsed(count);
   for (int m = 0; m < count; m++) {
     const int64_t* p = matrices + 4 * m;
@@ -292,10 +219,10 @@ extern "C" void fovea_multiply(int is_bf16, const void* x, const int64_t* matric
 #endif
   if (is_bf16)
     products(static_cast<const bf16*>(x), parsed.data(), count, B, K,
-             Norm<bf16>{static_cast<const bf16*>(norm), eps, offset}, gated, threads);
+             Norm<bf16>{static_cast<const bf16*>(norm), eps, offset}, gated, wide, threads);
   else
     products(static_cast<const float*>(x), parsed.data(), count, B, K,
-             Norm<float>{static_cast<const float*>(norm), eps, offset}, gated, threads);
+             Norm<float>{static_cast<const float*>(norm), eps, offset}, gated, wide, threads);
 }
 
 extern "C" void fovea_norm(int is_bf16, const void* x, const void* weight, void* out, int64_t rows, int width, float eps,

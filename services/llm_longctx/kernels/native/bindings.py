@@ -17,13 +17,17 @@ from services.llm_longctx.kernels.native.isa_targets import library_file, runnab
 __all__ = [
     "block_sparse_prefill",
     "decode",
+    "decode_step",
+    "delete_decoder",
     "describe",
     "explain_absence",
     "gate",
     "has_tiles",
     "last_query_scores",
     "load_library",
+    "make_decoder",
     "multiply",
+    "multiply_packed",
     "norm",
     "open_library",
     "rotate",
@@ -35,10 +39,14 @@ _TAKES = {
     "fovea_block_sparse_prefill": (_INT, _AT, _AT, _AT, _AT, _AT, _AT, _AT, _AT, _AT, _INT),
     "fovea_decode": (_INT, _AT, _AT, _AT, _AT, _AT, _INT),
     "fovea_last_query_scores": (_INT, _AT, _AT, _AT, _AT, _AT, _AT, _INT),
-    "fovea_multiply": (_INT, _AT, _AT, _INT, _INT, _INT, _AT, _REAL, _REAL, _INT, _INT),
+    "fovea_multiply": (_INT, _AT, _AT, _INT, _INT, _INT, _AT, _REAL, _REAL, _INT, _INT, _INT),
     "fovea_norm": (_INT, _AT, _AT, _AT, _LONG, _INT, _REAL, _REAL, _INT),
     "fovea_rotate": (_INT, _AT, _AT, _AT, _AT, _AT, _AT, _LONG, _INT, _INT, _INT, _INT),
     "fovea_gate": (_INT, _AT, _AT, _AT, _LONG, _INT),
+    "fovea_multiply_packed": (_INT, _AT, _INT, _INT, _AT, _LONG, _AT, _INT),
+    "fovea_decoder_new": (_AT, _AT, _AT),
+    "fovea_decoder_delete": (_AT,),
+    "fovea_decode_step": (_INT, _AT, _AT, _INT, _INT, _INT),
 }
 
 
@@ -70,7 +78,7 @@ def open_library(file: Path) -> ctypes.CDLL:
         raise OSError(message)
     for name, takes in _TAKES.items():
         function = getattr(library, name)
-        function.argtypes, function.restype = takes, None
+        function.argtypes, function.restype = takes, _AT if name == "fovea_decoder_new" else None
     return library
 
 
@@ -158,8 +166,12 @@ def multiply(
     norm: tuple[Tensor, float, float] | None,
     *,
     gated: bool,
+    wide: bool,
 ) -> None:
-    """Fill the outputs that the words name, four per matrix in C++ order; a norm is weight, eps, offset."""
+    """Fill the outputs that the words name, four per matrix in C++ order; a norm is weight, eps, offset.
+
+    `wide` outputs are float32 whatever x is.
+    """
     weight, eps, offset = (0, 0.0, 0.0) if norm is None else (norm[0].data_ptr(), *norm[1:])
     _library().fovea_multiply(
         x.dtype == torch.bfloat16,
@@ -171,6 +183,41 @@ def multiply(
         eps,
         offset,
         gated,
+        wide,
+        torch.get_num_threads(),
+    )
+
+
+def multiply_packed(x: Tensor, matrix: Tensor, bits: int, out: Tensor) -> None:
+    """Fill `out` [B,rows] with rows of x [B,K] float32 times a packed matrix."""
+    _library().fovea_multiply_packed(
+        bits, x.data_ptr(), *x.shape, matrix.data_ptr(), out.shape[1], out.data_ptr(), torch.get_num_threads()
+    )
+
+
+def make_decoder(facts: Sequence[int], numbers: Sequence[float], words: Sequence[int]) -> int:
+    """A decoder of the C++ library, all in the order of its `Decoder`; what the words point at must outlive it."""
+    made: int = _library().fovea_decoder_new(
+        (ctypes.c_int64 * len(facts))(*facts),
+        (ctypes.c_double * len(numbers))(*numbers),
+        (ctypes.c_int64 * len(words))(*words),
+    )
+    return made
+
+
+def delete_decoder(decoder: int) -> None:
+    """Free a decoder of the C++ library."""
+    _library().fovea_decoder_delete(decoder)
+
+
+def decode_step(dtype: torch.dtype, decoder: int, words: Sequence[int], begin: int, end: int) -> None:
+    """Run phases of a step; words in the order of the C++ `Batch`."""
+    _library().fovea_decode_step(
+        dtype == torch.bfloat16,
+        decoder,
+        (ctypes.c_int64 * len(words))(*words),
+        begin,
+        end,
         torch.get_num_threads(),
     )
 

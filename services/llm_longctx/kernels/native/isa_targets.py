@@ -29,12 +29,15 @@ class Target:
 
 _V3 = frozenset({"avx2", "fma", "bmi2", "f16c"})
 _V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+_V4_BF16 = _V4 | {"avx512_vnni", "avx512_bf16"}
 _V4_FLAGS = ("-march=x86-64-v4", "-mprefer-vector-width=512")
-_V4_BF16 = (*_V4_FLAGS, "-mavx512bf16")
+_VNNI = (*_V4_FLAGS, "-mavx512vnni")
+_BF16 = (*_VNNI, "-mavx512bf16")
 _LEVELS = {
     "x86_64": (
-        Target("amx", (*_V4_BF16, "-mamx-tile", "-mamx-bf16"), _V4 | {"avx512_bf16", "amx_tile", "amx_bf16"}),
-        Target("avx512bf16", _V4_BF16, _V4 | {"avx512_bf16"}),
+        Target("amx", (*_BF16, "-mamx-tile", "-mamx-bf16"), _V4_BF16 | {"amx_tile", "amx_bf16"}),
+        Target("avx512bf16", _BF16, _V4_BF16),
+        Target("avx512vnni", _VNNI, _V4 | {"avx512_vnni"}),
         Target("avx512", _V4_FLAGS, _V4),
         Target("avx2", ("-march=x86-64-v3",), _V3),
     )

@@ -7,17 +7,23 @@ of answers, or about where models come from.
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, Self
 
 from services.llm_longctx.api.errors import ContextLengthExceeded
 from services.llm_longctx.engine import GenerationRequest, Sampling, Scheduler
+from services.llm_longctx.serving.grammars.formats import find_grammar_source
+from services.llm_longctx.serving.grammars.token_grammar import GrammarCompiler, TokenGrammar
 from services.llm_longctx.serving.request_state import RequestState
-from shared.api.text import ChatMessage, GenerationOptions, LongctxAnswer, LongctxUsage, Usage
+from services.llm_longctx.serving.tools.tool_use import ToolUse, has_tools, spell_message, to_plain
+from shared.api.text import ChatMessage, GenerationOptions, LongctxAnswer, LongctxUsage, PromptTokensDetails, Usage
 from shared.errors import InvalidOption, Malformed, in_field
 from shared.lm.tokenizer import Tokenizer
+from shared.registry import SamplingDefaults
 
 __all__ = ["TextModelAdapter", "build_samplings", "build_usage", "check_options", "priority_of"]
 
@@ -31,6 +37,7 @@ class TextModelAdapter(ABC):
         fingerprint: Identifies weights and dtype: the same fingerprint and seed give the same answer.
         context: Longest prompt and answer together, in tokens.
         vocab: Token ids are below this.
+        sampling: How tokens are drawn where a request does not say.
     """
 
     name: str
@@ -39,6 +46,7 @@ class TextModelAdapter(ABC):
     scheduler: Scheduler[Any]
     context: int
     vocab: int
+    sampling: SamplingDefaults = dataclasses.field(default_factory=SamplingDefaults, kw_only=True)
 
     def tokenize(self, text: str, field: str, *, special: bool = True) -> list[int]:
         """Tokenize a text; one that can't fit is refused before the tokenizer sees it.
@@ -58,17 +66,24 @@ class TextModelAdapter(ABC):
         with in_field(field):
             return self.tokenizer.encode(text, special=special)
 
-    def render_chat(self, messages: Sequence[ChatMessage], *, add_generation_prompt: bool = True) -> str:
-        """Render a conversation with the model's chat template.
+    def of_tenant(self, tenant: str) -> Self:
+        """The adapter for the requests of a tenant; most know nothing of tenants."""
+        return self
+
+    def render_chat(
+        self, messages: Sequence[ChatMessage], *, add_generation_prompt: bool = True, tools: ToolUse | None = None
+    ) -> str:
+        """Render a conversation with the model's chat template; tools as it takes them, or as instructions.
 
         Raises:
             InvalidOption: A part that is not text, or messages that the template refuses.
         """
-        plain = [
-            {"role": "system" if m.role == "developer" else m.role, "content": _join_parts(m, index)}
-            for index, m in enumerate(messages)
-        ]
-        return self.tokenizer.chat(plain, add_generation_prompt=add_generation_prompt)
+        plain = [to_plain(message, _join_parts(message, index)) for index, message in enumerate(messages)]
+        template = self.tokenizer.chat_template
+        if not has_tools(template):
+            plain = [spell_message(message) for message in plain] if tools is None else tools.instruct(plain)
+        described = tools.describe() if tools is not None and tools.is_native else None
+        return self.tokenizer.chat(plain, add_generation_prompt=add_generation_prompt, tools=described)
 
     def build_request(
         self,
@@ -100,6 +115,20 @@ class TextModelAdapter(ABC):
             raise InvalidOption(detail, field=field)
         self._check_logit_bias(options)
         return self.prepare(ids, max_tokens, options, field, text, state)
+
+    @cached_property
+    def grammars(self) -> GrammarCompiler:
+        """Compiles grammars for this model's tokens; made when the first is asked for."""
+        return GrammarCompiler(self.tokenizer, self.vocab)
+
+    def compile_grammar(self, options: GenerationOptions) -> TokenGrammar | None:
+        """The grammar that a request asks for; None where its answer is free.
+
+        Raises:
+            InvalidOption: It can't be enforced, or no token of this model begins an answer that it allows.
+        """
+        source = find_grammar_source(options)
+        return None if source is None else self.grammars.compile(*source)
 
     def check_length(self, ids: Sequence[int], field: str) -> None:
         """Refuse a prompt that is too long.
@@ -142,18 +171,19 @@ class TextModelAdapter(ABC):
                 raise InvalidOption(detail, field="logit_bias")
 
 
-def build_samplings(options: GenerationOptions) -> list[Sampling]:
-    """Sampling of each of the `n` answers; a seed makes them repeatable, and different from each other."""
+def build_samplings(options: GenerationOptions, defaults: SamplingDefaults) -> list[Sampling]:
+    """Sampling of each of the `n` answers; a seed makes them repeatable, and different from each other.
+
+    What a request leaves out is the model's own, field by field.
+    """
+    given = {name: getattr(options, name) for name in SamplingDefaults.model_fields}
+    drawn = {name: getattr(defaults, name) if value is None else value for name, value in given.items()}
     return [
         Sampling(
-            temperature=options.temperature,
-            top_p=options.top_p,
-            top_k=options.top_k,
-            min_p=options.min_p,
+            **drawn,
             seed=None if options.seed is None else options.seed + i,
             presence_penalty=options.presence_penalty,
             frequency_penalty=options.frequency_penalty,
-            repetition_penalty=options.repetition_penalty,
             logit_bias=options.logit_bias or {},
         )
         for i in range(options.n)
@@ -169,23 +199,29 @@ def build_usage(requests: Sequence[GenerationRequest], produced: int, adapter: T
     """Usage of all prompts of one HTTP request; `produced` are tokens of its answers."""
     read = sum(len(request.prompt_ids) for request in requests)
     longctx = adapter.usage(requests)
-    return Usage(prompt_tokens=read, completion_tokens=produced, total_tokens=read + produced, longctx=longctx)
+    return Usage(
+        prompt_tokens=read,
+        completion_tokens=produced,
+        total_tokens=read + produced,
+        prompt_tokens_details=PromptTokensDetails(cached_tokens=longctx.cached_tokens),
+        longctx=longctx,
+    )
 
 
 def check_options(options: GenerationOptions) -> None:
     """Refuse options that are well formed but not served.
 
     Raises:
-        InvalidOption: An unknown field under `strict`, or tools.
+        InvalidOption: An unknown field under `strict`, or OpenAI's old functions.
     """
     unknown = sorted(options.model_extra or {})
     if options.strict and unknown:
         detail = f"There is no field {unknown[0]!r}."
         raise InvalidOption(detail, hint="Leave it out, or leave out strict.", field=unknown[0])
-    for name in ("tools", "functions"):
+    for name in ("functions", "function_call"):
         if (options.model_extra or {}).get(name):
-            detail = "These models call no tools."
-            raise InvalidOption(detail, hint=f"Leave {name} out.", field=name)
+            detail = f"{name} is not served any more."
+            raise InvalidOption(detail, hint="Use tools and tool_choice.", field=name)
 
 
 def _join_parts(message: ChatMessage, index: int) -> str:

@@ -5,15 +5,16 @@ Knows engines and methods; what all adapters share is in `base`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 from services.llm_longctx.engine import Engine, GenerationRequest, RequestStats
 from services.llm_longctx.serving.adapters.base import TextModelAdapter, priority_of
-from services.llm_longctx.serving.method_selection import build_method_usage, select_policy
+from services.llm_longctx.serving.method_selection import build_method_usage, select_policy_or_dense
 from services.llm_longctx.serving.request_state import RequestState
 from shared.api.text import GenerationOptions, LongctxUsage
-from shared.lm.head_plan import HeadPlan
+from shared.lm.head_plan_store import HeadPlanStore
 
 __all__ = ["DecoderAdapter"]
 
@@ -27,11 +28,15 @@ class DecoderAdapter(TextModelAdapter):
 
     Attributes:
         engine: Runs it; its scheduler is the adapter's.
-        plans: Head plans of this model by name.
+        plans: Head plans of this model by name: those of the package, and of one tenant.
     """
 
     engine: Engine
-    plans: Mapping[str, HeadPlan] = field(default_factory=dict)
+    plans: HeadPlanStore = field(default_factory=lambda: HeadPlanStore(""))
+
+    def of_tenant(self, tenant: str) -> Self:
+        """The adapter for the requests of a tenant, with its plans."""
+        return replace(self, plans=self.plans.of_tenant(tenant))
 
     def prepare(
         self,
@@ -46,14 +51,15 @@ class DecoderAdapter(TextModelAdapter):
         room = self.context - len(ids)
         most, longctx = room if max_tokens is None else min(max_tokens, room), options.longctx
         planned = min(most, DEFAULT_BUDGET_TOKENS) if max_tokens is None else most
-        policy = select_policy(self.engine, longctx, self.plans, len(ids), planned)
+        policy, too_short = select_policy_or_dense(self.engine, longctx, self.plans, len(ids), planned)
         monitor = self.engine.monitor
-        fallback = None if monitor is None else monitor.held_back_reason(policy)
+        held_back = None if monitor is None else monitor.held_back_reason(policy)
+        fallback = too_short or held_back
         return GenerationRequest(
             ids,
             max_tokens=most,
-            policy=policy if fallback is None else self.engine.dense,
-            requested_policy=None if fallback is None else policy,
+            policy=policy if held_back is None else self.engine.dense,
+            requested_policy=None if held_back is None else policy,
             boundaries=None if longctx is None else longctx.boundaries,
             stop_token_ids=self.tokenizer.eos,
             priority=priority_of(options),

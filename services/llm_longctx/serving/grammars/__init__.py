@@ -1,1 +1,1 @@
-"""Grammars of constrained decoding: what `response_format` allows, byte by byte and token by token."""
+"""Grammars of constrained decoding: what `response_format` and `structured_outputs` allow, token by token."""

@@ -1,135 +1,129 @@
-"""Constrained decoding: automata over bytes that say what an answer may contain, and how tokens walk them.
+"""Constrained decoding: grammars compiled by llguidance for one model's tokens, and how an answer walks them.
 
-Knows bytes and token ids; knows nothing about models or sampling.
+Knows grammar sources and token ids; knows nothing about models or sampling.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+import threading
+from collections import OrderedDict
+from typing import Self
 
-from services.llm_longctx.serving.grammars.json_grammar import JsonGrammar
+import torch
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+from torch import Tensor
+
 from shared.errors import InvalidOption
 from shared.lm.tokenizer import Tokenizer
 
-__all__ = ["Automaton", "ChoiceGrammar", "TokenGrammar", "build_grammar", "require_feasible"]
+__all__ = ["GrammarCompiler", "TokenGrammar"]
 
-MAX_CHOICES = 256
-"""Texts of which one is answered."""
+_LIMITS = LLParserLimits(max_lexer_states=20_000, max_grammar_size=100_000)
+"""A grammar is refused, or an answer ends, where it would take more: about 40 MB, and milliseconds per token."""
 
-
-class Automaton(Protocol):
-    """A state; immutable."""
-
-    def feed(self, byte: int) -> Automaton | None:
-        """The state after one more byte, or None where it may not come."""
-        ...
-
-    @property
-    def complete(self) -> bool:
-        """Whether the answer may end here."""
-        ...
-
-    @property
-    def final(self) -> bool:
-        """Whether nothing may follow."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class ChoiceGrammar:
-    """One of several texts: what is left of those that are still possible."""
-
-    left: frozenset[bytes]
-
-    def feed(self, byte: int) -> ChoiceGrammar | None:
-        """See `Automaton`."""
-        left = frozenset(text[1:] for text in self.left if text[:1] == bytes([byte]))
-        return ChoiceGrammar(left) if left else None
-
-    @property
-    def complete(self) -> bool:
-        """See `Automaton`."""
-        return b"" in self.left
-
-    @property
-    def final(self) -> bool:
-        """See `Automaton`."""
-        return self.left == {b""}
+_CACHED = 32
+"""Compiled grammars that a model remembers."""
 
 
 class TokenGrammar:
-    """An automaton as the engine's sampler asks it: by tokens."""
+    """One answer under a grammar, as the engine's sampler asks it."""
 
-    def __init__(self, tokenizer: Tokenizer, state: Automaton) -> None:
-        self._tokenizer = tokenizer
-        self._state = state
-        self._ends = sorted(tokenizer.eos)
+    def __init__(self, matcher: LLMatcher, vocab: int, field: str) -> None:
+        self._matcher = matcher
+        self._vocab = vocab
+        self._field = field
 
-    def allows(self, token: int) -> bool:
-        """Whether the token may come next."""
-        if token in self._tokenizer.eos:
-            return self._state.complete
-        return self._after(token) is not None
+    def mask(self) -> Tensor:
+        """Which tokens may come next: bool [V]; end tokens where the answer may be over.
+
+        Raises:
+            InvalidOption: None may, or the grammar became too complex on the way.
+        """
+        bias = torch.frombuffer(bytearray(self._matcher.compute_logit_bias()), dtype=torch.uint8)
+        mask = bias[: self._vocab] != 0
+        if self._matcher.is_stopped() or not bool(mask.any()):
+            raise _dead_end(self._matcher.get_error(), self._field)
+        return mask
 
     def advance(self, token: int) -> None:
         """The token came."""
-        if token not in self._tokenizer.eos and (after := self._after(token)) is not None:
-            self._state = after
+        self._matcher.consume_token(token)
 
     @property
-    def closing(self) -> Sequence[int]:
-        """End tokens, where nothing else may come."""
-        return self._ends if self._state.final else ()
+    def is_finished(self) -> bool:
+        """Whether the answer is whole and nothing may follow."""
+        return self._matcher.is_stopped() and not self._matcher.is_error()
 
-    def _after(self, token: int) -> Automaton | None:
-        spelled = self._tokenizer.token_bytes(token)
-        state: Automaton | None = self._state if spelled and not self._tokenizer.is_special(token) else None
-        for byte in spelled:
-            if state is None:
-                return None
-            state = state.feed(byte)
-        return state
+    def fork(self) -> Self:
+        """The same state, for another answer."""
+        return type(self)(self._matcher.deep_copy(), self._vocab, self._field)
 
 
-def build_grammar(response_format: Mapping[str, Any] | None) -> Automaton | None:
-    """The grammar of a `response_format`; None allows everything.
+class GrammarCompiler:
+    """Compiles grammars for the tokens of one model, and remembers the last ones."""
 
-    Raises:
-        InvalidOption: A kind that is not served, or choices that are none.
-    """
-    given = response_format or {}
-    match given.get("type", "text"):
-        case "text":
-            return None
-        case "json_object":
-            return JsonGrammar()
-        case "choice":
-            texts = given.get("choices")
-            if not isinstance(texts, list) or not 0 < len(texts) <= MAX_CHOICES or not all(_text(t) for t in texts):
-                detail = f"response_format choice needs choices: 1 to {MAX_CHOICES} texts."
-                raise InvalidOption(detail, field="response_format")
-            return ChoiceGrammar(frozenset(text.encode() for text in texts))
-    detail = f"response_format {given.get('type')!r} is not served; text, json_object and choice are."
-    raise InvalidOption(
-        detail, hint="Describe the schema in the prompt and ask for json_object.", field="response_format"
-    )
+    def __init__(self, tokenizer: Tokenizer, vocab: int) -> None:
+        """Build the trie of the vocabulary, which takes about half a second for 50,000 tokens."""
+        self._vocab = vocab
+        self._tokens = _build_trie(tokenizer, vocab)
+        self._cache: OrderedDict[str, LLMatcher] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def compile(self, source: str, field: str) -> TokenGrammar:
+        """A grammar, ready for an answer to begin.
+
+        Args:
+            source: It, in llguidance's Lark.
+            field: The request's field that holds it.
+
+        Raises:
+            InvalidOption: It is not understood, too complex, or accepts nothing that this model's tokens can spell.
+        """
+        with self._lock:
+            known = self._cache.get(source)
+            if known is not None:
+                self._cache.move_to_end(source)
+                return TokenGrammar(known.deep_copy(), self._vocab, field)
+        matcher = LLMatcher(self._tokens, source, log_level=0, limits=_LIMITS)
+        if matcher.is_error():
+            detail = f"{field} can't be enforced: {_first_sentence(matcher.get_error())}."
+            raise InvalidOption(detail, hint="Leave out what is not supported, or check it yourself.", field=field)
+        TokenGrammar(matcher.deep_copy(), self._vocab, field).mask()
+        with self._lock:
+            self._cache[source] = matcher
+            while len(self._cache) > _CACHED:
+                self._cache.popitem(last=False)
+        return TokenGrammar(matcher.deep_copy(), self._vocab, field)
 
 
-def require_feasible(grammar: Automaton, tokenizer: Tokenizer, vocab: int) -> None:
-    """Refuse a format that no token of a model begins: words have a space before them, and small models few words.
+class _Vocabulary:
+    """A tokenizer as llguidance reads it. A last token of its own ends texts where the model has no end token."""
 
-    Raises:
-        InvalidOption: No token may come first.
-    """
-    tokens = TokenGrammar(tokenizer, grammar)
-    if not any(tokens.allows(token) for token in range(vocab)):
-        detail = "No token of this model begins an answer of that format."
-        raise InvalidOption(
-            detail, hint="Ask another model, or for texts that its tokens spell.", field="response_format"
-        )
+    def __init__(self, tokenizer: Tokenizer, vocab: int) -> None:
+        self._tokenizer = tokenizer
+        self.eos_token_id, self.bos_token_id = vocab, None
+        self.tokens = [*(tokenizer.token_bytes(i) for i in range(vocab)), b"<end>"]
+        self.special_token_ids = [*sorted(tokenizer.special | tokenizer.eos), vocab]
+
+    def __call__(self, text: bytes | str) -> list[int]:
+        """Never needed: nothing is forced."""
+        return []
 
 
-def _text(given: object) -> bool:
-    return isinstance(given, str) and bool(given) and given.isprintable()
+def _build_trie(tokenizer: Tokenizer, vocab: int) -> LLTokenizer:
+    wrapper = TokenizerWrapper(_Vocabulary(tokenizer, vocab))
+    return LLTokenizer(wrapper, n_vocab=vocab + 1, eos_token=[*sorted(tokenizer.eos), vocab])
+
+
+def _dead_end(error: str, field: str) -> InvalidOption:
+    if "TooComplex" in error:
+        detail, hint = f"The grammar of {field} became too complex.", "Simplify it."
+    else:
+        detail = f"No token of this model goes on with an answer that {field} allows."
+        hint = "Ask another model, or for texts that its tokens spell."
+    return InvalidOption(detail, hint=hint, field=field)
+
+
+def _first_sentence(error: str) -> str:
+    """The compiler's message without its view of the grammar."""
+    return error.partition("\n<state>")[0].partition("\n   1 |")[0].strip().rstrip(".")[:300]

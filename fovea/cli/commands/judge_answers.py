@@ -1,0 +1,136 @@
+"""Commands of `fovea judge` about answers: the facts that they hold, and what supports them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from fovea import judge_endpoints
+from fovea.cli.commands.judge_metrics import format_figure
+from fovea.cli.common_options import AsJson, Connection, Key, Url
+from fovea.cli.job_progress import run_as_job
+from fovea.cli.output import Screen
+from fovea.cli.text_files import read_text, write_text
+from fovea.transport import LOCAL
+from shared.errors import Malformed
+
+__all__ = ["nuggets", "support"]
+
+Query = Annotated[str, typer.Argument(help="The query.")]
+Passages = Annotated[Path, typer.Option(help="JSON lines with id and text.")]
+How = Annotated[str, typer.Option(help="model, or similarity, which needs no language model.")]
+Llm = Annotated[str | None, typer.Option(help="Language model at the judge's endpoint.", show_default=False)]
+Answer = Annotated[Path | None, typer.Option(help="Text file of the answer; - is standard input.", show_default=False)]
+
+
+def nuggets(
+    query: Query,
+    passages: Annotated[Path | None, typer.Option(help="Make nuggets of these JSON lines.", show_default=False)] = None,
+    facts: Annotated[
+        Path | None, typer.Option("--nuggets", help="Look for the nuggets of this file.", show_default=False)
+    ] = None,
+    answer: Answer = None,
+    how: How = "model",
+    llm: Llm = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File for the nuggets, JSON.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+    url: Url = LOCAL,
+    key: Key = None,
+) -> None:
+    """Make nuggets of passages, and with --answer find them in an answer: nugget recall and precision."""
+    screen = Screen(as_json=as_json)
+    options = {"query": query, "how": how, "llm": llm}
+    if facts is not None:
+        known = _load(facts)
+    else:
+        known = _run_job("nuggets", {**options, "passages": _passages(passages)}, screen, url, key)["nuggets"]
+    if output is not None:
+        write_text(output, json.dumps(known, indent=1, ensure_ascii=False).encode())
+    if answer is None:
+        screen.line(known) if as_json else screen.table(
+            ("importance", "nugget", "passages"),
+            ((one["importance"], escape(one["text"]), escape(" ".join(one["passages"]))) for one in known),
+        )
+        return
+    body = {**options, "answer": read_text(answer), "nuggets": known}
+    found = _run_job("nuggets/assign", body, screen, url, key)
+    if as_json:
+        screen.line(found)
+        return
+    names = ("vital_recall", "strict_vital_recall", "all_recall", "strict_all_recall", "precision", "f1")
+    screen.facts({name.replace("_", " "): format_figure(found[name]) for name in names})
+    screen.table(
+        ("held", "importance", "nugget"),
+        (
+            (support.replace("_", " "), one["importance"], escape(one["text"]))
+            for support, one in zip(found["supports"], known, strict=True)
+        ),
+    )
+
+
+def support(
+    query: Query,
+    passages: Passages,
+    answer: Annotated[Path, typer.Option(help="Text file of the answer, which cites passages as [id].")],
+    how: How = "model",
+    llm: Llm = None,
+    as_json: AsJson = False,
+    url: Url = LOCAL,
+    key: Key = None,
+) -> None:
+    """Check each sentence of an answer against the passages that it cites, and against all."""
+    screen = Screen(as_json=as_json)
+    options = {"query": query, "how": how, "llm": llm}
+    body = {**options, "passages": _passages(passages), "answer": read_text(answer)}
+    found = _run_job("support", body, screen, url, key)
+    if as_json:
+        screen.line(found)
+        return
+    names = ("citation_precision", "citation_recall", "faithfulness")
+    screen.facts({name.replace("_", " "): format_figure(found[name]) for name in names})
+    screen.table(
+        ("best", "passage", "cited", "sentence"),
+        (
+            (
+                one["best"].replace("_", " "),
+                escape(one["best_passage"] or "–"),
+                escape(", ".join(f"{name}: {held.replace('_', ' ')}" for name, held in one["cited"].items())),
+                escape(one["text"]),
+            )
+            for one in found["sentences"]
+        ),
+    )
+
+
+def _passages(path: Path | None) -> dict[str, str]:
+    if path is None:
+        raise typer.BadParameter("Give --passages, or --nuggets with --answer.")
+    rows = [_parse(line, path) for line in read_text(path).splitlines() if line.strip()]
+    if not all(isinstance(row, dict) and {"id", "text"} <= set(row) for row in rows):
+        raise Malformed(f"{path.name} is not JSON lines with id and text.")
+    return {str(row["id"]): row["text"] for row in rows}
+
+
+def _load(path: Path) -> list[dict[str, Any]]:
+    found = _parse(read_text(path), path)
+    if not isinstance(found, list):
+        raise Malformed(f"{path.name} is not a JSON list of nuggets.")
+    return found
+
+
+def _parse(text: str, path: Path) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise Malformed(f"{path.name} is not JSON.") from error
+
+
+def _run_job(what: str, body: dict[str, Any], screen: Screen, url: str, key: str | None) -> Any:
+    with Connection(url, key).open() as client:
+        return run_as_job(client, screen, judge_endpoints.compute(what, body))

@@ -1,0 +1,59 @@
+"""Hostile inputs, by name: what a caller with a good key may send to hold up the gateway.
+
+`GRPC` maps a name to a method and its messages, `HTTP` to a path, headers and a body. A found attack is added here.
+"""
+
+from __future__ import annotations
+
+import json
+
+from shared.rpc import open_inference_pb2 as pb
+
+MANY = 20_000_000
+"""Bytes of a large input."""
+
+_BOUNDARY = b"--x\r\n"
+
+GRPC: dict[str, tuple[str, list[bytes]]] = {
+    "zeros": ("ModelInfer", [b"\0" * MANY]),
+    "ones": ("ModelInfer", [b"\xff" * MANY]),
+    "numbers for the name": ("ModelInfer", [b"\x08\x00" * (MANY // 2)]),
+    "empty names": ("ModelInfer", [b"\x0a\x00" * (MANY // 2)]),
+    "unknown fields": ("ModelInfer", [b"\x98\x06\x01" * (MANY // 3)]),
+    "long numbers": ("ModelInfer", [(b"\x08" + b"\x80" * 9 + b"\x01") * (MANY // 11)]),
+    "huge length": ("ModelInfer", [b"\x0a\xff\xff\xff\xff\x7f" + b"x" * 1000]),
+    "a name of megabytes": ("ModelInfer", [pb.ModelInferRequest(model_name="x" * MANY).SerializeToString()]),
+    "index with ballast": ("RepositoryIndex", [b"\x98\x06\x01" * (MANY // 3)]),
+    "metadata with ballast": ("ServerMetadata", [b"\0" * MANY]),
+    "statistics of zeros": ("ModelStatistics", [b"\0" * MANY]),
+    "not offered": ("TraceSetting", [b"\0" * MANY]),
+    "stream of zeros": ("ModelStreamInfer", [b"\0" * 100_000] * 50),
+    "no message": ("ModelInfer", []),
+}
+
+HTTP: dict[str, tuple[str, dict[str, str], bytes]] = {
+    "deep brackets": ("/v1/models-by-name", {"content-type": "application/json"}, b"[" * MANY),
+    "many brackets": ("/v1/models-by-name", {"content-type": "application/json"}, b'{"a":' + b"[]," * (MANY // 3)),
+    "many small fields": (
+        "/v1/models-by-name",
+        {"content-type": "application/json"},
+        b"{" + b'"a":1,' * (MANY // 6) + b'"b":1}',
+    ),
+    "name at the end": (
+        "/v1/models-by-name",
+        {"content-type": "application/json"},
+        b'{"image":"' + b"A" * MANY + b'","model":"nobody"}',
+    ),
+    "a name of megabytes": (
+        "/v1/models-by-name",
+        {"content-type": "application/json"},
+        b'{"model":"' + b"x" * MANY + b'"}',
+    ),
+    "form of beginnings": (
+        "/v1/models-by-name",
+        {"content-type": "multipart/form-data; boundary=x"},
+        _BOUNDARY + b'name="model"\r\n' * (MANY // 14),
+    ),
+    "deep jobs": ("/v1/jobs", {"content-type": "application/json"}, json.dumps({"a": "b" * MANY}).encode()),
+    "bad utf-8": ("/v1/models-by-name", {"content-type": "application/json"}, b'{"\xff":"' + b"\xfe" * MANY),
+}

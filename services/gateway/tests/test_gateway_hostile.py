@@ -1,0 +1,174 @@
+"""Whatever one client sends, `/livez` answers within 200 ms; nothing is read before the key is checked."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx2
+import pytest
+
+from services.gateway.grpc.server import SERVICE
+from services.gateway.policy.auth import KeyRing
+from services.gateway.policy.memory_budget import MAX_READS_PER_TENANT, MemoryBudget, MessageReader
+from services.gateway.routing.json_peek import MAX_TOKENS, read_json_field
+from services.gateway.tests.hostile_inputs import GRPC, HTTP
+from shared.errors import Malformed, QueueFull
+
+LONGEST_S = 0.2
+GRPC_REFUSALS = {
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.UNIMPLEMENTED,
+    grpc.StatusCode.UNAVAILABLE,
+}
+HTTP_REFUSALS = {400, 404, 405, 503}
+
+ATTEMPTS = 3
+"""A busy machine may be late by itself: the best of a few attempts counts."""
+
+
+@contextlib.asynccontextmanager
+async def process(folder: Path) -> AsyncIterator[tuple[str, str, str, int]]:
+    """A gateway with keys in a process of its own: HTTP URL, gRPC address, a key and the process id."""
+    _, key = KeyRing(folder / "keys.json").add("alice", ("infer", "jobs"), rate_per_minute=1_000_000)
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("FOVEA_")}
+    env = {**kept, "FOVEA_DATA_DIR": str(folder), "FOVEA_HTTP_PORT": "0", "FOVEA_GRPC_PORT": "0", "FOVEA_AUTH": "keys"}
+    made = subprocess.Popen(  # noqa: ASYNC220  # returns at once
+        [sys.executable, "-c", _START], env=env, text=True, stderr=subprocess.PIPE
+    )
+    assert made.stderr is not None
+    try:
+        for line in made.stderr:
+            if found := re.search(r"grpc=(\S+) http=(http://\S+)", line):
+                break
+        yield found[2], found[1], key, made.pid  # type: ignore[index]
+    finally:
+        made.send_signal(signal.SIGKILL)
+        made.wait()
+        made.stderr.close()
+
+
+_START = """
+import sys
+from services.gateway import __main__ as gateway
+from services.gateway.routing.replica_registry import ReplicaRegistry
+from services.gateway.routing.route_table import RouteTable
+from shared.api.replica import ReplicaRecord
+
+def two_services(registry):
+    registry.routes = RouteTable.from_records([
+        ReplicaRecord(id=n, service=n, http="http://127.0.0.1:9", pid=1, ready=True, models=(n,),
+                      routes=("/v1/models-by-name",), seen=1.0)
+        for n in ("a", "b")
+    ])
+
+ReplicaRegistry._update_routes = two_services
+sys.exit(gateway.main())
+"""
+
+
+async def slowest_answer(url: str, attack: Any, refused: set[Any]) -> float:
+    """Seconds of the slowest `/livez` while an attack runs, and for a moment after."""
+    slowest, attacking = 0.0, asyncio.create_task(attack)
+    async with httpx2.AsyncClient(timeout=30) as client:
+        quiet = 0
+        while quiet < 5:
+            started = time.perf_counter()
+            assert (await client.get(f"{url}/livez")).status_code == 200
+            slowest = max(slowest, time.perf_counter() - started)
+            quiet += attacking.done()
+            await asyncio.sleep(0.01)
+    assert await attacking in refused
+    return slowest
+
+
+async def send_grpc(address: str, key: str, method: str, messages: list[bytes]) -> grpc.StatusCode | None:
+    def run() -> grpc.StatusCode | None:
+        with grpc.insecure_channel(address, options=[("grpc.max_send_message_length", -1)]) as channel:
+            call = channel.stream_stream(f"/{SERVICE}/{method}")
+            try:
+                list(call(iter(messages), metadata=(("x-api-key", key),), timeout=30))
+            except grpc.RpcError as error:
+                code: grpc.StatusCode = error.code()  # type: ignore[attr-defined]
+                return code
+            return None
+
+    return await asyncio.to_thread(run)
+
+
+async def send_http(url: str, key: str, path: str, headers: dict[str, str], body: bytes) -> int:
+    def run() -> int:
+        answer = httpx2.post(url + path, headers={"x-api-key": key, **headers}, content=body, timeout=30)
+        return answer.status_code
+
+    return await asyncio.to_thread(run)
+
+
+@pytest.mark.slow
+async def test_livez_waits_for_no_hostile_input(tmp_path: Path) -> None:
+    late = {}
+    async with process(tmp_path) as (url, address, key, _pid):
+        attacks: dict[str, tuple[Callable[[], Any], set[Any]]] = {
+            **{f"grpc {name}": (partial(send_grpc, address, key, *sent), GRPC_REFUSALS) for name, sent in GRPC.items()},
+            **{f"http {name}": (partial(send_http, url, key, *sent), HTTP_REFUSALS) for name, sent in HTTP.items()},
+        }
+        for name, (attack, refusals) in attacks.items():
+            times: list[float] = []
+            while min(times, default=1) > LONGEST_S and len(times) < ATTEMPTS:
+                times.append(await slowest_answer(url, attack(), refusals))
+            late[name] = min(times)
+    assert {name: seconds for name, seconds in late.items() if seconds > LONGEST_S} == {}
+
+
+@pytest.mark.slow
+async def test_twenty_large_messages_without_a_key_take_no_memory(tmp_path: Path) -> None:
+    async with process(tmp_path) as (_, address, _key, pid):
+        before = resident_megabytes(pid)
+        codes = await asyncio.gather(
+            *(send_grpc(address, "wrong", "ModelInfer", [b"\x0a\x01x" + b"\0" * 60_000_000]) for _ in range(20))
+        )
+        assert set(codes) == {grpc.StatusCode.UNAUTHENTICATED}
+        assert resident_megabytes(pid) - before < 100
+
+
+def resident_megabytes(pid: int) -> float:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+
+
+async def test_messages_are_read_in_turns_within_the_budget() -> None:
+    budget = MemoryBudget(100)
+    reader = MessageReader(budget, 10)
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(MAX_READS_PER_TENANT):
+            await stack.enter_async_context(reader.turn("alice", 0))
+        with pytest.raises(QueueFull):
+            await stack.enter_async_context(reader.turn("alice", 0.01))
+        await stack.enter_async_context(reader.turn("bob", 0))
+        assert budget.left == 100 - 10 * (MAX_READS_PER_TENANT + 1)
+    assert budget.left == 100
+
+
+def test_the_name_is_found_wherever_it_stands() -> None:
+    for body in (
+        b'{"model": "x"}',
+        b'{"a": {"model": "no"}, "b": ["model"], "c": "\\"model\\": \\"no\\"", "model" : "x"}',
+        b'{"t": "model", "model":"\\u0078"}',
+    ):
+        assert read_json_field(body, "model") == "x"
+    for body in (b"", b"[1]", b'["model", "x"]', b'{"model": 1}', b'{"model": ["x"]}', b'{"model": {"model": "x"}}'):
+        assert read_json_field(body, "model") is None
+    with pytest.raises(Malformed, match="too many parts"):
+        read_json_field(b'{"a":' + b"[]," * MAX_TOKENS, "model")

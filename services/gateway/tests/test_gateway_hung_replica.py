@@ -1,0 +1,122 @@
+"""A replica process is stopped (SIGSTOP): its connections stay open and nothing answers. Nobody waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx2
+import pytest
+import redis
+
+from services.gateway.app import build_gateway
+from services.gateway.grpc.server import serve_grpc
+from services.gateway.routing import replica_registry
+from services.gateway.server import create_server
+from services.gateway.tests.conftest import listening
+from shared.api.replica import ReplicaRecord, replicas_key
+from shared.jobs.redis_server import RedisServer
+from shared.rpc import open_inference_pb2 as pb
+from shared.settings import Settings, environment
+
+pytestmark = pytest.mark.slow
+
+REPLICA = """
+import asyncio
+from shared.serving.replica import ReplicaServer, load_app
+from shared.settings import settings
+
+async def main():
+    await ReplicaServer(load_app("toy", "shared.serving.tests.toy_app:app"), settings()).start()
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with RedisServer(Settings(data_dir=tmp_path_factory.mktemp("redis"))) as running:
+        yield running
+
+
+@pytest.fixture
+def replicas(server: RedisServer, tmp_path: Path) -> Iterator[dict[int, subprocess.Popen[bytes]]]:
+    """Two replica processes by their process ids, ready and known to Redis."""
+    env = environment(FOVEA_REDIS_URL=server.url, FOVEA_DATA_DIR=str(tmp_path), PYTHONPATH=os.pathsep.join(sys.path))
+    started = [subprocess.Popen([sys.executable, "-c", REPLICA], env=env) for _ in range(2)]
+    with redis.Redis.from_url(server.url) as link:
+        link.delete(replicas_key("toy"))
+        end = time.monotonic() + 90
+        while sum(ReplicaRecord.model_validate_json(raw).ready for raw in link.hvals(replicas_key("toy"))) < 2:
+            assert time.monotonic() < end, "the replicas did not start"
+            time.sleep(0.1)
+    yield {process.pid: process for process in started}
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+async def app(server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Any]:
+    monkeypatch.setattr(replica_registry, "ABORT_AFTER_S", 6.0)
+    made = build_gateway(Settings(redis_url=server.url, data_dir=tmp_path, http_port=0, grpc_port=0))
+    registry = made.state.gateway.registry
+    await registry.start()
+    yield made
+    await made.state.gateway.stop()
+
+
+def stop_busiest(app: Any, replicas: dict[int, subprocess.Popen[bytes]]) -> int:
+    """SIGSTOP the replica with the most requests under way; returns how many those are."""
+    busiest = max(app.state.gateway.registry.list_ready("toy"), key=lambda replica: len(replica.attempts))
+    os.kill(busiest.record.pid, signal.SIGSTOP)
+    assert busiest.record.pid in replicas
+    return len(busiest.attempts)
+
+
+async def test_requests_under_way_to_a_replica_that_hangs_are_answered_by_another(app: Any, replicas: Any) -> None:
+    server = create_server(app, app.state.gateway.settings)
+    async with listening(server) as url, httpx2.AsyncClient(base_url=url, timeout=60) as client:
+        ask = [client.post("/v1/echo", json={"text": str(n), "sleep": 2}) for n in range(6)]
+        asking = [asyncio.create_task(call) for call in ask]
+        await asyncio.sleep(0.8)
+        began = time.monotonic()
+        assert stop_busiest(app, replicas) >= 2
+        answers = await asyncio.gather(*asking)
+        assert [answer.status_code for answer in answers] == [200] * 6
+        assert [answer.json()["text"] for answer in answers] == [str(n) for n in range(6)]
+        assert time.monotonic() - began < 20
+
+
+async def test_a_call_over_grpc_is_answered_by_another(app: Any, replicas: Any) -> None:
+    server, port = await serve_grpc(app.state.gateway, "127.0.0.1", 0)
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            call = channel.unary_unary(
+                "/inference.GRPCInferenceService/ModelMetadata",
+                request_serializer=pb.ModelMetadataRequest.SerializeToString,
+                response_deserializer=pb.ModelMetadataResponse.FromString,
+            )
+            for _ in range(20):  # both have a connection
+                await call(pb.ModelMetadataRequest(name="toy/echo"), timeout=20)
+            for pid in replicas:
+                os.kill(pid, signal.SIGSTOP)
+            asking = asyncio.ensure_future(call(pb.ModelMetadataRequest(name="toy/echo"), timeout=60))
+            known = app.state.gateway.registry.list_alive("toy")
+            while not any(replica.attempts for replica in known) and not asking.done():  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+            assert not asking.done(), asking
+            [idle] = [replica for replica in known if not replica.attempts]
+            os.kill(idle.record.pid, signal.SIGCONT)
+            assert (await asking).name == "toy/echo"
+    finally:
+        await server.stop(0)

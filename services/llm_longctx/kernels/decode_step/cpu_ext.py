@@ -1,0 +1,130 @@
+"""Decode steps by the C++ kernel beside this file, float32 or bfloat16 on a CPU, without gradients."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from services.llm_longctx.kernels.decode_step.runs import EntryRuns
+from services.llm_longctx.kernels.native import bindings
+from services.llm_longctx.kernels.quantized_linear.packing import PackedMatrix
+from shared.lm.attention import AttentionSeam
+from shared.lm.blocks import Gemma3Block, LlamaBlock
+from shared.lm.decoder import Decoder
+from shared.lm.rope import frequencies, local_frequencies
+
+__all__ = ["HEAD", "NativeDecoder", "is_supported"]
+
+HEAD = "lm_head.weight"
+"""Key of the output matrix among packed ones, tied or not."""
+
+_PHASES = 8  # of a layer, as in decode_step.cpp
+_ATTEND, _OUTPUT = 2, 3
+
+_PARTS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
+_MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+
+
+def is_supported(model: Decoder) -> bool:
+    """Whether the kernel has a form for this decoder."""
+    return model.config.path in {"llama", "gemma3"}
+
+
+class NativeDecoder:
+    """A decoder for steps in C++: reads the module's parameters where they lie, or packed matrices in their place."""
+
+    def __init__(self, model: Decoder, packed: Mapping[str, PackedMatrix] = MappingProxyType({})) -> None:
+        """Take a decoder.
+
+        Args:
+            model: In eval mode; its parameters must stay where they are.
+            packed: Few-bit matrices by official key, the output matrix under `HEAD`.
+        """
+        self.config, self.dtype = model.config, model.output_matrix.dtype
+        self._kept: list[object] = []
+        self._packed = packed
+        gemma = self.config.path == "gemma3"
+        c = self.config
+        facts = [self.dtype == torch.bfloat16, c.vocab, c.width, c.layers, c.heads, c.kv_heads, c.head_dim, c.hidden]
+        block = model.blocks[0]
+        scale = float(torch.tensor(c.width**0.5, dtype=self.dtype)) if gemma else 1.0
+        factor = block.query_factor if isinstance(block, Gemma3Block) else 1.0
+        numbers = [c.norm_eps, 1.0 if gemma else 0.0, scale, factor]
+        self._handle = bindings.make_decoder([*map(int, facts), int(gemma)], numbers, self._words(model))
+        self._end = c.layers * _PHASES + 1
+        weakref.finalize(self, bindings.delete_decoder, self._handle)
+
+    def step(self, tokens: Sequence[int], positions: Sequence[int], runs: EntryRuns) -> Tensor:
+        """Feed one token per sequence, whose entries are written, and attend over their runs: logits [B,V] float32."""
+        fed = self._feed(tokens, positions)
+        logits = torch.empty(len(tokens), self.config.vocab)
+        words = [len(tokens), *(at.ctypes.data for at in fed), *runs.words(), logits.data_ptr(), 0, 0, 0, 0]
+        bindings.decode_step(self.dtype, self._handle, words, 0, self._end)
+        return logits
+
+    def step_through(self, tokens: Sequence[int], positions: Sequence[int], attend: AttentionSeam) -> Tensor:
+        """As `step`, where another attends layer by layer and owns what is written: logits [B,V] float32."""
+        fed, c, B = self._feed(tokens, positions), self.config, len(tokens)
+        logits = torch.empty(B, c.vocab)
+        q = torch.empty(B, 1, c.heads, c.head_dim, dtype=self.dtype)
+        k, v = (torch.empty(B, 1, c.kv_heads, c.head_dim, dtype=self.dtype) for _ in range(2))
+        words = [B, *(at.ctypes.data for at in fed), *[0] * 8, logits.data_ptr()]
+        words += [q.data_ptr(), k.data_ptr(), v.data_ptr(), 0]
+        begin = 0
+        for layer in range(c.layers):
+            bindings.decode_step(self.dtype, self._handle, words, begin, layer * _PHASES + _ATTEND)
+            mixed = attend(layer, q, k, v, 0).to(self.dtype).contiguous()
+            words[-1], begin = mixed.data_ptr(), layer * _PHASES + _OUTPUT
+        bindings.decode_step(self.dtype, self._handle, words, begin, self._end)
+        return logits
+
+    def _feed(self, tokens: Sequence[int], positions: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        if not all(0 <= token < self.config.vocab for token in tokens):
+            message = f"tokens are below {self.config.vocab}: {list(tokens)}"
+            raise IndexError(message)
+        return np.array(tokens, np.int64), np.array(positions, np.int64)
+
+    def _words(self, model: Decoder) -> list[int]:
+        """Addresses in the order of the C++ `Decoder`."""
+        config, body = self.config, model.model
+        local = config.windows is not None
+        tables = [self._keep(frequencies(config)), self._keep(local_frequencies(config)) if local else 0]
+        words = [self._keep(body.embed_tokens.weight), self._keep(body.norm.weight), *tables]
+        words += self._matrix(HEAD, model.output_matrix, None)
+        for layer, block in enumerate(model.blocks):
+            for name in (*_PARTS, *_MLP):
+                linear = block.get_submodule(name)  # type: ignore[attr-defined]  # blocks of these families are modules
+                words += self._matrix(f"model.layers.{layer}.{name}.weight", linear.weight, linear.bias)
+            words += [self._keep(weight) for weight in _norm_weights(block)]
+            words.append(int(config.windows is not None and config.windows[layer] is not None))
+        return words
+
+    def _matrix(self, key: str, weight: Tensor, bias: Tensor | None) -> list[int]:
+        if (packed := self._packed.get(key)) is None:
+            return [0, self._keep(weight), self._keep(bias)]
+        return [packed.bits, self._keep(packed.data), self._keep(bias)]
+
+    def _keep(self, tensor: Tensor | None) -> int:
+        """Address of a tensor, which lives as long as this does."""
+        if tensor is None:
+            return 0
+        self._kept.append(tensor := tensor.detach().contiguous())
+        return tensor.data_ptr()
+
+
+def _norm_weights(block: object) -> list[Tensor | None]:
+    """Before attention, before the MLP, of q, of k, after attention, after the MLP; None where there is none."""
+    if isinstance(block, Gemma3Block):
+        attn = block.self_attn
+        before = [block.input_layernorm, block.pre_feedforward_layernorm, attn.q_norm, attn.k_norm]
+        return [norm.weight for norm in (*before, block.post_attention_layernorm, block.post_feedforward_layernorm)]
+    if not isinstance(block, LlamaBlock):
+        message = f"no form for {type(block).__name__}"
+        raise TypeError(message)
+    heads = [block.self_attn.q_norm.weight, block.self_attn.k_norm.weight] if block.qk_norm else [None, None]
+    return [block.input_layernorm.weight, block.post_attention_layernorm.weight, *heads, None, None]

@@ -1,0 +1,394 @@
+// A decode step of a batch in one call: embedding, all layers with attention over runs of entries, and logits.
+//
+// A layer is eight phases that threads work through together (see `Job`). The residual stream and everything between the
+// matrices are float32, whatever the decoder's type. A caller who attends itself runs the step in pieces, up to a layer's
+// rotated q, k, v and on from its mixed values. Knows nothing about Python, torch or who owns pages.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <mutex>
+#include <vector>
+
+#include "../decode/span_attention.h"
+#include "../native/thread_pool.h"
+#include "matrix_rows.h"
+
+namespace {
+
+using namespace fovea;
+
+constexpr int SPAN = 256;            // entries of a task of attention
+constexpr int CHUNKS_PER_THREAD = 6;  // of a matrix: so many that nobody waits long for the last
+
+enum Phase { PROJECT, ROTATE, ATTEND, OUTPUT, AFTER_ATTENTION, GATE, DOWN, AFTER_MLP, PHASES };
+
+// What a step reads and writes, in the order in which it comes in.
+struct Batch {
+  int64_t rows;
+  const int64_t *tokens, *positions;  // [B]
+  const int64_t* slots;               // [L,B·G], where the new entries go
+  int64_t parts;
+  const int64_t *starts, *counts;  // [parts,L,B·G]: runs of entries that are read; the last part may have log-weights
+  const uint8_t* weighted;         // [L,B·G]
+  void *keys, *values;             // [entries,d]
+  const float* log_weights;        // [entries]
+  float* logits;                   // [B,V]
+  void *q, *k, *v;                 // [B,H,d], [B,G,d]: for callers that attend themselves; else null
+  const void* mixed;               // [B,H,d]: what they found
+};
+
+template <typename T>
+class Step : public Job {
+ public:
+  explicit Step(const Decoder& decoder)
+      : Job(int(decoder.layers) * PHASES + 1),
+        net(decoder),
+        D(int(net.width)),
+        H(int(net.heads)),
+        G(int(net.kv_heads)),
+        d(int(net.head_dim)),
+        F(int(net.hidden)),
+        wide(round_up(d, LANES * Factor<T>::pair)) {}
+
+  void step(const Batch& given, int begin, int end, int threads) {
+    std::lock_guard<std::mutex> hold(mutex);
+    batch = given, B = int(batch.rows);
+    if (int(scratch.size()) < threads) scratch.resize(threads);
+    while (int(parts.size()) < threads) parts.emplace_back(H / G, d);
+    if (begin == 0) this->begin();
+    cut_phases(begin, end, threads);
+    run(begin, end, threads);
+  }
+
+ protected:
+  void compute(int phase, int chunk, int thread, bool first) override {
+    Scratch& mine = scratch[thread];
+    const int l = phase / PHASES;
+    if (l == net.layers) return head(chunk, mine, first);
+    const Layer& layer = net.layer[l];
+    switch (phase % PHASES) {
+      case PROJECT: return project(layer, chunk, mine, first);
+      case ROTATE: return rotate(layer, l, chunk, mine);
+      case ATTEND: return attend(l, chunk, parts[thread]);
+      case OUTPUT: return output(layer, l, chunk, mine, first);
+      case AFTER_ATTENTION: return add_normed(layer.after_attention, mine);
+      case GATE: return gate(layer, chunk, mine, first);
+      case DOWN: return down(layer, chunk, mine, first);
+      case AFTER_MLP: return add_normed(layer.after_mlp, mine);
+    }
+  }
+
+ private:
+  struct Scratch {
+    std::vector<float> input;
+    MatrixRows<T> rows;
+    Floats strip, other;
+  };
+  struct Task {
+    int row;
+    int64_t begin;
+    int n;
+    bool weighted;
+  };
+
+  // What is known before the first layer.
+  void begin() {
+    x.resize(size_t(B) * D), added.resize(size_t(B) * D);
+    projected.resize(size_t(B) * (H + 2 * G) * d), hidden.resize(size_t(B) * F), queries.resize(size_t(B) * H * d);
+    for (int b = 0; b < B; b++) {
+      const T* from = static_cast<const T*>(net.embedding) + batch.tokens[b] * D;
+      for (int c = 0; c < D; c++) x[size_t(b) * D + c] = widen(from[c]) * float(net.embed_scale);
+    }
+    turn(net.theta, cos_sin[0]);
+    if (net.local_theta) turn(net.local_theta, cos_sin[1]);
+    if (!batch.q) plan_attention();
+  }
+
+  void turn(const float* theta, std::vector<float>& to) {
+    const int half = d / 2;
+    to.resize(size_t(B) * d);
+    for (int b = 0; b < B; b++)
+      for (int i = 0; i < half; i++) {
+        float angle = float(batch.positions[b]) * theta[i];
+        to[size_t(b) * d + i] = std::cos(angle), to[size_t(b) * d + half + i] = std::sin(angle);
+      }
+  }
+
+  // Tasks of all layers, and where those of each row begin.
+  void plan_attention() {
+    const int R = B * G, L = int(net.layers);
+    tasks.clear(), first_task.clear();
+    size_t most = 0;
+    for (int l = 0; l < L; l++) {
+      size_t before = tasks.size();
+      for (int r = 0; r < R; r++) {
+        first_task.push_back(int(tasks.size()));
+        for (int64_t p = 0; p < batch.parts; p++) {
+          const int64_t at = (p * L + l) * R + r, n = batch.counts[at];
+          const bool weighted = p == batch.parts - 1 && batch.weighted[l * R + r];
+          for (int64_t i = 0; i < n; i += SPAN)
+            tasks.push_back({r, batch.starts[at] + i, int(std::min<int64_t>(SPAN, n - i)), weighted});
+        }
+      }
+      most = std::max(most, tasks.size() - before);
+    }
+    first_task.push_back(int(tasks.size()));
+    const int rows = H / G;
+    largest.resize(most * rows), totals.resize(most * rows), mixes.resize(most * rows * wide);
+  }
+
+  void cut_phases(int begin, int end, int threads) {
+    const int L = int(net.layers);
+    chunks_wanted = threads * CHUNKS_PER_THREAD;
+    for (int phase = begin; phase < end; phase++) {
+      const int l = phase / PHASES;
+      if (l == L) {
+        cut(phase, chunks_of(strips_of(net.head)));
+        continue;
+      }
+      const Layer& layer = net.layer[l];
+      switch (phase % PHASES) {
+        case PROJECT: cut(phase, chunks_of(projected_strips(layer))); break;
+        case ROTATE: cut(phase, B); break;
+        case ATTEND: cut(phase, batch.q ? 0 : first_task[(l + 1) * B * G] - first_task[l * B * G]); break;
+        case OUTPUT: cut(phase, chunks_of(strips_of(layer.o))); break;
+        case AFTER_ATTENTION: cut(phase, layer.after_attention != nullptr); break;
+        case GATE: cut(phase, chunks_of(strips_of(layer.gate))); break;
+        case DOWN: cut(phase, chunks_of(strips_of(layer.down))); break;
+        case AFTER_MLP: cut(phase, layer.after_mlp != nullptr); break;
+      }
+    }
+  }
+
+  int chunks_of(int64_t strips) const { return int(std::min<int64_t>(strips, chunks_wanted)); }
+  static int64_t projected_strips(const Layer& l) { return strips_of(l.q) + strips_of(l.k) + strips_of(l.v); }
+
+  template <typename Work>
+  void for_strips(int64_t strips, int chunk, Work work) const {
+    const int64_t chunks = chunks_of(strips);
+    for (int64_t s = strips * chunk / chunks; s < strips * (chunk + 1) / chunks; s++) work(s);
+  }
+
+  void norm(const float* from, const void* weight, float* to, int n) const {
+    const T* by = static_cast<const T*>(weight);
+    vec squares{};
+    const int whole = n / LANES * LANES;
+    for (int c = 0; c < whole; c += LANES) squares += load(from + c) * load(from + c);
+    float total = horizontal_sum(squares);
+    for (int c = whole; c < n; c++) total += from[c] * from[c];
+    const float factor = 1.0f / std::sqrt(total / float(n) + float(net.eps)), offset = float(net.norm_offset);
+    for (int c = 0; c < whole; c += LANES)
+      store(to + c, load(from + c) * broadcast(factor) * (load(by + c) + broadcast(offset)));
+    for (int c = whole; c < n; c++) to[c] = from[c] * factor * (widen(by[c]) + offset);
+  }
+
+  void take_normed(const void* weight, Scratch& mine) const {
+    mine.input.resize(size_t(B) * D);
+    for (int b = 0; b < B; b++) norm(&x[size_t(b) * D], weight, &mine.input[size_t(b) * D], D);
+    take(mine.input.data(), D, mine);
+  }
+
+  void take(const float* from, int columns, Scratch& mine) const {
+    mine.strip.resize(size_t(STRIP) * B), mine.other.resize(size_t(STRIP) * B);
+    mine.rows.assign(from, B, columns);
+  }
+
+  void project(const Layer& layer, int chunk, Scratch& mine, bool first) {
+    if (first) take_normed(layer.attention_norm, mine);
+    const Weights* matrices[] = {&layer.q, &layer.k, &layer.v};
+    const int64_t all = (H + 2 * G) * d;
+    for_strips(projected_strips(layer), chunk, [&](int64_t s) {
+      int64_t column = 0;
+      int m = 0;
+      for (; s >= strips_of(*matrices[m]); m++) s -= strips_of(*matrices[m]), column += matrices[m]->rows;
+      int many = mine.rows.multiply(*matrices[m], s, mine.strip.data());
+      for (int b = 0; b < B; b++)
+        for (int i = 0; i < many; i++) projected[b * all + column + s * STRIP + i] = mine.strip[i * B + b];
+    });
+  }
+
+  // One row's heads: a norm each where the family has one, turned, and put where attention finds them.
+  void rotate(const Layer& layer, int l, int b, Scratch& mine) {
+    const int heads = H + 2 * G;
+    mine.input.resize(d);
+    for (int h = 0; h < heads; h++) {
+      float* head = &projected[(size_t(b) * heads + h) * d];
+      const void* weight = h < H ? layer.q_norm : h < H + G ? layer.k_norm : nullptr;
+      if (weight) {
+        norm(head, weight, mine.input.data(), d);
+        std::copy(mine.input.begin(), mine.input.begin() + d, head);
+      }
+      if (h < H + G) turn_head(head, &cos_sin[layer.is_local][size_t(b) * d]);
+      if (h < H)
+        for (int c = 0; c < d; c++) head[c] *= float(net.query_factor);
+      T* to = place(l, b, h);
+      for (int c = 0; c < d; c++) narrow(head[c], to + c);
+    }
+  }
+
+  void turn_head(float* head, const float* cos) const {
+    const int half = d / 2;
+    const float* sin = cos + half;
+    for (int i = 0; i < half; i++) {
+      float low = head[i], high = head[half + i];
+      head[i] = low * cos[i] - high * sin[i], head[half + i] = high * cos[i] + low * sin[i];
+    }
+  }
+
+  T* place(int l, int b, int h) {
+    if (h < H) return (batch.q ? static_cast<T*>(batch.q) : queries.data()) + (size_t(b) * H + h) * d;
+    const int g = (h - H) % G;
+    const bool is_key = h < H + G;
+    if (batch.q) return static_cast<T*>(is_key ? batch.k : batch.v) + (size_t(b) * G + g) * d;
+    return static_cast<T*>(is_key ? batch.keys : batch.values) + batch.slots[(int64_t(l) * B + b) * G + g] * d;
+  }
+
+  void attend(int l, int chunk, Part<T>& part) {
+    const int rows = H / G;
+    const Task& task = tasks[first_task[l * B * G] + chunk];
+    const T* keys = static_cast<const T*>(batch.keys) + task.begin * d;
+    const T* values = static_cast<const T*>(batch.values) + task.begin * d;
+    const float* weights = task.weighted ? batch.log_weights + task.begin : nullptr;
+    part.run(&queries[size_t(task.row) * rows * d], {keys, values, d, d, task.n, weights}, 0, task.n,
+             &largest[size_t(chunk) * rows], &totals[size_t(chunk) * rows], &mixes[size_t(chunk) * rows * wide]);
+  }
+
+  // Joins the parts of every row's softmax: [B,H·d].
+  void join(int l, float* to) const {
+    const int rows = H / G, begin = first_task[l * B * G];
+    for (int r = 0; r < B * G; r++) {
+      const int from = first_task[l * B * G + r] - begin, end = first_task[l * B * G + r + 1] - begin;
+      for (int j = 0; j < rows; j++) {
+        float top = -INFINITY, all = 0, *out = to + (size_t(r) * rows + j) * d;
+        for (int t = from; t < end; t++) top = std::max(top, largest[t * rows + j]);
+        std::fill(out, out + d, 0.0f);
+        for (int t = from; t < end && top != -INFINITY; t++) {
+          const float by = std::exp2(largest[t * rows + j] - top);
+          all += by * totals[t * rows + j];
+          const float* mix = &mixes[(size_t(t) * rows + j) * wide];
+          for (int c = 0; c < d; c++) out[c] += by * mix[c];
+        }
+        for (int c = 0; c < d && all > 0; c++) out[c] /= all;
+      }
+    }
+  }
+
+  void output(const Layer& layer, int l, int chunk, Scratch& mine, bool first) {
+    if (first) {
+      mine.input.resize(size_t(B) * H * d);
+      if (batch.mixed)
+        for (size_t i = 0; i < mine.input.size(); i++) mine.input[i] = widen(static_cast<const T*>(batch.mixed)[i]);
+      else
+        join(l, mine.input.data());
+      take(mine.input.data(), H * d, mine);
+    }
+    add(layer.o, chunk, mine, layer.after_attention != nullptr);
+  }
+
+  void gate(const Layer& layer, int chunk, Scratch& mine, bool first) {
+    if (first) take_normed(layer.mlp_norm, mine);
+    for_strips(strips_of(layer.gate), chunk, [&](int64_t s) {
+      int many = mine.rows.multiply(layer.gate, s, mine.strip.data());
+      mine.rows.multiply(layer.up, s, mine.other.data());
+      for (int i = 0; i < many * B; i++) mine.strip[i] = open_gate(mine.strip[i]) * mine.other[i];
+      for (int b = 0; b < B; b++)
+        for (int i = 0; i < many; i++) hidden[size_t(b) * F + s * STRIP + i] = mine.strip[i * B + b];
+    });
+  }
+
+  float open_gate(float x) const {
+    if (!net.is_gelu) return x / (1.0f + std::exp(-x));
+    const float inner = 0.7978845608f * (x + 0.044715f * x * x * x);
+    return 0.5f * x * (1.0f + std::tanh(inner));
+  }
+
+  void down(const Layer& layer, int chunk, Scratch& mine, bool first) {
+    if (first) take(hidden.data(), F, mine);
+    add(layer.down, chunk, mine, layer.after_mlp != nullptr);
+  }
+
+  // To the residual stream, or aside where a norm comes before.
+  void add(const Weights& m, int chunk, Scratch& mine, bool is_aside) {
+    for_strips(strips_of(m), chunk, [&](int64_t s) {
+      int many = mine.rows.multiply(m, s, mine.strip.data());
+      for (int b = 0; b < B; b++)
+        for (int i = 0; i < many; i++) {
+          const size_t at = size_t(b) * D + s * STRIP + i;
+          if (is_aside)
+            added[at] = mine.strip[i * B + b];
+          else
+            x[at] += mine.strip[i * B + b];
+        }
+    });
+  }
+
+  void add_normed(const void* weight, Scratch& mine) {
+    mine.input.resize(D);
+    for (int b = 0; b < B; b++) {
+      norm(&added[size_t(b) * D], weight, mine.input.data(), D);
+      for (int c = 0; c < D; c++) x[size_t(b) * D + c] += mine.input[c];
+    }
+  }
+
+  void head(int chunk, Scratch& mine, bool first) {
+    if (first) take_normed(net.final_norm, mine);
+    for_strips(strips_of(net.head), chunk, [&](int64_t s) {
+      int many = mine.rows.multiply(net.head, s, mine.strip.data());
+      for (int b = 0; b < B; b++)
+        for (int i = 0; i < many; i++) batch.logits[b * net.vocab + s * STRIP + i] = mine.strip[i * B + b];
+    });
+  }
+
+  const Decoder net;
+  const int D, H, G, d, F, wide;
+  std::mutex mutex;
+  Batch batch{};
+  int B = 0, chunks_wanted = 1;
+  Floats x, added, projected, hidden, largest, totals, mixes;
+  std::vector<T> queries;
+  std::vector<float> cos_sin[2];  // global and local layers: cos [B,d/2] and sin [B,d/2], row by row
+  std::vector<Task> tasks;
+  std::vector<int> first_task;
+  std::vector<Scratch> scratch;
+  std::vector<Part<T>> parts;
+};
+
+template <typename T>
+void step(void* model, const Batch& batch, int begin, int end, int threads) {
+  static_cast<Step<T>*>(static_cast<Job*>(model))->step(batch, begin, end, threads);
+}
+
+}  // namespace
+
+// A decoder, ready for steps; what the words point at must outlive it. In the order of `Decoder`.
+extern "C" void* fovea_decoder_new(const int64_t* facts, const double* numbers, const int64_t* words) {
+  Decoder decoder(facts, numbers, words);
+  return decoder.is_bf16 ? static_cast<Job*>(new Step<bf16>(decoder)) : static_cast<Job*>(new Step<float>(decoder));
+}
+
+extern "C" void fovea_decoder_delete(void* model) { delete static_cast<Job*>(model); }
+
+// Phases `begin` … `end`-1 of a step; `words` in the order of `Batch`. A layer has eight phases, the logits are one.
+extern "C" void fovea_decode_step(int is_bf16, void* model, const int64_t* words, int begin, int end, int threads) {
+  auto at = [&](int i) { return reinterpret_cast<void*>(words[i]); };
+  Batch batch{words[0],
+              static_cast<const int64_t*>(at(1)),
+              static_cast<const int64_t*>(at(2)),
+              static_cast<const int64_t*>(at(3)),
+              words[4],
+              static_cast<const int64_t*>(at(5)),
+              static_cast<const int64_t*>(at(6)),
+              static_cast<const uint8_t*>(at(7)),
+              at(8),
+              at(9),
+              static_cast<const float*>(at(10)),
+              static_cast<float*>(at(11)),
+              at(12),
+              at(13),
+              at(14),
+              at(15)};
+  if (is_bf16)
+    step<bf16>(model, batch, begin, end, threads);
+  else
+    step<float>(model, batch, begin, end, threads);
+}

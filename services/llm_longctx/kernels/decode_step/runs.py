@@ -1,0 +1,38 @@
+"""Entry runs: what each row of a decode step reads and where it writes, for all layers at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+__all__ = ["EntryRuns"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EntryRuns:
+    """Runs of entries in stores; row b·G + g is sequence b's key/value head g.
+
+    Attributes:
+        keys, values: Stores [entries,d] in the decoder's type.
+        log_weights: Store [entries] float32.
+        slots: Where the step's own entries go [L,R] int64.
+        start, n: First entry and length of each run [parts,L,R] int64, `n` 0 where there is none. Log-weights may count
+            in the last part alone.
+        weighted: Whether they do [L,R] bool.
+    """
+
+    keys: Tensor
+    values: Tensor
+    log_weights: Tensor
+    slots: np.ndarray
+    start: np.ndarray
+    n: np.ndarray
+    weighted: np.ndarray
+
+    def words(self) -> list[int]:
+        """Addresses and sizes in the order of the C++ function."""
+        slots, start, n, weighted = (at.ctypes.data for at in (self.slots, self.start, self.n, self.weighted))
+        stores = (self.keys.data_ptr(), self.values.data_ptr(), self.log_weights.data_ptr())
+        return [slots, len(self.start), start, n, weighted, *stores]

@@ -1,0 +1,15 @@
+"""Products with few-bit matrices in float64, x as it is: what the rounding of x is measured against."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from services.llm_longctx.kernels.quantized_linear.packing import PackedMatrix
+
+__all__ = ["multiply"]
+
+
+def multiply(x: Tensor, matrix: PackedMatrix) -> Tensor:
+    """Rows of x [B,columns] times the matrix: float64 [B,rows]."""
+    return x.double() @ torch.from_numpy(matrix.unpack().dequantize()).double().mT

@@ -1,0 +1,108 @@
+"""Embeddings: texts to vectors, by a sentence embedder or by averaging a decoder's last hidden states.
+
+Both read one request in the same form. Knows the protocol's request; knows no HTTP.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from services.llm_longctx.api.errors import ContextLengthExceeded
+from shared.api.embeddings import MAX_INPUTS, Embeddings, EmbeddingsRequest, build_embeddings
+from shared.errors import InvalidOption
+from shared.lm.decoder import Decoder
+from shared.lm.tokenizer import Tokenizer
+
+__all__ = ["DecoderEmbedder", "TokenEmbedder", "embed_request"]
+
+
+class TokenEmbedder(Protocol):
+    """Embeds texts that are tokens.
+
+    Attributes:
+        width: Length of its vectors.
+        vocab: Token ids are below this.
+        max_tokens: Longest text.
+    """
+
+    width: int
+    vocab: int
+    max_tokens: int
+
+    def tokenize(self, text: str) -> list[int]:
+        """The tokens of a text, uncut."""
+        ...
+
+    def embed_tokens(self, texts: Sequence[list[int]]) -> np.ndarray:
+        """Vectors of length 1 [n,d]."""
+        ...
+
+
+class DecoderEmbedder:
+    """Mean pooling over a decoder's normed last hidden states; one text after the other, one request at a time."""
+
+    def __init__(self, model: Decoder, tokenizer: Tokenizer) -> None:
+        self._model, self._tokenizer, self._lock = model, tokenizer, threading.Lock()
+        self.width, self.vocab, self.max_tokens = model.config.width, model.config.vocab, model.config.positions
+
+    def tokenize(self, text: str) -> list[int]:
+        """See `TokenEmbedder`."""
+        return self._tokenizer.encode(text) or [self._tokenizer.start]
+
+    @torch.inference_mode()
+    def embed_tokens(self, texts: Sequence[list[int]]) -> np.ndarray:
+        """See `TokenEmbedder`."""
+        with self._lock:
+            means = torch.stack([self._mean_state(ids[: self.max_tokens]) for ids in texts])
+        rows: np.ndarray = torch.nn.functional.normalize(means, dim=-1).numpy()
+        return rows
+
+    def _mean_state(self, ids: list[int]) -> Tensor:
+        states: list[Tensor] = []
+
+        def keep_normed(name: str, _layer: int, x: Tensor) -> Tensor:
+            if name == "normed":
+                states.append(x)
+            return x
+
+        self._model(torch.tensor([ids], device=self._model.output_matrix.device), tap=keep_normed, keep=1)
+        return states[0][0].float().mean(0).cpu()
+
+
+def embed_request(model: str, embedder: TokenEmbedder, request: EmbeddingsRequest) -> Embeddings:
+    """Answer a request.
+
+    Raises:
+        InvalidOption: No text or too many, a token that is unknown, more dimensions than there are.
+        ContextLengthExceeded: A text is longer than the model reads, and is not to be cut.
+    """
+    inputs = request.list_inputs()
+    if not 1 <= len(inputs) <= MAX_INPUTS or not all(inputs):
+        detail = f"input takes 1 to {MAX_INPUTS} texts, none of them empty."
+        raise InvalidOption(detail, field="input")
+    if request.dimensions is not None and request.dimensions > embedder.width:
+        detail = f"{model} has {embedder.width} dimensions, not {request.dimensions}."
+        raise InvalidOption(detail, field="dimensions")
+    texts = [_tokenize(model, embedder, one, is_cut=request.truncate) for one in inputs]
+    return build_embeddings(model, list(embedder.embed_tokens(texts)), sum(map(len, texts)), request)
+
+
+def _tokenize(model: str, embedder: TokenEmbedder, text: str | list[int], *, is_cut: bool) -> list[int]:
+    try:
+        ids = embedder.tokenize(text) if isinstance(text, str) else text
+    except UnicodeEncodeError as error:
+        detail = "A text of input holds half a surrogate pair, which is no character."
+        raise InvalidOption(detail, field="input") from error
+    if any(token >= embedder.vocab for token in ids):
+        detail = f"input holds token {max(ids)}; the ids of {model} are below {embedder.vocab}."
+        raise InvalidOption(detail, hint="Send text.", field="input")
+    if len(ids) > embedder.max_tokens and not is_cut:
+        detail = f"A text has {len(ids):,} tokens; {model} reads {embedder.max_tokens:,}."
+        raise ContextLengthExceeded(detail, hint="Cut it, or set truncate.", field="input")
+    return ids[: embedder.max_tokens]

@@ -1,0 +1,88 @@
+"""From a request's `response_format` or `structured_outputs` to the source of its grammar. Knows no tokens."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from services.llm_longctx.serving.grammars.sources import (
+    FREE_WHITESPACE,
+    choice_source,
+    json_source,
+    lark_source,
+    regex_source,
+)
+from shared.api.structured import ResponseFormat, StructuredOutputs
+from shared.api.text import GenerationOptions
+from shared.errors import InvalidOption
+
+__all__ = ["GrammarSource", "find_grammar_source"]
+
+GrammarSource = tuple[str, str]
+"""A grammar in llguidance's Lark, and the field of the request that it came from."""
+
+_ANY_OBJECT = {"type": "object"}
+
+
+def find_grammar_source(options: GenerationOptions) -> GrammarSource | None:
+    """The grammar that a request asks for; None where its answer is free.
+
+    Raises:
+        InvalidOption: Two forms at once, one that is incomplete, or one that can't be enforced.
+    """
+    response, structured = options.response_format, options.structured_outputs
+    if structured is not None and response is not None and response.type != "text":
+        detail = "Give either response_format or structured_outputs."
+        raise InvalidOption(detail, field="structured_outputs")
+    if structured is not None:
+        return _structured_source(structured), "structured_outputs"
+    source = None if response is None else _response_source(response, "response_format")
+    return None if source is None else (source, "response_format")
+
+
+def _response_source(response: ResponseFormat, field: str) -> str | None:
+    match response.type:
+        case "text":
+            return None
+        case "json_object":
+            return json_source(_ANY_OBJECT, field)
+        case "choice":
+            return choice_source(response.choices or (), field)
+    if response.json_schema is None:
+        detail = "response_format json_schema needs json_schema, with the schema in it."
+        raise InvalidOption(detail, field=field)
+    schema = response.json_schema.schema_
+    return json_source(_ANY_OBJECT if schema is None else schema, field, is_strict=bool(response.json_schema.strict))
+
+
+def _structured_source(given: StructuredOutputs) -> str:
+    """The source of the one form that is given."""
+    field = "structured_outputs"
+    forms = {"json", "json_object", "regex", "choice", "grammar"}
+    named = given.model_dump(by_alias=True, exclude_none=True, include={"json_", *forms})
+    if len(named) != 1 or given.json_object is False:
+        detail = f"structured_outputs takes one of {', '.join(sorted(forms))}."
+        raise InvalidOption(detail, field=field)
+    if given.regex is not None:
+        return regex_source(given.regex, field)
+    if given.choice is not None:
+        return choice_source(given.choice, field)
+    if given.grammar is not None:
+        return lark_source(given.grammar, field)
+    space = None if given.disable_any_whitespace else given.whitespace_pattern or FREE_WHITESPACE
+    schema = _ANY_OBJECT if given.json_ is None else _read_schema(given.json_, field)
+    return json_source(schema, field, whitespace=space)
+
+
+def _read_schema(given: dict[str, Any] | bool | str, field: str) -> dict[str, Any] | bool:
+    if not isinstance(given, str):
+        return given
+    try:
+        found = json.loads(given)
+    except (ValueError, RecursionError) as error:
+        detail = "structured_outputs.json is a text that is not JSON."
+        raise InvalidOption(detail, field=field) from error
+    if not isinstance(found, dict | bool):
+        detail = "structured_outputs.json must be a JSON Schema: an object."
+        raise InvalidOption(detail, field=field)
+    return found

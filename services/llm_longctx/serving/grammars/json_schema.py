@@ -1,0 +1,106 @@
+"""JSON Schema checks before a schema is compiled: how large it is, and whether any finite value meets it.
+
+Knows the keywords that nest schemas; what each keyword allows, the compiler knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from shared.errors import InvalidOption
+
+__all__ = ["check_schema"]
+
+MAX_PROPERTIES = 1000
+"""Properties in all objects together."""
+
+MAX_ENUM = 1000
+"""Values in all enums together."""
+
+MAX_DEPTH = 32
+"""Schemas inside each other, as written."""
+
+_MANY = ("anyOf", "oneOf", "allOf", "prefixItems")
+_ONE = ("items", "additionalProperties", "not", "contains", "if", "then", "else", "propertyNames")
+_NAMED = ("properties", "patternProperties", "$defs", "definitions")
+
+
+def check_schema(schema: Mapping[str, Any] | bool, field: str) -> None:
+    """Refuse a schema that is too large to compile in time, or that no finite value meets.
+
+    Raises:
+        InvalidOption: It is one; the text says what is too much of.
+    """
+    properties = enums = 0
+    for part, depth in _walk(schema, 0):
+        properties += len(_dict(part.get("properties")))
+        enums += len(part["enum"]) if isinstance(part.get("enum"), list) else 0
+        if properties > MAX_PROPERTIES or enums > MAX_ENUM or depth > MAX_DEPTH:
+            detail = (
+                f"The schema is too large: {MAX_PROPERTIES} properties, {MAX_ENUM} values in enums and "
+                f"{MAX_DEPTH} levels are taken."
+            )
+            raise InvalidOption(detail, hint="Describe less, or check the rest yourself.", field=field)
+    if isinstance(schema, Mapping) and not _Finiteness(schema).is_finite(schema, frozenset()):
+        detail = "The schema refers to itself without an end: no finite value meets it."
+        raise InvalidOption(detail, hint="Let the reference be optional, or null.", field=field)
+
+
+def _walk(schema: Any, depth: int) -> Iterator[tuple[Mapping[str, Any], int]]:
+    """All schemas in a schema; what is too deep is not followed."""
+    if not isinstance(schema, Mapping):
+        return
+    yield schema, depth
+    if depth > MAX_DEPTH:
+        return
+    for part in _parts(schema):
+        yield from _walk(part, depth + 1)
+
+
+def _parts(schema: Mapping[str, Any]) -> Iterator[Any]:
+    for name in _MANY:
+        yield from schema[name] if isinstance(schema.get(name), list) else ()
+    for name in _ONE:
+        yield schema.get(name)
+    for name in _NAMED:
+        yield from _dict(schema.get(name)).values()
+
+
+def _dict(given: Any) -> Mapping[str, Any]:
+    return given if isinstance(given, Mapping) else {}
+
+
+class _Finiteness:
+    """Whether some finite value meets a schema: references that lead back to themselves are followed once."""
+
+    def __init__(self, root: Mapping[str, Any]) -> None:
+        self._root = root
+
+    def is_finite(self, schema: Any, followed: frozenset[str]) -> bool:
+        if not isinstance(schema, Mapping):
+            return True
+        if isinstance(reference := schema.get("$ref"), str):
+            if reference in followed:
+                return False
+            return self.is_finite(self._resolve(reference), followed | {reference})
+        for name in ("anyOf", "oneOf"):
+            if isinstance(schema.get(name), list) and schema[name]:
+                return any(self.is_finite(one, followed) for one in schema[name])
+        return all(self.is_finite(part, followed) for part in self._required(schema))
+
+    def _required(self, schema: Mapping[str, Any]) -> Iterator[Any]:
+        """Schemas that every value holds a value of."""
+        yield from schema["allOf"] if isinstance(schema.get("allOf"), list) else ()
+        if schema.get("type", "object") == "object":
+            properties = _dict(schema.get("properties"))
+            names = schema.get("required")
+            yield from (properties.get(str(name)) for name in (names if isinstance(names, list) else ()))
+        if schema.get("type") == "array" and isinstance(least := schema.get("minItems"), int) and least > 0:
+            yield schema.get("items")
+
+    def _resolve(self, reference: str) -> Any:
+        found: Any = self._root
+        for name in reference.removeprefix("#").strip("/").split("/") if reference.strip("#/") else ():
+            found = _dict(found).get(name.replace("~1", "/").replace("~0", "~"))
+        return found

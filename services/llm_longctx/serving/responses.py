@@ -1,0 +1,228 @@
+"""Responses protocol of OpenAI's API: its requests as chats, and the chunks of a chat as its events and items.
+
+Knows both protocols' forms; knows nothing about HTTP or models.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+from uuid import uuid4
+
+from shared.api.responses import InputItem, InputPart, ResponseObject, ResponsesRequest, ResponseUsage
+from shared.api.text import ChatChunk, ChatRequest, ChunkChoice, Usage
+from shared.api.tools import ToolCallDelta
+from shared.errors import InvalidOption
+
+__all__ = ["Event", "ResponseBuilder", "build_chat_request"]
+
+Event = dict[str, Any]
+"""One event of a stream; its `type` names it."""
+
+_SAME = ("model", "temperature", "top_p", "parallel_tool_calls", "longctx", "session_id", "user")
+"""Fields that chats call the same."""
+
+
+def build_chat_request(request: ResponsesRequest) -> ChatRequest:
+    """The chat that answers a request.
+
+    Raises:
+        InvalidOption: It goes on with a stored response, or holds what only other servers understand.
+    """
+    if request.previous_response_id is not None:
+        hint = "Send the whole conversation as input; a model with a memory takes session_id."
+        raise InvalidOption("Responses are not stored here.", hint=hint, field="previous_response_id")
+    if request.background:
+        hint = "Send it with `Prefer: respond-async`, which makes a job of it."
+        raise InvalidOption("background is not served.", hint=hint, field="background")
+    fields: dict[str, Any] = {name: getattr(request, name) for name in _SAME}
+    fields |= {
+        "messages": _build_messages(request),
+        "max_completion_tokens": request.max_output_tokens,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "tools": [{"type": "function", "function": tool.model_dump(exclude={"type"})} for tool in request.tools or ()],
+        "tool_choice": _read_tool_choice(request.tool_choice),
+    }
+    if request.text is not None and request.text.format is not None:
+        form = request.text.format
+        fields["response_format"] = {"type": form.type}
+        if form.type == "json_schema":
+            schema = form.model_dump(by_alias=True, include={"name", "description", "schema_", "strict"})
+            fields["response_format"]["json_schema"] = schema
+    return ChatRequest.model_validate({name: value for name, value in fields.items() if value not in (None, [])})
+
+
+def _build_messages(request: ResponsesRequest) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    if request.instructions:
+        found.append({"role": "system", "content": request.instructions})
+    items = [InputItem(role="user", content=request.input)] if isinstance(request.input, str) else request.input
+    for index, item in enumerate(items):
+        if (message := _build_message(item, index)) is not None:
+            found.append(message)
+    if not any(message["role"] not in {"system", "developer"} for message in found):
+        raise InvalidOption("input holds no message.", field="input")
+    return found
+
+
+def _build_message(item: InputItem, index: int) -> dict[str, Any] | None:
+    field = f"input[{index}]"
+    match item.type:
+        case "reasoning":
+            return None
+        case "function_call":
+            function = {"name": item.name or "", "arguments": item.arguments or "{}"}
+            call = {"id": item.call_id or "", "type": "function", "function": function}
+            return {"role": "assistant", "content": None, "tool_calls": [call]}
+        case "function_call_output":
+            return {"role": "tool", "tool_call_id": item.call_id or "", "content": _join(item.output, field)}
+    if item.role is None:
+        raise InvalidOption(f"{field} has no role.", field=field)
+    return {"role": item.role, "content": _join(item.content, field)}
+
+
+def _join(content: str | Sequence[InputPart] | None, field: str) -> str:
+    if content is None or isinstance(content, str):
+        return content or ""
+    for part in content:
+        if part.type not in {"input_text", "output_text", "text"}:
+            raise InvalidOption(f"{field} holds a part of type {part.type!r}; only text is understood.", field=field)
+    return "".join(part.text or "" for part in content)
+
+
+def _read_tool_choice(choice: str | dict[str, Any] | None) -> Any:
+    if not isinstance(choice, dict):
+        return choice
+    if choice.get("type") != "function" or not isinstance(choice.get("name"), str):
+        raise InvalidOption("tool_choice names no function.", field="tool_choice")
+    return {"type": "function", "function": {"name": choice["name"]}}
+
+
+class ResponseBuilder:
+    """Turns the chunks of one chat into events, and keeps the answer that they make.
+
+    Attributes:
+        response: The answer so far.
+    """
+
+    def __init__(self, request: ResponsesRequest) -> None:
+        text = None if request.text is None else request.text.model_dump(by_alias=True, exclude_none=True)
+        self.response = ResponseObject(
+            id=f"resp_{uuid4().hex}",
+            created_at=int(time.time()),
+            status="in_progress",
+            instructions=request.instructions,
+            max_output_tokens=request.max_output_tokens,
+            metadata=request.metadata or {},
+            model=request.model or "",
+            output=[],
+            parallel_tool_calls=request.parallel_tool_calls is not False,
+            temperature=request.temperature,
+            text=text or {"format": {"type": "text"}},
+            tool_choice=request.tool_choice or "auto",
+            tools=[tool.model_dump() for tool in request.tools or ()],
+            top_p=request.top_p,
+            user=request.user,
+        )
+        self._count = 0
+        self._open: dict[str, Any] | None = None  # the item that is being written
+
+    def begin(self) -> Iterator[Event]:
+        """The events before the first chunk."""
+        yield self._event("response.created", response=self._dump())
+        yield self._event("response.in_progress", response=self._dump())
+
+    def feed(self, chunk: ChatChunk) -> Iterator[Event]:
+        """The events of one more chunk."""
+        self.response.model = chunk.model
+        for choice in chunk.choices:
+            yield from self._feed_choice(choice)
+        if chunk.usage is not None:
+            self.response.usage = _to_usage(chunk.usage)
+
+    def end(self) -> Iterator[Event]:
+        """The events after the last chunk."""
+        yield from self._close()
+        if self.response.status == "in_progress":
+            self.response.status = "completed"
+        yield self._event(f"response.{self.response.status}", response=self._dump())
+
+    def _feed_choice(self, choice: ChunkChoice) -> Iterator[Event]:
+        if choice.delta.content:
+            yield from self._add_text(choice.delta.content)
+        for call in choice.delta.tool_calls or ():
+            yield from self._add_call(call)
+        if choice.finish_reason == "length":
+            self.response.status = "incomplete"
+            self.response.incomplete_details = {"reason": "max_output_tokens"}
+
+    def _add_text(self, text: str) -> Iterator[Event]:
+        item = self._open
+        if item is None or item["type"] != "message":
+            yield from self._close()
+            part = {"type": "output_text", "text": "", "annotations": []}
+            item = {"type": "message", "role": "assistant", "status": "in_progress", "content": [part]}
+            yield from self._begin_item(item, "msg", empty={"content": []})
+            yield self._item_event("response.content_part.added", part=dict(part))
+        item["content"][0]["text"] += text
+        yield self._item_event("response.output_text.delta", delta=text, logprobs=[])
+
+    def _add_call(self, delta: ToolCallDelta) -> Iterator[Event]:
+        if delta.id is not None:
+            yield from self._close()
+            item = {"type": "function_call", "call_id": delta.id, "name": delta.function.name, "arguments": ""}
+            yield from self._begin_item(item | {"status": "in_progress"}, "fc")
+        if self._open is not None and delta.function.arguments:
+            self._open["arguments"] += delta.function.arguments
+            yield self._item_event("response.function_call_arguments.delta", delta=delta.function.arguments)
+
+    def _begin_item(self, item: dict[str, Any], prefix: str, empty: dict[str, Any] | None = None) -> Iterator[Event]:
+        item["id"] = f"{prefix}_{uuid4().hex}"
+        self._open = item
+        self.response.output.append(item)
+        yield self._event(
+            "response.output_item.added", output_index=len(self.response.output) - 1, item=item | (empty or {})
+        )
+
+    def _close(self) -> Iterator[Event]:
+        """End the item that is being written."""
+        item = self._open
+        if item is None:
+            return
+        if item["type"] == "message":
+            part = item["content"][0]
+            yield self._item_event("response.output_text.done", text=part["text"], logprobs=[])
+            yield self._item_event("response.content_part.done", part=dict(part))
+        else:
+            done = {"arguments": item["arguments"], "name": item["name"]}
+            yield self._item_event("response.function_call_arguments.done", **done)
+        item["status"] = "incomplete" if self.response.status == "incomplete" else "completed"
+        self._open = None
+        yield self._event("response.output_item.done", output_index=len(self.response.output) - 1, item=dict(item))
+
+    def _item_event(self, kind: str, **fields: Any) -> Event:
+        """An event of the item that is being written."""
+        item = self._open or {}
+        place = {"content_index": 0} if item.get("type") == "message" else {}
+        index = len(self.response.output) - 1
+        return self._event(kind, item_id=item.get("id"), output_index=index, **place, **fields)
+
+    def _event(self, kind: str, **fields: Any) -> Event:
+        event = {"type": kind, "sequence_number": self._count, **fields}
+        self._count += 1
+        return event
+
+    def _dump(self) -> dict[str, Any]:
+        return self.response.model_dump(mode="json")
+
+
+def _to_usage(usage: Usage) -> ResponseUsage:
+    return ResponseUsage(
+        input_tokens=usage.prompt_tokens,
+        input_tokens_details=usage.prompt_tokens_details,
+        output_tokens=usage.completion_tokens,
+        total_tokens=usage.total_tokens,
+        longctx=usage.longctx,
+    )

@@ -1,0 +1,1 @@
+"""Forms of tool calls, one file each; the package is scanned, so that a new form is a new file."""

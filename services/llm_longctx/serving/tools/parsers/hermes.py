@@ -1,0 +1,85 @@
+"""Hermes' form of tool calls, also Qwen 2.5's and Qwen 3's: JSON between `<tool_call>` tags."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import ClassVar
+
+from services.llm_longctx.serving.tools.json_call import JsonCall
+from services.llm_longctx.serving.tools.tool_parser import CallUpdate, SchemaRule, ToolParser, split_at
+from shared.api.tools import FunctionDefinition
+
+__all__ = ["HermesParser"]
+
+_OPEN, _CLOSE = "<tool_call>", "</tool_call>"
+
+
+class HermesParser(ToolParser):
+    """Reads `<tool_call>{"name": …, "arguments": …}</tool_call>`."""
+
+    name: ClassVar[str] = "hermes"
+
+    def __init__(self, functions: Sequence[FunctionDefinition]) -> None:
+        super().__init__(functions)
+        self._text = ""  # what was not read yet
+        self._call: JsonCall | None = None
+
+    @classmethod
+    def detects(cls, template: str) -> bool:
+        """Templates with the tags, and JSON between them."""
+        return _OPEN in template and "<function=" not in template
+
+    @classmethod
+    def write_call(cls, name: str, arguments: str) -> str:
+        """See `ToolParser`."""
+        return f'{_OPEN}\n{{"name": {json.dumps(name)}, "arguments": {arguments}}}\n{_CLOSE}'
+
+    @classmethod
+    def call_rule(cls, function: FunctionDefinition, to_rule: SchemaRule) -> str:
+        """See `ToolParser`."""
+        before = f'{_OPEN}\n{{"name": {json.dumps(function.name)}, "arguments": '
+        arguments = to_rule(function.parameters or {"type": "object"})
+        return f"{json.dumps(before)} {arguments} {json.dumps('}' + chr(10) + _CLOSE)}"
+
+    def feed(self, text: str) -> tuple[str, list[CallUpdate]]:
+        """See `ToolParser`."""
+        self._text += text
+        content, updates, goes_on = "", list[CallUpdate](), True
+        while goes_on:
+            if self._call is None:
+                before, self._text, goes_on = split_at(self._text, _OPEN)
+                content += "" if self.num_calls and not before.strip() else before  # line breaks between calls
+                self._call = JsonCall(self.num_calls) if goes_on else None
+            else:
+                more, goes_on = self._read_call(self._call, updates)
+                content += more
+        return content, updates
+
+    def end(self) -> tuple[str, list[CallUpdate]]:
+        """See `ToolParser`."""
+        call, text, self._call, self._text = self._call, self._text, None, ""
+        if call is None:
+            return text, []
+        updates = [] if call.is_named else call.parse()
+        self.num_calls += call.is_named or bool(updates)
+        return ("" if call.is_named or updates else f"{_OPEN}{call.text}{text}"), updates
+
+    def _read_call(self, call: JsonCall, updates: list[CallUpdate]) -> tuple[str, bool]:
+        """Read on in a call: text that turns out to be none, and whether the closing tag was met."""
+        if not (call.is_whole or call.is_broken):
+            news, self._text = call.feed(self._text)
+            updates += news
+        if not (call.is_whole or call.is_broken):
+            return "", False
+        before, self._text, is_closed = split_at(self._text, _CLOSE)
+        if call.is_broken:
+            call.text += before
+        if not is_closed:
+            return "", False
+        self._call = None
+        if not call.is_named and not (parsed := call.parse()):
+            return f"{_OPEN}{call.text}{_CLOSE}", True
+        updates += [] if call.is_named else parsed
+        self.num_calls += 1
+        return "", True

@@ -1,0 +1,89 @@
+"""Llama 3's form of tool calls: an answer that is nothing but JSON, several with `;` between them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import ClassVar
+
+from services.llm_longctx.serving.tools.json_call import JsonCall
+from services.llm_longctx.serving.tools.tool_parser import CallUpdate, SchemaRule, ToolParser
+from shared.api.tools import FunctionDefinition
+
+__all__ = ["LlamaParser"]
+
+_TAG = "<|python_tag|>"
+"""Stands before a call in some versions; where it is a special token it never shows."""
+
+
+class LlamaParser(ToolParser):
+    """Reads `{"name": …, "parameters": …}`."""
+
+    name: ClassVar[str] = "llama"
+
+    def __init__(self, functions: Sequence[FunctionDefinition]) -> None:
+        super().__init__(functions)
+        self._text = ""  # what was not read yet
+        self._call: JsonCall | None = None
+        self._is_prose = False
+
+    @classmethod
+    def detects(cls, template: str) -> bool:
+        """Templates that ask for JSON with `parameters`."""
+        return '"parameters": dictionary' in template or _TAG in template
+
+    @classmethod
+    def write_call(cls, name: str, arguments: str) -> str:
+        """See `ToolParser`."""
+        return f'{{"name": {json.dumps(name)}, "parameters": {arguments}}}'
+
+    @classmethod
+    def call_rule(cls, function: FunctionDefinition, to_rule: SchemaRule) -> str:
+        """See `ToolParser`."""
+        before = f'{{"name": {json.dumps(function.name)}, "parameters": '
+        return f'{json.dumps(before)} {to_rule(function.parameters or {"type": "object"})} "}}"'
+
+    def feed(self, text: str) -> tuple[str, list[CallUpdate]]:
+        """See `ToolParser`."""
+        self._text += text
+        content, updates = "", list[CallUpdate]()
+        while self._text:
+            if self._is_prose:
+                content, self._text = content + self._text, ""
+            elif self._call is None:
+                if not self._begin():
+                    break
+            else:
+                news, self._text = self._call.feed(self._text)
+                updates += news
+                content += self._finish(self._call, updates) if self._call.is_whole else ""
+        return content, updates
+
+    def end(self) -> tuple[str, list[CallUpdate]]:
+        """See `ToolParser`."""
+        call, text, self._call, self._text = self._call, self._text, None, ""
+        if call is None:
+            return ("" if self.num_calls and not text.strip(" ;\n") else text), []
+        updates: list[CallUpdate] = []
+        return self._finish(call, updates), updates
+
+    def _begin(self) -> bool:
+        """Whether it is clear what comes: a call, or an answer in prose."""
+        start = self._text.lstrip(" \n;").removeprefix(_TAG)
+        if not start or _TAG.startswith(start):
+            return False
+        if start.startswith("{"):
+            self._call, self._text = JsonCall(self.num_calls), start
+        else:
+            self._is_prose = True
+        return True
+
+    def _finish(self, call: JsonCall, updates: list[CallUpdate]) -> str:
+        """The call is over: its text, where it is none."""
+        self._call = None
+        if not call.is_named and not (parsed := call.parse()):
+            self._is_prose = True
+            return call.text
+        updates += [] if call.is_named else parsed
+        self.num_calls += 1
+        return ""

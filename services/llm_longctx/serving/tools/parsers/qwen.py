@@ -1,0 +1,100 @@
+"""Qwen 3 Coder's form of tool calls: tags for the function and each parameter, values as they are."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from services.llm_longctx.serving.tools.tool_parser import CallUpdate, SchemaRule, ToolParser, split_at
+from shared.api.tools import FunctionDefinition
+
+__all__ = ["QwenParser"]
+
+_OPEN, _CLOSE = "<tool_call>", "</tool_call>"
+_LINE = "\n"
+_TEXT_RULE = r"/[^<]*\n<\/parameter>\n/"
+_FUNCTION = re.compile(r"\s*<function=([^>\n]+)>(.*?)(?:</function>\s*)?", re.DOTALL)
+_PARAMETER = re.compile(r"<parameter=([^>\n]+)>\n?(.*?)\n?</parameter>", re.DOTALL)
+
+
+class QwenParser(ToolParser):
+    """Reads `<tool_call><function=f><parameter=p>value</parameter></function></tool_call>`, a call at a time."""
+
+    name: ClassVar[str] = "qwen"
+
+    def __init__(self, functions: Sequence[FunctionDefinition]) -> None:
+        super().__init__(functions)
+        self._text = ""  # what was not read yet
+        self._call: str | None = None
+
+    @classmethod
+    def detects(cls, template: str) -> bool:
+        """Templates with tags for functions."""
+        return _OPEN in template and "<function=" in template
+
+    @classmethod
+    def write_call(cls, name: str, arguments: str) -> str:
+        """See `ToolParser`."""
+        values = {k: v if isinstance(v, str) else json.dumps(v) for k, v in json.loads(arguments).items()}
+        inside = "".join(f"<parameter={k}>\n{v}\n</parameter>\n" for k, v in values.items())
+        return f"{_OPEN}\n<function={name}>\n{inside}</function>\n{_CLOSE}"
+
+    @classmethod
+    def call_rule(cls, function: FunctionDefinition, to_rule: SchemaRule) -> str:
+        """See `ToolParser`."""
+        schema = function.parameters or {}
+        required = schema.get("required", ())
+        parts = [json.dumps(f"{_OPEN}\n<function={function.name}>\n")]
+        for name, part in schema.get("properties", {}).items():
+            value = to_rule({**part, "$defs": schema.get("$defs", {})}) + ' "\\n</parameter>\\n"'
+            rule = f"{json.dumps(f'<parameter={name}>{_LINE}')} {_TEXT_RULE if _is_text(part) else value}"
+            parts.append(rule if name in required else f"({rule})?")
+        return " ".join([*parts, json.dumps(f"</function>\n{_CLOSE}")])
+
+    def feed(self, text: str) -> tuple[str, list[CallUpdate]]:
+        """See `ToolParser`."""
+        self._text += text
+        content, updates, goes_on = "", list[CallUpdate](), True
+        while goes_on:
+            before, self._text, goes_on = split_at(self._text, _OPEN if self._call is None else _CLOSE)
+            if self._call is None:
+                content += "" if self.num_calls and not before.strip() else before
+                self._call = "" if goes_on else None
+            else:
+                self._call += before
+                content += self._finish(self._call, updates, _CLOSE) if goes_on else ""
+        return content, updates
+
+    def end(self) -> tuple[str, list[CallUpdate]]:
+        """See `ToolParser`."""
+        updates: list[CallUpdate] = []
+        text, self._text = self._text, ""
+        return (text if self._call is None else self._finish(self._call + text, updates, "")), updates
+
+    def _finish(self, call: str, updates: list[CallUpdate], closing: str) -> str:
+        """The call is over: its text, where it is none."""
+        self._call = None
+        found = _FUNCTION.fullmatch(call)
+        if found is None:
+            return f"{_OPEN}{call}{closing}"
+        arguments = {name: self._read(found[1], name, value) for name, value in _PARAMETER.findall(found[2])}
+        updates.append(CallUpdate(self.num_calls, found[1], json.dumps(arguments, ensure_ascii=False)))
+        self.num_calls += 1
+        return ""
+
+    def _read(self, function: str, name: str, value: str) -> Any:
+        """A value by its type in the schema: text as it is, everything else as JSON where it is JSON."""
+        known = self.functions.get(function)
+        schema = (known.parameters or {}).get("properties", {}).get(name, {}) if known else {}
+        if _is_text(schema):
+            return value
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+
+
+def _is_text(schema: Any) -> bool:
+    return isinstance(schema, dict) and schema.get("type") == "string" and "enum" not in schema

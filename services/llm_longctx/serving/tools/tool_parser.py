@@ -1,0 +1,86 @@
+"""Tool parser: reads calls out of the text of an answer while it is written, and says how a forced call is spelled.
+
+Forms that models were trained on are subclasses, one file each in `parsers`. Knows text; knows no tokens.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from shared.api.tools import FunctionDefinition
+
+__all__ = ["CallUpdate", "SchemaRule", "ToolParser", "split_at"]
+
+SchemaRule = Callable[[Mapping[str, Any]], str]
+"""Makes the Lark expression of the JSON texts that meet a schema."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallUpdate:
+    """What is new in one call.
+
+    Attributes:
+        index: Which call of the answer.
+        name: The function, when the call begins.
+        arguments: The next piece of its arguments, JSON text.
+    """
+
+    index: int
+    name: str | None = None
+    arguments: str = ""
+
+
+class ToolParser(ABC):
+    """Reads one answer.
+
+    Class attributes:
+        name: What the form is called.
+
+    Attributes:
+        num_calls: Calls that were read so far.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, functions: Sequence[FunctionDefinition]) -> None:
+        """Read an answer that may call these functions."""
+        self.functions = {function.name: function for function in functions}
+        self.num_calls = 0
+
+    @classmethod
+    @abstractmethod
+    def detects(cls, template: str) -> bool:
+        """Whether a chat template teaches this form."""
+
+    @classmethod
+    @abstractmethod
+    def write_call(cls, name: str, arguments: str) -> str:
+        """A call as the model writes it; `arguments` is JSON text."""
+
+    @classmethod
+    @abstractmethod
+    def call_rule(cls, function: FunctionDefinition, to_rule: SchemaRule) -> str:
+        """A Lark expression of all valid calls of a function."""
+
+    @abstractmethod
+    def feed(self, text: str) -> tuple[str, list[CallUpdate]]:
+        """What more text adds: text of the answer that is no call, and news of calls."""
+
+    @abstractmethod
+    def end(self) -> tuple[str, list[CallUpdate]]:
+        """What is left when the answer is over; a call that was cut off keeps what came of it."""
+
+
+def split_at(text: str, mark: str) -> tuple[str, str, bool]:
+    """What stands before a mark, what stays for later, and whether the mark was met.
+
+    Where it was not, what stays is the end in which it may be beginning.
+    """
+    before, met, after = text.partition(mark)
+    if met:
+        return before, after, True
+    kept = next((size for size in range(min(len(mark) - 1, len(text)), 0, -1) if mark.startswith(text[-size:])), 0)
+    return text[: len(text) - kept], text[len(text) - kept :], False

@@ -1,0 +1,209 @@
+"""Tool use of one request: which functions may be called, whether one must be, in which form, and how it is told.
+
+The form is the one that the model's chat template teaches, or Hermes' under instructions of our own. Knows the
+protocol's fields; knows no tokens.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Any
+
+from llguidance import LLMatcher
+
+from services.llm_longctx.serving.grammars.sources import HEADER, json_expression, json_source
+from services.llm_longctx.serving.tools import parsers
+from services.llm_longctx.serving.tools.parsers.hermes import HermesParser
+from services.llm_longctx.serving.tools.tool_parser import ToolParser
+from shared.api.text import ChatMessage, ChatRequest
+from shared.api.tools import FunctionDefinition, NamedToolChoice
+from shared.errors import InvalidOption
+
+__all__ = ["ToolUse", "find_parser", "has_tools", "read_tool_use", "spell_message", "to_plain"]
+
+MAX_TOOLS = 128
+"""Functions in one request."""
+
+MAX_CALLS = 8
+"""Calls that a forced answer may make at once."""
+
+_INSTRUCTIONS = """You can call functions. These are their signatures, one a line:
+<tools>
+{tools}
+</tools>
+
+To call a function, answer with nothing but its name and its arguments as a JSON object between tool_call tags:
+<tool_call>
+{{"name": "<function>", "arguments": {{<arguments>}}}}
+</tool_call>"""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolUse:
+    """What a request says about tools.
+
+    Attributes:
+        functions: Those that may be called, in the caller's order.
+        parser: The form of calls.
+        is_native: Whether the model's template takes tools.
+        is_forced: Whether the answer must be calls.
+        is_parallel: Whether it may be several.
+    """
+
+    functions: tuple[FunctionDefinition, ...]
+    parser: type[ToolParser]
+    is_native: bool
+    is_forced: bool
+    is_parallel: bool
+
+    def grammar_source(self) -> str | None:
+        """The grammar of a forced answer: valid calls, and nothing else."""
+        if not self.is_forced:
+            return None
+        calls = [self.parser.call_rule(function, _to_rule) for function in self.functions]
+        rules = [f"call_{i}: {call}" for i, call in enumerate(calls)]
+        choice = " | ".join(f"call_{i}" for i in range(len(calls)))
+        more = f' ("\\n" call){{0,{MAX_CALLS - 1}}}' if self.is_parallel else ""
+        return "\n".join([f"{HEADER}start: call{more}", f"call: {choice}", *rules])
+
+    def describe(self) -> list[dict[str, Any]]:
+        """The functions as templates take them."""
+        return [
+            {"type": "function", "function": function.model_dump(exclude_none=True, exclude={"strict"})}
+            for function in self.functions
+        ]
+
+    def instruct(self, messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """A conversation for a template that knows no tools: instructions, calls and results become text."""
+        tools = "\n".join(json.dumps(tool["function"]) for tool in self.describe())
+        told = _INSTRUCTIONS.format(tools=tools)
+        turns = [self.spell(message) for message in messages]
+        if turns and turns[0]["role"] == "system":
+            return [{**turns[0], "content": f"{turns[0]['content']}\n\n{told}"}, *turns[1:]]
+        return [{"role": "system", "content": told}, *turns]
+
+    def spell(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """One message without fields that only templates with tools know."""
+        return spell_message(message, self.parser)
+
+
+def spell_message(message: Mapping[str, Any], parser: type[ToolParser] = HermesParser) -> dict[str, Any]:
+    """A message whose calls or result are text, for a template that knows no tools."""
+    role, content = message["role"], message.get("content") or ""
+    if role == "tool":
+        return {"role": "user", "content": f"<tool_response>\n{content}\n</tool_response>"}
+    calls = [
+        parser.write_call(call["function"]["name"], json.dumps(call["function"]["arguments"]))
+        for call in message.get("tool_calls") or ()
+    ]
+    return {"role": role, "content": "\n".join([*([content] if content else []), *calls])}
+
+
+def read_tool_use(request: ChatRequest, template: str | None) -> ToolUse | None:
+    """What a request says about tools, under a model's chat template; None where nothing may be called.
+
+    Raises:
+        InvalidOption: Too many functions, two of one name, arguments that no schema describes, a choice of none.
+    """
+    functions = tuple(tool.function for tool in request.tools or ())
+    _check_functions(functions)
+    choice = request.tool_choice or ("auto" if functions else "none")
+    if isinstance(choice, NamedToolChoice):
+        functions = tuple(f for f in functions if f.name == choice.function.name)
+        if not functions:
+            detail = f"tool_choice names {choice.function.name!r}, which is none of the tools."
+            raise InvalidOption(detail, field="tool_choice")
+    elif choice == "required" and not functions:
+        detail = "tool_choice is required, but there are no tools."
+        raise InvalidOption(detail, field="tool_choice")
+    if choice == "none" or not functions:
+        return None
+    is_native = has_tools(template)
+    return ToolUse(
+        functions=functions,
+        parser=find_parser(template or "") if is_native else HermesParser,
+        is_native=is_native,
+        is_forced=choice != "auto",
+        is_parallel=choice == "required" and request.parallel_tool_calls is not False,
+    )
+
+
+def has_tools(template: str | None) -> bool:
+    """Whether a chat template takes tools."""
+    return template is not None and "tools" in template
+
+
+@cache
+def _parsers() -> tuple[type[ToolParser], ...]:
+    """All forms, by their files."""
+    modules = [import_module(f"{parsers.__name__}.{found.name}") for found in iter_modules(parsers.__path__)]
+    return tuple(
+        one
+        for module in modules
+        for one in vars(module).values()
+        if isinstance(one, type) and issubclass(one, ToolParser) and one.__module__ == module.__name__
+    )
+
+
+def find_parser(template: str) -> type[ToolParser]:
+    """The form that a chat template teaches; Hermes' where it is none that is known."""
+    return next((parser for parser in _parsers() if parser.detects(template)), HermesParser)
+
+
+def _to_rule(schema: Mapping[str, Any]) -> str:
+    return json_expression(schema, "tools", is_strict=False)
+
+
+def _check_functions(functions: Sequence[FunctionDefinition]) -> None:
+    if len(functions) > MAX_TOOLS:
+        detail = f"There are {len(functions)} tools; {MAX_TOOLS} are taken."
+        raise InvalidOption(detail, field="tools")
+    names: set[str] = set()
+    for function in functions:
+        if function.name in names:
+            detail = f"Two tools are called {function.name!r}."
+            raise InvalidOption(detail, field="tools")
+        names.add(function.name)
+        source = json_source(function.parameters or {"type": "object"}, "tools", is_strict=bool(function.strict))
+        if (error := LLMatcher.validate_grammar(source)) and not error.startswith("WARNING"):
+            reason = error.partition("\n")[0].rstrip(".")[:300]
+            detail = f"The parameters of {function.name!r} are no JSON Schema that can be used: {reason}."
+            raise InvalidOption(detail, field="tools")
+
+
+def to_plain(message: ChatMessage, content: str) -> dict[str, Any]:
+    """A message as templates take it: arguments of calls are objects.
+
+    Raises:
+        InvalidOption: Arguments that are no JSON object.
+    """
+    plain: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role, "content": content}
+    if message.tool_calls:
+        plain["tool_calls"] = [
+            {
+                "id": c.id,
+                "type": "function",
+                "function": {"name": c.function.name, "arguments": _arguments(c.function.arguments)},
+            }
+            for c in message.tool_calls
+        ]
+    if message.role == "tool":
+        plain |= {"tool_call_id": message.tool_call_id or "", "name": message.name or ""}
+    return plain
+
+
+def _arguments(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text or "{}")
+    except (ValueError, RecursionError) as error:
+        detail = "The arguments of a tool call in messages are not JSON."
+        raise InvalidOption(detail, field="messages") from error
+    if not isinstance(found, dict):
+        detail = "The arguments of a tool call in messages are no JSON object."
+        raise InvalidOption(detail, field="messages")
+    return found

@@ -1,0 +1,161 @@
+"""Weight formats of a served decoder: which one a file and a machine call for, and its few-bit matrices, packed once.
+
+Packed matrices lie in the cache folder, named by the digest of the weights and by format. Prompts are read with the
+same weights, widened. Knows files and formats; knows nothing about engines or requests.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast, get_args
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from services.llm_longctx.kernels import PackedMatrix, backends, pack
+from services.llm_longctx.kernels.decode_step import HEAD, is_supported
+from services.llm_longctx.kernels.quantized_linear import LAYOUT
+from shared.errors import InvalidOption, NotFound, NotReady, UnsupportedMedia
+from shared.lm.decoder import Decoder
+from shared.lm.gguf_file import count_kinds, read_quantized, unpack
+from shared.lm.quantization import QuantizedMatrix, quantize
+from shared.lm.weights import load_decoder, read_tensors, weights_digest, weights_files
+
+__all__ = ["ModelWeights", "WeightFormat", "load_weights"]
+
+WeightFormat = Literal["bf16", "q8", "q4", "fp32"]
+
+_WHOLE_BITS = {"F32": "fp32", "F16": "bf16", "BF16": "bf16"}
+_FOUR_BITS = ("Q4_0", "Q4_1")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ModelWeights:
+    """Weights of one decoder, ready to run.
+
+    Attributes:
+        model: The decoder, its matrices in float32 or bfloat16.
+        folder: Where its files are.
+        sha256: Digest of the weights.
+        format: The format that steps are made with.
+        packed: Few-bit matrices by official key; none in `bf16` and `fp32`.
+    """
+
+    model: Decoder
+    folder: Path
+    sha256: str
+    format: WeightFormat
+    packed: Mapping[str, PackedMatrix]
+
+
+def load_weights(source: Path, cache: Path, wanted: str, device: str = "cpu") -> ModelWeights:
+    """Load a decoder in a format.
+
+    Args:
+        source: A Hugging Face folder, or a GGUF file, which is unpacked into the cache the first time.
+        cache: Folder for what is derived.
+        wanted: A `WeightFormat`, or `auto`: what the file holds, as far as this machine has kernels for it.
+        device: Where the decoder runs; few bits are for CPUs.
+
+    Raises:
+        InvalidOption: There is no such format, or this decoder has no form for it.
+        NotReady: The format needs the C++ kernels, and they are not there.
+        FoveaError: The files are not there, or they are no model that the decoder has a form for.
+    """
+    if wanted not in {"auto", *get_args(WeightFormat)}:
+        detail = f"Weights are auto, {', '.join(get_args(WeightFormat))}, not {wanted}."
+        raise InvalidOption(detail, field="llm_weights")
+    _check_source(source)
+    chosen = _choose_format(source, device) if wanted == "auto" else cast("WeightFormat", wanted)
+    dtype = torch.float32 if chosen == "fp32" else torch.bfloat16
+    folder = source if source.is_dir() else unpack(source, cache, dtype)
+    model, digest = load_decoder(folder, dtype, device), weights_digest(folder)
+    if chosen in {"q8", "q4"} and (reason := _unfit(model, device)) is not None:
+        if wanted != "auto":
+            raise reason
+        chosen = "bf16"
+    packed = (
+        _packed(source, model, cache / "lm" / f"{digest[:32]}-{chosen}-{LAYOUT}", chosen) if chosen[0] == "q" else {}
+    )
+    return ModelWeights(model, folder, digest, chosen, packed)
+
+
+def _check_source(source: Path) -> None:
+    if not source.exists():
+        detail = f"There is no model at {source.name}."
+        raise NotFound(detail, hint="FOVEA_LLM_MODEL names a served model, a Hugging Face folder or a GGUF file.")
+    if source.is_file() and source.suffix != ".gguf":
+        detail = f"{source.name} is neither a Hugging Face folder nor a GGUF file."
+        raise UnsupportedMedia(detail, hint="Convert it to a folder with safetensors.")
+
+
+def _choose_format(source: Path, device: str) -> WeightFormat:
+    """What the file holds most of; without kernels for it float32 on a CPU, bfloat16 elsewhere."""
+    if device != "cpu":
+        return "bf16"
+    if "cpu_ext" not in backends():
+        return "fp32"
+    if source.is_dir():
+        held = {x.dtype for file in weights_files(source) for x in read_tensors(file).values() if x.dim() > 1}
+        return "fp32" if held & {torch.float32, torch.float64} else "bf16"
+    (kind, _), *_ = count_kinds(source).most_common(1)
+    if kind in _WHOLE_BITS:
+        return cast("WeightFormat", _WHOLE_BITS[kind])
+    return "q4" if kind in _FOUR_BITS else "q8"  # other kinds of few bits are rounded anew, and 8 bits lose nothing
+
+
+def _unfit(model: Decoder, device: str) -> InvalidOption | NotReady | None:
+    """Why this decoder can't have few bits here, if it can't."""
+    if device != "cpu" or not is_supported(model):
+        detail = f"Weights of few bits are for Llama-like decoders on a CPU, not for {model.config.path} on {device}."
+        return InvalidOption(detail, hint="Use bf16.", field="llm_weights")
+    if "cpu_ext" not in backends():
+        detail = "Weights of few bits need the C++ kernels, which are not built."
+        return NotReady(detail, hint="`fovea build-kernels` builds them where a C++ compiler is installed.")
+    return None
+
+
+def _packed(source: Path, model: Decoder, folder: Path, name: WeightFormat) -> dict[str, PackedMatrix]:
+    shapes = _matrices(model)
+    if not (folder / "packed.safetensors").is_file():
+        # Bits that the file holds are taken as they are, unless 8 are asked for where it has 4.
+        found = {} if source.is_dir() else read_quantized(source)
+        if model.config.tied and (tied := found.get("model.embed_tokens.weight")) is not None:
+            found[HEAD] = tied
+        _write(folder, {key: _round(found.get(key), weight, key, name) for key, weight in shapes.items()})
+    # A copy begins at a line of the processor's cache, which a mapped file does not.
+    read = {key: x.clone() for key, x in load_file(folder / "packed.safetensors").items()}
+    return {key: PackedMatrix.of(read[key], *weight.shape) for key, weight in shapes.items()}
+
+
+def _matrices(model: Decoder) -> dict[str, Tensor]:
+    """The decoder's matrices by official key, the output matrix under `HEAD`, tied or not."""
+    state = model.state_dict()
+    found = {key: x for key, x in state.items() if x.dim() == 2 and ".layers." in key}
+    return {**found, HEAD: model.output_matrix.detach()}
+
+
+def _round(held: QuantizedMatrix | None, weight: Tensor, key: str, name: WeightFormat) -> Tensor:
+    if held is None or (name == "q8" and held.bits == 4):
+        # Logits suffer most from few bits, so the output matrix keeps 8.
+        held = quantize(weight.float().numpy(), 8 if name == "q8" or key == HEAD else 4)
+    return pack(held).data
+
+
+def _write(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write into a temporary neighbour and rename: readers see a whole folder or none."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    making = Path(tempfile.mkdtemp(prefix="making-", dir=folder.parent))
+    try:
+        save_file(dict(tensors), making / "packed.safetensors")
+        making.replace(folder)
+    except OSError:
+        if not (folder / "packed.safetensors").is_file():  # else another process was faster
+            raise
+    finally:
+        shutil.rmtree(making, ignore_errors=True)

@@ -1,0 +1,157 @@
+"""A decode step in one C++ call against the decoder run by torch: families, ragged batches, few bits."""
+
+import threading
+
+import pytest
+import torch
+
+from services.llm_longctx.engine import Engine
+from services.llm_longctx.kernels import backends, pack
+from services.llm_longctx.kernels.decode_step import HEAD
+from services.llm_longctx.kernels.native import bindings
+from services.llm_longctx.methods import method
+from shared.lm.builders import gemma3, llama
+from shared.lm.quantization import quantize
+
+pytestmark = pytest.mark.skipif("cpu_ext" not in backends(), reason="the C++ kernels are not built")
+
+SMALL = {"vocab": 61, "width": 40, "layers": 3, "heads": 6, "kv_heads": 2, "hidden": 56, "positions": 600}
+IDS = [(7 * i + i * i) % 61 for i in range(400)]
+ROLES = {"schema": "head-plan/1", "roles": [[1, 0]] * 3, "heads": [[2, 1]]}
+FAMILIES = {
+    "llama": lambda: llama(**SMALL, head_dim=16),
+    "tied": lambda: llama(**SMALL, head_dim=24, tied=True),
+    "biases": lambda: llama(**SMALL, head_dim=10, qkv_bias=True, out_bias=True),
+    "qwen3": lambda: llama(**SMALL, head_dim=32, qk_norm=True),
+    "gemma3": lambda: gemma3(**SMALL, head_dim=16, window=9, every=3, query_scale=20.0),
+}
+
+
+def build(family: str, dtype: torch.dtype = torch.float32):
+    torch.manual_seed(1)
+    net = FAMILIES[family]().eval().requires_grad_(requires_grad=False)
+    for parameter in net.parameters():
+        parameter.copy_(parameter + 0.3 * torch.randn_like(parameter) / parameter.shape[-1] ** 0.25)
+    return net.to(dtype)
+
+
+def decode(net, how="dense", packed=None, backend="auto", prompts=(90, 33, 300), steps=4, threads=1):
+    """Logits of a few steps of a batch of unequal prompts."""
+    engine = Engine(net, how, ROLES, page=16, backend=backend, packed=packed or {})
+    sequences = [engine.open() for _ in prompts]
+    for s, n in zip(sequences, prompts, strict=True):
+        s.prefill(IDS[:n])
+    found, before = [], torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for step in range(steps):
+            logits = engine.batch({s: IDS[n + step] for s, n in zip(sequences, prompts, strict=True)})
+            found.append(torch.stack([logits[s].float() for s in sequences]))
+    finally:
+        torch.set_num_threads(before)
+    for s in sequences:
+        s.close()
+    assert engine.kv_bytes() == 0
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_step_is_the_decoders(family):
+    net = build(family)
+    torch.testing.assert_close(decode(net), decode(net, backend="cpu_torch"), atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        method("duo", sink=4, recent=20),
+        method("razor", window_min=24, window_div=8),
+        method("recycled", budget=24, stride=2),
+        method("act"),
+        method("power"),
+    ],
+    ids=lambda m: m.name,
+)
+def test_a_step_under_a_method_is_the_decoders(how):
+    net = build("llama")
+    torch.testing.assert_close(decode(net, how), decode(net, how, backend="cpu_torch"), atol=5e-5, rtol=1e-5)
+
+
+def test_bfloat16_errs_less_than_torch_does():
+    exact = decode(build("llama").double())
+    narrow = build("llama", torch.bfloat16)
+    ours, theirs = decode(narrow), decode(narrow, backend="cpu_torch")
+    assert (ours - exact).square().mean() <= 1.3 * (theirs - exact).square().mean()
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("family", ["llama", "biases", "gemma3"])
+def test_packed_matrices_stand_for_the_matrices_that_they_hold(family, bits):
+    net, packed = build(family), {}
+    for key, weight in [*net.state_dict().items(), (HEAD, net.output_matrix)]:
+        if weight.dim() == 2 and (".layers." in key or key == HEAD):
+            rounded = quantize(weight.numpy(), bits)
+            packed[key] = pack(rounded)
+            weight.copy_(torch.from_numpy(rounded.dequantize()))
+    ours, exact = decode(net, packed=packed), decode(net, backend="cpu_torch")
+    # What is left is that rows of x are rounded to 8 bits.
+    assert (ours - exact).norm() <= 0.03 * exact.norm()
+    assert (ours - exact).norm() > 0
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+def test_a_sequence_does_not_feel_its_neighbours(bits):
+    net = build("llama")
+    packed = {HEAD: pack(quantize(net.output_matrix.numpy(), bits))} if bits else {}
+    together = decode(net, packed=packed, prompts=tuple(range(20, 40)))
+    alone = decode(net, packed=packed, prompts=(27,))
+    assert torch.equal(together[:, 7], alone[:, 0])
+
+
+@pytest.mark.parametrize("threads", [2, 3, 5])
+def test_threads_change_nothing(threads):
+    net = build("llama")
+    assert torch.equal(decode(net, steps=12, threads=threads), decode(net, steps=12))
+
+
+def test_two_engines_may_step_at_once():
+    net = build("llama")
+    alone, found = decode(net, steps=20), []
+    workers = [threading.Thread(target=lambda: found.append(decode(net, steps=20, threads=2))) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert len(found) == 3
+    for one in found:
+        torch.testing.assert_close(one, alone, atol=2e-5, rtol=1e-5)
+
+
+def test_a_shared_prefix_is_read_where_it_lies():
+    net = build("llama")
+    engine = Engine(net, page=16)
+    first = engine.open()
+    first.prefill(IDS[:100])
+    state = engine.runner.fork(first.state)
+    logits = engine.runner.decode([state, first.state], [5, 5])
+    state.close()
+    torch.testing.assert_close(logits[0], logits[1], atol=1e-5, rtol=1e-5)
+    first.close()
+
+
+def test_a_token_that_is_none_is_refused():
+    engine = Engine(build("llama"))
+    engine.prefill(IDS[:4])
+    with pytest.raises(IndexError, match="below 61"):
+        engine.step(61)
+
+
+def test_steps_run_in_one_call(monkeypatch):
+    calls = []
+    real = bindings.decode_step
+    monkeypatch.setattr(bindings, "decode_step", lambda *given: calls.append(given) or real(*given))
+    net = build("llama")
+    engine = Engine(net)
+    engine.prefill(IDS[:40])
+    engine.step(3)
+    assert len(calls) == 1

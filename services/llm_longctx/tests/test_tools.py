@@ -1,0 +1,117 @@
+"""Tools over HTTP: choices, forced calls, streams, results in the conversation, templates with and without tools."""
+
+from __future__ import annotations
+
+import json
+
+import jsonschema
+import openai
+import pytest
+
+from services.llm_longctx.serving.tools.tool_use import read_tool_use
+from services.llm_longctx.tests.conftest import HELLO, say
+from shared.api.text import ChatRequest
+
+PARAMETERS = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Rome", "Paris"]}, "days": {"type": "boolean"}},
+    "required": ["city", "days"],
+    "additionalProperties": False,
+}
+WEATHER = {"type": "function", "function": {"name": "get_weather", "description": "Now.", "parameters": PARAMETERS}}
+NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}
+TIME = {"type": "function", "function": {"name": "get_time", "parameters": NOTHING}}
+SHORT = [{"role": "user", "content": "?"}]
+
+
+@pytest.fixture(scope="module")
+def roomy(tmp_path_factory):
+    """A server whose model has room for instructions."""
+    from services.llm_longctx.tests.conftest import Server, app_of, write_folder
+
+    folder = write_folder(tmp_path_factory.mktemp("tools") / "Tiny Llama")
+    config = json.loads((folder / "config.json").read_text()) | {"max_position_embeddings": 2048}
+    (folder / "config.json").write_text(json.dumps(config))
+    with (
+        Server(app_of(folder, tmp_path_factory.mktemp("data"))) as server,
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        yield client
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "get_weather"}}])
+@pytest.mark.parametrize("temperature", [0, 1.3])
+def test_a_forced_call_is_valid(roomy, choice, temperature):
+    answer = say(
+        roomy, tools=[WEATHER], tool_choice=choice, parallel_tool_calls=False, temperature=temperature, max_tokens=300
+    )
+    (call,) = answer.choices[0].message.tool_calls
+    assert answer.choices[0].finish_reason == "tool_calls"
+    assert answer.choices[0].message.content is None
+    assert call.id.startswith("call_")
+    assert call.function.name == "get_weather"
+    jsonschema.validate(json.loads(call.function.arguments), PARAMETERS)
+
+
+def test_required_calls_some_tool_and_several_stay_apart(roomy):
+    answer = say(roomy, tools=[WEATHER, TIME], tool_choice="required", temperature=1.5, seed=3, n=3, max_tokens=900)
+    for choice in answer.choices:
+        calls = choice.message.tool_calls
+        assert 1 <= len(calls) <= 8
+        assert {call.function.name for call in calls} <= {"get_weather", "get_time"}
+        assert len({call.id for call in calls}) == len(calls)
+
+
+def test_a_stream_brings_the_call_in_pieces(roomy):
+    options = {"tools": [WEATHER], "tool_choice": "required", "parallel_tool_calls": False, "max_tokens": 300}
+    whole = say(roomy, **options).choices[0].message.tool_calls[0].function
+    name, arguments, pieces, reason = "", "", 0, None
+    for chunk in say(roomy, stream=True, **options):
+        choice = chunk.choices[0]
+        reason = choice.finish_reason or reason
+        for delta in choice.delta.tool_calls or ():
+            assert delta.index == 0
+            name += delta.function.name or ""
+            arguments += delta.function.arguments or ""
+            pieces += 1
+    assert (name, arguments, reason) == (whole.name, whole.arguments, "tool_calls")
+    assert pieces > 5
+
+
+def test_a_call_cut_off_by_the_limit_is_no_error(roomy):
+    answer = say(roomy, tools=[WEATHER], tool_choice="required", max_tokens=70).choices[0]
+    assert answer.finish_reason == "length"
+    assert answer.message.tool_calls[0].function.name == "get_weather"
+
+
+def test_auto_and_none_leave_the_answer_to_the_model(roomy):
+    auto = say(roomy, tools=[WEATHER], max_tokens=8)
+    assert auto.choices[0].message.tool_calls is None
+    assert auto.choices[0].message.content
+    none = say(roomy, tools=[WEATHER], tool_choice="none", max_tokens=8)
+    assert none.usage.prompt_tokens == say(roomy, max_tokens=8).usage.prompt_tokens
+    assert auto.usage.prompt_tokens > none.usage.prompt_tokens + 100
+
+
+def test_calls_and_results_go_back_into_the_conversation(roomy):
+    call = {"id": "call_1", "type": "function", "function": {"name": "get_time", "arguments": "{}"}}
+    turns = [
+        *HELLO,
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "noon"},
+    ]
+    for options in ({"tools": [TIME]}, {}):
+        assert say(roomy, messages=turns, max_tokens=4, **options).choices[0].message.content
+
+
+def test_a_template_with_tools_gets_them_as_they_are(folder):
+    from shared.lm.tokenizer import Tokenizer
+
+    source = "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}{{ m.role }}:{% for c in m.tool_calls or [] %}{{ c.function.arguments.city }}{% endfor %}{{ m.content }};{% endfor %}"  # noqa: E501
+    tokenizer = Tokenizer.from_folder(folder)
+    native = Tokenizer(tokenizer._library, chat_template=source)
+    request = ChatRequest(messages=HELLO, tools=[WEATHER])
+    use = read_tool_use(request, source)
+    assert use.is_native
+    text = native.chat(HELLO, tools=use.describe())
+    assert json.loads(text.partition("user:")[0])[0]["function"]["name"] == "get_weather"

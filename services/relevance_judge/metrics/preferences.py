@@ -1,0 +1,112 @@
+"""Order and length bias of a pairwise judge, from preferences that were asked in both orders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from scipy import stats
+
+__all__ = ["OrderBias", "Preference", "Share", "measure_order_bias"]
+
+
+@dataclass(frozen=True)
+class Preference:
+    """What a judge prefers, asked in both orders.
+
+    Attributes:
+        forward: Probability that it prefers the first passage when that is shown first; `backward` when second.
+        first_words, second_words: Lengths of the passages.
+        label: 1 if people prefer the first, −1 the second, 0 neither, None unknown.
+    """
+
+    forward: float
+    backward: float
+    first_words: int
+    second_words: int
+    label: int | None = None
+
+    @property
+    def is_consistent(self) -> bool:
+        """Whether the order of showing does not change the choice."""
+        return (self.forward > 0.5) == (self.backward > 0.5) and 0.5 not in {self.forward, self.backward}
+
+    @property
+    def mean(self) -> float:
+        """Probability of preferring the first passage, with the order's effect averaged out."""
+        return (self.forward + self.backward) / 2
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share of cases with its exact (Clopper–Pearson) interval, and the two-sided p against one half."""
+
+    share: float
+    interval: tuple[float, float]
+    cases: int
+    p: float
+
+
+@dataclass(frozen=True)
+class OrderBias:
+    """Biases of a pairwise judge; None where there is no case.
+
+    Attributes:
+        consistent: Comparisons whose outcome does not change with the order.
+        shown_first: Of the inconsistent ones, how often the passage that was shown first won.
+        longer: Of consistent ones with unequal lengths that people call equal (or all, where nobody labelled), how
+            often the longer passage won.
+        accuracy: Of comparisons that people decided, how often the judge agrees, by the mean of both orders.
+        single_order_accuracy: The same when each is asked once, first passage first.
+    """
+
+    comparisons: int
+    consistent: Share | None
+    shown_first: Share | None
+    longer: Share | None
+    accuracy: Share | None
+    single_order_accuracy: Share | None
+    statement: str
+
+
+def measure_order_bias(preferences: Sequence[Preference]) -> OrderBias:
+    """Measure order and length bias over comparisons in both orders."""
+    steady = [one for one in preferences if one.is_consistent]
+    # With forward > 0.5 > backward the passage shown first won both times.
+    flipped = [one for one in preferences if not one.is_consistent and one.forward != one.backward]
+    labelled = any(one.label is not None for one in preferences)
+    even = [one for one in steady if one.first_words != one.second_words and (one.label == 0 or not labelled)]
+    decided = [one for one in preferences if one.label]
+    first = _share([one.forward > one.backward for one in flipped])
+    longer = _share([(one.mean > 0.5) == (one.first_words > one.second_words) for one in even])
+    return OrderBias(
+        comparisons=len(preferences),
+        consistent=_share([one.is_consistent for one in preferences]),
+        shown_first=first,
+        longer=longer,
+        accuracy=_share([(one.mean > 0.5) == (one.label == 1) for one in decided]),
+        single_order_accuracy=_share([(one.forward > 0.5) == (one.label == 1) for one in decided]),
+        statement=_state(len(preferences), len(steady), first, longer),
+    )
+
+
+def _share(cases: Sequence[bool]) -> Share | None:
+    if not cases:
+        return None
+    hits = sum(cases)
+    test = stats.binomtest(hits, len(cases))
+    ends = test.proportion_ci()
+    return Share(hits / len(cases), (float(ends.low), float(ends.high)), len(cases), float(test.pvalue))
+
+
+def _state(asked: int, steady: int, first: Share | None, longer: Share | None) -> str:
+    parts = [f"{steady} of {asked} comparisons come out the same in both orders."]
+    if first is not None and first.p < 0.05:
+        side = "first" if first.share > 0.5 else "second"
+        parts.append(f"Where the order matters, the passage shown {side} wins ({first.share:.0%}, p {first.p:.2g}).")
+    if longer is not None and longer.p < 0.05:
+        side = "longer" if longer.share > 0.5 else "shorter"
+        parts.append(f"It prefers the {side} passage ({longer.share:.0%} prefer the longer one, p {longer.p:.2g}).")
+    if steady < asked:
+        parts.append("Ask in both orders and average, as this report does.")
+    return " ".join(parts)

@@ -1,0 +1,193 @@
+"""Trust report: a judge beside lexical and embedding baselines on a labelled sample, before a batch of it is believed.
+
+Pair order, τ and κ each come with an interval from a bootstrap over queries, and a sentence says whether the judge is
+better than what costs nothing. Computes from signals; asks no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.relevance_judge.metrics.agreement import GRADES, Qrels, cohen_kappa
+from services.relevance_judge.metrics.bootstrap import draw_ratios, percentile_interval
+from services.relevance_judge.metrics.calibration import grade_across_queries
+from services.relevance_judge.metrics.pair_order import order_counts
+from services.relevance_judge.metrics.rankings import kendall_tau_b
+from services.relevance_judge.metrics.uncertainty import kappa_interval
+
+__all__ = ["MIN_QUERIES", "RaterRow", "TrustReport", "build_trust_report"]
+
+MIN_QUERIES = 5
+"""Fewer queries with an order to judge give no verdict."""
+
+Signals = Mapping[tuple[str, str], float]
+Interval = tuple[float, float] | None
+Counts = dict[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class RaterRow:
+    """A judge or a baseline against the labels; None is undefined.
+
+    Attributes:
+        pairs: Labelled pairs that it has a signal for.
+        pair_order: Share of pairs of unequal grade within a query that it orders right; .5 is chance.
+        tau: Kendall's τ-b between signal and label, averaged over queries.
+        kappa: Of its own grades, or by cuts at the label shares of all other queries.
+        lead: Pair order of the judge less this one's, with an interval over the same samples of queries.
+    """
+
+    name: str
+    pairs: int
+    pair_order: float | None
+    pair_order_interval: Interval
+    tau: float | None
+    tau_interval: Interval
+    kappa: float | None
+    kappa_interval: Interval
+    lead: float | None = None
+    lead_interval: Interval = None
+
+
+@dataclass(frozen=True)
+class TrustReport:
+    """A judge's row, those of the baselines, and what follows.
+
+    Attributes:
+        is_better: Whether the judge orders pairs better than every baseline, by intervals that exclude 0.
+        statement: The same in one or two plain sentences.
+    """
+
+    judge: RaterRow
+    baselines: list[RaterRow]
+    queries: int
+    is_better: bool
+    statement: str
+
+
+def build_trust_report(
+    name: str,
+    signals: Signals,
+    reference: Qrels,
+    baselines: Mapping[str, Signals],
+    *,
+    grades: Qrels | None = None,
+    draws: int = 2000,
+    seed: int = 0,
+) -> TrustReport:
+    """Compare a judge with baselines on the pairs that are labelled and that all have a signal for.
+
+    Args:
+        name: Of the judge.
+        signals: {(qid, docid): signal}; a judge without signals may give its grades.
+        reference: {(qid, docid): grade}; clamped to the scale.
+        baselines: Signals by name, over at least the same pairs.
+        grades: The judge's own grades; left out, its signals are cut at the label shares of all other queries.
+        draws: Samples of queries.
+        seed: Makes the intervals repeatable.
+    """
+    pairs = [pair for pair in reference if pair in signals and all(pair in one for one in baselines.values())]
+    truth = np.clip(np.asarray([reference[pair] for pair in pairs], int), GRADES[0], GRADES[-1])
+    queries = [qid for qid, _ in pairs]
+    everyone = {name: signals, **baselines}
+    values = {key: np.asarray([one[pair] for pair in pairs], float) for key, one in everyone.items()}
+    orders = {key: order_counts(x, truth, queries) for key, x in values.items()}
+    drawn = dict(zip(orders, draw_ratios([*orders.values()], draws=draws, seed=seed), strict=True))
+    own = {name: grades} if grades is not None else {}
+    rows = {}
+    for key, x in values.items():
+        graded = _grade(pairs, x, truth, own.get(key))
+        lead = {} if key == name else _lead(orders[name], orders[key], drawn[name] - drawn[key])
+        rows[key] = _row(key, pairs, x, truth, graded, orders[key], drawn[key], draws, seed, **lead)
+    useful = sum(total > 0 for _, total in orders[name].values())
+    judge, others = rows.pop(name), list(rows.values())
+    is_better, statement = _conclude(judge, others, useful)
+    return TrustReport(judge, others, len(set(queries)), is_better, statement)
+
+
+def _ratio(counts: Counts) -> float | None:
+    total = sum(whole for _, whole in counts.values())
+    return sum(part for part, _ in counts.values()) / total if total else None
+
+
+def _lead(judge: Counts, other: Counts, drawn: NDArray[np.float64]) -> dict[str, float | Interval]:
+    ours, theirs = _ratio(judge), _ratio(other)
+    if ours is None or theirs is None:
+        return {}
+    return {"lead": ours - theirs, "lead_interval": percentile_interval(drawn)}
+
+
+def _grade(
+    pairs: list[tuple[str, str]], x: NDArray[np.float64], truth: NDArray[np.int64], own: Qrels | None
+) -> dict[tuple[str, str], int]:
+    if own is not None:
+        return {pair: own[pair] for pair in pairs if pair in own}
+    if len({qid for qid, _ in pairs}) < 2:
+        return {}
+    found = grade_across_queries(x, truth, [qid for qid, _ in pairs])
+    return dict(zip(pairs, found.tolist(), strict=True))
+
+
+def _row(
+    key: str,
+    pairs: list[tuple[str, str]],
+    x: NDArray[np.float64],
+    truth: NDArray[np.int64],
+    graded: dict[tuple[str, str], int],
+    order: Counts,
+    drawn: NDArray[np.float64],
+    draws: int,
+    seed: int,
+    **lead: float | Interval,
+) -> RaterRow:
+    labels = dict(zip(pairs, truth.tolist(), strict=True))
+    taus = _taus(pairs, x, truth)
+    shared = [pair for pair in pairs if pair in graded]
+    judged = np.clip(np.asarray([graded[pair] for pair in shared], int), GRADES[0], GRADES[-1])
+    return RaterRow(
+        name=key,
+        pairs=len(pairs),
+        pair_order=_ratio(order),
+        pair_order_interval=percentile_interval(drawn),
+        tau=_ratio(taus),
+        tau_interval=percentile_interval(draw_ratios([taus], draws=draws, seed=seed)[0]) if taus else None,
+        kappa=cohen_kappa([labels[pair] for pair in shared], judged),
+        kappa_interval=kappa_interval(labels, graded, draws=draws, seed=seed),
+        **lead,  # type: ignore[arg-type]  # the two fields that only baselines have
+    )
+
+
+def _taus(pairs: list[tuple[str, str]], x: NDArray[np.float64], truth: NDArray[np.int64]) -> Counts:
+    """(τ, 1) of each query whose labels differ; a constant signal says nothing and counts 0."""
+    queries = np.asarray([qid for qid, _ in pairs])
+    found = {}
+    for name in sorted(set(queries.tolist())):
+        group = queries == name
+        if np.ptp(truth[group]) > 0:
+            found[name] = (kendall_tau_b(x[group], truth[group]) or 0.0, 1.0)
+    return found
+
+
+def _conclude(judge: RaterRow, baselines: list[RaterRow], queries: int) -> tuple[bool, str]:
+    if judge.pair_order is None or judge.pair_order_interval is None or queries < MIN_QUERIES:
+        few = f"Only {queries} labelled queries hold passages of unequal grade; {MIN_QUERIES} are the least."
+        return False, f"This sample says nothing about the judge. {few}"
+    low, high = judge.pair_order_interval
+    own = f"{judge.pair_order:.3f} of the pairs (95 % {low:.3f} to {high:.3f})"
+    if low <= 0.5:
+        worse = "is worse than chance" if high < 0.5 else "is no better than chance"
+        return False, f"Do not use this judge here: it orders {own} as people do, which {worse} (0.500)."
+    rivals = [row for row in baselines if row.lead is not None and row.lead_interval is not None]
+    if not rivals:
+        return False, f"The judge orders {own} as people do; there is no baseline to compare it with."
+    best = min(rivals, key=lambda row: row.lead or 0.0)
+    near, far = best.lead_interval or (0.0, 0.0)
+    against = f"{best.name} orders {best.pair_order or 0.0:.3f}, a lead of {best.lead:+.3f} ({near:+.3f} to {far:+.3f})"
+    if all(row.lead_interval is not None and row.lead_interval[0] > 0 for row in rivals):
+        return True, f"The judge is better than every baseline: it orders {own} as people do; {against}."
+    tied = [row.name for row in rivals if row.lead_interval is not None and row.lead_interval[0] <= 0]
+    return False, f"The judge is no better than {' and '.join(tied)}: it orders {own} as people do; {against}."

@@ -1,0 +1,114 @@
+"""`POST /v1/judge/significance`: which differences between systems are more than chance. Stores nothing."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+
+from services.relevance_judge.metrics import rankings
+from services.relevance_judge.metrics.significance import Correction, PairTest, compare_systems, tabulate_scores
+from services.relevance_judge.parsing import trec
+from services.relevance_judge.parsing.label_formats import parse_labels
+from services.relevance_judge.schemas import StrictModel
+from shared.errors import InvalidOption
+from shared.serving.http.openapi_routes import problems
+
+__all__ = ["check_measure", "router"]
+
+router = APIRouter()
+
+MAX_SYSTEMS = 64
+
+
+class SignificanceIn(StrictModel):
+    """Runs and the labels to measure them by."""
+
+    labels: str = Field(description="Qrels lines, or JSON lines as batches write them.")
+    runs: str = Field(description="Run lines of all systems.")
+    measure: str = Field("ndcg_cut_10", description="ndcg, ndcg_cut_k, map, P_k, recip_rank or recall_k.")
+    relevance_level: int = Field(1, ge=0, le=3, description="Lowest grade that counts as relevant.")
+    baseline: str | None = Field(None, description="Compare with this system only; left out, all pairs.")
+    correction: Correction = Field("holm", description="For many comparisons; `max-t` permutes all systems together.")
+    level: float = Field(0.05, gt=0, lt=0.5, description="Corrected p at which a difference counts.")
+    draws: int = Field(5000, ge=100, le=20_000, description="Permutations, and bootstrap samples.")
+    seed: int = Field(0, ge=0, lt=2**32)
+
+
+class PairOut(BaseModel):
+    """Two systems over the same queries."""
+
+    first: str
+    second: str
+    difference: float = Field(description="Mean of first − second.")
+    interval: tuple[float, float] = Field(description="From a paired bootstrap; not corrected for many comparisons.")
+    p: float = Field(description="Two-sided, of the permutation test.")
+    p_corrected: float
+    wins: int
+    losses: int
+    ties: int
+    is_significant: bool
+    statement: str
+
+
+class SignificanceOut(BaseModel):
+    """Systems, best first, and their comparisons."""
+
+    measure: str
+    queries: int
+    systems: dict[str, float]
+    comparisons: list[PairOut]
+
+
+@router.post("/significance", responses=problems(400, 422))
+def compare_runs(body: SignificanceIn) -> SignificanceOut:
+    """Test the differences between systems over the same queries."""
+    labels, runs = parse_labels(body.labels, "labels").labels, trec.parse_runs(body.runs)
+    check_measure(body.measure)
+    if not 2 <= len(runs) <= MAX_SYSTEMS:
+        raise InvalidOption(f"There are {len(runs)} systems; 2 to {MAX_SYSTEMS} can be compared.", field="runs")
+    if body.baseline is not None and body.baseline not in runs:
+        raise InvalidOption(f"There is no run {body.baseline!r}; there are {', '.join(runs)}.", field="baseline")
+    names, queries, scores = tabulate_scores(runs, labels, measure=body.measure, relevance_level=body.relevance_level)
+    if len(queries) < 2:
+        raise InvalidOption(f"The labels hold {len(queries)} queries; 2 are the least.", field="labels")
+    confidence = 1 - body.level
+    tests = compare_systems(
+        names,
+        scores,
+        baseline=body.baseline,
+        correction=body.correction,
+        confidence=confidence,
+        draws=body.draws,
+        seed=body.seed,
+    )
+    means = {name: float(row.mean()) for name, row in zip(names, scores, strict=True)}
+    return SignificanceOut(
+        measure=body.measure,
+        queries=len(queries),
+        systems=dict(sorted(means.items(), key=lambda one: -one[1])),
+        comparisons=[_describe(test, body, len(tests), len(queries)) for test in tests],
+    )
+
+
+def check_measure(name: str) -> None:
+    """Raise InvalidOption for a measure that is not known."""
+    try:
+        rankings.evaluate({}, {}, measures=[name])
+    except ValueError as error:
+        raise InvalidOption(str(error), field="measure") from error
+
+
+def _describe(test: PairTest, body: SignificanceIn, tests: int, queries: int) -> PairOut:
+    is_significant = test.p_corrected <= body.level
+    low, high = test.interval
+    evidence = (
+        f"{abs(test.difference):.4f} {body.measure} over {queries} queries ({1 - body.level:.0%} interval "
+        f"{low:+.4f} to {high:+.4f}; permutation p {test.p:.4g}"
+        + (f", {body.correction} over {tests} comparisons {test.p_corrected:.4g})" if tests > 1 else ")")
+    )
+    better, worse = (test.first, test.second) if test.difference >= 0 else (test.second, test.first)
+    if is_significant:
+        statement = f"{better} is better than {worse} by {evidence}."
+    else:
+        statement = f"It is not shown that {better} and {worse} differ: {evidence}."
+    return PairOut(**vars(test), is_significant=is_significant, statement=statement)

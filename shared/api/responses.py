@@ -1,0 +1,145 @@
+"""OpenAI's Responses API on the wire: items in, items out, and the events of a stream."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from shared.api.structured import JsonSchemaFormat
+from shared.api.text import LongctxOptions, LongctxUsage, PromptTokensDetails
+
+__all__ = [
+    "FunctionTool",
+    "InputItem",
+    "InputPart",
+    "OutputTokensDetails",
+    "ResponseObject",
+    "ResponseUsage",
+    "ResponsesRequest",
+    "TextFormat",
+    "TextOutput",
+]
+
+
+class InputPart(BaseModel):
+    """A piece of an item; only text is understood."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    text: str | None = None
+
+
+class InputItem(BaseModel):
+    """A message, a call of a function that was made, or its result."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: Literal["message", "function_call", "function_call_output", "reasoning"] = "message"
+    role: Literal["system", "developer", "user", "assistant"] | None = None
+    content: str | list[InputPart] | None = None
+    call_id: str | None = None
+    name: str | None = None
+    arguments: str | None = None
+    output: str | list[InputPart] | None = None
+
+
+class FunctionTool(BaseModel):
+    """A function that the model may call."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: Literal["function"] = "function"
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class TextFormat(JsonSchemaFormat):
+    """The form of the answer; `json_schema` has its schema beside the type."""
+
+    type: Literal["text", "json_object", "json_schema"] = "text"
+
+
+class TextOutput(BaseModel):
+    """How the answer is written."""
+
+    model_config = ConfigDict(extra="allow")
+
+    format: TextFormat | None = None
+
+
+class ResponsesRequest(BaseModel):
+    """What to answer, and how."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str | None = None
+    input: str | list[InputItem] = Field(description="A text, or items: messages, calls and their results.")
+    instructions: str | None = Field(None, description="A system message in front.")
+    max_output_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, ge=0, le=1)
+    stream: bool = False
+    text: TextOutput | None = Field(None, description="The form of the answer.")
+    tools: list[FunctionTool] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    previous_response_id: str | None = Field(None, description="Not served: responses are not stored.")
+    background: bool | None = Field(None, description="Not served: `Prefer: respond-async` makes it a job.")
+    store: bool | None = Field(None, description="Taken and ignored: responses are not stored.")
+    metadata: dict[str, Any] | None = None
+    user: str | None = None
+    longctx: LongctxOptions | None = Field(None, description="Ours, as in chats.")
+    session_id: str | None = Field(None, description="Ours: the session that remembers, for models with a memory.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, given: Any) -> Any:
+        return {k: v for k, v in given.items() if v is not None} if isinstance(given, dict) else given
+
+
+class OutputTokensDetails(BaseModel):
+    """Tokens of the answer by what they are."""
+
+    reasoning_tokens: int = 0
+
+
+class ResponseUsage(BaseModel):
+    """Tokens read and made."""
+
+    input_tokens: int
+    input_tokens_details: PromptTokensDetails
+    output_tokens: int
+    output_tokens_details: OutputTokensDetails = OutputTokensDetails(reasoning_tokens=0)
+    total_tokens: int
+    longctx: LongctxUsage | None = None
+
+
+class ResponseObject(BaseModel):
+    """An answer."""
+
+    id: str
+    object: Literal["response"] = "response"
+    created_at: int
+    status: Literal["in_progress", "completed", "incomplete"]
+    error: None = None
+    incomplete_details: dict[str, str] | None = None
+    instructions: str | None = None
+    max_output_tokens: int | None = None
+    metadata: dict[str, Any] = {}
+    model: str
+    output: list[dict[str, Any]] = Field(description="Messages with text, and calls of functions.")
+    parallel_tool_calls: bool = True
+    previous_response_id: None = None
+    store: bool = False
+    temperature: float | None = None
+    text: dict[str, Any] = {"format": {"type": "text"}}
+    tool_choice: str | dict[str, Any] = "auto"
+    tools: list[dict[str, Any]] = []
+    top_p: float | None = None
+    truncation: Literal["disabled"] = "disabled"
+    usage: ResponseUsage | None = None
+    user: str | None = None

@@ -1,0 +1,48 @@
+"""Structured output on the wire: OpenAI's `response_format` and vLLM's `structured_outputs`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["JsonSchemaFormat", "ResponseFormat", "StructuredOutputs"]
+
+Schema = dict[str, Any] | bool
+
+
+class JsonSchemaFormat(BaseModel):
+    """A JSON Schema that the answer meets."""
+
+    model_config = ConfigDict(extra="allow", populate_by_name=True)
+
+    name: str = Field("answer", pattern=r"^[a-zA-Z0-9_-]{1,64}$", description="What the answer is called.")
+    description: str | None = None
+    schema_: Schema | None = Field(None, alias="schema", description="The schema; left out, any object.")
+    strict: bool | None = Field(
+        None, description="Refuse keywords that can't be enforced, instead of leaving them to the model."
+    )
+
+
+class ResponseFormat(BaseModel):
+    """The form of the answer: free text, any JSON object, one that meets a schema, or one of several texts."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: Literal["text", "json_object", "json_schema", "choice"] = "text"
+    json_schema: JsonSchemaFormat | None = Field(None, description="With `json_schema`.")
+    choices: list[str] | None = Field(None, description="Ours, with `choice`: one of them is answered.")
+
+
+class StructuredOutputs(BaseModel):
+    """The form of the answer as vLLM takes it: one of `json`, `json_object`, `regex`, `choice` and `grammar`."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    json_: Schema | str | None = Field(None, alias="json", description="A JSON Schema, or its text.")
+    json_object: bool | None = Field(None, description="Any JSON object.")
+    regex: str | None = Field(None, description="A regular expression that the whole answer matches; no look-around.")
+    choice: list[str] | None = Field(None, description="One of these texts.")
+    grammar: str | None = Field(None, description="A context-free grammar, in Lark's form or GBNF.")
+    disable_any_whitespace: bool = Field(False, description="Write JSON without white space.")
+    whitespace_pattern: str | None = Field(None, description="White space in JSON, as a regular expression.")

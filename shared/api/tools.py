@@ -1,0 +1,90 @@
+"""Tool calls on the wire: the functions that a model may call, and its calls, whole and streamed."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = [
+    "FunctionCall",
+    "FunctionCallDelta",
+    "FunctionDefinition",
+    "FunctionName",
+    "NamedToolChoice",
+    "Tool",
+    "ToolCall",
+    "ToolCallDelta",
+    "ToolChoice",
+]
+
+_NAME = r"^[a-zA-Z0-9_.-]{1,64}$"
+
+
+class FunctionDefinition(BaseModel):
+    """A function that the caller can run."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str = Field(pattern=_NAME)
+    description: str | None = None
+    parameters: dict[str, Any] | None = Field(
+        None, description="A JSON Schema of its arguments; left out, there are none."
+    )
+    strict: bool | None = Field(None, description="Refuse keywords of the schema that can't be enforced.")
+
+
+class Tool(BaseModel):
+    """Something that a model may call; only functions are understood."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: Literal["function"] = "function"
+    function: FunctionDefinition
+
+
+class FunctionName(BaseModel):
+    """Names a function."""
+
+    name: str
+
+
+class NamedToolChoice(BaseModel):
+    """The one function that must be called."""
+
+    type: Literal["function"] = "function"
+    function: FunctionName
+
+
+ToolChoice = Literal["none", "auto", "required"] | NamedToolChoice
+
+
+class FunctionCall(BaseModel):
+    """A call: the function, and its arguments as JSON text."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(BaseModel):
+    """A call that the model made."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+class FunctionCallDelta(BaseModel):
+    """What a chunk adds to a call: its name comes first, its arguments piece by piece."""
+
+    name: str | None = None
+    arguments: str | None = None
+
+
+class ToolCallDelta(BaseModel):
+    """What a chunk adds to the call with this index."""
+
+    index: int
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: FunctionCallDelta

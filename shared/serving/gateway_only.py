@@ -1,0 +1,97 @@
+"""Gateway-only access: a replica answers callers that know the secret of its run, and nobody else.
+
+The gateway says whose request it is (`x-fovea-tenant`), so whoever reached a replica's port could be any tenant. With
+`replica_secret` set, HTTP and gRPC calls must carry it; health and metrics stay open. Without one a replica serves its
+own machine, and refuses a `Host` that a foreign web page may have sent (DNS rebinding).
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+import grpc
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from shared.api.replica import SECRET_HEADER
+from shared.errors import PermissionDenied, Unauthenticated
+from shared.serving.http.error_rendering import render
+from shared.settings import Settings
+
+__all__ = ["GatewayOnlyInterceptor", "GatewayOnlyMiddleware"]
+
+_OPEN_PATHS = frozenset({"/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
+_OPEN_SERVICES = ("/grpc.health.v1.Health/",)
+
+_REFUSAL = "This replica answers to its gateway only."
+_HINT = "Send the request to the gateway. Replica and gateway must have the same FOVEA_REPLICA_SECRET."
+
+
+class GatewayOnlyMiddleware:
+    """ASGI middleware around a replica's app."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        """Ask for one of the secrets of `settings`; without any, for a `Host` that is ours."""
+        self._app = app
+        self._secrets = settings.replica_secrets
+        self._names = frozenset({"localhost", settings.replica_host, settings.replica_advertised_host})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on what may come in."""
+        if scope["type"] == "http" and scope["path"] not in _OPEN_PATHS:
+            headers = dict(scope["headers"])
+            error: Unauthenticated | PermissionDenied | None = None
+            if self._secrets:
+                error = None if _is_known(headers.get(SECRET_HEADER.encode()), self._secrets) else _refuse()
+            elif not self._is_ours(headers.get(b"host", b"localhost").decode("latin-1")):
+                error = PermissionDenied("This replica is not called by that name.", hint=_HINT)
+            if error is not None:
+                await render(scope, error, {"connection": "close"})(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _is_ours(self, host: str) -> bool:
+        """Whether a `Host` names this replica: by an address, which no foreign page can be found under, or its name."""
+        name = host if host.endswith("]") else host.rpartition(":")[0] or host
+        if name.lower() in self._names:
+            return True
+        try:
+            ipaddress.ip_address(name.strip("[]"))
+        except ValueError:
+            return False
+        return True
+
+
+class GatewayOnlyInterceptor(grpc.aio.ServerInterceptor):
+    """gRPC interceptor with the same rule; it sees the metadata before any message is read."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Ask for one of the secrets of `settings`, if there is one."""
+        self._secrets = settings.replica_secrets
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Pass on what may come in."""
+        sent = dict(handler_call_details.invocation_metadata or ()).get(SECRET_HEADER)
+        is_open = not self._secrets or handler_call_details.method.startswith(_OPEN_SERVICES)
+        if is_open or _is_known(sent.encode() if isinstance(sent, str) else sent, self._secrets):
+            return await continuation(handler_call_details)
+        return grpc.stream_stream_rpc_method_handler(_abort)
+
+
+async def _abort(_messages: Any, context: Any) -> None:
+    await context.abort(grpc.StatusCode.UNAUTHENTICATED, f"{_REFUSAL} {_HINT}")
+
+
+def _refuse() -> Unauthenticated:
+    return Unauthenticated(_REFUSAL, hint=_HINT)
+
+
+def _is_known(sent: bytes | None, secrets: Iterable[str]) -> bool:
+    """Whether it is one of the secrets, compared in constant time."""
+    return any(hmac.compare_digest(sent or b"", secret.encode()) for secret in secrets)

@@ -1,0 +1,74 @@
+"""Memory guard: ends a process that outgrows its memory before the kernel or Ray ends its neighbours.
+
+Linux only: elsewhere it reads 0 and never acts. Knows nothing about requests and replicas.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from shared.settings import Settings
+
+__all__ = ["EXIT_STATUS", "MemoryGuard", "find_memory_limit", "read_resident_bytes"]
+
+EXIT_STATUS = 137
+"""As of a process that the kernel ends for its memory."""
+
+_POLL_S = 0.05
+_DEFAULT_SHARE = 0.8
+"""Share of the machine's or the container's memory that one process may take where nobody says otherwise."""
+
+_CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+_STATM = Path("/proc/self/statm")
+
+
+class MemoryGuard:
+    """A thread that watches the memory of its process, and calls `on_breach` once when it outgrows its limit."""
+
+    def __init__(self, limit: int, on_breach: Callable[[], None]) -> None:
+        """Watch from now on; a limit of 0 watches nothing."""
+        self.limit = limit
+        self._on_breach = on_breach
+        self._stopping = threading.Event()
+        if limit:
+            threading.Thread(target=self._watch, name="memory-guard", daemon=True).start()
+
+    @property
+    def share(self) -> float:
+        """How much of the limit is taken; 0 without one."""
+        return read_resident_bytes() / self.limit if self.limit else 0.0
+
+    def stop(self) -> None:
+        """Stop watching."""
+        self._stopping.set()
+
+    def _watch(self) -> None:
+        while not self._stopping.wait(_POLL_S):
+            if read_resident_bytes() > self.limit:
+                self._on_breach()
+                return
+
+
+def read_resident_bytes() -> int:
+    """Memory of this process that is in RAM, bytes; 0 where the system does not tell."""
+    try:
+        return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def find_memory_limit(settings: Settings) -> int:
+    """The setting, or the larger part of what the machine or the container has; 0 where the system does not tell."""
+    if settings.replica_memory_bytes is not None:
+        return settings.replica_memory_bytes
+    found = []
+    with contextlib.suppress(OSError, ValueError):
+        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    for path in _CGROUP_LIMITS:
+        with contextlib.suppress(OSError, ValueError):
+            found.append(int(path.read_text()))
+    return int(_DEFAULT_SHARE * min(found, default=0))

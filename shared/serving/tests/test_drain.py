@@ -1,0 +1,108 @@
+"""A pod that is about to stop: its replicas withdraw, finish what they had begun, and `preStop` returns only then."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import httpx2
+import pytest
+import redis
+
+from shared.api.replica import replicas_key
+from shared.jobs.redis_server import RedisServer
+from shared.serving.build_app import build
+from shared.serving.drain import DrainFiles, drain
+from shared.serving.replica import ReplicaServer
+from shared.serving.tests.toys import TOYS, until
+from shared.settings import Settings, environment
+
+
+@pytest.fixture
+def server(tmp_path):
+    with RedisServer(Settings(data_dir=tmp_path, redis_url=None)) as made:
+        yield made
+
+
+@pytest.fixture
+async def replica(server, tmp_path):
+    settings = Settings(redis_url=server.url, data_dir=tmp_path, shutdown_grace_s=1)
+    made = ReplicaServer(build("toy", servables=TOYS, settings=settings), settings)
+    await made.start()
+    await until(lambda: made.host.settled, 10)
+    yield made
+    await made.stop()
+
+
+def pre_stop(data_dir, grace="20"):
+    """The hook, as the kubelet runs it."""
+    env = environment(FOVEA_DATA_DIR=str(data_dir), FOVEA_SHUTDOWN_GRACE_S=grace)
+    return subprocess.Popen([sys.executable, "-m", "shared.serving.drain"], env=env)
+
+
+async def test_requests_in_flight_end_before_the_hook_returns_and_no_new_ones_are_sent(replica, server, tmp_path):
+    with redis.Redis.from_url(server.url) as link:
+        await until(lambda: link.hlen(replicas_key("toy")), 5)
+        client = httpx2.AsyncClient(base_url=replica.http, timeout=30)
+        how = {"json": {"text": "…"}, "headers": {"accept": "text/event-stream"}}
+        async with client, client.stream("POST", "/v1/plan", **how) as endless:
+            assert endless.status_code == 200
+            assert replica.in_flight == 1
+            hook = pre_stop(tmp_path)
+            await until(lambda: not link.hlen(replicas_key("toy")), 20)
+            # Sent before word got round:
+            assert (await client.post("/v1/echo", json={"text": "late"})).status_code == 200
+            await asyncio.sleep(1.5)
+            assert hook.poll() is None
+        assert await asyncio.to_thread(hook.wait, 10) == 0
+        assert not link.hlen(replicas_key("toy"))
+    assert list((tmp_path / "replicas").iterdir()) == []
+
+
+async def test_what_comes_before_the_withdrawal_is_waited_for(server, tmp_path):
+    settings = Settings(redis_url=server.url, data_dir=tmp_path, shutdown_grace_s=1)
+    moved = asyncio.Event()
+    made = ReplicaServer(build("toy", servables=TOYS, settings=settings), settings, before_withdrawal=moved.wait)
+    await made.start()
+    with redis.Redis.from_url(server.url) as link:
+        await until(lambda: link.hlen(replicas_key("toy")), 5)
+        hook = pre_stop(tmp_path)
+        await until(lambda: list((tmp_path / "replicas").glob("*.drain")), 10)
+        await asyncio.sleep(0.5)
+        assert link.hlen(replicas_key("toy"))
+        moved.set()
+        await until(lambda: not link.hlen(replicas_key("toy")), 5)
+    assert await asyncio.to_thread(hook.wait, 10) == 0
+    await made.stop()
+
+
+def test_hook_gives_up_when_the_time_is_over(tmp_path):
+    files = DrainFiles(tmp_path, "busy")
+    files.create()
+    began = time.monotonic()
+    assert drain(tmp_path, 0.5) is False
+    assert 0.5 <= time.monotonic() - began < 2
+    assert files.is_requested()
+
+
+def test_replica_that_was_killed_is_not_waited_for(tmp_path):
+    killed = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    (tmp_path / "replicas").mkdir()
+    (tmp_path / "replicas" / "gone").write_text(str(killed.pid))
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert drain(tmp_path, 5) is True
+
+
+def test_nothing_to_drain_is_no_error(tmp_path):
+    assert drain(tmp_path, 5) is True
+
+
+def test_replica_of_the_next_start_is_not_drained_by_the_last_stop(tmp_path):
+    DrainFiles(tmp_path, "first").create()
+    drain(tmp_path, 0.2)
+    second = DrainFiles(tmp_path, "second")
+    second.create()
+    assert not second.is_requested()

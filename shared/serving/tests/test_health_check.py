@@ -1,0 +1,55 @@
+"""What the image's HEALTHCHECK says of a gateway or replica, of a worker, of one that hangs, and of nothing at all."""
+
+import http.server
+import threading
+
+import pytest
+
+from shared.serving.health_check import is_healthy
+from shared.serving.tests.test_metrics_server import free_port
+
+
+@pytest.fixture
+def answering():
+    """Starts servers that answer every GET with a status; `None` never answers."""
+    servers, over = [], threading.Event()
+
+    def start(status):
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                if status is None:
+                    over.wait(20)
+                else:
+                    self.send_response(status)
+                    self.end_headers()
+
+            def log_message(self, *_):
+                """Say nothing."""
+
+        made = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=made.serve_forever, daemon=True).start()
+        servers.append(made)
+        return made.server_address[1]
+
+    yield start
+    over.set()
+    for made in servers:
+        made.shutdown()
+        made.server_close()
+
+
+def test_who_listens_on_the_main_port_says_it_himself(answering):
+    assert is_healthy(answering(200), answering(200)) is True
+    assert is_healthy(answering(503), answering(200)) is False
+
+
+def test_one_that_hangs_is_not_healthy(answering):
+    assert is_healthy(answering(None), answering(200)) is False
+
+
+def test_worker_is_known_by_its_metrics(answering):
+    assert is_healthy(free_port(), answering(200)) is True
+
+
+def test_nobody_is_not_healthy():
+    assert is_healthy(free_port(), free_port()) is False

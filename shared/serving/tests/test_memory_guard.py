@@ -1,0 +1,57 @@
+"""A process that outgrows its memory ends itself, says so, and takes nothing else along."""
+
+import subprocess
+import sys
+import textwrap
+
+import redis
+
+from shared.api.replica import ReplicaRecord, replicas_key
+from shared.jobs.redis_server import RedisServer
+from shared.serving.memory_guard import EXIT_STATUS, find_memory_limit, read_resident_bytes
+from shared.settings import Settings
+
+GREEDY = textwrap.dedent(
+    """
+    import asyncio, sys, threading
+    from shared.serving.build_app import build
+    from shared.serving.memory_guard import read_resident_bytes
+    from shared.serving.replica import ReplicaServer
+    from shared.settings import Settings
+
+    async def main():
+        limit = read_resident_bytes() + 300 * 2**20
+        settings = Settings(redis_url=sys.argv[1], replica_memory_bytes=limit, shutdown_grace_s=0.5)
+        server = ReplicaServer(build("toy", servables={}, settings=settings), settings)
+        await server.start()
+        await asyncio.sleep(1.2)
+        threading.Thread(target=grow, daemon=True).start()
+        await asyncio.sleep(30)
+
+    def grow():
+        import time
+        held = []
+        while True:
+            held.append(bytearray(b"x") * 2**23)
+            time.sleep(0.005)
+
+    asyncio.run(main())
+    """
+)
+
+
+def test_a_replica_that_outgrows_its_memory_says_so_in_its_last_record(tmp_path):
+    with RedisServer(Settings(data_dir=tmp_path)) as server:
+        done = subprocess.run([sys.executable, "-c", GREEDY, server.url], capture_output=True, text=True, check=False)
+        with redis.Redis.from_url(server.url) as client:
+            (last,) = map(ReplicaRecord.model_validate_json, client.hvals(replicas_key("toy")))
+    assert done.returncode == EXIT_STATUS, done.stderr
+    assert last.out_of_memory
+    assert not last.ready
+    assert last.memory > 1
+
+
+def test_memory_is_limited_even_where_nobody_says_so():
+    assert find_memory_limit(Settings(replica_memory_bytes=5)) == 5
+    assert find_memory_limit(Settings(replica_memory_bytes=0)) == 0
+    assert find_memory_limit(Settings()) > read_resident_bytes() > 2**20

@@ -1,0 +1,53 @@
+"""Metrics of a replica are read on a port of their own, without a key, and the port is waited for."""
+
+import asyncio
+import socket
+
+import httpx2
+
+from shared.serving.build_app import build
+from shared.serving.metrics_server import MetricsServer
+from shared.serving.replica import ReplicaServer
+from shared.serving.tests.toys import TOYS, until
+from shared.settings import Settings
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+async def read(port):
+    async with httpx2.AsyncClient() as client:
+        return (await client.get(f"http://127.0.0.1:{port}/metrics")).text
+
+
+async def test_replica_counts_its_requests_there(tmp_path):
+    port = free_port()
+    settings = Settings(redis_url=None, data_dir=tmp_path, metrics_port=port, shutdown_grace_s=1)
+    replica = ReplicaServer(build("toy", servables=TOYS, settings=settings), settings)
+    await replica.start()
+    await until(lambda: replica.host.settled, 10)
+    async with httpx2.AsyncClient() as client:
+        assert (await client.post(f"{replica.http}/v1/echo", json={"text": "hello"})).status_code == 200
+    assert 'fovea_batch_size_count{model="toy/echo",service="toy"}' in await read(port)
+    await replica.stop()
+    socket.create_server(("127.0.0.1", port)).close()
+
+
+async def test_port_that_a_predecessor_still_has_is_waited_for():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        server = MetricsServer("127.0.0.1", port)
+        server.start()
+        await asyncio.sleep(0.2)
+    await asyncio.sleep(1.2)
+    assert "python_info" in await read(port)
+    await server.stop()
+
+
+async def test_without_a_port_there_is_none():
+    server = MetricsServer("127.0.0.1", 0)
+    server.start()
+    await server.stop()

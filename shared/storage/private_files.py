@@ -1,0 +1,26 @@
+"""Private files: what a process of the platform writes is readable by its own user alone.
+
+State holds users' texts, pictures and keys, also in files that libraries write (Ray's folder would be anybody's).
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+__all__ = ["make_files_private"]
+
+_UMASK = 0o077
+
+
+def make_files_private(data_dir: Path) -> None:
+    """Let no other user read what this process and its children write from now on, nor look into the data folder.
+
+    A folder that is another user's (a mounted volume) keeps the rights that its owner gave it.
+    """
+    os.umask(_UMASK)
+    with suppress(OSError):  # a read-only folder is no reason not to start; whoever stores something says so
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if data_dir.stat().st_uid == os.getuid():
+            data_dir.chmod(0o700)

@@ -1,0 +1,43 @@
+"""A real S3 server (moto's) in a process of its own, with one bucket."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import boto3
+
+__all__ = ["run_s3_server"]
+
+_PROGRAM = """
+import json, sys
+from moto.server import ThreadedMotoServer
+server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+server.start()
+print(json.dumps(server.get_host_and_port()), flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def run_s3_server() -> Iterator[dict[str, str]]:
+    """Run a server with the bucket `fovea`; yields the variables under which a process reaches it."""
+    command = [sys.executable, "-W", "ignore", "-c", _PROGRAM]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as server:
+        assert server.stdout
+        host, port = json.loads(server.stdout.readline())
+        endpoint, region = f"http://{host}:{port}", "us-east-1"
+        keys = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": region}
+        client = boto3.client("s3", endpoint_url=endpoint, **keys)
+        client.create_bucket(Bucket="fovea")
+        client.close()
+        yield {
+            "AWS_ENDPOINT_URL": endpoint,
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_REGION": region,
+        }
+        server.kill()

@@ -1,0 +1,75 @@
+"""One holder at a time, over threads and processes; a dead holder is followed within seconds."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from shared.errors import Cancelled
+from shared.storage import Lease, ObjectStore, lease
+
+
+def _hold(store: ObjectStore, log: list[str], name: str) -> None:
+    with Lease(store, lambda: None, poll_s=0.01):
+        log.append(f"{name} in")
+        time.sleep(0.02)
+        log.append(f"{name} out")
+
+
+def test_holders_follow_one_another(store: ObjectStore) -> None:
+    log: list[str] = []
+    threads = [threading.Thread(target=_hold, args=(store, log, str(n))) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(log) == 12
+    assert all(first.split()[0] == second.split()[0] for first, second in zip(log[::2], log[1::2], strict=True))
+    assert len(store.list_names()) == 1, "numbers of the past are removed"
+
+
+def test_whoever_waits_may_give_up(store: ObjectStore) -> None:
+    def give_up() -> None:
+        detail = "enough"
+        raise Cancelled(detail)
+
+    with Lease(store, lambda: None), pytest.raises(Cancelled), Lease(store, give_up):
+        pass
+    with Lease(store, give_up):
+        pass
+
+
+def test_a_holder_that_lives_keeps_its_lease(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "LEASE_S", 0.4)
+    monkeypatch.setattr(lease, "_RENEW_S", 0.05)
+    log: list[str] = []
+    with Lease(store, lambda: None) as held:
+        other = threading.Thread(target=_hold, args=(store, log, "other"))
+        other.start()
+        time.sleep(1.2)
+        assert held.is_held()
+        assert log == []
+    other.join(10)
+    assert log == ["other in", "other out"]
+
+
+def test_a_holder_that_was_killed_is_followed(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "LEASE_S", 0.5)
+    program = (
+        "import sys, time\nfrom shared.storage import Lease, ObjectStore\n"
+        "store = ObjectStore.open(sys.argv[1]).under('l')\n"
+        "with Lease(store, lambda: None):\n    print('held', flush=True)\n    time.sleep(60)\n"
+    )
+    url = str(store._root.url)
+    with subprocess.Popen([sys.executable, "-c", program, url], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout
+        assert child.stdout.readline() == "held\n"
+        child.kill()
+    begun = time.monotonic()
+    with Lease(store.under("l"), lambda: None) as held:
+        assert held.is_held()
+    assert 0.4 < time.monotonic() - begun < 5

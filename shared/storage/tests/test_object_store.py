@@ -1,0 +1,135 @@
+"""Objects are whole or absent, durable, private and never outside their store: in a folder and in a real S3 server."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+
+from shared.errors import NotReady, StorageFull
+from shared.storage import ObjectStore
+
+
+def test_what_was_put_is_there_until_it_is_deleted(store: ObjectStore) -> None:
+    assert store.get("a/b") is None
+    assert store.head("a/b") is None
+    store.put("a/b", b"\0\xff" * 1000)
+    assert store.get("a/b") == b"\0\xff" * 1000
+    store.put("a/b", b"")
+    assert store.get("a/b") == b""
+    store.delete("a/b", "a/other")
+    assert store.get("a/b") is None
+
+
+def test_of_many_creators_one_wins_and_nothing_is_replaced(store: ObjectStore) -> None:
+    won: list[int] = []
+    threads = [
+        threading.Thread(target=lambda n=n: store.create("x", str(n).encode()) and won.append(n)) for n in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+    assert store.get("x") == str(won[0]).encode()
+
+
+def test_a_store_below_another_sees_its_own_objects_alone(store: ObjectStore) -> None:
+    inner = store.under("one", "two")
+    inner.put("a", b"1")
+    inner.put("b/c", b"22")
+    store.put("onerous", b"")
+    assert sorted((facts.path, facts.size) for facts in inner.list_objects()) == [("a", 1), ("b/c", 2)]
+    assert inner.list_names() == ["a", "b"]
+    assert store.list_names() == ["one", "onerous"]
+    assert store.get("one/two/a") == b"1"
+    inner.delete_all()
+    assert [facts.path for facts in store.list_objects()] == ["onerous"]
+
+
+def test_tenants_share_nothing_whatever_they_are_called(store: ObjectStore) -> None:
+    names = ["alice", "Alice", "../alice", "alice/../bob", "", "\ud800", "a" * 4000]
+    for name in names:
+        assert store.of_tenant(name).create("secret", name.encode("utf8", "surrogatepass"))
+    assert [store.of_tenant(name).get("secret") for name in names] == [n.encode("utf8", "surrogatepass") for n in names]
+
+
+@pytest.mark.parametrize("path", ["", "..", "a/../b", "/etc/passwd", "a//b", "a/", "a\0b", "a b", "a/./b", "x" * 300])
+def test_what_is_no_path_is_refused(store: ObjectStore, path: str) -> None:
+    for call in (store.get, store.delete, store.head, store.under, lambda p: store.put(p, b"x")):
+        with pytest.raises(ValueError, match="not the path"):
+            call(path)
+
+
+def test_files_go_up_and_come_down(store: ObjectStore, tmp_path: Path) -> None:
+    file, copy = tmp_path / "file", tmp_path / "deep" / "copy"
+    file.write_bytes(os.urandom(12_000_000))
+    store.upload("large", file)
+    assert store.download("large", copy)
+    assert copy.read_bytes() == file.read_bytes()
+    assert not store.download("nothing", copy)
+    assert sorted(copy.parent.iterdir()) == [copy]
+
+
+def test_readers_never_see_half_an_object(store: ObjectStore) -> None:
+    contents = {bytes([n]) * 200_000 for n in range(4)}
+    store.put("x", next(iter(contents)))
+    is_done = threading.Event()
+
+    def write() -> None:
+        for content in [*contents] * 3:
+            store.put("x", content)
+        is_done.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    while not is_done.is_set():
+        assert store.get("x") in contents
+    writer.join()
+
+
+def test_a_folder_is_private_and_leaves_no_empty_folders(tmp_path: Path) -> None:
+    store = ObjectStore.open((tmp_path / "objects").as_uri())
+    assert not (tmp_path / "objects").exists()
+    store.put("jobs/1/request", b"x")
+    assert stat.S_IMODE((tmp_path / "objects").stat().st_mode) == 0o700
+    store.delete("jobs/1/request")
+    assert list((tmp_path / "objects").iterdir()) == []
+
+
+def test_a_full_and_a_read_only_disk_say_what_to_do(tmp_path: Path) -> None:
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting needs root")
+    try:
+        store = ObjectStore.open((place / "objects").as_uri())
+        store.put("small", b"x")
+        with pytest.raises(StorageFull) as full:
+            store.put("large", b"x" * 1_000_000)
+        assert full.value.status == 507
+        assert "FOVEA_OBJECT_STORE" in str(full.value.hint)
+        subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
+        with pytest.raises(NotReady, match="read-only"):
+            store.put("more", b"x")
+        assert store.get("small") == b"x"
+        assert store.get("large") is None
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_store_that_is_away_is_an_error_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (
+        ("AWS_ENDPOINT_URL", "http://127.0.0.1:9"),
+        ("AWS_ACCESS_KEY_ID", "a"),
+        ("AWS_SECRET_ACCESS_KEY", "b"),
+    ):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(NotReady, match="can't be reached"):
+        ObjectStore.open("s3://bucket").get("x")

@@ -1,0 +1,252 @@
+"""Nothing that alice made is visible to bob, over every route of the OpenAPI documents of what keeps state.
+
+A route whose path names something is known here: it is a tenant's (`OWNED`) or everybody's (`SHARED`). A new one fails
+this test until somebody says which it is.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from starlette.testclient import TestClient
+
+from services.gateway.app import build_gateway
+from services.gateway.policy.auth import KeyRing
+from services.interpretability.routes import build_router
+from services.llm_longctx.api import documents, openai, sessions
+from services.relevance_judge.judges.log_odds import LogOdds
+from services.relevance_judge.routes import router as judge_router
+from services.relevance_judge.tests.fake_endpoint import FakeModel
+from shared.jobs.queue import Payload
+from shared.jobs.redis_queue import RedisJobQueue
+from shared.jobs.redis_server import RedisServer
+from shared.registry import LoadContext, servables
+from shared.serving.build_app import build
+from shared.settings import Settings
+
+SECRET = "quince-marmalade"
+"""In everything that alice makes."""
+
+OWNED = {
+    "/v1/judge/calibrations/{name}",
+    "/v1/judge/batches/{name}",
+    "/v1/probe/reports/{key}",
+    "/v1/probe/artefacts/{sha256}",
+    "/v1/sessions/{session_id}",
+    "/v1/sessions/{session_id}/fork",
+    "/v1/sessions/{session_id}/export",
+    "/v1/sessions/{session_id}/import",
+    "/v1/sessions/{session_id}/rollback",
+    "/v1/sessions/{session_id}/surprise",
+    "/v1/documents/{document_id}",
+    "/v1/jobs/{job_id}",
+    "/v1/jobs/{job_id}/events",
+    "/v1/jobs/{job_id}/result",
+    "/v1/jobs/{job_id}/cancel",
+    "/v1/jobs/{job_id}/retry",
+}
+
+SHARED = re.compile(r"/v2/.*|/v1/models/.*|/v1/longctx/methods/.*|/v1/judge/templates/.*")
+"""Models, methods and templates: what operators install, not what tenants make."""
+
+
+@dataclass
+class Stage:
+    """An app, how a tenant signs its requests, and what alice made: path parameters, and bodies that name it."""
+
+    app: FastAPI
+    client: TestClient
+    headers: dict[str, dict[str, str]]
+    made: dict[str, str] = field(default_factory=dict)
+    naming: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+
+    def send(self, who: str, method: str, path: str, **more: Any) -> Any:
+        """A request of one of the two."""
+        return self.client.request(method, path, headers=self.headers[who], **more)
+
+
+def _wait(client: TestClient) -> None:
+    until = time.monotonic() + 120
+    while client.get("/readyz").status_code != 200:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+BY_HEADER = {who: {"x-fovea-tenant": who} for who in ("alice", "bob")}
+
+
+@pytest.fixture(scope="module")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with RedisServer(Settings(data_dir=tmp_path_factory.mktemp("redis"))) as server:
+        yield server.url
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    model = FakeModel(first={"0": -0.5, "3": -1.0})
+
+    class Answering(LogOdds):
+        card = LogOdds.card
+
+        @classmethod
+        def load(cls, place: LoadContext) -> Any:
+            """With a model behind it."""
+            return cls(model.client(), place.objects)
+
+    settings = Settings(data_dir=tmp_path_factory.mktemp("judge"), shutdown_grace_s=1)
+    app = build("relevance-judge", routers=[judge_router], servables={"log-odds": Answering}, settings=settings)
+    with TestClient(app) as client:
+        _wait(client)
+        stage = Stage(app, client, BY_HEADER)
+        training = {"signals": [0.1, 1.1, 2.1] * 4, "grades": [0, 1, 3] * 4, "queries": [str(n) for n in range(12)]}
+        stage.send("alice", "POST", "/v1/judge/calibrations", json={**training, "name": SECRET, "signal": SECRET})
+        labels = {"reference": "1 0 a 1\n1 0 b 0\n", "judges": [{"judge": SECRET, "labels": "1 0 a 1\n1 0 b 1\n"}]}
+        stage.send("alice", "POST", "/v1/judge/leaderboard", json={**labels, "name": SECRET, "draws": 10})
+        pairs = json.dumps({"qid": SECRET, "docid": "d", "query": SECRET, "passage": SECRET})
+        batch = stage.send("alice", "POST", "/v1/judge/batches", json={"pairs": pairs}).json()
+        stage.made = {"/v1/judge/calibrations/{name}": SECRET, "/v1/judge/batches/{name}": batch["id"]}
+        asked = {"query": "q", "passages": ["p"], "calibration": SECRET}
+        stage.naming = [
+            ("/v1/judge", asked),
+            ("/v1/judge/batches", {"pairs": pairs, "options": {"calibration": SECRET}}),
+            (f"/v1/judge/leaderboard?name={SECRET}", {}),
+        ]
+        yield stage
+
+
+@pytest.fixture(scope="module")
+def probe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    kinds = {name: kind for name, kind in servables("interpretability").items() if name in {"head-plans", "circuits"}}
+    settings = Settings(data_dir=tmp_path_factory.mktemp("probe"), intra_op_threads=1)
+    app = build("interpretability", routers=[build_router(kinds)], servables=kinds, settings=settings)
+    with TestClient(app) as client:
+        _wait(client)
+        stage = Stage(app, client, BY_HEADER)
+        spec = {"lm": "tiny-induction", "kind": "razor", "period": 24, "repeats": 3, "name": SECRET}
+        report = stage.send("alice", "POST", "/v1/probe/heads/plans", json=spec).json()
+        key, artefact = report["manifest"]["report"], report["artefacts"][0]["sha256"]
+        stage.made = {"/v1/probe/reports/{key}": key, "/v1/probe/artefacts/{sha256}": artefact}
+        stage.naming = [
+            ("/v1/probe/circuits/compare", {"first": key, "second": key}),
+            ("/v1/probe/heads/plans", {"lm": "tiny-induction", "kind": "retrieval", "report": artefact}),
+        ]
+        yield stage
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterator[Stage]:
+    names = {"fovea-titans-lmm", "fovea-landmark-recall"}
+    kinds = {name: kind for name, kind in servables("llm-longctx").items() if name in names}
+    settings = Settings(data_dir=tmp_path_factory.mktemp("text"), intra_op_threads=1, redis_url=redis_url)
+    routers = [openai.router, sessions.router, documents.router]
+    app = build("llm-longctx", routers=routers, servables=kinds, settings=settings)
+    with TestClient(app) as client:
+        _wait(client)
+        stage = Stage(app, client, BY_HEADER)
+        session = stage.send("alice", "POST", "/v1/sessions", json={"model": "fovea-titans-lmm"}).json()["id"]
+        body = {"model": "fovea-landmark-recall", "text": "ant blue and the of " * 6, "name": SECRET}
+        answer = stage.send("alice", "POST", "/v1/documents", json=body)
+        document = answer.json()["id"]
+        stage.made = {route: session for route in OWNED if "{session_id}" in route}
+        stage.made["/v1/documents/{document_id}"] = document
+        stage.naming = [
+            ("/v1/completions", {"model": "fovea-titans-lmm", "prompt": "a", "max_tokens": 1, "session_id": session}),
+            (
+                "/v1/completions",
+                {"model": "fovea-landmark-recall", "prompt": "a", "max_tokens": 1, "document_id": document},
+            ),
+        ]
+        yield stage
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterator[Stage]:
+    settings = Settings(data_dir=tmp_path_factory.mktemp("gateway"), redis_url=redis_url, auth="keys")
+    keys = KeyRing(settings.keys_path)
+    headers = {who: {"x-api-key": keys.add(who, ("infer", "jobs"))[1]} for who in ("alice", "bob")}
+    app = build_gateway(settings)
+    with TestClient(app) as client:
+        stage = Stage(app, client, headers)
+        payload = Payload("svc", f"/v1/{SECRET}", SECRET.encode(), {}, tenant="alice")
+        queue = app.state.gateway.queue
+        assert isinstance(queue, RedisJobQueue)
+        assert client.portal is not None
+        job, _ = client.portal.call(queue.submit, payload)
+        stage.made = {route: job.id for route in OWNED if "{job_id}" in route}
+        yield stage
+
+
+@pytest.fixture(params=["judge", "probe", "text", "gateway"])
+def stage(request: pytest.FixtureRequest) -> Stage:
+    found: Stage = request.getfixturevalue(request.param)
+    return found
+
+
+def _operations(stage: Stage) -> list[tuple[str, str]]:
+    paths: dict[str, Any] = stage.app.openapi()["paths"]
+    return [(path, method.upper()) for path, methods in paths.items() for method in methods]
+
+
+def test_every_route_that_names_something_is_a_tenants_or_everybodys(stage: Stage) -> None:
+    named = {path for path, _ in _operations(stage) if "{" in path and not SHARED.fullmatch(path)}
+    assert named <= OWNED, "say of new routes whose they are"
+    assert named == set(stage.made), "and make one of alice's"
+
+
+def test_what_alice_made_is_not_found_by_bob_and_outlives_him(stage: Stage) -> None:
+    owned = [(path, method) for path, method in _operations(stage) if path in OWNED]
+    for path, method in owned:
+        place = re.sub(r"\{.*?\}", stage.made[path], path)
+        body: dict[str, Any] = {"json": {"version": 0}}
+        if path.endswith("/import"):  # what alice herself could send
+            body = {"content": stage.send("alice", "GET", place.replace("/import", "/export")).content}
+        answer = stage.send("bob", method, place, **body)
+        assert answer.status_code in {404, 422}, (method, path, answer.text)
+        assert answer.status_code == 404 or "body" in answer.text or "version" in answer.text, (path, answer.text)
+    for path, method in owned:
+        if method == "GET" and not path.endswith(("/events", "/result", "/surprise", "/export")):
+            answer = stage.send("alice", method, re.sub(r"\{.*?\}", stage.made[path], path))
+            assert answer.status_code == 200, (path, answer.text)
+
+
+def test_no_list_shows_bob_what_alice_made(stage: Stage) -> None:
+    for path, method in _operations(stage):
+        if method == "GET" and "{" not in path:
+            answer = stage.send("bob", method, path)
+            assert answer.status_code < 500 or path == "/readyz" or path.startswith(("/v2", "/metrics")), answer.text
+            assert SECRET not in answer.text, path
+            assert not any(name in answer.text for name in stage.made.values()), path
+
+
+def test_no_request_of_bob_names_what_alice_made(stage: Stage) -> None:
+    for path, body in stage.naming:
+        method = "POST" if body else "GET"
+        theirs = stage.send("bob", method, path, json=body or None)
+        assert theirs.status_code == 404, (path, theirs.text)
+        own = stage.send("alice", method, path, json=body or None)
+        assert own.status_code != 404, (path, own.text)
+
+
+def test_a_plan_of_alice_serves_her_alone(probe: Stage) -> None:
+    objects = probe.app.state.objects
+    plans = "head-plans/tiny-induction/quince-marmalade.json"
+    assert objects.of_tenant("alice").head(plans) is not None
+    assert objects.of_tenant("bob").head(plans) is None
+
+
+def test_everything_of_tenants_lies_below_a_tenant(judge: Stage, probe: Stage) -> None:
+    for stage in (judge, probe):
+        folder = Path(stage.app.state.settings.data_dir)
+        holders = [
+            file for file in folder.rglob("*") if file.is_file() and SECRET in str(file) + file.read_text("latin-1")
+        ]
+        assert holders
+        assert {file.relative_to(folder).parts[0] for file in holders} == {"tenants"}

@@ -1,0 +1,108 @@
+"""Each command of docs/02-deploy.md is run, or held against the chart, Compose file or command line that it names."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from shared.settings import Settings, environment
+from tests.deploy.test_chart import CHART, named, render, run_helm
+from tests.deploy.tools import helm
+
+ROOT = pathlib.Path(__file__).parents[2]
+PAGE = (ROOT / "docs/02-deploy.md").read_text("utf8")
+COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL) for line in block.strip().splitlines()]
+FOVEA = pathlib.Path(sys.executable).parent / "fovea"
+needs_helm = pytest.mark.skipif(helm() is None, reason="no helm: neither on PATH nor in the carrier wheel")
+
+
+def begin_with(*words):
+    found = [line for line in COMMANDS if shlex.split(line)[: len(words)] == list(words)]
+    assert found, words
+    return found
+
+
+def test_every_command_is_of_a_kind_that_is_checked_here():
+    known = ("docker", "helm", "kubectl", "curl", "fovea", "PUSH=", "FOVEA_KEYS_FILE=")
+    assert [line for line in COMMANDS if not line.startswith(known)] == []
+    for line in COMMANDS:
+        assert subprocess.run(["bash", "-n", "-c", line], check=False).returncode == 0, line
+
+
+@needs_helm
+@pytest.mark.parametrize("line", [c for c in COMMANDS if "deploy/helm/fovea" in c])
+def test_our_chart_takes_the_values_of_the_command(line):
+    words = shlex.split(line)
+    sets = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
+    assert render(*sets)
+
+
+@needs_helm
+def test_values_that_the_text_names_exist():
+    values = yaml.safe_load((CHART / "values.yaml").read_text("utf8"))
+    sets = re.findall(r"--set ([\w.-]+)=(\S+?)(?=[`\s),]|$)", PAGE)
+    ours = [pair for pair in sets if not pair[0].startswith("prometheus.")]
+    assert len(ours) >= 8
+    for name, _ in ours:
+        part = values
+        for key in name.split("."):
+            assert key in part, name
+            part = part[key]
+    run_helm("lint", str(CHART), *[flag for name, value in ours[:3] for flag in ("--set", f"{name}={value}")])
+
+
+@needs_helm
+def test_secrets_and_services_of_the_commands_are_those_of_the_chart():
+    text = run_helm("template", "fovea", str(CHART), "--set", "redis.passwordSecret=fovea-redis", *_all_on()).stdout
+    documents = [d for d in yaml.safe_load_all(text) if d]
+    for line in begin_with("kubectl", "-n", "fovea", "create", "secret"):
+        words = shlex.split(line)
+        key = words[words.index("generic") + 2].partition("=")[2].partition("=")[0]
+        assert re.search(rf"(name|secretName): {words[words.index('generic') + 1]}\b", text), line
+        assert key in text, line
+    assert named(documents, "Service", "fovea-gateway")["spec"]["ports"][0]["port"] == 80
+    assert named(documents, "StatefulSet", "fovea-redis")
+
+
+def _all_on():
+    values = yaml.safe_load((CHART / "values.yaml").read_text("utf8"))
+    return [flag for name in values["services"] for flag in ("--set", f"services.{name}.enabled=true")]
+
+
+def test_keys_are_made_as_the_page_says(tmp_path):
+    for line in [c for c in COMMANDS if c.startswith("FOVEA_KEYS_FILE=")]:
+        assignment, _, *rest = shlex.split(line)
+        env = environment(FOVEA_KEYS_FILE=str(tmp_path / assignment.partition("=")[2]))
+        done = subprocess.run([FOVEA, *rest], env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "keys.json").exists()
+
+
+def test_compose_commands_name_profiles_and_services_of_the_file():
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf8"))["services"]
+    profiles = {profile for body in services.values() for profile in body.get("profiles", ())}
+    assert set(re.findall(r"--profile (\w+)", PAGE)) == profiles
+    assert set(re.findall(r"--scale ([\w-]+)=", PAGE)) <= set(services)
+    [run] = begin_with("docker", "compose", "run")
+    assert shlex.split(run)[4] in services
+
+
+def test_settings_of_the_page_exist():
+    known = {f"FOVEA_{name.upper()}" for name in Settings.model_fields} | {"FOVEA_API_KEY"}
+    assert set(re.findall(r"FOVEA_[A-Z_]+", PAGE)) <= known
+
+
+def test_options_of_the_fovea_command_exist():
+    [line] = [c for c in COMMANDS if c.startswith("fovea ")]
+    told = subprocess.run(
+        [FOVEA, "models", "--help"], env=environment(COLUMNS="200"), capture_output=True, text=True, check=True
+    )
+    for word in shlex.split(line):
+        if word.startswith("--"):
+            assert word in told.stdout, word
