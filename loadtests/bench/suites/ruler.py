@@ -69,27 +69,27 @@ def measure(rounds: int = 10, count: int = 1024) -> Table:
             "n": rounds,
         }
     )
-    return evaluate(spec, RESULTS / "ruler.jsonl", None, threads=0)
+    return evaluate(spec, RESULTS / "ruler.jsonl", None)
 
 
-def evaluate(spec: RulerSpec, store: Path, python: Path | None, *, threads: int) -> Table:
+def evaluate(spec: RulerSpec, store: Path, python: Path | None, *, threads: int = 0, page: int = 64) -> Table:
     """Run ours and kvpress, write page and picture, and hand back the table."""
     with tempfile.TemporaryDirectory() as folder:
         files = unpack(gguf(), Path(folder), torch.bfloat16)
-        report = _ours_and_theirs(files, Path(folder), spec, store, python, threads)
+        engine = Engine(load_decoder(files, torch.bfloat16, "cpu"), page=page, threads=threads)
+        report = _ours_and_theirs(engine, files, spec, store, python, threads)
     PICTURE.write_bytes(plots.draw_means(report))
     PAGE.write_text(write_page(report, f"{machine()['cpu']}, {machine()['cores']} cores"), "utf8")
     return _table(report)
 
 
 def _ours_and_theirs(
-    files: Path, folder: Path, spec: RulerSpec, store: Path, python: Path | None, threads: int
+    engine: Engine, files: Path, spec: RulerSpec, store: Path, python: Path | None, threads: int
 ) -> RulerReport:
-    model, tokenizer = load_decoder(files, torch.bfloat16, "cpu"), Tokenizer.from_folder(files)
+    tokenizer = Tokenizer.from_folder(files)
     plans = {file.stem: HeadPlan.read(file) for file in PLANS.glob("*.json")}
-    engine = Engine(model, threads=threads)
     on = Evaluated(engine, tokenizer, plans, "SmolLM2-135M-Instruct", run_at_once)
-    samples = folder / "samples.jsonl"
+    samples = files / "samples.jsonl"
     samples.write_text("".join(json.dumps(row) + "\n" for row in export_samples(on, spec)), "utf8")
     theirs = store.with_name(f"{store.stem}_kvpress.jsonl")
     with _peer(python, files, samples, theirs, spec.budgets, threads or 1):
@@ -167,6 +167,7 @@ if __name__ == "__main__":
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--max-answer", type=int)
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--page", type=int, default=64, help="Entries per page.")
     parser.add_argument("--python", type=Path, help="Interpreter of an environment with kvpress.")
     asked = parser.parse_args()
     wanted = RulerSpec.model_validate(
@@ -179,5 +180,5 @@ if __name__ == "__main__":
             "max_answer": asked.max_answer,
         }
     )
-    table = evaluate(wanted, RESULTS / "ruler.jsonl", asked.python, threads=asked.threads).as_dict()
+    table = evaluate(wanted, RESULTS / "ruler.jsonl", asked.python, threads=asked.threads, page=asked.page).as_dict()
     (RESULTS / "ruler.json").write_text(json.dumps(table, indent=1) + "\n", "utf8")

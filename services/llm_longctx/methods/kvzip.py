@@ -41,7 +41,6 @@ class KvZip(EvictionMethod):
         }
     )  # fmt: skip
     contract_knobs: ClassVar[Sequence[Mapping[str, Any]]] = (
-        {"ratio": 0.4, "chunk": 20, "sink": 2, "allocation": "layer", "safeguard": 0.5},
         {"budget": 13, "chunk": 16, "sink": 1, "plus": True, "allocation": "head", "ask": (3, 5), "suffix": (7,)},
         {"ratio": 0.4, "chunk": 24, "sink": 2, "safeguard": 0.3},
     )

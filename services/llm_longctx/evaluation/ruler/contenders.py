@@ -19,9 +19,6 @@ __all__ = ["BASELINES", "Contender", "list_contenders"]
 BASELINES = ("truncate", "empty")
 """Dense on the context's two ends, and on nothing."""
 
-TOLERANCE = 0.05
-"""A contender that holds less than its budget by more than this is marked."""
-
 
 @dataclass(frozen=True)
 class Contender:

@@ -8,6 +8,12 @@ from services.llm_longctx.evaluation.ruler.report import Cell, Leader, RulerRepo
 
 __all__ = ["write_page"]
 
+TOLERANCE = 0.05
+"""Who holds less than the budget by more than this share of it is marked."""
+
+FEW = 40
+"""Answers per row under which nothing can be ranked."""
+
 
 def write_page(report: RulerReport, machine: str) -> str:
     """The page: ranking per budget, then every task."""
@@ -22,10 +28,13 @@ def write_page(report: RulerReport, machine: str) -> str:
         "that dense holds of the context, whole pages counted; knobs follow by rules, never from these samples.",
         f"{facts.get('model')}, {facts.get('dtype')}, pages of {facts.get('page')} entries, {machine};",
         f"seed {spec.get('seed')}, n samples a task: {spec.get('n')}{cut}.",
+        "Marked †: more than 5 % under the budget, because pages are whole.",
         "Intervals: 95 % bootstrap. kvpress (0.5.4) runs on the same prompts and weights; its bytes (*) are entries.",
         "",
         "![Mean score over bytes of dense, a line per method](images/ruler.png)",
     ]
+    if all(one.n < FEW for one in report.leaderboards):
+        lines += ["", f"**Fewer than {FEW} answers a row: this shows that everything runs, and ranks nothing.**"]
     lines += _rankings(report)
     lines += _tasks(report)
     return "\n".join(lines) + "\n"
@@ -51,7 +60,8 @@ def _head() -> tuple[str, str]:
 
 
 def _row(one: Leader) -> str:
-    held = f"{one.bytes:.3f}" + (" *" if one.nominal else "")
+    is_under = one.budget is not None and one.bytes < (1 - TOLERANCE) * one.budget
+    held = f"{one.bytes:.3f}" + (" *" if one.nominal else "") + (" †" if is_under else "")
     low, high = one.difference.low, one.difference.high
     return (
         f"| {one.method} | {held} | {one.mean:.2f} | {one.low:.2f} – {one.high:.2f} | {one.difference.mean:+.2f} "

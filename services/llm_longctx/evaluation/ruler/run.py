@@ -272,6 +272,7 @@ def _predict(on: Evaluated, job: _Job, answer: Answer) -> Prediction:
 
 def _key(on: Evaluated, spec: RulerSpec, protocol: str, contender: Contender, sample: RulerSample) -> str:
     facts = [
+        on.engine.pool.page,
         on.engine.runner.weights_sha256, str(on.engine.pool.keys.dtype), protocol, contender.name, contender.budget,
         contender.options.model_dump(mode="json"), sample.digest, spec.max_answer,
     ]  # fmt: skip
