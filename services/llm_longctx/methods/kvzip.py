@@ -36,6 +36,7 @@ class KvZip(EvictionMethod):
     evidence = "replays of the prompt"
     optional_knobs: ClassVar = frozenset(
         {
+            "safeguard",
             "safeguard_rule", "beta", "recent", "critical", "first_stage", "critical_epsilon",
             "every", "prefill", "ask", "ask_next", "suffix", "prefix", "sink",
         }
