@@ -16,7 +16,7 @@ def main() -> None:
         answer = client.segment(PICTURE, include=["mask"])
         print(f"{answer.model}: {answer.area_percent:.1f} % of {PICTURE} is polyp")
 
-        for piece in client.chat_stream("What is the capital of France?", max_tokens=20, temperature=0):
+        for piece in client.chat_stream("How many days has a week?", max_tokens=20, temperature=0):
             print(piece.text, end="", flush=True)
         print()
 

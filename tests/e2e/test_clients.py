@@ -15,7 +15,7 @@ from PIL import Image
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 FRAME = pathlib.Path(__file__).parents[2] / "services/medical_seg/models/example.jpg"
-QUESTION = [{"role": "user", "content": "What is the capital of France? Answer with one word."}]
+QUESTION = [{"role": "user", "content": "How many days has a week?"}]
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_default_chat_model_is_listed_first_and_answers(llm):
     model = llm.models.list().data[0]
     assert model.task == "chat"
     answer = llm.chat.completions.create(model=model.id, messages=QUESTION, max_tokens=12, temperature=0)
-    assert "Paris" in answer.choices[0].message.content
+    assert "7" in answer.choices[0].message.content
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
 
 
@@ -126,7 +126,7 @@ def test_chat_runs_as_a_job_too(http):
     job = http.post("/v1/chat/completions", json=body, headers={"prefer": "respond-async"}).json()["id"]
     assert finished(http, job, 90)["status"] == "succeeded"
     result = http.get(f"/v1/jobs/{job}/result").json()
-    assert "Paris" in result["choices"][0]["message"]["content"]
+    assert "7" in result["choices"][0]["message"]["content"]
 
 
 def test_needle_grid_and_fidelity_run_as_jobs(http):

@@ -41,7 +41,7 @@ class SmolLM2(DecoderModel):
             "No ONNX graph: its steps share a growing cache, and attention methods replace parts of it while it runs.",
         ),
         example={
-            "messages": [{"role": "user", "content": "What is the capital of France?"}],
+            "messages": [{"role": "user", "content": "How many days has a week?"}],
             "max_tokens": 24,
             "temperature": 0,
         },

@@ -27,7 +27,7 @@ def test_a_chat_is_answered_with_its_usage(client):
     assert answer.object == "chat.completion"
     assert answer.id.startswith("chatcmpl-")
     assert answer.model == MODEL
-    assert answer.system_fingerprint.endswith("float32")
+    assert answer.system_fingerprint.endswith("fp32")
     assert (choice.index, choice.finish_reason, choice.message.role) == (0, "length", "assistant")
     prompt = len("<user>Hello, who are you?\n<assistant>")
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (prompt, 16)

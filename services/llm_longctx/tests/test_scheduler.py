@@ -241,7 +241,7 @@ def test_the_same_prompt_again_reads_only_its_last_page(long):
         one = ask(engine, ids, new=5, top_logprobs=1)
         run(engine, one)
         answers.append([(t.id, t.logprob) for t in one[1][0].tokens])
-    assert one[0].stats.cached_tokens == 960
+    assert one[0].stats.cached_tokens == 992
     first, again = answers
     assert [token for token, _ in again] == [token for token, _ in first]
     assert [logprob for _, logprob in again] == pytest.approx([logprob for _, logprob in first], abs=1e-5)
@@ -256,7 +256,7 @@ def test_prefixes_mix_only_under_one_fingerprint(long):
         one = ask(engine, ids, how, new=1)
         run(engine, one)
         cached[how.name] = one[0].stats.cached_tokens
-    assert cached == {"toy-copying": 640, "toy-averaging": 640, "toy-striding": 0, "toy-streaming": 0}
+    assert cached == {"toy-copying": 688, "toy-averaging": 688, "toy-striding": 0, "toy-streaming": 0}
     other = ask(engine, ids, Striding(block=64, window=3), new=1)
     run(engine, other)
     assert other[0].stats.cached_tokens == 0
@@ -269,7 +269,7 @@ def test_a_prefix_that_ends_on_a_page_inside_a_chunk_agrees_closely(long):
     one, again = ask(engine, ids, new=3, top_logprobs=0), ask(Engine(long), ids, new=3, top_logprobs=0)
     run(engine, one)
     run(Engine(long), again)
-    assert one[0].stats.cached_tokens == 576
+    assert one[0].stats.cached_tokens == 592
     assert [t.logprob for t in one[1][0].tokens] == pytest.approx([t.logprob for t in again[1][0].tokens], abs=1e-5)
 
 
@@ -279,7 +279,7 @@ def test_scores_of_a_prompt_need_its_logits_unless_told_from_where(long):
     whole, (all_scores,) = ask(engine, ids, new=0, top_logprobs=0, score_prompt=True)
     tail, (some,) = ask(engine, ids, new=0, top_logprobs=0, score_prompt=True, score_from=280)
     run(engine, (whole, None), (tail, None))
-    assert (whole.stats.cached_tokens, tail.stats.cached_tokens) == (0, 256)
+    assert (whole.stats.cached_tokens, tail.stats.cached_tokens) == (0, 272)
     assert [t.id for t in all_scores.prompted] == ids[1:]
     assert [t.id for t in some.prompted] == ids[280:]
     assert [t.logprob for t in some.prompted] == pytest.approx([t.logprob for t in all_scores.prompted][279:], abs=1e-5)

@@ -42,16 +42,16 @@ def smol(running):
         yield client
 
 
-def ask(smol, text="What is the capital of France?", **more):
+def ask(smol, text="How many days has a week?", **more):
     messages = [{"role": "user", "content": text}]
     return smol.chat.completions.create(
         **{"model": NAME, "messages": messages, "max_tokens": 24, "temperature": 0} | more
     )
 
 
-def test_it_knows_the_capital_of_france_and_stops_by_itself(smol):
+def test_it_knows_how_many_days_a_week_has_and_stops_by_itself(smol):
     (choice,) = ask(smol).choices
-    assert "Paris" in choice.message.content
+    assert "7" in choice.message.content
     assert choice.finish_reason == "stop"
     assert "<|im_end|>" not in choice.message.content
 
@@ -64,7 +64,7 @@ def test_a_stream_says_the_same(smol):
 def test_a_seed_repeats_and_stop_texts_stop(smol):
     free = {"temperature": 0.8, "seed": 12, "top_p": 0.9}
     assert ask(smol, **free).choices == ask(smol, **free).choices
-    assert ask(smol, stop="Paris").choices[0].message.content.endswith(" ")
+    assert ask(smol, stop="7").choices[0].message.content.endswith(" ")
 
 
 def test_log_probabilities_are_a_distribution(smol):
