@@ -51,7 +51,7 @@ METHODS: tuple[dict[str, Any], ...] = (
     {"method": "tova"},
     {"method": "lagkv"},
     {"method": "streamingllm"},
-    {"method": "duo", "plan": "gates", "sink": 16, "recent": 47, "label": "duo, streaming heads in one page"},
+    {"method": "duo", "plan": "gates", "sink": 16, "recent": 47, "label": "duo, 16 + 47"},
     {"method": "duo", "plan": "gates", "sink": 16, "recent": 128, "label": "duo, 16 + 128"},
     {"method": "razor", "plan": "default"},
 )
@@ -72,7 +72,7 @@ def measure(rounds: int = 10, count: int = 1024) -> Table:
     return evaluate(spec, RESULTS / "ruler.jsonl", None)
 
 
-def evaluate(spec: RulerSpec, store: Path, python: Path | None, *, threads: int = 0, page: int = 64) -> Table:
+def evaluate(spec: RulerSpec, store: Path, python: Path | None, *, threads: int = 0, page: int = 16) -> Table:
     """Run ours and kvpress, write page and picture, and hand back the table."""
     with tempfile.TemporaryDirectory() as folder:
         files = unpack(gguf(), Path(folder), torch.bfloat16)
@@ -167,7 +167,7 @@ if __name__ == "__main__":
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--max-answer", type=int)
     parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--page", type=int, default=64, help="Entries per page.")
+    parser.add_argument("--page", type=int, default=16, help="Entries per page.")
     parser.add_argument("--python", type=Path, help="Interpreter of an environment with kvpress.")
     asked = parser.parse_args()
     wanted = RulerSpec.model_validate(
