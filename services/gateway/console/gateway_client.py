@@ -54,6 +54,14 @@ class InProcessClient:
             return []
         return found
 
+    async def ruler_tasks(self, request: Request) -> list[dict[str, Any]]:
+        """Fetch the RULER-form tasks; none where no service has them."""
+        try:
+            found: list[dict[str, Any]] = await self._get(request, "v1/longctx/ruler/tasks")
+        except (NotFound, NotReady):
+            return []
+        return found
+
     async def templates(self, request: Request) -> list[str]:
         """Fetch the ids of the judges' prompt templates; none where no service has them."""
         try:

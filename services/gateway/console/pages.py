@@ -49,6 +49,7 @@ _NAVIGATION = (
     ("chat", "/console/chat", "chat"),
     ("judge", "/console/judge", "judge"),
     ("probe", "/console/probe", "probe"),
+    ("leaderboard", "/console/leaderboard", "card"),
     ("jobs", "/console/jobs", "jobs"),
 )
 _DEFAULT_STARTERS = (
@@ -94,6 +95,18 @@ _DOWNLOAD_FORMATS = (
 )
 """Download formats of detections: name, media type, suffix."""
 
+_BOARD_COLUMNS = (
+    ("method", "Method"),
+    ("budget", "Budget"),
+    ("bytes", "Bytes"),
+    ("mean", "Mean"),
+    ("low", "95 %"),
+    ("difference", "Against dense"),
+    ("worse", "Worse / better"),
+    ("n", "n"),
+)
+"""Columns of the leaderboard: key in the report, label."""
+
 _BUDGET_FIELDS = frozenset({"plan", "kv_ratio"})
 """Memory options of a request, whatever its attention method."""
 
@@ -136,6 +149,7 @@ class Console:
             "/console/sessions": self.sessions,
             "/console/judge": self.judge,
             "/console/probe": self.probe,
+            "/console/leaderboard": self.leaderboard,
             "/console/jobs": self.jobs,
             "/console/run/{task}": self.run,
             "/console/models/{name:path}": self.card,
@@ -191,6 +205,21 @@ class Console:
         models = [entry.id for entry in await self._client.models(request) if entry.task == "judge"]
         templates = await self._client.templates(request) if models else []
         return self._render("judge.html", request, page="judge", models=models, templates=templates)
+
+    async def leaderboard(self, request: Request) -> Response:
+        """Attention methods at equal bytes on RULER-form tasks."""
+        models = [entry.id for entry in await self._client.models(request) if entry.task == "chat"]
+        methods = [one["name"] for one in await self._client.methods(request)] if models else []
+        tasks = [one["name"] for one in await self._client.ruler_tasks(request) if one["offline"]] if methods else []
+        return self._render(
+            "leaderboard.html",
+            request,
+            page="leaderboard",
+            models=models,
+            methods=[name for name in methods if name != "dense"],
+            tasks=tasks,
+            columns=_BOARD_COLUMNS,
+        )
 
     async def probe(self, request: Request) -> Response:
         """Experiments on language models; a permalink holds the spec that fills the form."""

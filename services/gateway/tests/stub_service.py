@@ -128,6 +128,7 @@ class Stub:
             ("/v1/chat/completions", self.chat, ["POST"]),
             ("/v1/judge", self.judge, ["POST"]),
             ("/v1/longctx/methods", self.methods, ["GET"]),
+            ("/v1/longctx/ruler/tasks", self.ruler_tasks, ["GET"]),
         ):
             self.app.add_api_route(path, endpoint, methods=methods, response_model=None)
 
@@ -152,6 +153,10 @@ class Stub:
                 "knobs": {"properties": knobs},
             },
         ]
+
+    async def ruler_tasks(self) -> list[dict[str, Any]]:
+        """Two RULER-form tasks, one of which needs a file."""
+        return [{"name": "niah_single_1", "offline": True}, {"name": "qa_1", "offline": False}]
 
     async def models(self) -> dict[str, Any]:
         """The list."""

@@ -23,6 +23,7 @@ PAGES = (
     "/console/sessions",
     "/console/judge",
     "/console/probe",
+    "/console/leaderboard",
     "/console/run/classify",
     "/console/run/judge",
     "/console/run/none",

@@ -1,4 +1,4 @@
-"""Routes of evaluations: a needle grid as JSON or as a picture, and fidelity as JSON; long ones as jobs.
+"""Routes of evaluations: needle grids, fidelity and RULER-form comparisons, as JSON or pictures; long ones as jobs.
 
 Knows HTTP and the host; `evaluation` measures.
 """
@@ -6,9 +6,11 @@ Knows HTTP and the host; `evaluation` measures.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
+from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from services.llm_longctx.evaluation.heatmap import draw_heatmap
@@ -20,6 +22,11 @@ from services.llm_longctx.evaluation.method_quality import (
     run_fidelity,
     run_needle,
 )
+from services.llm_longctx.evaluation.ruler.plots import draw_means
+from services.llm_longctx.evaluation.ruler.report import RulerReport
+from services.llm_longctx.evaluation.ruler.run import RulerSpec
+from services.llm_longctx.evaluation.ruler.served import run_served
+from services.llm_longctx.evaluation.ruler.task import TASKS
 from services.llm_longctx.serving.decoder_model import DecoderModel
 from shared.errors import InvalidOption
 from shared.registry import CallContext
@@ -31,6 +38,17 @@ __all__ = ["router"]
 HostDep = Annotated[Host, Depends(host_of)]
 
 _PNG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {}}}}
+
+
+class RulerTask(BaseModel):
+    """One RULER-form task."""
+
+    name: str
+    kind: str
+    metric: str
+    max_new_tokens: int
+    offline: bool = Field(description="Whether it needs no file; tasks that do run from the command line.")
+
 
 router = APIRouter(prefix="/v1/longctx", tags=["longctx"])
 
@@ -53,6 +71,25 @@ async def fidelity(body: FidelityRequest, request: Request, host: HostDep) -> Fi
     model = _find_decoder(host, body.model)
     run: CallContext = request.scope["fovea.run"]
     return await asyncio.to_thread(run_fidelity, model.adapter.of_tenant(run.tenant), body, run)
+
+
+@router.post("/ruler", responses=_PNG, response_model=RulerReport)
+async def ruler(body: RulerSpec, request: Request, host: HostDep) -> Response:
+    """Compare methods at equal bytes on RULER-form tasks; `Accept: image/png` draws mean scores over bytes.
+
+    Numbers compare methods here, never with published RULER tables.
+    """
+    model = _find_decoder(host, body.model)
+    report = await asyncio.to_thread(run_served, model.adapter, body, request.scope["fovea.run"])
+    if "image/png" in request.headers.get("accept", ""):
+        return Response(draw_means(report), media_type="image/png")
+    return Response(report.model_dump_json(by_alias=True), media_type="application/json")
+
+
+@router.get("/ruler/tasks")
+async def ruler_tasks() -> list[RulerTask]:
+    """List the RULER-form tasks."""
+    return [RulerTask.model_validate(dataclasses.asdict(task)) for task in TASKS.values()]
 
 
 def _find_decoder(host: Host, name: str | None) -> DecoderModel:

@@ -36,12 +36,12 @@ class KvZip(EvictionMethod):
     evidence = "replays of the prompt"
     optional_knobs: ClassVar = frozenset(
         {
+            "safeguard",
             "safeguard_rule", "beta", "recent", "critical", "first_stage", "critical_epsilon",
             "every", "prefill", "ask", "ask_next", "suffix", "prefix", "sink",
         }
     )  # fmt: skip
     contract_knobs: ClassVar[Sequence[Mapping[str, Any]]] = (
-        {"ratio": 0.4, "chunk": 20, "sink": 2, "allocation": "layer", "safeguard": 0.5},
         {"budget": 13, "chunk": 16, "sink": 1, "plus": True, "allocation": "head", "ask": (3, 5), "suffix": (7,)},
         {"ratio": 0.4, "chunk": 24, "sink": 2, "safeguard": 0.3},
     )

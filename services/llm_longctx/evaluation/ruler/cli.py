@@ -6,6 +6,7 @@ Knows the terminal; what is measured is in `run`, and is imported only when the 
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -67,6 +68,7 @@ def ruler(  # options of a command
             rows = runs.export_samples(on, spec, qa=qa, corpus=corpus)
             export.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
             return
+        decode = partial(on.tokenizer.decode, special=False)
         with Progress(transient=True) as bar:
             task = bar.add_task("ruler", total=1.0)
             report = runs.run_ruler(
@@ -76,7 +78,7 @@ def ruler(  # options of a command
                 qa=qa,
                 corpus=corpus,
                 store=None if out is None else out.with_suffix(".jsonl"),
-                extra=[one for path in score or () for one in peers.read_predictions(path)],
+                extra=[one for path in score or () for one in peers.read_predictions(path, decode)],
             )
     print_leaderboards(report.model_dump(by_alias=True, mode="json"))
     if out is not None:

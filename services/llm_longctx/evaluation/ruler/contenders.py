@@ -19,9 +19,6 @@ __all__ = ["BASELINES", "Contender", "list_contenders"]
 BASELINES = ("truncate", "empty")
 """Dense on the context's two ends, and on nothing."""
 
-TOLERANCE = 0.05
-"""A contender that holds less than its budget by more than this is marked."""
-
 
 @dataclass(frozen=True)
 class Contender:
@@ -52,12 +49,13 @@ class Contender:
             return engine.policy_of(wanted, plan)
         return fit_policy(engine, wanted, plan, int(self.budget * engine.dense_bytes(tokens)), tokens, 0)
 
-    def trim(self, context_ids: Sequence[int]) -> list[int]:
-        """The context as the contender reads it."""
+    def trim(self, context_ids: Sequence[int], seen: int) -> list[int]:
+        """The context as the contender reads it, of `seen` tokens that methods compress."""
         if self.name == "empty":
             return list(context_ids[:1])
         if self.name == "truncate" and self.budget is not None:
-            half = max(int(len(context_ids) * self.budget) // 2, 1)
+            beside = seen - len(context_ids)
+            half = max((int(seen * self.budget) - beside) // 2, 1)
             return [*context_ids[:half], *context_ids[-half:]]
         return list(context_ids)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from services.llm_longctx.evaluation.ruler.report import Prediction
@@ -12,14 +13,16 @@ from shared.errors import Malformed
 __all__ = ["read_predictions"]
 
 
-def read_predictions(path: Path) -> list[Prediction]:
-    """Predictions of a file, scored by our metric.
+def read_predictions(path: Path, decode: Callable[[list[int]], str]) -> list[Prediction]:
+    """Predictions of a file, scored by our metric; answers are text, or `answer_ids` that `decode` reads.
 
     Raises:
         Malformed: It holds something else.
     """
     try:
-        rows = [Prediction.model_validate(json.loads(line)) for line in path.read_text("utf-8").splitlines() if line]
+        given = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line]
+        texts = [decode(one.pop("answer_ids")) if "answer_ids" in one else one.get("prediction") for one in given]
+        rows = [Prediction.model_validate(one | {"prediction": text}) for one, text in zip(given, texts, strict=True)]
     except ValueError as error:
         detail = f"{path.name} holds no predictions: {str(error).splitlines()[0]}."
         raise Malformed(detail, field="score") from error

@@ -26,15 +26,16 @@ from services.llm_longctx.evaluation.ruler.report import Cell, Prediction, Ruler
 from services.llm_longctx.evaluation.ruler.sample import Rendered, RulerSample, render
 from services.llm_longctx.evaluation.ruler.scoring import score
 from services.llm_longctx.evaluation.ruler.task import OFFLINE, TASKS
+from services.llm_longctx.kv_cache import PoolExhausted
 from shared.api.text import LongctxOptions
-from shared.errors import FoveaError, InvalidOption
+from shared.errors import InvalidOption
 from shared.lm.head_plan import HeadPlan
 from shared.lm.tokenizer import Tokenizer
 
 __all__ = ["Evaluated", "RulerSpec", "export_samples", "run_ruler"]
 
-BLOCK = 10
-"""Samples that are answered together, and whose answers are kept together."""
+BLOCK = 24
+"""Prompts that are answered together, whatever their methods, and whose answers are kept together."""
 
 MAX_SAMPLES = 500
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -131,27 +132,19 @@ def run_ruler(
         InvalidOption: A task or method is unknown, or a length is too short or too long.
     """
     samples = _generate_all(on, spec, qa, corpus)
-    contenders = list_contenders(spec.methods, spec.budgets)
-    known = _read_store(store)
-    todo = [(p, n, t, c) for p in spec.protocols for (n, t) in samples for c in contenders]
-    found: list[Prediction] = list(extra)
-    refused: list[Cell] = []
-    # In a drawn order that does not change: a run that is cut short has cells of all kinds.
-    random.Random(0).shuffle(todo)
-    todo.sort(key=lambda cell: cell[3].name != "dense")
-    for at, (protocol, length, task, contender) in enumerate(todo):
-        check()
-        progress(at / len(todo), f"{task} at {length:,}, {contender.name}, {protocol}")
-        rows = samples[length, task]
-        try:
-            found += _answer_cell(on, spec, protocol, contender, rows, known, store, check)
-        except FoveaError as error:
-            if not isinstance(error, InvalidOption):
-                raise
-            refused.append(
-                Cell(task=task, length=length, method=contender.name, budget=contender.budget, protocol=protocol,
-                     reason=error.detail)
-            )  # fmt: skip
+    jobs, refused = _list_jobs(on, spec, samples)
+    known, found = _read_store(store), list(extra)
+    found += [known[job.key] for job in jobs if job.key in known]
+    todo = [job for job in jobs if job.key not in known]
+    for protocol in spec.protocols:
+        mine = [job for job in todo if job.protocol == protocol]
+        for begin in range(0, len(mine), BLOCK):
+            check()
+            progress((len(jobs) - len(todo)) / len(jobs), f"{len(todo)} answers left")
+            block = mine[begin : begin + BLOCK]
+            told = _answer_jobs(on, block, protocol)
+            _append(store, [job.key for job in block], told)
+            found, todo = found + told, [job for job in todo if job not in block]
     return build_report(found, spec=spec.model_dump(mode="json"), manifest=_manifest(on, samples), refused=refused)
 
 
@@ -191,75 +184,83 @@ def _generate_all(
     return made
 
 
-def _answer_cell(
-    on: Evaluated,
-    spec: RulerSpec,
-    protocol: Literal["agnostic", "aware"],
-    contender: Contender,
-    rows: Sequence[RulerSample],
-    known: Mapping[str, Prediction],
-    store: Path | None,
-    check: Callable[[], None],
-) -> list[Prediction]:
-    done: list[Prediction] = []
-    for begin in range(0, len(rows), BLOCK):
-        check()
-        block = rows[begin : begin + BLOCK]
-        keys = [_key(on, spec, protocol, contender, sample) for sample in block]
-        if all(key in known for key in keys):
-            done += [known[key] for key in keys]
-            continue
-        answers, prompts = _answer_block(on, spec, protocol, contender, block)
-        told = [_predict(on, protocol, contender, *one) for one in zip(block, prompts, answers, strict=True)]
-        _append(store, keys, told)
-        done += told
-    return done
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """One answer that is wanted."""
+
+    protocol: Literal["agnostic", "aware"]
+    contender: Contender
+    sample: RulerSample
+    prompt: PromptTokens
+    seen: int
+    key: str
 
 
-def _answer_block(
-    on: Evaluated,
-    spec: RulerSpec,
-    protocol: Literal["agnostic", "aware"],
-    contender: Contender,
-    block: Sequence[RulerSample],
-) -> tuple[list[Answer], list[tuple[PromptTokens, int]]]:
-    prompts = []
-    for sample in block:
-        ids: Rendered = render(on.tokenizer, sample)
-        seen = len(ids.context_ids) + (len(ids.question_ids) if protocol == "aware" else 0)
-        policy = contender.policy(on.engine, on.plans, seen)
-        most = min(sample.max_new_tokens, spec.max_answer or sample.max_new_tokens)
-        tokens = PromptTokens(contender.trim(ids.context_ids), ids.question_ids, policy, most)
-        prompts.append((tokens, seen))
-    work = answer_prompts(on.engine.runner, [one for one, _ in prompts], on.tokenizer.eos, protocol)
-    return on.do(work), prompts
+def _list_jobs(
+    on: Evaluated, spec: RulerSpec, samples: Mapping[tuple[int, str], Sequence[RulerSample]]
+) -> tuple[list[_Job], list[Cell]]:
+    """Answers that are wanted, and cells that there can't be.
+
+    Dense comes first; the others in a drawn order that does not change, so that a run that was cut short has cells of
+    all kinds.
+    """
+    jobs, refused = list[_Job](), list[Cell]()
+    cells = [
+        (p, n, t, c) for p in spec.protocols for n, t in samples for c in list_contenders(spec.methods, spec.budgets)
+    ]
+    random.Random(0).shuffle(cells)
+    cells.sort(key=lambda cell: cell[3].name != "dense")
+    for protocol, length, task, contender in cells:
+        try:
+            jobs += [_build_job(on, spec, protocol, contender, sample) for sample in samples[length, task]]
+        except InvalidOption as error:
+            facts = {"task": task, "length": length, "method": contender.name, "budget": contender.budget}
+            refused.append(Cell(**facts, protocol=protocol, reason=error.detail))
+    return jobs, refused
 
 
-def _predict(
-    on: Evaluated,
-    protocol: str,
-    contender: Contender,
-    sample: RulerSample,
-    prompt: tuple[PromptTokens, int],
-    answer: Answer,
-) -> Prediction:
-    text = on.tokenizer.decode(answer.tokens, special=False)
+def _build_job(
+    on: Evaluated, spec: RulerSpec, protocol: Literal["agnostic", "aware"], contender: Contender, sample: RulerSample
+) -> _Job:
+    ids: Rendered = render(on.tokenizer, sample)
+    seen = len(ids.context_ids) + (len(ids.question_ids) if protocol == "aware" else 0)
+    most = min(sample.max_new_tokens, spec.max_answer or sample.max_new_tokens)
+    policy = contender.policy(on.engine, on.plans, seen)
+    prompt = PromptTokens(contender.trim(ids.context_ids, seen), ids.question_ids, policy, most)
+    return _Job(protocol, contender, sample, prompt, seen, _key(on, spec, protocol, contender, sample))
+
+
+def _answer_jobs(on: Evaluated, jobs: Sequence[_Job], protocol: Literal["agnostic", "aware"]) -> list[Prediction]:
+    """Answer together, or in halves where they don't fit."""
+    try:
+        work = answer_prompts(on.engine.runner, [job.prompt for job in jobs], on.tokenizer.eos, protocol)
+        answers = on.do(work)
+    except PoolExhausted:
+        if len(jobs) == 1:
+            raise
+        half = len(jobs) // 2
+        return _answer_jobs(on, jobs[:half], protocol) + _answer_jobs(on, jobs[half:], protocol)
+    return [_predict(on, job, answer) for job, answer in zip(jobs, answers, strict=True)]
+
+
+def _predict(on: Evaluated, job: _Job, answer: Answer) -> Prediction:
+    text, sample, name = on.tokenizer.decode(answer.tokens, special=False), job.sample, job.contender.name
     return Prediction(
         digest=sample.digest,
         task=sample.task,
         length=sample.length,
         index=sample.index,
         group=sample.group,
-        method=contender.name,
-        knobs={} if contender.name in BASELINES else prompt[0].policy.method.model_dump(mode="json"),
-        budget=contender.budget,
-        protocol=protocol,
+        method=name,
+        knobs={} if name in BASELINES else job.prompt.policy.method.model_dump(mode="json"),
+        budget=job.contender.budget,
+        protocol=job.protocol,
         prediction=text,
         references=list(sample.references),
         score=score(sample.task, text, sample.references),
         tokens=len(answer.tokens),
         kv_bytes=answer.kv_bytes,
-        kv_bytes_dense=on.engine.dense_bytes(prompt[1]),
+        kv_bytes_dense=on.engine.dense_bytes(job.seen),
         kv_bytes_end=answer.kv_bytes_end,
         prefill_density=answer.density,
         seconds=answer.seconds,
@@ -271,6 +272,7 @@ def _predict(
 
 def _key(on: Evaluated, spec: RulerSpec, protocol: str, contender: Contender, sample: RulerSample) -> str:
     facts = [
+        on.engine.pool.page,
         on.engine.runner.weights_sha256, str(on.engine.pool.keys.dtype), protocol, contender.name, contender.budget,
         contender.options.model_dump(mode="json"), sample.digest, spec.max_answer,
     ]  # fmt: skip

@@ -8,6 +8,7 @@ import { Detect } from "./detect.js";
 import { Drop } from "./drop.js";
 import { Jobs } from "./jobs.js";
 import { JudgeAgreement, JudgeBoard, JudgeRankings } from "./judge_results.js";
+import { Leaderboard } from "./leaderboard.js";
 import { JudgeBatch, JudgePair } from "./judge.js";
 import { ForgetKeyButton, ModelChoice } from "./page.js";
 import { LiveRegion, Ready } from "./live_region.js";
@@ -24,7 +25,7 @@ const ELEMENTS = {
   result: ResultView, segment: Segment, detect: Detect, restore: Restore, chat: Chat, attention: Attention, "session-memory": SessionMemory,
   jobs: Jobs, run: RunTask, probe: Probe, sessions: Sessions,
   "judge-pair": JudgePair, "judge-batch": JudgeBatch, "judge-agreement": JudgeAgreement, "judge-rankings": JudgeRankings,
-  "judge-board": JudgeBoard,
+  "judge-board": JudgeBoard, leaderboard: Leaderboard,
 };
 
 for (const [name, element] of Object.entries(ELEMENTS)) customElements.define(`fovea-${name}`, element);

@@ -1,0 +1,184 @@
+"""Attention methods at equal bytes on RULER-form tasks, with kvpress on the same prompts; writes docs/leaderboard.md.
+
+SmolLM2 in bfloat16. Predictions are kept as JSONL beside the results, so that a run that was cut short goes on where it
+stopped, and a larger one answers only what is new. kvpress runs in an environment of its own (`--python` of
+`python -m loadtests.bench.suites.ruler`, else one is made with venv and pip), and is skipped loudly
+where that fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import venv
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from loadtests.bench.longctx import gguf
+from loadtests.bench.result import Row, Table, machine
+from services.llm_longctx.engine import Engine
+from services.llm_longctx.evaluation.ruler import peers, plots
+from services.llm_longctx.evaluation.ruler.leaderboard import write_page
+from services.llm_longctx.evaluation.ruler.local import run_at_once
+from services.llm_longctx.evaluation.ruler.report import RulerReport
+from services.llm_longctx.evaluation.ruler.run import Evaluated, RulerSpec, export_samples, run_ruler
+from shared.lm.gguf_file import unpack
+from shared.lm.head_plan import HeadPlan
+from shared.lm.tokenizer import Tokenizer
+from shared.lm.weights import load_decoder
+
+ROOT = Path(__file__).parents[3]
+RESULTS = ROOT / "loadtests/bench/results"
+PEER = ROOT / "loadtests/bench/peers/kvpress"
+PLANS = ROOT / "services/llm_longctx/weights/heads/smollm2-135m-instruct"
+PAGE, PICTURE = ROOT / "docs/leaderboard.md", ROOT / "docs/images/ruler.png"
+
+METHODS: tuple[dict[str, Any], ...] = (
+    {"method": "expected_attention"},
+    {"method": "snapkv"},
+    {"method": "adakv"},
+    {"method": "criticalkv"},
+    {"method": "kvzip"},
+    {"method": "keydiff"},
+    {"method": "knorm"},
+    {"method": "tova"},
+    {"method": "lagkv"},
+    {"method": "streamingllm"},
+    {"method": "duo", "plan": "gates", "sink": 16, "recent": 47, "label": "duo, 16 + 47"},
+    {"method": "duo", "plan": "gates", "sink": 16, "recent": 128, "label": "duo, 16 + 128"},
+    {"method": "razor", "plan": "default"},
+)
+PRESSES = ("expected_attention", "snapkv", "knorm", "streamingllm", "tova", "keydiff")
+
+
+def measure(rounds: int = 10, count: int = 1024) -> Table:
+    """`rounds` samples a task at `count` tokens, all budgets."""
+    spec = RulerSpec.model_validate(
+        {
+            "methods": METHODS,
+            "budgets": [0.75, 0.5, 0.25, 0.125],
+            "lengths": [count],
+            "tasks": ["all"],
+            "n": rounds,
+        }
+    )
+    return evaluate(spec, RESULTS / "ruler.jsonl", None)
+
+
+def evaluate(spec: RulerSpec, store: Path, python: Path | None, *, threads: int = 0, page: int = 16) -> Table:
+    """Run ours and kvpress, write page and picture, and hand back the table."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = unpack(gguf(), Path(folder), torch.bfloat16)
+        engine = Engine(load_decoder(files, torch.bfloat16, "cpu"), page=page, threads=threads)
+        report = _ours_and_theirs(engine, files, spec, store, python, threads)
+    PICTURE.write_bytes(plots.draw_means(report))
+    PAGE.write_text(write_page(report, f"{machine()['cpu']}, {machine()['cores']} cores"), "utf8")
+    return _table(report)
+
+
+def _ours_and_theirs(
+    engine: Engine, files: Path, spec: RulerSpec, store: Path, python: Path | None, threads: int
+) -> RulerReport:
+    tokenizer = Tokenizer.from_folder(files)
+    plans = {file.stem: HeadPlan.read(file) for file in PLANS.glob("*.json")}
+    on = Evaluated(engine, tokenizer, plans, "SmolLM2-135M-Instruct", run_at_once)
+    samples = files / "samples.jsonl"
+    samples.write_text("".join(json.dumps(row) + "\n" for row in export_samples(on, spec)), "utf8")
+    theirs = store.with_name(f"{store.stem}_kvpress.jsonl")
+    with _peer(python, files, samples, theirs, spec.budgets, threads or 1):
+        report = run_ruler(on, spec, store=store, progress=_say)
+    if not theirs.is_file():
+        return report
+    found = peers.read_predictions(theirs, decode=lambda ids: tokenizer.decode(ids, special=False))
+    wanted = {row["digest"] for row in map(json.loads, samples.read_text("utf8").splitlines())}
+    return run_ruler(on, spec, store=store, extra=[one for one in found if one.digest in wanted])
+
+
+@contextmanager
+def _peer(
+    python: Path | None, files: Path, samples: Path, out: Path, budgets: Sequence[float], threads: int
+) -> Iterator[None]:
+    """Kvpress beside ours, in a process that ends with the block."""
+    try:
+        interpreter = python or _make_environment(samples.parent / "kvpress")
+    except subprocess.CalledProcessError as error:
+        print(f"kvpress is SKIPPED: its environment can't be made ({error}).", file=sys.stderr)
+        yield
+        return
+    presses = [f"{name}:{budget}" for budget in budgets for name in PRESSES]
+    command = [str(interpreter), str(PEER / "answer.py"), str(files), str(samples), str(out)]
+    process = subprocess.Popen([*command, "--threads", str(threads), "--press", *presses])
+    try:
+        yield
+        if process.wait():
+            print("kvpress FAILED; what it answered counts.", file=sys.stderr)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _make_environment(folder: Path) -> Path:
+    venv.create(folder, with_pip=True)
+    python = folder / "bin/python"
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "-r", PEER / "requirements.txt"], check=True)
+    return python
+
+
+def _say(share: float, note: str) -> None:
+    print(f"{share:.0%} {note}", file=sys.stderr, flush=True)
+
+
+def _table(report: RulerReport) -> Table:
+    shown = [one for one in report.leaderboards if one.informative] or report.leaderboards
+    dense = next((one.mean for one in shown if one.method == "dense"), 1.0) or 1.0
+    rows = [
+        Row(
+            one.method if one.budget is None else f"{one.method} at {one.budget:g}",
+            "score",
+            one.mean,
+            one.low,
+            one.high,
+            one.mean / dense,
+            f"{one.bytes:.3f} of dense's bytes, n {one.n}, worse/better {one.worse}/{one.better}",
+        )
+        for one in shown
+    ]
+    return Table(
+        suite="ruler",
+        title="Attention methods at equal bytes, RULER-form (never to be compared with published RULER tables)",
+        how="SmolLM2-135M-Instruct in bfloat16, question-agnostic; mean over tasks that dense can do, 95 % bootstrap",
+        baseline="dense",
+        rows=rows,
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--n", type=int, default=10)
+    parser.add_argument("--tasks", default="all")
+    parser.add_argument("--budgets", default="0.75,0.5,0.25,0.125")
+    parser.add_argument("--length", type=int, default=1024)
+    parser.add_argument("--max-answer", type=int)
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--page", type=int, default=16, help="Entries per page.")
+    parser.add_argument("--python", type=Path, help="Interpreter of an environment with kvpress.")
+    asked = parser.parse_args()
+    wanted = RulerSpec.model_validate(
+        {
+            "methods": METHODS,
+            "budgets": [float(x) for x in asked.budgets.split(",")],
+            "lengths": [asked.length],
+            "tasks": asked.tasks.split(","),
+            "n": asked.n,
+            "max_answer": asked.max_answer,
+        }
+    )
+    table = evaluate(wanted, RESULTS / "ruler.jsonl", asked.python, threads=asked.threads, page=asked.page).as_dict()
+    (RESULTS / "ruler.json").write_text(json.dumps(table, indent=1) + "\n", "utf8")
