@@ -14,14 +14,17 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 
+from services.gateway.batches.batch_service import BatchService
+from services.gateway.batches.file_store import FileStore
 from services.gateway.http import reference_page
 from services.gateway.http.middleware import GatewayMiddleware
 from services.gateway.http.openapi import OpenApiDocument
+from services.gateway.mcp import server as mcp_server
 from services.gateway.policy.auth import KeyRing
 from services.gateway.policy.rate_limits import RateLimiter
 from services.gateway.proxy.http_client import UpstreamClient
 from services.gateway.proxy.proxy import Proxy
-from services.gateway.routes import health, jobs, metrics, model_list, oip_server
+from services.gateway.routes import files, health, jobs, metrics, model_list, oip_server
 from services.gateway.routes.model_list import ModelIndex
 from services.gateway.routing.replica_registry import ReplicaRegistry
 from shared.errors import BadInput, InvalidOption, MethodNotAllowed, NotFound, NotReady
@@ -31,7 +34,16 @@ from shared.settings import Settings
 __all__ = ["Gateway", "build_gateway"]
 
 
-_ROUTERS = (health.router, metrics.router, oip_server.router, model_list.router, jobs.router, reference_page.router)
+_ROUTERS = (
+    health.router,
+    metrics.router,
+    oip_server.router,
+    model_list.router,
+    jobs.router,
+    files.router,
+    mcp_server.router,
+    reference_page.router,
+)
 
 
 @dataclass(slots=True)
@@ -46,12 +58,15 @@ class Gateway:
     limits: RateLimiter
     models: ModelIndex
     document: OpenApiDocument
+    files: FileStore
+    batches: BatchService
     queue: JobQueue | None
 
     @classmethod
     def from_settings(cls, settings: Settings, queue: JobQueue | None) -> Gateway:
         """Build one; nothing is opened yet."""
         registry, client = ReplicaRegistry(settings), UpstreamClient(settings.replica_credentials)
+        stored = FileStore(settings.data_dir / "files")
         return cls(
             settings=settings,
             registry=registry,
@@ -61,6 +76,8 @@ class Gateway:
             limits=RateLimiter(settings),
             models=ModelIndex(registry, client),
             document=OpenApiDocument(registry, client),
+            files=stored,
+            batches=BatchService(settings.data_dir / "batches", stored, settings.job_ttl_s),
             queue=queue,
         )
 

@@ -17,7 +17,7 @@ __all__ = ["GATEWAY_PATHS", "Route", "RouteTable"]
 
 GATEWAY_PATHS = (
     "/livez", "/readyz", "/health", "/version", "/metrics", "/openapi.json", "/docs", "/console", "/v1/jobs",
-    "/v1/models", "/v2",
+    "/v1/files", "/v1/batches", "/v1/mcp", "/v1/models", "/v2",
 )  # fmt: skip
 """Paths (and everything below) that no service can claim by path."""
 

@@ -89,7 +89,9 @@ class StaticUpstream:
 
 def _is_own(path: str) -> bool:
     """Whether the gateway may route by this path: not one that every service answers."""
-    return path != "/" and not any(path == place or path.startswith(place + "/") for place in _COMMON)
+    return path == "/v2/rerank" or (
+        path != "/" and not any(path == place or path.startswith(place + "/") for place in _COMMON)
+    )
 
 
 def _only_objects(value: Any) -> list[dict[str, Any]]:

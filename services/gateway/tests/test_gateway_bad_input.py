@@ -182,10 +182,15 @@ async def test_what_is_not_there_is_told_in_the_familys_form(
         assert answer.json()["request_id"] == answer.headers["x-request-id"]
 
 
-async def test_an_unknown_path_lists_what_there_is(gateway: Any, toy: Any) -> None:
+async def test_an_unknown_path_is_refused_in_a_line_and_an_unknown_model_lists_what_there_is(
+    gateway: Any, toy: Any
+) -> None:
     scene = await gateway()
     scene.announce((await toy()).url)
-    assert "/v1/echo" in (await scene.client.post("/v1/segmnt")).json()["hint"]
+    assert (await scene.client.post("/v1/segmnt")).json()["hint"] == "`/docs` lists everything."
+    error = (await scene.client.post("/v1/moderations")).json()["error"]
+    assert (error["type"], error["code"]) == ("not_found_error", "not_found")
+    assert len(error["message"]) < 100
     assert "pranet" in (await scene.client.post("/v2/models/prenet/infer")).json()["error"]
 
 

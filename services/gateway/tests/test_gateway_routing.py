@@ -26,7 +26,7 @@ TABLE = RouteTable.from_records(
     [
         replica("seg", ("/v1/segment", "/livez", "/v1/models", "/v2/models/{name}/infer"), ("pranet", "org/pranet")),
         replica("llm", LLM, ("a/ready",), effectful=("/v1/sessions/{id}", "/v1/documents")),
-        replica("files", ("/v1/files/{path:path}",)),
+        replica("papers", ("/v1/papers/{path:path}",)),
     ]
 )
 
@@ -39,7 +39,7 @@ TABLE = RouteTable.from_records(
         ("/v1/sessions/42", "llm", "/v1/sessions/{id}"),
         ("/v1/probe/heads/run", "llm", "/v1/probe/{kind}/run"),
         ("/v1/documents/7/pages", "llm", "/v1/documents"),
-        ("/v1/files/a/b/c", "files", "/v1/files/{path:path}"),
+        ("/v1/papers/a/b/c", "papers", "/v1/papers/{path:path}"),
         ("/v2/models/pranet/infer", "seg", "/v2/models/{name}/infer"),
         ("/v2/models/org/pranet/versions/2/ready", "seg", "/v2/models/{name}/ready"),
         ("/v2/models/pranet", "seg", "/v2/models/{name}/"),
@@ -76,7 +76,7 @@ def test_effectful_routes_are_those_that_a_replica_marks() -> None:
         ("/v1/documents", True),
         ("/v1/documents/7/pages", True),
         ("/v1/chat/completions", False),
-        ("/v1/files/a", False),
+        ("/v1/papers/a", False),
     ):
         route = TABLE.find(path)
         assert route is not None

@@ -20,7 +20,7 @@ __all__ = ["Event", "ResponseBuilder", "build_chat_request"]
 Event = dict[str, Any]
 """One event of a stream; its `type` names it."""
 
-_SAME = ("model", "temperature", "top_p", "parallel_tool_calls", "longctx", "session_id", "user")
+_SAME = ("model", "temperature", "top_p", "longctx", "session_id", "user")
 """Fields that chats call the same."""
 
 
@@ -43,7 +43,8 @@ def build_chat_request(request: ResponsesRequest) -> ChatRequest:
         "stream": True,
         "stream_options": {"include_usage": True},
         "tools": [{"type": "function", "function": tool.model_dump(exclude={"type"})} for tool in request.tools or ()],
-        "tool_choice": _read_tool_choice(request.tool_choice),
+        "tool_choice": _read_tool_choice(request.tool_choice) if request.tools else None,
+        "parallel_tool_calls": request.parallel_tool_calls if request.tools else None,
     }
     if request.text is not None and request.text.format is not None:
         form = request.text.format

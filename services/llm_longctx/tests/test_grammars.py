@@ -16,6 +16,7 @@ from scipy import stats
 from services.llm_longctx.engine import Sampling
 from services.llm_longctx.engine.sampler import Sampler
 from services.llm_longctx.serving.grammars.formats import find_grammar_source
+from services.llm_longctx.serving.grammars.json_schema import close_objects
 from services.llm_longctx.serving.grammars.token_grammar import GrammarCompiler
 from services.llm_longctx.serving.toy_tokenizers import ByteTokenizer, RecallTokenizer
 from services.llm_longctx.tests.conftest import write_folder
@@ -211,6 +212,21 @@ def test_unlikely_tokens_keep_their_share():
         Sampler(Sampling(temperature=1, seed=s), [], 256, grammar.fork()).draw(logits).id for s in range(600)
     )
     assert set(found) == set(b"xyz")
+
+
+# Objects.
+
+
+def test_objects_that_list_properties_have_no_others_unless_they_say_so():
+    plain = {"type": "object", "properties": {"a": {"type": "object", "properties": {}}}}
+    closed = close_objects(plain)
+    assert closed["additionalProperties"] is False
+    assert closed["properties"]["a"]["additionalProperties"] is False
+    for other in ({"additionalProperties": True}, {"patternProperties": {}}, {"anyOf": [{}]}):
+        assert close_objects(plain | other).get("additionalProperties", True) is not False
+    joined = {"allOf": [plain, {"properties": {"b": True}}]}
+    assert close_objects(joined) == joined
+    assert close_objects({"type": "object"}) == {"type": "object"}
 
 
 # Refusals.

@@ -115,8 +115,8 @@ def test_parse_returns_the_object(friend):
         ({"input": []}, "input"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0]"),
         ({"tools": [{"type": "web_search"}]}, "tools.0.type"),
-        ({"tool_choice": {"type": "mcp"}}, "tool_choice"),
-        ({"tool_choice": "always"}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": {"type": "mcp"}}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": "always"}, "tool_choice"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
     ],
 )

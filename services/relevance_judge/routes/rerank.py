@@ -28,7 +28,7 @@ Text = Annotated[str, Field(min_length=1, max_length=MAX_TEXT_CHARS)]
 HostDep = Annotated[Host, Depends(host_of)]
 
 
-class RankedText(BaseModel):
+class RerankDocument(BaseModel):
     """A document as an object."""
 
     model_config = ConfigDict(extra="allow")
@@ -43,7 +43,7 @@ class RerankIn(BaseModel):
 
     model: str | None = Field(None, description="A judge, `all-minilm-l6-v2` or `bm25`; left out, embeddings.")
     query: Text
-    documents: list[Text | RankedText] = Field(min_length=1, max_length=MAX_PAIRS)
+    documents: list[Text | RerankDocument] = Field(min_length=1, max_length=MAX_PAIRS)
     top_n: int | None = Field(None, ge=1, description="How many to return.")
     return_documents: bool = Field(False, description="Return the texts, too.")
     llm: str | None = Field(None, description="Ours: the language model that a judge asks.")
@@ -54,7 +54,7 @@ class RankedDocument(BaseModel):
 
     index: int = Field(description="Its place in the request.")
     relevance_score: float = Field(description="0…1; scores of different scorers can't be compared.")
-    document: RankedText | None = None
+    document: RerankDocument | None = None
 
 
 class RerankUsage(BaseModel):
@@ -110,7 +110,7 @@ async def rerank(body: RerankIn, request: Request, host: HostDep) -> RerankOut:
     texts = [one if isinstance(one, str) else one.text for one in body.documents]
     name, scores, tokens = await _score(body.model, [(body.query, text) for text in texts], body.llm, request, host)
     order = sorted(range(len(texts)), key=lambda i: (-scores[i], i))[: body.top_n]
-    shown = {i: RankedText(text=texts[i]) if body.return_documents else None for i in order}
+    shown = {i: RerankDocument(text=texts[i]) if body.return_documents else None for i in order}
     return RerankOut(
         id=f"rerank-{uuid4().hex}",
         model=name,

@@ -25,6 +25,7 @@ _CONTEXTS: Mapping[str, Sequence[Mapping[str, Any]]] = {
     "scanpath": [{"mode": "sampled", "reference": (0, 1, 2)}],
     "restore": [{"format": "jpeg", "picture": "restored"}, {"memory_mib": 64}],
     "segment": [{"threshold": 0.001}, {"image": "noise"}],
+    "embed": [{"input": "word " * 300}, {"input": ["one", "two"]}],
     "chat": [{"stream": True}, {"unknown": 1}, {"logprobs": True, "max_tokens": 2}],
 }  # fmt: skip
 
@@ -54,6 +55,8 @@ _VALUES: Mapping[tuple[str, str], Sequence[Any]] = {
     ("chat", "stream_options"): [{"include_usage": True}],
     ("chat", "response_format"): [{"type": "json_object"}, {"type": "choice", "choices": ["red", "blue"]}],
     ("chat", "structured_outputs"): [{"json_object": True}, {"choice": ["red", "blue", " red"]}],
+    ("chat", "tools"): [[{"type": "function", "function": {"name": "f"}}]],
+    ("chat", "tool_choice"): ["required"],
     ("chat", "presence_penalty"): [2.0],
     ("chat", "frequency_penalty"): [2.0],
     ("chat", "stop"): [["e"], ["a"], [" "], ["o"]],
@@ -69,6 +72,8 @@ _VALUES: Mapping[tuple[str, str], Sequence[Any]] = {
 }
 
 FREE: Mapping[tuple[str, str], str] = {
+    **{("chat", name): "taken and ignored, as its description says" for name in ("service_tier", "metadata", "store")},
+    ("embed", "user"): "taken and ignored, as its description says",
     ("chat", "user"): "taken and ignored, as its description says",
     ("chat", "session_id"): "the route fetches what it names",
     ("chat", "document_id"): "the route fetches what it names",
@@ -76,7 +81,19 @@ FREE: Mapping[tuple[str, str], str] = {
     ("probe", "seed"): "see checks.experiments",
 } | {
     (task, "model"): "the platform chooses the Servable by it"
-    for task in ("chat", "complete", "restore", "segment", "detect", "classify", "actions", "scanpath", "plan", "judge")
+    for task in (
+        "chat",
+        "complete",
+        "embed",
+        "restore",
+        "segment",
+        "detect",
+        "classify",
+        "actions",
+        "scanpath",
+        "plan",
+        "judge",
+    )
 }
 """Options that no answer can show, each with the reason."""
 

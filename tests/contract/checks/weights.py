@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from shared.lm.bundled_models import bundled_gguf
+from shared.lm.bundled_models import bundled_embedder, bundled_gguf
 from shared.registry import network
 from shared.registry.discovery import shipped_weights
 from shared.registry.weights import read_weights
@@ -39,6 +39,9 @@ def _files() -> dict[str, Path]:
     found = {hashlib.sha256(file.read_bytes()).hexdigest(): file for file in shipped_weights().values()}
     if (gguf := bundled_gguf()) is not None:
         found[hashlib.sha256(gguf.read_bytes()).hexdigest()] = gguf
+    if (folder := bundled_embedder()) is not None:
+        file = folder / "model.safetensors"
+        found[hashlib.sha256(file.read_bytes()).hexdigest()] = file
     return found
 
 
@@ -59,7 +62,7 @@ def weights_file(digest: str) -> Path | None:
 def named_files(loaded: Loaded) -> list[Path]:
     """Files whose digests stand on the Card: as its weights, or in a note where a model has several."""
     told = " ".join([loaded.card.weights or "", *loaded.card.notes])
-    return [file for digest, file in _files().items() if digest in told and file.suffix == ".safetensors"]
+    return [file for digest, file in _files().items() if digest in told and file.with_suffix(".json").is_file()]
 
 
 def network_of(file: Path) -> nn.Module:

@@ -10,7 +10,7 @@ from typing import Any
 
 from shared.errors import InvalidOption
 
-__all__ = ["check_schema"]
+__all__ = ["check_schema", "close_objects"]
 
 MAX_PROPERTIES = 1000
 """Properties in all objects together."""
@@ -23,6 +23,7 @@ MAX_DEPTH = 32
 
 _MANY = ("anyOf", "oneOf", "allOf", "prefixItems")
 _ONE = ("items", "additionalProperties", "not", "contains", "if", "then", "else", "propertyNames")
+_OPENING = frozenset({"additionalProperties", "patternProperties", "unevaluatedProperties", "anyOf", "oneOf", "$ref"})
 _NAMED = ("properties", "patternProperties", "$defs", "definitions")
 
 
@@ -45,6 +46,34 @@ def check_schema(schema: Mapping[str, Any] | bool, field: str) -> None:
     if isinstance(schema, Mapping) and not _Finiteness(schema).is_finite(schema, frozenset()):
         detail = "The schema refers to itself without an end: no finite value meets it."
         raise InvalidOption(detail, hint="Let the reference be optional, or null.", field=field)
+
+
+def close_objects(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema in which objects that list properties, and say nothing about others, have no others.
+
+    JSON Schema allows others then; models that are free to invent some do, and nobody who lists properties wants that.
+    A schema that joins several by `allOf` is left as it is, since what one part closes another adds to.
+    """
+    if any(len(part["allOf"]) > 1 for part, _ in _walk(schema, 0) if isinstance(part.get("allOf"), list)):
+        return dict(schema)
+    closed: dict[str, Any] = _close(schema)
+    return closed
+
+
+def _close(part: Any) -> Any:
+    if not isinstance(part, Mapping):
+        return part
+    found = dict(part)
+    for name in (*_MANY, *_NAMED):
+        if isinstance(part.get(name), list):
+            found[name] = [_close(one) for one in part[name]]
+        elif isinstance(part.get(name), Mapping):
+            found[name] = {key: _close(one) for key, one in part[name].items()}
+    if isinstance(part.get("items"), Mapping):
+        found["items"] = _close(part["items"])
+    if isinstance(part.get("properties"), Mapping) and not _OPENING & part.keys():
+        found["additionalProperties"] = False
+    return found
 
 
 def _walk(schema: Any, depth: int) -> Iterator[tuple[Mapping[str, Any], int]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from llguidance import LLMatcher, grammar_from
 
-from services.llm_longctx.serving.grammars.json_schema import check_schema
+from services.llm_longctx.serving.grammars.json_schema import check_schema, close_objects
 from shared.errors import InvalidOption
 
 __all__ = [
@@ -43,7 +43,7 @@ _HEADED = re.compile(r"^\s*%llguidance\b[^\n]*\n")
 def json_source(
     schema: Mapping[str, Any] | bool, field: str, *, is_strict: bool = True, whitespace: str | None = FREE_WHITESPACE
 ) -> str:
-    """The grammar of the JSON texts that meet a schema.
+    """The grammar of the JSON texts that meet a schema; its objects are closed unless they say otherwise.
 
     Args:
         schema: The schema.
@@ -64,7 +64,7 @@ def json_expression(
     check_schema(schema, field)
     options: dict[str, Any] = {"lenient": not is_strict}
     options |= {"whitespace_flexible": False} if whitespace is None else {"whitespace_pattern": whitespace}
-    plain = {} if schema is True else {"not": {}} if schema is False else dict(schema)
+    plain = {} if schema is True else {"not": {}} if schema is False else close_objects(schema)
     text = json.dumps({**plain, "x-guidance": options})
     return f"%json {_check_size(text, field)}"
 

@@ -121,6 +121,9 @@ def read_tool_use(request: ChatRequest, template: str | None) -> ToolUse | None:
     elif choice == "required" and not functions:
         detail = "tool_choice is required, but there are no tools."
         raise InvalidOption(detail, field="tool_choice")
+    if request.parallel_tool_calls is not None and not functions:
+        detail = "parallel_tool_calls needs tools."
+        raise InvalidOption(detail, field="parallel_tool_calls")
     if choice == "none" or not functions:
         return None
     is_native = has_tools(template)

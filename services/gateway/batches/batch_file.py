@@ -1,0 +1,80 @@
+"""Lines of a batch: requests in, answers out, one JSON object a line. Knows OpenAI's form; knows no jobs."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from uuid import uuid4
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from shared.errors import InvalidOption
+from shared.jobs.queue import Result
+
+__all__ = ["BatchLine", "parse_lines", "write_answer", "write_failure"]
+
+MAX_LINES = 500
+"""Requests in one batch."""
+
+
+class BatchLine(BaseModel):
+    """One request."""
+
+    model_config = ConfigDict(extra="allow")
+
+    custom_id: str
+    method: str = "POST"
+    url: str
+    body: dict[str, Any]
+
+
+def parse_lines(data: bytes, endpoint: str) -> list[BatchLine]:
+    """Parse a file of requests.
+
+    Raises:
+        InvalidOption: It holds none or too many, a line that is no request or goes elsewhere, or an id twice.
+    """
+    rows = [row for row in data.split(b"\n") if row.strip()]
+    if not 1 <= len(rows) <= MAX_LINES:
+        detail = f"The file holds {len(rows)} requests; 1 to {MAX_LINES} are taken."
+        raise InvalidOption(detail, field="input_file_id")
+    lines = [_parse_line(row, number) for number, row in enumerate(rows, 1)]
+    for number, line in enumerate(lines, 1):
+        if line.method != "POST" or line.url != endpoint:
+            detail = f"Line {number} is {line.method} {line.url[:80]}; all must be POST {endpoint}."
+            raise InvalidOption(detail, field="input_file_id")
+        if line.body.get("stream"):
+            raise InvalidOption(f"Line {number} asks for a stream.", field="input_file_id")
+    if len({line.custom_id for line in lines}) < len(lines):
+        raise InvalidOption("A custom_id is there twice.", field="input_file_id")
+    return lines
+
+
+def _parse_line(row: bytes, number: int) -> BatchLine:
+    try:
+        return BatchLine.model_validate(json.loads(row))
+    except (ValidationError, ValueError, RecursionError) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else "not JSON"
+        where = error.errors()[0]["loc"] if isinstance(error, ValidationError) else ()
+        detail = f"Line {number} is no request: {'.'.join(map(str, where))} {reason}.".replace("  ", " ")
+        raise InvalidOption(detail, field="input_file_id") from error
+
+
+def write_answer(custom_id: str, job_id: str, result: Result) -> bytes:
+    """The line of an answer."""
+    try:
+        body = json.loads(result.body)
+    except ValueError:
+        body = result.body.decode("utf-8", "replace")
+    response = {"status_code": result.status, "request_id": job_id, "body": body}
+    return _write(custom_id, response, None)
+
+
+def write_failure(custom_id: str, code: str, message: str) -> bytes:
+    """The line of a request that has no answer."""
+    return _write(custom_id, None, {"code": code, "message": message})
+
+
+def _write(custom_id: str, response: dict[str, Any] | None, error: dict[str, str] | None) -> bytes:
+    line = {"id": f"batch_req_{uuid4().hex}", "custom_id": custom_id, "response": response, "error": error}
+    return json.dumps(line).encode() + b"\n"

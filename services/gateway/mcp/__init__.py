@@ -1,0 +1,1 @@
+"""Model Context Protocol: the platform's tasks as tools of an assistant."""

@@ -1,0 +1,160 @@
+"""OpenAI's files and batches: uploads, lists and answers, and batches of requests that run as jobs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import ValidationError
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from services.gateway.batches.batch_service import BatchService
+from services.gateway.batches.file_store import FileStore
+from services.gateway.http.openapi import PROBLEMS
+from services.gateway.routes.body_reading import context_of, read_json, read_whole_body
+from shared.api.batches import Batch, BatchList, BatchRequest, DeletedFile, FileList, FileObject
+from shared.errors import InvalidOption, Malformed, NotReady
+from shared.jobs.queue import JobQueue
+
+__all__ = ["router"]
+
+router = APIRouter(tags=["batches"], responses=PROBLEMS)
+
+_UPLOAD = {
+    "requestBody": {
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file", "purpose"],
+                    "properties": {"file": {"type": "string", "format": "binary"}, "purpose": {"type": "string"}},
+                }
+            }
+        }
+    }
+}
+_CREATE = {"requestBody": {"content": {"application/json": {"schema": BatchRequest.model_json_schema()}}}}
+
+Limit = Annotated[int, Query(ge=1, le=100, description="How many at most.")]
+
+
+@router.post("/v1/files", openapi_extra=_UPLOAD)
+async def upload_file(request: Request) -> FileObject:
+    """Store a file of requests, one JSON object a line."""
+    files, tenant = _files(request), _tenant(request)
+    name, purpose, data = await _read_upload(request)
+    return await asyncio.to_thread(files.add, tenant, name, purpose, data)
+
+
+@router.get("/v1/files")
+async def list_files(request: Request, purpose: str | None = None) -> FileList:
+    """The caller's files, newest first."""
+    return FileList(data=await asyncio.to_thread(_files(request).list_files, _tenant(request), purpose))
+
+
+@router.get("/v1/files/{file_id}")
+async def get_file(request: Request, file_id: str) -> FileObject:
+    """One file's facts."""
+    return await asyncio.to_thread(_files(request).get, _tenant(request), file_id)
+
+
+@router.get("/v1/files/{file_id}/content", response_class=Response)
+async def read_file(request: Request, file_id: str) -> Response:
+    """One file, byte for byte."""
+    data = await asyncio.to_thread(_files(request).read, _tenant(request), file_id)
+    return Response(data, media_type="application/octet-stream")
+
+
+@router.delete("/v1/files/{file_id}")
+async def delete_file(request: Request, file_id: str) -> DeletedFile:
+    """Delete a file."""
+    await asyncio.to_thread(_files(request).delete, _tenant(request), file_id)
+    return DeletedFile(id=file_id)
+
+
+@router.post("/v1/batches", openapi_extra=_CREATE)
+async def create_batch(request: Request) -> Batch:
+    """Run each request of a file as a job."""
+    queue, gateway = _queue(request), request.app.state.gateway
+    try:
+        body = BatchRequest.model_validate(await read_json(request))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise InvalidOption(f"{field}: {first['msg']}.", field=field) from error
+    route = gateway.registry.routes.find(body.endpoint)
+    if route is None or not body.endpoint.startswith("/v1/"):
+        raise InvalidOption(f"No service answers {body.endpoint[:80]}.", field="endpoint")
+    return await _batches(request).create(_tenant(request), body, route.services[0], queue)
+
+
+@router.get("/v1/batches")
+async def list_batches(request: Request, limit: Limit = 20) -> BatchList:
+    """The caller's batches, newest first."""
+    return BatchList(data=await _batches(request).list_batches(_tenant(request), limit))
+
+
+@router.get("/v1/batches/{batch_id}")
+async def get_batch(request: Request, batch_id: str) -> Batch:
+    """How far a batch is; its answers are files once all are there."""
+    return await _batches(request).get(_tenant(request), batch_id, _queue(request))
+
+
+@router.post("/v1/batches/{batch_id}/cancel")
+async def cancel_batch(request: Request, batch_id: str) -> Batch:
+    """Cancel what is still running."""
+    return await _batches(request).cancel(_tenant(request), batch_id, _queue(request))
+
+
+async def _read_upload(request: Request) -> tuple[str, str, bytes]:
+    """Name, purpose and bytes of an upload.
+
+    Raises:
+        Malformed: It is no form with `file` and `purpose`.
+    """
+    whole = await read_whole_body(request)
+
+    async def pieces() -> AsyncGenerator[bytes, None]:
+        yield whole
+        yield b""
+
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        raise Malformed("An upload is a form (multipart/form-data) with file and purpose.", field="file")
+    try:
+        form = await MultiPartParser(request.headers, pieces(), max_files=1, max_fields=8).parse()
+    except (MultiPartException, KeyError, UnicodeDecodeError) as error:
+        raise Malformed("The form can't be read.", field="file") from error
+    try:
+        file, purpose = form.get("file"), form.get("purpose")
+        if not isinstance(file, UploadFile) or not isinstance(purpose, str):
+            field = "file" if isinstance(purpose, str) else "purpose"
+            raise Malformed("An upload needs file and purpose.", field=field)
+        return (file.filename or "file")[:200], purpose[:40], await file.read()
+    finally:
+        await form.close()
+
+
+def _files(request: Request) -> FileStore:
+    files: FileStore = request.app.state.gateway.files
+    return files
+
+
+def _batches(request: Request) -> BatchService:
+    batches: BatchService = request.app.state.gateway.batches
+    return batches
+
+
+def _tenant(request: Request) -> str:
+    caller = context_of(request).caller
+    caller.require_scope("jobs")
+    return caller.tenant
+
+
+def _queue(request: Request) -> JobQueue:
+    queue: JobQueue | None = request.app.state.gateway.queue
+    if queue is None:
+        raise NotReady("This gateway has no job queue.", hint="Set FOVEA_REDIS_URL, or use `fovea up`.")
+    return queue

@@ -1,0 +1,105 @@
+"""MCP over Streamable HTTP: handshake, tools from the joined document, calls with the caller's key, and refusals."""
+
+from __future__ import annotations
+
+import json
+
+import httpx2
+import jsonschema
+import pytest
+
+
+def call(url, method, params=None, message_id=1, **headers):
+    body = {"jsonrpc": "2.0", "method": method} | ({} if params is None else {"params": params})
+    body |= {} if message_id is None else {"id": message_id}
+    return httpx2.post(f"{url}/v1/mcp", json=body, headers={"accept": "application/json, text/event-stream", **headers})
+
+
+def test_the_handshake_speaks_the_clients_version(stage):
+    for asked, spoken in (("2025-06-18", "2025-06-18"), ("1999-01-01", "2025-11-25")):
+        result = call(stage.url, "initialize", {"protocolVersion": asked}).json()["result"]
+        assert result["protocolVersion"] == spoken
+        assert result["serverInfo"]["name"] == "fovea"
+        assert "tools" in result["capabilities"]
+    assert call(stage.url, "notifications/initialized", message_id=None).status_code == 202
+    assert call(stage.url, "ping").json()["result"] == {}
+    assert httpx2.get(f"{stage.url}/v1/mcp").status_code == 405
+
+
+PAIR = {"type": "object", "properties": {"next": {"$ref": "#/components/schemas/Pair"}}}
+MODELS = [
+    {"id": name, "object": "model", "created": 1, "owned_by": "fovea", "task": task, "service": "svc", "ready": True}
+    for name, task in (("smollm2", "chat"), ("pranet", "segment"))
+]
+
+
+def operation(name):
+    body = {"content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}}
+    return {"post": {"summary": f"Run {name}.", "requestBody": body, "responses": {"200": {"description": "Done"}}}}
+
+
+DOCUMENT = {
+    "openapi": "3.1.0",
+    "paths": {"/v1/chat/completions": operation("In"), "/v1/segment": operation("Pair")},
+    "components": {"schemas": {"In": {"properties": {"p": {"$ref": "#/components/schemas/Pair"}}}, "Pair": PAIR}},
+}
+
+
+@pytest.fixture
+async def scene(gateway, toy):
+    """A gateway before a service that describes itself and echoes."""
+    upstream = await toy(documents={"models": {"data": MODELS}, "openapi": DOCUMENT})
+    scene = await gateway()
+    scene.announce(upstream.url, models=("smollm2", "pranet"), routes=tuple(DOCUMENT["paths"]))
+    scene.upstream = upstream
+
+    async def ask(method, params):
+        body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
+        return (await scene.client.post("/v1/mcp", json=body)).json()
+
+    scene.ask = ask
+    return scene
+
+
+async def test_tasks_are_tools_with_whole_schemas(scene):
+    tools = {tool["name"]: tool for tool in (await scene.ask("tools/list", {}))["result"]["tools"]}
+    assert set(tools) == {"chat", "segment"}
+    for tool in tools.values():
+        jsonschema.Draft202012Validator.check_schema(tool["inputSchema"])
+        assert tool["inputSchema"]["type"] == "object"
+        assert tool["inputSchema"]["$defs"]["Pair"]["properties"]["next"] == {"$ref": "#/$defs/Pair"}
+
+
+async def test_a_tool_is_run_and_its_errors_are_its_answer(scene):
+    params = {"name": "chat", "arguments": {"messages": "hi", "stream": True}}
+    result = (await scene.ask("tools/call", params))["result"]
+    assert result["isError"] is False
+    assert json.loads(result["content"][0]["text"]) == {"messages": "hi", "stream": False}
+    assert scene.upstream.seen[-1]["path"] == "/v1/chat/completions"
+    scene.upstream.status = 400
+    assert (await scene.ask("tools/call", params))["result"]["isError"] is True
+    assert (await scene.ask("tools/call", {"name": "chat", "arguments": [1]}))["error"]["code"] == -32602
+
+
+@pytest.mark.parametrize(
+    ("method", "params", "code"),
+    [
+        ("tools/call", {"name": "nothing"}, -32602),
+        ("resources/list", {}, -32601),
+        ("tools/list", [1], -32602),
+    ],
+)
+def test_what_is_not_there_is_a_json_rpc_error(stage, method, params, code):
+    assert call(stage.url, method, params).json()["error"]["code"] == code
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"jsonrpc": "1.0"}'])
+def test_what_is_no_message_is_400(stage, content):
+    answer = httpx2.post(f"{stage.url}/v1/mcp", content=content, headers={"content-type": "application/json"})
+    assert answer.status_code == 400
+
+
+async def test_with_keys_a_call_needs_one(gateway):
+    scene = await gateway(auth="keys")
+    answer = await scene.client.post("/v1/mcp", json={"jsonrpc": "2.0", "id": 1, "method": "ping"})
+    assert answer.status_code == 401

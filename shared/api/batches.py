@@ -1,0 +1,87 @@
+"""Files and batches on the wire, in OpenAI's form."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["Batch", "BatchCounts", "BatchList", "BatchRequest", "BatchStatus", "DeletedFile", "FileList", "FileObject"]
+
+BatchStatus = Literal["in_progress", "completed", "cancelled"]
+
+
+class FileObject(BaseModel):
+    """A stored file."""
+
+    id: str
+    object: Literal["file"] = "file"
+    bytes: int
+    created_at: int
+    filename: str
+    purpose: str
+    status: Literal["processed"] = "processed"
+
+
+class FileList(BaseModel):
+    """Newest first."""
+
+    object: Literal["list"] = "list"
+    data: list[FileObject]
+    has_more: bool = False
+
+
+class DeletedFile(BaseModel):
+    """A file that is gone."""
+
+    id: str
+    object: Literal["file"] = "file"
+    deleted: Literal[True] = True
+
+
+class BatchRequest(BaseModel):
+    """What to run: a file of requests, a line each."""
+
+    model_config = ConfigDict(extra="allow")
+
+    input_file_id: str
+    endpoint: str = Field(description="Where the requests go, for example `/v1/chat/completions`.")
+    completion_window: str = Field("24h", description="Taken and ignored: jobs run as soon as they can.")
+    metadata: dict[str, Any] | None = None
+
+
+class BatchCounts(BaseModel):
+    """Requests by what became of them."""
+
+    total: int
+    completed: int = 0
+    failed: int = 0
+
+
+class Batch(BaseModel):
+    """A batch and how far it is."""
+
+    id: str
+    object: Literal["batch"] = "batch"
+    endpoint: str
+    errors: None = None
+    input_file_id: str
+    completion_window: str
+    status: BatchStatus
+    output_file_id: str | None = Field(None, description="Answers, a line each; null until all are there.")
+    error_file_id: str | None = Field(None, description="Requests that failed, a line each.")
+    created_at: int
+    in_progress_at: int
+    expires_at: int = Field(description="When what its jobs answered is forgotten, unless it was fetched before.")
+    completed_at: int | None = None
+    cancelled_at: int | None = None
+    request_counts: BatchCounts
+    metadata: dict[str, Any] | None = None
+
+
+class BatchList(BaseModel):
+    """Newest first."""
+
+    object: Literal["list"] = "list"
+    data: list[Batch]
+    has_more: bool = False

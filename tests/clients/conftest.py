@@ -1,0 +1,97 @@
+"""A gateway on a socket, and behind it a tiny random language model, the embedding model and the rerankers.
+
+What a random model is made to say by a grammar is valid; what it says freely is noise. So these tests show that a
+client understands our answers, not that the answers are good.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import uvicorn
+
+from services.gateway.app import build_gateway
+from services.gateway.server import create_server
+from services.llm_longctx.api import embeddings, openai, responses
+from services.llm_longctx.models.all_minilm import AllMiniLM
+from services.llm_longctx.serving.local_models import make_local_model
+from services.llm_longctx.tests.conftest import MODEL, write_folder
+from services.relevance_judge.routes import rerank
+from shared.lm.bundled_models import MINILM
+from shared.registry.discovery import servables
+from shared.serving.build_app import build
+from shared.settings import Settings
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Other people's libraries warn about other people's libraries."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.filterwarnings("ignore"))
+            item.add_marker(pytest.mark.slow)
+
+
+@contextlib.contextmanager
+def listening(server: uvicorn.Server, ready: str) -> Iterator[str]:
+    """A server in a thread: its address, once it says that it is ready."""
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    end = time.monotonic() + 120
+    while not server.started:
+        assert time.monotonic() < end, "it did not start"
+        time.sleep(0.02)
+    url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    while httpx2.get(f"{url}{ready}").status_code != 200:
+        assert time.monotonic() < end, "it is not ready"
+        time.sleep(0.1)
+    yield url
+    server.should_exit = True
+    thread.join(20)
+
+
+def plain_server(app: Any) -> uvicorn.Server:
+    """A service's server on a free port."""
+    return uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", ws="none"))
+
+
+@pytest.fixture(scope="session")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The gateway's address."""
+    folder = write_folder(tmp_path_factory.mktemp("clients") / "Tiny Llama")
+    config = json.loads((folder / "config.json").read_text()) | {"max_position_embeddings": 4096}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "generation_config.json").write_text(json.dumps({"temperature": 0.0}))
+    settings = Settings(data_dir=tmp_path_factory.mktemp("data"), intra_op_threads=1)
+    llm = build(
+        "llm-longctx",
+        routers=[openai.router, responses.router, embeddings.router],
+        servables={MODEL: make_local_model(folder), MINILM: AllMiniLM},
+        settings=settings,
+    )
+    judges = {"query-likelihood": servables("relevance-judge")["query-likelihood"]}
+    judge = build("relevance-judge", routers=[rerank.router], servables=judges, settings=settings)
+    with listening(plain_server(llm), "/readyz") as llm_url, listening(plain_server(judge), "/readyz") as judge_url:
+        upstreams = f"llm-longctx={llm_url},relevance-judge={judge_url}"
+        front = Settings(
+            data_dir=tmp_path_factory.mktemp("gateway"), http_port=0, grpc_port=0, static_upstreams=upstreams
+        )
+        with listening(create_server(build_gateway(front), front), "/health") as found:
+            wait_for_routes(found)
+            yield found
+
+
+def wait_for_routes(url: str) -> None:
+    """Wait until the gateway has learned what both services answer."""
+    end = time.monotonic() + 120
+    for path in ("/v1/chat/completions", "/v2/rerank"):
+        while httpx2.post(f"{url}{path}", json={}).status_code == 404:
+            assert time.monotonic() < end, f"nobody answers {path}"
+            time.sleep(0.2)
