@@ -1,8 +1,8 @@
 """A decode step by format of weights, against the time of reading them once, and what few bits do to the answers.
 
 SmolLM2's own file has 4 bits in layers and 8 in the output matrix; `q8` rounds the layers' anew and `bf16` widens all,
-so that quality differs by the rounding of rows to 8 bits. Clocks are CPU seconds of one thread, in which neighbours on a
-machine weigh least; the floor is bytes of the matrices over the bandwidth of a sum over 256 MB, measured the same way.
+so that quality differs by the rounding of rows to 8 bits. Clocks are CPU seconds of one thread, in which neighbours on
+a machine weigh least; the floor is bytes of the matrices over the bandwidth of a sum over 256 MB, measured alike.
 """
 
 from __future__ import annotations
