@@ -32,11 +32,16 @@ class StepAttention:
         self._inputs = inputs
         self._backend = backend
         self._pool = states[0].cache.pool
-        slots = np.stack([s.cache.begin_step() for s in states], 1)
-        L = slots.shape[0]
-        self._slots = slots.reshape(L, -1)
-        self._starts = np.stack([s.cache.own.start for s in states], 1).reshape(L, -1)
-        self._counts = np.stack([s.cache.own.n for s in states], 1).reshape(L, -1)
+        # A state may come several times, for a token and its draft: each sees what those before it have written.
+        offsets, counts = [], []
+        for s in states:
+            offsets.append(s.cache.begin_step() - s.cache.own.start)
+            counts.append(s.cache.own.n.copy())
+        starts = np.stack([s.cache.own.start for s in states], 1)  # a run that grew may lie elsewhere now
+        L = starts.shape[0]
+        self._slots = (starts + np.stack(offsets, 1)).reshape(L, -1)
+        self._starts = starts.reshape(L, -1)
+        self._counts = np.stack(counts, 1).reshape(L, -1)
         self._weighted = np.stack([s.cache.weighted for s in states], 1).reshape(L, -1)
         self._shared = [b for b, s in enumerate(states) if s.cache.shared]
         self._planning = [b for b, s in enumerate(states) if s.policy.method.overrides("decode_plan")]

@@ -5,6 +5,7 @@ Knows the decoder and its attention seams; knows nothing about sampling or sched
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
@@ -113,21 +114,38 @@ class ModelRunner:
     def decode(self, states: Sequence[PagedState], tokens: Sequence[int]) -> Tensor:
         """Feed one token to each sequence, whose caches grow by one: logits [B,V].
 
+        Where `can_draft`, a sequence may come several times, one behind the other, with a token and those behind it:
+        each sees the ones before, and the logits are the ones of as many steps.
+
         Raises:
             PoolExhausted: The step needs more pages than are free; then nothing has changed. Or addresses ran out in
                 the middle of it; then its sequences are of no use any more.
         """
-        if (wanted := sum(s.cache.pages_needed() for s in states)) > self.pool.free:
+        times = Counter(states)
+        if (wanted := sum(s.cache.pages_needed(n) for s, n in times.items())) > self.pool.free:
             message = f"a step needs {wanted} pages, and {self.pool.free} are free"
             raise PoolExhausted(message)
+        fed: Counter[PagedState] = Counter()
+        positions = []
+        for s in states:
+            positions.append(s.cache.length + fed[s])
+            fed[s] += 1
         inputs = LayerInputs(
             self.model, [s.policy.method.needs for s in states if s.policy.method.overrides("after_decode")]
         )
-        seam = StepAttention(states, self.backend, inputs)
-        logits = self._step(tokens, [s.cache.length for s in states], seam, inputs)
+        logits = self._step(tokens, positions, StepAttention(states, self.backend, inputs), inputs)
         for s in states:
             s.cache.end_step()
         return logits
+
+    def can_draft(self, state: PagedState) -> bool:
+        """Whether tokens behind the next can be fed with it, and be taken back: in C++ steps, while no head is cut."""
+        method = state.policy.method
+        if method.overrides("decode_plan") or method.overrides("after_decode"):
+            return False
+        if state.policy.heads.calibrated or state.cache.cut.any():
+            return False
+        return self._has_native_step() and getattr(self.model.config, "windows", None) is None
 
     def _step(
         self, tokens: Sequence[int], positions: Sequence[int], seam: StepAttention, inputs: LayerInputs

@@ -5,12 +5,15 @@ Knows nothing about the decoder, other sequences, sampling or scheduling.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Self
 
 import numpy as np
+from torch import Tensor
 
 from services.llm_longctx.engine.method_policy import Policy
+from services.llm_longctx.engine.prompt_lookup import DraftMeter, PromptLookup
 from services.llm_longctx.kv_cache import PagePool, SequenceCache
 
 __all__ = ["PagedState", "count_bytes"]
@@ -29,6 +32,10 @@ class PagedState:
         full_steps: Steps whose scores the method asked for.
         cached_tokens: Tokens that came from the prefix cache.
         read_ids: The prompt so far, for methods that replay it.
+        verified: Tokens of a draft that were fed already, each with the logits [V] behind it.
+        draft_cost: Seconds of the step with the last draft, and its tokens; zeros once it is settled.
+        lookup: Drafts tokens.
+        meter: Whether that pays.
         is_closed: Whether it gave back its pages.
     """
 
@@ -43,6 +50,9 @@ class PagedState:
         self.full_steps = 0
         self.cached_tokens = 0
         self.read_ids: list[int] = []
+        self.verified: deque[tuple[int, Tensor]] = deque()
+        self.draft_cost = 0.0, 0
+        self.lookup, self.meter = PromptLookup(), DraftMeter()
         self.is_closed = False
 
     def reserve(self, prompt: int, new: int) -> None:
@@ -63,6 +73,7 @@ class PagedState:
         Raises:
             PoolExhausted: There is no room for what is copied.
         """
+        self.settle_draft()
         twin = type(self)(self.cache.pool, self.policy)
         twin.resume(self.cache.fork(), self.memos)
         twin.prompt_length, twin.max_length = self.prompt_length, self.max_length
@@ -73,6 +84,15 @@ class PagedState:
     def resume(self, cache: SequenceCache, memos: Iterable[object]) -> None:
         """Go on from what another sequence has read."""
         self.cache, self.memos = cache, list(memos)
+
+    def settle_draft(self) -> None:
+        """Take back what was fed of a draft and did not come true, and note what the draft was good for."""
+        seconds, drafted = self.draft_cost
+        if drafted:
+            self.meter.add_drafted(seconds, 1 + drafted - len(self.verified))
+            self.draft_cost = 0.0, 0
+        self.cache.truncate(len(self.verified))
+        self.verified.clear()
 
     def close(self) -> None:
         """Give back all pages; once is enough."""

@@ -88,6 +88,11 @@ class Sequence(Generic[S]):
         """The token to feed next."""
         return self.output_ids[self._next]
 
+    @property
+    def is_at_end(self) -> bool:
+        """Whether the token to feed next is the last one drawn; not so while it is fed again after a preemption."""
+        return self._next == len(self.output_ids) - 1
+
     # What it holds.
 
     @property

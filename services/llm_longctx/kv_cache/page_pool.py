@@ -134,6 +134,18 @@ class PagePool:
             self._addresses.give(int(run[0]), len(run))
             self._forget(int(run[0]), len(run))
 
+    def uncommit(self, pages: np.ndarray) -> None:
+        """Let go of pages [m] that one alone holds; they stay reserved.
+
+        Raises:
+            ValueError: Others hold some of them, too.
+        """
+        if (self._refs[pages] != 1).any():
+            message = "a page that others hold can't be taken back"
+            raise ValueError(message)
+        self._refs[pages] = 0
+        self.held -= len(pages)
+
     def references(self, pages: np.ndarray) -> np.ndarray:
         """How often each of the pages [m] is held."""
         return np.asarray(self._refs[pages])

@@ -79,6 +79,16 @@ class PageRuns:
             self._held[new] += 1
         self.n = n
 
+    def retract(self, count: int) -> None:
+        """Take `count` entries off the end of every run; pages that hold none any more go back, addresses stay."""
+        self.n = self.n - count
+        need = -(-self.n // self.pool.page)
+        for layer, head in np.argwhere(need < self._held).tolist():
+            first = int(self.start[layer, head]) // self.pool.page
+            kept, held = int(need[layer, head]), int(self._held[layer, head])
+            self.pool.uncommit(np.arange(first + kept, first + held))
+        self._held = np.minimum(self._held, need)
+
     def extend(self, layer: int, heads: Iterable[int], count: int) -> None:
         """Make room for `count` more entries in some heads of a layer and count them.
 

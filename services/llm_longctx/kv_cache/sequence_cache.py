@@ -258,6 +258,20 @@ class SequenceCache:
             if self.windows.hole[at] >= 0:
                 self.virtual.absorb(at, self.pool, int(self.own.start[at]), int(self.windows.hole[at]))
 
+    def truncate(self, count: int) -> None:
+        """Forget the last `count` entries of all heads, which were appended by steps; no head is cut.
+
+        Raises:
+            ValueError: A head is cut, or has not so many entries of its own.
+        """
+        if not count:
+            return
+        if self.cut.any() or (self.own.n < count).any():
+            message = f"the last {count} entries can't be forgotten: a head is cut, or shares them"
+            raise ValueError(message)
+        self.own.retract(count)
+        self.length -= count
+
     # Sharing.
 
     def fork(self) -> Self:

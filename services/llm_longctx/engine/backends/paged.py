@@ -5,6 +5,7 @@ Admission counts the pages that a sequence will hold under its method. Knows not
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection
 
 from torch import Tensor
@@ -25,6 +26,9 @@ _FORESEEN_NEW = 256
 
 _RESERVED_NEW = 1024
 """Tokens of an answer for which addresses are reserved."""
+
+_DRAFT = 4
+"""Tokens of a draft: so few that a step with them takes little longer than one without."""
 
 _MAX_COMPARISONS = 8
 """Comparisons that may wait for a quiet moment; under steady load the monitor sees fewer answers."""
@@ -107,9 +111,36 @@ class PagedBackend:
         return self._make_room(sum(s.state.cache.pages_needed() for s in running))
 
     def decode_batch(self, batch: list[Sequence[PagedState]]) -> list[Tensor]:
-        """One step of all of them together."""
-        logits = self.runner.decode([s.state for s in batch], [s.next_token for s in batch])
-        return list(logits.float().cpu())
+        """One step of all of them together; tokens of a draft that came true were fed already."""
+        logits = {s: row for s in batch if (row := _verified(s)) is not None}
+        if rest := [s for s in batch if s not in logits]:
+            logits |= self._run(rest)
+        return [logits[s] for s in batch]
+
+    def _run(self, batch: list[Sequence[PagedState]]) -> dict[Sequence[PagedState], Tensor]:
+        drafts = [self._draft(s) if len(batch) == 1 else [] for s in batch]
+        fed = [(s.state, token) for s, draft in zip(batch, drafts, strict=True) for token in (s.next_token, *draft)]
+        begun = time.perf_counter()
+        rows = iter(self.runner.decode([s for s, _ in fed], [token for _, token in fed]).float().cpu())
+        seconds = time.perf_counter() - begun
+        found = {}
+        for s, draft in zip(batch, drafts, strict=True):
+            found[s] = next(rows)
+            s.state.verified.extend((token, next(rows)) for token in draft)
+            if draft:
+                s.state.draft_cost = seconds, len(draft)
+            elif len(batch) == 1:
+                s.state.meter.add_plain(seconds)
+        return found
+
+    def _draft(self, s: Sequence[PagedState]) -> list[int]:
+        """Tokens that may follow the next one; none where it does not pay, or can't be taken back."""
+        state = s.state
+        if not s.is_at_end or not self.runner.can_draft(state) or not state.meter.pays():
+            return []
+        room = self.runner.model.config.positions - state.cache.length - 1
+        draft = state.lookup.draft([*s.request.prompt_ids, *s.output_ids], min(_DRAFT, room))
+        return draft if state.cache.pages_needed(1 + len(draft)) <= self.runner.pool.free else []
 
     def is_preemptible(self, sequence: Sequence[PagedState]) -> bool:
         """Whether its method can do without what it held."""
@@ -118,6 +149,8 @@ class PagedBackend:
     def complete(self, sequence: Sequence[PagedState], running: Collection[Sequence[PagedState]]) -> None:
         """Record the pages that its request holds now, and perhaps line up a comparison with dense attention."""
         request, stats = sequence.request, sequence.request.stats
+        if sequence.is_allocated:
+            sequence.state.settle_draft()
         states = [s.state for s in running if s.request is request and s.is_allocated]
         stats.kv_bytes = max(stats.kv_bytes, count_bytes(states))
         # The last token drawn was never fed, so nothing of it is held.
@@ -156,3 +189,18 @@ class PagedBackend:
         if self.runner.pool.free < pages:
             self.idle_work.clear()
         return self.runner.pool.free >= pages or self.prefix_cache.make_room(pages)
+
+
+def _verified(s: Sequence[PagedState]) -> Tensor | None:
+    """The logits behind the next token where a draft foretold it; else the rest of the draft is taken back."""
+    state = s.state
+    if not state.verified:
+        return None
+    token, logits = state.verified[0]
+    if token != s.next_token:
+        state.settle_draft()
+        return None
+    state.verified.popleft()
+    if not state.verified:
+        state.settle_draft()
+    return logits
