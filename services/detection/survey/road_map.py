@@ -110,8 +110,8 @@ _NORTH = (
 
 
 def _document(parts: Sequence[str]) -> str:
-    style = "font:13px system-ui,sans-serif;fill:#222"
+    font = 'font-family="system-ui,sans-serif" font-size="13" fill="#222"'
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="Map">'
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fbfcfc"/><g style="{style}">{"".join(parts)}</g></svg>\n'
+        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fbfcfc"/><g {font}>{"".join(parts)}</g></svg>\n'
     )

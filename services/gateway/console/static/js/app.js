@@ -9,6 +9,7 @@ import { Drop } from "./drop.js";
 import { Jobs } from "./jobs.js";
 import { JudgeAgreement, JudgeBoard, JudgeRankings } from "./judge_results.js";
 import { JudgeBatch, JudgePair } from "./judge.js";
+import { Study, Survey } from "./folders.js";
 import { ForgetKeyButton, ModelChoice } from "./page.js";
 import { LiveRegion, Ready } from "./live_region.js";
 import { ApiKeyForm } from "./api_key.js";
@@ -22,7 +23,7 @@ import { Sessions } from "./sessions.js";
 const ELEMENTS = {
   ready: Ready, "live-region": LiveRegion, key: ForgetKeyButton, "api-key": ApiKeyForm, model: ModelChoice, slider: Slider, code: Code, drop: Drop,
   result: ResultView, segment: Segment, detect: Detect, restore: Restore, chat: Chat, attention: Attention, "session-memory": SessionMemory,
-  jobs: Jobs, run: RunTask, probe: Probe, sessions: Sessions,
+  survey: Survey, study: Study, jobs: Jobs, run: RunTask, probe: Probe, sessions: Sessions,
   "judge-pair": JudgePair, "judge-batch": JudgeBatch, "judge-agreement": JudgeAgreement, "judge-rankings": JudgeRankings,
   "judge-board": JudgeBoard,
 };
