@@ -21,6 +21,7 @@ from fovea.cli.commands import (
     run,
     segment,
     sessions,
+    survey,
     task_aliases,
 )
 from fovea.cli.output import Screen
@@ -43,6 +44,7 @@ app.command("segment", no_args_is_help=True, context_settings=segment.CONTEXT_SE
 app.command("detect", no_args_is_help=True, context_settings=detect.CONTEXT_SETTINGS)(detect.detect)
 app.command("classify", no_args_is_help=True, context_settings=classify.CONTEXT_SETTINGS)(classify.classify)
 app.command("restore", no_args_is_help=True)(restore.restore)
+app.command("survey", no_args_is_help=True)(survey.survey)
 app.command("chat")(chat.chat)
 app.command("actions", no_args_is_help=True, context_settings=task_aliases.CONTEXT_SETTINGS)(task_aliases.actions)
 app.command("scanpath", no_args_is_help=True, context_settings=task_aliases.CONTEXT_SETTINGS)(task_aliases.scanpath)

@@ -1,5 +1,6 @@
-"""The app of `detection`: models are found by the package scan; streams of frames have a route of their own."""
+"""The app of `detection`: models are found by the package scan; streams and surveys have routes of their own."""
 
+from services.detection.survey.routes import router as survey_router
 from services.detection.video.stream_route import router
 from shared.registry.discovery import servables
 from shared.serving.build_app import build
@@ -11,4 +12,4 @@ DEFAULT = "yolo9tr"
 
 _found = servables("detection")
 _first = {DEFAULT: _found[DEFAULT]} if DEFAULT in _found else {}
-app = build("detection", routers=[router], servables={**_first, **_found})
+app = build("detection", routers=[router, survey_router], servables={**_first, **_found})

@@ -21,7 +21,7 @@ from fovea.cli.text_files import read_text, write_text
 from fovea.transport import LOCAL
 from shared.errors import InvalidOption
 
-__all__ = ["budget", "correct", "import_collection", "preferences", "significance", "trust", "weights"]
+__all__ = ["budget", "correct_scores", "import_collection", "preferences", "significance", "trust", "weights"]
 
 Reference = Annotated[Path, typer.Argument(metavar="REFERENCE", help="Qrels by people; may be .gz.")]
 Judge = Annotated[Path, typer.Argument(metavar="JUDGE", help="JSON lines of a batch, a run, or qrels.")]
@@ -144,7 +144,7 @@ def significance(
         screen.out.print(escape(row["statement"]), highlight=False)
 
 
-def correct(
+def correct_scores(
     human: Annotated[Path, typer.Argument(metavar="HUMAN", help="Qrels by people, of some queries.")],
     judge: Annotated[Path, typer.Argument(metavar="JUDGE", help="The judge's labels of all queries.")],
     runs: Runs,

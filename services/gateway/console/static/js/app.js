@@ -10,6 +10,7 @@ import { Jobs } from "./jobs.js";
 import { JudgeAgreement, JudgeBoard, JudgeRankings } from "./judge_results.js";
 import { Leaderboard } from "./leaderboard.js";
 import { JudgeBatch, JudgePair } from "./judge.js";
+import { Study, Survey } from "./folders.js";
 import { ForgetKeyButton, ModelChoice } from "./page.js";
 import { LiveRegion, Ready } from "./live_region.js";
 import { ApiKeyForm } from "./api_key.js";
@@ -23,7 +24,7 @@ import { Sessions } from "./sessions.js";
 const ELEMENTS = {
   ready: Ready, "live-region": LiveRegion, key: ForgetKeyButton, "api-key": ApiKeyForm, model: ModelChoice, slider: Slider, code: Code, drop: Drop,
   result: ResultView, segment: Segment, detect: Detect, restore: Restore, chat: Chat, attention: Attention, "session-memory": SessionMemory,
-  jobs: Jobs, run: RunTask, probe: Probe, sessions: Sessions,
+  survey: Survey, study: Study, jobs: Jobs, run: RunTask, probe: Probe, sessions: Sessions,
   "judge-pair": JudgePair, "judge-batch": JudgeBatch, "judge-agreement": JudgeAgreement, "judge-rankings": JudgeRankings,
   "judge-board": JudgeBoard, leaderboard: Leaderboard,
 };

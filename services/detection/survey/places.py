@@ -1,0 +1,150 @@
+"""Where and when a photograph was taken, from its EXIF; HEIC as PNG."""
+
+from __future__ import annotations
+
+import datetime as dt
+import io
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from shared.errors import TooLarge, UnsupportedMedia
+from shared.vision.decode import DecodeBounds
+from shared.vision.draw import encode
+from shared.vision.format_detection import detect_format
+
+__all__ = ["Place", "heic_to_png", "read_place", "read_time"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A point on the earth, WGS 84, degrees and metres; `time` is UTC where the file states its offset or GPS time."""
+
+    latitude: float
+    longitude: float
+    altitude: float | None = None
+    heading: float | None = None
+    time: dt.datetime | None = None
+
+
+def read_place(data: bytes) -> Place | None:
+    """The place of a JPEG, PNG, TIFF, WebP or HEIC; None where it states none, or an impossible one."""
+    exif = _read_exif(data)
+    if exif is None:
+        return None
+    gps = exif.get_ifd(ExifTags.IFD.GPSInfo)
+    tags = ExifTags.GPS
+    latitude = _degrees(gps.get(tags.GPSLatitude), gps.get(tags.GPSLatitudeRef), "S")
+    longitude = _degrees(gps.get(tags.GPSLongitude), gps.get(tags.GPSLongitudeRef), "W")
+    if latitude is None or longitude is None or abs(latitude) > 90 or abs(longitude) > 180:
+        return None
+    if latitude == longitude == 0:  # what cameras write before they know
+        return None
+    altitude, below = _number(gps.get(tags.GPSAltitude)), gps.get(tags.GPSAltitudeRef) in {1, b"\x01"}
+    return Place(
+        latitude,
+        longitude,
+        -altitude if altitude is not None and below else altitude,
+        _number(gps.get(tags.GPSImgDirection)),
+        _read_time(gps, exif),
+    )
+
+
+def read_time(data: bytes) -> dt.datetime | None:
+    """When a photograph was taken; None where it does not say."""
+    exif = _read_exif(data)
+    return None if exif is None else _read_time(exif.get_ifd(ExifTags.IFD.GPSInfo), exif)
+
+
+def heic_to_png(data: bytes, bounds: DecodeBounds) -> bytes:
+    """A HEIC photograph as PNG, upright; any other file as it is.
+
+    Raises:
+        UnsupportedMedia: It can't be decoded, or the decoder is not installed.
+        TooLarge: Its header says more pixels than `bounds` allow.
+    """
+    if detect_format(data) != "HEIC":
+        return data
+    try:
+        import pillow_heif  # noqa: PLC0415  # only photographs of some telephones need it
+    except ModuleNotFoundError as error:
+        hint = "Install the package pillow-heif, or export JPEG."
+        raise UnsupportedMedia("HEIC can't be read here.", hint=hint, field="images") from error
+    try:
+        file = pillow_heif.open_heif(io.BytesIO(data), convert_hdr_to_8bit=True)
+        width, height = file.size
+        if width * height > bounds.pixels:
+            raise TooLarge(f"The picture has {width} × {height} pixels; at most {bounds.pixels} are read.")
+        return encode(np.ascontiguousarray(np.asarray(file.to_pillow().convert("RGB"))))
+    except (ValueError, OSError, RuntimeError, EOFError) as error:
+        raise UnsupportedMedia("The HEIC file can't be decoded.", field="images") from error
+
+
+def _read_exif(data: bytes) -> Image.Exif | None:
+    try:
+        if detect_format(data) == "HEIC":
+            import pillow_heif  # noqa: PLC0415  # see heic_to_png
+
+            raw = pillow_heif.open_heif(io.BytesIO(data)).info.get("exif")
+            found = Image.Exif()
+            if raw:
+                found.load(raw)
+            return found if raw else None
+        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "TIFF", "WEBP")) as image:
+            exif = image.getexif()
+            for name in (ExifTags.IFD.GPSInfo, ExifTags.IFD.Exif):
+                exif.get_ifd(name)  # read while the file is open, and kept
+            return exif
+    except (
+        UnidentifiedImageError,
+        OSError,
+        ValueError,
+        SyntaxError,
+        ModuleNotFoundError,
+        Image.DecompressionBombError,
+    ):
+        return None
+
+
+def _degrees(value: Any, side: Any, negative: str) -> float | None:
+    """Degrees of degrees, minutes and seconds."""
+    try:
+        parts = [float(part) for part in value]
+    except (TypeError, ValueError, ZeroDivisionError):
+        return None
+    if not parts or len(parts) > 3 or not all(math.isfinite(part) for part in parts):
+        return None
+    found = math.fsum(part / 60**place for place, part in enumerate(parts))
+    letter = side.decode("latin-1") if isinstance(side, bytes) else str(side or "")
+    return -found if letter.strip("\0 ").upper() == negative else found
+
+
+def _number(value: Any) -> float | None:
+    try:
+        found = float(value)
+    except (TypeError, ValueError, ZeroDivisionError):
+        return None
+    return found if math.isfinite(found) else None
+
+
+def _read_time(gps: Mapping[int, Any], exif: Image.Exif) -> dt.datetime | None:
+    """The satellites' time, or the camera's, as UTC where its offset is known and else as it stands."""
+    tags = ExifTags.GPS
+    try:
+        clock = [float(part) for part in gps[tags.GPSTimeStamp]]
+        day = dt.datetime.strptime(str(gps[tags.GPSDateStamp]).strip("\0 "), "%Y:%m:%d").replace(tzinfo=dt.UTC)
+        return day + dt.timedelta(hours=clock[0], minutes=clock[1], seconds=clock[2])
+    except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError):
+        pass
+    own = exif.get_ifd(ExifTags.IFD.Exif)
+    text = own.get(ExifTags.Base.DateTimeOriginal) or exif.get(ExifTags.Base.DateTime)
+    offset = str(own.get(ExifTags.Base.OffsetTimeOriginal) or "+00:00").strip("\0 ")
+    try:
+        found = dt.datetime.strptime(f"{str(text).strip(chr(0) + ' ')} {offset}", "%Y:%m:%d %H:%M:%S %z")
+    except ValueError:
+        return None
+    return found.astimezone(dt.UTC)

@@ -1,0 +1,122 @@
+"""Surveys on the wire: what was seen where, and what follows for a road."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from shared.api.csv_fields import split_commas
+
+__all__ = [
+    "DamagePoint",
+    "InspectionRoute",
+    "Observation",
+    "RoadSegment",
+    "SeenObject",
+    "SurveyIn",
+    "SurveyOptions",
+    "SurveyOut",
+]
+
+
+class SeenObject(BaseModel):
+    """One detection of a photograph."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    label: str = Field(max_length=200)
+    score: float = Field(ge=0, le=1)
+    box: tuple[float, float, float, float]
+
+
+class Observation(BaseModel):
+    """A photograph or a frame: its place, its time and what was found in it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(max_length=500)
+    latitude: float | None = Field(None, ge=-90, le=90, allow_inf_nan=False)
+    longitude: float | None = Field(None, ge=-180, le=180, allow_inf_nan=False)
+    time: dt.datetime | None = None
+    detections: list[SeenObject] = Field([], max_length=3000)
+    problem: str | None = Field(None, description="Why it could not be searched.")
+
+
+class SurveyOptions(BaseModel):
+    """How to search, and how to count."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str | None = Field(None, description="Which detector; left out, the default one.")
+    confidence: float = Field(0.25, ge=0, le=1, description="A detection scores more than this.")
+    iou: float = Field(0.45, ge=0, le=1, description="Of two boxes that overlap by more than this, the better stays.")
+    classes: Annotated[tuple[str, ...], BeforeValidator(split_commas)] = Field((), description="Only these classes.")
+    merge_m: float = Field(
+        3.0,
+        ge=0,
+        le=1000,
+        description="Damage of one class, seen in several pictures at most so far apart, counts once.",
+    )
+    max_gap_m: float = Field(500.0, gt=0, description="Two pictures further apart are not joined by a road.")
+    segment_m: float = Field(100.0, ge=1, description="Length of the segments that are counted apart.")
+    route: bool = Field(True, description="Plan an inspection route through the damage.")
+    every: int = Field(10, ge=1, le=1000, description="Of a film, every so many frames are searched.")
+    fps: float = Field(30.0, gt=0, le=1000, description="Frames per second of a film.")
+    start: dt.datetime | None = Field(None, description="When a film starts; left out, the track's first point.")
+
+
+class SurveyIn(SurveyOptions):
+    """Observations of earlier answers, to be counted together."""
+
+    observations: list[Observation] = Field(min_length=1, max_length=100_000)
+
+
+class DamagePoint(BaseModel):
+    """Damage at a place: what one or several pictures show of it."""
+
+    label: str
+    latitude: float
+    longitude: float
+    score: float = Field(description="The best.")
+    pictures: list[str]
+    time: dt.datetime | None
+
+
+class RoadSegment(BaseModel):
+    """A stretch of the driven road."""
+
+    start_m: float
+    end_m: float
+    line: list[tuple[float, float]] = Field(description="Longitude, latitude.")
+    damages: int
+    per_km: float
+
+
+class InspectionRoute(BaseModel):
+    """The shortest closed tour that was found through all damage, straight from one to the next."""
+
+    length_m: float
+    lower_bound_m: float = Field(description="No tour is shorter than this.")
+    certified: bool
+    order: list[int] = Field(description="Places in `damages`.")
+
+
+class SurveyOut(BaseModel):
+    """A survey."""
+
+    model: str | None
+    pictures: int
+    without_place: list[str]
+    failed: list[str]
+    damages: list[DamagePoint]
+    counts: dict[str, int]
+    length_km: float = Field(description="Of the road between pictures in order of time, without gaps.")
+    per_km: float | None = Field(description="Damage per kilometre; null without a length.")
+    per_km_by_class: dict[str, float]
+    segments: list[RoadSegment]
+    route: InspectionRoute | None
+    observations: list[Observation] = Field(description="To be sent again together with others.")
+    geojson: dict[str, Any] = Field(description="RFC 7946: damage as points, segments and route as lines.")
+    notes: list[str] = []

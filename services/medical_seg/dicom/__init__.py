@@ -1,0 +1,1 @@
+"""DICOM: objects in, segmentations and structured reports out, over files and DICOMweb."""

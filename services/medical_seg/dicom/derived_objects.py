@@ -1,0 +1,194 @@
+"""DICOM objects made of masks: a segmentation (SEG) of a series, and a structured report (TID 1500) of its areas.
+
+Knows highdicom, pixel data and geometry; knows nothing about networks and HTTP.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import highdicom as hd
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes
+from pydicom.uid import ExplicitVRLittleEndian
+
+from services.medical_seg.dicom.geometry import find_pixel_size
+from services.medical_seg.dicom.sources import fill_identity, has_geometry, make_geometry, remove_geometry
+
+__all__ = ["MaskFinding", "build_report", "build_segmentation", "to_bytes"]
+
+MANUFACTURER = "Fovea"
+POLYP = hd.sr.CodedConcept("41329004", "SCT", "Polyp")
+SEG_SERIES, REPORT_SERIES = 9001, 9002
+
+Masks = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class MaskFinding:
+    """A component of a mask.
+
+    Attributes:
+        frame: 0-based, over all frames of the series' objects in order.
+        area: Pixels; `area_mm2` where the pixels' size is known.
+        probability: Mean over its pixels.
+    """
+
+    frame: int
+    area: int
+    area_mm2: float | None
+    probability: float
+
+
+def build_segmentation(sources: Sequence[Dataset], masks: Masks, *, label: str, model: str, version: str) -> Dataset:
+    """A binary segmentation of one segment.
+
+    Args:
+        sources: One multi-frame object, or single-frame objects of one series and one size.
+        masks: (frames, h, w), some pixel set; empty frames are left out of the object.
+        label: What was segmented.
+        model: The model's name.
+        version: Its version.
+    """
+    algorithm = hd.AlgorithmIdentificationSequence(
+        name=model, version=version, family=codes.DCM.ArtificialIntelligence, source=MANUFACTURER
+    )
+    segment = hd.seg.SegmentDescription(
+        segment_number=1,
+        segment_label=label,
+        segmented_property_category=codes.SCT.MorphologicallyAbnormalStructure,
+        segmented_property_type=POLYP if label == "polyp" else codes.SCT.Lesion,
+        algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_identification=algorithm,
+        tracking_uid=hd.UID(),
+        tracking_id=f"{label} 1",
+    )
+    is_placed, filled = has_geometry(sources), fill_identity(sources)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = hd.seg.Segmentation(
+            source_images=filled if is_placed else make_geometry(filled),
+            pixel_array=masks,
+            segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+            segment_descriptions=[segment],
+            series_instance_uid=hd.UID(),
+            series_number=SEG_SERIES,
+            sop_instance_uid=hd.UID(),
+            instance_number=1,
+            manufacturer=MANUFACTURER,
+            manufacturer_model_name=model,
+            software_versions=version,
+            device_serial_number="0",
+            content_label="SEGMENTATION",
+            series_description=f"{label}, {model}",
+        )
+    if not is_placed:
+        remove_geometry(found, keep_size=find_pixel_size(sources[0]) is not None)
+    return found
+
+
+def build_report(
+    sources: Sequence[Dataset], segmentation: Dataset, findings: Sequence[MaskFinding], *, model: str, version: str
+) -> Dataset:
+    """A structured report: for every frame with findings the area of its mask, and their mean probability.
+
+    Args:
+        sources: The objects that were segmented.
+        segmentation: The object of `build_segmentation`, whose frames the report points to.
+        findings: Components of all frames.
+        model: The model's name.
+        version: Its version.
+    """
+    observer = hd.sr.ObserverContext(
+        observer_type=codes.DCM.Device,
+        observer_identifying_attributes=hd.sr.DeviceObserverIdentifyingAttributes(
+            uid=hd.UID(), name=model, manufacturer_name=MANUFACTURER, model_name=model, serial_number="0"
+        ),
+    )
+    frames = sorted({finding.frame for finding in findings})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        groups = [
+            _measure_frame(segmentation, place, [one for one in findings if one.frame == frame], model, version)
+            for place, frame in enumerate(frames, 1)
+        ]
+        content = hd.sr.MeasurementReport(
+            observation_context=hd.sr.ObservationContext(observer_device_context=observer),
+            procedure_reported=codes.SCT.ImagingProcedure,
+            imaging_measurements=groups,
+            title=codes.DCM.ImagingMeasurementReport,
+        )
+        return hd.sr.ComprehensiveSR(
+            evidence=[*fill_identity(sources), segmentation],
+            content=content,
+            series_instance_uid=hd.UID(),
+            series_number=REPORT_SERIES,
+            sop_instance_uid=hd.UID(),
+            instance_number=1,
+            manufacturer=MANUFACTURER,
+            is_complete=True,
+            series_description=f"Areas, {model}",
+        )
+
+
+def to_bytes(dataset: Dataset) -> bytes:
+    """A DICOM file of an object."""
+    out = io.BytesIO()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.save_as(out, enforce_file_format=True)
+    return out.getvalue()
+
+
+def _measure_frame(
+    segmentation: Dataset, place: int, findings: Sequence[MaskFinding], model: str, version: str
+) -> hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations:
+    """The measurements of one frame of the segmentation, 1-based."""
+    area, sizes = sum(one.area for one in findings), [one.area_mm2 for one in findings]
+    is_sized = all(size is not None for size in sizes)
+    measured = [
+        hd.sr.Measurement(
+            name=codes.SCT.Area,
+            value=round(sum(size or 0.0 for size in sizes), 4) if is_sized else float(area),
+            unit=codes.UCUM.SquareMillimeter if is_sized else hd.sr.CodedConcept("{pixels}", "UCUM", "pixels"),
+        ),
+        hd.sr.Measurement(
+            name=hd.sr.CodedConcept("mean-probability", "99FOVEA", "Mean probability of the mask"),
+            value=round(sum(one.probability * one.area for one in findings) / area, 6),
+            unit=codes.UCUM.NoUnits,
+        ),
+        hd.sr.Measurement(
+            name=hd.sr.CodedConcept("components", "99FOVEA", "Components of the mask"),
+            value=float(len(findings)),
+            unit=codes.UCUM.NoUnits,
+        ),
+    ]
+    return hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations(
+        tracking_identifier=hd.sr.TrackingIdentifier(uid=hd.UID(), identifier=f"finding {place}"),
+        referenced_segment=_refer(segmentation, place),
+        finding_type=codes.SCT.Lesion,
+        algorithm_id=hd.sr.AlgorithmIdentification(name=model, version=version),
+        measurements=measured,
+    )
+
+
+def _refer(segmentation: Dataset, place: int) -> hd.sr.ReferencedSegmentationFrame:
+    """A reference to a frame of the segmentation, 1-based, and to what it derives from."""
+    group = segmentation.PerFrameFunctionalGroupsSequence[place - 1]
+    source = group.DerivationImageSequence[0].SourceImageSequence[0]
+    frame = source.get("ReferencedFrameNumber")
+    return hd.sr.ReferencedSegmentationFrame(
+        sop_class_uid=segmentation.SOPClassUID,
+        sop_instance_uid=segmentation.SOPInstanceUID,
+        frame_number=place,
+        segment_number=1,
+        source_image=hd.sr.SourceImageForSegmentation(
+            referenced_sop_class_uid=source.ReferencedSOPClassUID,
+            referenced_sop_instance_uid=source.ReferencedSOPInstanceUID,
+            referenced_frame_numbers=None if frame is None else [int(frame)],
+        ),
+    )

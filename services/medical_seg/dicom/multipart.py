@@ -1,0 +1,45 @@
+"""`multipart/related` of DICOMweb (PS3.18 8.7): bodies of several DICOM files, in and out."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from email.message import Message
+
+from shared.errors import Malformed
+
+__all__ = ["DICOM", "build_related", "parse_related"]
+
+DICOM = "application/dicom"
+
+
+def parse_related(content_type: str, body: bytes) -> list[bytes]:
+    """The parts of a body, without their headers.
+
+    Raises:
+        Malformed: The content type names no boundary, or the body does not keep to it.
+    """
+    header = Message()
+    header["content-type"] = content_type
+    boundary = header.get_param("boundary")
+    if header.get_content_type() != "multipart/related" or not isinstance(boundary, str) or not boundary:
+        raise Malformed("The body must be multipart/related with a boundary.", field="content-type")
+    mark = b"--" + boundary.encode("latin-1", "replace")
+    pieces = (b"\r\n" + body).split(b"\r\n" + mark)
+    if len(pieces) < 2 or not pieces[-1].startswith(b"--"):
+        raise Malformed("The body does not end with its boundary; parts of it may be missing.", field="body")
+    found = []
+    for piece in pieces[1:-1]:
+        head, blank, content = piece.partition(b"\r\n\r\n")
+        if not blank or len(head) > 8192:
+            raise Malformed("A part of the body has no end to its header.", field="body")
+        found.append(content)
+    return found
+
+
+def build_related(files: Sequence[bytes]) -> tuple[str, bytes]:
+    """Content type and body of DICOM files."""
+    boundary = secrets.token_hex(16)
+    head = f"--{boundary}\r\nContent-Type: {DICOM}\r\n\r\n".encode()
+    body = b"".join(head + file + b"\r\n" for file in files) + f"--{boundary}--\r\n".encode()
+    return f'multipart/related; type="{DICOM}"; boundary={boundary}', body
