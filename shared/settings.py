@@ -80,6 +80,14 @@ class Settings(BaseSettings):
     # Who may call.
     auth: Literal["insecure-local", "keys"] = Field("insecure-local", description="`keys` demands an API key.")
     keys_file: Path | None = Field(None, description="JSON file of hashed API keys; default `<data_dir>/keys.json`.")
+    oidc_issuer: str | None = Field(
+        None, description="Issuer whose bearer tokens are taken beside API keys under `auth=keys`; its exact URL."
+    )
+    oidc_audience: str = Field("fovea", description="Audience that a token must be meant for.")
+    oidc_tenant_claim: str = Field("tenant", description="Claim of a token that names the tenant.")
+    oidc_scope_claim: str = Field(
+        "scope", description="Claim with the scopes, a list or a text with spaces: `infer` or `fovea:infer` and so on."
+    )
     up_api_key: SecretStr | None = Field(None, description="Key with which `fovea up` sends its first requests.")
     rate_limit_rpm: int = Field(600, ge=1, description="Requests per minute and tenant unless the key says otherwise.")
 
@@ -192,6 +200,11 @@ class Settings(BaseSettings):
     def keys_path(self) -> Path:
         """File of hashed API keys."""
         return self.keys_file or self.data_dir / "keys.json"
+
+    @property
+    def audit_path(self) -> Path:
+        """File of administrative acts."""
+        return self.data_dir / "audit.jsonl"
 
     @property
     def cache_dir(self) -> Path:

@@ -8,6 +8,7 @@ metrics. `scope["fovea.run"]` is the request's CallContext, made here unless a j
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import time
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shared import telemetry
 from shared.api.replica import is_endless
+from shared.api.usage import USAGE_HEADER
 from shared.errors import FoveaError, TooLarge
 from shared.registry import CallContext
 from shared.serving.http.error_rendering import render, translate
@@ -160,6 +162,8 @@ class _Call:
             self.status = message["status"]
             request_id = telemetry.context().request_id.encode("latin-1", "replace")
             message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
+            if usage := self.scope["fovea.run"].usage:
+                message["headers"].append((USAGE_HEADER.encode(), json.dumps(usage).encode()))
         await self._send(message)
 
     def close(self) -> None:
