@@ -150,6 +150,11 @@ class Settings(BaseSettings):
         description="Master key under which sessions and documents are sealed; unset, `<data_dir>/session.key`. "
         "Replicas that do not share a data folder need the same one.",
     )
+    prefix_cache_shared: bool = Field(
+        default=False,
+        description="Share cached prompts between tenants: faster for common prompts, but a tenant can find out by the "
+        "time and by `cached_tokens` what another has sent.",
+    )
     session_ttl_s: int = Field(7 * 24 * 3600, ge=1, description="How long unused sessions and documents are kept.")
     document_cache_max_bytes: int = Field(
         64 * 2**20,

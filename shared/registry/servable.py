@@ -77,6 +77,7 @@ class CallContext:
     Attributes:
         deadline: A `time.monotonic()` instant, or None.
         job: The job's id when it runs as one.
+        cache_salt: Whose caches the call may use: calls of another salt never learn what this one sent.
         note: The last note of `progress`.
         usage: What the call consumed so far, by name: `pictures`, `cpu_seconds` (`shared.api.usage`).
     """
@@ -91,6 +92,7 @@ class CallContext:
         """Start a call; `deadline` is a `time.monotonic()` instant, `job` the id when it runs as a job."""
         self.deadline = deadline
         self.job = job
+        self.cache_salt = ""
         self.note: str | None = None
         self.usage: dict[str, float] = {}
         self._report = report

@@ -26,7 +26,7 @@ from services.gateway.routes import jobs
 from services.gateway.routing.model_routing import resolve_service
 from services.gateway.routing.replica_registry import ReplicaRegistry
 from services.gateway.routing.route_table import Route
-from shared.errors import Fault, FoveaError
+from shared.errors import Fault, FoveaError, UnsupportedMedia
 from shared.jobs.queue import JobQueue
 from shared.jobs.usage_ledger import UsageLedger
 from shared.settings import Settings
@@ -73,6 +73,8 @@ class GatewayMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if scope["method"] == "HEAD":  # as GET; the server itself sends no body to a HEAD
+            scope = {**scope, "method": "GET"}
         ctx = RequestContext.from_scope(scope, receive, send, self._gateway.settings.request_timeout_s)
         self._in_flight.inc()
         try:
@@ -116,6 +118,7 @@ class GatewayMiddleware:
         if is_guarded:
             route = gateway.registry.routes.find(path)
         if route is None:
+            _require_readable(ctx)
             await self._run_own_app(ctx)
         else:
             ctx.route, ctx.model = route.label, route.model
@@ -142,6 +145,7 @@ class GatewayMiddleware:
             if as_job:
                 ctx.caller.require_scope("jobs")
             if len(route.services) > 1:
+                _require_readable(ctx)
                 whole = await proxy.read_body(ctx, body)
                 route = await resolve_service(ctx, route, whole, self._gateway.registry.routes)
             if as_job:
@@ -216,6 +220,18 @@ async def _drain_body(ctx: RequestContext) -> None:
                 has_more = message.get("more_body", False)
                 size += len(message.get("body", b""))
     await ctx.send({"type": "http.response.body", "body": b""})
+
+
+def _require_readable(ctx: RequestContext) -> None:
+    """Check that a body that is read here is not compressed.
+
+    Raises:
+        UnsupportedMedia: It is.
+    """
+    coding = ctx.headers.get(b"content-encoding", b"identity").strip().lower()
+    if coding not in {b"identity", b""}:
+        detail = f"{ctx.path[:200]} takes no compressed body ({coding[:40].decode('latin-1')})."
+        raise UnsupportedMedia(detail, hint="Send it without content-encoding.")
 
 
 def _find_scope(path: str) -> KeyScope:
