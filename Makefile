@@ -7,7 +7,7 @@ KERNELS := $(VENV)/.kernels
 EXTRAS ?= all,cpu,dev
 SHELL  := /bin/bash
 
-.PHONY: help run test check lint format setup bench chaos images generate clean
+.PHONY: help run test check lint format setup bench chaos fuzz images generate clean
 
 help:  ## what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -58,6 +58,9 @@ bench: setup  ## ratios against the baselines, as JSON and a table in docs/bench
 
 chaos: setup  ## kill -9 of workers, replicas and Redis under load
 	@$(BIN)/python -m loadtests.chaos $(ARGS)
+
+fuzz: setup  ## fuzz each decoder of bytes from outside for a minute (ARGS=600 for ten)
+	@$(BIN)/python -m tests.fuzz $(ARGS)
 
 images: setup  ## build one service's image with buildah and run it (BASE=… names a local base image)
 	@deploy/images.sh $(ARGS)

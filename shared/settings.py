@@ -119,6 +119,14 @@ class Settings(BaseSettings):
     # Who may call.
     auth: Literal["insecure-local", "keys"] = Field("insecure-local", description="`keys` demands an API key.")
     keys_file: Path | None = Field(None, description="JSON file of hashed API keys; default `<data_dir>/keys.json`.")
+    oidc_issuer: str | None = Field(
+        None, description="Issuer whose bearer tokens are taken beside API keys under `auth=keys`; its exact URL."
+    )
+    oidc_audience: str = Field("fovea", description="Audience that a token must be meant for.")
+    oidc_tenant_claim: str = Field("tenant", description="Claim of a token that names the tenant.")
+    oidc_scope_claim: str = Field(
+        "scope", description="Claim with the scopes, a list or a text with spaces: `infer` or `fovea:infer` and so on."
+    )
     up_api_key: SecretStr | None = Field(None, description="Key with which `fovea up` sends its first requests.")
     rate_limit_rpm: int = Field(600, ge=1, description="Requests per minute and tenant unless the key says otherwise.")
 
@@ -189,6 +197,11 @@ class Settings(BaseSettings):
         None,
         description="Master key under which sessions and documents are sealed; unset, `<data_dir>/session.key`. "
         "Replicas that do not share a data folder need the same one.",
+    )
+    prefix_cache_shared: bool = Field(
+        default=False,
+        description="Share cached prompts between tenants: faster for common prompts, but a tenant can find out by the "
+        "time and by `cached_tokens` what another has sent.",
     )
     session_ttl_s: int = Field(7 * 24 * 3600, ge=1, description="How long unused sessions and documents are kept.")
     session_quota_bytes: int = Field(
@@ -268,6 +281,11 @@ class Settings(BaseSettings):
     def keys_path(self) -> Path:
         """File of hashed API keys."""
         return self.keys_file or self.data_dir / "keys.json"
+
+    @property
+    def audit_path(self) -> Path:
+        """File of administrative acts."""
+        return self.data_dir / "audit.jsonl"
 
     @property
     def cache_dir(self) -> Path:

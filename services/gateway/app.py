@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn, cast
 
@@ -20,15 +20,19 @@ from services.gateway.http import reference_page
 from services.gateway.http.middleware import GatewayMiddleware
 from services.gateway.http.openapi import OpenApiDocument
 from services.gateway.mcp import server as mcp_server
-from services.gateway.policy.auth import KeyRing
+from services.gateway.policy.audit_log import AuditLog
+from services.gateway.policy.auth import LOCAL, Caller, KeyRing, read_credentials
+from services.gateway.policy.fair_queue import FairQueue
+from services.gateway.policy.oidc import TokenVerifier
 from services.gateway.policy.rate_limits import RateLimiter
 from services.gateway.proxy.http_client import UpstreamClient
 from services.gateway.proxy.proxy import Proxy
-from services.gateway.routes import files, health, jobs, metrics, model_list, oip_server
+from services.gateway.routes import admin, files, health, jobs, metrics, model_list, oip_server, usage
 from services.gateway.routes.model_list import ModelIndex
 from services.gateway.routing.replica_registry import ReplicaRegistry
 from shared.errors import BadInput, InvalidOption, MethodNotAllowed, NotFound, NotReady
 from shared.jobs.queue import JobQueue
+from shared.jobs.usage_ledger import UsageLedger
 from shared.settings import Settings
 
 __all__ = ["Gateway", "build_gateway"]
@@ -42,6 +46,8 @@ _ROUTERS = (
     jobs.router,
     files.router,
     mcp_server.router,
+    usage.router,
+    admin.router,
     reference_page.router,
 )
 
@@ -55,7 +61,11 @@ class Gateway:
     client: UpstreamClient
     proxy: Proxy
     keys: KeyRing
+    tokens: TokenVerifier
+    audit: AuditLog
     limits: RateLimiter
+    fair: FairQueue
+    usage: UsageLedger
     models: ModelIndex
     document: OpenApiDocument
     files: FileStore
@@ -73,7 +83,11 @@ class Gateway:
             client=client,
             proxy=Proxy(settings, registry, client),
             keys=KeyRing(settings.keys_path),
+            tokens=TokenVerifier(settings),
+            audit=AuditLog(settings.audit_path),
             limits=RateLimiter(settings),
+            fair=FairQueue(settings, registry),
+            usage=UsageLedger(settings.redis_url),
             models=ModelIndex(registry, client),
             document=OpenApiDocument(registry, client),
             files=stored,
@@ -81,11 +95,26 @@ class Gateway:
             queue=queue,
         )
 
+    async def authenticate(self, headers: Mapping[bytes, bytes]) -> Caller:
+        """Find the caller by the key or the token in a request's headers.
+
+        Raises:
+            Unauthenticated: There is none, or it is not valid.
+            NotReady: The issuer of a token can't be reached.
+        """
+        if self.settings.auth == "insecure-local":
+            return LOCAL
+        credential = read_credentials(headers)
+        if credential is not None and self.tokens.is_token(credential):
+            return await self.tokens.authenticate(credential)
+        return self.keys.authenticate(credential)
+
     async def stop(self) -> None:
         """Close all connections."""
         await self.registry.stop()
         await self.client.stop()
         await self.limits.stop()
+        await self.usage.stop()
 
 
 def build_gateway(settings: Settings, queue: JobQueue | None = None) -> FastAPI:

@@ -69,6 +69,7 @@ class ReplicaRecord(BaseModel):
     endless: tuple[str, ...] = Field(
         (), description="Those routes whose body may never end: neither its size nor the time is bounded."
     )
+    slots: int = Field(1, ge=1, description="Requests that it works on at once without one delaying the others much.")
     memory: float = Field(0.0, description="Share of its memory that the replica has taken.")
     out_of_memory: bool = Field(False, description="Whether it ended because it outgrew its memory.")
     seen: float = Field(description="Unix time of the last renewal.")

@@ -8,6 +8,9 @@ may touch several. `states.lua` builds its keys by the same rule from `ROOT`, wh
     stream    service:N   stream  job ids to deliver; N is 0 (handed back), 1 (high), 2 (normal), 3 (low priority)
     waiting   service     zset    queued jobs in the order of delivery: depth and position
     delayed   service     zset    queued jobs that wait out a back-off, by the time they are due
+    line      service:N:tenant  zset    jobs of a tenant that are in a stream and not taken yet: two at most
+    backlog   service:N:tenant  zset    jobs of a tenant that follow into the stream, in their order
+    own       service:tenant    set     queued jobs of a tenant: its part of the places
     sequence  service     number  orders `waiting` within a priority
     tenant    tenant      zset    all jobs of a tenant by creation
     dead      tenant      zset    dead letters of a tenant by time of death

@@ -18,6 +18,8 @@ local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 
 local GROUP = 'workers'
 local FRONT = 0 -- the stream that is read first: jobs that were handed back
+local IN_LINE = 2 -- jobs of one tenant and level that stand in a stream; the others wait behind it until one is taken
+local TENANT_SHARE = 4 -- a tenant with less than this part of the places is let in although others have taken them all
 
 local function key(kind, name) return root .. ':' .. kind .. ':' .. (name or 'all') end
 local function stream(service, level) return key('stream', service .. ':' .. level) end
@@ -43,8 +45,46 @@ end
 
 -- Streams ---------------------------------------------------------------------------------------------------------
 
-local function append(id, service, level)
+local function push(id, service, level)
   set(id, 'at', level, 'entry', redis.call('XADD', stream(service, level), '*', 'job', id))
+end
+
+-- Tenants take turns: each has a few jobs in the stream and the rest in a backlog of its own, from which the next one
+-- follows when one is taken. So a flood of one tenant stands in front of another's job with a few jobs only.
+local function line_of(id)
+  local service, tenant, level = unpack(get(id, 'service', 'tenant', 'level'))
+  local name = service .. ':' .. level .. ':' .. tenant
+  return key('line', name), key('backlog', name), service, level
+end
+
+local function append(id, service, level)
+  if tonumber(level) == FRONT then return push(id, service, level) end
+  local line, backlog = line_of(id)
+  if redis.call('ZCARD', line) >= IN_LINE then
+    redis.call('ZADD', backlog, redis.call('ZSCORE', key('waiting', service), id) or now, id)
+  else
+    redis.call('ZADD', line, now, id)
+    push(id, service, level)
+  end
+end
+
+local function leave_line(id)
+  local line, backlog, service, level = line_of(id)
+  redis.call('ZREM', line, id)
+  redis.call('ZREM', backlog, id)
+  while redis.call('ZCARD', line) < IN_LINE do
+    local following = redis.call('ZPOPMIN', backlog)[1]
+    if not following then break end
+    redis.call('ZADD', line, now, following)
+    push(following, service, level)
+  end
+end
+
+local function is_full(service, tenant, limit)
+  local depth = redis.call('ZCARD', key('waiting', service))
+  if depth < limit then return false end
+  local own = redis.call('SCARD', key('own', service .. ':' .. tenant))
+  return depth >= 2 * limit or own >= math.max(1, limit / TENANT_SHARE)
 end
 
 local function drop_entry(id)
@@ -54,11 +94,18 @@ local function drop_entry(id)
     redis.call('XDEL', stream(service, at), entry)
     unset(id, 'at', 'entry')
   end
+  leave_line(id)
+end
+
+local function stop_waiting(id, service)
+  redis.call('ZREM', key('waiting', service), id)
+  redis.call('SREM', key('own', service .. ':' .. get(id, 'tenant')[1]), id)
 end
 
 local function wait_in_line(id, service, level)
   local turn = redis.call('INCR', key('sequence', service))
   redis.call('ZADD', key('waiting', service), level * 2 ^ 44 + turn, id)
+  redis.call('SADD', key('own', service .. ':' .. get(id, 'tenant')[1]), id)
   set(id, 'status', 'queued')
   unset(id, 'note', 'progress')
 end
@@ -143,7 +190,7 @@ function verbs.submit(id, tenant, service, level, limit, size, quota, once, fing
   end
   local depth = redis.call('ZCARD', key('waiting', service))
   local held = tonumber(redis.call('GET', key('bytes', tenant)) or 0)
-  local refusal = depth >= tonumber(limit) and { 'full', tostring(depth) }
+  local refusal = is_full(service, tenant, tonumber(limit)) and { 'full', tostring(depth) }
     or held + size > tonumber(quota) and { 'quota', tostring(held) }
   if refusal then
     if once ~= '' then redis.call('DEL', key('once', once)) end
@@ -175,7 +222,7 @@ function verbs.cancel(id, tenant, ttl)
   if not visible(id, tenant) then return 'missing' end
   local status, service = unpack(get(id, 'status', 'service'))
   if status ~= 'queued' and status ~= 'running' then return status end
-  redis.call('ZREM', key('waiting', service), id)
+  stop_waiting(id, service)
   redis.call('ZREM', key('delayed', service), id)
   close(id, 'cancelled', ttl)
   redis.call('PUBLISH', key('stop', service), id)
@@ -198,7 +245,7 @@ function verbs.retry(id, tenant, limit)
   if not visible(id, tenant) then return 'missing' end
   local status, service, level = unpack(get(id, 'status', 'service', 'level'))
   if status ~= 'failed' and status ~= 'cancelled' then return status end
-  if redis.call('ZCARD', key('waiting', service)) >= tonumber(limit) then return 'full' end
+  if is_full(service, tenant, tonumber(limit)) then return 'full' end
   redis.call('ZREM', key('dead', tenant), id)
   redis.call('ZREM', key('expiring'), id)
   unset(id, 'dead', 'error', 'started', 'finished', 'expires',
@@ -230,7 +277,8 @@ function verbs.take(service, consumer, lease, attempts, kept, ...)
         unset(id, 'error')
         bury(id, tonumber(kept))
       else
-        redis.call('ZREM', key('waiting', service), id)
+        stop_waiting(id, service)
+        leave_line(id)
         redis.call('HINCRBY', key('job', id), 'tries', 1)
         local fence = redis.call('HINCRBY', key('job', id), 'fence', 1)
         unset(id, 'note', 'progress')

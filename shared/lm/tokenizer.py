@@ -9,7 +9,8 @@ from __future__ import annotations
 import codecs
 import datetime as dt
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -29,6 +30,10 @@ _ENDS = frozenset({"<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>
 
 _SPACE = "▁"
 """How SentencePiece writes a space."""
+
+
+_SHIELD = "\ufdd0"
+"""Marks where the name of a special token in a user's text is broken; a code point that is no character in any text."""
 
 
 class Tokenizer:
@@ -85,7 +90,10 @@ class Tokenizer:
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Return the ids of a text; `special` puts the model's own first token in front where it has one."""
-        ids: list[int] = self._library.encode(text, add_special_tokens=special).ids
+        first, *rest = self._split_shielded(text)
+        ids: list[int] = self._library.encode(first, add_special_tokens=special).ids
+        for part in rest:
+            ids += self._library.encode(part, add_special_tokens=False).ids
         return ids
 
     def decode(self, ids: Sequence[int], *, special: bool = True) -> str:
@@ -133,6 +141,7 @@ class Tokenizer:
         if self._template is None:
             detail = "This model has no chat template."
             raise InvalidOption(detail, hint="Use /v1/completions, or another model.", field="messages")
+        messages = [self._shield(dict(message)) for message in messages]
         try:
             return self._template.render(
                 messages=[dict(m) for m in messages],
@@ -143,6 +152,30 @@ class Tokenizer:
         except (jinja2.TemplateError, TypeError, ValueError, KeyError, OverflowError) as error:
             detail = f"The model's chat template refuses these messages: {error}."
             raise InvalidOption(detail, field="messages") from error
+
+    def _shield(self, value: Any) -> Any:
+        """Text of a message in which names of special tokens are broken, so that `encode` reads them as plain text."""
+        if isinstance(value, str):
+            for name in self._special_names:
+                value = value.replace(name, name[0] + _SHIELD + name[1:])
+            return value
+        if isinstance(value, Mapping):
+            return {key: self._shield(each) for key, each in value.items()}
+        return [self._shield(each) for each in value] if isinstance(value, list | tuple) else value
+
+    def _split_shielded(self, text: str) -> Iterator[str]:
+        """A rendered text in parts, cut where names of special tokens are broken."""
+        at = 0
+        if _SHIELD in text:
+            names = "|".join(re.escape(name[0] + _SHIELD + name[1:]) for name in self._special_names)
+            for found in re.finditer(names, text):
+                yield text[at : found.start() + 1]
+                at = found.start() + 2
+        yield text[at:]
+
+    @cached_property
+    def _special_names(self) -> tuple[str, ...]:
+        return tuple(str(self._added[i].content) for i in sorted(self.special) if len(self._added[i].content) > 1)
 
     @cached_property
     def longest(self) -> int:

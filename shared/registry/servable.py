@@ -81,7 +81,9 @@ class CallContext:
         deadline: A `time.monotonic()` instant, or None.
         job: The job's id when it runs as one.
         tenant: Who calls; what the call stores or reads is this tenant's.
+        cache_salt: Whose caches the call may use: calls of another salt never learn what this one sent.
         note: The last note of `progress`.
+        usage: What the call consumed so far, by name: `pictures`, `cpu_seconds` (`shared.api.usage`).
     """
 
     def __init__(
@@ -96,7 +98,9 @@ class CallContext:
         self.deadline = deadline
         self.job = job
         self.tenant = tenant
+        self.cache_salt = ""
         self.note: str | None = None
+        self.usage: dict[str, float] = {}
         self._report = report
         self._cancelled = False  # a plain flag: setting it is atomic
 
@@ -105,6 +109,11 @@ class CallContext:
         self.note = note
         if self._report is not None:
             self._report(min(max(fraction, 0.0), 1.0), note)
+
+    def consume(self, **amounts: float) -> None:
+        """Add to `usage`."""
+        for name, amount in amounts.items():
+            self.usage[name] = self.usage.get(name, 0.0) + amount
 
     def cancel(self) -> None:
         """Ask the work to stop at its next `check()`."""

@@ -245,11 +245,13 @@ class Batcher(Generic[Item, Answer]):
         return batch
 
     def _run(self, batch: Sequence[_Call[Item]]) -> None:
-        started = time.perf_counter()
+        started, processor_time = time.perf_counter(), time.process_time()
         for call in batch:
             self._queue_time.observe(started - call.since)
         self._sizes.observe(len(batch))
         answers = self._attempt(batch)
+        for call in batch:
+            call.run.consume(cpu_seconds=(time.process_time() - processor_time) / len(batch))
         self._last_end = time.perf_counter()
         self._mean_seconds += 0.3 * (self._last_end - started - self._mean_seconds)
         self._last_count = len(batch) + len(self._queue)

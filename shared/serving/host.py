@@ -23,6 +23,7 @@ from shared.api.tensors import TensorSpec
 from shared.errors import FoveaError, InvalidOption, QueueFull, TooLarge
 from shared.registry import CallContext, Engine, Servable
 from shared.rpc.tensors import require_finite
+from shared.serving import servable_schema
 from shared.serving.batching import Batcher, Work
 from shared.serving.catalog import Catalog, ModelSlot
 from shared.serving.device_placement import load_context
@@ -127,6 +128,13 @@ class Host:
         return self._models.is_settled()
 
     @property
+    def slots(self) -> int:
+        """Requests that are worked on at once: text models batch continuously, others answer one batch at a time."""
+        kinds = [self.servable_type(name) for name in self.names()]
+        is_text = any(kind.mode == "stream" or kind.card.task in {"chat", "complete"} for kind in kinds)
+        return max(1, self.settings.max_queue_size // 4) if is_text else 1
+
+    @property
     def busy(self) -> int:
         """Calls that wait or run, and streams that are open."""
         return len(self._streams) + sum(slot.batcher.busy for slot in self._models if slot.batcher)
@@ -188,6 +196,8 @@ class Host:
             FoveaError: What the model says of this request, or QueueFull, DeadlineExceeded, Cancelled, NotReady.
         """
         _, batcher = self._models.ready(name)
+        if pictures := servable_schema.count_pictures(request):
+            run.consume(pictures=pictures)
         answer: BaseModel = await batcher.submit(request, run, key=_WHOLE_REQUESTS)
         return answer
 

@@ -157,6 +157,7 @@ class ReplicaServer:
             pid=os.getpid(),
             ready=self.host.settled,
             models=tuple(self.host.names()),
+            slots=self.host.slots,
             memory=round(self._guard.share, 3) if self._guard else 0.0,
             seen=time.time(),
             **self._routes,

@@ -12,7 +12,7 @@ from pydantic.json_schema import JsonSchemaMode
 
 from shared.errors import InvalidOption
 
-__all__ = ["blob_fields", "decode_text", "inline_refs", "is_list", "media_of", "properties"]
+__all__ = ["blob_fields", "count_pictures", "decode_text", "inline_refs", "is_list", "media_of", "properties"]
 
 Schema = Mapping[str, Any]
 
@@ -47,6 +47,12 @@ def properties(model: type[BaseModel]) -> dict[str, Schema]:
 def blob_fields(model: type[BaseModel]) -> dict[str, str]:
     """Fields that hold bytes (base64 in JSON) → their media type; the first is the one a bare body or file fills."""
     return {name: media for name, prop in properties(model).items() if (media := media_of(prop))}
+
+
+def count_pictures(request: BaseModel) -> int:
+    """Pictures in a request."""
+    values = (getattr(request, name, None) for name, media in blob_fields(type(request)).items() if "image" in media)
+    return sum(len(value) if isinstance(value, list | tuple) else value is not None for value in values)
 
 
 def media_of(prop: Schema) -> str | None:

@@ -12,14 +12,18 @@ import logging
 import os
 import signal
 import sys
+import time
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 import uvloop
 
 from shared import telemetry
+from shared.api.usage import USAGE_HEADER, UsageScanner, read_header
 from shared.errors import TooLarge
 from shared.jobs.consumer import QueueConsumer
+from shared.jobs.queue import Handler, Payload, Result, Ticket
+from shared.jobs.usage_ledger import UsageLedger
 from shared.jobs.worker import JobWorker
 from shared.serving.job_handler import AsgiJobHandler
 from shared.serving.memory_guard import EXIT_STATUS, MemoryGuard, find_memory_limit
@@ -49,7 +53,8 @@ def main(
 
 async def _work(service: str, config: Settings, app: str | None, url: str) -> NoReturn:
     consumer, handler = QueueConsumer(url, service, config), AsgiJobHandler(lambda: _load(service, app))
-    worker = JobWorker(consumer, handler, config)
+    ledger = UsageLedger(url)
+    worker = JobWorker(consumer, _charge(handler, ledger), config)
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, worker.stop)
     metrics = MetricsServer(config.replica_host, config.metrics_port)
@@ -66,11 +71,31 @@ async def _work(service: str, config: Settings, app: str | None, url: str) -> No
     await asyncio.wait({asyncio.create_task(handler.close())}, timeout=config.shutdown_grace_s)
     await consumer.close()
     await metrics.stop()
+    await ledger.stop()
     logger.info("stopped", service=service)
     # A model's thread that ignores cancellation can't be stopped, and Python would wait for it for ever.
     logging.shutdown()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _charge(handler: AsgiJobHandler, ledger: UsageLedger) -> Handler:
+    """The handler, whose answers are written into the ledger under the job's tenant."""
+
+    async def run(payload: Payload, ticket: Ticket) -> Result:
+        started = time.monotonic()
+        result = await handler(payload, ticket)
+        if result.status < 400:
+            scanner = UsageScanner(is_stream=result.content_type.startswith("text/event-stream"))
+            scanner.feed(result.body)
+            consumed = {
+                **read_header(result.headers.get(USAGE_HEADER)),
+                **scanner.sum_up(time.monotonic() - started),
+            }
+            ledger.add(payload.tenant, scanner.model, consumed)
+        return result
+
+    return run
 
 
 def _guard_memory(worker: JobWorker, config: Settings) -> MemoryGuard:

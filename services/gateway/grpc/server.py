@@ -21,7 +21,7 @@ from services.gateway.app import Gateway
 from services.gateway.grpc.health import add_health
 from services.gateway.grpc.protobuf_peek import read_text_field
 from services.gateway.grpc.proxy import ChannelPool, GrpcCall, GrpcProxy
-from services.gateway.policy.auth import LOCAL, Caller, KeyScope, read_credentials
+from services.gateway.policy.auth import LOCAL, Caller, KeyScope
 from services.gateway.policy.memory_budget import MessageReader
 from services.gateway.routes import health, oip_server
 from shared.api.problem import oip_error
@@ -224,7 +224,7 @@ class _InferenceHandler(grpc.GenericRpcHandler):
         context.set_trailing_metadata((("x-request-id", trace.request_id),))
         caller: Caller = LOCAL
         if name not in {"ServerLive", "ServerReady"}:
-            caller = LOCAL if gateway.settings.auth != "keys" else gateway.keys.authenticate(read_credentials(headers))
+            caller = await gateway.authenticate(headers)
             caller.require_scope(_find_scope(name))
             await gateway.limits.count(caller)
         left = context.time_remaining()
@@ -252,8 +252,14 @@ class _InferenceHandler(grpc.GenericRpcHandler):
         if name == "ModelReady" and not self._gateway.registry.list_ready(call.service):
             return pb.ModelReadyResponse(ready=False).SerializeToString()
         if name.startswith("Repository"):
+            self._gateway.audit.write(f"{call.tenant}/{call.caller.key}", name, model)
             return await self._proxy.broadcast(call, message)
-        return await self._proxy.call_unary(call, message)
+        if self._gateway.settings.auth == "insecure-local" or name != "ModelInfer":
+            return await self._proxy.call_unary(call, message)
+        async with self._gateway.fair.place_of(call.caller, call.service, call.deadline):
+            answer = await self._proxy.call_unary(call, message)
+        self._gateway.usage.add(call.tenant, model, {})
+        return answer
 
     async def _live(self, _message: bytes, _call: GrpcCall) -> bytes:
         return pb.ServerLiveResponse(live=True).SerializeToString()

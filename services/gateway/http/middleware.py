@@ -7,25 +7,28 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import MutableMapping
-from contextlib import suppress
+from collections.abc import Mapping, MutableMapping
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from typing import Any, Protocol
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from services.gateway.http.errors import add_security_headers, send_error
 from services.gateway.http.request_context import RequestContext
-from services.gateway.policy.auth import LOCAL, Caller, KeyRing, KeyScope, read_credentials
+from services.gateway.policy.audit_log import AuditLog
+from services.gateway.policy.auth import Caller, KeyScope
+from services.gateway.policy.fair_queue import FairQueue
 from services.gateway.policy.local_only import require_local_request
-from services.gateway.policy.rate_limits import RateLimiter
+from services.gateway.policy.rate_limits import QuotaSpent, RateLimiter
 from services.gateway.proxy.proxy import Proxy, QueueInstead
 from services.gateway.proxy.response_relay import abort_response
 from services.gateway.routes import jobs
 from services.gateway.routing.model_routing import resolve_service
 from services.gateway.routing.replica_registry import ReplicaRegistry
 from services.gateway.routing.route_table import Route
-from shared.errors import Fault, FoveaError
+from shared.errors import Fault, FoveaError, UnsupportedMedia
 from shared.jobs.queue import JobQueue
+from shared.jobs.usage_ledger import UsageLedger
 from shared.settings import Settings
 from shared.telemetry import ERRORS, IN_FLIGHT, REQUEST_LATENCY, REQUESTS, log
 
@@ -44,9 +47,15 @@ class GatewayDependencies(Protocol):
     settings: Settings
     registry: ReplicaRegistry
     proxy: Proxy
-    keys: KeyRing
     limits: RateLimiter
+    fair: FairQueue
+    usage: UsageLedger
     queue: JobQueue | None
+    audit: AuditLog
+
+    async def authenticate(self, headers: Mapping[bytes, bytes]) -> Caller:
+        """Find the caller of a request."""
+        ...
 
 
 class GatewayMiddleware:
@@ -64,6 +73,8 @@ class GatewayMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if scope["method"] == "HEAD":  # as GET; the server itself sends no body to a HEAD
+            scope = {**scope, "method": "GET"}
         ctx = RequestContext.from_scope(scope, receive, send, self._gateway.settings.request_timeout_s)
         self._in_flight.inc()
         try:
@@ -107,6 +118,7 @@ class GatewayMiddleware:
         if is_guarded:
             route = gateway.registry.routes.find(path)
         if route is None:
+            _require_readable(ctx)
             await self._run_own_app(ctx)
         else:
             ctx.route, ctx.model = route.label, route.model
@@ -114,10 +126,15 @@ class GatewayMiddleware:
 
     async def _admit(self, ctx: RequestContext) -> None:
         gateway = self._gateway
-        caller: Caller = LOCAL if self._local else gateway.keys.authenticate(read_credentials(ctx.headers))
+        caller = await gateway.authenticate(ctx.headers)
         caller.require_scope(_find_scope(ctx.path))
         ctx.caller = caller
-        if (status := await gateway.limits.count(caller)) is not None:
+        try:
+            status = await gateway.limits.count(caller)
+        except QuotaSpent as spent:
+            ctx.extra_headers += spent.counter.headers
+            raise
+        if status is not None:
             ctx.extra_headers += status.headers
 
     async def _forward(self, ctx: RequestContext, route: Route) -> None:
@@ -128,17 +145,39 @@ class GatewayMiddleware:
             if as_job:
                 ctx.caller.require_scope("jobs")
             if len(route.services) > 1:
+                _require_readable(ctx)
                 whole = await proxy.read_body(ctx, body)
                 route = await resolve_service(ctx, route, whole, self._gateway.registry.routes)
             if as_job:
                 await jobs.submit_job(ctx, self._gateway.queue, route.services[0], await proxy.read_body(ctx, body))
             else:
+                if route.is_broadcast:
+                    self._gateway.audit.write(f"{ctx.caller.tenant}/{ctx.caller.key}", "model control", ctx.path[:200])
                 ctx.may_queue = self._may_queue(ctx, route)
-                await proxy.forward(ctx, route, body)
+                async with self._place(ctx, route):
+                    await proxy.forward(ctx, route, body)
+                await self._charge(ctx)
         except QueueInstead:
             await jobs.submit_job(ctx, self._gateway.queue, route.services[0], await proxy.read_body(ctx, body))
         finally:
             body.release()
+
+    async def _charge(self, ctx: RequestContext) -> None:
+        """Write what an answered request consumed into the ledger, and count its tokens against its quotas."""
+        if not 200 <= ctx.status < 400:
+            return
+        scanner = ctx.scanner
+        tokens = scanner.sum_up(time.perf_counter() - ctx.started) if scanner else {}
+        model = ctx.model or (scanner.model if scanner else "")
+        self._gateway.usage.add(ctx.caller.tenant, model, {**ctx.consumed, **tokens})
+        spent = tokens.get("tokens_in", 0) + tokens.get("tokens_out", 0)
+        await self._gateway.limits.spend_tokens(ctx.caller, int(spent))
+
+    def _place(self, ctx: RequestContext, route: Route) -> AbstractAsyncContextManager[None]:
+        """The caller's place at the service; a local caller, a broadcast and what never ends need none."""
+        if self._local or route.is_broadcast or route.is_endless:
+            return nullcontext()
+        return self._gateway.fair.place_of(ctx.caller, route.services[0], ctx.deadline)
 
     def _may_queue(self, ctx: RequestContext, route: Route) -> bool:
         """Whether a replica may have this request queued as a job although the caller wants it answered at once."""
@@ -183,9 +222,21 @@ async def _drain_body(ctx: RequestContext) -> None:
     await ctx.send({"type": "http.response.body", "body": b""})
 
 
+def _require_readable(ctx: RequestContext) -> None:
+    """Check that a body that is read here is not compressed.
+
+    Raises:
+        UnsupportedMedia: It is.
+    """
+    coding = ctx.headers.get(b"content-encoding", b"identity").strip().lower()
+    if coding not in {b"identity", b""}:
+        detail = f"{ctx.path[:200]} takes no compressed body ({coding[:40].decode('latin-1')})."
+        raise UnsupportedMedia(detail, hint="Send it without content-encoding.")
+
+
 def _find_scope(path: str) -> KeyScope:
     if path.startswith("/v1/jobs"):
         return "jobs"
-    if path.startswith("/v2/repository/models/"):
+    if path.startswith(("/v2/repository/models/", "/v1/admin/")):
         return "admin"
     return "metrics" if path.startswith("/metrics") else "infer"

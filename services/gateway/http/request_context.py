@@ -16,6 +16,7 @@ from multidict import CIMultiDict
 
 from services.gateway.policy.auth import LOCAL, Caller
 from services.gateway.proxy.replayable_body import Receive, ReplayableBody
+from shared.api.usage import USAGE_HEADER, UsageScanner
 from shared.errors import InvalidOption
 from shared.telemetry import Context, fresh_context
 
@@ -56,7 +57,13 @@ _REPLACED = _HOP_BY_HOP | {
 }
 """Request headers that the gateway consumes or writes itself."""
 
-_OWN_RESPONSE_HEADERS = _HOP_BY_HOP | {b"server", b"date", b"x-request-id", b"x-content-type-options"}
+_OWN_RESPONSE_HEADERS = _HOP_BY_HOP | {
+    b"server",
+    b"date",
+    b"x-request-id",
+    b"x-content-type-options",
+    USAGE_HEADER.encode(),
+}
 """Response headers that the gateway writes itself."""
 
 
@@ -74,6 +81,8 @@ class RequestContext:
         body: The body, once it is opened.
         started: When it arrived, `time.perf_counter()`.
         generated_key: Idempotency key for a caller that sends none: the same at every attempt.
+        consumed: What the replica said that the request consumed.
+        scanner: Collects the tokens of its answer.
         may_queue: Whether a replica may have it queued as a job, although the caller did not ask for one.
     """
 
@@ -93,6 +102,8 @@ class RequestContext:
     started: float = field(default_factory=time.perf_counter)
     generated_key: str = field(default_factory=lambda: f"{random.getrandbits(128):032x}")
     may_queue: bool = False
+    consumed: dict[str, float] = field(default_factory=dict)
+    scanner: UsageScanner | None = None
 
     @classmethod
     def from_scope(cls, scope: Scope, receive: Receive, send: Send, deadline_s: float) -> RequestContext:

@@ -5,6 +5,7 @@ A plug-in of the command line (entry-point group `fovea.verbs`). Works on the ke
 
 from __future__ import annotations
 
+import getpass
 import json
 import re
 from datetime import UTC, datetime, timedelta
@@ -14,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from services.gateway.policy.audit_log import AuditLog
 from services.gateway.policy.auth import SCOPES, Key, KeyRing, KeyScope
 from shared.errors import FoveaError, InvalidOption
 from shared.settings import settings
@@ -38,14 +40,25 @@ def add(
         int | None, typer.Option(min=1, help="Requests per minute; unset, the tenant's common rate.")
     ] = None,
     quota: Annotated[int | None, typer.Option(min=1, help="Requests per day.")] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="Tokens per minute.")] = None,
+    tokens_per_day: Annotated[int | None, typer.Option(min=1, help="Tokens per day.")] = None,
+    weight: Annotated[float, typer.Option(min=0.01, max=100, help="Share of a busy service beside others.")] = 1.0,
     expires: Annotated[str | None, typer.Option(help="After a span (12h, 30d, 4w) or on a date (2027-01-31).")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a key. It is shown only now; the file keeps its hash."""
     try:
         key, secret = _open_key_ring().add(
-            tenant, _parse_scopes(scope), rate_per_minute=rate, quota_per_day=quota, expires=_parse_expiry(expires)
+            tenant,
+            _parse_scopes(scope),
+            rate_per_minute=rate,
+            quota_per_day=quota,
+            tokens_per_minute=tokens,
+            tokens_per_day=tokens_per_day,
+            weight=weight,
+            expires=_parse_expiry(expires),
         )
+        _audit("key made", key)
     except FoveaError as error:
         raise _exit_with(error) from error
     if as_json:
@@ -59,17 +72,26 @@ def add(
 def list_keys(as_json: AsJson = False) -> None:
     """Show all keys, without their secrets."""
     try:
-        known = _open_key_ring().list_keys()
+        ring = _open_key_ring()
+        known, used = ring.list_keys(), ring.read_last_used()
     except FoveaError as error:
         raise _exit_with(error) from error
     if as_json:
         typer.echo(json.dumps([_describe(key) for key in known]))
         return
-    table = Table("id", "tenant", "scopes", "per minute", "per day", "created", "expires")
+    table = Table("id", "tenant", "scopes", "per minute", "per day", "created", "expires", "last used")
     for key in known:
         limits = (str(key.rate_per_minute or "common"), str(key.quota_per_day or "–"))
         expiry = "expired" if key.is_expired else f"{key.expires:%Y-%m-%d %H:%M}" if key.expires else "never"
-        table.add_row(key.id, key.tenant, " ".join(key.scopes), *limits, f"{key.created:%Y-%m-%d}", expiry)
+        table.add_row(
+            key.id,
+            key.tenant,
+            " ".join(key.scopes),
+            *limits,
+            f"{key.created:%Y-%m-%d}",
+            expiry,
+            _format_use(used.get(key.id)),
+        )
     Console().print(table)
 
 
@@ -78,9 +100,38 @@ def revoke(key_id: Annotated[str, typer.Argument(help="The id, as `fovea keys li
     """Revoke a key. The gateway refuses it within a second."""
     try:
         key = _open_key_ring().revoke(key_id)
+        _audit("key revoked", key)
     except FoveaError as error:
         raise _exit_with(error) from error
     typer.echo(f"Key {key.id} of {key.tenant} is revoked.")
+
+
+@keys.command()
+def rotate(
+    key_id: Annotated[str, typer.Argument(help="The id, as `fovea keys list` shows it.")],
+    overlap: Annotated[str, typer.Option(help="How long the old key stays valid: 12h, 7d, 4w.")] = "24h",
+    as_json: AsJson = False,
+) -> None:
+    """Make a key like another, which stays valid for a while beside it."""
+    try:
+        end = _parse_expiry(overlap) or datetime.now(UTC)
+        key, secret = _open_key_ring().rotate(key_id, max(end - datetime.now(UTC), timedelta()))
+        _audit("key rotated", key, old=key_id)
+    except FoveaError as error:
+        raise _exit_with(error) from error
+    if as_json:
+        typer.echo(json.dumps({**_describe(key), "key": secret}))
+        return
+    typer.echo(secret)
+    typer.echo(f"Key {key.id} replaces {key_id}, which stays valid until {end:%Y-%m-%d %H:%M} UTC.", err=True)
+
+
+def _audit(act: str, key: Key, **details: str) -> None:
+    AuditLog(settings().audit_path).write(f"command/{getpass.getuser()}", act, key.id, tenant=key.tenant, **details)
+
+
+def _format_use(at: datetime | None) -> str:
+    return f"{at:%Y-%m-%d %H:%M}" if at else "–"
 
 
 def _open_key_ring() -> KeyRing:

@@ -1,4 +1,4 @@
-"""Rate limits: requests per minute and per day, counted in Redis so that all gateways agree.
+"""Rate limits: requests and tokens per minute and per day, counted in Redis so that all gateways agree.
 
 While Redis is away each gateway counts for itself, so that requests are served rather than refused. Counting is done by
 the library `limits`; this file says what is counted under which name. Knows nothing about keys and routes.
@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 from limits import RateLimitItem, RateLimitItemPerDay, RateLimitItemPerMinute
-from limits.aio.storage import MemoryStorage, RedisStorage, Storage
+from limits.aio.storage import RedisStorage
 from redis.asyncio import ConnectionPool
 from redis.exceptions import RedisError
 
@@ -22,10 +23,13 @@ from shared.jobs.redis_connection import open_redis_pool
 from shared.settings import Settings
 from shared.telemetry import log
 
-__all__ = ["RateLimitStatus", "RateLimiter"]
+__all__ = ["QuotaSpent", "RateLimitStatus", "RateLimiter"]
 
 REDIS_RETRY_S = 2.0
 """How long this process counts for itself before it tries Redis again."""
+
+_MAX_CONNECTIONS = 32
+_MAX_WINDOWS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,21 +55,49 @@ class RateLimitStatus:
         return max(self.resets_at - time.time(), 0.0)
 
 
+class QuotaSpent(RateLimited):
+    """A caller's quota is spent; `counter` is where it stands."""
+
+    def __init__(self, detail: str, status: RateLimitStatus, *, hint: str) -> None:
+        super().__init__(detail, hint=hint, retry_after=max(status.wait_s, 1.0))
+        self.counter = status
+
+    @property
+    def code(self) -> str:
+        """That of every spent quota."""
+        return "rate_limited"
+
+
+@dataclass(slots=True)
+class _Window:
+    """One counter as this process knows it.
+
+    Attributes:
+        used: Hits in the window, of all gateways as far as Redis told, and of this one since.
+        resets_at: Unix time at which it ends.
+        unsent: Hits that Redis has not been told of, because it was away.
+    """
+
+    used: int = 0
+    resets_at: float = 0.0
+    unsent: int = 0
+
+
 class RateLimiter:
-    """Counts requests per caller."""
+    """Counts requests and tokens per caller."""
 
     def __init__(self, settings: Settings) -> None:
         """Count in the Redis of `settings`, where there is one."""
         self._default_rate = settings.rate_limit_rpm
-        self._is_limited = settings.auth == "keys" or "rate_limit_rpm" in settings.model_fields_set
-        self._local = MemoryStorage()
+        self._is_limited = settings.auth != "insecure-local" or "rate_limit_rpm" in settings.model_fields_set
         self._shared: RedisStorage | None = None
         self._pool: ConnectionPool | None = None
         self._redis_retry_at = 0.0
-        self._window_ends: dict[str, float] = {}
+        self._windows: dict[str, _Window] = {}
         if settings.redis_url and self._is_limited:
-            # A burst waits for a connection rather than taking Redis for away.
-            self._pool = open_redis_pool(settings.redis_url, max_connections=32, timeout=1, socket_timeout=1)
+            # Callers beyond the pool wait for a connection: an error would read as if Redis were away.
+            url = settings.redis_url
+            self._pool = open_redis_pool(url, max_connections=_MAX_CONNECTIONS, timeout=2, socket_timeout=1)
             options: dict[str, Any] = {"connection_pool": self._pool}
             self._shared = RedisStorage(
                 "async+redis://", implementation="redispy", key_prefix="fovea:limits", **options
@@ -75,55 +107,85 @@ class RateLimiter:
         """Count one request; None where nothing is limited (a local machine whose owner set no rate).
 
         Raises:
-            RateLimited: The caller has used up its minute or its day; `retry_after` says when to try again.
+            RateLimited: The caller has used up its minute or its day, of requests or of tokens; `retry_after` says when
+                to try again, and `counter` where it stands.
         """
         if not self._is_limited:
             return None
         own = caller.rate_per_minute
         minute = RateLimitItemPerMinute(own or self._default_rate)
         name = f"key/{caller.key}" if own else f"tenant/{caller.tenant}"
-        status = await self._count_hit(minute, name)
-        self._require_within(status, "minute")
+        status = await self._hit(minute, name, 1)
+        _require_within(status, "requests per minute")
         if caller.quota_per_day is not None:
             day = RateLimitItemPerDay(caller.quota_per_day)
-            self._require_within(await self._count_hit(day, f"key/{caller.key}"), "day")
+            _require_within(await self._hit(day, f"key/{caller.key}", 1), "requests per day")
+        for item, unit in _token_limits(caller):
+            spent = await self._hit(item, f"tokens/{caller.key}", 0)
+            # What a request will take is not known before it is answered: the last one may go over.
+            _require_within(replace(spent, used=spent.used + 1), unit)
         return status
+
+    async def spend_tokens(self, caller: Caller, tokens: int) -> None:
+        """Count the tokens of an answered request against the caller's quotas of tokens."""
+        if self._is_limited and tokens > 0:
+            for item, _ in _token_limits(caller):
+                await self._hit(item, f"tokens/{caller.key}", tokens)
 
     async def stop(self) -> None:
         """Close the connections to Redis."""
         if self._pool is not None:
             await self._pool.disconnect()
 
-    def _require_within(self, status: RateLimitStatus, window: str) -> None:
-        if status.used > status.limit:
-            detail = f"{status.limit} requests per {window} are allowed, and all are used."
-            hint = f"Try again in {math.ceil(status.wait_s)} s."
-            raise RateLimited(detail, hint=hint, retry_after=max(status.wait_s, 1.0))
-
-    async def _count_hit(self, item: RateLimitItem, name: str) -> RateLimitStatus:
+    async def _hit(self, item: RateLimitItem, name: str, amount: int) -> RateLimitStatus:
+        """Count in Redis, or here while it is away; what was counted before and meanwhile is carried along."""
         key = item.key_for(name)
+        window = self._find_window(key, item)
         if self._shared is not None and time.monotonic() >= self._redis_retry_at:
+            unsent, window.unsent = window.unsent, 0
             try:
-                return await self._increment(self._shared, item, key)
+                await self._hit_redis(self._shared, item, key, window, amount + unsent)
             except (RedisError, OSError, TimeoutError) as error:
+                window.unsent += unsent
                 log().warning("Redis is away; rates are counted in this process", reason=str(error))
                 self._redis_retry_at = time.monotonic() + REDIS_RETRY_S
-        return await self._increment(self._local, item, key)
+            else:
+                return RateLimitStatus(item.amount, window.used, window.resets_at)
+        window.used += amount
+        window.unsent += amount if self._shared is not None else 0
+        return RateLimitStatus(item.amount, window.used, window.resets_at)
 
-    async def _increment(self, storage: Storage, item: RateLimitItem, key: str) -> RateLimitStatus:
+    async def _hit_redis(
+        self, storage: RedisStorage, item: RateLimitItem, key: str, window: _Window, amount: int
+    ) -> None:
         expiry = item.get_expiry()
-        used = await storage.incr(key, expiry)
-        resets_at = self._window_ends.get(key, 0.0)
-        if used == 1:
-            resets_at = time.time() + expiry
-        elif resets_at <= time.time():
-            resets_at = await storage.get_expiry(key)
-        self._store_window_end(key, resets_at)
-        return RateLimitStatus(item.amount, used, resets_at)
+        used = await storage.incr(key, expiry, amount) if amount else await storage.get(key)
+        if used <= amount and amount:
+            window.resets_at = time.time() + expiry
+        elif used < window.used or not window.used:  # another gateway began the window
+            window.resets_at = await storage.get_expiry(key)
+        window.used = used
 
-    def _store_window_end(self, key: str, resets_at: float) -> None:
-        """Store when a window ends, which saves a query; windows that ended are dropped once there are many."""
-        if len(self._window_ends) > 10_000:
-            now = time.time()
-            self._window_ends = {k: t for k, t in self._window_ends.items() if t > now}
-        self._window_ends[key] = resets_at
+    def _find_window(self, key: str, item: RateLimitItem) -> _Window:
+        """The current window of a counter; ended ones are dropped once there are many."""
+        now = time.time()
+        window = self._windows.get(key)
+        if window is None or window.resets_at <= now:
+            if len(self._windows) > _MAX_WINDOWS:
+                self._windows = {k: w for k, w in self._windows.items() if w.resets_at > now}
+            window = self._windows[key] = _Window(resets_at=now + item.get_expiry())
+        return window
+
+
+def _token_limits(caller: Caller) -> Iterator[tuple[RateLimitItem, str]]:
+    if caller.tokens_per_minute is not None:
+        yield RateLimitItemPerMinute(caller.tokens_per_minute), "tokens per minute"
+    if caller.tokens_per_day is not None:
+        yield RateLimitItemPerDay(caller.tokens_per_day), "tokens per day"
+
+
+def _require_within(status: RateLimitStatus, unit: str) -> None:
+    if status.used > status.limit:
+        detail = f"{status.limit} {unit} are allowed, and all are used."
+        hint = f"Try again in {math.ceil(status.wait_s)} s."
+        raise QuotaSpent(detail, status, hint=hint)

@@ -13,6 +13,7 @@ import aiohttp
 
 from services.gateway.http.errors import add_security_headers, find_error_format, render_error
 from services.gateway.http.request_context import RequestContext, build_response_headers
+from shared.api.usage import USAGE_HEADER, UsageScanner, read_header
 from shared.errors import Fault
 from shared.telemetry import log
 
@@ -35,11 +36,13 @@ async def relay_response(ctx: RequestContext, response: aiohttp.ClientResponse) 
     if length is not None and length <= MAX_BUFFERED_BYTES:
         whole = await response.read()
         await _send_start(ctx, response)
+        _scan(ctx, whole)
         await ctx.send({"type": "http.response.body", "body": whole})
         return
     chunk = await response.content.readany()
     await _send_start(ctx, response)
     while chunk:
+        _scan(ctx, chunk)
         await ctx.send({"type": "http.response.body", "body": chunk, "more_body": True})
         chunk = await response.content.readany()
     await ctx.send({"type": "http.response.body", "body": b""})
@@ -64,8 +67,16 @@ async def abort_response(ctx: RequestContext) -> None:
                 await ctx.send(message)
 
 
+def _scan(ctx: RequestContext, chunk: bytes) -> None:
+    if ctx.scanner is not None:
+        ctx.scanner.feed(chunk)
+
+
 async def _send_start(ctx: RequestContext, response: aiohttp.ClientResponse) -> None:
     ctx.status = response.status
     headers = add_security_headers([*build_response_headers(response.raw_headers), *ctx.extra_headers])
     ctx.streams_events = response.content_type == "text/event-stream"
+    ctx.consumed = read_header(response.headers.get(USAGE_HEADER))
+    if ctx.streams_events or response.content_type == "application/json":
+        ctx.scanner = UsageScanner(is_stream=ctx.streams_events)
     await ctx.send({"type": "http.response.start", "status": response.status, "headers": headers})

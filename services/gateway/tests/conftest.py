@@ -70,12 +70,14 @@ class Toy:
     padding: bytes = b""
     url: str = ""
     documents: dict[str, Any] = field(default_factory=dict)
+    extra: list[Route] = field(default_factory=list)
 
     def app(self) -> Starlette:
         """The ASGI app."""
         methods = ["GET", "POST", "DELETE", "PUT"]
         return Starlette(
             routes=[
+                *self.extra,
                 Route("/v1/stream", self.stream, methods=["POST"]),
                 Route("/v1/slow", self.slow, methods=["POST"]),
                 Route("/v1/camera", Live(), methods=["POST"]),

@@ -223,3 +223,18 @@ async def test_a_service_that_two_offer_is_chosen_by_the_model_in_the_body(gatew
     assert (await post("/v1/classify", content=b"x")).headers["x-replica"] == "a"
     unknown = await post("/v1/classify", json={"model": "m3"})
     assert (unknown.status_code, unknown.json()["field"]) == (404, "model")
+
+
+async def test_head_is_answered_as_get_without_a_body(gateway: Any, toy: Any) -> None:
+    scene = await gateway()
+    scene.announce((await toy()).url)
+    for path in ("/livez", "/v1/models", "/v1/echo", "/openapi.json"):
+        answer = await scene.client.head(path)
+        assert (answer.status_code, answer.content) == (200, b""), path
+    assert (await scene.client.head("/nowhere")).status_code == 404
+
+
+async def test_what_is_read_here_must_not_be_compressed(gateway: Any) -> None:
+    scene = await gateway()
+    answer = await scene.client.post("/v1/admin/keys", content=b"x", headers={"content-encoding": "gzip"})
+    assert (answer.status_code, answer.json()["code"]) == (415, "unsupported_media")

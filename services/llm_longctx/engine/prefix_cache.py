@@ -64,7 +64,7 @@ class PrefixCache:
         if request.score_prompt:
             limit = min(limit, request.score_from - 1)
         found: _Node | None = None
-        for key, end in self._keys(s.policy, ids):
+        for key, end in self._keys(s.policy, ids, request.run.cache_salt):
             if end > limit or (node := self._nodes.get(key)) is None:
                 break
             node.used = next(self._clock)
@@ -88,7 +88,7 @@ class PrefixCache:
         if (method.cut_at_end and cache.cut.any()) or (not method.chunk_invariant and ended):
             return
         parent = b""
-        for key, end in self._keys(s.policy, request.prompt_ids[: cache.length]):
+        for key, end in self._keys(s.policy, request.prompt_ids[: cache.length], request.run.cache_salt):
             if key not in self._nodes:
                 if not method.chunk_invariant and end != cache.length:
                     return
@@ -121,11 +121,11 @@ class PrefixCache:
         if node.parent in self._nodes:
             self._nodes[node.parent].children -= 1
 
-    def _keys(self, policy: Policy, ids: Sequence[int]) -> Iterator[tuple[bytes, int]]:
-        """(key, end) of each prefix of whole blocks, shortest first."""
+    def _keys(self, policy: Policy, ids: Sequence[int], salt: str) -> Iterator[tuple[bytes, int]]:
+        """(key, end) of each prefix of whole blocks, shortest first; prefixes of another salt have other keys."""
         runner, dtype = self._runner, self._runner.model.output_matrix.dtype
         block = self._block if policy.method.chunk_invariant else CHUNK
-        key = policy.fingerprint(runner.weights_sha256, dtype, runner.backend).encode()
+        key = f"{policy.fingerprint(runner.weights_sha256, dtype, runner.backend)}\0{salt}".encode()
         for end in range(block, len(ids) + 1, block):
             tokens = np.asarray(ids[end - block : end], np.int64).tobytes()
             key = hashlib.sha256(key + tokens).digest()

@@ -247,6 +247,18 @@ def test_the_same_prompt_again_reads_only_its_last_page(long):
     assert [logprob for _, logprob in again] == pytest.approx([logprob for _, logprob in first], abs=1e-5)
 
 
+def test_prefixes_of_another_tenant_are_never_met(long):
+    ids = [(7 * i) % 64 for i in range(700)]
+    engine = Engine(long)
+    cached = []
+    for salt in ("alice", "bob", "alice", ""):
+        one = ask(engine, ids, new=1)
+        one[0].run.cache_salt = salt
+        run(engine, one)
+        cached.append(one[0].stats.cached_tokens)
+    assert cached == [0, 0, 640, 0]
+
+
 def test_prefixes_mix_only_under_one_fingerprint(long):
     ids = [(3 * i) % 64 for i in range(700)]
     engine = Engine(long)

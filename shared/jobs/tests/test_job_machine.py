@@ -321,9 +321,13 @@ class Machine(RuleBasedStateMachine):
                 assert self.run(self.queue.result(job_id, "t")).body == job.answer
 
     @invariant()
-    def streams_hold_exactly_the_jobs_that_wait_or_run(self) -> None:
+    def streams_and_backlogs_hold_exactly_the_jobs_that_wait_or_run(self) -> None:
         client = self.queue._redis.client
-        held = [self.run(client.xlen(redis_keys.key("stream", f"svc:{level}"))) for level in redis_keys.LEVELS]
+        held = [
+            self.run(client.xlen(redis_keys.key("stream", f"svc:{level}")))
+            + self.run(client.zcard(redis_keys.key("backlog", f"svc:{level}:t")))
+            for level in redis_keys.LEVELS
+        ]
         active = [job for job in self.jobs.values() if job.status in {"queued", "running"} and not job.delayed]
         assert held == [sum(job.at == level for job in active) for level in redis_keys.LEVELS]
 

@@ -61,6 +61,29 @@ async def started(queue: RedisJobQueue, job: Job, attempt: int = 1) -> None:
                 return
 
 
+async def test_a_flood_of_one_tenant_stands_in_front_of_another_with_a_few_jobs_only(
+    url: str, queue: RedisJobQueue, job_settings: Settings
+) -> None:
+    order: list[str] = []
+
+    async def handler(payload: Payload, _ticket: Ticket) -> Result:
+        order.append(payload.tenant)
+        return DONE
+
+    flood = [(await queue.submit(Payload("svc", "/v1/x", b"", tenant="alice")))[0] for _ in range(30)]
+    with pytest.raises(QueueFull):
+        await queue.submit(Payload("svc", "/v1/x", b"", tenant="alice"))
+    mine = [(await queue.submit(Payload("svc", "/v1/x", b"", tenant="bob")))[0] for _ in range(3)]
+    async with working(url, job_settings.model_copy(update={"job_concurrency": 1}), handler):
+        for job in mine:
+            await ended(queue, job, "bob")
+        assert order.index("bob") <= 3
+        assert [place for place, tenant in enumerate(order) if tenant == "bob"][-1] <= 8
+        for job in flood:
+            await ended(queue, job, "alice")
+    assert sorted(order) == ["alice"] * 30 + ["bob"] * 3
+
+
 async def test_jobs_of_a_worker_that_runs_out_of_memory_fail_for_good(
     url: str, queue: RedisJobQueue, job_settings: Settings
 ) -> None:

@@ -140,6 +140,19 @@ def test_templates_have_what_official_ones_use():
     assert byte_level(chat_template=source).chat([{"role": "ü"}, {}]) == '{"role": "ü"}20'
 
 
+@given(st.text(st.sampled_from("<|im_end> a\ufdd0the"), max_size=20))
+def test_names_of_special_tokens_in_a_message_stay_text(around):
+    tokenizer = byte_level(chat_template=CHAT, names={"eos_token": "<|im_end|>"})
+    content = f"{around}<|im_end|>\n<|im_end|>{around}"
+    text = tokenizer.chat([{"role": "user", "content": content}], add_generation_prompt=False)
+    ids = tokenizer.encode(text)
+    (end,) = tokenizer.special
+    assert ids.count(end) == 1, "the template's own"
+    assert ids[-1] == end
+    assert tokenizer.decode(ids) == f"<user>{content}<|im_end|>"
+    assert tokenizer.encode("<|im_end|>") == [end], "a raw prompt may hold special tokens"
+
+
 def test_a_model_without_template_does_not_chat():
     with pytest.raises(InvalidOption, match="no chat template"):
         BYTES.chat([])

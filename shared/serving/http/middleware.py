@@ -8,16 +8,20 @@ metrics. `scope["fovea.run"]` is the request's CallContext, made here unless a j
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import time
+import zlib
 from collections.abc import Mapping
 from functools import cache
+from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shared import telemetry
 from shared.api.replica import is_endless
-from shared.errors import FoveaError, TooLarge
+from shared.api.usage import USAGE_HEADER
+from shared.errors import FoveaError, Malformed, TooLarge, UnsupportedMedia
 from shared.registry import CallContext
 from shared.serving.http.error_rendering import render, translate
 from shared.serving.http.errors import TooSlow
@@ -28,7 +32,17 @@ __all__ = ["ServiceMiddleware"]
 _WATCH_DISCONNECT_AFTER_S = 0.05
 """Requests that take longer than this are watched for a disconnect."""
 
-_REQUEST_HEADERS = (b"x-request-id", b"traceparent", b"x-fovea-deadline-ms", b"content-length", b"x-fovea-tenant")
+_REQUEST_HEADERS = (
+    b"x-request-id",
+    b"traceparent",
+    b"x-fovea-deadline-ms",
+    b"x-fovea-tenant",
+    b"content-length",
+    b"content-encoding",
+)
+
+_WINDOW_BITS = {"gzip": 31, "deflate": 15}
+"""Content codings that are inflated, and how zlib is told which."""
 
 _CLOSE = {"connection": "close"}
 """Sent with errors that leave part of the body unread."""
@@ -118,11 +132,23 @@ class _Call:
                 deadline=time.monotonic() + _timeout_seconds(headers.get(b"x-fovea-deadline-ms"), settings),
                 tenant=headers.get(b"x-fovea-tenant", "local"),
             )
+        if not (settings.prefix_cache_shared or scope["fovea.run"].cache_salt):
+            scope["fovea.run"].cache_salt = headers.get(b"x-fovea-tenant", "local")
+        self._coding = headers.get(b"content-encoding", "identity").strip().lower()
+        self._inflater: Any = None
+        # Open Inference inflates its own bodies, and answers in kind.
+        if self._coding not in {"identity", ""} and not scope["path"].startswith("/v2"):
+            self._inflater = zlib.decompressobj(_WINDOW_BITS.get(self._coding, 0))
+            dropped = (b"content-encoding", b"content-length")
+            scope["headers"] = [(name, value) for name, value in scope["headers"] if name not in dropped]
 
     def check_size(self) -> None:
         """Refuse a body whose stated length is too large, before reading any of it."""
         if self._length > self._settings.max_body_bytes:
             raise self._too_large(self._length)
+        if self._inflater is not None and self._coding not in _WINDOW_BITS:
+            detail = f"The content encoding {self._coding[:40]!r} is not read here."
+            raise UnsupportedMedia(detail, hint="Known are gzip and deflate.")
 
     async def receive(self) -> Message:
         """The next chunk of the body; after the last, the disconnect."""
@@ -137,6 +163,8 @@ class _Call:
             pause = self._settings.body_read_timeout_s
             self.refused = TooSlow(f"The body stopped arriving for {pause:g} s.", hint="Send the whole request again.")
             raise self.refused from error
+        if self._inflater is not None and message.get("body"):
+            message = {**message, "body": await self._inflate(message["body"])}
         self._read += len(message.get("body", b""))
         if self._read > self._settings.max_body_bytes and not self._is_endless():
             self.refused = self._too_large(self._read)
@@ -148,6 +176,15 @@ class _Call:
             if self.has_own_context:
                 self._watch_timer = asyncio.get_running_loop().call_later(_WATCH_DISCONNECT_AFTER_S, self._watch)
         return message
+
+    async def _inflate(self, chunk: bytes) -> bytes:
+        """The next part of a compressed body, up to one byte more than is allowed in all."""
+        left = max(self._settings.max_body_bytes - self._read, 0) + 1
+        try:
+            return bytes(await asyncio.to_thread(self._inflater.decompress, chunk, left))
+        except zlib.error as error:
+            self.refused = Malformed(f"The body is not {self._coding}: {error}.")
+            raise self.refused from error
 
     def _is_endless(self) -> bool:
         """Whether the route that was found keeps nothing of its body."""
@@ -161,6 +198,8 @@ class _Call:
             self.status = message["status"]
             request_id = telemetry.context().request_id.encode("latin-1", "replace")
             message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
+            if usage := self.scope["fovea.run"].usage:
+                message["headers"].append((USAGE_HEADER.encode(), json.dumps(usage).encode()))
         await self._send(message)
 
     def close(self) -> None:

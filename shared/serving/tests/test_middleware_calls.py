@@ -1,6 +1,8 @@
 """The front, message by message: what it passes on, what it keeps back, and what it makes of an app that misbehaves."""
 
 import asyncio
+import gzip
+import zlib
 
 import pytest
 
@@ -47,6 +49,41 @@ async def through(app, caller, where=None, **settings):
     where = scope() if where is None else where
     await ServiceMiddleware(app, "test", Settings(**settings))(where, caller.receive, caller.send)
     return where
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate"])
+async def test_compressed_bodies_are_inflated_within_the_limit(coding):
+    def packed(data):
+        return gzip.compress(data) if coding == "gzip" else zlib.compress(data)
+
+    async def echo(scope, receive, send):
+        assert dict(scope["headers"]).get(b"content-encoding") is None
+        await reads_all(scope, receive, send)
+
+    data = packed(b"hello" * 100)
+    caller = Caller(request(data[:5], more=True), request(data[5:]))
+    await through(echo, caller, scope(sent={"content-encoding": coding, "content-length": str(len(data))}))
+    assert caller.answers[-1]["body"] == b"hello" * 100
+    bomb = Caller(request(packed(bytes(50_000_000))))
+    await through(echo, bomb, scope(sent={"content-encoding": coding}), max_body_bytes=100_000)
+    assert bomb.answers[0]["status"] == 413
+    for sent, body, status in ((coding, b"no", 400), ("br", b"x", 415)):
+        caller = Caller(request(body))
+        await through(reads_all, caller, scope(sent={"content-encoding": sent}))
+        assert caller.answers[0]["status"] == status
+
+
+async def test_calls_of_a_tenant_use_its_own_caches():
+    salts = []
+
+    async def app(scope, receive, send):
+        salts.append(scope["fovea.run"].cache_salt)
+        await reads_all(scope, receive, send)
+
+    for sent in ({"x-fovea-tenant": "alice"}, {}):
+        await through(app, Caller(request()), scope(sent=sent))
+    await through(app, Caller(request()), scope(sent={"x-fovea-tenant": "alice"}), prefix_cache_shared=True)
+    assert salts == ["alice", "local", ""]
 
 
 async def reads_all(scope, receive, send):

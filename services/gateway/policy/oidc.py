@@ -1,0 +1,117 @@
+"""OIDC bearer tokens: callers who signed in at an identity provider, without a key of ours.
+
+The provider's keys are fetched once (discovery, then JWKS) and again when a token names an unknown one, so that the
+provider may rotate them; not more often than every few seconds, whatever tokens arrive. PyJWT checks the signature, the
+issuer, the audience and the times. Knows nothing about API keys.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from typing import Any, Final
+
+import aiohttp
+import jwt
+
+from services.gateway.policy.auth import SCOPES, TENANT_PATTERN, Caller
+from shared.errors import NotReady, Unauthenticated
+from shared.settings import Settings
+from shared.telemetry import log
+
+__all__ = ["TokenVerifier"]
+
+_ALGORITHMS: Final = ("RS256", "RS384", "RS512", "PS256", "ES256", "ES384", "EdDSA")
+"""Signatures that need the provider's private key; never `none`, and none that the public key can make."""
+
+_REFETCH_S: Final = 5.0
+_KEEP_S: Final = 3600.0
+_TIMEOUT_S: Final = 5.0
+_LEEWAY_S: Final = 30
+
+
+class TokenVerifier:
+    """Verifies tokens of one issuer."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Trust the issuer of `settings`; without one no token is taken."""
+        self._settings = settings
+        self._keys: dict[str, jwt.PyJWK] = {}
+        self._fetched_at = float("-inf")
+        self._fetching = asyncio.Lock()
+
+    def is_token(self, credential: str | None) -> bool:
+        """Whether a credential is a token for us to verify, and not a key."""
+        return bool(self._settings.oidc_issuer) and credential is not None and credential.count(".") == 2
+
+    async def authenticate(self, token: str) -> Caller:
+        """Find the caller of a token: its tenant and scopes are claims.
+
+        Raises:
+            Unauthenticated: The token is not the issuer's, not for us, expired, or names no tenant.
+            NotReady: The issuer's keys can't be fetched.
+        """
+        settings = self._settings
+        try:
+            key = await self._find_key(str(jwt.get_unverified_header(token).get("kid", "")))
+            claims: dict[str, Any] = jwt.decode(
+                token,
+                key,
+                algorithms=_ALGORITHMS,
+                audience=settings.oidc_audience,
+                issuer=settings.oidc_issuer,
+                leeway=_LEEWAY_S,
+                options={"require": ["exp", "iss", "aud"]},
+            )
+        except jwt.PyJWTError as error:
+            raise Unauthenticated(f"The bearer token is not valid: {error}.", hint="Sign in again.") from error
+        return self._caller_of(claims)
+
+    def _caller_of(self, claims: dict[str, Any]) -> Caller:
+        tenant = claims.get(self._settings.oidc_tenant_claim)
+        if not isinstance(tenant, str) or not re.fullmatch(TENANT_PATTERN, tenant):
+            detail = f"The bearer token has no claim {self._settings.oidc_tenant_claim!r} that names a tenant."
+            raise Unauthenticated(detail, hint="Have the identity provider add it.")
+        stated = claims.get(self._settings.oidc_scope_claim, ())
+        named = stated.split() if isinstance(stated, str) else [text for text in stated if isinstance(text, str)]
+        scopes = {name.removeprefix("fovea:") for name in named} & set(SCOPES)
+        return Caller(tenant, frozenset(scopes), key=f"oidc:{str(claims.get('sub', ''))[:200]}")
+
+    async def _find_key(self, key_id: str) -> jwt.PyJWK:
+        async with self._fetching:
+            age = time.monotonic() - self._fetched_at
+            if age > _KEEP_S or (key_id not in self._keys and age > _REFETCH_S):
+                await self._fetch()
+        try:
+            return self._keys[key_id]
+        except KeyError:
+            raise Unauthenticated("The bearer token is signed with an unknown key.", hint="Sign in again.") from None
+
+    async def _fetch(self) -> None:
+        issuer = str(self._settings.oidc_issuer).rstrip("/")
+        self._fetched_at = time.monotonic()
+        try:
+            async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_TIMEOUT_S)) as session:
+                about = await _get_json(session, f"{issuer}/.well-known/openid-configuration")
+                self._require_issuer(about)
+                found = await _get_json(session, about["jwks_uri"])
+            self._keys = {key.key_id: key for key in jwt.PyJWKSet.from_dict(found).keys if key.key_id}
+        except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError, jwt.PyJWTError) as error:
+            log().warning("the issuer's keys can't be fetched", issuer=issuer, reason=str(error))
+            if not self._keys:
+                detail = "The identity provider can't be reached, so tokens can't be verified."
+                raise NotReady(detail, hint="Use an API key, or try again soon.", retry_after=5) from error
+
+    def _require_issuer(self, about: dict[str, Any]) -> None:
+        if about.get("issuer") != self._settings.oidc_issuer:
+            raise ValueError("the discovery document names another issuer")
+
+
+async def _get_json(session: aiohttp.ClientSession, url: str) -> dict[str, Any]:
+    async with session.get(url, allow_redirects=False) as response:
+        response.raise_for_status()
+        document = await response.json(content_type=None)
+    if not isinstance(document, dict):
+        raise TypeError("not a JSON object")
+    return document

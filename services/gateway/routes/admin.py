@@ -1,0 +1,179 @@
+"""Admin routes: API keys, tenants and the audit log. All need the scope `admin`, and every change is audited."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query, Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from services.gateway.http.openapi import PROBLEMS
+from services.gateway.policy.audit_log import AuditLog
+from services.gateway.policy.auth import TENANT_PATTERN, Key, KeyRing, KeyScope
+
+__all__ = ["router"]
+
+router = APIRouter(prefix="/v1/admin", tags=["admin"], responses=PROBLEMS)
+
+KeyId = Annotated[str, Path(pattern=r"^[0-9a-f]{8}$", description="The id, as lists show it; not the key.")]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class KeyChanges(_Body):
+    """What of a key may be changed; what is left out stays."""
+
+    scopes: tuple[KeyScope, ...] | None = None
+    rate_per_minute: int | None = Field(None, ge=1, description="Own rate; null for the tenant's common one.")
+    quota_per_day: int | None = Field(None, ge=1, description="Requests per day; null for no quota.")
+    tokens_per_minute: int | None = Field(None, ge=1)
+    tokens_per_day: int | None = Field(None, ge=1)
+    weight: float = Field(1.0, gt=0, le=100, description="Share of a busy service beside other tenants.")
+    expires: datetime | None = None
+
+
+class NewKey(KeyChanges):
+    """A key to be made."""
+
+    tenant: str = Field(pattern=TENANT_PATTERN)
+    scopes: tuple[KeyScope, ...] | None = ("infer", "jobs")
+
+
+class Rotation(_Body):
+    """How a key is rotated."""
+
+    overlap_hours: float = Field(24.0, ge=0, le=24 * 90, description="How long the old key stays valid.")
+
+
+class KeyInfo(BaseModel):
+    """A key without its secret."""
+
+    id: str
+    tenant: str
+    scopes: tuple[KeyScope, ...]
+    rate_per_minute: int | None
+    quota_per_day: int | None
+    tokens_per_minute: int | None
+    tokens_per_day: int | None
+    weight: float
+    created: datetime
+    expires: datetime | None
+    is_expired: bool
+    last_used: datetime | None = Field(description="To half a minute; null if never.")
+
+
+class MadeKey(KeyInfo):
+    """A key that was just made; its text is shown only now."""
+
+    key: str
+
+
+class KeyInfoList(BaseModel):
+    """Keys, oldest first."""
+
+    keys: list[KeyInfo]
+
+
+class TenantInfo(BaseModel):
+    """A tenant, and how many keys it has."""
+
+    tenant: str
+    keys: int
+    valid_keys: int
+
+
+class TenantList(BaseModel):
+    """Tenants that have keys."""
+
+    tenants: list[TenantInfo]
+
+
+class AuditEntries(BaseModel):
+    """Administrative acts, newest first."""
+
+    entries: list[dict[str, Any]]
+
+
+@router.get("/keys")
+async def list_keys(request: Request, tenant: Annotated[str | None, Query(max_length=64)] = None) -> KeyInfoList:
+    """All keys, or those of a tenant."""
+    ring, _, _ = _parts(request)
+    keys, used = await asyncio.gather(asyncio.to_thread(ring.list_keys), asyncio.to_thread(ring.read_last_used))
+    return KeyInfoList(keys=[_describe(key, used.get(key.id)) for key in keys if tenant in {None, key.tenant}])
+
+
+@router.post("/keys", status_code=201)
+async def make_key(request: Request, new: NewKey) -> MadeKey:
+    """Make a key. Its text is in the answer, and nowhere else."""
+    ring, audit, actor = _parts(request)
+    fields = new.model_dump(exclude={"tenant", "scopes"})
+    key, text = await asyncio.to_thread(lambda: ring.add(new.tenant, new.scopes or (), **fields))
+    audit.write(actor, "key made", key.id, tenant=key.tenant, scopes=key.scopes)
+    return MadeKey(**_describe(key, None).model_dump(), key=text)
+
+
+@router.patch("/keys/{key_id}")
+async def change_key(request: Request, key_id: KeyId, changes: KeyChanges) -> KeyInfo:
+    """Change scopes, limits or the expiry of a key."""
+    ring, audit, actor = _parts(request)
+    fields = changes.model_dump(exclude_unset=True)
+    if fields.get("scopes", ()) is None:
+        del fields["scopes"]
+    key = await asyncio.to_thread(ring.update, key_id, fields)
+    audit.write(actor, "key changed", key.id, tenant=key.tenant, changes=fields)
+    return _describe(key, ring.read_last_used().get(key.id))
+
+
+@router.post("/keys/{key_id}/rotate", status_code=201)
+async def rotate_key(request: Request, key_id: KeyId, how: Rotation | None = None) -> MadeKey:
+    """Make a key like this one, which stays valid for a while beside it."""
+    ring, audit, actor = _parts(request)
+    overlap = timedelta(hours=(how or Rotation(overlap_hours=24.0)).overlap_hours)
+    key, text = await asyncio.to_thread(ring.rotate, key_id, overlap)
+    audit.write(actor, "key rotated", key_id, tenant=key.tenant, new=key.id, until=datetime.now(UTC) + overlap)
+    return MadeKey(**_describe(key, None).model_dump(), key=text)
+
+
+@router.delete("/keys/{key_id}")
+async def revoke_key(request: Request, key_id: KeyId) -> KeyInfo:
+    """Revoke a key; it is refused within a second."""
+    ring, audit, actor = _parts(request)
+    used = ring.read_last_used().get(key_id)
+    key = await asyncio.to_thread(ring.revoke, key_id)
+    audit.write(actor, "key revoked", key.id, tenant=key.tenant)
+    return _describe(key, used)
+
+
+@router.get("/tenants")
+async def list_tenants(request: Request) -> TenantList:
+    """Tenants that have keys; what they consumed is at `/v1/usage?tenant=…`."""
+    ring, _, _ = _parts(request)
+    keys = await asyncio.to_thread(ring.list_keys)
+    names = sorted({key.tenant for key in keys})
+    own = {name: [key for key in keys if key.tenant == name] for name in names}
+    return TenantList(
+        tenants=[
+            TenantInfo(tenant=name, keys=len(own[name]), valid_keys=sum(not key.is_expired for key in own[name]))
+            for name in names
+        ]
+    )
+
+
+@router.get("/audit")
+async def read_audit(request: Request, limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> AuditEntries:
+    """The last administrative acts."""
+    _, audit, _ = _parts(request)
+    return AuditEntries(entries=[dict(entry) for entry in await asyncio.to_thread(audit.read, limit)])
+
+
+def _parts(request: Request) -> tuple[KeyRing, AuditLog, str]:
+    gateway, caller = request.app.state.gateway, request.scope["fovea.request_context"].caller
+    return gateway.keys, gateway.audit, f"{caller.tenant}/{caller.key or 'local'}"
+
+
+def _describe(key: Key, last_used: datetime | None) -> KeyInfo:
+    return KeyInfo(**key.model_dump(exclude={"sha256"}), is_expired=key.is_expired, last_used=last_used)

@@ -1,0 +1,60 @@
+"""Usage route: what a tenant consumed, by day and model, as JSON or CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from datetime import UTC, date, datetime, timedelta
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query, Request, Response
+from redis.exceptions import RedisError
+
+from services.gateway.http.openapi import PROBLEMS
+from services.gateway.policy.auth import Caller
+from shared.api.usage import UsageList, UsageRecord
+from shared.errors import InvalidOption, NotReady
+
+__all__ = ["router"]
+
+MAX_DAYS = 400
+
+router = APIRouter(prefix="/v1/usage", tags=["usage"], responses=PROBLEMS)
+
+Day = Annotated[date | None, Query(description="A day, UTC.")]
+
+
+@router.get("", response_model=UsageList, responses={200: {"content": {"text/csv": {}}}})
+async def usage(
+    request: Request,
+    since: Day = None,
+    until: Day = None,
+    tenant: Annotated[str | None, Query(max_length=64, description="Another tenant, or `*`; needs `admin`.")] = None,
+    format: Annotated[Literal["json", "csv"] | None, Query(description="Left out, as `Accept` says.")] = None,  # noqa: A002
+) -> Response:
+    """What the caller's tenant consumed by day and model; the last 30 days unless other days are named."""
+    caller: Caller = request.scope["fovea.request_context"].caller
+    if tenant not in {None, caller.tenant}:
+        caller.require_scope("admin")
+    end = until or datetime.now(UTC).date()
+    start = since or end - timedelta(30)
+    if not 0 <= (end - start).days <= MAX_DAYS:
+        raise InvalidOption(f"From {start} to {end} is not a span of up to {MAX_DAYS} days.", field="since")
+    name = None if tenant == "*" else tenant or caller.tenant
+    try:
+        records = await request.app.state.gateway.usage.read(name, start, end)
+    except (RedisError, OSError, TimeoutError) as error:
+        raise NotReady("The usage ledger can't be reached.", hint="Try again soon.", retry_after=2) from error
+    wants_csv = "text/csv" in request.headers.get("accept", "") if format is None else format == "csv"
+    if wants_csv:
+        return Response(_to_csv(records), media_type="text/csv")
+    return Response(UsageList(usage=records).model_dump_json(), media_type="application/json")
+
+
+def _to_csv(records: Sequence[UsageRecord]) -> str:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(UsageRecord.model_fields))
+    writer.writeheader()
+    writer.writerows(record.model_dump(mode="json") for record in records)
+    return out.getvalue()

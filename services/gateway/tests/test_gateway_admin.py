@@ -1,0 +1,95 @@
+"""Keys are made, changed, rotated and revoked over HTTP, by those who may, and each act is in the audit log."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.gateway.policy.auth import KeyRing
+from shared.errors import Unauthenticated
+
+
+@pytest.fixture
+async def admin(gateway: Any, toy: Any, tmp_path: Path) -> Any:
+    key, text = KeyRing(tmp_path / "keys.json").add("ops", ("admin", "infer"))
+    scene = await gateway(auth="keys")
+    scene.announce((await toy()).url)
+
+    async def send(method: str, path: str, body: Any = None, key: str = text) -> Any:
+        return await scene.client.request(method, path, json=body, headers={"x-api-key": key})
+
+    send.id = key.id  # type: ignore[attr-defined]
+    return send
+
+
+async def test_a_keys_life(admin: Any, tmp_path: Path) -> None:
+    made = await admin("POST", "/v1/admin/keys", {"tenant": "alice", "scopes": ["infer"], "tokens_per_day": 10})
+    assert made.status_code == 201
+    key, text = made.json()["id"], made.json()["key"]
+    assert (await admin("POST", "/v1/echo", key=text)).status_code == 200
+    changed = await admin("PATCH", f"/v1/admin/keys/{key}", {"rate_per_minute": 7, "weight": 2})
+    assert (changed.json()["rate_per_minute"], changed.json()["tokens_per_day"]) == (7, 10)
+    assert changed.json()["last_used"] is not None
+    rotated = (await admin("POST", f"/v1/admin/keys/{key}/rotate", {"overlap_hours": 1})).json()
+    assert (rotated["tenant"], rotated["rate_per_minute"], rotated["weight"]) == ("alice", 7, 2)
+    for each in (text, rotated["key"]):
+        assert (await admin("POST", "/v1/echo", key=each)).status_code == 200
+    (await admin("POST", f"/v1/admin/keys/{rotated['id']}/rotate", {"overlap_hours": 0})).raise_for_status()
+    assert (await admin("POST", "/v1/echo", key=rotated["key"])).status_code == 401
+    listed = {entry["id"]: entry for entry in (await admin("GET", "/v1/admin/keys?tenant=alice")).json()["keys"]}
+    assert len(listed) == 3
+    assert timedelta(minutes=50) < datetime.fromisoformat(listed[key]["expires"]) - datetime.now(UTC) < timedelta(1)
+    assert (await admin("DELETE", f"/v1/admin/keys/{key}")).status_code == 200
+    assert (await admin("POST", "/v1/echo", key=text)).status_code == 401
+    assert (await admin("GET", "/v1/admin/tenants")).json()["tenants"] == [
+        {"tenant": "alice", "keys": 2, "valid_keys": 1},
+        {"tenant": "ops", "keys": 1, "valid_keys": 1},
+    ]
+    acts = (await admin("GET", "/v1/admin/audit")).json()["entries"]
+    assert [entry["act"] for entry in acts] == ["key revoked", "key rotated", "key rotated", "key changed", "key made"]
+    assert {entry["actor"] for entry in acts} == {f"ops/{admin.id}"}
+    log = tmp_path / "audit.jsonl"
+    assert log.stat().st_mode & 0o777 == 0o600
+    assert text not in log.read_text() + (tmp_path / "keys.json").read_text()
+
+
+async def test_only_admins_may(admin: Any) -> None:
+    mine = (await admin("POST", "/v1/admin/keys", {"tenant": "bob"})).json()["key"]
+    for method, path in (("GET", "keys"), ("POST", "keys"), ("DELETE", "keys/0123abcd"), ("GET", "audit")):
+        assert (await admin(method, f"/v1/admin/{path}", {}, key=mine)).status_code == 403
+        assert (await admin(method, f"/v1/admin/{path}", {}, key="wrong")).status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("keys", {"tenant": "../x"}, 422),
+        ("keys", {"tenant": "a", "scopes": ["root"]}, 422),
+        ("keys", {"tenant": "a", "sha256": "0" * 64}, 422),
+        ("keys", {"tenant": "a", "weight": -1}, 422),
+        ("keys/0123abcd/rotate", {}, 404),
+        ("keys/..%2f/rotate", {}, 404),
+        ("keys/0123abcd/rotate", {"overlap_hours": 1e9}, 422),
+    ],
+)
+async def test_what_is_wrong_is_told(admin: Any, path: str, body: Any, status: int) -> None:
+    assert (await admin("POST", f"/v1/admin/{path}", body)).status_code in {status, 422}
+
+
+def test_keys_that_are_made_at_once_are_all_kept(tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from services.gateway.policy.auth import KeyRing;"
+        "KeyRing(Path(sys.argv[1])).add(sys.argv[2], ('infer',))"
+    )
+    path = tmp_path / "keys.json"
+    made = [subprocess.Popen([sys.executable, "-c", script, str(path), f"t{n}"]) for n in range(12)]
+    assert [process.wait() for process in made] == [0] * 12
+    ring = KeyRing(path)
+    assert {key.tenant for key in ring.list_keys()} == {f"t{n}" for n in range(12)}
+    with pytest.raises(Unauthenticated):
+        ring.authenticate("fovea_00000000_x")

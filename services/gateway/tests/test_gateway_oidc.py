@@ -1,0 +1,105 @@
+"""Bearer tokens of a real identity provider in a process of its own."""
+
+from __future__ import annotations
+
+import base64
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2
+import pytest
+
+from services.gateway.policy import oidc
+
+
+@pytest.fixture(scope="module")
+def issuer() -> Iterator[str]:
+    command = [sys.executable, "-m", "services.gateway.tests.issuer"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip()
+        process.kill()
+
+
+def token(issuer: str, **claims: str) -> str:
+    text: str = httpx2.get(f"{issuer}/token", params={"tenant": "alice", "scope": "infer fovea:jobs", **claims}).json()[
+        "token"
+    ]
+    return text
+
+
+@pytest.fixture
+async def ask(gateway: Any, toy: Any, issuer: str) -> Any:
+    upstream = await toy()
+    scene = await gateway(auth="keys", oidc_issuer=issuer)
+    scene.announce(upstream.url)
+
+    async def send(bearer: str, path: str = "/v1/echo", method: str = "POST") -> Any:
+        answer = await scene.client.request(method, path, headers={"authorization": f"Bearer {bearer}"})
+        return answer.status_code, upstream.seen[-1] if upstream.seen else None
+
+    return send
+
+
+async def test_a_token_names_tenant_and_scopes(ask: Any, issuer: str) -> None:
+    status, seen = await ask(token(issuer))
+    assert status == 200
+    assert seen["headers"]["x-fovea-tenant"] == "alice"
+    assert (await ask(token(issuer, scope="metrics")))[0] == 403
+    assert (await ask(token(issuer), "/v1/admin/keys", "GET"))[0] == 403
+    assert (await ask(token(issuer, scope="admin"), "/v1/admin/keys", "GET"))[0] == 200
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        {"exp": str(int(time.time()) - 120)},
+        {"nbf": "9999999999"},
+        {"iss": "http://evil.example"},
+        {"aud": "another"},
+        {"tenant": ""},
+        {"tenant": "../alice"},
+        {"kid": "unknown"},
+    ],
+    ids=str,
+)
+async def test_other_tokens_are_refused(ask: Any, issuer: str, claims: dict[str, str]) -> None:
+    assert (await ask(token(issuer, **claims)))[0] == 401
+
+
+async def test_forged_tokens_are_refused(ask: Any, issuer: str) -> None:
+    good = token(issuer)
+    head, body, signature = good.split(".")
+    claims = json.loads(base64.urlsafe_b64decode(body + "=="))
+    other = base64.urlsafe_b64encode(json.dumps({**claims, "tenant": "bob"}).encode()).decode().rstrip("=")
+    none = base64.urlsafe_b64encode(json.dumps({"alg": "none"}).encode()).decode().rstrip("=")
+    for forged in (f"{head}.{other}.{signature}", f"{none}.{body}.", f"{head}.{body}.", "a.b.c", "..", f"{good}x"):
+        assert (await ask(forged))[0] == 401
+
+
+async def test_the_issuer_may_rotate_its_key(ask: Any, issuer: str, monkeypatch: Any) -> None:
+    old = token(issuer)
+    assert (await ask(old))[0] == 200
+    httpx2.get(f"{issuer}/rotate")
+    new = token(issuer)
+    monkeypatch.setattr(oidc, "_REFETCH_S", 0.0)
+    assert (await ask(new))[0] == 200
+    assert (await ask(old))[0] == 401
+    monkeypatch.setattr(oidc, "_REFETCH_S", 5.0)
+    before = httpx2.get(f"{issuer}/fetches").json()["fetches"]
+    for number in range(20):
+        assert (await ask(token(issuer, kid=f"made-up-{number}")))[0] == 401
+    assert httpx2.get(f"{issuer}/fetches").json()["fetches"] <= before + 1
+
+
+async def test_an_issuer_that_is_away_is_no_reason_to_refuse_keys(gateway: Any, toy: Any, issuer: str) -> None:
+    scene = await gateway(auth="keys", oidc_issuer="http://127.0.0.1:9")
+    scene.announce((await toy()).url)
+    text = scene.app.state.gateway.keys.add("bob", ("infer",))[1]
+    answer = await scene.client.post("/v1/echo", headers={"authorization": f"Bearer {token(issuer)}"})
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+    assert (await scene.client.post("/v1/echo", headers={"authorization": f"Bearer {text}"})).status_code == 200

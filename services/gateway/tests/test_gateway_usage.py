@@ -1,0 +1,126 @@
+"""What a tenant consumed is in the ledger, from answers and replicas, and nobody else sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import io
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.responses import JSONResponse, StreamingResponse
+from starlette.routing import Route
+
+from services.gateway.policy.auth import KeyRing
+from shared.api.usage import USAGE_HEADER, UsageScanner, find_model, read_header
+from shared.jobs.redis_server import RedisServer
+from shared.jobs.usage_ledger import UsageLedger
+from shared.settings import Settings
+
+ANSWER = {
+    "model": "smol",
+    "choices": [{"message": {"content": 'I say "usage": {"prompt_tokens": 1000}'}}],
+    "usage": {
+        "prompt_tokens": 7,
+        "completion_tokens": 5,
+        "total_tokens": 12,
+        "longctx": {"kv_bytes": 4096, "cached_tokens": 3},
+    },
+}
+
+
+@pytest.fixture
+def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
+    with RedisServer(Settings(data_dir=tmp_path)) as server:
+        yield server
+
+
+def chatting() -> list[Route]:
+    async def chat(_request: Any) -> JSONResponse:
+        return JSONResponse(ANSWER, headers={USAGE_HEADER: json.dumps({"pictures": 2, "cpu_seconds": 0.25, "x": 1})})
+
+    async def stream(_request: Any) -> StreamingResponse:
+        events = [{"model": "smol", "choices": [{"delta": {"content": str(i)}}]} for i in range(4)]
+        text = "".join(f"data: {json.dumps(event)}\n\n" for event in events) + "data: [DONE]\n\n"
+        pieces = [text[i : i + 7].encode() for i in range(0, len(text), 7)]
+
+        async def parts() -> Any:
+            for piece in pieces:
+                yield piece
+
+        return StreamingResponse(parts(), media_type="text/event-stream")
+
+    return [Route("/v1/chat", chat, methods=["POST"]), Route("/v1/stream", stream, methods=["POST"])]
+
+
+async def test_a_tenant_sees_what_it_consumed(gateway: Any, toy: Any, tmp_path: Path) -> None:
+    ring = KeyRing(tmp_path / "keys.json")
+    alice, bob = (ring.add(name, ("infer",), rate_per_minute=1000)[1] for name in ("alice", "bob"))
+    admin = ring.add("ops", ("infer", "admin"))[1]
+    scene = await gateway(auth="keys")
+    upstream = await toy(extra=chatting())
+    scene.announce(upstream.url, routes=("/v1/chat", "/v1/stream"))
+
+    async def ask(path: str, key: str, method: str = "GET", **more: Any) -> Any:
+        return await scene.client.request(method, path, headers={"x-api-key": key, **more})
+
+    answer = await ask("/v1/chat", alice, "POST")
+    assert answer.json() == ANSWER
+    assert USAGE_HEADER not in answer.headers
+    await ask("/v1/stream", alice, "POST")
+    (record,) = (await ask("/v1/usage", alice)).json()["usage"]
+    assert record["day"] == datetime.now(UTC).date().isoformat()
+    assert (record["tenant"], record["model"], record["requests"]) == ("alice", "smol", 2)
+    assert (record["tokens_in"], record["tokens_out"], record["cached_tokens"]) == (7, 5 + 4, 3)
+    assert (record["pictures"], record["cpu_seconds"]) == (2, 0.25)
+    assert record["kv_byte_seconds"] > 0
+    assert (await ask("/v1/usage", bob)).json() == {"usage": []}
+    assert (await ask("/v1/usage?tenant=alice", bob)).status_code == 403
+    assert len((await ask("/v1/usage?tenant=*", admin)).json()["usage"]) == 1
+    table = await ask("/v1/usage", alice, accept="text/csv")
+    (row,) = csv.DictReader(io.StringIO(table.text))
+    assert (row["tenant"], row["tokens_out"]) == ("alice", "9")
+    for bad in ("since=x", "since=2020-01-01", "since=2026-02-02&until=2026-01-01", "format=xml"):
+        assert (await ask(f"/v1/usage?{bad}", alice)).status_code == 422
+
+
+async def test_tokens_are_counted_against_the_key(gateway: Any, toy: Any, tmp_path: Path) -> None:
+    key = KeyRing(tmp_path / "keys.json").add("alice", ("infer",), tokens_per_minute=12)[1]
+    scene = await gateway(auth="keys")
+    scene.announce((await toy(extra=chatting())).url, routes=("/v1/chat",))
+    answers = [await scene.client.post("/v1/chat", headers={"x-api-key": key}) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [200, 429]
+    assert answers[1].headers["x-ratelimit-limit"] == "12"
+    assert "12 tokens per minute" in answers[1].text
+
+
+async def test_the_ledger_survives_an_outage_and_a_restart(redis_server: RedisServer) -> None:
+    ledger, today = UsageLedger(redis_server.url), datetime.now(UTC).date()
+    ledger.add("alice", "m", {"tokens_in": 5})
+    await ledger.flush()
+    redis_server.kill()
+    ledger.add("alice", "m", {"tokens_in": 6})
+    await asyncio.sleep(1.2)
+    redis_server.start()
+    await ledger.stop()
+    other = UsageLedger(redis_server.url)
+    (record,) = await other.read("alice", today, today)
+    assert (record.requests, record.tokens_in) == (2, 11)
+    assert await other.read("bob", today, today) == []
+    await other.stop()
+
+
+def test_what_answers_say_is_read_and_what_they_quote_is_not() -> None:
+    scanner = UsageScanner(is_stream=False)
+    scanner.feed(json.dumps(ANSWER).encode())
+    assert scanner.sum_up(2.0) == {"tokens_in": 7, "tokens_out": 5, "cached_tokens": 3, "kv_byte_seconds": 8192}
+    for broken in (b"", b"[]", b'{"usage": 5}', b'{"usage": {"prompt_tokens": "x", "completion_tokens": -1}}', b"\xff"):
+        scanner = UsageScanner(is_stream=False)
+        scanner.feed(broken)
+        assert set(scanner.sum_up(1.0).values()) <= {0}
+    assert find_model(b'{"model": "a/b"}') == "a/b"
+    assert read_header("[1]") == read_header("{") == read_header(None) == {}

@@ -1,0 +1,120 @@
+"""Usage of a request: what it consumed, as replicas and answers tell it, and the record that a tenant is shown."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from datetime import date
+from typing import Any, Final
+
+from pydantic import BaseModel, Field
+
+__all__ = ["USAGE_FIELDS", "USAGE_HEADER", "UsageList", "UsageRecord", "UsageScanner", "find_model", "read_header"]
+
+USAGE_HEADER: Final = "x-fovea-usage"
+"""Response header of a replica: what the request consumed there, as a JSON object of numbers. Callers don't get it."""
+
+USAGE_FIELDS: Final = (
+    "requests",
+    "tokens_in",
+    "tokens_out",
+    "cached_tokens",
+    "kv_byte_seconds",
+    "pictures",
+    "cpu_seconds",
+)
+
+_MODEL: Final = re.compile(rb'"model"\s*:\s*"([^"\\]{1,200})"')
+_MAX_EVENT_BYTES: Final = 2**16
+
+
+class UsageRecord(BaseModel):
+    """What one tenant consumed of one model on one day (UTC)."""
+
+    day: date
+    tenant: str
+    model: str = Field(description="Empty where no model was named: jobs that failed, documents, lists.")
+    requests: int = 0
+    tokens_in: int = Field(0, description="Tokens of prompts.")
+    tokens_out: int = Field(0, description="Tokens of answers; for a stream without usage, its events.")
+    cached_tokens: int = Field(0, description="Tokens of prompts that came from the prefix cache.")
+    kv_byte_seconds: float = Field(0.0, description="Bytes of the KV cache times seconds of the request.")
+    pictures: int = 0
+    cpu_seconds: float = Field(0.0, description="Processor time of the replica while the request's batch ran.")
+
+
+class UsageList(BaseModel):
+    """Usage records, newest day first."""
+
+    usage: list[UsageRecord]
+
+
+def find_model(body: bytes) -> str:
+    """The model that an answer names near its beginning; empty where it names none."""
+    found = _MODEL.search(body, 0, 4096)
+    return found[1].decode("utf-8", "replace") if found else ""
+
+
+def read_header(text: str | None) -> dict[str, float]:
+    """The numbers of `USAGE_HEADER`; what is no such object counts as nothing."""
+    try:
+        document = json.loads(text) if text else {}
+    except ValueError:
+        return {}
+    return _only_numbers(document)
+
+
+class UsageScanner:
+    """Collects the tokens of an answer in OpenAI's form while it passes: one JSON document, or events of a stream."""
+
+    def __init__(self, *, is_stream: bool) -> None:
+        self.model = ""
+        self._is_stream = is_stream
+        self._tail = b""
+        self._events = 0
+        self._usage: Mapping[str, Any] = {}
+
+    def feed(self, chunk: bytes) -> None:
+        """Take the next bytes; of a document all at once."""
+        self.model = self.model or find_model(chunk)
+        if not self._is_stream:
+            self._read_usage(chunk)
+            return
+        *lines, self._tail = (self._tail + chunk).split(b"\n")
+        self._tail = self._tail[-_MAX_EVENT_BYTES:]
+        for line in lines:
+            if line.startswith(b"data: {"):
+                self._events += b'"choices":[{' in line or b'"choices": [{' in line
+                if b'"usage"' in line:
+                    self._read_usage(line[6:])
+
+    def sum_up(self, seconds: float) -> dict[str, float]:
+        """Tokens and KV byte-seconds of an answer that took `seconds`."""
+        usage = self._usage
+        details, longctx = usage.get("prompt_tokens_details"), usage.get("longctx")
+        found = {
+            "tokens_in": usage.get("prompt_tokens", usage.get("input_tokens", 0)),
+            "tokens_out": usage.get("completion_tokens", usage.get("output_tokens", 0 if usage else self._events)),
+            "cached_tokens": details.get("cached_tokens", 0) if isinstance(details, Mapping) else 0,
+            "kv_byte_seconds": (longctx.get("kv_bytes") or 0) * seconds if isinstance(longctx, Mapping) else 0,
+        }
+        if isinstance(longctx, Mapping) and not found["cached_tokens"]:
+            found["cached_tokens"] = longctx.get("cached_tokens") or 0
+        return _only_numbers(found)
+
+    def _read_usage(self, document: bytes) -> None:
+        at = document.rfind(b'"usage"')
+        if at < 0:
+            return
+        try:
+            found, _ = json.JSONDecoder().raw_decode(document[at + 7 :].decode("utf-8", "replace").lstrip(" :"))
+        except ValueError:
+            return
+        if isinstance(found, Mapping):
+            self._usage = found
+
+
+def _only_numbers(document: object) -> dict[str, float]:
+    found = document.items() if isinstance(document, Mapping) else ()
+    return {k: float(v) for k, v in found if k in USAGE_FIELDS and type(v) in {int, float} and v >= 0}
