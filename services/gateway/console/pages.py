@@ -217,6 +217,7 @@ class Console:
         """Files of a DICOM study, as strips of series."""
         await self._client.models(request)
         return self._render("study.html", request, page="segment")
+
     async def leaderboard(self, request: Request) -> Response:
         """Attention methods at equal bytes on RULER-form tasks."""
         models = [entry.id for entry in await self._client.models(request) if entry.task == "chat"]
