@@ -116,7 +116,9 @@ class RayCluster:
 
         def settled() -> dict[str, Any]:
             self.restart_nodes()
-            found: dict[str, Any] = self._request("GET").json()["applications"]
+            found: dict[str, Any] = {}
+            with contextlib.suppress(httpx2.TransportError, KeyError, ValueError):  # a head that is just starting
+                found = self._request("GET").json()["applications"]
             return found if found and all(app["status"] in TERMINAL for app in found.values()) else {}
 
         applications = wait_for(settled, seconds, "the applications run")

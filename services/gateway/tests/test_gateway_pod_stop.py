@@ -37,16 +37,16 @@ async def test_a_stream_ends_by_itself_within_the_grace_and_is_cut_after_it(
         async with httpx2.AsyncClient(base_url=url, timeout=30) as client:
             await wait_ready(client)
             events = 0
-            with contextlib.suppress(httpx2.TransportError):
+            with contextlib.suppress(httpx2.RemoteProtocolError):
                 async with client.stream("POST", "/v1/stream", json={}) as answer:
                     async for line in answer.aiter_lines():
                         events += line.startswith("data: ") and line.removeprefix("data: ").isdecimal()
-                        if events == 1:
-                            hook = await asyncio.create_subprocess_exec("sleep", "0.5")  # as the chart's `preStop`
+                        if line == "data: 0":
+                            await asyncio.sleep(0.5)  # the chart's `preStop`
                             assert (await client.post("/v1/echo", content=b"x")).status_code == 200
-                            await hook.wait()
                             process.send_signal(signal.SIGTERM)
-        assert (events == 40) is is_whole
+        process.send_signal(signal.SIGTERM)
         rest = await asyncio.to_thread(process.stderr.read)
+        assert (events == 40) is is_whole, rest
         assert not is_whole or "Traceback" not in rest
         assert await asyncio.to_thread(process.wait, 20) in {0, -signal.SIGTERM}
