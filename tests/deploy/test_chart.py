@@ -30,7 +30,17 @@ SETTINGS = {
         *("ray.auth=disabled", "ray.faultTolerance.enabled=false"),
     ],
     "narrow": ["networkPolicy.gatewayFrom[0].team=search", "image.registry=r.example", "image.pullSecrets[0].name=x"],
-    "volume": ["blobs.enabled=true", "blobs.storageClass=nfs"],
+    "volume": ["objectStore.volume.enabled=true", "objectStore.volume.storageClass=nfs"],
+    "bucket": [
+        "objectStore.url=s3://models/fovea",
+        "objectStore.credentialsSecret=aws",
+        "objectStore.ports={443,9000}",
+    ],
+    "sentinel": [
+        "redis.url=rediss+sentinel://a:26379\\,b:26379/master",
+        *("redis.ports={26379,6380}", "redis.caSecret=cache-ca", "redis.passwordSecret=cache"),
+        "ray.faultTolerance.redisAddress=rediss://cache:6380",
+    ],
     "password": ["redis.passwordSecret=cache", "redis.maxMemory=2gb"],
     "many": ["services.medical-seg.replicas.min=3", "services.medical-seg.replicas.max=9", "gateway.preStopSeconds=0"],
 }
@@ -193,11 +203,10 @@ def test_password_of_our_redis_reaches_everybody_who_asks_it():
     for name, spec in pod_specs(documents):
         for container in spec["containers"]:
             env = {e["name"]: e for e in container.get("env", ())}
-            if "FOVEA_REDIS_URL" in env or name == "demo-redis":
-                assert env["REDIS_PASSWORD"]["valueFrom"] == secret, name
             if "FOVEA_REDIS_URL" in env:
-                assert list(env).index("REDIS_PASSWORD") < list(env).index("FOVEA_REDIS_URL")
-                assert env["FOVEA_REDIS_URL"]["value"] == "redis://:$(REDIS_PASSWORD)@demo-redis:6379/0"
+                assert env["FOVEA_REDIS_PASSWORD"]["valueFrom"] == secret, name
+            if name == "demo-redis":
+                assert env["REDIS_PASSWORD"]["valueFrom"] == secret
     options = ray_cluster("medical-seg", "redis.passwordSecret=cache")["gcsFaultToleranceOptions"]
     assert options["redisPassword"]["valueFrom"] == secret
 
@@ -268,7 +277,32 @@ def test_no_pod_wants_a_shared_volume_unless_told_to(documents):
     if not claims:
         for _, spec in pod_specs(documents):
             env = {e["name"] for c in spec["containers"] for e in c.get("env", ())}
-            assert "FOVEA_REDIS_URL" not in env or "FOVEA_JOB_INLINE_MAX_BYTES" in env
+            assert "FOVEA_REDIS_URL" not in env or env & {"FOVEA_JOB_INLINE_MAX_BYTES", "FOVEA_OBJECT_STORE"}
+
+
+def test_certificates_of_redis_are_where_settings_and_ray_look_for_them():
+    sets = ("redis.url=rediss://cache:6380/0", "redis.caSecret=cache-ca")
+    for name, spec in pod_specs(render(*sets)):
+        container = spec["containers"][0]
+        env = {e["name"]: e.get("value") for e in container["env"]}
+        [mount] = [m for m in container["volumeMounts"] if m["name"] == "redis-ca"]
+        assert env["FOVEA_REDIS_CA_FILE"] == f"{mount['mountPath']}/ca.crt"
+        assert env.get("RAY_REDIS_CA_CERT") == (env["FOVEA_REDIS_CA_FILE"] if name.endswith("-head") else None)
+
+
+def test_object_store_and_its_credentials_reach_gateway_replicas_and_workers():
+    for name, spec in pod_specs(render("objectStore.url=s3://models/fovea", "objectStore.credentialsSecret=aws")):
+        container = spec["containers"][0]
+        if not name.endswith(("-head", "-redis")):
+            assert {"name": "FOVEA_OBJECT_STORE", "value": "s3://models/fovea"} in container["env"]
+            assert container["envFrom"] == [{"secretRef": {"name": "aws"}}]
+
+
+def test_gateways_and_replicas_share_a_secret():
+    for name, spec in pod_specs(render(*ALL_ON)):
+        if not name.endswith("-redis"):
+            [entry] = [e for e in spec["containers"][0]["env"] if e["name"] == "FOVEA_REPLICA_SECRET"]
+            assert entry["valueFrom"]["secretKeyRef"]["name"] == "fovea-replicas", name
 
 
 def test_judges_ask_the_gateway_with_a_key_of_a_secret():

@@ -32,22 +32,36 @@ helm.sh/chart: {{ $root.Chart.Name }}-{{ $root.Chart.Version }}
 {{- if .Values.redis.urlSecret.name }}
 - name: FOVEA_REDIS_URL
   valueFrom: {secretKeyRef: {name: {{ .Values.redis.urlSecret.name }}, key: {{ .Values.redis.urlSecret.key }}}}
-{{- else if .Values.redis.url }}
-- {name: FOVEA_REDIS_URL, value: {{ .Values.redis.url | quote }}}
-{{- else if .Values.redis.passwordSecret }}
-- name: REDIS_PASSWORD
-  valueFrom: {secretKeyRef: {name: {{ .Values.redis.passwordSecret }}, key: password}}
-- {name: FOVEA_REDIS_URL, value: "redis://:$(REDIS_PASSWORD)@{{ .Release.Name }}-redis:6379/0"}
 {{- else }}
-- {name: FOVEA_REDIS_URL, value: "redis://{{ .Release.Name }}-redis:6379/0"}
+- {name: FOVEA_REDIS_URL, value: {{ .Values.redis.url | default (printf "redis://%s-redis:6379/0" .Release.Name) | quote }}}
 {{- end }}
-{{- if not .Values.blobs.enabled }}
+{{- with .Values.redis.passwordSecret }}
+- name: FOVEA_REDIS_PASSWORD
+  valueFrom: {secretKeyRef: {name: {{ . }}, key: password}}
+{{- end }}
+{{- if .Values.redis.caSecret }}
+- {name: FOVEA_REDIS_CA_FILE, value: /redis/ca.crt}
+{{- end }}
+{{- if .Values.objectStore.url }}
+- {name: FOVEA_OBJECT_STORE, value: {{ .Values.objectStore.url | quote }}}
+{{- else if .Values.objectStore.volume.enabled }}
+- {name: FOVEA_OBJECT_STORE, value: "file:///store"}
+{{- else }}
 - {name: FOVEA_JOB_INLINE_MAX_BYTES, value: "1073741824"}
 {{- end }}
+- name: FOVEA_REPLICA_SECRET
+  valueFrom: {secretKeyRef: {name: {{ .Values.auth.replicaSecret }}, key: replica-secret, optional: true}}
 {{- range $name, $value := .Values.settings }}
 - {name: FOVEA_{{ $name }}, value: {{ $value | quote }}}
 {{- end }}
 - {name: FOVEA_METRICS_PORT, value: "9464"}
+{{- end }}
+
+{{/* The cloud's own variables for the object store. */}}
+{{- define "fovea.envFrom" -}}
+{{- with .Values.objectStore.credentialsSecret }}
+envFrom: [{secretRef: {name: {{ . }}}}]
+{{- end }}
 {{- end }}
 
 {{/* What replicas and workers of a service know beyond `fovea.env`. */}}
@@ -91,18 +105,29 @@ securityContext:
 {{- define "fovea.volumes" -}}
 - {name: tmp, emptyDir: {}}
 - {name: data, emptyDir: {}}
-{{- if .Values.blobs.enabled }}
-- name: blobs
-  persistentVolumeClaim: {claimName: {{ .Release.Name }}-blobs}
+{{- if .Values.redis.caSecret }}
+- {name: redis-ca, secret: {secretName: {{ .Values.redis.caSecret }}}}
+{{- end }}
+{{- if include "fovea.hasVolume" . }}
+- name: store
+  persistentVolumeClaim: {claimName: {{ .Release.Name }}-store}
 {{- end }}
 {{- end }}
 
 {{- define "fovea.mounts" -}}
 - {name: tmp, mountPath: /tmp}
 - {name: data, mountPath: /data}
-{{- if .Values.blobs.enabled }}
-- {name: blobs, mountPath: /data/blobs}
+{{- if .Values.redis.caSecret }}
+- {name: redis-ca, mountPath: /redis, readOnly: true}
 {{- end }}
+{{- if include "fovea.hasVolume" . }}
+- {name: store, mountPath: /store}
+{{- end }}
+{{- end }}
+
+{{/* Whether all pods share a volume. */}}
+{{- define "fovea.hasVolume" -}}
+{{- if and .Values.objectStore.volume.enabled (not .Values.objectStore.url) }}true{{ end }}
 {{- end }}
 
 {{/* Limits of a container that runs models. */}}
@@ -132,13 +157,12 @@ tolerations:
 {{- $place := urlParse (.Values.redis.url | default (printf "redis://%s-redis:6379/0" .Release.Name)) -}}
 {{- $host := ternary $place.host (printf "%s:6379" $place.host) (regexMatch ":[0-9]+$" $place.host) -}}
 {{- $address := $tolerance.redisAddress | default (printf "%s://%s" $place.scheme $host) -}}
-{{- if and .Values.redis.urlSecret.name (not $tolerance.redisAddress) -}}
-{{- fail "redis.urlSecret hides the address of Redis: set ray.faultTolerance.redisAddress (and passwordSecret), or ray.faultTolerance.enabled=false" -}}
+{{- if and (or .Values.redis.urlSecret.name (contains "sentinel" .Values.redis.url)) (not $tolerance.redisAddress) -}}
+{{- fail "Ray can't tell the address of Redis from redis.urlSecret or a Sentinel: set ray.faultTolerance.redisAddress (and passwordSecret), or ray.faultTolerance.enabled=false" -}}
 {{- end -}}
 gcsFaultToleranceOptions:
   redisAddress: {{ $address }}
-  {{- $ownSecret := ternary "" .Values.redis.passwordSecret (eq (include "fovea.hasOutsideRedis" .) "true") }}
-  {{- with $tolerance.passwordSecret | default $ownSecret }}
+  {{- with $tolerance.passwordSecret | default .Values.redis.passwordSecret }}
   redisPassword: {valueFrom: {secretKeyRef: {name: {{ . }}, key: password}}}
   {{- end }}
 {{- end }}
