@@ -155,7 +155,7 @@ def scale_up(cluster: RayCluster, url: str) -> dict[str, Any]:
     cluster.wait_replicas(SERVICE, 1, 120)
     with Load(url, 12, 0.5) as more:
         began = time.monotonic()
-        cluster.wait_replicas(SERVICE, 3, 180)
+        cluster.wait_replicas(SERVICE, 3, 300)
         ready_s = time.monotonic() - began
     nodes = {node_of(cluster, replica.pid) for replica in cluster.list_replicas(SERVICE)}
     return {"ready_s": round(ready_s, 1), "nodes": len(nodes), "load": more.figures()}
