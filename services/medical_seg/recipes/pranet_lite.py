@@ -33,6 +33,7 @@ from shared.training.intervals import mean_interval
 from shared.training.recipe import Batch, MultiScale, Schedule
 from shared.vision.backbones.efficientnet_lite import EfficientNetLite0, load_imagenet
 from shared.vision.calibration import fit_temperature
+from shared.vision.novelty import Familiar
 
 __all__ = ["PraNetLiteRecipe"]
 
@@ -179,8 +180,12 @@ class PraNetLiteRecipe(FolderRecipe):
         return self._frames, self._out.pictures
 
     def vary(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
-        """Other light, colours and compression."""
-        return self.augment.recolour(pixels, rng)
+        """A part of the frame, as from nearer by, in other light, colours and compression."""
+        height, width = pixels.shape[:2]
+        part = rng.uniform(0.35, 1.0)
+        y, x = int(rng.uniform(0, (1 - part) * height)), int(rng.uniform(0, (1 - part) * width))
+        near = pixels[y : y + int(part * height), x : x + int(part * width)]
+        return self.augment.recolour(np.ascontiguousarray(near), rng)
 
     def calibrate(self, network: nn.Module) -> ServingFacts:
         """And the temperature of the logits and the least peak of a component, by the frames set aside."""
@@ -191,9 +196,8 @@ class PraNetLiteRecipe(FolderRecipe):
         images, out = self._out.load(self.scale.side)
         raw, marked = predict_maps(network, images), out > 128
         said = _cooled(raw, temperature)
-        clean = _cooled(
-            predict_maps(network, crops_without_polyp(images, out, np.random.default_rng((self.seed, 24)))), temperature
-        )
+        near = crops_without_polyp(images, out, np.random.default_rng((self.seed, 24)))
+        clean = _cooled(predict_maps(network, near), temperature)
         measured = {
             "dice_as_served": mean_dice_at_half(drop_faint(said, peak), marked),
             "clean_crops": share_clean(clean, peak),
@@ -201,7 +205,15 @@ class PraNetLiteRecipe(FolderRecipe):
         }
         served = ServingFacts({"temperature": temperature, "peak": peak}, metrics=measured)
         sure = reliability_facts(_some(raw), _some(said), _some(marked))
-        return super().calibrate(network) | served | sure
+        return self._with_false_warnings(super().calibrate(network), network, near) | served | sure
+
+    def _with_false_warnings(self, found: ServingFacts, network: nn.Module, near: Pixels) -> ServingFacts:
+        """With how often crops (n, s, s, 3) without a polyp, which are frames from nearer by, are warned of."""
+        familiar, embed = Familiar.read(found.arrays), self.embedder(network)
+        if familiar is None or not len(near):
+            return found
+        far = familiar.distance(np.stack([embed(crop) for crop in near])) > found.constants["novelty"]
+        return found | ServingFacts(metrics={"false_warnings_crops": float(far.mean())})
 
     def facts(self) -> dict[str, str]:
         """What the manifest should say beside the knobs."""

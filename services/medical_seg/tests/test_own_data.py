@@ -71,7 +71,7 @@ def test_a_run_that_was_stopped_leaves_nothing_to_serve(home: Path) -> None:
 
 
 def wait_until_ready(client: TestClient) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 240
     while client.get("/readyz").status_code != 200:
         assert time.monotonic() < end
         time.sleep(0.1)

@@ -36,7 +36,7 @@ def client(tmp_path_factory):
     )
     app = build("medical-seg", servables={"pranet": PraNetSegmenter}, settings=settings)
     with TestClient(app) as made:
-        until = time.monotonic() + 60
+        until = time.monotonic() + 240
         while made.get("/readyz").status_code != 200:
             assert time.monotonic() < until, made.get("/readyz").text
             time.sleep(0.05)
