@@ -25,7 +25,7 @@ _CONTEXTS: Mapping[str, Sequence[Mapping[str, Any]]] = {
     "scanpath": [{"mode": "sampled", "reference": (0, 1, 2)}],
     "restore": [{"format": "jpeg", "picture": "restored"}, {"memory_mib": 64}],
     "segment": [{"threshold": 0.001}, {"image": "noise"}],
-    "embed": [{"input": "word " * 300}, {"input": ["one", "two"]}],
+    "embed": [{"input": "word " * 300, "truncate": True}, {"input": ["one", "two"]}],
     "chat": [{"stream": True}, {"unknown": 1}, {"logprobs": True, "max_tokens": 2}],
 }  # fmt: skip
 
