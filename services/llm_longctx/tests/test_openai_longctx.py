@@ -141,7 +141,7 @@ def test_a_method_that_needs_a_plan_takes_the_models_default(folder, tmp_path, m
     path = tmp_path / "weights" / "heads" / MODEL / "default.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(PLAN))
-    monkeypatch.setattr(decoder_model, "_SHIPPED", tmp_path / "nothing")
+    monkeypatch.setattr(decoder_model, "_BUNDLED_PLANS", tmp_path / "nothing")
     with Server(app_of(folder, tmp_path)) as server, openai.OpenAI(base_url=f"{server.url}/v1", api_key="x") as client:
         told = used(ask(client, {"method": "duo", "sink": 2, "recent": 8}))
         save_plan(HeadPlan.parse(PLAN), tmp_path / "weights", MODEL, "made-later")
