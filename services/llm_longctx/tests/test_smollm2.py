@@ -30,7 +30,7 @@ def running(tmp_path_factory):
         "llm-longctx",
         routers=[routes.router],
         servables={NAME: SmolLM2},
-        settings=Settings(data_dir=tmp_path_factory.mktemp("data"), intra_op_threads=1),
+        settings=Settings(data_dir=tmp_path_factory.mktemp("data"), intra_op_threads=1, llm_weights="fp32"),
     )
     with Server(app) as server:
         yield server
@@ -91,7 +91,7 @@ def test_a_prompt_over_eight_thousand_tokens_is_refused(smol):
 def test_loading_again_takes_less_than_five_seconds(running):
     from shared.registry import LoadContext
 
-    place = LoadContext(cache=running.app.state.settings.cache_dir, threads=1)
+    place = LoadContext(cache=running.app.state.settings.cache_dir, threads=1, options={"llm_weights": "fp32"})
     begun = time.process_time()
     SmolLM2.load(place).close()
     assert time.process_time() - begun < 5
