@@ -85,7 +85,7 @@ async def raw(replica, *pieces, pause=0.0):
 
 
 def head(length, path="/v1/segment", more=""):
-    return f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: image/png\r\n{length}\r\n{more}\r\n".encode()
+    return f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: image/png\r\n{length}\r\n{more}\r\n".encode()
 
 
 def body_of(answer):
