@@ -175,7 +175,9 @@ class Tokenizer:
 
     @cached_property
     def _special_names(self) -> tuple[str, ...]:
-        return tuple(str(self._added[i].content) for i in sorted(self.special) if len(self._added[i].content) > 1)
+        """Texts that `encode` reads as special tokens; one that no text can name is not among them."""
+        names = (str(self._added[i].content) for i in sorted(self.special) if i in self._added)
+        return tuple(name for name in names if len(name) > 1)
 
     @cached_property
     def longest(self) -> int:
