@@ -43,7 +43,6 @@ def test_sampling_options_and_the_system_prompt_reach_the_model(page, stage, see
     page.goto("/console/chat")
     page.locator("[data-part=system]").fill("Be brief.")
     page.locator("#option-temperature").fill("0")
-    see(page.locator('output[for="option-temperature"]')).to_have_text("0")
     page.get_by_text("more options").locator("visible=true").click()
     page.locator("#option-seed").fill("5")
     page.locator("#option-max_tokens").fill("2")

@@ -228,7 +228,7 @@ def test_the_model_is_read_wherever_callers_put_it(kind: bytes, body: bytes, que
     route = table().find("/v1/classify")
     assert route is not None
     made = make_context([(b"content-type", kind)], query_string=query)
-    assert resolve_service(made, route, body, table()).services == (service,)
+    assert asyncio.run(resolve_service(made, route, body, table())).services == (service,)
 
 
 def test_a_model_of_another_path_is_told_with_those_of_this_one() -> None:
@@ -236,5 +236,5 @@ def test_a_model_of_another_path_is_told_with_those_of_this_one() -> None:
     assert route is not None
     made = make_context([(b"content-type", b"application/json")])
     with pytest.raises(NotFound) as refused:
-        resolve_service(made, route, b'{"model": "m3"}', table())
+        asyncio.run(resolve_service(made, route, b'{"model": "m3"}', table()))
     assert "m1, m2" in (refused.value.hint or "")
