@@ -25,7 +25,7 @@ _CONTEXTS: Mapping[str, Sequence[Mapping[str, Any]]] = {
     "plan": [{"task": "hull", "solver": "pointer"}, {"solver": "pointer"}],
     "scanpath": [{"mode": "sampled", "reference": (0, 1, 2)}],
     "restore": [{"format": "jpeg", "picture": "restored"}, {"memory_mib": 64}],
-    "segment": [{"threshold": 0.001}, {"image": "noise"}, {"image": "pale copy"}],
+    "segment": [{"threshold": 0.001}, {"threshold": 1e-5}, {"image": "noise"}, {"image": "pale copy"}],
     "chat": [{"stream": True}, {"unknown": 1}, {"logprobs": True, "max_tokens": 2}],
 }  # fmt: skip
 
