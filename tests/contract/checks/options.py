@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
+from shared.vision.decode import decode
 from shared.vision.draw import encode
 
 __all__ = ["FREE", "situations", "told_values"]
@@ -24,7 +25,7 @@ _CONTEXTS: Mapping[str, Sequence[Mapping[str, Any]]] = {
     "plan": [{"task": "hull", "solver": "pointer"}, {"solver": "pointer"}],
     "scanpath": [{"mode": "sampled", "reference": (0, 1, 2)}],
     "restore": [{"format": "jpeg", "picture": "restored"}, {"memory_mib": 64}],
-    "segment": [{"threshold": 0.001}, {"image": "noise"}],
+    "segment": [{"threshold": 0.001}, {"threshold": 1e-5}, {"image": "noise"}, {"image": "pale copy"}],
     "embed": [{"input": "word " * 300, "truncate": True}, {"input": ["one", "two"]}],
     "chat": [{"stream": True}, {"unknown": 1}, {"logprobs": True, "max_tokens": 2}],
 }  # fmt: skip
@@ -98,10 +99,21 @@ FREE: Mapping[tuple[str, str], str] = {
 """Options that no answer can show, each with the reason."""
 
 
-def situations(task: str, option: str | None = None) -> list[dict[str, Any]]:
+def situations(task: str, example: BaseModel, option: str | None = None) -> list[dict[str, Any]]:
     """Changes to an example of a task, beside the example itself; or those in which one option shows."""
     changes = _CONTEXTS.get(task, ()) if option is None else _OWN_CONTEXTS.get((task, option), ())
-    return [{name: _noise() if value == "noise" else value for name, value in change.items()} for change in changes]
+    return [{name: _drawn(value, example) for name, value in change.items()} for change in changes]
+
+
+def _drawn(value: Any, example: BaseModel) -> Any:
+    """The picture that a value names, or the value."""
+    if value == "noise":
+        return _noise()
+    if value == "pale copy":  # what is found in the copy, a model is less sure of
+        pixels = decode(example.image).pixels.astype(np.float32)  # type: ignore[attr-defined]
+        pale = pixels.mean((0, 1)) * 0.85 + pixels * 0.15
+        return encode(np.concatenate([pixels, pale], axis=1).clip(0, 255).astype(np.uint8))
+    return value
 
 
 def told_values(task: str, option: str, request: BaseModel) -> list[Any]:

@@ -388,7 +388,7 @@ def _asked_of(loaded: Loaded) -> list[BaseModel]:
     """The example, with everything, and in the situations in which options of its task show."""
     plain = brief(loaded.servable.example())
     example = with_everything(loaded, plain)
-    made = [updated(example, **change) for change in situations(loaded.card.task)]
+    made = [updated(example, **change) for change in situations(loaded.card.task, plain)]
     others = [request for request, _ in distinct_requests(loaded, 3)[1:]]
     found = [request for request in made if request is not None]
     if loaded.servable.mode == "stream":
@@ -398,7 +398,7 @@ def _asked_of(loaded: Loaded) -> list[BaseModel]:
 
 def _where_it_shows(loaded: Loaded, option: str) -> list[BaseModel]:
     plain = brief(loaded.servable.example())
-    made = (updated(plain, **change) for change in situations(loaded.card.task, option))
+    made = (updated(plain, **change) for change in situations(loaded.card.task, plain, option))
     return [request for request in made if request is not None]
 
 
