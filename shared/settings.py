@@ -227,6 +227,11 @@ class Settings(BaseSettings):
     job_quota_bytes: int = Field(
         2**30, ge=0, description="Most bytes that the jobs of one tenant hold, requests and answers, before 429."
     )
+    file_quota_bytes: int = Field(
+        2**30,
+        ge=0,
+        description="Most bytes that the files of one tenant hold (`/v1/files`) before 429 for uploads and batches.",
+    )
     job_lease_s: float = Field(4.0, gt=0, description="A silent worker loses its job after this long.")
     job_max_attempts: int = Field(3, ge=1, description="Deliveries before a job becomes a dead letter.")
     job_concurrency: int = Field(2, ge=1, description="Jobs that one worker runs at a time.")

@@ -14,6 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 
+from services.gateway.batches.batch_records import BatchRecords
 from services.gateway.batches.batch_service import BatchService
 from services.gateway.batches.file_store import FileStore
 from services.gateway.http import reference_page
@@ -34,6 +35,7 @@ from shared.errors import BadInput, InvalidOption, MethodNotAllowed, NotFound, N
 from shared.jobs.queue import JobQueue
 from shared.jobs.usage_ledger import UsageLedger
 from shared.settings import Settings
+from shared.storage import open_object_store
 
 __all__ = ["Gateway", "build_gateway"]
 
@@ -76,7 +78,8 @@ class Gateway:
     def from_settings(cls, settings: Settings, queue: JobQueue | None) -> Gateway:
         """Build one; nothing is opened yet."""
         registry, client = ReplicaRegistry(settings), UpstreamClient(settings.replica_credentials)
-        stored = FileStore(settings.data_dir / "files")
+        objects = open_object_store(settings)
+        stored = FileStore(objects, settings.file_quota_bytes)
         return cls(
             settings=settings,
             registry=registry,
@@ -91,7 +94,7 @@ class Gateway:
             models=ModelIndex(registry, client),
             document=OpenApiDocument(registry, client),
             files=stored,
-            batches=BatchService(settings.data_dir / "batches", stored, settings.job_ttl_s),
+            batches=BatchService(BatchRecords(objects), stored, settings.job_ttl_s),
             queue=queue,
         )
 

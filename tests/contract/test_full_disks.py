@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from services.gateway.app import build_gateway
 from services.relevance_judge.judges.log_odds import LogOdds
 from services.relevance_judge.routes import router
 from services.relevance_judge.tests.fake_endpoint import FakeModel
@@ -21,6 +22,9 @@ from shared.registry import LoadContext
 from shared.serving.build_app import build
 from shared.settings import Settings
 from shared.storage.tests.small_disk import make_read_only, mount_small_disk
+
+LOCAL = "http://127.0.0.1"
+"""A gateway without keys answers no other host name."""
 
 
 class Answering(LogOdds):
@@ -53,6 +57,26 @@ def test_a_service_whose_disk_is_full_or_read_only_says_what_to_do(tmp_path: Pat
             assert (closed.status_code, closed.json()["code"]) == (503, "not_ready")
             assert "read-only" in closed.json()["detail"]
             assert [row["name"] for row in client.get("/v1/judge/calibrations").json()] == ["small"]
+
+
+def test_a_gateway_whose_disk_is_full_or_read_only_keeps_the_files_it_has(tmp_path: Path) -> None:
+    with mount_small_disk(tmp_path / "disk") as place:
+        app = build_gateway(Settings(data_dir=place / "data", redis_url=None))
+        with TestClient(app, LOCAL, raise_server_exceptions=False) as client:
+
+            def upload(content: bytes) -> Any:
+                return client.post("/v1/files", files={"file": ("a", content)}, data={"purpose": "batch"})
+
+            small = upload(b"x")
+            assert small.status_code == 200
+            full = upload(b"x" * 200_000)
+            assert (full.status_code, full.json()["error"]["code"]) == (507, "storage_full")
+            make_read_only(place)
+            closed = upload(b"y")
+            assert (closed.status_code, closed.json()["error"]["code"]) == (503, "not_ready")
+            assert client.delete(f"/v1/files/{small.json()['id']}").status_code == 503
+            assert [file["id"] for file in client.get("/v1/files").json()["data"]] == [small.json()["id"]]
+            assert client.get(f"/v1/files/{small.json()['id']}/content").content == b"x"
 
 
 async def test_a_job_that_finds_no_room_is_not_accepted(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from starlette.testclient import TestClient
 from torch import nn
 
+from services.gateway.app import build_gateway
 from services.interpretability.routes import build_router
 from services.relevance_judge.judges.log_odds import LogOdds
 from services.relevance_judge.routes import router as judge_router
@@ -132,3 +133,16 @@ def test_a_head_plan_and_its_report_reach_the_services_of_other_machines(machine
     assert again["manifest"]["created"] == report["manifest"]["created"], "its cells were not computed again"
     plans = HeadPlanStore("tiny-induction", None, open_object_store(machine("three")))
     assert plans["mine"].digest == report["artefacts"][0]["sha256"]
+
+
+def test_a_file_that_one_gateway_took_is_on_another(machine: Machine) -> None:
+    with TestClient(build_gateway(machine("one")), "http://127.0.0.1") as one:
+        form = {"files": {"file": ("a.jsonl", b"{}")}, "data": {"purpose": "batch"}}
+        files = [one.post("/v1/files", **form).json() for _ in range(3)]
+    with TestClient(build_gateway(machine("two")), "http://127.0.0.1") as two:
+        listed = two.get("/v1/files").json()["data"]
+        assert {file["id"] for file in listed} == {file["id"] for file in files}
+        assert two.get(f"/v1/files/{files[0]['id']}/content").content == b"{}"
+        assert two.delete(f"/v1/files/{files[0]['id']}").status_code == 200
+    with TestClient(build_gateway(machine("one")), "http://127.0.0.1") as one:
+        assert one.get(f"/v1/files/{files[0]['id']}").status_code == 404

@@ -25,11 +25,13 @@ from services.llm_longctx.api import documents, openai, sessions
 from services.relevance_judge.judges.log_odds import LogOdds
 from services.relevance_judge.routes import router as judge_router
 from services.relevance_judge.tests.fake_endpoint import FakeModel
+from shared.api.replica import ReplicaRecord
 from shared.jobs.queue import Payload
 from shared.jobs.redis_queue import RedisJobQueue
 from shared.jobs.redis_server import RedisServer
 from shared.registry import LoadContext, servables
 from shared.serving.build_app import build
+from shared.serving.heartbeat import Heartbeat
 from shared.settings import Settings
 
 SECRET = "quince-marmalade"
@@ -47,12 +49,19 @@ OWNED = {
     "/v1/sessions/{session_id}/rollback",
     "/v1/sessions/{session_id}/surprise",
     "/v1/documents/{document_id}",
+    "/v1/files/{file_id}",
+    "/v1/files/{file_id}/content",
+    "/v1/batches/{batch_id}",
+    "/v1/batches/{batch_id}/cancel",
     "/v1/jobs/{job_id}",
     "/v1/jobs/{job_id}/events",
     "/v1/jobs/{job_id}/result",
     "/v1/jobs/{job_id}/cancel",
     "/v1/jobs/{job_id}/retry",
 }
+
+OPERATORS = re.compile(r"/v1/admin/.*")
+"""What takes the scope `admin`, which no tenant of these has."""
 
 SHARED = re.compile(r"/v2/.*|/v1/models/.*|/v1/longctx/methods/.*|/v1/judge/templates/.*")
 """Models, methods and templates: what operators install, not what tenants make."""
@@ -181,7 +190,35 @@ def gateway(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterato
         assert client.portal is not None
         job, _ = client.portal.call(queue.submit, payload)
         stage.made = {route: job.id for route in OWNED if "{job_id}" in route}
+        heartbeat = _announce(client, redis_url)
+        line = {"custom_id": SECRET, "url": "/v1/echo", "body": {"content": SECRET}}
+        form = {"files": {"file": (f"{SECRET}.jsonl", json.dumps(line).encode())}, "data": {"purpose": "batch"}}
+        upload = stage.send("alice", "POST", "/v1/files", **form).json()["id"]
+        asked = {"input_file_id": upload, "endpoint": "/v1/echo", "metadata": {"of": SECRET}}
+        batch = stage.send("alice", "POST", "/v1/batches", json=asked).json()["id"]
+        for part, made in (("{file_id}", upload), ("{batch_id}", batch)):
+            stage.made |= {route: made for route in OWNED if part in route}
+        stage.naming = [("/v1/batches", asked)]
         yield stage
+        client.portal.call(heartbeat.stop)
+
+
+def _announce(client: TestClient, redis_url: str) -> Heartbeat:
+    """A replica that answers `/v1/echo`, as the gateway sees it: none is there, so that jobs stay queued."""
+    heartbeat = Heartbeat(
+        redis_url,
+        lambda: ReplicaRecord(
+            id="r", service="svc", http="http://127.0.0.1:1", pid=1, ready=True, models=(), routes=("/v1/echo",),
+            seen=time.time(),
+        ),
+    )  # fmt: skip
+    assert client.portal is not None
+    client.portal.call(heartbeat.start)
+    until = time.monotonic() + 10
+    while client.app.state.gateway.registry.routes.find("/v1/echo") is None:  # type: ignore[attr-defined]
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    return heartbeat
 
 
 @pytest.fixture(params=["judge", "probe", "text", "gateway"])
@@ -197,6 +234,7 @@ def _operations(stage: Stage) -> list[tuple[str, str]]:
 
 def test_every_route_that_names_something_is_a_tenants_or_everybodys(stage: Stage) -> None:
     named = {path for path, _ in _operations(stage) if "{" in path and not SHARED.fullmatch(path)}
+    named = {path for path in named if not OPERATORS.fullmatch(path)}
     assert named <= OWNED, "say of new routes whose they are"
     assert named == set(stage.made), "and make one of alice's"
 
@@ -215,6 +253,14 @@ def test_what_alice_made_is_not_found_by_bob_and_outlives_him(stage: Stage) -> N
         if method == "GET" and not path.endswith(("/events", "/result", "/surprise", "/export")):
             answer = stage.send("alice", method, re.sub(r"\{.*?\}", stage.made[path], path))
             assert answer.status_code == 200, (path, answer.text)
+
+
+def test_operators_routes_are_no_tenants(gateway: Stage) -> None:
+    routes = [(path, method) for path, method in _operations(gateway) if OPERATORS.fullmatch(path)]
+    assert routes
+    for path, method in routes:
+        answer = gateway.send("bob", method, path.replace("{key_id}", "k"), json={})
+        assert answer.status_code == 403, (method, path, answer.text)
 
 
 def test_no_list_shows_bob_what_alice_made(stage: Stage) -> None:
@@ -241,9 +287,9 @@ def test_a_plan_of_alice_serves_her_alone(probe: Stage) -> None:
     assert objects.of_tenant("bob").head(plans) is None
 
 
-def test_everything_of_tenants_lies_below_a_tenant(judge: Stage, probe: Stage) -> None:
-    for stage in (judge, probe):
-        folder = Path(stage.app.state.settings.data_dir)
+def test_everything_of_tenants_lies_below_a_tenant(judge: Stage, probe: Stage, gateway: Stage) -> None:
+    folders = [Path(stage.app.state.settings.data_dir) for stage in (judge, probe)]
+    for folder in (*folders, gateway.app.state.gateway.settings.data_dir):
         holders = [
             file for file in folder.rglob("*") if file.is_file() and SECRET in str(file) + file.read_text("latin-1")
         ]

@@ -1,22 +1,21 @@
 """Batches over the job queue: each request is a job; answers are gathered into files when all jobs are over.
 
-State is looked up when somebody asks, from the jobs themselves. Knows jobs and files; knows no HTTP.
+State is looked up when somebody asks, from the jobs themselves, by whichever gateway is asked. Knows no HTTP.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import Sequence
-from pathlib import Path
+from hashlib import sha256
 from uuid import uuid4
 
-from pydantic import BaseModel
-
 from services.gateway.batches.batch_file import BatchLine, parse_lines, write_answer, write_failure
+from services.gateway.batches.batch_records import BatchEntry, BatchLineOut, BatchRecord, BatchRecords, Lines
 from services.gateway.batches.file_store import FileStore
-from services.gateway.batches.tenant_folder import TenantFolder
 from shared.api.batches import Batch, BatchCounts, BatchRequest
 from shared.api.job import FINAL
 from shared.errors import Conflict, FoveaError, NotFound
@@ -25,29 +24,12 @@ from shared.jobs.queue import JobQueue, Payload
 __all__ = ["BatchService"]
 
 
-class _Entry(BaseModel):
-    """One request of a batch: its job, and its line once that is over."""
-
-    custom_id: str
-    job: str
-    line: str | None = None
-    has_failed: bool = False
-
-
-class _Record(BaseModel):
-    """A batch as it is stored."""
-
-    batch: Batch
-    entries: list[_Entry]
-
-
 class BatchService:
     """Creates batches and says how far they are."""
 
-    def __init__(self, root: Path, files: FileStore, job_ttl_s: int) -> None:
-        """Keep records below `root`; jobs are forgotten after `job_ttl_s`."""
-        self._folder, self._files, self._ttl_s = TenantFolder(root, "batch"), files, job_ttl_s
-        self._locks: dict[str, asyncio.Lock] = {}
+    def __init__(self, records: BatchRecords, files: FileStore, job_ttl_s: int) -> None:
+        """Keep batches in `records` and their answers in `files`; jobs are forgotten after `job_ttl_s`."""
+        self._records, self._files, self._ttl_s = records, files, job_ttl_s
 
     async def create(self, tenant: str, body: BatchRequest, service: str, queue: JobQueue) -> Batch:
         """Queue a job for each request of the input file.
@@ -56,9 +38,11 @@ class BatchService:
             NotFound: There is no such file.
             InvalidOption: It holds no requests that can be run.
             QueueFull: The queue does not take all of them; none is run then.
+            RateLimited: The tenant's files hold as many bytes as they may.
         """
         data = await asyncio.to_thread(self._files.read, tenant, body.input_file_id)
         lines, now, batch_id = parse_lines(data, body.endpoint), int(time.time()), f"batch-{uuid4().hex}"
+        await asyncio.to_thread(self._files.check_room, tenant)
         entries = await _submit_all(lines, batch_id, tenant, service, queue)
         batch = Batch(
             id=batch_id,
@@ -72,18 +56,22 @@ class BatchService:
             request_counts=BatchCounts(total=len(entries)),
             metadata=body.metadata,
         )
-        await self._store(tenant, _Record(batch=batch, entries=entries))
+        try:
+            await asyncio.to_thread(self._records.add, tenant, BatchRecord(batch=batch, entries=entries))
+        except FoveaError:
+            await _undo(entries, tenant, queue)
+            raise
         return batch
 
     async def get(self, tenant: str, batch_id: str, queue: JobQueue) -> Batch:
         """The batch as it stands; raises NotFound."""
-        async with self._locks.setdefault(batch_id, asyncio.Lock()):
-            record = await self._load(tenant, batch_id)
-            if record.batch.status == "in_progress":
-                await asyncio.gather(*(_update(entry, tenant, queue) for entry in record.entries if entry.line is None))
-                await self._close_if_over(tenant, record)
-                await self._store(tenant, record)
-        return record.batch
+        record, lines = await asyncio.to_thread(self._records.load, tenant, batch_id)
+        if record.batch.status != "in_progress":
+            return record.batch
+        lines = await self._update_lines(tenant, record, lines, queue)
+        if len(lines) == len(record.entries):
+            return await self._end(tenant, record, lines)
+        return _count(record, lines)
 
     async def cancel(self, tenant: str, batch_id: str, queue: JobQueue) -> Batch:
         """Cancel what is still running.
@@ -94,78 +82,105 @@ class BatchService:
         """
         if (await self.get(tenant, batch_id, queue)).status != "in_progress":
             raise Conflict("The batch is over.")
-        record = await self._load(tenant, batch_id)
-        await asyncio.gather(*(queue.cancel(e.job, tenant) for e in record.entries if e.line is None))
-        await self.get(tenant, batch_id, queue)
-        record = await self._load(tenant, batch_id)
-        record.batch.status, record.batch.cancelled_at = "cancelled", int(time.time())
-        await self._store(tenant, record)
-        return record.batch
+        record, _ = await asyncio.to_thread(self._records.load, tenant, batch_id)
+        await asyncio.to_thread(self._records.cancel, tenant, batch_id)
+        await _cancel_all(record.entries, tenant, queue)
+        return await self.get(tenant, batch_id, queue)
 
     async def list_batches(self, tenant: str, limit: int) -> list[Batch]:
         """The tenant's batches as they were when somebody last asked for each, newest first."""
-        ids = (await asyncio.to_thread(self._folder.list_ids, tenant))[:limit]
-        found = [(await self._load(tenant, batch_id)).batch for batch_id in ids]
-        return sorted(found, key=lambda batch: -batch.created_at)
+        ids = await asyncio.to_thread(self._records.list_ids, tenant)
+        return await asyncio.gather(*(self._load(tenant, batch_id) for batch_id in ids[:limit]))
 
-    async def _close_if_over(self, tenant: str, record: _Record) -> None:
-        """Count what is over; when all is, write the files."""
-        batch, over = record.batch, [e for e in record.entries if e.line is not None]
-        failed = [entry for entry in over if entry.has_failed]
-        batch.request_counts.completed, batch.request_counts.failed = len(over) - len(failed), len(failed)
-        if len(over) < len(record.entries):
-            return
-        good = [entry for entry in over if not entry.has_failed]
-        batch.output_file_id = await self._write_file(tenant, f"{batch.id}_output.jsonl", good)
-        batch.error_file_id = await self._write_file(tenant, f"{batch.id}_error.jsonl", failed)
-        batch.status, batch.completed_at = "completed", int(time.time())
+    async def _load(self, tenant: str, batch_id: str) -> Batch:
+        """A batch without a look at its jobs."""
+        record, lines = await asyncio.to_thread(self._records.load, tenant, batch_id)
+        return _count(record, lines) if record.batch.status == "in_progress" else record.batch
 
-    async def _write_file(self, tenant: str, name: str, entries: Sequence[_Entry]) -> str | None:
-        if not entries:
+    async def _update_lines(self, tenant: str, record: BatchRecord, lines: Lines, queue: JobQueue) -> Lines:
+        """All lines there are, with new ones stored, because jobs are forgotten."""
+        pending = [entry for entry in record.entries if entry.job not in lines]
+        found = await asyncio.gather(*(_write_line(entry, tenant, queue) for entry in pending))
+        new = {entry.job: line for entry, line in zip(pending, found, strict=True) if line is not None}
+        if new:
+            lines = lines | new
+            await asyncio.to_thread(self._records.store_lines, tenant, record.batch.id, lines)
+        return lines
+
+    async def _end(self, tenant: str, record: BatchRecord, lines: Lines) -> Batch:
+        """Write the files of a batch whose jobs are all over, then how it ended."""
+        batch, rows = _count(record, lines), [lines[entry.job] for entry in record.entries]
+        batch.output_file_id = await self._write_file(tenant, batch.id, "output", [r for r in rows if not r.has_failed])
+        batch.error_file_id = await self._write_file(tenant, batch.id, "error", [r for r in rows if r.has_failed])
+        if await asyncio.to_thread(self._records.is_cancelled, tenant, batch.id):
+            batch.status, batch.cancelled_at = "cancelled", int(time.time())
+        else:
+            batch.status, batch.completed_at = "completed", int(time.time())
+        return await asyncio.to_thread(self._records.end, tenant, batch)
+
+    async def _write_file(self, tenant: str, batch_id: str, kind: str, rows: Sequence[BatchLineOut]) -> str | None:
+        if not rows:
             return None
-        data = "".join(entry.line or "" for entry in entries).encode()
-        return (await asyncio.to_thread(self._files.add, tenant, name, "batch_output", data)).id
+        name, data = f"{batch_id}_{kind}.jsonl", "".join(row.line for row in rows).encode()
+        # The id follows from the batch: of two gateways that end it at once, both write the same file.
+        file_id = f"file-{sha256(name.encode()).hexdigest()[:32]}"
+        return (await asyncio.to_thread(self._files.put, tenant, file_id, name, "batch_output", data)).id
 
-    async def _load(self, tenant: str, batch_id: str) -> _Record:
-        data = await asyncio.to_thread(self._folder.read, tenant, batch_id, ".json")
-        return _Record.model_validate_json(data)
 
-    async def _store(self, tenant: str, record: _Record) -> None:
-        data = record.model_dump_json().encode()
-        await asyncio.to_thread(self._folder.write, tenant, record.batch.id, ".json", data)
+def _count(record: BatchRecord, lines: Lines) -> Batch:
+    """The batch with its requests counted."""
+    failed = sum(line.has_failed for line in lines.values())
+    counts = BatchCounts(total=len(record.entries), completed=len(lines) - failed, failed=failed)
+    return record.batch.model_copy(update={"request_counts": counts})
 
 
 async def _submit_all(
     lines: Sequence[BatchLine], batch_id: str, tenant: str, service: str, queue: JobQueue
-) -> list[_Entry]:
-    entries: list[_Entry] = []
+) -> list[BatchEntry]:
+    entries: list[BatchEntry] = []
     headers = {"content-type": "application/json", "accept": "application/json", "x-fovea-tenant": tenant}
     try:
         for number, line in enumerate(lines):
             body = json.dumps(line.body).encode()
             payload = Payload(service, line.url, body, headers, priority=-1, tenant=tenant)
             job, _ = await queue.submit(payload, f"{batch_id}-{number}")
-            entries.append(_Entry(custom_id=line.custom_id, job=job.id))
+            entries.append(BatchEntry(custom_id=line.custom_id, job=job.id))
     except FoveaError:
-        await asyncio.gather(*(queue.cancel(entry.job, tenant) for entry in entries), return_exceptions=True)
+        await _undo(entries, tenant, queue)
         raise
     return entries
 
 
-async def _update(entry: _Entry, tenant: str, queue: JobQueue) -> None:
-    """Write the line of a request whose job is over, or is not known any more."""
+async def _undo(entries: Sequence[BatchEntry], tenant: str, queue: JobQueue) -> None:
+    """Cancel the jobs of a batch that is not accepted; why it is not matters more than what fails here."""
+    with contextlib.suppress(FoveaError):
+        await _cancel_all(entries, tenant, queue)
+
+
+async def _cancel_all(entries: Sequence[BatchEntry], tenant: str, queue: JobQueue) -> None:
+    """Cancel the jobs that are still known and not over; raises the first failure after trying all."""
+    told = await asyncio.gather(*(queue.cancel(entry.job, tenant) for entry in entries), return_exceptions=True)
+    for error in told:
+        if isinstance(error, BaseException) and not isinstance(error, NotFound):
+            raise error
+
+
+async def _write_line(entry: BatchEntry, tenant: str, queue: JobQueue) -> BatchLineOut | None:
+    """The line of a request whose job is over, or is not known any more; None while it is not."""
     try:
         job = await queue.get(entry.job, tenant)
         if job.status not in FINAL:
-            return
+            return None
         if job.status == "cancelled":
-            line, entry.has_failed = write_failure(entry.custom_id, "batch_cancelled", "The batch was cancelled."), True
-        else:
-            result = await queue.result(entry.job, tenant)
-            line, entry.has_failed = write_answer(entry.custom_id, entry.job, result), result.status >= 400
+            return _failure(entry, "batch_cancelled", "The batch was cancelled.")
+        result = await queue.result(entry.job, tenant)
+        line = write_answer(entry.custom_id, entry.job, result).decode()
+        return BatchLineOut(line=line, has_failed=result.status >= 400)
     except NotFound:
-        line = write_failure(entry.custom_id, "batch_expired", "The answer was forgotten before it was fetched.")
-        entry.has_failed = True
+        return _failure(entry, "batch_expired", "The answer was forgotten before it was fetched.")
     except Conflict as error:
-        line, entry.has_failed = write_failure(entry.custom_id, error.code, error.detail), True
-    entry.line = line.decode()
+        return _failure(entry, error.code, error.detail)
+
+
+def _failure(entry: BatchEntry, code: str, message: str) -> BatchLineOut:
+    return BatchLineOut(line=write_failure(entry.custom_id, code, message).decode(), has_failed=True)

@@ -1,57 +1,101 @@
-"""File store: uploaded request lists and the answers of batches, by tenant, in the data folder. Knows no HTTP."""
+"""File store: uploaded request lists and the answers of batches, each tenant's in the object store. Knows no HTTP.
+
+tenants/<digest>/openai/files/<id>.data     the bytes
+tenants/<digest>/openai/files/<id>.json     the facts; there is a file as long as there are these
+"""
 
 from __future__ import annotations
 
+import re
 import time
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 from uuid import uuid4
 
-from services.gateway.batches.tenant_folder import TenantFolder
 from shared.api.batches import FileObject
-from shared.errors import QueueFull
+from shared.errors import NotFound, QueueFull, RateLimited
+from shared.storage import ObjectStore
 
 __all__ = ["FileStore"]
 
 MAX_FILES = 1000
 """Files of one tenant."""
 
+_ID = re.compile(r"file-[0-9a-f]{32}")
+
+_READERS = 16
+"""Facts that are read at a time: a list asks the store once for each file."""
+
 
 class FileStore:
-    """Keeps files until they are deleted."""
+    """Keeps files until they are deleted. Gateways with the same object store share them. Calls block."""
 
-    def __init__(self, root: Path) -> None:
-        """Keep them below `root`."""
-        self._folder = TenantFolder(root, "file")
+    def __init__(self, objects: ObjectStore, quota_bytes: int) -> None:
+        """Keep them below each tenant's path of `objects`; a tenant's hold at most `quota_bytes`."""
+        self._objects, self._quota_bytes = objects, quota_bytes
 
     def add(self, tenant: str, name: str, purpose: str, data: bytes) -> FileObject:
         """Store a file.
 
         Raises:
             QueueFull: The tenant has too many.
+            RateLimited: They hold as many bytes as they may.
         """
-        if len(self._folder.list_ids(tenant)) >= MAX_FILES:
-            raise QueueFull(f"There are {MAX_FILES} files already.", hint="Delete some.")
-        file = FileObject(
-            id=f"file-{uuid4().hex}", bytes=len(data), created_at=int(time.time()), filename=name, purpose=purpose
-        )
-        self._folder.write(tenant, file.id, ".data", data)
-        self._folder.write(tenant, file.id, ".json", file.model_dump_json().encode())
+        self.check_room(tenant, len(data))
+        return self.put(tenant, f"file-{uuid4().hex}", name, purpose, data)
+
+    def put(self, tenant: str, file_id: str, name: str, purpose: str, data: bytes) -> FileObject:
+        """Store a file under an id, also beyond the quota: answers that there are must not be lost."""
+        file = FileObject(id=file_id, bytes=len(data), created_at=int(time.time()), filename=name, purpose=purpose)
+        objects = self._of(tenant)
+        objects.put(f"{file_id}.data", data)
+        try:
+            objects.put(f"{file_id}.json", file.model_dump_json().encode())
+        except BaseException:
+            objects.delete(f"{file_id}.data")
+            raise
         return file
+
+    def check_room(self, tenant: str, more: int = 0) -> None:
+        """Check that a tenant may store another file of `more` bytes.
+
+        Raises:
+            QueueFull: There are too many.
+            RateLimited: They hold as many bytes as they may.
+        """
+        found = list(self._of(tenant).list_objects())
+        if sum(facts.path.endswith(".json") for facts in found) >= MAX_FILES:
+            raise QueueFull(f"There are {MAX_FILES} files already.", hint="Delete some.")
+        if (held := sum(facts.size for facts in found)) + more > self._quota_bytes:
+            detail = f"Your files hold {held:,} bytes of at most {self._quota_bytes:,}."
+            raise RateLimited(detail, hint="Delete some (DELETE /v1/files/{id}): also answers of batches count.")
 
     def get(self, tenant: str, file_id: str) -> FileObject:
         """Describe a file; raises NotFound."""
-        return FileObject.model_validate_json(self._folder.read(tenant, file_id, ".json"))
+        return FileObject.model_validate_json(self._read(tenant, file_id, "json"))
 
     def read(self, tenant: str, file_id: str) -> bytes:
         """Read a file; raises NotFound."""
-        return self._folder.read(tenant, file_id, ".data")
+        return self._read(tenant, file_id, "data")
 
     def delete(self, tenant: str, file_id: str) -> None:
         """Delete a file; raises NotFound."""
         self.get(tenant, file_id)
-        self._folder.delete(tenant, file_id, ".json", ".data")
+        self._of(tenant).delete(f"{file_id}.json", f"{file_id}.data")
 
     def list_files(self, tenant: str, purpose: str | None = None) -> list[FileObject]:
         """All files of a tenant, newest first."""
-        found = [self.get(tenant, file_id) for file_id in self._folder.list_ids(tenant)]
+        objects = self._of(tenant)
+        newest = sorted(objects.list_objects(), key=lambda facts: facts.modified, reverse=True)
+        with ThreadPoolExecutor(_READERS) as readers:
+            read = readers.map(objects.get, [facts.path for facts in newest if facts.path.endswith(".json")])
+            found = [FileObject.model_validate_json(content) for content in read if content is not None]
         return [file for file in found if purpose in {None, file.purpose}]
+
+    def _of(self, tenant: str) -> ObjectStore:
+        return self._objects.of_tenant(tenant).under("openai", "files")
+
+    def _read(self, tenant: str, file_id: str, part: str) -> bytes:
+        content = self._of(tenant).get(f"{file_id}.{part}") if _ID.fullmatch(file_id) else None
+        if content is None:
+            raise NotFound(f"There is no file {file_id[:80]!r}.", field="id")
+        return content

@@ -1,13 +1,23 @@
-"""Files and batches by the `openai` package, over jobs; tenants, refusals and cancellation."""
+"""Files and batches by the `openai` package, over jobs; tenants, refusals, cancellation, and two gateways."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 
 import httpx2
 import openai
 import pytest
+
+from services.gateway.batches.batch_records import BatchRecords
+from services.gateway.batches.batch_service import BatchService
+from services.gateway.batches.file_store import FileStore
+from services.gateway.tests.stage import ForgetfulQueue
+from services.gateway.tests.stub_service import Stub
+from shared.api.batches import BatchRequest
+from shared.errors import Conflict, NotFound, RateLimited, StorageFull
+from shared.storage import ObjectStore
 
 
 def line(custom_id, body=None, **more):
@@ -123,12 +133,109 @@ def test_bad_calls_are_refused(stage, client):
 
 
 async def test_tenants_see_their_own_files_only(tmp_path):
-    from services.gateway.batches.file_store import FileStore
-    from shared.errors import NotFound
-
-    store = FileStore(tmp_path)
+    store = FileStore(ObjectStore.open(tmp_path.as_uri()), 2**20)
     mine = store.add("a", "x", "batch", b"1")
     assert store.read("a", mine.id) == b"1"
     assert store.list_files("b") == []
     with pytest.raises(NotFound):
         store.read("b", mine.id)
+
+
+def test_files_hold_so_many_bytes_and_more_when_some_are_deleted(tmp_path):
+    store = FileStore(ObjectStore.open(tmp_path.as_uri()), 10_000)
+    large = store.add("a", "x", "batch", b"1" * 9_000)
+    with pytest.raises(RateLimited, match="10,000") as caught:
+        store.add("a", "y", "batch", b"1" * 9_000)
+    assert "DELETE /v1/files" in caught.value.hint
+    store.add("b", "y", "batch", b"1" * 9_000)
+    store.delete("a", large.id)
+    assert [file.id for file in store.list_files("a")] == []
+    store.add("a", "y", "batch", b"1" * 9_000)
+
+
+class Gateways:
+    """Two gateways with one object store and one queue, whose jobs can be forgotten."""
+
+    def __init__(self, folder, quota_bytes=2**20):
+        self.queue = ForgetfulQueue(Stub().app, step_s=0.01)
+        self.files = [FileStore(ObjectStore.open(folder.as_uri()), quota_bytes) for _ in range(2)]
+        records = [BatchRecords(ObjectStore.open(folder.as_uri())) for _ in range(2)]
+        self.one, self.two = (BatchService(*both, 60) for both in zip(records, self.files, strict=True))
+
+    async def create(self, *ids):
+        """A batch by the first."""
+        stored = self.files[0].add("ann", "x", "batch", jsonl(*map(line, ids)))
+        body = BatchRequest(input_file_id=stored.id, endpoint="/v1/chat/completions")
+        return await self.one.create("ann", body, "stub", self.queue)
+
+    async def wait_for_jobs(self):
+        """Until all are over."""
+        await asyncio.gather(*self.queue.tasks.values(), return_exceptions=True)
+
+
+async def test_a_batch_of_one_gateway_ends_once_on_another(tmp_path):
+    gateways = Gateways(tmp_path)
+    batch = await gateways.create("a", "b")
+    assert [one.id for one in await gateways.two.list_batches("ann", 10)] == [batch.id]
+    await gateways.wait_for_jobs()
+    both = (gateways.one, gateways.two)
+    ends = await asyncio.gather(*(each.get("ann", batch.id, gateways.queue) for each in both * 4))
+    assert {end.status for end in ends} == {"completed"}
+    assert len({end.output_file_id for end in ends}) == 1
+    outputs = gateways.files[1].list_files("ann", "batch_output")
+    assert [file.id for file in outputs] == [ends[0].output_file_id]
+    gateways.queue.jobs.clear()
+    rows = gateways.files[1].read("ann", ends[0].output_file_id).splitlines()
+    assert [json.loads(row)["custom_id"] for row in rows] == ["a", "b"]
+    assert (await gateways.two.get("ann", batch.id, gateways.queue)).request_counts.completed == 2
+
+
+async def test_a_line_that_one_gateway_has_read_outlives_its_job(tmp_path):
+    gateways = Gateways(tmp_path)
+    batch = await gateways.create("a", "b")
+    await gateways.wait_for_jobs()
+    held = gateways.queue.jobs["job-2"]
+    gateways.queue.jobs["job-2"] = held.model_copy(update={"status": "running"})
+    assert (await gateways.one.get("ann", batch.id, gateways.queue)).request_counts.completed == 1
+    gateways.queue.jobs = {"job-2": held}
+    end = await gateways.two.get("ann", batch.id, gateways.queue)
+    assert (end.status, end.request_counts.completed) == ("completed", 2)
+
+
+async def test_a_batch_that_one_gateway_cancels_is_cancelled_for_the_other(tmp_path):
+    gateways = Gateways(tmp_path)
+    batch = await gateways.create(*map(str, range(5)))
+    polls = [gateways.two.get("ann", batch.id, gateways.queue) for _ in range(20)]
+    cancelled, *_ = await asyncio.gather(gateways.one.cancel("ann", batch.id, gateways.queue), *polls)
+    assert cancelled.status == "cancelled"
+    assert await gateways.two.get("ann", batch.id, gateways.queue) == cancelled
+    with pytest.raises(Conflict):
+        await gateways.two.cancel("ann", batch.id, gateways.queue)
+
+
+async def test_answers_are_kept_beyond_the_quota_but_no_batch_begins_then(tmp_path):
+    gateways = Gateways(tmp_path, 700)
+    batch = await gateways.create("a", "b")
+    await gateways.wait_for_jobs()
+    end = await gateways.two.get("ann", batch.id, gateways.queue)
+    assert gateways.files[0].read("ann", end.output_file_id)
+    with pytest.raises(RateLimited):
+        await gateways.one.create(
+            "ann",
+            BatchRequest(input_file_id=end.input_file_id, endpoint="/v1/chat/completions"),
+            "stub",
+            gateways.queue,
+        )
+    assert len(gateways.queue.jobs) == 2
+
+
+async def test_a_batch_that_can_not_be_stored_leaves_no_job_running(tmp_path, monkeypatch):
+    gateways = Gateways(tmp_path)
+
+    def refuse(*_):
+        raise StorageFull("The object store is full.")
+
+    monkeypatch.setattr(BatchRecords, "add", refuse)
+    with pytest.raises(StorageFull):
+        await gateways.create("a", "b")
+    assert {job.status for job in gateways.queue.jobs.values()} == {"cancelled"}
