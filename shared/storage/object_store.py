@@ -5,7 +5,7 @@ reads. Calls block: use them off the event loop. Knows paths and bytes; knows no
 
     weights/<name>.safetensors|json|onnx        imported checkpoints and trained models
     graphs/<name>-<digest>-<tag>.onnx|json      exported graphs
-    jobs/<job id>/<part>                        bodies too large for Redis
+    blobs/<job id>/<part>                       bodies too large for Redis
     tenants/<digest>/<kind>/…                   what a tenant made: head plans, calibrations, batches, reports …
 """
 
