@@ -24,7 +24,7 @@ Bytes become an answer in four steps, and each step has its own errors:
     ├── Fault 500                 ours; the detail stays in the log
     ├── NotReady 503              no weights, no replica, no queue yet
     ├── DeadlineExceeded 504
-    └── StorageFull 507           no room for what would have to be stored: a disk, Redis or a tenant's quota
+    └── StorageFull 507           no room for what would have to be stored: a disk or Redis
 
 Knows nothing about HTTP frameworks or gRPC: `shared.api.problem` renders an error for each front.
 """
@@ -190,7 +190,7 @@ class DeadlineExceeded(FoveaError):
 
 
 class StorageFull(FoveaError):
-    """No room for what would have to be stored: a full disk, a full Redis, or a tenant's quota of bytes."""
+    """No room for what would have to be stored: a full disk or a full Redis."""
 
     status, grpc, title = 507, "RESOURCE_EXHAUSTED", "Storage full"
 
