@@ -1,4 +1,4 @@
-"""What users bring, made from pictures and texts of this repository: a study, photographs of a drive, a test collection.
+"""What users bring, made from pictures and texts of this repository: a study, a drive, a test collection.
 
 The first steps of the README and the gallery run on these. Nothing here is a patient, a road or anybody's labels.
 """
@@ -17,7 +17,7 @@ from pydicom.uid import ExplicitVRLittleEndian, MultiFrameTrueColorSecondaryCapt
 
 from services.detection.recipes.yolo9tr.data import draw_scene, ground
 
-__all__ = ["write_collection", "write_drive", "write_study"]
+__all__ = ["MINI", "write_collection", "write_drive", "write_study"]
 
 ROOT = Path(__file__).parents[2]
 FRAME = ROOT / "services/medical_seg/models/frame.jpg"

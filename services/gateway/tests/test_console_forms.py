@@ -141,7 +141,14 @@ def test_an_example_stands_for_the_defaults_and_a_page_may_keep_options_to_itsel
     found = build_fields(
         SegmentIn.model_json_schema(), without=frozenset({"image", "model"}), values={"threshold": 0.7}
     )
-    assert [field.name for field in found] == ["threshold", "normalise", "min_area", "min_peak", "keep_largest", "include"]
+    assert [field.name for field in found] == [
+        "threshold",
+        "normalise",
+        "min_area",
+        "min_peak",
+        "keep_largest",
+        "include",
+    ]
     assert found[0].default == 0.7
 
 
