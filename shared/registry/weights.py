@@ -147,8 +147,12 @@ def write_weights(folder: Path, arrays: Arrays, manifest: Manifest) -> Manifest:
     is found, never served.
     """
     floats = "float32" if manifest.dtype == "float32" else "float16"
-    packed = pack_kernels(arrays) if manifest.dtype == "int8" else arrays
-    raw = save({key: _stored(array, floats) for key, array in packed.items()})
+    network = {key: array for key, array in arrays.items() if not key.startswith(FAMILIAR)}
+    packed = {**arrays, **(pack_kernels(network) if manifest.dtype == "int8" else {})}
+    # Variances of features may be too small for float16.
+    raw = save(
+        {key: _stored(array, "float32" if key.startswith(FAMILIAR) else floats) for key, array in packed.items()}
+    )
     facts = {"sha256": hashlib.sha256(raw).hexdigest(), "bytes": len(raw), "tensors": len(arrays)}
     filled = manifest.model_copy(update=facts)
     folder.mkdir(parents=True, exist_ok=True)

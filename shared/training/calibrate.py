@@ -64,15 +64,14 @@ def learn_familiar(
         held_out: Features (m, c) of held-out pictures of the same kind.
         others: Features (k, c) of pictures of other kinds, by name.
     """
-    arrays = {key: array.astype(np.float16).astype(np.float32) for key, array in Familiar.fit(known).arrays().items()}
-    fitted = Familiar.read(arrays) or Familiar.fit(known)
+    fitted = Familiar.fit(known)
     threshold = float(np.quantile(cross_distances(known, groups), INSIDE))
     near = fitted.distance(held_out)
     metrics = {"false_warnings": float((near > threshold).mean())}
     for name, features in others.items():
         far = fitted.distance(features)
         metrics |= {f"auroc_{name}": auroc(near, far), f"warned_{name}": float((far > threshold).mean())}
-    return ServingFacts({"novelty": threshold}, arrays, metrics)
+    return ServingFacts({"novelty": threshold}, fitted.arrays(), metrics)
 
 
 def reliability_facts(raw: NDArray[Any], calibrated: NDArray[Any], hits: NDArray[Any]) -> ServingFacts:

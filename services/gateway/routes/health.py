@@ -32,7 +32,7 @@ async def livez() -> dict[str, str]:
     return {"status": "alive"}
 
 
-@router.get("/health", responses={503: {"description": "Some service has no ready replica."}})
+@router.get("/health", response_class=Response, responses={503: {"description": "Some service has no ready replica."}})
 async def get_health(request: Request) -> Response:
     """Whether every known service has a ready replica, without a body, as vLLM's load clients ask."""
     return Response(status_code=200 if is_ready(request.app.state.gateway.registry) else 503)

@@ -106,7 +106,7 @@ async def store_instances(request: Request) -> JSONResponse:
     """Take DICOM files as STOW-RS does; they are segmented as a job, whose results go to the PACS."""
     run: CallContext = request.scope["fovea.run"]
     files = parse_related(request.headers.get("content-type", ""), await request.body())
-    if run.job is None and run.deadline is not None:  # somebody waits, and a job has all the time it needs
+    if run.job is None and "x-fovea-deadline-ms" in request.headers:  # a gateway, which can make it a job
         hint = "Send it through a gateway that has a queue, or use POST /v1/segment/dicom."
         raise StoredAsJob("What is stored here is segmented as a job, and there is no queue.", hint=hint)
     settings: Settings = request.app.state.settings

@@ -131,7 +131,7 @@ def test_a_list_of_pairs_keeps_its_order_and_no_pair_sees_another_under_concurre
     grades = [n % 4 for n in range(32)]
     found = _one(judge, pairs=[{"query": "q", "passage": f"passage {grade}"} for grade in grades])
     assert [verdict.grade for verdict in found.results] == grades
-    assert set(vars(judge)) == {"client", "calibrations"}  # nothing of a request
+    assert set(vars(judge)) == {"client", "objects"}  # nothing of a request
 
 
 def test_a_batch_equals_its_singles_under_a_seed() -> None:

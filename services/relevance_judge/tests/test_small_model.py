@@ -89,7 +89,7 @@ def smol(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChatClient]:
         port = probe.getsockname()[1]
     folder: Path = tmp_path_factory.mktemp("smol")
     command = [sys.executable, "-m", "shared.serving", "llm-longctx", "--http-port", str(port)]
-    told = environment(FOVEA_DATA_DIR=str(folder), FOVEA_INTRA_OP_THREADS="1")
+    told = environment(FOVEA_DATA_DIR=str(folder), FOVEA_INTRA_OP_THREADS="1", FOVEA_LLM_WEIGHTS="fp32")
     server = subprocess.Popen(command, env=told, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     url, until = f"http://127.0.0.1:{port}", time.monotonic() + 240
     try:

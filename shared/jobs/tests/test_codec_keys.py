@@ -28,7 +28,11 @@ from shared.jobs.redis_server import RedisServer
 def test_lua_and_python_name_the_same_keys() -> None:
     script = files("shared.jobs").joinpath("states.lua").read_text()
     used = set(re.findall(r"key\('(\w+)'", script))
-    table = r"^    (\w+) +(?:all|digest|job id|service(?::N)?(?::tenant)?|tenant) +(?:hash|stream|zset|number|string|channel|set)"
+    owner, kind = (
+        r"(?:all|digest|job id|service(?::N)?(?::tenant)?|tenant)",
+        r"(?:hash|stream|zset|number|channel|string|set)",
+    )
+    table = rf"^    (\w+) +{owner} +{kind}"
     described = set(re.findall(table, redis_keys.__doc__ or "", re.MULTILINE))
     assert used == described
     assert redis_keys.key("job", "x") == "{fovea:jobs}:job:x"

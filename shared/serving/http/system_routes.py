@@ -37,7 +37,12 @@ async def livez() -> dict[str, str]:
     return {"status": "alive"}
 
 
-@router.get("/health", tags=["health"], responses={503: {"description": "Some models are not loaded."}})
+@router.get(
+    "/health",
+    tags=["health"],
+    response_class=Response,
+    responses={503: {"description": "Some models are not loaded."}},
+)
 async def get_health(host: HostOf) -> Response:
     """Whether every model is ready, without a body, as vLLM's load clients ask."""
     return Response(status_code=503 if host.missing() else 200)

@@ -306,7 +306,7 @@ WRONG_SERVABLES: Mapping[type[Servable[Any, Any]], Sequence[Any]] = {
 """Each mutant with the checks that must refuse it."""
 
 
-class NewSegmenter(PraNetSegmenter):
+class NewSegmenter(PraNetV2Segmenter):
     """A new name for weights that are there, honestly named."""
 
     card = _named(PraNetV2Segmenter.card, "new-segmenter")

@@ -20,6 +20,7 @@ from services.detection.models.yolo9tr import Yolo9tr
 from services.detection.recipes.box_evaluation import map50, predict_boxes, to_tensor
 from services.detection.recipes.yolo9tr.data import NAMES, SIDE, Scenes, Split, scenes
 from shared.registry import network
+from shared.registry.weights import Dtype
 from shared.training.recipe import Batch, Recipe, Schedule
 
 __all__ = ["Yolo9trDemo"]
@@ -30,6 +31,7 @@ class Yolo9trDemo(Recipe):
 
     name: ClassVar[str] = "yolo9tr-demo"
     weights: ClassVar[str] = "yolo9tr"
+    dtype: ClassVar[Dtype] = "int8"
 
     schedule: Schedule = Schedule(
         steps=2000, batch=8, rate=1.1e-3, floor=2e-5, warm_up=100, decay=5e-4, ema=0.998, validate_every=500
