@@ -7,7 +7,7 @@ KERNELS := $(VENV)/.kernels
 EXTRAS ?= all,cpu,dev
 SHELL  := /bin/bash
 
-.PHONY: help run test check lint format setup bench chaos fuzz images generate clean
+.PHONY: help run test check lint format setup bench chaos fuzz gallery images generate clean
 
 help:  ## what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -61,6 +61,9 @@ chaos: setup  ## kill -9 of workers, replicas and Redis under load
 
 fuzz: setup  ## fuzz each decoder of bytes from outside for a minute (ARGS=600 for ten)
 	@$(BIN)/python -m tests.fuzz $(ARGS)
+
+gallery: setup  ## the pictures of docs/gallery.md again, by its own commands (`make run` beside it)
+	@$(BIN)/python -m loadtests.gallery
 
 images: setup  ## build one service's image with buildah and run it (BASE=… names a local base image)
 	@deploy/images.sh $(ARGS)

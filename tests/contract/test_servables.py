@@ -27,7 +27,12 @@ def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """Each Servable once, loaded as a fresh machine would load it."""
     home = tmp_path_factory.mktemp("fovea")
     with endpoint() as judge_base_url:
-        options = {"llm_model": "smollm2", "llm_dtype": "float32", "llm_weights": "fp32", "judge_base_url": judge_base_url}
+        options = {
+            "llm_model": "smollm2",
+            "llm_dtype": "float32",
+            "llm_weights": "fp32",
+            "judge_base_url": judge_base_url,
+        }
         place = LoadContext(cache=home / "cache", weights=home / "weights", threads=1, options=options)
         servable = request.param.load(place)
         yield Loaded(servable, place)

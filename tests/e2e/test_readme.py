@@ -1,5 +1,6 @@
 """The blocks of the README and of the docs are run against the product as they stand, ports aside."""
 
+import os
 import pathlib
 import shutil
 import subprocess
@@ -8,6 +9,8 @@ import sys
 import pytest
 from sybil import Document, Sybil
 from sybil.parsers.markdown import CodeBlockParser
+
+from loadtests.gallery.samples import write_collection, write_drive, write_study
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -23,6 +26,7 @@ def blocks(page, language):
 
 
 PYTHON = [(page, line, code) for page in PAGES for line, code in blocks(page, "python")]
+STEPS = [(line, code) for line, code in blocks(PAGES[0], "shell")]
 CURL = [(page, line, code) for page in PAGES for line, code in blocks(page, "bash")]
 
 
@@ -35,6 +39,7 @@ def placed(code, product):
 def test_there_are_blocks_to_run():
     assert len(PYTHON) >= 2
     assert len(CURL) >= 3
+    assert [len(code.splitlines()) for _, code in STEPS] == [3] * 4
 
 
 def test_the_example_at_the_root_runs(product, tmp_path):
@@ -58,6 +63,27 @@ def test_python_block_runs_and_prints(product, page, line, code):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
+
+
+@pytest.mark.parametrize(("line", "code"), STEPS, ids=[f"README.md-{line}" for line, _ in STEPS])
+def test_first_steps_lead_somewhere(product, line, code, tmp_path):
+    write_study(tmp_path / "study")
+    write_drive(tmp_path / "drive", 12)
+    write_collection(tmp_path / "collection")
+    path = f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for step in code.splitlines():
+        done = subprocess.run(
+            ["bash", "-c", step],
+            cwd=tmp_path,
+            env={**os.environ, "PATH": path, "FOVEA_URL": product.url},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+        refused = "judge trust" in step and done.returncode == 1 and "no better" in done.stdout
+        assert done.returncode == 0 or refused, (step, done.stdout, done.stderr)
+        assert done.stdout.strip() or done.stderr.strip(), step
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="no curl")
