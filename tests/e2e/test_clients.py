@@ -96,7 +96,7 @@ def test_tritonclient_over_http_and_grpc_gets_equal_logits(product):
         assert client.is_server_ready()
         assert "pranet" in {model["name"] for model in client.get_model_repository_index()}
         name, out = facts["inputs"][0]["name"], facts["outputs"][0]["name"]
-        tensor = np.random.default_rng(0).standard_normal((1, 3, 160, 160)).astype(np.float32)
+        tensor = np.random.default_rng(0).standard_normal((1, 3, 352, 352)).astype(np.float32)
         ask = triton_http.InferInput(name, list(tensor.shape), "FP32")
         ask.set_data_from_numpy(tensor)
         over_http = client.infer("pranet", [ask]).as_numpy(out)
@@ -105,7 +105,7 @@ def test_tritonclient_over_http_and_grpc_gets_equal_logits(product):
         ask = triton_grpc.InferInput(name, list(tensor.shape), "FP32")
         ask.set_data_from_numpy(tensor)
         over_grpc = client.infer("pranet", [ask]).as_numpy(out)
-    assert over_http.shape[-2:] == (160, 160)
+    assert over_http.shape[-2:] == (352, 352)
     np.testing.assert_allclose(over_http, over_grpc, atol=1e-5)
 
 
