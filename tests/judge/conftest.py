@@ -57,7 +57,7 @@ def judging(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Judging]:
 
             @classmethod
             def load(cls, place: LoadContext) -> Any:
-                return cls(model.client(), kind.load(place).calibrations)
+                return cls(model.client(), kind.load(place).objects)
 
         return Answering
 
