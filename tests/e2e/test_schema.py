@@ -11,6 +11,9 @@ LEFT_OUT = ("/unload", "/events", "/completions", "/stream")
 """Unloading takes the model from the other tests; event streams do not end by themselves; nobody can make up a
 stream of frames; a long answer of the language model may rightly pass its deadline (they are fuzzed apart)."""
 
+UNWRITABLE = ("POST /v1/dicomweb/studies",)
+"""Takes multipart/related, which schemathesis can't write; its own tests send broken bodies."""
+
 LONG = ("/v1/probe", "/v1/judge", "/v1/longctx")
 """Studies and judgements read a language model for minutes: a deadline that rightly passes is no fault. Their
 routes are tested in their own rooms, with small models."""
@@ -21,7 +24,7 @@ def test_no_operation_of_the_product_answers_with_a_server_error(product, subtes
     operations = [found.ok() for found in document.get_all_operations()]
     assert len(operations) > 20
     for operation in operations:
-        if operation.path.endswith(LEFT_OUT) or operation.path.startswith(LONG):
+        if operation.label in UNWRITABLE or operation.path.endswith(LEFT_OUT) or operation.path.startswith(LONG):
             continue
 
         @settings(

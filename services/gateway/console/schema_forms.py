@@ -84,6 +84,9 @@ def build_fields(schema: Schema, *, without: frozenset[str] = frozenset(), value
 
 def _build_field(name: str, part: Schema, root: Schema, *, required: bool, value: Any) -> Field:
     outer, inner = _resolve(part, root), _strip_null(part, root)
+    default = outer.get("default") if value is None else value
+    if inner.get("type") == "boolean" and default is None and not required:
+        inner = {**inner, "enum": [True, False]}  # a switch is on or off, and can't be left out
     kind = _choose_kind(name, inner, root)
     low, high = _read_bounds(inner)
     return Field(
@@ -91,7 +94,7 @@ def _build_field(name: str, part: Schema, root: Schema, *, required: bool, value
         kind=kind,
         label=_build_label(name, str(part.get("title", ""))),
         help=str(outer.get("description") or inner.get("description") or ""),
-        default=outer.get("default") if value is None else value,
+        default=default,
         required=required,
         choices=_choices(inner) or _choices(_strip_null(inner.get("items", {}), root)),
         low=low,

@@ -63,7 +63,7 @@ class StoredAsJob(Conflict):
 @router.post(
     "/v1/segment/dicom",
     operation_id="segment_dicom",
-    responses=problems(400, 413, 415, 422, 503),
+    responses=problems(400, 409, 413, 415, 422, 503),
     openapi_extra={"parameters": _PARAMETERS, "requestBody": _BODY},
 )
 async def segment_study(request: Request) -> StudyOut:
@@ -82,7 +82,7 @@ async def segment_study(request: Request) -> StudyOut:
     return await _segment(request, files, options)
 
 
-@router.get("/v1/dicomweb/studies", operation_id="search_studies", responses=problems(422, 503))
+@router.get("/v1/dicomweb/studies", operation_id="search_studies", responses=problems(409, 422, 503))
 async def search_studies(request: Request, limit: int = 50) -> list[dict[str, Any]]:
     """Search the PACS: UIDs, dates, modalities and counts of studies; no names."""
     filters = {name: value for name, value in request.query_params.items() if name != "limit"}
@@ -99,7 +99,7 @@ async def search_studies(request: Request, limit: int = 50) -> list[dict[str, An
 @router.post(
     "/v1/dicomweb/studies",
     operation_id="store_instances",
-    responses={202: {"description": "The job that segments them."}, **problems(400, 415, 503)},
+    responses={202: {"description": "The job that segments them."}, **problems(400, 409, 415, 503)},
     openapi_extra={**EFFECTFUL, "requestBody": {"required": True, "content": {"multipart/related": {}}}},
 )
 async def store_instances(request: Request) -> JSONResponse:
@@ -172,7 +172,7 @@ def _files(parsed: ParsedRequest) -> list[bytes]:
 
 def _open_pacs(settings: Settings) -> DicomWebClient:
     if settings.dicomweb_url is None:
-        raise NotReady("No PACS is configured.", hint="Set FOVEA_DICOMWEB_URL to its DICOMweb root.")
+        raise Conflict("No PACS is configured.", hint="Set FOVEA_DICOMWEB_URL to its DICOMweb root.")
     secret = settings.dicomweb_authorization
     return DicomWebClient(settings.dicomweb_url, authorization=secret.get_secret_value() if secret else None)
 

@@ -129,7 +129,7 @@ def test_an_archive_or_one_file_will_do(client: TestClient) -> None:
         ({"content": b"x", "headers": {"content-type": "application/zip"}}, 400, "zip"),
         ({"content": b"x", "headers": {"content-type": "image/png"}}, 415, "image/png"),
         ({"files": {}}, 422, "no file"),
-        ({"params": {"study": "1.2.3"}}, 503, "No PACS"),
+        ({"params": {"study": "1.2.3"}}, 409, "No PACS"),
         ({"params": {"nope": "1"}}, 422, "nope"),
         ({"params": {"window": "x"}, "files": [("files", ("a", b"x"))]}, 422, "window"),
     ],

@@ -57,6 +57,7 @@ _PROBLEMS: Mapping[int, str] = {
     404: "Unknown model.",
     406: "Nothing fits the Accept header.",
     408: "The body stopped arriving.",
+    409: "The state forbids it; the detail says what is missing.",
     413: "Too large; the detail names the limit.",
     415: "Not a picture, or an unknown content type.",
     422: "An option is out of range; `field` names it.",
