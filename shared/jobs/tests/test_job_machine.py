@@ -368,7 +368,7 @@ def test_the_queue_agrees_with_the_model(redis_server: RedisServer, job_settings
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("ttl_s", "examples", "steps"), [(1000, 100, 50), (RESTARTING, 20, 50)], ids=["", "restarts"])
+@pytest.mark.parametrize(("ttl_s", "examples", "steps"), [(1000, 100, 50), (RESTARTING, 8, 50)], ids=["", "restarts"])
 def test_the_queue_agrees_with_the_model_over_thousands_of_steps(
     own_redis: RedisServer, job_settings: Settings, ttl_s: int, examples: int, steps: int
 ) -> None:
