@@ -12,10 +12,10 @@ from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Final
 
-from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from shared.api.usage import USAGE_FIELDS, UsageRecord
+from shared.jobs.redis_connection import open_async_redis
 
 __all__ = ["UsageLedger"]
 
@@ -31,16 +31,13 @@ class UsageLedger:
 
     def __init__(self, redis_url: str | None) -> None:
         """Keep it in the Redis at `redis_url`, or in this process."""
-        self._redis: Any = Redis.from_url(redis_url, socket_timeout=2) if redis_url else None
+        self._redis: Any = open_async_redis(redis_url, socket_timeout=2) if redis_url else None
         self._sums: dict[_Key, defaultdict[str, float]] = {}
         self._task: asyncio.Task[None] | None = None
 
     def add(self, tenant: str, model: str, consumed: Mapping[str, float]) -> None:
         """Add what a request of today consumed; the request itself is counted where `consumed` does not say."""
-        key = (tenant, datetime.now(UTC).date(), model)
-        sums = self._sums.setdefault(key, defaultdict(float))
-        for name, value in {"requests": 1.0, **consumed}.items():
-            sums[name] += value
+        self._add_to((tenant, datetime.now(UTC).date(), model), {"requests": 1.0, **consumed})
         if self._redis is not None and self._task is None:
             self._task = asyncio.create_task(self._flush_later())
 
@@ -79,10 +76,8 @@ class UsageLedger:
         try:
             await pipe.execute()
         except (RedisError, OSError, TimeoutError):
-            for again, values in sums.items():
-                waiting = self._sums.setdefault(again, defaultdict(float))
-                for name, value in values.items():
-                    waiting[name] += value
+            for waiting, values in sums.items():
+                self._add_to(waiting, values)
             raise
 
     async def stop(self) -> None:
@@ -93,6 +88,11 @@ class UsageLedger:
             with suppress(RedisError, OSError, TimeoutError):
                 await self.flush()
             await self._redis.aclose()
+
+    def _add_to(self, key: _Key, values: Mapping[str, float]) -> None:
+        sums = self._sums.setdefault(key, defaultdict(float))
+        for name, value in values.items():
+            sums[name] += value
 
     async def _flush_later(self) -> None:
         while self._sums:

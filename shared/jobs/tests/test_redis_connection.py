@@ -7,6 +7,7 @@ import contextlib
 import ssl
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ from shared.jobs.tests.redis_fleet import (
     run_server,
     wait_for,
 )
+from shared.jobs.usage_ledger import UsageLedger
 from shared.settings import Settings
 
 
@@ -135,6 +137,16 @@ async def test_a_server_with_tls_and_certificates_of_clients(
         assert "version" in await asyncio.to_thread(describe_redis, settings)
 
 
+async def _check_ledger(url: str) -> None:
+    """Write into the usage ledger, and read it over a connection of its own."""
+    writer, reader, today = UsageLedger(url), UsageLedger(url), datetime.now(UTC).date()
+    writer.add("alice", "m", {"tokens_in": 5})
+    await writer.stop()
+    (record,) = await reader.read("alice", today, today)
+    assert record.tokens_in == 5
+    await reader.stop()
+
+
 async def test_sentinel_leads_to_the_master_also_after_it_died(payload: Payload, tmp_path: Path) -> None:
     with run_fleet(tmp_path / "fleet") as fleet:
         settings = Settings(redis_url=fleet.url, redis_password=PASSWORD, data_dir=tmp_path)
@@ -142,6 +154,7 @@ async def test_sentinel_leads_to_the_master_also_after_it_died(payload: Payload,
         given = await asyncio.to_thread(RedisServer(settings).start)
         assert PASSWORD not in given.safe_url
         assert await _run_one_job(settings, payload) == b"done"
+        await _check_ledger(settings.redis_url)
         queue = RedisJobQueue(settings.redis_url, settings)
         job, _ = await queue.submit(payload)
         await queue._redis.client.wait(1, 5000)
