@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from services.gateway.http.openapi import PROBLEMS
 from services.gateway.policy.audit_log import AuditLog
 from services.gateway.policy.auth import TENANT_PATTERN, Key, KeyRing, KeyScope
+from services.gateway.routes.dependencies import get_caller
 
 __all__ = ["router"]
 
@@ -171,7 +172,7 @@ async def read_audit(request: Request, limit: Annotated[int, Query(ge=1, le=1000
 
 
 def _parts(request: Request) -> tuple[KeyRing, AuditLog, str]:
-    gateway, caller = request.app.state.gateway, request.scope["fovea.request_context"].caller
+    gateway, caller = request.app.state.gateway, get_caller(request)
     return gateway.keys, gateway.audit, f"{caller.tenant}/{caller.key or 'local'}"
 
 

@@ -7,16 +7,10 @@ from typing import Any
 
 from fastapi import Request
 
-from services.gateway.http.request_context import RequestContext
+from services.gateway.routes.dependencies import get_context
 from shared.errors import Malformed
 
-__all__ = ["context_of", "read_json", "read_whole_body"]
-
-
-def context_of(request: Request) -> RequestContext:
-    """The gateway's context of a request."""
-    ctx: RequestContext = request.scope["fovea.request_context"]
-    return ctx
+__all__ = ["read_json", "read_whole_body"]
 
 
 async def read_whole_body(request: Request) -> bytes:
@@ -26,7 +20,7 @@ async def read_whole_body(request: Request) -> bytes:
         TooLarge: It outgrows the limit.
         SlowBody: It has not arrived by the deadline, or pauses too long.
     """
-    ctx, proxy = context_of(request), request.app.state.gateway.proxy
+    ctx, proxy = get_context(request), request.app.state.gateway.proxy
     body = ctx.body = proxy.open_body(ctx)
     try:
         whole: bytes = await proxy.read_body(ctx, body)

@@ -14,10 +14,10 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from services.gateway.batches.batch_service import BatchService
 from services.gateway.batches.file_store import FileStore
 from services.gateway.http.openapi import PROBLEMS
-from services.gateway.routes.body_reading import context_of, read_json, read_whole_body
+from services.gateway.routes.body_reading import read_json, read_whole_body
+from services.gateway.routes.dependencies import get_caller, get_queue
 from shared.api.batches import Batch, BatchList, BatchRequest, DeletedFile, FileList, FileObject
-from shared.errors import InvalidOption, Malformed, NotReady
-from shared.jobs.queue import JobQueue
+from shared.errors import InvalidOption, Malformed
 
 __all__ = ["router"]
 
@@ -78,7 +78,7 @@ async def delete_file(request: Request, file_id: str) -> DeletedFile:
 @router.post("/v1/batches", openapi_extra=_CREATE)
 async def create_batch(request: Request) -> Batch:
     """Run each request of a file as a job."""
-    queue, gateway = _queue(request), request.app.state.gateway
+    queue, gateway = get_queue(request), request.app.state.gateway
     try:
         body = BatchRequest.model_validate(await read_json(request))
     except ValidationError as error:
@@ -100,13 +100,13 @@ async def list_batches(request: Request, limit: Limit = 20) -> BatchList:
 @router.get("/v1/batches/{batch_id}")
 async def get_batch(request: Request, batch_id: str) -> Batch:
     """How far a batch is; its answers are files once all are there."""
-    return await _batches(request).get(_tenant(request), batch_id, _queue(request))
+    return await _batches(request).get(_tenant(request), batch_id, get_queue(request))
 
 
 @router.post("/v1/batches/{batch_id}/cancel")
 async def cancel_batch(request: Request, batch_id: str) -> Batch:
     """Cancel what is still running."""
-    return await _batches(request).cancel(_tenant(request), batch_id, _queue(request))
+    return await _batches(request).cancel(_tenant(request), batch_id, get_queue(request))
 
 
 async def _read_upload(request: Request) -> tuple[str, str, bytes]:
@@ -148,13 +148,6 @@ def _batches(request: Request) -> BatchService:
 
 
 def _tenant(request: Request) -> str:
-    caller = context_of(request).caller
+    caller = get_caller(request)
     caller.require_scope("jobs")
     return caller.tenant
-
-
-def _queue(request: Request) -> JobQueue:
-    queue: JobQueue | None = request.app.state.gateway.queue
-    if queue is None:
-        raise NotReady("This gateway has no job queue.", hint="Set FOVEA_REDIS_URL, or use `fovea up`.")
-    return queue

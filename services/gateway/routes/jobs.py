@@ -15,9 +15,9 @@ from starlette.responses import StreamingResponse
 from services.gateway.http.errors import SECURITY_HEADERS
 from services.gateway.http.openapi import PROBLEMS
 from services.gateway.http.request_context import RequestContext
-from services.gateway.policy.auth import Caller
+from services.gateway.routes.dependencies import get_caller, get_queue, require_queue
 from shared.api.job import Job, JobList
-from shared.errors import FoveaError, InvalidOption, NotReady
+from shared.errors import FoveaError, InvalidOption
 from shared.jobs.queue import JobQueue, Payload
 
 __all__ = ["prefers_async", "router", "submit_job"]
@@ -58,7 +58,7 @@ async def submit_job(ctx: RequestContext, queue: JobQueue | None, service: str, 
     headers |= {"x-request-id": ctx.trace.request_id, "traceparent": ctx.trace.traceparent}
     headers["x-fovea-tenant"] = ctx.caller.tenant
     payload = Payload(service, ctx.raw_target, body, headers, tenant=ctx.caller.tenant)
-    job, is_new = await _require_queue(queue).submit(payload, _read_idempotency_key(ctx))
+    job, is_new = await require_queue(queue).submit(payload, _read_idempotency_key(ctx))
     answer = job.model_dump_json().encode()
     ctx.status = 202
     response_headers = [
@@ -77,14 +77,14 @@ async def submit_job(ctx: RequestContext, queue: JobQueue | None, service: str, 
 @router.get("")
 async def recent(request: Request, limit: Limit = 50, dead: bool = False) -> JobList:
     """The caller's jobs, newest first; with `dead=true` its dead letters."""
-    queue, tenant = _get_queue(request), _get_tenant(request)
+    queue, tenant = get_queue(request), get_caller(request).tenant
     return JobList(jobs=await (queue.dead(tenant, limit) if dead else queue.recent(tenant, limit)))
 
 
 @router.get("/{job_id}")
 async def get(request: Request, job_id: JobId) -> Job:
     """The current state of a job."""
-    return await _get_queue(request).get(job_id, _get_tenant(request))
+    return await get_queue(request).get(job_id, get_caller(request).tenant)
 
 
 @router.get(
@@ -92,7 +92,7 @@ async def get(request: Request, job_id: JobId) -> Job:
 )
 async def events(request: Request, job_id: JobId) -> StreamingResponse:
     """The job now and after every change, as server-sent events whose data is the job; ends with its final state."""
-    queue, tenant = _get_queue(request), _get_tenant(request)
+    queue, tenant = get_queue(request), get_caller(request).tenant
     await queue.get(job_id, tenant)
     stream = _format_events(queue.events(job_id, tenant), EVENT_HEARTBEAT_S)
     headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
@@ -102,7 +102,7 @@ async def events(request: Request, job_id: JobId) -> StreamingResponse:
 @router.get("/{job_id}/result", response_class=Response, responses={200: {"content": {"*/*": {}}}})
 async def result(request: Request, job_id: JobId) -> Response:
     """The answer, byte for byte, with the status that the request itself would have had."""
-    answer = await _get_queue(request).result(job_id, _get_tenant(request))
+    answer = await get_queue(request).result(job_id, get_caller(request).tenant)
     kept = {k: v for k, v in answer.headers.items() if k.lower() not in {"content-length", "content-type"}}
     return Response(answer.body, answer.status, {**kept, "content-type": answer.content_type})
 
@@ -110,19 +110,19 @@ async def result(request: Request, job_id: JobId) -> Response:
 @router.post("/{job_id}/cancel")
 async def cancel(request: Request, job_id: JobId) -> Job:
     """Cancel a job, also while it runs; a finished job is left as it is."""
-    return await _get_queue(request).cancel(job_id, _get_tenant(request))
+    return await get_queue(request).cancel(job_id, get_caller(request).tenant)
 
 
 @router.delete("/{job_id}")
 async def delete(request: Request, job_id: JobId) -> Job:
     """Cancel a job that is not over; forget a finished one, with its request and its answer."""
-    return await _get_queue(request).delete(job_id, _get_tenant(request))
+    return await get_queue(request).delete(job_id, get_caller(request).tenant)
 
 
 @router.post("/{job_id}/retry")
 async def retry(request: Request, job_id: JobId) -> Job:
     """Queue a failed, dead or cancelled job again."""
-    return await _get_queue(request).retry(job_id, _get_tenant(request))
+    return await get_queue(request).retry(job_id, get_caller(request).tenant)
 
 
 async def _format_events(jobs: AsyncIterator[Job], heartbeat_s: float) -> AsyncIterator[bytes]:
@@ -153,19 +153,3 @@ def _read_idempotency_key(ctx: RequestContext) -> str | None:
     if not 1 <= len(text) <= 255 or not text.isprintable():
         raise InvalidOption("Idempotency-Key must be 1 to 255 printable characters.", field="idempotency-key")
     return text
-
-
-def _get_queue(request: Request) -> JobQueue:
-    return _require_queue(request.app.state.gateway.queue)
-
-
-def _get_tenant(request: Request) -> str:
-    caller: Caller = request.scope["fovea.request_context"].caller
-    return caller.tenant
-
-
-def _require_queue(queue: JobQueue | None) -> JobQueue:
-    if queue is None:
-        detail = "This gateway has no job queue."
-        raise NotReady(detail, hint="Set FOVEA_REDIS_URL, or start everything with `fovea up`.")
-    return queue

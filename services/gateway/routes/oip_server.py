@@ -12,7 +12,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from services.gateway.http.openapi import PROBLEMS
-from services.gateway.http.request_context import RequestContext
+from services.gateway.routes.body_reading import read_whole_body
 from services.gateway.routes.health import is_ready
 from shared.errors import Malformed, NotReady
 
@@ -86,17 +86,8 @@ async def statistics(request: Request) -> dict[str, Any]:
 @router.post("/repository/index", openapi_extra={"requestBody": _READY_BODY})
 async def index(request: Request) -> list[dict[str, str]]:
     """All models of all services; with `{"ready": true}` only those that are ready."""
-    gateway, ctx = request.app.state.gateway, request.scope["fovea.request_context"]
-    return await list_repository(gateway, only_ready=_parse_only_ready(await _read_body(gateway, ctx)))
-
-
-async def _read_body(gateway: Any, ctx: RequestContext) -> bytes:
-    body = ctx.body = gateway.proxy.open_body(ctx)
-    try:
-        whole: bytes = await gateway.proxy.read_body(ctx, body)
-    finally:
-        body.release()
-    return whole
+    only_ready = _parse_only_ready(await read_whole_body(request))
+    return await list_repository(request.app.state.gateway, only_ready=only_ready)
 
 
 def _parse_only_ready(body: bytes) -> bool:

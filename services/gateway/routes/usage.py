@@ -12,7 +12,7 @@ from fastapi import APIRouter, Query, Request, Response
 from redis.exceptions import RedisError
 
 from services.gateway.http.openapi import PROBLEMS
-from services.gateway.policy.auth import Caller
+from services.gateway.routes.dependencies import get_caller
 from shared.api.usage import UsageList, UsageRecord
 from shared.errors import InvalidOption, NotReady
 
@@ -34,7 +34,7 @@ async def usage(
     format: Annotated[Literal["json", "csv"] | None, Query(description="Left out, as `Accept` says.")] = None,  # noqa: A002
 ) -> Response:
     """What the caller's tenant consumed by day and model; the last 30 days unless other days are named."""
-    caller: Caller = request.scope["fovea.request_context"].caller
+    caller = get_caller(request)
     if tenant not in {None, caller.tenant}:
         caller.require_scope("admin")
     end = until or datetime.now(UTC).date()

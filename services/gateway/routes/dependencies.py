@@ -1,0 +1,40 @@
+"""Dependencies of the gateway's own routes: the context of a request, its caller and the job queue."""
+
+from __future__ import annotations
+
+from fastapi import Request
+
+from services.gateway.http.request_context import RequestContext
+from services.gateway.policy.auth import Caller
+from shared.errors import NotReady
+from shared.jobs.queue import JobQueue
+
+__all__ = ["get_caller", "get_context", "get_queue", "require_queue"]
+
+
+def get_context(request: Request) -> RequestContext:
+    """The gateway's context of a request."""
+    ctx: RequestContext = request.scope["fovea.request_context"]
+    return ctx
+
+
+def get_caller(request: Request) -> Caller:
+    """Who sent a request."""
+    return get_context(request).caller
+
+
+def get_queue(request: Request) -> JobQueue:
+    """The job queue; raises NotReady where there is none."""
+    return require_queue(request.app.state.gateway.queue)
+
+
+def require_queue(queue: JobQueue | None) -> JobQueue:
+    """The queue itself.
+
+    Raises:
+        NotReady: There is none.
+    """
+    if queue is None:
+        detail = "This gateway has no job queue."
+        raise NotReady(detail, hint="Set FOVEA_REDIS_URL, or start everything with `fovea up`.")
+    return queue
