@@ -14,7 +14,7 @@ from starlette.responses import StreamingResponse
 
 from services.gateway.http.errors import SECURITY_HEADERS
 from services.gateway.http.openapi import PROBLEMS
-from services.gateway.http.request_context import RequestContext
+from services.gateway.http.request_context import RequestContext, build_response_headers
 from services.gateway.routes.dependencies import get_caller, get_queue, require_queue
 from shared.api.job import Job, JobList
 from shared.errors import FoveaError, InvalidOption
@@ -103,7 +103,8 @@ async def events(request: Request, job_id: JobId) -> StreamingResponse:
 async def result(request: Request, job_id: JobId) -> Response:
     """The answer, byte for byte, with the status that the request itself would have had."""
     answer = await get_queue(request).result(job_id, get_caller(request).tenant)
-    kept = {k: v for k, v in answer.headers.items() if k.lower() not in {"content-length", "content-type"}}
+    raw = build_response_headers((k.encode("latin-1"), v.encode("latin-1")) for k, v in answer.headers.items())
+    kept = {k.decode("latin-1"): v.decode("latin-1") for k, v in raw if k != b"content-length"}
     return Response(answer.body, answer.status, {**kept, "content-type": answer.content_type})
 
 

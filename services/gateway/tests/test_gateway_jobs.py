@@ -239,12 +239,13 @@ async def test_a_result_is_the_answer_byte_for_byte(scene: Any, queue: _MemoryQu
     await scene.client.post("/v1/echo", content=b"x", headers=ASYNC)
     early = await scene.client.get("/v1/jobs/j0/result")
     assert (early.status_code, early.json()["code"]) == (409, "conflict")
-    kept = {"inference-header-content-length": "12", "content-length": "999"}
+    kept = {"inference-header-content-length": "12", "content-length": "999", "x-fovea-usage": '{"cpu_seconds": 1}'}
     await queue.finish("j0", Result(201, "image/png", b"\x89PNG\x00", kept))
     answer = await scene.client.get("/v1/jobs/j0/result")
     assert (answer.status_code, answer.content) == (201, b"\x89PNG\x00")
     assert answer.headers["content-type"] == "image/png"
     assert answer.headers["inference-header-content-length"] == "12"
+    assert "x-fovea-usage" not in answer.headers
 
 
 async def test_events_tell_every_change_and_end(scene: Any, queue: _MemoryQueue, monkeypatch: Any) -> None:
