@@ -92,7 +92,7 @@ class Gateway:
             fair=FairQueue(settings, registry),
             usage=UsageLedger(settings.redis_url),
             models=ModelIndex(registry, client),
-            document=OpenApiDocument(registry, client),
+            document=OpenApiDocument(registry, client, keys=settings.auth == "keys"),
             files=stored,
             batches=BatchService(BatchRecords(objects), stored, settings.job_ttl_s),
             queue=queue,

@@ -7,17 +7,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import httpx2
 from starlette.requests import Request
 
 from fovea.errors import parse_error
+from services.gateway.http.in_process import send_in_process
 from shared.api.model import ModelEntry, ModelList
 from shared.errors import Fault, FoveaError, NotFound, NotReady
 
 __all__ = ["InProcessClient"]
-
-_FORWARDED_HEADERS = ("authorization", "x-api-key", "traceparent", "x-request-id")
-"""Headers of the reader's request that are passed on."""
 
 
 class InProcessClient:
@@ -25,7 +22,7 @@ class InProcessClient:
 
     async def models(self, request: Request) -> list[ModelEntry]:
         """Fetch the list of all models."""
-        return ModelList.model_validate(await self._get(request, "v1/models")).data
+        return ModelList.model_validate(await self._get(request, "/v1/models")).data
 
     async def card(self, request: Request, name: str) -> dict[str, Any]:
         """Fetch the card of one model.
@@ -33,7 +30,7 @@ class InProcessClient:
         Raises:
             NotFound: There is no such model.
         """
-        card = await self._get(request, f"v1/models/{name}")
+        card = await self._get(request, f"/v1/models/{name}")
         if not isinstance(card, dict):
             raise Fault("The model's card is not an object.")
         return card
@@ -41,7 +38,7 @@ class InProcessClient:
     async def example(self, request: Request, name: str) -> dict[str, Any]:
         """Fetch an example request of a model; empty where there is none."""
         try:
-            example = await self._get(request, f"v1/models/{name}/example")
+            example = await self._get(request, f"/v1/models/{name}/example")
         except FoveaError:
             return {}
         return example if isinstance(example, dict) else {}
@@ -49,7 +46,7 @@ class InProcessClient:
     async def methods(self, request: Request) -> list[dict[str, Any]]:
         """Fetch the attention methods with the schema of their settings; none where no service has them."""
         try:
-            found: list[dict[str, Any]] = await self._get(request, "v1/longctx/methods")
+            found: list[dict[str, Any]] = await self._get(request, "/v1/longctx/methods")
         except (NotFound, NotReady):
             return []
         return found
@@ -57,7 +54,7 @@ class InProcessClient:
     async def ruler_tasks(self, request: Request) -> list[dict[str, Any]]:
         """Fetch the RULER-form tasks; none where no service has them."""
         try:
-            found: list[dict[str, Any]] = await self._get(request, "v1/longctx/ruler/tasks")
+            found: list[dict[str, Any]] = await self._get(request, "/v1/longctx/ruler/tasks")
         except (NotFound, NotReady):
             return []
         return found
@@ -65,19 +62,13 @@ class InProcessClient:
     async def templates(self, request: Request) -> list[str]:
         """Fetch the ids of the judges' prompt templates; none where no service has them."""
         try:
-            found = await self._get(request, "v1/judge/templates")
+            found = await self._get(request, "/v1/judge/templates")
         except (NotFound, NotReady):
             return []
         return [one["template"]["id"] for one in found]
 
     async def _get(self, request: Request, path: str) -> Any:
-        client = (request.client.host, request.client.port) if request.client else ("127.0.0.1", 0)
-        headers = {name: request.headers[name] for name in ("host", *_FORWARDED_HEADERS) if name in request.headers}
-        inner = httpx2.Request("GET", f"{request.base_url}{path}", headers=headers)
-        # The bare transport: a client around it would log a line for every page.
-        async with httpx2.ASGITransport(app=request.app, client=client) as transport:
-            response = await transport.handle_async_request(inner)
-            await response.aread()
+        response = await send_in_process(request, path)
         if response.is_error:
             raise parse_error(response)
         return response.json()

@@ -39,27 +39,22 @@ _METHODS = frozenset({"get", "put", "post", "delete", "patch", "head", "options"
 class OpenApiDocument:
     """The joined document, built again when it is too old."""
 
-    def __init__(self, registry: ReplicaRegistry, client: UpstreamClient) -> None:
-        """Fetch documents from the replicas of `registry` through `client`."""
-        self._registry, self._client = registry, client
+    def __init__(self, registry: ReplicaRegistry, client: UpstreamClient, *, keys: bool) -> None:
+        """Fetch documents from the replicas of `registry` through `client`; `keys`: whether callers need a key."""
+        self._registry, self._client, self._keys = registry, client, keys
         self._services: dict[str, dict[str, Any]] = {}
         self._fetched_at = float("-inf")
         self._lock = asyncio.Lock()
 
-    async def get(self, own: Mapping[str, Any], keys: bool) -> dict[str, Any]:
-        """Get the document.
-
-        Args:
-            own: The document of the gateway's own routes.
-            keys: Whether callers need a key.
-        """
+    async def get(self, own: Mapping[str, Any]) -> dict[str, Any]:
+        """Get the document; `own` is that of the gateway's own routes."""
         async with self._lock:
             if time.monotonic() - self._fetched_at > MAX_AGE_S:
                 services = self._registry.services
                 documents = await asyncio.gather(*(self._fetch(service) for service in services))
                 self._services |= {s: d for s, d in zip(services, documents, strict=True) if d}
                 self._fetched_at = time.monotonic() if all(documents) and documents else self._fetched_at
-        return join_documents(own, self._services, keys=keys)
+        return join_documents(own, self._services, keys=self._keys)
 
     async def _fetch(self, service: str) -> dict[str, Any]:
         for replica in self._registry.list_alive(service):

@@ -65,8 +65,7 @@ async def style() -> FileResponse:
 
 
 async def _get_document(request: Request) -> dict[str, Any]:
-    gateway = request.app.state.gateway
-    document: dict[str, Any] = await gateway.document.get(request.app.openapi(), gateway.settings.auth == "keys")
+    document: dict[str, Any] = await request.app.state.gateway.document.get(request.app.openapi())
     return document
 
 

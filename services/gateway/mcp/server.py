@@ -5,15 +5,14 @@ So a tool may do what its caller's key may do, and no more. Knows the protocol; 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
-import httpx2
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
+from services.gateway.http.in_process import send_in_process
 from services.gateway.http.openapi import PROBLEMS
 from services.gateway.mcp.tool_list import McpTool, list_tools
 from services.gateway.routes.body_reading import read_json
@@ -23,7 +22,6 @@ __all__ = ["router"]
 VERSIONS = ("2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05")
 """Versions of the protocol that are spoken, the newest first."""
 
-_FORWARDED = ("authorization", "x-api-key", "traceparent", "x-request-id", "host")
 _NO_METHOD, _BAD_PARAMS, _BAD_REQUEST = -32601, -32602, -32600
 
 router = APIRouter(tags=["mcp"], responses=PROBLEMS)
@@ -88,7 +86,7 @@ def _initialize(params: Mapping[str, Any]) -> dict[str, Any]:
 
 async def _find_tools(request: Request) -> list[McpTool]:
     gateway = request.app.state.gateway
-    document = await gateway.document.get(request.app.openapi(), gateway.settings.auth == "keys")
+    document = await gateway.document.get(request.app.openapi())
     tasks = {str(entry["task"]) for entry in await gateway.models.list_models()}
     return list_tools(document, sorted(tasks))
 
@@ -101,21 +99,9 @@ async def _call_tool(params: Mapping[str, Any], request: Request) -> dict[str, A
     arguments = params.get("arguments") or {}
     if not isinstance(arguments, dict):
         raise _RpcError(_BAD_PARAMS, "arguments is an object.")
-    status, text = await _post(tool.path, {**arguments, **({"stream": False} if tool.name == "chat" else {})}, request)
-    return {"content": [{"type": "text", "text": text}], "isError": status >= 400}
-
-
-async def _post(path: str, body: Mapping[str, Any], request: Request) -> tuple[int, str]:
-    """Send a request to the gateway's own app with the caller's key."""
-    client = (request.client.host, request.client.port) if request.client else ("127.0.0.1", 0)
-    headers = {name: request.headers[name] for name in _FORWARDED if name in request.headers}
-    headers |= {"content-type": "application/json", "accept": "application/json"}
-    content = json.dumps(body).encode()
-    inner = httpx2.Request("POST", f"{request.base_url}{path.lstrip('/')}", headers=headers, content=content)
-    async with httpx2.ASGITransport(app=request.app, client=client) as transport:
-        response = await transport.handle_async_request(inner)
-        await response.aread()
-    return response.status_code, response.text
+    body = {**arguments, "stream": False} if tool.name == "chat" else arguments
+    answer = await send_in_process(request, tool.path, body)
+    return {"content": [{"type": "text", "text": answer.text}], "isError": answer.is_error}
 
 
 def _answer(

@@ -1,0 +1,34 @@
+"""In-process requests: what a page or a tool asks the gateway's own app for, with the key of whoever uses it.
+
+So a page shows, and a tool does, what its user may, and no more. Knows nothing about routes.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx2
+from starlette.requests import Request
+
+__all__ = ["send_in_process"]
+
+_FORWARDED_HEADERS = ("host", "authorization", "x-api-key", "traceparent", "x-request-id")
+"""Headers of the outer request that are passed on."""
+
+
+async def send_in_process(request: Request, path: str, body: Any = None) -> httpx2.Response:
+    """Send a request to the app that serves `request`: a GET, or with a body a POST of JSON."""
+    client = (request.client.host, request.client.port) if request.client else ("127.0.0.1", 0)
+    headers = {name: request.headers[name] for name in _FORWARDED_HEADERS if name in request.headers}
+    content = None
+    if body is not None:
+        headers |= {"content-type": "application/json", "accept": "application/json"}
+        content = json.dumps(body).encode()
+    method = "GET" if body is None else "POST"
+    inner = httpx2.Request(method, f"{request.base_url}{path.lstrip('/')}", headers=headers, content=content)
+    # The bare transport: a client around it would log a line for every request.
+    async with httpx2.ASGITransport(app=request.app, client=client) as transport:
+        response = await transport.handle_async_request(inner)
+        await response.aread()
+    return response
