@@ -22,7 +22,8 @@ from services.gateway.http.middleware import GatewayMiddleware
 from services.gateway.http.openapi import OpenApiDocument
 from services.gateway.mcp import server as mcp_server
 from services.gateway.policy.audit_log import AuditLog
-from services.gateway.policy.auth import LOCAL, Caller, KeyRing, read_credentials
+from services.gateway.policy.auth import KeyRing, read_credentials
+from services.gateway.policy.caller import LOCAL, Caller
 from services.gateway.policy.fair_queue import FairQueue
 from services.gateway.policy.oidc import TokenVerifier
 from services.gateway.policy.rate_limits import RateLimiter

@@ -12,7 +12,7 @@ from typing import Any
 
 import grpc
 
-from services.gateway.policy.auth import Caller
+from services.gateway.policy.caller import Caller
 from services.gateway.proxy.retry import ReplicaRetryPolicy, RetryState, UpstreamLost
 from services.gateway.routing.replica_registry import Attempt, Replica, ReplicaRegistry
 from shared.errors import DeadlineExceeded, FoveaError, NotReady

@@ -21,7 +21,7 @@ from services.gateway.app import Gateway
 from services.gateway.grpc.health import add_health
 from services.gateway.grpc.protobuf_peek import read_text_field
 from services.gateway.grpc.proxy import ChannelPool, GrpcCall, GrpcProxy
-from services.gateway.policy.auth import LOCAL, Caller, KeyScope
+from services.gateway.policy.caller import LOCAL, Caller, KeyScope
 from services.gateway.policy.memory_budget import MessageReader
 from services.gateway.routes import health, oip_server
 from shared.api.problem import oip_error

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from services.gateway.http.errors import add_security_headers, send_error
 from services.gateway.http.request_context import RequestContext
 from services.gateway.policy.audit_log import AuditLog
-from services.gateway.policy.auth import Caller, KeyScope
+from services.gateway.policy.caller import Caller, KeyScope
 from services.gateway.policy.fair_queue import FairQueue
 from services.gateway.policy.local_only import require_local_request
 from services.gateway.policy.rate_limits import QuotaSpent, RateLimiter

@@ -14,7 +14,7 @@ from typing import Any
 
 from multidict import CIMultiDict
 
-from services.gateway.policy.auth import LOCAL, Caller
+from services.gateway.policy.caller import LOCAL, Caller
 from services.gateway.proxy.replayable_body import Receive, ReplayableBody
 from shared.api.usage import USAGE_HEADER, UsageScanner
 from shared.errors import InvalidOption

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 
-from services.gateway.policy.auth import Caller
+from services.gateway.policy.caller import Caller
 from services.gateway.routing.replica_registry import ReplicaRegistry
 from shared.errors import DeadlineExceeded, QueueFull
 from shared.settings import Settings
@@ -65,7 +65,7 @@ class FairQueue:
         slots = [replica.record.slots for replica in self._registry.list_ready(service)] or [1]
         capacity = sum(max(each, self._max_batch) for each in slots)
         return self.place(
-            service, caller.tenant, capacity=capacity, share=sum(slots), deadline=deadline, weight=caller.weight
+            service, caller.tenant, capacity=capacity, share=sum(slots), deadline=deadline, weight=caller.limits.weight
         )
 
     @asynccontextmanager

@@ -16,7 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from services.gateway.policy.audit_log import AuditLog
-from services.gateway.policy.auth import SCOPES, Key, KeyRing, KeyScope
+from services.gateway.policy.auth import KeyRing
+from services.gateway.policy.caller import SCOPES, KeyScope
+from services.gateway.policy.key_file import Key
 from shared.errors import FoveaError, InvalidOption
 from shared.settings import settings
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 import aiohttp
 import jwt
 
-from services.gateway.policy.auth import SCOPES, TENANT_PATTERN, Caller
+from services.gateway.policy.caller import SCOPES, TENANT_PATTERN, Caller
 from shared.errors import NotReady, Unauthenticated
 from shared.settings import Settings
 from shared.telemetry import log

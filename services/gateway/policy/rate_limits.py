@@ -17,7 +17,7 @@ from limits.aio.storage import RedisStorage
 from redis.asyncio import ConnectionPool
 from redis.exceptions import RedisError
 
-from services.gateway.policy.auth import Caller
+from services.gateway.policy.caller import Caller, KeyLimits
 from shared.errors import RateLimited
 from shared.jobs.redis_connection import open_redis_pool
 from shared.settings import Settings
@@ -112,15 +112,15 @@ class RateLimiter:
         """
         if not self._is_limited:
             return None
-        own = caller.rate_per_minute
+        own = caller.limits.rate_per_minute
         minute = RateLimitItemPerMinute(own or self._default_rate)
         name = f"key/{caller.key}" if own else f"tenant/{caller.tenant}"
         status = await self._hit(minute, name, 1)
         _require_within(status, "requests per minute")
-        if caller.quota_per_day is not None:
-            day = RateLimitItemPerDay(caller.quota_per_day)
+        if (quota := caller.limits.quota_per_day) is not None:
+            day = RateLimitItemPerDay(quota)
             _require_within(await self._hit(day, f"key/{caller.key}", 1), "requests per day")
-        for item, unit in _token_limits(caller):
+        for item, unit in _token_limits(caller.limits):
             spent = await self._hit(item, f"tokens/{caller.key}", 0)
             # What a request will take is not known before it is answered: the last one may go over.
             _require_within(replace(spent, used=spent.used + 1), unit)
@@ -129,7 +129,7 @@ class RateLimiter:
     async def spend_tokens(self, caller: Caller, tokens: int) -> None:
         """Count the tokens of an answered request against the caller's quotas of tokens."""
         if self._is_limited and tokens > 0:
-            for item, _ in _token_limits(caller):
+            for item, _ in _token_limits(caller.limits):
                 await self._hit(item, f"tokens/{caller.key}", tokens)
 
     async def stop(self) -> None:
@@ -177,11 +177,11 @@ class RateLimiter:
         return window
 
 
-def _token_limits(caller: Caller) -> Iterator[tuple[RateLimitItem, str]]:
-    if caller.tokens_per_minute is not None:
-        yield RateLimitItemPerMinute(caller.tokens_per_minute), "tokens per minute"
-    if caller.tokens_per_day is not None:
-        yield RateLimitItemPerDay(caller.tokens_per_day), "tokens per day"
+def _token_limits(limits: KeyLimits) -> Iterator[tuple[RateLimitItem, str]]:
+    if limits.tokens_per_minute is not None:
+        yield RateLimitItemPerMinute(limits.tokens_per_minute), "tokens per minute"
+    if limits.tokens_per_day is not None:
+        yield RateLimitItemPerDay(limits.tokens_per_day), "tokens per day"
 
 
 def _require_within(status: RateLimitStatus, unit: str) -> None:

@@ -11,7 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from services.gateway.http.openapi import PROBLEMS
 from services.gateway.policy.audit_log import AuditLog
-from services.gateway.policy.auth import TENANT_PATTERN, Key, KeyRing, KeyScope
+from services.gateway.policy.auth import KeyRing
+from services.gateway.policy.caller import TENANT_PATTERN, KeyLimits, KeyScope
+from services.gateway.policy.key_file import Key, KeyFacts
 from services.gateway.routes.dependencies import get_caller
 
 __all__ = ["router"]
@@ -21,19 +23,12 @@ router = APIRouter(prefix="/v1/admin", tags=["admin"], responses=PROBLEMS)
 KeyId = Annotated[str, Path(pattern=r"^[0-9a-f]{8}$", description="The id, as lists show it; not the key.")]
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class KeyChanges(_Body):
+class KeyChanges(KeyLimits):
     """What of a key may be changed; what is left out stays."""
 
+    model_config = ConfigDict(extra="forbid")
+
     scopes: tuple[KeyScope, ...] | None = None
-    rate_per_minute: int | None = Field(None, ge=1, description="Own rate; null for the tenant's common one.")
-    quota_per_day: int | None = Field(None, ge=1, description="Requests per day; null for no quota.")
-    tokens_per_minute: int | None = Field(None, ge=1)
-    tokens_per_day: int | None = Field(None, ge=1)
-    weight: float = Field(1.0, gt=0, le=100, description="Share of a busy service beside other tenants.")
     expires: datetime | None = None
 
 
@@ -44,25 +39,17 @@ class NewKey(KeyChanges):
     scopes: tuple[KeyScope, ...] | None = ("infer", "jobs")
 
 
-class Rotation(_Body):
+class Rotation(BaseModel):
     """How a key is rotated."""
+
+    model_config = ConfigDict(extra="forbid")
 
     overlap_hours: float = Field(24.0, ge=0, le=24 * 90, description="How long the old key stays valid.")
 
 
-class KeyInfo(BaseModel):
+class KeyInfo(KeyFacts):
     """A key without its secret."""
 
-    id: str
-    tenant: str
-    scopes: tuple[KeyScope, ...]
-    rate_per_minute: int | None
-    quota_per_day: int | None
-    tokens_per_minute: int | None
-    tokens_per_day: int | None
-    weight: float
-    created: datetime
-    expires: datetime | None
     is_expired: bool
     last_used: datetime | None = Field(description="To half a minute; null if never.")
 

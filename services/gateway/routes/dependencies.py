@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import Request
 
 from services.gateway.http.request_context import RequestContext
-from services.gateway.policy.auth import Caller
+from services.gateway.policy.caller import Caller
 from shared.errors import NotReady
 from shared.jobs.queue import JobQueue
 

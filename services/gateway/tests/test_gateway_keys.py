@@ -34,7 +34,7 @@ def test_only_a_hash_is_kept_and_only_the_owner_can_read_it(ring: KeyRing, tmp_p
 def test_a_key_names_its_tenant_scopes_and_limits(ring: KeyRing) -> None:
     _, text = ring.add("ann", ("infer",), rate_per_minute=5, quota_per_day=100)
     caller = ring.authenticate(text)
-    assert (caller.tenant, caller.rate_per_minute, caller.quota_per_day) == ("ann", 5, 100)
+    assert (caller.tenant, caller.limits.rate_per_minute, caller.limits.quota_per_day) == ("ann", 5, 100)
     caller.require_scope("infer")
     with pytest.raises(PermissionDenied, match="jobs"):
         caller.require_scope("jobs")

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import redis
 
-from services.gateway.policy.auth import LOCAL, Caller, KeyRing
+from services.gateway.policy.auth import KeyRing
+from services.gateway.policy.caller import LOCAL, Caller, KeyLimits
 from services.gateway.policy.rate_limits import QuotaSpent, RateLimiter
 from shared.errors import RateLimited
 from shared.jobs.redis_server import RedisServer
 from shared.settings import Settings
 
-ANN = Caller("ann", frozenset({"infer"}), "k1", rate_per_minute=3)
+ANN = Caller("ann", frozenset({"infer"}), "k1", KeyLimits(rate_per_minute=3))
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,7 @@ async def test_keys_of_one_tenant_share_the_common_rate() -> None:
 
 async def test_a_spent_day_is_refused_until_tomorrow() -> None:
     limits = RateLimiter(Settings(auth="keys"))
-    caller = Caller("ann", frozenset(), "k1", quota_per_day=2)
+    caller = Caller("ann", frozenset(), "k1", KeyLimits(quota_per_day=2))
     assert await spend(limits, caller) == 2
     with pytest.raises(RateLimited, match="day") as refused:
         await limits.count(caller)
@@ -101,7 +102,7 @@ async def test_counting_goes_on_while_redis_is_away(tmp_path: Path) -> None:
 
 async def test_a_burst_waits_for_connections_and_is_not_an_outage(url: str) -> None:
     limits = RateLimiter(Settings(auth="keys", redis_url=url))
-    many = Caller("ann", frozenset(), "k9", rate_per_minute=1000)
+    many = Caller("ann", frozenset(), "k9", KeyLimits(rate_per_minute=1000))
     counted = await asyncio.gather(*(limits.count(many) for _ in range(400)))
     assert sorted(status.used for status in counted if status) == list(range(1, 401))
     with redis.Redis.from_url(url) as client:
@@ -113,7 +114,7 @@ async def test_a_burst_waits_for_connections_and_is_not_an_outage(url: str) -> N
 @pytest.mark.parametrize("shared", [True, False])
 async def test_tokens_are_counted_when_they_are_known(url: str, shared: bool) -> None:
     limits = RateLimiter(Settings(auth="keys", redis_url=url if shared else None))
-    caller = Caller("ann", frozenset(), "k5", tokens_per_minute=100, tokens_per_day=150)
+    caller = Caller("ann", frozenset(), "k5", KeyLimits(tokens_per_minute=100, tokens_per_day=150))
     await limits.count(caller)
     await limits.spend_tokens(caller, 99)
     await limits.count(caller)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.gateway.http.request_context import RequestContext, build_request_headers, build_response_headers
-from services.gateway.policy.auth import Caller
+from services.gateway.policy.caller import Caller
 from services.gateway.policy.local_only import is_loopback, require_local_request
 from services.gateway.routing.model_routing import resolve_service
 from services.gateway.routing.route_table import RouteTable

@@ -1,0 +1,60 @@
+"""Caller: who a request is served for, with what permissions and limits. Knows no keys, no tokens and no HTTP."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from shared.errors import PermissionDenied
+
+__all__ = ["LOCAL", "SCOPES", "TENANT_PATTERN", "UNLIMITED", "Caller", "KeyLimits", "KeyScope"]
+
+KeyScope = Literal["infer", "jobs", "admin", "metrics"]
+
+SCOPES: tuple[KeyScope, ...] = ("infer", "jobs", "admin", "metrics")
+"""`infer` runs models, `jobs` queues and reads jobs, `admin` manages keys and models, `metrics` reads `/metrics`."""
+
+TENANT_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+"""What a tenant's name looks like; it becomes part of Redis keys and log lines."""
+
+
+class KeyLimits(BaseModel):
+    """How much a key may be used."""
+
+    model_config = ConfigDict(frozen=True)
+
+    rate_per_minute: int | None = Field(None, ge=1, description="Own rate; null for the tenant's common one.")
+    quota_per_day: int | None = Field(None, ge=1, description="Requests per day; null for no quota.")
+    tokens_per_minute: int | None = Field(None, ge=1, description="Tokens read and written per minute; null for none.")
+    tokens_per_day: int | None = Field(None, ge=1, description="Tokens read and written per day; null for none.")
+    weight: float = Field(1.0, gt=0, le=100, description="Share of a busy service beside other tenants.")
+
+
+UNLIMITED: Final = KeyLimits()
+"""The tenant's common rate, and no quota."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who a request is served for: a tenant, its permissions and the limits of its key."""
+
+    tenant: str
+    scopes: frozenset[str]
+    key: str = ""
+    limits: KeyLimits = UNLIMITED
+
+    def require_scope(self, scope: KeyScope) -> None:
+        """Check that the key has a scope.
+
+        Raises:
+            PermissionDenied: The key does not have it.
+        """
+        if scope not in self.scopes:
+            detail = f"This key lacks the scope {scope!r}; it has {', '.join(sorted(self.scopes)) or 'none'}."
+            raise PermissionDenied(detail, hint=f"Make one with `fovea keys add TENANT --scope {scope}`.")
+
+
+LOCAL = Caller("local", frozenset(SCOPES))
+"""Every caller of a gateway without keys."""

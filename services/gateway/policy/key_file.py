@@ -1,0 +1,120 @@
+"""Key file: API keys as they are stored, their hashes alone, and files that only their owner reads.
+
+A key reads `fovea_<id>_<secret>`; the file holds the id in clear and the SHA-256 of the whole key. The secret has 160
+random bits, so a plain hash is enough: there is nothing to guess.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict, Field, ValidationError
+
+from services.gateway.policy.caller import TENANT_PATTERN, KeyLimits, KeyScope
+from shared.errors import Conflict, InvalidOption
+
+__all__ = ["Key", "KeyFacts", "build_key", "edit_keys", "hash_key", "make_key", "read_keys", "replace_file"]
+
+
+class KeyFacts(KeyLimits):
+    """What may be shown of a key."""
+
+    id: str = Field(pattern=r"^[0-9a-f]{8}$")
+    tenant: str = Field(pattern=TENANT_PATTERN, description="Whose jobs and quotas these are.")
+    scopes: tuple[KeyScope, ...] = ("infer", "jobs")
+    created: datetime
+    expires: datetime | None = None
+
+
+class Key(KeyFacts):
+    """One stored key: everything but the key itself."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="Hash of the whole key.")
+
+    @property
+    def is_expired(self) -> bool:
+        """Whether its time is over."""
+        return self.expires is not None and self.expires <= datetime.now(UTC)
+
+
+def hash_key(key: str) -> str:
+    """Hash a whole key."""
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def make_key(fields: Mapping[str, Any]) -> tuple[Key, str]:
+    """Make a key with these fields; returns its entry and its text.
+
+    Raises:
+        InvalidOption: A field is out of range.
+    """
+    name = secrets.token_hex(4)
+    text = f"fovea_{name}_{secrets.token_hex(20)}"
+    return build_key({**fields, "id": name, "sha256": hash_key(text), "created": datetime.now(UTC)}), text
+
+
+def build_key(fields: Mapping[str, Any]) -> Key:
+    """Build an entry; raises InvalidOption where a field is out of range."""
+    try:
+        return Key.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise InvalidOption(f"{field}: {first['msg']}.", field=field) from error
+
+
+def read_keys(path: Path) -> list[Key]:
+    """Read all keys, oldest first; a file that is not there holds none.
+
+    Raises:
+        Conflict: The file is not a key file.
+    """
+    try:
+        document = json.loads(path.read_text())
+        return [Key.model_validate(entry) for entry in document["keys"]]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+        detail = f"{path} is not a key file: {type(error).__name__}."
+        raise Conflict(detail, hint="Restore it, or move it away and make new keys.") from error
+
+
+@contextmanager
+def edit_keys(path: Path) -> Iterator[list[Key]]:
+    """The keys of a file, which are written back at the end; nobody else changes them meanwhile."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    lock = os.open(path.with_name(path.name + ".lock"), os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        keys = read_keys(path)
+        yield keys
+        replace_file(path, {"keys": [key.model_dump(mode="json") for key in keys]})
+    finally:
+        os.close(lock)
+
+
+def replace_file(path: Path, document: Mapping[str, Any]) -> None:
+    """Replace a JSON file in one step, readable by its owner only."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".new")
+    try:
+        with os.fdopen(handle, "w") as file:
+            json.dump(document, file, indent=2)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
