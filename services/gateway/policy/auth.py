@@ -145,7 +145,7 @@ class KeyRing:
             stored = {key: datetime.fromisoformat(text) for key, text in found.items()}
         except (OSError, ValueError, AttributeError, TypeError):
             stored = {}
-        return {**stored, **self._used}
+        return {**stored, **{key: max(at, stored.get(key, at)) for key, at in self._used.items()}}
 
     @contextmanager
     def _edit(self) -> Iterator[list[Key]]:

@@ -40,6 +40,14 @@ def test_a_key_names_its_tenant_scopes_and_limits(ring: KeyRing) -> None:
         caller.require_scope("jobs")
 
 
+def test_the_last_use_is_the_newest_that_any_gateway_saw(tmp_path: Path) -> None:
+    one, two = KeyRing(tmp_path / "keys.json"), KeyRing(tmp_path / "keys.json")
+    key, text = one.add("ann", ("infer",))
+    one.authenticate(text)
+    two.authenticate(text)
+    assert one.read_last_used() == two.read_last_used() == {key.id: two._used[key.id]}
+
+
 def test_no_key_and_near_misses_are_refused(ring: KeyRing) -> None:
     _, text = ring.add("ann", ("infer",))
     for wrong in (
