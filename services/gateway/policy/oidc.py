@@ -83,6 +83,9 @@ class TokenVerifier:
             age = time.monotonic() - self._fetched_at
             if age > _KEEP_S or (key_id not in self._keys and age > _REFETCH_S):
                 await self._fetch()
+        if not self._keys:
+            detail = "The identity provider can't be reached, so tokens can't be verified."
+            raise NotReady(detail, hint="Use an API key, or try again soon.", retry_after=5)
         try:
             return self._keys[key_id]
         except KeyError:
@@ -99,9 +102,6 @@ class TokenVerifier:
             self._keys = {key.key_id: key for key in jwt.PyJWKSet.from_dict(found).keys if key.key_id}
         except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError, jwt.PyJWTError) as error:
             log().warning("the issuer's keys can't be fetched", issuer=issuer, reason=str(error))
-            if not self._keys:
-                detail = "The identity provider can't be reached, so tokens can't be verified."
-                raise NotReady(detail, hint="Use an API key, or try again soon.", retry_after=5) from error
 
     def _require_issuer(self, about: dict[str, Any]) -> None:
         if about.get("issuer") != self._settings.oidc_issuer:
