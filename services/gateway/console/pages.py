@@ -18,9 +18,9 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from fovea.endpoints import task_path
-from services.gateway.console import model_view
+from services.gateway.console import model_view, task_options
 from services.gateway.console.gateway_client import InProcessClient
-from services.gateway.console.schema_forms import Field, build_fields
+from services.gateway.console.schema_forms import build_fields
 from services.gateway.console.snippets import build_snippets
 from shared.api.model import ModelEntry, title_task
 from shared.errors import FoveaError, InvalidOption
@@ -52,49 +52,6 @@ _NAVIGATION = (
     ("leaderboard", "/console/leaderboard", "card"),
     ("jobs", "/console/jobs", "jobs"),
 )
-_DEFAULT_STARTERS = (
-    "What is attention, in two sentences?",
-    "Write a haiku about retinas.",
-    "Name three uses of a mask.",
-)
-
-_OWN_CONTROLS = {
-    "chat": frozenset(
-        {
-            "model",
-            "messages",
-            "stream",
-            "stream_options",
-            "n",
-            "user",
-            "tools",
-            "tool_choice",
-            "strict",
-            "logprobs",
-            "top_logprobs",
-            "logit_bias",
-            "response_format",
-            "max_completion_tokens",
-            "session_id",
-            "document_id",
-        }
-    ),
-    "segment": frozenset({"model", "image", "include", "threshold"}),
-    "detect": frozenset({"model", "image", "include", "confidence", "iou", "labels", "stroke"}),
-    "restore": frozenset({"model", "image", "include", "picture"}),
-}
-"""Options of a request that a page has its own control for, or that make no sense on it."""
-
-_DOWNLOAD_FORMATS = (
-    ("Picture", "image/png", "boxes.png"),
-    ("CSV", "text/csv", "csv"),
-    ("COCO", "application/vnd.coco+json", "coco.json"),
-    ("YOLO", "text/plain", "txt"),
-    ("Crops", "application/zip", "crops.zip"),
-    ("JSON", "application/json", "json"),
-)
-"""Download formats of detections: name, media type, suffix."""
-
 _BOARD_COLUMNS = (
     ("method", "Method"),
     ("budget", "Budget"),
@@ -106,12 +63,6 @@ _BOARD_COLUMNS = (
     ("n", "n"),
 )
 """Columns of the leaderboard: key in the report, label."""
-
-_BUDGET_FIELDS = frozenset({"plan", "kv_ratio"})
-"""Memory options of a request, whatever its attention method."""
-
-_FIRST_OPTIONS = ("max_tokens", "temperature", "top_p", "seed")
-"""Options that come first, wherever the schema has them."""
 
 _Page = Callable[[Request], Awaitable[Response]]
 
@@ -191,8 +142,10 @@ class Console:
         model = _select_model(models, request.query_params.get("model"))
         example = await self._client.example(request, model.id) if model and model != models[0] else {}
         card = await self._client.card(request, model.id) if model else {}
-        methods = _build_method_forms(card, await self._client.methods(request)) if _takes_methods(card) else []
-        starters = _build_starters(example)
+        methods: list[dict[str, Any]] = []
+        if task_options.takes_methods(card):
+            methods = task_options.build_method_forms(card, await self._client.methods(request))
+        starters = task_options.build_starters(example)
         return await self._render_task_page(
             request, "chat", "chat.html", page="chat", starters=starters, methods=methods
         )
@@ -296,12 +249,12 @@ class Console:
             spec=spec,
             starters=starters,
             methods=methods,
-            options=_build_options(card, task, spec) if card else [],
-            threshold=_read_default(card or {}, "threshold", 0.5),
+            options=task_options.build_options(card, task, spec) if card else [],
+            threshold=task_options.read_default(card or {}, "threshold", 0.5),
             confidence=((card or {}).get("details") or {}).get("confidence", 0.25),
-            iou=_read_default(card or {}, "iou", 0.45),
+            iou=task_options.read_default(card or {}, "iou", 0.45),
             sibling_tasks=model_view.list_sibling_tasks(entries, model.service) if model else [],
-            downloads=_list_downloads(card or {}),
+            downloads=task_options.list_downloads(card or {}),
         )
 
     def _with_errors(self, page: _Page) -> _Page:
@@ -327,45 +280,6 @@ def _select_model(models: list[ModelEntry], name: str | None) -> ModelEntry | No
     )
 
 
-def _build_starters(example: dict[str, Any]) -> tuple[str, ...]:
-    """Build the suggested questions: the model's example, which may be all it was trained for, or the default ones."""
-    contents = [message.get("content") for message in example.get("messages") or () if isinstance(message, dict)]
-    texts = [content for content in contents if isinstance(content, str)]
-    return (" ".join(texts),) if texts else _DEFAULT_STARTERS
-
-
-def _build_options(card: dict[str, Any], task: str, spec: dict[str, Any] | None = None) -> list[Field]:
-    without = _OWN_CONTROLS.get(task, frozenset({"model"})) | ({"longctx"} if _takes_methods(card) else set())
-    found = build_fields(card.get("schema") or {}, without=without, values=spec)
-    return sorted(
-        found,
-        key=lambda field: (
-            not field.required,
-            _FIRST_OPTIONS.index(field.name) if field.name in _FIRST_OPTIONS else 99,
-        ),
-    )
-
-
-def _takes_methods(card: dict[str, Any]) -> bool:
-    return bool((card.get("details") or {}).get("methods"))
-
-
-def _build_method_forms(card: dict[str, Any], found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Build a form for each attention method: its settings, and the memory budget of the request's schema."""
-    root = card.get("schema") or {}
-    options = root.get("$defs", {}).get("LongctxOptions", {})
-    other = frozenset(options.get("properties", {})) - _BUDGET_FIELDS
-    budget = build_fields({**options, "$defs": root.get("$defs", {})}, without=other)
-    return [
-        {"name": one["name"], "summary": one["summary"], "fields": [*build_fields(one["knobs"]), *budget]}
-        for one in found
-    ]
-
-
-def _list_downloads(card: dict[str, Any]) -> list[tuple[str, str, str]]:
-    return [form for form in _DOWNLOAD_FORMATS if form[1] in (card.get("media_types") or ())]
-
-
 def _read_spec(request: Request) -> dict[str, Any]:
     """Read the spec of a permalink.
 
@@ -381,11 +295,6 @@ def _read_spec(request: Request) -> dict[str, Any]:
             "The spec of the permalink is not a JSON object.", hint="Open the page without it.", field="spec"
         )
     return spec
-
-
-def _read_default(card: dict[str, Any], option: str, otherwise: float) -> Any:
-    default = (card.get("schema") or {}).get("properties", {}).get(option, {}).get("default")
-    return otherwise if default is None else default
 
 
 def _render_code_marks(text: str) -> Markup:
