@@ -93,14 +93,30 @@ def read_keys(path: Path) -> list[Key]:
 
 @contextmanager
 def edit_keys(path: Path) -> Iterator[list[Key]]:
-    """The keys of a file, which are written back at the end; nobody else changes them meanwhile."""
+    """The keys of a file, which are written back at the end; nobody else changes them meanwhile.
+
+    Raises:
+        Conflict: The file or its folder can't be written, as where the file is mounted from a Secret.
+    """
+    try:
+        with _locked(path):
+            keys = read_keys(path)
+            yield keys
+            replace_file(path, {"keys": [key.model_dump(mode="json") for key in keys]})
+    except OSError as error:
+        raise Conflict(
+            f"The key file {path} can't be changed: {error.strerror or error}.",
+            hint="Point FOVEA_KEYS_FILE to a file in a writable folder, or change the keys where the file comes from.",
+        ) from error
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     lock = os.open(path.with_name(path.name + ".lock"), os.O_CREAT | os.O_RDWR, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        keys = read_keys(path)
-        yield keys
-        replace_file(path, {"keys": [key.model_dump(mode="json") for key in keys]})
+        yield
     finally:
         os.close(lock)
 

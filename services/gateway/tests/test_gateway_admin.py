@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -63,6 +64,19 @@ async def test_only_admins_may(admin: Any) -> None:
     for method, path in (("GET", "keys"), ("POST", "keys"), ("DELETE", "keys/0123abcd"), ("GET", "audit")):
         assert (await admin(method, f"/v1/admin/{path}", {}, key=mine)).status_code == 403
         assert (await admin(method, f"/v1/admin/{path}", {}, key="wrong")).status_code == 401
+
+
+async def test_a_key_file_that_can_not_be_written_is_no_fault(admin: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr("tempfile.mkstemp", _refuse)
+    for method, path, body in (("POST", "keys", {"tenant": "bob"}), ("DELETE", f"keys/{admin.id}", None)):
+        answer = await admin(method, f"/v1/admin/{path}", body)
+        assert (answer.status_code, answer.json()["code"]) == (409, "conflict")
+        assert "FOVEA_KEYS_FILE" in answer.json()["hint"]
+    assert [key["id"] for key in (await admin("GET", "/v1/admin/keys")).json()["keys"]] == [admin.id]
+
+
+def _refuse(*_: Any, **__: Any) -> None:
+    raise OSError(errno.EROFS, "Read-only file system")
 
 
 @pytest.mark.parametrize(
