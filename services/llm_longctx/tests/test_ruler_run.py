@@ -181,5 +181,7 @@ def test_the_command_writes_report_predictions_and_picture(folder, tmp_path, cap
     assert out.with_suffix(".png").is_file()
     ruler(compare=(out, out))
     assert "+0.00" in capsys.readouterr().out
+    with pytest.raises(InvalidOption, match="n: Input should be greater than or equal to 1"):
+        ruler(str(folder), **some | {"n": 0})
     ruler(str(folder), export=tmp_path / "samples.jsonl", **some)
     assert len((tmp_path / "samples.jsonl").read_text().splitlines()) == 1
