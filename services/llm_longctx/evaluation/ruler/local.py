@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from services.llm_longctx.evaluation.local_run import open_adapter, parse_options, show_progress
 from services.llm_longctx.evaluation.ruler.peers import read_predictions
 from services.llm_longctx.evaluation.ruler.report import RulerReport
-from services.llm_longctx.evaluation.ruler.run import Evaluated, RulerSpec, export_samples, run_ruler
+from services.llm_longctx.evaluation.ruler.run import EvaluatedModel, RulerSpec, export_samples, run_ruler
 from services.llm_longctx.serving.adapters.decoder import DecoderAdapter
 
 __all__ = ["evaluate", "run_at_once", "write_samples"]
@@ -61,5 +61,5 @@ def run_at_once(work: Generator[None, None, T]) -> T:
             return result
 
 
-def _wrap(adapter: DecoderAdapter) -> Evaluated:
-    return Evaluated(adapter.engine, adapter.tokenizer, adapter.plans, adapter.name, run_at_once)
+def _wrap(adapter: DecoderAdapter) -> EvaluatedModel:
+    return EvaluatedModel(adapter.engine, adapter.tokenizer, adapter.plans, adapter.name, run_at_once)

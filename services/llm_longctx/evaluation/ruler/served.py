@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from services.llm_longctx.evaluation.idle_run import run_when_idle
 from services.llm_longctx.evaluation.ruler.report import RulerReport
-from services.llm_longctx.evaluation.ruler.run import Evaluated, RulerSpec, run_ruler
+from services.llm_longctx.evaluation.ruler.run import EvaluatedModel, RulerSpec, run_ruler
 from services.llm_longctx.serving.adapters.decoder import DecoderAdapter
 from shared.registry import CallContext
 
@@ -18,7 +18,7 @@ def run_served(adapter: DecoderAdapter, spec: RulerSpec, run: CallContext) -> Ru
         InvalidOption: A task or method is unknown, or a length is too short or too long.
         Cancelled: The caller went away, or requests needed the memory.
     """
-    on = Evaluated(
+    on = EvaluatedModel(
         adapter.engine,
         adapter.tokenizer,
         adapter.plans,
