@@ -74,7 +74,7 @@ def parse_options(request_type: type[_Request], options: Mapping[str, Any]) -> _
 
 
 @contextmanager
-def show_progress(name: str) -> Iterator[Callable[[float, str], None]]:
+def show_progress(name: str) -> Iterator[Callable[[float, str | None], None]]:
     """A bar in the terminal, and the function that moves it to a share, with a note."""
     with Progress(transient=True) as bar:
         task = bar.add_task(name, total=1.0)
