@@ -28,7 +28,7 @@ from services.llm_longctx.evaluation.ruler import peers, plots
 from services.llm_longctx.evaluation.ruler.leaderboard import write_page
 from services.llm_longctx.evaluation.ruler.local import run_at_once
 from services.llm_longctx.evaluation.ruler.report import RulerReport
-from services.llm_longctx.evaluation.ruler.run import Evaluated, RulerSpec, export_samples, run_ruler
+from services.llm_longctx.evaluation.ruler.run import EvaluatedModel, RulerSpec, export_samples, run_ruler
 from shared.lm.gguf_file import unpack
 from shared.lm.head_plan import HeadPlan
 from shared.lm.tokenizer import Tokenizer
@@ -88,7 +88,7 @@ def _ours_and_theirs(
 ) -> RulerReport:
     tokenizer = Tokenizer.from_folder(files)
     plans = {file.stem: HeadPlan.read(file) for file in PLANS.glob("*.json")}
-    on = Evaluated(engine, tokenizer, plans, "SmolLM2-135M-Instruct", run_at_once)
+    on = EvaluatedModel(engine, tokenizer, plans, "SmolLM2-135M-Instruct", run_at_once)
     samples = files / "samples.jsonl"
     samples.write_text("".join(json.dumps(row) + "\n" for row in export_samples(on, spec)), "utf8")
     theirs = store.with_name(f"{store.stem}_kvpress.jsonl")

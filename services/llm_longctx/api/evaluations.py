@@ -25,8 +25,8 @@ from services.llm_longctx.evaluation.method_quality import (
 from services.llm_longctx.evaluation.ruler.plots import draw_means
 from services.llm_longctx.evaluation.ruler.report import RulerReport
 from services.llm_longctx.evaluation.ruler.run import RulerSpec
+from services.llm_longctx.evaluation.ruler.samples.task import TASKS
 from services.llm_longctx.evaluation.ruler.served import run_served
-from services.llm_longctx.evaluation.ruler.task import TASKS
 from services.llm_longctx.serving.decoder_model import DecoderModel
 from shared.errors import InvalidOption
 from shared.registry import CallContext

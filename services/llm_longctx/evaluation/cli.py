@@ -17,7 +17,7 @@ from rich.table import Table
 from services.llm_longctx.evaluation.heatmap import draw_heatmap
 from shared.errors import InvalidOption, Malformed
 
-__all__ = ["Knobs", "Model", "fidelity", "needle", "parse_knob"]
+__all__ = ["Knobs", "Model", "fidelity", "needle", "parse_knob", "parse_numbers", "save_report"]
 
 Model = Annotated[str | None, typer.Option(help="A served name, a Hugging Face folder or a GGUF file.")]
 Longctx = Annotated[str, typer.Option(help='Method and knobs as JSON, for example \'{"method": "power"}\'.')]
@@ -48,14 +48,14 @@ def needle(
     """Hide sentences in long prompts and measure how much of them the model recalls."""
     from services.llm_longctx.evaluation import local_run  # noqa: PLC0415  # loads torch
 
-    options = {"lengths": _numbers(lengths), "depths": _numbers(depths), "steps": steps, "seed": seed}
+    options = {"lengths": parse_numbers(lengths), "depths": parse_numbers(depths), "steps": steps, "seed": seed}
     report = local_run.needle(model, options | _request(longctx, method, knob, text))
     rows, columns = [f"{depth:g} %" for depth in report.depths], list(map(str, report.lengths))
     table = Table("depth \\ tokens", *columns, title=f"recall, mean {report.mean:.2f}")
     for label, row in zip(rows, report.recall, strict=True):
         table.add_row(label, *(f"{x:.2f}" for x in row))
     Console().print(table)
-    _save(report, out)
+    save_report(report, out)
     if out is not None:
         out.with_suffix(".png").write_bytes(draw_heatmap(report.recall, rows, columns))
 
@@ -74,7 +74,7 @@ def fidelity(
     """Compare a method with dense attention on the same tokens: KL, agreement and perplexity."""
     from services.llm_longctx.evaluation import local_run  # noqa: PLC0415  # loads torch
 
-    options = {"lengths": _numbers(lengths), "steps": steps, "seed": seed}
+    options = {"lengths": parse_numbers(lengths), "steps": steps, "seed": seed}
     report = local_run.fidelity(model, options | _request(longctx, method, knob, text))
     table = Table("task", "tokens", "KL (nats)", "top-1 agreement", "perplexity dense", "perplexity", "right")
     for row in report.rows:
@@ -88,10 +88,11 @@ def fidelity(
             f"{row.right:.3f}",
         )
     Console().print(table)
-    _save(report, out)
+    save_report(report, out)
 
 
-def _numbers(given: str) -> list[float]:
+def parse_numbers(given: str) -> list[float]:
+    """Comma-separated numbers."""
     try:
         return [float(part) if "." in part else int(part) for part in given.split(",") if part.strip()]
     except ValueError as error:
@@ -126,7 +127,8 @@ def _parse(given: str) -> Any:
         raise Malformed(f"--longctx is no JSON: {error}.", hint='For example {"method": "power"}.') from error
 
 
-def _save(report: BaseModel, out: Path | None) -> None:
+def save_report(report: BaseModel, out: Path | None) -> None:
+    """Write a report as JSON where a file is named."""
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(report.model_dump(mode="json"), indent=1) + "\n", "utf-8")
+        out.write_text(report.model_dump_json(indent=1, by_alias=True) + "\n", "utf-8")

@@ -1,11 +1,12 @@
-"""Runs an evaluation on a model in this process: loads the model, measures, and closes it.
+"""Evaluations of a model in this process: loads the model, measures, and closes it.
 
 Knows models, settings and a progress bar; what is measured is in `method_quality`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -27,7 +28,7 @@ from shared.registry import CallContext
 from shared.serving.device_placement import load_context
 from shared.settings import settings
 
-__all__ = ["fidelity", "load_decoder_model", "needle"]
+__all__ = ["fidelity", "needle", "open_adapter", "parse_options", "show_progress"]
 
 _Request = TypeVar("_Request", bound=BaseModel)
 _Report = TypeVar("_Report")
@@ -54,22 +55,47 @@ def _run(
     options: Mapping[str, Any],
     evaluate: Callable[[DecoderAdapter, _Request, CallContext], _Report],
 ) -> _Report:
+    request = parse_options(request_type, options)
+    with open_adapter(model) as adapter, show_progress(name) as progress:
+        return evaluate(adapter, request, CallContext(report=progress))
+
+
+def parse_options(request_type: type[_Request], options: Mapping[str, Any]) -> _Request:
+    """The request that options of a command make.
+
+    Raises:
+        InvalidOption: An option is out of range.
+    """
     try:
-        request = request_type.model_validate(options)
+        return request_type.model_validate(options)
     except ValidationError as error:
         first = error.errors()[0]
         raise InvalidOption(f"{'.'.join(map(str, first['loc']))}: {first['msg']}.") from error
-    loaded = load_decoder_model(model or settings().llm_model)
+
+
+@contextmanager
+def show_progress(name: str) -> Iterator[Callable[[float, str | None], None]]:
+    """A bar in the terminal, and the function that moves it to a share, with a note."""
+    with Progress(transient=True) as bar:
+        task = bar.add_task(name, total=1.0)
+        yield lambda share, note: bar.update(task, completed=share, description=note or name)
+
+
+@contextmanager
+def open_adapter(name: str | None) -> Iterator[DecoderAdapter]:
+    """The adapter of the named decoder, by default the one that the settings name.
+
+    Raises:
+        InvalidOption: The model has attention of its own.
+    """
+    loaded = _load_decoder_model(name or settings().llm_model)
     try:
-        with Progress(transient=True) as bar:
-            task = bar.add_task(name, total=1.0)
-            run = CallContext(report=lambda share, note: bar.update(task, completed=share, description=note or name))
-            return evaluate(loaded.adapter, request, run)
+        yield loaded.adapter
     finally:
         loaded.close()
 
 
-def load_decoder_model(name: str) -> DecoderModel:
+def _load_decoder_model(name: str) -> DecoderModel:
     """Load a decoder by its served name, or from a folder or file.
 
     Raises:

@@ -7,9 +7,7 @@ about HTTP or terminals.
 from __future__ import annotations
 
 import math
-import queue
 import random
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -21,7 +19,9 @@ from pydantic import BaseModel, Field
 from services.llm_longctx.engine import CandidateSpec, GenerationRequest, Sampling, TokenCollector
 from services.llm_longctx.engine.method_policy import Policy
 from services.llm_longctx.engine.quality.fidelity import Fidelity, compare_to_dense
+from services.llm_longctx.evaluation.idle_run import POLL_S, run_when_idle
 from services.llm_longctx.evaluation.text_corpus import load_library_prose
+from services.llm_longctx.kv_cache import PoolExhausted
 from services.llm_longctx.serving.adapters.decoder import DecoderAdapter
 from services.llm_longctx.serving.method_selection import select_policy
 from shared.api.text import LongctxOptions
@@ -39,9 +39,6 @@ CHARS_PER_TOKEN = 8
 
 _Pending = tuple[GenerationRequest, TokenCollector]
 """A submitted request, and its answer so far."""
-
-POLL_S = 0.005
-"""Seconds between two checks whether an answer is complete."""
 
 
 class _Spec(BaseModel):
@@ -83,7 +80,7 @@ class NeedleReport(BaseModel):
     lengths: list[int]
     depths: list[float]
     recall: list[list[float]]
-    kv_ratio: list[float] = Field(description="ByteTokenizer held, as a share of dense, per length.")
+    kv_ratio: list[float] = Field(description="Bytes held, as a share of dense, per length.")
     mean: float
 
 
@@ -234,31 +231,17 @@ def _wait_for(output: TokenCollector, run: CallContext) -> None:
 
 def _compare(adapter: DecoderAdapter, ids: list[int], answer: list[int], policy: Policy, run: CallContext) -> Fidelity:
     """Compare on the scheduler's thread, while no request waits."""
-    results: queue.SimpleQueue[Fidelity | None] = queue.SimpleQueue()
-    is_abandoned = threading.Event()
 
-    def work() -> Generator[None, None, None]:
-        try:
-            yield  # started before it is handed over: only a started generator runs `finally` when it is closed
-            for piece in compare_to_dense(adapter.engine.runner, ids, answer, policy, results.put):
-                if is_abandoned.is_set():
-                    return
-                yield piece
-        finally:
-            results.put(None)
+    def work() -> Generator[None, None, Fidelity]:
+        found: list[Fidelity] = []
+        yield from compare_to_dense(adapter.engine.runner, ids, answer, policy, found.append)
+        return found[0]
 
-    next(begun := work())
-    adapter.scheduler.run_when_idle(begun)
     try:
-        while results.empty():
-            run.check()
-            time.sleep(POLL_S)
-    finally:
-        is_abandoned.set()
-    if (found := results.get()) is None:
-        detail = "The comparison was given up: requests needed its memory, or it failed."
-        raise Cancelled(detail, hint="Try again when the service is less busy.")
-    return found
+        return run_when_idle(adapter.scheduler, work(), run)
+    except PoolExhausted as error:
+        detail = f"The comparison was given up: {error}."
+        raise Cancelled(detail, hint="Try again when the service is less busy.") from error
 
 
 def _sample_prose(adapter: DecoderAdapter, spec: FidelityRequest, length: int) -> tuple[list[int], list[int]]:

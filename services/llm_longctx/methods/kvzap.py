@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from services.llm_longctx.methods.core.attention_method import AttentionMethod
-from services.llm_longctx.methods.core.eviction_method import EvictionMethod
+from services.llm_longctx.methods.core.eviction.method import EvictionMethod
 from services.llm_longctx.methods.core.hook_inputs import ReadTokens, ScoringView
 from services.llm_longctx.methods.core.hook_results import Footprint, Heads
 from shared.errors import InvalidOption

@@ -10,8 +10,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from services.llm_longctx.methods.core.eviction_evidence import split_output
-from services.llm_longctx.methods.core.eviction_method import EvictionMethod
+from services.llm_longctx.methods.core.eviction.evidence import split_output
+from services.llm_longctx.methods.core.eviction.method import EvictionMethod
 from services.llm_longctx.methods.core.hook_inputs import Replay, ReplayView, ScoringView
 from services.llm_longctx.methods.core.hook_results import Heads
 from shared.errors import InvalidOption

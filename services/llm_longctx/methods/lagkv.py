@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from services.llm_longctx.methods.core.eviction_method import EvictionMethod
+from services.llm_longctx.methods.core.eviction.method import EvictionMethod
 from services.llm_longctx.methods.core.hook_inputs import ScoringView
 
 __all__ = ["LagKv"]

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 from torch.nn import functional
 
-from services.llm_longctx.methods.core.eviction_method import EvictionMethod
+from services.llm_longctx.methods.core.eviction.method import EvictionMethod
 from services.llm_longctx.methods.core.hook_inputs import ScoringView
 
 __all__ = ["SnapKv"]

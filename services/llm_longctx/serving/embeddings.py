@@ -40,7 +40,7 @@ class TokenEmbedder(Protocol):
         ...
 
     def embed_tokens(self, texts: Sequence[list[int]]) -> np.ndarray:
-        """Vectors of length 1 [n,d]."""
+        """Vectors of length 1 [n,d] of texts, each cut to `max_tokens` as the model is used to."""
         ...
 
 
@@ -89,11 +89,12 @@ def embed_request(model: str, embedder: TokenEmbedder, request: EmbeddingsReques
     if request.dimensions is not None and request.dimensions > embedder.width:
         detail = f"{model} has {embedder.width} dimensions, not {request.dimensions}."
         raise InvalidOption(detail, field="dimensions")
-    texts = [_tokenize(model, embedder, one, is_cut=request.truncate) for one in inputs]
-    return build_embeddings(model, list(embedder.embed_tokens(texts)), sum(map(len, texts)), request)
+    texts = [_tokenize(model, embedder, one, may_cut=request.truncate) for one in inputs]
+    read = sum(min(len(ids), embedder.max_tokens) for ids in texts)
+    return build_embeddings(model, list(embedder.embed_tokens(texts)), read, request)
 
 
-def _tokenize(model: str, embedder: TokenEmbedder, text: str | list[int], *, is_cut: bool) -> list[int]:
+def _tokenize(model: str, embedder: TokenEmbedder, text: str | list[int], *, may_cut: bool) -> list[int]:
     try:
         ids = embedder.tokenize(text) if isinstance(text, str) else text
     except UnicodeEncodeError as error:
@@ -102,7 +103,7 @@ def _tokenize(model: str, embedder: TokenEmbedder, text: str | list[int], *, is_
     if any(token >= embedder.vocab for token in ids):
         detail = f"input holds token {max(ids)}; the ids of {model} are below {embedder.vocab}."
         raise InvalidOption(detail, hint="Send text.", field="input")
-    if len(ids) > embedder.max_tokens and not is_cut:
+    if len(ids) > embedder.max_tokens and not may_cut:
         detail = f"A text has {len(ids):,} tokens; {model} reads {embedder.max_tokens:,}."
         raise ContextLengthExceeded(detail, hint="Cut it, or set truncate.", field="input")
-    return ids[: embedder.max_tokens]
+    return ids

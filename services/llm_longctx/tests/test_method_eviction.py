@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from services.llm_longctx.engine import Engine, Request
 from services.llm_longctx.methods import compose, method
-from services.llm_longctx.methods.core.eviction_allocation import count_kept, keep_per_layer, pyramid_counts
-from services.llm_longctx.methods.core.eviction_method import EvictionMethod
+from services.llm_longctx.methods.core.eviction.allocation import count_kept, keep_per_layer, pyramid_counts
+from services.llm_longctx.methods.core.eviction.method import EvictionMethod
 from services.llm_longctx.methods.keydiff import KeyDiff
 from services.llm_longctx.methods.knorm import KNorm
 from services.llm_longctx.methods.snapkv import SnapKv

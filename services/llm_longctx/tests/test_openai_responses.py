@@ -17,6 +17,7 @@ from services.llm_longctx.models.all_minilm import AllMiniLM
 from services.llm_longctx.serving.local_models import make_local_model
 from services.llm_longctx.tests.conftest import MODEL, Server, say, write_folder
 from shared.lm.bundled_models import MINILM, bundled_embedder
+from shared.lm.embedder import embed
 from shared.serving.build_app import build
 from shared.settings import Settings
 
@@ -181,6 +182,10 @@ def test_the_embedding_model_knows_what_is_alike(served, friend):
     raw = httpx2.post(f"{served.url}/v1/embeddings", json=body).json()["data"][0]["embedding"]
     np.testing.assert_allclose(np.frombuffer(base64.b64decode(raw), "<f4"), cat, atol=1e-5)
     assert httpx2.post(f"{served.url}/v1/embeddings", json={"input": "a"}).json()["model"] == MINILM
+    body = {"model": MINILM, "input": "word " * 400, "truncate": True}
+    cut = httpx2.post(f"{served.url}/v1/embeddings", json=body).json()
+    assert cut["usage"]["prompt_tokens"] == 256
+    np.testing.assert_allclose(cut["data"][0]["embedding"], embed(["word " * 400])[0], atol=1e-5)
 
 
 @pytest.mark.parametrize(

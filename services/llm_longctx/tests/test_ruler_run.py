@@ -15,7 +15,7 @@ from services.llm_longctx.evaluation.ruler import leaderboard, peers, plots
 from services.llm_longctx.evaluation.ruler.cli import ruler
 from services.llm_longctx.evaluation.ruler.contenders import Contender
 from services.llm_longctx.evaluation.ruler.local import run_at_once
-from services.llm_longctx.evaluation.ruler.run import Evaluated, RulerSpec, export_samples, run_ruler
+from services.llm_longctx.evaluation.ruler.run import EvaluatedModel, RulerSpec, export_samples, run_ruler
 from services.llm_longctx.tests.conftest import Server, app_of, tiny_decoder, write_folder
 from services.llm_longctx.tests.test_engine_pages import TINY_PLAN
 from shared.api.text import LongctxOptions
@@ -41,7 +41,7 @@ def tiny(folder):
     """Bytes are tokens, and pages are small."""
     codec = Tokenizer.from_folder(folder)
     engine = Engine(tiny_decoder(positions=1024), page=8)
-    return Evaluated(engine, codec, {"gates": HeadPlan.parse(TINY_PLAN)}, "tiny", run_at_once)
+    return EvaluatedModel(engine, codec, {"gates": HeadPlan.parse(TINY_PLAN)}, "tiny", run_at_once)
 
 
 def asked(**more):
@@ -97,7 +97,7 @@ def count_calls(on, counted):
         counted.append(1)
         return run_at_once(work)
 
-    return Evaluated(on.engine, on.tokenizer, on.plans, on.name, do)
+    return EvaluatedModel(on.engine, on.tokenizer, on.plans, on.name, do)
 
 
 def test_a_run_goes_on_where_it_stopped_and_says_the_same(tiny, tmp_path):
@@ -181,5 +181,7 @@ def test_the_command_writes_report_predictions_and_picture(folder, tmp_path, cap
     assert out.with_suffix(".png").is_file()
     ruler(compare=(out, out))
     assert "+0.00" in capsys.readouterr().out
+    with pytest.raises(InvalidOption, match="n: Input should be greater than or equal to 1"):
+        ruler(str(folder), **some | {"n": 0})
     ruler(str(folder), export=tmp_path / "samples.jsonl", **some)
     assert len((tmp_path / "samples.jsonl").read_text().splitlines()) == 1

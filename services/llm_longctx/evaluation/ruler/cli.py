@@ -6,84 +6,75 @@ Knows the terminal; what is measured is in `run`, and is imported only when the 
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
-from services.llm_longctx.evaluation.cli import Knobs, Model, parse_knob
-from shared.errors import InvalidOption
+from services.llm_longctx.evaluation.cli import Knobs, Model, parse_knob, parse_numbers, save_report
 
 __all__ = ["ruler"]
 
-File = Annotated[Path | None, typer.Option(exists=True, dir_okay=False)]
+Methods = Annotated[list[str] | None, typer.Option("--method", help="Methods; several times for several.")]
+Budgets = Annotated[str, typer.Option(help="Bytes as shares of dense, comma-separated.")]
+Lengths = Annotated[str, typer.Option(help="Tokens of prompt and answer, comma-separated.")]
+Tasks = Annotated[str, typer.Option(help="Names, comma-separated, or `all`.")]
+Samples = Annotated[int, typer.Option("--n", help="Samples per task and length.")]
+Questions = Annotated[int, typer.Option(help="Questions per context.")]
+Protocol = Annotated[str, typer.Option(help="agnostic, aware or both.")]
+Qa = Annotated[Path | None, typer.Option(help="Questions for qa_1 and qa_2.", exists=True, dir_okay=False)]
+Text = Annotated[Path | None, typer.Option(help="Own prose for haystacks.", exists=True, dir_okay=False)]
+Out = Annotated[Path | None, typer.Option(help="Report as JSON; predictions (JSONL) and a PNG lie beside.")]
+Export = Annotated[Path | None, typer.Option(help="Write the samples as JSONL for a peer, and stop.")]
+Peers = Annotated[list[Path] | None, typer.Option("--score", help="A peer's predictions (JSONL) on the same samples.")]
+Compare = Annotated[tuple[Path, Path] | None, typer.Option(help="Two reports, side by side; nothing is run.")]
 
 
-def ruler(  # options of a command
+def ruler(
     model: Model = None,
-    method: Annotated[list[str] | None, typer.Option(help="Methods; several times for several.")] = None,
+    method: Methods = None,
     knob: Knobs = None,
-    budgets: Annotated[str, typer.Option(help="Bytes as shares of dense, comma-separated.")] = "0.5,0.25",
-    lengths: Annotated[str, typer.Option(help="Tokens of prompt and answer, comma-separated.")] = "1024",
-    tasks: Annotated[str, typer.Option(help="Names, comma-separated, or `all`.")] = "",
-    n: Annotated[int, typer.Option(help="Samples per task and length.")] = 10,
-    questions: Annotated[int, typer.Option(help="Questions per context.")] = 1,
-    protocol: Annotated[str, typer.Option(help="agnostic, aware or both.")] = "agnostic",
+    budgets: Budgets = "0.5,0.25",
+    lengths: Lengths = "1024",
+    tasks: Tasks = "",
+    n: Samples = 10,
+    questions: Questions = 1,
+    protocol: Protocol = "agnostic",
     seed: int = 42,
-    qa: Annotated[Path | None, typer.Option(help="Questions for qa_1 and qa_2.", exists=True, dir_okay=False)] = None,
-    text: Annotated[Path | None, typer.Option(help="Own prose for haystacks.", exists=True, dir_okay=False)] = None,
-    out: Annotated[Path | None, typer.Option(help="Report as JSON; predictions (JSONL) and a PNG lie beside.")] = None,
-    export: Annotated[Path | None, typer.Option(help="Write the samples as JSONL for a peer, and stop.")] = None,
-    score: Annotated[list[Path] | None, typer.Option(help="A peer's predictions (JSONL) on the same samples.")] = None,
-    compare: Annotated[
-        tuple[Path, Path] | None, typer.Option(help="Two reports, side by side; nothing is run.")
-    ] = None,
+    qa: Qa = None,
+    text: Text = None,
+    out: Out = None,
+    export: Export = None,
+    score: Peers = None,
+    compare: Compare = None,
 ) -> None:
     """Compare attention methods at equal bytes on RULER-form tasks (never with published RULER tables)."""
     if compare is not None:
         _compare(*compare)
         return
-    from services.llm_longctx.evaluation.ruler import peers, plots  # noqa: PLC0415  # load torch
-    from services.llm_longctx.evaluation.ruler import run as runs  # noqa: PLC0415
-    from services.llm_longctx.evaluation.ruler.local import with_model  # noqa: PLC0415
+    from services.llm_longctx.evaluation.ruler import local, plots  # noqa: PLC0415  # load torch
 
     knobs = dict(map(parse_knob, knob or ()))
-    given: dict[str, Any] = {
+    options: dict[str, Any] = {
         "methods": [{"method": name, **knobs} for name in method or ("snapkv",)],
-        "budgets": _numbers(budgets),
-        "lengths": _numbers(lengths),
+        "budgets": parse_numbers(budgets),
+        "lengths": parse_numbers(lengths),
         "n": n,
         "questions": questions,
         "protocol": protocol,
         "seed": seed,
-    }
-    spec = runs.RulerSpec.model_validate(given | ({"tasks": tasks.split(",")} if tasks else {}))
+    } | ({"tasks": tasks.split(",")} if tasks else {})
     corpus = None if text is None else text.read_text("utf-8")
-    with with_model(model) as on:
-        if export is not None:
-            rows = runs.export_samples(on, spec, qa=qa, corpus=corpus)
-            export.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-            return
-        decode = partial(on.tokenizer.decode, special=False)
-        with Progress(transient=True) as bar:
-            task = bar.add_task("ruler", total=1.0)
-            report = runs.run_ruler(
-                on,
-                spec,
-                progress=lambda share, note: bar.update(task, completed=share, description=note),
-                qa=qa,
-                corpus=corpus,
-                store=None if out is None else out.with_suffix(".jsonl"),
-                extra=[one for path in score or () for one in peers.read_predictions(path, decode)],
-            )
+    if export is not None:
+        local.write_samples(model, options, export, qa=qa, corpus=corpus)
+        return
+    store = None if out is None else out.with_suffix(".jsonl")
+    report = local.evaluate(model, options, qa=qa, corpus=corpus, store=store, peers=score or ())
     print_leaderboards(report.model_dump(by_alias=True, mode="json"))
+    save_report(report, out)
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(report.model_dump_json(indent=1, by_alias=True) + "\n", "utf-8")
         out.with_suffix(".png").write_bytes(plots.draw_means(report))
 
 
@@ -123,14 +114,7 @@ def _compare(first: Path, second: Path) -> None:
     table = Table("protocol", "tokens", "method", "budget", first.stem, second.stem, "difference")
     for key in dict.fromkeys((*tables[0], *tables[1])):
         means = [rows[key]["mean"] if key in rows else None for rows in tables]
-        told = ["" if mean is None else f"{mean:.2f}" for mean in means]
+        shown = ["" if mean is None else f"{mean:.2f}" for mean in means]
         apart = "" if None in means else f"{means[1] - means[0]:+.2f}"  # type: ignore[operator]
-        table.add_row(*map(str, key), *told, apart)
+        table.add_row(*map(str, key), *shown, apart)
     Console().print(table)
-
-
-def _numbers(given: str) -> list[float]:
-    try:
-        return [float(part) if "." in part else int(part) for part in given.split(",") if part.strip()]
-    except ValueError as error:
-        raise InvalidOption(f"{given!r} is no comma-separated list of numbers.") from error

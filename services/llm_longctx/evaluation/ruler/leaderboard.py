@@ -83,8 +83,8 @@ def _tasks(report: RulerReport) -> Iterator[str]:
     for cell in measured:
         by_key.setdefault((cell.method, cell.budget), {})[cell.task] = cell
     for (name, budget), cells in sorted(by_key.items(), key=lambda x: (-(x[0][1] or 2), x[0][0])):
-        told = [f"{cells[task].mean:.2f}" if task in cells else "" for task in tasks]
-        yield f"| {name} | {'' if budget is None else f'{budget:g}'} | {' | '.join(told)} |"
+        scores = [f"{cells[task].mean:.2f}" if task in cells else "" for task in tasks]
+        yield f"| {name} | {'' if budget is None else f'{budget:g}'} | {' | '.join(scores)} |"
     reasons = list(dict.fromkeys((c.method, c.budget, c.reason) for c in report.cells if c.reason))
     if reasons:
         yield from ("", "Budgets that a method can't meet:", "")

@@ -1,18 +1,54 @@
-"""RULER-form evaluation on a model in this process: loads the model, evaluates, and closes it."""
+"""RULER-form evaluation of a model in this process: loads the model, evaluates or exports samples, and closes it."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
-from typing import TypeVar
+import json
+from collections.abc import Generator, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
 
-from services.llm_longctx.evaluation.local_run import load_decoder_model
-from services.llm_longctx.evaluation.ruler.run import Evaluated
-from shared.settings import settings
+from services.llm_longctx.evaluation.local_run import open_adapter, parse_options, show_progress
+from services.llm_longctx.evaluation.ruler.peers import read_predictions
+from services.llm_longctx.evaluation.ruler.report import RulerReport
+from services.llm_longctx.evaluation.ruler.run import EvaluatedModel, RulerSpec, export_samples, run_ruler
+from services.llm_longctx.serving.adapters.decoder import DecoderAdapter
 
-__all__ = ["run_at_once", "with_model"]
+__all__ = ["evaluate", "run_at_once", "write_samples"]
 
 T = TypeVar("T")
+
+
+def evaluate(
+    model: str | None,
+    options: Mapping[str, Any],
+    *,
+    qa: Path | None,
+    corpus: str | None,
+    store: Path | None,
+    peers: Iterable[Path],
+) -> RulerReport:
+    """Evaluate the named model, and score predictions of peers on the same samples; see `run_ruler`.
+
+    Raises:
+        InvalidOption: An option is out of range, or the model has attention of its own.
+    """
+    spec = parse_options(RulerSpec, options)
+    with open_adapter(model) as adapter, show_progress("ruler") as progress:
+        on = _wrap(adapter)
+        extra = [
+            one for path in peers for one in read_predictions(path, lambda ids: on.tokenizer.decode(ids, special=False))
+        ]
+        return run_ruler(on, spec, progress=progress, qa=qa, corpus=corpus, store=store, extra=extra)
+
+
+def write_samples(
+    model: str | None, options: Mapping[str, Any], out: Path, *, qa: Path | None, corpus: str | None
+) -> None:
+    """Write samples with their tokens as JSONL, for peers; raises as `evaluate`."""
+    spec = parse_options(RulerSpec, options)
+    with open_adapter(model) as adapter:
+        rows = export_samples(_wrap(adapter), spec, qa=qa, corpus=corpus)
+        out.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
 
 
 def run_at_once(work: Generator[None, None, T]) -> T:
@@ -25,12 +61,5 @@ def run_at_once(work: Generator[None, None, T]) -> T:
             return result
 
 
-@contextmanager
-def with_model(name: str | None) -> Iterator[Evaluated]:
-    """The named model, by default the one that the settings name."""
-    loaded = load_decoder_model(name or settings().llm_model)
-    try:
-        adapter = loaded.adapter
-        yield Evaluated(adapter.engine, adapter.tokenizer, adapter.plans, adapter.name, run_at_once)
-    finally:
-        loaded.close()
+def _wrap(adapter: DecoderAdapter) -> EvaluatedModel:
+    return EvaluatedModel(adapter.engine, adapter.tokenizer, adapter.plans, adapter.name, run_at_once)

@@ -172,7 +172,7 @@ def _build_cell(found: Sequence[Prediction], dense: Mapping[str, Prediction], dr
         mean=mean.mean,
         low=mean.low,
         high=mean.high,
-        difference=None if against is None else _told(against.difference),
+        difference=None if against is None else _to_difference(against.difference),
         worse=0 if against is None else against.worse,
         better=0 if against is None else against.better,
         equal=0 if against is None else against.equal,
@@ -184,7 +184,7 @@ def _build_cell(found: Sequence[Prediction], dense: Mapping[str, Prediction], dr
     )
 
 
-def _told(interval: Interval) -> Difference:
+def _to_difference(interval: Interval) -> Difference:
     return Difference(mean=interval.mean, low=interval.low, high=interval.high)
 
 
@@ -238,7 +238,7 @@ def _lead(
         mean=mean.mean,
         low=mean.low,
         high=mean.high,
-        difference=_told(difference),
+        difference=_to_difference(difference),
         worse=worse,
         better=better,
         retained=mean.mean / (sum(base) / len(base)) if sum(base) else 0.0,

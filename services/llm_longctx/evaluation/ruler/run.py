@@ -21,18 +21,18 @@ from pydantic import BaseModel, Field
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.evaluation.ruler.answering import Answer, PromptTokens, answer_prompts
 from services.llm_longctx.evaluation.ruler.contenders import BASELINES, Contender, list_contenders
-from services.llm_longctx.evaluation.ruler.generation import generate
 from services.llm_longctx.evaluation.ruler.report import Cell, Prediction, RulerReport, build_report
-from services.llm_longctx.evaluation.ruler.sample import Rendered, RulerSample, render
+from services.llm_longctx.evaluation.ruler.samples.generation import generate
+from services.llm_longctx.evaluation.ruler.samples.sample import RenderedSample, RulerSample, render
+from services.llm_longctx.evaluation.ruler.samples.task import OFFLINE, TASKS
 from services.llm_longctx.evaluation.ruler.scoring import score
-from services.llm_longctx.evaluation.ruler.task import OFFLINE, TASKS
 from services.llm_longctx.kv_cache import PoolExhausted
 from shared.api.text import LongctxOptions
 from shared.errors import InvalidOption
 from shared.lm.head_plan import HeadPlan
 from shared.lm.tokenizer import Tokenizer
 
-__all__ = ["Evaluated", "RulerSpec", "export_samples", "run_ruler"]
+__all__ = ["EvaluatedModel", "RulerSpec", "export_samples", "run_ruler"]
 
 BLOCK = 24
 """Prompts that are answered together, whatever their methods, and whose answers are kept together."""
@@ -87,7 +87,7 @@ class RulerSpec(BaseModel):
 
 
 @dataclass(frozen=True)
-class Evaluated:
+class EvaluatedModel:
     """The model that is evaluated.
 
     Attributes:
@@ -106,7 +106,7 @@ class Evaluated:
 
 
 def run_ruler(
-    on: Evaluated,
+    on: EvaluatedModel,
     spec: RulerSpec,
     *,
     progress: Callable[[float, str], None] = lambda _share, _note: None,
@@ -142,14 +142,14 @@ def run_ruler(
             check()
             progress((len(jobs) - len(todo)) / len(jobs), f"{len(todo)} answers left")
             block = mine[begin : begin + BLOCK]
-            told = _answer_jobs(on, block, protocol)
-            _append(store, [job.key for job in block], told)
-            found, todo = found + told, [job for job in todo if job not in block]
+            answered = _answer_jobs(on, block, protocol)
+            _append(store, [job.key for job in block], answered)
+            found, todo = found + answered, [job for job in todo if job not in block]
     return build_report(found, spec=spec.model_dump(mode="json"), manifest=_manifest(on, samples), refused=refused)
 
 
 def export_samples(
-    on: Evaluated, spec: RulerSpec, *, qa: Path | None = None, corpus: str | None = None
+    on: EvaluatedModel, spec: RulerSpec, *, qa: Path | None = None, corpus: str | None = None
 ) -> Iterator[dict[str, Any]]:
     """Samples with their tokens, for peers that run our prompts and leave scoring to us."""
     for rows in _generate_all(on, spec, qa, corpus).values():
@@ -169,7 +169,7 @@ def export_samples(
 
 
 def _generate_all(
-    on: Evaluated, spec: RulerSpec, qa: Path | None, corpus: str | None
+    on: EvaluatedModel, spec: RulerSpec, qa: Path | None, corpus: str | None
 ) -> dict[tuple[int, str], list[RulerSample]]:
     if (longest := max(spec.lengths)) > on.engine.model.config.positions:
         detail = f"{longest:,} tokens exceed the context of {on.engine.model.config.positions:,}."
@@ -197,7 +197,7 @@ class _Job:
 
 
 def _list_jobs(
-    on: Evaluated, spec: RulerSpec, samples: Mapping[tuple[int, str], Sequence[RulerSample]]
+    on: EvaluatedModel, spec: RulerSpec, samples: Mapping[tuple[int, str], Sequence[RulerSample]]
 ) -> tuple[list[_Job], list[Cell]]:
     """Answers that are wanted, and cells that there can't be.
 
@@ -220,9 +220,13 @@ def _list_jobs(
 
 
 def _build_job(
-    on: Evaluated, spec: RulerSpec, protocol: Literal["agnostic", "aware"], contender: Contender, sample: RulerSample
+    on: EvaluatedModel,
+    spec: RulerSpec,
+    protocol: Literal["agnostic", "aware"],
+    contender: Contender,
+    sample: RulerSample,
 ) -> _Job:
-    ids: Rendered = render(on.tokenizer, sample)
+    ids: RenderedSample = render(on.tokenizer, sample)
     seen = len(ids.context_ids) + (len(ids.question_ids) if protocol == "aware" else 0)
     most = min(sample.max_new_tokens, spec.max_answer or sample.max_new_tokens)
     policy = contender.policy(on.engine, on.plans, seen)
@@ -230,7 +234,7 @@ def _build_job(
     return _Job(protocol, contender, sample, prompt, seen, _key(on, spec, protocol, contender, sample))
 
 
-def _answer_jobs(on: Evaluated, jobs: Sequence[_Job], protocol: Literal["agnostic", "aware"]) -> list[Prediction]:
+def _answer_jobs(on: EvaluatedModel, jobs: Sequence[_Job], protocol: Literal["agnostic", "aware"]) -> list[Prediction]:
     """Answer together, or in halves where they don't fit."""
     try:
         work = answer_prompts(on.engine.runner, [job.prompt for job in jobs], on.tokenizer.eos, protocol)
@@ -243,7 +247,7 @@ def _answer_jobs(on: Evaluated, jobs: Sequence[_Job], protocol: Literal["agnosti
     return [_predict(on, job, answer) for job, answer in zip(jobs, answers, strict=True)]
 
 
-def _predict(on: Evaluated, job: _Job, answer: Answer) -> Prediction:
+def _predict(on: EvaluatedModel, job: _Job, answer: Answer) -> Prediction:
     text, sample, name = on.tokenizer.decode(answer.tokens, special=False), job.sample, job.contender.name
     return Prediction(
         digest=sample.digest,
@@ -270,7 +274,7 @@ def _predict(on: Evaluated, job: _Job, answer: Answer) -> Prediction:
 # What was answered before.
 
 
-def _key(on: Evaluated, spec: RulerSpec, protocol: str, contender: Contender, sample: RulerSample) -> str:
+def _key(on: EvaluatedModel, spec: RulerSpec, protocol: str, contender: Contender, sample: RulerSample) -> str:
     facts = [
         on.engine.pool.page,
         on.engine.runner.weights_sha256, str(on.engine.pool.keys.dtype), protocol, contender.name, contender.budget,
@@ -286,17 +290,18 @@ def _read_store(store: Path | None) -> dict[str, Prediction]:
     return {row.pop("key"): Prediction.model_validate(row) for row in rows if "key" in row}
 
 
-def _append(store: Path | None, keys: Sequence[str], told: Sequence[Prediction]) -> None:
+def _append(store: Path | None, keys: Sequence[str], predictions: Sequence[Prediction]) -> None:
     if store is None:
         return
     store.parent.mkdir(parents=True, exist_ok=True)
     with store.open("a", encoding="utf-8") as file:
         file.writelines(
-            json.dumps({"key": key, **one.model_dump(mode="json")}) + "\n" for key, one in zip(keys, told, strict=True)
+            json.dumps({"key": key, **one.model_dump(mode="json")}) + "\n"
+            for key, one in zip(keys, predictions, strict=True)
         )
 
 
-def _manifest(on: Evaluated, samples: Mapping[tuple[int, str], Sequence[RulerSample]]) -> dict[str, Any]:
+def _manifest(on: EvaluatedModel, samples: Mapping[tuple[int, str], Sequence[RulerSample]]) -> dict[str, Any]:
     """What numbers depend on beside the spec."""
     digests = {
         f"{task}/{length}": hashlib.sha256("".join(one.digest for one in rows).encode()).hexdigest()

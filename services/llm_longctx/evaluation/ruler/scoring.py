@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from services.llm_longctx.evaluation.ruler.task import TASKS
+from services.llm_longctx.evaluation.ruler.samples.task import TASKS
 from shared.errors import InvalidOption
 
 __all__ = ["clean", "score", "string_match_all", "string_match_part"]

@@ -59,26 +59,26 @@ def prefill(q: Tensor, k: Tensor, v: Tensor, blocks: BlockCsr) -> tuple[Tensor, 
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _prefill(  # type: ignore[no-untyped-def]  # noqa: ANN202  # Triton's own language
-    q,
-    k,
-    v,
-    out,
-    lse,
-    row_ptr,
-    cols,
-    q_head,
-    q_row,
-    k_head,
-    k_row,
-    v_head,
-    v_row,
-    T,
-    N,
-    scale,
-    block_rows,
-    first,
-    group,
+def _prefill(  # pointers and numbers alike are tensors to Triton
+    q: tl.tensor,
+    k: tl.tensor,
+    v: tl.tensor,
+    out: tl.tensor,
+    lse: tl.tensor,
+    row_ptr: tl.tensor,
+    cols: tl.tensor,
+    q_head: tl.tensor,
+    q_row: tl.tensor,
+    k_head: tl.tensor,
+    k_row: tl.tensor,
+    v_head: tl.tensor,
+    v_row: tl.tensor,
+    T: tl.tensor,
+    N: tl.tensor,
+    scale: tl.tensor,
+    block_rows: tl.tensor,
+    first: tl.tensor,
+    group: tl.tensor,
     SHARE: tl.constexpr,
     BLOCK: tl.constexpr,
     KEY_BLOCK: tl.constexpr,
@@ -87,7 +87,7 @@ def _prefill(  # type: ignore[no-untyped-def]  # noqa: ANN202  # Triton's own la
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
     WIDEN: tl.constexpr,
-):
+) -> None:
     head, block_row, tile = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     # Row r of the task is query r % BLOCK of the block, of head r // BLOCK of those that share it.
     row = tile * ROWS + tl.arange(0, ROWS)

@@ -101,14 +101,14 @@ def _address(x: Tensor | None) -> int:
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _decode(  # type: ignore[no-untyped-def]  # noqa: ANN202  # Triton's own language
-    q,
-    words,
-    pages,
-    out,
-    lse,
-    page_stride,
-    scale,
+def _decode(  # pointers and numbers alike are tensors to Triton
+    q: tl.tensor,
+    words: tl.tensor,
+    pages: tl.tensor,
+    out: tl.tensor,
+    lse: tl.tensor,
+    page_stride: tl.tensor,
+    scale: tl.tensor,
     SPAN: tl.constexpr,
     PAGE: tl.constexpr,
     G: tl.constexpr,
@@ -118,7 +118,7 @@ def _decode(  # type: ignore[no-untyped-def]  # noqa: ANN202  # Triton's own lan
     KEYS: tl.constexpr,
     WORDS: tl.constexpr,
     WIDEN: tl.constexpr,
-):
+) -> None:
     problem, part = tl.program_id(0), tl.program_id(1)
     word = words + problem * WORDS
     dtype = tl.pointer_type(q.dtype.element_ty)

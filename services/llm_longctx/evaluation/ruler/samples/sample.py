@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from shared.lm.niah_prompts import Codec
 
-__all__ = ["Rendered", "RulerSample", "render"]
+__all__ = ["RenderedSample", "RulerSample", "render"]
 
 _MARK = "<<<context ends here>>>"
 
@@ -53,14 +53,14 @@ class RulerSample:
 
 
 @dataclass(frozen=True, slots=True)
-class Rendered:
+class RenderedSample:
     """Tokens of a sample: those that a method may compress, and those that come behind."""
 
     context_ids: tuple[int, ...]
     question_ids: tuple[int, ...]
 
 
-def render(codec: Codec, sample: RulerSample, *, chat: bool | None = None) -> Rendered:
+def render(codec: Codec, sample: RulerSample, *, chat: bool | None = None) -> RenderedSample:
     """Tokens under the chat template, or plainly.
 
     The answer's prefix stands in the assistant's turn. Both protocols use these tokens, and differ only in what the
@@ -74,7 +74,7 @@ def render(codec: Codec, sample: RulerSample, *, chat: bool | None = None) -> Re
     return render_text(codec, sample.context, sample.question, sample.answer_prefix, chat=chat)
 
 
-def render_text(codec: Codec, context: str, question: str, prefix: str, *, chat: bool | None = None) -> Rendered:
+def render_text(codec: Codec, context: str, question: str, prefix: str, *, chat: bool | None = None) -> RenderedSample:
     """As `render`, of texts."""
     if codec.chat_template is not None if chat is None else chat:
         whole = codec.chat([{"role": "user", "content": context + _MARK + question}])
@@ -82,4 +82,4 @@ def render_text(codec: Codec, context: str, question: str, prefix: str, *, chat:
         context_ids = codec.encode(head, special=False)
     else:
         context_ids, tail = codec.encode(context), f"{question} "
-    return Rendered(tuple(context_ids), tuple(codec.encode(tail + prefix, special=False)))
+    return RenderedSample(tuple(context_ids), tuple(codec.encode(tail + prefix, special=False)))

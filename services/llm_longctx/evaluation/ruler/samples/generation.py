@@ -8,20 +8,16 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from services.llm_longctx.evaluation.ruler.drafts import (
-    Built,
-    Draft,
-    check_questions,
-    draft_chains,
-    draft_coded_words,
-    draft_common_words,
-    draft_needles,
-    streams,
-)
-from services.llm_longctx.evaluation.ruler.haystacks import draft_documents, sentences_of
-from services.llm_longctx.evaluation.ruler.placement import fit
-from services.llm_longctx.evaluation.ruler.sample import RulerSample, render_text
-from services.llm_longctx.evaluation.ruler.task import TASKS, Task
+from services.llm_longctx.evaluation.ruler.samples.coded_words import draft_coded_words
+from services.llm_longctx.evaluation.ruler.samples.common_words import draft_common_words
+from services.llm_longctx.evaluation.ruler.samples.documents import draft_documents
+from services.llm_longctx.evaluation.ruler.samples.draft import Draft, Passage, seed_streams
+from services.llm_longctx.evaluation.ruler.samples.needles import draft_needles
+from services.llm_longctx.evaluation.ruler.samples.placement import fit
+from services.llm_longctx.evaluation.ruler.samples.prose import split_sentences
+from services.llm_longctx.evaluation.ruler.samples.sample import RulerSample, render_text
+from services.llm_longctx.evaluation.ruler.samples.task import TASKS, Task
+from services.llm_longctx.evaluation.ruler.samples.variable_chains import draft_chains
 from shared.errors import InvalidOption
 from shared.lm.niah_prompts import Codec
 
@@ -60,7 +56,7 @@ def generate(
     if (known := TASKS.get(task)) is None:
         detail = f"There is no RULER-form task {task!r}; known are {', '.join(TASKS)}."
         raise InvalidOption(detail, field="tasks")
-    check_questions(known, questions)
+    _check_questions(known, questions)
     samples: list[RulerSample] = []
     for group in range(-(-n // questions)):
         draft = _draft(known, group, length, seed, corpus, questions, data)
@@ -71,7 +67,7 @@ def generate(
 def _draft(
     task: Task, group: int, length: int, seed: int, corpus: str | None, questions: int, data: Path | None
 ) -> Draft:
-    rng, filler = streams(seed, task.name, group)
+    rng, filler = seed_streams(seed, task.name, group)
     if task.kind == "vt":
         return draft_chains(rng)
     if task.kind == "cwe":
@@ -83,7 +79,7 @@ def _draft(
             detail = f"{task.name} runs on a file of questions, and there is none."
             raise InvalidOption(detail, hint="Give one with --qa: JSONL, SQuAD 2 or HotpotQA.", field="qa")
         return draft_documents(Path(data), group, rng, filler)
-    prose = sentences_of(corpus) if task.haystack == "prose" else None
+    prose = split_sentences(corpus) if task.haystack == "prose" else None
     return draft_needles(task, rng, filler, questions, prose)
 
 
@@ -98,27 +94,34 @@ def _fit_group(
         return max(count(units)) + task.max_new_tokens if units <= draft.most else length + 1
 
     units = fit(measure, length, first=draft.first)
-    built = draft.build(units)
+    passage = draft.build(units)
     return [
         RulerSample(
             task.name,
             group * questions + i,
             group,
-            built.context,
-            asked.question,
-            asked.prefix,
-            asked.references,
+            passage.context,
+            question.text,
+            question.prefix,
+            question.references,
             task.max_new_tokens,
             length,
             tokens,
             seed,
-            built.depths,
+            passage.depths,
         )
-        for i, (asked, tokens) in enumerate(zip(built.asked, count(units), strict=True))
+        for i, (question, tokens) in enumerate(zip(passage.questions, count(units), strict=True))
     ]
 
 
-def _count_tokens(codec: Codec, built: Built, *, chat: bool | None) -> tuple[int, ...]:
+def _count_tokens(codec: Codec, passage: Passage, *, chat: bool | None) -> tuple[int, ...]:
     """Tokens of the prompt of each question."""
-    rendered = [render_text(codec, built.context, one.question, one.prefix, chat=chat) for one in built.asked]
+    rendered = [render_text(codec, passage.context, one.text, one.prefix, chat=chat) for one in passage.questions]
     return tuple(len(one.context_ids) + len(one.question_ids) for one in rendered)
+
+
+def _check_questions(task: Task, questions: int) -> None:
+    """Refuse more questions than a context can answer."""
+    if not 1 <= questions <= task.max_questions:
+        detail = f"{task.name} can ask {task.max_questions} question(s) of one context, not {questions}."
+        raise InvalidOption(detail, field="questions")

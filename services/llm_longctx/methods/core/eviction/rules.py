@@ -1,6 +1,6 @@
 """Rules of eviction by scores: knobs, counts, who is kept, and the oracle; pure functions of tensors.
 
-Knows no engine and no hook; `eviction_method` is the class that methods derive from.
+Knows no engine and no hook; `method` holds the class that methods derive from.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from services.llm_longctx.methods.core.attention_method import AttentionMethod, Reference, Supports
-from services.llm_longctx.methods.core.eviction_allocation import (
+from services.llm_longctx.methods.core.eviction.allocation import (
     SafeguardRule,
     count_kept,
     keep_critical,
@@ -21,9 +21,9 @@ from services.llm_longctx.methods.core.eviction_allocation import (
     keep_per_layer,
     pyramid_counts,
 )
-from services.llm_longctx.methods.core.eviction_budget import estimate_footprint, fit_budget
-from services.llm_longctx.methods.core.eviction_evidence import Evidence, split_output, value_norms
-from services.llm_longctx.methods.core.eviction_oracle import replay
+from services.llm_longctx.methods.core.eviction.budget import estimate_footprint, fit_budget
+from services.llm_longctx.methods.core.eviction.evidence import Evidence, split_output, value_norms
+from services.llm_longctx.methods.core.eviction.oracle import replay
 from services.llm_longctx.methods.core.hook_inputs import CacheView, ReadTokens, ReplayView, ScoringView
 from services.llm_longctx.methods.core.hook_results import Footprint, Heads
 from services.llm_longctx.methods.core.oracle import masked_attention

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from services.llm_longctx.methods.core.eviction_evidence import Evidence, rotary_angles
-from services.llm_longctx.methods.core.eviction_rules import EvictionRules
+from services.llm_longctx.methods.core.eviction.evidence import Evidence, rotary_angles
+from services.llm_longctx.methods.core.eviction.rules import EvictionRules
 from services.llm_longctx.methods.core.hook_inputs import (
     CacheView,
     DecodeView,

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from services.llm_longctx.methods.core.eviction_evidence import Evidence
+from services.llm_longctx.methods.core.eviction.evidence import Evidence
 from services.llm_longctx.methods.core.hook_inputs import CacheView, ReadTokens
 
 __all__ = ["CutRules", "replay"]

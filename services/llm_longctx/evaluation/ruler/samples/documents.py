@@ -1,60 +1,21 @@
-"""Haystacks of text for RULER-form tasks: sentences of prose, and documents of a file of the user's.
-
-Prose is Python's help topics, or a file. Knows text; knows no task and no tokenizer.
-"""
+"""Documents of a file of the user's, and a question about one of them among the others."""
 
 from __future__ import annotations
 
 import json
 import random
-import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from services.llm_longctx.evaluation.ruler.drafts import Asked, Built, Draft
-from services.llm_longctx.evaluation.text_corpus import load_library_prose
+from services.llm_longctx.evaluation.ruler.samples.draft import Draft, Passage, PassageQuestion
 from shared.errors import InvalidOption, Malformed
 
-__all__ = ["QaRow", "Sentences", "draft_documents", "read_qa", "sentences_of"]
+__all__ = ["QaRow", "draft_documents", "read_qa"]
 
 MAX_QA_BYTES = 64 * 2**20
 """Largest file of questions that is read."""
-
-_END = re.compile(r"""(?<=[.!?])\s+(?=[A-Z"'“‘])""")
-
-
-@dataclass(frozen=True)
-class Sentences:
-    """Sentences of a text, and how many words each has."""
-
-    sentences: tuple[str, ...]
-
-    def take(self, words: int, seed: int) -> list[str]:
-        """Sentences of exactly so many words, from a drawn one on and round; a cut last one gets a full stop."""
-        at, taken, pieces = random.Random(seed).randrange(len(self.sentences)), 0, []
-        while taken < words:
-            own = self.sentences[at].split(" ")
-            whole = len(own) <= words - taken
-            own = own[: words - taken]
-            pieces.append(" ".join(own) if whole else f"{' '.join(own).rstrip('.,;:!?')}.")
-            taken, at = taken + len(own), (at + 1) % len(self.sentences)
-        return pieces
-
-
-@cache
-def sentences_of(text: str | None) -> Sentences:
-    """Sentences of a text; None: of Python's help topics.
-
-    Raises:
-        InvalidOption: There is none in it.
-    """
-    folded = " ".join((load_library_prose(1 << 30) if text is None else text).split())
-    found = tuple(one for one in _END.split(folded) if one)
-    if not found:
-        raise InvalidOption("The text for haystacks is empty.", field="text")
-    return Sentences(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,14 +110,14 @@ class _Documents:
     def most(self) -> int:
         return len(self.row.documents) + len(self.distractors)
 
-    def build(self, units: int) -> Built:
+    def build(self, units: int) -> Passage:
         documents = [*self.row.documents, *self.distractors[: units - len(self.row.documents)]]
         random.Random(self.filler).shuffle(documents)
         intro = "Answer the question from the documents below. Give the answer alone, without other words."
         text = "\n\n".join(f"Document {i}:\n{one}" for i, one in enumerate(documents, 1))
         again = "Answer the question from the documents above. Give the answer alone, without other words."
-        asked = Asked(f"{again}\n\nQuestion: {self.row.question}", "Answer:", self.row.answers)
-        return Built(f"{intro}\n\n{text}\n", (asked,))
+        question = PassageQuestion(f"{again}\n\nQuestion: {self.row.question}", "Answer:", self.row.answers)
+        return Passage(f"{intro}\n\n{text}\n", (question,))
 
 
 def draft_documents(path: Path, group: int, rng: random.Random, filler: int) -> Draft:

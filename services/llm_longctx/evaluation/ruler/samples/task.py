@@ -27,7 +27,7 @@ class Task:
         value: What its value is.
         keys: Needles of different keys.
         values: Values of each key.
-        asked: Keys that one question asks for.
+        queries: Keys that one question asks for.
         offline: Whether it needs no file of the user's.
     """
 
@@ -40,7 +40,7 @@ class Task:
     value: Literal["number", "uuid"] = "number"
     keys: int = 1
     values: int = 1
-    asked: int = 1
+    queries: int = 1
     offline: bool = True
 
     @property
@@ -48,7 +48,7 @@ class Task:
         """Most questions that one context can answer."""
         if self.kind != "niah":
             return 1
-        return 1000 if self.haystack == "needles" else self.keys // self.asked
+        return 1000 if self.haystack == "needles" else self.keys // self.queries
 
 
 TASKS: Mapping[str, Task] = {
@@ -61,7 +61,7 @@ TASKS: Mapping[str, Task] = {
         Task("niah_multikey_2", "niah", 128, haystack="needles"),
         Task("niah_multikey_3", "niah", 128, haystack="needles", key="uuid", value="uuid"),
         Task("niah_multivalue", "niah", 128, values=4),
-        Task("niah_multiquery", "niah", 128, keys=4, asked=4),
+        Task("niah_multiquery", "niah", 128, keys=4, queries=4),
         Task("vt", "vt", 30),
         Task("cwe", "cwe", 120),
         Task("fwe", "fwe", 50),
