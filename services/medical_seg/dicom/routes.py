@@ -25,7 +25,7 @@ from shared.serving.host import Host
 from shared.serving.http.openapi_routes import problems
 from shared.serving.http.request_parsing import ParsedRequest, parse_request
 from shared.settings import Settings
-from shared.vision.decode import DecodeBounds
+from shared.vision.decode import platform_bounds
 
 if TYPE_CHECKING:
     from services.medical_seg.dicom.study import StudySegmenter
@@ -142,7 +142,7 @@ def _segmenter(host: Host, name: str | None, run: CallContext) -> StudySegmenter
     async def predict(request: SegmentIn) -> SegmentOut:
         return cast("SegmentOut", await host.predict(model, request, run))
 
-    bounds = DecodeBounds(bytes=host.settings.max_body_bytes, pixels=host.settings.max_pixels)
+    bounds = platform_bounds(host.settings)
     return StudySegmenter(predict, model, card.version, bounds)
 
 
