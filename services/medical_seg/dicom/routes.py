@@ -14,7 +14,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 
-from services.medical_seg.dicom.multipart import DICOM, parse_related
+from services.medical_seg.dicom.bodies import DICOM, parse_related, unpack_zip
 from services.medical_seg.dicom.schemas import StudyOptions, StudyOut
 from services.medical_seg.dicom.web_client import DicomWebClient
 from shared.api.mask import SegmentIn, SegmentOut
@@ -157,9 +157,7 @@ def _options(parsed: ParsedRequest) -> StudyOptions:
 
 def _files(parsed: ParsedRequest) -> list[bytes]:
     if parsed.body is not None and parsed.media in {"application/zip", "application/x-zip-compressed"}:
-        from services.medical_seg.dicom.study import unpack  # noqa: PLC0415  # see _segmenter
-
-        return unpack(parsed.body)
+        return unpack_zip(parsed.body)
     if parsed.body is not None and parsed.media in {DICOM, "application/octet-stream"}:
         return [parsed.body]
     if parsed.body is not None:
