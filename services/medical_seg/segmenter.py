@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 from pydantic import BaseModel
 
-from services.medical_seg.models.polyp_network import FEATURES, TENSOR_NAMES
+from services.medical_seg.models.polyp_network import TENSOR_NAMES
 from services.medical_seg.postprocess import BYTES_PER_PIXEL, draw_mask, encode_forms, extract_mask, measure
 from services.medical_seg.preprocess import resize_and_normalise
 from shared.api.mask import SegmentIn, SegmentOut
@@ -22,7 +22,7 @@ from shared.registry import Card
 from shared.registry.weights import Weights
 from shared.vision.decode import decode
 from shared.vision.draw import encode
-from shared.vision.servable import DataConfig, Stopwatch, VisionItem, VisionServable, reading_notes
+from shared.vision.servable import DataConfig, Stopwatch, VisionItem, VisionServable, add_features, reading_notes
 
 __all__ = ["MAX_PIXELS", "MIN_CONTRAST", "Segmenter"]
 
@@ -77,11 +77,8 @@ class Segmenter(VisionServable[SegmentIn, SegmentOut, _Frame]):
             TensorSpec(name=name, datatype="FP32", shape=(-1, channels, config.side, config.side))
             for name, channels in zip(TENSOR_NAMES, (3, 1), strict=True)
         )
-        if config.familiar is None:
-            return ExportedForms(weights, cache, (given,), (wanted,), tag=f"{config.side}px-v1", call="prediction")
-        features = TensorSpec(name=FEATURES, datatype="FP32", shape=(-1, len(config.familiar.mean)))
-        tag, call = f"{config.side}px-features-v1", "prediction_and_features"
-        return ExportedForms(weights, cache, (given,), (wanted, features), tag=tag, call=call)
+        forms = ExportedForms(weights, cache, (given,), (wanted,), tag=f"{config.side}px-v1", call="prediction")
+        return add_features(forms, config.familiar)
 
     def read(self, request: SegmentIn, watch: Stopwatch) -> _Frame:
         """The picture, squashed to the network's square."""

@@ -17,10 +17,10 @@ COUNTS = frozenset({"frames", "empty_frames", "pictures", "crops", "pairs", "cle
 
 
 def measured_card(card: Card, folder: Path, weights: str | None = None) -> Card:
-    """A Card with what the manifest of its weights says; the metrics that it has (a paper's) stay, after ours.
+    """A Card with what the manifest of its weights says; the metrics that it has stay, after ours.
 
     Args:
-        card: Its `metrics` are published ones, with notes that hold for ours of the same name.
+        card: Its `metrics` are published ones.
         folder: Where the manifest is.
         weights: Name of the weights, where it is not that of the model.
 
@@ -28,16 +28,8 @@ def measured_card(card: Card, folder: Path, weights: str | None = None) -> Card:
         NotReady: There is no such manifest.
     """
     manifest = read_manifest(folder / f"{weights or card.name}.safetensors")
-    ours = measured_metrics(manifest)
-    known = {metric.name: metric for metric in card.metrics}
-    mine = [
-        metric.model_copy(update={"paper": known[metric.name].paper}) if metric.name in known else metric
-        for metric in ours
-    ]
-    rest = [metric for metric in card.metrics if metric.name not in {metric.name for metric in ours}]
-    return card.model_copy(
-        update={"metrics": (*mine, *rest), "weights": manifest.sha256, "parameters": manifest.parameters}
-    )
+    metrics = (*measured_metrics(manifest), *card.metrics)
+    return card.model_copy(update={"metrics": metrics, "weights": manifest.sha256, "parameters": manifest.parameters})
 
 
 def measured_metrics(manifest: Manifest) -> tuple[Metric, ...]:
@@ -50,10 +42,14 @@ def measured_metrics(manifest: Manifest) -> tuple[Metric, ...]:
 
 
 def _measured_on(manifest: Manifest, metric: str) -> str:
-    """The held-out pictures; where kinds are told apart, also those of the other kind."""
-    data = manifest.data.get("measured_on") or f"Real: {manifest.data.get('data', 'your data')}"
+    """The held-out pictures, or parts of them; where kinds are told apart, also those of the other kind."""
+    data = manifest.data.get("measured_on") or manifest.data.get("data", "your data")
     kind, _, other = metric.partition("_")
-    return f"{data}, against pictures of {other}" if kind in {"auroc", "warned"} else data
+    if kind in {"auroc", "warned"}:
+        return f"{data}, against pictures of {other}"
+    if metric.endswith("_crops") and "crops" in manifest.metrics:
+        return f"{data}, {manifest.metrics['crops']:,.0f} crops of them"
+    return data
 
 
 def _interval(manifest: Manifest, name: str) -> str | None:

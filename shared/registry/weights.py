@@ -75,7 +75,8 @@ class Manifest(_Facts):
         default_factory=dict, description="Ends of the 95 % intervals of metrics."
     )
     constants: dict[str, float] = Field(
-        default_factory=dict, description="Of post-processing (temperature, thresholds), chosen on validation data."
+        default_factory=dict,
+        description="Of post-processing (temperature, thresholds), chosen on pictures that were not trained on.",
     )
     serves: str | None = Field(None, description="Name of the model that serves these weights, where it is another.")
     notes: dict[str, Any] = Field(default_factory=dict, description="What else a reader should know.")

@@ -89,11 +89,9 @@ def code_facts() -> dict[str, str]:
 def _round(network: nn.Module, dtype: Dtype) -> None:
     """Round every float in place to what its file will hold, so that what is measured is what is stored."""
     packed = pack_kernels(arrays_of(network)) if dtype == "int8" else {}
-    kernels = unpack_kernels(
-        {key: held for key, held in packed.items() if key.endswith(SCALE) or key + SCALE in packed}
-    )
+    kernels = unpack_kernels(packed)
     for key, tensor in network.state_dict().items():
-        if key in kernels:
+        if key + SCALE in packed:
             tensor.copy_(torch.from_numpy(kernels[key]))
         elif tensor.is_floating_point() and dtype != "float32":
             rounded = tensor.half().float()

@@ -138,7 +138,7 @@ class Recipe(_Knobs, ABC):
         return {}
 
     def calibrate(self, network: nn.Module) -> ServingFacts:
-        """What those who serve the weights must know beside them, chosen on validation data."""
+        """What those who serve the weights must know beside them, chosen on pictures that were not trained on."""
         return ServingFacts()
 
     def facts(self) -> dict[str, str]:

@@ -25,10 +25,11 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from shared.errors import FoveaError, Malformed, TooLarge, UnsupportedMedia
+from shared.settings import Settings
 from shared.vision.format_detection import detect_format, webp_canvas
-from shared.vision.picture_memory import PictureMemory, shared_memory
+from shared.vision.picture_memory import DEFAULT_MEMORY_BYTES, PictureMemory, shared_memory
 
-__all__ = ["DEFAULT_BOUNDS", "READABLE", "DecodeBounds", "DecodedImage", "decode"]
+__all__ = ["DEFAULT_BOUNDS", "READABLE", "DecodeBounds", "DecodedImage", "decode", "platform_bounds"]
 
 _PARSERS: dict[str, Callable[[io.BytesIO], ImageFile]] = {
     "PNG": PngImageFile,
@@ -73,11 +74,23 @@ class DecodeBounds:
     pixels: int = 64_000_000
     min_side: int = 1
     max_side: int = 16_384
-    memory: PictureMemory = field(default_factory=shared_memory, repr=False, compare=False)
+    memory: PictureMemory = field(
+        default_factory=lambda: shared_memory(DEFAULT_MEMORY_BYTES), repr=False, compare=False
+    )
 
 
 DEFAULT_BOUNDS = DecodeBounds()
 """What holds where nobody says otherwise."""
+
+
+def platform_bounds(settings: Settings) -> DecodeBounds:
+    """Bounds of what a route decodes itself, before a model is asked: those of the settings."""
+    return DecodeBounds(
+        bytes=settings.max_body_bytes,
+        pixels=settings.max_pixels,
+        max_side=settings.max_side,
+        memory=shared_memory(settings.picture_memory_bytes),
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -67,6 +67,6 @@ def _megabytes(size: int) -> str:
 
 
 @cache
-def shared_memory(total: int = DEFAULT_MEMORY_BYTES) -> PictureMemory:
+def shared_memory(total: int) -> PictureMemory:
     """The one budget of this process of `total` bytes."""
     return PictureMemory(total)

@@ -19,6 +19,7 @@ import numpy as np
 from pydantic import BaseModel
 from torch import nn
 
+from shared.api.tensors import TensorSpec
 from shared.errors import Cancelled, FoveaError, in_field
 from shared.export.artifacts import ExportedForms, open_engine_with_card
 from shared.registry import CallContext, Card, Engine, LoadContext, Servable
@@ -28,7 +29,15 @@ from shared.vision.decode import DEFAULT_BOUNDS, DecodeBounds, DecodedImage, dec
 from shared.vision.novelty import Familiar
 from shared.vision.picture_memory import DEFAULT_MEMORY_BYTES, shared_memory
 
-__all__ = ["DataConfig", "Stopwatch", "VisionItem", "VisionServable", "decode_bounds", "reading_notes"]
+__all__ = [
+    "DataConfig",
+    "Stopwatch",
+    "VisionItem",
+    "VisionServable",
+    "add_features",
+    "decode_bounds",
+    "reading_notes",
+]
 
 _UNFAMILIAR = (
     "The picture is unlike those that these weights learnt from: its features are {:.2f} away, where {:.2f} is the "
@@ -278,6 +287,22 @@ class VisionServable(Servable[Request, Answer], Generic[Request, Answer, Item]):
         """The picture in the field `name`, within the bounds of the model and the platform."""
         with in_field(name):
             return decode(data, self.bounds)
+
+
+def add_features(forms: ExportedForms, familiar: Familiar | None) -> ExportedForms:
+    """The forms with features (n, c) as their last output, where weights know their kind of picture.
+
+    The network's method for both is `<call>_and_features`.
+    """
+    if familiar is None:
+        return forms
+    features = TensorSpec(name="features", datatype="FP32", shape=(-1, len(familiar.mean)))
+    return replace(
+        forms,
+        outputs=(*forms.outputs, features),
+        tag=f"{forms.tag}-features",
+        call=f"{forms.call}_and_features",
+    )
 
 
 def reading_notes(how: str, image: DecodedImage) -> list[str]:

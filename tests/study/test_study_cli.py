@@ -16,7 +16,7 @@ from pydicom import dcmread
 
 from fovea.cli.main import main
 from services.gateway.tests.stage import fronted
-from services.medical_seg.dicom.multipart import build_related
+from services.medical_seg.dicom.bodies import build_related
 from services.medical_seg.dicom.routes import router
 from services.medical_seg.models.pranet import PraNetSegmenter
 from services.medical_seg.tests.test_dicom_objects import raw

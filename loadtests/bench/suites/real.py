@@ -43,7 +43,7 @@ def measure(rounds: int = 5, count: int = 10, data: Path | None = None) -> Table
     """Manifests, then the product: latency of the sample, and held-out pictures where there are any."""
     rows: list[Row] = []
     for name, (service, kind, shown) in MODELS.items():
-        rows += _told(kind, shown)
+        rows += _manifest_rows(kind, shown)
         with _running(service, kind.card.name) as base:
             rows.append(_latency(ask(base), kind, rounds, min(count, 10)))
             if data is not None and (data / name).is_dir():
@@ -51,26 +51,20 @@ def measure(rounds: int = 5, count: int = 10, data: Path | None = None) -> Table
     return Table(
         suite="real",
         title="Models on real pictures",
-        baseline="the paper, where it has a figure on such data; else itself",
+        baseline="itself",
         how="Manifests: held-out pictures, 95 % interval by bootstrap over pictures. Product: one request at a time "
         "over HTTP, one thread",
         rows=rows,
     )
 
 
-def _told(kind: type[VisionServable], shown: tuple[str, ...]) -> Iterator[Row]:
-    """Figures of a manifest as rows."""
+def _manifest_rows(kind: type[VisionServable], shown: tuple[str, ...]) -> Iterator[Row]:
+    """Figures of a manifest; those without an interval stand as their own ends."""
     manifest = read_manifest(kind.folder / f"{kind.weights}.safetensors")
-    papers = {metric.name: metric.paper for metric in kind.card.metrics}
     for name in shown:
         value = manifest.metrics[name]
         low, high = manifest.intervals.get(name, (value, value))
-        paper = papers.get(name) or value
-        yield Row(f"{manifest.name}: {name}", "", value, low, high, value / paper if paper else 1.0, _data(kind))
-
-
-def _data(kind: type[VisionServable]) -> str:
-    return read_manifest(kind.folder / f"{kind.weights}.safetensors").data["measured_on"]
+        yield Row(f"{manifest.name}: {name}", "", value, low, high, 1.0, manifest.data["measured_on"])
 
 
 def _latency(send: Ask, kind: type[VisionServable], rounds: int, count: int) -> Row:
@@ -93,14 +87,19 @@ def _scores(send: Ask, kind: type[VisionServable], folder: Path) -> list[Row]:
         masks = score_masks(send, out, name)
         dice = np.array(masks.dice)
         note = f"{len(dice)} frames by HTTP, median {np.median(dice):.3f}, {masks.warned} warned of"
-        return [row(f"{name}: Dice through the product", "", [float(dice.mean())], float(dice.mean()), note)]
+        return [_figure(f"{name}: Dice through the product", float(dice.mean()), note)]
     held = find_boxes(folder)
     out = held.take(np.flatnonzero(held_out(held.pictures, folder)))
     boxes = score_boxes(send, out, name)
     precision = float(box_average_precision(boxes.truth, boxes.found, (0.5,)).mean())
     there, seen = sum(map(len, boxes.truth)), sum(map(len, boxes.counted))
     note = f"{len(out)} pictures by HTTP, {seen} counted where {there} are marked, {boxes.warned} warned of"
-    return [row(f"{name}: mAP@.5 through the product", "", [precision], precision, note)]
+    return [_figure(f"{name}: mAP@.5 through the product", precision, note)]
+
+
+def _figure(name: str, value: float, note: str) -> Row:
+    """A figure that is measured once; it may be 0."""
+    return Row(name, "", value, value, value, 1.0, note)
 
 
 @contextmanager

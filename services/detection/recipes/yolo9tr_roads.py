@@ -1,6 +1,6 @@
 """Recipe of YOLO9tr on photographs of roads, or on any folder of pictures with boxes.
 
-Knows the network and its two branches; the committed weights were made from road surveys of the DNIT by it.
+Knows the network and its two branches; the committed weights are not of this recipe but of the one on drawn pavement.
 """
 
 from __future__ import annotations

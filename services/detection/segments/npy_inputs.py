@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import math
 import zipfile
+import zlib
 from typing import IO, Any
 
 import numpy as np
@@ -63,7 +64,7 @@ def _from_zip(given: bytes, field: str) -> dict[str, np.ndarray]:
                 with archive.open(entry) as stream:
                     found[name] = _checked(_from_npy(stream, name), name)
             return found
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, OSError, EOFError) as error:
         raise Malformed(f"{field} is a broken archive: {error}.", field=field) from error
 
 

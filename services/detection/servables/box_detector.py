@@ -34,12 +34,9 @@ from shared.registry import CallContext, Card
 from shared.registry.weights import Weights
 from shared.vision.calibration import Platt
 from shared.vision.draw import encode
-from shared.vision.servable import DataConfig, Stopwatch, VisionItem, VisionServable, reading_notes
+from shared.vision.servable import DataConfig, Stopwatch, VisionItem, VisionServable, add_features, reading_notes
 
 __all__ = ["TENSOR_NAMES", "BoxDetector"]
-
-FEATURES = "features"
-"""Second output of networks whose weights know their kind of picture."""
 
 TENSOR_NAMES = ("images", "predictions")
 """Input and output of the network as tensors, in the ONNX graph and on the Open Inference route."""
@@ -100,13 +97,11 @@ class BoxDetector(VisionServable[DetectIn, DetectOut, _Frame]):
             sides, cells, shapes = (side, side), sum((side // stride) ** 2 for stride in cls.strides), []
         given = TensorSpec(name=TENSOR_NAMES[0], datatype="FP32", shape=(-1, 3, *sides))
         made = TensorSpec(name=TENSOR_NAMES[1], datatype="FP32", shape=(-1, 4 + len(config.names), cells))
-        tag, wanted, call = f"{'square' if cls.square else 'free'}{side}-{cls.tag}", [made], cls.call
-        if config.familiar is not None:
-            wanted.append(TensorSpec(name=FEATURES, datatype="FP32", shape=(-1, len(config.familiar.mean))))
-            tag, call = f"{tag}-features", f"{call}_and_features"
-        return ExportedForms(
-            weights, cache, (given,), tuple(wanted), tag=tag, call=call, prepare=cls.prepare, shapes=shapes
+        tag = f"{'square' if cls.square else 'free'}{side}-{cls.tag}"
+        forms = ExportedForms(
+            weights, cache, (given,), (made,), tag=tag, call=cls.call, prepare=cls.prepare, shapes=shapes
         )
+        return add_features(forms, config.familiar)
 
     @staticmethod
     def prepare(network: nn.Module) -> nn.Module:

@@ -39,7 +39,7 @@ from shared.registry import CallContext
 from shared.serving.host import Host
 from shared.serving.http.negotiation import choose
 from shared.serving.http.openapi_routes import problems
-from shared.vision.decode import DecodeBounds
+from shared.vision.decode import DecodeBounds, platform_bounds
 
 __all__ = ["router"]
 
@@ -127,7 +127,7 @@ async def _observe(
     files: list[tuple[str, str, bytes]], options: SurveyOptions, host: Host, run: CallContext
 ) -> list[Observation]:
     """What is in the files, each with its place."""
-    bounds = DecodeBounds(bytes=host.settings.max_body_bytes, pixels=host.settings.max_pixels)
+    bounds = platform_bounds(host.settings)
     tracks = [data for name, _, data in files if name == "gpx"]
     track = await asyncio.to_thread(parse_gpx, tracks[0]) if tracks else None
     detect = _detector(host, options, run)

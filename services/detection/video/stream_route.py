@@ -30,7 +30,7 @@ from shared.serving.host import Host
 from shared.serving.http.errors import to_safe_error
 from shared.serving.http.negotiation import choose
 from shared.telemetry import DROPPED_FRAMES
-from shared.vision.decode import DecodeBounds, decode
+from shared.vision.decode import DecodeBounds, decode, platform_bounds
 from shared.vision.draw import encode
 
 __all__ = ["router"]
@@ -68,7 +68,7 @@ async def detect_stream(request: Request) -> Response:
     request.scope["fovea.model"] = name
     host.servable(name)
     media = choose(request.headers.get("accept"), [NDJSON, MULTIPART])
-    bounds = DecodeBounds(bytes=host.settings.max_body_bytes, pixels=host.settings.max_pixels)
+    bounds = platform_bounds(host.settings)
     parser = choose_parser(request.headers.get("content-type", ""), bounds)
     run: CallContext = request.scope["fovea.run"]
     source = _counted(

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from pydicom.dataset import Dataset
 
-from services.medical_seg.dicom.windowing import find_functional_item
+from services.medical_seg.dicom.frames import find_functional_item
 
 __all__ = ["PixelSize", "find_edges", "find_pixel_size"]
 

@@ -10,7 +10,6 @@ import copy
 import io
 import logging
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,11 +21,12 @@ from pydicom.pixels.processing import apply_color_lut
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGExtended12Bit
 
+from services.medical_seg.dicom.frames import count_frames
 from services.medical_seg.dicom.windowing import GreyWindow, to_grey
 from shared.errors import Malformed, TooLarge, UnsupportedMedia
 from shared.vision.decode import DEFAULT_BOUNDS, DecodeBounds
 
-__all__ = ["MAX_FRAMES", "count_frames", "has_pixels", "is_dicom", "read_frame", "read_frames", "read_object"]
+__all__ = ["MAX_FRAMES", "has_pixels", "is_dicom", "read_frame", "read_object"]
 
 MAX_FRAMES = 2000
 MIN_BYTES = 16
@@ -81,22 +81,6 @@ def _begins_with_tags(data: bytes) -> bool:
 def has_pixels(dataset: FileDataset) -> bool:
     """Whether an object is a picture: reports, plans and waveforms have none, and dose grids are no pictures."""
     return "PixelData" in dataset and "Rows" in dataset and dataset.get("Modality") not in {"SEG", "RTDOSE"}
-
-
-def count_frames(dataset: FileDataset) -> int:
-    """Frames of an object."""
-    try:
-        return max(int(dataset.get("NumberOfFrames") or 1), 1)
-    except (TypeError, ValueError):
-        return 1
-
-
-def read_frames(
-    dataset: FileDataset, window: GreyWindow | None = None, bounds: DecodeBounds = DEFAULT_BOUNDS
-) -> Iterator[Picture]:
-    """Frames (h, w, 3) uint8 in order, each decoded when it is asked for. See `read_frame`."""
-    for index in range(count_frames(dataset)):
-        yield read_frame(dataset, index, window, bounds)
 
 
 def read_frame(

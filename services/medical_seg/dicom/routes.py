@@ -14,7 +14,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 
-from services.medical_seg.dicom.multipart import DICOM, parse_related
+from services.medical_seg.dicom.bodies import DICOM, parse_related, unpack_zip
 from services.medical_seg.dicom.schemas import StudyOptions, StudyOut
 from services.medical_seg.dicom.web_client import DicomWebClient
 from shared.api.mask import SegmentIn, SegmentOut
@@ -25,7 +25,7 @@ from shared.serving.host import Host
 from shared.serving.http.openapi_routes import problems
 from shared.serving.http.request_parsing import ParsedRequest, parse_request
 from shared.settings import Settings
-from shared.vision.decode import DecodeBounds
+from shared.vision.decode import platform_bounds
 
 if TYPE_CHECKING:
     from services.medical_seg.dicom.study import StudySegmenter
@@ -142,7 +142,7 @@ def _segmenter(host: Host, name: str | None, run: CallContext) -> StudySegmenter
     async def predict(request: SegmentIn) -> SegmentOut:
         return cast("SegmentOut", await host.predict(model, request, run))
 
-    bounds = DecodeBounds(bytes=host.settings.max_body_bytes, pixels=host.settings.max_pixels)
+    bounds = platform_bounds(host.settings)
     return StudySegmenter(predict, model, card.version, bounds)
 
 
@@ -157,9 +157,7 @@ def _options(parsed: ParsedRequest) -> StudyOptions:
 
 def _files(parsed: ParsedRequest) -> list[bytes]:
     if parsed.body is not None and parsed.media in {"application/zip", "application/x-zip-compressed"}:
-        from services.medical_seg.dicom.study import unpack  # noqa: PLC0415  # see _segmenter
-
-        return unpack(parsed.body)
+        return unpack_zip(parsed.body)
     if parsed.body is not None and parsed.media in {DICOM, "application/octet-stream"}:
         return [parsed.body]
     if parsed.body is not None:

@@ -14,8 +14,8 @@ from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 from pydicom.uid import generate_uid
 
+from services.medical_seg.dicom.frames import count_frames, find_functional_item
 from services.medical_seg.dicom.geometry import find_pixel_size
-from services.medical_seg.dicom.windowing import find_functional_item
 
 __all__ = ["fill_identity", "has_geometry", "make_geometry", "remove_geometry"]
 
@@ -74,7 +74,7 @@ def make_geometry(sources: Sequence[Dataset]) -> list[Dataset]:
         one.FrameOfReferenceUID, one.PositionReferenceIndicator = reference, ""
         one.ImageOrientationPatient, one.PixelSpacing = [1, 0, 0, 0, 1, 0], spacing
         one.ImagePositionPatient, one.SliceThickness = [0, 0, place], 1.0
-        frames = int(one.get("NumberOfFrames") or 1)
+        frames = count_frames(one)
         if frames > 1:
             one.SharedFunctionalGroupsSequence = [_shared(spacing)]
             one.PerFrameFunctionalGroupsSequence = [_frame(number) for number in range(frames)]
@@ -104,13 +104,13 @@ def remove_geometry(segmentation: Dataset, *, keep_size: bool) -> None:
 
 
 def _is_placed(source: Dataset) -> bool:
+    is_single = count_frames(source) == 1
     for name, attribute in (
         ("PlanePositionSequence", "ImagePositionPatient"),
         ("PlaneOrientationSequence", "ImageOrientationPatient"),
         ("PixelMeasuresSequence", "PixelSpacing"),
     ):
         item = find_functional_item(source, name, 0)
-        is_single = int(source.get("NumberOfFrames") or 1) == 1
         if not (item is not None and item.get(attribute)) and not (is_single and source.get(attribute)):
             return False
     return True

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
-import zipfile
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -16,8 +14,9 @@ from pydicom.dataset import FileDataset
 from services.medical_seg.dicom import derived_objects
 from services.medical_seg.dicom.burnt_in import inspect_text
 from services.medical_seg.dicom.derived_objects import MaskFinding
+from services.medical_seg.dicom.frames import count_frames
 from services.medical_seg.dicom.geometry import find_edges, find_pixel_size
-from services.medical_seg.dicom.reading import count_frames, has_pixels, read_frame, read_object
+from services.medical_seg.dicom.reading import has_pixels, read_frame, read_object
 from services.medical_seg.dicom.schemas import (
     BurntInText,
     FrameOut,
@@ -30,19 +29,17 @@ from services.medical_seg.dicom.schemas import (
 from services.medical_seg.dicom.windowing import GreyWindow, parse_window
 from services.medical_seg.postprocess import draw_mask
 from shared.api.mask import SegmentIn, SegmentOut
-from shared.errors import FoveaError, Malformed, TooLarge, UnsupportedMedia
+from shared.errors import FoveaError, UnsupportedMedia
 from shared.registry import CallContext
 from shared.vision.decode import DecodeBounds, decode
 from shared.vision.draw import encode
 
-__all__ = ["StudySegmenter", "unpack"]
+__all__ = ["StudySegmenter"]
 
 Predict = Callable[[SegmentIn], Awaitable[SegmentOut]]
 Masks = NDArray[np.bool_]
 
 AT_ONCE = 4
-MAX_FILES = 2000
-MAX_UNPACKED_BYTES = 2**30
 STRIP_HEIGHT, STRIP_FRAMES = 160, 24
 DETECTOR_NOTE = (
     "The pixels' size is that of the detector: areas in mm² are too large by the square of the magnification."
@@ -167,7 +164,7 @@ class StudySegmenter:
         warnings, masks = [], np.concatenate(group.masks)
         if any(one.burnt_in_text.suspected for one in group.answers):
             warnings.append(TEXT_NOTE)
-        if any(one.pixel_size and one.pixel_size.source == "ImagerPixelSpacing" for one in group.answers):
+        if any(size.is_at_detector for size in map(find_pixel_size, group.objects) if size is not None):
             warnings.append(DETECTOR_NOTE)
         if any(one.pixel_size is None for one in group.answers):
             warnings.append("The objects do not state their pixels' size, so areas are in pixels only.")
@@ -196,23 +193,6 @@ class StudySegmenter:
             strip=_join(group.tiles) if group.tiles else None,
             warnings=warnings,
         )
-
-
-def unpack(data: bytes) -> list[bytes]:
-    """Files of a zip archive.
-
-    Raises:
-        Malformed: It is no zip archive.
-        TooLarge: It has too many files, or they are too large unpacked.
-    """
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            entries = [entry for entry in archive.infolist() if not entry.is_dir()]
-            if len(entries) > MAX_FILES or sum(entry.file_size for entry in entries) > MAX_UNPACKED_BYTES:
-                raise TooLarge(f"An archive may hold {MAX_FILES} files and {MAX_UNPACKED_BYTES // 2**20} MB unpacked.")
-            return [archive.read(entry) for entry in entries]
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, OSError) as error:
-        raise Malformed("The archive can't be read as zip.", field="files") from error
 
 
 def _sort_out(files: Sequence[bytes]) -> tuple[list[FileDataset], list[str]]:

@@ -10,10 +10,10 @@ from typing import Any
 
 import httpx2
 
-from services.medical_seg.dicom.multipart import DICOM, build_related, parse_related
+from services.medical_seg.dicom.bodies import DICOM, build_related, parse_related
 from shared.errors import Fault, InvalidOption, NotFound, NotReady, TooLarge
 
-__all__ = ["DicomWebClient", "check_uid"]
+__all__ = ["DicomWebClient"]
 
 TIMEOUT_S = 60.0
 MAX_STUDY_BYTES = 2**30
@@ -63,7 +63,7 @@ class DicomWebClient:
             NotReady: It can't be reached, or refuses.
             TooLarge: It is larger than `MAX_STUDY_BYTES`.
         """
-        path = f"/studies/{check_uid(study)}" + (f"/series/{check_uid(series)}" if series else "")
+        path = f"/studies/{_check_uid(study)}" + (f"/series/{_check_uid(series)}" if series else "")
         accept = f'multipart/related; type="{DICOM}"; transfer-syntax=*'
         try:
             with self._client.stream("GET", path, headers={"accept": accept}) as answer:
@@ -106,7 +106,7 @@ class DicomWebClient:
         return answer
 
 
-def check_uid(uid: str) -> str:
+def _check_uid(uid: str) -> str:
     """A UID, if it is one.
 
     Raises:

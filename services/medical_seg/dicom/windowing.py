@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.pixels.processing import apply_modality_lut
 
+from services.medical_seg.dicom.frames import find_functional_item
 from shared.errors import InvalidOption
 
-__all__ = ["GreyWindow", "find_functional_item", "find_window", "parse_window", "to_grey"]
+__all__ = ["GreyWindow", "find_window", "parse_window", "to_grey"]
 
 Floats = NDArray[np.float64]
 Function = Literal["LINEAR", "LINEAR_EXACT", "SIGMOID"]
@@ -58,7 +59,7 @@ def to_grey(raw: NDArray[Any], dataset: Dataset, index: int, window: GreyWindow 
     """Shades (h, w) uint8 of one frame's stored values."""
     values = _rescale(raw, dataset, index)
     used = window or find_window(dataset, index)
-    if used is None and "VOILUTSequence" in dataset and not window:
+    if used is None and "VOILUTSequence" in dataset:
         shades = _apply_table(values, dataset.VOILUTSequence[0])
     elif used is None:
         shades = _stretch(values, _padding_mask(raw, dataset))
@@ -75,18 +76,6 @@ def find_window(dataset: Dataset, index: int) -> GreyWindow | None:
         return None
     function = str(item.get("VOILUTFunction") or "LINEAR").upper()
     return GreyWindow(center, width, "SIGMOID" if function == "SIGMOID" else _linear(function))
-
-
-def find_functional_item(dataset: Dataset, name: str, index: int) -> Dataset | None:
-    """An item of an enhanced object's functional groups: the frame's own, or the shared one."""
-    frames = dataset.get("PerFrameFunctionalGroupsSequence") or ()
-    shared = dataset.get("SharedFunctionalGroupsSequence") or ()
-    for group in (*frames[index : index + 1], *shared[:1]):
-        sequence = group.get(name)
-        if sequence:
-            found: Dataset = sequence[0]
-            return found
-    return None
 
 
 def _linear(function: str) -> Function:

@@ -228,10 +228,8 @@ class PraNetSegmenter(Segmenter):
     @classmethod
     def describe(cls, card: Card, config: DataConfig) -> Card:
         """With the backbone that the loaded weights have."""
-        card = super().describe(card, config)
-        if "res2net50" not in card.variants:
-            return card
-        return card.model_copy(update={"variant": "res2net50" if config.familiar is None else "efficientnet-lite0"})
+        variant = "res2net50" if config.familiar is None else "efficientnet-lite0"
+        return super().describe(card, config).model_copy(update={"variant": variant})
 
 
 class PraNetV2Segmenter(Segmenter):

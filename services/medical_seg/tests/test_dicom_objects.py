@@ -19,11 +19,12 @@ from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.uid import generate_uid
 
+from services.medical_seg.dicom.bodies import build_related, parse_related
 from services.medical_seg.dicom.burnt_in import find_text_lines, inspect_text
 from services.medical_seg.dicom.derived_objects import MaskFinding, build_report, build_segmentation, to_bytes
+from services.medical_seg.dicom.frames import count_frames
 from services.medical_seg.dicom.geometry import PixelSize, find_edges, find_pixel_size
-from services.medical_seg.dicom.multipart import build_related, parse_related
-from services.medical_seg.dicom.reading import count_frames, has_pixels, read_frame, read_frames, read_object
+from services.medical_seg.dicom.reading import has_pixels, read_frame, read_object
 from services.medical_seg.dicom.windowing import GreyWindow, parse_window
 from shared.errors import InvalidOption, Malformed, TooLarge, UnsupportedMedia
 from shared.vision.decode import DecodeBounds
@@ -76,7 +77,7 @@ def test_lossless_jpeg_and_twelve_bits_are_decoded() -> None:
 
 def test_frames_of_a_film_come_in_order_and_differ() -> None:
     film = load("examples_ybr_color.dcm")
-    frames = [next(read_frames(film)), read_frame(film, 29)]
+    frames = [read_frame(film), read_frame(film, 29)]
     assert count_frames(film) == 30
     assert frames[0].shape == (240, 320, 3)
     assert (frames[0] != frames[1]).any()

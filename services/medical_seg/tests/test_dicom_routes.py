@@ -23,7 +23,7 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MultiFrameTrueColorSecondaryCaptureImageStorage, generate_uid
 from starlette.testclient import TestClient
 
-from services.medical_seg.dicom.multipart import build_related
+from services.medical_seg.dicom.bodies import build_related
 from services.medical_seg.dicom.routes import router
 from services.medical_seg.dicom.web_client import DicomWebClient
 from services.medical_seg.models.pranet import PraNetSegmenter
@@ -102,6 +102,16 @@ def example_png() -> bytes:
     out = io.BytesIO()
     Image.open(EXAMPLE).convert("RGB").save(out, "PNG")
     return out.getvalue()
+
+
+def test_an_archive_of_broken_bytes_is_refused(client: TestClient) -> None:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.dcm", raw("MR_small.dcm"))
+    whole = out.getvalue()
+    broken = whole[:35] + b"\xff" * 8 + whole[43:]
+    answer = client.post("/v1/segment/dicom", content=broken, headers={"content-type": "application/zip"})
+    assert answer.status_code == 400, answer.text
 
 
 def test_an_archive_or_one_file_will_do(client: TestClient) -> None:

@@ -19,7 +19,8 @@ from shared.errors import Cancelled, DeadlineExceeded, FoveaError, InvalidOption
 from shared.export.artifacts import ExportedForms
 from shared.registry import CallContext, Card, Limits, LoadContext, Paper
 from shared.registry.weights import Weights
-from shared.vision.decode import DecodeBounds
+from shared.settings import Settings
+from shared.vision.decode import DEFAULT_BOUNDS, DecodeBounds, platform_bounds
 from shared.vision.draw import encode
 from shared.vision.servable import DataConfig, Stopwatch, VisionItem, VisionServable, decode_bounds, reading_notes
 
@@ -222,6 +223,14 @@ def test_bounds_are_the_cards_and_the_platforms() -> None:
     strict = Grey(CARD, MeanEngine(), bounds=bounds)
     (answer,) = strict.predict([GreyIn(image=picture(10, side=65))], CallContext())
     assert isinstance(answer, TooLarge)
+
+
+def test_all_bounds_of_a_process_share_one_budget_of_memory() -> None:
+    settings = Settings(_env_file=None, max_side=99)
+    place = LoadContext(options={"picture_memory_bytes": str(settings.picture_memory_bytes)})
+    routes, model = platform_bounds(settings), decode_bounds(CARD, place)
+    assert routes.memory is model.memory is DEFAULT_BOUNDS.memory
+    assert routes.max_side == 99
 
 
 def test_the_classes_own_card_is_left_as_it_was(grey: Grey) -> None:

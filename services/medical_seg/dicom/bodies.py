@@ -1,16 +1,23 @@
-"""`multipart/related` of DICOMweb (PS3.18 8.7): bodies of several DICOM files, in and out."""
+"""Bodies of several DICOM files: `multipart/related` of DICOMweb (PS3.18 8.7) in and out, and zip archives in."""
 
 from __future__ import annotations
 
+import io
 import secrets
+import zipfile
+import zlib
 from collections.abc import Sequence
 from email.message import Message
 
-from shared.errors import Malformed
+from shared.errors import Malformed, TooLarge
 
-__all__ = ["DICOM", "build_related", "parse_related"]
+__all__ = ["DICOM", "build_related", "parse_related", "unpack_zip"]
 
 DICOM = "application/dicom"
+
+MAX_FILES = 2000
+MAX_UNPACKED_BYTES = 2**30
+"""Of an archive."""
 
 
 def parse_related(content_type: str, body: bytes) -> list[bytes]:
@@ -43,3 +50,20 @@ def build_related(files: Sequence[bytes]) -> tuple[str, bytes]:
     head = f"--{boundary}\r\nContent-Type: {DICOM}\r\n\r\n".encode()
     body = b"".join(head + file + b"\r\n" for file in files) + f"--{boundary}--\r\n".encode()
     return f'multipart/related; type="{DICOM}"; boundary={boundary}', body
+
+
+def unpack_zip(data: bytes) -> list[bytes]:
+    """Files of a zip archive.
+
+    Raises:
+        Malformed: It is no zip archive.
+        TooLarge: It has too many files, or they are too large unpacked.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            entries = [entry for entry in archive.infolist() if not entry.is_dir()]
+            if len(entries) > MAX_FILES or sum(entry.file_size for entry in entries) > MAX_UNPACKED_BYTES:
+                raise TooLarge(f"An archive may hold {MAX_FILES} files and {MAX_UNPACKED_BYTES // 2**20} MB unpacked.")
+            return [archive.read(entry) for entry in entries]
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError, OSError) as error:
+        raise Malformed("The archive can't be read as zip.", field="files") from error
