@@ -6,8 +6,7 @@ Asks a language model through templates, or compares texts without one (`claims`
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -16,16 +15,16 @@ from numpy.typing import NDArray
 from services.relevance_judge import claims
 from services.relevance_judge.chat_client import ChatClient
 from services.relevance_judge.embeddings import load_embedder
-from services.relevance_judge.judge import MAX_CONCURRENT_PAIRS, build_messages, fit_passage
-from services.relevance_judge.metrics.nuggets import Importance, NuggetScores, Support, score_answer
+from services.relevance_judge.judge import build_messages, fit_passage, map_concurrently
+from services.relevance_judge.metrics.citations import SentenceSupport
+from services.relevance_judge.metrics.nuggets import SUPPORT_VALUES, Importance, NuggetScores, Support, score_answer
 from services.relevance_judge.prompt_template import get_template, make_fence, render_prompt
-from shared.errors import FoveaError
 from shared.registry import CallContext
 
-__all__ = ["AnswerJudge", "Nugget", "SentenceSupport", "SupportScores", "score_support"]
+__all__ = ["AnswerJudge", "Nugget"]
 
 How = Literal["model", "similarity"]
-SUPPORTS: tuple[Support, ...] = ("not_support", "partial_support", "support")
+_BY_GRADE: tuple[Support, ...] = ("not_support", "partial_support", "support")
 PASSAGE_CHARS = 6000
 
 Item = TypeVar("Item")
@@ -39,36 +38,6 @@ class Nugget:
     text: str
     importance: Importance
     passages: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class SentenceSupport:
-    """A sentence of an answer.
-
-    Attributes:
-        cited: How each passage that it cites supports it; a citation of an unknown passage supports nothing.
-        best: How the passage that supports it most does, whether cited or not.
-    """
-
-    text: str
-    cited: dict[str, Support] = field(default_factory=dict)
-    best: Support = "not_support"
-    best_passage: str | None = None
-
-
-@dataclass(frozen=True)
-class SupportScores:
-    """Scores of an answer's sentences; partial support counts one half; None where there is nothing to count.
-
-    Attributes:
-        citation_precision: Mean over citations of how far they support their sentence.
-        citation_recall: Mean over sentences of their best citation's support; a sentence without one counts 0.
-        faithfulness: Mean over sentences of the best passage's support.
-    """
-
-    citation_precision: float | None
-    citation_recall: float | None
-    faithfulness: float | None
 
 
 @dataclass(frozen=True)
@@ -163,7 +132,7 @@ class AnswerJudge:
                 supports[name] = self._ask("claim-support", query, passages[name], text, run)
             else:
                 supports[name] = claims.classify_coverage(float(cover[names.index(name)]))
-        best = max(supports, key=lambda name: SUPPORTS.index(supports[name]))
+        best = max(supports, key=lambda name: SUPPORT_VALUES[supports[name]])
         known: dict[str, Support] = {name: supports.get(name, "not_support") for name in cited}
         is_held = supports[best] != "not_support"
         return SentenceSupport(text, known, supports[best], best if is_held else None)
@@ -180,7 +149,7 @@ class AnswerJudge:
     def _ask(self, template: str, query: str, passage: str, claim: str, run: CallContext) -> Support:
         """The model's word; an answer that is none of the words supports nothing."""
         grade = get_template(template).read_grade(self._chat(template, query, passage, claim, run)).grade
-        return SUPPORTS[grade] if grade is not None else "not_support"
+        return _BY_GRADE[grade] if grade is not None else "not_support"
 
     def _chat(self, name: str, query: str, passage: str, claim: str, run: CallContext) -> str:
         template = get_template(name)
@@ -196,27 +165,4 @@ class AnswerJudge:
     def _map(self, items: Sequence[Item], rule: Callable[[Item], Result], run: CallContext) -> list[Result]:
         if self.how == "similarity":
             return [rule(item) for item in items]
-        found: list[Result] = []
-        with ThreadPoolExecutor(MAX_CONCURRENT_PAIRS) as pool:
-            tasks = [pool.submit(rule, item) for item in items]
-            try:
-                for done, task in enumerate(tasks, 1):
-                    found.append(task.result())
-                    run.progress(done / len(tasks), f"{done} of {len(tasks)}")
-            except FoveaError:
-                for task in tasks:
-                    task.cancel()
-                raise
-        return found
-
-
-def score_support(sentences: Sequence[SentenceSupport]) -> SupportScores:
-    """Citation precision and recall, and faithfulness, of an answer's sentences."""
-    values = {support: place / 2 for place, support in enumerate(SUPPORTS)}
-    cited = [[values[support] for support in one.cited.values()] for one in sentences]
-    flat = [value for row in cited for value in row]
-    return SupportScores(
-        citation_precision=sum(flat) / len(flat) if flat else None,
-        citation_recall=sum(max(row, default=0.0) for row in cited) / len(cited) if cited else None,
-        faithfulness=sum(values[one.best] for one in sentences) / len(sentences) if sentences else None,
-    )
+        return map_concurrently(rule, items, run)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.relevance_judge.embeddings import load_embedder
-from services.relevance_judge.metrics.baselines import tokenize
+from services.relevance_judge.metrics.baselines import overlap
 from services.relevance_judge.metrics.nuggets import Support
 
 __all__ = [
@@ -64,10 +64,11 @@ def cover_claims(claims: Sequence[str], texts: Sequence[str]) -> NDArray[np.floa
     near = embedder.embed(list(claims)) @ embedder.embed([part for parts in sentences for part in parts]).T
     found = np.zeros((len(claims), len(texts)))
     for row, claim in enumerate(claims):
+        shares = overlap(claim, {str(column): text for column, text in enumerate(texts)})
         for column, text in enumerate(texts):
             cosine = max(float(near[row, owners == column].max()), 0.0)
             missing = set(_NUMBER.findall(claim)) - set(_NUMBER.findall(text))
-            found[row, column] = (cosine + _share_of_words(claim, text)) / (4 if missing else 2)
+            found[row, column] = (cosine + shares[str(column)]) / (4 if missing else 2)
     return found
 
 
@@ -84,8 +85,3 @@ def drop_repetitions(sentences: Sequence[str]) -> list[int]:
         if not kept or float((vectors[kept] @ vector).max()) < SAME:
             kept.append(place)
     return kept
-
-
-def _share_of_words(claim: str, text: str) -> float:
-    words = set(tokenize(claim))
-    return len(words & set(tokenize(text))) / len(words) if words else 0.0

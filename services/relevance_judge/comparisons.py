@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
 
 from services.relevance_judge.chat_client import ChatClient, ChatReply
-from services.relevance_judge.judge import MAX_CONCURRENT_PAIRS, build_messages
+from services.relevance_judge.judge import build_messages, map_concurrently
 from services.relevance_judge.metrics.agreement import Qrels
 from services.relevance_judge.metrics.preferences import Preference
 from services.relevance_judge.prompt_template import Template, get_template, make_fence, render_prompt
@@ -25,7 +24,12 @@ FORMS = (("A", " A", "a", " a"), ("B", " B", "b", " b"))
 
 @dataclass(frozen=True)
 class PassagePair:
-    """Two passages for one query; `label` is 1, −1 or 0 if people prefer the first, the second, neither."""
+    """Two passages for one query.
+
+    Attributes:
+        label: 1, −1 or 0 if people prefer the first, the second, neither.
+        names: Ids of query, first and second passage, where there are any.
+    """
 
     query: str
     first: str
@@ -50,12 +54,7 @@ class PairwiseJudge:
         if template.kind != "preference":
             raise InvalidOption(f"The template {template.id} is for {template.kind}, not for preference.")
         orders = [(pair, turned) for pair in pairs for turned in (False, True)]
-        found: list[float] = []
-        with ThreadPoolExecutor(MAX_CONCURRENT_PAIRS) as pool:
-            asked = pool.map(lambda one: self._ask(template, one[0], run, turned=one[1]), orders)
-            for done, value in enumerate(asked, 1):
-                found.append(value)
-                run.progress(done / len(orders), f"{done} of {len(orders)} questions")
+        found = map_concurrently(lambda one: self._ask(template, one[0], run, turned=one[1]), orders, run)
         return [
             Preference(forward, 1 - backward, len(pair.first.split()), len(pair.second.split()), pair.label)
             for pair, forward, backward in zip(pairs, found[::2], found[1::2], strict=True)

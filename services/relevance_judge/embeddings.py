@@ -17,10 +17,7 @@ from shared.errors import NotReady
 if TYPE_CHECKING:
     from shared.lm.embedder import SentenceEmbedder
 
-__all__ = ["EMBEDDER", "cosines", "embed_windows", "load_embedder"]
-
-EMBEDDER = "all-minilm-l6-v2"
-"""Name of the model, as verdicts and calibrations carry it."""
+__all__ = ["cosines", "embed_windows", "load_embedder"]
 
 OVERLAP = 0.5
 """Share of a window that the next one repeats."""

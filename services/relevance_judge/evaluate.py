@@ -17,14 +17,15 @@ from services.relevance_judge.chat_client import ChatClient
 from services.relevance_judge.judge import Judge
 from services.relevance_judge.metrics.agreement import agree
 from services.relevance_judge.metrics.baselines import overlap
-from services.relevance_judge.metrics.calibration import fit
+from services.relevance_judge.metrics.calibration import fit, grade_across_queries
 from services.relevance_judge.parsing.label_formats import format_labels
+from services.relevance_judge.parsing.trec import format_run
 from services.relevance_judge.schemas import JudgeIn, Pair
 from services.relevance_judge.storage.mini_collection import Collection, load_mini_collection
 from shared.registry import CallContext
 from shared.registry.discovery import servables
 
-__all__ = ["SETUPS", "add_grades", "format_run", "judge_by_overlap", "judge_collection", "measure_judge"]
+__all__ = ["SETUPS", "add_grades", "judge_by_overlap", "judge_collection", "measure_judge"]
 
 Row = dict[str, Any]
 
@@ -72,14 +73,10 @@ def add_grades(rows: Sequence[Row], collection: Collection) -> list[Row]:
     signals = [float(row["signal"]) for row in rows]
     truth = [collection.labels[row["qid"], row["docid"]] for row in rows]
     queries = [row["qid"] for row in rows]
-    cuts = {}
-    for left_out in dict.fromkeys(queries):
-        rest = [place for place, query in enumerate(queries) if query != left_out]
-        parts = ([values[place] for place in rest] for values in (signals, truth, queries))
-        cuts[left_out] = fit(*parts)
+    grades = grade_across_queries(signals, truth, queries).tolist()
     return [
-        {**row, "grade": cuts[row["qid"]].grade(row["signal"]), "valid": True, "reason": None, "flags": []}
-        for row in rows
+        {**row, "grade": grade, "valid": True, "reason": None, "flags": []}
+        for row, grade in zip(rows, grades, strict=True)
     ]
 
 
@@ -101,7 +98,9 @@ def main(
         if all("signal" in row for row in rows):
             results[name] = add_grades(rows, collection)
             if name != "query-lift":  # ranks the passages of a query as query-likelihood does
-                (collection.folder / "runs" / f"{name}.trec").write_text(format_run(name, results[name]), "utf8")
+                (collection.folder / "runs" / f"{name}.trec").write_text(
+                    format_run(_rank_signals(results[name]), name), "utf8"
+                )
         (folder / f"{name}.jsonl").write_text(format_labels(map(_round_floats, results[name]), "jsonl"), "utf8")
         typer.echo(_format_line(name, results[name], collection))
     (folder / "overlap.jsonl").write_text(format_labels(map(_round_floats, results["overlap"]), "jsonl"), "utf8")
@@ -112,16 +111,12 @@ def _round_floats(row: Row) -> Row:
     return {name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()}
 
 
-def format_run(name: str, rows: Sequence[Row]) -> str:
-    """Format a judge's signals as a run: how it ranks the passages that were labelled for each query."""
-    queries: dict[str, list[Row]] = {}
-    for row in rows:
-        queries.setdefault(row["qid"], []).append(row)
-    lines = []
-    for qid, group in queries.items():
-        best = sorted(group, key=lambda row: -row["signal"])
-        lines += [f"{qid} Q0 {row['docid']} {rank} {row['signal']:.6f} {name}\n" for rank, row in enumerate(best, 1)]
-    return "".join(lines)
+def _rank_signals(rows: Sequence[Row]) -> dict[str, list[tuple[str, float]]]:
+    """How a judge ranks the passages that were labelled for each query."""
+    queries: dict[str, list[tuple[str, float]]] = {row["qid"]: [] for row in rows}
+    for row in sorted(rows, key=lambda row: -row["signal"]):
+        queries[row["qid"]].append((row["docid"], row["signal"]))
+    return queries
 
 
 def measure_judge(rows: Sequence[Row], collection: Collection) -> dict[str, float | None]:

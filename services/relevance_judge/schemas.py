@@ -15,6 +15,8 @@ __all__ = ["EnsembleIn", "EnsembleRule", "JudgeIn", "JudgeOut", "Member", "Pair"
 EnsembleRule = Literal["majority", "average", "median"]
 
 MAX_PAIRS = 256
+MAX_SYSTEMS = 64
+"""Most runs whose differences are tested."""
 MAX_TEXT_CHARS = 200_000
 """Longest query or passage; longer ones are refused, not cut."""
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
 from importlib.util import find_spec
 
+from services.relevance_judge.embeddings import load_embedder
 from services.relevance_judge.metrics.baselines import bm25
 from services.relevance_judge.schemas import Verdict
 from shared.lm.bundled_models import MINILM, bundled_embedder
@@ -29,10 +29,10 @@ def score_embeddings(query: str, passages: Sequence[str]) -> list[float]:
     """Cosine of the sentence embeddings; opposite directions count as 0.
 
     Raises:
+        NotReady: PyTorch is not installed.
         NotFound: The embedding model is not installed.
     """
-    # torch is no part of this service's own needs, so that it is asked for where it is used
-    rows = import_module("shared.lm.embedder").embed([query, *passages])
+    rows = load_embedder().embed([query, *passages])
     return [min(max(float(rows[0] @ row), 0.0), 1.0) for row in rows[1:]]
 
 

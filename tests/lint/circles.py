@@ -9,7 +9,7 @@ import grimp
 PACKAGES = ("fovea", "services", "shared")
 
 
-def circles(graph: grimp.ImportGraph) -> list[list[str]]:
+def find_circles(graph: grimp.ImportGraph) -> list[list[str]]:
     """Groups of modules that reach each other by imports, each sorted by name (Tarjan, 1972)."""
     order: dict[str, int] = {}
     low: dict[str, int] = {}
@@ -41,7 +41,7 @@ def main() -> None:
     """Print every circle; the exit code says whether there are any."""
     sys.setrecursionlimit(10_000)
     graph = grimp.build_graph(*PACKAGES, exclude_type_checking_imports=False)
-    found = circles(graph)
+    found = find_circles(graph)
     for group in found:
         print("circle:", ", ".join(group))
     print(f"{len(found)} circles of imports." if found else "No import circle.")

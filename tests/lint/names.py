@@ -46,7 +46,7 @@ def is_participle(name: str) -> bool:
     return name in IRREGULAR or (name not in VERBS and re.fullmatch(r"[a-z]+ed", name) is not None)
 
 
-def definitions(root: pathlib.Path) -> Iterator[tuple[str, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]]:
+def iter_definitions(root: pathlib.Path) -> Iterator[tuple[str, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]]:
     """Place and node of every public class, and of every public function or method, outside of tests and stubs."""
     for room in ("fovea", "shared", "services"):
         for file in sorted((root / room).rglob("*.py")):
@@ -62,11 +62,11 @@ def is_property(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
     return any("property" in ast.unparse(decorator) for decorator in node.decorator_list)
 
 
-def complaints(root: pathlib.Path = ROOT) -> list[str]:
+def list_complaints(root: pathlib.Path = ROOT) -> list[str]:
     """One line for each name that breaks a rule."""
     classes: dict[str, list[str]] = collections.defaultdict(list)
     found: list[str] = []
-    for place, node in definitions(root):
+    for place, node in iter_definitions(root):
         if isinstance(node, ast.ClassDef):
             classes[node.name].append(place)
         elif is_participle(node.name) and node.name not in NAMED_SO and not is_property(node):
@@ -79,7 +79,7 @@ def complaints(root: pathlib.Path = ROOT) -> list[str]:
 
 def main() -> None:
     """Print all complaints; the exit code says whether there are any."""
-    found = complaints()
+    found = list_complaints()
     summary = f"{len(found)} names to mend." if found else "Names are verbs and nouns, each with one meaning."
     print(*found, summary, sep="\n")
     sys.exit(bool(found))

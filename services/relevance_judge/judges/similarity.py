@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from services.relevance_judge.embeddings import EMBEDDER, cosines
+from services.relevance_judge.embeddings import cosines
 from services.relevance_judge.judge import EXAMPLE, Judge, apply_calibration
 from services.relevance_judge.prompt_template import render_prompt
 from services.relevance_judge.schemas import JudgeIn, Pair, Verdict
+from shared.lm.bundled_models import MINILM
 from shared.registry import CallContext, Card, Metric, Paper
 
 __all__ = ["Similarity"]
@@ -52,8 +53,8 @@ class Similarity(Judge):
         passage = pair.passage[: request.passage_chars]
         query_form, passage_form = render_prompt(template, pair.query, passage, mark="").turns[:2]
         signal, tokens = cosines(query_form, [passage_form])[0]
-        facts = apply_calibration(signal, request, template.pinned_id, EMBEDDER)
+        facts = apply_calibration(signal, request, template.pinned_id, MINILM)
         cut = ["cut"] if len(passage) < len(pair.passage) else []
         return Verdict(
-            **{**facts, "flags": [*facts["flags"], *cut]}, template=template.pinned_id, llm=EMBEDDER, tokens=tokens
+            **{**facts, "flags": [*facts["flags"], *cut]}, template=template.pinned_id, llm=MINILM, tokens=tokens
         )

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["draw_ratios", "percentile_interval"]
+__all__ = ["divide_sums", "draw_ratios", "mean_interval", "percentile_interval"]
 
 Floats = NDArray[np.float64]
 Ratio = Mapping[str, tuple[float, float]]
+
+CHUNK = 1000
+"""Samples drawn at a time."""
+
+
+def divide_sums(counts: Ratio) -> float | None:
+    """The ratio of sums over queries, {query: (numerator, denominator)}; None where the denominator is 0."""
+    total = sum(whole for _, whole in counts.values())
+    return sum(part for part, _ in counts.values()) / total if total else None
 
 
 def draw_ratios(counts: Sequence[Ratio], *, draws: int, seed: int) -> Floats:
@@ -32,11 +42,21 @@ def draw_ratios(counts: Sequence[Ratio], *, draws: int, seed: int) -> Floats:
         return np.asarray(np.where(sums[..., 1] > 0, sums[..., 0] / sums[..., 1], np.nan))
 
 
+def mean_interval(values: Any, *, confidence: float = 0.95, draws: int = 10_000, seed: int = 0) -> tuple[float, float]:
+    """Percentile interval of the mean of values [n] when they are drawn again."""
+    x, source = np.asarray(values, float), np.random.default_rng(seed)
+    sizes = [min(CHUNK, draws - begin) for begin in range(0, draws, CHUNK)]
+    means = np.concatenate([x[source.integers(0, len(x), (size, len(x)))].mean(1) for size in sizes])
+    return _cut_tails(means, confidence)
+
+
 def percentile_interval(values: Floats, confidence: float = 0.95) -> tuple[float, float] | None:
     """Percentile interval of bootstrap values; None where all are undefined."""
     known = values[~np.isnan(values)]
-    if not known.size:
-        return None
+    return _cut_tails(known, confidence) if known.size else None
+
+
+def _cut_tails(values: Floats, confidence: float) -> tuple[float, float]:
     tail = (1.0 - confidence) * 50.0
-    low, high = np.percentile(known, (tail, 100.0 - tail))
+    low, high = np.percentile(values, (tail, 100.0 - tail))
     return float(low), float(high)

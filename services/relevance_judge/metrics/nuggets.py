@@ -6,16 +6,16 @@ arXiv:2504.15068): facts are vital or okay, an answer supports one, supports it 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Importance", "NuggetScores", "Support", "score_answer"]
+__all__ = ["SUPPORT_VALUES", "Importance", "NuggetScores", "Support", "score_answer"]
 
 Importance = Literal["vital", "okay"]
 Support = Literal["support", "partial_support", "not_support"]
 
-VALUES = {"support": 1.0, "partial_support": 0.5, "not_support": 0.0}
+SUPPORT_VALUES: Mapping[Support, float] = {"support": 1.0, "partial_support": 0.5, "not_support": 0.0}
 OKAY_WEIGHT = 0.5
 
 
@@ -48,7 +48,7 @@ def score_answer(
         supports: How the answer holds it.
         sentence_hits: Of each sentence of the answer, whether it holds a fact.
     """
-    graded = [VALUES[support] for support in supports]
+    graded = [SUPPORT_VALUES[support] for support in supports]
     whole = [float(value == 1.0) for value in graded]
     vital = [importance == "vital" for importance in importances]
     weights = [1.0 if one else OKAY_WEIGHT for one in vital]

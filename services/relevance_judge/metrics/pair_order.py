@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from services.relevance_judge.metrics.bootstrap import divide_sums
+
 __all__ = ["order_counts", "pair_order"]
 
 
@@ -14,9 +16,7 @@ def pair_order(signals: Any, grades: Any, queries: Any) -> float | None:
 
     0.5 is chance. None where no query holds two grades.
     """
-    counts = order_counts(signals, grades, queries).values()
-    total = sum(pairs for _, pairs in counts)
-    return sum(right for right, _ in counts) / total if total else None
+    return divide_sums(order_counts(signals, grades, queries))
 
 
 def order_counts(signals: Any, grades: Any, queries: Any) -> dict[str, tuple[float, float]]:

@@ -44,7 +44,7 @@ def correct_mean(
     weight: float | None = None,
     small_sample: bool = True,
 ) -> MeanEstimate:
-    """MeanEstimate a mean from human and machine values.
+    """Estimate a mean from human and machine values.
 
     Args:
         human: Values [n] by people; independent units, so whole queries where pairs of one query hang together.

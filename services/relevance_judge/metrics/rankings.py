@@ -14,9 +14,12 @@ from typing import Any, Literal
 import numpy as np
 from scipy import stats
 
+from shared.errors import InvalidOption
+
 __all__ = [
     "Comparison",
     "Missing",
+    "check_measure",
     "compare",
     "evaluate",
     "kendall_tau_b",
@@ -81,6 +84,14 @@ def system_scores(
             count = labelled if missing == "zero" else len(rows)
             scores[tag] = math.fsum(row[measure] for row in rows.values()) / count
     return scores
+
+
+def check_measure(name: str) -> None:
+    """Raise InvalidOption for a measure that is not known."""
+    try:
+        _measure(name)
+    except ValueError as error:
+        raise InvalidOption(str(error), field="measure") from error
 
 
 Rule = Callable[[Sequence[int], Mapping[str, int], int], float]

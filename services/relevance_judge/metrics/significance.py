@@ -1,4 +1,4 @@
-"""Paired significance of systems over queries: permutation tests, bootstrap intervals, and corrections for many pairs.
+"""Paired significance of systems over queries: permutation tests, and corrections for many pairs.
 
 After Smucker, Allan & Carterette (2007) on randomisation tests, and Carterette (2012) on comparing many systems.
 """
@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from services.relevance_judge.metrics.bootstrap import CHUNK, mean_interval
 from services.relevance_judge.metrics.rankings import evaluate
 
 __all__ = [
@@ -20,7 +21,6 @@ __all__ = [
     "PairTest",
     "compare_systems",
     "correct_p_values",
-    "mean_interval",
     "permutation_p",
     "tabulate_scores",
 ]
@@ -30,7 +30,6 @@ Correction = Literal["none", "bonferroni", "holm", "fdr", "max-t"]
 
 EXACT_QUERIES = 14
 """Up to so many queries all 2ⁿ signs are tried instead of a sample."""
-CHUNK = 1000
 
 
 @dataclass(frozen=True)
@@ -82,16 +81,6 @@ def permutation_p(differences: Any, *, draws: int = 10_000, seed: int = 0) -> fl
         return float((np.abs(signs @ d) >= observed).mean())
     hits = sum(int((np.abs(signs @ d) >= observed).sum()) for signs in _draw_signs(len(d), draws, seed))
     return (1 + hits) / (1 + draws)
-
-
-def mean_interval(values: Any, *, confidence: float = 0.95, draws: int = 10_000, seed: int = 0) -> tuple[float, float]:
-    """Percentile interval of the mean of values [n] when they are drawn again."""
-    x, source = np.asarray(values, float), np.random.default_rng(seed)
-    sizes = [min(CHUNK, draws - begin) for begin in range(0, draws, CHUNK)]
-    means = np.concatenate([x[source.integers(0, len(x), (size, len(x)))].mean(1) for size in sizes])
-    tail = (1 - confidence) * 50
-    low, high = np.percentile(means, (tail, 100 - tail))
-    return float(low), float(high)
 
 
 def correct_p_values(p: Sequence[float], how: Correction) -> list[float]:

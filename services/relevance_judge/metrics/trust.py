@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.relevance_judge.metrics.agreement import GRADES, Qrels, cohen_kappa
-from services.relevance_judge.metrics.bootstrap import draw_ratios, percentile_interval
+from services.relevance_judge.metrics.bootstrap import divide_sums, draw_ratios, percentile_interval
 from services.relevance_judge.metrics.calibration import grade_across_queries
 from services.relevance_judge.metrics.pair_order import order_counts
 from services.relevance_judge.metrics.rankings import kendall_tau_b
@@ -109,13 +109,8 @@ def build_trust_report(
     return TrustReport(judge, others, len(set(queries)), is_better, statement)
 
 
-def _ratio(counts: Counts) -> float | None:
-    total = sum(whole for _, whole in counts.values())
-    return sum(part for part, _ in counts.values()) / total if total else None
-
-
 def _lead(judge: Counts, other: Counts, drawn: NDArray[np.float64]) -> dict[str, float | Interval]:
-    ours, theirs = _ratio(judge), _ratio(other)
+    ours, theirs = divide_sums(judge), divide_sums(other)
     if ours is None or theirs is None:
         return {}
     return {"lead": ours - theirs, "lead_interval": percentile_interval(drawn)}
@@ -151,9 +146,9 @@ def _row(
     return RaterRow(
         name=key,
         pairs=len(pairs),
-        pair_order=_ratio(order),
+        pair_order=divide_sums(order),
         pair_order_interval=percentile_interval(drawn),
-        tau=_ratio(taus),
+        tau=divide_sums(taus),
         tau_interval=percentile_interval(draw_ratios([taus], draws=draws, seed=seed)[0]) if taus else None,
         kappa=cohen_kappa([labels[pair] for pair in shared], judged),
         kappa_interval=kappa_interval(labels, graded, draws=draws, seed=seed),

@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.relevance_judge.metrics.agreement import GRADES, Qrels, confusion
+from services.relevance_judge.metrics.bootstrap import percentile_interval
 
 __all__ = ["kappa_interval"]
 
 MIN_QUERIES = 2
-PERCENTILES = (2.5, 97.5)
 
 
 def kappa_interval(reference: Qrels, judge: Qrels, *, draws: int = 2000, seed: int = 0) -> tuple[float, float] | None:
@@ -33,11 +33,7 @@ def kappa_interval(reference: Qrels, judge: Qrels, *, draws: int = 2000, seed: i
     picks = np.random.default_rng(seed).integers(0, len(tables), (draws, len(tables)))
     times = np.stack([np.bincount(row, minlength=len(tables)) for row in picks])
     kappas = _kappas(np.einsum("dq,qab->dab", times, tables).astype(np.float64))
-    known = kappas[~np.isnan(kappas)]
-    if not known.size:
-        return None
-    low, high = np.percentile(known, PERCENTILES)
-    return float(low), float(high)
+    return percentile_interval(kappas)
 
 
 def _tables(reference: Qrels, judge: Qrels) -> Mapping[str, NDArray[np.int64]]:

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from shared.errors import Malformed
 
-__all__ = ["Runs", "format_qrels", "parse_qrels", "parse_runs", "read_qrels", "read_runs", "read_topics", "write_qrels"]
+__all__ = [
+    "Runs",
+    "format_qrels",
+    "format_run",
+    "parse_qrels",
+    "parse_runs",
+    "read_qrels",
+    "read_runs",
+    "read_topics",
+    "write_qrels",
+]
 
 Runs = dict[str, dict[str, dict[str, float]]]
 
@@ -91,6 +101,15 @@ def write_qrels(path: str | Path, labels: Mapping[tuple[str, str], int]) -> None
 def format_qrels(labels: Mapping[tuple[str, str], int]) -> str:
     """Labels as qrels lines."""
     return "".join(f"{query} 0 {passage} {grade}\n" for (query, passage), grade in labels.items())
+
+
+def format_run(ranked: Mapping[str, Iterable[tuple[str, float]]], tag: str) -> str:
+    """Passages with their scores, {qid: best first}, as run lines of one system."""
+    return "".join(
+        f"{query} Q0 {passage} {rank} {score:.6f} {tag}\n"
+        for query, row in ranked.items()
+        for rank, (passage, score) in enumerate(row, 1)
+    )
 
 
 def _split_lines(text: str, source: str, count: int, form: str) -> Iterator[tuple[int, list[str]]]:

@@ -87,11 +87,7 @@ def import_collection(body: ImportIn) -> ImportOut:
         topics="".join(f"{qid}\t{text}\n" for qid, text in found.topics.items()),
         passages="".join(json.dumps({"id": name, "text": text}) + "\n" for name, text in found.passages.items()),
         qrels=trec.format_qrels(found.labels),
-        run="".join(
-            f"{qid} Q0 {docid} {rank} {score:.6f} bm25\n"
-            for qid, row in ranked.items()
-            for rank, (docid, score) in enumerate(row[: body.depth], 1)
-        ),
+        run=trec.format_run({qid: row[: body.depth] for qid, row in ranked.items()}, "bm25"),
         notes=notes,
     )
 

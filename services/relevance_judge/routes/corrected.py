@@ -6,6 +6,7 @@ The unit is the query, since pairs of one query hang together. Stores nothing.
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 from fastapi import APIRouter
@@ -14,11 +15,11 @@ from pydantic import BaseModel, Field
 
 from services.relevance_judge.metrics.label_budget import plan_labels
 from services.relevance_judge.metrics.prediction_powered import MeanEstimate, correct_mean, human_mean
+from services.relevance_judge.metrics.rankings import check_measure
 from services.relevance_judge.metrics.significance import tabulate_scores
 from services.relevance_judge.parsing import trec
 from services.relevance_judge.parsing.label_formats import parse_labels
-from services.relevance_judge.routes.significance import MAX_SYSTEMS, check_measure
-from services.relevance_judge.schemas import StrictModel
+from services.relevance_judge.schemas import MAX_SYSTEMS, StrictModel
 from shared.errors import InvalidOption
 from shared.serving.http.openapi_routes import problems
 
@@ -155,9 +156,9 @@ def _tabulate(body: HumanSample) -> tuple[list[str], Floats, Floats, Floats]:
     runs = trec.parse_runs(body.runs)
     if not 1 <= len(runs) <= MAX_SYSTEMS:
         raise InvalidOption(f"There are {len(runs)} systems; 1 to {MAX_SYSTEMS} can be measured.", field="runs")
-    options = {"measure": body.measure, "relevance_level": body.relevance_level}
-    names, sampled, human = tabulate_scores(runs, human_labels, **options)  # type: ignore[arg-type]  # of two types
-    _, queries, judge = tabulate_scores(runs, judge_labels, **options)  # type: ignore[arg-type]  # of two types
+    options: dict[str, Any] = {"measure": body.measure, "relevance_level": body.relevance_level}
+    names, sampled, human = tabulate_scores(runs, human_labels, **options)
+    _, queries, judge = tabulate_scores(runs, judge_labels, **options)
     places = {query: place for place, query in enumerate(queries)}
     if lacking := [query for query in sampled if query not in places]:
         detail = f"The judge has no labels of the query {lacking[0]}, which people labelled."

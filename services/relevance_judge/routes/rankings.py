@@ -14,7 +14,6 @@ from services.relevance_judge.metrics.rankings import Missing
 from services.relevance_judge.parsing import trec
 from services.relevance_judge.parsing.label_formats import parse_labels
 from services.relevance_judge.schemas import StrictModel
-from shared.errors import InvalidOption
 from shared.serving.http.openapi_routes import problems
 
 __all__ = ["router"]
@@ -79,11 +78,8 @@ def rank(body: RankingsIn) -> RankingsOut:
         "relevance_level": body.relevance_level,
         "missing": body.missing,
     }
-    try:
-        rankings.evaluate({}, {}, measures=[body.measure])  # an unknown measure is refused also without systems
-        truth, estimate = (rankings.system_scores(runs, labels, **options) for labels in (reference, judge))
-    except ValueError as error:
-        raise InvalidOption(str(error), field="measure") from error
+    rankings.check_measure(body.measure)  # also without systems
+    truth, estimate = (rankings.system_scores(runs, labels, **options) for labels in (reference, judge))
     rows = _rows(truth, estimate, body.families)
     agreement = agree(reference, judge)
     return RankingsOut(

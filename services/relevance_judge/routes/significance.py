@@ -5,19 +5,17 @@ from __future__ import annotations
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
-from services.relevance_judge.metrics import rankings
+from services.relevance_judge.metrics.rankings import check_measure
 from services.relevance_judge.metrics.significance import Correction, PairTest, compare_systems, tabulate_scores
 from services.relevance_judge.parsing import trec
 from services.relevance_judge.parsing.label_formats import parse_labels
-from services.relevance_judge.schemas import StrictModel
+from services.relevance_judge.schemas import MAX_SYSTEMS, StrictModel
 from shared.errors import InvalidOption
 from shared.serving.http.openapi_routes import problems
 
-__all__ = ["check_measure", "router"]
+__all__ = ["router"]
 
 router = APIRouter()
-
-MAX_SYSTEMS = 64
 
 
 class SignificanceIn(StrictModel):
@@ -88,14 +86,6 @@ def compare_runs(body: SignificanceIn) -> SignificanceOut:
         systems=dict(sorted(means.items(), key=lambda one: -one[1])),
         comparisons=[_describe(test, body, len(tests), len(queries)) for test in tests],
     )
-
-
-def check_measure(name: str) -> None:
-    """Raise InvalidOption for a measure that is not known."""
-    try:
-        rankings.evaluate({}, {}, measures=[name])
-    except ValueError as error:
-        raise InvalidOption(str(error), field="measure") from error
 
 
 def _describe(test: PairTest, body: SignificanceIn, tests: int, queries: int) -> PairOut:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from services.relevance_judge.metrics.baselines import bm25, overlap
 from services.relevance_judge.parsing.label_formats import LabelSet, parse_labels
-from services.relevance_judge.parsing.trec import Runs, read_qrels, read_runs, read_topics
+from services.relevance_judge.parsing.trec import Runs, format_run, read_qrels, read_runs, read_topics
 
 __all__ = ["RANKERS", "Collection", "build_run", "load_mini_collection", "load_mini_judgements", "load_mini_runs"]
 
@@ -66,12 +66,10 @@ def load_mini_runs() -> Runs:
 
 def build_run(collection: Collection, ranker: str) -> str:
     """A lexical ranker's run over all passages, as TREC lines: what scores above 0, at most `RUN_DEPTH` per query."""
-    lines = []
+    ranked = {}
     for query, text in collection.topics.items():
         scores = RANKERS[ranker](text, collection.passages)
         best = sorted((name for name in scores if scores[name] > 0), reverse=True)
         best.sort(key=lambda name: scores[name], reverse=True)
-        lines += [
-            f"{query} Q0 {name} {rank} {scores[name]:.6f} {ranker}\n" for rank, name in enumerate(best[:RUN_DEPTH], 1)
-        ]
-    return "".join(lines)
+        ranked[query] = [(name, scores[name]) for name in best[:RUN_DEPTH]]
+    return format_run(ranked, ranker)

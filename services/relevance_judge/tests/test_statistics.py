@@ -10,12 +10,12 @@ from scipy import stats
 
 from services.relevance_judge.metrics import prediction_powered, significance
 from services.relevance_judge.metrics.agreement import Level, krippendorff_alpha
+from services.relevance_judge.metrics.bootstrap import mean_interval
 from services.relevance_judge.metrics.label_budget import plan_labels
 from services.relevance_judge.metrics.prediction_powered import correct_mean, human_mean
 from services.relevance_judge.metrics.significance import (
     compare_systems,
     correct_p_values,
-    mean_interval,
     permutation_p,
     tabulate_scores,
 )

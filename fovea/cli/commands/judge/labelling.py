@@ -1,7 +1,4 @@
-"""`fovea judge …`: labels pairs of queries and passages, one or many; prompt templates and calibrations.
-
-Commands that compute from labels (agreement, rankings, ensembles, the leaderboard) are in `judge_metrics`.
-"""
+"""Commands of `fovea judge` that label pairs, one or many; prompt templates and calibrations."""
 
 from __future__ import annotations
 
@@ -12,49 +9,29 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from fovea import endpoints, judge_endpoints
-from fovea.cli.commands import judge_answers, judge_evidence, judge_metrics
+from fovea import judge_endpoints
+from fovea.cli.commands.judge.options import Llm, Output, compute, format_figure, read_runs
 from fovea.cli.common_options import AsJson, Connection, Key, Url
-from fovea.cli.job_progress import follow_job
+from fovea.cli.job_progress import run_as_job
 from fovea.cli.output import Screen
 from fovea.cli.text_files import read_text, write_text
 from fovea.transport import LOCAL
 from shared.errors import Malformed
 
-__all__ = ["app"]
-
-app = typer.Typer(
-    help="Grade passages for queries, and measure how far the grades can be trusted.", no_args_is_help=True
-)
-app.command("agreement")(judge_metrics.agreement)
-app.command("rankings")(judge_metrics.rankings)
-app.command("ensemble")(judge_metrics.ensemble)
-app.command("leaderboard")(judge_metrics.leaderboard)
-app.command("trust")(judge_evidence.trust)
-app.command("weights")(judge_evidence.weights)
-app.command("significance")(judge_evidence.significance)
-app.command("corrected")(judge_evidence.correct_scores)
-app.command("budget")(judge_evidence.budget)
-app.command("preferences")(judge_evidence.preferences)
-app.command("import")(judge_evidence.import_collection)
-app.command("nuggets")(judge_answers.nuggets)
-app.command("support")(judge_answers.support)
+__all__ = ["batch", "calibrate", "pair", "templates"]
 
 Judge = Annotated[str | None, typer.Option("--judge", "-j", help="prompted-grade, log-odds …", show_default=False)]
 Template = Annotated[
     str | None,
     typer.Option("--template", "-t", help="Prompt template; `fovea judge templates` lists them.", show_default=False),
 ]
-Llm = Annotated[str | None, typer.Option(help="Language model at the judge's endpoint.", show_default=False)]
 Cuts = Annotated[
     str | None, typer.Option("--calibration", help="Stored calibration: name or name@version.", show_default=False)
 ]
-Output = Annotated[Path | None, typer.Option("--output", "-o", help="File to write to.", show_default=False)]
 
 _FORMATS = {".jsonl": "jsonl", ".csv": "csv"}
 
 
-@app.command()
 def pair(
     query: Annotated[str, typer.Argument(help="The query.")],
     passage: Annotated[str, typer.Argument(help="The passage; - is standard input.")],
@@ -82,7 +59,6 @@ def pair(
         raise typer.Exit(1)
 
 
-@app.command()
 def batch(
     topics: Annotated[Path | None, typer.Option(help="qid<TAB>text lines, or JSON lines.", show_default=False)] = None,
     passages: Annotated[Path | None, typer.Option(help="JSON lines with id and text.", show_default=False)] = None,
@@ -121,7 +97,7 @@ def batch(
         "topics": read_text(topics),
         "passages": read_text(passages),
         "pairs": read_text(pairs),
-        "runs": "".join(map(read_text, runs or ())),
+        "runs": read_runs(runs),
         "qrels": read_text(qrels),
         "depth": depth,
         "budget_tokens": budget,
@@ -130,9 +106,7 @@ def batch(
     }
     screen = Screen(as_json=as_json)
     with Connection(url, key).open() as client:
-        job = client.send(endpoints.as_job(judge_endpoints.compute("batches", body), None))
-        follow_job(client, screen, job)
-        done = client.jobs.result(job.id).json()
+        done = run_as_job(client, screen, judge_endpoints.compute("batches", body))
         if output is not None:
             file_format = _FORMATS.get(
                 output.with_suffix("").suffix if output.suffix == ".gz" else output.suffix, "qrels"
@@ -158,7 +132,6 @@ def _read_options(path: Path | None) -> dict[str, Any]:
     return found
 
 
-@app.command()
 def templates(
     name: Annotated[str | None, typer.Argument(help="Show this template.", show_default=False)] = None,
     query: Annotated[str, typer.Option(help="With a name: fill it in.")] = "",
@@ -189,7 +162,6 @@ def templates(
     screen.table(("template", "kind", "digest", "what it does"), (tuple(map(escape, row)) for row in rows))
 
 
-@app.command()
 def calibrate(
     signals: Annotated[Path, typer.Argument(metavar="BATCH.jsonl", help="Labels of a batch with their signals.")],
     reference: Annotated[Path, typer.Argument(metavar="QRELS", help="Labels to fit the cuts to.")],
@@ -206,8 +178,7 @@ def calibrate(
         "name": name,
     }
     screen = Screen(as_json=as_json)
-    with Connection(url, key).open() as client:
-        found = client.send(judge_endpoints.compute("calibrations", body))
+    found = compute("calibrations", body, url, key)
     if as_json:
         screen.line(found)
         return
@@ -217,7 +188,7 @@ def calibrate(
             "calibration": found["called"],
             "cuts": ", ".join(f"{cut:.4f}" for cut in cuts["cuts"]),
             "fitted on": f"{cuts['pairs']} pairs of {cuts['queries']} queries",
-            **{name: judge_metrics.format_figure(value) for name, value in cuts["metrics"].items()},
+            **{name: format_figure(value) for name, value in cuts["metrics"].items()},
         }
     )
     for warning in cuts["warnings"]:

@@ -12,17 +12,24 @@ import typer
 from rich.markup import escape
 
 from fovea import judge_endpoints
+from fovea.cli.commands.judge.options import (
+    Measure,
+    compute,
+    format_figure,
+    format_interval,
+    name_judge,
+    read_runs,
+)
 from fovea.cli.common_options import AsJson, Connection, Key, Url
 from fovea.cli.output import Screen
 from fovea.cli.text_files import read_text, write_text
 from fovea.transport import LOCAL
 
-__all__ = ["agreement", "ensemble", "format_figure", "leaderboard", "rankings"]
+__all__ = ["agreement", "ensemble", "leaderboard", "rankings"]
 
 Reference = Annotated[Path, typer.Argument(metavar="REFERENCE", help="Reference qrels; may be .gz.")]
 Labels = Annotated[Path, typer.Argument(metavar="JUDGE", help="Qrels of the judge, or JSON lines of a batch.")]
 Runs = Annotated[list[Path] | None, typer.Option("--run", help="TREC run; may be repeated.", show_default=False)]
-Measure = Annotated[str, typer.Option(help="ndcg_cut_10, map, P_5, recip_rank, recall_100 …")]
 
 
 def agreement(
@@ -38,7 +45,7 @@ def agreement(
 ) -> None:
     """Compare a judge's labels with reference labels: kappa with its interval, alpha, confusion, bias."""
     names = {"reference": reference, "judge": judge, "topics": topics, "passages": passages}
-    found = _compute("agreement", {name: read_text(path) for name, path in names.items()}, url, key)
+    found = compute("agreement", {name: read_text(path) for name, path in names.items()}, url, key)
     screen = Screen(as_json=as_json)
     if as_json:
         screen.line(found)
@@ -46,7 +53,7 @@ def agreement(
     screen.facts(
         {
             "pairs": _format_pairs(found),
-            "kappa": f"{format_figure(found['kappa'])}   ({_format_interval(found['kappa_interval'])})",
+            "kappa": f"{format_figure(found['kappa'])}   ({format_interval(found['kappa_interval'])})",
             "alpha (ordinal)": format_figure(found["alpha"]),
             "kappa, linear": format_figure(found["kappa_linear"]),
             "kappa, quadratic": format_figure(found["kappa_quadratic"]),
@@ -88,10 +95,10 @@ def rankings(
         "reference": read_text(reference),
         "judge": read_text(judge),
         "measure": measure,
-        "runs": "".join(map(read_text, runs or ())),
+        "runs": read_runs(runs),
         "families": dict(pair.partition("=")[::2] for pair in families or ()),
     }
-    found = _compute("rankings", body, url, key)
+    found = compute("rankings", body, url, key)
     screen = Screen(as_json=as_json)
     if as_json:
         screen.line(found)
@@ -138,7 +145,7 @@ def ensemble(
         "rounding": rounding,
         "weights": weights,
     }
-    found = _compute("ensembles", body, url, key)
+    found = compute("ensembles", body, url, key)
     screen = Screen(as_json=as_json)
     if as_json:
         screen.line(found)
@@ -172,13 +179,13 @@ def leaderboard(
         reference, *judges = labels
         body = {
             "reference": read_text(reference),
-            "runs": "".join(map(read_text, runs or ())),
-            "judges": [{"judge": _judge_name(path), "labels": read_text(path)} for path in judges],
+            "runs": read_runs(runs),
+            "judges": [{"judge": name_judge(path), "labels": read_text(path)} for path in judges],
             "measure": measure,
             "sort": sort,
             "name": name,
         }
-        found = _compute("leaderboard", body, url, key)
+        found = compute("leaderboard", body, url, key)
     else:
         with Connection(url, key).open() as client:
             found = client.send(judge_endpoints.fetch("leaderboard", name=name, sort=sort))
@@ -195,21 +202,11 @@ def leaderboard(
         screen.note(f"[yellow]{escape(row['judge'])} is not shown:[/] {escape(row['reason'])}")
 
 
-def format_figure(value: float | None) -> str:
-    """Format a number with four decimals; a dash where it is undefined."""
-    return "–" if value is None else f"{value:.4f}"
-
-
-def _compute(what: str, body: dict[str, Any], url: str, key: str | None) -> Any:
-    with Connection(url, key).open() as client:
-        return client.send(judge_endpoints.compute(what, body))
-
-
 def _format_row(row: dict[str, Any], cuts: tuple[str, ...]) -> tuple[str, ...]:
     return (
         f"[bold]{escape(row['judge'])}[/]",
         format_figure(row["kappa"]),
-        _format_interval(row["kappa_interval"]),
+        format_interval(row["kappa_interval"]),
         format_figure(row["tau_b"]),
         format_figure(row["alpha"]),
         format_figure(row["rho"]),
@@ -217,10 +214,6 @@ def _format_row(row: dict[str, Any], cuts: tuple[str, ...]) -> tuple[str, ...]:
         format_figure(row["bias"]),
         f"{row['invalid_share']:.1%}",
     )
-
-
-def _format_interval(ends: list[float] | None) -> str:
-    return f"{ends[0]:.3f} … {ends[1]:.3f}" if ends else ""
 
 
 def _format_pairs(found: dict[str, Any]) -> str:
@@ -240,7 +233,3 @@ def _print_terciles(screen: Screen, name: str, block: list[dict[str, Any]]) -> N
         for part in block
     )
     screen.table((name.replace("_", " "), "pairs", "bias", "kappa"), rows)
-
-
-def _judge_name(path: Path) -> str:
-    return path.name.removesuffix(".gz").rsplit(".", 1)[0]

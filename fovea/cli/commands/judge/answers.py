@@ -9,10 +9,8 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from fovea import judge_endpoints
-from fovea.cli.commands.judge_metrics import format_figure
-from fovea.cli.common_options import AsJson, Connection, Key, Url
-from fovea.cli.job_progress import run_as_job
+from fovea.cli.commands.judge.options import Llm, Passages, compute_as_job, format_figure
+from fovea.cli.common_options import AsJson, Key, Url
 from fovea.cli.output import Screen
 from fovea.cli.text_files import read_text, write_text
 from fovea.transport import LOCAL
@@ -21,9 +19,7 @@ from shared.errors import Malformed
 __all__ = ["nuggets", "support"]
 
 Query = Annotated[str, typer.Argument(help="The query.")]
-Passages = Annotated[Path, typer.Option(help="JSON lines with id and text.")]
 How = Annotated[str, typer.Option(help="model, or similarity, which needs no language model.")]
-Llm = Annotated[str | None, typer.Option(help="Language model at the judge's endpoint.", show_default=False)]
 Answer = Annotated[Path | None, typer.Option(help="Text file of the answer; - is standard input.", show_default=False)]
 
 
@@ -49,7 +45,7 @@ def nuggets(
     if facts is not None:
         known = _load(facts)
     else:
-        known = _run_job("nuggets", {**options, "passages": _passages(passages)}, screen, url, key)["nuggets"]
+        known = compute_as_job("nuggets", {**options, "passages": _passages(passages)}, screen, url, key)["nuggets"]
     if output is not None:
         write_text(output, json.dumps(known, indent=1, ensure_ascii=False).encode())
     if answer is None:
@@ -59,7 +55,7 @@ def nuggets(
         )
         return
     body = {**options, "answer": read_text(answer), "nuggets": known}
-    found = _run_job("nuggets/assign", body, screen, url, key)
+    found = compute_as_job("nuggets/assign", body, screen, url, key)
     if as_json:
         screen.line(found)
         return
@@ -88,7 +84,7 @@ def support(
     screen = Screen(as_json=as_json)
     options = {"query": query, "how": how, "llm": llm}
     body = {**options, "passages": _passages(passages), "answer": read_text(answer)}
-    found = _run_job("support", body, screen, url, key)
+    found = compute_as_job("support", body, screen, url, key)
     if as_json:
         screen.line(found)
         return
@@ -129,8 +125,3 @@ def _parse(text: str, path: Path) -> Any:
         return json.loads(text)
     except ValueError as error:
         raise Malformed(f"{path.name} is not JSON.") from error
-
-
-def _run_job(what: str, body: dict[str, Any], screen: Screen, url: str, key: str | None) -> Any:
-    with Connection(url, key).open() as client:
-        return run_as_job(client, screen, judge_endpoints.compute(what, body))

@@ -1,0 +1,58 @@
+"""`fovea judge import`: a collection of Cranfield's form becomes topics, passages, qrels and a BM25 run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from fovea.cli.commands.judge.options import compute_as_job
+from fovea.cli.common_options import Key, Url
+from fovea.cli.output import Screen
+from fovea.cli.text_files import read_text
+from fovea.transport import LOCAL
+from shared.errors import InvalidOption
+
+__all__ = ["import_collection"]
+
+
+def import_collection(
+    documents: Annotated[Path, typer.Argument(help="Documents, records `.I .T .W`; may be .gz.")],
+    topics: Annotated[Path, typer.Argument(help="Topics, records `.I .W`.")],
+    relevance: Annotated[Path, typer.Argument(help="Relevance lines, `qid docid code` or TREC's.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")],
+    others: Annotated[int, typer.Option(help="Per topic, label so many of BM25's best unjudged passages 0.")] = 0,
+    grades: Annotated[
+        list[str] | None,
+        typer.Option("--grade", help="CODE=GRADE; left out, 1=3 2=2 3=1 4=1 5=0.", show_default=False),
+    ] = None,
+    url: Url = LOCAL,
+    key: Key = None,
+) -> None:
+    """Import a collection of Cranfield's form: topics.tsv, passages.jsonl, qrels.txt and a BM25 run."""
+    body = {
+        "documents": read_text(documents),
+        "topics": read_text(topics),
+        "relevance": read_text(relevance),
+        "others": others,
+        "grades": dict(_parse_grade(pair) for pair in grades) if grades else None,
+    }
+    screen = Screen(as_json=False)
+    found = compute_as_job("collection", body, screen, url, key)
+    output.mkdir(parents=True, exist_ok=True)
+    names = {"topics": "topics.tsv", "passages": "passages.jsonl", "qrels": "qrels.txt", "run": "bm25.trec"}
+    for field, name in names.items():
+        (output / name).write_text(found[field], "utf8")
+        screen.note(f"wrote {output / name} ({found[field].count(chr(10))} lines)")
+    for note in found["notes"]:
+        screen.note(f"[yellow]{escape(note)}[/]")
+
+
+def _parse_grade(pair: str) -> tuple[str, int]:
+    code, _, grade = pair.partition("=")
+    try:
+        return str(int(code)), int(grade)
+    except ValueError as error:
+        raise InvalidOption(f"--grade {pair} is not CODE=GRADE.", hint="For example --grade 1=3.") from error

@@ -1,0 +1,72 @@
+"""What the commands of `fovea judge` share: options, sending a body, figures and intervals as text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fovea import judge_endpoints
+from fovea.cli.common_options import Connection
+from fovea.cli.job_progress import run_as_job
+from fovea.cli.output import Screen
+from fovea.cli.text_files import read_text
+
+__all__ = [
+    "JudgeLabels",
+    "Llm",
+    "Measure",
+    "Output",
+    "Passages",
+    "Reference",
+    "Runs",
+    "Topics",
+    "compute",
+    "compute_as_job",
+    "format_figure",
+    "format_interval",
+    "name_judge",
+    "read_runs",
+]
+
+Reference = Annotated[Path, typer.Argument(metavar="REFERENCE", help="Qrels by people; may be .gz.")]
+JudgeLabels = Annotated[Path, typer.Argument(metavar="JUDGE", help="JSON lines of a batch, a run, or qrels.")]
+Topics = Annotated[Path, typer.Option(help="qid<TAB>text lines, or JSON lines.")]
+Passages = Annotated[Path, typer.Option(help="JSON lines with id and text.")]
+Runs = Annotated[list[Path], typer.Option("--run", help="TREC run; may be repeated.")]
+Measure = Annotated[str, typer.Option(help="ndcg_cut_10, map, P_5, recip_rank, recall_100 …")]
+Llm = Annotated[str | None, typer.Option(help="Language model at the judge's endpoint.", show_default=False)]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="File to write to.", show_default=False)]
+
+
+def compute(what: str, body: dict[str, Any], url: str, key: str | None) -> Any:
+    """Send a body to `/v1/judge/<what>`; returns the JSON answer."""
+    with Connection(url, key).open() as client:
+        return client.send(judge_endpoints.compute(what, body))
+
+
+def compute_as_job(what: str, body: dict[str, Any], screen: Screen, url: str, key: str | None) -> Any:
+    """The same as a job with its progress: for what may take longer than a request."""
+    with Connection(url, key).open() as client:
+        return run_as_job(client, screen, judge_endpoints.compute(what, body))
+
+
+def read_runs(paths: list[Path] | None) -> str:
+    """Read run files as one text."""
+    return "".join(map(read_text, paths or ()))
+
+
+def name_judge(path: Path) -> str:
+    """Name a judge after its file."""
+    return path.name.removesuffix(".gz").rsplit(".", 1)[0]
+
+
+def format_figure(value: float | None) -> str:
+    """Format a number with four decimals; a dash where it is undefined."""
+    return "–" if value is None else f"{value:.4f}"
+
+
+def format_interval(ends: list[float] | None) -> str:
+    """Format the ends of an interval with three decimals; nothing where there is none."""
+    return f"{ends[0]:.3f} … {ends[1]:.3f}" if ends else ""

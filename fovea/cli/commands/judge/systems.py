@@ -1,0 +1,139 @@
+"""Commands of `fovea judge` about systems: do they differ, what are their scores, how many labels does that take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from fovea.cli.commands.judge.options import (
+    Measure,
+    Runs,
+    compute,
+    compute_as_job,
+    format_figure,
+    format_interval,
+    read_runs,
+)
+from fovea.cli.common_options import AsJson, Key, Url
+from fovea.cli.output import Screen
+from fovea.cli.text_files import read_text
+from fovea.transport import LOCAL
+
+__all__ = ["budget", "correct_scores", "significance"]
+
+
+def significance(
+    labels: Annotated[Path, typer.Argument(metavar="LABELS", help="Qrels, or JSON lines of a batch.")],
+    runs: Runs,
+    measure: Measure = "ndcg_cut_10",
+    baseline: Annotated[str | None, typer.Option(help="Compare with this system only.", show_default=False)] = None,
+    correction: Annotated[str, typer.Option(help="holm, fdr, max-t, bonferroni or none.")] = "holm",
+    level: Annotated[float, typer.Option(help="Corrected p at which a difference counts.")] = 0.05,
+    as_json: AsJson = False,
+    url: Url = LOCAL,
+    key: Key = None,
+) -> None:
+    """Test which differences between systems are more than chance, query by query."""
+    body = {
+        "labels": read_text(labels),
+        "runs": read_runs(runs),
+        "measure": measure,
+        "baseline": baseline,
+        "correction": correction,
+        "level": level,
+    }
+    screen = Screen(as_json=as_json)
+    found = compute_as_job("significance", body, screen, url, key)
+    if as_json:
+        screen.line(found)
+        return
+    screen.table(
+        ("system", f"{measure}, {found['queries']} queries"),
+        ((escape(name), format_figure(value)) for name, value in found["systems"].items()),
+    )
+    for row in found["comparisons"]:
+        screen.out.print(escape(row["statement"]), highlight=False)
+
+
+def correct_scores(
+    human: Annotated[Path, typer.Argument(metavar="HUMAN", help="Qrels by people, of some queries.")],
+    judge: Annotated[Path, typer.Argument(metavar="JUDGE", help="The judge's labels of all queries.")],
+    runs: Runs,
+    measure: Measure = "ndcg_cut_10",
+    as_json: AsJson = False,
+    url: Url = LOCAL,
+    key: Key = None,
+) -> None:
+    """Correct system scores under a judge's labels by a human sample of queries, with intervals."""
+    body = {
+        "human": read_text(human),
+        "judge": read_text(judge),
+        "runs": read_runs(runs),
+        "measure": measure,
+    }
+    screen = Screen(as_json=as_json)
+    found = compute_as_job("corrected", body, screen, url, key)
+    if as_json:
+        screen.line(found)
+        return
+    screen.table(
+        ("system", "judge alone", "people alone", "95 %", "corrected", "95 %", "labels worth"),
+        (
+            (
+                escape(row["system"]),
+                format_figure(row["judge_only"]),
+                format_figure(row["human_only"]),
+                format_interval(row["human_interval"]),
+                format_figure(row["corrected"]),
+                format_interval(row["interval"]),
+                f"× {row['gain']:.2f}",
+            )
+            for row in found["systems"]
+        ),
+    )
+    for row in found["differences"]:
+        screen.out.print(escape(row["statement"]), highlight=False)
+
+
+def budget(
+    human: Annotated[Path, typer.Argument(metavar="PILOT", help="Qrels by people, of a few queries.")],
+    judge: Annotated[Path, typer.Argument(metavar="JUDGE", help="The judge's labels of all queries.")],
+    runs: Runs,
+    half_width: Annotated[float, typer.Option("--half-width", "-w", help="Half the width of the interval.")],
+    between: Annotated[
+        tuple[str, str] | None, typer.Option(help="Plan for the difference of two systems.", show_default=False)
+    ] = None,
+    total: Annotated[
+        int | None, typer.Option(help="Queries there will be; left out, the judge's.", show_default=False)
+    ] = None,
+    measure: Measure = "ndcg_cut_10",
+    as_json: AsJson = False,
+    url: Url = LOCAL,
+    key: Key = None,
+) -> None:
+    """Plan how many queries people must label for an interval this wide, with the judge's help and without."""
+    first, second = between or (None, None)
+    body = {
+        "human": read_text(human),
+        "judge": read_text(judge),
+        "runs": read_runs(runs),
+        "measure": measure,
+        "half_width": half_width,
+        "total": total,
+        "first": first,
+        "second": second,
+    }
+    found = compute("budget", body, url, key)
+    screen = Screen(as_json=as_json)
+    if as_json:
+        screen.line(found)
+        return
+    for plan in found["plans"]:
+        screen.out.print(escape(plan["statement"]), highlight=False)
+        screen.table(
+            ("labelled queries", "± with the judge", "± without"),
+            ((str(count), format_figure(helped), format_figure(alone)) for count, helped, alone in plan["curve"]),
+        )

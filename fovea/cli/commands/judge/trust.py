@@ -1,0 +1,153 @@
+"""Commands of `fovea judge` about a judge's worth: beside baselines, among other judges, in both orders."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from fovea.cli.commands.judge.options import (
+    JudgeLabels,
+    Llm,
+    Output,
+    Passages,
+    Reference,
+    Topics,
+    compute,
+    compute_as_job,
+    format_figure,
+    format_interval,
+    name_judge,
+)
+from fovea.cli.common_options import AsJson, Key, Url
+from fovea.cli.output import Screen
+from fovea.cli.text_files import read_text, write_text
+from fovea.transport import LOCAL
+from shared.errors import InvalidOption
+
+__all__ = ["preferences", "trust", "weights"]
+
+
+def trust(
+    reference: Reference,
+    judge: JudgeLabels,
+    topics: Topics,
+    passages: Passages,
+    embedding: Annotated[bool, typer.Option(help="Compare with the sentence embedder too.")] = True,
+    as_json: AsJson = False,
+    url: Url = LOCAL,
+    key: Key = None,
+) -> None:
+    """Say whether a judge is better than BM25 and embeddings on a labelled sample; exit code 1 if it is not."""
+    body = {
+        "reference": read_text(reference),
+        "judge": read_text(judge),
+        "topics": read_text(topics),
+        "passages": read_text(passages),
+        "name": name_judge(judge)[:60],
+        "embedding": embedding,
+    }
+    screen = Screen(as_json=as_json)
+    found = compute_as_job("trust", body, screen, url, key)
+    if as_json:
+        screen.line(found)
+    else:
+        screen.out.print(f"[bold]{escape(found['statement'])}[/]")
+        rows = [found["judge"], *found["baselines"]]
+        columns = ("pair_order", "tau", "kappa", "lead")
+        head = (cell for name in columns for cell in (name.replace("_", " "), "95 %"))
+        screen.table(("", *head), ((escape(row["name"]), *_format_measures(row, columns)) for row in rows))
+        for note in found["notes"]:
+            screen.note(f"[yellow]{escape(note)}[/]")
+    if not found["is_better"]:
+        raise typer.Exit(1)
+
+
+def weights(
+    reference: Reference,
+    judges: Annotated[list[Path], typer.Argument(metavar="JUDGE…", help="JSON lines of batches, one per judge.")],
+    output: Output = None,
+    as_json: AsJson = False,
+    url: Url = LOCAL,
+    key: Key = None,
+) -> None:
+    """Fit weights of several judges' signals; -o gets the options for `fovea judge batch -j ensemble --options`."""
+    named = {name_judge(path): read_text(path) for path in judges}
+    found = compute("ensembles/weights", {"reference": read_text(reference), "judges": named}, url, key)
+    screen = Screen(as_json=as_json)
+    if as_json:
+        screen.line(found)
+    else:
+        screen.facts(
+            {
+                "pairs": str(found["pairs"]),
+                "pair order, weighted": f"{format_figure(found['pair_order'])}   (on queries left out)",
+                "pair order, equal": format_figure(found["pair_order_equal"]),
+            }
+        )
+        screen.table(
+            ("judge", "weight", "pair order alone"),
+            (
+                (escape(m["judge"]), format_figure(m["weight"]), format_figure(m["pair_order"]))
+                for m in found["members"]
+            ),
+        )
+    if output is not None:
+        if found["options"] is None:
+            detail = "A judge's file names no template, so its signal can't be asked for again."
+            raise InvalidOption(detail, hint="Give the JSON lines of batches.", field="judges")
+        write_text(output, json.dumps(found["options"], indent=1).encode())
+
+
+def preferences(
+    topics: Topics,
+    passages: Passages,
+    reference: Annotated[Path, typer.Option(help="Qrels by people.")],
+    sample: Annotated[int, typer.Option("--sample", "-n", min=2, max=500, help="Comparisons to draw.")] = 40,
+    llm: Llm = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draw.")] = 0,
+    as_json: AsJson = False,
+    url: Url = LOCAL,
+    key: Key = None,
+) -> None:
+    """Compare passages in both orders with a pairwise judge, and measure its order and length bias."""
+    body = {
+        "topics": read_text(topics),
+        "passages": read_text(passages),
+        "reference": read_text(reference),
+        "sample": sample,
+        "llm": llm,
+        "seed": seed,
+    }
+    screen = Screen(as_json=as_json)
+    found = compute_as_job("preferences", body, screen, url, key)
+    if as_json:
+        screen.line(found)
+        return
+    screen.out.print(escape(found["statement"]), highlight=False)
+    names = ("consistent", "shown_first", "longer", "accuracy", "single_order_accuracy")
+    screen.table(
+        ("", "share", "95 %", "cases", "p"),
+        (
+            (
+                name.replace("_", " "),
+                f"{row['share']:.3f}",
+                format_interval(row["interval"]),
+                str(row["cases"]),
+                f"{row['p']:.3g}",
+            )
+            for name, row in ((name, found[name]) for name in names)
+            if row is not None
+        ),
+    )
+
+
+def _format_measures(row: dict[str, Any], names: Sequence[str]) -> Iterator[str]:
+    """Each measure and its interval."""
+    for name in names:
+        yield format_figure(row[name])
+        yield format_interval(row[f"{name}_interval"])
