@@ -185,7 +185,10 @@ def test_small_print(served, friend):
     assert say(friend, **options).usage.completion_tokens == 3
     long = [{"role": "user", "content": "word " * 60}]
     say(friend, messages=long)
-    assert say(friend, messages=long).usage.prompt_tokens_details.cached_tokens > 0
+    usage = say(friend, messages=long).usage
+    assert usage.prompt_tokens_details.cached_tokens > 0
+    assert usage.longctx["context_left"] == 1024 - usage.total_tokens
+    assert say(friend, n=2).usage.longctx["context_left"] is None
     assert httpx2.get(f"{served.url}/health").status_code == 200
     assert httpx2.get(f"{served.url}/version").json()["version"]
 
