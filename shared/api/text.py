@@ -114,6 +114,7 @@ class LongctxUsage(BaseModel):
     cached_tokens: int = Field(description="Tokens of the prompt that came from the prefix cache.")
     preempted: int = Field(description="How often an answer lost its pages to others and was read again.")
     fallback: str | None = Field(description="Why dense served instead of the method asked for.")
+    context_left: int | None = Field(None, description="Tokens that still fit behind one prompt and its one answer.")
 
 
 class Citation(BaseModel):

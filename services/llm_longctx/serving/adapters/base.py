@@ -199,6 +199,8 @@ def build_usage(requests: Sequence[GenerationRequest], produced: int, adapter: T
     """Usage of all prompts of one HTTP request; `produced` are tokens of its answers."""
     read = sum(len(request.prompt_ids) for request in requests)
     longctx = adapter.usage(requests)
+    if len(requests) == 1 and len(requests[0].candidates) == 1:
+        longctx = longctx.model_copy(update={"context_left": max(adapter.context - read - produced, 0)})
     return Usage(
         prompt_tokens=read,
         completion_tokens=produced,
