@@ -298,7 +298,7 @@ def test_labels_are_trained_on_by_fovea_train(fovea: str, tmp_path: Path, monkey
         assert client.post("/webhook", json=event).status_code == 201
         again = client.post("/webhook", json={"action": "START_TRAINING", "project": {"id": 3}})
         assert (again.status_code, again.json()["code"]) == (409, "conflict")
-        until = time.monotonic() + 240
+        until = time.monotonic() + 900
         while client.get("/status").json()["status"] in {"exporting", "training"}:
             assert time.monotonic() < until
             time.sleep(0.2)

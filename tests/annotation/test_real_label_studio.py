@@ -5,6 +5,7 @@ Takes the one of LABEL_STUDIO_URL and LABEL_STUDIO_TOKEN, else starts one of its
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import shutil
@@ -59,7 +60,8 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]
         yield url, os.environ["LABEL_STUDIO_TOKEN"]
         return
     folder, port = tmp_path_factory.mktemp("label-studio"), free_port()
-    quiet = {"COLLECT_ANALYTICS": "False", "LATEST_VERSION_CHECK": "False", "ML_BLOCK_LOCAL_IP": "False"}
+    quiet = {"COLLECT_ANALYTICS": "False", "LATEST_VERSION_CHECK": "False"}
+    quiet |= {"ML_BLOCK_LOCAL_IP": "False", "SSRF_PROTECTION_ENABLED": "False"}  # the backend is on loopback
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     words = [PROGRAM, "start", "--no-browser", "--port", str(port), "--data-dir", str(folder)]
     words += ["--username", "a@example.org", "--password", "a-long-password", "--user-token", TOKEN]
@@ -88,7 +90,13 @@ def listening(url: str, studio: tuple[str, str], plan: TrainingPlan) -> Iterator
     backend = LabelStudioBackend(Predictor(sdk, files, [plan.name, "pranet"]), TrainingRuns(files, plan))
     settings = Settings(_env_file=None)
     server = uvicorn.Server(uvicorn.Config(build_backend_app(backend, settings), port=port, log_config=None))
-    thread = threading.Thread(target=server.run)
+
+    async def serve() -> None:
+        async with sdk:
+            await server.serve()
+            await files.close()
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),))
     thread.start()
     while not server.started:
         time.sleep(0.05)
@@ -142,6 +150,7 @@ def test_label_studio_gets_first_labels_and_starts_a_training(
         while (state := httpx2.get(f"{backend}/status", timeout=60).json())["status"] in {"exporting", "training"}:
             assert time.monotonic() < until
             time.sleep(1)
+    api.close()
     assert state["status"] == "finished", (state, (tmp_path / f"runs/project-{project}.log").read_text())
     assert (state["pictures"], state["left_out"]) == (DISCS + 1, {})
     assert (tmp_path / "data/weights/pranet-annotated.safetensors").exists()
