@@ -291,7 +291,7 @@ def _read_spec(request: Request) -> dict[str, Any]:
     """
     try:
         spec = json.loads(request.query_params.get("spec") or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         spec = None
     if not isinstance(spec, dict):
         raise InvalidOption(
