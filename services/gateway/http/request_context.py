@@ -16,6 +16,7 @@ from multidict import CIMultiDict
 
 from services.gateway.policy.caller import LOCAL, Caller
 from services.gateway.proxy.replayable_body import Receive, ReplayableBody
+from shared.api.replica import HOLDS_HEADER
 from shared.api.usage import USAGE_HEADER, UsageScanner
 from shared.errors import InvalidOption
 from shared.telemetry import Context, fresh_context
@@ -63,6 +64,7 @@ _OWN_RESPONSE_HEADERS = _HOP_BY_HOP | {
     b"x-request-id",
     b"x-content-type-options",
     USAGE_HEADER.encode(),
+    HOLDS_HEADER.encode(),
 }
 """Response headers that the gateway writes itself."""
 

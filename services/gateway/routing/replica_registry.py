@@ -2,13 +2,13 @@
 
 Replicas announce themselves in Redis (`shared.api.replica`); static upstreams are polled (`static_upstreams`).
 A record counts while its `seen` moves: a replica that is silent for `LEASE_S` is out. While Redis is away, and for one
-lease after it is back, the last known list stands. Knows nothing about requests and their retries.
+lease after it is back, the last known list stands. `load_balancer` picks among those that are ready. Knows nothing
+about requests and their retries.
 """
 
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
@@ -21,6 +21,8 @@ from pydantic import ValidationError
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from services.gateway.routing.affinity import AffinityKey
+from services.gateway.routing.load_balancer import LoadBalancer
 from services.gateway.routing.route_table import RouteTable
 from services.gateway.routing.static_upstreams import StaticUpstream
 from shared.api.replica import LEASE_S, ReplicaRecord, replicas_key
@@ -96,6 +98,11 @@ class Replica:
         """The replica's id."""
         return self.record.id
 
+    @property
+    def slots(self) -> int:
+        """Requests that it works on at once."""
+        return self.record.slots
+
 
 @dataclass(slots=True)
 class ServiceState:
@@ -123,6 +130,7 @@ class ReplicaRegistry:
             for name, urls in settings.upstream_addresses.items()
         }
         self._services = {name: ServiceState() for name in (*settings.enabled_service_names, *self._upstreams)}
+        self._balancer, self._has_affinity = LoadBalancer(), settings.load_balancing == "affinity"
         self._wanted = frozenset(self._services)
         self._redis_answered_at = self._thaw_at = float("-inf")
         self._frozen_at: float | None = None
@@ -188,16 +196,16 @@ class ReplicaRegistry:
 
     # Load balancing.
 
-    def pick(self, service: str, avoid: Iterable[str] = ()) -> Replica | None:
-        """Pick the ready replica with the fewest requests in flight, not one of `avoid` if there is another."""
+    def pick(self, service: str, avoid: Iterable[str] = (), key: AffinityKey | None = None) -> Replica | None:
+        """Pick a ready replica, by what it may hold or by its load; not one of `avoid` if there is another."""
         now = time.monotonic()
         ready = [r for r in self.list_ready(service) if r.suspect_until <= now]
         untried = [r for r in ready if r.id not in avoid] if avoid else ready
-        candidates = untried or ready
-        if len(candidates) < 2:
-            return candidates[0] if candidates else None
-        fewest = min(r.in_flight for r in candidates)
-        return random.choice([r for r in candidates if r.in_flight == fewest])
+        return self._balancer.pick(service, untried or ready, key if self._has_affinity else None)
+
+    def note_holder(self, key: AffinityKey, replica: Replica) -> None:
+        """Remember that a replica holds a session or a document that was made in it."""
+        self._balancer.note_holder(key, replica.id)
 
     def mark_suspect(self, replica: Replica) -> None:
         """Pass over a replica that refused a connection until it renews its record, or for a second."""
@@ -297,7 +305,7 @@ class ReplicaRegistry:
             if self.list_ready(name):
                 state.last_ready = now
         records = [r.record for s in self._services.values() for r in s.replicas.values()]
-        routed = frozenset((r.service, r.models, r.routes, r.effectful, r.endless) for r in records)
+        routed = frozenset((r.service, r.models, r.routes, r.effectful, r.endless, r.affine) for r in records)
         if routed != self._routed:
             self._routed = routed
             self.routes = RouteTable.from_records(records)

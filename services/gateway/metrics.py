@@ -1,0 +1,21 @@
+"""Prometheus metrics of what the gateway alone decides: where requests go.
+
+`shared.telemetry` has those of every process. Knows prometheus_client; callers pass plain values.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import Counter
+
+__all__ = ["count_affinity"]
+
+_AFFINITY = Counter(
+    "fovea_affinity_picks_total",
+    "Replicas picked for what they may hold: one was sent it before (held), its home, or another for load (spilled).",
+    ["service", "outcome"],
+)
+
+
+def count_affinity(service: str, outcome: str) -> None:
+    """Count a replica that was picked by an affinity key: `held`, `home` or `spilled`."""
+    _AFFINITY.labels(service, outcome).inc()
