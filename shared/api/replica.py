@@ -84,6 +84,7 @@ class ReplicaRecord(BaseModel):
     affine: tuple[str, ...] = Field(
         (), description="Those routes whose requests go to the replica that holds what they continue."
     )
+    version: str = Field("", description="Version of the service that it serves; empty is the stable one.")
     slots: int = Field(1, ge=1, description="Requests that it works on at once without one delaying the others much.")
     memory: float = Field(0.0, description="Share of its memory that the replica has taken.")
     out_of_memory: bool = Field(False, description="Whether it ended because it outgrew its memory.")

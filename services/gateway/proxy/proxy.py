@@ -13,12 +13,14 @@ import aiohttp
 
 from services.gateway.http.errors import SlowBody
 from services.gateway.http.request_context import RequestContext
+from services.gateway.metrics import count_version
 from services.gateway.policy.memory_budget import MemoryBudget
 from services.gateway.proxy.disconnect import DisconnectGuard
 from services.gateway.proxy.http_client import UpstreamClient
 from services.gateway.proxy.replayable_body import ReplayableBody, read_content_length
 from services.gateway.proxy.response_relay import abort_response, relay_response
 from services.gateway.proxy.retry import ReplicaRetryPolicy, RetryState, UpstreamLost
+from services.gateway.proxy.shadow import ShadowTraffic
 from services.gateway.routing.affinity import find_affinity_key, held_key
 from services.gateway.routing.replica_registry import Attempt, Replica, ReplicaRegistry
 from services.gateway.routing.route_table import Route
@@ -51,6 +53,7 @@ class Proxy:
         """Send to the replicas of `registry` through `client`."""
         self._settings, self._registry, self._client = settings, registry, client
         self._retry = ReplicaRetryPolicy(registry)
+        self.shadows = ShadowTraffic(registry, client)
         self.budget = MemoryBudget(MAX_BUFFERED_BODIES * settings.max_body_bytes)
 
     def open_body(self, ctx: RequestContext, *, is_endless: bool = False) -> ReplayableBody:
@@ -83,11 +86,14 @@ class Proxy:
         try:
             async with asyncio.timeout_at(until), DisconnectGuard(ctx, body):
                 await body.prefetch()
+                self.shadows.start_recording(ctx, route, body)
                 await (self._broadcast if route.is_broadcast else self._forward_with_retries)(ctx, route, body)
         except TimeoutError as error:
-            if ctx.status:
-                return await abort_response(ctx)
-            raise _build_timeout(body) from error
+            if not ctx.status:
+                raise _build_timeout(body) from error
+            await abort_response(ctx)
+        else:
+            self.shadows.send(ctx, route, body)
 
     async def read_body(self, ctx: RequestContext, body: ReplayableBody) -> bytes:
         """Read all of the body into memory.
@@ -127,7 +133,7 @@ class Proxy:
                     raise _build_lost(state, body, "it answers that it is not ready", is_unseen=True)
                 if ctx.may_queue and body.replayable and response.headers.get(WANTS_HEADER) == "respond-async":
                     raise QueueInstead
-                self._note_holder(ctx, replica, response)
+                self._note_answer(ctx, replica, response)
                 await relay_response(ctx, response)
         except aiohttp.ClientError as error:
             if body.error is not None:
@@ -147,7 +153,9 @@ class Proxy:
             reason = "it hangs: its record is not renewed"
             raise _build_lost(state, body, reason, is_unseen=False, is_idempotent=is_idempotent) from error
 
-    def _note_holder(self, ctx: RequestContext, replica: Replica, response: aiohttp.ClientResponse) -> None:
+    def _note_answer(self, ctx: RequestContext, replica: Replica, response: aiohttp.ClientResponse) -> None:
+        if replica.record.version:
+            count_version(replica.record.service, replica.record.version, response.status)
         if name := response.headers.get(HOLDS_HEADER):
             self._registry.note_holder(held_key(ctx.caller.tenant, name), replica)
 

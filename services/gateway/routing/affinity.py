@@ -47,16 +47,18 @@ class AffinityKey:
     Attributes:
         chain: Each hash stands for its block and all before it.
         home: The hash that decides where it goes while nobody is known to hold it.
+        is_state: Whether it stands for a session, a document or a stored response.
     """
 
     chain: tuple[bytes, ...]
     home: bytes
+    is_state: bool = False
 
 
 def held_key(tenant: str, name: str) -> AffinityKey:
     """The key of a session or a document by its id."""
     digest = _hash(tenant.encode(), name.encode())
-    return AffinityKey((digest,), digest)
+    return AffinityKey((digest,), digest, is_state=True)
 
 
 def find_affinity_key(ctx: RequestContext, route: Route, head: bytes) -> AffinityKey | None:

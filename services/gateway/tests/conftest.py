@@ -171,6 +171,7 @@ class Scene:
         effectful: tuple[str, ...] = ("/v1/sessions",),
         endless: tuple[str, ...] = (),
         affine: tuple[str, ...] = (),
+        version: str = "",
         ready: bool = True,
         grpc: str | None = None,
     ) -> Replica:
@@ -188,6 +189,7 @@ class Scene:
             effectful=effectful,
             endless=endless,
             affine=affine,
+            version=version,
             seen=time.time(),
         )
         state = registry._services.setdefault(service, ServiceState())
