@@ -1,6 +1,7 @@
 """Settings of a process: names, types and defaults. The only module that reads the environment.
 
-Every field is the environment variable `FOVEA_<FIELD>`. Settings are read once per process and passed on by value.
+Every field is the environment variable `FOVEA_<FIELD>`, or one that OpenTelemetry has named. Settings are read once per
+process and passed on by value.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ RENAMED = {
 class Settings(BaseSettings):
     """Everything that differs between a laptop, a container and a cluster."""
 
-    model_config = SettingsConfigDict(env_prefix="FOVEA_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix="FOVEA_", frozen=True, extra="forbid", populate_by_name=True)
 
     # Where we listen.
     host: str = Field("127.0.0.1", description="Address the gateway binds to; loopback unless told otherwise.")
@@ -269,6 +270,20 @@ class Settings(BaseSettings):
     # What we tell.
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
     log_format: Literal["json", "console"] = Field("console", description="json in production.")
+    otlp_endpoint: str | None = Field(
+        None,
+        validation_alias="OTEL_EXPORTER_OTLP_ENDPOINT",
+        description="OpenTelemetry collector that spans are sent to over OTLP/HTTP, such as `http://collector:4318`; "
+        "unset, nothing is traced. The SDK reads its other standard variables by itself (docs/14-observability.md).",
+    )
+    otlp_traces_endpoint: str | None = Field(
+        None,
+        validation_alias="OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+        description="Full URL for spans, where it is not `/v1/traces` of that collector.",
+    )
+    otel_sdk_disabled: bool = Field(
+        default=False, validation_alias="OTEL_SDK_DISABLED", description="Trace nothing, whatever the endpoint."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -334,6 +349,14 @@ class Settings(BaseSettings):
             return self.data_dir / "weights"
         parts = urlsplit(self.object_store)
         return Path(unquote(parts.path)) / "weights" if parts.scheme == "file" else self.cache_dir / "weights"
+
+    @property
+    def traces_endpoint(self) -> str | None:
+        """Full URL that spans are sent to; None where nothing is traced."""
+        if self.otel_sdk_disabled:
+            return None
+        base = self.otlp_endpoint
+        return self.otlp_traces_endpoint or (f"{base.rstrip('/')}/v1/traces" if base else None)
 
     @property
     def upstream_addresses(self) -> dict[str, tuple[str, str | None]]:

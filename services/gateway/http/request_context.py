@@ -19,7 +19,7 @@ from services.gateway.proxy.replayable_body import Receive, ReplayableBody
 from shared.api.replica import HOLDS_HEADER
 from shared.api.usage import USAGE_HEADER, UsageScanner
 from shared.errors import InvalidOption
-from shared.telemetry import Context, fresh_context
+from shared.telemetry import Context, context, fresh_context
 
 __all__ = ["RequestContext", "Send", "build_request_headers", "build_response_headers"]
 
@@ -140,6 +140,11 @@ class RequestContext:
         return ctx
 
     @property
+    def traceparent(self) -> str:
+        """Trace parent of what is called now: of the current span, where there is one."""
+        return context().traceparent or self.trace.traceparent
+
+    @property
     def path(self) -> str:
         """The decoded path."""
         path: str = self.scope["path"]
@@ -196,7 +201,7 @@ def build_request_headers(ctx: RequestContext) -> CIMultiDict[str]:
         if name not in dropped and not name.startswith(b"x-fovea-")
     )
     headers["x-request-id"] = ctx.trace.request_id
-    headers["traceparent"] = ctx.trace.traceparent
+    headers["traceparent"] = ctx.traceparent
     headers["x-fovea-tenant"] = ctx.caller.tenant
     key = ctx.headers.get(b"idempotency-key")
     headers["idempotency-key"] = ctx.generated_key if key is None else key.decode("latin-1")

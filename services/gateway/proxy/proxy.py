@@ -7,6 +7,7 @@ hangs up, so does the connection to the replica, which stops the work. Knows not
 from __future__ import annotations
 
 import asyncio
+import itertools
 import sys
 
 import aiohttp
@@ -27,6 +28,7 @@ from services.gateway.routing.route_table import Route
 from shared.api.replica import HOLDS_HEADER
 from shared.errors import DeadlineExceeded, FoveaError, NotReady
 from shared.settings import Settings
+from shared.telemetry import Span, span
 
 __all__ = ["Proxy", "QueueInstead"]
 
@@ -113,8 +115,14 @@ class Proxy:
         key = find_affinity_key(ctx, route, body.head()) if route.is_affine else None
         state = RetryState(route.services[0], ctx.trace.request_id, ctx.deadline, key=key)
 
+        attempts = itertools.count()
+
         async def attempt(replica: Replica) -> None:
-            await self._forward_once(ctx, replica, body, state, is_idempotent=is_idempotent)
+            with _begin_attempt(ctx, replica, next(attempts)) as sent:
+                await self._forward_once(ctx, replica, body, state, is_idempotent=is_idempotent)
+                sent.set_attributes({"http.response.status_code": ctx.status})
+                if ctx.status >= 400:
+                    sent.fail(str(ctx.status))
 
         await self._retry.run(state, attempt)
 
@@ -172,6 +180,18 @@ class Proxy:
                 detail = f"The replica {replica.id} could not be reached; others may have done what was asked."
                 raise NotReady(detail, hint="Send the request again.", retry_after=1) from error
         raise self._retry.build_not_ready(route.services[0])
+
+
+def _begin_attempt(ctx: RequestContext, replica: Replica, resends: int) -> Span:
+    """Begin the client span of one attempt, whose id the replica gets."""
+    attributes = {
+        "http.request.method": ctx.method,
+        "server.address": replica.record.http.removeprefix("http://"),
+        "http.request.resend_count": resends or None,
+        "fovea.service": replica.record.service,
+        "fovea.replica": replica.id,
+    }
+    return span(f"{ctx.method} {ctx.route}", attributes, kind="client")
 
 
 def _build_lost(

@@ -14,6 +14,7 @@ from uuid import uuid4
 
 from services.llm_longctx.serving.adapters.base import TextModelAdapter, build_usage
 from services.llm_longctx.serving.generation import Generation, OutputChunk
+from services.llm_longctx.serving.generation_span import GenerationSpan
 from services.llm_longctx.serving.request_state import RequestState
 from shared.api.text import ChatChunk, ChatCompletion, ChatRequest, Completion, CompletionRequest
 from shared.lm.tokenizer import Tokenizer
@@ -32,10 +33,12 @@ class CompletionProtocol(ABC, Generic[RequestT, ChunkT, AnswerT]):
     Class attributes:
         id_prefix: What ids of answers begin with.
         object_name: The `object` of a chunk.
+        operation: What OpenTelemetry's conventions call it.
     """
 
     id_prefix: ClassVar[str]
     object_name: ClassVar[str]
+    operation: ClassVar[str]
     chunk_type: type[ChunkT]
 
     def stream(
@@ -48,8 +51,9 @@ class CompletionProtocol(ABC, Generic[RequestT, ChunkT, AnswerT]):
             ContextLengthExceeded: A prompt does not fit the context.
             QueueFull: Too many requests wait.
         """
-        generation = self.begin(adapter, request, run, state)
-        return self._stream(adapter, generation, has_logprobs=self.wants_logprobs(request))
+        observed = GenerationSpan(self.operation, adapter.name, request)
+        generation = observed.begin(lambda: self.begin(adapter, request, run, state))
+        return self._stream(adapter, generation, observed, has_logprobs=self.wants_logprobs(request))
 
     @abstractmethod
     def begin(
@@ -75,7 +79,17 @@ class CompletionProtocol(ABC, Generic[RequestT, ChunkT, AnswerT]):
     def replay(self, answer: str) -> list[ChunkT]:
         """The chunks of a whole answer (JSON) that was given before, the usage last."""
 
-    def _stream(self, adapter: TextModelAdapter, generation: Generation, *, has_logprobs: bool) -> Iterator[ChunkT]:
+    def _stream(
+        self, adapter: TextModelAdapter, generation: Generation, observed: GenerationSpan, *, has_logprobs: bool
+    ) -> Iterator[ChunkT]:
+        try:
+            yield from self._build_chunks(adapter, generation, observed, has_logprobs=has_logprobs)
+        finally:
+            observed.end()
+
+    def _build_chunks(
+        self, adapter: TextModelAdapter, generation: Generation, observed: GenerationSpan, *, has_logprobs: bool
+    ) -> Iterator[ChunkT]:
         stamp: dict[str, Any] = {
             "id": f"{self.id_prefix}-{uuid4().hex}",
             "object": self.object_name,
@@ -85,7 +99,7 @@ class CompletionProtocol(ABC, Generic[RequestT, ChunkT, AnswerT]):
         }
         begun: set[int] = set()
         produced, last = 0, None
-        for piece in generation:
+        for piece in observed.watch(generation):
             produced += piece.produced
             is_first = piece.index not in begun
             for choice in self.to_choices(piece, adapter.tokenizer, is_first=is_first, has_logprobs=has_logprobs):
@@ -101,4 +115,5 @@ class CompletionProtocol(ABC, Generic[RequestT, ChunkT, AnswerT]):
         if last is not None:
             yield last.model_copy(update=extra)
         usage = build_usage(generation.requests, produced, adapter)
+        observed.describe_answer(stamp["id"], usage, generation.requests)
         yield self.chunk_type(**stamp, **extra, choices=[], usage=usage)
