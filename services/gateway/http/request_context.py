@@ -21,7 +21,7 @@ from shared.api.usage import USAGE_HEADER, UsageScanner
 from shared.errors import InvalidOption
 from shared.telemetry import Context, context, fresh_context
 
-__all__ = ["RequestContext", "Send", "build_request_headers", "build_response_headers"]
+__all__ = ["AnswerKeeper", "RequestContext", "Send", "build_request_headers", "build_response_headers"]
 
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -69,7 +69,7 @@ _OWN_RESPONSE_HEADERS = _HOP_BY_HOP | {
 """Response headers that the gateway writes itself."""
 
 
-class Recorder(Protocol):
+class AnswerKeeper(Protocol):
     """Keeps an answer on its way to the caller."""
 
     version: str
@@ -123,7 +123,7 @@ class RequestContext:
     may_queue: bool = False
     consumed: dict[str, float] = field(default_factory=dict)
     scanner: UsageScanner | None = None
-    recorder: Recorder | None = None
+    recorder: AnswerKeeper | None = None
 
     @classmethod
     def from_scope(cls, scope: Scope, receive: Receive, send: Send, deadline_s: float) -> RequestContext:

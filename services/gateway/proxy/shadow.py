@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
-from services.gateway.http.request_context import RequestContext, build_request_headers
+from services.gateway.http.request_context import AnswerKeeper, RequestContext, build_request_headers
 from services.gateway.metrics import count_shadow, observe_shadow
 from services.gateway.proxy.answer_agreement import WholeAnswer, measure_agreement
 from services.gateway.proxy.http_client import UpstreamClient
@@ -97,7 +97,7 @@ class ShadowTraffic:
             task.cancel()
         await asyncio.gather(*self._under_way, return_exceptions=True)
 
-    async def _compare(self, ctx: RequestContext, service: str, body: bytes, recorder: AnswerRecorder) -> None:
+    async def _compare(self, ctx: RequestContext, service: str, body: bytes, recorder: AnswerKeeper) -> None:
         outcome = "failed"
         try:
             async with asyncio.timeout(TIMEOUT_S):

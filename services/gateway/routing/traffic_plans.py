@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 from pydantic import ValidationError
 from redis.asyncio import Redis
@@ -38,7 +39,7 @@ class TrafficPlans:
 
     async def poll(self, redis: Redis) -> None:
         """Read what was set in Redis; what can't be read is as if it were not there."""
-        raw: Mapping[bytes, bytes] = await redis.hgetall(TRAFFIC_KEY)  # type: ignore[misc]  # redis-py's union of both
+        raw: Mapping[Any, Any] = await redis.hgetall(TRAFFIC_KEY)
         found = {}
         for service, blob in raw.items():
             with suppress(ValidationError):
@@ -48,9 +49,9 @@ class TrafficPlans:
     async def store(self, redis: Redis, service: str, plan: TrafficPlan | None) -> None:
         """Write a plan into Redis, or take it away, and hold it at once."""
         if plan is None:
-            await redis.hdel(TRAFFIC_KEY, service)  # type: ignore[misc]  # as above
+            await redis.hdel(TRAFFIC_KEY, service)
         else:
-            await redis.hset(TRAFFIC_KEY, service, plan.model_dump_json())  # type: ignore[misc]  # as above
+            await redis.hset(TRAFFIC_KEY, service, plan.model_dump_json())
         await self.poll(redis)
 
     def may_answer(self, service: str, version: str) -> bool:
