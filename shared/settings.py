@@ -116,8 +116,15 @@ class Settings(BaseSettings):
     dicomweb_authorization: SecretStr | None = Field(
         None, description="`Authorization` header for the PACS, such as `Basic …` or `Bearer …`."
     )
+    label_studio_url: str | None = Field(
+        None, description="Address of Label Studio, whose pictures and labels `fovea label-studio` reads."
+    )
+    label_studio_token: SecretStr | None = Field(None, description="Access token of an account there.")
 
     # Who may call.
+    label_studio_backend_password: SecretStr | None = Field(
+        None, description="Password that Label Studio must send to `fovea label-studio`; needed beyond loopback."
+    )
     auth: Literal["insecure-local", "keys"] = Field("insecure-local", description="`keys` demands an API key.")
     keys_file: Path | None = Field(None, description="JSON file of hashed API keys; default `<data_dir>/keys.json`.")
     oidc_issuer: str | None = Field(
@@ -163,6 +170,8 @@ class Settings(BaseSettings):
         "auto", description="Engine of vision models."
     )
     triton_url: str | None = Field(None, description="host:port of an Open Inference v2 server for `engine=triton`.")
+    triton_timeout_s: float = Field(60, gt=0, description="Seconds after which a call to `triton_url` is given up.")
+    triton_connections: int = Field(8, ge=1, description="Calls to `triton_url` at once, per model.")
     device: str = Field("auto", description="cpu, cuda, cuda:0 … or auto.")
     intra_op_threads: int = Field(0, ge=0, description="Intra-op threads of one model; 0 means all cores.")
     max_batch_size: int = Field(8, ge=1, description="Largest micro-batch.")
@@ -203,6 +212,22 @@ class Settings(BaseSettings):
         default=False,
         description="Share cached prompts between tenants: faster for common prompts, but a tenant can find out by the "
         "time and by `cached_tokens` what another has sent.",
+    )
+    service_version: str = Field(
+        "",
+        pattern=r"^([a-z0-9][a-z0-9.-]{0,31})?$",
+        description="Version of the service that this process serves, beside others; empty is the stable one.",
+    )
+    traffic: str = Field(
+        "",
+        description="Who answers the requests of a service that has versions, as JSON: "
+        '`{"detection": {"percent": {"canary": 5}, "shadow": "next", "shadow_percent": 10}}`; '
+        "`/v1/admin/traffic` sets it for all gateways.",
+    )
+    load_balancing: Literal["affinity", "least-loaded"] = Field(
+        "affinity",
+        description="How the gateway picks a replica where replicas remember: `affinity` sends what continues a "
+        "session, a document or a prompt to the replica that has it, unless that one is busier than the others.",
     )
     session_ttl_s: int = Field(7 * 24 * 3600, ge=1, description="How long unused sessions and documents are kept.")
     session_quota_bytes: int = Field(
@@ -249,7 +274,7 @@ class Settings(BaseSettings):
         None,
         validation_alias="OTEL_EXPORTER_OTLP_ENDPOINT",
         description="OpenTelemetry collector that spans are sent to over OTLP/HTTP, such as `http://collector:4318`; "
-        "unset, nothing is traced. The SDK reads its other standard variables by itself (docs/14-observability.md).",
+        "unset, nothing is traced. The SDK reads its other standard variables by itself (docs/15-observability.md).",
     )
     otlp_traces_endpoint: str | None = Field(
         None,

@@ -10,17 +10,18 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from multidict import CIMultiDict
 
 from services.gateway.policy.caller import LOCAL, Caller
 from services.gateway.proxy.replayable_body import Receive, ReplayableBody
+from shared.api.replica import HOLDS_HEADER
 from shared.api.usage import USAGE_HEADER, UsageScanner
 from shared.errors import InvalidOption
 from shared.telemetry import Context, context, fresh_context
 
-__all__ = ["RequestContext", "Send", "build_request_headers", "build_response_headers"]
+__all__ = ["AnswerKeeper", "RequestContext", "Send", "build_request_headers", "build_response_headers"]
 
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -63,8 +64,25 @@ _OWN_RESPONSE_HEADERS = _HOP_BY_HOP | {
     b"x-request-id",
     b"x-content-type-options",
     USAGE_HEADER.encode(),
+    HOLDS_HEADER.encode(),
 }
 """Response headers that the gateway writes itself."""
+
+
+class AnswerKeeper(Protocol):
+    """Keeps an answer on its way to the caller."""
+
+    version: str
+    content_type: str
+    is_whole: bool
+
+    def feed(self, chunk: bytes) -> None:
+        """Keep a chunk."""
+        ...
+
+    def whole(self) -> Any:
+        """The answer."""
+        ...
 
 
 @dataclass(slots=True, eq=False)
@@ -83,6 +101,7 @@ class RequestContext:
         generated_key: Idempotency key for a caller that sends none: the same at every attempt.
         consumed: What the replica said that the request consumed.
         scanner: Collects the tokens of its answer.
+        recorder: Keeps its answer, where that is to be compared.
         may_queue: Whether a replica may have it queued as a job, although the caller did not ask for one.
     """
 
@@ -104,6 +123,7 @@ class RequestContext:
     may_queue: bool = False
     consumed: dict[str, float] = field(default_factory=dict)
     scanner: UsageScanner | None = None
+    recorder: AnswerKeeper | None = None
 
     @classmethod
     def from_scope(cls, scope: Scope, receive: Receive, send: Send, deadline_s: float) -> RequestContext:

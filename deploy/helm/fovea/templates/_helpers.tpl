@@ -1,7 +1,9 @@
 {{/* Names, labels and the pieces that every pod shares. */}}
 {{- define "fovea.image" -}}
 {{- $root := index . 0 -}}{{- $service := index . 1 -}}
-{{- with $root.Values.image.registry }}{{ . }}/{{ end }}fovea-{{ $service }}:{{ $root.Values.image.tag | default $root.Chart.AppVersion }}
+{{- $tag := $root.Values.image.tag | default $root.Chart.AppVersion -}}
+{{- if gt (len .) 2 }}{{ $tag = index . 2 | default $tag }}{{ end -}}
+{{- with $root.Values.image.registry }}{{ . }}/{{ end }}fovea-{{ $service }}:{{ $tag }}
 {{- end }}
 
 {{- define "fovea.release" -}}
@@ -176,4 +178,23 @@ gcsFaultToleranceOptions:
   {{- with $tolerance.passwordSecret | default .Values.redis.passwordSecret }}
   redisPassword: {valueFrom: {secretKeyRef: {name: {{ . }}, key: password}}}
   {{- end }}
+{{- end }}
+
+{{- /* Traffic plans of services with versions, as the setting `traffic` takes them; empty where there are none. */}}
+{{- define "fovea.traffic" -}}
+{{- $plans := dict -}}
+{{- range $service, $values := .Values.services -}}
+{{- if and $values.enabled $values.versions -}}
+{{- $plan := dict "percent" dict -}}
+{{- range $version := $values.versions -}}
+{{- if $version.shadowPercent -}}
+{{- $_ := set $plan "shadow" $version.name -}}{{- $_ := set $plan "shadow_percent" $version.shadowPercent -}}
+{{- else -}}
+{{- $_ := set $plan.percent $version.name ($version.percent | default 0) -}}
+{{- end -}}
+{{- end -}}
+{{- $_ := set $plans $service $plan -}}
+{{- end -}}
+{{- end -}}
+{{- if $plans }}{{ toJson $plans }}{{ end -}}
 {{- end }}
