@@ -34,10 +34,10 @@ ROOT = pathlib.Path(__file__).parents[2]
 DASHBOARD = ROOT / "deploy/helm/fovea/dashboards/fovea.json"
 PICTURE = ROOT / "docs/images/dashboard.svg"
 SERVICE = "llm-longctx"
-RANGE = "30s"
+RANGE = "60s"
 """Stands for the dashboard's windows of minutes, as the run is short."""
 
-QUIET_S = 6.0
+QUIET_S = 12.0
 """Pauses, in which answers are compared with dense attention."""
 
 METHODS: tuple[dict[str, Any], ...] = ({"method": "dense"}, {"method": "streamingllm"}, {"method": "snapkv"})
@@ -75,7 +75,7 @@ def start_platform(folder: pathlib.Path, redis_url: str, model: str) -> Iterator
         FOVEA_HTTP_PORT=str(http),
         FOVEA_GRPC_PORT=str(grpc),
         FOVEA_LLM_MODEL=model or str(write_folder(folder / "tiny-llama")),
-        FOVEA_LLM_FIDELITY_SAMPLE_RATE="0.5",
+        FOVEA_LLM_FIDELITY_SAMPLE_RATE="1",
         PYTHONPATH=os.pathsep.join([str(ROOT), *sys.path]),
     )
     (folder / "prometheus.yml").write_text(json.dumps(describe_scrapes(metrics)))
