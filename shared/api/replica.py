@@ -11,10 +11,12 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = [
+    "AUDIT_HEADER",
     "EFFECTFUL",
     "ENDLESS",
     "LEASE_S",
     "RENEW_S",
+    "SCOPES_HEADER",
     "SECRET_HEADER",
     "ReplicaRecord",
     "is_endless",
@@ -30,6 +32,12 @@ LEASE_S = 5.0
 
 SECRET_HEADER: Final = "x-fovea-replica-secret"  # noqa: S105  # a name
 """Header, or gRPC metadata, that carries the secret by which a replica knows its gateway."""
+
+SCOPES_HEADER: Final = "x-fovea-scopes"
+"""Header, or gRPC metadata, by which the gateway says what the caller's key allows, with commas between."""
+
+AUDIT_HEADER: Final = "x-fovea-audit"
+"""Response header of a replica: what the gateway writes into its audit log, as a JSON object. Callers don't get it."""
 
 _EFFECTFUL_KEY: Final = "x-fovea-effectful"
 _ENDLESS_KEY: Final = "x-fovea-endless"
