@@ -147,6 +147,8 @@ class ModelRunner:
         if not self._has_native_step() or self._inputs_of(states).is_tapped:
             return self._decode_together(states, tokens, taps=taps)
         additions, alone = _sort_taps(states, taps)
+        if not alone:
+            return self._decode_together(states, tokens, additions)
         together = [i for i in range(len(states)) if i not in alone]
         logits = torch.empty(len(states), self.model.config.vocab)
         if together:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
+from pathlib import Path
 
 import httpx2
 import numpy as np
 import openai
 import pytest
 import torch
+from typer.testing import CliRunner
 
+import fovea
+from fovea.cli.main import app
 from services.llm_longctx.api import openai as chat_routes
 from services.llm_longctx.api import steering
 from services.llm_longctx.serving.local_models import make_local_model
@@ -27,13 +32,13 @@ UP = {"vector": [3.0] + [0.0] * 30 + [-3.0], "site": "resid_post.0", "scale": 2.
 @pytest.fixture(scope="module")
 def server(folder, tmp_path_factory):
     model = make_local_model(folder)
-    app = build(
+    served = build(
         "llm-longctx",
         routers=[chat_routes.router, steering.router],
         servables={model.card.name: model},
         settings=Settings(data_dir=tmp_path_factory.mktemp("data"), intra_op_threads=1),
     )
-    with Server(app) as running:
+    with Server(served) as running:
         yield running
 
 
@@ -241,3 +246,24 @@ def test_a_key_without_the_scope_is_refused_and_audit_is_told(server):
     assert answer.status_code == 200
     assert json.loads(answer.headers["x-fovea-audit"])["interventions"] == "add"
     assert "x-fovea-audit" not in httpx2.post(url, json=body, headers=without).headers
+
+
+def test_the_sdk_makes_fetches_and_deletes_vectors(server):
+    with fovea.Client(server.url) as client:
+        made = client.steering_vectors.create("sdk", ["calm"], ["loud"], layers=[1], tokens="mean")
+        assert made.id == "sdk@1"
+        assert client.steering_vectors.get("sdk", values=True).layers[0].values
+        assert "sdk@1" in [one.id for one in client.steering_vectors.list()]
+        steered = client.chat("Hello", max_tokens=8, temperature=0, interventions=[{"vector": "sdk", "scale": 20.0}])
+        assert steered.text != client.chat("Hello", max_tokens=8, temperature=0).text
+        assert client.steering_vectors.delete("sdk").versions == [1]
+
+
+def test_the_commands_of_the_documentation_run(server, monkeypatch):
+    monkeypatch.setenv("FOVEA_URL", server.url)
+    text = (Path(__file__).parents[3] / "docs/14-steering.md").read_text("utf8")
+    commands = [line for line in text.splitlines() if line.startswith("fovea steer ")]
+    assert len(commands) == 5
+    for command in commands:
+        ran = CliRunner().invoke(app, shlex.split(command)[1:])
+        assert ran.exit_code == 0, (command, ran.output, ran.exception)
