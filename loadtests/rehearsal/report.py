@@ -28,12 +28,13 @@ def summarise(record: Record, seconds: float, connections: int) -> dict[str, Any
         by_route[call.route].append(call)
     settled = [s.gateway_bytes for s in record.samples if s.at >= RAMP * seconds] or [1]
     cpu = record.samples[-1].cpu_seconds - record.samples[0].cpu_seconds if record.samples else 0.0
+    lasted = max([seconds, *(call.at + call.seconds for call in record.calls)])
     return {
         "machine": machine(),
-        "seconds": seconds,
+        "seconds": round(lasted, 1),
         "connections": connections,
         "requests": len(record.calls),
-        "per_second": round(len(record.calls) / seconds, 2),
+        "per_second": round(len(record.calls) / lasted, 2),
         "failed": sum(_has_failed(call) for call in record.calls),
         "refused": sum(call.status == 429 for call in record.calls),
         "statuses": dict(Counter(str(call.status) for call in record.calls)),

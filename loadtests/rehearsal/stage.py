@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -43,6 +44,7 @@ class Stage:
         self._replicas = replicas
         self._stack = ExitStack()
         self._spent: dict[int, float] = {}
+        self._acting = threading.Lock()
         self.url = f"http://127.0.0.1:{free_port()}"
 
     def __enter__(self) -> Self:
@@ -100,23 +102,27 @@ class Stage:
 
     def restart_rolling(self) -> None:
         """Replace each replica: a successor first, then SIGTERM to the old one, which finishes what it has begun."""
-        for service, running in self.running.items():
-            for old in list(running):
-                self.add(service)
-                self.wait_ready(service, self._replicas + 1)
-                old.send_signal(signal.SIGTERM)
-                old.wait(120)
-                running.remove(old)
+        with self._acting:
+            for service, running in self.running.items():
+                for old in list(running):
+                    self.add(service)
+                    self.wait_ready(service, self._replicas + 1)
+                    self.cpu_seconds()
+                    old.send_signal(signal.SIGTERM)
+                    old.wait(120)
+                    running.remove(old)
 
     def kill_node(self) -> None:
         """`kill -9` of one replica of each service, as when a node dies, and others in their places."""
-        for service, running in self.running.items():
-            victim = running.pop(0)
+        with self._acting:
             self.cpu_seconds()
-            victim.kill()
-            victim.wait()
-            self.add(service)
-            self.wait_ready(service, self._replicas)
+            for running in self.running.values():
+                victim = running.pop(0)
+                victim.kill()
+                victim.wait()
+            for service in self.running:
+                self.add(service)
+                self.wait_ready(service, self._replicas)
 
     def cpu_seconds(self) -> float:
         """CPU time of all processes so far, those that are gone included as of the last call."""

@@ -64,22 +64,40 @@ def count_callers(share: float, connections: int) -> int:
     return max(1, round(connections / 3 * min(share / RAMP, 1.0)))
 
 
+@dataclass(slots=True)
+class _Course:
+    """How far a rehearsal is, by its clock."""
+
+    seconds: float
+    connections: int
+    began: float = field(default_factory=time.monotonic)
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def at(self) -> float:
+        return time.monotonic() - self.began
+
+    @property
+    def callers(self) -> int:
+        return count_callers(self.at / self.seconds, self.connections)
+
+
 async def run(stage: Stage, seconds: float, connections: int) -> Record:
-    """Send traffic for so long, and return what happened."""
-    record, began = Record(), time.monotonic()
-
-    def share() -> float:
-        return (time.monotonic() - began) / seconds
-
+    """Send traffic for so long, and until all that was to happen has happened; return what did."""
+    record = Record()
     async with httpx2.AsyncClient(base_url=stage.url, timeout=120) as client:
         tasks = await _find_tasks(client, stage)
-        callers = [_call(number, stage, client, tasks, record, share, connections) for number in range(connections)]
-        await asyncio.gather(
-            *callers,
-            _sample(stage, record, share, seconds, connections),
-            _act(RESTART, "rolling restart", stage.restart_rolling, record, share, seconds),
-            _act(KILL, "node killed", stage.kill_node, record, share, seconds),
-        )
+        course = _Course(seconds, connections)
+        async with asyncio.TaskGroup() as group:
+            for number in range(connections):
+                group.create_task(_call(number, stage, client, tasks, record, course))
+            group.create_task(_sample(stage, record, course))
+            await asyncio.gather(
+                asyncio.sleep(seconds),
+                _act(RESTART, "rolling restart", stage.restart_rolling, record, course),
+                _act(KILL, "node killed", stage.kill_node, record, course),
+            )
+            course.over.set()
     return record
 
 
@@ -104,42 +122,37 @@ async def _call(
     client: httpx2.AsyncClient,
     tasks: list[tuple[str, dict[str, object]]],
     record: Record,
-    share: Callable[[], float],
-    connections: int,
+    course: _Course,
 ) -> None:
-    draw, began = random.Random(number), time.monotonic()
-    while share() < 1:
-        if number >= count_callers(share(), connections):
+    draw = random.Random(number)
+    while not course.over.is_set():
+        if number >= course.callers:
             await asyncio.sleep(0.1)
             continue
         tenant = TENANTS[draw.random() >= FIRST_TENANT_SHARE]
         route, body = draw.choice(tasks)
-        sent = time.monotonic()
+        sent = course.at
         try:
             headers = {"authorization": f"Bearer {stage.keys[tenant]}"}
             status = (await client.post(route, json=body, headers=headers)).status_code
         except httpx2.HTTPError:
             status = 0
-        done = time.monotonic()
-        record.calls.append(Call(sent - began, route, tenant, status, done - sent))
+        record.calls.append(Call(sent, route, tenant, status, course.at - sent))
         if status == 429:
             await asyncio.sleep(0.5)
 
 
-async def _sample(stage: Stage, record: Record, share: Callable[[], float], seconds: float, connections: int) -> None:
-    while share() < 1:
+async def _sample(stage: Stage, record: Record, course: _Course) -> None:
+    while not course.over.is_set():
         ready = await asyncio.to_thread(stage.count_ready)
         cpu, memory = await asyncio.to_thread(stage.cpu_seconds), stage.gateway_bytes()
-        at = share()
-        record.samples.append(Sample(at * seconds, count_callers(at, connections), ready, cpu, memory))
+        record.samples.append(Sample(course.at, course.callers, ready, cpu, memory))
         await asyncio.sleep(1)
 
 
-async def _act(
-    when: float, name: str, act: Callable[[], None], record: Record, share: Callable[[], float], seconds: float
-) -> None:
-    """Do something to the stage at its time."""
-    await asyncio.sleep(max(when - share(), 0) * seconds)
-    record.events.append((share() * seconds, f"{name}: begins"))
+async def _act(when: float, name: str, act: Callable[[], None], record: Record, course: _Course) -> None:
+    """Do something to the stage at its time, or as soon as what was begun before is done."""
+    await asyncio.sleep(when * course.seconds - course.at)
+    record.events.append((course.at, f"{name}: begins"))
     await asyncio.to_thread(act)
-    record.events.append((share() * seconds, f"{name}: done"))
+    record.events.append((course.at, f"{name}: done"))
