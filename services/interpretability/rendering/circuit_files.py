@@ -26,7 +26,7 @@ class PlacedCircuit:
     Attributes:
         graph: The edges of the model.
         edges: Those of the circuit, (row, column).
-        scores: Of all edges [R,S]: the change of the metric when one is corrupt.
+        gains: Of all edges [R,S]: what each adds to the answer.
         placed: Part of each source by position [S,T].
         entry: Part of each edge of the embedding by position [R,T].
         model: The model's name.
@@ -37,7 +37,7 @@ class PlacedCircuit:
 
     graph: EdgeGraph
     edges: Sequence[tuple[int, int]]
-    scores: np.ndarray
+    gains: np.ndarray
     placed: np.ndarray
     entry: np.ndarray
     model: str
@@ -51,8 +51,8 @@ def to_neuronpedia(circuit: PlacedCircuit) -> dict[str, Any]:
     """Return a circuit as Neuronpedia's graph JSON.
 
     A head or an MLP stands at the position where it matters most; the embedding is one node per token that matters.
-    A link's weight is what the edge adds to the metric, the negative of its score; a key or value that heads share
-    reaches each of them in the circuit, with the whole weight.
+    A link's weight is what the edge adds to the answer; a key or value that heads share reaches each of them in the
+    circuit, with the whole weight.
     """
     nodes: dict[str, dict[str, Any]] = {}
     links: list[dict[str, Any]] = []
@@ -122,11 +122,11 @@ def _target_hook(graph: EdgeGraph, target: EdgeTarget) -> tuple[str, int]:
 def _starts(circuit: PlacedCircuit, source: EdgeSource, row: int, column: int) -> list[tuple[dict[str, Any], float]]:
     """Nodes that an edge starts at, with its weight: one, or for the embedding one per token that matters."""
     if source.kind != "embed":
-        return [(_source_node(circuit, source), -float(circuit.scores[row, column]))]
+        return [(_source_node(circuit, source), float(circuit.gains[row, column]))]
     share = circuit.entry[row]
-    scale = circuit.scores[row, column] / share.sum() if abs(share.sum()) > MIN_ENTRY else 0.0
+    scale = circuit.gains[row, column] / share.sum() if abs(share.sum()) > MIN_ENTRY else 0.0
     return [
-        (_token_node(circuit, position), -float(scale * share[position]))
+        (_token_node(circuit, position), float(scale * share[position]))
         for position in np.flatnonzero(np.abs(share) > MIN_ENTRY)
     ]
 
@@ -157,7 +157,7 @@ def _source_node(circuit: PlacedCircuit, source: EdgeSource) -> dict[str, Any]:
     name = f"head {source}" if source.kind == "head" else str(source)
     identity = f"{source.layer}_{feature}_{position}"
     node = _node(identity, str(source.layer), feature, position, kind, name, len(circuit.tokens))
-    return node | {"activation": -float(circuit.placed[column].sum())}
+    return node | {"activation": float(circuit.placed[column].sum())}
 
 
 def _token_node(circuit: PlacedCircuit, position: int) -> dict[str, Any]:

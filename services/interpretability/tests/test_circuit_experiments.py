@@ -121,6 +121,7 @@ def test_graph_is_what_neuronpedia_reads(edges):
     tokens = graph["metadata"]["prompt_tokens"]
     assert "".join(tokens) == graph["metadata"]["prompt"] == "kqzwxm kqzwx"
     assert all(0 <= node["ctx_idx"] < len(tokens) for node in graph["nodes"])
+    assert all(link["weight"] > 0 for link in graph["links"]), "what carries the answer is positive"
     entries = [node["ctx_idx"] for node in graph["nodes"] if node["feature_type"] == "embedding"]
     assert entries == [5], "the prompts differ at one token"
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from services.interpretability.causal.circuit_search import Edge, faithfulness
 from services.interpretability.causal.circuit_tasks import Case, CaseBatch
+from services.interpretability.causal.edge_attribution import Metric
 from services.interpretability.causal.edge_graph import EdgeGraph, EdgeSource
 from services.interpretability.core import report as parts
 from services.interpretability.core.report import Artefact, Bar, Bars, HeatMap, Report, Scalar, Table, canonical_json
@@ -37,6 +38,7 @@ class EdgeFindings:
     Attributes:
         cases, batches: The prompts, and as they were run.
         graph: The edges of the model.
+        metric: What edges are scored by.
         scores: Of all edges [R,S].
         parts: Per batch, scores by position.
         order: Edges, each beginning a circuit.
@@ -49,6 +51,7 @@ class EdgeFindings:
     cases: list[Case]
     batches: list[CaseBatch]
     graph: EdgeGraph
+    metric: Metric
     scores: np.ndarray = field(default_factory=lambda: np.empty(0))
     parts: list[dict[str, Any]] = field(default_factory=list)
     order: list[Edge] = field(default_factory=list)
@@ -57,6 +60,11 @@ class EdgeFindings:
     curve: dict[int, CircuitScores] = field(default_factory=dict)
     controls: dict[int, list[CircuitScores]] = field(default_factory=dict)
     minimal: int | None = None
+
+    @property
+    def gain(self) -> int:
+        """Factor from score to gain: without a useful edge the logit difference falls, and the divergence grows."""
+        return -1 if self.metric == "logit-difference" else 1
 
     def faith(self, found: CircuitScores) -> float:
         """Faithfulness of a circuit in its logit difference."""
@@ -81,7 +89,7 @@ def build_report(spec: EdgeAttributionSpec, subject: StudiedModel, findings: Edg
     warnings = warn_of_task(findings.whole, nothing - whole, len(findings.cases))
     if findings.minimal is None:
         warnings.append(f"No circuit that was measured reaches {spec.threshold:.0%}; the largest one is shown.")
-    graph = draw_circuit(findings.graph, findings.circuit, findings.scores)
+    graph = draw_circuit(findings.graph, findings.circuit, findings.gain * findings.scores)
     placed = _place(findings, subject)
     links = canonical_json([[str(a), str(b), score] for a, b, score in _named(findings)])
     return Report(
@@ -100,17 +108,17 @@ def build_report(spec: EdgeAttributionSpec, subject: StudiedModel, findings: Edg
     )
 
 
-def draw_circuit(graph: EdgeGraph, circuit: list[Edge], scores: np.ndarray) -> parts.Graph:
+def draw_circuit(graph: EdgeGraph, circuit: list[Edge], gains: np.ndarray) -> parts.Graph:
     """The strongest edges of a circuit between its nodes; a group's key or value reaches each of its heads there is."""
-    strongest = sorted(circuit, key=lambda edge: -abs(scores[edge]))[:MAX_DRAWN]
+    strongest = sorted(circuit, key=lambda edge: -abs(gains[edge]))[:MAX_DRAWN]
     inside = {graph.sources[column] for _, column in strongest}
     edges = [
-        parts.Edge(source=str(graph.sources[column]), target=target, value=-float(scores[row, column]))
+        parts.Edge(source=str(graph.sources[column]), target=target, value=float(gains[row, column]))
         for row, column in strongest
         for target in _nodes_of(graph, row, inside)
     ]
     shown = {edge.source for edge in edges} | {edge.target for edge in edges}
-    totals = {source: -float(np.nansum(scores[:, i])) for i, source in enumerate(graph.sources)}
+    totals = {source: float(np.nansum(gains[:, i])) for i, source in enumerate(graph.sources)}
     nodes = [_node(source, total) for source, total in totals.items() if str(source) in shown]
     caption = (
         f"The {len(strongest)} strongest of {len(circuit)} edges; blue carries the answer, orange works against it. "
@@ -142,9 +150,9 @@ def _place(findings: EdgeFindings, subject: StudiedModel) -> PlacedCircuit:
     return PlacedCircuit(
         graph=findings.graph,
         edges=findings.circuit,
-        scores=findings.scores,
-        placed=np.array(cell["placed"]),
-        entry=np.array(cell["entry"]),
+        gains=findings.gain * findings.scores,
+        placed=findings.gain * np.array(cell["placed"]),
+        entry=findings.gain * np.array(cell["entry"]),
         model=subject.name,
         ids=case.clean,
         tokens=[token.text for token in subject.token_spans(case.clean)],
@@ -196,10 +204,10 @@ def _edge_table(findings: EdgeFindings) -> Table:
 
 
 def _head_map(findings: EdgeFindings, subject: StudiedModel) -> HeatMap:
-    totals = np.nansum(findings.scores, 0)
+    totals = findings.gain * np.nansum(findings.scores, 0)
     values = totals[1:].reshape(subject.layers, -1)[:, : subject.heads]
     axes: Any = parts.head_axes(subject.layers, subject.heads)
-    caption = "Sum of a head's edges: the estimated change of the metric when all that it writes is corrupt."
+    caption = "What a head adds to the answer through all of its edges, estimated; blue helps, orange hinders."
     return HeatMap(name="heads", values=parts.to_matrix(values), **axes, scale="diverging", caption=caption)
 
 
@@ -212,7 +220,7 @@ def _position_map(findings: EdgeFindings, placed: PlacedCircuit, most: int = 20)
         rows=parts.Axis(label="node", ticks=[str(findings.graph.sources[i]) for i in chosen]),
         columns=parts.Axis(label="token", ticks=placed.tokens),
         scale="diverging",
-        caption="Where the strongest nodes write what matters, on prompts as long as the one that is shown.",
+        caption="Where the strongest nodes add to the answer, on prompts as long as the one that is shown.",
     )
 
 

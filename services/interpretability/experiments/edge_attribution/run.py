@@ -74,7 +74,7 @@ class EdgeAttribution(Experiment[EdgeAttributionSpec]):
         cases, graph = make_cases(spec, subject), EdgeGraph(subject.model.config)
         batches = split_batches(circuit_tasks.group_by_length(cases), subject)
         cells = EdgeCells(subject, progress, batches, graph)
-        findings = EdgeFindings(cases, batches, graph)
+        findings = EdgeFindings(cases, batches, graph, spec.metric)
         try:
             self._measure(spec, cells, findings)
             self._grow(spec, cells, findings)
