@@ -26,7 +26,10 @@ CircuitScores = dict[str, float]
 """`logit_difference`, `above`, `kl` and `top1` of a circuit, mean over prompts."""
 
 MAX_WRITTEN_BYTES = 128 * 2**20
-"""Bound on S·B·T·D·4 of one batch; three such tensors are held at a time."""
+"""Bound on S·B·T·D·4 of one batch; four such tensors are held at a time."""
+
+MAX_HELD_BYTES = 2 * 2**30
+"""Bound on the recorded runs that stay in memory; past it they are recorded again for each circuit."""
 
 
 def split_batches(batches: list[CaseBatch], subject: StudiedModel) -> list[CaseBatch]:
@@ -112,7 +115,7 @@ class EdgeCells:
         """Clean and corrupt run of a batch; the last few stay in memory."""
         if i not in self._runs:
             held = sum(run.written.nbytes for pair in self._runs.values() for run in pair)
-            if held > 4 * MAX_WRITTEN_BYTES:
+            if held > MAX_HELD_BYTES:
                 self._runs.clear()
             batch, model = self.batches[i], self.subject.model
             clean, corrupt = (run_edges(model, self.subject.tensor(ids)) for ids in (batch.clean, batch.corrupt))
