@@ -274,7 +274,7 @@ class Settings(BaseSettings):
         None,
         validation_alias="OTEL_EXPORTER_OTLP_ENDPOINT",
         description="OpenTelemetry collector that spans are sent to over OTLP/HTTP, such as `http://collector:4318`; "
-        "unset, nothing is traced. The SDK reads its other standard variables by itself (docs/14-observability.md).",
+        "unset, nothing is traced. The SDK reads its other standard variables by itself (docs/15-observability.md).",
     )
     otlp_traces_endpoint: str | None = Field(
         None,
