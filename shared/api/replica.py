@@ -12,11 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = [
     "AFFINE",
+    "AUDIT_HEADER",
     "EFFECTFUL",
     "ENDLESS",
     "HOLDS_HEADER",
     "LEASE_S",
     "RENEW_S",
+    "SCOPES_HEADER",
     "SECRET_HEADER",
     "ReplicaRecord",
     "is_endless",
@@ -37,6 +39,12 @@ HOLDS_HEADER: Final = "x-fovea-holds"
 """Header of an answer that names the session or document which its replica holds from now on."""
 
 _AFFINE_KEY: Final = "x-fovea-affine"
+SCOPES_HEADER: Final = "x-fovea-scopes"
+"""Header, or gRPC metadata, by which the gateway says what the caller's key allows, with commas between."""
+
+AUDIT_HEADER: Final = "x-fovea-audit"
+"""Response header of a replica: what the gateway writes into its audit log, as a JSON object. Callers don't get it."""
+
 _EFFECTFUL_KEY: Final = "x-fovea-effectful"
 _ENDLESS_KEY: Final = "x-fovea-endless"
 

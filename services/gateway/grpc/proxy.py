@@ -15,6 +15,7 @@ import grpc
 from services.gateway.policy.caller import Caller
 from services.gateway.proxy.retry import ReplicaRetryPolicy, RetryState, UpstreamLost
 from services.gateway.routing.replica_registry import Attempt, Replica, ReplicaRegistry
+from shared.api.replica import SCOPES_HEADER
 from shared.errors import DeadlineExceeded, FoveaError, NotReady
 from shared.telemetry import Context, Span, context, span
 
@@ -69,6 +70,7 @@ class GrpcCall:
             ("x-request-id", self.trace.request_id),
             ("traceparent", context().traceparent or self.trace.traceparent),
             ("x-fovea-tenant", self.tenant),
+            (SCOPES_HEADER, self.caller.scope_header),
             ("x-fovea-deadline-ms", str(max(int(self.left_s * 1000), 1))),
         ]
 

@@ -48,6 +48,8 @@ __all__ = ["GatewayDependencies", "GatewayMiddleware"]
 DRAIN_BODY_S, DRAIN_BODY_BYTES = 2.0, 2**26
 """How long, and for how many bytes, a refused body is still read, so that the caller can read the answer."""
 
+_AUDITED_FIELDS = (b'"interventions"', b'"capture"')
+_STEERING_PATHS = ("/v1/steering-vectors", "/v1/captures")
 _GUARDED_PATHS = ("/v1/", "/v2", "/metrics")
 _OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready"})
 
@@ -172,7 +174,7 @@ class GatewayMiddleware:
                     route = await resolve_service(ctx, route, whole, self._gateway.registry.routes)
                     routing.set_attributes({"fovea.service": route.services[0]})
             if as_job:
-                await jobs.submit_job(ctx, self._gateway.queue, route.services[0], await proxy.read_body(ctx, body))
+                await self._submit(ctx, route, await proxy.read_body(ctx, body))
             else:
                 if route.is_broadcast:
                     self._gateway.audit.write(f"{ctx.caller.tenant}/{ctx.caller.key}", "model control", ctx.path[:200])
@@ -181,20 +183,32 @@ class GatewayMiddleware:
                     await proxy.forward(ctx, route, body)
                 await self._charge(ctx)
         except QueueInstead:
-            await jobs.submit_job(ctx, self._gateway.queue, route.services[0], await proxy.read_body(ctx, body))
+            await self._submit(ctx, route, await proxy.read_body(ctx, body))
         finally:
             body.release()
+
+    async def _submit(self, ctx: RequestContext, route: Route, body: bytes) -> None:
+        """Queue a request as a job. What it does to a model no replica will tell us, so its body is asked."""
+        await jobs.submit_job(ctx, self._gateway.queue, route.services[0], body)
+        if any(name in body for name in _AUDITED_FIELDS):
+            self._audit(ctx, "interventions queued")
 
     async def _charge(self, ctx: RequestContext) -> None:
         """Write what an answered request consumed into the ledger, and count its tokens against its quotas."""
         if not 200 <= ctx.status < 400:
             return
+        if act := ctx.audit.pop("act", None):
+            self._audit(ctx, act, **ctx.audit)
         scanner = ctx.scanner
         tokens = scanner.sum_up(time.perf_counter() - ctx.started) if scanner else {}
         model = ctx.model or (scanner.model if scanner else "")
         self._gateway.usage.add(ctx.caller.tenant, model, {**ctx.consumed, **tokens})
         spent = tokens.get("tokens_in", 0) + tokens.get("tokens_out", 0)
         await self._gateway.limits.spend_tokens(ctx.caller, int(spent))
+
+    def _audit(self, ctx: RequestContext, act: str, **details: str) -> None:
+        actor = f"{ctx.caller.tenant}/{ctx.caller.key}"
+        self._gateway.audit.write(actor, act, ctx.path[:200], request_id=ctx.trace.request_id, **details)
 
     def _place(self, ctx: RequestContext, route: Route) -> AbstractAsyncContextManager[None]:
         """The caller's place at the service; a local caller, a broadcast and what never ends need none."""
@@ -260,6 +274,8 @@ def _require_readable(ctx: RequestContext) -> None:
 def _find_scope(path: str) -> KeyScope:
     if path.startswith("/v1/jobs"):
         return "jobs"
+    if path.startswith(_STEERING_PATHS):
+        return "interventions"
     if path.startswith(("/v2/repository/models/", "/v1/admin/")):
         return "admin"
     return "metrics" if path.startswith("/metrics") else "infer"

@@ -16,7 +16,7 @@ from multidict import CIMultiDict
 
 from services.gateway.policy.caller import LOCAL, Caller
 from services.gateway.proxy.replayable_body import Receive, ReplayableBody
-from shared.api.replica import HOLDS_HEADER
+from shared.api.replica import AUDIT_HEADER, HOLDS_HEADER, SCOPES_HEADER
 from shared.api.usage import USAGE_HEADER, UsageScanner
 from shared.errors import InvalidOption
 from shared.telemetry import Context, context, fresh_context
@@ -65,6 +65,7 @@ _OWN_RESPONSE_HEADERS = _HOP_BY_HOP | {
     b"x-content-type-options",
     USAGE_HEADER.encode(),
     HOLDS_HEADER.encode(),
+    AUDIT_HEADER.encode(),
 }
 """Response headers that the gateway writes itself."""
 
@@ -100,6 +101,7 @@ class RequestContext:
         started: When it arrived, `time.perf_counter()`.
         generated_key: Idempotency key for a caller that sends none: the same at every attempt.
         consumed: What the replica said that the request consumed.
+        audit: What the replica said that the audit log is to say.
         scanner: Collects the tokens of its answer.
         recorder: Keeps its answer, where that is to be compared.
         may_queue: Whether a replica may have it queued as a job, although the caller did not ask for one.
@@ -122,6 +124,7 @@ class RequestContext:
     generated_key: str = field(default_factory=lambda: f"{random.getrandbits(128):032x}")
     may_queue: bool = False
     consumed: dict[str, float] = field(default_factory=dict)
+    audit: dict[str, str] = field(default_factory=dict)
     scanner: UsageScanner | None = None
     recorder: AnswerKeeper | None = None
 
@@ -203,6 +206,7 @@ def build_request_headers(ctx: RequestContext) -> CIMultiDict[str]:
     headers["x-request-id"] = ctx.trace.request_id
     headers["traceparent"] = ctx.traceparent
     headers["x-fovea-tenant"] = ctx.caller.tenant
+    headers[SCOPES_HEADER] = ctx.caller.scope_header
     key = ctx.headers.get(b"idempotency-key")
     headers["idempotency-key"] = ctx.generated_key if key is None else key.decode("latin-1")
     return headers

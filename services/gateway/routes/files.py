@@ -86,7 +86,8 @@ async def create_batch(request: Request) -> Batch:
     route = gateway.registry.routes.find(body.endpoint)
     if route is None or not body.endpoint.startswith("/v1/"):
         raise InvalidOption(f"No service answers {body.endpoint[:80]}.", field="endpoint")
-    return await _batches(request).create(_tenant(request), body, route.services[0], queue)
+    scopes = get_caller(request).scope_header
+    return await _batches(request).create(_tenant(request), body, route.services[0], queue, scopes)
 
 
 @router.get("/v1/batches")

@@ -80,7 +80,15 @@ class DecoderModel(TextModel):
         limits = config.positions, config.vocab
         sampling = _read_sampling(cls.source()) or cls.card.sampling or SamplingDefaults()
         adapter = DecoderAdapter(
-            cls.card.name, fingerprint, tokenizer, engine.scheduler, *limits, engine, plans, sampling=sampling
+            cls.card.name,
+            fingerprint,
+            tokenizer,
+            engine.scheduler,
+            *limits,
+            engine,
+            plans,
+            place.objects,
+            sampling=sampling,
         )
         return cls(adapter)
 

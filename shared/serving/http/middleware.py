@@ -20,7 +20,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shared import telemetry
-from shared.api.replica import is_endless
+from shared.api.replica import AUDIT_HEADER, SCOPES_HEADER, is_endless
 from shared.api.usage import USAGE_HEADER
 from shared.errors import FoveaError, Malformed, TooLarge, UnsupportedMedia
 from shared.registry import CallContext
@@ -38,6 +38,7 @@ _REQUEST_HEADERS = (
     b"traceparent",
     b"x-fovea-deadline-ms",
     b"x-fovea-tenant",
+    SCOPES_HEADER.encode(),
     b"content-length",
     b"content-encoding",
 )
@@ -148,6 +149,8 @@ class _Call:
                 deadline=time.monotonic() + _timeout_seconds(headers.get(b"x-fovea-deadline-ms"), settings),
                 tenant=headers.get(b"x-fovea-tenant", "local"),
             )
+        if (scopes := headers.get(SCOPES_HEADER.encode())) is not None:
+            scope["fovea.run"].scopes = frozenset(scopes.split(","))
         if not (settings.prefix_cache_shared or scope["fovea.run"].cache_salt):
             scope["fovea.run"].cache_salt = headers.get(b"x-fovea-tenant", "local")
         self._coding = headers.get(b"content-encoding", "identity").strip().lower()
@@ -214,8 +217,12 @@ class _Call:
             self.status = message["status"]
             request_id = telemetry.context().request_id.encode("latin-1", "replace")
             message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
-            if usage := self.scope["fovea.run"].usage:
-                message["headers"].append((USAGE_HEADER.encode(), json.dumps(usage).encode()))
+            for name, facts in (
+                (USAGE_HEADER, self.scope["fovea.run"].usage),
+                (AUDIT_HEADER, self.scope["fovea.run"].audit),
+            ):
+                if facts:
+                    message["headers"].append((name.encode(), json.dumps(facts).encode()))
         await self._send(message)
 
     def close(self) -> None:

@@ -21,6 +21,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from shared import telemetry
 from shared.api.problem import oip_error
+from shared.api.replica import SCOPES_HEADER
 from shared.errors import FoveaError, Malformed, TooLarge
 from shared.registry import CallContext
 from shared.rpc import open_inference_pb2 as pb
@@ -166,6 +167,8 @@ class _OpenInferenceService(grpc.GenericRpcHandler):
         model = name_sent if name_sent in self._host.names() else ""  # unknown names would swell the metrics
         seconds, tenant = _timeout_seconds(context, headers, self._settings), headers.get("x-fovea-tenant", "local")
         run = CallContext(deadline=time.monotonic() + seconds, tenant=tenant)
+        if (scopes := headers.get(SCOPES_HEADER)) is not None:
+            run.scopes = frozenset(scopes.split(","))
         fields = {"request_id": ids.request_id, "traceparent": ids.traceparent, "service": ids.service}
         trailers = [("x-request-id", ids.request_id)]
         server = telemetry.begin_rpc_span(SERVICE, name, ids.parent, ids.request_id)
