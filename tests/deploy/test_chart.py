@@ -9,6 +9,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from shared.api.traffic import PLANS
 from tests.deploy.tools import helm
 
 CHART = pathlib.Path(__file__).parents[2] / "deploy/helm/fovea"
@@ -388,3 +389,27 @@ def test_dashboard_asks_only_for_metrics_that_exist():
     panels = json.loads((CHART / "dashboards/fovea.json").read_text("utf8"))["panels"]
     asked = {w for p in panels for t in p["targets"] for w in re.findall(r"fovea_[a-z_]+", t["expr"])}
     assert {re.sub(r"_(total|bucket|sum|count)$", "", a) for a in asked} <= names
+
+
+def test_versions_are_services_of_their_own_and_the_gateway_knows_their_shares():
+    new = [
+        f"services.medical-seg.versions[{place}].{name}={value}"
+        for place, version in enumerate(
+            ({"name": "canary", "tag": "0.2.0", "percent": 5}, {"name": "next", "min": 2, "shadowPercent": 10})
+        )
+        for name, value in version.items()
+    ]
+    found = render(*new)
+    stable, canary, following = (
+        named(found, "RayService", f"demo-medical-seg{suffix}")["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]
+        for suffix in ("", "-canary", "-next")
+    )
+    assert (stable["minReplicas"], following["minReplicas"]) == (1, 2)
+    containers = [group["template"]["spec"]["containers"][0] for group in (stable, canary, following)]
+    assert [each["image"].rpartition(":")[2] == "0.2.0" for each in containers] == [False, True, False]
+    versions = [{e["name"]: e.get("value") for e in each["env"]}.get("FOVEA_SERVICE_VERSION") for each in containers]
+    assert versions == [None, "canary", "next"]
+    env = named(found, "Deployment", "demo-gateway")["spec"]["template"]["spec"]["containers"][0]["env"]
+    plans = PLANS.validate_json(next(e["value"] for e in env if e["name"] == "FOVEA_TRAFFIC"))
+    assert plans["medical-seg"].percent == {"canary": 5}
+    assert (plans["medical-seg"].shadow, plans["medical-seg"].shadow_percent) == ("next", 10)

@@ -42,7 +42,8 @@ class BatchService:
             RateLimited: The tenant's files hold as many bytes as they may.
         """
         data = await asyncio.to_thread(self._files.read, tenant, body.input_file_id)
-        lines, now, batch_id = parse_lines(data, body.endpoint), int(time.time()), f"batch-{uuid4().hex}"
+        lines = await asyncio.to_thread(parse_lines, data, body.endpoint)
+        now, batch_id = int(time.time()), f"batch-{uuid4().hex}"
         await asyncio.to_thread(self._files.check_room, tenant)
         entries = await _submit_all(lines, batch_id, tenant, service, queue, scopes)
         batch = Batch(

@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import Mapping, MutableMapping
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
+from dataclasses import replace
 from typing import Any, Protocol
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -30,7 +31,17 @@ from shared.errors import Fault, FoveaError, UnsupportedMedia
 from shared.jobs.queue import JobQueue
 from shared.jobs.usage_ledger import UsageLedger
 from shared.settings import Settings
-from shared.telemetry import ERRORS, IN_FLIGHT, REQUEST_LATENCY, REQUESTS, log
+from shared.telemetry import (
+    ERRORS,
+    IN_FLIGHT,
+    REQUEST_LATENCY,
+    REQUESTS,
+    begin_http_span,
+    finish_http_span,
+    log,
+    observe,
+    span,
+)
 
 __all__ = ["GatewayDependencies", "GatewayMiddleware"]
 
@@ -79,6 +90,15 @@ class GatewayMiddleware:
             scope = {**scope, "method": "GET"}
         ctx = RequestContext.from_scope(scope, receive, send, self._gateway.settings.request_timeout_s)
         self._in_flight.inc()
+        with begin_http_span(ctx.method, ctx.path, ctx.trace.parent, ctx.trace.request_id) as server:
+            if server.traceparent:
+                ctx.trace = replace(ctx.trace, traceparent=server.traceparent)
+            await self._serve_safely(ctx)
+            finish_http_span(server, ctx.method, ctx.route, ctx.status)
+            server.set_attributes({"fovea.tenant": ctx.caller.tenant, "fovea.model": ctx.model or None})
+
+    async def _serve_safely(self, ctx: RequestContext) -> None:
+        """Answer a request; whatever is raised becomes an answer, too."""
         try:
             await self._serve(ctx)
         except FoveaError as error:
@@ -96,7 +116,7 @@ class GatewayMiddleware:
         """Count the answer, and log it: at WARNING where the fault is on this side, else at DEBUG."""
         seconds = time.perf_counter() - ctx.started
         REQUESTS.labels("gateway", ctx.model, ctx.route, str(ctx.status)).inc()
-        REQUEST_LATENCY.labels("gateway", ctx.route).observe(seconds)
+        observe(REQUEST_LATENCY.labels("gateway", ctx.route), seconds)
         write = self._log.warning if ctx.status >= 500 else self._log.debug
         write(
             "answered",
@@ -115,7 +135,8 @@ class GatewayMiddleware:
         is_guarded = path.startswith(_GUARDED_PATHS) and path not in _OPEN_PATHS
         route = None if is_guarded else gateway.registry.routes.find(path)
         if is_guarded or route is not None:
-            await self._admit(ctx)
+            with span("authenticate"):
+                await self._admit(ctx)
         ctx.apply_caller_deadline()
         if is_guarded:
             route = gateway.registry.routes.find(path)
@@ -148,8 +169,10 @@ class GatewayMiddleware:
                 ctx.caller.require_scope("jobs")
             if len(route.services) > 1:
                 _require_readable(ctx)
-                whole = await proxy.read_body(ctx, body)
-                route = await resolve_service(ctx, route, whole, self._gateway.registry.routes)
+                with span("route") as routing:
+                    whole = await proxy.read_body(ctx, body)
+                    route = await resolve_service(ctx, route, whole, self._gateway.registry.routes)
+                    routing.set_attributes({"fovea.service": route.services[0]})
             if as_job:
                 await self._submit(ctx, route, await proxy.read_body(ctx, body))
             else:

@@ -25,6 +25,7 @@ from services.llm_longctx.serving.steering.admission import admit_taps
 from services.llm_longctx.state.session_service import digest_request
 from shared import telemetry
 from shared.api.problem import openai_error
+from shared.api.replica import AFFINE
 from shared.api.text import (
     ChatCompletion,
     ChatRequest,
@@ -70,7 +71,7 @@ router = APIRouter(tags=["openai"])
 @router.post(
     "/v1/chat/completions",
     responses=_ANSWERS,
-    openapi_extra=OPENAI_ERRORS,
+    openapi_extra={**OPENAI_ERRORS, **AFFINE},
     response_model=ChatCompletion,
 )
 async def chat(body: ChatRequest, request: Request, host: HostDep) -> Response:
@@ -78,7 +79,9 @@ async def chat(body: ChatRequest, request: Request, host: HostDep) -> Response:
     return await _answer(body, request, host, ChatProtocol())
 
 
-@router.post("/v1/completions", responses=_ANSWERS, openapi_extra=OPENAI_ERRORS, response_model=Completion)
+@router.post(
+    "/v1/completions", responses=_ANSWERS, openapi_extra={**OPENAI_ERRORS, **AFFINE}, response_model=Completion
+)
 async def complete(body: CompletionRequest, request: Request, host: HostDep) -> Response:
     """Complete a text; with `echo`, `logprobs` and `max_tokens` 0, score it."""
     return await _answer(body, request, host, TextCompletionProtocol())

@@ -20,6 +20,7 @@ from services.llm_longctx.api.openai import ERROR_RESPONSES, OPENAI_ERRORS, SSE_
 from services.llm_longctx.serving.chat import ChatProtocol
 from services.llm_longctx.serving.responses import Event, ResponseBuilder, build_chat_request, list_input
 from services.llm_longctx.state.response_store import ResponseStore, StoredResponse
+from shared.api.replica import AFFINE, HOLDS_HEADER
 from shared.api.responses import InputItem, InputItemList, ResponseObject, ResponsesRequest
 from shared.api.sessions import Deleted
 from shared.api.text import ChatChunk, ChatRequest
@@ -42,7 +43,12 @@ def get_response_store(request: Request) -> ResponseStore:
 StoreDep = Annotated[ResponseStore, Depends(get_response_store)]
 
 
-@router.post("/v1/responses", responses=ERROR_RESPONSES, openapi_extra=OPENAI_ERRORS, response_model=ResponseObject)
+@router.post(
+    "/v1/responses",
+    responses=ERROR_RESPONSES,
+    openapi_extra={**OPENAI_ERRORS, **AFFINE},
+    response_model=ResponseObject,
+)
 async def respond(
     body: ResponsesRequest, request: Request, host: Annotated[Host, Depends(host_of)], store: StoreDep
 ) -> Response:
@@ -52,14 +58,15 @@ async def respond(
         earlier = (await asyncio.to_thread(store.get, before, "previous_response_id")).conversation
     chunks = await _open_chunks(_to_chat(body, earlier), request, host)
     answer = _Answer.begin(body, earlier, store)
+    holds = {HOLDS_HEADER: answer.builder.response.id}
     if body.stream:
         first = await anext(chunks)  # what goes wrong at once is an ordinary error
         lines = _event_lines(answer, first, chunks)
-        return StreamingResponse(lines, media_type="text/event-stream", headers=SSE_HEADERS)
+        return StreamingResponse(lines, media_type="text/event-stream", headers=SSE_HEADERS | holds)
     async for chunk in chunks:
         _drain(answer.builder.feed(chunk))
     await answer.end()
-    return Response(answer.builder.response.model_dump_json(), media_type="application/json")
+    return Response(answer.builder.response.model_dump_json(), media_type="application/json", headers=holds)
 
 
 @router.get("/v1/responses/{response_id}", responses=ERROR_RESPONSES, openapi_extra=OPENAI_ERRORS)

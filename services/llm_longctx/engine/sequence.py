@@ -50,6 +50,7 @@ class Sequence(Generic[S]):
         arrival: Its request's place in the order of arrival.
         status: Where it stands.
         callback: Receives its tokens.
+        arrived_at: When it was made, and `first_token_at`, when its first token was drawn (`time.perf_counter`).
         since: When it joined the queue, when its prefill began, then when its decoding did (`time.perf_counter`).
         siblings: Further answers of the request, which begin with this one's prefill; empty once it is done.
         num_computed: Prompt tokens that were read.
@@ -65,7 +66,8 @@ class Sequence(Generic[S]):
         self.context = context
         self.arrival = arrival
         self.status = SequenceStatus.WAITING
-        self.since = time.perf_counter()
+        self.since = self.arrived_at = time.perf_counter()
+        self.first_token_at = 0.0
         self.siblings: list[Sequence[S]] = []
         self.num_computed = 0
         self.output_ids: list[int] = []

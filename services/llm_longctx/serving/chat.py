@@ -47,6 +47,7 @@ class ChatProtocol(CompletionProtocol[ChatRequest, ChatChunk, ChatCompletion]):
 
     id_prefix: ClassVar[str] = "chatcmpl"
     object_name: ClassVar[str] = "chat.completion.chunk"
+    operation: ClassVar[str] = "chat"
     chunk_type = ChatChunk
 
     def begin(

@@ -35,6 +35,7 @@ class TextCompletionProtocol(CompletionProtocol[CompletionRequest, Completion, C
 
     id_prefix: ClassVar[str] = "cmpl"
     object_name: ClassVar[str] = "text_completion"
+    operation: ClassVar[str] = "text_completion"
     chunk_type = Completion
 
     def begin(

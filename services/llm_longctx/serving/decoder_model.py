@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.engine.quality.fidelity_monitor import FidelityMonitor
+from services.llm_longctx.generation_metrics import watch_pages, watch_scheduler
 from services.llm_longctx.serving.adapters.decoder import DecoderAdapter
 from services.llm_longctx.serving.embeddings import DecoderEmbedder
 from services.llm_longctx.serving.text_model import TextModel
@@ -72,6 +73,8 @@ class DecoderModel(TextModel):
             prefix_block=_PREFIX_BLOCK,
         )
         engine.scheduler.start()
+        watch_scheduler(cls.card.name, engine.scheduler)
+        watch_pages(cls.card.name, engine.pool)
         fingerprint = f"fp_{digest[:16]}_{weights.format}"
         plans = HeadPlanStore(cls.card.name, _BUNDLED_PLANS, place.objects)
         limits = config.positions, config.vocab

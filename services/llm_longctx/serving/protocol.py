@@ -14,6 +14,7 @@ from uuid import uuid4
 
 from services.llm_longctx.serving.adapters.base import TextModelAdapter, build_usage
 from services.llm_longctx.serving.generation import Generation, OutputChunk
+from services.llm_longctx.serving.generation_span import GenerationSpan
 from services.llm_longctx.serving.request_state import RequestState
 from services.llm_longctx.serving.steering.admission import admit_taps
 from services.llm_longctx.serving.steering.capture_writer import CaptureWriter
@@ -35,10 +36,12 @@ class CompletionProtocol(ABC, Generic[RequestT, ChunkT, AnswerT]):
     Class attributes:
         id_prefix: What ids of answers begin with.
         object_name: The `object` of a chunk.
+        operation: What OpenTelemetry's conventions call it.
     """
 
     id_prefix: ClassVar[str]
     object_name: ClassVar[str]
+    operation: ClassVar[str]
     chunk_type: type[ChunkT]
 
     def stream(
@@ -53,8 +56,9 @@ class CompletionProtocol(ABC, Generic[RequestT, ChunkT, AnswerT]):
             PermissionDenied: The caller's key does not allow to look inside the model.
         """
         admit_taps(request, run)
-        generation = self.begin(adapter, request, run, state)
-        return self._stream(adapter, generation, has_logprobs=self.wants_logprobs(request))
+        observed = GenerationSpan(self.operation, adapter.name, request)
+        generation = observed.begin(lambda: self.begin(adapter, request, run, state))
+        return self._stream(adapter, generation, observed, has_logprobs=self.wants_logprobs(request))
 
     @abstractmethod
     def begin(
@@ -86,7 +90,17 @@ class CompletionProtocol(ABC, Generic[RequestT, ChunkT, AnswerT]):
     def replay(self, answer: str) -> list[ChunkT]:
         """The chunks of a whole answer (JSON) that was given before, the usage last."""
 
-    def _stream(self, adapter: TextModelAdapter, generation: Generation, *, has_logprobs: bool) -> Iterator[ChunkT]:
+    def _stream(
+        self, adapter: TextModelAdapter, generation: Generation, observed: GenerationSpan, *, has_logprobs: bool
+    ) -> Iterator[ChunkT]:
+        try:
+            yield from self._build_chunks(adapter, generation, observed, has_logprobs=has_logprobs)
+        finally:
+            observed.end()
+
+    def _build_chunks(
+        self, adapter: TextModelAdapter, generation: Generation, observed: GenerationSpan, *, has_logprobs: bool
+    ) -> Iterator[ChunkT]:
         stamp: dict[str, Any] = {
             "id": f"{self.id_prefix}-{uuid4().hex}",
             "object": self.object_name,
@@ -97,7 +111,7 @@ class CompletionProtocol(ABC, Generic[RequestT, ChunkT, AnswerT]):
         begun: set[int] = set()
         writer = adapter.open_captures(generation.requests[0])
         produced, last = 0, None
-        for piece in generation:
+        for piece in observed.watch(generation):
             produced += piece.produced
             is_first = piece.index not in begun
             captured = [] if writer is None else _write_captured(writer, piece)
@@ -116,6 +130,7 @@ class CompletionProtocol(ABC, Generic[RequestT, ChunkT, AnswerT]):
         if last is not None:
             yield last.model_copy(update=extra)
         usage = build_usage(generation.requests, produced, adapter)
+        observed.describe_answer(stamp["id"], usage, generation.requests)
         yield self.chunk_type(**stamp, **extra, choices=[], usage=usage)
 
 

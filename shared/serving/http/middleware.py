@@ -1,8 +1,9 @@
 """Service middleware: request ids, trace, body limits, the CallContext, metrics, and errors turned into responses.
 
 Pure ASGI, one class, because it lies on the hot path. Routes put the model's name into `scope["fovea.model"]` for the
-metrics. `scope["fovea.run"]` is the request's CallContext, made here unless a job brought one. Of a route with the mark
-`ENDLESS` (`shared.api.replica`) only a stated length counts against the limit.
+metrics. `scope["fovea.run"]` is the request's CallContext, made here unless a job brought one; a request with
+`scope["fovea.is_probe"]` is not traced. Of a route with the mark `ENDLESS` (`shared.api.replica`) only a stated length
+counts against the limit.
 """
 
 from __future__ import annotations
@@ -68,13 +69,20 @@ class ServiceMiddleware:
         context = telemetry.fresh_context(headers.get(b"x-request-id"), headers.get(b"traceparent"), self.service)
         call = _Call(scope, receive, send, self.settings, headers)
         self._in_flight.inc()
-        with telemetry.bind(request_id=context.request_id, traceparent=context.traceparent, service=self.service):
+        server = telemetry.NO_SPAN
+        if "fovea.is_probe" not in scope:
+            server = telemetry.begin_http_span(scope["method"], scope["path"], context.parent, context.request_id)
+        with (
+            telemetry.bind(request_id=context.request_id, traceparent=context.traceparent, service=self.service),
+            server,
+        ):
             try:
                 await self._answer(call)
             finally:
                 self._in_flight.dec()
                 call.close()
                 self._count(scope, call, time.perf_counter() - started)
+                self._finish_span(server, scope, call)
 
     async def _answer(self, call: _Call) -> None:
         try:
@@ -101,9 +109,17 @@ class ServiceMiddleware:
         route = getattr(scope.get("route"), "path", "unmatched")
         model = scope.get("fovea.model", "")
         _requests(self.service, model, route, call.status).inc()
-        _latency(self.service, route).observe(seconds)
+        telemetry.observe(_latency(self.service, route), seconds)
         if call.status >= 400:
             telemetry.ERRORS.labels(self.service, model, scope.get("fovea.error", call.status)).inc()
+
+    def _finish_span(self, server: telemetry.Span, scope: Scope, call: _Call) -> None:
+        if server.is_recording:
+            route = getattr(scope.get("route"), "path", "unmatched")
+            telemetry.finish_http_span(server, scope["method"], route, call.status)
+            run = scope["fovea.run"]
+            server.set_attributes({"fovea.model": scope.get("fovea.model"), "fovea.tenant": run.tenant})
+            server.set_attributes({f"fovea.usage.{name}": value for name, value in run.usage.items()})
 
 
 _requests = cache(telemetry.REQUESTS.labels)

@@ -171,7 +171,13 @@ class _OpenInferenceService(grpc.GenericRpcHandler):
             run.scopes = frozenset(scopes.split(","))
         fields = {"request_id": ids.request_id, "traceparent": ids.traceparent, "service": ids.service}
         trailers = [("x-request-id", ids.request_id)]
-        with telemetry.bind(**fields, model=model), _count_call(ids.service, model, f"grpc {name}"):
+        server = telemetry.begin_rpc_span(SERVICE, name, ids.parent, ids.request_id)
+        server.set_attributes({"fovea.model": model or None, "fovea.tenant": tenant})
+        with (
+            telemetry.bind(**fields, model=model),
+            server.activate(),
+            _count_call(ids.service, model, f"grpc {name}", server),
+        ):
             try:
                 if isinstance(message, FoveaError):
                     raise message  # noqa: TRY301  # the bytes were not a message, see `_parse`
@@ -244,8 +250,8 @@ class _OpenInferenceService(grpc.GenericRpcHandler):
 
 
 @contextmanager
-def _count_call(service: str, model: str, route: str) -> Iterator[None]:
-    """Count one call under its gRPC status."""
+def _count_call(service: str, model: str, route: str, server: telemetry.Span) -> Iterator[None]:
+    """Count one call under its gRPC status, which its span gets, too."""
     started, status = time.perf_counter(), "OK"
     with telemetry.IN_FLIGHT.labels(service).track_inprogress():
         try:
@@ -259,7 +265,9 @@ def _count_call(service: str, model: str, route: str) -> Iterator[None]:
             raise
         finally:
             telemetry.REQUESTS.labels(service, model, route, status).inc()
-            telemetry.REQUEST_LATENCY.labels(service, route).observe(time.perf_counter() - started)
+            telemetry.observe(telemetry.REQUEST_LATENCY.labels(service, route), time.perf_counter() - started)
+            telemetry.finish_rpc_span(server, status)
+            server.end()
 
 
 async def _refuse_method(_message: bytes, context: Context) -> bytes:
