@@ -85,15 +85,16 @@ class PrefixCache:
             return
         # Where this prompt ends others go on: what was cut there, or read as a last chunk, is of no use to them.
         ended = cache.length == len(request.prompt_ids)
-        if (method.cut_at_end and cache.cut.any()) or (not method.chunk_invariant and ended):
+        invariant = s.policy.is_chunk_invariant
+        if (method.cut_at_end and cache.cut.any()) or (not invariant and ended):
             return
         parent = b""
         for key, end in self._keys(s.policy, request.prompt_ids[: cache.length], request.run.cache_salt):
             if key not in self._nodes:
-                if not method.chunk_invariant and end != cache.length:
+                if not invariant and end != cache.length:
                     return
                 try:
-                    kept = cache.prefix(end) if method.chunk_invariant else cache.fork()
+                    kept = cache.prefix(end) if invariant else cache.fork()
                 except PoolExhausted:
                     return
                 self._nodes[key] = _Node(kept, tuple(s.memos), parent, next(self._clock))
@@ -124,7 +125,7 @@ class PrefixCache:
     def _keys(self, policy: Policy, ids: Sequence[int], salt: str) -> Iterator[tuple[bytes, int]]:
         """(key, end) of each prefix of whole blocks, shortest first; prefixes of another salt have other keys."""
         runner, dtype = self._runner, self._runner.model.output_matrix.dtype
-        block = self._block if policy.method.chunk_invariant else CHUNK
+        block = self._block if policy.is_chunk_invariant else CHUNK
         key = f"{policy.fingerprint(runner.weights_sha256, dtype, runner.backend)}\0{salt}".encode()
         for end in range(block, len(ids) + 1, block):
             tokens = np.asarray(ids[end - block : end], np.int64).tobytes()

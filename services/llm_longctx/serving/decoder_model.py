@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.engine.quality.fidelity_monitor import FidelityMonitor
 from services.llm_longctx.serving.adapters.decoder import DecoderAdapter
+from services.llm_longctx.serving.cache_dtype import read_cache_dtype
 from services.llm_longctx.serving.embeddings import DecoderEmbedder
 from services.llm_longctx.serving.text_model import TextModel
 from services.llm_longctx.serving.weight_format import load_weights
@@ -37,7 +38,8 @@ _PREFIX_BLOCK = 64
 class DecoderModel(TextModel):
     """Serves one decoder with its tokenizer. Subclasses add a card and say where the files are.
 
-    `LoadContext.options["llm_weights"]` is the format of its weights; see `serving.weight_format`.
+    `LoadContext.options["llm_weights"]` is the format of its weights (see `serving.weight_format`), and
+    `["llm_kv_cache_dtype"]` that of older keys and values.
     """
 
     adapter: DecoderAdapter
@@ -70,6 +72,7 @@ class DecoderModel(TextModel):
             threads=place.threads,
             monitor=_monitor(place),
             prefix_block=_PREFIX_BLOCK,
+            cache_bits=read_cache_dtype(place.options.get("llm_kv_cache_dtype", "auto")),
         )
         engine.scheduler.start()
         fingerprint = f"fp_{digest[:16]}_{weights.format}"

@@ -23,6 +23,7 @@ __all__ = ["HEAD", "NativeDecoder", "is_supported"]
 HEAD = "lm_head.weight"
 """Key of the output matrix among packed ones, tied or not."""
 
+_RUN_WORDS = 13  # of `EntryRuns`
 _PHASES = 8  # of a layer, as in decode_step.cpp
 _ATTEND, _OUTPUT = 2, 3
 
@@ -73,7 +74,7 @@ class NativeDecoder:
         logits = torch.empty(B, c.vocab)
         q = torch.empty(B, 1, c.heads, c.head_dim, dtype=self.dtype)
         k, v = (torch.empty(B, 1, c.kv_heads, c.head_dim, dtype=self.dtype) for _ in range(2))
-        words = [B, *(at.ctypes.data for at in fed), *[0] * 8, logits.data_ptr()]
+        words = [B, *(at.ctypes.data for at in fed), *[0] * _RUN_WORDS, logits.data_ptr()]
         words += [q.data_ptr(), k.data_ptr(), v.data_ptr(), 0]
         begin = 0
         for layer in range(c.layers):
