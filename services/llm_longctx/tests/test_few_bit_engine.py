@@ -132,7 +132,7 @@ def serve(engine, request):
     return output.completion()
 
 
-@pytest.mark.parametrize("how", ["dense", "duo", "snapkv", "act"])
+@pytest.mark.parametrize("how", ["dense", "duo", "snapkv"])
 def test_a_cached_prefix_gives_the_same_answer(net, how):
     request = Request(IDS[:1200], ready(how), ROLES, max_tokens=30)
     alone = serve(Engine(net, page=16, cache_bits=4), request)
