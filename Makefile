@@ -5,9 +5,10 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 KERNELS := $(VENV)/.kernels
 EXTRAS ?= all,cpu,dev
+WORKERS ?= 2
 SHELL  := /bin/bash
 
-.PHONY: help run test check lint format setup bench chaos fuzz gallery images generate clean
+.PHONY: help run test check lint format setup bench chaos rehearse fuzz gallery images generate clean
 
 help:  ## what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -15,12 +16,12 @@ help:  ## what there is
 run: setup  ## set up, start everything, one real request to each service, serve until Ctrl-C (ONCE=1: stop after the requests)
 	@$(BIN)/fovea up $(if $(ONCE),--once)
 
-test: setup  ## the whole suite
+test: setup  ## the whole suite, on two workers (WORKERS=0: in one process)
 	@$(BIN)/python -m tests.browser
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
 
 check: setup  ## the quick suite, under 3 minutes
-	@$(BIN)/python -m pytest -m "not slow and not e2e and not browser" $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not slow and not e2e and not browser" $(ARGS)
 
 lint: setup  ## ruff, mypy strict, import rules, names, circles, drift of generated files, sparsity claims
 	@$(BIN)/ruff format --check .
@@ -58,6 +59,9 @@ bench: setup  ## ratios against the baselines, as JSON and a table in docs/bench
 
 chaos: setup  ## kill -9 of workers, replicas and Redis under load
 	@$(BIN)/python -m loadtests.chaos $(ARGS)
+
+rehearse: setup  ## ten minutes of production traffic with restarts and a kill, held against SLOs (ARGS="--minutes 1")
+	@$(BIN)/python -m loadtests.rehearsal $(ARGS)
 
 fuzz: setup  ## fuzz each decoder of bytes from outside for a minute (ARGS=600 for ten)
 	@$(BIN)/python -m tests.fuzz $(ARGS)

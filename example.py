@@ -4,7 +4,7 @@ import sys
 
 import fovea
 
-PICTURE = sys.argv[1] if len(sys.argv) > 1 else "services/medical_seg/models/example.jpg"
+PICTURE = sys.argv[1] if len(sys.argv) > 1 else "services/medical_seg/models/frame.jpg"
 
 
 def main() -> None:

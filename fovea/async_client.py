@@ -17,6 +17,7 @@ from fovea.errors import parse_error, translate_errors
 from fovea.picture import PictureLike
 from fovea.results import JobResult, ModelCard, SegmentOptions
 from fovea.retry import STREAM_RESUME_S, JobWatcher, RetryPolicy, iterate_pauses
+from fovea.steering import AsyncSteeringVectors
 from fovea.transport import LOCAL, Address
 from shared.api.job import FINAL, Job
 from shared.api.mask import SegmentOut
@@ -42,6 +43,7 @@ class AsyncClient:
     ) -> None:
         self.url = url
         self.jobs = AsyncJobs(self)
+        self.steering_vectors = AsyncSteeringVectors(self)
         self._retry_policy = retry_policy or RetryPolicy()
         self._http = httpx2.AsyncClient(**Address(url, key, timeout).client_options(), transport=transport)
 

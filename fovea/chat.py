@@ -36,6 +36,8 @@ class ChatOptions(TypedDict, total=False):
     tool_choice: str | dict[str, Any] | None
     parallel_tool_calls: bool | None
     longctx: dict[str, Any] | None
+    interventions: list[dict[str, Any]] | None
+    capture: list[dict[str, Any]] | None
     session_id: str | None
     document_id: str | None
 

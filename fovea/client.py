@@ -17,6 +17,7 @@ from fovea.errors import parse_error, translate_errors
 from fovea.picture import PictureLike
 from fovea.results import JobResult, ModelCard, SegmentOptions
 from fovea.retry import STREAM_RESUME_S, JobWatcher, RetryPolicy, iterate_pauses
+from fovea.steering import SteeringVectors
 from fovea.transport import LOCAL, Address
 from shared.api.job import FINAL, Job
 from shared.api.mask import SegmentOut
@@ -55,6 +56,7 @@ class Client:
     ) -> None:
         self.url = url
         self.jobs = Jobs(self)
+        self.steering_vectors = SteeringVectors(self)
         self._retry_policy = retry_policy or RetryPolicy()
         self._http = httpx2.Client(**Address(url, key, timeout).client_options(), transport=transport)
 

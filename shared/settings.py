@@ -1,6 +1,7 @@
 """Settings of a process: names, types and defaults. The only module that reads the environment.
 
-Every field is the environment variable `FOVEA_<FIELD>`. Settings are read once per process and passed on by value.
+Every field is the environment variable `FOVEA_<FIELD>`, or one that OpenTelemetry has named. Settings are read once per
+process and passed on by value.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ RENAMED = {
 class Settings(BaseSettings):
     """Everything that differs between a laptop, a container and a cluster."""
 
-    model_config = SettingsConfigDict(env_prefix="FOVEA_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix="FOVEA_", frozen=True, extra="forbid", populate_by_name=True)
 
     # Where we listen.
     host: str = Field("127.0.0.1", description="Address the gateway binds to; loopback unless told otherwise.")
@@ -115,8 +116,15 @@ class Settings(BaseSettings):
     dicomweb_authorization: SecretStr | None = Field(
         None, description="`Authorization` header for the PACS, such as `Basic …` or `Bearer …`."
     )
+    label_studio_url: str | None = Field(
+        None, description="Address of Label Studio, whose pictures and labels `fovea label-studio` reads."
+    )
+    label_studio_token: SecretStr | None = Field(None, description="Access token of an account there.")
 
     # Who may call.
+    label_studio_backend_password: SecretStr | None = Field(
+        None, description="Password that Label Studio must send to `fovea label-studio`; needed beyond loopback."
+    )
     auth: Literal["insecure-local", "keys"] = Field("insecure-local", description="`keys` demands an API key.")
     keys_file: Path | None = Field(None, description="JSON file of hashed API keys; default `<data_dir>/keys.json`.")
     oidc_issuer: str | None = Field(
@@ -162,6 +170,8 @@ class Settings(BaseSettings):
         "auto", description="Engine of vision models."
     )
     triton_url: str | None = Field(None, description="host:port of an Open Inference v2 server for `engine=triton`.")
+    triton_timeout_s: float = Field(60, gt=0, description="Seconds after which a call to `triton_url` is given up.")
+    triton_connections: int = Field(8, ge=1, description="Calls to `triton_url` at once, per model.")
     device: str = Field("auto", description="cpu, cuda, cuda:0 … or auto.")
     intra_op_threads: int = Field(0, ge=0, description="Intra-op threads of one model; 0 means all cores.")
     max_batch_size: int = Field(8, ge=1, description="Largest micro-batch.")
@@ -206,6 +216,22 @@ class Settings(BaseSettings):
         description="Share cached prompts between tenants: faster for common prompts, but a tenant can find out by the "
         "time and by `cached_tokens` what another has sent.",
     )
+    service_version: str = Field(
+        "",
+        pattern=r"^([a-z0-9][a-z0-9.-]{0,31})?$",
+        description="Version of the service that this process serves, beside others; empty is the stable one.",
+    )
+    traffic: str = Field(
+        "",
+        description="Who answers the requests of a service that has versions, as JSON: "
+        '`{"detection": {"percent": {"canary": 5}, "shadow": "next", "shadow_percent": 10}}`; '
+        "`/v1/admin/traffic` sets it for all gateways.",
+    )
+    load_balancing: Literal["affinity", "least-loaded"] = Field(
+        "affinity",
+        description="How the gateway picks a replica where replicas remember: `affinity` sends what continues a "
+        "session, a document or a prompt to the replica that has it, unless that one is busier than the others.",
+    )
     session_ttl_s: int = Field(7 * 24 * 3600, ge=1, description="How long unused sessions and documents are kept.")
     session_quota_bytes: int = Field(
         256 * 2**20,
@@ -247,6 +273,20 @@ class Settings(BaseSettings):
     # What we tell.
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
     log_format: Literal["json", "console"] = Field("console", description="json in production.")
+    otlp_endpoint: str | None = Field(
+        None,
+        validation_alias="OTEL_EXPORTER_OTLP_ENDPOINT",
+        description="OpenTelemetry collector that spans are sent to over OTLP/HTTP, such as `http://collector:4318`; "
+        "unset, nothing is traced. The SDK reads its other standard variables by itself (docs/15-observability.md).",
+    )
+    otlp_traces_endpoint: str | None = Field(
+        None,
+        validation_alias="OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+        description="Full URL for spans, where it is not `/v1/traces` of that collector.",
+    )
+    otel_sdk_disabled: bool = Field(
+        default=False, validation_alias="OTEL_SDK_DISABLED", description="Trace nothing, whatever the endpoint."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -312,6 +352,14 @@ class Settings(BaseSettings):
             return self.data_dir / "weights"
         parts = urlsplit(self.object_store)
         return Path(unquote(parts.path)) / "weights" if parts.scheme == "file" else self.cache_dir / "weights"
+
+    @property
+    def traces_endpoint(self) -> str | None:
+        """Full URL that spans are sent to; None where nothing is traced."""
+        if self.otel_sdk_disabled:
+            return None
+        base = self.otlp_endpoint
+        return self.otlp_traces_endpoint or (f"{base.rstrip('/')}/v1/traces" if base else None)
 
     @property
     def upstream_addresses(self) -> dict[str, tuple[str, str | None]]:

@@ -43,7 +43,7 @@ def settings_page() -> Iterator[tuple[pathlib.Path, str]]:
     for name, field in Settings.model_fields.items():
         old = f"`FOVEA_{RENAMED[name].upper()}`" if name in RENAMED else ""
         cells = (
-            f"`FOVEA_{name.upper()}`",
+            f"`{field.validation_alias or f'FOVEA_{name.upper()}'}`",
             _type_name(field.annotation),
             _default(field.default),
             field.description,

@@ -54,7 +54,7 @@ class ImageBatch(ABC):
     failed: int = 0
 
     @abstractmethod
-    async def answer(self, client: AsyncClient, picture: bytes, stem: str) -> ImageResult:
+    async def answer(self, client: AsyncClient, picture: bytes, image: ImageSource) -> ImageResult:
         """Send one picture and save what came back.
 
         Raises:
@@ -64,10 +64,14 @@ class ImageBatch(ABC):
     def run(self, arguments: Sequence[str], concurrency: int, connection: Connection) -> None:
         """Process all pictures that the arguments name; ends the program with 1 if any failed."""
         asyncio.run(self._run(list(arguments), concurrency, connection))
+        self.finish()
         if self.failed:
             if not self.screen.as_json:
                 self.screen.note(f"[red]{self.failed} of {self.total} failed.[/]")
             raise typer.Exit(1)
+
+    def finish(self) -> None:  # noqa: B027  # most commands write a picture at a time
+        """Write what belongs to all pictures together."""
 
     async def parse_arguments(self, client: AsyncClient, arguments: list[str]) -> list[str]:
         """Split the arguments into names of pictures, which are returned, and options of the model, by its schema."""
@@ -93,7 +97,7 @@ class ImageBatch(ABC):
 
     async def _process(self, client: AsyncClient, image: ImageSource) -> None:
         try:
-            result = await self.answer(client, await image.read(), image.stem)
+            result = await self.answer(client, await image.read(), image)
         except FoveaError as error:
             self.failed += 1
             self.screen.error(error, about=image.name)

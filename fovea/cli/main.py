@@ -21,6 +21,7 @@ from fovea.cli.commands import (
     run,
     segment,
     sessions,
+    steer,
     survey,
     task_aliases,
 )
@@ -56,6 +57,7 @@ app.add_typer(judge.app, name="judge")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(sessions.app, name="sessions")
 app.add_typer(documents.app, name="documents")
+app.add_typer(steer.app, name="steer")
 
 
 @app.callback()

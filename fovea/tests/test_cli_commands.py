@@ -10,9 +10,11 @@ import pytest
 from PIL import Image
 
 from fovea.cli.commands import chat as chat_verb
+from fovea.cli.commands.chat import summarise_usage
 from fovea.cli.main import main
 from services.gateway.tests.stage import running
 from services.gateway.tests.stub_service import photograph
+from shared.api.text import LongctxUsage, PromptTokensDetails, Usage
 
 PICTURE = photograph()
 
@@ -371,3 +373,18 @@ def test_the_key_comes_from_the_environment_or_the_flag(fovea, tmp_path, monkeyp
         monkeypatch.setenv("FOVEA_API_KEY", "fovea_wrong")
         code, _, err = fovea("models")
         assert (code, "fovea_wrong" in err) == (1, False)
+
+
+def test_the_line_below_an_answer_says_what_it_cost_and_what_is_left() -> None:
+    longctx = LongctxUsage(
+        method="duo", knobs={}, kv_bytes=50, kv_bytes_dense=100, kv_ratio=0.5, prefill_density=1, full_steps=0,
+        backend="cpu_ext", cached_tokens=1200, preempted=0, fallback=None, context_left=6000,
+    )  # fmt: skip
+    cached = PromptTokensDetails(cached_tokens=1200)
+    usage = Usage(
+        prompt_tokens=2000, completion_tokens=10, total_tokens=2010, prompt_tokens_details=cached, longctx=longctx
+    )
+    assert summarise_usage(usage, 2.0) == (
+        "2,000 tokens in (1,200 from the cache) · 10 out · 5.0 tokens per second"
+        " · duo attention, 50% of dense memory · 6,000 tokens of context left"
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-__all__ = ["drive", "request_bytes"]
+__all__ = ["drive", "read_answer", "request_bytes"]
 
 
 def request_bytes(port: int, path: str, body: bytes, headers: dict[str, str] | None = None) -> bytes:
@@ -15,7 +15,8 @@ def request_bytes(port: int, path: str, body: bytes, headers: dict[str, str] | N
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
-async def _answer(reader: asyncio.StreamReader) -> int:
+async def read_answer(reader: asyncio.StreamReader) -> int:
+    """Read one answer whole; its status."""
     head = await reader.readuntil(b"\r\n\r\n")
     status, length, chunked = int(head[9:12]), 0, False
     for line in head.lower().split(b"\r\n"):
@@ -43,7 +44,7 @@ async def drive(port: int, request: bytes, count: int, concurrency: int = 4) -> 
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         for _ in left:
             writer.write(request)
-            if (status := await _answer(reader)) != 200:
+            if (status := await read_answer(reader)) != 200:
                 message = f"port {port} answered {status}"
                 raise RuntimeError(message)
         writer.close()

@@ -1,4 +1,4 @@
-"""Scores of real pictures that are sent to a running service: masks by Dice, boxes by average precision and counts.
+"""Scores of real pictures that are sent to a running service: masks, boxes and classes.
 
 Knows HTTP and folders of labelled pictures; knows no network. What is scored is the answer, not the model.
 """
@@ -19,9 +19,10 @@ import numpy as np
 from PIL import Image
 
 from shared.training.data.box_sets import BoxSet
+from shared.training.data.class_folders import ClassSet
 from shared.training.data.mask_folders import MaskSet, read_mask
 
-__all__ = ["Boxes", "Masks", "ask", "score_boxes", "score_masks"]
+__all__ = ["Boxes", "Classes", "Masks", "ask", "score_boxes", "score_classes", "score_masks"]
 
 Ask = Callable[[str, bytes, dict[str, str]], dict[str, Any]]
 """Task, picture and options to an answer."""
@@ -44,6 +45,14 @@ class Boxes:
     found: list[np.ndarray] = field(default_factory=list)
     counted: list[np.ndarray] = field(default_factory=list)
     milliseconds: list[float] = field(default_factory=list)
+    warned: int = 0
+
+
+@dataclass(slots=True)
+class Classes:
+    """Whether the likeliest class of each picture is its own, and how many were warned of."""
+
+    right: list[bool] = field(default_factory=list)
     warned: int = 0
 
 
@@ -92,6 +101,16 @@ def score_boxes(send: Ask, held: BoxSet, model: str) -> Boxes:
         made.found.append(_rows(faint["detections"], held.names))
         made.counted.append(_rows(told["detections"], held.names))
         made.warned += bool(told["warnings"])
+    return made
+
+
+def score_classes(send: Ask, held: ClassSet, model: str) -> Classes:
+    """The served class of each picture."""
+    made = Classes()
+    for picture, label in zip(held.pictures, held.labels, strict=True):
+        answer = send("classify", picture.read_bytes(), {"model": model})
+        made.right.append(answer["results"][0]["label"] == held.names[label])
+        made.warned += bool(answer["warnings"])
     return made
 
 

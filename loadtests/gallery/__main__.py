@@ -1,7 +1,7 @@
 """Make the pictures of the gallery: `make gallery`, with Fovea running beside it (`make run`).
 
 Runs the shell blocks of `docs/gallery.md` as they stand, in a folder with the samples, and writes their pictures to
-`docs/images`.
+where the console's first page shows them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from loadtests.gallery.trust_chart import draw_trust
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/gallery.md"
-IMAGES = ROOT / "docs/images"
+PICTURES = ROOT / "services/gateway/console/static/gallery"
 URL = "http://127.0.0.1:8080"
 
 
@@ -67,20 +67,20 @@ def run_block(block: str, folder: Path, url: str) -> None:
 
 
 def keep_pictures(out: Path) -> list[Path]:
-    """Write the pictures of the blocks to `docs/images`, and say which."""
+    """Write the pictures of the blocks to the console, and say which."""
     strip = Image.open(next(out.glob("series-*.strip.jpg"))).convert("RGB")
     strip.thumbnail((1200, 600))
     study = io.BytesIO()
     strip.save(study, "JPEG", quality=85)
     files = {
-        "gallery-study.jpg": study.getvalue(),
-        "gallery-survey.svg": (out / "survey.svg").read_bytes(),
-        "gallery-trust.svg": draw_trust(json.loads((out / "trust.json").read_text("utf8"))).encode(),
-        "gallery-heads.svg": (out / "heads.svg").read_bytes(),
+        "study.jpg": study.getvalue(),
+        "survey.svg": (out / "survey.svg").read_bytes(),
+        "trust.svg": draw_trust(json.loads((out / "trust.json").read_text("utf8"))).encode(),
+        "heads.svg": (out / "heads.svg").read_bytes(),
     }
     for name, content in files.items():
-        (IMAGES / name).write_bytes(content)
-    return [IMAGES / name for name in files]
+        (PICTURES / name).write_bytes(content)
+    return [PICTURES / name for name in files]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What users bring, made from pictures and texts of this repository: a study, a drive, a test collection.
 
-The first steps of the README and the gallery run on these. Nothing here is a patient, a road or anybody's labels.
+The first steps of the README and the gallery run on these. No patient and no labels of anybody are in them.
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, TiffImagePlugin
+from PIL import ExifTags, Image, ImageEnhance, ImageOps, TiffImagePlugin
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MultiFrameTrueColorSecondaryCaptureImageStorage, generate_uid
-
-from services.detection.recipes.yolo9tr.data import draw_scene, ground
 
 __all__ = ["MINI", "write_collection", "write_drive", "write_study"]
 
 ROOT = Path(__file__).parents[2]
 FRAME = ROOT / "services/medical_seg/models/frame.jpg"
+DAMAGED, SOUND = ROOT / "services/detection/models/pavement.jpg", Path(__file__).with_name("road.jpg")
+"""Real roads of Brazil's DNIT (CC BY 4.0): see NOTICE.md beside each."""
+
 MINI = ROOT / "services/relevance_judge/data/mini"
 CODES = {3: 1, 2: 2, 1: 3, 0: 5}
 """Our grades as Cranfield's codes."""
@@ -51,7 +52,10 @@ def write_study(folder: Path) -> None:
 
 
 def write_drive(folder: Path, photographs: int = 90, *, step_m: float = 15.0, seed: int = 3) -> None:
-    """Write drawn photographs of a drive with place and time in EXIF, one damaged in three, worse in the middle."""
+    """Write a drive with made-up places and times in EXIF, one photograph in three damaged, worse in the middle.
+
+    Two real photographs are repeated, mirrored or not, in other light.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     north = east = heading = 0.0
@@ -60,12 +64,11 @@ def write_drive(folder: Path, photographs: int = 90, *, step_m: float = 15.0, se
         heading += 0.07 * bend + rng.normal(0, 0.02)
         north, east = north + step_m * math.sin(heading), east + step_m * math.cos(heading)
         middle = 1 - abs(2 * place / photographs - 1)
-        if rng.random() < 0.1 + 0.5 * middle:
-            pixels = draw_scene(rng).image
-        else:
-            pixels = (np.clip(ground(rng) + rng.normal(0, 0.03, (1, 1, 1)), 0, 1) * 255).astype(np.uint8)
+        road = Image.open(DAMAGED if rng.random() < 0.1 + 0.5 * middle else SOUND).convert("RGB")
+        road = ImageEnhance.Brightness(road).enhance(rng.uniform(0.85, 1.15))
+        road = ImageOps.mirror(road) if rng.random() < 0.5 else road
         exif = _write_exif(50 + north / NORTH, 8 + east / EAST, place)
-        Image.fromarray(pixels).save(folder / f"{place:03d}.jpg", quality=92, exif=exif)
+        road.save(folder / f"{place:03d}.jpg", quality=92, exif=exif)
 
 
 def _write_exif(latitude: float, longitude: float, second: int) -> Image.Exif:

@@ -5,11 +5,11 @@ from services.detection.video.stream_route import router
 from shared.registry.discovery import servables
 from shared.serving.build_app import build
 
-__all__ = ["DEFAULT", "app"]
+__all__ = ["DEFAULTS", "app"]
 
-DEFAULT = "yolo9tr"
-"""The detector of requests that name none: the first of a task is its default."""
+DEFAULTS = ("yolo9tr", "patnet")
+"""Models of requests that name none: the first of a task is its default, and these know photographs."""
 
 _found = servables("detection")
-_first = {DEFAULT: _found[DEFAULT]} if DEFAULT in _found else {}
+_first = {name: _found[name] for name in DEFAULTS if name in _found}
 app = build("detection", routers=[router, survey_router], servables={**_first, **_found})

@@ -17,7 +17,7 @@ from services.gateway.policy.local_only import is_loopback
 from services.gateway.server import create_server
 from shared.settings import Settings, settings
 from shared.storage.private_files import make_files_private
-from shared.telemetry import configure_logs, log
+from shared.telemetry import configure_logs, configure_tracing, log, shut_down_tracing
 
 __all__ = ["main"]
 
@@ -30,6 +30,7 @@ def main() -> int:
     """Serve until a signal arrives; returns the exit status."""
     config = settings()
     configure_logs(config.log_level, config.log_format)
+    configure_tracing(config.traces_endpoint, "fovea-gateway")
     make_files_private(config.data_dir)
     try:
         require_safe_address(config)
@@ -37,6 +38,8 @@ def main() -> int:
     except CannotListen as error:
         sys.stderr.write(f"{error}\n")
         return 2
+    finally:
+        shut_down_tracing()
     return 0
 
 

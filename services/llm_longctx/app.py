@@ -1,6 +1,6 @@
 """App of llm-longctx: language models behind OpenAI's routes, their sessions and documents, and evaluations."""
 
-from services.llm_longctx.api import documents, embeddings, evaluations, methods, openai, responses, sessions
+from services.llm_longctx.api import documents, embeddings, evaluations, methods, openai, responses, sessions, steering
 from services.llm_longctx.serving.local_models import select_models
 from shared.serving.build_app import build
 from shared.settings import settings
@@ -13,5 +13,6 @@ routers = [
     documents.router,
     evaluations.router,
     methods.router,
+    steering.router,
 ]
 app = build("llm-longctx", routers=routers, servables=select_models(settings().llm_model))

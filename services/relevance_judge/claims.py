@@ -40,10 +40,14 @@ def split_sentences(text: str) -> list[str]:
     """Sentences of a text; citations behind a full stop stay with the sentence that they follow."""
     found: list[str] = []
     begin = 0
-    for end in _END.finditer(text):
-        found.append(text[begin : end.end()].strip())
-        begin = end.end()
-    return [sentence for sentence in [*found, text[begin:].strip()] if sentence]
+    for end in [*(end.end() for end in _END.finditer(text)), len(text)]:
+        piece = text[begin:end].strip()
+        if found and not re.search(r"\w", strip_citations(piece)):  # "Why? [1]." is one sentence
+            found[-1] = f"{found[-1]} {piece}".strip()
+        elif piece:
+            found.append(piece)
+        begin = end
+    return found
 
 
 def read_citations(sentence: str) -> list[str]:

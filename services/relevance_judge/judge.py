@@ -64,6 +64,7 @@ class Judge(Servable[Request, JudgeOut], Generic[Request]):
     Class attributes:
         default: Template used when the request names none.
         kinds: Kinds of templates that it can read.
+        asks_model: Whether it asks the language model; one that does not needs no endpoint.
     """
 
     In: ClassVar[type[JudgeIn]] = JudgeIn
@@ -71,6 +72,7 @@ class Judge(Servable[Request, JudgeOut], Generic[Request]):
     mode: ClassVar[Mode] = "job"  # long, and no endpoint needs to be there when it loads
     default: ClassVar[str]
     kinds: ClassVar[tuple[str, ...]]
+    asks_model: ClassVar[bool] = True
 
     def __init__(self, client: ChatClient, objects: ObjectStore | None = None) -> None:
         """Ask through this client; `objects` holds the calibrations that a request may name."""

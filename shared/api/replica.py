@@ -11,10 +11,14 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = [
+    "AFFINE",
+    "AUDIT_HEADER",
     "EFFECTFUL",
     "ENDLESS",
+    "HOLDS_HEADER",
     "LEASE_S",
     "RENEW_S",
+    "SCOPES_HEADER",
     "SECRET_HEADER",
     "ReplicaRecord",
     "is_endless",
@@ -31,8 +35,24 @@ LEASE_S = 5.0
 SECRET_HEADER: Final = "x-fovea-replica-secret"  # noqa: S105  # a name
 """Header, or gRPC metadata, that carries the secret by which a replica knows its gateway."""
 
+HOLDS_HEADER: Final = "x-fovea-holds"
+"""Header of an answer that names the session or document which its replica holds from now on."""
+
+_AFFINE_KEY: Final = "x-fovea-affine"
+SCOPES_HEADER: Final = "x-fovea-scopes"
+"""Header, or gRPC metadata, by which the gateway says what the caller's key allows, with commas between."""
+
+AUDIT_HEADER: Final = "x-fovea-audit"
+"""Response header of a replica: what the gateway writes into its audit log, as a JSON object. Callers don't get it."""
+
 _EFFECTFUL_KEY: Final = "x-fovea-effectful"
 _ENDLESS_KEY: Final = "x-fovea-endless"
+
+AFFINE: Final[Mapping[str, Any]] = {_AFFINE_KEY: True}
+"""`openapi_extra` of a route whose replicas remember what they have read: sessions, documents, beginnings of prompts.
+
+The gateway sends a request to the replica that has what its `session_id`, `document_id` or prompt needs.
+"""
 
 EFFECTFUL: Final[Mapping[str, Any]] = {_EFFECTFUL_KEY: True}
 """`openapi_extra` of a route that leaves something behind, so that the gateway never sends its request twice."""
@@ -69,6 +89,10 @@ class ReplicaRecord(BaseModel):
     endless: tuple[str, ...] = Field(
         (), description="Those routes whose body may never end: neither its size nor the time is bounded."
     )
+    affine: tuple[str, ...] = Field(
+        (), description="Those routes whose requests go to the replica that holds what they continue."
+    )
+    version: str = Field("", description="Version of the service that it serves; empty is the stable one.")
     slots: int = Field(1, ge=1, description="Requests that it works on at once without one delaying the others much.")
     memory: float = Field(0.0, description="Share of its memory that the replica has taken.")
     out_of_memory: bool = Field(False, description="Whether it ended because it outgrew its memory.")
@@ -81,10 +105,10 @@ def is_endless(operation: Mapping[str, Any] | None) -> bool:
 
 
 def route_fields(document: Mapping[str, Any], is_own: Callable[[str], bool]) -> dict[str, tuple[str, ...]]:
-    """Read `routes`, `effectful` and `endless` of a record from a service's OpenAPI document.
+    """Read `routes`, `effectful`, `endless` and `affine` of a record from a service's OpenAPI document.
 
     Args:
-        document: The OpenAPI document; operations carry `EFFECTFUL` and `ENDLESS` as extensions.
+        document: The OpenAPI document; operations carry `EFFECTFUL`, `ENDLESS` and `AFFINE` as extensions.
         is_own: Whether a path belongs to this service alone, so that the gateway may route by it.
     """
     paths = document.get("paths")
@@ -93,6 +117,7 @@ def route_fields(document: Mapping[str, Any], is_own: Callable[[str], bool]) -> 
         "routes": tuple(own),
         "effectful": tuple(path for path, item in own.items() if _has_mark(item, _EFFECTFUL_KEY)),
         "endless": tuple(path for path, item in own.items() if _has_mark(item, _ENDLESS_KEY)),
+        "affine": tuple(path for path, item in own.items() if _has_mark(item, _AFFINE_KEY)),
     }
 
 

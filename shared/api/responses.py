@@ -12,6 +12,7 @@ from shared.api.text import LongctxOptions, LongctxUsage, PromptTokensDetails
 __all__ = [
     "FunctionTool",
     "InputItem",
+    "InputItemList",
     "InputPart",
     "OutputTokensDetails",
     "ResponseObject",
@@ -87,9 +88,9 @@ class ResponsesRequest(BaseModel):
     tools: list[FunctionTool] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
-    previous_response_id: str | None = Field(None, description="Not served: responses are not stored.")
+    previous_response_id: str | None = Field(None, description="Go on after this stored response.")
     background: bool | None = Field(None, description="Not served: `Prefer: respond-async` makes it a job.")
-    store: bool | None = Field(None, description="Taken and ignored: responses are not stored.")
+    store: bool = Field(False, description="Keep the response and its conversation for 30 days.")
     metadata: dict[str, Any] | None = None
     user: str | None = None
     longctx: LongctxOptions | None = Field(None, description="Ours, as in chats.")
@@ -133,7 +134,7 @@ class ResponseObject(BaseModel):
     model: str
     output: list[dict[str, Any]] = Field(description="Messages with text, and calls of functions.")
     parallel_tool_calls: bool = True
-    previous_response_id: None = None
+    previous_response_id: str | None = None
     store: bool = False
     temperature: float | None = None
     text: dict[str, Any] = {"format": {"type": "text"}}
@@ -143,3 +144,13 @@ class ResponseObject(BaseModel):
     truncation: Literal["disabled"] = "disabled"
     usage: ResponseUsage | None = None
     user: str | None = None
+
+
+class InputItemList(BaseModel):
+    """The items that a stored response was made from, oldest first."""
+
+    object: Literal["list"] = "list"
+    data: list[dict[str, Any]]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool = False

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema, model_validator
 
+from shared.api.interventions import MAX_CAPTURES, MAX_INTERVENTIONS, Capture, Captured, Intervention
 from shared.api.structured import ResponseFormat, StructuredOutputs
 from shared.api.tools import Tool, ToolCall, ToolCallDelta, ToolChoice
 
@@ -119,6 +120,7 @@ class LongctxUsage(BaseModel):
     cached_tokens: int = Field(description="Tokens of the prompt that came from the prefix cache.")
     preempted: int = Field(description="How often an answer lost its pages to others and was read again.")
     fallback: str | None = Field(description="Why dense served instead of the method asked for.")
+    context_left: int | None = Field(None, description="Tokens that still fit behind one prompt and its one answer.")
 
 
 class Citation(BaseModel):
@@ -202,6 +204,14 @@ class GenerationOptions(BaseModel):
         None, description="As vLLM's: `json`, `json_object`, `regex`, `choice` or `grammar` that the answer meets."
     )
     longctx: LongctxOptions | None = Field(None, description="Ours: attention method, budget, plan.")
+    interventions: list[Intervention] | None = Field(
+        None,
+        max_length=MAX_INTERVENTIONS,
+        description="Ours: changes inside the model, in order.",
+    )
+    capture: list[Capture] | None = Field(
+        None, max_length=MAX_CAPTURES, description="Ours: activations, attention rows and logit lens to return."
+    )
     session_id: str | None = Field(None, description="Ours: the session that remembers, for models with a memory.")
     document_id: str | None = Field(None, description="Ours: the document that the prompt is about, read once before.")
     strict: bool = Field(False, description="Ours: refuse fields that are not known here.")
@@ -313,6 +323,7 @@ class ChatChoice(BaseModel):
     message: Reply
     logprobs: ChatLogprobs | None = None
     finish_reason: FinishReason
+    captured: list[Captured] | None = Field(None, description="Ours: what `capture` read.")
 
 
 class ChatCompletion(BaseModel):
@@ -343,6 +354,7 @@ class ChunkChoice(BaseModel):
     delta: Delta
     logprobs: ChatLogprobs | None = None
     finish_reason: FinishReason | None = None
+    captured: list[Captured] | None = Field(None, description="Ours: what `capture` read.")
 
 
 class ChatChunk(BaseModel):
@@ -374,6 +386,7 @@ class CompletionChoice(BaseModel):
     text: str
     logprobs: CompletionLogprobs | None = None
     finish_reason: FinishReason | None = None
+    captured: list[Captured] | None = Field(None, description="Ours: what `capture` read.")
 
 
 class Completion(BaseModel):

@@ -25,6 +25,11 @@ _LIBRARIES = {"onnx": "onnxruntime", "torch": "torch", "tensorrt": "onnxruntime"
 _AUTO_ORDER = ("onnx", "torch")
 """Engines that `auto` tries, fastest first: on the CPU ONNX Runtime takes half of torch's time for PraNet."""
 
+_AUTO_REASON = (
+    f"auto takes the first of {', '.join(_AUTO_ORDER)} that opens; tensorrt (its first start builds for minutes) and "
+    "triton (another process) only by name."
+)
+
 
 @dataclass(frozen=True, slots=True)
 class ModelArtifacts:
@@ -46,20 +51,23 @@ class ModelArtifacts:
 
 
 def open_engine(context: LoadContext, artifacts: ModelArtifacts) -> Engine:
-    """Open the engine that `context` names; `auto` takes the first that opens, and logs why others did not.
+    """Open the engine that `context` names; `auto` takes the first that opens, and logs which and why.
 
     Raises:
         NotReady: It can't run here; the detail says why, for `auto` of each that was tried.
     """
     if context.engine != "auto":
         return _OPENERS[context.engine](context, artifacts)
-    reasons = []
+    reasons: list[str] = []
     for choice in _AUTO_ORDER:
         try:
-            return _OPENERS[choice](context, artifacts)
+            engine = _OPENERS[choice](context, artifacts)
         except FoveaError as error:
             log().warning("engine not opened", engine=choice, network=artifacts.name, reason=error.detail)
             reasons.append(f"{choice}: {error.detail}")
+        else:
+            log().info("engine taken", engine=choice, network=artifacts.name, reason=" ".join([*reasons, _AUTO_REASON]))
+            return engine
     raise NotReady(f"No engine opens {artifacts.name!r}. {' '.join(reasons)}")
 
 
@@ -117,7 +125,9 @@ def _triton(context: LoadContext, artifacts: ModelArtifacts) -> Engine:
     url = context.options.get("triton_url")
     if not url:
         raise NotReady("No Triton server is named.", hint="Set FOVEA_TRITON_URL to its host:port.")
-    engine: Engine = _module("triton").TritonEngine(url, artifacts.name)
+    timeout = float(context.options.get("triton_timeout_s", 60))
+    connections = int(context.options.get("triton_connections", 8))
+    engine: Engine = _module("triton").TritonEngine(url, artifacts.name, timeout=timeout, connections=connections)
     return engine
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import importlib.util
 from pathlib import Path
 
 import onnxruntime
@@ -12,6 +14,9 @@ from shared.errors import NotReady
 __all__ = ["TensorRTEngine", "missing"]
 
 _PROVIDER = "TensorrtExecutionProvider"
+
+_LIBRARIES = ("libnvinfer.so.10", "libnvinfer_plugin.so.10", "libnvonnxparser.so.10")
+"""What the provider loads by name; as wheels bring it, it lies where the loader does not look."""
 
 
 class TensorRTEngine(OnnxEngine):
@@ -39,7 +44,25 @@ def missing() -> str | None:
     """What TensorRT lacks on this machine, or None; that the driver works is known only when a graph is opened."""
     if _PROVIDER not in onnxruntime.get_available_providers():
         return f"this build of ONNX Runtime has no {_PROVIDER} (the extra `gpu` brings it)"
+    try:
+        _load_libraries()
+    except OSError as error:
+        return f"{error} (the extra `gpu` brings tensorrt-cu12-libs)"
     return None
+
+
+def _load_libraries() -> None:
+    """Load TensorRT, CUDA and cuDNN from their wheels where they are installed, else from where the loader looks.
+
+    Raises:
+        OSError: TensorRT is not there.
+    """
+    onnxruntime.preload_dlls(directory="")
+    spec = importlib.util.find_spec("tensorrt_libs")
+    folder = Path(next(iter(spec.submodule_search_locations or ("",)))) if spec else Path()
+    for name in _LIBRARIES:
+        file = folder / name
+        ctypes.CDLL(str(file) if file.is_file() else name, mode=ctypes.RTLD_GLOBAL)
 
 
 def _providers(device: str, cache: Path) -> list[Provider]:

@@ -1,21 +1,21 @@
 """Triton engine: any Open Inference v2 server (NVIDIA Triton, KServe, another Fovea), through `tritonclient`.
 
-Tensors travel as binary data over HTTP, or over gRPC when the URL starts with `grpc://`. The inputs and outputs come
-from the server's own metadata.
+Tensors travel as binary data over HTTP, or over gRPC when the URL starts with `grpc://`; large inputs go through shared
+memory where the server is on this host and can open it. The inputs and outputs come from the server's own metadata.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import numpy as np
 from tritonclient.utils import InferenceServerException
+from tritonclient.utils.shared_memory import SharedMemoryException
 
 from shared.api.tensors import TensorSpec
+from shared.engines.triton_connections import ConnectionPool, InputRegion, TritonConnection, is_this_host
 from shared.engines.validation import check_feeds
 from shared.errors import (
     Cancelled,
@@ -37,6 +37,9 @@ __all__ = ["TritonEngine"]
 
 T = TypeVar("T")
 
+MIN_SHARED_BYTES = 2**16
+"""Inputs of less are sent over the network, which costs them next to nothing."""
+
 _GRPC: Mapping[str, type[FoveaError]] = {
     "INVALID_ARGUMENT": Malformed,
     "UNAUTHENTICATED": Unauthenticated,
@@ -51,15 +54,15 @@ _GRPC: Mapping[str, type[FoveaError]] = {
 
 
 class TritonEngine:
-    """Runs a model on a server; any number of threads may call `run`, and their calls go out one after another.
-
-    The HTTP client may be used by one thread only, so the engine keeps a thread for it.
+    """Runs a model on a server; any number of threads may call `run`, and up to `connections` calls are under way.
 
     Args:
         url: `host:port` or `http://host:port` for HTTP, `grpc://host:port` for gRPC.
         model: The server's name of the model.
         version: Its version; empty leaves the choice to the server.
         timeout: Seconds after which a call is given up.
+        connections: Calls at once; more wait.
+        shared_memory: Whether tensors go through shared memory; None tries it where the server is on loopback.
 
     Raises:
         NotReady: The server can't be reached, or the model isn't ready there.
@@ -68,15 +71,24 @@ class TritonEngine:
 
     name = "triton"
 
-    def __init__(self, url: str, model: str, *, version: str = "", timeout: float = 60.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        *,
+        version: str = "",
+        timeout: float = 60.0,
+        connections: int = 8,
+        shared_memory: bool | None = None,
+    ) -> None:
         scheme, _, self._address = url.rpartition("://")
         self._grpc = scheme == "grpc"
         self._model, self._version, self._timeout = model, version, timeout
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="triton")
+        self._library: Any = importlib.import_module(f"tritonclient.{'grpc' if self._grpc else 'http'}")
+        self._connection_errors = _find_connection_errors(self._grpc)
+        has_memory = is_this_host(self._address) if shared_memory is None else shared_memory
+        self._pool = ConnectionPool(self._connect, connections, is_shared=self._grpc, has_memory=has_memory)
         try:
-            self._library: Any = importlib.import_module(f"tritonclient.{'grpc' if self._grpc else 'http'}")
-            self._connection_errors = _find_connection_errors(self._grpc)
-            self._client = self._thread.submit(self._connect).result()
             facts = self._ask(self._metadata)
         except BaseException:
             self.close()
@@ -91,17 +103,14 @@ class TritonEngine:
             FoveaError: What the server answers, by its status; NotReady when it is gone, DeadlineExceeded when slow.
         """
         check_feeds(feeds, self.inputs)
-        inputs = [self._input(spec, np.ascontiguousarray(feeds[spec.name])) for spec in self.inputs]
+        arrays = [np.ascontiguousarray(feeds[spec.name]) for spec in self.inputs]
         outputs = [self._library.InferRequestedOutput(spec.name) for spec in self.outputs]
-        answer = self._ask(lambda: self._infer(inputs, outputs))
+        answer = self._ask(lambda connection: self._infer(connection, arrays, outputs))
         return {spec.name: _array(spec, answer.as_numpy(spec.name)) for spec in self.outputs}
 
     def close(self) -> None:
-        """Close the connection, once the running call is over."""
-        if client := getattr(self, "_client", None):
-            with contextlib.suppress(RuntimeError):  # closed before
-                self._thread.submit(client.close).result()
-        self._thread.shutdown()
+        """Close the connections, once the running calls are over."""
+        self._pool.close()
 
     def _connect(self) -> Any:
         if self._grpc:
@@ -110,24 +119,48 @@ class TritonEngine:
             self._address, connection_timeout=self._timeout, network_timeout=self._timeout
         )
 
-    def _metadata(self) -> Mapping[str, Any]:
+    def _metadata(self, connection: TritonConnection) -> Mapping[str, Any]:
         more = {"as_json": True, "client_timeout": self._timeout} if self._grpc else {}
-        found: Mapping[str, Any] = self._client.get_model_metadata(self._model, self._version, **more)
+        found: Mapping[str, Any] = connection.client.get_model_metadata(self._model, self._version, **more)
         return found
 
-    def _infer(self, inputs: list[Any], outputs: list[Any]) -> Any:
+    def _infer(self, connection: TritonConnection, arrays: list[np.ndarray], outputs: list[Any]) -> Any:
         more = {"client_timeout": self._timeout} if self._grpc else {}
-        return self._client.infer(self._model, inputs, self._version, outputs=outputs, **more)
+        inputs = self._fill_inputs(connection, arrays)
+        return connection.client.infer(self._model, inputs, self._version, outputs=outputs, **more)
 
-    def _input(self, spec: TensorSpec, array: np.ndarray) -> Any:
-        tensor = self._library.InferInput(spec.name, list(array.shape), spec.datatype)
-        tensor.set_data_from_numpy(array)
-        return tensor
+    def _fill_inputs(self, connection: TritonConnection, arrays: list[np.ndarray]) -> list[Any]:
+        """The inputs of a call: in shared memory where they are large and the server can see it."""
+        inputs = [
+            self._library.InferInput(spec.name, list(array.shape), spec.datatype)
+            for spec, array in zip(self.inputs, arrays, strict=True)
+        ]
+        offsets = self._share(connection, arrays)
+        for place, (tensor, array) in enumerate(zip(inputs, arrays, strict=True)):
+            if offsets is None or connection.region is None:
+                tensor.set_data_from_numpy(array)
+            else:
+                tensor.set_shared_memory(connection.region.name, array.nbytes, offsets[place])
+        return inputs
 
-    def _ask(self, call: Callable[[], T]) -> T:
-        """Make a call on the client's thread, and turn what goes wrong into our errors."""
+    def _share(self, connection: TritonConnection, arrays: list[np.ndarray]) -> list[int] | None:
+        """Offsets of the arrays in the connection's region; None where they travel over the network."""
+        size = sum(array.nbytes for array in arrays)
+        if not self._pool.has_memory or size < MIN_SHARED_BYTES or any(array.dtype.hasobject for array in arrays):
+            return None
+        if connection.region is None:
+            connection.region = InputRegion(connection.client)
         try:
-            return self._thread.submit(self._call_twice, call).result()
+            return connection.region.write(arrays)
+        except (InferenceServerException, SharedMemoryException, OSError) as error:
+            self._pool.refuse_memory(str(error))
+            return None
+
+    def _ask(self, call: Callable[[TritonConnection], T]) -> T:
+        """Make a call through a free connection, and turn what goes wrong into our errors."""
+        try:
+            with self._pool.connection() as connection:
+                return connection.call(lambda: self._call_twice(lambda: call(connection)))
         except InferenceServerException as error:
             raise _to_fovea_error(error) from error
         except TimeoutError as error:

@@ -17,7 +17,7 @@ from shared.jobs.consumer import Delivery, NothingToDo, QueueConsumer
 from shared.jobs.queue import Handler, Result
 from shared.jobs.redis_client import UNUSABLE, cancel_tasks, retry_until_connected
 from shared.settings import Settings
-from shared.telemetry import bind, log
+from shared.telemetry import Span, bind, log, span
 
 __all__ = ["JobTicket", "JobWorker"]
 
@@ -151,7 +151,8 @@ class JobWorker:
         self._slot_free.set()
 
     async def _attempt(self, delivery: Delivery, ticket: JobTicket) -> None:
-        with bind(service=delivery.service, request_id=delivery.headers.get("x-request-id", "")):
+        ids = {"service": delivery.service, "request_id": delivery.headers.get("x-request-id", "")}
+        with bind(**ids), _begin_span(delivery) as attempt:
             self._log.info("job begins", job=delivery.id, attempt=delivery.attempt, path=delivery.path)
             publishing = asyncio.create_task(ticket.publish(self._consumer, delivery))
             work = asyncio.create_task(self._work(delivery, ticket))
@@ -160,6 +161,10 @@ class JobWorker:
             finally:
                 await cancel_tasks(publishing)
             await retry_until_connected(lambda: self._record_outcome(delivery, ticket, work))
+            status = codec.get_status(_outcome(work))
+            attempt.set_attributes({"http.response.status_code": status})
+            if status >= 400:
+                attempt.fail(str(status))
 
     async def _work(self, delivery: Delivery, ticket: JobTicket) -> Result:
         return await self._handler(await self._consumer.payload(delivery), ticket)
@@ -228,6 +233,22 @@ class JobWorker:
     def _stop_all(self) -> None:
         for ticket, _ in self._running.values():
             ticket.stop()
+
+
+def _begin_span(delivery: Delivery) -> Span:
+    """Begin the span of an attempt: a trace of its own, linked to the request that was accepted."""
+    attributes = {
+        "messaging.system": "redis",
+        "messaging.operation.type": "process",
+        "messaging.operation.name": "process",
+        "messaging.destination.name": delivery.service,
+        "messaging.message.id": delivery.id,
+        "fovea.job.attempt": delivery.attempt,
+        "fovea.tenant": delivery.tenant,
+        "url.path": delivery.path.partition("?")[0][:200],
+    }
+    links = (delivery.headers.get("traceparent", ""),)
+    return span(f"process {delivery.service}", attributes, kind="consumer", parent="", links=links)
 
 
 async def _until_done_or_stopped(work: asyncio.Task[Result], ticket: JobTicket) -> None:

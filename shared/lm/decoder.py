@@ -128,6 +128,10 @@ class Decoder(nn.Module):
         head = getattr(self, "lm_head", None)
         return self.model.embed_tokens.weight if head is None else cast("Tensor", head.weight)
 
+    def read_logits(self, x: Tensor, ops: Ops = TORCH) -> Tensor:
+        """Read residual streams [...,D] out as logits [...,V]: the final norm, then the output matrix."""
+        return ops.logits(self._norm(x, ops), self.output_matrix)
+
     def new_cache(self, batch: int = 1, room: int = 0) -> KVCache:
         """Create an empty cache with this model's dtype and device."""
         like = self.output_matrix

@@ -23,7 +23,7 @@ from shared.lm.activation_names import (
     to_local_positions,
 )
 
-__all__ = ["Attend", "CompiledEdit", "Edit", "Replace", "Scale", "Uniform", "compile_edit"]
+__all__ = ["Add", "Attend", "CompiledEdit", "Edit", "Replace", "Scale", "Uniform", "compile_edit"]
 
 Indices = int | Iterable[int] | None
 Values = Callable[[], Tensor]
@@ -53,6 +53,17 @@ class Scale:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
+class Add:
+    """Add `value`, which broadcasts to the site's full shape, to the selection: a steering vector."""
+
+    site: str
+    value: Tensor
+    heads: Indices = None
+    positions: Indices = None
+    rows: Indices = None
+
+
+@dataclass(frozen=True, eq=False, slots=True)
 class Uniform:
     """Make the attention of heads uniform over all visible keys, by setting their queries to zero."""
 
@@ -64,17 +75,20 @@ class Uniform:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Attend:
-    """Override one pattern row: `weights` (used as given) on `keys`, zero elsewhere."""
+    """Override pattern rows: `weights` (used as given) on `keys`, zero elsewhere.
+
+    Of several heads and queries all get the same weights [keys], or each query its own [queries, keys].
+    """
 
     layer: int
-    head: int
-    query: int
+    head: int | Iterable[int]
+    query: int | Iterable[int]
     keys: Indices
     weights: Any
     rows: Indices = None
 
 
-Edit = Replace | Scale | Uniform | Attend
+Edit = Replace | Add | Scale | Uniform | Attend
 
 CompiledEdit = Callable[[Tensor, Values], Tensor]
 """A checked edit: the site's tensor in, the edited tensor out."""
@@ -95,7 +109,7 @@ def compile_edit(edit: Edit, extent: Extent) -> tuple[Site, CompiledEdit]:
     index = _index_selection(edit, site, extent)
     if isinstance(edit, Scale):
         return site, _compile_scale(edit.factor, index)
-    return site, _compile_replace(edit, index)
+    return site, _compile_write(edit, index)
 
 
 def _compile_scale(factor: float | Tensor, index: tuple[Any, ...]) -> CompiledEdit:
@@ -107,45 +121,46 @@ def _compile_scale(factor: float | Tensor, index: tuple[Any, ...]) -> CompiledEd
     return scale
 
 
-def _compile_replace(edit: Replace, index: tuple[Any, ...]) -> CompiledEdit:
-    def replace(x: Tensor, _values: Values) -> Tensor:
+def _compile_write(edit: Replace | Add, index: tuple[Any, ...]) -> CompiledEdit:
+    def write(x: Tensor, _values: Values) -> Tensor:
         try:
             value = edit.value.to(x).expand_as(x)
         except RuntimeError as error:
             detail = f"A value of shape {tuple(edit.value.shape)} does not broadcast to {edit.site}, {tuple(x.shape)}."
             raise InvalidTap(detail, field=edit.site) from error
         x = x.clone()
-        x[index] = value[index]
+        x[index] = x[index] + value[index] if isinstance(edit, Add) else value[index]
         return x
 
-    return replace
+    return write
 
 
 def _compile_attend(edit: Attend, extent: Extent) -> tuple[Site, CompiledEdit]:
     config = extent.config
     site = Site("z", parse_layer(edit.layer, config, f"Attend(layer={edit.layer})"))
-    (head,) = resolve_indices(edit.head, config.heads, "head")
-    query = to_local_positions(edit.query, extent)
-    if not query:  # not among this forward's tokens; its keys may lie ahead, too
+    heads = resolve_indices(edit.head, config.heads, "head")
+    queries = to_local_positions(edit.query, extent)
+    if not queries:  # not among this forward's tokens; its keys may lie ahead, too
         return site, lambda z, _values: z
     keys = resolve_indices(range(extent.total) if edit.keys is None else edit.keys, extent.total, "key position")
     weights = torch.as_tensor(edit.weights)
-    if weights.numel() not in {1, len(keys)}:
+    if weights.numel() not in {1, len(keys), len(queries) * len(keys)}:
         detail = f"Attend has {weights.numel()} weights for {len(keys)} keys."
         raise InvalidTap(detail, field="weights")
     rows = list(range(extent.rows) if edit.rows is None else resolve_indices(edit.rows, extent.rows, "row"))
-    group = head // (config.heads // config.kv_heads)
+    groups = [head // (config.heads // config.kv_heads) for head in heads]
+    at = torch.tensor(rows)[:, None, None], torch.tensor(queries)[:, None], torch.tensor(heads)
 
     def attend(z: Tensor, values: Values) -> Tensor:
-        v = values()[:, keys, group][rows]
+        v = values()[rows][:, keys][:, :, groups]
         z = z.clone()
-        z[rows, query[0], head] = torch.einsum("k,bkd->bd", weights.to(v).expand(len(keys)), v)
+        z[at] = torch.einsum("qk,bkhd->bqhd", weights.to(v).expand(len(queries), len(keys)), v)
         return z
 
     return site, attend
 
 
-def _index_selection(edit: Replace | Scale, site: Site, extent: Extent) -> tuple[Any, ...]:
+def _index_selection(edit: Replace | Add | Scale, site: Site, extent: Extent) -> tuple[Any, ...]:
     """Index tuple over the site's axes; whole axes stay slices, selected ones form an open mesh."""
     count = extent.heads(site.axes)
     if edit.heads is not None and count is None:

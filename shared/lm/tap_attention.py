@@ -6,19 +6,27 @@ Both live for one call. Knows sites, edits and the default attention; knows noth
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from shared.lm.activation_names import WEIGHT_SITES, CaptureTooLarge, Extent, Site, parse_site, to_local_positions
 from shared.lm.attention import DenseAttention, causal_mask, eager, patterns, scores, sdpa
-from shared.lm.cache import KVCache
 from shared.lm.interventions import CompiledEdit, Edit, compile_edit
 
-__all__ = ["BatchRows", "TapRecorder", "TappedAttention"]
+__all__ = ["BatchRows", "TapRecorder", "TappedAttention", "ValueSource"]
 
 BatchRows = slice | None
 """Rows of the batch that an edit sees as its whole batch; None is all of them."""
+
+
+class ValueSource(Protocol):
+    """Remembers the values of earlier tokens: a KV cache."""
+
+    def values(self, layer: int, end: int) -> Tensor:
+        """Values of the first `end` tokens at a layer [B,S,G,d]."""
+        ...
 
 
 class TapRecorder:
@@ -42,9 +50,14 @@ class TapRecorder:
             self.edits.setdefault(site, []).append((compiled, rows))
         self.queries = None if queries is None else to_local_positions(queries, extent)
         self.captured: dict[str, Tensor] = {}
-        self.cache: KVCache | None = None
+        self.cache: ValueSource | None = None
         self._values: Tensor | None = None
         self._tapped = {(s.name, s.layer) for s in (*self.names, *self.edits)}
+
+    @property
+    def tapped(self) -> frozenset[tuple[str, int]]:
+        """Names and layers of the sites that are edited or captured."""
+        return frozenset(self._tapped)
 
     @property
     def is_active(self) -> bool:

@@ -18,10 +18,11 @@ from shared.lm.attention import AttentionSeam as Seam
 from shared.lm.attention import DenseAttention, ignore_taps
 from shared.lm.cache import KVCache
 from shared.lm.decoder import Decoder
-from shared.lm.interventions import Attend, Edit, Replace, Scale, Uniform
+from shared.lm.interventions import Add, Attend, Edit, Replace, Scale, Uniform
 from shared.lm.tap_attention import TappedAttention, TapRecorder
 
 __all__ = [
+    "Add",
     "Attend",
     "CaptureTooLarge",
     "Edit",

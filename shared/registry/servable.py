@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from shared.api.tensors import TensorSpec
-from shared.errors import Cancelled, DeadlineExceeded, FoveaError
+from shared.errors import Cancelled, DeadlineExceeded, FoveaError, PermissionDenied
 from shared.registry.card import Card
 from shared.storage import ObjectStore
 
@@ -60,7 +60,8 @@ class LoadContext:
         objects: What users made, shared by all processes; None where nothing outlives this one.
         threads: Intra-op threads; 0 means the library's default.
         options: Further facts, as text: `llm_model`, `llm_dtype`, `llm_weights`, `llm_kv_cache_dtype`, `triton_url`,
-            `max_body_bytes`, `max_pixels`, `max_side`, `picture_memory_bytes`.
+            `triton_timeout_s`, `triton_connections`, `max_body_bytes`, `max_pixels`, `max_side`,
+            `picture_memory_bytes`.
     """
 
     device: str = "cpu"
@@ -81,6 +82,8 @@ class CallContext:
         deadline: A `time.monotonic()` instant, or None.
         job: The job's id when it runs as one.
         tenant: Who calls; what the call stores or reads is this tenant's.
+        scopes: What the caller's key allows; None where nobody says, as without a gateway: everything.
+        audit: What the audit log is to say about the call, by name; empty for nothing.
         cache_salt: Whose caches the call may use: calls of another salt never learn what this one sent.
         note: The last note of `progress`.
         usage: What the call consumed so far, by name: `pictures`, `cpu_seconds` (`shared.api.usage`).
@@ -98,6 +101,8 @@ class CallContext:
         self.deadline = deadline
         self.job = job
         self.tenant = tenant
+        self.scopes: frozenset[str] | None = None
+        self.audit: dict[str, str] = {}
         self.cache_salt = ""
         self.note: str | None = None
         self.usage: dict[str, float] = {}
@@ -114,6 +119,16 @@ class CallContext:
         """Add to `usage`."""
         for name, amount in amounts.items():
             self.usage[name] = self.usage.get(name, 0.0) + amount
+
+    def require_scope(self, scope: str, what: str) -> None:
+        """Check that the caller's key allows something.
+
+        Raises:
+            PermissionDenied: It does not.
+        """
+        if self.scopes is not None and scope not in self.scopes:
+            detail = f"{what} needs a key with the scope {scope!r}; this one has {', '.join(sorted(self.scopes))}."
+            raise PermissionDenied(detail, hint=f"Make one with `fovea keys add TENANT --scope infer --scope {scope}`.")
 
     def cancel(self) -> None:
         """Ask the work to stop at its next `check()`."""
@@ -148,6 +163,7 @@ class _PartContext(CallContext):
 
     def __init__(self, whole: CallContext, index: int, count: int) -> None:
         super().__init__(deadline=whole.deadline, job=whole.job, tenant=whole.tenant)
+        self.scopes, self.cache_salt = whole.scopes, whole.cache_salt
         self._whole, self._index, self._count = whole, index, count
 
     def progress(self, fraction: float, note: str | None = None) -> None:

@@ -26,6 +26,7 @@ def main(
     """Serve one service until SIGTERM or Ctrl-C, then finish what has begun."""
     config = settings()
     telemetry.configure_logs(config.log_level, config.log_format)
+    telemetry.configure_tracing(config.traces_endpoint, f"fovea-{service}")
     make_files_private(config.data_dir)
     if service not in SERVICES:
         raise typer.BadParameter(f"{service!r} is not a service; choose one of {', '.join(SERVICES)}.")
@@ -34,6 +35,8 @@ def main(
     except OSError as error:
         typer.echo(f"Can't listen: {error}. Try other ports: --http-port, --grpc-port.", err=True)
         raise typer.Exit(1) from error
+    finally:
+        telemetry.shut_down_tracing()
 
 
 async def _serve(service: str, config: Settings, http_port: int, grpc_port: int) -> None:

@@ -58,6 +58,7 @@ class _Call(Generic[Item]):
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[Any]
     request_id: str
+    traceparent: str
     since: float = field(default_factory=time.perf_counter)
     queued: bool = True
 
@@ -107,7 +108,6 @@ class Batcher(Generic[Item, Answer]):
         self._mean_seconds = 0.0  # recent time of one batch
         self._running: dict[int, Sequence[_Call[Item]]] = {}  # by thread
         self._closed = False
-        self._queue_time = telemetry.LATENCY.labels(service, model, "queue")
         self._sizes = telemetry.BATCH_SIZE.labels(service, model)
         telemetry.QUEUE_DEPTH.labels(service, model).set_function(self._queue.__len__)
         self._threads = [
@@ -133,7 +133,8 @@ class Batcher(Generic[Item, Answer]):
         """
         run.check()
         loop = asyncio.get_running_loop()
-        call = _Call(item, key, rows, run, loop, loop.create_future(), telemetry.context().request_id)
+        ids = telemetry.context()
+        call = _Call(item, key, rows, run, loop, loop.create_future(), ids.request_id, ids.traceparent)
         self._put(call)
         alarm = None if run.deadline is None else loop.call_later(run.deadline - time.monotonic(), _expire, call.future)
         try:
@@ -247,7 +248,8 @@ class Batcher(Generic[Item, Answer]):
     def _run(self, batch: Sequence[_Call[Item]]) -> None:
         started, processor_time = time.perf_counter(), time.process_time()
         for call in batch:
-            self._queue_time.observe(started - call.since)
+            with telemetry.bind(traceparent=call.traceparent):
+                telemetry.observe_queue_time(started - call.since)
         self._sizes.observe(len(batch))
         answers = self._attempt(batch)
         for call in batch:
@@ -263,7 +265,7 @@ class Batcher(Generic[Item, Answer]):
         """Run a batch; when it fails as a whole, run its members alone, so that one bad call fails alone."""
         run = batch[0].run if len(batch) == 1 else BatchContext([call.run for call in batch])
         try:
-            with telemetry.bind(request_id=",".join(call.request_id for call in batch)):
+            with telemetry.bind(request_id=",".join(call.request_id for call in batch)), _BatchSpan(batch):
                 return self._answers(batch, run)
         except (Cancelled, DeadlineExceeded) as error:
             return [error] * len(batch)
@@ -278,6 +280,30 @@ class Batcher(Generic[Item, Answer]):
         if len(answers) != len(batch):
             raise RuntimeError(f"the model answered {len(answers)} of {len(batch)} requests")
         return answers
+
+
+class _BatchSpan:
+    """A span for each member of a batch, linked to the others; what the batch does is done in the traces of all."""
+
+    def __init__(self, batch: Sequence[_Call[Any]]) -> None:
+        parents = [call.traceparent for call in batch]
+        size = {"fovea.batch.size": len(batch), "fovea.batch.rows": sum(call.rows for call in batch)}
+        self._spans = [
+            telemetry.span("batch", size, parent=parent, links=(*parents[:i], *parents[i + 1 :]))
+            for i, parent in enumerate(parents)
+            if parent and telemetry.is_tracing()
+        ]
+        self._bound = telemetry.bind(traceparent=",".join(one.traceparent for one in self._spans))
+
+    def __enter__(self) -> None:
+        self._bound.__enter__()
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        self._bound.__exit__()
+        for one in self._spans:
+            if error is not None:
+                one.fail(error)
+            one.end()
 
 
 def _end_reason(call: _Call[Any]) -> FoveaError | None:

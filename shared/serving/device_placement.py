@@ -35,6 +35,8 @@ def load_context(settings: Settings) -> LoadContext:
         options["judge_api_key"] = settings.judge_api_key.get_secret_value()
     if settings.triton_url:
         options["triton_url"] = settings.triton_url
+        options["triton_timeout_s"] = str(settings.triton_timeout_s)
+        options["triton_connections"] = str(settings.triton_connections)
     return LoadContext(
         device=choose_device(settings.device),
         engine=settings.engine,

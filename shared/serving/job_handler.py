@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from shared.jobs.queue import Payload, Result, Ticket
-from shared.telemetry import log
+from shared.telemetry import context, is_tracing, log
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -100,6 +100,8 @@ class _AsgiCall:
         # A job has all the time it needs: the caller's deadline was for the 202.
         headers.pop("x-fovea-deadline-ms", None)
         headers["content-length"] = str(len(payload.body))
+        if is_tracing():
+            headers["traceparent"] = context().traceparent
         self.scope: dict[str, Any] = {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.4"},
@@ -170,7 +172,7 @@ async def _cancel_with(ticket: Ticket, run: CallContext, call: _AsgiCall) -> Non
 async def _is_loading(app: Starlette) -> bool:
     """Whether any model is still loading, as the app's own `/v1/models` says; apps without it are ready."""
     call = _AsgiCall(Payload("", "/v1/models", b""), None)
-    call.scope["method"] = "GET"
+    call.scope["method"], call.scope["fovea.is_probe"] = "GET", True
     await app(call.scope, call.receive, call.send)
     answer = call.result()
     if answer.status != 200:

@@ -12,6 +12,7 @@ from typing import Any
 from prometheus_client import start_http_server
 
 from shared import telemetry
+from shared.serving.gpu_memory import watch_gpu_memory
 
 __all__ = ["MetricsServer"]
 
@@ -30,6 +31,7 @@ class MetricsServer:
 
     def start(self) -> None:
         """Listen as soon as the port is free: a process that is about to stop may still have it."""
+        watch_gpu_memory()
         if self._address[1]:
             self._starting = asyncio.create_task(self._listen())
 

@@ -76,6 +76,7 @@ class _Replica:
     def __init__(self, placement: Placement) -> None:
         config = settings()
         telemetry.configure_logs(config.log_level, config.log_format)
+        telemetry.configure_tracing(config.traces_endpoint, f"fovea-{placement.service}")
         make_files_private(config.data_dir)
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         if config.replica_host == _LOOPBACK:
@@ -103,6 +104,7 @@ class _Replica:
         self._started.set_result(server)
         await self._stopping.wait()
         await server.stop()
+        await asyncio.to_thread(telemetry.shut_down_tracing)
 
     def check_health(self) -> None:
         """Raise if the replica does not serve any more: Ray then replaces it."""

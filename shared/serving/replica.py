@@ -158,6 +158,7 @@ class ReplicaServer:
             ready=self.host.settled,
             models=tuple(self.host.names()),
             slots=self.host.slots,
+            version=self._settings.service_version,
             memory=round(self._guard.share, 3) if self._guard else 0.0,
             seen=time.time(),
             **self._routes,

@@ -44,6 +44,7 @@ def main(
     """Run one service's jobs until SIGTERM or Ctrl-C."""
     config = settings()
     telemetry.configure_logs(config.log_level, config.log_format)
+    telemetry.configure_tracing(config.traces_endpoint, f"fovea-{service}")
     make_files_private(config.data_dir)
     if config.redis_url is None:
         typer.echo("A worker needs FOVEA_REDIS_URL. `fovea up` starts Redis and sets it.", err=True)
@@ -73,6 +74,7 @@ async def _work(service: str, config: Settings, app: str | None, url: str) -> No
     await metrics.stop()
     await ledger.stop()
     logger.info("stopped", service=service)
+    telemetry.shut_down_tracing()
     # A model's thread that ignores cancellation can't be stopped, and Python would wait for it for ever.
     logging.shutdown()
     sys.stderr.flush()

@@ -255,8 +255,11 @@ def _unpacked_size(file: Path) -> int:
     size = file.stat().st_size
     if not zipfile.is_zipfile(file):
         return size
-    with zipfile.ZipFile(file) as archive:
-        return max(size, sum(entry.file_size for entry in archive.infolist()))
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return max(size, sum(entry.file_size for entry in archive.infolist()))
+    except Exception as error:  # broken bytes lead its reader to many unrelated exceptions
+        raise Malformed(f"{file.name!r} is a broken archive: {error}.") from error
 
 
 def _digest(file: Path) -> str:

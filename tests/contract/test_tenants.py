@@ -21,7 +21,7 @@ from starlette.testclient import TestClient
 from services.gateway.app import build_gateway
 from services.gateway.policy.auth import KeyRing
 from services.interpretability.routes import build_router
-from services.llm_longctx.api import documents, openai, sessions
+from services.llm_longctx.api import documents, openai, responses, sessions
 from services.relevance_judge.judges.log_odds import LogOdds
 from services.relevance_judge.routes import router as judge_router
 from services.relevance_judge.tests.fake_endpoint import FakeModel
@@ -49,6 +49,8 @@ OWNED = {
     "/v1/sessions/{session_id}/rollback",
     "/v1/sessions/{session_id}/surprise",
     "/v1/documents/{document_id}",
+    "/v1/responses/{response_id}",
+    "/v1/responses/{response_id}/input_items",
     "/v1/files/{file_id}",
     "/v1/files/{file_id}/content",
     "/v1/batches/{batch_id}",
@@ -155,7 +157,7 @@ def text(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterator[S
     names = {"fovea-titans-lmm", "fovea-landmark-recall"}
     kinds = {name: kind for name, kind in servables("llm-longctx").items() if name in names}
     settings = Settings(data_dir=tmp_path_factory.mktemp("text"), intra_op_threads=1, redis_url=redis_url)
-    routers = [openai.router, sessions.router, documents.router]
+    routers = [openai.router, responses.router, sessions.router, documents.router]
     app = build("llm-longctx", routers=routers, servables=kinds, settings=settings)
     with TestClient(app) as client:
         _wait(client)
@@ -166,12 +168,16 @@ def text(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterator[S
         document = answer.json()["id"]
         stage.made = {route: session for route in OWNED if "{session_id}" in route}
         stage.made["/v1/documents/{document_id}"] = document
+        asked = {"model": "fovea-landmark-recall", "input": "ant", "max_output_tokens": 1, "store": True}
+        stored = stage.send("alice", "POST", "/v1/responses", json=asked).json()["id"]
+        stage.made |= {route: stored for route in OWNED if "{response_id}" in route}
         stage.naming = [
             ("/v1/completions", {"model": "fovea-titans-lmm", "prompt": "a", "max_tokens": 1, "session_id": session}),
             (
                 "/v1/completions",
                 {"model": "fovea-landmark-recall", "prompt": "a", "max_tokens": 1, "document_id": document},
             ),
+            ("/v1/responses", asked | {"previous_response_id": stored}),
         ]
         yield stage
 

@@ -21,7 +21,7 @@ from fovea.transport import LOCAL
 from shared.api.text import ChatMessage, Usage
 from shared.errors import FoveaError, Malformed
 
-__all__ = ["chat"]
+__all__ = ["chat", "summarise_usage"]
 
 
 def chat(
@@ -149,10 +149,24 @@ class _Conversation:
         for cited in longctx.citations if longctx is not None else ():
             self._screen.note(f"[dim]block {cited.block}, {cited.weight:.0%}: {escape(cited.text)}[/]")
         if usage is not None and self._screen.err.is_terminal:
-            self._screen.note(f"[dim]{_summarise(usage, time.monotonic() - started)}[/]")
+            self._screen.note(f"[dim]{summarise_usage(usage, time.monotonic() - started)}[/]")
         return "".join(parts)
 
 
-def _summarise(usage: Usage, seconds: float) -> str:
+def summarise_usage(usage: Usage, seconds: float) -> str:
+    """The cost of an answer and what is left, in one line."""
     rate = usage.completion_tokens / seconds if seconds > 0 else 0.0
-    return f"{usage.prompt_tokens} tokens in, {usage.completion_tokens} out, {rate:.1f} tokens per second"
+    cached = usage.prompt_tokens_details.cached_tokens
+    parts = [
+        f"{usage.prompt_tokens:,} tokens in" + (f" ({cached:,} from the cache)" if cached else ""),
+        f"{usage.completion_tokens:,} out",
+        f"{rate:.1f} tokens per second",
+    ]
+    if (longctx := usage.longctx) is not None:
+        share = f", {longctx.kv_ratio:.0%} of dense memory" if longctx.method != "dense" else ""
+        parts.append(f"{longctx.method} attention{share}")
+        if longctx.fallback:
+            parts.append(longctx.fallback.rstrip("."))
+        if longctx.context_left is not None:
+            parts.append(f"{longctx.context_left:,} tokens of context left")
+    return " · ".join(parts)

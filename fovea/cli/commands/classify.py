@@ -13,6 +13,7 @@ import typer
 from fovea.async_client import AsyncClient
 from fovea.cli.batch_images import CONTEXT_SETTINGS, ImageBatch, ImageResult
 from fovea.cli.common_options import AsJson, Connection, Key, Model, Url
+from fovea.cli.input_files import ImageSource
 from fovea.cli.output import Screen
 from fovea.cli.typed_options import add_request_options
 from fovea.transport import LOCAL
@@ -54,12 +55,12 @@ class _ClassifyBatch(ImageBatch):
 
     output: Path | None = None
 
-    async def answer(self, client: AsyncClient, picture: bytes, stem: str) -> ImageResult:
+    async def answer(self, client: AsyncClient, picture: bytes, image: ImageSource) -> ImageResult:
         """Classify one picture."""
         answer = ClassifyOut.model_validate(await self._run_task(client, picture))
         if self.output is not None:
             tinted = await self._run_task(client, picture, accept="image/jpeg")
-            await asyncio.to_thread(write_result, answer, tinted, self.output, stem)
+            await asyncio.to_thread(write_result, answer, tinted, self.output, image.stem)
         return ImageResult(answer.model_dump(mode="json"), summarise(answer))
 
     async def _run_task(self, client: AsyncClient, picture: bytes, accept: str | None = None) -> Any:

@@ -14,21 +14,25 @@ import typer
 from fovea.async_client import AsyncClient
 from fovea.cli.batch_images import CONTEXT_SETTINGS, ImageBatch, ImageResult
 from fovea.cli.common_options import AsJson, Connection, Key, Model, Url
+from fovea.cli.input_files import ImageSource
 from fovea.cli.output import Screen
 from fovea.cli.typed_options import add_request_options
 from fovea.transport import LOCAL
 from shared.api.boxes import DetectIn, DetectOut
+from shared.api.coco import CocoDataset
 from shared.errors import InvalidOption
 
 __all__ = ["CONTEXT_SETTINGS", "detect"]
 
 FORMATS = {
     "csv": ("csv", "text/csv"),
-    "coco": ("coco.json", "application/vnd.coco+json"),
     "yolo": ("txt", "text/plain"),
     "crops": ("crops.zip", "application/zip"),
 }
 """Further file formats of an answer: suffix and content type."""
+
+COCO = "coco"
+"""One file of all pictures together, as data sets are distributed, and as `fovea train` reads it."""
 
 
 def _detect(
@@ -52,6 +56,7 @@ def _detect(
     """
     formats = _choose_formats(also or (), output)
     batch = _DetectBatch(Screen(as_json=as_json), {**options, "model": model}, output=output, formats=formats)
+    batch.in_coco = {} if COCO in (also or ()) else None
     batch.run(sources, concurrency, Connection(url, key))
 
 
@@ -68,14 +73,22 @@ class _DetectBatch(ImageBatch):
 
     output: Path | None = None
     formats: dict[str, str] = field(default_factory=dict)
+    in_coco: dict[str, DetectOut] | None = None
 
-    async def answer(self, client: AsyncClient, picture: bytes, stem: str) -> ImageResult:
+    async def answer(self, client: AsyncClient, picture: bytes, image: ImageSource) -> ImageResult:
         """Detect objects in one picture."""
         answer = DetectOut.model_validate(await self._run_task(client, picture))
+        if self.in_coco is not None:
+            self.in_coco[Path(image.name).name] = answer
         if self.output is not None:
             files = {end: await self._run_task(client, picture, accept=media) for end, media in self.formats.items()}
-            await asyncio.to_thread(write_result, answer, files, self.output, stem)
+            await asyncio.to_thread(write_result, answer, files, self.output, image.stem)
         return ImageResult(answer.model_dump(mode="json"), summarise(answer))
+
+    def finish(self) -> None:
+        """Write the data set of all pictures, where one was asked for."""
+        if self.in_coco and self.output is not None:
+            (self.output / "coco.json").write_text(build_dataset(self.in_coco).to_json(), "utf8")
 
     async def _run_task(self, client: AsyncClient, picture: bytes, accept: str | None = None) -> Any:
         return await client.run(self.task, self.options, pictures={"image": picture}, accept=accept)
@@ -87,11 +100,22 @@ def _choose_formats(also: Sequence[str], output: Path | None) -> dict[str, str]:
     Raises:
         InvalidOption: There is no such format, or no folder to write to.
     """
-    if unknown := [name for name in also if name not in FORMATS]:
-        raise InvalidOption(f"There is no format {unknown[0]!r}.", hint=f"Formats: {', '.join(FORMATS)}.", field="also")
+    if unknown := [name for name in also if name not in {*FORMATS, COCO}]:
+        hint = f"Formats: {', '.join((*FORMATS, COCO))}."
+        raise InvalidOption(f"There is no format {unknown[0]!r}.", hint=hint, field="also")
     if also and output is None:
         raise InvalidOption("--also needs a folder to write to.", hint="Give one with --output.", field="also")
-    return {"boxes.jpg": "image/jpeg", **{FORMATS[name][0]: FORMATS[name][1] for name in also}}
+    return {"boxes.jpg": "image/jpeg", **dict(FORMATS[name] for name in also if name != COCO)}
+
+
+def build_dataset(answers: Mapping[str, DetectOut]) -> CocoDataset:
+    """The data set of pictures, by name, with their detections and scores."""
+    dataset = CocoDataset()
+    for name, answer in sorted(answers.items()):
+        image = dataset.add_image(name, answer.width, answer.height)
+        for each in answer.detections:
+            dataset.add_object(image, each.label, each.box, score=each.score)
+    return dataset
 
 
 def write_result(answer: DetectOut, files: Mapping[str, bytes], folder: Path, stem: str) -> None:

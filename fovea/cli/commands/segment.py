@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,10 +16,12 @@ from fovea.async_client import AsyncClient
 from fovea.cli.batch_images import CONTEXT_SETTINGS, ImageBatch, ImageResult
 from fovea.cli.commands.segment_study import is_study, segment_studies
 from fovea.cli.common_options import AsJson, Connection, Key, Model, Url
+from fovea.cli.input_files import ImageSource
 from fovea.cli.output import Screen
 from fovea.cli.typed_options import add_request_options
 from fovea.transport import LOCAL
-from shared.api.mask import SegmentIn, SegmentOut
+from shared.api.coco import CocoDataset
+from shared.api.mask import Contour, SegmentIn, SegmentOut
 
 __all__ = ["CONTEXT_SETTINGS", "segment"]
 
@@ -29,6 +32,9 @@ def _segment(
     sources: Annotated[list[str], typer.Argument(metavar="SOURCE", help="Pictures to segment.")],
     options: dict[str, Any],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")] = Path("out"),
+    coco: Annotated[
+        str | None, typer.Option(help="Also write coco.json of all pictures; the mask's parts are of this class.")
+    ] = None,
     model: Model = None,
     concurrency: Annotated[int, typer.Option("--concurrency", "-c", min=1, max=64, help="Pictures at a time.")] = 4,
     as_json: AsJson = False,
@@ -44,7 +50,8 @@ def _segment(
     studies = [source for source in sources if is_study(source)]
     segment_studies(studies, {**options, "model": model}, output, screen, connection)
     if pictures := [source for source in sources if source not in studies]:
-        _SegmentBatch(screen, {**options, "model": model}, output=output).run(pictures, concurrency, connection)
+        batch = _SegmentBatch(screen, {**options, "model": model}, output=output, class_name=coco)
+        batch.run(pictures, concurrency, connection)
 
 
 segment = add_request_options(_segment, SegmentIn, without=frozenset({"image", "model", "include"}))
@@ -59,12 +66,46 @@ class _SegmentBatch(ImageBatch):
     progress_label = "segmenting"
 
     output: Path = Path("out")
+    class_name: str | None = None
+    in_coco: dict[str, SegmentOut] = field(default_factory=dict)
 
-    async def answer(self, client: AsyncClient, picture: bytes, stem: str) -> ImageResult:
+    async def answer(self, client: AsyncClient, picture: bytes, image: ImageSource) -> ImageResult:
         """Segment one picture."""
         answer = await client.send(endpoints.segment(picture, None, {**self.options, "include": _INCLUDE}))
-        files = await asyncio.to_thread(write_result, answer, self.output, stem)
-        return ImageResult({**build_facts(answer), "written": files}, f"{_summarise(answer)} → {self.output / stem}.*")
+        if self.class_name is not None:
+            self.in_coco[Path(image.name).name] = answer.model_copy(update={"mask": None, "overlay": None})
+        files = await asyncio.to_thread(write_result, answer, self.output, image.stem)
+        return ImageResult(
+            {**build_facts(answer), "written": files}, f"{_summarise(answer)} → {self.output / image.stem}.*"
+        )
+
+    def finish(self) -> None:
+        """Write the data set of all pictures, where one was asked for."""
+        if self.class_name is not None and self.in_coco:
+            text = build_dataset(self.in_coco, self.class_name).to_json()
+            (self.output / "coco.json").write_text(text, "utf8")
+
+
+def build_dataset(answers: Mapping[str, SegmentOut], class_name: str) -> CocoDataset:
+    """The data set of pictures, by name, with the outline of each part of their masks; polygons know no holes."""
+    dataset = CocoDataset()
+    dataset.category_id(class_name)
+    for name, answer in sorted(answers.items()):
+        image = dataset.add_image(name, answer.width, answer.height)
+        for part in answer.components:
+            outlines = [
+                [float(number) for point in outline.points for number in point]
+                for outline in answer.contours or ()
+                if not outline.hole and _box_of(outline) == part.box
+            ]
+            box = (float(part.box[0]), float(part.box[1]), float(part.box[2]), float(part.box[3]))
+            dataset.add_object(image, class_name, box, outlines=outlines, area=part.area, score=part.probability)
+    return dataset
+
+
+def _box_of(outline: Contour) -> tuple[int, int, int, int]:
+    across, down = zip(*outline.points, strict=True)
+    return min(across), min(down), max(across), max(down)
 
 
 def write_result(answer: SegmentOut, folder: Path, stem: str) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,16 +32,22 @@ def survey(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")] = Path("out"),
     gpx: Annotated[Path | None, typer.Option(help="Track of a film or of the photographs.", show_default=False)] = None,
     model: Model = None,
-    confidence: Annotated[float, typer.Option(help="A detection scores more than this.")] = 0.25,
+    confidence: Annotated[
+        float | None, typer.Option(help="A detection scores more than this; left out, as the weights count best.")
+    ] = None,
     merge_m: Annotated[float, typer.Option("--merge", help="Damage so near in other pictures counts once, m.")] = 3.0,
     every: Annotated[int, typer.Option(min=1, help="Of a film, every so many frames.")] = 10,
-    fps: Annotated[float, typer.Option(help="Frames per second of a film.")] = 30.0,
+    fps: Annotated[float | None, typer.Option(help="Frames per second of a film; left out, as it says.")] = None,
+    start: Annotated[
+        datetime | None, typer.Option(help="When a film starts, UTC; left out, with the track's first point.")
+    ] = None,
     as_json: AsJson = False,
     url: Url = LOCAL,
     key: Key = None,
 ) -> None:
     """Survey a road: writes survey.json, survey.geojson, survey.svg and survey.csv."""
-    options = {"model": model, "confidence": confidence, "merge_m": merge_m, "every": every, "fps": fps}
+    options: dict[str, Any] = {"model": model, "confidence": confidence, "merge_m": merge_m, "every": every, "fps": fps}
+    options["start"] = start.isoformat() if start else None
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     screen = Screen(as_json=as_json)
     files = list(_find_files(sources))

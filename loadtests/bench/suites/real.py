@@ -1,7 +1,7 @@
 """Models on real pictures: what their manifests say, what the running product answers, and how long that takes.
 
 Accuracy is that of the manifests, with its intervals. Where `--data` names a folder with the data sets (`polyps`,
-`cells`), their held-out pictures are sent to the service by HTTP too, and its answers are scored.
+`cells`, `pavement`, `clothing`), their held-out pictures are sent by HTTP too, and the answers are scored.
 """
 
 from __future__ import annotations
@@ -15,38 +15,45 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-from loadtests.bench.real_scores import Ask, ask, score_boxes, score_masks
+from loadtests.bench.real_scores import Ask, ask, score_boxes, score_classes, score_masks
 from loadtests.bench.result import Row, Table, row
 from services.detection.metrics.boxes import box_average_precision
 from services.detection.models.hieraedgenet_cells import HieraEdgeNetCellsBoxDetector
+from services.detection.models.patnet import PATNetClassifier
+from services.detection.models.yolo9tr import Yolo9trBoxDetector
 from services.medical_seg.models.pranet import PraNetSegmenter
+from services.vision_restoration.models.rrformer import RRFormerRestorer
 from shared.registry.weights import read_manifest
 from shared.training.data.box_sets import find_boxes
+from shared.training.data.class_folders import find_classes
 from shared.training.data.mask_folders import find_masks
 from shared.training.data.splits import held_out
 from shared.vision.servable import VisionServable
 
-MODELS: Mapping[str, tuple[str, type[VisionServable], tuple[str, ...]]] = {
-    "polyps": ("medical-seg", PraNetSegmenter, ("dice_at_half", "median_dice_at_half", "clean_crops")),
-    "cells": ("detection", HieraEdgeNetCellsBoxDetector, ("map50", "count_error_RBC", "count_total_RBC")),
-}
-"""Data set → service, model, and the figures of its manifest that are shown."""
+MODELS: tuple[tuple[str, str, type[VisionServable], tuple[str, ...]], ...] = (
+    ("polyps", "medical-seg", PraNetSegmenter, ("dice_at_half", "median_dice_at_half", "clean_crops")),
+    ("cells", "detection", HieraEdgeNetCellsBoxDetector, ("map50", "count_error_RBC", "count_total_RBC")),
+    ("pavement", "detection", Yolo9trBoxDetector, ("map50", "ap50_crack", "ap50_pothole")),
+    ("clothing", "detection", PATNetClassifier, ("top_1", "teacher_top_1")),
+    ("", "vision-restoration", RRFormerRestorer, ("psnr_gain", "psnr_gain_worst", "psnr_clean")),
+)
+"""Data set (empty: nothing is sent), service, model, and the figures of its manifest that are shown."""
 
 
 def measure(rounds: int = 5, count: int = 10, data: Path | None = None) -> Table:
     """Manifests, then the product: latency of the sample, and held-out pictures where there are any."""
     rows: list[Row] = []
-    for name, (service, kind, shown) in MODELS.items():
+    for name, service, kind, shown in MODELS:
         rows += _manifest_rows(kind, shown)
         with _running(service, kind.card.name) as base:
             rows.append(_latency(ask(base), kind, rounds, min(count, 10)))
-            if data is not None and (data / name).is_dir():
+            if data is not None and name and (data / name).is_dir():
                 rows += _scores(ask(base), kind, data / name)
     return Table(
         suite="real",
@@ -88,8 +95,15 @@ def _scores(send: Ask, kind: type[VisionServable], folder: Path) -> list[Row]:
         dice = np.array(masks.dice)
         note = f"{len(dice)} frames by HTTP, median {np.median(dice):.3f}, {masks.warned} warned of"
         return [_figure(f"{name}: Dice through the product", float(dice.mean()), note)]
-    held = find_boxes(folder)
-    out = held.take(np.flatnonzero(held_out(held.pictures, folder)))
+    recipe = read_manifest(kind.folder / f"{kind.weights}.safetensors").recipe
+    if kind.card.task == "classify":
+        clothes, _ = find_classes(folder)
+        shown = clothes.take(np.flatnonzero(held_out(clothes.pictures, folder, pattern=recipe["held_out"])))
+        classes = score_classes(send, shown, name)
+        note = f"{len(shown)} pictures by HTTP, {classes.warned} warned of"
+        return [_figure(f"{name}: top-1 through the product", float(np.mean(classes.right)), note)]
+    held = find_boxes(folder, recipe["names"], recipe["grow"])
+    out = held.take(np.flatnonzero(held_out(held.pictures, folder, pattern=recipe["held_out"])))
     boxes = score_boxes(send, out, name)
     precision = float(box_average_precision(boxes.truth, boxes.found, (0.5,)).mean())
     there, seen = sum(map(len, boxes.truth)), sum(map(len, boxes.counted))

@@ -67,6 +67,7 @@ class FasterNetClassifier(Classifier):
     """FasterNet, served."""
 
     weights = "fasternet"
+    sample = Path(__file__).with_name("patches.jpg")
     card = Card(
         name="fasternet",
         task="classify",
@@ -94,8 +95,9 @@ class FasterNetClassifier(Classifier):
         ),
         notes=(
             (
-                "The weights that come with Fovea were trained on drawn pavement. They show that the machinery works; "
-                "import official weights for ImageNet's classes, which are then told by number: they carry no names."
+                "The weights that come with Fovea were trained on drawn pavement and know nothing of photographs: "
+                "`fovea train fasternet` makes weights of your own pictures. Import official weights for ImageNet's "
+                "classes, which are then told by number: they carry no names."
             ),
             (
                 "Feature maps of the four stages, for a detector: outputs stage1 to stage4 on the Open Inference "

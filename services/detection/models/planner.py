@@ -10,7 +10,7 @@ from shared.registry import Card, Metric, Paper
 
 __all__ = ["FoveaPlanner"]
 
-_DATA = "1000 sets of uniform points that nothing else has seen"
+_DATA = "1000 synthetic sets of uniform points that nothing else has seen"
 
 
 def _measured() -> tuple[Metric, ...]:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, PrivateAttr
+from pydantic import Field, PrivateAttr, field_serializer
 from torch import Tensor, nn
 
 from services.detection.boxes import letterbox, nms, unletterbox
@@ -61,6 +61,11 @@ class BoxRecipe(FolderRecipe):
     _choose: BoxSet = PrivateAttr(BoxSet((), (), ()))
     _out: BoxSet = PrivateAttr(BoxSet((), (), ()))
     _pixels: dict[Path, Pixels] = PrivateAttr(default_factory=dict)
+
+    @field_serializer("start")
+    def _name_start(self, start: str | None) -> str | None:
+        """A file's name without its place: what is written down is read elsewhere."""
+        return None if start is None else Path(start).stem
 
     @abstractmethod
     def branch_loss(self, maps: Any, targets: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from services.detection.layers.partial import PartialNetwork
 from services.detection.recipes.patnet.recipe import normalise_patches
 from services.detection.servables.patches import MEAN, STD, pool_stages, resize_patch
 from shared.registry import network
+from shared.registry.weights import Dtype
 from shared.training.calibrate import ServingFacts, reliability_facts
 from shared.training.data.augment import Augment, warp_picture
 from shared.training.data.class_folders import ClassSet, find_classes
@@ -193,6 +194,8 @@ class EfficientNetLite0Recipe(ClassRecipe):
 
 class StudentRecipe(ClassRecipe):
     """A small classifier that learns from a fine-tuned EfficientNet-Lite0 on the same pictures."""
+
+    dtype: ClassVar[Dtype] = "int8"
 
     schedule: Schedule = Schedule(
         steps=8000, batch=32, rate=2e-3, floor=1e-5, warm_up=300, decay=0.05, clip=5.0, ema=0.999, validate_every=400

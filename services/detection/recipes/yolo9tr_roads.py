@@ -1,6 +1,6 @@
 """Recipe of YOLO9tr on photographs of roads, or on any folder of pictures with boxes.
 
-Knows the network and its two branches; the committed weights are not of this recipe but of the one on drawn pavement.
+Knows the network and its two branches; the committed weights were made from photographs of Brazilian roads by it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from services.detection.boxes.letterbox import GREY
 from services.detection.losses import dual_detection_loss
 from services.detection.recipes.box_recipe import BoxRecipe
 from shared.registry import network
+from shared.registry.weights import Dtype
 from shared.training.data.augment import Augment
 from shared.training.recipe import MultiScale, Schedule
 
@@ -31,6 +32,7 @@ class Yolo9trRoads(BoxRecipe):
     name: ClassVar[str] = "yolo9tr"
     weights: ClassVar[str] = "yolo9tr"
     serves: ClassVar[str | None] = "yolo9tr"
+    dtype: ClassVar[Dtype] = "int8"
     square: ClassVar[bool] = False
 
     schedule: Schedule = Schedule(

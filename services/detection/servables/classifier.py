@@ -61,7 +61,7 @@ class Classifier(VisionServable[ClassifyIn, ClassifyOut, _Frame]):
     In: ClassVar[type[BaseModel]] = ClassifyIn
     Out: ClassVar[type[BaseModel]] = ClassifyOut
     folder: ClassVar[Path] = Path(__file__).parents[1] / "weights"
-    sample: ClassVar[Path] = Path(__file__).parents[1] / "models" / "patches.jpg"
+    sample: ClassVar[Path] = Path(__file__).parents[1] / "models" / "clothes.jpg"
     forms: ClassVar[tuple[str, ...]] = ("image/png", "image/jpeg", "text/csv", _NPZ)
 
     @classmethod

@@ -48,7 +48,11 @@ router = APIRouter(tags=["domain"])
 JSON, GEOJSON, SVG, CSV = "application/json", "application/geo+json", "image/svg+xml", "text/csv"
 AT_ONCE = 4
 MAX_ROUTE_POINTS = 2000
+USUAL_FPS = 30.0
+"""Of films that do not say."""
+
 MAX_FRAMES = 20_000
+"""That are searched in one film."""
 
 Detect = Callable[[bytes], Awaitable[list[SeenObject]]]
 
@@ -168,13 +172,20 @@ async def _watch(
     film = await asyncio.to_thread(VideoFile, data, bounds)
     start = options.start or track.start
     zoned = start if start.tzinfo else start.replace(tzinfo=dt.UTC)
-    frames: Iterator[tuple[int, bytes]] = itertools.islice(enumerate(film), 0, MAX_FRAMES, options.every)
+    fps = options.fps or film.fps or USUAL_FPS
+    if film.count > MAX_FRAMES * options.every:
+        film.close()
+        detail = f"{film.count // options.every:,} frames would be searched; at most {MAX_FRAMES:,} are."
+        raise InvalidOption(detail, hint="Raise `every`, or cut the film.", field="every")
+    frames: Iterator[tuple[int, bytes]] = itertools.islice(
+        enumerate(film), 0, MAX_FRAMES * options.every, options.every
+    )
     found = []
     while (taken := await asyncio.to_thread(next, frames, None)) is not None:
         run.check()
         number, picture = taken
         run.progress(number / film.count if film.count else 0.0, f"frame {number} of {film.count or '?'}")
-        time = zoned + dt.timedelta(seconds=number / options.fps)
+        time = zoned + dt.timedelta(seconds=number / fps)
         place = track.locate(time)
         found.append(await _look_at_frame(f"{name}#{number}", picture, place, time, detect))
     return found

@@ -50,7 +50,9 @@ class SurveyOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str | None = Field(None, description="Which detector; left out, the default one.")
-    confidence: float = Field(0.25, ge=0, le=1, description="A detection scores more than this.")
+    confidence: float | None = Field(
+        None, ge=0, le=1, description="A detection scores more than this; left out, as the weights count best, or 0.25."
+    )
     iou: float = Field(0.45, ge=0, le=1, description="Of two boxes that overlap by more than this, the better stays.")
     classes: Annotated[tuple[str, ...], BeforeValidator(split_commas)] = Field((), description="Only these classes.")
     merge_m: float = Field(
@@ -63,7 +65,9 @@ class SurveyOptions(BaseModel):
     segment_m: float = Field(100.0, ge=1, description="Length of the segments that are counted apart.")
     route: bool = Field(True, description="Plan an inspection route through the damage.")
     every: int = Field(10, ge=1, le=1000, description="Of a film, every so many frames are searched.")
-    fps: float = Field(30.0, gt=0, le=1000, description="Frames per second of a film.")
+    fps: float | None = Field(
+        None, gt=0, le=1000, description="Frames per second of a film; left out, as it says itself, or else 30."
+    )
     start: dt.datetime | None = Field(None, description="When a film starts; left out, the track's first point.")
 
 

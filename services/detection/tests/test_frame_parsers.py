@@ -135,6 +135,14 @@ def test_files_of_many_frames_are_taken_apart(kind: str, lossless: bool) -> None
         assert abs(pixels.mean() - np.asarray(_picture(shade)).mean()) < (0.01 if lossless else 8)
 
 
+def test_a_file_that_breaks_off_before_its_second_frame_is_left_to_the_decoder() -> None:
+    out = io.BytesIO()
+    _picture(10).save(out, "GIF", save_all=True, append_images=[_picture(90)])
+    whole = out.getvalue()
+    for length in range(20, len(whole), 7):
+        assert all(isinstance(frame, bytes) for frame in _run(FileParser(BOUNDS), whole[:length], 50))
+
+
 def test_a_single_picture_is_one_frame_as_it_is() -> None:
     png = _file(3, "PNG")
     assert _run(FileParser(BOUNDS), png, 64) == [png]

@@ -101,6 +101,35 @@ def test_what_is_no_matrix_is_refused(name: str) -> None:
     assert caught.value.status < 500
 
 
+@pytest.mark.parametrize("kind", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2, zipfile.ZIP_DEFLATED])
+def test_an_archive_of_broken_bytes_is_refused(kind: int) -> None:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", kind) as archive:
+        archive.writestr("a.npy", npy(MATRIX))
+    data = file.getvalue()
+    for at in range(35, len(data) - 22, 5):
+        for piece in (b"\xff" * 4, b"\0" * 4):
+            try:
+                read_matrices(data[:at] + piece + data[at + 4 :], "features")
+            except FoveaError as error:
+                assert error.status < 500  # noqa: PT017  # some edits leave it readable
+
+
+@pytest.mark.parametrize("text", ["{'descr': '<f4', 'shape': (1,", "(" * 99, '"' * 3, "{'descr': [], 'shape': 1}"])
+def test_headers_that_are_no_python_are_refused(text: str) -> None:
+    with pytest.raises(FoveaError) as caught:
+        read_matrices(header(text), "features")
+    assert caught.value.status == 400
+
+
+def test_a_name_in_an_archive_that_is_no_text_is_refused() -> None:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("ö.npy", npy(MATRIX))
+    with pytest.raises(Malformed):
+        read_matrices(file.getvalue().replace("ö".encode(), b"\xff\xff"), "features")
+
+
 def test_a_bomb_in_an_archive_is_not_unpacked() -> None:
     """The header says two numbers: the gigabyte behind it is never read."""
     file = io.BytesIO()

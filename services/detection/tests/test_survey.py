@@ -229,7 +229,7 @@ def test_observations_are_counted_again_and_go_out_as_geojson_svg_and_csv(client
     assert {row["label"] for row in rows} == {"D40"}
 
 
-def test_a_film_is_placed_by_its_track(client: TestClient, tmp_path: Path) -> None:
+def test_a_film_is_placed_by_its_track(client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cv2 = pytest.importorskip("cv2", reason="pip install opencv-python-headless")
     picture, file = cv2.imread(str(PAVEMENT)), tmp_path / "drive.mp4"
     out = cv2.VideoWriter(str(file), cv2.VideoWriter_fourcc(*"mp4v"), 10, (picture.shape[1], picture.shape[0]))
@@ -237,11 +237,18 @@ def test_a_film_is_placed_by_its_track(client: TestClient, tmp_path: Path) -> No
         out.write(picture)
     out.release()
     files = [("video", ("drive.mp4", file.read_bytes())), ("gpx", ("drive.gpx", GPX.encode()))]
-    answer = client.post("/v1/detect/survey", files=files, params={"every": 10, "fps": 10})
+    answer = client.post("/v1/detect/survey", files=files, params={"every": 10})  # it says itself: 10 a second
     assert answer.status_code == 200, answer.text
     found = answer.json()["observations"]
     assert [one["name"] for one in found] == ["drive.mp4#0", "drive.mp4#10", "drive.mp4#20"]
     assert [one["latitude"] for one in found] == pytest.approx([10.0, 10.0001, 10.0002])
+    slow = client.post("/v1/detect/survey", files=files, params={"every": 10, "fps": 5}).json()["observations"]
+    assert [one["latitude"] for one in slow] == pytest.approx([10.0, 10.0002, 10.0004])
+    later = {"every": 20, "start": "2026-05-04T10:00:01Z"}
+    assert client.post("/v1/detect/survey", files=files, params=later).json()["observations"][0]["latitude"] > 10
+    monkeypatch.setattr("services.detection.survey.routes.MAX_FRAMES", 2)
+    much = client.post("/v1/detect/survey", files=files, params={"every": 7})
+    assert (much.status_code, "at most 2" in much.text) == (422, True)  # rather than a survey that ends too early
     assert client.post("/v1/detect/survey", files=files[:1]).status_code == 422
 
 

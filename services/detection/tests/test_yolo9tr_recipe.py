@@ -52,7 +52,7 @@ def test_targets_stay_on_their_objects_when_a_picture_is_flipped(tmp_path: Path)
 def test_a_fit_publishes_the_main_branch_alone(tmp_path: Path) -> None:
     fitted = fit(TINY, tmp_path / "fit")
     manifest = publish(TINY, fitted, tmp_path / "out")
-    weights = read_weights(tmp_path / "out" / "yolo9tr.safetensors")
+    weights = read_weights(tmp_path / "out" / "yolo9tr-synthetic.safetensors")
     assert manifest.network.config["branch"] == "main"
     assert {"map50", "map50_95"} <= manifest.metrics.keys()
     served = network(manifest.network.name, **manifest.network.config)

@@ -284,7 +284,7 @@ def read_pages(data: bytes, bounds: DecodeBounds) -> Iterator[bytes]:
     kind = detect_format(data)
     fits = kind != "WebP" or webp_canvas(data)[0] * webp_canvas(data)[1] <= bounds.pixels
     image = _opened(kind, data) if fits else None
-    if image is None or not getattr(image, "is_animated", False) or image.width * image.height > bounds.pixels:
+    if image is None or image.width * image.height > bounds.pixels:
         yield data
         return
     index = 0
@@ -303,9 +303,10 @@ def read_pages(data: bytes, bounds: DecodeBounds) -> Iterator[bytes]:
 
 
 def _opened(kind: str, data: bytes) -> ImageFile | None:
-    """The file behind its parser; None where it can't be opened, or has only ever one frame."""
+    """The file behind its parser; None where it can't be opened, or has only one frame."""
     try:
-        return _PARSERS[kind](io.BytesIO(data)) if kind in _PARSERS else None
+        image = _PARSERS[kind](io.BytesIO(data)) if kind in _PARSERS else None
+        return image if getattr(image, "is_animated", False) else None  # which some parsers read the file for
     except Exception:  # noqa: BLE001  # decoding it says what is wrong, in the words of a single picture
         return None
 

@@ -29,11 +29,13 @@ CHILD_MEMORY_BYTES = 2 * 2**30
 """Address space of the child."""
 
 MAX_SIDE = 65_535
+MAX_FPS = 1000.0
 
-_HEAD = struct.Struct("<III")
-"""Before the frames: width, height, how many there should be. Before each: 1, or 0 at the end, 2 when it breaks off."""
+_HEAD = struct.Struct("<IIId")
+"""Before the frames: width, height, how many there should be, frames per second. Before each `_MARK`."""
 
 _MARK = struct.Struct("<B")
+"""1 before a frame, 0 at the end, 2 where the film breaks off."""
 _FRAME, _END, _BROKEN = 1, 0, 2
 
 
@@ -47,6 +49,7 @@ class VideoFile:
 
     Attributes:
         count: How many frames the file says it has; 0 where it does not say.
+        fps: Frames per second, as the file says; 0 where it does not, or where it says what can't be.
 
     Raises:
         Malformed: It can't be opened: broken, cut off, or of a codec that is not read.
@@ -66,21 +69,21 @@ class VideoFile:
             env=environment(OPENCV_FFMPEG_CAPTURE_OPTIONS=_options(bounds), OPENCV_LOG_LEVEL="SILENT"),
         )
         try:
-            self._width, self._height, self.count = self._opened(bounds)
+            self._width, self._height, self.count, self.fps = self._opened(bounds)
         except BaseException:
             self.close()
             raise
 
-    def _opened(self, bounds: DecodeBounds) -> tuple[int, int, int]:
+    def _opened(self, bounds: DecodeBounds) -> tuple[int, int, int, float]:
         head = self._out.read(_HEAD.size)
         if len(head) < _HEAD.size:
             hint = "Supported are MP4 and WebM with common codecs. Check that the file plays and is complete."
             raise Malformed("The video can't be opened.", hint=hint, field="body")
-        width, height, count = _HEAD.unpack(head)
+        width, height, count, fps = _HEAD.unpack(head)
         if width * height > bounds.pixels:
             detail = f"The video's frames are {width:,}×{height:,} pixels, {width * height:,}; the limit is "
             raise TooLarge(f"{detail}{bounds.pixels:,}.", hint="Scale it before sending.", field="body")
-        return width, height, count
+        return width, height, count, fps if 0 < fps <= MAX_FPS else 0.0  # NaN is not
 
     def __iter__(self) -> Iterator[bytes]:
         """Frame after frame; the child stops with the iteration."""
@@ -131,7 +134,7 @@ def main() -> None:
     )
     if not 0 < width <= MAX_SIDE or not 0 < height <= MAX_SIDE:
         return
-    out.write(_HEAD.pack(width, height, max(stated, 0)))
+    out.write(_HEAD.pack(width, height, max(stated, 0), film.get(cv2.CAP_PROP_FPS)))
     done = 0
     while width * height <= most:
         good, frame = film.read()

@@ -8,7 +8,8 @@ from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from shared.errors import InvalidOption
+from services.gateway.http.bounded_json import parse_json
+from shared.errors import InvalidOption, Malformed
 from shared.jobs.queue import Result
 
 __all__ = ["BatchLine", "parse_lines", "write_answer", "write_failure"]
@@ -52,11 +53,11 @@ def parse_lines(data: bytes, endpoint: str) -> list[BatchLine]:
 
 def _parse_line(row: bytes, number: int) -> BatchLine:
     try:
-        return BatchLine.model_validate(json.loads(row))
-    except (ValidationError, ValueError, RecursionError) as error:
-        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else "not JSON"
+        return BatchLine.model_validate(parse_json(row))
+    except (ValidationError, Malformed) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error.detail
         where = error.errors()[0]["loc"] if isinstance(error, ValidationError) else ()
-        detail = f"Line {number} is no request: {'.'.join(map(str, where))} {reason}.".replace("  ", " ")
+        detail = f"Line {number} is no request: {'.'.join(map(str, where))} {reason.rstrip('.')}.".replace("  ", " ")
         raise InvalidOption(detail, field="input_file_id") from error
 
 

@@ -18,6 +18,7 @@ from services.gateway.batches.batch_records import BatchEntry, BatchLineOut, Bat
 from services.gateway.batches.file_store import FileStore
 from shared.api.batches import Batch, BatchCounts, BatchRequest
 from shared.api.job import FINAL
+from shared.api.replica import SCOPES_HEADER
 from shared.errors import Conflict, FoveaError, NotFound
 from shared.jobs.queue import JobQueue, Payload
 
@@ -31,8 +32,8 @@ class BatchService:
         """Keep batches in `records` and their answers in `files`; jobs are forgotten after `job_ttl_s`."""
         self._records, self._files, self._ttl_s = records, files, job_ttl_s
 
-    async def create(self, tenant: str, body: BatchRequest, service: str, queue: JobQueue) -> Batch:
-        """Queue a job for each request of the input file.
+    async def create(self, tenant: str, body: BatchRequest, service: str, queue: JobQueue, scopes: str = "") -> Batch:
+        """Queue a job for each request of the input file, each with the scopes of the caller's key.
 
         Raises:
             NotFound: There is no such file.
@@ -41,9 +42,10 @@ class BatchService:
             RateLimited: The tenant's files hold as many bytes as they may.
         """
         data = await asyncio.to_thread(self._files.read, tenant, body.input_file_id)
-        lines, now, batch_id = parse_lines(data, body.endpoint), int(time.time()), f"batch-{uuid4().hex}"
+        lines = await asyncio.to_thread(parse_lines, data, body.endpoint)
+        now, batch_id = int(time.time()), f"batch-{uuid4().hex}"
         await asyncio.to_thread(self._files.check_room, tenant)
-        entries = await _submit_all(lines, batch_id, tenant, service, queue)
+        entries = await _submit_all(lines, batch_id, tenant, service, queue, scopes)
         batch = Batch(
             id=batch_id,
             endpoint=body.endpoint,
@@ -135,10 +137,11 @@ def _count(record: BatchRecord, lines: Lines) -> Batch:
 
 
 async def _submit_all(
-    lines: Sequence[BatchLine], batch_id: str, tenant: str, service: str, queue: JobQueue
+    lines: Sequence[BatchLine], batch_id: str, tenant: str, service: str, queue: JobQueue, scopes: str
 ) -> list[BatchEntry]:
     entries: list[BatchEntry] = []
-    headers = {"content-type": "application/json", "accept": "application/json", "x-fovea-tenant": tenant}
+    headers = {"content-type": "application/json", "accept": "application/json"}
+    headers |= {"x-fovea-tenant": tenant, SCOPES_HEADER: scopes}
     try:
         for number, line in enumerate(lines):
             body = json.dumps(line.body).encode()

@@ -19,6 +19,7 @@ from starlette.staticfiles import StaticFiles
 
 from fovea.endpoints import task_path
 from services.gateway.console import model_view, task_options
+from services.gateway.console.gallery import GALLERY
 from services.gateway.console.gateway_client import InProcessClient
 from services.gateway.console.schema_forms import build_fields
 from services.gateway.console.snippets import build_snippets
@@ -36,6 +37,7 @@ _STYLE_SHEETS = (
     "page.css",
     "controls.css",
     "models.css",
+    "gallery.css",
     "bench.css",
     "result_view.css",
     "sessions.css",
@@ -111,7 +113,7 @@ class Console:
         return [*found, Mount(ASSETS, StaticFiles(directory=_FOLDER / "static"))]
 
     async def home(self, request: Request) -> Response:
-        """All services and models."""
+        """The gallery, all services and models."""
         entries = await self._client.models(request)
         counts = {"all": len(entries), "ready": sum(entry.ready for entry in entries)}
         tasks = {entry.task for entry in entries}
@@ -122,6 +124,7 @@ class Console:
             services=model_view.group_by_service(entries),
             counts=counts,
             tasks=tasks,
+            gallery=GALLERY,
         )
 
     async def segment(self, request: Request) -> Response:
@@ -288,7 +291,7 @@ def _read_spec(request: Request) -> dict[str, Any]:
     """
     try:
         spec = json.loads(request.query_params.get("spec") or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         spec = None
     if not isinstance(spec, dict):
         raise InvalidOption(

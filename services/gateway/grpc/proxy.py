@@ -15,8 +15,9 @@ import grpc
 from services.gateway.policy.caller import Caller
 from services.gateway.proxy.retry import ReplicaRetryPolicy, RetryState, UpstreamLost
 from services.gateway.routing.replica_registry import Attempt, Replica, ReplicaRegistry
+from shared.api.replica import SCOPES_HEADER
 from shared.errors import DeadlineExceeded, FoveaError, NotReady
-from shared.telemetry import Context
+from shared.telemetry import Context, Span, context, span
 
 __all__ = ["ChannelPool", "GrpcCall", "GrpcProxy"]
 
@@ -67,8 +68,9 @@ class GrpcCall:
         return [
             *kept,
             ("x-request-id", self.trace.request_id),
-            ("traceparent", self.trace.traceparent),
+            ("traceparent", context().traceparent or self.trace.traceparent),
             ("x-fovea-tenant", self.tenant),
+            (SCOPES_HEADER, self.caller.scope_header),
             ("x-fovea-deadline-ms", str(max(int(self.left_s * 1000), 1))),
         ]
 
@@ -120,8 +122,9 @@ class GrpcProxy:
         async def attempt(replica: Replica) -> bytes:
             channel, under_way = await self._connect(replica), Attempt(replica)
             try:
-                async with under_way:
-                    return await self._send(channel, call, message)
+                with _begin_attempt(call, replica):
+                    async with under_way:
+                        return await self._send(channel, call, message)
             except TimeoutError as error:
                 if not under_way.is_aborted:
                     raise
@@ -145,12 +148,13 @@ class GrpcProxy:
         replica, channel = await self._connect_ready(call)
         replica.in_flight += 1
         try:
-            method: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(call.path)
-            messages = _prepend(first, rest)
-            metadata = (*call.upstream_metadata, *self._credentials)
-            answers = method(messages, timeout=_timeout_of(call), metadata=metadata)
-            while (answer := await self._read_answer(replica, call, answers)) is not grpc.aio.EOF:
-                yield answer
+            with _begin_attempt(call, replica):
+                method: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(call.path)
+                messages = _prepend(first, rest)
+                metadata = (*call.upstream_metadata, *self._credentials)
+                answers = method(messages, timeout=_timeout_of(call), metadata=metadata)
+                while (answer := await self._read_answer(replica, call, answers)) is not grpc.aio.EOF:
+                    yield answer
         finally:
             replica.in_flight -= 1
 
@@ -232,6 +236,18 @@ class GrpcProxy:
             self._registry.mark_suspect(replica)
         is_unseen = is_answer or "failed to connect" in reason
         return UpstreamLost(reason, error, is_unseen=is_unseen, may_repeat=True)
+
+
+def _begin_attempt(call: GrpcCall, replica: Replica) -> Span:
+    """Begin the client span of one attempt, whose id the replica gets."""
+    attributes = {
+        "rpc.system.name": "grpc",
+        "rpc.method": call.path.removeprefix("/"),
+        "server.address": replica.record.grpc,
+        "fovea.service": replica.record.service,
+        "fovea.replica": replica.id,
+    }
+    return span(call.path.removeprefix("/"), attributes, kind="client")
 
 
 def _start_retries(call: GrpcCall) -> RetryState:

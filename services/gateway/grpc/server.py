@@ -27,7 +27,18 @@ from services.gateway.routes import health, oip_server
 from shared.api.problem import oip_error
 from shared.errors import DeadlineExceeded, FoveaError, Malformed, NotFound, QueueFull, TooLarge
 from shared.rpc import open_inference_pb2 as pb
-from shared.telemetry import ERRORS, IN_FLIGHT, REQUEST_LATENCY, REQUESTS, fresh_context
+from shared.telemetry import (
+    ERRORS,
+    IN_FLIGHT,
+    REQUEST_LATENCY,
+    REQUESTS,
+    begin_rpc_span,
+    finish_rpc_span,
+    fresh_context,
+    observe,
+    span,
+)
+from shared.telemetry import Context as Ids
 
 __all__ = ["SERVICE", "serve_grpc"]
 
@@ -127,7 +138,7 @@ class _InferenceHandler(grpc.GenericRpcHandler):
         self, name: str, method: Method
     ) -> Callable[[AsyncIterator[bytes], Context], AsyncIterator[bytes]]:
         async def behaviour(messages: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
-            async with _CallMetrics(name):
+            async with _Observation(name, context):
                 try:
                     call = await self._admit(name, context)
                     message, held = await self._read(messages, call)
@@ -141,7 +152,7 @@ class _InferenceHandler(grpc.GenericRpcHandler):
         return behaviour
 
     async def _handle_stream(self, messages: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
-        async with _CallMetrics("ModelStreamInfer"):
+        async with _Observation("ModelStreamInfer", context):
             try:
                 call = await self._admit("ModelStreamInfer", context)
                 with self._count_stream(call.tenant):
@@ -220,13 +231,14 @@ class _InferenceHandler(grpc.GenericRpcHandler):
         gateway = self._gateway
         metadata = [(k, v) for k, v in context.invocation_metadata() or () if isinstance(v, str)]
         headers = {k.encode(): v.encode("utf-8", "replace") for k, v in metadata}
-        trace = fresh_context(dict(metadata).get("x-request-id"), dict(metadata).get("traceparent"), "")
+        trace = _read_ids(context)
         context.set_trailing_metadata((("x-request-id", trace.request_id),))
         caller: Caller = LOCAL
         if name not in {"ServerLive", "ServerReady"}:
-            caller = await gateway.authenticate(headers)
-            caller.require_scope(_find_scope(name))
-            await gateway.limits.count(caller)
+            with span("authenticate"):
+                caller = await gateway.authenticate(headers)
+                caller.require_scope(_find_scope(name))
+                await gateway.limits.count(caller)
         left = context.time_remaining()
         seconds = min(gateway.settings.request_timeout_s, math.inf if left is None else left)
         return GrpcCall(
@@ -278,20 +290,37 @@ class _InferenceHandler(grpc.GenericRpcHandler):
         return pb.RepositoryIndexResponse(models=models).SerializeToString()
 
 
-class _CallMetrics:
-    """Counts one call and its time."""
+class _Observation:
+    """Metrics and the span of one call."""
 
-    def __init__(self, method: str) -> None:
-        self._route = f"grpc {method}"
+    def __init__(self, method: str, context: Context) -> None:
+        self._route, self._context = f"grpc {method}", context
+        trace = _read_ids(context)
+        self._span = begin_rpc_span(SERVICE, method, trace.parent, trace.request_id)
 
     async def __aenter__(self) -> None:
         self._started = time.perf_counter()
         IN_FLIGHT.labels("gateway").inc()
+        self._span.__enter__()
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, _trace: object) -> None:
         IN_FLIGHT.labels("gateway").dec()
         REQUESTS.labels("gateway", "", self._route, "OK" if kind is None else "ERROR").inc()
-        REQUEST_LATENCY.labels("gateway", self._route).observe(time.perf_counter() - self._started)
+        observe(REQUEST_LATENCY.labels("gateway", self._route), time.perf_counter() - self._started)
+        finish_rpc_span(self._span, "OK" if kind is None else _name_status(self._context))
+        self._span.__exit__(None, None, None)
+
+
+def _read_ids(context: Context) -> Ids:
+    """Request id and trace that came with a call, or new ones."""
+    headers = {k: v for k, v in context.invocation_metadata() or () if isinstance(v, str)}
+    return fresh_context(headers.get("x-request-id"), headers.get("traceparent"), "")
+
+
+def _name_status(context: Context) -> str:
+    """Name of the status that a call was ended with."""
+    code: Any = context.code()
+    return code.name if isinstance(code, grpc.StatusCode) else "CANCELLED"
 
 
 async def _abort(context: Context, error: FoveaError) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 import httpx2
 from starlette.requests import Request
 
+from shared.telemetry import context
+
 __all__ = ["send_in_process"]
 
 _FORWARDED_HEADERS = ("host", "authorization", "x-api-key", "traceparent", "x-request-id")
@@ -21,6 +23,8 @@ async def send_in_process(request: Request, path: str, body: Any = None) -> http
     """Send a request to the app that serves `request`: a GET, or with a body a POST of JSON."""
     client = (request.client.host, request.client.port) if request.client else ("127.0.0.1", 0)
     headers = {name: request.headers[name] for name in _FORWARDED_HEADERS if name in request.headers}
+    if current := context().traceparent:
+        headers["traceparent"] = current
     content = None
     if body is not None:
         headers |= {"content-type": "application/json", "accept": "application/json"}

@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import Mapping, MutableMapping
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
+from dataclasses import replace
 from typing import Any, Protocol
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -30,13 +31,25 @@ from shared.errors import Fault, FoveaError, UnsupportedMedia
 from shared.jobs.queue import JobQueue
 from shared.jobs.usage_ledger import UsageLedger
 from shared.settings import Settings
-from shared.telemetry import ERRORS, IN_FLIGHT, REQUEST_LATENCY, REQUESTS, log
+from shared.telemetry import (
+    ERRORS,
+    IN_FLIGHT,
+    REQUEST_LATENCY,
+    REQUESTS,
+    begin_http_span,
+    finish_http_span,
+    log,
+    observe,
+    span,
+)
 
 __all__ = ["GatewayDependencies", "GatewayMiddleware"]
 
 DRAIN_BODY_S, DRAIN_BODY_BYTES = 2.0, 2**26
 """How long, and for how many bytes, a refused body is still read, so that the caller can read the answer."""
 
+_AUDITED_FIELDS = (b'"interventions"', b'"capture"')
+_STEERING_PATHS = ("/v1/steering-vectors", "/v1/captures")
 _GUARDED_PATHS = ("/v1/", "/v2", "/metrics")
 _OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready"})
 
@@ -77,6 +90,15 @@ class GatewayMiddleware:
             scope = {**scope, "method": "GET"}
         ctx = RequestContext.from_scope(scope, receive, send, self._gateway.settings.request_timeout_s)
         self._in_flight.inc()
+        with begin_http_span(ctx.method, ctx.path, ctx.trace.parent, ctx.trace.request_id) as server:
+            if server.traceparent:
+                ctx.trace = replace(ctx.trace, traceparent=server.traceparent)
+            await self._serve_safely(ctx)
+            finish_http_span(server, ctx.method, ctx.route, ctx.status)
+            server.set_attributes({"fovea.tenant": ctx.caller.tenant, "fovea.model": ctx.model or None})
+
+    async def _serve_safely(self, ctx: RequestContext) -> None:
+        """Answer a request; whatever is raised becomes an answer, too."""
         try:
             await self._serve(ctx)
         except FoveaError as error:
@@ -94,7 +116,7 @@ class GatewayMiddleware:
         """Count the answer, and log it: at WARNING where the fault is on this side, else at DEBUG."""
         seconds = time.perf_counter() - ctx.started
         REQUESTS.labels("gateway", ctx.model, ctx.route, str(ctx.status)).inc()
-        REQUEST_LATENCY.labels("gateway", ctx.route).observe(seconds)
+        observe(REQUEST_LATENCY.labels("gateway", ctx.route), seconds)
         write = self._log.warning if ctx.status >= 500 else self._log.debug
         write(
             "answered",
@@ -113,7 +135,8 @@ class GatewayMiddleware:
         is_guarded = path.startswith(_GUARDED_PATHS) and path not in _OPEN_PATHS
         route = None if is_guarded else gateway.registry.routes.find(path)
         if is_guarded or route is not None:
-            await self._admit(ctx)
+            with span("authenticate"):
+                await self._admit(ctx)
         ctx.apply_caller_deadline()
         if is_guarded:
             route = gateway.registry.routes.find(path)
@@ -146,10 +169,12 @@ class GatewayMiddleware:
                 ctx.caller.require_scope("jobs")
             if len(route.services) > 1:
                 _require_readable(ctx)
-                whole = await proxy.read_body(ctx, body)
-                route = await resolve_service(ctx, route, whole, self._gateway.registry.routes)
+                with span("route") as routing:
+                    whole = await proxy.read_body(ctx, body)
+                    route = await resolve_service(ctx, route, whole, self._gateway.registry.routes)
+                    routing.set_attributes({"fovea.service": route.services[0]})
             if as_job:
-                await jobs.submit_job(ctx, self._gateway.queue, route.services[0], await proxy.read_body(ctx, body))
+                await self._submit(ctx, route, await proxy.read_body(ctx, body))
             else:
                 if route.is_broadcast:
                     self._gateway.audit.write(f"{ctx.caller.tenant}/{ctx.caller.key}", "model control", ctx.path[:200])
@@ -158,20 +183,32 @@ class GatewayMiddleware:
                     await proxy.forward(ctx, route, body)
                 await self._charge(ctx)
         except QueueInstead:
-            await jobs.submit_job(ctx, self._gateway.queue, route.services[0], await proxy.read_body(ctx, body))
+            await self._submit(ctx, route, await proxy.read_body(ctx, body))
         finally:
             body.release()
+
+    async def _submit(self, ctx: RequestContext, route: Route, body: bytes) -> None:
+        """Queue a request as a job. What it does to a model no replica will tell us, so its body is asked."""
+        await jobs.submit_job(ctx, self._gateway.queue, route.services[0], body)
+        if any(name in body for name in _AUDITED_FIELDS):
+            self._audit(ctx, "interventions queued")
 
     async def _charge(self, ctx: RequestContext) -> None:
         """Write what an answered request consumed into the ledger, and count its tokens against its quotas."""
         if not 200 <= ctx.status < 400:
             return
+        if act := ctx.audit.pop("act", None):
+            self._audit(ctx, act, **ctx.audit)
         scanner = ctx.scanner
         tokens = scanner.sum_up(time.perf_counter() - ctx.started) if scanner else {}
         model = ctx.model or (scanner.model if scanner else "")
         self._gateway.usage.add(ctx.caller.tenant, model, {**ctx.consumed, **tokens})
         spent = tokens.get("tokens_in", 0) + tokens.get("tokens_out", 0)
         await self._gateway.limits.spend_tokens(ctx.caller, int(spent))
+
+    def _audit(self, ctx: RequestContext, act: str, **details: str) -> None:
+        actor = f"{ctx.caller.tenant}/{ctx.caller.key}"
+        self._gateway.audit.write(actor, act, ctx.path[:200], request_id=ctx.trace.request_id, **details)
 
     def _place(self, ctx: RequestContext, route: Route) -> AbstractAsyncContextManager[None]:
         """The caller's place at the service; a local caller, a broadcast and what never ends need none."""
@@ -237,6 +274,8 @@ def _require_readable(ctx: RequestContext) -> None:
 def _find_scope(path: str) -> KeyScope:
     if path.startswith("/v1/jobs"):
         return "jobs"
+    if path.startswith(_STEERING_PATHS):
+        return "interventions"
     if path.startswith(("/v2/repository/models/", "/v1/admin/")):
         return "admin"
     return "metrics" if path.startswith("/metrics") else "infer"

@@ -10,17 +10,18 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from multidict import CIMultiDict
 
 from services.gateway.policy.caller import LOCAL, Caller
 from services.gateway.proxy.replayable_body import Receive, ReplayableBody
+from shared.api.replica import AUDIT_HEADER, HOLDS_HEADER, SCOPES_HEADER
 from shared.api.usage import USAGE_HEADER, UsageScanner
 from shared.errors import InvalidOption
-from shared.telemetry import Context, fresh_context
+from shared.telemetry import Context, context, fresh_context
 
-__all__ = ["RequestContext", "Send", "build_request_headers", "build_response_headers"]
+__all__ = ["AnswerKeeper", "RequestContext", "Send", "build_request_headers", "build_response_headers"]
 
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -63,8 +64,26 @@ _OWN_RESPONSE_HEADERS = _HOP_BY_HOP | {
     b"x-request-id",
     b"x-content-type-options",
     USAGE_HEADER.encode(),
+    HOLDS_HEADER.encode(),
+    AUDIT_HEADER.encode(),
 }
 """Response headers that the gateway writes itself."""
+
+
+class AnswerKeeper(Protocol):
+    """Keeps an answer on its way to the caller."""
+
+    version: str
+    content_type: str
+    is_whole: bool
+
+    def feed(self, chunk: bytes) -> None:
+        """Keep a chunk."""
+        ...
+
+    def whole(self) -> Any:
+        """The answer."""
+        ...
 
 
 @dataclass(slots=True, eq=False)
@@ -82,7 +101,9 @@ class RequestContext:
         started: When it arrived, `time.perf_counter()`.
         generated_key: Idempotency key for a caller that sends none: the same at every attempt.
         consumed: What the replica said that the request consumed.
+        audit: What the replica said that the audit log is to say.
         scanner: Collects the tokens of its answer.
+        recorder: Keeps its answer, where that is to be compared.
         may_queue: Whether a replica may have it queued as a job, although the caller did not ask for one.
     """
 
@@ -103,7 +124,9 @@ class RequestContext:
     generated_key: str = field(default_factory=lambda: f"{random.getrandbits(128):032x}")
     may_queue: bool = False
     consumed: dict[str, float] = field(default_factory=dict)
+    audit: dict[str, str] = field(default_factory=dict)
     scanner: UsageScanner | None = None
+    recorder: AnswerKeeper | None = None
 
     @classmethod
     def from_scope(cls, scope: Scope, receive: Receive, send: Send, deadline_s: float) -> RequestContext:
@@ -118,6 +141,11 @@ class RequestContext:
         ctx = cls(scope, receive, send, headers, trace, asyncio.get_running_loop().time() + deadline_s)
         ctx.extra_headers.append((b"x-request-id", trace.request_id.encode()))
         return ctx
+
+    @property
+    def traceparent(self) -> str:
+        """Trace parent of what is called now: of the current span, where there is one."""
+        return context().traceparent or self.trace.traceparent
 
     @property
     def path(self) -> str:
@@ -176,8 +204,9 @@ def build_request_headers(ctx: RequestContext) -> CIMultiDict[str]:
         if name not in dropped and not name.startswith(b"x-fovea-")
     )
     headers["x-request-id"] = ctx.trace.request_id
-    headers["traceparent"] = ctx.trace.traceparent
+    headers["traceparent"] = ctx.traceparent
     headers["x-fovea-tenant"] = ctx.caller.tenant
+    headers[SCOPES_HEADER] = ctx.caller.scope_header
     key = ctx.headers.get(b"idempotency-key")
     headers["idempotency-key"] = ctx.generated_key if key is None else key.decode("latin-1")
     return headers

@@ -11,10 +11,11 @@ from shared.errors import PermissionDenied
 
 __all__ = ["LOCAL", "SCOPES", "TENANT_PATTERN", "UNLIMITED", "Caller", "KeyLimits", "KeyScope"]
 
-KeyScope = Literal["infer", "jobs", "admin", "metrics"]
+KeyScope = Literal["infer", "jobs", "admin", "metrics", "interventions"]
 
-SCOPES: tuple[KeyScope, ...] = ("infer", "jobs", "admin", "metrics")
-"""`infer` runs models, `jobs` queues and reads jobs, `admin` manages keys and models, `metrics` reads `/metrics`."""
+SCOPES: tuple[KeyScope, ...] = ("infer", "jobs", "admin", "metrics", "interventions")
+"""`infer` runs models, `jobs` queues and reads jobs, `admin` manages keys and models, `metrics` reads `/metrics`,
+`interventions` looks inside language models and steers them."""
 
 TENANT_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 """What a tenant's name looks like; it becomes part of Redis keys and log lines."""
@@ -44,6 +45,11 @@ class Caller:
     scopes: frozenset[str]
     key: str = ""
     limits: KeyLimits = UNLIMITED
+
+    @property
+    def scope_header(self) -> str:
+        """Its permissions as replicas read them (`shared.api.replica.SCOPES_HEADER`)."""
+        return ",".join(sorted(self.scopes))
 
     def require_scope(self, scope: KeyScope) -> None:
         """Check that the key has a scope.

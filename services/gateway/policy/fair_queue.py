@@ -19,6 +19,7 @@ from services.gateway.policy.caller import Caller
 from services.gateway.routing.replica_registry import ReplicaRegistry
 from shared.errors import DeadlineExceeded, QueueFull
 from shared.settings import Settings
+from shared.telemetry import QUEUE_TIME, observe, record_span
 
 __all__ = ["FairQueue"]
 
@@ -90,7 +91,9 @@ class FairQueue:
         state.capacity, state.share = capacity, share
         line = state.lines.setdefault(tenant, _Line())
         line.weight, line.last_seen = weight, time.monotonic()
+        begun = time.perf_counter()
         await self._enter(state, line, service, deadline)
+        _record_wait(time.perf_counter() - begun)
         try:
             yield
         finally:
@@ -149,3 +152,8 @@ class FairQueue:
                 turn.set_result(None)
         if len(state.lines) > 1000:
             state.lines = {tenant: line for tenant, line in state.lines.items() if self._is_active(line)}
+
+
+def _record_wait(seconds: float) -> None:
+    observe(QUEUE_TIME.labels("gateway", ""), seconds)
+    record_span("queue", seconds)

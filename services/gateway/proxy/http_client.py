@@ -12,7 +12,7 @@ from typing import Any
 
 import aiohttp
 from aiohttp.client import _RequestContextManager
-from multidict import istr
+from multidict import CIMultiDict, istr
 from yarl import URL
 
 from services.gateway.http.request_context import RequestContext, build_request_headers
@@ -56,6 +56,15 @@ class UpstreamClient:
         url = URL(replica.record.http + ctx.raw_target, encoded=True)
         return self._get_session().request(
             ctx.method, url, headers=headers, data=payload, allow_redirects=False, skip_auto_headers=_NO_AUTO_HEADERS
+        )
+
+    def request_copy(
+        self, ctx: RequestContext, replica: Replica, headers: CIMultiDict[str], body: bytes
+    ) -> _RequestContextManager:
+        """Send a copy of a request, with headers of its own; `async with` gives its answer, unread."""
+        url = URL(replica.record.http + ctx.raw_target, encoded=True)
+        return self._get_session().request(
+            ctx.method, url, headers=headers, data=body, allow_redirects=False, skip_auto_headers=_NO_AUTO_HEADERS
         )
 
     async def fetch_json(self, replica: Replica, path: str) -> Any:

@@ -1,4 +1,4 @@
-"""Reverse proxy: sends a request to the least loaded replica and passes its answer on as it arrives.
+"""Reverse proxy: sends a request to a replica that the registry picks, and passes its answer on as it arrives.
 
 A lost replica is handled by the retry policy until the first byte of an answer has been passed on. When the caller
 hangs up, so does the connection to the replica, which stops the work. Knows nothing about keys, limits and jobs.
@@ -7,22 +7,28 @@ hangs up, so does the connection to the replica, which stops the work. Knows not
 from __future__ import annotations
 
 import asyncio
+import itertools
 import sys
 
 import aiohttp
 
 from services.gateway.http.errors import SlowBody
 from services.gateway.http.request_context import RequestContext
+from services.gateway.metrics import count_version
 from services.gateway.policy.memory_budget import MemoryBudget
 from services.gateway.proxy.disconnect import DisconnectGuard
 from services.gateway.proxy.http_client import UpstreamClient
 from services.gateway.proxy.replayable_body import ReplayableBody, read_content_length
 from services.gateway.proxy.response_relay import abort_response, relay_response
 from services.gateway.proxy.retry import ReplicaRetryPolicy, RetryState, UpstreamLost
+from services.gateway.proxy.shadow import ShadowTraffic
+from services.gateway.routing.affinity import find_affinity_key, held_key
 from services.gateway.routing.replica_registry import Attempt, Replica, ReplicaRegistry
 from services.gateway.routing.route_table import Route
+from shared.api.replica import HOLDS_HEADER
 from shared.errors import DeadlineExceeded, FoveaError, NotReady
 from shared.settings import Settings
+from shared.telemetry import Span, span
 
 __all__ = ["Proxy", "QueueInstead"]
 
@@ -49,6 +55,7 @@ class Proxy:
         """Send to the replicas of `registry` through `client`."""
         self._settings, self._registry, self._client = settings, registry, client
         self._retry = ReplicaRetryPolicy(registry)
+        self.shadows = ShadowTraffic(registry, client)
         self.budget = MemoryBudget(MAX_BUFFERED_BODIES * settings.max_body_bytes)
 
     def open_body(self, ctx: RequestContext, *, is_endless: bool = False) -> ReplayableBody:
@@ -81,11 +88,14 @@ class Proxy:
         try:
             async with asyncio.timeout_at(until), DisconnectGuard(ctx, body):
                 await body.prefetch()
+                self.shadows.start_recording(ctx, route, body)
                 await (self._broadcast if route.is_broadcast else self._forward_with_retries)(ctx, route, body)
         except TimeoutError as error:
-            if ctx.status:
-                return await abort_response(ctx)
-            raise _build_timeout(body) from error
+            if not ctx.status:
+                raise _build_timeout(body) from error
+            await abort_response(ctx)
+        else:
+            self.shadows.send(ctx, route, body)
 
     async def read_body(self, ctx: RequestContext, body: ReplayableBody) -> bytes:
         """Read all of the body into memory.
@@ -102,10 +112,17 @@ class Proxy:
 
     async def _forward_with_retries(self, ctx: RequestContext, route: Route, body: ReplayableBody) -> None:
         is_idempotent = ctx.method in _IDEMPOTENT or not route.is_effectful
-        state = RetryState(route.services[0], ctx.trace.request_id, ctx.deadline)
+        key = find_affinity_key(ctx, route, body.head()) if route.is_affine else None
+        state = RetryState(route.services[0], ctx.trace.request_id, ctx.deadline, key=key)
+
+        attempts = itertools.count()
 
         async def attempt(replica: Replica) -> None:
-            await self._forward_once(ctx, replica, body, state, is_idempotent=is_idempotent)
+            with _begin_attempt(ctx, replica, next(attempts)) as sent:
+                await self._forward_once(ctx, replica, body, state, is_idempotent=is_idempotent)
+                sent.set_attributes({"http.response.status_code": ctx.status})
+                if ctx.status >= 400:
+                    sent.fail(str(ctx.status))
 
         await self._retry.run(state, attempt)
 
@@ -124,6 +141,7 @@ class Proxy:
                     raise _build_lost(state, body, "it answers that it is not ready", is_unseen=True)
                 if ctx.may_queue and body.replayable and response.headers.get(WANTS_HEADER) == "respond-async":
                     raise QueueInstead
+                self._note_answer(ctx, replica, response)
                 await relay_response(ctx, response)
         except aiohttp.ClientError as error:
             if body.error is not None:
@@ -143,6 +161,12 @@ class Proxy:
             reason = "it hangs: its record is not renewed"
             raise _build_lost(state, body, reason, is_unseen=False, is_idempotent=is_idempotent) from error
 
+    def _note_answer(self, ctx: RequestContext, replica: Replica, response: aiohttp.ClientResponse) -> None:
+        if replica.record.version:
+            count_version(replica.record.service, replica.record.version, response.status)
+        if name := response.headers.get(HOLDS_HEADER):
+            self._registry.note_holder(held_key(ctx.caller.tenant, name), replica)
+
     async def _broadcast(self, ctx: RequestContext, route: Route, body: ReplayableBody) -> None:
         """Send to every replica in turn; the caller gets the last answer, or the first that is an error."""
         replicas = self._registry.list_alive(route.services[0])
@@ -156,6 +180,18 @@ class Proxy:
                 detail = f"The replica {replica.id} could not be reached; others may have done what was asked."
                 raise NotReady(detail, hint="Send the request again.", retry_after=1) from error
         raise self._retry.build_not_ready(route.services[0])
+
+
+def _begin_attempt(ctx: RequestContext, replica: Replica, resends: int) -> Span:
+    """Begin the client span of one attempt, whose id the replica gets."""
+    attributes = {
+        "http.request.method": ctx.method,
+        "server.address": replica.record.http.removeprefix("http://"),
+        "http.request.resend_count": resends or None,
+        "fovea.service": replica.record.service,
+        "fovea.replica": replica.id,
+    }
+    return span(f"{ctx.method} {ctx.route}", attributes, kind="client")
 
 
 def _build_lost(

@@ -76,11 +76,20 @@ class ReplayableBody:
 
     def payload(self) -> bytes | AsyncIterator[bytes]:
         """What to send: bytes when all of a small body is here, chunks as they arrive otherwise."""
-        if self.complete and self.replayable and self._size <= MAX_BUFFERED_BYTES:
-            if self._joined is None:
-                self._joined = self._kept[0] if len(self._kept) == 1 else b"".join(self._kept)
-            return self._joined
-        return self._iterate_chunks()
+        return self._iterate_chunks() if (whole := self.whole()) is None else whole
+
+    def whole(self) -> bytes | None:
+        """All of a small body, where it is here; None otherwise."""
+        if not self.complete or not self.replayable or self._size > MAX_BUFFERED_BYTES:
+            return None
+        if self._joined is None:
+            self._joined = self._kept[0] if len(self._kept) == 1 else b"".join(self._kept)
+        return self._joined
+
+    def head(self) -> bytes:
+        """All of a small body, the first chunk of another; after `prefetch`."""
+        whole = self.whole()
+        return (self._kept[0] if self._kept else b"") if whole is None else whole
 
     async def read_all(self) -> bytes:
         """Read all of it into memory.

@@ -13,6 +13,7 @@ import aiohttp
 
 from services.gateway.http.errors import add_security_headers, find_error_format, render_error
 from services.gateway.http.request_context import RequestContext, build_response_headers
+from shared.api.replica import AUDIT_HEADER
 from shared.api.usage import USAGE_HEADER, UsageScanner, read_header
 from shared.errors import Fault
 from shared.telemetry import log
@@ -67,16 +68,29 @@ async def abort_response(ctx: RequestContext) -> None:
                 await ctx.send(message)
 
 
+def _read_audit(text: str | None) -> dict[str, str]:
+    try:
+        found = json.loads(text) if text else {}
+    except ValueError:
+        return {}
+    return {str(k): str(v)[:500] for k, v in found.items()} if isinstance(found, dict) else {}
+
+
 def _scan(ctx: RequestContext, chunk: bytes) -> None:
     if ctx.scanner is not None:
         ctx.scanner.feed(chunk)
+    if ctx.recorder is not None:
+        ctx.recorder.feed(chunk)
 
 
 async def _send_start(ctx: RequestContext, response: aiohttp.ClientResponse) -> None:
     ctx.status = response.status
     headers = add_security_headers([*build_response_headers(response.raw_headers), *ctx.extra_headers])
     ctx.streams_events = response.content_type == "text/event-stream"
+    if ctx.recorder is not None:
+        ctx.recorder.content_type = response.content_type
     ctx.consumed = read_header(response.headers.get(USAGE_HEADER))
+    ctx.audit = _read_audit(response.headers.get(AUDIT_HEADER))
     if ctx.streams_events or response.content_type == "application/json":
         ctx.scanner = UsageScanner(is_stream=ctx.streams_events)
     await ctx.send({"type": "http.response.start", "status": response.status, "headers": headers})

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from services.gateway.routing.affinity import AffinityKey
 from services.gateway.routing.replica_registry import Replica, ReplicaRegistry
 from shared.errors import FoveaError, NotReady, TooLarge
 from shared.telemetry import log
@@ -48,12 +49,14 @@ class RetryState:
         request_id: Id of the request, for the log.
         deadline: Event-loop time after which nothing is tried any more.
         late: Kind of the error raised then.
+        key: What a replica may hold of it, if that is known.
     """
 
     service: str
     request_id: str
     deadline: float
     late: type[FoveaError] = NotReady
+    key: AffinityKey | None = None
     tried: set[str] = field(default_factory=set)
     lost_connections: int = 0
     pause_s: float = FIRST_PAUSE_S
@@ -113,7 +116,7 @@ class ReplicaRetryPolicy:
         return NotReady(detail, hint="`/readyz` shows which services are ready.", retry_after=5)
 
     async def _wait_for_replica(self, state: RetryState) -> Replica:
-        while (replica := self._registry.pick(state.service, state.tried)) is None:
+        while (replica := self._registry.pick(state.service, state.tried, state.key)) is None:
             self._require_recovering(state)
             await state.rest()
         return replica

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from fastapi import Request
 
+from services.gateway.http.bounded_json import parse_json_aside
 from services.gateway.routes.dependencies import get_context
-from shared.errors import Malformed
 
 __all__ = ["read_json", "read_whole_body"]
 
@@ -33,9 +32,6 @@ async def read_json(request: Request) -> Any:
     """The body as JSON.
 
     Raises:
-        Malformed: It is none.
+        Malformed: It is none, or has too many parts.
     """
-    try:
-        return json.loads(await read_whole_body(request))
-    except (ValueError, RecursionError) as error:
-        raise Malformed("The body is not JSON.") from error
+    return await parse_json_aside(await read_whole_body(request))

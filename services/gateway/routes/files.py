@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import ValidationError
-from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
 
 from services.gateway.batches.batch_service import BatchService
 from services.gateway.batches.file_store import FileStore
+from services.gateway.batches.upload_form import parse_upload
 from services.gateway.http.openapi import PROBLEMS
 from services.gateway.routes.body_reading import read_json, read_whole_body
 from services.gateway.routes.dependencies import get_caller, get_queue
 from shared.api.batches import Batch, BatchList, BatchRequest, DeletedFile, FileList, FileObject
-from shared.errors import InvalidOption, Malformed
+from shared.errors import InvalidOption
 
 __all__ = ["router"]
 
@@ -45,7 +43,7 @@ Limit = Annotated[int, Query(ge=1, le=100, description="How many at most.")]
 async def upload_file(request: Request) -> FileObject:
     """Store a file of requests, one JSON object a line."""
     files, tenant = _files(request), _tenant(request)
-    name, purpose, data = await _read_upload(request)
+    name, purpose, data = await parse_upload(request.headers, await read_whole_body(request))
     return await asyncio.to_thread(files.add, tenant, name, purpose, data)
 
 
@@ -88,7 +86,8 @@ async def create_batch(request: Request) -> Batch:
     route = gateway.registry.routes.find(body.endpoint)
     if route is None or not body.endpoint.startswith("/v1/"):
         raise InvalidOption(f"No service answers {body.endpoint[:80]}.", field="endpoint")
-    return await _batches(request).create(_tenant(request), body, route.services[0], queue)
+    scopes = get_caller(request).scope_header
+    return await _batches(request).create(_tenant(request), body, route.services[0], queue, scopes)
 
 
 @router.get("/v1/batches")
@@ -107,34 +106,6 @@ async def get_batch(request: Request, batch_id: str) -> Batch:
 async def cancel_batch(request: Request, batch_id: str) -> Batch:
     """Cancel what is still running."""
     return await _batches(request).cancel(_tenant(request), batch_id, get_queue(request))
-
-
-async def _read_upload(request: Request) -> tuple[str, str, bytes]:
-    """Name, purpose and bytes of an upload.
-
-    Raises:
-        Malformed: It is no form with `file` and `purpose`.
-    """
-    whole = await read_whole_body(request)
-
-    async def pieces() -> AsyncGenerator[bytes, None]:
-        yield whole
-        yield b""
-
-    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        raise Malformed("An upload is a form (multipart/form-data) with file and purpose.", field="file")
-    try:
-        form = await MultiPartParser(request.headers, pieces(), max_files=1, max_fields=8).parse()
-    except (MultiPartException, KeyError, UnicodeDecodeError) as error:
-        raise Malformed("The form can't be read.", field="file") from error
-    try:
-        file, purpose = form.get("file"), form.get("purpose")
-        if not isinstance(file, UploadFile) or not isinstance(purpose, str):
-            field = "file" if isinstance(purpose, str) else "purpose"
-            raise Malformed("An upload needs file and purpose.", field=field)
-        return (file.filename or "file")[:200], purpose[:40], await file.read()
-    finally:
-        await form.close()
 
 
 def _files(request: Request) -> FileStore:

@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse
 from services.gateway.http.openapi import PROBLEMS
 from services.gateway.routing.replica_registry import ReplicaRegistry
 from shared.errors import FoveaError
-from shared.telemetry import JOBS, METRICS_CONTENT_TYPE, QUEUE_DEPTH, READY_REPLICAS, metrics_text
+from shared.telemetry import JOBS, QUEUE_DEPTH, READY_REPLICAS, render_metrics
 
 __all__ = ["is_ready", "metrics", "router"]
 
@@ -65,7 +65,7 @@ async def readyz(request: Request) -> JSONResponse:
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def metrics(request: Request) -> Response:
-    """The gateway's own metrics in the Prometheus text format."""
+    """The gateway's own metrics in the Prometheus text format, or in OpenMetrics where it is asked for."""
     gateway = request.app.state.gateway
     for service in gateway.registry.services:
         READY_REPLICAS.labels(service).set(len(gateway.registry.list_ready(service)))
@@ -79,4 +79,5 @@ async def metrics(request: Request) -> Response:
             QUEUE_DEPTH.labels(service, "jobs").set(jobs.waiting)
             JOBS.labels(service, "queued").set(jobs.waiting)
             JOBS.labels(service, "running").set(jobs.running)
-    return Response(metrics_text(), media_type=METRICS_CONTENT_TYPE)
+    text, content_type = render_metrics(request.headers.get("accept", ""))
+    return Response(text, headers={"content-type": content_type})

@@ -17,8 +17,10 @@ from services.gateway.http.openapi import PROBLEMS
 from services.gateway.http.request_context import RequestContext, build_response_headers
 from services.gateway.routes.dependencies import get_caller, get_queue, require_queue
 from shared.api.job import Job, JobList
+from shared.api.replica import SCOPES_HEADER
 from shared.errors import FoveaError, InvalidOption
 from shared.jobs.queue import JobQueue, Payload
+from shared.telemetry import span
 
 __all__ = ["prefers_async", "router", "submit_job"]
 
@@ -55,10 +57,13 @@ async def submit_job(ctx: RequestContext, queue: JobQueue | None, service: str, 
         Conflict: The idempotency key was used for another request.
     """
     headers = {n.decode(): ctx.headers[n].decode("latin-1") for n in _KEPT_HEADERS if n in ctx.headers}
-    headers |= {"x-request-id": ctx.trace.request_id, "traceparent": ctx.trace.traceparent}
     headers["x-fovea-tenant"] = ctx.caller.tenant
-    payload = Payload(service, ctx.raw_target, body, headers, tenant=ctx.caller.tenant)
-    job, is_new = await require_queue(queue).submit(payload, _read_idempotency_key(ctx))
+    headers[SCOPES_HEADER] = ctx.caller.scope_header
+    with span(f"send {service}", _describe_send(service), kind="producer") as sent:
+        headers |= {"x-request-id": ctx.trace.request_id, "traceparent": ctx.traceparent}
+        payload = Payload(service, ctx.raw_target, body, headers, tenant=ctx.caller.tenant)
+        job, is_new = await require_queue(queue).submit(payload, _read_idempotency_key(ctx))
+        sent.set_attributes({"messaging.message.id": job.id})
     answer = job.model_dump_json().encode()
     ctx.status = 202
     response_headers = [
@@ -124,6 +129,16 @@ async def delete(request: Request, job_id: JobId) -> Job:
 async def retry(request: Request, job_id: JobId) -> Job:
     """Queue a failed, dead or cancelled job again."""
     return await get_queue(request).retry(job_id, get_caller(request).tenant)
+
+
+def _describe_send(service: str) -> dict[str, str]:
+    """Attributes of the span that queues a job."""
+    return {
+        "messaging.system": "redis",
+        "messaging.operation.type": "send",
+        "messaging.operation.name": "submit",
+        "messaging.destination.name": service,
+    }
 
 
 async def _format_events(jobs: AsyncIterator[Job], heartbeat_s: float) -> AsyncIterator[bytes]:

@@ -6,11 +6,11 @@ REST routes are here; the gRPC server calls the same functions. Knows nothing ab
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import Any
 
 from fastapi import APIRouter, Request
 
+from services.gateway.http.bounded_json import parse_json_aside
 from services.gateway.http.openapi import PROBLEMS
 from services.gateway.routes.body_reading import read_whole_body
 from services.gateway.routes.health import is_ready
@@ -86,16 +86,13 @@ async def statistics(request: Request) -> dict[str, Any]:
 @router.post("/repository/index", openapi_extra={"requestBody": _READY_BODY})
 async def index(request: Request) -> list[dict[str, str]]:
     """All models of all services; with `{"ready": true}` only those that are ready."""
-    only_ready = _parse_only_ready(await read_whole_body(request))
+    body = await read_whole_body(request)
+    only_ready = _check_only_ready(await parse_json_aside(body) if body.strip() else {})
     return await list_repository(request.app.state.gateway, only_ready=only_ready)
 
 
-def _parse_only_ready(body: bytes) -> bool:
-    """Parse the body of an index request; clients send an object or nothing."""
-    try:
-        document = json.loads(body) if body.strip() else {}
-    except (ValueError, RecursionError) as error:
-        raise Malformed("The body is not JSON.") from error
+def _check_only_ready(document: object) -> bool:
+    """Check the body of an index request; clients send an object or nothing."""
     only = document.get("ready", False) if isinstance(document, dict) else None
     if not isinstance(only, bool):
         raise Malformed("The body must be an object whose `ready` is true or false.", field="ready")

@@ -2,13 +2,13 @@
 
 Replicas announce themselves in Redis (`shared.api.replica`); static upstreams are polled (`static_upstreams`).
 A record counts while its `seen` moves: a replica that is silent for `LEASE_S` is out. While Redis is away, and for one
-lease after it is back, the last known list stands. Knows nothing about requests and their retries.
+lease after it is back, the last known list stands. `load_balancer` picks among those that are ready. Knows nothing
+about requests and their retries.
 """
 
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
@@ -21,9 +21,14 @@ from pydantic import ValidationError
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from services.gateway.routing.affinity import AffinityKey
+from services.gateway.routing.load_balancer import LoadBalancer
 from services.gateway.routing.route_table import RouteTable
 from services.gateway.routing.static_upstreams import StaticUpstream
+from services.gateway.routing.traffic_plans import TrafficPlans
 from shared.api.replica import LEASE_S, ReplicaRecord, replicas_key
+from shared.api.traffic import TrafficPlan
+from shared.errors import NotReady
 from shared.jobs.redis_connection import open_async_redis
 from shared.settings import Settings
 from shared.telemetry import log
@@ -96,6 +101,11 @@ class Replica:
         """The replica's id."""
         return self.record.id
 
+    @property
+    def slots(self) -> int:
+        """Requests that it works on at once."""
+        return self.record.slots
+
 
 @dataclass(slots=True)
 class ServiceState:
@@ -110,6 +120,7 @@ class ReplicaRegistry:
 
     Attributes:
         routes: The routes of all replicas; a new table whenever they change.
+        traffic: Which versions of a service answer.
         redis_up: Whether Redis answered last time; None where none is configured.
     """
 
@@ -123,6 +134,8 @@ class ReplicaRegistry:
             for name, urls in settings.upstream_addresses.items()
         }
         self._services = {name: ServiceState() for name in (*settings.enabled_service_names, *self._upstreams)}
+        self.traffic = TrafficPlans(settings.traffic)
+        self._balancer, self._has_affinity = LoadBalancer(), settings.load_balancing == "affinity"
         self._wanted = frozenset(self._services)
         self._redis_answered_at = self._thaw_at = float("-inf")
         self._frozen_at: float | None = None
@@ -157,8 +170,9 @@ class ReplicaRegistry:
         return sorted(self._services)
 
     def list_ready(self, service: str) -> list[Replica]:
-        """List replicas of a service that are alive and ready."""
-        return [replica for replica in self.list_alive(service) if replica.record.ready]
+        """List replicas of a service that are alive, ready, and of a version that answers."""
+        ready = [replica for replica in self.list_alive(service) if replica.record.ready]
+        return [replica for replica in ready if self.traffic.may_answer(service, replica.record.version)]
 
     def list_alive(self, service: str) -> list[Replica]:
         """List replicas of a service that are alive, ready or not."""
@@ -188,20 +202,42 @@ class ReplicaRegistry:
 
     # Load balancing.
 
-    def pick(self, service: str, avoid: Iterable[str] = ()) -> Replica | None:
-        """Pick the ready replica with the fewest requests in flight, not one of `avoid` if there is another."""
+    def pick(self, service: str, avoid: Iterable[str] = (), key: AffinityKey | None = None) -> Replica | None:
+        """Pick a ready replica, by what it may hold or by its load; not one of `avoid` if there is another."""
         now = time.monotonic()
         ready = [r for r in self.list_ready(service) if r.suspect_until <= now]
         untried = [r for r in ready if r.id not in avoid] if avoid else ready
         candidates = untried or ready
-        if len(candidates) < 2:
-            return candidates[0] if candidates else None
-        fewest = min(r.in_flight for r in candidates)
-        return random.choice([r for r in candidates if r.in_flight == fewest])
+        version = self.traffic.choose_version(service, sorted({r.record.version for r in candidates}), key)
+        if version is not None:
+            candidates = [r for r in candidates if r.record.version == version]
+        return self._balancer.pick(service, candidates, key if self._has_affinity else None)
+
+    def pick_version(self, service: str, version: str) -> Replica | None:
+        """Pick the ready replica of a version with the fewest requests in flight, whether it answers callers or not."""
+        alive = [r for r in self.list_alive(service) if r.record.ready and r.record.version == version]
+        return self._balancer.pick(service, alive)
+
+    def note_holder(self, key: AffinityKey, replica: Replica) -> None:
+        """Remember that a replica holds a session or a document that was made in it."""
+        self._balancer.note_holder(key, replica.id)
 
     def mark_suspect(self, replica: Replica) -> None:
         """Pass over a replica that refused a connection until it renews its record, or for a second."""
         replica.suspect_until = time.monotonic() + SUSPECT_S
+
+    async def set_plan(self, service: str, plan: TrafficPlan | None) -> None:
+        """Write the plan of a service for all gateways, or take it away.
+
+        Raises:
+            NotReady: There is no Redis, or it does not answer.
+        """
+        if self._redis is None:
+            raise NotReady("Traffic plans are shared through Redis, and none is configured.", hint="Set FOVEA_TRAFFIC.")
+        try:
+            await self.traffic.store(self._redis, service, plan)
+        except (RedisError, OSError, TimeoutError) as error:
+            raise NotReady("Redis is away.", hint="Try again in a moment.", retry_after=1) from error
 
     # Polling.
 
@@ -211,6 +247,7 @@ class ReplicaRegistry:
             return
         try:
             await self._discover_services(self._redis)
+            await self.traffic.poll(self._redis)
             for name in [n for n in self._services if n not in self._upstreams]:
                 raw: Mapping[Any, Any] = await self._redis.hgetall(replicas_key(name))
                 self._update_service(name, raw)
@@ -297,7 +334,7 @@ class ReplicaRegistry:
             if self.list_ready(name):
                 state.last_ready = now
         records = [r.record for s in self._services.values() for r in s.replicas.values()]
-        routed = frozenset((r.service, r.models, r.routes, r.effectful, r.endless) for r in records)
+        routed = frozenset((r.service, r.models, r.routes, r.effectful, r.endless, r.affine) for r in records)
         if routed != self._routed:
             self._routed = routed
             self.routes = RouteTable.from_records(records)

@@ -42,6 +42,7 @@ class Route:
         is_effectful: Whether a POST leaves something behind, so that it is not sent twice.
         is_broadcast: Whether every replica must get it (load, unload).
         is_endless: Whether the body may never end; neither its size nor the time until its end is bounded, pauses are.
+        is_affine: Whether replicas remember what they have read, so that what continues it goes to the same one.
     """
 
     services: tuple[str, ...]
@@ -50,6 +51,7 @@ class Route:
     is_effectful: bool = False
     is_broadcast: bool = False
     is_endless: bool = False
+    is_affine: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +131,7 @@ def _add_record(route: Route, record: ReplicaRecord) -> Route:
         services=route.services if record.service in route.services else (*route.services, record.service),
         is_effectful=route.is_effectful or route.label in record.effectful,
         is_endless=route.is_endless or route.label in record.endless,
+        is_affine=route.is_affine or route.label in record.affine,
     )
 
 

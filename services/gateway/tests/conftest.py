@@ -170,6 +170,8 @@ class Scene:
         routes: tuple[str, ...] = ("/v1/echo", "/v1/stream", "/v1/slow", "/v1/sessions", "/v1/long"),
         effectful: tuple[str, ...] = ("/v1/sessions",),
         endless: tuple[str, ...] = (),
+        affine: tuple[str, ...] = (),
+        version: str = "",
         ready: bool = True,
         grpc: str | None = None,
     ) -> Replica:
@@ -186,6 +188,8 @@ class Scene:
             routes=routes,
             effectful=effectful,
             endless=endless,
+            affine=affine,
+            version=version,
             seen=time.time(),
         )
         state = registry._services.setdefault(service, ServiceState())

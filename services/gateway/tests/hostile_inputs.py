@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 
 from shared.rpc import open_inference_pb2 as pb
@@ -55,5 +56,28 @@ HTTP: dict[str, tuple[str, dict[str, str], bytes]] = {
         _BOUNDARY + b'name="model"\r\n' * (MANY // 14),
     ),
     "deep jobs": ("/v1/jobs", {"content-type": "application/json"}, json.dumps({"a": "b" * MANY}).encode()),
+    "brackets for a tool": ("/v1/mcp", {"content-type": "application/json"}, b"[" + b"[]," * (MANY // 3) + b"[]]"),
+    "numbers for a tool": ("/v1/mcp", {"content-type": "application/json"}, b"[" + b"1," * (MANY // 2) + b"1]"),
+    "objects for the index": (
+        "/v2/repository/index",
+        {"content-type": "application/json"},
+        b"[" + b"{}," * (MANY // 3) + b"{}]",
+    ),
+    "escapes for a tool": ("/v1/mcp", {"content-type": "application/json"}, b'"' + b"\\u00e9" * (MANY // 6) + b'"'),
+    "a form of line ends": (
+        "/v1/files",
+        {"content-type": "multipart/form-data; boundary=x"},
+        _BOUNDARY + b'content-disposition: form-data; name="file"; filename="a"\r\n\r\n' + b"\r\n-" * (MANY // 3),
+    ),
+    "a form of headers": (
+        "/v1/files",
+        {"content-type": "multipart/form-data; boundary=x"},
+        _BOUNDARY + b"a: b\r\n" * (MANY // 6),
+    ),
+    "zeros that were inflated": (
+        "/v1/mcp",
+        {"content-type": "application/json", "content-encoding": "gzip"},
+        gzip.compress(b" " * (3 * MANY), 1),
+    ),
     "bad utf-8": ("/v1/models-by-name", {"content-type": "application/json"}, b'{"\xff":"' + b"\xfe" * MANY),
 }

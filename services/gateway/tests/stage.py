@@ -185,8 +185,8 @@ def fronted(app: Any, service: str, folder: Path, **settings: Any) -> Iterator[t
 
 def _loaded(upstream: str) -> None:
     """Wait until a real service has its models: a page that asks at once would only see that they load."""
-    until = time.monotonic() + 120
-    while httpx2.get(f"{upstream}/readyz").status_code == httpx2.codes.SERVICE_UNAVAILABLE:
+    until = time.monotonic() + 300
+    while httpx2.get(f"{upstream}/readyz", timeout=60).status_code == httpx2.codes.SERVICE_UNAVAILABLE:
         assert time.monotonic() < until, "the service's models did not load"
         time.sleep(0.05)
 

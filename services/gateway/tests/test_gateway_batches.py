@@ -10,13 +10,14 @@ import httpx2
 import openai
 import pytest
 
+from services.gateway.batches.batch_file import parse_lines
 from services.gateway.batches.batch_records import BatchRecords
 from services.gateway.batches.batch_service import BatchService
 from services.gateway.batches.file_store import FileStore
 from services.gateway.tests.stage import ForgetfulQueue
 from services.gateway.tests.stub_service import Stub
 from shared.api.batches import BatchRequest
-from shared.errors import Conflict, NotFound, RateLimited, StorageFull
+from shared.errors import Conflict, InvalidOption, NotFound, RateLimited, StorageFull
 from shared.storage import ObjectStore
 
 
@@ -114,6 +115,14 @@ def test_files_that_hold_no_requests_are_refused(client, data, told):
     with pytest.raises(openai.BadRequestError, match=told) as caught:
         client.batches.create(input_file_id=stored.id, endpoint="/v1/chat/completions", completion_window="24h")
     assert caught.value.param == "input_file_id"
+
+
+def test_a_line_of_millions_of_parts_is_refused_before_it_is_parsed():
+    row = b'{"custom_id": "a", "url": "/v1/chat/completions", "body": {"a": [' + b"[]," * 3_000_000 + b"1]}}"
+    begun = time.process_time()
+    with pytest.raises(InvalidOption, match="Line 1 is no request: The body has more than 200,000 parts"):
+        parse_lines(row, "/v1/chat/completions")
+    assert time.process_time() - begun < 0.3  # parsing it takes more than a second
 
 
 def test_bad_calls_are_refused(stage, client):

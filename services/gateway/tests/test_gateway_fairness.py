@@ -116,4 +116,4 @@ async def test_a_flood_of_one_leaves_another_its_quiet_latency(gateway: Any, toy
         await asyncio.gather(*flooding, return_exceptions=True)
     server.close()
     # Half of a request of the other's is in the way on average, and the machine of this test serves both.
-    assert loud < 2 * quiet + 0.01, (loud, quiet)
+    assert loud < 1.5 * quiet + 0.01, (loud, quiet)

@@ -67,6 +67,7 @@ def test_all_other_headers_cross_unchanged_and_in_order(headers: list[tuple[byte
         b"x-request-id",
         b"traceparent",
         b"x-fovea-tenant",
+        b"x-fovea-scopes",
         b"idempotency-key",
     ]
 

@@ -8,19 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from shared.errors import InvalidOption
 from shared.lm.attention import DenseAttention
+from shared.lm.blocks import Block, Gemma3Block, GPT2Block, RMSNorm
 from shared.lm.decoder import Decoder
-from shared.lm.rope import Rotation, frequencies, rotation
 from shared.lm.taps import trace
 
-__all__ = ["ActivationCache", "ProjectionEdit", "final_norm", "run_with_cache"]
+__all__ = [
+    "ActivationCache",
+    "ProjectionEdit",
+    "final_norm",
+    "norm_after_heads",
+    "output_weight",
+    "project_values",
+    "run_with_cache",
+    "scale_of_norm",
+]
 
 ProjectionEdit = Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 """`edit(layer, q, k, v) -> q, k, v`: edits queries, keys and values [N,T,heads,d] before they are rotated."""
@@ -66,10 +74,23 @@ class ActivationCache:
         """Return the logits of residual streams x [..., D]: final norm and output matrix."""
         return functional.linear(final_norm(self.model)(x), self.model.output_matrix)
 
-    def project_heads(self, layer: int, z: Tensor) -> Tensor:
-        """Project mixed values z [...,H,d] into the residual stream, without the bias: [...,D]."""
-        block = self.model.blocks[layer]
-        return block.output(z) - block.output(torch.zeros_like(z))
+    def project_heads(self, layer: int, z: Tensor, position: int | None = None) -> Tensor:
+        """Project mixed values z [...,H,d] into the residual stream, without the bias: [...,D].
+
+        Where a norm follows the heads (Gemma 3), it scales by what all heads together had in this run, so that the
+        parts add up; z then starts with the axes of the run, [B,T,…], or of one `position`, [B,…].
+        """
+        scale = self.output_scale(layer)
+        added = project_values(self.model, layer, z)
+        if scale is None:
+            return added
+        scale = scale if position is None else scale[:, position]
+        return added * scale.view(*scale.shape[:-1], *[1] * (added.dim() - scale.dim()), scale.shape[-1])
+
+    def output_scale(self, layer: int) -> Tensor | None:
+        """Return what the norm after the heads multiplied by in this run [B,T,D]; None in families without one."""
+        norm = norm_after_heads(self.model, layer)
+        return None if norm is None else scale_of_norm(norm, project_values(self.model, layer, self.z[layer]))
 
     def swap_heads(self, layer: int, heads: list[int], z: Tensor, positions: list[int]) -> Tensor:
         """Return the stream between attention and MLP with each head in turn mixing `z` at `positions`: [n·B,T,D].
@@ -80,11 +101,10 @@ class ActivationCache:
             z: Mixed values that replace their own [B,T,H,d].
             positions: Where; all other positions stay.
         """
-        (B, T, H, d), n = self.z[layer].shape, len(heads)
-        change = torch.zeros(n, B, T, H, d, dtype=z.dtype, device=z.device)
+        mixed = self.z[layer].repeat(len(heads), 1, 1, 1, 1)
         for i, head in enumerate(heads):
-            change[i, :, positions, head] = (z - self.z[layer])[:, positions, head]
-        return (self.mid[layer] + self.project_heads(layer, change)).flatten(0, 1)
+            mixed[i, :, positions, head] = z[:, positions, head]
+        return (self.pre[layer] + self.model.blocks[layer].output(mixed)).flatten(0, 1)
 
     def run_from_mid(self, layer: int, mid: Tensor) -> Tensor:
         """Run variants that first differ in the stream `mid` [N,T,D] between attention and MLP; last logits [N,V]."""
@@ -93,13 +113,14 @@ class ActivationCache:
 
     def run_from(self, layer: int, x: Tensor, edit: ProjectionEdit | None = None) -> Tensor:
         """Run variants that enter block `layer` as x [N,T,D]; return their last logits [N,V]."""
-        attend, turn = DenseAttention(), self._rotation(x)
+        attend = DenseAttention(windows=self.model.config.windows)
+        turns = self.model.rotations(torch.arange(x.shape[1], device=x.device), x.dtype)
         for l in range(layer, self.layers):
             block = self.model.blocks[l]
             q, k, v = block.project(x)
             if edit is not None:
                 q, k, v = edit(l, q, k, v)
-            q, k = block.apply_positions(q, k, turn)
+            q, k = block.apply_positions(q, k, turns[l])
             x = x + block.output(attend(l, q, k, v, 0))
             x = x + block.feed(x)
         return self.to_logits(x[:, -1])
@@ -108,27 +129,41 @@ class ActivationCache:
         """Repeat rows x [B,…] once per variant, [times·B,…], without a copy in memory."""
         return x.expand(times, *x.shape).flatten(0, 1)
 
-    def _rotation(self, x: Tensor) -> Rotation | None:
-        if self.model.config.path == "gpt2":
-            return None
-        positions = torch.arange(x.shape[1], device=x.device)
-        return rotation(frequencies(self.model.config).to(x.device), positions, x.dtype)
-
 
 def final_norm(model: Decoder) -> torch.nn.Module:
     """Return the norm between the last block and the output matrix."""
     return cast("torch.nn.Module", model.transformer.ln_f if model.config.path == "gpt2" else model.model.norm)
 
 
-def run_with_cache(model: Decoder, ids: Tensor) -> ActivationCache:
-    """Run ids [B,T] once and return the activations.
+def norm_after_heads(model: Decoder, layer: int) -> RMSNorm | None:
+    """Return the norm between the heads of a layer and the residual stream; None in families without one."""
+    block = model.blocks[layer]
+    return block.post_attention_layernorm if isinstance(block, Gemma3Block) else None
 
-    Raises:
-        InvalidOption: A family with a norm after the heads: their contributions do not add up.
-    """
-    if model.config.path == "gemma3":
-        detail = "In Gemma 3 a norm stands between the heads and the residual stream, so single heads can't be swapped."
-        raise InvalidOption(detail, hint="Study it with ablate, attention, sinks or retrieval.", field="lm")
+
+def scale_of_norm(norm: RMSNorm, x: Tensor) -> Tensor:
+    """Return what an RMSNorm multiplies x [...,D] by: (offset + weight) / sqrt(mean x² + eps)."""
+    return (norm.offset + norm.weight) / (x.square().mean(-1, keepdim=True) + norm.eps).sqrt()
+
+
+def project_values(model: Decoder, layer: int, z: Tensor) -> Tensor:
+    """Project mixed values z [...,H,d] by the output matrix alone, without bias and norm: [...,D]."""
+    weight = output_weight(model, layer)
+    return functional.linear(z.flatten(-2), weight)
+
+
+def output_weight(model: Decoder, layer: int) -> Tensor:
+    """Return the matrix from a layer's mixed values to the residual stream [D,H·d]."""
+    block = model.blocks[layer]
+    return block.attn.c_proj.weight.t() if isinstance(block, GPT2Block) else _split(block).o_proj.weight
+
+
+def _split(block: Block) -> Any:
+    return cast("Any", block).self_attn
+
+
+def run_with_cache(model: Decoder, ids: Tensor) -> ActivationCache:
+    """Run ids [B,T] once and return the activations."""
     sites = ("z", "v", "resid_pre", "resid_mid", "attn_out", "mlp_out")
     layers = range(model.config.layers)
     traced = trace(model, ids, capture=[*(f"{s}.{l}" for s in sites for l in layers), "final"], keep=1)

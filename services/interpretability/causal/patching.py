@@ -319,7 +319,7 @@ def attribute_logits(run: ActivationCache, answers: Tensor, *, position: int = -
     matrix, gpt2 = run.model.output_matrix, run.model.config.path == "gpt2"
     whole = run.final[:, position]
     spread = whole.var(-1, unbiased=False, keepdim=True) if gpt2 else (whole**2).mean(-1, keepdim=True)
-    scale = norm.weight / (spread + run.model.config.norm_eps).sqrt()
+    scale = (getattr(norm, "offset", 0.0) + norm.weight) / (spread + run.model.config.norm_eps).sqrt()
     direction = matrix[answers[:, 0]] - matrix[answers[:, 1:]].mean(1)
 
     def towards(y: Tensor) -> Tensor:  # y [B,D] or [B,n,D] → mean over prompts
@@ -332,9 +332,9 @@ def attribute_logits(run: ActivationCache, answers: Tensor, *, position: int = -
     for l in range(run.layers):
         z = run.z[l][:, position]
         alone = torch.diag_embed(torch.ones(run.heads, dtype=z.dtype, device=z.device))[None, :, :, None] * z[:, None]
-        heads.append(towards(run.project_heads(l, alone)))
+        heads.append(towards(run.project_heads(l, alone, position)))
         mlps.append(towards(run.mlp[l][:, position]))
-        biases = biases + towards(run.attn[l][:, position] - run.project_heads(l, z)).cpu()
+        biases = biases + towards(run.attn[l][:, position] - run.project_heads(l, z, position)).cpu()
     if gpt2:
         biases = biases + (direction * norm.bias).sum(-1).double().mean().cpu()
     logits = run.to_logits(whole)

@@ -21,7 +21,6 @@ from services.interpretability.experiments.circuits import (
 from services.interpretability.tests.conftest import load_golden, read
 from shared.errors import InvalidOption
 from shared.lm.taps import Attend, Replace, Scale, Uniform, trace
-from shared.registry import network
 
 SETTINGS = sorted(read("tiny_gpt2_circuit.json")["path_patching"])
 
@@ -244,10 +243,3 @@ def test_rerun_from_any_layer_is_the_plain_forward(golden):
     for layer in range(run.layers):
         assert torch.allclose(run.run_from(layer, run.pre[layer]), run.last, atol=1e-5)
         assert torch.allclose(run.run_from_mid(layer, run.mid[layer]), run.last, atol=1e-5)
-
-
-def test_family_whose_heads_do_not_add_up_is_refused():
-    sizes = {"vocab": 20, "width": 16, "layers": 2, "heads": 2, "kv_heads": 1, "hidden": 16, "positions": 32}
-    model = network("gemma3", **sizes, head_dim=8).eval()
-    with pytest.raises(InvalidOption, match="single heads can't be swapped"):
-        run_with_cache(model, torch.zeros(1, 4, dtype=torch.long))

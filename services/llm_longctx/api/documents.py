@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Query, Request, Response
 
 from services.llm_longctx.api.model_lookup import find_document_adapter
 from services.llm_longctx.state.document_service import DocumentService
 from services.llm_longctx.state.redis_stores import get_stores
-from shared.api.replica import EFFECTFUL
+from shared.api.replica import AFFINE, EFFECTFUL, HOLDS_HEADER
 from shared.api.sessions import Deleted, DocumentInfo, DocumentList, DocumentRequest, DocumentText
 from shared.api.text import OpenAIError
 from shared.errors import NotFound, NotReady
@@ -25,6 +25,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 }
 _OPENAI_ERRORS = {"x-error-form": "openai"}
 _EFFECTFUL = {**_OPENAI_ERRORS, **EFFECTFUL}
+_AFFINE = {**_OPENAI_ERRORS, **AFFINE}
 
 router = APIRouter(prefix="/v1/documents", tags=["documents"], responses=_ERRORS)
 
@@ -40,9 +41,14 @@ DocumentsDep = Annotated[DocumentService, Depends(get_document_service)]
 
 
 @router.post("", openapi_extra=_EFFECTFUL)
-async def add(body: DocumentRequest, request: Request, host: HostDep, documents: DocumentsDep) -> DocumentInfo:
+async def add(
+    body: DocumentRequest, request: Request, response: Response, host: HostDep, documents: DocumentsDep
+) -> DocumentInfo:
     """Read a text once; requests with `document_id` continue after it."""
-    return await documents.add(body, find_document_adapter(host, body.model, request), request.scope["fovea.run"])
+    adapter = find_document_adapter(host, body.model, request)
+    document = await documents.add(body, adapter, request.scope["fovea.run"])
+    response.headers[HOLDS_HEADER] = document.id
+    return document
 
 
 @router.get("", openapi_extra=_OPENAI_ERRORS)
@@ -53,13 +59,13 @@ async def recent(
     return DocumentList(data=await documents.list_newest(limit))
 
 
-@router.get("/{document_id}", openapi_extra=_OPENAI_ERRORS)
+@router.get("/{document_id}", openapi_extra=_AFFINE)
 async def get(document_id: str, documents: DocumentsDep) -> DocumentText:
     """A document with its text."""
     return await documents.get(document_id)
 
 
-@router.delete("/{document_id}", openapi_extra=_OPENAI_ERRORS)
+@router.delete("/{document_id}", openapi_extra=_AFFINE)
 async def delete(document_id: str, request: Request, host: HostDep, documents: DocumentsDep) -> Deleted:
     """Delete a document."""
     record = await documents.get(document_id)

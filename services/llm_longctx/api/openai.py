@@ -21,9 +21,11 @@ from services.llm_longctx.serving.chat import ChatProtocol
 from services.llm_longctx.serving.completions import TextCompletionProtocol
 from services.llm_longctx.serving.protocol import AnswerT, ChunkT, CompletionProtocol, RequestT
 from services.llm_longctx.serving.request_state import PreparedRequest
+from services.llm_longctx.serving.steering.admission import admit_taps
 from services.llm_longctx.state.session_service import digest_request
 from shared import telemetry
 from shared.api.problem import openai_error
+from shared.api.replica import AFFINE
 from shared.api.text import (
     ChatCompletion,
     ChatRequest,
@@ -69,7 +71,7 @@ router = APIRouter(tags=["openai"])
 @router.post(
     "/v1/chat/completions",
     responses=_ANSWERS,
-    openapi_extra=OPENAI_ERRORS,
+    openapi_extra={**OPENAI_ERRORS, **AFFINE},
     response_model=ChatCompletion,
 )
 async def chat(body: ChatRequest, request: Request, host: HostDep) -> Response:
@@ -77,7 +79,9 @@ async def chat(body: ChatRequest, request: Request, host: HostDep) -> Response:
     return await _answer(body, request, host, ChatProtocol())
 
 
-@router.post("/v1/completions", responses=_ANSWERS, openapi_extra=OPENAI_ERRORS, response_model=Completion)
+@router.post(
+    "/v1/completions", responses=_ANSWERS, openapi_extra={**OPENAI_ERRORS, **AFFINE}, response_model=Completion
+)
 async def complete(body: CompletionRequest, request: Request, host: HostDep) -> Response:
     """Complete a text; with `echo`, `logprobs` and `max_tokens` 0, score it."""
     return await _answer(body, request, host, TextCompletionProtocol())
@@ -119,8 +123,10 @@ async def prepare(body: TextRequest, request: Request, host: Host) -> TextReques
     """The request with the state of its session or document; or the answer (JSON) that it got before.
 
     Raises:
+        PermissionDenied: The caller's key does not allow to look inside the model.
         InvalidOption: It names both a session and a document, or the model takes no such thing.
     """
+    admit_taps(body, request.scope["fovea.run"])
     if body.session_id is not None and body.document_id is not None:
         detail = "A request continues a session or a document, not both."
         raise InvalidOption(detail, hint="Leave one of them out.", field="document_id")

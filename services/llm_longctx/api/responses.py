@@ -1,10 +1,16 @@
-"""OpenAI's Responses route, on the chats of the same models: whole or as events. Knows HTTP and the host."""
+"""OpenAI's Responses routes, on the chats of the same models: whole or as events, kept where a request says so.
+
+Knows HTTP and the host.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Annotated, Any
+from uuid import uuid4
 
 from fastapi import APIRouter, Depends, Request
 from pydantic import ValidationError
@@ -12,37 +18,106 @@ from starlette.responses import Response, StreamingResponse
 
 from services.llm_longctx.api.openai import ERROR_RESPONSES, OPENAI_ERRORS, SSE_HEADERS, prepare
 from services.llm_longctx.serving.chat import ChatProtocol
-from services.llm_longctx.serving.responses import Event, ResponseBuilder, build_chat_request
-from shared.api.responses import ResponseObject, ResponsesRequest
+from services.llm_longctx.serving.responses import Event, ResponseBuilder, build_chat_request, list_input
+from services.llm_longctx.state.response_store import ResponseStore, StoredResponse
+from shared.api.replica import AFFINE, HOLDS_HEADER
+from shared.api.responses import InputItem, InputItemList, ResponseObject, ResponsesRequest
+from shared.api.sessions import Deleted
 from shared.api.text import ChatChunk, ChatRequest
 from shared.errors import InvalidOption
 from shared.serving.host import Host
 from shared.serving.http.errors import to_safe_error
 from shared.serving.http.system_routes import host_of
+from shared.serving.http.tenant import tenant_store
 
 __all__ = ["router"]
 
 router = APIRouter(tags=["openai"])
 
 
-@router.post("/v1/responses", responses=ERROR_RESPONSES, openapi_extra=OPENAI_ERRORS, response_model=ResponseObject)
-async def respond(body: ResponsesRequest, request: Request, host: Annotated[Host, Depends(host_of)]) -> Response:
-    """Answer items with items. Nothing is stored; a model with a memory takes `session_id`."""
-    chunks = await _open_chunks(_to_chat(body), request, host)
-    builder = ResponseBuilder(body)
+def get_response_store(request: Request) -> ResponseStore:
+    """The caller's stored responses."""
+    return ResponseStore(tenant_store(request))
+
+
+StoreDep = Annotated[ResponseStore, Depends(get_response_store)]
+
+
+@router.post(
+    "/v1/responses",
+    responses=ERROR_RESPONSES,
+    openapi_extra={**OPENAI_ERRORS, **AFFINE},
+    response_model=ResponseObject,
+)
+async def respond(
+    body: ResponsesRequest, request: Request, host: Annotated[Host, Depends(host_of)], store: StoreDep
+) -> Response:
+    """Answer items with items, also after a stored response; a model with a memory takes `session_id`."""
+    earlier = []
+    if (before := body.previous_response_id) is not None:
+        earlier = (await asyncio.to_thread(store.get, before, "previous_response_id")).conversation
+    chunks = await _open_chunks(_to_chat(body, earlier), request, host)
+    answer = _Answer.begin(body, earlier, store)
+    holds = {HOLDS_HEADER: answer.builder.response.id}
     if body.stream:
         first = await anext(chunks)  # what goes wrong at once is an ordinary error
-        lines = _event_lines(builder, first, chunks)
-        return StreamingResponse(lines, media_type="text/event-stream", headers=SSE_HEADERS)
+        lines = _event_lines(answer, first, chunks)
+        return StreamingResponse(lines, media_type="text/event-stream", headers=SSE_HEADERS | holds)
     async for chunk in chunks:
-        _drain(builder.feed(chunk))
-    _drain(builder.end())
-    return Response(builder.response.model_dump_json(), media_type="application/json")
+        _drain(answer.builder.feed(chunk))
+    await answer.end()
+    return Response(answer.builder.response.model_dump_json(), media_type="application/json", headers=holds)
 
 
-def _to_chat(body: ResponsesRequest) -> ChatRequest:
+@router.get("/v1/responses/{response_id}", responses=ERROR_RESPONSES, openapi_extra=OPENAI_ERRORS)
+def show(response_id: str, store: StoreDep) -> ResponseObject:
+    """Show a stored response."""
+    return store.get(response_id).response
+
+
+@router.get("/v1/responses/{response_id}/input_items", responses=ERROR_RESPONSES, openapi_extra=OPENAI_ERRORS)
+def list_input_items(response_id: str, store: StoreDep) -> InputItemList:
+    """List what a stored response was made from: the conversation before it, oldest first."""
+    items = store.get(response_id).input
+    ids = [item["id"] for item in items]
+    return InputItemList(data=items, first_id=ids[0] if ids else None, last_id=ids[-1] if ids else None)
+
+
+@router.delete("/v1/responses/{response_id}", responses=ERROR_RESPONSES, openapi_extra=OPENAI_ERRORS)
+def delete(response_id: str, store: StoreDep) -> Deleted:
+    """Delete a stored response; those that went on from it keep the conversation."""
+    store.delete(response_id)
+    return Deleted(id=response_id, object="response")
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """An answer being made, and where it is kept if its request says so."""
+
+    builder: ResponseBuilder
+    input: list[InputItem]
+    store: ResponseStore | None
+
+    @classmethod
+    def begin(cls, body: ResponsesRequest, earlier: list[InputItem], store: ResponseStore) -> _Answer:
+        return cls(ResponseBuilder(body), [*earlier, *list_input(body)], store if body.store else None)
+
+    async def end(self) -> list[Event]:
+        """The last events; what is kept is kept before anybody reads that it is complete."""
+        events = list(self.builder.end())
+        if self.store is not None:
+            items = [_dump_item(item) for item in self.input]
+            await asyncio.to_thread(self.store.put, StoredResponse(response=self.builder.response, input=items))
+        return events
+
+
+def _dump_item(item: InputItem) -> dict[str, Any]:
+    return {"id": f"msg_{uuid4().hex}", **item.model_dump(exclude_none=True)}
+
+
+def _to_chat(body: ResponsesRequest, earlier: list[InputItem]) -> ChatRequest:
     try:
-        return build_chat_request(body)
+        return build_chat_request(body, earlier)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
@@ -65,20 +140,20 @@ async def _open_chunks(chat: ChatRequest, request: Request, host: Host) -> Async
     return chunks()
 
 
-async def _event_lines(
-    builder: ResponseBuilder, first: ChatChunk, rest: AsyncIterator[ChatChunk]
-) -> AsyncIterator[str]:
+async def _event_lines(answer: _Answer, first: ChatChunk, rest: AsyncIterator[ChatChunk]) -> AsyncIterator[str]:
+    builder = answer.builder
     for event in (*builder.begin(), *builder.feed(first)):
         yield _line(event)
     try:
         async for chunk in rest:
             for event in builder.feed(chunk):
                 yield _line(event)
+        last = await answer.end()
     except Exception as error:  # noqa: BLE001  # the status is sent already: the error goes into the stream
         safe = to_safe_error(error, "The stream")
         yield _line({"type": "error", "code": safe.code, "message": safe.detail, "param": safe.field})
         return
-    for event in builder.end():
+    for event in last:
         yield _line(event)
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from services.llm_longctx.engine.method_policy import Policy
 from services.llm_longctx.engine.request import CandidateSpec, FinishReason, GenerationRequest, Sampling, ScoredToken
+from services.llm_longctx.engine.taps import CapturedTokens, RequestTaps
 from services.llm_longctx.kv_cache import CacheBits
 from services.llm_longctx.methods import AttentionMethod
 from shared.errors import FoveaError, InvalidOption
@@ -35,6 +36,7 @@ class Request:
         priority: Higher classes are admitted first.
         run: Deadline and cancellation.
         cache_bits: Of older entries: 8, 4, or 16 for the decoder's own type; None takes the engine's.
+        taps: What it changes and reads inside the model.
     """
 
     ids: Sequence[int]
@@ -50,6 +52,7 @@ class Request:
     priority: int = 0
     run: CallContext | None = None
     cache_bits: CacheBits | Literal[16] | None = None
+    taps: RequestTaps | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +76,12 @@ class CompletionUsage:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """An answer: its tokens, why it ended, and what it cost."""
+    """An answer: its tokens, why it ended, what it cost, and what was captured."""
 
     tokens: list[int]
     usage: CompletionUsage
     reason: FinishReason
+    captured: list[CapturedTokens] = field(default_factory=list)
 
 
 @dataclass(eq=False, slots=True)
@@ -88,14 +92,20 @@ class TokenCollector:
         tokens: Tokens so far, without a stop token.
         reason: Why the answer ended, an error if it failed; None while it is produced.
         produced: Tokens drawn in the end, a stop token included.
+        captured: What was captured so far.
     """
 
     tokens: list[int] = field(default_factory=list)
     reason: FinishReason | FoveaError | None = None
     produced: int = 0
+    captured: list[CapturedTokens] = field(default_factory=list)
 
     def on_prompt(self, tokens: Sequence[ScoredToken]) -> None:
         """Scores of the prompt are not gathered."""
+
+    def on_capture(self, captured: Sequence[CapturedTokens]) -> None:
+        """More of what is captured."""
+        self.captured += captured
 
     def on_token(self, token: ScoredToken) -> bool:
         """One more token."""
@@ -138,6 +148,7 @@ class RequestOutput:
             stop_token_ids=asked.ends,
             priority=asked.priority,
             run=asked.run or CallContext(),
+            taps=asked.taps,
         )
         return cls(request, policy, backend, collector)
 
@@ -163,4 +174,4 @@ class RequestOutput:
             kv_ratio=self.request.stats.kv_ratio,
             **asdict(self.request.stats),
         )
-        return Completion(self.collector.tokens, usage, reason)
+        return Completion(self.collector.tokens, usage, reason, self.collector.captured)

@@ -18,7 +18,9 @@ from services.llm_longctx.engine.method_policy import Policy
 from services.llm_longctx.engine.paged_state import PagedState, count_bytes
 from services.llm_longctx.engine.prefill_attention import ChunkAttention
 from services.llm_longctx.engine.prompt_end import end_prompt
-from services.llm_longctx.kernels import NativeDecoder, PackedMatrix, layer_ops
+from services.llm_longctx.engine.taps import SequenceTaps
+from services.llm_longctx.engine.taps.sequence_taps import ForwardTap, tap_rows
+from services.llm_longctx.kernels import Addition, NativeDecoder, PackedMatrix, layer_ops
 from services.llm_longctx.kernels.decode_step import is_supported
 from services.llm_longctx.kernels.dispatch import choose
 from services.llm_longctx.kv_cache import PagePool, PoolExhausted
@@ -84,6 +86,7 @@ class ModelRunner:
         last: bool,
         keep: int | None,
         boundaries: Sequence[int] | None = None,
+        taps: SequenceTaps | None = None,
     ) -> Tensor:
         """Read one chunk of a prompt: logits of its last `keep` positions, or of all [T,V].
 
@@ -93,6 +96,7 @@ class ModelRunner:
             last: Whether the prompt ends with them.
             keep: Positions that get logits.
             boundaries: Chunk borders for methods that would predict them (DHSA), 0 and N included.
+            taps: What its request changes and reads.
 
         Raises:
             PoolExhausted: Pages ran out; the sequence is of no use any more.
@@ -100,9 +104,13 @@ class ModelRunner:
         borders = None if boundaries is None else tuple(boundaries)
         inputs, method = LayerInputs(self.model, [state.policy.method.needs]), state.policy.method
         seam = ChunkAttention(state, last=last, boundaries=borders, backend=self.backend, inputs=inputs)
-        device, tap = self.model.output_matrix.device, _tap_of(inputs)
+        device, offset = self.model.output_matrix.device, state.cache.length
+        forward = None if taps is None else _open_tap(taps, state, offset, chunk)
+        tap = _tap_of(inputs, forward)
         ids, ops = torch.tensor([list(chunk)], device=device), self._layer_ops()
-        logits: Tensor = self.model(ids, attend=seam, offset=state.cache.length, keep=keep, ops=ops, tap=tap)
+        logits: Tensor = self.model(ids, attend=seam, offset=offset, keep=keep, ops=ops, tap=tap)
+        if forward is not None:
+            forward.end()
         state.cache.length += len(chunk)
         if method.overrides("after_prompt"):
             state.read_ids += chunk
@@ -111,11 +119,20 @@ class ModelRunner:
         return logits[0]
 
     @torch.inference_mode()
-    def decode(self, states: Sequence[PagedState], tokens: Sequence[int]) -> Tensor:
+    def decode(
+        self, states: Sequence[PagedState], tokens: Sequence[int], taps: Sequence[SequenceTaps | None] = ()
+    ) -> Tensor:
         """Feed one token to each sequence, whose caches grow by one: logits [B,V].
 
         Where `can_draft`, a sequence may come several times, one behind the other, with a token and those behind it:
         each sees the ones before, and the logits are the ones of as many steps.
+
+        Args:
+            states: The sequences.
+            tokens: A token for each.
+            taps: What their requests change and read. In C++ who adds vectors to the residual stream stays in
+                the step of all, anything else is a step of its own; in torch it is one step with taps. Either way the
+                logits of the others are what they would be without, bit for bit.
 
         Raises:
             PoolExhausted: The step needs more pages than are free; then nothing has changed. Or addresses ran out in
@@ -125,17 +142,61 @@ class ModelRunner:
         if (wanted := sum(s.cache.pages_needed(n) for s, n in times.items())) > self.pool.free:
             message = f"a step needs {wanted} pages, and {self.pool.free} are free"
             raise PoolExhausted(message)
+        if not any(taps):
+            return self._decode_together(states, tokens)
+        if not self._has_native_step() or self._inputs_of(states).is_tapped:
+            return self._decode_together(states, tokens, taps=taps)
+        additions, alone = _sort_taps(states, taps)
+        if not alone:
+            return self._decode_together(states, tokens, additions)
+        together = [i for i in range(len(states)) if i not in alone]
+        logits = torch.empty(len(states), self.model.config.vocab)
+        if together:
+            found = self._decode_together([states[i] for i in together], [tokens[i] for i in together], additions)
+            logits[together] = found.float().cpu()
+        for i, one in alone.items():
+            logits[i] = self._decode_tapped(states[i], tokens[i], one).float().cpu()
+        return logits
+
+    def _decode_together(
+        self,
+        states: Sequence[PagedState],
+        tokens: Sequence[int],
+        additions: Sequence[Addition] = (),
+        taps: Sequence[SequenceTaps | None] = (),
+    ) -> Tensor:
         fed: Counter[PagedState] = Counter()
         positions = []
         for s in states:
             positions.append(s.cache.length + fed[s])
             fed[s] += 1
-        inputs = LayerInputs(
-            self.model, [s.policy.method.needs for s in states if s.policy.method.overrides("after_decode")]
-        )
-        logits = self._step(tokens, positions, StepAttention(states, self.backend, inputs), inputs)
+        inputs = self._inputs_of(states)
+        seam = StepAttention(states, self.backend, inputs)
+        if taps:
+            opened = zip(states, tokens, positions, taps, strict=True)
+            rows = [None if one is None else _open_tap(one, s, at, [token]) for s, token, at, one in opened]
+            logits = self._step_by_torch(tokens, positions, seam, _tap_of(inputs, tap_rows(rows)))
+            for forward in rows:
+                if forward is not None:
+                    forward.end()
+        else:
+            logits = self._step(tokens, positions, seam, inputs, additions)
         for s in states:
             s.cache.end_step()
+        return logits
+
+    def _decode_tapped(self, state: PagedState, token: int, taps: SequenceTaps) -> Tensor:
+        """The C++ step of one sequence with taps: logits [V]."""
+        position = state.cache.length
+        seam = StepAttention([state], self.backend, self._inputs_of([state]))
+        forward = taps.open(state, position, [token])
+        if ("normed", -1) in forward.tapped:  # C++ norms the stream where it makes the logits
+            logits = self._step_by_torch([token], [position], seam, forward)[0]
+        else:
+            runs = seam.runs() if seam.is_plain else None
+            logits = self._native_decoder().step_tapped(token, position, seam, runs, forward, forward.tapped)[0]
+        forward.end()
+        state.cache.end_step()
         return logits
 
     def can_draft(self, state: PagedState) -> bool:
@@ -148,19 +209,35 @@ class ModelRunner:
         return self._has_native_step() and getattr(self.model.config, "windows", None) is None
 
     def _step(
-        self, tokens: Sequence[int], positions: Sequence[int], seam: StepAttention, inputs: LayerInputs
+        self,
+        tokens: Sequence[int],
+        positions: Sequence[int],
+        seam: StepAttention,
+        inputs: LayerInputs,
+        additions: Sequence[Addition],
     ) -> Tensor:
-        like = self.model.output_matrix
         if not inputs.is_tapped and self._has_native_step():
-            self._native = native = self._native or NativeDecoder(self.model, self.packed)
+            native = self._native_decoder()
             if seam.is_plain:
-                return native.step(tokens, positions, seam.runs())
-            return native.step_through(tokens, positions, seam)
-        ids = torch.tensor([[token] for token in tokens], device=like.device)
-        at = torch.tensor([[position] for position in positions], device=like.device)
-        ops, tap = self._layer_ops(), _tap_of(inputs)
-        logits: Tensor = self.model(ids, attend=seam, positions=at, ops=ops, tap=tap)[:, 0]
+                return native.step(tokens, positions, seam.runs(), additions)
+            return native.step_through(tokens, positions, seam, additions)
+        return self._step_by_torch(tokens, positions, seam, _tap_of(inputs))
+
+    def _step_by_torch(self, tokens: Sequence[int], positions: Sequence[int], seam: StepAttention, tap: Tap) -> Tensor:
+        device = self.model.output_matrix.device
+        ids = torch.tensor([[token] for token in tokens], device=device)
+        at = torch.tensor([[position] for position in positions], device=device)
+        logits: Tensor = self.model(ids, attend=seam, positions=at, ops=self._layer_ops(), tap=tap)[:, 0]
         return logits
+
+    def _inputs_of(self, states: Sequence[PagedState]) -> LayerInputs:
+        """What the methods of a step want to see of its layers."""
+        needs = [s.policy.method.needs for s in states if s.policy.method.overrides("after_decode")]
+        return LayerInputs(self.model, needs)
+
+    def _native_decoder(self) -> NativeDecoder:
+        self._native = self._native or NativeDecoder(self.model, self.packed)
+        return self._native
 
     def _has_native_step(self) -> bool:
         """Whether a step is one C++ call; no layer's inputs can be looked at then."""
@@ -178,6 +255,31 @@ class ModelRunner:
         return state
 
 
-def _tap_of(inputs: LayerInputs) -> Tap:
+def _tap_of(inputs: LayerInputs, forward: Tap | None = None) -> Tap:
     """Only a pass that somebody looks at is tapped: the decoder leaves work out where nobody does."""
-    return inputs.tap if inputs.is_tapped else ignore_taps
+    if forward is None:
+        return inputs.tap if inputs.is_tapped else ignore_taps
+
+    def tap(site: str, layer: int, x: Tensor) -> Tensor:
+        return inputs.tap(site, layer, forward(site, layer, x))
+
+    return tap if inputs.is_tapped else forward
+
+
+def _open_tap(taps: SequenceTaps, state: PagedState, offset: int, tokens: Sequence[int]) -> ForwardTap | None:
+    """The tap of a forward; None where it has nothing to do."""
+    return None if taps.is_idle(offset, offset + len(tokens)) else taps.open(state, offset, tokens)
+
+
+def _sort_taps(
+    states: Sequence[PagedState], taps: Sequence[SequenceTaps | None]
+) -> tuple[list[Addition], dict[int, SequenceTaps]]:
+    """What is added in the step of all, its rows counted without those who step alone; and those."""
+    additions: list[Addition] = []
+    alone: dict[int, SequenceTaps] = {}
+    for i, (state, one) in enumerate(zip(states, taps, strict=True)):
+        found = [] if one is None else one.find_additions(state.cache.length, i - len(alone))
+        if one is not None and found is None:
+            alone[i] = one
+        additions += found or ()
+    return additions, alone

@@ -7,7 +7,7 @@ pressure the leaf that was used longest ago goes first. Knows nothing about sche
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
 
@@ -63,8 +63,10 @@ class PrefixCache:
         limit = len(ids) - max(s.policy.method.unread_tokens, 1)
         if request.score_prompt:
             limit = min(limit, request.score_from - 1)
+        if request.taps is not None:
+            limit = min(limit, request.taps.first_captured)
         found: _Node | None = None
-        for key, end in self._keys(s.policy, ids, request.run.cache_salt):
+        for key, end in self._keys(s.policy, request, len(ids)):
             if end > limit or (node := self._nodes.get(key)) is None:
                 break
             node.used = next(self._clock)
@@ -89,7 +91,7 @@ class PrefixCache:
         if (method.cut_at_end and cache.cut.any()) or (not invariant and ended):
             return
         parent = b""
-        for key, end in self._keys(s.policy, request.prompt_ids[: cache.length], request.run.cache_salt):
+        for key, end in self._keys(s.policy, request, cache.length):
             if key not in self._nodes:
                 if not invariant and end != cache.length:
                     return
@@ -122,12 +124,18 @@ class PrefixCache:
         if node.parent in self._nodes:
             self._nodes[node.parent].children -= 1
 
-    def _keys(self, policy: Policy, ids: Sequence[int], salt: str) -> Iterator[tuple[bytes, int]]:
-        """(key, end) of each prefix of whole blocks, shortest first; prefixes of another salt have other keys."""
+    def _keys(self, policy: Policy, request: GenerationRequest, length: int) -> Iterator[tuple[bytes, int]]:
+        """(key, end) of each prefix of whole blocks among a prompt's first tokens, shortest first.
+
+        Prefixes of another salt have other keys, and so have those that were read under other interventions.
+        """
         runner, dtype = self._runner, self._runner.model.output_matrix.dtype
         block = self._block if policy.is_chunk_invariant else CHUNK
-        key = f"{policy.fingerprint(runner.weights_sha256, dtype, runner.backend)}\0{salt}".encode()
-        for end in range(block, len(ids) + 1, block):
+        ids, salt = request.prompt_ids, request.run.cache_salt
+        steered = "" if request.taps is None else request.taps.digest(len(ids))
+        facts = policy.fingerprint(runner.weights_sha256, dtype, runner.backend)
+        key = f"{facts}\0{salt}\0{steered}".encode()
+        for end in range(block, length + 1, block):
             tokens = np.asarray(ids[end - block : end], np.int64).tobytes()
             key = hashlib.sha256(key + tokens).digest()
             yield key, end

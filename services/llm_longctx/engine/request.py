@@ -13,6 +13,7 @@ from torch import Tensor
 
 from services.llm_longctx.engine.method_policy import Policy
 from services.llm_longctx.engine.session import SessionSource
+from services.llm_longctx.engine.taps import CapturedTokens, RequestTaps
 from shared.errors import FoveaError
 from shared.registry import CallContext
 
@@ -71,6 +72,10 @@ class TokenCallback(Protocol):
 
     def on_prompt(self, tokens: Sequence[ScoredToken]) -> None:
         """The next stretch of the prompt with its log-probabilities; only where they were asked for."""
+        ...
+
+    def on_capture(self, captured: Sequence[CapturedTokens]) -> None:
+        """What was captured since the last call, before the next token is told; only where it was asked for."""
         ...
 
     def on_token(self, token: ScoredToken) -> bool:
@@ -158,6 +163,7 @@ class GenerationRequest:
         priority: Higher classes are admitted first.
         run: Deadline and cancellation.
         session: Opens the session that reads it, for models whose requests have one each.
+        taps: What it changes and reads inside the model.
         stats: What it cost.
     """
 
@@ -174,4 +180,5 @@ class GenerationRequest:
     priority: int = 0
     run: CallContext = field(default_factory=CallContext)
     session: SessionSource[Any] | None = None
+    taps: RequestTaps | None = None
     stats: RequestStats = field(default_factory=RequestStats)

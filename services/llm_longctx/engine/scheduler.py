@@ -18,6 +18,7 @@ from typing import Generic
 import torch
 from torch import Tensor
 
+from services.llm_longctx.engine import observations
 from services.llm_longctx.engine.backends.protocol import SequenceBackend
 from services.llm_longctx.engine.request import FinishReason, GenerationRequest
 from services.llm_longctx.engine.sequence import S, Sequence, SequenceStatus
@@ -176,6 +177,7 @@ class Scheduler(Generic[S]):
             self.prefilling = None
 
     def _decode(self, batch: list[Sequence[S]]) -> None:
+        observations.observe_decode_step(batch)
         try:
             logits = self.backend.decode_batch(batch)
         except PoolExhausted:
@@ -189,7 +191,7 @@ class Scheduler(Generic[S]):
         now = time.perf_counter()
         self.prefilling, sequence.status = sequence, SequenceStatus.PREFILL
         sequence.request.run.progress(0.0, "being read")
-        sequence.context.run(telemetry.observe_stage, "queue", now - sequence.since)
+        observations.observe_queue(sequence, now)
         sequence.since = now
         try:
             self.backend.allocate(sequence)
@@ -217,7 +219,7 @@ class Scheduler(Generic[S]):
     def _begin_decoding(self, sequence: Sequence[S], logits: Tensor) -> None:
         """The prompt is read: its answers run, each with an allocation of its own."""
         now = time.perf_counter()
-        sequence.context.run(telemetry.observe_stage, "pre", now - sequence.since)
+        observations.observe_prefill(sequence, now)
         siblings, sequence.siblings, self.prefilling = sequence.siblings, [], None
         begun = [sequence]
         for sibling in siblings:
@@ -239,7 +241,7 @@ class Scheduler(Generic[S]):
                 self._end(sequence, reason)
         for sequence in batch:
             if sequence.status is SequenceStatus.FINISHED:
-                sequence.context.run(telemetry.observe_stage, "run", time.perf_counter() - sequence.since)
+                observations.observe_decode(sequence)
         self._drop_finished()
 
     def _append_token(self, sequence: Sequence[S], logits: Tensor | Exception) -> FinishReason | FoveaError | None:
@@ -247,6 +249,8 @@ class Scheduler(Generic[S]):
             return to_safe_error(logits)
         try:
             reason = sequence.append_token(logits)
+            if len(sequence.output_ids) == 1 and not sequence.first_token_at:
+                observations.observe_first_token(sequence)
             if reason is not None:
                 self.backend.complete(sequence, self.running)
         except Exception as error:  # noqa: BLE001  # as above
@@ -281,6 +285,7 @@ class Scheduler(Generic[S]):
 
     def _requeue_preempted(self, sequence: Sequence[S]) -> None:
         """A sequence that lost its memory waits, by its arrival in front of its class."""
+        observations.observe_preemption(sequence)
         self.backend.release(sequence)
         sequence.preempt()
         self.waiting.put_back(sequence)

@@ -10,11 +10,13 @@ from contextvars import Context
 from enum import Enum, auto
 from typing import Generic, Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
 from services.llm_longctx.engine.request import CandidateSpec, FinishReason, GenerationRequest
 from services.llm_longctx.engine.sampler import Sampler, token_logprobs
-from shared.errors import FoveaError
+from services.llm_longctx.engine.taps import SequenceTaps
+from shared.errors import FoveaError, InvalidOption
 
 __all__ = ["Allocation", "S", "Sequence", "SequenceStatus"]
 
@@ -48,11 +50,13 @@ class Sequence(Generic[S]):
         arrival: Its request's place in the order of arrival.
         status: Where it stands.
         callback: Receives its tokens.
+        arrived_at: When it was made, and `first_token_at`, when its first token was drawn (`time.perf_counter`).
         since: When it joined the queue, when its prefill began, then when its decoding did (`time.perf_counter`).
         siblings: Further answers of the request, which begin with this one's prefill; empty once it is done.
         num_computed: Prompt tokens that were read.
         output_ids: Tokens drawn, a stop token included.
         is_last_try: Whether it had all memory to itself and did not fit.
+        taps: What it changes and reads inside the model, once it was allocated.
     """
 
     def __init__(
@@ -62,11 +66,13 @@ class Sequence(Generic[S]):
         self.context = context
         self.arrival = arrival
         self.status = SequenceStatus.WAITING
-        self.since = time.perf_counter()
+        self.since = self.arrived_at = time.perf_counter()
+        self.first_token_at = 0.0
         self.siblings: list[Sequence[S]] = []
         self.num_computed = 0
         self.output_ids: list[int] = []
         self.is_last_try = False
+        self.taps: SequenceTaps | None = None
         self._state: S | None = None
         self.callback = candidate.callback
         self._sampler = Sampler(candidate.sampling, request.prompt_ids, vocab, candidate.grammar)
@@ -147,7 +153,12 @@ class Sequence(Generic[S]):
         """Draw the next token from the logits [V] after what was fed; why the answer is over, if it is.
 
         After a preemption the tokens that were drawn already are fed again first.
+
+        Raises:
+            InvalidOption: Its interventions have made the logits useless.
         """
+        if self.taps is not None:
+            self._report_taps(self.taps, logits)
         if self.request.max_tokens == 0:
             return "length"
         self._next += 1
@@ -170,6 +181,13 @@ class Sequence(Generic[S]):
         """Report that the answer is over."""
         self.status = SequenceStatus.FINISHED
         self.callback.on_finish(reason, len(self.output_ids))
+
+    def _report_taps(self, taps: SequenceTaps, logits: Tensor) -> None:
+        if captured := taps.take():
+            self.callback.on_capture(captured)
+        if taps.request.edits and not bool(torch.isfinite(logits).all()):
+            detail = "Under these interventions the model's activations are not finite any more."
+            raise InvalidOption(detail, hint="Choose smaller scales and factors.", field="interventions")
 
     def _first_unscored(self, begin: int) -> int:
         """The first prompt token that logits from position `begin` on can score and that is to be scored."""

@@ -6,7 +6,7 @@ Knows tensors, blocks and pages. Knows nothing about requests, methods or who ow
 from services.llm_longctx.kernels.block_csr import BlockCsr
 from services.llm_longctx.kernels.block_sparse_prefill import block_sparse_prefill
 from services.llm_longctx.kernels.decode import PageTable, decode, decode_packed, decode_pages, decode_runs
-from services.llm_longctx.kernels.decode_step import EntryRuns, NativeDecoder
+from services.llm_longctx.kernels.decode_step import ADDABLE_SITES, Addition, EntryRuns, NativeDecoder
 from services.llm_longctx.kernels.decoder_ops import layer_ops
 from services.llm_longctx.kernels.dispatch import backends
 from services.llm_longctx.kernels.last_query_scores import last_query_scores
@@ -16,6 +16,8 @@ from services.llm_longctx.kernels.quantized_linear import PackedMatrix, pack
 from services.llm_longctx.kernels.window_prefill import window_prefill
 
 __all__ = [
+    "ADDABLE_SITES",
+    "Addition",
     "BlockCsr",
     "EntryRuns",
     "NativeDecoder",

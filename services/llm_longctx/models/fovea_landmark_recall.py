@@ -21,15 +21,15 @@ CONTEXT = 32_768
 _SIZES = {"vocab": 42, "width": 64, "layers": 2, "heads": 4, "block": 8, "landmark_id": LANDMARK, "context": 72}
 
 
-_TASK = "256 answers of key-value recall, chance 0.06"
+_TASK = "256 answers of synthetic key-value recall, chance 0.06"
 
 _MEASURED = {
     "recall_64": f"{_TASK}, in the trained length, read at once",
     "recall_64_k2": f"{_TASK}, in the trained length, through the 2 best blocks",
     "recall_1024_k2": f"{_TASK}, at 16 times the trained length, through the 2 best blocks",
     "recall_1024_k2_mean_gate": f"{_TASK}, the same with blocks chosen by the mean of their keys",
-    "kept_1024_k2": "recall_1024_k2 over recall_64",
-    "cited_key_1024_k2": "Share of heads behind the first layer that fetched the block of the key asked for",
+    "kept_1024_k2": "recall_1024_k2 over recall_64, both synthetic",
+    "cited_key_1024_k2": "Share of heads behind the first layer that fetched the block of the synthetic key asked for",
 }
 
 

@@ -28,7 +28,7 @@ _NOTES = (
 )
 
 
-_TASK = "256 answers of key-value recall, chance 0.06, read as one stream of"
+_TASK = "256 answers of synthetic key-value recall, chance 0.06, read as one stream of"
 _LENGTHS = (64, 128, 256, 512, 1024, 2048)
 
 

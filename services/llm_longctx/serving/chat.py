@@ -5,7 +5,7 @@ Knows the protocol's chunks; knows nothing about HTTP or the engine.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
@@ -15,8 +15,10 @@ from services.llm_longctx.serving.adapters.base import TextModelAdapter, build_s
 from services.llm_longctx.serving.generation import Generation, OutputChunk, StreamedToken, TextOptions
 from services.llm_longctx.serving.protocol import CompletionProtocol
 from services.llm_longctx.serving.request_state import RequestState
+from services.llm_longctx.serving.steering.capture_writer import join_captured
 from services.llm_longctx.serving.tools.tool_parser import CallUpdate
 from services.llm_longctx.serving.tools.tool_use import read_tool_use
+from shared.api.interventions import Captured
 from shared.api.text import (
     ChatChoice,
     ChatChunk,
@@ -45,6 +47,7 @@ class ChatProtocol(CompletionProtocol[ChatRequest, ChatChunk, ChatCompletion]):
 
     id_prefix: ClassVar[str] = "chatcmpl"
     object_name: ClassVar[str] = "chat.completion.chunk"
+    operation: ClassVar[str] = "chat"
     chunk_type = ChatChunk
 
     def begin(
@@ -76,7 +79,13 @@ class ChatProtocol(CompletionProtocol[ChatRequest, ChatChunk, ChatCompletion]):
         return request.logprobs
 
     def to_choices(
-        self, piece: OutputChunk, tokenizer: Tokenizer, *, is_first: bool, has_logprobs: bool
+        self,
+        piece: OutputChunk,
+        tokenizer: Tokenizer,
+        *,
+        is_first: bool,
+        has_logprobs: bool,
+        captured: Sequence[Captured] = (),
     ) -> Iterator[ChunkChoice]:
         """Deltas of one piece: the role before all, text with its log-probabilities, then the end."""
 
@@ -85,6 +94,8 @@ class ChatProtocol(CompletionProtocol[ChatRequest, ChatChunk, ChatCompletion]):
 
         if is_first:
             yield choice(Delta(role="assistant", content=""))
+        if captured:
+            yield choice(Delta(), captured=list(captured))
         if piece.text or piece.tokens:
             scores = [_score(token, tokenizer) for token in piece.tokens]
             yield choice(
@@ -101,6 +112,7 @@ class ChatProtocol(CompletionProtocol[ChatRequest, ChatChunk, ChatCompletion]):
         calls: dict[int, dict[int, ToolCall]] = {}
         scores: dict[int, list[TokenLogprob]] = {}
         reasons: dict[int, Any] = {}
+        captured: dict[int, list[Captured]] = {}
         last: ChatChunk | None = None
         for chunk in chunks:
             last = chunk
@@ -108,6 +120,7 @@ class ChatProtocol(CompletionProtocol[ChatRequest, ChatChunk, ChatCompletion]):
                 texts[choice.index] = texts.get(choice.index, "") + (choice.delta.content or "")
                 reasons[choice.index] = choice.finish_reason
                 _add_calls(calls.setdefault(choice.index, {}), choice.delta.tool_calls or ())
+                captured.setdefault(choice.index, []).extend(choice.captured or ())
                 if choice.logprobs is not None:
                     scores.setdefault(choice.index, []).extend(choice.logprobs.content)
         if last is None or last.usage is None:
@@ -119,6 +132,7 @@ class ChatProtocol(CompletionProtocol[ChatRequest, ChatChunk, ChatCompletion]):
                 message=_to_reply(texts[i], list(calls[i].values())),
                 finish_reason=reasons[i],
                 logprobs=ChatLogprobs(content=scores[i]) if i in scores else None,
+                captured=join_captured(captured[i]) or None,
             )
             for i in sorted(texts)
         ]
@@ -149,6 +163,7 @@ class ChatProtocol(CompletionProtocol[ChatRequest, ChatChunk, ChatCompletion]):
                 delta=_whole_delta(one.message),
                 logprobs=one.logprobs,
                 finish_reason=one.finish_reason,
+                captured=one.captured,
             )
             for one in completion.choices
         ]

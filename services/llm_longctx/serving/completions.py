@@ -14,6 +14,8 @@ from services.llm_longctx.serving.adapters.base import TextModelAdapter, build_s
 from services.llm_longctx.serving.generation import Generation, OutputChunk, StreamedToken, TextOptions
 from services.llm_longctx.serving.protocol import CompletionProtocol
 from services.llm_longctx.serving.request_state import RequestState
+from services.llm_longctx.serving.steering.capture_writer import join_captured
+from shared.api.interventions import Captured
 from shared.api.text import Completion, CompletionChoice, CompletionLogprobs, CompletionRequest
 from shared.errors import InvalidOption
 from shared.lm.tokenizer import Tokenizer
@@ -33,6 +35,7 @@ class TextCompletionProtocol(CompletionProtocol[CompletionRequest, Completion, C
 
     id_prefix: ClassVar[str] = "cmpl"
     object_name: ClassVar[str] = "text_completion"
+    operation: ClassVar[str] = "text_completion"
     chunk_type = Completion
 
     def begin(
@@ -56,11 +59,18 @@ class TextCompletionProtocol(CompletionProtocol[CompletionRequest, Completion, C
         return request.logprobs is not None
 
     def to_choices(
-        self, piece: OutputChunk, tokenizer: Tokenizer, *, is_first: bool, has_logprobs: bool
+        self,
+        piece: OutputChunk,
+        tokenizer: Tokenizer,
+        *,
+        is_first: bool,
+        has_logprobs: bool,
+        captured: Sequence[Captured] = (),
     ) -> Iterator[CompletionChoice]:
         """One choice per piece."""
         logprobs = _to_logprobs(piece.tokens, tokenizer) if has_logprobs else None
-        yield CompletionChoice(index=piece.index, text=piece.text, logprobs=logprobs, finish_reason=piece.reason)
+        choice = CompletionChoice(index=piece.index, text=piece.text, logprobs=logprobs, finish_reason=piece.reason)
+        yield choice.model_copy(update={"captured": list(captured)}) if captured else choice
 
     def gather(self, chunks: Iterable[Completion]) -> Completion:
         """Join all chunks into one answer."""
@@ -148,5 +158,10 @@ def _join(begun: CompletionChoice, more: CompletionChoice) -> CompletionChoice:
             }
         )
     return begun.model_copy(
-        update={"text": begun.text + more.text, "logprobs": logprobs, "finish_reason": more.finish_reason}
+        update={
+            "text": begun.text + more.text,
+            "logprobs": logprobs,
+            "finish_reason": more.finish_reason,
+            "captured": join_captured([*(begun.captured or ()), *(more.captured or ())]) or None,
+        }
     )

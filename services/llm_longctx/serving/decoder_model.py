@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.engine.quality.fidelity_monitor import FidelityMonitor
+from services.llm_longctx.generation_metrics import watch_pages, watch_scheduler
 from services.llm_longctx.serving.adapters.decoder import DecoderAdapter
 from services.llm_longctx.serving.cache_dtype import read_cache_dtype
 from services.llm_longctx.serving.embeddings import DecoderEmbedder
@@ -75,12 +76,22 @@ class DecoderModel(TextModel):
             cache_bits=read_cache_dtype(place.options.get("llm_kv_cache_dtype", "auto")),
         )
         engine.scheduler.start()
+        watch_scheduler(cls.card.name, engine.scheduler)
+        watch_pages(cls.card.name, engine.pool)
         fingerprint = f"fp_{digest[:16]}_{weights.format}"
         plans = HeadPlanStore(cls.card.name, _BUNDLED_PLANS, place.objects)
         limits = config.positions, config.vocab
         sampling = _read_sampling(cls.source()) or cls.card.sampling or SamplingDefaults()
         adapter = DecoderAdapter(
-            cls.card.name, fingerprint, tokenizer, engine.scheduler, *limits, engine, plans, sampling=sampling
+            cls.card.name,
+            fingerprint,
+            tokenizer,
+            engine.scheduler,
+            *limits,
+            engine,
+            plans,
+            place.objects,
+            sampling=sampling,
         )
         return cls(adapter)
 

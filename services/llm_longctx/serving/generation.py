@@ -19,6 +19,7 @@ from services.llm_longctx.engine import (
     Scheduler,
     ScoredToken,
 )
+from services.llm_longctx.engine.taps import CapturedTokens
 from services.llm_longctx.serving.grammars.token_grammar import TokenGrammar
 from services.llm_longctx.serving.stop_strings import StopStringFilter
 from services.llm_longctx.serving.tools.tool_parser import CallUpdate, ToolParser
@@ -63,6 +64,7 @@ class OutputChunk:
         index: Which answer.
         produced: Tokens of this answer, given with its end.
         calls: News of its tool calls.
+        captured: What was newly captured.
     """
 
     index: int
@@ -71,6 +73,7 @@ class OutputChunk:
     reason: FinishReason | Literal["tool_calls"] | None = None
     produced: int = 0
     calls: tuple[CallUpdate, ...] = ()
+    captured: tuple[CapturedTokens, ...] = ()
 
 
 class Generation:
@@ -188,6 +191,10 @@ class _TextCallback:
         places = self._offsets[self._scored : self._scored + len(tokens)]
         self._scored += len(tokens)
         self._news.put(OutputChunk(self._index, tokens=tuple(map(StreamedToken, tokens, places))))
+
+    def on_capture(self, captured: Sequence[CapturedTokens]) -> None:
+        """Show what was captured, before the text that comes of it."""
+        self._news.put(OutputChunk(self._index, captured=tuple(captured)))
 
     def on_token(self, token: ScoredToken) -> bool:
         """Show what this token completes; True at a stop text."""

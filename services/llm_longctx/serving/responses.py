@@ -15,7 +15,7 @@ from shared.api.text import ChatChunk, ChatRequest, ChunkChoice, Usage
 from shared.api.tools import ToolCallDelta
 from shared.errors import InvalidOption
 
-__all__ = ["Event", "ResponseBuilder", "build_chat_request"]
+__all__ = ["Event", "ResponseBuilder", "build_chat_request", "list_input"]
 
 Event = dict[str, Any]
 """One event of a stream; its `type` names it."""
@@ -24,21 +24,26 @@ _SAME = ("model", "temperature", "top_p", "longctx", "session_id", "user")
 """Fields that chats call the same."""
 
 
-def build_chat_request(request: ResponsesRequest) -> ChatRequest:
-    """The chat that answers a request.
+def list_input(request: ResponsesRequest) -> list[InputItem]:
+    """The items of a request's input; a text is a message of the user."""
+    return [InputItem(role="user", content=request.input)] if isinstance(request.input, str) else request.input
+
+
+def build_chat_request(request: ResponsesRequest, earlier: Sequence[InputItem] = ()) -> ChatRequest:
+    """The chat that answers a request after the items of an earlier conversation.
 
     Raises:
-        InvalidOption: It goes on with a stored response, or holds what only other servers understand.
+        InvalidOption: It has two memories, or holds what only other servers understand.
     """
-    if request.previous_response_id is not None:
-        hint = "Send the whole conversation as input; a model with a memory takes session_id."
-        raise InvalidOption("Responses are not stored here.", hint=hint, field="previous_response_id")
+    if request.previous_response_id is not None and request.session_id is not None:
+        hint = "A session remembers by itself; leave previous_response_id out."
+        raise InvalidOption("session_id and previous_response_id exclude each other.", hint=hint, field="session_id")
     if request.background:
         hint = "Send it with `Prefer: respond-async`, which makes a job of it."
         raise InvalidOption("background is not served.", hint=hint, field="background")
     fields: dict[str, Any] = {name: getattr(request, name) for name in _SAME}
     fields |= {
-        "messages": _build_messages(request),
+        "messages": _build_messages(request, earlier),
         "max_completion_tokens": request.max_output_tokens,
         "stream": True,
         "stream_options": {"include_usage": True},
@@ -55,12 +60,12 @@ def build_chat_request(request: ResponsesRequest) -> ChatRequest:
     return ChatRequest.model_validate({name: value for name, value in fields.items() if value not in (None, [])})
 
 
-def _build_messages(request: ResponsesRequest) -> list[dict[str, Any]]:
+def _build_messages(request: ResponsesRequest, earlier: Sequence[InputItem]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     if request.instructions:
         found.append({"role": "system", "content": request.instructions})
-    items = [InputItem(role="user", content=request.input)] if isinstance(request.input, str) else request.input
-    for index, item in enumerate(items):
+    # Items before this request's own have indices below 0, which no error ever names: they were answered before.
+    for index, item in enumerate((*earlier, *list_input(request)), -len(earlier)):
         if (message := _build_message(item, index)) is not None:
             found.append(message)
     if not any(message["role"] not in {"system", "developer"} for message in found):
@@ -120,6 +125,8 @@ class ResponseBuilder:
             model=request.model or "",
             output=[],
             parallel_tool_calls=request.parallel_tool_calls is not False,
+            previous_response_id=request.previous_response_id,
+            store=request.store,
             temperature=request.temperature,
             text=text or {"format": {"type": "text"}},
             tool_choice=request.tool_choice or "auto",
@@ -144,7 +151,7 @@ class ResponseBuilder:
             self.response.usage = _to_usage(chunk.usage)
 
     def end(self) -> Iterator[Event]:
-        """The events after the last chunk."""
+        """The events after the last chunk; before the last of them the answer is whole."""
         yield from self._close()
         if self.response.status == "in_progress":
             self.response.status = "completed"

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from services.llm_longctx.engine import RequestSession, Scheduler, SessionBackend
+from services.llm_longctx.generation_metrics import watch_scheduler
 from services.llm_longctx.serving.adapters.session import SessionAdapter
 from services.llm_longctx.serving.text_model import TextModel
 from shared.errors import NotReady
@@ -68,6 +69,7 @@ class SessionModel(TextModel):
         loaded = _load_network(cls.card, cls.untrained, cls.folder, place)
         adapter = cls.make_adapter(loaded, place.threads)
         adapter.scheduler.start()
+        watch_scheduler(cls.card.name, adapter.scheduler)
         return cls(adapter, loaded.card)
 
     @classmethod

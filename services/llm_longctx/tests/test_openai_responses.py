@@ -108,10 +108,51 @@ def test_parse_returns_the_object(friend):
     assert isinstance(friend.responses.parse(model=MODEL, input="On?", text_format=Switch).output_parsed, Switch)
 
 
+def test_a_stored_response_is_gone_on_from(friend):
+    first = friend.responses.create(model=MODEL, input="Hello", max_output_tokens=6, store=True)
+    assert friend.responses.retrieve(first.id).output_text == first.output_text
+    went_on = {"input": "And then?", "previous_response_id": first.id, "max_output_tokens": 8, "model": MODEL}
+    second = friend.responses.create(**went_on, store=True)
+    turns = [
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": first.output_text},
+        {"role": "user", "content": "And then?"},
+    ]
+    chat = say(friend, messages=turns, max_tokens=8)
+    assert second.output_text == chat.choices[0].message.content
+    assert (second.previous_response_id, second.usage.input_tokens) == (first.id, chat.usage.prompt_tokens)
+    with friend.responses.stream(**went_on) as stream:
+        assert list(stream)[-1].response.output_text == second.output_text
+    items = friend.responses.input_items.list(second.id).data
+    assert [item.role for item in items] == ["user", "assistant", "user"]
+    with pytest.raises(openai.BadRequestError, match="exclude each other"):
+        friend.responses.create(**went_on, extra_body={"session_id": "s"})
+    friend.responses.delete(first.id)
+    with pytest.raises(openai.NotFoundError, match="store: true"):
+        friend.responses.retrieve(first.id)
+    third = friend.responses.create(model=MODEL, input="So?", previous_response_id=second.id, max_output_tokens=2)
+    assert third.usage.input_tokens > second.usage.input_tokens
+
+
+def test_what_is_not_to_be_stored_is_not(friend):
+    answer = friend.responses.create(model=MODEL, input="Hello", max_output_tokens=2)
+    for unknown in (answer.id, "resp_1", "resp_..%2f"):
+        with pytest.raises(openai.NotFoundError) as caught:
+            friend.responses.create(model=MODEL, input="And?", previous_response_id=unknown)
+        assert caught.value.param == "previous_response_id"
+
+
+def test_a_streamed_response_is_stored_before_it_is_said_to_be_complete(friend):
+    for event in friend.responses.create(model=MODEL, input="Hello", max_output_tokens=4, stream=True, store=True):
+        if event.type in {"response.completed", "response.incomplete"}:
+            assert friend.responses.retrieve(event.response.id).output_text == event.response.output_text
+            return
+    pytest.fail("the stream has no end")
+
+
 @pytest.mark.parametrize(
     ("bad", "param"),
     [
-        ({"previous_response_id": "resp_1"}, "previous_response_id"),
         ({"background": True}, "background"),
         ({"input": []}, "input"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0]"),
@@ -144,7 +185,10 @@ def test_small_print(served, friend):
     assert say(friend, **options).usage.completion_tokens == 3
     long = [{"role": "user", "content": "word " * 60}]
     say(friend, messages=long)
-    assert say(friend, messages=long).usage.prompt_tokens_details.cached_tokens > 0
+    usage = say(friend, messages=long).usage
+    assert usage.prompt_tokens_details.cached_tokens > 0
+    assert usage.longctx["context_left"] == 1024 - usage.total_tokens
+    assert say(friend, n=2).usage.longctx["context_left"] is None
     assert httpx2.get(f"{served.url}/health").status_code == 200
     assert httpx2.get(f"{served.url}/version").json()["version"]
 

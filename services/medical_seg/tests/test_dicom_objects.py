@@ -6,6 +6,7 @@ import copy
 import io
 import logging
 import warnings
+import zipfile
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.uid import generate_uid
 
-from services.medical_seg.dicom.bodies import build_related, parse_related
+from services.medical_seg.dicom.bodies import build_related, parse_related, unpack_zip
 from services.medical_seg.dicom.burnt_in import find_text_lines, inspect_text
 from services.medical_seg.dicom.derived_objects import MaskFinding, build_report, build_segmentation, to_bytes
 from services.medical_seg.dicom.frames import count_frames
@@ -238,3 +239,17 @@ def test_multipart_comes_back_and_a_cut_body_is_refused() -> None:
         parse_related(kind, body[:-8])
     with pytest.raises(Malformed, match="boundary"):
         parse_related("multipart/form-data; boundary=x", body)
+
+
+@pytest.mark.parametrize("kind", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2, zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED])
+def test_archives_that_are_broken_anywhere_are_refused(kind: int) -> None:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", kind) as archive:
+        archive.writestr("ö.dcm", b"abc" * 30)
+    data = out.getvalue()
+    for at in range(0, len(data), 3):
+        for piece in (b"\xff" * 3, b"\0" * 3):
+            try:
+                unpack_zip(data[:at] + piece + data[at + 3 :])
+            except (Malformed, TooLarge):
+                continue

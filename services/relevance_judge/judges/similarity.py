@@ -46,6 +46,7 @@ class Similarity(Judge):
     )
     default: ClassVar[str] = "similarity"
     kinds: ClassVar[tuple[str, ...]] = ("similarity",)
+    asks_model: ClassVar[bool] = False
 
     def verdict(self, pair: Pair, request: JudgeIn, run: CallContext) -> Verdict:
         """The cosine as the signal, with a grade by the request's cuts."""

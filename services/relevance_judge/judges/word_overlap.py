@@ -31,6 +31,7 @@ class WordOverlap(Judge):
     )
     default: ClassVar[str] = "word-overlap"
     kinds: ClassVar[tuple[str, ...]] = ("lexical",)
+    asks_model: ClassVar[bool] = False
 
     def verdict(self, pair: Pair, request: JudgeIn, run: CallContext) -> Verdict:
         """The share as the signal, with a grade by the request's cuts."""

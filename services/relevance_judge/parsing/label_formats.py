@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -76,6 +76,7 @@ def parse_labels(text: str, source: str) -> LabelSet:
             continue
         if not isinstance(grade, int) or isinstance(grade, bool):
             raise Malformed(f"Line {number} of {source}: the grade {str(grade)[:40]!r} is not an integer.")
+        trec.check_grade(grade, number, source)
         if labels.setdefault(pair, grade) != grade:
             raise Malformed(f"Line {number} of {source} labels the pair {' '.join(pair)} again, with another grade.")
     costs = [float(row["cost"]) for _, row in rows if _is_number(row.get("cost"))]
@@ -126,10 +127,11 @@ def parse_signals(text: str, source: str) -> SignalSet:
         pair, grade = _pair(row, number, source), row.get("grade")
         signal = row.get("signal") if row.get("signal") is not None else grade
         if isinstance(grade, int) and not isinstance(grade, bool):
+            trec.check_grade(grade, number, source)
             grades[pair] = grade
         if signal is None:
             continue
-        if not _is_number(signal) or not math.isfinite(signal):
+        if not _is_number(signal):
             raise Malformed(f"Line {number} of {source}: the signal {str(signal)[:40]!r} is not a finite number.")
         signals[pair] = float(signal)
         kept.append(row)
@@ -138,9 +140,9 @@ def parse_signals(text: str, source: str) -> SignalSet:
 
 def _common(rows: Iterable[dict[str, Any]], name: str) -> str | None:
     """The value that all rows share."""
-    found = {row.get(name) for row in rows}
-    value = found.pop() if len(found) == 1 else None
-    return value if isinstance(value, str) else None
+    values = [row.get(name) for row in rows]
+    is_same = bool(values) and all(value == values[0] for value in values)
+    return values[0] if is_same and isinstance(values[0], str) else None
 
 
 def format_labels(rows: Iterable[dict[str, Any]], form: str) -> str:
@@ -177,4 +179,5 @@ def _pair(row: dict[str, Any], number: int, source: str) -> tuple[str, str]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Whether a value of JSON is a number that a float holds: not NaN, not infinite."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import math
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from shared.errors import Malformed
 
 __all__ = [
     "Runs",
+    "check_grade",
     "format_qrels",
     "format_run",
     "parse_qrels",
@@ -19,6 +22,9 @@ __all__ = [
     "read_topics",
     "write_qrels",
 ]
+
+MAX_GRADE = 1000
+"""Beyond it, in either direction, no scale of relevance goes."""
 
 Runs = dict[str, dict[str, dict[str, float]]]
 
@@ -47,12 +53,23 @@ def parse_qrels(text: str, source: str = "qrels") -> dict[tuple[str, str], int]:
             grade = int(text_grade)
         except ValueError as error:
             raise Malformed(f"Line {number} of {source}: the grade {text_grade[:40]!r} is not an integer.") from error
+        check_grade(grade, number, source)
         pair = (query, passage)
         if labels.setdefault(pair, grade) != grade:
             was = f"line {first_lines[pair]} says {labels[pair]}, line {number} says {grade}"
             raise Malformed(f"The pair {query} {passage} is labelled twice in {source}: {was}.")
         first_lines.setdefault(pair, number)
     return labels
+
+
+def check_grade(grade: int, number: int, source: str) -> None:
+    """Refuse a grade that no scale has.
+
+    Raises:
+        Malformed: It is one; the detail names the line.
+    """
+    if abs(grade) > MAX_GRADE:
+        raise Malformed(f"Line {number} of {source}: the grade {str(grade)[:40]} lies beyond ±{MAX_GRADE}.")
 
 
 def read_runs(path: str | Path) -> Runs:
@@ -64,7 +81,7 @@ def parse_runs(text: str, source: str = "runs") -> Runs:
     """Runs of `qid Q0 docid rank score tag` lines: {tag: {qid: {docid: score}}}. The rank column is ignored.
 
     Raises:
-        Malformed: A line without six fields, or a score that is no number.
+        Malformed: A line without six fields, or a score that is no finite number.
     """
     runs: Runs = {}
     for number, fields in _split_lines(text, source, 6, "qid Q0 docid rank score tag"):
@@ -73,6 +90,8 @@ def parse_runs(text: str, source: str = "runs") -> Runs:
             score = float(text_score)
         except ValueError as error:
             raise Malformed(f"Line {number} of {source}: the score {text_score[:40]!r} is not a number.") from error
+        if not math.isfinite(score):
+            raise Malformed(f"Line {number} of {source}: the score {text_score[:40]!r} is not a finite number.")
         runs.setdefault(tag, {}).setdefault(query, {})[passage] = score
     return runs
 
@@ -130,5 +149,5 @@ def _read_text(path: str | Path) -> str:
     raw = Path(path).read_bytes()
     try:
         return (gzip.decompress(raw) if str(path).endswith(".gz") else raw).decode("utf8")
-    except (UnicodeDecodeError, OSError, EOFError) as error:
+    except (UnicodeDecodeError, OSError, EOFError, zlib.error) as error:
         raise Malformed(f"{Path(path).name} can't be read as text: {error}.") from error

@@ -131,6 +131,8 @@ def _pairs(body: BatchIn) -> list[pair_selection.BatchPair]:
 
 def _default_model(judge: Judge, run: CallContext) -> str | None:
     """The endpoint's default by name, so that labels of another default are never taken for this one's."""
+    if not judge.asks_model:
+        return None
     return next(iter(judge.client.list_models(run)), None)
 
 

@@ -17,6 +17,7 @@ from starlette.testclient import TestClient
 from services.relevance_judge.batches import batch_runner, label_log, pair_selection
 from services.relevance_judge.batches.batch_store import BatchStore
 from services.relevance_judge.judges.prompted_grade import PromptedGrade
+from services.relevance_judge.judges.word_overlap import WordOverlap
 from services.relevance_judge.parsing.trec import parse_qrels
 from services.relevance_judge.routes import router
 from services.relevance_judge.schemas import JudgeIn
@@ -318,3 +319,17 @@ def test_the_mini_collection_gives_its_pairs() -> None:
     assert len(pairs) == 24 * 192
     judged = {(pair.qid, pair.docid): 1 for pair in pairs if (pair.qid, pair.docid) not in MINI.labels}
     assert len(pair_selection.drop_labelled(pairs, judged)) == 192
+
+
+def test_a_judge_that_asks_no_model_needs_no_endpoint(tmp_path: Path) -> None:
+    settings = Settings(_env_file=None, data_dir=tmp_path, shutdown_grace_s=1, judge_base_url="http://127.0.0.1:9")
+    app = build("relevance-judge", routers=[router], servables={"word-overlap": WordOverlap}, settings=settings)
+    with TestClient(app) as client:
+        until = time.monotonic() + 60
+        while client.get("/readyz").status_code != 200:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        body = {"model": "word-overlap", "topics": TOPICS, "passages": PASSAGES}
+        answer = client.post("/v1/judge/batches", json=body)
+        assert answer.status_code == 200, answer.text
+        assert (answer.json()["pairs"], answer.json()["failed"]) == (10, 0)

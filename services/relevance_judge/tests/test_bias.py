@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 
 from services.relevance_judge.metrics.baselines import overlap
 from services.relevance_judge.metrics.bias import invalid_share, measure_bias
-from services.relevance_judge.parsing.label_formats import MEDIA_TYPES, format_labels, parse_labels
+from services.relevance_judge.parsing.label_formats import MEDIA_TYPES, format_labels, parse_labels, parse_signals
 from services.relevance_judge.parsing.trec import format_qrels
 from services.relevance_judge.routes import router
 from services.relevance_judge.storage.mini_collection import load_mini_collection
@@ -74,11 +74,26 @@ def test_labels_go_out_and_come_in_again_in_both_forms() -> None:
         '{"qid": "1", "docid": "a", "grade": true}',
         '{"qid": 1, "docid": "a", "grade": 1}\n{"qid": 1, "docid": "a", "grade": 2}',
         '{"a": 1}\n[1]',
+        '{"qid": 1, "docid": "a", "grade": 1000000000000000000000000000000}',
     ],
 )
 def test_broken_json_lines_are_named_by_their_number(text: str) -> None:
     with pytest.raises(Malformed, match=r"Line [12] of judge"):
         parse_labels(text, "judge")
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "9" * 400])
+def test_numbers_that_are_none_do_not_count_and_are_no_signal(number: str) -> None:
+    row = f'{{"qid": 1, "docid": "a", "grade": 1, "tokens": {number}, "latency_ms": {number}, "cost": {number}}}'
+    found = parse_labels(row, "judge")
+    assert (found.tokens, found.seconds, found.cost) == (0, 0.0, None)
+    with pytest.raises(Malformed, match="not a finite number"):
+        parse_signals(row.replace('"tokens"', '"signal"'), "judge")
+
+
+def test_a_template_that_is_no_text_is_none() -> None:
+    rows = '{"qid": 1, "docid": "a", "signal": 1, "template": ["x"], "llm": {}}\n' * 2
+    assert parse_signals(rows, "judge").template is None
 
 
 def test_over_http_bias_invalid_shares_and_disagreements_come_with_the_agreement() -> None:

@@ -35,6 +35,7 @@ def test_sentences_keep_their_citations() -> None:
     assert strip_citations(found[1]) == "The sun helps, by 46 %."
     assert found[-1] == "Is it 3.5 m high?"
     assert split_sentences("  ") == []
+    assert split_sentences("Why is it so? [1]. Because. [2]") == ["Why is it so? [1].", "Because. [2]"]
 
 
 def test_a_claim_is_covered_by_its_source_and_not_by_another_nor_with_another_number(embedder: None) -> None:

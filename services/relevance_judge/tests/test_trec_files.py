@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,18 @@ def test_a_broken_run_line_is_named(tmp_path: Path) -> None:
         read_runs(_file(tmp_path, "1 Q0 a 1 0.5\n"))
 
 
+@pytest.mark.parametrize("score", ["nan", "inf", "-inf", "1e999"])
+def test_a_score_that_is_not_finite_is_refused(tmp_path: Path, score: str) -> None:
+    with pytest.raises(Malformed, match="not a finite number"):
+        read_runs(_file(tmp_path, f"1 Q0 a 1 {score} t\n"))
+
+
+@pytest.mark.parametrize("grade", ["1001", "-1001", "9" * 40])
+def test_a_grade_that_no_scale_has_is_refused(tmp_path: Path, grade: str) -> None:
+    with pytest.raises(Malformed, match=r"Line 1 of .*grade"):
+        read_qrels(_file(tmp_path, f"1 0 a {grade}\n"))
+
+
 def test_topics_keep_their_text(tmp_path: Path) -> None:
     assert read_topics(_file(tmp_path, "1\twhat is  a tab\n")) == {"1": "what is  a tab"}
     with pytest.raises(Malformed, match="no tab"):
@@ -66,6 +79,9 @@ def test_topics_keep_their_text(tmp_path: Path) -> None:
 def test_what_is_not_text_or_not_gzip_is_malformed(tmp_path: Path) -> None:
     path = tmp_path / "x.gz"
     path.write_bytes(b"plain")
+    with pytest.raises(Malformed, match="can't be read"):
+        read_qrels(path)
+    path.write_bytes(gzip.compress(b"1 0 a 1\n" * 99)[:30] + b"\xff" * 9)
     with pytest.raises(Malformed, match="can't be read"):
         read_qrels(path)
     raw = tmp_path / "x.txt"

@@ -5,6 +5,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -13,6 +14,7 @@ from tritonclient.utils import InferenceServerException
 
 from shared.engines import ModelArtifacts, open_engine
 from shared.engines.triton import TritonEngine, _to_fovea_error
+from shared.engines.triton_connections import is_this_host
 from shared.errors import (
     BadInput,
     DeadlineExceeded,
@@ -28,6 +30,24 @@ from shared.registry import LoadContext
 from shared.rpc.oip import InferAnswer
 from shared.rpc.oip_json import decode_request, encode_answer
 from shared.rpc.tensors import DTYPES
+
+
+def region_file(key):
+    """The file of a region of shared memory."""
+    return Path("/dev/shm", key.lstrip("/"))  # noqa: S108  # where Linux keeps them
+
+
+def inline(body, length, regions):
+    """A request whose inputs lie in shared memory, as one that carries them: what Triton does on its side."""
+    header = json.loads(body[: length or len(body)])
+    datas = []
+    for tensor in header["inputs"]:
+        stated = tensor.pop("parameters", {})
+        size, offset = stated["shared_memory_byte_size"], stated.get("shared_memory_offset", 0)
+        datas.append(region_file(regions[stated["shared_memory_region"]]).read_bytes()[offset : offset + size])
+        tensor["parameters"] = {"binary_data_size": size}
+    head = json.dumps(header).encode()
+    return head + b"".join(datas), str(len(head))
 
 
 class Stub(BaseHTTPRequestHandler):
@@ -65,6 +85,30 @@ class Stub(BaseHTTPRequestHandler):
         """Inference."""
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.paths.append(self.path)
+        if self.path.startswith("/v2/systemsharedmemory/region/"):
+            return self.share(body)
+        with self.server.lock:
+            self.server.busy += 1
+            self.server.most_busy = max(self.server.most_busy, self.server.busy)
+        try:
+            return self.infer(body)
+        finally:
+            with self.server.lock:
+                self.server.busy -= 1
+
+    def share(self, body):
+        """Know a region of shared memory, or forget it; unless this server is on another host."""
+        name, verb = self.path.split("/")[4:]
+        if self.server.is_elsewhere:
+            return self.answer(400, b'{"error": "Unable to open shared memory region"}')
+        if verb == "unregister":
+            self.server.regions.pop(name)
+        else:
+            self.server.regions[name] = json.loads(body)["key"]
+        return self.answer(200, b"{}")
+
+    def infer(self, body):
+        """Inference proper."""
         if self.model.startswith("status-"):
             return self.answer(int(self.model.removeprefix("status-")), b'{"error": "because"}')
         if self.model == "slow":
@@ -75,6 +119,9 @@ class Stub(BaseHTTPRequestHandler):
             self.close_connection = True
             return None
         length = self.headers.get("Inference-Header-Content-Length")
+        self.server.shared.append(b"shared_memory_region" in body)
+        if self.server.shared[-1]:
+            body, length = inline(body, length and int(length), self.server.regions)
         call = decode_request(self.model, "", body, None if length is None else int(length))
         self.server.binary.append(length is not None)
         outputs = {"z" if self.model == "other-output" else "y": call.feeds["x"]}
@@ -88,7 +135,8 @@ class Stub(BaseHTTPRequestHandler):
 def server():
     stub = ThreadingHTTPServer(("127.0.0.1", 0), Stub)
     stub.daemon_threads = True
-    stub.paths, stub.binary = [], []
+    stub.paths, stub.binary, stub.shared, stub.regions = [], [], [], {}
+    stub.lock, stub.busy, stub.most_busy, stub.is_elsewhere = threading.Lock(), 0, 0, False
     thread = threading.Thread(target=stub.serve_forever)
     thread.start()
     yield stub
@@ -211,7 +259,78 @@ def test_version_is_asked_for(opened, server):
     assert "/versions/7/" in server.paths[-1]
 
 
-def test_many_threads_share_one_connection(opened):
+def test_calls_are_under_way_at_once_up_to_the_number_of_connections(opened, server):
+    server.most_busy = 0
+    engine = opened("slow", connections=3)
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(engine.run, [{"x": X}] * 6))
+    assert server.most_busy == 3
+
+
+LARGE = np.arange(3 * 20_000, dtype=np.float32).reshape(-1, 3)
+
+
+def test_large_tensors_go_through_shared_memory_on_this_host(opened, server):
+    engine = opened("echo-FP32")
+    for x in (LARGE, X, LARGE[::-1], np.concatenate([LARGE] * 8)):
+        assert (engine.run({"x": x})["y"] == x).all()
+        assert server.shared[-1] == (x.nbytes > 2**16)
+    (key,) = server.regions.values()
+    engine.close()
+    assert not server.regions
+    assert not region_file(key).exists()
+
+
+def test_threads_do_not_share_a_region(opened):
+    engine = opened("echo-FP32", connections=4)
+    jobs = [LARGE + number for number in range(24)]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda x: engine.run({"x": x})["y"], jobs))
+    assert all((a == b).all() for a, b in zip(jobs, found, strict=True))
+
+
+def test_a_server_that_can_not_see_our_memory_is_sent_the_bytes(opened, server):
+    server.is_elsewhere = True
+    try:
+        engine = opened("echo-FP32")
+        assert (engine.run({"x": LARGE})["y"] == LARGE).all()
+        assert (engine.run({"x": LARGE})["y"] == LARGE).all()
+    finally:
+        server.is_elsewhere = False
+    assert not any(server.shared[-2:])
+    assert sum(path.endswith("/register") for path in server.paths[-5:]) == 1
+
+
+@pytest.mark.parametrize(
+    ("address", "is_here"),
+    [
+        ("127.0.0.1:8000", True),
+        ("localhost:1", True),
+        ("[::1]:8001", True),
+        ("triton:8000", False),
+        ("10.0.0.7:1", False),
+    ],
+)
+def test_only_loopback_is_taken_for_this_host(address, is_here):
+    assert is_this_host(address) == is_here
+
+
+def test_timeout_and_connections_are_settings(server):
+    place = LoadContext(
+        engine="triton",
+        options={
+            "triton_url": f"127.0.0.1:{server.server_port}",
+            "triton_timeout_s": "0.2",
+            "triton_connections": "2",
+        },
+    )
+    engine = open_engine(place, ModelArtifacts("slow"))
+    with pytest.raises(DeadlineExceeded, match=r"took over 0\.2 s"):
+        engine.run({"x": X})
+    engine.close()
+
+
+def test_many_threads_share_few_connections(opened):
     engine = opened("echo-FP32")
     jobs = [np.full((1 + i % 4, 3), i, np.float32) for i in range(48)]
     with ThreadPoolExecutor(8) as pool:

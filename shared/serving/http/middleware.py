@@ -1,8 +1,9 @@
 """Service middleware: request ids, trace, body limits, the CallContext, metrics, and errors turned into responses.
 
 Pure ASGI, one class, because it lies on the hot path. Routes put the model's name into `scope["fovea.model"]` for the
-metrics. `scope["fovea.run"]` is the request's CallContext, made here unless a job brought one. Of a route with the mark
-`ENDLESS` (`shared.api.replica`) only a stated length counts against the limit.
+metrics. `scope["fovea.run"]` is the request's CallContext, made here unless a job brought one; a request with
+`scope["fovea.is_probe"]` is not traced. Of a route with the mark `ENDLESS` (`shared.api.replica`) only a stated length
+counts against the limit.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shared import telemetry
-from shared.api.replica import is_endless
+from shared.api.replica import AUDIT_HEADER, SCOPES_HEADER, is_endless
 from shared.api.usage import USAGE_HEADER
 from shared.errors import FoveaError, Malformed, TooLarge, UnsupportedMedia
 from shared.registry import CallContext
@@ -37,6 +38,7 @@ _REQUEST_HEADERS = (
     b"traceparent",
     b"x-fovea-deadline-ms",
     b"x-fovea-tenant",
+    SCOPES_HEADER.encode(),
     b"content-length",
     b"content-encoding",
 )
@@ -67,13 +69,20 @@ class ServiceMiddleware:
         context = telemetry.fresh_context(headers.get(b"x-request-id"), headers.get(b"traceparent"), self.service)
         call = _Call(scope, receive, send, self.settings, headers)
         self._in_flight.inc()
-        with telemetry.bind(request_id=context.request_id, traceparent=context.traceparent, service=self.service):
+        server = telemetry.NO_SPAN
+        if "fovea.is_probe" not in scope:
+            server = telemetry.begin_http_span(scope["method"], scope["path"], context.parent, context.request_id)
+        with (
+            telemetry.bind(request_id=context.request_id, traceparent=context.traceparent, service=self.service),
+            server,
+        ):
             try:
                 await self._answer(call)
             finally:
                 self._in_flight.dec()
                 call.close()
                 self._count(scope, call, time.perf_counter() - started)
+                self._finish_span(server, scope, call)
 
     async def _answer(self, call: _Call) -> None:
         try:
@@ -100,9 +109,17 @@ class ServiceMiddleware:
         route = getattr(scope.get("route"), "path", "unmatched")
         model = scope.get("fovea.model", "")
         _requests(self.service, model, route, call.status).inc()
-        _latency(self.service, route).observe(seconds)
+        telemetry.observe(_latency(self.service, route), seconds)
         if call.status >= 400:
             telemetry.ERRORS.labels(self.service, model, scope.get("fovea.error", call.status)).inc()
+
+    def _finish_span(self, server: telemetry.Span, scope: Scope, call: _Call) -> None:
+        if server.is_recording:
+            route = getattr(scope.get("route"), "path", "unmatched")
+            telemetry.finish_http_span(server, scope["method"], route, call.status)
+            run = scope["fovea.run"]
+            server.set_attributes({"fovea.model": scope.get("fovea.model"), "fovea.tenant": run.tenant})
+            server.set_attributes({f"fovea.usage.{name}": value for name, value in run.usage.items()})
 
 
 _requests = cache(telemetry.REQUESTS.labels)
@@ -132,6 +149,8 @@ class _Call:
                 deadline=time.monotonic() + _timeout_seconds(headers.get(b"x-fovea-deadline-ms"), settings),
                 tenant=headers.get(b"x-fovea-tenant", "local"),
             )
+        if (scopes := headers.get(SCOPES_HEADER.encode())) is not None:
+            scope["fovea.run"].scopes = frozenset(scopes.split(","))
         if not (settings.prefix_cache_shared or scope["fovea.run"].cache_salt):
             scope["fovea.run"].cache_salt = headers.get(b"x-fovea-tenant", "local")
         self._coding = headers.get(b"content-encoding", "identity").strip().lower()
@@ -198,8 +217,12 @@ class _Call:
             self.status = message["status"]
             request_id = telemetry.context().request_id.encode("latin-1", "replace")
             message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
-            if usage := self.scope["fovea.run"].usage:
-                message["headers"].append((USAGE_HEADER.encode(), json.dumps(usage).encode()))
+            for name, facts in (
+                (USAGE_HEADER, self.scope["fovea.run"].usage),
+                (AUDIT_HEADER, self.scope["fovea.run"].audit),
+            ):
+                if facts:
+                    message["headers"].append((name.encode(), json.dumps(facts).encode()))
         await self._send(message)
 
     def close(self) -> None:

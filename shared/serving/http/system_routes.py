@@ -63,9 +63,10 @@ async def readyz(host: HostOf) -> JSONResponse:
 
 
 @router.get("/metrics", tags=["health"], response_class=Response)
-async def metrics() -> Response:
-    """What was counted, in Prometheus' text format."""
-    return Response(telemetry.metrics_text(), media_type=telemetry.METRICS_CONTENT_TYPE)
+async def metrics(request: Request) -> Response:
+    """What was counted, in Prometheus' text format, or in OpenMetrics where it is asked for."""
+    text, content_type = telemetry.render_metrics(request.headers.get("accept", ""))
+    return Response(text, headers={"content-type": content_type})
 
 
 @router.get("/v1/models", tags=["models"], responses=problems(422))

@@ -21,6 +21,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from shared import telemetry
 from shared.api.problem import oip_error
+from shared.api.replica import SCOPES_HEADER
 from shared.errors import FoveaError, Malformed, TooLarge
 from shared.registry import CallContext
 from shared.rpc import open_inference_pb2 as pb
@@ -166,9 +167,17 @@ class _OpenInferenceService(grpc.GenericRpcHandler):
         model = name_sent if name_sent in self._host.names() else ""  # unknown names would swell the metrics
         seconds, tenant = _timeout_seconds(context, headers, self._settings), headers.get("x-fovea-tenant", "local")
         run = CallContext(deadline=time.monotonic() + seconds, tenant=tenant)
+        if (scopes := headers.get(SCOPES_HEADER)) is not None:
+            run.scopes = frozenset(scopes.split(","))
         fields = {"request_id": ids.request_id, "traceparent": ids.traceparent, "service": ids.service}
         trailers = [("x-request-id", ids.request_id)]
-        with telemetry.bind(**fields, model=model), _count_call(ids.service, model, f"grpc {name}"):
+        server = telemetry.begin_rpc_span(SERVICE, name, ids.parent, ids.request_id)
+        server.set_attributes({"fovea.model": model or None, "fovea.tenant": tenant})
+        with (
+            telemetry.bind(**fields, model=model),
+            server.activate(),
+            _count_call(ids.service, model, f"grpc {name}", server),
+        ):
             try:
                 if isinstance(message, FoveaError):
                     raise message  # noqa: TRY301  # the bytes were not a message, see `_parse`
@@ -241,8 +250,8 @@ class _OpenInferenceService(grpc.GenericRpcHandler):
 
 
 @contextmanager
-def _count_call(service: str, model: str, route: str) -> Iterator[None]:
-    """Count one call under its gRPC status."""
+def _count_call(service: str, model: str, route: str, server: telemetry.Span) -> Iterator[None]:
+    """Count one call under its gRPC status, which its span gets, too."""
     started, status = time.perf_counter(), "OK"
     with telemetry.IN_FLIGHT.labels(service).track_inprogress():
         try:
@@ -256,7 +265,9 @@ def _count_call(service: str, model: str, route: str) -> Iterator[None]:
             raise
         finally:
             telemetry.REQUESTS.labels(service, model, route, status).inc()
-            telemetry.REQUEST_LATENCY.labels(service, route).observe(time.perf_counter() - started)
+            telemetry.observe(telemetry.REQUEST_LATENCY.labels(service, route), time.perf_counter() - started)
+            telemetry.finish_rpc_span(server, status)
+            server.end()
 
 
 async def _refuse_method(_message: bytes, context: Context) -> bytes:

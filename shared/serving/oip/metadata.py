@@ -156,15 +156,25 @@ def _statistics(name: str, version: str, totals: _Totals) -> dict[str, Any]:
     }
 
 
+_GROUPS: Mapping[Any, str] = {
+    telemetry.REQUESTS: "answers",
+    telemetry.BATCH_SIZE: "batch",
+    telemetry.QUEUE_TIME: "queue",
+}
+
+_STAGES = {"prefill": "pre", "decode": "run"}
+"""What Open Inference calls the stages of text."""
+
+
 def _sum_metrics(service: str) -> _Totals:
     """Per model: answers given and refused; batches and their sizes; of each stage, count and seconds."""
     found: _Totals = defaultdict(lambda: [0.0, 0.0])
-    for metric in (telemetry.BATCH_SIZE, telemetry.LATENCY, telemetry.REQUESTS):
+    for metric in (telemetry.BATCH_SIZE, telemetry.QUEUE_TIME, telemetry.LATENCY, telemetry.REQUESTS):
         for sample in (sample for family in metric.collect() for sample in family.samples):
             kind, labels = sample.name.rpartition("_")[2], sample.labels
             if labels["service"] != service or kind not in {"count", "sum", "total"}:
                 continue
-            group = "answers" if kind == "total" else labels.get("stage", "batch")
+            group = _GROUPS.get(metric) or _STAGES.get(labels["stage"], labels["stage"])
             second = kind == "sum" or (kind == "total" and labels["status"] not in {"200", "OK"})
             found[labels["model"], group][second] += sample.value
     return found

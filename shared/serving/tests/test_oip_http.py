@@ -221,7 +221,8 @@ def test_stages_and_requests_are_counted_under_the_model(client: TestClient) -> 
 
     def counts() -> list[float]:
         mine = {"service": "mirrors", "model": "mirror/fp32"}
-        stages = [count(telemetry.LATENCY, "_count", **mine, stage=s) for s in ("pre", "queue", "run", "post")]
+        stages = [count(telemetry.LATENCY, "_count", **mine, stage=s) for s in ("pre", "run", "post")]
+        stages.append(count(telemetry.QUEUE_TIME, "_count", **mine))
         return [
             *stages,
             count(telemetry.REQUESTS, "_total", **mine, route="/v2/models/{name:path}/infer", status="200"),

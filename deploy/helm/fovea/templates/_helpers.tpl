@@ -1,7 +1,9 @@
 {{/* Names, labels and the pieces that every pod shares. */}}
 {{- define "fovea.image" -}}
 {{- $root := index . 0 -}}{{- $service := index . 1 -}}
-{{- with $root.Values.image.registry }}{{ . }}/{{ end }}fovea-{{ $service }}:{{ $root.Values.image.tag | default $root.Chart.AppVersion }}
+{{- $tag := $root.Values.image.tag | default $root.Chart.AppVersion -}}
+{{- if gt (len .) 2 }}{{ $tag = index . 2 | default $tag }}{{ end -}}
+{{- with $root.Values.image.registry }}{{ . }}/{{ end }}fovea-{{ $service }}:{{ $tag }}
 {{- end }}
 
 {{- define "fovea.release" -}}
@@ -55,6 +57,17 @@ helm.sh/chart: {{ $root.Chart.Name }}-{{ $root.Chart.Version }}
 - {name: FOVEA_{{ $name }}, value: {{ $value | quote }}}
 {{- end }}
 - {name: FOVEA_METRICS_PORT, value: "9464"}
+{{- with .Values.tracing }}
+{{- if .endpoint }}
+- {name: OTEL_EXPORTER_OTLP_ENDPOINT, value: {{ .endpoint | quote }}}
+- {name: OTEL_TRACES_SAMPLER, value: parentbased_traceidratio}
+- {name: OTEL_TRACES_SAMPLER_ARG, value: {{ .sampleRatio | quote }}}
+{{- with .headersSecret }}
+- name: OTEL_EXPORTER_OTLP_HEADERS
+  valueFrom: {secretKeyRef: {name: {{ . }}, key: headers}}
+{{- end }}
+{{- end }}
+{{- end }}
 {{- end }}
 
 {{/* The cloud's own variables for the object store. */}}
@@ -165,4 +178,23 @@ gcsFaultToleranceOptions:
   {{- with $tolerance.passwordSecret | default .Values.redis.passwordSecret }}
   redisPassword: {valueFrom: {secretKeyRef: {name: {{ . }}, key: password}}}
   {{- end }}
+{{- end }}
+
+{{- /* Traffic plans of services with versions, as the setting `traffic` takes them; empty where there are none. */}}
+{{- define "fovea.traffic" -}}
+{{- $plans := dict -}}
+{{- range $service, $values := .Values.services -}}
+{{- if and $values.enabled $values.versions -}}
+{{- $plan := dict "percent" dict -}}
+{{- range $version := $values.versions -}}
+{{- if $version.shadowPercent -}}
+{{- $_ := set $plan "shadow" $version.name -}}{{- $_ := set $plan "shadow_percent" $version.shadowPercent -}}
+{{- else -}}
+{{- $_ := set $plan.percent $version.name ($version.percent | default 0) -}}
+{{- end -}}
+{{- end -}}
+{{- $_ := set $plans $service $plan -}}
+{{- end -}}
+{{- end -}}
+{{- if $plans }}{{ toJson $plans }}{{ end -}}
 {{- end }}

@@ -1,6 +1,6 @@
 """Recipes of the demo weights of PATNet and FasterNet: six classes of pavement patches, same data, steps and seed.
 
-Knows how the committed weights are made, measured and compared; its numbers say nothing about ImageNet.
+Knows how such weights are made, measured and compared; its numbers say nothing about photographs.
 """
 
 from __future__ import annotations
@@ -116,7 +116,9 @@ class PATNetDemo(FasterNetDemo):
     """PATNet-T0 with six classes, 2.2 million parameters: two or three minutes on one CPU core."""
 
     name: ClassVar[str] = "patnet-demo"
-    weights: ClassVar[str] = "patnet"
+    weights: ClassVar[str] = "patnet-synthetic"
+    builds: ClassVar[str | None] = "patnet"
+    serves: ClassVar[str | None] = "patnet"
 
     def network(self) -> nn.Module:
         """The network in the layout that is served."""

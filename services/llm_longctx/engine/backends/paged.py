@@ -17,6 +17,7 @@ from services.llm_longctx.engine.paged_state import PagedState, count_bytes
 from services.llm_longctx.engine.prefix_cache import PrefixCache
 from services.llm_longctx.engine.quality.fidelity_monitor import FidelityMonitor
 from services.llm_longctx.engine.sequence import Sequence
+from services.llm_longctx.engine.taps import SequenceTaps
 from services.llm_longctx.kv_cache import PoolExhausted
 
 __all__ = ["PagedBackend"]
@@ -72,10 +73,14 @@ class PagedBackend:
 
     def allocate(self, sequence: Sequence[PagedState], parent: Sequence[PagedState] | None = None) -> None:
         """A state that shares its parent's pages, or else those of the longest cached prefix."""
+        request = sequence.request
+        if request.taps is not None and sequence.taps is None:
+            sequence.taps = SequenceTaps(request.taps, self.runner.model)
         if parent is not None:
             sequence.state = self.runner.fork(parent.state)
+            if sequence.taps is not None and parent.taps is not None:
+                sequence.taps.adopt(parent.taps)
             return
-        request = sequence.request
         sequence.state = state = self.runner.open(request.policy or self.policy)
         sequence.num_computed = self.prefix_cache.attach(state, request)
         state.reserve(len(request.prompt_ids), min(request.max_tokens, _RESERVED_NEW))
@@ -96,6 +101,7 @@ class PagedBackend:
             last=end == len(request.prompt_ids),
             keep=sequence.count_logits(size),
             boundaries=request.boundaries,
+            taps=sequence.taps,
         )
         sequence.num_computed = end
         if not sequence.is_last_try:
@@ -120,8 +126,9 @@ class PagedBackend:
     def _run(self, batch: list[Sequence[PagedState]]) -> dict[Sequence[PagedState], Tensor]:
         drafts = [self._draft(s) if len(batch) == 1 else [] for s in batch]
         fed = [(s.state, token) for s, draft in zip(batch, drafts, strict=True) for token in (s.next_token, *draft)]
+        taps = [s.taps for s in batch] if any(s.taps for s in batch) else ()  # none of them has a draft then
         begun = time.perf_counter()
-        rows = iter(self.runner.decode([s for s, _ in fed], [token for _, token in fed]).float().cpu())
+        rows = iter(self.runner.decode([s for s, _ in fed], [token for _, token in fed], taps).float().cpu())
         seconds = time.perf_counter() - begun
         found = {}
         for s, draft in zip(batch, drafts, strict=True):
@@ -136,7 +143,7 @@ class PagedBackend:
     def _draft(self, s: Sequence[PagedState]) -> list[int]:
         """Tokens that may follow the next one; none where it does not pay, or can't be taken back."""
         state = s.state
-        if not s.is_at_end or not self.runner.can_draft(state) or not state.meter.pays():
+        if s.taps is not None or not s.is_at_end or not self.runner.can_draft(state) or not state.meter.pays():
             return []
         room = self.runner.model.config.positions - state.cache.length - 1
         room = min(room, state.cache.most_in_step - 1)
@@ -159,7 +166,7 @@ class PagedBackend:
         pool = self.runner.pool
         stats.kv_bytes_dense = max(stats.kv_bytes_dense, self.runner.dense.nbytes(tokens, 0, pool))
         stats.full_steps = max(stats.full_steps, max((s.full_steps for s in states), default=0))
-        if self.monitor is not None and len(self.idle_work) < _MAX_COMPARISONS:
+        if self.monitor is not None and sequence.taps is None and len(self.idle_work) < _MAX_COMPARISONS:
             comparison = self.monitor.sample(self.runner, sequence)
             if comparison is not None:
                 self.idle_work.add(comparison)

@@ -64,10 +64,13 @@ class FidelityMonitor:
         is_dense = policy.method.name == runner.dense.method.name and policy.cache_bits == 16
         if is_dense or not sequence.output_ids or self._random.random() >= self._share:
             return None
-        answer = list(sequence.output_ids)
-        return compare_to_dense(
-            runner, request.prompt_ids, answer, policy, lambda found: self._record(context, policy, found)
-        )
+        answer, asked_at = list(sequence.output_ids), time.perf_counter()
+
+        def record(found: Fidelity) -> None:
+            self._record(context, policy, found)
+            context.run(self._record_span, policy.method.name, found, time.perf_counter() - asked_at)
+
+        return compare_to_dense(runner, request.prompt_ids, answer, policy, record)
 
     def held_back_reason(self, policy: Policy) -> str | None:
         """Why dense is to serve in its place at present, or None."""
@@ -104,6 +107,17 @@ class FidelityMonitor:
             for one in changed:
                 context.run(self._report, one)
         context.run(telemetry.observe_fidelity, name, found.divergence, found.agreement, found.delta)
+
+    def _record_span(self, method: str, found: Fidelity, seconds: float) -> None:
+        """The comparison in the trace of the request, where it comes after the answer."""
+        attributes = {
+            "fovea.method": method,
+            "fovea.fidelity.kl": found.divergence,
+            "fovea.fidelity.agreement": found.agreement,
+            "fovea.fidelity.loss": found.delta,
+            "fovea.fidelity.verdict": "faithful" if found.agreement >= self._floor else "strayed",
+        }
+        telemetry.record_span("compare with dense", seconds, attributes)
 
     def _report(self, method: str) -> None:
         """Set the gauge of how many variants of a method are held back; the lock is held."""

@@ -5,6 +5,7 @@ methods or who owns pages.
 """
 
 from services.llm_longctx.kernels.decode_step.cpu_ext import HEAD, NativeDecoder, is_supported
+from services.llm_longctx.kernels.decode_step.pieces import ADDABLE_SITES, Addition
 from services.llm_longctx.kernels.decode_step.runs import EntryRuns
 
-__all__ = ["HEAD", "EntryRuns", "NativeDecoder", "is_supported"]
+__all__ = ["ADDABLE_SITES", "HEAD", "Addition", "EntryRuns", "NativeDecoder", "is_supported"]

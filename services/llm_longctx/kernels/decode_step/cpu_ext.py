@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from services.llm_longctx.kernels.decode_step.pieces import Addition, StepInPieces, run_tapped
 from services.llm_longctx.kernels.decode_step.runs import EntryRuns
 from services.llm_longctx.kernels.native import bindings
 from services.llm_longctx.kernels.quantized_linear.packing import PackedMatrix
-from shared.lm.attention import AttentionSeam
+from shared.lm.attention import AttentionSeam, Tap
 from shared.lm.blocks import Gemma3Block, LlamaBlock
 from shared.lm.decoder import Decoder
 from shared.lm.rope import frequencies, local_frequencies
@@ -22,10 +23,6 @@ __all__ = ["HEAD", "NativeDecoder", "is_supported"]
 
 HEAD = "lm_head.weight"
 """Key of the output matrix among packed ones, tied or not."""
-
-_RUN_WORDS = 13  # of `EntryRuns`
-_PHASES = 8  # of a layer, as in decode_step.cpp
-_ATTEND, _OUTPUT = 2, 3
 
 _PARTS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 _MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
@@ -57,32 +54,53 @@ class NativeDecoder:
         factor = block.query_factor if isinstance(block, Gemma3Block) else 1.0
         numbers = [c.norm_eps, 1.0 if gemma else 0.0, scale, factor]
         self._handle = bindings.make_decoder([*map(int, facts), int(gemma)], numbers, self._words(model))
-        self._end = c.layers * _PHASES + 1
         weakref.finalize(self, bindings.delete_decoder, self._handle)
 
-    def step(self, tokens: Sequence[int], positions: Sequence[int], runs: EntryRuns) -> Tensor:
+    def step(
+        self, tokens: Sequence[int], positions: Sequence[int], runs: EntryRuns, additions: Sequence[Addition] = ()
+    ) -> Tensor:
         """Feed one token per sequence, whose entries are written, and attend over their runs: logits [B,V] float32."""
-        fed = self._feed(tokens, positions)
-        logits = torch.empty(len(tokens), self.config.vocab)
-        words = [len(tokens), *(at.ctypes.data for at in fed), *runs.words(), logits.data_ptr(), 0, 0, 0, 0]
-        bindings.decode_step(self.dtype, self._handle, words, 0, self._end)
-        return logits
+        return self._begin(tokens, positions, runs, additions).run()
 
-    def step_through(self, tokens: Sequence[int], positions: Sequence[int], attend: AttentionSeam) -> Tensor:
+    def step_through(
+        self, tokens: Sequence[int], positions: Sequence[int], attend: AttentionSeam, additions: Sequence[Addition] = ()
+    ) -> Tensor:
         """As `step`, where another attends layer by layer and owns what is written: logits [B,V] float32."""
-        fed, c, B = self._feed(tokens, positions), self.config, len(tokens)
-        logits = torch.empty(B, c.vocab)
-        q = torch.empty(B, 1, c.heads, c.head_dim, dtype=self.dtype)
-        k, v = (torch.empty(B, 1, c.kv_heads, c.head_dim, dtype=self.dtype) for _ in range(2))
-        words = [B, *(at.ctypes.data for at in fed), *[0] * _RUN_WORDS, logits.data_ptr()]
-        words += [q.data_ptr(), k.data_ptr(), v.data_ptr(), 0]
-        begin = 0
-        for layer in range(c.layers):
-            bindings.decode_step(self.dtype, self._handle, words, begin, layer * _PHASES + _ATTEND)
-            mixed = attend(layer, q, k, v, 0).to(self.dtype).contiguous()
-            words[-1], begin = mixed.data_ptr(), layer * _PHASES + _OUTPUT
-        bindings.decode_step(self.dtype, self._handle, words, begin, self._end)
-        return logits
+        step = self._begin(tokens, positions, None, additions)
+        for layer in range(self.config.layers):
+            step.mix(layer, attend(layer, *step.rotate(layer), 0))
+        return step.run()
+
+    def step_tapped(
+        self,
+        token: int,
+        position: int,
+        attend: AttentionSeam,
+        runs: EntryRuns | None,
+        tap: Tap,
+        tapped: frozenset[tuple[str, int]],
+    ) -> Tensor:
+        """As `step` for one sequence, with taps; the pieces between them are the same arithmetic.
+
+        Args:
+            token: What is fed.
+            position: Its position.
+            attend: Attends in layers whose heads are tapped, or everywhere without `runs`.
+            runs: What is attended over elsewhere.
+            tap: Reads and edits named activations.
+            tapped: Names and layers of the sites that it wants; `normed` is not among them.
+
+        Returns:
+            Logits [1,V] float32.
+        """
+        step = self._begin([token], [position], runs, ())
+        run_tapped(step, attend, tap, tapped, is_attending=runs is None)
+        return step.run()
+
+    def _begin(
+        self, tokens: Sequence[int], positions: Sequence[int], runs: EntryRuns | None, additions: Sequence[Addition]
+    ) -> StepInPieces:
+        return StepInPieces(self.config, self.dtype, self._handle, self._feed(tokens, positions), runs, additions)
 
     def _feed(self, tokens: Sequence[int], positions: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         if not all(0 <= token < self.config.vocab for token in tokens):

@@ -2,7 +2,8 @@
 //
 // A layer is eight phases that threads work through together (see `Job`). The residual stream and everything between the
 // matrices are float32, whatever the decoder's type. A caller who attends itself runs the step in pieces, up to a layer's
-// rotated q, k, v and on from its mixed values. Knows nothing about Python, torch or who owns pages.
+// rotated q, k, v and on from its mixed values; one who looks inside reads and writes the residual stream between pieces.
+// Knows nothing about Python, torch or who owns pages.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -57,10 +58,14 @@ class Step : public Job {
     batch = given, B = int(batch.rows);
     if (int(scratch.size()) < threads) scratch.resize(threads);
     while (int(parts.size()) < threads) parts.emplace_back(H / G, d);
-    if (begin == 0) this->begin();
+    if (begin < 0) this->begin(), begin = 0;
     cut_phases(begin, end, threads);
-    run(begin, end, threads);
+    if (begin < end) run(begin, end, threads);
   }
+
+  // What callers that look inside read and write between two pieces: [B,D], and of a layer's q, k, v [B,(H+2G)·d].
+  float* residual() { return x.data(); }
+  float* projections() { return projected.data(); }
 
  protected:
   void compute(int phase, int chunk, int thread, bool first) override {
@@ -383,7 +388,19 @@ extern "C" void* fovea_decoder_new(const int64_t* facts, const double* numbers, 
 
 extern "C" void fovea_decoder_delete(void* model) { delete static_cast<Job*>(model); }
 
-// Phases `begin` … `end`-1 of a step; `words` in the order of `Batch`. A layer has eight phases, the logits are one.
+// The buffers of `residual` and `projections`, valid until the next step begins.
+extern "C" void fovea_decoder_buffers(int is_bf16, void* model, float** out) {
+  if (is_bf16) {
+    auto* step = static_cast<Step<bf16>*>(static_cast<Job*>(model));
+    out[0] = step->residual(), out[1] = step->projections();
+  } else {
+    auto* step = static_cast<Step<float>*>(static_cast<Job*>(model));
+    out[0] = step->residual(), out[1] = step->projections();
+  }
+}
+
+// Phases `begin` … `end`-1 of a step; `words` in the order of `Batch`. A layer has eight phases, the logits are one. The
+// first piece of a step begins at -1.
 extern "C" void fovea_decode_step(int is_bf16, void* model, const int64_t* words, int begin, int end, int threads) {
   auto at = [&](int i) { return reinterpret_cast<void*>(words[i]); };
   Batch batch{words[0],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -34,6 +35,7 @@ __all__ = [
     "pack_pages",
     "rotate",
     "unpack_pages",
+    "view_buffers",
 ]
 
 
@@ -52,6 +54,7 @@ _TAKES = {
     "fovea_multiply_packed": (_INT, _AT, _INT, _INT, _AT, _LONG, _AT, _INT),
     "fovea_decoder_new": (_AT, _AT, _AT),
     "fovea_decoder_delete": (_AT,),
+    "fovea_decoder_buffers": (_INT, _AT, _AT),
     "fovea_decode_step": (_INT, _AT, _AT, _INT, _INT, _INT),
 }
 
@@ -269,8 +272,19 @@ def delete_decoder(decoder: int) -> None:
     _library().fovea_decoder_delete(decoder)
 
 
+def view_buffers(dtype: torch.dtype, decoder: int, residual: Sequence[int], projections: Sequence[int]) -> list[Tensor]:
+    """The residual stream and the projections of a step in pieces, float32 of these shapes; written in place."""
+    found = (_AT * 2)()
+    _library().fovea_decoder_buffers(dtype == torch.bfloat16, decoder, found)
+    views = []
+    for at, shape in zip(found, (residual, projections), strict=True):
+        size = math.prod(shape)
+        views.append(torch.frombuffer((_REAL * size).from_address(at), dtype=torch.float32).view(*shape))
+    return views
+
+
 def decode_step(dtype: torch.dtype, decoder: int, words: Sequence[int], begin: int, end: int) -> None:
-    """Run phases of a step; words in the order of the C++ `Batch`."""
+    """Run phases of a step, whose first piece begins at -1; words in the order of the C++ `Batch`."""
     _library().fovea_decode_step(
         dtype == torch.bfloat16,
         decoder,

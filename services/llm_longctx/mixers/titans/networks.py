@@ -6,6 +6,7 @@ checkpoint, so state-dict keys are ours.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Self, cast
 
 import torch
@@ -80,6 +81,10 @@ class TitansLM(nn.Module):
         Raises:
             StateError: Names or sizes differ.
         """
+        needed = state.batch * _bytes(TitansSession(self, self.initial_state(1), 0, 1).state.tensors)
+        if needed > (given := _bytes(state.tensors)):  # before room is made for as many streams as the bytes claim
+            message = f"the state does not fit this model: it has {given:,} bytes, {needed:,} are needed"
+            raise StateError(message)
         like = TitansSession(self, self.initial_state(state.batch), 0, state.batch).state.tensors
         ours, theirs = ({name: (*t.shape, t.dtype) for name, t in tensors.items()} for tensors in (like, state.tensors))
         if ours != theirs:
@@ -219,3 +224,7 @@ def titans_attention(
 ) -> TitansLM:
     """No memory: the attention of MAC inside its segments, to compare with."""
     return TitansLM("attention", vocab, layers, TitansConfig(width, heads, segment, window, persistent, depth, refresh))
+
+
+def _bytes(tensors: Mapping[str, Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors.values())

@@ -114,10 +114,13 @@ def unpack_state(data: bytes, model: str = "") -> MemoryState | SessionState:
     try:
         header = json.loads(rest[4 : 4 + size])
         tensors = _tensors(header["tensors"], rest[4 + size :])
-        kind, owner, index, batch = header["kind"], header["model"], int(header["index"]), header.get("batch", 0)
-    except (KeyError, TypeError, ValueError) as error:
+        kind, owner, index, batch = header["kind"], header["model"], int(header["index"]), header.get("batch", 1)
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         message = f"the header of the state can't be read: {error}"
         raise StateError(message) from error
+    if type(batch) is not int or batch < 1 or index < 0 or not isinstance(owner, str):
+        message = "the header of the state can't be read: streams, tokens or model are none"
+        raise StateError(message)
     if owner != model:
         message = f"the state belongs to the model {owner[:16] or 'without a name'}, not to {model[:16] or 'this one'}"
         raise StateMismatch(message)

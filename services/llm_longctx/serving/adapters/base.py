@@ -12,13 +12,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from services.llm_longctx.api.errors import ContextLengthExceeded
 from services.llm_longctx.engine import GenerationRequest, Sampling, Scheduler
 from services.llm_longctx.serving.grammars.formats import find_grammar_source
 from services.llm_longctx.serving.grammars.token_grammar import GrammarCompiler, TokenGrammar
 from services.llm_longctx.serving.request_state import RequestState
+from services.llm_longctx.serving.steering.capture_writer import CaptureWriter
 from services.llm_longctx.serving.tools.tool_use import ToolUse, has_tools, spell_message, to_plain
 from shared.api.text import ChatMessage, GenerationOptions, LongctxAnswer, LongctxUsage, PromptTokensDetails, Usage
 from shared.errors import InvalidOption, Malformed, in_field
@@ -38,7 +39,12 @@ class TextModelAdapter(ABC):
         context: Longest prompt and answer together, in tokens.
         vocab: Token ids are below this.
         sampling: How tokens are drawn where a request does not say.
+
+    Class attributes:
+        takes_interventions: Whether requests may look inside and intervene.
     """
+
+    takes_interventions: ClassVar[bool] = False
 
     name: str
     fingerprint: str
@@ -114,6 +120,9 @@ class TextModelAdapter(ABC):
             detail = f"The prompt holds token {max(ids)}; this model's ids are below {self.vocab}."
             raise InvalidOption(detail, field=field)
         self._check_logit_bias(options)
+        if not self.takes_interventions and (tapped := _find_tap_field(options)) is not None:
+            detail = f"The model {self.name!r} takes no {tapped}: it has no named activations."
+            raise InvalidOption(detail, hint="Decoders with pages do, such as smollm2-135m-instruct.", field=tapped)
         return self.prepare(ids, max_tokens, options, field, text, state)
 
     @cached_property
@@ -160,6 +169,10 @@ class TextModelAdapter(ABC):
     def usage(self, requests: Sequence[GenerationRequest]) -> LongctxUsage:
         """What the prompts of one HTTP request cost together."""
 
+    def open_captures(self, _request: GenerationRequest) -> CaptureWriter | None:
+        """What writes the captures of a request into its answer; None where it has none."""
+        return None
+
     def extra_payload(self, _request: GenerationRequest) -> LongctxAnswer | None:
         """The `longctx` field of the answer, once all answers to a request are over."""
         return None
@@ -199,6 +212,8 @@ def build_usage(requests: Sequence[GenerationRequest], produced: int, adapter: T
     """Usage of all prompts of one HTTP request; `produced` are tokens of its answers."""
     read = sum(len(request.prompt_ids) for request in requests)
     longctx = adapter.usage(requests)
+    if len(requests) == 1 and len(requests[0].candidates) == 1:
+        longctx = longctx.model_copy(update={"context_left": max(adapter.context - read - produced, 0)})
     return Usage(
         prompt_tokens=read,
         completion_tokens=produced,
@@ -222,6 +237,11 @@ def check_options(options: GenerationOptions) -> None:
         if (options.model_extra or {}).get(name):
             detail = f"{name} is not served any more."
             raise InvalidOption(detail, hint="Use tools and tool_choice.", field=name)
+
+
+def _find_tap_field(options: GenerationOptions) -> str | None:
+    """The first field of a request that looks inside the model."""
+    return "interventions" if options.interventions else "capture" if options.capture else None
 
 
 def _join_parts(message: ChatMessage, index: int) -> str:

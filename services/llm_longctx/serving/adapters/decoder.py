@@ -7,14 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import ClassVar, Self
 
 from services.llm_longctx.engine import Engine, GenerationRequest, RequestStats
 from services.llm_longctx.serving.adapters.base import TextModelAdapter, priority_of
 from services.llm_longctx.serving.method_selection import build_method_usage, select_policy_or_dense
 from services.llm_longctx.serving.request_state import RequestState
+from services.llm_longctx.serving.steering.build_taps import TapBuilder
+from services.llm_longctx.serving.steering.capture_store import CaptureStore
+from services.llm_longctx.serving.steering.capture_writer import CaptureWriter
+from services.llm_longctx.serving.steering.vector_store import VectorStore
 from shared.api.text import GenerationOptions, LongctxUsage
 from shared.lm.head_plan_store import HeadPlanStore
+from shared.storage import ObjectStore
 
 __all__ = ["DecoderAdapter"]
 
@@ -29,14 +34,32 @@ class DecoderAdapter(TextModelAdapter):
     Attributes:
         engine: Runs it; its scheduler is the adapter's.
         plans: Head plans of this model by name: those of the package, and of one tenant.
+        objects: What users made, of all tenants; None where nothing is stored.
+        tenant: Whose requests it serves.
     """
+
+    takes_interventions: ClassVar[bool] = True
 
     engine: Engine
     plans: HeadPlanStore = field(default_factory=lambda: HeadPlanStore(""))
+    objects: ObjectStore | None = None
+    tenant: str = "local"
 
     def of_tenant(self, tenant: str) -> Self:
         """The adapter for the requests of a tenant, with its plans."""
-        return replace(self, plans=self.plans.of_tenant(tenant))
+        return replace(self, plans=self.plans.of_tenant(tenant), tenant=tenant)
+
+    @property
+    def vectors(self) -> VectorStore:
+        """The tenant's steering vectors."""
+        return VectorStore(None if self.objects is None else self.objects.of_tenant(self.tenant))
+
+    def open_captures(self, request: GenerationRequest) -> CaptureWriter | None:
+        """A writer that puts what is large into a file of the tenant."""
+        if request.taps is None or not request.taps.captures:
+            return None
+        store = None if self.objects is None else CaptureStore(self.objects.of_tenant(self.tenant))
+        return CaptureWriter(request.taps.captures, self.tokenizer, store)
 
     def prepare(
         self,
@@ -52,6 +75,7 @@ class DecoderAdapter(TextModelAdapter):
         most, longctx = room if max_tokens is None else min(max_tokens, room), options.longctx
         planned = min(most, DEFAULT_BUDGET_TOKENS) if max_tokens is None else most
         policy, too_short = select_policy_or_dense(self.engine, longctx, self.plans, len(ids), planned)
+        taps = TapBuilder(self.engine.model.config, self.engine.runner.weights_sha256, self.vectors)
         monitor = self.engine.monitor
         held_back = None if monitor is None else monitor.held_back_reason(policy)
         fallback = too_short or held_back
@@ -64,6 +88,7 @@ class DecoderAdapter(TextModelAdapter):
             stop_token_ids=self.tokenizer.eos,
             priority=priority_of(options),
             stats=RequestStats(fallback=fallback),
+            taps=taps.build(options, len(ids), most),
         )
 
     def usage(self, requests: Sequence[GenerationRequest]) -> LongctxUsage:

@@ -1,7 +1,9 @@
 """Titans models look at nothing that comes later, remember in constant space, and resume exactly from bytes."""
 
 import dataclasses
+import json
 import struct
+import zlib
 
 import pytest
 import torch
@@ -151,6 +153,43 @@ def test_equal_states_give_equal_bytes_and_the_version_is_inside(packed):
 def test_damaged_bytes_are_refused_with_the_reason(packed, damage, told):
     with pytest.raises(StateError, match=told):
         unpack_state(damage(packed), "digest")
+
+
+def edit(packed, **facts):
+    """The same bytes with other facts in their header, and a checksum that is right."""
+    (size,) = struct.unpack_from("<I", packed, 20)
+    header = json.dumps({**json.loads(packed[24 : 24 + size]), **facts}).encode()
+    rest = struct.pack("<I", len(header)) + header + packed[24 + size :]
+    return struct.pack("<8sIII", packed[:8], 1, zlib.crc32(rest), len(rest)) + rest
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"model": None},
+        {"model": 5},
+        {"index": float("inf")},
+        {"index": -1},
+        {"batch": "1"},
+        {"batch": 10**12},
+        {"batch": 0},
+        {"batch": [1]},
+        {"tensors": [["0.rest", "float32", [-1]]]},
+        {"tensors": [["x.rest", "float32", [10**12, 0]]]},
+        {"tensors": [[["0"], "float32", []]]},
+        {"tensors": {"a": 1}},
+    ],
+)
+def test_states_whose_header_says_nonsense_are_refused(packed, facts):
+    with pytest.raises(StateError):
+        model("mac").restore(edit(packed, **facts), "digest")
+
+
+def test_a_header_of_a_thousand_brackets_is_refused(packed):
+    rest = struct.pack("<I", 100_000) + b"[" * 100_000
+    head = struct.pack("<8sIII", packed[:8], 1, zlib.crc32(rest), len(rest))
+    with pytest.raises(StateError, match="can't be read"):
+        unpack_state(head + rest, "digest")
 
 
 def test_state_of_another_model_is_refused(packed):

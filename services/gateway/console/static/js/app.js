@@ -7,6 +7,7 @@ import { Code, Slider } from "./snippet.js";
 import { Detect } from "./detect.js";
 import { Drop } from "./drop.js";
 import { Jobs } from "./jobs.js";
+import { JudgeCorrected, JudgeNuggets, JudgeSignificance, JudgeTrust } from "./judge_evidence.js";
 import { JudgeAgreement, JudgeBoard, JudgeRankings } from "./judge_results.js";
 import { Leaderboard } from "./leaderboard.js";
 import { JudgeBatch, JudgePair } from "./judge.js";
@@ -26,6 +27,7 @@ const ELEMENTS = {
   result: ResultView, segment: Segment, detect: Detect, restore: Restore, chat: Chat, attention: Attention, "session-memory": SessionMemory,
   survey: Survey, study: Study, jobs: Jobs, run: RunTask, probe: Probe, sessions: Sessions,
   "judge-pair": JudgePair, "judge-batch": JudgeBatch, "judge-agreement": JudgeAgreement, "judge-rankings": JudgeRankings,
+  "judge-trust": JudgeTrust, "judge-significance": JudgeSignificance, "judge-corrected": JudgeCorrected, "judge-nuggets": JudgeNuggets,
   "judge-board": JudgeBoard, leaderboard: Leaderboard,
 };
 

@@ -125,12 +125,14 @@ export class Chat extends CustomElement {
     const seconds = (now - (first ?? started)) / 1000;
     // The first token includes the prefill, so the rate counts those after it.
     const rate = first === null ? usage.completion_tokens / seconds : (usage.completion_tokens - 1) / seconds;
-    const parts = [`${usage.prompt_tokens} tokens in`, `${usage.completion_tokens} out`];
-    if (Number.isFinite(rate) && rate > 0) parts.push(`${rate.toFixed(1)} tokens/s`);
     const { longctx } = usage;
+    const cached = longctx?.cached_tokens ? ` (${longctx.cached_tokens} from the cache)` : "";
+    const parts = [`${usage.prompt_tokens} tokens in${cached}`, `${usage.completion_tokens} out`];
+    if (Number.isFinite(rate) && rate > 0) parts.push(`${rate.toFixed(1)} tokens/s`);
     if (longctx && longctx.method !== "dense") parts.push(`${longctx.method}: ${Math.round(100 * longctx.kv_ratio)} % of dense memory`);
     if (longctx?.fallback) parts.push(longctx.fallback);
     if (first !== null) parts.push(`first after ${((first - started) / 1000).toFixed(2)} s`);
+    if (longctx?.context_left != null) parts.push(`${longctx.context_left.toLocaleString("en")} tokens of context left`);
     this.setText("usage", parts.join(" · "));
   }
 

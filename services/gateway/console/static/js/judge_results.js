@@ -8,14 +8,14 @@ import { scatter } from "./plot.js";
 
 const CUTS = ["0|123", "01|23", "012|3"];
 
-const formatFigure = (value, digits = 4) => (value === null || value === undefined ? "–" : value.toFixed(digits));
+export const formatFigure = (value, digits = 4) => (value === null || value === undefined ? "–" : value.toFixed(digits));
 
-const formatInterval = (ends) => (ends ? `${ends[0].toFixed(3)} … ${ends[1].toFixed(3)}` : "–");
+export const formatInterval = (ends) => (ends ? `${ends[0].toFixed(3)} … ${ends[1].toFixed(3)}` : "–");
 
 /** The labels of the mini-collection's first judge. */
-const firstJudge = (judgements) => judgements["query-lift"] ?? Object.values(judgements)[0];
+export const firstJudge = (judgements) => judgements["query-lift"] ?? Object.values(judgements)[0];
 
-const post = async (what, json, signal) => (await call(`/v1/judge/${what}`, { method: "POST", json, signal })).json();
+export const post = async (what, json, signal) => (await call(`/v1/judge/${what}`, { method: "POST", json, signal })).json();
 
 export class JudgeAgreement extends JudgeForm {
   async fillExample() {
@@ -115,7 +115,7 @@ export class JudgeBoard extends CustomElement {
 }
 
 /** The row inside a template's table, filled. */
-function fillTableRow(table, cells) {
+export function fillTableRow(table, cells) {
   const row = table.querySelector("tr");
   cells.forEach((text, index) => (row.children[index].textContent = text));
   return row;

@@ -1,4 +1,4 @@
-/** Scatter plots: puts labelled dots into an SVG of `judge.html`. */
+/** Plots of the judge's page: labelled dots, and values with their intervals. */
 
 const FRAME = { left: 44, top: 10, width: 266, height: 200 };
 
@@ -41,3 +41,37 @@ function paddedRange(values) {
 }
 
 const unite = (a, b) => [Math.min(a[0], b[0]), Math.max(a[1], b[1])];
+
+const FOREST = { left: 100, right: 310, row: 22 };
+
+/**
+ * Draw rows `{label, value, interval}` below each other, with a line at `mark` (none where it is undefined).
+ */
+export function forest(part, name, rows, mark) {
+  const ends = rows.flatMap((row) => [row.value, ...(row.interval ?? [])]).filter(Number.isFinite);
+  const [low, high] = paddedRange(mark === undefined ? ends : [...ends, mark]);
+  const place = (value) => FOREST.left + ((value - low) / (high - low)) * (FOREST.right - FOREST.left);
+  const bottom = rows.length * FOREST.row + 8;
+  part.part(name).setAttribute("viewBox", `0 0 320 ${bottom + 34}`);
+  const line = part.part(`${name}-mark`);
+  line.toggleAttribute("hidden", mark === undefined);
+  for (const [attribute, value] of [["x1", place(mark ?? low)], ["x2", place(mark ?? low)], ["y2", bottom]]) line.setAttribute(attribute, value);
+  part.setText(`${name}-low`, low.toFixed(2));
+  part.setText(`${name}-high`, high.toFixed(2));
+  for (const text of ["low", "high"]) part.part(`${name}-${text}`).setAttribute("y", bottom + 14);
+  part.part(`${name}-axis`).setAttribute("y", bottom + 30);
+  part.part(`${name}-rows`).replaceChildren(...rows.map((row, index) => createWhisker(part, row, index, place)));
+}
+
+function createWhisker(part, row, index, place) {
+  const group = part.querySelector('template[data-part="whisker"]').content.querySelector("g").cloneNode(true);
+  const [line, dot, text] = group.children;
+  const y = index * FOREST.row + 16;
+  const [from, to] = row.interval ?? [row.value, row.value];
+  for (const [attribute, value] of [["x1", place(from)], ["x2", place(to)], ["y1", y], ["y2", y]]) line.setAttribute(attribute, value);
+  dot.setAttribute("cx", place(row.value));
+  dot.setAttribute("cy", y);
+  text.setAttribute("y", y + 4);
+  text.textContent = row.label.length > 18 ? `${row.label.slice(0, 17)}…` : row.label;
+  return group;
+}

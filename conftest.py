@@ -1,0 +1,15 @@
+"""How the suite is split between pytest's workers (`-n 2 --dist loadgroup`, as `make test` runs it)."""
+
+from __future__ import annotations
+
+import pytest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep a file's tests in one worker, so that its fixtures are built once.
+
+    Tests that start the whole product share a worker: two products at once would take each other's time.
+    """
+    for item in items:
+        starts_product = any(item.get_closest_marker(name) for name in ("e2e", "browser"))
+        item.add_marker(pytest.mark.xdist_group("product" if starts_product else item.nodeid.partition("::")[0]))

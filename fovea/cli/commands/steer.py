@@ -1,0 +1,166 @@
+"""`fovea steer`: steering vectors, made from contrasting prompts, and a chat with and without one.
+
+Knows the SDK and the terminal; vectors are computed and stored behind the gateway.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from fovea.chat import ChatOptions
+from fovea.cli.common_options import AsJson, Connection, Key, Model, Url
+from fovea.cli.output import Screen
+from fovea.transport import LOCAL
+from shared.api.steering import SteeringVector
+from shared.errors import Malformed
+
+__all__ = ["app", "compare", "delete", "make", "show", "vectors"]
+
+app = typer.Typer(no_args_is_help=True, help="Steering vectors: directions inside a model that a chat may add.")
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="`name@version`, or `name` for its newest version.")]
+Scale = Annotated[float, typer.Option("--scale", "-s", help="Strength; negative ones point the other way.")]
+
+
+@app.callback()
+def steer() -> None:
+    """Steering vectors: directions inside a model that a chat may add."""
+
+
+@app.command(no_args_is_help=True)
+def make(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name in requests; the version is counted up.")],
+    positive: Annotated[
+        list[str], typer.Option("--positive", "-p", help="A text that shows what is wanted, or @FILE with one a line.")
+    ],
+    negative: Annotated[
+        list[str], typer.Option("--negative", "-n", help="A text that shows the opposite, or @FILE with one a line.")
+    ],
+    layer: Annotated[
+        list[int] | None, typer.Option("--layer", "-l", help="Layer; left out, the middle third.", show_default=False)
+    ] = None,
+    mean: Annotated[bool, typer.Option("--mean", help="Average all tokens of a prompt, not the last alone.")] = False,
+    model: Model = None,
+    as_json: AsJson = False,
+    url: Url = LOCAL,
+    key: Key = None,
+) -> None:
+    """Make a vector: the mean difference of what the model computes for two kinds of text.
+
+    [bold]fovea steer make cheerful -p @cheerful.txt -n @gloomy.txt[/]
+    """
+    screen = Screen(as_json=as_json)
+    with Connection(url, key).open() as client:
+        tokens = "mean" if mean else "last"
+        sides = _read_texts(positive, "--positive"), _read_texts(negative, "--negative")
+        made = client.steering_vectors.create(name, *sides, layers=layer or None, model=model, tokens=tokens)
+    _print_vector(screen, made)
+
+
+@app.command("list")
+def vectors(as_json: AsJson = False, url: Url = LOCAL, key: Key = None) -> None:
+    """List all vectors, newest first."""
+    screen = Screen(as_json=as_json)
+    with Connection(url, key).open() as client:
+        found = client.steering_vectors.list()
+    if as_json:
+        for one in found:
+            screen.line(one)
+        return
+    rows = [
+        (
+            f"[bold]{escape(one.id)}[/]",
+            escape(one.model),
+            ", ".join(str(layer.layer) for layer in one.layers),
+            f"{one.positive} and {one.negative}",
+        )
+        for one in found
+    ]
+    screen.table(("vector", "model", "layers", "prompts"), rows)
+
+
+@app.command(no_args_is_help=True)
+def show(name: Name, as_json: AsJson = False, url: Url = LOCAL, key: Key = None) -> None:
+    """Show how long a vector is in each layer, and how well it tells its own prompts apart."""
+    screen = Screen(as_json=as_json)
+    with Connection(url, key).open() as client:
+        _print_vector(screen, client.steering_vectors.get(name))
+
+
+@app.command(no_args_is_help=True)
+def delete(name: Name, as_json: AsJson = False, url: Url = LOCAL, key: Key = None) -> None:
+    """Delete a version of a vector, or all versions of a name."""
+    screen = Screen(as_json=as_json)
+    with Connection(url, key).open() as client:
+        gone = client.steering_vectors.delete(name)
+    if as_json:
+        screen.line(gone)
+    else:
+        screen.text(f"deleted: {gone.id}, versions {', '.join(map(str, gone.versions))}")
+
+
+@app.command(no_args_is_help=True)
+def compare(
+    name: Name,
+    prompt: Annotated[list[str], typer.Argument(metavar="PROMPT", help="The question.")],
+    scale: Scale = 1.0,
+    layer: Annotated[
+        int | None, typer.Option("--layer", "-l", help="One layer of it; left out, all.", show_default=False)
+    ] = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer, in tokens.")] = 64,
+    model: Model = None,
+    as_json: AsJson = False,
+    url: Url = LOCAL,
+    key: Key = None,
+) -> None:
+    """Answer a question without and with a vector, greedily.
+
+    [bold]fovea steer compare cheerful "How was your day?" --scale 2[/]
+    """
+    screen, question = Screen(as_json=as_json), " ".join(prompt)
+    change: dict[str, object] = {"vector": name, "scale": scale}
+    if layer is not None:
+        change["site"] = f"resid_post.{layer}"
+    with Connection(url, key).open() as client:
+        plain = ChatOptions(temperature=0.0, max_tokens=max_tokens)
+        steered = ChatOptions(temperature=0.0, max_tokens=max_tokens, interventions=[change])
+        answers = [client.chat(question, model=model, **options) for options in (plain, steered)]
+    if as_json:
+        for answer in answers:
+            screen.line(answer)
+        return
+    for label, answer in zip(("without", f"with {name}, scale {scale:g}"), answers, strict=True):
+        screen.text(f"{label}:\n{answer.text}\n")
+
+
+def _read_texts(given: list[str], option: str) -> list[str]:
+    """Texts as they are given, or the lines of files."""
+    texts: list[str] = []
+    for one in given:
+        if not one.startswith("@"):
+            texts.append(one)
+            continue
+        try:
+            lines = Path(one[1:]).read_text("utf8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise Malformed(f"{one[1:]} can't be read: {error}.", field=option) from error
+        texts += [line for line in lines if line.strip()]
+    if not texts:
+        raise Malformed("There are no texts.", hint='Try: -p "a cheerful text" -n "a gloomy text".', field=option)
+    return texts
+
+
+def _print_vector(screen: Screen, vector: SteeringVector) -> None:
+    if screen.as_json:
+        screen.line(vector)
+        return
+    screen.text(f"{vector.id} of {vector.model}, from {vector.positive} and {vector.negative} prompts")
+    rows = [
+        (str(one.layer), f"{one.norm:.2f}", f"{one.activation_norm:.1f}", f"{one.separation:.2f}")
+        for one in vector.layers
+    ]
+    screen.table(("layer", "length", "activations' length", "separation"), rows)

@@ -1,0 +1,119 @@
+"""Steering vectors of a gateway: computed from contrasting prompts, listed, fetched and deleted.
+
+A chat uses one by name: `client.chat("…", interventions=[{"vector": "calm@1", "scale": 4}])`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeVar
+from urllib.parse import quote
+
+import httpx2
+
+from fovea.call import Call, read_bytes
+from shared.api.steering import SteeringVector, SteeringVectorDeleted, SteeringVectorList
+
+__all__ = ["AsyncSteeringVectors", "SteeringVectors", "capture"]
+
+_PATH = "/v1/steering-vectors"
+
+Answer = TypeVar("Answer")
+
+
+class _Sender(Protocol):
+    def send(self, call: Call[Answer]) -> Answer: ...
+
+
+class _AsyncSender(Protocol):
+    async def send(self, call: Call[Answer]) -> Answer: ...
+
+
+def create(name: str, positive: Sequence[Any], negative: Sequence[Any], **options: Any) -> Call[SteeringVector]:
+    """Compute the next version of a vector; options are those of `shared.api.steering.SteeringVectorRequest`."""
+    body = {"name": name, "positive": list(positive), "negative": list(negative)}
+    given = {key: value for key, value in options.items() if value is not None}
+    return Call("POST", _PATH, _read_vector, json=body | given)
+
+
+def fetch(name: str, *, values: bool = False) -> Call[SteeringVector]:
+    """Fetch a vector by `name@version`, or the newest of a name."""
+    return Call("GET", f"{_PATH}/{quote(name)}", _read_vector, params={"values": "true" if values else None})
+
+
+def fetch_all() -> Call[list[SteeringVector]]:
+    """List all vectors, newest first."""
+    return Call("GET", _PATH, lambda response: SteeringVectorList.model_validate_json(response.content).data)
+
+
+def delete(name: str) -> Call[SteeringVectorDeleted]:
+    """Delete a version, or all of a name."""
+    return Call("DELETE", f"{_PATH}/{quote(name)}", _read_deleted)
+
+
+def capture(url: str) -> Call[bytes]:
+    """Fetch the NPZ file of a capture by the `url` that the answer names."""
+    return Call("GET", url, read_bytes)
+
+
+def _read_vector(response: httpx2.Response) -> SteeringVector:
+    return SteeringVector.model_validate_json(response.content)
+
+
+def _read_deleted(response: httpx2.Response) -> SteeringVectorDeleted:
+    return SteeringVectorDeleted.model_validate_json(response.content)
+
+
+class SteeringVectors:
+    """Steering vectors; available as `client.steering_vectors`."""
+
+    def __init__(self, client: _Sender) -> None:
+        self._client = client
+
+    def create(self, name: str, positive: Sequence[Any], negative: Sequence[Any], **options: Any) -> SteeringVector:
+        """Compute the next version of a vector from contrasting texts or conversations.
+
+        Args:
+            name: Its name; the version is counted up.
+            positive: What is wanted.
+            negative: The opposite.
+            options: `model`, `layers`, `tokens`, as `shared.api.steering.SteeringVectorRequest` describes them.
+        """
+        return self._client.send(create(name, positive, negative, **options))
+
+    def list(self) -> list[SteeringVector]:
+        """List all vectors, newest first."""
+        return self._client.send(fetch_all())
+
+    def get(self, name: str, *, values: bool = False) -> SteeringVector:
+        """Get a vector by `name@version`, or the newest of a name; with `values` its numbers, too."""
+        return self._client.send(fetch(name, values=values))
+
+    def delete(self, name: str) -> SteeringVectorDeleted:
+        """Delete `name@version`, or all versions of a name."""
+        return self._client.send(delete(name))
+
+
+class AsyncSteeringVectors:
+    """Steering vectors; available as `client.steering_vectors` of an `AsyncClient`."""
+
+    def __init__(self, client: _AsyncSender) -> None:
+        self._client = client
+
+    async def create(
+        self, name: str, positive: Sequence[Any], negative: Sequence[Any], **options: Any
+    ) -> SteeringVector:
+        """Compute the next version of a vector; see `SteeringVectors.create`."""
+        return await self._client.send(create(name, positive, negative, **options))
+
+    async def list(self) -> list[SteeringVector]:
+        """List all vectors, newest first."""
+        return await self._client.send(fetch_all())
+
+    async def get(self, name: str, *, values: bool = False) -> SteeringVector:
+        """Get a vector by `name@version`, or the newest of a name; with `values` its numbers, too."""
+        return await self._client.send(fetch(name, values=values))
+
+    async def delete(self, name: str) -> SteeringVectorDeleted:
+        """Delete `name@version`, or all versions of a name."""
+        return await self._client.send(delete(name))

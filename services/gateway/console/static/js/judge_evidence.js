@@ -1,0 +1,127 @@
+/** Judge page, evidence: the trust report, significance, scores corrected by people, facts of an answer. */
+
+import { JudgeForm } from "./judge.js";
+import { fillTableRow, firstJudge, formatFigure, formatInterval, post } from "./judge_results.js";
+import { forest } from "./plot.js";
+import { fillTexts, indexById, readTexts } from "./texts.js";
+
+const formatSigned = (value, digits = 4) => (Number.isFinite(value) ? `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(digits)}` : "–");
+
+const inWords = (support) => support.replace("_", " ");
+
+const createItem = (text) => Object.assign(document.createElement("li"), { textContent: text });
+
+/** Base class: fills rows of the element's only kind of table row. */
+class EvidenceForm extends JudgeForm {
+  fillRows(name, rows) {
+    this.part(name).replaceChildren(...rows.map((cells) => fillTableRow(this.cloneTemplate("row"), cells)));
+  }
+
+  showStatements(list) {
+    this.part("statements").replaceChildren(...list.map((one) => createItem(one.statement)));
+  }
+
+  async fillWith(texts) {
+    fillTexts(this.part("form"), texts, "the mini-collection");
+    this.part("form").requestSubmit();
+  }
+}
+
+export class JudgeTrust extends EvidenceForm {
+  async fillExample() {
+    const { qrels, topics, passages, judgements } = await this.fetchCollection();
+    await this.fillWith({ reference: qrels, judge: firstJudge(judgements), topics, passages });
+  }
+
+  async request(form, signal) {
+    const found = await post("trust", await readTexts(form), signal);
+    const raters = [found.judge, ...found.baselines];
+    this.setText("statement", found.statement);
+    this.part("statement").classList.toggle("verdict-good", found.is_better);
+    this.fillRows("rows", raters.map((one) => [
+      one.name, formatFigure(one.pair_order, 3), formatInterval(one.pair_order_interval), formatFigure(one.tau, 3), formatFigure(one.kappa, 3),
+      one.lead_interval ? `${formatSigned(one.lead, 3)} (${one.lead_interval.map((end) => formatSigned(end, 3)).join(" to ")})` : "",
+    ]));
+    forest(this, "order", raters.map((one) => ({ label: one.name, value: one.pair_order, interval: one.pair_order_interval })), 0.5);
+    const missing = found.missing ? ` ${found.missing} labelled pairs lack a signal or a text and are left out.` : "";
+    this.setText("sample", `${found.judge.pairs} pairs of ${found.queries} queries.${missing} ${found.notes.join(" ")}`.trim());
+    this.show(true, "result");
+  }
+}
+
+export class JudgeSignificance extends EvidenceForm {
+  async fillExample() {
+    const { qrels, runs } = await this.fetchCollection();
+    await this.fillWith({ labels: qrels, runs });
+  }
+
+  async request(form, signal) {
+    const { measure, correction } = form.elements;
+    const found = await post("significance", { ...(await readTexts(form)), measure: measure.value, correction: correction.value }, signal);
+    const name = (pair) => `${pair.first} − ${pair.second}`;
+    this.fillRows("pairs", found.comparisons.map((pair) => [
+      name(pair), formatSigned(pair.difference), formatInterval(pair.interval), pair.p.toPrecision(2), pair.p_corrected.toPrecision(2),
+      `${pair.wins} / ${pair.losses}`,
+    ]));
+    forest(this, "differences", found.comparisons.map((pair) => ({ label: name(pair), value: pair.difference, interval: pair.interval })), 0);
+    this.showStatements(found.comparisons);
+    this.show(true, "result");
+  }
+}
+
+export class JudgeCorrected extends EvidenceForm {
+  /** The labels of every third topic stand for what people labelled. */
+  async fillExample() {
+    const { qrels, judgements, runs } = await this.fetchCollection();
+    const lines = qrels.split("\n").filter((line) => line.trim());
+    const some = new Set([...new Set(lines.map((line) => line.split(/\s+/)[0]))].filter((_, place) => place % 3 === 0));
+    const human = `${lines.filter((line) => some.has(line.split(/\s+/)[0])).join("\n")}\n`;
+    await this.fillWith({ human, judge: firstJudge(judgements), runs });
+  }
+
+  async request(form, signal) {
+    const found = await post("corrected", { ...(await readTexts(form)), measure: form.elements.measure.value }, signal);
+    this.setText("labelled", String(found.labelled));
+    this.setText("queries", String(found.queries));
+    this.fillRows("systems", found.systems.map((one) => [
+      one.system, formatFigure(one.judge_only), formatFigure(one.human_only), formatFigure(one.corrected), formatInterval(one.interval), one.gain.toFixed(2),
+    ]));
+    forest(this, "scores", found.systems.map((one) => ({ label: one.system, value: one.corrected, interval: one.interval })));
+    this.showStatements(found.differences);
+    this.show(true, "result");
+  }
+}
+
+export class JudgeNuggets extends EvidenceForm {
+  /** A topic with its two best passages; the answer is the longest sentence of each, the second cited wrongly. */
+  async fillExample() {
+    const { qrels, topics, passages } = await this.fetchCollection();
+    const [queries, texts] = [indexById(topics), indexById(passages)];
+    const best = qrels.split("\n").map((line) => line.trim().split(/\s+/)).filter((cells) => cells[3] === "3");
+    const qid = best[0][0];
+    const chosen = best.filter((cells) => cells[0] === qid).slice(0, 2).map((cells) => texts.get(cells[2]));
+    const longest = (text) => text.split(/(?<=[.!?])\s/).sort((a, b) => b.length - a.length)[0];
+    const sentences = chosen.map((text) => longest(text).replace(/[.!?]$/, ""));
+    const { query, passages: field, answer } = this.part("form").elements;
+    query.value = queries.get(qid);
+    field.value = chosen.join("\n\n");
+    answer.value = sentences.map((sentence) => `${sentence} [1].`).join(" ");
+    this.part("form").requestSubmit();
+  }
+
+  async request(form, signal) {
+    const { query, answer, how } = Object.fromEntries(new FormData(form));
+    const texts = form.elements.passages.value.split(/\n\s*\n/).map((text) => text.trim()).filter(Boolean);
+    const passages = Object.fromEntries(texts.map((text, place) => [String(place + 1), text]));
+    const { nuggets } = await post("nuggets", { query, passages, how }, signal);
+    const held = await post("nuggets/assign", { query, answer, nuggets, how }, signal);
+    const support = await post("support", { query, answer, passages, how }, signal);
+    for (const name of ["vital_recall", "all_recall", "precision"]) this.setText(name, formatFigure(held[name], 2));
+    for (const name of ["citation_precision", "citation_recall", "faithfulness"]) this.setText(name, formatFigure(support[name], 2));
+    this.fillRows("facts", nuggets.map((one, place) => [one.text, one.importance, one.passages.join(", "), inWords(held.supports[place])]));
+    this.fillRows("sentences", support.sentences.map((one) => [
+      one.text, Object.entries(one.cited).map(([id, found]) => `[${id}] ${inWords(found)}`).join(", ") || "–", one.best_passage ?? "–", inWords(one.best),
+    ]));
+    this.show(true, "result");
+  }
+}

@@ -1,0 +1,180 @@
+"""Agreement of two answers to one request, 0 to 1 by kind: texts, boxes, masks, pictures, and other JSON.
+
+What a shadow answered against what its caller got. Knows answers on the wire; knows nothing about models.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+__all__ = ["WholeAnswer", "measure_agreement"]
+
+MAX_WORDS = 2000
+"""Words of a text that are compared; what follows says no more."""
+
+MIN_IOU = 0.5
+"""Overlap from which two boxes of a class are one object."""
+
+MAX_PIXELS = 64_000_000
+
+_IGNORED = frozenset({"id", "created", "times", "version", "system_fingerprint", "usage", "engine"})
+"""Fields that differ between two answers that say the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class WholeAnswer:
+    """An answer with all of its body."""
+
+    content_type: str
+    body: bytes
+
+
+def measure_agreement(ours: WholeAnswer, theirs: WholeAnswer) -> dict[str, float]:
+    """Agreement by kind; empty where the answers are of kinds that can't be compared.
+
+    Raises:
+        ValueError: One of them is not what its content type says.
+    """
+    kind = ours.content_type.partition(";")[0].strip()
+    if kind != theirs.content_type.partition(";")[0].strip():
+        return {}
+    if kind.startswith("image/"):
+        return {"picture": _compare_pictures(ours.body, theirs.body)}
+    if kind == "text/event-stream":
+        return {"text": _compare_texts(_join_events(ours.body), _join_events(theirs.body))}
+    if kind != "application/json":
+        return {}
+    left, right = json.loads(ours.body), json.loads(theirs.body)
+    if not isinstance(left, dict) or not isinstance(right, dict):
+        return {"json": float(left == right)}
+    return _compare_objects(left, right)
+
+
+def _compare_objects(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, float]:
+    found = {}
+    texts = _find_text(left), _find_text(right)
+    if texts[0] is not None and texts[1] is not None:
+        found["text"] = _compare_texts(texts[0], texts[1])
+    if isinstance(left.get("detections"), list) and isinstance(right.get("detections"), list):
+        found["boxes"] = _compare_boxes(left["detections"], right["detections"])
+    for field, kind in (("mask", "mask"), ("restored", "picture")):
+        if isinstance(left.get(field), str) and isinstance(right.get(field), str):
+            compare = _compare_masks if kind == "mask" else _compare_pictures
+            found[kind] = compare(base64.b64decode(left[field]), base64.b64decode(right[field]))
+    return found or {"json": _compare_leaves(left, right)}
+
+
+def _find_text(answer: Mapping[str, Any]) -> str | None:
+    """The text of a completion: of a chat, a text completion or a response."""
+    for choice in answer.get("choices") or ():
+        message = choice.get("message") or {}
+        text = message.get("content") or choice.get("text")
+        return str(text or json.dumps(message.get("tool_calls") or ""))
+    parts = [part.get("text", "") for item in answer.get("output") or () for part in item.get("content") or ()]
+    return "".join(parts) if parts else None
+
+
+def _join_events(body: bytes) -> str:
+    """The text of a stream of completion chunks or of a response's events."""
+    pieces = []
+    for line in body.split(b"\n"):
+        if not line.startswith(b"data: {"):
+            continue
+        event = json.loads(line[6:])
+        choices = event.get("choices") or ()
+        pieces += [(choice.get("delta") or {}).get("content") or choice.get("text") or "" for choice in choices]
+        if event.get("type") == "response.output_text.delta":
+            pieces.append(event.get("delta", ""))
+    return "".join(pieces)
+
+
+def _compare_texts(left: str, right: str) -> float:
+    """Share of words that stand in both in the same order (Ratcliff and Obershelp)."""
+    words = left.split()[:MAX_WORDS], right.split()[:MAX_WORDS]
+    return SequenceMatcher(None, *words, autojunk=False).ratio() if any(words) else 1.0
+
+
+def _compare_boxes(left: Sequence[Mapping[str, Any]], right: Sequence[Mapping[str, Any]]) -> float:
+    """F1 of one answer's boxes against the other's: of the same class, overlapping by half, best overlaps first."""
+    if not left and not right:
+        return 1.0
+    pairs = sorted(
+        (
+            (iou, i, j)
+            for i, a in enumerate(left)
+            for j, b in enumerate(right)
+            if a.get("class_id") == b.get("class_id") and (iou := _iou(a["box"], b["box"])) >= MIN_IOU
+        ),
+        reverse=True,
+    )
+    used_left, used_right = set(), set()
+    for _, i, j in pairs:
+        if i not in used_left and j not in used_right:
+            used_left.add(i)
+            used_right.add(j)
+    return 2 * len(used_left) / (len(left) + len(right))
+
+
+def _iou(a: Sequence[float], b: Sequence[float]) -> float:
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    shared = max(width, 0) * max(height, 0)
+    both = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared
+    return shared / both if both > 0 else 0.0
+
+
+def _compare_masks(left: bytes, right: bytes) -> float:
+    """Dice of two masks."""
+    ours, theirs = _read_grey(left) > 127, _read_grey(right) > 127
+    if ours.shape != theirs.shape:
+        return 0.0
+    total = int(ours.sum()) + int(theirs.sum())
+    return 2 * int((ours & theirs).sum()) / total if total else 1.0
+
+
+def _compare_pictures(left: bytes, right: bytes) -> float:
+    """One less the mean difference of grey values."""
+    ours, theirs = _read_grey(left), _read_grey(right)
+    return 1 - float(np.abs(ours - theirs).mean()) / 255 if ours.shape == theirs.shape else 0.0
+
+
+def _read_grey(data: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(data)) as picture:
+        if picture.width * picture.height > MAX_PIXELS:
+            message = "the picture is too large to compare"
+            raise ValueError(message)
+        return np.asarray(picture.convert("L"), np.float32)
+
+
+def _compare_leaves(left: Any, right: Any) -> float:
+    """Share of values that are equal, or within a hundredth."""
+    ours, theirs = dict(_iterate_leaves(left, "")), dict(_iterate_leaves(right, ""))
+    names = ours.keys() | theirs.keys()
+    same = sum(name in ours and name in theirs and _is_close(ours[name], theirs[name]) for name in names)
+    return same / len(names) if names else 1.0
+
+
+def _iterate_leaves(value: Any, place: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for name, item in value.items():
+            if name not in _IGNORED:
+                yield from _iterate_leaves(item, f"{place}.{name}")
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _iterate_leaves(item, f"{place}.{index}")
+    else:
+        yield place, value
+
+
+def _is_close(left: Any, right: Any) -> bool:
+    if isinstance(left, int | float) and isinstance(right, int | float):
+        return abs(left - right) <= 0.01 * max(abs(left), abs(right))
+    return bool(left == right)

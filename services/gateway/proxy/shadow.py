@@ -1,0 +1,131 @@
+"""Shadow traffic: copies of answered requests go to a version that answers nobody, and its answers are compared.
+
+A copy is sent after the caller has its answer, so nobody waits for it; few are under way at once, and what is beyond is
+dropped and counted. Copies are of a tenant of their own: what they store is no caller's. Knows nothing about plans.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+
+import aiohttp
+
+from services.gateway.http.request_context import AnswerKeeper, RequestContext, build_request_headers
+from services.gateway.metrics import count_shadow, observe_shadow
+from services.gateway.proxy.answer_agreement import WholeAnswer, measure_agreement
+from services.gateway.proxy.http_client import UpstreamClient
+from services.gateway.proxy.replayable_body import ReplayableBody
+from services.gateway.routing.affinity import find_affinity_key
+from services.gateway.routing.replica_registry import ReplicaRegistry
+from services.gateway.routing.route_table import Route
+from shared.telemetry import log
+
+__all__ = ["AnswerRecorder", "ShadowTraffic"]
+
+MAX_ANSWER_BYTES = 8 * 2**20
+"""Answers of more are not compared."""
+
+MAX_COPIES = 4
+"""Copies under way at once in one gateway."""
+
+TIMEOUT_S = 120.0
+
+SHADOW_TENANT = "fovea.shadow"
+"""Tenant of all copies."""
+
+
+@dataclass(slots=True)
+class AnswerRecorder:
+    """Keeps an answer on its way to the caller, as long as it is small."""
+
+    version: str
+    content_type: str = ""
+    is_whole: bool = True
+    size: int = 0
+    chunks: list[bytes] = field(default_factory=list)
+
+    def feed(self, chunk: bytes) -> None:
+        """Keep a chunk; an answer that grows too large is forgotten."""
+        self.size += len(chunk)
+        if self.size > MAX_ANSWER_BYTES:
+            self.is_whole = False
+            self.chunks = []
+        elif self.is_whole:
+            self.chunks.append(chunk)
+
+    def whole(self) -> WholeAnswer:
+        """The answer."""
+        return WholeAnswer(self.content_type, b"".join(self.chunks))
+
+
+class ShadowTraffic:
+    """Sends copies. Belongs to one event loop."""
+
+    def __init__(self, registry: ReplicaRegistry, client: UpstreamClient) -> None:
+        """Send to the shadows in `registry`."""
+        self._registry, self._client = registry, client
+        self._under_way: set[asyncio.Task[None]] = set()
+
+    def start_recording(self, ctx: RequestContext, route: Route, body: ReplayableBody) -> None:
+        """Record the answer of a request that is to be copied: one that leaves nothing behind and names no state."""
+        if ctx.method != "POST" or route.is_effectful or route.is_broadcast or route.is_endless:
+            return
+        version = self._registry.traffic.draw_shadow(route.services[0])
+        if version is None or (whole := body.whole()) is None:
+            return
+        key = find_affinity_key(ctx, route, whole) if route.is_affine else None
+        if key is None or not key.is_state:
+            ctx.recorder = AnswerRecorder(version)
+
+    def send(self, ctx: RequestContext, route: Route, body: ReplayableBody) -> None:
+        """Send the copy of a recorded request, without waiting for it."""
+        recorder, whole = ctx.recorder, body.whole()
+        if recorder is None or whole is None or ctx.status != 200 or not recorder.is_whole:
+            return
+        if len(self._under_way) >= MAX_COPIES:
+            count_shadow(route.services[0], recorder.version, "dropped")
+            return
+        task = asyncio.create_task(self._compare(ctx, route.services[0], whole, recorder))
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+
+    async def stop(self) -> None:
+        """Give up what is under way."""
+        for task in self._under_way:
+            task.cancel()
+        await asyncio.gather(*self._under_way, return_exceptions=True)
+
+    async def _compare(self, ctx: RequestContext, service: str, body: bytes, recorder: AnswerKeeper) -> None:
+        outcome = "failed"
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                theirs, seconds = await self._fetch(ctx, service, body, recorder.version)
+            if theirs is not None:
+                agreement = await asyncio.to_thread(measure_agreement, recorder.whole(), theirs)
+                observe_shadow(service, recorder.version, seconds, agreement)
+                outcome = "compared" if agreement else "incomparable"
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            log().info("a shadow did not answer", service=service, version=recorder.version, reason=str(error))
+        except Exception as error:  # noqa: BLE001  # answers of a version on trial may be anything
+            outcome = "incomparable"
+            log().info("answers not compared", service=service, version=recorder.version, reason=repr(error))
+        count_shadow(service, recorder.version, outcome)
+
+    async def _fetch(
+        self, ctx: RequestContext, service: str, body: bytes, version: str
+    ) -> tuple[WholeAnswer | None, float]:
+        """The shadow's answer, None where it is no 200, and the seconds that it took."""
+        replica = self._registry.pick_version(service, version)
+        if replica is None:
+            return None, 0.0
+        headers = build_request_headers(ctx)
+        headers["x-fovea-tenant"] = SHADOW_TENANT
+        headers["x-fovea-deadline-ms"] = str(int(1000 * TIMEOUT_S))
+        began = time.perf_counter()
+        async with self._client.request_copy(ctx, replica, headers, body) as response:
+            if response.status != 200:
+                return None, 0.0
+            answer = WholeAnswer(response.content_type, await response.read())
+        return answer, time.perf_counter() - began

@@ -1,0 +1,109 @@
+"""Load balancer: picks one of the replicas of a service that are ready.
+
+Without a key the one with the fewest requests in flight. With an `AffinityKey` the one that was last sent what shares
+most with it; else its home by rendezvous hashing (Thaler and Ravishankar, 1998), which gateways agree on without
+talking to each other. No replica gets more than its bound of the load (Mirrokni, Thorup and Zadimoghaddam, "Consistent
+Hashing with Bounded Loads", SODA 2018): what is beyond goes to the next in the same order, and in the end to the least
+loaded. Counts for this gateway alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Protocol, TypeVar
+
+from services.gateway.metrics import count_affinity
+from services.gateway.routing.affinity import AffinityKey
+
+__all__ = ["LoadBalancer", "ReplicaLoad"]
+
+LOAD_FACTOR = 1.25
+"""How much more than the mean load a replica may have before what it holds is read again elsewhere."""
+
+FREE_SLOTS = 4
+"""Requests that a replica may have whatever the mean, where it works on so many at once."""
+
+MIN_SHARE = 0.5
+"""Share of a prompt's blocks that a replica must have been sent before; for less, its home is as good."""
+
+MAX_PLACES = 200_000
+"""Hashes whose replica is remembered, some 30 MB; those unused for longest are forgotten."""
+
+
+class ReplicaLoad(Protocol):
+    """What is known of a replica."""
+
+    in_flight: int
+
+    @property
+    def id(self) -> str:
+        """Its id."""
+        ...
+
+    @property
+    def slots(self) -> int:
+        """Requests that it works on at once."""
+        ...
+
+
+ReplicaT = TypeVar("ReplicaT", bound=ReplicaLoad)
+
+
+class LoadBalancer:
+    """Picks among replicas, and remembers which was sent what. Belongs to one event loop."""
+
+    def __init__(self) -> None:
+        self._places: OrderedDict[bytes, str] = OrderedDict()
+
+    def pick(self, service: str, replicas: Sequence[ReplicaT], key: AffinityKey | None = None) -> ReplicaT | None:
+        """Pick one of `replicas`; None where there is none."""
+        if key is None or not replicas:
+            return _pick_least_loaded(replicas)
+        return self._pick_by_key(service, replicas, key)
+
+    def note_holder(self, key: AffinityKey, replica: str) -> None:
+        """Remember that a replica holds what a key stands for."""
+        for digest in key.chain:
+            self._places[digest] = replica
+            self._places.move_to_end(digest)
+        while len(self._places) > MAX_PLACES:
+            self._places.popitem(last=False)
+
+    def _pick_by_key(self, service: str, replicas: Sequence[ReplicaT], key: AffinityKey) -> ReplicaT:
+        order = sorted(replicas, key=lambda replica: _score(key.home, replica.id), reverse=True)
+        holder = self._find_holder(replicas, key)
+        if holder is not None:
+            order = [holder, *(replica for replica in order if replica is not holder)]
+        mean = (sum(replica.in_flight for replica in replicas) + 1) / len(replicas)
+        for place, replica in enumerate(order):
+            if replica.in_flight < max(math.ceil(LOAD_FACTOR * mean), min(replica.slots, FREE_SLOTS)):
+                if not place:
+                    self.note_holder(key, replica.id)
+                count_affinity(service, "spilled" if place else "held" if holder else "home")
+                return replica
+        count_affinity(service, "spilled")
+        return min(order, key=lambda replica: replica.in_flight)
+
+    def _find_holder(self, replicas: Sequence[ReplicaT], key: AffinityKey) -> ReplicaT | None:
+        """The replica that was sent the longest beginning, if that is most of it."""
+        by_id = {replica.id: replica for replica in replicas}
+        for length in range(len(key.chain), math.ceil(MIN_SHARE * len(key.chain)) - 1, -1):
+            if (replica := by_id.get(self._places.get(key.chain[length - 1], ""))) is not None:
+                return replica
+        return None
+
+
+def _pick_least_loaded(replicas: Sequence[ReplicaT]) -> ReplicaT | None:
+    if len(replicas) < 2:
+        return replicas[0] if replicas else None
+    fewest = min(replica.in_flight for replica in replicas)
+    return random.choice([replica for replica in replicas if replica.in_flight == fewest])
+
+
+def _score(home: bytes, replica: str) -> bytes:
+    """The weight of a replica for a key: whoever leaves or joins moves only its own keys."""
+    return hashlib.blake2b(replica.encode(), digest_size=8, key=home).digest()

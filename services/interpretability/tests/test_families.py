@@ -1,0 +1,97 @@
+"""Families beside the golden ones in every measurement of heads: Qwen 3 (norms per head), Gemma 3 (windows, norms)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from services.interpretability.causal.activation_cache import run_with_cache
+from services.interpretability.causal.patching import (
+    activation_patch,
+    attribute_logits,
+    attribution_patch,
+    logit_difference,
+    path_patch,
+)
+from shared.lm.builders import gemma3, llama
+from shared.lm.decoder import Decoder
+from shared.lm.taps import Replace, trace
+
+SIZES = {"vocab": 40, "width": 24, "layers": 3, "heads": 4, "kv_heads": 2, "hidden": 32, "positions": 64}
+
+
+@pytest.fixture(scope="module", params=["qwen3", "gemma3"])
+def model(request: pytest.FixtureRequest) -> Decoder:
+    """A random model of the family, far from uniform; Gemma gets windows of four tokens and a layer that sees all."""
+    torch.manual_seed(0)
+    if request.param == "qwen3":
+        made = llama(**SIZES, head_dim=8, qk_norm=True)
+    else:
+        made = gemma3(**SIZES, head_dim=8, window=4, every=2, query_scale=12.0)
+    for parameter in made.parameters():
+        parameter.data = 0.4 * torch.randn_like(parameter)
+    return made.double().requires_grad_(requires_grad=False).eval()
+
+
+@pytest.fixture(scope="module")
+def prompts() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Clean and corrupt prompts [3,11] and answers [3,2]."""
+    draw = torch.Generator().manual_seed(1)
+    clean = torch.randint(0, 40, (3, 11), generator=draw)
+    corrupt = clean.clone()
+    corrupt[:, [2, 8]] = torch.randint(0, 40, (3, 2), generator=draw)
+    return clean, corrupt, torch.randint(0, 40, (3, 2), generator=draw)
+
+
+def test_every_rerun_is_the_plain_forward(model, prompts):
+    run = run_with_cache(model, prompts[0])
+    for layer in range(run.layers):
+        torch.testing.assert_close(run.run_from(layer, run.pre[layer]), run.last)
+        torch.testing.assert_close(run.run_from_mid(layer, run.mid[layer]), run.last)
+
+
+def test_activation_patching_is_a_whole_forward_with_one_head_replaced(model, prompts):
+    clean, corrupt, answers = prompts
+    found = activation_patch(model, clean, corrupt, answers)
+    for layer, head in ((0, 1), (1, 3), (2, 0)):
+        other = trace(model, corrupt, capture=[f"z.{layer}"])[f"z.{layer}"]
+        logits = trace(model, clean, edits=[Replace(f"z.{layer}", other, heads=head)]).logits[:, -1]
+        assert found[layer, head] == pytest.approx(logit_difference(logits, answers), abs=1e-9)
+
+
+@pytest.mark.parametrize("receivers", ["final", [(2, "q", 1), (1, "v", 0), (2, "k", 1)]])
+def test_path_patching_is_two_whole_forwards(model, prompts, receivers):
+    clean, corrupt, answers = prompts
+    found = path_patch(model, clean, corrupt, answers, receivers=receivers)
+    names = [f"z.{l}" for l in range(3)]
+    own, other = (trace(model, ids, capture=names) for ids in (clean, corrupt))
+    frozen = [
+        Replace(n, other[n] if (l, h) == (0, 2) else own[n], heads=h) for l, n in enumerate(names) for h in range(4)
+    ]
+    sites = ["final"] if receivers == "final" else sorted({f"{part}.{l}" for l, part, _ in receivers})
+    seen = trace(model, clean, edits=frozen, capture=sites)
+    placed = (
+        [Replace("final", seen["final"])]
+        if receivers == "final"
+        else [Replace(f"{p}.{l}", seen[f"{p}.{l}"], heads=h) for l, p, h in receivers]
+    )
+    logits = trace(model, clean, edits=placed).logits[:, -1]
+    assert found.patched[0, 2] == pytest.approx(logit_difference(logits, answers), abs=1e-9)
+
+
+def test_attributions_sum_to_the_logit_difference(model, prompts):
+    found = attribute_logits(run_with_cache(model, prompts[0]), prompts[2])
+    assert found.total == pytest.approx(found.actual, abs=1e-9)
+    assert np.abs(found.heads).max() > 1e-3
+
+
+def test_attribution_patching_is_the_slope(model, prompts):
+    clean, corrupt, answers = prompts
+    estimated = attribution_patch(model, clean, corrupt, answers)
+    run, other, step = run_with_cache(model, clean), run_with_cache(model, corrupt), 1e-6
+    from services.interpretability.causal.patching import patch_heads
+
+    near = [z + step * (there - z) for z, there in zip(run.z, other.z, strict=True)]
+    moved = (patch_heads(run, near, answers) - logit_difference(run.last, answers)) / step
+    np.testing.assert_allclose(moved, estimated, rtol=1e-3, atol=1e-5)

@@ -1,0 +1,117 @@
+"""Request taps: the edits and captures of one request, checked, with what a cached prefix depends on.
+
+Knows sites and tokens; knows nothing about how they are applied.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from services.llm_longctx.engine.taps.token_range import TokenRange
+from shared.lm.config import DecoderConfig
+from shared.lm.interventions import Add, Attend, Scale, Uniform
+
+__all__ = ["ActivationCapture", "AttentionCapture", "Capture", "LensCapture", "PlacedEdit", "RequestTaps"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PlacedEdit:
+    """An edit and the tokens that it changes.
+
+    Attributes:
+        edit: Without positions of its own; of an `Attend` the weights are one per key.
+        tokens: Which tokens.
+    """
+
+    edit: Add | Scale | Uniform | Attend
+    tokens: TokenRange
+
+
+@dataclass(frozen=True, slots=True)
+class ActivationCapture:
+    """A named activation of some tokens."""
+
+    site: str
+    tokens: TokenRange
+
+    def count(self, _position: int, config: DecoderConfig) -> int:
+        """Numbers that one token brings."""
+        name = self.site.partition(".")[0]
+        if name in {"q", "q_rot", "z"}:
+            return config.heads * config.head_dim
+        return config.kv_heads * config.head_dim if name in {"k", "v", "k_rot"} else config.width
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionCapture:
+    """Attention rows of some tokens."""
+
+    layers: tuple[int, ...]
+    heads: tuple[int, ...]
+    tokens: TokenRange
+
+    def count(self, position: int, _config: DecoderConfig) -> int:
+        """Numbers that the token at a position brings."""
+        return len(self.layers) * len(self.heads) * (position + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class LensCapture:
+    """The likeliest next tokens in the eyes of some layers."""
+
+    layers: tuple[int, ...]
+    top: int
+    tokens: TokenRange
+
+    def count(self, _position: int, _config: DecoderConfig) -> int:
+        """Numbers that one token brings: ids and log-probabilities."""
+        return len(self.layers) * self.top * 2
+
+
+Capture = ActivationCapture | AttentionCapture | LensCapture
+
+
+@dataclass(frozen=True, eq=False)
+class RequestTaps:
+    """What one request changes and reads.
+
+    Attributes:
+        edits: In the order in which they act.
+        captures: In the order of the request.
+    """
+
+    edits: tuple[PlacedEdit, ...] = ()
+    captures: tuple[Capture, ...] = ()
+
+    @property
+    def first_captured(self) -> int:
+        """The first token that is read: a cached prefix may reach up to it."""
+        return min((capture.tokens.begin for capture in self.captures), default=TokenRange().end)
+
+    @cached_property
+    def _digests(self) -> list[tuple[int, bytes]]:
+        return [(one.tokens.begin, b"\1".join(_spell(one))) for one in self.edits]
+
+    def digest(self, prompt: int) -> str:
+        """What keys and values of a prompt of so many tokens depend on; empty where no edit touches it."""
+        touching = [spelled for begin, spelled in self._digests if begin < prompt]
+        return hashlib.sha256(b"\0".join(touching)).hexdigest() if touching else ""
+
+
+def _spell(placed: PlacedEdit) -> Iterator[bytes]:
+    yield type(placed.edit).__name__.encode()
+    for field in fields(placed.edit):
+        value: object = getattr(placed.edit, field.name)
+        yield _to_bytes(value) if isinstance(value, Tensor) else repr(value).encode()
+    yield repr(placed.tokens).encode()
+
+
+def _to_bytes(tensor: Tensor) -> bytes:
+    return repr(tuple(tensor.shape)).encode() + np.ascontiguousarray(tensor.to(torch.float32).numpy()).tobytes()

@@ -1,0 +1,50 @@
+"""Token ranges: which tokens of a sequence an edit or a capture is for, prompt and answer counted through."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, Self
+
+from shared.errors import InvalidOption
+
+__all__ = ["TokenRange"]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRange:
+    """Tokens `begin` … `end`-1, or those of them that are `listed` (ascending)."""
+
+    begin: int = 0
+    end: int = sys.maxsize
+    listed: tuple[int, ...] | None = None
+
+    @classmethod
+    def of(cls, where: Literal["all", "prompt", "decode"] | Iterable[int], prompt: int, context: int) -> Self:
+        """The tokens that a request means, given the length of its prompt; negative ones count back from its end.
+
+        Raises:
+            InvalidOption: A position before the first token, or behind the context.
+        """
+        if where == "all":
+            return cls()
+        if where == "prompt":
+            return cls(0, prompt)
+        if where == "decode":
+            return cls(prompt)
+        listed = sorted({position + prompt if position < 0 else position for position in map(int, where)})
+        if listed[0] < 0 or listed[-1] >= context:
+            detail = f"The prompt has {prompt} tokens, the context {context:,}: positions are −{prompt}…{context - 1}."
+            raise InvalidOption(detail, field="positions")
+        return cls(listed[0], listed[-1] + 1, tuple(listed))
+
+    def within(self, begin: int, end: int) -> list[int]:
+        """Those of the tokens `begin` … `end`-1 that are meant."""
+        if self.listed is not None:
+            return [position for position in self.listed if begin <= position < end]
+        return list(range(max(begin, self.begin), min(end, self.end)))
+
+    def __contains__(self, position: int) -> bool:
+        """Whether a token is meant."""
+        return self.begin <= position < self.end and (self.listed is None or position in self.listed)

@@ -1,0 +1,169 @@
+"""From the protocol's `interventions` and `capture` to the engine's taps: names resolved, widths and sizes checked.
+
+Every refusal names the field, as `interventions[0].vector`. Knows sites, vectors and limits; knows no engine.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from services.llm_longctx.engine.taps import (
+    ActivationCapture,
+    AttentionCapture,
+    Capture,
+    LensCapture,
+    PlacedEdit,
+    RequestTaps,
+    TokenRange,
+)
+from services.llm_longctx.serving.steering.vector_store import VectorStore
+from shared.api import interventions as wire
+from shared.api.text import GenerationOptions
+from shared.errors import InvalidOption, in_field
+from shared.lm.activation_names import WEIGHT_SITES, Site, parse_layer, parse_site, resolve_indices
+from shared.lm.config import DecoderConfig
+from shared.lm.interventions import Add, Attend, Scale, Uniform
+
+__all__ = ["MAX_CAPTURED", "MAX_LENS_ROWS", "TapBuilder"]
+
+MAX_CAPTURED = 2**24
+"""Numbers that the captures of one request may come to, answers of the longest length: 64 MiB in float32."""
+
+MAX_LENS_ROWS = 1024
+"""Residual streams of a prompt that are read out, over all layers: each is a product with the output matrix."""
+
+MAX_STRENGTH = 10_000.0
+"""Largest entry of a vector times its scale: beyond it float16 overflows."""
+
+
+class TapBuilder:
+    """Builds the taps of requests to one model.
+
+    Args:
+        config: Its sizes.
+        weights: Digest of its weights, to which stored vectors belong.
+        vectors: The tenant's.
+    """
+
+    def __init__(self, config: DecoderConfig, weights: str, vectors: VectorStore) -> None:
+        self._config, self._weights, self._vectors = config, weights, vectors
+
+    def build(self, options: GenerationOptions, prompt: int, max_tokens: int) -> RequestTaps | None:
+        """The taps of a request with so many tokens; None where it asks for none.
+
+        Raises:
+            InvalidOption: A site, layer, head or position that does not exist, a wrong width, too strong or too much.
+            NotFound: A vector that does not exist.
+        """
+        if not options.interventions and not options.capture:
+            return None
+        edits: list[PlacedEdit] = []
+        for i, one in enumerate(options.interventions or ()):
+            with in_field(f"interventions[{i}]"):
+                edits += self._build_edits(one, prompt)
+        captures: list[Capture] = []
+        for i, asked in enumerate(options.capture or ()):
+            with in_field(f"capture[{i}]"):
+                captures.append(self._build_capture(asked, prompt))
+        self._check_size(captures, prompt, max_tokens, options.n)
+        return RequestTaps(tuple(edits), tuple(captures))
+
+    def _build_edits(self, given: wire.Intervention, prompt: int) -> list[PlacedEdit]:
+        tokens, config = TokenRange.of(given.positions, prompt, self._config.positions), self._config
+        if isinstance(given, wire.AddIntervention):
+            return [PlacedEdit(Add(site, value, given.heads), tokens) for site, value in self._find_vectors(given)]
+        if isinstance(given, wire.ScaleIntervention):
+            site = self._parse_site(given.site)
+            return [PlacedEdit(Scale(given.site, given.factor, self._check_heads(given.heads, site)), tokens)]
+        layer = parse_layer(given.layer, config, f"layer {given.layer}")
+        if isinstance(given, wire.UniformIntervention):
+            return [PlacedEdit(Uniform(layer, self._check_heads(given.heads, Site("q", layer))), tokens)]
+        keys = list(TokenRange.of(given.keys, prompt, config.positions).listed or ())
+        weights = [1 / len(keys)] * len(keys) if given.weights is None else given.weights
+        if len(weights) != len(keys):
+            detail = f"attend has {len(weights)} weights for {len(keys)} different keys."
+            raise InvalidOption(detail, hint="Give one per key, in the order of their positions.")
+        if max(map(abs, weights)) > wire.MAX_FACTOR:
+            raise InvalidOption(f"Weights of attend are at most {wire.MAX_FACTOR:g}.")
+        heads = resolve_indices(given.heads, config.heads, "head")
+        return [PlacedEdit(Attend(layer, heads, [], keys, torch.tensor(weights)), tokens)]
+
+    def _find_vectors(self, given: wire.AddIntervention) -> list[tuple[str, Tensor]]:
+        """What is added, as [1,1,D] or [1,1,heads,d], by site."""
+        if isinstance(given.vector, str):
+            found = self._read_stored(given.vector, given.site)
+        elif given.site is None:
+            raise InvalidOption("A vector of numbers needs a site, such as resid_post.14.")
+        else:
+            found = [(given.site, torch.tensor(given.vector))]
+        return [(site, self._shape(self._parse_site(site), value * given.scale, given.heads)) for site, value in found]
+
+    def _read_stored(self, name: str, site: str | None) -> list[tuple[str, Tensor]]:
+        facts = self._vectors.get(name)
+        if facts.weights != self._weights[:16]:
+            detail = f"The steering vector {facts.id} belongs to other weights ({facts.model})."
+            raise InvalidOption(detail, hint="Make one for this model with POST /v1/steering-vectors.")
+        directions = self._vectors.read(facts)
+        if site is None:
+            return [(f"resid_post.{layer}", value) for layer, value in directions.items()]
+        layer = self._parse_site(site).layer
+        if layer not in directions:
+            known = ", ".join(map(str, directions))
+            raise InvalidOption(f"{facts.id} has no vector for {site}; it has layers {known}.")
+        return [(site, directions[layer])]
+
+    def _shape(self, site: Site, value: Tensor, heads: list[int] | None) -> Tensor:
+        self._check_heads(heads, site)
+        if (strongest := float(value.abs().max())) > MAX_STRENGTH:
+            detail = (
+                f"The vector's largest entry times its scale is {strongest:.3g}; at most {MAX_STRENGTH:g} is added."
+            )
+            raise InvalidOption(detail, hint="Choose a smaller scale.")
+        width = self._config.head_dim if site.axes.endswith("d") else self._config.width
+        if len(value) != width:
+            of = "a head of this site" if site.axes.endswith("d") else "this site"
+            raise InvalidOption(f"The vector has {len(value)} numbers; {of} has {width}.")
+        return value.view(1, 1, 1, width) if site.axes.endswith("d") else value.view(1, 1, width)
+
+    def _build_capture(self, given: wire.Capture, prompt: int) -> Capture:
+        tokens = TokenRange.of(given.positions, prompt, self._config.positions)
+        if isinstance(given, wire.CaptureActivation):
+            self._parse_site(given.site)
+            return ActivationCapture(given.site, tokens)
+        asked = range(self._config.layers) if given.layers is None else given.layers
+        layers = tuple(dict.fromkeys(parse_layer(layer, self._config, f"layer {layer}") for layer in asked))
+        if isinstance(given, wire.CaptureLogitLens):
+            return LensCapture(layers, given.top, tokens)
+        heads = range(self._config.heads) if given.heads is None else given.heads
+        return AttentionCapture(layers, tuple(resolve_indices(heads, self._config.heads, "head")), tokens)
+
+    def _check_size(self, captures: list[Capture], prompt: int, max_tokens: int, n: int) -> None:
+        total = lenses = 0
+        end = prompt + max(max_tokens - 1, 0)  # the last token is drawn, but never fed
+        for capture in captures:
+            total += n * sum(capture.count(at, self._config) for at in capture.tokens.within(0, end))
+            if isinstance(capture, LensCapture):
+                lenses += len(capture.layers) * len(capture.tokens.within(0, prompt))
+        if total > MAX_CAPTURED:
+            detail = f"The captures may come to {total:,} numbers; a request may have {MAX_CAPTURED:,}."
+            hint = "Name fewer layers, heads or positions, or set max_tokens."
+            raise InvalidOption(detail, hint=hint, field="capture")
+        if lenses > MAX_LENS_ROWS:
+            detail = f"The logit lens would read {lenses:,} states of the prompt; a request may have {MAX_LENS_ROWS:,}."
+            raise InvalidOption(detail, hint="Name fewer layers or positions.", field="capture")
+
+    def _parse_site(self, text: str) -> Site:
+        site = parse_site(text, self._config)
+        if site.name in WEIGHT_SITES:
+            detail = f"{text} is computed nowhere while serving."
+            raise InvalidOption(detail, hint="Read it by a capture of type attention; change it by attend or uniform.")
+        return site
+
+    def _check_heads(self, heads: list[int] | None, site: Site) -> list[int] | None:
+        if heads is None:
+            return None
+        if "H" not in site.axes and "G" not in site.axes:
+            raise InvalidOption(f"{site.name} has no heads to choose.")
+        count = self._config.heads if "H" in site.axes else self._config.kv_heads
+        return resolve_indices(heads, count, "head")

@@ -1,0 +1,132 @@
+"""Capture writer: from what the engine captured to the protocol's form, inline while it is little, a file beyond.
+
+One per HTTP request; each of its answers has a share of its own. Knows arrays and the protocol's forms.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from services.llm_longctx.engine.taps import (
+    ActivationCapture,
+    AttentionCapture,
+    Capture,
+    CapturedTokens,
+    LensCapture,
+)
+from services.llm_longctx.serving.steering.capture_store import CaptureStore
+from shared.api.interventions import Captured, LensToken
+from shared.lm.tokenizer import Tokenizer
+
+__all__ = ["INLINE_NUMBERS", "CaptureWriter", "join_captured"]
+
+INLINE_NUMBERS = 2**16
+"""Numbers that one answer has inline; what comes beyond is only in the file, with all before it."""
+
+
+class CaptureWriter:
+    """Writes the captures of the answers to one request."""
+
+    def __init__(self, captures: Sequence[Capture], tokenizer: Tokenizer, store: CaptureStore | None) -> None:
+        """Write captures; without a store everything is inline."""
+        self._captures, self._tokenizer, self._store = captures, tokenizer, store
+        self._taken: dict[int, list[CapturedTokens]] = {}
+        self._numbers: dict[int, int] = {}
+
+    def write(self, index: int, news: Sequence[CapturedTokens]) -> list[Captured]:
+        """The inline form of what one answer has newly captured; empty once it has outgrown that."""
+        self._taken.setdefault(index, []).extend(news)
+        self._numbers[index] = self._numbers.get(index, 0) + sum(v.size for one in news for v in one.values)
+        return [] if self._is_large(index) else [self._to_wire(one) for one in news]
+
+    def end(self, index: int) -> list[Captured]:
+        """Where the file of an ended answer is, for each capture; empty where all was inline."""
+        if self._store is None or not self._is_large(index):
+            return []
+        taken = self._taken.pop(index)
+        url = f"/v1/captures/{self._store.add(_to_npz(taken, self._captures))}"
+        found = []
+        for i in sorted({one.capture for one in taken}):
+            mine = [one for one in taken if one.capture == i]
+            positions = [at for one in mine for at in one.positions]
+            texts = [self._tokenizer.token_text(token) for one in mine for token in one.tokens]
+            found.append(Captured(capture=i, positions=positions, tokens=texts, url=url, **self._facts(i)))
+        return found
+
+    def _is_large(self, index: int) -> bool:
+        return self._store is not None and self._numbers.get(index, 0) > INLINE_NUMBERS
+
+    def _facts(self, i: int) -> dict[str, Any]:
+        capture = self._captures[i]
+        if isinstance(capture, ActivationCapture):
+            return {"type": "activation", "site": capture.site}
+        if isinstance(capture, AttentionCapture):
+            return {"type": "attention", "layers": list(capture.layers), "heads": list(capture.heads)}
+        return {"type": "logit_lens", "layers": list(capture.layers)}
+
+    def _to_wire(self, one: CapturedTokens) -> Captured:
+        text = self._tokenizer.token_text
+        facts = {**self._facts(one.capture), "capture": one.capture, "positions": list(one.positions)}
+        tokens = [text(token) for token in one.tokens]
+        if not one.ids:
+            return Captured(**facts, tokens=tokens, values=[_round(value) for value in one.values])
+        lens = [
+            [
+                [LensToken(token=text(int(i)), id=int(i), logprob=_round(v)) for i, v in zip(*layer, strict=True)]
+                for layer in zip(ids, values, strict=True)
+            ]
+            for ids, values in zip(one.ids, one.values, strict=True)
+        ]
+        return Captured(**facts, tokens=tokens, lens=lens)
+
+
+def join_captured(pieces: Iterable[Captured]) -> list[Captured]:
+    """One entry per capture, the pieces of a stream put together; a file stands for all that is in it."""
+    whole: dict[int, Captured] = {}
+    for piece in pieces:
+        begun = whole.get(piece.capture)
+        if begun is None or piece.url is not None:
+            whole[piece.capture] = piece
+        else:
+            more = {
+                name: [*(getattr(begun, name) or ()), *new]
+                for name in ("positions", "tokens", "values", "lens")
+                if (new := getattr(piece, name))
+            }
+            whole[piece.capture] = begun.model_copy(update=more)
+    return [whole[i] for i in sorted(whole)]
+
+
+def _round(value: Any) -> Any:
+    """As nested lists of numbers with seven digits, which tell float32 apart."""
+    if np.ndim(value):
+        return [_round(one) for one in value]
+    return float(f"{float(value):.7g}")
+
+
+def _to_npz(taken: Sequence[CapturedTokens], captures: Sequence[Capture]) -> bytes:
+    """Arrays `<capture>.<name>`; attention rows [n, layers, heads, keys] are zero behind their own token."""
+    arrays: dict[str, np.ndarray] = {}
+    for i, capture in enumerate(captures):
+        mine = [one for one in taken if one.capture == i]
+        values = [value for one in mine for value in one.values]
+        if not values:
+            continue
+        arrays[f"{i}.positions"] = np.array([at for one in mine for at in one.positions], np.int64)
+        arrays[f"{i}.tokens"] = np.array([token for one in mine for token in one.tokens], np.int64)
+        if isinstance(capture, AttentionCapture):
+            keys = max(value.shape[-1] for value in values)
+            values = [np.pad(value, ((0, 0), (0, 0), (0, keys - value.shape[-1]))) for value in values]
+            arrays[f"{i}.heads"] = np.array(capture.heads, np.int64)
+        if isinstance(capture, LensCapture):
+            arrays[f"{i}.ids"] = np.stack([ids for one in mine for ids in one.ids])
+        if not isinstance(capture, ActivationCapture):
+            arrays[f"{i}.layers"] = np.array(capture.layers, np.int64)
+        arrays[f"{i}.{'logprobs' if isinstance(capture, LensCapture) else 'values'}"] = np.stack(values)
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # numpy types its keywords as one flag
+    return file.getvalue()

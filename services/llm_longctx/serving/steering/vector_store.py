@@ -1,0 +1,125 @@
+"""Store of steering vectors: a tenant's, by name and version, on every replica as soon as they are made.
+
+tenants/<digest>/steering-vectors/<name>/<version>.safetensors     vectors by layer
+tenants/<digest>/steering-vectors/<name>/<version>.json            facts; without them there is no version
+"""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from shared.api.steering import VECTOR_NAME, SteeringVector
+from shared.errors import InvalidOption, NotFound, QueueFull
+from shared.storage import ObjectStore
+
+__all__ = ["VectorStore"]
+
+MAX_VERSIONS = 500
+"""Versions of all vectors of one tenant."""
+
+_ID = re.compile(rf"({VECTOR_NAME[1:-1]})(?:@([0-9]{{1,9}}))?")
+
+
+class VectorStore:
+    """The steering vectors of one tenant. Calls block."""
+
+    def __init__(self, objects: ObjectStore | None) -> None:
+        """Keep them below a tenant's store; None keeps nothing."""
+        self._objects = None if objects is None else objects.under("steering-vectors")
+
+    def add(self, facts: SteeringVector, directions: dict[int, Tensor]) -> SteeringVector:
+        """Store directions [D] by layer as the next version of a name; returns the facts with that version.
+
+        Raises:
+            InvalidOption: Nothing is stored here.
+            QueueFull: The tenant has too many.
+        """
+        store = self._require()
+        names = [one.path for one in store.list_objects() if one.path.endswith(".json")]
+        if len(names) >= MAX_VERSIONS:
+            raise QueueFull(f"There are {MAX_VERSIONS} steering vectors already.", hint="Delete some.")
+        content = save({str(layer): one.contiguous() for layer, one in directions.items()})
+        version = max(self._versions(facts.name), default=0) + 1
+        while not store.create(f"{facts.name}/{version}.safetensors", content):  # another has just taken it
+            version += 1
+        stored = facts.model_copy(update={"version": version, "id": f"{facts.name}@{version}"})
+        store.put(f"{facts.name}/{version}.json", stored.model_dump_json().encode())
+        return stored
+
+    def get(self, name: str) -> SteeringVector:
+        """The facts of `name@version`, or of the newest version of `name`.
+
+        Raises:
+            NotFound: There is none.
+        """
+        label, version = self._resolve(name)
+        content = self._require().get(f"{label}/{version}.json")
+        if content is None:
+            raise _unknown(name, self.list_ids())
+        return SteeringVector.model_validate_json(content)
+
+    def read(self, facts: SteeringVector) -> dict[int, Tensor]:
+        """The directions [D] of a stored vector by layer.
+
+        Raises:
+            NotFound: It has just been deleted.
+        """
+        content = self._require().get(f"{facts.name}/{facts.version}.safetensors")
+        if content is None:
+            raise _unknown(facts.id, self.list_ids())
+        return {int(layer): one.to(torch.float32) for layer, one in load(content).items()}
+
+    def delete(self, name: str) -> list[int]:
+        """Delete `name@version`, or every version of `name`: the versions that are gone.
+
+        Raises:
+            NotFound: There is none.
+        """
+        label, version = self._resolve(name)
+        gone = [version] if "@" in name else self._versions(label)
+        store = self._require()
+        if "@" in name:
+            self.get(name)
+        store.delete(*(f"{label}/{one}.{kind}" for one in gone for kind in ("json", "safetensors")))
+        return gone
+
+    def list_vectors(self) -> list[SteeringVector]:
+        """All vectors, newest first."""
+        if self._objects is None:
+            return []
+        paths = [one.path for one in self._objects.list_objects() if one.path.endswith(".json")]
+        found = [SteeringVector.model_validate_json(content) for p in paths if (content := self._objects.get(p))]
+        return sorted(found, key=lambda one: one.created, reverse=True)
+
+    def list_ids(self) -> list[str]:
+        """`name@version` of all vectors, in order."""
+        paths = [] if self._objects is None else [one.path for one in self._objects.list_objects()]
+        return sorted(path.removesuffix(".json").replace("/", "@") for path in paths if path.endswith(".json"))
+
+    def _resolve(self, name: str) -> tuple[str, int]:
+        if (match := _ID.fullmatch(name)) is None:
+            raise _unknown(name, self.list_ids())
+        if match[2] is not None:
+            return match[1], int(match[2])
+        if not (versions := self._versions(match[1])):
+            raise _unknown(name, self.list_ids())
+        return match[1], max(versions)
+
+    def _versions(self, name: str) -> list[int]:
+        paths = [one.path for one in self._require().under(name).list_objects()]
+        return sorted(int(path.removesuffix(".json")) for path in paths if path.endswith(".json"))
+
+    def _require(self) -> ObjectStore:
+        if self._objects is None:
+            detail = "Steering vectors are stored in the object store, and this service has none."
+            raise InvalidOption(detail, hint="Give the numbers themselves as `vector`.", field="vector")
+        return self._objects
+
+
+def _unknown(name: str, known: list[str]) -> NotFound:
+    listed = ", ".join(known[:20]) or "none"
+    return NotFound(f"There is no steering vector {name[:80]!r}.", hint=f"Known are: {listed}.", field="vector")

@@ -1,0 +1,269 @@
+"""Interventions, captures and steering vectors over HTTP, with the openai client as anybody would use it."""
+
+from __future__ import annotations
+
+import io
+import json
+import shlex
+from pathlib import Path
+
+import httpx2
+import numpy as np
+import openai
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import fovea
+from fovea.cli.main import app
+from services.llm_longctx.api import openai as chat_routes
+from services.llm_longctx.api import steering
+from services.llm_longctx.serving.local_models import make_local_model
+from services.llm_longctx.tests.conftest import HELLO, MODEL, Server, go_on, say
+from shared.lm.taps import trace
+from shared.serving.build_app import build
+from shared.settings import Settings
+
+WIDTH, LAYERS, HEADS = 32, 2, 4
+PROMPT = len("<user>Hello, who are you?\n<assistant>")
+UP = {"vector": [3.0] + [0.0] * 30 + [-3.0], "site": "resid_post.0", "scale": 2.0}
+
+
+@pytest.fixture(scope="module")
+def server(folder, tmp_path_factory):
+    model = make_local_model(folder)
+    served = build(
+        "llm-longctx",
+        routers=[chat_routes.router, steering.router],
+        servables={model.card.name: model},
+        settings=Settings(data_dir=tmp_path_factory.mktemp("data"), intra_op_threads=1),
+    )
+    with Server(served) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as made:
+        yield made
+
+
+def refusal(client, **fields) -> dict:
+    with pytest.raises(openai.BadRequestError) as caught:
+        say(client, extra_body=fields)
+    return caught.value.body
+
+
+def test_an_intervention_changes_a_chat_and_its_neighbours_stay_as_they_are(client):
+    plain, steered = say(client), say(client, extra_body={"interventions": [UP]})
+    assert steered.choices[0].message.content != plain.choices[0].message.content
+    assert say(client).choices[0].message.content == plain.choices[0].message.content
+    assert go_on(client, extra_body={"interventions": [UP]}).choices[0].text != go_on(client).choices[0].text
+    masked = {"type": "scale", "site": "z.1", "heads": [0, 1, 2], "factor": 0}
+    assert say(client, extra_body={"interventions": [masked]}).choices[0].message.content
+
+
+def test_a_stream_brings_captures_token_by_token(client):
+    capture = [
+        {"type": "activation", "site": "resid_post.1", "positions": "decode"},
+        {"type": "attention", "layers": [1], "heads": [0, 2], "positions": [-1, PROMPT]},
+        {"type": "logit_lens", "top": 3, "positions": [-1]},
+    ]
+    whole = say(client, extra_body={"capture": capture}, max_tokens=5, logprobs=True)
+    streamed: dict[int, list[dict]] = {}
+    for chunk in say(client, extra_body={"capture": capture}, max_tokens=5, stream=True):
+        for one in getattr(chunk.choices[0], "captured", None) or []:
+            streamed.setdefault(one["capture"], []).append(one)
+    activation, attention, lens = whole.choices[0].captured
+    assert activation["positions"] == [PROMPT, PROMPT + 1, PROMPT + 2, PROMPT + 3]
+    said = [one.token for one in whole.choices[0].logprobs.content]
+    assert activation["tokens"] == said[:4]
+    assert np.array(activation["values"]).shape == (4, WIDTH)
+    assert [one["positions"] for one in streamed[0]] == [[at] for at in activation["positions"]]
+    assert [value for one in streamed[0] for value in one["values"]] == activation["values"]
+    assert (attention["layers"], attention["heads"], attention["positions"]) == ([1], [0, 2], [PROMPT - 1, PROMPT])
+    for at, rows in zip(attention["positions"], attention["values"], strict=True):
+        np.testing.assert_allclose(np.array(rows).sum(-1), np.ones((1, 2)), atol=1e-5)
+        assert np.array(rows).shape == (1, 2, at + 1)
+    assert lens["layers"] == [0, 1]
+    assert lens["lens"][0][-1][0]["token"] == said[0]
+
+
+def test_a_large_capture_is_a_file_and_its_positions_are_told(client, server):
+    capture = [{"type": "attention", "positions": "all"}, {"type": "activation", "site": "embed", "positions": "all"}]
+    prompt = "x" * 150
+    answer = go_on(client, prompt, extra_body={"capture": capture}, max_tokens=4)
+    attention, embed = answer.choices[0].captured
+    assert attention["values"] is None
+    assert attention["url"] == embed["url"]
+    arrays = np.load(io.BytesIO(httpx2.get(server.url + attention["url"]).content))
+    assert arrays["0.values"].shape == (153, LAYERS, HEADS, 153)
+    np.testing.assert_allclose(arrays["0.values"].sum(-1), 1, atol=1e-4)
+    assert arrays["1.values"].shape == (153, WIDTH)
+    assert arrays["0.positions"].tolist() == attention["positions"] == list(range(153))
+    assert httpx2.delete(server.url + attention["url"]).json()["deleted"] is True
+    assert httpx2.get(server.url + attention["url"]).status_code == 404
+
+
+def test_n_answers_have_captures_of_their_own(client):
+    capture = [{"type": "activation", "site": "final", "positions": [-1, PROMPT]}]
+    answer = say(client, n=2, temperature=1.0, seed=3, extra_body={"capture": capture, "interventions": [UP]})
+    first, second = (choice.captured[0] for choice in answer.choices)
+    assert first["values"][0] == second["values"][0]
+    assert first["values"][1] != second["values"][1]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "what"),
+    [
+        ("interventions", {"vector": [1.0] * WIDTH, "site": "resid_post.9"}, "layers are 0…1"),
+        ("interventions", {"vector": [1.0] * WIDTH, "site": "residual"}, "There is no site"),
+        ("interventions", {"vector": [1.0] * 5, "site": "resid_post.1"}, "has 5 numbers"),
+        ("interventions", {"vector": [1.0] * WIDTH}, "needs a site"),
+        ("interventions", {"vector": [1.0] * WIDTH, "site": "embed", "scale": 1e9}, "less than or equal to 1000"),
+        ("interventions", {"vector": [1e6] * WIDTH, "site": "embed"}, "at most 10000"),
+        ("interventions", {"vector": [1.0] * WIDTH, "site": "embed", "heads": [0]}, "no heads"),
+        ("interventions", {"type": "scale", "site": "z.0", "factor": 1e9}, "less than or equal to 100"),
+        ("interventions", {"type": "scale", "site": "pattern.0", "factor": 0}, "attend or uniform"),
+        ("interventions", {"type": "scale", "site": "z.0", "factor": 0, "heads": [7]}, "no head 7"),
+        ("interventions", {"type": "uniform", "layer": 5}, "layers are 0…1"),
+        ("interventions", {"type": "attend", "layer": 0, "heads": [0], "keys": [0], "weights": [1, 2]}, "2 weights"),
+        ("interventions", {"type": "attend", "layer": 0, "heads": [0], "keys": [-500]}, "positions are"),
+        ("interventions", {"type": "rotate"}, "rotate"),
+        ("interventions", {"vector": [1.0] * WIDTH, "site": "embed", "sclae": 1}, "sclae"),
+        ("capture", {"type": "activation", "site": "scores.0"}, "attention"),
+        ("capture", {"type": "activation", "site": "z.0", "positions": [5000]}, "positions are"),
+        ("capture", {"type": "attention", "heads": [4]}, "no head 4"),
+        ("capture", {"type": "logit_lens", "layers": [2]}, "layers are 0…1"),
+        ("capture", {"type": "gradient"}, "gradient"),
+    ],
+)
+def test_what_can_not_be_done_is_a_clear_400(client, field, value, what):
+    body = refusal(client, **{field: [value]})
+    assert what in body["message"], body
+    assert body["param"].startswith(field)
+    assert body["type"] == "invalid_request_error"
+
+
+def test_numbers_that_are_none_are_refused(server):
+    for number in ("NaN", "Infinity", "1e400"):
+        body = json.dumps({"messages": HELLO, "interventions": [UP]}).replace("-3.0", number)
+        answer = httpx2.post(
+            f"{server.url}/v1/chat/completions", content=body, headers={"content-type": "application/json"}
+        )
+        assert answer.status_code == 400, number
+        assert "error" in answer.json()
+
+
+def test_captures_over_the_limit_are_refused_before_anything_runs(client, monkeypatch):
+    monkeypatch.setattr("services.llm_longctx.serving.steering.build_taps.MAX_CAPTURED", 1000)
+    body = refusal(client, capture=[{"type": "activation", "site": "final", "positions": "all"}])
+    assert "a request may have 1,000" in body["message"]
+
+
+def test_interventions_that_blow_up_are_refused_and_the_model_serves_on(client):
+    blow = [{"type": "scale", "site": f"resid_post.{layer}", "factor": 100} for layer in (0, 1)] * 16
+    assert "not finite" in refusal(client, interventions=blow)["message"]
+    assert say(client).choices[0].message.content
+
+
+def vector_of(server, **more):
+    body = {"name": "calm", "model": MODEL, "positive": ["calm", "quiet"], "negative": ["loud", "noise!"]}
+    return httpx2.post(f"{server.url}/v1/steering-vectors", json=body | more, timeout=60)
+
+
+def _mean_stream(decoder, ids):
+    return trace(decoder, torch.tensor([ids]), capture=["resid_post.1"])["resid_post.1"][0].mean(0)
+
+
+def test_a_steering_vector_is_made_listed_used_and_deleted(client, server, decoder):
+    made = vector_of(server, layers=[1], tokens="mean").json()
+    assert (made["id"], made["version"], made["width"], made["positive"]) == ("calm@1", 1, WIDTH, 2)
+    assert vector_of(server, layers=[0, 1]).json()["id"] == "calm@2"
+    found = httpx2.get(f"{server.url}/v1/steering-vectors/calm@1?values=true").json()["layers"]
+    tokenize = server.app.state.host.servable(MODEL).adapter.tokenize
+    positive, negative = (
+        torch.stack([_mean_stream(decoder, tokenize(text, "prompt")) for text in texts]).mean(0)
+        for texts in (["calm", "quiet"], ["loud", "noise!"])
+    )
+    np.testing.assert_allclose(found[0]["values"], positive - negative, atol=1e-5)
+    assert [one["layer"] for one in found] == [1]
+    listed = httpx2.get(f"{server.url}/v1/steering-vectors").json()["data"]
+    assert [one["id"] for one in listed] == ["calm@2", "calm@1"]
+    numbers = found[0]["values"]
+    assert np.isclose(np.linalg.norm(numbers), found[0]["norm"], rtol=1e-5)
+    by_name = say(client, extra_body={"interventions": [{"vector": "calm@1", "scale": 9.0}]})
+    by_number = say(client, extra_body={"interventions": [{"vector": numbers, "site": "resid_post.1", "scale": 9.0}]})
+    assert by_name.choices[0].message.content == by_number.choices[0].message.content
+    assert by_name.choices[0].message.content != say(client).choices[0].message.content
+    newest = say(client, extra_body={"interventions": [{"vector": "calm", "scale": 9.0, "site": "resid_post.0"}]})
+    assert newest.choices[0].message.content
+    assert (
+        "has no vector for" in refusal(client, interventions=[{"vector": "calm@1", "site": "resid_post.0"}])["message"]
+    )
+    assert httpx2.delete(f"{server.url}/v1/steering-vectors/calm").json()["versions"] == [1, 2]
+    with pytest.raises(openai.NotFoundError, match="no steering vector"):
+        say(client, extra_body={"interventions": [{"vector": "calm@1"}]})
+
+
+@pytest.mark.parametrize(
+    ("more", "status"),
+    [
+        ({"name": "A B"}, 400),
+        ({"layers": [7]}, 400),
+        ({"positive": []}, 400),
+        ({"positive": [""]}, 400),
+        ({"negative": ["x" * 5000]}, 400),
+        ({"tokens": "first"}, 400),
+        ({"model": "nobody"}, 404),
+        ({"unknown": 1}, 400),
+    ],
+)
+def test_bad_vectors_are_refused(server, more, status):
+    answer = vector_of(server, **more)
+    assert answer.status_code == status, answer.text
+    assert "error" in answer.json()
+
+
+def test_tenants_see_their_own_vectors_only(server):
+    mine = {"x-fovea-tenant": "alice"}
+    body = {"name": "own", "positive": ["a"], "negative": ["b"]}
+    assert httpx2.post(f"{server.url}/v1/steering-vectors", json=body, headers=mine, timeout=60).status_code == 200
+    assert httpx2.get(f"{server.url}/v1/steering-vectors/own", headers=mine).status_code == 200
+    assert httpx2.get(f"{server.url}/v1/steering-vectors/own").status_code == 404
+
+
+def test_a_key_without_the_scope_is_refused_and_audit_is_told(server):
+    url, body = f"{server.url}/v1/chat/completions", {"messages": HELLO, "max_tokens": 2}
+    without = {"x-fovea-scopes": "infer,jobs"}
+    for fields in ({"interventions": [UP]}, {"capture": [{"type": "logit_lens"}]}):
+        answer = httpx2.post(url, json=body | fields, headers=without)
+        assert answer.status_code == 403
+        assert "interventions" in answer.json()["error"]["message"]
+    assert httpx2.post(url, json=body, headers=without).status_code == 200
+    assert httpx2.get(f"{server.url}/v1/steering-vectors", headers=without).status_code == 403
+    answer = httpx2.post(url, json=body | {"interventions": [UP]}, headers={"x-fovea-scopes": "infer,interventions"})
+    assert answer.status_code == 200
+    assert json.loads(answer.headers["x-fovea-audit"])["interventions"] == "add"
+    assert "x-fovea-audit" not in httpx2.post(url, json=body, headers=without).headers
+
+
+def test_the_sdk_makes_fetches_and_deletes_vectors(server):
+    with fovea.Client(server.url) as client:
+        made = client.steering_vectors.create("sdk", ["calm"], ["loud"], layers=[1], tokens="mean")
+        assert made.id == "sdk@1"
+        assert client.steering_vectors.get("sdk", values=True).layers[0].values
+        assert "sdk@1" in [one.id for one in client.steering_vectors.list()]
+        steered = client.chat("Hello", max_tokens=8, temperature=0, interventions=[{"vector": "sdk", "scale": 20.0}])
+        assert steered.text != client.chat("Hello", max_tokens=8, temperature=0).text
+        assert client.steering_vectors.delete("sdk").versions == [1]
+
+
+def test_the_commands_of_the_documentation_run(server, monkeypatch):
+    monkeypatch.setenv("FOVEA_URL", server.url)
+    text = (Path(__file__).parents[3] / "docs/14-steering.md").read_text("utf8")
+    commands = [line for line in text.splitlines() if line.startswith("fovea steer ")]
+    assert len(commands) == 5
+    for command in commands:
+        ran = CliRunner().invoke(app, shlex.split(command)[1:])
+        assert ran.exit_code == 0, (command, ran.output, ran.exception)

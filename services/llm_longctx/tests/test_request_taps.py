@@ -1,0 +1,289 @@
+"""Interventions and captures of one request: against a traced forward, beside others, over cached prefixes, n times."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+import torch
+
+from services.llm_longctx.engine import Engine, Request
+from services.llm_longctx.engine.completion import TokenCollector
+from services.llm_longctx.engine.request import CandidateSpec, GenerationRequest, Sampling
+from services.llm_longctx.engine.taps import (
+    ActivationCapture,
+    AttentionCapture,
+    LensCapture,
+    PlacedEdit,
+    RequestTaps,
+    TokenRange,
+)
+from services.llm_longctx.kernels import backends
+from services.llm_longctx.methods import method, methods
+from services.llm_longctx.tests.conftest import tiny_decoder
+from services.llm_longctx.tests.method_contract.oracle import PLAN
+from shared.errors import InvalidOption
+from shared.lm.builders import gemma3, gpt2, llama
+from shared.lm.interventions import Add, Attend, Scale, Uniform
+from shared.lm.taps import trace
+
+SMALL = {"vocab": 61, "width": 40, "layers": 3, "heads": 6, "kv_heads": 2, "hidden": 56, "positions": 600}
+IDS = [(7 * i + i * i) % 61 for i in range(400)]
+ROLES = {"schema": "head-plan/1", "roles": [[1, 0]] * 3, "heads": [[2, 1]]}
+N = 70
+DECODE = TokenRange(N)
+ALL = TokenRange()
+FAMILIES = {
+    "llama": lambda: llama(**SMALL, head_dim=16),
+    "gemma3": lambda: gemma3(**SMALL, head_dim=16, window=9, every=3, query_scale=20.0),
+    "gpt2": lambda: gpt2(vocab=61, width=40, layers=3, heads=4, hidden=80, positions=600),
+}
+BACKENDS = ["auto", "cpu_torch"] if "cpu_ext" in backends() else ["cpu_torch"]
+
+
+def build(family: str = "llama"):
+    torch.manual_seed(1)
+    net = FAMILIES[family]().eval().requires_grad_(requires_grad=False)
+    for parameter in net.parameters():
+        parameter.copy_(parameter + 0.3 * torch.randn_like(parameter) / parameter.shape[-1] ** 0.25)
+    return net
+
+
+def vector(width: int = 40, seed: int = 0) -> torch.Tensor:
+    return torch.randn(width, generator=torch.Generator().manual_seed(seed))
+
+
+def heads_of(net) -> int:
+    return net.config.heads
+
+
+def edits_of(kind: str) -> list[PlacedEdit]:
+    """Edits of each kind, over prompt and answer, or while decoding."""
+    known = {
+        "residual": [
+            PlacedEdit(Add("resid_post.1", 2 * vector()), ALL),
+            PlacedEdit(Add("embed", vector(seed=1)), DECODE),
+        ],
+        "middle": [PlacedEdit(Add("attn_out.0", vector()), ALL), PlacedEdit(Add("final", vector(seed=2)), DECODE)],
+        "heads": [PlacedEdit(Scale("z.1", 0.0, heads=[1, 3]), ALL), PlacedEdit(Scale("mlp_out.0", 0.5), DECODE)],
+        "queries": [PlacedEdit(Uniform(2, heads=[0]), ALL), PlacedEdit(Scale("attn_out.1", 3.0), ALL)],
+        "keys": [PlacedEdit(Scale("k.1", 1.5, heads=[0]), ALL), PlacedEdit(Scale("v.2", -1.0), DECODE)],
+        "attend": [PlacedEdit(Attend(2, [0, 2], [], [3, 5, N + 1], [0.25, 0.5, 1.0]), ALL)],
+        "normed": [PlacedEdit(Scale("normed", 2.0), ALL)],
+        "listed": [PlacedEdit(Add("resid_pre.2", 3 * vector()), TokenRange.of([0, -1, N + 2], N, 600))],
+    }
+    return known[kind]
+
+
+def traced(net, ids: list[int], edits: list[PlacedEdit], capture=()):
+    """One whole forward with the same edits: the oracle."""
+    placed = []
+    for one in edits:
+        at = one.tokens.within(0, len(ids))
+        if isinstance(one.edit, Attend):
+            for query in at:
+                seen = [(k, w) for k, w in zip(one.edit.keys, one.edit.weights, strict=True) if k <= query]
+                keys, weights = [k for k, _ in seen], [w for _, w in seen]
+                placed += [Attend(one.edit.layer, h, query, keys or [0], weights or [0.0]) for h in one.edit.head]
+        else:
+            placed.append(type(one.edit)(**{f: getattr(one.edit, f) for f in one.edit.__slots__} | {"positions": at}))
+    return trace(net, torch.tensor([ids]), edits=placed, capture=capture)
+
+
+def answer(net, taps: RequestTaps | None, backend: str = "auto", how="dense", **more):
+    engine = Engine(net, how, None if how == "dense" else ROLES, page=16, backend=backend)
+    (found,) = engine.generate([Request(IDS[:N], max_tokens=5, taps=taps, **more)])
+    return found
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", ["residual", "middle", "heads", "queries", "keys", "attend", "normed", "listed"])
+def test_a_served_request_computes_what_a_traced_forward_does(kind, family, backend):
+    net, edits = build(family), edits_of(kind)
+    lens = LensCapture(tuple(range(3)), 4, ALL)
+    found = answer(net, RequestTaps(tuple(edits), (ActivationCapture("resid_post.2", ALL), lens)), backend)
+    ids = [*IDS[:N], *found.tokens[:-1]]
+    oracle = traced(net, ids, edits, [f"resid_post.{layer}" for layer in range(3)])
+    rows = np.concatenate([np.stack(one.values) for one in found.captured if one.capture == 0])
+    np.testing.assert_allclose(rows, oracle["resid_post.2"][0].numpy(), atol=3e-4, rtol=1e-4)
+    assert [p for one in found.captured if one.capture == 0 for p in one.positions] == list(range(len(ids)))
+    assert found.tokens == oracle.logits[0, N - 1 :].argmax(-1).tolist()
+    streams = torch.stack([oracle[f"resid_post.{layer}"][0] for layer in range(3)], 1)
+    expected = net.read_logits(streams).log_softmax(-1).topk(4).values.numpy()
+    lenses = np.concatenate([np.stack(one.values) for one in found.captured if one.capture == 1])
+    np.testing.assert_allclose(lenses, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["residual", "heads", "attend"])
+def test_an_intervention_changes_the_answer(kind):
+    net = build()
+    assert answer(net, RequestTaps(tuple(edits_of(kind)))).tokens != answer(net, None).tokens
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_site_is_captured_as_a_trace_has_it(family, backend):
+    net = build(family)
+    sites = [
+        "embed",
+        "final",
+        "normed",
+        *(
+            f"{s}.1"
+            for s in (
+                "resid_pre",
+                "resid_mid",
+                "resid_post",
+                "q",
+                "k",
+                "v",
+                "q_rot",
+                "k_rot",
+                "z",
+                "attn_out",
+                "mlp_out",
+            )
+        ),
+    ]
+    found = answer(net, RequestTaps(captures=tuple(ActivationCapture(site, ALL) for site in sites)), backend)
+    oracle = traced(net, [*IDS[:N], *found.tokens[:-1]], [], sites)
+    assert found.tokens == oracle.logits[0, N - 1 :].argmax(-1).tolist()
+    for i, site in enumerate(sites):
+        rows = np.concatenate([np.stack(one.values) for one in found.captured if one.capture == i])
+        np.testing.assert_allclose(rows, oracle[site][0].numpy(), atol=3e-4, rtol=1e-4, err_msg=site)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_attention_rows_are_the_patterns(family, backend):
+    net = build(family)
+    heads = tuple(range(heads_of(net)))
+    found = answer(net, RequestTaps(captures=(AttentionCapture((0, 2), heads, ALL),)), backend)
+    oracle = traced(net, [*IDS[:N], *found.tokens[:-1]], [], ["pattern.0", "pattern.2"])
+    rows = [row for one in found.captured for row in one.values]
+    for query, row in enumerate(rows):
+        assert row.shape == (2, len(heads), query + 1)
+        for i, layer in enumerate((0, 2)):
+            np.testing.assert_allclose(row[i], oracle[f"pattern.{layer}"][0, :, query, : query + 1], atol=2e-5)
+
+
+def test_captures_alone_change_no_bit():
+    net = build()
+    captures = (
+        ActivationCapture("resid_post.1", ALL),
+        ActivationCapture("resid_mid.0", ALL),
+        LensCapture((0,), 2, ALL),
+    )
+    plain = _logprobs(net, None)
+    assert _logprobs(net, RequestTaps(captures=captures)) == plain
+
+
+def _logprobs(net, taps, others: int = 0, method_name: str = "dense"):
+    """Tokens and log-probabilities of an untapped request beside `others` requests with taps, or of a tapped one."""
+    engine = Engine(net, method_name, None if method_name == "dense" else ROLES, page=16)
+    collectors = []
+
+    def request(ids, taps):
+        collector = _Scores()
+        collectors.append(collector)
+        return GenerationRequest(
+            ids, [CandidateSpec(Sampling(), collector)], 8, policy=engine.policy, top_logprobs=3, taps=taps
+        )
+
+    first = request(IDS[:N], None if others else taps)
+    engine.scheduler.add_request(first)
+    for i in range(others):
+        engine.scheduler.add_request(request(IDS[5 + i : N + 5 + i], taps))
+    while engine.scheduler.in_flight:
+        engine.scheduler.step()
+    return collectors[0].scores
+
+
+class _Scores(TokenCollector):
+    def __init__(self):
+        super().__init__()
+        self.scores = []
+
+    def on_token(self, token):
+        self.scores.append((token.id, token.logprob, token.top))
+        return super().on_token(token)
+
+
+@pytest.mark.parametrize("kind", ["residual", "heads", "attend"])
+@pytest.mark.parametrize("how", ["dense", "streamingllm", "recycled"])
+def test_neighbours_without_taps_get_the_same_bits(kind, how):
+    net = build()
+    taps = RequestTaps(tuple(edits_of(kind)), (AttentionCapture((1,), (0,), ALL),) if kind == "heads" else ())
+    beside = _logprobs(net, taps, others=2, method_name=how)
+    assert beside == _logprobs(net, RequestTaps(), others=2, method_name=how)
+
+
+def test_a_steered_prefix_is_never_reused_by_an_unsteered_request_nor_the_other_way_round():
+    net = build()
+    steered = RequestTaps((PlacedEdit(Add("resid_post.0", 2 * vector()), ALL),))
+    other = RequestTaps((PlacedEdit(Add("resid_post.0", 3 * vector()), ALL),))
+    decoding = RequestTaps((PlacedEdit(Add("resid_post.0", 2 * vector()), DECODE),))
+    engine = Engine(net, page=16)
+
+    def ask(taps):
+        output = engine.add_request(Request(IDS[:N], max_tokens=5, taps=taps))
+        while engine.scheduler.in_flight:
+            engine.scheduler.step()
+        found = output.completion()
+        return found.tokens, found.usage.cached_tokens
+
+    fresh = {name: answer(net, taps).tokens for name, taps in (("plain", None), ("steered", steered), ("other", other))}
+    assert ask(steered) == (fresh["steered"], 0)
+    assert ask(None) == (fresh["plain"], 0)
+    assert ask(other) == (fresh["other"], 0)
+    assert ask(steered) == (fresh["steered"], 64)
+    assert ask(None) == (fresh["plain"], 64)
+    assert ask(decoding)[1] == 64, "a prompt that no edit touches is like any other"
+    assert ask(RequestTaps(captures=(ActivationCapture("z.0", TokenRange(20, 21, (20,))),)))[1] == 16
+
+
+def test_each_of_n_answers_is_steered_and_captures_prompt_and_answer():
+    net = build()
+    engine = Engine(net, page=16)
+    taps = RequestTaps(tuple(edits_of("residual")), (ActivationCapture("z.1", TokenRange.of([-1, N, N + 1], N, 600)),))
+    collectors = [TokenCollector(), TokenCollector()]
+    samplings = [Sampling(temperature=1.0, seed=seed) for seed in (1, 2)]
+    specs = [CandidateSpec(s, c) for s, c in zip(samplings, collectors, strict=True)]
+    engine.scheduler.add_request(GenerationRequest(IDS[:N], specs, 6, policy=engine.policy, taps=taps))
+    while engine.scheduler.in_flight:
+        engine.scheduler.step()
+    for collector in collectors:
+        ids = [*IDS[:N], *collector.tokens[:-1]]
+        oracle = traced(net, ids, edits_of("residual"), ["z.1"])
+        assert [p for one in collector.captured for p in one.positions] == [N - 1, N, N + 1]
+        rows = np.stack([row for one in collector.captured for row in one.values])
+        np.testing.assert_allclose(rows, oracle["z.1"][0, N - 1 : N + 2], atol=2e-4, rtol=1e-4)
+    assert collectors[0].tokens != collectors[1].tokens
+
+
+@pytest.mark.parametrize("name", methods())
+def test_edits_and_rows_work_under_every_method(name):
+    net, knobs = tiny_decoder(positions=192), methods()[name].contract_knobs
+    how = method(name, **(knobs if isinstance(knobs, Mapping) else knobs[0]))
+    edits = [Add("resid_post.0", 2 * vector(net.config.width)), Uniform(0, heads=[1]), Scale("z.1", 0.0, heads=[2])]
+    edits += [Attend(1, [0], [], [3, 5, N + 1], [0.25, 0.5, 1.0])]
+    taps = RequestTaps(
+        tuple(PlacedEdit(one, ALL) for one in edits), (AttentionCapture((1,), (0, 3), ALL), LensCapture((1,), 1, ALL))
+    )
+    plan = PLAN if how.needs_plan else None
+    found = [
+        Engine(net, how, plan, page=16).generate([Request(IDS[:N], max_tokens=5, taps=one)])[0] for one in (taps, None)
+    ]
+    assert found[0].tokens != found[1].tokens
+    rows = [row for one in found[0].captured if one.capture == 0 for row in one.values]
+    assert [row.shape for row in rows] == [(1, 2, position + 1) for position in range(N + 4)]
+    for row in rows:
+        assert (row >= 0).all()
+        assert (row.sum(-1) < 1 + 1e-4).all()
+
+
+def test_interventions_that_blow_up_end_in_a_clear_refusal():
+    net = build()
+    edits = [PlacedEdit(Scale(f"resid_post.{layer}", 1e30), ALL) for layer in (0, 1, 1, 2)]
+    with pytest.raises(InvalidOption, match="not finite"):
+        answer(net, RequestTaps(tuple(edits)))

@@ -1,0 +1,1 @@
+"""Annotation: models draw first labels in Label Studio, and learn from what people make of them."""

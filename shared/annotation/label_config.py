@@ -1,0 +1,108 @@
+"""Labelling configurations of Label Studio: which tag labels which picture, and with what.
+
+Knows their XML; knows no model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+from xml.etree.ElementTree import Element  # only the type: the text is parsed by defusedxml
+
+from defusedxml import DefusedXmlException
+from defusedxml.ElementTree import ParseError, fromstring
+
+from shared.errors import InvalidOption, Malformed
+
+__all__ = ["ControlTag", "RegionKind", "find_control", "parse_label_config"]
+
+RegionKind = Literal["rectanglelabels", "polygonlabels", "brushlabels", "choices"]
+"""Type of a region, which is also the key of its labels."""
+
+_KINDS: dict[str, RegionKind] = {
+    "RectangleLabels": "rectanglelabels",
+    "PolygonLabels": "polygonlabels",
+    "BrushLabels": "brushlabels",
+    "Choices": "choices",
+}
+
+FITTING: dict[str, tuple[RegionKind, ...]] = {
+    "detect": ("rectanglelabels",),
+    "segment": ("brushlabels", "polygonlabels"),
+    "classify": ("choices",),
+}
+"""Task of a model → regions that its answers can become, best first."""
+
+
+@dataclass(frozen=True, slots=True)
+class ControlTag:
+    """A tag with which people label a picture.
+
+    Attributes:
+        kind: Type of its regions.
+        name: Its name, `from_name` of a region.
+        to_name: Name of the tag that shows the picture.
+        field: Key of the picture's address in a task's data.
+        labels: Its labels, in order.
+        aliases: A model's class in lower case → the label that stands for it.
+    """
+
+    kind: RegionKind
+    name: str
+    to_name: str
+    field: str
+    labels: tuple[str, ...]
+    aliases: dict[str, str]
+
+    def label_of(self, class_name: str) -> str | None:
+        """The label for a class of the model; None where nobody asked for that class."""
+        return self.aliases.get(class_name.casefold())
+
+
+def parse_label_config(text: str) -> list[ControlTag]:
+    """The tags of a configuration that label pictures, in its order.
+
+    Raises:
+        Malformed: The text is not XML, or holds entities.
+    """
+    try:
+        root: Element = fromstring(text)
+    except (ParseError, DefusedXmlException, ValueError) as error:
+        raise Malformed("The labelling configuration can't be read as XML.", field="label_config") from error
+    pictures = {tag.get("name", ""): tag.get("value", "").lstrip("$") for tag in root.iter("Image")}
+    return [
+        _read_control(tag, pictures)
+        for tag in root.iter()
+        if tag.tag in _KINDS and tag.get("toName", "").split(",")[0] in pictures
+    ]
+
+
+def find_control(text: str, task: str) -> ControlTag:
+    """The tag of a configuration that takes the answers of a task.
+
+    Raises:
+        InvalidOption: It has none.
+    """
+    kinds = FITTING.get(task, ())
+    controls = [control for control in parse_label_config(text) if control.kind in kinds]
+    if not controls:
+        wanted = " or ".join(name for kind in kinds for name, known in _KINDS.items() if known == kind)
+        raise InvalidOption(
+            f"The labelling configuration has no tag that takes answers of {task!r}.",
+            hint=f"Give its <Image> a {wanted}." if wanted else f"Tasks: {', '.join(FITTING)}.",
+            field="label_config",
+        )
+    return min(controls, key=lambda control: kinds.index(control.kind))
+
+
+def _read_control(tag: Element, pictures: dict[str, str]) -> ControlTag:
+    """A tag with its labels; `predicted_values` of a label lists classes of the model that it stands for."""
+    to_name = tag.get("toName", "").split(",")[0]
+    entries = [entry for entry in tag if entry.tag in {"Label", "Choice"} and entry.get("value")]
+    aliases: dict[str, str] = {}
+    for entry in entries:
+        value = str(entry.get("value"))
+        names = (value, entry.get("alias", ""), *entry.get("predicted_values", "").split(","))
+        aliases |= {name.strip().casefold(): value for name in names if name.strip()}
+    labels = tuple(str(entry.get("value")) for entry in entries)
+    return ControlTag(_KINDS[tag.tag], tag.get("name", ""), to_name, pictures[to_name], labels, aliases)

@@ -1,0 +1,180 @@
+"""Interventions and captures on the wire: what a request changes inside the model, what it reads, and what comes back.
+
+Sites are named as in `shared.lm.activation_names`: `resid_post.14`, `z.9`, `final`. Positions count tokens of the whole
+sequence, the prompt's first is 0; negative ones count back from the prompt's end, so −1 is its last token.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+
+__all__ = [
+    "MAX_CAPTURES",
+    "MAX_INTERVENTIONS",
+    "AddIntervention",
+    "AttendIntervention",
+    "Capture",
+    "CaptureActivation",
+    "CaptureAttention",
+    "CaptureLogitLens",
+    "Captured",
+    "Intervention",
+    "LensToken",
+    "ScaleIntervention",
+    "UniformIntervention",
+    "Where",
+]
+
+MAX_INTERVENTIONS = 32
+"""Interventions of one request."""
+
+MAX_CAPTURES = 32
+"""Captures of one request."""
+
+MAX_SCALE = 1000.0
+"""Largest strength of a vector; its entries times the strength may be 10,000 (`services.llm_longctx.engine.taps`)."""
+
+MAX_FACTOR = 100.0
+"""Largest factor of a scaled activation."""
+
+Position = Annotated[int, Field(ge=-(2**20), lt=2**20)]
+Positions = Annotated[list[Position], Field(min_length=1, max_length=4096)]
+Where = Literal["all", "prompt", "decode"] | Positions
+"""`prompt`: its tokens; `decode`: tokens of the answer as they are fed back; `all`: both; or positions."""
+
+Layer = Annotated[int, Field(ge=0, lt=2**16)]
+Layers = Annotated[list[Layer], Field(min_length=1, max_length=256)]
+Heads = Annotated[list[Annotated[int, Field(ge=0, lt=2**16)]], Field(min_length=1, max_length=1024)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Site = Annotated[str, Field(min_length=1, max_length=64)]
+
+
+class _Strict(BaseModel):
+    """A misspelt field would change the answer silently."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class AddIntervention(_Strict):
+    """Add `scale` times a vector to an activation."""
+
+    type: Literal["add"] = "add"
+    site: Site | None = Field(
+        None, description="Where. Left out, the sites of a stored vector: it is added in each of its layers."
+    )
+    vector: Annotated[str, Field(max_length=128)] | Annotated[list[Finite], Field(min_length=1, max_length=65536)] = (
+        Field(description="A steering vector's name, with `@version` or its newest; or the numbers.")
+    )
+    scale: float = Field(1.0, ge=-MAX_SCALE, le=MAX_SCALE, allow_inf_nan=False, description="Strength.")
+    heads: Heads | None = Field(None, description="At sites with heads: which; all if left out.")
+    positions: Where = Field("all", description="Which tokens.")
+
+
+class ScaleIntervention(_Strict):
+    """Multiply an activation by a factor; 0 on `z.<layer>` masks heads (zero ablation)."""
+
+    type: Literal["scale"]
+    site: Site
+    factor: float = Field(ge=-MAX_FACTOR, le=MAX_FACTOR, allow_inf_nan=False)
+    heads: Heads | None = Field(None, description="At sites with heads: which; all if left out.")
+    positions: Where = Field("all", description="Which tokens.")
+
+
+class UniformIntervention(_Strict):
+    """Make the attention of heads uniform over all visible keys."""
+
+    type: Literal["uniform"]
+    layer: Layer
+    heads: Heads | None = Field(None, description="Which; all if left out.")
+    positions: Where = Field("all", description="Which tokens' queries.")
+
+
+class AttendIntervention(_Strict):
+    """Override where heads look: their attention becomes `weights` on the tokens `keys`, zero elsewhere."""
+
+    type: Literal["attend"]
+    layer: Layer
+    heads: Heads
+    keys: Positions = Field(description="Tokens that are looked at.")
+    weights: Annotated[list[Finite], Field(max_length=4096)] | None = Field(
+        None, description="One per key, used as given; left out, equal ones that sum to 1."
+    )
+    positions: Where = Field("all", description="Which tokens' queries; keys behind a query count nothing.")
+
+
+def _kind(given: Any) -> Any:
+    return given.get("type", "add") if isinstance(given, dict) else getattr(given, "type", None)
+
+
+Intervention = Annotated[
+    Annotated[AddIntervention, Tag("add")]
+    | Annotated[ScaleIntervention, Tag("scale")]
+    | Annotated[UniformIntervention, Tag("uniform")]
+    | Annotated[AttendIntervention, Tag("attend")],
+    Discriminator(_kind),
+]
+"""One change; without `type` it is `add`."""
+
+
+class CaptureActivation(_Strict):
+    """Read a named activation."""
+
+    type: Literal["activation"]
+    site: Site
+    positions: Where = Field("decode", description="Which tokens.")
+
+
+class CaptureAttention(_Strict):
+    """Read attention rows: how much each head of a token looks at the tokens before it."""
+
+    type: Literal["attention"]
+    layers: Layers | None = Field(None, description="Which; all if left out.")
+    heads: Heads | None = Field(None, description="Which; all if left out.")
+    positions: Where = Field("decode", description="Which tokens' queries.")
+
+
+class CaptureLogitLens(_Strict):
+    """Read what each layer would predict next: the final norm and output matrix on its residual stream."""
+
+    type: Literal["logit_lens"]
+    layers: Layers | None = Field(None, description="Which; all if left out.")
+    top: int = Field(5, ge=1, le=20, description="So many likeliest tokens.")
+    positions: Where = Field("decode", description="Which tokens.")
+
+
+Capture = Annotated[CaptureActivation | CaptureAttention | CaptureLogitLens, Field(discriminator="type")]
+"""One thing to read."""
+
+
+class LensToken(BaseModel):
+    """A likely next token in the eyes of a layer."""
+
+    token: str
+    id: int
+    logprob: float
+
+
+class Captured(BaseModel):
+    """What was read by one capture, at one or more tokens.
+
+    `values` has one entry per position, in their order:
+
+    * `activation`: the activation, [width], or [heads, width] at sites with heads.
+    * `attention`: [layers, heads, keys], keys being the tokens 0 … position. 0 stands for an evicted one, too.
+
+    `lens` has the same for `logit_lens`: [layers, top]. In a stream each piece has the positions that are new. What
+    outgrows `inline` numbers has neither: it is in the file at `url`, whose arrays are `<capture>.<name>`.
+    """
+
+    capture: int = Field(description="Index of the capture in the request.")
+    type: Literal["activation", "attention", "logit_lens"]
+    site: str | None = Field(None, description="Of an activation.")
+    layers: list[int] | None = Field(None, description="Of attention and lens.")
+    heads: list[int] | None = Field(None, description="Of attention.")
+    positions: list[int] = Field(description="Which tokens.")
+    tokens: list[str] = Field(description="Their text.")
+    values: list[Any] | None = None
+    lens: list[list[list[LensToken]]] | None = None
+    url: str | None = Field(None, description="Where the NPZ file is, for what is too large to be inline.")

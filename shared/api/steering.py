@@ -1,0 +1,89 @@
+"""Steering vectors on the wire: what one is computed from, and what is known of a stored one."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from shared.api.interventions import Layers
+from shared.api.text import ChatMessage
+
+__all__ = [
+    "MAX_PROMPTS",
+    "VECTOR_NAME",
+    "SteeringLayer",
+    "SteeringVector",
+    "SteeringVectorDeleted",
+    "SteeringVectorList",
+    "SteeringVectorRequest",
+]
+
+VECTOR_NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+"""Pattern of names."""
+
+MAX_PROMPTS = 256
+"""Prompts of each side."""
+
+Prompt = Annotated[str, StringConstraints(min_length=1)] | Annotated[list[ChatMessage], Field(min_length=1)]
+Prompts = Annotated[list[Prompt], Field(min_length=1, max_length=MAX_PROMPTS)]
+
+
+class SteeringVectorRequest(BaseModel):
+    """Contrasting prompts, whose mean difference becomes the next version of a vector."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(pattern=VECTOR_NAME, description="Its name; the version is counted up.")
+    model: str | None = Field(None, description="Name of the model; left out, the default one.")
+    positive: Prompts = Field(description="Texts or conversations that show what is wanted.")
+    negative: Prompts = Field(description="Texts or conversations that show the opposite.")
+    layers: Layers | None = Field(None, description="Whose residual stream; left out, the middle third.")
+    tokens: Literal["last", "mean"] = Field("last", description="Activation of the last token, or the mean of all.")
+
+
+class SteeringLayer(BaseModel):
+    """A vector's direction in one layer."""
+
+    layer: int
+    norm: float = Field(description="Length of the vector.")
+    activation_norm: float = Field(description="Mean length of the prompts' activations here, to choose a scale by.")
+    separation: float = Field(
+        description="Share of pairs of one positive and one negative prompt that lie the right way round along the "
+        "vector (AUC) on the prompts that it was made from; .5 is chance."
+    )
+    values: list[float] | None = Field(None, description="The vector, with `values=true`.")
+
+
+class SteeringVector(BaseModel):
+    """A stored vector: `mean(positive) - mean(negative)` of `resid_post`, layer by layer."""
+
+    id: str = Field(description="`name@version`, as an intervention names it.")
+    object: Literal["steering_vector"] = "steering_vector"
+    name: str
+    version: int
+    model: str
+    weights: str = Field(description="Fingerprint of the weights that it belongs to.")
+    width: int
+    created: datetime
+    tokens: Literal["last", "mean"]
+    positive: int = Field(description="Prompts that show what is wanted.")
+    negative: int = Field(description="Prompts that show the opposite.")
+    layers: list[SteeringLayer]
+
+
+class SteeringVectorList(BaseModel):
+    """Stored vectors, newest first."""
+
+    object: Literal["list"] = "list"
+    data: list[SteeringVector]
+
+
+class SteeringVectorDeleted(BaseModel):
+    """What was deleted."""
+
+    id: str
+    object: Literal["steering_vector"] = "steering_vector"
+    deleted: bool = True
+    versions: list[int] = Field(description="The versions that are gone.")

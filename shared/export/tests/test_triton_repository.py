@@ -1,0 +1,112 @@
+"""A model repository holds what its `config.pbtxt` says: parsed by Triton's own schema, run by ONNX Runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from google.protobuf import text_format
+from torch import Tensor, nn
+from tritonclient.grpc import model_config_pb2 as schema
+
+from shared.api.tensors import TensorSpec
+from shared.errors import InvalidOption
+from shared.export.artifacts import ExportedForms
+from shared.export.triton_repository import DATATYPES, TritonOptions, write_model
+from shared.registry.weights import Manifest, NetworkSpec, Weights
+from shared.rpc.tensors import DTYPES
+
+LABELS = ("crack", "pothole", "patch")
+
+
+class Net(nn.Module):
+    """Three scores of a picture, one number, and the picture halved."""
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Take an image (b,3,h,w)."""
+        return image.mean((2, 3)), image.amax((1, 2, 3)), image[:, :, ::2, ::2]
+
+
+class Forms(ExportedForms):
+    """Forms whose network needs no weights."""
+
+    def network(self) -> nn.Module:
+        """The network above."""
+        return Net().eval()
+
+
+def forms(cache: Path, sides: tuple[int, int] = (8, 8)) -> ExportedForms:
+    manifest = Manifest(name="net", origin="trained", network=NetworkSpec(name="net"), sha256="ab" * 32)
+    image = TensorSpec(name="image", datatype="FP32", shape=(-1, 3, *sides))
+    half = tuple(side // 2 if side > 0 else -1 for side in sides)
+    outputs = (
+        TensorSpec(name="scores", datatype="FP32", shape=(-1, 3)),
+        TensorSpec(name="peak", datatype="FP32", shape=(-1,)),
+        TensorSpec(name="half", datatype="FP32", shape=(-1, 3, *half)),
+    )
+    shapes = [{"image": (1, 3, 16, 8)}, {"image": (2, 3, 8, 24)}] if sides[0] < 0 else []
+    return Forms(Weights({}, manifest), cache, (image,), outputs, tag="v1", shapes=shapes)
+
+
+def parse(place: Path) -> Any:
+    return text_format.Parse((place / "config.pbtxt").read_text("utf-8"), schema.ModelConfig())
+
+
+@pytest.mark.parametrize("sides", [(8, 8), (-1, -1)])
+def test_a_repository_says_what_its_graph_takes_and_gives(tmp_path: Path, sides: tuple[int, int]) -> None:
+    place = write_model(tmp_path / "repository", "net", forms(tmp_path, sides), LABELS, TritonOptions(max_batch=4))
+    assert {str(file.relative_to(place)) for file in place.rglob("*") if file.is_file()} == {
+        "config.pbtxt",
+        "labels.txt",
+        "1/model.onnx",
+    }
+    config, session = parse(place), onnxruntime.InferenceSession(place / "1" / "model.onnx")
+    assert (config.name, config.backend, config.max_batch_size) == (place.name, "onnxruntime", 4)
+    for stated, found in ((config.input, session.get_inputs()), (config.output, session.get_outputs())):
+        assert [each.name for each in stated] == [each.name for each in found]
+        for each, real in zip(stated, found, strict=True):
+            dims = each.reshape.shape if each.HasField("reshape") else each.dims
+            assert [-1 if isinstance(side, str) else side for side in real.shape[1:]] == list(dims)
+            assert (schema.DataType.Name(each.data_type), real.type) == ("TYPE_FP32", "tensor(float)")
+
+
+def test_the_warm_up_is_a_request_that_the_graph_takes(tmp_path: Path) -> None:
+    place = write_model(tmp_path / "r", "net", forms(tmp_path, (-1, -1)), (), TritonOptions())
+    (warmup,) = parse(place).model_warmup
+    feeds = {
+        name: np.zeros((warmup.batch_size, *given.dims), DTYPES[schema.DataType.Name(given.data_type)[5:]])
+        for name, given in warmup.inputs.items()
+    }
+    assert feeds["image"].shape == (1, 3, 16, 8)
+    onnxruntime.InferenceSession(place / "1" / "model.onnx").run(None, feeds)
+
+
+def test_labels_name_the_output_that_has_one_value_per_class(tmp_path: Path) -> None:
+    place = write_model(tmp_path / "r", "net", forms(tmp_path), LABELS, TritonOptions())
+    assert (place / "labels.txt").read_text().splitlines() == list(LABELS)
+    assert [each.label_filename for each in parse(place).output] == ["labels.txt", "", ""]
+
+
+def test_options_reach_the_configuration(tmp_path: Path) -> None:
+    options = TritonOptions(max_batch=16, delay_us=500, instances=2, has_gpu=False, has_tensorrt=True)
+    config = parse(write_model(tmp_path / "r", "net", forms(tmp_path), (), options))
+    assert list(config.dynamic_batching.preferred_batch_size) == [16]
+    assert config.dynamic_batching.max_queue_delay_microseconds == 500
+    (group,) = config.instance_group
+    assert (group.count, group.kind) == (2, schema.ModelInstanceGroup.KIND_CPU)
+    (accelerator,) = config.optimization.execution_accelerators.gpu_execution_accelerator
+    assert (accelerator.name, dict(accelerator.parameters)) == ("tensorrt", {"precision_mode": "FP16"})
+    assert config.parameters["weights_sha256"].string_value == "ab" * 32
+
+
+def test_every_datatype_is_one_of_tritons() -> None:
+    assert set(DATATYPES) == set(DTYPES)
+    assert all(name in schema.DataType.keys() for name in DATATYPES.values())  # noqa: SIM118  # no mapping
+
+
+def test_a_name_that_leaves_the_repository_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidOption, match="can't be the name"):
+        write_model(tmp_path, "../net", forms(tmp_path), (), TritonOptions())

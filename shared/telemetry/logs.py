@@ -1,0 +1,50 @@
+"""Logs: structlog and the standard library in one form, each line with the ids of its request."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any, Literal
+
+import structlog
+
+from shared.telemetry.context import context
+
+__all__ = ["configure_logs", "log"]
+
+
+def configure_logs(level: str = "INFO", form: Literal["json", "console"] = "console") -> None:
+    """Route structlog and the standard library to stderr in one form."""
+    render: Any = structlog.processors.JSONRenderer() if form == "json" else structlog.dev.ConsoleRenderer(colors=False)
+    chain: list[Any] = [
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _add_context,
+        structlog.processors.format_exc_info,
+    ]
+    structlog.configure(
+        processors=[*chain, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(processor=render, foreign_pre_chain=chain))
+    logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+
+
+def log(name: str = "fovea") -> Any:
+    """A logger whose lines carry request id, service, model and trace of the current context."""
+    return structlog.stdlib.get_logger(name)
+
+
+def _add_context(_logger: Any, _name: str, event: dict[str, Any]) -> dict[str, Any]:
+    ctx = context()
+    for key in ("request_id", "service", "model"):
+        if value := getattr(ctx, key):
+            event.setdefault(key, value)
+    if ctx.traceparent:
+        _, trace, span, *_ = ctx.traceparent.split("-")
+        event.setdefault("trace_id", trace)
+        event.setdefault("span_id", span)
+    return event

@@ -1,0 +1,45 @@
+"""Spans of a test, as OpenTelemetry's in-memory exporter keeps them."""
+
+from __future__ import annotations
+
+import pytest
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from shared.telemetry.exporter import SpanRecorder
+from shared.telemetry.spans import use_recorder
+
+
+class RecordedSpans:
+    """Finished spans, by name."""
+
+    def __init__(self, exporter):
+        self._exporter = exporter
+
+    def all(self):
+        """All of them, in the order of their ends."""
+        return self._exporter.get_finished_spans()
+
+    def named(self, name):
+        """Those of a name."""
+        return [one for one in self.all() if one.name == name]
+
+    def one(self, name):
+        """The only one of a name."""
+        found = self.named(name)
+        assert len(found) == 1, (name, [one.name for one in self.all()])
+        return found[0]
+
+
+def is_child(span, parent):
+    """Whether a span is a direct child of another."""
+    same_trace = span.context.trace_id == parent.context.trace_id
+    return same_trace and span.parent is not None and span.parent.span_id == parent.context.span_id
+
+
+@pytest.fixture
+def recorded_spans():
+    """Switches tracing on for a test."""
+    exporter = InMemorySpanExporter()
+    use_recorder(SpanRecorder("test", exporter, is_batched=False))
+    yield RecordedSpans(exporter)
+    use_recorder(None)

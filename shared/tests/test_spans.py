@@ -1,0 +1,133 @@
+"""Spans nest by the context, follow batches and links, obey the sampler, and cost nothing while tracing is off."""
+
+import logging
+import subprocess
+import sys
+import time
+
+import pytest
+
+from shared import telemetry
+from shared.errors import NotFound
+from shared.settings import Settings
+from shared.tests.recorded_spans import is_child, recorded_spans  # noqa: F401  # a fixture
+
+PARENT = f"00-{'a' * 32}-{'b' * 16}-01"
+
+
+def test_spans_nest_by_the_context(recorded_spans):  # noqa: F811
+    with telemetry.span("outer", {"x": 1, "left out": None}, kind="server", parent=PARENT), telemetry.span("inner"):
+        telemetry.record_span("timed elsewhere", 0.5)
+    outer, inner, timed = (recorded_spans.one(name) for name in ("outer", "inner", "timed elsewhere"))
+    assert f"{outer.context.trace_id:032x}" == "a" * 32
+    assert f"{outer.parent.span_id:016x}" == "b" * 16
+    assert is_child(inner, outer)
+    assert is_child(timed, inner)
+    assert timed.end_time - timed.start_time == pytest.approx(5e8)
+    assert dict(outer.attributes) == {"x": 1}
+    assert telemetry.context().traceparent == ""
+
+
+def test_a_stage_of_a_batch_is_in_the_traces_of_all_members(recorded_spans):  # noqa: F811
+    members = [telemetry.span("member", parent="") for _ in range(3)]
+    with telemetry.bind(traceparent=",".join(one.traceparent for one in members)), telemetry.stage("run"):
+        pass
+    assert len({one.context.trace_id for one in recorded_spans.named("inference")}) == 3
+
+
+def test_an_error_of_ours_fails_its_span_by_its_code(recorded_spans):  # noqa: F811
+    with pytest.raises(NotFound), telemetry.span("look"):
+        raise NotFound("There is none.")
+    span = recorded_spans.one("look")
+    assert (span.status.status_code.name, span.attributes["error.type"]) == ("ERROR", "not_found")
+
+
+@pytest.mark.parametrize("flags", ["00", "01"])
+def test_a_callers_decision_holds_for_the_whole_trace_and_for_jobs_linked_to_it(recorded_spans, flags):  # noqa: F811
+    with telemetry.span("request", kind="server", parent=PARENT[:-2] + flags) as request:
+        assert request.traceparent.endswith(flags)
+        with telemetry.span("job", kind="consumer", parent="", links=[request.traceparent]) as job:
+            assert job.traceparent.split("-")[1] != "a" * 32
+    kept = ["job", "request"] if flags == "01" else []
+    assert [one.name for one in recorded_spans.all()] == kept
+    if kept:
+        assert f"{recorded_spans.one('job').links[0].context.trace_id:032x}" == "a" * 32
+
+
+def test_histograms_name_the_trace_of_a_sample_in_openmetrics(recorded_spans):  # noqa: F811
+    with telemetry.span("exemplary", parent="") as span, telemetry.bind(service="s", model="exemplary"):
+        telemetry.observe_stage("run", 0.02)
+    text, kind = telemetry.render_metrics("application/openmetrics-text;version=1.0.0,text/plain;q=0.5")
+    line = next(one for one in text.decode().splitlines() if 'le="0.025",model="exemplary"' in one)
+    assert kind.startswith("application/openmetrics-text")
+    _, trace, span_id, _ = span.traceparent.split("-")
+    assert f'# {{span_id="{span_id}",trace_id="{trace}"}} 0.02' in line or f'trace_id="{trace}"' in line
+    plain, kind = telemetry.render_metrics("text/plain")
+    assert kind.startswith("text/plain")
+    assert trace.encode() not in plain
+
+
+def test_log_lines_carry_trace_and_span(recorded_spans, capsys):  # noqa: F811
+    telemetry.configure_logs("INFO", "json")
+    with telemetry.span("logged", parent="") as span:
+        telemetry.log().info("served")
+    assert span.traceparent.split("-")[2] in capsys.readouterr().err
+    logging.getLogger().handlers.clear()
+
+
+def test_off_it_makes_no_span_and_costs_less_than_two_microseconds():
+    assert not telemetry.is_tracing()
+    assert telemetry.find_exemplar() is None
+    with telemetry.span("nothing", {"a": 1}, parent=PARENT) as span:
+        assert span.traceparent == ""
+        assert telemetry.context().traceparent == ""
+
+    def time_one():
+        begun = time.thread_time()
+        for _ in range(2000):
+            with telemetry.span("nothing"):
+                pass
+        return (time.thread_time() - begun) / 2000
+
+    assert min(time_one() for _ in range(5)) < 2e-6
+
+
+def test_off_nothing_imports_the_sdk_of_traces():
+    # Redis's client imports that of metrics wherever it is installed.
+    code = """
+import sys
+from services.gateway.app import build_gateway
+from shared.serving import worker
+from shared.settings import Settings
+from shared.telemetry import configure_tracing
+config = Settings(redis_url=None, otlp_endpoint=None)
+build_gateway(config)
+configure_tracing(config.traces_endpoint, "x")
+found = ("shared.telemetry.exporter", "opentelemetry.sdk.trace", "opentelemetry.exporter")
+print([name for name in sys.modules if name.startswith(found)])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_endpoint_is_opentelemetrys_own_variable(monkeypatch):
+    assert Settings().traces_endpoint is None
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "")  # as Compose sets what is left out
+    assert Settings().traces_endpoint is None
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318/")
+    assert Settings().traces_endpoint == "http://collector:4318/v1/traces"
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://collector:4318/mine")
+    assert Settings().traces_endpoint == "http://collector:4318/mine"
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    assert Settings().traces_endpoint is None
+
+
+def test_an_endpoint_that_does_not_answer_holds_nobody_up():
+    telemetry.configure_tracing("http://127.0.0.1:9/v1/traces", "test")
+    begun = time.monotonic()
+    with telemetry.span("lost", parent=""):
+        pass
+    assert time.monotonic() - begun < 0.5
+    telemetry.shut_down_tracing(0.5)
+    assert time.monotonic() - begun < 3
+    assert not telemetry.is_tracing()

@@ -1,0 +1,39 @@
+"""`fovea export triton` writes a repository of real models that Triton's schema and ONNX Runtime read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnxruntime
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as schema
+from typer.testing import CliRunner
+
+from shared.errors import InvalidOption
+from shared.registry.discovery import servables
+from shared.settings import settings
+from shared.vision.export_cli import export, find_exportable
+
+
+def test_a_served_model_becomes_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FOVEA_DATA_DIR", str(tmp_path / "state"))
+    settings.cache_clear()
+    name = min(servables("medical-seg"))
+    try:
+        ran = CliRunner().invoke(export, ["triton", str(tmp_path / "repository"), name, "--cpu", "--max-batch", "2"])
+    finally:
+        monkeypatch.undo()
+        settings.cache_clear()
+    assert ran.exit_code == 0, ran.output
+    place = tmp_path / "repository" / name
+    config = text_format.Parse((place / "config.pbtxt").read_text("utf-8"), schema.ModelConfig())
+    session = onnxruntime.InferenceSession(place / "1" / "model.onnx")
+    assert [each.name for each in config.output] == [each.name for each in session.get_outputs()]
+    assert (config.name, config.max_batch_size) == (name, 2)
+
+
+def test_a_model_without_a_graph_is_named_with_those_that_have_one() -> None:
+    with pytest.raises(InvalidOption) as caught:
+        find_exportable("smollm2-135m-instruct")
+    assert "pranet" in str(caught.value.hint)

@@ -1,0 +1,234 @@
+"""One trace from the gateway's socket to the engine, over HTTP and gRPC, and a link from a request to its job's run.
+
+Real processes (gateway, a replica of llm-longctx on a tiny model, a toy replica, a worker), a real Redis, and spans as
+they come to a collector over OTLP.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+
+import grpc
+import httpx2
+import pytest
+
+from services.llm_longctx.tests.conftest import MODEL, write_folder
+from shared.jobs.redis_server import RedisServer
+from shared.rpc import open_inference_pb2 as pb
+from shared.settings import Settings, environment
+from tests.deploy.otlp_collector import Collector
+from tests.deploy.ray_cluster import free_port, wait_for
+
+pytestmark = pytest.mark.slow
+
+TOY = """
+import asyncio
+from shared.serving.replica import ReplicaServer, load_app
+from shared.settings import settings
+from shared.telemetry import configure_tracing
+
+async def main():
+    configure_tracing(settings().traces_endpoint, "fovea-toy")
+    await ReplicaServer(load_app("toy", "shared.serving.tests.toy_app:app"), settings()).start()
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+SERVER, CLIENT, PRODUCER, CONSUMER = 2, 3, 4, 5
+CALLER = ("c" * 32, "d" * 16)
+METHOD = "streamingllm"
+SAY = {"messages": [{"role": "user", "content": "Hello, who are you?"}], "max_tokens": 12}
+
+
+class Platform:
+    """The processes and the collector that they report to."""
+
+    def __init__(self, folder, redis_url, collector):
+        self.collector = collector
+        self.http, self.grpc = free_port(), free_port()
+        self._folder, self._started = folder, []
+        model = write_folder(folder / MODEL)
+        self._env = environment(
+            FOVEA_REDIS_URL=redis_url,
+            FOVEA_DATA_DIR=str(folder),
+            FOVEA_LLM_MODEL=str(model),
+            FOVEA_LLM_FIDELITY_SAMPLE_RATE="1",
+            FOVEA_HTTP_PORT=str(self.http),
+            FOVEA_GRPC_PORT=str(self.grpc),
+            FOVEA_INTRA_OP_THREADS="1",
+            FOVEA_SHUTDOWN_GRACE_S="1",
+            OTEL_EXPORTER_OTLP_ENDPOINT=collector.endpoint,
+            OTEL_BSP_SCHEDULE_DELAY="200",
+            PYTHONPATH=os.pathsep.join(sys.path),
+        )
+        self._start("-m", "services.gateway")
+        self._start("-c", TOY)
+        self._start("-m", "shared.serving", "llm-longctx")
+        self._start("-m", "shared.serving.worker", "llm-longctx")
+
+    def _start(self, *command):
+        with (self._folder / f"{len(self._started)}.log").open("wb") as log:
+            process = subprocess.Popen([sys.executable, *command], env=self._env, stdout=log, stderr=log)
+        self._started.append(process)
+
+    @property
+    def url(self):
+        """The gateway's."""
+        return f"http://127.0.0.1:{self.http}"
+
+    def is_ready(self):
+        """Whether both services are there."""
+        with contextlib.suppress(httpx2.TransportError):
+            found = httpx2.get(f"{self.url}/readyz", timeout=5).json()["services"]
+            return len(found) == 2 and all(one["ready"] for one in found.values())
+        return False
+
+    def find(self, what, trace=None):
+        """Wait for the one span that fits."""
+
+        def look():
+            return [s for s in self.collector.spans if (trace is None or s.trace == trace) and what(s)]
+
+        return wait_for(look, 30, "the span is collected")[0]
+
+    def children_of(self, span):
+        """Direct children, by name."""
+        return {s.name: s for s in self.collector.of_trace(span.trace) if s.parent == span.id}
+
+    def stop(self):
+        """End all processes."""
+        for process in self._started:
+            process.terminate()
+        for process in self._started:
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+@pytest.fixture(scope="module")
+def platform(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("platform")
+    redis = RedisServer(Settings(data_dir=tmp_path_factory.mktemp("redis"), redis_url=None))
+    with redis as server, Collector().serve() as collector:
+        made = Platform(folder, server.url, collector)
+        try:
+            wait_for(made.is_ready, 120, "the gateway sees both services")
+            yield made
+        finally:
+            made.stop()
+
+
+def test_a_chat_is_one_trace_from_the_socket_to_the_engine(platform):
+    trace, caller = CALLER
+    body = {**SAY, "longctx": {"method": METHOD}}
+    headers = {"traceparent": f"00-{trace}-{caller}-01"}
+    answer = httpx2.post(f"{platform.url}/v1/chat/completions", json=body, headers=headers, timeout=60).json()
+    assert "usage" in answer, answer
+    usage = answer["usage"]
+
+    platform.find(lambda s: s.name == "compare with dense", trace)
+    gateway = platform.find(lambda s: s.service == "fovea-gateway" and s.kind == SERVER, trace)
+    assert gateway.parent == caller
+    assert gateway.name == "POST /v1/chat/completions"
+    assert gateway.attributes["http.response.status_code"] == 200
+    inside = platform.children_of(gateway)
+    assert inside.keys() >= {"authenticate", "POST /v1/chat/completions"}
+    sent = inside["POST /v1/chat/completions"]
+    assert (sent.kind, sent.attributes["fovea.service"]) == (CLIENT, "llm-longctx")
+    replica = platform.children_of(sent)["POST /v1/chat/completions"]
+    assert (replica.service, replica.kind) == ("fovea-llm-longctx", SERVER)
+    chat = platform.children_of(replica)[f"chat {MODEL}"]
+    assert platform.children_of(chat).keys() >= {"queue", "prefill", "decode", "compare with dense"}
+
+    found = chat.attributes
+    assert (found["gen_ai.operation.name"], found["gen_ai.request.model"]) == ("chat", MODEL)
+    assert found["gen_ai.usage.input_tokens"] == usage["prompt_tokens"]
+    assert found["gen_ai.usage.output_tokens"] == usage["completion_tokens"] == 12
+    assert (found["gen_ai.request.max_tokens"], found["gen_ai.response.finish_reasons"]) == (12, ["length"])
+    assert found["gen_ai.response.id"] == answer["id"]
+    assert 0 < found["gen_ai.response.time_to_first_chunk"] < chat.seconds
+    assert (found["fovea.method"], found["fovea.fidelity.verdict"]) == (METHOD, "trusted")
+    assert found["fovea.kv_bytes"] == usage["longctx"]["kv_bytes"] > 0
+    assert found["fovea.density"] == usage["longctx"]["prefill_density"]
+    compared = platform.children_of(chat)["compare with dense"].attributes
+    assert 0 <= compared["fovea.fidelity.agreement"] <= 1
+    assert not any("Hello" in str(v) for s in platform.collector.of_trace(trace) for v in s.attributes.values())
+
+
+def test_a_job_is_a_trace_of_its_own_linked_to_the_request_that_was_accepted(platform):
+    with httpx2.Client(base_url=platform.url, timeout=60) as client:
+        job = client.post("/v1/chat/completions", json=SAY, headers={"prefer": "respond-async"}).json()
+        path = f"/v1/jobs/{job['id']}"
+        done = wait_for(
+            lambda: (now := client.get(path).json())["status"] in {"succeeded", "failed"} and now, 90, "the job ends"
+        )
+    assert done["status"] == "succeeded", done
+    run = platform.find(lambda s: s.kind == CONSUMER and s.attributes["messaging.message.id"] == job["id"])
+    sent = platform.find(lambda s: s.kind == PRODUCER and s.attributes["messaging.message.id"] == job["id"])
+    assert (run.name, run.parent, run.links) == ("process llm-longctx", "", ((sent.trace, sent.id),))
+    assert run.trace != sent.trace
+    assert sent.service == "fovea-gateway"
+    served = platform.find(lambda s: s.kind == SERVER and s.parent == run.id)
+    chat = platform.find(lambda s: s.parent == served.id)
+    assert chat.name == f"chat {MODEL}"
+    assert platform.children_of(chat).keys() >= {"queue", "prefill", "decode"}
+
+
+def test_a_grpc_call_is_one_trace_to_the_batch(platform):
+    trace, caller = "e" * 32, "f" * 16
+    message = pb.ModelInferRequest(model_name="toy/echo")
+    message.inputs.add(name="x", datatype="FP32", shape=[1, 3]).contents.fp32_contents.extend([1, 2, 3])
+    with grpc.insecure_channel(f"127.0.0.1:{platform.grpc}") as channel:
+        call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        metadata = (("traceparent", f"00-{trace}-{caller}-01"),)
+        answer = pb.ModelInferResponse.FromString(call(message.SerializeToString(), metadata=metadata, timeout=30))
+    assert answer.model_name == "toy/echo"
+    name = "inference.GRPCInferenceService/ModelInfer"
+    gateway = platform.find(lambda s: s.kind == SERVER and s.service == "fovea-gateway", trace)
+    assert (gateway.name, gateway.parent) == (name, caller)
+    assert gateway.attributes["rpc.response.status_code"] == "OK"
+    replica = platform.find(lambda s: s.kind == SERVER and s.service == "fovea-toy", trace)
+    sent = platform.children_of(gateway)[name]
+    assert (sent.kind, replica.parent) == (CLIENT, sent.id)
+    inside = platform.children_of(replica)
+    assert inside.keys() >= {"preprocess", "queue", "batch", "postprocess"}
+    assert inside["batch"].attributes["fovea.batch.size"] == 1
+
+
+def test_a_failed_request_fails_its_spans_and_a_refused_one_does_not(platform):
+    broken = httpx2.post(f"{platform.url}/v1/echo", json={"text": "bug"}, timeout=30)
+    refused = httpx2.post(f"{platform.url}/v1/echo", json={"text": "bad"}, timeout=30)
+    assert (broken.status_code, refused.status_code) == (500, 422)
+
+    def served(response):
+        asked = response.headers["x-request-id"]
+        return platform.find(lambda s: s.service == "fovea-toy" and s.attributes.get("fovea.request_id") == asked)
+
+    assert served(broken).is_error
+    assert not served(refused).is_error
+    assert platform.children_of(served(broken))["batch"].is_error
+
+
+def test_probes_and_scrapes_are_not_traced(platform):
+    for path in ("/livez", "/readyz", "/metrics"):
+        httpx2.get(f"{platform.url}{path}")
+    assert httpx2.get(f"{platform.url}/v1/models").status_code == 200
+    platform.find(lambda s: s.name == "GET /v1/models")
+    assert not [
+        s for s in platform.collector.spans if s.attributes.get("url.path") in {"/livez", "/readyz", "/metrics"}
+    ]
+
+
+def test_a_slow_sample_names_its_trace_to_whoever_asks_for_openmetrics(platform):
+    accept = {"accept": "application/openmetrics-text;version=1.0.0"}
+    text = httpx2.get(f"{platform.url}/metrics", headers=accept).text
+    named = [
+        line for line in text.splitlines() if line.startswith("fovea_request_seconds_bucket") and "trace_id=" in line
+    ]
+    assert any(CALLER[0] in line for line in named)
+    assert text.endswith("# EOF\n")

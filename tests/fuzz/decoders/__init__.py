@@ -1,0 +1,1 @@
+"""Decoders under fuzzing: each file's `HARNESSES` maps names to harnesses."""

@@ -1,0 +1,134 @@
+"""Bodies of several parts: forms, DICOMweb's `multipart/related`, zip archives and matrices."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import zipfile
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from services.detection.segments.npy_inputs import read_matrices
+from services.gateway.batches.upload_form import parse_upload
+from services.gateway.routing.model_routing import _read_model
+from services.medical_seg.dicom.bodies import parse_related, unpack_zip
+from shared.api.mask import SegmentIn
+from shared.errors import FoveaError
+from shared.serving.http.request_parsing import build_requests, parse_request
+from tests.fuzz.harness import Harness
+
+__all__ = ["HARNESSES"]
+
+_FORM = (
+    b"multipart/form-data; boundary=x\n"
+    b'--x\r\ncontent-disposition: form-data; name="image"; filename="a.png"\r\ncontent-type: image/png\r\n\r\nabc\r\n'
+    b'--x\r\ncontent-disposition: form-data; name="model"\r\n\r\npranet\r\n'
+    b'--x\r\ncontent-disposition: form-data; name="threshold"\r\n\r\n0.5\r\n--x--\r\n'
+)
+_UPLOAD = (
+    b"multipart/form-data; boundary=x\n"
+    b'--x\r\ncontent-disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
+    b'--x\r\ncontent-disposition: form-data; name="file"; filename="a.jsonl"\r\n\r\n{}\n\r\n--x--\r\n'
+)
+_RELATED = b"multipart/related; boundary=x\n--x\r\ncontent-type: application/dicom\r\n\r\nabc\r\n--x--"
+
+
+def _request(data: bytes) -> tuple[Request, bytes]:
+    """The first line is the content type."""
+    media, _, body = data.partition(b"\n")
+    sent = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive() -> dict[str, object]:
+        return sent.pop() if sent else {"type": "http.disconnect"}
+
+    scope = {"type": "http", "app": None, "method": "POST", "path": "/", "query_string": b"", "client": ("c", 1)}
+    return Request({**scope, "headers": [(b"content-type", media)]}, receive), body
+
+
+def _is_refused(call: Callable[[], object]) -> bool:
+    """Whether a call ends in an error that is the caller's."""
+    try:
+        call()
+    except FoveaError as error:
+        if error.status >= 500:
+            raise
+        return True
+    except HTTPException as error:
+        if error.status_code >= 500:
+            raise
+        return True
+    return False
+
+
+async def _read_form(data: bytes) -> object:
+    request, _ = _request(data)
+    return build_requests(await parse_request(request), SegmentIn, 3)
+
+
+async def _read_file(data: bytes) -> object:
+    request, body = _request(data)
+    return await parse_upload(request.headers, body)
+
+
+def _multipart(data: bytes) -> object:
+    request, body = _request(data)
+    context: Any = SimpleNamespace(
+        scope=request.scope, headers={b"content-type": request.headers["content-type"].encode("latin-1")}
+    )
+    return [
+        _is_refused(lambda: asyncio.run(_read_form(data))),
+        _is_refused(lambda: asyncio.run(_read_file(data))),
+        _is_refused(lambda: parse_related(request.headers["content-type"], body)),
+        _is_refused(lambda: _read_model(context, body)),
+    ]
+
+
+def _zip(kind: int = zipfile.ZIP_STORED) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", kind) as archive:
+        archive.writestr("a/b.dcm", b"abc" * 9)
+        archive.writestr("ö.txt", b"")
+    return out.getvalue()
+
+
+def _matrices(*, is_archive: bool) -> bytes:
+    out = io.BytesIO()
+    if is_archive:
+        np.savez_compressed(out, a=np.ones((2, 3), np.float32), b=np.ones(4, ">f8"))
+    else:
+        np.save(out, np.ones((2, 3), np.float32))
+    return out.getvalue()
+
+
+HARNESSES: dict[str, Harness] = {
+    "multipart": Harness(
+        _multipart,
+        (_FORM, _UPLOAD, _RELATED, b"application/x-www-form-urlencoded\nmodel=a&threshold=%zz&images=b"),
+        words=(
+            *(b"--x\r\n", b"\r\n\r\n", b"--x--", b'; filename=""', b"; filename*=utf-8''%ff", b'; name="images"'),
+            *(
+                b"; charset=utf-7",
+                b"; charset=none",
+                b"content-transfer-encoding: base64\r\n",
+                b"boundary=",
+                b'"',
+                b";",
+            ),
+        ),
+    ),
+    "zip": Harness(
+        unpack_zip,
+        (_zip(), _zip(zipfile.ZIP_DEFLATED), _zip(zipfile.ZIP_BZIP2), _zip(zipfile.ZIP_LZMA)),
+        words=(b"PK\x05\x06", b"PK\x01\x02", b"PK\x03\x04", b"PK\x06\x06", b"\x0e\0", b"\x0c\0", b"\xff\xfe"),
+    ),
+    "matrices": Harness(
+        lambda data: read_matrices(data, "features"),
+        (_matrices(is_archive=True), _matrices(is_archive=False), _zip(zipfile.ZIP_LZMA).replace(b".dcm", b".npy")),
+        words=(b"(-1,)", b"(9999999999, 9)", b"True", b"'O'", b"'<U9'", b"'V1'", b"(", b"\x0e\0", b"[" * 100),
+    ),
+}

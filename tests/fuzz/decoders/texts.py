@@ -1,0 +1,196 @@
+"""Texts with a grammar: labels and runs of TREC, collections, and the grammars and schemas of structured output."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+from pydantic import BaseModel, ValidationError
+
+from services.llm_longctx.serving.grammars.formats import find_grammar_source
+from services.llm_longctx.serving.grammars.token_grammar import GrammarCompiler
+from services.llm_longctx.serving.toy_tokenizers import ByteTokenizer
+from services.relevance_judge.parsing import parse
+from services.relevance_judge.parsing.cranfield import parse_collection
+from services.relevance_judge.parsing.label_formats import parse_labels, parse_signals
+from services.relevance_judge.parsing.trec import format_qrels, parse_qrels, parse_runs, read_qrels, read_topics
+from services.relevance_judge.routes.agreement import AgreementIn, agreement
+from services.relevance_judge.routes.rankings import RankingsIn, rank
+from services.relevance_judge.routes.significance import SignificanceIn, compare_runs
+from shared.api.text import GenerationOptions
+from shared.errors import FoveaError, InvalidOption, Malformed
+from tests.fuzz.harness import Harness, with_file
+
+__all__ = ["HARNESSES"]
+
+_STEPS = 6
+"""Tokens of an answer under a grammar."""
+
+_ROWS = (
+    b'{"qid": "1", "docid": "d", "grade": 2, "signal": 0.5, "template": "t", "tokens": 3, "latency_ms": 2, "cost": 1}\n'
+)
+_LABELS = b"1 0 d1 2\n1 0 d2 0\n2 0 d1 1\n2 0 d2 3\n"
+_RUNS = b"".join(b"%d Q0 d%d 1 %d %s\n" % (q, d, q * d, tag) for q in (1, 2) for d in (1, 2) for tag in (b"a", b"b"))
+_COLLECTION = b".I 1\n.T\na\n.W\na b\n.I 2\n.W\nc\n\f.I 1\n.W\nq\n.I 4\n.W\nr\n\f1 1 2\n2 2 1\n"
+
+
+def _each(data: bytes, *parsers: Callable[[str], object]) -> list[object]:
+    """Every parser's answer to a text, None where it is refused."""
+    text, found = data.decode("utf-8", "replace"), list[object]()
+    for parser in parsers:
+        try:
+            found.append(parser(text))
+        except FoveaError as error:
+            if error.status >= 500:
+                raise
+            found.append(None)
+    return found
+
+
+def _trec(data: bytes) -> object:
+    return _each(
+        data,
+        lambda text: format_qrels(parse_qrels(text)),
+        parse_runs,
+        parse,
+        lambda text: parse_labels(text, "labels"),
+        lambda text: parse_signals(text, "signals"),
+    )
+
+
+def _compare(data: bytes) -> object:
+    """What the routes answer to reference labels, a judge's and runs, as JSON without NaN."""
+    reference, _, rest = data.decode("utf-8", "replace").partition("\f")
+    judge, _, runs = rest.partition("\f")
+    few = {"draws": 100}
+    calls: tuple[Callable[[str], BaseModel], ...] = (
+        lambda _: agreement(AgreementIn(reference=reference, judge=judge, **few)),
+        lambda _: rank(RankingsIn(reference=reference, judge=judge, runs=runs)),
+        lambda _: compare_runs(SignificanceIn(labels=judge, runs=runs, **few)),
+    )
+    return [found and found.model_dump_json() for found in _each(b"", *calls)]
+
+
+def _is_read(read: Callable[[Path], object], file: Path) -> bool:
+    try:
+        read(file)
+    except FoveaError:
+        return False
+    return True
+
+
+def _collection(data: bytes) -> object:
+    documents, _, rest = data.decode("utf-8", "replace").partition("\f")
+    topics, _, relevance = rest.partition("\f")
+    return parse_collection(documents, topics, relevance)
+
+
+@cache
+def _compiler() -> GrammarCompiler:
+    return GrammarCompiler(ByteTokenizer(), 256)
+
+
+def _grammar(data: bytes) -> object:
+    """Compile what a request's options ask for, and draw the first allowed tokens."""
+    try:
+        options = GenerationOptions.model_validate(json.loads(data))
+    except (ValidationError, ValueError, RecursionError) as error:
+        raise Malformed("no options") from error
+    source = find_grammar_source(options)
+    if source is None:
+        return None
+    grammar, tokens = _compiler().compile(*source), []
+    for _ in range(_STEPS):
+        if grammar.is_finished:
+            break
+        allowed = grammar.mask().nonzero().flatten().tolist()
+        if not allowed:
+            raise InvalidOption("no way on")
+        tokens.append(allowed[len(data) % len(allowed)])
+        grammar.advance(tokens[-1])
+    return tokens
+
+
+def _asked(**form: object) -> bytes:
+    return json.dumps({"structured_outputs": form}).encode()
+
+
+_SCHEMA = {
+    "type": "object",
+    "properties": {"a": {"type": "string", "pattern": "^[a-z]+$"}, "b": {"$ref": "#/$defs/n"}},
+    "required": ["a"],
+    "$defs": {"n": {"anyOf": [{"type": "integer", "minimum": 0, "multipleOf": 3}, {"type": "null"}]}},
+}
+
+HARNESSES: dict[str, Harness] = {
+    "trec": Harness(
+        _trec,
+        (b"1 0 d1 2\n1 0 d2 0\n", b"1 Q0 d1 1 0.5 run\n1 Q0 d2 2 nan run\n", _ROWS * 2, b'##final score: 2\n{"O": 3}'),
+        words=(
+            b"NaN",
+            b"Infinity",
+            b"1e999",
+            b"9" * 400,
+            b"[]",
+            b"{}",
+            b"null",
+            b"\xe2\x80\xa8",
+            b"\0",
+            b"-",
+            b'"\\ud800"',
+        ),
+    ),
+    "trec-file": Harness(
+        with_file(lambda file: [_is_read(read_qrels, file), _is_read(read_topics, file)], ".gz"),
+        (gzip.compress(b"1 0 d1 2\n1 0 d2 0\n", mtime=0), b"1\ttext\n"),
+    ),
+    "judgements": Harness(
+        _compare,
+        (
+            b"".join([_LABELS, b"\f", _LABELS.replace(b" 2", b" 0"), b"\f", _RUNS]),
+            _LABELS + b"\f" + _ROWS + b"\f" + _RUNS,
+        ),
+        words=(
+            b"\f",
+            b" 1000",
+            b" -1000",
+            b"1e308",
+            b"-1e308",
+            b"1 0 d1 2\n",
+            b"9 Q0 d9 1 1 c\n",
+            b"\xe2\x80\xa8",
+            b"0",
+        ),
+    ),
+    "collection": Harness(
+        _collection, (_COLLECTION,), words=(b".I ", b".W\n", b".T\n", b"\f", b" 0 0\n", b"nan", b"\xc2\xb2")
+    ),
+    "grammar": Harness(
+        _grammar,
+        (
+            _asked(json=_SCHEMA),
+            _asked(regex="[a-c]{1,3}(x|y)*", whitespace_pattern="[ ]"),
+            _asked(choice=["yes", "no"]),
+            _asked(grammar='start: "a" b+\nb: /[0-9]/ | "(" start ")"'),
+            _asked(grammar='root ::= "a" x*\nx ::= [0-9] | "(" root ")"'),
+            json.dumps({"response_format": {"type": "json_schema", "json_schema": {"schema": _SCHEMA}}}).encode(),
+        ),
+        words=(
+            *(b'"\\ud800"', b"1e999", b"NaN", b"null", b"[]", b"{}", b'"$ref": "#"', b'"not": {}', b'"minItems": 1e9'),
+            *(b"{1,99999}", b"(?=a)", b"\\\\d", b'"enum": []', b'"allOf": [true]', b'"format": "date"', b"true", b"-1"),
+            *(
+                b'"const": ',
+                b"%ignore /a/",
+                b"%json {}",
+                b"%regex {}",
+                b"~1",
+                b'"maxLength": 99999999',
+                b"/.*/i",
+                b"@a",
+            ),
+        ),
+    ),
+}

@@ -1,0 +1,76 @@
+"""A fuzz harness: one decoder of bytes from outside, what it is fed, and what counts as a good end."""
+
+from __future__ import annotations
+
+import gc
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from shared.errors import FoveaError
+
+__all__ = ["Harness", "SlowInput", "with_file"]
+
+MAX_CPU_S = 5.0
+"""Processor seconds that an input of a few kilobytes may take, on a busy machine too."""
+
+
+class SlowInput(AssertionError):
+    """An input that takes a decoder far longer than its size explains."""
+
+
+@dataclass(frozen=True)
+class Harness:
+    """One decoder.
+
+    Attributes:
+        run: Decodes; it may raise a `FoveaError` that is the caller's fault, and nothing else.
+        seeds: Files to begin with.
+        words: Pieces that edits insert, beside random bytes: what the format gives a meaning.
+        repair: Mends an edited file where a checksum or a length would refuse it before anything is read.
+    """
+
+    run: Callable[[bytes], object]
+    seeds: tuple[bytes, ...]
+    words: tuple[bytes, ...] = ()
+    repair: Callable[[bytes], bytes] = bytes
+
+    def check(self, data: bytes) -> None:
+        """Decode; an error that callers may see, and is theirs, is a good end.
+
+        Raises:
+            SlowInput: It took more than `MAX_CPU_S` of this process.
+        """
+        begun = time.process_time()
+        try:
+            self.run(data)
+        except FoveaError as error:
+            if error.status >= 500:
+                raise
+        if (seconds := time.process_time() - begun) > MAX_CPU_S:
+            gc.collect()  # a collection of what others left is no fault of this input: once more
+            begun = time.process_time()
+            self._run_again(data)
+            if time.process_time() - begun > MAX_CPU_S:
+                message = f"{seconds:.1f} processor seconds for {len(data):,} bytes"
+                raise SlowInput(message)
+
+    def _run_again(self, data: bytes) -> None:
+        try:
+            self.run(data)
+        except FoveaError:
+            return
+
+
+def with_file(read: Callable[[Path], object], suffix: str) -> Callable[[bytes], object]:
+    """A decoder of files, fed with bytes."""
+
+    def run(data: bytes) -> object:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / f"x{suffix}"
+            file.write_bytes(data)
+            return read(file)
+
+    return run
