@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -74,6 +75,11 @@ def draw_circuit(report: str) -> bytes:
     return render(Report(title=whole.title, graphs=whole.graphs, bars=whole.bars), "image/svg+xml") or b""
 
 
+def _drop_tips(svg: bytes) -> bytes:
+    """A drawing without the tips of its cells, which nobody sees in an `<img>`; its own title stays."""
+    return re.sub(rb"(?<=>)<title>[^<]*</title>(?=</rect>)", b"", svg)
+
+
 def keep_pictures(out: Path) -> list[Path]:
     """Write the pictures of the blocks to the console, and say which."""
     strip = Image.open(next(out.glob("series-*.strip.jpg"))).convert("RGB")
@@ -84,7 +90,7 @@ def keep_pictures(out: Path) -> list[Path]:
         "study.jpg": study.getvalue(),
         "survey.svg": (out / "survey.svg").read_bytes(),
         "trust.svg": draw_trust(json.loads((out / "trust.json").read_text("utf8"))).encode(),
-        "heads.svg": (out / "heads.svg").read_bytes(),
+        "heads.svg": _drop_tips((out / "heads.svg").read_bytes()),
         "edges.svg": draw_circuit((out / "edge-attribution.json").read_text("utf8")),
     }
     for name, content in files.items():
