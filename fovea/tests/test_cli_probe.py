@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import sys
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import pytest
 
 from fovea.cli.commands import heads, probe
 from fovea.cli.main import main
+from fovea.cli.output import Screen
 
 EVIDENCE = {"schema": "retrieval-report/1", "scores": [[0.5, 0.0]]}
 PLAN = {"schema": "head-plan/1", "roles": [[1, 0]]}
@@ -156,3 +158,9 @@ def test_calibration_that_finds_nothing_says_so(fovea, monkeypatch):
     code, _, err, _ = fovea("calibrate", "mine", verb="heads")
     assert code == 1
     assert "no retrieval heads" in err
+
+
+def test_binary_artefacts_are_written_as_they_are(tmp_path):
+    artefact = {"name": "edges.npz", "content": base64.b64encode(b"PK\x00\xff").decode(), "encoding": "base64"}
+    probe.save_report({**HEADS, "artefacts": [artefact]}, "edges", tmp_path, Screen(as_json=False))
+    assert (tmp_path / "edges.npz").read_bytes() == b"PK\x00\xff"

@@ -17,7 +17,7 @@ from starlette.responses import Response
 
 from services.interpretability.attention.head_scores import Overlap, overlap
 from services.interpretability.core.experiment import Experiment
-from services.interpretability.core.report import HeatMap, Report, Table, head_axes, head_name, to_matrix
+from services.interpretability.core.report import NPZ, HeatMap, Report, Table, head_axes, head_name, to_matrix
 from services.interpretability.core.result_store import TenantResults
 from services.interpretability.core.studied_model import StudiedModel
 from services.interpretability.rendering import render
@@ -41,7 +41,7 @@ FORMATS: Mapping[str, str] = {
     "html": "text/html",
     "png": "image/png",
     "svg": "image/svg+xml",
-    "npz": "application/x-npz",
+    "npz": NPZ,
 }
 
 _RESPONSE_MEDIA: dict[int | str, dict[str, Any]] = {200: {"content": {media: {} for media in render.MEDIA_TYPES}}}
@@ -186,10 +186,12 @@ async def read_report(key: str, request: Request, host: HostOf, format: str | No
 
 
 async def read_artefact(sha256: str, request: Request, host: HostOf) -> Response:
-    """Return an artefact of a report: evidence, a head plan, rated documents."""
-    text = await asyncio.to_thread(_results(request, host).read_artefact, sha256)
-    media = "application/json" if text[:1] == "{" and "\n" not in text else "application/x-ndjson"
-    return Response(text, media_type=media)
+    """Return an artefact of a report: evidence, a head plan, rated documents, arrays."""
+    content = await asyncio.to_thread(_results(request, host).read_artefact_bytes, sha256)
+    if content.startswith(b"PK"):
+        return Response(content, media_type=NPZ)
+    media = "application/json" if content[:1] == b"{" and b"\n" not in content else "application/x-ndjson"
+    return Response(content, media_type=media)
 
 
 class CompareRequest(BaseModel):

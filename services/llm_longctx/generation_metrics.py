@@ -100,6 +100,7 @@ def watch_scheduler(model: str, scheduler: Any) -> None:
 
 def watch_pages(model: str, pool: Any) -> None:
     """Show the pages of a `PagePool` that are used and free, as long as it lives."""
+    _PREEMPTIONS.labels(model)  # 0 is an answer, too
     _watch(_PAGES_USED, model, pool, lambda one: one.held)
     _watch(_PAGES_FREE, model, pool, lambda one: one.free)
 

@@ -35,16 +35,16 @@ LEASE_S = 5.0
 SECRET_HEADER: Final = "x-fovea-replica-secret"  # noqa: S105  # a name
 """Header, or gRPC metadata, that carries the secret by which a replica knows its gateway."""
 
+HOLDS_HEADER: Final = "x-fovea-holds"
+"""Header of an answer that names the session or document which its replica holds from now on."""
+
+_AFFINE_KEY: Final = "x-fovea-affine"
 SCOPES_HEADER: Final = "x-fovea-scopes"
 """Header, or gRPC metadata, by which the gateway says what the caller's key allows, with commas between."""
 
 AUDIT_HEADER: Final = "x-fovea-audit"
 """Response header of a replica: what the gateway writes into its audit log, as a JSON object. Callers don't get it."""
 
-HOLDS_HEADER: Final = "x-fovea-holds"
-"""Header of an answer that names the session or document which its replica holds from now on."""
-
-_AFFINE_KEY: Final = "x-fovea-affine"
 _EFFECTFUL_KEY: Final = "x-fovea-effectful"
 _ENDLESS_KEY: Final = "x-fovea-endless"
 

@@ -23,6 +23,9 @@ _FLUSH_S: Final = 1.0
 _KEEP_S: Final = 400 * 24 * 3600
 _TENANTS: Final = "fovea:usage:tenants"
 
+_MAX_SUMS: Final = 100_000
+"""Rows that are held here, where there is no Redis or it is away; beyond it the oldest days go."""
+
 _Key = tuple[str, date, str]
 
 
@@ -90,6 +93,9 @@ class UsageLedger:
             await self._redis.aclose()
 
     def _add_to(self, key: _Key, values: Mapping[str, float]) -> None:
+        if key not in self._sums and len(self._sums) >= _MAX_SUMS:
+            oldest = min(day for _, day, _ in self._sums)
+            self._sums = {each: sums for each, sums in self._sums.items() if each[1] > oldest}
         sums = self._sums.setdefault(key, defaultdict(float))
         for name, value in values.items():
             sums[name] += value

@@ -59,8 +59,9 @@ class LoadContext:
         weights: Folder of imported checkpoints, by model name; they win over what came with the package.
         objects: What users made, shared by all processes; None where nothing outlives this one.
         threads: Intra-op threads; 0 means the library's default.
-        options: Further facts, as text: `llm_model`, `llm_dtype`, `llm_weights`, `triton_url`, `triton_timeout_s`,
-            `triton_connections`, `max_body_bytes`, `max_pixels`, `max_side`, `picture_memory_bytes`.
+        options: Further facts, as text: `llm_model`, `llm_dtype`, `llm_weights`, `llm_kv_cache_dtype`, `triton_url`,
+            `triton_timeout_s`, `triton_connections`, `max_body_bytes`, `max_pixels`, `max_side`,
+            `picture_memory_bytes`.
     """
 
     device: str = "cpu"

@@ -22,6 +22,7 @@ def load_context(settings: Settings) -> LoadContext:
         "llm_model": settings.llm_model,
         "llm_dtype": settings.llm_dtype,
         "llm_weights": settings.llm_weights,
+        "llm_kv_cache_dtype": settings.llm_kv_cache_dtype,
         "llm_fidelity_sample_rate": str(settings.llm_fidelity_sample_rate),
         "llm_fidelity_min_agreement": str(settings.llm_fidelity_min_agreement),
         "max_body_bytes": str(settings.max_body_bytes),

@@ -112,6 +112,8 @@ print([name for name in sys.modules if name.startswith(found)])
 
 def test_the_endpoint_is_opentelemetrys_own_variable(monkeypatch):
     assert Settings().traces_endpoint is None
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "")  # as Compose sets what is left out
+    assert Settings().traces_endpoint is None
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318/")
     assert Settings().traces_endpoint == "http://collector:4318/v1/traces"
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://collector:4318/mine")

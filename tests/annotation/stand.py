@@ -66,7 +66,9 @@ def backend(
     runs = TrainingRuns(label_studio, plan) if plan else None
     answers = LabelStudioBackend(Predictor(sdk, label_studio, ["pranet-annotated", "pranet"]), runs, fit_every)
     with TestClient(build_backend_app(answers, Settings(_env_file=None, **settings))) as client:
-        yield client
-        assert client.portal is not None
-        client.portal.call(sdk.aclose)
-        client.portal.call(label_studio.close)
+        try:
+            yield client
+        finally:
+            assert client.portal is not None
+            client.portal.call(sdk.aclose)
+            client.portal.call(label_studio.close)

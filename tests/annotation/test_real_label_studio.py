@@ -100,9 +100,11 @@ def listening(url: str, studio: tuple[str, str], plan: TrainingPlan) -> Iterator
     thread.start()
     while not server.started:
         time.sleep(0.05)
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join()
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 def test_label_studio_gets_first_labels_and_starts_a_training(

@@ -42,6 +42,7 @@ SETTINGS = {
         *("redis.ports={26379,6380}", "redis.caSecret=cache-ca", "redis.passwordSecret=cache"),
         "ray.faultTolerance.redisAddress=rediss://cache:6380",
     ],
+    "traced": ["tracing.endpoint=https://otel.example", "tracing.headersSecret=otel", "tracing.ports={443}"],
     "password": ["redis.passwordSecret=cache", "redis.maxMemory=2gb"],
     "many": ["services.medical-seg.replicas.min=3", "services.medical-seg.replicas.max=9", "gateway.preStopSeconds=0"],
 }
@@ -299,6 +300,17 @@ def test_object_store_and_its_credentials_reach_gateway_replicas_and_workers():
             assert container["envFrom"] == [{"secretRef": {"name": "aws"}}]
 
 
+def test_all_processes_send_their_spans_to_the_collector_if_there_is_one():
+    traced = render(*ALL_ON, "tracing.endpoint=http://otel:4318", "tracing.sampleRatio=0.1")
+    for documents, expected in ((render(*ALL_ON), None), (traced, "http://otel:4318")):
+        for name, spec in pod_specs(documents):
+            if not name.endswith("-redis"):
+                env = {e["name"]: e.get("value") for e in spec["containers"][0]["env"]}
+                assert env.get("OTEL_EXPORTER_OTLP_ENDPOINT") == expected, name
+    policy = named(traced, "NetworkPolicy", "demo-inside")["spec"]["egress"]
+    assert {"ports": [{"port": 4318}]} in policy
+
+
 def test_gateways_and_replicas_share_a_secret():
     for name, spec in pod_specs(render(*ALL_ON)):
         if not name.endswith("-redis"):
@@ -383,11 +395,15 @@ def test_schema_describes_exactly_the_values():
 def test_dashboard_asks_only_for_metrics_that_exist():
     import re
 
+    from services.llm_longctx import generation_metrics
     from shared import telemetry
+    from shared.serving.gpu_memory import GpuMemory
+    from shared.serving.tests.test_gpu_memory import TwoDevices
 
-    names = {m._name for m in vars(telemetry).values() if hasattr(m, "_name")}
+    names = {m._name for room in (telemetry, generation_metrics) for m in vars(room).values() if hasattr(m, "_name")}
+    names |= {family.name for family in GpuMemory(TwoDevices()).collect()}
     panels = json.loads((CHART / "dashboards/fovea.json").read_text("utf8"))["panels"]
-    asked = {w for p in panels for t in p["targets"] for w in re.findall(r"fovea_[a-z_]+", t["expr"])}
+    asked = {w for p in panels for t in p["targets"] for w in re.findall(r"fovea_[a-z0-9_]+", t["expr"])}
     assert {re.sub(r"_(total|bucket|sum|count)$", "", a) for a in asked} <= names
 
 

@@ -17,6 +17,7 @@ import yaml
 
 from shared.jobs.redis_server import RedisServer
 from shared.settings import Settings, environment
+from tests.deploy.otlp_collector import Collector
 from tests.deploy.ray_cluster import free_port, wait_for
 from tests.deploy.test_chart import CHART, named, render
 from tests.deploy.tools import helm
@@ -71,8 +72,8 @@ def scrape_config(monitor, targets):
 class Scene:
     """Two gateways with keys, a replica, and a Prometheus that scrapes their metrics ports."""
 
-    def __init__(self, folder, redis_url):
-        self.folder, self.redis_url = folder, redis_url
+    def __init__(self, folder, redis_url, collector):
+        self.folder, self.redis_url, self.collector = folder, redis_url, collector
         self.started = []
         command = [pathlib.Path(sys.executable).parent / "fovea", "keys", "add", "me"]
         secret = subprocess.run(command, env=self._env(), capture_output=True, text=True, check=True).stdout.strip()
@@ -89,6 +90,8 @@ class Scene:
             FOVEA_AUTH="keys",
             FOVEA_GRPC_PORT="0",
             FOVEA_RATE_LIMIT_RPM="100000",
+            OTEL_EXPORTER_OTLP_ENDPOINT=self.collector.endpoint,
+            OTEL_BSP_SCHEDULE_DELAY="200",
             PYTHONPATH=os.pathsep.join(sys.path),
             **variables,
         )
@@ -114,6 +117,7 @@ class Scene:
                 f"--config.file={self.folder}/prometheus.yml",
                 f"--storage.tsdb.path={self.folder}/tsdb",
                 f"--web.listen-address=127.0.0.1:{port}",
+                "--enable-feature=exemplar-storage",
             ]
         )
         return f"http://127.0.0.1:{port}"
@@ -157,8 +161,9 @@ class Scene:
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scene")
-    with RedisServer(Settings(data_dir=tmp_path_factory.mktemp("redis"), redis_url=None)) as server:
-        made = Scene(folder, server.url)
+    redis = RedisServer(Settings(data_dir=tmp_path_factory.mktemp("redis"), redis_url=None))
+    with redis as server, Collector().serve() as collector:
+        made = Scene(folder, server.url, collector)
         try:
             for url in made.urls:
                 wait_for(lambda u=url: is_ready(u), 90, "the gateways see the replica")
@@ -204,14 +209,19 @@ def test_each_panel_of_the_dashboard_shows_the_true_number(scene):
     with httpx2.Client(headers=scene.headers) as client:
         for _ in range(3):
             assert client.post(f"{scene.urls[0]}/v1/echo", json={"text": "bad"}).status_code == 422
+            tensors = {"inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}]}
+            assert client.post(f"{scene.urls[0]}/v2/models/toy/echo/infer", json=tensors).status_code == 200
             time.sleep(1.2)
     assert any(float(sample["value"][1]) > 0 for sample in scene.query(short["Errors by code"]))
+    stages = {s["metric"]["stage"]: float(s["value"][1]) for s in scene.query(short["Stages, p95"])}
+    assert stages.keys() == {"pre", "run", "post"}
+    assert all(0 < seconds < 2 for seconds in stages.values())
     scene.load(15)
     seen = {title: scene.query(expr) for title, expr in short.items()}
     rates = {(s["metric"]["service"], s["metric"]["status"]): float(s["value"][1]) for s in seen["Requests per second"]}
     assert rates["gateway", "200"] == pytest.approx(2 * PER_GATEWAY_HZ, rel=0.25)
     assert rates["toy", "200"] == pytest.approx(2 * PER_GATEWAY_HZ, rel=0.25)
-    for title in ("Latency, p95", "Stages, p95"):
+    for title in ("Latency, p95", "Queue time, p95"):
         times = [float(s["value"][1]) for s in seen[title] if s["value"][1] != "NaN"]
         assert times
         assert all(0 < seconds < 2 for seconds in times), title
@@ -219,3 +229,19 @@ def test_each_panel_of_the_dashboard_shows_the_true_number(scene):
     assert {s["metric"]["state"]: float(s["value"][1]) for s in seen["Jobs"]} == {"queued": 5, "running": 0}
     assert [float(s["value"][1]) for s in seen["Ready replicas"]] == [1.0]
     assert {float(s["value"][1]) for s in seen["Requests that wait in replicas"]} == {0.0}
+
+
+@needs_prometheus
+@pytest.mark.slow
+def test_an_exemplar_of_prometheus_names_a_trace_of_the_collector(scene):
+    with httpx2.Client(headers=scene.headers) as client:
+        assert client.post(f"{scene.urls[0]}/v1/echo", json={"text": "hello"}).status_code == 200
+    now = time.time()
+    window = {"query": "fovea_request_seconds_bucket", "start": now - 600, "end": now + 60}
+
+    def ask():
+        answer = httpx2.get(f"{scene.prometheus}/api/v1/query_exemplars", params=window, timeout=10).json()
+        return {one["labels"]["trace_id"] for series in answer["data"] for one in series["exemplars"]}
+
+    traces = wait_for(ask, 30, "Prometheus has exemplars")
+    wait_for(lambda: traces & {span.trace for span in scene.collector.spans}, 30, "the collector has their traces")

@@ -13,7 +13,7 @@ from services.relevance_judge.storage.mini_collection import load_mini_collectio
 pytestmark = MARKS
 
 MINI = load_mini_collection()
-PATIENCE_MS = 60_000
+PATIENCE_MS = 240_000
 
 
 def texts() -> dict[str, str]:

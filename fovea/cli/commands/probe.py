@@ -6,6 +6,7 @@ model recalls with it, beside full attention.
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -120,7 +121,9 @@ def save_report(report: dict[str, Any], name: str, folder: Path | None, screen: 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(screen.format_json(report) + "\n", "utf8")
     for artefact in report["artefacts"]:
-        (folder / Path(artefact["name"]).name).write_text(artefact["content"] or "", "utf8")
+        text = artefact["content"] or ""
+        data = base64.b64decode(text) if artefact.get("encoding") == "base64" else text.encode()
+        (folder / Path(artefact["name"]).name).write_bytes(data)
     screen.note(f"wrote {folder / name}.json and {len(report['artefacts'])} artefacts")
 
 

@@ -1,4 +1,4 @@
-"""Boxes drawn on sample pictures, for the sheets of the documentation (`docs/images/pollen.jpg`, `pavement.jpg`)."""
+"""Boxes drawn on sample pictures, for sheets such as `docs/images/pollen.jpg`."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ GALLERY = (
         picture="survey.svg",
         alt="A map: the road shaded by damage per kilometre, dots by class, a dashed inspection route",
         origin="synthetic",
-        facts="90 drawn photographs along a made-up road, worse in the middle, searched by yolo9tr.",
+        facts="Two real photographs, mirrored and in other light, 90 times along a made-up road, searched by yolo9tr.",
         command="fovea survey drive/ -o out",
         page="/console/survey",
     ),

@@ -64,8 +64,8 @@ _OWN_RESPONSE_HEADERS = _HOP_BY_HOP | {
     b"x-request-id",
     b"x-content-type-options",
     USAGE_HEADER.encode(),
-    AUDIT_HEADER.encode(),
     HOLDS_HEADER.encode(),
+    AUDIT_HEADER.encode(),
 }
 """Response headers that the gateway writes itself."""
 

@@ -7,7 +7,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -124,3 +124,13 @@ def test_what_answers_say_is_read_and_what_they_quote_is_not() -> None:
         assert set(scanner.sum_up(1.0).values()) <= {0}
     assert find_model(b'{"model": "a/b"}') == "a/b"
     assert read_header("[1]") == read_header("{") == read_header(None) == {}
+
+
+async def test_without_redis_the_oldest_days_go_before_the_rows_are_too_many(monkeypatch):
+    monkeypatch.setattr("shared.jobs.usage_ledger._MAX_SUMS", 4)
+    ledger, today = UsageLedger(None), datetime.now(UTC).date()
+    for days in (3, 3, 2, 1):
+        ledger._add_to(("ann", today - timedelta(days), f"m{len(ledger._sums)}"), {"requests": 1.0})
+    ledger.add("ann", "new", {})
+    found = await ledger.read("ann", today - timedelta(9), today)
+    assert [record.day for record in found] == [today, today - timedelta(1), today - timedelta(2)]

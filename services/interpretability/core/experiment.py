@@ -289,8 +289,10 @@ class Experiment(Servable[S, Report], Generic[S]):
             if self.mode == "job" and run.deadline is not None:
                 self._require_job_if_long(spec, subject, run.tenant)
             report = self.finish(spec, subject, progress, self.run(spec, subject, progress))
+            results = self.store.of_tenant(run.tenant)
+            for artefact in report.artefacts:
+                results.save_artefact(artefact)
             if self.mode == "job":
-                results = self.store.of_tenant(run.tenant)
                 results.save_report(self.key(spec, subject), report)
                 results.cells.remove_old()
             if progress.stopped:

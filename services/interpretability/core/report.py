@@ -5,16 +5,21 @@ A report is complete: it can be drawn, compared and reproduced from its manifest
 
 from __future__ import annotations
 
+import base64
+import builtins
 import hashlib
+import io
 import json
 import math
-from collections.abc import Iterable, Sequence
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 __all__ = [
+    "NPZ",
     "Artefact",
     "Axis",
     "Bar",
@@ -36,6 +41,10 @@ __all__ = [
     "json_digest",
     "to_matrix",
 ]
+
+
+NPZ = "application/x-npz"
+"""Media type of arrays."""
 
 
 def _finite(value: Any) -> Any:
@@ -135,11 +144,11 @@ class Strip(_Part):
 
 
 class Node(_Part):
-    """A head in a circuit."""
+    """A head in a circuit, or an MLP or the embedding (layer −1), which have no head."""
 
     id: str
     layer: int
-    head: int
+    head: int | None = None
     kind: str = ""
     value: Number = None
 
@@ -168,7 +177,8 @@ class Artefact(_Part):
     media_type: str
     sha256: str
     bytes: int
-    content: str | None = Field(None, description="The content itself, where it is text.")
+    content: str | None = Field(None, description="The content itself.")
+    encoding: Literal["utf-8", "base64"] = Field("utf-8", description="How `content` holds the bytes.")
 
     @classmethod
     def of(cls, name: str, content: str, media_type: str = "application/json") -> Artefact:
@@ -177,6 +187,31 @@ class Artefact(_Part):
         return cls(
             name=name, media_type=media_type, sha256=hashlib.sha256(raw).hexdigest(), bytes=len(raw), content=content
         )
+
+    @classmethod
+    def of_arrays(cls, name: str, arrays: Mapping[str, np.ndarray]) -> Artefact:
+        """Build an artefact that holds arrays as NPZ; equal arrays give equal bytes."""
+        raw = io.BytesIO()
+        with zipfile.ZipFile(raw, "w", zipfile.ZIP_DEFLATED) as archive:
+            for key, array in arrays.items():
+                held = io.BytesIO()
+                np.save(held, array, allow_pickle=False)
+                # An entry without a date: numpy's own writer puts the clock into the file.
+                archive.writestr(zipfile.ZipInfo(f"{key}.npy"), held.getvalue(), zipfile.ZIP_DEFLATED)
+        data = raw.getvalue()
+        return cls(
+            name=name,
+            media_type=NPZ,
+            sha256=hashlib.sha256(data).hexdigest(),
+            bytes=len(data),
+            content=base64.b64encode(data).decode(),
+            encoding="base64",
+        )
+
+    def data(self) -> builtins.bytes:
+        """The bytes of the content."""
+        text = self.content or ""
+        return base64.b64decode(text) if self.encoding == "base64" else text.encode()
 
 
 class RunManifest(_Part):

@@ -59,14 +59,12 @@ class TenantResults:
         return CellCache(self._objects.under("cells"))
 
     def save_report(self, key: str, report: Report) -> None:
-        """Store a report and its artefacts."""
-        for artefact in report.artefacts:
-            self.save_artefact(artefact)
+        """Store a report."""
         self._objects.put(f"reports/{key}", report.model_dump_json().encode())
 
     def save_artefact(self, artefact: Artefact) -> None:
         """Store an artefact that holds its content."""
-        self._objects.put(f"artefacts/{artefact.sha256}", (artefact.content or "").encode())
+        self._objects.put(f"artefacts/{artefact.sha256}", artefact.data())
 
     def has_report(self, key: str) -> bool:
         """Whether there is a complete report under this key."""
@@ -84,12 +82,20 @@ class TenantResults:
         return Report.model_validate_json(self._read("reports", key))
 
     def read_artefact(self, sha256: str) -> str:
+        """Return the content of an artefact that is text.
+
+        Raises:
+            NotFound: There is none with this digest.
+        """
+        return self.read_artefact_bytes(sha256).decode()
+
+    def read_artefact_bytes(self, sha256: str) -> bytes:
         """Return the content of an artefact.
 
         Raises:
             NotFound: There is none with this digest.
         """
-        return self._read("artefacts", sha256).decode()
+        return self._read("artefacts", sha256)
 
     def _read(self, room: str, key: str) -> bytes:
         content = self._objects.get(f"{room}/{key}") if _DIGEST.fullmatch(key) else None

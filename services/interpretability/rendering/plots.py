@@ -194,7 +194,13 @@ def draw_graph(data: Graph) -> Drawing:
             drawing.add(Line(x1, y1, x2, y2, colour, 0.8 + 5 * abs(value) / largest, title))
     for layer in layers:
         drawing.add(
-            Text(12, next(positions[n.id][1] for n in data.nodes if n.layer == layer) + 4, f"layer {layer}", 10, GREY)
+            Text(
+                12,
+                next(positions[n.id][1] for n in data.nodes if n.layer == layer) + 4,
+                "input" if layer < 0 else f"layer {layer}",
+                10,
+                GREY,
+            )
         )
     for node in data.nodes:
         x, y = positions[node.id]

@@ -11,7 +11,10 @@ from services.interpretability.core.report import Report
 from services.interpretability.rendering.html_page import draw_report, render_page
 from services.interpretability.rendering.svg import Drawing, Text, stack_drawings
 
-__all__ = ["MEDIA_TYPES", "render", "to_npz"]
+__all__ = ["ACTIVATIONS", "MEDIA_TYPES", "render", "to_npz"]
+
+ACTIVATIONS = "activations.npz"
+"""Name of the artefact that is a report's arrays."""
 
 MEDIA_TYPES = ("text/html", "image/png", "image/svg+xml", "application/x-npz")
 
@@ -28,7 +31,13 @@ def render(report: Report, media_type: str) -> bytes | None:
 
 
 def to_npz(report: Report) -> bytes:
-    """Return heat maps, bars and strips as arrays by name, undefined as NaN: the same numbers as in the JSON."""
+    """Return heat maps, bars and strips as arrays by name, undefined as NaN: the same numbers as in the JSON.
+
+    Where a report is about arrays of its own, `activations.npz`, those are returned instead.
+    """
+    for artefact in report.artefacts:
+        if artefact.name == ACTIVATIONS:
+            return artefact.data()
     arrays = {f"grid.{_key(grid.name)}": _array(grid.values) for grid in report.grids}
     arrays |= {f"bars.{_key(bars.name)}": _array([bar.value for bar in bars.bars]) for bars in report.bars}
     arrays |= {f"strip.{_key(strip.name)}": _array(strip.values) for strip in report.strips}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import lru_cache
 from html import escape
 
 from PIL import Image, ImageDraw, ImageFont
@@ -212,7 +212,7 @@ def _replace_missing_glyphs(text: str) -> str:
     return _replace_control_characters(text).translate(_MISSING_GLYPHS)
 
 
-@cache
+@lru_cache(maxsize=64)
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from services.llm_longctx.engine.method_policy import Policy
 from services.llm_longctx.engine.request import CandidateSpec, FinishReason, GenerationRequest, Sampling, ScoredToken
 from services.llm_longctx.engine.taps import CapturedTokens, RequestTaps
+from services.llm_longctx.kv_cache import CacheBits
 from services.llm_longctx.methods import AttentionMethod
 from shared.errors import FoveaError, InvalidOption
 from shared.lm.head_plan import HeadPlan
@@ -34,6 +35,7 @@ class Request:
         ends: Token ids that end the answer and are not part of it.
         priority: Higher classes are admitted first.
         run: Deadline and cancellation.
+        cache_bits: Of older entries: 8, 4, or 16 for the decoder's own type; None takes the engine's.
         taps: What it changes and reads inside the model.
     """
 
@@ -49,6 +51,7 @@ class Request:
     ends: frozenset[int] = frozenset()
     priority: int = 0
     run: CallContext | None = None
+    cache_bits: CacheBits | Literal[16] | None = None
     taps: RequestTaps | None = None
 
 

@@ -16,12 +16,15 @@ from torch import Tensor
 from services.llm_longctx.engine.kv_update import apply_compact_copies, apply_retention
 from services.llm_longctx.engine.layer_inputs import LayerInputs
 from services.llm_longctx.engine.paged_state import PagedState
-from services.llm_longctx.kernels import EntryRuns, decode_runs, merge
+from services.llm_longctx.kernels import EntryRuns, decode_packed, decode_runs, merge
 from services.llm_longctx.kernels import decode as attention
 from services.llm_longctx.methods.core.hook_inputs import AttentionOutput, CacheView, DecodeView
 from services.llm_longctx.methods.core.hook_results import Compact, DecodePlan, Pages, Ranges
 
 __all__ = ["StepAttention"]
+
+_Gathered = tuple[Tensor, Tensor, Tensor | None]
+"""Keys and values [n,d] and log-weights [n] that a row reads in the place of its run."""
 
 
 class StepAttention:
@@ -43,7 +46,7 @@ class StepAttention:
         self._starts = starts.reshape(L, -1)
         self._counts = np.stack(counts, 1).reshape(L, -1)
         self._weighted = np.stack([s.cache.weighted for s in states], 1).reshape(L, -1)
-        self._shared = [b for b, s in enumerate(states) if s.cache.shared]
+        self._more = {b: runs for b, s in enumerate(states) if (runs := s.cache.read_runs())}
         self._planning = [b for b, s in enumerate(states) if s.policy.method.overrides("decode_plan")]
         self._calibrating = [b for b, s in enumerate(states) if s.policy.heads.calibrated]
 
@@ -56,15 +59,20 @@ class StepAttention:
         """What every head holds, where the step is plain."""
         L, R = self._starts.shape
         G = R // len(self._states)
-        depth = max((len(s.cache.shared) for s in self._states), default=0)
+        depth = max((len(runs) for runs in self._more.values()), default=0)
         start, n = np.zeros((depth + 1, L, R), np.int64), np.zeros((depth + 1, L, R), np.int64)
-        start[depth], n[depth] = self._starts, self._counts
-        for b in self._shared:
-            for at, part in enumerate(self._states[b].cache.shared):
-                start[at, :, b * G : (b + 1) * G] = part.start
-                n[at, :, b * G : (b + 1) * G] = np.where(part.start < 0, 0, part.n)
+        bits, weighted = np.zeros((depth + 1, R), np.uint8), np.zeros((depth + 1, L, R), bool)
+        start[depth], n[depth], weighted[depth] = self._starts, self._counts, self._weighted
+        for b, runs in self._more.items():
+            rows = slice(b * G, (b + 1) * G)
+            for at, run in enumerate(runs):
+                start[at, :, rows], n[at, :, rows], bits[at, rows] = run.start, run.n, run.bits
+                weighted[at, :, rows] = self._weighted[:, rows]
         pool = self._pool
-        return EntryRuns(pool.keys, pool.values, pool.log_weights, self._slots, start, n, self._weighted)
+        packed = {few: (store.pages, store.log_weights) for few, store in pool.packed_stores().items()}
+        return EntryRuns(
+            pool.keys, pool.values, pool.log_weights, self._slots, start, n, weighted, bits=bits, packed=packed
+        )
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, offset: int) -> Tensor:  # the seam has it
         """Mix values; see `shared.lm.attention.AttentionSeam`. T is 1."""
@@ -74,12 +82,12 @@ class StepAttention:
         pool.keys.index_copy_(0, slots, new_k)
         pool.values.index_copy_(0, slots, new_v)
         rows = q.reshape(B * G, H // G, d)
-        gathered: dict[int, tuple[Tensor, Tensor]] = {}
+        gathered: dict[int, _Gathered] = {}
         plans = {b: self._plan(layer, b, rows, new_k, new_v, gathered) for b in self._planning}
-        plain = [b for b in self._shared if not isinstance(plans.get(b), DecodePlan) or plans[b].views == Pages()]
+        plain = [b for b in self._more if not isinstance(plans.get(b), DecodePlan) or plans[b].views == Pages()]
         out, lse = self._attend(layer, rows, gathered)
         if plain:
-            out, lse = self._merge_shared(layer, plain, rows, out, lse)
+            out, lse = self._merge_more(layer, plain, rows, out, lse)
         out = out.to(q.dtype)
         for b, plan in plans.items():
             if plan.want_scores:
@@ -89,7 +97,7 @@ class StepAttention:
                 out[b * G : (b + 1) * G] = self._calibrate(layer, b, rows, out, lse, heads)
         return out.view(B, 1, H, d)
 
-    def _attend(self, layer: int, rows: Tensor, gathered: dict[int, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    def _attend(self, layer: int, rows: Tensor, gathered: dict[int, _Gathered]) -> tuple[Tensor, Tensor]:
         """Every row over its run of entries, or over what was gathered for it."""
         start, n, weighted, pool = self._starts[layer], self._counts[layer], self._weighted[layer], self._pool
         if not gathered:
@@ -98,36 +106,44 @@ class StepAttention:
         at = [slice(first, first + many) for first, many in zip(start.tolist(), n.tolist(), strict=True)]
         keys, values = [pool.keys[one] for one in at], [pool.values[one] for one in at]
         weights = [pool.log_weights[one] if w else None for one, w in zip(at, weighted, strict=True)]
-        for row, (k, v) in gathered.items():
-            keys[row], values[row] = k, v
+        for row, (k, v, weight) in gathered.items():
+            keys[row], values[row], weights[row] = k, v, weight
         return attention(rows, keys, values, log_weights=weights, backend=self._backend)
 
-    def _merge_shared(
+    def _merge_more(
         self, layer: int, which: Sequence[int], rows: Tensor, out: Tensor, lse: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Merge what lies in shared pages into the rows of sequences that have some."""
-        pool, G = self._pool, self._weighted.shape[1] // len(self._states)
-        depth = max(len(self._states[b].cache.shared) for b in which)
-        for at in range(depth):
-            begins = [
-                (b * G + g, int(part.start[layer, g]), part.n)
-                for b in which
-                for part in self._states[b].cache.shared[at : at + 1]
-                for g in range(G)
-                if part.start[layer, g] >= 0
-            ]
-            if not begins:  # all heads that took part have been cut
-                continue
-            index = torch.tensor([row for row, _, _ in begins])
-            more = attention(
-                rows[index],
-                [pool.keys[begin : begin + n] for _, begin, n in begins],
-                [pool.values[begin : begin + n] for _, begin, n in begins],
-                backend=self._backend,
-            )
-            out, lse = out.clone(), lse.clone()
-            out[index], lse[index] = merge((out[index], lse[index]), more)
+        """Merge what lies in shared or packed pages into the rows of sequences that have some."""
+        G = self._weighted.shape[1] // len(self._states)
+        for at in range(max(len(self._more[b]) for b in which)):
+            for bits in (0, 8, 4):
+                runs = [(b * G, self._more[b][at]) for b in which if len(self._more[b]) > at]
+                found = [
+                    (first + g, int(run.start[layer, g]), int(run.n[layer, g]))
+                    for first, run in runs
+                    for g in range(G)
+                    if run.bits == bits and run.n[layer, g]
+                ]
+                if not found:  # all heads that took part have been cut
+                    continue
+                index, start, n = (np.array(column, np.int64) for column in zip(*found, strict=True))
+                mine = torch.from_numpy(index)
+                more = self._read(bits, rows[mine], start, n, self._weighted[layer, index])
+                out, lse = out.clone(), lse.clone()
+                out[mine], lse[mine] = merge((out[mine], lse[mine]), more)
         return out, lse
+
+    def _read(
+        self, bits: int, rows: Tensor, start: np.ndarray, n: np.ndarray, weighted: np.ndarray
+    ) -> tuple[Tensor, Tensor]:
+        """Rows over runs of whole entries, or of packed ones."""
+        pool = self._pool
+        if not bits:
+            stores = pool.keys, pool.values, pool.log_weights
+            return decode_runs(rows, stores, start, n, weighted, backend=self._backend)
+        store = pool.packed_stores()[bits]
+        packed = store.layout, store.pages, store.log_weights
+        return decode_packed(rows, packed, start, n, weighted, backend=self._backend)
 
     # Sequences whose method chooses what a step reads.
 
@@ -149,7 +165,7 @@ class StepAttention:
         )
 
     def _plan(
-        self, layer: int, b: int, rows: Tensor, k: Tensor, v: Tensor, gathered: dict[int, tuple[Tensor, Tensor]]
+        self, layer: int, b: int, rows: Tensor, k: Tensor, v: Tensor, gathered: dict[int, _Gathered]
     ) -> DecodePlan:
         """Ask the method, and put its views in the place of the whole runs: other runs, or gathered entries."""
         s = self._states[b]
@@ -166,10 +182,10 @@ class StepAttention:
                 self._counts[layer, b * G + g] = cache.compact.n[layer, g]
             elif isinstance(view, Ranges):
                 spans = [cache.span(layer, g, begin, end) for begin, end in view.spans]
-                gathered[b * G + g] = torch.cat([one for one, _ in spans]), torch.cat([one for _, one in spans])
-            elif plan.views != Pages() and cache.shared:
+                gathered[b * G + g] = torch.cat([one for one, _ in spans]), torch.cat([one for _, one in spans]), None
+            elif plan.views != Pages() and b in self._more:
                 held = cache.entries(layer, g)
-                gathered[b * G + g] = held.k, held.v
+                gathered[b * G + g] = held.k, held.v, held.log_weight
         return plan
 
     def _update(self, layer: int, b: int, rows: Tensor) -> None:

@@ -69,20 +69,10 @@ def _select_entries(held: Entries, retention: RetentionPolicy) -> tuple[Entries,
         if bool((held.positions < 0).any()):
             return held, None
         # Nothing left yet: an entry that nobody sees waits for the first that leaves.
-        return _append_virtual(real, torch.zeros_like(held.k[:1]), torch.zeros_like(held.v[:1]), -torch.inf), 0
+        nothing = torch.zeros_like(held.k[:1])
+        return real.weigh().join(nothing, nothing, torch.tensor([-1]), -torch.inf), 0
     virtual = retention.virtual
-    joined = _append_virtual(
-        real, virtual.k[None].to(real.k.dtype), virtual.v[None].to(real.v.dtype), virtual.log_weight
-    )
+    k, v = virtual.k[None].to(real.k.dtype), virtual.v[None].to(real.v.dtype)
+    # A weight of 0 counts, too: the slot will get others.
+    joined = real.weigh().join(k, v, torch.tensor([-1]), virtual.log_weight)
     return joined, virtual.count if retention.absorb else None
-
-
-def _append_virtual(held: Entries, k: torch.Tensor, v: torch.Tensor, log_weight: float) -> Entries:
-    wide = torch.float64 if held.k.dtype == torch.float64 else torch.float32
-    weights = held.log_weight if held.log_weight is not None else torch.zeros(len(held.k), dtype=wide)
-    return Entries(
-        torch.cat((held.k, k)),
-        torch.cat((held.v, v)),
-        torch.cat((held.positions, torch.tensor([-1]))),
-        torch.cat((weights, torch.tensor([log_weight], dtype=wide))),
-    )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -20,7 +20,8 @@ from services.llm_longctx.engine.quality.fidelity_monitor import FidelityMonitor
 from services.llm_longctx.engine.scheduler import Scheduler
 from services.llm_longctx.kernels import PackedMatrix
 from services.llm_longctx.kernels.dispatch import choose
-from services.llm_longctx.kv_cache import Entries, PagePool
+from services.llm_longctx.kernels.packed_pages import MOST_CHANNELS, PAGE
+from services.llm_longctx.kv_cache import CacheBits, Entries, PagePool
 from services.llm_longctx.methods import AttentionMethod
 from shared.errors import InvalidOption
 from shared.lm.decoder import Decoder
@@ -63,6 +64,7 @@ class Engine:
         prefill_tokens: int = 512,
         prefix_block: int | None = None,
         threads: int = 0,
+        cache_bits: CacheBits | Literal[16] = 16,
     ) -> None:
         """Take a model into service.
 
@@ -83,6 +85,8 @@ class Engine:
             prefill_tokens: As in `Scheduler`.
             prefix_block: As in `PrefixCache`; None is a page.
             threads: As in `Scheduler`.
+            cache_bits: Default bits of older entries: 8 or 4, or 16 for the decoder's own type. Pages of few bits have
+                16 entries.
 
         Raises:
             InvalidOption: The method can't work, or a size is not positive.
@@ -94,7 +98,8 @@ class Engine:
         config, like = net.config, net.output_matrix
         self.kernels = choose("decode", backend, like.dtype, like.device.type)
         self.model, self.max_batch, self.backend, self.monitor = net, max_batch, backend, monitor
-        self.policy = Policy.of(config, method, plan, weights_sha256)
+        self.policy = Policy.of(config, method, plan, weights_sha256, cache_bits=cache_bits)
+        self._check_cache(cache_bits, page)
         page_bytes = page * 2 * config.head_dim * like.element_size()
         least = config.layers * config.kv_heads * (-(-config.positions // page) + 1)
         self.pool = PagePool(max(kv_bytes // page_bytes, least), page, config.head_dim, like.dtype, like.device)
@@ -180,13 +185,33 @@ class Engine:
 
     # Measured and foreseen.
 
-    def policy_of(self, method: str | AttentionMethod | None = None, plan: Plan = None) -> Policy:
-        """A method made ready for this model; what is left out is the engine's."""
+    def policy_of(
+        self,
+        method: str | AttentionMethod | None = None,
+        plan: Plan = None,
+        cache_bits: CacheBits | Literal[16] | None = None,
+    ) -> Policy:
+        """A method made ready for this model; what is left out is the engine's.
+
+        Raises:
+            InvalidOption: The method can't work with this plan, or pages are of another size than few bits need.
+            BadInput: The plan is another model's.
+        """
+        bits = self.policy.cache_bits if cache_bits is None else cache_bits
+        self._check_cache(bits, self.pool.page)
         if method is None and plan is None:
-            return self.policy
+            return self.policy.with_cache(bits)
         wanted = self.policy.method if method is None else method
         plan = self.policy.plan if plan is None else plan
-        return Policy.of(self.model.config, wanted, plan, self.runner.weights_sha256)
+        return Policy.of(self.model.config, wanted, plan, self.runner.weights_sha256, cache_bits=bits)
+
+    def _check_cache(self, bits: int, page: int) -> None:
+        if bits != 16 and page != PAGE:
+            detail = f"A cache of {bits} bits needs pages of {PAGE} entries, and this engine's have {page}."
+            raise InvalidOption(detail, field="kv_cache_dtype")
+        if bits != 16 and self.model.config.head_dim > MOST_CHANNELS:
+            detail = f"A cache of {bits} bits is for heads of {MOST_CHANNELS} channels at most."
+            raise InvalidOption(detail, hint="Leave the cache in the model's own type.", field="kv_cache_dtype")
 
     def kv_bytes(self) -> int:
         """Bytes of all pages that open sequences hold; shared ones count once."""
@@ -196,11 +221,15 @@ class Engine:
         self, method: str | AttentionMethod | None = None, plan: Plan = None, *, prompt: int, new: int = 0
     ) -> int:
         """Bytes that a request will hold: at least what it does, at most a page per head above it."""
-        return self.policy_of(method, plan).pages(prompt, new, self.pool.page) * self.pool.page_bytes
+        return self.policy_of(method, plan).nbytes(prompt, new, self.pool)
+
+    def entry_bytes(self, cache_bits: CacheBits | Literal[16]) -> int:
+        """Bytes of an entry of an older page, key and value, rounded down."""
+        return self.pool.entry_bytes if cache_bits == 16 else self.pool.open_packed(cache_bits).page_bytes // PAGE
 
     def dense_bytes(self, tokens: int) -> int:
         """Bytes that a dense request of so many tokens would hold."""
-        return self.dense.pages(tokens, 0, self.pool.page) * self.pool.page_bytes
+        return self.dense.nbytes(tokens, 0, self.pool)
 
     def _current(self) -> OpenSequence:
         if self._default is None:
@@ -209,4 +238,5 @@ class Engine:
         return self._default
 
     def _prepare(self, request: Request) -> RequestOutput:
-        return RequestOutput.of(request, self.policy_of(request.method, request.plan), self.backend)
+        policy = self.policy_of(request.method, request.plan, request.cache_bits)
+        return RequestOutput.of(request, policy, self.backend)

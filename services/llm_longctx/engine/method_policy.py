@@ -10,11 +10,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 
+from services.llm_longctx.kv_cache import RECENT, CacheBits, PagePool
 from services.llm_longctx.methods import AttentionMethod, method
 from services.llm_longctx.methods.core.hook_inputs import Chunk, PostPrefillView
 from services.llm_longctx.methods.core.hook_results import (
@@ -67,6 +68,7 @@ class Policy:
         full: [L,G], heads that keep their whole history.
         config: The model's facts.
         layers: The method of each layer: the request's, or the layer's own window.
+        cache_bits: Of the entries of older pages: 8, 4, or 16 for the decoder's own type.
         asked: What a request asked for instead of these knobs, which were fitted to its budget; empty where it didn't.
     """
 
@@ -76,6 +78,7 @@ class Policy:
     full: np.ndarray
     config: DecoderConfig
     layers: tuple[AttentionMethod, ...]
+    cache_bits: CacheBits | Literal[16] = 16
     asked: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -87,6 +90,7 @@ class Policy:
         weights_sha256: str = "",
         *,
         force: bool = False,
+        cache_bits: CacheBits | Literal[16] = 16,
     ) -> Policy:
         """Make a method ready.
 
@@ -100,7 +104,7 @@ class Policy:
         full = np.array([heads.full_in(layer, config.kv_heads) for layer in range(config.layers)], bool)
         full[[w is not None for w in windows]] = False
         layers = tuple(chosen if w is None else _SlidingLayer(window=w) for w in windows)
-        return cls(chosen, checked, heads, full, config, layers)
+        return cls(chosen, checked, heads, full, config, layers, cache_bits)
 
     def calibrated_heads(self, layer: int) -> tuple[int, ...]:
         """Query heads of a layer that the method's epilogue changes, ascending."""
@@ -132,6 +136,26 @@ class Policy:
             return int(np.where(cut, 0, pages).sum() + shared.sum() + (-(-compact // page)).sum())
         return int(pages.sum() + (-(-compact // page)).sum())
 
+    def nbytes(self, prompt: int, new: int, pool: PagePool) -> int:
+        """Bytes of the pages that a request will hold; in few bits rounded up further where heads are cut."""
+        if self.cache_bits == 16:
+            return self.pages(prompt, new, pool.page) * pool.page_bytes
+        entries, compact = self.footprint(prompt, new)
+        cut = ~self.full
+        if self.method.shares_layer_budget or self.method.shares_model_budget:
+            # Few entries are dear, because recent ones are whole: heads that share evenly hold the most bytes.
+            entries = np.where(cut, -(-np.where(cut, entries, 0).sum() // max(int(cut.sum()), 1)), entries)
+        page, few = pool.page, pool.open_packed(self.cache_bits).page_bytes
+        packed = (entries - page - RECENT - 1).clip(min=0) // page
+        whole = -(-(entries - packed * page) // page) + -(-compact // page)
+        # A cut head begins a page more for what never leaves, and what has left a window goes by whole pages.
+        return int(((whole + cut) * pool.page_bytes + (packed + cut * 2) * few).sum())
+
+    @property
+    def is_chunk_invariant(self) -> bool:
+        """Whether chunk borders change nothing but rounding: in few bits, they decide what is read whole."""
+        return self.method.chunk_invariant and self.cache_bits == 16
+
     def next_chunk(self, read: int, prompt: int) -> int:
         """Tokens of the next chunk of a prompt of which `read` tokens are read.
 
@@ -152,8 +176,13 @@ class Policy:
             "chunk": CHUNK,
             **identity,
             "plan": self.plan.digest if identity and self.plan is not None else None,
+            "cache_bits": self.cache_bits,
         }
         return _digest(facts)
+
+    def with_cache(self, bits: CacheBits | Literal[16]) -> Policy:
+        """The same with a cache of so many bits."""
+        return self if bits == self.cache_bits else replace(self, cache_bits=bits)
 
     def with_budget(self, asked: AttentionMethod, budget: Mapping[str, float]) -> Policy:
         """The same, but judged as what was asked for: knobs that follow from a budget differ from prompt to prompt."""
@@ -163,7 +192,9 @@ class Policy:
     def variant(self) -> str:
         """What its fidelity is judged by beside the method's name: knobs, or the budget they follow from, and plan."""
         facts = self.asked or {"knobs": self.method.model_dump(mode="json")}
-        return _digest({**facts, "plan": None if self.plan is None else self.plan.digest})
+        return _digest(
+            {**facts, "cache_bits": self.cache_bits, "plan": None if self.plan is None else self.plan.digest}
+        )
 
 
 def _digest(facts: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from services.llm_longctx.engine.method_policy import Policy
 from services.llm_longctx.engine.prompt_lookup import DraftMeter, PromptLookup
-from services.llm_longctx.kv_cache import PagePool, SequenceCache
+from services.llm_longctx.kv_cache import FewBitCache, PagePool, PageStore, SequenceCache
 
 __all__ = ["PagedState", "count_bytes"]
 
@@ -42,7 +42,7 @@ class PagedState:
     def __init__(self, pool: PagePool, policy: Policy) -> None:
         layers = policy.config.layers
         self.policy = policy
-        self.cache = SequenceCache(pool, layers, policy.config.kv_heads)
+        self.cache = _open_cache(pool, policy)
         self.memos: list[object] = [None] * layers
         self.prompt_length = 0
         self.max_length = 0
@@ -102,7 +102,13 @@ class PagedState:
 
 def count_bytes(states: Sequence[PagedState]) -> int:
     """Bytes of all pages that some of the states hold; shared ones count once."""
-    if not states:
-        return 0
-    pages = np.unique(np.concatenate([s.cache.pages() for s in states]))
-    return len(pages) * states[0].cache.pool.page_bytes
+    held: dict[PageStore, list[np.ndarray]] = {}
+    for s in states:
+        for store, pages in s.cache.held_pages().items():
+            held.setdefault(store, []).append(pages)
+    return sum(len(np.unique(np.concatenate(pages))) * store.page_bytes for store, pages in held.items())
+
+
+def _open_cache(pool: PagePool, policy: Policy) -> SequenceCache:
+    layers, heads, bits = policy.config.layers, policy.config.kv_heads, policy.cache_bits
+    return SequenceCache(pool, layers, heads) if bits == 16 else FewBitCache(pool, layers, heads, bits)

@@ -190,6 +190,7 @@ class ChunkAttention:
         for g in cut:
             if g not in ordered:
                 s.cache.append(layer, (g,), k[g : g + 1], v[g : g + 1])
+        s.cache.end_chunk(layer)
 
 
 def _rows(heads: Sequence[int], R: int) -> list[int]:
@@ -199,9 +200,7 @@ def _rows(heads: Sequence[int], R: int) -> list[int]:
 
 def _append_chunk(held: Entries, k: Tensor, v: Tensor, offset: int) -> Entries:
     """What a head holds, then the chunk's own entries."""
-    positions = torch.arange(offset, offset + len(k))
-    weight = None if held.log_weight is None else torch.cat((held.log_weight, held.log_weight.new_zeros(len(k))))
-    return Entries(torch.cat((held.k, k)), torch.cat((held.v, v)), torch.cat((held.positions, positions)), weight)
+    return held.join(k, v, torch.arange(offset, offset + len(k)))
 
 
 def _view(held: Entries) -> CacheView:

@@ -87,15 +87,16 @@ class PrefixCache:
             return
         # Where this prompt ends others go on: what was cut there, or read as a last chunk, is of no use to them.
         ended = cache.length == len(request.prompt_ids)
-        if (method.cut_at_end and cache.cut.any()) or (not method.chunk_invariant and ended):
+        invariant = s.policy.is_chunk_invariant
+        if (method.cut_at_end and cache.cut.any()) or (not invariant and ended):
             return
         parent = b""
         for key, end in self._keys(s.policy, request, cache.length):
             if key not in self._nodes:
-                if not method.chunk_invariant and end != cache.length:
+                if not invariant and end != cache.length:
                     return
                 try:
-                    kept = cache.prefix(end) if method.chunk_invariant else cache.fork()
+                    kept = cache.prefix(end) if invariant else cache.fork()
                 except PoolExhausted:
                     return
                 self._nodes[key] = _Node(kept, tuple(s.memos), parent, next(self._clock))
@@ -129,7 +130,7 @@ class PrefixCache:
         Prefixes of another salt have other keys, and so have those that were read under other interventions.
         """
         runner, dtype = self._runner, self._runner.model.output_matrix.dtype
-        block = self._block if policy.method.chunk_invariant else CHUNK
+        block = self._block if policy.is_chunk_invariant else CHUNK
         ids, salt = request.prompt_ids, request.run.cache_salt
         steered = "" if request.taps is None else request.taps.digest(len(ids))
         facts = policy.fingerprint(runner.weights_sha256, dtype, runner.backend)

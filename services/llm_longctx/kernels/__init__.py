@@ -5,12 +5,13 @@ Knows tensors, blocks and pages. Knows nothing about requests, methods or who ow
 
 from services.llm_longctx.kernels.block_csr import BlockCsr
 from services.llm_longctx.kernels.block_sparse_prefill import block_sparse_prefill
-from services.llm_longctx.kernels.decode import PageTable, decode, decode_pages, decode_runs
+from services.llm_longctx.kernels.decode import PageTable, decode, decode_packed, decode_pages, decode_runs
 from services.llm_longctx.kernels.decode_step import ADDABLE_SITES, Addition, EntryRuns, NativeDecoder
 from services.llm_longctx.kernels.decoder_ops import layer_ops
 from services.llm_longctx.kernels.dispatch import backends
 from services.llm_longctx.kernels.last_query_scores import last_query_scores
 from services.llm_longctx.kernels.merge_lse import merge
+from services.llm_longctx.kernels.packed_pages import PackedLayout, pack_pages, unpack_pages
 from services.llm_longctx.kernels.quantized_linear import PackedMatrix, pack
 from services.llm_longctx.kernels.window_prefill import window_prefill
 
@@ -20,16 +21,20 @@ __all__ = [
     "BlockCsr",
     "EntryRuns",
     "NativeDecoder",
+    "PackedLayout",
     "PackedMatrix",
     "PageTable",
     "backends",
     "block_sparse_prefill",
     "decode",
+    "decode_packed",
     "decode_pages",
     "decode_runs",
     "last_query_scores",
     "layer_ops",
     "merge",
     "pack",
+    "pack_pages",
+    "unpack_pages",
     "window_prefill",
 ]

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from torch import Tensor
 
-from services.llm_longctx.kv_cache.page_pool import PagePool, PoolExhausted
+from services.llm_longctx.kv_cache.page_store import PageStore, PoolExhausted
 
 __all__ = ["PageRuns"]
 
@@ -24,7 +24,7 @@ class PageRuns:
         n: Entries in use [L,G]; the view of head (l, g) is start … start+n-1.
     """
 
-    def __init__(self, pool: PagePool, layers: int, kv_heads: int) -> None:
+    def __init__(self, pool: PageStore, layers: int, kv_heads: int) -> None:
         self.pool = pool
         self.start = np.zeros((layers, kv_heads), np.int64)
         self.n = np.zeros((layers, kv_heads), np.int64)
@@ -114,6 +114,15 @@ class PageRuns:
         self._room[layer, head] = room
         self._commit(layer, head, self.pool.pages_for(entries))
         self.n[layer, head] = entries
+
+    def drop_front(self, layer: int, head: int, pages: int) -> None:
+        """Give back the first pages of one head, addresses and all; the run begins behind them."""
+        begin = int(self.start[layer, head]) // self.pool.page
+        self.pool.release(np.arange(begin, begin + pages))
+        self.start[layer, head] += pages * self.pool.page
+        self.n[layer, head] -= pages * self.pool.page
+        self._held[layer, head] -= pages
+        self._room[layer, head] -= pages
 
     def drop(self, layer: int, head: int) -> None:
         """Give back everything of one head."""

@@ -7,7 +7,7 @@ perhaps a ring from which the oldest leaves). Knows nothing about who decides wh
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -16,25 +16,53 @@ from torch import Tensor
 
 from services.llm_longctx.kv_cache.page_pool import PagePool
 from services.llm_longctx.kv_cache.page_runs import PageRuns
+from services.llm_longctx.kv_cache.page_store import PageStore
 from services.llm_longctx.kv_cache.sliding_window import SlidingWindows
 from services.llm_longctx.kv_cache.virtual_entries import VirtualEntries
 
-__all__ = ["Entries", "SequenceCache", "SharedPrefix"]
+__all__ = ["Entries", "ReadRun", "SequenceCache", "SharedPrefix"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Entries:
-    """Entries of one head: k, v [n,d], positions [n] int64 (-1: virtual), log_weight [n] or None."""
+    """Entries of one head.
+
+    Attributes:
+        k, v: [n,d].
+        positions: [n] int64, -1 for a virtual one.
+        log_weight: [n] or None.
+        origin: [n] int64, where in a store of few bits each comes from, -1 for whole ones; None where all are.
+    """
 
     k: Tensor
     v: Tensor
     positions: Tensor
     log_weight: Tensor | None = None
+    origin: Tensor | None = None
 
     def take(self, order: Tensor) -> Entries:
         """Some of them, in another order; a copy."""
         weights = None if self.log_weight is None else self.log_weight[order]
-        return Entries(self.k[order], self.v[order], self.positions[order], weights)
+        origin = None if self.origin is None else self.origin[order]
+        return Entries(self.k[order], self.v[order], self.positions[order], weights, origin)
+
+    def weigh(self) -> Entries:
+        """The same, with log-weights of 0 where they have none."""
+        if self.log_weight is not None:
+            return self
+        wide = torch.float64 if self.k.dtype == torch.float64 else torch.float32
+        return replace(self, log_weight=torch.zeros(len(self.k), dtype=wide))
+
+    def join(self, k: Tensor, v: Tensor, positions: Tensor, log_weight: float = 0.0) -> Entries:
+        """These, and whole ones behind them, of this log-weight where these have some."""
+        weights, origin = self.log_weight, self.origin
+        if weights is not None:
+            weights = torch.cat((weights, weights.new_full((len(k),), log_weight)))
+        if origin is not None:
+            origin = torch.cat((origin, origin.new_full((len(k),), -1)))
+        return Entries(
+            torch.cat((self.k, k)), torch.cat((self.v, v)), torch.cat((self.positions, positions)), weights, origin
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,6 +85,20 @@ class SharedPrefix:
     def continues(self, before: SharedPrefix) -> bool:
         """Whether it lies right behind another one, in every head."""
         return bool((np.where(before.start < 0, -1, before.start + before.n) == self.start).all())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ReadRun:
+    """A run of entries that a decode step reads in every head, beside others.
+
+    Attributes:
+        bits: 0 for whole entries, 8 or 4.
+        start, n: First entry in the store and entries [L,G].
+    """
+
+    bits: int
+    start: np.ndarray
+    n: np.ndarray
 
 
 class SequenceCache:
@@ -87,7 +129,20 @@ class SequenceCache:
     @property
     def nbytes(self) -> int:
         """Bytes of all pages held, shared ones included."""
-        return len(self.pages()) * self.pool.page_bytes
+        return sum(len(pages) * store.page_bytes for store, pages in self.held_pages().items())
+
+    @property
+    def shared_store(self) -> PageStore:
+        """Where shared pages lie."""
+        return self.pool
+
+    def held_pages(self) -> dict[PageStore, np.ndarray]:
+        """Numbers of all pages held in each store."""
+        return {self.pool: self.pages()}
+
+    def read_runs(self) -> list[ReadRun]:
+        """What a step reads beside the own runs, which come last."""
+        return [ReadRun(0, part.start, np.where(part.start < 0, 0, part.n)) for part in self.shared]
 
     def pages(self) -> np.ndarray:
         """Numbers of all pages held."""
@@ -226,6 +281,14 @@ class SequenceCache:
 
     # Decoding.
 
+    def end_chunk(self, layer: int) -> None:
+        """A layer has attended to a chunk of the prompt."""
+
+    @property
+    def most_in_step(self) -> int:
+        """Tokens that may be fed in one step, so that each sees what it would see alone."""
+        return 1 << 30
+
     def pages_needed(self, tokens: int = 1) -> int:
         """Pages that so many more tokens commit: in a step, compact runs at their worst; in a chunk, in whole heads."""
         if tokens > 1:
@@ -256,7 +319,9 @@ class SequenceCache:
         self.windows.evict_oldest(self.own.n)
         for at in self.virtual.heads():
             if self.windows.hole[at] >= 0:
-                self.virtual.absorb(at, self.pool, int(self.own.start[at]), int(self.windows.hole[at]))
+                start = int(self.own.start[at])
+                leaving = start + int(self.windows.hole[at])
+                self.virtual.absorb(at, self.pool, start, self.pool.keys[leaving], self.pool.values[leaving])
 
     def truncate(self, count: int) -> None:
         """Forget the last `count` entries of all heads, which were appended by steps; no head is cut.
@@ -274,13 +339,17 @@ class SequenceCache:
 
     # Sharing.
 
+    def empty_twin(self) -> Self:
+        """Another cache of this kind, which holds nothing."""
+        return type(self)(self.pool, *self.cut.shape)
+
     def fork(self) -> Self:
         """A twin that goes its own way: whole pages of whole heads are shared, everything else is copied.
 
         Raises:
             PoolExhausted: There is no room for the copies.
         """
-        twin = type(self)(self.pool, *self.cut.shape)
+        twin = self.empty_twin()
         twin.length, twin.cut, twin.weighted = self.length, self.cut.copy(), self.weighted.copy()
         twin.windows, twin.virtual = self.windows.copy(), self.virtual.copy()
         taken = self.count_full()
@@ -309,7 +378,7 @@ class SequenceCache:
 
         Nothing is copied.
         """
-        shorter = type(self)(self.pool, *self.cut.shape)
+        shorter = self.empty_twin()
         for part in (*self.shared, *([self.share(0, filled)] if (filled := self.count_full()) else ())):
             if (n := min(part.n, count - shorter.length)) > 0:
                 shorter.adopt(SharedPrefix(part.start, n))
@@ -327,7 +396,7 @@ class SequenceCache:
 
     def adopt(self, part: SharedPrefix) -> None:
         """Read shared pages behind those one has; they are held once more. What lies side by side becomes one part."""
-        self.pool.share(part.pages(self.pool.page))
+        self.shared_store.share(part.pages(self.pool.page))
         if self.shared and part.continues(self.shared[-1]):
             self.shared[-1] = SharedPrefix(self.shared[-1].start, self.shared[-1].n + part.n)
         else:
@@ -338,7 +407,7 @@ class SequenceCache:
         self.own.close()
         self.compact.close()
         for part in self.shared:
-            self.pool.release(part.pages(self.pool.page))
+            self.shared_store.release(part.pages(self.pool.page))
         self.shared = []
 
     # How it is done.
@@ -366,4 +435,4 @@ class SequenceCache:
                 left = part.start.copy()
                 left[layer, head] = -1
                 self.shared[i] = SharedPrefix(left, part.n)
-                self.pool.release(start // self.pool.page + np.arange(part.n // self.pool.page))
+                self.shared_store.release(start // self.pool.page + np.arange(part.n // self.pool.page))

@@ -48,10 +48,10 @@ class VirtualEntries:
         """Absorb no more."""
         self._of.pop(at, None)
 
-    def absorb(self, at: tuple[int, int], pool: PagePool, start: int, leaving: int) -> None:
-        """Add the entry in slot `leaving` of the run that begins at `start`, and write the new mean."""
+    def absorb(self, at: tuple[int, int], pool: PagePool, start: int, k: Tensor, v: Tensor) -> None:
+        """Add an entry k, v [d] that leaves, and write the new mean into its slot of the run that begins at `start`."""
         mean = self._of[at]
-        sums = mean.sums + torch.stack((pool.keys[start + leaving], pool.values[start + leaving]))
+        sums = mean.sums + torch.stack((k, v))
         self._of[at] = mean = _Mean(sums, mean.count + 1, mean.slot, mean.weighted)
         pool.keys[start + mean.slot], pool.values[start + mean.slot] = sums / mean.count
         pool.log_weights[start + mean.slot] = math.log(mean.count) if mean.weighted else 0.0

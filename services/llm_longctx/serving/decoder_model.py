@@ -16,6 +16,7 @@ from services.llm_longctx.engine import Engine
 from services.llm_longctx.engine.quality.fidelity_monitor import FidelityMonitor
 from services.llm_longctx.generation_metrics import watch_pages, watch_scheduler
 from services.llm_longctx.serving.adapters.decoder import DecoderAdapter
+from services.llm_longctx.serving.cache_dtype import read_cache_dtype
 from services.llm_longctx.serving.embeddings import DecoderEmbedder
 from services.llm_longctx.serving.text_model import TextModel
 from services.llm_longctx.serving.weight_format import load_weights
@@ -38,7 +39,8 @@ _PREFIX_BLOCK = 64
 class DecoderModel(TextModel):
     """Serves one decoder with its tokenizer. Subclasses add a card and say where the files are.
 
-    `LoadContext.options["llm_weights"]` is the format of its weights; see `serving.weight_format`.
+    `LoadContext.options["llm_weights"]` is the format of its weights (see `serving.weight_format`), and
+    `["llm_kv_cache_dtype"]` that of older keys and values.
     """
 
     adapter: DecoderAdapter
@@ -71,6 +73,7 @@ class DecoderModel(TextModel):
             threads=place.threads,
             monitor=_monitor(place),
             prefix_block=_PREFIX_BLOCK,
+            cache_bits=read_cache_dtype(place.options.get("llm_kv_cache_dtype", "auto")),
         )
         engine.scheduler.start()
         watch_scheduler(cls.card.name, engine.scheduler)

@@ -6,11 +6,13 @@ Memory budgets become knobs here. Knows methods by their contract and engines by
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from services.llm_longctx.engine import Engine, GenerationRequest
 from services.llm_longctx.engine.method_policy import Policy
+from services.llm_longctx.kv_cache import CacheBits
 from services.llm_longctx.methods import AttentionMethod, compose, method
+from services.llm_longctx.serving.cache_dtype import name_cache_dtype, read_cache_dtype
 from shared.api.text import LongctxOptions, LongctxUsage
 from shared.errors import InvalidOption
 from shared.lm.config import DecoderConfig
@@ -60,14 +62,15 @@ def select_policy(
         return engine.policy
     plan = find_plan(options.plan, plans)
     requested = build_method(options)
+    bits = None if options.kv_cache_dtype is None else read_cache_dtype(options.kv_cache_dtype)
     if options.kv_bytes is None and options.kv_ratio is None:
-        return engine.policy_of(requested, plan)
+        return engine.policy_of(requested, plan, bits)
     if options.kv_bytes is not None and options.kv_ratio is not None:
         detail = "Give either kv_bytes or kv_ratio."
         raise InvalidOption(detail, field="longctx.kv_ratio")
     budget = options.kv_bytes or int((options.kv_ratio or 1) * engine.dense_bytes(prompt + new))
     given = options.model_dump(include={"kv_bytes", "kv_ratio"}, exclude_none=True)
-    return fit_policy(engine, requested, plan, budget, prompt, new).with_budget(requested, given)
+    return fit_policy(engine, requested, plan, budget, prompt, new, bits).with_budget(requested, given)
 
 
 def select_policy_or_dense(
@@ -79,7 +82,9 @@ def select_policy_or_dense(
     except BudgetNotMet as error:
         if prompt + new > SHORT_TOKENS:
             raise
-        return engine.dense, f"The prompt is too short for its budget, dense serves it. {error.detail}"
+        dtype = None if options is None else options.kv_cache_dtype
+        bits = engine.policy.cache_bits if dtype is None else read_cache_dtype(dtype)
+        return engine.dense.with_cache(bits), f"The prompt is too short for its budget, dense serves it. {error.detail}"
 
 
 def build_method_usage(requests: Sequence[GenerationRequest], backend: str, default: Policy) -> LongctxUsage:
@@ -93,6 +98,7 @@ def build_method_usage(requests: Sequence[GenerationRequest], backend: str, defa
         kv_bytes=held,
         kv_bytes_dense=dense,
         kv_ratio=held / dense if dense else 1.0,
+        kv_cache_dtype=name_cache_dtype(policy.cache_bits),
         prefill_density=sum(s.prefill_density for s in stats) / len(stats),
         full_steps=max(s.full_steps for s in stats),
         backend=backend,
@@ -140,17 +146,26 @@ def find_plan(given: str | dict[str, Any] | None, plans: Mapping[str, HeadPlan])
 
 
 def fit_policy(
-    engine: Engine, method: AttentionMethod, plan: HeadPlan | None, budget: int, prompt: int, new: int
+    engine: Engine,
+    method: AttentionMethod,
+    plan: HeadPlan | None,
+    budget: int,
+    prompt: int,
+    new: int,
+    cache_bits: CacheBits | Literal[16] | None = None,
 ) -> Policy:
     """Knobs under which pages, rounded up head by head, stay within the budget."""
-    entries = budget // engine.pool.entry_bytes
+    bits = engine.policy.cache_bits if cache_bits is None else cache_bits
+    entry_bytes = engine.entry_bytes(bits)
+    # In few bits, a budget may hold more than there is.
+    entries = min(budget // entry_bytes, engine.dense_bytes(prompt + new) // engine.pool.entry_bytes)
     for _ in range(TRIES):
         fitted = _fit_knobs(method, max(entries, 0), engine.model.config, plan, prompt, new)
-        policy = engine.policy_of(fitted, plan)
-        held = policy.pages(prompt, new, engine.pool.page) * engine.pool.page_bytes
+        policy = engine.policy_of(fitted, plan, bits)
+        held = policy.nbytes(prompt, new, engine.pool)
         if held <= budget:
             return policy
-        entries -= -(-(held - budget) // engine.pool.entry_bytes)
+        entries -= -(-(held - budget) // entry_bytes)
     detail = f"{method.name} can't keep within {budget:,} bytes; its pages take at least {held:,}."
     raise BudgetNotMet(detail, hint="Ask for more, or for another method.", field="longctx")
 

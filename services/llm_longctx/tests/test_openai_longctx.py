@@ -45,6 +45,18 @@ def test_usage_says_what_served_and_what_it_held(client):
     assert duo["kv_ratio"] == pytest.approx(duo["kv_bytes"] / duo["kv_bytes_dense"])
 
 
+@pytest.mark.parametrize(("dtype", "most"), [("q8", 0.95), ("q4", 0.85)])
+def test_older_keys_and_values_take_few_bits_where_a_request_wants(client, dtype, most):
+    text = LONG[:120] * 2
+    few = used(ask(client, {"method": "dense", "kv_cache_dtype": dtype}, text))
+    whole = used(ask(client, {"method": "dense", "kv_cache_dtype": "auto"}, text))
+    assert (few["kv_cache_dtype"], whole["kv_cache_dtype"]) == (dtype, "auto")
+    assert whole["kv_ratio"] == 1
+    assert few["kv_ratio"] < most
+    with pytest.raises(openai.BadRequestError, match="kv_cache_dtype"):
+        ask(client, {"method": "dense", "kv_cache_dtype": "fp8"}, text)
+
+
 def test_a_stream_tells_the_same_in_its_last_chunk(client):
     options = {"include_usage": True}
     *_, last = say(client, stream=True, stream_options=options, extra_body={"longctx": {"method": "dense"}})

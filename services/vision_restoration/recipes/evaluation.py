@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from services.vision_restoration.metrics import psnr, ssim
 from services.vision_restoration.recipes.pairs import ReflectionPairs
 
-__all__ = ["restore_pairs", "score_pairs", "tensor"]
+__all__ = ["gain_pairs", "restore_pairs", "score_pairs", "tensor"]
 
 _MOST_DB = 60.0
 """What an equal picture counts as."""
@@ -53,6 +53,16 @@ def score_pairs(restored: Picture, pairs: ReflectionPairs) -> dict[str, float]:
     if pairs.plain.any():
         scores["psnr_clean"] = found[pairs.plain, 0].mean()
     return {name: float(value) for name, value in scores.items()}
+
+
+def gain_pairs(restored: Picture, pairs: ReflectionPairs) -> NDArray[np.float64]:
+    """Gain in PSNR over the input, dB, of each pair with a reflection (m,)."""
+    with_reflection = np.flatnonzero(~pairs.plain)
+    gains = [
+        min(psnr(restored[at], pairs.clean[at]), _MOST_DB) - min(psnr(pairs.mixed[at], pairs.clean[at]), _MOST_DB)
+        for at in with_reflection
+    ]
+    return np.array(gains)
 
 
 def _scores(first: Picture, second: Picture) -> tuple[float, float]:

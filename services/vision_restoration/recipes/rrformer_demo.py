@@ -31,7 +31,9 @@ class RRFormerDemo(Recipe):
     """RRFormer, 652 thousand parameters with its tower: about 35 minutes on one CPU core."""
 
     name: ClassVar[str] = "rrformer-demo"
-    weights: ClassVar[str] = "rrformer-restorer"
+    weights: ClassVar[str] = "rrformer-synthetic"
+    builds: ClassVar[str | None] = "rrformer-restorer"
+    serves: ClassVar[str | None] = "rrformer"
 
     schedule: Schedule = Schedule(
         steps=2400, batch=4, rate=6e-4, floor=1e-5, warm_up=100, decay=0.01, clamp=0.5, ema=0.99, validate_every=250

@@ -17,7 +17,7 @@ from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
 from services.vision_restoration.models.rrformer_network import RestorerNetwork
-from services.vision_restoration.recipes.evaluation import restore_pairs, score_pairs, tensor
+from services.vision_restoration.recipes.evaluation import gain_pairs, restore_pairs, score_pairs, tensor
 from services.vision_restoration.recipes.glass import behind_glass
 from services.vision_restoration.recipes.identity_init import start_at_identity
 from services.vision_restoration.recipes.pairs import ReflectionPairs
@@ -25,11 +25,15 @@ from services.vision_restoration.recipes.synthesis import blend_defocused, blend
 from shared.training.data.class_folders import find_classes
 from shared.training.data.survey import Survey, near_copies
 from shared.training.folder_recipe import FolderRecipe
+from shared.training.intervals import mean_interval
 from shared.training.recipe import Batch, Schedule
 
 __all__ = ["RRFormerPhotographs"]
 
 Picture = NDArray[np.uint8]
+
+HARM_DB = 0.5
+"""A pair that loses more than this is harmed, dB."""
 
 
 class RRFormerPhotographs(FolderRecipe):
@@ -38,6 +42,7 @@ class RRFormerPhotographs(FolderRecipe):
     name: ClassVar[str] = "rrformer"
     weights: ClassVar[str] = "rrformer-restorer"
     serves: ClassVar[str | None] = "rrformer"
+    origin: ClassVar[str] = "synthetic reflections"
 
     schedule: Schedule = Schedule(
         steps=9000, batch=6, rate=6e-4, floor=1e-6, warm_up=200, decay=0.01, clip=1.0, ema=0.998, validate_every=300
@@ -56,6 +61,7 @@ class RRFormerPhotographs(FolderRecipe):
     _train: list[list[Picture]] = PrivateAttr(default_factory=list)
     _out: list[list[Picture]] = PrivateAttr(default_factory=list)
     _count: int = PrivateAttr(0)
+    _held: int = PrivateAttr(0)
 
     def config(self) -> dict[str, Any]:
         """Small enough for a processor, without the buffers of official checkpoints."""
@@ -78,7 +84,7 @@ class RRFormerPhotographs(FolderRecipe):
         train, out = whole.take(np.flatnonzero(~aside)), whole.take(np.flatnonzero(aside))
         copies = near_copies(train.pictures, out.pictures)
         self._survey = Survey(len(train), len(out), whole.counts, (), problems, copies)
-        self._count = len(train)
+        self._count, self._held = len(train), len(out)
         self._train, self._out = (
             [
                 [self._read(path) for path, label in zip(held.pictures, held.labels, strict=True) if label == source]
@@ -143,21 +149,27 @@ class RRFormerPhotographs(FolderRecipe):
 
     def score(self, network: nn.Module) -> float:
         """Mean gain over the input in dB on held-out pairs, less what clean ones lack to 40 dB."""
-        scores = self._scores(network, seed=11)
+        held = self._held_pairs(seed=11)
+        scores = score_pairs(restore_pairs(network, held.mixed), held)
         return scores["psnr_gain"] - 0.1 * max(0.0, 40 - scores.get("psnr_clean", 40.0))
 
     def measure(self, network: nn.Module) -> dict[str, float]:
-        """All metrics on other pairs of the held-out photographs."""
-        return self._scores(network, seed=12)
+        """All metrics on other pairs of the held-out photographs, the worst gain, and the share that is harmed."""
+        held = self._held_pairs(seed=12)
+        restored = restore_pairs(network, held.mixed)
+        gains = gain_pairs(restored, held)
+        self._intervals = {"psnr_gain": mean_interval(gains)}
+        worst = {"psnr_gain_worst": float(gains.min()), "harmed": float((gains < -HARM_DB).mean())}
+        return score_pairs(restored, held) | worst
 
-    def _scores(self, network: nn.Module, seed: int) -> dict[str, float]:
-        held = self._pairs(self._out, self.test, np.random.default_rng((self.seed, seed)), 0.15)
-        return score_pairs(restore_pairs(network, held.mixed), held)
+    def _held_pairs(self, seed: int) -> ReflectionPairs:
+        return self._pairs(self._out, self.test, np.random.default_rng((self.seed, seed)), 0.15)
 
     def facts(self) -> dict[str, str]:
         """What the manifest should say beside the knobs."""
         return {
-            "folder": self.data.name,
+            **self.source_facts(self._held),
+            "measured_on": f"{self.test} {self.origin} on {self._held} held-out photographs",
             "data": f"reflections made from {self._count} photographs, by formulas B and C and by a pane of glass",
             "departures": "tower trained along; no perceptual and no adversarial loss; starts at identity; what is "
             "worse than the input counts again; averaged weights (EMA)",

@@ -1,4 +1,4 @@
-"""A sheet of sample pairs, each mixture above its scene, for the documentation (`docs/images/reflections.jpg`)."""
+"""A sheet of sample pairs, each mixture above its scene, to look at."""
 
 from __future__ import annotations
 

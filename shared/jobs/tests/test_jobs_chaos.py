@@ -217,6 +217,22 @@ async def test_a_terminated_worker_hands_its_job_to_another_at_once(
     assert await asyncio.to_thread(leaving.wait, 5) == 0
 
 
+async def test_a_long_job_of_a_worker_that_a_scaler_stops_is_begun_once(
+    far_queue: RedisJobQueue, start_worker: Start, ledger: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FOVEA_SHUTDOWN_GRACE_S", "30")
+    monkeypatch.setenv("FOVEA_JOB_LEASE_S", "1")
+    workers = [start_worker(), start_worker()]
+    job, _ = await far_queue.submit(work(4.0))
+    await begun(far_queue, ledger, job)
+    leaving = next(child for child in workers if child.pid == runner(ledger, job))
+    leaving.send_signal(signal.SIGTERM)
+    done = await ended(far_queue, job)
+    assert (done.status, done.attempts) == ("succeeded", 1)
+    assert lines(ledger, "begin") == lines(ledger, "end") == [job.id]
+    assert await asyncio.to_thread(leaving.wait, 10) == 0
+
+
 async def test_a_cancel_reaches_another_process_within_a_second(
     far_queue: RedisJobQueue, start_worker: Start, ledger: Path
 ) -> None:

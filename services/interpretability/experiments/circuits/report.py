@@ -32,7 +32,7 @@ from services.interpretability.core.report import (
 from services.interpretability.core.studied_model import StudiedModel
 from services.interpretability.experiments.circuits.spec import CircuitsSpec, Head, Receivers
 
-__all__ = ["CircuitFindings", "build_report", "classify_heads"]
+__all__ = ["CircuitFindings", "build_report", "classify_heads", "warn_of_task"]
 
 MIN_PATTERN_SCORE = 0.3
 """Mean attention on a repeated sequence from which a head is called by what it does there."""
@@ -102,7 +102,7 @@ def build_report(spec: CircuitsSpec, subject: StudiedModel, findings: CircuitFin
     kinds = classify_heads(findings, spec.fraction)
     return Report(
         title=f"Circuit of {spec.task}",
-        warnings=_warnings(findings),
+        warnings=warn_of_task(findings.task, findings.corrupt - findings.clean, len(findings.cases)),
         scalars=_scalars(findings),
         tables=[_heads_table(findings, kinds, spec.fraction), _prompts_table(findings)],
         grids=[*grids, attribution],
@@ -133,18 +133,25 @@ def classify_heads(findings: CircuitFindings, fraction: float) -> dict[Head, str
     return kinds
 
 
-def _warnings(findings: CircuitFindings) -> list[str]:
+def warn_of_task(task: Mapping[str, float], span: float, prompts: int) -> list[str]:
+    """Return what must be known before a circuit is believed.
+
+    Args:
+        task: `top1`, and `above`: the share of prompts whose logit difference is above 0.
+        span: Corrupt less clean logit difference.
+        prompts: How many there are.
+    """
     warnings = []
-    if findings.task["top1"] < 0.5 or findings.task["above"] < 0.8:
+    if task["top1"] < 0.5 or task["above"] < 0.8:
         warnings.append(
-            f"Task not solved: top-1 {findings.task['top1']:.0%}, "
-            f"logit difference above 0 on {findings.task['above']:.0%}. A circuit of what "
+            f"Task not solved: top-1 {task['top1']:.0%}, "
+            f"logit difference above 0 on {task['above']:.0%}. A circuit of what "
             "a model can't do means little, and so does its overlap with another."
         )
-    if abs(findings.corrupt - findings.clean) < 1e-6:
+    if abs(span) < 1e-6:
         warnings.append("Clean and corrupt prompts have the same logit difference: effects are undefined.")
-    if len(findings.cases) < 16:
-        warnings.append(f"{len(findings.cases)} prompts are few; effects below a few per cent may be noise.")
+    if prompts < 16:
+        warnings.append(f"{prompts} prompts are few; effects below a few per cent may be noise.")
     return warnings
 
 

@@ -15,7 +15,7 @@ from services.interpretability.core.report import Report
 from services.interpretability.core.studied_model import StudiedModel
 from services.interpretability.experiments.circuits.cells import CircuitCells, draw_controls, pattern_period
 from services.interpretability.experiments.circuits.report import CircuitFindings, build_report
-from services.interpretability.experiments.circuits.spec import PAIRS, CircuitsSpec, Receivers
+from services.interpretability.experiments.circuits.spec import PAIRS, CircuitsSpec, Receivers, TaskSpec
 from shared.errors import InvalidOption
 from shared.registry import Card, Paper
 
@@ -80,7 +80,7 @@ class Circuits(Experiment[CircuitsSpec]):
         return build_report(spec, subject, findings)
 
 
-def make_cases(spec: CircuitsSpec, subject: StudiedModel) -> list[circuit_tasks.Case]:
+def make_cases(spec: TaskSpec, subject: StudiedModel) -> list[circuit_tasks.Case]:
     """Return the prompts of the task.
 
     Raises:

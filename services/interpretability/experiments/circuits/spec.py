@@ -8,7 +8,7 @@ from pydantic import Field
 
 from services.interpretability.core.experiment import Spec
 
-__all__ = ["PAIRS", "CircuitsSpec", "Head", "Receivers"]
+__all__ = ["PAIRS", "CircuitsSpec", "Head", "Receivers", "TaskSpec"]
 
 Head = tuple[int, int]
 """(layer, head)."""
@@ -23,8 +23,8 @@ PAIRS = "\n".join(
 """A task for the tiny model: what followed these letters before?"""
 
 
-class CircuitsSpec(Spec):
-    """Task, patching method, thresholds and controls."""
+class TaskSpec(Spec):
+    """The prompts of a task, each with a counterfactual."""
 
     task: Literal["ioi", "colored-objects", "own"] = Field("ioi", description="`own` takes `pairs`.")
     pairs: str | None = Field(
@@ -32,6 +32,11 @@ class CircuitsSpec(Spec):
     )
     prompts: int = Field(16, ge=1, le=1000, description="Prompts of ioi and colored-objects.")
     counterfactual: Literal["flip", "abc"] = Field("flip", description="Of ioi: names exchanged, or unrelated ones.")
+
+
+class CircuitsSpec(TaskSpec):
+    """Task, patching method, thresholds and controls."""
+
     method: Literal["path", "activation", "attribution"] = Field("path", description="How effects are measured.")
     receivers: list[tuple[int, Literal["q", "k", "v"], int]] = Field(
         default_factory=list, max_length=512, description="[layer, q|k|v, head]; left out, the final residual stream."

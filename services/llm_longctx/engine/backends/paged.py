@@ -89,7 +89,7 @@ class PagedBackend:
         """One chunk, on the method's grid; whole pages of it are kept for others that begin alike."""
         request, state, begin = sequence.request, sequence.state, sequence.num_computed
         size = state.policy.next_chunk(begin, len(request.prompt_ids))
-        if state.policy.method.chunk_invariant and state.policy.method.supports.chunked_prefill:
+        if state.policy.is_chunk_invariant and state.policy.method.supports.chunked_prefill:
             size = min(size, limit)
         if not self._make_room(state.cache.pages_needed(size)):
             message = f"a chunk of {size} tokens does not fit"
@@ -146,6 +146,7 @@ class PagedBackend:
         if s.taps is not None or not s.is_at_end or not self.runner.can_draft(state) or not state.meter.pays():
             return []
         room = self.runner.model.config.positions - state.cache.length - 1
+        room = min(room, state.cache.most_in_step - 1)
         draft = state.lookup.draft([*s.request.prompt_ids, *s.output_ids], min(_DRAFT, room))
         return draft if state.cache.pages_needed(1 + len(draft)) <= self.runner.pool.free else []
 
@@ -163,9 +164,7 @@ class PagedBackend:
         # The last token drawn was never fed, so nothing of it is held.
         tokens = len(request.prompt_ids) + max(len(sequence.output_ids) - 1, 0)
         pool = self.runner.pool
-        stats.kv_bytes_dense = max(
-            stats.kv_bytes_dense, self.runner.dense.pages(tokens, 0, pool.page) * pool.page_bytes
-        )
+        stats.kv_bytes_dense = max(stats.kv_bytes_dense, self.runner.dense.nbytes(tokens, 0, pool))
         stats.full_steps = max(stats.full_steps, max((s.full_steps for s in states), default=0))
         if self.monitor is not None and sequence.taps is None and len(self.idle_work) < _MAX_COMPARISONS:
             comparison = self.monitor.sample(self.runner, sequence)
@@ -182,14 +181,15 @@ class PagedBackend:
 
     def _foresee_pages(self, sequence: Sequence[PagedState]) -> int:
         """Pages that a sequence and its siblings will hold, or its prefill meanwhile."""
-        request, page = sequence.request, self.runner.pool.page
+        request, pool = sequence.request, self.runner.pool
         policy = request.policy or self.policy
         prompt, new = len(request.prompt_ids), min(request.max_tokens, _FORESEEN_NEW)
-        pages = policy.pages(prompt, new, page)
+        nbytes = policy.nbytes(prompt, new, pool)
         if policy.method.cut_at_end:
             # Heads that are cut only at the prompt's end hold all of it until then.
-            pages = max(pages, self.runner.dense.pages(prompt, 0, page))
-        return pages + len(sequence.siblings) * policy.pages(0, new, page)
+            nbytes = max(nbytes, self.runner.dense.with_cache(policy.cache_bits).nbytes(prompt, 0, pool))
+        nbytes += len(sequence.siblings) * policy.nbytes(0, new, pool)
+        return -(-nbytes // pool.page_bytes)
 
     def _make_room(self, pages: int) -> bool:
         """Whether so many pages are free, after idle work and cached prefixes were given up if need be."""

@@ -61,7 +61,7 @@ class FidelityMonitor:
         """For a share of the sequences that end: a comparison to run when there is time; None for the others."""
         context, request = sequence.context, sequence.request
         policy = request.requested_policy or sequence.state.policy
-        is_dense = policy.method.name == runner.dense.method.name
+        is_dense = policy.method.name == runner.dense.method.name and policy.cache_bits == 16
         if is_dense or not sequence.output_ids or self._random.random() >= self._share:
             return None
         answer, asked_at = list(sequence.output_ids), time.perf_counter()

@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from services.llm_longctx.kernels.decode import cpu_ext, cpu_torch, reference
 from services.llm_longctx.kernels.decode.pages import PageTable
 from services.llm_longctx.kernels.dispatch import Backend, choose
+from services.llm_longctx.kernels.packed_pages.layout import PAGE, PackedLayout
+from services.llm_longctx.kernels.packed_pages.reference import unpack
 
-__all__ = ["PageTable", "decode", "decode_pages", "decode_runs"]
+__all__ = ["PageTable", "decode", "decode_packed", "decode_pages", "decode_runs"]
 
 
 def _triton(
@@ -92,6 +95,42 @@ def decode_runs(
     at = [slice(first, first + many) for first, many in zip(start.tolist(), n.tolist(), strict=True)]
     keys, values = ([store[one] for one in at] for store in stores[:2])
     return _RUN[chosen](q, keys, values, [stores[2][one] if w else None for one, w in zip(at, weighted, strict=True)])
+
+
+def decode_packed(
+    q: Tensor,
+    packed: tuple[PackedLayout, Tensor, Tensor],
+    start: np.ndarray,
+    n: np.ndarray,
+    weighted: np.ndarray,
+    *,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """`decode` over runs of packed entries, which C++ reads as they lie and other back ends widen.
+
+    Args:
+        q: [R,G,d].
+        packed: Layout, pages [pages,bytes] uint8 and log-weights [pages·16].
+        start: First entry of each problem [R] int64, in the middle of a page or not.
+        n: Its entries [R] int64.
+        weighted: Whether its log-weights count [R] bool.
+        backend: As in `decode`.
+
+    Raises:
+        NotReady: The named back end is not there or can't take these tensors.
+    """
+    layout, pages, log_weights = packed
+    if (chosen := choose("decode", backend, q.dtype, q.device.type)) == "cpu_ext":
+        return cpu_ext.decode_packed(q, packed, start, n, weighted)
+    wide = torch.float32 if chosen == "reference" else q.dtype
+    keys, values, weights = [], [], []
+    for first, many, counts in zip(start.tolist(), n.tolist(), weighted.tolist(), strict=True):
+        k, v = unpack(layout, pages[first // PAGE : -(-(first + many) // PAGE)])
+        skip = first % PAGE
+        keys.append(k.flatten(0, 1)[skip : skip + many].to(wide))
+        values.append(v.flatten(0, 1)[skip : skip + many].to(wide))
+        weights.append(log_weights[first : first + many] if counts else None)
+    return _RUN[chosen](q, keys, values, weights)
 
 
 def decode_pages(

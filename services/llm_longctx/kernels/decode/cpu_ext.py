@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from services.llm_longctx.kernels.native import bindings
+from services.llm_longctx.kernels.packed_pages.layout import PackedLayout
 
-__all__ = ["decode", "decode_runs"]
+__all__ = ["decode", "decode_packed", "decode_runs"]
 
 
 def decode(
@@ -53,4 +54,19 @@ def decode_runs(
     if weighted.any():
         words[weighted, 5] = log_weights.data_ptr() + log_weights.element_size() * start[weighted]
     bindings.decode(q, words, (R, G, d), out, lse)
+    return out, lse
+
+
+def decode_packed(
+    q: Tensor,
+    packed: tuple[PackedLayout, Tensor, Tensor],
+    start: np.ndarray,
+    n: np.ndarray,
+    weighted: np.ndarray,
+) -> tuple[Tensor, Tensor]:
+    """See `decode_packed`; log-weights are float32."""
+    q, (layout, pages, log_weights) = q.contiguous(), packed
+    out, lse = torch.empty_like(q), q.new_empty(q.shape[:2], dtype=torch.float32)
+    runs = np.ascontiguousarray(start), np.ascontiguousarray(n), np.ascontiguousarray(weighted)
+    bindings.decode_packed(q, (pages, log_weights), runs, layout.bits, out, lse)
     return out, lse

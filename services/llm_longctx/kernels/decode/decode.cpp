@@ -1,4 +1,4 @@
-// Ragged decode: R problems of a few query rows each, over entries that lie anywhere and are read once.
+// Ragged decode: R problems of a few query rows each, over entries, whole or packed, that lie anywhere and are read once.
 //
 // Long problems are cut into spans, so that threads share them; each span leaves a part of the softmax, and the parts of
 // a problem are joined at the end. Decode is bound by memory: keys and values stream through once, whatever the group.
@@ -21,14 +21,16 @@ struct Task {
   int64_t from, to;
 };
 
-template <typename T>
-void run(const T* q, const Problem* problems, int R, int G, int d, T* out, float* lse, int threads) {
+// Problem r has entries begin(r) … end(r)-1; `work` attends over a span of them.
+template <typename T, typename Begin, typename End, typename Work>
+void run(Begin begin, End end, Work work, int R, int G, int d, T* out, float* lse, int threads) {
   std::vector<Task> tasks;
   std::vector<int> first(R + 1);
   for (int r = 0; r < R; r++) {
     first[r] = int(tasks.size());
-    for (int64_t from = 0; from < problems[r].n; from += SPAN)
-      tasks.push_back({r, from, std::min<int64_t>(from + SPAN, problems[r].n)});
+    // Spans end with a page, and where a problem lies does not change how it is cut.
+    for (int64_t at = begin(r) / PAGE * PAGE; at < end(r); at += SPAN)
+      tasks.push_back({r, std::max(at, begin(r)), std::min<int64_t>(at + SPAN, end(r))});
   }
   first[R] = int(tasks.size());
   const int wide = round_up(d, LANES * Factor<T>::pair);
@@ -39,9 +41,7 @@ void run(const T* q, const Problem* problems, int R, int G, int d, T* out, float
     Part<T> part(G, d);
 #pragma omp for schedule(dynamic)
     for (size_t t = 0; t < tasks.size(); t++) {
-      const Task& task = tasks[t];
-      part.run(q + int64_t(task.problem) * G * d, problems[task.problem], task.from, task.to, &most[t * G],
-               &total[t * G], &mixed[t * G * wide]);
+      work(part, tasks[t], &most[t * G], &total[t * G], &mixed[t * G * wide]);
     }
   }
   for (int r = 0; r < R; r++)
@@ -59,6 +59,25 @@ void run(const T* q, const Problem* problems, int R, int G, int d, T* out, float
     }
 }
 
+template <typename T>
+void run_whole(const T* q, const Problem* problems, int R, int G, int d, T* out, float* lse, int threads) {
+  auto work = [&](Part<T>& part, const Task& task, float* most, float* total, float* mixed) {
+    part.run(q + int64_t(task.problem) * G * d, problems[task.problem], task.from, task.to, most, total, mixed);
+  };
+  run([](int) { return int64_t(0); }, [&](int r) { return problems[r].n; }, work, R, G, d, out, lse, threads);
+}
+
+template <int BITS, typename T>
+void run_packed(const T* q, const uint8_t* store, const float* log_weights, const int64_t* start, const int64_t* n,
+                const uint8_t* weighted, int R, int G, int d, T* out, float* lse, int threads) {
+  auto work = [&](Part<T>& part, const Task& task, float* most, float* total, float* mixed) {
+    const int r = task.problem;
+    part.template run_packed<BITS>(q + int64_t(r) * G * d, store, weighted[r] ? log_weights : nullptr, task.from,
+                                   task.to, most, total, mixed);
+  };
+  run([&](int r) { return start[r]; }, [&](int r) { return start[r] + n[r]; }, work, R, G, d, out, lse, threads);
+}
+
 }  // namespace
 
 // `problems`: per problem k, v, stride of k, stride of v, n and log_weights, as 64-bit words.
@@ -72,7 +91,21 @@ extern "C" void fovea_decode(int is_bf16, const void* q, const int64_t* problems
                  reinterpret_cast<const float*>(p[5])};
   }
   if (is_bf16)
-    run(static_cast<const bf16*>(q), parsed.data(), R, G, d, static_cast<bf16*>(out), lse, threads);
+    run_whole(static_cast<const bf16*>(q), parsed.data(), R, G, d, static_cast<bf16*>(out), lse, threads);
   else
-    run(static_cast<const float*>(q), parsed.data(), R, G, d, static_cast<float*>(out), lse, threads);
+    run_whole(static_cast<const float*>(q), parsed.data(), R, G, d, static_cast<float*>(out), lse, threads);
+}
+
+// Problem r reads entries start[r] … start[r]+n[r]-1 of a store of packed pages, whose log-weights count where weighted[r].
+extern "C" void fovea_decode_packed(int is_bf16, int bits, const void* q, const uint8_t* store,
+                                    const float* log_weights, const int64_t* start, const int64_t* n,
+                                    const uint8_t* weighted, const int32_t* sizes, void* out, float* lse,
+                                    int threads) {
+  const int R = sizes[0], G = sizes[1], d = sizes[2];
+  auto go = [&](auto from, auto to) {
+    bits == 4 ? run_packed<4>(from, store, log_weights, start, n, weighted, R, G, d, to, lse, threads)
+              : run_packed<8>(from, store, log_weights, start, n, weighted, R, G, d, to, lse, threads);
+  };
+  is_bf16 ? go(static_cast<const bf16*>(q), static_cast<bf16*>(out))
+          : go(static_cast<const float*>(q), static_cast<float*>(out));
 }

@@ -1,18 +1,22 @@
 // Attention of a few query rows over a span of entries, as a part of a softmax that is joined with others.
 //
-// Keys and values stream through once, whatever the group. Knows nothing about threads, pages or who asks.
+// Keys and values stream through once, whatever the group. Packed entries are never widened as a whole: scales go into
+// queries and weights, and zeros are added at the end. Knows nothing about threads, pages or who asks.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
 #include "../native/gemm.h"
+#include "../packed_pages/packed_pages.h"
 
 namespace fovea {
 
-constexpr int TILE = 128;   // entries whose scores are held at a time
+constexpr int TILE = 128;  // entries whose scores are held at a time
+constexpr int MOST = 512;  // channels of packed entries
 
 struct Problem {
   const void *k, *v;         // [n,d], rows of d contiguous
@@ -27,7 +31,7 @@ class Part {
   static constexpr int STEP = LANES * Factor<T>::pair;  // entries of a row in one vector of factors
 
  public:
-  Part(int G, int d) : G(G), d(d), wide(round_up(d, STEP)), scale(LOG2E / std::sqrt(float(d))) {
+  Part(int G, int d) : G(G), d(d), wide(round_up(d, STEP)), width(round_up(d, LANES)), scale(LOG2E / std::sqrt(float(d))) {
     query.resize(size_t(G) * wide);
     scores.resize(size_t(G) * TILE);
     padded.resize(wide == d ? 0 : size_t(TILE) * wide);
@@ -42,23 +46,130 @@ class Part {
     for (int64_t i = from; i < to; i += TILE) tile(p, i, int(std::min<int64_t>(TILE, to - i)), most, total, out);
   }
 
+  // Entries from … to-1 of a store of packed pages; `log_weights` as the store has them, or null.
+  template <int BITS>
+  void run_packed(const T* rows, const uint8_t* store, const float* log_weights, int64_t from, int64_t to, float* most,
+                  float* total, float* out) {
+    plain.resize(size_t(G) * width);
+    for (int g = 0; g < G; g++)
+      for (int c = 0; c < width; c++) plain[g * width + c] = c < d ? widen(rows[g * d + c]) : 0.0f;
+    std::fill(most, most + G, -INFINITY);
+    std::fill(total, total + G, 0.0f);
+    std::fill(out, out + size_t(G) * wide, 0.0f);
+    for (int64_t first = from / PAGE * PAGE; first < to; first += TILE) {
+      const int n = int(std::min<int64_t>(TILE, to - first)), pages = (n + PAGE - 1) / PAGE;
+      const uint8_t* page = store + first / PAGE * PackedPage<BITS>::bytes(d);
+      with_rows([&](auto many, int g) { score_packed<BITS, many()>(page, pages, g); });
+      for (int g = 0; g < G; g++) {
+        for (int i = 0; i < from - first; i++) scores[g * TILE + i] = -INFINITY;
+        rescale(g, weigh(log_weights ? log_weights + first : nullptr, &scores[g * TILE], n, most[g], total[g]), out);
+      }
+      with_rows([&](auto many, int g) { mix_packed<BITS, many()>(page, pages, g, out); });
+    }
+  }
+
  private:
+  // Four query rows at a time, and what is left.
+  template <typename Work>
+  void with_rows(Work work) {
+    for (int g = 0; g < G; g += 4) {
+      const int many = std::min(4, G - g);
+      if (many == 1) work(std::integral_constant<int, 1>(), g);
+      if (many == 2) work(std::integral_constant<int, 2>(), g);
+      if (many == 3) work(std::integral_constant<int, 3>(), g);
+      if (many == 4) work(std::integral_constant<int, 4>(), g);
+    }
+  }
+
+  // What was mixed so far, to the measure of a larger score.
+  void rescale(int g, float by, float* out) {
+    if (by == 1.0f) return;
+    for (int c = 0; c < wide; c += LANES) store(out + g * wide + c, load(out + g * wide + c) * broadcast(by));
+  }
+
+  template <int BITS, int MANY>
+  void score_packed(const uint8_t* from, int pages, int g) {
+    using Page = PackedPage<BITS>;
+    using Pair = CodePair<BITS, T>;
+    alignas(64) typename Pair::Number scaled[MANY][MOST];
+    for (int p = 0; p < pages; p++, from += Page::bytes(d)) {
+      const Page page(from, d);
+      vec dots[MANY]{}, sums[MANY][2]{};
+      for (int c = 0; c < width; c += LANES) {
+        vec scales = page.key_scales(c), zeros = page.key_zeros(c);
+        for (int r = 0; r < MANY; r++) {
+          vec x = load(&plain[size_t(g + r) * width + c]) * scales;
+          store_as(x, &scaled[r][c]);
+          dots[r] += x * zeros;
+        }
+      }
+      for (int c = 0; c < width; c += Page::STEPS) {
+        const uvec codes = page.key_codes(c / Page::STEPS);
+#pragma GCC unroll 4
+        for (int i = 0; i < Page::STEPS / 2; i++) {
+          const Pair pair(codes, i);
+          for (int r = 0; r < MANY; r++) sums[r][i % 2] = pair.add_to(sums[r][i % 2], &scaled[r][c + 2 * i]);
+        }
+      }
+      for (int r = 0; r < MANY; r++)
+        store(&scores[(g + r) * TILE + p * PAGE], sums[r][0] + sums[r][1] + broadcast(horizontal_sum(dots[r])));
+    }
+  }
+
+  template <int BITS, int MANY>
+  void mix_packed(const uint8_t* from, int pages, int g, float* out) {
+    for (int c = 0; c < width; c += VALUE_GROUP) {
+      if (width - c >= VALUE_GROUP)
+        mix_group<BITS, MANY, VALUE_GROUP / LANES>(from, pages, g, c, out);
+      else
+        for (int b = c; b < width; b += LANES) mix_group<BITS, MANY, 1>(from, pages, g, b, out);
+    }
+  }
+
+  // `BLOCKS` vectors of channels of `MANY` query rows stay in registers while all pages pass.
+  template <int BITS, int MANY, int BLOCKS>
+  void mix_group(const uint8_t* from, int pages, int g, int c, float* out) {
+    using Page = PackedPage<BITS>;
+    vec mixed[MANY][BLOCKS], zeros[MANY];
+    using Pair = CodePair<BITS, T>;
+    alignas(64) typename Pair::Number weights[MANY][PAGE];
+    for (int r = 0; r < MANY; r++) {
+      zeros[r] = vec{};
+      for (int j = 0; j < BLOCKS; j++) mixed[r][j] = load(out + (g + r) * wide + c + j * LANES);
+    }
+    for (int p = 0; p < pages; p++, from += Page::bytes(d)) {
+      const Page page(from, d);
+      const vec scales = page.value_scales(c / VALUE_GROUP), zero = page.value_zeros(c / VALUE_GROUP);
+      for (int r = 0; r < MANY; r++) {
+        vec weight = load(&scores[(g + r) * TILE + p * PAGE]) * scales;
+        store_as(weight, weights[r]);
+        zeros[r] += weight * zero;
+      }
+      for (int part = 0; part < PAGE / Page::STEPS; part++) {
+        uvec codes[BLOCKS];
+        for (int j = 0; j < BLOCKS; j++) codes[j] = page.value_codes(c / LANES + j, part);
+#pragma GCC unroll 4
+        for (int i = 0; i < Page::STEPS / 2; i++)
+          for (int j = 0; j < BLOCKS; j++) {
+            const Pair pair(codes[j], i);
+            for (int r = 0; r < MANY; r++)
+              mixed[r][j] = pair.add_to(mixed[r][j], &weights[r][part * Page::STEPS + 2 * i]);
+          }
+      }
+    }
+    for (int r = 0; r < MANY; r++) {
+      const vec all = broadcast(horizontal_sum(zeros[r]));
+      for (int j = 0; j < BLOCKS; j++) store(out + (g + r) * wide + c + j * LANES, mixed[r][j] + all);
+    }
+  }
+
   void tile(const Problem& p, int64_t at, int n, float* most, float* total, float* out) {
     Rows keys = rows(static_cast<const T*>(p.k) + at * p.k_row, p.k_row, n);
     for (int g = 0; g < G; g++) score(keys, g, n);
-    for (int g = 0; g < G; g++) {
-      float by = weigh(p.log_weights ? p.log_weights + at : nullptr, &scores[g * TILE], n, most[g], total[g]);
-      if (by != 1.0f)
-        for (int c = 0; c < wide; c += LANES) store(out + g * wide + c, load(out + g * wide + c) * broadcast(by));
-    }
+    for (int g = 0; g < G; g++)
+      rescale(g, weigh(p.log_weights ? p.log_weights + at : nullptr, &scores[g * TILE], n, most[g], total[g]), out);
     Rows values = rows(static_cast<const T*>(p.v) + at * p.v_row, p.v_row, n);
-    for (int g = 0; g < G; g += 4) {
-      int many = std::min(4, G - g);
-      if (many == 1) mix<1>(values, n, g, out);
-      if (many == 2) mix<2>(values, n, g, out);
-      if (many == 3) mix<3>(values, n, g, out);
-      if (many == 4) mix<4>(values, n, g, out);
-    }
+    with_rows([&](auto many, int g) { mix<many()>(values, n, g, out); });
   }
 
   struct Rows {
@@ -142,11 +253,12 @@ class Part {
       for (int j = 0; j < VECTORS; j++) store(out + (g + r) * wide + c + j * LANES, mixed[r][j]);
   }
 
-  const int G, d, wide;
+  const int G, d, wide, width;  // channels padded to vectors of factors, and to vectors of floats
   const float scale;
   std::vector<F> query;
   std::vector<T> padded;
   std::vector<float> scores;
+  Floats plain;  // packed entries: the query rows
 };
 
 }  // namespace fovea

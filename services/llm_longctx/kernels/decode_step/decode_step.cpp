@@ -29,10 +29,12 @@ struct Batch {
   const int64_t *tokens, *positions;  // [B]
   const int64_t* slots;               // [L,B·G], where the new entries go
   int64_t parts;
-  const int64_t *starts, *counts;  // [parts,L,B·G]: runs of entries that are read; the last part may have log-weights
-  const uint8_t* weighted;         // [L,B·G]
+  const int64_t *starts, *counts;  // [parts,L,B·G]: runs of entries that are read
+  const uint8_t *weighted, *bits;  // [parts,L,B·G]: whether log-weights count; [parts,B·G]: 0 for whole entries, 8 or 4
   void *keys, *values;             // [entries,d]
   const float* log_weights;        // [entries]
+  const uint8_t *eights, *fours;   // stores of packed pages, of 8 and of 4 bits
+  const float *eights_log_weights, *fours_log_weights;
   float* logits;                   // [B,V]
   void *q, *k, *v;                 // [B,H,d], [B,G,d]: for callers that attend themselves; else null
   const void* mixed;               // [B,H,d]: what they found
@@ -94,6 +96,7 @@ class Step : public Job {
     int64_t begin;
     int n;
     bool weighted;
+    uint8_t bits;
   };
 
   // What is known before the first layer.
@@ -129,10 +132,12 @@ class Step : public Job {
       for (int r = 0; r < R; r++) {
         first_task.push_back(int(tasks.size()));
         for (int64_t p = 0; p < batch.parts; p++) {
-          const int64_t at = (p * L + l) * R + r, n = batch.counts[at];
-          const bool weighted = p == batch.parts - 1 && batch.weighted[l * R + r];
-          for (int64_t i = 0; i < n; i += SPAN)
-            tasks.push_back({r, batch.starts[at] + i, int(std::min<int64_t>(SPAN, n - i)), weighted});
+          const int64_t at = (p * L + l) * R + r, begin = batch.starts[at], end = begin + batch.counts[at];
+          const uint8_t bits = batch.bits[p * R + r];
+          for (int64_t i = bits ? begin / PAGE * PAGE : begin; i < end; i += SPAN) {  // spans end with a page
+            const int64_t from = std::max(i, begin), to = std::min<int64_t>(i + SPAN, end);
+            tasks.push_back({r, from, int(to - from), batch.weighted[at] != 0, bits});
+          }
         }
       }
       most = std::max(most, tasks.size() - before);
@@ -251,11 +256,21 @@ class Step : public Job {
   void attend(int l, int chunk, Part<T>& part) {
     const int rows = H / G;
     const Task& task = tasks[first_task[l * B * G] + chunk];
-    const T* keys = static_cast<const T*>(batch.keys) + task.begin * d;
-    const T* values = static_cast<const T*>(batch.values) + task.begin * d;
-    const float* weights = task.weighted ? batch.log_weights + task.begin : nullptr;
-    part.run(&queries[size_t(task.row) * rows * d], {keys, values, d, d, task.n, weights}, 0, task.n,
-             &largest[size_t(chunk) * rows], &totals[size_t(chunk) * rows], &mixes[size_t(chunk) * rows * wide]);
+    const T* query = &queries[size_t(task.row) * rows * d];
+    float *most = &largest[size_t(chunk) * rows], *total = &totals[size_t(chunk) * rows];
+    float* mixed = &mixes[size_t(chunk) * rows * wide];
+    const int64_t end = task.begin + task.n;
+    if (task.bits == 8)
+      part.template run_packed<8>(query, batch.eights, task.weighted ? batch.eights_log_weights : nullptr, task.begin,
+                                  end, most, total, mixed);
+    else if (task.bits == 4)
+      part.template run_packed<4>(query, batch.fours, task.weighted ? batch.fours_log_weights : nullptr, task.begin,
+                                  end, most, total, mixed);
+    else
+      part.run(query,
+               {static_cast<const T*>(batch.keys) + task.begin * d, static_cast<const T*>(batch.values) + task.begin * d,
+                d, d, task.n, task.weighted ? batch.log_weights + task.begin : nullptr},
+               0, task.n, most, total, mixed);
   }
 
   // Joins the parts of every row's softmax: [B,H·d].
@@ -396,14 +411,19 @@ extern "C" void fovea_decode_step(int is_bf16, void* model, const int64_t* words
               static_cast<const int64_t*>(at(5)),
               static_cast<const int64_t*>(at(6)),
               static_cast<const uint8_t*>(at(7)),
-              at(8),
+              static_cast<const uint8_t*>(at(8)),
               at(9),
-              static_cast<const float*>(at(10)),
-              static_cast<float*>(at(11)),
-              at(12),
-              at(13),
-              at(14),
-              at(15)};
+              at(10),
+              static_cast<const float*>(at(11)),
+              static_cast<const uint8_t*>(at(12)),
+              static_cast<const uint8_t*>(at(13)),
+              static_cast<const float*>(at(14)),
+              static_cast<const float*>(at(15)),
+              static_cast<float*>(at(16)),
+              at(17),
+              at(18),
+              at(19),
+              at(20)};
   if (is_bf16)
     step<bf16>(model, batch, begin, end, threads);
   else

@@ -20,6 +20,7 @@ from shared.lm.config import DecoderConfig
 __all__ = ["ADDABLE_SITES", "Addition", "StepInPieces", "run_tapped"]
 
 _START = -1
+_RUN_WORDS = 13  # of `EntryRuns`
 _PHASES = 8  # of a layer, as in decode_step.cpp
 _ROTATE, _ATTEND, _OUTPUT, _GATE = 1, 2, 3, 5
 
@@ -78,7 +79,7 @@ class StepInPieces:
         self._kept = fed, runs  # what the words point at
         self._rows = len(fed[0])
         self.logits = torch.empty(self._rows, config.vocab)
-        found = [0] * 8 if runs is None else runs.words()
+        found = [0] * _RUN_WORDS if runs is None else runs.words()
         self._words = [self._rows, *(at.ctypes.data for at in fed), *found, self.logits.data_ptr(), 0, 0, 0, 0]
         self._at = _START
         self._additions = sorted(((a.phase(config.layers), a) for a in additions), key=lambda one: one[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,9 +19,10 @@ class EntryRuns:
         keys, values: Stores [entries,d] in the decoder's type.
         log_weights: Store [entries] float32.
         slots: Where the step's own entries go [L,R] int64.
-        start, n: First entry and length of each run [parts,L,R] int64, `n` 0 where there is none. Log-weights may count
-            in the last part alone.
-        weighted: Whether they do [L,R] bool.
+        start, n: First entry and length of each run [parts,L,R] int64, `n` 0 where there is none.
+        weighted: Whether log-weights count [parts,L,R] bool.
+        bits: Of the entries of each row's part [parts,R] uint8; 0 for whole ones.
+        packed: Packed pages [pages,bytes] and log-weights [entries] float32 by bits.
     """
 
     keys: Tensor
@@ -30,9 +32,14 @@ class EntryRuns:
     start: np.ndarray
     n: np.ndarray
     weighted: np.ndarray
+    bits: np.ndarray
+    packed: Mapping[int, tuple[Tensor, Tensor]]
 
     def words(self) -> list[int]:
         """Addresses and sizes in the order of the C++ function."""
-        slots, start, n, weighted = (at.ctypes.data for at in (self.slots, self.start, self.n, self.weighted))
+        slots, start, n, weighted, bits = (
+            at.ctypes.data for at in (self.slots, self.start, self.n, self.weighted, self.bits)
+        )
         stores = (self.keys.data_ptr(), self.values.data_ptr(), self.log_weights.data_ptr())
-        return [slots, len(self.start), start, n, weighted, *stores]
+        pages, weights = ([self.packed[b][i].data_ptr() if b in self.packed else 0 for b in (8, 4)] for i in (0, 1))
+        return [slots, len(self.start), start, n, weighted, bits, *stores, *pages, *weights]

@@ -18,6 +18,7 @@ from services.llm_longctx.kernels.native.isa_targets import library_file, runnab
 __all__ = [
     "block_sparse_prefill",
     "decode",
+    "decode_packed",
     "decode_step",
     "delete_decoder",
     "describe",
@@ -31,7 +32,9 @@ __all__ = [
     "multiply_packed",
     "norm",
     "open_library",
+    "pack_pages",
     "rotate",
+    "unpack_pages",
     "view_buffers",
 ]
 
@@ -40,6 +43,9 @@ _INT, _LONG, _REAL, _AT = ctypes.c_int, ctypes.c_int64, ctypes.c_float, ctypes.c
 _TAKES = {
     "fovea_block_sparse_prefill": (_INT, _AT, _AT, _AT, _AT, _AT, _AT, _AT, _AT, _AT, _INT),
     "fovea_decode": (_INT, _AT, _AT, _AT, _AT, _AT, _INT),
+    "fovea_decode_packed": (_INT, _INT, _AT, _AT, _AT, _AT, _AT, _AT, _AT, _AT, _AT, _INT),
+    "fovea_pack_pages": (_INT, _INT, _AT, _AT, _AT, _AT, _AT, _INT, _INT, _INT),
+    "fovea_unpack_pages": (_INT, _INT, _AT, _AT, _INT, _INT, _AT, _AT, _INT),
     "fovea_last_query_scores": (_INT, _AT, _AT, _AT, _AT, _AT, _AT, _INT),
     "fovea_multiply": (_INT, _AT, _AT, _INT, _INT, _INT, _AT, _REAL, _REAL, _INT, _INT, _INT),
     "fovea_norm": (_INT, _AT, _AT, _AT, _LONG, _INT, _REAL, _REAL, _INT),
@@ -141,6 +147,59 @@ def decode(q: Tensor, problems: np.ndarray, sizes: tuple[int, int, int], out: Te
         (ctypes.c_int32 * 3)(*sizes),
         out.data_ptr(),
         lse.data_ptr(),
+        torch.get_num_threads(),
+    )
+
+
+def decode_packed(
+    q: Tensor,
+    stores: tuple[Tensor, Tensor],
+    runs: tuple[np.ndarray, np.ndarray, np.ndarray],
+    bits: int,
+    out: Tensor,
+    lse: Tensor,
+) -> None:
+    """Fill `out` and `lse`; stores are packed pages and log-weights, runs are first entry, entries and weighted."""
+    _library().fovea_decode_packed(
+        q.dtype == torch.bfloat16,
+        bits,
+        q.data_ptr(),
+        *(store.data_ptr() for store in stores),
+        *(run.ctypes.data for run in runs),
+        (ctypes.c_int32 * 3)(*q.shape),
+        out.data_ptr(),
+        lse.data_ptr(),
+        torch.get_num_threads(),
+    )
+
+
+def pack_pages(keys: Tensor, values: Tensor, source: np.ndarray, store: Tensor, page: np.ndarray, bits: int) -> None:
+    """Round entries `source` [m] … of stores [entries,d] to pages `page` [m] of a store of bytes."""
+    _library().fovea_pack_pages(
+        keys.dtype == torch.bfloat16,
+        bits,
+        keys.data_ptr(),
+        values.data_ptr(),
+        source.ctypes.data,
+        store.data_ptr(),
+        page.ctypes.data,
+        len(page),
+        keys.shape[1],
+        torch.get_num_threads(),
+    )
+
+
+def unpack_pages(store: Tensor, page: np.ndarray, keys: Tensor, values: Tensor, bits: int) -> None:
+    """Fill keys and values [m·16,d] from pages `page` [m]."""
+    _library().fovea_unpack_pages(
+        keys.dtype == torch.bfloat16,
+        bits,
+        store.data_ptr(),
+        page.ctypes.data,
+        len(page),
+        keys.shape[1],
+        keys.data_ptr(),
+        values.data_ptr(),
         torch.get_num_threads(),
     )
 

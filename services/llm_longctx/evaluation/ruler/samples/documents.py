@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ class QaRow:
     nearby: tuple[str, ...] = ()
 
 
-@cache
+@lru_cache(maxsize=4)
 def read_qa(path: Path) -> tuple[QaRow, ...]:
     """Rows of a file: JSONL of `{question, answers, documents}`, SQuAD 2 JSON or HotpotQA JSON.
 

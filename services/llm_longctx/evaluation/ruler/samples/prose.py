@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 
 from services.llm_longctx.evaluation.text_corpus import load_library_prose
 from shared.errors import InvalidOption
@@ -33,7 +33,7 @@ class Sentences:
         return pieces
 
 
-@cache
+@lru_cache(maxsize=4)
 def split_sentences(text: str | None) -> Sentences:
     """Sentences of a text; None: of Python's help topics.
 

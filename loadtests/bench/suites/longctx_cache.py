@@ -1,0 +1,100 @@
+"""A decode step far into a text by type of the KV cache, its bytes, and what few bits do to the answers.
+
+Weights are the same in all rows. Clocks are CPU seconds of one thread, in which neighbours on a machine weigh least;
+the types take turns. Quality is teacher-forced over real prose, the help topics that ship with Python.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from loadtests.bench.longctx import cpu_seconds, gguf, read, threads
+from loadtests.bench.result import Row, Table, row
+from services.llm_longctx.engine import Engine
+from services.llm_longctx.engine.method_policy import Policy
+from services.llm_longctx.engine.open_sequence import OpenSequence
+from services.llm_longctx.evaluation.text_corpus import load_library_prose
+from services.llm_longctx.kv_cache import CacheBits
+from services.llm_longctx.methods import method
+from services.llm_longctx.serving.weight_format import load_weights
+from shared.lm.tokenizer import Tokenizer
+
+TYPES: Mapping[str, CacheBits | Literal[16]] = {"bf16": 16, "q8": 8, "q4": 4}
+BASELINE = "bf16"
+FAR = 7500
+READ = 1024
+
+
+def measure(rounds: int = 15, count: int = 400, far: int = FAR) -> Table:
+    """Alternate the types `far` into a text; then score `count` tokens behind 1,024 by steps."""
+    with tempfile.TemporaryDirectory() as cache, threads(1), torch.inference_mode():
+        loaded = load_weights(gguf(), Path(cache), "q4")
+        text = load_library_prose(8 * max(far, READ + count))
+        ids = Tokenizer.from_folder(loaded.folder).encode(text, special=False)
+        engine = Engine(loaded.model, packed=loaded.packed)
+        taken: dict[str, list[float]] = defaultdict(list)
+        opened = {name: begin(engine, engine.policy_of(cache_bits=bits), ids[:far]) for name, bits in TYPES.items()}
+        for _ in range(rounds):
+            for name, s in opened.items():
+                taken[name].append(1000 * cpu_seconds(partial(s.step, 5)))
+        rows = [row(name, f"CPU ms / token at {far:,}", taken[name], min(taken[BASELINE])) for name in TYPES]
+        for s in opened.values():
+            s.close()
+        rows += memory(engine)
+        scored = {name: score(engine, engine.policy_of(cache_bits=bits), ids, count) for name, bits in TYPES.items()}
+    rows += quality(scored, torch.tensor(ids[READ + 1 : READ + 1 + count]))
+    how = (
+        f"SmolLM2-135M-Instruct with its own 4-bit weights, one thread, CPU clock; quality on {count} tokens of "
+        f"Python's help topics behind {READ:,}"
+    )
+    return Table("longctx_cache", "Types of the KV cache", how, BASELINE, rows)
+
+
+def begin(engine: Engine, policy: Policy, ids: Sequence[int]) -> OpenSequence:
+    """A sequence that has read the beginning of the text."""
+    s = OpenSequence(engine.runner, engine.runner.open(policy))
+    read(s, ids)
+    return s
+
+
+def memory(engine: Engine, tokens: int = 8192) -> list[Row]:
+    """Bytes for so many tokens over those of dense in bfloat16, dense and with half of the heads streaming."""
+    config, dense, rows = engine.model.config, engine.dense_bytes(tokens), []
+    roles = [[(layer + head) % 2 for head in range(config.kv_heads)] for layer in range(config.layers)]
+    for name, how in (("dense", method("dense")), ("Duo, half of the heads", method("duo", roles=roles))):
+        for dtype, bits in TYPES.items():
+            held = engine.policy_of(how, cache_bits=bits).nbytes(tokens, 0, engine.pool)
+            share = held / dense
+            rows.append(Row(f"{name}, {dtype}, {tokens:,} tokens", "of dense bf16", share, share, share, share))
+    return rows
+
+
+def score(engine: Engine, policy: Policy, ids: Sequence[int], count: int) -> Tensor:
+    """Log-probabilities [count,V] behind each of `count` tokens, fed one by one."""
+    s = begin(engine, policy, ids[:READ])
+    found = torch.stack([s.step(token).float().log_softmax(-1) for token in ids[READ : READ + count]])
+    s.close()
+    return found
+
+
+def quality(scored: dict[str, Tensor], following: Tensor) -> list[Row]:
+    """Perplexity of the text, and agreement with the baseline."""
+    rows, base = [], scored[BASELINE]
+    before = -float(base.gather(1, following[:, None]).mean())
+    for name, logs in scored.items():
+        loss = -float(logs.gather(1, following[:, None]).mean())
+        perplexity = math.exp(loss)
+        rows.append(Row(f"{name}, perplexity", "", perplexity, perplexity, perplexity, math.exp(loss - before)))
+        agreed = float((logs.argmax(-1) == base.argmax(-1)).float().mean())
+        kl = float((base.exp() * (base - logs)).sum(-1).mean())
+        rows.append(Row(f"{name}, same first choice", "share", agreed, agreed, agreed, 1.0, f"KL {kl:.4f} nats"))
+    return rows

@@ -1,0 +1,127 @@
+"""Edge-attribution experiment: which edges between heads and MLPs a task needs, and how much they do alone.
+
+"Have Faith in Faithfulness: Going Beyond Circuit Overlap When Finding Model Mechanisms" (2024): edges scored by
+gradients integrated between counterfactual and prompt (EAP-IG), a circuit grown greedily from the answer down, and its
+faithfulness at growing size, beside circuits grown from random scores.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import numpy as np
+
+from services.interpretability.causal import circuit_tasks
+from services.interpretability.causal.circuit_search import order_edges, random_scores, smallest_size
+from services.interpretability.causal.edge_graph import EdgeGraph
+from services.interpretability.core.experiment import NO_GRAPH, Cost, Experiment, Progress
+from services.interpretability.core.report import Report
+from services.interpretability.core.studied_model import StudiedModel
+from services.interpretability.experiments.circuits.run import make_cases
+from services.interpretability.experiments.circuits.spec import PAIRS
+from services.interpretability.experiments.edge_attribution.cells import EdgeCells, split_batches
+from services.interpretability.experiments.edge_attribution.report import EdgeFindings, build_report
+from services.interpretability.experiments.edge_attribution.spec import EdgeAttributionSpec
+from shared.errors import Cancelled, DeadlineExceeded, InvalidOption
+from shared.registry import Card, Paper
+
+__all__ = ["EdgeAttribution"]
+
+SHARES = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+"""Sizes that are measured by default, as shares of all edges."""
+
+MAX_SEARCH = 8
+"""Most circuits that the search for the smallest one measures."""
+
+
+class EdgeAttribution(Experiment[EdgeAttributionSpec]):
+    """Scores all edges, grows circuits from them, and measures what those do alone."""
+
+    In = EdgeAttributionSpec
+    route: ClassVar[str] = "circuits/edges"
+    card: ClassVar[Card] = Card(
+        name="edge-attribution",
+        task="probe",
+        licence="Apache-2.0",
+        summary="Finds the edges behind a task by integrated gradients (EAP-IG), and what their circuit does alone.",
+        paper=Paper(
+            title="Have Faith in Faithfulness: Going Beyond Circuit Overlap When Finding Model Mechanisms",
+            venue="COLM",
+            year=2024,
+            url="https://arxiv.org/abs/2403.17806",
+        ),
+        notes=(
+            "A score is an estimate to first order; faithfulness is measured.",
+            "Faithfulness may be below 0 or above 1: edges that hinder the answer are left out, too.",
+            NO_GRAPH,
+        ),
+        example={
+            "lm": "tiny-induction", "seed": 0, "task": "own", "pairs": PAIRS, "controls": 2, "sizes": [4, 12, 30, 80],
+        },
+    )  # fmt: skip
+
+    def cost(self, spec: EdgeAttributionSpec, subject: StudiedModel) -> Cost:
+        """Two recorded runs per batch, a gradient per step, and a run per circuit."""
+        batches = split_batches(circuit_tasks.group_by_length(make_cases(spec, subject)), subject)
+        tokens = sum(len(b.cases) * len(b.cases[0].clean) for b in batches)
+        circuits = 2 + len(_sizes(spec, EdgeGraph(subject.model.config))) * (1 + spec.controls) + MAX_SEARCH
+        cells = len(batches) * (1 + circuits)
+        return Cost(2 * len(batches), 2 * tokens, cells, partial=tokens * (2 + 4 * spec.steps + 2 * circuits))
+
+    def run(self, spec: EdgeAttributionSpec, subject: StudiedModel, progress: Progress) -> Report:
+        """Score edges, measure circuits of growing size beside random ones, and search for the smallest."""
+        cases, graph = make_cases(spec, subject), EdgeGraph(subject.model.config)
+        batches = split_batches(circuit_tasks.group_by_length(cases), subject)
+        cells = EdgeCells(subject, progress, batches, graph)
+        findings = EdgeFindings(cases, batches, graph, spec.metric)
+        try:
+            self._measure(spec, cells, findings)
+            self._grow(spec, cells, findings)
+            self._shrink(spec, cells, findings)
+        except (Cancelled, DeadlineExceeded):
+            progress.stopped = True
+        return build_report(spec, subject, findings)
+
+    def _measure(self, spec: EdgeAttributionSpec, cells: EdgeCells, findings: EdgeFindings) -> None:
+        """Score all edges, and measure the model with all of them and with none."""
+        scores, findings.parts = cells.score_edges(spec.steps, spec.metric)
+        findings.nothing = cells.measure(np.zeros_like(findings.graph.exists), "no edge")
+        findings.whole = cells.measure(findings.graph.exists, "all edges")
+        findings.scores, findings.order = scores, order_edges(findings.graph, scores)
+
+    def _grow(self, spec: EdgeAttributionSpec, cells: EdgeCells, findings: EdgeFindings) -> None:
+        """Measure circuits of each size, then as large ones from random scores."""
+        graph, sizes = findings.graph, _sizes(spec, findings.graph)
+        for size in sizes:
+            findings.curve[size] = cells.measure(graph.mask_of(findings.order[:size]), f"{size} edges")
+        for draw in range(spec.controls):
+            order = order_edges(graph, random_scores(graph, spec.seed, draw))
+            for size in sizes:
+                found = cells.measure(graph.mask_of(order[:size]), f"{size} random edges")
+                findings.controls.setdefault(size, []).append(found)
+
+    def _shrink(self, spec: EdgeAttributionSpec, cells: EdgeCells, findings: EdgeFindings) -> None:
+        """Search for the smallest beginning of the order that is faithful enough."""
+        sizes = sorted(findings.curve)
+        search = smallest_size(sizes, [findings.faith(findings.curve[size]) for size in sizes], spec.threshold)
+        try:
+            size = next(search)
+            for _ in range(MAX_SEARCH):
+                found = cells.measure(findings.graph.mask_of(findings.order[:size]), f"{size} edges")
+                findings.curve[size] = found
+                size = search.send(findings.faith(found) >= spec.threshold)
+        except StopIteration as end:
+            findings.minimal = end.value
+
+
+def _sizes(spec: EdgeAttributionSpec, graph: EdgeGraph) -> list[int]:
+    """Sizes to measure, ascending.
+
+    Raises:
+        InvalidOption: One is no number of edges of this model.
+    """
+    if bad := [size for size in spec.sizes if not 1 <= size <= graph.edges]:
+        detail = f"sizes holds {bad[0]}; this model has {graph.edges:,} edges."
+        raise InvalidOption(detail, field="sizes")
+    return sorted(set(spec.sizes) or {max(1, math.ceil(share * graph.edges)) for share in SHARES})

@@ -1,0 +1,174 @@
+"""Head-comparison experiment: what the heads of two models do, side by side, on the same kind of sequence.
+
+Each model gets random tokens of its own that come twice ("In-context Learning and Induction Heads", 2022); layers are
+compared by relative depth, so the models may differ in size. Knows tokens; knows no text.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any, ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from services.interpretability.attention.head_scores import head_patterns, top_heads
+from services.interpretability.core.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
+from services.interpretability.core.report import (
+    Artefact,
+    Axis,
+    Bar,
+    Bars,
+    HeatMap,
+    Report,
+    Scalar,
+    Table,
+    canonical_json,
+    head_axes,
+    head_name,
+    to_matrix,
+)
+from services.interpretability.core.studied_model import StudiedModel
+from shared.registry import Card, Paper
+
+__all__ = ["HeadComparison", "HeadComparisonSpec"]
+
+KINDS = {"previous": "the token before", "duplicate": "the same token before", "induction": "what followed it"}
+MIN_SCORE = 0.3
+"""Mean attention from which a head is counted as of a kind, as in circuits."""
+
+DEPTHS = 10
+"""Bins of relative depth."""
+
+
+class HeadComparisonSpec(Spec):
+    """The other model, and the length of the sequence."""
+
+    other: str = Field(EXAMPLE_LM, max_length=200, description="The language model that is compared with.")
+    half: int = Field(32, ge=2, le=2048, description="Tokens of the random sequence that comes twice.")
+
+
+class HeadComparison(Experiment[HeadComparisonSpec]):
+    """Counts and places the kinds of heads of two models."""
+
+    In = HeadComparisonSpec
+    mode = "sync"
+    route: ClassVar[str] = "heads/compare"
+    card: ClassVar[Card] = Card(
+        name="head-comparison",
+        task="probe",
+        licence="Apache-2.0",
+        summary="Compares the heads of two models: how many of each kind there are, how strong, and how deep.",
+        paper=Paper(
+            title="In-context Learning and Induction Heads",
+            venue="Transformer Circuits Thread",
+            year=2022,
+            url="https://arxiv.org/abs/2209.11895",
+        ),
+        notes=("Models have random tokens of their own: a score says what a head does, not on what.", NO_GRAPH),
+        example={"lm": EXAMPLE_LM, "seed": 0, "other": EXAMPLE_LM, "half": 24},
+    )
+
+    def cost(self, spec: HeadComparisonSpec, subject: StudiedModel) -> Cost:
+        """One forward of each model; the other's is not this model's."""
+        same = self.load_model(spec.other).model is subject.model
+        return Cost(2, 4 * spec.half) if same else Cost(1, 2 * spec.half)
+
+    def run(self, spec: HeadComparisonSpec, subject: StudiedModel, progress: Progress) -> Report:
+        """Score the heads of both models, one forward each."""
+        models = {"first": subject, "second": self.load_model(spec.other)}
+        scores = {side: _score(model, spec) for side, model in models.items()}
+        scalars = {f"{side}_heads": Scalar(value=m.layers * m.heads, note=m.name) for side, m in models.items()}
+        if len({table["induction"].shape for table in scores.values()}) == 1:
+            for kind in KINDS:
+                scalars[f"same_place_{kind}"] = Scalar(
+                    value=_correlate(scores["first"][kind], scores["second"][kind]),
+                    note="Rank correlation of heads of equal layer and number.",
+                )
+        tables = [_count_table(models, scores), _strongest_table(models, scores)]
+        grids = [_map(side, models[side], kind, scores[side][kind]) for kind in KINDS for side in models]
+        bars = [_depth_bars(kind, {side: scores[side][kind] for side in models}) for kind in KINDS]
+        title = f"Heads of {subject.name} and {models['second'].name}"
+        return Report(
+            title=title,
+            scalars=scalars,
+            tables=tables,
+            grids=[_depth_map(scores), *grids],
+            bars=bars,
+            artefacts=[_identify(models)],
+        )
+
+
+def _score(subject: StudiedModel, spec: HeadComparisonSpec) -> dict[str, np.ndarray]:
+    subject.check_window(2 * spec.half, "half")
+    rng = random.Random(f"patterns/{spec.seed}")
+    return head_patterns(subject.model, [rng.randrange(subject.model.config.vocab) for _ in range(spec.half)])
+
+
+def _correlate(one: np.ndarray, other: np.ndarray) -> float:
+    """Rank correlation of two maps; NaN where there is one head only."""
+    first, second = (np.argsort(np.argsort(table, axis=None, kind="stable")) for table in (one, other))
+    return float(np.corrcoef(first, second)[0, 1]) if one.size > 1 else float("nan")
+
+
+def _by_depth(table: np.ndarray) -> list[float]:
+    """The strongest head of each tenth of the layers; a model of fewer layers repeats them."""
+    layers = len(table)
+    starts = [depth * layers // DEPTHS for depth in range(DEPTHS)]
+    ends = [max((depth + 1) * layers // DEPTHS, start + 1) for depth, start in enumerate(starts)]
+    return [float(table[start:end].max()) for start, end in zip(starts, ends, strict=True)]
+
+
+def _depth_map(scores: dict[str, dict[str, np.ndarray]]) -> HeatMap:
+    rows = {f"{side} {kind}": _by_depth(tables[kind]) for kind in KINDS for side, tables in scores.items()}
+    return HeatMap(
+        name="depth",
+        values=to_matrix(rows.values()),
+        rows=Axis(label="model, kind", ticks=list(rows)),
+        columns=Axis(label="relative depth, %", ticks=[str(100 * i // DEPTHS) for i in range(DEPTHS)]),
+        caption="The strongest head of each tenth of the layers: where each kind lives, whatever the models' sizes.",
+        unit="mean attention",
+    )
+
+
+def _count_table(models: dict[str, StudiedModel], scores: dict[str, dict[str, np.ndarray]]) -> Table:
+    rows: list[list[Any]] = []
+    for kind in KINDS:
+        for side, model in models.items():
+            table = scores[side][kind]
+            count = int((table >= MIN_SCORE).sum())
+            rows.append([kind, model.name, count, count / table.size, float(table.max()), float(np.median(table))])
+    columns = ["kind", "model", "heads", "share", "strongest", "median"]
+    caption = f"Heads that give at least {MIN_SCORE} of their attention to {', '.join(KINDS.values())}."
+    return Table(name="counts", columns=columns, rows=rows, caption=caption)
+
+
+def _strongest_table(models: dict[str, StudiedModel], scores: dict[str, dict[str, np.ndarray]], most: int = 5) -> Table:
+    rows: list[list[Any]] = []
+    for kind in KINDS:
+        pairs = [top_heads(scores[side][kind], 1.0)[:most] for side in models]
+        for rank, (first, second) in enumerate(zip(*pairs, strict=False), 1):
+            found = [scores["first"][kind][first], scores["second"][kind][second]]
+            rows.append([kind, rank, head_name(first), float(found[0]), head_name(second), float(found[1])])
+    columns = ["kind", "rank", "first", "score", "second", "its score"]
+    return Table(name="strongest", columns=columns, rows=rows, caption="The strongest heads of each kind, by rank.")
+
+
+def _identify(models: dict[str, StudiedModel]) -> Artefact:
+    """What was compared: a manifest names one model only."""
+    facts = {side: {"model": model.name, "weights_sha256": model.weights_sha256} for side, model in models.items()}
+    return Artefact.of("models.json", canonical_json(facts))
+
+
+def _map(side: str, model: StudiedModel, kind: str, table: np.ndarray) -> HeatMap:
+    axes: Any = head_axes(model.layers, model.heads)
+    caption = f"{model.name}: mean attention to {KINDS[kind]}."
+    return HeatMap(name=f"{side} {kind}", values=to_matrix(table), **axes, unit="mean attention", caption=caption)
+
+
+def _depth_bars(kind: str, tables: dict[str, np.ndarray]) -> Bars:
+    quantiles = (50, 75, 90, 95, 99, 100)
+    pairs = [(q, side) for q in quantiles for side in tables]
+    bars = [Bar(label=f"{side[0]}{q}", value=float(np.percentile(tables[side], q))) for q, side in pairs]
+    caption = f"Percentiles of all heads' attention to {KINDS[kind]}: f is the first model, s the second."
+    return Bars(name=f"{kind} heads", bars=bars, unit="mean attention", caption=caption)

@@ -1,0 +1,51 @@
+"""Pages of 16 entries in 8 or 4 bits: keys per channel, values per token (KIVI, section 3), one zero and scale each.
+
+Packed from and unpacked to the decoder's type. Knows bytes, not whose pages they are; `reference` says what they mean.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from services.llm_longctx.kernels.native import bindings
+from services.llm_longctx.kernels.packed_pages import reference
+from services.llm_longctx.kernels.packed_pages.layout import MOST_CHANNELS, PAGE, CacheBits, PackedLayout
+
+__all__ = ["MOST_CHANNELS", "PAGE", "CacheBits", "PackedLayout", "pack_pages", "unpack_pages"]
+
+
+def pack_pages(
+    layout: PackedLayout, keys: Tensor, values: Tensor, source: np.ndarray, store: Tensor, page: np.ndarray
+) -> None:
+    """Round entries to few bits.
+
+    Args:
+        layout: Bits and sizes.
+        keys: Store of whole entries [entries,d].
+        values: Their values [entries,d].
+        source: First of 16 consecutive entries for each page [m] int64.
+        store: Packed pages [pages,bytes] uint8, of which some are written.
+        page: Which ones [m] int64.
+    """
+    if _is_native(keys):
+        bindings.pack_pages(keys, values, np.ascontiguousarray(source), store, np.ascontiguousarray(page), layout.bits)
+        return
+    at = (torch.from_numpy(source)[:, None] + torch.arange(PAGE)).to(keys.device)
+    store[torch.from_numpy(page).to(store.device)] = reference.pack(layout, keys[at], values[at])
+
+
+def unpack_pages(layout: PackedLayout, store: Tensor, page: np.ndarray, keys: Tensor, values: Tensor) -> None:
+    """Fill keys and values [m·16,d], whose rows are contiguous, with the entries of pages [m] of a store."""
+    if _is_native(keys):
+        bindings.unpack_pages(store, np.ascontiguousarray(page), keys, values, layout.bits)
+        return
+    k, v = reference.unpack(layout, store[torch.from_numpy(page).to(store.device)])
+    keys.copy_(k.flatten(0, 1))
+    values.copy_(v.flatten(0, 1))
+
+
+def _is_native(keys: Tensor) -> bool:
+    native = keys.device.type == "cpu" and keys.dtype in {torch.float32, torch.bfloat16}
+    return native and not bindings.explain_absence()

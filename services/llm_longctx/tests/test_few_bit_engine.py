@@ -1,0 +1,206 @@
+"""Decoding with older keys and values in 8 or 4 bits: every method, both back ends, sharing, budgets and bytes."""
+
+import pytest
+import torch
+
+from services.llm_longctx.engine import Engine
+from services.llm_longctx.engine.backends import paged
+from services.llm_longctx.engine.completion import Request
+from services.llm_longctx.engine.open_sequence import OpenSequence
+from services.llm_longctx.engine.prompt_lookup import DraftMeter
+from services.llm_longctx.engine.quality.fidelity_monitor import FidelityMonitor
+from services.llm_longctx.kernels import backends
+from services.llm_longctx.methods import method, methods
+from services.llm_longctx.serving.method_selection import fit_policy
+from shared.errors import InvalidOption
+from shared.lm.builders import llama
+
+IDS = [(7 * i + i * i) % 61 for i in range(1400)]
+ROLES = {"schema": "head-plan/1", "roles": [[1, 0], [0, 1]], "heads": [[1, 1]]}
+native = pytest.mark.skipif("cpu_ext" not in backends(), reason="the C++ kernels are not built")
+
+
+@pytest.fixture(scope="module")
+def net():
+    torch.manual_seed(1)
+    sizes = {"vocab": 61, "width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "hidden": 56, "positions": 1500}
+    made = llama(**sizes, head_dim=16).eval().requires_grad_(requires_grad=False)
+    for parameter in made.parameters():
+        parameter.copy_(parameter + 0.2 * torch.randn_like(parameter) / parameter.shape[-1] ** 0.25)
+    return made
+
+
+def ready(name: str):
+    """A method with its small knobs."""
+    knobs = methods()[name].contract_knobs
+    first = knobs if isinstance(knobs, dict) else knobs[0]
+    return method(name, **first)
+
+
+def decode(net, how, bits, *, backend="auto", prompt=150, steps=40, chunks=None):
+    """Logits [steps,V] of a sequence fed by hand, and what it held."""
+    engine = Engine(net, how, ROLES, page=16, backend=backend, cache_bits=bits)
+    s = engine.open()
+    s.prefill(IDS[:prompt], chunks)
+    logits = torch.stack([s.step(IDS[prompt + i]).float() for i in range(steps)])
+    held, foreseen = s.kv_bytes(), engine.estimate(prompt=prompt, new=steps)
+    s.close()
+    assert engine.kv_bytes() == engine.pool.budget.held == 0
+    return logits, held, foreseen
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("name", sorted(methods()))
+def test_every_method_stays_near_itself_in_few_bits(net, name, bits):
+    how = ready(name)
+    whole, _, _ = decode(net, how, 16)
+    few, held, foreseen = decode(net, how, bits)
+    p, q = whole.log_softmax(-1), few.log_softmax(-1)
+    divergence = (p.exp() * (p - q)).sum(-1).mean()
+    assert divergence <= (2e-3 if bits == 8 else 0.08)
+    assert not torch.equal(whole, few) or held < 40_000
+    assert held <= foreseen
+
+
+@native
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("name", ["dense", "duo", "razor", "recycled", "act", "tova", "snapkv"])
+def test_cpp_reads_packed_pages_as_torch_does(net, name, bits):
+    ours, *_ = decode(net, ready(name), bits)
+    theirs, *_ = decode(net, ready(name), bits, backend="cpu_torch")
+    torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=1e-3)
+
+
+# Bytes.
+
+
+@pytest.mark.parametrize(("bits", "most"), [(4, 0.30), (8, 0.56)])
+def test_bytes_of_a_long_prompt(net, bits, most):
+    """In the served model's proportions: heads of 64 channels in bfloat16."""
+    wide = (
+        llama(vocab=61, width=64, layers=2, heads=4, kv_heads=2, head_dim=64, hidden=56, positions=8200)
+        .bfloat16()
+        .eval()
+    )
+    engine = Engine(wide, page=16, cache_bits=bits)
+    assert engine.estimate(prompt=8192) <= most * engine.dense_bytes(8192)
+    half = engine.policy_of("duo", {"schema": "head-plan/1", "roles": [[1, 0], [0, 1]]})
+    if bits == 4:
+        assert half.nbytes(8192, 0, engine.pool) <= 0.165 * engine.dense_bytes(8192)
+    s = engine.open()
+    s.prefill([i % 61 for i in range(1500)], [512, 512, 476])
+    assert s.kv_bytes() <= engine.estimate(prompt=1500)
+    assert s.kv_bytes() <= (most + 0.03) * engine.dense_bytes(1500)
+    s.close()
+
+
+def test_a_budget_in_bytes_holds_more_in_few_bits(net):
+    engine = Engine(net, page=16)
+    budget = engine.dense_bytes(600) // 3
+    kept = {
+        bits: fit_policy(engine, method("snapkv"), None, budget, 600, 0, bits).footprint(600, 0)[0].sum()
+        for bits in (16, 8, 4)
+    }
+    assert kept[16] < kept[8] < kept[4]
+    for bits in (8, 4):
+        policy = fit_policy(engine, method("snapkv"), None, budget, 600, 0, bits)
+        one = OpenSequence(engine.runner, engine.runner.open(policy))
+        one.prefill(IDS[:600])
+        assert one.kv_bytes() <= budget
+        one.close()
+
+
+def test_pages_of_another_size_are_refused(net):
+    with pytest.raises(InvalidOption, match="needs pages of 16 entries"):
+        Engine(net, page=8, cache_bits=4)
+    with pytest.raises(InvalidOption, match="needs pages of 16 entries"):
+        Engine(net, page=8).policy_of("dense", cache_bits=8)
+
+
+# Many requests.
+
+
+def generate(engine, *requests):
+    done = engine.generate(list(requests))
+    return [one.tokens for one in done], [one.usage for one in done]
+
+
+def serve(engine, request):
+    output = engine.add_request(request)
+    while engine.scheduler.in_flight:
+        engine.scheduler.step()
+    return output.completion()
+
+
+@pytest.mark.parametrize("how", ["dense", "duo", "snapkv"])
+def test_a_cached_prefix_gives_the_same_answer(net, how):
+    request = Request(IDS[:1200], ready(how), ROLES, max_tokens=30)
+    alone = serve(Engine(net, page=16, cache_bits=4), request)
+    engine = Engine(net, page=16, cache_bits=4)
+    serve(engine, Request([*IDS[:1100], 5, 6], ready(how), ROLES, max_tokens=3))
+    again = serve(engine, request)
+    assert (alone.usage.cached_tokens, again.usage.cached_tokens) == (0, 1024)
+    assert again.tokens == alone.tokens
+    whole = serve(engine, Request(IDS[:1200], ready(how), ROLES, max_tokens=3, cache_bits=16))
+    assert whole.usage.cached_tokens == 0, "whole entries are not taken from packed ones"
+    engine.scheduler.close()
+    assert engine.pool.budget.held == 0
+
+
+@pytest.mark.parametrize("how", ["dense", "duo", "razor", "tova"])
+def test_a_fork_goes_on_like_its_parent(net, how):
+    engine = Engine(net, ready(how), ROLES, page=16, cache_bits=4)
+    parent = engine.open()
+    parent.prefill(IDS[:200])
+    for i in range(9):
+        parent.step(IDS[200 + i])
+    before = engine.kv_bytes()
+    twin = parent.fork()
+    if how == "dense":
+        assert engine.kv_bytes() - before < before, "packed pages are shared"
+    for i in range(40):
+        torch.testing.assert_close(parent.step(IDS[i]), twin.step(IDS[i]), atol=1e-5, rtol=1e-5)
+    parent.close()
+    last = twin.step(3)
+    assert torch.isfinite(last).all()
+    twin.close()
+    assert engine.pool.budget.held == 0
+
+
+def test_requests_of_all_types_go_together_and_are_preempted(net):
+    alone = {}
+    for bits in (16, 8, 4):
+        (alone[bits],), _ = generate(Engine(net, page=16), Request(IDS[:700], max_tokens=200, cache_bits=bits))
+    engine = Engine(net, page=16, kv_bytes=1)
+    several = [Request(IDS[:700], max_tokens=200, cache_bits=bits) for bits in (16, 8, 4, 4, 16, 16)]
+    tokens, usages = generate(engine, *several)
+    assert [alone[one.cache_bits] for one in several] == tokens
+    assert sum(usage.preempted for usage in usages) > 0
+    assert usages[2].kv_bytes < usages[1].kv_bytes < usages[0].kv_bytes
+    engine.scheduler.backend.reclaim()
+    assert engine.pool.budget.held == 0
+
+
+@native
+def test_an_answer_is_the_same_with_drafts(net, monkeypatch):
+    monkeypatch.setattr(DraftMeter, "pays", lambda _meter: True)
+    found = []
+    for most in (4, 0):
+        monkeypatch.setattr(paged, "_DRAFT", most)
+        engine, fed = Engine(net, page=16, cache_bits=4), []
+        real = engine.runner.decode
+        monkeypatch.setattr(engine.runner, "decode", lambda s, t, real=real, fed=fed: fed.append(len(t)) or real(s, t))
+        tokens, _ = generate(engine, Request(IDS[:40] * 3, max_tokens=100))
+        found.append((tokens, max(fed)))
+    assert found[0][0] == found[1][0]
+    assert found[0][1] > found[1][1] == 1
+
+
+def test_dense_in_few_bits_is_watched(net):
+    engine = Engine(net, page=16, cache_bits=4, monitor=FidelityMonitor(share=1.0, floor=0.0, seed=0))
+    for bits, compared in ((16, 0), (4, 1)):
+        engine.add_request(Request(IDS[:200], max_tokens=8, cache_bits=bits))
+        while engine.scheduler.in_flight or engine.scheduler.backend.idle_work:
+            engine.scheduler.step()
+        assert len(engine.monitor) == compared
+    assert engine.policy.variant != engine.dense.variant

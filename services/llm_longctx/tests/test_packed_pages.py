@@ -1,0 +1,119 @@
+"""Pages of few bits: what rounding costs, C++ against the torch reference, and decode that reads them as they lie."""
+
+import numpy as np
+import pytest
+import torch
+
+from services.llm_longctx.kernels import backends, decode_packed, merge
+from services.llm_longctx.kernels.decode import reference as decode_reference
+from services.llm_longctx.kernels.packed_pages import PackedLayout, pack_pages, reference, unpack_pages
+
+native = pytest.mark.skipif("cpu_ext" not in backends(), reason="the C++ kernels are not built")
+WIDTHS = (2, 10, 16, 24, 64, 80, 128)
+
+
+def entries(m: int, d: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys whose channels differ in size and offset as real ones do, with a constant and an empty one; values."""
+    at = torch.Generator().manual_seed(seed)
+    k = torch.randn(m, 16, d, generator=at) * torch.logspace(-3, 1.3, d) + 20 * torch.randn(d, generator=at)
+    k[..., 0] = 3.25
+    k[..., 1] = 0
+    return k, torch.randn(m, 16, d, generator=at) * torch.logspace(-2, 1, 16)[:, None]
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("d", WIDTHS)
+def test_an_entry_errs_by_half_a_scale_at_most(bits, d):
+    layout, (k, v) = PackedLayout(bits, d), entries(3, d)
+    pages = reference.pack(layout, k, v)
+    assert pages.shape == (3, layout.nbytes)
+    assert pages.dtype == torch.uint8
+    k_back, v_back = reference.unpack(layout, pages)
+    span = k.amax(1) - k.amin(1)
+    # A scale is at most an eighth larger than it must be, and reaches the offset in 127 steps.
+    step = 1.125 * torch.maximum(span / (2**bits - 1), k.abs().amax(1) / 127) + 2**-20
+    assert ((k_back - k).abs() <= 0.501 * step[:, None]).all()
+    assert (k_back[..., 1] == 0).all()
+    for begin in range(0, d, 64):
+        part = v[..., begin : begin + 64]
+        span = part.amax(-1) - part.amin(-1)
+        step = 1.125 * torch.maximum(span / (2**bits - 1), part.abs().amax(-1) / 127) + 2**-20
+        assert ((v_back - v)[..., begin : begin + 64].abs() <= 0.501 * step[..., None]).all()
+
+
+def test_a_page_of_the_served_model_takes_less_than_three_tenths():
+    assert PackedLayout(4, 64).nbytes / (16 * 2 * 64 * 2) == pytest.approx(0.289, abs=1e-3)
+    assert PackedLayout(8, 64).nbytes / (16 * 2 * 64 * 2) == pytest.approx(0.539, abs=1e-3)
+
+
+def test_a_page_lies_as_documented():
+    """By hand: 16 keys 0 … 15 in one channel, and values of 15 in the first entry alone."""
+    layout = PackedLayout(4, 2)
+    k, v = torch.zeros(1, 16, 2), torch.zeros(1, 16, 2)
+    k[0, :, 0] = torch.arange(16.0)
+    v[0, 0, 1] = 15.0
+    raw = reference.pack(layout, k, v)[0].numpy()
+    words = raw[:64].view(np.uint32)
+    assert words.tolist() == list(range(16))  # channel 0 is the first code of each lane
+    assert raw[128:192].view(np.uint32).tolist() == [0, 15, *[0] * 14]  # lane 1 is channel 1, entry 0 its first code
+    assert raw[256] == 20 << 3  # a scale of 1
+    assert raw[256 + 32] == 20 << 3
+
+
+@native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("d", WIDTHS)
+def test_cpp_packs_and_unpacks_as_the_reference(bits, d, dtype):
+    layout = PackedLayout(bits, d)
+    k, v = (x.to(dtype) for x in entries(5, d, 1))
+    store = torch.full((9, layout.nbytes), 255, dtype=torch.uint8)
+    order = np.array([7, 0, 3, 8, 2])
+    pack_pages(layout, k.flatten(0, 1), v.flatten(0, 1), np.arange(5) * 16, store, order)
+    expected = reference.pack(layout, k, v)
+    assert torch.equal(store[order], expected)
+    assert (store[[1, 4, 5, 6]] == 255).all()
+    got = [torch.empty(80, d, dtype=dtype) for _ in range(2)]
+    unpack_pages(layout, store, order, *got)
+    for mine, its in zip(got, reference.unpack(layout, expected), strict=True):
+        assert torch.equal(mine, its.flatten(0, 1).to(dtype))
+
+
+@native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize(("d", "group"), [(2, 1), (10, 5), (16, 3), (64, 3), (80, 4), (128, 9)])
+def test_decode_reads_packed_pages_like_the_reference(bits, d, group, dtype):
+    """Single entries, runs that begin and end in the middle of pages, spans of several tasks, weights."""
+    layout = PackedLayout(bits, d)
+    k, v = entries(140, d, 2)
+    k = k / 10
+    store = reference.pack(layout, k, v)
+    weights = torch.randn(140 * 16)
+    start = np.array([0, 5, 15, 16, 33, 3, 100, 640])
+    n = np.array([1, 11, 1, 16, 300, 2200, 0, 128])
+    weighted = np.array([0, 1, 0, 1, 0, 1, 0, 0], bool)
+    q = torch.randn(len(n), group, d).to(dtype)
+    out, lse = decode_packed(q, (layout, store, weights), start, n, weighted)
+    exact, exact_lse = decode_packed(q, (layout, store, weights), start, n, weighted, backend="reference")
+    atol = 3e-4 if dtype == torch.float32 else 6e-2
+    torch.testing.assert_close(out.double(), exact, atol=atol, rtol=1e-2)
+    # In bfloat16 queries times scales are rounded once more.
+    torch.testing.assert_close(lse.double(), exact_lse, atol=3e-4 if dtype == torch.float32 else 1e-2, rtol=1e-5)
+    assert (out[6] == 0).all()
+    assert (lse[6] == -torch.inf).all()
+
+
+@native
+def test_a_run_in_pieces_is_the_run():
+    layout, (k, v) = PackedLayout(4, 64), entries(40, 64, 3)
+    store, weights = reference.pack(layout, k / 10, v), torch.zeros(640)
+    q, no = torch.randn(1, 3, 64), np.zeros(1, bool)
+    whole = decode_packed(q, (layout, store, weights), np.array([7]), np.array([600]), no)
+    parts = [
+        decode_packed(q, (layout, store, weights), np.array([a]), np.array([b - a]), no)
+        for a, b in ((7, 93), (93, 607))
+    ]
+    torch.testing.assert_close(merge(*parts), whole, atol=1e-4, rtol=1e-4)
+    plain = decode_reference.decode(q, *([x.flatten(0, 1)[7:607]] for x in reference.unpack(layout, store)), [None])
+    torch.testing.assert_close(whole[0].double(), plain[0], atol=1e-3, rtol=1e-3)

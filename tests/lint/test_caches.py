@@ -1,0 +1,50 @@
+"""Caches that grow with use have a bound: `functools.cache` stands only on functions of few possible arguments."""
+
+from __future__ import annotations
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+FEW = {
+    "_chosen": "back ends, types and devices",
+    "_absent": "back ends",
+    "_kernel": "operators, back ends and why one was passed over",
+    "_load_model": "names of weights that come with the product",
+    "_load_network": "names of weights that come with the product",
+    "_mini_leaderboard": "columns",
+    "_shared_registry": "settings of the process",
+    "_timer": "services, models and stages",
+    "count": "lives as long as the one group of samples that it is made for",
+    "inline_refs": "types of this code",
+    "read_measurements": "files that come with the product",
+    "shared_memory": "settings of the process",
+    "words_of": "kinds of words",
+}
+"""Functions under an unbounded cache, and what their arguments are."""
+
+
+def cached():
+    for room in ("fovea", "shared", "services"):
+        for file in (ROOT / room).rglob("*.py"):
+            if "tests" in file.parts:
+                continue
+            for node in ast.walk(ast.parse(file.read_text("utf8"))):
+                if isinstance(node, ast.FunctionDef) and any("cache" in ast.unparse(d) for d in node.decorator_list):
+                    yield file, node, " ".join(map(ast.unparse, node.decorator_list))
+
+
+@pytest.mark.parametrize(("file", "node", "decorators"), [pytest.param(*each, id=each[1].name) for each in cached()])
+def test_a_cache_has_a_bound_or_few_arguments(file, node, decorators):
+    arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+    is_bounded = "maxsize=" in decorators and "maxsize=None" not in decorators
+    if arguments and not is_bounded and "cached_property" not in decorators:
+        assert node.name in FEW, f"{file.relative_to(ROOT)}: {node.name} needs @lru_cache(maxsize=…)"
+
+
+def test_the_list_names_no_function_that_is_gone():
+    names = {node.name for _, node, decorators in cached()}
+    assert FEW.keys() <= names
