@@ -1,4 +1,4 @@
-"""Boxes drawn on sample pictures, for sheets such as `docs/images/pollen.jpg`."""
+"""Boxes drawn on sample pictures, to look at."""
 
 from __future__ import annotations
 
