@@ -20,7 +20,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 FILE = ROOT / "requirements-hashes.txt"
 
-UNHASHED = re.compile(r"torch|triton|nvidia-|cuda-")
+UNHASHED = re.compile(r"torch|triton|tensorrt|nvidia-|cuda-")
 """Beginnings of names that are taken without a hash, with `tritonclient` as the exception."""
 
 HEAD = """\
@@ -72,18 +72,20 @@ def select(report: Any, known: dict[str, tuple[str, str]]) -> str:
 
 def write() -> None:
     """Resolve again and write the file."""
-    extras = ["--extra", "all", "--extra", "cpu", "--extra", "gpu"]
+    # The extra gpu adds ONNX Runtime's own build, and packages that can be asked about only where there is a GPU.
+    extras = ["--extra", "all", "--extra", "cpu"]
     resolved = _compile("pyproject.toml", *extras, "--universal", "--python-version", "3.11")
+    resolved += _compile("-", "--no-deps", given="onnxruntime-gpu")
     blocks = {**read_hashes(resolved), **read_hashes(_compile("requirements-data.txt", "--no-deps"))}
     kept = [block.strip() for name, (_, block) in sorted(blocks.items()) if is_hashed(name)]
     FILE.write_text(HEAD + "\n".join(kept) + "\n", "utf8")
 
 
-def _compile(source: str, *options: str) -> str:
+def _compile(source: str, *options: str, given: str | None = None) -> str:
     quiet = ["--no-annotate", "--no-header", "--no-emit-index-url", "--quiet"]
     command = ["uv", "pip", "compile", source, "--generate-hashes", "-c", "constraints.txt", *quiet, *options]
     return subprocess.run(  # noqa: S603  # our own words
-        command, cwd=ROOT, check=True, capture_output=True, text=True
+        command, cwd=ROOT, check=True, capture_output=True, text=True, input=given
     ).stdout
 
 

@@ -86,7 +86,7 @@ def count_kinds(file: Path) -> Counter[str]:
         Malformed: The file is not GGUF.
     """
     kinds: Counter[str] = Counter()
-    for tensor in _open(file).tensors:
+    for tensor in _open(file)[0].tensors:
         if len(tensor.shape) == 2:
             kinds[tensor.tensor_type.name] += int(tensor.n_elements)
     return kinds
@@ -99,8 +99,7 @@ def read_quantized(file: Path) -> dict[str, QuantizedMatrix]:
         Malformed: The file is not GGUF, or lacks facts or tensors.
         UnsupportedMedia: An architecture, rope or tokenizer that is not read.
     """
-    reader = _open(file)
-    facts = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")}
+    reader, facts = _open(file)
     config, found = _config(facts, reader), {}
     for tensor in reader.tensors:
         if tensor.name == _ROPE_TABLE or len(tensor.shape) != 2:
@@ -114,8 +113,7 @@ def read_quantized(file: Path) -> dict[str, QuantizedMatrix]:
 
 def _write(file: Path, folder: Path, dtype: torch.dtype, digest: str) -> None:
     """Write into a temporary neighbour and rename: readers see a whole folder or none, with any number of processes."""
-    reader = _open(file)
-    facts = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")}
+    reader, facts = _open(file)
     config, raw = _config(facts, reader), {tensor.name: tensor for tensor in reader.tensors}
     folder.parent.mkdir(parents=True, exist_ok=True)
     making = Path(tempfile.mkdtemp(prefix="making-", dir=folder.parent))
@@ -133,19 +131,22 @@ def _write(file: Path, folder: Path, dtype: torch.dtype, digest: str) -> None:
         shutil.rmtree(making, ignore_errors=True)
 
 
-def _open(file: Path) -> Any:
+def _open(file: Path) -> tuple[Any, dict[str, Any]]:
+    """The library's reader, and the file's metadata by name."""
     from gguf import GGUFReader  # noqa: PLC0415  # needed once per file, and slow to import
 
     try:
-        return GGUFReader(file)
-    except (ValueError, IndexError, KeyError, OSError, UnicodeDecodeError) as error:
+        reader = GGUFReader(file)
+        fields = reader.fields.items()
+        return reader, {name: field.contents() for name, field in fields if not name.startswith("GGUF.")}
+    except Exception as error:  # broken bytes lead the reader to a dozen unrelated exceptions
         detail = f"{file.name} can't be read as GGUF: {error}."
         raise Malformed(detail) from error
 
 
 def _config(facts: Mapping[str, Any], reader: Any) -> dict[str, Any]:
     arch = facts.get("general.architecture")
-    if arch not in _KINDS or facts.get(f"{arch}.expert_count"):
+    if not isinstance(arch, str) or arch not in _KINDS or facts.get(f"{arch}.expert_count"):
         detail = f"GGUF files of architecture {arch!r} are not read; {', '.join(sorted(_KINDS))} without experts are."
         raise UnsupportedMedia(detail, hint="Use the model's Hugging Face folder.")
     shapes = {tensor.name: [int(n) for n in tensor.shape] for tensor in reader.tensors}
@@ -171,8 +172,8 @@ def _config(facts: Mapping[str, Any], reader: Any) -> dict[str, Any]:
         }
         if arch == "gemma3":
             config |= _gemma3(facts, config, rope)
-    except (KeyError, TypeError, IndexError) as error:
-        detail = f"The GGUF file lacks {error}."
+    except (KeyError, TypeError, IndexError, ValueError, ZeroDivisionError) as error:
+        detail = f"The GGUF file lacks what a model needs, or holds it in another form: {error}."
         raise Malformed(detail) from error
     return config
 

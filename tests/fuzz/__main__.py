@@ -1,7 +1,7 @@
 """`python -m tests.fuzz [SECONDS] [NAME …]`: fuzzes each decoder for a while; what breaks one is kept in `found/`.
 
-Hypothesis edits the seeds: it cuts, repeats, overwrites and inserts, and shrinks what it finds. `--out FILE` adds one
-JSON line a harness: inputs, seconds, finds, and how much the process grew.
+Seeds are cut, repeated, overwritten and filled with words of their format; what is found is shrunk. `--out FILE` adds
+one JSON line a harness: inputs, seconds, finds, and how much the process grew.
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ import argparse
 import gc
 import hashlib
 import json
+import random
 import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
 
 from tests.fuzz.harness import Harness
 from tests.fuzz.harnesses import HARNESSES
@@ -41,51 +40,66 @@ class Report:
     grown: float = 0.0
 
 
-@st.composite
-def edited(draw: st.DrawFn, harness: Harness) -> bytes:
+def edit(harness: Harness, dice: random.Random) -> bytes:
     """A seed after a few edits."""
-    data = draw(st.sampled_from(harness.seeds))
-    words = st.sampled_from(harness.words or (b"\0",))
-    for _ in range(draw(st.integers(0, 6))):
-        start = draw(st.integers(0, len(data)))
-        end = min(len(data), start + draw(st.integers(0, 16)))
-        fixed = st.sampled_from([b"", data[start:end] * 3, b"\xff" * 4, b"\0" * 8])
-        data = data[:start] + draw(st.one_of(st.binary(max_size=8), fixed, words)) + data[end:]
-    return harness.repair(data) if draw(st.booleans()) else data
+    data = dice.choice(harness.seeds)
+    for _ in range(dice.randint(0, 6)):
+        start = dice.randrange(len(data) + 1)
+        end = min(len(data), start + dice.randint(0, 16))
+        pieces = (dice.randbytes(dice.randint(0, 8)), b"", data[start:end] * 3, b"\xff" * 4, b"\0" * 8)
+        piece = dice.choice((*pieces, *(dice.choice(harness.words) for _ in pieces if harness.words)))
+        data = data[:start] + piece + data[end:]
+    return harness.repair(data) if dice.random() < 0.5 else data
 
 
 def fuzz(name: str, harness: Harness, seconds: float) -> Report:
     """Run a harness for a while, or until an input breaks it."""
-    report, last, warm = Report(name), b"", 0.0
+    report, dice, warm = Report(name), random.Random(), 0.0
     begun, worked = time.monotonic(), time.process_time()
-
-    @settings(
-        max_examples=100,
-        deadline=None,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-        phases=[Phase.generate, Phase.shrink],
-    )
-    @given(edited(harness))
-    def batch(data: bytes) -> None:
-        nonlocal last
-        report.inputs, last = report.inputs + 1, data
-        harness.check(data)
-
-    while report.found is None and (report.seconds < seconds):
-        try:
-            batch()
-        except Exception as error:  # noqa: BLE001  # whatever it is, it is what is looked for
-            sys.stderr.write(f"{name}: {type(error).__name__}: {error}\n")
-            report.found = f"{name}-{hashlib.sha256(last).hexdigest()[:12]}"
-            FOUND.mkdir(exist_ok=True)
-            (FOUND / report.found).write_bytes(last)
+    while report.found is None and report.seconds < seconds:
+        data = edit(harness, dice)
+        report.inputs += 1
+        if (error := broken_by(harness, data)) is not None:
+            report.found = _keep(name, shrink(harness, data, type(error)), error)
         report.seconds, report.cpu_seconds = time.monotonic() - begun, time.process_time() - worked
-        report.megabytes = _resident_megabytes()
         if not warm and report.seconds > WARM_SHARE * seconds:
-            warm = report.megabytes
+            warm = _resident_megabytes()
+    report.megabytes = _resident_megabytes()
     report.grown = report.megabytes - (warm or report.megabytes)
     return report
+
+
+def broken_by(harness: Harness, data: bytes) -> Exception | None:
+    """What a decoder raises that it must not, None where it ends well."""
+    try:
+        harness.check(data)
+    except Exception as error:  # noqa: BLE001  # whatever it is, it is what is looked for
+        return error
+    return None
+
+
+def shrink(harness: Harness, data: bytes, kind: type[Exception]) -> bytes:
+    """A shorter input that raises the same kind of error: pieces are left out as long as it does."""
+    size = len(data) // 2
+    while size:
+        start = 0
+        while start < len(data):
+            shorter = data[:start] + data[start + size :]
+            if type(broken_by(harness, shorter)) is kind:
+                data = shorter
+            else:
+                start += size
+        size //= 2
+    return data
+
+
+def _keep(name: str, data: bytes, error: Exception) -> str:
+    """Write a found input; its file's name."""
+    sys.stderr.write(f"{name}: {type(error).__name__}: {error}\n")
+    FOUND.mkdir(exist_ok=True)
+    file = f"{name}-{hashlib.sha256(data).hexdigest()[:12]}"
+    (FOUND / file).write_bytes(data)
+    return file
 
 
 def _resident_megabytes() -> float:

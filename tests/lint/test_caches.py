@@ -10,6 +10,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 
 FEW = {
+    "_batch_size": "services and models",
     "_chosen": "back ends, types and devices",
     "_absent": "back ends",
     "_kernel": "operators, back ends and why one was passed over",
@@ -17,6 +18,7 @@ FEW = {
     "_load_network": "names of weights that come with the product",
     "_mini_leaderboard": "columns",
     "_shared_registry": "settings of the process",
+    "_queue_timer": "services and models",
     "_timer": "services, models and stages",
     "count": "lives as long as the one group of samples that it is made for",
     "inline_refs": "types of this code",

@@ -1,0 +1,1 @@
+"""Memory of each process of the product under mixed load and fuzzing."""
