@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,8 @@ from sybil.parsers.markdown import CodeBlockParser
 
 from loadtests.gallery.samples import MINI, write_drive, write_study
 from loadtests.gallery.trust_chart import draw_trust
+from services.interpretability.core.report import Report
+from services.interpretability.rendering.render import render
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/gallery.md"
@@ -66,6 +69,17 @@ def run_block(block: str, folder: Path, url: str) -> None:
         raise SystemExit(done.returncode)
 
 
+def draw_circuit(report: str) -> bytes:
+    """The graph and the curves of a report of edges, as SVG."""
+    whole = Report.model_validate_json(report)
+    return render(Report(title=whole.title, graphs=whole.graphs, bars=whole.bars), "image/svg+xml") or b""
+
+
+def _drop_tips(svg: bytes) -> bytes:
+    """A drawing without the tips of its cells, which nobody sees in an `<img>`; its own title stays."""
+    return re.sub(rb"(?<=>)<title>[^<]*</title>(?=</rect>)", b"", svg)
+
+
 def keep_pictures(out: Path) -> list[Path]:
     """Write the pictures of the blocks to the console, and say which."""
     strip = Image.open(next(out.glob("series-*.strip.jpg"))).convert("RGB")
@@ -76,7 +90,8 @@ def keep_pictures(out: Path) -> list[Path]:
         "study.jpg": study.getvalue(),
         "survey.svg": (out / "survey.svg").read_bytes(),
         "trust.svg": draw_trust(json.loads((out / "trust.json").read_text("utf8"))).encode(),
-        "heads.svg": (out / "heads.svg").read_bytes(),
+        "heads.svg": _drop_tips((out / "heads.svg").read_bytes()),
+        "edges.svg": draw_circuit((out / "edge-attribution.json").read_text("utf8")),
     }
     for name, content in files.items():
         (PICTURES / name).write_bytes(content)

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,6 +19,7 @@ import psutil
 
 from loadtests.bench.contender import free_port
 from services.gateway.policy.auth import KeyRing
+from shared.api.replica import LEASE_S
 from shared.jobs.redis_server import RedisServer
 from shared.settings import Settings, environment
 
@@ -44,7 +44,6 @@ class Stage:
         self._replicas = replicas
         self._stack = ExitStack()
         self._spent: dict[int, float] = {}
-        self._acting = threading.Lock()
         self.url = f"http://127.0.0.1:{free_port()}"
 
     def __enter__(self) -> Self:
@@ -102,27 +101,26 @@ class Stage:
 
     def restart_rolling(self) -> None:
         """Replace each replica: a successor first, then SIGTERM to the old one, which finishes what it has begun."""
-        with self._acting:
-            for service, running in self.running.items():
-                for old in list(running):
-                    self.add(service)
-                    self.wait_ready(service, self._replicas + 1)
-                    self.cpu_seconds()
-                    old.send_signal(signal.SIGTERM)
-                    old.wait(120)
-                    running.remove(old)
+        for service, running in self.running.items():
+            for old in list(running):
+                self.add(service)
+                self.wait_ready(service, self._replicas + 1)
+                self.cpu_seconds()
+                old.send_signal(signal.SIGTERM)
+                old.wait(120)
+                running.remove(old)
 
     def kill_node(self) -> None:
         """`kill -9` of one replica of each service, as when a node dies, and others in their places."""
-        with self._acting:
-            self.cpu_seconds()
-            for running in self.running.values():
-                victim = running.pop(0)
-                victim.kill()
-                victim.wait()
-            for service in self.running:
-                self.add(service)
-                self.wait_ready(service, self._replicas)
+        self.cpu_seconds()
+        for running in self.running.values():
+            victim = running.pop(0)
+            victim.kill()
+            victim.wait()
+        time.sleep(2 * LEASE_S)  # until all have heard of it: a record stands for a lease
+        for service in self.running:
+            self.add(service)
+            self.wait_ready(service, self._replicas)
 
     def cpu_seconds(self) -> float:
         """CPU time of all processes so far, those that are gone included as of the last call."""

@@ -23,6 +23,9 @@ _ROUTES = {"chat": "/v1/chat/completions", "complete": "/v1/completions"}
 RAMP, STEP, RESTART, KILL = 0.25, 0.4, 0.5, 0.75
 """When in the course of the rehearsal."""
 
+AFTERMATH = 0.1
+"""How long traffic goes on at least after the last act, where acts took longer than planned."""
+
 FIRST_TENANT_SHARE = 0.75
 
 
@@ -92,11 +95,12 @@ async def run(stage: Stage, seconds: float, connections: int) -> Record:
             for number in range(connections):
                 group.create_task(_call(number, stage, client, tasks, record, course))
             group.create_task(_sample(stage, record, course))
-            await asyncio.gather(
-                asyncio.sleep(seconds),
-                _act(RESTART, "rolling restart", stage.restart_rolling, record, course),
-                _act(KILL, "node killed", stage.kill_node, record, course),
-            )
+            for when, name, act in (
+                (RESTART, "rolling restart", stage.restart_rolling),
+                (KILL, "kill", stage.kill_node),
+            ):
+                await _act(when, name, act, record, course)
+            await asyncio.sleep(max(seconds - course.at, AFTERMATH * seconds))
             course.over.set()
     return record
 
@@ -152,7 +156,7 @@ async def _sample(stage: Stage, record: Record, course: _Course) -> None:
 
 async def _act(when: float, name: str, act: Callable[[], None], record: Record, course: _Course) -> None:
     """Do something to the stage at its time, or as soon as what was begun before is done."""
-    await asyncio.sleep(when * course.seconds - course.at)
+    await asyncio.sleep(max(when * course.seconds - course.at, 0))
     record.events.append((course.at, f"{name}: begins"))
     await asyncio.to_thread(act)
     record.events.append((course.at, f"{name}: done"))

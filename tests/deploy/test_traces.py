@@ -186,12 +186,14 @@ def test_a_grpc_call_is_one_trace_to_the_batch(platform):
     with grpc.insecure_channel(f"127.0.0.1:{platform.grpc}") as channel:
         call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
         metadata = (("traceparent", f"00-{trace}-{caller}-01"),)
-        answer = pb.ModelInferResponse.FromString(call(message.SerializeToString(), metadata=metadata, timeout=30))
+        body, ended = call.with_call(message.SerializeToString(), metadata=metadata, timeout=30)
+    answer = pb.ModelInferResponse.FromString(body)
     assert answer.model_name == "toy/echo"
     name = "inference.GRPCInferenceService/ModelInfer"
     gateway = platform.find(lambda s: s.kind == SERVER and s.service == "fovea-gateway", trace)
     assert (gateway.name, gateway.parent) == (name, caller)
     assert gateway.attributes["rpc.response.status_code"] == "OK"
+    assert gateway.attributes["fovea.request_id"] == dict(ended.trailing_metadata())["x-request-id"]
     replica = platform.find(lambda s: s.kind == SERVER and s.service == "fovea-toy", trace)
     sent = platform.children_of(gateway)[name]
     assert (sent.kind, replica.parent) == (CLIENT, sent.id)

@@ -138,9 +138,9 @@ class _InferenceHandler(grpc.GenericRpcHandler):
         self, name: str, method: Method
     ) -> Callable[[AsyncIterator[bytes], Context], AsyncIterator[bytes]]:
         async def behaviour(messages: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
-            async with _Observation(name, context):
+            async with _Observation(name, context) as ids:
                 try:
-                    call = await self._admit(name, context)
+                    call = await self._admit(name, context, ids)
                     message, held = await self._read(messages, call)
                     with self._hold(held):
                         yield await method(message, call)
@@ -152,9 +152,9 @@ class _InferenceHandler(grpc.GenericRpcHandler):
         return behaviour
 
     async def _handle_stream(self, messages: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
-        async with _Observation("ModelStreamInfer", context):
+        async with _Observation("ModelStreamInfer", context) as ids:
             try:
-                call = await self._admit("ModelStreamInfer", context)
+                call = await self._admit("ModelStreamInfer", context, ids)
                 with self._count_stream(call.tenant):
                     first = await anext(messages, None)
                     if first is None:
@@ -226,12 +226,11 @@ class _InferenceHandler(grpc.GenericRpcHandler):
                 return
             yield message
 
-    async def _admit(self, name: str, context: Context) -> GrpcCall:
+    async def _admit(self, name: str, context: Context, trace: Ids) -> GrpcCall:
         """Check permission and rate limits; returns the call with its caller, deadline and ids."""
         gateway = self._gateway
         metadata = [(k, v) for k, v in context.invocation_metadata() or () if isinstance(v, str)]
         headers = {k.encode(): v.encode("utf-8", "replace") for k, v in metadata}
-        trace = _read_ids(context)
         context.set_trailing_metadata((("x-request-id", trace.request_id),))
         caller: Caller = LOCAL
         if name not in {"ServerLive", "ServerReady"}:
@@ -291,17 +290,18 @@ class _InferenceHandler(grpc.GenericRpcHandler):
 
 
 class _Observation:
-    """Metrics and the span of one call."""
+    """Metrics and the span of one call; gives the call's ids."""
 
     def __init__(self, method: str, context: Context) -> None:
         self._route, self._context = f"grpc {method}", context
-        trace = _read_ids(context)
-        self._span = begin_rpc_span(SERVICE, method, trace.parent, trace.request_id)
+        self._ids = _read_ids(context)
+        self._span = begin_rpc_span(SERVICE, method, self._ids.parent, self._ids.request_id)
 
-    async def __aenter__(self) -> None:
+    async def __aenter__(self) -> Ids:
         self._started = time.perf_counter()
         IN_FLIGHT.labels("gateway").inc()
         self._span.__enter__()
+        return self._ids
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, _trace: object) -> None:
         IN_FLIGHT.labels("gateway").dec()

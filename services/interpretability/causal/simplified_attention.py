@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 import torch
@@ -26,11 +26,20 @@ class SimplifiedAttention:
     """Causal attention in which some heads are simplified."""
 
     def __init__(
-        self, kind: Relaxation, heads: Collection[Head], *, fixed: dict[int, Tensor] | None = None, back: int = 1
+        self,
+        kind: Relaxation,
+        heads: Collection[Head],
+        *,
+        fixed: dict[int, Tensor] | None = None,
+        back: int = 1,
+        windows: Sequence[int | None] | None = None,
     ) -> None:
-        """Simplify `heads` (layer, head); `average` needs `fixed`, layer → [H,T,T]; `earlier` goes `back` layers."""
+        """Simplify `heads` (layer, head); `average` needs `fixed`, layer → [H,T,T]; `earlier` goes `back` layers.
+
+        `windows` says per layer how many tokens a token sees, itself included; None sees all.
+        """
         self._kind, self._heads, self._fixed, self._back = kind, frozenset(heads), fixed or {}, back
-        self._dense = DenseAttention()
+        self._dense = DenseAttention(windows=windows)
         self._earlier: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, offset: int) -> Tensor:
@@ -38,7 +47,7 @@ class SimplifiedAttention:
         keys, values = self._dense.remember(layer, k, v, offset)
         if self._kind == "earlier":
             self._earlier[layer] = (q, keys)
-        z = sdpa(q, keys, values)
+        z = sdpa(q, keys, values, window=self._dense.window(layer))
         heads = sorted(head for l, head in self._heads if l == layer)
         if not heads:
             return z
@@ -51,7 +60,7 @@ class SimplifiedAttention:
     def _rows(self, layer: int, q: Tensor, keys: Tensor) -> Tensor:
         """Pattern rows of all heads [B,H,T,T]."""
         B, T, H, _ = q.shape
-        mask = causal_mask(torch.arange(T, device=q.device), T, None)
+        mask = causal_mask(torch.arange(T, device=q.device), T, None, self._dense.window(layer))
         if self._kind == "identity":
             return torch.eye(T, dtype=q.dtype, device=q.device).expand(B, H, T, T)
         if self._kind == "uniform":

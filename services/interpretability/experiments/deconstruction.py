@@ -85,7 +85,9 @@ class Deconstruction(Experiment[DeconstructionSpec]):
             return {"ids": ids, "kind": item[0], "heads": item[2], "corpus": corpus, "back": spec.back}
 
         def loss(item: tuple[Relaxation, str, list[Head]]) -> float:
-            attend = SimplifiedAttention(item[0], item[2], fixed=fixed, back=spec.back)
+            attend = SimplifiedAttention(
+                item[0], item[2], fixed=fixed, back=spec.back, windows=subject.model.config.windows
+            )
             return float(token_losses(subject.model, row, attend=attend).mean())
 
         changes: dict[str, list[float]] = {}

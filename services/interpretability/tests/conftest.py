@@ -27,6 +27,8 @@ from shared.settings import Settings
 from shared.storage import ObjectStore
 
 GOLDEN = Path(__file__).parent / "golden"
+WEIGHTS = Path(__file__).parents[3] / "shared/lm/tests/golden"
+"""Weights of tiny models, which the tests of `shared.lm` read too."""
 
 
 @asynccontextmanager
@@ -74,7 +76,7 @@ class Golden:
 def load_golden(family: str) -> Golden:
     facts = read(f"tiny_{family}_circuit.json")
     model = getattr(builders, facts["network"]["name"])(**facts["network"]["config"]).eval()
-    with np.load(GOLDEN / f"tiny_{family}_weights.npz", allow_pickle=False) as weights:
+    with np.load(WEIGHTS / f"tiny_{family}_weights.npz", allow_pickle=False) as weights:
         model.load_state_dict({key: torch.from_numpy(weights[key]) for key in weights}, strict=False)
     return Golden(family, model, facts, read(f"tiny_{family}_extra.json"))
 

@@ -14,9 +14,10 @@ from services.interpretability.causal.patching import (
     logit_difference,
     path_patch,
 )
+from services.interpretability.causal.simplified_attention import SimplifiedAttention
 from shared.lm.builders import gemma3, llama
 from shared.lm.decoder import Decoder
-from shared.lm.taps import Replace, trace
+from shared.lm.taps import Replace, Uniform, trace
 
 SIZES = {"vocab": 40, "width": 24, "layers": 3, "heads": 4, "kv_heads": 2, "hidden": 32, "positions": 64}
 
@@ -95,3 +96,16 @@ def test_attribution_patching_is_the_slope(model, prompts):
     near = [z + step * (there - z) for z, there in zip(run.z, other.z, strict=True)]
     moved = (patch_heads(run, near, answers) - logit_difference(run.last, answers)) / step
     np.testing.assert_allclose(moved, estimated, rtol=1e-3, atol=1e-5)
+
+
+def test_attention_without_simplified_heads_is_the_models_own(model, prompts):
+    attend = SimplifiedAttention("uniform", [], windows=model.config.windows)
+    torch.testing.assert_close(model(prompts[0], attend=attend), model(prompts[0]))
+
+
+def test_uniform_mixing_is_over_what_a_layer_sees(model, prompts):
+    heads = [(0, head) for head in range(4)]
+    attend = SimplifiedAttention("uniform", heads, windows=model.config.windows)
+    edits = [Uniform(0, range(4))]
+    expected = trace(model, prompts[0], edits=edits).logits
+    torch.testing.assert_close(model(prompts[0], attend=attend), expected)

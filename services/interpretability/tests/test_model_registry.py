@@ -14,7 +14,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from services.interpretability.causal.patching import path_patch
 from services.interpretability.core.model_registry import TINY, ModelRegistry
 from services.interpretability.experiments.circuits import Circuits, logit_difference
-from services.interpretability.tests.conftest import GOLDEN, load_golden, read
+from services.interpretability.tests.conftest import WEIGHTS, load_golden, read
 from shared.errors import NotFound, NotReady
 from shared.registry import CallContext, LoadContext
 
@@ -24,7 +24,7 @@ def gpt2_folder(folder):
     folder.mkdir(parents=True)
     facts = read("tiny_gpt2_circuit.json")["config"]
     (folder / "config.json").write_text(json.dumps({"model_type": "gpt2", **facts}))
-    with np.load(GOLDEN / "tiny_gpt2_weights.npz", allow_pickle=False) as weights:
+    with np.load(WEIGHTS / "tiny_gpt2_weights.npz", allow_pickle=False) as weights:
         save_file({key: torch.from_numpy(weights[key]) for key in weights}, folder / "model.safetensors")
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())[:64]
     library = Library(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))

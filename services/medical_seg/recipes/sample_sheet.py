@@ -1,4 +1,4 @@
-"""A sheet of sample frames above their masks, for the documentation (`docs/images/polyps.jpg`) and to look at data."""
+"""A sheet of sample frames above their masks, to look at data."""
 
 from __future__ import annotations
 

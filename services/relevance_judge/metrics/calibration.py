@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from services.relevance_judge.metrics.agreement import cohen_kappa
-from services.relevance_judge.metrics.pair_order import pair_order
+from services.relevance_judge.metrics.pair_order import number_queries, pair_order
 from services.relevance_judge.metrics.rankings import spearman_rho
 from shared.errors import InvalidOption
 
@@ -26,6 +26,9 @@ __all__ = ["Calibration", "FitRule", "fit", "grade_across_queries"]
 FitRule = Literal["quantile", "kappa"]
 
 FEW_PAIRS, FEW_QUERIES = 20, 5
+MAX_SIGNAL = 1e100
+"""Beyond it means and spreads leave what a float holds."""
+
 CANDIDATES = 64
 """Most midpoints that the kappa search tries: evenly taken from all of them when there are more."""
 
@@ -111,11 +114,12 @@ def fit(signals: Any, grades: Any, queries: Sequence[Any], *, how: FitRule = "qu
     Raises:
         InvalidOption: Unequal lengths, no pairs, a label outside the scale, or a signal that is not finite.
     """
-    x, y, q = np.asarray(signals, float), np.asarray(grades, int), np.asarray([str(query) for query in queries])
+    x, y, q = np.asarray(signals, float), _to_grades(grades), number_queries(queries)
     if not len(x) == len(y) == len(q) or not len(x):
         raise InvalidOption(f"{len(x)} signals, {len(y)} grades and {len(q)} queries; one each is needed, and some.")
-    if not np.isfinite(x).all() or not ((y >= 0) & (y <= 3)).all():
-        raise InvalidOption("A signal is not finite, or a grade lies outside 0–3.", hint="Leave invalid rows out.")
+    if not (np.abs(x) <= MAX_SIGNAL).all() or not ((y >= 0) & (y <= 3)).all():
+        detail = f"A signal is not finite or beyond ±{MAX_SIGNAL:g}, or a grade lies outside 0–3."
+        raise InvalidOption(detail, hint="Leave invalid rows out.")
     count = len(set(q.tolist()))
     return Calibration(
         cuts=_cuts(x, y, how),
@@ -127,6 +131,14 @@ def fit(signals: Any, grades: Any, queries: Sequence[Any], *, how: FitRule = "qu
         mean=float(x.mean()),
         spread=float(x.std()),
     )
+
+
+def _to_grades(grades: Any) -> NDArray[np.int64]:
+    """Grades as an array; a number that does not fit one is outside every scale."""
+    try:
+        return np.asarray(grades, np.int64)
+    except OverflowError as error:
+        raise InvalidOption("A grade lies outside 0–3.", hint="Leave invalid rows out.", field="grades") from error
 
 
 def _warnings(pairs: int, queries: int) -> tuple[str, ...]:
@@ -197,7 +209,7 @@ def grade_across_queries(signals: Any, grades: Any, queries: Any, *, how: FitRul
         queries: The query it belongs to; two at least.
         how: As of `fit`.
     """
-    x, y, q = np.asarray(signals, float), np.asarray(grades, int), np.asarray([str(query) for query in queries])
+    x, y, q = np.asarray(signals, float), _to_grades(grades), number_queries(queries)
     found = np.zeros(len(x), np.int64)
     for name in sorted(set(q.tolist())):
         left_out = q == name

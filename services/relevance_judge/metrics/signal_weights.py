@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, special
 
-from services.relevance_judge.metrics.pair_order import pair_order
+from services.relevance_judge.metrics.pair_order import number_queries, pair_order
 from shared.errors import InvalidOption
 
 __all__ = ["SignalWeights", "combine_signals", "fit_signal_weights"]
@@ -56,7 +56,7 @@ def fit_signal_weights(signals: Any, grades: Any, queries: Sequence[Any], *, rid
     Raises:
         InvalidOption: Unequal lengths, a signal that is not finite or is constant, or no query with two grades.
     """
-    x, y, q = np.asarray(signals, float), np.asarray(grades, int), np.asarray([str(query) for query in queries])
+    x, y, q = np.asarray(signals, float), np.asarray(grades, int), number_queries(queries)
     if x.ndim != 2 or not len(x) == len(y) == len(q) or not np.isfinite(x).all():
         raise InvalidOption("Each pair needs a label, a query, and a finite signal of every judge.")
     means, spreads = x.mean(0), x.std(0)

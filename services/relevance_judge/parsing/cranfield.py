@@ -150,7 +150,7 @@ def _topic_names(used: list[str], queries: dict[str, str], notes: list[str]) -> 
     ids = list(queries)
     plain = {_plain(name): name for name in ids}
     is_consecutive = [_plain(name) for name in ids] == [str(place) for place in range(1, len(ids) + 1)]
-    if not is_consecutive and all(qid.isdigit() and 0 < int(qid) <= len(ids) for qid in used):
+    if not is_consecutive and all(qid.isdecimal() and len(qid) < 10 and 0 < int(qid) <= len(ids) for qid in used):
         notes.append("The topics' ids skip numbers, so the relevance lines were read as counting topics by position.")
         renamed = {str(place): text for place, text in enumerate(queries.values(), 1)}
         queries.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -85,3 +86,23 @@ def test_the_digest_names_the_cuts_and_what_they_belong_to() -> None:
     first = fit(GRADES, GRADES, QUERIES)
     assert first.digest == fit(GRADES, GRADES, QUERIES).digest
     assert first.digest != first.model_copy(update={"model": "another"}).digest
+
+
+def test_many_pairs_of_one_query_and_a_long_name_take_little_memory() -> None:
+    count = 50_000
+    signals = np.random.default_rng(0).random(count)
+    queries = ["x" * 1_000_000, *["y"] * (count - 1)]
+    tracemalloc.start()
+    found = fit(signals, [place % 4 for place in range(count)], queries)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.metrics["pair_order"] == pytest.approx(0.5, abs=0.01)
+    assert peak < 100e6  # a table of all pairs has 2.5 billion entries
+
+
+@pytest.mark.parametrize(
+    ("signal", "grade"), [(1e308, 1), (-1e101, 1), (float("nan"), 1), (0.5, 2**70), (0.5, -(2**70))]
+)
+def test_numbers_that_no_float_or_scale_holds_are_refused(signal: float, grade: int) -> None:
+    with pytest.raises(InvalidOption, match="0–3"):
+        fit([signal, 0.1], [grade, 0], ["1", "2"])

@@ -92,3 +92,9 @@ def test_what_is_wrong_is_named(documents: str, relevance: str, told: str) -> No
 
 def test_a_dot_inside_text_starts_no_field() -> None:
     assert parse_records(".I 1\n.W\n.5 is half\n.Word\n", "x")["1"]["W"] == ".5 is half .Word"
+
+
+@pytest.mark.parametrize("qid", ["²", "9" * 5000])
+def test_a_topic_that_is_a_digit_and_no_number_is_unknown(qid: str) -> None:
+    with pytest.raises(Malformed, match="name the topic"):
+        parse_collection(".I d\n.W\ntext\n", ".I 1\n.W\na\n.I 4\n.W\nb\n", f"{qid} d 1\n")

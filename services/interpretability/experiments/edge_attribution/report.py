@@ -225,9 +225,12 @@ def _position_map(findings: EdgeFindings, placed: PlacedCircuit, most: int = 20)
 
 
 def _curve_bars(findings: EdgeFindings) -> list[Bars]:
+    """The curve and its controls on one scale."""
     real = [Bar(label=str(size), value=findings.faith(found)) for size, found in sorted(findings.curve.items())]
     drawn = {size: findings.random_faith(size) for size in sorted(findings.controls)}
-    chance = [Bar(label=str(s), value=float(np.mean(v)), low=min(v), high=max(v)) for s, v in drawn.items()]
-    charts = [("faithfulness", real, "Faithfulness of the circuit of so many edges alone; 1 is the whole model.")]
-    charts += [("random", chance, "Mean faithfulness of random circuits as large, with the lowest and the highest.")]
-    return [Bars(name=name, bars=bars, unit="of the whole", caption=text) for name, bars, text in charts if bars]
+    chance = [Bar(label=f"r {s}", value=float(np.mean(v)), low=min(v), high=max(v)) for s, v in drawn.items()]
+    caption = (
+        "Faithfulness of the circuit of so many edges alone; 1 is the whole model. r: random circuits as large, their "
+        "mean with the lowest and the highest."
+    )
+    return [Bars(name="faithfulness", bars=[*real, *chance], unit="of the whole", caption=caption)] if real else []

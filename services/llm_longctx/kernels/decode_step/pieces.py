@@ -109,7 +109,7 @@ class StepInPieces:
         while self._additions and self._additions[0][0] <= end:
             phase, addition = self._additions.pop(0)
             self._run_piece(phase)
-            self.x[addition.row, 0] += addition.vector
+            self.x[addition.row, 0].add_(addition.vector)
         self._run_piece(end)
 
     def rotate(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:

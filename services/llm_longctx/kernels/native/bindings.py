@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -276,11 +276,14 @@ def view_buffers(dtype: torch.dtype, decoder: int, residual: Sequence[int], proj
     """The residual stream and the projections of a step in pieces, float32 of these shapes; written in place."""
     found = (_AT * 2)()
     _library().fovea_decoder_buffers(dtype == torch.bfloat16, decoder, found)
-    views = []
-    for at, shape in zip(found, (residual, projections), strict=True):
-        size = math.prod(shape)
-        views.append(torch.frombuffer((_REAL * size).from_address(at), dtype=torch.float32).view(*shape))
-    return views
+    shapes = tuple(residual), tuple(projections)
+    return [_view_floats(at, shape) for at, shape in zip(found, shapes, strict=True)]
+
+
+@lru_cache(maxsize=64)
+def _view_floats(address: int, shape: tuple[int, ...]) -> Tensor:
+    """Memory of somebody else as a tensor; who asks knows that it lives."""
+    return torch.frombuffer((_REAL * math.prod(shape)).from_address(address), dtype=torch.float32).view(*shape)
 
 
 def decode_step(dtype: torch.dtype, decoder: int, words: Sequence[int], begin: int, end: int) -> None:
