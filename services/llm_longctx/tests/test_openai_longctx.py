@@ -47,7 +47,7 @@ def test_usage_says_what_served_and_what_it_held(client):
 
 @pytest.mark.parametrize(("dtype", "most"), [("q8", 0.95), ("q4", 0.85)])
 def test_older_keys_and_values_take_few_bits_where_a_request_wants(client, dtype, most):
-    text = LONG[:120] * 2
+    text = (LONG * 2)[:170]
     few = used(ask(client, {"method": "dense", "kv_cache_dtype": dtype}, text))
     whole = used(ask(client, {"method": "dense", "kv_cache_dtype": "auto"}, text))
     assert (few["kv_cache_dtype"], whole["kv_cache_dtype"]) == (dtype, "auto")

@@ -74,7 +74,7 @@ def answer(monkeypatch, most: int, how="dense", temperature=0.0, dtype=torch.flo
     engine, runs = Engine(tiny_decoder().to(dtype), page=4), []
     real = engine.runner.decode
     monkeypatch.setattr(
-        engine.runner, "decode", lambda states, tokens: runs.append(len(tokens)) or real(states, tokens)
+        engine.runner, "decode", lambda states, tokens, *more: runs.append(len(tokens)) or real(states, tokens, *more)
     )
     (done,) = engine.generate(
         [Request(PROMPT, how, plan if how != "dense" else None, max_tokens=60, temperature=temperature, seed=5)]
@@ -120,7 +120,7 @@ def test_what_comes_true_is_not_computed_again(monkeypatch):
     engine, runs = Engine(net, page=4), []
     real = engine.runner.decode
     monkeypatch.setattr(
-        engine.runner, "decode", lambda states, tokens: runs.append(len(tokens)) or real(states, tokens)
+        engine.runner, "decode", lambda states, tokens, *more: runs.append(len(tokens)) or real(states, tokens, *more)
     )
     (done,) = engine.generate([Request([7] * 20, max_tokens=41)])
     assert done.tokens == [7] * 41
