@@ -6,7 +6,7 @@ Only the Label Studio that this process was told of is asked: no request can nam
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import httpx2
 
@@ -39,8 +39,12 @@ class LabelStudio:
         await self._client.aclose()
 
     def owns(self, address: str) -> bool:
-        """Whether an address of a task's data is a file of this Label Studio."""
-        found = urlsplit(address)
+        """Whether an address of a task's data is a file of this Label Studio.
+
+        Raises:
+            InvalidOption: It is no address.
+        """
+        found = _split(address)
         if not found.scheme and not found.netloc:
             return found.path.startswith("/")
         return (found.scheme, found.netloc) == (self._root.scheme, self._root.netloc)
@@ -49,14 +53,16 @@ class LabelStudio:
         """The bytes of a picture.
 
         Raises:
-            InvalidOption: It lies elsewhere.
+            InvalidOption: It lies elsewhere, or is no address.
             NotReady, PermissionDenied, TooLarge: See `_get`.
         """
         if not self.owns(address):
             hint = "Upload pictures to Label Studio, or serve them as its local files."
             raise InvalidOption("The task's picture does not lie in Label Studio.", hint=hint, field="tasks")
-        found = urlsplit(address)
-        return await self._get(found.path.lstrip("/") + (f"?{found.query}" if found.query else ""))
+        found = _split(address)
+        # Whole, with our own host: of a path alone, "/http://elsewhere" would become an address elsewhere.
+        place = f"{self._root.scheme}://{self._root.netloc}/{found.path.lstrip('/')}"
+        return await self._get(f"{place}?{found.query}" if found.query else place)
 
     async def export_tasks(self, project: int) -> list[dict[str, Any]]:
         """The annotated tasks of a project, each with its annotations."""
@@ -69,17 +75,18 @@ class LabelStudio:
         answer = httpx2.Response(200, content=await self._get(f"api/projects/{project}")).json()
         return str(answer.get("label_config", ""))
 
-    async def _get(self, path: str) -> bytes:
-        """The body of an answer.
+    async def _get(self, address: str) -> bytes:
+        """The body of an answer; `address` is whole, or relative to Label Studio's.
 
         Raises:
+            InvalidOption: It is no address.
             NotReady: Label Studio can't be reached, or answers with an error.
             PermissionDenied: It does not take the token.
             TooLarge: The answer is.
         """
         try:
             headers = {"authorization": await self._authorize()}
-            async with self._client.stream("GET", path, headers=headers) as answer:
+            async with self._client.stream("GET", address, headers=headers) as answer:
                 if answer.status_code in HTTP_REFUSED:
                     hint = "Set FOVEA_LABEL_STUDIO_TOKEN to an access token of an account that sees the project."
                     raise PermissionDenied("Label Studio does not take the token.", hint=hint)
@@ -91,6 +98,8 @@ class LabelStudio:
                     if len(body) > self._limit:
                         raise TooLarge(f"Label Studio sent more than {self._limit:,} bytes.")
                 return bytes(body)
+        except httpx2.InvalidURL as error:
+            raise _refuse_address() from error
         except httpx2.HTTPError as error:
             raise NotReady(f"Label Studio can't be reached ({type(error).__name__}).") from error
 
@@ -104,3 +113,14 @@ class LabelStudio:
         if answer.status_code != httpx2.codes.OK:
             raise NotReady(f"Label Studio answered {answer.status_code} to its token.")
         return f"Bearer {answer.json().get('access', '')}"
+
+
+def _split(address: str) -> SplitResult:
+    try:
+        return urlsplit(address)
+    except ValueError as error:
+        raise _refuse_address() from error
+
+
+def _refuse_address() -> InvalidOption:
+    return InvalidOption("The address of the task's picture can't be read.", field="tasks")

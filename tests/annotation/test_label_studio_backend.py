@@ -19,6 +19,7 @@ from PIL import Image
 from shared.annotation.brush_codec import decode_brush, encode_brush
 from shared.annotation.cli import check_access
 from shared.annotation.label_config import find_control
+from shared.annotation.label_studio import LabelStudio
 from shared.annotation.regions import boxes_to_regions, choices_to_regions
 from shared.annotation.training_run import TrainingPlan, TrainingRuns
 from shared.annotation.training_set import TrainingSet, pick_annotation
@@ -260,6 +261,42 @@ async def test_label_studio_says_no_and_nothing_of_elsewhere_is_fetched() -> Non
     studio._token = "wrong"
     with pytest.raises(PermissionDenied, match="token"):
         await studio.fetch_picture("http://studio.test:8080/big")
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["/http://evil.test/a", "http://studio.test:8080/http://evil.test/a", "////evil.test/a", "/\\evil.test/a"],
+)
+async def test_the_token_goes_to_label_studio_alone(address: str) -> None:
+    asked: list[httpx2.URL] = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        asked.append(request.url)
+        return httpx2.Response(200, content=b"x")
+
+    studio = LabelStudio("http://studio.test:8080", "t", limit=9, transport=httpx2.MockTransport(answer))
+    assert await studio.fetch_picture(address) == b"x"
+    assert [(url.host, url.port) for url in asked] == [("studio.test", 8080)]
+
+
+async def test_a_label_studio_below_a_path_is_asked_for_its_files_there() -> None:
+    asked: list[str] = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        asked.append(request.url.path)
+        return httpx2.Response(200, content=b"{}")
+
+    studio = LabelStudio("http://studio.test/label", "t", limit=9, transport=httpx2.MockTransport(answer))
+    for address in ("/label/data/a.png", "http://studio.test/label/data/a.png"):
+        await studio.fetch_picture(address)
+    await studio.label_config(3)
+    assert asked == ["/label/data/a.png", "/label/data/a.png", "/label/api/projects/3"]
+
+
+@pytest.mark.parametrize("address", ["http://[", "/a\x00b", "/" + "a" * 70_000])
+async def test_an_address_that_is_none_is_named(address: str) -> None:
+    with pytest.raises(InvalidOption, match="address"):
+        await files_of_label_studio({}).fetch_picture(address)
 
 
 def draw_disc(number: int) -> tuple[bytes, np.ndarray]:
