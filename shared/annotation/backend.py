@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import hmac
 import json
 from collections import Counter
@@ -38,6 +37,9 @@ MAX_TASKS = 1000
 """Of one request."""
 
 AT_ONCE = 4
+
+MAX_DIGITS = 18
+"""Of a project's number."""
 
 LABELLED = frozenset({"ANNOTATION_CREATED", "ANNOTATIONS_CREATED", "ANNOTATION_UPDATED"})
 
@@ -95,7 +97,8 @@ class LabelStudioBackend:
             return self._start(project)
         if self._runs is None or not self._fit_every or action not in LABELLED:
             return JSONResponse({"status": "ignored"})
-        self._labelled[project] += len(body.get("annotations") or ()) or 1
+        labelled = body.get("annotations")
+        self._labelled[project] += (len(labelled) if isinstance(labelled, list) else 0) or 1
         if self._labelled[project] < self._fit_every or self._runs.is_running:
             return JSONResponse({"status": "counted", "new_annotations": self._labelled[project]})
         return self._start(project)
@@ -165,7 +168,7 @@ async def _read_json(request: Request) -> dict[str, Any]:
         raise UnsupportedMedia("The body must be application/json.", field="content-type")
     try:
         found = json.loads(await request.body() or b"{}")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Malformed("The body is not JSON.", field="body") from error
     if not isinstance(found, dict):
         raise Malformed("The body is not a JSON object.", field="body")
@@ -176,7 +179,7 @@ def _project_id(body: Mapping[str, Any]) -> int:
     """Of an event (`project.id`), or of a request that names it as `id.time`."""
     project = body.get("project")
     text = str(project.get("id")) if isinstance(project, dict) else str(project).partition(".")[0]
-    if not text.isdigit():
+    if not (text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS):
         raise InvalidOption("The project has no number.", field="project")
     return int(text)
 
@@ -185,6 +188,6 @@ def _is_known(request: Request, password: str) -> bool:
     kind, _, coded = request.headers.get("authorization", "").partition(" ")
     try:
         given = base64.b64decode(coded, validate=True).partition(b":")[2] if kind.lower() == "basic" else b""
-    except binascii.Error:
+    except ValueError:
         return False
     return hmac.compare_digest(given, password.encode())

@@ -44,7 +44,8 @@ def decode_brush(rle: Sequence[int], height: int, width: int) -> Mask:
         Malformed: It is not of such a picture.
     """
     try:
-        bits = "".join(f"{byte:08b}" for byte in bytes(rle))
+        # Of a number, bytes() makes that many zeros.
+        bits = "".join(f"{byte:08b}" for byte in bytes(list(rle)))
     except (TypeError, ValueError) as error:
         raise Malformed("The brush's run lengths are not bytes.", field="rle") from error
     wanted = height * width * CHANNELS

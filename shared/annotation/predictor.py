@@ -62,7 +62,8 @@ class Predictor:
 
     async def _picture(self, task: Mapping[str, Any], control: ControlTag) -> str | bytes:
         """The bytes of a task's picture; an address elsewhere stays one, which the gateway may fetch or refuse."""
-        address = (task.get("data") or {}).get(control.field)
+        data = task.get("data")
+        address = data.get(control.field) if isinstance(data, dict) else None
         if not isinstance(address, str) or not address:
             raise InvalidOption(f"The task has no picture under {control.field!r}.", field="tasks")
         if self._label_studio.owns(address):

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from shared import telemetry
 from shared.annotation.label_config import ControlTag, find_control
 from shared.annotation.label_studio import LabelStudio
 from shared.annotation.training_set import TrainingSet, pick_annotation
@@ -109,6 +110,12 @@ class TrainingRuns:
             self.state.status, self.state.detail = "failed", error.detail
         except OSError as error:
             self.state.status, self.state.detail = "failed", f"The export can't be written ({error.strerror})."
+        except Exception as error:  # noqa: BLE001  # a run that ends must not look as if it went on
+            telemetry.log().error("training failed", project=project, reason=repr(error)[:200])
+            self.state.status, self.state.detail = (
+                "failed",
+                f"What Label Studio sent can't be read ({type(error).__name__}).",
+            )
         else:
             log = self._log(project)
             self.state.status = "failed" if code else "finished"
@@ -137,9 +144,10 @@ class TrainingRuns:
     async def _add(self, data: TrainingSet, task: Mapping[str, Any], control: ControlTag) -> None:
         if (regions := pick_annotation(task)) is None:
             return
-        number = int(task["id"])
+        number, data_of_task = int(task["id"]), task.get("data")
+        address = data_of_task.get(control.field, "") if isinstance(data_of_task, dict) else ""
         try:
-            picture = await self._label_studio.fetch_picture(str((task.get("data") or {}).get(control.field, "")))
+            picture = await self._label_studio.fetch_picture(str(address))
             if not await asyncio.to_thread(data.add, number, picture, regions):
                 self.state.left_out[number] = "It has no label of this tag."
         except FoveaError as error:

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from shared.annotation.brush_codec import decode_brush
 from shared.annotation.label_config import ControlTag
 from shared.api.coco import CocoDataset
-from shared.errors import TooLarge, UnsupportedMedia
+from shared.errors import Malformed, TooLarge, UnsupportedMedia
 
 __all__ = ["TrainingSet", "pick_annotation"]
 
@@ -55,15 +55,18 @@ class TrainingSet:
 
         Raises:
             UnsupportedMedia, TooLarge: The picture can't be decoded, or has too many pixels.
-            Malformed: A brush does not fit its picture.
+            Malformed: A region can't be read, or a brush does not fit its picture.
         """
         upright = self._decode(picture)
         own = [each for each in regions if each.get("from_name") == self._control.name]
         write = {"rectanglelabels": self._write_boxes, "choices": self._write_choice}.get(
             self._control.kind, self._write_mask
         )
-        if not write(f"task-{task_id:06d}", upright, own):
-            return False
+        try:
+            if not write(f"task-{task_id:06d}", upright, own):
+                return False
+        except (ArithmeticError, AttributeError, TypeError, ValueError, cv2.error) as error:
+            raise Malformed("A region of it can't be read.") from error
         self.pictures += 1
         return True
 
@@ -119,7 +122,7 @@ def _box(value: Region, width: int, height: int) -> tuple[float, float, float, f
     turn = np.deg2rad(float(value.get("rotation") or 0))
     across = np.array([(0, 0), (w * width, 0), (w * width, h * height), (0, h * height)])
     turned = across @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
-    corners = (turned + np.array([x * width, y * height])).clip(0, (width, height))
+    corners = _finite(turned + np.array([x * width, y * height])).clip(0, (width, height))
     (x1, y1), (x2, y2) = corners.min(0), corners.max(0)
     return float(x1), float(y1), float(x2), float(y2)
 
@@ -128,10 +131,18 @@ def _draw(mask: NDArray[np.uint8], value: Region) -> None:
     """Mark a region in a mask (h, w)."""
     height, width = mask.shape
     if value.get("points"):
-        shares = np.asarray(value["points"], float).reshape(-1, 2) / 100
+        shares = _finite(np.asarray(value["points"], float).reshape(-1, 2) / 100).clip(-1, 2)
         cv2.fillPoly(mask, [np.rint(shares * (width, height)).astype(np.int32)], 255)
     elif value.get("rle"):
         mask[decode_brush(value["rle"], height, width)] = 255
+
+
+def _finite(places: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The places themselves; raises ValueError where one is no number."""
+    if not np.isfinite(places).all():
+        message = "a place is no number"
+        raise ValueError(message)
+    return places
 
 
 def _safe(label: str) -> str:

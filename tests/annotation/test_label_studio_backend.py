@@ -65,7 +65,7 @@ def test_the_brush_reads_what_label_studio_writes_and_any_mask_comes_back() -> N
     rng = np.random.default_rng(0)
     for mask in (drawn, rng.random((31, 17)) > 0.5, np.ones((300, 200), bool), np.zeros((1, 1), bool)):
         assert (decode_brush(encode_brush(mask), *mask.shape) == mask).all()
-    for broken in ([1, 2], LABEL_STUDIOS_BYTES[:9], [*LABEL_STUDIOS_BYTES[:4], 999], "text"):
+    for broken in ([1, 2], LABEL_STUDIOS_BYTES[:9], [*LABEL_STUDIOS_BYTES[:4], 999], "text", 10**12):
         with pytest.raises(Malformed):
             decode_brush(broken, 5, 7)  # type: ignore[arg-type]
     with pytest.raises(Malformed, match="6 × 5"):
@@ -123,6 +123,10 @@ def test_a_task_that_fails_gets_no_prediction_and_the_others_get_theirs(fovea: s
         ("/predict", {"tasks": "no", "label_config": BRUSH}, 422, "tasks"),
         ("/webhook", {"action": "START_TRAINING", "project": {"id": 1}}, 422, "--recipe"),
         ("/webhook", {"action": "START_TRAINING", "project": "x"}, 422, "project"),
+        ("/webhook", {"action": "START_TRAINING", "project": "²"}, 422, "project"),
+        ("/webhook", {"action": "START_TRAINING", "project": "9" * 5000}, 422, "project"),
+        ("/predict", {"tasks": [{"id": 1, "data": "x"}], "label_config": BRUSH}, 422, "no picture"),
+        ("/predict", {"tasks": [{"data": {"image": "http://["}}], "label_config": BRUSH}, 422, "address"),
         ("/train", {"project": "3.1"}, 422, "--recipe"),
         ("/nothing", {}, 404, "no such route"),
     ],
@@ -134,12 +138,19 @@ def test_mistakes_are_named(fovea: str, path: str, body: dict[str, Any], status:
         assert says in answer.text
 
 
+def test_a_body_that_is_nested_too_deeply_is_refused(fovea: str) -> None:
+    with backend(fovea, files_of_label_studio({})) as client:
+        sent = client.post("/train", content=b"[" * 200_000, headers={"content-type": "application/json"})
+        assert (sent.status_code, sent.json()["code"]) == (400, "malformed")
+
+
 def test_a_password_is_asked_for_and_a_web_page_can_not_post_here(fovea: str) -> None:
     with backend(fovea, files_of_label_studio({}), label_studio_backend_password="p w") as client:
         assert client.get("/health").json()["status"] == "UP"
         for auth in (None, ("x", "wrong")):
             assert client.get("/versions", auth=auth).status_code == 401
-        assert client.get("/versions", headers={"authorization": "Basic !"}).status_code == 401
+        for header in (b"Basic !", b"Basic \xe4"):
+            assert client.get("/versions", headers={b"authorization": header}).status_code == 401
         assert client.get("/versions", auth=("anybody", "p w")).status_code == 200
     with backend(fovea, files_of_label_studio({})) as client:
         sent = client.post("/webhook", content=b'{"action":"START_TRAINING"}', headers={"content-type": "text/plain"})
@@ -237,6 +248,14 @@ def test_outlines_and_brushes_become_masks_and_choices_folders(tmp_path: Path) -
     assert folders.add(1, png(), [region("choices", "c", choices=["crack"])])
     assert not folders.add(2, png(), [region("choices", "c", choices=["unheard of"])])
     assert find_classes(tmp_path / "b")[0].names == ("crack",)
+
+
+@pytest.mark.parametrize("value", [{"points": [[1, "x"]]}, {"points": [[1]]}, {"points": [[float("nan"), 1]] * 3}, "x"])
+def test_a_region_that_can_not_be_read_leaves_its_task_out(tmp_path: Path, value: Any) -> None:
+    data = TrainingSet(tmp_path, find_control(BRUSH, "segment"), 10_000)
+    with pytest.raises(Malformed):
+        data.add(1, png(), [{"from_name": "tag", "value": value}])
+    assert not data.pictures
 
 
 def test_the_ground_truth_counts_else_the_newest_and_never_a_skipped_one() -> None:
@@ -356,3 +375,11 @@ async def test_a_training_that_can_not_be_says_why(tmp_path: Path) -> None:
     assert "no-such-recipe" in (tmp_path / "runs/project-3.log").read_text()
     runs.start(4)
     assert (await runs.wait()).detail == "Label Studio answered 404."
+
+
+async def test_a_training_on_what_can_not_be_read_ends(tmp_path: Path) -> None:
+    files = {"/api/projects/3": {"label_config": BRUSH}, "/api/projects/3/export": [{"annotations": [{"result": []}]}]}
+    runs = TrainingRuns(files_of_label_studio(files), TrainingPlan("segment", "x", "x", tmp_path / "runs", 10_000))
+    runs.start(3)
+    state = await runs.wait()
+    assert (state.status, "can't be read" in state.detail) == ("failed", True)
