@@ -261,7 +261,7 @@ def test_the_sdk_makes_fetches_and_deletes_vectors(server):
 
 def test_the_commands_of_the_documentation_run(server, monkeypatch):
     monkeypatch.setenv("FOVEA_URL", server.url)
-    text = (Path(__file__).parents[3] / "docs/14-steering.md").read_text("utf8")
+    text = (Path(__file__).parents[3] / "docs/17-steering.md").read_text("utf8")
     commands = [line for line in text.splitlines() if line.startswith("fovea steer ")]
     assert len(commands) == 5
     for command in commands:
