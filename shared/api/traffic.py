@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
@@ -20,9 +20,9 @@ TRAFFIC_KEY = "fovea:traffic"
 class TrafficPlan(BaseModel):
     """Who answers the requests of one service, and who is shown copies."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    percent: dict[str, float] = Field(
+    percent: dict[Annotated[str, Field(pattern=VERSION_PATTERN)], float] = Field(
         default_factory=dict, description="Version → percent of requests; what is left goes to replicas of no version."
     )
     shadow: str | None = Field(

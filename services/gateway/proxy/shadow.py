@@ -14,12 +14,15 @@ import aiohttp
 
 from services.gateway.http.request_context import AnswerKeeper, RequestContext, build_request_headers
 from services.gateway.metrics import count_shadow, observe_shadow
+from services.gateway.policy.caller import KeyScope
 from services.gateway.proxy.answer_agreement import WholeAnswer, measure_agreement
 from services.gateway.proxy.http_client import UpstreamClient
 from services.gateway.proxy.replayable_body import ReplayableBody
-from services.gateway.routing.affinity import find_affinity_key
+from services.gateway.routing.affinity import MAX_TOKENS, find_affinity_key
+from services.gateway.routing.json_peek import has_json_field
 from services.gateway.routing.replica_registry import ReplicaRegistry
 from services.gateway.routing.route_table import Route
+from shared.api.replica import SCOPES_HEADER
 from shared.telemetry import log
 
 __all__ = ["AnswerRecorder", "ShadowTraffic"]
@@ -32,8 +35,14 @@ MAX_COPIES = 4
 
 TIMEOUT_S = 120.0
 
-SHADOW_TENANT = "fovea.shadow"
-"""Tenant of all copies."""
+SHADOW_TENANT = "_shadow"
+"""Tenant of all copies: a name that no key and no token can have (`TENANT_PATTERN`), so nobody reads what they say."""
+
+SHADOW_SCOPE: KeyScope = "infer"
+"""All that a copy may, whatever its caller's key allows."""
+
+_LASTING_FIELDS = frozenset({"store", "interventions", "capture"})
+"""Fields of a body with which a request leaves something behind, or looks inside a model."""
 
 
 @dataclass(slots=True)
@@ -69,14 +78,14 @@ class ShadowTraffic:
         self._under_way: set[asyncio.Task[None]] = set()
 
     def start_recording(self, ctx: RequestContext, route: Route, body: ReplayableBody) -> None:
-        """Record the answer of a request that is to be copied: one that leaves nothing behind and names no state."""
+        """Record the answer of a request that is to be copied: one that leaves nothing behind, and names no state."""
         if ctx.method != "POST" or route.is_effectful or route.is_broadcast or route.is_endless:
             return
         version = self._registry.traffic.draw_shadow(route.services[0])
         if version is None or (whole := body.whole()) is None:
             return
         key = find_affinity_key(ctx, route, whole) if route.is_affine else None
-        if key is None or not key.is_state:
+        if (key is None or not key.is_state) and not has_json_field(whole, _LASTING_FIELDS, MAX_TOKENS):
             ctx.recorder = AnswerRecorder(version)
 
     def send(self, ctx: RequestContext, route: Route, body: ReplayableBody) -> None:
@@ -122,6 +131,8 @@ class ShadowTraffic:
             return None, 0.0
         headers = build_request_headers(ctx)
         headers["x-fovea-tenant"] = SHADOW_TENANT
+        headers[SCOPES_HEADER] = SHADOW_SCOPE
+        headers["idempotency-key"] = ctx.generated_key  # callers' own keys may be alike
         headers["x-fovea-deadline-ms"] = str(int(1000 * TIMEOUT_S))
         began = time.perf_counter()
         async with self._client.request_copy(ctx, replica, headers, body) as response:

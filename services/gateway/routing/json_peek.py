@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from contextlib import suppress
 
 from shared.errors import Malformed
 
-__all__ = ["MAX_TOKENS", "TooManyTokens", "iterate_fields", "read_json_field"]
+__all__ = ["MAX_TOKENS", "TooManyTokens", "has_json_field", "iterate_fields", "read_json_field"]
 
 MAX_TOKENS = 1_000_000
 """Strings and brackets that are looked at; a request of pictures in base64 has a few dozen."""
@@ -22,6 +23,7 @@ MAX_TEXT_BYTES = 1024
 
 _TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*+"|[{}\[\]:]')
 _STRING = re.compile(rb'[ \t\r\n]*("(?:[^"\\]|\\.)*+")')
+_NOTHING = re.compile(rb"[ \t\r\n]*(?:null|false)\b")
 _OPENING, _CLOSING = frozenset(b"{["), frozenset(b"}]")
 
 
@@ -61,6 +63,28 @@ def read_json_field(body: bytes, name: str) -> str | None:
         detail = f"The body has too many parts to look for {name!r} in."
         raise Malformed(detail, hint=f"Put {name!r} first, or into the query.", field=name) from error
     return None
+
+
+def has_json_field(body: bytes, names: Collection[str], max_tokens: int = MAX_TOKENS) -> bool:
+    """Whether a top-level field of one of these names says more than null or false, or can't be ruled out to.
+
+    Names count however they are escaped. A body that is no object has no fields.
+    """
+    try:
+        for quoted, offset in iterate_fields(body, max_tokens):
+            if _read_name(quoted) in names and _NOTHING.match(body, offset) is None:
+                return True
+    except TooManyTokens:
+        return True
+    return False
+
+
+def _read_name(quoted: bytes) -> str:
+    if b"\\" not in quoted:
+        return quoted[1:-1].decode("utf-8", "replace")
+    with suppress(ValueError):
+        return str(json.loads(quoted, strict=False))
+    return ""
 
 
 def _decode(token: bytes, name: str) -> str | None:

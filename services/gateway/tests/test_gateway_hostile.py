@@ -26,7 +26,7 @@ import pytest
 from services.gateway.grpc.server import SERVICE
 from services.gateway.policy.auth import KeyRing
 from services.gateway.policy.memory_budget import MAX_READS_PER_TENANT, MemoryBudget, MessageReader
-from services.gateway.routing.json_peek import MAX_TOKENS, read_json_field
+from services.gateway.routing.json_peek import MAX_TOKENS, has_json_field, read_json_field
 from services.gateway.tests.hostile_inputs import GRPC, HTTP
 from services.gateway.tests.loop_watch import LoopWatch
 from shared.errors import Malformed, QueueFull
@@ -193,6 +193,26 @@ async def test_messages_are_read_in_turns_within_the_budget() -> None:
         await stack.enter_async_context(reader.turn("bob", 0))
         assert budget.left == 100 - 10 * (MAX_READS_PER_TENANT + 1)
     assert budget.left == 100
+
+
+def test_a_field_is_there_however_it_is_written() -> None:
+    for body in (
+        b'{"a": [], "store" : true}',
+        b'{"st\\u006fre": {}}',
+        b'{"store": "null"}',
+        b'{"a":' + b"[]," * MAX_TOKENS,
+    ):
+        assert has_json_field(body, {"store"})
+    for body in (
+        b"",
+        b"store",
+        b'["store"]',
+        b'{"store": false}',
+        b'{"store":null}',
+        b'{"a": {"store": 1}}',
+        b'{"\\x": 1}',
+    ):
+        assert not has_json_field(body, {"store"})
 
 
 def test_the_name_is_found_wherever_it_stands() -> None:

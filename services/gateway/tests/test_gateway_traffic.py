@@ -18,9 +18,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route as ToyRoute
 
+from services.gateway.policy.auth import KeyRing
 from services.gateway.proxy.answer_agreement import WholeAnswer, measure_agreement
+from services.gateway.proxy.shadow import SHADOW_TENANT
 from services.gateway.tests.test_gateway_affinity import LONG, chat, key
+from shared.api.replica import SCOPES_HEADER
 from shared.api.traffic import TrafficPlan
+from shared.errors import InvalidOption
 from shared.jobs.redis_server import RedisServer
 from shared.settings import Settings
 
@@ -79,10 +83,17 @@ def test_agreement_is_of_what_the_answers_hold(left: WholeAnswer, right: WholeAn
 
 @pytest.mark.parametrize(
     "plan",
-    [{"percent": {"a": 60, "b": 41}}, {"percent": {"a": -1}}, {"percent": {"a": 5}, "shadow": "a"}, {"shadow": "A B"}],
+    [
+        {"percent": {"a": 60, "b": 41}},
+        {"percent": {"a": -1}},
+        {"percent": {"a": float("nan")}},
+        {"percent": {"": 30}},
+        {"percent": {"a": 5}, "shadow": "a"},
+        {"shadow": "A B"},
+    ],
 )
 def test_a_plan_that_makes_no_sense_is_refused(plan: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"percent|pattern"):
+    with pytest.raises(ValueError, match=r"percent|pattern|finite"):
         TrafficPlan.model_validate(plan)
 
 
@@ -148,8 +159,39 @@ async def test_a_shadow_sees_copies_answers_nobody_and_is_compared(gateway: Any,
     assert sample("fovea_shadow_agreement_sum", **labels) == 5
     seen = scene.toys["next1"].seen
     assert {json.loads(each["body"])["detections"][0]["box"][0] for each in seen} == set(range(5))
-    assert {each["headers"]["x-fovea-tenant"] for each in seen} == {"fovea.shadow"}
+    assert {each["headers"]["x-fovea-tenant"] for each in seen} == {SHADOW_TENANT}
+    assert {each["headers"][SCOPES_HEADER] for each in seen} == {"infer"}
+    assert "interventions" in scene.toys[""].seen[0]["headers"][SCOPES_HEADER]
     assert len(scene.toys[""].seen) == 5
+
+
+def test_nobody_can_have_the_tenant_of_copies(tmp_path: Any) -> None:
+    with pytest.raises(InvalidOption):
+        KeyRing(tmp_path / "keys.json").add(SHADOW_TENANT, ("infer",))
+
+
+async def test_copies_of_two_callers_have_idempotency_keys_of_their_own(gateway: Any, toy: Any) -> None:
+    scene = await versions(gateway, toy, {"shadow": "next4", "shadow_percent": 100}, "next4")
+    for number in range(2):
+        await scene.client.post("/v1/echo", json={}, headers={"idempotency-key": "1"})
+        await settled("compared", "next4", number + 1, 0)
+    keys = {each["headers"]["idempotency-key"] for each in scene.toys["next4"].seen}
+    assert len(keys) == 2
+    assert "1" not in keys
+
+
+async def test_what_is_stored_or_steers_is_not_copied(gateway: Any, toy: Any) -> None:
+    scene = await versions(gateway, toy, {"shadow": "next5", "shadow_percent": 100}, "next5")
+    kind = {"content-type": "application/json"}
+    for body in (
+        b'{"store": true}',
+        b'{"interventions": [{}]}',
+        b'{"captur\\u0065": [{}]}',
+        b'{"store": false, "a": 1}',
+    ):
+        assert (await scene.client.post("/v1/echo", content=body, headers=kind)).status_code == 200
+    await settled("compared", "next5", 1, 0)
+    assert [json.loads(each["body"]) for each in scene.toys["next5"].seen] == [{"store": False, "a": 1}]
 
 
 async def test_nobody_waits_for_a_shadow_that_hangs_and_few_copies_are_under_way(gateway: Any, toy: Any) -> None:
