@@ -79,15 +79,9 @@ class TapBuilder:
         layer = parse_layer(given.layer, config, f"layer {given.layer}")
         if isinstance(given, wire.UniformIntervention):
             return [PlacedEdit(Uniform(layer, self._check_heads(given.heads, Site("q", layer))), tokens)]
-        keys = list(TokenRange.of(given.keys, prompt, config.positions).listed or ())
-        weights = [1 / len(keys)] * len(keys) if given.weights is None else given.weights
-        if len(weights) != len(keys):
-            detail = f"attend has {len(weights)} weights for {len(keys)} different keys."
-            raise InvalidOption(detail, hint="Give one per key, in the order of their positions.")
-        if max(map(abs, weights)) > wire.MAX_FACTOR:
-            raise InvalidOption(f"Weights of attend are at most {wire.MAX_FACTOR:g}.")
-        heads = resolve_indices(given.heads, config.heads, "head")
-        return [PlacedEdit(Attend(layer, heads, [], keys, torch.tensor(weights)), tokens)]
+        heads = self._check_heads(given.heads, Site("z", layer))
+        keys, weights = _read_weights(given, prompt, config)
+        return [PlacedEdit(Attend(layer, heads or [], [], keys, torch.tensor(weights)), tokens)]
 
     def _find_vectors(self, given: wire.AddIntervention) -> list[tuple[str, Tensor]]:
         """What is added, as [1,1,D] or [1,1,heads,d], by site."""
@@ -167,3 +161,17 @@ class TapBuilder:
             raise InvalidOption(f"{site.name} has no heads to choose.")
         count = self._config.heads if "H" in site.axes else self._config.kv_heads
         return resolve_indices(heads, count, "head")
+
+
+def _read_weights(given: wire.AttendIntervention, prompt: int, config: DecoderConfig) -> tuple[list[int], list[float]]:
+    """Keys in ascending order, and the weight of each."""
+    keys = list(TokenRange.of(given.keys, prompt, config.positions).listed or ())
+    if given.weights is None:
+        return keys, [1 / len(keys)] * len(keys)
+    if not len(given.weights) == len(given.keys) == len(keys):
+        detail = f"attend has {len(given.weights)} weights for {len(keys)} different keys."
+        raise InvalidOption(detail, hint="Give one per key, in the order of the keys.")
+    if max(map(abs, given.weights)) > wire.MAX_FACTOR:
+        raise InvalidOption(f"Weights of attend are at most {wire.MAX_FACTOR:g}.")
+    places = [key + prompt if key < 0 else key for key in given.keys]
+    return keys, [weight for _, weight in sorted(zip(places, given.weights, strict=True))]
