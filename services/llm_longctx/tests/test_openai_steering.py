@@ -136,6 +136,7 @@ def test_n_answers_have_captures_of_their_own(client):
         ("interventions", {"vector": [1.0] * WIDTH}, "needs a site"),
         ("interventions", {"vector": [1.0] * WIDTH, "site": "embed", "scale": 1e9}, "less than or equal to 1000"),
         ("interventions", {"vector": [1e6] * WIDTH, "site": "embed"}, "at most 10000"),
+        ("interventions", {"vector": [1e300] * WIDTH, "site": "embed", "scale": 0}, "at most 10000"),
         ("interventions", {"vector": [1.0] * WIDTH, "site": "embed", "heads": [0]}, "no heads"),
         ("interventions", {"type": "scale", "site": "z.0", "factor": 1e9}, "less than or equal to 100"),
         ("interventions", {"type": "scale", "site": "pattern.0", "factor": 0}, "attend or uniform"),
@@ -175,6 +176,13 @@ def test_captures_over_the_limit_are_refused_before_anything_runs(client, monkey
     monkeypatch.setattr("services.llm_longctx.serving.steering.build_taps.MAX_CAPTURED", 1000)
     body = refusal(client, capture=[{"type": "activation", "site": "final", "positions": "all"}])
     assert "a request may have 1,000" in body["message"]
+    # Few short rows and a long one: as long as that in the file.
+    rows = [{"type": "attention", "layers": [0], "heads": [1, 1], "positions": [*range(10), 188]}]
+    assert "1,039 numbers" in refusal(client, capture=rows, max_tokens=155)["message"]
+    one = {"capture": [{"type": "activation", "site": "final", "positions": [-1]}]}
+    assert len(go_on(client, ["a"] * 31, extra_body=one, max_tokens=1).choices) == 31
+    with pytest.raises(openai.BadRequestError, match="1,024 numbers"):
+        go_on(client, ["a"] * 32, extra_body=one, max_tokens=1)
 
 
 def test_interventions_that_blow_up_are_refused_and_the_model_serves_on(client):
