@@ -5,6 +5,7 @@ Knows names and shapes. Knows nothing about edits, captures or how a decoder com
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -113,7 +114,8 @@ def parse_layer(number: int | str, config: DecoderConfig, offender: str) -> int:
     Raises:
         InvalidTap: It is out of range.
     """
-    if not str(number).isdecimal() or int(number) >= config.layers:
+    # One spelling per layer: captures are returned under the name that they were asked for by.
+    if not re.fullmatch(r"0|[1-9][0-9]{0,8}", str(number)) or int(number) >= config.layers:
         detail = f"{offender!r} names layer {number}; layers are 0…{config.layers - 1}."
         raise InvalidTap(detail, field=offender)
     return int(number)

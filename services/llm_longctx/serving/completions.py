@@ -14,6 +14,7 @@ from services.llm_longctx.serving.adapters.base import TextModelAdapter, build_s
 from services.llm_longctx.serving.generation import Generation, OutputChunk, StreamedToken, TextOptions
 from services.llm_longctx.serving.protocol import CompletionProtocol
 from services.llm_longctx.serving.request_state import RequestState
+from services.llm_longctx.serving.steering.build_taps import check_captured
 from services.llm_longctx.serving.steering.capture_writer import join_captured
 from shared.api.interventions import Captured
 from shared.api.text import Completion, CompletionChoice, CompletionLogprobs, CompletionRequest
@@ -49,6 +50,7 @@ class TextCompletionProtocol(CompletionProtocol[CompletionRequest, Completion, C
             raise InvalidOption(detail, field="prompt")
         grammar = adapter.compile_grammar(request)
         built = [_build_request(adapter, prompt, request, state) for prompt in prompts]
+        check_captured(sum(one.taps.most_captured for one, _ in built if one.taps is not None))
         generation = Generation(adapter.scheduler, adapter.tokenizer, run)
         for engine_request, options in built:
             generation.begin(engine_request, build_samplings(request, adapter.sampling), options, grammar)

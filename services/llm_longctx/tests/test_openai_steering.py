@@ -89,6 +89,19 @@ def test_a_stream_brings_captures_token_by_token(client):
     assert lens["lens"][0][-1][0]["token"] == said[0]
 
 
+def test_weights_of_attend_belong_to_the_keys_beside_them(client):
+    attend = {"type": "attend", "layer": 0, "heads": [0, 1, 2, 3], "positions": [-1]}
+    capture = [{"type": "activation", "site": "z.0", "positions": [-1]}]
+
+    def mix(keys: list[int], weights: list[float]) -> list:
+        changes = [attend | {"keys": keys, "weights": weights}]
+        answer = say(client, extra_body={"interventions": changes, "capture": capture}, max_tokens=1)
+        return answer.choices[0].captured[0]["values"]
+
+    assert mix([9, 2], [0.9, 0.1]) == mix([2, 9], [0.1, 0.9]) != mix([2, 9], [0.9, 0.1])
+    assert mix([-1, 2], [0.9, 0.1]) == mix([2, PROMPT - 1], [0.1, 0.9])
+
+
 def test_a_large_capture_is_a_file_and_its_positions_are_told(client, server):
     capture = [{"type": "attention", "positions": "all"}, {"type": "activation", "site": "embed", "positions": "all"}]
     prompt = "x" * 150
@@ -117,11 +130,13 @@ def test_n_answers_have_captures_of_their_own(client):
     ("field", "value", "what"),
     [
         ("interventions", {"vector": [1.0] * WIDTH, "site": "resid_post.9"}, "layers are 0…1"),
+        ("interventions", {"vector": [1.0] * WIDTH, "site": "resid_post.01"}, "layers are 0…1"),
         ("interventions", {"vector": [1.0] * WIDTH, "site": "residual"}, "There is no site"),
         ("interventions", {"vector": [1.0] * 5, "site": "resid_post.1"}, "has 5 numbers"),
         ("interventions", {"vector": [1.0] * WIDTH}, "needs a site"),
         ("interventions", {"vector": [1.0] * WIDTH, "site": "embed", "scale": 1e9}, "less than or equal to 1000"),
         ("interventions", {"vector": [1e6] * WIDTH, "site": "embed"}, "at most 10000"),
+        ("interventions", {"vector": [1e300] * WIDTH, "site": "embed", "scale": 0}, "at most 10000"),
         ("interventions", {"vector": [1.0] * WIDTH, "site": "embed", "heads": [0]}, "no heads"),
         ("interventions", {"type": "scale", "site": "z.0", "factor": 1e9}, "less than or equal to 100"),
         ("interventions", {"type": "scale", "site": "pattern.0", "factor": 0}, "attend or uniform"),
@@ -133,6 +148,8 @@ def test_n_answers_have_captures_of_their_own(client):
         ("interventions", {"vector": [1.0] * WIDTH, "site": "embed", "sclae": 1}, "sclae"),
         ("capture", {"type": "activation", "site": "scores.0"}, "attention"),
         ("capture", {"type": "activation", "site": "z.0", "positions": [5000]}, "positions are"),
+        ("capture", {"type": "activation", "site": "resid_post.01"}, "layers are 0…1"),
+        ("capture", {"type": "activation", "site": "resid_post.١"}, "layers are 0…1"),
         ("capture", {"type": "attention", "heads": [4]}, "no head 4"),
         ("capture", {"type": "logit_lens", "layers": [2]}, "layers are 0…1"),
         ("capture", {"type": "gradient"}, "gradient"),
@@ -159,6 +176,13 @@ def test_captures_over_the_limit_are_refused_before_anything_runs(client, monkey
     monkeypatch.setattr("services.llm_longctx.serving.steering.build_taps.MAX_CAPTURED", 1000)
     body = refusal(client, capture=[{"type": "activation", "site": "final", "positions": "all"}])
     assert "a request may have 1,000" in body["message"]
+    # Few short rows and a long one: as long as that in the file.
+    rows = [{"type": "attention", "layers": [0], "heads": [1, 1], "positions": [*range(10), 188]}]
+    assert "1,039 numbers" in refusal(client, capture=rows, max_tokens=155)["message"]
+    one = {"capture": [{"type": "activation", "site": "final", "positions": [-1]}]}
+    assert len(go_on(client, ["a"] * 31, extra_body=one, max_tokens=1).choices) == 31
+    with pytest.raises(openai.BadRequestError, match="1,024 numbers"):
+        go_on(client, ["a"] * 32, extra_body=one, max_tokens=1)
 
 
 def test_interventions_that_blow_up_are_refused_and_the_model_serves_on(client):

@@ -85,10 +85,12 @@ class RequestTaps:
     Attributes:
         edits: In the order in which they act.
         captures: In the order of the request.
+        most_captured: Numbers that the captures of all its answers may come to.
     """
 
     edits: tuple[PlacedEdit, ...] = ()
     captures: tuple[Capture, ...] = ()
+    most_captured: int = 0
 
     @property
     def first_captured(self) -> int:

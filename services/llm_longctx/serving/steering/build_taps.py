@@ -25,7 +25,7 @@ from shared.lm.activation_names import WEIGHT_SITES, Site, parse_layer, parse_si
 from shared.lm.config import DecoderConfig
 from shared.lm.interventions import Add, Attend, Scale, Uniform
 
-__all__ = ["MAX_CAPTURED", "MAX_LENS_ROWS", "TapBuilder"]
+__all__ = ["MAX_CAPTURED", "MAX_LENS_ROWS", "TapBuilder", "check_captured"]
 
 MAX_CAPTURED = 2**24
 """Numbers that the captures of one request may come to, answers of the longest length: 64 MiB in float32."""
@@ -66,8 +66,8 @@ class TapBuilder:
         for i, asked in enumerate(options.capture or ()):
             with in_field(f"capture[{i}]"):
                 captures.append(self._build_capture(asked, prompt))
-        self._check_size(captures, prompt, max_tokens, options.n)
-        return RequestTaps(tuple(edits), tuple(captures))
+        numbers = self._count(captures, prompt, max_tokens, options.n)
+        return RequestTaps(tuple(edits), tuple(captures), numbers)
 
     def _build_edits(self, given: wire.Intervention, prompt: int) -> list[PlacedEdit]:
         tokens, config = TokenRange.of(given.positions, prompt, self._config.positions), self._config
@@ -79,15 +79,9 @@ class TapBuilder:
         layer = parse_layer(given.layer, config, f"layer {given.layer}")
         if isinstance(given, wire.UniformIntervention):
             return [PlacedEdit(Uniform(layer, self._check_heads(given.heads, Site("q", layer))), tokens)]
-        keys = list(TokenRange.of(given.keys, prompt, config.positions).listed or ())
-        weights = [1 / len(keys)] * len(keys) if given.weights is None else given.weights
-        if len(weights) != len(keys):
-            detail = f"attend has {len(weights)} weights for {len(keys)} different keys."
-            raise InvalidOption(detail, hint="Give one per key, in the order of their positions.")
-        if max(map(abs, weights)) > wire.MAX_FACTOR:
-            raise InvalidOption(f"Weights of attend are at most {wire.MAX_FACTOR:g}.")
-        heads = resolve_indices(given.heads, config.heads, "head")
-        return [PlacedEdit(Attend(layer, heads, [], keys, torch.tensor(weights)), tokens)]
+        heads = self._check_heads(given.heads, Site("z", layer))
+        keys, weights = _read_weights(given, prompt, config)
+        return [PlacedEdit(Attend(layer, heads or [], [], keys, torch.tensor(weights)), tokens)]
 
     def _find_vectors(self, given: wire.AddIntervention) -> list[tuple[str, Tensor]]:
         """What is added, as [1,1,D] or [1,1,heads,d], by site."""
@@ -115,7 +109,7 @@ class TapBuilder:
 
     def _shape(self, site: Site, value: Tensor, heads: list[int] | None) -> Tensor:
         self._check_heads(heads, site)
-        if (strongest := float(value.abs().max())) > MAX_STRENGTH:
+        if not (strongest := float(value.abs().max())) <= MAX_STRENGTH:  # 0 times infinity is neither
             detail = (
                 f"The vector's largest entry times its scale is {strongest:.3g}; at most {MAX_STRENGTH:g} is added."
             )
@@ -135,23 +129,28 @@ class TapBuilder:
         layers = tuple(dict.fromkeys(parse_layer(layer, self._config, f"layer {layer}") for layer in asked))
         if isinstance(given, wire.CaptureLogitLens):
             return LensCapture(layers, given.top, tokens)
-        heads = range(self._config.heads) if given.heads is None else given.heads
-        return AttentionCapture(layers, tuple(resolve_indices(heads, self._config.heads, "head")), tokens)
+        heads = self._check_heads(given.heads, Site("q", 0))
+        return AttentionCapture(layers, tuple(range(self._config.heads) if heads is None else heads), tokens)
 
-    def _check_size(self, captures: list[Capture], prompt: int, max_tokens: int, n: int) -> None:
+    def _count(self, captures: list[Capture], prompt: int, max_tokens: int, n: int) -> int:
+        """Numbers that the captures may come to.
+
+        Raises:
+            InvalidOption: They are too many.
+        """
         total = lenses = 0
         end = prompt + max(max_tokens - 1, 0)  # the last token is drawn, but never fed
         for capture in captures:
-            total += n * sum(capture.count(at, self._config) for at in capture.tokens.within(0, end))
+            numbers = [capture.count(at, self._config) for at in capture.tokens.within(0, end)]
+            # In a file all rows of attention are as long as the longest: of tokens in a row, that is twice as much.
+            total += n * max(sum(numbers), len(numbers) * max(numbers, default=0) // 2)
             if isinstance(capture, LensCapture):
                 lenses += len(capture.layers) * len(capture.tokens.within(0, prompt))
-        if total > MAX_CAPTURED:
-            detail = f"The captures may come to {total:,} numbers; a request may have {MAX_CAPTURED:,}."
-            hint = "Name fewer layers, heads or positions, or set max_tokens."
-            raise InvalidOption(detail, hint=hint, field="capture")
+        check_captured(total)
         if lenses > MAX_LENS_ROWS:
             detail = f"The logit lens would read {lenses:,} states of the prompt; a request may have {MAX_LENS_ROWS:,}."
             raise InvalidOption(detail, hint="Name fewer layers or positions.", field="capture")
+        return total
 
     def _parse_site(self, text: str) -> Site:
         site = parse_site(text, self._config)
@@ -166,4 +165,26 @@ class TapBuilder:
         if "H" not in site.axes and "G" not in site.axes:
             raise InvalidOption(f"{site.name} has no heads to choose.")
         count = self._config.heads if "H" in site.axes else self._config.kv_heads
-        return resolve_indices(heads, count, "head")
+        return list(dict.fromkeys(resolve_indices(heads, count, "head")))
+
+
+def check_captured(numbers: int) -> None:
+    """Refuse what an HTTP request may capture if it is too much: InvalidOption."""
+    if numbers > MAX_CAPTURED:
+        detail = f"The captures may come to {numbers:,} numbers; a request may have {MAX_CAPTURED:,}."
+        hint = "Name fewer layers, heads or positions, send fewer prompts, or set max_tokens."
+        raise InvalidOption(detail, hint=hint, field="capture")
+
+
+def _read_weights(given: wire.AttendIntervention, prompt: int, config: DecoderConfig) -> tuple[list[int], list[float]]:
+    """Keys in ascending order, and the weight of each."""
+    keys = list(TokenRange.of(given.keys, prompt, config.positions).listed or ())
+    if given.weights is None:
+        return keys, [1 / len(keys)] * len(keys)
+    if not len(given.weights) == len(given.keys) == len(keys):
+        detail = f"attend has {len(given.weights)} weights for {len(keys)} different keys."
+        raise InvalidOption(detail, hint="Give one per key, in the order of the keys.")
+    if max(map(abs, given.weights)) > wire.MAX_FACTOR:
+        raise InvalidOption(f"Weights of attend are at most {wire.MAX_FACTOR:g}.")
+    places = [key + prompt if key < 0 else key for key in given.keys]
+    return keys, [weight for _, weight in sorted(zip(places, given.weights, strict=True))]

@@ -119,14 +119,20 @@ def _to_npz(taken: Sequence[CapturedTokens], captures: Sequence[Capture]) -> byt
         arrays[f"{i}.positions"] = np.array([at for one in mine for at in one.positions], np.int64)
         arrays[f"{i}.tokens"] = np.array([token for one in mine for token in one.tokens], np.int64)
         if isinstance(capture, AttentionCapture):
-            keys = max(value.shape[-1] for value in values)
-            values = [np.pad(value, ((0, 0), (0, 0), (0, keys - value.shape[-1]))) for value in values]
             arrays[f"{i}.heads"] = np.array(capture.heads, np.int64)
         if isinstance(capture, LensCapture):
             arrays[f"{i}.ids"] = np.stack([ids for one in mine for ids in one.ids])
         if not isinstance(capture, ActivationCapture):
             arrays[f"{i}.layers"] = np.array(capture.layers, np.int64)
-        arrays[f"{i}.{'logprobs' if isinstance(capture, LensCapture) else 'values'}"] = np.stack(values)
+        arrays[f"{i}.{'logprobs' if isinstance(capture, LensCapture) else 'values'}"] = _stack(values)
     file = io.BytesIO()
     np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # numpy types its keywords as one flag
     return file.getvalue()
+
+
+def _stack(values: Sequence[np.ndarray]) -> np.ndarray:
+    """Stack arrays that may differ in their last axis; zero behind the shorter ones."""
+    stacked = np.zeros((len(values), *values[0].shape[:-1], max(value.shape[-1] for value in values)), np.float32)
+    for row, value in zip(stacked, values, strict=True):
+        row[..., : value.shape[-1]] = value
+    return stacked
