@@ -412,6 +412,7 @@ class TokenizeRequest(BaseModel):
     messages: list[ChatMessage] | None = None
     add_generation_prompt: bool = True
     add_special_tokens: bool = Field(True, description="Put the model's first token in front of a plain text.")
+    return_token_strs: bool = Field(False, description="Whether the answer has each token's text, too.")
 
 
 class Tokenized(BaseModel):
@@ -421,6 +422,7 @@ class Tokenized(BaseModel):
     count: int
     prompt: str
     max_model_len: int
+    token_strs: list[str] | None = Field(None, description="Text of each token, if asked for.")
 
 
 class DetokenizeRequest(BaseModel):

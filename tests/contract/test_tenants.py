@@ -21,7 +21,9 @@ from starlette.testclient import TestClient
 from services.gateway.app import build_gateway
 from services.gateway.policy.auth import KeyRing
 from services.interpretability.routes import build_router
-from services.llm_longctx.api import documents, openai, responses, sessions
+from services.llm_longctx.api import documents, openai, responses, sessions, steering
+from services.llm_longctx.serving.local_models import make_local_model
+from services.llm_longctx.tests.conftest import write_folder
 from services.relevance_judge.judges.log_odds import LogOdds
 from services.relevance_judge.routes import router as judge_router
 from services.relevance_judge.tests.fake_endpoint import FakeModel
@@ -49,6 +51,8 @@ OWNED = {
     "/v1/sessions/{session_id}/rollback",
     "/v1/sessions/{session_id}/surprise",
     "/v1/documents/{document_id}",
+    "/v1/steering-vectors/{name}",
+    "/v1/captures/{capture_id}",
     "/v1/responses/{response_id}",
     "/v1/responses/{response_id}/input_items",
     "/v1/files/{file_id}",
@@ -156,8 +160,10 @@ def probe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 def text(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterator[Stage]:
     names = {"fovea-titans-lmm", "fovea-landmark-recall"}
     kinds = {name: kind for name, kind in servables("llm-longctx").items() if name in names}
+    steerable = make_local_model(write_folder(tmp_path_factory.mktemp("models") / "Tiny Llama"))
+    kinds[steerable.card.name] = steerable
     settings = Settings(data_dir=tmp_path_factory.mktemp("text"), intra_op_threads=1, redis_url=redis_url)
-    routers = [openai.router, responses.router, sessions.router, documents.router]
+    routers = [openai.router, responses.router, sessions.router, documents.router, steering.router]
     app = build("llm-longctx", routers=routers, servables=kinds, settings=settings)
     with TestClient(app) as client:
         _wait(client)
@@ -171,7 +177,17 @@ def text(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterator[S
         asked = {"model": "fovea-landmark-recall", "input": "ant", "max_output_tokens": 1, "store": True}
         stored = stage.send("alice", "POST", "/v1/responses", json=asked).json()["id"]
         stage.made |= {route: stored for route in OWNED if "{response_id}" in route}
+        vector = {"model": steerable.card.name, "name": SECRET, "positive": ["calm"], "negative": ["loud"]}
+        stage.made["/v1/steering-vectors/{name}"] = stage.send(
+            "alice", "POST", "/v1/steering-vectors", json=vector
+        ).json()["name"]
+        tiny = {"model": steerable.card.name, "prompt": "a" * 150, "max_tokens": 1}
+        rows = stage.send(
+            "alice", "POST", "/v1/completions", json=tiny | {"capture": [{"type": "attention", "positions": "prompt"}]}
+        ).json()["choices"][0]["captured"][0]
+        stage.made["/v1/captures/{capture_id}"] = rows["url"].rpartition("/")[2]
         stage.naming = [
+            ("/v1/completions", tiny | {"interventions": [{"vector": SECRET}]}),
             ("/v1/completions", {"model": "fovea-titans-lmm", "prompt": "a", "max_tokens": 1, "session_id": session}),
             (
                 "/v1/completions",

@@ -59,6 +59,19 @@ class InProcessClient:
             return []
         return found
 
+    async def steering_vectors(self, request: Request) -> list[dict[str, Any]] | None:
+        """Fetch the reader's steering vectors, newest first; None where no service has any.
+
+        Raises:
+            PermissionDenied: The reader's key lacks the scope.
+        """
+        try:
+            found = await self._get(request, "/v1/steering-vectors")
+        except (NotFound, NotReady):
+            return None
+        vectors: list[dict[str, Any]] = found["data"]
+        return vectors
+
     async def templates(self, request: Request) -> list[str]:
         """Fetch the ids of the judges' prompt templates; none where no service has them."""
         try:

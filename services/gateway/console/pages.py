@@ -24,7 +24,7 @@ from services.gateway.console.gateway_client import InProcessClient
 from services.gateway.console.schema_forms import build_fields
 from services.gateway.console.snippets import build_snippets
 from shared.api.model import ModelEntry, title_task
-from shared.errors import FoveaError, InvalidOption
+from shared.errors import FoveaError, InvalidOption, PermissionDenied
 
 __all__ = ["ASSETS", "Console"]
 
@@ -43,6 +43,7 @@ _STYLE_SHEETS = (
     "sessions.css",
     "judge.css",
     "probe.css",
+    "steering.css",
 )
 _NAVIGATION = (
     ("models", "/", "models"),
@@ -146,12 +147,24 @@ class Console:
         example = await self._client.example(request, model.id) if model and model != models[0] else {}
         card = await self._client.card(request, model.id) if model else {}
         methods: list[dict[str, Any]] = []
+        steering = None
         if task_options.takes_methods(card):
             methods = task_options.build_method_forms(card, await self._client.methods(request))
+            steering = await self._find_steering(request, card)
         starters = task_options.build_starters(example)
         return await self._render_task_page(
-            request, "chat", "chat.html", page="chat", starters=starters, methods=methods
+            request, "chat", "chat.html", page="chat", starters=starters, methods=methods, steering=steering
         )
+
+    async def _find_steering(self, request: Request, card: dict[str, Any]) -> dict[str, Any] | None:
+        """The steering vectors made with a model, or that the key may not steer; None where no service steers."""
+        try:
+            vectors = await self._client.steering_vectors(request)
+        except PermissionDenied:
+            return {"is_locked": True, "vectors": []}
+        if vectors is None:
+            return None
+        return {"is_locked": False, "vectors": [one for one in vectors if one["model"] == card["id"]]}
 
     async def sessions(self, request: Request) -> Response:
         """The reader's sessions, which the browser fetches; the request here only checks the key."""
@@ -235,6 +248,7 @@ class Console:
         spec: dict[str, Any] | None = None,
         starters: Sequence[str] = (),
         methods: Sequence[dict[str, Any]] = (),
+        steering: dict[str, Any] | None = None,
     ) -> Response:
         entries = await self._client.models(request)
         models = [entry for entry in entries if entry.task == task]
@@ -252,6 +266,7 @@ class Console:
             spec=spec,
             starters=starters,
             methods=methods,
+            steering=steering,
             options=task_options.build_options(card, task, spec) if card else [],
             threshold=task_options.read_default(card or {}, "threshold", 0.5),
             confidence=((card or {}).get("details") or {}).get("confidence", 0.25),

@@ -41,6 +41,8 @@ _OWN_CONTROLS = {
             "max_completion_tokens",
             "session_id",
             "document_id",
+            "interventions",
+            "capture",
         }
     ),
     "segment": frozenset({"model", "image", "include", "threshold"}),

@@ -24,9 +24,10 @@ from shared.api.image import ImageBytes, decode_base64
 from shared.api.mask import SegmentIn, SegmentOut
 from shared.api.model import ModelEntry
 from shared.api.problem import PROBLEM_CONTENT_TYPE, openai_error, problem
+from shared.api.replica import SCOPES_HEADER
 from shared.api.text import ChatRequest
 from shared.api.timings import Times
-from shared.errors import FoveaError, InvalidOption, Malformed, NotFound, QueueFull
+from shared.errors import FoveaError, InvalidOption, Malformed, NotFound, PermissionDenied, QueueFull
 
 PAPER = {"title": "A Paper about Discs", "venue": "CVPR", "year": 2021, "url": "https://example.org/discs"}
 DICE = {"name": "dice_at_half", "ours": 0.8731, "paper": 0.912, "data": "60 held-out synthetic frames", "note": None}
@@ -128,6 +129,7 @@ class Stub:
             ("/v1/chat/completions", self.chat, ["POST"]),
             ("/v1/judge", self.judge, ["POST"]),
             ("/v1/longctx/methods", self.methods, ["GET"]),
+            ("/v1/steering-vectors", self.steering_vectors, ["GET"]),
             ("/v1/longctx/ruler/tasks", self.ruler_tasks, ["GET"]),
         ):
             self.app.add_api_route(path, endpoint, methods=methods, response_model=None)
@@ -153,6 +155,15 @@ class Stub:
                 "knobs": {"properties": knobs},
             },
         ]
+
+    async def steering_vectors(self, request: Request) -> dict[str, Any]:
+        """A vector of each of two models, for keys that may steer."""
+        if "interventions" not in request.headers.get(SCOPES_HEADER, "interventions"):
+            raise PermissionDenied("The key lacks the scope.")
+        layer = {"layer": 3, "norm": 2.0, "activation_norm": 8.0, "separation": 0.9}
+        facts = {"version": 1, "tokens": "mean", "positive": 2, "negative": 2, "layers": [layer]}
+        models = {"louder@1": "parrot", "slower@1": "turtle"}
+        return {"object": "list", "data": [{"id": name, "model": model, **facts} for name, model in models.items()]}
 
     async def ruler_tasks(self) -> list[dict[str, Any]]:
         """Two RULER-form tasks, one of which needs a file."""

@@ -83,7 +83,8 @@ class TextModel(Servable[ChatRequest, ChatCompletion]):
         else:
             text = request.prompt or ""
             ids = self.adapter.tokenize(text, "prompt", special=request.add_special_tokens)
-        return Tokenized(tokens=ids, count=len(ids), prompt=text, max_model_len=self.adapter.context)
+        texts = [self.adapter.tokenizer.token_text(token) for token in ids] if request.return_token_strs else None
+        return Tokenized(tokens=ids, count=len(ids), prompt=text, max_model_len=self.adapter.context, token_strs=texts)
 
     def detokenize(self, request: DetokenizeRequest) -> Detokenized:
         """Text of tokens, special ones as their names.

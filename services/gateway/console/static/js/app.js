@@ -8,6 +8,7 @@ import { Detect } from "./detect.js";
 import { Drop } from "./drop.js";
 import { Jobs } from "./jobs.js";
 import { JudgeCorrected, JudgeNuggets, JudgeSignificance, JudgeTrust } from "./judge_evidence.js";
+import { Heads } from "./heads.js";
 import { JudgeAgreement, JudgeBoard, JudgeRankings } from "./judge_results.js";
 import { Leaderboard } from "./leaderboard.js";
 import { JudgeBatch, JudgePair } from "./judge.js";
@@ -21,10 +22,12 @@ import { Restore } from "./restore.js";
 import { RunTask } from "./run.js";
 import { Segment } from "./segment.js";
 import { Sessions } from "./sessions.js";
+import { Steering } from "./steering.js";
 
 const ELEMENTS = {
   ready: Ready, "live-region": LiveRegion, key: ForgetKeyButton, "api-key": ApiKeyForm, model: ModelChoice, slider: Slider, code: Code, drop: Drop,
   result: ResultView, segment: Segment, detect: Detect, restore: Restore, chat: Chat, attention: Attention, "session-memory": SessionMemory,
+  steering: Steering, heads: Heads,
   survey: Survey, study: Study, jobs: Jobs, run: RunTask, probe: Probe, sessions: Sessions,
   "judge-pair": JudgePair, "judge-batch": JudgeBatch, "judge-agreement": JudgeAgreement, "judge-rankings": JudgeRankings,
   "judge-trust": JudgeTrust, "judge-significance": JudgeSignificance, "judge-corrected": JudgeCorrected, "judge-nuggets": JudgeNuggets,

@@ -1,4 +1,7 @@
-/** A conversation with a model over OpenAI's chat protocol: streamed, or as a job. */
+/**
+ * A conversation with a model over OpenAI's chat protocol: streamed, or as a job. With a steering vector each question
+ * has two answers beside each other, and each of them goes on in a conversation of its own.
+ */
 
 import { call, events } from "./gateway.js";
 import { selectedModel, readValues } from "./form.js";
@@ -27,7 +30,8 @@ export class Chat extends CustomElement {
   clear() {
     this.running?.abort();
     this.messages = [];
-    this.querySelectorAll(".turn").forEach((turn) => turn.remove());
+    this.querySelectorAll(".turn, .turn-pair").forEach((turn) => turn.remove());
+    this.heads?.close();
     this.show(true, "nothing");
     this.showError(null);
     this.setText("usage", "\u00a0");
@@ -37,55 +41,99 @@ export class Chat extends CustomElement {
   async ask(text) {
     this.part("message").value = "";
     this.messages.push({ role: "user", content: text });
-    this.addTurn("You", text).classList.add("turn-mine");
+    const question = this.addTurn("You", text);
+    question.classList.add("turn-mine");
     this.setBusy(true);
-    const started = performance.now();
-    const turn = this.addTurn(selectedModel(this), "");
+    const answers = this.addAnswers();
+    const problems = await this.writeAnswers(answers);
+    const problem = problems.find((one) => one.name !== "AbortError");
+    if (problem) this.restoreQuestion(problem, text, question, answers);
+    else this.storeAnswers(answers, problems.length > 0);
+    this.setBusy(false);
+  }
+
+  /** The answers to write: one, or one without the steering vector and one with it. */
+  addAnswers() {
+    const model = selectedModel(this);
+    const intervention = this.steering?.intervention;
+    if (!intervention) return [this.addAnswer(this.part("turns"), model, null)];
+    const pair = this.cloneTemplate("answers");
+    this.part("turns").append(pair);
+    return [this.addAnswer(pair, `${model}, as it is`, null), this.addAnswer(pair, `${model}, ${this.steering.label}`, intervention)];
+  }
+
+  addAnswer(place, who, intervention) {
+    const turn = this.addTurn(who, "", place);
     turn.classList.add("turn-writing");
     turn.setAttribute("aria-busy", "true");
-    try {
-      await this.requestAnswer(turn.querySelector('[data-part="text"]'), started);
-    } catch (problem) {
-      if (problem.name === "AbortError") turn.classList.add("turn-cut");
-      else this.restoreQuestion(problem, text, turn);
-    } finally {
-      const written = turn.querySelector('[data-part="text"]').textContent;
-      if (turn.isConnected) this.messages.push({ role: "assistant", content: written });
+    return { turn, output: turn.querySelector('[data-part="text"]'), intervention, scores: [], started: performance.now() };
+  }
+
+  /** Write all answers; returns what went wrong, and ends all when one does. */
+  async writeAnswers(answers) {
+    const { running } = this;
+    const seed = Math.floor(Math.random() * 2 ** 31); // so that two answers differ by the vector, not by chance
+    const written = await Promise.allSettled(
+      answers.map((answer) =>
+        this.requestAnswer(answer, seed).catch((problem) => {
+          running.abort();
+          throw problem;
+        }),
+      ),
+    );
+    for (const { turn } of answers) {
       turn.classList.remove("turn-writing");
       turn.setAttribute("aria-busy", "false");
-      this.setBusy(false);
     }
+    return written.filter((one) => one.status === "rejected").map((one) => one.reason);
+  }
+
+  /** Keep the answers for the next question, unless the conversation was cleared meanwhile. */
+  storeAnswers(answers, isCut) {
+    if (!answers[0].turn.isConnected) return;
+    const [plain, steered] = answers.map(({ output }) => output.textContent);
+    this.messages.push({ role: "assistant", content: plain, steered });
+    for (const answer of answers) {
+      answer.turn.classList.toggle("turn-cut", isCut);
+      if (answer.usage) this.heads?.trace(answer);
+    }
+    this.scrollToEnd();
   }
 
   /** Put the question back into the input, so that nothing typed is lost. */
-  restoreQuestion(problem, text, turn) {
+  restoreQuestion(problem, text, question, answers) {
     this.showError(problem);
-    turn.previousElementSibling.remove();
-    turn.remove();
+    question.remove();
+    for (const { turn } of answers) (turn.closest(".turn-pair") ?? turn).remove();
     this.messages.pop();
     this.part("message").value ||= text;
   }
 
-  async requestAnswer(output, started) {
+  async requestAnswer(answer, seed) {
     const system = this.part("system").value.trim();
     const asJob = this.part("as-job").checked;
     const json = {
+      ...(this.steering?.isOpen && { seed, logprobs: true }),
       ...readValues(this.part("options")),
       model: selectedModel(this),
-      messages: [...(system ? [{ role: "system", content: system }] : []), ...this.newMessages()],
+      messages: [...(system ? [{ role: "system", content: system }] : []), ...this.newMessages(answer.intervention)],
       ...this.memory?.requestFields,
       ...this.querySelector("fovea-attention")?.requestFields,
+      ...(answer.intervention && { interventions: [answer.intervention] }),
     };
+    answer.request = json;
     const { signal } = this.running;
-    if (!asJob) return this.stream({ ...json, stream: true, stream_options: { include_usage: true } }, output, started);
+    if (!asJob) return this.stream({ ...json, stream: true, stream_options: { include_usage: true } }, answer);
     const onJob = (job) => this.showProgress(job.status === "queued" ? undefined : job.progress, jobNote(job));
     const completion = await (await submit(this.dataset.path, { json, signal, asJob, onJob })).json();
-    output.textContent = completion.choices[0].message.content;
-    await this.showLongctx(completion.longctx, output);
-    return this.showUsage(completion.usage, started, null);
+    const [choice] = completion.choices;
+    answer.output.textContent = choice.message.content;
+    answer.scores = choice.logprobs?.content ?? [];
+    await this.showLongctx(completion.longctx, answer.output);
+    return this.showUsage(completion.usage, answer, null);
   }
 
-  async stream(json, output, started) {
+  async stream(json, answer) {
     const response = await call(this.dataset.path, { method: "POST", json, signal: this.running.signal });
     let first = null;
     let longctx = null;
@@ -94,15 +142,26 @@ export class Chat extends CustomElement {
       const chunk = JSON.parse(data);
       if (chunk.error) throw Object.assign(new Error(chunk.error.message), { title: "The answer broke off" });
       const text = chunk.choices?.[0]?.delta?.content;
+      answer.scores.push(...(chunk.choices?.[0]?.logprobs?.content ?? []));
       if (text) {
         first ??= performance.now();
-        output.append(text);
+        answer.output.append(text);
         this.scrollToEnd();
       }
       longctx = chunk.longctx ?? longctx;
-      if (chunk.usage) this.showUsage(chunk.usage, started, first);
+      if (chunk.usage) this.showUsage(chunk.usage, answer, first);
     }
-    await this.showLongctx(longctx, output);
+    await this.showLongctx(longctx, answer.output);
+  }
+
+  /** The drawer that steers, where a model can be steered. */
+  get steering() {
+    return this.querySelector("fovea-steering");
+  }
+
+  /** The panel with the heads of a token, where the key may look inside. */
+  get heads() {
+    return this.querySelector("fovea-heads");
   }
 
   /** The session and document panel, where the model has one. */
@@ -110,8 +169,10 @@ export class Chat extends CustomElement {
     return this.querySelector("fovea-session-memory");
   }
 
-  newMessages() {
-    return this.memory?.newMessages(this.messages) ?? this.messages;
+  /** The messages of a request, with the answers of the steered conversation or of the plain one. */
+  newMessages(isSteered) {
+    const messages = this.messages.map(({ role, content, steered }) => ({ role, content: isSteered ? (steered ?? content) : content }));
+    return this.memory?.newMessages(messages) ?? messages;
   }
 
   /** Show what came with the answer: citations and the state of the memory. */
@@ -120,7 +181,10 @@ export class Chat extends CustomElement {
     this.scrollToEnd();
   }
 
-  showUsage(usage, started, first) {
+  showUsage(usage, answer, first) {
+    answer.usage = usage;
+    if (answer.intervention) return; // the line below is about the answer without
+    const { started } = answer;
     const now = performance.now();
     const seconds = (now - (first ?? started)) / 1000;
     // The first token includes the prefill, so the rate counts those after it.
@@ -136,12 +200,12 @@ export class Chat extends CustomElement {
     this.setText("usage", parts.join(" · "));
   }
 
-  addTurn(who, text) {
+  addTurn(who, text, place = this.part("turns")) {
     this.show(false, "nothing");
     const turn = this.cloneTemplate("turn");
     turn.querySelector('[data-part="who"]').textContent = who;
     turn.querySelector('[data-part="text"]').textContent = text;
-    this.part("turns").append(turn);
+    place.append(turn);
     this.scrollToEnd(true);
     return turn;
   }

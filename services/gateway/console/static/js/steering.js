@@ -1,0 +1,115 @@
+/**
+ * Drawer of the chat page that steers: the choice of a vector, its strength and layer, and the form that makes a vector
+ * from two lists of prompts. What is done with the choice is `chat.js`.
+ */
+
+import { call } from "./gateway.js";
+import { selectedModel } from "./form.js";
+import { CustomElement } from "./custom_element.js";
+
+export class Steering extends CustomElement {
+  connectedCallback() {
+    if (this.hasAttribute("data-locked")) return;
+    this.vectors = JSON.parse(this.dataset.vectors);
+    this.on("change", "vector", () => this.showVector());
+    this.on("change", "layer", () => this.showStrength());
+    this.on("input", "strength", () => this.showStrength());
+    this.on("click", "make", (_, button) => this.make(button));
+    this.part("maker").open = !this.vectors.length;
+    this.showVectors("");
+  }
+
+  /** Whether answers are traced, and steered by the chosen vector. */
+  get isOpen() {
+    return !this.hasAttribute("data-locked") && this.part("drawer").open;
+  }
+
+  /** The chosen vector, or undefined. */
+  get vector() {
+    return this.vectors.find((one) => one.id === this.part("vector").value);
+  }
+
+  get strength() {
+    return this.part("strength").valueAsNumber || 0;
+  }
+
+  /** The intervention of a request; null without a vector, or while the drawer is closed. */
+  get intervention() {
+    if (!this.isOpen || !this.vector) return null;
+    const layer = this.part("layer").value;
+    return { vector: this.vector.id, scale: this.strength, ...(layer && { site: `resid_post.${layer}` }) };
+  }
+
+  /** The choice in words. */
+  get label() {
+    const layer = this.part("layer").value;
+    return `${this.vector.id} × ${this.strength}${layer && ` in layer ${layer}`}`;
+  }
+
+  /** Fill the list of vectors and choose one of them. */
+  showVectors(id) {
+    const { options } = this.part("vector");
+    options.length = 1;
+    for (const one of this.vectors) options.add(new Option(one.id, one.id));
+    this.part("vector").value = id;
+    this.showVector();
+  }
+
+  /** Show what is known of the chosen vector, and its layers. */
+  showVector() {
+    const { vector } = this;
+    this.show(Boolean(vector), "dose");
+    if (!vector) {
+      this.setText("vector-facts", this.vectors.length ? "" : "This model has no vectors yet. Make one below.");
+      return;
+    }
+    const { options } = this.part("layer");
+    options.length = 0;
+    options.add(new Option(`All (${range(vector.layers.map((one) => one.layer))})`, ""));
+    for (const { layer } of vector.layers) options.add(new Option(layer, layer));
+    this.setText("vector-facts", `Made from ${vector.positive} and ${vector.negative} prompts; ${vector.tokens === "mean" ? "all tokens, averaged" : "the last token"}.`);
+    this.showStrength();
+  }
+
+  /** Say how strong the strength is, beside the activations that it is added to. */
+  showStrength() {
+    const chosen = this.part("layer").value;
+    const layers = this.vector.layers.filter(({ layer }) => !chosen || String(layer) === chosen);
+    const shares = layers.map(({ norm, activation_norm }) => Math.round((100 * Math.abs(this.strength) * norm) / activation_norm));
+    const separations = layers.map(({ separation }) => Math.round(100 * separation));
+    const each = layers.length > 1 ? " in each layer" : "";
+    this.setText("strength-facts", `Adds ${range(shares)} % of an activation’s length${each}. On its own prompts the vector tells ${range(separations)} % of the pairs apart; 50 % is chance.`);
+  }
+
+  /** Make a vector of the two lists, and choose it. */
+  async make(button) {
+    const controls = ["vector-name", "vector-positive", "vector-negative"].map((name) => this.part(name));
+    if (!controls.every((control) => control.reportValidity())) return;
+    const [name, positive, negative] = controls.map((control) => control.value);
+    button.disabled = true;
+    this.setText("maker-fault", null);
+    this.setText("made", "Reading the prompts …");
+    try {
+      const json = { name, model: selectedModel(this.closest("form")), positive: lines(positive), negative: lines(negative), tokens: this.part("vector-tokens").value };
+      const made = await (await call("/v1/steering-vectors", { method: "POST", json })).json();
+      this.vectors.unshift(made);
+      this.showVectors(made.id);
+      this.part("maker").open = false;
+      this.setText("made", `${made.id} is made.`);
+      this.part("strength").focus();
+    } catch (problem) {
+      this.setText("made", null);
+      this.setText("maker-fault", [problem.message, problem.hint].filter(Boolean).join(" "));
+    } finally {
+      button.disabled = false;
+    }
+  }
+}
+
+const lines = (text) => text.split("\n").map((line) => line.trim()).filter(Boolean);
+
+/** Numbers as `3` or `3–7`. */
+function range(numbers) {
+  const [low, high] = [Math.min(...numbers), Math.max(...numbers)];
+  return low === high ? `${low}` : `${low}–${high}`;
+}

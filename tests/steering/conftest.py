@@ -1,0 +1,66 @@
+"""The gateway in front of a real tiny model that can be steered, and a browser."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from services.gateway.tests.browsing import browser, watched
+from services.gateway.tests.stage import fronted
+from services.llm_longctx.api import openai, steering
+from services.llm_longctx.serving.local_models import make_local_model
+from services.llm_longctx.tests.conftest import write_folder
+from shared.serving.build_app import build
+from shared.settings import Settings
+
+Steerable = tuple[str, dict[str, dict[str, str]]]
+
+
+@pytest.fixture(scope="module", params=["insecure-local"])
+def steerable(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Steerable]:
+    """The gateway's URL, and headers with a key that may steer and one that may not."""
+    folder: Path = tmp_path_factory.mktemp("steerable")
+    model = make_local_model(write_folder(folder / "Tiny Llama"))
+    app = build(
+        "llm-longctx",
+        routers=[openai.router, steering.router],
+        servables={model.card.name: model},
+        settings=Settings(_env_file=None, data_dir=folder / "data", intra_op_threads=1),
+    )
+    with fronted(app, "llm-longctx", folder / "gateway", auth=request.param) as (url, _, keys):
+        headers = {"may": {}, "may not": {}}
+        if request.param == "keys":
+            for name, scopes in (("may", ("infer", "interventions")), ("may not", ("infer",))):
+                headers[name] = {"x-api-key": keys.add(name.replace(" ", "-"), scopes)[1]}
+        until = time.monotonic() + 60  # until the gateway knows the service's own routes
+        while httpx2.get(f"{url}/v1/steering-vectors", headers=headers["may"], timeout=60).status_code != 200:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        yield url, headers
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A browser for the tests of one file."""
+    with browser() as started:
+        yield started
+
+
+@pytest.fixture
+def complaints() -> Iterator[list[str]]:
+    """What the browser complained about."""
+    found: list[str] = []
+    yield found
+    assert not found
+
+
+@pytest.fixture
+def page(chromium: Any, steerable: Steerable, complaints: list[str]) -> Iterator[Any]:
+    """A fresh page of the console."""
+    with watched(chromium, steerable[0], complaints) as opened:
+        yield opened
