@@ -9,13 +9,14 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from uuid import uuid4
 
 from services.gateway.batches.batch_file import BatchLine, parse_lines, write_answer, write_failure
 from services.gateway.batches.batch_records import BatchEntry, BatchLineOut, BatchRecord, BatchRecords, Lines
 from services.gateway.batches.file_store import FileStore
+from services.gateway.policy.audit_log import STEERING_FIELDS
 from shared.api.batches import Batch, BatchCounts, BatchRequest
 from shared.api.job import FINAL
 from shared.api.replica import SCOPES_HEADER
@@ -32,8 +33,25 @@ class BatchService:
         """Keep batches in `records` and their answers in `files`; jobs are forgotten after `job_ttl_s`."""
         self._records, self._files, self._ttl_s = records, files, job_ttl_s
 
-    async def create(self, tenant: str, body: BatchRequest, service: str, queue: JobQueue, scopes: str = "") -> Batch:
-        """Queue a job for each request of the input file, each with the scopes of the caller's key.
+    async def create(
+        self,
+        tenant: str,
+        body: BatchRequest,
+        service: str,
+        queue: JobQueue,
+        scopes: str = "",
+        *,
+        audit: Callable[[], None] = lambda: None,
+    ) -> Batch:
+        """Queue a job for each request of the input file.
+
+        Args:
+            tenant: Whose file it is.
+            body: What the caller asks for.
+            service: Service that answers the endpoint.
+            queue: Where the jobs go.
+            scopes: Those of the caller's key, as replicas read them.
+            audit: Called once the jobs are queued, if one of them steers a model or looks inside.
 
         Raises:
             NotFound: There is no such file.
@@ -46,6 +64,8 @@ class BatchService:
         now, batch_id = int(time.time()), f"batch-{uuid4().hex}"
         await asyncio.to_thread(self._files.check_room, tenant)
         entries = await _submit_all(lines, batch_id, tenant, service, queue, scopes)
+        if any(line.body.keys() & set(STEERING_FIELDS) for line in lines):
+            audit()
         batch = Batch(
             id=batch_id,
             endpoint=body.endpoint,

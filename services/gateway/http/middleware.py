@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from services.gateway.http.errors import add_security_headers, send_error
 from services.gateway.http.request_context import RequestContext
-from services.gateway.policy.audit_log import AuditLog
+from services.gateway.policy.audit_log import STEERING_FIELDS, AuditLog
 from services.gateway.policy.caller import Caller, KeyScope
 from services.gateway.policy.fair_queue import FairQueue
 from services.gateway.policy.local_only import require_local_request
@@ -24,6 +24,7 @@ from services.gateway.policy.rate_limits import QuotaSpent, RateLimiter
 from services.gateway.proxy.proxy import Proxy, QueueInstead
 from services.gateway.proxy.response_relay import abort_response
 from services.gateway.routes import jobs
+from services.gateway.routing.json_peek import has_json_field
 from services.gateway.routing.model_routing import resolve_service
 from services.gateway.routing.replica_registry import ReplicaRegistry
 from services.gateway.routing.route_table import Route
@@ -48,7 +49,6 @@ __all__ = ["GatewayDependencies", "GatewayMiddleware"]
 DRAIN_BODY_S, DRAIN_BODY_BYTES = 2.0, 2**26
 """How long, and for how many bytes, a refused body is still read, so that the caller can read the answer."""
 
-_AUDITED_FIELDS = (b'"interventions"', b'"capture"')
 _STEERING_PATHS = ("/v1/steering-vectors", "/v1/captures")
 _GUARDED_PATHS = ("/v1/", "/v2", "/metrics")
 _OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready"})
@@ -190,7 +190,7 @@ class GatewayMiddleware:
     async def _submit(self, ctx: RequestContext, route: Route, body: bytes) -> None:
         """Queue a request as a job. What it does to a model no replica will tell us, so its body is asked."""
         await jobs.submit_job(ctx, self._gateway.queue, route.services[0], body)
-        if any(name in body for name in _AUDITED_FIELDS):
+        if await _may_steer(body):
             self._audit(ctx, "interventions queued")
 
     async def _charge(self, ctx: RequestContext) -> None:
@@ -269,6 +269,13 @@ def _require_readable(ctx: RequestContext) -> None:
     if coding not in {b"identity", b""}:
         detail = f"{ctx.path[:200]} takes no compressed body ({coding[:40].decode('latin-1')})."
         raise UnsupportedMedia(detail, hint="Send it without content-encoding.")
+
+
+async def _may_steer(body: bytes) -> bool:
+    """Whether a body may steer a model or look inside; only names with escapes need more than a search for bytes."""
+    if any(f'"{name}"'.encode() in body for name in STEERING_FIELDS):
+        return True
+    return b"\\u" in body and await asyncio.to_thread(has_json_field, body, STEERING_FIELDS)
 
 
 def _find_scope(path: str) -> KeyScope:

@@ -13,7 +13,7 @@ from services.gateway.batches.file_store import FileStore
 from services.gateway.batches.upload_form import parse_upload
 from services.gateway.http.openapi import PROBLEMS
 from services.gateway.routes.body_reading import read_json, read_whole_body
-from services.gateway.routes.dependencies import get_caller, get_queue
+from services.gateway.routes.dependencies import get_caller, get_context, get_queue
 from shared.api.batches import Batch, BatchList, BatchRequest, DeletedFile, FileList, FileObject
 from shared.errors import InvalidOption
 
@@ -86,8 +86,14 @@ async def create_batch(request: Request) -> Batch:
     route = gateway.registry.routes.find(body.endpoint)
     if route is None or not body.endpoint.startswith("/v1/"):
         raise InvalidOption(f"No service answers {body.endpoint[:80]}.", field="endpoint")
-    scopes = get_caller(request).scope_header
-    return await _batches(request).create(_tenant(request), body, route.services[0], queue, scopes)
+    ctx = get_context(request)
+
+    def audit() -> None:
+        actor, target = f"{ctx.caller.tenant}/{ctx.caller.key}", f"{request.url.path} {body.input_file_id}"
+        gateway.audit.write(actor, "interventions queued", target, request_id=ctx.trace.request_id)
+
+    scopes = ctx.caller.scope_header
+    return await _batches(request).create(_tenant(request), body, route.services[0], queue, scopes, audit=audit)
 
 
 @router.get("/v1/batches")
