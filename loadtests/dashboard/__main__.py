@@ -14,7 +14,6 @@ import json
 import os
 import pathlib
 import re
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from typing import Any
 
 import httpx2
 
+from loadtests.bench.contender import free_port
 from loadtests.dashboard.chart import Panel, draw_panels
 from services.llm_longctx.tests.conftest import write_folder
 from shared.jobs.redis_server import RedisServer
@@ -68,7 +68,7 @@ def main() -> int:
 @contextlib.contextmanager
 def start_platform(folder: pathlib.Path, redis_url: str, model: str) -> Iterator[tuple[str, str]]:
     """Base URLs of a gateway whose service is ready, and of a Prometheus that scrapes it all each second."""
-    http, grpc, prometheus, *metrics = (find_free_port() for _ in range(6))
+    http, grpc, prometheus, *metrics = (free_port() for _ in range(6))
     env = environment(
         FOVEA_REDIS_URL=redis_url,
         FOVEA_DATA_DIR=str(folder),
@@ -107,13 +107,6 @@ def describe_scrapes(ports: list[int]) -> dict[str, Any]:
     targets = [f"127.0.0.1:{port}" for port in ports]
     job = {"job_name": "fovea", "scrape_interval": "1s", "honor_labels": True, "static_configs": [{"targets": targets}]}
     return {"scrape_configs": [job]}
-
-
-def find_free_port() -> int:
-    """A loopback port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_ready(url: str, seconds: float = 500) -> None:
