@@ -77,7 +77,9 @@ def _compare(data: bytes) -> object:
 def _is_read(read: Callable[[Path], object], file: Path) -> bool:
     try:
         read(file)
-    except FoveaError:
+    except FoveaError as error:
+        if error.status >= 500:
+            raise
         return False
     return True
 

@@ -32,8 +32,9 @@ def _decode_json(data: bytes) -> object:
         body = oip_json.align([data], length)
         try:
             oip_json.decode_request("m", "", body, length)
-        except FoveaError:
-            continue
+        except FoveaError as error:
+            if error.status >= 500:
+                raise
     return None
 
 
