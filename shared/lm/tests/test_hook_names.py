@@ -53,7 +53,9 @@ def test_names_lead_back_to_the_site(family):
     assert from_hook_name("z.1", model.config) == "z.1"
 
 
-@pytest.mark.parametrize("name", ["blocks.0.attn.hook_nothing", "blocks.2.attn.hook_z", "hook_pos_embed", "nothing", "z.01"])
+@pytest.mark.parametrize(
+    "name", ["blocks.0.attn.hook_nothing", "blocks.2.attn.hook_z", "hook_pos_embed", "nothing", "z.01"]
+)
 def test_unknown_hook_points_are_refused_by_name(name):
     with pytest.raises(InvalidTap):
         from_hook_name(name, make("llama").config)
