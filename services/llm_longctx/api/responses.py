@@ -14,6 +14,7 @@ from uuid import uuid4
 
 from fastapi import APIRouter, Depends, Request
 from pydantic import ValidationError
+from pydantic_core import PydanticSerializationError
 from starlette.responses import Response, StreamingResponse
 
 from services.llm_longctx.api.openai import ERROR_RESPONSES, OPENAI_ERRORS, SSE_HEADERS, prepare
@@ -24,7 +25,7 @@ from shared.api.replica import AFFINE, HOLDS_HEADER
 from shared.api.responses import InputItem, InputItemList, ResponseObject, ResponsesRequest
 from shared.api.sessions import Deleted
 from shared.api.text import ChatChunk, ChatRequest
-from shared.errors import InvalidOption
+from shared.errors import InvalidOption, Malformed
 from shared.serving.host import Host
 from shared.serving.http.errors import to_safe_error
 from shared.serving.http.system_routes import host_of
@@ -53,6 +54,7 @@ async def respond(
     body: ResponsesRequest, request: Request, host: Annotated[Host, Depends(host_of)], store: StoreDep
 ) -> Response:
     """Answer items with items, also after a stored response; a model with a memory takes `session_id`."""
+    _check_characters(body)
     earlier = []
     if (before := body.previous_response_id) is not None:
         earlier = (await asyncio.to_thread(store.get, before, "previous_response_id")).conversation
@@ -112,7 +114,16 @@ class _Answer:
 
 
 def _dump_item(item: InputItem) -> dict[str, Any]:
-    return {"id": f"msg_{uuid4().hex}", **item.model_dump(exclude_none=True)}
+    found = item.model_dump(exclude_none=True)
+    return found if isinstance(found.get("id"), str) else found | {"id": f"msg_{uuid4().hex}"}
+
+
+def _check_characters(body: ResponsesRequest) -> None:
+    """Refuse what could neither be sent back nor stored."""
+    try:
+        body.model_dump_json()
+    except PydanticSerializationError as error:
+        raise Malformed("The request holds half a surrogate pair, which is no character.") from error
 
 
 def _to_chat(body: ResponsesRequest, earlier: list[InputItem]) -> ChatRequest:

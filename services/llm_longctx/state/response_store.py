@@ -8,14 +8,14 @@ Calls block. Knows no HTTP and no model.
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from pydantic import BaseModel
 
 from shared.api.responses import InputItem, ResponseObject
 from shared.errors import NotFound
-from shared.storage import ObjectStore
+from shared.storage import ExpiringObjects, ObjectStore
 
 __all__ = ["ResponseStore", "StoredResponse"]
 
@@ -24,6 +24,9 @@ KEPT_FOR = timedelta(days=30)
 
 MAX_RESPONSES = 1000
 """Responses of one tenant; the oldest make room."""
+
+MAX_BYTES = 2**28
+"""Bytes of the responses of one tenant, each with its whole conversation; the oldest make room."""
 
 _ID = re.compile(r"resp_[0-9a-f]{32}")
 
@@ -48,15 +51,11 @@ class ResponseStore:
     """
 
     def __init__(self, objects: ObjectStore) -> None:
-        self._objects = objects.under("openai", "responses")
+        self._objects = ExpiringObjects(objects.under("openai", "responses"), KEPT_FOR, MAX_RESPONSES, MAX_BYTES)
 
     def put(self, stored: StoredResponse) -> None:
         """Keep a response; those that are too old, or too many, go."""
         self._objects.put(f"{stored.response.id}.json", stored.model_dump_json().encode())
-        found = sorted(self._objects.list_objects(), key=lambda facts: facts.modified, reverse=True)
-        eldest = datetime.now(UTC) - KEPT_FOR
-        kept = sum(facts.modified > eldest for facts in found[:MAX_RESPONSES])
-        self._objects.delete(*(facts.path for facts in found[kept:]))
 
     def get(self, response_id: str, field: str | None = None) -> StoredResponse:
         """A response by its id; `field` is the parameter that named it.

@@ -134,6 +134,27 @@ def test_a_stored_response_is_gone_on_from(friend):
     assert third.usage.input_tokens > second.usage.input_tokens
 
 
+def test_ids_of_items_that_are_no_text_are_given_anew(friend, served):
+    body = {"model": MODEL, "max_output_tokens": 2, "store": True}
+    body["input"] = [{"id": 5, "role": "user", "content": "Hello"}, {"id": "mine", "role": "user", "content": "!"}]
+    stored = httpx2.post(f"{served.url}/v1/responses", json=body, timeout=60).json()
+    first, second = friend.responses.input_items.list(stored["id"]).data
+    assert first.id.startswith("msg_")
+    assert second.id == "mine"
+
+
+@pytest.mark.parametrize("field", ["metadata", "tool_choice", "extra"])
+def test_halves_of_characters_are_no_fault_of_the_server(served, field):
+    given = {"metadata": {"a": "HALF"}, "tool_choice": {"a": "HALF"}, "extra": "HALF"}[field]
+    body = json.dumps({"input": "Hello", "max_output_tokens": 2, "store": True, field: given})
+    headers = {"content-type": "application/json"}
+    answer = httpx2.post(
+        f"{served.url}/v1/responses", content=body.replace("HALF", "\\ud800"), headers=headers, timeout=60
+    )
+    assert answer.status_code == 400, answer.text
+    assert "surrogate" in answer.json()["error"]["message"]
+
+
 def test_what_is_not_to_be_stored_is_not(friend):
     answer = friend.responses.create(model=MODEL, input="Hello", max_output_tokens=2)
     for unknown in (answer.id, "resp_1", "resp_..%2f"):

@@ -6,16 +6,19 @@ tenants/<digest>/captures/<id>.npz
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from uuid import uuid4
 
 from shared.errors import NotFound
-from shared.storage import ObjectStore
+from shared.storage import ExpiringObjects, ObjectStore
 
 __all__ = ["CaptureStore"]
 
 MAX_FILES = 100
 """Files of one tenant; the oldest give way."""
+
+MAX_BYTES = 2**30
+"""Bytes of the files of one tenant; the oldest give way."""
 
 MAX_AGE = timedelta(days=1)
 
@@ -27,13 +30,10 @@ class CaptureStore:
 
     def __init__(self, objects: ObjectStore) -> None:
         """Keep them below a tenant's store."""
-        self._objects = objects.under("captures")
+        self._objects = ExpiringObjects(objects.under("captures"), MAX_AGE, MAX_FILES, MAX_BYTES)
 
     def add(self, npz: bytes) -> str:
         """Store a file; its id. Old ones are deleted."""
-        found = sorted(self._objects.list_objects(), key=lambda one: one.modified, reverse=True)
-        oldest = datetime.now(UTC) - MAX_AGE
-        self._objects.delete(*(one.path for i, one in enumerate(found) if i >= MAX_FILES - 1 or one.modified < oldest))
         name = f"capture-{uuid4().hex}"
         self._objects.put(f"{name}.npz", npz)
         return name
