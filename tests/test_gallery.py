@@ -1,4 +1,4 @@
-"""The gallery of the console is the one of the docs: its commands are blocks of that page, its pictures are there."""
+"""The console's gallery shows one result per user of the docs' page: its commands are blocks there, its pictures are there."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PAGE = Path(__file__).parents[1] / "docs/gallery.md"
 
 def test_each_user_has_a_result() -> None:
     assert [entry.user for entry in GALLERY] == ["Hospital", "Road authority", "Search team", "Researcher"]
-    assert [entry.command for entry in GALLERY] == [block.strip() for block in read_blocks()]
+    assert {entry.command for entry in GALLERY} <= {block.strip() for block in read_blocks()}
 
 
 @pytest.mark.parametrize("entry", GALLERY, ids=lambda entry: entry.user)
