@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import sys
+from collections.abc import Iterator
+
 import pytest
 
 
@@ -13,3 +18,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         starts_product = any(item.get_closest_marker(name) for name in ("e2e", "browser"))
         item.add_marker(pytest.mark.xdist_group("product" if starts_product else item.nodeid.partition("::")[0]))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """Give the memory of a file's models back once its tests are over: two workers share the machine."""
+    yield
+    if sys.platform == "linux" and (nextitem is None or nextitem.path != item.path):
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
