@@ -1,4 +1,4 @@
-"""The console's gallery shows one result per user of the docs' page: its commands are blocks there, its pictures are there."""
+"""The console's gallery shows one result per user of the docs' page: its commands and pictures are there, too."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ class Stub(BaseHTTPRequestHandler):
         return self.answer(200, b"{}")
 
     def linger(self):
-        """Compute for a second; counted only until there is an answer, because its reader sends the next call at once."""
+        """Compute for a second; counted only until there is an answer, as its reader sends the next call at once."""
         with self.server.lock:
             self.server.busy += 1
             self.server.most_busy = max(self.server.most_busy, self.server.busy)
