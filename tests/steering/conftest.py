@@ -33,10 +33,10 @@ def steerable(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
         settings=Settings(_env_file=None, data_dir=folder / "data", intra_op_threads=1),
     )
     with fronted(app, "llm-longctx", folder / "gateway", auth=request.param) as (url, _, keys):
-        headers = {"may": {}, "may not": {}}
+        headers: dict[str, dict[str, str]] = {"may": {}, "may not": {}}
         if request.param == "keys":
-            for name, scopes in (("may", ("infer", "interventions")), ("may not", ("infer",))):
-                headers[name] = {"x-api-key": keys.add(name.replace(" ", "-"), scopes)[1]}
+            headers["may"] = {"x-api-key": keys.add("may", ("infer", "interventions"))[1]}
+            headers["may not"] = {"x-api-key": keys.add("may-not", ("infer",))[1]}
         until = time.monotonic() + 60  # until the gateway knows the service's own routes
         while httpx2.get(f"{url}/v1/steering-vectors", headers=headers["may"], timeout=60).status_code != 200:
             assert time.monotonic() < until

@@ -46,7 +46,9 @@ def test_both_answers_stand_beside_each_other_and_go_on_apart(page: Any, steerab
     expect(page.locator("[data-part=strength-facts]")).to_contain_text("% of an activation’s length")
     page.locator("#steering-strength").fill("12")
     sent: list[dict[str, Any]] = []
-    page.on("request", lambda one: one.url.endswith("/v1/chat/completions") and sent.append(one.post_data_json))
+    page.on(
+        "request", lambda one: sent.extend([one.post_data_json] if one.url.endswith("/v1/chat/completions") else [])
+    )
     _ask(page)
     answers = page.locator(".turn-pair .turn")
     expect(answers).to_have_count(2)
@@ -82,7 +84,9 @@ def test_a_token_shows_its_heads_and_what_they_look_at(page: Any, steerable: Any
     _open(page)
     page.locator("#option-temperature").fill("0")
     sent: list[dict[str, Any]] = []
-    page.on("request", lambda one: one.url.endswith("/v1/chat/completions") and sent.append(one.post_data_json))
+    page.on(
+        "request", lambda one: sent.extend([one.post_data_json] if one.url.endswith("/v1/chat/completions") else [])
+    )
     _ask(page)
     tokens = page.locator(".answer-token")
     tokens.nth(2).click()

@@ -259,6 +259,8 @@ def test_tokens_and_text_go_there_and_back(server):
     assert told["count"] == len(told["tokens"]) == len("Grüße 😀".encode())
     assert told["max_model_len"] == CONTEXT
     assert httpx2.post(f"{server.url}/detokenize", json={"tokens": told["tokens"]}).json() == {"prompt": "Grüße 😀"}
+    texts = httpx2.post(f"{server.url}/tokenize", json={"prompt": "Hi!", "return_token_strs": True}).json()
+    assert texts["token_strs"] == ["H", "i", "!"]
 
 
 def test_a_conversation_is_tokenized_under_its_template(server):
