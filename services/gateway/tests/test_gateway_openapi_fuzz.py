@@ -13,7 +13,8 @@ from hypothesis import settings as examples
 from schemathesis.checks import not_a_server_error
 
 from services.gateway.app import build_gateway
-from services.gateway.policy.auth import SCOPES, KeyRing
+from services.gateway.policy.auth import KeyRing
+from services.gateway.policy.caller import SCOPES
 from services.gateway.tests.stage import ForgetfulQueue
 from shared.settings import Settings
 
