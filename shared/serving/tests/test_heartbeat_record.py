@@ -7,7 +7,7 @@ import httpx2
 import pytest
 import redis
 
-from shared.api.replica import EFFECTFUL, ENDLESS, RENEW_S, ReplicaRecord, replicas_key, route_fields
+from shared.api.replica import AFFINE, EFFECTFUL, ENDLESS, RENEW_S, ReplicaRecord, replicas_key, route_fields
 from shared.jobs.redis_server import RedisServer
 from shared.serving.build_app import build
 from shared.serving.heartbeat import Heartbeat
@@ -209,11 +209,17 @@ def test_marks_are_read_from_any_operation_of_a_path_and_bad_documents_have_none
             "/v1/b": {"post": {**ENDLESS}},
             "/v1/c": {"post": {"x-fovea-endless": "yes"}},
             "/v1/d": None,
+            "/v1/e": {"post": {**AFFINE}},
             "/livez": {"get": {**EFFECTFUL}},
         }
     }
     fields = route_fields(document, lambda path: path.startswith("/v1"))
-    assert fields == {"routes": ("/v1/a", "/v1/b", "/v1/c", "/v1/d"), "effectful": ("/v1/a",), "endless": ("/v1/b",)}
+    assert fields == {
+        "routes": ("/v1/a", "/v1/b", "/v1/c", "/v1/d", "/v1/e"),
+        "effectful": ("/v1/a",),
+        "endless": ("/v1/b",),
+        "affine": ("/v1/e",),
+    }
     for bad in ({}, {"paths": []}, {"paths": None}):
         assert set(route_fields(bad, lambda _: True).values()) == {()}
 
@@ -230,6 +236,7 @@ def test_marks_are_read_from_any_operation_of_a_path_and_bad_documents_have_none
                 "/v1/sessions/{session_id}/fork",
                 "/v1/sessions/{session_id}/import",
                 "/v1/sessions/{session_id}/rollback",
+                "/v1/steering-vectors",
             },
             set(),
         ),
