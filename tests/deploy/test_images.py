@@ -46,6 +46,7 @@ def test_compose_environment_names_are_settings_that_exist():
     from shared.settings import Settings
 
     known = {f"FOVEA_{name.upper()}" for name in Settings.model_fields}
+    known |= {"OTEL_EXPORTER_OTLP_ENDPOINT"}  # OpenTelemetry's own name
     for name, body in SERVICES.items():
         assert set(body["environment"]) <= known, name
 
@@ -80,7 +81,7 @@ def test_time_to_stop_is_longer_than_the_grace_of_the_processes():
 
 
 def test_dependencies_are_a_layer_before_the_code():
-    assert DOCKERFILE.index("pip install --no-cache-dir") < DOCKERFILE.index("COPY shared shared")
+    assert DOCKERFILE.index("--no-deps --require-hashes -r locked.txt") < DOCKERFILE.index("COPY shared shared")
     assert "--no-deps --force-reinstall ." in DOCKERFILE
 
 
