@@ -18,7 +18,7 @@ run: setup  ## set up, start everything, one real request to each service, serve
 
 test: setup  ## the whole suite, on two workers (WORKERS=0: in one process)
 	@$(BIN)/python -m tests.browser
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
+	@MALLOC_ARENA_MAX=2 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
 
 check: setup  ## the quick suite, under 3 minutes
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not slow and not e2e and not browser" $(ARGS)
