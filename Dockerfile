@@ -15,7 +15,7 @@ SHELL ["/bin/bash", "-eo", "pipefail", "-c"]
 COPY pyproject.toml constraints.txt requirements-data.txt requirements-hashes.txt ./
 COPY deploy/hashes.py deploy/
 # The gateway has no flavour: it runs no model. Only the language services carry the embedded language model.
-RUN mkdir fovea shared services && touch README.md {fovea,shared,services}/__init__.py \
+RUN mkdir fovea shared services && touch README.md LICENSE {fovea,shared,services}/__init__.py \
  && python3 -m venv /opt/fovea \
  && extras="${SERVICE}"; [ "${SERVICE}" = gateway ] || extras="${SERVICE},${FLAVOUR}" \
  && index=(); [ "${FLAVOUR}" != cpu ] || [ "${TORCH_INDEX}" = none ] || index=(--extra-index-url "${TORCH_INDEX}") \
@@ -27,7 +27,7 @@ RUN mkdir fovea shared services && touch README.md {fovea,shared,services}/__ini
       && python3 deploy/hashes.py select data.json >> locked.txt ;; esac \
  && ${install} --no-deps --require-hashes -r locked.txt \
  && ${install} "${index[@]}" -c constraints.txt ".[${extras}]"
-COPY README.md ./
+COPY README.md LICENSE ./
 COPY fovea fovea
 COPY shared shared
 COPY services services
