@@ -7,13 +7,13 @@ for pruning. A circuit is measured by a function that its caller gives. Knows gr
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from services.interpretability.causal.edge_graph import EdgeGraph
 
-__all__ = ["faithfulness", "order_edges", "prune_target", "random_scores", "rank_agreement", "smallest_size"]
+__all__ = ["bracket_smallest", "faithfulness", "order_edges", "prune_target", "random_scores", "rank_agreement"]
 
 Edge = tuple[int, int]
 """(row of the target, column of the source)."""
@@ -60,20 +60,18 @@ def faithfulness(value: float, whole: float, corrupt: float) -> float:
     return (value - corrupt) / span if abs(span) > 1e-6 else float("nan")
 
 
-def smallest_size(sizes: Sequence[int], values: Sequence[float], threshold: float) -> Generator[int, bool, int | None]:
-    """Yield sizes to measure next, by bisection between the last measured size below the threshold and the first above.
+def bracket_smallest(sizes: Sequence[int], values: Sequence[float], threshold: float) -> tuple[int, int] | None:
+    """Return the first measured size that reaches the threshold, after the size before it; None where none does.
 
-    Send back whether the size that was yielded reaches it; the generator returns the smallest size that does, or None.
+    Args:
+        sizes: Sizes that were measured, ascending.
+        values: Faithfulness of each.
+        threshold: What is faithful enough.
     """
     above = next((i for i, value in enumerate(values) if value >= threshold), None)
     if above is None:
         return None
-    low, high = (sizes[above - 1] if above else 0), sizes[above]
-    while high - low > max(1, high // 50):
-        middle = (low + high) // 2
-        reaches = yield middle
-        low, high = (low, middle) if reaches else (middle, high)
-    return high
+    return (sizes[above - 1] if above else 0), sizes[above]
 
 
 def prune_target(

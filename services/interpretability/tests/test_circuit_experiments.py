@@ -110,6 +110,17 @@ def test_minimal_circuit_is_faithful_enough_and_small(edges):
     assert {edge.target for edge in edges.graphs[0].edges} <= {n.id for n in edges.graphs[0].nodes} | {"output"}
 
 
+def test_a_search_that_runs_out_of_tries_keeps_the_smallest_circuit_it_found(tmp_path, monkeypatch):
+    from services.interpretability.experiments.edge_attribution import run
+    from shared.registry import LoadContext
+
+    monkeypatch.setattr(run, "MAX_SEARCH", 1)
+    context = LoadContext(cache=tmp_path, weights=tmp_path, threads=1)
+    report = ask(EdgeAttribution, context, sizes=[1, 80], controls=1)
+    assert report.scalars["minimal_edges"].value in {40, 80}
+    assert report.scalars["minimal_faithfulness"].value >= 0.85
+
+
 def test_graph_is_what_neuronpedia_reads(edges):
     jsonschema = pytest.importorskip("jsonschema")
     graph = json.loads(artefact(edges, "circuit.neuronpedia.json").content)

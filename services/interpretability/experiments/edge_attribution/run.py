@@ -13,7 +13,7 @@ from typing import ClassVar
 import numpy as np
 
 from services.interpretability.causal import circuit_tasks
-from services.interpretability.causal.circuit_search import order_edges, random_scores, smallest_size
+from services.interpretability.causal.circuit_search import bracket_smallest, order_edges, random_scores
 from services.interpretability.causal.edge_graph import EdgeGraph
 from services.interpretability.core.experiment import NO_GRAPH, Cost, Experiment, Progress
 from services.interpretability.core.report import Report
@@ -102,17 +102,24 @@ class EdgeAttribution(Experiment[EdgeAttributionSpec]):
                 findings.controls.setdefault(size, []).append(found)
 
     def _shrink(self, spec: EdgeAttributionSpec, cells: EdgeCells, findings: EdgeFindings) -> None:
-        """Search for the smallest beginning of the order that is faithful enough."""
+        """Search by bisection for the smallest beginning of the order that is faithful enough.
+
+        What was found so far stays, wherever the search ends: the smallest known circuit is the answer.
+        """
         sizes = sorted(findings.curve)
-        search = smallest_size(sizes, [findings.faith(findings.curve[size]) for size in sizes], spec.threshold)
-        try:
-            size = next(search)
-            for _ in range(MAX_SEARCH):
-                found = cells.measure(findings.graph.mask_of(findings.order[:size]), f"{size} edges")
-                findings.curve[size] = found
-                size = search.send(findings.faith(found) >= spec.threshold)
-        except StopIteration as end:
-            findings.minimal = end.value
+        bracket = bracket_smallest(sizes, [findings.faith(findings.curve[size]) for size in sizes], spec.threshold)
+        if bracket is None:
+            return
+        low, findings.minimal = bracket
+        for _ in range(MAX_SEARCH):
+            if findings.minimal - low <= max(1, findings.minimal // 50):
+                return
+            size = (low + findings.minimal) // 2
+            findings.curve[size] = cells.measure(findings.graph.mask_of(findings.order[:size]), f"{size} edges")
+            if findings.faith(findings.curve[size]) >= spec.threshold:
+                findings.minimal = size
+            else:
+                low = size
 
 
 def _sizes(spec: EdgeAttributionSpec, graph: EdgeGraph) -> list[int]:
