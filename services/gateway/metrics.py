@@ -22,7 +22,7 @@ _VERSIONS = Counter(
 )
 _SHADOWS = Counter(
     "fovea_shadow_requests_total",
-    "Requests copied to a shadow: compared, incomparable, failed, or dropped because too many were under way.",
+    "Requests drawn for a shadow: compared, incomparable, failed, skipped as too large, or dropped as too many.",
     ["service", "version", "outcome"],
 )
 _SHADOW_SECONDS = Histogram(

@@ -10,7 +10,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,10 @@ from shared.jobs.worker_heartbeat import FORGET_S, Worker
 from shared.settings import Settings
 from shared.storage import ObjectStore, open_object_store
 
-__all__ = ["Delivery", "NothingToDo", "QueueConsumer"]
+__all__ = ["Attempt", "Delivery", "NothingToDo", "QueueConsumer"]
+
+Attempt = tuple[str, int]
+"""A job's id and the number of one attempt at it: what a lease, progress and an outcome belong to."""
 
 _BLOCK_MS = 1000
 """Longest blocking read; so often an idle worker looks for jobs of dead workers."""
@@ -46,6 +49,11 @@ class Delivery:
     priority: int
     body: bytes | None
     """None when it is in the object store."""
+
+    @property
+    def key(self) -> Attempt:
+        """What names this attempt: a worker may be given its own job again."""
+        return self.id, self.attempt
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +113,8 @@ class QueueConsumer:
             tenant=delivery.tenant,
         )
 
-    async def renew(self, attempts: Mapping[str, int]) -> set[str]:
-        """Renew the leases of `attempts` (job id → attempt) and this worker's record; return the jobs that are lost."""
+    async def renew(self, attempts: Collection[Attempt]) -> set[Attempt]:
+        """Renew the leases of `attempts` and this worker's record; return the attempts that have lost their job."""
         record = Worker(
             id=self.consumer,
             service=self.service,
@@ -114,11 +122,11 @@ class QueueConsumer:
             pid=os.getpid(),
             started=self._started,
             seen=time.time(),
-            running=tuple(attempts),
+            running=tuple(dict.fromkeys(job_id for job_id, _ in attempts)),
         )
-        pairs = [part for job_id, attempt in attempts.items() for part in (job_id, str(attempt))]
+        pairs = [part for attempt in attempts for part in attempt]
         lost = await self._redis.verb("renew", self.service, self.consumer, record.model_dump_json(), *pairs)
-        return {job_id.decode() for job_id in lost}
+        return {(job_id.decode(), int(number)) for job_id, number in lost}
 
     async def progress(self, delivery: Delivery, fraction: float, note: str | None) -> None:
         """Publish the progress of a job; ignored once the job is lost."""

@@ -293,17 +293,18 @@ function verbs.take(service, consumer, lease, attempts, kept, ...)
   return { 'none', due and math.max(0, due - now) or -1, last }
 end
 
--- Renews the leases of this worker's jobs; returns those that are no longer its own.
+-- Renews the leases of this worker's attempts (id, fence, id, fence …); returns those that have lost their job. A worker
+-- that was given its own job again names both attempts: one of them is lost.
 function verbs.renew(service, consumer, alive, ...)
   redis.call('HSET', key('workers', service), consumer, alive)
   local held, lost = { ... }, {}
   for i = 1, #held, 2 do
-    local id = held[i]
-    if standing(id, held[i + 1]) == 'mine' then
+    local id, fence = held[i], held[i + 1]
+    if standing(id, fence) == 'mine' then
       local at, entry = unpack(get(id, 'at', 'entry'))
       redis.call('XCLAIM', stream(service, at), GROUP, consumer, 0, entry, 'JUSTID')
     else
-      lost[#lost + 1] = id
+      lost[#lost + 1] = { id, fence }
     end
   end
   return lost

@@ -1,19 +1,23 @@
 """Job worker: takes jobs, runs them through a `Handler`, renews their leases and records the outcomes.
 
-An outage of Redis stops the taking, not the running: outcomes wait until Redis is back.
+An outage of Redis stops the taking, not the running: outcomes wait until Redis is back. A worker that hung for longer
+than its lease renews before it takes or writes anything, and so learns which of its attempts have lost their jobs.
+Since it may be given a job of its own again, whatever belongs to an attempt goes by job and number.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from random import uniform
-from typing import Final
+from typing import Final, NamedTuple
 
 from shared.errors import Cancelled, FoveaError
 from shared.jobs import codec
-from shared.jobs.consumer import Delivery, NothingToDo, QueueConsumer
+from shared.jobs.consumer import Attempt, Delivery, NothingToDo, QueueConsumer
 from shared.jobs.queue import Handler, Result
 from shared.jobs.redis_client import UNUSABLE, cancel_tasks, retry_until_connected
 from shared.settings import Settings
@@ -45,13 +49,15 @@ _RETRYABLE: Final = frozenset({408, 425, 429, 499})
 class JobTicket:
     """The `Ticket` of one attempt. `progress` never waits for Redis and never fails."""
 
-    def __init__(self, delivery: Delivery) -> None:
-        """Open the ticket of a delivery."""
+    def __init__(self, delivery: Delivery, held_at: float) -> None:
+        """Open the ticket of a delivery whose lease was sure at `held_at`, an instant of the monotonic clock."""
         self.id = delivery.id
         self.attempt = delivery.attempt
         self._latest: tuple[float, str | None] = (0.0, None)
         self._changed = asyncio.Event()
         self._stop = asyncio.Event()
+        self.held_at = held_at
+        self.is_lost = False
 
     async def progress(self, fraction: float, note: str | None = None) -> None:
         """Publish how far the work is, soon."""
@@ -66,19 +72,32 @@ class JobTicket:
         """Ask the work to stop."""
         self._stop.set()
 
+    def lose(self) -> None:
+        """The job is no longer this attempt's: the work stops, and what comes of it is dropped."""
+        self.is_lost = True
+        self.stop()
+
     @property
     def stopped(self) -> bool:
         """Whether the work was asked to stop."""
         return self._stop.is_set()
 
-    async def publish(self, consumer: QueueConsumer, delivery: Delivery) -> None:
+    async def publish(self, write: Callable[[float, str | None], Awaitable[None]]) -> None:
         """Write the latest progress whenever there is one, until cancelled."""
         while True:
             await self._changed.wait()
             self._changed.clear()
             with suppress(*UNUSABLE):
-                await consumer.progress(delivery, *self._latest)
+                await write(*self._latest)
             await asyncio.sleep(_PROGRESS_INTERVAL_S)
+
+
+class _Running(NamedTuple):
+    """An attempt that runs."""
+
+    delivery: Delivery
+    ticket: JobTicket
+    task: asyncio.Task[None]
 
 
 class JobWorker:
@@ -89,8 +108,8 @@ class JobWorker:
         self._consumer = consumer
         self._handler = handler
         self._settings = settings
-        self._running: dict[str, tuple[JobTicket, asyncio.Task[None]]] = {}
-        self._deliveries: dict[str, Delivery] = {}
+        self._running: dict[Attempt, _Running] = {}
+        self._renewed_at = time.monotonic()
         self._stopping = asyncio.Event()
         self._slot_free = asyncio.Event()
         self._connected_since: float | None = None
@@ -105,7 +124,8 @@ class JobWorker:
 
     async def fail_all(self, error: FoveaError) -> None:
         """Fail every running job with an error, for good: this process ends, and no other is to try them."""
-        await asyncio.gather(*(self._consumer.fail(delivery, error) for delivery in self._deliveries.values()))
+        held = [running.delivery for running in self._running.values() if not running.ticket.is_lost]
+        await asyncio.gather(*(self._consumer.fail(delivery, error) for delivery in held))
 
     async def run(self) -> None:
         """Work until `stop`."""
@@ -124,12 +144,16 @@ class JobWorker:
                 await self._slot_free.wait()
                 continue
             try:
+                if self._is_overdue(self._renewed_at):
+                    await self._renew()
+                    self._connected_since = time.monotonic()  # others may have hung with us, and renew now
+                asked_at = time.monotonic()
                 found = await self._consumer.take(reclaim=self._may_reclaim())
                 self._connected_since = self._connected_since or time.monotonic()
                 if isinstance(found, NothingToDo):
                     await self._consumer.wait(found)
                 else:
-                    self._begin(found)
+                    self._begin(found, asked_at)
             except UNUSABLE:
                 self._connected_since = None
                 await asyncio.sleep(uniform(0.1, 0.3))
@@ -139,35 +163,57 @@ class JobWorker:
         grace = min(self._settings.job_lease_s, _RECLAIM_GRACE_S)
         return self._connected_since is not None and time.monotonic() - self._connected_since >= grace
 
-    def _begin(self, delivery: Delivery) -> None:
-        ticket = JobTicket(delivery)
+    def _is_overdue(self, held_at: float) -> bool:
+        """Whether a lease that was sure then may be over: this process hung, or Redis was away."""
+        return time.monotonic() - held_at > self._settings.job_lease_s
+
+    async def _holds(self, ticket: JobTicket) -> bool:
+        """Whether an attempt may write: asked of Redis when its lease may be over. Its writes are fenced, too."""
+        if not ticket.is_lost and self._is_overdue(ticket.held_at):
+            await self._renew()
+        return not ticket.is_lost
+
+    def _begin(self, delivery: Delivery, held_at: float) -> None:
+        for running in self._running.values():
+            if running.delivery.id == delivery.id:
+                running.ticket.lose()
+        ticket = JobTicket(delivery, held_at)
         task = asyncio.create_task(self._attempt(delivery, ticket))
-        self._running[delivery.id], self._deliveries[delivery.id] = (ticket, task), delivery
+        self._running[delivery.key] = _Running(delivery, ticket, task)
         task.add_done_callback(lambda _: self._end(delivery))
 
     def _end(self, delivery: Delivery) -> None:
-        self._running.pop(delivery.id, None)
-        self._deliveries.pop(delivery.id, None)
+        self._running.pop(delivery.key, None)
         self._slot_free.set()
 
     async def _attempt(self, delivery: Delivery, ticket: JobTicket) -> None:
         ids = {"service": delivery.service, "request_id": delivery.headers.get("x-request-id", "")}
         with bind(**ids), _begin_span(delivery) as attempt:
             self._log.info("job begins", job=delivery.id, attempt=delivery.attempt, path=delivery.path)
-            publishing = asyncio.create_task(ticket.publish(self._consumer, delivery))
+            publishing = asyncio.create_task(ticket.publish(partial(self._write_progress, delivery, ticket)))
             work = asyncio.create_task(self._work(delivery, ticket))
             try:
                 await _until_done_or_stopped(work, ticket)
             finally:
                 await cancel_tasks(publishing)
-            await retry_until_connected(lambda: self._record_outcome(delivery, ticket, work))
+            if await retry_until_connected(lambda: self._holds(ticket)):
+                await retry_until_connected(lambda: self._record_outcome(delivery, ticket, work))
+            else:
+                dropped = "answer dropped: cancelled, or another attempt has the job"
+                self._log.info(dropped, job=delivery.id, attempt=delivery.attempt)
             status = codec.get_status(_outcome(work))
             attempt.set_attributes({"http.response.status_code": status})
             if status >= 400:
                 attempt.fail(str(status))
 
     async def _work(self, delivery: Delivery, ticket: JobTicket) -> Result:
+        if not await retry_until_connected(lambda: self._holds(ticket)):
+            raise asyncio.CancelledError  # it hung between the taking and here
         return await self._handler(await self._consumer.payload(delivery), ticket)
+
+    async def _write_progress(self, delivery: Delivery, ticket: JobTicket, fraction: float, note: str | None) -> None:
+        if await self._holds(ticket):
+            await self._consumer.progress(delivery, fraction, note)
 
     async def _record_outcome(self, delivery: Delivery, ticket: JobTicket, work: asyncio.Task[Result]) -> None:
         """Record the outcome of an attempt. May be repeated: each write is keyed by job and attempt."""
@@ -175,7 +221,7 @@ class JobWorker:
         outcome = _outcome(work)
         status = codec.get_status(outcome)
         if ticket.stopped and status == Cancelled.status:
-            # If the job is still ours, this process is going; if not, this changes nothing.
+            # This process is going, or Redis has not told yet that the job is lost: then this changes nothing.
             await self._consumer.hand_back(delivery)
             self._log.info("job stopped", **job)
         elif isinstance(outcome, Result) and status < 400:
@@ -200,15 +246,17 @@ class JobWorker:
                 cancelled.clear()
 
     async def _renew(self) -> None:
-        attempts = {job_id: ticket.attempt for job_id, (ticket, _) in self._running.items()}
+        asked_at, held = time.monotonic(), dict(self._running)
         try:
-            lost = await self._consumer.renew(attempts)
+            lost = await self._consumer.renew(tuple(held))
         except UNUSABLE:
             self._connected_since = None
             raise
-        for job_id in lost:
-            if job_id in self._running:
-                self._running[job_id][0].stop()
+        self._renewed_at = asked_at
+        for attempt, running in held.items():
+            running.ticket.held_at = asked_at
+            if attempt in lost:
+                running.ticket.lose()
 
     async def _sweep_periodically(self) -> None:
         period = max(0.5, min(_SWEEP_INTERVAL_S, self._settings.job_ttl_s / 4))
@@ -224,15 +272,15 @@ class JobWorker:
 
     async def _drain(self) -> None:
         """Let jobs finish within the grace period, then hand the rest back at once."""
-        tasks = [task for _, task in self._running.values()]
+        tasks = [running.task for running in self._running.values()]
         if tasks:
             await asyncio.wait(tasks, timeout=self._settings.shutdown_grace_s)
             self._stop_all()
             await asyncio.wait(tasks, timeout=_STOP_GRACE_S + _CANCEL_GRACE_S + self._settings.job_lease_s)
 
     def _stop_all(self) -> None:
-        for ticket, _ in self._running.values():
-            ticket.stop()
+        for running in self._running.values():
+            running.ticket.stop()
 
 
 def _begin_span(delivery: Delivery) -> Span:

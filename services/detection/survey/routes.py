@@ -39,6 +39,7 @@ from shared.registry import CallContext
 from shared.serving.host import Host
 from shared.serving.http.negotiation import choose
 from shared.serving.http.openapi_routes import problems
+from shared.serving.http.request_parsing import open_form
 from shared.vision.decode import DecodeBounds, platform_bounds
 
 __all__ = ["router"]
@@ -96,7 +97,7 @@ async def survey_road(request: Request) -> Response:
     host: Host = request.app.state.host
     run: CallContext = request.scope["fovea.run"]
     if request.headers.get("content-type", "").startswith("multipart/form-data"):
-        async with request.form(max_files=2000, max_fields=100) as form:
+        async with open_form(request, max_files=2000, max_fields=100) as form:
             texts = {name: value for name, value in form.multi_items() if isinstance(value, str)}
             options = _validate(SurveyOptions, {**dict(request.query_params), **texts})
             uploads = [(name, value) for name, value in form.multi_items() if isinstance(value, UploadFile)]

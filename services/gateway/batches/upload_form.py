@@ -27,7 +27,7 @@ async def parse_upload(headers: Headers, body: bytes) -> tuple[str, str, bytes]:
         raise Malformed("An upload is a form (multipart/form-data) with file and purpose.", field="file")
     try:
         form = await MultiPartParser(headers, pieces(), max_files=1, max_fields=8).parse()
-    except (MultiPartException, KeyError, UnicodeDecodeError) as error:
+    except (MultiPartException, KeyError, ValueError) as error:
         raise Malformed("The form can't be read.", field="file") from error
     try:
         file, purpose = form.get("file"), form.get("purpose")

@@ -1,7 +1,8 @@
 """Shadow traffic: copies of answered requests go to a version that answers nobody, and its answers are compared.
 
 A copy is sent after the caller has its answer, so nobody waits for it; few are under way at once, and what is beyond is
-dropped and counted. Copies are of a tenant of their own: what they store is no caller's. Knows nothing about plans.
+dropped and counted. Answers are compared one at a time; those that are too large are skipped and counted. Copies are of
+a tenant of their own: what they store is no caller's. Knows nothing about plans.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import aiohttp
 from services.gateway.http.request_context import AnswerKeeper, RequestContext, build_request_headers
 from services.gateway.metrics import count_shadow, observe_shadow
 from services.gateway.policy.caller import KeyScope
-from services.gateway.proxy.answer_agreement import WholeAnswer, measure_agreement
+from services.gateway.proxy.answer_agreement import TooLargeToCompare, WholeAnswer, measure_agreement
 from services.gateway.proxy.http_client import UpstreamClient
 from services.gateway.proxy.replayable_body import ReplayableBody
 from services.gateway.routing.affinity import MAX_TOKENS, find_affinity_key
@@ -76,6 +77,7 @@ class ShadowTraffic:
         """Send to the shadows in `registry`."""
         self._registry, self._client = registry, client
         self._under_way: set[asyncio.Task[None]] = set()
+        self._comparing = asyncio.Lock()  # a comparison holds pictures
 
     def start_recording(self, ctx: RequestContext, route: Route, body: ReplayableBody) -> None:
         """Record the answer of a request that is to be copied: one that leaves nothing behind, and names no state."""
@@ -91,7 +93,10 @@ class ShadowTraffic:
     def send(self, ctx: RequestContext, route: Route, body: ReplayableBody) -> None:
         """Send the copy of a recorded request, without waiting for it."""
         recorder, whole = ctx.recorder, body.whole()
-        if recorder is None or whole is None or ctx.status != 200 or not recorder.is_whole:
+        if recorder is None or whole is None or ctx.status != 200:
+            return
+        if not recorder.is_whole:
+            count_shadow(route.services[0], recorder.version, "skipped")
             return
         if len(self._under_way) >= MAX_COPIES:
             count_shadow(route.services[0], recorder.version, "dropped")
@@ -112,9 +117,13 @@ class ShadowTraffic:
             async with asyncio.timeout(TIMEOUT_S):
                 theirs, seconds = await self._fetch(ctx, service, body, recorder.version)
             if theirs is not None:
-                agreement = await asyncio.to_thread(measure_agreement, recorder.whole(), theirs)
+                async with self._comparing:
+                    agreement = await asyncio.to_thread(measure_agreement, recorder.whole(), theirs)
                 observe_shadow(service, recorder.version, seconds, agreement)
                 outcome = "compared" if agreement else "incomparable"
+        except TooLargeToCompare as error:
+            outcome = "skipped"
+            log().info("answers not compared", service=service, version=recorder.version, reason=str(error))
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             log().info("a shadow did not answer", service=service, version=recorder.version, reason=str(error))
         except Exception as error:  # noqa: BLE001  # answers of a version on trial may be anything
@@ -138,5 +147,15 @@ class ShadowTraffic:
         async with self._client.request_copy(ctx, replica, headers, body) as response:
             if response.status != 200:
                 return None, 0.0
-            answer = WholeAnswer(response.content_type, await response.read())
+            answer = WholeAnswer(response.content_type, await _read_bounded(response))
         return answer, time.perf_counter() - began
+
+
+async def _read_bounded(response: aiohttp.ClientResponse) -> bytes:
+    chunks, size = [], 0
+    async for chunk in response.content.iter_any():
+        size += len(chunk)
+        if size > MAX_ANSWER_BYTES:
+            raise TooLargeToCompare(f"more than {MAX_ANSWER_BYTES:,} bytes")
+        chunks.append(chunk)
+    return b"".join(chunks)

@@ -6,6 +6,8 @@ import asyncio
 import base64
 import io
 import json
+import subprocess
+import sys
 import time
 from collections import Counter
 from typing import Any
@@ -19,8 +21,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route as ToyRoute
 
 from services.gateway.policy.auth import KeyRing
-from services.gateway.proxy.answer_agreement import WholeAnswer, measure_agreement
-from services.gateway.proxy.shadow import SHADOW_TENANT
+from services.gateway.proxy import shadow
+from services.gateway.proxy.answer_agreement import TooLargeToCompare, WholeAnswer, measure_agreement
+from services.gateway.proxy.shadow import MAX_ANSWER_BYTES, SHADOW_TENANT
 from services.gateway.tests.test_gateway_affinity import LONG, chat, key
 from shared.api.replica import SCOPES_HEADER
 from shared.api.traffic import TrafficPlan
@@ -79,6 +82,40 @@ EVENTS = "".join(
 )
 def test_agreement_is_of_what_the_answers_hold(left: WholeAnswer, right: WholeAnswer, wanted: dict[str, float]) -> None:
     assert measure_agreement(left, right) == pytest.approx(wanted)
+
+
+def test_pictures_are_compared_in_bounded_memory() -> None:
+    """In a process of its own: the memory of decoders is not Python's."""
+    script = """
+import base64, io, json, resource
+import numpy as np
+from PIL import Image
+from services.gateway.proxy.answer_agreement import WholeAnswer, measure_agreement
+out = io.BytesIO()
+Image.new("RGB", (4000, 4000), "white").save(out, "PNG")
+answer = WholeAnswer("application/json", json.dumps({"restored": base64.b64encode(out.getvalue()).decode()}).encode())
+mask = WholeAnswer("application/json", answer.body.replace(b"restored", b"mask"))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+assert measure_agreement(answer, answer) == {"picture": 1.0} and measure_agreement(mask, mask) == {"mask": 1.0}
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+    child = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, text=True)
+    assert float(child.stdout) < 150
+
+
+@pytest.mark.parametrize("kind", ["restored", "mask"])
+def test_a_picture_of_too_many_pixels_is_not_compared(kind: str) -> None:
+    out = io.BytesIO()
+    Image.new("1", (6000, 6000)).save(out, "PNG")
+    answer = of_json(**{kind: base64.b64encode(out.getvalue()).decode()})
+    with pytest.raises(TooLargeToCompare, match="36,000,000 pixels"):
+        measure_agreement(answer, answer)
+
+
+def test_too_many_boxes_are_not_compared() -> None:
+    answer = of_json(detections=[box(x) for x in range(3000)])
+    with pytest.raises(TooLargeToCompare, match="3,000 boxes"):
+        measure_agreement(answer, answer)
 
 
 @pytest.mark.parametrize(
@@ -229,6 +266,31 @@ async def test_a_shadow_that_fails_is_counted_and_nobody_hears_of_it(gateway: An
     scene.toys["next3"].status = 500
     assert (await scene.client.post("/v1/echo", json={})).status_code == 200
     await settled("failed", "next3", 1, 0)
+
+
+async def test_what_is_too_large_to_compare_is_counted_as_skipped(gateway: Any, toy: Any) -> None:
+    scene = await gateway(traffic=json.dumps({"svc": {"shadow": "wide", "shadow_percent": 100}}))
+
+    def answers(size: int) -> ToyRoute:
+        async def answer(_request: Request) -> Response:
+            return JSONResponse({"text": "x" * size})
+
+        return ToyRoute("/v1/echo", answer, methods=["POST"])
+
+    stable = await toy(name="stable", extra=[answers(10)])
+    scene.announce(stable.url, name="stable")
+    scene.announce((await toy(name="wide", extra=[answers(MAX_ANSWER_BYTES)])).url, name="wide", version="wide")
+    assert (await scene.client.post("/v1/echo", json={})).status_code == 200
+    await settled("skipped", "wide", 1, 0)
+
+
+async def test_an_answer_that_is_too_large_to_keep_is_counted_as_skipped(gateway: Any, toy: Any) -> None:
+    scene = await versions(gateway, toy, {"shadow": "next6", "shadow_percent": 100}, "next6")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(shadow, "MAX_ANSWER_BYTES", 100)
+        assert (await scene.client.post("/v1/echo", content=b"x" * 200)).status_code == 200
+    await settled("skipped", "next6", 1, 0)
+    assert scene.toys["next6"].seen == []
 
 
 async def test_an_admin_sets_the_plan_for_all_gateways(gateway: Any, toy: Any, tmp_path: Any) -> None:

@@ -197,8 +197,8 @@ class Machine(RuleBasedStateMachine):
             assert self.run(self.queue.get(delivery.id, "t")).note == "half"
 
     def renew(self, delivery: Delivery, job: Expected, mine: bool) -> None:
-        lost = self.run(self.inbox.renew({delivery.id: delivery.attempt}))
-        assert lost == (set() if mine else {delivery.id})
+        lost = self.run(self.inbox.renew([delivery.key]))
+        assert lost == (set() if mine else {delivery.key})
 
     @precondition(lambda self: self.jobs)
     @rule(data=st.data())
@@ -284,7 +284,7 @@ class Machine(RuleBasedStateMachine):
             delivery = data.draw(st.sampled_from(gone), label="delivery")
             assert not self.run(self.inbox.succeed(delivery, Result(200, "text/plain", b"late")))
             assert not self.run(self.inbox.fail(delivery, InvalidOption("late")))
-            assert self.run(self.inbox.renew({delivery.id: delivery.attempt})) == {delivery.id}
+            assert self.run(self.inbox.renew([delivery.key])) == {delivery.key}
 
     @invariant()
     def the_queue_is_as_the_model_says(self) -> None:

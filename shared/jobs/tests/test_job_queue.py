@@ -181,7 +181,7 @@ async def test_a_cancelled_running_job_is_final_and_its_attempt_is_lost(
     job, _ = await queue.submit(payload)
     delivery = await take(inbox)
     assert (await queue.cancel(job.id, "ann")).status == "cancelled"
-    assert await inbox.renew({job.id: delivery.attempt}) == {job.id}
+    assert await inbox.renew([delivery.key]) == {delivery.key}
     assert not await inbox.succeed(delivery, DONE)
     assert (await queue.get(job.id, "ann")).status == "cancelled"
     assert (await queue.result(job.id, "ann")).status == 499

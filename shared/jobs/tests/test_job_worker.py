@@ -5,20 +5,19 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from shared.api.job import FINAL, Job
 from shared.errors import Fault, InvalidOption, NotReady, QueueFull, TooLarge
 from shared.jobs import consumer as consumer_module
 from shared.jobs import worker as worker_module
 from shared.jobs.consumer import QueueConsumer
 from shared.jobs.queue import Handler, Payload, Result, Ticket
 from shared.jobs.redis_queue import RedisJobQueue
+from shared.jobs.tests.running_worker import ended, started, working
 from shared.jobs.worker import JobWorker
 from shared.settings import Settings
 from shared.storage.tests.small_disk import grow_disk, mount_small_disk
@@ -31,34 +30,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retry, and look for delayed jobs, in tens of milliseconds."""
     monkeypatch.setattr(worker_module, "_MAX_BACKOFF_S", 0.03)
     monkeypatch.setattr(consumer_module, "_BLOCK_MS", 50)
-
-
-@asynccontextmanager
-async def working(url: str, settings: Settings, handler: Handler) -> AsyncIterator[JobWorker]:
-    inbox = QueueConsumer(url, "svc", settings)
-    worker = JobWorker(inbox, handler, settings)
-    running = asyncio.create_task(worker.run())
-    try:
-        yield worker
-    finally:
-        worker.stop()
-        await asyncio.wait_for(running, 10)
-        await inbox.close()
-
-
-async def ended(queue: RedisJobQueue, job: Job, tenant: str = "ann") -> Job:
-    async with asyncio.timeout(15):
-        async for now in queue.events(job.id, tenant):
-            last = now
-    assert last.status in FINAL
-    return last
-
-
-async def started(queue: RedisJobQueue, job: Job, attempt: int = 1) -> None:
-    async with asyncio.timeout(10):
-        async for now in queue.events(job.id, "ann"):
-            if now.status == "running" and now.attempts == attempt:
-                return
 
 
 async def test_a_flood_of_one_tenant_stands_in_front_of_another_with_a_few_jobs_only(

@@ -98,14 +98,21 @@ async def begun(queue: RedisJobQueue, ledger: Path, *jobs: Job) -> None:
     await until(lambda: {job.id for job in jobs} <= set(lines(ledger, "begin")))
 
 
+async def begin_one(
+    queue: RedisJobQueue, ledger: Path, workers: list[subprocess.Popen[bytes]], seconds: float
+) -> tuple[Job, subprocess.Popen[bytes]]:
+    """A job that runs, and the worker that runs it."""
+    job, _ = await queue.submit(work(seconds))
+    await begun(queue, ledger, job)
+    return job, next(child for child in workers if child.pid == runner(ledger, job))
+
+
 @pytest.mark.parametrize("other_idle", [True, False], ids=["another is idle", "a new one is started"])
 async def test_the_job_of_a_killed_worker_is_done_within_ten_seconds(
     far_queue: RedisJobQueue, start_worker: Start, ledger: Path, other_idle: bool
 ) -> None:
     workers = [start_worker() for _ in range(1 + other_idle)]
-    job, _ = await far_queue.submit(work(1.0))
-    await begun(far_queue, ledger, job)
-    victim = next(child for child in workers if child.pid == runner(ledger, job))
+    job, victim = await begin_one(far_queue, ledger, workers, 1.0)
     await asyncio.sleep(0.5)
     victim.send_signal(signal.SIGKILL)
     killed = time.monotonic()
@@ -188,9 +195,7 @@ async def test_a_frozen_worker_that_wakes_does_not_overwrite_the_newer_answer(
     far_queue: RedisJobQueue, start_worker: Start, ledger: Path
 ) -> None:
     workers = [start_worker(), start_worker()]
-    job, _ = await far_queue.submit(work(1.0))
-    await begun(far_queue, ledger, job)
-    frozen = next(child for child in workers if child.pid == runner(ledger, job))
+    job, frozen = await begin_one(far_queue, ledger, workers, 1.0)
     frozen.send_signal(signal.SIGSTOP)
     done = await ended(far_queue, job)
     assert done.attempts == 2
@@ -201,14 +206,25 @@ async def test_a_frozen_worker_that_wakes_does_not_overwrite_the_newer_answer(
     assert (await far_queue.result(job.id, "local")).body == b"2"
 
 
+async def test_a_frozen_worker_that_wakes_before_anybody_took_its_job_goes_on_with_it(
+    far_queue: RedisJobQueue, start_worker: Start, ledger: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FOVEA_JOB_LEASE_S", "1")
+    job, frozen = await begin_one(far_queue, ledger, [start_worker()], 6.0)
+    await asyncio.sleep(3)  # from then on it may take the jobs of silent workers: its own, too
+    frozen.send_signal(signal.SIGSTOP)
+    await asyncio.sleep(3)
+    frozen.send_signal(signal.SIGCONT)
+    done = await ended(far_queue, job)
+    assert (done.status, done.attempts) == ("succeeded", 1)
+    assert lines(ledger, "begin") == lines(ledger, "end") == [job.id]
+
+
 async def test_a_terminated_worker_hands_its_job_to_another_at_once(
     far_queue: RedisJobQueue, start_worker: Start, ledger: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FOVEA_SHUTDOWN_GRACE_S", "0.2")
-    workers = [start_worker(), start_worker()]
-    job, _ = await far_queue.submit(work(2.0))
-    await begun(far_queue, ledger, job)
-    leaving = next(child for child in workers if child.pid == runner(ledger, job))
+    job, leaving = await begin_one(far_queue, ledger, [start_worker(), start_worker()], 2.0)
     leaving.send_signal(signal.SIGTERM)
     told = time.monotonic()
     await until(lambda: len(lines(ledger, "begin")) == 2)
@@ -222,10 +238,7 @@ async def test_a_long_job_of_a_worker_that_a_scaler_stops_is_begun_once(
 ) -> None:
     monkeypatch.setenv("FOVEA_SHUTDOWN_GRACE_S", "30")
     monkeypatch.setenv("FOVEA_JOB_LEASE_S", "1")
-    workers = [start_worker(), start_worker()]
-    job, _ = await far_queue.submit(work(4.0))
-    await begun(far_queue, ledger, job)
-    leaving = next(child for child in workers if child.pid == runner(ledger, job))
+    job, leaving = await begin_one(far_queue, ledger, [start_worker(), start_worker()], 4.0)
     leaving.send_signal(signal.SIGTERM)
     done = await ended(far_queue, job)
     assert (done.status, done.attempts) == ("succeeded", 1)

@@ -65,11 +65,11 @@ async def test_a_silent_worker_loses_its_job_after_the_lease(
 async def test_a_renewed_lease_holds(
     queue: RedisJobQueue, inbox: QueueConsumer, other: QueueConsumer, payload: Payload, job_settings: Settings
 ) -> None:
-    job, _ = await queue.submit(payload)
+    await queue.submit(payload)
     delivery = await take(inbox)
     for _ in range(5):
         await asyncio.sleep(job_settings.job_lease_s / 2)
-        assert await inbox.renew({job.id: delivery.attempt}) == set()
+        assert await inbox.renew([delivery.key]) == set()
         assert isinstance(await other.take(reclaim=True), NothingToDo)
 
 
@@ -80,7 +80,7 @@ async def test_a_late_zombie_changes_nothing(
     zombie = await take(inbox)
     await lease_over(job_settings)
     newer = await take(other, reclaim=True)
-    assert await inbox.renew({job.id: zombie.attempt}) == {job.id}
+    assert await inbox.renew([zombie.key]) == {zombie.key}
     await inbox.progress(zombie, 0.9, "late")
     await inbox.hand_back(zombie)
     assert not await inbox.fail(zombie, Fault("late"))
@@ -88,7 +88,7 @@ async def test_a_late_zombie_changes_nothing(
     assert not await inbox.succeed(zombie, replace(DONE, body=b"late"))
     running = await queue.get(job.id, "ann")
     assert (running.status, running.progress, running.note) == ("running", 0.0, None)
-    assert await other.renew({job.id: newer.attempt}) == set(), "a zombie must not take the lease either"
+    assert await other.renew([newer.key]) == set(), "a zombie must not take the lease either"
     assert await other.succeed(newer, DONE)
     assert not await inbox.succeed(zombie, replace(DONE, body=b"late"))
     assert (await queue.result(job.id, "ann")).body == b"first"
@@ -199,7 +199,7 @@ async def test_workers_are_known_while_they_renew(
 ) -> None:
     assert await queue.workers("svc") == []
     job, _ = await queue.submit(payload)
-    await inbox.renew({job.id: (await take(inbox)).attempt})
+    await inbox.renew([(await take(inbox)).key])
     (worker,) = await queue.workers("svc")
     assert (worker.id, worker.pid, worker.running) == (inbox.consumer, os.getpid(), (job.id,))
     monkeypatch.setattr(worker_heartbeat, "SILENT_S", 0.0)
@@ -211,7 +211,7 @@ async def test_leaving_keeps_what_is_still_held(
 ) -> None:
     job, _ = await queue.submit(payload)
     await take(inbox)
-    await inbox.renew({job.id: 1})
+    await inbox.renew([(job.id, 1)])
     await inbox.leave()
     assert await queue.workers("svc") == []
     await lease_over(job_settings)
@@ -227,7 +227,7 @@ async def test_the_sweep_removes_payloads_without_a_job_and_workers_long_gone(
         (blobs / name).mkdir(exist_ok=True)
         (blobs / name / "request").write_bytes(b"x" * 2000)
         os.utime(blobs / name / "request", (time.time() - age,) * 2)
-    await other.renew({})
+    await other.renew([])
     row = await queue._redis.client.hget(redis_keys.key("workers", "svc"), other.consumer)
     old = worker_heartbeat.Worker.model_validate_json(row).model_copy(
         update={"seen": time.time() - 2 * worker_heartbeat.FORGET_S}

@@ -189,7 +189,7 @@ async def test_a_full_redis_refuses_new_jobs_and_finishes_those_it_has(
     assert "FOVEA_REDIS_MAX_BYTES" in str(full.value.hint)
     assert len(accepted) > 3
     while isinstance(delivery := await inbox.take(reclaim=True), Delivery):
-        assert await inbox.renew({delivery.id: delivery.attempt}) == set()
+        assert await inbox.renew([delivery.key]) == set()
         assert await inbox.succeed(delivery, Result(200, "text/plain", b"done"))
     for job_id in accepted:
         assert (await queue.get(job_id, payload.tenant)).status == "succeeded"

@@ -6,19 +6,20 @@ apart, `build_requests` builds one `In` per picture.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
 import pydantic_core
 from pydantic import BaseModel, ValidationError
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
 
 from shared.errors import FoveaError, InvalidOption, Malformed, TooLarge, UnsupportedMedia
 from shared.serving import servable_schema
 
-__all__ = ["ParsedRequest", "build_requests", "is_url", "parse_request"]
+__all__ = ["ParsedRequest", "build_requests", "is_url", "open_form", "parse_request"]
 
 _FILES = ("file", "image", "files", "images")
 """Form fields that fill the model's first field of bytes."""
@@ -71,8 +72,25 @@ async def parse_request(request: Request) -> ParsedRequest:
     return parsed
 
 
+@asynccontextmanager
+async def open_form(request: Request, *, max_files: int, max_fields: int) -> AsyncIterator[FormData]:
+    """The form of a request; its files go with the block.
+
+    Raises:
+        Malformed: Its charset can't be read, for example `undefined`.
+    """
+    try:
+        form = await request.form(max_files=max_files, max_fields=max_fields)
+    except ValueError as error:
+        raise Malformed(f"The form can't be read: {error}.", hint="Send it with charset=utf-8, or without.") from error
+    try:
+        yield form
+    finally:
+        await form.close()
+
+
 async def _read_form(request: Request, parsed: ParsedRequest) -> None:
-    async with request.form(max_files=1000, max_fields=1000) as form:
+    async with open_form(request, max_files=1000, max_fields=1000) as form:
         for name, value in form.multi_items():
             if isinstance(value, UploadFile):
                 parsed.files.append((name, await value.read()))

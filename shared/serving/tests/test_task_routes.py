@@ -163,6 +163,15 @@ async def test_wrong_option_fails_the_whole_list(client):
             "required",
         ),
         ({"content": b"--x--", "headers": {"content-type": "multipart/form-data"}}, 400, None, "boundary"),
+        (
+            {
+                "content": b'--x\r\ncontent-disposition: form-data; name="threshold"\r\n\r\n0.5\r\n--x--',
+                "headers": {"content-type": "multipart/form-data; boundary=x; charset=undefined"},
+            },
+            400,
+            None,
+            "form can't be read",
+        ),
         ({"content": bytes(100_001), "headers": RAW}, 413, None, "limit is 100,000"),
     ],
 )

@@ -114,6 +114,8 @@ HARNESSES: dict[str, Harness] = {
             *(
                 b"; charset=utf-7",
                 b"; charset=none",
+                b"; charset=undefined",
+                b"; charset=idna",
                 b"content-transfer-encoding: base64\r\n",
                 b"boundary=",
                 b'"',

@@ -1,0 +1,49 @@
+"""A worker that runs beside a test, and waiting for what becomes of a job."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from shared.api.job import FINAL, Job
+from shared.jobs.consumer import QueueConsumer
+from shared.jobs.queue import Handler
+from shared.jobs.redis_queue import RedisJobQueue
+from shared.jobs.worker import JobWorker
+from shared.settings import Settings
+
+__all__ = ["ended", "started", "working"]
+
+
+@asynccontextmanager
+async def working(
+    url: str, settings: Settings, handler: Handler, inbox: QueueConsumer | None = None
+) -> AsyncIterator[JobWorker]:
+    """A worker of the service `svc`, stopped at the end."""
+    inbox = inbox or QueueConsumer(url, "svc", settings)
+    worker = JobWorker(inbox, handler, settings)
+    running = asyncio.create_task(worker.run())
+    try:
+        yield worker
+    finally:
+        worker.stop()
+        await asyncio.wait_for(running, 10)
+        await inbox.close()
+
+
+async def ended(queue: RedisJobQueue, job: Job, tenant: str = "ann") -> Job:
+    """The job in its final state."""
+    async with asyncio.timeout(15):
+        async for now in queue.events(job.id, tenant):
+            last = now
+    assert last.status in FINAL
+    return last
+
+
+async def started(queue: RedisJobQueue, job: Job, attempt: int = 1) -> None:
+    """Return when this attempt runs."""
+    async with asyncio.timeout(10):
+        async for now in queue.events(job.id, "ann"):
+            if now.status == "running" and now.attempts == attempt:
+                return

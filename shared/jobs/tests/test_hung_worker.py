@@ -1,0 +1,254 @@
+"""A worker that hangs for longer than its lease and comes back: it tells its own attempts at a job apart."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from shared.errors import Fault
+from shared.jobs import consumer as consumer_module
+from shared.jobs.consumer import NothingToDo, QueueConsumer
+from shared.jobs.queue import Payload, Result, Ticket
+from shared.jobs.redis_queue import RedisJobQueue
+from shared.jobs.tests.running_worker import ended, started, working
+from shared.settings import Settings
+
+Attempts = Collection[tuple[str, int]]
+
+DONE = Result(200, "text/plain", b"done")
+WRITES = ("progress", "succeed", "fail", "again", "hand_back")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look for jobs in tens of milliseconds."""
+    monkeypatch.setattr(consumer_module, "_BLOCK_MS", 50)
+
+
+@pytest.fixture
+def asked(inbox: QueueConsumer, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the worker behind `inbox` asks of the queue, in its order."""
+    names: list[str] = []
+
+    def note(name: str) -> None:
+        call = getattr(inbox, name)
+
+        async def noted(*args: Any) -> Any:
+            names.append(name)
+            return await call(*args)
+
+        monkeypatch.setattr(inbox, name, noted)
+
+    for name in ("renew", *WRITES):
+        note(name)
+    return names
+
+
+class Rival:
+    """Another worker's side, in a thread of its own: takes a job whose worker is silent, and holds it until told."""
+
+    def __init__(self, url: str, settings: Settings) -> None:
+        self.taken, self.finish = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._work(url, settings)))
+
+    async def _work(self, url: str, settings: Settings) -> None:
+        inbox = QueueConsumer(url, "svc", settings)
+        while isinstance(delivery := await inbox.take(reclaim=True), NothingToDo):  # noqa: ASYNC110  (polls Redis)
+            await asyncio.sleep(0.02)
+        self.taken.set()
+        while not self.finish.is_set():
+            await inbox.renew([delivery.key])
+            await asyncio.sleep(0.05)
+        await inbox.succeed(delivery, replace(DONE, body=b"second"))
+        await inbox.close()
+
+    def take_over(self) -> None:
+        """Block this thread, and with it a whole worker, until its job is the rival's."""
+        self._thread.start()
+        assert self.taken.wait(20)
+
+    def end(self) -> None:
+        """Hand in an answer, if a job was taken."""
+        self.finish.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+
+@pytest.fixture
+def rival(url: str, job_settings: Settings) -> Iterator[Rival]:
+    """A rival that works once it is asked to."""
+    rival = Rival(url, job_settings)
+    yield rival
+    rival.end()
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [replace(DONE, body=b"x" * 2000), Result(422, "text/plain", b"no"), Fault("no")],
+    ids=["large answer", "refusal", "fault"],
+)
+async def test_a_worker_that_hung_renews_first_and_writes_nothing_about_a_job_that_it_lost(
+    url: str,
+    queue: RedisJobQueue,
+    inbox: QueueConsumer,
+    asked: list[str],
+    rival: Rival,
+    payload: Payload,
+    job_settings: Settings,
+    outcome: Result | Fault,
+) -> None:
+    async def hangs(_payload: Payload, ticket: Ticket) -> Result:
+        await asyncio.sleep(0)
+        rival.take_over()
+        asked.clear()
+        await ticket.progress(0.9, "late")
+        if isinstance(outcome, Fault):
+            raise outcome
+        return outcome
+
+    async with working(url, job_settings, hangs, inbox):
+        job, _ = await queue.submit(payload)
+        await asyncio.to_thread(rival.taken.wait, 20)
+        await asyncio.sleep(2 * job_settings.job_lease_s)
+    assert set(asked) == {"renew"}
+    await asyncio.to_thread(rival.end)
+    done = await ended(queue, job)
+    assert (done.status, done.attempts, done.progress) == ("succeeded", 2, 1.0)
+    assert (await queue.result(job.id, "ann")).body == b"second"
+
+
+async def test_progress_of_a_worker_that_hung_waits_for_its_renewal(
+    url: str,
+    queue: RedisJobQueue,
+    inbox: QueueConsumer,
+    asked: list[str],
+    rival: Rival,
+    payload: Payload,
+    job_settings: Settings,
+) -> None:
+    async def hangs(_payload: Payload, ticket: Ticket) -> Result:
+        rival.take_over()
+        asked.clear()
+        await ticket.progress(0.9, "late")
+        await ticket.wait_until_cancelled()
+        return DONE
+
+    async with working(url, job_settings, hangs, inbox):
+        job, _ = await queue.submit(payload)
+        await asyncio.to_thread(rival.taken.wait, 20)
+        await asyncio.sleep(2 * job_settings.job_lease_s)
+    assert set(asked) == {"renew"}
+    assert (await queue.get(job.id, "ann")).progress == 0.0
+
+
+async def test_a_worker_that_hung_while_nobody_took_its_job_goes_on_with_it(
+    url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
+) -> None:
+    async def hangs(_payload: Payload, ticket: Ticket) -> Result:
+        if ticket.attempt == 1:
+            await asyncio.sleep(2 * job_settings.job_lease_s)  # long enough that it may look for silent workers
+            time.sleep(2 * job_settings.job_lease_s)  # noqa: ASYNC251  (the loop hangs)
+            await asyncio.sleep(2 * job_settings.job_lease_s)
+        return DONE
+
+    async with working(url, job_settings, hangs):
+        job, _ = await queue.submit(payload)
+        done = await ended(queue, job)
+    assert (done.status, done.attempts) == ("succeeded", 1)
+
+
+async def test_an_attempt_that_ends_late_leaves_the_next_one_of_the_same_worker_its_lease(
+    url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
+) -> None:
+    first_ends = asyncio.Event()
+
+    async def handler(_payload: Payload, ticket: Ticket) -> Result:
+        if ticket.attempt == 1:
+            await first_ends.wait()
+        if ticket.attempt == 2:
+            first_ends.set()
+            await asyncio.sleep(4 * job_settings.job_lease_s)
+        return replace(DONE, body=f"{ticket.attempt}".encode())
+
+    async with working(url, job_settings, handler):
+        job, _ = await queue.submit(payload)
+        await started(queue, job)
+        await queue.cancel(job.id, "ann")
+        await queue.retry(job.id, "ann")
+        done = await ended(queue, job)
+    assert (done.status, done.attempts) == ("succeeded", 2)
+    assert (await queue.result(job.id, "ann")).body == b"2"
+
+
+async def test_a_lost_attempt_does_not_stop_the_next_one_of_the_same_worker(
+    url: str,
+    queue: RedisJobQueue,
+    inbox: QueueConsumer,
+    payload: Payload,
+    job_settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The answer to a renewal is read when the job has already come back to this worker."""
+    second_runs, told = asyncio.Event(), asyncio.Event()
+    renew = inbox.renew
+
+    async def renew_and_read_late(attempts: Attempts) -> Attempts:
+        lost = await renew(attempts)
+        if lost and not told.is_set():
+            await asyncio.wait_for(second_runs.wait(), 10)
+            told.set()
+        return lost
+
+    async def handler(_payload: Payload, ticket: Ticket) -> Result:
+        if ticket.attempt == 1:
+            await ticket.wait_until_cancelled()
+        if ticket.attempt == 2:
+            second_runs.set()
+            await told.wait()
+            await asyncio.sleep(1.5)  # longer than what stopped work is given
+        return DONE
+
+    monkeypatch.setattr(inbox, "renew", renew_and_read_late)
+    async with working(url, job_settings.model_copy(update={"job_lease_s": 2.0}), handler, inbox):
+        job, _ = await queue.submit(payload)
+        await started(queue, job)
+        await queue.cancel(job.id, "ann")
+        await queue.retry(job.id, "ann")
+        done = await ended(queue, job)
+    assert (done.status, done.attempts) == ("succeeded", 2)
+
+
+async def test_a_worker_that_takes_its_own_job_again_stops_its_older_attempt(
+    url: str,
+    queue: RedisJobQueue,
+    inbox: QueueConsumer,
+    payload: Payload,
+    job_settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It hung between its renewal and its look for silent workers: Redis gives it its own job."""
+    stopped: list[int] = []
+    renew = inbox.renew
+
+    async def renew_none_of_the_first(attempts: Attempts) -> Attempts:
+        return await renew([attempt for attempt in attempts if attempt[1] != 1])
+
+    async def handler(_payload: Payload, ticket: Ticket) -> Result:
+        if ticket.attempt == 1:
+            await ticket.wait_until_cancelled()
+            stopped.append(1)
+        await asyncio.sleep(3 * job_settings.job_lease_s)
+        return replace(DONE, body=f"{ticket.attempt}".encode())
+
+    monkeypatch.setattr(inbox, "renew", renew_none_of_the_first)
+    async with working(url, job_settings, handler, inbox):
+        job, _ = await queue.submit(payload)
+        done = await ended(queue, job)
+    assert (done.status, done.attempts, stopped) == ("succeeded", 2, [1])
+    assert (await queue.result(job.id, "ann")).body == b"2"
