@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from shared.api.interventions import MAX_CAPTURES, MAX_INTERVENTIONS, Capture, Captured, Intervention
 from shared.api.structured import JsonSchemaFormat
 from shared.api.text import LongctxOptions, LongctxUsage, PromptTokensDetails
 
@@ -94,6 +95,12 @@ class ResponsesRequest(BaseModel):
     metadata: dict[str, Any] | None = None
     user: str | None = None
     longctx: LongctxOptions | None = Field(None, description="Ours, as in chats.")
+    interventions: list[Intervention] | None = Field(
+        None, max_length=MAX_INTERVENTIONS, description="Ours, as in chats: changes inside the model, in order."
+    )
+    capture: list[Capture] | None = Field(
+        None, max_length=MAX_CAPTURES, description="Ours, as in chats: what to read inside the model."
+    )
     session_id: str | None = Field(None, description="Ours: the session that remembers, for models with a memory.")
 
     @model_validator(mode="before")
@@ -144,6 +151,7 @@ class ResponseObject(BaseModel):
     truncation: Literal["disabled"] = "disabled"
     usage: ResponseUsage | None = None
     user: str | None = None
+    captured: list[Captured] | None = Field(None, description="Ours: what `capture` read.")
 
 
 class InputItemList(BaseModel):

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import ClassVar, cast
 
 from services.llm_longctx.engine import GenerationRequest
+from services.llm_longctx.engine.taps import CaptureSize
 from services.llm_longctx.serving.adapters.base import TextModelAdapter, build_samplings, check_options
 from services.llm_longctx.serving.generation import Generation, OutputChunk, StreamedToken, TextOptions
 from services.llm_longctx.serving.protocol import CompletionProtocol
@@ -50,7 +51,7 @@ class TextCompletionProtocol(CompletionProtocol[CompletionRequest, Completion, C
             raise InvalidOption(detail, field="prompt")
         grammar = adapter.compile_grammar(request)
         built = [_build_request(adapter, prompt, request, state) for prompt in prompts]
-        check_captured(sum(one.taps.most_captured for one, _ in built if one.taps is not None))
+        check_captured(sum((one.taps.size for one, _ in built if one.taps is not None), CaptureSize()))
         generation = Generation(adapter.scheduler, adapter.tokenizer, run)
         for engine_request, options in built:
             generation.begin(engine_request, build_samplings(request, adapter.sampling), options, grammar)

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 from uuid import uuid4
 
+from services.llm_longctx.serving.steering.capture_writer import join_captured
+from shared.api.interventions import Captured
 from shared.api.responses import InputItem, InputPart, ResponseObject, ResponsesRequest, ResponseUsage
 from shared.api.text import ChatChunk, ChatRequest, ChunkChoice, Usage
 from shared.api.tools import ToolCallDelta
@@ -20,7 +22,7 @@ __all__ = ["Event", "ResponseBuilder", "build_chat_request", "list_input"]
 Event = dict[str, Any]
 """One event of a stream; its `type` names it."""
 
-_SAME = ("model", "temperature", "top_p", "longctx", "session_id", "user")
+_SAME = ("model", "temperature", "top_p", "longctx", "interventions", "capture", "session_id", "user")
 """Fields that chats call the same."""
 
 
@@ -135,6 +137,7 @@ class ResponseBuilder:
             user=request.user,
         )
         self._count = 0
+        self._captured: list[Captured] = []
         self._open: dict[str, Any] | None = None  # the item that is being written
 
     def begin(self) -> Iterator[Event]:
@@ -153,11 +156,16 @@ class ResponseBuilder:
     def end(self) -> Iterator[Event]:
         """The events after the last chunk; before the last of them the answer is whole."""
         yield from self._close()
+        self.response.captured = join_captured(self._captured) or None
         if self.response.status == "in_progress":
             self.response.status = "completed"
         yield self._event(f"response.{self.response.status}", response=self._dump())
 
     def _feed_choice(self, choice: ChunkChoice) -> Iterator[Event]:
+        if choice.captured:
+            self._captured += choice.captured
+            news = [one.model_dump(mode="json", exclude_none=True) for one in choice.captured]
+            yield self._event("response.captured", captured=news)
         if choice.delta.content:
             yield from self._add_text(choice.delta.content)
         for call in choice.delta.tool_calls or ():

@@ -15,6 +15,7 @@ from services.llm_longctx.api import embeddings, responses
 from services.llm_longctx.api import openai as routes
 from services.llm_longctx.models.all_minilm import AllMiniLM
 from services.llm_longctx.serving.local_models import make_local_model
+from services.llm_longctx.state import response_store
 from services.llm_longctx.tests.conftest import MODEL, Server, say, write_folder
 from shared.lm.bundled_models import MINILM, bundled_embedder
 from shared.lm.embedder import embed
@@ -132,6 +133,20 @@ def test_a_stored_response_is_gone_on_from(friend):
         friend.responses.retrieve(first.id)
     third = friend.responses.create(model=MODEL, input="So?", previous_response_id=second.id, max_output_tokens=2)
     assert third.usage.input_tokens > second.usage.input_tokens
+
+
+def test_the_oldest_stored_responses_of_a_tenant_make_room(served, monkeypatch):
+    monkeypatch.setattr(response_store, "MAX_RESPONSES", 2)
+
+    def ask(tenant: str) -> str:
+        body = {"model": MODEL, "input": "Hello", "store": True, "max_output_tokens": 4}
+        answer = httpx2.post(f"{served.url}/v1/responses", json=body, headers={"x-fovea-tenant": tenant}, timeout=60)
+        return f"{served.url}/v1/responses/{answer.json()['id']}"
+
+    others, found = ask("others"), [ask("much") for _ in range(4)]
+    seen = [httpx2.get(url, headers={"x-fovea-tenant": "much"}).status_code for url in found]
+    assert seen == [404, 404, 200, 200]
+    assert httpx2.get(others, headers={"x-fovea-tenant": "others"}).status_code == 200
 
 
 def test_ids_of_items_that_are_no_text_are_given_anew(friend, served):

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import fovea
 from fovea.cli.main import app
 from services.llm_longctx.api import openai as chat_routes
-from services.llm_longctx.api import steering
+from services.llm_longctx.api import responses, steering
 from services.llm_longctx.serving.local_models import make_local_model
 from services.llm_longctx.tests.conftest import HELLO, MODEL, Server, go_on, say
 from shared.lm.taps import trace
@@ -34,7 +34,7 @@ def server(folder, tmp_path_factory):
     model = make_local_model(folder)
     served = build(
         "llm-longctx",
-        routers=[chat_routes.router, steering.router],
+        routers=[chat_routes.router, responses.router, steering.router],
         servables={model.card.name: model},
         settings=Settings(data_dir=tmp_path_factory.mktemp("data"), intra_op_threads=1),
     )
@@ -270,6 +270,56 @@ def test_a_key_without_the_scope_is_refused_and_audit_is_told(server):
     assert answer.status_code == 200
     assert json.loads(answer.headers["x-fovea-audit"])["interventions"] == "add"
     assert "x-fovea-audit" not in httpx2.post(url, json=body, headers=without).headers
+
+
+def respond(client, **fields):
+    return client.responses.create(model=MODEL, input=HELLO, temperature=0, max_output_tokens=6, **fields)
+
+
+def test_a_response_is_steered_and_looked_into_as_its_chat_is(client):
+    capture = [{"type": "activation", "site": "resid_post.1", "positions": "decode"}, {"type": "logit_lens", "top": 2}]
+    ours = {"interventions": [UP], "capture": capture}
+    chat = say(client, extra_body=ours, max_tokens=6).choices[0]
+    response = respond(client, extra_body=ours)
+    assert response.output_text == chat.message.content != respond(client).output_text
+    assert response.captured == chat.captured
+    assert respond(client).captured is None
+
+
+def test_a_streamed_response_brings_captures_as_events_of_their_own(client):
+    capture = [{"type": "activation", "site": "final", "positions": "decode"}]
+    whole = respond(client, extra_body={"capture": capture})
+    with client.responses.stream(
+        model=MODEL, input=HELLO, temperature=0, max_output_tokens=6, extra_body={"capture": capture}
+    ) as stream:
+        events = list(stream)
+    pieces = [one for event in events if event.type == "response.captured" for one in event.captured]
+    assert [piece["positions"] for piece in pieces] == [[at] for at in whole.captured[0]["positions"]]
+    assert [value for piece in pieces for value in piece["values"]] == whole.captured[0]["values"]
+    assert events[-1].response.captured == whole.captured
+
+
+def test_a_stored_response_keeps_what_was_captured_and_the_next_goes_on_from_its_text(client):
+    capture = [{"type": "activation", "site": "final", "positions": [-1]}]
+    kept = respond(client, store=True, extra_body={"capture": capture})
+    assert client.responses.retrieve(kept.id).captured == kept.captured
+    assert respond(client, previous_response_id=kept.id).captured is None
+
+
+def test_a_response_keeps_scope_limits_and_audit_of_steering(client, server):
+    url, body = f"{server.url}/v1/responses", {"input": "Hello", "max_output_tokens": 2, "interventions": [UP]}
+    assert httpx2.post(url, json=body, headers={"x-fovea-scopes": "infer"}).status_code == 403
+    answer = httpx2.post(url, json=body, headers={"x-fovea-scopes": "infer,interventions"})
+    assert json.loads(answer.headers["x-fovea-audit"])["interventions"] == "add"
+    for fields, param in (
+        ({"interventions": [{"vector": [1.0] * WIDTH, "site": "resid_post.9"}]}, "interventions"),
+        ({"interventions": [UP] * 33}, "interventions"),
+        ({"capture": [{"type": "gradient"}]}, "capture"),
+        ({"capture": [{"type": "logit_lens", "layers": [2]}]}, "capture"),
+    ):
+        with pytest.raises(openai.BadRequestError) as caught:
+            respond(client, extra_body=fields)
+        assert caught.value.body["param"].startswith(param)
 
 
 def test_the_sdk_makes_fetches_and_deletes_vectors(server):

@@ -7,18 +7,28 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from functools import cached_property
+from math import prod
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from services.llm_longctx.engine.taps.token_range import TokenRange
+from shared.lm.activation_names import parse_site
 from shared.lm.config import DecoderConfig
 from shared.lm.interventions import Add, Attend, Scale, Uniform
 
-__all__ = ["ActivationCapture", "AttentionCapture", "Capture", "LensCapture", "PlacedEdit", "RequestTaps"]
+__all__ = [
+    "ActivationCapture",
+    "AttentionCapture",
+    "Capture",
+    "CaptureSize",
+    "LensCapture",
+    "PlacedEdit",
+    "RequestTaps",
+]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,11 +52,10 @@ class ActivationCapture:
     tokens: TokenRange
 
     def count(self, _position: int, config: DecoderConfig) -> int:
-        """Numbers that one token brings."""
-        name = self.site.partition(".")[0]
-        if name in {"q", "q_rot", "z"}:
-            return config.heads * config.head_dim
-        return config.kv_heads * config.head_dim if name in {"k", "v", "k_rot"} else config.width
+        """Numbers that one token brings: the product of the site's axes behind batch and token."""
+        axes = parse_site(self.site, config).axes
+        sizes = {"H": config.heads, "G": config.kv_heads, "d": config.head_dim, "D": config.width}
+        return prod(sizes[axis] for axis in axes.removeprefix("BT"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +87,27 @@ class LensCapture:
 Capture = ActivationCapture | AttentionCapture | LensCapture
 
 
+@dataclass(frozen=True, slots=True)
+class CaptureSize:
+    """The most that captures may come to: of one prompt and its answers, or of several together.
+
+    Attributes:
+        numbers: Numbers that are kept.
+        prompt_rows: Residual streams of the prompt that the lens reads.
+        rows: Those of prompt and answers.
+        step_rows: Those of one decode step.
+    """
+
+    numbers: int = 0
+    prompt_rows: int = 0
+    rows: int = 0
+    step_rows: int = 0
+
+    def __add__(self, other: CaptureSize) -> CaptureSize:
+        """Both together."""
+        return CaptureSize(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
+
+
 @dataclass(frozen=True, eq=False)
 class RequestTaps:
     """What one request changes and reads.
@@ -85,12 +115,12 @@ class RequestTaps:
     Attributes:
         edits: In the order in which they act.
         captures: In the order of the request.
-        most_captured: Numbers that the captures of all its answers may come to.
+        size: What the captures of all its answers may come to.
     """
 
     edits: tuple[PlacedEdit, ...] = ()
     captures: tuple[Capture, ...] = ()
-    most_captured: int = 0
+    size: CaptureSize = CaptureSize()
 
     @property
     def first_captured(self) -> int:

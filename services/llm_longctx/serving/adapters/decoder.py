@@ -75,7 +75,10 @@ class DecoderAdapter(TextModelAdapter):
         most, longctx = room if max_tokens is None else min(max_tokens, room), options.longctx
         planned = min(most, DEFAULT_BUDGET_TOKENS) if max_tokens is None else most
         policy, too_short = select_policy_or_dense(self.engine, longctx, self.plans, len(ids), planned)
-        taps = TapBuilder(self.engine.model.config, self.engine.runner.weights_sha256, self.vectors)
+        has_files = self.objects is not None
+        taps = TapBuilder(
+            self.engine.model.config, self.engine.runner.weights_sha256, self.vectors, has_files=has_files
+        )
         monitor = self.engine.monitor
         held_back = None if monitor is None else monitor.held_back_reason(policy)
         fallback = too_short or held_back

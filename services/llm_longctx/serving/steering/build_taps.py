@@ -5,6 +5,8 @@ Every refusal names the field, as `interventions[0].vector`. Knows sites, vector
 
 from __future__ import annotations
 
+from collections import Counter
+
 import torch
 from torch import Tensor
 
@@ -12,11 +14,13 @@ from services.llm_longctx.engine.taps import (
     ActivationCapture,
     AttentionCapture,
     Capture,
+    CaptureSize,
     LensCapture,
     PlacedEdit,
     RequestTaps,
     TokenRange,
 )
+from services.llm_longctx.serving.steering.capture_writer import INLINE_NUMBERS
 from services.llm_longctx.serving.steering.vector_store import VectorStore
 from shared.api import interventions as wire
 from shared.api.text import GenerationOptions
@@ -25,13 +29,19 @@ from shared.lm.activation_names import WEIGHT_SITES, Site, parse_layer, parse_si
 from shared.lm.config import DecoderConfig
 from shared.lm.interventions import Add, Attend, Scale, Uniform
 
-__all__ = ["MAX_CAPTURED", "MAX_LENS_ROWS", "TapBuilder", "check_captured"]
+__all__ = ["MAX_CAPTURED", "MAX_PROMPT_ROWS", "MAX_ROWS", "MAX_STEP_ROWS", "TapBuilder", "check_captured"]
 
 MAX_CAPTURED = 2**24
 """Numbers that the captures of one request may come to, answers of the longest length: 64 MiB in float32."""
 
-MAX_LENS_ROWS = 1024
-"""Residual streams of a prompt that are read out, over all layers: each is a product with the output matrix."""
+MAX_PROMPT_ROWS = 1024
+"""Residual streams of prompts that the lens of one request reads: each is a product with the output matrix."""
+
+MAX_STEP_ROWS = 128
+"""Those of one decode step, over all answers: everybody in the batch waits for them."""
+
+MAX_ROWS = 2**15
+"""Those of prompts and answers together: 1,092 tokens through 30 layers."""
 
 MAX_STRENGTH = 10_000.0
 """Largest entry of a vector times its scale: beyond it float16 overflows."""
@@ -44,10 +54,11 @@ class TapBuilder:
         config: Its sizes.
         weights: Digest of its weights, to which stored vectors belong.
         vectors: The tenant's.
+        has_files: Whether captures that are too large for an answer have a place.
     """
 
-    def __init__(self, config: DecoderConfig, weights: str, vectors: VectorStore) -> None:
-        self._config, self._weights, self._vectors = config, weights, vectors
+    def __init__(self, config: DecoderConfig, weights: str, vectors: VectorStore, *, has_files: bool) -> None:
+        self._config, self._weights, self._vectors, self._has_files = config, weights, vectors, has_files
 
     def build(self, options: GenerationOptions, prompt: int, max_tokens: int) -> RequestTaps | None:
         """The taps of a request with so many tokens; None where it asks for none.
@@ -66,8 +77,13 @@ class TapBuilder:
         for i, asked in enumerate(options.capture or ()):
             with in_field(f"capture[{i}]"):
                 captures.append(self._build_capture(asked, prompt))
-        numbers = self._count(captures, prompt, max_tokens, options.n)
-        return RequestTaps(tuple(edits), tuple(captures), numbers)
+        size = self._measure(captures, prompt, max_tokens, options.n)
+        check_captured(size)
+        if not self._has_files and (each := size.numbers // options.n) > INLINE_NUMBERS:
+            detail = f"Captures of {each:,} numbers need an object store; without one an answer has {INLINE_NUMBERS:,}."
+            hint = "Name fewer layers, heads or positions, or set max_tokens."
+            raise InvalidOption(detail, hint=hint, field="capture")
+        return RequestTaps(tuple(edits), tuple(captures), size)
 
     def _build_edits(self, given: wire.Intervention, prompt: int) -> list[PlacedEdit]:
         tokens, config = TokenRange.of(given.positions, prompt, self._config.positions), self._config
@@ -132,25 +148,20 @@ class TapBuilder:
         heads = self._check_heads(given.heads, Site("q", 0))
         return AttentionCapture(layers, tuple(range(self._config.heads) if heads is None else heads), tokens)
 
-    def _count(self, captures: list[Capture], prompt: int, max_tokens: int, n: int) -> int:
-        """Numbers that the captures may come to.
-
-        Raises:
-            InvalidOption: They are too many.
-        """
-        total = lenses = 0
+    def _measure(self, captures: list[Capture], prompt: int, max_tokens: int, n: int) -> CaptureSize:
+        """What the captures may come to, answers of the longest length."""
+        size, steps = CaptureSize(), Counter[int]()
         end = prompt + max(max_tokens - 1, 0)  # the last token is drawn, but never fed
         for capture in captures:
-            numbers = [capture.count(at, self._config) for at in capture.tokens.within(0, end)]
+            at = capture.tokens.within(0, end)
+            numbers = [capture.count(position, self._config) for position in at]
             # In a file all rows of attention are as long as the longest: of tokens in a row, that is twice as much.
-            total += n * max(sum(numbers), len(numbers) * max(numbers, default=0) // 2)
+            size += CaptureSize(n * max(sum(numbers), len(numbers) * max(numbers, default=0) // 2))
             if isinstance(capture, LensCapture):
-                lenses += len(capture.layers) * len(capture.tokens.within(0, prompt))
-        check_captured(total)
-        if lenses > MAX_LENS_ROWS:
-            detail = f"The logit lens would read {lenses:,} states of the prompt; a request may have {MAX_LENS_ROWS:,}."
-            raise InvalidOption(detail, hint="Name fewer layers or positions.", field="capture")
-        return total
+                layers, read = len(capture.layers), len(capture.tokens.within(0, prompt))
+                size += CaptureSize(prompt_rows=layers * read, rows=layers * (read + n * (len(at) - read)))
+                steps.update(dict.fromkeys(at[read:], layers))
+        return size + CaptureSize(step_rows=n * max(steps.values(), default=0))
 
     def _parse_site(self, text: str) -> Site:
         site = parse_site(text, self._config)
@@ -168,12 +179,21 @@ class TapBuilder:
         return list(dict.fromkeys(resolve_indices(heads, count, "head")))
 
 
-def check_captured(numbers: int) -> None:
+def check_captured(size: CaptureSize) -> None:
     """Refuse what an HTTP request may capture if it is too much: InvalidOption."""
-    if numbers > MAX_CAPTURED:
-        detail = f"The captures may come to {numbers:,} numbers; a request may have {MAX_CAPTURED:,}."
-        hint = "Name fewer layers, heads or positions, send fewer prompts, or set max_tokens."
-        raise InvalidOption(detail, hint=hint, field="capture")
+    for asked, most, what in (
+        (size.numbers, MAX_CAPTURED, "The captures may come to {:,} numbers; a request may have {:,}."),
+        (
+            size.prompt_rows,
+            MAX_PROMPT_ROWS,
+            "The logit lens would read {:,} states of prompts; a request may have {:,}.",
+        ),
+        (size.step_rows, MAX_STEP_ROWS, "The logit lens would read {:,} states in each decode step; {:,} are taken."),
+        (size.rows, MAX_ROWS, "The logit lens would read {:,} states of prompts and answers; a request may have {:,}."),
+    ):
+        if asked > most:
+            hint = "Name fewer layers, heads or positions, send fewer prompts, or set max_tokens."
+            raise InvalidOption(what.format(asked, most), hint=hint, field="capture")
 
 
 def _read_weights(given: wire.AttendIntervention, prompt: int, config: DecoderConfig) -> tuple[list[int], list[float]]:

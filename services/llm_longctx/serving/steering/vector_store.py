@@ -2,6 +2,9 @@
 
 tenants/<digest>/steering-vectors/<name>/<version>.safetensors     vectors by layer
 tenants/<digest>/steering-vectors/<name>/<version>.json            facts; without them there is no version
+tenants/<digest>/steering-vectors/<name>/<version>.gone            the highest version that was deleted
+
+A version is never given out twice: who wrote down `calm@2` gets that vector or none.
 """
 
 from __future__ import annotations
@@ -21,6 +24,9 @@ __all__ = ["VectorStore"]
 MAX_VERSIONS = 500
 """Versions of all vectors of one tenant."""
 
+MAX_NAMES = 10_000
+"""Names that a tenant may ever use: of a deleted one its last version is remembered."""
+
 _ID = re.compile(rf"({VECTOR_NAME[1:-1]})(?:@([0-9]{{1,9}}))?")
 
 
@@ -39,13 +45,9 @@ class VectorStore:
             QueueFull: The tenant has too many.
         """
         store = self._require()
-        names = [one.path for one in store.list_objects() if one.path.endswith(".json")]
-        if len(names) >= MAX_VERSIONS:
-            raise QueueFull(f"There are {MAX_VERSIONS} steering vectors already.", hint="Delete some.")
+        self._check_room(facts.name)
         content = save({str(layer): one.contiguous() for layer, one in directions.items()})
-        version = max(self._versions(facts.name), default=0) + 1
-        while not store.create(f"{facts.name}/{version}.safetensors", content):  # another has just taken it
-            version += 1
+        version = self._take_version(facts.name, content)
         stored = facts.model_copy(update={"version": version, "id": f"{facts.name}@{version}"})
         store.put(f"{facts.name}/{version}.json", stored.model_dump_json().encode())
         return stored
@@ -84,7 +86,10 @@ class VectorStore:
         store = self._require()
         if "@" in name:
             self.get(name)
+        store.put(f"{label}/{max(gone)}.gone", b"")  # before the files: nobody may take the number in between
         store.delete(*(f"{label}/{one}.{kind}" for one in gone for kind in ("json", "safetensors")))
+        deleted = self._numbers(label, "gone")
+        store.delete(*(f"{label}/{one}.gone" for one in deleted[:-1]))
         return gone
 
     def list_vectors(self) -> list[SteeringVector]:
@@ -109,9 +114,35 @@ class VectorStore:
             raise _unknown(name, self.list_ids())
         return match[1], max(versions)
 
+    def _check_room(self, name: str) -> None:
+        paths = [one.path for one in self._require().list_objects()]
+        if sum(path.endswith(".json") for path in paths) >= MAX_VERSIONS:
+            raise QueueFull(f"There are {MAX_VERSIONS} steering vectors already.", hint="Delete some.")
+        names = {path.partition("/")[0] for path in paths}
+        if name not in names and len(names) >= MAX_NAMES:
+            raise QueueFull(
+                f"{MAX_NAMES:,} names of steering vectors were used already.", hint="Use one of them again."
+            )
+
+    def _take_version(self, name: str, content: bytes) -> int:
+        """Store the numbers of a vector under the next version that nobody has had."""
+        store, version = self._require(), max(self._numbers(name), default=0)
+        while True:
+            version += 1
+            path = f"{name}/{version}.safetensors"
+            if not store.create(path, content):  # another has just taken it
+                continue
+            if version > max(self._numbers(name, "gone"), default=0):
+                return version
+            store.delete(path)  # another has taken it and deleted it again
+
     def _versions(self, name: str) -> list[int]:
-        paths = [one.path for one in self._require().under(name).list_objects()]
-        return sorted(int(path.removesuffix(".json")) for path in paths if path.endswith(".json"))
+        return self._numbers(name, "json")
+
+    def _numbers(self, name: str, kind: str = "") -> list[int]:
+        """Versions that have a file of a kind, or any file, in order."""
+        paths = [one.path.split(".") for one in self._require().under(name).list_objects()]
+        return sorted({int(number) for number, suffix in paths if kind in {"", suffix}})
 
     def _require(self) -> ObjectStore:
         if self._objects is None:
