@@ -13,8 +13,8 @@ import uvloop
 from services.gateway.app import Gateway, build_gateway
 from services.gateway.grpc.server import serve_grpc
 from services.gateway.metrics_server import create_metrics_server
-from services.gateway.policy.local_only import is_loopback
 from services.gateway.server import create_server
+from shared.local_names import is_loopback
 from shared.settings import Settings, settings
 from shared.storage.private_files import make_files_private
 from shared.telemetry import configure_logs, configure_tracing, log, shut_down_tracing

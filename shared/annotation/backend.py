@@ -20,13 +20,15 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from shared import telemetry
 from shared.annotation.label_config import ControlTag, find_control
 from shared.annotation.predictor import Predictor, version_of
 from shared.annotation.training_run import TrainingRuns
 from shared.api.model import ModelEntry
-from shared.errors import FoveaError, InvalidOption, Malformed, Unauthenticated, UnsupportedMedia
+from shared.errors import FoveaError, InvalidOption, Malformed, PermissionDenied, Unauthenticated, UnsupportedMedia
+from shared.local_names import is_loopback, without_port
 from shared.serving.http.error_rendering import render, translate
 from shared.serving.http.middleware import ServiceMiddleware
 from shared.settings import Settings
@@ -130,7 +132,10 @@ class LabelStudioBackend:
 
 
 def build_backend_app(backend: LabelStudioBackend, settings: Settings) -> Starlette:
-    """The app of a backend; with a password, whoever calls must send it (Basic, any user name)."""
+    """The app of a backend; with a password, whoever calls must send it (Basic, any user name).
+
+    Without one it answers to names of this machine only, which no foreign web page can be found under.
+    """
     password = settings.label_studio_backend_password
 
     def route(path: str, answer: Callable[[Request], Awaitable[Response]], method: str) -> Route:
@@ -153,9 +158,30 @@ def build_backend_app(backend: LabelStudioBackend, settings: Settings) -> Starle
             route("/train", backend.train, "POST"),
             route("/status", backend.status, "GET"),
         ],
-        middleware=[Middleware(ServiceMiddleware, service="label-studio", settings=settings)],
+        middleware=[
+            Middleware(ServiceMiddleware, service="label-studio", settings=settings),
+            *([] if password else [Middleware(_LocalNames)]),
+        ],
         exception_handlers={HTTPException: _on_error},
     )
+
+
+class _LocalNames:
+    """ASGI middleware that refuses a `Host` which is no name of this machine."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on what may come in."""
+        if scope["type"] == "http":
+            host = without_port(dict(scope["headers"]).get(b"host", b"localhost").decode("latin-1"))
+            if not is_loopback(host):
+                hint = "Use http://127.0.0.1, or set FOVEA_LABEL_STUDIO_BACKEND_PASSWORD."
+                error = PermissionDenied(f"Without a password {host[:100]!r} is no name of this backend.", hint=hint)
+                await render(scope, error, {"connection": "close"})(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
 
 
 async def _on_error(request: Request, error: Exception) -> Response:

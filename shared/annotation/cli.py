@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -18,6 +17,7 @@ from shared.annotation.label_studio import LabelStudio
 from shared.annotation.predictor import Predictor, version_of
 from shared.annotation.training_run import TrainingPlan, TrainingRuns
 from shared.errors import InvalidOption
+from shared.local_names import is_loopback
 from shared.settings import Settings, settings
 from shared.storage.private_files import make_files_private
 
@@ -75,19 +75,12 @@ def check_access(config: Settings, host: str) -> None:
             "Label Studio's address or its token is missing.",
             hint="Set FOVEA_LABEL_STUDIO_URL and FOVEA_LABEL_STUDIO_TOKEN (Account & Settings, Access token).",
         )
-    if config.label_studio_backend_password is None and not _is_loopback(host):
+    if config.label_studio_backend_password is None and not is_loopback(host):
         raise InvalidOption(
             f"On {host} others could reach the backend without a password.",
             hint="Set FOVEA_LABEL_STUDIO_BACKEND_PASSWORD, and enter it in Label Studio.",
             field="host",
         )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 async def _serve(config: Settings, options: _Options, host: str, port: int) -> None:

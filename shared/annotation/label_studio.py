@@ -5,8 +5,9 @@ Only the Label Studio that this process was told of is asked: no request can nam
 
 from __future__ import annotations
 
+import re
 from typing import Any
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 import httpx2
 
@@ -15,6 +16,9 @@ from shared.errors import InvalidOption, NotReady, PermissionDenied, TooLarge
 __all__ = ["LabelStudio"]
 
 HTTP_REFUSED = (401, 403)
+
+PICTURES = re.compile(r"/(?:data|storage-data/uploaded|(?:tasks|projects)/[0-9]+/resolve)/")
+"""Where Label Studio has pictures of tasks: uploads and local files, and the route that resolves those of a storage."""
 
 
 class LabelStudio:
@@ -53,16 +57,26 @@ class LabelStudio:
         """The bytes of a picture.
 
         Raises:
-            InvalidOption: It lies elsewhere, or is no address.
+            InvalidOption: It lies elsewhere, or is no address, or no picture of a task (the token opens more).
             NotReady, PermissionDenied, TooLarge: See `_get`.
         """
         if not self.owns(address):
             hint = "Upload pictures to Label Studio, or serve them as its local files."
             raise InvalidOption("The task's picture does not lie in Label Studio.", hint=hint, field="tasks")
         found = _split(address)
+        if not self._is_picture(found.path):
+            hint = "Pictures lie below /data/, /storage-data/uploaded/, or a task's or project's /resolve/."
+            raise InvalidOption("The address is no picture of a task.", hint=hint, field="tasks")
         # Whole, with our own host: of a path alone, "/http://elsewhere" would become an address elsewhere.
         place = f"{self._root.scheme}://{self._root.netloc}/{found.path.lstrip('/')}"
         return await self._get(f"{place}?{found.query}" if found.query else place)
+
+    def _is_picture(self, path: str) -> bool:
+        """Whether a path lies below Label Studio's own and is one of `PICTURES`, however it is written."""
+        plain, root = unquote(path), unquote(self._root.path)
+        steps = plain.replace("\\", "/").split("/")
+        winding = ".." in steps or "" in steps[1:-1] or "\\" in plain
+        return not winding and plain.startswith(root) and PICTURES.match(plain[len(root) :]) is not None
 
     async def export_tasks(self, project: int) -> list[dict[str, Any]]:
         """The annotated tasks of a project, each with its annotations."""

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from shared.api.replica import SECRET_HEADER
 from shared.errors import PermissionDenied, Unauthenticated
+from shared.local_names import without_port
 from shared.serving.http.error_rendering import render
 from shared.settings import Settings
 
@@ -54,7 +55,7 @@ class GatewayOnlyMiddleware:
 
     def _is_ours(self, host: str) -> bool:
         """Whether a `Host` names this replica: by an address, which no foreign page can be found under, or its name."""
-        name = host if host.endswith("]") else host.rpartition(":")[0] or host
+        name = without_port(host)
         if name.lower() in self._names:
             return True
         try:

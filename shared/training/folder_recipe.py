@@ -5,6 +5,7 @@ Knows pictures and splits; the label formats are read by the recipes.
 
 from __future__ import annotations
 
+import inspect
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_serializer
 from torch import Tensor, nn
 
 from shared.errors import InvalidOption
+from shared.registry.weights import find_weights, read_weights
 from shared.training.calibrate import ServingFacts, learn_familiar, sample_pictures
 from shared.training.data.splits import held_out
 from shared.training.data.survey import FileProblem, Survey
@@ -55,6 +57,7 @@ class FolderRecipe(Recipe):
     group_by: str = Field("", description="Pattern of what belongs together in a file's name, and is never split.")
     share: float = Field(0.15, gt=0, lt=1, description="Share held out, where neither folders nor a list say which.")
     half: bool | None = Field(None, description="bfloat16; by default where the processor computes with it.")
+    start: str | None = Field(None, description="Weights to start from, a name or a file: layers of equal shape.")
     source: DataSource = DataSource()
     others: tuple[Path, ...] = Field(
         (), description="Folders of pictures of other kinds: how well these are told apart is measured."
@@ -82,6 +85,10 @@ class FolderRecipe(Recipe):
     def _name_folder(self, data: Path) -> str:
         """A folder's name without its place: what is written down is read elsewhere."""
         return data.name
+
+    @field_serializer("start")
+    def _name_start(self, start: str | None) -> str | None:
+        return None if start is None else Path(start).stem
 
     @field_serializer("others")
     def _name_folders(self, others: tuple[Path, ...]) -> list[str]:
@@ -132,6 +139,31 @@ class FolderRecipe(Recipe):
                 for folder in self.others
             },
         )
+
+    def network(self) -> nn.Module:
+        """With what of `start` has the same name and shape."""
+        return self.load_start(super().network())
+
+    def load_start(self, built: nn.Module) -> nn.Module:
+        """`built` with the layers of `start` that have the same name and shape; as it is where there is no start.
+
+        Raises:
+            InvalidOption: No layer is the same.
+        """
+        if self.start is None:
+            return built
+        path, own = Path(self.start), Path(inspect.getfile(type(self)))
+        folder = (
+            path.parent if len(path.parts) > 1 else next(up / "weights" for up in own.parents if up.name != "recipes")
+        )
+        arrays = read_weights(find_weights(path.stem, folder, folder)).arrays
+        ours = built.state_dict()
+        same = {k: torch.from_numpy(v) for k, v in arrays.items() if k in ours and ours[k].shape == v.shape}
+        if not same:
+            detail = f"No layer of {path.stem} has the name and shape of one of {self.name}."
+            raise InvalidOption(detail, hint="Start from weights of the same network.", field="start")
+        built.load_state_dict(ours | same)
+        return built
 
     def survey(self) -> Survey | None:
         """What `prepare` found in the folder; None before it."""

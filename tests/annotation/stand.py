@@ -65,7 +65,8 @@ def backend(
     sdk = httpx2.AsyncClient(base_url=url, trust_env=False, timeout=60)
     runs = TrainingRuns(label_studio, plan) if plan else None
     answers = LabelStudioBackend(Predictor(sdk, label_studio, ["pranet-annotated", "pranet"]), runs, fit_every)
-    with TestClient(build_backend_app(answers, Settings(_env_file=None, **settings))) as client:
+    app = build_backend_app(answers, Settings(_env_file=None, **settings))
+    with TestClient(app, base_url="http://127.0.0.1:9090") as client:
         try:
             yield client
         finally:

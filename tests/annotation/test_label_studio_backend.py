@@ -157,6 +157,31 @@ def test_a_password_is_asked_for_and_a_web_page_can_not_post_here(fovea: str) ->
         assert sent.status_code == 415
 
 
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("evil.test", 403),
+        ("evil.test:9090", 403),
+        ("127.0.0.1.evil.test", 403),
+        ("10.0.0.7:9090", 403),
+        ("localhost:9090", 200),
+        ("127.0.0.1:9090", 200),
+        ("[::1]:9090", 200),
+    ],
+)
+def test_without_a_password_only_names_of_this_machine_are_answered(fovea: str, host: str, status: int) -> None:
+    with backend(fovea, files_of_label_studio({})) as client:
+        found = client.get("/versions", headers={"host": host})
+        assert found.status_code == status, found.text
+        assert client.get("/health", headers={"host": host}).status_code == status
+
+
+def test_with_a_password_any_name_is_answered(fovea: str) -> None:
+    with backend(fovea, files_of_label_studio({}), label_studio_backend_password="p") as client:
+        assert client.get("/versions", headers={"host": "fovea.example"}, auth=("x", "p")).status_code == 200
+        assert client.get("/versions", headers={"host": "fovea.example"}).status_code == 401
+
+
 def test_others_reach_the_backend_with_a_password_only() -> None:
     ready = Settings(_env_file=None, label_studio_url="http://studio.test", label_studio_token="t")
     check_access(ready, "127.0.0.1")
@@ -271,45 +296,84 @@ def test_the_ground_truth_counts_else_the_newest_and_never_a_skipped_one() -> No
 
 
 async def test_label_studio_says_no_and_nothing_of_elsewhere_is_fetched() -> None:
-    studio = files_of_label_studio({"/big": bytes(2**20 + 1)})
+    studio = files_of_label_studio({"/data/big": bytes(2**20 + 1)})
     with pytest.raises(TooLarge):
-        await studio.fetch_picture("/big")
+        await studio.fetch_picture("/data/big")
     for elsewhere in ("http://169.254.169.254/latest", "//evil.test/a", "http://studio.test:9/a", "file:///etc/passwd"):
         with pytest.raises(InvalidOption):
             await studio.fetch_picture(elsewhere)
     studio._token = "wrong"
     with pytest.raises(PermissionDenied, match="token"):
-        await studio.fetch_picture("http://studio.test:8080/big")
+        await studio.fetch_picture("http://studio.test:8080/data/big")
 
 
-@pytest.mark.parametrize(
-    "address",
-    ["/http://evil.test/a", "http://studio.test:8080/http://evil.test/a", "////evil.test/a", "/\\evil.test/a"],
-)
-async def test_the_token_goes_to_label_studio_alone(address: str) -> None:
+def asked_studio(url: str = "http://studio.test:8080") -> tuple[LabelStudio, list[httpx2.URL]]:
+    """A Label Studio that has every file, and what it was asked for."""
     asked: list[httpx2.URL] = []
 
     def answer(request: httpx2.Request) -> httpx2.Response:
         asked.append(request.url)
-        return httpx2.Response(200, content=b"x")
+        return httpx2.Response(200, content=b"{}")
 
-    studio = LabelStudio("http://studio.test:8080", "t", limit=9, transport=httpx2.MockTransport(answer))
-    assert await studio.fetch_picture(address) == b"x"
+    return LabelStudio(url, "t", limit=9, transport=httpx2.MockTransport(answer)), asked
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "/data/upload/1/a%20b.jpg",
+        "/data/local-files/?d=roads/a.jpg",
+        "http://studio.test:8080/data/upload/1/a.jpg",
+        "/storage-data/uploaded/?filepath=upload/1/a.jpg",
+        "/tasks/7/resolve/?fileuri=czM6Ly9hL2I=",
+        "/projects/7/resolve/?fileuri=czM6Ly9hL2I=",
+    ],
+)
+async def test_files_of_tasks_are_fetched_from_label_studio(address: str) -> None:
+    studio, asked = asked_studio()
+    assert await studio.fetch_picture(address) == b"{}"
     assert [(url.host, url.port) for url in asked] == [("studio.test", 8080)]
 
 
+@pytest.mark.parametrize(
+    "address",
+    [
+        "/http://evil.test/a",
+        "http://studio.test:8080/http://evil.test/a",
+        "////evil.test/a",
+        "/\\evil.test/a",
+        "/api/current-user/token",
+        "/api/projects/1/export?exportType=JSON",
+        "/user/account",
+        "/",
+        "/data",
+        "/database.sqlite",
+        "/data/../api/current-user/token",
+        "/data/%2e%2e/api/current-user/token",
+        "/data/%2E./api/current-user/token",
+        "/data/..\\api",
+        "/data//evil.test",
+        "//data/upload/1/a.jpg",
+        "/tasks/7/annotations/",
+        "/tasks/x/resolve/?fileuri=a",
+        "/tasks/7/resolve/../../../api/users",
+    ],
+)
+async def test_what_is_no_file_of_a_task_is_not_fetched(address: str) -> None:
+    studio, asked = asked_studio()
+    with pytest.raises(InvalidOption):
+        await studio.fetch_picture(address)
+    assert not asked
+
+
 async def test_a_label_studio_below_a_path_is_asked_for_its_files_there() -> None:
-    asked: list[str] = []
-
-    def answer(request: httpx2.Request) -> httpx2.Response:
-        asked.append(request.url.path)
-        return httpx2.Response(200, content=b"{}")
-
-    studio = LabelStudio("http://studio.test/label", "t", limit=9, transport=httpx2.MockTransport(answer))
+    studio, asked = asked_studio("http://studio.test/label")
     for address in ("/label/data/a.png", "http://studio.test/label/data/a.png"):
         await studio.fetch_picture(address)
+    with pytest.raises(InvalidOption):
+        await studio.fetch_picture("/data/a.png")
     await studio.label_config(3)
-    assert asked == ["/label/data/a.png", "/label/data/a.png", "/label/api/projects/3"]
+    assert [url.path for url in asked] == ["/label/data/a.png", "/label/data/a.png", "/label/api/projects/3"]
 
 
 @pytest.mark.parametrize("address", ["http://[", "/a\x00b", "/" + "a" * 70_000])

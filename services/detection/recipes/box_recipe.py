@@ -13,7 +13,7 @@ from typing import Any, ClassVar, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, PrivateAttr, field_serializer
+from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
 from services.detection.boxes import letterbox, nms, unletterbox
@@ -21,7 +21,6 @@ from services.detection.boxes.letterbox import GREY
 from services.detection.metrics.boxes import box_scores, resampled_map50
 from services.detection.recipes.box_evaluation import map50, to_tensor
 from services.detection.recipes.score_choice import LEAST, choose_scores
-from shared.registry.weights import find_weights, read_weights
 from shared.training.calibrate import ServingFacts
 from shared.training.data.augment import Augment, warp_boxes, warp_picture
 from shared.training.data.box_sets import BoxSet, check_boxes, find_boxes
@@ -55,17 +54,11 @@ class BoxRecipe(FolderRecipe):
     grow: int = Field(10, ge=0, description="Pixels by which parts of masks grow before they are joined and boxed.")
     mosaic: float = Field(0.5, ge=0, le=1, description="Share of samples that are put together from four pictures.")
     choose: int = Field(20, ge=1, description="Training pictures set aside to choose the checkpoint.")
-    start: str | None = Field(None, description="Weights to start from, a name or a file: layers of equal shape.")
 
     _train: BoxSet = PrivateAttr(BoxSet((), (), ()))
     _choose: BoxSet = PrivateAttr(BoxSet((), (), ()))
     _out: BoxSet = PrivateAttr(BoxSet((), (), ()))
     _pixels: dict[Path, Pixels] = PrivateAttr(default_factory=dict)
-
-    @field_serializer("start")
-    def _name_start(self, start: str | None) -> str | None:
-        """A file's name without its place: what is written down is read elsewhere."""
-        return None if start is None else Path(start).stem
 
     @abstractmethod
     def branch_loss(self, maps: Any, targets: Tensor) -> Tensor:
@@ -84,18 +77,6 @@ class BoxRecipe(FolderRecipe):
         copies = near_copies(train.pictures, self._out.pictures)
         self._survey = Survey(len(train), len(self._out), found.counts, sizes, problems, copies)
         return f"train:{train.digest} held-out:{self._out.digest}"
-
-    def network(self) -> nn.Module:
-        """With what of `start` has the same name and shape."""
-        built = super().network()
-        if self.start is not None:
-            path = Path(self.start)
-            folder = path.parent if len(path.parts) > 1 else Path(__file__).parents[1] / "weights"
-            arrays = read_weights(find_weights(path.stem, folder, folder)).arrays
-            ours = built.state_dict()
-            same = {k: torch.from_numpy(v) for k, v in arrays.items() if k in ours and ours[k].shape == v.shape}
-            built.load_state_dict(ours | same)
-        return built
 
     def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
         """AdamW, of which only kernels decay."""

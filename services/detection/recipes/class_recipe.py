@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from services.detection.layers.partial import PartialNetwork
 from services.detection.recipes.patnet.recipe import normalise_patches
 from services.detection.servables.patches import MEAN, STD, pool_stages, resize_patch
-from shared.registry import network
 from shared.registry.weights import Dtype
 from shared.training.calibrate import ServingFacts, reliability_facts
 from shared.training.data.augment import Augment, warp_picture
@@ -189,7 +188,7 @@ class EfficientNetLite0Recipe(ClassRecipe):
         """With ImageNet weights but for the classifier."""
         built = EfficientNetLite0(len(self._train.names))
         load_imagenet(built, tuple(MEAN.tolist()), tuple(STD.tolist()))
-        return built
+        return self.load_start(built)
 
 
 class StudentRecipe(ClassRecipe):
@@ -226,11 +225,6 @@ class StudentRecipe(ClassRecipe):
         self._taught = recipe.measure(fitted.network)
         self._teacher = cast("EfficientNetLite0", fitted.network)
         return digest
-
-    def network(self) -> nn.Module:
-        """The network in the layout that is served."""
-        built: nn.Module = network(self.builds or self.weights, **self.config())
-        return built
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
         """Cross-entropy with the teacher's softened answer, the angle to its features, and a little of the labels."""

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from services.detection.recipes.class_recipe import EfficientNetLite0Recipe
@@ -93,6 +94,30 @@ def test_a_folder_of_classes_becomes_a_classifier(kind: type[PATNetRecipe | Fast
     manifest = publish(made, fit(made, tmp_path / "run"), tmp_path / "out")
     assert {"top_1", "teacher_top_1", "recall.blue", "recall.red"} <= manifest.metrics.keys()
     assert manifest.data["names"] == "blue,red"
+
+
+def test_a_classifier_starts_from_a_file_and_the_manifest_keeps_only_its_name(tmp_path: Path) -> None:
+    folder = colours(tmp_path / "data", 10)
+    first = EfficientNetLite0Recipe(data=folder, side=64, schedule=SHORT)
+    publish(first, fit(first, tmp_path / "run"), tmp_path / "out")
+    file = tmp_path / "out" / "efficientnet-lite0.safetensors"
+    again = first.model_copy(update={"start": str(file)})
+    again.prepare(tmp_path)
+    held = {key: torch.from_numpy(array) for key, array in read_weights(file).arrays.items()}
+    built = again.network().state_dict()
+    assert held.keys() == built.keys()
+    assert all(torch.equal(built[key], tensor) for key, tensor in held.items() if tensor.is_floating_point())
+    assert again.model_dump(mode="json")["start"] == "efficientnet-lite0"
+
+
+def test_a_start_of_which_no_layer_fits_is_refused(tmp_path: Path) -> None:
+    folder = colours(tmp_path / "data", 10)
+    first = EfficientNetLite0Recipe(data=folder, side=64, schedule=SHORT)
+    publish(first, fit(first, tmp_path / "run"), tmp_path / "out")
+    made = PATNetRecipe(data=folder, side=64, start=str(tmp_path / "out" / "efficientnet-lite0.safetensors"))
+    made.gather()
+    with pytest.raises(InvalidOption, match="No layer of efficientnet-lite0 has the name and shape of one of patnet"):
+        made.network()
 
 
 def test_one_class_is_refused(tmp_path: Path) -> None:

@@ -6,27 +6,13 @@ foreign `Host` (DNS rebinding) and a foreign `Origin`. Knows nothing about keys.
 
 from __future__ import annotations
 
-import ipaddress
-from functools import lru_cache
-
 from services.gateway.http.request_context import RequestContext
 from shared.errors import PermissionDenied
+from shared.local_names import is_loopback, without_port
 
-__all__ = ["is_loopback", "require_local_request"]
+__all__ = ["require_local_request"]
 
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-
-
-@lru_cache(maxsize=64)
-def is_loopback(host: str) -> bool:
-    """Whether a host name or address can only mean this machine."""
-    name = host.strip("[]").lower()
-    if name == "localhost" or name.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
 
 
 def require_local_request(ctx: RequestContext, own: str) -> None:
@@ -40,7 +26,7 @@ def require_local_request(ctx: RequestContext, own: str) -> None:
         PermissionDenied: `Host` is not a loopback name, or `Origin` is another site and the request changes something.
     """
     host = ctx.headers.get(b"host", b"localhost").decode("latin-1")
-    name = host if host.endswith("]") else host.rpartition(":")[0] or host
+    name = without_port(host)
     if name != own and not is_loopback(name):
         detail = f"This gateway serves its own machine only, and {name[:100]!r} is not one of its names."
         raise PermissionDenied(detail, hint="Use http://127.0.0.1, or run with FOVEA_AUTH=keys.")

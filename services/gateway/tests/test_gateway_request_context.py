@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from services.gateway.http.request_context import RequestContext, build_request_headers, build_response_headers
 from services.gateway.policy.caller import Caller
-from services.gateway.policy.local_only import is_loopback, require_local_request
+from services.gateway.policy.local_only import require_local_request
 from services.gateway.routing.model_routing import resolve_service
 from services.gateway.routing.route_table import RouteTable
 from shared.api.replica import ReplicaRecord
 from shared.errors import InvalidOption, NotFound, PermissionDenied
+from shared.local_names import is_loopback
 
 NAMES = st.text("abcdefghijklmnopqrstuvwxyz-", min_size=1, max_size=20).map(lambda n: n.encode())
 VALUES = st.text(st.characters(min_codepoint=32, max_codepoint=255), max_size=30).map(lambda v: v.encode("latin-1"))

@@ -75,9 +75,10 @@ class PraNetLiteRecipe(FolderRecipe):
         return {"width": self.width, "decoder": self.decoder}
 
     def network(self) -> nn.Module:
-        """With ImageNet weights in the backbone."""
+        """With ImageNet weights in the backbone, where there is no `start`."""
         built = cast("PraNetLite", super().network())
-        load_imagenet(cast("EfficientNetLite0", built.backbone), tuple(MEAN.tolist()), tuple(STD.tolist()))
+        if self.start is None:
+            load_imagenet(cast("EfficientNetLite0", built.backbone), tuple(MEAN.tolist()), tuple(STD.tolist()))
         return built
 
     def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:

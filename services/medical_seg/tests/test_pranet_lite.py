@@ -65,6 +65,18 @@ def test_a_folder_becomes_weights(tmp_path: Path) -> None:
     held.load_state_dict({key: torch.from_numpy(array) for key, array in arrays.items()})
 
 
+def test_it_starts_from_a_file_instead_of_imagenet(tmp_path: Path) -> None:
+    first = recipe(frames(tmp_path / "data", 20))
+    publish(first, fit(first, tmp_path / "run"), tmp_path / "out")
+    again = first.model_copy(update={"start": str(tmp_path / "out" / "pranet.safetensors")})
+    built = again.network().state_dict()
+    held = read_weights(tmp_path / "out" / "pranet.safetensors").arrays
+    assert held.keys() == built.keys()
+    assert all(
+        torch.equal(built[key], torch.from_numpy(array)) for key, array in held.items() if array.dtype == np.float32
+    )
+
+
 @pytest.mark.slow
 def test_it_learns_to_mark_discs(tmp_path: Path) -> None:
     made = recipe(frames(tmp_path / "data", 24), steps=60)

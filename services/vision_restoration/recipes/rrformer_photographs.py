@@ -71,9 +71,10 @@ class RRFormerPhotographs(FolderRecipe):
         }  # fmt: skip
 
     def network(self) -> nn.Module:
-        """A network that begins by handing its picture through."""
+        """A network that begins by handing its picture through, where there is no `start`."""
         built = cast("RestorerNetwork", super().network())
-        start_at_identity(built.net)
+        if self.start is None:
+            start_at_identity(built.net)
         return built
 
     def gather(self) -> str:
