@@ -22,8 +22,6 @@ from loadtests.bench.peers.environment import PeerMissing
 
 __all__ = ["EngineProcess", "Generation"]
 
-SCRIPTS = Path(__file__).parent / "engines"
-
 
 @dataclass(frozen=True)
 class Generation:
@@ -53,17 +51,17 @@ class EngineProcess:
         build: What it says of its version and build.
     """
 
-    def __init__(self, name: str, python: Path, script: str, options: Mapping[str, Any], threads: int) -> None:
+    def __init__(self, name: str, python: Path, script: Path, options: Mapping[str, Any], threads: int) -> None:
         """Start it and load the model.
 
         Raises:
             PeerMissing: It did not start; the text has the end of what it said.
         """
         self.name = name
-        self._log = Path(tempfile.mkstemp(prefix=f"bench-{script}-", suffix=".log")[1])
+        self._log = Path(tempfile.mkstemp(prefix=f"bench-{script.stem}-", suffix=".log")[1])
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [python, SCRIPTS / f"{script}.py"],
+                [python, script],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

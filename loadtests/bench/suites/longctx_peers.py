@@ -33,7 +33,7 @@ Clock = Literal["wall", "cpu"]
 LENGTHS, LONGEST = (128, 1024, 4096), 7500
 BATCHES, BATCH_PROMPT, BATCH_NEW = (8, 16), 512, 128
 STEPS = 33
-REQUIREMENTS = Path(__file__).parents[1] / "peers/requirements"
+PEERS_ROOM = Path(__file__).parents[1] / "peers"
 
 
 @dataclass(frozen=True)
@@ -141,11 +141,11 @@ def start(peer: Peer, folder: Path, cache: Path, threads: int, root: Path) -> En
     """One engine, its environment made where it is missing; raises PeerMissing."""
     python, kept = Path(sys.executable), cache
     if peer.environment is not None:
-        requirements = REQUIREMENTS / f"{peer.environment}.txt"
+        requirements = PEERS_ROOM / f"requirements/{peer.environment}.txt"
         python = prepare_environment(peer.environment, requirements, root, peer.build)
         kept = root / peer.environment / f"smollm2-{peer.options.get('weights', '')}"
     options = {"gguf": str(gguf()), "folder": str(folder), "kept": str(kept), **peer.options}
-    return EngineProcess(peer.name, python, peer.script, options, threads)
+    return EngineProcess(peer.name, python, PEERS_ROOM / f"engines/{peer.script}.py", options, threads)
 
 
 def take_turns(
