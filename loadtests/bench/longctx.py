@@ -111,12 +111,13 @@ def cpu_seconds(work: Callable[[], object]) -> float:
     return time.process_time() - begun
 
 
-def read(s: OpenSequence, prompt: Sequence[int], chunk: int = CHUNK) -> None:
-    """As the scheduler reads: in chunks, logits of the last token only."""
+def read(s: OpenSequence, prompt: Sequence[int], chunk: int = CHUNK) -> torch.Tensor:
+    """As the scheduler reads: in chunks, logits [1,V] of the last token only."""
     s.state.reserve(len(prompt), 256)
     for begin in range(0, len(prompt), chunk):
         last = begin + chunk >= len(prompt)
-        s.runner.prefill(s.state, prompt[begin : begin + chunk], last=last, keep=int(last))
+        logits = s.runner.prefill(s.state, prompt[begin : begin + chunk], last=last, keep=int(last))
+    return logits
 
 
 def step(s: OpenSequence, tokens: Sequence[int]) -> float:

@@ -1,9 +1,8 @@
 """Attention methods at equal bytes on RULER-form tasks, with kvpress on the same prompts; writes docs/leaderboard.md.
 
 SmolLM2 in bfloat16. Predictions are kept as JSONL beside the results, so that a run that was cut short goes on where it
-stopped, and a larger one answers only what is new. kvpress runs in an environment of its own (`--python` of
-`python -m loadtests.bench.suites.ruler`, else one is made with venv and pip), and is skipped loudly
-where that fails.
+stopped, and a larger one answers only what is new. kvpress runs in an environment of its own, which is made once and
+kept (`--peers` of `python -m loadtests.bench.suites.ruler` says where), and is skipped loudly where that fails.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import venv
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +20,7 @@ from typing import Any
 import torch
 
 from loadtests.bench.longctx import gguf
+from loadtests.bench.peers.environment import ENVIRONMENTS, PeerMissing, prepare_environment
 from loadtests.bench.result import Row, Table, machine
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.evaluation.ruler import peers, plots
@@ -36,7 +35,7 @@ from shared.lm.weights import load_decoder
 
 ROOT = Path(__file__).parents[3]
 RESULTS = ROOT / "loadtests/bench/results"
-PEER = ROOT / "loadtests/bench/peers/kvpress"
+PEER = ROOT / "loadtests/bench/peers"
 PLANS = ROOT / "services/llm_longctx/weights/heads/smollm2-135m-instruct"
 PAGE, PICTURE = ROOT / "docs/leaderboard.md", ROOT / "docs/images/ruler.png"
 
@@ -69,22 +68,22 @@ def measure(rounds: int = 10, count: int = 1024) -> Table:
             "n": rounds,
         }
     )
-    return evaluate(spec, RESULTS / "ruler.jsonl", None)
+    return evaluate(spec, RESULTS / "ruler.jsonl", ENVIRONMENTS)
 
 
-def evaluate(spec: RulerSpec, store: Path, python: Path | None, *, threads: int = 0, page: int = 16) -> Table:
+def evaluate(spec: RulerSpec, store: Path, environments: Path, *, threads: int = 0, page: int = 16) -> Table:
     """Run ours and kvpress, write page and picture, and hand back the table."""
     with tempfile.TemporaryDirectory() as folder:
         files = unpack(gguf(), Path(folder), torch.bfloat16)
         engine = Engine(load_decoder(files, torch.bfloat16, "cpu"), page=page, threads=threads)
-        report = _ours_and_theirs(engine, files, spec, store, python, threads)
+        report = _ours_and_theirs(engine, files, spec, store, environments, threads)
     PICTURE.write_bytes(plots.draw_means(report))
     PAGE.write_text(write_page(report, f"{machine()['cpu']}, {machine()['cores']} cores"), "utf8")
     return _table(report)
 
 
 def _ours_and_theirs(
-    engine: Engine, files: Path, spec: RulerSpec, store: Path, python: Path | None, threads: int
+    engine: Engine, files: Path, spec: RulerSpec, store: Path, environments: Path, threads: int
 ) -> RulerReport:
     tokenizer = Tokenizer.from_folder(files)
     plans = {file.stem: HeadPlan.read(file) for file in PLANS.glob("*.json")}
@@ -92,7 +91,7 @@ def _ours_and_theirs(
     samples = files / "samples.jsonl"
     samples.write_text("".join(json.dumps(row) + "\n" for row in export_samples(on, spec)), "utf8")
     theirs = store.with_name(f"{store.stem}_kvpress.jsonl")
-    with _peer(python, files, samples, theirs, spec.budgets, threads or 1):
+    with _peer(environments, files, samples, theirs, spec.budgets, threads or 1):
         report = run_ruler(on, spec, store=store, progress=_say)
     if not theirs.is_file():
         return report
@@ -103,17 +102,17 @@ def _ours_and_theirs(
 
 @contextmanager
 def _peer(
-    python: Path | None, files: Path, samples: Path, out: Path, budgets: Sequence[float], threads: int
+    environments: Path, files: Path, samples: Path, out: Path, budgets: Sequence[float], threads: int
 ) -> Iterator[None]:
     """Kvpress beside ours, in a process that ends with the block."""
     try:
-        interpreter = python or _make_environment(samples.parent / "kvpress")
-    except subprocess.CalledProcessError as error:
-        print(f"kvpress is SKIPPED: its environment can't be made ({error}).", file=sys.stderr)
+        interpreter = prepare_environment("kvpress", PEER / "requirements/kvpress.txt", environments)
+    except PeerMissing as reason:
+        print(f"kvpress is SKIPPED: {reason}.", file=sys.stderr)
         yield
         return
     presses = [f"{name}:{budget}" for budget in budgets for name in PRESSES]
-    command = [str(interpreter), str(PEER / "answer.py"), str(files), str(samples), str(out)]
+    command = [str(interpreter), str(PEER / "engines/answer_kvpress.py"), str(files), str(samples), str(out)]
     process = subprocess.Popen([*command, "--threads", str(threads), "--press", *presses])
     try:
         yield
@@ -122,13 +121,6 @@ def _peer(
     finally:
         process.terminate()
         process.wait()
-
-
-def _make_environment(folder: Path) -> Path:
-    venv.create(folder, with_pip=True)
-    python = folder / "bin/python"
-    subprocess.run([python, "-m", "pip", "install", "--quiet", "-r", PEER / "requirements.txt"], check=True)
-    return python
 
 
 def _say(share: float, note: str) -> None:
@@ -168,7 +160,7 @@ if __name__ == "__main__":
     parser.add_argument("--max-answer", type=int)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--page", type=int, default=16, help="Entries per page.")
-    parser.add_argument("--python", type=Path, help="Interpreter of an environment with kvpress.")
+    parser.add_argument("--peers", type=Path, default=ENVIRONMENTS, help="Folder of environments.")
     asked = parser.parse_args()
     wanted = RulerSpec.model_validate(
         {
@@ -180,5 +172,5 @@ if __name__ == "__main__":
             "max_answer": asked.max_answer,
         }
     )
-    table = evaluate(wanted, RESULTS / "ruler.jsonl", asked.python, threads=asked.threads, page=asked.page).as_dict()
+    table = evaluate(wanted, RESULTS / "ruler.jsonl", asked.peers, threads=asked.threads, page=asked.page).as_dict()
     (RESULTS / "ruler.json").write_text(json.dumps(table, indent=1) + "\n", "utf8")

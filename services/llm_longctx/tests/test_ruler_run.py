@@ -77,6 +77,22 @@ def test_methods_are_fitted_to_the_bytes_of_dense_and_paired_with_it(tiny):
     assert Image.open(io.BytesIO(plots.draw_means(report))).format == "PNG"
 
 
+def test_methods_that_read_densely_share_one_reading_of_a_context(tiny, monkeypatch):
+    runner, lengths = tiny.engine.runner, []
+    tiny.engine.prefix_cache.clear()
+    read = runner.prefill
+    monkeypatch.setattr(runner, "prefill", lambda s, ids, **more: (lengths.append(len(ids)), read(s, ids, **more))[1])
+    methods = [{"method": name, **knobs} for name, knobs in (("snapkv", {"window": 8}), ("knorm", {}), ("tova", {}))]
+    report = run_ruler(tiny, asked(methods=methods, budgets=[0.5, 0.25], n=1))
+    assert all(cell.n == 1 for cell in report.cells)
+    # Seven times the same context, and the ends of it twice; each but the first reads a page and a window at most.
+    assert sum(lengths) < 600 + (0.5 + 0.25) * 600 + 7 * 16 + 1
+    alone = run_ruler(tiny, asked(methods=methods[1:2], budgets=[0.25], n=1))
+    assert [c.mean for c in alone.cells if c.method == "knorm"] == [
+        c.mean for c in report.cells if (c.method, c.budget) == ("knorm", 0.25)
+    ]
+
+
 def test_dense_answers_alike_under_both_protocols(tiny, tmp_path):
     stores = []
     for protocol in ("agnostic", "aware"):

@@ -1,7 +1,9 @@
 """Answers to RULER-form samples, greedily, by sequences that decode together.
 
 `agnostic`: the method compresses the context alone, and the question comes as decode steps. `aware`: it compresses
-context and question together. Work comes in pieces, so that others can be served in between. Knows tokens; no text.
+context and question together. Methods that read densely share one reading of a context, whoever asks first, so that
+an answer does not depend on who did. Work comes in pieces, so that others can be served in between. Knows tokens; no
+text.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from typing import Literal
 from services.llm_longctx.engine.method_policy import Policy
 from services.llm_longctx.engine.model_runner import ModelRunner
 from services.llm_longctx.engine.paged_state import PagedState
+from services.llm_longctx.engine.prefix_cache import PrefixCache
+from services.llm_longctx.engine.request import GenerationRequest
 
 __all__ = ["Answer", "PromptTokens", "answer_prompts"]
 
@@ -60,9 +64,20 @@ class _Running:
 
 
 def answer_prompts(
-    runner: ModelRunner, prompts: Sequence[PromptTokens], stop: Collection[int], protocol: Protocol
+    runner: ModelRunner,
+    prefixes: PrefixCache,
+    prompts: Sequence[PromptTokens],
+    stop: Collection[int],
+    protocol: Protocol,
 ) -> Generator[None, None, list[Answer]]:
     """Answer a block of prompts; returns one answer each, in order.
+
+    Args:
+        runner: Runs the decoder.
+        prefixes: What is known of contexts, and gives way where memory runs out.
+        prompts: What to answer.
+        stop: Tokens that end an answer.
+        protocol: What a method compresses.
 
     Raises:
         PoolExhausted: They don't fit beside what is held; ask for fewer at a time.
@@ -71,8 +86,9 @@ def answer_prompts(
     try:
         for prompt in prompts:
             running.append(one := _open(runner, prompt, protocol))
-            yield from _read(runner, one, prompt, stop, protocol)
+            yield from _read(runner, prefixes, one, prompt, stop, protocol)
         while batch := [one for one in running if not one.is_over]:
+            prefixes.make_room(sum(one.state.cache.pages_needed() for one in batch))
             logits = runner.decode([one.state for one in batch], [one.fed.pop(0) for one in batch])
             for one, row in zip(batch, logits.argmax(-1).tolist(), strict=True):
                 if not one.fed:
@@ -95,14 +111,21 @@ def _open(runner: ModelRunner, prompt: PromptTokens, protocol: Protocol) -> _Run
 
 
 def _read(
-    runner: ModelRunner, one: _Running, prompt: PromptTokens, stop: Collection[int], protocol: Protocol
+    runner: ModelRunner,
+    prefixes: PrefixCache,
+    one: _Running,
+    prompt: PromptTokens,
+    stop: Collection[int],
+    protocol: Protocol,
 ) -> Generator[None, None, None]:
     """Read what the method compresses, in chunks as served."""
     ids = [*prompt.context_ids, *(prompt.question_ids if protocol == "aware" else ())]
-    at, logits = 0, None
+    yield from _read_prefix(runner, prefixes, one.state, prompt.context_ids)
+    at, logits = prefixes.attach(one.state, _request(ids)), None
     while at < len(ids):
         size = one.state.policy.next_chunk(at, len(ids))
         last = at + size == len(ids)
+        prefixes.make_room(one.state.cache.pages_needed(size))
         logits = runner.prefill(one.state, ids[at : at + size], last=last, keep=int(last))
         at += size
         yield
@@ -111,6 +134,34 @@ def _read(
         one.answer.density = sum(one.state.densities) / len(one.state.densities)
     if not one.fed and logits is not None:
         _append(one, int(logits[-1].argmax()), stop)
+
+
+def _read_prefix(
+    runner: ModelRunner, prefixes: PrefixCache, state: PagedState, ids: Sequence[int]
+) -> Generator[None, None, None]:
+    """Read a context densely once for all methods that do, unless it is known."""
+    method = state.policy.method
+    if not ids or method.identity() or not method.supports.prefix_reuse or state.policy.cache_bits != 16:
+        return
+    dense, request = runner.open(runner.dense), _request(ids)
+    try:
+        dense.reserve(len(ids), 0)
+        at = prefixes.attach(dense, request)
+        if at + runner.pool.page >= len(ids):
+            return
+        while at < len(ids):
+            size = dense.policy.next_chunk(at, len(ids))
+            prefixes.make_room(dense.cache.pages_needed(size))
+            runner.prefill(dense, ids[at : at + size], last=at + size == len(ids), keep=0)
+            at += size
+            yield
+            prefixes.add(dense, request)
+    finally:
+        dense.close()
+
+
+def _request(ids: Sequence[int]) -> GenerationRequest:
+    return GenerationRequest(list(ids), [], 1)
 
 
 def _append(one: _Running, token: int, stop: Collection[int]) -> None:

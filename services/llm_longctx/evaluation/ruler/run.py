@@ -237,7 +237,8 @@ def _build_job(
 def _answer_jobs(on: EvaluatedModel, jobs: Sequence[_Job], protocol: Literal["agnostic", "aware"]) -> list[Prediction]:
     """Answer together, or in halves where they don't fit."""
     try:
-        work = answer_prompts(on.engine.runner, [job.prompt for job in jobs], on.tokenizer.eos, protocol)
+        prompts, prefixes = [job.prompt for job in jobs], on.engine.prefix_cache
+        work = answer_prompts(on.engine.runner, prefixes, prompts, on.tokenizer.eos, protocol)
         answers = on.do(work)
     except PoolExhausted:
         if len(jobs) == 1:

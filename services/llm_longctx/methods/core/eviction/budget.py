@@ -84,7 +84,8 @@ def estimate_footprint(method: Budgeted, config: DecoderConfig, heads: Heads, pr
         targets = [method.counts(end, config.layers) for end in (ends if method.allocation == "pyramid" else ends[-1:])]
         tops = [max(first, protected, *column) for first, column in zip(begin, zip(*targets, strict=True), strict=True)]
         most = [min(n, top + method.every) for n, top in zip(most, tops, strict=True)]
-    rows = [entries_by_role(heads, config, prompt + new, min(n, prompt + new))[i] for i, n in enumerate(most)]
+    tables = {n: entries_by_role(heads, config, prompt + new, min(n, prompt + new)) for n in set(most)}
+    rows = [tables[n][i] for i, n in enumerate(most)]
     return Footprint(tuple(rows), is_bound=method.every is not None)
 
 
@@ -115,11 +116,14 @@ def fit_budget(method: M, entries: int, config: DecoderConfig, heads: Heads, pro
     raise InvalidOption(detail, hint="Ask for more, or for fewer new tokens.", field="longctx")
 
 
-@lru_cache(maxsize=256)
 def count_protected(method: Budgeted, heads: int, kv_heads: int, head_dim: int, tokens: int) -> int:
-    """How many entries a head's scores protect of a prompt: tried on numbers that mean nothing."""
-    if not tokens:
-        return 0
+    """How many entries a head's scores protect of a prompt, whatever the budget."""
+    return _try_protected(method.with_knobs(ratio=1.0, budget=None), heads, kv_heads, head_dim, tokens) if tokens else 0
+
+
+@lru_cache(maxsize=1024)
+def _try_protected(method: Budgeted, heads: int, kv_heads: int, head_dim: int, tokens: int) -> int:
+    """Scores of numbers that mean nothing: infinite ones protect."""
     draw = torch.Generator().manual_seed(0)
     shapes = (heads, min(tokens, max(method.query_window, 1))), (kv_heads, tokens), (kv_heads, tokens)
     q, k, v = (torch.randn(*shape, head_dim, generator=draw) for shape in shapes)

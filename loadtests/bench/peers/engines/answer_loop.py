@@ -1,0 +1,39 @@
+"""The loop of an engine's process: a line of JSON says what to load, each further one what to generate.
+
+A `generate` yields 0 when it is ready to begin, then at each step how many tokens came. Imports nothing of ours, since
+peers have environments of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+__all__ = ["Generate", "serve"]
+
+Generate = Callable[[list[list[int]], int, dict[str, Any]], Iterator[int]]
+
+
+def serve(load: Callable[[dict[str, Any]], tuple[str, Generate]]) -> None:
+    """Load, say what was built how, and answer until nobody asks; whatever engines print goes to stderr."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf8")
+    os.dup2(2, 1)
+    build, generate = load(json.loads(sys.stdin.readline()))
+    _say(answers, {"build": build})
+    for line in sys.stdin:
+        asked = json.loads(line)
+        marks: list[tuple[float, float, int]] = []
+        steps = generate(asked["prompts"], asked["tokens"], asked["method"])
+        next(steps)
+        wall, cpu = time.perf_counter(), time.process_time()
+        marks += [(time.perf_counter() - wall, time.process_time() - cpu, count) for count in steps]
+        _say(answers, {"marks": marks})
+
+
+def _say(answers: Any, what: dict[str, Any]) -> None:
+    answers.write(json.dumps(what) + "\n")
+    answers.flush()

@@ -1,0 +1,124 @@
+"""An engine under comparison, in a process of its own that is stopped while it is not asked.
+
+Stopped, because idle threads of some engines keep a processor busy. It speaks JSON, a line each way; see
+`engines/answer_loop.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from loadtests.bench.peers.environment import PeerMissing
+
+__all__ = ["EngineProcess", "Generation"]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """When tokens came: marks of (wall s, CPU s, tokens since the last mark), clocks from the beginning of the call."""
+
+    marks: Sequence[tuple[float, float, int]]
+
+    def first(self, clock: int) -> float:
+        """Seconds to the first token; clock 0 is the wall's, 1 the processor's."""
+        return self.marks[0][clock]
+
+    def per_token(self, clock: int) -> float:
+        """Seconds per token behind the first, median over steps."""
+        gaps = sorted((b[clock] - a[clock]) / b[2] for a, b in zip(self.marks, self.marks[1:], strict=False) if b[2])
+        return gaps[len(gaps) // 2]
+
+    def rate(self, clock: int) -> float:
+        """Tokens per second, reading included."""
+        return sum(mark[2] for mark in self.marks) / self.marks[-1][clock]
+
+
+class EngineProcess:
+    """One engine.
+
+    Attributes:
+        name: As in the table.
+        build: What it says of its version and build.
+    """
+
+    def __init__(self, name: str, python: Path, script: Path, options: Mapping[str, Any], threads: int) -> None:
+        """Start it and load the model.
+
+        Raises:
+            PeerMissing: It did not start; the text has the end of what it said.
+        """
+        self.name = name
+        self._log = Path(tempfile.mkstemp(prefix=f"bench-{script.stem}-", suffix=".log")[1])
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [python, script],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+                start_new_session=True,
+            )
+        try:
+            self.build = str(self._ask({**options, "threads": threads})["build"])
+        except PeerMissing:
+            self.close()
+            raise
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], tokens: int, method: Mapping[str, Any] | None = None
+    ) -> Generation:
+        """Read prompts of equal lengths and go on greedily by so many tokens each.
+
+        Raises:
+            PeerMissing: It died.
+        """
+        asked = {"prompts": [list(ids) for ids in prompts], "tokens": tokens, "method": dict(method or {})}
+        return Generation([(wall, cpu, count) for wall, cpu, count in self._ask(asked)["marks"]])
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it died."""
+        return self._process.poll() is not None
+
+    def memory(self) -> float:
+        """MiB that its processes hold privately."""
+        root = psutil.Process(self._process.pid)
+        held = sum(one.memory_full_info().uss for one in (root, *root.children(recursive=True)))
+        return float(held / 2**20)
+
+    def close(self) -> None:
+        """End it."""
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._log.unlink(missing_ok=True)
+
+    def _ask(self, what: Mapping[str, Any]) -> dict[str, Any]:
+        sent, received = self._process.stdin, self._process.stdout
+        if sent is None or received is None:
+            message = f"{self.name} has no pipes"
+            raise PeerMissing(message)
+        try:
+            os.killpg(self._process.pid, signal.SIGCONT)
+            sent.write(json.dumps(what).encode() + b"\n")
+            sent.flush()
+            line = received.readline()
+        except (BrokenPipeError, ProcessLookupError):
+            line = b""
+        if not line:
+            said = self._log.read_text("utf8", errors="replace").strip().splitlines() or ["nothing"]
+            message = f"{self.name} ended; it last said: {said[-1]}"
+            raise PeerMissing(message)
+        os.killpg(self._process.pid, signal.SIGSTOP)
+        answer: dict[str, Any] = json.loads(line)
+        return answer
