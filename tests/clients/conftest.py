@@ -63,12 +63,18 @@ def plain_server(app: Any) -> uvicorn.Server:
 
 
 @pytest.fixture(scope="session")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The gateway's address."""
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model's folder; clients that count tokens read its tokenizer."""
     folder = write_folder(tmp_path_factory.mktemp("clients") / "Tiny Llama")
     config = json.loads((folder / "config.json").read_text()) | {"max_position_embeddings": 4096}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "generation_config.json").write_text(json.dumps({"temperature": 0.0}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def url(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> Iterator[str]:
+    """The gateway's address."""
     settings = Settings(data_dir=tmp_path_factory.mktemp("data"), intra_op_threads=1)
     llm = build(
         "llm-longctx",

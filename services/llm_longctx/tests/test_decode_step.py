@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from services.llm_longctx.engine import Engine
+from services.llm_longctx.engine.taps import PlacedEdit, RequestTaps, SequenceTaps, TokenRange
 from services.llm_longctx.kernels import backends, pack
 from services.llm_longctx.kernels.decode_step import HEAD
 from services.llm_longctx.kernels.native import bindings
 from services.llm_longctx.methods import method
 from shared.lm.builders import gemma3, llama
+from shared.lm.interventions import Add
 from shared.lm.quantization import quantize
 
 pytestmark = pytest.mark.skipif("cpu_ext" not in backends(), reason="the C++ kernels are not built")
@@ -155,3 +157,47 @@ def test_steps_run_in_one_call(monkeypatch):
     engine.prefill(IDS[:40])
     engine.step(3)
     assert len(calls) == 1
+
+
+def steer(net, sites, backend="auto", how="dense", threads=1):
+    """Logits of two steps of two sequences, the second of which has a vector of its own added at each site."""
+    engine = Engine(net, how, ROLES, page=16, backend=backend)
+    states = [engine.open() for _ in range(2)]
+    generator = torch.Generator().manual_seed(2)
+    edits = [Add(site, torch.randn(1, 1, net.config.width, generator=generator)) for site in sites]
+    taps = SequenceTaps(RequestTaps(tuple(PlacedEdit(edit, TokenRange(60)) for edit in edits)), net)
+    for sequence, n in zip(states, (90, 60), strict=True):
+        sequence.prefill(IDS[:n])
+    opened, before = [s.state for s in states], torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = [engine.runner.decode(opened, IDS[step : step + 2], (None, taps)).float() for step in range(2)]
+    finally:
+        torch.set_num_threads(before)
+    for sequence in states:
+        sequence.close()
+    return torch.stack(found)
+
+
+SITES = [f"{name}.{layer}" for layer in range(3) for name in ("resid_pre", "attn_out", "resid_mid", "mlp_out")]
+SITES += ["embed", "resid_post.1", "resid_post.2", "final"]
+
+
+@pytest.mark.parametrize("how", ["dense", method("recycled", budget=24, stride=2)], ids=["dense", "recycled"])
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_vectors_are_added_in_a_step_as_by_torch(family, how):
+    net = build(family)
+    for sites in (["embed"], ["resid_pre.0"], ["attn_out.1", "final"], SITES):
+        by_torch = steer(net, sites, "cpu_torch", how)
+        torch.testing.assert_close(steer(net, sites, how=how), by_torch, atol=5e-5, rtol=1e-4)
+        assert torch.equal(steer(net, sites, how=how), steer(net, sites, how=how, threads=3))
+
+
+def test_a_step_with_vectors_runs_in_one_call_and_its_neighbour_keeps_every_bit(monkeypatch):
+    net, calls, real = build("llama"), [], bindings.decode_step
+    plain = steer(net, [])
+    monkeypatch.setattr(bindings, "decode_step", lambda *given: calls.append(given) or real(*given))
+    steered = steer(net, SITES)
+    assert len(calls) == 2
+    assert torch.equal(steered[:, 0], plain[:, 0])
+    assert not torch.equal(steered[:, 1], plain[:, 1])

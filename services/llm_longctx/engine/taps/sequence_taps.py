@@ -235,4 +235,4 @@ def _to_additions(placed: PlacedEdit, model: Decoder) -> list[Addition] | None:
     site = parse_site(placed.edit.site, model.config)
     if site.name not in ADDABLE_SITES:
         return None
-    return [Addition(0, site.name, site.layer, placed.edit.value.float().reshape(-1))]
+    return [Addition(0, site.name, site.layer, placed.edit.value.float().reshape(-1).contiguous())]

@@ -3,6 +3,7 @@
 // A layer is eight phases that threads work through together (see `Job`). The residual stream and everything between the
 // matrices are float32, whatever the decoder's type. A caller who attends itself runs the step in pieces, up to a layer's
 // rotated q, k, v and on from its mixed values; one who looks inside reads and writes the residual stream between pieces.
+// Vectors are added to rows of the residual stream where a phase has ended, in the serial phase that comes last before it.
 // Knows nothing about Python, torch or who owns pages.
 #include <algorithm>
 #include <cmath>
@@ -23,6 +24,12 @@ constexpr int CHUNKS_PER_THREAD = 6;  // of a matrix: so many that nobody waits 
 
 enum Phase { PROJECT, ROTATE, ATTEND, OUTPUT, AFTER_ATTENTION, GATE, DOWN, AFTER_MLP, PHASES };
 
+// A vector [D] that is added to one row before a phase that follows a serial one: PROJECT, GATE or the logits.
+struct Addition {
+  int64_t phase, row;
+  const float* vector;
+};
+
 // What a step reads and writes, in the order in which it comes in.
 struct Batch {
   int64_t rows;
@@ -36,6 +43,8 @@ struct Batch {
   const uint8_t *eights, *fours;   // stores of packed pages, of 8 and of 4 bits
   const float *eights_log_weights, *fours_log_weights;
   float* logits;                   // [B,V]
+  int64_t num_additions;
+  const Addition* additions;       // in the order in which they are added
   void *q, *k, *v;                 // [B,H,d], [B,G,d]: for callers that attend themselves; else null
   const void* mixed;               // [B,H,d]: what they found
 };
@@ -78,10 +87,10 @@ class Step : public Job {
       case ROTATE: return rotate(layer, l, chunk, mine);
       case ATTEND: return attend(l, chunk, parts[thread]);
       case OUTPUT: return output(layer, l, chunk, mine, first);
-      case AFTER_ATTENTION: return add_normed(layer.after_attention, mine);
+      case AFTER_ATTENTION: return end_half(layer.after_attention, phase, mine);
       case GATE: return gate(layer, chunk, mine, first);
       case DOWN: return down(layer, chunk, mine, first);
-      case AFTER_MLP: return add_normed(layer.after_mlp, mine);
+      case AFTER_MLP: return end_half(layer.after_mlp, phase, mine);
     }
   }
 
@@ -107,6 +116,7 @@ class Step : public Job {
       const T* from = static_cast<const T*>(net.embedding) + batch.tokens[b] * D;
       for (int c = 0; c < D; c++) x[size_t(b) * D + c] = widen(from[c]) * float(net.embed_scale);
     }
+    add_vectors(0);
     turn(net.theta, cos_sin[0]);
     if (net.local_theta) turn(net.local_theta, cos_sin[1]);
     if (!batch.q) plan_attention();
@@ -162,10 +172,10 @@ class Step : public Job {
         case ROTATE: cut(phase, B); break;
         case ATTEND: cut(phase, batch.q ? 0 : first_task[(l + 1) * B * G] - first_task[l * B * G]); break;
         case OUTPUT: cut(phase, chunks_of(strips_of(layer.o))); break;
-        case AFTER_ATTENTION: cut(phase, layer.after_attention != nullptr); break;
+        case AFTER_ATTENTION: cut(phase, layer.after_attention || has_vectors(phase + 1)); break;
         case GATE: cut(phase, chunks_of(strips_of(layer.gate))); break;
         case DOWN: cut(phase, chunks_of(strips_of(layer.down))); break;
-        case AFTER_MLP: cut(phase, layer.after_mlp != nullptr); break;
+        case AFTER_MLP: cut(phase, layer.after_mlp || has_vectors(phase + 1)); break;
       }
     }
   }
@@ -342,6 +352,24 @@ class Step : public Job {
     });
   }
 
+  // The serial end of attention or MLP: what was put aside for a norm, and vectors.
+  void end_half(const void* weight, int phase, Scratch& mine) {
+    if (weight) add_normed(weight, mine);
+    add_vectors(phase + 1);
+  }
+
+  bool has_vectors(int phase) const {
+    const Addition* end = batch.additions + batch.num_additions;
+    return std::any_of(batch.additions, end, [&](const Addition& one) { return one.phase == phase; });
+  }
+
+  void add_vectors(int phase) {
+    for (int64_t i = 0; i < batch.num_additions; i++) {
+      const Addition& one = batch.additions[i];
+      for (int c = 0; c < D && one.phase == phase; c++) x[size_t(one.row) * D + c] += one.vector[c];
+    }
+  }
+
   void add_normed(const void* weight, Scratch& mine) {
     mine.input.resize(D);
     for (int b = 0; b < B; b++) {
@@ -420,10 +448,12 @@ extern "C" void fovea_decode_step(int is_bf16, void* model, const int64_t* words
               static_cast<const float*>(at(14)),
               static_cast<const float*>(at(15)),
               static_cast<float*>(at(16)),
-              at(17),
-              at(18),
+              words[17],
+              static_cast<const Addition*>(at(18)),
               at(19),
-              at(20)};
+              at(20),
+              at(21),
+              at(22)};
   if (is_bf16)
     step<bf16>(model, batch, begin, end, threads);
   else

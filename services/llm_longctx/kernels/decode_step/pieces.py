@@ -1,4 +1,4 @@
-"""A C++ decode step in pieces: between them vectors are added, others attend, and activations are read and edited.
+"""A C++ decode step in pieces: between them others attend, and activations are read and edited; vectors go in with it.
 
 Each piece is the same arithmetic as in the whole step. Knows phases and buffers; knows nothing about requests.
 """
@@ -49,7 +49,7 @@ class Addition:
     vector: Tensor
 
     def phase(self, layers: int) -> int:
-        """The phase before which it is added."""
+        """The phase before which it is added: the first of a layer, its gate, or the logits."""
         if self.site == "final":
             return layers * _PHASES
         if self.site in _AFTER_ATTENTION:
@@ -76,13 +76,17 @@ class StepInPieces:
     ) -> None:
         """Prepare; without `runs` the caller attends in every layer."""
         self.config, self._dtype, self._handle = config, dtype, handle
-        self._kept = fed, runs  # what the words point at
+        added = sorted(
+            ((a.phase(config.layers), a.row, a.vector.data_ptr()) for a in additions), key=lambda one: one[0]
+        )
+        table = np.array(added, np.int64)
+        self._kept = fed, runs, additions, table  # what the words point at
         self._rows = len(fed[0])
         self.logits = torch.empty(self._rows, config.vocab)
         found = [0] * _RUN_WORDS if runs is None else runs.words()
-        self._words = [self._rows, *(at.ctypes.data for at in fed), *found, self.logits.data_ptr(), 0, 0, 0, 0]
+        beside = [self.logits.data_ptr(), len(added), table.ctypes.data]
+        self._words = [self._rows, *(at.ctypes.data for at in fed), *found, *beside, 0, 0, 0, 0]
         self._at = _START
-        self._additions = sorted(((a.phase(config.layers), a) for a in additions), key=lambda one: one[0])
         self._buffers: list[Tensor] = []
         self._heads: tuple[Tensor, Tensor, Tensor] | None = None
         self._mixed: Tensor | None = None
@@ -105,12 +109,10 @@ class StepInPieces:
         return self.logits
 
     def run_to(self, end: int) -> None:
-        """Run the phases before `end` that have not run, and add what is to be added between them."""
-        while self._additions and self._additions[0][0] <= end:
-            phase, addition = self._additions.pop(0)
-            self._run_piece(phase)
-            self.x[addition.row, 0].add_(addition.vector)
-        self._run_piece(end)
+        """Run the phases before `end` that have not run."""
+        if self._at < end:
+            bindings.decode_step(self._dtype, self._handle, self._words, self._at, end)
+            self._at = end
 
     def rotate(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
         """Run up to a layer's attention, which the caller does: rotated q [B,1,H,d] and k, plain v [B,1,G,d]."""
@@ -134,14 +136,9 @@ class StepInPieces:
         """The step attends itself again, after layers in which the caller did; those must have run to their end."""
         self._words[-4:] = [0] * 4
 
-    def _run_piece(self, end: int) -> None:
-        if self._at < end:
-            bindings.decode_step(self._dtype, self._handle, self._words, self._at, end)
-            self._at = end
-
     def _view_buffers(self) -> list[Tensor]:
         if not self._buffers:
-            self._run_piece(0)
+            self.run_to(0)
             c, B = self.config, self._rows
             shapes = [B, 1, c.width], [B, (c.heads + 2 * c.kv_heads) * c.head_dim]
             self._buffers = bindings.view_buffers(self._dtype, self._handle, *shapes)

@@ -1,0 +1,94 @@
+"""Evaluation clients from environments of their own, by the very commands of docs/11-clients.md."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from services.detection.models.fasternet import FasterNetClassifier
+from services.gateway.app import build_gateway
+from services.gateway.server import create_server
+from services.llm_longctx.tests.conftest import MODEL
+from shared.serving.tests.oip_mirrors import serving
+from shared.settings import Settings
+from tests.clients.conftest import listening
+
+FORMATS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
+
+
+def commands(tool: str) -> list[str]:
+    """The commands of a tool in the documentation."""
+    text = (Path(__file__).parents[2] / "docs/11-clients.md").read_text("utf8").replace("\\\n", "")
+    return re.findall(rf"^{tool} .*$", text, re.MULTILINE)
+
+
+def run(command: str, folder: Path) -> str:
+    """What a command says, its errors too: `perf_analyzer` may end well where all requests failed.
+
+    Where the tool is not on the PATH, the test is skipped and names it.
+    """
+    tool, *words = shlex.split(command)
+    if (found := shutil.which(tool)) is None:
+        pytest.skip(f"{tool} is not on the PATH; docs/11-clients.md says how to install it")
+    done = subprocess.run(  # a tool that the tester installed
+        [found, *words], cwd=folder, env=os.environ | {"HF_HUB_OFFLINE": "1"}, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, timeout=540, check=False,
+    )  # fmt: skip
+    return done.stdout
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_guidellm_measures_the_language_model(url, folder, tmp_path, form):
+    (command,) = commands("guidellm run")
+    for written, ours in (
+        ("http://127.0.0.1:8080", url),
+        ("smollm2-135m-instruct", MODEL),
+        (FORMATS[0], form),
+        ("model=FOLDER", f"model='{folder}'"),
+    ):
+        assert written in command
+        command = command.replace(written, ours)
+    said = run(command, tmp_path)
+    assert (tmp_path / "guidellm.json").exists(), said
+    measured = json.loads((tmp_path / "guidellm.json").read_text("utf8"))["benchmarks"][0]["metrics"]
+    assert measured["request_totals"] == {"successful": 4, "errored": 0, "incomplete": 0, "total": 4}
+    assert measured["output_token_count"]["successful"]["mean"] == 8
+
+
+@contextlib.contextmanager
+def detecting(tmp_path: Path, **settings: bool) -> Iterator[tuple[str, str]]:
+    """A classifier behind a gateway by HTTP, and its replica's own gRPC address."""
+    own = Settings(data_dir=tmp_path / "detection", grpc_port=0, intra_op_threads=1, **settings)
+    with serving({"fasternet": FasterNetClassifier}, own) as replica:
+        upstreams = f"detection={replica.http}"
+        front = Settings(data_dir=tmp_path / "gateway", http_port=0, grpc_port=0, static_upstreams=upstreams)
+        with listening(create_server(build_gateway(front), front), "/v2/models/fasternet/ready") as url:
+            yield url.removeprefix("http://"), replica.grpc
+
+
+def measure(command: str, http: str, grpc: str, folder: Path) -> str:
+    return run(command.replace("127.0.0.1:8080", http).replace("127.0.0.1:8081", grpc), folder)
+
+
+def test_perf_analyzer_measures_a_model_over_http_and_grpc_with_tensors_that_hold_nan(tmp_path):
+    over_http, over_grpc = commands("perf_analyzer")
+    with detecting(tmp_path) as (http, grpc):
+        for command in (over_http, over_grpc):
+            said = measure(command, http, grpc, tmp_path)
+            assert re.search(r"Client:\s+Request count: 20\b", said), said
+            assert "Failed" not in said
+
+
+def test_perf_analyzer_is_told_why_where_tensors_with_nan_are_refused(tmp_path):
+    with detecting(tmp_path, refuse_non_finite=True) as (http, grpc):
+        said = measure(commands("perf_analyzer")[0], http, grpc, tmp_path)
+    assert "holds NaN, infinite or out-of-range values" in said
