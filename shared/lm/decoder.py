@@ -100,8 +100,9 @@ class Decoder(nn.Module):
             attend = DenseAttention(cache, pad, self.config.windows)
         if positions is None:
             positions = _count_positions(ids, offset, pad)
-        x = tap("embed", -1, self._embed(ids, positions))
+        x = self._embed(ids, positions)
         rotations = self.rotations(positions, x.dtype)
+        x = tap("embed", -1, x if self.config.path == "gpt2" else ops.widen(x))
         for layer, block in enumerate(self.blocks):
             if keep == 0 and layer == self.config.layers - 1 and tap is ignore_taps:
                 x = _write_cache_only(block, layer, x, rotations[layer], attend, offset, ops)

@@ -36,6 +36,10 @@ class PackedOps:
             layer: reorder(layer.weight.detach(), LAYOUT_ROWS) for layer in layers
         }
 
+    def widen(self, x: Tensor) -> Tensor:
+        """See `Ops`; the stream keeps the model's dtype."""
+        return x
+
     def norm(self, x: Tensor, how: NormLayer) -> Tensor:
         """See `Ops`."""
         return TORCH.norm(x, how)

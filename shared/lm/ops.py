@@ -1,7 +1,7 @@
 """Operations of a layer beside attention, replaceable per call: torch's own, or an engine's faster ones.
 
-A replacement keeps the maths: sums in float32 or wider, the model's dtype in and out. Knows nothing about layers'
-order, caches or attention.
+A replacement keeps the maths: sums in float32 or wider, the model's dtype out. The residual stream may be wider. Knows
+nothing about layers' order, caches or attention.
 """
 
 from __future__ import annotations
@@ -30,7 +30,11 @@ class NormLayer(Protocol):
 
 
 class Ops(Protocol):
-    """The operations. x is [B,T,D] unless said otherwise."""
+    """The operations. x is [B,T,D] unless said otherwise; with a norm it may be a widened residual stream."""
+
+    def widen(self, x: Tensor) -> Tensor:
+        """The residual stream at its beginning, in the dtype that it keeps."""
+        ...
 
     def norm(self, x: Tensor, how: NormLayer) -> Tensor:
         """Normalise the last axis of x [...,D]."""
@@ -54,6 +58,9 @@ class Ops(Protocol):
 
 
 class _TorchOps:
+    def widen(self, x: Tensor) -> Tensor:
+        return x
+
     def norm(self, x: Tensor, how: NormLayer) -> Tensor:
         return how(x)
 

@@ -101,6 +101,9 @@ class EngineProcess:
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
         self._log.unlink(missing_ok=True)
 
     def _ask(self, what: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,7 +120,7 @@ class EngineProcess:
             line = b""
         if not line:
             said = self._log.read_text("utf8", errors="replace").strip().splitlines() or ["nothing"]
-            message = f"{self.name} ended; it last said: {said[-1]}"
+            message = f"{self.name} ended; it last said: {' / '.join(said[-6:])}"
             raise PeerMissing(message)
         os.killpg(self._process.pid, signal.SIGSTOP)
         answer: dict[str, Any] = json.loads(line)

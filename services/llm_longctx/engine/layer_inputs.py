@@ -30,7 +30,7 @@ class LayerInputs:
         if site == "resid_pre":
             block = self._model.blocks[layer]
             norm = block.ln_1 if self._model.config.path == "gpt2" else block.input_layernorm  # type: ignore[attr-defined]
-            self._hidden[layer] = norm(x)
+            self._hidden[layer] = norm(x.to(norm.weight.dtype))
         return x
 
     def attention_input(self, layer: int, row: int = 0) -> Tensor | None:

@@ -10,6 +10,7 @@ from services.llm_longctx.kernels.decoder_ops.cpu_ext import FEW, MANY, NativeOp
 from services.llm_longctx.kernels.native import bindings, isa_targets
 from shared.errors import NotReady
 from shared.lm.blocks import OffsetRMSNorm, RMSNorm
+from shared.lm.builders import llama
 from shared.lm.ops import TORCH
 from shared.lm.rope import rotation
 from shared.registry import network
@@ -105,6 +106,38 @@ def test_norms_agree_with_torch_on_views_too(ops, dtype, width, kind):
     found = ops.norm(x, norm)
     wanted = norm.double()(x.double())
     torch.testing.assert_close(found.double(), wanted, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+
+
+@native
+@pytest.mark.parametrize("width", [7, 64])
+@pytest.mark.parametrize("rows", [3, FEW + 1, MANY + 1])
+def test_a_stream_in_float32_passes_norms_in_bfloat16(ops, width, rows):
+    torch.manual_seed(width)
+    norm, x = RMSNorm(width, 1e-5).bfloat16(), 3 * torch.randn(1, rows, width)
+    mine, _ = layers(width, (64, 33), torch.bfloat16)
+    normed = ops.norm(x, norm)
+    assert normed.dtype == torch.bfloat16
+    torch.testing.assert_close(normed.double(), RMSNorm(width, 1e-5).double()(x.double()), atol=2e-2, rtol=2e-2)
+    for found, wanted in zip(ops.products(x, mine, norm), ops.products(normed, mine), strict=True):
+        assert torch.equal(found, wanted)
+    gate, up = alike(width, (40, 40), torch.bfloat16)[0]
+    assert torch.equal(ops.swiglu(x, gate, up, norm), ops.swiglu(normed, gate, up))
+
+
+@native
+def test_a_bfloat16_decoder_adds_up_in_float32(ops, monkeypatch):
+    """Many small additions to a large stream: in bfloat16 most of them would be lost."""
+    torch.manual_seed(0)
+    shape = {"vocab": 64, "width": 64, "layers": 16, "heads": 4, "kv_heads": 2, "hidden": 96, "positions": 64}
+    low, exact = (llama(**shape, norm_eps=1e-5, tied=False).eval().to(kind) for kind in (torch.bfloat16, torch.float64))
+    low.model.embed_tokens.weight *= 400
+    exact.load_state_dict({key: x.double() for key, x in low.state_dict().items()})
+    ids = torch.arange(12)[None]  # so few that logits are float32
+    wanted = exact(ids)
+    wide = (low(ids, ops=ops).double() - wanted).abs().mean()
+    monkeypatch.setattr(NativeOps, "widen", lambda _self, x: x)
+    narrow = (low(ids, ops=ops).double() - wanted).abs().mean()
+    assert wide < 0.5 * narrow
 
 
 @native

@@ -29,17 +29,26 @@ SIDE = 32
 
 
 class NativeOps:
-    """`shared.lm.ops.Ops`; a row's result does not depend on how many others there are, up to `FEW`, or in tiles."""
+    """`shared.lm.ops.Ops`; a row's result does not depend on how many others there are, up to `FEW`, or in tiles.
+
+    The residual stream is float32 whatever the matrices are, as in decode steps: it adds up twice per layer, and what
+    bfloat16 loses there turns near ties over.
+    """
+
+    def widen(self, x: Tensor) -> Tensor:
+        """See `Ops`."""
+        return x.float()
 
     def norm(self, x: Tensor, how: NormLayer) -> Tensor:
         """See `Ops`."""
         x = x.contiguous()
-        out = torch.empty_like(x)
+        out = torch.empty_like(x, dtype=how.weight.dtype)
         bindings.norm(x, how.weight, out, how.eps, how.offset)
         return out
 
     def products(self, x: Tensor, layers: Sequence[nn.Linear], norm: NormLayer | None = None) -> list[Tensor]:
         """See `Ops`."""
+        x, norm = self._narrow(x, norm)
         if not _is_faster_here(x, [layer.weight for layer in layers]):
             x = x if norm is None else self.norm(x, norm)
             return [layer(x) for layer in layers]
@@ -47,6 +56,7 @@ class NativeOps:
 
     def swiglu(self, x: Tensor, gate: nn.Linear, up: nn.Linear, norm: NormLayer | None = None) -> Tensor:
         """See `Ops`."""
+        x, norm = self._narrow(x, norm)
         if not _is_faster_here(x, [gate.weight, up.weight]):
             x = x if norm is None else self.norm(x, norm)
             gated: Tensor = gate(x)
@@ -67,6 +77,10 @@ class NativeOps:
         if not x.numel() or not _is_faster_here(x, [matrix]):
             return functional.linear(x, matrix)
         return _products(x, [(matrix, None)], wide=x.numel() // x.shape[-1] <= FEW)[0]
+
+    def _narrow(self, x: Tensor, norm: NormLayer | None) -> tuple[Tensor, NormLayer | None]:
+        """A stream that is wider than the norm's weight is normed at once; products take one dtype."""
+        return (x, norm) if norm is None or norm.weight.dtype == x.dtype else (self.norm(x, norm), None)
 
 
 def _is_faster_here(x: Tensor, matrices: Sequence[Tensor]) -> bool:

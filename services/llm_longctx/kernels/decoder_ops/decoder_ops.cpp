@@ -24,13 +24,13 @@ struct Matrix {
 };
 
 // x / sqrt(mean x² + eps) · (offset + weight), row by row.
-template <typename T>
-void norm(const T* x, const T* weight, T* out, int64_t rows, int width, float eps, float offset, int threads) {
+template <typename X, typename T>
+void norm(const X* x, const T* weight, T* out, int64_t rows, int width, float eps, float offset, int threads) {
   const int whole = width / LANES * LANES;
   int busy = int(std::min<int64_t>(threads, std::max<int64_t>(rows * width / GRAIN, 1)));
 #pragma omp parallel for num_threads(busy) schedule(static) if (busy > 1)
   for (int64_t r = 0; r < rows; r++) {
-    const T* from = x + r * width;
+    const X* from = x + r * width;
     T* to = out + r * width;
     vec squares{};
     for (int c = 0; c < whole; c += LANES) squares += load(from + c) * load(from + c);
@@ -225,9 +225,13 @@ extern "C" void fovea_multiply(int is_bf16, const void* x, const int64_t* matric
              Norm<float>{static_cast<const float*>(norm), eps, offset}, gated, wide, threads);
 }
 
-extern "C" void fovea_norm(int is_bf16, const void* x, const void* weight, void* out, int64_t rows, int width, float eps,
-                           float offset, int threads) {
-  if (is_bf16)
+// `is_bf16`: what weight and out are. `is_wide`: x is float32 all the same.
+extern "C" void fovea_norm(int is_bf16, int is_wide, const void* x, const void* weight, void* out, int64_t rows,
+                           int width, float eps, float offset, int threads) {
+  if (is_bf16 && is_wide)
+    norm(static_cast<const float*>(x), static_cast<const bf16*>(weight), static_cast<bf16*>(out), rows, width, eps,
+         offset, threads);
+  else if (is_bf16)
     norm(static_cast<const bf16*>(x), static_cast<const bf16*>(weight), static_cast<bf16*>(out), rows, width, eps,
          offset, threads);
   else

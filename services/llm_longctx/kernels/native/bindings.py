@@ -48,7 +48,7 @@ _TAKES = {
     "fovea_unpack_pages": (_INT, _INT, _AT, _AT, _INT, _INT, _AT, _AT, _INT),
     "fovea_last_query_scores": (_INT, _AT, _AT, _AT, _AT, _AT, _AT, _INT),
     "fovea_multiply": (_INT, _AT, _AT, _INT, _INT, _INT, _AT, _REAL, _REAL, _INT, _INT, _INT),
-    "fovea_norm": (_INT, _AT, _AT, _AT, _LONG, _INT, _REAL, _REAL, _INT),
+    "fovea_norm": (_INT, _INT, _AT, _AT, _AT, _LONG, _INT, _REAL, _REAL, _INT),
     "fovea_rotate": (_INT, _AT, _AT, _AT, _AT, _AT, _AT, _LONG, _INT, _INT, _INT, _INT),
     "fovea_gate": (_INT, _AT, _AT, _AT, _LONG, _INT),
     "fovea_multiply_packed": (_INT, _AT, _INT, _INT, _AT, _LONG, _AT, _INT),
@@ -299,10 +299,11 @@ def decode_step(dtype: torch.dtype, decoder: int, words: Sequence[int], begin: i
 
 
 def norm(x: Tensor, weight: Tensor, out: Tensor, eps: float, offset: float) -> None:
-    """Fill `out`, normalising the last axis."""
+    """Fill `out`, of the weight's dtype, normalising the last axis of x, which may be float32 where they are not."""
     width = x.shape[-1]
     _library().fovea_norm(
-        x.dtype == torch.bfloat16,
+        out.dtype == torch.bfloat16,
+        x.dtype == torch.float32,
         x.data_ptr(),
         weight.data_ptr(),
         out.data_ptr(),
