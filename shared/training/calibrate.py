@@ -6,18 +6,19 @@ temperature, chosen on pictures that were not trained on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shared.training.data.class_folders import SUFFIXES
-from shared.training.data.mask_folders import MASKS
+from shared.training.data.mask_folders import is_mask
 from shared.vision.calibration import reliability
-from shared.vision.novelty import Familiar, auroc, cross_distances
+from shared.vision.novelty import Boundaries, Familiar, auroc, cross_distances
 
 __all__ = ["ServingFacts", "learn_familiar", "reliability_facts", "sample_pictures"]
 
@@ -54,7 +55,12 @@ class ServingFacts:
 
 
 def learn_familiar(
-    known: Features, groups: NDArray[np.int64], held_out: Features, others: Mapping[str, Features]
+    known: Features,
+    groups: NDArray[np.int64],
+    held_out: Features,
+    others: Mapping[str, Features],
+    foreign: Mapping[str, Features] = MappingProxyType({}),
+    strange: Sequence[Features] = (),
 ) -> ServingFacts:
     """Fit what known pictures look like, choose from what distance on to warn, and measure both.
 
@@ -62,16 +68,29 @@ def learn_familiar(
         known: Features (n, c) of training pictures and of altered copies.
         groups: Which of them belong together (n,), so that no copy is compared with its original.
         held_out: Features (m, c) of held-out pictures of the same kind.
-        others: Features (k, c) of pictures of other kinds, by name.
+        others: Features (k, c) of pictures of other kinds, by name: measured on.
+        foreign: Features (k, c) of pictures of other kinds: every second one is learnt from, the others are measured
+            on. How well each kind is told apart without being learnt, by the others alone, is measured too.
+        strange: Features (k, c) of pictures of no kind, by the way they were made: learnt from.
     """
-    fitted = Familiar.fit(known)
-    threshold = float(np.quantile(cross_distances(known, groups), INSIDE))
-    near = fitted.distance(held_out)
-    metrics = {"false_warnings": float((near > threshold).mean())}
-    for name, features in others.items():
-        far = fitted.distance(features)
-        metrics |= {f"auroc_{name}": auroc(near, far), f"warned_{name}": float((far > threshold).mean())}
-    return ServingFacts({"novelty": threshold}, fitted.arrays(), metrics)
+    fitted, kinds = Familiar.fit(known), [*(features[::2] for features in foreign.values()), *strange]
+    inside = 1 - (1 - INSIDE) / (1 + len(kinds))  # each of the reasons to warn has its share of false warnings
+    reach = float(np.quantile(cross_distances(known, groups), inside))
+    planes = Boundaries.fit(known, groups, kinds, reach, inside) if kinds else None
+    whole = fitted.beside(planes)
+    near = whole.distance(held_out)
+    metrics = {"false_warnings": float((near > reach).mean())}
+    for name, features in (*others.items(), *((name, features[1::2]) for name, features in foreign.items())):
+        far = whole.distance(features)
+        metrics |= {f"auroc_{name}": auroc(near, far), f"warned_{name}": float((far > reach).mean())}
+    for index, (name, features) in enumerate(foreign.items()):
+        unlearnt = fitted.beside(planes and planes.without(index))
+        far = unlearnt.distance(features)
+        metrics |= {
+            f"auroc_unlearnt_{name}": auroc(unlearnt.distance(held_out), far),
+            f"warned_unlearnt_{name}": float((far > reach).mean()),
+        }
+    return ServingFacts({"novelty": reach}, whole.arrays(), metrics)
 
 
 def reliability_facts(raw: NDArray[Any], calibrated: NDArray[Any], hits: NDArray[Any]) -> ServingFacts:
@@ -88,11 +107,13 @@ def reliability_facts(raw: NDArray[Any], calibrated: NDArray[Any], hits: NDArray
 
 
 def sample_pictures(folder: Path, most: int, seed: int = 0) -> list[Path]:
-    """Some pictures below a folder, masks left out."""
+    """Some pictures below a folder; masks, in folders of their own or as a PNG beside a JPEG, are left out."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES]
+    photographs = {path.with_suffix("") for path in paths if path.suffix.lower() in {".jpg", ".jpeg"}}
     found = [
         path
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in SUFFIXES and not any(part.lower() in MASKS for part in path.parts)
+        for path in paths
+        if not is_mask(path, folder) and not (path.suffix.lower() == ".png" and path.with_suffix("") in photographs)
     ]
     order = np.random.default_rng(seed).permutation(len(found))[:most]
     return [found[index] for index in np.sort(order)]

@@ -22,15 +22,20 @@ from shared.errors import InvalidOption
 from shared.registry.weights import find_weights, read_weights
 from shared.training.calibrate import ServingFacts, learn_familiar, sample_pictures
 from shared.training.data.splits import held_out
+from shared.training.data.strange import draw_strange, scramble
 from shared.training.data.survey import FileProblem, Survey
 from shared.training.recipe import Recipe
 
 __all__ = ["DataSource", "FolderRecipe", "epoch"]
 
-KNOWN, OTHERS = 150, 60
-"""Most training pictures, and most pictures of a folder of another kind, whose features are looked at."""
+OTHERS, STRANGE = 60, 60
+"""Most pictures of a folder of another kind whose features are looked at, and pictures of no kind of each sort."""
 
 Pixels = NDArray[np.uint8]
+
+
+def _is_empty(folders: tuple[Path, ...]) -> bool:
+    return not folders
 
 
 class DataSource(BaseModel):
@@ -48,9 +53,11 @@ class FolderRecipe(Recipe):
 
     Class attributes:
         origin: What kind of pictures the folder's become in training: they are real unless a recipe makes its own.
+        known: Most training pictures whose features are looked at.
     """
 
     origin: ClassVar[str] = "real"
+    known: ClassVar[int] = 150
 
     data: Path = Field(description="The folder of the data set.")
     held_out: str = Field("", description="Pattern of the names of pictures to measure on.")
@@ -61,6 +68,11 @@ class FolderRecipe(Recipe):
     source: DataSource = DataSource()
     others: tuple[Path, ...] = Field(
         (), description="Folders of pictures of other kinds: how well these are told apart is measured."
+    )
+    foreign: tuple[Path, ...] = Field(
+        (),
+        exclude_if=_is_empty,  # knobs of runs that began before it existed stay the same
+        description="Folders of what may come by mistake: half of their pictures teach the warning, half measure it.",
     )
 
     _survey: Survey | None = PrivateAttr(None)
@@ -90,9 +102,9 @@ class FolderRecipe(Recipe):
     def _name_start(self, start: str | None) -> str | None:
         return None if start is None else Path(start).stem
 
-    @field_serializer("others")
-    def _name_folders(self, others: tuple[Path, ...]) -> list[str]:
-        return [folder.name for folder in others]
+    @field_serializer("others", "foreign")
+    def _name_folders(self, folders: tuple[Path, ...]) -> list[str]:
+        return [folder.name for folder in folders]
 
     def source_facts(self, held_out: int) -> dict[str, str]:
         """Facts of the data set for the manifest."""
@@ -122,23 +134,39 @@ class FolderRecipe(Recipe):
         return pixels
 
     def calibrate(self, network: nn.Module) -> ServingFacts:
+        """`calibrate_warnings`, and what recipes add."""
+        return self.calibrate_warnings(network)
+
+    def calibrate_warnings(self, network: nn.Module) -> ServingFacts:
         """Which pictures are of the kind that was trained on."""
         embed = self.embedder(network.eval())
         if embed is None:
             return ServingFacts()
         train, out = self.split_pictures()
         rng = np.random.default_rng((self.seed, 21))
-        some = [train[index] for index in np.sort(rng.permutation(len(train))[:KNOWN])]
+        some = [train[index] for index in np.sort(rng.permutation(len(train))[: self.known])]
         known = [embed(each) for path in some for each in _with_copy(self.read(path), self.vary, rng)]
+        drawn = [embed(draw_strange(rng)) for _ in range(STRANGE)]
+        mixed = [embed(scramble(self.read(path), rng)) for path in some[:STRANGE]]
         return learn_familiar(
             np.stack(known),
             np.arange(len(known)) // 2,
             np.stack([embed(self.read(path)) for path in out]),
-            {
-                folder.name: np.stack([embed(self.read(path)) for path in sample_pictures(folder, OTHERS)])
-                for folder in self.others
-            },
+            {folder.name: self._embed_some(folder, embed) for folder in self.others if folder not in self.foreign},
+            {folder.name: self._embed_some(folder, embed) for folder in self.foreign},
+            (np.stack(drawn), np.stack(mixed)),
         )
+
+    def _embed_some(self, folder: Path, embed: Callable[[Pixels], NDArray[np.float32]]) -> NDArray[np.float32]:
+        """Features (n, c) of pictures of another kind.
+
+        Raises:
+            InvalidOption: The folder holds too few.
+        """
+        found = sample_pictures(folder, OTHERS)
+        if len(found) < 2:
+            raise InvalidOption(f"{folder} holds {len(found)} pictures; two are needed.", field="others")
+        return np.stack([embed(self.read(path)) for path in found])
 
     def network(self) -> nn.Module:
         """With what of `start` has the same name and shape."""

@@ -2,24 +2,89 @@
 
 Knows arrays of features; knows no network and no picture. A Gaussian is fitted to the features of training pictures
 (Lee et al., *A Simple Unified Framework for Detecting Out-of-Distribution Samples*, NeurIPS 2018, with one class);
-its covariance is shrunk, because there are fewer pictures than a full one needs.
+its covariance is shrunk, because there are fewer pictures than a full one needs. Where pictures of other kinds are at
+hand, linear classifiers learn to tell these apart from the known ones (outlier exposure: Hendrycks et al., ICLR 2019),
+and whichever finds a picture stranger is heard.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import minimize
+from scipy.special import expit
 from scipy.stats import rankdata
 
 from shared.registry.weights import FAMILIAR
 
-__all__ = ["Familiar", "auroc", "cross_distances"]
+__all__ = ["Boundaries", "Familiar", "auroc", "cross_distances"]
 
 Array = NDArray[np.float32]
+
+
+FOLDS = 5
+"""Parts of the known features, each compared with what the others say."""
+
+FAR = 8.0
+"""Standard deviations beyond which a feature counts no more for a plane."""
+
+STEEP = 10.0
+"""Standard deviations from a plane beyond which one picture is as strange as another."""
+
+SLIGHT = 0.01
+"""Weight of the squares of a plane's direction, over features of unit variance."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Boundaries:
+    """Planes between known features and those of k other kinds, one for each.
+
+    Attributes:
+        directions: (c, k).
+        offsets: (k,); features times `directions`, less these, are 0 where a warning begins and 1 a standard deviation
+            of the known ones beyond.
+        reach: Distance from the Gaussian at which a warning begins.
+    """
+
+    directions: Array
+    offsets: Array
+    reach: float
+
+    @classmethod
+    def fit(
+        cls, known: Array, groups: NDArray[np.int64], foreign: Sequence[Array], reach: float, inside: float
+    ) -> Self:
+        """Logistic regressions between known features (n, c) and each other kind (m, c).
+
+        Args:
+            known: Of pictures of the kind.
+            groups: Which of them belong together (n,).
+            foreign: Of other kinds.
+            reach: See the class.
+            inside: Share of new pictures of the kind that are to be on this side of each plane.
+        """
+        along, place = np.empty((len(known), len(foreign))), groups % FOLDS
+        for fold in np.unique(place):
+            away = place != fold
+            rest = known[away] if away.any() else known
+            along[~away] = known[~away] @ np.stack([_between(rest, each) for each in foreign], axis=1)
+        directions = np.stack([_between(known, each) for each in foreign], axis=1)
+        return cls(directions, np.quantile(along, inside, axis=0).astype(np.float32), reach)
+
+    def without(self, index: int) -> Self:
+        """Those of all kinds but one."""
+        return replace(
+            self, directions=np.delete(self.directions, index, axis=1), offsets=np.delete(self.offsets, index)
+        )
+
+    def distance(self, features: Array) -> Array:
+        """How far beyond the nearest plane features (n, c) are (n,), on the scale of distances from the Gaussian."""
+        beyond = (features @ self.directions - self.offsets).max(axis=1, initial=-STEEP)
+        return np.asarray(self.reach * np.exp(np.clip(beyond, -STEEP, STEEP)), np.float32)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,11 +95,13 @@ class Familiar:
         mean: (c,).
         whitener: (c, k); features less the mean, times this, have unit variance along each of k axes.
         rest: What is left of the variance beyond these axes, per axis.
+        boundaries: Between these and other kinds, where those were learnt.
     """
 
     mean: Array
     whitener: Array
     rest: float
+    boundaries: Boundaries | None = None
 
     @classmethod
     def fit(cls, features: Array, axes: int = 32) -> Self:
@@ -59,15 +126,24 @@ class Familiar:
         scale = np.linalg.norm(self.whitener, axis=0)
         inside = np.square(along / scale).sum(axis=1)
         beyond = np.maximum(np.square(apart).sum(axis=1) - inside, 0) / self.rest
-        return np.asarray(np.sqrt((np.square(along).sum(axis=1) + beyond) / len(self.mean)), np.float32)
+        found = np.asarray(np.sqrt((np.square(along).sum(axis=1) + beyond) / len(self.mean)), np.float32)
+        return found if self.boundaries is None else np.maximum(found, self.boundaries.distance(features))
+
+    def beside(self, boundaries: Boundaries | None) -> Self:
+        """The same, with boundaries to other kinds."""
+        return replace(self, boundaries=boundaries)
 
     def arrays(self) -> dict[str, Array]:
         """As tensors for a weights file."""
-        return {
+        found = {
             f"{FAMILIAR}mean": self.mean,
             f"{FAMILIAR}whitener": self.whitener,
             f"{FAMILIAR}rest": np.array([self.rest], np.float32),
         }
+        if (planes := self.boundaries) is not None:
+            found[f"{FAMILIAR}directions"] = planes.directions
+            found[f"{FAMILIAR}offsets"] = np.append(planes.offsets, np.float32(planes.reach))
+        return found
 
     @classmethod
     def read(cls, arrays: Mapping[str, NDArray[np.generic]]) -> Self | None:
@@ -77,10 +153,37 @@ class Familiar:
         mean, whitener, rest = (
             np.asarray(arrays[f"{FAMILIAR}{name}"], np.float32) for name in ("mean", "whitener", "rest")
         )
-        return cls(mean, whitener, float(rest[0]))
+        found = cls(mean, whitener, float(rest[0]))
+        if f"{FAMILIAR}directions" not in arrays:
+            return found
+        directions, offsets = (
+            np.asarray(arrays[f"{FAMILIAR}{name}"], np.float32) for name in ("directions", "offsets")
+        )
+        return found.beside(Boundaries(directions, offsets[:-1], float(offsets[-1])))
 
 
-def cross_distances(features: Array, groups: NDArray[np.int64], folds: int = 5, axes: int = 32) -> Array:
+def _between(known: Array, foreign: Array) -> Array:
+    """The direction (c,) from known features (n, c) to others (m, c), along which the known ones have unit variance.
+
+    Of a logistic regression in which both sides have the same weight.
+    """
+    mean, scale = known.mean(axis=0, dtype=np.float64), known.std(axis=0, dtype=np.float64) + 1e-6
+    # One odd column of a few pictures shall not say all.
+    x = np.clip((np.concatenate([known, foreign]) - mean) / scale, -FAR, FAR)
+    y = np.repeat([0.0, 1.0], [len(known), len(foreign)])
+    share = np.where(y > 0, 0.5 / len(foreign), 0.5 / len(known))
+
+    def loss(knobs: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        z, slopes = x @ knobs[:-1] + knobs[-1], knobs[:-1]
+        gap = share * (expit(z) - y)
+        value = (share * (np.logaddexp(0, z) - y * z)).sum() + SLIGHT / 2 * (slopes**2).sum()
+        return float(value), np.append(x.T @ gap + SLIGHT * slopes, gap.sum())
+
+    slopes = minimize(loss, np.zeros(x.shape[1] + 1), jac=True, method="L-BFGS-B").x[:-1] / scale
+    return np.asarray(slopes / ((known @ slopes).std() + 1e-9), np.float32)
+
+
+def cross_distances(features: Array, groups: NDArray[np.int64], folds: int = FOLDS, axes: int = 32) -> Array:
     """Distance of features (n, c) from a Gaussian that was fitted without their group (n,): what new ones will have."""
     found, place = np.empty(len(features), np.float32), groups % folds
     if len(np.unique(place)) < 2:

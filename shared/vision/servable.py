@@ -44,6 +44,11 @@ _UNFAMILIAR = (
     "most among pictures of their kind. What is found in it may mean nothing."
 )
 
+_OUTDATED = (
+    "Whether the picture is of the kind that these weights learnt from is not known: they were made by another version "
+    "of Fovea. Train them again, or run `python -m shared.training.recalibrate`."
+)
+
 Request = TypeVar("Request", bound=BaseModel)
 Answer = TypeVar("Answer", bound=BaseModel)
 Item = TypeVar("Item", bound="VisionItem[Any]")
@@ -114,6 +119,8 @@ class DataConfig:
         """What to say about a picture with these features (c,): nothing where it is of the kind that was learnt."""
         if self.familiar is None:
             return []
+        if features.shape != self.familiar.mean.shape:
+            return [_OUTDATED]
         distance, most = float(self.familiar.distance(features[None])[0]), self.constants["novelty"]
         return [_UNFAMILIAR.format(distance, most)] if distance > most else []
 

@@ -40,6 +40,8 @@ EMPTY = ClassSet((), (), np.empty(0, np.int64))
 class ClassRecipe(FolderRecipe):
     """A classifier on a folder of pictures, one folder per class."""
 
+    known: ClassVar[int] = 400
+
     data: Path = Field(description="One folder per class, or `train` and `validation` with one each.")
     side: int = Field(160, multiple_of=32, description="Pixels of the square that the network sees.")
     augment: Augment = Augment(flip_y=0.0, turn=15.0, zoom=(0.9, 1.8), stretch=0.25)
@@ -128,7 +130,7 @@ class ClassRecipe(FolderRecipe):
         return torch.cat(parts)
 
     def embedder(self, network: nn.Module) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]] | None:
-        """Channels of the last two of the four stages, where the network has stages."""
+        """What is known of the four stages, where the network has stages."""
         maps = getattr(network, "maps", None)
         if maps is None:
             return None

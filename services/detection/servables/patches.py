@@ -97,8 +97,13 @@ def normalise(patches: np.ndarray) -> np.ndarray:
 
 
 def pool_stages(stages: Sequence[np.ndarray]) -> np.ndarray:
-    """Mean of each channel of the last two stages (patches, c, h, w): features (patches, c) to tell kinds apart by."""
-    return np.concatenate([stage.mean(axis=(2, 3)) for stage in stages[-2:]], axis=1)
+    """Features (patches, c) to tell kinds of pictures apart by, from the maps of four stages (patches, c, h, w).
+
+    The mean of each channel, and but for the last stage its spread: early stages see colours and textures, by which
+    pictures of other kinds differ; the last one sees what the network tells apart, and is alike for all of them.
+    """
+    means, spreads = ([getattr(stage, how)(axis=(2, 3)) for stage in stages] for how in ("mean", "std"))
+    return np.concatenate([*means, *spreads[:-1]], axis=1)
 
 
 def classify(logits: np.ndarray, boxes: PatchGrid, names: Sequence[str], top_k: int) -> list[Classified]:

@@ -11,9 +11,10 @@ from services.detection.recipes.class_recipe import EfficientNetLite0Recipe
 from services.detection.recipes.hieraedgenet_cells import HieraEdgeNetCells
 from services.detection.recipes.partial_networks import FasterNetRecipe, PATNetRecipe
 from services.detection.recipes.yolo9tr_roads import Yolo9trRoads
-from shared.errors import InvalidOption
+from shared.errors import Conflict, InvalidOption
 from shared.registry.weights import read_weights
 from shared.training.publish import publish
+from shared.training.recalibrate import recalibrate
 from shared.training.recipe import MultiScale, Schedule
 from shared.training.trainer import fit
 
@@ -108,6 +109,24 @@ def test_a_classifier_starts_from_a_file_and_the_manifest_keeps_only_its_name(tm
     assert held.keys() == built.keys()
     assert all(torch.equal(built[key], tensor) for key, tensor in held.items() if tensor.is_floating_point())
     assert again.model_dump(mode="json")["start"] == "efficientnet-lite0"
+
+
+def test_warnings_are_learnt_anew_without_touching_the_network(tmp_path: Path) -> None:
+    folder, other = colours(tmp_path / "data", 10), squares(tmp_path / "squares", 6)
+    teacher = EfficientNetLite0Recipe(data=folder, side=64, schedule=SHORT)
+    made = PATNetRecipe(data=folder, side=64, schedule=SHORT, teacher=teacher)
+    before = publish(made, fit(made, tmp_path / "run"), tmp_path / "out")
+    file = tmp_path / "out" / "patnet.safetensors"
+    arrays = read_weights(file).arrays
+    after = recalibrate(file, folder, foreign=(other,))
+    again = read_weights(file)
+    assert all(np.array_equal(arrays[key], array) for key, array in again.arrays.items())
+    assert {"auroc_squares", "warned_squares", "auroc_unlearnt_squares"} <= after.metrics.keys()
+    assert (after.metrics["top_1"], after.recipe["foreign"]) == (before.metrics["top_1"], ["squares"])
+    assert "foreign" not in before.recipe
+    assert "familiar.directions" in again.familiar
+    with pytest.raises(Conflict, match="is not the data"):
+        recalibrate(file, colours(tmp_path / "more", 11))
 
 
 def test_a_start_of_which_no_layer_fits_is_refused(tmp_path: Path) -> None:

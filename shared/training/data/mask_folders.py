@@ -17,7 +17,7 @@ from PIL import Image
 from shared.errors import NotFound
 from shared.training.data.survey import FileProblem
 
-__all__ = ["MaskSet", "find_masks", "read_mask"]
+__all__ = ["MaskSet", "find_masks", "is_mask", "read_mask"]
 
 Pixels = NDArray[np.uint8]
 
@@ -73,8 +73,8 @@ def find_masks(folder: Path) -> tuple[MaskSet, list[FileProblem]]:
         NotFound: There is no pair at all.
     """
     files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES]
-    masks = {_place(path, folder): path for path in files if _is_mask(path, folder)}
-    pictures = [path for path in files if not _is_mask(path, folder)]
+    masks = {_place(path, folder): path for path in files if is_mask(path, folder)}
+    pictures = [path for path in files if not is_mask(path, folder)]
     pairs = [(path, masks[_place(path, folder)]) for path in pictures if _place(path, folder) in masks]
     if not pairs:
         hint = "Give a folder that holds images/ and masks/, or train/ and validation/ with both."
@@ -99,7 +99,8 @@ def read_mask(path: Path) -> Pixels:
     return values
 
 
-def _is_mask(path: Path, folder: Path) -> bool:
+def is_mask(path: Path, folder: Path) -> bool:
+    """Whether a file below a folder is a mask, by the names of its folders or its own."""
     return any(part.lower() in MASKS for part in path.relative_to(folder).parts[:-1]) or path.stem.endswith(ENDINGS)
 
 

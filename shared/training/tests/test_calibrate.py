@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from shared.training.calibrate import ServingFacts, learn_familiar, reliability_facts, sample_pictures
+from shared.training.data.strange import draw_strange, scramble
 from shared.vision.novelty import Familiar, auroc, cross_distances
 
 
@@ -24,6 +25,29 @@ def test_new_pictures_of_the_kind_pass_and_others_are_warned_of() -> None:
     again = Familiar.read(found.arrays)
     assert again is not None
     assert (again.distance(kind(rng, 100)) > found.constants["novelty"]).mean() < 0.06
+
+
+def test_half_of_a_foreign_kind_is_learnt_and_the_other_half_measured_beside_what_is_found_unlearnt() -> None:
+    rng = np.random.default_rng(0)
+    known, held = (rng.normal(size=(count, 30)).astype(np.float32) for count in (400, 200))
+    walls = {"walls": (rng.normal(size=(120, 30)) + 1.2 * (np.arange(30) < 6)).astype(np.float32)}
+    unlearnt = learn_familiar(known, np.arange(400) // 2, held, walls).metrics
+    learnt = learn_familiar(known, np.arange(400) // 2, held, {}, walls).metrics
+    assert learnt["auroc_walls"] > unlearnt["auroc_walls"] + 0.05
+    assert learnt["warned_walls"] > unlearnt["warned_walls"] + 0.3
+    assert abs(learnt["auroc_unlearnt_walls"] - unlearnt["auroc_walls"]) < 0.01
+    assert learnt["false_warnings"] <= 0.06
+
+
+def test_pictures_of_no_kind_are_drawn_and_mixed() -> None:
+    rng = np.random.default_rng(0)
+    drawn = [draw_strange(rng) for _ in range(30)]
+    assert {each.shape for each in drawn} == {(192, 256, 3)}
+    assert np.std([each.mean() for each in drawn]) > 20
+    stripes = np.repeat(np.repeat(np.arange(0, 240, 4, dtype=np.uint8)[None, :, None], 50, 0), 3, 2)
+    mixed = [scramble(stripes, rng) for _ in range(20)]
+    assert all(each.shape[2] == 3 and each.dtype == np.uint8 for each in mixed)
+    assert len({each.shape for each in mixed}) > 1
 
 
 def test_a_distance_across_folds_is_larger_than_one_to_what_was_fitted() -> None:
@@ -60,3 +84,12 @@ def test_masks_are_no_pictures_of_another_kind(tmp_path: Path) -> None:
     found = sample_pictures(tmp_path, 3)
     assert len(found) == 3
     assert {path.parent.name for path in found} == {"images"}
+
+
+def test_a_mask_beside_its_photograph_is_no_picture_of_another_kind(tmp_path: Path) -> None:
+    for index in range(4):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{index}.jpg")
+        Image.new("P", (8, 8)).save(tmp_path / f"{index}.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "alone.png")
+    found = sample_pictures(tmp_path, 99)
+    assert [path.name for path in found] == ["0.jpg", "1.jpg", "2.jpg", "3.jpg", "alone.png"]

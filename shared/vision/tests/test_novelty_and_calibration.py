@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from shared.vision.calibration import Platt, fit_platt, fit_temperature, reliability
-from shared.vision.novelty import Familiar
+from shared.vision.novelty import Boundaries, Familiar
 
 
 def kind(rng: np.random.Generator, count: int, offset: float = 0.0) -> np.ndarray:
@@ -39,6 +39,23 @@ def test_it_survives_a_weights_file_in_half_precision() -> None:
     y = kind(rng, 20)
     assert np.allclose(again.distance(y), fitted.distance(y), rtol=0.02)
     assert Familiar.read({"weight": np.zeros(3)}) is None
+
+
+def test_a_kind_that_was_learnt_is_far_where_the_gaussian_finds_it_near() -> None:
+    rng = np.random.default_rng(0)
+    known, groups = rng.normal(size=(400, 30)).astype(np.float32), np.arange(400)
+    moved = np.float32(1.2) * (np.arange(30) < 6)
+    other, fitted = (rng.normal(size=(120, 30)) + moved).astype(np.float32), Familiar.fit(known)
+    planes = Boundaries.fit(known, groups, [other[::2]], reach=1.5, inside=0.99)
+    both = fitted.beside(planes)
+    new = rng.normal(size=(400, 30)).astype(np.float32)
+    assert (both.distance(new) > 1.5).mean() < 0.04
+    assert (fitted.distance(other[1::2]) > 1.5).mean() < 0.2
+    assert (both.distance(other[1::2]) > 1.5).mean() > 0.6
+    again = Familiar.read(both.arrays())
+    assert again is not None
+    assert np.allclose(again.distance(other), both.distance(other))
+    assert np.allclose(fitted.beside(planes.without(0)).distance(other), fitted.distance(other))
 
 
 @pytest.mark.parametrize("true", [0.5, 1.0, 2.5])
