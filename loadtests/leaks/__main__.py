@@ -1,8 +1,9 @@
 """`python -m loadtests.leaks [--minutes 10] [--services …]`: does any process grow while it is used and abused?
 
-Starts the product in a folder of its own, sends mixed traffic, and notes each process's own memory every few seconds.
-A first part warms up: models, arenas and caches fill. What counts is the slope of the rest, by Theil and Sen, which
-single peaks do not bend. The exit status is 1 where a process grows faster than allowed.
+Starts the product in a folder of its own, or watches one that runs (`--watch`), sends mixed traffic, and notes each
+process's own memory every few seconds. A first part warms up: models, arenas and caches fill. What counts is the slope
+of the rest, by Theil and Sen, which single peaks do not bend. The exit status is 1 where a process grows faster than
+allowed.
 """
 
 from __future__ import annotations
@@ -42,16 +43,22 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--services", default="", help="comma-separated; default all")
     parser.add_argument("--bare", action="store_true", help="a gateway and one replica a service, without Ray and jobs")
+    parser.add_argument("--watch", type=int, metavar="PID", help="of a `fovea up` that runs, instead of starting one")
+    parser.add_argument("--url", default="http://127.0.0.1:8080", help="of the gateway that is watched")
     parser.add_argument("--out", type=Path, help="file for the samples, as JSON")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="fovea-leaks-") as folder, _running(Path(folder), asked) as (url, root):
-        samples = asyncio.run(_measure(url, root, asked.minutes * 60))
+        traffic = Traffic(url, frozenset(filter(None, asked.services.split(","))))
+        samples = asyncio.run(_measure(traffic, root, asked.minutes * 60))
     return _report(samples, asked.minutes, asked.out)
 
 
 @contextmanager
 def _running(folder: Path, asked: argparse.Namespace) -> Iterator[tuple[str, psutil.Process]]:
     """The product's URL, and the process whose descendants are watched."""
+    if asked.watch is not None:
+        yield asked.url, psutil.Process(asked.watch)
+        return
     if asked.bare:
         with bare_product(folder, asked.services.split(",")) as url:
             yield url, psutil.Process()
@@ -65,8 +72,8 @@ def _running(folder: Path, asked: argparse.Namespace) -> Iterator[tuple[str, psu
             stop(product)
 
 
-async def _measure(url: str, root: psutil.Process, seconds: float) -> Samples:
-    traffic, samples = Traffic(url), defaultdict(list)
+async def _measure(traffic: Traffic, root: psutil.Process, seconds: float) -> Samples:
+    samples: Samples = defaultdict(list)
     begun, sending = time.monotonic(), asyncio.create_task(traffic.run(seconds))
     while not sending.done():
         for name, megabytes in _memory(root).items():

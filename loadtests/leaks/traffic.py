@@ -23,10 +23,12 @@ class Traffic:
 
     Attributes:
         url: The gateway.
+        services: Whose models are asked; empty for all.
         statuses: How many answers had which status; 0 is none.
     """
 
     url: str
+    services: frozenset[str] = frozenset()
     statuses: Counter[int] = field(default_factory=Counter)
 
     async def run(self, seconds: float, concurrency: int = 4, share_broken: float = 0.4) -> None:
@@ -62,6 +64,8 @@ class Traffic:
         """
         found = []
         for entry in (await client.get("/v1/models")).json()["data"]:
+            if self.services and entry["service"] not in self.services:
+                continue
             answer = await client.get(f"/v1/models/{entry['id']}/example")
             if answer.status_code == httpx2.codes.OK:
                 found.append((_path(entry["task"]), json.dumps(answer.json()).encode()))

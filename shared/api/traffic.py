@@ -28,7 +28,7 @@ class TrafficPlan(BaseModel):
     shadow: str | None = Field(
         None,
         pattern=VERSION_PATTERN,
-        description="Version that is sent copies and answers nobody; what it answers is compared.",
+        description="Version that is sent copies and answers nobody; answers of moderate size are compared.",
     )
     shadow_percent: float = Field(10.0, ge=0, le=100, description="Percent of requests that are copied.")
 

@@ -18,6 +18,7 @@ import yaml
 from shared.jobs.redis_server import RedisServer
 from shared.settings import Settings, environment
 from tests.deploy.otlp_collector import Collector
+from tests.deploy.processes import Processes
 from tests.deploy.ray_cluster import free_port, wait_for
 from tests.deploy.test_chart import CHART, named, render
 from tests.deploy.tools import helm
@@ -74,7 +75,7 @@ class Scene:
 
     def __init__(self, folder, redis_url, collector):
         self.folder, self.redis_url, self.collector = folder, redis_url, collector
-        self.started = []
+        self.processes = Processes(folder)
         command = [pathlib.Path(sys.executable).parent / "fovea", "keys", "add", "me"]
         secret = subprocess.run(command, env=self._env(), capture_output=True, text=True, check=True).stdout.strip()
         self.headers = {"authorization": f"Bearer {secret}"}
@@ -97,9 +98,7 @@ class Scene:
         )
 
     def _start(self, command, **variables):
-        with (self.folder / f"{len(self.started)}.log").open("wb") as log:
-            process = subprocess.Popen(command, env=self._env(**variables), stdout=log, stderr=subprocess.STDOUT)
-        self.started.append(process)
+        self.processes.start(command, self._env(**variables))
 
     def _start_gateway(self, pod):
         http = free_port()
@@ -146,17 +145,6 @@ class Scene:
                 beat += 1 / PER_GATEWAY_HZ
                 time.sleep(max(beat - time.monotonic(), 0))
 
-    def stop(self):
-        """End all processes."""
-        for process in self.started:
-            process.terminate()
-        for process in self.started:
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory):
@@ -169,7 +157,7 @@ def scene(tmp_path_factory):
                 wait_for(lambda u=url: is_ready(u), 90, "the gateways see the replica")
             yield made
         finally:
-            made.stop()
+            made.processes.stop()
 
 
 def is_ready(url):

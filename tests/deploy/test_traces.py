@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
 import sys
 
 import grpc
@@ -20,6 +19,7 @@ from shared.jobs.redis_server import RedisServer
 from shared.rpc import open_inference_pb2 as pb
 from shared.settings import Settings, environment
 from tests.deploy.otlp_collector import Collector
+from tests.deploy.processes import Processes
 from tests.deploy.ray_cluster import free_port, wait_for
 
 pytestmark = pytest.mark.slow
@@ -49,7 +49,7 @@ class Platform:
     def __init__(self, folder, redis_url, collector):
         self.collector = collector
         self.http, self.grpc = free_port(), free_port()
-        self._folder, self._started = folder, []
+        self.processes = Processes(folder)
         model = write_folder(folder / MODEL)
         self._env = environment(
             FOVEA_REDIS_URL=redis_url,
@@ -70,9 +70,7 @@ class Platform:
         self._start("-m", "shared.serving.worker", "llm-longctx")
 
     def _start(self, *command):
-        with (self._folder / f"{len(self._started)}.log").open("wb") as log:
-            process = subprocess.Popen([sys.executable, *command], env=self._env, stdout=log, stderr=log)
-        self._started.append(process)
+        self.processes.start([sys.executable, *command], self._env)
 
     @property
     def url(self):
@@ -98,17 +96,6 @@ class Platform:
         """Direct children, by name."""
         return {s.name: s for s in self.collector.of_trace(span.trace) if s.parent == span.id}
 
-    def stop(self):
-        """End all processes."""
-        for process in self._started:
-            process.terminate()
-        for process in self._started:
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
 
 @pytest.fixture(scope="module")
 def platform(tmp_path_factory):
@@ -120,7 +107,7 @@ def platform(tmp_path_factory):
             wait_for(made.is_ready, 120, "the gateway sees both services")
             yield made
         finally:
-            made.stop()
+            made.processes.stop()
 
 
 def test_a_chat_is_one_trace_from_the_socket_to_the_engine(platform):

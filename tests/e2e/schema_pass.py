@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,13 @@ ANSWER_S = 180.0
 START_S = 1200.0
 UNLOAD = "/unload"
 
-TINY = {"/v1/probe": ("lm", "tiny-induction"), "/v1/longctx": ("model", "fovea-routing-bytes")}
-"""Field and value that keep the work of routes small where a request names no model."""
+TINY = {
+    "/v1/probe": ("lm", "tiny-induction"),
+    "/v1/longctx": ("model", "fovea-routing-bytes"),
+    "/v1/judge/nuggets": ("how", "similarity"),
+    "/v1/judge/support": ("how", "similarity"),
+}
+"""Field and value that keep the work of routes small where a request leaves it out."""
 
 SMALL_TEXT_MODEL = "fovea-routing-bytes"
 TEXT_ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/tokenize", "/detokenize", "/v1/sessions")
@@ -128,7 +133,7 @@ def _keep_small(case: Any) -> None:
     if not isinstance(case.body, dict):
         return
     for name, most in MOST.items():
-        if isinstance(value := case.body.get(name), int) and not isinstance(value, bool):
+        if isinstance(value := case.body.get(name), int | float) and not isinstance(value, bool):
             case.body[name] = min(value, most)
     for prefix, (name, value) in TINY.items():
         if case.path.startswith(prefix):
@@ -186,7 +191,7 @@ def main() -> int:
     print(f"{len(found)} operations, {statuses.total()} requests in {time.monotonic() - begun:.0f} s, {faults} faults:")
     print(dict(sorted(statuses.items())))
     if asked.out is not None:
-        asked.out.write_text(json.dumps([asdict(each) for each in found], indent=1) + "\n")
+        asked.out.write_text(json.dumps([vars(each) for each in found], indent=1) + "\n")
     return 1 if faults else 0
 
 

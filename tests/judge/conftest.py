@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +11,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from fovea.cli.main import main
-from services.gateway.tests.browsing import browser, watched
+from services.gateway.tests.browsing import watched
 from services.gateway.tests.stage import ForgetfulQueue, fronted
 from services.relevance_judge.metrics.baselines import overlap
 from services.relevance_judge.routes import router
@@ -24,8 +21,7 @@ from shared.registry import LoadContext
 from shared.registry.discovery import servables
 from shared.serving.build_app import build
 from shared.settings import Settings
-
-Fovea = Callable[..., tuple[int, str, str]]
+from tests.command import Command, command_runner
 
 
 @dataclass
@@ -81,46 +77,16 @@ def _serves(url: str) -> bool:
 
 
 @pytest.fixture
-def fovea(judging: Judging, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> Fovea:
+def fovea(judging: Judging, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> Command:
     """Run a command; gives its exit code, what it wrote and what it said beside."""
     monkeypatch.setenv("FOVEA_URL", judging.url)
-    monkeypatch.setenv("COLUMNS", "160")
-
-    def run(*words: Any, stdin: str = "") -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fovea", *map(str, words)])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
-        capfdbinary.readouterr()
-        code = 0
-        try:
-            main()
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        sys.stdout.flush()
-        out, err = capfdbinary.readouterr()
-        return code, out.decode(), err.decode()
-
-    return run
+    return command_runner(monkeypatch, capfdbinary)
 
 
 @pytest.fixture(scope="session")
 def files() -> Path:
     """The folder of the mini-collection."""
     return load_mini_collection().folder
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    """A browser for the tests of one file."""
-    with browser() as started:
-        yield started
-
-
-@pytest.fixture
-def complaints() -> Iterator[list[str]]:
-    """What the browser complained about."""
-    found: list[str] = []
-    yield found
-    assert not found
 
 
 @pytest.fixture

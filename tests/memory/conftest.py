@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import io
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import httpx2
 import pytest
 
-from fovea.cli.main import main
 from services.gateway.policy.auth import KeyRing
-from services.gateway.tests.browsing import browser, watched
+from services.gateway.tests.browsing import watched
 from services.gateway.tests.stage import fronted
 from services.llm_longctx.api import documents, openai, sessions
 from shared.jobs.redis_server import RedisServer
 from shared.registry.discovery import servables
 from shared.serving.build_app import build
 from shared.settings import Settings
-
-Fovea = Callable[..., tuple[int, str, str]]
+from tests.command import Command, command_runner
 
 
 @dataclass
@@ -61,40 +57,10 @@ def _serves(url: str, headers: dict[str, str]) -> bool:
 
 
 @pytest.fixture
-def fovea(remembering: Remembering, monkeypatch: pytest.MonkeyPatch, capfdbinary: Any) -> Fovea:
+def fovea(remembering: Remembering, monkeypatch: pytest.MonkeyPatch, capfdbinary: Any) -> Command:
     """Run a command; gives its exit code, what it wrote and what it said beside."""
     monkeypatch.setenv("FOVEA_URL", remembering.url)
-    monkeypatch.setenv("COLUMNS", "160")
-
-    def run(*words: Any) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fovea", *map(str, words)])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
-        capfdbinary.readouterr()
-        code = 0
-        try:
-            main()
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        sys.stdout.flush()
-        out, err = capfdbinary.readouterr()
-        return code, out.decode(), err.decode()
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    """A browser for the tests of one file."""
-    with browser() as started:
-        yield started
-
-
-@pytest.fixture
-def complaints() -> Iterator[list[str]]:
-    """What the browser complained about."""
-    found: list[str] = []
-    yield found
-    assert not found
+    return command_runner(monkeypatch, capfdbinary)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 import pytest
 
-from services.gateway.tests.browsing import MARKS, browser, watched
+from services.gateway.tests.browsing import MARKS, watched
 from services.gateway.tests.stage import fronted
 from services.interpretability.routes import build_router
 from shared.registry import servables
@@ -31,23 +31,11 @@ def url(tmp_path_factory):
         yield address
 
 
-@pytest.fixture(scope="module")
-def chromium():
-    with browser() as started:
-        yield started
-
-
-@pytest.fixture
-def complaints():
-    return []
-
-
 @pytest.fixture
 def page(chromium, url, complaints):
     with watched(chromium, url, complaints) as opened:
         opened.set_default_timeout(30_000)
         yield opened
-    assert complaints == []
 
 
 def spec_page(model, **spec):

@@ -10,7 +10,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from services.gateway.tests.browsing import browser, watched
+from services.gateway.tests.browsing import watched
 from services.gateway.tests.stage import fronted
 from services.llm_longctx.api import openai, steering
 from services.llm_longctx.serving.local_models import make_local_model
@@ -42,21 +42,6 @@ def steerable(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
             assert time.monotonic() < until
             time.sleep(0.05)
         yield url, headers
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    """A browser for the tests of one file."""
-    with browser() as started:
-        yield started
-
-
-@pytest.fixture
-def complaints() -> Iterator[list[str]]:
-    """What the browser complained about."""
-    found: list[str] = []
-    yield found
-    assert not found
 
 
 @pytest.fixture

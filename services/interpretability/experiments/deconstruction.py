@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from services.interpretability.attention.pattern_capture import visit_patterns
@@ -44,6 +44,12 @@ class DeconstructionSpec(Spec):
     each: Literal["layer", "head"] = Field("layer", description="Relax one layer, or one head, at a time.")
     corpus: str | None = Field(None, max_length=200_000, description="For average: text whose mean pattern is used.")
     back: int = Field(1, ge=1, le=64, description="For earlier: how many layers back.")
+
+    @field_validator("kinds")
+    @classmethod
+    def drop_repeats(cls, kinds: list[Relaxation]) -> list[Relaxation]:
+        """Each relaxation once: a row of the report is one."""
+        return list(dict.fromkeys(kinds))
 
 
 class Deconstruction(Experiment[DeconstructionSpec]):

@@ -11,10 +11,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from services.interpretability.attention.pattern_capture import visit_patterns
 from services.interpretability.attention.retrieval_score import score_copies, split_half
 from services.interpretability.experiments.retrieval_heads import (
+    RetrievalHeadsSpec,
     aggregate,
     needle_span,
     retrieval_score,
@@ -196,6 +198,12 @@ def test_generating_sees_one_row_per_token_and_stops_at_a_line_break(tiny, promp
     whole = tiny.tensor([[*prompt.ids, *answered.tokens]])
     greedy = tiny.model(whole)[0, len(prompt.ids) - 1 : -1].argmax(-1)
     assert greedy.tolist() == answered.tokens
+
+
+@pytest.mark.parametrize("size", [-544, 0])
+def test_no_fewer_than_one_head_is_hidden(size):
+    with pytest.raises(ValidationError, match="hide"):
+        RetrievalHeadsSpec(hide=[size])
 
 
 def test_uniform_attention_of_a_whole_layer_mixes_the_mean_of_its_values(tiny, prompt):

@@ -240,6 +240,13 @@ def test_average_of_the_text_itself_changes_nothing_and_needs_a_corpus(context):
     assert ask(Deconstruction, context, kinds=["average"], corpus="short").field == "corpus"
 
 
+def test_a_relaxation_that_is_named_twice_is_measured_once(context):
+    report = ask(Deconstruction, context, kinds=["uniform", "identity", "uniform"])
+    layers = report.grid("layers")
+    assert layers.rows.ticks == ["uniform", "identity"]
+    assert [len(row) for row in layers.values] == [len(layers.columns.ticks)] * 2
+
+
 def test_heads_are_relaxed_one_at_a_time(context):
     report = ask(Deconstruction, context, each="head", kinds=["identity"])
     assert np.array(report.grid("identity").values).shape == (3, 4)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -49,7 +49,7 @@ class RetrievalHeadsSpec(Spec):
     top: int = Field(1, ge=1, le=50, description="A copy counts where any of so many largest positions qualifies.")
     teacher_forced: bool = Field(True, description="Score along the known answer; false generates, as the paper does.")
     steps: int = Field(50, ge=1, le=500, description="Most tokens that are generated.")
-    hide: list[int] = Field(
+    hide: list[Annotated[int, Field(ge=1)]] = Field(
         default_factory=list,
         max_length=8,
         description="Masking study: hide so many top heads, beside random ones.",

@@ -1,0 +1,37 @@
+"""Runs `fovea` in this process, as a shell would, for tests of what commands say."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from fovea.cli.main import main
+
+__all__ = ["Command", "command_runner"]
+
+Command = Callable[..., tuple[int, str, str]]
+"""Words of a command, and its `stdin`, to its exit code, what it wrote and what it said beside."""
+
+
+def command_runner(monkeypatch: pytest.MonkeyPatch, captured: pytest.CaptureFixture[bytes]) -> Command:
+    """A function that runs `fovea` with the words that it is given, on a terminal of 160 columns."""
+    monkeypatch.setenv("COLUMNS", "160")
+
+    def run(*words: Any, stdin: str = "") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fovea", *map(str, words)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
+        captured.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        sys.stdout.flush()
+        out, err = captured.readouterr()
+        return code, out.decode(), err.decode()
+
+    return run
