@@ -90,8 +90,8 @@ class TokenCallback(Protocol):
 class Grammar(Protocol):
     """Constrains one answer; it remembers the answer so far."""
 
-    def mask(self) -> Tensor:
-        """Which tokens may come next: bool [V], at least one; stop tokens where the answer may be over.
+    def mask(self) -> Tensor | None:
+        """Which tokens may come next: bool [V], at least one, stop tokens where the answer may be over; None for all.
 
         Raises:
             FoveaError: None may.

@@ -38,8 +38,8 @@ class Sampler:
     def draw(self, logits: Tensor, top: int | None = None) -> ScoredToken:
         """Choose from logits [V] (float32 on the CPU), and remember the choice for the penalties."""
         adjusted = self._adjust(logits)
-        if self._grammar is not None:
-            adjusted = adjusted.masked_fill(~self._grammar.mask(), -torch.inf)
+        if self._grammar is not None and (mask := self._grammar.mask()) is not None:
+            adjusted = adjusted.masked_fill(~mask, -torch.inf)
         chosen = int(adjusted.argmax()) if self._sampling.temperature < _GREEDY_BELOW else self._sample(adjusted)
         self._produced[chosen] += 1
         self._seen[chosen] = True

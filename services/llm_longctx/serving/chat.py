@@ -13,11 +13,13 @@ from uuid import uuid4
 
 from services.llm_longctx.serving.adapters.base import TextModelAdapter, build_samplings, check_options
 from services.llm_longctx.serving.generation import Generation, OutputChunk, StreamedToken, TextOptions
+from services.llm_longctx.serving.grammars.token_grammar import TokenGrammar
 from services.llm_longctx.serving.protocol import CompletionProtocol
 from services.llm_longctx.serving.request_state import RequestState
 from services.llm_longctx.serving.steering.capture_writer import join_captured
+from services.llm_longctx.serving.tools.call_grammar import CallGrammar
 from services.llm_longctx.serving.tools.tool_parser import CallUpdate
-from services.llm_longctx.serving.tools.tool_use import read_tool_use
+from services.llm_longctx.serving.tools.tool_use import ToolUse, read_tool_use
 from shared.api.interventions import Captured
 from shared.api.text import (
     ChatChoice,
@@ -56,8 +58,7 @@ class ChatProtocol(CompletionProtocol[ChatRequest, ChatChunk, ChatCompletion]):
         """Render the conversation, tokenize it and hand it to the engine."""
         _check(request)
         tools = read_tool_use(request, adapter.tokenizer.chat_template)
-        forced = None if tools is None else tools.grammar_source()
-        grammar = adapter.compile_grammar(request) if forced is None else adapter.grammars.compile(forced, "tools")
+        grammar = _compile_grammar(adapter, request, tools)
         text = adapter.render_chat(request.messages, tools=tools)
         ids = adapter.tokenize(text, "messages", special=False)
         if not ids:
@@ -169,6 +170,22 @@ class ChatProtocol(CompletionProtocol[ChatRequest, ChatChunk, ChatCompletion]):
         ]
         chunks = [ChatChunk(**stamp, choices=[choice], usage=None) for choice in choices]
         return [*chunks, ChatChunk(**stamp, choices=[], usage=completion.usage)]
+
+
+def _compile_grammar(
+    adapter: TextModelAdapter, request: ChatRequest, tools: ToolUse | None
+) -> TokenGrammar | CallGrammar | None:
+    """What an answer may be: forced calls, what the request asks for, or free text in which calls are valid."""
+    if tools is not None and tools.is_forced:
+        return adapter.grammars.compile(tools.grammar_source(), "tools")
+    asked = adapter.compile_grammar(request)
+    if asked is not None or tools is None:
+        return asked
+    try:
+        call = adapter.grammars.compile(tools.grammar_source(), "tools")
+    except InvalidOption:  # functions that are too many for one grammar: their calls are read as they come
+        return None
+    return CallGrammar(call, tools.parser, frozenset(f.name for f in tools.functions), adapter.grammars)
 
 
 def _check(request: ChatRequest) -> None:

@@ -22,6 +22,7 @@ from services.llm_longctx.engine import (
 from services.llm_longctx.engine.taps import CapturedTokens
 from services.llm_longctx.serving.grammars.token_grammar import TokenGrammar
 from services.llm_longctx.serving.stop_strings import StopStringFilter
+from services.llm_longctx.serving.tools.call_grammar import CallGrammar
 from services.llm_longctx.serving.tools.tool_parser import CallUpdate, ToolParser
 from shared.errors import FoveaError
 from shared.lm.tokenizer import Detokenizer, Tokenizer
@@ -105,7 +106,7 @@ class Generation:
         request: GenerationRequest,
         samplings: Sequence[Sampling],
         options: TextOptions = _PLAIN,
-        grammar: TokenGrammar | None = None,
+        grammar: TokenGrammar | CallGrammar | None = None,
     ) -> None:
         """Ask for one answer per sampling; a grammar says what they may say.
 

@@ -237,6 +237,7 @@ for _ in range(40):
 
 BAD = {
     "keyword": json_schema({"type": "array", "uniqueItems": True}),
+    "unknown keyword": json_schema({"type": "object", "properties": {"a": {"type": "string", "frobnicate": 3}}}),
     "type": json_schema({"type": "strin"}),
     "bound": json_schema({"type": "integer", "minimum": "x"}),
     "nothing": json_schema({"type": "integer", "minimum": 5, "maximum": 3}),

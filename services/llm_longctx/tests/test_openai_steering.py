@@ -169,7 +169,8 @@ def test_numbers_that_are_none_are_refused(server):
             f"{server.url}/v1/chat/completions", content=body, headers={"content-type": "application/json"}
         )
         assert answer.status_code == 400, number
-        assert "error" in answer.json()
+        assert "finite number" in answer.json()["error"]["message"]
+        assert answer.json()["error"]["param"] == "interventions.0.add.vector.31"
 
 
 def test_captures_over_the_limit_are_refused_before_anything_runs(client, monkeypatch):

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, MutableMapping
+import re
+from collections.abc import Mapping, MutableMapping, Sequence
 from http import HTTPStatus
 from typing import Any, Literal
 
@@ -33,13 +34,16 @@ _FORMS: Mapping[str, ErrorForm] = {
 }
 """Path prefix → form, for requests that match no route."""
 
+_FORM = re.compile(r"^(?:str|int|float|bool)$|^constrained-|^\w+\[.*\]$")
+"""What pydantic calls one of several forms that a value may have: `str`, `constrained-str`, `list[float]` …"""
+
 _BY_STATUS: Mapping[int, type[FoveaError]] = {405: MethodNotAllowed, 406: NotAcceptable, 408: TooSlow}
 
 
 def translate(error: BaseException) -> FoveaError:
     """The FoveaError for anything that a route or the framework raised."""
     if isinstance(error, RequestValidationError):
-        return _validation_error(error.errors()[0])
+        return _validation_error(_find_cause(error.errors()))
     if isinstance(error, HTTPException):
         return _http_error(error)
     if isinstance(error, ClientDisconnect):
@@ -72,10 +76,26 @@ def _form(scope: Mapping[str, Any]) -> ErrorForm:
     return next((form for prefix, form in _FORMS.items() if scope["path"].startswith(prefix)), "problem")
 
 
+def _find_cause(errors: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The first error; of a value that may have several forms, that of the form which fits furthest."""
+    first = errors[0]
+    *before, last = first["loc"]
+    if not _is_form(last):
+        return first
+    same = [one for one in errors if list(one["loc"][: len(before)]) == before]
+    deepest = max(same, key=lambda one: len(one["loc"]))
+    return deepest if len(deepest["loc"]) > len(first["loc"]) else first
+
+
+def _is_form(part: str | int) -> bool:
+    """Whether a part of a place is pydantic's name for one of several forms, and no field."""
+    return isinstance(part, str) and _FORM.search(part) is not None
+
+
 def _validation_error(first: Mapping[str, Any]) -> FoveaError:
     if first["type"] == "json_invalid":
         return Malformed(f"The body is not JSON: {first.get('ctx', {}).get('error', 'it does not parse')}.")
-    where = ".".join(str(part) for part in first["loc"][1:]) or str(first["loc"][0])
+    where = ".".join(str(part) for part in first["loc"][1:] if not _is_form(part)) or str(first["loc"][0])
     return InvalidOption(f"{where}: {first['msg']}.", field=where)
 
 

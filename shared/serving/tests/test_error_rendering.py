@@ -35,6 +35,22 @@ def scope(path="/v1/segment", **more):
     return {"path": path, **more}
 
 
+def forms(*places):
+    """What pydantic says of a value that fits none of its forms."""
+    return RequestValidationError([{"loc": ("body", "a", *place), "msg": place[0], "type": "x"} for place in places])
+
+
+def test_of_a_value_with_several_forms_the_one_that_fits_furthest_is_told():
+    for raised, message, field in (
+        (forms(("constrained-str",), ("list[float]", 3)), "list[float]", "a.3"),
+        (forms(("literal['x','y']",), ("list[int]",)), "literal['x','y']", "a"),
+        (forms(("str",), ("list[Part]", 0, "type"), ("list[Part]",)), "list[Part]", "a.0.type"),
+        (forms(("b",), ("list[Part]", 0, "type")), "b", "a.b"),
+    ):
+        error = translate(raised)
+        assert (error.field, error.detail) == (field, f"{field}: {message}.")
+
+
 def invalid(**first):
     return RequestValidationError([{"loc": ("body", "a", 0), "msg": "is wrong", "type": "x", **first}])
 

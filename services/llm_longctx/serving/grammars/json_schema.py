@@ -10,7 +10,7 @@ from typing import Any
 
 from shared.errors import InvalidOption
 
-__all__ = ["check_schema", "close_objects"]
+__all__ = ["check_keywords", "check_schema", "close_objects"]
 
 MAX_PROPERTIES = 1000
 """Properties in all objects together."""
@@ -20,6 +20,18 @@ MAX_ENUM = 1000
 
 MAX_DEPTH = 32
 """Schemas inside each other, as written."""
+
+_KNOWN = frozenset(
+    """
+    $anchor $comment $defs $dynamicAnchor $dynamicRef $id $ref $schema $vocabulary additionalItems additionalProperties
+    allOf anyOf const contains contentEncoding contentMediaType contentSchema default definitions dependencies
+    dependentRequired dependentSchemas deprecated description discriminator else enum example examples exclusiveMaximum
+    exclusiveMinimum format id if items maxContains maxItems maxLength maxProperties maximum minContains minItems
+    minLength minProperties minimum multipleOf not nullable oneOf pattern patternProperties prefixItems properties
+    propertyNames readOnly required then title type unevaluatedItems unevaluatedProperties uniqueItems writeOnly
+    """.split()  # noqa: SIM905  # a list of as many literals is three times as long
+)
+"""Keywords of JSON Schema, drafts 4 to 2020-12, and three of OpenAPI's that generators of schemas add."""
 
 _MANY = ("anyOf", "oneOf", "allOf", "prefixItems")
 _ONE = ("items", "additionalProperties", "not", "contains", "if", "then", "else", "propertyNames")
@@ -46,6 +58,19 @@ def check_schema(schema: Mapping[str, Any] | bool, field: str) -> None:
     if isinstance(schema, Mapping) and not _Finiteness(schema).is_finite(schema, frozenset()):
         detail = "The schema refers to itself without an end: no finite value meets it."
         raise InvalidOption(detail, hint="Let the reference be optional, or null.", field=field)
+
+
+def check_keywords(schema: Mapping[str, Any] | bool, field: str) -> None:
+    """Refuse a schema with words that no draft of JSON Schema has: they would say nothing.
+
+    Raises:
+        InvalidOption: It has one.
+    """
+    for part, _ in _walk(schema, 0):
+        unknown = next((name for name in part if name not in _KNOWN and not name.startswith("x-")), None)
+        if unknown is not None:
+            detail = f"The schema has the unknown keyword {unknown[:80]!r}."
+            raise InvalidOption(detail, hint="Leave it out, or leave out strict.", field=field)
 
 
 def close_objects(schema: Mapping[str, Any]) -> dict[str, Any]:

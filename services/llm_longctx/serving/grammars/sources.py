@@ -12,7 +12,7 @@ from typing import Any
 
 from llguidance import LLMatcher, grammar_from
 
-from services.llm_longctx.serving.grammars.json_schema import check_schema, close_objects
+from services.llm_longctx.serving.grammars.json_schema import check_keywords, check_schema, close_objects
 from shared.errors import InvalidOption
 
 __all__ = [
@@ -62,6 +62,8 @@ def json_expression(
 ) -> str:
     """As `json_source`, as a part of another grammar's rule."""
     check_schema(schema, field)
+    if is_strict:
+        check_keywords(schema, field)
     options: dict[str, Any] = {"lenient": not is_strict}
     options |= {"whitespace_flexible": False} if whitespace is None else {"whitespace_pattern": whitespace}
     plain = {} if schema is True else {"not": {}} if schema is False else close_objects(schema)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
+from functools import cached_property
 from typing import Self
 
 import torch
@@ -20,6 +22,9 @@ __all__ = ["GrammarCompiler", "TokenGrammar"]
 
 _LIMITS = LLParserLimits(max_lexer_states=20_000, max_grammar_size=100_000)
 """A grammar is refused, or an answer ends, where it would take more: about 40 MB, and milliseconds per token."""
+
+_LONGEST = 16
+"""Bytes of the longest token that spells a given text."""
 
 _CACHED = 32
 """Compiled grammars that a model remembers."""
@@ -54,6 +59,15 @@ class TokenGrammar:
         """Whether the answer is whole and nothing may follow."""
         return self._matcher.is_stopped() and not self._matcher.is_error()
 
+    @property
+    def is_accepting(self) -> bool:
+        """Whether what came so far is whole."""
+        return bool(self._matcher.is_accepting())
+
+    def accepts(self, tokens: Sequence[int]) -> bool:
+        """Whether tokens may come next, one after the other."""
+        return int(self._matcher.validate_tokens(list(tokens))) == len(tokens)
+
     def fork(self) -> Self:
         """The same state, for another answer."""
         return type(self)(self._matcher.deep_copy(), self._vocab, self._field)
@@ -65,9 +79,31 @@ class GrammarCompiler:
     def __init__(self, tokenizer: Tokenizer, vocab: int) -> None:
         """Build the trie of the vocabulary, which takes about half a second for 50,000 tokens."""
         self._vocab = vocab
+        self._tokenizer = tokenizer
         self._tokens = _build_trie(tokenizer, vocab)
         self._cache: OrderedDict[str, LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """The text of each token; pieces of characters have replacements."""
+        return [self._tokenizer.token_bytes(i).decode("utf8", "replace") for i in range(self._vocab)]
+
+    @cached_property
+    def _ids(self) -> dict[bytes, int]:
+        hidden = self._tokenizer.special | self._tokenizer.eos
+        return {self._tokenizer.token_bytes(i): i for i in range(self._vocab) if i not in hidden}
+
+    def spell(self, text: str) -> list[int] | None:
+        """Tokens of a text, as llguidance reads them back; None where there are none for a piece of it."""
+        raw, found = text.encode(), list[int]()
+        while raw:
+            size = next((n for n in range(min(len(raw), _LONGEST), 0, -1) if raw[:n] in self._ids), 0)
+            if not size:
+                return None
+            found.append(self._ids[raw[:size]])
+            raw = raw[size:]
+        return found
 
     def compile(self, source: str, field: str) -> TokenGrammar:
         """A grammar, ready for an answer to begin.

@@ -6,13 +6,13 @@ Forms that models were trained on are subclasses, one file each in `parsers`. Kn
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from shared.api.tools import FunctionDefinition
 
-__all__ = ["CallUpdate", "SchemaRule", "ToolParser", "split_at"]
+__all__ = ["CallUpdate", "SchemaRule", "ToolParser", "find_mark", "split_at"]
 
 SchemaRule = Callable[[Mapping[str, Any]], str]
 """Makes the Lark expression of the JSON texts that meet a schema."""
@@ -38,12 +38,16 @@ class ToolParser(ABC):
 
     Class attributes:
         name: What the form is called.
+        last_sign: The last character of what opens a call.
+        is_first: Whether a call stands at the beginning of an answer, or behind another call, only.
 
     Attributes:
         num_calls: Calls that were read so far.
     """
 
     name: ClassVar[str]
+    last_sign: ClassVar[str]
+    is_first: ClassVar[bool] = False
 
     def __init__(self, functions: Sequence[FunctionDefinition]) -> None:
         """Read an answer that may call these functions."""
@@ -65,6 +69,16 @@ class ToolParser(ABC):
     def call_rule(cls, function: FunctionDefinition, to_rule: SchemaRule) -> str:
         """A Lark expression of all valid calls of a function."""
 
+    @classmethod
+    @abstractmethod
+    def find_opening(cls, text: str, names: Collection[str]) -> tuple[str, str] | None:
+        """Where text has begun a call of one of these functions: its opening as in `call_rule`, and what follows it."""
+
+    @classmethod
+    @abstractmethod
+    def may_open(cls, text: str) -> bool:
+        """Whether text may be about to begin a call."""
+
     @abstractmethod
     def feed(self, text: str) -> tuple[str, list[CallUpdate]]:
         """What more text adds: text of the answer that is no call, and news of calls."""
@@ -72,6 +86,12 @@ class ToolParser(ABC):
     @abstractmethod
     def end(self) -> tuple[str, list[CallUpdate]]:
         """What is left when the answer is over; a call that was cut off keeps what came of it."""
+
+
+def find_mark(text: str, mark: str) -> tuple[str, str] | None:
+    """The mark and what follows it; None where it is not there."""
+    _, met, after = text.partition(mark)
+    return (met, after) if met else None
 
 
 def split_at(text: str, mark: str) -> tuple[str, str, bool]:

@@ -61,10 +61,8 @@ class ToolUse:
     is_forced: bool
     is_parallel: bool
 
-    def grammar_source(self) -> str | None:
-        """The grammar of a forced answer: valid calls, and nothing else."""
-        if not self.is_forced:
-            return None
+    def grammar_source(self) -> str:
+        """The grammar of valid calls and nothing else: of a forced answer, or of one call in a free one."""
         calls = [self.parser.call_rule(function, _to_rule) for function in self.functions]
         rules = [f"call_{i}: {call}" for i, call in enumerate(calls)]
         choice = " | ".join(f"call_{i}" for i in range(len(calls)))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from typing import ClassVar
 
 from services.llm_longctx.serving.tools.json_call import JsonCall
@@ -15,11 +16,17 @@ __all__ = ["LlamaParser"]
 _TAG = "<|python_tag|>"
 """Stands before a call in some versions; where it is a special token it never shows."""
 
+_NAME = rf'[ \n;]*(?:{re.escape(_TAG)})?\s*\{{\s*"name"\s*:\s*("[^"\\]*")'
+_HEAD = re.compile(rf'{_NAME}\s*,\s*"(?:parameters|arguments)"\s*:')
+_HALF_HEAD = re.compile(rf'{_NAME}\s*(?:,\s*(?:"\w*"?)?\s*)?')
+
 
 class LlamaParser(ToolParser):
     """Reads `{"name": …, "parameters": …}`."""
 
     name: ClassVar[str] = "llama"
+    last_sign: ClassVar[str] = ":"
+    is_first: ClassVar[bool] = True
 
     def __init__(self, functions: Sequence[FunctionDefinition]) -> None:
         super().__init__(functions)
@@ -42,6 +49,19 @@ class LlamaParser(ToolParser):
         """See `ToolParser`."""
         before = f'{{"name": {json.dumps(function.name)}, "parameters": '
         return f'{json.dumps(before)} {to_rule(function.parameters or {"type": "object"})} "}}"'
+
+    @classmethod
+    def find_opening(cls, text: str, names: Collection[str]) -> tuple[str, str] | None:
+        """See `ToolParser`: an object that names one of the functions, up to its parameters."""
+        head = _HEAD.match(text)
+        if head is None or (name := json.loads(head[1])) not in names:
+            return None
+        return f'{{"name": {json.dumps(name)}, "parameters": ', text[head.end() :].lstrip()
+
+    @classmethod
+    def may_open(cls, text: str) -> bool:
+        """See `ToolParser`."""
+        return _HALF_HEAD.fullmatch(text) is not None
 
     def feed(self, text: str) -> tuple[str, list[CallUpdate]]:
         """See `ToolParser`."""
