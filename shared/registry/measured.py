@@ -46,7 +46,9 @@ def _measured_on(manifest: Manifest, metric: str) -> str:
     data = manifest.data.get("measured_on") or manifest.data.get("data", "your data")
     kind, _, other = metric.partition("_")
     if kind in {"auroc", "warned"}:
-        return f"{data}, against pictures of {other}"
+        name = other.removeprefix("unlearnt_")
+        learnt = "" if name not in manifest.recipe.get("foreign", ()) else ", others of which were learnt"
+        return f"{data}, against pictures of {name}{', none of which was learnt' if name != other else learnt}"
     if metric.endswith("_crops") and "crops" in manifest.metrics:
         return f"{data}, {manifest.metrics['crops']:,.0f} crops of them"
     return data

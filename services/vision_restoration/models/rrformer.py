@@ -53,6 +53,12 @@ class RRFormerRestorer(Restorer):
                     "reflects twice, in places, with a tint and a veil. No pair of a real pane was seen or measured."
                 ),
                 (
+                    "Answers have no `warnings`: a reflection may lie on a photograph of anything, so that no picture "
+                    "is of the wrong kind. Where there is none, nearly all of it stays (psnr_clean); of a black, "
+                    "grey or white one 2 to 3 of 255 levels are changed on average. Look at both "
+                    "(`include=comparison`) before you keep a result."
+                ),
+                (
                     "Variants: the released code computes the transformer body and then goes on with the body's input, "
                     "so that five sixths of its numbers have no effect. `released` leaves the body out, bit for bit "
                     "the same; `paper` goes on with the body's result. Both read the same checkpoints."

@@ -23,3 +23,10 @@ def test_a_figure_on_crops_says_how_many_there_were() -> None:
 def test_the_other_kind_of_picture_is_named() -> None:
     (found,) = measured_metrics(manifest({"measured_on": "BCCD (real), 87 held-out pictures"}, auroc_clothing=1.0))
     assert found.data == "BCCD (real), 87 held-out pictures, against pictures of clothing"
+
+
+def test_what_the_warning_learnt_from_is_said() -> None:
+    facts = manifest({"measured_on": "clothes (real), 9 held-out pictures"}, auroc_cells=1.0, auroc_unlearnt_cells=0.8)
+    learnt, unlearnt = measured_metrics(facts.model_copy(update={"recipe": {"foreign": ["cells"]}}))
+    assert learnt.data.endswith("against pictures of cells, others of which were learnt")
+    assert unlearnt.data.endswith("against pictures of cells, none of which was learnt")
