@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,8 +17,6 @@ def load(options: dict[str, Any]) -> tuple[str, Generate]:
         VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_CPU_KVCACHE_SPACE="1", VLLM_CPU_OMP_THREADS_BIND=bound,
         VLLM_TARGET_DEVICE="cpu",
     )  # fmt: skip
-    for built_for_cuda in ("torchaudio", "torchcodec"):  # they break the import, and text needs neither
-        sys.modules[built_for_cuda] = None  # type: ignore[assignment]
     import vllm  # noqa: PLC0415  # reads the environment when imported
 
     engine = vllm.LLM(
