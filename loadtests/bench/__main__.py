@@ -41,8 +41,13 @@ def main() -> None:
             RESULTS.mkdir(exist_ok=True)
             (RESULTS / f"{name}.json").write_text(json.dumps(table, indent=1) + "\n", "utf8")
     if not asked.quick:
-        tables = [json.loads(file.read_text("utf8")) for file in sorted(RESULTS.glob("*.json"))]
-        PAGE.write_text(INTRO + "".join(rendered(table) for table in tables), "utf8")
+        write_page()
+
+
+def write_page() -> None:
+    """Write docs/benchmarks.md from all results."""
+    tables = [json.loads(file.read_text("utf8")) for file in sorted(RESULTS.glob("*.json"))]
+    PAGE.write_text(INTRO + "".join(rendered(table) for table in tables), "utf8")
 
 
 def rendered(table: dict[str, Any]) -> str:

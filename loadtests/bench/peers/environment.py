@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import venv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 __all__ = ["ENVIRONMENTS", "PeerMissing", "prepare_environment"]
@@ -24,7 +24,11 @@ class PeerMissing(Exception):
 
 
 def prepare_environment(
-    name: str, requirements: Path, root: Path = ENVIRONMENTS, build: Mapping[str, str] | None = None
+    name: str,
+    requirements: Path,
+    root: Path = ENVIRONMENTS,
+    build: Mapping[str, str] | None = None,
+    unwanted: Sequence[str] = (),
 ) -> Path:
     """The interpreter of a peer's environment, which is installed the first time, or when its requirements changed.
 
@@ -33,6 +37,7 @@ def prepare_environment(
         requirements: File for pip.
         root: Folder of all environments.
         build: Environment variables of a build from source, which needs a C++ compiler; None builds nothing.
+        unwanted: Packages that come with it and break it here; they are taken out again.
 
     Raises:
         PeerMissing: There is no compiler, or pip can't install it.
@@ -50,5 +55,7 @@ def prepare_environment(
     if done.returncode:
         message = f"pip can't install {name}: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}"
         raise PeerMissing(message)
+    if unwanted:
+        subprocess.run([python, "-m", "pip", "uninstall", "--quiet", "--yes", *unwanted], check=False)
     stamp.write_text(wanted, "utf8")
     return python

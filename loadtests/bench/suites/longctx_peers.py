@@ -46,6 +46,7 @@ class Peer:
         options: What its `load` reads beside `gguf`, `folder` and `kept`.
         environment: Of its requirements; None is this one.
         build: Variables of its build from source, if there is one.
+        unwanted: Packages that its requirements bring and that break it here.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Peer:
     options: Mapping[str, str] = field(default_factory=dict)
     environment: str | None = None
     build: Mapping[str, str] | None = None
+    unwanted: Sequence[str] = ()
 
 
 OURS = "ours, q4"
@@ -62,7 +64,8 @@ PEERS = (
     Peer("llama.cpp, Q4_1", "run_llamacpp", {}, "llamacpp", {"CMAKE_ARGS": "-DGGML_NATIVE=ON"}),
     Peer("OpenVINO, int4", "run_openvino", {"weights": "int4"}, "openvino"),
     Peer("OpenVINO, 16 bits", "run_openvino", {"weights": "fp16"}, "openvino"),
-    Peer("vLLM, bf16", "run_vllm", {}, "vllm"),
+    # Registries have these two for CUDA only, and vLLM imports them where they are.
+    Peer("vLLM, bf16", "run_vllm", {}, "vllm", unwanted=("torchaudio", "torchcodec")),
     Peer("transformers, bf16", "run_transformers"),
 )
 METHODS: Mapping[str, Mapping[str, Any]] = {
@@ -94,14 +97,15 @@ def measure(rounds: int = 3, count: int = LONGEST) -> Table:
     return compare(extent, count if count >= 1024 else LONGEST, ENVIRONMENTS)
 
 
-def compare(extent: Extent, longest: int, root: Path, only: Sequence[str] = ()) -> Table:
-    """Start the engines, let them take turns, and hand back the table."""
+def compare(extent: Extent, longest: int, root: Path, only: Sequence[str] = (), kept: Path | None = None) -> Table:
+    """Start the engines, let them take turns, and hand back the table; with `kept`, of earlier runs' figures, too."""
     taken: dict[str, list[float]] = defaultdict(list)
+    earlier = json.loads(kept.read_text("utf8")) if kept and kept.is_file() else {"taken": {}, "builds": {}}
     with tempfile.TemporaryDirectory() as cache, started(Path(cache), extent.threads, root, only) as engines:
         ids = Tokenizer.from_folder(unpack(gguf(), Path(cache), torch.bfloat16)).encode(
             build_haystack(60_000), special=False
         )
-        for length in (*extent.lengths, longest):
+        for length in (*extent.lengths, *([longest] if longest else [])):
             for at in range(extent.long_rounds if length == longest else extent.rounds):
                 begin = 97 * at  # another text each time: nobody is helped by a cached prefix
                 take_turns(taken, engines, extent.clock, [ids[begin : begin + length]], length)
@@ -113,7 +117,11 @@ def compare(extent: Extent, longest: int, root: Path, only: Sequence[str] = ()) 
         for engine in engines:
             if not engine.is_over:
                 taken[f"{engine.name}, memory"].append(engine.memory())
-        builds = {engine.name: engine.build for engine in engines}
+        builds = earlier["builds"] | {engine.name: engine.build for engine in engines}
+    for name, values in earlier["taken"].items():
+        taken[name] = [*values, *taken[name]]
+    if kept:
+        kept.write_text(json.dumps({"taken": taken, "builds": builds}), "utf8")
     return table(taken, builds, extent, longest)
 
 
@@ -142,7 +150,7 @@ def start(peer: Peer, folder: Path, cache: Path, threads: int, root: Path) -> En
     python, kept = Path(sys.executable), cache
     if peer.environment is not None:
         requirements = PEERS_ROOM / f"requirements/{peer.environment}.txt"
-        python = prepare_environment(peer.environment, requirements, root, peer.build)
+        python = prepare_environment(peer.environment, requirements, root, peer.build, peer.unwanted)
         kept = root / peer.environment / f"smollm2-{peer.options.get('weights', '')}"
     options = {"gguf": str(gguf()), "folder": str(folder), "kept": str(kept), **peer.options}
     return EngineProcess(peer.name, python, PEERS_ROOM / f"engines/{peer.script}.py", options, threads)
@@ -245,16 +253,19 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="of all but the longest prompt and batches")
     parser.add_argument("--long-rounds", type=int, default=2)
-    parser.add_argument("--longest", type=int, default=LONGEST)
+    parser.add_argument("--longest", type=int, default=LONGEST, help="0 leaves it out")
     parser.add_argument("--batches", default="8,16")
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     parser.add_argument("--peers", type=Path, default=ENVIRONMENTS, help="folder of environments")
     parser.add_argument("--only", default="", help="parts of names, with commas")
+    parser.add_argument("--lengths", default=",".join(map(str, LENGTHS)))
+    parser.add_argument("--kept", type=Path, help="file of raw figures: earlier runs' count, too")
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
-    sizes = [int(size) for size in asked.batches.split(",") if size]
-    wanted = Extent(asked.rounds, asked.long_rounds, LENGTHS, sizes, 1 if asked.clock == "cpu" else 2, asked.clock)
-    found = compare(wanted, asked.longest, asked.peers, [name for name in asked.only.split(",") if name]).as_dict()
+    sizes, short = ([int(x) for x in given.split(",") if x] for given in (asked.batches, asked.lengths))
+    names = [name for name in asked.only.split(",") if name]
+    wanted = Extent(asked.rounds, asked.long_rounds, short, sizes, 1 if asked.clock == "cpu" else 2, asked.clock)
+    found = compare(wanted, asked.longest, asked.peers, names, asked.kept).as_dict()
     print(json.dumps(found, indent=1))
     if asked.out:
         asked.out.write_text(json.dumps(found, indent=1) + "\n", "utf8")

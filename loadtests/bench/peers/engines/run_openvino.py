@@ -46,7 +46,10 @@ def _read(handle: Any) -> int:
 def _convert(folder: Path, kept: Path, weights: str) -> Path:
     if not (kept / "openvino_model.xml").is_file():
         command = [Path(sys.executable).with_name("optimum-cli"), "export", "openvino", "--model", folder]
-        command += ["--task", "text-generation-with-past", "--weight-format", weights, kept]
+        command += ["--task", "text-generation-with-past", "--weight-format", weights]
+        # Groups of 128, the default, do not divide the width of 576.
+        command += ["--group-size", "64"] if weights == "int4" else []
+        command.append(kept)
         subprocess.run(command, check=True, stdout=sys.stderr)
     return kept
 
