@@ -1,5 +1,6 @@
 # One file for the gateway and all services:
 #   docker build --build-arg SERVICE=medical-seg --build-arg FLAVOUR=cpu -t fovea-medical-seg .
+# FLAVOUR is cpu, gpu or onnx: for medical-seg, without torch, with graphs that the build exports.
 # BASE is any Debian or Ubuntu image with python3 (3.11+), python3-venv and ca-certificates; name it by digest
 # (`python:3.13-slim@sha256:…`) for builds that can be repeated.
 # TORCH_INDEX is an index of CPU builds of torch, which keeps the cpu flavour small; `none` takes torch from PyPI.
@@ -8,6 +9,8 @@ FROM ${BASE} AS build
 ARG SERVICE=gateway
 ARG FLAVOUR=cpu
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# A folder of wheels that pip prefers, where the build mounts one.
+ARG PIP_FIND_LINKS
 WORKDIR /src
 SHELL ["/bin/bash", "-eo", "pipefail", "-c"]
 # Dependencies first, with empty packages in place of ours: a change of the code leaves this layer as it is.
@@ -32,6 +35,12 @@ COPY fovea fovea
 COPY shared shared
 COPY services services
 RUN /opt/fovea/bin/pip install --no-cache-dir --no-deps --force-reinstall .
+# Graphs, compared with torch, which is thrown away with its environment.
+RUN mkdir -p /opt/fovea/graphs \
+ && [ "${FLAVOUR}" != onnx ] || { \
+      index=(); [ "${TORCH_INDEX}" = none ] || index=(--extra-index-url "${TORCH_INDEX}"); \
+      python3 -m venv /opt/export && /opt/export/bin/pip install --no-cache-dir "${index[@]}" -c constraints.txt ".[${SERVICE},cpu]" \
+      && /opt/export/bin/fovea export graphs /opt/fovea/graphs --service "${SERVICE}" && rm -rf /opt/export; }
 # What is inside, for whoever must know (`cat /opt/fovea/sbom.json`).
 RUN /opt/fovea/bin/pip inspect | /opt/fovea/bin/python -m shared.serving.sbom "fovea-${SERVICE}" > /opt/fovea/sbom.json
 
@@ -59,6 +68,7 @@ ENV PATH=/opt/fovea/bin:$PATH \
     FOVEA_REPLICA_HOST=0.0.0.0 \
     FOVEA_METRICS_PORT=9464 \
     FOVEA_DATA_DIR=/data \
+    FOVEA_GRAPHS_DIR=/opt/fovea/graphs \
     FOVEA_LOG_FORMAT=json \
     FOVEA_AUTH=keys
 EXPOSE 8080 8081 9464

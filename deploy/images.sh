@@ -11,9 +11,12 @@ flavour=${FLAVOUR:-cpu}
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 revision=$(git rev-parse HEAD 2>/dev/null || echo unknown)
 suite=${SUITE:-$(. /etc/os-release && echo "${VERSION_CODENAME}")}
+python=${PYTHON:-.venv/bin/python}
 base=${BASE:-localhost/fovea-base:${suite}}
 image=localhost/fovea-${service}:dev
-limits=(--ulimit nofile=20000:20000 --ulimit nproc=96365:96365)
+# Of this shell: buildah would ask for more, which not every machine allows.
+nproc=$(ulimit -u | sed s/unlimited/-1/)
+limits=(--ulimit "nofile=$(ulimit -n):$(ulimit -n)" --ulimit "nproc=${nproc}:${nproc}")
 work=$(mktemp -d)
 pids=()
 stop() {
@@ -38,10 +41,12 @@ fi
 echo "Building ${image} on ${base} …"
 extra=()
 [ -z "${TORCH_INDEX:-}" ] || extra+=(--build-arg "TORCH_INDEX=${TORCH_INDEX}")
-[ -z "${WHEELS:-}" ] || extra+=(--volume "${WHEELS}:/wheels:ro" --env PIP_FIND_LINKS=/wheels)
+[ -z "${WHEELS:-}" ] || extra+=(--volume "${WHEELS}:${WHEELS}:ro" --build-arg "PIP_FIND_LINKS=${WHEELS}")
 # The build sees this machine's certificates and pip settings, the image does not keep them.
-[ ! -d /etc/ssl/certs ] || extra+=(--volume /etc/ssl/certs:/etc/ssl/certs:ro)
-for name in $(compgen -e | grep -E '^(PIP_|SSL_CERT|REQUESTS_CA|https?_proxy|no_proxy|HTTPS?_PROXY)' || true); do
+for place in /etc/ssl/certs /etc/pip.conf /etc/xdg/pip; do
+  [ ! -e "${place}" ] || extra+=(--volume "${place}:${place}:ro")
+done
+for name in $(compgen -e | grep -E '^(https?_proxy|no_proxy|HTTPS?_PROXY)$' || true); do
   extra+=(--build-arg "${name}=${!name}")
 done
 buildah bud --quiet --format docker --isolation chroot --network host "${limits[@]}" "${extra[@]}" \
@@ -49,7 +54,7 @@ buildah bud --quiet --format docker --isolation chroot --network host "${limits[
   --build-arg "VERSION=${version}" --build-arg "REVISION=${revision}" -t "${image}" . >/dev/null
 buildah images --format '{{.Name}}:{{.Tag}} {{.Size}}' | grep "fovea-${service}:" || true
 
-free() { .venv/bin/python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
+free() { "${python}" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
 http=$(free); grpc=$(free); front=$(free)
 upstream=${service}
 in_container() {
@@ -58,17 +63,17 @@ in_container() {
 # The image under test plays its part; the other part runs from the virtual environment.
 if [ "${service}" = gateway ]; then
   upstream=medical-seg
-  FOVEA_DATA_DIR=${work} .venv/bin/python -m shared.serving "${upstream}" --http-port "${http}" --grpc-port "${grpc}" >"${work}/service.log" 2>&1 &
+  FOVEA_DATA_DIR=${work} "${python}" -m shared.serving "${upstream}" --http-port "${http}" --grpc-port "${grpc}" >"${work}/service.log" 2>&1 &
   pids+=($!)
   in_container --env FOVEA_HOST=127.0.0.1 --env FOVEA_AUTH=insecure-local --env "FOVEA_HTTP_PORT=${front}" --env FOVEA_GRPC_PORT=0 \
     --env "FOVEA_STATIC_UPSTREAMS=${upstream}=http://127.0.0.1:${http}|grpc://127.0.0.1:${grpc}" "${image}"
 else
   in_container --env FOVEA_REPLICA_HOST=127.0.0.1 "${image}" python -m shared.serving "${service}" --http-port "${http}" --grpc-port "${grpc}"
   FOVEA_HTTP_PORT=${front} FOVEA_GRPC_PORT=0 FOVEA_DATA_DIR=${work} FOVEA_STATIC_UPSTREAMS="${upstream}=http://127.0.0.1:${http}|grpc://127.0.0.1:${grpc}" \
-    .venv/bin/python -m services.gateway >"${work}/gateway.log" 2>&1 &
+    "${python}" -m services.gateway >"${work}/gateway.log" 2>&1 &
   pids+=($!)
 fi
-if ! .venv/bin/python -m tests.deploy.one_request "http://127.0.0.1:${front}" "${upstream}"; then
+if ! "${python}" -m tests.deploy.one_request "http://127.0.0.1:${front}" "${upstream}"; then
   podman logs "fovea-${service}-try" 2>&1 | tail -20
   tail -20 "${work}"/*.log
   exit 1

@@ -169,6 +169,10 @@ class Settings(BaseSettings):
     engine: Literal["auto", "torch", "onnx", "tensorrt", "triton"] = Field(
         "auto", description="Engine of vision models."
     )
+    graphs_dir: Path | None = Field(
+        None,
+        description="Folder of ONNX graphs that `fovea export graphs` wrote: served as they are, without torch.",
+    )
     triton_url: str | None = Field(None, description="host:port of an Open Inference v2 server for `engine=triton`.")
     triton_timeout_s: float = Field(60, gt=0, description="Seconds after which a call to `triton_url` is given up.")
     triton_connections: int = Field(8, ge=1, description="Calls to `triton_url` at once, per model.")

@@ -48,6 +48,7 @@ def missed(found: Record, slos: Path) -> set[str]:
 def test_figures_are_those_of_the_calls() -> None:
     figures = summarise(record(200, 200, 429, 503, 0), 100, 8)
     assert (figures["requests"], figures["failed"], figures["refused"]) == (6, 2, 1)
+    assert [failure["status"] for failure in figures["failures"]] == [503, 0]
     assert figures["routes"]["/v1/segment"]["p50_ms"] == 150
     assert figures["cpu_seconds_per_request"] == round(1.98 / 6, 3)
     assert figures["tenants"] == {"hospital": 5, "newsroom": 1}

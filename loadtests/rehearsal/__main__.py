@@ -11,6 +11,7 @@ from pathlib import Path
 from loadtests.rehearsal.report import check_slos, render_html, summarise
 from loadtests.rehearsal.stage import Stage
 from loadtests.rehearsal.traffic import run
+from shared.registry.discovery import SERVICES
 
 
 def main() -> int:
@@ -19,7 +20,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--connections", type=int, default=32)
     parser.add_argument("--replicas", type=int, default=2, help="of each service")
-    parser.add_argument("--services", default="medical-seg,detection,llm-longctx", help="separated by commas")
+    parser.add_argument("--services", default=",".join(SERVICES), help="separated by commas")
     parser.add_argument("--out", type=Path, default=Path("out/rehearsal"), help="folder of the report")
     asked = parser.parse_args()
     seconds = 60 * asked.minutes

@@ -16,6 +16,9 @@ __all__ = ["SLOS", "check_slos", "render_html", "summarise"]
 
 SLOS = Path(__file__).with_name("slos.toml")
 
+_MAX_FAILURES = 100
+"""Failed requests that are listed one by one."""
+
 _STYLE = """body{font:15px/1.5 system-ui;max-width:60rem;margin:2rem auto;padding:0 1rem}table{border-collapse:collapse}
 td,th{padding:.2rem .8rem;text-align:right;border-bottom:1px solid #ddd}td:first-child,th:first-child{text-align:left}
 .no{color:#b00;font-weight:600}.yes{color:#070}"""
@@ -36,6 +39,11 @@ def summarise(record: Record, seconds: float, connections: int) -> dict[str, Any
         "requests": len(record.calls),
         "per_second": round(len(record.calls) / lasted, 2),
         "failed": sum(_has_failed(call) for call in record.calls),
+        "failures": [
+            {"at": round(call.at, 1), "route": call.route, "status": call.status, "seconds": round(call.seconds, 1)}
+            for call in record.calls
+            if _has_failed(call)
+        ][:_MAX_FAILURES],
         "refused": sum(call.status == 429 for call in record.calls),
         "statuses": dict(Counter(str(call.status) for call in record.calls)),
         "tenants": dict(Counter(call.tenant for call in record.calls)),

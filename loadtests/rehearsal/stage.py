@@ -52,11 +52,14 @@ class Stage:
         self._stack.callback(self._stop_all)
         ring = KeyRing(folder / "keys.json")
         self.keys = {tenant: ring.add(tenant, ("infer", "jobs"))[1] for tenant in TENANTS}
+        judge = ring.add("judge", ("infer",))[1]
         self._log = self._stack.enter_context((folder / "log").open("wb"))
         self._env = environment(
             FOVEA_REDIS_URL=redis.url,
             FOVEA_DATA_DIR=str(folder),
             FOVEA_AUTH="keys",
+            FOVEA_JUDGE_BASE_URL=self.url,
+            FOVEA_JUDGE_API_KEY=judge,
             FOVEA_HTTP_PORT=self.url.rpartition(":")[2],
             FOVEA_GRPC_PORT=str(free_port()),
             FOVEA_RATE_LIMIT_RPM="1000000",

@@ -115,7 +115,7 @@ async def _find_tasks(client: httpx2.AsyncClient, stage: Stage) -> list[tuple[st
         if route in found or not entry["ready"]:
             continue
         example = await client.get(f"/v1/models/{quote(entry['id'])}/example", headers=headers)
-        body = {"model": entry["id"], **example.raise_for_status().json()}
+        body = {**example.raise_for_status().json(), "model": entry["id"]}
         found[route] = route, {**body, "max_tokens": 8} if entry["task"] in _ROUTES else body
     return list(found.values())
 

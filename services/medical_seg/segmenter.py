@@ -12,7 +12,6 @@ from typing import ClassVar
 import numpy as np
 from pydantic import BaseModel
 
-from services.medical_seg.models.polyp_network import TENSOR_NAMES
 from services.medical_seg.postprocess import BYTES_PER_PIXEL, draw_mask, encode_forms, extract_mask, measure
 from services.medical_seg.preprocess import resize_and_normalise
 from shared.api.mask import SegmentIn, SegmentOut
@@ -24,7 +23,10 @@ from shared.vision.decode import decode
 from shared.vision.draw import encode
 from shared.vision.servable import DataConfig, Stopwatch, VisionItem, VisionServable, add_features, reading_notes
 
-__all__ = ["MAX_PIXELS", "MIN_CONTRAST", "Segmenter"]
+__all__ = ["MAX_PIXELS", "MIN_CONTRAST", "TENSOR_NAMES", "Segmenter"]
+
+TENSOR_NAMES = ("image", "logits")
+"""Input and output of the network as tensors, in the ONNX graph and on the Open Inference route."""
 
 MAX_PIXELS = 2**23
 """Largest picture, pixels, unless the Card says otherwise: a frame of 3840×2160 fits."""

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar, Self, get_args
 
 import numpy as np
 from pydantic import BaseModel
@@ -24,8 +24,8 @@ from services.vision_restoration.comparison_images import (
 )
 from services.vision_restoration.image_io import Format, PictureFile, read_image, write_image
 from services.vision_restoration.metrics import psnr, ssim
-from services.vision_restoration.models.rrformer_network import Variant
 from services.vision_restoration.tiled_inference import TilePlan, plan_tiles, restore_by_tiles
+from services.vision_restoration.variant import Variant
 from services.vision_restoration.variant_engines import VariantEngines
 from services.vision_restoration.weights_loading import WHOLE, build_artifacts, load_weights
 from shared.api.restore import Estimate, ImageSimilarity, RestoreIn, RestoreOut
@@ -89,6 +89,11 @@ class Restorer(VisionServable[RestoreIn, RestoreOut, _Photograph]):
     def artifacts(cls, weights: Weights, config: DataConfig, cache: Path) -> ExportedForms:
         """The network of the variant that the weights were trained as."""
         return build_artifacts(weights, weights.manifest.network.config.get("variant", "released"), cache)
+
+    @classmethod
+    def all_artifacts(cls, weights: Weights, config: DataConfig, cache: Path) -> tuple[ExportedForms, ...]:
+        """The network of each variant."""
+        return tuple(build_artifacts(weights, variant, cache) for variant in get_args(Variant))
 
     def close(self) -> None:
         """Free the graphs of all variants."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from services.vision_restoration.models.rrformer_network import Variant
+from services.vision_restoration.variant import Variant
 from shared.api.restore import Estimate, RestoreIn
 from shared.errors import InvalidOption
 from shared.registry import CallContext, Engine

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from services.vision_restoration.models.rrformer_network import Variant
+from services.vision_restoration.variant import Variant
 from services.vision_restoration.weights_loading import build_artifacts, bytes_per_pixel
 from shared.engines import open_engine
-from shared.export.artifacts import check_tensors, refine_card
+from shared.export.artifacts import ExportedForms, check_tensors, refine_card
 from shared.registry import Card, Engine, LoadContext
 from shared.registry.weights import Weights
 
@@ -54,7 +54,7 @@ class VariantEngines:
         """
         with self._opening:
             if variant not in self._opened:
-                artifacts = build_artifacts(self._weights, variant, self._context.cache)
+                artifacts = self._artifacts(variant)
                 engine = open_engine(self._context, artifacts.forms(f"{self._name}-{variant}", self._context.objects))
                 check_tensors(engine, artifacts)
                 self._opened[variant] = TimedEngine(
@@ -64,9 +64,11 @@ class VariantEngines:
 
     def describe(self, card: Card) -> Card:
         """The Card with the facts of the weights and of the default variant's engine."""
-        artifacts = build_artifacts(self._weights, self.default, self._context.cache)
-        refined = refine_card(card, artifacts, self.open(self.default).engine.name)
+        refined = refine_card(card, self._artifacts(self.default), self.open(self.default).engine.name)
         return refined.model_copy(update={"variant": self.default})
+
+    def _artifacts(self, variant: Variant) -> ExportedForms:
+        return replace(build_artifacts(self._weights, variant, self._context.cache), given=self._context.graphs)
 
     def close(self) -> None:
         """Free the graphs of all variants."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from services.vision_restoration.models.rrformer_network import Variant
+from services.vision_restoration.variant import Variant
 from shared.api.tensors import TensorSpec
 from shared.errors import NotReady
 from shared.export.artifacts import ExportedForms

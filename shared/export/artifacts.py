@@ -1,26 +1,30 @@
-"""Artifacts of a set of weights: a torch network, and an ONNX graph that is exported once into the cache."""
+"""Artifacts of a set of weights: a torch network, and an ONNX graph that is exported once into the cache.
+
+Imports no torch: where graphs were exported before, they are served without it. `torch_form` makes networks and graphs.
+"""
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from shared.api.tensors import TensorSpec
 from shared.engines import ModelArtifacts, open_engine
 from shared.errors import FoveaError, NotReady
-from shared.export.onnx_export import Parity, export_onnx
-from shared.registry import Card, Engine, LoadContext, network
+from shared.export.parity import Parity
+from shared.registry import Card, Engine, LoadContext
 from shared.registry.weights import Weights
 from shared.storage import ObjectStore
 from shared.telemetry import log
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 __all__ = ["ExportedForms", "Shapes", "check_tensors", "open_engine_with_card", "refine_card"]
 
@@ -45,6 +49,7 @@ class ExportedForms:
             axis needs. Give some when another axis is free.
         sample: Draws an input of a shape to trace or to compare on, for networks whose answer to noise measures
             nothing; None takes noise.
+        given: Folder of graphs that came with an image; they win over the cache.
     """
 
     weights: Weights
@@ -56,18 +61,17 @@ class ExportedForms:
     prepare: Callable[[nn.Module], nn.Module] | None = None
     shapes: Sequence[Shapes] = field(default=())
     sample: Callable[[tuple[int, ...]], Tensor] | None = None
+    given: Path | None = None
 
     def network(self) -> nn.Module:
         """The torch network with these weights, in eval mode.
 
         Raises:
+            NotReady: There is no torch here.
             RuntimeError: The weights are of another network than their manifest says.
         """
-        spec = self.weights.manifest.network
-        net: nn.Module = network(spec.name, **spec.config)
-        net.load_state_dict({key: torch.from_numpy(array) for key, array in self.weights.arrays.items()})
-        net = net.eval()
-        return self.prepare(net).eval() if self.prepare else net
+        net: nn.Module = self._torch_form().build_network(self)
+        return net
 
     def graph(self, objects: ObjectStore | None = None) -> Path:
         """The ONNX file, exported if it isn't there; its name holds the digest of the weights.
@@ -77,6 +81,7 @@ class ExportedForms:
 
         Raises:
             Fault: The graph computes something else than the network.
+            NotReady: Nobody exported it, and there is no torch here.
         """
         if not (self._is_here() or (objects is not None and self._fetch(objects.under("graphs")))):
             parity = self._export()
@@ -112,42 +117,36 @@ class ExportedForms:
 
         def build_network() -> tuple[nn.Module, Callable[..., Any] | None]:
             net = self.network()
-            return net, self._callable(net)
+            return net, self.callable_of(net)
 
         return ModelArtifacts(
             name, self.inputs, self.outputs, graph=partial(self.graph, objects), network=build_network
         )
 
-    def _callable(self, net: nn.Module) -> Callable[..., Any] | None:
+    def callable_of(self, net: nn.Module) -> Callable[..., Any] | None:
+        """What of the network is run; None: the network itself."""
         return getattr(net, self.call) if self.call else None
 
     def _export(self) -> Parity:
-        net = self.network()
-        first, *others = self.shapes or [self._batch(1), self._batch(3)]
-        draw = torch.Generator().manual_seed(0)
-        return export_onnx(
-            net,
-            self._graph,
-            self._sample(first, draw),
-            [spec.name for spec in self.outputs],
-            call=self._callable(net),
-            dynamic=dict(map(_free_axes, (*self.inputs, *self.outputs))),
-            probes=[self._sample(shapes, draw) for shapes in others],
-        )
+        parity: Parity = self._torch_form().export_graph(self, self._graph)
+        return parity
 
-    def _batch(self, count: int) -> Shapes:
-        return {spec.name: (count, *spec.shape[1:]) for spec in self.inputs}
-
-    def _sample(self, shapes: Shapes, draw: torch.Generator) -> dict[str, Tensor]:
-        """Normal numbers: what a network computes from them compares as well as any picture. Integers: 0..3."""
-        if self.sample is not None:
-            return {spec.name: self.sample(shapes[spec.name]) for spec in self.inputs}
-        return {spec.name: _draw(spec, shapes[spec.name], draw) for spec in self.inputs}
+    def _torch_form(self) -> Any:
+        """The module that knows torch."""
+        try:
+            return importlib.import_module("shared.export.torch_form")
+        except ModuleNotFoundError as error:
+            raise NotReady(
+                f"Without the library {error.name} there is no network, and no graph {self._graph.name} was given.",
+                hint="FOVEA_GRAPHS_DIR names what `fovea export graphs` wrote where the extra `cpu` is installed.",
+            ) from error
 
     @property
     def _graph(self) -> Path:
         manifest = self.weights.manifest
-        return self.cache / f"{manifest.name}-{manifest.sha256}-{self.tag}.onnx"
+        name = f"{manifest.name}-{manifest.sha256}-{self.tag}"
+        folders = [folder for folder in (self.given, self.cache) if folder is not None]
+        return next((f for f in folders if (f / f"{name}.json").exists()), self.cache) / f"{name}.onnx"
 
     @property
     def _facts(self) -> Path:
@@ -160,6 +159,7 @@ def open_engine_with_card(card: Card, artifacts: ExportedForms, context: LoadCon
     Raises:
         NotReady: No engine opens here, or it holds another network.
     """
+    artifacts = replace(artifacts, given=context.graphs)
     engine = open_engine(context, artifacts.forms(card.name, context.objects))
     check_tensors(engine, artifacts)
     return engine, refine_card(card, artifacts, engine.name)
@@ -191,15 +191,3 @@ def refine_card(card: Card, artifacts: ExportedForms, engine: str) -> Card:
         notes.append(f"The ONNX graph differs from torch by at most {size}, measured at export.")
     facts = {"weights": manifest.sha256, "parameters": manifest.parameters, "metrics": metrics, "notes": tuple(notes)}
     return card.model_copy(update=facts)
-
-
-def _draw(spec: TensorSpec, shape: tuple[int, ...], draw: torch.Generator) -> Tensor:
-    if spec.datatype == "INT64":
-        return torch.randint(4, shape, generator=draw)
-    return torch.randn(shape, generator=draw)
-
-
-def _free_axes(spec: TensorSpec) -> tuple[str, dict[int, str]]:
-    """Axes of any length by name; the batch axes of all tensors are one."""
-    free = (axis for axis, length in enumerate(spec.shape) if length == -1)
-    return spec.name, {axis: f"{spec.name}_{axis}" if axis else "n" for axis in free}

@@ -9,7 +9,6 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from shared.errors import Fault
+from shared.export.parity import Parity
 
 __all__ = ["OPSET", "Parity", "export_onnx"]
 
@@ -28,21 +28,6 @@ Axes = Mapping[str, Mapping[int, str]]
 
 _EXPORT_LOCK = threading.Lock()
 """torch's exporter keeps its state in globals: models that load side by side must not export side by side."""
-
-
-@dataclass(frozen=True, slots=True)
-class Parity:
-    """How far ONNX Runtime is from torch, over all outputs and probes.
-
-    Attributes:
-        max_difference: Largest absolute difference.
-        max_value: Largest absolute value that torch gave, for scale.
-        shapes: Input shapes that were compared, one tuple per probe.
-    """
-
-    max_difference: float
-    max_value: float
-    shapes: tuple[tuple[tuple[int, ...], ...], ...]
 
 
 class _CallModule(nn.Module):

@@ -42,6 +42,7 @@ def load_context(settings: Settings) -> LoadContext:
         engine=settings.engine,
         cache=settings.cache_dir,
         weights=settings.weights_dir,
+        graphs=settings.graphs_dir,
         threads=settings.intra_op_threads,
         objects=open_object_store(settings),
         options=options,

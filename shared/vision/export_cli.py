@@ -5,20 +5,24 @@ Knows the terminal and which models there are; `shared.export` writes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from shared.errors import InvalidOption
 from shared.export.triton_repository import TritonOptions, write_model
+from shared.registry import Servable
 from shared.registry.discovery import servables, services_with_models
-from shared.registry.weights import find_weights, read_weights
+from shared.registry.weights import Weights, find_weights, read_weights
 from shared.settings import settings
-from shared.vision.servable import VisionServable
+from shared.vision.servable import DataConfig, VisionServable
 
-__all__ = ["export", "export_triton", "find_exportable"]
+__all__ = ["export", "export_graphs", "export_triton", "find_exportable"]
+
+Kind = type[VisionServable[Any, Any, Any]]
 
 export = typer.Typer(add_completion=False, no_args_is_help=True, help="Write models for other servers.")
 
@@ -41,9 +45,8 @@ def export_triton(
     """Write a model repository for NVIDIA Triton: config.pbtxt, ONNX graph, batching, warm-up and labels."""
     console = Console()
     for kind in [find_exportable(name) for name in models]:
-        weights = read_weights(find_weights(kind.weights, kind.folder, settings().weights_dir))
-        config = kind.data_config(weights)
-        forms = kind.artifacts(weights, config.with_facts_of(weights), settings().cache_dir)
+        weights, config = _read(kind)
+        forms = kind.artifacts(weights, config, settings().cache_dir)
         batch = min(max_batch, kind.card.limits.max_batch or max_batch)
         options = TritonOptions(batch, delay_us, instances, gpu, tensorrt)
         place = write_model(folder, kind.card.name, forms, config.names, options)
@@ -51,19 +54,44 @@ def export_triton(
     console.print(f"Try: tritonserver --model-repository={folder.resolve()}, then FOVEA_ENGINE=triton here.")
 
 
-def find_exportable(name: str) -> type[VisionServable]:  # type: ignore[type-arg]  # of any request and answer
+@export.command("graphs")
+def export_graphs(
+    folder: Annotated[Path, typer.Argument(help="Where the graphs go; made if it is not there.")],
+    models: Annotated[list[str] | None, typer.Argument(help="Names of vision models.")] = None,
+    service: Annotated[str | None, typer.Option(help="All models of this service.")] = None,
+) -> None:
+    """Write the ONNX graphs of models, compared with torch, for services that have none: FOVEA_GRAPHS_DIR."""
+    console = Console()
+    kinds = [find_exportable(name) for name in models or ()]
+    kinds += _vision_models(servables(service)).values() if service else ()
+    if not kinds:
+        raise InvalidOption("No model is named.", hint="Name some, or a service with --service.", field="models")
+    for kind in kinds:
+        for forms in kind.all_artifacts(*_read(kind), folder):
+            graph = forms.graph()
+            console.print(f"{kind.card.name}: {graph.name}, {graph.stat().st_size:,} bytes")
+
+
+def find_exportable(name: str) -> Kind:
     """The class of a model that has an ONNX form.
 
     Raises:
         InvalidOption: There is no such vision model; the hint lists those there are.
     """
-    found = {
-        model: kind
-        for service in services_with_models()
-        for model, kind in servables(service).items()
-        if issubclass(kind, VisionServable)
-    }
+    found: dict[str, Kind] = {}
+    for service in services_with_models():
+        found |= _vision_models(servables(service))
     if name not in found:
         hint = f"Models with an ONNX form: {', '.join(sorted(found))}."
         raise InvalidOption(f"{name!r} is no vision model.", hint=hint, field="models")
     return found[name]
+
+
+def _vision_models(known: Mapping[str, type[Servable[Any, Any]]]) -> dict[str, Kind]:
+    return {name: kind for name, kind in known.items() if issubclass(kind, VisionServable)}
+
+
+def _read(kind: Kind) -> tuple[Weights, DataConfig]:
+    """The weights that a model serves here, and how their pictures must be prepared."""
+    weights = read_weights(find_weights(kind.weights, kind.folder, settings().weights_dir))
+    return weights, kind.data_config(weights).with_facts_of(weights)

@@ -13,11 +13,10 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, cast
 
 import numpy as np
 from pydantic import BaseModel
-from torch import nn
 
 from shared.api.tensors import TensorSpec
 from shared.errors import Cancelled, FoveaError, in_field
@@ -28,6 +27,9 @@ from shared.telemetry import stage
 from shared.vision.decode import DEFAULT_BOUNDS, DecodeBounds, DecodedImage, decode
 from shared.vision.novelty import Familiar
 from shared.vision.picture_memory import DEFAULT_MEMORY_BYTES, shared_memory
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = [
     "DataConfig",
@@ -176,6 +178,11 @@ class VisionServable(Servable[Request, Answer], Generic[Request, Answer, Item]):
     @abstractmethod
     def artifacts(cls, weights: Weights, config: DataConfig, cache: Path) -> ExportedForms:
         """The network and its graph as they are served: tensors, method and shapes."""
+
+    @classmethod
+    def all_artifacts(cls, weights: Weights, config: DataConfig, cache: Path) -> tuple[ExportedForms, ...]:
+        """`artifacts`, and those of variants that a request may ask for."""
+        return (cls.artifacts(weights, config, cache),)
 
     @staticmethod
     def prepare(network: nn.Module) -> nn.Module:

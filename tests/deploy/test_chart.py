@@ -300,6 +300,13 @@ def test_object_store_and_its_credentials_reach_gateway_replicas_and_workers():
             assert container["envFrom"] == [{"secretRef": {"name": "aws"}}]
 
 
+def test_an_identity_of_the_cloud_is_that_of_gateway_replicas_and_workers():
+    for name, spec in pod_specs(render("objectStore.url=s3://models/fovea", "objectStore.serviceAccount=models")):
+        expected = None if name.endswith(("-head", "-redis")) else "models"
+        assert spec.get("serviceAccountName") == expected, name
+    assert not any("serviceAccountName" in spec for _, spec in pod_specs(render(*ALL_ON)))
+
+
 def test_all_processes_send_their_spans_to_the_collector_if_there_is_one():
     traced = render(*ALL_ON, "tracing.endpoint=http://otel:4318", "tracing.sampleRatio=0.1")
     for documents, expected in ((render(*ALL_ON), None), (traced, "http://otel:4318")):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import pathlib
 import re
+import tomllib
 from importlib import metadata
 
 import pytest
@@ -27,9 +28,9 @@ EXTRAS = (
 )
 
 
-def needed(extras):
-    """Names of all packages that fovea with these extras needs here, as far as they are installed."""
-    found, waiting = set(), [("fovea", frozenset(extras))]
+def needed(extras, package="fovea"):
+    """Names of all packages that a package with these extras needs here, as far as they are installed."""
+    found, waiting = set(), [(package, frozenset(extras))]
     while waiting:
         name, asked = waiting.pop()
         if (name, asked) in found:
@@ -51,6 +52,15 @@ def test_every_package_of_an_image_has_hashes(extra):
     names = needed([extra] if extra == "gateway" else [extra, "cpu"])
     assert len(names) > 20
     assert {name for name in names if hashes.is_hashed(name)} - KNOWN.keys() == set()
+
+
+@pytest.mark.parametrize("service", ["medical-seg", "vision-restoration"])
+def test_the_flavour_without_torch_needs_nothing_of_it(service):
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf8"))["project"]["optional-dependencies"]
+    names = needed([service]).union(*(needed([], Requirement(line).name) for line in extras["onnx"]))
+    assert "onnxruntime" in names
+    assert {name for name in names if not hashes.is_hashed(name)} == set()
+    assert names - KNOWN.keys() == set()
 
 
 def test_versions_are_those_of_the_constraints():

@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -106,7 +107,13 @@ def test_dockerfile_extras_exist_in_pyproject():
     import tomllib
 
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf8"))["project"]["optional-dependencies"]
-    assert {"gateway", "cpu", "gpu", "medical-seg", "llm-longctx"} <= set(extras)
+    assert {"gateway", "cpu", "gpu", "onnx", "medical-seg", "llm-longctx"} <= set(extras)
+
+
+def test_graphs_of_the_flavour_without_torch_are_where_services_look_for_them():
+    [folder] = re.findall(r"FOVEA_GRAPHS_DIR=(\S+)", DOCKERFILE)
+    assert f"fovea export graphs {folder} --service" in DOCKERFILE
+    assert DOCKERFILE.index("rm -rf /opt/export") < DOCKERFILE.index("COPY --from=build /opt/fovea")
 
 
 @pytest.mark.slow

@@ -1,128 +1,15 @@
-"""PraNet and PraNet-V2: polyp segmentation by reverse attention.
-
-Knows the maths of both papers and the layout of both official checkpoints, key for key, and at the end what there is
-to say about serving them. The networks know nothing about pictures: inputs are normalised tensors, outputs raw logits.
-"""
+"""Cards of PraNet and PraNet-V2. The networks are in `pranet_network`, serving in `segmenter`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
 
-import torch
-from torch import Tensor, nn
-
-from services.medical_seg.models.polyp_network import LEVELS, PolypNetwork, rescale
 from services.medical_seg.segmenter import Segmenter
-from shared.registry import Card, Metric, Paper, builder
+from shared.registry import Card, Metric, Paper
 from shared.registry.measured import measured_card
-from shared.vision.backbones.pooling import pool_levels
 from shared.vision.servable import DataConfig
 
-__all__ = [
-    "PraNet",
-    "PraNetSegmenter",
-    "PraNetV2",
-    "PraNetV2Segmenter",
-    "pranet",
-    "pranet_v2",
-]
-
-
-class PraNet(PolypNetwork):
-    """PraNet (Fan et al., MICCAI 2020): a coarse map, refined three times where it is not yet sure of a polyp.
-
-    Args:
-        width: Factor on every channel count of backbone and attention.
-        decoder: Channels of the partial decoder.
-        classifier: Whether the unused ImageNet head exists, as in the official checkpoint.
-        reverse: False replaces the reverse attention by ones: the ablation "A = 1", never served.
-    """
-
-    idle: ClassVar[tuple[str, ...]] = ("resnet.fc.",)
-
-    def __init__(self, width: float = 1.0, decoder: int = 32, *, classifier: bool = True, reverse: bool = True) -> None:
-        super().__init__(width, decoder, classifier, backbone="resnet", heads=("",))
-        self.reverse = reverse
-
-    def maps(self, x: Tensor) -> tuple[Tensor, ...]:
-        """(map_5, map_4, map_3, map_2), coarse to fine (section 2.3); the last one is the prediction."""
-        return self._refined(*self._encode(x))
-
-    def _refined(self, features: Mapping[int, Tensor], coarse: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        (s5,) = coarse
-        s4 = self._attend(4, features[4], rescale(s5, 0.25))
-        s3 = self._attend(3, features[3], rescale(s4, 2))
-        s2 = self._attend(2, features[2], rescale(s3, 2))
-        return rescale(s5, 8), rescale(s4, 32), rescale(s3, 16), rescale(s2, 8)
-
-    def prediction(self, x: Tensor) -> Tensor:
-        """map_2 (n, 1, h, w)."""
-        return self.maps(x)[-1]
-
-    def prediction_and_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """`prediction`, and the mean of each channel of the backbone's three deepest levels (n, c)."""
-        features, coarse = self._encode(x)
-        return self._refined(features, coarse)[-1], pool_levels([features[level] for level in LEVELS])
-
-    def _attend(self, level: int, features: Tensor, crop: Tensor) -> Tensor:
-        """Refine `crop` by what the features show outside of it: A = 1 - sigmoid(crop)."""
-        attended = features * (1 - torch.sigmoid(crop)) if self.reverse else features
-        return self._refine(level, attended)[0] + crop
-
-
-class PraNetV2(PolypNetwork):
-    """PraNet-V2 (2025): foreground and background maps, the one attending to the difference of both.
-
-    With `classes=1` the softmax over classes is 1 everywhere, so the attention only doubles each foreground map:
-    the variant matters with two classes or more.
-
-    Args:
-        classes: Foreground maps K.
-        width: Factor on every channel count of backbone and attention.
-        decoder: Channels of the partial decoder.
-        classifier: Whether the unused ImageNet head exists, as in the official checkpoint.
-    """
-
-    idle = ("conv.", "backbone.fc.")
-
-    def __init__(self, classes: int = 1, width: float = 1.0, decoder: int = 32, *, classifier: bool = True) -> None:
-        unused = nn.Sequential(nn.Conv2d(1, 3, 1), nn.BatchNorm2d(3))
-        super().__init__(
-            width, decoder, classifier, backbone="backbone", heads=("_fg", "_bg"), classes=classes, unused=unused
-        )
-
-    def maps(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Foreground p2, p3, p4, p5, then background p2, p3, p4, p5, each (n, K, h, w)."""
-        features, (fg5, bg5) = self._encode(x)
-        fg4, bg4 = self._attend(4, features[4], rescale(fg5, 0.25), rescale(bg5, 0.25))
-        fg3, bg3 = self._attend(3, features[3], rescale(fg4, 2), rescale(bg4, 2))
-        fg2, bg2 = self._attend(2, features[2], rescale(fg3, 2), rescale(bg3, 2))
-        foreground = rescale(fg2, 8), rescale(fg3, 16), rescale(fg4, 32), rescale(fg5, 8)
-        return *foreground, rescale(bg2, 8), rescale(bg3, 16), rescale(bg4, 32), rescale(bg5, 8)
-
-    def prediction(self, x: Tensor) -> Tensor:
-        """The sum of the four foreground maps (n, K, h, w)."""
-        return torch.stack(self.maps(x)[:4]).sum(dim=0)
-
-    def _attend(self, level: int, features: Tensor, crop_fg: Tensor, crop_bg: Tensor) -> tuple[Tensor, Tensor]:
-        """Foreground f + f·softmax(crop_fg - crop_bg) over the class axis; the background map stays plain."""
-        found, background = self._refine(level, features)
-        return found + found * torch.softmax(crop_fg - crop_bg, dim=1), background
-
-
-@builder("pranet")
-def pranet(width: float = 1.0, decoder: int = 32, classifier: bool = True, reverse: bool = True) -> PraNet:
-    """PraNet with random weights; the defaults are the official layout (32,547,319 parameters)."""
-    return PraNet(width, decoder, classifier=classifier, reverse=reverse)
-
-
-@builder("pranet-v2")
-def pranet_v2(classes: int = 1, width: float = 1.0, decoder: int = 32, classifier: bool = True) -> PraNetV2:
-    """PraNet-V2 with random weights; the defaults are the official layout (32,548,842 parameters)."""
-    return PraNetV2(classes, width, decoder, classifier=classifier)
-
+__all__ = ["PraNetSegmenter", "PraNetV2Segmenter"]
 
 _NOT_A_DEVICE = "Not a medical device: for research only, never for diagnosis."
 

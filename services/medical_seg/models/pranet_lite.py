@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from services.medical_seg.models.polyp_network import PolypNetwork
-from services.medical_seg.models.pranet import PraNet
+from services.medical_seg.models.pranet_network import PraNet
 from shared.registry import builder
 from shared.vision.backbones.efficientnet_lite import EfficientNetLite0
 

@@ -12,7 +12,8 @@ from typing import cast
 import torch
 from torch import nn
 
-from services.medical_seg.models.polyp_network import TENSOR_NAMES, PolypNetwork
+from services.medical_seg.models.polyp_network import PolypNetwork
+from services.medical_seg.segmenter import TENSOR_NAMES
 from shared.export.onnx_export import Parity, export_onnx
 
 __all__ = ["export_graph"]

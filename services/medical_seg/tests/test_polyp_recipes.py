@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from services.medical_seg.models.pranet import PraNet, PraNetSegmenter, PraNetV2
+from services.medical_seg.models.pranet import PraNetSegmenter
+from services.medical_seg.models.pranet_network import PraNet, PraNetV2
 from services.medical_seg.recipes.evaluation import mean_dice_at_half, predict_maps, score_frames
 from services.medical_seg.recipes.folder_dataset import find_pairs
 from services.medical_seg.recipes.onnx_export import export_graph

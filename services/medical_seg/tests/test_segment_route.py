@@ -210,6 +210,7 @@ def test_threshold_and_stretching_move_the_mask(client, plain):
 
 def test_example_of_the_model_is_ready_to_send(client, plain):
     example = client.get("/v1/models/pranet/example").json()
+    assert example["model"] == "pranet"
     assert differences(answered(client.post("/v1/segment", json=example)), plain) == []
 
 

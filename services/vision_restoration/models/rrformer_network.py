@@ -10,7 +10,7 @@ Two networks share one layout. The released code computes the transformer body a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,12 +18,11 @@ from torch import Tensor, nn
 
 from services.vision_restoration.models.swin import SwinBody
 from services.vision_restoration.models.vgg import WIDTHS, VggFeatures
+from services.vision_restoration.variant import Variant
 from shared.errors import InvalidOption
 from shared.registry import builder
 
-__all__ = ["GRID", "RRFormer", "RestorerNetwork", "Variant", "restorer", "rrformer"]
-
-Variant = Literal["released", "paper"]
+__all__ = ["GRID", "RRFormer", "RestorerNetwork", "restorer", "rrformer"]
 
 GRID = 32
 """Side of the coarsest pooling cell: no smaller picture has one, and tiles must begin on its multiples."""

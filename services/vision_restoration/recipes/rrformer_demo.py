@@ -17,11 +17,12 @@ from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
 from services.vision_restoration.losses import pixel_loss
-from services.vision_restoration.models.rrformer_network import RestorerNetwork, Variant
+from services.vision_restoration.models.rrformer_network import RestorerNetwork
 from services.vision_restoration.recipes.evaluation import restore_pairs, score_pairs, tensor
 from services.vision_restoration.recipes.identity_init import start_at_identity
 from services.vision_restoration.recipes.pairs import ReflectionPairs, ReflectionSources, sources
 from services.vision_restoration.recipes.photographs import Split
+from services.vision_restoration.variant import Variant
 from shared.training.recipe import Batch, Recipe, Schedule
 
 __all__ = ["RRFormerDemo"]

@@ -79,7 +79,7 @@ async def models(host: HostOf, task: str | None = None) -> ModelList:
 async def example(name: str, host: HostOf) -> dict[str, Any]:
     """A request that can be sent as it is; its pictures are base64."""
     request = host.servable(name).example().model_dump(mode="json")
-    return {"model": host.resolve(name), **request}
+    return {**request, "model": host.resolve(name)}  # requests have a field of that name, which is empty
 
 
 class LintedClaim(BaseModel):

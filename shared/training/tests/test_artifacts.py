@@ -10,7 +10,7 @@ from torch import nn
 from shared.api.tensors import TensorSpec
 from shared.engines import open_engine
 from shared.errors import NotReady
-from shared.export import artifacts as module
+from shared.export import torch_form as module
 from shared.export.artifacts import ExportedForms, check_tensors, refine_card
 from shared.registry import Card, LoadContext, Metric, Paper
 from shared.registry.weights import Manifest, NetworkSpec, read_weights, write_weights

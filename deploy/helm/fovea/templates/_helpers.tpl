@@ -77,6 +77,14 @@ envFrom: [{secretRef: {name: {{ . }}}}]
 {{- end }}
 {{- end }}
 
+{{/* The account of pods that use the object store; none of them asks Kubernetes for anything. */}}
+{{- define "fovea.account" -}}
+automountServiceAccountToken: false
+{{- with .Values.objectStore.serviceAccount }}
+serviceAccountName: {{ . }}
+{{- end }}
+{{- end }}
+
 {{/* What replicas and workers of a service know beyond `fovea.env`. */}}
 {{- define "fovea.serviceEnv" -}}
 {{- $root := index . 0 -}}{{- $service := index . 1 -}}

@@ -1,0 +1,119 @@
+"""The ONNX-only flavour: a service whose graphs are given starts without torch, and answers what it answers with it."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from shared.errors import FoveaError, NotReady
+from shared.export.artifacts import ExportedForms
+from shared.registry import CallContext, LoadContext
+from shared.registry.discovery import servables
+from shared.vision.export_cli import export
+
+SERVICES = ("medical-seg", "vision-restoration")
+"""Services whose image has a flavour without torch."""
+
+TIMES = {"times"}
+"""Fields of an answer that differ from call to call."""
+
+WITHOUT_TORCH = '''
+import json, sys, time
+from importlib.machinery import PathFinder
+
+class Without:
+    """Finds what is installed, less these."""
+
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        is_away = name.split(".")[0] in {"torch", "onnx", "onnxscript", "triton", "transformers"}
+        return None if is_away else PathFinder.find_spec(name, path, target)
+
+Without.find_distributions = PathFinder.find_distributions
+sys.meta_path[sys.meta_path.index(PathFinder)] = Without
+from starlette.testclient import TestClient
+from shared.registry.discovery import servables
+from shared.serving.build_app import build
+from shared.settings import settings
+
+service = sys.argv[1]
+with TestClient(build(service, settings=settings())) as client:
+    until = time.monotonic() + 240
+    while client.get("/readyz").status_code != 200:
+        assert time.monotonic() < until, client.get("/readyz").text
+        time.sleep(0.1)
+    found = {}
+    for name, kind in servables(service).items():
+        body = client.get(f"/v1/models/{name}/example").json()
+        answer = client.post(f"/v1/{kind.card.task}", json=body)
+        assert answer.status_code == 200, answer.text
+        found[name] = answer.json()
+assert "torch" not in sys.modules
+print(json.dumps(found))
+'''
+
+
+@pytest.fixture(scope="module", params=SERVICES)
+def exported(request, tmp_path_factory):
+    """A service, and the folder of its graphs."""
+    folder = tmp_path_factory.mktemp("graphs")
+    ran = CliRunner().invoke(export, ["graphs", str(folder), "--service", request.param])
+    assert ran.exit_code == 0, ran.output
+    return request.param, folder
+
+
+def test_a_service_without_torch_answers_as_with_it(exported, tmp_path):
+    service, graphs = exported
+    answers = ask_without_torch(service, tmp_path, FOVEA_GRAPHS_DIR=str(graphs))
+    assert set(answers) == set(servables(service))
+    for name, kind in servables(service).items():
+        served = kind.load(LoadContext(cache=graphs, weights=tmp_path / "none"))
+        try:
+            (expected,) = served.predict([served.example()], CallContext())
+        finally:
+            served.close()
+        assert not isinstance(expected, FoveaError)
+        assert without_times(answers[name]) == without_times(json.loads(expected.model_dump_json(exclude_none=False)))
+
+
+def test_given_graphs_are_served_from_their_folder(exported, tmp_path, monkeypatch):
+    service, graphs = exported
+    monkeypatch.setattr(ExportedForms, "_export", lambda _: pytest.fail("was exported again"))
+    for kind in servables(service).values():
+        context = LoadContext(cache=tmp_path / "cache", weights=tmp_path / "none", graphs=graphs)
+        kind.load(context).close()
+    assert not (tmp_path / "cache").exists()
+
+
+def test_without_torch_and_without_graphs_the_reason_is_said(tmp_path, monkeypatch):
+    def import_less_torch(name, find=importlib.import_module):
+        if name == "shared.export.torch_form":
+            raise ModuleNotFoundError(name="torch")
+        return find(name)
+
+    monkeypatch.setattr(importlib, "import_module", import_less_torch)
+    kind = servables("medical-seg")["pranet"]
+    with pytest.raises(NotReady, match="no graph pranet-") as caught:
+        kind.load(LoadContext(engine="onnx", cache=tmp_path, weights=tmp_path / "none"))
+    assert "fovea export graphs" in caught.value.hint
+
+
+def ask_without_torch(service, folder, **settings):
+    """What each model of a service answers to its example, in a process that can't import torch."""
+    from shared.settings import environment
+
+    env = environment(FOVEA_DATA_DIR=str(folder), FOVEA_INTRA_OP_THREADS="1", PYTHONPATH=":".join(sys.path), **settings)
+    command = [sys.executable, "-c", WITHOUT_TORCH, service]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=580)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def without_times(answer):
+    """An answer less what differs from call to call."""
+    return {key: value for key, value in answer.items() if key not in TIMES}
