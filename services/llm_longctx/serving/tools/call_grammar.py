@@ -37,6 +37,7 @@ class CallGrammar:
     ) -> None:
         self._start, self._parser, self._names, self._compiler = call, parser, names, compiler
         self._texts = compiler.texts
+        compiler.spell(parser.last_sign)  # builds its tables here, not in the scheduler's thread
         self._text = ""  # what came since the answer, or the last call, ended
         self._call: TokenGrammar | None = None  # the call that is being written
 
