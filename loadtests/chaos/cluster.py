@@ -27,7 +27,6 @@ from shared.settings import Settings
 from tests.deploy.ray_cluster import LOOPBACK, RayCluster, wait_for
 
 NODES = ("127.0.0.2", "127.0.0.3", "127.0.0.5")
-SPARE = "127.0.0.6"
 SERVICE = "toy"
 APP = "shared.serving.tests.toy_app:app"
 
@@ -162,22 +161,8 @@ def scale_up(cluster: RayCluster, url: str) -> dict[str, Any]:
     return {"ready_s": round(ready_s, 1), "nodes": len(nodes), "load": more.figures()}
 
 
-def grow_cluster(cluster: RayCluster, url: str) -> dict[str, Any]:
-    """One replica more than there are nodes: seconds until Ray's autoscaler sees it, and until a new node has it."""
-    cluster.submit(serve_config(1, len(NODES) + 1, busy_per_replica=4, upscale_delay_s=2))
-    with Load(url, 4 * len(NODES) + 4, 0.5) as more:
-        began = time.monotonic()
-        seen = cluster.wait_demand(1, 300)
-        demand_s = time.monotonic() - began
-        cluster.add_node(SPARE)
-        cluster.wait_replicas(SERVICE, len(NODES) + 1, 300)
-        ready_s = time.monotonic() - began - demand_s
-    facts = {"demand_s": round(demand_s, 1), "ready_s": round(ready_s, 1), "launched": seen["launched"]}
-    return {**facts, "load": more.figures()}
-
-
 SCENARIOS: dict[str, Callable[[RayCluster, str], dict[str, Any]]] = {
-    scenario.__name__: scenario for scenario in (kill_node, stop_node, kill_head, hang_replica, scale_up, grow_cluster)
+    scenario.__name__: scenario for scenario in (kill_node, stop_node, kill_head, hang_replica, scale_up)
 }
 
 

@@ -6,7 +6,6 @@ Also what stands beside it in a cluster: a gateway in a process of its own. Ever
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import pathlib
 import signal
@@ -145,18 +144,6 @@ class RayCluster:
         """All records, also those of replicas that were killed."""
         with redis.Redis.from_url(self._redis_url) as link:
             return [ReplicaRecord.model_validate_json(value) for value in link.hvals(replicas_key(service))]
-
-    def wait_demand(self, count: int, seconds: float) -> dict[str, Any]:
-        """Wait until so many replicas are pending demand to Ray's autoscaler; what it sees and would do (`ray_demand`).
-
-        Raises:
-            AssertionError: There are not so many in time.
-        """
-        command = [sys.executable, "-m", "tests.deploy.ray_demand", f"{HEAD}:{self.gcs}", str(count), str(seconds)]
-        done = subprocess.run(command, env=self.environment("demand"), capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr[-2000:] + self.describe()
-        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-        return found
 
     def signal(self, node: str, number: signal.Signals) -> None:
         """Send a signal to the first process of a node, as the kubelet does; SIGKILL goes to all of the node.
