@@ -148,8 +148,8 @@ class PATNetClassifier(Classifier):
                 (
                     "It tells ten kinds of clothes apart on photographs of single pieces, half of them rightly; the "
                     "label of anything else means nothing. Its warnings were taught by smears (BCCD, MIT) and roads "
-                    "(DNIT, CC BY 4.0), and catch most of these (warned_cells, warned_pavement); of a kind that they "
-                    "were not taught they miss nearly all (warned_polyps, warned_unlearnt_…)."
+                    "(DNIT, CC BY 4.0), and catch most of these; of other kinds they miss nearly all: "
+                    "see auroc_polyps, auroc_unlearnt_cells and auroc_unlearnt_pavement."
                 ),
                 (
                     "Learnt from 1,424 photographs and an EfficientNet-Lite0 (ImageNet) that was fine-tuned on them, "

@@ -48,7 +48,8 @@ def test_the_card_tells_what_the_manifest_tells_and_names_the_teacher(manifest):
 
 def test_the_card_says_where_its_warnings_fail(manifest):
     told = {name: value for name, value in manifest.metrics.items() if name.startswith("auroc_")}
-    assert told.keys() == {"auroc_polyps", "auroc_cells", "auroc_pavement"}
+    assert {"auroc_polyps", "auroc_cells", "auroc_pavement", "auroc_unlearnt_cells"} <= told.keys()
+    assert min(told["auroc_cells"], told["auroc_pavement"]) >= 0.95
     weak = [name for name, value in told.items() if value < 0.95]
     assert all(name in PATNetClassifier.card.notes[0] for name in weak)
 

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from services.llm_longctx.mixers.deconstructed.mixers import Variant
 from services.llm_longctx.mixers.routing.networks import ClusterAssignment, RoutingLM
+from shared.registry.weights import Dtype
 from shared.training.byte_recipe import BYTES, ByteRecipe, bits_of, bits_per_byte
 from shared.training.recipe import Batch, Schedule
 
@@ -32,6 +33,7 @@ class RoutingBytesRecipe(ByteRecipe):
 
     name: ClassVar[str] = "routing-bytes"
     weights: ClassVar[str] = "fovea-routing-bytes"
+    dtype: ClassVar[Dtype] = "int8"
     builds: ClassVar[str | None] = "routing-lm"
 
     schedule: Schedule = Schedule(
@@ -117,6 +119,7 @@ class HybridBytesRecipe(ByteRecipe):
 
     name: ClassVar[str] = "hybrid-bytes"
     weights: ClassVar[str] = "fovea-hybrid-nonapproximate"
+    dtype: ClassVar[Dtype] = "int8"
     builds: ClassVar[str | None] = "deconstructed-lm"
 
     schedule: Schedule = Schedule(

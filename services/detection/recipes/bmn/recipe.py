@@ -18,6 +18,7 @@ from services.detection.metrics import average_recall, temporal_average_precisio
 from services.detection.recipes.bmn.data import CLASSES, FEATURES, LENGTH, Split, Videos, videos
 from services.detection.recipes.bmn.loss import boundary_matching_loss
 from services.detection.segments.proposals import boundary_labels, classify_proposals, score_proposals, soft_nms
+from shared.registry.weights import Dtype
 from shared.training.recipe import Batch, Recipe, Schedule
 
 __all__ = ["BmnCsaDemo", "BmnDemo"]
@@ -132,6 +133,7 @@ class BmnCsaDemo(BmnDemo):
 
     name: ClassVar[str] = "bmn-csa-demo"
     weights: ClassVar[str] = "bmn-csa"
+    dtype: ClassVar[Dtype] = "int8"
 
     channel: bool = Field(True, description="False leaves the attention over channels out: an ablation.")
     time: bool = Field(True, description="False leaves the attention over time out: an ablation.")

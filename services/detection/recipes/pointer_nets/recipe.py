@@ -22,6 +22,7 @@ from services.detection.models.pointer_net import PointerNet
 from services.detection.planning.exact import optimal_tours, tour_lengths
 from services.detection.planning.geometry import area, canonical_hull, hull, hull_successors, polygon_is_valid
 from services.detection.planning.pointer_solver import normalise_points, predict_hulls, predict_tours
+from shared.registry.weights import Dtype
 from shared.training.recipe import Batch, Recipe, Schedule
 
 __all__ = ["PointerHull", "PointerTour"]
@@ -73,6 +74,7 @@ class PointerHull(_Pointer):
 
     name: ClassVar[str] = "pointer-hull"
     weights: ClassVar[str] = "fovea-pointer-hull"
+    dtype: ClassVar[Dtype] = "int8"
 
     schedule: Schedule = Schedule(
         steps=3000, batch=256, rate=1.5e-3, floor=1e-5, warm_up=200, clamp=0.2, ema=0.999, validate_every=1000
@@ -126,6 +128,7 @@ class PointerTour(_Pointer):
 
     name: ClassVar[str] = "pointer-tour"
     weights: ClassVar[str] = "fovea-pointer-tour"
+    dtype: ClassVar[Dtype] = "int8"
 
     schedule: Schedule = Schedule(
         steps=3000, batch=256, rate=1.5e-3, floor=1e-5, warm_up=200, clamp=0.2, ema=0.999, validate_every=1000
