@@ -146,7 +146,7 @@ class PATNetClassifier(Classifier):
             metrics=(Metric(name="top_1_over_fasternet", ours=None, paper=0.013, data="ImageNet-1k", note="Size T2."),),
             notes=(
                 (
-                    "It tells ten kinds of clothes apart on photographs of single pieces, half of them rightly; the "
+                    "It tells ten kinds of clothes apart on photographs of single pieces, six of ten rightly; the "
                     "label of anything else means nothing. Its warnings were taught by smears (BCCD, MIT) and roads "
                     "(DNIT, CC BY 4.0), and catch most of these; of other kinds they miss nearly all: "
                     "see auroc_polyps, auroc_unlearnt_cells and auroc_unlearnt_pavement."

@@ -35,7 +35,9 @@ class FasterNetDemo(Recipe):
     """FasterNet-T0 with six classes, 2.6 million parameters: two or three minutes on one CPU core."""
 
     name: ClassVar[str] = "fasternet-demo"
-    weights: ClassVar[str] = "fasternet"
+    weights: ClassVar[str] = "fasternet-synthetic"
+    builds: ClassVar[str | None] = "fasternet"
+    serves: ClassVar[str | None] = "fasternet"
     dtype: ClassVar[Dtype] = "int8"
 
     schedule: Schedule = Schedule(
@@ -127,7 +129,7 @@ class PATNetDemo(FasterNetDemo):
     def measure(self, network: nn.Module) -> dict[str, float]:
         """As for the baseline; and the difference to it on the same patches, where its weights are there."""
         found = super().measure(network)
-        if (file := WEIGHTS / "fasternet.safetensors").exists():
+        if (file := WEIGHTS / "fasternet-synthetic.safetensors").exists():
             baseline = FasterNet(**self.config())
             baseline.load_state_dict({key: torch.from_numpy(array) for key, array in read_weights(file).arrays.items()})
             low, mean, high = paired_difference(self._right(network), self._right(baseline))
