@@ -248,7 +248,8 @@ class Yolo9trBoxDetector(BoxDetector):
                 ),
                 (
                     "Trained on photographs of four Brazilian roads (DNIT) at half of the width, from weights for "
-                    "drawn pavement; measured on other roads. A watermark in the upper right corner was greyed out."
+                    "drawn pavement; measured on other roads. A watermark in the upper right corner was greyed out. "
+                    "Its warnings were taught by smears (BCCD, MIT) and clothes (Clothing dataset (small), CC0)."
                 ),
                 (
                     "Truth is the boxes of masks whose parts, grown by 10 pixels at 640, touch: a crack is cut into "
