@@ -174,13 +174,16 @@ def _classes(matrices: dict[str, np.ndarray], request: ActionsIn, length: int) -
 
 
 def _list_proposals(kept: tuple[np.ndarray, np.ndarray, np.ndarray], video: _Video) -> list[Proposal]:
-    """The best proposals in seconds, with their classes where the recogniser's scores are known."""
+    """The best proposals in seconds, with their classes where the recogniser's scores are known.
+
+    `min_score` is compared with scores as they are shown: asking for a score that was seen gives its proposal again.
+    """
     request, seconds, names = video.request, video.duration, video.request.class_names
     if video.classes is None:
         rows = [(a, b, None, s) for a, b, s in zip(*kept, strict=True)]
     else:
         rows = list(zip(*classify_proposals(*kept, video.classes, best=request.labels), strict=True))
-    return [
+    found = [
         Proposal(
             start=round(float(start) * seconds, 4),
             end=round(float(end) * seconds, 4),
@@ -189,8 +192,8 @@ def _list_proposals(kept: tuple[np.ndarray, np.ndarray, np.ndarray], video: _Vid
             class_id=None if label is None else int(label),
         )
         for start, end, label, score in rows
-        if score >= request.min_score
-    ][: request.max_proposals]
+    ]
+    return [proposal for proposal in found if proposal.score >= request.min_score][: request.max_proposals]
 
 
 def _activitynet(found: list[Proposal], video: str, model: str) -> dict[str, Any]:

@@ -7,7 +7,8 @@ import io
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from starlette.testclient import TestClient
 from services.detection.models.bmn import BmnActionDetector, BmnCsaActionDetector
 from services.detection.recipes.bmn.data import Videos, videos
 from services.detection.segments.proposals import interval_iou
-from services.detection.servables.action_detector import resample
+from services.detection.servables.action_detector import _list_proposals, resample
 from shared.api.actions import ActionsIn, ActionsOut
 from shared.registry import CallContext, LoadContext
 from shared.registry.weights import read_weights
@@ -135,6 +136,13 @@ def test_options_shape_the_list(client: TestClient, held: Videos) -> None:
     soft = answered(client.post("/v1/actions", json={**body, "alpha": 50})).proposals
     assert soft != every
     assert all(p.label is None for p in every)
+
+
+def test_a_score_that_was_shown_asks_for_its_proposal_again() -> None:
+    request = ActionsIn.model_construct(min_score=0.123457, max_proposals=10, class_names=())
+    video = SimpleNamespace(request=request, duration=10.0, classes=None)
+    kept = (np.array([0.0, 0.2]), np.array([0.1, 0.5]), np.array([0.1234567, 0.1234561]))
+    assert [proposal.score for proposal in _list_proposals(kept, cast("Any", video))] == [0.123457]
 
 
 def test_class_scores_of_the_whole_video_name_proposals(client: TestClient, held: Videos) -> None:
