@@ -64,6 +64,40 @@ def test_guidellm_measures_the_language_model(url, folder, tmp_path, form):
     assert measured["output_token_count"]["successful"]["mean"] == 8
 
 
+TASK = """
+dataset_path: json
+dataset_kwargs: {data_files: {test: capitals.jsonl}}
+test_split: test
+doc_to_text: "{{question}}"
+"""
+CHOICE = "task: capitals\noutput_type: multiple_choice\ndoc_to_choice: '{{choices}}'\ndoc_to_target: '{{answer}}'\n"
+CHAT = """task: capitals_chat
+output_type: generate_until
+doc_to_target: "{{choices[answer]}}"
+generation_kwargs: {until: ["###"], max_gen_toks: 8}
+metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
+"""
+
+
+@pytest.mark.parametrize(("task", "metric"), [("capitals", "acc,none"), ("capitals_chat", "exact_match,none")])
+def test_lm_eval_scores_the_language_model(url, folder, tmp_path, task, metric):
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks/capitals.yaml").write_text(CHOICE + TASK)
+    (tmp_path / "tasks/capitals_chat.yaml").write_text(CHAT + TASK)
+    places = ["Paris", "Rome", "Oslo"]
+    rows = [{"question": f"Is it {name}? It is", "choices": places, "answer": i} for i, name in enumerate(places)]
+    (tmp_path / "capitals.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (command,) = [one for one in commands("lm_eval") if f"--tasks {task} " in one]
+    for written, ours in (("http://127.0.0.1:8080", url), ("smollm2-135m-instruct", MODEL), ("FOLDER", f"'{folder}'")):
+        command = command.replace(written, ours)
+    said = run(command, tmp_path)
+    files = list(tmp_path.glob("scores/**/results_*.json"))
+    assert len(files) == 1, said
+    found = json.loads(files[0].read_text("utf8"))
+    assert found["n-samples"][task]["effective"] == 3, said
+    assert 0 <= found["results"][task][metric] <= 1
+
+
 @contextlib.contextmanager
 def detecting(tmp_path: Path, **settings: bool) -> Iterator[tuple[str, str]]:
     """A classifier behind a gateway by HTTP, and its replica's own gRPC address."""
