@@ -38,7 +38,7 @@ def export_graph(forms: ExportedForms, path: Path) -> Parity:
     Raises:
         Fault: The graph computes something else than the network.
     """
-    net = build_network(forms)
+    net = forms.network()
     first, *others = forms.shapes or [_batch(forms, 1), _batch(forms, 3)]
     draw = torch.Generator().manual_seed(0)
     return export_onnx(
