@@ -58,21 +58,21 @@ class LoadContext:
         cache: Folder for derived artefacts, named by digest (exported graphs, dequantised weights).
         weights: Folder of imported checkpoints, by model name; they win over what came with the package.
         objects: What users made, shared by all processes; None where nothing outlives this one.
-        graphs: Folder of exported graphs that came with an image; they win over the cache.
         threads: Intra-op threads; 0 means the library's default.
         options: Further facts, as text: `llm_model`, `llm_dtype`, `llm_weights`, `llm_kv_cache_dtype`, `triton_url`,
             `triton_timeout_s`, `triton_connections`, `max_body_bytes`, `max_pixels`, `max_side`,
             `picture_memory_bytes`.
+        graphs: Folder of exported graphs that came with an image; they win over the cache.
     """
 
     device: str = "cpu"
     engine: Literal["auto", "torch", "onnx", "tensorrt", "triton"] = "auto"
     cache: Path = Path(".fovea/cache")
     weights: Path = Path(".fovea/weights")
-    graphs: Path | None = None
     threads: int = 0
     objects: ObjectStore | None = None
     options: Mapping[str, str] = field(default_factory=dict)
+    graphs: Path | None = None
 
 
 class CallContext:

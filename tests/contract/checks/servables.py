@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticSerializationError
 
 from shared.errors import Cancelled, DeadlineExceeded, FoveaError
-from shared.registry import CallContext, LoadContext
+from shared.registry import CallContext
 from shared.rpc.tensors import DTYPES
 from shared.vision.decode import decode
 from tests.bad_pictures import odd, refused
@@ -468,9 +469,7 @@ def check_graph_is_within_its_stated_parity(loaded: Loaded) -> None:
         return
     assert any("differs from torch by at most" in note for note in notes)
     place = loaded.place
-    other = loaded.kind.load(
-        LoadContext(place.device, "torch", place.cache, place.weights, place.threads, place.options)
-    )
+    other = loaded.kind.load(replace(place, engine="torch"))
     feeds = feeds_of(loaded, rows=2)
     ours, theirs = loaded.servable.engine.run(feeds), other.engine.run(feeds)
     for name, array in theirs.items():
