@@ -53,6 +53,8 @@ _FOUND_NOTHING = {
 _VALUES: Mapping[tuple[str, str], Sequence[Any]] = {
     ("chat", "logit_bias"): [{3: 100.0}, {65: 100.0}],
     ("chat", "longctx"): [{"method": "nobody"}],
+    ("chat", "interventions"): [[{"type": "scale", "site": "resid_post.9999", "factor": 0.5}]],
+    ("chat", "capture"): [[{"type": "activation", "site": "resid_post.9999"}]],
     ("chat", "stream_options"): [{"include_usage": True}],
     ("chat", "response_format"): [{"type": "json_object"}, {"type": "choice", "choices": ["red", "blue"]}],
     ("chat", "structured_outputs"): [{"json_object": True}, {"choice": ["red", "blue", " red"]}],
