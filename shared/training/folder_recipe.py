@@ -181,9 +181,8 @@ class FolderRecipe(Recipe):
         if self.start is None:
             return built
         path, own = Path(self.start), Path(inspect.getfile(type(self)))
-        folder = (
-            path.parent if len(path.parts) > 1 else next(up / "weights" for up in own.parents if up.name != "recipes")
-        )
+        served = next((up / "weights" for up in own.parents if (up / "weights").is_dir()), Path())
+        folder = path.parent if len(path.parts) > 1 else served
         arrays = read_weights(find_weights(path.stem, folder, folder)).arrays
         ours = built.state_dict()
         same = {k: torch.from_numpy(v) for k, v in arrays.items() if k in ours and ours[k].shape == v.shape}

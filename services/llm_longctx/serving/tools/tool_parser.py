@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from shared.api.tools import FunctionDefinition
 
-__all__ = ["CallUpdate", "SchemaRule", "ToolParser", "find_mark", "split_at"]
+__all__ = ["CallUpdate", "SchemaRule", "TaggedParser", "ToolParser", "split_at"]
 
 SchemaRule = Callable[[Mapping[str, Any]], str]
 """Makes the Lark expression of the JSON texts that meet a schema."""
@@ -88,10 +88,28 @@ class ToolParser(ABC):
         """What is left when the answer is over; a call that was cut off keeps what came of it."""
 
 
-def find_mark(text: str, mark: str) -> tuple[str, str] | None:
-    """The mark and what follows it; None where it is not there."""
-    _, met, after = text.partition(mark)
-    return (met, after) if met else None
+class TaggedParser(ToolParser):
+    """A form whose calls stand between two tags, whatever is called.
+
+    Class attributes:
+        opening: The first tag.
+        closing: The last one.
+    """
+
+    opening: ClassVar[str] = "<tool_call>"
+    closing: ClassVar[str] = "</tool_call>"
+    last_sign: ClassVar[str] = ">"
+
+    @classmethod
+    def find_opening(cls, text: str, names: Collection[str]) -> tuple[str, str] | None:
+        """See `ToolParser`."""
+        _, met, after = text.partition(cls.opening)
+        return (met, after) if met else None
+
+    @classmethod
+    def may_open(cls, text: str) -> bool:
+        """See `ToolParser`."""
+        return bool(split_at(text, cls.opening)[1])
 
 
 def split_at(text: str, mark: str) -> tuple[str, str, bool]:

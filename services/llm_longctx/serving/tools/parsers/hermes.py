@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 from services.llm_longctx.serving.tools.json_call import JsonCall
-from services.llm_longctx.serving.tools.tool_parser import CallUpdate, SchemaRule, ToolParser, find_mark, split_at
+from services.llm_longctx.serving.tools.tool_parser import CallUpdate, SchemaRule, TaggedParser, split_at
 from shared.api.tools import FunctionDefinition
 
 __all__ = ["HermesParser"]
 
-_OPEN, _CLOSE = "<tool_call>", "</tool_call>"
+_OPEN, _CLOSE = TaggedParser.opening, TaggedParser.closing
 
 
-class HermesParser(ToolParser):
+class HermesParser(TaggedParser):
     """Reads `<tool_call>{"name": …, "arguments": …}</tool_call>`."""
 
     name: ClassVar[str] = "hermes"
-    last_sign: ClassVar[str] = ">"
 
     def __init__(self, functions: Sequence[FunctionDefinition]) -> None:
         super().__init__(functions)
@@ -42,16 +41,6 @@ class HermesParser(ToolParser):
         before = f'{_OPEN}\n{{"name": {json.dumps(function.name)}, "arguments": '
         arguments = to_rule(function.parameters or {"type": "object"})
         return f"{json.dumps(before)} {arguments} {json.dumps('}' + chr(10) + _CLOSE)}"
-
-    @classmethod
-    def find_opening(cls, text: str, names: Collection[str]) -> tuple[str, str] | None:
-        """See `ToolParser`: the opening tag, whatever is called."""
-        return find_mark(text, _OPEN)
-
-    @classmethod
-    def may_open(cls, text: str) -> bool:
-        """See `ToolParser`."""
-        return bool(split_at(text, _OPEN)[1])
 
     def feed(self, text: str) -> tuple[str, list[CallUpdate]]:
         """See `ToolParser`."""

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from services.llm_longctx.serving.tools.tool_parser import CallUpdate, SchemaRule, ToolParser, find_mark, split_at
+from services.llm_longctx.serving.tools.tool_parser import CallUpdate, SchemaRule, TaggedParser, split_at
 from shared.api.tools import FunctionDefinition
 
 __all__ = ["QwenParser"]
 
-_OPEN, _CLOSE = "<tool_call>", "</tool_call>"
+_OPEN, _CLOSE = TaggedParser.opening, TaggedParser.closing
 _LINE = "\n"
 _TEXT_RULE = r"/[^<]*\n<\/parameter>\n/"
 _FUNCTION = re.compile(r"\s*<function=([^>\n]+)>(.*?)(?:</function>\s*)?", re.DOTALL)
 _PARAMETER = re.compile(r"<parameter=([^>\n]+)>\n?(.*?)\n?</parameter>", re.DOTALL)
 
 
-class QwenParser(ToolParser):
+class QwenParser(TaggedParser):
     """Reads `<tool_call><function=f><parameter=p>value</parameter></function></tool_call>`, a call at a time."""
 
     name: ClassVar[str] = "qwen"
-    last_sign: ClassVar[str] = ">"
 
     def __init__(self, functions: Sequence[FunctionDefinition]) -> None:
         super().__init__(functions)
@@ -53,16 +52,6 @@ class QwenParser(ToolParser):
             rule = f"{json.dumps(f'<parameter={name}>{_LINE}')} {_TEXT_RULE if _is_text(part) else value}"
             parts.append(rule if name in required else f"({rule})?")
         return " ".join([*parts, json.dumps(f"</function>\n{_CLOSE}")])
-
-    @classmethod
-    def find_opening(cls, text: str, names: Collection[str]) -> tuple[str, str] | None:
-        """See `ToolParser`: the opening tag, whatever is called."""
-        return find_mark(text, _OPEN)
-
-    @classmethod
-    def may_open(cls, text: str) -> bool:
-        """See `ToolParser`."""
-        return bool(split_at(text, _OPEN)[1])
 
     def feed(self, text: str) -> tuple[str, list[CallUpdate]]:
         """See `ToolParser`."""
