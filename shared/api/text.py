@@ -31,13 +31,11 @@ __all__ = [
     "Delta",
     "DetokenizeRequest",
     "Detokenized",
-    "ErrorFacts",
     "FinishReason",
     "GenerationOptions",
     "LongctxAnswer",
     "LongctxOptions",
     "LongctxUsage",
-    "OpenAIError",
     "PromptTokensDetails",
     "Reply",
     "StreamOptions",
@@ -436,19 +434,3 @@ class Detokenized(BaseModel):
     """The text."""
 
     prompt: str
-
-
-class ErrorFacts(BaseModel):
-    """What went wrong, in OpenAI's words."""
-
-    message: str
-    type: str
-    param: str | None = Field(None, description="The offending field.")
-    code: str | None = Field(None, description="Machine-readable word for the kind.")
-    request_id: str | None = Field(None, description="Ours: names this request in the logs.")
-
-
-class OpenAIError(BaseModel):
-    """OpenAI's error body."""
-
-    error: ErrorFacts

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Literal
 
 from torch import Tensor, nn
 
 from services.detection.layers.partial import PartialConv, PartialNetwork, Shape, drop_path, perceptron
-from services.detection.servables.classifier import Classifier
+from services.detection.servables.classifier import FEATURE_MAPS_NOTE, Classifier, claim_idle_channels
 from shared.registry import Card, Metric, Paper, builder
 from shared.registry.measured import measured_card
-from shared.registry.sparsity_claims import build_claim, read_measurements
 
 __all__ = ["SIZES", "FasterNet", "FasterNetClassifier", "Size", "fasternet"]
 
@@ -97,20 +95,9 @@ class FasterNetClassifier(Classifier):
                     "fine-tuned on them, whose own figure is teacher_top_1: where size does not matter, serve the "
                     "teacher. Official weights tell ImageNet's classes by number: they carry no names."
                 ),
-                (
-                    "Feature maps of the four stages, for a detector: outputs stage1 to stage4 on the Open Inference "
-                    "route, or Accept: application/x-npz here."
-                ),
+                FEATURE_MAPS_NOTE,
             ),
-            sparsity=build_claim(
-                "fasternet",
-                read_measurements(Path(__file__).with_name("claims.json")).get("fasternet", {}),
-                kind="weight",
-                granularity="channel",
-                when="before",
-                path="sparse-to-sparse",
-                mask="static",
-            ),
+            sparsity=claim_idle_channels("fasternet"),
             example={},
         ),
         Classifier.folder,

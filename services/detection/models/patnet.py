@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -16,10 +15,9 @@ from torch import Tensor, nn
 
 from services.detection.layers.partial import PartialConv, PartialNetwork, Shape, drop_path, perceptron
 from services.detection.layers.visual_attention import ChannelGate, SpatialGate, SpatialSelfAttention
-from services.detection.servables.classifier import Classifier
+from services.detection.servables.classifier import FEATURE_MAPS_NOTE, Classifier, claim_idle_channels
 from shared.registry import Card, Metric, Paper, builder
 from shared.registry.measured import measured_card
-from shared.registry.sparsity_claims import build_claim, read_measurements
 
 __all__ = ["SIZES", "PATNet", "PATNetClassifier", "Size", "patnet"]
 
@@ -165,20 +163,9 @@ class PATNetClassifier(Classifier):
                     "Speed is measured, not promised: make bench times PATNet-T2 against FasterNet-T2 on this machine. "
                     "The small sizes gain little or nothing over FasterNet's."
                 ),
-                (
-                    "Feature maps of the four stages, for a detector: outputs stage1 to stage4 on the Open Inference "
-                    "route, or Accept: application/x-npz here."
-                ),
+                FEATURE_MAPS_NOTE,
             ),
-            sparsity=build_claim(
-                "patnet",
-                read_measurements(Path(__file__).with_name("claims.json")).get("patnet", {}),
-                kind="weight",
-                granularity="channel",
-                when="before",
-                path="sparse-to-sparse",
-                mask="static",
-            ),
+            sparsity=claim_idle_channels("patnet"),
             example={},
         ),
         Classifier.folder,

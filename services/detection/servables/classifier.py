@@ -29,14 +29,22 @@ from shared.api.classes import ClassifyIn, ClassifyOut
 from shared.api.tensors import TensorSpec
 from shared.export.artifacts import ExportedForms
 from shared.registry import CallContext
+from shared.registry.sparsity_claims import build_claim, read_measurements
 from shared.registry.weights import Weights
+from shared.sparsity import SparsityClaim
 from shared.vision.draw import encode
 from shared.vision.servable import DataConfig, Stopwatch, VisionItem, VisionServable, reading_notes
 
-__all__ = ["FEATURE_MAPS", "Classifier"]
+__all__ = ["FEATURE_MAPS", "FEATURE_MAPS_NOTE", "Classifier", "claim_idle_channels"]
 
 FEATURE_MAPS = ("stage1", "stage2", "stage3", "stage4")
 """Feature maps beside `logits`: outputs of the network on the Open Inference route, and of `application/x-npz`."""
+
+FEATURE_MAPS_NOTE = (
+    "Feature maps of the four stages, for a detector: outputs stage1 to stage4 on the Open Inference "
+    "route, or Accept: application/x-npz here."
+)
+"""What Cards of networks with four stages say of these."""
 
 PATCHES_PER_RUN = 32
 """Patches per run of the engine: more would need memory and save no time."""
@@ -157,3 +165,16 @@ class Classifier(VisionServable[ClassifyIn, ClassifyOut, _Frame]):
 def _logits_and_features(row: Arrays) -> Arrays:
     logits, *stages = row
     return logits, pool_stages([stage[None] for stage in stages])[0]
+
+
+def claim_idle_channels(name: str) -> SparsityClaim:
+    """The claim of a network whose convolutions leave channels idle, as `models/claims.json` has it measured."""
+    return build_claim(
+        name,
+        read_measurements(Path(__file__).parents[1] / "models" / "claims.json").get(name, {}),
+        kind="weight",
+        granularity="channel",
+        when="before",
+        path="sparse-to-sparse",
+        mask="static",
+    )

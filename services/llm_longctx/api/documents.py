@@ -9,9 +9,9 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from services.llm_longctx.api.model_lookup import find_document_adapter
 from services.llm_longctx.state.document_service import DocumentService
 from services.llm_longctx.state.redis_stores import get_stores
+from shared.api.openai_error import OpenAIError
 from shared.api.replica import AFFINE, EFFECTFUL, HOLDS_HEADER
 from shared.api.sessions import Deleted, DocumentInfo, DocumentList, DocumentRequest, DocumentText
-from shared.api.text import OpenAIError
 from shared.errors import NotFound, NotReady
 from shared.serving.host import Host
 from shared.serving.http.system_routes import host_of

@@ -24,6 +24,7 @@ from services.llm_longctx.serving.request_state import PreparedRequest
 from services.llm_longctx.serving.steering.admission import admit_taps
 from services.llm_longctx.state.session_service import digest_request
 from shared import telemetry
+from shared.api.openai_error import OpenAIError
 from shared.api.problem import openai_error
 from shared.api.replica import AFFINE
 from shared.api.text import (
@@ -33,7 +34,6 @@ from shared.api.text import (
     CompletionRequest,
     Detokenized,
     DetokenizeRequest,
-    OpenAIError,
     Tokenized,
     TokenizeRequest,
 )

@@ -10,9 +10,9 @@ from starlette.responses import Response
 from services.llm_longctx.api.model_lookup import find_session_adapter
 from services.llm_longctx.state.redis_stores import get_stores, lifespan
 from services.llm_longctx.state.session_service import SessionService
+from shared.api.openai_error import OpenAIError
 from shared.api.replica import EFFECTFUL
 from shared.api.sessions import Deleted, RollbackRequest, Session, SessionList, SessionRequest, SurpriseTrace
-from shared.api.text import OpenAIError
 from shared.serving.host import Host
 from shared.serving.http.system_routes import host_of
 from shared.serving.http.tenant import get_tenant

@@ -1,0 +1,23 @@
+"""OpenAI's error body on the wire."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, Field
+
+__all__ = ["ErrorFacts", "OpenAIError"]
+
+
+class ErrorFacts(BaseModel):
+    """What went wrong, in OpenAI's words."""
+
+    message: str
+    type: str
+    param: str | None = Field(None, description="The offending field.")
+    code: str | None = Field(None, description="Machine-readable word for the kind.")
+    request_id: str | None = Field(None, description="Ours: names this request in the logs.")
+
+
+class OpenAIError(BaseModel):
+    """OpenAI's error body."""
+
+    error: ErrorFacts
