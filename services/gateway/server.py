@@ -8,8 +8,8 @@ from __future__ import annotations
 from asyncio import TimerHandle, Transport
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from shared.rpc.joined_writes import JoinedWritesProtocol
 from shared.settings import Settings
 
 __all__ = ["create_server"]
@@ -21,7 +21,7 @@ KEEP_ALIVE_S = 65
 """How long an idle connection of a caller is kept."""
 
 
-class _HeaderLimitProtocol(HttpToolsProtocol):
+class _HeaderLimitProtocol(JoinedWritesProtocol):
     """Closes a connection whose request line and headers do not arrive in time, or do not end."""
 
     header_timeout_s = 30.0

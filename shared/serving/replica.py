@@ -22,6 +22,7 @@ from starlette.types import ASGIApp
 
 from shared.api.replica import RENEW_S, ReplicaRecord, route_fields
 from shared.registry.discovery import service_package
+from shared.rpc.joined_writes import JoinedWritesProtocol
 from shared.serving.build_app import build
 from shared.serving.drain import DrainFiles
 from shared.serving.gateway_only import GatewayOnlyMiddleware
@@ -204,7 +205,7 @@ class _Server(uvicorn.Server):
 def _config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http="httptools",
+        http=JoinedWritesProtocol,
         lifespan="on",
         log_config=None,
         log_level="warning",
