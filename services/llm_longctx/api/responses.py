@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any
 from uuid import uuid4
@@ -19,13 +20,13 @@ from starlette.responses import Response, StreamingResponse
 
 from services.llm_longctx.api.openai import ERROR_RESPONSES, OPENAI_ERRORS, SSE_HEADERS, prepare
 from services.llm_longctx.serving.chat import ChatProtocol
-from services.llm_longctx.serving.responses import Event, ResponseBuilder, build_chat_request, list_input
+from services.llm_longctx.serving.responses import Event, ResponseBuilder, build_chat_request, list_input, rename_fields
 from services.llm_longctx.state.response_store import ResponseStore, StoredResponse
 from shared.api.replica import AFFINE, HOLDS_HEADER
 from shared.api.responses import InputItem, InputItemList, ResponseObject, ResponsesRequest
 from shared.api.sessions import Deleted
 from shared.api.text import ChatChunk, ChatRequest
-from shared.errors import InvalidOption, Malformed
+from shared.errors import FoveaError, InvalidOption, Malformed
 from shared.serving.host import Host
 from shared.serving.http.errors import to_safe_error
 from shared.serving.http.system_routes import host_of
@@ -137,18 +138,30 @@ def _to_chat(body: ResponsesRequest, earlier: list[InputItem]) -> ChatRequest:
 
 async def _open_chunks(chat: ChatRequest, request: Request, host: Host) -> AsyncIterator[ChatChunk]:
     """The chunks of the chat; of one that was answered before, those that it had."""
-    prepared = await prepare(chat, request, host)
+    with _own_names():
+        prepared = await prepare(chat, request, host)
 
     async def chunks() -> AsyncIterator[ChatChunk]:
         if isinstance(prepared, str):
             for chunk in ChatProtocol().replay(prepared):
                 yield chunk
             return
-        async for event in host.stream(request.scope["fovea.model"], prepared, request.scope["fovea.run"]):
-            if isinstance(event, ChatChunk):
-                yield event
+        with _own_names():
+            async for event in host.stream(request.scope["fovea.model"], prepared, request.scope["fovea.run"]):
+                if isinstance(event, ChatChunk):
+                    yield event
 
     return chunks()
+
+
+@contextmanager
+def _own_names() -> Iterator[None]:
+    """Let what the chat refuses be said in the words of this request."""
+    try:
+        yield
+    except FoveaError as error:
+        rename_fields(error)
+        raise
 
 
 async def _event_lines(answer: _Answer, first: ChatChunk, rest: AsyncIterator[ChatChunk]) -> AsyncIterator[str]:

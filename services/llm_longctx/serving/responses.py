@@ -15,15 +15,18 @@ from shared.api.interventions import Captured
 from shared.api.responses import InputItem, InputPart, ResponseObject, ResponsesRequest, ResponseUsage
 from shared.api.text import ChatChunk, ChatRequest, ChunkChoice, Usage
 from shared.api.tools import ToolCallDelta
-from shared.errors import InvalidOption
+from shared.errors import FoveaError, InvalidOption
 
-__all__ = ["Event", "ResponseBuilder", "build_chat_request", "list_input"]
+__all__ = ["Event", "ResponseBuilder", "build_chat_request", "list_input", "rename_fields"]
 
 Event = dict[str, Any]
 """One event of a stream; its `type` names it."""
 
 _SAME = ("model", "temperature", "top_p", "longctx", "interventions", "capture", "session_id", "user")
 """Fields that chats call the same."""
+
+_NAMES = {"response_format": "text.format", "max_completion_tokens": "max_output_tokens"}
+"""Fields that chats call otherwise."""
 
 
 def list_input(request: ResponsesRequest) -> list[InputItem]:
@@ -60,6 +63,13 @@ def build_chat_request(request: ResponsesRequest, earlier: Sequence[InputItem] =
             schema = form.model_dump(by_alias=True, include={"name", "description", "schema_", "strict"})
             fields["response_format"]["json_schema"] = schema
     return ChatRequest.model_validate({name: value for name, value in fields.items() if value not in (None, [])})
+
+
+def rename_fields(error: FoveaError) -> None:
+    """Let an error about a chat speak of the fields of the request that the chat was built from."""
+    for theirs, ours in _NAMES.items():
+        error.detail = error.detail.replace(theirs, ours)
+        error.field = error.field and error.field.replace(theirs, ours)
 
 
 def _build_messages(request: ResponsesRequest, earlier: Sequence[InputItem]) -> list[dict[str, Any]]:

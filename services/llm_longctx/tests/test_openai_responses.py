@@ -196,6 +196,7 @@ def test_a_streamed_response_is_stored_before_it_is_said_to_be_complete(friend):
         ({"tools": [TOOL], "tool_choice": {"type": "mcp"}}, "tool_choice"),
         ({"tools": [TOOL], "tool_choice": "always"}, "tool_choice"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
+        ({"text": {"format": {"type": "json_schema", "name": "a", "schema": {"type": "no"}}}}, "text.format"),
     ],
 )
 def test_bad_requests_are_openais_400(served, bad, param):
