@@ -1,4 +1,4 @@
-"""The verbs `fovea train` and `fovea import`: plug-ins of the command line (entry-point group `fovea.verbs`).
+"""The verbs `fovea train`, `fovea recalibrate` and `fovea import`: plug-ins of the command line (group `fovea.verbs`).
 
 Knows the terminal: options in, a progress bar and plain sentences out; errors are left to the command line. Torch
 loads only when a verb runs, so that `fovea --help` stays quick.
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from shared.training.recipe import Recipe
     from shared.training.trainer import FitResult
 
-__all__ = ["import_checkpoint", "train"]
+__all__ = ["import_checkpoint", "recalibrate", "train"]
 
 
 def import_checkpoint(
@@ -85,6 +85,20 @@ def train(
     folder = folder or settings().data_dir / "training" / name
     _look(chosen, folder)
     _publish(chosen, _fit(chosen, folder, device), out or settings().weights_dir, name)
+
+
+def recalibrate(
+    file: Annotated[Path, typer.Argument(help="The weights, beside their manifest.")],
+    data: Annotated[Path, typer.Option(help="The folder that they learnt from.")],
+    others: Annotated[list[Path] | None, typer.Option(help="Pictures of another kind, measured on.")] = None,
+    foreign: Annotated[list[Path] | None, typer.Option(help="Pictures of another kind, half of them learnt.")] = None,
+) -> None:
+    """Learn anew which pictures trained weights know and which they warn of; the network stays as it is."""
+    recalibrating = importlib.import_module("shared.training.recalibrate")
+    manifest = recalibrating.recalibrate(file, data, tuple(others or ()), tuple(foreign or ()))
+    for key, value in manifest.metrics.items():
+        if key.startswith(("auroc_", "warned_", "false_")):
+            typer.echo(f"{key} {value:.3f}")
 
 
 def model_name(text: str) -> str:

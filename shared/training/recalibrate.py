@@ -1,4 +1,4 @@
-"""Learn anew which pictures weights know, without touching the network: `python -m shared.training.recalibrate FILE`.
+"""Learn anew which pictures weights know, without touching the network.
 
 Takes the recipe from the manifest and the data from a folder; writes the familiar features, the threshold of warnings
 and how well both do. For weights that know their kind by other features, or shall know what may come by mistake.
@@ -7,10 +7,8 @@ and how well both do. For weights that know their kind by other features, or sha
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
 import torch
-import typer
 
 from shared.errors import Conflict, InvalidOption
 from shared.registry.discovery import network
@@ -59,20 +57,3 @@ def recalibrate(file: Path, data: Path, others: tuple[Path, ...] = (), foreign: 
         }
     )
     return write_weights(file.parent, weights.arrays | found.arrays, changed)
-
-
-def _main(
-    file: Annotated[Path, typer.Argument(help="The weights, beside their manifest.")],
-    data: Annotated[Path, typer.Option(help="The folder that they learnt from.")],
-    others: Annotated[list[Path] | None, typer.Option(help="Pictures of another kind, measured on.")] = None,
-    foreign: Annotated[list[Path] | None, typer.Option(help="Pictures of another kind, half of them learnt.")] = None,
-) -> None:
-    """Learn anew which pictures weights know, without touching the network."""
-    manifest = recalibrate(file, data, tuple(others or ()), tuple(foreign or ()))
-    for key, value in manifest.metrics.items():
-        if key.startswith(("auroc_", "warned_", "false_")):
-            typer.echo(f"{key} {value:.3f}")
-
-
-if __name__ == "__main__":
-    typer.run(_main)

@@ -48,7 +48,7 @@ _UNFAMILIAR = (
 
 _OUTDATED = (
     "Whether the picture is of the kind that these weights learnt from is not known: they were made by another version "
-    "of Fovea. Train them again, or run `python -m shared.training.recalibrate`."
+    "of Fovea. Train them again, or run `fovea recalibrate`."
 )
 
 Request = TypeVar("Request", bound=BaseModel)
