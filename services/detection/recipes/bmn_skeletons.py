@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, PrivateAttr
+from torch import nn
 
 from services.detection.recipes.bmn.data import Split, Videos
-from services.detection.recipes.bmn.recipe import BmnCsaDemo, BmnDemo
+from services.detection.recipes.bmn.recipe import BmnCsaDemo, BmnDemo, Row, proposal_scores
 from services.detection.recipes.skeletons import CHANNELS, Recording, recordings, windows
 from services.detection.segments import boundary_labels
+from shared.training.intervals import bootstraps
 from shared.training.recipe import Schedule
 
 __all__ = ["BmnCsaSkeletons", "BmnSkeletons"]
@@ -28,6 +33,7 @@ class _Skeletons(BmnDemo):
 
     _names: tuple[str, ...] = PrivateAttr(())
     _known: list[Recording] = PrivateAttr(default_factory=list)
+    _intervals: dict[str, tuple[float, float]] = PrivateAttr(default_factory=dict)
 
     def config(self) -> dict[str, Any]:
         """A slim network over the window."""
@@ -49,6 +55,20 @@ class _Skeletons(BmnDemo):
             count = {"train": self.train, "valid": 16, "test": 0}[split]
             self._data[split] = windows(mine, teachers, count, self.length, len(self._names), self.seed)
         return self._data[split]
+
+    def measure(self, network: nn.Module) -> dict[str, float]:
+        """On windows of the held-out persons; their intervals are by bootstrap over windows, half of which overlap."""
+        rows = self.proposals(network, "test")
+        self._intervals = bootstraps(
+            len(self.videos("test").features),
+            lambda indices: proposal_scores(*(_resampled(part, indices) for part in rows)),
+            rounds=200,
+        )
+        return proposal_scores(*rows)
+
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """Of what was measured."""
+        return self._intervals
 
     def facts(self) -> dict[str, str]:
         """What the manifest should say beside the knobs."""
@@ -77,3 +97,11 @@ class BmnCsaSkeletons(_Skeletons, BmnCsaDemo):
     def config(self) -> dict[str, Any]:
         """As BMN's, with one semantics per class."""
         return {**super().config(), "semantics": len(self._names), "channel": self.channel, "time": self.time}
+
+
+def _resampled(rows: Sequence[Row], videos: NDArray[np.int64]) -> list[Row]:
+    """The rows of some videos, each copy of a video as one of its own."""
+    of = defaultdict[int, list[Row]](list)
+    for row in rows:
+        of[row[0]].append(row[1:])
+    return [(place, *row) for place, video in enumerate(videos.tolist()) for row in of[video]]
