@@ -26,6 +26,7 @@ from services.detection.recipes.hieraedgenet_cells import HieraEdgeNetCells
 from services.detection.recipes.yolo9tr_roads import Yolo9trRoads
 from shared.registry import network
 from shared.registry.weights import find_weights, read_weights
+from shared.training.data.box_sets import BoxSet
 from shared.training.intervals import bootstrap
 from shared.training.recipe import Batch
 from shared.training.trainer import fit
@@ -39,6 +40,11 @@ class SsdLiteRecipe(BoxRecipe):
 
     backbone_share: ClassVar[float] = 0.3
     """Rate of the backbone, which has been trained before, as a share of that of the rest."""
+
+    @property
+    def shown(self) -> BoxSet:
+        """The held-out pictures with their boxes."""
+        return self._out
 
     def config(self) -> dict[str, Any]:
         """The data's classes."""
@@ -61,9 +67,10 @@ class SsdLiteRecipe(BoxRecipe):
 
     def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
         """As for our networks, with a lower rate for the backbone."""
+        trained = [(n.startswith("backbone."), p) for n, p in network.named_parameters() if p.requires_grad]
         groups = [
             {
-                "params": [p for n, p in network.named_parameters() if n.startswith("backbone.") == old and test(p)],
+                "params": [p for mine, p in trained if mine == old and test(p)],
                 "weight_decay": decay,
                 "share": self.backbone_share if old else 1.0,
             }
@@ -106,11 +113,11 @@ def compare(kind: str, data: Path, folder: Path, schedule: dict[str, Any]) -> di
     recipe = build_recipe(kind, data, schedule)
     fitted = fit(recipe, folder)
     metrics, intervals = recipe.measure(fitted.network), recipe.intervals()
-    truth, theirs, _ = recipe.collect_detections(fitted.network, recipe._out)
+    truth, theirs, _ = recipe.collect_detections(fitted.network, recipe.shown)
     held = read_weights(find_weights(KINDS[kind][1], WEIGHTS, WEIGHTS))
     ours: nn.Module = network(held.manifest.network.name, **held.manifest.network.config)
     ours.load_state_dict({name: torch.from_numpy(array) for name, array in held.arrays.items()})
-    _, mine, _ = recipe.collect_detections(ours, recipe._out)
+    _, mine, _ = recipe.collect_detections(ours, recipe.shown)
     first, second = resampled_map50(truth, mine), resampled_map50(truth, theirs)
     everything = np.arange(len(truth))
     steps, seconds = fitted.progress.step, fitted.progress.seconds

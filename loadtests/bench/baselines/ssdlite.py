@@ -28,31 +28,46 @@ SIZES = ((20, 32), (48, 70), (100, 150), (200, 280), (400, 560))
 
 RATIOS = (0.5, 1.0, 2.0)
 
+FROZEN = 2
+"""Stages that keep their ImageNet weights, beside the stem (torchvision's SSDs keep as much)."""
+
 WIDTH = 96
 """Channels of every level."""
 
 
 class SsdLite(nn.Module):
-    """SSDLite (MobileNetV2, section 6.2) with a feature pyramid, 3.6 million parameters.
+    """SSDLite (MobileNetV2, section 6.2) with a feature pyramid, 3.45 million parameters.
 
     Hard negatives are mined over the batch rather than in each picture, so that crops without any object count too.
 
     Args:
         classes: How many, background left out.
-        pretrained: Whether the backbone starts from ImageNet.
+        pretrained: Whether the backbone starts from ImageNet; its stem and first stages then stay as they are.
     """
 
     def __init__(self, classes: int, *, pretrained: bool = True) -> None:
         super().__init__()
         self.backbone = EfficientNetLite0()
+        self._frozen: list[nn.Module] = []
         if pretrained:
             load_imagenet(self.backbone)
+            self._frozen = [self.backbone.conv_stem, self.backbone.bn1, *list(self.backbone.blocks)[:FROZEN]]
         channels = list(self.backbone.channels[1:])
         self.pyramid = FeaturePyramidNetwork(channels, WIDTH, LastLevelP6P7(WIDTH, WIDTH), nn.BatchNorm2d)
         boxes = AnchorGenerator(SIZES, (RATIOS,) * len(SIZES))
         levels = len(STRIDES)
         head = SSDLiteHead([WIDTH] * levels, boxes.num_anchors_per_location(), classes + 1, nn.BatchNorm2d)
         self.ssd = SSD(nn.Identity(), boxes, (320, 320), classes + 1, head=head)
+
+        for part in self._frozen:
+            part.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> SsdLite:
+        """As always, but that what is frozen keeps its statistics."""
+        super().train(mode)
+        for part in self._frozen:
+            part.eval()
+        return self
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Pictures (n, 3, h, w) in 0..1 as offsets (n, a, 4), logits (n, a, 1 + classes) and default boxes (a, 4)."""
