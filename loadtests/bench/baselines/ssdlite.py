@@ -31,6 +31,9 @@ RATIOS = (0.5, 1.0, 2.0)
 FROZEN = 2
 """Stages that keep their ImageNet weights, beside the stem (torchvision's SSDs keep as much)."""
 
+CANDIDATES = 400
+"""Boxes of a class that are looked at, as torchvision's SSD does."""
+
 WIDTH = 96
 """Channels of every level."""
 
@@ -84,9 +87,11 @@ class SsdLite(nn.Module):
         return torch.cat([boxes + stride / 2 for boxes, stride in zip(levels, STRIDES, strict=True)])
 
     def predictions(self, x: Tensor) -> Tensor:
-        """(n, 4 + classes, a): centre, size and probabilities, as suppression takes them."""
+        """(n, 4 + classes, a): centre, size and probabilities, as suppression takes them; each class keeps its best."""
         offsets, logits, boxes = self(x)
         coder, scores = self.ssd.box_coder, logits.softmax(-1)[..., 1:]
+        least = scores.topk(min(CANDIDATES, len(boxes)), dim=1).values[:, -1:]
+        scores = torch.where(scores >= least, scores, 0)
         corners = torch.stack([coder.decode_single(each, boxes) for each in offsets])
         low, high = corners[..., :2], corners[..., 2:]
         return torch.cat([(low + high) / 2, high - low, scores], dim=-1).transpose(1, 2)
