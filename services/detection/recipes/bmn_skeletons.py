@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,8 +10,9 @@ from numpy.typing import NDArray
 from pydantic import Field, PrivateAttr
 from torch import nn
 
+from services.detection.metrics.temporal import resampled_precision, resampled_recall
 from services.detection.recipes.bmn.data import Split, Videos
-from services.detection.recipes.bmn.recipe import BmnCsaDemo, BmnDemo, Row, proposal_scores
+from services.detection.recipes.bmn.recipe import THRESHOLDS, BmnCsaDemo, BmnDemo
 from services.detection.recipes.skeletons import CHANNELS, Recording, recordings, windows
 from services.detection.segments import boundary_labels
 from shared.training.intervals import bootstraps
@@ -58,13 +57,18 @@ class _Skeletons(BmnDemo):
 
     def measure(self, network: nn.Module) -> dict[str, float]:
         """On windows of the held-out persons; their intervals are by bootstrap over windows, half of which overlap."""
-        rows = self.proposals(network, "test")
-        self._intervals = bootstraps(
-            len(self.videos("test").features),
-            lambda indices: proposal_scores(*(_resampled(part, indices) for part in rows)),
-            rounds=200,
-        )
-        return proposal_scores(*rows)
+        truth, found, bare = self.proposals(network, "test")
+        precision = resampled_precision(truth, found, THRESHOLDS)
+        recalls = {count: resampled_recall(truth, bare, count, THRESHOLDS) for count in (10, 100)}
+
+        def scores(videos: NDArray[np.int64]) -> dict[str, float]:
+            of_level = precision(videos).mean(0)
+            parts = {"average_map": float(of_level.mean()), "map_50": float(of_level[0]), "map_75": float(of_level[5])}
+            return parts | {f"ar_{count}": recall(videos) for count, recall in recalls.items()}
+
+        count = len(self.videos("test").features)
+        self._intervals = bootstraps(count, scores)
+        return scores(np.arange(count))
 
     def intervals(self) -> dict[str, tuple[float, float]]:
         """Of what was measured."""
@@ -97,11 +101,3 @@ class BmnCsaSkeletons(_Skeletons, BmnCsaDemo):
     def config(self) -> dict[str, Any]:
         """As BMN's, with one semantics per class."""
         return {**super().config(), "semantics": len(self._names), "channel": self.channel, "time": self.time}
-
-
-def _resampled(rows: Sequence[Row], videos: NDArray[np.int64]) -> list[Row]:
-    """The rows of some videos, each copy of a video as one of its own."""
-    of = defaultdict[int, list[Row]](list)
-    for row in rows:
-        of[row[0]].append(row[1:])
-    return [(place, *row) for place, video in enumerate(videos.tolist()) for row in of[video]]

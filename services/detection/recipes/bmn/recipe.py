@@ -5,7 +5,7 @@ Knows how the committed weights are made and measured; its numbers say nothing a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,14 +21,14 @@ from services.detection.segments.proposals import boundary_labels, classify_prop
 from shared.registry.weights import Dtype
 from shared.training.recipe import Batch, Recipe, Schedule
 
-__all__ = ["BmnCsaDemo", "BmnDemo"]
+__all__ = ["THRESHOLDS", "BmnCsaDemo", "BmnDemo"]
 
-__all__ = ["BmnCsaDemo", "BmnDemo", "Row", "proposal_scores"]
+__all__ = ["THRESHOLDS", "BmnCsaDemo", "BmnDemo", "Row"]
 
 Row = tuple[Any, ...]
 """A segment, its video first."""
 
-_THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())
+THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())
 
 
 class BmnDemo(Recipe):
@@ -98,7 +98,15 @@ class BmnDemo(Recipe):
 
     def metrics(self, network: nn.Module, split: Split) -> dict[str, float]:
         """All measures on a split."""
-        return proposal_scores(*self.proposals(network, split))
+        truth, found, bare = self.proposals(network, split)
+        precision = temporal_average_precision(truth, found, THRESHOLDS).mean(0)
+        return {
+            "average_map": float(precision.mean()),
+            "map_50": float(precision[0]),
+            "map_75": float(precision[5]),
+            "ar_10": average_recall(truth, bare, 10, THRESHOLDS),
+            "ar_100": average_recall(truth, bare, 100, THRESHOLDS),
+        }
 
     def proposals(self, network: nn.Module, split: Split) -> tuple[list[Row], list[Row], list[Row]]:
         """Rows of a split: truth (video, start, end, label), what was found with label and score, and without label.
@@ -151,15 +159,3 @@ class BmnCsaDemo(BmnDemo):
         """What the network says of features and semantics."""
         maps: tuple[Tensor, Tensor, Tensor] = network(x, r)
         return maps
-
-
-def proposal_scores(truth: Sequence[Row], found: Sequence[Row], bare: Sequence[Row]) -> dict[str, float]:
-    """Average mAP, mAP at .5 and .75, and recall of the best proposals, of rows as `BmnDemo.proposals` gives them."""
-    precision = temporal_average_precision(truth, found, _THRESHOLDS).mean(0)
-    return {
-        "average_map": float(precision.mean()),
-        "map_50": float(precision[0]),
-        "map_75": float(precision[5]),
-        "ar_10": average_recall(truth, bare, 10, _THRESHOLDS),
-        "ar_100": average_recall(truth, bare, 100, _THRESHOLDS),
-    }
