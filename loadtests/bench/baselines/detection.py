@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import services.detection
 from loadtests.bench.baselines.ssdlite import SsdLite
-from services.detection.metrics.boxes import resampled_map50
+from services.detection.metrics.boxes import box_scores, resampled_map50
 from services.detection.recipes.box_recipe import BoxRecipe
 from services.detection.recipes.hieraedgenet_cells import HieraEdgeNetCells
 from services.detection.recipes.yolo9tr_roads import Yolo9trRoads
@@ -112,7 +112,6 @@ def compare(kind: str, data: Path, folder: Path, schedule: dict[str, Any]) -> di
     """Train the baseline, measure it and ours on the same held-out pictures."""
     recipe = build_recipe(kind, data, schedule)
     fitted = fit(recipe, folder)
-    metrics, intervals = recipe.measure(fitted.network), recipe.intervals()
     truth, theirs, _ = recipe.collect_detections(fitted.network, recipe.shown)
     held = read_weights(find_weights(KINDS[kind][1], WEIGHTS, WEIGHTS))
     ours: nn.Module = network(held.manifest.network.name, **held.manifest.network.config)
@@ -130,8 +129,8 @@ def compare(kind: str, data: Path, folder: Path, schedule: dict[str, Any]) -> di
             "pictures_seen": steps * recipe.schedule.batch,
             "seconds": round(seconds),
             "validation": fitted.progress.scores,
-            "metrics": {name: round(value, 4) for name, value in metrics.items()},
-            "interval": intervals["map50"],
+            "metrics": {name: round(value, 4) for name, value in box_scores(truth, theirs, recipe.shown.names).items()},
+            "interval": bootstrap(len(truth), second),
         },
         "ours": {
             "weights": held.manifest.name,
