@@ -26,7 +26,7 @@ from shared.training.data.strange import draw_strange, scramble
 from shared.training.data.survey import FileProblem, Survey
 from shared.training.recipe import Recipe
 
-__all__ = ["DataSource", "FolderRecipe", "epoch"]
+__all__ = ["DataSource", "FolderRecipe", "epoch", "is_empty"]
 
 OTHERS, STRANGE = 60, 60
 """Most pictures of a folder of another kind whose features are looked at, and pictures of no kind of each sort."""
@@ -34,8 +34,9 @@ OTHERS, STRANGE = 60, 60
 Pixels = NDArray[np.uint8]
 
 
-def _is_empty(folders: tuple[Path, ...]) -> bool:
-    return not folders
+def is_empty(several: tuple[object, ...]) -> bool:
+    """Whether a knob of several things was left out."""
+    return not several
 
 
 class DataSource(BaseModel):
@@ -71,11 +72,12 @@ class FolderRecipe(Recipe):
     )
     foreign: tuple[Path, ...] = Field(
         (),
-        exclude_if=_is_empty,  # knobs of runs that began before it existed stay the same
+        exclude_if=is_empty,  # knobs of runs that began before it existed stay the same
         description="Folders of what may come by mistake: half of their pictures teach the warning, half measure it.",
     )
 
     _survey: Survey | None = PrivateAttr(None)
+    _cache: Path = PrivateAttr(Path())
     _digest: str | None = PrivateAttr(None)
     _intervals: dict[str, tuple[float, float]] = PrivateAttr(default_factory=dict)
 
@@ -84,8 +86,9 @@ class FolderRecipe(Recipe):
         """Find pictures and labels, look at them, split them and decode them; return the digest of the data."""
 
     def prepare(self, cache: Path) -> str:
-        """`gather`, once."""
+        """`gather`, once; what it derives goes below `cache`."""
         if self._digest is None:
+            self._cache = cache
             self._digest = self.gather()
         return self._digest
 

@@ -5,12 +5,12 @@ Knows indices and numbers; knows no metric.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["bootstrap", "mean_interval"]
+__all__ = ["bootstrap", "bootstraps", "mean_interval"]
 
 Indices = NDArray[np.int64]
 
@@ -27,10 +27,26 @@ def bootstrap(
         level: Share of the rounds inside.
         seed: Draws them.
     """
+    found = bootstraps(count, lambda indices: {"": statistic(indices)}, rounds=rounds, level=level, seed=seed)
+    return found[""]
+
+
+def bootstraps(
+    count: int,
+    statistics: Callable[[Indices], Mapping[str, float]],
+    *,
+    rounds: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, tuple[float, float]]:
+    """As `bootstrap`, of several statistics at once, by name: all of them of the same draws."""
     rng = np.random.default_rng(seed)
-    values = [statistic(rng.integers(count, size=count)) for _ in range(rounds)]
-    low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    drawn = [statistics(rng.integers(count, size=count)) for _ in range(rounds)]
+    found = {}
+    for name in drawn[0]:
+        low, high = np.nanquantile([each[name] for each in drawn], [(1 - level) / 2, (1 + level) / 2])
+        found[name] = (float(low), float(high))
+    return found
 
 
 def mean_interval(values: ArrayLike, *, rounds: int = 1000, level: float = 0.95, seed: int = 0) -> tuple[float, float]:

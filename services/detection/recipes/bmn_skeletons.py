@@ -6,12 +6,16 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, PrivateAttr
+from torch import nn
 
+from services.detection.metrics.temporal import resampled_precision, resampled_recall
 from services.detection.recipes.bmn.data import Split, Videos
-from services.detection.recipes.bmn.recipe import BmnCsaDemo, BmnDemo
+from services.detection.recipes.bmn.recipe import THRESHOLDS, BmnCsaDemo, BmnDemo
 from services.detection.recipes.skeletons import CHANNELS, Recording, recordings, windows
 from services.detection.segments import boundary_labels
+from shared.training.intervals import bootstraps
 from shared.training.recipe import Schedule
 
 __all__ = ["BmnCsaSkeletons", "BmnSkeletons"]
@@ -28,6 +32,7 @@ class _Skeletons(BmnDemo):
 
     _names: tuple[str, ...] = PrivateAttr(())
     _known: list[Recording] = PrivateAttr(default_factory=list)
+    _intervals: dict[str, tuple[float, float]] = PrivateAttr(default_factory=dict)
 
     def config(self) -> dict[str, Any]:
         """A slim network over the window."""
@@ -49,6 +54,25 @@ class _Skeletons(BmnDemo):
             count = {"train": self.train, "valid": 16, "test": 0}[split]
             self._data[split] = windows(mine, teachers, count, self.length, len(self._names), self.seed)
         return self._data[split]
+
+    def measure(self, network: nn.Module) -> dict[str, float]:
+        """On windows of the held-out persons; their intervals are by bootstrap over windows, half of which overlap."""
+        truth, found, bare = self.proposals(network, "test")
+        precision = resampled_precision(truth, found, THRESHOLDS)
+        recalls = {count: resampled_recall(truth, bare, count, THRESHOLDS) for count in (10, 100)}
+
+        def scores(videos: NDArray[np.int64]) -> dict[str, float]:
+            of_level = precision(videos).mean(0)
+            parts = {"average_map": float(of_level.mean()), "map_50": float(of_level[0]), "map_75": float(of_level[5])}
+            return parts | {f"ar_{count}": recall(videos) for count, recall in recalls.items()}
+
+        count = len(self.videos("test").features)
+        self._intervals = bootstraps(count, scores)
+        return scores(np.arange(count))
+
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """Of what was measured."""
+        return self._intervals
 
     def facts(self) -> dict[str, str]:
         """What the manifest should say beside the knobs."""

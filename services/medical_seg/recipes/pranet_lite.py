@@ -28,7 +28,7 @@ from shared.training.calibrate import ServingFacts, reliability_facts
 from shared.training.data.augment import Augment, Warp, warp_mask, warp_picture
 from shared.training.data.mask_folders import MaskSet, find_masks
 from shared.training.data.survey import FileProblem, Survey, near_copies, unreadable
-from shared.training.folder_recipe import FolderRecipe, epoch
+from shared.training.folder_recipe import FolderRecipe, epoch, is_empty
 from shared.training.intervals import mean_interval
 from shared.training.recipe import Batch, MultiScale, Schedule
 from shared.vision.backbones.efficientnet_lite import EfficientNetLite0, load_imagenet
@@ -58,7 +58,12 @@ class PraNetLiteRecipe(FolderRecipe):
     )
     scale: MultiScale = MultiScale(side=352, rates=(0.64, 0.73, 0.91, 1.0))
     augment: Augment = Augment()
-    data: Path = Field(description="`images` and `masks`, or `train` and `validation` with both.")
+    data: Path = Field(description="`images` and `masks`, or `train` and `validation` with both; or pictures and COCO.")
+    names: tuple[str, ...] = Field(
+        (),
+        exclude_if=is_empty,  # as that of `foreign`
+        description="Classes of COCO files that are marked, all of them alike; left out, every class.",
+    )
     width: float = 0.375
     decoder: int = 32
     backbone_share: float = Field(0.4, gt=0, description="Learning rate of the backbone, as a share of the decoder's.")
@@ -97,7 +102,7 @@ class PraNetLiteRecipe(FolderRecipe):
 
     def gather(self) -> str:
         """Decode the training frames once, into memory, and set some aside to choose the checkpoint."""
-        pairs, problems = find_masks(self.data)
+        pairs, problems = find_masks(self.data, self._cache / "masks", self.names)
         problems += _broken(pairs)
         bad = {each.path for each in problems}
         pairs = pairs.take(

@@ -1,5 +1,6 @@
 """PraNet on EfficientNet-Lite0: its layout, and a training on a folder of frames and masks that ends in weights."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,29 @@ def test_a_folder_becomes_weights(tmp_path: Path) -> None:
     held = network("pranet-lite", **manifest.network.config)
     arrays = read_weights(tmp_path / "out" / "pranet.safetensors").arrays
     held.load_state_dict({key: torch.from_numpy(array) for key, array in arrays.items()})
+
+
+def test_a_coco_file_becomes_weights(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    frames(folder, 12)
+    notes = []
+    for index, mask in enumerate(sorted((folder / "masks").iterdir())):
+        rows, columns = np.nonzero(np.asarray(Image.open(mask)))
+        if len(rows):
+            x1, y1, x2, y2 = (int(v) for v in (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1))
+            outline = [x1, y1, x2, y1, x2, y2, x1, y2]
+            notes.append({"id": index, "image_id": index, "category_id": 1, "segmentation": [outline]})
+        mask.unlink()
+    images = [{"id": index, "file_name": f"{index:02}.png"} for index in range(12)]
+    kinds = [{"id": 1, "name": "disc"}]
+    (folder / "coco.json").write_text(json.dumps({"images": images, "annotations": notes, "categories": kinds}))
+    made = recipe(folder).model_copy(update={"names": ("disc",)})
+    fitted = fit(made, tmp_path / "run")
+    survey = made.survey()
+    assert survey is not None
+    assert survey.train + survey.held_out == 12
+    assert survey.classes["marked"] > 0
+    assert "dice_at_half" in made.measure(fitted.network)
 
 
 def test_it_starts_from_a_file_instead_of_imagenet(tmp_path: Path) -> None:

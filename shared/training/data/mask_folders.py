@@ -1,4 +1,4 @@
-"""Pictures and masks in folders: pairs by file name, masks of one bit, grey levels, 16 bits or a palette.
+"""Pictures and masks in folders: pairs by file name, masks of one bit, grey levels, 16 bits or a palette, or COCO's.
 
 Knows files; knows no model.
 """
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from shared.errors import NotFound
+from shared.training.data.coco_masks import draw_coco_masks
 from shared.training.data.survey import FileProblem
 
 __all__ = ["MaskSet", "find_masks", "is_mask", "read_mask"]
@@ -66,22 +67,30 @@ class MaskSet:
         return np.stack(pictures), np.stack([_squashed(Image.fromarray(read_mask(path)), side) for path in self.masks])
 
 
-def find_masks(folder: Path) -> tuple[MaskSet, list[FileProblem]]:
+def find_masks(folder: Path, drawn: Path | None = None, names: Sequence[str] = ()) -> tuple[MaskSet, list[FileProblem]]:
     """The pairs below a folder, and the pictures that have no mask.
+
+    Args:
+        folder: Holds pictures and masks, or pictures and COCO files.
+        drawn: Where masks from COCO files are drawn; without it, such files are not read.
+        names: Classes of COCO files that are marked; empty: all.
 
     Raises:
         NotFound: There is no pair at all.
+        InvalidOption: There are no masks, and a JSON file can't be read, or has no class of a name.
     """
     files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES]
     masks = {_place(path, folder): path for path in files if is_mask(path, folder)}
     pictures = [path for path in files if not is_mask(path, folder)]
     pairs = [(path, masks[_place(path, folder)]) for path in pictures if _place(path, folder) in masks]
+    problems = [FileProblem(path, "has no mask, left out") for path in pictures if _place(path, folder) not in masks]
+    if not pairs and drawn is not None:
+        pairs, problems = draw_coco_masks(folder, pictures, drawn, names)
     if not pairs:
-        hint = "Give a folder that holds images/ and masks/, or train/ and validation/ with both."
+        hint = "Give images/ and masks/, train/ and validation/ with both, or pictures with a COCO file (.json)."
         raise NotFound(f"There are no pictures with masks in {folder}.", hint=hint)
-    lonely = [FileProblem(path, "has no mask, left out") for path in pictures if _place(path, folder) not in masks]
     first, second = zip(*pairs, strict=True)
-    return MaskSet(first, second), lonely
+    return MaskSet(first, second), problems
 
 
 def read_mask(path: Path) -> Pixels:

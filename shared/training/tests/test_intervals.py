@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from shared.training.intervals import bootstrap, mean_interval
+from shared.training.intervals import bootstrap, bootstraps, mean_interval
 
 
 def test_intervals_cover_the_truth() -> None:
@@ -15,3 +15,10 @@ def test_any_statistic_of_samples() -> None:
     x = np.arange(100.0)
     low, high = bootstrap(100, lambda indices: float(np.median(x[indices])), rounds=400)
     assert 30 < low < 49.5 < high < 70
+
+
+def test_several_statistics_share_their_draws() -> None:
+    values = np.random.default_rng(0).normal(0, 1, 50)
+    both = bootstraps(50, lambda some: {"mean": float(values[some].mean()), "most": float(values[some].max())})
+    assert both["mean"] == mean_interval(values)
+    assert both["most"][1] == values.max()

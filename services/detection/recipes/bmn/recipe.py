@@ -21,9 +21,14 @@ from services.detection.segments.proposals import boundary_labels, classify_prop
 from shared.registry.weights import Dtype
 from shared.training.recipe import Batch, Recipe, Schedule
 
-__all__ = ["BmnCsaDemo", "BmnDemo"]
+__all__ = ["THRESHOLDS", "BmnCsaDemo", "BmnDemo"]
 
-_THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())
+__all__ = ["THRESHOLDS", "BmnCsaDemo", "BmnDemo", "Row"]
+
+Row = tuple[Any, ...]
+"""A segment, its video first."""
+
+THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())
 
 
 class BmnDemo(Recipe):
@@ -92,26 +97,34 @@ class BmnDemo(Recipe):
         return self.metrics(network, "test")
 
     def metrics(self, network: nn.Module, split: Split) -> dict[str, float]:
-        """All measures on a split; a proposal's class is the mean of the recogniser's probabilities inside it."""
-        held, found, bare = self.videos(split), [], []
+        """All measures on a split."""
+        truth, found, bare = self.proposals(network, split)
+        precision = temporal_average_precision(truth, found, THRESHOLDS).mean(0)
+        return {
+            "average_map": float(precision.mean()),
+            "map_50": float(precision[0]),
+            "map_75": float(precision[5]),
+            "ar_10": average_recall(truth, bare, 10, THRESHOLDS),
+            "ar_100": average_recall(truth, bare, 100, THRESHOLDS),
+        }
+
+    def proposals(self, network: nn.Module, split: Split) -> tuple[list[Row], list[Row], list[Row]]:
+        """Rows of a split: truth (video, start, end, label), what was found with label and score, and without label.
+
+        A proposal's class is the mean of the recogniser's probabilities inside it.
+        """
+        held, found, bare = self.videos(split), list[Row](), list[Row]()
         for video, (confidence, start, end) in enumerate(self._maps(network, held)):
             starts, ends, scores = soft_nms(*score_proposals(confidence, start, end))
             bare += [(video, a, b, s) for a, b, s in zip(starts, ends, scores, strict=True)]
             rows = classify_proposals(starts, ends, scores, held.scores[video], best=2)
             found += [(video, *row) for row in zip(*rows, strict=True)]
-        truth = [
+        truth: list[Row] = [
             (video, *span, label)
             for video, spans in enumerate(held.segments)
             for span, label in zip(spans, held.labels[video], strict=True)
         ]
-        precision = temporal_average_precision(truth, found, _THRESHOLDS).mean(0)
-        return {
-            "average_map": float(precision.mean()),
-            "map_50": float(precision[0]),
-            "map_75": float(precision[5]),
-            "ar_10": average_recall(truth, bare, 10, _THRESHOLDS),
-            "ar_100": average_recall(truth, bare, 100, _THRESHOLDS),
-        }
+        return truth, found, bare
 
     @torch.no_grad()
     def _maps(self, network: nn.Module, held: Videos) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
