@@ -163,7 +163,7 @@ def remove_bytecode(folder: Path) -> None:
 
 
 def import_what_starts(service: str) -> None:
-    """Import what each process imports as it starts, in processes of their own.
+    """Import what each process imports as it starts, ours and Ray's in one process each.
 
     Raises:
         SystemExit: Something is missing.
