@@ -23,7 +23,7 @@ COPY deploy/hashes.py deploy/
 RUN mkdir fovea shared services && touch README.md LICENSE {fovea,shared,services}/__init__.py \
  && python3 -m venv /opt/pip && python3 -m venv --without-pip /opt/fovea \
  && extras="${SERVICE}"; [ "${SERVICE}" = gateway ] || extras="${SERVICE},${FLAVOUR}" \
- && index=(); [ "${FLAVOUR}" != cpu ] || [ "${TORCH_INDEX}" = none ] || index=(--extra-index-url "${TORCH_INDEX}") \
+ && index=(); [[ "${SERVICE}" = gateway || "${FLAVOUR}" != cpu || "${TORCH_INDEX}" = none ]] || index=(--extra-index-url "${TORCH_INDEX}") \
  && install="/opt/pip/bin/pip install --no-cache-dir --no-compile" \
  && /opt/pip/bin/pip install --quiet --dry-run --ignore-installed --report all.json "${index[@]}" -c constraints.txt ".[${extras}]" \
  && python3 deploy/hashes.py select all.json > locked.txt \
