@@ -78,7 +78,7 @@ ENV PATH=/opt/fovea/bin:$PATH \
     FOVEA_LOG_FORMAT=json \
     FOVEA_AUTH=keys
 EXPOSE 8080 8081 9464
-HEALTHCHECK --interval=10s --timeout=3s --start-period=120s \
+HEALTHCHECK --interval=30s --timeout=20s --start-period=120s \
   CMD ["python", "-m", "shared.serving.health_check"]
 # `gateway` starts the gateway; any other name starts that service under uvicorn and grpc.aio.
 CMD ["/bin/sh", "-c", "if [ \"$FOVEA_SERVICE\" = gateway ]; then exec python -m services.gateway; fi; exec python -m shared.serving \"$FOVEA_SERVICE\" --http-port 8080 --grpc-port 8081"]
