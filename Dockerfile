@@ -11,6 +11,8 @@ ARG FLAVOUR=cpu
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 # A folder of wheels that pip prefers, where the build mounts one.
 ARG PIP_FIND_LINKS
+# The environment that pip fills, and in which it is not itself.
+ARG PIP_PYTHON=/opt/fovea/bin/python
 WORKDIR /src
 SHELL ["/bin/bash", "-eo", "pipefail", "-c"]
 # Dependencies first, with empty packages in place of ours: a change of the code leaves this layer as it is.
@@ -19,14 +21,14 @@ COPY pyproject.toml constraints.txt requirements-data.txt requirements-hashes.tx
 COPY deploy/hashes.py deploy/
 # The gateway has no flavour: it runs no model. Only the language services carry the embedded language model.
 RUN mkdir fovea shared services && touch README.md LICENSE {fovea,shared,services}/__init__.py \
- && python3 -m venv /opt/fovea \
+ && python3 -m venv /opt/pip && python3 -m venv --without-pip /opt/fovea \
  && extras="${SERVICE}"; [ "${SERVICE}" = gateway ] || extras="${SERVICE},${FLAVOUR}" \
- && index=(); [ "${FLAVOUR}" != cpu ] || [ "${TORCH_INDEX}" = none ] || index=(--extra-index-url "${TORCH_INDEX}") \
- && pip=/opt/fovea/bin/pip && install="${pip} install --no-cache-dir" \
- && ${pip} install --quiet --dry-run --ignore-installed --report all.json "${index[@]}" -c constraints.txt ".[${extras}]" \
+ && index=(); [[ "${SERVICE}" = gateway || "${FLAVOUR}" != cpu || "${TORCH_INDEX}" = none ]] || index=(--extra-index-url "${TORCH_INDEX}") \
+ && install="/opt/pip/bin/pip install --no-cache-dir --no-compile" \
+ && /opt/pip/bin/pip install --quiet --dry-run --ignore-installed --report all.json "${index[@]}" -c constraints.txt ".[${extras}]" \
  && python3 deploy/hashes.py select all.json > locked.txt \
  && case "${SERVICE}" in llm-longctx|interpretability|relevance-judge) \
-      ${pip} install --quiet --dry-run --ignore-installed --no-deps --report data.json -r requirements-data.txt \
+      /opt/pip/bin/pip install --quiet --dry-run --ignore-installed --no-deps --report data.json -r requirements-data.txt \
       && python3 deploy/hashes.py select data.json >> locked.txt ;; esac \
  && ${install} --no-deps --require-hashes -r locked.txt \
  && ${install} "${index[@]}" -c constraints.txt ".[${extras}]"
@@ -34,15 +36,19 @@ COPY README.md LICENSE ./
 COPY fovea fovea
 COPY shared shared
 COPY services services
-RUN /opt/fovea/bin/pip install --no-cache-dir --no-deps --force-reinstall .
+RUN /opt/pip/bin/pip install --no-cache-dir --no-compile --no-deps --force-reinstall .
 # Graphs, compared with torch, which is thrown away with its environment.
 RUN mkdir -p /opt/fovea/graphs \
  && [ "${FLAVOUR}" != onnx ] || { \
       index=(); [ "${TORCH_INDEX}" = none ] || index=(--extra-index-url "${TORCH_INDEX}"); \
-      python3 -m venv /opt/export && /opt/export/bin/pip install --no-cache-dir "${index[@]}" -c constraints.txt ".[${SERVICE},cpu]" \
+      python3 -m venv /opt/export \
+      && env -u PIP_PYTHON /opt/export/bin/pip install --no-cache-dir "${index[@]}" -c constraints.txt ".[${SERVICE},cpu]" \
       && /opt/export/bin/fovea export graphs /opt/fovea/graphs --service "${SERVICE}" && rm -rf /opt/export; }
 # What is inside, for whoever must know (`cat /opt/fovea/sbom.json`).
-RUN /opt/fovea/bin/pip inspect | /opt/fovea/bin/python -m shared.serving.sbom "fovea-${SERVICE}" > /opt/fovea/sbom.json
+RUN /opt/pip/bin/pip inspect | /opt/fovea/bin/python -m shared.serving.sbom "fovea-${SERVICE}" > /opt/fovea/sbom.json
+# Tests, headers, symbols, weights of other services and the like; all that starts is imported once afterwards.
+COPY deploy/trim.py deploy/
+RUN /opt/fovea/bin/python deploy/trim.py "${SERVICE}"
 
 FROM ${BASE}
 ARG SERVICE=gateway
@@ -72,7 +78,7 @@ ENV PATH=/opt/fovea/bin:$PATH \
     FOVEA_LOG_FORMAT=json \
     FOVEA_AUTH=keys
 EXPOSE 8080 8081 9464
-HEALTHCHECK --interval=10s --timeout=3s --start-period=120s \
+HEALTHCHECK --interval=30s --timeout=20s --start-period=120s \
   CMD ["python", "-m", "shared.serving.health_check"]
 # `gateway` starts the gateway; any other name starts that service under uvicorn and grpc.aio.
 CMD ["/bin/sh", "-c", "if [ \"$FOVEA_SERVICE\" = gateway ]; then exec python -m services.gateway; fi; exec python -m shared.serving \"$FOVEA_SERVICE\" --http-port 8080 --grpc-port 8081"]

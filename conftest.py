@@ -13,9 +13,12 @@ import pytest
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep a file's tests in one worker, so that its fixtures are built once.
 
-    Tests that start the whole product share a worker: two products at once would take each other's time.
+    Tests that start the whole product share a worker: two products at once would take each other's time. A file may
+    name a group of its own.
     """
     for item in items:
+        if item.get_closest_marker("xdist_group"):
+            continue
         starts_product = any(item.get_closest_marker(name) for name in ("e2e", "browser"))
         item.add_marker(pytest.mark.xdist_group("product" if starts_product else item.nodeid.partition("::")[0]))
 

@@ -2,7 +2,7 @@
 # Builds one service's image without a Docker daemon, runs it, and sends it one real request through a local gateway:
 #   deploy/images.sh [SERVICE]            (default medical-seg; needs root, buildah, podman, runc and, without BASE, mmdebstrap)
 # BASE names a base image that is already here; unset, a minimal Debian with Python is made from the distribution's packages.
-# FLAVOUR is cpu (default) or gpu; PUSH a registry that takes the image once it has answered: PUSH=ghcr.io/me deploy/images.sh
+# FLAVOUR is cpu (default), gpu or onnx; PUSH a registry that takes the image once it has answered: PUSH=ghcr.io/me deploy/images.sh
 # SUITE is its release, WHEELS a folder of wheels that pip prefers, TORCH_INDEX an index of CPU builds of torch.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -32,7 +32,11 @@ done
 
 if ! buildah inspect --type image "${base}" >/dev/null 2>&1; then
   echo "Making ${base} from Debian packages …"
-  mmdebstrap --quiet --variant=minbase --include=python3,python3-venv,ca-certificates "${suite}" "${work}/base.tar"
+  # Without manuals and translations, as slim images are; licences stay.
+  mmdebstrap --quiet --variant=minbase --include=python3,python3-venv,ca-certificates \
+    --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
+    --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-include=/usr/share/doc/*/copyright' \
+    "${suite}" "${work}/base.tar"
   from=$(buildah from scratch)
   buildah add --quiet "${from}" "${work}/base.tar" / >/dev/null
   buildah commit --quiet --rm "${from}" "${base}" >/dev/null

@@ -83,7 +83,7 @@ class RayCluster:
             RAY_REDIS_ADDRESS=f"redis://{place.hostname}:{place.port}",
             RAY_external_storage_namespace="demo",
         )
-        wait_for(lambda: self._is_running(HEAD) and is_listening(self.gcs, HEAD), 90, "the head's GCS listens")
+        wait_for(lambda: self._is_running(HEAD) and is_listening(self.gcs, HEAD), 240, "the head's GCS listens")
 
     def add_node(self, node: str) -> None:
         """Start a node of one CPU on a loopback address."""
@@ -105,7 +105,7 @@ class RayCluster:
                 return answer.status_code == 200
             return False
 
-        wait_for(put, 90, "the dashboard takes the config")
+        wait_for(put, 240, "the dashboard takes the config")
 
     def wait_running(self, seconds: float) -> None:
         """Wait until all applications run.

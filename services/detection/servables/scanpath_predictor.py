@@ -117,7 +117,7 @@ class ScanpathPredictor(VisionServable[ScanpathIn, ScanpathOut, _Search]):
         if (request.image is None) == (not request.crops):
             detail = "Send a picture of the shelf with its objects, or crops with their grid."
             raise InvalidOption(detail, field="image" if request.image is None else "crops")
-        if (idle := "objects" if request.image is None else "grid") in request.model_fields_set:
+        if getattr(request, idle := "objects" if request.image is None else "grid") is not None:
             owner = "a picture of the shelf" if idle == "objects" else "crops"
             raise InvalidOption(f"{idle} belongs to {owner}, which was not sent.", hint="Leave it out.", field=idle)
         item = self._read_picture(request, watch) if request.image is not None else self._read_crops(request, watch)

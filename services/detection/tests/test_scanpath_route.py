@@ -185,3 +185,9 @@ def test_committed_weights_are_those_of_the_card() -> None:
     assert manifest.parameters == OatScanpathPredictor.card.parameters
     measured = {metric.name: metric.ours for metric in OatScanpathPredictor.card.metrics}
     assert measured == {name: manifest.metrics[name] for name in measured}
+
+
+def test_the_example_is_answered_as_it_is_given_with_null_for_what_is_left_out(client: TestClient) -> None:
+    example = client.get("/v1/models/oat/example").json()
+    assert example["objects"] is None
+    answered(client.post("/v1/scanpath", json=example))
