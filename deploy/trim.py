@@ -34,7 +34,7 @@ NEVER_READ = (
     "ray/jars",
     "ray/llm",
     "ray/rllib",
-    "torch/bin",
+    "torch/bin/protoc*",
     "torch/include",
     "torch/share",
     "torch/test",
