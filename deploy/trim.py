@@ -104,10 +104,10 @@ def remove_never_read(site: Path) -> None:
 
 
 def keep_weights_of(site: Path, service: str) -> None:
-    """Remove weights of all services but one."""
-    for weights in (site / "services").glob("*/weights"):
-        if weights.parent.name != service.replace("-", "_"):
-            shutil.rmtree(weights)
+    """Remove weights of all services but one; their manifests stay, which Cards read as they are imported."""
+    for weights in list((site / "services").glob("*/weights/*.safetensors")):
+        if weights.parent.parent.name != service.replace("-", "_"):
+            weights.unlink()
 
 
 def link_copies(site: Path) -> None:
