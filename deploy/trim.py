@@ -55,6 +55,9 @@ LOADED_LATER = (
 )
 """What a replica imports only when it loads a model or listens."""
 
+READS_ALL_WEIGHTS = "interpretability"
+"""The service that studies the models of others."""
+
 RAY_STARTS = (
     "ray._private.workers.default_worker",
     "ray._private.workers.setup_worker",
@@ -106,7 +109,7 @@ def remove_never_read(site: Path) -> None:
 def keep_weights_of(site: Path, service: str) -> None:
     """Remove weights of all services but one; their manifests stay, which Cards read as they are imported."""
     for weights in list((site / "services").glob("*/weights/*.safetensors")):
-        if weights.parent.parent.name != service.replace("-", "_"):
+        if service not in {weights.parent.parent.name.replace("_", "-"), READS_ALL_WEIGHTS}:
             weights.unlink()
 
 
