@@ -34,7 +34,7 @@ NEVER_READ = (
     "ray/jars",
     "ray/llm",
     "ray/rllib",
-    "torch/bin",
+    "torch/bin/protoc*",
     "torch/include",
     "torch/share",
     "torch/test",
@@ -54,6 +54,9 @@ LOADED_LATER = (
     "uvicorn.protocols.websockets.auto",
 )
 """What a replica imports only when it loads a model or listens."""
+
+READS_ALL_WEIGHTS = "interpretability"
+"""The service that studies the models of others."""
 
 RAY_STARTS = (
     "ray._private.workers.default_worker",
@@ -104,10 +107,10 @@ def remove_never_read(site: Path) -> None:
 
 
 def keep_weights_of(site: Path, service: str) -> None:
-    """Remove weights of all services but one."""
-    for weights in (site / "services").glob("*/weights"):
-        if weights.parent.name != service.replace("-", "_"):
-            shutil.rmtree(weights)
+    """Remove weights of all services but one; their manifests stay, which Cards read as they are imported."""
+    for weights in list((site / "services").glob("*/weights/*.safetensors")):
+        if service not in {weights.parent.parent.name.replace("_", "-"), READS_ALL_WEIGHTS}:
+            weights.unlink()
 
 
 def link_copies(site: Path) -> None:

@@ -43,12 +43,16 @@ def test_tests_and_headers_go_and_what_modules_import_from_tests_stays(tmp_path)
     assert names_under(tmp_path) == {"a/testing/y.py", "a/__init__.py", "ray/__init__.py", *trim.STILL_READ}
 
 
-@pytest.mark.parametrize(("service", "kept"), [("medical-seg", {"medical_seg"}), ("gateway", set())])
-def test_only_the_services_own_weights_stay(tmp_path, service, kept):
-    write(tmp_path, "services/medical_seg/weights/a", "services/detection/weights/b", "services/detection/app.py")
+@pytest.mark.parametrize(
+    ("service", "kept"),
+    [("medical-seg", {"medical_seg"}), ("gateway", set()), ("interpretability", {"medical_seg", "detection"})],
+)
+def test_only_the_services_own_weights_stay_and_manifests_of_all(tmp_path, service, kept):
+    for room in ("medical_seg", "detection"):
+        write(tmp_path, f"services/{room}/weights/{room}.safetensors", f"services/{room}/weights/{room}.json")
     trim.keep_weights_of(tmp_path, service)
-    assert {place.parent.name for place in tmp_path.glob("services/*/weights")} == kept
-    assert (tmp_path / "services/detection/app.py").exists()
+    assert {place.stem for place in tmp_path.glob("services/*/weights/*.safetensors")} == kept
+    assert len(list(tmp_path.glob("services/*/weights/*.json"))) == 2
 
 
 def test_a_module_without_symbols_is_smaller_and_computes_the_same(compiled):
