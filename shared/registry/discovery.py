@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -38,6 +39,9 @@ SERVICES = ("vision-restoration", "medical-seg", "detection", "llm-longctx", "in
 
 ROOMS = ("models", "methods", "mixers", "judges", "experiments")
 """Rooms of a service that are scanned."""
+
+_ONE_AT_A_TIME = threading.RLock()
+"""Models load in threads. Where two threads wait for each other's imports, Python lets one see half a module."""
 
 _MARK = "__fovea_network__"
 _LAYOUTS = "__fovea_layouts__"
@@ -176,9 +180,7 @@ def skipped_modules() -> dict[str, str]:
     """Modules that could not be imported because a library is missing: module name → missing library."""
     missing: dict[str, str] = {}
     for package in ("shared.lm", *(f"{service_package(s)}.{room}" for s in SERVICES for room in ROOMS)):
-        for name in module_names(package):
-            if isinstance(found := _load(name), str):
-                missing[name] = found
+        missing |= {name: found for name, found in _load_all(package).items() if isinstance(found, str)}
     return missing
 
 
@@ -188,9 +190,13 @@ def _modules(service: str) -> Iterator[ModuleType]:
 
 
 def _package_modules(package: str) -> Iterator[ModuleType]:
-    for name in module_names(package):
-        if isinstance(module := _load(name), ModuleType):
-            yield module
+    yield from (found for found in _load_all(package).values() if isinstance(found, ModuleType))
+
+
+def _load_all(package: str) -> dict[str, ModuleType | str]:
+    """All modules of a package by name."""
+    with _ONE_AT_A_TIME:
+        return {name: _load(name) for name in module_names(package)}
 
 
 def _load(name: str) -> ModuleType | str:

@@ -2,12 +2,14 @@
 
 import sys
 import textwrap
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from pydantic import BaseModel
 
 from shared.errors import Cancelled, DeadlineExceeded, NotFound
-from shared.registry import CallContext, Servable, network, networks, servables
+from shared.registry import CallContext, Servable, discovery, network, networks, servables
 from shared.registry.discovery import SERVICES, claims, service_package
 
 MODEL = """
@@ -62,6 +64,24 @@ def test_service_with_a_card_is_told_from_its_source(toy_room):
     (toy_room / "toy.py").write_text("")
     assert "relevance-judge" not in services_with_models()
     assert "services.relevance_judge.models.toy" not in sys.modules
+
+
+def test_threads_import_one_after_the_other(toy_room, monkeypatch):
+    inside, most = [], []
+
+    def load(name):
+        inside.append(name)
+        most.append(len(inside))
+        time.sleep(0.0005)
+        inside.remove(name)
+        return original(name)
+
+    original = discovery._load
+    monkeypatch.setattr(discovery, "_load", load)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: network("toy-net"), range(4)))
+    assert found == [["net", 3]] * 4
+    assert max(most) == 1
 
 
 def test_file_that_lacks_a_library_is_skipped_and_named(toy_room):
