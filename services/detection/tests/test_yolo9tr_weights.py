@@ -35,7 +35,7 @@ def test_the_manifest_is_one_of_the_recipe_and_names_no_place_of_a_machine(weigh
     told = dict(manifest.recipe)
     assert told.pop("name") == Yolo9trRoads.name
     recipe = Yolo9trRoads.model_validate(told)
-    assert (recipe.data, recipe.start) == (Path("pavement"), "yolo9tr-synthetic")
+    assert (recipe.data, recipe.start) == (Path("pavement"), "yolo9tr")
     assert (manifest.data["origin"], manifest.data["names"]) == ("real", "crack,pothole")
     assert manifest.network.config["branch"] == "main"
     assert manifest.bytes <= 5_000_000
