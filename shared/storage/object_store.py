@@ -15,7 +15,7 @@ import errno
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -184,16 +184,20 @@ class ObjectStore:
         return self._path + _check(path)
 
     def _sync(self, path: str) -> None:
-        """Make a file and its name durable: `obstore` leaves both to the kernel."""
+        """Make a file and its name durable: `obstore` leaves both to the kernel.
+
+        What another writer has removed meanwhile was stored, and needs no more.
+        """
         if (root := self._root.folder) is None:
             return
         file = root / self._full(path)
         for place in (file, *(parent for parent in file.parents if parent == root or root in parent.parents)):
-            handle = os.open(place, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+            with suppress(FileNotFoundError):
+                handle = os.open(place, os.O_RDONLY)
+                try:
+                    os.fsync(handle)
+                finally:
+                    os.close(handle)
 
 
 def open_object_store(settings: Settings) -> ObjectStore:

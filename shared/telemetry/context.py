@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ class Context:
     parent: str = ""
 
 
+_ids = random.Random()  # no secrets; the global generator is the user's, who may have seeded it
+os.register_at_fork(after_in_child=_ids.seed)
 _context: ContextVar[Context] = ContextVar("fovea_context", default=Context())  # noqa: B039
 
 
@@ -81,4 +84,4 @@ def is_traceparent(text: str) -> bool:
 
 def _hex(size: int) -> str:
     """Random bytes as hex. Ids are no secrets, and asking the system for each costs 40 µs under load."""
-    return f"{random.getrandbits(8 * size):0{2 * size}x}"
+    return f"{_ids.getrandbits(8 * size):0{2 * size}x}"

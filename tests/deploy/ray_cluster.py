@@ -6,12 +6,15 @@ Also what stands beside it in a cluster: a gateway in a process of its own. Ever
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -70,15 +73,19 @@ class RayCluster:
         self.sessions: dict[str, subprocess.Popen[bytes]] = {}
         self._nodes: set[str] = set()
         self._folder, self._redis_url, self._settings = folder, redis_url, settings
+        # Ray's sockets lie in its folder, and the path of a socket has 107 bytes at most.
+        self._ray = pathlib.Path(tempfile.mkdtemp(prefix="r"))
+        self._turn = (pathlib.Path(tempfile.gettempdir()) / "fovea-ray-cluster.lock").open("w")
+        fcntl.flock(self._turn, fcntl.LOCK_EX)  # clusters share loopback addresses and the ports of Ray's agents
 
     def start_head(self) -> None:
         """Start the head, anew where it was killed: with its state in Redis it takes up where the old one ended."""
         place = urlsplit(self._redis_url)
-        (self._folder / "r" / "ray_current_cluster").unlink(missing_ok=True)  # a new pod's folder is empty
+        (self._ray / "ray_current_cluster").unlink(missing_ok=True)  # a new pod's folder is empty
         self._start(
             HEAD,
             *("--head", "--num-cpus=0", f"--port={self.gcs}", "--include-dashboard=true"),
-            *(f"--dashboard-port={self.dashboard}", f"--temp-dir={self._folder / 'r'}"),
+            *(f"--dashboard-port={self.dashboard}", f"--temp-dir={self._ray}"),
             f"--redis-password={place.password or ''}",
             RAY_REDIS_ADDRESS=f"redis://{place.hostname}:{place.port}",
             RAY_external_storage_namespace="demo",
@@ -166,6 +173,8 @@ class RayCluster:
         reaper.end_sessions([process.pid for process in self.sessions.values()], 5)
         for process in self.sessions.values():
             process.wait()
+        shutil.rmtree(self._ray, ignore_errors=True)
+        self._turn.close()
 
     def start_gateway(self, **settings: str) -> str:
         """Start a gateway that knows the cluster's replicas through Redis; returns its URL."""

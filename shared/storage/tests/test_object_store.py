@@ -6,11 +6,12 @@ import os
 import stat
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from shared.errors import NotReady, StorageFull
-from shared.storage import ObjectStore
+from shared.storage import ObjectStore, object_store
 from shared.storage.tests.small_disk import make_read_only, mount_small_disk
 
 
@@ -23,6 +24,22 @@ def test_what_was_put_is_there_until_it_is_deleted(store: ObjectStore) -> None:
     assert store.get("a/b") == b""
     store.delete("a/b", "a/other")
     assert store.get("a/b") is None
+
+
+def test_an_object_that_another_writer_removes_at_once_was_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ObjectStore.open((tmp_path / "objects").as_uri())
+
+    def put_and_remove(*args: Any, **kwargs: Any) -> None:
+        original(*args, **kwargs)
+        store.delete("x")
+
+    original = object_store.obstore.put
+    monkeypatch.setattr(object_store.obstore, "put", put_and_remove)
+    store.put("x", b"1")
+    assert store.create("x", b"2")
+    assert store.get("x") is None
 
 
 def test_of_many_creators_one_wins_and_nothing_is_replaced(store: ObjectStore) -> None:
