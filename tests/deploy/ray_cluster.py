@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -24,7 +24,9 @@ import httpx2
 import redis
 
 from shared.api.replica import LEASE_S, ReplicaRecord, replicas_key
+from shared.jobs.redis_server import RedisServer
 from shared.serving.up import reaper
+from shared.settings import Settings
 from shared.settings import environment as process_environment
 
 Found = TypeVar("Found")
@@ -226,3 +228,25 @@ class RayCluster:
             self.sessions[name] = subprocess.Popen(
                 command, env=env, start_new_session=True, stdout=log, stderr=subprocess.STDOUT
             )
+
+
+@contextlib.contextmanager
+def run_cluster(folders, *nodes: str) -> Iterator[RayCluster]:
+    """A head and nodes with a Redis of their own; what they logged is printed where a test fails.
+
+    Args:
+        folders: Pytest's `tmp_path_factory`.
+        nodes: Loopback addresses.
+    """
+    with RedisServer(Settings(data_dir=folders.mktemp("redis"), redis_url=None)) as server:
+        made = RayCluster(folders.mktemp("ray"), server.url, FOVEA_SHUTDOWN_GRACE_S="2")
+        try:
+            made.start_head()
+            for node in nodes:
+                made.add_node(node)
+            yield made
+        except AssertionError:
+            print(made.describe())
+            raise
+        finally:
+            made.stop()

@@ -9,9 +9,7 @@ import sys
 import pytest
 
 from loadtests.chaos.cluster import SERVICE, serve_config
-from shared.jobs.redis_server import RedisServer
-from shared.settings import Settings
-from tests.deploy.ray_cluster import HEAD, RayCluster, wait_for
+from tests.deploy.ray_cluster import HEAD, run_cluster, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray-cluster")]
 POD = {"CPU": 1.0}
@@ -23,17 +21,8 @@ PER_NODE = "node:__internal_implicit_resource_"
 @pytest.fixture
 def cluster(tmp_path_factory):
     """A head and one node."""
-    with RedisServer(Settings(data_dir=tmp_path_factory.mktemp("redis"), redis_url=None)) as server:
-        made = RayCluster(tmp_path_factory.mktemp("ray"), server.url, FOVEA_SHUTDOWN_GRACE_S="2")
-        try:
-            made.start_head()
-            made.add_node("127.0.0.2")
-            yield made
-        except AssertionError:
-            print(made.describe())
-            raise
-        finally:
-            made.stop()
+    with run_cluster(tmp_path_factory, "127.0.0.2") as made:
+        yield made
 
 
 def ask_autoscaler(cluster):

@@ -8,9 +8,7 @@ import httpx2
 import pytest
 import yaml
 
-from shared.jobs.redis_server import RedisServer
-from shared.settings import Settings
-from tests.deploy.ray_cluster import RayCluster, wait_for
+from tests.deploy.ray_cluster import run_cluster, wait_for
 from tests.deploy.test_chart import ALL_ON, SIX, named, render
 from tests.deploy.tools import helm
 
@@ -35,18 +33,8 @@ def configs():
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
-    with RedisServer(Settings(data_dir=tmp_path_factory.mktemp("redis"), redis_url=None)) as server:
-        made = RayCluster(tmp_path_factory.mktemp("ray"), server.url, FOVEA_SHUTDOWN_GRACE_S="2")
-        try:
-            made.start_head()
-            for node in NODES:
-                made.add_node(node)
-            yield made
-        except AssertionError:
-            print(made.describe())
-            raise
-        finally:
-            made.stop()
+    with run_cluster(tmp_path_factory, *NODES) as made:
+        yield made
 
 
 @pytest.mark.parametrize("service", SIX)
