@@ -18,7 +18,7 @@ from scipy.special import logsumexp
 
 from shared.errors import NotFound
 
-__all__ = ["Collage", "SpatialPolicy", "fit_policy", "read_collages"]
+__all__ = ["Collage", "SpatialPolicy", "describe_cells", "fit_policy", "read_collages"]
 
 Grid = tuple[int, int]
 Numbers = NDArray[np.float64]
@@ -80,11 +80,11 @@ class SpatialPolicy:
 
     def logits(self, fixations: NDArray[np.int64], targets: NDArray[np.int64]) -> Numbers:
         """Logits (p, n + 2) after fixations so far (p, t), with n for the end and n + 1 for padding."""
-        inside = features(self.grid, fixations, targets) @ self.weights
+        inside = describe_cells(self.grid, fixations, targets) @ self.weights
         return np.column_stack([inside, np.full(len(inside), -np.inf)])
 
 
-def features(grid: Grid, fixations: NDArray[np.int64], targets: NDArray[np.int64]) -> Numbers:
+def describe_cells(grid: Grid, fixations: NDArray[np.int64], targets: NDArray[np.int64]) -> Numbers:
     """What the policy knows (p, n + 1, 7) of each cell and of the end; fixations out of the grid count as the last."""
     count, places = len(targets), grid[0] * grid[1]
     cells = np.stack(np.divmod(np.arange(places), grid[1]), 1).astype(float)
@@ -106,7 +106,7 @@ def fit_policy(collages: Sequence[Collage], grid: Grid) -> SpatialPolicy:
     for each in collages:
         for path in each.paths:
             for step, cell in enumerate([*path, end]):
-                rows.append(features(grid, np.array([path[:step]], np.int64), np.array([each.target]))[0])
+                rows.append(describe_cells(grid, np.array([path[:step]], np.int64), np.array([each.target]))[0])
                 chosen.append(cell)
     known, index = np.stack(rows), np.array(chosen)
     taken = known[np.arange(len(known)), index]

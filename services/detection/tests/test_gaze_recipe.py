@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from services.detection.recipes.collages import SpatialPolicy, features, fit_policy, read_collages
+from services.detection.recipes.collages import SpatialPolicy, describe_cells, fit_policy, read_collages
 from services.detection.recipes.oat_gaze import OatGaze
 from shared.errors import NotFound
 from shared.training.recipe import Schedule
@@ -45,7 +45,7 @@ def test_fixations_become_cells_and_long_paths_are_cut(tmp_path: Path) -> None:
 
 
 def test_the_policy_knows_seven_things() -> None:
-    known = features(GRID, np.array([[0, 5]]), np.array([5]))[0]
+    known = describe_cells(GRID, np.array([[0, 5]]), np.array([5]))[0]
     assert known.shape == (7, 7)
     assert known[2].tolist() == [1, 1, 0, 0, 0, 0, 0]
     assert known[5].tolist() == [0, 0, 1, 1, 1, 0, 0]
