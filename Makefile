@@ -20,7 +20,7 @@ test: setup  ## the whole suite, on two workers (WORKERS=0: in one process)
 	@$(BIN)/python -m tests.browser
 	@MALLOC_ARENA_MAX=2 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
 
-check: setup  ## the quick suite, under 3 minutes
+check: setup  ## the quick suite: without slow tests and those that start the product
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not slow and not e2e and not browser" $(ARGS)
 
 lint: setup  ## ruff, mypy strict, import rules, names, circles, drift of generated files, sparsity claims
