@@ -18,6 +18,10 @@ __all__ = ["ENVIRONMENTS", "PeerMissing", "prepare_environment"]
 ENVIRONMENTS = Path.home() / ".cache/fovea/bench-peers"
 """Where environments are kept unless told otherwise."""
 
+UNWANTED: Mapping[str, Sequence[str]] = {"vllm": ("torchaudio", "torchcodec")}
+"""Packages that requirements bring and that are taken out again: registries have these two for CUDA only, and vLLM
+imports them where they are."""
+
 
 class PeerMissing(Exception):
     """A peer can't be had on this machine; the text says why."""
@@ -28,7 +32,6 @@ def prepare_environment(
     requirements: Path,
     root: Path = ENVIRONMENTS,
     build: Mapping[str, str] | None = None,
-    unwanted: Sequence[str] = (),
 ) -> Path:
     """The interpreter of a peer's environment, which is installed the first time, or when its requirements changed.
 
@@ -37,7 +40,6 @@ def prepare_environment(
         requirements: File for pip.
         root: Folder of all environments.
         build: Environment variables of a build from source, which needs a C++ compiler; None builds nothing.
-        unwanted: Packages that come with it and break it here; they are taken out again.
 
     Raises:
         PeerMissing: There is no compiler, or pip can't install it.
@@ -55,7 +57,7 @@ def prepare_environment(
     if done.returncode:
         message = f"pip can't install {name}: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}"
         raise PeerMissing(message)
-    if unwanted:
-        subprocess.run([python, "-m", "pip", "uninstall", "--quiet", "--yes", *unwanted], check=False)
+    if name in UNWANTED:
+        subprocess.run([python, "-m", "pip", "uninstall", "--quiet", "--yes", *UNWANTED[name]], check=False)
     stamp.write_text(wanted, "utf8")
     return python

@@ -46,7 +46,6 @@ class Peer:
         options: What its `load` reads beside `gguf`, `folder` and `kept`.
         environment: Of its requirements; None is this one.
         build: Variables of its build from source, if there is one.
-        unwanted: Packages that its requirements bring and that break it here.
     """
 
     name: str
@@ -54,7 +53,6 @@ class Peer:
     options: Mapping[str, str] = field(default_factory=dict)
     environment: str | None = None
     build: Mapping[str, str] | None = None
-    unwanted: Sequence[str] = ()
 
 
 OURS = "ours, q4"
@@ -64,8 +62,7 @@ PEERS = (
     Peer("llama.cpp, Q4_1", "run_llamacpp", {}, "llamacpp", {"CMAKE_ARGS": "-DGGML_NATIVE=ON"}),
     Peer("OpenVINO, int4", "run_openvino", {"weights": "int4"}, "openvino"),
     Peer("OpenVINO, 16 bits", "run_openvino", {"weights": "fp16"}, "openvino"),
-    # Registries have these two for CUDA only, and vLLM imports them where they are.
-    Peer("vLLM, bf16", "run_vllm", {}, "vllm", unwanted=("torchaudio", "torchcodec")),
+    Peer("vLLM, bf16", "run_vllm", {}, "vllm"),
     Peer("transformers, bf16", "run_transformers"),
 )
 METHODS: Mapping[str, Mapping[str, Any]] = {
@@ -150,7 +147,7 @@ def start(peer: Peer, folder: Path, cache: Path, threads: int, root: Path) -> En
     python, kept = Path(sys.executable), cache
     if peer.environment is not None:
         requirements = PEERS_ROOM / f"requirements/{peer.environment}.txt"
-        python = prepare_environment(peer.environment, requirements, root, peer.build, peer.unwanted)
+        python = prepare_environment(peer.environment, requirements, root, peer.build)
         kept = root / peer.environment / f"smollm2-{peer.options.get('weights', '')}"
     options = {"gguf": str(gguf()), "folder": str(folder), "kept": str(kept), **peer.options}
     return EngineProcess(peer.name, python, PEERS_ROOM / f"engines/{peer.script}.py", options, threads)

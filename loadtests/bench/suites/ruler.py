@@ -1,5 +1,7 @@
 """Attention methods at equal bytes on RULER-form tasks, with kvpress on the same prompts; writes docs/leaderboard.md.
 
+vLLM's dense answers stand beside ours as a check.
+
 SmolLM2 in bfloat16. Predictions are kept as JSONL beside the results, so that a run that was cut short goes on where it
 stopped, and a larger one answers only what is new. kvpress runs in an environment of its own, which is made once and
 kept (`--peers` of `python -m loadtests.bench.suites.ruler` says where), and is skipped loudly where that fails.
@@ -37,11 +39,13 @@ ROOT = Path(__file__).parents[3]
 RESULTS = ROOT / "loadtests/bench/results"
 PEER = ROOT / "loadtests/bench/peers"
 PLANS = ROOT / "services/llm_longctx/weights/heads/smollm2-135m-instruct"
-PAGE, PICTURE = ROOT / "docs/leaderboard.md", ROOT / "docs/images/ruler.png"
+POOL_BYTES = 6 * 2**30
+"""Of keys and values, so that contexts that were read once are there for every method."""
 
 METHODS: tuple[dict[str, Any], ...] = (
     {"method": "expected_attention"},
     {"method": "snapkv"},
+    {"method": "pyramidkv"},
     {"method": "adakv"},
     {"method": "criticalkv"},
     {"method": "kvzip"},
@@ -68,56 +72,74 @@ def measure(rounds: int = 10, count: int = 1024) -> Table:
             "n": rounds,
         }
     )
-    return evaluate(spec, RESULTS / "ruler.jsonl", ENVIRONMENTS)
+    return evaluate(spec, presses(PRESSES, spec.budgets))
 
 
-def evaluate(spec: RulerSpec, store: Path, environments: Path, *, threads: int = 0, page: int = 16) -> Table:
-    """Run ours and kvpress, write page and picture, and hand back the table."""
+def presses(names: Sequence[str], budgets: Sequence[float]) -> list[str]:
+    """Presses as kvpress's process is told of them."""
+    return [f"{name}:{budget}" for budget in budgets for name in names]
+
+
+def evaluate(
+    spec: RulerSpec,
+    pressed: Sequence[str],
+    environments: Path = ENVIRONMENTS,
+    *,
+    threads: int = 0,
+    page: int = 16,
+    suffix: str = "",
+) -> Table:
+    """Run ours and kvpress, write page and picture (their names end in `suffix`), and hand back the table."""
     with tempfile.TemporaryDirectory() as folder:
         files = unpack(gguf(), Path(folder), torch.bfloat16)
-        engine = Engine(load_decoder(files, torch.bfloat16, "cpu"), page=page, threads=threads)
-        report = _ours_and_theirs(engine, files, spec, store, environments, threads)
-    PICTURE.write_bytes(plots.draw_means(report))
-    PAGE.write_text(write_page(report, f"{machine()['cpu']}, {machine()['cores']} cores"), "utf8")
+        engine = Engine(load_decoder(files, torch.bfloat16, "cpu"), page=page, threads=threads, kv_bytes=POOL_BYTES)
+        report = _ours_and_theirs(engine, files, spec, pressed, environments, threads)
+    picture = f"images/ruler{suffix}.png"
+    (ROOT / "docs" / picture).write_bytes(plots.draw_means(report))
+    text = write_page(report, f"{machine()['cpu']}, {machine()['cores']} cores", picture)
+    (ROOT / f"docs/leaderboard{suffix}.md").write_text(text, "utf8")
     return _table(report)
 
 
 def _ours_and_theirs(
-    engine: Engine, files: Path, spec: RulerSpec, store: Path, environments: Path, threads: int
+    engine: Engine, files: Path, spec: RulerSpec, pressed: Sequence[str], environments: Path, threads: int
 ) -> RulerReport:
     tokenizer = Tokenizer.from_folder(files)
     plans = {file.stem: HeadPlan.read(file) for file in PLANS.glob("*.json")}
     on = EvaluatedModel(engine, tokenizer, plans, "SmolLM2-135M-Instruct", run_at_once)
-    samples = files / "samples.jsonl"
+    store, samples = RESULTS / "ruler.jsonl", files / "samples.jsonl"
     samples.write_text("".join(json.dumps(row) + "\n" for row in export_samples(on, spec)), "utf8")
-    theirs = store.with_name(f"{store.stem}_kvpress.jsonl")
-    with _peer(environments, files, samples, theirs, spec.budgets, threads or 1):
-        report = run_ruler(on, spec, store=store, progress=_say)
-    if not theirs.is_file():
-        return report
-    found = peers.read_predictions(theirs, decode=lambda ids: tokenizer.decode(ids, special=False))
+    theirs = {name: store.with_name(f"{store.stem}_{name}.jsonl") for name in ("kvpress", "vllm")}
+    asked = [str(files), str(samples), "--threads", str(threads or 1)]
+    with _answering("kvpress", environments, theirs["kvpress"], [*asked, "--press", *pressed]):
+        run_ruler(on, spec, store=store, progress=_say)
+    with _answering("vllm", environments, theirs["vllm"], asked):
+        pass
     wanted = {row["digest"] for row in map(json.loads, samples.read_text("utf8").splitlines())}
-    return run_ruler(on, spec, store=store, extra=[one for one in found if one.digest in wanted])
+    found = [
+        one
+        for file in theirs.values()
+        if file.is_file()
+        for one in peers.read_predictions(file, decode=lambda ids: tokenizer.decode(ids, special=False))
+        if one.digest in wanted
+    ]
+    return run_ruler(on, spec, store=store, extra=found)
 
 
 @contextmanager
-def _peer(
-    environments: Path, files: Path, samples: Path, out: Path, budgets: Sequence[float], threads: int
-) -> Iterator[None]:
-    """Kvpress beside ours, in a process that ends with the block."""
+def _answering(name: str, environments: Path, out: Path, asked: Sequence[str]) -> Iterator[None]:
+    """A peer that answers into a file meanwhile, in a process that is waited for."""
     try:
-        interpreter = prepare_environment("kvpress", PEER / "requirements/kvpress.txt", environments)
+        interpreter = prepare_environment(name, PEER / f"requirements/{name}.txt", environments)
     except PeerMissing as reason:
-        print(f"kvpress is SKIPPED: {reason}.", file=sys.stderr)
+        print(f"{name} is SKIPPED: {reason}.", file=sys.stderr)
         yield
         return
-    presses = [f"{name}:{budget}" for budget in budgets for name in PRESSES]
-    command = [str(interpreter), str(PEER / "engines/answer_kvpress.py"), str(files), str(samples), str(out)]
-    process = subprocess.Popen([*command, "--threads", str(threads), "--press", *presses])
+    process = subprocess.Popen([str(interpreter), str(PEER / f"engines/answer_{name}.py"), *asked, "--out", str(out)])
     try:
         yield
         if process.wait():
-            print("kvpress FAILED; what it answered counts.", file=sys.stderr)
+            print(f"{name} FAILED; what it answered counts.", file=sys.stderr)
     finally:
         process.terminate()
         process.wait()
@@ -161,6 +183,8 @@ if __name__ == "__main__":
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--page", type=int, default=16, help="Entries per page.")
     parser.add_argument("--peers", type=Path, default=ENVIRONMENTS, help="Folder of environments.")
+    parser.add_argument("--press", nargs="*", help="NAME:KEPT of kvpress; left out, six at each budget.")
+    parser.add_argument("--suffix", default="", help="Ends the names of page, picture and table: one more page.")
     asked = parser.parse_args()
     wanted = RulerSpec.model_validate(
         {
@@ -172,5 +196,6 @@ if __name__ == "__main__":
             "max_answer": asked.max_answer,
         }
     )
-    table = evaluate(wanted, RESULTS / "ruler.jsonl", asked.peers, threads=asked.threads, page=asked.page).as_dict()
-    (RESULTS / "ruler.json").write_text(json.dumps(table, indent=1) + "\n", "utf8")
+    theirs = asked.press if asked.press is not None else presses(PRESSES, wanted.budgets)
+    table = evaluate(wanted, theirs, asked.peers, threads=asked.threads, page=asked.page, suffix=asked.suffix)
+    (RESULTS / f"ruler{asked.suffix}.json").write_text(json.dumps(table.as_dict(), indent=1) + "\n", "utf8")

@@ -24,7 +24,8 @@ from loadtests.bench.claiming import Claims, timing
 from loadtests.bench.result import Row, row
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.engine.open_sequence import OpenSequence
-from services.llm_longctx.methods import AttentionMethod, method
+from services.llm_longctx.methods import AttentionMethod, method, methods
+from services.llm_longctx.methods.core.eviction.method import EvictionMethod
 from services.llm_longctx.models.smollm2 import SmolLM2
 from shared.lm.gguf_file import unpack
 from shared.lm.head_plan import HeadPlan
@@ -45,6 +46,19 @@ KNOBS: Mapping[str, Mapping[str, Any]] = {
     "power": {"block": 64},
 }
 """Scaled to 4,096 tokens: the papers' windows and budgets are as long as that."""
+
+EVICTED: Mapping[str, Any] = {"budget": 512}
+"""What every method that evicts by scores keeps per head, an eighth of 4,096; the rest are defaults."""
+
+
+def contenders() -> Mapping[str, Mapping[str, Any]]:
+    """Knobs by method: those above, and of each that evicts by scores, save one that wants maps nobody trained."""
+    evicts = [
+        name
+        for name, kind in methods().items()
+        if issubclass(kind, EvictionMethod) and "surrogates" not in kind.model_fields
+    ]
+    return {**KNOBS, **dict.fromkeys(evicts, EVICTED)}
 
 
 @dataclass(frozen=True)
@@ -72,7 +86,7 @@ def measure(rounds: int = RUNS, count: int = 4096) -> Claims:
         bench = _bench(Path(folder), count)
     dense_score = _recall(bench, method("dense"))
     claims, rows = {}, []
-    for name, knobs in KNOBS.items():
+    for name, knobs in contenders().items():
         how = method(name, **knobs)
         facts, taken = (_reading if how.granularity == "block" else _decoding)(bench, how, count, rounds)
         depths = [depth / 100 for depth in DEPTHS]
@@ -173,7 +187,7 @@ def _facts(
     """A claim's measured part, and the shares that were not read, per layer."""
     engine, (dense, ours) = bench.engine, (taken["dense"], taken[how.name])
     weights = sum(p.numel() * p.element_size() for p in engine.model.parameters())
-    knobs = ", ".join(f"{k} {v}" for k, v in KNOBS[how.name].items())
+    knobs = ", ".join(f"{k} {v}" for k, v in contenders()[how.name].items())
     return {
         "sparsity_by_layer": {f"model.layers.{i}.self_attn": round(1 - d, 6) for i, d in enumerate(densities)},
         "theoretical_flops_ratio": round(float(np.mean(densities)), 6),

@@ -100,7 +100,7 @@ def _header(stream: IO[bytes], field: str) -> tuple[tuple[int, ...], bool, np.dt
         shape, fortran, dtype = read(stream)  # type: ignore[no-untyped-call]
     except Exception as error:  # numpy reads the header as Python's syntax, which fails in many ways
         raise Malformed(f"{field} has no readable .npy header.", field=field) from error
-    return shape, fortran, dtype
+    return tuple(map(int, shape)), fortran, dtype  # True is a length to numpy, and none to others
 
 
 def _checked(array: np.ndarray, field: str) -> np.ndarray:

@@ -11,12 +11,12 @@ import io
 import logging
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import config, dcmread
 from pydicom.dataset import Dataset, FileDataset
-from pydicom.errors import InvalidDicomError
 from pydicom.pixels.processing import apply_color_lut
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGExtended12Bit
@@ -53,7 +53,7 @@ def is_dicom(data: bytes) -> bool:
 
 
 def read_object(data: bytes) -> FileDataset:
-    """Read a DICOM file, without decoding its pixels.
+    """Read a DICOM file, without decoding its pixels; elements that can't be read count as missing.
 
     Raises:
         Malformed: It is no DICOM file, or ends early.
@@ -62,8 +62,8 @@ def read_object(data: bytes) -> FileDataset:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found = dcmread(io.BytesIO(data), force=is_dicom(data) or _begins_with_tags(data))
-            _ = found.get("SOPInstanceUID")
-    except (InvalidDicomError, EOFError, OSError, ValueError, KeyError, AttributeError, NotImplementedError) as error:
+            _drop_unreadable(found)
+    except Exception as error:  # pydicom raises whatever a damaged file trips over
         hint = "A DICOM file has the letters DICM behind its first 128 bytes."
         raise Malformed("The file can't be read as DICOM.", hint=hint, field="files") from error
     if "TransferSyntaxUID" not in found.file_meta:
@@ -71,6 +71,18 @@ def read_object(data: bytes) -> FileDataset:
         explicit = ExplicitVRLittleEndian if is_little else ExplicitVRBigEndian
         found.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if is_implicit else explicit
     return found
+
+
+def _drop_unreadable(dataset: Dataset) -> None:
+    """Read every element, which pydicom does when it is asked for, and leave out those whose value is nonsense."""
+    for tag in list(dataset.keys()):
+        try:
+            element = dataset[tag]
+        except Exception:  # noqa: BLE001  # see read_object
+            del dataset[tag]
+            continue
+        for item in element.value or () if element.VR == "SQ" else ():
+            _drop_unreadable(item)
 
 
 def _begins_with_tags(data: bytes) -> bool:
@@ -99,11 +111,11 @@ def read_frame(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            raw = np.asarray(pixel_array(dataset, index=index))
+            raw = _decode(dataset, index)
             photometric = str(dataset.PhotometricInterpretation)
             if photometric == "PALETTE COLOR":
                 raw = np.asarray(apply_color_lut(raw, _with_little_endian_palette(dataset)))
-    except (ValueError, RuntimeError, AttributeError, NotImplementedError, KeyError, IndexError, TypeError) as error:
+    except Exception as error:  # pydicom raises whatever a damaged file trips over
         syntax = getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", None)
         name = getattr(syntax, "name", "an unnamed transfer syntax")
         hint = GPL_HINT if syntax == JPEGExtended12Bit else "The file may be damaged."
@@ -116,6 +128,21 @@ def read_frame(
     if photometric == "MONOCHROME1":
         grey = 255 - grey
     return np.ascontiguousarray(np.broadcast_to(grey[..., None], (*grey.shape, 3)))
+
+
+def _decode(dataset: FileDataset, index: int) -> NDArray[Any]:
+    """Pixels of a frame as they are stored.
+
+    Raises:
+        ValueError: Among others: the plugin for run lengths, which is written in Rust, panicked.
+    """
+    try:
+        return np.asarray(pixel_array(dataset, index=index))
+    except BaseException as error:
+        # A panic is no Exception, so it would pass by whoever answers for errors, and its class can't be imported.
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ValueError("The decoder broke off.") from None
 
 
 def _with_little_endian_palette(dataset: FileDataset) -> Dataset:

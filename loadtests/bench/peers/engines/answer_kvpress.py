@@ -1,7 +1,8 @@
 """Answers exported RULER-form samples under presses of kvpress (Apache-2.0), in an environment of its own.
 
-`answer.py MODEL SAMPLES.jsonl OUT.jsonl --press NAME:KEPT …`: our tokens on the same weights; a context is read under
-the press, the question behind it, the answer is greedy. Scoring is left to whoever exported. Imports nothing of ours.
+`answer_kvpress.py MODEL SAMPLES.jsonl --out OUT.jsonl --press NAME:KEPT …`: our tokens on the same weights; a context
+is read under the press, the question behind it, the answer is greedy. Scoring is left to whoever exported. Imports
+nothing of ours.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
     parser.add_argument("samples", type=Path)
-    parser.add_argument("out", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--press", nargs="*", default=[], help="NAME:KEPT, for example snapkv:0.25; dense without")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--threads", type=int, default=2)

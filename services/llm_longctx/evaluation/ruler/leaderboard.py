@@ -15,7 +15,7 @@ FEW = 40
 """Answers per row under which nothing can be ranked."""
 
 
-def write_page(report: RulerReport, machine: str) -> str:
+def write_page(report: RulerReport, machine: str, picture: str = "images/ruler.png") -> str:
     """The page: ranking per budget, then every task."""
     facts, spec = report.manifest, report.spec
     cut = f", answers cut at {spec['max_answer']} tokens" if spec.get("max_answer") else ""
@@ -31,7 +31,7 @@ def write_page(report: RulerReport, machine: str) -> str:
         "Marked †: more than 5 % under the budget, because pages are whole.",
         "Intervals: 95 % bootstrap. kvpress (0.5.4) runs on the same prompts and weights; its bytes (*) are entries.",
         "",
-        "![Mean score over bytes of dense, a line per method](images/ruler.png)",
+        f"![Mean score over bytes of dense, a line per method]({picture})",
     ]
     if all(one.n < FEW for one in report.leaderboards):
         lines += ["", f"**Fewer than {FEW} answers a row: this shows that everything runs, and ranks nothing.**"]

@@ -223,7 +223,7 @@ class Step : public Job {
       for (; s >= strips_of(*matrices[m]); m++) s -= strips_of(*matrices[m]), column += matrices[m]->rows;
       int many = mine.rows.multiply(*matrices[m], s, mine.strip.data());
       for (int b = 0; b < B; b++)
-        for (int i = 0; i < many; i++) projected[b * all + column + s * STRIP + i] = mine.strip[i * B + b];
+        std::copy_n(&mine.strip[b * STRIP], many, &projected[b * all + column + s * STRIP]);
     });
   }
 
@@ -320,16 +320,13 @@ class Step : public Job {
     for_strips(strips_of(layer.gate), chunk, [&](int64_t s) {
       int many = mine.rows.multiply(layer.gate, s, mine.strip.data());
       mine.rows.multiply(layer.up, s, mine.other.data());
-      for (int i = 0; i < many * B; i++) mine.strip[i] = open_gate(mine.strip[i]) * mine.other[i];
-      for (int b = 0; b < B; b++)
-        for (int i = 0; i < many; i++) hidden[size_t(b) * F + s * STRIP + i] = mine.strip[i * B + b];
+      for (int b = 0; b < B; b++) {
+        float* closed = &mine.strip[b * STRIP];
+        const vec opening = net.is_gelu ? gelu(load(closed)) : silu(load(closed));
+        store(closed, opening * load(&mine.other[b * STRIP]));
+        std::copy_n(closed, many, &hidden[size_t(b) * F + s * STRIP]);
+      }
     });
-  }
-
-  float open_gate(float x) const {
-    if (!net.is_gelu) return x / (1.0f + std::exp(-x));
-    const float inner = 0.7978845608f * (x + 0.044715f * x * x * x);
-    return 0.5f * x * (1.0f + std::tanh(inner));
   }
 
   void down(const Layer& layer, int chunk, Scratch& mine, bool first) {
@@ -345,9 +342,9 @@ class Step : public Job {
         for (int i = 0; i < many; i++) {
           const size_t at = size_t(b) * D + s * STRIP + i;
           if (is_aside)
-            added[at] = mine.strip[i * B + b];
+            added[at] = mine.strip[b * STRIP + i];
           else
-            x[at] += mine.strip[i * B + b];
+            x[at] += mine.strip[b * STRIP + i];
         }
     });
   }
@@ -383,7 +380,7 @@ class Step : public Job {
     for_strips(strips_of(net.head), chunk, [&](int64_t s) {
       int many = mine.rows.multiply(net.head, s, mine.strip.data());
       for (int b = 0; b < B; b++)
-        for (int i = 0; i < many; i++) batch.logits[b * net.vocab + s * STRIP + i] = mine.strip[i * B + b];
+        std::copy_n(&mine.strip[b * STRIP], many, batch.logits + b * net.vocab + s * STRIP);
     });
   }
 

@@ -20,7 +20,7 @@ class MatrixRows {
     has_bytes = has_factors = false;
   }
 
-  // Strip `at` of a matrix times all rows: out [16][B], with the bias; returns how many of the 16 there are.
+  // Strip `at` of a matrix times all rows: out [B][16], with the bias; returns how many of the 16 there are.
   int multiply(const Weights& m, int64_t at, float* out) {
     const int many = int(std::min<int64_t>(STRIP, m.rows - at * STRIP));
     if (m.format == PLAIN) {
@@ -33,9 +33,8 @@ class MatrixRows {
       QuantizedStrip<4>(m.data, at, bytes.groups).multiply(bytes, out);
     else
       QuantizedStrip<8>(m.data, at, bytes.groups).multiply(bytes, out);
-    if (m.bias)
-      for (int i = 0; i < many; i++)
-        for (int b = 0; b < B; b++) out[i * B + b] += widen(static_cast<const T*>(m.bias)[at * STRIP + i]);
+    for (int b = 0; b < B && m.bias; b++)
+      for (int i = 0; i < many; i++) out[b * STRIP + i] += widen(static_cast<const T*>(m.bias)[at * STRIP + i]);
     return many;
   }
 

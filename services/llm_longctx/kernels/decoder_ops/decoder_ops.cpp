@@ -138,7 +138,7 @@ void products(const T* x, const Matrix* matrices, int count, int B, int K, const
   int busy = int(std::min<int64_t>(threads, std::max<int64_t>(strips * LANES * K / GRAIN, 1)));
 #pragma omp parallel num_threads(busy) if (busy > 1)
   {
-    std::vector<float> found(size_t(LANES) * B), opened(gated ? size_t(LANES) * B : 0);
+    Floats found(size_t(LANES) * B), opened(gated ? size_t(LANES) * B : 0);
 #pragma omp for schedule(static)
     for (int64_t s = 0; s < strips; s++) {
       int m = int(std::upper_bound(first.begin(), first.end(), s) - first.begin()) - 1;
@@ -149,15 +149,15 @@ void products(const T* x, const Matrix* matrices, int count, int B, int K, const
       if (gated) {
         work.strip(static_cast<const T*>(matrices[1].weight), static_cast<const T*>(matrices[1].bias), at, many,
                    opened.data());
-        for (int i = 0; i < many * B; i++) found[i] = found[i] / (1.0f + std::exp(-found[i])) * opened[i];
+        for (int i = 0; i < LANES * B; i += LANES) store(&found[i], silu(load(&found[i])) * load(&opened[i]));
       }
       for (int b = 0; b < B; b++)
         for (int i = 0; i < many; i++) {
           const int64_t to_entry = b * to.rows + at + i;
           if (is_wide)
-            static_cast<float*>(to.out)[to_entry] = found[i * B + b];
+            static_cast<float*>(to.out)[to_entry] = found[b * LANES + i];
           else
-            narrow(found[i * B + b], static_cast<T*>(to.out) + to_entry);
+            narrow(found[b * LANES + i], static_cast<T*>(to.out) + to_entry);
         }
     }
   }

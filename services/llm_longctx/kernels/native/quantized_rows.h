@@ -19,6 +19,7 @@ namespace fovea {
 constexpr int GROUP = 32;
 
 typedef uint8_t bytes __attribute__((vector_size(64)));
+typedef int8_t octets __attribute__((vector_size(LANES)));
 
 // acc + the four products of each lane: unsigned w, signed x, the same four x in all lanes.
 template <int BITS>
@@ -110,13 +111,18 @@ class ByteRows {
     float most = horizontal_max(maximum(maximum(first, -first), maximum(second, -second)));
     float by = most > 0 ? 127.0f / most : 0.0f;
     int8_t* to = &values[(size_t(b) * groups + g) * GROUP];
-    int32_t total = 0;
-    for (int i = 0; i < GROUP; i++) {
-      int32_t q = int32_t(std::nearbyint(part[i] * by));
-      to[i] = int8_t(q), total += q;
-    }
+    vec total = store_bytes(first * broadcast(by), to) + store_bytes(second * broadcast(by), to + LANES);
     scales[size_t(b) * groups + g] = most / 127.0f;
-    sums[size_t(b) * groups + g] = total;
+    sums[size_t(b) * groups + g] = int32_t(horizontal_sum(total));
+  }
+
+  // The nearest integers of sixteen numbers of at most 127, as bytes; returns them as floats.
+  static vec store_bytes(vec x, int8_t* to) {
+    const vec magic = broadcast(12582912.0f);  // see `exp2_vec`
+    vec shifted = x + magic;
+    auto narrow = __builtin_convertvector((ivec)shifted - (ivec)magic, octets);
+    std::memcpy(to, &narrow, sizeof narrow);
+    return shifted - magic;
   }
 
   std::vector<int8_t, Lined<int8_t>> values;
@@ -190,7 +196,7 @@ inline void multiply_group(const Group<8>& w, const ByteRows& x, int b, int g, v
   }
 }
 
-// Strip `at` of a matrix times all rows of x: out [16][B] floats.
+// Strip `at` of a matrix times all rows of x: out [B][16] floats.
 template <int BITS>
 class QuantizedStrip {
  public:
@@ -214,8 +220,7 @@ class QuantizedStrip {
     vec acc[N];
     for (int n = 0; n < N; n++) acc[n] = vec{};
     for (int g = 0; g < groups; g++) multiply_group<N>(first[g], x, b, g, acc);
-    for (int n = 0; n < N; n++)
-      for (int r = 0; r < LANES; r++) out[r * x.B + b + n] = acc[n][r];
+    for (int n = 0; n < N; n++) store(out + (b + n) * LANES, acc[n]);
   }
 
   const int groups;

@@ -13,9 +13,17 @@
 
 namespace fovea {
 
-inline vec silu(vec x) {
-  vec power = x * broadcast(-LOG2E), most = broadcast(126.0f);
+// x / (1 + e^-by)
+inline vec damp(vec x, vec by) {
+  vec power = by * broadcast(-LOG2E), most = broadcast(126.0f);
   return x / (broadcast(1.0f) + exp2_vec(power > most ? most : power));
+}
+
+inline vec silu(vec x) { return damp(x, x); }
+
+// x/2 · (1 + tanh(√(2/π) · (x + 0.044715 x³)))
+inline vec gelu(vec x) {
+  return damp(x, broadcast(2 * 0.7978845608f) * (x + broadcast(0.044715f) * x * x * x));
 }
 
 // Rows of x, padded with zeros to whole vectors of factors, against rows of matrices.
@@ -72,24 +80,22 @@ class Products {
     store(to, horizontal_sums(&sums[0][0]));
   }
 
-  // Results of rows `at` … `at`+many-1 (at most 16) of a matrix for all rows of x: [many][B] floats.
+  // Results of rows `at` … `at`+many-1 (at most 16) of a matrix for all rows of x: [B][16] floats.
   void strip(const T* weight, const T* bias, int64_t at, int many, float* to) const {
     alignas(64) float found[LANES];
     weight += at * K;
     if (B == 1) {
-      dots<LANES, 1>(weight, many, 0, found);
-      std::copy(found, found + many, to);
+      dots<LANES, 1>(weight, many, 0, to);
     } else {
       for (int w = 0; w < many; w += 4)
         for (int b = 0; b < B; b += 4) {
           dots<4, 4>(weight + int64_t(w) * K, std::min(4, many - w), b, found);
-          for (int i = 0; i < std::min(4, many - w); i++)
-            for (int n = 0; n < std::min(4, B - b); n++) to[(w + i) * B + b + n] = found[i * 4 + n];
+          for (int n = 0; n < std::min(4, B - b); n++)
+            for (int i = 0; i < 4; i++) to[(b + n) * LANES + w + i] = found[i * 4 + n];
         }
     }
-    if (bias)
-      for (int i = 0; i < many; i++)
-        for (int b = 0; b < B; b++) to[i * B + b] += widen(bias[at + i]);
+    for (int b = 0; b < B && bias; b++)
+      for (int i = 0; i < many; i++) to[b * LANES + i] += widen(bias[at + i]);
   }
 
   int B = 0, K = 0;

@@ -16,7 +16,7 @@ void multiply(const ByteRows& x, const void* matrix, int64_t rows, float* out, i
       QuantizedStrip<BITS>(matrix, s, x.groups).multiply(x, found.data());
       const int many = int(std::min<int64_t>(LANES, rows - s * LANES));
       for (int b = 0; b < x.B; b++)
-        for (int i = 0; i < many; i++) out[b * rows + s * LANES + i] = found[i * x.B + b];
+        std::copy_n(&found[b * LANES], many, out + b * rows + s * LANES);
     }
   }
 }

@@ -14,7 +14,7 @@ from shared.registry.sparsity_claims import build_claim as put_together
 from shared.registry.sparsity_claims import read_measurements
 from shared.sparsity import Pattern, Phases, SparsityClaim
 
-__all__ = ["MEASURED", "build_method_claim"]
+__all__ = ["MEASURED", "build_eviction_claim", "build_method_claim"]
 
 MEASURED = Path(__file__).with_name("claims.json")
 
@@ -50,6 +50,18 @@ def build_method_claim(
         pattern=_pattern(granularity, knobs),
         phases=Phases(prefill=prefill, decode=decode, training="dense"),
     )
+
+
+def build_eviction_claim(name: str, *, static: bool) -> SparsityClaim | None:
+    """The claim of a method that evicts by scores, which all of them share; None until the bench measured it.
+
+    Args:
+        name: Of the method.
+        static: Whether scores are the same for every text.
+    """
+    if name not in read_measurements(MEASURED):
+        return None
+    return build_method_claim(name, granularity="token-topk", mask="static" if static else "dynamic", decode="sparse")
 
 
 def _pattern(granularity: str, knobs: Mapping[str, Any]) -> Pattern | None:

@@ -27,6 +27,7 @@ from services.llm_longctx.methods.core.eviction.oracle import replay
 from services.llm_longctx.methods.core.hook_inputs import CacheView, ReadTokens, ReplayView, ScoringView
 from services.llm_longctx.methods.core.hook_results import Footprint, Heads
 from services.llm_longctx.methods.core.oracle import masked_attention
+from services.llm_longctx.methods.core.sparsity_claims import build_eviction_claim
 from shared.lm.config import DecoderConfig
 from shared.lm.head_plan import HeadPlan
 
@@ -71,6 +72,12 @@ class EvictionRules(AttentionMethod):
         {"ratio": 0.5, "allocation": "pyramid", "beta": 3.0, "prefill": "none", "every": 3},
         {"budget": 11, "prefill": "chunk"},
     )
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        """A method claims what was measured of it."""
+        if "name" in vars(cls):
+            cls.sparsity = build_eviction_claim(cls.name, static=cls.evidence == "static")
 
     # What a subclass writes.
 
