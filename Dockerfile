@@ -37,6 +37,13 @@ COPY fovea fovea
 COPY shared shared
 COPY services services
 RUN /opt/pip/bin/pip install --no-cache-dir --no-compile --no-deps --force-reinstall .
+# Kernels of language services. The compiler stays behind; the library that they share threads by lies beside them.
+# hadolint ignore=DL3008  # whatever compiler the base's distribution has
+RUN case "${SERVICE}" in llm-longctx|interpretability|relevance-judge) \
+      apt-get update -qq && apt-get install -yqq --no-install-recommends g++ && rm -rf /var/lib/apt/lists/* \
+      && /opt/fovea/bin/fovea build-kernels \
+      && built=$(/opt/fovea/bin/python -P -c "from services.llm_longctx.kernels.native.isa_targets import PLACE; print(PLACE)") \
+      && cp -L "$(g++ -print-file-name=libgomp.so.1)" "${built}" ;; esac
 # Graphs, compared with torch, which is thrown away with its environment.
 RUN mkdir -p /opt/fovea/graphs \
  && [ "${FLAVOUR}" != onnx ] || { \

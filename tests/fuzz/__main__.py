@@ -10,9 +10,11 @@ import argparse
 import gc
 import hashlib
 import json
+import logging
 import random
 import sys
 import time
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -121,6 +123,8 @@ def main() -> int:
     asked = parser.parse_args()
     if unknown := set(asked.names) - HARNESSES.keys():
         parser.error(f"there is no harness {min(unknown)}; known are {', '.join(HARNESSES)}")
+    logging.disable()  # what libraries say of each input would hide what is found
+    warnings.simplefilter("ignore")
     broken = 0
     for name in asked.names or HARNESSES:
         report = fuzz(name, HARNESSES[name], asked.seconds)

@@ -8,6 +8,7 @@ that can't be had is skipped loudly. The wall clock on two threads is for a quie
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
@@ -106,9 +107,10 @@ def compare(extent: Extent, longest: int, root: Path, only: Sequence[str] = (), 
             for at in range(extent.long_rounds if length == longest else extent.rounds):
                 begin = 97 * at  # another text each time: nobody is helped by a cached prefix
                 take_turns(taken, engines, extent.clock, [ids[begin : begin + length]], length)
+        begins = itertools.count(0, 31)  # no prompt comes twice: nobody is helped by a cached prefix
         for size in extent.batches:
-            for at in range(extent.long_rounds):
-                prompts = [ids[31 * (i + size + 16 * at) :][:BATCH_PROMPT] for i in range(size)]
+            for _ in range(extent.long_rounds):
+                prompts = [ids[begin : begin + BATCH_PROMPT] for begin in itertools.islice(begins, size)]
                 for engine in engines:
                     attempt(engine, taken, f"{size} at once", extent.clock, prompts)
         for engine in engines:

@@ -93,7 +93,8 @@ def evaluate(
     with tempfile.TemporaryDirectory() as folder:
         files = unpack(gguf(), Path(folder), torch.bfloat16)
         engine = Engine(load_decoder(files, torch.bfloat16, "cpu"), page=page, threads=threads, kv_bytes=POOL_BYTES)
-        report = _ours_and_theirs(engine, files, spec, pressed, environments, threads)
+        store = RESULTS / f"ruler{suffix}.jsonl"
+        report = _ours_and_theirs(engine, files, spec, store, pressed, environments, threads)
     picture = f"images/ruler{suffix}.png"
     (ROOT / "docs" / picture).write_bytes(plots.draw_means(report))
     text = write_page(report, f"{machine()['cpu']}, {machine()['cores']} cores", picture)
@@ -102,12 +103,18 @@ def evaluate(
 
 
 def _ours_and_theirs(
-    engine: Engine, files: Path, spec: RulerSpec, pressed: Sequence[str], environments: Path, threads: int
+    engine: Engine,
+    files: Path,
+    spec: RulerSpec,
+    store: Path,
+    pressed: Sequence[str],
+    environments: Path,
+    threads: int,
 ) -> RulerReport:
     tokenizer = Tokenizer.from_folder(files)
     plans = {file.stem: HeadPlan.read(file) for file in PLANS.glob("*.json")}
     on = EvaluatedModel(engine, tokenizer, plans, "SmolLM2-135M-Instruct", run_at_once)
-    store, samples = RESULTS / "ruler.jsonl", files / "samples.jsonl"
+    samples = files / "samples.jsonl"
     samples.write_text("".join(json.dumps(row) + "\n" for row in export_samples(on, spec)), "utf8")
     theirs = {name: store.with_name(f"{store.stem}_{name}.jsonl") for name in ("kvpress", "vllm")}
     asked = [str(files), str(samples), "--threads", str(threads or 1)]
@@ -184,11 +191,13 @@ if __name__ == "__main__":
     parser.add_argument("--page", type=int, default=16, help="Entries per page.")
     parser.add_argument("--peers", type=Path, default=ENVIRONMENTS, help="Folder of environments.")
     parser.add_argument("--press", nargs="*", help="NAME:KEPT of kvpress; left out, six at each budget.")
+    parser.add_argument("--methods", nargs="*", help="Names or labels of ours; left out, all.")
     parser.add_argument("--suffix", default="", help="Ends the names of page, picture and table: one more page.")
     asked = parser.parse_args()
+    ours = [one for one in METHODS if not asked.methods or one.get("label", one["method"]) in asked.methods]
     wanted = RulerSpec.model_validate(
         {
-            "methods": METHODS,
+            "methods": ours,
             "budgets": [float(x) for x in asked.budgets.split(",")],
             "lengths": [asked.length],
             "tasks": asked.tasks.split(","),

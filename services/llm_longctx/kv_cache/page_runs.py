@@ -63,21 +63,27 @@ class PageRuns:
         need = -(-(self.n + growth) // self.pool.page)
         return int(np.where(growth > 0, need - self._held, 0).clip(min=0).sum())
 
+    def pages_to_advance(self, growing: np.ndarray) -> int:
+        """Pages that one more entry in the heads `growing` [L,G] (bool) would commit."""
+        return int(np.count_nonzero(self._is_full(growing)))
+
     def advance(self, growing: np.ndarray) -> None:
         """Make room for one more entry in the heads `growing` [L,G] (bool) and count it.
 
         Raises:
             PoolExhausted: The pool is full; then nothing was counted.
         """
-        n = self.n + growing
-        need = -(-n // self.pool.page)
-        for layer, head in np.argwhere(need > self._room).tolist():
-            self._move(layer, head, 2 * int(need[layer, head]))
-        new = need > self._held
+        new = self._is_full(growing)
         if new.any():
+            for layer, head in np.argwhere(new & (self._held == self._room)).tolist():
+                self._move(layer, head, 2 * int(self._held[layer, head] + 1))
             self.pool.commit(self.start[new] // self.pool.page + self._held[new])
             self._held[new] += 1
-        self.n = n
+        self.n = self.n + growing
+
+    def _is_full(self, growing: np.ndarray) -> np.ndarray:
+        """Which of the heads have no place for an entry in the pages that they hold."""
+        return growing & (self.n == self._held * self.pool.page)
 
     def retract(self, count: int) -> None:
         """Take `count` entries off the end of every run; pages that hold none any more go back, addresses stay."""

@@ -293,7 +293,7 @@ class SequenceCache:
         """Pages that so many more tokens commit: in a step, compact runs at their worst; in a chunk, in whole heads."""
         if tokens > 1:
             return self.own.pages_needed(np.where(self.cut, 0, tokens))
-        return self.own.pages_needed(self.windows.hole < 0) + self.compact.pages_needed(self.compact.n > 0)
+        return self.own.pages_to_advance(self.windows.hole < 0) + self.compact.pages_to_advance(self.compact.n > 0)
 
     def begin_step(self) -> np.ndarray:
         """Slots of the new token's entries [L,G]; each head has one entry more from now on.

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset, FileDataset
-from pydicom.uid import generate_uid
+from pydicom.uid import RLELossless, generate_uid
 
 from services.medical_seg.dicom.bodies import build_related, parse_related, unpack_zip
 from services.medical_seg.dicom.burnt_in import find_text_lines, inspect_text
@@ -215,6 +215,27 @@ def test_what_is_no_picture_or_too_large_or_broken_is_refused() -> None:
     for data in (b"", b"hello" * 100, b"\x89PNG\r\n\x1a\n" + bytes(200)):
         with pytest.raises(Malformed, match="DICOM"):
             read_object(data)
+
+
+def test_run_lengths_at_which_the_plugin_panics_are_a_damaged_file() -> None:
+    whole = grey(np.arange(64).reshape(8, 8))
+    whole.compress(RLELossless)
+    file = io.BytesIO()
+    whole.save_as(file)
+    broken = bytearray(file.getvalue())
+    # The second segment begins with a run of more bytes than there are pixels.
+    item = broken.rindex(b"\xfe\xff\x00\xe0") + 8
+    broken[item + int.from_bytes(broken[item + 8 : item + 12], "little")] = 129
+    with pytest.raises(UnsupportedMedia, match="RLE Lossless"):
+        read_frame(read_object(bytes(broken)))
+
+
+def test_elements_that_can_not_be_read_count_as_missing() -> None:
+    data = raw("MR_small.dcm")
+    at = data.index(b"\x08\x00\x70\x00LO")  # the manufacturer, whose kind of value becomes one that there is not
+    broken = read_object(data[: at + 4] + b"C\xfe" + data[at + 6 :])
+    assert "Manufacturer" not in broken
+    assert np.array_equal(read_frame(broken), read_frame(load("MR_small.dcm")))
 
 
 def test_nothing_of_a_patient_is_logged_or_told(caplog: pytest.LogCaptureFixture, capfd: Any) -> None:

@@ -18,7 +18,10 @@ from shared.errors import Fault
 __all__ = ["build", "build_kernels"]
 
 _COMPILERS = ("g++", "clang++", "c++")
-_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-ffp-contract=fast", "-Wno-psabi")
+_FLAGS = (
+    *("-std=c++17", "-O3", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-ffp-contract=fast", "-Wno-psabi"),
+    "-Wl,-rpath,$ORIGIN",  # where an image puts the library of OpenMP that it has nowhere else
+)
 
 
 def build_kernels(

@@ -85,7 +85,7 @@ inline vec load_half(const uint16_t* p) {  // 16 numbers of IEEE's half precisio
 
 inline vec to_floats(ivec x) { return __builtin_convertvector(x, vec); }
 
-// Rows of x in 8 bits: per group a scale, and scale times the sum, which a minimum is multiplied by.
+// Rows of x in 8 bits, group by group: of each a scale, the sum, and scale times the sum, which a minimum is multiplied by.
 class ByteRows {
  public:
   void assign(const float* x, int rows, int columns) {
@@ -93,13 +93,16 @@ class ByteRows {
     values.resize(size_t(B) * groups * GROUP);
     scales.resize(size_t(B) * groups);
     sums.resize(size_t(B) * groups);
+    offsets.resize(size_t(B) * groups);
     for (int b = 0; b < B; b++)
       for (int g = 0; g < groups; g++) quantize(x + int64_t(b) * K + g * GROUP, std::min(GROUP, K - g * GROUP), b, g);
   }
 
-  const int8_t* row(int b) const { return &values[size_t(b) * groups * GROUP]; }
-  float scale(int b, int g) const { return scales[size_t(b) * groups + g]; }
-  int32_t sum(int b, int g) const { return sums[size_t(b) * groups + g]; }
+  // Of group g: the bytes of row b and behind them those of the next rows, and so on.
+  const int8_t* bytes_of(int b, int g) const { return &values[(size_t(g) * B + b) * GROUP]; }
+  const float* scales_of(int b, int g) const { return &scales[size_t(g) * B + b]; }
+  const int32_t* sums_of(int b, int g) const { return &sums[size_t(g) * B + b]; }
+  const float* offsets_of(int b, int g) const { return &offsets[size_t(g) * B + b]; }
 
   int B = 0, K = 0, groups = 0;
 
@@ -110,10 +113,12 @@ class ByteRows {
     vec first = load(part), second = load(part + LANES);
     float most = horizontal_max(maximum(maximum(first, -first), maximum(second, -second)));
     float by = most > 0 ? 127.0f / most : 0.0f;
-    int8_t* to = &values[(size_t(b) * groups + g) * GROUP];
+    const size_t at = size_t(g) * B + b;
+    int8_t* to = &values[at * GROUP];
     vec total = store_bytes(first * broadcast(by), to) + store_bytes(second * broadcast(by), to + LANES);
-    scales[size_t(b) * groups + g] = most / 127.0f;
-    sums[size_t(b) * groups + g] = int32_t(horizontal_sum(total));
+    scales[at] = most / 127.0f;
+    const float sum = horizontal_sum(total);
+    sums[at] = int32_t(sum), offsets[at] = scales[at] * sum;
   }
 
   // The nearest integers of sixteen numbers of at most 127, as bytes; returns them as floats.
@@ -126,7 +131,7 @@ class ByteRows {
   }
 
   std::vector<int8_t, Lined<int8_t>> values;
-  std::vector<float> scales;
+  std::vector<float> scales, offsets;
   std::vector<int32_t> sums;
 };
 
@@ -161,19 +166,18 @@ inline void multiply_group(const Group<4>& w, const ByteRows& x, int b, int g, v
     low[v] = both & (bytes{} + 15), high[v] = (bytes)((uvec)both >> 4) & (bytes{} + 15);
   }
   vec scale = load_half(w.scale), minimum = load_half(w.minimum);
+  const int8_t* rows = x.bytes_of(b, g);
+  const float *scales = x.scales_of(b, g), *offsets = x.offsets_of(b, g);
 #pragma GCC unroll 8
   for (int n = 0; n < N; n++) {
-    const int8_t* row = x.row(b + n) + g * GROUP;
     ivec even{}, odd{};
 #pragma GCC unroll 4
     for (int v = 0; v < 4; v++) {
-      even = dot_bytes<4>(even, low[v], four_bytes(row + 8 * v));
-      odd = dot_bytes<4>(odd, high[v], four_bytes(row + 8 * v + 4));
+      even = dot_bytes<4>(even, low[v], four_bytes(rows + n * GROUP + 8 * v));
+      odd = dot_bytes<4>(odd, high[v], four_bytes(rows + n * GROUP + 8 * v + 4));
     }
-    float by = x.scale(b + n, g);
-    vec product = to_floats(even + odd) * broadcast(by);
-    acc[n] += scale * product;
-    acc[n] += minimum * broadcast(by * float(x.sum(b + n, g)));
+    acc[n] += scale * (to_floats(even + odd) * broadcast(scales[n]));
+    acc[n] += minimum * broadcast(offsets[n]);
   }
 }
 
@@ -182,17 +186,20 @@ inline void multiply_group(const Group<8>& w, const ByteRows& x, int b, int g, v
   bytes all[8];
   for (int v = 0; v < 8; v++) std::memcpy(&all[v], w.q + 64 * v, 64);
   vec scale = load_half(w.scale);
+  const int8_t* rows = x.bytes_of(b, g);
+  const float* scales = x.scales_of(b, g);
+  const int32_t* sums = x.sums_of(b, g);
 #pragma GCC unroll 8
   for (int n = 0; n < N; n++) {
-    const int8_t* row = x.row(b + n) + g * GROUP;
+    const int8_t* row = rows + n * GROUP;
     ivec even{}, odd{};
 #pragma GCC unroll 4
     for (int v = 0; v < 8; v += 2) {
       even = dot_bytes<8>(even, all[v], four_bytes(row + 4 * v));
       odd = dot_bytes<8>(odd, all[v + 1], four_bytes(row + 4 * v + 4));
     }
-    ivec whole = even + odd - (ivec{} + 128 * x.sum(b + n, g));
-    acc[n] += scale * (to_floats(whole) * broadcast(x.scale(b + n, g)));
+    ivec whole = even + odd - (ivec{} + 128 * sums[n]);
+    acc[n] += scale * (to_floats(whole) * broadcast(scales[n]));
   }
 }
 
