@@ -82,7 +82,8 @@ class PagedState:
         return twin
 
     def resume(self, cache: SequenceCache, memos: Iterable[object]) -> None:
-        """Go on from what another sequence has read."""
+        """Go on from what another sequence has read; what was reserved before is given back."""
+        self.cache.close()
         self.cache, self.memos = cache, list(memos)
 
     def settle_draft(self) -> None:

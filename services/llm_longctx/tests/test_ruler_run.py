@@ -93,6 +93,16 @@ def test_methods_that_read_densely_share_one_reading_of_a_context(tiny, monkeypa
     ]
 
 
+def test_no_address_is_kept_when_all_is_answered(folder):
+    on = EvaluatedModel(
+        Engine(tiny_decoder(positions=1024), page=8), Tokenizer.from_folder(folder), {}, "tiny", run_at_once
+    )
+    pool, methods = on.engine.pool, [{"method": "knorm"}, {"method": "snapkv", "window": 8}]
+    run_ruler(on, asked(methods=methods, budgets=[0.5]))
+    on.engine.prefix_cache.clear()
+    pool.unreserve(pool.reserve(pool.addresses), pool.addresses)
+
+
 def test_dense_answers_alike_under_both_protocols(tiny, tmp_path):
     stores = []
     for protocol in ("agnostic", "aware"):

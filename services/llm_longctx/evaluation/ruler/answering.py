@@ -104,10 +104,7 @@ def answer_prompts(
 
 def _open(runner: ModelRunner, prompt: PromptTokens, protocol: Protocol) -> _Running:
     fed = list(prompt.question_ids) if protocol == "agnostic" else []
-    state = runner.open(prompt.policy)
-    read = len(prompt.context_ids) + (0 if fed else len(prompt.question_ids))
-    state.reserve(read, len(fed) + prompt.max_new_tokens)
-    return _Running(state, Answer(), fed, prompt.max_new_tokens)
+    return _Running(runner.open(prompt.policy), Answer(), fed, prompt.max_new_tokens)
 
 
 def _read(
@@ -122,6 +119,7 @@ def _read(
     ids = [*prompt.context_ids, *(prompt.question_ids if protocol == "aware" else ())]
     yield from _read_prefix(runner, prefixes, one.state, prompt.context_ids)
     at, logits = prefixes.attach(one.state, _request(ids)), None
+    one.state.reserve(len(ids), len(one.fed) + one.left)
     while at < len(ids):
         size = one.state.policy.next_chunk(at, len(ids))
         last = at + size == len(ids)
@@ -145,8 +143,8 @@ def _read_prefix(
         return
     dense, request = runner.open(runner.dense), _request(ids)
     try:
-        dense.reserve(len(ids), 0)
         at = prefixes.attach(dense, request)
+        dense.reserve(len(ids), 0)
         if at + runner.pool.page >= len(ids):
             return
         while at < len(ids):
