@@ -83,7 +83,7 @@ class PageRuns:
 
     def _is_full(self, growing: np.ndarray) -> np.ndarray:
         """Which of the heads have no place for an entry in the pages that they hold."""
-        return growing & (self.n == self._held * self.pool.page)
+        return np.asarray(growing & (self.n == self._held * self.pool.page))
 
     def retract(self, count: int) -> None:
         """Take `count` entries off the end of every run; pages that hold none any more go back, addresses stay."""
