@@ -29,8 +29,6 @@ class Sampler:
             self._generator.seed()
         else:
             self._generator.manual_seed(sampling.seed % 2**63)
-        penalties = sampling.presence_penalty or sampling.frequency_penalty or sampling.repetition_penalty != 1
-        self._penalizes = bool(penalties)
         self._produced = torch.zeros(vocab)
         self._seen = torch.zeros(vocab, dtype=torch.bool)
         if sampling.repetition_penalty != 1:
@@ -46,9 +44,8 @@ class Sampler:
             chosen = int(adjusted.numpy().argmax())
         else:
             chosen = self._sample(adjusted)
-        if self._penalizes:
-            self._produced[chosen] += 1
-            self._seen[chosen] = True
+        self._produced[chosen] += 1
+        self._seen[chosen] = True
         if self._grammar is not None:
             self._grammar.advance(chosen)
         return ScoredToken(chosen) if top is None else token_logprobs(logits[None], [chosen], top)[0]
