@@ -10,17 +10,13 @@ import os
 import shutil
 import subprocess
 import venv
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 __all__ = ["ENVIRONMENTS", "PeerMissing", "prepare_environment"]
 
 ENVIRONMENTS = Path.home() / ".cache/fovea/bench-peers"
 """Where environments are kept unless told otherwise."""
-
-UNWANTED: Mapping[str, Sequence[str]] = {"vllm": ("torchaudio", "torchcodec")}
-"""Packages that requirements bring and that are taken out again: registries have these two for CUDA only, and vLLM
-imports them where they are."""
 
 
 class PeerMissing(Exception):
@@ -37,7 +33,7 @@ def prepare_environment(
 
     Args:
         name: Folder of the environment below `root`.
-        requirements: File for pip.
+        requirements: File for pip; what `NAME-unwanted.txt` beside it lists is taken out again.
         root: Folder of all environments.
         build: Environment variables of a build from source, which needs a C++ compiler; None builds nothing.
 
@@ -57,7 +53,7 @@ def prepare_environment(
     if done.returncode:
         message = f"pip can't install {name}: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}"
         raise PeerMissing(message)
-    if name in UNWANTED:
-        subprocess.run([python, "-m", "pip", "uninstall", "--quiet", "--yes", *UNWANTED[name]], check=False)
+    if (unwanted := requirements.with_name(f"{requirements.stem}-unwanted.txt")).is_file():
+        subprocess.run([python, "-m", "pip", "uninstall", "--quiet", "--yes", "-r", unwanted], check=False)
     stamp.write_text(wanted, "utf8")
     return python

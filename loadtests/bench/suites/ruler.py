@@ -2,7 +2,7 @@
 
 vLLM's dense answers stand beside ours as a check.
 
-SmolLM2 in bfloat16. Predictions are kept as JSONL beside the results, so that a run that was cut short goes on where it
+SmolLM2 in bfloat16. Predictions are kept beside the results, so that a run that was cut short goes on where it
 stopped, and a larger one answers only what is new. kvpress runs in an environment of its own, which is made once and
 kept (`--peers` of `python -m loadtests.bench.suites.ruler` says where), and is skipped loudly where that fails.
 """
@@ -10,6 +10,7 @@ kept (`--peers` of `python -m loadtests.bench.suites.ruler` says where), and is 
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import subprocess
 import sys
@@ -72,17 +73,17 @@ def measure(rounds: int = 10, count: int = 1024) -> Table:
             "n": rounds,
         }
     )
-    return evaluate(spec, presses(PRESSES, spec.budgets))
+    return evaluate(spec, list_presses(PRESSES, spec.budgets))
 
 
-def presses(names: Sequence[str], budgets: Sequence[float]) -> list[str]:
+def list_presses(names: Sequence[str], budgets: Sequence[float]) -> list[str]:
     """Presses as kvpress's process is told of them."""
     return [f"{name}:{budget}" for budget in budgets for name in names]
 
 
 def evaluate(
     spec: RulerSpec,
-    pressed: Sequence[str],
+    presses: Sequence[str],
     environments: Path = ENVIRONMENTS,
     *,
     threads: int = 0,
@@ -94,7 +95,7 @@ def evaluate(
         files = unpack(gguf(), Path(folder), torch.bfloat16)
         engine = Engine(load_decoder(files, torch.bfloat16, "cpu"), page=page, threads=threads, kv_bytes=POOL_BYTES)
         store = RESULTS / f"ruler{suffix}.jsonl"
-        report = _ours_and_theirs(engine, files, spec, store, pressed, environments, threads)
+        report = _ours_and_theirs(engine, files, spec, store, presses, environments, threads)
     picture = f"images/ruler{suffix}.png"
     (ROOT / "docs" / picture).write_bytes(plots.draw_means(report))
     text = write_page(report, f"{machine()['cpu']}, {machine()['cores']} cores", picture)
@@ -107,7 +108,7 @@ def _ours_and_theirs(
     files: Path,
     spec: RulerSpec,
     store: Path,
-    pressed: Sequence[str],
+    presses: Sequence[str],
     environments: Path,
     threads: int,
 ) -> RulerReport:
@@ -118,7 +119,9 @@ def _ours_and_theirs(
     samples.write_text("".join(json.dumps(row) + "\n" for row in export_samples(on, spec)), "utf8")
     theirs = {name: store.with_name(f"{store.stem}_{name}.jsonl") for name in ("kvpress", "vllm")}
     asked = [str(files), str(samples), "--threads", str(threads or 1)]
-    with _answering("kvpress", environments, theirs["kvpress"], [*asked, "--press", *pressed]):
+    stores = (store, *theirs.values())
+    _unpack(stores)
+    with _answering("kvpress", environments, theirs["kvpress"], [*asked, "--press", *presses]):
         run_ruler(on, spec, store=store, progress=_say)
     with _answering("vllm", environments, theirs["vllm"], asked):
         pass
@@ -130,7 +133,23 @@ def _ours_and_theirs(
         for one in peers.read_predictions(file, decode=lambda ids: tokenizer.decode(ids, special=False))
         if one.digest in wanted
     ]
-    return run_ruler(on, spec, store=store, extra=found)
+    report = run_ruler(on, spec, store=store, extra=found)
+    _pack(stores)
+    return report
+
+
+def _unpack(stores: Sequence[Path]) -> None:
+    """Predictions as they are kept in the repository, unless a run that was cut short has left its own."""
+    for store in stores:
+        if not store.is_file() and (packed := store.with_suffix(".jsonl.gz")).is_file():
+            store.write_bytes(gzip.decompress(packed.read_bytes()))
+
+
+def _pack(stores: Sequence[Path]) -> None:
+    """Keep them for the next run."""
+    for store in filter(Path.is_file, stores):
+        store.with_suffix(".jsonl.gz").write_bytes(gzip.compress(store.read_bytes(), mtime=0))
+        store.unlink()
 
 
 @contextmanager
@@ -205,6 +224,6 @@ if __name__ == "__main__":
             "max_answer": asked.max_answer,
         }
     )
-    theirs = asked.press if asked.press is not None else presses(PRESSES, wanted.budgets)
+    theirs = asked.press if asked.press is not None else list_presses(PRESSES, wanted.budgets)
     table = evaluate(wanted, theirs, asked.peers, threads=asked.threads, page=asked.page, suffix=asked.suffix)
     (RESULTS / f"ruler{asked.suffix}.json").write_text(json.dumps(table.as_dict(), indent=1) + "\n", "utf8")

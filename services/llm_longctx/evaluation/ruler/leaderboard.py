@@ -29,7 +29,7 @@ def write_page(report: RulerReport, machine: str, picture: str = "images/ruler.p
         f"{facts.get('model')}, {facts.get('dtype')}, pages of {facts.get('page')} entries, {machine};",
         f"seed {spec.get('seed')}, n samples a task: {spec.get('n')}{cut}.",
         "Marked †: more than 5 % under the budget, because pages are whole.",
-        "Intervals: 95 % bootstrap. kvpress (0.5.4) runs on the same prompts and weights; its bytes (*) are entries.",
+        "Intervals: 95 % bootstrap. kvpress (0.5.4) and vLLM have the same prompts and weights; bytes (*) are entries.",
         "",
         f"![Mean score over bytes of dense, a line per method]({picture})",
     ]

@@ -243,5 +243,5 @@ def _lead(
         better=better,
         retained=mean.mean / (sum(base) / len(base)) if sum(base) else 0.0,
         seconds=sum(one.seconds for one in every),
-        nominal=name.startswith("kvpress "),
+        nominal=name.startswith(("kvpress ", "vllm ")),
     )
