@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from services.llm_longctx.engine.decode_attention import StepAttention
 from services.llm_longctx.engine.layer_inputs import LayerInputs
@@ -38,7 +38,7 @@ class ModelRunner:
         model: The decoder, in eval mode.
         pool: The pages.
         backend: Name of the kernels' back end, or `auto`.
-        packed: Few-bit matrices that steps are made with, where there are C++ kernels; see `NativeDecoder`.
+        packed: Few-bit matrices that layers are multiplied with, where there are C++ kernels; see `NativeDecoder`.
         weights_sha256: Digest of the weights, on which cached prefixes depend.
         dense: Policy of dense attention, with which methods are compared.
     """
@@ -54,6 +54,7 @@ class ModelRunner:
         self.model = model
         self.packed = packed
         self._native: NativeDecoder | None = None
+        self._packed_layers = _layers_of(model, packed)
         self.pool = pool
         self.backend = backend
         self.weights_sha256 = weights_sha256
@@ -247,12 +248,18 @@ class ModelRunner:
 
     def _layer_ops(self) -> Ops:
         """Linear layers of one pass; asked for each time, because kernel calls are counted."""
-        return layer_ops(self.backend, self.pool.keys.dtype, self.model.output_matrix.device.type)
+        device = self.model.output_matrix.device.type
+        return layer_ops(self.backend, self.pool.keys.dtype, device, self._packed_layers)
 
     def _track(self, state: PagedState) -> PagedState:
         self._open = [s for s in self._open if not s.is_closed]
         self._open.append(state)
         return state
+
+
+def _layers_of(model: Decoder, packed: Mapping[str, PackedMatrix]) -> dict[nn.Linear, PackedMatrix]:
+    linears = {f"{name}.weight": part for name, part in model.named_modules() if isinstance(part, nn.Linear)}
+    return {linears[key]: matrix for key, matrix in packed.items() if key in linears}
 
 
 def _tap_of(inputs: LayerInputs, forward: Tap | None = None) -> Tap:

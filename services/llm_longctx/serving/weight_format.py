@@ -1,7 +1,8 @@
 """Weight formats of a served decoder: which one a file and a machine call for, and its few-bit matrices, packed once.
 
-Packed matrices lie in the cache folder, named by the digest of the weights and by format. Prompts are read with the
-same weights, widened. Knows files and formats; knows nothing about engines or requests.
+Packed matrices lie in the cache folder, named by the digest of the weights and by format. The same weights, widened,
+are what torch multiplies with where no C++ kernel serves. Knows files and formats; knows nothing about engines or
+requests.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class ModelWeights:
         model: The decoder, its matrices in float32 or bfloat16.
         folder: Where its files are.
         sha256: Digest of the weights.
-        format: The format that steps are made with.
+        format: The format that the kernels multiply with.
         packed: Few-bit matrices by official key; none in `bf16` and `fp32`.
     """
 

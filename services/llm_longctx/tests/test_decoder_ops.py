@@ -8,10 +8,12 @@ import torch
 from services.llm_longctx.kernels import layer_ops
 from services.llm_longctx.kernels.decoder_ops.cpu_ext import FEW, MANY, NativeOps
 from services.llm_longctx.kernels.native import bindings, isa_targets
+from services.llm_longctx.kernels.quantized_linear import pack
 from shared.errors import NotReady
 from shared.lm.blocks import OffsetRMSNorm, RMSNorm
 from shared.lm.builders import llama
 from shared.lm.ops import TORCH
+from shared.lm.quantization import quantize
 from shared.lm.rope import rotation
 from shared.registry import network
 
@@ -215,3 +217,22 @@ def test_float64_and_plainer_back_ends_compute_with_torch():
     assert layer_ops("cpu_torch", torch.float32, "cpu") is TORCH
     with pytest.raises(NotReady, match="float64"):
         layer_ops("cpu_ext", torch.float64, "cpu")
+
+
+@native
+@pytest.mark.parametrize("rows", [3, 40])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_layers_with_few_bit_matrices_are_multiplied_with_those(ops, rows, bits):
+    torch.manual_seed(bits)
+    gate, up = (torch.nn.Linear(64, 48, bias=False) for _ in range(2))
+    packed = {layer: pack(quantize(layer.weight.numpy(), bits)) for layer in (gate, up)}
+    exact = {layer: torch.from_numpy(packed[layer].unpack().dequantize()).double() for layer in (gate, up)}
+    for layer in packed:
+        layer.weight.zero_()  # what stands in for the weights is all that counts
+    x, norm = torch.randn(2, rows, 64), RMSNorm(64, 1e-5)
+    few = NativeOps(packed)
+    normed = norm(x).double()
+    opened = torch.nn.functional.silu(normed @ exact[gate].T) * (normed @ exact[up].T)
+    for found, layer in zip(few.products(x, (gate, up), norm), (gate, up), strict=True):
+        torch.testing.assert_close(found.double(), normed @ exact[layer].T, rtol=0.02, atol=0.03)
+    torch.testing.assert_close(few.swiglu(x, gate, up, norm).double(), opened, rtol=0.05, atol=0.03)

@@ -20,6 +20,10 @@ def matrix(rows: int, columns: int, seed: int = 0) -> np.ndarray:
     return out
 
 
+def product(x, packed):
+    return multiply(x, [(packed, None)])[0]
+
+
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_packed_matrix_is_the_same_matrix(bits, shape):
@@ -44,11 +48,11 @@ def test_rounding_errs_by_a_step_at_most(bits, most):
 @native
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("rows", [1, 2, 5, 8, 19])
+@pytest.mark.parametrize("rows", [1, 2, 5, 8, 19, 64])
 def test_products_agree_with_the_reference(bits, shape, rows):
     packed = pack(quantize(matrix(*shape), bits))
     x = torch.randn(rows, shape[1], generator=torch.Generator().manual_seed(1))
-    out, exact = multiply(x, packed), reference(x, packed)
+    out, exact = product(x, packed), reference(x, packed)
     # x is rounded to 8 bits per group: its error is half a 127th of the group's largest entry, at random.
     size = x.abs().amax() / 127 / 12**0.5 * torch.from_numpy(packed.unpack().dequantize()).norm(dim=1).double()
     assert (out.double() - exact).abs().le(5 * size + 1e-4).all()
@@ -61,17 +65,37 @@ def test_products_are_exact_where_eight_bits_hold_x(bits):
     x = torch.randint(-127, 128, (3, 77), generator=torch.Generator().manual_seed(2)).float()
     x[:, ::32] = 127  # every group's largest, so that its scale is 1
     exact = reference(x, packed)
-    torch.testing.assert_close(multiply(x, packed).double(), exact, rtol=1e-5, atol=2e-4 * float(exact.abs().max()))
+    torch.testing.assert_close(product(x, packed).double(), exact, rtol=1e-5, atol=2e-4 * float(exact.abs().max()))
 
 
 @native
 @pytest.mark.parametrize("bits", [8, 4])
 def test_a_row_does_not_depend_on_others(bits):
     packed = pack(quantize(matrix(90, 200), bits))
-    x = torch.randn(11, 200, generator=torch.Generator().manual_seed(3))
-    together = multiply(x, packed)
-    for at in range(11):
-        assert torch.equal(multiply(x[at : at + 1], packed)[0], together[at])
+    x = torch.randn(41, 200, generator=torch.Generator().manual_seed(3))
+    together = product(x, packed)
+    for at in range(41):  # one row at a time, and then many in tiles
+        assert torch.equal(product(x[at : at + 1], packed)[0], together[at])
+
+
+@native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 7, 30])
+def test_layers_of_both_widths_have_biases_and_gates(dtype, rows):
+    packed = [pack(quantize(matrix(70, 96, seed), bits)) for seed, bits in ((1, 4), (2, 8))]
+    x = torch.randn(2, rows, 96, generator=torch.Generator().manual_seed(4)).to(dtype)
+    bias = torch.linspace(-1, 1, 70).to(dtype)
+    first, second = multiply(x, [(packed[0], bias), (packed[1], None)])
+    gated, *rest = multiply(x, [(packed[0], bias), (packed[1], None)], gated=True)
+    assert first.dtype == gated.dtype == dtype
+    assert not rest
+    exact = [reference(x.flatten(0, 1), one).view(2, rows, 70) for one in packed]
+    exact[0] = exact[0] + bias.double()
+    near = {"rtol": 0.02, "atol": 0.02 * float(exact[0].abs().max())}
+    torch.testing.assert_close(first.double(), exact[0], **near)
+    torch.testing.assert_close(second.double(), exact[1], **near)
+    opened = torch.nn.functional.silu(exact[0]) * exact[1]
+    torch.testing.assert_close(gated.double(), opened, rtol=0.05, atol=0.02 * float(opened.abs().max()))
 
 
 def test_gguf_blocks_are_read_as_gguf_reads_them():
@@ -97,5 +121,5 @@ def test_bytes_of_another_matrix_are_refused():
     with pytest.raises(ValueError, match="no packed matrix of 33 x 32"):
         PackedMatrix.of(packed.data, 33, 32)
     if "cpu_ext" in backends():
-        with pytest.raises(ValueError, match="rows of 32"):
-            multiply(torch.zeros(1, 31), packed)
+        with pytest.raises(ValueError, match="rows of 31"):
+            product(torch.zeros(1, 31), packed)

@@ -5,25 +5,36 @@ The oracle is `shared.lm.ops.TORCH`, in float64. Knows tensors and linear layers
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import torch
+from torch import nn
 
 from services.llm_longctx.kernels.decoder_ops.cpu_ext import NativeOps
 from services.llm_longctx.kernels.dispatch import choose
+from services.llm_longctx.kernels.quantized_linear import PackedMatrix
 from shared.lm.ops import TORCH, Ops
 
 __all__ = ["layer_ops"]
 
 
-def layer_ops(backend: str, dtype: torch.dtype, device: str) -> Ops:
+def layer_ops(
+    backend: str,
+    dtype: torch.dtype,
+    device: str,
+    packed: Mapping[nn.Linear, PackedMatrix] = MappingProxyType({}),
+) -> Ops:
     """The operations for a model of this dtype on this device.
 
     Args:
         backend: `auto` or a name of `backends()`; all but `cpu_ext` compute with torch.
         dtype: Of the model.
         device: Its device's type.
+        packed: Few-bit matrices of its layers, which `cpu_ext` multiplies with instead of their weights.
 
     Raises:
         BadInput: No back end has this name.
         NotReady: The named one is not there or can't take this dtype or device.
     """
-    return NativeOps() if choose("layer", backend, dtype, device) == "cpu_ext" else TORCH
+    return NativeOps(packed) if choose("layer", backend, dtype, device) == "cpu_ext" else TORCH

@@ -1,18 +1,21 @@
 """Decoder-layer operations by the C++ kernels beside this file, float32 or bfloat16 on a CPU, without gradients.
 
 Few rows are multiplied by kernels that read a matrix once, more by tiles where the processor has them; the rest is left
-to torch, whose products are faster there.
+to torch, whose products are faster there. Layers that have few-bit matrices are multiplied with those.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from services.llm_longctx.kernels.native import bindings
+from services.llm_longctx.kernels.quantized_linear import PackedMatrix
+from services.llm_longctx.kernels.quantized_linear import multiply as multiply_packed
 from shared.lm.ops import NormLayer
 from shared.lm.rope import Rotation
 
@@ -35,6 +38,10 @@ class NativeOps:
     bfloat16 loses there turns near ties over.
     """
 
+    def __init__(self, packed: Mapping[nn.Linear, PackedMatrix] = MappingProxyType({})) -> None:
+        """Take the few-bit matrices of layers, which stand in for their weights."""
+        self._packed = packed
+
     def widen(self, x: Tensor) -> Tensor:
         """See `Ops`."""
         return x.float()
@@ -49,6 +56,8 @@ class NativeOps:
     def products(self, x: Tensor, layers: Sequence[nn.Linear], norm: NormLayer | None = None) -> list[Tensor]:
         """See `Ops`."""
         x, norm = self._narrow(x, norm)
+        if self._has_few_bits(x, layers):
+            return self._multiply_packed(x, layers, norm)
         if not _is_faster_here(x, [layer.weight for layer in layers]):
             x = x if norm is None else self.norm(x, norm)
             return [layer(x) for layer in layers]
@@ -57,6 +66,8 @@ class NativeOps:
     def swiglu(self, x: Tensor, gate: nn.Linear, up: nn.Linear, norm: NormLayer | None = None) -> Tensor:
         """See `Ops`."""
         x, norm = self._narrow(x, norm)
+        if self._has_few_bits(x, (gate, up)):
+            return self._multiply_packed(x, (gate, up), norm, gated=True)[0]
         if not _is_faster_here(x, [gate.weight, up.weight]):
             x = x if norm is None else self.norm(x, norm)
             gated: Tensor = gate(x)
@@ -77,6 +88,17 @@ class NativeOps:
         if not x.numel() or not _is_faster_here(x, [matrix]):
             return functional.linear(x, matrix)
         return _products(x, [(matrix, None)], wide=x.numel() // x.shape[-1] <= FEW)[0]
+
+    def _has_few_bits(self, x: Tensor, layers: Sequence[nn.Linear]) -> bool:
+        """Whether layers are multiplied in few bits: tiles of bfloat16 are faster for many rows."""
+        is_many = x.numel() // x.shape[-1] > FEW and x.dtype == torch.bfloat16
+        return all(layer in self._packed for layer in layers) and not (is_many and bindings.has_tiles())
+
+    def _multiply_packed(
+        self, x: Tensor, layers: Sequence[nn.Linear], norm: NormLayer | None, *, gated: bool = False
+    ) -> list[Tensor]:
+        x = x if norm is None else self.norm(x, norm)
+        return multiply_packed(x, [(self._packed[layer], layer.bias) for layer in layers], gated=gated)
 
     def _narrow(self, x: Tensor, norm: NormLayer | None) -> tuple[Tensor, NormLayer | None]:
         """A stream that is wider than the norm's weight is normed at once; products take one dtype."""

@@ -51,7 +51,7 @@ _TAKES = {
     "fovea_norm": (_INT, _INT, _AT, _AT, _AT, _LONG, _INT, _REAL, _REAL, _INT),
     "fovea_rotate": (_INT, _AT, _AT, _AT, _AT, _AT, _AT, _LONG, _INT, _INT, _INT, _INT),
     "fovea_gate": (_INT, _AT, _AT, _AT, _LONG, _INT),
-    "fovea_multiply_packed": (_INT, _AT, _INT, _INT, _AT, _LONG, _AT, _INT),
+    "fovea_multiply_packed": (_INT, _AT, _AT, _INT, _INT, _INT, _INT, _INT),
     "fovea_decoder_new": (_AT, _AT, _AT),
     "fovea_decoder_delete": (_AT,),
     "fovea_decoder_buffers": (_INT, _AT, _AT),
@@ -250,10 +250,16 @@ def multiply(
     )
 
 
-def multiply_packed(x: Tensor, matrix: Tensor, bits: int, out: Tensor) -> None:
-    """Fill `out` [B,rows] with rows of x [B,K] float32 times a packed matrix."""
+def multiply_packed(x: Tensor, words: Sequence[int], count: int, sizes: tuple[int, int], *, gated: bool) -> None:
+    """Fill the outputs that the words name, five per packed matrix in C++ order, with x [B,K] times the matrices."""
     _library().fovea_multiply_packed(
-        bits, x.data_ptr(), *x.shape, matrix.data_ptr(), out.shape[1], out.data_ptr(), torch.get_num_threads()
+        x.dtype == torch.bfloat16,
+        x.data_ptr(),
+        (ctypes.c_int64 * len(words))(*words),
+        count,
+        *sizes,
+        gated,
+        torch.get_num_threads(),
     )
 
 

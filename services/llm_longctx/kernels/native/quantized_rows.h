@@ -88,14 +88,31 @@ inline vec to_floats(ivec x) { return __builtin_convertvector(x, vec); }
 // Rows of x in 8 bits, group by group: of each a scale, the sum, and scale times the sum, which a minimum is multiplied by.
 class ByteRows {
  public:
-  void assign(const float* x, int rows, int columns) {
+  template <typename S>
+  void assign(const S* x, int rows, int columns) {
+    resize(rows, columns);
+    for (int b = 0; b < B; b++) quantize(x + int64_t(b) * K, b);
+  }
+
+  // Room for rows, which are then quantized one by one, by whom it may concern.
+  void resize(int rows, int columns) {
     B = rows, K = columns, groups = (K + GROUP - 1) / GROUP;
     values.resize(size_t(B) * groups * GROUP);
     scales.resize(size_t(B) * groups);
     sums.resize(size_t(B) * groups);
     offsets.resize(size_t(B) * groups);
-    for (int b = 0; b < B; b++)
-      for (int g = 0; g < groups; g++) quantize(x + int64_t(b) * K + g * GROUP, std::min(GROUP, K - g * GROUP), b, g);
+  }
+
+  // Takes x [K] as row b.
+  template <typename S>
+  void quantize(const S* x, int b) {
+    const int whole = K / GROUP;
+    for (int g = 0; g < whole; g++) quantize_group(load(x + g * GROUP), load(x + g * GROUP + LANES), b, g);
+    if (whole < groups) {
+      alignas(64) float rest[GROUP] = {};
+      for (int i = whole * GROUP; i < K; i++) rest[i - whole * GROUP] = widen(x[i]);
+      quantize_group(load(rest), load(rest + LANES), b, whole);
+    }
   }
 
   // Of group g: the bytes of row b and behind them those of the next rows, and so on.
@@ -107,10 +124,7 @@ class ByteRows {
   int B = 0, K = 0, groups = 0;
 
  private:
-  void quantize(const float* x, int many, int b, int g) {
-    alignas(64) float part[GROUP] = {};
-    std::copy(x, x + many, part);
-    vec first = load(part), second = load(part + LANES);
+  void quantize_group(vec first, vec second, int b, int g) {
     float most = horizontal_max(maximum(maximum(first, -first), maximum(second, -second)));
     float by = most > 0 ? 127.0f / most : 0.0f;
     const size_t at = size_t(g) * B + b;

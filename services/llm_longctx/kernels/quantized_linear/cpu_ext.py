@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from services.llm_longctx.kernels.native import bindings
@@ -11,18 +12,29 @@ from services.llm_longctx.kernels.quantized_linear.packing import PackedMatrix
 __all__ = ["multiply"]
 
 
-def multiply(x: Tensor, matrix: PackedMatrix) -> Tensor:
-    """Rows of x [B,columns] times the matrix: float32 [B,rows].
+def multiply(x: Tensor, layers: Sequence[tuple[PackedMatrix, Tensor | None]], *, gated: bool = False) -> list[Tensor]:
+    """Rows of x [...,columns] times matrices: [...,rows] each, of x's dtype.
 
     A row's result does not depend on how many others there are.
+
+    Args:
+        x: float32 or bfloat16.
+        layers: Matrices with their biases [rows], of x's dtype.
+        gated: There are two, a gate and what it opens: one result, silu of the first times the second.
 
     Raises:
         ValueError: The sizes don't fit.
     """
-    if x.dim() != 2 or x.shape[1] != matrix.columns:
-        message = f"rows of {matrix.columns} are multiplied, not {list(x.shape)}"
+    K = x.shape[-1]
+    if any(matrix.columns != K for matrix, _ in layers):
+        message = f"rows of {K} don't fit matrices of {[matrix.columns for matrix, _ in layers]} columns"
         raise ValueError(message)
-    x = x.float().contiguous()
-    out = torch.empty(len(x), matrix.rows)
-    bindings.multiply_packed(x, matrix.data.contiguous(), matrix.bits, out)
-    return out
+    x = x.contiguous()
+    # A gate and what it opens have one output.
+    outs = [x.new_empty((*x.shape[:-1], matrix.rows)) for matrix, _ in layers[: 1 if gated else None]]
+    words = []
+    for (matrix, bias), out in zip(layers, [*outs, *outs] if gated else outs, strict=True):
+        data = matrix.data.contiguous()
+        words += [matrix.bits, data.data_ptr(), 0 if bias is None else bias.data_ptr(), out.data_ptr(), matrix.rows]
+    bindings.multiply_packed(x, words, len(layers), (x.numel() // K, K), gated=gated)
+    return outs
