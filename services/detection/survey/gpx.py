@@ -63,11 +63,11 @@ def parse_gpx(data: bytes) -> Track:
         try:
             latitude, longitude = float(point.get("lat", "")), float(point.get("lon", ""))
             time = dt.datetime.fromisoformat(str(stamp).strip())
-        except ValueError:
+            zoned = (time if time.tzinfo else time.replace(tzinfo=dt.UTC)).astimezone(dt.UTC)
+        except (ValueError, OverflowError):  # of years that there are not, behind the offset
             continue
         if abs(latitude) <= 90 and abs(longitude) <= 180:
-            zoned = time if time.tzinfo else time.replace(tzinfo=dt.UTC)
-            found[zoned.timestamp()] = Place(latitude, longitude, time=zoned.astimezone(dt.UTC))
+            found[zoned.timestamp()] = Place(latitude, longitude, time=zoned)
     if len(found) < 2:
         raise Malformed("The track holds no two points with a time.", hint="Export trkpt with time.", field="gpx")
     times = tuple(sorted(found))

@@ -138,13 +138,13 @@ def _read_time(gps: Mapping[int, Any], exif: Image.Exif) -> dt.datetime | None:
         clock = [float(part) for part in gps[tags.GPSTimeStamp]]
         day = dt.datetime.strptime(str(gps[tags.GPSDateStamp]).strip("\0 "), "%Y:%m:%d").replace(tzinfo=dt.UTC)
         return day + dt.timedelta(hours=clock[0], minutes=clock[1], seconds=clock[2])
-    except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError):
+    except (KeyError, TypeError, ValueError, IndexError, ArithmeticError):
         pass
     own = exif.get_ifd(ExifTags.IFD.Exif)
     text = own.get(ExifTags.Base.DateTimeOriginal) or exif.get(ExifTags.Base.DateTime)
     offset = str(own.get(ExifTags.Base.OffsetTimeOriginal) or "+00:00").strip("\0 ")
     try:
         found = dt.datetime.strptime(f"{str(text).strip(chr(0) + ' ')} {offset}", "%Y:%m:%d %H:%M:%S %z")
-    except ValueError:
+        return found.astimezone(dt.UTC)
+    except (ValueError, OverflowError):
         return None
-    return found.astimezone(dt.UTC)

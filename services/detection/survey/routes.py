@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import csv
 import datetime as dt
 import io
@@ -171,25 +172,32 @@ async def _watch(
 ) -> list[Observation]:
     """Every so many frames of a film, placed by the track."""
     film = await asyncio.to_thread(VideoFile, data, bounds)
-    start = options.start or track.start
-    zoned = start if start.tzinfo else start.replace(tzinfo=dt.UTC)
-    fps = options.fps or film.fps or USUAL_FPS
-    if film.count > MAX_FRAMES * options.every:
-        film.close()
-        detail = f"{film.count // options.every:,} frames would be searched; at most {MAX_FRAMES:,} are."
-        raise InvalidOption(detail, hint="Raise `every`, or cut the film.", field="every")
-    frames: Iterator[tuple[int, bytes]] = itertools.islice(
-        enumerate(film), 0, MAX_FRAMES * options.every, options.every
-    )
-    found = []
-    while (taken := await asyncio.to_thread(next, frames, None)) is not None:
-        run.check()
-        number, picture = taken
-        run.progress(number / film.count if film.count else 0.0, f"frame {number} of {film.count or '?'}")
-        time = zoned + dt.timedelta(seconds=number / fps)
-        place = track.locate(time)
-        found.append(await _look_at_frame(f"{name}#{number}", picture, place, time, detect))
+    start, fps, found = options.start or track.start, options.fps or film.fps or USUAL_FPS, []
+    with contextlib.closing(film):
+        if film.count > MAX_FRAMES * options.every:
+            detail = f"{film.count // options.every:,} frames would be searched; at most {MAX_FRAMES:,} are."
+            raise InvalidOption(detail, hint="Raise `every`, or cut the film.", field="every")
+        frames: Iterator[tuple[int, bytes]] = itertools.islice(
+            enumerate(film), 0, MAX_FRAMES * options.every, options.every
+        )
+        while (taken := await asyncio.to_thread(next, frames, None)) is not None:
+            run.check()
+            number, picture = taken
+            run.progress(number / film.count if film.count else 0.0, f"frame {number} of {film.count or '?'}")
+            time = _time_of(start, number / fps)
+            place = track.locate(time)
+            found.append(await _look_at_frame(f"{name}#{number}", picture, place, time, detect))
     return found
+
+
+def _time_of(start: dt.datetime, seconds: float) -> dt.datetime:
+    """When a frame was taken, as UTC where the start says no zone."""
+    zoned = start if start.tzinfo else start.replace(tzinfo=dt.UTC)
+    try:
+        return zoned.astimezone(dt.UTC) + dt.timedelta(seconds=seconds)
+    except OverflowError as error:
+        detail = f"A film that starts at {start.isoformat()} leaves the years that there are."
+        raise InvalidOption(detail, hint="Give its `start`, and its `fps`.", field="start") from error
 
 
 async def _look_at_frame(

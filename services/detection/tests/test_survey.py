@@ -23,7 +23,7 @@ from services.detection.models.yolo9tr import Yolo9trBoxDetector as Detector
 from services.detection.survey.counting import build_geojson, cut_segments, drive_in_order, measure_road, merge_damage
 from services.detection.survey.geodesy import RADIUS_M, distances, to_metres
 from services.detection.survey.gpx import parse_gpx
-from services.detection.survey.places import heic_to_png, read_place, read_time
+from services.detection.survey.places import _read_time, heic_to_png, read_place, read_time
 from services.detection.survey.routes import router
 from services.detection.survey.schemas import Observation, SeenObject
 from shared.errors import Malformed, TooLarge
@@ -84,6 +84,16 @@ def test_no_place_an_impossible_one_and_no_picture_are_none() -> None:
     assert read_time(out.getvalue()) == dt.datetime(2026, 5, 4, 12, tzinfo=dt.UTC)
 
 
+@pytest.mark.parametrize("hours", [1e300, 2e7])
+def test_times_that_there_are_not_are_none(hours: float) -> None:
+    exif = Image.Exif()
+    gps = exif.get_ifd(ExifTags.IFD.GPSInfo)
+    gps[ExifTags.GPS.GPSDateStamp], gps[ExifTags.GPS.GPSTimeStamp] = "9999:12:31", (hours, 0.0, 0.0)
+    own = exif.get_ifd(ExifTags.IFD.Exif)
+    own[ExifTags.Base.DateTimeOriginal], own[ExifTags.Base.OffsetTimeOriginal] = "9999:12:31 23:00:00", "-05:00"
+    assert _read_time(gps, exif) is None
+
+
 def test_heic_becomes_a_picture_that_every_reader_takes() -> None:
     data = photograph(1, 1, form="HEIF")
     png = Image.open(io.BytesIO(heic_to_png(data, DecodeBounds())))
@@ -121,6 +131,8 @@ def test_a_track_is_read_and_interpolated_but_not_over_gaps() -> None:
     assert middle.latitude == pytest.approx(10.0005)
     assert track.locate(track.start + dt.timedelta(minutes=30)) is None
     assert track.locate(track.start - dt.timedelta(seconds=1)) is None
+    outside = GPX.replace("2026-05-04T11:00:00+00:00", "9999-12-31T23:00:00-05:00")  # in UTC the year 10000
+    assert len(parse_gpx(outside.encode()).points) == 2
     bomb = '<!DOCTYPE x [<!ENTITY a "aaaa">]><gpx>&a;</gpx>'
     for text in ("no xml", "<gpx/>", bomb):
         with pytest.raises(Malformed):
@@ -246,6 +258,9 @@ def test_a_film_is_placed_by_its_track(client: TestClient, tmp_path: Path, monke
     assert [one["latitude"] for one in slow] == pytest.approx([10.0, 10.0002, 10.0004])
     later = {"every": 20, "start": "2026-05-04T10:00:01Z"}
     assert client.post("/v1/detect/survey", files=files, params=later).json()["observations"][0]["latitude"] > 10
+    for beyond in ({"start": "9999-12-31T23:59:59Z"}, {"start": "9999-12-31T23:59:59-01:00"}, {"fps": 1e-300}):
+        late = client.post("/v1/detect/survey", files=files, params={"every": 20, **beyond})
+        assert (late.status_code, "leaves the years" in late.text) == (422, True)
     monkeypatch.setattr("services.detection.survey.routes.MAX_FRAMES", 2)
     much = client.post("/v1/detect/survey", files=files, params={"every": 7})
     assert (much.status_code, "at most 2" in much.text) == (422, True)  # rather than a survey that ends too early
