@@ -175,7 +175,8 @@ def import_what_starts(service: str) -> None:
         programs = [["services.gateway.__main__", "shared.serving.health_check"]]
     else:
         discover = f"shared.registry.discovery; shared.registry.discovery.servables({service!r})"
-        replica = ["shared.serving.__main__", "shared.serving.worker", "shared.serving.drain", discover]
+        app = f"shared.serving.replica; shared.serving.replica.load_app({service!r})"
+        replica = ["shared.serving.__main__", "shared.serving.worker", "shared.serving.drain", discover, app]
         later = [name for name in LOADED_LATER if importlib.util.find_spec(name.partition(".")[0])]
         programs = [
             [*replica, *later, "shared.serving.health_check"],

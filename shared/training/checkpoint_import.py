@@ -253,9 +253,9 @@ def _read_pickle(file: Path) -> object:
 def _unpacked_size(file: Path) -> int:
     """Bytes on disk, or for a zip (torch's format) the bytes that its entries say they unpack to, if that is more."""
     size = file.stat().st_size
-    if not zipfile.is_zipfile(file):
-        return size
     try:
+        if not zipfile.is_zipfile(file):
+            return size
         with zipfile.ZipFile(file) as archive:
             return max(size, sum(entry.file_size for entry in archive.infolist()))
     except Exception as error:  # broken bytes lead its reader to many unrelated exceptions
