@@ -11,7 +11,7 @@ import pytest
 from loadtests.chaos.cluster import SERVICE, serve_config
 from tests.deploy.ray_cluster import HEAD, run_cluster, wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray-cluster")]
+pytestmark = pytest.mark.slow
 POD = {"CPU": 1.0}
 MOST = 3
 PER_NODE = "node:__internal_implicit_resource_"

@@ -13,7 +13,6 @@ from tests.deploy.test_chart import ALL_ON, SIX, named, render
 from tests.deploy.tools import helm
 
 pytestmark = [
-    pytest.mark.xdist_group("ray-cluster"),  # clusters share loopback addresses and the ports of Ray's agents
     pytest.mark.skipif(helm() is None, reason="no helm: neither on PATH nor in the carrier wheel"),
     # Ray's own use of pydantic, which it has to mend.
     pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`"),
