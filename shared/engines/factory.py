@@ -127,7 +127,13 @@ def _triton(context: LoadContext, artifacts: ModelArtifacts) -> Engine:
         raise NotReady("No Triton server is named.", hint="Set FOVEA_TRITON_URL to its host:port.")
     timeout = float(context.options.get("triton_timeout_s", 60))
     connections = int(context.options.get("triton_connections", 8))
-    engine: Engine = _module("triton").TritonEngine(url, artifacts.name, timeout=timeout, connections=connections)
+    engine: Engine = _module("triton").TritonEngine(
+        url,
+        artifacts.name,
+        timeout=timeout,
+        connections=connections,
+        declared=(*artifacts.inputs, *artifacts.outputs),
+    )
     return engine
 
 

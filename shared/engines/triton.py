@@ -7,7 +7,7 @@ memory where the server is on this host and can open it. The inputs and outputs 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
@@ -63,6 +63,8 @@ class TritonEngine:
         timeout: Seconds after which a call is given up.
         connections: Calls at once; more wait.
         shared_memory: Whether tensors go through shared memory; None tries it where the server is on loopback.
+        declared: Tensors as the model's own graph has them. Where it has one number per item, Triton's configuration
+            has an axis of one more, which is added to what is sent, and taken off what comes back.
 
     Raises:
         NotReady: The server can't be reached, or the model isn't ready there.
@@ -80,6 +82,7 @@ class TritonEngine:
         timeout: float = 60.0,
         connections: int = 8,
         shared_memory: bool | None = None,
+        declared: Iterable[TensorSpec] = (),
     ) -> None:
         scheme, _, self._address = url.rpartition("://")
         self._grpc = scheme == "grpc"
@@ -93,8 +96,11 @@ class TritonEngine:
         except BaseException:
             self.close()
             raise
-        self.inputs = tuple(map(_spec, facts["inputs"]))
-        self.outputs = tuple(map(_spec, facts["outputs"]))
+        numbers = {spec.name: spec for spec in declared if len(spec.shape) == 1}
+        stated = [_spec(fact) for fact in (*facts["inputs"], *facts["outputs"])]
+        self._columns = {spec.name for spec in stated if spec.name in numbers and spec.shape[1:] == (1,)}
+        found = [numbers[spec.name] if spec.name in self._columns else spec for spec in stated]
+        self.inputs, self.outputs = tuple(found[: len(facts["inputs"])]), tuple(found[len(facts["inputs"]) :])
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Compute all outputs on the server.
@@ -106,7 +112,8 @@ class TritonEngine:
         arrays = [np.ascontiguousarray(feeds[spec.name]) for spec in self.inputs]
         outputs = [self._library.InferRequestedOutput(spec.name) for spec in self.outputs]
         answer = self._ask(lambda connection: self._infer(connection, arrays, outputs))
-        return {spec.name: _array(spec, answer.as_numpy(spec.name)) for spec in self.outputs}
+        found = {spec.name: _array(spec, answer.as_numpy(spec.name)) for spec in self.outputs}
+        return {name: array[:, 0] if name in self._columns else array for name, array in found.items()}
 
     def close(self) -> None:
         """Close the connections, once the running calls are over."""
@@ -132,13 +139,13 @@ class TritonEngine:
     def _fill_inputs(self, connection: TritonConnection, arrays: list[np.ndarray]) -> list[Any]:
         """The inputs of a call: in shared memory where they are large and the server can see it."""
         inputs = [
-            self._library.InferInput(spec.name, list(array.shape), spec.datatype)
+            self._library.InferInput(spec.name, [*array.shape, *[1] * (spec.name in self._columns)], spec.datatype)
             for spec, array in zip(self.inputs, arrays, strict=True)
         ]
         offsets = self._share(connection, arrays)
         for place, (tensor, array) in enumerate(zip(inputs, arrays, strict=True)):
             if offsets is None or connection.region is None:
-                tensor.set_data_from_numpy(array)
+                tensor.set_data_from_numpy(array.reshape(tensor.shape()))
             else:
                 tensor.set_shared_memory(connection.region.name, array.nbytes, offsets[place])
         return inputs

@@ -92,13 +92,13 @@ def build_config(name: str, forms: ExportedForms, labels: Sequence[str], options
     config = schema.ModelConfig(
         name=name, backend=BACKEND, default_model_filename=GRAPH_FILE, max_batch_size=options.max_batch * is_batched
     )
-    for spec in forms.inputs:
-        config.input.add(name=spec.name, data_type=_datatype(spec), dims=spec.shape[is_batched:])
-    for spec in forms.outputs:
-        output = config.output.add(name=spec.name, data_type=_datatype(spec), dims=spec.shape[is_batched:] or (1,))
-        if not spec.shape[is_batched:]:
-            output.reshape.SetInParent()  # a number per item: an axis of one for the client, none in the graph
-        if labels and spec.shape[is_batched:] == (len(labels),):
+    for side, specs in ((config.input, forms.inputs), (config.output, forms.outputs)):
+        for spec in specs:
+            tensor = side.add(name=spec.name, data_type=_datatype(spec), dims=spec.shape[is_batched:] or (1,))
+            if not spec.shape[is_batched:]:
+                tensor.reshape.SetInParent()  # a number per item: an axis of one for the client, none in the graph
+    for output in config.output:
+        if labels and tuple(output.dims) == (len(labels),):
             output.label_filename = LABELS_FILE
     if is_batched:
         config.dynamic_batching.preferred_batch_size.append(options.max_batch)
@@ -119,7 +119,7 @@ def _add_warmup(config: Any, forms: ExportedForms, *, is_batched: bool) -> None:
     for spec in forms.inputs:
         shape = traced.get(spec.name, tuple(1 if length == -1 else length for length in spec.shape))
         warmup.inputs[spec.name].data_type = schema.DataType.Value(_datatype(spec))
-        warmup.inputs[spec.name].dims.extend(shape[is_batched:])
+        warmup.inputs[spec.name].dims.extend(shape[is_batched:] or (1,))
         if spec.datatype.startswith(("FP", "BF")):
             warmup.inputs[spec.name].random_data = True
         else:

@@ -1,0 +1,127 @@
+"""A real Triton of the wheel `nvidia-pytriton`, which brings the server but no backend for ONNX graphs.
+
+The backend `onnxruntime` that repositories name is a Python one here, run by the server's own Python backend; all else,
+configurations, batching, warm-up, labels, protocols and shared memory, is Triton's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import httpx2
+
+START_S = 120
+
+BACKEND = '''"""Runs a model's ONNX graph."""
+
+import json
+import sys
+from pathlib import Path
+
+sys.path[:0] = {path!r}
+
+import numpy as np
+import onnxruntime
+import triton_python_backend_utils as triton
+
+
+class TritonPythonModel:
+    @staticmethod
+    def auto_complete_config(config):
+        return config
+
+    def initialize(self, args):
+        config = json.loads(args["model_config"])
+        graph = Path(args["model_repository"], args["model_version"], config["default_model_filename"])
+        self.session = onnxruntime.InferenceSession(str(graph))
+
+    def execute(self, requests):
+        return [self.answer(request) for request in requests]
+
+    def answer(self, request):
+        feeds = {{one.name(): np.from_dlpack(one) for one in request.inputs()}}
+        names = list(request.requested_output_names())
+        found = self.session.run(names, feeds)
+        arrays = map(np.ascontiguousarray, found)
+        return triton.InferenceResponse(list(map(triton.Tensor.from_dlpack, names, arrays)))
+'''
+
+
+def find_triton() -> Path | None:
+    """Where the wheel's packages lie; None where it is not installed, or brings nothing for this Python."""
+    try:
+        place = Path(str(metadata.distribution("nvidia-pytriton").locate_file("")))
+    except metadata.PackageNotFoundError:
+        return None
+    return place if stub(place).exists() else None
+
+
+def stub(place: Path) -> Path:
+    """The program that runs Python backends."""
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    return place / "pytriton/tritonserver/python_backend_stubs" / version / "triton_python_backend_stub"
+
+
+@contextlib.contextmanager
+def run_triton(place: Path, repository: Path, work: Path) -> Iterator[tuple[str, str]]:
+    """A server of a model repository: its addresses for HTTP and gRPC."""
+    backends = work / "backends"
+    shutil.copytree(place / "pytriton/tritonserver/backends/python", backends / "python")
+    runner = Path(shutil.copy(stub(place), backends / "python"))
+    runner.chmod(0o755)
+    (backends / "onnxruntime").mkdir()
+    path = [one for one in sys.path if one]
+    (backends / "onnxruntime" / "model.py").write_text(BACKEND.format(path=path), "utf-8")
+    server = work / "tritonserver"
+    shutil.copy(place / "pytriton/tritonserver/bin/tritonserver", server)
+    server.chmod(0o755)
+    libraries = [
+        str(place / "nvidia_pytriton.libs"),
+        sysconfig.get_config_var("LIBDIR"),
+        os.environ.get("LD_LIBRARY_PATH", ""),
+    ]
+    http, grpc = (f"127.0.0.1:{port}" for port in free_ports(2))
+    command = [server, f"--model-repository={repository}", f"--backend-directory={backends}", "--allow-metrics=false"]
+    for name, address in (("http", http), ("grpc", grpc)):
+        host, _, port = address.partition(":")
+        command += [f"--{name}-address={host}", f"--{name}-port={port}"]
+    log = (work / "triton.log").open("w+", encoding="utf-8")
+    environment = {**os.environ, "LD_LIBRARY_PATH": ":".join(filter(None, libraries))}
+    process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        wait_ready(process, http, work / "triton.log")
+        yield http, grpc
+    finally:
+        process.terminate()
+        process.wait(60)
+        log.close()
+
+
+def wait_ready(process: subprocess.Popen[bytes], http: str, log: Path) -> None:
+    """Wait until all models are loaded."""
+    end = time.monotonic() + START_S
+    while time.monotonic() < end and process.poll() is None:
+        with contextlib.suppress(httpx2.HTTPError):
+            if httpx2.get(f"http://{http}/v2/health/ready", timeout=2).status_code == 200:
+                return
+        time.sleep(0.2)
+    raise AssertionError(log.read_text("utf-8")[-3000:])
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on."""
+    with contextlib.ExitStack() as stack:
+        found = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in found:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in found]
