@@ -55,7 +55,7 @@ class VariantEngines:
         with self._opening:
             if variant not in self._opened:
                 artifacts = self._artifacts(variant)
-                engine = open_engine(self._context, artifacts.forms(f"{self._name}-{variant}", self._context.objects))
+                engine = open_engine(self._context, artifacts.forms(self._remote_name(variant), self._context.objects))
                 check_tensors(engine, artifacts)
                 self._opened[variant] = TimedEngine(
                     engine, bytes_per_pixel(self._weights, engine.name), _measure_pace(engine)
@@ -66,6 +66,10 @@ class VariantEngines:
         """The Card with the facts of the weights and of the default variant's engine."""
         refined = refine_card(card, self._artifacts(self.default), self.open(self.default).engine.name)
         return refined.model_copy(update={"variant": self.default})
+
+    def _remote_name(self, variant: Variant) -> str:
+        """What another server calls the variant: the default one, which `fovea export triton` writes, as the model."""
+        return self._name if variant == self.default else f"{self._name}-{variant}"
 
     def _artifacts(self, variant: Variant) -> ExportedForms:
         return replace(build_artifacts(self._weights, variant, self._context.cache), given=self._context.graphs)
