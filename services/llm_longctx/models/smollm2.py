@@ -35,7 +35,7 @@ class SmolLM2(DecoderModel):
         limits=Limits(max_tokens=8192),
         sampling=SamplingDefaults(temperature=0.2, top_p=0.9),
         notes=(
-            "Quantised to 4 bits (Q4_1) as shipped: these bits are multiplied as they are, activations rounded to 8.",
+            "Quantised to 4 bits (Q4_1) as shipped: steps and long prompts take these bits, short ones widened.",
             "It is often wrong: use it to exercise the platform, not for facts.",
             "Use its chat template: on raw prompts it tends to answer with an immediate end token.",
             "No ONNX graph: its steps share a growing cache, and attention methods replace parts of it while it runs.",

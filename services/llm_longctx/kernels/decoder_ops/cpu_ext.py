@@ -1,7 +1,7 @@
 """Decoder-layer operations by the C++ kernels beside this file, float32 or bfloat16 on a CPU, without gradients.
 
 Few rows are multiplied by kernels that read a matrix once, more by tiles where the processor has them; the rest is left
-to torch, whose products are faster there. Layers that have few-bit matrices are multiplied with those.
+to torch, whose products are faster there. Many rows are multiplied with a layer's few-bit matrix, if it has one.
 """
 
 from __future__ import annotations
@@ -26,6 +26,10 @@ FEW = 16
 
 MANY = 128
 """Rows up to which bfloat16 tiles are faster than torch, which lays each matrix out anew."""
+
+LONG = 256
+"""Rows from which on few-bit matrices are taken. Fewer are read with the weights widened, which rounds less: little
+time is to be won there, and near ties of short prompts are what people see."""
 
 SIDE = 32
 """Tiles need matrices whose sides are multiples of this."""
@@ -90,9 +94,9 @@ class NativeOps:
         return _products(x, [(matrix, None)], wide=x.numel() // x.shape[-1] <= FEW)[0]
 
     def _has_few_bits(self, x: Tensor, layers: Sequence[nn.Linear]) -> bool:
-        """Whether layers are multiplied in few bits: tiles of bfloat16 are faster for many rows."""
-        is_many = x.numel() // x.shape[-1] > FEW and x.dtype == torch.bfloat16
-        return all(layer in self._packed for layer in layers) and not (is_many and bindings.has_tiles())
+        """Whether layers are multiplied in few bits: tiles of bfloat16 are faster where there are some."""
+        has_tiles = x.dtype == torch.bfloat16 and bindings.has_tiles()
+        return x.numel() // x.shape[-1] >= LONG and not has_tiles and all(layer in self._packed for layer in layers)
 
     def _multiply_packed(
         self, x: Tensor, layers: Sequence[nn.Linear], norm: NormLayer | None, *, gated: bool = False
