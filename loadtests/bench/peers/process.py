@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ import psutil
 from loadtests.bench.peers.environment import PeerMissing
 
 __all__ = ["EngineProcess", "Generation"]
+
+ROOT = Path(__file__).parents[3]
+"""Where packages of this repository lie that are not installed."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class EngineProcess:
             PeerMissing: It did not start; the text has the end of what it said.
         """
         self.name = name
+        own = {"PYTHONPATH": str(ROOT)} if python == Path(sys.executable) else {}
         self._log = Path(tempfile.mkstemp(prefix=f"bench-{script.stem}-", suffix=".log")[1])
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
@@ -65,7 +70,7 @@ class EngineProcess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+                env={**os.environ, **own, "OMP_NUM_THREADS": str(threads)},
                 start_new_session=True,
             )
         try:
