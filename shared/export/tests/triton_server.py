@@ -63,10 +63,10 @@ def find_triton() -> Path | None:
         place = Path(str(metadata.distribution("nvidia-pytriton").locate_file("")))
     except metadata.PackageNotFoundError:
         return None
-    return place if stub(place).exists() else None
+    return place if find_stub(place).exists() else None
 
 
-def stub(place: Path) -> Path:
+def find_stub(place: Path) -> Path:
     """The program that runs Python backends."""
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     return place / "pytriton/tritonserver/python_backend_stubs" / version / "triton_python_backend_stub"
@@ -77,7 +77,7 @@ def run_triton(place: Path, repository: Path, work: Path) -> Iterator[tuple[str,
     """A server of a model repository: its addresses for HTTP and gRPC."""
     backends = work / "backends"
     shutil.copytree(place / "pytriton/tritonserver/backends/python", backends / "python")
-    runner = Path(shutil.copy(stub(place), backends / "python"))
+    runner = Path(shutil.copy(find_stub(place), backends / "python"))
     runner.chmod(0o755)
     (backends / "onnxruntime").mkdir()
     path = [one for one in sys.path if one]

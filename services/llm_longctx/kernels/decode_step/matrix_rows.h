@@ -29,10 +29,7 @@ class MatrixRows {
       return many;
     }
     if (!has_bytes) bytes.assign(from, B, K), has_bytes = true;
-    if (m.format == FOUR_BITS)
-      QuantizedStrip<4>(m.data, at, bytes.groups).multiply(bytes, out);
-    else
-      QuantizedStrip<8>(m.data, at, bytes.groups).multiply(bytes, out);
+    multiply_strip(m.format == FOUR_BITS ? 4 : 8, m.data, at, bytes, out);
     for (int b = 0; b < B && m.bias; b++)
       for (int i = 0; i < many; i++) out[b * STRIP + i] += widen(static_cast<const T*>(m.bias)[at * STRIP + i]);
     return many;

@@ -94,7 +94,7 @@ class NativeOps:
         return _products(x, [(matrix, None)], wide=x.numel() // x.shape[-1] <= FEW)[0]
 
     def _has_few_bits(self, x: Tensor, layers: Sequence[nn.Linear]) -> bool:
-        """Whether layers are multiplied in few bits: tiles of bfloat16 are faster where there are some."""
+        """Whether layers are multiplied in few bits: where rows are many, and there are no tiles, which are faster."""
         has_tiles = x.dtype == torch.bfloat16 and bindings.has_tiles()
         return x.numel() // x.shape[-1] >= LONG and not has_tiles and all(layer in self._packed for layer in layers)
 

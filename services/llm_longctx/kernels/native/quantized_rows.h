@@ -94,7 +94,7 @@ class ByteRows {
     for (int b = 0; b < B; b++) quantize(x + int64_t(b) * K, b);
   }
 
-  // Room for rows, which are then quantized one by one, by whom it may concern.
+  // Room for rows, which are then quantized one by one, by several threads or one.
   void resize(int rows, int columns) {
     B = rows, K = columns, groups = (K + GROUP - 1) / GROUP;
     values.resize(size_t(B) * groups * GROUP);
@@ -247,5 +247,13 @@ class QuantizedStrip {
   const int groups;
   const Group<BITS>* first;
 };
+
+// Strip `at` of a matrix of 4 or 8 bits times all rows of x: out [B][16].
+inline void multiply_strip(int bits, const void* matrix, int64_t at, const ByteRows& x, float* out) {
+  if (bits == 4)
+    QuantizedStrip<4>(matrix, at, x.groups).multiply(x, out);
+  else
+    QuantizedStrip<8>(matrix, at, x.groups).multiply(x, out);
+}
 
 }  // namespace fovea

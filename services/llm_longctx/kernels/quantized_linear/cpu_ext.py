@@ -32,9 +32,9 @@ def multiply(x: Tensor, layers: Sequence[tuple[PackedMatrix, Tensor | None]], *,
     x = x.contiguous()
     # A gate and what it opens have one output.
     outs = [x.new_empty((*x.shape[:-1], matrix.rows)) for matrix, _ in layers[: 1 if gated else None]]
+    packed = [matrix.data.contiguous() for matrix, _ in layers]  # named, as a copy must outlive the call
     words = []
-    for (matrix, bias), out in zip(layers, [*outs, *outs] if gated else outs, strict=True):
-        data = matrix.data.contiguous()
+    for (matrix, bias), data, out in zip(layers, packed, [*outs, *outs] if gated else outs, strict=True):
         words += [matrix.bits, data.data_ptr(), 0 if bias is None else bias.data_ptr(), out.data_ptr(), matrix.rows]
     bindings.multiply_packed(x, words, len(layers), (x.numel() // K, K), gated=gated)
     return outs

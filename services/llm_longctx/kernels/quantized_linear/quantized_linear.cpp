@@ -19,10 +19,7 @@ struct Matrix {
 // Strip `at` of a matrix times rows of x: [B][16], with the bias.
 template <typename T>
 void multiply_strip(const Matrix& m, int64_t at, const ByteRows& x, float* out) {
-  if (m.bits == 4)
-    QuantizedStrip<4>(m.data, at, x.groups).multiply(x, out);
-  else
-    QuantizedStrip<8>(m.data, at, x.groups).multiply(x, out);
+  fovea::multiply_strip(int(m.bits), m.data, at, x, out);
   if (!m.bias) return;
   const int many = int(std::min<int64_t>(LANES, m.rows - at * LANES));
   for (int b = 0; b < x.B; b++)
