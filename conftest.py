@@ -1,16 +1,38 @@
-"""What the suite's two workers give back.
+"""What the suite's two workers do, and what they give back.
 
-`make test` hands each worker a half of the suite, in order (`--dist worksteal`): a file's fixtures are built once.
+`make test` hands each worker a half of the suite, in order (`--dist worksteal`): a file's fixtures are built once. One
+worker gets what starts whole products and clusters, which would take the processor from each other.
 """
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import os
+import pathlib
 import sys
 from collections.abc import Iterator
 
 import pytest
+
+ROOT = pathlib.Path(__file__).parent
+PLATFORMS = (ROOT / "tests/e2e", ROOT / "tests/deploy")
+"""Where tests start a product or a cluster of several processes."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put what starts products and clusters first into the last worker's part."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    heavy = [item for item in items if starts_platform(item)]
+    light = [item for item in items if not starts_platform(item)]
+    first = min(len(items) * (workers - 1) // workers, len(light))
+    items[:] = [*light[:first], *heavy, *light[first:]]
+
+
+def starts_platform(item: pytest.Item) -> bool:
+    """Whether a test starts a whole product or a cluster."""
+    return any(place in item.path.parents for place in PLATFORMS) or item.get_closest_marker("e2e") is not None
 
 
 @pytest.hookimpl(wrapper=True)

@@ -27,6 +27,24 @@ pytestmark = pytest.mark.skipif(TRITON is None, reason="pip install --no-deps nv
 
 SIDE = 256
 MOST = 4
+SLOW_S = 10
+
+SLOW = f"""
+import time
+import triton_python_backend_utils as triton
+
+class TritonPythonModel:
+    def execute(self, requests):
+        time.sleep({SLOW_S})
+        return [triton.InferenceResponse([]) for _ in requests]
+"""
+
+SLOW_CONFIG = """
+backend: "python"
+max_batch_size: 1
+input { name: "image" data_type: TYPE_FP32 dims: [1] }
+output { name: "scores" data_type: TYPE_FP32 dims: [1] }
+"""
 
 
 class Scaled(nn.Module):
@@ -60,6 +78,9 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     scaled = ScaledForms(weights, tmp_path_factory.mktemp("scaled"), (IMAGE, BY), (SCALED, SAME), tag="v1", shapes=[])
     write_model(made, "scaled", scaled, (), options)
+    (made / "slow" / "1").mkdir(parents=True)
+    (made / "slow" / "1" / "model.py").write_text(SLOW, "utf-8")
+    (made / "slow" / "config.pbtxt").write_text(SLOW_CONFIG, "utf-8")
     return made
 
 
@@ -153,5 +174,14 @@ def test_what_it_refuses_is_told(triton: tuple[str, str], wire: str) -> None:
             engine.run({"image": pictures(MOST + 1)})
     finally:
         engine.close()
-    with pytest.raises(DeadlineExceeded):
-        TritonEngine(url, "net", timeout=1e-4).run({"image": pictures(MOST)})
+
+
+@pytest.mark.parametrize("wire", ["http", "grpc"])
+def test_a_call_that_takes_too_long_is_given_up(triton: tuple[str, str], wire: str) -> None:
+    url = triton[0] if wire == "http" else f"grpc://{triton[1]}"
+    engine = TritonEngine(url, "slow", timeout=SLOW_S / 3)
+    try:
+        with pytest.raises(DeadlineExceeded):
+            engine.run({"image": np.zeros((1, 1), np.float32)})
+    finally:
+        engine.close()
