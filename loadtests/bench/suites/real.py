@@ -1,11 +1,14 @@
 """Models on real pictures: what their manifests say, what the running product answers, and how long that takes.
 
-Accuracy is that of the manifests, with its intervals. Where `--data` names a folder with the data sets (`polyps`,
-`cells`, `pavement`, `clothing`), their held-out pictures are sent by HTTP too, and the answers are scored.
+Accuracy is that of the manifests, with its intervals, beside that of a plain network which was trained on the same
+pictures (`loadtests.bench.baselines`; FasterNet for PATNet; the picture as it came for RRFormer). Where `--data` names
+a folder with the data sets (`polyps`, `cells`, `pavement`, `clothing`), their held-out pictures are sent by HTTP too,
+and the answers are scored.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import statistics
@@ -21,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
+import loadtests.bench.baselines
 from loadtests.bench.real_scores import Ask, ask, score_boxes, score_classes, score_masks
 from loadtests.bench.result import Row, Table, row
 from services.detection.metrics.boxes import box_average_precision
@@ -29,7 +33,7 @@ from services.detection.models.patnet import PATNetClassifier
 from services.detection.models.yolo9tr import Yolo9trBoxDetector
 from services.medical_seg.models.pranet import PraNetSegmenter
 from services.vision_restoration.models.rrformer import RRFormerRestorer
-from shared.registry.weights import read_manifest
+from shared.registry.weights import Manifest, read_manifest
 from shared.training.data.box_sets import find_boxes
 from shared.training.data.class_folders import find_classes
 from shared.training.data.mask_folders import find_masks
@@ -41,9 +45,19 @@ MODELS: tuple[tuple[str, str, type[VisionServable], tuple[str, ...]], ...] = (
     ("cells", "detection", HieraEdgeNetCellsBoxDetector, ("map50", "count_error_RBC", "count_total_RBC")),
     ("pavement", "detection", Yolo9trBoxDetector, ("map50", "ap50_crack", "ap50_pothole")),
     ("clothing", "detection", PATNetClassifier, ("top_1", "teacher_top_1")),
-    ("", "vision-restoration", RRFormerRestorer, ("psnr_gain", "psnr_gain_worst", "psnr_clean")),
+    ("", "vision-restoration", RRFormerRestorer, ("psnr", "psnr_gain", "psnr_gain_worst", "psnr_clean")),
 )
 """Data set (empty: nothing is sent), service, model, and the figures of its manifest that are shown."""
+
+
+BASELINES = Path(loadtests.bench.baselines.__path__[0])
+
+PLAIN = {
+    "pranet": ("semantic_fpn_polyps.json", "mean_dice"),
+    "hieraedgenet-cells": ("ssdlite_cells.json", "map50"),
+    "yolo9tr": ("ssdlite_pavement.json", "map50"),
+}
+"""Our weights: what was measured of the plain network, and the figure in it that is compared with our first one."""
 
 
 def measure(rounds: int = 5, count: int = 10, data: Path | None = None) -> Table:
@@ -58,7 +72,7 @@ def measure(rounds: int = 5, count: int = 10, data: Path | None = None) -> Table
     return Table(
         suite="real",
         title="Models on real pictures",
-        baseline="itself",
+        baseline="a plain network on the same pictures, where there is one",
         how="Manifests: held-out pictures, 95 % interval by bootstrap over pictures. Product: one request at a time "
         "over HTTP, one thread",
         rows=rows,
@@ -66,12 +80,34 @@ def measure(rounds: int = 5, count: int = 10, data: Path | None = None) -> Table
 
 
 def _manifest_rows(kind: type[VisionServable], shown: tuple[str, ...]) -> Iterator[Row]:
-    """Figures of a manifest; those without an interval stand as their own ends."""
+    """Figures of a manifest, those without an interval as their own ends; the first against a plain network's."""
     manifest = read_manifest(kind.folder / f"{kind.weights}.safetensors")
+    plain = _plain_row(kind, manifest)
     for name in shown:
         value = manifest.metrics[name]
         low, high = manifest.intervals.get(name, (value, value))
-        yield Row(f"{manifest.name}: {name}", "", value, low, high, 1.0, manifest.data["measured_on"])
+        ratio = value / plain.median if plain is not None and name == shown[0] else 1.0
+        yield Row(f"{manifest.name}: {name}", "", value, low, high, ratio, manifest.data["measured_on"])
+    if plain is not None:
+        yield plain
+
+
+def _plain_row(kind: type[VisionServable], manifest: Manifest) -> Row | None:
+    """What a plain network of about the same size has, trained and measured on the same pictures."""
+    if manifest.name == "patnet":
+        other = read_manifest(kind.folder / "fasternet.safetensors")
+        value, (low, high) = other.metrics["top_1"], other.intervals["top_1"]
+        return Row("fasternet: top_1", "", value, low, high, 1.0, f"{other.parameters / 1e6:.2f} M parameters")
+    if "psnr_identity" in manifest.metrics:
+        value = manifest.metrics["psnr_identity"]
+        return Row("the picture as it came: psnr", "", value, value, value, 1.0)
+    if manifest.name not in PLAIN:
+        return None
+    file, figure = PLAIN[manifest.name]
+    found = json.loads((BASELINES / file).read_text("utf8"))["baseline"]
+    value, (low, high) = found.get(figure) or found["metrics"][figure], found["interval"]
+    note = f"{found['parameters'] / 1e6:.2f} M parameters, {found['pictures_seen']:,} pictures seen"
+    return Row(f"{found['network']}: {figure}", "", value, low, high, 1.0, note)
 
 
 def _latency(send: Ask, kind: type[VisionServable], rounds: int, count: int) -> Row:

@@ -5,6 +5,7 @@ Knows data sets with boxes and the losses' targets; a recipe adds its network an
 
 from __future__ import annotations
 
+import operator
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -33,6 +34,9 @@ __all__ = ["BoxRecipe"]
 
 Pixels = NDArray[np.uint8]
 Rows = NDArray[np.float32]
+Point = NDArray[np.float64]
+Places = Sequence[tuple[int, Point]]
+"""Boxes of one class: the index of the picture and the middle of the box in it."""
 
 STRIDE = 32
 
@@ -53,12 +57,20 @@ class BoxRecipe(FolderRecipe):
     names: tuple[str, ...] = Field((), description="Classes by id, where the data does not name them.")
     grow: int = Field(10, ge=0, description="Pixels by which parts of masks grow before they are joined and boxed.")
     mosaic: float = Field(0.5, ge=0, le=1, description="Share of samples that are put together from four pictures.")
+    balance: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        exclude_if=operator.not_,  # knobs of runs that began before it existed stay the same
+        description="Share of samples around a box of a drawn class, each class as often as any other.",
+    )
     choose: int = Field(20, ge=1, description="Training pictures set aside to choose the checkpoint.")
 
     _train: BoxSet = PrivateAttr(BoxSet((), (), ()))
     _choose: BoxSet = PrivateAttr(BoxSet((), (), ()))
     _out: BoxSet = PrivateAttr(BoxSet((), (), ()))
     _pixels: dict[Path, Pixels] = PrivateAttr(default_factory=dict)
+    _places: list[Places] = PrivateAttr(default_factory=list)
 
     @abstractmethod
     def branch_loss(self, maps: Any, targets: Tensor) -> Tensor:
@@ -74,6 +86,7 @@ class BoxRecipe(FolderRecipe):
         order, aside = np.random.default_rng(self.seed).permutation(len(train)), min(self.choose, len(train) // 4)
         self._choose, self._train = train.take(np.sort(order[:aside])), train.take(np.sort(order[aside:]))
         self._pixels = {path: self.read(path) for path in self._train.pictures}
+        self._places = _find_places(self._train)
         copies = near_copies(train.pictures, self._out.pictures)
         self._survey = Survey(len(train), len(self._out), found.counts, sizes, problems, copies)
         return f"train:{train.digest} held-out:{self._out.digest}"
@@ -96,11 +109,21 @@ class BoxRecipe(FolderRecipe):
             targets.append(np.column_stack((np.full(len(rows), place, np.float32), rows[:, :1], centre, size)))
         yield {"image": to_tensor(np.stack(images)), "targets": torch.from_numpy(np.concatenate(targets)).float()}
 
+    def _draw(self, rng: np.random.Generator) -> tuple[int, Point | None]:
+        """Index of a picture; and a point of it that should be seen, where a box was drawn."""
+        if rng.random() >= self.balance:
+            return int(rng.integers(len(self._train))), None
+        places = self._places[int(rng.integers(len(self._places)))]
+        return places[int(rng.integers(len(places)))]
+
     def _single(self, side: int, rng: np.random.Generator) -> tuple[Pixels, Rows]:
-        index = int(rng.integers(len(self._train)))
+        index, point = self._draw(rng)
         pixels = self._pixels[self._train.pictures[index]]
         warp = self.augment.warp(rng, pixels.shape[:2], self._canvas(side), keep_aspect=True)
-        warp[:, 2] += (side - self._canvas(side)[0]) / 2
+        if point is None:
+            warp[:, 2] += (side - self._canvas(side)[0]) / 2
+        else:
+            warp[:, 2] = rng.uniform(0.2, 0.8, 2) * side - warp[:, :2] @ point
         return warp_picture(pixels, warp, (side, side), GREY), _moved(self._train.rows[index], warp, side, side)
 
     def _canvas(self, side: int) -> tuple[int, int]:
@@ -113,12 +136,12 @@ class BoxRecipe(FolderRecipe):
         page, rows = np.empty((side, side, 3), np.uint8), []
         x, y = (int(rng.uniform(0.3, 0.7) * side) for _ in range(2))
         for left, top, right, bottom in ((0, 0, x, y), (x, 0, side, y), (0, y, x, side), (x, y, side, side)):
-            index = int(rng.integers(len(self._train)))
+            index, point = self._draw(rng)
             pixels = self._pixels[self._train.pictures[index]]
             warp = self.augment.warp(rng, pixels.shape[:2], self._canvas(side), keep_aspect=True)
             warp *= rng.uniform(0.6, 1.0)
             size = np.array([right - left, bottom - top])
-            centre = np.array([pixels.shape[1], pixels.shape[0]]) / 2
+            centre = np.array([pixels.shape[1], pixels.shape[0]]) / 2 if point is None else point
             warp[:, 2] = size / 2 - warp[:, :2] @ centre + rng.uniform(-0.4, 0.4, 2) * size
             page[top:bottom, left:right] = warp_picture(pixels, warp, (bottom - top, right - left), GREY)
             found = _moved(self._train.rows[index], warp, right - left, bottom - top)
@@ -195,6 +218,15 @@ class BoxRecipe(FolderRecipe):
             "names": ",".join(self._train.names),
             "departures": "AdamW; averaged weights (EMA); mosaics of four",
         }
+
+
+def _find_places(held: BoxSet) -> list[Places]:
+    """Where the boxes of each class are, of those classes that have any."""
+    found: dict[int, list[tuple[int, Point]]] = {}
+    for index, rows in enumerate(held.rows):
+        for kind, x1, y1, x2, y2 in rows.tolist():
+            found.setdefault(int(kind), []).append((index, np.array([(x1 + x2) / 2, (y1 + y2) / 2])))
+    return [found[kind] for kind in sorted(found)]
 
 
 def _moved(rows: Rows, warp: NDArray[np.float64], width: int, height: int) -> Rows:

@@ -87,6 +87,27 @@ def test_boxes_of_a_batch_lie_on_their_squares(tmp_path: Path) -> None:
     assert np.mean(inside) > np.mean(outside) + 0.15
 
 
+def test_a_rare_class_is_drawn_as_often_as_any_other_and_is_in_view(tmp_path: Path) -> None:
+    data = squares(tmp_path / "data", 24)
+    (data / "classes.txt").write_text("square\nrare\n")
+    for index in (3, 17):
+        label = data / "labels" / f"{index:02}.txt"
+        label.write_text("1" + label.read_text()[1:])
+    made = HieraEdgeNetCells(
+        data=data,
+        side=96,
+        scale=MultiScale(side=96, rates=(1.0,)),
+        schedule=SHORT.model_copy(update={"batch": 64}),
+        choose=1,
+        balance=1.0,
+        mosaic=0.0,
+    )
+    made.prepare(tmp_path)
+    (batch,) = made.batches(0, np.random.default_rng(0))
+    assert 0.3 < float((batch["targets"][:, 1] == 1).float().mean()) < 0.7
+    assert len(batch["targets"][:, 0].unique()) > 55
+
+
 @pytest.mark.parametrize("kind", [PATNetRecipe, FasterNetRecipe])
 def test_a_folder_of_classes_becomes_a_classifier(kind: type[PATNetRecipe | FasterNetRecipe], tmp_path: Path) -> None:
     folder = colours(tmp_path / "data", 10)
