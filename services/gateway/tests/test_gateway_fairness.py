@@ -36,6 +36,7 @@ async def work(fair: FairQueue, order: list[str], tenant: str, *, capacity: int 
         await asyncio.sleep(0.01)
 
 
+@pytest.mark.timed
 async def test_a_tenant_alone_has_all_places(fair: FairQueue) -> None:
     order: list[str] = []
     begun = time.perf_counter()

@@ -83,6 +83,7 @@ def stop_busiest(app: Any, replicas: dict[int, subprocess.Popen[bytes]]) -> int:
     return len(busiest.attempts)
 
 
+@pytest.mark.timed
 async def test_requests_under_way_to_a_replica_that_hangs_are_answered_by_another(app: Any, replicas: Any) -> None:
     server = create_server(app, app.state.gateway.settings)
     async with listening(server) as url, httpx2.AsyncClient(base_url=url, timeout=60) as client:

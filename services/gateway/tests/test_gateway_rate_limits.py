@@ -86,6 +86,7 @@ async def test_gateways_agree_through_redis(url: str) -> None:
     await two.stop()
 
 
+@pytest.mark.timed
 async def test_counting_goes_on_while_redis_is_away(tmp_path: Path) -> None:
     with RedisServer(Settings(data_dir=tmp_path)) as server:
         limits = RateLimiter(Settings(auth="keys", redis_url=server.url))

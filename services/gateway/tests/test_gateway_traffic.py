@@ -231,6 +231,7 @@ async def test_what_is_stored_or_steers_is_not_copied(gateway: Any, toy: Any) ->
     assert [json.loads(each["body"]) for each in scene.toys["next5"].seen] == [{"store": False, "a": 1}]
 
 
+@pytest.mark.timed
 async def test_nobody_waits_for_a_shadow_that_hangs_and_few_copies_are_under_way(gateway: Any, toy: Any) -> None:
     scene = await gateway(traffic=json.dumps({"svc": {"shadow": "slow", "shadow_percent": 100}}))
 

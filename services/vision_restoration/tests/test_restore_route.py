@@ -144,6 +144,7 @@ def test_too_many_pixels_are_refused_with_limit_and_value(client):
     assert "500,000" in reply.json()["detail"]
 
 
+@pytest.mark.timed
 def test_a_deadline_that_is_too_short_is_said_before_any_work(client):
     begun = time.monotonic()
     out = io.BytesIO()

@@ -93,6 +93,7 @@ async def test_a_job_runs_and_its_answer_is_kept(
         assert await queue.result(job.id, "ann") == Result(201, "image/png", b"body!", {"x-attempt": "1"})
 
 
+@pytest.mark.timed
 async def test_a_waiting_worker_begins_a_job_at_once(
     url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -243,6 +244,7 @@ async def test_progress_is_shown_without_a_write_for_each_step(
 # Cancel
 
 
+@pytest.mark.timed
 async def test_cancelling_a_running_job_stops_it_within_a_second(
     url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
 ) -> None:
@@ -263,6 +265,7 @@ async def test_cancelling_a_running_job_stops_it_within_a_second(
         assert (await queue.get(job.id, "ann")).status == "cancelled"
 
 
+@pytest.mark.timed
 async def test_a_handler_that_ignores_a_cancel_is_cancelled_and_its_slot_is_free(
     url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
 ) -> None:
@@ -324,6 +327,7 @@ async def test_a_stopping_worker_finishes_what_is_nearly_done(
     assert await queue.workers("svc") == [], "it takes itself off the books"
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("polite", [True, False])
 async def test_a_stopping_worker_hands_back_at_once_what_is_not(
     url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings, polite: bool

@@ -107,6 +107,7 @@ async def begin_one(
     return job, next(child for child in workers if child.pid == runner(ledger, job))
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("other_idle", [True, False], ids=["another is idle", "a new one is started"])
 async def test_the_job_of_a_killed_worker_is_done_within_ten_seconds(
     far_queue: RedisJobQueue, start_worker: Start, ledger: Path, other_idle: bool
@@ -172,6 +173,7 @@ async def test_a_job_that_ends_while_redis_is_away_hands_in_its_answer_later(
     assert (done.status, done.attempts) == ("succeeded", 1)
 
 
+@pytest.mark.timed
 async def test_accepted_jobs_survive_the_death_of_both(
     far_queue: RedisJobQueue, own_redis: RedisServer, start_worker: Start, ledger: Path
 ) -> None:
@@ -220,6 +222,7 @@ async def test_a_frozen_worker_that_wakes_before_anybody_took_its_job_goes_on_wi
     assert lines(ledger, "begin") == lines(ledger, "end") == [job.id]
 
 
+@pytest.mark.timed
 async def test_a_terminated_worker_hands_its_job_to_another_at_once(
     far_queue: RedisJobQueue, start_worker: Start, ledger: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,6 +249,7 @@ async def test_a_long_job_of_a_worker_that_a_scaler_stops_is_begun_once(
     assert await asyncio.to_thread(leaving.wait, 10) == 0
 
 
+@pytest.mark.timed
 async def test_a_cancel_reaches_another_process_within_a_second(
     far_queue: RedisJobQueue, start_worker: Start, ledger: Path
 ) -> None:

@@ -160,6 +160,7 @@ async def test_a_job_handed_back_comes_first_and_costs_no_attempt(
     assert (again.id, again.attempt, again.tries) == (low.id, 2, 1)
 
 
+@pytest.mark.timed
 async def test_a_failed_attempt_waits_out_its_delay(
     queue: RedisJobQueue, inbox: QueueConsumer, payload: Payload
 ) -> None:
@@ -184,6 +185,7 @@ async def test_a_delayed_job_can_be_cancelled(queue: RedisJobQueue, inbox: Queue
     assert isinstance(await inbox.take(reclaim=True), NothingToDo)
 
 
+@pytest.mark.timed
 async def test_the_doorbell_misses_no_job(queue: RedisJobQueue, inbox: QueueConsumer, payload: Payload) -> None:
     quiet = await inbox.take(reclaim=True)
     assert isinstance(quiet, NothingToDo)

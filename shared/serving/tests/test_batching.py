@@ -69,6 +69,7 @@ async def test_what_gathers_during_a_run_runs_together():
     await made.close()
 
 
+@pytest.mark.timed
 async def test_lone_caller_never_waits_for_company():
     made = batcher(Doubler(), wait=0.5)
     begun = time.perf_counter()
@@ -93,6 +94,7 @@ async def test_callers_that_come_back_are_gathered_again():
     await made.close()
 
 
+@pytest.mark.timed
 async def test_after_company_has_left_a_lone_caller_waits_no_more():
     made = batcher(Doubler(), size=8, wait=0.3)
     await asyncio.gather(*(made.submit(item, CallContext()) for item in range(4)))

@@ -78,6 +78,7 @@ async def test_what_comes_before_the_withdrawal_is_waited_for(server, tmp_path):
     await made.stop()
 
 
+@pytest.mark.timed
 def test_hook_gives_up_when_the_time_is_over(tmp_path):
     files = DrainFiles(tmp_path, "busy")
     files.create()

@@ -109,6 +109,7 @@ async def test_replica_outlives_its_redis_and_is_announced_again(serving, server
     await replica.stop()
 
 
+@pytest.mark.timed
 async def test_replica_without_a_redis_serves_and_stops_quickly(serving):
     replica = await serving(None)
     async with httpx2.AsyncClient(base_url=replica.http) as client:

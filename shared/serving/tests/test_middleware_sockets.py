@@ -199,6 +199,7 @@ async def test_refusal_is_ours_also_where_the_framework_reads_the_body(replica):
     assert (await raw(replica, slow, b"{")).startswith(b"HTTP/1.1 408")
 
 
+@pytest.mark.timed
 async def test_body_that_stops_arriving_ends_in_a_timeout(replica):
     begun = time.monotonic()
     answer = await raw(replica, head("content-length: 1000"), b"some")
@@ -213,6 +214,7 @@ async def test_body_that_trickles_is_read_to_its_end(replica):
     assert answer.startswith(b"HTTP/1.1 200")
 
 
+@pytest.mark.timed
 async def test_caller_that_goes_away_cancels_its_run(replica):
     host, port = replica.http.removeprefix("http://").split(":")
     _, writer = await asyncio.open_connection(host, int(port))
@@ -235,6 +237,7 @@ async def test_caller_that_leaves_a_stream_ends_it(replica, client):
     await until(lambda: replica.host.busy == 0)
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("sent", ["80", "80.5"])
 async def test_deadline_of_the_caller_is_kept(client, sent):
     begun = time.monotonic()

@@ -236,6 +236,7 @@ async def test_a_cancelled_stream_leaves_the_queue_without_having_run() -> None:
     assert gate.engine.runs == [(1, 1)]
 
 
+@pytest.mark.timed
 async def test_a_stream_shares_batches_and_keeps_order() -> None:
     async with started() as (host, channel):
         stream = method(channel, "ModelStreamInfer", pb.ModelStreamInferResponse, "stream_stream")

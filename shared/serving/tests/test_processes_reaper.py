@@ -116,6 +116,7 @@ async def test_all_are_stopped_the_last_started_first(children):
     assert children.said == []
 
 
+@pytest.mark.timed
 async def test_what_ignores_sigterm_is_killed_after_the_grace(children):
     child = await children.add("stubborn", "stubborn")
     await until(child.log.read_text)
@@ -178,6 +179,7 @@ time.sleep(60)
     assert not alive(watch)
 
 
+@pytest.mark.timed
 def test_guard_with_nothing_left_to_end_ends_at_once():
     begun = time.monotonic()
     subprocess.run([sys.executable, "-m", "shared.serving.up.reaper"], input=b"+999999\n-999999\n", check=True)

@@ -110,6 +110,7 @@ async def test_refusals_and_failures_end_as_the_contract_says(queue: RedisJobQue
     assert "secret" not in str(end.error)
 
 
+@pytest.mark.timed
 async def test_a_cancel_stops_the_model_and_frees_the_worker(queue: RedisJobQueue, start: Start) -> None:
     start()
     job, _ = await queue.submit(ask("/v1/probe", text="a", sleep=2.0))
@@ -132,6 +133,7 @@ async def test_a_killed_worker_loses_its_job_to_another(queue: RedisJobQueue, st
     assert (end.status, end.attempts) == ("succeeded", 2)
 
 
+@pytest.mark.timed
 async def test_sigterm_hands_back_what_is_unfinished_and_ends_the_process(queue: RedisJobQueue, start: Start) -> None:
     worker = start()
     job, _ = await queue.submit(ask("/v1/probe", text="a", sleep=2.0))

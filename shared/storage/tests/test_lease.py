@@ -57,6 +57,7 @@ def test_a_holder_that_lives_keeps_its_lease(store: ObjectStore, monkeypatch: py
     assert log == ["other in", "other out"]
 
 
+@pytest.mark.timed
 def test_a_holder_that_was_killed_is_followed(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "LEASE_S", 0.5)
     program = (
