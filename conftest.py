@@ -21,6 +21,16 @@ PLATFORMS = (ROOT / "tests/e2e", ROOT / "tests/deploy")
 """Where tests start a product or a cluster of several processes."""
 
 
+SLOW = frozenset((ROOT / "tests/slow.txt").read_text("utf8").split())
+"""Test functions that `make check` leaves out, as `python -m tests.slow` found them."""
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark what is known to be slow."""
+    if item.nodeid.partition("[")[0] in SLOW:
+        item.add_marker(pytest.mark.slow)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put what starts products and clusters first into the last worker's part; say what may fail once."""

@@ -129,9 +129,9 @@ def stop(product: Product) -> list[psutil.Process]:
     return left
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
-    """The product, ready to serve, its first light done."""
+    """The product, ready to serve, its first light done; stopped before other tests follow."""
     made = start(tmp_path_factory.mktemp("product"))
     try:
         wait_ready(made)

@@ -1,0 +1,1 @@
+"""The whole product, started once for the tests of this room."""
