@@ -10,7 +10,7 @@ import argparse
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 ROOT = Path(__file__).parents[1]
 LIST = ROOT / "tests/slow.txt"
@@ -22,7 +22,7 @@ BUDGET_S = 330.0
 def read_durations(report: Path) -> Counter[str]:
     """Seconds by test function, all parameters together, fixtures included."""
     found = Counter[str]()
-    for case in ElementTree.parse(report).getroot().iter("testcase"):  # noqa: S314  # pytest's own
+    for case in ET.parse(report).getroot().iter("testcase"):  # noqa: S314  # pytest's own
         module, name = str(case.get("classname")), str(case.get("name")).partition("[")[0]
         found[f"{module.replace('.', '/')}.py::{name}"] += float(case.get("time", 0))
     return found

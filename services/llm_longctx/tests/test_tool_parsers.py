@@ -68,6 +68,12 @@ def test_text_without_a_call_comes_through_whole(parser, text, places):
         assert content == text
 
 
+@pytest.mark.parametrize("text", [" {", '\n {"name": 3}', '<|python_tag|> {"a": 1}', ';{"a'])
+def test_what_stands_before_braces_that_are_no_call_is_kept(text):
+    assert read(LlamaParser, [text]) == (text, [])
+    assert read(LlamaParser, list(text)) == (text, [])
+
+
 @pytest.mark.parametrize("parser", [HermesParser, QwenParser])
 def test_text_before_a_call_is_content(parser):
     content, calls = read(parser, ["Let me look.\n", parser.write_call("get_weather", '{"city": "Rome"}')])

@@ -31,6 +31,7 @@ class LlamaParser(ToolParser):
     def __init__(self, functions: Sequence[FunctionDefinition]) -> None:
         super().__init__(functions)
         self._text = ""  # what was not read yet
+        self._before = ""  # what stood before the call that is read
         self._call: JsonCall | None = None
         self._is_prose = False
 
@@ -93,6 +94,7 @@ class LlamaParser(ToolParser):
         if not start or _TAG.startswith(start):
             return False
         if start.startswith("{"):
+            self._before = self._text.removesuffix(start)
             self._call, self._text = JsonCall(self.num_calls), start
         else:
             self._is_prose = True
@@ -103,7 +105,7 @@ class LlamaParser(ToolParser):
         self._call = None
         if not call.is_named and not (parsed := call.parse()):
             self._is_prose = True
-            return call.text
+            return self._before + call.text
         updates += [] if call.is_named else parsed
         self.num_calls += 1
         return ""
