@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 LIST = ROOT / "tests/slow.txt"
 
 BUDGET_S = 235.0
-"""Seconds that the tests of one worker may take on a quiet machine; finding and importing them comes on top."""
+"""Seconds that the tests of one worker may take on a quiet machine, beside what finding them costs."""
 
 
 def read_durations(report: Path) -> Counter[str]:
