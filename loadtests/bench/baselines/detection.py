@@ -8,30 +8,33 @@ held-out pictures, and their difference has an interval by a paired bootstrap.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
-import torchvision
 from torch import Tensor, nn
 
 import services.detection
+from loadtests.bench.baselines.comparison import (
+    describe_machine,
+    describe_ours,
+    describe_plain,
+    parse_arguments,
+    read_knobs,
+    read_ours,
+    write,
+)
 from loadtests.bench.baselines.ssdlite import SsdLite
 from services.detection.metrics.boxes import box_scores, resampled_map50
 from services.detection.recipes.box_recipe import BoxRecipe
 from services.detection.recipes.hieraedgenet_cells import HieraEdgeNetCells
 from services.detection.recipes.yolo9tr_roads import Yolo9trRoads
-from shared.registry import network
-from shared.registry.weights import find_weights, read_weights
 from shared.training.data.box_sets import BoxSet
 from shared.training.intervals import bootstrap
 from shared.training.recipe import Batch
 from shared.training.trainer import fit
 
-HERE = Path(__file__).parent
 WEIGHTS = Path(services.detection.__path__[0]) / "weights"
 
 
@@ -102,9 +105,7 @@ KINDS: dict[str, tuple[type[SsdLiteRecipe], str]] = {
 def build_recipe(kind: str, data: Path, schedule: dict[str, Any]) -> SsdLiteRecipe:
     """Our recipe's knobs, with another network, no start and another schedule."""
     recipe, weights = KINDS[kind]
-    knobs = dict(read_weights(find_weights(weights, WEIGHTS, WEIGHTS)).manifest.recipe)
-    for gone in ("name", "others", "foreign", "start"):
-        knobs.pop(gone, None)
+    knobs = read_knobs(weights, WEIGHTS)
     return recipe.model_validate(knobs | {"data": data / kind, "start": None, "schedule": knobs["schedule"] | schedule})
 
 
@@ -113,30 +114,20 @@ def compare(kind: str, data: Path, folder: Path, schedule: dict[str, Any]) -> di
     recipe = build_recipe(kind, data, schedule)
     fitted = fit(recipe, folder)
     truth, theirs, _ = recipe.collect_detections(fitted.network, recipe.shown)
-    held = read_weights(find_weights(KINDS[kind][1], WEIGHTS, WEIGHTS))
-    ours: nn.Module = network(held.manifest.network.name, **held.manifest.network.config)
-    ours.load_state_dict({name: torch.from_numpy(array) for name, array in held.arrays.items()})
+    manifest, ours = read_ours(KINDS[kind][1], WEIGHTS)
     _, mine, _ = recipe.collect_detections(ours, recipe.shown)
     first, second = resampled_map50(truth, mine), resampled_map50(truth, theirs)
     everything = np.arange(len(truth))
-    steps, seconds = fitted.progress.step, fitted.progress.seconds
+    name = "SSDLite head and feature pyramid on EfficientNet-Lite0 (ImageNet)"
+    scores = box_scores(truth, theirs, recipe.shown.names)
     return {
         "baseline": {
-            "network": "SSDLite head and feature pyramid on EfficientNet-Lite0 (ImageNet)",
-            "parameters": sum(p.numel() for p in fitted.network.parameters()),
-            "steps": steps,
-            "best_step": fitted.progress.best_step,
-            "pictures_seen": steps * recipe.schedule.batch,
-            "seconds": round(seconds),
-            "validation": fitted.progress.scores,
-            "metrics": {name: round(value, 4) for name, value in box_scores(truth, theirs, recipe.shown.names).items()},
+            **describe_plain(name, fitted, recipe),
+            "metrics": {figure: round(value, 4) for figure, value in scores.items()},
             "interval": bootstrap(len(truth), second),
         },
         "ours": {
-            "weights": held.manifest.name,
-            "sha256": held.manifest.sha256,
-            "parameters": sum(p.numel() for p in ours.parameters()),
-            "pictures_seen": held.manifest.notes["steps"] * held.manifest.recipe["schedule"]["batch"],
+            **describe_ours(manifest, ours),
             "map50": round(first(everything), 4),
             "interval": bootstrap(len(truth), first),
         },
@@ -146,9 +137,7 @@ def compare(kind: str, data: Path, folder: Path, schedule: dict[str, Any]) -> di
         },
         "pictures": len(truth),
         "data": fitted.data,
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "machine": platform.machine(),
+        **describe_machine(),
     }
 
 
@@ -164,16 +153,8 @@ def main() -> None:
     """Train, measure, print, and write `ssdlite_<kind>.json` beside this file."""
     parser = argparse.ArgumentParser(prog="python -m loadtests.bench.baselines.detection", description=__doc__)
     parser.add_argument("kind", choices=KINDS)
-    parser.add_argument("--data", type=Path, required=True, help="folder that holds pavement/ or cells/")
-    parser.add_argument("--folder", type=Path, required=True, help="checkpoints; goes on from what is there")
-    parser.add_argument("--steps", type=int, default=700)
-    parser.add_argument("--every", type=int, default=100, help="steps between two looks at the validation pictures")
-    asked = parser.parse_args()
-    schedule = {"steps": asked.steps, "warm_up": min(100, asked.steps // 5), "validate_every": asked.every}
-    found = compare(asked.kind, asked.data, asked.folder, schedule)
-    text = json.dumps(found, indent=1)
-    print(text)
-    (HERE / f"ssdlite_{asked.kind}.json").write_text(text + "\n", "utf8")
+    asked, schedule = parse_arguments(parser, steps=700)
+    write(f"ssdlite_{asked.kind}", compare(asked.kind, asked.data, asked.folder, schedule))
 
 
 if __name__ == "__main__":

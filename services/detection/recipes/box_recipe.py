@@ -111,7 +111,7 @@ class BoxRecipe(FolderRecipe):
 
     def _draw(self, rng: np.random.Generator) -> tuple[int, Point | None]:
         """Index of a picture; and a point of it that should be seen, where a box was drawn."""
-        if rng.random() >= self.balance:
+        if not self.balance or rng.random() >= self.balance:
             return int(rng.integers(len(self._train))), None
         places = self._places[int(rng.integers(len(self._places)))]
         return places[int(rng.integers(len(places)))]

@@ -79,10 +79,8 @@ class ClassRecipe(FolderRecipe):
         image = normalise_patches(np.stack([self._sample(self._pixels[index], rng) for index in chosen]))
         label = F.one_hot(torch.from_numpy(self._train.labels[chosen]), len(self._train.names)).float()
         if rng.random() < self.mixup:
-            share = torch.from_numpy(rng.beta(0.8, 0.8, len(chosen))).float()
-            other = torch.from_numpy(rng.permutation(len(chosen)))
-            image = image.lerp(image[other], share.view(-1, 1, 1, 1))
-            label = label.lerp(label[other], share[:, None])
+            share, other = float(rng.beta(0.8, 0.8)), torch.from_numpy(rng.permutation(len(chosen)))
+            image, label = image.lerp(image[other], share), label.lerp(label[other], share)
         yield {"image": image, "label": label}
 
     def _sample(self, pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:

@@ -1,0 +1,98 @@
+"""What comparisons with a plain network share: our weights, the knobs they were made with, and what is written down.
+
+Knows manifests and fitted networks; knows no task.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import nn
+
+from shared.registry import network
+from shared.registry.weights import Manifest, find_weights, read_manifest, read_weights
+from shared.training.recipe import Recipe
+from shared.training.trainer import FitResult
+
+__all__ = ["describe_machine", "describe_ours", "describe_plain", "parse_arguments", "read_knobs", "read_ours", "write"]
+
+HERE = Path(__file__).parent
+
+
+def read_knobs(name: str, folder: Path, gone: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Knobs of our weights, less those that another network or another place has no use for."""
+    knobs = dict(read_manifest(find_weights(name, folder, folder)).recipe)
+    for knob in ("name", "others", "foreign", "start", *gone):
+        knobs.pop(knob, None)
+    return knobs
+
+
+def read_ours(name: str, folder: Path) -> tuple[Manifest, nn.Module]:
+    """Our manifest and network."""
+    held = read_weights(find_weights(name, folder, folder))
+    ours: nn.Module = network(held.manifest.network.name, **held.manifest.network.config)
+    ours.load_state_dict({key: torch.from_numpy(array) for key, array in held.arrays.items()})
+    return held.manifest, ours
+
+
+def describe_plain(name: str, fitted: FitResult, recipe: Recipe) -> dict[str, Any]:
+    """How the plain network came about."""
+    progress = fitted.progress
+    return {
+        "network": name,
+        "parameters": _count(fitted.network),
+        "steps": progress.step,
+        "best_step": progress.best_step,
+        "pictures_seen": progress.step * recipe.schedule.batch,
+        "seconds": round(progress.seconds),
+        "validation": progress.scores,
+    }
+
+
+def describe_ours(manifest: Manifest, ours: nn.Module) -> dict[str, Any]:
+    """Which weights of ours, and what they were shown in their last training."""
+    return {
+        "weights": manifest.name,
+        "sha256": manifest.sha256,
+        "parameters": _count(ours),
+        "pictures_seen": manifest.notes["steps"] * manifest.recipe["schedule"]["batch"],
+    }
+
+
+def describe_machine() -> dict[str, str]:
+    """Libraries and processor."""
+    return {"torch": torch.__version__, "torchvision": torchvision.__version__, "machine": platform.machine()}
+
+
+def parse_arguments(parser: argparse.ArgumentParser, steps: int) -> tuple[argparse.Namespace, dict[str, int]]:
+    """What was asked for, and the schedule that follows from it.
+
+    Args:
+        parser: May have arguments of its own.
+        steps: How many there are where nobody says.
+    """
+    parser.add_argument("--data", type=Path, required=True, help="folder that holds the data sets' folders")
+    parser.add_argument("--folder", type=Path, required=True, help="checkpoints; goes on from what is there")
+    parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--every", type=int, default=100, help="steps between two looks at the validation pictures")
+    asked = parser.parse_args()
+    schedule = {"steps": asked.steps, "warm_up": min(100, asked.steps // 5), "validate_every": asked.every}
+    return asked, schedule
+
+
+def write(name: str, found: Mapping[str, Any]) -> None:
+    """Print what was found, and write it to `<name>.json` beside this file."""
+    text = json.dumps(found, indent=1)
+    print(text)
+    (HERE / f"{name}.json").write_text(text + "\n", "utf8")
+
+
+def _count(network_: nn.Module) -> int:
+    return sum(p.numel() for p in network_.parameters())
