@@ -20,7 +20,6 @@ ROOT = pathlib.Path(__file__).parent
 PLATFORMS = (ROOT / "tests/e2e", ROOT / "tests/deploy")
 """Where tests start a product or a cluster of several processes."""
 
-
 SLOW = frozenset((ROOT / "tests/slow.txt").read_text("utf8").split())
 """Test functions that `make check` leaves out, as `python -m tests.slow` found them."""
 

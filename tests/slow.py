@@ -23,8 +23,11 @@ def read_durations(report: Path) -> Counter[str]:
     """Seconds by test function, all parameters together, fixtures included."""
     found = Counter[str]()
     for case in ET.parse(report).getroot().iter("testcase"):  # noqa: S314  # pytest's own
-        module, name = str(case.get("classname")), str(case.get("name")).partition("[")[0]
-        found[f"{module.replace('.', '/')}.py::{name}"] += float(case.get("time", 0))
+        place, name = str(case.get("classname")).replace(".", "/"), str(case.get("name")).partition("[")[0]
+        if not (ROOT / f"{place}.py").is_file():  # a class in a module
+            place, _, owner = place.rpartition("/")
+            name = f"{owner}::{name}"
+        found[f"{place}.py::{name}"] += float(case.get("time", 0))
     return found
 
 
