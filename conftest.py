@@ -1,20 +1,18 @@
-"""What the suite's two workers do, and what they give back.
+"""What the whole suite shares: how it runs (tests/harness) and in which order.
 
-`make test` hands each worker a half of the suite, in order (`--dist worksteal`): a file's fixtures are built once. One
-worker gets what starts whole products and clusters, which would take the processor from each other. What these and
-tests with a clock say depends on what else the machine does, so they may fail once (docs/adr/0027).
+`make test` hands each of two workers a half of the suite, in order (`--dist worksteal`), so that a file's fixtures are
+built once. One worker gets everything that starts whole products and clusters: two at once would take the processor
+from each other.
 """
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import os
 import pathlib
-import sys
-from collections.abc import Iterator
 
 import pytest
+
+pytest_plugins = ["tests.harness.memory", "tests.harness.phases", "tests.harness.reruns", "tests.harness.skips"]
 
 ROOT = pathlib.Path(__file__).parent
 PLATFORMS = (ROOT / "tests/e2e", ROOT / "tests/deploy")
@@ -32,12 +30,10 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put what starts products and clusters first into the last worker's part; say what may fail once."""
+    """Put what starts products and clusters first into the last worker's part."""
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     heavy = [item for item in items if starts_platform(item)]
     light = [item for item in items if not starts_platform(item)]
-    for item in (*heavy, *(item for item in light if item.get_closest_marker("timed"))):
-        item.add_marker(pytest.mark.flaky(reruns=1))
     first = min(len(items) * (workers - 1) // workers, len(light))
     items[:] = [*light[:first], *heavy, *light[first:]]
 
@@ -45,12 +41,3 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def starts_platform(item: pytest.Item) -> bool:
     """Whether a test starts a whole product or a cluster."""
     return any(place in item.path.parents for place in PLATFORMS) or item.get_closest_marker("e2e") is not None
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
-    """Give the memory of a file's models back once its tests are over: two workers share the machine."""
-    yield
-    if sys.platform == "linux" and (nextitem is None or nextitem.path != item.path):
-        gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)
