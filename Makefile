@@ -18,10 +18,10 @@ run: setup  ## set up, start everything, one real request to each service, serve
 
 test: setup  ## the whole suite, on two workers (WORKERS=0: in one process)
 	@$(BIN)/python -m tests.browser
-	@MALLOC_ARENA_MAX=2 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+	@MALLOC_ARENA_MAX=2 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not release" $(ARGS)
 
 check: setup  ## the quick suite: without slow tests and those that start the product
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not e2e and not browser" $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not e2e and not browser and not release" $(ARGS)
 
 lint: setup  ## ruff, mypy strict, import rules, names, circles, drift of generated files, sparsity claims
 	@$(BIN)/ruff format --check .

@@ -12,7 +12,13 @@ import pathlib
 
 import pytest
 
-pytest_plugins = ["tests.harness.memory", "tests.harness.phases", "tests.harness.reruns", "tests.harness.skips"]
+pytest_plugins = [
+    "tests.harness.hypothesis_profiles",
+    "tests.harness.memory",
+    "tests.harness.phases",
+    "tests.harness.reruns",
+    "tests.harness.skips",
+]
 
 ROOT = pathlib.Path(__file__).parent
 PLATFORMS = (ROOT / "tests/e2e", ROOT / "tests/deploy")
