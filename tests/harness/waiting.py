@@ -1,0 +1,45 @@
+"""Wait for what another thread, task or process brings about, and find free ports: no test needs a sleep of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+Found = TypeVar("Found")
+POLL_S = 0.01
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(condition: Callable[[], Found], seconds: float = 20, what: str = "the condition") -> Found:
+    """Return the first true answer of `condition`.
+
+    Raises:
+        AssertionError: There was none in time.
+    """
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, f"{what} did not come about in {seconds} s"
+        time.sleep(POLL_S)
+    return found
+
+
+async def until(condition: Callable[[], Found], seconds: float = 20, what: str = "the condition") -> Found:
+    """Return the first true answer of `condition`, while other tasks run.
+
+    Raises:
+        AssertionError: There was none in time.
+    """
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, f"{what} did not come about in {seconds} s"
+        await asyncio.sleep(POLL_S)
+    return found
