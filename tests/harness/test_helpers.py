@@ -27,7 +27,7 @@ async def test_waiting_lets_other_tasks_run():
     timer = threading.Timer(0.02, seen.set)
     timer.start()
     assert await until(seen.is_set) is True
-    with pytest.raises(AssertionError, match="in 0.02 s"):
+    with pytest.raises(AssertionError, match=r"in 0\.02 s"):
         await until(lambda: 0, seconds=0.02)
 
 
