@@ -15,7 +15,6 @@ import pytest
 pytest_plugins = [
     "tests.harness.hypothesis_profiles",
     "tests.harness.memory",
-    "tests.harness.one_redis",
     "tests.harness.phases",
     "tests.harness.reruns",
     "tests.harness.skips",

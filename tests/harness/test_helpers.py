@@ -1,4 +1,4 @@
-"""Helpers that tests of all areas share: waiting, servers in threads, one Redis per worker."""
+"""Helpers that tests of all areas share: waiting, and servers in threads."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import threading
 
 import httpx2
 import pytest
-import redis
 
 from tests.harness.serving import serve_in_thread
 from tests.harness.waiting import free_port, until, wait_until
@@ -57,11 +56,3 @@ def test_an_app_that_dies_at_its_start_is_an_error_at_once():
 def test_a_free_port_is_free():
     with serve_in_thread(answer, port=(port := free_port()), lifespan="off") as url:
         assert url.endswith(f":{port}")
-
-
-@pytest.mark.parametrize("round_", [1, 2])
-def test_each_test_finds_an_empty_redis(redis_url, shared_redis, round_):
-    with redis.Redis.from_url(redis_url) as client:
-        assert client.dbsize() == 0
-        client.set("left", "behind")
-    assert redis_url == shared_redis.url
