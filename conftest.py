@@ -13,11 +13,12 @@ import pathlib
 import pytest
 
 pytest_plugins = [
+    "pytester",
     "tests.harness.hypothesis_profiles",
     "tests.harness.memory",
-    "tests.harness.phases",
-    "tests.harness.reruns",
     "tests.harness.skips",
+    "tests.harness.phases",  # imports skips
+    "tests.harness.reruns",
 ]
 
 ROOT = pathlib.Path(__file__).parent

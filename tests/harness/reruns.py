@@ -6,17 +6,59 @@ The report lists each test that was run again with its reason, since a test that
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 
 import pytest
+
+HOW = 'Mark it `timed("one sentence why only a clock can tell")`.'
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuse reruns of everything; count those of timed tests where the report is printed."""
+    if any(config.getoption(name) for name in ("reruns", "force_reruns")) or config.getini("reruns"):
+        raise pytest.UsageError("Only tests marked `timed` may be run again: leave out --reruns and --force-reruns.")
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(RerunLedger(), "rerun-ledger")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pycollect_makeitem() -> Iterator[
+    pytest.Item | pytest.Collector | list[pytest.Item | pytest.Collector] | None
+]:
+    """Refuse a mark without a reason, and reruns without the mark, as an error of collection.
+
+    Raises:
+        CollectError: A test asks for reruns in the wrong way.
+    """
+    made = yield
+    for item in made if isinstance(made, list) else [made]:
+        if isinstance(item, pytest.Item):
+            check_marks(item)
+    return made
+
+
+def check_marks(item: pytest.Item) -> None:
+    """Raise `CollectError` for a mark without a reason, and for reruns without the mark."""
+    mark = item.get_closest_marker("timed")
+    if mark and not find_reason(mark):
+        raise pytest.Collector.CollectError(f"{item.nodeid} gives no reason. {HOW}")
+    if item.get_closest_marker("flaky"):
+        raise pytest.Collector.CollectError(f"{item.nodeid} is marked `flaky`. {HOW}")
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let tests marked `timed` fail once; refuse a mark that gives no reason."""
+    """Let tests marked `timed` fail once."""
     for item in items:
-        if mark := item.get_closest_marker("timed"):
+        if (mark := item.get_closest_marker("timed")) and (reason := find_reason(mark)):
             item.add_marker(pytest.mark.flaky(reruns=1))
-            item.user_properties.append(("timed", mark.args[0] if mark.args else "no reason"))
+            item.user_properties.append(("timed", reason))
+
+
+def find_reason(mark: pytest.Mark) -> str:
+    """The reason of a mark; empty if there is none."""
+    given = mark.args[0] if mark.args else mark.kwargs.get("reason")
+    return given.strip() if isinstance(given, str) else ""
 
 
 class RerunLedger:
@@ -25,26 +67,19 @@ class RerunLedger:
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self.reasons: dict[str, str] = {}
-        self.timed: set[str] = set()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Note the reason of each timed test and each rerun."""
-        for key, value in report.user_properties:
-            if key == "timed":
-                self.timed.add(report.nodeid)
-                self.reasons[report.nodeid] = value
-        if report.outcome == "rerun":
+        if reason := dict(report.user_properties).get("timed"):
+            self.reasons[report.nodeid] = str(reason)
+        if report.outcome == "rerun":  # pytest-rerunfailures' own
             self.counts[report.nodeid] += 1
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Say how many tests hold a clock, and which were run again."""
+        if not self.reasons:
+            return
         terminalreporter.section("timed tests")
-        terminalreporter.line(f"{len(self.timed)} tests hold a clock; {self.counts.total()} reruns.")
+        terminalreporter.line(f"{len(self.reasons)} tests hold a clock; {self.counts.total()} reruns.")
         for test, count in sorted(self.counts.items()):
-            terminalreporter.line(f"{count} × {test}: {self.reasons.get(test, 'not marked timed')}")
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Count where the report is printed."""
-    if not hasattr(config, "workerinput"):
-        config.pluginmanager.register(RerunLedger(), "rerun-ledger")
+            terminalreporter.line(f"{count} × {test}: {self.reasons[test]}")

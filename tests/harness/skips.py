@@ -1,30 +1,44 @@
 """A skip is allowed only where `tests/skips.toml` names it, with its reason and how to run the test after all.
 
-A test that is skipped without being named there fails the run: a green run then means that nothing was left out but
-what this list says.
+Any other skip fails the run, and so do more skips than an entry allows: a green run leaves out what the list says and
+nothing else.
 """
 
 from __future__ import annotations
 
 import fnmatch
 import tomllib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
+from packaging.markers import Marker
 
 LIST = Path(__file__).parents[1] / "skips.toml"
 
 
-class AllowedSkip(NamedTuple):
+@dataclass(frozen=True)
+class AllowedSkip:
     """Tests that may be skipped for one reason."""
 
     test: str
-    """Pattern of the node id, as of `fnmatch`."""
+    """Pattern of the node id, as of `fnmatch`; write parentheses for the brackets of parameters."""
     reason: str
     """Part of the message that the skip gives."""
     enable: str
     """What makes the tests run."""
+    where: str = ""
+    """Environment marker (PEP 508) of the machines that may skip; empty: all."""
+    most: int | None = None
+    """How many tests may be skipped so; None: any number."""
+
+    def covers(self, test: str, message: str) -> bool:
+        """Whether this entry names a test and its reason, on this machine."""
+        plain = test.replace("[", "(").replace("]", ")")  # brackets are patterns to fnmatch
+        here = not self.where or Marker(self.where).evaluate()
+        return here and self.reason in message and fnmatch.fnmatchcase(plain, self.test)
 
 
 def read_allowed_skips(path: Path = LIST) -> list[AllowedSkip]:
@@ -32,48 +46,68 @@ def read_allowed_skips(path: Path = LIST) -> list[AllowedSkip]:
     return [AllowedSkip(**row) for row in tomllib.loads(path.read_text("utf8")).get("skip", [])]
 
 
-def is_allowed(allowed: list[AllowedSkip], test: str, message: str) -> bool:
-    """Whether an entry names this test and this reason."""
-    plain = test.replace("[", "(").replace("]", ")")  # brackets are patterns to fnmatch
-    return any(fnmatch.fnmatchcase(plain, one.test) and one.reason in message for one in allowed)
+def skip_message(report: pytest.TestReport | pytest.CollectReport) -> str | None:
+    """Why a test or a module was skipped; None if it was not."""
+    if not report.skipped or hasattr(report, "wasxfail"):
+        return None
+    message = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    return message.removeprefix("Skipped: ")
 
 
 class SkipLedger:
     """Collects skips in the process that prints the report."""
 
-    def __init__(self, allowed: list[AllowedSkip]) -> None:
+    def __init__(self, allowed: Sequence[AllowedSkip]) -> None:
         self._allowed = allowed
-        self.unknown: dict[str, str] = {}
+        self._skipped: dict[str, str] = {}
+
+    def refused(self) -> list[tuple[str, str]]:
+        """Each test that no entry covers, or that is one too many for its entry, with its message."""
+        counts, found = Counter[AllowedSkip](), []
+        for test, message in sorted(self._skipped.items()):
+            entry = next((one for one in self._allowed if one.covers(test, message)), None)
+            if entry is None:
+                found.append((test, message))
+                continue
+            counts[entry] += 1
+            if entry.most is not None and counts[entry] > entry.most:
+                found.append((test, f"{message} (more than the {entry.most} that are allowed)"))
+        return found
 
     def _note(self, report: pytest.TestReport | pytest.CollectReport) -> None:
-        if report.skipped and not hasattr(report, "wasxfail"):
-            message = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-            if not is_allowed(self._allowed, report.nodeid, message):
-                self.unknown[report.nodeid] = message
+        if (message := skip_message(report)) is not None:
+            self._skipped[report.nodeid] = message
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Note a test that was skipped."""
         self._note(report)
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        """Note a module that was skipped."""
+        """Note a module that was skipped as a whole."""
         self._note(report)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Fail the run."""
-        if self.unknown and session.exitstatus == pytest.ExitCode.OK:
+        good = (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
+        if session.exitstatus in good and self.refused():
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """List the skips that nobody allowed."""
-        if self.unknown:
+        if refused := self.refused():
             terminalreporter.section("skips that tests/skips.toml does not allow", red=True)
-            for test, message in sorted(self.unknown.items()):
+            for test, message in refused:
                 terminalreporter.line(f"{test}: {message}")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option."""
+    parser.addoption("--allowed-skips", type=Path, metavar="FILE", default=LIST, help="the list of allowed skips")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Check where the report is printed."""
     if not hasattr(config, "workerinput"):
-        config.pluginmanager.register(SkipLedger(read_allowed_skips()), "skip-ledger")
+        allowed = read_allowed_skips(config.getoption("--allowed-skips"))
+        config.pluginmanager.register(SkipLedger(allowed), "skip-ledger")

@@ -1,0 +1,47 @@
+"""Garbage is collected between files when the process has grown, never within a test."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.harness import memory
+from tests.harness.conftest import RunSuite
+
+FILE = "def test_a(): pass\ndef test_b(): pass"
+
+
+@pytest.fixture
+def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """What the process is said to occupy: after collection, then twice at the end of each file."""
+    told: list[int] = []
+    monkeypatch.setattr(memory, "read_resident_bytes", lambda: told.pop(0) if len(told) > 1 else told[0])
+    return told
+
+
+@pytest.fixture
+def collected(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A line for each collection of garbage that the plug-in starts, and the freezing."""
+    log: list[str] = []
+    monkeypatch.setattr(memory.gc, "collect", lambda: log.append("collect"))
+    monkeypatch.setattr(memory.gc, "freeze", lambda: log.append("freeze"))
+    return log
+
+
+def test_nothing_is_collected_while_the_process_has_its_size(
+    run_suite: RunSuite, sizes: list[int], collected: list[str]
+) -> None:
+    sizes += [100, memory.GROWTH_BYTES + 100]
+    assert run_suite("memory", test_one=FILE, test_two=FILE).ret == pytest.ExitCode.OK
+    assert collected == ["collect", "freeze"]
+
+
+def test_garbage_is_collected_once_after_a_file_that_grew(
+    run_suite: RunSuite, sizes: list[int], collected: list[str]
+) -> None:
+    sizes += [100, memory.GROWTH_BYTES + 101, 900, 900]
+    run_suite("memory", test_one=FILE, test_two=FILE)
+    assert collected == ["collect", "freeze", "collect"]
+
+
+def test_the_kernel_tells_a_size() -> None:
+    assert memory.read_resident_bytes() > 10 << 20
