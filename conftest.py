@@ -26,12 +26,18 @@ PLATFORMS = (ROOT / "tests/e2e", ROOT / "tests/deploy")
 """Where tests start a product or a cluster of several processes."""
 
 SLOW = frozenset((ROOT / "tests/slow.txt").read_text("utf8").split())
-"""Test functions that `make check` leaves out, as `python -m tests.slow` found them."""
+"""Test functions and whole files that `make check` leaves out, as `python -m tests.slow` found them."""
+
+
+def pytest_ignore_collect(collection_path: pathlib.Path, config: pytest.Config) -> bool | None:
+    """Do not even import a file of which `make check` runs nothing."""
+    leaves_out = "not slow" in config.option.markexpr and collection_path.is_relative_to(ROOT)
+    return True if leaves_out and collection_path.relative_to(ROOT).as_posix() in SLOW else None
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Mark what is known to be slow."""
-    if item.nodeid.partition("[")[0] in SLOW:
+    if not SLOW.isdisjoint((item.nodeid.partition("[")[0], item.nodeid.partition("::")[0])):
         item.add_marker(pytest.mark.slow)
 
 

@@ -1,58 +1,107 @@
-"""`python -m tests.slow JUNIT.xml`: which tests `make check` leaves out, by what a run of all of them took.
+"""`python -m tests.slow PHASES`: which tests `make check` leaves out, by what a full run of the suite measured.
 
-Writes `tests/slow.txt`, which `conftest.py` reads: the quickest test functions stay, as many as fit into the budget.
-`make test ARGS=--junitxml=all.xml` writes such a file.
+`make test ARGS=--phases=all.phases` writes such a file. The list, `tests/slow.txt`, is written anew each time; the root
+`conftest.py` reads it. Quick test functions stay, as many as fit into two minutes. A function costs its calls and its
+own set-up, all parameters together; a fixture that several functions share costs once, so a file whose fixtures are
+dear is left out as a whole, and its line is the file's name alone.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections import Counter
-from collections.abc import Mapping
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from xml.etree import ElementTree as ET
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 LIST = ROOT / "tests/slow.txt"
 
-BUDGET_S = 235.0
-"""Seconds that the tests of one worker may take on a quiet machine, beside what finding them costs."""
+CHECK_S = 120.0
+"""How long `make check` may take on two quiet cores."""
+WORKERS = 2
+BALANCE = 0.85
+"""What part of the workers' time is spent in tests: they do not end together, and hand results over."""
 
 
-def read_durations(report: Path) -> Counter[str]:
-    """Seconds by test function, all parameters together, fixtures included."""
-    found = Counter[str]()
-    for case in ET.parse(report).getroot().iter("testcase"):  # noqa: S314  # pytest's own
-        place, name = str(case.get("classname")).replace(".", "/"), str(case.get("name")).partition("[")[0]
-        if not (ROOT / f"{place}.py").is_file():  # a class in a module
-            place, _, owner = place.rpartition("/")
-            name = f"{owner}::{name}"
-        found[f"{place}.py::{name}"] += float(case.get("time", 0))
-    return found
+@dataclass
+class Costs:
+    """What a run spent on tests and on the fixtures that they share."""
+
+    own: Counter[str] = field(default_factory=Counter)
+    """Seconds by test function."""
+    fixtures: Counter[str] = field(default_factory=Counter)
+    """Seconds by shared fixture."""
+    uses: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    """The shared fixtures that a function uses."""
+    left_out: set[str] = field(default_factory=set)
+    """Functions that `make check` leaves out anyhow."""
+    collection: float = 30.0
+    """Seconds before the first test; this is what they were when the list was made first."""
+
+    def share(self) -> dict[str, float]:
+        """Seconds of each function, with its part of the fixtures that it shares with others."""
+        users = Counter(name for used in self.uses.values() for name in used)
+        parts = {name: seconds / users[name] for name, seconds in self.fixtures.items()}
+        return {one: own + sum(parts.get(name, 0) for name in self.uses[one]) for one, own in self.own.items()}
 
 
-def list_slow(durations: Mapping[str, float], budget: float) -> list[str]:
-    """Those that are left out when the quickest are taken until the budget is spent."""
-    slow, spent = [], 0.0
-    for name, seconds in sorted(durations.items(), key=lambda one: one[1]):
-        spent += seconds
-        if spent > budget:
-            slow.append(name)
-    return sorted(slow)
+def read_costs(rows: Iterable[Mapping[str, Any]]) -> Costs:
+    """Add up a run."""
+    costs = Costs()
+    for row in rows:
+        function = row["test"].partition("[")[0]
+        if "::" not in function:
+            if not function and row["phase"] == "collection":
+                costs.collection = row["seconds"]
+            continue
+        paid = row.get("paid", {})
+        costs.own[function] += max(0.0, row["seconds"] - sum(paid.values()))
+        costs.fixtures.update(paid)
+        costs.uses[function] |= {*row.get("uses", ()), *paid}
+        if row.get("marks"):
+            costs.left_out.add(function)
+    return costs
+
+
+def pick_quick(costs: Costs, budget: float) -> set[str]:
+    """The functions that fit into the budget when the cheapest are taken first."""
+    picked, paid, spent, share = set[str](), set[str](), 0.0, costs.share()
+    for function in sorted(costs.own.keys() - costs.left_out, key=lambda one: (share[one], one)):
+        fixtures = costs.uses[function] - paid
+        cost = costs.own[function] + sum(costs.fixtures[name] for name in fixtures)
+        if spent + cost > budget:
+            continue
+        picked.add(function)
+        paid |= fixtures
+        spent += cost
+    return picked
+
+
+def list_slow(costs: Costs, budget: float) -> list[str]:
+    """The functions that do not fit, by name; a file of which none fits, by its own."""
+    quick = pick_quick(costs, budget)
+    kept = {name.partition("::")[0] for name in quick | costs.left_out}
+    slow = costs.own.keys() - costs.left_out - quick
+    return sorted({name if name.partition("::")[0] in kept else name.partition("::")[0] for name in slow})
 
 
 def main() -> None:
-    """Write the list; what was in it and was not run now stays."""
+    """Write the list."""
     parser = argparse.ArgumentParser(prog="python -m tests.slow", description=__doc__)
-    parser.add_argument("report", type=Path, help="what pytest wrote with --junitxml")
-    parser.add_argument("--budget", type=float, default=BUDGET_S, help="seconds that one worker may take")
+    parser.add_argument("phases", type=Path, help="what pytest wrote with --phases in a run of all tests")
+    parser.add_argument("--seconds", type=float, default=CHECK_S, help="how long `make check` may take")
     asked = parser.parse_args()
-    durations = read_durations(asked.report)
-    before = LIST.read_text("utf8").split() if LIST.is_file() else []
-    kept = [name for name in before if name not in durations and (ROOT / name.partition("::")[0]).is_file()]
-    found = sorted({*kept, *list_slow(durations, asked.budget)})
-    LIST.write_text("\n".join(found) + "\n", "utf8")
-    print(f"{len(found)} of {len({*durations, *before})} test functions are slow.")
+    costs = read_costs(map(json.loads, asked.phases.read_text("utf8").splitlines()))
+    budget = WORKERS * BALANCE * (asked.seconds - costs.collection)
+    found = list_slow(costs, budget)
+    LIST.write_text("".join(f"{name}\n" for name in found), "utf8")
+    whole = sum("::" not in name for name in found)
+    print(
+        f"{len(found) - whole} of {len(costs.own)} functions and {whole} whole files are slow; budget {budget:.0f} s."
+    )
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ def run_suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Run
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
 
     def run(plugin: str, *options: str, workers: int = 0, **files: str) -> pytest.RunResult:
-        marks = ("timed(reason): holds a clock", "slow: takes long")
+        marks = ("timed(reason): holds a clock", "e2e: starts a product")
         pytester.makeini("[pytest]\nmarkers =\n  " + "\n  ".join(marks))
         pytester.makepyfile(**files)
         return pytester.runpytest_inprocess(*PLUGINS, "-p", f"tests.harness.{plugin}", "-n", str(workers), *options)

@@ -1,19 +1,27 @@
 """`--phases=FILE`: the seconds of each test's set-up, call and teardown, one JSON line per phase.
 
 JUnit's times add set-up and teardown to the test that happens to pay for a file's fixtures. `tests.slow` needs them
-apart, and `tests.report` writes its page from this file.
+apart, and with the fixtures that several tests share by name; `tests.report` writes its page from this file.
 """
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
 import pytest
+from _pytest.fixtures import FixtureDef, SubRequest
 
 from tests.harness.skips import skip_message
+
+LEFT_OUT = ("e2e", "browser", "release")
+"""Marks of tests that `make check` leaves out, however quick they are."""
+
+_PAID = pytest.StashKey[dict[str, float]]()
+_USED = pytest.StashKey[list[str]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -22,10 +30,52 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Record in the process that prints the report: xdist's workers send their reports there."""
-    path = config.getoption("--phases")
-    if path and not hasattr(config, "workerinput"):
-        config.pluginmanager.register(PhaseRecorder(path.open("w", encoding="utf8")), "phase-recorder")
+    """Measure where tests run, and record in the process that prints the report: xdist's workers report to it."""
+    if path := config.getoption("--phases"):
+        config.pluginmanager.register(FixtureClock(), "fixture-clock")
+        if not hasattr(config, "workerinput"):
+            config.pluginmanager.register(PhaseRecorder(path.open("w", encoding="utf8")), "phase-recorder")
+
+
+def name_shared(fixture: FixtureDef[Any], item: pytest.Item) -> str | None:
+    """Name a fixture that outlives its test by where it lives; None if it ends with the test."""
+    if fixture.scope == "function":
+        return None
+    file = item.nodeid.partition("::")[0]
+    return f"{file if fixture.scope in {'module', 'class'} else fixture.baseid}::{fixture.argname}"
+
+
+class FixtureClock:
+    """Adds to each set-up's report which shared fixtures it built, in how many seconds, and which it uses."""
+
+    def __init__(self) -> None:
+        self._building = 0
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef: FixtureDef[Any], request: SubRequest) -> Iterator[object]:
+        """Measure a shared fixture; those that it asks for meanwhile belong to it."""
+        item = request._pyfuncitem
+        name = name_shared(fixturedef, item)
+        if name is None or self._building:
+            return (yield)
+        began, self._building = time.perf_counter(), 1
+        try:
+            return (yield)
+        finally:
+            self._building = 0
+            paid = item.stash.setdefault(_PAID, {})
+            paid[name] = round(paid.get(name, 0) + time.perf_counter() - began, 4)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item: pytest.Item) -> Iterator[pytest.TestReport]:
+        """Let the report carry it, also from a worker."""
+        report = yield
+        if report.when == "setup":
+            known = item._fixtureinfo.name2fixturedefs if isinstance(item, pytest.Function) else {}
+            used = {name_shared(each[-1], item) for each in known.values()} - {None}
+            marks = [name for name in LEFT_OUT if item.get_closest_marker(name)]
+            report.shared = {"paid": item.stash.get(_PAID, {}), "uses": sorted(map(str, used)), "marks": marks}
+        return report
 
 
 class PhaseRecorder:
@@ -53,7 +103,8 @@ class PhaseRecorder:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Write one phase."""
-        more: dict[str, str] = {str(key): str(value) for key, value in report.user_properties if key == "timed"}
+        more: dict[str, Any] = {key: value for key, value in report.user_properties if key == "timed"}
+        more |= {key: value for key, value in getattr(report, "shared", {}).items() if value}
         if (message := skip_message(report)) is not None:
             more["message"] = message
         worker = getattr(report, "worker_id", "master")
@@ -72,8 +123,7 @@ class PhaseRecorder:
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Write how long the run took, and how it ended."""
-        outcome = "passed" if session.exitstatus == pytest.ExitCode.OK else "failed"
-        self._write_run("run", outcome)
+        self._write_run("run", "passed" if session.exitstatus == pytest.ExitCode.OK else "failed")
 
     def pytest_unconfigure(self) -> None:
         """Close the file."""
