@@ -6,22 +6,33 @@ STAMP  := $(VENV)/.installed
 KERNELS := $(VENV)/.kernels
 EXTRAS ?= all,cpu,dev
 WORKERS ?= 2
+# Seconds for each decoder: with 24 of them ten minutes in all; 600 is ten minutes each.
+FUZZ_S ?= 25
 SHELL  := /bin/bash
 
-.PHONY: help run test check lint format setup bench chaos rehearse fuzz leaks gallery images generate clean
+.PHONY: help run test check test-all lint format setup bench chaos rehearse fuzz leaks gallery images generate clean
 
 help:  ## what there is
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
 run: setup  ## set up, start everything, one real request to each service, serve until Ctrl-C (ONCE=1: stop after the requests)
 	@$(BIN)/fovea up $(if $(ONCE),--once)
 
-test: setup  ## the whole suite, on two workers (WORKERS=0: in one process)
+test: setup  ## the whole suite, on two workers (WORKERS=0: in one process; ARGS=--durations=20: the slowest tests)
 	@$(BIN)/python -m tests.browser
 	@MALLOC_ARENA_MAX=2 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not release" $(ARGS)
 
 check: setup  ## the quick suite: without slow tests and those that start the product
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not e2e and not browser and not release" $(ARGS)
+
+test-all: setup  ## before a release: also what needs other programs or long runs, and fuzzing; writes docs/test-report.md
+	@$(BIN)/python -m tests.browser
+	@rm -rf build/tests; failed=0; \
+	  MALLOC_ARENA_MAX=2 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "" --hypothesis-profile=deep \
+	    --phases=build/tests/all.phases $(ARGS) || failed=1; \
+	  $(BIN)/python -m tests.fuzz $(FUZZ_S) --out build/tests/fuzz.jsonl || failed=1; \
+	  $(BIN)/python -m tests.report build/tests/all.phases --fuzz build/tests/fuzz.jsonl || failed=1; \
+	  exit $$failed
 
 lint: setup  ## ruff, mypy strict, import rules, names, circles, drift of generated files, sparsity claims
 	@$(BIN)/ruff format --check .

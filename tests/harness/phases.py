@@ -34,6 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if path := config.getoption("--phases"):
         config.pluginmanager.register(FixtureClock(), "fixture-clock")
         if not hasattr(config, "workerinput"):
+            path.parent.mkdir(parents=True, exist_ok=True)
             config.pluginmanager.register(PhaseRecorder(path.open("w", encoding="utf8")), "phase-recorder")
 
 
