@@ -3,7 +3,7 @@
 `make test ARGS=--phases=all.phases` writes such a file. The list, `tests/slow.txt`, is written anew each time; the root
 `conftest.py` reads it. Quick test functions stay, as many as fit into two minutes. A function costs its calls and its
 own set-up, all parameters together; a fixture that several functions share costs once, so a file whose fixtures are
-dear is left out as a whole, and its line is the file's name alone.
+expensive is left out as a whole, and its line is the file's name alone.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The list of slow tests names what exists, and leaves out the dearest first."""
+"""The list of slow tests names what exists, and leaves out the most expensive first."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_parameters_phases_and_reruns_are_added_up() -> None:
     assert costs.collection == 30
 
 
-def test_the_dearest_go_until_the_rest_fits() -> None:
+def test_the_most_expensive_go_until_the_rest_fits() -> None:
     costs = slow.read_costs(
         [row(f"a.py::{name}", seconds) for name, seconds in zip("abcd", (1, 2, 4, 30), strict=True)]
     )
@@ -52,7 +52,7 @@ def test_the_dearest_go_until_the_rest_fits() -> None:
     assert slow.list_slow(costs, budget=100) == []
 
 
-def test_a_file_with_a_dear_fixture_is_left_out_as_a_whole() -> None:
+def test_a_file_with_an_expensive_fixture_is_left_out_as_a_whole() -> None:
     fixture = {"uses": ["a.py::model"]}
     rows = [
         row("a.py::first", 20.1, "setup", paid={"a.py::model": 20.0}, **fixture), row("a.py::first", 0.1),
