@@ -35,14 +35,7 @@ test-all: setup  ## before a release: also what needs other programs or long run
 	  exit $$failed
 
 lint: setup  ## ruff, mypy strict, import rules, names, circles, drift of generated files, sparsity claims
-	@$(BIN)/ruff format --check .
-	@$(BIN)/ruff check .
-	@$(BIN)/mypy
-	@$(BIN)/lint-imports
-	@$(BIN)/python -m tests.drift
-	@$(BIN)/python -m tests.lint.names
-	@$(BIN)/python -m tests.lint.circles
-	@$(BIN)/python -m tests.claims
+	@$(BIN)/python -m tests.lint
 
 format: setup  ## format and fix what ruff can
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
