@@ -13,9 +13,11 @@ import pathlib
 import pytest
 
 pytest_plugins = [
+    "tests.harness.clocks",
     "tests.harness.hypothesis_profiles",
     "tests.harness.memory",
     "tests.harness.phases",
+    "tests.harness.redis_servers",
     "tests.harness.reruns",
     "tests.harness.skips",
 ]

@@ -23,7 +23,6 @@ from services.gateway.routing import replica_registry
 from services.gateway.server import create_server
 from services.gateway.tests.conftest import listening
 from shared.api.replica import ReplicaRecord, replicas_key
-from shared.jobs.redis_server import RedisServer
 from shared.rpc import open_inference_pb2 as pb
 from shared.settings import Settings, environment
 
@@ -42,19 +41,12 @@ asyncio.run(main())
 """
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with RedisServer(Settings(data_dir=tmp_path_factory.mktemp("redis"))) as running:
-        yield running
-
-
 @pytest.fixture
-def replicas(server: RedisServer, tmp_path: Path) -> Iterator[dict[int, subprocess.Popen[bytes]]]:
+def replicas(redis_url: str, tmp_path: Path) -> Iterator[dict[int, subprocess.Popen[bytes]]]:
     """Two replica processes by their process ids, ready and known to Redis."""
-    env = environment(FOVEA_REDIS_URL=server.url, FOVEA_DATA_DIR=str(tmp_path), PYTHONPATH=os.pathsep.join(sys.path))
+    env = environment(FOVEA_REDIS_URL=redis_url, FOVEA_DATA_DIR=str(tmp_path), PYTHONPATH=os.pathsep.join(sys.path))
     started = [subprocess.Popen([sys.executable, "-c", REPLICA], env=env) for _ in range(2)]
-    with redis.Redis.from_url(server.url) as link:
-        link.delete(replicas_key("toy"))
+    with redis.Redis.from_url(redis_url) as link:
         end = time.monotonic() + 90
         while sum(ReplicaRecord.model_validate_json(raw).ready for raw in link.hvals(replicas_key("toy"))) < 2:
             assert time.monotonic() < end, "the replicas did not start"
@@ -66,9 +58,9 @@ def replicas(server: RedisServer, tmp_path: Path) -> Iterator[dict[int, subproce
 
 
 @pytest.fixture
-async def app(server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Any]:
+async def app(redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Any]:
     monkeypatch.setattr(replica_registry, "ABORT_AFTER_S", 6.0)
-    made = build_gateway(Settings(redis_url=server.url, data_dir=tmp_path, http_port=0, grpc_port=0))
+    made = build_gateway(Settings(redis_url=redis_url, data_dir=tmp_path, http_port=0, grpc_port=0))
     registry = made.state.gateway.registry
     await registry.start()
     yield made

@@ -28,8 +28,6 @@ from services.gateway.tests.test_gateway_affinity import LONG, chat, key
 from shared.api.replica import SCOPES_HEADER
 from shared.api.traffic import TrafficPlan
 from shared.errors import InvalidOption
-from shared.jobs.redis_server import RedisServer
-from shared.settings import Settings
 
 
 def png(pixels: Any) -> str:
@@ -294,24 +292,23 @@ async def test_an_answer_that_is_too_large_to_keep_is_counted_as_skipped(gateway
     assert scene.toys["next6"].seen == []
 
 
-async def test_an_admin_sets_the_plan_for_all_gateways(gateway: Any, toy: Any, tmp_path: Any) -> None:
-    with RedisServer(Settings(data_dir=tmp_path / "redis", redis_url=None)) as redis:
-        scene = await versions(gateway, toy, {}, "next", redis_url=redis.url)
-        other = await gateway(redis_url=redis.url)
-        for _ in range(2):
-            # Records of this test are in memory only, and polls of Redis would take them away.
-            scene.registry._frozen_at = time.monotonic()
-            put = await scene.client.put("/v1/admin/traffic/svc", json={"percent": {"next": 100}})
-            assert put.status_code == 200, put.text
-        assert put.json()["plan"]["percent"] == {"next": 100}
-        assert put.json()["versions"] == {"": 1, "next": 1}
-        await other.registry.poll_redis()
-        assert other.registry.traffic.find("svc").percent == {"next": 100}
-        assert scene.registry.pick("svc").id == "next"
-        assert (await scene.client.put("/v1/admin/traffic/none", json={})).status_code == 404
-        assert (await scene.client.put("/v1/admin/traffic/svc", json={"percent": {"a": 101}})).status_code == 422
-        assert (await scene.client.delete("/v1/admin/traffic/svc")).json()["plan"] is None
-        assert (await scene.client.get("/v1/admin/traffic")).json()["services"][0]["service"] == "svc"
+async def test_an_admin_sets_the_plan_for_all_gateways(gateway: Any, toy: Any, redis_url: str) -> None:
+    scene = await versions(gateway, toy, {}, "next", redis_url=redis_url)
+    other = await gateway(redis_url=redis_url)
+    for _ in range(2):
+        # Records of this test are in memory only, and polls of Redis would take them away.
+        scene.registry._frozen_at = time.monotonic()
+        put = await scene.client.put("/v1/admin/traffic/svc", json={"percent": {"next": 100}})
+        assert put.status_code == 200, put.text
+    assert put.json()["plan"]["percent"] == {"next": 100}
+    assert put.json()["versions"] == {"": 1, "next": 1}
+    await other.registry.poll_redis()
+    assert other.registry.traffic.find("svc").percent == {"next": 100}
+    assert scene.registry.pick("svc").id == "next"
+    assert (await scene.client.put("/v1/admin/traffic/none", json={})).status_code == 404
+    assert (await scene.client.put("/v1/admin/traffic/svc", json={"percent": {"a": 101}})).status_code == 422
+    assert (await scene.client.delete("/v1/admin/traffic/svc")).json()["plan"] is None
+    assert (await scene.client.get("/v1/admin/traffic")).json()["services"][0]["service"] == "svc"
 
 
 async def test_without_redis_a_plan_can_not_be_set(gateway: Any, toy: Any) -> None:

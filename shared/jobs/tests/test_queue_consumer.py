@@ -21,9 +21,9 @@ DONE = Result(200, "text/plain", b"first")
 
 
 @pytest.fixture
-async def other(url: str, job_settings: Settings) -> AsyncIterator[QueueConsumer]:
+async def other(redis_url: str, job_settings: Settings) -> AsyncIterator[QueueConsumer]:
     """A second worker of the same service."""
-    inbox = QueueConsumer(url, "svc", job_settings)
+    inbox = QueueConsumer(redis_url, "svc", job_settings)
     yield inbox
     await inbox.close()
 

@@ -17,7 +17,6 @@ import pytest
 from shared.api.job import Job
 from shared.jobs.queue import Payload
 from shared.jobs.redis_queue import RedisJobQueue
-from shared.jobs.redis_server import RedisServer
 from shared.settings import Settings
 
 pytestmark = pytest.mark.slow
@@ -26,27 +25,20 @@ Start = Callable[..., subprocess.Popen[bytes]]
 
 
 @pytest.fixture
-def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
-    """A Redis of the test's own."""
-    with RedisServer(Settings(data_dir=tmp_path)) as server:
-        yield server
-
-
-@pytest.fixture
-async def queue(own_redis: RedisServer, tmp_path: Path) -> AsyncIterator[RedisJobQueue]:
+async def queue(redis_url: str, tmp_path: Path) -> AsyncIterator[RedisJobQueue]:
     """The gateway's side."""
-    queue = RedisJobQueue(own_redis.url, Settings(data_dir=tmp_path))
+    queue = RedisJobQueue(redis_url, Settings(data_dir=tmp_path))
     yield queue
     await queue.close()
 
 
 @pytest.fixture
-def start(own_redis: RedisServer, tmp_path: Path) -> Iterator[Start]:
+def start(redis_url: str, tmp_path: Path) -> Iterator[Start]:
     """Starts workers of the toy service."""
     children: list[subprocess.Popen[bytes]] = []
     env = {
         **os.environ,
-        "FOVEA_REDIS_URL": own_redis.url,
+        "FOVEA_REDIS_URL": redis_url,
         "FOVEA_DATA_DIR": str(tmp_path),
         "FOVEA_SHUTDOWN_GRACE_S": "0.5",
         "FOVEA_JOB_LEASE_S": "2",
