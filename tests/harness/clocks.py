@@ -1,6 +1,6 @@
 """A clock that a test moves, in place of the module `time` of the modules that it names.
 
-Only what reads `time.monotonic()` or `time.time()` of these modules sees it: timeouts of asyncio and of sockets, and
+Only what reads the clocks of `time` in these modules sees it: timeouts of asyncio and of sockets, and
 the clock of Redis, go on.
 """
 
@@ -22,6 +22,10 @@ class Clock:
 
     def monotonic(self) -> float:
         """Seconds of the monotonic clock."""
+        return self._monotonic
+
+    def perf_counter(self) -> float:
+        """Seconds of the same clock."""
         return self._monotonic
 
     def time(self) -> float:

@@ -229,21 +229,18 @@ async def test_what_is_stored_or_steers_is_not_copied(gateway: Any, toy: Any) ->
     assert [json.loads(each["body"]) for each in scene.toys["next5"].seen] == [{"store": False, "a": 1}]
 
 
-@pytest.mark.timed
 async def test_nobody_waits_for_a_shadow_that_hangs_and_few_copies_are_under_way(gateway: Any, toy: Any) -> None:
     scene = await gateway(traffic=json.dumps({"svc": {"shadow": "slow", "shadow_percent": 100}}))
 
     async def hang(_request: Request) -> Response:
-        await asyncio.sleep(30)
+        await asyncio.Event().wait()
         return JSONResponse({})
 
     scene.announce((await toy(name="stable")).url, name="stable")
     slow = await toy(name="slow", extra=[ToyRoute("/v1/echo", hang, methods=["POST"])])
     scene.announce(slow.url, name="slow", version="slow")
-    began = time.monotonic()
     for _ in range(7):
         assert (await scene.client.post("/v1/echo", json={})).status_code == 200
-    assert time.monotonic() - began < 10
     assert sample("fovea_shadow_requests_total", service="svc", version="slow", outcome="dropped") == 3
 
 

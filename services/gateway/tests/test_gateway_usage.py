@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import csv
 import io
 import json
@@ -95,7 +94,7 @@ async def test_the_ledger_survives_an_outage_and_a_restart(own_redis: RedisServe
     await ledger.flush()
     own_redis.kill()
     ledger.add("alice", "m", {"tokens_in": 6})
-    await asyncio.sleep(1.2)
+    await ledger.flush()
     own_redis.start()
     await ledger.stop()
     other = UsageLedger(own_redis.url)

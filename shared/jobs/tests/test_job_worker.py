@@ -93,17 +93,16 @@ async def test_a_job_runs_and_its_answer_is_kept(
         assert await queue.result(job.id, "ann") == Result(201, "image/png", b"body!", {"x-attempt": "1"})
 
 
-@pytest.mark.timed
+@pytest.mark.timed("A doorbell that rings late differs from one that rings in time by the time alone.")
 async def test_a_waiting_worker_begins_a_job_at_once(
     redis_url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(consumer_module, "_BLOCK_MS", 1500)
+    monkeypatch.setattr(consumer_module, "_BLOCK_MS", 4500)
     async with working(redis_url, job_settings, always(DONE)):
         await ended(queue, (await queue.submit(payload))[0])
-        await asyncio.sleep(0.1)
         begun = time.monotonic()
         await ended(queue, (await queue.submit(replace(payload, priority=-3)))[0])
-        assert time.monotonic() - begun < 0.5
+        assert time.monotonic() - begun < 3
 
 
 @pytest.mark.parametrize("outcome", [InvalidOption("Too wide.", field="width"), "problem", "openai", "oip", "html"])
@@ -244,7 +243,7 @@ async def test_progress_is_shown_without_a_write_for_each_step(
 # Cancel
 
 
-@pytest.mark.timed
+@pytest.mark.timed("The next renewal, a second later, would stop it as well.")
 async def test_cancelling_a_running_job_stops_it_within_a_second(
     redis_url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
 ) -> None:
@@ -265,7 +264,6 @@ async def test_cancelling_a_running_job_stops_it_within_a_second(
         assert (await queue.get(job.id, "ann")).status == "cancelled"
 
 
-@pytest.mark.timed
 async def test_a_handler_that_ignores_a_cancel_is_cancelled_and_its_slot_is_free(
     redis_url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
 ) -> None:
@@ -283,9 +281,7 @@ async def test_a_handler_that_ignores_a_cancel_is_cancelled_and_its_slot_is_free
             await started(queue, job)
             await queue.cancel(job.id, "ann")
             next_job, _ = await queue.submit(payload)
-            begun = time.monotonic()
             assert (await ended(queue, next_job)).status == "succeeded"
-            assert time.monotonic() - begun < 2
     finally:
         release.set()
 
@@ -293,10 +289,17 @@ async def test_a_handler_that_ignores_a_cancel_is_cancelled_and_its_slot_is_free
 async def test_cancel_and_retry_runs_a_new_attempt_whose_answer_counts(
     redis_url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
 ) -> None:
+    first_ended, second_ended = asyncio.Event(), asyncio.Event()
+
     async def slow_to_stop(_payload: Payload, ticket: Ticket) -> Result:
         if ticket.attempt == 1:
             await ticket.wait_until_cancelled()
-            await asyncio.sleep(0.3)
+            try:
+                await second_ended.wait()
+            finally:
+                first_ended.set()
+        else:
+            second_ended.set()
         return replace(DONE, body=str(ticket.attempt).encode())
 
     async with working(redis_url, job_settings, slow_to_stop):
@@ -305,7 +308,7 @@ async def test_cancel_and_retry_runs_a_new_attempt_whose_answer_counts(
         await queue.cancel(job.id, "ann")
         await queue.retry(job.id, "ann")
         assert (await ended(queue, job)).attempts == 2
-        await asyncio.sleep(0.4)
+        await asyncio.wait_for(first_ended.wait(), 20)
         assert (await queue.result(job.id, "ann")).body == b"2"
 
 
@@ -327,7 +330,6 @@ async def test_a_stopping_worker_finishes_what_is_nearly_done(
     assert await queue.workers("svc") == [], "it takes itself off the books"
 
 
-@pytest.mark.timed
 @pytest.mark.parametrize("polite", [True, False])
 async def test_a_stopping_worker_hands_back_at_once_what_is_not(
     redis_url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings, polite: bool
@@ -342,9 +344,7 @@ async def test_a_stopping_worker_hands_back_at_once_what_is_not(
     async with working(redis_url, settings, long) as worker:
         job, _ = await queue.submit(payload)
         await started(queue, job)
-        begun = time.monotonic()
-        worker.stop()
-    assert time.monotonic() - begun < 2.5
+        worker.stop()  # `working` waits less than the handler or the lease take
     back = await queue.get(job.id, "ann")
     assert (back.status, back.position) == ("queued", 0)
     async with working(redis_url, settings, long):
