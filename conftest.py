@@ -14,8 +14,10 @@ import pytest
 
 pytest_plugins = [
     "pytester",
+    "tests.harness.clocks",
     "tests.harness.hypothesis_profiles",
     "tests.harness.memory",
+    "tests.harness.redis_servers",
     "tests.harness.skips",
     "tests.harness.phases",  # imports skips
     "tests.harness.reruns",

@@ -26,7 +26,7 @@ import psutil
 from loadtests.bench.result import machine
 from loadtests.leaks.bare import bare_product
 from loadtests.leaks.traffic import Traffic
-from tests.e2e.conftest import start, stop, wait_ready
+from tests.e2e.conftest import start, stop
 
 START_S = 1200.0
 SAMPLE_S = 5.0
@@ -65,7 +65,7 @@ def _running(folder: Path, asked: argparse.Namespace) -> Iterator[tuple[str, psu
         return
     product = start(folder, **({"FOVEA_ENABLED_SERVICES": asked.services} if asked.services else {}))
     try:
-        wait_ready(product, START_S)
+        product.wait_for(product.is_ready, START_S)
         yield product.url, psutil.Process(product.process.pid)
     finally:
         if product.process.poll() is None:

@@ -122,7 +122,7 @@ def test_the_endpoint_is_opentelemetrys_own_variable(monkeypatch):
     assert Settings().traces_endpoint is None
 
 
-@pytest.mark.timed
+@pytest.mark.timed("A span that waits for its export differs from one that does not by its duration alone.")
 def test_an_endpoint_that_does_not_answer_holds_nobody_up():
     telemetry.configure_tracing("http://127.0.0.1:9/v1/traces", "test")
     begun = time.monotonic()

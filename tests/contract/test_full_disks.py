@@ -17,7 +17,6 @@ from services.relevance_judge.tests.fake_endpoint import FakeModel
 from shared.errors import StorageFull
 from shared.jobs.queue import Payload
 from shared.jobs.redis_queue import RedisJobQueue
-from shared.jobs.redis_server import RedisServer
 from shared.registry import LoadContext
 from shared.serving.build_app import build
 from shared.settings import Settings
@@ -79,10 +78,10 @@ def test_a_gateway_whose_disk_is_full_or_read_only_keeps_the_files_it_has(tmp_pa
             assert client.get(f"/v1/files/{small.json()['id']}/content").content == b"x"
 
 
-async def test_a_job_that_finds_no_room_is_not_accepted(tmp_path: Path) -> None:
+async def test_a_job_that_finds_no_room_is_not_accepted(tmp_path: Path, redis_url: str) -> None:
     payload = Payload("svc", "/v1/x", b"x", {}, tenant="ann")
-    with mount_small_disk(tmp_path / "disk") as place, RedisServer(Settings(data_dir=tmp_path / "redis")) as server:
-        queue = RedisJobQueue(server.url, Settings(data_dir=place / "data", job_inline_max_bytes=10))
+    with mount_small_disk(tmp_path / "disk") as place:
+        queue = RedisJobQueue(redis_url, Settings(data_dir=place / "data", job_inline_max_bytes=10))
         try:
             kept, _ = await queue.submit(replace(payload, body=b"x" * 1000))
             with pytest.raises(StorageFull):

@@ -30,7 +30,6 @@ from services.relevance_judge.tests.fake_endpoint import FakeModel
 from shared.api.replica import ReplicaRecord
 from shared.jobs.queue import Payload
 from shared.jobs.redis_queue import RedisJobQueue
-from shared.jobs.redis_server import RedisServer
 from shared.registry import LoadContext, servables
 from shared.serving.build_app import build
 from shared.serving.heartbeat import Heartbeat
@@ -99,12 +98,6 @@ BY_HEADER = {who: {"x-fovea-tenant": who} for who in ("alice", "bob")}
 
 
 @pytest.fixture(scope="module")
-def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with RedisServer(Settings(data_dir=tmp_path_factory.mktemp("redis"))) as server:
-        yield server.url
-
-
-@pytest.fixture(scope="module")
 def judge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     model = FakeModel(first={"0": -0.5, "3": -1.0})
 
@@ -157,12 +150,12 @@ def probe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterator[Stage]:
+def text(tmp_path_factory: pytest.TempPathFactory, module_redis_url: str) -> Iterator[Stage]:
     names = {"fovea-titans-lmm", "fovea-landmark-recall"}
     kinds = {name: kind for name, kind in servables("llm-longctx").items() if name in names}
     steerable = make_local_model(write_folder(tmp_path_factory.mktemp("models") / "Tiny Llama"))
     kinds[steerable.card.name] = steerable
-    settings = Settings(data_dir=tmp_path_factory.mktemp("text"), intra_op_threads=1, redis_url=redis_url)
+    settings = Settings(data_dir=tmp_path_factory.mktemp("text"), intra_op_threads=1, redis_url=module_redis_url)
     routers = [openai.router, responses.router, sessions.router, documents.router, steering.router]
     app = build("llm-longctx", routers=routers, servables=kinds, settings=settings)
     with TestClient(app) as client:
@@ -199,8 +192,8 @@ def text(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterator[S
 
 
 @pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterator[Stage]:
-    settings = Settings(data_dir=tmp_path_factory.mktemp("gateway"), redis_url=redis_url, auth="keys")
+def gateway(tmp_path_factory: pytest.TempPathFactory, module_redis_url: str) -> Iterator[Stage]:
+    settings = Settings(data_dir=tmp_path_factory.mktemp("gateway"), redis_url=module_redis_url, auth="keys")
     keys = KeyRing(settings.keys_path)
     headers = {who: {"x-api-key": keys.add(who, ("infer", "jobs"))[1]} for who in ("alice", "bob")}
     app = build_gateway(settings)
@@ -212,7 +205,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterato
         assert client.portal is not None
         job, _ = client.portal.call(queue.submit, payload)
         stage.made = {route: job.id for route in OWNED if "{job_id}" in route}
-        heartbeat = _announce(client, redis_url)
+        heartbeat = _announce(client, module_redis_url)
         line = {"custom_id": SECRET, "url": "/v1/echo", "body": {"content": SECRET}}
         form = {"files": {"file": (f"{SECRET}.jsonl", json.dumps(line).encode())}, "data": {"purpose": "batch"}}
         upload = stage.send("alice", "POST", "/v1/files", **form).json()["id"]

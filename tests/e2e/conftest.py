@@ -9,20 +9,26 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import httpx2
 import psutil
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
-START_S = 400
-"""A first start dequantises the language model and exports graphs; on two busy cores that takes its time."""
+from tests.harness.language_model import share_language_model
 
+Found = TypeVar("Found")
+
+START_S = 400
+"""A start imports torch six times, which takes a minute on two busy cores."""
+
+WAIT_S = 180
+"""Longest wait for what takes seconds: a failure is found late, a busy machine is none."""
 
 LIT = "Console http"
-"""Printed after the first light, when every service of the start has been asked once."""
+"""Printed after the first requests, when every service of the start has been asked once."""
 
 
 @dataclass
@@ -56,17 +62,39 @@ class Product:
                 found.append(process)
         return found
 
+    def wait_for(self, condition: Callable[[], Found], seconds: float = WAIT_S) -> Found:
+        """Wait for a true answer while the product runs; a failure shows its log."""
+        until = time.monotonic() + seconds
+        while not (found := condition()):
+            assert self.process.poll() is None, self.log
+            assert time.monotonic() < until, self.log
+            time.sleep(0.05)
+        return found
 
-def left_behind(folder: pathlib.Path) -> list[str]:
-    """Command lines of processes that still know the product's folder."""
-    found = []
-    for process in psutil.process_iter():
+    def is_ready(self) -> bool:
+        """Whether the first requests were sent and the gateway says that everything is ready."""
         try:
-            if f"FOVEA_DATA_DIR={folder / 'data'}" in " ".join(f"{k}={v}" for k, v in process.environ().items()):
-                found.append(" ".join(process.cmdline()))
-        except psutil.Error:
-            continue
-    return found
+            return LIT in self.log and httpx2.get(f"{self.url}/readyz", timeout=5).status_code == 200
+        except httpx2.HTTPError:
+            return False
+
+    def left_behind(self) -> list[str]:
+        """Command lines of processes that still know the product's folder."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get("FOVEA_DATA_DIR") == str(self.folder / "data"):
+                    found.append(" ".join(process.cmdline()))
+            except psutil.Error:
+                continue
+        return found
+
+
+class Start(Protocol):
+    """Starts `fovea up` in a folder of its own."""
+
+    def __call__(self, folder: pathlib.Path, *flags: str, **settings: str) -> Product:
+        """Start it; `settings` are variables of its environment."""
 
 
 def free_port() -> int:
@@ -98,44 +126,34 @@ def start(folder: pathlib.Path, *flags: str, **settings: str) -> Product:
     return Product(http, grpc, folder, process)
 
 
-def wait_ready(product: Product, seconds: float = START_S) -> None:
-    """Wait until the first light is done and the gateway says that everything is ready.
-
-    Raises:
-        AssertionError: It ended, or was not ready in time; the message holds its log.
-    """
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        assert product.process.poll() is None, product.log
-        try:
-            if LIT in product.log and httpx2.get(f"{product.url}/readyz", timeout=5).status_code == 200:
-                return
-        except httpx2.HTTPError:
-            pass
-        time.sleep(0.5)
-    raise AssertionError(product.log)
-
-
-def stop(product: Product) -> list[psutil.Process]:
-    """Stop as Ctrl-C does; return the processes that are left behind."""
-    family = psutil.Process(product.process.pid).children(recursive=True)
+def stop(product: Product) -> None:
+    """Stop as Ctrl-C does, then by force."""
+    family = [psutil.Process(product.process.pid), *product.processes()]
     product.process.send_signal(signal.SIGINT)
-    try:
-        product.process.wait(60)
-    finally:
-        left = [process for process in family if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
-        for process in [*left, *([psutil.Process(product.process.pid)] if product.process.poll() is None else [])]:
-            process.kill()
-    return left
+    _, alive = psutil.wait_procs(family, 60)
+    for process in alive:
+        process.kill()
 
 
 @pytest.fixture(scope="package")
-def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
-    """The product, ready to serve, its first light done; stopped before other tests follow."""
-    made = start(tmp_path_factory.mktemp("product"))
-    try:
-        wait_ready(made)
-        yield made
-    finally:
-        if made.process.poll() is None:
-            stop(made)
+def launch(exported_graphs: pathlib.Path) -> Iterator[Start]:
+    """Start products that export no graph and convert no language model; what still runs at the end is stopped."""
+    started: list[Product] = []
+
+    def begin(folder: pathlib.Path, *flags: str, **settings: str) -> Product:
+        share_language_model(folder / "data/cache")
+        started.append(start(folder, *flags, FOVEA_GRAPHS_DIR=str(exported_graphs), **settings))
+        return started[-1]
+
+    yield begin
+    for product in started:
+        if product.process.poll() is None:
+            stop(product)
+
+
+@pytest.fixture(scope="package")
+def product(launch: Start, tmp_path_factory: pytest.TempPathFactory) -> Product:
+    """The product, ready to serve, its first requests answered; `test_stop.py` stops it."""
+    made = launch(tmp_path_factory.mktemp("product"))
+    made.wait_for(made.is_ready, START_S)
+    return made

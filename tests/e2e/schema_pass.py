@@ -26,7 +26,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from requests.exceptions import RequestException
 
-from tests.e2e.conftest import start, stop, wait_ready
+from tests.e2e.conftest import start, stop
 
 __all__ = ["Asked", "ask_all", "list_operations"]
 
@@ -162,7 +162,7 @@ def _product(url: str | None) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="fovea-schema-") as folder:
         product = start(Path(folder))
         try:
-            wait_ready(product, START_S)
+            product.wait_for(product.is_ready, START_S)
             yield product.url
         finally:
             if product.process.poll() is None:

@@ -1,8 +1,8 @@
 """Real clients against the whole product: curl's forms, `openai`, `tritonclient`, jobs."""
 
 import io
+import json
 import pathlib
-import time
 
 import httpx2
 import numpy as np
@@ -11,6 +11,8 @@ import pytest
 import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 from PIL import Image
+
+from tests.e2e.conftest import WAIT_S
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -34,14 +36,12 @@ def post_frame(http, **kwargs):
     return http.post("/v1/segment", files={"image": ("frame.jpg", FRAME.read_bytes(), "image/jpeg")}, **kwargs)
 
 
-def finished(http, job, seconds=60):
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        state = http.get(f"/v1/jobs/{job}").json()
-        if state["status"] in {"succeeded", "failed", "cancelled"}:
-            return state
-        time.sleep(0.1)
-    raise AssertionError(state)
+def finished(http, job):
+    """The last state that the job's events tell."""
+    with http.stream("GET", f"/v1/jobs/{job}/events", timeout=WAIT_S) as events:
+        *_, last = (json.loads(line[5:]) for line in events.iter_lines() if line.startswith("data:"))
+    assert last["status"] in {"succeeded", "failed", "cancelled"}
+    return last
 
 
 def test_picture_comes_back_segmented_at_its_own_size(http):
@@ -124,7 +124,7 @@ def test_chat_runs_as_a_job_too(http):
     model = http.get("/v1/models").json()["data"][0]["id"]
     body = {"model": model, "messages": QUESTION, "max_tokens": 8, "temperature": 0}
     job = http.post("/v1/chat/completions", json=body, headers={"prefer": "respond-async"}).json()["id"]
-    assert finished(http, job, 90)["status"] == "succeeded"
+    assert finished(http, job)["status"] == "succeeded"
     result = http.get(f"/v1/jobs/{job}/result").json()
     assert "7" in result["choices"][0]["message"]["content"]
 
@@ -135,7 +135,7 @@ def test_needle_grid_and_fidelity_run_as_jobs(http):
     job = http.post("/v1/longctx/needle", json=spec, headers=wish | {"accept": "image/png"}).json()["id"]
     long = {"lengths": [1000, 2000, 4000], "steps": 200, "longctx": {"method": "dhsa"}}
     other = http.post("/v1/longctx/fidelity", json=long, headers=wish).json()["id"]
-    assert finished(http, job, 120)["status"] == "succeeded"
+    assert finished(http, job)["status"] == "succeeded"
     drawn = http.get(f"/v1/jobs/{job}/result")
     assert drawn.headers["content-type"] == "image/png"
     with Image.open(io.BytesIO(drawn.content)) as grid:

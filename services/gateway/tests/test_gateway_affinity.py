@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -87,7 +87,6 @@ def test_a_body_of_very_many_parts_has_no_key() -> None:
 
 
 @given(st.binary(max_size=300))
-@settings(max_examples=200, deadline=None)
 def test_no_body_breaks_the_search_for_a_key(body: bytes) -> None:
     _find_key_in_body("a", b'{"messages":' + body)
 
@@ -125,7 +124,6 @@ def test_a_shared_system_prompt_does_not_draw_all_documents_to_one_replica() -> 
 
 
 @given(st.lists(st.integers(0, 30), min_size=2, max_size=8), st.integers(0, 40))
-@settings(max_examples=200, deadline=None)
 def test_nobody_is_given_more_than_the_bound(loads: list[int], number: int) -> None:
     replicas = [Stand(f"r{i}", load) for i, load in enumerate(loads)]
     picked = LoadBalancer().pick("svc", replicas, key(f"{number}" + LONG))

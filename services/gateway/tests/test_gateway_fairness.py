@@ -30,19 +30,19 @@ def soon(seconds: float = 5) -> float:
     return asyncio.get_running_loop().time() + seconds
 
 
-async def work(fair: FairQueue, order: list[str], tenant: str, *, capacity: int = 2, weight: float = 1.0) -> None:
-    async with fair.place("svc", tenant, capacity=capacity, share=1, deadline=soon(), weight=weight):
+async def work(fair: FairQueue, order: list[str], tenant: str, *, capacity: int = 2, weight: float = 1.0) -> int:
+    """Take a place for a moment; return how many were taken then."""
+    async with fair.place("svc", tenant, capacity=capacity, share=1, deadline=soon(60), weight=weight):
         order.append(tenant)
         await asyncio.sleep(0.01)
+        return fair._services["svc"].in_flight
 
 
-@pytest.mark.timed
 async def test_a_tenant_alone_has_all_places(fair: FairQueue) -> None:
     order: list[str] = []
-    begun = time.perf_counter()
-    await asyncio.gather(*(work(fair, order, "alice", capacity=5) for _ in range(10)))
+    taken = await asyncio.gather(*(work(fair, order, "alice", capacity=5) for _ in range(10)))
     assert len(order) == 10
-    assert time.perf_counter() - begun < 0.09
+    assert max(taken) == 5
 
 
 async def test_what_waits_too_long_or_too_many_is_refused(fair: FairQueue) -> None:
@@ -72,6 +72,7 @@ async def test_places_go_by_weight(fair: FairQueue) -> None:
     assert order[-4:].count("alice") >= 3
 
 
+@pytest.mark.timed("A latency is a time: the median under a flood is compared with that of quiet.")
 async def test_a_flood_of_one_leaves_another_its_quiet_latency(gateway: Any, toy: Any, tmp_path: Path) -> None:
     ring = KeyRing(tmp_path / "keys.json")
     keys = {name: ring.add(name, ("infer",), rate_per_minute=1_000_000)[1] for name in ("alice", "bob")}
@@ -110,8 +111,8 @@ async def test_a_flood_of_one_leaves_another_its_quiet_latency(gateway: Any, toy
                 await other.get("/v1/echo", headers={"x-api-key": keys["alice"]})
 
         flooding = [asyncio.create_task(flood()) for _ in range(50)]
-        await median(5)  # the places that alice had to herself are given back meanwhile
-        loud = await median(30)
+        await median(3)  # the places that alice had to herself are given back meanwhile
+        loud = await median(20)
         for task in flooding:
             task.cancel()
         await asyncio.gather(*flooding, return_exceptions=True)

@@ -7,7 +7,6 @@ import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +15,6 @@ from services.gateway.routes import jobs
 from shared.api.job import FINAL, Job
 from shared.errors import Conflict, NotFound, NotReady, QueueFull
 from shared.jobs.queue import Counts, Payload, Result
-from shared.jobs.redis_server import RedisServer
-from shared.settings import Settings
 
 ASYNC = {"prefer": "respond-async"}
 
@@ -321,14 +318,13 @@ async def test_jobs_that_wait_and_jobs_that_run_are_in_the_metrics(scene: Any, q
     assert 'fovea_jobs{service="svc",state="running"} 1.0' in text
 
 
-async def test_the_real_queue_takes_a_job_and_knows_it(gateway: Any, toy: Any, tmp_path: Path) -> None:
-    with RedisServer(Settings(data_dir=tmp_path)) as server:
-        scene = await gateway(redis_url=server.url)
-        scene.announce((await toy()).url)
-        headers = {**ASYNC, "idempotency-key": "k"}
-        first = await scene.client.post("/v1/echo?x=1", content=b"picture", headers=headers)
-        again = await scene.client.post("/v1/echo?x=1", content=b"picture", headers=headers)
-        assert (first.status_code, again.json()["id"]) == (202, first.json()["id"])
-        known = await scene.client.get(first.headers["location"])
-        assert (known.json()["status"], known.json()["path"]) == ("queued", "/v1/echo?x=1")
-        assert (await scene.client.post(first.headers["location"] + "/cancel")).json()["status"] == "cancelled"
+async def test_the_real_queue_takes_a_job_and_knows_it(gateway: Any, toy: Any, redis_url: str) -> None:
+    scene = await gateway(redis_url=redis_url)
+    scene.announce((await toy()).url)
+    headers = {**ASYNC, "idempotency-key": "k"}
+    first = await scene.client.post("/v1/echo?x=1", content=b"picture", headers=headers)
+    again = await scene.client.post("/v1/echo?x=1", content=b"picture", headers=headers)
+    assert (first.status_code, again.json()["id"]) == (202, first.json()["id"])
+    known = await scene.client.get(first.headers["location"])
+    assert (known.json()["status"], known.json()["path"]) == ("queued", "/v1/echo?x=1")
+    assert (await scene.client.post(first.headers["location"] + "/cancel")).json()["status"] == "cancelled"

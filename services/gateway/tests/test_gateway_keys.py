@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from services.gateway.policy import auth
 from services.gateway.policy.auth import KeyRing, read_credentials
 from services.gateway.policy.keys_cli import keys
 from shared.errors import Conflict, NotFound, PermissionDenied, Unauthenticated
 from shared.settings import settings
+from tests.harness.clocks import Clock
 
 
 @pytest.fixture
@@ -71,23 +72,25 @@ def test_an_expired_key_is_refused_and_says_so(ring: KeyRing) -> None:
         ring.authenticate(text)
 
 
-def test_a_revoked_key_is_refused_by_a_gateway_that_knew_it(ring: KeyRing, tmp_path: Path) -> None:
+def test_a_revoked_key_is_refused_by_a_gateway_that_knew_it(ring: KeyRing, tmp_path: Path, clock: Clock) -> None:
+    clock.govern(auth)
     serving = KeyRing(tmp_path / "keys.json")
     key, text = ring.add("ann", ("infer",))
     assert serving.authenticate(text).tenant == "ann"
     ring.revoke(key.id)
-    time.sleep(0.6)
+    clock.advance(auth.RELOAD_INTERVAL_S)
     with pytest.raises(Unauthenticated):
         serving.authenticate(text)
     with pytest.raises(NotFound):
         ring.revoke(key.id)
 
 
-def test_a_broken_key_file_keeps_the_keys_read_before_in_force(ring: KeyRing, tmp_path: Path) -> None:
+def test_a_broken_key_file_keeps_the_keys_read_before_in_force(ring: KeyRing, tmp_path: Path, clock: Clock) -> None:
+    clock.govern(auth)
     _, text = ring.add("ann", ("infer",))
     ring.authenticate(text)
     (tmp_path / "keys.json").write_text('{"keys": [')
-    time.sleep(0.6)
+    clock.advance(auth.RELOAD_INTERVAL_S)
     assert ring.authenticate(text).tenant == "ann"
     with pytest.raises(Conflict):
         ring.add("bob", ("infer",))

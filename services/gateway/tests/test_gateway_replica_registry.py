@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -13,32 +11,26 @@ import redis
 
 from services.gateway.routing import replica_registry
 from services.gateway.routing.replica_registry import ReplicaRegistry
-from shared.api.replica import ReplicaRecord, replicas_key
+from shared.api.replica import LEASE_S, ReplicaRecord, replicas_key
 from shared.jobs.redis_server import RedisServer
+from shared.serving.tests.toys import until
 from shared.settings import Settings
+from tests.harness.clocks import Clock
+
+
+@pytest.fixture(autouse=True)
+def governed(clock: Clock) -> None:
+    clock.govern(replica_registry)
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[RedisServer]:
-    with RedisServer(Settings(data_dir=tmp_path)) as running:
-        yield running
-
-
-@pytest.fixture
-def lease(monkeypatch: pytest.MonkeyPatch) -> float:
-    """A short lease, so that silence is noticed in a test's time."""
-    monkeypatch.setattr(replica_registry, "LEASE_S", 0.6)
-    return 0.6
-
-
-@pytest.fixture
-async def registry(server: RedisServer, lease: float) -> AsyncIterator[ReplicaRegistry]:
-    watching = ReplicaRegistry(Settings(redis_url=server.url, enabled_services="svc"))
+async def registry(redis_url: str) -> AsyncIterator[ReplicaRegistry]:
+    watching = ReplicaRegistry(Settings(redis_url=redis_url, enabled_services="svc"))
     yield watching
     await watching.stop()
 
 
-def announce(server: RedisServer, name: str = "r1", service: str = "svc", **changed: Any) -> None:
+def announce(url: str, name: str = "r1", service: str = "svc", **changed: Any) -> None:
     facts: dict[str, Any] = {
         "id": name,
         "service": service,
@@ -50,18 +42,18 @@ def announce(server: RedisServer, name: str = "r1", service: str = "svc", **chan
         "seen": time.time(),
         **changed,
     }
-    with redis.Redis.from_url(server.url) as client:
+    with redis.Redis.from_url(url) as client:
         client.hset(replicas_key(service), name, ReplicaRecord(**facts).model_dump_json())
 
 
 async def test_a_replica_that_announces_itself_is_found_with_its_routes(
-    server: RedisServer, registry: ReplicaRegistry
+    redis_url: str, registry: ReplicaRegistry
 ) -> None:
     await registry.poll_redis()
     assert registry.unready_services == ["svc"]
     assert not registry.is_complete
-    announce(server)
-    announce(server, "x1", "surprise", models=("other",), routes=())
+    announce(redis_url)
+    announce(redis_url, "x1", "surprise", models=("other",), routes=())
     registry._scan_due = 0
     await registry.poll_redis()
     assert registry.services == ["surprise", "svc"]
@@ -71,69 +63,66 @@ async def test_a_replica_that_announces_itself_is_found_with_its_routes(
     assert registry.routes.find_service("other") == "surprise"
 
 
-async def test_a_replica_that_is_not_ready_is_alive_but_not_chosen(
-    server: RedisServer, registry: ReplicaRegistry
-) -> None:
-    announce(server, ready=False)
+async def test_a_replica_that_is_not_ready_is_alive_but_not_chosen(redis_url: str, registry: ReplicaRegistry) -> None:
+    announce(redis_url, ready=False)
     await registry.poll_redis()
     assert registry.pick("svc") is None
     assert [t.id for t in registry.list_alive("svc")] == ["r1"]
     assert not registry.is_recovering("svc")
-    announce(server, ready=True)
+    announce(redis_url, ready=True)
     await registry.poll_redis()
     assert registry.pick("svc").id == "r1"
     assert registry.is_recovering("svc")
 
 
 async def test_silence_ends_a_replica_and_its_routes_stay_known(
-    server: RedisServer, registry: ReplicaRegistry, lease: float
+    redis_url: str, registry: ReplicaRegistry, clock: Clock
 ) -> None:
-    announce(server)
+    announce(redis_url)
     await registry.poll_redis()
-    await asyncio.sleep(lease + 0.1)
+    clock.advance(LEASE_S - 0.1)
+    await registry.poll_redis()
+    assert registry.pick("svc").id == "r1"
+    clock.advance(0.2)
     await registry.poll_redis()
     assert registry.pick("svc") is None
     assert registry.unready_services == ["svc"]
     assert registry.routes.find("/v1/segment") is not None
-    announce(server)
+    announce(redis_url)
     await registry.poll_redis()
     assert registry.pick("svc").id == "r1"
 
 
-async def test_a_record_that_was_old_when_we_came_does_not_count(
-    server: RedisServer, registry: ReplicaRegistry
-) -> None:
-    announce(server, seen=time.time() - 100)
+async def test_a_record_that_was_old_when_we_came_does_not_count(redis_url: str, registry: ReplicaRegistry) -> None:
+    announce(redis_url, seen=time.time() - 100)
     await registry.poll_redis()
     assert registry.pick("svc") is None
 
 
 async def test_a_clock_that_is_ahead_or_behind_does_not_kill_a_replica(
-    server: RedisServer, registry: ReplicaRegistry, lease: float
+    redis_url: str, registry: ReplicaRegistry, clock: Clock
 ) -> None:
     for turn in range(4):
-        announce(server, "behind", seen=time.time() - 3600 + turn)
-        announce(server, "ahead", seen=time.time() + 3600 + turn)
+        announce(redis_url, "behind", seen=time.time() - 3600 + turn)
+        announce(redis_url, "ahead", seen=time.time() + 3600 + turn)
         await registry.poll_redis()
-        await asyncio.sleep(lease / 2)
+        clock.advance(LEASE_S / 2)
     assert {t.id for t in registry.list_ready("svc")} == {"behind", "ahead"}
 
 
-async def test_a_record_that_is_taken_back_ends_the_replica_at_once(
-    server: RedisServer, registry: ReplicaRegistry
-) -> None:
-    announce(server)
-    announce(server, "r2")
+async def test_a_record_that_is_taken_back_ends_the_replica_at_once(redis_url: str, registry: ReplicaRegistry) -> None:
+    announce(redis_url)
+    announce(redis_url, "r2")
     await registry.poll_redis()
-    with redis.Redis.from_url(server.url) as client:
+    with redis.Redis.from_url(redis_url) as client:
         client.hdel(replicas_key("svc"), "r1")
     await registry.poll_redis()
     assert [t.id for t in registry.list_alive("svc")] == ["r2"]
 
 
-async def test_a_record_that_is_no_record_is_passed_over(server: RedisServer, registry: ReplicaRegistry) -> None:
-    announce(server)
-    with redis.Redis.from_url(server.url) as client:
+async def test_a_record_that_is_no_record_is_passed_over(redis_url: str, registry: ReplicaRegistry) -> None:
+    announce(redis_url)
+    with redis.Redis.from_url(redis_url) as client:
         client.hset(replicas_key("svc"), "bad", "{}")
         client.hset(replicas_key("svc"), "worse", b"\xff")
     await registry.poll_redis()
@@ -141,61 +130,63 @@ async def test_a_record_that_is_no_record_is_passed_over(server: RedisServer, re
 
 
 async def test_the_last_known_replicas_stand_while_redis_is_away_and_for_a_lease_after(
-    server: RedisServer, registry: ReplicaRegistry, lease: float
+    own_redis: RedisServer, clock: Clock
 ) -> None:
-    announce(server, "gone")
+    registry = ReplicaRegistry(Settings(redis_url=own_redis.url, enabled_services="svc"))
+    announce(own_redis.url, "gone")
     await registry.poll_redis()
-    await asyncio.sleep(lease + 0.1)
-    announce(server, "r1")
+    clock.advance(LEASE_S + 0.1)
+    announce(own_redis.url, "r1", seen=clock.time())
     await registry.poll_redis()
-    server.kill()
-    await asyncio.sleep(lease + 0.1)
+    own_redis.kill()
+    clock.advance(LEASE_S + 0.1)
     await registry.poll_redis()
     assert registry.redis_up is False
     assert [t.id for t in registry.list_ready("svc")] == ["r1"]
-    server.start()
-    with redis.Redis.from_url(server.url) as client:
+    own_redis.start()
+    with redis.Redis.from_url(own_redis.url) as client:
         client.flushall()
     await registry.poll_redis()
     assert registry.redis_up is True
     assert [t.id for t in registry.list_ready("svc")] == ["r1"]
-    await asyncio.sleep(lease + 0.1)
+    clock.advance(LEASE_S - 0.1)
+    await registry.poll_redis()
+    assert [t.id for t in registry.list_ready("svc")] == ["r1"]
+    clock.advance(0.2)
     await registry.poll_redis()
     await registry.poll_redis()
     assert registry.list_ready("svc") == []
+    await registry.stop()
 
 
-async def test_watching_notices_by_itself(server: RedisServer, registry: ReplicaRegistry) -> None:
+async def test_watching_notices_by_itself(redis_url: str, registry: ReplicaRegistry) -> None:
     await registry.start()
-    announce(server)
-    for _ in range(60):
-        await asyncio.sleep(0.05)
-        if registry.pick("svc"):
-            break
+    announce(redis_url)
+    await until(lambda: registry.pick("svc"))
     assert registry.pick("svc").id == "r1"
 
 
-async def test_a_suspect_is_passed_over_until_it_renews(server: RedisServer, registry: ReplicaRegistry) -> None:
-    announce(server)
+async def test_a_suspect_is_passed_over_until_it_renews(redis_url: str, registry: ReplicaRegistry) -> None:
+    announce(redis_url)
     await registry.poll_redis()
     registry.mark_suspect(registry.pick("svc"))
     assert registry.pick("svc") is None
-    announce(server)
+    announce(redis_url)
     await registry.poll_redis()
     assert registry.pick("svc").id == "r1"
 
 
 async def test_a_replica_to_avoid_is_chosen_only_if_there_is_no_other(
-    server: RedisServer, registry: ReplicaRegistry
+    redis_url: str, registry: ReplicaRegistry
 ) -> None:
-    announce(server, "r1")
-    announce(server, "r2")
+    announce(redis_url, "r1")
+    announce(redis_url, "r2")
     await registry.poll_redis()
     assert {registry.pick("svc", {"r1"}).id for _ in range(10)} == {"r2"}
     assert registry.pick("svc", {"r1", "r2"}) is not None
 
 
-async def test_a_gateway_whose_redis_is_not_there_yet_starts(lease: float) -> None:
+async def test_a_gateway_whose_redis_is_not_there_yet_starts() -> None:
     registry = ReplicaRegistry(Settings(redis_url="redis://127.0.0.1:1"))
     await registry.start()
     assert (registry.redis_up, registry.services) == (False, [])
@@ -229,10 +220,10 @@ async def test_a_fixed_upstream_that_is_away_is_known_and_not_ready() -> None:
     await registry.stop()
 
 
-async def test_a_fixed_upstream_wins_over_records(server: RedisServer, lease: float, toy: Any) -> None:
+async def test_a_fixed_upstream_wins_over_records(redis_url: str, toy: Any) -> None:
     upstream = await toy()
-    announce(server)
-    registry = ReplicaRegistry(Settings(redis_url=server.url, static_upstreams=f"svc={upstream.url}"))
+    announce(redis_url)
+    registry = ReplicaRegistry(Settings(redis_url=redis_url, static_upstreams=f"svc={upstream.url}"))
     await registry.start()
     assert [t.record.http for t in registry.list_ready("svc")] == [upstream.url]
     await registry.stop()

@@ -28,8 +28,6 @@ from services.gateway.tests.test_gateway_affinity import LONG, chat, key
 from shared.api.replica import SCOPES_HEADER
 from shared.api.traffic import TrafficPlan
 from shared.errors import InvalidOption
-from shared.jobs.redis_server import RedisServer
-from shared.settings import Settings
 
 
 def png(pixels: Any) -> str:
@@ -231,21 +229,18 @@ async def test_what_is_stored_or_steers_is_not_copied(gateway: Any, toy: Any) ->
     assert [json.loads(each["body"]) for each in scene.toys["next5"].seen] == [{"store": False, "a": 1}]
 
 
-@pytest.mark.timed
 async def test_nobody_waits_for_a_shadow_that_hangs_and_few_copies_are_under_way(gateway: Any, toy: Any) -> None:
     scene = await gateway(traffic=json.dumps({"svc": {"shadow": "slow", "shadow_percent": 100}}))
 
     async def hang(_request: Request) -> Response:
-        await asyncio.sleep(30)
+        await asyncio.Event().wait()
         return JSONResponse({})
 
     scene.announce((await toy(name="stable")).url, name="stable")
     slow = await toy(name="slow", extra=[ToyRoute("/v1/echo", hang, methods=["POST"])])
     scene.announce(slow.url, name="slow", version="slow")
-    began = time.monotonic()
     for _ in range(7):
         assert (await scene.client.post("/v1/echo", json={})).status_code == 200
-    assert time.monotonic() - began < 10
     assert sample("fovea_shadow_requests_total", service="svc", version="slow", outcome="dropped") == 3
 
 
@@ -294,24 +289,23 @@ async def test_an_answer_that_is_too_large_to_keep_is_counted_as_skipped(gateway
     assert scene.toys["next6"].seen == []
 
 
-async def test_an_admin_sets_the_plan_for_all_gateways(gateway: Any, toy: Any, tmp_path: Any) -> None:
-    with RedisServer(Settings(data_dir=tmp_path / "redis", redis_url=None)) as redis:
-        scene = await versions(gateway, toy, {}, "next", redis_url=redis.url)
-        other = await gateway(redis_url=redis.url)
-        for _ in range(2):
-            # Records of this test are in memory only, and polls of Redis would take them away.
-            scene.registry._frozen_at = time.monotonic()
-            put = await scene.client.put("/v1/admin/traffic/svc", json={"percent": {"next": 100}})
-            assert put.status_code == 200, put.text
-        assert put.json()["plan"]["percent"] == {"next": 100}
-        assert put.json()["versions"] == {"": 1, "next": 1}
-        await other.registry.poll_redis()
-        assert other.registry.traffic.find("svc").percent == {"next": 100}
-        assert scene.registry.pick("svc").id == "next"
-        assert (await scene.client.put("/v1/admin/traffic/none", json={})).status_code == 404
-        assert (await scene.client.put("/v1/admin/traffic/svc", json={"percent": {"a": 101}})).status_code == 422
-        assert (await scene.client.delete("/v1/admin/traffic/svc")).json()["plan"] is None
-        assert (await scene.client.get("/v1/admin/traffic")).json()["services"][0]["service"] == "svc"
+async def test_an_admin_sets_the_plan_for_all_gateways(gateway: Any, toy: Any, redis_url: str) -> None:
+    scene = await versions(gateway, toy, {}, "next", redis_url=redis_url)
+    other = await gateway(redis_url=redis_url)
+    for _ in range(2):
+        # Records of this test are in memory only, and polls of Redis would take them away.
+        scene.registry._frozen_at = time.monotonic()
+        put = await scene.client.put("/v1/admin/traffic/svc", json={"percent": {"next": 100}})
+        assert put.status_code == 200, put.text
+    assert put.json()["plan"]["percent"] == {"next": 100}
+    assert put.json()["versions"] == {"": 1, "next": 1}
+    await other.registry.poll_redis()
+    assert other.registry.traffic.find("svc").percent == {"next": 100}
+    assert scene.registry.pick("svc").id == "next"
+    assert (await scene.client.put("/v1/admin/traffic/none", json={})).status_code == 404
+    assert (await scene.client.put("/v1/admin/traffic/svc", json={"percent": {"a": 101}})).status_code == 422
+    assert (await scene.client.delete("/v1/admin/traffic/svc")).json()["plan"] is None
+    assert (await scene.client.get("/v1/admin/traffic")).json()["services"][0]["service"] == "svc"
 
 
 async def test_without_redis_a_plan_can_not_be_set(gateway: Any, toy: Any) -> None:

@@ -1,40 +1,16 @@
-"""A real Redis for each test session, emptied for each test; one of its own for tests that kill it."""
+"""Both sides of a job queue in the Redis of tests/harness/redis_servers.py."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-import redis
 
 from shared.jobs.consumer import QueueConsumer
 from shared.jobs.queue import Payload
 from shared.jobs.redis_queue import RedisJobQueue
-from shared.jobs.redis_server import RedisServer
 from shared.settings import Settings
-
-
-@pytest.fixture(scope="session")
-def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """The embedded server on a free port."""
-    with RedisServer(Settings(data_dir=tmp_path_factory.mktemp("redis"))) as server:
-        yield server
-
-
-@pytest.fixture
-def url(redis_server: RedisServer) -> str:
-    """An empty Redis."""
-    with redis.Redis.from_url(redis_server.url) as client:
-        client.flushall()
-    return redis_server.url
-
-
-@pytest.fixture
-def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
-    """A Redis that the test may kill."""
-    with RedisServer(Settings(data_dir=tmp_path)) as server:
-        yield server
 
 
 @pytest.fixture
@@ -51,17 +27,17 @@ def job_settings(tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-async def queue(url: str, job_settings: Settings) -> AsyncIterator[RedisJobQueue]:
+async def queue(redis_url: str, job_settings: Settings) -> AsyncIterator[RedisJobQueue]:
     """The callers' side."""
-    queue = RedisJobQueue(url, job_settings)
+    queue = RedisJobQueue(redis_url, job_settings)
     yield queue
     await queue.close()
 
 
 @pytest.fixture
-async def inbox(url: str, job_settings: Settings) -> AsyncIterator[QueueConsumer]:
+async def inbox(redis_url: str, job_settings: Settings) -> AsyncIterator[QueueConsumer]:
     """The side of a worker of the service `svc`."""
-    inbox = QueueConsumer(url, "svc", job_settings)
+    inbox = QueueConsumer(redis_url, "svc", job_settings)
     yield inbox
     await inbox.close()
 

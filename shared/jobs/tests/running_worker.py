@@ -28,13 +28,13 @@ async def working(
         yield worker
     finally:
         worker.stop()
-        await asyncio.wait_for(running, 10)
+        await asyncio.wait_for(running, 20)
         await inbox.close()
 
 
 async def ended(queue: RedisJobQueue, job: Job, tenant: str = "ann") -> Job:
     """The job in its final state."""
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(60):
         async for now in queue.events(job.id, tenant):
             last = now
     assert last.status in FINAL
@@ -43,7 +43,7 @@ async def ended(queue: RedisJobQueue, job: Job, tenant: str = "ann") -> Job:
 
 async def started(queue: RedisJobQueue, job: Job, attempt: int = 1) -> None:
     """Return when this attempt runs."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         async for now in queue.events(job.id, "ann"):
             if now.status == "running" and now.attempts == attempt:
                 return

@@ -176,8 +176,8 @@ async def test_a_task_that_swallows_a_cancel_is_ended_all_the_same() -> None:
 
 
 @contextlib.asynccontextmanager
-async def listening(url: str) -> AsyncIterator[tuple[RedisClient, ChangeListener]]:
-    link = RedisClient(url)
+async def listening(redis_url: str) -> AsyncIterator[tuple[RedisClient, ChangeListener]]:
+    link = RedisClient(redis_url)
     changes = ChangeListener(link, "news")
     try:
         yield link, changes
@@ -193,8 +193,8 @@ async def settled(link: RedisClient) -> None:
     await asyncio.sleep(0.02)
 
 
-async def test_a_change_wakes_its_watchers_and_nobody_else(url: str) -> None:
-    async with listening(url) as (link, changes):
+async def test_a_change_wakes_its_watchers_and_nobody_else(redis_url: str) -> None:
+    async with listening(redis_url) as (link, changes):
         with (
             changes.watch("a") as a,
             changes.watch("a") as also_a,
@@ -227,8 +227,8 @@ async def test_everybody_is_woken_when_the_subscription_comes_back(own_redis: Re
                 await a.wait()
 
 
-async def test_closing_ends_at_any_moment(url: str) -> None:
+async def test_closing_ends_at_any_moment(redis_url: str) -> None:
     for delay in range(30):
-        async with asyncio.timeout(2), listening(url) as (_, changes):
+        async with asyncio.timeout(2), listening(redis_url) as (_, changes):
             with changes.watch("a"):
                 await asyncio.sleep(delay * 0.0002)

@@ -53,12 +53,12 @@ def asked(inbox: QueueConsumer, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 class Rival:
     """Another worker's side, in a thread of its own: takes a job whose worker is silent, and holds it until told."""
 
-    def __init__(self, url: str, settings: Settings) -> None:
+    def __init__(self, redis_url: str, settings: Settings) -> None:
         self.taken, self.finish = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._work(url, settings)))
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._work(redis_url, settings)))
 
-    async def _work(self, url: str, settings: Settings) -> None:
-        inbox = QueueConsumer(url, "svc", settings)
+    async def _work(self, redis_url: str, settings: Settings) -> None:
+        inbox = QueueConsumer(redis_url, "svc", settings)
         while isinstance(delivery := await inbox.take(reclaim=True), NothingToDo):  # noqa: ASYNC110  (polls Redis)
             await asyncio.sleep(0.02)
         self.taken.set()
@@ -81,9 +81,9 @@ class Rival:
 
 
 @pytest.fixture
-def rival(url: str, job_settings: Settings) -> Iterator[Rival]:
+def rival(redis_url: str, job_settings: Settings) -> Iterator[Rival]:
     """A rival that works once it is asked to."""
-    rival = Rival(url, job_settings)
+    rival = Rival(redis_url, job_settings)
     yield rival
     rival.end()
 
@@ -94,7 +94,7 @@ def rival(url: str, job_settings: Settings) -> Iterator[Rival]:
     ids=["large answer", "refusal", "fault"],
 )
 async def test_a_worker_that_hung_renews_first_and_writes_nothing_about_a_job_that_it_lost(
-    url: str,
+    redis_url: str,
     queue: RedisJobQueue,
     inbox: QueueConsumer,
     asked: list[str],
@@ -112,7 +112,7 @@ async def test_a_worker_that_hung_renews_first_and_writes_nothing_about_a_job_th
             raise outcome
         return outcome
 
-    async with working(url, job_settings, hangs, inbox):
+    async with working(redis_url, job_settings, hangs, inbox):
         job, _ = await queue.submit(payload)
         await asyncio.to_thread(rival.taken.wait, 20)
         await asyncio.sleep(2 * job_settings.job_lease_s)
@@ -124,7 +124,7 @@ async def test_a_worker_that_hung_renews_first_and_writes_nothing_about_a_job_th
 
 
 async def test_progress_of_a_worker_that_hung_waits_for_its_renewal(
-    url: str,
+    redis_url: str,
     queue: RedisJobQueue,
     inbox: QueueConsumer,
     asked: list[str],
@@ -139,7 +139,7 @@ async def test_progress_of_a_worker_that_hung_waits_for_its_renewal(
         await ticket.wait_until_cancelled()
         return DONE
 
-    async with working(url, job_settings, hangs, inbox):
+    async with working(redis_url, job_settings, hangs, inbox):
         job, _ = await queue.submit(payload)
         await asyncio.to_thread(rival.taken.wait, 20)
         await asyncio.sleep(2 * job_settings.job_lease_s)
@@ -148,7 +148,7 @@ async def test_progress_of_a_worker_that_hung_waits_for_its_renewal(
 
 
 async def test_a_worker_that_hung_while_nobody_took_its_job_goes_on_with_it(
-    url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
+    redis_url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
 ) -> None:
     async def hangs(_payload: Payload, ticket: Ticket) -> Result:
         if ticket.attempt == 1:
@@ -157,14 +157,14 @@ async def test_a_worker_that_hung_while_nobody_took_its_job_goes_on_with_it(
             await asyncio.sleep(2 * job_settings.job_lease_s)
         return DONE
 
-    async with working(url, job_settings, hangs):
+    async with working(redis_url, job_settings, hangs):
         job, _ = await queue.submit(payload)
         done = await ended(queue, job)
     assert (done.status, done.attempts) == ("succeeded", 1)
 
 
 async def test_an_attempt_that_ends_late_leaves_the_next_one_of_the_same_worker_its_lease(
-    url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
+    redis_url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
 ) -> None:
     first_ends = asyncio.Event()
 
@@ -176,7 +176,7 @@ async def test_an_attempt_that_ends_late_leaves_the_next_one_of_the_same_worker_
             await asyncio.sleep(4 * job_settings.job_lease_s)
         return replace(DONE, body=f"{ticket.attempt}".encode())
 
-    async with working(url, job_settings, handler):
+    async with working(redis_url, job_settings, handler):
         job, _ = await queue.submit(payload)
         await started(queue, job)
         await queue.cancel(job.id, "ann")
@@ -187,7 +187,7 @@ async def test_an_attempt_that_ends_late_leaves_the_next_one_of_the_same_worker_
 
 
 async def test_a_lost_attempt_does_not_stop_the_next_one_of_the_same_worker(
-    url: str,
+    redis_url: str,
     queue: RedisJobQueue,
     inbox: QueueConsumer,
     payload: Payload,
@@ -215,7 +215,7 @@ async def test_a_lost_attempt_does_not_stop_the_next_one_of_the_same_worker(
         return DONE
 
     monkeypatch.setattr(inbox, "renew", renew_and_read_late)
-    async with working(url, job_settings.model_copy(update={"job_lease_s": 2.0}), handler, inbox):
+    async with working(redis_url, job_settings.model_copy(update={"job_lease_s": 2.0}), handler, inbox):
         job, _ = await queue.submit(payload)
         await started(queue, job)
         await queue.cancel(job.id, "ann")
@@ -225,7 +225,7 @@ async def test_a_lost_attempt_does_not_stop_the_next_one_of_the_same_worker(
 
 
 async def test_a_worker_that_takes_its_own_job_again_stops_its_older_attempt(
-    url: str,
+    redis_url: str,
     queue: RedisJobQueue,
     inbox: QueueConsumer,
     payload: Payload,
@@ -247,7 +247,7 @@ async def test_a_worker_that_takes_its_own_job_again_stops_its_older_attempt(
         return replace(DONE, body=f"{ticket.attempt}".encode())
 
     monkeypatch.setattr(inbox, "renew", renew_none_of_the_first)
-    async with working(url, job_settings, handler, inbox):
+    async with working(redis_url, job_settings, handler, inbox):
         job, _ = await queue.submit(payload)
         done = await ended(queue, job)
     assert (done.status, done.attempts, stopped) == ("succeeded", 2, [1])

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import redis
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
@@ -22,6 +22,7 @@ from shared.jobs.queue import Payload, Result
 from shared.jobs.redis_queue import RedisJobQueue
 from shared.jobs.redis_server import RedisServer
 from shared.settings import Settings
+from tests.harness.hypothesis_profiles import fewer
 
 ATTEMPTS = 2
 ROOM = 6
@@ -336,7 +337,7 @@ RESTARTING = 2000
 """The time to live that marks runs with restarts, which take a tenth of a second each."""
 
 
-def _check(server: RedisServer, chosen: Settings, examples: int, steps: int) -> None:
+def _check(server: RedisServer, chosen: Settings, examples: int) -> None:
     chosen = chosen.model_copy(
         update={
             "job_lease_s": 0.001,
@@ -350,26 +351,18 @@ def _check(server: RedisServer, chosen: Settings, examples: int, steps: int) -> 
         lambda: Machine(server, chosen),
         settings=settings(
             max_examples=examples,
-            stateful_step_count=steps,
-            deadline=None,
+            stateful_step_count=50,
             phases=[Phase.reuse, Phase.generate],  # shrinking takes minutes here, and thirty steps can be read
-            suppress_health_check=[HealthCheck.too_slow],
         ),
     )
 
 
-def test_the_queue_agrees_with_the_model(redis_server: RedisServer, job_settings: Settings) -> None:
-    with redis.Redis.from_url(redis_server.url) as client:
-        client.config_set("appendfsync", "no")  # thousands of small steps; durability has tests of its own
-        try:
-            _check(redis_server, job_settings.model_copy(update={"job_ttl_s": 1000}), examples=15, steps=30)
-        finally:
-            client.config_set("appendfsync", "always")
+def test_the_queue_agrees_with_the_model(own_redis: RedisServer, job_settings: Settings) -> None:
+    with redis.Redis.from_url(own_redis.url) as client:
+        client.config_set("appendfsync", "no")  # thousands of small steps; the other test has restarts
+    _check(own_redis, job_settings.model_copy(update={"job_ttl_s": 1000}), settings.default.max_examples)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("ttl_s", "examples", "steps"), [(1000, 100, 50), (RESTARTING, 8, 50)], ids=["", "restarts"])
-def test_the_queue_agrees_with_the_model_over_thousands_of_steps(
-    own_redis: RedisServer, job_settings: Settings, ttl_s: int, examples: int, steps: int
-) -> None:
-    _check(own_redis, job_settings.model_copy(update={"job_ttl_s": ttl_s}), examples, steps)
+def test_the_queue_agrees_with_the_model_over_restarts(own_redis: RedisServer, job_settings: Settings) -> None:
+    _check(own_redis, job_settings.model_copy(update={"job_ttl_s": RESTARTING}), fewer(5))

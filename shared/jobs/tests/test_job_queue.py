@@ -276,9 +276,11 @@ async def test_a_job_without_attempts_left_is_a_dead_letter_until_retried(
 
 
 async def test_the_oldest_of_too_many_dead_letters_are_let_go(
-    url: str, queue: RedisJobQueue, job_settings: Settings, payload: Payload
+    redis_url: str, queue: RedisJobQueue, job_settings: Settings, payload: Payload
 ) -> None:
-    inbox = QueueConsumer(url, "svc", job_settings.model_copy(update={"job_dead_letter_max": 2, "job_max_attempts": 1}))
+    inbox = QueueConsumer(
+        redis_url, "svc", job_settings.model_copy(update={"job_dead_letter_max": 2, "job_max_attempts": 1})
+    )
     ids = []
     for _ in range(3):
         ids.append(await die(queue, inbox, payload, 1))
@@ -294,7 +296,7 @@ async def test_the_oldest_of_too_many_dead_letters_are_let_go(
 
 
 async def test_large_bodies_stay_out_of_redis_and_leave_with_the_job(
-    url: str, queue: RedisJobQueue, inbox: QueueConsumer, payload: Payload, job_settings: Settings
+    redis_url: str, queue: RedisJobQueue, inbox: QueueConsumer, payload: Payload, job_settings: Settings
 ) -> None:
     job, _ = await queue.submit(replace(payload, body=b"q" * 1001))
     folder = job_settings.data_dir / "blobs" / job.id
@@ -307,7 +309,7 @@ async def test_large_bodies_stay_out_of_redis_and_leave_with_the_job(
     kept = await queue._redis.client.hgetall(redis_keys.key("job", job.id))
     assert sum(map(len, kept.values())) < 1000
     assert (await queue.result(job.id, "ann")).body == b"a" * 1001
-    short = QueueConsumer(url, "svc", job_settings)
+    short = QueueConsumer(redis_url, "svc", job_settings)
     await queue._redis.client.zadd(redis_keys.key("expiring"), {job.id: 0})
     assert await short.sweep() == 1
     assert not folder.exists()
@@ -324,9 +326,11 @@ async def test_a_body_of_exactly_the_limit_stays_in_redis(
 # Expiry
 
 
-async def test_finished_jobs_are_forgotten_after_their_time(url: str, payload: Payload, job_settings: Settings) -> None:
+async def test_finished_jobs_are_forgotten_after_their_time(
+    redis_url: str, payload: Payload, job_settings: Settings
+) -> None:
     settings = job_settings.model_copy(update={"job_ttl_s": 1})
-    queue, inbox = RedisJobQueue(url, settings), QueueConsumer(url, "svc", settings)
+    queue, inbox = RedisJobQueue(redis_url, settings), QueueConsumer(redis_url, "svc", settings)
     done, _ = await queue.submit(payload, "key")
     await inbox.succeed(await take(inbox), DONE)
     gone, _ = await queue.submit(payload)
@@ -429,14 +433,14 @@ async def test_every_method_raises_not_ready_while_redis_is_away(job_settings: S
     await queue.close()
 
 
-async def test_a_wrong_password_is_said_so(url: str, job_settings: Settings) -> None:
-    queue = RedisJobQueue(url.replace("redis://:", "redis://:wrong"), job_settings)
+async def test_a_wrong_password_is_said_so(redis_url: str, job_settings: Settings) -> None:
+    queue = RedisJobQueue(redis_url.replace("redis://:", "redis://:wrong"), job_settings)
     with pytest.raises(NotReady, match="password"):
         await queue.depth("svc")
     await queue.close()
 
 
-async def test_a_full_redis_says_so(url: str, queue: RedisJobQueue, payload: Payload) -> None:
+async def test_a_full_redis_says_so(redis_url: str, queue: RedisJobQueue, payload: Payload) -> None:
     await queue._redis.client.config_set("maxmemory", "1")
     try:
         with pytest.raises(StorageFull, match="Redis is full"):

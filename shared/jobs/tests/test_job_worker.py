@@ -33,7 +33,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_a_flood_of_one_tenant_stands_in_front_of_another_with_a_few_jobs_only(
-    url: str, queue: RedisJobQueue, job_settings: Settings
+    redis_url: str, queue: RedisJobQueue, job_settings: Settings
 ) -> None:
     order: list[str] = []
 
@@ -45,7 +45,7 @@ async def test_a_flood_of_one_tenant_stands_in_front_of_another_with_a_few_jobs_
     with pytest.raises(QueueFull):
         await queue.submit(Payload("svc", "/v1/x", b"", tenant="alice"))
     mine = [(await queue.submit(Payload("svc", "/v1/x", b"", tenant="bob")))[0] for _ in range(3)]
-    async with working(url, job_settings.model_copy(update={"job_concurrency": 1}), handler):
+    async with working(redis_url, job_settings.model_copy(update={"job_concurrency": 1}), handler):
         for job in mine:
             await ended(queue, job, "bob")
         assert order.index("bob") <= 3
@@ -56,14 +56,14 @@ async def test_a_flood_of_one_tenant_stands_in_front_of_another_with_a_few_jobs_
 
 
 async def test_jobs_of_a_worker_that_runs_out_of_memory_fail_for_good(
-    url: str, queue: RedisJobQueue, job_settings: Settings
+    redis_url: str, queue: RedisJobQueue, job_settings: Settings
 ) -> None:
     async def handler(_payload: Payload, ticket: Ticket) -> Result:
         await ticket.wait_until_cancelled()
         return DONE
 
     job, _ = await queue.submit(Payload("svc", "/v1/x", b"", tenant="ann"))
-    async with working(url, job_settings, handler) as worker:
+    async with working(redis_url, job_settings, handler) as worker:
         await started(queue, job)
         await worker.fail_all(TooLarge("The worker ran out of memory on this job."))
     found = await ended(queue, job)
@@ -82,33 +82,32 @@ def always(outcome: Result | BaseException) -> Handler:
 
 
 async def test_a_job_runs_and_its_answer_is_kept(
-    url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
+    redis_url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
 ) -> None:
     async def echo(given: Payload, ticket: Ticket) -> Result:
         return Result(201, given.headers["content-type"], given.body + b"!", {"x-attempt": str(ticket.attempt)})
 
-    async with working(url, job_settings, echo):
+    async with working(redis_url, job_settings, echo):
         job, _ = await queue.submit(payload)
         assert (await ended(queue, job)).status == "succeeded"
         assert await queue.result(job.id, "ann") == Result(201, "image/png", b"body!", {"x-attempt": "1"})
 
 
-@pytest.mark.timed
+@pytest.mark.timed("A doorbell that rings late differs from one that rings in time by the time alone.")
 async def test_a_waiting_worker_begins_a_job_at_once(
-    url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings, monkeypatch: pytest.MonkeyPatch
+    redis_url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(consumer_module, "_BLOCK_MS", 1500)
-    async with working(url, job_settings, always(DONE)):
+    monkeypatch.setattr(consumer_module, "_BLOCK_MS", 4500)
+    async with working(redis_url, job_settings, always(DONE)):
         await ended(queue, (await queue.submit(payload))[0])
-        await asyncio.sleep(0.1)
         begun = time.monotonic()
         await ended(queue, (await queue.submit(replace(payload, priority=-3)))[0])
-        assert time.monotonic() - begun < 0.5
+        assert time.monotonic() - begun < 3
 
 
 @pytest.mark.parametrize("outcome", [InvalidOption("Too wide.", field="width"), "problem", "openai", "oip", "html"])
 async def test_a_4xx_fails_for_good(
-    url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings, outcome: Exception | str
+    redis_url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings, outcome: Exception | str
 ) -> None:
     bodies = {
         "problem": b'{"title":"T","status":422,"detail":"Too wide.","code":"invalid_option","limit":9}',
@@ -117,7 +116,7 @@ async def test_a_4xx_fails_for_good(
         "html": b"<h1>Too wide.</h1>",
     }
     answer = outcome if isinstance(outcome, Exception) else Result(422, "application/json", bodies[outcome])
-    async with working(url, job_settings, always(answer)):
+    async with working(redis_url, job_settings, always(answer)):
         job, _ = await queue.submit(payload)
         failed = await ended(queue, job)
         assert (failed.status, failed.attempts, failed.dead) == ("failed", 1, False)
@@ -138,9 +137,9 @@ async def test_a_4xx_fails_for_good(
     ids=lambda outcome: type(outcome).__name__ + str(getattr(outcome, "status", "")),
 )
 async def test_other_errors_are_tried_again_and_then_buried(
-    url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings, outcome: Result | Exception
+    redis_url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings, outcome: Result | Exception
 ) -> None:
-    async with working(url, job_settings, always(outcome)):
+    async with working(redis_url, job_settings, always(outcome)):
         job, _ = await queue.submit(payload)
         dead = await ended(queue, job)
         assert (dead.status, dead.dead, dead.attempts) == ("failed", True, 3)
@@ -150,28 +149,28 @@ async def test_other_errors_are_tried_again_and_then_buried(
 
 
 async def test_a_second_attempt_may_succeed(
-    url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
+    redis_url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
 ) -> None:
     async def moody(_payload: Payload, ticket: Ticket) -> Result:
         if ticket.attempt == 1:
             raise Fault("Not today.")
         return DONE
 
-    async with working(url, job_settings, moody):
+    async with working(redis_url, job_settings, moody):
         done = await ended(queue, (await queue.submit(payload))[0])
         assert (done.status, done.attempts, done.error) == ("succeeded", 2, None)
 
 
 async def test_a_handler_that_cancels_itself_has_failed(
-    url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
+    redis_url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
 ) -> None:
-    async with working(url, job_settings, always(asyncio.CancelledError())):
+    async with working(redis_url, job_settings, always(asyncio.CancelledError())):
         dead = await ended(queue, (await queue.submit(payload))[0])
         assert (dead.status, dead.attempts) == ("failed", 3)
 
 
 async def test_no_more_jobs_run_than_allowed(
-    url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
+    redis_url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
 ) -> None:
     running, most = 0, 0
 
@@ -187,7 +186,7 @@ async def test_no_more_jobs_run_than_allowed(
         return DONE
 
     settings = job_settings.model_copy(update={"job_concurrency": 3})
-    async with working(url, settings, busy):
+    async with working(redis_url, settings, busy):
         jobs = [(await queue.submit(payload))[0] for _ in range(12)]
         for job in jobs:
             await ended(queue, job)
@@ -195,7 +194,7 @@ async def test_no_more_jobs_run_than_allowed(
 
 
 async def test_two_workers_run_each_job_once(
-    url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
+    redis_url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
 ) -> None:
     ran: list[bytes] = []
 
@@ -204,7 +203,7 @@ async def test_two_workers_run_each_job_once(
         await asyncio.sleep(0.005)
         return DONE
 
-    async with working(url, job_settings, note), working(url, job_settings, note):
+    async with working(redis_url, job_settings, note), working(redis_url, job_settings, note):
         jobs = [(await queue.submit(replace(payload, body=str(n).encode())))[0] for n in range(30)]
         for job in jobs:
             assert (await ended(queue, job)).attempts == 1
@@ -212,19 +211,19 @@ async def test_two_workers_run_each_job_once(
 
 
 async def test_long_jobs_keep_their_lease(
-    url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
+    redis_url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
 ) -> None:
     async def long(_payload: Payload, _ticket: Ticket) -> Result:
         await asyncio.sleep(4 * job_settings.job_lease_s)
         return DONE
 
-    async with working(url, job_settings, long), working(url, job_settings, long):
+    async with working(redis_url, job_settings, long), working(redis_url, job_settings, long):
         done = await ended(queue, (await queue.submit(payload))[0])
         assert (done.status, done.attempts) == ("succeeded", 1)
 
 
 async def test_progress_is_shown_without_a_write_for_each_step(
-    url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
+    redis_url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
 ) -> None:
     async def steps(_payload: Payload, ticket: Ticket) -> Result:
         for step in range(500):
@@ -233,7 +232,7 @@ async def test_progress_is_shown_without_a_write_for_each_step(
         await ticket.progress(7.0)
         return DONE
 
-    async with working(url, job_settings, steps):
+    async with working(redis_url, job_settings, steps):
         job, _ = await queue.submit(payload)
         seen = [now.progress async for now in queue.events(job.id, "ann")]
     assert seen == sorted(seen)
@@ -244,9 +243,9 @@ async def test_progress_is_shown_without_a_write_for_each_step(
 # Cancel
 
 
-@pytest.mark.timed
+@pytest.mark.timed("The next renewal, a second later, would stop it as well.")
 async def test_cancelling_a_running_job_stops_it_within_a_second(
-    url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
+    redis_url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
 ) -> None:
     stopped = asyncio.Event()
 
@@ -255,7 +254,7 @@ async def test_cancelling_a_running_job_stops_it_within_a_second(
         stopped.set()
         return DONE
 
-    async with working(url, job_settings.model_copy(update={"job_lease_s": 60.0}), patient):
+    async with working(redis_url, job_settings.model_copy(update={"job_lease_s": 60.0}), patient):
         job, _ = await queue.submit(payload)
         await started(queue, job)
         begun = time.monotonic()
@@ -265,9 +264,8 @@ async def test_cancelling_a_running_job_stops_it_within_a_second(
         assert (await queue.get(job.id, "ann")).status == "cancelled"
 
 
-@pytest.mark.timed
 async def test_a_handler_that_ignores_a_cancel_is_cancelled_and_its_slot_is_free(
-    url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
+    redis_url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
 ) -> None:
     release = threading.Event()
 
@@ -278,34 +276,39 @@ async def test_a_handler_that_ignores_a_cancel_is_cancelled_and_its_slot_is_free
 
     settings = job_settings.model_copy(update={"job_concurrency": 1})
     try:
-        async with working(url, settings, deaf):
+        async with working(redis_url, settings, deaf):
             job, _ = await queue.submit(replace(payload, body=b"deaf"))
             await started(queue, job)
             await queue.cancel(job.id, "ann")
             next_job, _ = await queue.submit(payload)
-            begun = time.monotonic()
             assert (await ended(queue, next_job)).status == "succeeded"
-            assert time.monotonic() - begun < 2
     finally:
         release.set()
 
 
 async def test_cancel_and_retry_runs_a_new_attempt_whose_answer_counts(
-    url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
+    redis_url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
 ) -> None:
+    first_ended, second_ended = asyncio.Event(), asyncio.Event()
+
     async def slow_to_stop(_payload: Payload, ticket: Ticket) -> Result:
         if ticket.attempt == 1:
             await ticket.wait_until_cancelled()
-            await asyncio.sleep(0.3)
+            try:
+                await second_ended.wait()
+            finally:
+                first_ended.set()
+        else:
+            second_ended.set()
         return replace(DONE, body=str(ticket.attempt).encode())
 
-    async with working(url, job_settings, slow_to_stop):
+    async with working(redis_url, job_settings, slow_to_stop):
         job, _ = await queue.submit(payload)
         await started(queue, job)
         await queue.cancel(job.id, "ann")
         await queue.retry(job.id, "ann")
         assert (await ended(queue, job)).attempts == 2
-        await asyncio.sleep(0.4)
+        await asyncio.wait_for(first_ended.wait(), 20)
         assert (await queue.result(job.id, "ann")).body == b"2"
 
 
@@ -313,13 +316,13 @@ async def test_cancel_and_retry_runs_a_new_attempt_whose_answer_counts(
 
 
 async def test_a_stopping_worker_finishes_what_is_nearly_done(
-    url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
+    redis_url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
 ) -> None:
     async def short(_payload: Payload, _ticket: Ticket) -> Result:
         await asyncio.sleep(0.15)
         return DONE
 
-    async with working(url, job_settings, short) as worker:
+    async with working(redis_url, job_settings, short) as worker:
         job, _ = await queue.submit(payload)
         await started(queue, job)
         worker.stop()
@@ -327,10 +330,9 @@ async def test_a_stopping_worker_finishes_what_is_nearly_done(
     assert await queue.workers("svc") == [], "it takes itself off the books"
 
 
-@pytest.mark.timed
 @pytest.mark.parametrize("polite", [True, False])
 async def test_a_stopping_worker_hands_back_at_once_what_is_not(
-    url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings, polite: bool
+    redis_url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings, polite: bool
 ) -> None:
     async def long(_payload: Payload, ticket: Ticket) -> Result:
         if ticket.attempt > 1:
@@ -339,27 +341,25 @@ async def test_a_stopping_worker_hands_back_at_once_what_is_not(
         return Result(499, "", b"")
 
     settings = job_settings.model_copy(update={"job_lease_s": 60.0, "job_max_attempts": 1})
-    async with working(url, settings, long) as worker:
+    async with working(redis_url, settings, long) as worker:
         job, _ = await queue.submit(payload)
         await started(queue, job)
-        begun = time.monotonic()
-        worker.stop()
-    assert time.monotonic() - begun < 2.5
+        worker.stop()  # `working` waits less than the handler or the lease take
     back = await queue.get(job.id, "ann")
     assert (back.status, back.position) == ("queued", 0)
-    async with working(url, settings, long):
+    async with working(redis_url, settings, long):
         done = await ended(queue, job)
         assert (done.status, done.attempts) == ("succeeded", 2), "being handed back costs no attempt"
 
 
 async def test_a_second_stop_does_not_wait(
-    url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
+    redis_url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
 ) -> None:
     async def long(_payload: Payload, ticket: Ticket) -> Result:
         await ticket.wait_until_cancelled()
         raise asyncio.CancelledError
 
-    async with working(url, job_settings.model_copy(update={"shutdown_grace_s": 60.0}), long) as worker:
+    async with working(redis_url, job_settings.model_copy(update={"shutdown_grace_s": 60.0}), long) as worker:
         job, _ = await queue.submit(payload)
         await started(queue, job)
         worker.stop()
@@ -368,9 +368,9 @@ async def test_a_second_stop_does_not_wait(
 
 
 async def test_a_stopping_worker_begins_nothing_new(
-    url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
+    redis_url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
 ) -> None:
-    async with working(url, job_settings, always(DONE)) as worker:
+    async with working(redis_url, job_settings, always(DONE)) as worker:
         worker.stop()
         await asyncio.sleep(0.05)
         await queue.submit(payload)
@@ -380,11 +380,13 @@ async def test_a_stopping_worker_begins_nothing_new(
 # Housekeeping
 
 
-async def test_workers_forget_finished_jobs_by_themselves(url: str, payload: Payload, job_settings: Settings) -> None:
+async def test_workers_forget_finished_jobs_by_themselves(
+    redis_url: str, payload: Payload, job_settings: Settings
+) -> None:
     settings = job_settings.model_copy(update={"job_ttl_s": 1})
-    queue = RedisJobQueue(url, settings)
+    queue = RedisJobQueue(redis_url, settings)
     big = replace(DONE, body=b"x" * 5000)
-    async with working(url, settings, always(big)):
+    async with working(redis_url, settings, always(big)):
         job, _ = await queue.submit(payload)
         await ended(queue, job)
         folder = settings.data_dir / "blobs" / job.id
@@ -407,9 +409,9 @@ async def test_a_worker_waits_for_a_redis_that_is_away(job_settings: Settings) -
 
 
 async def test_a_broken_loop_ends_the_worker_loudly(
-    url: str, job_settings: Settings, monkeypatch: pytest.MonkeyPatch
+    redis_url: str, job_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inbox = QueueConsumer(url, "svc", job_settings)
+    inbox = QueueConsumer(redis_url, "svc", job_settings)
     broken: Callable[[], Awaitable[int]] = always(RuntimeError("bug"))  # type: ignore[assignment]
     monkeypatch.setattr(inbox, "sweep", lambda: broken(None, None))  # type: ignore[call-arg]
     with pytest.raises(ExceptionGroup) as group:
@@ -419,7 +421,7 @@ async def test_a_broken_loop_ends_the_worker_loudly(
 
 
 async def test_an_answer_that_finds_no_room_waits_for_it_and_the_job_is_not_run_again(
-    url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings, tmp_path: Path
+    redis_url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings, tmp_path: Path
 ) -> None:
     runs: list[int] = []
 
@@ -429,8 +431,8 @@ async def test_an_answer_that_finds_no_room_waits_for_it_and_the_job_is_not_run_
 
     with mount_small_disk(tmp_path / "disk") as place:
         settings = job_settings.model_copy(update={"object_store": (place / "objects").as_uri()})
-        reader = RedisJobQueue(url, settings)
-        async with working(url, settings, handler):
+        reader = RedisJobQueue(redis_url, settings)
+        async with working(redis_url, settings, handler):
             job, _ = await queue.submit(payload)
             await asyncio.sleep(3 * settings.job_lease_s)
             assert (await queue.get(job.id, "ann")).status == "running"

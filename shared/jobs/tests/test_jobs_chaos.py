@@ -29,6 +29,13 @@ REDELIVERED_S = 10.0
 Start = Callable[[], subprocess.Popen[bytes]]
 
 
+@pytest.fixture(autouse=True)
+def short_lease(monkeypatch: pytest.MonkeyPatch) -> float:
+    """Seconds after which a silent worker loses its job."""
+    monkeypatch.setenv("FOVEA_JOB_LEASE_S", "1")
+    return 1.0
+
+
 @pytest.fixture
 def ledger(tmp_path: Path) -> Path:
     """What the workers did, a line each."""
@@ -80,13 +87,13 @@ def runner(ledger: Path, job: Job) -> int:
     return int([row[2] for row in rows if row[0] == job.id and row[3] == "begin"][-1])
 
 
-async def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+async def until(condition: Callable[[], bool], seconds: float = 90) -> None:
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110  (the condition is another process's state)
             await asyncio.sleep(0.01)
 
 
-async def ended(queue: RedisJobQueue, job: Job, seconds: float = 40) -> Job:
+async def ended(queue: RedisJobQueue, job: Job, seconds: float = 90) -> Job:
     async with asyncio.timeout(seconds):
         async for now in queue.events(job.id, "local"):
             last = now
@@ -107,33 +114,38 @@ async def begin_one(
     return job, next(child for child in workers if child.pid == runner(ledger, job))
 
 
-@pytest.mark.timed
-@pytest.mark.parametrize("other_idle", [True, False], ids=["another is idle", "a new one is started"])
-async def test_the_job_of_a_killed_worker_is_done_within_ten_seconds(
-    far_queue: RedisJobQueue, start_worker: Start, ledger: Path, other_idle: bool
+@pytest.mark.timed("The product promises the second attempt within ten seconds, under its own settings.")
+async def test_the_job_of_a_killed_worker_is_done_by_an_idle_one_within_ten_seconds(
+    far_queue: RedisJobQueue, start_worker: Start, ledger: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    workers = [start_worker() for _ in range(1 + other_idle)]
-    job, victim = await begin_one(far_queue, ledger, workers, 1.0)
-    await asyncio.sleep(0.5)
+    monkeypatch.delenv("FOVEA_JOB_LEASE_S")
+    job, victim = await begin_one(far_queue, ledger, [start_worker(), start_worker()], 0.5)
     victim.send_signal(signal.SIGKILL)
     killed = time.monotonic()
-    if not other_idle:
-        start_worker()
     done = await ended(far_queue, job)
-    took = time.monotonic() - killed
     assert (done.status, done.attempts) == ("succeeded", 2)
-    assert took < REDELIVERED_S
+    assert time.monotonic() - killed < REDELIVERED_S
 
 
-async def test_accepted_jobs_survive_the_death_of_redis_and_run_once(
-    far_queue: RedisJobQueue, own_redis: RedisServer, start_worker: Start, ledger: Path
+async def test_the_job_of_a_killed_worker_is_done_by_one_that_is_started_then(
+    far_queue: RedisJobQueue, start_worker: Start, ledger: Path
 ) -> None:
+    job, victim = await begin_one(far_queue, ledger, [start_worker()], 0.5)
+    victim.send_signal(signal.SIGKILL)
     start_worker()
+    done = await ended(far_queue, job)
+    assert (done.status, done.attempts) == ("succeeded", 2)
+
+
+async def test_accepted_jobs_survive_an_outage_longer_than_the_lease_and_run_once(
+    far_queue: RedisJobQueue, own_redis: RedisServer, start_worker: Start, ledger: Path, short_lease: float
+) -> None:
+    start_worker(), start_worker()
     running = [(await far_queue.submit(work(3.0)))[0] for _ in range(2)]
     waiting = [(await far_queue.submit(work(0.05, size=size)))[0] for size in (0, 2_000_000) * 10]
     await begun(far_queue, ledger, *running)
     own_redis.kill()
-    await asyncio.sleep(1.5)
+    await asyncio.sleep(1.2 * short_lease)
     with pytest.raises(NotReady):
         await far_queue.get(running[0].id, "local")
     own_redis.start()
@@ -145,20 +157,6 @@ async def test_accepted_jobs_survive_the_death_of_redis_and_run_once(
     assert ends == {job.id: 1 for job in (*running, *waiting)}
 
 
-async def test_an_outage_longer_than_the_lease_costs_no_attempt(
-    far_queue: RedisJobQueue, own_redis: RedisServer, start_worker: Start, ledger: Path
-) -> None:
-    start_worker(), start_worker()
-    jobs = [(await far_queue.submit(work(9.0)))[0] for _ in range(3)]
-    await begun(far_queue, ledger, *jobs)
-    own_redis.kill()
-    await asyncio.sleep(6)
-    own_redis.start()
-    for job in jobs:
-        assert (await ended(far_queue, job)).attempts == 1
-    assert collections.Counter(lines(ledger, "end")) == {job.id: 1 for job in jobs}
-
-
 async def test_a_job_that_ends_while_redis_is_away_hands_in_its_answer_later(
     far_queue: RedisJobQueue, own_redis: RedisServer, start_worker: Start, ledger: Path
 ) -> None:
@@ -167,30 +165,25 @@ async def test_a_job_that_ends_while_redis_is_away_hands_in_its_answer_later(
     await begun(far_queue, ledger, job)
     own_redis.kill()
     await until(lambda: lines(ledger, "end") == [job.id])
-    await asyncio.sleep(0.5)
     own_redis.start()
     done = await ended(far_queue, job)
     assert (done.status, done.attempts) == ("succeeded", 1)
 
 
-@pytest.mark.timed
 async def test_accepted_jobs_survive_the_death_of_both(
     far_queue: RedisJobQueue, own_redis: RedisServer, start_worker: Start, ledger: Path
 ) -> None:
     victim = start_worker()
-    jobs = [(await far_queue.submit(work(0.5)))[0] for _ in range(6)]
+    jobs = [(await far_queue.submit(work(0.3)))[0] for _ in range(6)]
     await begun(far_queue, ledger, *jobs[:2])
     own_redis.kill()
     victim.kill()
-    await asyncio.sleep(0.5)
     own_redis.start()
     start_worker()
-    back = time.monotonic()
     for job in jobs:
         done = await ended(far_queue, job)
         assert done.status == "succeeded"
         assert done.attempts <= 2
-    assert time.monotonic() - back < REDELIVERED_S
 
 
 async def test_a_frozen_worker_that_wakes_does_not_overwrite_the_newer_answer(
@@ -203,7 +196,8 @@ async def test_a_frozen_worker_that_wakes_does_not_overwrite_the_newer_answer(
     assert done.attempts == 2
     frozen.send_signal(signal.SIGCONT)
     await until(lambda: len(lines(ledger, "end") + lines(ledger, "stop")) == 2)
-    await asyncio.sleep(0.5)
+    frozen.send_signal(signal.SIGTERM)  # it writes what it has to say before it ends
+    assert await asyncio.to_thread(frozen.wait, 60) == 0
     assert await far_queue.get(job.id, "local") == done
     assert (await far_queue.result(job.id, "local")).body == b"2"
 
@@ -211,48 +205,47 @@ async def test_a_frozen_worker_that_wakes_does_not_overwrite_the_newer_answer(
 async def test_a_frozen_worker_that_wakes_before_anybody_took_its_job_goes_on_with_it(
     far_queue: RedisJobQueue, start_worker: Start, ledger: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("FOVEA_JOB_LEASE_S", "1")
-    job, frozen = await begin_one(far_queue, ledger, [start_worker()], 6.0)
-    await asyncio.sleep(3)  # from then on it may take the jobs of silent workers: its own, too
+    monkeypatch.setenv("FOVEA_JOB_LEASE_S", "0.5")
+    job, frozen = await begin_one(far_queue, ledger, [start_worker()], 3.0)
+    await asyncio.sleep(1)  # from then on it may take the jobs of silent workers: its own, too
     frozen.send_signal(signal.SIGSTOP)
-    await asyncio.sleep(3)
+    await asyncio.sleep(1)
     frozen.send_signal(signal.SIGCONT)
     done = await ended(far_queue, job)
     assert (done.status, done.attempts) == ("succeeded", 1)
     assert lines(ledger, "begin") == lines(ledger, "end") == [job.id]
 
 
-@pytest.mark.timed
 async def test_a_terminated_worker_hands_its_job_to_another_at_once(
     far_queue: RedisJobQueue, start_worker: Start, ledger: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FOVEA_SHUTDOWN_GRACE_S", "0.2")
-    job, leaving = await begin_one(far_queue, ledger, [start_worker(), start_worker()], 2.0)
+    monkeypatch.setenv("FOVEA_JOB_LEASE_S", "600")
+    job, leaving = await begin_one(far_queue, ledger, [start_worker(), start_worker()], 1.0)
     leaving.send_signal(signal.SIGTERM)
-    told = time.monotonic()
     await until(lambda: len(lines(ledger, "begin")) == 2)
-    assert time.monotonic() - told < 1.5, "well before its lease ends"
     assert (await ended(far_queue, job)).status == "succeeded"
-    assert await asyncio.to_thread(leaving.wait, 5) == 0
+    assert await asyncio.to_thread(leaving.wait, 60) == 0
 
 
 async def test_a_long_job_of_a_worker_that_a_scaler_stops_is_begun_once(
     far_queue: RedisJobQueue, start_worker: Start, ledger: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FOVEA_SHUTDOWN_GRACE_S", "30")
-    monkeypatch.setenv("FOVEA_JOB_LEASE_S", "1")
-    job, leaving = await begin_one(far_queue, ledger, [start_worker(), start_worker()], 4.0)
+    monkeypatch.setenv("FOVEA_JOB_LEASE_S", "0.5")
+    job, leaving = await begin_one(far_queue, ledger, [start_worker(), start_worker()], 2.0)
     leaving.send_signal(signal.SIGTERM)
     done = await ended(far_queue, job)
     assert (done.status, done.attempts) == ("succeeded", 1)
     assert lines(ledger, "begin") == lines(ledger, "end") == [job.id]
-    assert await asyncio.to_thread(leaving.wait, 10) == 0
+    assert await asyncio.to_thread(leaving.wait, 60) == 0
 
 
-@pytest.mark.timed
+@pytest.mark.timed("The next renewal, up to a second later, would stop it as well.")
 async def test_a_cancel_reaches_another_process_within_a_second(
-    far_queue: RedisJobQueue, start_worker: Start, ledger: Path
+    far_queue: RedisJobQueue, start_worker: Start, ledger: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("FOVEA_JOB_LEASE_S")
     start_worker()
     job, _ = await far_queue.submit(work(60))
     await begun(far_queue, ledger, job)
@@ -265,7 +258,7 @@ async def test_a_cancel_reaches_another_process_within_a_second(
 async def test_events_go_on_after_redis_comes_back(
     far_queue: RedisJobQueue, own_redis: RedisServer, start_worker: Start, ledger: Path
 ) -> None:
-    job, _ = await far_queue.submit(work(1.0))
+    job, _ = await far_queue.submit(work(0.3))
     story: list[str] = []
 
     async def follow() -> None:
@@ -275,10 +268,10 @@ async def test_events_go_on_after_redis_comes_back(
     following = asyncio.create_task(follow())
     await until(lambda: story == ["queued"])
     own_redis.kill()
-    await asyncio.sleep(1)
+    await asyncio.sleep(0.2)
     own_redis.start()
     start_worker()
-    await asyncio.wait_for(following, 20)
+    await asyncio.wait_for(following, 90)
     assert story[0] == "queued"
     assert "running" in story
     assert story[-1] == "succeeded"
@@ -291,7 +284,7 @@ async def test_what_was_accepted_while_redis_dies_again_and_again_is_done(
     accepted: dict[str, Job] = {}
 
     async def submit(n: int) -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             while n not in numbers:
                 with suppress(NotReady):
                     job, _ = await far_queue.submit(work(0.01), f"key {n}")

@@ -59,7 +59,7 @@ def s3_variables() -> Iterator[dict[str, str]]:
 
 
 async def test_gateway_and_worker_of_two_machines_share_a_bucket(
-    url: str,
+    redis_url: str,
     payload: Payload,
     tmp_path: Path,
     s3_variables: dict[str, str],
@@ -71,8 +71,8 @@ async def test_gateway_and_worker_of_two_machines_share_a_bucket(
         Settings(data_dir=tmp_path / name, object_store="s3://fovea/queue", job_inline_max_bytes=10, job_ttl_s=1)
         for name in ("gateway", "worker")
     ]
-    queue = RedisJobQueue(url, machines[0])
-    inbox = QueueConsumer(url, payload.service, machines[1])
+    queue = RedisJobQueue(redis_url, machines[0])
+    inbox = QueueConsumer(redis_url, payload.service, machines[1])
     body, answer = os.urandom(100_000), os.urandom(50_000)
     try:
         job, _ = await queue.submit(replace(payload, body=body))

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from shared.errors import Fault
-from shared.jobs import redis_keys, worker_heartbeat
+from shared.jobs import consumer, redis_keys, worker_heartbeat
 from shared.jobs.consumer import Delivery, NothingToDo, QueueConsumer
 from shared.jobs.queue import Payload, Result
 from shared.jobs.redis_queue import RedisJobQueue
@@ -21,9 +21,9 @@ DONE = Result(200, "text/plain", b"first")
 
 
 @pytest.fixture
-async def other(url: str, job_settings: Settings) -> AsyncIterator[QueueConsumer]:
+async def other(redis_url: str, job_settings: Settings) -> AsyncIterator[QueueConsumer]:
     """A second worker of the same service."""
-    inbox = QueueConsumer(url, "svc", job_settings)
+    inbox = QueueConsumer(redis_url, "svc", job_settings)
     yield inbox
     await inbox.close()
 
@@ -160,10 +160,11 @@ async def test_a_job_handed_back_comes_first_and_costs_no_attempt(
     assert (again.id, again.attempt, again.tries) == (low.id, 2, 1)
 
 
-@pytest.mark.timed
+@pytest.mark.timed("A doorbell that rings late differs from one that rings in time by the time alone.")
 async def test_a_failed_attempt_waits_out_its_delay(
-    queue: RedisJobQueue, inbox: QueueConsumer, payload: Payload
+    queue: RedisJobQueue, inbox: QueueConsumer, payload: Payload, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(consumer, "_BLOCK_MS", 4500)  # less than the timeout of Redis's socket
     job, _ = await queue.submit(payload)
     await inbox.again(await take(inbox), Fault("x"), 0.2)
     waiting = await queue.get(job.id, "ann")
@@ -173,7 +174,7 @@ async def test_a_failed_attempt_waits_out_its_delay(
     assert 0 < quiet.due_ms <= 200
     begun = time.monotonic()
     await inbox.wait(quiet)
-    assert time.monotonic() - begun < 0.6, "the doorbell rings when the delay is over, not a second later"
+    assert time.monotonic() - begun < 3, "the doorbell rings when the delay is over"
     assert (await take(inbox)).attempt == 2
 
 
@@ -185,14 +186,17 @@ async def test_a_delayed_job_can_be_cancelled(queue: RedisJobQueue, inbox: Queue
     assert isinstance(await inbox.take(reclaim=True), NothingToDo)
 
 
-@pytest.mark.timed
-async def test_the_doorbell_misses_no_job(queue: RedisJobQueue, inbox: QueueConsumer, payload: Payload) -> None:
+@pytest.mark.timed("A doorbell that rings late differs from one that rings in time by the time alone.")
+async def test_the_doorbell_misses_no_job(
+    queue: RedisJobQueue, inbox: QueueConsumer, payload: Payload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consumer, "_BLOCK_MS", 4500)
     quiet = await inbox.take(reclaim=True)
     assert isinstance(quiet, NothingToDo)
     await queue.submit(replace(payload, priority=-1))
     begun = time.monotonic()
     await inbox.wait(quiet)
-    assert time.monotonic() - begun < 0.5, "the job came between take and wait"
+    assert time.monotonic() - begun < 3, "the job came between take and wait"
     await take(inbox)
 
 

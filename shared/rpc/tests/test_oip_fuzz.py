@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from google.protobuf.message import DecodeError
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import FoveaError
@@ -57,7 +57,6 @@ def test_random_bytes_raise_only_errors_of_ours(body: bytes, length: int | None)
     survives(oip_json.decode_request, "m", "", body, length)
 
 
-@settings(max_examples=400)
 @given(request=REQUESTS, raw=st.binary(max_size=40), binary=st.booleans())
 def test_random_requests_raise_only_errors_of_ours(request: Any, raw: bytes, binary: bool) -> None:
     text = json.dumps(request).encode()
@@ -88,7 +87,6 @@ CONTENTS = st.builds(
 )
 
 
-@settings(max_examples=300)
 @given(
     datatype=st.sampled_from(sorted(DTYPES)) | st.text(max_size=4),
     shape=st.lists(st.integers(-1, 3) | st.integers(-(2**63), 2**63 - 1), max_size=3),

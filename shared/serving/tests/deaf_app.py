@@ -10,9 +10,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from shared.settings import settings
+
 
 async def deaf(_request: Request) -> Response:
-    """Never answers."""
+    """Never answers; a file tells that it was asked."""
+    (settings().data_dir / "deaf").touch()
     await anyio.to_thread.run_sync(threading.Event().wait)
     return Response()
 

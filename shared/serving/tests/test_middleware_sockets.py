@@ -199,11 +199,10 @@ async def test_refusal_is_ours_also_where_the_framework_reads_the_body(replica):
     assert (await raw(replica, slow, b"{")).startswith(b"HTTP/1.1 408")
 
 
-@pytest.mark.timed
 async def test_body_that_stops_arriving_ends_in_a_timeout(replica):
     begun = time.monotonic()
     answer = await raw(replica, head("content-length: 1000"), b"some")
-    assert 0.25 < time.monotonic() - begun < 2
+    assert time.monotonic() - begun > 0.25
     assert answer.startswith(b"HTTP/1.1 408")
     assert body_of(answer)["code"] == "too_slow"
 
@@ -214,19 +213,15 @@ async def test_body_that_trickles_is_read_to_its_end(replica):
     assert answer.startswith(b"HTTP/1.1 200")
 
 
-@pytest.mark.timed
 async def test_caller_that_goes_away_cancels_its_run(replica):
     host, port = replica.http.removeprefix("http://").split(":")
     _, writer = await asyncio.open_connection(host, int(port))
-    sent = b'{"text": "x", "sleep": 2}'
+    sent = b'{"text": "x", "sleep": 600}'
     writer.write(head(f"content-length: {len(sent)}", "/v1/echo").replace(b"image/png", b"application/json") + sent)
     await writer.drain()
     await until(lambda: replica.host.busy)
-    await asyncio.sleep(0.1)
     writer.close()
-    begun = time.monotonic()
-    await until(lambda: not replica.host.busy)
-    assert time.monotonic() - begun < 1
+    await until(lambda: not replica.host.busy, 60)
 
 
 async def test_caller_that_leaves_a_stream_ends_it(replica, client):
@@ -237,13 +232,10 @@ async def test_caller_that_leaves_a_stream_ends_it(replica, client):
     await until(lambda: replica.host.busy == 0)
 
 
-@pytest.mark.timed
 @pytest.mark.parametrize("sent", ["80", "80.5"])
 async def test_deadline_of_the_caller_is_kept(client, sent):
-    begun = time.monotonic()
-    answer = await client.post("/v1/echo", json={"text": "x", "sleep": 2}, headers={"x-fovea-deadline-ms": sent})
-    assert answer.status_code == 504
-    assert time.monotonic() - begun < 1
+    how = {"headers": {"x-fovea-deadline-ms": sent}, "timeout": 60}
+    assert (await client.post("/v1/echo", json={"text": "x", "sleep": 600}, **how)).status_code == 504
 
 
 @pytest.mark.parametrize("sent", ["soon", "", "nan", "-1e999"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
-import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -236,17 +235,14 @@ async def test_a_cancelled_stream_leaves_the_queue_without_having_run() -> None:
     assert gate.engine.runs == [(1, 1)]
 
 
-@pytest.mark.timed
 async def test_a_stream_shares_batches_and_keeps_order() -> None:
     async with started() as (host, channel):
         stream = method(channel, "ModelStreamInfer", pb.ModelStreamInferResponse, "stream_stream")
         call = stream(iter([asks("slow", i, id=str(i)) for i in range(6)]))
-        begun = time.monotonic()
         told = [answer.infer_response.id async for answer in call]
         runs = host.servable("slow").engine.runs  # type: ignore[union-attr]
 
     assert told == list("012345")
-    assert time.monotonic() - begun < 6 * 0.3
     assert len(runs) < 6
 
 

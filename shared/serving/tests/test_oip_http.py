@@ -146,7 +146,7 @@ def test_a_bad_body_is_a_400_in_the_protocols_form(body: bytes, client: TestClie
     assert told.json()["error"].endswith(".")
 
 
-@examples(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@examples(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(body=st.binary(max_size=120), length=st.none() | st.integers(0, 130))
 def test_random_bodies_are_the_callers_fault(body: bytes, length: int | None, client: TestClient) -> None:
     headers = {} if length is None else {"inference_header_content_length": str(length)}

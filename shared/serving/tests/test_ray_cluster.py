@@ -11,9 +11,8 @@ import pytest
 import redis
 
 from shared.api.replica import LEASE_S, ReplicaRecord, replicas_key
-from shared.jobs.redis_server import RedisServer
 from shared.serving.up import reaper
-from shared.settings import Settings, environment
+from shared.settings import environment
 
 # Ray's own use of pydantic, which it has to mend.
 pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
@@ -36,14 +35,13 @@ ray.stop(folder)
 
 
 @pytest.fixture
-def cluster(tmp_path):
-    with RedisServer(Settings(data_dir=tmp_path, redis_url=None)) as server:
-        env = environment(FOVEA_REDIS_URL=server.url, FOVEA_DATA_DIR=str(tmp_path), FOVEA_SHUTDOWN_GRACE_S="1")
-        driver = subprocess.Popen([sys.executable, "-c", DRIVER], env=env, start_new_session=True)
-        with redis.Redis.from_url(server.url) as link:
-            yield driver, link
-        reaper.end_sessions([driver.pid], 5)
-        driver.wait()
+def cluster(redis_url, tmp_path):
+    env = environment(FOVEA_REDIS_URL=redis_url, FOVEA_DATA_DIR=str(tmp_path), FOVEA_SHUTDOWN_GRACE_S="1")
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER], env=env, start_new_session=True)
+    with redis.Redis.from_url(redis_url) as link:
+        yield driver, link
+    reaper.end_sessions([driver.pid], 5)
+    driver.wait()
 
 
 def ready(link):

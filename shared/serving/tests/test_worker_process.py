@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import pytest
 from shared.api.job import Job
 from shared.jobs.queue import Payload
 from shared.jobs.redis_queue import RedisJobQueue
-from shared.jobs.redis_server import RedisServer
+from shared.serving.tests.toys import until
 from shared.settings import Settings
 
 pytestmark = pytest.mark.slow
@@ -26,30 +25,23 @@ Start = Callable[..., subprocess.Popen[bytes]]
 
 
 @pytest.fixture
-def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
-    """A Redis of the test's own."""
-    with RedisServer(Settings(data_dir=tmp_path)) as server:
-        yield server
-
-
-@pytest.fixture
-async def queue(own_redis: RedisServer, tmp_path: Path) -> AsyncIterator[RedisJobQueue]:
+async def queue(redis_url: str, tmp_path: Path) -> AsyncIterator[RedisJobQueue]:
     """The gateway's side."""
-    queue = RedisJobQueue(own_redis.url, Settings(data_dir=tmp_path))
+    queue = RedisJobQueue(redis_url, Settings(data_dir=tmp_path))
     yield queue
     await queue.close()
 
 
 @pytest.fixture
-def start(own_redis: RedisServer, tmp_path: Path) -> Iterator[Start]:
+def start(redis_url: str, tmp_path: Path) -> Iterator[Start]:
     """Starts workers of the toy service."""
     children: list[subprocess.Popen[bytes]] = []
     env = {
         **os.environ,
-        "FOVEA_REDIS_URL": own_redis.url,
+        "FOVEA_REDIS_URL": redis_url,
         "FOVEA_DATA_DIR": str(tmp_path),
         "FOVEA_SHUTDOWN_GRACE_S": "0.5",
-        "FOVEA_JOB_LEASE_S": "2",
+        "FOVEA_JOB_LEASE_S": "1",
     }
 
     def begin(app: str = "toy_app") -> subprocess.Popen[bytes]:
@@ -69,12 +61,12 @@ def ask(path: str, **body: object) -> Payload:
 
 
 async def story(queue: RedisJobQueue, job: Job) -> list[Job]:
-    async with asyncio.timeout(40):
+    async with asyncio.timeout(90):
         return [now async for now in queue.events(job.id, "local")]
 
 
 async def running(queue: RedisJobQueue, job: Job, note: str) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):
         async for now in queue.events(job.id, "local"):
             if now.note == note:
                 return
@@ -82,7 +74,7 @@ async def running(queue: RedisJobQueue, job: Job, note: str) -> None:
 
 async def test_a_job_goes_through_the_whole_app_with_progress(queue: RedisJobQueue, start: Start) -> None:
     start()
-    job, _ = await queue.submit(ask("/v1/probe", text="ab", sleep=2.0, times=2))
+    job, _ = await queue.submit(ask("/v1/probe", text="ab", sleep=1.0, times=2))
     told = [(now.status, now.note) for now in await story(queue, job)]
     assert told[0] == ("queued", None)
     assert ("running", "loading the models") in told
@@ -110,16 +102,13 @@ async def test_refusals_and_failures_end_as_the_contract_says(queue: RedisJobQue
     assert "secret" not in str(end.error)
 
 
-@pytest.mark.timed
 async def test_a_cancel_stops_the_model_and_frees_the_worker(queue: RedisJobQueue, start: Start) -> None:
     start()
-    job, _ = await queue.submit(ask("/v1/probe", text="a", sleep=2.0))
+    job, _ = await queue.submit(ask("/v1/probe", text="a", sleep=30))
     await running(queue, job, "step 0")
     await queue.cancel(job.id, "local")
     next_job, _ = await queue.submit(ask("/v1/probe", text="b", sleep=0))
-    asked = time.monotonic()
     assert (await story(queue, next_job))[-1].status == "succeeded"
-    assert time.monotonic() - asked < 2.0
     assert (await queue.get(job.id, "local")).status == "cancelled"
 
 
@@ -133,29 +122,25 @@ async def test_a_killed_worker_loses_its_job_to_another(queue: RedisJobQueue, st
     assert (end.status, end.attempts) == ("succeeded", 2)
 
 
-@pytest.mark.timed
 async def test_sigterm_hands_back_what_is_unfinished_and_ends_the_process(queue: RedisJobQueue, start: Start) -> None:
     worker = start()
-    job, _ = await queue.submit(ask("/v1/probe", text="a", sleep=2.0))
+    job, _ = await queue.submit(ask("/v1/probe", text="a", sleep=30))
     await running(queue, job, "step 0")
     worker.send_signal(signal.SIGTERM)
-    told = time.monotonic()
-    assert await asyncio.to_thread(worker.wait, 20) == 0
-    assert time.monotonic() - told < 4
+    assert await asyncio.to_thread(worker.wait, 60) == 0
     back = await queue.get(job.id, "local")
     assert (back.status, back.position) == ("queued", 0)
     assert await queue.workers("toy") == []
 
 
-async def test_a_model_that_does_not_listen_does_not_keep_the_process(queue: RedisJobQueue, start: Start) -> None:
+async def test_a_model_that_does_not_listen_does_not_keep_the_process(
+    queue: RedisJobQueue, start: Start, tmp_path: Path
+) -> None:
     worker = start("deaf_app")
     job, _ = await queue.submit(ask("/deaf"))
-    async with asyncio.timeout(20):
-        while (await queue.get(job.id, "local")).status != "running":  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
-    await asyncio.sleep(0.5)
+    await until((tmp_path / "deaf").exists, 90)
     worker.send_signal(signal.SIGTERM)
-    assert await asyncio.to_thread(worker.wait, 15) == 0
+    assert await asyncio.to_thread(worker.wait, 60) == 0
     assert (await queue.get(job.id, "local")).status == "queued"
 
 
