@@ -13,6 +13,7 @@ import pathlib
 import pytest
 
 pytest_plugins = [
+    "tests.harness.graphs",
     "tests.harness.hypothesis_profiles",
     "tests.harness.memory",
     "tests.harness.phases",
