@@ -15,6 +15,7 @@ import pytest
 pytest_plugins = [
     "pytester",
     "tests.harness.clocks",
+    "tests.harness.graphs",
     "tests.harness.hypothesis_profiles",
     "tests.harness.memory",
     "tests.harness.redis_servers",

@@ -14,6 +14,7 @@ from shared.registry import LoadContext, Servable, servables
 from shared.registry.discovery import SERVICES
 from tests.contract.checks.experiments import EXPERIMENT_CHECKS, Machines
 from tests.contract.checks.judges import JUDGE_CHECKS, Bench
+from tests.contract.checks.kinds import applicable
 from tests.contract.checks.loaded import Loaded
 from tests.contract.checks.servables import SERVABLE_CHECKS
 from tests.contract.checks.text import TEXT_CHECKS
@@ -21,14 +22,19 @@ from tests.contract.language_model import endpoint
 from tests.contract.mutants.experiments import RIGHT_EXPERIMENTS, WRONG_EXPERIMENTS
 from tests.contract.mutants.judges import RIGHT_JUDGES, WRONG_JUDGES
 from tests.contract.mutants.servables import RIGHT_SERVABLES, WRONG_SERVABLES
+from tests.contract.toys import adopt_weights, write_toys
 
 Check = Callable[[Any], None]
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One folder for all, so that a graph is exported once."""
-    return tmp_path_factory.mktemp("mutants")
+    """One folder for all, with the weights of the toys that mutants are made from."""
+    folder = tmp_path_factory.mktemp("mutants")
+    write_toys(folder / "toys")
+    for kind in (*WRONG_SERVABLES, *RIGHT_SERVABLES):
+        adopt_weights(kind)
+    return folder
 
 
 @contextmanager
@@ -72,18 +78,18 @@ def test_wrong_judge_is_refused(kind: type[Judge], check: Check) -> None:
         check(Bench(kind))
 
 
+@pytest.mark.parametrize("kind", [*RIGHT_SERVABLES, *RIGHT_EXPERIMENTS, *RIGHT_JUDGES])
+def test_right_plug_in_is_a_right_servable(kind: type[Servable[Any, Any]], home: Path) -> None:
+    with _loaded(kind, home) as loaded:
+        for check in applicable((*SERVABLE_CHECKS, *TEXT_CHECKS), kind):
+            check(loaded)
+
+
 def _passes(check: Check, thing: Any) -> None:
     try:
         check(thing)
     except pytest.skip.Exception:
         return
-
-
-@pytest.mark.parametrize("kind", [*RIGHT_SERVABLES, *RIGHT_EXPERIMENTS, *RIGHT_JUDGES])
-def test_right_plug_in_is_a_right_servable(kind: type[Servable[Any, Any]], home: Path) -> None:
-    with _loaded(kind, home) as loaded:
-        for check in (*SERVABLE_CHECKS, *TEXT_CHECKS):
-            _passes(check, loaded)
 
 
 @pytest.mark.parametrize("kind", RIGHT_EXPERIMENTS)

@@ -1,51 +1,103 @@
-"""The contract suite of Servables: every check over every one that is found. A new model is tested by existing."""
+"""The contract suite of Servables: every check on a toy of each family, and a few of them on every model there is.
+
+A new model is tested by existing. The whole matrix runs on real models, too, before a release.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from shared.registry import LoadContext, Servable, servables
 from shared.registry.discovery import SERVICES
+from tests.contract.checks.kinds import applicable
 from tests.contract.checks.loaded import Loaded
-from tests.contract.checks.servables import SERVABLE_CHECKS
+from tests.contract.checks.servables import SERVABLE_CHECKS, SMOKE_CHECKS
 from tests.contract.checks.text import TEXT_CHECKS
 from tests.contract.language_model import endpoint
+from tests.contract.toys import TOYS, write_toys
+
+Kind = type[Servable[Any, Any]]
+Check = Callable[[Loaded], None]
 
 FOUND = {f"{service}/{name}": kind for service in SERVICES for name, kind in servables(service).items()}
 
+SMALL = ("detection/fovea-planner", "llm-longctx/fovea-titans-mag", "relevance-judge/log-odds")
+"""Real models that are as small as toys: each stands for its family."""
 
-def _params(kinds: dict[str, type[Servable[Any, Any]]]) -> list[Any]:
-    """Language models and long work take more than a few seconds to load."""
-    return [pytest.param(k, id=i, marks=() if k.mode == "sync" else (pytest.mark.slow,)) for i, k in kinds.items()]
-
-
-@pytest.fixture(scope="module", params=_params(FOUND))
-def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loaded]:
-    """Each Servable once, loaded as a fresh machine would load it."""
-    home = tmp_path_factory.mktemp("fovea")
-    with endpoint() as judge_base_url:
-        options = {
-            "llm_model": "smollm2",
-            "llm_dtype": "float32",
-            "llm_weights": "fp32",
-            "judge_base_url": judge_base_url,
-        }
-        place = LoadContext(cache=home / "cache", weights=home / "weights", threads=1, options=options)
-        servable = request.param.load(place)
-        yield Loaded(servable, place)
-        servable.close()
+CHECKS = (*SERVABLE_CHECKS, *TEXT_CHECKS)
 
 
-def test_something_is_served():
-    assert FOUND
+def _case(name: str, check: Check, *marks: pytest.MarkDecorator) -> Any:
+    return pytest.param(name, check, id=f"{name}-{check.__name__.removeprefix('check_')}", marks=marks)
 
 
-CHECKS = [*SERVABLE_CHECKS, *TEXT_CHECKS]
+def _real_cases() -> list[Any]:
+    """Checks of real models, grouped by model."""
+    return [
+        _case(name, check, *[] if check in SMOKE_CHECKS or name in SMALL else [pytest.mark.release])
+        for name, kind in FOUND.items()
+        for check in applicable(CHECKS, kind)
+    ]
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
-def test_servable(loaded: Loaded, check: Callable[[Loaded], None]) -> None:
-    check(loaded)
+class Shelf:
+    """Loads a Servable as a fresh machine would, and keeps it until another one is asked for."""
+
+    def __init__(self, home: Path, judge_base_url: str) -> None:
+        self._home, self._url = home, judge_base_url
+        self._name, self._loaded = "", None
+
+    def take(self, name: str, kind: Kind) -> Loaded:
+        """The loaded Servable; cases are grouped by Servable, so that each is loaded once."""
+        if self._name != name or self._loaded is None:
+            self.clear()
+            home = self._home / name
+            options = {"llm_model": "smollm2", "llm_dtype": "float32", "llm_weights": "fp32"}
+            options["judge_base_url"] = self._url
+            place = LoadContext(cache=home / "cache", weights=home / "weights", threads=1, options=options)
+            self._name, self._loaded = name, Loaded(kind.load(place), place)
+        return self._loaded
+
+    def clear(self) -> None:
+        """Close what is loaded."""
+        if self._loaded is not None:
+            self._loaded.servable.close()
+        self._loaded = None
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shelf]:
+    """One for all cases."""
+    with endpoint() as url:
+        made = Shelf(tmp_path_factory.mktemp("fovea"), url)
+        yield made
+        made.clear()
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with the weights of the toys."""
+    folder = tmp_path_factory.mktemp("toys")
+    write_toys(folder)
+    return folder
+
+
+def test_something_is_served() -> None:
+    assert FOUND.keys() >= {*SMALL}
+
+
+@pytest.mark.usefixtures("toys")
+@pytest.mark.parametrize(
+    ("name", "check"), [_case(name, check) for name, kind in TOYS.items() for check in applicable(CHECKS, kind)]
+)
+def test_family(name: str, check: Check, shelf: Shelf) -> None:
+    check(shelf.take(name, TOYS[name]))
+
+
+@pytest.mark.parametrize(("name", "check"), _real_cases())
+def test_servable(name: str, check: Check, shelf: Shelf) -> None:
+    check(shelf.take(name, FOUND[name]))

@@ -6,13 +6,12 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from services.detection.boxes.tiling import Slice, make_slices, merge_slices
 
 
-@settings(max_examples=80, deadline=None)
 @given(st.integers(1, 900), st.integers(1, 900), st.integers(64, 400), st.floats(0, 0.5))
 def test_slices_cover_every_pixel_and_overlap_enough(height: int, width: int, side: int, overlap: float) -> None:
     found = make_slices(height, width, side, overlap)

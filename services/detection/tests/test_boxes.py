@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from services.detection.boxes import complete_iou, decode, letterbox, nms, overlap, unletterbox
@@ -70,7 +70,6 @@ def test_letterbox_of_a_needle_keeps_a_pixel() -> None:
     assert page.shape == (32, 640, 3)
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.integers(8, 900), st.integers(8, 900), st.booleans(), st.sampled_from([192, 320, 640]))
 def test_boxes_come_back_from_the_letterbox(height: int, width: int, auto: bool, size: int) -> None:
     page, ratio, pads = letterbox(np.zeros((height, width, 3), np.uint8), size, auto=auto)
@@ -133,7 +132,6 @@ def _predictions(rng: np.random.Generator, count: int, classes: int) -> np.ndarr
     return np.concatenate([centre, size, rng.random((classes, count))])[None].astype(np.float32)
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**31), st.integers(1, 80), st.booleans(), st.booleans(), st.floats(0.1, 0.9))
 def test_both_suppressions_agree_and_are_sorted(
     seed: int, count: int, agnostic: bool, multi_label: bool, iou: float
@@ -146,7 +144,6 @@ def test_both_suppressions_agree_and_are_sorted(
     assert len(ours) <= 20
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**31), st.integers(1, 60))
 def test_suppressing_twice_changes_nothing(seed: int, count: int) -> None:
     (once,) = nms(_predictions(np.random.default_rng(seed), count, 2))

@@ -1,5 +1,7 @@
 """Detectors and classifiers on folders of one's own: a few steps end in weights, and what is wrong is said before."""
 
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -7,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from services.detection.recipes.class_recipe import EfficientNetLite0Recipe
+from services.detection.recipes.class_recipe import ClassRecipe, EfficientNetLite0Recipe
 from services.detection.recipes.hieraedgenet_cells import HieraEdgeNetCells
 from services.detection.recipes.partial_networks import FasterNetRecipe, PATNetRecipe
 from services.detection.recipes.yolo9tr_roads import Yolo9trRoads
 from shared.errors import Conflict, InvalidOption
-from shared.registry.weights import read_weights
+from shared.registry.weights import Manifest, read_weights
 from shared.training.publish import publish
 from shared.training.recalibrate import recalibrate
 from shared.training.recipe import MultiScale, Schedule
@@ -48,7 +50,7 @@ def colours(folder: Path, count: int) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kind", [HieraEdgeNetCells, Yolo9trRoads])
+@pytest.mark.parametrize("kind", [HieraEdgeNetCells, pytest.param(Yolo9trRoads, marks=pytest.mark.release)])
 def test_a_folder_of_boxes_becomes_a_detector(kind: type[HieraEdgeNetCells | Yolo9trRoads], tmp_path: Path) -> None:
     made = kind(
         data=squares(tmp_path / "data", 14),
@@ -108,53 +110,86 @@ def test_a_rare_class_is_drawn_as_often_as_any_other_and_is_in_view(tmp_path: Pa
     assert len(batch["targets"][:, 0].unique()) > 55
 
 
-@pytest.mark.parametrize("kind", [PATNetRecipe, FasterNetRecipe])
-def test_a_folder_of_classes_becomes_a_classifier(kind: type[PATNetRecipe | FasterNetRecipe], tmp_path: Path) -> None:
-    folder = colours(tmp_path / "data", 10)
+@dataclass(frozen=True)
+class Trained:
+    """A recipe that was fitted and published, and where its weights are."""
+
+    recipe: ClassRecipe
+    data: Path
+    file: Path
+    manifest: Manifest
+
+
+def _train(recipe: ClassRecipe, data: Path, home: Path) -> Trained:
+    manifest = publish(recipe, fit(recipe, home / "run"), home / "out")
+    return Trained(recipe, data, home / "out" / f"{recipe.weights}.safetensors", manifest)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures of two colours."""
+    return colours(tmp_path_factory.mktemp("colours") / "data", 10)
+
+
+@pytest.fixture(scope="module")
+def teacher(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """An EfficientNet, trained for two steps."""
+    recipe = EfficientNetLite0Recipe(data=folder, side=64, schedule=SHORT)
+    return _train(recipe, folder, tmp_path_factory.mktemp("teacher"))
+
+
+def _taught(kind: type[PATNetRecipe | FasterNetRecipe], folder: Path, home: Path) -> Trained:
     teacher = EfficientNetLite0Recipe(data=folder, side=64, schedule=SHORT)
-    made = kind(data=folder, side=64, schedule=SHORT, teacher=teacher)
-    manifest = publish(made, fit(made, tmp_path / "run"), tmp_path / "out")
-    assert {"top_1", "teacher_top_1", "recall.blue", "recall.red"} <= manifest.metrics.keys()
-    assert manifest.data["names"] == "blue,red"
+    return _train(kind(data=folder, side=64, schedule=SHORT, teacher=teacher), folder, home)
 
 
-def test_a_classifier_starts_from_a_file_and_the_manifest_keeps_only_its_name(tmp_path: Path) -> None:
-    folder = colours(tmp_path / "data", 10)
-    first = EfficientNetLite0Recipe(data=folder, side=64, schedule=SHORT)
-    publish(first, fit(first, tmp_path / "run"), tmp_path / "out")
-    file = tmp_path / "out" / "efficientnet-lite0.safetensors"
-    again = first.model_copy(update={"start": str(file)})
+@pytest.fixture(scope="module")
+def patnet(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A PATNet, taught for two steps."""
+    return _taught(PATNetRecipe, folder, tmp_path_factory.mktemp("patnet"))
+
+
+def _check_classifier(trained: Trained) -> None:
+    assert {"top_1", "teacher_top_1", "recall.blue", "recall.red"} <= trained.manifest.metrics.keys()
+    assert trained.manifest.data["names"] == "blue,red"
+
+
+def test_a_folder_of_classes_becomes_a_classifier(patnet: Trained) -> None:
+    _check_classifier(patnet)
+
+
+@pytest.mark.release
+def test_a_folder_of_classes_becomes_a_fasternet(folder: Path, tmp_path: Path) -> None:
+    _check_classifier(_taught(FasterNetRecipe, folder, tmp_path))
+
+
+def test_a_classifier_starts_from_a_file_and_the_manifest_keeps_only_its_name(teacher: Trained, tmp_path: Path) -> None:
+    again = teacher.recipe.model_copy(update={"start": str(teacher.file)})
     again.prepare(tmp_path)
-    held = {key: torch.from_numpy(array) for key, array in read_weights(file).arrays.items()}
+    held = {key: torch.from_numpy(array) for key, array in read_weights(teacher.file).arrays.items()}
     built = again.network().state_dict()
     assert held.keys() == built.keys()
     assert all(torch.equal(built[key], tensor) for key, tensor in held.items() if tensor.is_floating_point())
     assert again.model_dump(mode="json")["start"] == "efficientnet-lite0"
 
 
-def test_warnings_are_learnt_anew_without_touching_the_network(tmp_path: Path) -> None:
-    folder, other = colours(tmp_path / "data", 10), squares(tmp_path / "squares", 6)
-    teacher = EfficientNetLite0Recipe(data=folder, side=64, schedule=SHORT)
-    made = PATNetRecipe(data=folder, side=64, schedule=SHORT, teacher=teacher)
-    before = publish(made, fit(made, tmp_path / "run"), tmp_path / "out")
-    file = tmp_path / "out" / "patnet.safetensors"
+def test_warnings_are_learnt_anew_without_touching_the_network(patnet: Trained, tmp_path: Path) -> None:
+    other = squares(tmp_path / "squares", 6)
+    file = Path(shutil.copytree(patnet.file.parent, tmp_path / "out")) / patnet.file.name
     arrays = read_weights(file).arrays
-    after = recalibrate(file, folder, foreign=(other,))
+    after = recalibrate(file, patnet.data, foreign=(other,))
     again = read_weights(file)
     assert all(np.array_equal(arrays[key], array) for key, array in again.arrays.items())
     assert {"auroc_squares", "warned_squares", "auroc_unlearnt_squares"} <= after.metrics.keys()
-    assert (after.metrics["top_1"], after.recipe["foreign"]) == (before.metrics["top_1"], ["squares"])
-    assert "foreign" not in before.recipe
+    assert (after.metrics["top_1"], after.recipe["foreign"]) == (patnet.manifest.metrics["top_1"], ["squares"])
+    assert "foreign" not in patnet.manifest.recipe
     assert "familiar.directions" in again.familiar
     with pytest.raises(Conflict, match="is not the data"):
         recalibrate(file, colours(tmp_path / "more", 11))
 
 
-def test_a_start_of_which_no_layer_fits_is_refused(tmp_path: Path) -> None:
-    folder = colours(tmp_path / "data", 10)
-    first = EfficientNetLite0Recipe(data=folder, side=64, schedule=SHORT)
-    publish(first, fit(first, tmp_path / "run"), tmp_path / "out")
-    made = PATNetRecipe(data=folder, side=64, start=str(tmp_path / "out" / "efficientnet-lite0.safetensors"))
+def test_a_start_of_which_no_layer_fits_is_refused(teacher: Trained) -> None:
+    made = PATNetRecipe(data=teacher.data, side=64, start=str(teacher.file))
     made.gather()
     with pytest.raises(InvalidOption, match="No layer of efficientnet-lite0 has the name and shape of one of patnet"):
         made.network()

@@ -6,7 +6,7 @@ import io
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -43,7 +43,6 @@ def _run(split: FrameParser, data: bytes, piece: int) -> list[bytes]:
     return found + list(split.close())
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.integers(1, 3000))
 def test_concatenated_jpegs_come_out_whole_however_they_arrive(piece: int) -> None:
     assert _run(JpegParser(BOUNDS), b"".join(JPEGS), piece) == JPEGS
@@ -78,7 +77,6 @@ def test_line_ends_between_frames_are_nothing() -> None:
     assert _run(JpegParser(BOUNDS), JPEGS[0] + b"\r\n\r\n" + JPEGS[1] + b"\r\n", 64) == JPEGS[:2]
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.binary(max_size=400), st.integers(1, 90))
 def test_no_bytes_make_the_splitter_hang_or_lose_their_order(data: bytes, piece: int) -> None:
     found = _run(JpegParser(BOUNDS), data + JPEGS[0], piece)

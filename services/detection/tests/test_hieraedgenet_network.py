@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from services.detection.layers.area import AreaAttention
@@ -116,7 +116,6 @@ def test_edges_are_the_sum_of_both_derivatives():
     assert all(not p.requires_grad for p in module.sc.parameters())
 
 
-@settings(max_examples=30, deadline=None)
 @given(st.integers(1, 17), st.integers(1, 17), st.integers(0, 99))
 def test_filtering_is_the_same_by_fft_by_matrices_and_by_operator(height, width, seed):
     draw = torch.Generator().manual_seed(seed)

@@ -19,7 +19,9 @@ SHELVES = {"yogurt": (3, 9), "wine": (2, 11), "amazon": (6, 14)}
 SMALL: dict[str, Any] = {"grid": (2, 3), "model": 24, "layers": 1, "heads": 2, "feedforward": 16, "crop": (48, 32)}
 
 
-@pytest.mark.parametrize("shelf", SHELVES)
+@pytest.mark.parametrize(
+    "shelf", ["yogurt", *(pytest.param(name, marks=pytest.mark.release) for name in ("wine", "amazon"))]
+)
 def test_keys_logits_and_greedy_path_equal_the_published_network(shelf: str) -> None:
     keys, golden, grid = read(f"oat_{shelf}.keys.json"), read(f"oat_{shelf}.npz"), SHELVES[shelf]
     net = network("oat", grid=grid, position_table=golden["pe"])

@@ -1,4 +1,4 @@
-"""Official checkpoints of FasterNet, PATNet and HieraEdgeNet: found by their shapes, refused when they are others'."""
+"""Official checkpoints of PATNet are found by their shapes, and those of another network are refused."""
 
 from __future__ import annotations
 
@@ -6,30 +6,27 @@ import pytest
 import torch
 
 from services.detection.models.fasternet import FasterNet
-from services.detection.models.hieraedgenet import HieraEdgeNet
 from services.detection.models.patnet import PATNet
 from shared.errors import InvalidOption
 from shared.registry.weights import read_weights
 from shared.training.checkpoint_import import import_weights
 
 CHECKPOINTS = {
-    "fasternet-t1": ("fasternet", lambda: FasterNet("t1"), {"size": "t1"}),
-    "patnet-t1-gated": ("patnet", lambda: PATNet("t1"), {"size": "t1", "spatial": True, "heads": 4}),
-    "patnet-t0-six-heads": ("patnet", lambda: PATNet("t0", heads=6), {"size": "t0", "spatial": False, "heads": 6}),
-    "hieraedgenet": ("hieraedgenet", lambda: HieraEdgeNet(120), {}),
+    "t1-gated": (lambda: PATNet("t1"), {"size": "t1", "spatial": True, "heads": 4}),
+    "t0-six-heads": (lambda: PATNet("t0", heads=6), {"size": "t0", "spatial": False, "heads": 6}),
 }
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_an_official_checkpoint_is_stored_with_the_layout_that_fits(tmp_path, name):
-    model, make, config = CHECKPOINTS[name]
+    make, config = CHECKPOINTS[name]
     torch.manual_seed(2)
     state = make().state_dict()
     torch.save({"state_dict": state, "epoch": 1}, tmp_path / "official.pth")
-    imported = import_weights(model, tmp_path / "official.pth", tmp_path / "weights")
+    imported = import_weights("patnet", tmp_path / "official.pth", tmp_path / "weights")
     assert imported.manifest.network.config == config
     assert (imported.missing, imported.unexpected) == ([], [])
-    arrays = read_weights(tmp_path / "weights" / f"{model}.safetensors").arrays
+    arrays = read_weights(tmp_path / "weights" / "patnet.safetensors").arrays
     assert all(torch.equal(torch.from_numpy(arrays[key]).view(value.shape), value) for key, value in state.items())
 
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -156,7 +156,6 @@ def test_the_spatial_gate_comes_first():
         torch.testing.assert_close(mixed, gate.conv(gate.norm2(x[:, 2:])))
 
 
-@settings(max_examples=20, deadline=None)
 @given(st.integers(1, 12), st.integers(1, 12))
 def test_the_bias_depends_on_the_distance_alone(height, width):
     index = relative_index(height, width).reshape(height, width, height, width)

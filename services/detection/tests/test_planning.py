@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from services.detection.planning import InvalidPoints, plan, plans
@@ -80,7 +80,6 @@ def test_the_exact_solver_equals_trying_everything() -> None:
         assert tour[1] < tour[-1]
 
 
-@settings(max_examples=30, deadline=None)
 @given(st.integers(4, 9), st.integers(0, 2**32 - 1))
 def test_no_tour_is_shorter_than_the_bound(n: int, seed: int) -> None:
     points = np.random.default_rng(seed).random((n, 2))
@@ -90,7 +89,6 @@ def test_no_tour_is_shorter_than_the_bound(n: int, seed: int) -> None:
     assert bound >= 0.7 * best
 
 
-@settings(max_examples=30, deadline=None)
 @given(st.integers(4, 40), st.integers(0, 2**32 - 1), st.booleans())
 def test_improvement_keeps_a_permutation_and_never_lengthens(n: int, seed: int, repeated: bool) -> None:
     rng = np.random.default_rng(seed)
@@ -109,7 +107,6 @@ def test_kicks_only_ever_help() -> None:
     assert tour_lengths(points, np.array(long)) <= tour_lengths(points, np.array(short)) + 1e-9
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.integers(4, 12), st.integers(0, 2**32 - 1))
 def test_successors_of_many_instances_follow_the_hull(n: int, seed: int) -> None:
     points = np.random.default_rng(seed).random((3, n, 2))

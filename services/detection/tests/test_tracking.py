@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from services.detection.boxes.tracking import MAX_FRAMES_AWAY, Tracker
@@ -66,7 +66,6 @@ def test_another_class_is_another_object() -> None:
     assert tracker.update(_rows(_row(0, 0, kind=1))) == [2]
 
 
-@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**31))
 def test_ids_in_a_frame_are_distinct(seed: int) -> None:
     rng, tracker = np.random.default_rng(seed), Tracker(0.3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from services.medical_seg.recipes import polyps
@@ -163,7 +163,6 @@ def test_vessels_wander_smoothly():
     np.testing.assert_allclose(steps, 3, rtol=1e-6)
 
 
-@settings(max_examples=15, deadline=None)
 @given(st.integers(0, 2**32), st.booleans())
 def test_any_seed_gives_a_frame_whose_mask_fits_it(seed, empty):
     frame = draw_frame(rng(seed), 96, empty=empty)

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import py_sod_metrics as oracle
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from services.medical_seg.metrics import THRESHOLDS, curves, dataset_scores, segmentation_scores
@@ -93,7 +93,6 @@ def test_empty_masks_are_left_out_of_weighted_f_alone():
     assert scores["dice_at_half"] == pytest.approx(segmentation_scores(*some)["dice_at_half"] / 2)
 
 
-@settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10_000))
 def test_turning_prediction_and_mask_together_changes_nothing_countable(seed):
     prediction, mask = drawn(seed)
@@ -103,7 +102,6 @@ def test_turning_prediction_and_mask_together_changes_nothing_countable(seed):
         assert straight[key] == pytest.approx(turned[key], abs=1e-9, nan_ok=True), key
 
 
-@settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10_000))
 def test_scores_lie_between_zero_and_one(seed):
     rng = np.random.default_rng(seed)

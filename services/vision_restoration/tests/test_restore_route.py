@@ -144,11 +144,9 @@ def test_too_many_pixels_are_refused_with_limit_and_value(client):
     assert "500,000" in reply.json()["detail"]
 
 
-@pytest.mark.timed
-def test_a_deadline_that_is_too_short_is_said_before_any_work(client):
-    begun = time.monotonic()
+def test_a_deadline_that_is_too_short_is_said_before_any_work(client, monkeypatch):
+    monkeypatch.setattr(Restorer, "_restore", lambda *_: pytest.fail("it was begun"))
     out = io.BytesIO()
     Image.new("RGB", (800, 600)).save(out, "PNG")
     reply = client.post("/v1/restore", files={"image": out.getvalue()}, headers={"x-fovea-deadline-ms": "60"})
     assert reply.status_code == 504
-    assert time.monotonic() - begun < 10

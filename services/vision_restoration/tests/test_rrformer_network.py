@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from services.vision_restoration.models.swin import SHIFT, WINDOW, SwinBlock, shift_mask
@@ -84,7 +84,6 @@ def test_short_tower_has_the_same_levels_as_the_whole_one(picture):
 
 
 @given(rows=st.integers(1, 5), columns=st.integers(1, 5))
-@settings(deadline=None, max_examples=15)
 def test_mask_keeps_apart_exactly_what_the_roll_joined(rows, columns):
     height, width = rows * WINDOW, columns * WINDOW
     mask = shift_mask(height, width)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.vision.tiling import mirror_positions, padded_length, tiled, windows
@@ -19,7 +19,6 @@ contexts = st.sampled_from([0, 32, 64])
 
 
 @given(height=sides, width=sides, core=cores, context=contexts)
-@settings(deadline=None)
 def test_cores_cover_every_pixel_once_and_windows_stay_on_the_grid(height, width, core, context):
     seen = np.zeros((height, width), int)
     for window in windows(height, width, core=core, context=context):
@@ -33,7 +32,6 @@ def test_cores_cover_every_pixel_once_and_windows_stay_on_the_grid(height, width
 
 
 @given(height=st.integers(1, 200), width=st.integers(1, 200), core=cores, context=contexts)
-@settings(deadline=None, max_examples=30)
 def test_a_network_that_copies_gives_the_picture_back(height, width, core, context):
     image = torch.rand(1, 2, height, width)
     assert torch.equal(tiled(lambda x: x, image, core=core, context=context), image)
@@ -47,7 +45,6 @@ def test_mirroring_repeats_as_often_as_needed(length, beyond):
 
 
 @given(size=st.tuples(st.integers(1, 150), st.integers(1, 150)))
-@settings(deadline=None, max_examples=25)
 def test_with_context_enough_tiles_equal_the_padded_whole(size):
     torch.manual_seed(1)
     weight = torch.randn(3, 3, 9, 9)

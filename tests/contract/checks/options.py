@@ -19,12 +19,12 @@ _CONTEXTS: Mapping[str, Sequence[Mapping[str, Any]]] = {
          "include": ("activitynet",)},
     ],
     "detect": [
-        {"confidence": 0.01, "include": ()}, {"tile": 96, "confidence": 0.01, "include": ()},
+        {"confidence": 0.01, "include": ()}, {"tile": 64, "confidence": 0.01, "include": ()},
         {"confidence": 0.001, "iou": 0.2, "max_detections": 3000, "include": ()},
     ],
     "plan": [{"task": "hull", "solver": "pointer"}, {"solver": "pointer"}],
     "scanpath": [{"mode": "sampled", "reference": (0, 1, 2)}],
-    "restore": [{"format": "jpeg", "picture": "restored"}, {"memory_mib": 64}],
+    "restore": [{"format": "jpeg", "picture": "restored"}, {"memory_mib": 64}, {"image": "poster", "dry_run": True}],
     "segment": [{"threshold": 0.001}, {"threshold": 1e-5}, {"image": "noise"}, {"image": "pale copy"}],
     "embed": [{"input": "word " * 300, "truncate": True}, {"input": ["one", "two"]}],
     "chat": [{"stream": True}, {"unknown": 1}, {"logprobs": True, "max_tokens": 2}],
@@ -111,6 +111,8 @@ def _drawn(value: Any, example: BaseModel) -> Any:
     """The picture that a value names, or the value."""
     if value == "noise":
         return _noise()
+    if value == "poster":  # so large that what a small network needs for it depends on the memory it may take
+        return encode(np.zeros((320, 400, 3), np.uint8))
     if value == "pale copy":  # what is found in the copy, a model is less sure of
         pixels = decode(example.image).pixels.astype(np.float32)  # type: ignore[attr-defined]
         pale = pixels.mean((0, 1)) * 0.85 + pixels * 0.15

@@ -25,7 +25,16 @@ from shared.registry import CallContext
 from shared.rpc.tensors import DTYPES
 from shared.vision.decode import decode
 from tests.bad_pictures import odd, refused
-from tests.contract.checks.loaded import CancelsAfter, Loaded, refused_by
+from tests.contract.checks.kinds import (
+    applies_to,
+    has_engine,
+    has_parts,
+    holds_named_network,
+    is_called_by_threads,
+    is_no_judge,
+    is_plain_and_sync,
+)
+from tests.contract.checks.loaded import CancelsAfter, Loaded, pictures_of, refused_by
 from tests.contract.checks.options import FREE, situations, told_values
 from tests.contract.checks.requests import (
     about_other_things,
@@ -48,7 +57,7 @@ from tests.contract.checks.weights import (
 )
 from tests.contract.sameness import differences
 
-__all__ = ["SERVABLE_CHECKS"]
+__all__ = ["SERVABLE_CHECKS", "SMOKE_CHECKS"]
 
 LENGTH = 64
 """Length of tensor axes that a spec leaves open, but for the batch."""
@@ -66,6 +75,7 @@ def check_card_says_what_people_must_know(loaded: Loaded) -> None:
     assert card.variant is None or card.variant in card.variants
     assert card.name == loaded.kind.card.name
     assert loaded.kind.__doc__
+    assert (loaded.servable.engine is not None) == has_engine(loaded.kind), "checks of engines would overlook it"
 
 
 def check_schemas_are_json_and_options_are_described(loaded: Loaded) -> None:
@@ -128,10 +138,11 @@ def check_card_names_the_weights_that_are_served(loaded: Loaded) -> None:
         assert weights_file(digest) is not None, "no file that came with the packages has the Card's digest"
 
 
+@applies_to(holds_named_network)
 def check_networks_hold_the_named_weights(loaded: Loaded) -> None:
     """Every network that the Servable holds has, to the bit, the numbers of a file that its Card names."""
-    if not (files := named_files(loaded)):
-        pytest.skip("names no file of weights")
+    files = named_files(loaded)
+    assert files, "none of the named weights came with the packages"
     for module in modules_of(loaded.servable):
         state = module.state_dict()
         if not state or loaded.servable.engine is not None:
@@ -154,19 +165,16 @@ def _reference(loaded: Loaded) -> tuple[torch.nn.Module, str]:
     return net, method
 
 
+@applies_to(has_engine)
 def check_engine_computes_the_cards_network(loaded: Loaded) -> None:
     """The engine's graph belongs to these weights: a network built without it gives the same tensors."""
-    if loaded.servable.engine is None or loaded.card.weights is None:
-        pytest.skip("has no engine with weights")
     net, method = _reference(loaded)
     assert same_as_engine(loaded, disturbed(net), feeds_of(loaded, rows=1)) is None, f"{method} ignores the weights"
 
 
+@applies_to(has_engine)
 def check_answer_is_the_cards_networks(loaded: Loaded) -> None:
     """With the network in the engine's place the answer is the same, and with other weights it is another."""
-    engine = loaded.servable.engine
-    if engine is None or loaded.card.weights is None:
-        pytest.skip("has no engine with weights")
     net, method = _reference(loaded)
     for request, answer in distinct_requests(loaded, 2):
         with _engine_runs(loaded, computed(loaded, net, method)) as calls:
@@ -193,11 +201,13 @@ def _engine_runs(loaded: Loaded, run: Callable[..., Any]) -> Iterator[list[int]]
         yield calls
 
 
+@applies_to(is_plain_and_sync)
 def check_answer_depends_on_the_networks_it_holds(loaded: Loaded) -> None:
     """Where no engine is between: noise on the weights of each network changes some answer."""
     modules = modules_of(loaded.servable)
-    if loaded.servable.engine is not None or not modules or loaded.servable.mode != "sync":
-        pytest.skip("holds no network, or is checked by its engine, its log-probabilities or its cells")
+    if not modules:
+        assert loaded.card.weights is None, "it names weights, and holds no network"
+        return
     requests = [*_asked_of(loaded), *(request for request, _ in distinct_requests(loaded, 3))]
     before = loaded.outcomes(requests)
     for module in modules:
@@ -211,11 +221,12 @@ def check_answer_depends_on_the_networks_it_holds(loaded: Loaded) -> None:
         assert any(changed), f"no answer depends on {type(module).__name__}"
 
 
+@applies_to(is_no_judge)
 def check_answer_depends_on_what_is_asked_about(loaded: Loaded) -> None:
     """Some request about something else, with the same options, has another answer."""
     example = brief(loaded.servable.example())
     others = list(about_other_things(example))
-    if not others or loaded.card.task == "judge":  # words in another order are as likely: see checks.judges
+    if not others:
         pytest.skip("its requests have options only")
     answer = loaded.answer(example)
     outcomes = (loaded.outcomes([other])[0] for other in others)
@@ -280,10 +291,9 @@ def check_nothing_of_earlier_requests_remains(loaded: Loaded) -> None:
         assert differences(known, loaded.answer(request), tolerance=0) == [], "an earlier request shows"
 
 
+@applies_to(is_called_by_threads)
 def check_requests_of_several_threads_do_not_meet(loaded: Loaded) -> None:
     """Where the platform lets several threads in, answers made at once are those made one after the other."""
-    if loaded.servable.mode != "stream" and loaded.card.task != "judge":
-        pytest.skip("the platform gives it one thread")
     found = distinct_requests(loaded, 2)
     asked = [found[place % len(found)] for place in range(6)]
     with ThreadPoolExecutor(3) as pool:
@@ -323,9 +333,10 @@ def check_passed_deadline_stops(loaded: Loaded) -> None:
     assert isinstance(found, DeadlineExceeded)
 
 
+@applies_to(pictures_of)
 def check_bad_picture_costs_its_own_request_only(loaded: Loaded) -> None:
     """Every picture that must be refused is, by its status and field; its neighbour in the batch is answered."""
-    fields = _pictures_or_skip(loaded)
+    fields = loaded.pictures
     good, samples = loaded.servable.example(), refused()
     batch = [good.model_copy(update={fields[0]: sample.data}) for sample in samples]
     *errors, answer = loaded.servable.predict([*batch, good], CallContext())
@@ -337,19 +348,14 @@ def check_bad_picture_costs_its_own_request_only(loaded: Loaded) -> None:
         assert error.field == fields[0], sample.name
 
 
+@applies_to(pictures_of)
 def check_odd_picture_is_answered_or_refused(loaded: Loaded) -> None:
     """Pictures of every kind never crash it."""
-    fields = _pictures_or_skip(loaded)
+    fields = loaded.pictures
     for sample in odd():
         request = loaded.servable.example().model_copy(update={fields[0]: sample.data})
         (answer,) = loaded.servable.predict([request], CallContext())
         assert isinstance(answer, loaded.servable.Out) or answer.status < 500, sample.name
-
-
-def _pictures_or_skip(loaded: Loaded) -> list[str]:
-    if not loaded.pictures:
-        pytest.skip("takes no pictures")
-    return loaded.pictures
 
 
 def check_option_out_of_range_is_refused_by_name(loaded: Loaded) -> None:
@@ -371,10 +377,9 @@ def _beyond(prop: dict[str, Any]) -> list[Any]:
     return found
 
 
+@applies_to(is_no_judge)
 def check_every_option_matters(loaded: Loaded) -> None:
     """For each declared option some value changes the answer, a form of it, or is refused."""
-    if loaded.card.task == "judge":
-        pytest.skip("the options of judges depend on what the language model says: see checks.judges")
     asked = _asked_of(loaded)
     idle = [
         name
@@ -432,11 +437,12 @@ def _told(outcome: Any) -> str:
     return outcome.detail if isinstance(outcome, FoveaError) else str(outcome)
 
 
+@applies_to(has_parts)
 def check_include_adds_what_it_names(loaded: Loaded) -> None:
     """Each part that can be included is there when it is named, and not when it is not."""
     example = loaded.servable.example()
-    if "include" not in type(example).model_fields or (bare := updated(example, include=())) is None:
-        pytest.skip("answers have no further parts")
+    bare = updated(example, include=())
+    assert bare is not None, "an answer without further parts can't be asked for"
     without = loaded.answer(bare)
     everything = with_everything(loaded, example)
     for part in everything.include:
@@ -449,7 +455,7 @@ def check_answer_is_rendered_in_every_form_it_offers(loaded: Loaded) -> None:
     """Each form is bytes of its media type, depends on the request, and there are no others."""
     if not loaded.servable.media_types():
         assert loaded.servable.mode != "sync" or not loaded.pictures, "an answer about a picture has a picture"
-        pytest.skip("offers JSON only")
+        return
     request = loaded.servable.example()
     answer = loaded.answer(request)
     for media in loaded.servable.media_types():
@@ -492,9 +498,9 @@ def feeds_of(loaded: Loaded, rows: int) -> dict[str, np.ndarray]:
     }
 
 
+@applies_to(has_engine)
 def check_tensors_in_a_batch_equal_tensors_alone(loaded: Loaded) -> None:
     """Rows of a batch are different and stay apart."""
-    _engine_or_skip(loaded)
     feeds = feeds_of(loaded, rows=3)
     together = loaded.servable.engine.run(feeds)
     assert list(together) == [spec.name for spec in loaded.servable.engine.outputs]
@@ -504,9 +510,9 @@ def check_tensors_in_a_batch_equal_tensors_alone(loaded: Loaded) -> None:
             assert np.allclose(array[0], together[name][row], atol=1e-4)
 
 
+@applies_to(has_engine)
 def check_tensors_that_do_not_fit_are_the_callers_mistake(loaded: Loaded) -> None:
     """Other types, ranks and sizes, and none at all."""
-    _engine_or_skip(loaded)
     feeds = feeds_of(loaded, rows=1)
     name = next(iter(feeds))
     for wrong in (feeds[name].astype(np.float64), feeds[name][0], feeds[name][..., :3], None):
@@ -515,10 +521,17 @@ def check_tensors_that_do_not_fit_are_the_callers_mistake(loaded: Loaded) -> Non
         assert caught.value.status < 500
 
 
-def _engine_or_skip(loaded: Loaded) -> None:
-    if loaded.servable.engine is None:
-        pytest.skip("takes no tensors")
-
-
 SERVABLE_CHECKS = tuple(check for name, check in list(globals().items()) if name.startswith("check_"))
 """All of them, in the order in which they stand here."""
+
+SMOKE_CHECKS = (
+    check_card_says_what_people_must_know,
+    check_schemas_are_json_and_options_are_described,
+    check_example_is_answered_validly,
+    check_card_names_the_weights_that_are_served,
+    check_batch_equals_its_singles,
+    check_passed_deadline_stops,
+    check_bad_picture_costs_its_own_request_only,
+    check_option_out_of_range_is_refused_by_name,
+)
+"""Those that every real model passes in each run; the others are about code that a family's toy has, too."""

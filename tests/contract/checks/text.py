@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from torch import nn
 
@@ -14,6 +13,7 @@ from shared.api.text import CompletionRequest, TokenizeRequest
 from shared.lm.gguf_file import unpack
 from shared.lm.weights import load_decoder
 from shared.registry import CallContext
+from tests.contract.checks.kinds import applies_to, writes_with_named_weights
 from tests.contract.checks.loaded import Loaded
 from tests.contract.checks.requests import distinct_requests
 from tests.contract.checks.weights import disturbed, network_of, weights_file
@@ -27,10 +27,9 @@ NATS = 0.2
 """How far log-probabilities may be apart: tokens that are never said are left out of what is served only."""
 
 
+@applies_to(writes_with_named_weights)
 def check_log_probabilities_are_the_cards_networks(loaded: Loaded) -> None:
     """Each token of a prompt is as likely as the network says that has the Card's weights, and noise changes that."""
-    if loaded.servable.mode != "stream" or loaded.card.weights is None:
-        pytest.skip("writes no text, or has random weights")
     net, ids = _network(loaded), list[int]()
     for request, _ in distinct_requests(loaded, 3):
         ids = loaded.servable.tokenize(TokenizeRequest(messages=request.messages)).tokens[:LONGEST]
@@ -39,10 +38,9 @@ def check_log_probabilities_are_the_cards_networks(loaded: Loaded) -> None:
     assert np.abs(served - _likely(disturbed(net, 0.1), ids)).max() > NATS, "this check would not see other weights"
 
 
+@applies_to(writes_with_named_weights)
 def check_likeliest_token_is_said(loaded: Loaded) -> None:
     """At temperature 0 an answer's tokens are each the likeliest that the network knows."""
-    if loaded.servable.mode != "stream" or loaded.card.weights is None:
-        pytest.skip("writes no text, or has random weights")
     net = _network(loaded)
     for request, _ in distinct_requests(loaded, 2):
         ids = list(loaded.servable.tokenize(TokenizeRequest(messages=request.messages)).tokens[:LONGEST])

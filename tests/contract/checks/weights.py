@@ -23,6 +23,7 @@ __all__ = [
     "computed",
     "disturbed",
     "expected_digest",
+    "known_files",
     "modules_of",
     "named_files",
     "network_of",
@@ -34,8 +35,8 @@ Arrays = Mapping[str, np.ndarray]
 
 
 @cache
-def _files() -> dict[str, Path]:
-    """Every file of weights that came with the packages, by the sha256 of its bytes."""
+def known_files() -> dict[str, Path]:
+    """Every file of weights that came with the packages, by the sha256 of its bytes; tests add those of toys."""
     found = {hashlib.sha256(file.read_bytes()).hexdigest(): file for file in shipped_weights().values()}
     if (gguf := bundled_gguf()) is not None:
         found[hashlib.sha256(gguf.read_bytes()).hexdigest()] = gguf
@@ -51,18 +52,18 @@ def expected_digest(loaded: Loaded) -> str | None:
     if kind.card.weights is not None:
         return kind.card.weights
     own = shipped_weights().get(kind.card.name)
-    return next((digest for digest, file in _files().items() if file == own), None)
+    return next((digest for digest, file in known_files().items() if file == own), None)
 
 
 def weights_file(digest: str) -> Path | None:
     """The file with that digest, if one came with the packages."""
-    return _files().get(digest)
+    return known_files().get(digest)
 
 
 def named_files(loaded: Loaded) -> list[Path]:
     """Files whose digests stand on the Card: as its weights, or in a note where a model has several."""
     told = " ".join([loaded.card.weights or "", *loaded.card.notes])
-    return [file for digest, file in _files().items() if digest in told and file.with_suffix(".json").is_file()]
+    return [file for digest, file in known_files().items() if digest in told and file.with_suffix(".json").is_file()]
 
 
 def network_of(file: Path) -> nn.Module:

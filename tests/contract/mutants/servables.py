@@ -9,17 +9,15 @@ from typing import Any, Self
 import numpy as np
 from pydantic import BaseModel
 
-from services.detection.models.bmn import BmnActionDetector
-from services.detection.models.fasternet import FasterNetClassifier
 from services.detection.models.planner import FoveaPlanner
 from services.llm_longctx.models.fovea_titans import TitansMAG
-from services.medical_seg.models.pranet import PraNetSegmenter, PraNetV2Segmenter
 from shared.api.mask import SegmentIn, SegmentOut
 from shared.errors import FoveaError
 from shared.registry import CallContext, Card, LoadContext, Servable
 from tests.contract.checks import servables as checks
 from tests.contract.checks import text
 from tests.contract.checks.weights import disturbed
+from tests.contract.toys import TOYS
 
 __all__ = ["RIGHT_SERVABLES", "WRONG_SERVABLES"]
 
@@ -28,17 +26,22 @@ def _named(card: Card, name: str) -> Card:
     return card.model_copy(update={"name": name})
 
 
-class OtherFile(PraNetSegmenter):
+_Actions, _Classifier, _Segmenter, _OtherSegmenter = (
+    TOYS[f"family-{name}"] for name in ("actions", "classifier", "segmenter", "other-segmenter")
+)
+
+
+class OtherFile(_Segmenter):
     """Loads the weights of another model than its Card names."""
 
-    card = _named(PraNetSegmenter.card, "other-file")
-    weights = "pranet-v2"
+    card = _named(_Segmenter.card, "other-file")
+    weights = "family-other-segmenter"
 
 
-class OtherGraph(BmnActionDetector):
+class OtherGraph(_Actions):
     """Its Card is right, and its engine runs another network."""
 
-    card = _named(BmnActionDetector.card, "other-graph")
+    card = _named(_Actions.card, "other-graph")
 
     @classmethod
     def load(cls, place: LoadContext) -> Self:
@@ -48,15 +51,15 @@ class OtherGraph(BmnActionDetector):
         return found
 
 
-class OtherModelAnswers(PraNetSegmenter):
+class OtherModelAnswers(_Segmenter):
     """Shows its own engine and lets another model answer."""
 
-    card = _named(PraNetSegmenter.card, "other-model-answers")
+    card = _named(_Segmenter.card, "other-model-answers")
 
     @classmethod
     def load(cls, place: LoadContext) -> Self:
         found = super().load(place)
-        found.other = PraNetV2Segmenter.load(place)
+        found.other = _OtherSegmenter.load(place)
         return found
 
     def predict(self, batch: Sequence[SegmentIn], run: CallContext) -> list[SegmentOut | FoveaError]:
@@ -119,14 +122,10 @@ class SpeaksOn(TitansMAG):
         return super().stream(request, CallContext())
 
 
-class _Segmenter(PraNetSegmenter):
-    """The base of wrong segmenters; no mutant itself."""
-
-
 class ReversesBatches(_Segmenter):
     """Answers in the wrong order."""
 
-    card = _named(PraNetSegmenter.card, "reverses-batches")
+    card = _named(_Segmenter.card, "reverses-batches")
 
     def predict(self, batch: Sequence[SegmentIn], run: CallContext) -> list[SegmentOut | FoveaError]:
         return super().predict(batch, run)[::-1]
@@ -135,7 +134,7 @@ class ReversesBatches(_Segmenter):
 class OneForAll(_Segmenter):
     """Answers a batch by its first request."""
 
-    card = _named(PraNetSegmenter.card, "one-for-all")
+    card = _named(_Segmenter.card, "one-for-all")
 
     def predict(self, batch: Sequence[SegmentIn], run: CallContext) -> list[SegmentOut | FoveaError]:
         return super().predict([batch[0]] * len(batch), run)
@@ -144,7 +143,7 @@ class OneForAll(_Segmenter):
 class SharesOptions(_Segmenter):
     """Uses a batch's first options for all of it, and never by itself wrong ones."""
 
-    card = _named(PraNetSegmenter.card, "shares-options")
+    card = _named(_Segmenter.card, "shares-options")
 
     def predict(self, batch: Sequence[SegmentIn], run: CallContext) -> list[SegmentOut | FoveaError]:
         lowest = 0.5 ** len(batch) * batch[0].threshold * 2
@@ -154,7 +153,7 @@ class SharesOptions(_Segmenter):
 class IgnoresOptions(_Segmenter):
     """Whatever is asked, the options are the default ones."""
 
-    card = _named(PraNetSegmenter.card, "ignores-options")
+    card = _named(_Segmenter.card, "ignores-options")
 
     def predict(self, batch: Sequence[SegmentIn], run: CallContext) -> list[SegmentOut | FoveaError]:
         return super().predict([SegmentIn(image=one.image) for one in batch], run)
@@ -163,7 +162,7 @@ class IgnoresOptions(_Segmenter):
 class IgnoresOneOption(_Segmenter):
     """Small components are never dropped."""
 
-    card = _named(PraNetSegmenter.card, "ignores-one-option")
+    card = _named(_Segmenter.card, "ignores-one-option")
 
     def predict(self, batch: Sequence[SegmentIn], run: CallContext) -> list[SegmentOut | FoveaError]:
         return super().predict([one.model_copy(update={"min_area": 0}) for one in batch], run)
@@ -172,7 +171,7 @@ class IgnoresOneOption(_Segmenter):
 class ForgetsParts(_Segmenter):
     """Says nothing of a part that was to be included."""
 
-    card = _named(PraNetSegmenter.card, "forgets-parts")
+    card = _named(_Segmenter.card, "forgets-parts")
 
     def predict(self, batch: Sequence[SegmentIn], run: CallContext) -> list[SegmentOut | FoveaError]:
         answers = super().predict(batch, run)
@@ -182,7 +181,7 @@ class ForgetsParts(_Segmenter):
 class RemembersOptions(_Segmenter):
     """A threshold that was asked for once stays."""
 
-    card = _named(PraNetSegmenter.card, "remembers-options")
+    card = _named(_Segmenter.card, "remembers-options")
     threshold = 0.5
 
     def predict(self, batch: Sequence[SegmentIn], run: CallContext) -> list[SegmentOut | FoveaError]:
@@ -193,7 +192,7 @@ class RemembersOptions(_Segmenter):
 class CountsRequests(_Segmenter):
     """Its answers say how many there were."""
 
-    card = _named(PraNetSegmenter.card, "counts-requests")
+    card = _named(_Segmenter.card, "counts-requests")
     count = 0
 
     def predict(self, batch: Sequence[SegmentIn], run: CallContext) -> list[SegmentOut | FoveaError]:
@@ -203,10 +202,10 @@ class CountsRequests(_Segmenter):
         return [a if isinstance(a, FoveaError) else a.model_copy(update=noted) for a in answers]
 
 
-class Smooths(BmnActionDetector):
+class Smooths(_Actions):
     """Mixes each answer with the one before."""
 
-    card = _named(BmnActionDetector.card, "smooths")
+    card = _named(_Actions.card, "smooths")
     last: Any = None
 
     @classmethod
@@ -228,7 +227,7 @@ class Smooths(BmnActionDetector):
 class DoesNotValidate(_Segmenter):
     """Its answer is not of its own type's fields."""
 
-    card = _named(PraNetSegmenter.card, "does-not-validate")
+    card = _named(_Segmenter.card, "does-not-validate")
 
     def predict(self, batch: Sequence[SegmentIn], run: CallContext) -> list[SegmentOut | FoveaError]:
         answers = super().predict(batch, run)
@@ -239,7 +238,7 @@ class DoesNotValidate(_Segmenter):
 class IgnoresCancellation(_Segmenter):
     """Works on for nobody."""
 
-    card = _named(PraNetSegmenter.card, "ignores-cancellation")
+    card = _named(_Segmenter.card, "ignores-cancellation")
 
     def predict(self, batch: Sequence[SegmentIn], run: CallContext) -> list[SegmentOut | FoveaError]:
         return super().predict(batch, CallContext())
@@ -248,7 +247,7 @@ class IgnoresCancellation(_Segmenter):
 class LooksOnlyBefore(_Segmenter):
     """Asks once whether to begin, and never again."""
 
-    card = _named(PraNetSegmenter.card, "looks-only-before")
+    card = _named(_Segmenter.card, "looks-only-before")
 
     def predict(self, batch: Sequence[SegmentIn], run: CallContext) -> list[SegmentOut | FoveaError]:
         run.check()
@@ -258,7 +257,7 @@ class LooksOnlyBefore(_Segmenter):
 class BadPictureFailsAll(_Segmenter):
     """One bad picture costs the batch."""
 
-    card = _named(PraNetSegmenter.card, "bad-picture-fails-all")
+    card = _named(_Segmenter.card, "bad-picture-fails-all")
 
     def predict(self, batch: Sequence[SegmentIn], run: CallContext) -> list[SegmentOut | FoveaError]:
         answers = super().predict(batch, run)
@@ -266,10 +265,10 @@ class BadPictureFailsAll(_Segmenter):
         return [bad] * len(batch) if bad else answers
 
 
-class AlwaysTheSame(FasterNetClassifier):
+class AlwaysTheSame(_Classifier):
     """Has one answer for every picture."""
 
-    card = _named(FasterNetClassifier.card, "always-the-same")
+    card = _named(_Classifier.card, "always-the-same")
 
     def predict(self, batch: Sequence[Any], run: CallContext) -> list[Any]:
         example = self.example()
@@ -306,11 +305,10 @@ WRONG_SERVABLES: Mapping[type[Servable[Any, Any]], Sequence[Any]] = {
 """Each mutant with the checks that must refuse it."""
 
 
-class NewSegmenter(PraNetV2Segmenter):
+class NewSegmenter(_OtherSegmenter):
     """A new name for weights that are there, honestly named."""
 
-    card = _named(PraNetV2Segmenter.card, "new-segmenter")
-    weights = "pranet-v2"
+    card = _named(_OtherSegmenter.card, "new-segmenter")
 
 
 RIGHT_SERVABLES: Sequence[type[Servable[Any, Any]]] = (NewSegmenter,)

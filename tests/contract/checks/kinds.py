@@ -1,0 +1,89 @@
+"""Which checks apply to which Servable, by what its class says: checks that don't apply are never collected."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from functools import cache
+from typing import Any, TypeVar
+
+from shared.registry import Servable
+from shared.registry.discovery import shipped_weights
+from shared.vision.servable import VisionServable
+
+__all__ = [
+    "applicable",
+    "applies_to",
+    "has_engine",
+    "has_parts",
+    "holds_named_network",
+    "is_called_by_threads",
+    "is_no_judge",
+    "is_plain_and_sync",
+    "writes_with_named_weights",
+]
+
+Kind = type[Servable[Any, Any]]
+Check = TypeVar("Check", bound=Callable[..., None])
+
+_CONDITIONS: dict[Callable[..., None], Callable[[Kind], object]] = {}
+
+
+def applies_to(condition: Callable[[Kind], object]) -> Callable[[Check], Check]:
+    """Say to which classes a check applies; without it, to all."""
+
+    def note(check: Check) -> Check:
+        _CONDITIONS[check] = condition
+        return check
+
+    return note
+
+
+def applicable(checks: Iterable[Check], kind: Kind) -> list[Check]:
+    """The checks that apply to a class."""
+    return [check for check in checks if _CONDITIONS.get(check, bool)(kind)]
+
+
+def has_engine(kind: Kind) -> bool:
+    """Whether an engine runs its network: tensors in, tensors out."""
+    return issubclass(kind, VisionServable)
+
+
+def is_plain_and_sync(kind: Kind) -> bool:
+    """Whether it answers at once by networks that it holds itself."""
+    return kind.mode == "sync" and not has_engine(kind)
+
+
+def is_no_judge(kind: Kind) -> bool:
+    """Whether its answers follow from its own weights: those of judges follow from another server's."""
+    return kind.card.task != "judge"  # see checks.judges
+
+
+def is_called_by_threads(kind: Kind) -> bool:
+    """Whether the platform lets several threads in."""
+    return kind.mode == "stream" or kind.card.task == "judge"
+
+
+def has_parts(kind: Kind) -> bool:
+    """Whether requests choose parts of the answer."""
+    return "include" in kind.In.model_fields
+
+
+def holds_named_network(kind: Kind) -> bool:
+    """Whether it holds networks itself, with weights that came with the packages and whose digests its Card names."""
+    if has_engine(kind):  # behind an engine networks may be fused: what they compute is compared
+        return False
+    named = " ".join([kind.card.weights or "", *kind.card.notes])
+    return kind.card.name in shipped_weights() or any(digest in named for digest in _digests())
+
+
+def writes_with_named_weights(kind: Kind) -> bool:
+    """Whether it writes text with weights that it names."""
+    return kind.mode == "stream" and (kind.card.weights is not None or kind.card.name in shipped_weights())
+
+
+@cache
+def _digests() -> frozenset[str]:
+    """Digests of the weights that came with the packages."""
+    manifests = (file.with_suffix(".json").read_text("utf8") for file in shipped_weights().values())
+    return frozenset(json.loads(manifest)["sha256"] for manifest in manifests)

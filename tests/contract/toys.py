@@ -1,0 +1,214 @@
+"""One toy of each family of vision models: small random weights, small inputs, and every part that the family has.
+
+The whole contract matrix runs on them. What a family's code does with a request does not depend on how large its
+network is, so a mistake shows here as it would on a real model, in a hundredth of the time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from services.detection.servables.action_detector import ActionDetector
+from services.detection.servables.box_detector import BoxDetector
+from services.detection.servables.classifier import Classifier
+from services.detection.servables.scanpath_predictor import ScanpathPredictor
+from services.medical_seg.segmenter import Segmenter
+from services.vision_restoration.restorer import Restorer
+from shared.registry import Card, Paper, Servable, network
+from shared.registry.weights import Manifest, NetworkSpec, write_weights
+from shared.training.publish import arrays_of
+from shared.vision.draw import encode
+from shared.vision.servable import VisionServable
+from tests.contract.checks.weights import known_files
+
+Kind = type[VisionServable[Any, Any, Any]]
+
+
+@dataclass(frozen=True)
+class Toy:
+    """How one toy is made.
+
+    Attributes:
+        base: Its family.
+        task: Of its Card.
+        network: Network of the registry.
+        config: Its smallest form.
+        facts: What its manifest says beside.
+        example: Options of its Card's example.
+        parts: Class attributes.
+        card: Further facts of its Card.
+        seed: Of its weights.
+        call: Method that runs on a picture, for networks whose batch norms take their statistics from one.
+        centred: Whether its pictures are centred around 0 rather than in 0..1.
+    """
+
+    base: Kind
+    task: str
+    network: str
+    config: Mapping[str, Any]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    example: Mapping[str, Any] = field(default_factory=dict)
+    parts: Mapping[str, Any] = field(default_factory=dict)
+    card: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 4
+    call: str = ""
+    centred: bool = False
+
+
+RECIPES = {
+    "family-segmenter": Toy(
+        Segmenter,
+        "segment",
+        "pranet",
+        {"width": 0.125, "decoder": 8, "classifier": False},
+        {"recipe": {"scale": {"side": 64}}},
+        {"threshold": 0.5},
+        seed=9,
+        call="prediction",
+        centred=True,
+    ),
+    "family-other-segmenter": Toy(
+        Segmenter,
+        "segment",
+        "pranet-v2",
+        {"width": 0.125, "decoder": 8, "classifier": False},
+        {"recipe": {"scale": {"side": 64}}},
+        {"threshold": 0.5},
+        seed=8,
+        call="prediction",
+        centred=True,
+    ),
+    "family-detector": Toy(
+        BoxDetector,
+        "detect",
+        "yolo9tr",
+        {"classes": 3, "size": "l", "width": 0.125, "branch": "main"},
+        {"recipe": {"side": 64}, "data": {"names": "crack,hole,patch"}},
+        {"confidence": 0.3},
+        seed=1,
+        call="predictions",
+    ),
+    "family-classifier": Toy(
+        Classifier,
+        "classify",
+        "fasternet",
+        {"size": "t0", "classes": 3},
+        {"recipe": {"side": 32, "classes": ("a", "b", "c")}},
+        {"tile": 48},
+    ),
+    "family-actions": Toy(
+        ActionDetector,
+        "actions",
+        "bmn-csa",
+        {"features": 8, "length": 12, "semantics": 3, "samples": 4, "samples_per_bin": 2, "hidden": (16, 8, 8)},
+        {},
+        {"duration": 32.0, "max_proposals": 10},
+        {"takes_semantics": True},
+    ),
+    "family-scanpath": Toy(
+        ScanpathPredictor,
+        "scanpath",
+        "oat",
+        {"model": 24, "layers": 1, "heads": 2, "feedforward": 16, "crop": (30, 29)},
+        {},
+        {"target": 24, "mode": "sampled", "max_fixations": 20},
+    ),
+    "family-restorer": Toy(
+        Restorer,
+        "restore",
+        "rrformer-restorer",
+        {
+            "widths": (4, 4, 8, 8, 8), "whole": False, "features": 16, "body": 16, "groups": 2, "blocks": 2,
+            "heads": 2, "buffers": False, "variant": "paper",
+        },
+        card={"variants": ("paper", "released")},
+    ),
+}  # fmt: skip
+
+
+def _describe(name: str) -> type[VisionServable[Any, Any, Any]]:
+    toy = RECIPES[name]
+    card = Card(
+        name=name,
+        task=toy.task,
+        summary="Guesses.",
+        paper=Paper(title="None", venue="none", year=2026),
+        licence="none",
+        example=dict(toy.example),
+        **toy.card,
+    )
+    parts = {"card": card, "weights": name, "__doc__": f"A toy {toy.base.__name__}.", "__module__": __name__}
+    made: Kind = type(toy.base)(f"Toy{toy.base.__name__}", (toy.base,), {**parts, **toy.parts})
+    return made
+
+
+TOYS: dict[str, Kind] = {name: _describe(name) for name in RECIPES}
+"""The toys by name. `write_toy` gives them weights."""
+
+
+def write_toy(name: str, folder: Path) -> Kind:
+    """Write a toy's weights and its picture into a folder, and name both in its class."""
+    kind, toy = TOYS[name], RECIPES[name]
+    with torch.random.fork_rng():
+        torch.manual_seed(toy.seed)
+        net = network(toy.network, **toy.config)
+        if toy.call:
+            enliven(net, toy)
+    spec = NetworkSpec(name=toy.network, config=dict(toy.config))
+    manifest = Manifest(name=name, origin="trained", network=spec, **toy.facts)
+    digest = write_weights(folder, arrays_of(net), manifest).sha256
+    known_files()[digest] = folder / f"{name}.safetensors"
+    kind.card, kind.folder = kind.card.model_copy(update={"weights": digest}), folder
+    kind.sample = folder / "sample.png"
+    kind.sample.write_bytes(encode(scene()))
+    return kind
+
+
+def write_toys(folder: Path) -> None:
+    """Write all toys."""
+    for name in TOYS:
+        write_toy(name, folder)
+
+
+def adopt_weights(kind: type[Servable[Any, Any]]) -> None:
+    """Name on the Card of a class that is made from a toy the weights of that toy, as an author would."""
+    for base in kind.__mro__[1:]:
+        if base in TOYS.values():
+            kind.card = kind.card.model_copy(update={"weights": base.card.weights})
+            return
+
+
+def enliven(net: nn.Module, toy: Toy) -> None:
+    """Make the answers of random weights differ from place to place: statistics of a picture, and bolder scores."""
+    pixels = np.asarray(Image.fromarray(scene()).resize((64, 64)), np.float32)
+    page, classes = torch.from_numpy(pixels.transpose(2, 0, 1)[None]) / 255, toy.config.get("classes")
+    page = (page - 0.45) / 0.225 if toy.centred else page
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # the mean over what it sees, which is this batch
+    with torch.no_grad():
+        for parameter in net.parameters():
+            if len(parameter) == classes and parameter.ndim == 4:
+                parameter.mul_(4)
+            elif len(parameter) == classes:
+                parameter.fill_(-2)
+        getattr(net.train(), toy.call)(torch.cat([page, page.flip(3), page.flip(2), page.roll(9, 3)]))
+    net.eval()
+
+
+def scene() -> np.ndarray:
+    """A picture of 77 by 151 pixels with a bright, a dark and a striped patch."""
+    rng = np.random.default_rng(6)
+    page = np.full((77, 151, 3), (120, 90, 70), np.uint8) + rng.integers(0, 20, (77, 151, 3), dtype=np.uint8)
+    page[8:40, 10:50] = 235, 60, 50
+    page[44:70, 70:130] = 20, 30, 160
+    page[5:35:3, 80:140] = 250
+    return page

@@ -1,0 +1,179 @@
+"""One folder of exported ONNX graphs for all processes of a run and for later runs.
+
+A graph follows from its weights, from how it was asked for, and from the code that builds and traces the network. All
+three are in its name here: a change of any of them exports it anew, a change of anything else does not. The product
+looks into its own cache folder first, as always; only the export itself is answered from here.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import cache, partialmethod
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from shared.export.artifacts import ExportedForms
+from shared.export.parity import Parity
+from shared.registry import networks, servables
+from shared.registry.discovery import services_with_models
+from shared.registry.weights import find_weights, read_weights
+from shared.vision.servable import VisionServable
+
+ROOT = Path(__file__).parents[2]
+
+FOLDER = "FOVEA_TEST_GRAPHS"
+"""Environment variable that names the folder, for a copy of the tree that shares the folder of the original."""
+
+KEPT_DAYS = 30
+"""Graphs that no run used for so long are removed."""
+
+_ELSEWHERE = ("errors", "settings", "sparsity", "storage", "telemetry")
+"""Modules of `shared` that compute no tensor: a change there leaves graphs as they are."""
+
+_IMPORT = re.compile(r"^\s*from ((?:services|shared)[.\w]*) import ([^#\n]*)", re.MULTILINE)
+_export = ExportedForms._export
+
+
+@cache
+def imported_files(start: str) -> frozenset[Path]:
+    """Source files of this repository that a module is made of: its own, and those that it imports."""
+    found, waiting = set[Path](), [start]
+    while waiting:
+        module = waiting.pop()
+        if module.split(".")[:2] in [["shared", name] for name in _ELSEWHERE]:
+            continue
+        path = ROOT / module.replace(".", "/")
+        file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        if file in found or not file.is_file():
+            continue
+        found.add(file)
+        for name, parts in _IMPORT.findall(file.read_text("utf8")):
+            waiting += [name, *(f"{name}.{part}" for part in re.findall(r"\w+", parts))]
+    return frozenset(found)
+
+
+@cache
+def digest_code(modules: tuple[str, ...]) -> str:
+    """Digest of modules, of all that they import from this repository, and of the libraries that export."""
+    files = sorted({file for module in modules for file in imported_files(module)})
+    parts = [f"{name} {metadata.version(name)}" for name in ("torch", "onnx", "onnxruntime")]
+    parts += [f"{file.relative_to(ROOT)} {hashlib.sha256(file.read_bytes()).hexdigest()}" for file in files]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def name_graph(forms: ExportedForms) -> str:
+    """Name of a graph without its ending: the product's name for it, how it was asked for, and the code."""
+    manifest, changes = forms.weights.manifest, [one for one in (forms.prepare, forms.sample) if one is not None]
+    asked = [manifest.network, forms.inputs, forms.outputs, forms.call, forms.shapes, *map(_name, changes)]
+    modules = {networks()[manifest.network.name].__module__, *(one.__module__ for one in changes)}
+    code = digest_code(("shared.export.torch_form", *sorted(modules)))
+    key = hashlib.sha256(f"{asked} {code}".encode()).hexdigest()
+    return f"{manifest.name}-{manifest.sha256[:16]}-{forms.tag}-{key[:16]}"
+
+
+def _name(thing: object) -> str:
+    return str(getattr(thing, "__qualname__", type(thing).__qualname__))
+
+
+@contextmanager
+def only_one(file: Path) -> Iterator[None]:
+    """Let one process at a time work on a file."""
+    with file.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def copy(source: Path, target: Path) -> None:
+    """Put a copy in place, whole or not at all; a link where the file system can."""
+    draft = target.with_name(f".{target.name}.{os.getpid()}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft.unlink(missing_ok=True)
+    try:
+        os.link(source, draft)
+    except OSError:
+        shutil.copyfile(source, draft)
+    draft.replace(target)
+
+
+class GraphFolder:
+    """Exports a graph once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.exports = 0
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in folder.iterdir():
+            if file.stat().st_mtime < time.time() - KEPT_DAYS * 24 * 3600:
+                file.unlink(missing_ok=True)
+
+    def export(self, forms: ExportedForms) -> Parity:
+        """Put the graph of some weights where the product wants it; stands in for `ExportedForms._export`."""
+        if type(forms) is not ExportedForms or forms.weights.manifest.network.name not in networks():
+            return _export(forms)  # a test's own network, whose code is not known here
+        target = forms._graph
+        kept = self.folder / f"{name_graph(forms)}.onnx"
+        facts = kept.with_suffix(".json")
+        with only_one(kept):
+            if not facts.exists():  # written last
+                parity = _export(forms)
+                self.exports += 1
+                copy(target, kept)
+                draft = facts.with_suffix(f".{os.getpid()}")
+                draft.write_text(json.dumps(asdict(parity)), "utf8")
+                draft.replace(facts)
+                return parity
+            copy(kept, target)
+            for file in (kept, facts):
+                os.utime(file)
+        return Parity(**json.loads(facts.read_text("utf8")))
+
+
+def _export_once(forms: ExportedForms, folder: GraphFolder) -> Parity:
+    return folder.export(forms)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def graph_folder(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GraphFolder]:
+    """The folder; every export in this process is answered from it while the session lasts."""
+    cache, place = getattr(pytestconfig, "cache", None), os.environ.get(FOLDER)
+    if place is None:
+        place = str(cache.mkdir("graphs") if cache is not None else tmp_path_factory.mktemp("graphs"))
+    found = GraphFolder(Path(place))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(FOLDER, place)
+        patch.setattr(ExportedForms, "_export", partialmethod(_export_once, found))
+        yield found
+
+
+@pytest.fixture
+def fresh_exports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Export for real, for tests of exporting itself."""
+    monkeypatch.setattr(ExportedForms, "_export", _export)
+
+
+@pytest.fixture(scope="session")
+def exported_graphs(graph_folder: GraphFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with the graphs of all packaged vision models, for products and clusters that a test starts.
+
+    Give it to their processes as the setting `FOVEA_GRAPHS_DIR` (or `Settings(graphs_dir=...)`): they read the graphs
+    as a service does whose image came with them, and export nothing. Its files are links into the shared folder.
+    """
+    folder = tmp_path_factory.mktemp("exported")
+    for service in services_with_models():
+        for kind in servables(service).values():
+            if issubclass(kind, VisionServable):
+                weights = read_weights(find_weights(kind.weights, kind.folder, folder))
+                for forms in kind.all_artifacts(weights, kind.data_config(weights).with_facts_of(weights), folder):
+                    forms.graph()
+    return folder
