@@ -11,7 +11,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from services.llm_longctx.engine import CandidateSpec, Engine, GenerationRequest, Sampling, method_policy, prefix_cache
@@ -92,7 +92,6 @@ def check_pages(engine):
     assert pool.held == len(pages) <= pool.capacity
 
 
-@settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_no_page_is_lost_or_shared_and_no_answer_changed_by_its_neighbours(tiny, alone, data):
     draw = data.draw

@@ -14,6 +14,7 @@ from services.llm_longctx.tests.conftest import Server
 from shared.errors import NotFound
 from shared.serving.build_app import build
 from shared.settings import Settings
+from tests.harness.language_model import share_language_model
 
 pytestmark = pytest.mark.slow
 
@@ -26,12 +27,9 @@ def running(tmp_path_factory):
         SmolLM2.source()
     except NotFound as error:
         pytest.skip(error.detail)
-    app = build(
-        "llm-longctx",
-        routers=[routes.router],
-        servables={NAME: SmolLM2},
-        settings=Settings(data_dir=tmp_path_factory.mktemp("data"), intra_op_threads=1, llm_weights="fp32"),
-    )
+    settings = Settings(data_dir=tmp_path_factory.mktemp("data"), intra_op_threads=1, llm_weights="fp32")
+    share_language_model(settings.cache_dir)
+    app = build("llm-longctx", routers=[routes.router], servables={NAME: SmolLM2}, settings=settings)
     with Server(app) as server:
         yield server
 

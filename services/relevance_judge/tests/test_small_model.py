@@ -26,6 +26,7 @@ from services.relevance_judge.schemas import JudgeIn, JudgeOut
 from services.relevance_judge.storage.mini_collection import load_mini_collection, load_mini_judgements
 from shared.registry import CallContext
 from shared.settings import environment
+from tests.harness.language_model import share_language_model
 
 MINI = load_mini_collection()
 QUERIES = ("13",)
@@ -88,6 +89,7 @@ def smol(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChatClient]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     folder: Path = tmp_path_factory.mktemp("smol")
+    share_language_model(folder / "cache")
     command = [sys.executable, "-m", "shared.serving", "llm-longctx", "--http-port", str(port)]
     told = environment(FOVEA_DATA_DIR=str(folder), FOVEA_INTRA_OP_THREADS="1", FOVEA_LLM_WEIGHTS="fp32")
     server = subprocess.Popen(command, env=told, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
