@@ -13,7 +13,6 @@ from tests.contract.checks.loaded import Loaded
 from tests.contract.checks.servables import SERVABLE_CHECKS
 from tests.contract.checks.text import TEXT_CHECKS
 from tests.contract.language_model import endpoint
-from tests.harness.language_model import share_language_model
 
 FOUND = {f"{service}/{name}": kind for service in SERVICES for name, kind in servables(service).items()}
 
@@ -34,9 +33,7 @@ def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             "llm_weights": "fp32",
             "judge_base_url": judge_base_url,
         }
-        place = LoadContext(
-            cache=share_language_model(home / "cache"), weights=home / "weights", threads=1, options=options
-        )
+        place = LoadContext(cache=home / "cache", weights=home / "weights", threads=1, options=options)
         servable = request.param.load(place)
         yield Loaded(servable, place)
         servable.close()
