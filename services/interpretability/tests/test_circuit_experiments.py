@@ -20,6 +20,7 @@ from services.interpretability.tests.conftest import probing
 from shared.errors import InvalidOption, TooLarge
 from shared.lm.taps import trace
 from shared.registry import CallContext
+from tests.harness.language_model import share_language_model
 
 SCHEMA = {
     "type": "object",
@@ -212,6 +213,7 @@ def test_model_compared_with_itself_is_itself(context):
 
 @pytest.mark.slow
 def test_models_of_other_sizes_are_compared_by_depth(context, smollm2):
+    share_language_model(context.cache)
     report = ask(HeadComparison, context, lm=smollm2.name)
     assert "same_place_induction" not in report.scalars
     rows = {(row[0], row[1]): row for row in report.tables[0].rows}

@@ -45,7 +45,7 @@ def told(report):
     ).model_dump()
 
 
-@pytest.mark.timed
+@pytest.mark.timed("the kill must fall into the time between two files of another process")
 def test_a_study_that_was_killed_inside_a_run_comes_to_the_same_report(tmp_path):
     whole = studied(tmp_path / "whole")
     cut = tmp_path / "cut"

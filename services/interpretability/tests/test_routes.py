@@ -10,6 +10,7 @@ import pytest
 import pytest_asyncio
 from PIL import Image
 
+from services.interpretability.core.studied_model import StudiedModel
 from services.interpretability.rendering.html_page import POLICY
 from services.interpretability.tests.conftest import probing
 from shared.registry import servables
@@ -159,10 +160,11 @@ async def test_dry_run_tells_the_cost(client):
     assert answer.json()["scalars"]["forwards"]["value"] == 1
 
 
-LONG = {"lm": "tiny", "protocol": "kv", "samples": 1000, "pairs": 20}
+LONG = {"lm": "tiny", "protocol": "kv", "samples": 2, "pairs": 3}
 
 
-async def test_what_takes_long_asks_to_be_queued_and_says_how_long_it_takes(client):
+async def test_what_takes_long_asks_to_be_queued_and_says_how_long_it_takes(client, monkeypatch):
+    monkeypatch.setattr(StudiedModel, "seconds_per_token", property(lambda _: 0.1))
     for path in ("/v1/probe/heads/retrieval", "/v1/probe"):
         named = {"model": "retrieval-heads"} if path == "/v1/probe" else {}
         answer = await client.post(path, json={**LONG, **named})
@@ -171,4 +173,7 @@ async def test_what_takes_long_asks_to_be_queued_and_says_how_long_it_takes(clie
         assert "takes about" in answer.json()["detail"]
         assert "respond-async" in answer.json()["hint"]
     told = await client.post("/v1/probe/heads/retrieval", json={**LONG, "dry_run": True})
-    assert told.json()["scalars"]["seconds"]["value"] > 20
+    scalars = told.json()["scalars"]
+    assert scalars["seconds"]["value"] == pytest.approx(scalars["tokens"]["value"] / 10)
+    monkeypatch.setattr(StudiedModel, "seconds_per_token", property(lambda _: 1e-6))
+    assert (await client.post("/v1/probe/heads/retrieval", json=LONG)).status_code == 200

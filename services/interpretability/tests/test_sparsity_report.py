@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from services.interpretability.causal.pruning import PruningPattern, count_stored_bytes, prune
@@ -14,7 +14,6 @@ from shared.registry import CallContext
 from shared.sparsity import SparsityClaim, lint, sparsity_of, verify_nm
 
 
-@settings(max_examples=25, deadline=None)
 @given(st.integers(1, 9), st.integers(1, 9), st.floats(0.05, 0.95), st.integers(0, 99))
 def test_the_smallest_weights_go_and_their_share_is_the_one_that_was_asked_for(rows, columns, share, seed):
     weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))

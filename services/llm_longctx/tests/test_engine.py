@@ -13,6 +13,7 @@ from services.llm_longctx.engine import CandidateSpec, Engine, GenerationRequest
 from services.llm_longctx.tests.conftest import tiny_decoder, until
 from shared.errors import Cancelled, DeadlineExceeded, Fault, FoveaError, NotReady, QueueFull
 from shared.registry import CallContext
+from tests.harness.hypothesis_profiles import fewer
 
 
 class Ear:
@@ -82,7 +83,7 @@ def test_prompts_of_any_length_are_read_in_chunks(decoder, length):
     assert ear.ids == greedy(decoder, ids, 4)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=fewer(3))
 @given(
     lengths=st.lists(st.tuples(st.integers(1, 40), st.integers(1, 9)), min_size=1, max_size=9),
     late=st.integers(0, 5),

@@ -28,6 +28,7 @@ from services.llm_longctx.tests.toy_methods import (
 )
 from shared.errors import BadInput, InvalidOption
 from shared.lm.builders import llama
+from tests.harness.hypothesis_profiles import fewer
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "engine_tinyllama.npz")
 IDS = GOLDEN["ids"].tolist()
@@ -158,7 +159,7 @@ def test_entries_tell_what_a_head_holds(tiny):
 
 
 @pytest.mark.parametrize("how", EVERY, ids=lambda m: m.name)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=fewer(5))
 @given(n=st.integers(1, 40), new=st.integers(0, 12))
 def test_bytes_held_are_foreseen_to_a_page_per_head(tiny, how, n, new):
     engine = engine_of(tiny, how)
@@ -187,7 +188,7 @@ def test_compression_returns_pages_at_once(tiny):
 # Batches.
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=fewer(5))
 @given(lengths=st.lists(st.integers(1, 30), min_size=len(EVERY), max_size=len(EVERY)), seed=st.integers(0, 99))
 def test_methods_mix_in_one_batch_and_neighbours_change_nothing(tiny, lengths, seed):
     rng = np.random.default_rng(seed)

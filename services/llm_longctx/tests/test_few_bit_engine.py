@@ -1,5 +1,7 @@
 """Decoding with older keys and values in 8 or 4 bits: every method, both back ends, sharing, budgets and bytes."""
 
+from functools import cache
+
 import pytest
 import torch
 
@@ -37,11 +39,12 @@ def ready(name: str):
     return method(name, **first)
 
 
-def decode(net, how, bits, *, backend="auto", prompt=150, steps=40, chunks=None):
+@cache
+def decode(net, name, bits, backend="auto", prompt=150, steps=24):
     """Logits [steps,V] of a sequence fed by hand, and what it held."""
-    engine = Engine(net, how, ROLES, page=16, backend=backend, cache_bits=bits)
+    engine = Engine(net, ready(name), ROLES, page=16, backend=backend, cache_bits=bits)
     s = engine.open()
-    s.prefill(IDS[:prompt], chunks)
+    s.prefill(IDS[:prompt])
     logits = torch.stack([s.step(IDS[prompt + i]).float() for i in range(steps)])
     held, foreseen = s.kv_bytes(), engine.estimate(prompt=prompt, new=steps)
     s.close()
@@ -52,9 +55,8 @@ def decode(net, how, bits, *, backend="auto", prompt=150, steps=40, chunks=None)
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("name", sorted(methods()))
 def test_every_method_stays_near_itself_in_few_bits(net, name, bits):
-    how = ready(name)
-    whole, _, _ = decode(net, how, 16)
-    few, held, foreseen = decode(net, how, bits)
+    whole, _, _ = decode(net, name, 16)
+    few, held, foreseen = decode(net, name, bits)
     p, q = whole.log_softmax(-1), few.log_softmax(-1)
     divergence = (p.exp() * (p - q)).sum(-1).mean()
     assert divergence <= (2e-3 if bits == 8 else 0.08)
@@ -66,8 +68,8 @@ def test_every_method_stays_near_itself_in_few_bits(net, name, bits):
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("name", ["dense", "duo", "razor", "recycled", "act", "tova", "snapkv"])
 def test_cpp_reads_packed_pages_as_torch_does(net, name, bits):
-    ours, *_ = decode(net, ready(name), bits)
-    theirs, *_ = decode(net, ready(name), bits, backend="cpu_torch")
+    ours, *_ = decode(net, name, bits)
+    theirs, *_ = decode(net, name, bits, "cpu_torch")
     torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=1e-3)
 
 

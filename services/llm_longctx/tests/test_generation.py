@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from services.llm_longctx.engine import GenerationRequest, Sampling, ScoredToken
@@ -82,7 +82,6 @@ def test_answers_and_prompts_have_places_of_their_own(tokenizer):
     assert sum(p.produced for p in pieces) == len("onetwothreefour")
 
 
-@settings(deadline=None)
 @given(text=st.text("ab😀 ", max_size=20), stop=st.text("ab😀", min_size=1, max_size=3))
 def test_tokens_that_are_told_spell_the_text_that_is_shown(tokenizer, text, stop):
     pieces = run(tokenizer, Script(tokenizer.encode(text)), ask([1], top_logprobs=0), stops=[stop])

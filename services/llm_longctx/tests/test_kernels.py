@@ -28,7 +28,6 @@ from services.llm_longctx.kernels.sdpa_lse import sdpa_lse, sdpa_lse_plain
 from shared.errors import BadInput, NotReady
 from shared.telemetry import KERNEL_CALLS
 
-ugly = hypothesis.settings(max_examples=40, deadline=None, derandomize=True)
 FAST = [name for name in backends() if name not in {"reference", "triton"}]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6, torch.bfloat16: 4e-2}
 
@@ -63,7 +62,6 @@ def prefills(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor,
 
 
 @pytest.mark.parametrize("backend", FAST)
-@ugly
 @hypothesis.given(prefills())
 def test_prefill_agrees_with_the_oracle(backend, case):
     q, k, v, blocks = case
@@ -93,7 +91,6 @@ def problems(draw: st.DrawFn):
 
 
 @pytest.mark.parametrize("backend", FAST)
-@ugly
 @hypothesis.given(problems())
 def test_ragged_decode_agrees_with_the_oracle(backend, case):
     q, entries, weights = case
@@ -107,7 +104,6 @@ def test_ragged_decode_agrees_with_the_oracle(backend, case):
 
 
 @pytest.mark.parametrize("backend", FAST)
-@ugly
 @hypothesis.given(problems(), st.sampled_from([4, 16, 64]))
 def test_decode_from_pages_is_decode_from_tensors(backend, case, size):
     q, entries, weights = case
@@ -130,7 +126,6 @@ def test_decode_from_pages_is_decode_from_tensors(backend, case, size):
 
 
 @pytest.mark.parametrize("backend", FAST)
-@ugly
 @hypothesis.given(problems())
 def test_decode_from_runs_of_stores_is_decode_from_tensors(backend, case):
     q, entries, weights = case
@@ -152,7 +147,6 @@ def test_decode_from_runs_of_stores_is_decode_from_tensors(backend, case):
 
 
 @pytest.mark.parametrize("backend", FAST)
-@ugly
 @hypothesis.given(prefills(), st.integers(0, 90), st.integers(1, 200))
 def test_a_window_and_sinks_are_the_mask_they_name(backend, case, sink, window):
     q, k, v, _ = case
@@ -170,7 +164,6 @@ def test_an_empty_window_is_refused():
 
 
 @pytest.mark.parametrize("backend", FAST)
-@ugly
 @hypothesis.given(prefills())
 def test_a_probe_sums_what_the_last_queries_see(backend, case):
     q, k, _, _ = case
@@ -203,7 +196,6 @@ def test_a_virtual_entry_with_weight_ln_n_stands_for_n_equal_keys(backend):
     torch.testing.assert_close(same, sums, atol=1e-6, rtol=0)
 
 
-@ugly
 @hypothesis.given(st.lists(st.integers(0, 5), min_size=1, max_size=5), st.integers(0, 99))
 def test_parts_merge_into_one_softmax_in_any_order(sizes, seed):
     torch.manual_seed(seed)

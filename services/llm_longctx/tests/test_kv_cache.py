@@ -76,7 +76,6 @@ def cut(memory, layer, head, sink, recent, held=None):
 # Addresses.
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 9)), max_size=60))
 def test_addresses_are_handed_out_once_and_join_again(actions):
     addresses, out = RangeAllocator(50), []
@@ -146,7 +145,6 @@ def test_runs_move_when_they_outgrow_their_addresses_and_nothing_is_lost():
     assert memory.pool.reserve(memory.pool.capacity * 3) == 0, "all addresses came back"
 
 
-@settings(max_examples=60, deadline=None)
 @given(n=st.integers(1, 30), sink=st.integers(0, 5), recent=st.integers(1, 9), steps=st.integers(0, 25))
 def test_a_sliding_head_holds_the_first_and_the_last_and_returns_its_pages(n, sink, recent, steps):
     memory = SequenceCache(pool(), L, G)
@@ -400,4 +398,4 @@ class Pages(RuleBasedStateMachine):
 
 
 TestPages = Pages.TestCase
-TestPages.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+TestPages.settings = settings(stateful_step_count=25)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from services.llm_longctx.engine import Engine, Request
@@ -224,7 +224,6 @@ def test_heads_mix_their_own_share_and_what_they_win():
     assert [int(row.sum()) for row in rows] == [16, 4]
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_counts_add_up_and_smaller_shares_are_subsets(data):
     n, seed = data.draw(st.integers(1, 40)), data.draw(st.integers(0, 99))

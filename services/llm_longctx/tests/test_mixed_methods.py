@@ -22,6 +22,7 @@ from services.llm_longctx.tests.test_engine import Ear
 from services.llm_longctx.tests.test_engine_pages import TINY_PLAN, prompt
 from shared.errors import Cancelled
 from shared.registry import CallContext
+from tests.harness.hypothesis_profiles import fewer
 
 GRID = 32
 """Tokens of a chunk here, so that short prompts have several and meet cached ones on the grid."""
@@ -92,7 +93,7 @@ def check_pages(engine):
     assert pool.held == len(pages) <= pool.capacity
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=fewer(2))
 @given(st.data())
 def test_no_page_is_lost_or_shared_and_no_answer_changed_by_its_neighbours(tiny, alone, data):
     draw = data.draw

@@ -33,7 +33,6 @@ def listings(draw: st.DrawFn) -> tuple[int, int, tuple[TokenRows, ...], int]:
 
 @pytest.mark.skipif("cpu_ext" not in backends(), reason="no C++ kernels are built here")
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@hypothesis.settings(max_examples=40, deadline=None, derandomize=True)
 @hypothesis.given(listings())
 def test_lists_taken_together_are_the_lists_one_by_one(dtype, case):
     offset, N, rows, block = case

@@ -17,6 +17,7 @@ from services.llm_longctx.tests.toy_methods import Averaging, Copying, Halving, 
 from shared.errors import Cancelled, TooLarge
 from shared.lm.builders import llama
 from shared.registry import CallContext
+from tests.harness.hypothesis_profiles import fewer
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +157,7 @@ def test_those_who_wait_are_told_their_place(tiny):
     assert third[0].run.note == "being read"
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=fewer(3))
 @given(st.data())
 def test_whatever_is_cancelled_its_pages_are_free_within_one_step(tiny, data):
     engine = Engine(tiny, page=8, max_batch=4, kv_bytes=data.draw(st.sampled_from([1, 2**22])))

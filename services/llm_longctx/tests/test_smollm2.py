@@ -8,31 +8,17 @@ import time
 import openai
 import pytest
 
-from services.llm_longctx.api import openai as routes
 from services.llm_longctx.models.smollm2 import SmolLM2
-from services.llm_longctx.tests.conftest import Server
-from shared.errors import NotFound
-from shared.serving.build_app import build
-from shared.settings import Settings
+from services.llm_longctx.tests.conftest import Server, smollm2_app
+from shared.lm.bundled_models import SMOLLM2
+from shared.registry import LoadContext
 
 pytestmark = pytest.mark.slow
-
-NAME = "smollm2-135m-instruct"
 
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory):
-    try:
-        SmolLM2.source()
-    except NotFound as error:
-        pytest.skip(error.detail)
-    app = build(
-        "llm-longctx",
-        routers=[routes.router],
-        servables={NAME: SmolLM2},
-        settings=Settings(data_dir=tmp_path_factory.mktemp("data"), intra_op_threads=1, llm_weights="fp32"),
-    )
-    with Server(app) as server:
+    with Server(smollm2_app(tmp_path_factory.mktemp("data"))) as server:
         yield server
 
 
@@ -45,7 +31,7 @@ def smol(running):
 def ask(smol, text="How many days has a week?", **more):
     messages = [{"role": "user", "content": text}]
     return smol.chat.completions.create(
-        **{"model": NAME, "messages": messages, "max_tokens": 24, "temperature": 0} | more
+        **{"model": SMOLLM2, "messages": messages, "max_tokens": 24, "temperature": 0} | more
     )
 
 
@@ -77,7 +63,7 @@ def test_log_probabilities_are_a_distribution(smol):
 
 def test_scoring_prefers_sense_to_nonsense(smol):
     texts = ["The capital of France is Paris.", "The capital of France is spoon."]
-    scored = smol.completions.create(model=NAME, prompt=texts, max_tokens=0, echo=True, logprobs=0)
+    scored = smol.completions.create(model=SMOLLM2, prompt=texts, max_tokens=0, echo=True, logprobs=0)
     sense, nonsense = (sum(c.logprobs.token_logprobs[1:]) for c in scored.choices)
     assert sense > nonsense + 3
 
@@ -88,9 +74,8 @@ def test_a_prompt_over_eight_thousand_tokens_is_refused(smol):
     assert caught.value.code == "context_length_exceeded"
 
 
+@pytest.mark.timed("what is converted once must not be converted again: that shows in the time of a second start only")
 def test_loading_again_takes_less_than_five_seconds(running):
-    from shared.registry import LoadContext
-
     place = LoadContext(cache=running.app.state.settings.cache_dir, threads=1, options={"llm_weights": "fp32"})
     begun = time.process_time()
     SmolLM2.load(place).close()

@@ -23,6 +23,7 @@ from services.relevance_judge.tests.fake_endpoint import FakeModel
 from shared.registry import LoadContext
 from shared.serving.build_app import build
 from shared.settings import Settings
+from tests.harness.hypothesis_profiles import fewer
 
 
 class Judge(QueryLikelihood):
@@ -65,7 +66,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("label", OPERATIONS)
 def test_no_request_that_the_document_allows_is_a_server_error(label, url):
-    @examples(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @examples(max_examples=fewer(5), suppress_health_check=list(HealthCheck), database=None)
     @given(case=OPERATIONS[label].as_strategy())
     def fuzz(case):
         case.call_and_validate(base_url=url, checks=[not_a_server_error], timeout=60)

@@ -56,9 +56,9 @@ def test_the_embedder_itself_gives_the_recorded_signals(embedder: None) -> None:
 
 def test_a_long_passage_counts_by_its_nearest_window(embedder: None) -> None:
     query, answer = "why is the sky blue", "The sky is blue because air scatters short waves of light most."
-    filler = "The accounts of the village were read aloud, and nobody objected to any of them. " * 40
-    plain, buried = (cosines(query, [text])[0][0] for text in (filler, f"{filler}{answer} {filler}"))
-    assert len(split_windows(filler)) > 2
+    filler = "The accounts of the village were read aloud, and nobody objected to any of them. " * 20
+    plain, buried = (cosines(query, [text])[0][0] for text in (filler * 2, f"{filler}{answer} {filler}"))
+    assert len(split_windows(filler * 2)) > 2
     assert " ".join(split_windows(answer)) == answer
     assert buried > plain + 0.2
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.lm.attention import DenseAttention, causal_mask, eager, ignore_taps, patterns, scores, sdpa
@@ -44,7 +44,6 @@ def by_loops(q, keys, values, pad=None):
     return z
 
 
-@settings(max_examples=60, deadline=None)
 @given(SHAPES, st.booleans())
 def test_kernels_equal_plain_loops(shape, padded):
     q, keys, values = inputs(*shape)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.lm.cache import KVCache
@@ -16,7 +16,6 @@ def piece(rows, tokens, seed):
     return torch.randn(2, rows, tokens, 2, 6, generator=torch.Generator().manual_seed(seed))
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.integers(1, 3), st.integers(0, 40), st.lists(st.integers(1, 30), min_size=1, max_size=8))
 def test_what_is_read_is_what_was_written(rows, room, lengths):
     cache = KVCache(CONFIG, rows, room=room)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, pre_tokenizers
@@ -96,7 +96,6 @@ def test_steps_are_even_and_include_both_ends():
     assert even_lengths(100, 500, 1) == [100]
 
 
-@settings(max_examples=50, deadline=None)
 @given(
     st.lists(st.integers(0, 5), max_size=30),
     st.lists(st.integers(6, 50), min_size=1, max_size=6, unique=True),

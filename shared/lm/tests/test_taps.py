@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -48,7 +48,6 @@ def test_sites_have_the_stated_shapes(golden, site):
     assert seen.shape == tuple(sizes[axis] for axis in SITES[site.partition(".")[0]])
 
 
-@settings(max_examples=25, deadline=None)
 @given(
     position=st.integers(1, T - 1),
     site=st.sampled_from([s for s in ALL_SITES if s.partition(".")[0] not in {"scores", "pattern"}]),

@@ -321,7 +321,7 @@ def test_a_file_that_is_no_gguf_is_malformed(tmp_path):
         unpack(tmp_path / "m.gguf", tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @torch.no_grad()
 def test_smollm2_equals_transformers_reading_of_the_same_gguf(tmp_path):
     transformers = pytest.importorskip("transformers")

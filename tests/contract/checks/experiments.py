@@ -40,8 +40,14 @@ SEEDS = range(1, 6)
 SHARED = 1.25
 """Most calls of an interrupted run and its continuation together, as a share of an undisturbed one's."""
 
+DEARER = 1.5
+"""Most tokens of another spec whose cells are compared, as a multiple of the example's."""
+
 ALIKE = 1e-3
 """Tolerance of numbers that two models of the same function have."""
+
+FEWER = {"samples": 3, "hide_samples": 2, "controls": 2, "prompts": 4, "runs": 1, "passkeys": 1}
+"""Counts with which a run has the same parts as its Card's example, which the service's own tests run, and less work."""
 
 
 @dataclass
@@ -71,13 +77,16 @@ class Machines:
 
     @property
     def example(self) -> Any:
-        """The spec of its Card's example."""
-        return self.fresh().example()
+        """The spec of its Card's example, with smaller counts."""
+        spec = self.fresh().example()
+        fewer = {name: min(count, getattr(spec, name)) for name, count in FEWER.items() if hasattr(spec, name)}
+        return updated(spec, **fewer) or spec
 
     def undisturbed(self) -> Report:
-        """The example's report."""
+        """The example's report; how many calls of networks it takes is noted, too."""
         if "report" not in self.known:
-            self.known["report"] = answered(self.fresh(), self.example)
+            study, spec = self.fresh(), self.example
+            self.known["calls"] = _work(lambda: self.known.update(report=answered(study, spec)))
         report: Report = self.known["report"]
         return report
 
@@ -321,8 +330,8 @@ class _EndsAfter(CallContext):
 def check_killed_job_goes_on_where_it_was(machines: Machines) -> None:
     """A new process ends with the report of an undisturbed run, and computes nothing that was finished."""
     _long_or_skip(machines)
-    spec = machines.example
-    whole = _work(lambda: answered(machines.fresh(), spec))
+    spec, undisturbed = machines.example, machines.undisturbed()
+    whole = machines.known["calls"]
     cells = int(answered(machines.fresh(), spec.model_copy(update={"dry_run": True})).scalars["cells"].value or 1)
     for after in sorted({1, max(cells // 2, 1)}):
         machines._count += 1
@@ -330,7 +339,7 @@ def check_killed_job_goes_on_where_it_was(machines: Machines) -> None:
         begun = _work(lambda folder=folder, after=after: _killed(machines.at(folder), spec, after / cells))
         rest = _work(lambda folder=folder: machines.known.update(resumed=answered(machines.at(folder), spec)))
         resumed = machines.known.pop("resumed")
-        assert differences(timeless(machines.undisturbed()), timeless(resumed), tolerance=0) == []
+        assert differences(timeless(undisturbed), timeless(resumed), tolerance=0) == []
         assert rest < whole or not whole, "it began anew"
         # What cells share, a recorded run, may be made once more.
         assert begun + rest <= SHARED * whole, f"{begun} and {rest} calls instead of {whole}: cells are computed twice"
@@ -364,7 +373,8 @@ def check_cells_of_other_specs_are_not_taken(machines: Machines) -> None:
         if name not in {"lm", "dry_run"}:
             made = (updated(spec, **{name: value}) for value in option_values(view, name, spec)[:1])
             others += [one for one in made if one is not None]
-    for other in others[:2]:
+    most = _tokens(study, spec) * DEARER
+    for other in [one for one in others if _tokens(study, one) <= most][:2]:
         here, there = (_or_none(one, other) for one in (study, machines.fresh()))
         assert (here is None) == (there is None)
         if here is not None and there is not None:
@@ -378,6 +388,12 @@ def check_run_without_a_cache_has_the_same_numbers(machines: Machines) -> None:
     subject = study.load_model(spec.lm)
     report = study.run(spec, subject, Progress(cells=study.cost(spec, subject).cells))
     assert differences(found_in(machines.undisturbed()), found_in(report), 1e-6) == []
+
+
+def _tokens(study: Experiment[Any], spec: BaseModel) -> float:
+    """Tokens that a run takes; 0 where it is refused."""
+    told = _or_none(study, spec.model_copy(update={"dry_run": True}))
+    return float(told.scalars["tokens"].value or 0) if told else 0.0
 
 
 def _or_none(study: Experiment[Any], spec: BaseModel) -> Report | None:

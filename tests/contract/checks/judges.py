@@ -129,14 +129,14 @@ def check_nothing_is_kept_between_requests(bench: Bench) -> None:
             bench.request(judge, pairs[4:6]),
             bench.request(judge, pairs[:4], seed=9),
             bench.request(judge, pairs[:1], passage_chars=200, retries=0, impute=3, rationale=True, price=1.0),
-            bench.request(judge, [(pairs[0][0], pairs[1][1] * 200)]),
+            bench.request(judge, [(pairs[0][0], pairs[1][1] * 40)]),
             bench.request(judge, pairs[:2], llm="other"),
         ]
         answer = _judged(judge, first)
         known = [_judged(judge, other) for other in others]
         refused_by(lambda: judge.predict([bench.request(judge, pairs[:1], calibration="nobody's")], CallContext()))
         assert differences(answer, _judged(judge, first), tolerance=0) == []
-        asked = [(first, answer), *zip(others, known, strict=True)] * 3
+        asked = [(first, answer), *zip(others, known, strict=True)] * 2
         with ThreadPoolExecutor(4) as pool:
             for (_, alone), found in zip(asked, pool.map(lambda one: _judged(judge, one[0]), asked), strict=True):
                 assert differences(alone, found, tolerance=0) == []

@@ -23,7 +23,7 @@ from services.llm_longctx.tests.conftest import tiny_decoder
 from shared.lm.attention import ignore_taps
 from shared.lm.head_plan import HeadPlan
 
-NEW = 7
+NEW = 5
 """Tokens fed after a prompt. No prompt of the contract has this length, so that prompts and answers tell apart."""
 
 LENGTHS = (1, 2, 13, 31, 47)
@@ -51,7 +51,7 @@ def model():
 @cache
 def short_model():
     """The same with so few positions that a few short sequences fill the smallest pool."""
-    return tiny_decoder(positions=96).double()
+    return tiny_decoder(positions=48).double()
 
 
 @cache

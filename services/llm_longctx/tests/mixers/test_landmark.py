@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from services.llm_longctx.mixers.landmark.attention import RetrievedBlock, citations, landmark_softmax, regular_softmax
@@ -71,7 +71,6 @@ def test_regular_form_equals_the_general_one(T, block):
     assert (first - second).abs().max() < 1e-12
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.lists(st.booleans(), min_size=1, max_size=14), st.integers(0, 2**16))
 def test_rows_sum_to_one_landmarks_weigh_nothing_and_nobody_looks_ahead(pattern, seed):
     draw = torch.Generator().manual_seed(seed)
@@ -151,7 +150,6 @@ def test_cached_llama_equals_the_official_code(llama, tag, options):
     assert (logits - file[f"logits_cached_{tag}"]).abs().max() < 5e-5
 
 
-@settings(max_examples=25, deadline=None)
 @given(cuts=st.lists(st.integers(1, 9), min_size=1, max_size=12), rule=st.sampled_from(RULES))
 def test_stream_equals_the_whole_when_no_block_is_left_out(cuts, rule):
     net, length = small("landmark-gpt"), sum(cuts)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from services.llm_longctx.recipes import recall
@@ -14,7 +14,6 @@ from shared.training.trainer import fit
 SHORT = Schedule(steps=6, batch=8, rate=3e-3, floor=3e-4, validate_every=3)
 
 
-@settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**20), body=st.sampled_from([8, 12, 52, 100]))
 def test_each_question_has_its_answer_in_the_body(seed, body):
     drawn = recall.draw(np.random.default_rng(seed), 5, body)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from services.llm_longctx.mixers.routing.attention import (
@@ -130,7 +130,6 @@ def test_causal_mode_equals_brute_force(file, shared, padded, window):
         assert (found.query_members[~mask[:, None].expand(2, 3, 24)] == -1).all()
 
 
-@settings(max_examples=25, deadline=None)
 @given(st.integers(1, 20), st.integers(1, 6), st.integers(1, 5), st.integers(0, 999))
 def test_steps_equal_all_at_once_in_bounded_memory(T, window, clusters, seed):
     draw = torch.Generator().manual_seed(seed)
@@ -143,7 +142,6 @@ def test_steps_equal_all_at_once_in_bounded_memory(T, window, clusters, seed):
     assert (state.occupancy.sum(-1) == T).all()
 
 
-@settings(max_examples=25, deadline=None)
 @given(st.integers(1, 20), st.integers(1, 6), st.integers(1, 5), st.integers(0, 999))
 def test_steps_with_keys_of_their_own_equal_all_at_once(T, window, clusters, seed):
     draw = torch.Generator().manual_seed(seed)
@@ -158,7 +156,6 @@ def test_steps_with_keys_of_their_own_equal_all_at_once(T, window, clusters, see
     assert (state.occupancy.sum(-1) == T).all()
 
 
-@settings(max_examples=25, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 9), st.integers(1, 5), st.integers(0, 999))
 def test_sorted_form_for_training_equals_the_masked_one_with_its_gradients(T, window, clusters, seed):
     draw = torch.Generator().manual_seed(seed)

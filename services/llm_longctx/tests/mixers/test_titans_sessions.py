@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from services.llm_longctx.mixers.titans.state import SessionState, StateError, pack_state, unpack_state
 from shared.registry import network
+from tests.harness.hypothesis_profiles import fewer
 
 LAYOUTS = ("mac", "mag", "mal", "lmm", "attention")
 
@@ -57,7 +58,7 @@ def test_session_that_moves_as_bytes_at_every_step_equals_one_pass(layout):
     assert session.index == 17
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=fewer(3))
 @given(cuts=st.lists(st.integers(0, 8), min_size=1, max_size=7), layout=st.sampled_from(LAYOUTS))
 def test_any_cut_of_a_session_equals_one_pass(cuts, layout):
     net, ids = model(layout), tokens(sum(cuts))
