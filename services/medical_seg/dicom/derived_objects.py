@@ -17,8 +17,9 @@ from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian
 
+from services.medical_seg.dicom.frames import count_frames
 from services.medical_seg.dicom.geometry import find_pixel_size
-from services.medical_seg.dicom.sources import fill_identity, has_geometry, make_geometry, remove_geometry
+from services.medical_seg.dicom.sources import has_geometry, make_geometry, remove_geometry
 
 __all__ = ["MaskFinding", "build_report", "build_segmentation", "to_bytes"]
 
@@ -49,7 +50,7 @@ def build_segmentation(sources: Sequence[Dataset], masks: Masks, *, label: str, 
     """A binary segmentation of one segment.
 
     Args:
-        sources: One multi-frame object, or single-frame objects of one series and one size.
+        sources: One multi-frame object, or single-frame objects of one series and one size, from `fill_identity`.
         masks: (frames, h, w), some pixel set; empty frames are left out of the object.
         label: What was segmented.
         model: The model's name.
@@ -68,11 +69,11 @@ def build_segmentation(sources: Sequence[Dataset], masks: Masks, *, label: str, 
         tracking_uid=hd.UID(),
         tracking_id=f"{label} 1",
     )
-    is_placed, filled = has_geometry(sources), fill_identity(sources)
+    is_placed = has_geometry(sources)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = hd.seg.Segmentation(
-            source_images=filled if is_placed else make_geometry(filled),
+            source_images=sources if is_placed else make_geometry(sources),
             pixel_array=masks,
             segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
             segment_descriptions=[segment],
@@ -98,8 +99,8 @@ def build_report(
     """A structured report: for every frame with findings the area of its mask, and their mean probability.
 
     Args:
-        sources: The objects that were segmented.
-        segmentation: The object of `build_segmentation`, whose frames the report points to.
+        sources: The objects given to `build_segmentation`, in the same order.
+        segmentation: The object that `build_segmentation` returned; the report refers to its frames.
         findings: Components of all frames.
         model: The model's name.
         version: Its version.
@@ -110,12 +111,12 @@ def build_report(
             uid=hd.UID(), name=model, manufacturer_name=MANUFACTURER, model_name=model, serial_number="0"
         ),
     )
-    frames = sorted({finding.frame for finding in findings})
+    places = _find_places(sources, segmentation)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         groups = [
-            _measure_frame(segmentation, place, [one for one in findings if one.frame == frame], model, version)
-            for place, frame in enumerate(frames, 1)
+            _measure_frame(segmentation, places[frame], [one for one in findings if one.frame == frame], model, version)
+            for frame in sorted({finding.frame for finding in findings})
         ]
         content = hd.sr.MeasurementReport(
             observation_context=hd.sr.ObservationContext(observer_device_context=observer),
@@ -124,7 +125,7 @@ def build_report(
             title=codes.DCM.ImagingMeasurementReport,
         )
         return hd.sr.ComprehensiveSR(
-            evidence=[*fill_identity(sources), segmentation],
+            evidence=[*sources, segmentation],
             content=content,
             series_instance_uid=hd.UID(),
             series_number=REPORT_SERIES,
@@ -176,12 +177,25 @@ def _measure_frame(
     )
 
 
+def _find_places(sources: Sequence[Dataset], segmentation: Dataset) -> dict[int, int]:
+    """The segmentation's frame (1-based) for each frame of the sources (0-based, over all objects in order).
+
+    Frames of a segmentation lie in the order of their positions in space, so only their references tell which is which.
+    """
+    places = {}
+    for place, group in enumerate(segmentation.PerFrameFunctionalGroupsSequence, 1):
+        source = group.DerivationImageSequence[0].SourceImageSequence[0]
+        places[str(source.ReferencedSOPInstanceUID), int(source.get("ReferencedFrameNumber") or 1)] = place
+    frames = [(str(one.SOPInstanceUID), number) for one in sources for number in range(1, count_frames(one) + 1)]
+    return {index: places[frame] for index, frame in enumerate(frames) if frame in places}
+
+
 def _refer(segmentation: Dataset, place: int) -> hd.sr.ReferencedSegmentationFrame:
     """A reference to a frame of the segmentation, 1-based, and to what it derives from."""
     group = segmentation.PerFrameFunctionalGroupsSequence[place - 1]
     source = group.DerivationImageSequence[0].SourceImageSequence[0]
     frame = source.get("ReferencedFrameNumber")
-    return hd.sr.ReferencedSegmentationFrame(
+    reference = hd.sr.ReferencedSegmentationFrame(
         sop_class_uid=segmentation.SOPClassUID,
         sop_instance_uid=segmentation.SOPInstanceUID,
         frame_number=place,
@@ -192,3 +206,6 @@ def _refer(segmentation: Dataset, place: int) -> hd.sr.ReferencedSegmentationFra
             referenced_frame_numbers=None if frame is None else [int(frame)],
         ),
     )
+    # The standard (PS3.3, C.17.3) allows a frame or a segment, and a frame of a binary segmentation has one segment.
+    del reference[0].ReferencedSOPSequence[0].ReferencedSegmentNumber
+    return reference

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 from pydicom.uid import generate_uid
+from pydicom.valuerep import DSfloat
 
 from services.medical_seg.dicom.frames import count_frames, find_functional_item
 from services.medical_seg.dicom.geometry import find_pixel_size
@@ -33,15 +34,17 @@ EMPTY = (
 """Attributes of type 2: they must be there, and may be empty."""
 DATES = {"PatientBirthDate": r"\d{8}", "StudyDate": r"\d{8}", "StudyTime": r"\d{2,6}(\.\d{1,6})?"}
 """Forms of dates and times; values of another form are left out, as no derived object may repeat them."""
+STACK = "1"
+"""All frames of a series without geometry form one stack, in the order of the segmentation's frames."""
 UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
 
 
 def fill_identity(sources: Sequence[Dataset]) -> list[Dataset]:
-    """Copies with the attributes that every derived object repeats; missing ids are made up, the same for all."""
+    """Copies with the attributes that every derived object repeats; missing ids are generated once for all copies."""
     made = {name: generate_uid() for name in UIDS[:2]}
     found = []
     for source in sources:
-        one = copy.copy(source)
+        one = _copy(source)
         for name in EMPTY:
             if name not in one:
                 setattr(one, name, "")
@@ -65,15 +68,19 @@ def has_geometry(sources: Sequence[Dataset]) -> bool:
 
 
 def make_geometry(sources: Sequence[Dataset]) -> list[Dataset]:
-    """Copies whose frames lie behind each other in a made-up frame of reference."""
+    """Copies whose frames lie behind each other in a made-up frame of reference.
+
+    highdicom orders frames from the highest position to the lowest, so positions fall: a segmentation keeps the order
+    of its sources.
+    """
     reference, found = generate_uid(), []
     for place, source in enumerate(sources):
-        one = copy.copy(source)
+        one = _copy(source)
         size = find_pixel_size(source)
-        spacing = [size.row_mm, size.column_mm] if size else [1.0, 1.0]
+        spacing = [DSfloat(mm, auto_format=True) for mm in ((size.row_mm, size.column_mm) if size else (1.0, 1.0))]
         one.FrameOfReferenceUID, one.PositionReferenceIndicator = reference, ""
         one.ImageOrientationPatient, one.PixelSpacing = [1, 0, 0, 0, 1, 0], spacing
-        one.ImagePositionPatient, one.SliceThickness = [0, 0, place], 1.0
+        one.ImagePositionPatient, one.SliceThickness = [0, 0, -place], 1.0
         frames = count_frames(one)
         if frames > 1:
             one.SharedFunctionalGroupsSequence = [_shared(spacing)]
@@ -95,12 +102,21 @@ def remove_geometry(segmentation: Dataset, *, keep_size: bool) -> None:
         for name in ("PlanePositionSequence", "PlaneOrientationSequence"):
             if name in group:
                 delattr(group, name)
-        group.FrameContentSequence[0].DimensionIndexValues = [number]
-    index = copy.copy(segmentation.DimensionIndexSequence[0])
-    index.DimensionIndexPointer = Tag("ReferencedFrameNumber")
-    index.FunctionalGroupPointer = Tag("DerivationImageSequence")
-    index.DimensionDescriptionLabel = "Source frame"
-    segmentation.DimensionIndexSequence = [index]
+        content = group.FrameContentSequence[0]
+        content.StackID, content.InStackPositionNumber, content.DimensionIndexValues = STACK, number, [1, number]
+    segment = segmentation.DimensionIndexSequence[0]
+    index = _copy(segment)
+    index.DimensionIndexPointer = Tag("InStackPositionNumber")
+    index.FunctionalGroupPointer = Tag("FrameContentSequence")
+    index.DimensionDescriptionLabel = "In-Stack Position Number"
+    segmentation.DimensionIndexSequence = [segment, index]
+
+
+def _copy(source: Dataset) -> Dataset:
+    """A copy with elements of its own; `copy.copy` would let both write into one dictionary, and pixels are shared."""
+    one = copy.copy(source)
+    one._dict = {tag: copy.copy(element) for tag, element in source._dict.items()}  # noqa: SLF001  # no public way
+    return one
 
 
 def _is_placed(source: Dataset) -> bool:
@@ -123,7 +139,7 @@ def _item(**values: object) -> Dataset:
     return found
 
 
-def _shared(spacing: list[float]) -> Dataset:
+def _shared(spacing: list[DSfloat]) -> Dataset:
     return _item(
         PixelMeasuresSequence=[_item(PixelSpacing=spacing, SliceThickness=1.0)],
         PlaneOrientationSequence=[_item(ImageOrientationPatient=[1, 0, 0, 0, 1, 0])],
@@ -131,4 +147,4 @@ def _shared(spacing: list[float]) -> Dataset:
 
 
 def _frame(number: int) -> Dataset:
-    return _item(PlanePositionSequence=[_item(ImagePositionPatient=[0, 0, number])])
+    return _item(PlanePositionSequence=[_item(ImagePositionPatient=[0, 0, -number])])

@@ -26,6 +26,7 @@ from services.medical_seg.dicom.schemas import (
     StudyOptions,
     StudyOut,
 )
+from services.medical_seg.dicom.sources import fill_identity
 from services.medical_seg.dicom.windowing import GreyWindow, parse_window
 from services.medical_seg.postprocess import draw_mask
 from shared.api.mask import SegmentIn, SegmentOut
@@ -171,14 +172,15 @@ class StudySegmenter:
         segmentation = report = None
         if masks.any() and options.include != ("strip",):
             try:
+                sources = fill_identity(group.objects)
                 seg = derived_objects.build_segmentation(
-                    group.objects, masks, label=self.label, model=self.model, version=self.version
+                    sources, masks, label=self.label, model=self.model, version=self.version
                 )
                 if "segmentation" in options.include:
                     segmentation = derived_objects.to_bytes(seg)
                 if "report" in options.include:
                     built = derived_objects.build_report(
-                        group.objects, seg, group.findings, model=self.model, version=self.version
+                        sources, seg, group.findings, model=self.model, version=self.version
                     )
                     report = derived_objects.to_bytes(built)
             except (ValueError, AttributeError, TypeError, KeyError) as error:

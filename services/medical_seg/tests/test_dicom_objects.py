@@ -5,8 +5,11 @@ from __future__ import annotations
 import copy
 import io
 import logging
+import shutil
+import subprocess
 import warnings
 import zipfile
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,7 @@ from services.medical_seg.dicom.derived_objects import MaskFinding, build_report
 from services.medical_seg.dicom.frames import count_frames
 from services.medical_seg.dicom.geometry import PixelSize, find_edges, find_pixel_size
 from services.medical_seg.dicom.reading import has_pixels, read_frame, read_object
+from services.medical_seg.dicom.sources import fill_identity, has_geometry
 from services.medical_seg.dicom.windowing import GreyWindow, parse_window
 from shared.errors import InvalidOption, Malformed, TooLarge, UnsupportedMedia
 from shared.vision.decode import DecodeBounds
@@ -38,7 +42,7 @@ def raw(name: str) -> bytes:
         warnings.simplefilter("ignore")
         found = get_testdata_file(name, download=False)
     if found is None:
-        pytest.skip(f"{name} is not installed: pip install pydicom-data")
+        pytest.fail(f"{name} is not there: pip install pydicom-data")
     return Path(str(found)).read_bytes()
 
 
@@ -169,39 +173,98 @@ def test_text_in_pixels_is_seen_where_it_is_and_not_where_it_is_not() -> None:
     assert inspect_text(declared, plain).is_suspected
 
 
-def test_a_segmentation_and_its_report_point_to_the_frames_that_were_segmented() -> None:
-    series = [load("CT_small.dcm"), copy.copy(load("CT_small.dcm"))]
-    series[1].SOPInstanceUID, series[1].ImagePositionPatient = generate_uid(), [-158.135803, -179.035797, -70.699997]
-    masks = np.zeros((2, 128, 128), bool)
-    masks[1, 10:20, 30:34] = True
-    seg = build_segmentation(series, masks, label="polyp", model="toy", version="1")
-    back = hd.seg.segread(io.BytesIO(to_bytes(seg)))
-    pixels = back.get_pixels_by_source_instance([series[1].SOPInstanceUID], combine_segments=True)
-    assert (pixels[0].astype(bool) == masks[1]).all()
-    assert back.FrameOfReferenceUID == series[0].FrameOfReferenceUID
-    area = 40 * 0.661468**2
-    report = build_report(series, seg, [MaskFinding(1, 40, area, 0.9)], model="toy", version="1")
-    found = hd.sr.srread(io.BytesIO(to_bytes(report))).content
-    (group,) = found.get_planar_roi_measurement_groups()
-    measured = {one.name.meaning: (one.value, one.unit.value) for one in group.get_measurements()}
-    assert measured["Area"] == (pytest.approx(area, abs=1e-4), "mm2")
-    assert group.referenced_segmentation_frame.referenced_sop_instance_uid == seg.SOPInstanceUID
+def make_series(z: Sequence[float | None]) -> list[Dataset]:
+    """Single-frame objects of one series at these places along its axis; None leaves the geometry out."""
+    series = []
+    for number, place in enumerate(z, 1):
+        one = copy.deepcopy(load("CT_small.dcm"))
+        one.SOPInstanceUID, one.InstanceNumber = generate_uid(), number
+        if place is None:
+            del one.FrameOfReferenceUID, one.ImagePositionPatient, one.ImageOrientationPatient
+        else:
+            one.ImagePositionPatient = [-158.135803, -179.035797, place]
+        series.append(one)
+    return series
 
 
-@pytest.mark.parametrize("name", ["examples_ybr_color.dcm", "examples_rgb_color.dcm", "emri_small.dcm"])
-def test_objects_without_a_place_in_space_are_segmented_without_one(name: str) -> None:
-    one = load(name)
-    masks = np.zeros((count_frames(one), one.Rows, one.Columns), bool)
-    masks[-1, 3:9, 4:8] = True
-    data = to_bytes(build_segmentation([one], masks, label="polyp", model="toy", version="1"))
-    back = dcmread(io.BytesIO(data))
-    assert "FrameOfReferenceUID" not in back
-    assert back.pixel_array.astype(bool).reshape(-1, one.Rows, one.Columns)[0].sum() == 24
-    source = back.PerFrameFunctionalGroupsSequence[0].DerivationImageSequence[0].SourceImageSequence[0]
-    assert source.ReferencedSOPInstanceUID == one.SOPInstanceUID
-    if count_frames(one) > 1:
-        assert int(source.ReferencedFrameNumber) == count_frames(one)
-    assert "PlanePositionSequence" not in back.PerFrameFunctionalGroupsSequence[0]
+SOURCES: dict[str, Callable[[], Sequence[Dataset]]] = {
+    "four pictures without geometry": lambda: make_series([None] * 4),
+    "four slices, out of order": lambda: make_series([-70, -75, -60, -65]),
+    "one picture": lambda: make_series([None]),
+    "one slice": lambda: make_series([-70]),
+    "a film without geometry": lambda: [load("examples_ybr_color.dcm")],
+    "a film in RLE": lambda: [load("emri_small_RLE.dcm")],
+    "a film in JPEG 2000": lambda: [load("emri_small_jpeg_2k_lossless.dcm")],
+    "an enhanced object": lambda: [load("emri_small.dcm")],
+    "an enhanced object with geometry": lambda: [load("eCT_Supplemental.dcm")],
+}
+
+
+@pytest.fixture(scope="module", params=SOURCES)
+def segmented(request: pytest.FixtureRequest) -> tuple[list[Dataset], np.ndarray, bytes, bytes]:
+    """Sources, masks of another size in every frame (the second is empty), and the SEG and SR that are made of them."""
+    sources = fill_identity(SOURCES[request.param]())
+    masks = np.zeros((sum(map(count_frames, sources)), sources[0].Rows, sources[0].Columns), bool)
+    for frame in range(len(masks)):
+        masks[frame, 1 : 2 + frame % 40, 3 : 10 + frame // 40] = frame != 1
+    found = [MaskFinding(frame, int(area), None, 0.5) for frame, area in enumerate(masks.sum((1, 2)).tolist()) if area]
+    seg = build_segmentation(sources, masks, label="polyp", model="toy", version="1")
+    report = build_report(sources, seg, found, model="toy", version="1")
+    return sources, masks, to_bytes(seg), to_bytes(report)
+
+
+def test_each_area_of_a_report_is_that_of_the_frame_it_refers_to(segmented: Any) -> None:
+    sources, masks, seg, report = segmented
+    frames = [(one.SOPInstanceUID, number) for one in sources for number in range(1, count_frames(one) + 1)]
+    objects = dcmread(io.BytesIO(seg))
+    stored = objects.pixel_array.reshape(-1, *masks.shape[1:])
+    groups = hd.sr.srread(io.BytesIO(report)).content.get_planar_roi_measurement_groups()
+    seen = set()
+    for group in groups:
+        reference = group.referenced_segmentation_frame[0].ReferencedSOPSequence[0]
+        source = group.referenced_segmentation_frame[1].ReferencedSOPSequence[0]
+        frame = frames.index((source.ReferencedSOPInstanceUID, int(source.get("ReferencedFrameNumber") or 1)))
+        (area,) = [one.value for one in group.get_measurements() if one.name.meaning == "Area"]
+        assert reference.ReferencedSOPInstanceUID == objects.SOPInstanceUID
+        assert area == masks[frame].sum()
+        assert (stored[reference.ReferencedFrameNumber - 1] == masks[frame]).all()
+        seen.add(frame)
+    assert seen == {frame for frame in range(len(masks)) if frame != 1}
+
+
+def test_highdicom_finds_each_mask_by_its_source(segmented: Any) -> None:
+    sources, masks, seg, _ = segmented
+    back = hd.seg.segread(io.BytesIO(seg))
+    frames = [index for index in range(len(masks)) if index != 1]
+    if count_frames(sources[0]) > 1:
+        pixels = back.get_pixels_by_source_frame(
+            sources[0].SOPInstanceUID, [index + 1 for index in frames], combine_segments=True
+        )
+    else:
+        pixels = back.get_pixels_by_source_instance(
+            [sources[index].SOPInstanceUID for index in frames], combine_segments=True
+        )
+    assert (pixels.astype(bool) == masks[frames]).all()
+
+
+@pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dciodvfy is not installed")
+def test_dciodvfy_finds_no_error(segmented: Any, tmp_path: Path) -> None:
+    for name, data in zip(("seg", "report"), segmented[2:], strict=True):
+        path = tmp_path / f"{name}.dcm"
+        path.write_bytes(data)
+        said = subprocess.run(["dciodvfy", path], capture_output=True, text=True, check=False)
+        assert "Error" not in said.stderr + said.stdout
+
+
+def test_geometry_is_kept_where_there_is_one_and_not_made_up_where_there_is_none(segmented: Any) -> None:
+    sources, _, seg, _ = segmented
+    back = dcmread(io.BytesIO(seg))
+    assert ("PixelMeasuresSequence" in back.SharedFunctionalGroupsSequence[0]) == (
+        find_pixel_size(sources[0]) is not None
+    )
+    reference = sources[0].get("FrameOfReferenceUID") if has_geometry(sources) else None
+    assert back.get("FrameOfReferenceUID") == reference
+    assert ("PlanePositionSequence" in back.PerFrameFunctionalGroupsSequence[0]) == (reference is not None)
 
 
 def test_what_is_no_picture_or_too_large_or_broken_is_refused() -> None:
