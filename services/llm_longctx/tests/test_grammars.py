@@ -11,12 +11,14 @@ from collections import Counter
 import jsonschema
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
 from services.llm_longctx.engine import Sampling
 from services.llm_longctx.engine.sampler import Sampler
 from services.llm_longctx.serving.grammars.formats import find_grammar_source
-from services.llm_longctx.serving.grammars.json_schema import close_objects
+from services.llm_longctx.serving.grammars.json_schema import check_schema, close_objects
 from services.llm_longctx.serving.grammars.token_grammar import GrammarCompiler
 from services.llm_longctx.serving.toy_tokenizers import ByteTokenizer, RecallTokenizer
 from services.llm_longctx.tests.conftest import write_folder
@@ -254,6 +256,7 @@ BAD = {
     "deep": json_schema(DEEP),
     "wide": json_schema({"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(5000)}}),
     "10 MB of enum": json_schema({"enum": [f"value-{i}" for i in range(600_000)]}),
+    "a million alternatives": json_schema({"anyOf": [{}] * 1_000_000}),
     "long": json_schema({"const": "x" * 200_000}),
     "no schema": {"type": "json_schema"},
     "no choices": {"type": "choice"},
@@ -269,6 +272,55 @@ def test_bad_formats_are_refused_in_time(compiler, response_format):
     assert caught.value.field == "response_format"
     assert len(caught.value.detail) < 500
     assert time.perf_counter() - begun < 5
+
+
+def chain(length: int, last: dict) -> dict:
+    """Definitions that each hold two of the next: 2 ** length values, in a schema that is linear in length."""
+    link = {f"a{i}": pair(f"a{i + 1}") for i in range(length)}
+    return {"$defs": {**link, f"a{length}": last}, "$ref": "#/$defs/a0"}
+
+
+def pair(name: str) -> dict:
+    return {"properties": {key: {"$ref": f"#/$defs/{name}"} for key in "xy"}, "required": ["x", "y"]}
+
+
+def test_references_shared_by_many_are_followed_once():
+    check_schema(chain(400, {"type": "null"}), "f")
+    with pytest.raises(InvalidOption, match="refers to itself"):
+        check_schema(chain(400, pair("a3")), "f")
+
+
+NAMES = st.sampled_from("abcd").map(lambda name: {"$ref": f"#/$defs/{name}"})
+SCHEMAS = st.recursive(
+    NAMES | st.just({"type": "null"}),
+    lambda part: st.lists(part, min_size=1, max_size=3).flatmap(
+        lambda parts: st.sampled_from(
+            [{"anyOf": parts}, {"allOf": parts}, {"type": "array", "minItems": 1, "items": parts[0]}]
+        )
+    ),
+    max_leaves=6,
+)
+
+
+@given(st.fixed_dictionaries(dict.fromkeys("abcd", SCHEMAS)))
+def test_a_schema_is_endless_exactly_where_no_definition_can_be_met_first(definitions):
+    met: set[str] = set()
+
+    def is_met(part: dict) -> bool:
+        if "$ref" in part:
+            return part["$ref"][-1] in met
+        if "anyOf" in part:
+            return any(map(is_met, part["anyOf"]))
+        return all(map(is_met, [*part.get("allOf", ()), *([part["items"]] if "items" in part else ())]))
+
+    for _ in definitions:
+        met |= {name for name, part in definitions.items() if is_met(part)}
+    schema = {"$defs": definitions, "$ref": "#/$defs/a"}
+    if "a" in met:
+        check_schema(schema, "f")
+    else:
+        with pytest.raises(InvalidOption, match="refers to itself"):
+            check_schema(schema, "f")
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def check_schema(schema: Mapping[str, Any] | bool, field: str) -> None:
                 f"{MAX_DEPTH} levels are taken."
             )
             raise InvalidOption(detail, hint="Describe less, or check the rest yourself.", field=field)
-    if isinstance(schema, Mapping) and not _Finiteness(schema).is_finite(schema, frozenset()):
+    if isinstance(schema, Mapping) and not _is_finite(schema):
         detail = "The schema refers to itself without an end: no finite value meets it."
         raise InvalidOption(detail, hint="Let the reference be optional, or null.", field=field)
 
@@ -125,36 +125,55 @@ def _dict(given: Any) -> Mapping[str, Any]:
     return given if isinstance(given, Mapping) else {}
 
 
-class _Finiteness:
-    """Whether some finite value meets a schema: references that lead back to themselves are followed once."""
+def _is_finite(root: Mapping[str, Any]) -> bool:
+    """Whether some finite value meets a schema.
 
-    def __init__(self, root: Mapping[str, Any]) -> None:
-        self._root = root
+    A schema depends on all of its parts, or on any one of them. Schemas without parts are finite; this fact passes from
+    part to whole once per dependency, so the time is linear in the schema, whatever refers to what.
+    """
+    missing: dict[int, int] = {}
+    wholes: dict[int, list[int]] = {}
+    found, settled = [root], list[int]()
+    while found:
+        schema = found.pop()
+        if id(schema) in missing:
+            continue
+        parts, needs_all = _dependencies(schema, root)
+        open_parts = [part for part in parts if isinstance(part, Mapping)]
+        is_met = not open_parts or (not needs_all and len(open_parts) < len(parts))
+        missing[id(schema)] = 0 if is_met else len(open_parts) if needs_all else 1
+        if is_met:
+            settled.append(id(schema))
+            continue
+        for part in open_parts:
+            wholes.setdefault(id(part), []).append(id(schema))
+        found += open_parts
+    while settled:
+        for whole in wholes.get(settled.pop(), ()):
+            missing[whole] -= 1
+            if missing[whole] == 0:
+                settled.append(whole)
+    return missing[id(root)] <= 0
 
-    def is_finite(self, schema: Any, followed: frozenset[str]) -> bool:
-        if not isinstance(schema, Mapping):
-            return True
-        if isinstance(reference := schema.get("$ref"), str):
-            if reference in followed:
-                return False
-            return self.is_finite(self._resolve(reference), followed | {reference})
-        for name in ("anyOf", "oneOf"):
-            if isinstance(schema.get(name), list) and schema[name]:
-                return any(self.is_finite(one, followed) for one in schema[name])
-        return all(self.is_finite(part, followed) for part in self._required(schema))
 
-    def _required(self, schema: Mapping[str, Any]) -> Iterator[Any]:
-        """Schemas that every value holds a value of."""
-        yield from schema["allOf"] if isinstance(schema.get("allOf"), list) else ()
-        if schema.get("type", "object") == "object":
-            properties = _dict(schema.get("properties"))
-            names = schema.get("required")
-            yield from (properties.get(str(name)) for name in (names if isinstance(names, list) else ()))
-        if schema.get("type") == "array" and isinstance(least := schema.get("minItems"), int) and least > 0:
-            yield schema.get("items")
+def _dependencies(schema: Mapping[str, Any], root: Mapping[str, Any]) -> tuple[list[Any], bool]:
+    """The schemas that a value of this one holds or meets, and whether it takes all of them or any."""
+    if isinstance(reference := schema.get("$ref"), str):
+        return [_resolve(reference, root)], True
+    for name in ("anyOf", "oneOf"):
+        if isinstance(schema.get(name), list) and schema[name]:
+            return schema[name], False
+    parts: list[Any] = list(schema["allOf"]) if isinstance(schema.get("allOf"), list) else []
+    if schema.get("type", "object") == "object":
+        properties, names = _dict(schema.get("properties")), schema.get("required")
+        parts += [properties.get(str(name)) for name in (names if isinstance(names, list) else ())]
+    if schema.get("type") == "array" and isinstance(least := schema.get("minItems"), int) and least > 0:
+        parts.append(schema.get("items"))
+    return parts, True
 
-    def _resolve(self, reference: str) -> Any:
-        found: Any = self._root
-        for name in reference.removeprefix("#").strip("/").split("/") if reference.strip("#/") else ():
-            found = _dict(found).get(name.replace("~1", "/").replace("~0", "~"))
-        return found
+
+def _resolve(reference: str, root: Mapping[str, Any]) -> Any:
+    found: Any = root
+    for name in reference.removeprefix("#").strip("/").split("/") if reference.strip("#/") else ():
+        found = _dict(found).get(name.replace("~1", "/").replace("~0", "~"))
+    return found

@@ -61,6 +61,7 @@ def json_expression(
     schema: Mapping[str, Any] | bool, field: str, *, is_strict: bool = True, whitespace: str | None = FREE_WHITESPACE
 ) -> str:
     """As `json_source`, as a part of another grammar's rule."""
+    _check_size(_to_json(schema, field), field)  # first: everything after it takes time by the schema's size
     check_schema(schema, field)
     if is_strict:
         check_keywords(schema, field)
@@ -106,6 +107,13 @@ def lark_source(grammar: str, field: str) -> str:
         detail = f"{field} is no grammar: {error}."
         raise InvalidOption(detail, hint="Write it in Lark's form or in GBNF.", field=field) from error
     return HEADER + _HEADED.sub("", found)
+
+
+def _to_json(schema: Mapping[str, Any] | bool, field: str) -> str:
+    try:
+        return json.dumps(schema)
+    except RecursionError as error:
+        raise InvalidOption(f"{field} is nested too deeply.", hint="Define parts in $defs.", field=field) from error
 
 
 def _check_size(text: str, field: str) -> str:
