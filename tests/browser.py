@@ -43,7 +43,7 @@ def install() -> str | None:
 if __name__ == "__main__":
     if install() is None:
         sys.stderr.write(
-            "\n*** No Chromium here, and none could be installed: the console's tests are skipped, which fails the run.\n"
+            "\n*** No Chromium here, and none could be installed: its tests are skipped, which fails the run.\n"
             "*** Try: apt-get install chromium\n"
             "*** or leave them out: make test ARGS='-m \"not release and not browser\"'\n\n"
         )
