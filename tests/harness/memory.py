@@ -31,7 +31,7 @@ def read_resident_bytes() -> int:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[object]:
-    """Collect no garbage while modules are imported: they leave little, and looking for it takes a third of the time."""
+    """Collect no garbage while modules are imported: they leave little, and the search takes a third of the time."""
     gc.disable()
     try:
         return (yield)
