@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import os
 import shutil
-import socket
 import subprocess
 import threading
 import time
@@ -29,6 +28,7 @@ from shared.annotation.training_run import TrainingPlan, TrainingRuns
 from shared.settings import Settings
 from tests.annotation.stand import BRUSH, FRAME, gateway
 from tests.annotation.test_label_studio_backend import SHORT, draw_disc, truth
+from tests.harness.waiting import free_port, wait_until
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = shutil.which("label-studio") or shutil.which("label-studio", path=str(ROOT / ".label-studio/bin"))
@@ -44,12 +44,6 @@ pytestmark = [
         "python -m venv .label-studio && .label-studio/bin/pip install label-studio",
     ),
 ]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +91,7 @@ def listening(url: str, studio: tuple[str, str], plan: TrainingPlan) -> Iterator
 
     thread = threading.Thread(target=asyncio.run, args=(serve(),))
     thread.start()
-    while not server.started:
-        time.sleep(0.05)
+    wait_until(lambda: server.started, what="the server's start")
     try:
         yield f"http://127.0.0.1:{port}"
     finally:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,8 @@ from shared.lm.bundled_models import MINILM
 from shared.registry.discovery import servables
 from shared.serving.build_app import build
 from shared.settings import Settings
+from tests.harness.serving import run_server
+from tests.harness.waiting import wait_until
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -41,19 +41,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @contextlib.contextmanager
 def listening(server: uvicorn.Server, ready: str) -> Iterator[str]:
     """A server in a thread: its address, once it says that it is ready."""
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    end = time.monotonic() + 120
-    while not server.started:
-        assert time.monotonic() < end, "it did not start"
-        time.sleep(0.02)
-    url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    while httpx2.get(f"{url}{ready}").status_code != 200:
-        assert time.monotonic() < end, "it is not ready"
-        time.sleep(0.1)
-    yield url
-    server.should_exit = True
-    thread.join(20)
+    with run_server(server) as url:
+        wait_until(lambda: httpx2.get(f"{url}{ready}").status_code == 200, 120, f"{ready} of the server")
+        yield url
 
 
 def plain_server(app: Any) -> uvicorn.Server:
@@ -95,8 +85,5 @@ def url(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> Iterator[str]
 
 def wait_for_routes(url: str) -> None:
     """Wait until the gateway has learned what both services answer."""
-    end = time.monotonic() + 120
     for path in ("/v1/chat/completions", "/v2/rerank"):
-        while httpx2.post(f"{url}{path}", json={}).status_code == 404:
-            assert time.monotonic() < end, f"nobody answers {path}"
-            time.sleep(0.2)
+        wait_until(lambda p=path: httpx2.post(f"{url}{p}", json={}).status_code != 404, 120, f"an answer of {path}")

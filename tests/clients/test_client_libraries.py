@@ -1,4 +1,4 @@
-"""Conformance with client libraries. All but openai need an environment of their own, and run in `make test-all`."""
+"""Conformance with client libraries; one that is not installed is skipped, and the summary says so."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import asyncio
 import json
 
 import numpy as np
-import openai
 import pytest
-from pydantic import BaseModel
 
 from services.llm_longctx.tests.conftest import MODEL
 from shared.lm.bundled_models import MINILM
+
+openai = pytest.importorskip("openai")
+from pydantic import BaseModel  # noqa: E402
 
 WHY = "is not installed; tests/clients/requirements.txt lists it"
 ASK = [{"role": "user", "content": "On or off?"}]
@@ -81,7 +82,7 @@ def test_langchain(url):
     assert isinstance(chat.with_structured_output(Switch, method="function_calling").invoke("On?"), Switch)
     message = chat.bind_tools([TOOL], tool_choice="any", parallel_tool_calls=False).invoke("On?")
     assert message.tool_calls[0]["name"] == "switch"
-    assert message.usage_metadata["input_token_details"].keys() >= {"cache_read"}
+    assert message.usage_metadata["input_tokens"] > message.usage_metadata["input_token_details"]["cache_read"]
     assert "".join(piece.content for piece in chat.stream("Hello"))
     embedder = langchain.OpenAIEmbeddings(
         model=MINILM, base_url=f"{url}/v1", api_key="none", check_embedding_ctx_length=False

@@ -29,6 +29,16 @@ def read_resident_bytes() -> int:
         return 0
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[object]:
+    """Collect no garbage while modules are imported: they leave little, and the search takes a third of the time."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Freeze what collection imported."""
     gc.collect()

@@ -17,11 +17,12 @@ from _pytest.fixtures import FixtureDef, SubRequest
 
 from tests.harness.skips import skip_message
 
+COSTLY_S = 0.01
+"""Shared fixtures that take less are not worth a word."""
 LEFT_OUT = ("e2e", "browser", "release")
 """Marks of tests that `make check` leaves out, however quick they are."""
 
 _PAID = pytest.StashKey[dict[str, float]]()
-_USED = pytest.StashKey[list[str]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -51,6 +52,7 @@ class FixtureClock:
 
     def __init__(self) -> None:
         self._building = 0
+        self._costly: set[str] = set()
 
     @pytest.hookimpl(wrapper=True)
     def pytest_fixture_setup(self, fixturedef: FixtureDef[Any], request: SubRequest) -> Iterator[object]:
@@ -64,8 +66,10 @@ class FixtureClock:
             return (yield)
         finally:
             self._building = 0
-            paid = item.stash.setdefault(_PAID, {})
-            paid[name] = round(paid.get(name, 0) + time.perf_counter() - began, 4)
+            if (seconds := time.perf_counter() - began) >= COSTLY_S:
+                self._costly.add(name)
+                paid = item.stash.setdefault(_PAID, {})
+                paid[name] = round(paid.get(name, 0) + seconds, 4)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item) -> Iterator[pytest.TestReport]:
@@ -73,9 +77,9 @@ class FixtureClock:
         report = yield
         if report.when == "setup":
             known = item._fixtureinfo.name2fixturedefs if isinstance(item, pytest.Function) else {}
-            used = {name_shared(each[-1], item) for each in known.values()} - {None}
+            used = self._costly.intersection(name_shared(each[-1], item) for each in known.values())
             marks = [name for name in LEFT_OUT if item.get_closest_marker(name)]
-            report.shared = {"paid": item.stash.get(_PAID, {}), "uses": sorted(map(str, used)), "marks": marks}
+            report.shared = {"paid": item.stash.get(_PAID, {}), "uses": sorted(used), "marks": marks}
         return report
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 
 from tests.harness import memory
@@ -41,6 +43,14 @@ def test_garbage_is_collected_once_after_a_file_that_grew(
     sizes += [100, memory.GROWTH_BYTES + 101, 900, 900]
     run_suite("memory", test_one=FILE, test_two=FILE)
     assert collected == ["collect", "freeze", "collect"]
+
+
+def test_garbage_is_collected_in_tests_but_not_while_they_are_imported(run_suite: RunSuite) -> None:
+    file = "import gc\nseen = gc.isenabled()\ndef test_a(): assert (seen, gc.isenabled()) == (False, True)"
+    assert run_suite("memory", test_one=file).ret == pytest.ExitCode.OK
+    broken = run_suite("memory", test_one="import gc\nassert not gc.isenabled()\nassert 0")
+    assert broken.ret == pytest.ExitCode.INTERRUPTED
+    assert gc.isenabled()
 
 
 def test_the_kernel_tells_a_size() -> None:

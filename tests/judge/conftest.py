@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from shared.registry.discovery import servables
 from shared.serving.build_app import build
 from shared.settings import Settings
 from tests.command import Command, command_runner
+from tests.harness.waiting import wait_until
 
 
 @dataclass
@@ -63,10 +63,7 @@ def judging(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Judging]:
         "relevance-judge", routers=[router], servables=ordered, settings=Settings(_env_file=None, data_dir=folder)
     )
     with fronted(app, "relevance-judge", folder) as (url, queue, _):
-        until = time.monotonic() + 60
-        while not _serves(url):
-            assert time.monotonic() < until
-            time.sleep(0.05)
+        wait_until(lambda: _serves(url), 60, "the service's readiness")
         yield Judging(url, model, queue)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 LINTERS = (
-    (BIN / "mypy",),
+    (BIN / "mypy", "--num-workers", "2"),
     (sys.executable, "-m", "tests.drift"),
     (sys.executable, "-m", "tests.claims"),
     (BIN / "lint-imports",),

@@ -80,3 +80,15 @@ def test_tests_that_the_quick_suite_never_runs_cost_nothing_and_are_not_listed()
     costs = slow.read_costs(rows)
     assert slow.list_slow(costs, budget=6) == []
     assert slow.list_slow(costs, budget=4) == ["a.py::f"], "the file has a test that the list does not speak of"
+
+
+@pytest.mark.parametrize(("expression", "expected"), [("not slow and not e2e", True), ("", None), ("not e2e", None)])
+def test_the_quick_suite_does_not_import_files_that_are_left_out(
+    expression: str, expected: bool | None, pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root: Any = pytestconfig.pluginmanager.get_plugin(str(slow.ROOT / "conftest.py"))
+    monkeypatch.setattr(root, "SLOW", frozenset({"tests/slow.py", "tests/report.py::main"}))
+    monkeypatch.setattr(pytestconfig.option, "markexpr", expression)
+    assert root.pytest_ignore_collect(slow.ROOT / "tests/slow.py", pytestconfig) is expected
+    assert root.pytest_ignore_collect(slow.ROOT / "tests/report.py", pytestconfig) is None
+    assert root.pytest_ignore_collect(slow.ROOT.parent / "tests/slow.py", pytestconfig) is None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from shared.registry.discovery import servables
 from shared.serving.build_app import build
 from shared.settings import Settings
 from tests.command import Command, command_runner
+from tests.harness.waiting import wait_until
 
 
 @dataclass
@@ -43,10 +43,7 @@ def remembering(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
         )
         with fronted(app, "llm-longctx", folder, auth=request.param) as (url, _, keys):
             headers = {"x-api-key": keys.add("watch", ("infer",))[1]} if request.param == "keys" else {}
-            until = time.monotonic() + 60
-            while not _serves(url, headers):
-                assert time.monotonic() < until
-                time.sleep(0.05)
+            wait_until(lambda: _serves(url, headers), 60, "the service's readiness")
             yield Remembering(url, keys)
 
 

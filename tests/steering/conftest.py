@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from services.llm_longctx.serving.local_models import make_local_model
 from services.llm_longctx.tests.conftest import write_folder
 from shared.serving.build_app import build
 from shared.settings import Settings
+from tests.harness.waiting import wait_until
 
 Steerable = tuple[str, dict[str, dict[str, str]]]
 
@@ -37,10 +37,8 @@ def steerable(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
         if request.param == "keys":
             headers["may"] = {"x-api-key": keys.add("may", ("infer", "interventions"))[1]}
             headers["may not"] = {"x-api-key": keys.add("may-not", ("infer",))[1]}
-        until = time.monotonic() + 60  # until the gateway knows the service's own routes
-        while httpx2.get(f"{url}/v1/steering-vectors", headers=headers["may"], timeout=60).status_code != 200:
-            assert time.monotonic() < until
-            time.sleep(0.05)
+        vectors = f"{url}/v1/steering-vectors"  # until the gateway knows the service's own routes
+        wait_until(lambda: httpx2.get(vectors, headers=headers["may"], timeout=60).status_code == 200, 60, vectors)
         yield url, headers
 
 
