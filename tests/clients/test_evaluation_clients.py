@@ -22,6 +22,7 @@ from shared.serving.tests.oip_mirrors import serving
 from shared.settings import Settings
 from tests.clients.conftest import listening
 
+pytestmark = pytest.mark.release
 FORMATS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 
 

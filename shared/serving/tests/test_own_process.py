@@ -10,12 +10,7 @@ import httpx2
 import pytest
 
 from shared.settings import environment
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+from tests.harness.waiting import free_port
 
 
 def run(*arguments):
