@@ -1,4 +1,4 @@
-"""A worker process for chaos tests: a job's body is how many seconds each attempt takes; begins and ends go into a shared ledger.
+"""A worker process for chaos tests: a body is how many seconds each attempt takes; a shared ledger has begins and ends.
 
 `python chaos_worker.py URL DATA_DIR LEDGER`
 """
