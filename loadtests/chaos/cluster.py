@@ -24,7 +24,8 @@ import httpx2
 
 from shared.jobs.redis_server import RedisServer
 from shared.settings import Settings
-from tests.deploy.ray_cluster import LOOPBACK, RayCluster, wait_for
+from tests.deploy.ray_cluster import LOOPBACK, RayCluster
+from tests.harness.waiting import wait_until
 
 NODES = ("127.0.0.2", "127.0.0.3", "127.0.0.5")
 SERVICE = "toy"
@@ -181,7 +182,7 @@ def _wait_for_successor(cluster: RayCluster, gone: str) -> None:
         ids = {replica.id for replica in cluster.list_replicas(SERVICE)}
         return gone not in ids and len(ids) == 2
 
-    wait_for(is_replaced, 180, "another replica takes its place")
+    wait_until(is_replaced, 180, "another replica takes its place")
 
 
 def main(names: tuple[str, ...] = tuple(SCENARIOS)) -> int:
@@ -198,7 +199,9 @@ def main(names: tuple[str, ...] = tuple(SCENARIOS)) -> int:
                 cluster.add_node(node)
             place(cluster, 2)
             url = cluster.start_gateway()
-            wait_for(lambda: httpx2.get(f"{url}/readyz").status_code == 200, 30, f"the gateway on {LOOPBACK} is ready")
+            wait_until(
+                lambda: httpx2.get(f"{url}/readyz").status_code == 200, 30, f"the gateway on {LOOPBACK} is ready"
+            )
             for name in names:
                 figures = run(cluster, url, name)
                 print(json.dumps(figures), flush=True)

@@ -16,8 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
@@ -28,8 +28,7 @@ from shared.jobs.redis_server import RedisServer
 from shared.serving.up import reaper
 from shared.settings import Settings
 from shared.settings import environment as process_environment
-
-Found = TypeVar("Found")
+from tests.harness.waiting import free_port, wait_until
 
 LOOPBACK = "127.0.0.1"
 HEAD = "127.0.0.4"
@@ -39,31 +38,11 @@ TOKEN = "a-token-of-this-test-and-no-other"  # at least 16 characters, or Ray re
 TERMINAL = frozenset({"RUNNING", "DEPLOY_FAILED", "UNHEALTHY"})
 
 
-def free_port() -> int:
-    """A loopback port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        return int(probe.getsockname()[1])
-
-
 def is_listening(port: int, host: str = LOOPBACK) -> bool:
     """Whether somebody accepts connections on a loopback port."""
     with contextlib.suppress(OSError), socket.create_connection((host, port), 1):
         return True
     return False
-
-
-def wait_for(condition: Callable[[], Found], seconds: float, what: str) -> Found:
-    """The first true answer of `condition`.
-
-    Raises:
-        AssertionError: There was none in time.
-    """
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, f"not within {seconds:g} s: {what}"
-        time.sleep(0.2)
-    return found
 
 
 class RayCluster:
@@ -92,7 +71,7 @@ class RayCluster:
             RAY_REDIS_ADDRESS=f"redis://{place.hostname}:{place.port}",
             RAY_external_storage_namespace="demo",
         )
-        wait_for(lambda: self._is_running(HEAD) and is_listening(self.gcs, HEAD), 240, "the head's GCS listens")
+        wait_until(lambda: self._is_running(HEAD) and is_listening(self.gcs, HEAD), 240, "the head's GCS listens")
 
     def add_node(self, node: str) -> None:
         """Start a node of one CPU on a loopback address."""
@@ -114,7 +93,7 @@ class RayCluster:
                 return answer.status_code == 200
             return False
 
-        wait_for(put, 240, "the dashboard takes the config")
+        wait_until(put, 240, "the dashboard takes the config")
 
     def wait_running(self, seconds: float) -> None:
         """Wait until all applications run.
@@ -130,7 +109,7 @@ class RayCluster:
                 found = self._request("GET").json()["applications"]
             return found if found and all(app["status"] in TERMINAL for app in found.values()) else {}
 
-        applications = wait_for(settled, seconds, "the applications run")
+        applications = wait_until(settled, seconds, "the applications run")
         failed = {name: app["message"] for name, app in applications.items() if app["status"] != "RUNNING"}
         assert not failed, failed
 
@@ -142,7 +121,7 @@ class RayCluster:
             found = self.list_replicas(service)
             return found if len(found) == count else []
 
-        return wait_for(settled, seconds, f"{count} replicas of {service} are ready")
+        return wait_until(settled, seconds, f"{count} replicas of {service} are ready")
 
     def list_replicas(self, service: str) -> list[ReplicaRecord]:
         """Replicas that are ready and renew their records."""
@@ -183,7 +162,7 @@ class RayCluster:
         http = free_port()
         env = self.environment("gateway", FOVEA_HTTP_PORT=str(http), FOVEA_GRPC_PORT="0", **settings)
         self._spawn(f"gateway-{http}", [sys.executable, "-m", "services.gateway"], env)
-        wait_for(lambda: is_listening(http), 60, "the gateway listens")
+        wait_until(lambda: is_listening(http), 60, "the gateway listens")
         return f"http://{LOOPBACK}:{http}"
 
     def data_dir(self, node: str) -> pathlib.Path:
@@ -231,15 +210,16 @@ class RayCluster:
 
 
 @contextlib.contextmanager
-def run_cluster(folders, *nodes: str) -> Iterator[RayCluster]:
+def run_cluster(folders, *nodes: str, **settings: str) -> Iterator[RayCluster]:
     """A head and nodes with a Redis of their own; what they logged is printed where a test fails.
 
     Args:
         folders: Pytest's `tmp_path_factory`.
         nodes: Loopback addresses.
+        settings: Variables of the environment of all nodes.
     """
     with RedisServer(Settings(data_dir=folders.mktemp("redis"), redis_url=None)) as server:
-        made = RayCluster(folders.mktemp("ray"), server.url, FOVEA_SHUTDOWN_GRACE_S="2")
+        made = RayCluster(folders.mktemp("ray"), server.url, FOVEA_SHUTDOWN_GRACE_S="2", **settings)
         try:
             made.start_head()
             for node in nodes:

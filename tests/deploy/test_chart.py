@@ -4,6 +4,7 @@ import copy
 import json
 import pathlib
 import subprocess
+from functools import cache
 
 import kubernetes_validate
 import pytest
@@ -56,9 +57,15 @@ def run_helm(*args, check=True):
     return subprocess.run([helm(), *args], capture_output=True, text=True, check=check, timeout=60)
 
 
-def render(*sets):
+@cache
+def template(*sets):
+    """What helm writes, rendered once for each list of values."""
     flags = [flag for pair in sets for flag in ("--set", pair)]
-    return [d for d in yaml.safe_load_all(run_helm("template", "demo", str(CHART), *flags).stdout) if d]
+    return run_helm("template", "demo", str(CHART), *flags).stdout
+
+
+def render(*sets):
+    return [d for d in yaml.load_all(template(*sets), yaml.CSafeLoader) if d]
 
 
 @pytest.fixture(scope="module", params=SETTINGS, ids=str)

@@ -116,7 +116,7 @@ def test_graphs_of_the_flavour_without_torch_are_where_services_look_for_them():
     assert DOCKERFILE.index("rm -rf /opt/export") < DOCKERFILE.index("COPY --from=build /opt/fovea")
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.skipif(
     not shutil.which("buildah"), reason="no buildah: `apt-get install buildah podman mmdebstrap` to build images"
 )

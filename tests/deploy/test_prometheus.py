@@ -19,9 +19,9 @@ from shared.jobs.redis_server import RedisServer
 from shared.settings import Settings, environment
 from tests.deploy.otlp_collector import Collector
 from tests.deploy.processes import Processes
-from tests.deploy.ray_cluster import free_port, wait_for
 from tests.deploy.test_chart import CHART, named, render
 from tests.deploy.tools import helm
+from tests.harness.waiting import free_port, wait_until
 
 HERE = pathlib.Path(__file__).parent
 needs_prometheus = pytest.mark.skipif(
@@ -41,6 +41,7 @@ asyncio.run(main())
 PER_GATEWAY_HZ = 5
 
 
+@pytest.mark.release
 @pytest.mark.skipif(not shutil.which("promtool"), reason="no promtool: `apt-get install prometheus` to run these")
 def test_alerts_fire_when_they_should_and_only_then():
     for command in (["check", "rules", CHART / "rules/fovea.yaml"], ["test", "rules", HERE / "rules_test.yaml"]):
@@ -154,7 +155,7 @@ def scene(tmp_path_factory):
         made = Scene(folder, server.url, collector)
         try:
             for url in made.urls:
-                wait_for(lambda u=url: is_ready(u), 90, "the gateways see the replica")
+                wait_until(lambda u=url: is_ready(u), 90, "the gateways see the replica")
             yield made
         finally:
             made.processes.stop()
@@ -166,29 +167,29 @@ def is_ready(url):
     return False
 
 
+@pytest.mark.release
 @needs_prometheus
-@pytest.mark.slow
 def test_prometheus_reads_every_pod_although_keys_are_on(scene):
-    wait_for(lambda: scene.value("sum(up)") == 3, 30, "all three are up")
+    wait_until(lambda: scene.value("sum(up)") == 3, 30, "all three are up")
     assert httpx2.get(f"{scene.urls[0]}/metrics").status_code == 401
     assert {sample["metric"]["service"] for sample in scene.query("fovea_ready_replicas")} == {"toy"}
 
 
+@pytest.mark.release
 @needs_prometheus
-@pytest.mark.slow
 def test_kedas_query_counts_the_jobs_once(scene):
     [trigger] = named(render(), "ScaledObject", "demo-medical-seg-worker")["spec"]["triggers"]
     query = trigger["metadata"]["query"].replace("medical-seg", "toy")
-    wait_for(lambda: scene.value(query) == 0, 30, "no job is an answer, too")
+    wait_until(lambda: scene.value(query) == 0, 30, "no job is an answer, too")
     with httpx2.Client(headers={**scene.headers, "prefer": "respond-async"}) as client:
         for number in range(5):
             url = scene.urls[number % 2]
             assert client.post(f"{url}/v1/echo", json={"text": "job"}).status_code == 202
-    wait_for(lambda: scene.value(query) == 5, 30, "five jobs, seen by two gateways, are five")
+    wait_until(lambda: scene.value(query) == 5, 30, "five jobs, seen by two gateways, are five")
 
 
+@pytest.mark.release
 @needs_prometheus
-@pytest.mark.slow
 def test_each_panel_of_the_dashboard_shows_the_true_number(scene):
     panels = {
         p["title"]: p["targets"][0]["expr"] for p in json.loads((CHART / "dashboards/fovea.json").read_text())["panels"]
@@ -219,8 +220,8 @@ def test_each_panel_of_the_dashboard_shows_the_true_number(scene):
     assert {float(s["value"][1]) for s in seen["Requests that wait in replicas"]} == {0.0}
 
 
+@pytest.mark.release
 @needs_prometheus
-@pytest.mark.slow
 def test_an_exemplar_of_prometheus_names_a_trace_of_the_collector(scene):
     with httpx2.Client(headers=scene.headers) as client:
         assert client.post(f"{scene.urls[0]}/v1/echo", json={"text": "hello"}).status_code == 200
@@ -231,5 +232,5 @@ def test_an_exemplar_of_prometheus_names_a_trace_of_the_collector(scene):
         answer = httpx2.get(f"{scene.prometheus}/api/v1/query_exemplars", params=window, timeout=10).json()
         return {one["labels"]["trace_id"] for series in answer["data"] for one in series["exemplars"]}
 
-    traces = wait_for(ask, 30, "Prometheus has exemplars")
-    wait_for(lambda: traces & {span.trace for span in scene.collector.spans}, 30, "the collector has their traces")
+    traces = wait_until(ask, 30, "Prometheus has exemplars")
+    wait_until(lambda: traces & {span.trace for span in scene.collector.spans}, 30, "the collector has their traces")

@@ -1,16 +1,22 @@
-"""The chart's `serveConfigV2` is PUT to a real Ray of a head and two nodes, as KubeRay does; it runs and answers."""
+"""A real Ray of a head and two nodes is told what to run as KubeRay tells it: it asks for nodes, runs and answers."""
 
 from __future__ import annotations
 
 import importlib
+import json
+import subprocess
+import sys
 
-import httpx2
 import pytest
 import yaml
 
-from tests.deploy.ray_cluster import run_cluster, wait_for
+from loadtests.chaos.cluster import SERVICE, serve_config
+from tests.deploy import one_request
+from tests.deploy.ray_cluster import HEAD, run_cluster
 from tests.deploy.test_chart import ALL_ON, SIX, named, render
 from tests.deploy.tools import helm
+from tests.harness.language_model import share_language_model
+from tests.harness.waiting import wait_until
 
 pytestmark = [
     pytest.mark.skipif(helm() is None, reason="no helm: neither on PATH nor in the carrier wheel"),
@@ -18,7 +24,12 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`"),
 ]
 NODES = ("127.0.0.2", "127.0.0.3")
-PLACED = ("medical-seg", "detection")
+POD = {"CPU": 1.0}
+MOST = 3
+PER_NODE = "node:__internal_implicit_resource_"
+"""How Ray writes `max_replicas_per_node`: as a resource of which each node has 1."""
+
+WAIT_S = 300
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +42,26 @@ def configs():
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
-    with run_cluster(tmp_path_factory, *NODES) as made:
+def cluster(tmp_path_factory, exported_graphs):
+    """A head; tests add nodes, which stay."""
+    with run_cluster(tmp_path_factory, FOVEA_GRAPHS_DIR=str(exported_graphs)) as made:
         yield made
+
+
+def add_nodes(cluster, *nodes):
+    for node in set(nodes) - cluster.sessions.keys():
+        share_language_model(cluster.data_dir(node) / "cache")
+        cluster.add_node(node)
+
+
+def ask_autoscaler(cluster):
+    """What waits for a node, and how many nodes the autoscaler would start; nothing while the head does not answer."""
+    command = [sys.executable, "-m", "tests.deploy.nodes_asked_for"]
+    place = [f"{HEAD}:{cluster.gcs}", json.dumps(POD), str(MOST)]
+    done = subprocess.run(
+        command + place, env=cluster.environment("asker"), capture_output=True, text=True, check=False, timeout=WAIT_S
+    )
+    return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {"pending": [], "nodes": None}
 
 
 @pytest.mark.parametrize("service", SIX)
@@ -48,19 +76,28 @@ def test_every_serve_config_is_valid_and_becomes_an_application(configs, service
 
 
 @pytest.mark.slow
-def test_configs_of_the_chart_run_on_a_real_ray_and_answer_through_a_gateway(cluster, configs):
-    cluster.submit(*(configs[name] for name in PLACED))
-    cluster.wait_running(180)
+def test_a_replica_without_a_node_asks_for_one_until_it_is_there(cluster):
+    add_nodes(cluster, NODES[0])
+    cluster.submit(serve_config(2, 2))
+    cluster.wait_replicas(SERVICE, 1, WAIT_S)
+    asked = wait_until(lambda: (found := ask_autoscaler(cluster))["pending"] and found, WAIT_S, "a replica waits")
+    [demand] = asked["pending"]
+    assert {name for name in demand if name.startswith(PER_NODE)}, demand
+    assert demand["CPU"] < POD["CPU"]  # the node has room by CPU: it is the rule of one per node that asks
+    assert asked["nodes"] == 1
+
+    add_nodes(cluster, NODES[1])  # what the operator makes of it
+    cluster.wait_replicas(SERVICE, 2, WAIT_S)
+    wait_until(lambda: ask_autoscaler(cluster) == {"pending": [], "nodes": 0}, WAIT_S, "nothing waits any more")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "services", [("medical-seg", "detection"), pytest.param(SIX, marks=pytest.mark.release)], ids=["two", "all six"]
+)
+def test_configs_of_the_chart_run_on_a_real_ray_and_answer_through_a_gateway(cluster, configs, services):
+    add_nodes(cluster, *NODES)
+    cluster.submit(*(configs[name] for name in services))
+    cluster.wait_running(WAIT_S)
     url = cluster.start_gateway()
-    for service in PLACED:
-        [replica] = wait_for(lambda s=service: cluster.list_replicas(s), 60, f"{service} is ready")
-        [model, *_] = replica.models
-        example = wait_for(lambda m=model: ask(url, f"/v1/models/{m}/example"), 30, "the gateway knows it").json()
-        task = httpx2.get(f"{url}/v1/models/{model}").json()["task"]
-        answer = httpx2.post(f"{url}/v1/{task}", json=example, timeout=60)
-        assert answer.status_code == 200, answer.text
-
-
-def ask(url, path):
-    answer = httpx2.get(url + path, timeout=10)
-    return answer if answer.status_code == 200 else None
+    assert {name: one_request.main(url, name) for name in services} == dict.fromkeys(services, 0)

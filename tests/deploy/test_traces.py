@@ -20,7 +20,7 @@ from shared.rpc import open_inference_pb2 as pb
 from shared.settings import Settings, environment
 from tests.deploy.otlp_collector import Collector
 from tests.deploy.processes import Processes
-from tests.deploy.ray_cluster import free_port, wait_for
+from tests.harness.waiting import free_port, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -90,7 +90,7 @@ class Platform:
         def look():
             return [s for s in self.collector.spans if (trace is None or s.trace == trace) and what(s)]
 
-        return wait_for(look, 30, "the span is collected")[0]
+        return wait_until(look, 30, "the span is collected")[0]
 
     def children_of(self, span):
         """Direct children, by name."""
@@ -104,7 +104,7 @@ def platform(tmp_path_factory):
     with redis as server, Collector().serve() as collector:
         made = Platform(folder, server.url, collector)
         try:
-            wait_for(made.is_ready, 120, "the gateway sees both services")
+            wait_until(made.is_ready, 120, "the gateway sees both services")
             yield made
         finally:
             made.processes.stop()
@@ -151,7 +151,7 @@ def test_a_job_is_a_trace_of_its_own_linked_to_the_request_that_was_accepted(pla
     with httpx2.Client(base_url=platform.url, timeout=60) as client:
         job = client.post("/v1/chat/completions", json=SAY, headers={"prefer": "respond-async"}).json()
         path = f"/v1/jobs/{job['id']}"
-        done = wait_for(
+        done = wait_until(
             lambda: (now := client.get(path).json())["status"] in {"succeeded", "failed"} and now, 90, "the job ends"
         )
     assert done["status"] == "succeeded", done

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pathlib
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import psutil
 import pytest
 
 from tests.harness.language_model import share_language_model
+from tests.harness.waiting import free_port
 
 Found = TypeVar("Found")
 
@@ -95,13 +95,6 @@ class Start(Protocol):
 
     def __call__(self, folder: pathlib.Path, *flags: str, **settings: str) -> Product:
         """Start it; `settings` are variables of its environment."""
-
-
-def free_port() -> int:
-    """A loopback port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def start(folder: pathlib.Path, *flags: str, **settings: str) -> Product:

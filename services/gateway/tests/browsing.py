@@ -44,6 +44,11 @@ def watched(started: Any, url: str, complaints: list[str]) -> Iterator[Any]:
     context.close()
 
 
+def drawn(page: Any) -> None:
+    """Wait for the frame after the next: what was asked for by then is on the canvas."""
+    page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+
 def figure(page: Any, name: str) -> str:
     """What a part of a page says."""
     text: str = page.locator(f"[data-part={name}]").inner_text()

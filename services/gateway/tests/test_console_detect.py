@@ -9,7 +9,7 @@ from PIL import Image
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from services.gateway.tests.browsing import MARKS, figure, kept
+from services.gateway.tests.browsing import MARKS, drawn, figure, kept
 from services.gateway.tests.stage import fronted
 from services.gateway.tests.stub_service import Stub, card
 from shared.api.boxes import DetectIn, Detection, DetectOut
@@ -94,7 +94,7 @@ def rows(page) -> list[str]:
 
 def strokes(page) -> int:
     """Pixels of the canvas that are not the picture's grey."""
-    page.wait_for_timeout(80)
+    drawn(page)
     script = """canvas => {
         const { width, height } = canvas;
         const copy = Object.assign(document.createElement("canvas"), { width, height });

@@ -3,7 +3,6 @@
 import io
 import json
 import re
-import time
 
 import httpx2
 import numpy as np
@@ -11,8 +10,9 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from services.gateway.tests.browsing import MARKS, figure, kept
+from services.gateway.tests.browsing import MARKS, drawn, figure, kept
 from services.gateway.tests.stub_service import photograph
+from tests.harness.waiting import wait_until
 
 pytestmark = MARKS
 
@@ -67,7 +67,7 @@ def test_overlay_outline_and_probability_change_the_picture_only(page):
 
 def shown(page):
     """What the canvas shows."""
-    page.wait_for_timeout(80)
+    drawn(page)
     return page.locator("canvas").evaluate("canvas => canvas.toDataURL()")
 
 
@@ -137,8 +137,7 @@ def test_another_model_keeps_the_picture_and_runs_again(page, stage, see):
     page.locator("#model").select_option("disc-large")
     see(page).to_have_url(re.compile("model=disc-large"))
     see(page.get_by_text("Card, licence and limits")).to_have_attribute("href", "/console/models/disc-large")
-    page.wait_for_timeout(300)
-    assert stage.stub.seen[-1]["options"]["model"] == "disc-large"
+    wait_until(lambda: stage.stub.seen[-1]["options"]["model"] == "disc-large")
 
 
 def test_a_segmentation_can_run_as_a_job_and_comes_back_to_the_page(page, stage, see):
@@ -160,10 +159,7 @@ def test_stopping_a_job_cancels_it(page, stage, see):
     page.get_by_role("button", name="Stop").click()
     see(page.locator("[data-part=progress]")).to_be_hidden()
     stage.queue.step_s = 0.05
-    until = time.monotonic() + 5
-    while list(stage.queue.jobs.values())[-1].status != "cancelled":
-        assert time.monotonic() < until
-        time.sleep(0.02)
+    wait_until(lambda: list(stage.queue.jobs.values())[-1].status == "cancelled")
 
 
 # The arithmetic, against scipy.

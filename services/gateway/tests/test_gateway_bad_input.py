@@ -70,7 +70,7 @@ async def test_a_live_stream_may_outgrow_the_limit_and_the_deadline(gateway: Any
     async def camera() -> AsyncIterator[bytes]:
         for _ in range(16):
             yield b"x" * 10_000
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.025)  # twice the deadline together
 
     scene = await gateway(max_body_bytes=100_000, request_timeout_s=0.2)
     scene.announce((await toy()).url, routes=("/v1/camera", "/v1/echo"), endless=("/v1/camera",))
@@ -85,7 +85,7 @@ async def test_a_live_stream_may_outgrow_the_limit_and_the_deadline(gateway: Any
 async def test_a_live_stream_that_pauses_is_given_up(gateway: Any, toy: Any) -> None:
     async def stuck() -> AsyncIterator[bytes]:
         yield b"x"
-        await asyncio.sleep(1)
+        await asyncio.Event().wait()
 
     scene = await gateway(body_read_timeout_s=0.2)
     scene.announce((await toy()).url, routes=("/v1/camera",), endless=("/v1/camera",))

@@ -18,6 +18,7 @@ from services.gateway.grpc import proxy, server
 from services.gateway.grpc.server import SERVICE, serve_grpc
 from services.gateway.policy.auth import KeyRing
 from shared.rpc import open_inference_pb2 as pb
+from tests.harness.waiting import until
 
 INFER = pb.ModelInferRequest(model_name="pranet", id="7", raw_input_contents=[b"\x00" * 1000]).SerializeToString()
 
@@ -180,8 +181,7 @@ async def test_memory_for_messages_is_given_back(front: Any, replica: Any) -> No
     await call(channel, "ModelInfer", INFER)
     with pytest.raises(grpc.aio.AioRpcError):
         await call(channel, "ModelInfer", b"\0" * 1000)
-    await asyncio.sleep(0.05)
-    assert budget.left == before
+    await until(lambda: budget.left == before)
 
 
 async def test_shared_memory_and_the_like_are_not_offered(front: Any) -> None:
@@ -305,11 +305,10 @@ async def test_a_caller_that_leaves_stops_the_replica(front: Any, replica: Any) 
     slow.sleep_s = 30
     replica = scene.announce("http://127.0.0.1:1", grpc=address)
     asking = channel.unary_unary(f"/{SERVICE}/ModelInfer")(INFER)
-    await asyncio.sleep(0.3)
+    await until(lambda: slow.seen)
     asking.cancel()
-    await asyncio.wait_for(slow.gone.wait(), 3)
-    await asyncio.sleep(0.1)
-    assert replica.in_flight == 0
+    await asyncio.wait_for(slow.gone.wait(), 20)
+    await until(lambda: replica.in_flight == 0)
 
 
 async def test_streams_pass_message_by_message(front: Any, replica: Any) -> None:

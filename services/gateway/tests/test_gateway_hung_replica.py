@@ -24,8 +24,8 @@ from services.gateway.server import create_server
 from services.gateway.tests.conftest import listening
 from shared.api.replica import ReplicaRecord, replicas_key
 from shared.rpc import open_inference_pb2 as pb
-from shared.serving.tests.toys import until
 from shared.settings import Settings, environment
+from tests.harness.waiting import until
 
 pytestmark = pytest.mark.slow
 

@@ -13,9 +13,9 @@ from services.gateway.routing import replica_registry
 from services.gateway.routing.replica_registry import ReplicaRegistry
 from shared.api.replica import LEASE_S, ReplicaRecord, replicas_key
 from shared.jobs.redis_server import RedisServer
-from shared.serving.tests.toys import until
 from shared.settings import Settings
 from tests.harness.clocks import Clock
+from tests.harness.waiting import until
 
 
 @pytest.fixture(autouse=True)

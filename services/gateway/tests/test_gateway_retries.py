@@ -7,7 +7,6 @@ import contextlib
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -15,6 +14,8 @@ from typing import Any
 
 import httpx2
 import pytest
+
+from tests.harness.waiting import free_port
 
 SERVER = """
 import sys, time, uvicorn
@@ -29,12 +30,6 @@ async def app(scope, receive, send):
     await send({"type": "http.response.body", "body": body})
 uvicorn.run(app, port=int(sys.argv[1]), log_level="warning", lifespan="off", access_log=False)
 """
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def spawn(port: int) -> subprocess.Popen[bytes]:

@@ -1,4 +1,4 @@
-"""A worker process for chaos tests: a job's body is how many seconds it takes; begins and ends go into a shared ledger.
+"""A worker process for chaos tests: a body is how many seconds each attempt takes; a shared ledger has begins and ends.
 
 `python chaos_worker.py URL DATA_DIR LEDGER`
 """
@@ -26,7 +26,8 @@ async def main(url: str, data_dir: str, ledger: str) -> None:
 
     async def handler(payload: Payload, ticket: Ticket) -> Result:
         note(ticket, "begin")
-        steps = max(1, round(float(payload.body.split(b" ")[0]) / 0.05))
+        seconds = payload.body.split(b" ")[0].split(b",")
+        steps = max(1, round(float(seconds[min(ticket.attempt, len(seconds)) - 1]) / 0.05))
         stop = asyncio.create_task(ticket.wait_until_cancelled())
         for step in range(steps):
             await ticket.progress(step / steps)

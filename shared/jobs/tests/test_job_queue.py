@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -14,6 +13,7 @@ from shared.jobs.consumer import Delivery, NothingToDo, QueueConsumer
 from shared.jobs.queue import JobQueue, Payload, Result
 from shared.jobs.redis_queue import RedisJobQueue
 from shared.settings import Settings
+from tests.harness.waiting import until
 
 DONE = Result(200, "application/json", b'{"mask": 1}', {"x-model": "pranet"})
 
@@ -357,12 +357,6 @@ async def test_finished_jobs_are_forgotten_after_their_time(
 
 async def collect(queue: RedisJobQueue, job_id: str) -> list[tuple[str, float, str | None]]:
     return [(job.status, job.progress, job.note) async for job in queue.events(job_id, "ann")]
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110  (the condition is somebody else's state)
-            await asyncio.sleep(0.005)
 
 
 async def test_events_tell_every_step_and_end_with_the_final_state(

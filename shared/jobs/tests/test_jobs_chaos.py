@@ -20,6 +20,7 @@ from shared.jobs.queue import Payload
 from shared.jobs.redis_queue import RedisJobQueue
 from shared.jobs.redis_server import RedisServer
 from shared.settings import Settings
+from tests.harness.waiting import until as wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -72,8 +73,13 @@ async def far_queue(own_redis: RedisServer, tmp_path: Path) -> AsyncIterator[Red
     await queue.close()
 
 
-def work(seconds: float, *, size: int = 0) -> Payload:
-    return Payload("svc", "/", f"{seconds} ".encode() + b"x" * size)
+async def until(condition: Callable[[], bool]) -> None:
+    await wait_for(condition, 90, "what another process does")
+
+
+def work(*seconds: float, size: int = 0) -> Payload:
+    """A job whose attempts take these seconds, the last ones the last of them."""
+    return Payload("svc", "/", ",".join(map(str, seconds)).encode() + b" " + b"x" * size)
 
 
 def lines(ledger: Path, what: str) -> list[str]:
@@ -85,12 +91,6 @@ def runner(ledger: Path, job: Job) -> int:
     """Pid of the worker that began the job last."""
     rows = [line.split() for line in ledger.read_text().splitlines()]
     return int([row[2] for row in rows if row[0] == job.id and row[3] == "begin"][-1])
-
-
-async def until(condition: Callable[[], bool], seconds: float = 90) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110  (the condition is another process's state)
-            await asyncio.sleep(0.01)
 
 
 async def ended(queue: RedisJobQueue, job: Job, seconds: float = 90) -> Job:
@@ -106,10 +106,10 @@ async def begun(queue: RedisJobQueue, ledger: Path, *jobs: Job) -> None:
 
 
 async def begin_one(
-    queue: RedisJobQueue, ledger: Path, workers: list[subprocess.Popen[bytes]], seconds: float
+    queue: RedisJobQueue, ledger: Path, workers: list[subprocess.Popen[bytes]], *seconds: float
 ) -> tuple[Job, subprocess.Popen[bytes]]:
     """A job that runs, and the worker that runs it."""
-    job, _ = await queue.submit(work(seconds))
+    job, _ = await queue.submit(work(*seconds))
     await begun(queue, ledger, job)
     return job, next(child for child in workers if child.pid == runner(ledger, job))
 
@@ -119,7 +119,7 @@ async def test_the_job_of_a_killed_worker_is_done_by_an_idle_one_within_ten_seco
     far_queue: RedisJobQueue, start_worker: Start, ledger: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("FOVEA_JOB_LEASE_S")
-    job, victim = await begin_one(far_queue, ledger, [start_worker(), start_worker()], 0.5)
+    job, victim = await begin_one(far_queue, ledger, [start_worker(), start_worker()], 60, 0.1)
     victim.send_signal(signal.SIGKILL)
     killed = time.monotonic()
     done = await ended(far_queue, job)
@@ -130,7 +130,7 @@ async def test_the_job_of_a_killed_worker_is_done_by_an_idle_one_within_ten_seco
 async def test_the_job_of_a_killed_worker_is_done_by_one_that_is_started_then(
     far_queue: RedisJobQueue, start_worker: Start, ledger: Path
 ) -> None:
-    job, victim = await begin_one(far_queue, ledger, [start_worker()], 0.5)
+    job, victim = await begin_one(far_queue, ledger, [start_worker()], 60, 0.1)
     victim.send_signal(signal.SIGKILL)
     start_worker()
     done = await ended(far_queue, job)
@@ -190,7 +190,7 @@ async def test_a_frozen_worker_that_wakes_does_not_overwrite_the_newer_answer(
     far_queue: RedisJobQueue, start_worker: Start, ledger: Path
 ) -> None:
     workers = [start_worker(), start_worker()]
-    job, frozen = await begin_one(far_queue, ledger, workers, 1.0)
+    job, frozen = await begin_one(far_queue, ledger, workers, 60, 0.1)
     frozen.send_signal(signal.SIGSTOP)
     done = await ended(far_queue, job)
     assert done.attempts == 2
@@ -220,8 +220,8 @@ async def test_a_terminated_worker_hands_its_job_to_another_at_once(
     far_queue: RedisJobQueue, start_worker: Start, ledger: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FOVEA_SHUTDOWN_GRACE_S", "0.2")
-    monkeypatch.setenv("FOVEA_JOB_LEASE_S", "600")
-    job, leaving = await begin_one(far_queue, ledger, [start_worker(), start_worker()], 1.0)
+    monkeypatch.setenv("FOVEA_JOB_LEASE_S", "60")
+    job, leaving = await begin_one(far_queue, ledger, [start_worker(), start_worker()], 60, 0.1)
     leaving.send_signal(signal.SIGTERM)
     await until(lambda: len(lines(ledger, "begin")) == 2)
     assert (await ended(far_queue, job)).status == "succeeded"

@@ -108,6 +108,7 @@ async def test_tls_is_trusted_by_its_own_authority_alone(
         await _check_tls(settings, payload)
 
 
+@pytest.mark.release
 async def test_a_server_with_tls_and_certificates_of_clients(
     certificates: Certificates, payload: Payload, tmp_path: Path
 ) -> None:

@@ -14,7 +14,7 @@ from shared.errors import Cancelled, DeadlineExceeded, Fault, InvalidOption, Not
 from shared.registry import CallContext
 from shared.serving import batching
 from shared.serving.batching import BatchContext, Batcher, BatchOptions
-from shared.serving.tests.toys import until
+from tests.harness.waiting import until
 
 
 class Doubler:

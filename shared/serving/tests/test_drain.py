@@ -15,8 +15,9 @@ from shared.api.replica import replicas_key
 from shared.serving.build_app import build
 from shared.serving.drain import DrainFiles, drain
 from shared.serving.replica import ReplicaServer
-from shared.serving.tests.toys import TOYS, until
+from shared.serving.tests.toys import TOYS
 from shared.settings import Settings, environment
+from tests.harness.waiting import until
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ async def replica(redis_url, tmp_path):
     settings = Settings(redis_url=redis_url, data_dir=tmp_path, shutdown_grace_s=1)
     made = ReplicaServer(build("toy", servables=TOYS, settings=settings), settings)
     await made.start()
-    await until(lambda: made.host.settled, 10)
+    await until(lambda: made.host.settled, 60)
     yield made
     await made.stop()
 
@@ -37,7 +38,7 @@ def pre_stop(data_dir, grace="20"):
 
 async def test_requests_in_flight_end_before_the_hook_returns_and_no_new_ones_are_sent(replica, redis_url, tmp_path):
     with redis.Redis.from_url(redis_url) as link:
-        await until(lambda: link.hlen(replicas_key("toy")), 5)
+        await until(lambda: link.hlen(replicas_key("toy")), 60)
         client = httpx2.AsyncClient(base_url=replica.http, timeout=30)
         how = {"json": {"text": "…"}, "headers": {"accept": "text/event-stream"}}
         async with client, client.stream("POST", "/v1/plan", **how) as endless:
@@ -65,12 +66,12 @@ async def test_what_comes_before_the_withdrawal_is_waited_for(redis_url, tmp_pat
     made = ReplicaServer(build("toy", servables=TOYS, settings=settings), settings, before_withdrawal=move)
     await made.start()
     with redis.Redis.from_url(redis_url) as link:
-        await until(lambda: link.hlen(replicas_key("toy")), 5)
+        await until(lambda: link.hlen(replicas_key("toy")), 60)
         hook = pre_stop(tmp_path)
         await until(lambda: asked, 20)
         assert link.hlen(replicas_key("toy"))
         moved.set()
-        await until(lambda: not link.hlen(replicas_key("toy")), 5)
+        await until(lambda: not link.hlen(replicas_key("toy")), 60)
     assert await asyncio.to_thread(hook.wait, 10) == 0
     await made.stop()
 

@@ -12,9 +12,10 @@ from shared.serving.build_app import build
 from shared.serving.heartbeat import Heartbeat
 from shared.serving.replica import ReplicaServer, load_app
 from shared.serving.tests import toys
-from shared.serving.tests.toys import TOYS, until
+from shared.serving.tests.toys import TOYS
 from shared.serving.up.startup_progress import ServiceProgress, StartupProgress
 from shared.settings import Settings
+from tests.harness.waiting import until
 
 
 @pytest.fixture

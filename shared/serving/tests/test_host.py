@@ -22,8 +22,9 @@ from shared.errors import (
 from shared.registry import CallContext, LoadContext
 from shared.serving.host import Host
 from shared.serving.tests import toys
-from shared.serving.tests.toys import TOYS, Echo, Eye, Picture, Text, until
+from shared.serving.tests.toys import TOYS, Echo, Eye, Picture, Text
 from shared.settings import Settings
+from tests.harness.waiting import until
 
 
 @pytest.fixture

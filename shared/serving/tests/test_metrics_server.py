@@ -11,14 +11,9 @@ from shared.serving import metrics_server
 from shared.serving.build_app import build
 from shared.serving.metrics_server import MetricsServer
 from shared.serving.replica import ReplicaServer
-from shared.serving.tests.toys import TOYS, until
+from shared.serving.tests.toys import TOYS
 from shared.settings import Settings
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+from tests.harness.waiting import free_port, until
 
 
 async def read(port):

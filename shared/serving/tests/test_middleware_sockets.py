@@ -15,9 +15,10 @@ from shared import telemetry
 from shared.errors import InvalidOption, RateLimited
 from shared.serving.build_app import build
 from shared.serving.replica import ReplicaServer
-from shared.serving.tests.toys import PNG, TOYS, until
+from shared.serving.tests.toys import PNG, TOYS
 from shared.settings import Settings
 from shared.sparsity import SparsityClaim
+from tests.harness.waiting import until
 
 LIMIT = 50_000
 

@@ -1,21 +1,16 @@
 """`python -m shared.serving SERVICE`: a replica in a process of its own, as the image runs it."""
 
+import contextlib
 import signal
 import socket
 import subprocess
 import sys
-import time
 
 import httpx2
 import pytest
 
 from shared.settings import environment
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+from tests.harness.waiting import free_port, wait_until
 
 
 def run(*arguments):
@@ -27,19 +22,17 @@ def run(*arguments):
 @pytest.mark.slow
 def test_it_serves_on_the_stated_ports_until_sigterm():
     http, grpc = free_port(), free_port()
-    process = run("detection", "--http-port", str(http), "--grpc-port", str(grpc))
-    end = time.monotonic() + 60
-    while time.monotonic() < end:
-        try:
-            answer = httpx2.get(f"http://127.0.0.1:{http}/livez")
-            break
-        except httpx2.ConnectError:
-            time.sleep(0.1)
-    assert answer.json() == {"status": "alive"}
+    process = run("relevance-judge", "--http-port", str(http), "--grpc-port", str(grpc))
+
+    def ask():
+        with contextlib.suppress(httpx2.ConnectError):
+            return httpx2.get(f"http://127.0.0.1:{http}/livez").json()
+
+    assert wait_until(ask, 120) == {"status": "alive"}
     with socket.create_connection(("127.0.0.1", grpc), 5):
         pass
     process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=30)
+    said, _ = process.communicate(timeout=120)
     assert process.returncode == 0
     assert '"serving"' in said
     assert "Traceback" not in said
@@ -48,15 +41,15 @@ def test_it_serves_on_the_stated_ports_until_sigterm():
 @pytest.mark.slow
 def test_unknown_service_and_port_in_use_are_one_clear_line():
     process = run("nope")
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=120)
     assert process.returncode == 2
     assert "medical-seg" in said
     assert "Traceback" not in said
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        process = run("detection", "--http-port", str(taken.getsockname()[1]))
-        said, _ = process.communicate(timeout=60)
+        process = run("relevance-judge", "--http-port", str(taken.getsockname()[1]))
+        said, _ = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "--http-port" in said
     assert "Traceback" not in said

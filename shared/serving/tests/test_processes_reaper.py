@@ -10,9 +10,9 @@ import time
 
 import pytest
 
-from shared.serving.tests.toys import until
 from shared.serving.up import reaper
 from shared.serving.up.processes import ProcessDied, ProcessGroup
+from tests.harness.waiting import until
 
 NAP = "import time; time.sleep(60)"
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('on', flush=True); time.sleep(60)"

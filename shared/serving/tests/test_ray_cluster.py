@@ -13,6 +13,7 @@ import redis
 from shared.api.replica import LEASE_S, ReplicaRecord, replicas_key
 from shared.serving.up import reaper
 from shared.settings import environment
+from tests.harness.waiting import wait_until
 
 # Ray's own use of pydantic, which it has to mend.
 pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
@@ -49,14 +50,6 @@ def ready(link):
     return [replica for replica in found if replica.ready and time.time() - replica.seen < LEASE_S]
 
 
-def wait_for(condition, seconds):
-    end = time.monotonic() + seconds
-    while not (answer := condition()):
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.1)
-    return answer
-
-
 def listening(session):
     """Addresses on which the processes of a session listen."""
     inodes = set()
@@ -80,19 +73,19 @@ def listening(session):
 @pytest.mark.slow
 def test_replicas_are_placed_on_loopback_healed_and_ended(cluster):
     driver, link = cluster
-    first, second = wait_for(lambda: len(found := ready(link)) == 2 and found, 90)
+    first, second = wait_until(lambda: len(found := ready(link)) == 2 and found, 90)
     assert httpx2.post(f"{first.http}/v1/echo", json={"text": "a"}).json()["text"] == "a"
     ours = listening(driver.pid)
     assert ours
     assert ours <= {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
 
     os.kill(first.pid, signal.SIGKILL)
-    (third,) = wait_for(lambda: [r for r in ready(link) if r.id not in {first.id, second.id}], 60)
+    (third,) = wait_until(lambda: [r for r in ready(link) if r.id not in {first.id, second.id}], 60)
     assert httpx2.post(f"{third.http}/v1/echo", json={"text": "b"}).json()["text"] == "b"
 
     driver.terminate()
     assert driver.wait(40) == 0
-    wait_for(lambda: not reaper.session_members(driver.pid), 10)
+    wait_until(lambda: not reaper.session_members(driver.pid), 10)
     left = {name.decode() for name in link.hkeys(replicas_key("toy"))}
     assert left == {first.id}  # the others withdrew; the killed one could not
 

@@ -12,10 +12,11 @@ import pytest
 from shared.serving.build_app import build
 from shared.serving.replica import ReplicaServer
 from shared.serving.tests import toys
-from shared.serving.tests.toys import PNG, until
+from shared.serving.tests.toys import PNG
 from shared.serving.up.launch import port_in_use
 from shared.serving.up.smoke_test import SmokeResult, _failure, _summary, run_smoke_test
 from shared.settings import Settings, environment
+from tests.harness.waiting import until
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import pytest
 
 from shared.errors import DeadlineExceeded
 from shared.registry import CallContext
-from shared.serving.tests.toys import until
 from shared.serving.thread_stream import iterate_in_thread
+from tests.harness.waiting import until
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ import pytest
 from shared.api.job import Job
 from shared.jobs.queue import Payload
 from shared.jobs.redis_queue import RedisJobQueue
-from shared.serving.tests.toys import until
 from shared.settings import Settings
+from tests.harness.waiting import until
 
 pytestmark = pytest.mark.slow
 

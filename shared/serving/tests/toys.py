@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,7 +32,7 @@ class Text(BaseModel):
 
     text: str = Field("hello", max_length=100)
     times: int = Field(1, ge=1, le=5)
-    sleep: float = Field(0.0, ge=0, le=2)
+    sleep: float = Field(0.0, ge=0, le=600)
 
 
 class Said(BaseModel):
@@ -62,6 +61,14 @@ class PlusOne:
         """Nothing is held."""
 
 
+def nap(seconds: float, run: CallContext) -> None:
+    """Take so long, unless the run ends before."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        run.check()
+        time.sleep(0.002)
+
+
 class Echo(Servable[Text, Said]):
     """Says the text back; the texts `bad` and `bug` fail."""
 
@@ -83,10 +90,7 @@ class Echo(Servable[Text, Said]):
         """Say them back, after the longest sleep of the batch."""
         self.threads.add(threading.current_thread().name)
         self.seen += [request.text for request in batch]
-        until = time.monotonic() + max(request.sleep for request in batch)
-        while time.monotonic() < until:
-            run.check()
-            time.sleep(0.002)
+        nap(max(request.sleep for request in batch), run)
         return [self._say(request, len(batch)) for request in batch]
 
     def _say(self, request: Text, together: int) -> Said | FoveaError:
@@ -139,7 +143,7 @@ class Long(Echo):
         for step in range(5):
             run.check()
             run.progress(step / 5, f"step {step}")
-            time.sleep(batch[0].sleep / 5)
+            nap(batch[0].sleep / 5, run)
         return super().predict([request.model_copy(update={"sleep": 0}) for request in batch], run)
 
 
@@ -200,11 +204,3 @@ class Eye(Servable[Picture, Seen]):
 
 
 TOYS: dict[str, Any] = {kind.card.name: kind for kind in (Echo, Story, Long, Eye)}
-
-
-async def until(condition: Any, seconds: float = 5.0) -> None:
-    """Wait until `condition()` holds; fail after `seconds`."""
-    end = time.monotonic() + seconds
-    while not condition():  # what is waited for happens on other threads and in other processes
-        assert time.monotonic() < end, "it did not happen"
-        await asyncio.sleep(0.002)
