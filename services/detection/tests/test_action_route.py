@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +23,7 @@ from shared.export.artifacts import ExportedForms
 from shared.registry import CallContext, LoadContext
 from shared.registry.weights import read_weights
 from shared.serving.build_app import build
+from shared.serving.tests.ready_client import ready_client
 from shared.settings import Settings
 from shared.vision.decode import decode
 from tests.contract.sameness import differences
@@ -35,11 +35,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
         _env_file=None, data_dir=tmp_path_factory.mktemp("fovea"), intra_op_threads=1, shutdown_grace_s=1
     )
     app = build("detection", servables={"bmn": BmnActionDetector, "bmn-csa": BmnCsaActionDetector}, settings=settings)
-    with TestClient(app) as made:
-        until = time.monotonic() + 120
-        while made.get("/readyz").status_code != 200:
-            assert time.monotonic() < until, made.get("/readyz").text
-            time.sleep(0.05)
+    with ready_client(app) as made:
         yield made
 
 

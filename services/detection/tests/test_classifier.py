@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import io
-import time
 
 import numpy as np
 import pytest
 import torch
-from starlette.testclient import TestClient
 
 from services.detection.models.patnet import PATNet
 from services.detection.servables.classifier import FEATURE_MAPS, Classifier
@@ -18,6 +16,7 @@ from shared.registry import CallContext, Card, LoadContext
 from shared.registry.card import Paper
 from shared.registry.weights import Manifest, NetworkSpec, write_weights
 from shared.serving.build_app import build
+from shared.serving.tests.ready_client import ready_client
 from shared.settings import Settings
 from shared.training.publish import arrays_of
 from shared.vision.decode import decode
@@ -163,11 +162,7 @@ def client(tmp_path_factory):
     data = tmp_path_factory.mktemp("fovea")
     write(data / "weights", recipe={"classes": NAMES, "side": 64})
     settings = Settings(_env_file=None, data_dir=data, intra_op_threads=1, shutdown_grace_s=1)
-    with TestClient(build("detection", servables={"tiny": Tiny}, settings=settings)) as made:
-        until = time.monotonic() + 120
-        while made.get("/readyz").status_code != 200:
-            assert time.monotonic() < until, made.get("/readyz").text
-            time.sleep(0.05)
+    with ready_client(build("detection", servables={"tiny": Tiny}, settings=settings)) as made:
         yield made
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from shared.api.plan import PlanOut
 from shared.export.artifacts import ExportedForms
 from shared.registry.weights import read_weights
 from shared.serving.build_app import build
+from shared.serving.tests.ready_client import ready_client
 from shared.settings import Settings
 from shared.vision.decode import decode
 
@@ -31,11 +31,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     settings = Settings(
         _env_file=None, data_dir=tmp_path_factory.mktemp("fovea"), intra_op_threads=1, shutdown_grace_s=1
     )
-    with TestClient(build("detection", servables={"fovea-planner": FoveaPlanner}, settings=settings)) as made:
-        until = time.monotonic() + 120
-        while made.get("/readyz").status_code != 200:
-            assert time.monotonic() < until, made.get("/readyz").text
-            time.sleep(0.05)
+    with ready_client(build("detection", servables={"fovea-planner": FoveaPlanner}, settings=settings)) as made:
         yield made
 
 

@@ -7,7 +7,6 @@ import datetime as dt
 import io
 import json
 import math
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from services.detection.survey.routes import router
 from services.detection.survey.schemas import Observation, SeenObject
 from shared.errors import Malformed, TooLarge
 from shared.serving.build_app import build
+from shared.serving.tests.ready_client import ready_client
 from shared.settings import Settings
 from shared.vision.decode import DecodeBounds
 
@@ -186,11 +186,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
         _env_file=None, data_dir=tmp_path_factory.mktemp("fovea"), intra_op_threads=1, shutdown_grace_s=1
     )
     servables = {"yolo9tr": Detector, "planner": FoveaPlanner}
-    with TestClient(build("detection", routers=[router], servables=servables, settings=settings)) as made:
-        until = time.monotonic() + 90
-        while made.get("/readyz").status_code != 200:
-            assert time.monotonic() < until, made.get("/readyz").text
-            time.sleep(0.05)
+    with ready_client(build("detection", routers=[router], servables=servables, settings=settings)) as made:
         yield made
 
 

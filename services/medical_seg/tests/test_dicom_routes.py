@@ -30,6 +30,7 @@ from services.medical_seg.models.pranet import PraNetSegmenter
 from services.medical_seg.tests.test_dicom_objects import raw
 from shared.errors import InvalidOption, NotFound, NotReady
 from shared.serving.build_app import build
+from shared.serving.tests.ready_client import ready_client
 from shared.settings import Settings
 
 EXAMPLE = PraNetSegmenter.folder.parent / "models" / "example.jpg"
@@ -63,11 +64,7 @@ def endoscopy(frames: int = 2, spacing: list[float] | None = None) -> bytes:
 def served(folder: Path, **more: Any) -> Iterator[TestClient]:
     settings = Settings(_env_file=None, data_dir=folder, intra_op_threads=1, shutdown_grace_s=1, **more)
     app = build("medical-seg", routers=[router], servables={"pranet": PraNetSegmenter}, settings=settings)
-    with TestClient(app) as made:
-        until = time.monotonic() + 60
-        while made.get("/readyz").status_code != 200:
-            assert time.monotonic() < until
-            time.sleep(0.05)
+    with ready_client(app) as made:
         yield made
 
 

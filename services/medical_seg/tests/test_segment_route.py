@@ -3,17 +3,16 @@
 import base64
 import io
 import json
-import time
 
 import numpy as np
 import pytest
 from PIL import Image
-from starlette.testclient import TestClient
 
 from services.medical_seg.models.pranet import PraNetSegmenter
 from services.medical_seg.recipes.polyps import draw_frame
 from shared.api.mask import SegmentOut
 from shared.serving.build_app import build
+from shared.serving.tests.ready_client import ready_client
 from shared.settings import Settings
 from shared.vision.decode import decode
 from tests.bad_pictures import encoded, odd, refused
@@ -21,6 +20,8 @@ from tests.contract.sameness import differences
 
 EXAMPLE = PraNetSegmenter.sample.read_bytes()
 SIZE = Image.open(io.BytesIO(EXAMPLE)).size
+ODD, REFUSED = ("exif-6-jpeg", "paged-tiff"), ("truncated-png", "bomb-png", "gif")
+"""Pictures of each way through the route; the contract suite sends all of them to the Servable."""
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +36,7 @@ def client(tmp_path_factory):
         shutdown_grace_s=1,
     )
     app = build("medical-seg", servables={"pranet": PraNetSegmenter}, settings=settings)
-    with TestClient(app) as made:
-        until = time.monotonic() + 240
-        while made.get("/readyz").status_code != 200:
-            assert time.monotonic() < until, made.get("/readyz").text
-            time.sleep(0.05)
+    with ready_client(app) as made:
         yield made
 
 
@@ -89,8 +86,8 @@ def test_picture_may_come_in_any_form(client, plain, how):
     assert differences(answered(client.post("/v1/segment", **how)), plain) == []
 
 
-@pytest.mark.parametrize("sample", odd(), ids=lambda sample: sample.name)
-def test_every_kind_of_picture_is_answered_upright(client, sample):
+@pytest.mark.parametrize("sample", [one for one in odd() if one.name in ODD], ids=lambda sample: sample.name)
+def test_a_picture_is_answered_in_its_upright_size(client, sample):
     answer = answered(client.post("/v1/segment", content=sample.data, headers={"content-type": "image/png"}))
     assert (answer.width, answer.height) == sample.size
     assert decode(answer.mask).pixels.shape[:2] == sample.size[::-1]
@@ -105,7 +102,7 @@ def test_turned_example_has_the_same_mask(client):
     assert differences(*map(answered, replies)) == []
 
 
-@pytest.mark.parametrize("sample", refused(), ids=lambda sample: sample.name)
+@pytest.mark.parametrize("sample", [one for one in refused() if one.name in REFUSED], ids=lambda sample: sample.name)
 def test_bad_picture_is_a_problem_that_says_why(client, sample):
     status = 413 if len(sample.data) > 3_000_000 else sample.status
     told = problem(client.post("/v1/segment", json={"image": text(sample.data)}), status)
