@@ -37,7 +37,7 @@ PATIENCE_S = 900
 DISCS = 16
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.release,
     pytest.mark.e2e,
     pytest.mark.skipif(
         PROGRAM is None and "LABEL_STUDIO_URL" not in os.environ,

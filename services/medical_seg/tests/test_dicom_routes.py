@@ -224,6 +224,7 @@ def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 LOGIN = "Basic " + base64.b64encode(b"fovea:secret").decode()
 
 
+@pytest.mark.release
 def test_a_study_goes_from_orthanc_to_a_segmentation_in_orthanc(orthanc: str, tmp_path: Path) -> None:
     pacs, film = DicomWebClient(orthanc, authorization=LOGIN), endoscopy()
     ct = raw("CT_small.dcm")

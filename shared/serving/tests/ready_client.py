@@ -16,9 +16,9 @@ LONGEST_S = 240
 
 
 @contextmanager
-def ready_client(app: FastAPI) -> Iterator[TestClient]:
+def ready_client(app: FastAPI, *, raise_server_exceptions: bool = True) -> Iterator[TestClient]:
     """Start a service in this process and wait until its models answer."""
-    with TestClient(app) as client:
+    with TestClient(app, raise_server_exceptions=raise_server_exceptions) as client:
         end = time.monotonic() + LONGEST_S
         while (answer := client.get("/readyz")).status_code != 200:
             assert time.monotonic() < end, answer.text
