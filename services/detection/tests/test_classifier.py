@@ -157,11 +157,3 @@ def test_the_route_answers_json_pictures_and_tables(client, page):
         reply = client.post("/v1/classify?tile=65", **body)
         assert reply.headers["content-type"].partition(";")[0] == media
         assert reply.status_code == 200
-
-
-@pytest.mark.parametrize(
-    ("query", "field"), [("tile=15", "tile"), ("tile=x", "tile"), ("top_k=0", "top_k"), ("tiles=96", "tiles")]
-)
-def test_a_bad_option_is_named(client, page, query, field):
-    reply = client.post(f"/v1/classify?{query}", content=page, headers={"content-type": "image/png"})
-    assert (reply.status_code, reply.json()["field"]) == (422, field)

@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-__all__ = ["ready_client"]
-
 LONGEST_S = 240
 """Weights are read and graphs opened while other tests take the processors."""
 

@@ -11,8 +11,6 @@ from pydantic import BaseModel
 from shared.vision.decode import decode
 from shared.vision.draw import encode
 
-__all__ = ["FREE", "situations", "told_values"]
-
 _CONTEXTS: Mapping[str, Sequence[Mapping[str, Any]]] = {
     "actions": [
         {"class_scores": (0.3, 0.3, 0.2), "class_names": ("a", "b", "c"), "max_proposals": 1000,
