@@ -1,4 +1,4 @@
-"""`POST /v1/restore`: references, Accept, bad pictures, limits and deadlines. What all routes share is tested with them."""
+"""`POST /v1/restore`: references, Accept, bad pictures, limits, deadlines. What routes share is tested with them."""
 
 import base64
 import io
