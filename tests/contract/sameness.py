@@ -12,8 +12,6 @@ from pydantic import BaseModel
 from shared.errors import FoveaError
 from shared.vision.decode import decode
 
-__all__ = ["differences"]
-
 VOLATILE = frozenset({"times", "timings", "id", "created", "request_id", "seconds", "elapsed", "latency_ms", "ms"})
 """Fields that tell of this call, not of the answer."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from shared.jobs.queue import Payload
 from shared.jobs.redis_queue import RedisJobQueue
 from shared.registry import LoadContext
 from shared.serving.build_app import build
+from shared.serving.tests.ready_client import ready_client
 from shared.settings import Settings
 from shared.storage.tests.small_disk import make_read_only, mount_small_disk
 
@@ -42,10 +42,7 @@ def test_a_service_whose_disk_is_full_or_read_only_says_what_to_do(tmp_path: Pat
     with mount_small_disk(tmp_path / "disk") as place:
         settings = Settings(data_dir=place / "data", shutdown_grace_s=1)
         app = build("relevance-judge", routers=[router], servables={"log-odds": Answering}, settings=settings)
-        with TestClient(app, raise_server_exceptions=False) as client:
-            until = time.monotonic() + 20
-            while client.get("/readyz").status_code != 200 and time.monotonic() < until:
-                time.sleep(0.01)
+        with ready_client(app, raise_server_exceptions=False) as client:
             assert client.post("/v1/judge/calibrations", json={**training, "name": "small"}).status_code == 200
             ids = [f"{n} {'x' * 9000}" for n in range(12)]
             full = client.post("/v1/judge/calibrations", json={**training, "pairs": ids, "name": "large"})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from services.relevance_judge.tests.fake_endpoint import FakeModel
 from shared.lm.head_plan_store import HeadPlanStore
 from shared.registry import LoadContext, servables
 from shared.serving.build_app import build
+from shared.serving.tests.ready_client import ready_client
 from shared.settings import Settings, environment
 from shared.storage import open_object_store
 from shared.storage.tests.s3_server import run_s3_server
@@ -52,11 +52,7 @@ def machine(variables: dict[str, str], tmp_path: Path, monkeypatch: pytest.Monke
 
 @contextmanager
 def _serving(service: str, router: Any, kinds: Any, settings: Settings) -> Iterator[TestClient]:
-    with TestClient(build(service, routers=[router], servables=kinds, settings=settings)) as client:
-        until = time.monotonic() + 60
-        while client.get("/readyz").status_code != 200:
-            assert time.monotonic() < until
-            time.sleep(0.02)
+    with ready_client(build(service, routers=[router], servables=kinds, settings=settings)) as client:
         yield client
 
 

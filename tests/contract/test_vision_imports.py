@@ -20,9 +20,11 @@ NETWORKS = tuple(name for name, build in networks().items() if ".models." in bui
 
 
 def layout_names() -> list[Any]:
-    """The first and the last official layout of every vision network; the last ones are large."""
+    """The first and the last official layout of every vision network; the last ones are large: before a release."""
     return [
-        pytest.param(name, layout, id="-".join([name, *map(str, layout.values())]), marks=[pytest.mark.slow] * bool(at))
+        pytest.param(
+            name, layout, id="-".join([name, *map(str, layout.values())]), marks=[pytest.mark.release] * bool(at)
+        )
         for name in NETWORKS
         for at, layout in enumerate(layouts(name)[:1] + layouts(name)[1:][-1:])
     ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ from services.detection.servables.action_detector import ActionDetector
 from services.detection.servables.box_detector import BoxDetector
 from services.detection.servables.classifier import Classifier
 from services.detection.servables.scanpath_predictor import ScanpathPredictor
+from services.llm_longctx.serving.decoder_model import DecoderModel
+from services.llm_longctx.tests.conftest import write_folder
 from services.medical_seg.segmenter import Segmenter
 from services.vision_restoration.restorer import Restorer
 from shared.registry import Card, Paper, Servable, network
@@ -134,6 +136,26 @@ RECIPES = {
 }  # fmt: skip
 
 
+class ToyDecoder(DecoderModel):
+    """A random decoder of two layers that writes bytes."""
+
+    folder: ClassVar[Path]
+    card: ClassVar[Card] = Card(
+        name="family-decoder",
+        task="chat",
+        summary="Babbles.",
+        paper=Paper(title="None", venue="none", year=2026),
+        licence="none",
+        notes=("No ONNX graph: its steps share a growing cache.",),
+        example={"messages": [{"role": "user", "content": "one two three four"}], "max_tokens": 8, "temperature": 0},
+    )
+
+    @classmethod
+    def source(cls) -> Path:
+        """A folder of the test."""
+        return cls.folder
+
+
 def _describe(name: str) -> type[VisionServable[Any, Any, Any]]:
     toy = RECIPES[name]
     card = Card(
@@ -150,13 +172,16 @@ def _describe(name: str) -> type[VisionServable[Any, Any, Any]]:
     return made
 
 
-TOYS: dict[str, Kind] = {name: _describe(name) for name in RECIPES}
-"""The toys by name. `write_toy` gives them weights."""
+VISION_TOYS: dict[str, Kind] = {name: _describe(name) for name in RECIPES}
+"""Toys of vision by name. `write_toy` gives them weights."""
+
+TOYS: dict[str, type[Servable[Any, Any]]] = {**VISION_TOYS, "family-decoder": ToyDecoder}
+"""All toys by name."""
 
 
 def write_toy(name: str, folder: Path) -> Kind:
     """Write a toy's weights and its picture into a folder, and name both in its class."""
-    kind, toy = TOYS[name], RECIPES[name]
+    kind, toy = VISION_TOYS[name], RECIPES[name]
     with torch.random.fork_rng():
         torch.manual_seed(toy.seed)
         net = network(toy.network, **toy.config)
@@ -174,14 +199,15 @@ def write_toy(name: str, folder: Path) -> Kind:
 
 def write_toys(folder: Path) -> None:
     """Write all toys."""
-    for name in TOYS:
+    for name in VISION_TOYS:
         write_toy(name, folder)
+    ToyDecoder.folder = write_folder(folder / "decoder")
 
 
 def adopt_weights(kind: type[Servable[Any, Any]]) -> None:
     """Name on the Card of a class that is made from a toy the weights of that toy, as an author would."""
     for base in kind.__mro__[1:]:
-        if base in TOYS.values():
+        if base in VISION_TOYS.values():
             kind.card = kind.card.model_copy(update={"weights": base.card.weights})
             return
 

@@ -11,8 +11,6 @@ from pathlib import Path
 
 from shared.errors import FoveaError
 
-__all__ = ["Harness", "SlowInput", "with_file"]
-
 MAX_CPU_S = 5.0
 """Processor seconds that an input of a few kilobytes may take, on a busy machine too."""
 

@@ -8,8 +8,6 @@ import pkgutil
 from tests.fuzz import decoders
 from tests.fuzz.harness import Harness
 
-__all__ = ["HARNESSES"]
-
 HARNESSES: dict[str, Harness] = {
     name: harness
     for module in sorted(info.name for info in pkgutil.iter_modules(decoders.__path__))

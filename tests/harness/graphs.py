@@ -15,7 +15,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import cache, partialmethod
 from importlib import metadata
@@ -25,10 +25,7 @@ import pytest
 
 from shared.export.artifacts import ExportedForms
 from shared.export.parity import Parity
-from shared.registry import networks, servables
-from shared.registry.discovery import services_with_models
-from shared.registry.weights import find_weights, read_weights
-from shared.vision.servable import VisionServable
+from shared.registry import networks
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,7 +38,7 @@ KEPT_DAYS = 30
 _ELSEWHERE = ("errors", "settings", "sparsity", "storage", "telemetry")
 """Modules of `shared` that compute no tensor: a change there leaves graphs as they are."""
 
-_IMPORT = re.compile(r"^\s*from ((?:services|shared)[.\w]*) import ([^#\n]*)", re.MULTILINE)
+_IMPORT = re.compile(r"^\s*from ((?:services|shared)[.\w]*) import (\([^)]*\)|[^#\n]*)", re.MULTILINE)
 _export = ExportedForms._export
 
 
@@ -95,14 +92,10 @@ def only_one(file: Path) -> Iterator[None]:
 
 
 def copy(source: Path, target: Path) -> None:
-    """Put a copy in place, whole or not at all; a link where the file system can."""
+    """Put a copy in place, whole or not at all; no link, because tests damage the graphs that they get."""
     draft = target.with_name(f".{target.name}.{os.getpid()}")
     target.parent.mkdir(parents=True, exist_ok=True)
-    draft.unlink(missing_ok=True)
-    try:
-        os.link(source, draft)
-    except OSError:
-        shutil.copyfile(source, draft)
+    shutil.copyfile(source, draft)
     draft.replace(target)
 
 
@@ -113,9 +106,10 @@ class GraphFolder:
         self.folder = folder
         self.exports = 0
         folder.mkdir(parents=True, exist_ok=True)
-        for file in folder.iterdir():
-            if file.stat().st_mtime < time.time() - KEPT_DAYS * 24 * 3600:
-                file.unlink(missing_ok=True)
+        for file in (*folder.glob("*.onnx"), *folder.glob("*.json")):
+            with suppress(FileNotFoundError):  # another worker removes it, too
+                if file.stat().st_mtime < time.time() - KEPT_DAYS * 24 * 3600:
+                    file.unlink()
 
     def export(self, forms: ExportedForms) -> Parity:
         """Put the graph of some weights where the product wants it; stands in for `ExportedForms._export`."""
@@ -167,8 +161,12 @@ def exported_graphs(graph_folder: GraphFolder, tmp_path_factory: pytest.TempPath
     """Folder with the graphs of all packaged vision models, for products and clusters that a test starts.
 
     Give it to their processes as the setting `FOVEA_GRAPHS_DIR` (or `Settings(graphs_dir=...)`): they read the graphs
-    as a service does whose image came with them, and export nothing. Its files are links into the shared folder.
+    as a service does whose image came with them, and export nothing.
     """
+    from shared.registry.discovery import servables, services_with_models
+    from shared.registry.weights import find_weights, read_weights
+    from shared.vision.servable import VisionServable
+
     folder = tmp_path_factory.mktemp("exported")
     for service in services_with_models():
         for kind in servables(service).values():

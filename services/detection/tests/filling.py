@@ -15,8 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["GOLDEN", "SEED", "checksum", "filled", "noise", "picture", "read", "rows"]
-
 GOLDEN = Path(__file__).parent / "golden"
 
 SEED = 20240617

@@ -10,7 +10,7 @@ import torch
 
 from services.detection.recipes.bmn.data import CLASSES, LENGTH, videos
 from services.detection.recipes.bmn.recipe import BmnCsaDemo, BmnDemo
-from shared.training.recipe import Schedule, recipe_named
+from shared.training.recipe import Schedule
 from shared.training.trainer import fit
 
 TINY = {
@@ -96,8 +96,3 @@ def test_an_oracle_that_knows_the_labels_reaches_nearly_everything(tmp_path: Pat
     measured = recipe.measure(Oracle())
     assert measured["ar_10"] > 0.95
     assert measured["average_map"] > 0.7
-
-
-def test_recipes_are_found_by_name() -> None:
-    assert recipe_named("bmn-demo") is BmnDemo
-    assert recipe_named("bmn-csa-demo") is BmnCsaDemo

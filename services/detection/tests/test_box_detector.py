@@ -22,7 +22,7 @@ from services.detection.recipes.yolo9tr.data import draw_scene
 from services.detection.servables.box_detector import BoxDetector
 from shared.api.boxes import DetectIn, DetectOut
 from shared.api.tensors import TensorSpec
-from shared.errors import Cancelled, FoveaError, InvalidOption, Malformed, TooLarge, UnsupportedMedia
+from shared.errors import InvalidOption, TooLarge
 from shared.registry import CallContext, Card, LoadContext, Paper, network
 from shared.registry.weights import Manifest, NetworkSpec, write_weights
 from shared.training.publish import arrays_of
@@ -173,21 +173,6 @@ def test_a_batch_equals_its_singles_whatever_the_shapes() -> None:
         assert answer.detections == _one(toy, request).detections
 
 
-def test_a_bad_picture_fails_alone() -> None:
-    good, bad = DetectIn(image=_squares((20, 30, 0))), DetectIn(image=b"%PDF-1.4")
-    answers = _toy().predict([good, bad, good], CallContext())
-    assert [type(answer).__name__ for answer in answers] == ["DetectOut", "UnsupportedMedia", "DetectOut"]
-    assert isinstance(answers[1], UnsupportedMedia)
-    assert answers[1].field == "image"
-
-
-def test_a_cancelled_run_stops() -> None:
-    run = CallContext()
-    run.cancel()
-    with pytest.raises(Cancelled):
-        _toy().predict([DetectIn(image=_squares())], run)
-
-
 def test_slices_find_what_is_too_small_for_the_whole() -> None:
     corners = ((30, 40, 0), (500, 70, 0), (250, 300, 50))
     image = _squares(*corners, height=400, width=640, side=6)
@@ -274,11 +259,6 @@ def test_tables_are_whole_though_the_answer_has_columns() -> None:
     assert len(_render("text/csv", include=("columns",)).splitlines()) == 3
 
 
-def test_another_form_there_is_none() -> None:
-    toy, request = _toy(), DetectIn(image=_squares())
-    assert toy.render(request, _one(toy, request), "video/mp4") is None
-
-
 def _published(folder: Path, side: int = 96) -> None:
     torch.manual_seed(3)
     net = network("yolo9tr", classes=2, size="l", branch="main", width=0.0625)
@@ -326,11 +306,3 @@ def test_the_card_tells_classes_and_side_and_parity(engines: dict[str, BoxDetect
     assert "Classes: crack, hole." in notes
     assert "96 pixels" in notes
     assert "differs from torch by at most" in notes
-
-
-@pytest.mark.parametrize(
-    ("image", "kind"), [(b"", Malformed), (b"GIF89a", UnsupportedMedia), (_squares()[:60], Malformed)]
-)
-def test_bad_pictures_are_told_in_words(image: bytes, kind: type[FoveaError]) -> None:
-    (answer,) = _toy().predict([DetectIn(image=image)], CallContext())
-    assert isinstance(answer, kind)

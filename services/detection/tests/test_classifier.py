@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import io
-import time
 
 import numpy as np
 import pytest
 import torch
-from starlette.testclient import TestClient
 
 from services.detection.models.patnet import PATNet
 from services.detection.servables.classifier import FEATURE_MAPS, Classifier
 from shared.api.classes import ClassifyIn, ClassifyOut
-from shared.errors import Cancelled, InvalidOption, NotReady, UnsupportedMedia
+from shared.errors import Cancelled, InvalidOption, UnsupportedMedia
 from shared.registry import CallContext, Card, LoadContext
 from shared.registry.card import Paper
 from shared.registry.weights import Manifest, NetworkSpec, write_weights
 from shared.serving.build_app import build
+from shared.serving.tests.ready_client import ready_client
 from shared.settings import Settings
 from shared.training.publish import arrays_of
 from shared.vision.decode import decode
@@ -108,17 +107,6 @@ def test_work_stops_between_runs_and_tells_its_progress(tiny, page):
     assert told == [(0.0, "0 of 96 patches")]
 
 
-def test_torch_and_onnx_agree_on_logits_and_maps(tiny, place):
-    other = Tiny.load(LoadContext(cache=place.cache, weights=place.weights, threads=1, engine="torch"))
-    feeds = {"image": np.random.default_rng(1).standard_normal((2, 3, 64, 64)).astype(np.float32)}
-    ours, theirs = tiny.engine.run(feeds), other.engine.run(feeds)
-    assert list(ours) == ["logits", *FEATURE_MAPS] == list(theirs)
-    for name in ours:
-        np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-3, atol=1e-3)
-    assert [ours[name].shape for name in FEATURE_MAPS] == [(2, 32 << s, 16 >> s, 16 >> s) for s in range(4)]
-    other.close()
-
-
 def test_feature_maps_of_all_patches_come_as_an_archive(tiny, page):
     request = ClassifyIn(image=page, tile=65)
     (answer,) = tiny.predict([request], CallContext())
@@ -150,24 +138,12 @@ def test_weights_without_a_recipe_are_seen_as_imagenet_ones(place, page, tmp_pat
     other.close()
 
 
-def test_damaged_weights_are_not_loaded(place, tmp_path):
-    write(tmp_path)
-    file = tmp_path / "tiny.safetensors"
-    file.write_bytes(file.read_bytes()[:-1] + b"!")
-    with pytest.raises(NotReady, match="sha256"):
-        Tiny.load(LoadContext(cache=place.cache, weights=tmp_path, threads=1))
-
-
 @pytest.fixture(scope="module")
 def client(tmp_path_factory):
     data = tmp_path_factory.mktemp("fovea")
     write(data / "weights", recipe={"classes": NAMES, "side": 64})
     settings = Settings(_env_file=None, data_dir=data, intra_op_threads=1, shutdown_grace_s=1)
-    with TestClient(build("detection", servables={"tiny": Tiny}, settings=settings)) as made:
-        until = time.monotonic() + 120
-        while made.get("/readyz").status_code != 200:
-            assert time.monotonic() < until, made.get("/readyz").text
-            time.sleep(0.05)
+    with ready_client(build("detection", servables={"tiny": Tiny}, settings=settings)) as made:
         yield made
 
 
@@ -181,11 +157,3 @@ def test_the_route_answers_json_pictures_and_tables(client, page):
         reply = client.post("/v1/classify?tile=65", **body)
         assert reply.headers["content-type"].partition(";")[0] == media
         assert reply.status_code == 200
-
-
-@pytest.mark.parametrize(
-    ("query", "field"), [("tile=15", "tile"), ("tile=x", "tile"), ("top_k=0", "top_k"), ("tiles=96", "tiles")]
-)
-def test_a_bad_option_is_named(client, page, query, field):
-    reply = client.post(f"/v1/classify?{query}", content=page, headers={"content-type": "image/png"})
-    assert (reply.status_code, reply.json()["field"]) == (422, field)

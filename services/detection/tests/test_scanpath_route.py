@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,8 +14,8 @@ from starlette.testclient import TestClient
 from services.detection.models.oat import OatScanpathPredictor
 from services.detection.recipes.oat.data import products, trials
 from shared.api.scanpath import ScanpathOut
-from shared.registry.weights import read_weights
 from shared.serving.build_app import build
+from shared.serving.tests.ready_client import ready_client
 from shared.settings import Settings
 from shared.vision.decode import decode
 from shared.vision.draw import encode
@@ -44,11 +43,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     settings = Settings(
         _env_file=None, data_dir=tmp_path_factory.mktemp("fovea"), intra_op_threads=1, shutdown_grace_s=1
     )
-    with TestClient(build("detection", servables={"oat": OatScanpathPredictor}, settings=settings)) as made:
-        until = time.monotonic() + 120
-        while made.get("/readyz").status_code != 200:
-            assert time.monotonic() < until, made.get("/readyz").text
-            time.sleep(0.05)
+    with ready_client(build("detection", servables={"oat": OatScanpathPredictor}, settings=settings)) as made:
         yield made
 
 
@@ -177,14 +172,6 @@ def test_mistakes_are_named(client: TestClient, body: dict[str, Any], status: in
     assert reply.status_code == status, reply.text
     assert reply.json()["field"] == field
     assert "Traceback" not in reply.text
-
-
-def test_committed_weights_are_those_of_the_card() -> None:
-    manifest = read_weights(OatScanpathPredictor.folder / "oat.safetensors").manifest
-    assert manifest.sha256 == OatScanpathPredictor.card.weights
-    assert manifest.parameters == OatScanpathPredictor.card.parameters
-    measured = {metric.name: metric.ours for metric in OatScanpathPredictor.card.metrics}
-    assert measured == {name: manifest.metrics[name] for name in measured}
 
 
 def test_the_example_is_answered_as_it_is_given_with_null_for_what_is_left_out(client: TestClient) -> None:

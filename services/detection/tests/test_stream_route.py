@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import itertools
 import json
 import tracemalloc
 from collections.abc import AsyncIterator, Callable
@@ -69,12 +70,17 @@ async def test_every_frame_is_answered_in_order_when_none_is_dropped() -> None:
 
 
 async def test_the_oldest_are_dropped_and_counted_when_detection_is_slow() -> None:
+    arrived, count = asyncio.Semaphore(0), itertools.count(1)
+
     async def slow(_: DetectIn) -> DetectOut:
-        await asyncio.sleep(0.02)
+        for _frame in range(5):  # takes as long as five frames take to arrive
+            await arrived.acquire()
         return _found()
 
     async def pause() -> None:
-        await asyncio.sleep(0.002)
+        for _frame in range(1 if next(count) < 60 else 1000):
+            arrived.release()
+        await asyncio.sleep(0)
 
     source = detect_frames(
         _chunks([_jpeg()] * 60, pause), JpegParser(DecodeBounds()), DetectStreamOptions(drop="oldest", queue=2), slow
@@ -163,7 +169,8 @@ async def test_leaving_early_stops_the_reading() -> None:
     await anext(source)
     await source.aclose()
     seen = read
-    await asyncio.sleep(0.01)
+    for _ in range(50):
+        await asyncio.sleep(0)
     assert read == seen <= 8
 
 

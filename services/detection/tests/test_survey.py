@@ -7,7 +7,6 @@ import datetime as dt
 import io
 import json
 import math
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from services.detection.survey.routes import router
 from services.detection.survey.schemas import Observation, SeenObject
 from shared.errors import Malformed, TooLarge
 from shared.serving.build_app import build
+from shared.serving.tests.ready_client import ready_client
 from shared.settings import Settings
 from shared.vision.decode import DecodeBounds
 
@@ -56,7 +56,8 @@ def photograph(latitude: float, longitude: float, second: int = 0, form: str = "
         exif[ExifTags.IFD.GPSInfo] = dict(gps)
     out = io.BytesIO()
     if form == "HEIF":
-        pillow_heif = pytest.importorskip("pillow_heif", reason="pip install pillow-heif")
+        import pillow_heif
+
         pillow_heif.from_pillow(image).save(out, exif=exif.tobytes())
     else:
         image.save(out, form, exif=exif)
@@ -186,11 +187,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
         _env_file=None, data_dir=tmp_path_factory.mktemp("fovea"), intra_op_threads=1, shutdown_grace_s=1
     )
     servables = {"yolo9tr": Detector, "planner": FoveaPlanner}
-    with TestClient(build("detection", routers=[router], servables=servables, settings=settings)) as made:
-        until = time.monotonic() + 90
-        while made.get("/readyz").status_code != 200:
-            assert time.monotonic() < until, made.get("/readyz").text
-            time.sleep(0.05)
+    with ready_client(build("detection", routers=[router], servables=servables, settings=settings)) as made:
         yield made
 
 
@@ -242,7 +239,8 @@ def test_observations_are_counted_again_and_go_out_as_geojson_svg_and_csv(client
 
 
 def test_a_film_is_placed_by_its_track(client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cv2 = pytest.importorskip("cv2", reason="pip install opencv-python-headless")
+    import cv2
+
     picture, file = cv2.imread(str(PAVEMENT)), tmp_path / "drive.mp4"
     out = cv2.VideoWriter(str(file), cv2.VideoWriter_fourcc(*"mp4v"), 10, (picture.shape[1], picture.shape[0]))
     for _ in range(21):

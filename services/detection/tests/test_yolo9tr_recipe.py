@@ -14,16 +14,12 @@ from services.detection.recipes.yolo9tr.recipe import Yolo9trDemo
 from shared.registry import network
 from shared.registry.weights import read_weights
 from shared.training.publish import publish
-from shared.training.recipe import Schedule, recipes
+from shared.training.recipe import Schedule
 from shared.training.trainer import fit
 
 TINY = Yolo9trDemo(
     schedule=Schedule(steps=2, batch=2, rate=1e-3, validate_every=2), width=0.0625, side=96, train=4, valid=2, test=2
 )
-
-
-def test_it_is_found_by_name() -> None:
-    assert recipes()["yolo9tr-demo"] is Yolo9trDemo
 
 
 def test_a_step_draws_the_same_batch_every_time(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from services.medical_seg.models.pranet import PraNetSegmenter
 from services.medical_seg.tests.test_dicom_objects import raw
 from shared.errors import InvalidOption, NotFound, NotReady
 from shared.serving.build_app import build
+from shared.serving.tests.ready_client import ready_client
 from shared.settings import Settings
 
 EXAMPLE = PraNetSegmenter.folder.parent / "models" / "example.jpg"
@@ -63,11 +64,7 @@ def endoscopy(frames: int = 2, spacing: list[float] | None = None) -> bytes:
 def served(folder: Path, **more: Any) -> Iterator[TestClient]:
     settings = Settings(_env_file=None, data_dir=folder, intra_op_threads=1, shutdown_grace_s=1, **more)
     app = build("medical-seg", routers=[router], servables={"pranet": PraNetSegmenter}, settings=settings)
-    with TestClient(app) as made:
-        until = time.monotonic() + 60
-        while made.get("/readyz").status_code != 200:
-            assert time.monotonic() < until
-            time.sleep(0.05)
+    with ready_client(app) as made:
         yield made
 
 
@@ -227,6 +224,7 @@ def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 LOGIN = "Basic " + base64.b64encode(b"fovea:secret").decode()
 
 
+@pytest.mark.release
 def test_a_study_goes_from_orthanc_to_a_segmentation_in_orthanc(orthanc: str, tmp_path: Path) -> None:
     pacs, film = DicomWebClient(orthanc, authorization=LOGIN), endoscopy()
     ct = raw("CT_small.dcm")

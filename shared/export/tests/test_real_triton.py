@@ -23,7 +23,10 @@ from shared.export.triton_repository import TritonOptions, write_model
 from shared.registry.weights import Manifest, NetworkSpec, Weights
 
 TRITON = find_triton()
-pytestmark = pytest.mark.skipif(TRITON is None, reason="pip install --no-deps nvidia-pytriton")
+pytestmark = [
+    pytest.mark.release,
+    pytest.mark.skipif(TRITON is None, reason="pip install --no-deps nvidia-pytriton"),
+]
 
 SIDE = 256
 MOST = 4

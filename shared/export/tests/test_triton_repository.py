@@ -19,6 +19,8 @@ from shared.export.triton_repository import DATATYPES, TritonOptions, write_mode
 from shared.registry.weights import Manifest, NetworkSpec, Weights
 from shared.rpc.tensors import DTYPES
 
+pytestmark = pytest.mark.usefixtures("fresh_exports")
+
 LABELS = ("crack", "pothole", "patch")
 
 

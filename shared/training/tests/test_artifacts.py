@@ -16,6 +16,8 @@ from shared.registry import Card, LoadContext, Metric, Paper
 from shared.registry.weights import Manifest, NetworkSpec, read_weights, write_weights
 from shared.storage import ObjectStore
 
+pytestmark = pytest.mark.usefixtures("fresh_exports")
+
 torch.set_num_threads(1)
 
 GIVEN = TensorSpec(name="x", datatype="FP32", shape=(-1, 2, -1))

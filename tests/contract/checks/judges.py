@@ -29,8 +29,6 @@ from tests.contract.checks.requests import updated
 from tests.contract.language_model import Oracle
 from tests.contract.sameness import differences
 
-__all__ = ["JUDGE_CHECKS", "Bench"]
-
 QUERY = "what causes the tides of the ocean"
 PASSAGES = (
     "The moon causes the tides of the ocean, and the sun helps.",

@@ -11,18 +11,6 @@ from shared.registry import Servable
 from shared.registry.discovery import shipped_weights
 from shared.vision.servable import VisionServable
 
-__all__ = [
-    "applicable",
-    "applies_to",
-    "has_engine",
-    "has_parts",
-    "holds_named_network",
-    "is_called_by_threads",
-    "is_no_judge",
-    "is_plain_and_sync",
-    "writes_with_named_weights",
-]
-
 Kind = type[Servable[Any, Any]]
 Check = TypeVar("Check", bound=Callable[..., None])
 

@@ -11,8 +11,6 @@ from pydantic import BaseModel
 from shared.errors import FoveaError
 from shared.registry import CallContext, Card, LoadContext, Servable
 
-__all__ = ["CancelsAfter", "Loaded", "pictures_of", "refused_by"]
-
 
 @dataclass(frozen=True)
 class Loaded:

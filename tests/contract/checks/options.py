@@ -11,8 +11,6 @@ from pydantic import BaseModel
 from shared.vision.decode import decode
 from shared.vision.draw import encode
 
-__all__ = ["FREE", "situations", "told_values"]
-
 _CONTEXTS: Mapping[str, Sequence[Mapping[str, Any]]] = {
     "actions": [
         {"class_scores": (0.3, 0.3, 0.2), "class_names": ("a", "b", "c"), "max_proposals": 1000,
@@ -62,7 +60,7 @@ _VALUES: Mapping[tuple[str, str], Sequence[Any]] = {
     ("chat", "tool_choice"): ["required"],
     ("chat", "presence_penalty"): [2.0],
     ("chat", "frequency_penalty"): [2.0],
-    ("chat", "stop"): [["e"], ["a"], [" "], ["o"]],
+    ("chat", "stop"): [["e"], ["a"], [" "], ["o"], ["\ufffd"]],  # the last: bytes that are no text, of random weights
     ("probe", "receivers"): [[(1, "q", 0)]],
     ("probe", "size"): [{"width": 32, "layers": 2, "heads": 2, "context": 32, "batch": 2}],
     ("probe", "needles"): [[{"sentence": "The sky is green.", "question": "What is the sky?", "answer": "green"}]],

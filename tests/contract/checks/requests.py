@@ -15,16 +15,6 @@ from shared.vision.draw import encode
 from tests.contract.checks.loaded import Loaded, refused_by
 from tests.contract.sameness import differences
 
-__all__ = [
-    "about_other_things",
-    "brief",
-    "distinct_requests",
-    "option_values",
-    "options_of",
-    "updated",
-    "with_everything",
-]
-
 MOST = 3
 """Requests about different things that are looked for."""
 

@@ -57,8 +57,6 @@ from tests.contract.checks.weights import (
 )
 from tests.contract.sameness import differences
 
-__all__ = ["SERVABLE_CHECKS", "SMOKE_CHECKS"]
-
 LENGTH = 64
 """Length of tensor axes that a spec leaves open, but for the batch."""
 

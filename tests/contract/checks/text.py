@@ -18,8 +18,6 @@ from tests.contract.checks.loaded import Loaded
 from tests.contract.checks.requests import distinct_requests
 from tests.contract.checks.weights import disturbed, network_of, weights_file
 
-__all__ = ["TEXT_CHECKS"]
-
 LONGEST = 64
 """Tokens of a prompt that are looked at."""
 

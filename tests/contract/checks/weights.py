@@ -19,18 +19,6 @@ from shared.registry.discovery import shipped_weights
 from shared.registry.weights import read_weights
 from tests.contract.checks.loaded import Loaded
 
-__all__ = [
-    "computed",
-    "disturbed",
-    "expected_digest",
-    "known_files",
-    "modules_of",
-    "named_files",
-    "network_of",
-    "same_as_engine",
-    "weights_file",
-]
-
 Arrays = Mapping[str, np.ndarray]
 
 

@@ -17,7 +17,7 @@ from shared.registry import CallContext, Card, LoadContext, Servable
 from tests.contract.checks import servables as checks
 from tests.contract.checks import text
 from tests.contract.checks.weights import disturbed
-from tests.contract.toys import TOYS
+from tests.contract.toys import VISION_TOYS
 
 __all__ = ["RIGHT_SERVABLES", "WRONG_SERVABLES"]
 
@@ -27,7 +27,7 @@ def _named(card: Card, name: str) -> Card:
 
 
 _Actions, _Classifier, _Segmenter, _OtherSegmenter = (
-    TOYS[f"family-{name}"] for name in ("actions", "classifier", "segmenter", "other-segmenter")
+    VISION_TOYS[f"family-{name}"] for name in ("actions", "classifier", "segmenter", "other-segmenter")
 )
 
 

@@ -27,8 +27,6 @@ from shared.vision.draw import encode
 from tests.fuzz.decoders.pictures import BOUNDS
 from tests.fuzz.harness import Harness
 
-__all__ = ["HARNESSES"]
-
 _SIDE = 8
 
 

@@ -22,8 +22,6 @@ from shared.errors import FoveaError
 from shared.serving.http.request_parsing import build_requests, parse_request
 from tests.fuzz.harness import Harness
 
-__all__ = ["HARNESSES"]
-
 _FORM = (
     b"multipart/form-data; boundary=x\n"
     b'--x\r\ncontent-disposition: form-data; name="image"; filename="a.png"\r\ncontent-type: image/png\r\n\r\nabc\r\n'

@@ -18,8 +18,6 @@ from shared.vision.decode import DecodeBounds, decode
 from shared.vision.mask_regions import decode_run_lengths
 from tests.fuzz.harness import Harness
 
-__all__ = ["HARNESSES"]
-
 BOUNDS = DecodeBounds(bytes=2**20, pixels=10_000, max_side=500)
 
 _TRACK = b"""<gpx><trk><trkseg>

@@ -14,8 +14,6 @@ from services.llm_longctx.serving.adapters.titans import TitansAdapter
 from shared.registry import network
 from tests.fuzz.harness import Harness
 
-__all__ = ["HARNESSES"]
-
 _HEAD = 20
 """Bytes before the part that the checksum is of."""
 

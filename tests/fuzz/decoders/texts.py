@@ -24,8 +24,6 @@ from shared.api.text import GenerationOptions
 from shared.errors import FoveaError, InvalidOption, Malformed
 from tests.fuzz.harness import Harness, with_file
 
-__all__ = ["HARNESSES"]
-
 _STEPS = 6
 """Tokens of an answer under a grammar."""
 

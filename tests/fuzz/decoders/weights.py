@@ -19,8 +19,6 @@ from shared.training.checkpoint_import import compare, read_checkpoint_file
 from shared.training.safe_unpickler import read_unpickled
 from tests.fuzz.harness import Harness, with_file
 
-__all__ = ["HARNESSES"]
-
 _LIMIT = 2**20
 
 

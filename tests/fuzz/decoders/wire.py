@@ -17,8 +17,6 @@ from shared.rpc.oip import InferCall
 from shared.rpc.protobuf_fields import iterate_fields
 from tests.fuzz.harness import Harness
 
-__all__ = ["HARNESSES"]
-
 _CALL = InferCall("m", {"x": np.arange(6, dtype=np.float32).reshape(2, 3), "t": np.array([b"a", b"bc"], object)})
 
 
