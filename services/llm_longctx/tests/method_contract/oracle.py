@@ -51,7 +51,7 @@ def model():
 @cache
 def short_model():
     """The same with so few positions that a few short sequences fill the smallest pool."""
-    return tiny_decoder(positions=48).double()
+    return tiny_decoder(positions=96).double()
 
 
 @cache

@@ -89,11 +89,11 @@ def check_repeats(cls: type[AttentionMethod]) -> None:
 def check_preemption(cls: type[AttentionMethod]) -> None:
     """An answer that lost its pages and was read again is the undisturbed one."""
     for how in trials(cls):
-        # Five that grow leave no page to the youngest before it has ended.
-        asked = [Request(tokens(5, i), "dense", max_tokens=15) for i in range(5)]
-        asked.append(Request(tokens(17, 9), how, PLAN, max_tokens=15, temperature=1.0, seed=5))
-        *_, pressed = Engine(short_model(), page=4, kv_bytes=1).generate(asked)
-        (alone,) = Engine(short_model(), page=4).generate(asked[-1:])
+        # Four that grow leave no page to the youngest before it has ended.
+        asked = [Request(tokens(5, i), "dense", max_tokens=30) for i in range(4)]
+        asked.append(Request(tokens(17, 9), how, PLAN, max_tokens=30, temperature=1.0, seed=5))
+        *_, pressed = Engine(short_model(), page=8, kv_bytes=1).generate(asked)
+        (alone,) = Engine(short_model(), page=8).generate(asked[-1:])
         may = how.supports.preemption == "recompute"
         assert (pressed.usage.preempted > 0) == may, f"{how.name}: preempted {pressed.usage.preempted} times"
         assert pressed.tokens == alone.tokens, f"{how.name} says something else after a preemption"
