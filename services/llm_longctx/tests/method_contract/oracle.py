@@ -54,12 +54,6 @@ def short_model():
     return tiny_decoder(positions=96).double()
 
 
-@cache
-def long_model():
-    """The same for prompts that fill more than one served chunk of 512 tokens."""
-    return tiny_decoder(positions=1024).double()
-
-
 def tokens(n: int, seed: int = 0) -> list[int]:
     """A random prompt."""
     rng = random.Random(1000 * seed + 7)  # test data
