@@ -9,12 +9,12 @@ import torch
 
 from services.interpretability.core.experiment import Experiment
 from shared.registry import servables
-from tests.contract.checks.experiments import EXPERIMENT_CHECKS, Machines
+from tests.contract.checks.experiments import Machines, experiment_checks
 
 FOUND = {name: kind for name, kind in servables("interpretability").items() if issubclass(kind, Experiment)}
 
 
-@pytest.fixture(scope="module", params=FOUND, ids=str)
+@pytest.fixture(scope="module")
 def machines(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Machines:
     """Fresh machines for one experiment."""
     torch.set_num_threads(1)
@@ -27,6 +27,13 @@ def test_no_two_experiments_share_a_path():
     assert len(set(routes)) == len(routes)
 
 
-@pytest.mark.parametrize("check", EXPERIMENT_CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
+CASES = [
+    pytest.param(name, check, id=f"{name}-{check.__name__.removeprefix('check_')}")
+    for name, kind in FOUND.items()
+    for check in experiment_checks(kind)
+]
+
+
+@pytest.mark.parametrize(("machines", "check"), CASES, indirect=["machines"])
 def test_experiment(machines: Machines, check: Callable[[Machines], None]) -> None:
     check(machines)

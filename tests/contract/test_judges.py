@@ -8,7 +8,7 @@ import pytest
 
 from services.relevance_judge.judge import Judge
 from shared.registry import servables
-from tests.contract.checks.judges import JUDGE_CHECKS, Bench
+from tests.contract.checks.judges import Bench, judge_checks
 
 FOUND = {name: kind for name, kind in servables("relevance-judge").items() if issubclass(kind, Judge)}
 
@@ -17,7 +17,13 @@ def test_somebody_judges():
     assert FOUND
 
 
-@pytest.mark.parametrize("name", FOUND)
-@pytest.mark.parametrize("check", JUDGE_CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
+@pytest.mark.parametrize(
+    ("name", "check"),
+    [
+        pytest.param(name, check, id=f"{name}-{check.__name__.removeprefix('check_')}")
+        for name, kind in FOUND.items()
+        for check in judge_checks(kind)
+    ],
+)
 def test_judge(name: str, check: Callable[[Bench], None]) -> None:
     check(Bench(FOUND[name]))

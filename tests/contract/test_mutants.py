@@ -12,8 +12,8 @@ import pytest
 from services.relevance_judge.judge import Judge
 from shared.registry import LoadContext, Servable, servables
 from shared.registry.discovery import SERVICES
-from tests.contract.checks.experiments import EXPERIMENT_CHECKS, Machines
-from tests.contract.checks.judges import JUDGE_CHECKS, Bench
+from tests.contract.checks.experiments import Machines, experiment_checks
+from tests.contract.checks.judges import Bench, judge_checks
 from tests.contract.checks.kinds import applicable
 from tests.contract.checks.loaded import Loaded
 from tests.contract.checks.servables import SERVABLE_CHECKS
@@ -94,11 +94,12 @@ def _passes(check: Check, thing: Any) -> None:
 
 @pytest.mark.parametrize("kind", RIGHT_EXPERIMENTS)
 def test_right_experiment_passes(kind: Any, tmp_path: Path) -> None:
-    for check in EXPERIMENT_CHECKS:
-        _passes(check, Machines(kind, tmp_path))
+    machines = Machines(kind, tmp_path)
+    for check in experiment_checks(kind):
+        check(machines)
 
 
 @pytest.mark.parametrize("kind", RIGHT_JUDGES)
 def test_right_judge_passes(kind: type[Judge]) -> None:
-    for check in JUDGE_CHECKS:
-        _passes(check, Bench(kind))
+    for check in judge_checks(kind):
+        check(Bench(kind))

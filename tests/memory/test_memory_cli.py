@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 from fovea import AsyncClient, Client
 from fovea import sessions_documents as calls
-from services.gateway.policy.auth import RELOAD_INTERVAL_S
+from services.llm_longctx.tests.conftest import until
 from shared.errors import Conflict, NotFound
 
 TITANS, LANDMARK = "fovea-titans-mac", "fovea-landmark-recall"
@@ -110,7 +110,10 @@ def test_document_from_the_command_line(fovea: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("remembering", ["keys"], indirect=True)
 def test_keys_keep_tenants_apart(remembering: Any) -> None:
     keys = [remembering.keys.add(tenant, ("infer",))[1] for tenant in ("ann", "bob")]
-    time.sleep(2 * RELOAD_INTERVAL_S)  # the gateway looks at the file again
+    for key in keys:  # the gateway looks at the file again
+        until(
+            lambda key=key: httpx2.get(f"{remembering.url}/v1/documents", headers={"x-api-key": key}).status_code == 200
+        )
     with Client(remembering.url, key=keys[0]) as ann, Client(remembering.url, key=keys[1]) as bob:
         session = ann.send(calls.open_session(TITANS)).id
         document = ann.send(calls.store_document(TEXT, model=LANDMARK)).id

@@ -157,12 +157,23 @@ async def test_other_master_key_opens_nothing(store, server):
 
 async def test_unused_session_is_forgotten_and_a_used_one_is_not(server):
     client = RedisClient(server.url)
-    store = SessionStore(client, TenantCipher(MASTER), ttl_s=1)
+    store = SessionStore(client, TenantCipher(MASTER), ttl_s=1000)
     idle, busy = await store.create("ann", "m", "d", b"0"), await store.create("ann", "m", "d", b"0")
-    for _ in range(3):
-        await asyncio.sleep(0.45)
+    with sync_redis.Redis.from_url(server.url) as raw:
+
+        def left(session):
+            """Seconds that each key of a session has left."""
+            return [raw.ttl(key) for key in raw.scan_iter(f"*{session.id}*")]
+
+        assert all(0 < seconds <= 1000 for seconds in left(idle))
+        for session in (idle, busy):
+            for key in raw.scan_iter(f"*{session.id}*"):
+                raw.expire(key, 100)
         await store.write_version("ann", await store.get("ann", busy.id), b"1", 1)
-    assert (await store.get("ann", busy.id)).version == 3
+        assert min(left(busy)) > 100 >= max(left(idle)), "a written session is kept as long as a new one"
+        for key in raw.scan_iter(f"*{idle.id}*"):
+            raw.expire(key, 0)
+    assert (await store.get("ann", busy.id)).version == 1
     with pytest.raises(NotFound):
         await store.get("ann", idle.id)
     await client.close()

@@ -285,14 +285,17 @@ def test_two_batches_of_one_judge_write_one_after_the_other(tmp_path: Path) -> N
     order: list[str] = []
     path = ObjectStore.open(tmp_path.as_uri())
 
+    waits = threading.Event()
+    second_run = CallContext(report=lambda _share, _note: waits.set())
+
     def second() -> None:
-        with label_log.open_label_log(path, CallContext()) as log:
+        with label_log.open_label_log(path, second_run) as log:
             order.append(f"second sees {log.has_verdict('a')}")
 
     with label_log.open_label_log(path, CallContext()) as log:
         thread = threading.Thread(target=second)
         thread.start()
-        time.sleep(0.15)
+        assert waits.wait(20)
         log.append({"pair": "a", "verdict": {}})
         order.append("first")
     thread.join(5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,12 +27,15 @@ class RemembersQueries(PromptedGrade):
     """A query that was judged once keeps its verdict."""
 
     card = _named(PromptedGrade, "remembers-queries")
+    alone = threading.Lock()
+    """Pairs are judged at once: without it, none would find what another has kept."""
 
     def verdict(self, pair: Pair, request: JudgeIn, run: CallContext) -> Verdict:
-        known = vars(self).setdefault("known", {})
-        if pair.query not in known:
-            known[pair.query] = super().verdict(pair, request, run)
-        return known[pair.query]  # type: ignore[no-any-return]
+        with self.alone:
+            known = vars(self).setdefault("known", {})
+            if pair.query not in known:
+                known[pair.query] = super().verdict(pair, request, run)
+            return known[pair.query]  # type: ignore[no-any-return]
 
 
 class RemembersOptions(LogOdds):
@@ -233,6 +237,7 @@ class Overlap(Judge):
     )
     default = "direct"
     kinds = ("prompted-grade",)
+    asks_model = False
 
     def verdict(self, pair: Pair, request: JudgeIn, run: CallContext) -> Verdict:
         words, passage = set(pair.query.lower().split()), pair.passage[: request.passage_chars]

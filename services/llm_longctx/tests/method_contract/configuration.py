@@ -72,7 +72,7 @@ def check_knobs(cls: type[AttentionMethod]) -> None:
 def _differ(how: AttentionMethod, other: AttentionMethod, way: dict) -> bool:
     """Whether two settings read or hold a prompt differently; not where one refuses to work for the model."""
     try:
-        a, b = (play(one, tokens(61, 8), MINE[:9], **way) for one in (how, other))
+        a, b = (play(one, tokens(61, 8), MINE[:NEW], **way) for one in (how, other))
     except InvalidOption:
         return False
     return a.positions != b.positions or a.pages != b.pages or float((a.logits - b.logits).abs().max()) > CLOSE

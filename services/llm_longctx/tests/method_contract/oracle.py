@@ -51,13 +51,7 @@ def model():
 @cache
 def short_model():
     """The same with so few positions that a few short sequences fill the smallest pool."""
-    return tiny_decoder(positions=48).double()
-
-
-@cache
-def long_model():
-    """The same for prompts that fill more than one served chunk of 512 tokens."""
-    return tiny_decoder(positions=1024).double()
+    return tiny_decoder(positions=96).double()
 
 
 def tokens(n: int, seed: int = 0) -> list[int]:

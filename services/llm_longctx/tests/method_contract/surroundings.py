@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from services.llm_longctx.engine import Engine, Request
+from services.llm_longctx.engine import Engine, Request, method_policy, prefix_cache
 from services.llm_longctx.methods import AttentionMethod, method
 from services.llm_longctx.tests.method_contract.oracle import (
     MINE,
     NEW,
     PLAN,
-    long_model,
     model,
     near,
     parse,
@@ -19,6 +19,9 @@ from services.llm_longctx.tests.method_contract.oracle import (
     tokens,
     trials,
 )
+
+GRID = 32
+"""Tokens of a served chunk here: short prompts have several."""
 
 __all__ = ["check_chunks", "check_neighbours", "check_preemption", "check_prefixes", "check_repeats"]
 
@@ -89,11 +92,11 @@ def check_repeats(cls: type[AttentionMethod]) -> None:
 def check_preemption(cls: type[AttentionMethod]) -> None:
     """An answer that lost its pages and was read again is the undisturbed one."""
     for how in trials(cls):
-        # Five that grow leave no page to the youngest before it has ended.
-        asked = [Request(tokens(5, i), "dense", max_tokens=15) for i in range(5)]
-        asked.append(Request(tokens(17, 9), how, PLAN, max_tokens=15, temperature=1.0, seed=5))
-        *_, pressed = Engine(short_model(), page=4, kv_bytes=1).generate(asked)
-        (alone,) = Engine(short_model(), page=4).generate(asked[-1:])
+        # Four that grow leave no page to the youngest before it has ended.
+        asked = [Request(tokens(5, i), "dense", max_tokens=30) for i in range(4)]
+        asked.append(Request(tokens(17, 9), how, PLAN, max_tokens=30, temperature=1.0, seed=5))
+        *_, pressed = Engine(short_model(), page=8, kv_bytes=1).generate(asked)
+        (alone,) = Engine(short_model(), page=8).generate(asked[-1:])
         may = how.supports.preemption == "recompute"
         assert (pressed.usage.preempted > 0) == may, f"{how.name}: preempted {pressed.usage.preempted} times"
         assert pressed.tokens == alone.tokens, f"{how.name} says something else after a preemption"
@@ -101,12 +104,19 @@ def check_preemption(cls: type[AttentionMethod]) -> None:
 
 def check_prefixes(cls: type[AttentionMethod]) -> None:
     """A prompt whose beginning was read before is answered as a cold one, and so are those that share it."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (method_policy, prefix_cache):
+            patch.setattr(module, "CHUNK", GRID)
+        _check_prefixes(cls)
+
+
+def _check_prefixes(cls: type[AttentionMethod]) -> None:
     for how in trials(cls):
-        # Methods that are defined by their chunks meet cached prefixes behind chunks of 512 tokens only, and heads that
-        # are cut at a prompt's end leave no prefix of its last chunk.
+        # Methods that are defined by their chunks meet cached prefixes behind whole chunks only, and heads that are cut
+        # at a prompt's end leave no prefix of its last chunk.
         cuts = how.head_plan(model().config, parse(PLAN)).full is not None
         long = not how.chunk_invariant or (cuts and bool(how.identity()))
-        net, stem, page = (long_model(), 512, 64) if long else (model(), 48, 8)
+        net, stem, page = model(), 2 * GRID if long else 48, 8
         others = [] if how.identity() else [method("dense")]
         for first, second in ((how, how), *((how, one) for one in others), *((one, how) for one in others)):
             asked = [
