@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import datetime
+import datetime as dt
 import subprocess
 import sys
 import time
@@ -23,7 +23,7 @@ def measure(module: Module, count: int, *, as_baseline: bool) -> float:
     killed, survivors = summarize(mutants, workspace.outcomes(module.files))
     measurement = Measurement(
         commit=_git("rev-parse", "--short=8", "HEAD"),
-        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+        date=dt.datetime.now(dt.UTC).date().isoformat(),
         seconds=round(time.monotonic() - begun, 1),
         mutants=total,
         sampled=len(mutants),

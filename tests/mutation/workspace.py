@@ -27,7 +27,7 @@ _SETTINGS = {
     "process_isolation": "forkserver",
     "track_dependencies": False,
     "use_git_change_detection": False,
-    "pytest_add_cli_args": ["-n", "0", "-p", "no:cacheprovider", "-m", "not release"],
+    "pytest_add_cli_args": ["-n0", "-p", "tests.mutation.quick_first", "-p", "no:cacheprovider", "-m", "not release"],
     "timeout_constant": 5.0,
     "timeout_multiplier": 4.0,
 }
