@@ -27,7 +27,11 @@ _SETTINGS = {
     "process_isolation": "forkserver",
     "track_dependencies": False,
     "use_git_change_detection": False,
-    "pytest_add_cli_args": ["-n0", "-p", "tests.mutation.quick_first", "-p", "no:cacheprovider", "-m", "not release"],
+    # A part of the suite may skip what the whole suite may not.
+    "pytest_add_cli_args": [
+        *("-n0", "-m", "not release", "-p", "no:cacheprovider", "-p", "no:tests.harness.skips"),
+        *("-p", "tests.mutation.quick_first"),
+    ],
     "timeout_constant": 5.0,
     "timeout_multiplier": 4.0,
 }
