@@ -270,7 +270,7 @@ def test_stores_of_few_bits_share_the_budget_and_are_made_once():
     assert pool.open_packed(4) is store
     assert pool.packed_stores() == {4: store}
     assert store.budget is pool.budget
-    assert (store.page, store.bits) == (16, 4)
+    assert (store.page, store.log_weights.dtype) == (16, torch.float32)
     assert store.page_bytes < pool.page_bytes / 4
     store.reserve(1)
     store.commit(np.array([0]))
