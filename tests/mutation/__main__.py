@@ -22,8 +22,7 @@ def measure(module: Module, count: int, *, as_baseline: bool) -> float:
     workspace.run([mutant.name for mutant in mutants])
     killed, survivors = summarize(mutants, workspace.outcomes(module.files))
     measurement = Measurement(
-        commit=_git("rev-parse", "--short=8", "HEAD"),
-        date=dt.datetime.now(dt.UTC).date().isoformat(),
+        **_stamp(),
         seconds=round(time.monotonic() - begun, 1),
         mutants=total,
         sampled=len(mutants),
@@ -45,14 +44,17 @@ def retry_survivors(module: Module) -> float:
     again = [mutant for mutant in mutants if mutant.name in alive]
     workspace.run([mutant.name for mutant in again])
     killed, survivors = summarize(again, workspace.outcomes(module.files))
-    row |= {"mutants": total, "killed": row["killed"] + killed, "survivors": survivors}
+    row |= {**_stamp(), "mutants": total, "killed": row["killed"] + killed, "survivors": survivors}
     save(module.name, Measurement(**row), as_baseline=False)
     print(f"{module.name}: {killed} of {len(again)} survivors killed now; score {score(row):.3f}")
     return score(row)
 
 
-def _git(*words: str) -> str:
-    return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+def _stamp() -> dict[str, str]:
+    """The commit that is measured, and today."""
+    command = ("git", "rev-parse", "--short=8", "HEAD")
+    commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    return {"commit": commit, "date": dt.datetime.now(dt.UTC).date().isoformat()}
 
 
 def main() -> int:

@@ -69,7 +69,7 @@ def save(module: str, measurement: Measurement, *, as_baseline: bool) -> None:
 def mutation_page() -> Iterator[tuple[Path, str]]:
     """The page: a table of the modules, and each surviving mutant."""
     results = {name: row for name, row in read_results().items() if name in load_modules()}
-    lines = [_INTRODUCTION.format(target=TARGET, seed=SEED), *_table(results), ""]
+    lines = [_INTRODUCTION.format(target=TARGET, seed=SEED), "", *_table(results), ""]
     for name, row in sorted(results.items()):
         lines += [f"## Survivors: {name}", "", *_survivors(row["now"]["survivors"]), ""]
     yield PAGE, "\n".join(lines).rstrip() + "\n"
