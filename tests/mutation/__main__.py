@@ -42,6 +42,8 @@ def retry_survivors(module: Module) -> float:
     with workspace.configured():
         mutants, total = sample_mutants(module.files, row["sampled"])
     again = [mutant for mutant in mutants if mutant.name in alive]
+    if not again:
+        return score(row)
     workspace.run([mutant.name for mutant in again])
     killed, survivors = summarize(again, workspace.outcomes(module.files))
     row |= {**_stamp(), "mutants": total, "killed": row["killed"] + killed, "survivors": survivors}
