@@ -309,3 +309,16 @@ async def test_places_are_those_of_the_ready_replicas(slots: list[int], capacity
     async with fair.place_of(caller, "svc", soon()):
         state = fair._services["svc"]
         assert (state.capacity, state.share, state.lines["ann"].weight) == (capacity, share, 2.5)
+
+
+async def test_a_tenant_that_is_still_served_keeps_its_share(fair: FairQueue, clock: types.SimpleNamespace) -> None:
+    places = Places(fair, capacity=3, share=1)
+    await places.ask("bob1")
+    clock.seconds = 20.0
+    assert [await places.ask("ann1"), await places.ask("ann2")] == [True, False]
+    await places.leave_all()
+
+
+def test_a_place_is_waited_for_until_the_caller_s_deadline(monkeypatch: pytest.MonkeyPatch, fair: FairQueue) -> None:
+    monkeypatch.setattr(fair, "place", lambda *names, **facts: (*names, facts["deadline"]))
+    assert fair.place_of(Caller("ann", frozenset(), "k1"), "svc", 12.5) == ("svc", "ann", 12.5)
