@@ -215,3 +215,25 @@ def test_clear_gives_all_back(cache, pool):
     cache.clear()
     assert (len(cache), pool.free) == (0, 10)
     assert found(cache, pool, range(13)) == 0
+
+
+def test_a_beginning_stays_while_any_prompt_goes_on_from_it(cache, pool):
+    prompts = [[0, 1, 2, 3, *[tail] * 4] for tail in (7, 8, 9)]
+    for ids in prompts:
+        read(cache, pool, ids)
+    for left in (3, 2, 1):
+        pool.free = 0
+        assert cache.make_room(1) is True
+        assert len(cache) == left
+        assert found(cache, pool, [*prompts[-1], 1]) == (8 if left > 1 else 4)
+    pool.free = 0
+    assert cache.make_room(1) is True
+    assert len(cache) == 0
+
+
+def test_interventions_count_as_far_as_the_prompt_goes(cache, pool):
+    seen = []
+    request = ask(range(9), digest="up")
+    request.taps.digest = lambda count: str(seen.append(count))
+    cache.attach(Run(pool), request)
+    assert seen == [9]
