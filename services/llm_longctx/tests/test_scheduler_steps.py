@@ -37,6 +37,7 @@ class TokenCounter:
 
     def fits(self, sequence, running):
         """Whether the whole prompt has room."""
+        assert all(each.status is SequenceStatus.RUNNING for each in running)
         return sum(self.held.values()) + len(sequence.request.prompt_ids) <= self.room
 
     def allocate(self, sequence, parent=None):
@@ -47,14 +48,15 @@ class TokenCounter:
         self.held[self.name(sequence)] = 0 if parent is None else 1
 
     def prefill_chunk(self, sequence, limit):
-        """Read four tokens, whatever the limit."""
+        """Read four tokens, whatever the limit; only the last one's logits lead to token 4."""
         self._call("prefill", sequence)
+        assert limit == 8
         size = min(self.chunk, len(sequence.request.prompt_ids) - sequence.num_computed)
         sequence.num_computed += size
         self.held[self.name(sequence)] += size
         if sum(self.held.values()) > self.room:
             raise PoolExhausted
-        return torch.arange(5.0).expand(size, 5)
+        return torch.cat((torch.zeros(size - 1, 5), torch.arange(5.0)[None]))
 
     def can_append(self, running):
         """Whether each has room for one more."""
@@ -264,6 +266,29 @@ def test_a_prompt_that_fails_ends_with_its_siblings_and_the_next_is_served(sched
     assert ear.ends == [("length", 2)]
 
 
+@pytest.mark.parametrize("fails", ["allocate a", "prefill a"])
+def test_an_error_of_the_caller_s_is_told_as_it_is(scheduler, backend, fails):
+    request, ear = ask("a")
+    backend.failing[fails] = InvalidOption("no")
+    scheduler.add_request(request)
+    step(scheduler)
+    assert isinstance(ear.reason, InvalidOption)
+
+
+def test_the_prompt_is_scored_chunk_by_chunk_and_the_first_token_observed_once(scheduler, monkeypatch):
+    observed = []
+    monkeypatch.setattr(
+        "services.llm_longctx.engine.scheduler.observations.observe_first_token",
+        lambda sequence: observed.append(sequence.output_ids[:]),
+    )
+    request, ear = ask("a", length=11, score_prompt=True, top_logprobs=0)
+    scheduler.add_request(request)
+    step(scheduler, 3)
+    assert [token.id for token in ear.prompted] == [1] * 10
+    assert ear.prompted[0].logprob == pytest.approx(-torch.tensor(5.0).log().item())
+    assert observed == [[4]]
+
+
 def test_what_is_dropped_or_cancelled_ends_before_the_step_decodes(scheduler, backend):
     asked = {letter: ask(letter, length=20, new=9, run=CallContext()) for letter in "abc"}
     for letter in "ab":
@@ -317,14 +342,18 @@ def test_close_ends_what_is_in_flight_and_gives_memory_back(scheduler, backend):
         scheduler.add_request(ask("d")[0])
 
 
-def test_the_thread_goes_on_after_a_step_that_failed(scheduler, backend, monkeypatch):
+@pytest.mark.parametrize(("error", "told"), [(ZeroDivisionError(), Fault), (InvalidOption("no"), InvalidOption)])
+def test_the_thread_goes_on_after_a_step_that_failed(scheduler, backend, monkeypatch, error, told):
+    def fail(_):
+        raise error
+
     request, ear = ask("a")
-    monkeypatch.setattr(backend, "can_append", lambda _: 1 / 0)
+    monkeypatch.setattr(backend, "can_append", fail)
     scheduler.start()
     assert (scheduler._thread.name, scheduler._thread.daemon) == ("engine", True)
     scheduler.add_request(request)
     until(lambda: ear.ends)
-    assert isinstance(ear.reason, Fault)
+    assert isinstance(ear.reason, told)
     monkeypatch.undo()
     other, ear = ask("b")
     scheduler.add_request(other)
