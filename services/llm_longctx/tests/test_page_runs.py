@@ -104,6 +104,9 @@ def test_steps_make_room_a_page_at_a_time():
     assert read(runs, 0, 0)[:4] == [0, 1, 2, 3]
     assert (runs.held, runs.pool.held) == (6, 6)
     assert free_addresses(runs) == 120 - 7 + 1 - 4, "for twice the pages after this one"
+    assert runs.pool.references(runs.pages()).tolist() == [1] * 6
+    runs.close()
+    assert (runs.pool.held, free_addresses(runs)) == (0, 120)
 
 
 def test_growth_is_foreseen_in_pages():
