@@ -32,7 +32,7 @@ _SETTINGS = {
         *("-n0", "-m", "not release", "-p", "no:cacheprovider", "-p", "no:tests.harness.skips"),
         *("-p", "tests.mutation.quick_first"),
     ],
-    "timeout_constant": 10.0,
+    "timeout_constant": 15.0,
     "timeout_multiplier": 4.0,
 }
 
