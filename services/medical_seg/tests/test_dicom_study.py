@@ -186,6 +186,10 @@ async def test_single_frames_of_a_series_are_one_segmentation_in_the_order_of_th
     assert [numbers["Area"] for numbers in read_report(series)] == [36, 4, 9, 25]
     group = hd.sr.srread(io.BytesIO(series.report)).content.get_planar_roi_measurement_groups()[0]
     assert [one.unit.value for one in group.get_measurements()] == ["{pixels}", "1", "1"]
+    unit = group.get_measurements()[0].unit
+    assert (unit.scheme_designator, unit.meaning) == ("UCUM", "pixels")
+    names = [(one.name.value, one.name.scheme_designator) for one in group.get_measurements()]
+    assert names[1:] == [("mean-probability", "99FOVEA"), ("components", "99FOVEA")]
 
 
 async def test_films_other_series_other_studies_and_other_sizes_are_apart() -> None:
@@ -249,6 +253,20 @@ async def test_options_go_to_the_model_and_choose_the_forms() -> None:
     assert (series.segmentation, series.report is None, series.strip is None) == (None, False, False)
 
 
+async def test_grey_frames_are_seen_through_the_window_that_is_asked_for() -> None:
+    def grey() -> FileDataset:
+        pixels = np.full((H, W), 18, np.uint8)
+        pixels[3:6, 3:6] = 22
+        facts = {"SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2"}
+        one = film(pixels, **facts, WindowCenter="128", WindowWidth="256")
+        del one.PlanarConfiguration
+        return one
+
+    for window, area in ((None, 0), ("20,3", 9)):
+        (series,) = (await segment(grey(), window=window)).series
+        assert series.instances[0].frames[0].area == area
+
+
 async def test_a_strip_is_of_the_first_twenty_four_frames_of_a_series() -> None:
     objects = [film(picture((2, 2, 3)), InstanceNumber=number) for number in range(26)]
     (series,) = (await segment(*objects, include="strip")).series
@@ -295,6 +313,10 @@ async def test_derived_objects_name_what_made_them() -> None:
     for part in ("finding 1", "bright", "Lesion", "Device Observer Manufacturer", "mean-probability", "components"):
         assert part in text, part
     assert report.file_meta.TransferSyntaxUID == ExplicitVRLittleEndian
+    assert "Algorithm Name" in text
+    assert "Algorithm Version" in text
+    ids = [one.get(name) for one in (seg, report) for name in ("SeriesInstanceUID", "SOPInstanceUID")]
+    assert len({str(one) for one in ids} - {"None", "", SERIES}) == 4
     evidence = report.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence
     named = {one.ReferencedSOPInstanceUID for each in evidence for one in each.ReferencedSOPSequence}
     assert seg.SOPInstanceUID in named
