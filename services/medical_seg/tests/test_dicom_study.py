@@ -280,6 +280,14 @@ async def test_warnings_are_of_text_and_of_sizes_at_the_detector() -> None:
     assert series.instances[0].burnt_in_text.suspected
 
 
+async def test_objects_that_no_segmentation_can_repeat_are_answered_without_one() -> None:
+    odd = film(picture((1, 1, 3)), PixelSpacing=[1, 1], SOPClassUID=MultiFrameTrueColorSecondaryCaptureImageStorage)
+    (series,) = (await segment(odd)).series
+    assert series.instances[0].frames[0].area == 9
+    assert (series.segmentation, series.report) == (None, None)
+    assert series.warnings == ["The objects lack what a DICOM segmentation must repeat of them (ValueError)."]
+
+
 async def test_progress_is_told_and_a_cancelled_run_stops() -> None:
     told: list[tuple[float, str | None]] = []
     run = CallContext(report=lambda *news: told.append(news))
