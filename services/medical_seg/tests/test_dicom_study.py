@@ -285,7 +285,7 @@ async def test_objects_that_no_segmentation_can_repeat_are_answered_without_one(
     (series,) = (await segment(odd)).series
     assert series.instances[0].frames[0].area == 9
     assert (series.segmentation, series.report) == (None, None)
-    assert series.warnings == ["The objects lack what a DICOM segmentation must repeat of them (ValueError)."]
+    assert series.warnings == ["The objects lack what a DICOM segmentation must repeat of them (AttributeError)."]
 
 
 async def test_progress_is_told_and_a_cancelled_run_stops() -> None:
