@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx2
 import pytest
 from structlog.testing import capture_logs
 
