@@ -408,6 +408,7 @@ def project(pictures: int) -> dict[str, Any]:
 SHORT = ("schedule.steps=2", "schedule.batch=4", "schedule.validate_every=2", "choose=4", "scale.side=96")
 
 
+@pytest.mark.release  # a real training in a process of its own
 def test_labels_are_trained_on_by_fovea_train(fovea: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FOVEA_DATA_DIR", str(tmp_path / "data"))
     plan = TrainingPlan("segment", "pranet", "pranet-annotated", tmp_path / "runs", 10_000, SHORT)

@@ -39,7 +39,25 @@ async def listening(made: uvicorn.Server) -> AsyncIterator[str]:
     try:
         yield f"http://127.0.0.1:{port}"
     finally:
-        await made.shutdown()
+        await shut_down(made)
+
+
+async def shut_down(made: uvicorn.Server) -> None:
+    """Do what uvicorn's `shutdown` does, less its pause of 0.1 s for connections that are closed at once."""
+    state = made.server_state
+    for server in made.servers:
+        server.close()
+    for connection in list(state.connections):
+        connection.shutdown()
+    end = time.monotonic() + 0.1
+    while state.connections and time.monotonic() < end:  # noqa: ASYNC110  # uvicorn has no event for it
+        await asyncio.sleep(0.001)
+    try:
+        await asyncio.wait_for(made._wait_tasks_to_complete(), made.config.timeout_graceful_shutdown)
+    except TimeoutError:
+        for task in state.tasks:
+            task.cancel()
+    await made.lifespan.shutdown()
 
 
 class Live:

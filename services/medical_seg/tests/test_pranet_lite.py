@@ -11,7 +11,7 @@ from PIL import Image
 from services.medical_seg.recipes.pranet_lite import PraNetLiteRecipe
 from shared.errors import InvalidOption
 from shared.registry import network
-from shared.registry.weights import read_weights
+from shared.registry.weights import Manifest, read_weights
 from shared.training.publish import publish
 from shared.training.recipe import MultiScale, Schedule
 from shared.training.trainer import fit
@@ -50,17 +50,24 @@ def test_the_layout_is_pranets_behind_another_backbone() -> None:
     without.load_state_dict(net.state_dict())
 
 
-def test_a_folder_becomes_weights(tmp_path: Path) -> None:
-    made = recipe(frames(tmp_path / "data", 20))
-    fitted = fit(made, tmp_path / "run")
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[PraNetLiteRecipe, Manifest, Path]:
+    """A recipe after two steps, and what it published where."""
+    home = tmp_path_factory.mktemp("trained")
+    made = recipe(frames(home / "data", 20))
+    manifest = publish(made, fit(made, home / "run"), home / "out")
+    return made, manifest, home / "out" / "pranet.safetensors"
+
+
+def test_a_folder_becomes_weights(trained: tuple[PraNetLiteRecipe, Manifest, Path]) -> None:
+    made, manifest, file = trained
     survey = made.survey()
     assert survey is not None
     assert survey.train + survey.held_out == 20
-    manifest = publish(made, fitted, tmp_path / "out")
     assert manifest.network.name == "pranet-lite"
     assert {"dice_at_half", "mean_dice", "frames"} <= manifest.metrics.keys()
     held = network("pranet-lite", **manifest.network.config)
-    arrays = read_weights(tmp_path / "out" / "pranet.safetensors").arrays
+    arrays = read_weights(file).arrays
     held.load_state_dict({key: torch.from_numpy(array) for key, array in arrays.items()})
 
 
@@ -87,19 +94,17 @@ def test_a_coco_file_becomes_weights(tmp_path: Path) -> None:
     assert "dice_at_half" in made.measure(fitted.network)
 
 
-def test_it_starts_from_a_file_instead_of_imagenet(tmp_path: Path) -> None:
-    first = recipe(frames(tmp_path / "data", 20))
-    publish(first, fit(first, tmp_path / "run"), tmp_path / "out")
-    again = first.model_copy(update={"start": str(tmp_path / "out" / "pranet.safetensors")})
-    built = again.network().state_dict()
-    held = read_weights(tmp_path / "out" / "pranet.safetensors").arrays
+def test_it_starts_from_a_file_instead_of_imagenet(trained: tuple[PraNetLiteRecipe, Manifest, Path]) -> None:
+    first, _, file = trained
+    built = first.model_copy(update={"start": str(file)}).network().state_dict()
+    held = read_weights(file).arrays
     assert held.keys() == built.keys()
     assert all(
         torch.equal(built[key], torch.from_numpy(array)) for key, array in held.items() if array.dtype == np.float32
     )
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_it_learns_to_mark_discs(tmp_path: Path) -> None:
     made = recipe(frames(tmp_path / "data", 24), steps=60)
     assert made.measure(fit(made, tmp_path / "run").network)["dice_at_half"] > 0.8
