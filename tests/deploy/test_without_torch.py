@@ -90,6 +90,7 @@ def test_given_graphs_are_served_from_their_folder(exported, tmp_path, monkeypat
     assert not (tmp_path / "cache").exists()
 
 
+@pytest.mark.usefixtures("fresh_exports")
 def test_without_torch_and_without_graphs_the_reason_is_said(tmp_path, monkeypatch):
     def import_less_torch(name, find=importlib.import_module):
         if name == "shared.export.torch_form":
