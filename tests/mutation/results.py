@@ -6,6 +6,7 @@ import json
 import tomllib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +35,19 @@ class Measurement:
 
 
 def summarize(mutants: list[Mutant], outcomes: dict[str, str]) -> tuple[int, list[dict[str, str]]]:
-    """Return how many mutants were killed, and the others with their lines and, where it is known, why."""
+    """Return how many mutants were killed, and the others with what became of them."""
     alive = [mutant for mutant in mutants if outcomes.get(mutant.name) not in KILLED]
-    reasons = {(row["file"], row["was"], row["now"]): row["why"] for row in load_equivalents()}
     rows = [asdict(mutant) | {"outcome": outcomes.get(mutant.name, "not run")} for mutant in alive]
-    for row in rows:
-        if why := reasons.get((row["file"], row["was"], row["now"])):
-            row["equivalent"] = why
     return len(mutants) - len(alive), rows
 
 
+def explain(survivor: dict[str, str]) -> str:
+    """Return why no test can find a mutant; empty where one is missing."""
+    keys = ("file", "was", "now")
+    return next((row["why"] for row in load_equivalents() if all(row[key] == survivor[key] for key in keys)), "")
+
+
+@cache
 def load_equivalents() -> list[dict[str, str]]:
     """Mutants that no test can find, each with the reason."""
     return tomllib.loads((HERE / "equivalent.toml").read_text("utf8")).get("equivalent", [])
@@ -80,7 +84,7 @@ def _table(results: dict[str, dict[str, Any]]) -> Iterator[str]:
     yield "|---|--:|--:|--:|--:|--:|--:|---|---|--:|"
     for name, row in sorted(results.items()):
         now, before = row["now"], row.get("before")
-        equivalent = sum("equivalent" in each for each in now["survivors"])
+        equivalent = sum(bool(explain(each)) for each in now["survivors"])
         cells = (
             name,
             now["mutants"],
@@ -108,9 +112,7 @@ def _survivors(rows: list[dict[str, str]]) -> Iterator[str]:
     yield "| file | line | in the mutant | why no test finds it |"
     yield "|---|---|---|---|"
     for row in rows:
-        yield (
-            f"| `{Path(row['file']).name}` | {_code(row['was'])} | {_code(row['now'])} | {row.get('equivalent', '')} |"
-        )
+        yield f"| `{Path(row['file']).name}` | {_code(row['was'])} | {_code(row['now'])} | {explain(row)} |"
 
 
 def _code(text: str) -> str:

@@ -596,3 +596,34 @@ async def test_members_of_a_batch_have_spans_that_link_the_others(recorded_spans
     for span, other in zip(spans, reversed(parents), strict=True):
         assert dict(span.attributes) == {"fovea.batch.size": 2, "fovea.batch.rows": 6}
         assert [f"{link.context.trace_id:032x}" for link in span.links] == [other.traceparent.split("-")[1]]
+
+
+async def test_a_lone_call_runs_under_its_own_context_and_a_batch_that_stops_stops_for_all(recorded_spans):  # noqa: F811
+    gate, seen, runs = Doubler(), [], [CallContext() for _ in range(2)]
+
+    def work(_key, items, run):
+        gate.gate.wait(5)
+        seen.append(run)
+        if len(items) > 1:
+            raise Cancelled("All have gone.")
+        return items
+
+    made = batcher(work)
+    gate.gate.clear()
+    alone = CallContext()
+    first = asyncio.create_task(made.submit(0, alone))
+    await until(lambda: made.busy and not made._queue)
+    parent = telemetry.span("member", parent="")
+    with telemetry.bind(traceparent=parent.traceparent):
+        tasks = [asyncio.create_task(made.submit(item, run)) for item, run in enumerate(runs)]
+        await asyncio.sleep(0)
+    gate.gate.set()
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [answer.detail for answer in answers] == ["All have gone."] * 2
+    assert await first == 0
+    assert seen[0] is alone
+    assert isinstance(seen[1], BatchContext)
+    assert len(seen) == 2
+    await made.close(1)
+    failed = [(span.status.status_code.name, span.attributes["error.type"]) for span in recorded_spans.named("batch")]
+    assert failed == [("ERROR", Cancelled("").code)] * 2
