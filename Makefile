@@ -8,7 +8,7 @@ EXTRAS ?= all,cpu,dev
 WORKERS ?= 2
 SHELL  := /bin/bash
 
-.PHONY: help run test check lint format setup bench chaos rehearse fuzz leaks gallery images generate clean
+.PHONY: help run test check lint format setup bench chaos rehearse fuzz leaks mutants gallery images generate clean
 
 help:  ## what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -68,6 +68,10 @@ fuzz: setup  ## fuzz each decoder of bytes from outside for a minute (ARGS=600 f
 
 leaks: setup  ## memory of each process over ten minutes of mixed load and broken requests (ARGS="--services detection")
 	@$(BIN)/python -m loadtests.leaks $(ARGS)
+
+mutants: setup  ## mutation testing of ten core modules, into docs/mutation.md (ARGS=scheduler for one)
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS),mutants]'
+	@$(BIN)/python -m tests.mutation $(ARGS)
 
 gallery: setup  ## the pictures of docs/gallery.md again, by its own commands (`make run` beside it)
 	@$(BIN)/python -m loadtests.gallery

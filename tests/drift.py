@@ -79,6 +79,13 @@ def claims() -> Iterator[tuple[pathlib.Path, str]]:
             yield ROOT / room / "claims.json", json.dumps(facts, indent=1, sort_keys=True) + "\n"
 
 
+def mutation_page() -> Iterator[tuple[pathlib.Path, str]]:
+    """The mutation scores of the core modules, from the last runs' results."""
+    from tests.mutation.results import mutation_page as pages
+
+    yield from pages()
+
+
 CLAIMS = {
     "services/llm_longctx/methods/core": "sparsity",
     "services/llm_longctx/models": "sparsity_mixers",
@@ -86,7 +93,13 @@ CLAIMS = {
 }
 """Room → the suite whose `claims` it ships."""
 
-GENERATORS: tuple[Callable[[], Iterator[tuple[pathlib.Path, str]]], ...] = (stubs, model_pages, settings_page, claims)
+GENERATORS: tuple[Callable[[], Iterator[tuple[pathlib.Path, str]]], ...] = (
+    stubs,
+    model_pages,
+    settings_page,
+    claims,
+    mutation_page,
+)
 
 
 def main(write: bool) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
+import types
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ import httpx2
 import pytest
 
 from services.gateway.policy.auth import KeyRing
+from services.gateway.policy.caller import Caller, KeyLimits
 from services.gateway.policy.fair_queue import FairQueue
 from services.gateway.routing.replica_registry import ReplicaRegistry
 from shared.errors import DeadlineExceeded, QueueFull
 from shared.settings import Settings
+from shared.telemetry import QUEUE_TIME
 
 SERVICE_S = 0.02
 
@@ -118,3 +121,204 @@ async def test_a_flood_of_one_leaves_another_its_quiet_latency(gateway: Any, toy
     server.close()
     # Half of a request of the other's is in the way on average, and the machine of this test serves both.
     assert loud < 1.5 * quiet + 0.01, (loud, quiet)
+
+
+class Places:
+    """Requests that hold a place until they are told to leave."""
+
+    def __init__(self, fair: FairQueue, **common: Any) -> None:
+        self.fair, self.common = fair, {"capacity": 1, "share": 1} | common
+        self.order: list[str] = []
+        self._leave: dict[str, asyncio.Event] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    async def ask(self, name: str, **own: Any) -> bool:
+        """Ask for a place for `tenant` + number; whether it is had at once."""
+        self._leave[name] = asyncio.Event()
+        self._tasks[name] = asyncio.create_task(self._hold(name, own))
+        await settle()
+        return name in self.order
+
+    async def leave(self, name: str) -> None:
+        """Let a request leave its place."""
+        self._leave[name].set()
+        await settle()
+
+    async def leave_all(self) -> None:
+        """Let requests leave in the order in which they got their places."""
+        for place in range(len(self._tasks)):
+            await self.leave(self.order[place])
+        await asyncio.gather(*self._tasks.values())
+
+    async def _hold(self, name: str, own: dict[str, Any]) -> None:
+        async with self.fair.place("svc", name[:-1], deadline=soon(), **self.common | own):
+            self.order.append(name)
+            await self._leave[name].wait()
+
+
+async def settle() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
+    """The fair queue's clock, set by hand."""
+    now = types.SimpleNamespace(seconds=0.0)
+    fake = types.SimpleNamespace(monotonic=lambda: now.seconds, perf_counter=lambda: now.seconds)
+    monkeypatch.setattr("services.gateway.policy.fair_queue.time", fake)
+    return now
+
+
+async def test_a_tenant_with_nothing_in_flight_is_let_in_beyond_the_capacity(fair: FairQueue) -> None:
+    places = Places(fair, capacity=2, share=1)
+    assert [await places.ask(name) for name in ("ann1", "ann2", "ann3")] == [True, True, False]
+    assert [await places.ask(name) for name in ("bob1", "cid1", "dan1")] == [True, True, False]
+    await places.leave("ann1")  # three are in flight: a place for dan, who has none, but not for ann's third
+    assert places.order[-1] == "dan1"
+    await places.leave("bob1")
+    assert "ann3" not in places.order
+    await places.leave_all()
+
+
+@pytest.mark.parametrize(
+    ("share", "weight", "places_had"), [(2, 1, 2), (2, 0.1, 1), (2, 1.5, 3), (2, 0.8, 1), (4, 1, 4), (9, 1, 4)]
+)
+async def test_a_share_follows_the_weight(fair: FairQueue, share: int, weight: float, places_had: int) -> None:
+    places = Places(fair, capacity=5, share=share)
+    assert await places.ask("bob1")
+    had = [await places.ask(f"ann{number}", weight=weight) for number in range(1, 6)]
+    assert had == [True] * places_had + [False] * (5 - places_had)
+    await places.leave_all()
+
+
+@pytest.mark.parametrize(("passed", "is_alone"), [(9.9, False), (10.0, True)])
+async def test_a_share_is_kept_for_ten_seconds_after_a_request(
+    fair: FairQueue, clock: types.SimpleNamespace, passed: float, is_alone: bool
+) -> None:
+    clock.seconds = 100.0
+    places = Places(fair, capacity=2, share=1)
+    await places.ask("bob1")
+    clock.seconds += 50
+    await places.leave("bob1")
+    clock.seconds += passed
+    assert [await places.ask("ann1"), await places.ask("ann2")] == [True, is_alone]
+    clock.seconds += 20  # bob is forgotten, so all places are ann's
+    assert await places.ask("ann3") is False
+    await places.leave_all()
+
+
+async def serve_in_turn(places: Places, requests: list[tuple[str, float]]) -> list[str]:
+    """Queue requests behind two that hold all places, one of them for ever; the order in which they are served."""
+    for name, weight in (("yan1", 1.0), ("zoe1", 1.0), *requests):
+        await places.ask(name, weight=weight)
+    assert places.order[-2:] == ["yan1", "zoe1"]
+    begun = len(places.order)
+    await places.leave("yan1")
+    for place in range(begun, begun + len(requests)):
+        await places.leave(places.order[place])
+    await places.leave("zoe1")
+    return places.order[begun:]
+
+
+async def test_who_was_served_least_for_its_weight_is_next(fair: FairQueue) -> None:
+    requests = [("ann1", 1.0), ("ann2", 1.0), ("ann3", 1.0), ("bob1", 2.0), ("bob2", 2.0), ("bob3", 2.0), ("bob4", 2.0)]
+    order = await serve_in_turn(Places(fair), requests)
+    assert order == ["ann1", "bob1", "bob2", "ann2", "bob3", "bob4", "ann3"]
+
+
+async def test_a_newcomer_does_not_catch_up_on_what_others_had_before(fair: FairQueue) -> None:
+    before = Places(fair)
+    for number in range(1, 6):
+        await before.ask(f"ann{number}")
+        await before.leave(f"ann{number}")
+    places = Places(fair)
+    requests = [(f"{name}{number}", 1.0) for name in ("ann", "bob") for number in (1, 2, 3)]
+    assert await serve_in_turn(places, requests) == ["bob1", "ann1", "bob2", "ann2", "bob3", "ann3"]
+
+
+async def test_a_place_given_to_a_request_that_is_cancelled_goes_to_the_next(fair: FairQueue) -> None:
+    places = Places(fair)
+    for name in ("ann1", "ann2", "ann3"):
+        await places.ask(name)
+    turn = fair._services["svc"].lines["ann"].waiting[0]
+    places._leave["ann1"].set()
+    for _ in range(5):
+        if turn.done():  # the place is ann2's, which does not run yet
+            places._tasks["ann2"].cancel()
+            break
+        await asyncio.sleep(0)
+    await settle()
+    assert places.order == ["ann1", "ann3"]
+    await places.leave("ann3")
+    assert fair._services["svc"].in_flight == 0
+
+
+async def test_refusals_say_what_to_do(fair: FairQueue) -> None:
+    places = Places(fair)
+    for number in range(6):
+        await places.ask(f"ann{number}")
+    with pytest.raises(QueueFull) as full:
+        await places._hold("ann6", {})
+    assert full.value.detail == "5 of your requests wait for svc; the limit is 5."
+    assert (full.value.hint, full.value.retry_after) == ("Send fewer at a time, or send them as jobs.", 1)
+    await places.leave_all()
+    await places.ask("bob1")
+    with pytest.raises(DeadlineExceeded) as late:
+        async with fair.place("svc", "bob", capacity=1, share=1, deadline=soon(-1)):
+            pass
+    assert late.value.detail == "No place at svc was free before the deadline."
+    assert late.value.hint == "Send it as a job, or allow more time."
+    assert not fair._services["svc"].lines["bob"].waiting
+    await places.leave("bob1")
+
+
+async def test_tenants_that_have_gone_are_forgotten(fair: FairQueue, clock: types.SimpleNamespace) -> None:
+    places = Places(fair)
+    for number in range(1000):
+        await work(fair, [], f"tenant-{number}")
+    assert len(fair._services["svc"].lines) == 1000
+    clock.seconds = 11.0
+    await work(fair, [], "ann")
+    assert set(fair._services["svc"].lines) == {"ann"}
+    assert await places.ask("ann1")
+    await places.leave_all()
+
+
+async def test_time_in_the_queue_is_recorded(
+    fair: FairQueue, clock: types.SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[tuple[object, float]] = []
+    monkeypatch.setattr("services.gateway.policy.fair_queue.observe", lambda *args: waits.append(args))
+    monkeypatch.setattr("services.gateway.policy.fair_queue.record_span", lambda *args: waits.append(args))
+    places = Places(fair)
+    await places.ask("ann1")
+    await places.ask("ann2")
+    clock.seconds = 3.0
+    await places.leave_all()
+    queue_time = QUEUE_TIME.labels("gateway", "")
+    assert waits == [(queue_time, 0.0), ("queue", 0.0), (queue_time, 3.0), ("queue", 3.0)]
+
+
+@pytest.mark.parametrize(("slots", "capacity", "share"), [([], 4, 1), ([2, 6], 10, 8), ([5], 5, 5)])
+async def test_places_are_those_of_the_ready_replicas(slots: list[int], capacity: int, share: int) -> None:
+    ready = [types.SimpleNamespace(record=types.SimpleNamespace(slots=each)) for each in slots]
+    registry = types.SimpleNamespace(list_ready=lambda service: ready if service == "svc" else [])
+    fair = FairQueue(Settings(max_batch_size=4), registry)
+    caller = Caller("ann", frozenset(), "k1", KeyLimits(weight=2.5))
+    async with fair.place_of(caller, "svc", soon()):
+        state = fair._services["svc"]
+        assert (state.capacity, state.share, state.lines["ann"].weight) == (capacity, share, 2.5)
+
+
+async def test_a_tenant_that_is_still_served_keeps_its_share(fair: FairQueue, clock: types.SimpleNamespace) -> None:
+    places = Places(fair, capacity=3, share=1)
+    await places.ask("bob1")
+    clock.seconds = 20.0
+    assert [await places.ask("ann1"), await places.ask("ann2")] == [True, False]
+    await places.leave_all()
+
+
+def test_a_place_is_waited_for_until_the_caller_s_deadline(monkeypatch: pytest.MonkeyPatch, fair: FairQueue) -> None:
+    monkeypatch.setattr(fair, "place", lambda *names, **facts: (*names, facts["deadline"]))
+    assert fair.place_of(Caller("ann", frozenset(), "k1"), "svc", 12.5) == ("svc", "ann", 12.5)

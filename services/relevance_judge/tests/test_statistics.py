@@ -10,7 +10,7 @@ from scipy import stats
 
 from services.relevance_judge.metrics import prediction_powered, significance
 from services.relevance_judge.metrics.agreement import Level, krippendorff_alpha
-from services.relevance_judge.metrics.bootstrap import mean_interval
+from services.relevance_judge.metrics.bootstrap import divide_sums, draw_ratios, mean_interval, percentile_interval
 from services.relevance_judge.metrics.label_budget import plan_labels
 from services.relevance_judge.metrics.prediction_powered import correct_mean, human_mean
 from services.relevance_judge.metrics.significance import (
@@ -205,3 +205,102 @@ def test_every_pair_of_systems_is_tested_once() -> None:
     tests = compare_systems(list("abcd"), scores, draws=50)
     pairs = {frozenset((test.first, test.second)) for test in tests}
     assert pairs == {frozenset(pair) for pair in itertools.combinations("abcd", 2)}
+
+
+def test_all_signs_are_tried_up_to_fourteen_queries() -> None:
+    assert permutation_p([1, 1, 1]) == 2 / 8
+    assert permutation_p([3, 1, 1]) == 2 / 8
+    assert permutation_p([1, -1]) == 1.0
+    assert permutation_p([2, 1, -0.5]) == 4 / 8
+    assert permutation_p(np.ones(14)) == 2 / 2**14
+    assert permutation_p(np.ones(15), draws=9) == 1 / 10
+    assert permutation_p(np.ones(40)) == 1 / 10_001
+    gaps = np.random.default_rng(0).normal(0.2, 1, 30)
+    assert permutation_p(gaps) == permutation_p(gaps, draws=10_000, seed=0) != permutation_p(gaps, seed=1)
+    assert permutation_p(gaps, draws=2500) * 2501 == pytest.approx(round(permutation_p(gaps, draws=2500) * 2501))
+
+
+def test_corrected_p_values_stay_below_one_and_in_order() -> None:
+    assert correct_p_values([0.5, 0.1, 0.4], "bonferroni") == pytest.approx([1.0, 0.3, 1.0])
+    assert correct_p_values([0.02, 0.01, 0.9], "holm") == pytest.approx([0.04, 0.03, 0.9])
+    assert correct_p_values([0.04, 0.03, 0.9], "fdr") == pytest.approx([0.06, 0.06, 0.9])
+    assert correct_p_values([0.04, 0.03], "none") == [0.04, 0.03]
+
+
+def test_a_comparison_is_of_the_paired_differences() -> None:
+    draw = np.random.default_rng(8)
+    scores = np.asarray([draw.normal(shift, 0.4, 20) for shift in (0.0, 0.1, 0.3)])
+    scores[1, :2] = scores[2, :2]
+    names, facts = ["a", "b", "c"], {"draws": 700, "seed": 4}
+    tests = compare_systems(names, scores, correction="bonferroni", confidence=0.8, **facts)
+    for test in tests:
+        gap = scores[names.index(test.first)] - scores[names.index(test.second)]
+        assert test.difference == pytest.approx(gap.mean())
+        assert test.interval == mean_interval(gap, confidence=0.8, **facts)
+        assert test.p == permutation_p(gap, **facts)
+        assert test.p_corrected == pytest.approx(min(3 * test.p, 1.0))
+        assert (test.wins, test.losses, test.ties) == ((gap > 0).sum(), (gap < 0).sum(), (gap == 0).sum())
+    assert {test.ties for test in tests} == {0, 2}
+    gaps = [scores[names.index(test.first)] - scores[names.index(test.second)] for test in tests]
+    usual = compare_systems(names, scores)
+    assert [test.p_corrected for test in usual] == correct_p_values([permutation_p(gap) for gap in gaps], "holm")
+    assert [test.interval for test in usual] == [mean_interval(gap) for gap in gaps]
+
+
+def test_the_largest_difference_of_shuffled_systems_corrects_every_pair() -> None:
+    apart = np.asarray([[0.0] * 12, [0.0] * 12, [1.0] * 12])
+    tests = compare_systems(["a", "b", "c"], apart, correction="max-t", draws=99)
+    assert [test.p_corrected for test in tests] == [0.01, 0.01, 1.0]
+    close = np.random.default_rng(0).normal(size=(3, 12))
+    ours, other = (
+        [test.p_corrected for test in compare_systems(["a", "b", "c"], close, correction="max-t", draws=99, seed=seed)]
+        for seed in (0, 1)
+    )
+    again = compare_systems(["a", "b", "c"], close, correction="max-t", draws=99)
+    assert [test.p_corrected for test in again] == ours != other
+    assert all(round(p * 100) == pytest.approx(p * 100) for p in ours)
+
+
+def test_a_query_that_a_run_lacks_scores_nothing() -> None:
+    qrels = {("q1", "d1"): 1, ("q1", "d2"): 0, ("q2", "d1"): 2}
+    runs = {"whole": {"q1": {"d1": 2.0, "d2": 1.0}, "q2": {"d1": 1.0}}, "part": {"q1": {"d1": 1.0, "d2": 2.0}}}
+    names, queries, scores = tabulate_scores(runs, qrels, measure="P_1")
+    assert (names, queries) == (["whole", "part"], ["q1", "q2"])
+    assert scores.tolist() == [[1.0, 1.0], [0.0, 0.0]]
+    assert tabulate_scores(runs, qrels, measure="P_1", relevance_level=2)[2].tolist() == [[0.0, 1.0], [0.0, 0.0]]
+    assert tabulate_scores({}, qrels, measure="P_1")[2].shape == (0, 2)
+
+
+def test_intervals_are_of_as_many_samples_as_are_asked_for() -> None:
+    assert mean_interval([2.0, 2.0, 2.0]) == (2.0, 2.0)
+    x = np.random.default_rng(2).gamma(2, 1, 25)
+    assert mean_interval(x) == mean_interval(x, confidence=0.95, draws=10_000, seed=0) != mean_interval(x, seed=1)
+    source = np.random.default_rng(6)
+    means = [x[source.integers(0, 25, (size, 25))].mean(1) for size in (1000, 1000, 500)]
+    expected = np.percentile(np.concatenate(means), (10, 90))
+    assert mean_interval(x, confidence=0.8, draws=2500, seed=6) == pytest.approx(tuple(expected))
+    values = np.append(np.arange(101.0), np.nan)
+    assert percentile_interval(values) == pytest.approx((2.5, 97.5))
+    assert percentile_interval(values, 0.5) == pytest.approx((25.0, 75.0))
+    assert percentile_interval(np.asarray([np.nan])) is None
+
+
+def test_ratios_are_of_sums_over_the_same_samples_of_queries() -> None:
+    assert divide_sums({"q1": (1, 2), "q2": (2, 4)}) == 0.5
+    assert divide_sums({"q1": (1, 0)}) is divide_sums({}) is None
+    whole = {f"q{place}": (float(place), 4.0) for place in range(5)}
+    half = {name: (part / 2, size) for name, (part, size) in whole.items()}
+    found = draw_ratios([whole, half], draws=50, seed=3)
+    assert found.shape == (2, 50)
+    assert found[0] == pytest.approx(2 * found[1])
+    assert found[0].mean() == pytest.approx(0.5, abs=0.06)
+    assert len(set(found[0].tolist())) > 5
+    assert (found == draw_ratios([whole, half], draws=50, seed=3)).all()
+    assert (found != draw_ratios([whole, half], draws=50, seed=4)).any()
+    assert set(draw_ratios([{"q1": (0.25, 0.5)}], draws=3, seed=0)[0]) == {0.5}
+    one, none = draw_ratios([{"q1": (1.0, 2.0)}, {"q2": (1.0, 1.0)}], draws=40, seed=0)
+    assert np.isnan(one).any()
+    assert (np.isnan(one) | np.isnan(none)).any()
+    assert set(one[~np.isnan(one)]) == {0.5}
+    assert set(none[~np.isnan(none)]) == {1.0}
+    assert not (np.isnan(one) & np.isnan(none)).any()

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from shared.errors import Conflict, Fault, InvalidOption, NotFound, NotReady, QueueFull, StorageFull
+from shared.errors import Conflict, Fault, InvalidOption, NotFound, NotReady, QueueFull, RateLimited, StorageFull
 from shared.jobs import redis_keys
 from shared.jobs.consumer import Delivery, NothingToDo, QueueConsumer
 from shared.jobs.queue import JobQueue, Payload, Result
@@ -444,3 +444,61 @@ async def test_a_full_redis_says_so(url: str, queue: RedisJobQueue, payload: Pay
     finally:
         await queue._redis.client.config_set("maxmemory", "0")
     assert await queue.depth("svc") == 0
+
+
+class Script:
+    """In place of Redis: answers each verb with the next reply, and remembers what was called."""
+
+    def __init__(self, *replies: object) -> None:
+        self.replies, self.calls = list(replies), list[tuple[object, ...]]()
+
+    async def verb(self, *call: object) -> object:
+        """Answer."""
+        self.calls.append(call)
+        return self.replies.pop(0)
+
+
+async def test_refusals_say_what_is_wrong_and_what_to_do(job_settings: Settings, payload: Payload) -> None:
+    queue = RedisJobQueue("redis://127.0.0.1:1", job_settings)
+
+    async def refused(*replies: object, call: str = "submit", **more: object) -> Exception:
+        queue._redis = Script(*replies)
+        with pytest.raises((Conflict, QueueFull, RateLimited, NotFound)) as caught:
+            await (queue.submit(payload) if call == "submit" else getattr(queue, call)("a" * 32, "ann"))
+        return caught.value
+
+    full = await refused([b"full", b"7"])
+    assert (full.detail, full.hint, full.retry_after) == ("7 jobs already wait for svc.", "Try again in a moment.", 5)
+    quota = await refused([b"quota", b"1234567"])
+    assert quota.detail.startswith(f"Your jobs hold 1,234,567 bytes of at most {job_settings.job_quota_bytes:,}:")
+    assert "DELETE /v1/jobs/{id}" in quota.hint
+    conflict = await refused([b"conflict", b""])
+    assert conflict.detail == "This idempotency key was used for another request."
+    assert conflict.hint == "Send a new Idempotency-Key with a new request."
+    for call, reply in (("get", None), ("result", None), ("cancel", b"missing"), ("retry", b"missing")):
+        unknown = await refused(reply, call=call)
+        assert unknown.detail == f"There is no job {'a' * 32!r}."
+        assert unknown.hint == "It may have expired; `GET /v1/jobs` lists the jobs there are."
+    with pytest.raises(NotFound, match=f"^There is no job '{'b' * 64}'") as odd:
+        await queue.get("b" * 99, "ann")
+    assert "b" * 65 not in odd.value.detail
+
+
+async def test_what_is_asked_of_redis_has_the_limits_of_the_settings(payload: Payload, job_settings: Settings) -> None:
+    settings = job_settings.model_copy(update={"job_ttl_s": 100, "job_cancelled_ttl_s": 7})
+    queue = RedisJobQueue("redis://127.0.0.1:1", settings)
+    queue._redis = script = Script(b"missing", b"missing", [], [], [], (3, 2), (3, 2))
+    for call in (queue.cancel("a" * 32, "ann"), queue.retry("a" * 32, "ann")):
+        with pytest.raises(NotFound):
+            await call
+    assert [await queue.recent("ann"), await queue.recent("ann", 0), await queue.dead("ann", 9999)] == [[], [], []]
+    assert (await queue.depth("svc"), await queue.counts("svc")) == (3, (3, 2))
+    assert [call[:4] for call in script.calls] == [
+        ("cancel", "a" * 32, "ann", 7000),
+        ("retry", "a" * 32, "ann", 30),
+        ("list", "tenant", "ann", 50),
+        ("list", "tenant", "ann", 1),
+        ("list", "dead", "ann", 1000),
+        ("counts", "svc"),
+        ("counts", "svc"),
+    ]

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from shared.errors import Fault
-from shared.jobs import redis_keys, worker_heartbeat
+from shared.jobs import codec, redis_keys, worker_heartbeat
 from shared.jobs.consumer import Delivery, NothingToDo, QueueConsumer
 from shared.jobs.queue import Payload, Result
 from shared.jobs.redis_queue import RedisJobQueue
+from shared.jobs.tests.test_job_queue import Script
 from shared.settings import Settings
 
 DONE = Result(200, "text/plain", b"first")
@@ -259,3 +262,54 @@ async def test_a_lost_body_is_a_fault_that_says_why(
     (job_settings.data_dir / "blobs" / job.id / "request").unlink()
     with pytest.raises(Fault, match="gone"):
         await inbox.payload(await take(inbox))
+
+
+async def test_what_is_asked_of_redis_names_worker_attempt_and_limits(job_settings: Settings) -> None:
+    inbox = QueueConsumer("redis://127.0.0.1:1", "svc", job_settings)
+    host, pid, number = inbox.consumer.rsplit("-", 2)
+    assert (host, int(pid), len(number)) == (socket.gethostname(), os.getpid(), 8)
+    nothing = [b"none", b"-1", [b"0-0", b"1-0", b"2-0", b"3-0"]]
+    inbox._redis = script = Script(nothing, nothing, None, b"ok", b"lost", b"ok", None, None)
+    assert (
+        await inbox.take(reclaim=False)
+        == await inbox.take(reclaim=True)
+        == NothingToDo(("0-0", "1-0", "2-0", "3-0"), -1)
+    )
+    one = Delivery("a" * 32, 4, 1, "svc", "/v1/x", "ann", {}, 5, b"")
+    await inbox.progress(one, 0.123456, None)
+    assert await inbox.again(one, Fault("no"), 1.5) is True
+    assert await inbox.fail(one, Result(500, "text/plain", b"no")) is False
+    assert await inbox.fail(one, Fault("no")) is True
+    await inbox.hand_back(one)
+    await inbox.leave()
+    who, limits = ("svc", inbox.consumer), (job_settings.job_max_attempts, job_settings.job_dead_letter_max)
+    problem = codec.encode_problem(Fault("no"))
+    answer = Result(500, "text/plain", b"no")
+    ttl_ms = job_settings.job_ttl_s * 1000
+    assert script.calls == [
+        ("take", *who, "", *limits, *codec.REQUEST_FIELDS),
+        ("take", *who, "400", *limits, *codec.REQUEST_FIELDS),
+        ("progress", *one.key, "0.1235", ""),
+        ("again", *one.key, *limits, 1500, problem),
+        ("fail", *one.key, ttl_ms, 2, codec.encode_problem(answer), *codec.encode_answer(answer), "answer", b"no"),
+        ("fail", *one.key, ttl_ms, 0, problem),
+        ("hand_back", *one.key),
+        ("leave", *who),
+    ]
+
+
+@pytest.mark.parametrize(("due_ms", "block_ms"), [(-1, 1000), (0, 1), (1, 1), (250, 250), (5000, 1000)])
+async def test_a_worker_sleeps_until_the_next_delayed_job_is_due(
+    job_settings: Settings, due_ms: int, block_ms: int
+) -> None:
+    inbox, asked = QueueConsumer("redis://127.0.0.1:1", "svc", job_settings), []
+
+    async def xread(streams: dict[str, str], **how: int) -> None:
+        asked.append((streams, how))
+
+    inbox._redis = SimpleNamespace(client=SimpleNamespace(xread=xread))
+    await inbox.wait(NothingToDo(("0-0", "1-0", "2-0", "3-0"), due_ms))
+    ((streams, how),) = asked
+    assert how == {"count": 1, "block": block_ms}
+    assert list(streams.values()) == ["0-0", "1-0", "2-0", "3-0"]
+    assert list(streams) == [redis_keys.key("stream", f"svc:{level}") for level in redis_keys.LEVELS]

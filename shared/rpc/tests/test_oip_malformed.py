@@ -271,3 +271,87 @@ def test_parameters_of_every_kind_pass_through_messages() -> None:
     assert oip_proto.decode_request(oip_proto.encode_request(call)).parameters == given
     told = oip_proto.encode_answer(InferAnswer("m", "1", {}, parameters=given), call)
     assert oip_proto.decode_answer(told).parameters == given
+
+
+# What clients send and get, and where an error says that it is.
+
+
+def test_a_request_is_encoded_with_its_parameters_and_comes_back() -> None:
+    feeds = {"x": np.float32([1, 2]), "y": np.array([b"t"], object)}
+    call = InferCall(
+        "m", feeds, id="7", requested={"a": True, "b": None}, binary=True, parameters={"timeout": 9, "tag": "z"}
+    )
+    body = oip_json.encode_request(call)
+    head = json.loads(body.join()[: body.header_length])
+    assert head["id"] == "7"
+    assert head["parameters"] == {"timeout": 9, "tag": "z", "binary_data_output": True}
+    assert head["outputs"] == [{"name": name, "parameters": {"binary_data": True}} for name in "ab"]
+    assert [tensor["parameters"] for tensor in head["inputs"]] == [{"binary_data_size": 8}, {"binary_data_size": 5}]
+    back = oip_json.decode_request("m", "", body.join(), body.header_length)
+    assert (back.id, back.binary, dict(back.parameters)) == ("7", True, head["parameters"])
+    assert {name: array.tolist() for name, array in back.feeds.items()} == {"x": [1, 2], "y": [b"t"]}
+    plain = oip_json.encode_request(InferCall("m", feeds), binary=False)
+    assert plain.header_length is None
+    assert json.loads(plain.join()) == {
+        "inputs": [
+            {"name": "x", "datatype": "FP32", "shape": [2], "data": [1, 2]},
+            {"name": "y", "datatype": "BYTES", "shape": [1], "data": ["t"]},
+        ]
+    }
+
+
+def test_outputs_that_json_can_not_carry_are_named() -> None:
+    call = InferCall("m", {}, requested={"y": False})
+    with pytest.raises(Malformed, match=r"^Tensor 'y'") as caught:
+        oip_json.encode_answer(InferAnswer("m", "1", {"y": np.float32([np.nan])}), call)
+    assert caught.value.field == "y"
+
+
+def test_an_answer_with_an_output_twice_says_so() -> None:
+    twice = {"model_name": "m", "model_version": "1", "outputs": [{**X, "data": [1, 2]}] * 2}
+    with pytest.raises(Malformed, match=r"^The output 'x' comes twice"):
+        oip_json.decode_answer(json.dumps(twice).encode())
+    message = pb.ModelInferResponse(outputs=[{"name": "x", "datatype": "FP32", "shape": [1]}] * 2)
+    message.raw_output_contents.extend([bytes(4)] * 2)
+    with pytest.raises(Malformed, match=r"^The output 'x' comes twice"):
+        oip_proto.decode_answer(message)
+    del message.raw_output_contents[:]
+    message.raw_output_contents.append(bytes(4))
+    with pytest.raises(Malformed, match=r"^1 raw contents came for 2 outputs"):
+        oip_proto.decode_answer(message)
+
+
+@pytest.mark.parametrize(
+    ("head", "where", "field"),
+    [
+        ({"inputs": {}}, "inputs: ", "inputs"),
+        (request("x"), "inputs[0]: ", "inputs[0]"),
+        (request({"name": "x", "datatype": "FP32"}), "inputs[0].shape (tensor 'x'): ", "x"),
+        ([], "top: ", None),
+        (request({**X, "data": [1, 2]}, outputs=[{}]), "outputs[0].name: ", "outputs[0].name"),
+        (request({"name": "n" * 513, "datatype": "FP32"}), "inputs[0].name: ", "inputs[0].name"),
+        (request({"name": "n" * 512, "datatype": "FP32"}), f"inputs[0].shape (tensor {'n' * 512!r}): ", "n" * 512),
+    ],
+)
+def test_an_error_of_the_json_says_where_it_is(head: Any, where: str, field: str | None) -> None:
+    with pytest.raises(Malformed) as caught:
+        decode(head)
+    assert caught.value.detail.startswith(f"The JSON of the body is not an inference message: {where}")
+    assert caught.value.field == field
+
+
+def test_what_is_not_offered_is_named_with_a_way_out() -> None:
+    asked = request({**X, "data": [1, 2]}, outputs=[{"name": "y", "parameters": {"classification": 3}}])
+    with pytest.raises(Malformed) as classified:
+        decode(asked)
+    assert classified.value.field == "y"
+    assert "model's own route" in str(classified.value.hint)
+    with pytest.raises(Malformed) as shared:
+        decode(request({**X, "parameters": {"shared_memory_region": "r"}}))
+    assert (shared.value.field, shared.value.hint) == ("x", "Send the bytes with the request.")
+    with pytest.raises(Malformed) as sequence:
+        decode(request({**X, "data": [1, 2]}, parameters={"sequence_id": 7}))
+    assert sequence.value.field == "sequence_id"
+    with pytest.raises(Malformed) as broken:
+        decode(b"{")
+    assert broken.value.hint == "Binary tensors need the header Inference-Header-Content-Length."

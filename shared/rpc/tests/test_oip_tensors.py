@@ -14,7 +14,16 @@ from hypothesis import strategies as st
 from shared.api.tensors import Datatype
 from shared.errors import Fault, Malformed, TooLarge
 from shared.rpc.oip_json import align
-from shared.rpc.tensors import DTYPES, datatype_of, element_count, from_raw, from_values, to_raw, to_values
+from shared.rpc.tensors import (
+    DTYPES,
+    datatype_of,
+    element_count,
+    from_raw,
+    from_values,
+    require_finite,
+    to_raw,
+    to_values,
+)
 
 FLOATS = ("FP16", "FP32", "FP64", "BF16")
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
@@ -245,3 +254,41 @@ def test_json_says_which_output_it_cannot_carry_and_what_to_do(array: np.ndarray
     with pytest.raises(Malformed, match="Tensor 'mask'") as caught:
         to_values("mask", array)
     assert "binary" in str(caught.value.hint)
+
+
+def test_feeds_are_refused_by_name_where_they_are_not_finite() -> None:
+    require_finite({"a": np.float32([1, 2]), "b": np.array([b"x"], object), "c": np.float16([3])})
+    for datatype in FLOATS:
+        with pytest.raises(Malformed, match=rf"^Tensor 'b' of {datatype} holds NaN") as caught:
+            require_finite({"a": np.float32([1]), "b": np.array([np.inf], DTYPES[datatype])})
+        assert caught.value.field == "b"
+
+
+def test_elements_without_letters_need_their_lengths_only() -> None:
+    assert from_raw("t", "BYTES", [2], bytes(8)).tolist() == [b"", b""]
+    assert from_raw("t", "BYTES", [0], b"").tolist() == []
+
+
+def test_refusals_name_the_tensor_and_say_what_to_do() -> None:
+    with pytest.raises(Malformed) as unknown:
+        element_count("t", "FP8", [1])
+    assert (unknown.value.field, unknown.value.hint) == ("t", f"Known are {', '.join(DTYPES)}.")
+    for array, told in ((np.array([b"\xff"], object), "not UTF-8"), (np.float32([np.nan]), "NaN or infinite")):
+        with pytest.raises(Malformed, match=rf"^Tensor 't' holds .*{told}") as refused:
+            to_values("t", array)
+        assert (refused.value.field, refused.value.hint) == ("t", "Ask for it as binary data.")
+    for array in (np.array([1j]), np.array([1], object)):
+        with pytest.raises(Fault, match=r"^Tensor 't'") as fault:
+            to_values("t", array)
+        assert fault.value.field == "t"
+    for values in ([1], [1.5, 2.5], [300, 1]):
+        with pytest.raises(Malformed, match=r"^Tensor 't'") as odd:
+            from_values("t", "UINT8", [2], values)
+        assert odd.value.field == "t"
+    with pytest.raises(TooLarge) as large:
+        element_count("t", "BYTES", [2**20 + 1])
+    assert large.value.field == "t"
+    for raw in (b"\x05\0\0\0abc", b"", b"\x01\0\0\0ab"):
+        with pytest.raises(Malformed) as cut:
+            from_raw("t", "BYTES", [1], raw)
+        assert cut.value.field == "t"

@@ -15,6 +15,7 @@ from shared.errors import Cancelled, DeadlineExceeded, Fault, InvalidOption, Not
 from shared.registry import CallContext
 from shared.serving.batching import BatchContext, Batcher, BatchOptions
 from shared.serving.tests.toys import until
+from shared.tests.recorded_spans import recorded_spans  # noqa: F401  # a fixture
 
 
 class Doubler:
@@ -393,3 +394,237 @@ def test_calls_of_one_key_run_in_the_order_they_came(keys, size):
     asyncio.run(scenario())
     for key in set(keys):
         assert [item for k, item in ran if k == key] == [place for place, k in enumerate(keys) if k == key]
+
+
+async def test_refusals_say_how_many_wait_and_what_to_do():
+    work = Doubler()
+    made = batcher(work, size=2, depth=3)
+    first, tasks = await behind_gate(work, made, range(3))
+    with pytest.raises(QueueFull) as full:
+        await made.submit(9, CallContext())
+    assert full.value.detail == "3 requests wait for doubler; the limit is 3."
+    assert (full.value.hint, full.value.retry_after) == ("Send it again later, or as a job.", 0.1)
+    made._mean_seconds = 0.25
+    with pytest.raises(QueueFull) as full:
+        await made.submit(9, CallContext())
+    assert full.value.retry_after == 0.5  # of two batches
+    closing = asyncio.create_task(made.close(0.01))
+    with pytest.raises(NotReady) as given_up:
+        await tasks[0]
+    assert given_up.value.detail == "The service is stopping."
+    assert (given_up.value.hint, given_up.value.retry_after) == ("Send the request again.", 1)
+    work.gate.set()
+    await asyncio.gather(first, closing, *tasks, return_exceptions=True)
+    with pytest.raises(NotReady) as closed:
+        await made.submit(9, CallContext())
+    assert closed.value.detail == "The model is being unloaded."
+    assert (closed.value.hint, closed.value.retry_after) == ("Send the request again.", 1)
+
+
+async def test_a_deadline_that_passes_says_what_to_do_and_stops_the_alarm_otherwise():
+    work = Doubler()
+    made = batcher(work)
+    first, (task,) = await behind_gate(work, made, [7], run=lambda: CallContext(deadline=time.monotonic() + 0.01))
+    with pytest.raises(DeadlineExceeded) as late:
+        await task
+    assert late.value.detail == "The deadline of the request passed before it was done."
+    assert late.value.hint == "Send it with `Prefer: respond-async`, or allow more time."
+    assert not made._queue
+    work.gate.set()
+    await first
+    assert await made.submit(4, CallContext(deadline=time.monotonic() + 30)) == 8
+    assert not [alarm for alarm in asyncio.get_running_loop()._scheduled if not alarm.cancelled()]
+    await made.close()
+
+
+async def test_close_cancels_what_runs_once_it_gives_up():
+    work, runs = Doubler(), [CallContext() for _ in range(2)]
+    made = batcher(work)
+    work.gate.clear()
+    task = asyncio.create_task(made.submit(1, runs[0]))
+    await until(lambda: made.busy and not made._queue)
+    assert made.busy == 1
+    await made.close(0.01)
+    assert [run.cancelled for run in runs] == [True, False]
+    work.gate.set()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+class Clock:
+    """Clocks that stand still but for what the work moves."""
+
+    monotonic = staticmethod(time.monotonic)
+
+    def __init__(self):
+        self.wall = self.processor = 100.0
+
+    def perf_counter(self):
+        """Wall time."""
+        return self.wall
+
+    def process_time(self):
+        """Processor time."""
+        return self.processor
+
+
+async def test_members_share_the_processor_time_and_batches_are_averaged(monkeypatch):
+    clock, work = Clock(), Doubler()
+    monkeypatch.setattr("shared.serving.batching.time", clock)
+
+    def take(key, items, run):
+        clock.wall += 2.0
+        clock.processor += 3.0
+        return work(key, items, run)
+
+    made, runs = batcher(take), [CallContext() for _ in range(2)]
+    first, tasks = await behind_gate(work, made, [1, 2], run=iter(runs).__next__)
+    work.gate.set()
+    await asyncio.gather(first, *tasks)
+    assert [run.usage["cpu_seconds"] for run in runs] == [1.5, 1.5]
+    assert made._mean_seconds == pytest.approx(0.6 + 0.3 * 1.4)
+    assert (made._last_count, made._last_end) == (2, 104.0)
+    await made.close()
+
+
+async def test_calls_that_still_wait_are_expected_back():
+    work = Doubler()
+    made = batcher(work, size=2)
+    first, tasks = await behind_gate(work, made, range(1, 6))
+    seen = []
+    made._sizes = type("Sizes", (), {"observe": lambda _, size: seen.append((size, made._last_count))})()
+    work.gate.set()
+    await asyncio.gather(first, *tasks)
+    assert seen == [(2, 6), (2, 5), (1, 3)]
+    await made.close()
+
+
+@pytest.mark.parametrize(
+    ("last_count", "ended_ago", "waits"),
+    [(3, 0.0, True), (3, 9.9, True), (3, 10.1, False), (1, 0.0, False), (2, 0.0, False)],
+)
+async def test_company_is_waited_for_only_if_it_left_just_now(monkeypatch, last_count, ended_ago, waits):
+    clock, slept = Clock(), []
+    made = batcher(Doubler(), size=8, wait=10.0)
+    await made.close()
+    monkeypatch.setattr("shared.serving.batching.time", clock)
+
+    def wait(seconds):
+        slept.append((seconds, made._wake_at))
+        clock.wall += 4.0
+
+    monkeypatch.setattr(made._ready, "wait", wait)
+    made._closed = False
+    made._queue.extend([None, None])
+    made._last_count, made._last_end = last_count, clock.wall - ended_ago
+    made._wait_for_returning()
+    assert slept == ([(10.0, 3), (6.0, 3), (2.0, 3)] if waits else [])
+    assert made._wake_at == 1
+
+
+async def test_the_thread_wakes_for_the_last_of_those_that_it_expects():
+    made = batcher(Doubler(), size=8, wait=30.0)
+    made._last_count, made._last_end = 3, time.perf_counter()
+    tasks = [asyncio.create_task(made.submit(item, CallContext())) for item in range(2)]
+    await until(lambda: made._wake_at == 3)
+    assert made.busy == 2
+    assert await made.submit(2, CallContext()) == 4
+    assert await asyncio.gather(*tasks) == [0, 2]
+    await made.close()
+
+
+async def test_a_batch_runs_under_all_request_ids_and_a_fault_names_the_model():
+    seen = []
+    gate = Doubler()
+
+    def work(_key, items, _run):
+        gate.gate.wait(5)
+        seen.append(telemetry.context().request_id)
+        if 13 in items:
+            raise ZeroDivisionError
+        return items
+
+    made = batcher(work)
+    gate.gate.clear()
+    with telemetry.bind(request_id="r-0"):
+        first = asyncio.create_task(made.submit(0, CallContext()))
+        await until(lambda: made.busy and not made._queue)
+    tasks = []
+    for number in (1, 13):
+        with telemetry.bind(request_id=f"r-{number}"):
+            tasks.append(asyncio.create_task(made.submit(number, CallContext())))
+            await asyncio.sleep(0)
+    gate.gate.set()
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert seen == ["r-0", "r-1,r-13", "r-1", "r-13"]
+    assert answers[0] == 1
+    assert answers[1].detail.startswith("The model doubler")
+    await first
+    await made.close()
+
+
+async def test_threads_have_the_model_s_name_and_do_not_keep_the_process_alive():
+    made = batcher(Doubler(), threads=2)
+    assert [(thread.name, thread.daemon) for thread in made._threads] == [("doubler 0", True), ("doubler 1", True)]
+    await made.close(1)
+    assert not any(thread.is_alive() for thread in made._threads)
+
+
+def test_a_batch_is_its_tenant_s_only_if_all_members_are():
+    ann, bob = CallContext(tenant="ann"), CallContext(tenant="bob")
+    assert BatchContext([ann, CallContext(tenant="ann")]).tenant == "ann"
+    assert BatchContext([ann, bob]).tenant == ""
+
+
+async def test_members_of_a_batch_have_spans_that_link_the_others(recorded_spans):  # noqa: F811
+    work = Doubler()
+    made = batcher(work)
+    parents = [telemetry.span("member", parent="") for _ in range(2)]
+    work.gate.clear()
+    first = asyncio.create_task(made.submit(0, CallContext()))
+    await until(lambda: made.busy and not made._queue)
+    tasks = []
+    for parent in parents:
+        with telemetry.bind(traceparent=parent.traceparent):
+            tasks.append(asyncio.create_task(made.submit(1, CallContext(), rows=3)))
+            await asyncio.sleep(0)
+    work.gate.set()
+    await asyncio.gather(first, *tasks)
+    await made.close(1)
+    spans = recorded_spans.named("batch")
+    assert [span.context.trace_id for span in spans] == [
+        int(parent.traceparent.split("-")[1], 16) for parent in parents
+    ]
+    for span, other in zip(spans, reversed(parents), strict=True):
+        assert dict(span.attributes) == {"fovea.batch.size": 2, "fovea.batch.rows": 6}
+        assert [f"{link.context.trace_id:032x}" for link in span.links] == [other.traceparent.split("-")[1]]
+
+
+async def test_a_lone_call_runs_under_its_own_context_and_a_batch_that_stops_stops_for_all(recorded_spans):  # noqa: F811
+    gate, seen, runs = Doubler(), [], [CallContext() for _ in range(2)]
+
+    def work(_key, items, run):
+        gate.gate.wait(5)
+        seen.append(run)
+        if len(items) > 1:
+            raise Cancelled("All have gone.")
+        return items
+
+    made = batcher(work)
+    gate.gate.clear()
+    alone = CallContext()
+    first = asyncio.create_task(made.submit(0, alone))
+    await until(lambda: made.busy and not made._queue)
+    parent = telemetry.span("member", parent="")
+    with telemetry.bind(traceparent=parent.traceparent):
+        tasks = [asyncio.create_task(made.submit(item, run)) for item, run in enumerate(runs)]
+        await asyncio.sleep(0)
+    gate.gate.set()
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [answer.detail for answer in answers] == ["All have gone."] * 2
+    assert await first == 0
+    assert seen[0] is alone
+    assert isinstance(seen[1], BatchContext)
+    assert len(seen) == 2
+    await made.close(1)
+    failed = [(span.status.status_code.name, span.attributes["error.type"]) for span in recorded_spans.named("batch")]
+    assert failed == [("ERROR", Cancelled("").code)] * 2
