@@ -1,7 +1,5 @@
 """A language model behind a real socket, whose every answer follows from its prompt: judges are tested against it."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

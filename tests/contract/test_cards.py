@@ -3,8 +3,6 @@
 Covers every model whose weights came with the packages, and every new one.
 """
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any

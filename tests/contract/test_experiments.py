@@ -1,7 +1,5 @@
 """The contract suite of experiments: every check over every one that is found. A new one is tested by existing."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

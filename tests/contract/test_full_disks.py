@@ -1,7 +1,5 @@
 """A full disk is 507 and a read-only one 503, with a hint, and what was there stays readable."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The contract suite of judges: every check over every one that discovery finds. A new one is tested by existing."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

@@ -1,7 +1,5 @@
 """The suite has teeth: every mutant is refused by the check that is there for it, and right plug-ins by none."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path

@@ -3,8 +3,6 @@
 A new model is tested by existing. The whole matrix runs on real models, too, before a release.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """One of our own services stands in for a Triton server: a model served from there answers as the model itself does."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

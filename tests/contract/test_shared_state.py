@@ -1,7 +1,5 @@
 """What one machine makes, another with another folder has: everything goes through a real S3 server."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

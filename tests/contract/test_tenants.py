@@ -4,8 +4,6 @@ A route whose path names something is known here: it is a tenant's (`OWNED`) or 
 this test until somebody says which it is.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import time

@@ -4,8 +4,6 @@ The whole contract matrix runs on them. What a family's code does with a request
 network is, so a mistake shows here as it would on a real model, in a hundredth of the time.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path

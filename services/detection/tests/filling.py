@@ -3,8 +3,6 @@
 Every tensor follows from its key by a checksum; pictures follow from the name of the model.
 """
 
-from __future__ import annotations
-
 import json
 import zlib
 from collections.abc import Mapping

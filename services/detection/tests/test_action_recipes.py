@@ -1,7 +1,5 @@
 """The synthetic videos, and the recipes of BMN: what is drawn, learnt and measured."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """`POST /v1/actions` as people use it: forms of features, what is found, what is drawn, each mistake."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The loss of BMN, term by term, against its definition."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """BMN against its golden data, and what class-semantics attention adds to it."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

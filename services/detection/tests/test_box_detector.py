@@ -1,7 +1,5 @@
 """The generic detector as a Servable: options, forms, batches, slices, and what it says of bad input."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -1,7 +1,5 @@
 """Losses of box detectors: golden items, who gets which cell, and what happens without objects."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

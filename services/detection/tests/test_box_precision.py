@@ -1,7 +1,5 @@
 """Average precision of boxes: the golden table, and cases that one can count by hand."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

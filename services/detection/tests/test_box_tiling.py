@@ -1,7 +1,5 @@
 """Slices cover a picture, and boxes that a border cuts become one again."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Boxes against golden data and by their properties: decoding, overlap, letterboxing, suppression."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A classifier behind the platform's contract, with small random weights: no claim about what it knows."""
 
-from __future__ import annotations
-
 import io
 
 import numpy as np

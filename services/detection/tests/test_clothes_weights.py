@@ -1,7 +1,5 @@
 """The committed classifiers of clothes: right on their sample, and aware of most of what shows no clothes."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Frames are found in bytes however they are cut, and what is broken does not hide what comes after."""
 
-from __future__ import annotations
-
 import io
 
 import numpy as np

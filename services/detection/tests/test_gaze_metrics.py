@@ -1,7 +1,5 @@
 """Measures of scanpaths: equal to the published ones, and 1 for equal paths."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given

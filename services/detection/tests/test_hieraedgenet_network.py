@@ -1,7 +1,5 @@
 """HieraEdgeNet against the published modules' behaviour, both forms of its edges, and its filters without an FFT."""
 
-from __future__ import annotations
-
 import numpy as np
 import onnx
 import pytest

@@ -1,7 +1,5 @@
 """The synthetic shelves and their searchers, and the recipe of OAT."""
 
-from __future__ import annotations
-
 import itertools
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """OAT against its golden data, and the properties that its form promises."""
 
-from __future__ import annotations
-
 import zlib
 from typing import Any
 

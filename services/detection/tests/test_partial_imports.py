@@ -1,7 +1,5 @@
 """Official checkpoints of PATNet are found by their shapes, and those of another network are refused."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

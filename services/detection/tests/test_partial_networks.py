@@ -1,7 +1,5 @@
 """PATNet and FasterNet against the published models' behaviour, and what their attentions promise."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Patches that cover a picture once, probabilities that add up, tints that stay inside their patch."""
 
-from __future__ import annotations
-
 import csv
 import io
 

@@ -1,7 +1,5 @@
 """The generator of pavement: the same from the same seed, boxes tight, classes as their names say."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

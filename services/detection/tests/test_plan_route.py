@@ -1,7 +1,5 @@
 """`POST /v1/plan` as people use it: points, detections, batches; the map, the table, each mistake."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Plans: equal to the golden ones, proven, bounded, and refused where there is nothing to plan."""
 
-from __future__ import annotations
-
 import itertools
 import time
 

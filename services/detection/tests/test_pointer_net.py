@@ -1,7 +1,5 @@
 """Pointer networks: the 2015 form against its golden data, and the properties of both forms."""
 
-from __future__ import annotations
-
 import zlib
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The recipe over slides: its augmentation keeps boxes on their grains, its loss falls, its measures are sound."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """Generated slides: the same by seed, never shared between splits, and with boxes that hold what was drawn."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """The committed HieraEdgeNet of pollen: it finds large spiny grains of new slides, and is served in micrometres."""
 
-from __future__ import annotations
-
 import csv
 import io
 import zipfile

@@ -1,7 +1,5 @@
 """Walking from logits: the likeliest path, drawn paths, barred places, and where a path ends."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """`POST /v1/scanpath` as people use it: pictures with boxes, crops on a grid, drawn paths, references, mistakes."""
 
-from __future__ import annotations
-
 import base64
 import json
 from collections.abc import Iterator

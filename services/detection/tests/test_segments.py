@@ -1,7 +1,5 @@
 """Segments of time: what is sampled, labelled, proposed and suppressed."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given

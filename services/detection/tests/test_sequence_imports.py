@@ -1,7 +1,5 @@
 """Checkpoints of BMN and OAT as they are published: with a stored mask, and as a trainer keeps them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

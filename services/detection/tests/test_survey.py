@@ -1,7 +1,5 @@
 """Surveys: places from EXIF and GPX, damage merged and counted per kilometre, routes in metres, maps and GeoJSON."""
 
-from __future__ import annotations
-
 import csv
 import datetime as dt
 import io

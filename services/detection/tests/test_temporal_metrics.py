@@ -1,7 +1,5 @@
 """Temporal mAP and recall: equal to the published evaluation, and right where they can be counted by hand."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

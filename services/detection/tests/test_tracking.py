@@ -1,7 +1,5 @@
 """Ids follow objects: through motion, short absence and doubt; and nothing grows with the length of a stream."""
 
-from __future__ import annotations
-
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st

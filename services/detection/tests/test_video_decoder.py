@@ -1,7 +1,5 @@
 """Films: their frames come out in order and upright, memory stays flat, and what is broken takes nothing with it."""
 
-from __future__ import annotations
-
 import struct
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """YOLO9tr against its golden data: keys, maps, fusing; and what its attention reaches."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

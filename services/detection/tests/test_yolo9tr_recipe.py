@@ -1,7 +1,5 @@
 """The recipe of YOLO9tr's demo weights: repeatable batches, a fit that learns, and the branch that is kept."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The committed road detector: described truly, aware of what is no road, and its attention reaches the boxes."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -3,8 +3,6 @@
 Every tensor follows from its name by a checksum, so the golden files need to hold only what came out.
 """
 
-from __future__ import annotations
-
 import json
 import zlib
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The committed synthetic weights: small, whole, described truly, and as good as their manifest says."""
 
-from __future__ import annotations
-
 import io
 from importlib import resources
 

@@ -1,7 +1,5 @@
 """Studies over HTTP: as forms, archives and stored by a PACS; and against a real Orthanc."""
 
-from __future__ import annotations
-
 import base64
 import io
 import json

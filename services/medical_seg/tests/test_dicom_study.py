@@ -1,7 +1,5 @@
 """Studies of tiny films whose bright squares are the findings: which frame has which area, in pictures, SEG and SR."""
 
-from __future__ import annotations
-
 import io
 import types
 from typing import Any

@@ -1,7 +1,5 @@
 """The decoder's parts against plain arithmetic: which corners align, what is multiplied, what is joined."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 import torch.nn.functional as F

@@ -1,7 +1,5 @@
 """The synthetic frames: the same from a seed, different between splits, and drawn as the spec describes."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given

@@ -1,7 +1,5 @@
 """The structure losses: their two forms, their limits, and the cheap way to their weights."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 import torch.nn.functional as F

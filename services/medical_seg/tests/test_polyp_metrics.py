@@ -1,7 +1,5 @@
 """The metrics' edge cases and symmetries, and pysodmetrics as an oracle where its definitions coincide."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The recipes: what they draw, that they learn, that their graph fits, and that official layouts can be imported."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

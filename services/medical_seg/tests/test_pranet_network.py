@@ -1,7 +1,5 @@
 """What holds for the networks at any weights: sizes, batches, the attention's limits, the traps of the papers."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """Files in and out: all 16 bits, profile and EXIF kept, orientation applied once, what a format can't hold refused."""
 
-from __future__ import annotations
-
 import io
 
 import cv2

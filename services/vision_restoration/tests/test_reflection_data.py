@@ -1,7 +1,5 @@
 """The data generator: each formula of the spec, sources that never cross a split, pairs that a seed repeats."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

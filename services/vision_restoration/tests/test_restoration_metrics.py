@@ -1,7 +1,5 @@
 """PSNR and SSIM: against scikit-image, at the ends of their ranges, and independent of the bands they work in."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The recipe: one step learns, knobs reach the network, scores tell clean pairs from others."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

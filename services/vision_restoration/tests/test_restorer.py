@@ -1,7 +1,5 @@
 """The Servable: same size out as in, tiles that equal the whole, forms, estimates, references, cancelling."""
 
-from __future__ import annotations
-
 import io
 import time
 

@@ -1,7 +1,5 @@
 """Official checkpoints: the dict that training wrote, a bare state dict, the VGG tower apart; no code is ever run."""
 
-from __future__ import annotations
-
 import pickle
 
 import numpy as np

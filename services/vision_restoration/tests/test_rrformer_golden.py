@@ -1,7 +1,5 @@
 """RRFormer, its tower and its discriminator against the published models' behaviour: layout, outputs, losses."""
 
-from __future__ import annotations
-
 import zlib
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Properties of the network: the body that has no effect, the factored first layer, windows and their masks, sizes."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 import torch.nn.functional as F

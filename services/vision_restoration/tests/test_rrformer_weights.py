@@ -1,7 +1,5 @@
 """The committed restorer: it takes reflections off photographs, and leaves those without one alone."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

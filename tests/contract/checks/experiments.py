@@ -4,8 +4,6 @@ A report follows from its spec, its seed and the model it studies, and from noth
 before, not from where a run was stopped. What is finished is never computed again.
 """
 
-from __future__ import annotations
-
 import copy
 import hashlib
 import random

@@ -4,8 +4,6 @@ A verdict follows from one pair, the template and what the language model says o
 earlier requests, and never from nothing.
 """
 
-from __future__ import annotations
-
 import json
 import random
 import re

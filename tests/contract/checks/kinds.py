@@ -1,7 +1,5 @@
 """Which checks apply to which Servable, by what its class says: checks that don't apply are never collected."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable
 from functools import cache

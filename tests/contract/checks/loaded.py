@@ -1,7 +1,5 @@
 """A loaded Servable as checks see it: it answers requests, whatever its mode."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any

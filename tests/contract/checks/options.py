@@ -1,7 +1,5 @@
 """Situations in which the options of a task show, and the few that no answer can show. Of tasks, not of plug-ins."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

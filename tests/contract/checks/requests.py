@@ -1,7 +1,5 @@
 """Requests that differ from an example in what they are about, or in one option. Made from schemas, for any plug-in."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from typing import Any

@@ -1,7 +1,5 @@
 """What every Servable that writes text owes beside the others: its probabilities are those of the Card's network."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Networks built from the weights that a Card names, without the Servable: what its answers are compared with."""
 
-from __future__ import annotations
-
 import copy
 import hashlib
 from collections.abc import Callable, Iterator, Mapping

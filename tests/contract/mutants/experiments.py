@@ -1,7 +1,5 @@
 """Experiments that are wrong, and for each the checks that must refuse it; and one that is new and right."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar

@@ -1,7 +1,5 @@
 """Judges that are wrong, and for each the checks that must refuse it; and one that is new and right."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any

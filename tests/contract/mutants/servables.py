@@ -1,7 +1,5 @@
 """Servables that are wrong, and for each the checks that must refuse it; and some that are new and right."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self
