@@ -3,7 +3,6 @@
 import csv
 import io
 from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -13,12 +12,9 @@ from starlette.testclient import TestClient
 
 from services.detection.models.bmn import BmnActionDetector, BmnCsaActionDetector
 from services.detection.recipes.bmn.data import Videos, videos
-from services.detection.recipes.bmn.recipe import BmnCsaDemo, BmnDemo
 from services.detection.segments.proposals import interval_iou
 from services.detection.servables.action_detector import _list_proposals, resample
 from shared.api.actions import ActionsIn, ActionsOut
-from shared.export.artifacts import ExportedForms
-from shared.registry import CallContext, LoadContext
 from shared.registry.weights import read_weights
 from shared.serving.build_app import build
 from shared.serving.tests.ready_client import ready_client
@@ -238,22 +234,3 @@ def test_the_card_repeats_what_attention_was_worth_with_each_seed() -> None:
     gains = [attended[seed]["average_map"] - plain[seed]["average_map"] for seed in "123"]
     assert any(f"{np.mean(gains):+.3f}" in note for note in BmnCsaActionDetector.card.notes)
     assert not any({"sample_mask", "sampling"} & set(one.arrays) for one in weights)
-
-
-def test_the_committed_network_with_attention_finds_more_in_the_same_videos() -> None:
-    plain, attended = (
-        recipe(test=100).measure(
-            ExportedForms(read_weights(kind.folder / f"{kind.weights}.safetensors"), Path(), (), (), "x").network()
-        )
-        for kind, recipe in ((BmnActionDetector, BmnDemo), (BmnCsaActionDetector, BmnCsaDemo))
-    )
-    assert attended["average_map"] > plain["average_map"] + 0.005
-
-
-def test_one_bad_video_costs_its_own_answer_only(tmp_path: Path, held: Videos) -> None:
-    servable = BmnActionDetector.load(LoadContext(cache=tmp_path, threads=1, engine="torch"))
-    good = ActionsIn(features=held.features[0].tolist())
-    first, second = servable.predict([ActionsIn(features=[[1.0]]), good], CallContext())
-    assert first.status == 422
-    assert isinstance(second, ActionsOut)
-    servable.close()

@@ -68,11 +68,6 @@ def test_boxes_at_the_edge_of_the_picture_are_not_cut() -> None:
     assert len(_merge([[0, 40, 30, 60, 0.8, 1], [150, 40, 180, 60, 0.9, 1]], [0, 1])) == 2
 
 
-def test_nothing_and_one_pass_through() -> None:
-    assert _merge([], []) == []
-    assert _merge([[1, 2, 3, 4, 0.5, 0]], [0]) == [[1, 2, 3, 4, 0.5, 0]]
-
-
 def test_most_is_kept() -> None:
     rows = [[x, 0, x + 5, 5, 0.5, 0] for x in range(0, 170, 8)]
     assert len(_merge(rows, [0] * len(rows))) == 10

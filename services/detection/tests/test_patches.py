@@ -74,16 +74,6 @@ def test_probabilities_are_a_softmax_best_first():
     assert one.top[1].probability == pytest.approx(0.25, abs=1e-5)
 
 
-def test_equal_classes_are_listed_by_id():
-    (one,) = classify(np.zeros((1, 3), np.float32), divide(4, 4, None), NAMES, 9)
-    assert [c.class_id for c in one.top] == [0, 1, 2]
-
-
-def test_counts_are_by_frequency():
-    boxes = divide(30, 10, 10)
-    assert list(answer([[9, 0, 0], [0, 9, 0], [0, 9, 0]], boxes, 30, 10).counts.items()) == [("hole", 2), ("crack", 1)]
-
-
 def test_a_patch_is_squashed_whole_or_cropped_in_the_middle():
     picture = np.zeros((40, 80, 3), np.uint8)
     picture[:, :40] = 255

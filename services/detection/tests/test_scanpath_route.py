@@ -1,7 +1,6 @@
 """`POST /v1/scanpath` as people use it: pictures with boxes, crops on a grid, drawn paths, references, mistakes."""
 
 import base64
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,7 +16,6 @@ from shared.serving.tests.ready_client import ready_client
 from shared.settings import Settings
 from shared.vision.decode import decode
 from shared.vision.draw import encode
-from tests.contract.sameness import differences
 
 TRIAL = trials(np.random.default_rng(5), 1)
 TARGET = int(TRIAL.targets[0])
@@ -97,11 +95,6 @@ def test_an_answer_of_detect_is_taken_as_objects(client: TestClient, plain: Scan
     assert found.fixations[0].label == f"product {order[found.fixations[0].id]}"
 
 
-def test_a_form_sends_the_same(client: TestClient, plain: ScanpathOut) -> None:
-    fields = {"objects": json.dumps(BOXES), "target": str(TARGET)}
-    assert differences(answered(client.post("/v1/scanpath", files={"image": PICTURE}, data=fields)), plain) == []
-
-
 def test_drawn_paths_differ_and_repeat_under_their_seed(client: TestClient) -> None:
     body = {**SHELF, "mode": "sampled", "samples": 12, "seed": 3}
     first, again = (answered(client.post("/v1/scanpath", json=body)) for _ in range(2))
@@ -110,13 +103,6 @@ def test_drawn_paths_differ_and_repeat_under_their_seed(client: TestClient) -> N
     assert first.paths != other.paths
     assert len({tuple(f.id for f in path.fixations) for path in first.paths}) > 3
     assert first.found_share == pytest.approx(np.mean([path.found for path in first.paths]), abs=1e-4)
-
-
-def test_a_path_is_cut_at_its_longest(client: TestClient) -> None:
-    body = {**SHELF, "mode": "sampled", "samples": 20, "max_fixations": 2}
-    paths = answered(client.post("/v1/scanpath", json=body)).paths
-    assert max(len(path.fixations) for path in paths) <= 2
-    assert any(not path.ended for path in paths)
 
 
 def test_missing_cells_are_never_looked_at(client: TestClient) -> None:

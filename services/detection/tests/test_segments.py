@@ -24,12 +24,6 @@ def test_sampling_mask_equals_the_published_one(name: str) -> None:
     np.testing.assert_allclose(mask.sum(), golden["mask_sum"][0], rtol=1e-6)
 
 
-def test_samples_of_a_segment_in_the_middle_weigh_one_and_of_a_backward_one_nothing() -> None:
-    mask = sampling_mask(24)
-    np.testing.assert_allclose(mask[:, :, 10, 12].sum(0), 1, atol=1e-6)
-    assert not mask[:, :, 12, 10].any()
-
-
 def test_a_point_just_left_of_the_video_reads_its_first_cell() -> None:
     """The published code truncates towards zero, so that a fraction is negative there."""
     mask = sampling_mask(24, samples=1, per_bin=3, ratio=0.5)

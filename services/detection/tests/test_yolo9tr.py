@@ -90,31 +90,6 @@ def test_attention_reaches_the_answer_of_l_only(size: str, reaches: bool, offici
     assert not torch.equal(auxiliary[0], auxiliary_without[0])
 
 
-@pytest.mark.parametrize(
-    ("config", "count"),
-    [
-        ({"classes": 80}, 10_259_000),
-        ({"classes": 7}, 10_202_378),
-        ({"classes": 7, "size": "l"}, 10_656_746),
-        ({"classes": 7, "branch": "main"}, 7_198_000),
-    ],
-)
-def test_parameters_are_as_published(config: dict[str, Any], count: int) -> None:
-    net = network("yolo9tr", **config)
-    assert sum(p.numel() for p in net.parameters()) == pytest.approx(count, abs=1000)
-
-
-@torch.no_grad()
-def test_a_slim_network_answers_in_batches_as_alone() -> None:
-    torch.manual_seed(1)
-    net = network("yolo9tr", classes=5, size="l", width=0.25).eval()
-    x = torch.rand(3, 3, 64, 96)
-    together = net.predictions(x)
-    assert together.shape == (3, 9, 8 * 12 + 4 * 6 + 2 * 3)
-    for index in range(3):
-        assert torch.allclose(together[index], net.predictions(x[index : index + 1])[0], atol=1e-4)
-
-
 def test_sides_that_are_no_multiple_of_32_are_refused() -> None:
     net = network("yolo9tr", classes=1, width=0.0625).eval()
     with pytest.raises(InvalidOption, match="multiples of 32"):

@@ -20,15 +20,6 @@ TINY = Yolo9trDemo(
 )
 
 
-def test_a_step_draws_the_same_batch_every_time(tmp_path: Path) -> None:
-    TINY.prepare(tmp_path)
-    one, two = (next(iter(TINY.batches(3, np.random.default_rng(3)))) for _ in range(2))
-    assert torch.equal(one["image"], two["image"])
-    assert torch.equal(one["targets"], two["targets"])
-    assert one["image"].shape == (2, 3, 96, 96)
-    assert 0 <= one["image"].min() <= one["image"].max() <= 1
-
-
 def test_targets_stay_on_their_objects_when_a_picture_is_flipped(tmp_path: Path) -> None:
     TINY.prepare(tmp_path)
     for step in range(12):

@@ -6,19 +6,17 @@ import torch
 from PIL import Image
 
 from services.medical_seg.models.pranet import PraNetSegmenter
-from services.medical_seg.models.pranet_network import PraNet, PraNetV2
-from services.medical_seg.recipes.evaluation import mean_dice_at_half, predict_maps, score_frames
+from services.medical_seg.models.pranet_network import PraNetV2
+from services.medical_seg.recipes.evaluation import mean_dice_at_half, score_frames
 from services.medical_seg.recipes.folder_dataset import find_pairs
 from services.medical_seg.recipes.onnx_export import export_graph
 from services.medical_seg.recipes.polyps import draw_split
 from services.medical_seg.recipes.pranet_demo import PraNetDemo, PraNetV2Demo
 from services.medical_seg.recipes.pranet_full import PraNetFull, PraNetV2Full
-from shared.errors import InvalidOption, NotFound
+from shared.errors import NotFound
 from shared.registry import LoadContext, network
-from shared.registry.weights import read_weights
-from shared.training.checkpoint_import import import_weights
 from shared.training.publish import publish
-from shared.training.recipe import MultiScale, Schedule, recipes
+from shared.training.recipe import MultiScale, Schedule
 from shared.training.trainer import fit
 
 TINY = {"width": 0.0625, "decoder": 4}
@@ -36,19 +34,6 @@ def folder(tmp_path):
         Image.fromarray(image).resize((120, 90)).save(tmp_path / "set" / "images" / f"{index}.jpg")
         Image.fromarray(mask).convert("L").resize((120, 90)).save(tmp_path / "set" / "masks" / f"{index}.png")
     return tmp_path / "set"
-
-
-def test_all_recipes_of_this_service_are_found():
-    assert {"pranet-demo", "pranet-v2-demo", "pranet-full", "pranet-v2-full"} <= recipes().keys()
-
-
-def test_the_demo_recipe_is_the_one_of_the_spec():
-    recipe = PraNetDemo()
-    assert recipe.network().state_dict().keys() == network("pranet", classifier=False).state_dict().keys()
-    assert sum(p.numel() for p in recipe.network().parameters()) == 2_060_027
-    assert (recipe.schedule.batch, recipe.schedule.rate, recipe.schedule.floor) == (16, 3e-4, 1e-5)
-    assert (recipe.train, recipe.test, recipe.schedule.clamp) == (4000, 400, 0.5)
-    assert [recipe.scale.side * rate for rate in recipe.scale.rates] == [120, 160, 200]
 
 
 def test_a_draw_is_one_batch_at_one_of_three_sizes(tmp_path):
@@ -109,12 +94,6 @@ def test_v2_trains_with_dual_supervision(tmp_path):
     assert np.isfinite(fitted.progress.loss)
 
 
-def test_the_ablation_is_a_knob_that_reaches_the_network():
-    assert isinstance(net := PraNetDemo(**TINY, reverse=False).network(), PraNet)
-    assert not net.reverse
-    assert PraNetDemo(**TINY).config() == {"width": 0.0625, "decoder": 4, "classifier": False}
-
-
 @pytest.mark.parametrize("name", ["pranet", "pranet-v2"])
 def test_the_graph_equals_the_network_at_any_size(fill, tmp_path, name):
     import onnxruntime
@@ -128,14 +107,6 @@ def test_the_graph_equals_the_network_at_any_size(fill, tmp_path, name):
     (found,) = session.run(["logits"], {"image": x.numpy()})
     with torch.no_grad():
         np.testing.assert_allclose(found, net.prediction(x).numpy(), atol=1e-5)
-
-
-def test_maps_are_probabilities_in_batches_as_in_one(fill):
-    net, images = fill(network("pranet", **TINY)), draw_split("test", 5, seed=1, size=64).images
-    maps = predict_maps(net, images, batch=2)
-    assert maps.shape == (5, 64, 64)
-    assert 0 <= maps.min() <= maps.max() <= 1
-    np.testing.assert_allclose(maps, predict_maps(net, images, batch=5), atol=1e-5)
 
 
 def test_scores_separate_found_polyps_from_false_alarms():
@@ -164,14 +135,6 @@ def test_the_full_recipe_steps_at_three_sizes_over_every_picture_once_per_epoch(
     assert ((seen[0][1]["mask"] > 0) & (seen[0][1]["mask"] < 1)).any()  # resizing makes masks soft
 
 
-def test_the_full_recipe_is_the_published_one(folder):
-    recipe = PraNetFull(folder=folder)
-    assert recipe.network().state_dict().keys() == network("pranet").state_dict().keys()
-    assert {recipe.schedule.rate_at(step) for step in (0, 1728)} == {1e-4}
-    assert (recipe.schedule.batch, recipe.schedule.decay, recipe.schedule.ema) == (16, 0, 0)
-    assert (PraNetV2Full(folder=folder).schedule.batch, recipe.scale.mode) == (8, "each")
-
-
 @pytest.mark.parametrize("kind", [PraNetFull, PraNetV2Full])
 def test_a_full_recipe_trains_and_measures_on_the_folder_it_is_given(folder, tmp_path, kind):
     schedule = Schedule(steps=1, batch=4, rate=1e-4, validate_every=1)
@@ -198,34 +161,3 @@ def test_the_digest_of_pairs_changes_with_any_byte(folder):
     mask = folder / "masks" / "0.png"
     mask.write_bytes(mask.read_bytes() + b"\0")
     assert find_pairs(folder).digest != before
-
-
-@pytest.mark.slow
-def test_an_official_checkpoint_without_its_classifier_is_imported_and_served(tmp_path):
-    state = {f"module.{k}": v for k, v in network("pranet", classifier=False).state_dict().items()}
-    torch.save(state, tmp_path / "PraNet-19.pth")
-    imported = import_weights("pranet", tmp_path / "PraNet-19.pth", tmp_path / "weights")
-    assert imported.missing == ["resnet.fc.weight", "resnet.fc.bias"]
-    served = PraNetSegmenter.load(
-        LoadContext(engine="torch", cache=tmp_path / "cache", weights=tmp_path / "weights", threads=1)
-    )
-    assert served.config.side == 352
-    assert served.card.parameters == 32_547_319
-    assert all(metric.ours is None for metric in served.card.metrics)
-    served.close()
-
-
-def test_the_checkpoint_of_v2_is_not_taken_for_one_of_pranet(tmp_path):
-    torch.save(network("pranet-v2", **TINY).state_dict(), tmp_path / "v2.pth")
-    with pytest.raises(InvalidOption, match="lacks"):
-        import_weights("pranet", tmp_path / "v2.pth", tmp_path / "weights")
-
-
-def test_what_was_stored_is_what_was_measured(tmp_path):
-    recipe = PraNetDemo(**SMALL)
-    manifest = publish(recipe, fit(recipe, tmp_path), tmp_path / "out")
-    found = read_weights(tmp_path / "out" / "pranet-synthetic.safetensors")
-    net = recipe.network()
-    net.load_state_dict({key: torch.from_numpy(array) for key, array in found.arrays.items()})
-    again = {name: round(value, 5) for name, value in recipe.measure(net).items()}
-    assert again == pytest.approx(manifest.metrics, nan_ok=True)

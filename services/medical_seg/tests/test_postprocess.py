@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.medical_seg import preprocess
-from services.medical_seg.postprocess import MAX_COMPONENTS, draw_mask, encode_forms, extract_mask, measure
+from services.medical_seg.postprocess import MAX_COMPONENTS, encode_forms, extract_mask, measure
 from shared.api.mask import SegmentIn
 from shared.vision.decode import decode
 from shared.vision.mask_regions import decode_run_lengths
@@ -123,13 +123,6 @@ def test_mask_of_noise_lists_its_largest_components_only():
     assert sum(not contour.hole for contour in made["contours"]) == MAX_COMPONENTS
     areas = [component.area for component in told["components"]]
     assert areas == sorted(areas, reverse=True)
-
-
-def test_drawing_marks_the_mask_only():
-    page = np.full((64, 64, 3), 90, np.uint8)
-    found = extract_mask(blobs(), 64, 64, asked())
-    changed = (draw_mask(page, found.mask) != page).any(axis=2)
-    assert (changed == found.mask).all()
 
 
 def test_components_that_reach_no_peak_are_dropped():

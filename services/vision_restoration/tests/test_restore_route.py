@@ -13,12 +13,9 @@ from shared.api.restore import RestoreOut
 from shared.serving.build_app import build
 from shared.serving.tests.ready_client import ready_client
 from shared.settings import Settings
-from tests.bad_pictures import refused
 
 EXAMPLE = (RRFormerRestorer.folder.parent / "models" / "example.jpg").read_bytes()
 SIZE = Image.open(io.BytesIO(EXAMPLE)).size
-REFUSED = ("truncated-png", "bomb-png", "gif")
-"""Pictures of each status; the contract suite sends all of them to the Servable."""
 
 
 @pytest.fixture(scope="module")
@@ -75,23 +72,6 @@ def test_accept_gives_the_restored_picture_or_what_is_included(client, asked, sh
     assert reply.headers["content-type"] == "image/webp"
     width = np.asarray(Image.open(io.BytesIO(reply.content))).shape[1]
     assert width == (2 * SIZE[0] + 8 if shown == "comparison" else SIZE[0])
-
-
-@pytest.mark.parametrize("sample", [one for one in refused() if one.name in REFUSED], ids=lambda sample: sample.name)
-def test_bad_pictures_are_refused_in_words(client, sample):
-    reply = client.post("/v1/restore", files={"image": sample.data})
-    assert reply.status_code == sample.status
-    assert reply.headers["content-type"] == "application/problem+json"
-    assert "Traceback" not in reply.text
-
-
-def test_too_many_pixels_are_refused_with_limit_and_value(client):
-    out = io.BytesIO()
-    Image.new("1", (1000, 600)).save(out, "PNG")
-    reply = client.post("/v1/restore", files={"image": out.getvalue()})
-    assert reply.status_code == 413
-    assert "600,000" in reply.json()["detail"]
-    assert "500,000" in reply.json()["detail"]
 
 
 def test_a_deadline_that_is_too_short_is_said_before_any_work(client, monkeypatch):
