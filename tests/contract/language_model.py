@@ -50,7 +50,6 @@ def _drawn(body: dict[str, Any]) -> int:
 
 @contextlib.contextmanager
 def endpoint() -> Iterator[str]:
-    """Base URL of such a model."""
     server = Oracle().serve()
     try:
         yield f"http://127.0.0.1:{server.server_port}"

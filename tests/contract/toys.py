@@ -196,7 +196,6 @@ def write_toy(name: str, folder: Path) -> Kind:
 
 
 def write_toys(folder: Path) -> None:
-    """Write all toys."""
     for name in VISION_TOYS:
         write_toy(name, folder)
     ToyDecoder.folder = write_folder(folder / "decoder")

@@ -15,7 +15,6 @@ from shared.registry.weights import read_weights
 
 @pytest.fixture(scope="module", params=[PATNetClassifier, FasterNetClassifier])
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Each as a service loads it."""
     home = tmp_path_factory.mktemp("place")
     loaded = request.param.load(LoadContext(engine="torch", cache=home, weights=home / "none", threads=1))
     yield loaded

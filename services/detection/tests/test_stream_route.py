@@ -223,7 +223,6 @@ class Watching(Toy):
 
 @pytest.fixture
 async def client(tmp_path: Path) -> AsyncIterator[httpx2.AsyncClient]:
-    """The service over the toy detector."""
     settings = Settings(_env_file=None, data_dir=tmp_path, max_body_bytes=20_000, shutdown_grace_s=1)
     app = build("detection", routers=[router], servables={"toy-detector": Watching}, settings=settings)
     async with app.router.lifespan_context(app):

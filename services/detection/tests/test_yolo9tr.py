@@ -28,7 +28,6 @@ def _statistics(golden: dict[str, Any]) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def official() -> Callable[[str], tuple[Yolo9tr, dict[str, Any], torch.Tensor]]:
-    """Network, golden data and picture of a size."""
     made = {}
     for size in SIZES:
         golden = read(f"yolo9tr-{size}.npz")

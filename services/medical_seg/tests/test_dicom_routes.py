@@ -179,7 +179,6 @@ def test_a_pacs_that_fails_is_a_problem_with_a_reason() -> None:
 
 @pytest.fixture(scope="module")
 def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The DICOMweb root of an Orthanc of this test's own."""
     if ORTHANC is None or not PLUGIN.exists():
         pytest.skip("Orthanc is not installed: apt-get install orthanc orthanc-dicomweb")
     folder = tmp_path_factory.mktemp("orthanc")

@@ -52,7 +52,6 @@ def test_the_layout_is_pranets_behind_another_backbone() -> None:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[PraNetLiteRecipe, Manifest, Path]:
-    """A recipe after two steps, and what it published where."""
     home = tmp_path_factory.mktemp("trained")
     made = recipe(frames(home / "data", 20))
     manifest = publish(made, fit(made, home / "run"), home / "out")

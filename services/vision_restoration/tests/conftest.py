@@ -34,7 +34,6 @@ def _one_thread() -> None:
 
 
 def uniform(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Numbers in 0..1 that follow from a name."""
     seed = zlib.crc32(f"public-v1:{name}".encode())
     return np.random.Generator(np.random.PCG64(seed)).random(shape)
 
@@ -54,8 +53,6 @@ def _weight(key: str, shape: tuple[int, ...]) -> torch.Tensor:
 
 @pytest.fixture(scope="session")
 def golden() -> Callable[[str], Any]:
-    """Read a golden file by name."""
-
     def read(name: str) -> Any:
         path = GOLDEN / name
         return json.loads(path.read_text()) if path.suffix == ".json" else dict(np.load(path))
@@ -83,8 +80,6 @@ def fill() -> Callable[..., nn.Module]:
 
 @pytest.fixture(scope="session")
 def picture() -> Callable[..., torch.Tensor]:
-    """A picture (n, 3, h, w) in 0..1 by rule."""
-
     def draw(n: int, h: int, w: int, name: str = "input") -> torch.Tensor:
         name, shape = f"{name}:{n}x3x{h}x{w}", (n, 3, h, w)
         coarse = uniform(f"{name}:lo", (n, 3, -(-h // 16), -(-w // 16)))
@@ -114,7 +109,6 @@ def slim() -> Callable[..., nn.Module]:
 
 @pytest.fixture(scope="session")
 def stored(slim, tmp_path_factory) -> Path:
-    """Folder with small untrained weights, as a package would bring them."""
     folder = tmp_path_factory.mktemp("weights")
     net = slim()
     manifest = Manifest(
@@ -130,15 +124,12 @@ def stored(slim, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def served(stored, tmp_path_factory) -> Iterator[Restorer]:
-    """A Servable over those weights, as a fresh machine would load it."""
     restorer = loaded_from(stored, tmp_path_factory.mktemp("home"))
     yield restorer
     restorer.close()
 
 
 def loaded_from(packaged: Path, home: Path, engine: Any = "auto", **options: str) -> Restorer:
-    """The Servable with weights of a test's own."""
-
     class Small(Restorer):
         """RRFormer, small."""
 
@@ -158,5 +149,4 @@ def loaded_from(packaged: Path, home: Path, engine: Any = "auto", **options: str
 
 @pytest.fixture(scope="session")
 def load_from() -> Callable[..., Restorer]:
-    """`loaded_from`, for tests with a machine of their own."""
     return loaded_from

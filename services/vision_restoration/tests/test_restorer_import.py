@@ -38,7 +38,6 @@ def saved(path, thing):
 
 
 def training_dict(net):
-    """What the official training code saves."""
     optimizer = torch.optim.Adam(net.parameters())
     sum(p.sum() for p in net.parameters()).backward()
     optimizer.step()

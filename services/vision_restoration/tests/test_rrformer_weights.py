@@ -23,7 +23,6 @@ PHOTOGRAPHS = (
 
 @pytest.fixture(scope="module")
 def weights() -> Weights:
-    """The committed weights."""
     return read_weights(RRFormerRestorer.folder / "rrformer-restorer.safetensors")
 
 

@@ -88,11 +88,6 @@ class Machines:
 
 
 def answered(study: Experiment[Any], spec: BaseModel, run: CallContext | None = None) -> Report:
-    """The report.
-
-    Raises:
-        FoveaError: There is none.
-    """
     (answer,) = study.predict([spec], run or CallContext())
     if isinstance(answer, FoveaError):
         raise answer
@@ -445,5 +440,4 @@ JOB_CHECKS = (
 
 
 def experiment_checks(kind: type[Experiment[Any]]) -> list[Callable[[Machines], None]]:
-    """The checks that apply to an experiment."""
     return [check for check in EXPERIMENT_CHECKS if kind.mode == "job" or check not in JOB_CHECKS]

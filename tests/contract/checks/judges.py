@@ -360,5 +360,4 @@ JUDGE_CHECKS = tuple(check for name, check in list(globals().items()) if name.st
 
 
 def judge_checks(kind: type[Judge]) -> list[Callable[[Bench], None]]:
-    """The checks that apply to a judge."""
     return [check for check in JUDGE_CHECKS if kind.asks_model or check not in MODEL_CHECKS]

@@ -74,7 +74,6 @@ class CancelsAfter(CallContext):
 
 
 def pictures_of(kind: type[Servable[Any, Any]]) -> list[str]:
-    """Fields of a Servable's requests that hold one picture."""
     properties = kind.In.model_json_schema()["properties"]
     return [name for name, prop in properties.items() if prop.get("contentMediaType", "").startswith("image/")]
 

@@ -133,7 +133,6 @@ def _twisted_picture(data: bytes, turn: int) -> bytes | None:
 
 
 def options_of(loaded: Loaded) -> list[tuple[str, dict[str, Any]]]:
-    """Properties of its requests' schema by name."""
     return list(loaded.servable.In.model_json_schema()["properties"].items())
 
 
@@ -217,5 +216,4 @@ def _lists(prop: dict[str, Any], schema: dict[str, Any], now: Any) -> list[Any]:
 
 
 def is_refused(loaded: Loaded, request: BaseModel) -> bool:
-    """Whether a request is answered by an error."""
     return refused_by(lambda: loaded.outcomes([request])) is not None

@@ -75,7 +75,6 @@ def _logits(net: nn.Module, ids: Sequence[int]) -> torch.Tensor:
 
 
 def _network(loaded: Loaded) -> nn.Module:
-    """The Card's network, loaded by no Servable."""
     if "network" not in loaded.known:
         file = weights_file(loaded.card.weights or "")
         assert file is not None

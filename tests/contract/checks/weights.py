@@ -42,7 +42,6 @@ def expected_digest(loaded: Loaded) -> str | None:
 
 
 def weights_file(digest: str) -> Path | None:
-    """The file with that digest, if one came with the packages."""
     return known_files().get(digest)
 
 

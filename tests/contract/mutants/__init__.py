@@ -10,17 +10,14 @@ Change = Callable[[Any], Any]
 
 
 def same(thing: Any) -> Any:
-    """No change."""
     return thing
 
 
 def changed(**values: Any) -> Change:
-    """A copy with other values."""
     return lambda one: one.model_copy(update=values)
 
 
 def each(change: Change) -> Change:
-    """Changes every answer, and no error."""
     return lambda answers: [one if isinstance(one, FoveaError) else change(one) for one in answers]
 
 
