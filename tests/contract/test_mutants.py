@@ -83,13 +83,6 @@ def test_right_plug_in_is_a_right_servable(kind: type[Servable[Any, Any]], home:
             check(loaded)
 
 
-def _passes(check: Check, thing: Any) -> None:
-    try:
-        check(thing)
-    except pytest.skip.Exception:
-        return
-
-
 @pytest.mark.parametrize("kind", RIGHT_EXPERIMENTS)
 def test_right_experiment_passes(kind: Any, tmp_path: Path) -> None:
     machines = Machines(kind, tmp_path)

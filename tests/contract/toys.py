@@ -63,68 +63,34 @@ class Toy:
     centred: bool = False
 
 
+_SLIM = {"width": 0.125, "decoder": 8, "classifier": False}
+_SIDE = {"recipe": {"scale": {"side": 64}}}
+_PRANET: dict[str, Any] = {"example": {"threshold": 0.5}, "call": "prediction", "centred": True}
+
 RECIPES = {
-    "family-segmenter": Toy(
-        Segmenter,
-        "segment",
-        "pranet",
-        {"width": 0.125, "decoder": 8, "classifier": False},
-        {"recipe": {"scale": {"side": 64}}},
-        {"threshold": 0.5},
-        seed=9,
-        call="prediction",
-        centred=True,
-    ),
-    "family-other-segmenter": Toy(
-        Segmenter,
-        "segment",
-        "pranet-v2",
-        {"width": 0.125, "decoder": 8, "classifier": False},
-        {"recipe": {"scale": {"side": 64}}},
-        {"threshold": 0.5},
-        seed=8,
-        call="prediction",
-        centred=True,
-    ),
+    "family-segmenter": Toy(Segmenter, "segment", "pranet", _SLIM, _SIDE, seed=9, **_PRANET),
+    "family-other-segmenter": Toy(Segmenter, "segment", "pranet-v2", _SLIM, _SIDE, seed=8, **_PRANET),
     "family-detector": Toy(
-        BoxDetector,
-        "detect",
-        "yolo9tr",
-        {"classes": 3, "size": "l", "width": 0.125, "branch": "main"},
+        BoxDetector, "detect", "yolo9tr", {"classes": 3, "size": "l", "width": 0.125, "branch": "main"},
         {"recipe": {"side": 64}, "data": {"names": "crack,hole,patch"}},
-        {"confidence": 0.3},
-        seed=1,
-        call="predictions",
+        {"confidence": 0.3}, seed=1, call="predictions",
     ),
     "family-classifier": Toy(
-        Classifier,
-        "classify",
-        "fasternet",
-        {"size": "t0", "classes": 3},
-        {"recipe": {"side": 32, "classes": ("a", "b", "c")}},
-        {"tile": 48},
+        Classifier, "classify", "fasternet", {"size": "t0", "classes": 3},
+        {"recipe": {"side": 32, "classes": ("a", "b", "c")}}, {"tile": 48},
     ),
     "family-actions": Toy(
-        ActionDetector,
-        "actions",
-        "bmn-csa",
+        ActionDetector, "actions", "bmn-csa",
         {"features": 8, "length": 12, "semantics": 3, "samples": 4, "samples_per_bin": 2, "hidden": (16, 8, 8)},
-        {},
-        {"duration": 32.0, "max_proposals": 10},
-        {"takes_semantics": True},
+        {}, {"duration": 32.0, "max_proposals": 10}, {"takes_semantics": True},
     ),
     "family-scanpath": Toy(
-        ScanpathPredictor,
-        "scanpath",
-        "oat",
+        ScanpathPredictor, "scanpath", "oat",
         {"model": 24, "layers": 1, "heads": 2, "feedforward": 16, "crop": (30, 29)},
-        {},
-        {"target": 24, "mode": "sampled", "max_fixations": 20},
+        {}, {"target": 24, "mode": "sampled", "max_fixations": 20},
     ),
     "family-restorer": Toy(
-        Restorer,
-        "restore",
-        "rrformer-restorer",
+        Restorer, "restore", "rrformer-restorer",
         {
             "widths": (4, 4, 8, 8, 8), "whole": False, "features": 16, "body": 16, "groups": 2, "blocks": 2,
             "heads": 2, "buffers": False, "variant": "paper",

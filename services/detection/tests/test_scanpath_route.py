@@ -14,7 +14,6 @@ from shared.api.scanpath import ScanpathOut
 from shared.serving.build_app import build
 from shared.serving.tests.ready_client import ready_client
 from shared.settings import Settings
-from shared.vision.decode import decode
 from shared.vision.draw import encode
 
 TRIAL = trials(np.random.default_rng(5), 1)
@@ -121,12 +120,6 @@ def test_a_reference_is_compared(client: TestClient, plain: ScanpathOut) -> None
     assert other.paths[0].likeness.sequence_score < 1
     assert other.paths[0].likeness.sim < alike.sim
     assert other.paths[0].likeness.nss < alike.nss
-
-
-def test_the_numbered_path_by_accept(client: TestClient) -> None:
-    for body in (SHELF, {"crops": [text(crop) for crop in CROPS], "grid": [3, 9], "target": TARGET}):
-        reply = client.post("/v1/scanpath", json=body, headers={"accept": "image/png"})
-        assert decode(reply.content).width >= 288
 
 
 @pytest.mark.parametrize(

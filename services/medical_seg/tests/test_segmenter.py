@@ -106,10 +106,6 @@ def one(servable, request, run=None):
     return answer
 
 
-def timeless(answer):
-    return answer.model_dump(exclude={"times"})
-
-
 # Loading.
 
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from shared.errors import FoveaError
 from shared.vision.decode import decode
 from shared.vision.draw import encode
-from tests.contract.checks.loaded import Loaded, refused_by
+from tests.contract.checks.loaded import Loaded
 from tests.contract.sameness import differences
 
 MOST = 3
@@ -213,7 +213,3 @@ def _lists(prop: dict[str, Any], schema: dict[str, Any], now: Any) -> list[Any]:
     if now:
         found += [list(now)[: max(len(now) // 2, 1)], list(now)[:-1], [*now, *list(now)[:1]]]
     return [*found, []]
-
-
-def is_refused(loaded: Loaded, request: BaseModel) -> bool:
-    return refused_by(lambda: loaded.outcomes([request])) is not None
