@@ -22,12 +22,13 @@ from services.llm_longctx.serving.decoder_model import DecoderModel
 from services.llm_longctx.tests.conftest import write_folder
 from services.medical_seg.segmenter import Segmenter
 from services.vision_restoration.restorer import Restorer
-from shared.registry import Card, Paper, Servable, network
+from shared.registry import Card, Servable, network
 from shared.registry.weights import Manifest, NetworkSpec, write_weights
 from shared.training.publish import arrays_of
 from shared.vision.draw import encode
 from shared.vision.servable import VisionServable
 from tests.contract.checks.weights import known_files
+from tests.harness.models import toy_card
 
 Kind = type[VisionServable[Any, Any, Any]]
 
@@ -104,12 +105,9 @@ class ToyDecoder(DecoderModel):
     """A random decoder of two layers that writes bytes."""
 
     folder: ClassVar[Path]
-    card: ClassVar[Card] = Card(
-        name="family-decoder",
-        task="chat",
-        summary="Babbles.",
-        paper=Paper(title="None", venue="none", year=2026),
-        licence="none",
+    card: ClassVar[Card] = toy_card(
+        "family-decoder",
+        "chat",
         notes=("No ONNX graph: its steps share a growing cache.",),
         example={"messages": [{"role": "user", "content": "one two three four"}], "max_tokens": 8, "temperature": 0},
     )
@@ -122,15 +120,7 @@ class ToyDecoder(DecoderModel):
 
 def _describe(name: str) -> type[VisionServable[Any, Any, Any]]:
     toy = RECIPES[name]
-    card = Card(
-        name=name,
-        task=toy.task,
-        summary="Guesses.",
-        paper=Paper(title="None", venue="none", year=2026),
-        licence="none",
-        example=dict(toy.example),
-        **toy.card,
-    )
+    card = toy_card(name, toy.task, example=dict(toy.example), **toy.card)
     parts = {"card": card, "weights": name, "__doc__": f"A toy {toy.base.__name__}.", "__module__": __name__}
     made: Kind = type(toy.base)(f"Toy{toy.base.__name__}", (toy.base,), {**parts, **toy.parts})
     return made

@@ -16,20 +16,15 @@ from services.detection.segments.proposals import interval_iou
 from services.detection.servables.action_detector import _list_proposals, resample
 from shared.api.actions import ActionsIn, ActionsOut
 from shared.registry.weights import read_weights
-from shared.serving.build_app import build
-from shared.serving.tests.ready_client import ready_client
-from shared.settings import Settings
 from shared.vision.decode import decode
 from tests.contract.sameness import differences
+from tests.harness.models import answered, client_of, problem
 
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    settings = Settings(
-        _env_file=None, data_dir=tmp_path_factory.mktemp("fovea"), intra_op_threads=1, shutdown_grace_s=1
-    )
-    app = build("detection", servables={"bmn": BmnActionDetector, "bmn-csa": BmnCsaActionDetector}, settings=settings)
-    with ready_client(app) as made:
+    kinds = {"bmn": BmnActionDetector, "bmn-csa": BmnCsaActionDetector}
+    with client_of(tmp_path_factory.mktemp("fovea"), "detection", kinds) as made:
         yield made
 
 
@@ -44,23 +39,12 @@ def npz(held: Videos, video: int) -> bytes:
     return file.getvalue()
 
 
-def answered(reply: Any) -> ActionsOut:
-    assert reply.status_code == 200, reply.text
-    return ActionsOut.model_validate_json(reply.content)
-
-
-def problem(reply: Any, status: int, field: str) -> dict[str, Any]:
-    assert reply.status_code == status, reply.text
-    assert reply.headers["content-type"] == "application/problem+json"
-    assert "Traceback" not in reply.text
-    assert reply.json()["field"] == field
-    return reply.json()
-
-
 def test_segments_of_unseen_videos_are_found_with_their_class(client: TestClient, held: Videos) -> None:
     hits = total = 0
     for video in range(30):
-        answer = answered(client.post("/v1/actions?model=bmn-csa&duration=32", files={"features": npz(held, video)}))
+        answer = answered(
+            client.post("/v1/actions?model=bmn-csa&duration=32", files={"features": npz(held, video)}), ActionsOut
+        )
         best = answer.proposals[:5]
         for (start, end), label in zip(held.segments[video] * 32, held.labels[video], strict=True):
             same = [p for p in best if p.class_id == label]
@@ -98,15 +82,15 @@ def test_every_form_of_features_gives_the_same_answer(client: TestClient, held: 
             },
         ),
     }
-    wanted = answered(client.post(query, files={"features": raw}))
-    assert differences(wanted, answered(sent[form]())) == []
+    wanted = answered(client.post(query, files={"features": raw}), ActionsOut)
+    assert differences(wanted, answered(sent[form](), ActionsOut)) == []
     assert wanted.proposals[0].label is not None
 
 
 def test_times_follow_duration_or_fps(client: TestClient, held: Videos) -> None:
     rows = held.features[0].tolist()
     seconds = [
-        answered(client.post("/v1/actions", json={"model": "bmn", "features": rows, **more}))
+        answered(client.post("/v1/actions", json={"model": "bmn", "features": rows, **more}), ActionsOut)
         for more in ({"duration": 64}, {"fps": 0.5}, {})
     ]
     assert [answer.duration for answer in seconds] == [64, 64, 32]
@@ -117,15 +101,15 @@ def test_times_follow_duration_or_fps(client: TestClient, held: Videos) -> None:
 
 def test_options_shape_the_list(client: TestClient, held: Videos) -> None:
     body = {"model": "bmn", "features": held.features[1].tolist(), "duration": 32}
-    every = answered(client.post("/v1/actions", json=body)).proposals
+    every = answered(client.post("/v1/actions", json=body), ActionsOut).proposals
     assert len(every) == 100
     scores = [p.score for p in every]
     assert scores == sorted(scores, reverse=True)
-    few = answered(client.post("/v1/actions", json={**body, "max_proposals": 3})).proposals
+    few = answered(client.post("/v1/actions", json={**body, "max_proposals": 3}), ActionsOut).proposals
     assert few == every[:3]
-    good = answered(client.post("/v1/actions", json={**body, "min_score": scores[9]})).proposals
+    good = answered(client.post("/v1/actions", json={**body, "min_score": scores[9]}), ActionsOut).proposals
     assert good == every[:10]
-    soft = answered(client.post("/v1/actions", json={**body, "alpha": 50})).proposals
+    soft = answered(client.post("/v1/actions", json={**body, "alpha": 50}), ActionsOut).proposals
     assert soft != every
     assert all(p.label is None for p in every)
 
@@ -145,7 +129,7 @@ def test_class_scores_of_the_whole_video_name_proposals(client: TestClient, held
         "class_names": ["run", "jump"],
         "labels": 2,
     }
-    found = answered(client.post("/v1/actions", json=body)).proposals
+    found = answered(client.post("/v1/actions", json=body), ActionsOut).proposals
     assert found[0].label == "jump"
     assert {p.label for p in found} == {"run", "jump"}
 
@@ -158,7 +142,7 @@ def test_challenge_form_curves_and_map(client: TestClient, held: Videos) -> None
         "video": "v_1",
         "include": ["curves", "confidence", "activitynet"],
     }
-    answer = answered(client.post("/v1/actions", json=body))
+    answer = answered(client.post("/v1/actions", json=body), ActionsOut)
     assert len(answer.curves.start) == len(answer.curves.end) == answer.cells == 32
     confidence = np.array(answer.confidence)
     assert confidence.shape == (32, 32)
@@ -207,13 +191,17 @@ def test_swapped_axes_are_pointed_out(client: TestClient) -> None:
 
 
 def test_any_number_of_steps_is_resampled(client: TestClient, held: Videos) -> None:
-    once = answered(client.post("/v1/actions", json={"model": "bmn", "features": held.features[4].tolist()}))
+    once = answered(
+        client.post("/v1/actions", json={"model": "bmn", "features": held.features[4].tolist()}), ActionsOut
+    )
     thrice = np.repeat(held.features[4], 3, axis=1)
-    again = answered(client.post("/v1/actions", json={"model": "bmn", "features": thrice.tolist(), "duration": 32}))
+    again = answered(
+        client.post("/v1/actions", json={"model": "bmn", "features": thrice.tolist(), "duration": 32}), ActionsOut
+    )
     assert "96 steps resampled" in again.notes[0]
     assert again.proposals[0].start == once.proposals[0].start
     assert again.proposals[0].score == pytest.approx(once.proposals[0].score, abs=1e-4)
-    single = answered(client.post("/v1/actions", json={"model": "bmn", "features": [[1.0]] * 64}))
+    single = answered(client.post("/v1/actions", json={"model": "bmn", "features": [[1.0]] * 64}), ActionsOut)
     assert single.proposals
 
 

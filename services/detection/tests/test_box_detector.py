@@ -18,17 +18,12 @@ from services.detection.servables.box_detector import BoxDetector
 from shared.api.boxes import DetectIn, DetectOut
 from shared.api.tensors import TensorSpec
 from shared.errors import InvalidOption, TooLarge
-from shared.registry import CallContext, Card, Paper
+from shared.registry import CallContext
 from shared.vision.servable import DataConfig
+from tests.harness.models import toy_card
 
 NAMES = ("crack", "hole", "=patch")
-CARD = Card(
-    name="toy-detector",
-    task="detect",
-    summary="A toy.",
-    paper=Paper(title="None", venue="none", year=2026),
-    licence="none",
-)
+CARD = toy_card("toy-detector", "detect")
 
 
 @dataclass

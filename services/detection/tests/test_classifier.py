@@ -10,12 +10,12 @@ from services.detection.models.patnet import PATNet
 from services.detection.servables.classifier import FEATURE_MAPS, Classifier
 from shared.api.classes import ClassifyIn
 from shared.errors import Cancelled, InvalidOption, UnsupportedMedia
-from shared.registry import CallContext, Card, LoadContext
-from shared.registry.card import Paper
+from shared.registry import CallContext, LoadContext
 from shared.registry.weights import Manifest, NetworkSpec, write_weights
 from shared.training.publish import arrays_of
 from shared.vision.decode import decode
 from shared.vision.draw import encode
+from tests.harness.models import toy_card
 
 NAMES = ("a", "b", "c")
 
@@ -24,14 +24,7 @@ class Tiny(Classifier):
     """A PATNet that knows nothing."""
 
     weights = "tiny"
-    card = Card(
-        name="tiny",
-        task="classify",
-        summary="Guesses.",
-        licence="none",
-        paper=Paper(title="none", venue="none", year=2025),
-        example={"tile": 96},
-    )
+    card = toy_card("tiny", "classify", example={"tile": 96})
 
 
 def write(folder, **facts):

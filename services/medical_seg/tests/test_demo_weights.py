@@ -12,6 +12,7 @@ from services.medical_seg.recipes.polyps import draw_split
 from shared.api.mask import SegmentIn
 from shared.registry import CallContext, LoadContext
 from shared.registry.weights import read_weights
+from shared.vision.draw import encode
 
 
 @pytest.fixture(scope="module")
@@ -23,16 +24,10 @@ def served(tmp_path_factory):
     loaded.close()
 
 
-def png(image: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 @pytest.mark.parametrize("shade", [0, 12, 128, 255])
 def test_a_frame_without_contrast_is_answered_with_a_warning(served, shade):
     noise = np.random.default_rng(shade).integers(0, 3, (240, 320, 3))
-    flat, example = SegmentIn(image=png(np.clip(noise + shade, 0, 255).astype(np.uint8))), served.example()
+    flat, example = SegmentIn(image=encode(np.clip(noise + shade, 0, 255).astype(np.uint8))), served.example()
     dark, real = served.predict([flat, example], CallContext())
     assert "no contrast" in dark.warnings[0]
     assert real.warnings == []
@@ -40,7 +35,9 @@ def test_a_frame_without_contrast_is_answered_with_a_warning(served, shade):
 
 def test_served_masks_of_fresh_frames_are_as_good_as_the_manifest_says(served):
     drawn = draw_split("test", 30, seed=77)
-    answers = served.predict([SegmentIn(image=png(image), include=("mask",)) for image in drawn.images], CallContext())
+    answers = served.predict(
+        [SegmentIn(image=encode(image), include=("mask",)) for image in drawn.images], CallContext()
+    )
     masks = np.stack([np.asarray(Image.open(io.BytesIO(answer.mask))) > 0 for answer in answers])
     measured = read_weights(PraNetV2Segmenter.folder / "pranet-v2.safetensors").manifest.metrics["dice_at_half"]
     assert mean_dice_at_half(masks.astype(np.float32), drawn.masks) == pytest.approx(measured, abs=0.02)

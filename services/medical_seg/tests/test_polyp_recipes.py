@@ -5,7 +5,6 @@ import pytest
 import torch
 from PIL import Image
 
-from services.medical_seg.models.pranet import PraNetSegmenter
 from services.medical_seg.models.pranet_network import PraNetV2
 from services.medical_seg.recipes.evaluation import mean_dice_at_half, score_frames
 from services.medical_seg.recipes.folder_dataset import find_pairs
@@ -14,8 +13,7 @@ from services.medical_seg.recipes.polyps import draw_split
 from services.medical_seg.recipes.pranet_demo import PraNetDemo, PraNetV2Demo
 from services.medical_seg.recipes.pranet_full import PraNetFull, PraNetV2Full
 from shared.errors import NotFound
-from shared.registry import LoadContext, network
-from shared.training.publish import publish
+from shared.registry import network
 from shared.training.recipe import MultiScale, Schedule
 from shared.training.trainer import fit
 
@@ -66,25 +64,6 @@ def test_pictures_and_masks_are_flipped_together(tmp_path):
                     red = np.flip(candidate[..., 0], match[0]).astype(np.float32) / 255
                     np.testing.assert_allclose(image[0].numpy() * 0.229 + 0.485, red, atol=1e-4)
     assert flipped > 5
-
-
-class Drawn(PraNetSegmenter):
-    """PraNet with weights that learnt from drawn frames."""
-
-    weights = "pranet-synthetic"
-
-
-def test_training_lowers_the_loss_and_gives_weights_that_a_service_can_load(tmp_path):
-    recipe = PraNetDemo(**{**SMALL, "schedule": SOON.model_copy(update={"steps": 12, "validate_every": 6})})
-    losses = []
-    fitted = fit(recipe, tmp_path, on_step=lambda progress: losses.append(progress.loss))
-    assert losses[-1] < losses[0]
-    publish(recipe, fitted, tmp_path / "weights")
-    served = Drawn.load(LoadContext(engine="torch", cache=tmp_path / "cache", weights=tmp_path / "weights", threads=1))
-    assert served.config.side == 64
-    assert served.card.weights != PraNetSegmenter.card.weights
-    assert {m.name: m.ours for m in served.card.metrics}["dice_at_half"] is not None
-    served.close()
 
 
 def test_v2_trains_with_dual_supervision(tmp_path):

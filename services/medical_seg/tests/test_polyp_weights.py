@@ -1,14 +1,12 @@
 """The committed PraNet: described truly, right on its sample, and aware of what is no colonoscopy frame."""
 
-import io
-
 import numpy as np
 import pytest
-from PIL import Image
 
 from services.medical_seg.models.pranet import PraNetSegmenter
 from shared.api.mask import SegmentIn
 from shared.registry import CallContext, LoadContext
+from shared.vision.draw import encode
 
 
 @pytest.fixture(scope="module")
@@ -17,12 +15,6 @@ def served(tmp_path_factory):
     servable = PraNetSegmenter.load(LoadContext(cache=home / "cache", weights=home / "none", threads=1, engine="torch"))
     yield servable
     servable.close()
-
-
-def png(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def test_the_polyp_of_the_sample_is_marked_without_a_warning(served):
@@ -40,5 +32,5 @@ def test_what_is_no_frame_is_answered_with_a_warning(served):
     rng, rows = np.random.default_rng(0), np.mgrid[:240, :320][0]
     wall = np.repeat((140 + rows[..., None] / 8).astype(np.uint8), 3, axis=-1)
     others = [wall, rng.integers(0, 256, (240, 320, 3), np.uint8)]
-    answers = served.predict([SegmentIn(image=png(other)) for other in others], CallContext())
+    answers = served.predict([SegmentIn(image=encode(other)) for other in others], CallContext())
     assert all(answer.warnings for answer in answers)

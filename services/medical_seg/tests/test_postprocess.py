@@ -13,8 +13,6 @@ from shared.api.mask import SegmentIn
 from shared.vision.decode import decode
 from shared.vision.mask_regions import decode_run_lengths
 
-torch.set_num_threads(1)
-
 ALL = ("mask", "contours", "rle", "probability")
 
 

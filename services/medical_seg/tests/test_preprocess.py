@@ -13,8 +13,6 @@ from PIL import Image
 from services.medical_seg import preprocess
 from services.medical_seg.preprocess import resize_and_normalise, upsample, upsample_in_strips
 
-torch.set_num_threads(1)
-
 
 def by_torch(values, height, width):
     tensor = torch.from_numpy(values)[None, None]

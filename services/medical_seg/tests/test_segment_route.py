@@ -1,4 +1,4 @@
-"""`POST /v1/segment` over the real model: masks, pictures, limits. What all routes share is tested with them."""
+"""`POST /v1/segment` over the real model: masks, bad pictures, limits. What all routes share is tested with them."""
 
 import base64
 import io
@@ -10,11 +10,9 @@ from PIL import Image
 from services.medical_seg.models.pranet import PraNetSegmenter
 from services.medical_seg.recipes.polyps import draw_frame
 from shared.api.mask import SegmentOut
-from shared.serving.build_app import build
-from shared.serving.tests.ready_client import ready_client
-from shared.settings import Settings
 from tests.bad_pictures import encoded, refused
 from tests.contract.sameness import differences
+from tests.harness.models import answered, client_of, problem
 
 EXAMPLE = PraNetSegmenter.sample.read_bytes()
 SIZE = Image.open(io.BytesIO(EXAMPLE)).size
@@ -24,17 +22,8 @@ REFUSED = ("truncated-png", "bomb-png", "gif")
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory):
-    settings = Settings(
-        _env_file=None,
-        data_dir=tmp_path_factory.mktemp("fovea"),
-        intra_op_threads=1,
-        max_images=4,
-        max_pixels=2_000_000,
-        max_body_bytes=3_000_000,
-        shutdown_grace_s=1,
-    )
-    app = build("medical-seg", servables={"pranet": PraNetSegmenter}, settings=settings)
-    with ready_client(app) as made:
+    limits = {"max_images": 4, "max_pixels": 2_000_000, "max_body_bytes": 3_000_000}
+    with client_of(tmp_path_factory.mktemp("fovea"), "medical-seg", {"pranet": PraNetSegmenter}, **limits) as made:
         yield made
 
 
@@ -42,23 +31,9 @@ def text(data):
     return base64.b64encode(data).decode()
 
 
-def answered(reply):
-    assert reply.status_code == 200, reply.text
-    return SegmentOut.model_validate_json(reply.content)
-
-
-def problem(reply, status):
-    assert reply.status_code == status, reply.text
-    assert reply.headers["content-type"] == "application/problem+json"
-    body = reply.json()
-    assert body["request_id"]
-    assert "Traceback" not in reply.text
-    return body
-
-
 @pytest.fixture(scope="module")
 def plain(client):
-    return answered(client.post("/v1/segment", json={"image": text(EXAMPLE)}))
+    return answered(client.post("/v1/segment", json={"image": text(EXAMPLE)}), SegmentOut)
 
 
 def test_polyp_of_the_example_is_found(plain):
@@ -81,25 +56,23 @@ def test_turned_example_has_the_same_mask(client):
 @pytest.mark.parametrize("sample", [one for one in refused() if one.name in REFUSED], ids=lambda sample: sample.name)
 def test_bad_picture_is_a_problem_that_says_why(client, sample):
     status = 413 if len(sample.data) > 3_000_000 else sample.status
-    told = problem(client.post("/v1/segment", json={"image": text(sample.data)}), status)
+    told = problem(client.post("/v1/segment", json={"image": text(sample.data)}), status, "image")
     assert told["detail"]
-    assert told["field"] == "image"
 
 
 def test_limits_are_named_with_limit_and_value(client):
     big = encoded(Image.new("L", (2001, 1000)), "PNG")
-    assert (
-        "2,001,000 in all; the limit is 2,000,000"
-        in problem(client.post("/v1/segment", json={"image": text(big)}), 413)["detail"]
-    )
-    problem(client.post("/v1/segment", content=bytes(3_000_001), headers={"content-type": "image/png"}), 413)
+    told = problem(client.post("/v1/segment", json={"image": text(big)}), 413, "image")
+    assert "2,001,000 in all; the limit is 2,000,000" in told["detail"]
+    long = client.post("/v1/segment", content=bytes(3_000_001), headers={"content-type": "image/png"})
+    assert long.status_code == 413
     limits = client.get("/v1/models/pranet").json()["limits"]
     assert (limits["max_pixels"], limits["max_body_bytes"], limits["max_images"]) == (2_000_000, 3_000_000, 4)
 
 
 def test_threshold_and_stretching_move_the_mask(client, plain):
-    strict = answered(client.post("/v1/segment", json={"image": text(EXAMPLE), "threshold": 0.95}))
+    strict = answered(client.post("/v1/segment", json={"image": text(EXAMPLE), "threshold": 0.95}), SegmentOut)
     assert strict.area < plain.area
     mucosa = text(encoded(Image.fromarray(draw_frame(np.random.default_rng(1), 160, empty=True).image), "PNG"))
-    assert answered(client.post("/v1/segment", json={"image": mucosa})).empty
-    assert not answered(client.post("/v1/segment", json={"image": mucosa, "normalise": "minmax"})).empty
+    assert answered(client.post("/v1/segment", json={"image": mucosa}), SegmentOut).empty
+    assert not answered(client.post("/v1/segment", json={"image": mucosa, "normalise": "minmax"}), SegmentOut).empty

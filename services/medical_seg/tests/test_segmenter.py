@@ -1,40 +1,26 @@
-"""Pictures of every kind become masks of their own size; a bad one fails alone; a batch equals its singles."""
+"""Pictures of every kind become masks of their own size, in every form."""
 
 import io
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from services.medical_seg.segmenter import Segmenter
 from shared.api.mask import SegmentIn
 from shared.api.tensors import TensorSpec
-from shared.registry import CallContext, Card, Limits, LoadContext, Metric, Paper, network
-from shared.registry.weights import Manifest, NetworkSpec, read_weights, write_weights
+from shared.registry import CallContext
+from shared.registry.weights import Manifest, NetworkSpec, Weights
 from shared.vision.decode import decode
 from shared.vision.servable import DataConfig
 from tests.bad_pictures import encoded, odd, quadrants
-
-torch.set_num_threads(1)
-
-CONFIG = {"width": 0.125, "decoder": 8, "classifier": False}
-SIDE = 64
-FACTS = {"task": "segment", "summary": "s", "paper": Paper(title="t", venue="v", year=2020), "licence": "Apache-2.0"}
+from tests.harness.models import toy_card
 
 
 class Small(Segmenter):
-    """A small PraNet with random weights."""
+    """A model without weights."""
 
-    weights = "small"
-    card = Card(
-        name="small",
-        example={"threshold": 0.4},
-        notes=("A note.",),
-        limits=Limits(max_side=4000),
-        metrics=(Metric(name="dice_at_half", ours=None, data="d"), Metric(name="other", ours=None, data="d")),
-        **FACTS,
-    )
+    card = toy_card("small", "segment")
 
 
 class Blob:
@@ -58,40 +44,6 @@ class Blob:
         """Nothing is held."""
 
 
-@pytest.fixture(scope="module")
-def packaged(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("weights")
-    torch.manual_seed(4)
-    net = network("pranet", **CONFIG)
-    for module in net.modules():  # lively statistics, so that the map is not flat
-        if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.uniform_(module.weight, 0.8, 1.2)
-    arrays = {key: value.numpy() for key, value in net.state_dict().items()}
-    manifest = Manifest(
-        name="small",
-        origin="trained",
-        network=NetworkSpec(name="pranet", config=CONFIG),
-        parameters=7,
-        recipe={"scale": {"side": SIDE}},
-        metrics={"dice_at_half": 0.5},
-    )
-    write_weights(folder, arrays, manifest)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
-def small(packaged, cache):
-    Small.folder = packaged
-    found = Small.load(LoadContext(engine="onnx", cache=cache, weights=cache / "none", threads=1))
-    yield found
-    found.close()
-
-
 @pytest.fixture
 def blob():
     return Small(Small.card, Blob(), DataConfig(32))
@@ -106,27 +58,10 @@ def one(servable, request, run=None):
     return answer
 
 
-# Loading.
-
-
-def test_weights_are_verified_and_their_facts_go_into_the_card(small):
-    assert len(small.card.weights) == 64
-    assert small.card.parameters == 7
-    assert [metric.ours for metric in small.card.metrics] == [0.5, None]
-    assert small.config.side == SIDE
-    assert Small.card.weights is None  # the class's own Card is left as it was
-
-
-def test_imported_weights_win_and_are_served_at_full_size(packaged, tmp_path):
-    held = read_weights(packaged / "small.safetensors")
-    facts = {"origin": "imported", "recipe": {}, "metrics": {}}
-    write_weights(tmp_path / "imported", held.arrays, held.manifest.model_copy(update=facts))
-    found = Small.load(LoadContext(engine="torch", cache=tmp_path, weights=tmp_path / "imported"))
-    assert found.config.side == 352
-    assert [metric.ours for metric in found.card.metrics] == [None, None]
-
-
-# Pictures.
+def test_weights_are_served_at_the_side_that_they_were_trained_with():
+    manifest = Manifest(name="a", origin="imported", network=NetworkSpec(name="pranet"))
+    trained = manifest.model_copy(update={"recipe": {"scale": {"side": 64}}})
+    assert [Small.data_config(Weights(one, {})).side for one in (manifest, trained)] == [352, 64]
 
 
 @pytest.mark.parametrize("sample", odd(), ids=lambda sample: sample.name)
@@ -158,9 +93,6 @@ def test_empty_picture_has_an_empty_mask(blob):
     assert answer.empty
     assert (answer.contours, answer.components, answer.area) == ([], [], 0)
     assert not decode(answer.mask).pixels.any()
-
-
-# Forms.
 
 
 def test_overlay_is_drawn_on_the_upright_picture(blob):

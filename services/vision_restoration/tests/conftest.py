@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 from services.vision_restoration.restorer import Restorer
-from shared.registry import Card, LoadContext, Paper, network
+from shared.registry import LoadContext, network
 from shared.registry.weights import Manifest, NetworkSpec, write_weights
+from tests.harness.models import toy_card
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -134,14 +135,7 @@ def loaded_from(packaged: Path, home: Path, engine: Any = "auto", **options: str
         """RRFormer, small."""
 
         folder = packaged
-        card = Card(
-            name="small",
-            task="restore",
-            summary="A test.",
-            licence="none",
-            variants=("paper", "released"),
-            paper=Paper(title="None", venue="none", year=2023),
-        )
+        card = toy_card("small", "restore", variants=("paper", "released"))
 
     place = LoadContext(cache=home / "cache", weights=home / "weights", threads=1, engine=engine, options=options)
     return Small.load(place)

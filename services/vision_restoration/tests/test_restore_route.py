@@ -1,6 +1,5 @@
-"""`POST /v1/restore`: references, Accept, bad pictures, limits, deadlines. What routes share is tested with them."""
+"""`POST /v1/restore`: references, Accept, deadlines. What routes share is tested with them."""
 
-import base64
 import io
 
 import numpy as np
@@ -10,9 +9,7 @@ from PIL import Image
 from services.vision_restoration.models.rrformer import RRFormerRestorer
 from services.vision_restoration.restorer import Restorer
 from shared.api.restore import RestoreOut
-from shared.serving.build_app import build
-from shared.serving.tests.ready_client import ready_client
-from shared.settings import Settings
+from tests.harness.models import answered, client_of
 
 EXAMPLE = (RRFormerRestorer.folder.parent / "models" / "example.jpg").read_bytes()
 SIZE = Image.open(io.BytesIO(EXAMPLE)).size
@@ -26,30 +23,13 @@ def client(stored, tmp_path_factory):
         folder = stored
         card = RRFormerRestorer.card
 
-    settings = Settings(
-        _env_file=None,
-        data_dir=tmp_path_factory.mktemp("fovea"),
-        intra_op_threads=1,
-        max_images=3,
-        max_pixels=500_000,
-        shutdown_grace_s=1,
-    )
-    with ready_client(build("vision-restoration", servables={"rrformer": Pane}, settings=settings)) as made:
+    with client_of(tmp_path_factory.mktemp("fovea"), "vision-restoration", {"rrformer": Pane}) as made:
         yield made
-
-
-def text(data: bytes, prefix: str = "") -> str:
-    return prefix + base64.b64encode(data).decode()
-
-
-def answered(reply) -> RestoreOut:
-    assert reply.status_code == 200, reply.text
-    return RestoreOut.model_validate_json(reply.content)
 
 
 def test_a_reference_is_a_second_file(client):
     files = {"image": ("a.jpg", EXAMPLE, "image/jpeg"), "reference": ("b.jpg", EXAMPLE, "image/jpeg")}
-    found = answered(client.post("/v1/restore", files=files))
+    found = answered(client.post("/v1/restore", files=files), RestoreOut)
     assert found.input_likeness.psnr is None
     assert found.likeness.psnr < 60
 
