@@ -35,21 +35,7 @@ Kind = type[VisionServable[Any, Any, Any]]
 
 @dataclass(frozen=True)
 class Toy:
-    """How one toy is made.
-
-    Attributes:
-        base: Its family.
-        task: Of its Card.
-        network: Network of the registry.
-        config: Its smallest form.
-        facts: What its manifest says beside.
-        example: Options of its Card's example.
-        parts: Class attributes.
-        card: Further facts of its Card.
-        seed: Of its weights.
-        call: Method that runs on a picture, for networks whose batch norms take their statistics from one.
-        centred: Whether its pictures are centred around 0 rather than in 0..1.
-    """
+    """How one toy is made: of which family, network and weights, and what its manifest and its Card say."""
 
     base: Kind
     task: str
@@ -61,7 +47,9 @@ class Toy:
     card: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 4
     call: str = ""
+    """Method that runs on a picture, for networks whose batch norms take their statistics from one."""
     centred: bool = False
+    """Whether its pictures are centred around 0 rather than in 0..1."""
 
 
 _SLIM = {"width": 0.125, "decoder": 8, "classifier": False}

@@ -1,5 +1,6 @@
 """`POST /v1/actions` as people use it: forms of features, what is found, what is drawn, each mistake."""
 
+import base64
 import csv
 import io
 from collections.abc import Iterator
@@ -55,8 +56,6 @@ def test_segments_of_unseen_videos_are_found_with_their_class(client: TestClient
 
 @pytest.mark.parametrize("form", ["multipart", "raw", "json rows", "json base64", "npy and fields"])
 def test_every_form_of_features_gives_the_same_answer(client: TestClient, held: Videos, form: str) -> None:
-    import base64
-
     raw, rows = npz(held, 0), {name: getattr(held, name)[0].tolist() for name in ("features", "semantics")}
     rows["class_scores"] = held.scores[0].tolist()
     query = "/v1/actions?model=bmn-csa&duration=32"
@@ -66,21 +65,14 @@ def test_every_form_of_features_gives_the_same_answer(client: TestClient, held: 
         np.save(file, array)
         return file.getvalue()
 
+    fields = {"features": held.features, "semantics": held.semantics, "class_scores": held.scores}
+    body = {"model": "bmn-csa", "duration": 32}
     sent = {
         "multipart": lambda: client.post(query, files={"features": raw}),
         "raw": lambda: client.post(query, content=raw, headers={"content-type": "application/octet-stream"}),
-        "json rows": lambda: client.post("/v1/actions", json={"model": "bmn-csa", "duration": 32, **rows}),
-        "json base64": lambda: client.post(
-            "/v1/actions", json={"model": "bmn-csa", "duration": 32, "features": base64.b64encode(raw).decode()}
-        ),
-        "npy and fields": lambda: client.post(
-            query,
-            files={
-                "features": npy(held.features[0]),
-                "semantics": npy(held.semantics[0]),
-                "class_scores": npy(held.scores[0]),
-            },
-        ),
+        "json rows": lambda: client.post("/v1/actions", json={**body, **rows}),
+        "json base64": lambda: client.post("/v1/actions", json={**body, "features": base64.b64encode(raw).decode()}),
+        "npy and fields": lambda: client.post(query, files={name: npy(one[0]) for name, one in fields.items()}),
     }
     wanted = answered(client.post(query, files={"features": raw}), ActionsOut)
     assert differences(wanted, answered(sent[form](), ActionsOut)) == []

@@ -1,4 +1,4 @@
-"""The generic detector as a Servable: options, forms, batches, slices, and what it says of bad input."""
+"""The generic detector as a Servable: options, forms, slices, and what it says of bad options."""
 
 import csv
 import io
@@ -196,14 +196,8 @@ def test_the_drawn_picture_has_boxes_in_the_colours_of_their_classes(media: str)
 def test_csv_has_a_row_per_detection_and_no_formulas() -> None:
     rows = list(csv.DictReader(io.StringIO(_render("text/csv", microns_per_pixel=2).decode())))
     assert [row["label"] for row in rows] == ["crack", "hole"]
-    assert [float(rows[0][name]) for name in ("x1", "y1", "x2", "y2", "radius_px", "radius_um")] == [
-        20,
-        30,
-        36,
-        46,
-        8,
-        16,
-    ]
+    names = ("x1", "y1", "x2", "y2", "radius_px", "radius_um")
+    assert [float(rows[0][name]) for name in names] == [20, 30, 36, 46, 8, 16]
     toy = Toy(CARD, Blobs(), DataConfig(128, ("=1+1", "b", "c")))
     request = DetectIn(image=_squares((20, 30, 0)))
     table = toy.render(request, _one(toy, request), "text/csv")

@@ -47,10 +47,6 @@ def test_a_part_inside_the_whole_is_swallowed() -> None:
     assert _merge([whole, part], [-1, 0]) == [[70, 10, 130, 50, 0.9, 0]]
 
 
-def test_the_same_object_seen_twice_is_told_once() -> None:
-    assert len(_merge([[84, 10, 96, 30, 0.7, 0], [84.5, 10, 96, 30, 0.6, 0]], [0, 1])) == 1
-
-
 @pytest.mark.parametrize(
     ("rows", "sources"),
     [

@@ -1,4 +1,4 @@
-"""PATNet and FasterNet against the published models' behaviour, and what their attentions promise."""
+"""PATNet and FasterNet against the published models' behaviour, and what they promise."""
 
 import math
 

@@ -1,15 +1,11 @@
-"""The recipe over slides: its augmentation keeps boxes on their grains, its loss falls, its measures are sound."""
+"""The recipe over slides: its augmentation keeps boxes on their grains, and its measures are sound."""
 
 import numpy as np
 import pytest
 import torch
 
 from services.detection.recipes.hieraedgenet.data import KINDS
-from services.detection.recipes.hieraedgenet.recipe import (
-    HieraEdgeNetDemo,
-    predict_slides,
-    rotate_slides,
-)
+from services.detection.recipes.hieraedgenet.recipe import HieraEdgeNetDemo, predict_slides, rotate_slides
 from services.detection.recipes.patnet.data import draw_split
 from services.detection.recipes.sample_sheet import draw_sample_boxes
 from shared.vision.contact_sheet import GAP, contact_sheet

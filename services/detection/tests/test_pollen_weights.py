@@ -1,4 +1,4 @@
-"""The committed HieraEdgeNet of pollen: it finds large spiny grains of new slides, and is served in micrometres."""
+"""The committed HieraEdgeNet of pollen: its graph, and that it finds large spiny grains of new slides."""
 
 import numpy as np
 import onnx

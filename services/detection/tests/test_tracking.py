@@ -27,12 +27,6 @@ def test_two_objects_that_pass_each_other_keep_theirs() -> None:
         assert ids == [1, 2]
 
 
-def test_the_order_of_detections_does_not_matter() -> None:
-    tracker = Tracker(0.25)
-    assert tracker.update(_rows(_row(0, 0), _row(100, 0))) == [1, 2]
-    assert tracker.update(_rows(_row(101, 0), _row(1, 0))) == [2, 1]
-
-
 def test_an_object_that_is_away_for_a_while_comes_back_as_itself() -> None:
     tracker = Tracker(0.25)
     for t in range(5):

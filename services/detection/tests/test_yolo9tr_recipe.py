@@ -1,4 +1,4 @@
-"""The recipe of YOLO9tr's demo weights: repeatable batches, a fit that learns, and the branch that is kept."""
+"""The recipe of YOLO9tr's demo weights: targets that stay on their objects, and the branch that is kept."""
 
 from pathlib import Path
 

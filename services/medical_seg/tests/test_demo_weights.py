@@ -1,4 +1,4 @@
-"""The committed synthetic weights: small, whole, described truly, and as good as their manifest says."""
+"""The committed synthetic weights: as good as their manifest says."""
 
 import io
 

@@ -42,11 +42,6 @@ def test_counting_scores_of_a_polyp_free_frame_are_zero_even_when_nothing_is_fou
     assert math.isnan(scores["weighted_f"])
 
 
-def test_the_perfect_map_of_a_full_mask_scores_a_little_over_one_in_e():
-    full = np.ones((96, 96), bool)
-    assert segmentation_scores(full.astype(np.uint8) * 255, full)["max_e"] == pytest.approx(1.0001, abs=1e-4)
-
-
 def test_a_prediction_is_stretched_before_thresholds_but_not_at_half():
     _, mask = drawn(3)
     faint = mask.astype(np.uint8) * 100

@@ -1,4 +1,4 @@
-"""The committed PraNet: described truly, right on its sample, and aware of what is no colonoscopy frame."""
+"""The committed PraNet: right on its sample, and aware of what is no colonoscopy frame."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The recipe: one step learns, knobs reach the network, scores tell clean pairs from others."""
+"""The recipe: two steps end in weights, and scores tell clean pairs from others."""
 
 import numpy as np
 import pytest

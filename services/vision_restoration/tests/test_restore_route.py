@@ -45,9 +45,7 @@ def test_a_reference_is_a_second_file(client):
 )
 def test_accept_gives_the_restored_picture_or_what_is_included(client, asked, shown):
     reply = client.post(
-        f"/v1/restore{asked}",
-        content=EXAMPLE,
-        headers={"content-type": "image/jpeg", "accept": "image/webp"},
+        f"/v1/restore{asked}", content=EXAMPLE, headers={"content-type": "image/jpeg", "accept": "image/webp"}
     )
     assert reply.headers["content-type"] == "image/webp"
     width = np.asarray(Image.open(io.BytesIO(reply.content))).shape[1]

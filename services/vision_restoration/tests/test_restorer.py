@@ -1,4 +1,4 @@
-"""The Servable: same size out as in, tiles that equal the whole, forms, estimates, references, cancelling."""
+"""The Servable: same size out as in, forms, estimates, references, cancelling."""
 
 import io
 import time

@@ -1,4 +1,4 @@
-"""Official checkpoints: the dict that training wrote, a bare state dict, the VGG tower apart; no code is ever run."""
+"""Official checkpoints: the dict that training wrote, and the VGG tower apart."""
 
 import numpy as np
 import pytest

@@ -22,16 +22,7 @@ def each(change: Change) -> Change:
 
 
 def wrong(name: str, base: Any, ask: Change = same, tell: Change = same, under: Change = same, **parts: Any) -> Any:
-    """A class with a name of its own that does one thing otherwise than its base.
-
-    Args:
-        name: Of its Card, and of its cases.
-        base: What is right.
-        ask: What it makes of a batch before it answers.
-        tell: What it makes of the answers.
-        under: What it makes of the run.
-        parts: Its own attributes and methods.
-    """
+    """A class that does one thing otherwise than its base: changes what is asked, told or the run, or has own parts."""
 
     def predict(self: Any, batch: Sequence[Any], run: CallContext) -> Any:
         return tell(base.predict(self, ask(batch), under(run)))
