@@ -34,14 +34,6 @@ def test_the_first_step_never_ends_a_path() -> None:
     assert found.probabilities[0, 5] == 0
 
 
-def test_barred_places_are_never_looked_at() -> None:
-    barred = np.array([True, False, True, False, False])
-    paths = decode_scanpaths(
-        lambda fixations: np.zeros((len(fixations), 7)), 50, 8, draw=np.random.default_rng(0), barred=barred
-    )
-    assert {item for path in paths for item in path.objects} == {1, 3, 4}
-
-
 def test_drawn_paths_follow_the_probabilities_and_the_seed() -> None:
     def step(fixations: np.ndarray) -> np.ndarray:
         return np.log(np.tile([0.5, 0.3, 0.2, 1e-9, 1e-9, 1e-9, 1], (len(fixations), 1)))

@@ -86,12 +86,6 @@ def test_scores_separate_found_polyps_from_false_alarms():
     assert (scores["empty_with_any_pixel"], scores["frames"], scores["empty_frames"]) == (0.5, 4, 2)
 
 
-def test_without_empty_frames_there_are_no_false_alarms_to_report():
-    masks = np.ones((1, 4, 4), bool)
-    masks[0, 0, 0] = False
-    assert "empty_with_any_pixel" not in score_frames(masks.astype(np.float32), masks)
-
-
 def test_the_full_recipe_steps_at_three_sizes_over_every_picture_once_per_epoch(folder):
     recipe = PraNetFull(folder=folder, schedule=SOON, valid=0.2, **TINY)
     recipe.prepare(folder)

@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.medical_seg import preprocess
 from services.medical_seg.postprocess import MAX_COMPONENTS, encode_forms, extract_mask, measure
 from shared.api.mask import SegmentIn
 from shared.vision.decode import decode
@@ -42,15 +41,6 @@ def test_mask_is_the_sigmoid_of_the_enlarged_map_over_the_threshold(normalise, t
     assert ((found.mask == (expected >= threshold)) | (np.abs(expected - threshold) < 1e-5)).all()
     assert np.abs(found.shades / 255 - expected).max() <= 0.5 / 255 + 1e-5
     assert found.peak == pytest.approx(expected.max(), abs=1e-5)
-
-
-@pytest.mark.parametrize("normalise", ["none", "minmax"])
-def test_bands_change_nothing(monkeypatch, normalise):
-    whole = extract_mask(NOISE, 70, 90, asked(normalise=normalise))
-    monkeypatch.setattr(preprocess, "_STRIP", 90 * 9)
-    banded = extract_mask(NOISE, 70, 90, asked(normalise=normalise))
-    assert (whole.mask == banded.mask).all()
-    assert np.abs(whole.shades.astype(int) - banded.shades).max() <= 1
 
 
 def test_frame_without_a_polyp_is_empty_unless_stretched():

@@ -11,7 +11,6 @@ from services.medical_seg.models.pranet import PraNetSegmenter
 from services.medical_seg.recipes.polyps import draw_frame
 from shared.api.mask import SegmentOut
 from tests.bad_pictures import encoded, refused
-from tests.contract.sameness import differences
 from tests.harness.models import answered, client_of, problem
 
 EXAMPLE = PraNetSegmenter.sample.read_bytes()
@@ -42,15 +41,6 @@ def test_polyp_of_the_example_is_found(plain):
     assert 1 < plain.area_percent < 40
     assert plain.max_probability > 0.9
     assert len(plain.components) == 1
-
-
-def test_turned_example_has_the_same_mask(client):
-    page = Image.open(io.BytesIO(EXAMPLE))
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    turned = encoded(page.transpose(Image.Transpose.ROTATE_90), "PNG", exif=exif)
-    replies = [client.post("/v1/segment", json={"image": text(data)}) for data in (encoded(page, "PNG"), turned)]
-    assert differences(*(answered(reply, SegmentOut) for reply in replies)) == []
 
 
 @pytest.mark.parametrize("sample", [one for one in refused() if one.name in REFUSED], ids=lambda sample: sample.name)

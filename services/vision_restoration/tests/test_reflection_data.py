@@ -6,7 +6,6 @@ import pytest
 from services.vision_restoration.recipes import photographs as albums
 from services.vision_restoration.recipes.pairs import sources
 from services.vision_restoration.recipes.photographs import PHOTOGRAPHS, photographs
-from services.vision_restoration.recipes.scenes import scene
 from services.vision_restoration.recipes.synthesis import (
     blend_by_screen,
     blend_by_sum,
@@ -61,19 +60,6 @@ def test_blurring_keeps_the_mean_and_stops_at_its_radius():
     assert spread.sum() == pytest.approx(3, rel=1e-5)
     assert (spread[10, :6] == 0).all()
     assert (spread[10, 6:15] > 0).all()
-
-
-def test_scenes_repeat_with_their_seed_and_differ_without():
-    first, again, other = (scene(np.random.default_rng(seed), 64) for seed in (1, 1, 2))
-    assert np.array_equal(first, again)
-    assert not np.array_equal(first, other)
-    assert (first.shape, first.dtype) == ((64, 64, 3), np.uint8)
-    assert first.std() > 5
-
-
-def test_no_photograph_is_in_two_splits():
-    names = [name for split in PHOTOGRAPHS.values() for name in split]
-    assert len(names) == len(set(names))
 
 
 @pytest.mark.parametrize("split", PHOTOGRAPHS)

@@ -15,6 +15,7 @@ from shared.api.restore import RestoreIn
 from shared.errors import Cancelled, DeadlineExceeded, InvalidOption, NotReady
 from shared.registry import CallContext
 from shared.vision.decode import DEFAULT_BOUNDS
+from shared.vision.draw import encode
 from shared.vision.tiling import tiled
 
 PIECES = {"tile_core": 64, "tile_context": 128}
@@ -26,14 +27,8 @@ def photo(width: int = 90, height: int = 70, seed: int = 1) -> np.ndarray:
     return coarse.repeat(8, axis=0).repeat(8, axis=1)[:height, :width].astype(np.uint8)
 
 
-def png(pixels: np.ndarray, **more: object) -> bytes:
-    out = io.BytesIO()
-    Image.fromarray(pixels).save(out, "PNG", **more)
-    return out.getvalue()
-
-
 def restored(served, pixels: np.ndarray, run: CallContext | None = None, **options: object):
-    (answer,) = served.predict([RestoreIn(image=png(pixels), **options)], run or CallContext())
+    (answer,) = served.predict([RestoreIn(image=encode(pixels), **options)], run or CallContext())
     return answer
 
 
@@ -69,7 +64,7 @@ def test_a_variant_that_the_weights_did_not_learn_is_said_to_be_one(served):
 
 def test_progress_is_told_per_tile_and_over_the_batch(served):
     told: list[tuple[float, str | None]] = []
-    request = RestoreIn(image=png(photo(150, 60)), **PIECES)
+    request = RestoreIn(image=encode(photo(150, 60)), **PIECES)
     served.predict([request, request], CallContext(report=lambda *news: told.append(news)))
     assert [note for _, note in told] == [f"tile {n} of 3" for n in (1, 2, 3)] * 2
     assert [fraction for fraction, _ in told] == pytest.approx([n / 6 for n in range(1, 7)])
@@ -139,20 +134,20 @@ def test_a_budget_below_one_tile_is_refused_by_name():
 def test_reference_gives_psnr_and_ssim_before_and_after(served):
     pixels = photo()
     result = pixels_of(restored(served, pixels).restored)
-    answer = restored(served, pixels, reference=png(result))
+    answer = restored(served, pixels, reference=encode(result))
     assert (answer.likeness.psnr, answer.likeness.ssim) == (None, 1.0)
     assert answer.input_likeness.psnr < 40
     assert answer.input_likeness.ssim < 1
 
 
 def test_reference_of_another_size_is_refused_by_name(served):
-    answer = restored(served, photo(), reference=png(photo(50, 50)))
+    answer = restored(served, photo(), reference=encode(photo(50, 50)))
     assert isinstance(answer, InvalidOption)
     assert (answer.field, "50×50" in answer.detail) == ("reference", True)
 
 
 def test_a_side_below_the_window_of_ssim_has_no_ssim(served):
-    answer = restored(served, photo(40, 8), reference=png(photo(40, 8)))
+    answer = restored(served, photo(40, 8), reference=encode(photo(40, 8)))
     assert (answer.likeness.ssim, answer.input_likeness.psnr) == (None, None)
 
 
@@ -210,7 +205,7 @@ def test_a_deep_picture_may_be_asked_for_as_jpeg(served):
 @pytest.mark.parametrize("media", ["image/png", "image/jpeg", "image/webp"])
 @pytest.mark.parametrize("picture", ["comparison", "restored", "reflection"])
 def test_a_picture_is_answered_where_one_is_asked_for(served, media, picture):
-    request = RestoreIn(image=png(photo()), picture=picture)
+    request = RestoreIn(image=encode(photo()), picture=picture)
     (answer,) = served.predict([request], CallContext())
     image = Image.open(io.BytesIO(served.render(request, answer, media)))
     assert Image.MIME[image.format] == media
@@ -220,7 +215,7 @@ def test_a_picture_is_answered_where_one_is_asked_for(served, media, picture):
 
 
 def test_a_picture_is_drawn_also_where_the_answer_does_not_hold_it(served):
-    request = RestoreIn(image=png(photo()), include=("reflection",), picture="restored")
+    request = RestoreIn(image=encode(photo()), include=("reflection",), picture="restored")
     (answer,) = served.predict([request], CallContext())
     assert np.array_equal(
         pixels_of(served.render(request, answer, "image/png")), pixels_of(restored(served, photo()).restored)

@@ -1,4 +1,4 @@
-"""The committed synthetic weights: as good as their manifest says."""
+"""Committed weights: PraNet's know a frame from other pictures, and V2's are as good as their manifest says."""
 
 import io
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from services.medical_seg.models.pranet import PraNetV2Segmenter
+from services.medical_seg.models.pranet import PraNetSegmenter, PraNetV2Segmenter
 from services.medical_seg.recipes.evaluation import mean_dice_at_half
 from services.medical_seg.recipes.polyps import draw_split
 from shared.api.mask import SegmentIn
@@ -15,13 +15,15 @@ from shared.registry.weights import read_weights
 from shared.vision.draw import encode
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory):
-    """The Servable with the weights that come with the package."""
+@pytest.fixture(scope="module", params=[PraNetV2Segmenter])
+def served(request, tmp_path_factory):
     place = tmp_path_factory.mktemp("place")
-    loaded = PraNetV2Segmenter.load(LoadContext(engine="torch", cache=place, weights=place / "none", threads=1))
+    loaded = request.param.load(LoadContext(engine="torch", cache=place, weights=place / "none", threads=1))
     yield loaded
     loaded.close()
+
+
+real = pytest.mark.parametrize("served", [PraNetSegmenter], indirect=True)
 
 
 @pytest.mark.parametrize("shade", [0, 12, 128, 255])
@@ -51,3 +53,24 @@ def test_the_polyp_of_the_example_is_found(served):
     found = np.asarray(Image.open(io.BytesIO(answer.mask))) > 0
     truth = draw_split("test", 1, seed=1).masks[0]
     assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) > 0.9
+
+
+@real
+def test_the_polyp_of_the_sample_is_marked_without_a_warning(served):
+    (answer,) = served.predict([served.example()], CallContext())
+    assert answer.warnings == []
+    assert answer.component_count == 1
+    (x, y), area = answer.components[0].centre, answer.components[0].area
+    assert abs(x - 112) < 15
+    assert abs(y - 178) < 15
+    assert 2_000 < area < 12_000
+    assert served.card.variant == "efficientnet-lite0"
+
+
+@real
+def test_what_is_no_frame_is_answered_with_a_warning(served):
+    rng, rows = np.random.default_rng(0), np.mgrid[:240, :320][0]
+    wall = np.repeat((140 + rows[..., None] / 8).astype(np.uint8), 3, axis=-1)
+    others = [wall, rng.integers(0, 256, (240, 320, 3), np.uint8)]
+    answers = served.predict([SegmentIn(image=encode(other)) for other in others], CallContext())
+    assert all(answer.warnings for answer in answers)
