@@ -61,7 +61,7 @@ def one(servable, request, run=None):
 def test_weights_are_served_at_the_side_that_they_were_trained_with():
     manifest = Manifest(name="a", origin="imported", network=NetworkSpec(name="pranet"))
     trained = manifest.model_copy(update={"recipe": {"scale": {"side": 64}}})
-    assert [Small.data_config(Weights(one, {})).side for one in (manifest, trained)] == [352, 64]
+    assert [Small.data_config(Weights({}, one)).side for one in (manifest, trained)] == [352, 64]
 
 
 @pytest.mark.parametrize("sample", odd(), ids=lambda sample: sample.name)
