@@ -126,7 +126,7 @@ def check_references(series: SeriesOut) -> None:
     for number, frame in zip(numbers, frames, strict=True):
         assert frame.referenced_sop_instance_uid == seg.SOPInstanceUID
         assert frame.referenced_sop_class_uid == seg.SOPClassUID
-        assert np.atleast_1d(frame.referenced_segment_numbers).tolist() == [1]
+        assert frame.referenced_segment_numbers is None  # the standard allows a frame or a segment
         source = seg.PerFrameFunctionalGroupsSequence[number - 1].DerivationImageSequence[0].SourceImageSequence[0]
         named = frame.source_image_for_segmentation
         assert named.referenced_sop_instance_uid == source.ReferencedSOPInstanceUID
