@@ -1,7 +1,5 @@
 """A language model behind a real socket, whose every answer follows from its prompt: judges are tested against it."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json
@@ -11,7 +9,22 @@ from typing import Any
 
 import httpx2
 
+from services.relevance_judge.judges.log_odds import LogOdds
 from services.relevance_judge.tests.fake_endpoint import FakeModel
+from shared.registry import LoadContext
+
+
+def answering(model: FakeModel) -> type[LogOdds]:
+    """A judge with this model behind it."""
+
+    class Answering(LogOdds):
+        card = LogOdds.card
+
+        @classmethod
+        def load(cls, place: LoadContext) -> Any:
+            return cls(model.client(), place.objects)
+
+    return Answering
 
 
 class Oracle(FakeModel):
@@ -52,7 +65,6 @@ def _drawn(body: dict[str, Any]) -> int:
 
 @contextlib.contextmanager
 def endpoint() -> Iterator[str]:
-    """Base URL of such a model."""
     server = Oracle().serve()
     try:
         yield f"http://127.0.0.1:{server.server_port}"

@@ -1,7 +1,5 @@
 """Whether two answers say the same: numbers within a tolerance, pictures by their pixels, everything else exactly."""
 
-from __future__ import annotations
-
 import base64
 import math
 from typing import Any

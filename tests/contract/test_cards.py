@@ -3,8 +3,6 @@
 Covers every model whose weights came with the packages, and every new one.
 """
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any
@@ -33,18 +31,15 @@ SYNTHETIC = (
 
 
 def names_of(kind: type[Servable[Any, Any]]) -> list[str]:
-    """Names of the shipped weights of a model."""
     told = getattr(kind, "weights", kind.card.name)
     return [name for name in ([told] if isinstance(told, str) else told) if name in shipped_weights()]
 
 
 def manifest_of(name: str) -> Manifest:
-    """The manifest of shipped weights."""
     return Manifest.model_validate_json(shipped_weights()[name].with_suffix(".json").read_text("utf8"))
 
 
 def recipe_of(manifest: Manifest) -> Recipe:
-    """The recipe of weights, with the options that they were trained with."""
     options = dict(manifest.recipe)
     return recipe_named(options.pop("name")).model_validate(options)
 

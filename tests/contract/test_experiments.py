@@ -1,7 +1,5 @@
 """The contract suite of experiments: every check over every one that is found. A new one is tested by existing."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest
@@ -16,7 +14,6 @@ FOUND = {name: kind for name, kind in servables("interpretability").items() if i
 
 @pytest.fixture(scope="module")
 def machines(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Machines:
-    """Fresh machines for one experiment."""
     torch.set_num_threads(1)
     return Machines(FOUND[request.param], tmp_path_factory.mktemp("machines"))
 

@@ -1,7 +1,5 @@
 """A full disk is 507 and a read-only one 503, with a hint, and what was there stays readable."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,38 +8,27 @@ import pytest
 from starlette.testclient import TestClient
 
 from services.gateway.app import build_gateway
-from services.relevance_judge.judges.log_odds import LogOdds
 from services.relevance_judge.routes import router
 from services.relevance_judge.tests.fake_endpoint import FakeModel
 from shared.errors import StorageFull
 from shared.jobs.queue import Payload
 from shared.jobs.redis_queue import RedisJobQueue
-from shared.registry import LoadContext
 from shared.serving.build_app import build
 from shared.serving.tests.ready_client import ready_client
 from shared.settings import Settings
 from shared.storage.tests.small_disk import make_read_only, mount_small_disk
+from tests.contract.language_model import answering
 
 LOCAL = "http://127.0.0.1"
 """A gateway without keys answers no other host name."""
 
 
-class Answering(LogOdds):
-    """A judge with a model behind it."""
-
-    card = LogOdds.card
-
-    @classmethod
-    def load(cls, place: LoadContext) -> Any:
-        """With the place's store."""
-        return cls(FakeModel(first={"0": -0.5, "3": -1.0}).client(), place.objects)
-
-
 def test_a_service_whose_disk_is_full_or_read_only_says_what_to_do(tmp_path: Path) -> None:
     training = {"signals": [0.1, 1.1, 2.1] * 4, "grades": [0, 1, 3] * 4, "queries": [str(n) for n in range(12)]}
+    model = FakeModel(first={"0": -0.5, "3": -1.0})
     with mount_small_disk(tmp_path / "disk") as place:
         settings = Settings(data_dir=place / "data", shutdown_grace_s=1)
-        app = build("relevance-judge", routers=[router], servables={"log-odds": Answering}, settings=settings)
+        app = build("relevance-judge", routers=[router], servables={"log-odds": answering(model)}, settings=settings)
         with ready_client(app, raise_server_exceptions=False) as client:
             assert client.post("/v1/judge/calibrations", json={**training, "name": "small"}).status_code == 200
             ids = [f"{n} {'x' * 9000}" for n in range(12)]

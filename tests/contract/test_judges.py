@@ -1,7 +1,5 @@
 """The contract suite of judges: every check over every one that discovery finds. A new one is tested by existing."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest
@@ -11,10 +9,6 @@ from shared.registry import servables
 from tests.contract.checks.judges import Bench, judge_checks
 
 FOUND = {name: kind for name, kind in servables("relevance-judge").items() if issubclass(kind, Judge)}
-
-
-def test_somebody_judges():
-    assert FOUND
 
 
 @pytest.mark.parametrize(

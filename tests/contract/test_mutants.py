@@ -1,7 +1,5 @@
 """The suite has teeth: every mutant is refused by the check that is there for it, and right plug-ins by none."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,13 +81,6 @@ def test_right_plug_in_is_a_right_servable(kind: type[Servable[Any, Any]], home:
     with _loaded(kind, home) as loaded:
         for check in applicable((*SERVABLE_CHECKS, *TEXT_CHECKS), kind):
             check(loaded)
-
-
-def _passes(check: Check, thing: Any) -> None:
-    try:
-        check(thing)
-    except pytest.skip.Exception:
-        return
 
 
 @pytest.mark.parametrize("kind", RIGHT_EXPERIMENTS)

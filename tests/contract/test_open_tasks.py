@@ -3,19 +3,16 @@
 A real replica serves it; it must be routed, listed, shown and run by its own record and schema alone.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import httpx2
 import pytest
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, Field
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 from typer.testing import CliRunner
@@ -24,55 +21,13 @@ from fovea.cli.main import app as command
 from services.gateway.tests.stage import fronted
 from shared.api.model import KNOWN_TASKS
 from shared.api.replica import EFFECTFUL, ENDLESS, ReplicaRecord
-from shared.errors import FoveaError
-from shared.registry import CallContext, Card, LoadContext, Paper, Servable
 from shared.serving.build_app import build
 from shared.serving.replica import ReplicaServer
 from shared.settings import Settings
+from tests.contract.plugins.task import ToyWordCounter
 
-TASK = "count-cells"
+TASK = ToyWordCounter.card.task
 LIMIT = 100_000
-
-
-class CountIn(BaseModel):
-    """A request of the new task."""
-
-    text: str = Field("a b", description="Words to count.")
-    factor: int = Field(1, ge=1, le=9, description="Each word counts as so many.")
-
-
-class CountOut(BaseModel):
-    """The answer of the new task."""
-
-    count: int
-    words: list[dict[str, Any]]
-
-
-class Counter(Servable[CountIn, CountOut]):
-    """Counts words."""
-
-    card: ClassVar[Card] = Card(
-        name="counter",
-        task=TASK,
-        summary="Counts words.",
-        paper=Paper(title="Counting", venue="none", year=2026),
-        licence="Apache-2.0",
-        example={"text": "one two three"},
-    )
-    In, Out = CountIn, CountOut
-
-    @classmethod
-    def load(cls, place: LoadContext) -> Counter:  # the contract
-        """Nothing to load."""
-        return cls()
-
-    def predict(self, batch: Sequence[CountIn], run: CallContext) -> list[CountOut | FoveaError]:
-        """Count."""
-        split = [(request, request.text.split()) for request in batch]
-        return [
-            CountOut(count=len(words) * request.factor, words=[{"word": word} for word in words])
-            for request, words in split
-        ]
 
 
 router = APIRouter()
@@ -113,7 +68,7 @@ async def notes() -> list[str]:
 
 
 def service(settings: Settings) -> Any:
-    return build("cells", routers=(router,), servables={"counter": Counter}, settings=settings)
+    return build("cells", routers=(router,), servables={ToyWordCounter.card.name: ToyWordCounter}, settings=settings)
 
 
 @pytest.fixture(scope="module")
@@ -139,10 +94,10 @@ async def test_a_replica_announces_its_routes_and_their_marks() -> None:
 
 
 def test_the_task_is_proxied_and_listed(url: str) -> None:
-    answer = httpx2.post(f"{url}/v1/{TASK}", json={"text": "a b c", "factor": 2})
-    assert (answer.status_code, answer.json()["count"]) == (200, 6)
+    answer = httpx2.post(f"{url}/v1/{TASK}", json={"text": "a b a", "least": 2})
+    assert (answer.status_code, answer.json()["words"]) == (200, {"a": 2})
     (entry,) = httpx2.get(f"{url}/v1/models", params={"task": TASK}).json()["data"]
-    assert (entry["id"], entry["task"], entry["ready"]) == ("counter", TASK, True)
+    assert (entry["id"], entry["task"], entry["ready"]) == ("toy-word-counter", TASK, True)
 
 
 def test_the_endless_route_answers_while_its_body_arrives_and_has_no_limit(url: str) -> None:
@@ -169,16 +124,16 @@ def test_a_route_without_the_mark_has_the_limit(url: str) -> None:
 
 def test_the_console_shows_it_with_a_title_a_form_and_the_generic_result_view(url: str) -> None:
     home = httpx2.get(url).text
-    assert "Count cells" in home
-    assert f"/console/run/{TASK}?model=counter" in home
+    assert "Count words" in home
+    assert f"/console/run/{TASK}?model=toy-word-counter" in home
     page = httpx2.get(f"{url}/console/run/{TASK}").text
-    assert "<h1>Count cells</h1>" in page
+    assert "<h1>Count words</h1>" in page
     assert 'name="text"' in page
-    assert 'name="factor"' in page
+    assert 'name="least"' in page
     assert "<fovea-result" in page
     assert f'data-path="/v1/{TASK}"' in page
-    card = httpx2.get(f"{url}/console/models/counter").text
-    assert "Words to count." in card
+    card = httpx2.get(f"{url}/console/models/toy-word-counter").text
+    assert "Split at white space." in card
     assert f"curl {url}/v1/{TASK}" in card
 
 
@@ -189,15 +144,15 @@ def test_the_command_lists_and_runs_it(url: str) -> None:
         return result.output
 
     assert TASK in run("models")
-    assert "--factor" in run("models", "counter")
-    assert json.loads(run("run", TASK, "--text", "a b", "--factor", "3", "--json"))["count"] == 6
+    assert "--least" in run("models", "toy-word-counter")
+    assert json.loads(run("run", TASK, "--text", "a b a", "--least", "2", "--json"))["words"] == {"a": 2}
 
 
 async def test_both_clients_run_it(url: str) -> None:
     import fovea
 
     async with fovea.AsyncClient(url) as client:
-        assert (await client.run(TASK, {"text": "a b"}))["count"] == 2
+        assert (await client.run(TASK, {"text": "a b"}))["words"] == {"a": 1, "b": 1}
     with fovea.Client(url) as client:
         found = await asyncio.to_thread(client.run, TASK, {"text": "a"})
-    assert found["count"] == 1
+    assert found["words"] == {"a": 1}

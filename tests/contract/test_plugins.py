@@ -3,8 +3,6 @@
 The plug-ins in `plugins/` go into their rooms in a copy; nothing else of the copy is changed.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

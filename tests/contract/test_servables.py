@@ -3,8 +3,6 @@
 A new model is tested by existing. The whole matrix runs on real models, too, before a release.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -36,7 +34,6 @@ def _case(name: str, check: Check, *marks: pytest.MarkDecorator) -> Any:
 
 
 def _real_cases() -> list[Any]:
-    """Checks of real models, grouped by model."""
     return [
         _case(name, check, *[] if check in SMOKE_CHECKS or name in SMALL else [pytest.mark.release])
         for name, kind in FOUND.items()
@@ -71,7 +68,6 @@ class Shelf:
 
 @pytest.fixture(scope="module")
 def shelf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shelf]:
-    """One for all cases."""
     with endpoint() as url:
         made = Shelf(tmp_path_factory.mktemp("fovea"), url)
         yield made
@@ -80,7 +76,6 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shelf]:
 
 @pytest.fixture(scope="module")
 def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with the weights of the toys."""
     folder = tmp_path_factory.mktemp("toys")
     write_toys(folder)
     return folder

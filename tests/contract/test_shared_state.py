@@ -1,7 +1,5 @@
 """What one machine makes, another with another folder has: everything goes through a real S3 server."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -19,11 +17,10 @@ from torch import nn
 
 from services.gateway.app import build_gateway
 from services.interpretability.routes import build_router
-from services.relevance_judge.judges.log_odds import LogOdds
 from services.relevance_judge.routes import router as judge_router
 from services.relevance_judge.tests.fake_endpoint import FakeModel
 from shared.lm.head_plan_store import HeadPlanStore
-from shared.registry import LoadContext, servables
+from shared.registry import servables
 from shared.serving.build_app import build
 from shared.serving.tests.ready_client import ready_client
 from shared.settings import Settings, environment
@@ -31,6 +28,7 @@ from shared.storage import open_object_store
 from shared.storage.tests.s3_server import run_s3_server
 from shared.training import checkpoint_import
 from shared.training import cli as training_cli
+from tests.contract.language_model import answering
 
 Machine = Callable[[str], Settings]
 
@@ -86,15 +84,6 @@ def test_fovea_import_reaches_a_process_with_another_folder(
 
 def test_calibrations_leaderboards_and_labels_of_one_replica_serve_on_another(machine: Machine) -> None:
     model = FakeModel(first={"0": -0.5, "3": -1.0})
-
-    class Answering(LogOdds):
-        card = LogOdds.card
-
-        @classmethod
-        def load(cls, place: LoadContext) -> Any:
-            """With a model behind it."""
-            return cls(model.client(), place.objects)
-
     training = {"signals": [0.1, 1.1, 2.1] * 4, "grades": [0, 1, 3] * 4, "queries": [str(n) for n in range(12)]}
     labels = {
         "reference": "1 0 a 1\n1 0 b 0\n",
@@ -102,12 +91,12 @@ def test_calibrations_leaderboards_and_labels_of_one_replica_serve_on_another(ma
         "draws": 10,
     }
     batch = {"topics": "1\tq\n", "passages": "a\tone\nb\ttwo\n"}
-    with _serving("relevance-judge", judge_router, {"log-odds": Answering}, machine("one")) as one:
+    with _serving("relevance-judge", judge_router, {"log-odds": answering(model)}, machine("one")) as one:
         assert one.post("/v1/judge/calibrations", json={**training, "name": "mine"}).status_code == 200
         assert one.post("/v1/judge/leaderboard", json={**labels, "name": "board"}).status_code == 200
         first = one.post("/v1/judge/batches", json=batch).json()
     asked = len(model.asked)
-    with _serving("relevance-judge", judge_router, {"log-odds": Answering}, machine("two")) as two:
+    with _serving("relevance-judge", judge_router, {"log-odds": answering(model)}, machine("two")) as two:
         body = {"query": "q", "passages": ["p"], "calibration": "mine"}
         assert two.post("/v1/judge", json=body).json()["results"][0]["calibration"].startswith("mine@1:")
         assert two.post("/v1/judge/calibrations", json={**training, "name": "mine"}).json()["version"] == 2

@@ -4,8 +4,6 @@ A route whose path names something is known here: it is a tenant's (`OWNED`) or 
 this test until somebody says which it is.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import time
@@ -24,16 +22,18 @@ from services.interpretability.routes import build_router
 from services.llm_longctx.api import documents, openai, responses, sessions, steering
 from services.llm_longctx.serving.local_models import make_local_model
 from services.llm_longctx.tests.conftest import write_folder
-from services.relevance_judge.judges.log_odds import LogOdds
 from services.relevance_judge.routes import router as judge_router
 from services.relevance_judge.tests.fake_endpoint import FakeModel
 from shared.api.replica import ReplicaRecord
 from shared.jobs.queue import Payload
 from shared.jobs.redis_queue import RedisJobQueue
-from shared.registry import LoadContext, servables
+from shared.registry import servables
 from shared.serving.build_app import build
 from shared.serving.heartbeat import Heartbeat
+from shared.serving.tests.ready_client import ready_client
 from shared.settings import Settings
+from tests.contract.language_model import answering
+from tests.harness.waiting import wait_until
 
 SECRET = "quince-marmalade"
 """In everything that alice makes."""
@@ -87,32 +87,15 @@ class Stage:
         return self.client.request(method, path, headers=self.headers[who], **more)
 
 
-def _wait(client: TestClient) -> None:
-    until = time.monotonic() + 120
-    while client.get("/readyz").status_code != 200:
-        assert time.monotonic() < until
-        time.sleep(0.05)
-
-
 BY_HEADER = {who: {"x-fovea-tenant": who} for who in ("alice", "bob")}
 
 
 @pytest.fixture(scope="module")
 def judge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     model = FakeModel(first={"0": -0.5, "3": -1.0})
-
-    class Answering(LogOdds):
-        card = LogOdds.card
-
-        @classmethod
-        def load(cls, place: LoadContext) -> Any:
-            """With a model behind it."""
-            return cls(model.client(), place.objects)
-
     settings = Settings(data_dir=tmp_path_factory.mktemp("judge"), shutdown_grace_s=1)
-    app = build("relevance-judge", routers=[judge_router], servables={"log-odds": Answering}, settings=settings)
-    with TestClient(app) as client:
-        _wait(client)
+    app = build("relevance-judge", routers=[judge_router], servables={"log-odds": answering(model)}, settings=settings)
+    with ready_client(app) as client:
         stage = Stage(app, client, BY_HEADER)
         training = {"signals": [0.1, 1.1, 2.1] * 4, "grades": [0, 1, 3] * 4, "queries": [str(n) for n in range(12)]}
         stage.send("alice", "POST", "/v1/judge/calibrations", json={**training, "name": SECRET, "signal": SECRET})
@@ -135,8 +118,7 @@ def probe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     kinds = {name: kind for name, kind in servables("interpretability").items() if name in {"head-plans", "circuits"}}
     settings = Settings(data_dir=tmp_path_factory.mktemp("probe"), intra_op_threads=1)
     app = build("interpretability", routers=[build_router(kinds)], servables=kinds, settings=settings)
-    with TestClient(app) as client:
-        _wait(client)
+    with ready_client(app) as client:
         stage = Stage(app, client, BY_HEADER)
         spec = {"lm": "tiny-induction", "kind": "razor", "period": 24, "repeats": 3, "name": SECRET}
         report = stage.send("alice", "POST", "/v1/probe/heads/plans", json=spec).json()
@@ -158,8 +140,7 @@ def text(tmp_path_factory: pytest.TempPathFactory, module_redis_url: str) -> Ite
     settings = Settings(data_dir=tmp_path_factory.mktemp("text"), intra_op_threads=1, redis_url=module_redis_url)
     routers = [openai.router, responses.router, sessions.router, documents.router, steering.router]
     app = build("llm-longctx", routers=routers, servables=kinds, settings=settings)
-    with TestClient(app) as client:
-        _wait(client)
+    with ready_client(app) as client:
         stage = Stage(app, client, BY_HEADER)
         session = stage.send("alice", "POST", "/v1/sessions", json={"model": "fovea-titans-lmm"}).json()["id"]
         body = {"model": "fovea-landmark-recall", "text": "ant blue and the of " * 6, "name": SECRET}
@@ -229,10 +210,8 @@ def _announce(client: TestClient, redis_url: str) -> Heartbeat:
     )  # fmt: skip
     assert client.portal is not None
     client.portal.call(heartbeat.start)
-    until = time.monotonic() + 10
-    while client.app.state.gateway.registry.routes.find("/v1/echo") is None:  # type: ignore[attr-defined]
-        assert time.monotonic() < until
-        time.sleep(0.02)
+    routes = client.app.state.gateway.registry.routes  # type: ignore[attr-defined]
+    wait_until(lambda: routes.find("/v1/echo") is not None, what="the route of the replica")
     return heartbeat
 
 

@@ -1,7 +1,5 @@
 """A model asks another server for the name under which `fovea export triton` writes it."""
 
-from __future__ import annotations
-
 import importlib
 
 import pytest

@@ -1,7 +1,5 @@
 """Official checkpoints of every vision network come in: each layout, each kind of file, key by key."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

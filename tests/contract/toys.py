@@ -4,8 +4,6 @@ The whole contract matrix runs on them. What a family's code does with a request
 network is, so a mistake shows here as it would on a real model, in a hundredth of the time.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,33 +22,20 @@ from services.llm_longctx.serving.decoder_model import DecoderModel
 from services.llm_longctx.tests.conftest import write_folder
 from services.medical_seg.segmenter import Segmenter
 from services.vision_restoration.restorer import Restorer
-from shared.registry import Card, Paper, Servable, network
+from shared.registry import Card, Servable, network
 from shared.registry.weights import Manifest, NetworkSpec, write_weights
 from shared.training.publish import arrays_of
 from shared.vision.draw import encode
 from shared.vision.servable import VisionServable
 from tests.contract.checks.weights import known_files
+from tests.harness.models import toy_card
 
 Kind = type[VisionServable[Any, Any, Any]]
 
 
 @dataclass(frozen=True)
 class Toy:
-    """How one toy is made.
-
-    Attributes:
-        base: Its family.
-        task: Of its Card.
-        network: Network of the registry.
-        config: Its smallest form.
-        facts: What its manifest says beside.
-        example: Options of its Card's example.
-        parts: Class attributes.
-        card: Further facts of its Card.
-        seed: Of its weights.
-        call: Method that runs on a picture, for networks whose batch norms take their statistics from one.
-        centred: Whether its pictures are centred around 0 rather than in 0..1.
-    """
+    """How one toy is made: of which family, network and weights, and what its manifest and its Card say."""
 
     base: Kind
     task: str
@@ -62,71 +47,39 @@ class Toy:
     card: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 4
     call: str = ""
+    """Method that runs on a picture, for networks whose batch norms take their statistics from one."""
     centred: bool = False
+    """Whether its pictures are centred around 0 rather than in 0..1."""
 
+
+_SLIM = {"width": 0.125, "decoder": 8, "classifier": False}
+_SIDE = {"recipe": {"scale": {"side": 64}}}
+_PRANET: dict[str, Any] = {"example": {"threshold": 0.5}, "call": "prediction", "centred": True}
 
 RECIPES = {
-    "family-segmenter": Toy(
-        Segmenter,
-        "segment",
-        "pranet",
-        {"width": 0.125, "decoder": 8, "classifier": False},
-        {"recipe": {"scale": {"side": 64}}},
-        {"threshold": 0.5},
-        seed=9,
-        call="prediction",
-        centred=True,
-    ),
-    "family-other-segmenter": Toy(
-        Segmenter,
-        "segment",
-        "pranet-v2",
-        {"width": 0.125, "decoder": 8, "classifier": False},
-        {"recipe": {"scale": {"side": 64}}},
-        {"threshold": 0.5},
-        seed=8,
-        call="prediction",
-        centred=True,
-    ),
+    "family-segmenter": Toy(Segmenter, "segment", "pranet", _SLIM, _SIDE, seed=9, **_PRANET),
+    "family-other-segmenter": Toy(Segmenter, "segment", "pranet-v2", _SLIM, _SIDE, seed=8, **_PRANET),
     "family-detector": Toy(
-        BoxDetector,
-        "detect",
-        "yolo9tr",
-        {"classes": 3, "size": "l", "width": 0.125, "branch": "main"},
+        BoxDetector, "detect", "yolo9tr", {"classes": 3, "size": "l", "width": 0.125, "branch": "main"},
         {"recipe": {"side": 64}, "data": {"names": "crack,hole,patch"}},
-        {"confidence": 0.3},
-        seed=1,
-        call="predictions",
+        {"confidence": 0.3}, seed=1, call="predictions",
     ),
     "family-classifier": Toy(
-        Classifier,
-        "classify",
-        "fasternet",
-        {"size": "t0", "classes": 3},
-        {"recipe": {"side": 32, "classes": ("a", "b", "c")}},
-        {"tile": 48},
+        Classifier, "classify", "fasternet", {"size": "t0", "classes": 3},
+        {"recipe": {"side": 32, "classes": ("a", "b", "c")}}, {"tile": 48},
     ),
     "family-actions": Toy(
-        ActionDetector,
-        "actions",
-        "bmn-csa",
+        ActionDetector, "actions", "bmn-csa",
         {"features": 8, "length": 12, "semantics": 3, "samples": 4, "samples_per_bin": 2, "hidden": (16, 8, 8)},
-        {},
-        {"duration": 32.0, "max_proposals": 10},
-        {"takes_semantics": True},
+        {}, {"duration": 32.0, "max_proposals": 10}, {"takes_semantics": True},
     ),
     "family-scanpath": Toy(
-        ScanpathPredictor,
-        "scanpath",
-        "oat",
+        ScanpathPredictor, "scanpath", "oat",
         {"model": 24, "layers": 1, "heads": 2, "feedforward": 16, "crop": (30, 29)},
-        {},
-        {"target": 24, "mode": "sampled", "max_fixations": 20},
+        {}, {"target": 24, "mode": "sampled", "max_fixations": 20},
     ),
     "family-restorer": Toy(
-        Restorer,
-        "restore",
-        "rrformer-restorer",
+        Restorer, "restore", "rrformer-restorer",
         {
             "widths": (4, 4, 8, 8, 8), "whole": False, "features": 16, "body": 16, "groups": 2, "blocks": 2,
             "heads": 2, "buffers": False, "variant": "paper",
@@ -140,12 +93,9 @@ class ToyDecoder(DecoderModel):
     """A random decoder of two layers that writes bytes."""
 
     folder: ClassVar[Path]
-    card: ClassVar[Card] = Card(
-        name="family-decoder",
-        task="chat",
-        summary="Babbles.",
-        paper=Paper(title="None", venue="none", year=2026),
-        licence="none",
+    card: ClassVar[Card] = toy_card(
+        "family-decoder",
+        "chat",
         notes=("No ONNX graph: its steps share a growing cache.",),
         example={"messages": [{"role": "user", "content": "one two three four"}], "max_tokens": 8, "temperature": 0},
     )
@@ -158,15 +108,7 @@ class ToyDecoder(DecoderModel):
 
 def _describe(name: str) -> type[VisionServable[Any, Any, Any]]:
     toy = RECIPES[name]
-    card = Card(
-        name=name,
-        task=toy.task,
-        summary="Guesses.",
-        paper=Paper(title="None", venue="none", year=2026),
-        licence="none",
-        example=dict(toy.example),
-        **toy.card,
-    )
+    card = toy_card(name, toy.task, example=dict(toy.example), **toy.card)
     parts = {"card": card, "weights": name, "__doc__": f"A toy {toy.base.__name__}.", "__module__": __name__}
     made: Kind = type(toy.base)(f"Toy{toy.base.__name__}", (toy.base,), {**parts, **toy.parts})
     return made
@@ -198,7 +140,6 @@ def write_toy(name: str, folder: Path) -> Kind:
 
 
 def write_toys(folder: Path) -> None:
-    """Write all toys."""
     for name in VISION_TOYS:
         write_toy(name, folder)
     ToyDecoder.folder = write_folder(folder / "decoder")

@@ -1,7 +1,5 @@
 """What all tests of this service need."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -3,8 +3,6 @@
 Every tensor follows from its key by a checksum; pictures follow from the name of the model.
 """
 
-from __future__ import annotations
-
 import json
 import zlib
 from collections.abc import Mapping
@@ -23,7 +21,6 @@ Net = TypeVar("Net", bound=nn.Module)
 
 
 def read(name: str) -> Any:
-    """A golden file: a dict of arrays, or JSON."""
     path = GOLDEN / name
     return json.loads(path.read_text()) if path.suffix == ".json" else dict(np.load(path))
 
@@ -33,7 +30,6 @@ def _generator(name: str) -> np.random.Generator:
 
 
 def noise(name: str, shape: tuple[int, ...]) -> Tensor:
-    """Normal numbers that follow from a name."""
     return torch.from_numpy(_generator(name).standard_normal(shape).astype(np.float32))
 
 
@@ -77,10 +73,8 @@ def _value(key: str, shape: tuple[int, ...], state: Mapping[str, Tensor]) -> np.
 
 
 def rows(net: nn.Module) -> list[list[Any]]:
-    """Key, shape and type of each tensor, as golden key files list them."""
     return [[k, list(v.shape), str(v.dtype).removeprefix("torch.")] for k, v in net.state_dict().items()]
 
 
 def checksum(tensor: Tensor) -> int:
-    """The crc32 of a tensor's bytes."""
     return zlib.crc32(tensor.contiguous().numpy().tobytes())

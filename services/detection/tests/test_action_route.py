@@ -1,11 +1,9 @@
 """`POST /v1/actions` as people use it: forms of features, what is found, what is drawn, each mistake."""
 
-from __future__ import annotations
-
+import base64
 import csv
 import io
 from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -15,27 +13,19 @@ from starlette.testclient import TestClient
 
 from services.detection.models.bmn import BmnActionDetector, BmnCsaActionDetector
 from services.detection.recipes.bmn.data import Videos, videos
-from services.detection.recipes.bmn.recipe import BmnCsaDemo, BmnDemo
 from services.detection.segments.proposals import interval_iou
 from services.detection.servables.action_detector import _list_proposals, resample
 from shared.api.actions import ActionsIn, ActionsOut
-from shared.export.artifacts import ExportedForms
-from shared.registry import CallContext, LoadContext
 from shared.registry.weights import read_weights
-from shared.serving.build_app import build
-from shared.serving.tests.ready_client import ready_client
-from shared.settings import Settings
 from shared.vision.decode import decode
 from tests.contract.sameness import differences
+from tests.harness.models import answered, client_of, problem
 
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    settings = Settings(
-        _env_file=None, data_dir=tmp_path_factory.mktemp("fovea"), intra_op_threads=1, shutdown_grace_s=1
-    )
-    app = build("detection", servables={"bmn": BmnActionDetector, "bmn-csa": BmnCsaActionDetector}, settings=settings)
-    with ready_client(app) as made:
+    kinds = {"bmn": BmnActionDetector, "bmn-csa": BmnCsaActionDetector}
+    with client_of(tmp_path_factory.mktemp("fovea"), "detection", kinds) as made:
         yield made
 
 
@@ -50,23 +40,12 @@ def npz(held: Videos, video: int) -> bytes:
     return file.getvalue()
 
 
-def answered(reply: Any) -> ActionsOut:
-    assert reply.status_code == 200, reply.text
-    return ActionsOut.model_validate_json(reply.content)
-
-
-def problem(reply: Any, status: int, field: str) -> dict[str, Any]:
-    assert reply.status_code == status, reply.text
-    assert reply.headers["content-type"] == "application/problem+json"
-    assert "Traceback" not in reply.text
-    assert reply.json()["field"] == field
-    return reply.json()
-
-
 def test_segments_of_unseen_videos_are_found_with_their_class(client: TestClient, held: Videos) -> None:
     hits = total = 0
     for video in range(30):
-        answer = answered(client.post("/v1/actions?model=bmn-csa&duration=32", files={"features": npz(held, video)}))
+        answer = answered(
+            client.post("/v1/actions?model=bmn-csa&duration=32", files={"features": npz(held, video)}), ActionsOut
+        )
         best = answer.proposals[:5]
         for (start, end), label in zip(held.segments[video] * 32, held.labels[video], strict=True):
             same = [p for p in best if p.class_id == label]
@@ -77,8 +56,6 @@ def test_segments_of_unseen_videos_are_found_with_their_class(client: TestClient
 
 @pytest.mark.parametrize("form", ["multipart", "raw", "json rows", "json base64", "npy and fields"])
 def test_every_form_of_features_gives_the_same_answer(client: TestClient, held: Videos, form: str) -> None:
-    import base64
-
     raw, rows = npz(held, 0), {name: getattr(held, name)[0].tolist() for name in ("features", "semantics")}
     rows["class_scores"] = held.scores[0].tolist()
     query = "/v1/actions?model=bmn-csa&duration=32"
@@ -88,31 +65,24 @@ def test_every_form_of_features_gives_the_same_answer(client: TestClient, held: 
         np.save(file, array)
         return file.getvalue()
 
+    fields = {"features": held.features, "semantics": held.semantics, "class_scores": held.scores}
+    body = {"model": "bmn-csa", "duration": 32}
     sent = {
         "multipart": lambda: client.post(query, files={"features": raw}),
         "raw": lambda: client.post(query, content=raw, headers={"content-type": "application/octet-stream"}),
-        "json rows": lambda: client.post("/v1/actions", json={"model": "bmn-csa", "duration": 32, **rows}),
-        "json base64": lambda: client.post(
-            "/v1/actions", json={"model": "bmn-csa", "duration": 32, "features": base64.b64encode(raw).decode()}
-        ),
-        "npy and fields": lambda: client.post(
-            query,
-            files={
-                "features": npy(held.features[0]),
-                "semantics": npy(held.semantics[0]),
-                "class_scores": npy(held.scores[0]),
-            },
-        ),
+        "json rows": lambda: client.post("/v1/actions", json={**body, **rows}),
+        "json base64": lambda: client.post("/v1/actions", json={**body, "features": base64.b64encode(raw).decode()}),
+        "npy and fields": lambda: client.post(query, files={name: npy(one[0]) for name, one in fields.items()}),
     }
-    wanted = answered(client.post(query, files={"features": raw}))
-    assert differences(wanted, answered(sent[form]())) == []
+    wanted = answered(client.post(query, files={"features": raw}), ActionsOut)
+    assert differences(wanted, answered(sent[form](), ActionsOut)) == []
     assert wanted.proposals[0].label is not None
 
 
 def test_times_follow_duration_or_fps(client: TestClient, held: Videos) -> None:
     rows = held.features[0].tolist()
     seconds = [
-        answered(client.post("/v1/actions", json={"model": "bmn", "features": rows, **more}))
+        answered(client.post("/v1/actions", json={"model": "bmn", "features": rows, **more}), ActionsOut)
         for more in ({"duration": 64}, {"fps": 0.5}, {})
     ]
     assert [answer.duration for answer in seconds] == [64, 64, 32]
@@ -123,15 +93,15 @@ def test_times_follow_duration_or_fps(client: TestClient, held: Videos) -> None:
 
 def test_options_shape_the_list(client: TestClient, held: Videos) -> None:
     body = {"model": "bmn", "features": held.features[1].tolist(), "duration": 32}
-    every = answered(client.post("/v1/actions", json=body)).proposals
+    every = answered(client.post("/v1/actions", json=body), ActionsOut).proposals
     assert len(every) == 100
     scores = [p.score for p in every]
     assert scores == sorted(scores, reverse=True)
-    few = answered(client.post("/v1/actions", json={**body, "max_proposals": 3})).proposals
+    few = answered(client.post("/v1/actions", json={**body, "max_proposals": 3}), ActionsOut).proposals
     assert few == every[:3]
-    good = answered(client.post("/v1/actions", json={**body, "min_score": scores[9]})).proposals
+    good = answered(client.post("/v1/actions", json={**body, "min_score": scores[9]}), ActionsOut).proposals
     assert good == every[:10]
-    soft = answered(client.post("/v1/actions", json={**body, "alpha": 50})).proposals
+    soft = answered(client.post("/v1/actions", json={**body, "alpha": 50}), ActionsOut).proposals
     assert soft != every
     assert all(p.label is None for p in every)
 
@@ -151,7 +121,7 @@ def test_class_scores_of_the_whole_video_name_proposals(client: TestClient, held
         "class_names": ["run", "jump"],
         "labels": 2,
     }
-    found = answered(client.post("/v1/actions", json=body)).proposals
+    found = answered(client.post("/v1/actions", json=body), ActionsOut).proposals
     assert found[0].label == "jump"
     assert {p.label for p in found} == {"run", "jump"}
 
@@ -164,7 +134,7 @@ def test_challenge_form_curves_and_map(client: TestClient, held: Videos) -> None
         "video": "v_1",
         "include": ["curves", "confidence", "activitynet"],
     }
-    answer = answered(client.post("/v1/actions", json=body))
+    answer = answered(client.post("/v1/actions", json=body), ActionsOut)
     assert len(answer.curves.start) == len(answer.curves.end) == answer.cells == 32
     confidence = np.array(answer.confidence)
     assert confidence.shape == (32, 32)
@@ -213,13 +183,17 @@ def test_swapped_axes_are_pointed_out(client: TestClient) -> None:
 
 
 def test_any_number_of_steps_is_resampled(client: TestClient, held: Videos) -> None:
-    once = answered(client.post("/v1/actions", json={"model": "bmn", "features": held.features[4].tolist()}))
+    once = answered(
+        client.post("/v1/actions", json={"model": "bmn", "features": held.features[4].tolist()}), ActionsOut
+    )
     thrice = np.repeat(held.features[4], 3, axis=1)
-    again = answered(client.post("/v1/actions", json={"model": "bmn", "features": thrice.tolist(), "duration": 32}))
+    again = answered(
+        client.post("/v1/actions", json={"model": "bmn", "features": thrice.tolist(), "duration": 32}), ActionsOut
+    )
     assert "96 steps resampled" in again.notes[0]
     assert again.proposals[0].start == once.proposals[0].start
     assert again.proposals[0].score == pytest.approx(once.proposals[0].score, abs=1e-4)
-    single = answered(client.post("/v1/actions", json={"model": "bmn", "features": [[1.0]] * 64}))
+    single = answered(client.post("/v1/actions", json={"model": "bmn", "features": [[1.0]] * 64}), ActionsOut)
     assert single.proposals
 
 
@@ -240,22 +214,3 @@ def test_the_card_repeats_what_attention_was_worth_with_each_seed() -> None:
     gains = [attended[seed]["average_map"] - plain[seed]["average_map"] for seed in "123"]
     assert any(f"{np.mean(gains):+.3f}" in note for note in BmnCsaActionDetector.card.notes)
     assert not any({"sample_mask", "sampling"} & set(one.arrays) for one in weights)
-
-
-def test_the_committed_network_with_attention_finds_more_in_the_same_videos() -> None:
-    plain, attended = (
-        recipe(test=100).measure(
-            ExportedForms(read_weights(kind.folder / f"{kind.weights}.safetensors"), Path(), (), (), "x").network()
-        )
-        for kind, recipe in ((BmnActionDetector, BmnDemo), (BmnCsaActionDetector, BmnCsaDemo))
-    )
-    assert attended["average_map"] > plain["average_map"] + 0.005
-
-
-def test_one_bad_video_costs_its_own_answer_only(tmp_path: Path, held: Videos) -> None:
-    servable = BmnActionDetector.load(LoadContext(cache=tmp_path, threads=1, engine="torch"))
-    good = ActionsIn(features=held.features[0].tolist())
-    first, second = servable.predict([ActionsIn(features=[[1.0]]), good], CallContext())
-    assert first.status == 422
-    assert isinstance(second, ActionsOut)
-    servable.close()

@@ -1,6 +1,4 @@
-"""The generic detector as a Servable: options, forms, batches, slices, and what it says of bad input."""
-
-from __future__ import annotations
+"""The generic detector as a Servable: options, forms, slices, and what it says of bad options."""
 
 import csv
 import io
@@ -8,34 +6,24 @@ import json
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from scipy import ndimage
 
 from services.detection.boxes.drawing import class_colour
-from services.detection.recipes.yolo9tr.data import draw_scene
 from services.detection.servables.box_detector import BoxDetector
 from shared.api.boxes import DetectIn, DetectOut
 from shared.api.tensors import TensorSpec
 from shared.errors import InvalidOption, TooLarge
-from shared.registry import CallContext, Card, LoadContext, Paper, network
-from shared.registry.weights import Manifest, NetworkSpec, write_weights
-from shared.training.publish import arrays_of
+from shared.registry import CallContext
 from shared.vision.servable import DataConfig
+from tests.harness.models import toy_card
 
 NAMES = ("crack", "hole", "=patch")
-CARD = Card(
-    name="toy-detector",
-    task="detect",
-    summary="A toy.",
-    paper=Paper(title="None", venue="none", year=2026),
-    licence="none",
-)
+CARD = toy_card("toy-detector", "detect")
 
 
 @dataclass
@@ -162,17 +150,6 @@ def test_extras_are_there_when_asked_for() -> None:
     assert (answer.letterbox.ratio, answer.letterbox.height) == (1, 96)
 
 
-def test_a_batch_equals_its_singles_whatever_the_shapes() -> None:
-    toy = _toy()
-    requests = [
-        DetectIn(image=_squares((20, 30, 0), height=h, width=w)) for h, w in ((96, 128), (128, 96), (96, 128), (60, 50))
-    ]
-    together = toy.predict(requests, CallContext())
-    for request, answer in zip(requests, together, strict=True):
-        assert isinstance(answer, DetectOut)
-        assert answer.detections == _one(toy, request).detections
-
-
 def test_slices_find_what_is_too_small_for_the_whole() -> None:
     corners = ((30, 40, 0), (500, 70, 0), (250, 300, 50))
     image = _squares(*corners, height=400, width=640, side=6)
@@ -219,14 +196,8 @@ def test_the_drawn_picture_has_boxes_in_the_colours_of_their_classes(media: str)
 def test_csv_has_a_row_per_detection_and_no_formulas() -> None:
     rows = list(csv.DictReader(io.StringIO(_render("text/csv", microns_per_pixel=2).decode())))
     assert [row["label"] for row in rows] == ["crack", "hole"]
-    assert [float(rows[0][name]) for name in ("x1", "y1", "x2", "y2", "radius_px", "radius_um")] == [
-        20,
-        30,
-        36,
-        46,
-        8,
-        16,
-    ]
+    names = ("x1", "y1", "x2", "y2", "radius_px", "radius_um")
+    assert [float(rows[0][name]) for name in names] == [20, 30, 36, 46, 8, 16]
     toy = Toy(CARD, Blobs(), DataConfig(128, ("=1+1", "b", "c")))
     request = DetectIn(image=_squares((20, 30, 0)))
     table = toy.render(request, _one(toy, request), "text/csv")
@@ -257,52 +228,3 @@ def test_crops_come_in_a_folder_per_class() -> None:
 
 def test_tables_are_whole_though_the_answer_has_columns() -> None:
     assert len(_render("text/csv", include=("columns",)).splitlines()) == 3
-
-
-def _published(folder: Path, side: int = 96) -> None:
-    torch.manual_seed(3)
-    net = network("yolo9tr", classes=2, size="l", branch="main", width=0.0625)
-    config = {"classes": 2, "size": "l", "branch": "main", "width": 0.0625}
-    manifest = Manifest(
-        name="toy",
-        origin="trained",
-        network=NetworkSpec(name="yolo9tr", config=config),
-        recipe={"side": side},
-        data={"names": "crack,hole"},
-        dtype="float32",
-    )
-    write_weights(folder, arrays_of(net), manifest)
-
-
-class Published(BoxDetector):
-    """A detector with a real, untrained network."""
-
-    card = CARD
-    weights = "toy"
-
-
-@pytest.fixture(scope="module")
-def engines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, BoxDetector]:
-    """The same weights behind ONNX Runtime and behind torch."""
-    folder = tmp_path_factory.mktemp("weights")
-    _published(folder)
-    places = {name: LoadContext(engine=name, cache=folder / "cache", weights=folder) for name in ("onnx", "torch")}
-    return {name: Published.load(place) for name, place in places.items()}
-
-
-@pytest.mark.parametrize("shape", [(96, 96), (60, 96), (300, 200)])
-def test_the_graph_is_exact_at_any_shape(engines: dict[str, BoxDetector], shape: tuple[int, int]) -> None:
-    scene = draw_scene(np.random.default_rng(2), side=320).image[: shape[0], : shape[1]]
-    request = DetectIn(image=_png(scene), confidence=0.0, max_detections=5)
-    ours, theirs = (_one(engines[name], request) for name in ("onnx", "torch"))
-    for a, b in zip(ours.detections, theirs.detections, strict=True):
-        assert a.class_id == b.class_id
-        np.testing.assert_allclose(a.box, b.box, atol=0.02)
-        assert a.score == pytest.approx(b.score, abs=1e-4)
-
-
-def test_the_card_tells_classes_and_side_and_parity(engines: dict[str, BoxDetector]) -> None:
-    notes = " ".join(engines["onnx"].card.notes)
-    assert "Classes: crack, hole." in notes
-    assert "96 pixels" in notes
-    assert "differs from torch by at most" in notes

@@ -1,7 +1,5 @@
 """Slices cover a picture, and boxes that a border cuts become one again."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import numpy as np
@@ -49,10 +47,6 @@ def test_a_part_inside_the_whole_is_swallowed() -> None:
     assert _merge([whole, part], [-1, 0]) == [[70, 10, 130, 50, 0.9, 0]]
 
 
-def test_the_same_object_seen_twice_is_told_once() -> None:
-    assert len(_merge([[84, 10, 96, 30, 0.7, 0], [84.5, 10, 96, 30, 0.6, 0]], [0, 1])) == 1
-
-
 @pytest.mark.parametrize(
     ("rows", "sources"),
     [
@@ -68,11 +62,6 @@ def test_different_objects_stay_apart(rows: list[list[float]], sources: list[int
 
 def test_boxes_at_the_edge_of_the_picture_are_not_cut() -> None:
     assert len(_merge([[0, 40, 30, 60, 0.8, 1], [150, 40, 180, 60, 0.9, 1]], [0, 1])) == 2
-
-
-def test_nothing_and_one_pass_through() -> None:
-    assert _merge([], []) == []
-    assert _merge([[1, 2, 3, 4, 0.5, 0]], [0]) == [[1, 2, 3, 4, 0.5, 0]]
 
 
 def test_most_is_kept() -> None:

@@ -1,8 +1,5 @@
 """Boxes against golden data and by their properties: decoding, overlap, letterboxing, suppression."""
 
-from __future__ import annotations
-
-import math
 from typing import Any
 
 import numpy as np
@@ -11,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.detection.boxes import complete_iou, decode, letterbox, nms, overlap, unletterbox
-from services.detection.boxes.geometry import cells, corners, distances
+from services.detection.boxes import complete_iou, decode, letterbox, nms, unletterbox
+from services.detection.boxes.geometry import cells
 from services.detection.boxes.letterbox import GREY
 from services.detection.tests.filling import read
 
@@ -48,13 +45,6 @@ def test_letterbox_pads_and_maps_back_as_published() -> None:
         assert (found, *pads) == pytest.approx((ratio, pad_x, pad_y), abs=1e-6)
         mapped = unletterbox(boxes, page.shape[:2], (height, width))
         np.testing.assert_allclose(mapped.ravel(), back, atol=1e-2)
-
-
-def test_letterbox_keeps_pixels_where_nothing_is_scaled() -> None:
-    image = np.random.default_rng(1).integers(0, 256, (480, 640, 3), np.uint8)
-    page, ratio, pads = letterbox(image, 640)
-    assert (ratio, pads) == (1, (0, 0))
-    np.testing.assert_array_equal(page, image)
 
 
 def test_letterbox_pads_with_grey_on_both_sides() -> None:
@@ -94,37 +84,10 @@ def test_decoding_reads_the_expected_distances() -> None:
     np.testing.assert_allclose(found[4].numpy(), 0.5)
 
 
-def test_distances_are_expectations() -> None:
-    uniform = distances(torch.zeros(5, 64), 16)
-    assert torch.allclose(uniform, torch.full((5, 4), 7.5))
-
-
 def test_cells_run_row_by_row_and_level_by_level() -> None:
     points, scales = cells([torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 1, 1)], (8, 16))
     assert points.tolist() == [[0.5, 0.5], [1.5, 0.5], [0.5, 1.5], [1.5, 1.5], [0.5, 0.5]]
     assert scales.ravel().tolist() == [8, 8, 8, 8, 16]
-
-
-def test_overlap_of_known_boxes() -> None:
-    a = torch.tensor([[0.0, 0, 2, 2], [0, 0, 2, 2], [0, 0, 1, 1]])
-    b = torch.tensor([[0.0, 0, 2, 2], [1, 0, 3, 2], [5, 5, 6, 6]])
-    assert overlap(a, b).tolist() == pytest.approx([1, 1 / 3, 0], abs=1e-5)
-
-
-def test_complete_iou_punishes_distance_and_shape() -> None:
-    a = torch.tensor([0.0, 0, 2, 2])
-    near, far, flat = torch.tensor([3.0, 0, 5, 2]), torch.tensor([9.0, 0, 11, 2]), torch.tensor([0.0, 0, 4, 1])
-    assert complete_iou(a, near) > complete_iou(a, far)
-    assert complete_iou(a, flat) < overlap(a, flat)
-
-
-def test_complete_iou_broadcasts() -> None:
-    boxes = torch.rand(5, 4).sort(dim=1).values
-    assert complete_iou(boxes[:, None], boxes[None]).shape == (5, 5)
-
-
-def test_corners_undo_centres() -> None:
-    assert corners(torch.tensor([5.0, 6, 4, 2])).tolist() == [3, 5, 7, 7]
 
 
 def _predictions(rng: np.random.Generator, count: int, classes: int) -> np.ndarray:
@@ -144,16 +107,6 @@ def test_both_suppressions_agree_and_are_sorted(
     assert len(ours) <= 20
 
 
-@given(st.integers(0, 2**31), st.integers(1, 60))
-def test_suppressing_twice_changes_nothing(seed: int, count: int) -> None:
-    (once,) = nms(_predictions(np.random.default_rng(seed), count, 2))
-    scores = np.zeros((len(once), 2), np.float32)
-    scores[np.arange(len(once)), once[:, 5].astype(int)] = once[:, 4]
-    centred = np.concatenate([(once[:, :2] + once[:, 2:4]) / 2, once[:, 2:4] - once[:, :2], scores], axis=1)
-    (twice,) = nms(centred.T[None])
-    np.testing.assert_allclose(twice, once, atol=1e-3)
-
-
 def test_suppression_of_nothing_is_empty() -> None:
     empty = np.zeros((1, 6, 0), np.float32)
     assert nms(empty)[0].shape == (0, 6)
@@ -165,10 +118,3 @@ def test_boxes_without_area_suppress_nobody() -> None:
     flat = np.zeros((1, 5, 3), np.float32)
     flat[0, 4] = (0.9, 0.8, 0.7)
     assert len(nms(flat)[0]) == 3
-
-
-def test_other_classes_survive_unless_agnostic() -> None:
-    same = np.array([[10, 10], [10, 10], [8, 8], [8, 8], [0.9, 0.0], [0.0, 0.8]], np.float32)[None]
-    assert len(nms(same)[0]) == 2
-    assert len(nms(same, agnostic=True)[0]) == 1
-    assert math.isclose(nms(same, classes=[1])[0][0, 4], 0.8, rel_tol=1e-6)

@@ -1,7 +1,5 @@
 """A classifier behind the platform's contract, with small random weights: no claim about what it knows."""
 
-from __future__ import annotations
-
 import io
 
 import numpy as np
@@ -10,17 +8,14 @@ import torch
 
 from services.detection.models.patnet import PATNet
 from services.detection.servables.classifier import FEATURE_MAPS, Classifier
-from shared.api.classes import ClassifyIn, ClassifyOut
+from shared.api.classes import ClassifyIn
 from shared.errors import Cancelled, InvalidOption, UnsupportedMedia
-from shared.registry import CallContext, Card, LoadContext
-from shared.registry.card import Paper
+from shared.registry import CallContext, LoadContext
 from shared.registry.weights import Manifest, NetworkSpec, write_weights
-from shared.serving.build_app import build
-from shared.serving.tests.ready_client import ready_client
-from shared.settings import Settings
 from shared.training.publish import arrays_of
 from shared.vision.decode import decode
 from shared.vision.draw import encode
+from tests.harness.models import toy_card
 
 NAMES = ("a", "b", "c")
 
@@ -29,14 +24,7 @@ class Tiny(Classifier):
     """A PATNet that knows nothing."""
 
     weights = "tiny"
-    card = Card(
-        name="tiny",
-        task="classify",
-        summary="Guesses.",
-        licence="none",
-        paper=Paper(title="none", venue="none", year=2025),
-        example={"tile": 96},
-    )
+    card = toy_card("tiny", "classify", example={"tile": 96})
 
 
 def write(folder, **facts):
@@ -136,24 +124,3 @@ def test_weights_without_a_recipe_are_seen_as_imagenet_ones(place, page, tmp_pat
     (answer,) = other.predict([ClassifyIn(image=page, tile=100)], CallContext())
     assert answer.notes == ["Squashed to 224×224 (antialiased bicubic)."]
     other.close()
-
-
-@pytest.fixture(scope="module")
-def client(tmp_path_factory):
-    data = tmp_path_factory.mktemp("fovea")
-    write(data / "weights", recipe={"classes": NAMES, "side": 64})
-    settings = Settings(_env_file=None, data_dir=data, intra_op_threads=1, shutdown_grace_s=1)
-    with ready_client(build("detection", servables={"tiny": Tiny}, settings=settings)) as made:
-        yield made
-
-
-def test_the_route_answers_json_pictures_and_tables(client, page):
-    body = {"content": page, "headers": {"content-type": "image/png"}}
-    answer = ClassifyOut.model_validate_json(client.post("/v1/classify?tile=65&top_k=1", **body).content)
-    assert len(answer.results) == 6
-    assert all(len(result.top) == 1 for result in answer.results)
-    for media in ("image/png", "image/jpeg", "text/csv", "application/x-npz"):
-        body["headers"]["accept"] = media
-        reply = client.post("/v1/classify?tile=65", **body)
-        assert reply.headers["content-type"].partition(";")[0] == media
-        assert reply.status_code == 200

@@ -1,7 +1,5 @@
 """Drawn patches of pavement, what the demo recipes learn: balanced, the same each time, compared in pairs."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -125,13 +125,11 @@ def _train(recipe: ClassRecipe, data: Path, home: Path) -> Trained:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures of two colours."""
     return colours(tmp_path_factory.mktemp("colours") / "data", 10)
 
 
 @pytest.fixture(scope="module")
 def teacher(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """An EfficientNet, trained for two steps."""
     recipe = EfficientNetLite0Recipe(data=folder, side=64, schedule=SHORT)
     return _train(recipe, folder, tmp_path_factory.mktemp("teacher"))
 
@@ -143,7 +141,6 @@ def _taught(kind: type[PATNetRecipe | FasterNetRecipe], folder: Path, home: Path
 
 @pytest.fixture(scope="module")
 def patnet(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """A PATNet, taught for two steps."""
     return _taught(PATNetRecipe, folder, tmp_path_factory.mktemp("patnet"))
 
 

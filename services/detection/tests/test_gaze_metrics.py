@@ -1,7 +1,5 @@
 """Measures of scanpaths: equal to the published ones, and 1 for equal paths."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -28,20 +26,6 @@ def test_equal_paths_score_one_everywhere(path: list[int]) -> None:
     points = [(100.0 * item, 50.0 + item**2) for item in path]
     assert sequence_score(path, path) == 1
     assert multimatch(points, points) == pytest.approx((1, 1, 1, 1, 1))
-
-
-@given(paths, st.integers(0, 6))
-def test_shares_of_behaviour_sum_to_one(path: list[int], target: int) -> None:
-    last, length, *shares = behaviour(path, target)
-    assert sum(shares) == pytest.approx(1)
-    assert length == len(path)
-    assert last == (path[-1] == target)
-
-
-@given(paths, paths)
-def test_the_sequence_score_is_symmetric_and_a_share(first: list[int], second: list[int]) -> None:
-    assert sequence_score(first, second) == sequence_score(second, first)
-    assert 0 <= sequence_score(first, second) <= 1
 
 
 def test_search_refixation_and_revisit_are_told_apart() -> None:

@@ -1,7 +1,5 @@
 """OAT on searches of people: fixations become cells, the policy of places is the likeliest, and all is measured."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

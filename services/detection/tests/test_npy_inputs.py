@@ -1,7 +1,5 @@
 """Matrices that callers send: what is read, and what is refused before it costs anything."""
 
-from __future__ import annotations
-
 import io
 import pickle
 import zipfile

@@ -1,7 +1,5 @@
 """OAT against its golden data, and the properties that its form promises."""
 
-from __future__ import annotations
-
 import zlib
 from typing import Any
 
@@ -9,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from services.detection.layers.positions import fitted_positions, sinusoid
+from services.detection.layers.positions import fitted_positions
 from services.detection.models.object_attention import ObjectAttention, grid_cells
 from services.detection.tests.filling import filled, picture, read
 from shared.errors import InvalidOption
@@ -71,21 +69,6 @@ def test_objects_renumbered_with_their_places_have_their_logits_renumbered(
     torch.testing.assert_close(renumbered[:, 6:], straight[:, 6:], atol=1e-5, rtol=1e-5)
 
 
-def test_the_target_decides(small: ObjectAttention, crops: torch.Tensor) -> None:
-    path = torch.tensor([1])
-    assert (small(crops, 2, path) - small(crops, 3, path)).abs().max() > 1e-6
-
-
-def test_several_paths_on_several_shelves_equal_each_alone(small: ObjectAttention) -> None:
-    crops = picture("shelves", (12, 3, 48, 32)).reshape(2, 6, 3, 48, 32)
-    targets, paths = torch.tensor([0, 4]), torch.tensor([[[1, 2], [3, 3]], [[5, 0], [2, 1]]])
-    together = small.logits(crops, grid_cells((2, 3)).expand(2, -1, -1), targets, paths)
-    for shelf in range(2):
-        for path in range(2):
-            alone = small(crops[shelf], int(targets[shelf]), paths[shelf, path])
-            torch.testing.assert_close(together[shelf, path], alone, atol=1e-5, rtol=1e-5)
-
-
 def test_a_trained_network_serves_another_grid(small: ObjectAttention) -> None:
     found = small.logits(
         picture("other", (4, 3, 48, 32))[None],
@@ -126,24 +109,3 @@ def test_a_table_is_extended_and_keeps_the_rows_it_has() -> None:
     np.testing.assert_array_equal(rows[:6], given)
     unit, place = rows / np.linalg.norm(rows, axis=1, keepdims=True), np.arange(9)
     np.testing.assert_allclose(unit @ unit.T, np.exp(-((place[:, None] - place) ** 2) / 8), atol=1e-2)
-
-
-def test_the_slope_of_the_fit_is_the_slope_of_its_error() -> None:
-    from services.detection.layers.positions import _slope
-
-    rng = np.random.default_rng(1)
-    rows, place = rng.standard_normal((4, 5)), np.arange(4)
-    wanted = np.exp(-((place[:, None] - place) ** 2) / 8)
-    leaf = torch.tensor(rows, requires_grad=True)
-    norms = leaf.norm(dim=1)
-    unit = leaf / norms[:, None]
-    error = ((unit @ unit.T - torch.from_numpy(wanted)) ** 2).sum() + norms.var()
-    (error / (4 * 3)).backward()
-    np.testing.assert_allclose(_slope(rows, wanted), leaf.grad, atol=1e-12)
-
-
-def test_the_sinusoid_is_the_classic_one() -> None:
-    table = sinusoid(50, 8)
-    assert table[3, 0] == pytest.approx(np.sin(3))
-    assert table[3, 1] == pytest.approx(np.cos(3))
-    assert table[7, 4] == pytest.approx(np.sin(7 / 10_000 ** (4 / 8)), abs=1e-6)

@@ -1,7 +1,5 @@
 """Objects as a shelf: rows, columns, crops and the drawn path."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given

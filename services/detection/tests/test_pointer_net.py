@@ -1,7 +1,5 @@
 """Pointer networks: the 2015 form against its golden data, and the properties of both forms."""
 
-from __future__ import annotations
-
 import zlib
 from typing import Any
 
@@ -10,7 +8,7 @@ import pytest
 import torch
 
 from services.detection.models.pointer_net import PointerNet
-from services.detection.planning.pointer_solver import left_turn_mask, normalise_points, predict_hulls, predict_tours
+from services.detection.planning.pointer_solver import left_turn_mask, normalise_points, predict_hulls
 from services.detection.tests.filling import read
 from shared.errors import InvalidOption
 from shared.registry import network
@@ -86,15 +84,6 @@ def test_renumbered_points_get_the_renumbered_answer(attentive: PointerNet) -> N
     assert torch.equal(order[again - 1], slots - 1)
 
 
-def test_a_batch_equals_its_singles(attentive: PointerNet) -> None:
-    points = torch.rand(3, 6, 2)
-    slots, scores = attentive.beam(points, 4)
-    for row in range(3):
-        alone, score = attentive.beam(points[row : row + 1], 4)
-        assert torch.equal(alone[0], slots[row])
-        torch.testing.assert_close(score[0], scores[row], atol=1e-5, rtol=1e-5)
-
-
 def test_an_untrained_hull_is_convex_all_the_same(attentive: PointerNet) -> None:
     """Right turns are barred, whatever the network thinks."""
     from services.detection.planning.geometry import area, polygon_is_valid
@@ -115,12 +104,6 @@ def test_the_end_is_allowed_after_three_corners_only() -> None:
     assert not fits(torch.tensor([[1, 2]]), free)[0, 0]
     third = fits(torch.tensor([[1, 2, 3]]), free)[0]
     assert third.tolist() == [True, False, False, False, True]
-
-
-def test_tours_of_the_beam_are_permutations(attentive: PointerNet) -> None:
-    points = np.random.default_rng(1).random((5, 8, 2))
-    tours = predict_tours(attentive, points)
-    assert (np.sort(tours, axis=1) == np.arange(8)).all()
 
 
 def test_points_are_framed_without_changing_their_shape() -> None:

@@ -1,7 +1,5 @@
 """Temporal scores of resampled videos are those of the same videos as rows, copies under numbers of their own."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Walking from logits: the likeliest path, drawn paths, barred places, and where a path ends."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 
@@ -34,14 +32,6 @@ def test_the_first_step_never_ends_a_path() -> None:
     (found,) = decode_scanpaths(lambda fixations: np.eye(7)[[5] * len(fixations)] * 9, 1, 4)
     assert len(found.objects) == 1
     assert found.probabilities[0, 5] == 0
-
-
-def test_barred_places_are_never_looked_at() -> None:
-    barred = np.array([True, False, True, False, False])
-    paths = decode_scanpaths(
-        lambda fixations: np.zeros((len(fixations), 7)), 50, 8, draw=np.random.default_rng(0), barred=barred
-    )
-    assert {item for path in paths for item in path.objects} == {1, 3, 4}
 
 
 def test_drawn_paths_follow_the_probabilities_and_the_seed() -> None:

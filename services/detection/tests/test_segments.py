@@ -1,7 +1,5 @@
 """Segments of time: what is sampled, labelled, proposed and suppressed."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -24,12 +22,6 @@ def test_sampling_mask_equals_the_published_one(name: str) -> None:
     for (start, end), column in zip(golden["mask_pairs"], golden["mask_vals"], strict=True):
         np.testing.assert_allclose(mask[:, :, start, end], column, atol=1e-6)
     np.testing.assert_allclose(mask.sum(), golden["mask_sum"][0], rtol=1e-6)
-
-
-def test_samples_of_a_segment_in_the_middle_weigh_one_and_of_a_backward_one_nothing() -> None:
-    mask = sampling_mask(24)
-    np.testing.assert_allclose(mask[:, :, 10, 12].sum(0), 1, atol=1e-6)
-    assert not mask[:, :, 12, 10].any()
 
 
 def test_a_point_just_left_of_the_video_reads_its_first_cell() -> None:

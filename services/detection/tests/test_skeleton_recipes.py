@@ -1,7 +1,5 @@
 """BMN on recordings of skeletons: files as the data set has them are read, trained on and measured with intervals."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

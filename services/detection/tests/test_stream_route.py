@@ -1,7 +1,5 @@
 """Streams: every frame answered or the oldest dropped, broken frames told, ids kept, memory flat; and the route."""
 
-from __future__ import annotations
-
 import asyncio
 import io
 import itertools
@@ -46,6 +44,11 @@ def _found(score: float = 0.9, x: float = 0) -> DetectOut:
     )
 
 
+async def _detect(_: DetectIn) -> DetectOut:
+    await asyncio.sleep(0)
+    return _found()
+
+
 async def _chunks(frames: list[bytes], wait: Callable[[], Any] | None = None) -> AsyncIterator[bytes]:
     for frame in frames:
         if wait is not None:
@@ -59,11 +62,7 @@ async def _answers(frames: list[bytes], detect: Any, **options: Any) -> list[Det
 
 
 async def test_every_frame_is_answered_in_order_when_none_is_dropped() -> None:
-    async def detect(_: DetectIn) -> DetectOut:
-        await asyncio.sleep(0)
-        return _found()
-
-    told = await _answers([_jpeg()] * 20, detect, queue=2)
+    told = await _answers([_jpeg()] * 20, _detect, queue=2)
     assert [each.frame for each in told] == list(range(20))
     assert {each.dropped for each in told} == {0}
     assert {each.detections[0].track_id for each in told} == {1}
@@ -120,10 +119,7 @@ async def test_what_the_sender_breaks_is_raised_after_the_frames_before() -> Non
         yield _jpeg()
         raise ConnectionError
 
-    async def detect(_: DetectIn) -> DetectOut:
-        return _found()
-
-    source = detect_frames(broken(), JpegParser(DecodeBounds()), DetectStreamOptions(), detect)
+    source = detect_frames(broken(), JpegParser(DecodeBounds()), DetectStreamOptions(), _detect)
     assert (await anext(source))[0].frame == 0
     with pytest.raises(ConnectionError):
         await anext(source)
@@ -145,10 +141,7 @@ async def test_doubtful_detections_are_told_only_where_they_continue_a_track() -
 
 
 async def test_without_tracking_there_are_no_ids() -> None:
-    async def detect(_: DetectIn) -> DetectOut:
-        return _found()
-
-    (told,) = await _answers([_jpeg()], detect, track=False)
+    (told,) = await _answers([_jpeg()], _detect, track=False)
     assert told.detections[0].track_id is None
 
 
@@ -162,10 +155,7 @@ async def test_leaving_early_stops_the_reading() -> None:
             yield _jpeg()
             await asyncio.sleep(0)
 
-    async def detect(_: DetectIn) -> DetectOut:
-        return _found()
-
-    source = detect_frames(endless(), JpegParser(DecodeBounds()), DetectStreamOptions(queue=3), detect)
+    source = detect_frames(endless(), JpegParser(DecodeBounds()), DetectStreamOptions(queue=3), _detect)
     await anext(source)
     await source.aclose()
     seen = read
@@ -181,13 +171,10 @@ async def test_memory_stays_flat_over_three_thousand_frames() -> None:
         for _ in range(3_000):
             yield frame
 
-    async def detect(_: DetectIn) -> DetectOut:
-        return _found()
-
     tracemalloc.start()
     try:
         async for told, _ in detect_frames(
-            endless(), JpegParser(DecodeBounds()), DetectStreamOptions(drop="none", queue=4), detect
+            endless(), JpegParser(DecodeBounds()), DetectStreamOptions(drop="none", queue=4), _detect
         ):
             if told.frame in {500, 2999}:
                 peaks.append(tracemalloc.get_traced_memory()[0])
@@ -214,7 +201,7 @@ class Watching(Toy):
     """The toy detector, as a service loads it."""
 
     @classmethod
-    def load(cls, place: LoadContext) -> Watching:  # as services call it
+    def load(cls, place: LoadContext) -> Toy:  # as services call it
         """The toy; nothing is read."""
         return cls(CARD, Blobs(), DataConfig(64, NAMES))
 
@@ -225,7 +212,6 @@ class Watching(Toy):
 
 @pytest.fixture
 async def client(tmp_path: Path) -> AsyncIterator[httpx2.AsyncClient]:
-    """The service over the toy detector."""
     settings = Settings(_env_file=None, data_dir=tmp_path, max_body_bytes=20_000, shutdown_grace_s=1)
     app = build("detection", routers=[router], servables={"toy-detector": Watching}, settings=settings)
     async with app.router.lifespan_context(app):

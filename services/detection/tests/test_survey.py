@@ -1,7 +1,5 @@
 """Surveys: places from EXIF and GPX, damage merged and counted per kilometre, routes in metres, maps and GeoJSON."""
 
-from __future__ import annotations
-
 import csv
 import datetime as dt
 import io
@@ -26,10 +24,8 @@ from services.detection.survey.places import _read_time, heic_to_png, read_place
 from services.detection.survey.routes import router
 from services.detection.survey.schemas import Observation, SeenObject
 from shared.errors import Malformed, TooLarge
-from shared.serving.build_app import build
-from shared.serving.tests.ready_client import ready_client
-from shared.settings import Settings
 from shared.vision.decode import DecodeBounds
+from tests.harness.models import client_of
 
 PAVEMENT = Detector.sample
 DEGREE_M = RADIUS_M * math.pi / 180
@@ -183,11 +179,8 @@ def test_kilometres_and_segments_follow_the_drive_without_its_gaps() -> None:
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    settings = Settings(
-        _env_file=None, data_dir=tmp_path_factory.mktemp("fovea"), intra_op_threads=1, shutdown_grace_s=1
-    )
     servables = {"yolo9tr": Detector, "planner": FoveaPlanner}
-    with ready_client(build("detection", routers=[router], servables=servables, settings=settings)) as made:
+    with client_of(tmp_path_factory.mktemp("fovea"), "detection", servables, [router]) as made:
         yield made
 
 

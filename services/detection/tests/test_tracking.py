@@ -1,7 +1,5 @@
 """Ids follow objects: through motion, short absence and doubt; and nothing grows with the length of a stream."""
 
-from __future__ import annotations
-
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,12 +25,6 @@ def test_two_objects_that_pass_each_other_keep_theirs() -> None:
     for t in range(30):
         ids = tracker.update(_rows(_row(5 * t, 0), _row(150 - 5 * t, 12)))
         assert ids == [1, 2]
-
-
-def test_the_order_of_detections_does_not_matter() -> None:
-    tracker = Tracker(0.25)
-    assert tracker.update(_rows(_row(0, 0), _row(100, 0))) == [1, 2]
-    assert tracker.update(_rows(_row(101, 0), _row(1, 0))) == [2, 1]
 
 
 def test_an_object_that_is_away_for_a_while_comes_back_as_itself() -> None:

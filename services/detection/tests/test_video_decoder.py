@@ -1,7 +1,5 @@
 """Films: their frames come out in order and upright, memory stays flat, and what is broken takes nothing with it."""
 
-from __future__ import annotations
-
 import struct
 from pathlib import Path
 
@@ -10,7 +8,7 @@ import numpy as np
 import psutil
 import pytest
 
-from services.detection.video.frame_parsers import FileParser, MultipartParser
+from services.detection.video.frame_parsers import FileParser
 from services.detection.video.video_decoder import VideoFile
 from shared.errors import Malformed, TooLarge
 from shared.vision.decode import DecodeBounds, decode
@@ -57,12 +55,6 @@ def test_a_film_is_turned_upright(films: dict[str, bytes]) -> None:
     assert pixels.shape == (160, 120, 3)
     last = decode(list(VideoFile(bytes(data), BOUNDS))[-1], BOUNDS).pixels
     assert last[:30].max() < 12 < last[60:].min()
-
-
-def test_a_film_in_a_form_is_taken_apart(films: dict[str, bytes]) -> None:
-    head = b'--e\r\nContent-Disposition: form-data; name="file"; filename="a.mp4"\r\n\r\n'
-    split = MultipartParser("multipart/form-data; boundary=e", BOUNDS)
-    assert len([*split.feed(head + films["mp4"] + b"\r\n--e--\r\n"), *split.close()]) == len(SHADES)
 
 
 def test_a_film_that_breaks_off_ends_with_a_broken_frame(films: dict[str, bytes]) -> None:

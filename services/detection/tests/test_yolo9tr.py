@@ -1,7 +1,5 @@
 """YOLO9tr against its golden data: keys, maps, fusing; and what its attention reaches."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,7 +28,6 @@ def _statistics(golden: dict[str, Any]) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def official() -> Callable[[str], tuple[Yolo9tr, dict[str, Any], torch.Tensor]]:
-    """Network, golden data and picture of a size."""
     made = {}
     for size in SIZES:
         golden = read(f"yolo9tr-{size}.npz")
@@ -90,31 +87,6 @@ def test_attention_reaches_the_answer_of_l_only(size: str, reaches: bool, offici
     main_without, auxiliary_without = silent(x)
     assert torch.equal(main[0], main_without[0]) is not reaches
     assert not torch.equal(auxiliary[0], auxiliary_without[0])
-
-
-@pytest.mark.parametrize(
-    ("config", "count"),
-    [
-        ({"classes": 80}, 10_259_000),
-        ({"classes": 7}, 10_202_378),
-        ({"classes": 7, "size": "l"}, 10_656_746),
-        ({"classes": 7, "branch": "main"}, 7_198_000),
-    ],
-)
-def test_parameters_are_as_published(config: dict[str, Any], count: int) -> None:
-    net = network("yolo9tr", **config)
-    assert sum(p.numel() for p in net.parameters()) == pytest.approx(count, abs=1000)
-
-
-@torch.no_grad()
-def test_a_slim_network_answers_in_batches_as_alone() -> None:
-    torch.manual_seed(1)
-    net = network("yolo9tr", classes=5, size="l", width=0.25).eval()
-    x = torch.rand(3, 3, 64, 96)
-    together = net.predictions(x)
-    assert together.shape == (3, 9, 8 * 12 + 4 * 6 + 2 * 3)
-    for index in range(3):
-        assert torch.allclose(together[index], net.predictions(x[index : index + 1])[0], atol=1e-4)
 
 
 def test_sides_that_are_no_multiple_of_32_are_refused() -> None:

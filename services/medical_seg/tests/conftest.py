@@ -3,8 +3,6 @@
 Every tensor follows from its name by a checksum, so the golden files need to hold only what came out.
 """
 
-from __future__ import annotations
-
 import json
 import zlib
 from collections.abc import Callable
@@ -26,7 +24,6 @@ def _one_thread() -> None:
 
 
 def uniform(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Numbers in 0..1 that follow from a name."""
     seed = zlib.crc32(f"public-v1:{name}".encode())
     return np.random.Generator(np.random.PCG64(seed)).random(shape)
 
@@ -54,8 +51,6 @@ def _smooth(name: str, shape: tuple[int, int, int, int], cell: int) -> np.ndarra
 
 @pytest.fixture(scope="session")
 def golden() -> Callable[[str], Any]:
-    """Read a golden file by name."""
-
     def read(name: str) -> Any:
         path = GOLDEN / name
         return json.loads(path.read_text()) if path.suffix == ".json" else dict(np.load(path))
@@ -65,8 +60,6 @@ def golden() -> Callable[[str], Any]:
 
 @pytest.fixture(scope="session")
 def fill() -> Callable[[nn.Module], nn.Module]:
-    """Fill a network's state dict by rule."""
-
     def fill_in(net: nn.Module) -> nn.Module:
         state = {k: torch.from_numpy(_weight(k, tuple(v.shape))) for k, v in net.state_dict().items()}
         net.load_state_dict(state)
@@ -77,8 +70,6 @@ def fill() -> Callable[[nn.Module], nn.Module]:
 
 @pytest.fixture(scope="session")
 def picture() -> Callable[[int, int, int], torch.Tensor]:
-    """A normalised picture (n, 3, h, w) by rule."""
-
     def draw(n: int, h: int, w: int) -> torch.Tensor:
         name, shape = f"input:{n}x3x{h}x{w}", (n, 3, h, w)
         z = 0.7 * _smooth(f"{name}:lo", shape, 16) + 0.3 * uniform(f"{name}:hi", shape)
@@ -90,8 +81,6 @@ def picture() -> Callable[[int, int, int], torch.Tensor]:
 
 @pytest.fixture(scope="session")
 def mask() -> Callable[[int, int, int], torch.Tensor]:
-    """A hard mask (n, 1, h, w) by rule."""
-
     def draw(n: int, h: int, w: int) -> torch.Tensor:
         return torch.from_numpy((_smooth(f"mask:{n}x1x{h}x{w}", (n, 1, h, w), 32) > 0.6).astype(np.float32))
 

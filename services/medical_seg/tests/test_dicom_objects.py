@@ -1,7 +1,5 @@
 """DICOM objects read as viewers show them, and derived objects that point back to them. Files are pydicom's own."""
 
-from __future__ import annotations
-
 import copy
 import io
 import logging

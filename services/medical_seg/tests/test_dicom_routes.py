@@ -1,16 +1,13 @@
 """Studies over HTTP: as forms, archives and stored by a PACS; and against a real Orthanc."""
 
-from __future__ import annotations
-
 import base64
 import io
 import json
 import shutil
-import socket
 import subprocess
-import time
 import zipfile
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +26,8 @@ from services.medical_seg.dicom.web_client import DicomWebClient
 from services.medical_seg.models.pranet import PraNetSegmenter
 from services.medical_seg.tests.test_dicom_objects import raw
 from shared.errors import InvalidOption, NotFound, NotReady
-from shared.serving.build_app import build
-from shared.serving.tests.ready_client import ready_client
-from shared.settings import Settings
+from tests.harness.models import client_of
+from tests.harness.waiting import free_port, wait_until
 
 EXAMPLE = PraNetSegmenter.folder.parent / "models" / "example.jpg"
 ORTHANC = shutil.which("Orthanc") or shutil.which("orthanc")
@@ -61,16 +57,14 @@ def endoscopy(frames: int = 2, spacing: list[float] | None = None) -> bytes:
     return out.getvalue()
 
 
-def served(folder: Path, **more: Any) -> Iterator[TestClient]:
-    settings = Settings(_env_file=None, data_dir=folder, intra_op_threads=1, shutdown_grace_s=1, **more)
-    app = build("medical-seg", routers=[router], servables={"pranet": PraNetSegmenter}, settings=settings)
-    with ready_client(app) as made:
-        yield made
+def served(folder: Path, **more: Any) -> AbstractContextManager[TestClient]:
+    return client_of(folder, "medical-seg", {"pranet": PraNetSegmenter}, [router], **more)
 
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    yield from served(tmp_path_factory.mktemp("fovea"))
+    with served(tmp_path_factory.mktemp("fovea")) as made:
+        yield made
 
 
 def test_a_study_is_segmented_with_areas_in_square_millimetres(client: TestClient) -> None:
@@ -181,20 +175,16 @@ def test_a_pacs_that_fails_is_a_problem_with_a_reason() -> None:
 
 @pytest.fixture(scope="module")
 def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The DICOMweb root of an Orthanc of this test's own."""
     if ORTHANC is None or not PLUGIN.exists():
         pytest.skip("Orthanc is not installed: apt-get install orthanc orthanc-dicomweb")
     folder = tmp_path_factory.mktemp("orthanc")
-    with socket.socket() as one, socket.socket() as two:
-        one.bind(("127.0.0.1", 0))
-        two.bind(("127.0.0.1", 0))
-        port, dicom_port = one.getsockname()[1], two.getsockname()[1]
+    port = free_port()
     config = {
         "Name": "TEST",
         "StorageDirectory": str(folder / "db"),
         "IndexDirectory": str(folder / "db"),
         "HttpPort": port,
-        "DicomPort": dicom_port,
+        "DicomPort": free_port(),
         "RemoteAccessAllowed": False,
         "AuthenticationEnabled": True,
         "RegisteredUsers": {"fovea": "secret"},
@@ -205,16 +195,16 @@ def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     server = subprocess.Popen(
         [ORTHANC, str(folder / "orthanc.json")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    url, until = f"http://127.0.0.1:{port}/dicom-web", time.monotonic() + 60
+    url = f"http://127.0.0.1:{port}/dicom-web"
+
+    def answers() -> bool:
+        assert server.poll() is None, "Orthanc did not start"
+        with suppress(httpx2.HTTPError):
+            return httpx2.get(f"{url}/studies") is not None
+        return False
+
     try:
-        while True:
-            try:
-                httpx2.get(f"{url}/studies")
-                break
-            except httpx2.HTTPError:
-                assert server.poll() is None, "Orthanc did not start"
-                assert time.monotonic() < until
-                time.sleep(0.2)
+        wait_until(answers, 60, "an answer of Orthanc")
         yield url
     finally:
         server.terminate()
@@ -234,7 +224,7 @@ def test_a_study_goes_from_orthanc_to_a_segmentation_in_orthanc(orthanc: str, tm
     with pytest.raises(NotReady, match="401"):
         stranger.search_studies()
     stranger.close()
-    for client in served(tmp_path, dicomweb_url=orthanc, dicomweb_authorization=LOGIN):
+    with served(tmp_path, dicomweb_url=orthanc, dicomweb_authorization=LOGIN) as client:
         listed = client.get("/v1/dicomweb/studies").json()
         assert {row["StudyInstanceUID"] for row in listed} == {study, str(dcmread(io.BytesIO(ct)).StudyInstanceUID)}
         assert "SECRET" not in json.dumps(listed)

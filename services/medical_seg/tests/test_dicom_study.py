@@ -1,7 +1,5 @@
 """Studies of tiny films whose bright squares are the findings: which frame has which area, in pictures, SEG and SR."""
 
-from __future__ import annotations
-
 import io
 import types
 from typing import Any
@@ -128,7 +126,7 @@ def check_references(series: SeriesOut) -> None:
     for number, frame in zip(numbers, frames, strict=True):
         assert frame.referenced_sop_instance_uid == seg.SOPInstanceUID
         assert frame.referenced_sop_class_uid == seg.SOPClassUID
-        assert frame.referenced_segment_numbers is None  # a frame or a segment, as the standard says
+        assert frame.referenced_segment_numbers is None  # the standard allows a frame or a segment
         source = seg.PerFrameFunctionalGroupsSequence[number - 1].DerivationImageSequence[0].SourceImageSequence[0]
         named = frame.source_image_for_segmentation
         assert named.referenced_sop_instance_uid == source.ReferencedSOPInstanceUID

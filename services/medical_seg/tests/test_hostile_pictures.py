@@ -160,12 +160,6 @@ def test_a_picture_waits_for_memory_that_others_hold():
     assert order == ["first", "second"]
 
 
-def test_every_model_has_a_longest_side():
-    assert DecodeBounds().max_side == 16_384
-    with pytest.raises(TooLarge, match="longest side"):
-        decode(picture(16_385, 1))
-
-
 def test_segmenters_say_how_large_a_picture_may_be(tmp_path):
     model = PraNetSegmenter.load(LoadContext(cache=tmp_path, weights=tmp_path / "none", threads=1))
     assert model.card.limits.max_pixels == MAX_PIXELS == model.bounds.pixels

@@ -1,26 +1,20 @@
-"""The recipes: what they draw, that they learn, that their graph fits, and that official layouts can be imported."""
-
-from __future__ import annotations
+"""The recipes: what they draw, that they learn, and that their graph fits."""
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from services.medical_seg.models.pranet import PraNetSegmenter
-from services.medical_seg.models.pranet_network import PraNet, PraNetV2
-from services.medical_seg.recipes.evaluation import mean_dice_at_half, predict_maps, score_frames
+from services.medical_seg.models.pranet_network import PraNetV2
+from services.medical_seg.recipes.evaluation import mean_dice_at_half, score_frames
 from services.medical_seg.recipes.folder_dataset import find_pairs
 from services.medical_seg.recipes.onnx_export import export_graph
 from services.medical_seg.recipes.polyps import draw_split
 from services.medical_seg.recipes.pranet_demo import PraNetDemo, PraNetV2Demo
 from services.medical_seg.recipes.pranet_full import PraNetFull, PraNetV2Full
-from shared.errors import InvalidOption, NotFound
-from shared.registry import LoadContext, network
-from shared.registry.weights import read_weights
-from shared.training.checkpoint_import import import_weights
-from shared.training.publish import publish
-from shared.training.recipe import MultiScale, Schedule, recipes
+from shared.errors import NotFound
+from shared.registry import network
+from shared.training.recipe import MultiScale, Schedule
 from shared.training.trainer import fit
 
 TINY = {"width": 0.0625, "decoder": 4}
@@ -38,31 +32,6 @@ def folder(tmp_path):
         Image.fromarray(image).resize((120, 90)).save(tmp_path / "set" / "images" / f"{index}.jpg")
         Image.fromarray(mask).convert("L").resize((120, 90)).save(tmp_path / "set" / "masks" / f"{index}.png")
     return tmp_path / "set"
-
-
-def test_all_recipes_of_this_service_are_found():
-    assert {"pranet-demo", "pranet-v2-demo", "pranet-full", "pranet-v2-full"} <= recipes().keys()
-
-
-def test_the_demo_recipe_is_the_one_of_the_spec():
-    recipe = PraNetDemo()
-    assert recipe.network().state_dict().keys() == network("pranet", classifier=False).state_dict().keys()
-    assert sum(p.numel() for p in recipe.network().parameters()) == 2_060_027
-    assert (recipe.schedule.batch, recipe.schedule.rate, recipe.schedule.floor) == (16, 3e-4, 1e-5)
-    assert (recipe.train, recipe.test, recipe.schedule.clamp) == (4000, 400, 0.5)
-    assert [recipe.scale.side * rate for rate in recipe.scale.rates] == [120, 160, 200]
-
-
-def test_a_draw_is_one_batch_at_one_of_three_sizes(tmp_path):
-    recipe = PraNetDemo(**{**SMALL, "scale": MultiScale(side=128)})
-    recipe.prepare(tmp_path)
-    sides = set()
-    for step in range(12):
-        (batch,) = recipe.batches(step, np.random.default_rng(step))
-        assert batch["image"].shape == (4, 3, *batch["mask"].shape[2:])
-        assert 0 <= batch["mask"].min() <= batch["mask"].max() <= 1
-        sides.add(batch["image"].shape[-1])
-    assert sides == {96, 128, 160}
 
 
 def test_pictures_and_masks_are_flipped_together(tmp_path):
@@ -85,36 +54,11 @@ def test_pictures_and_masks_are_flipped_together(tmp_path):
     assert flipped > 5
 
 
-class Drawn(PraNetSegmenter):
-    """PraNet with weights that learnt from drawn frames."""
-
-    weights = "pranet-synthetic"
-
-
-def test_training_lowers_the_loss_and_gives_weights_that_a_service_can_load(tmp_path):
-    recipe = PraNetDemo(**{**SMALL, "schedule": SOON.model_copy(update={"steps": 12, "validate_every": 6})})
-    losses = []
-    fitted = fit(recipe, tmp_path, on_step=lambda progress: losses.append(progress.loss))
-    assert losses[-1] < losses[0]
-    publish(recipe, fitted, tmp_path / "weights")
-    served = Drawn.load(LoadContext(engine="torch", cache=tmp_path / "cache", weights=tmp_path / "weights", threads=1))
-    assert served.config.side == 64
-    assert served.card.weights != PraNetSegmenter.card.weights
-    assert {m.name: m.ours for m in served.card.metrics}["dice_at_half"] is not None
-    served.close()
-
-
 def test_v2_trains_with_dual_supervision(tmp_path):
     recipe = PraNetV2Demo(**SMALL)
     fitted = fit(recipe, tmp_path)
     assert isinstance(fitted.network, PraNetV2)
     assert np.isfinite(fitted.progress.loss)
-
-
-def test_the_ablation_is_a_knob_that_reaches_the_network():
-    assert isinstance(net := PraNetDemo(**TINY, reverse=False).network(), PraNet)
-    assert not net.reverse
-    assert PraNetDemo(**TINY).config() == {"width": 0.0625, "decoder": 4, "classifier": False}
 
 
 @pytest.mark.parametrize("name", ["pranet", "pranet-v2"])
@@ -132,14 +76,6 @@ def test_the_graph_equals_the_network_at_any_size(fill, tmp_path, name):
         np.testing.assert_allclose(found, net.prediction(x).numpy(), atol=1e-5)
 
 
-def test_maps_are_probabilities_in_batches_as_in_one(fill):
-    net, images = fill(network("pranet", **TINY)), draw_split("test", 5, seed=1, size=64).images
-    maps = predict_maps(net, images, batch=2)
-    assert maps.shape == (5, 64, 64)
-    assert 0 <= maps.min() <= maps.max() <= 1
-    np.testing.assert_allclose(maps, predict_maps(net, images, batch=5), atol=1e-5)
-
-
 def test_scores_separate_found_polyps_from_false_alarms():
     masks = np.zeros((4, 8, 8), bool)
     masks[:2, 2:5, 2:5] = True
@@ -150,12 +86,6 @@ def test_scores_separate_found_polyps_from_false_alarms():
     assert (scores["empty_with_any_pixel"], scores["frames"], scores["empty_frames"]) == (0.5, 4, 2)
 
 
-def test_without_empty_frames_there_are_no_false_alarms_to_report():
-    masks = np.ones((1, 4, 4), bool)
-    masks[0, 0, 0] = False
-    assert "empty_with_any_pixel" not in score_frames(masks.astype(np.float32), masks)
-
-
 def test_the_full_recipe_steps_at_three_sizes_over_every_picture_once_per_epoch(folder):
     recipe = PraNetFull(folder=folder, schedule=SOON, valid=0.2, **TINY)
     recipe.prepare(folder)
@@ -164,14 +94,6 @@ def test_the_full_recipe_steps_at_three_sizes_over_every_picture_once_per_epoch(
     pictures = torch.cat([draw[1]["image"] for draw in seen])
     assert len({picture.numpy().tobytes() for picture in pictures}) == len(pictures) == 8
     assert ((seen[0][1]["mask"] > 0) & (seen[0][1]["mask"] < 1)).any()  # resizing makes masks soft
-
-
-def test_the_full_recipe_is_the_published_one(folder):
-    recipe = PraNetFull(folder=folder)
-    assert recipe.network().state_dict().keys() == network("pranet").state_dict().keys()
-    assert {recipe.schedule.rate_at(step) for step in (0, 1728)} == {1e-4}
-    assert (recipe.schedule.batch, recipe.schedule.decay, recipe.schedule.ema) == (16, 0, 0)
-    assert (PraNetV2Full(folder=folder).schedule.batch, recipe.scale.mode) == (8, "each")
 
 
 @pytest.mark.parametrize("kind", [PraNetFull, PraNetV2Full])
@@ -200,34 +122,3 @@ def test_the_digest_of_pairs_changes_with_any_byte(folder):
     mask = folder / "masks" / "0.png"
     mask.write_bytes(mask.read_bytes() + b"\0")
     assert find_pairs(folder).digest != before
-
-
-@pytest.mark.slow
-def test_an_official_checkpoint_without_its_classifier_is_imported_and_served(tmp_path):
-    state = {f"module.{k}": v for k, v in network("pranet", classifier=False).state_dict().items()}
-    torch.save(state, tmp_path / "PraNet-19.pth")
-    imported = import_weights("pranet", tmp_path / "PraNet-19.pth", tmp_path / "weights")
-    assert imported.missing == ["resnet.fc.weight", "resnet.fc.bias"]
-    served = PraNetSegmenter.load(
-        LoadContext(engine="torch", cache=tmp_path / "cache", weights=tmp_path / "weights", threads=1)
-    )
-    assert served.config.side == 352
-    assert served.card.parameters == 32_547_319
-    assert all(metric.ours is None for metric in served.card.metrics)
-    served.close()
-
-
-def test_the_checkpoint_of_v2_is_not_taken_for_one_of_pranet(tmp_path):
-    torch.save(network("pranet-v2", **TINY).state_dict(), tmp_path / "v2.pth")
-    with pytest.raises(InvalidOption, match="lacks"):
-        import_weights("pranet", tmp_path / "v2.pth", tmp_path / "weights")
-
-
-def test_what_was_stored_is_what_was_measured(tmp_path):
-    recipe = PraNetDemo(**SMALL)
-    manifest = publish(recipe, fit(recipe, tmp_path), tmp_path / "out")
-    found = read_weights(tmp_path / "out" / "pranet-synthetic.safetensors")
-    net = recipe.network()
-    net.load_state_dict({key: torch.from_numpy(array) for key, array in found.arrays.items()})
-    again = {name: round(value, 5) for name, value in recipe.measure(net).items()}
-    assert again == pytest.approx(manifest.metrics, nan_ok=True)

@@ -7,13 +7,10 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.medical_seg import preprocess
-from services.medical_seg.postprocess import MAX_COMPONENTS, draw_mask, encode_forms, extract_mask, measure
+from services.medical_seg.postprocess import MAX_COMPONENTS, encode_forms, extract_mask, measure
 from shared.api.mask import SegmentIn
 from shared.vision.decode import decode
 from shared.vision.mask_regions import decode_run_lengths
-
-torch.set_num_threads(1)
 
 ALL = ("mask", "contours", "rle", "probability")
 
@@ -44,15 +41,6 @@ def test_mask_is_the_sigmoid_of_the_enlarged_map_over_the_threshold(normalise, t
     assert ((found.mask == (expected >= threshold)) | (np.abs(expected - threshold) < 1e-5)).all()
     assert np.abs(found.shades / 255 - expected).max() <= 0.5 / 255 + 1e-5
     assert found.peak == pytest.approx(expected.max(), abs=1e-5)
-
-
-@pytest.mark.parametrize("normalise", ["none", "minmax"])
-def test_bands_change_nothing(monkeypatch, normalise):
-    whole = extract_mask(NOISE, 70, 90, asked(normalise=normalise))
-    monkeypatch.setattr(preprocess, "_STRIP", 90 * 9)
-    banded = extract_mask(NOISE, 70, 90, asked(normalise=normalise))
-    assert (whole.mask == banded.mask).all()
-    assert np.abs(whole.shades.astype(int) - banded.shades).max() <= 1
 
 
 def test_frame_without_a_polyp_is_empty_unless_stretched():
@@ -123,13 +111,6 @@ def test_mask_of_noise_lists_its_largest_components_only():
     assert sum(not contour.hole for contour in made["contours"]) == MAX_COMPONENTS
     areas = [component.area for component in told["components"]]
     assert areas == sorted(areas, reverse=True)
-
-
-def test_drawing_marks_the_mask_only():
-    page = np.full((64, 64, 3), 90, np.uint8)
-    found = extract_mask(blobs(), 64, 64, asked())
-    changed = (draw_mask(page, found.mask) != page).any(axis=2)
-    assert (changed == found.mask).all()
 
 
 def test_components_that_reach_no_peak_are_dropped():

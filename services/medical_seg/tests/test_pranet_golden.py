@@ -1,7 +1,5 @@
 """Both networks against the published models' behaviour: layout, outputs, losses and one training step."""
 
-from __future__ import annotations
-
 import zlib
 
 import numpy as np

@@ -1,6 +1,5 @@
 """PraNet on EfficientNet-Lite0: its layout, and a training on a folder of frames and masks that ends in weights."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +51,6 @@ def test_the_layout_is_pranets_behind_another_backbone() -> None:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[PraNetLiteRecipe, Manifest, Path]:
-    """A recipe after two steps, and what it published where."""
     home = tmp_path_factory.mktemp("trained")
     made = recipe(frames(home / "data", 20))
     manifest = publish(made, fit(made, home / "run"), home / "out")
@@ -71,39 +69,6 @@ def test_a_folder_becomes_weights(trained: tuple[PraNetLiteRecipe, Manifest, Pat
     held.load_state_dict({key: torch.from_numpy(array) for key, array in arrays.items()})
 
 
-def test_a_coco_file_becomes_weights(tmp_path: Path) -> None:
-    folder = tmp_path / "data"
-    frames(folder, 12)
-    notes = []
-    for index, mask in enumerate(sorted((folder / "masks").iterdir())):
-        rows, columns = np.nonzero(np.asarray(Image.open(mask)))
-        if len(rows):
-            x1, y1, x2, y2 = (int(v) for v in (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1))
-            outline = [x1, y1, x2, y1, x2, y2, x1, y2]
-            notes.append({"id": index, "image_id": index, "category_id": 1, "segmentation": [outline]})
-        mask.unlink()
-    images = [{"id": index, "file_name": f"{index:02}.png"} for index in range(12)]
-    kinds = [{"id": 1, "name": "disc"}]
-    (folder / "coco.json").write_text(json.dumps({"images": images, "annotations": notes, "categories": kinds}))
-    made = recipe(folder).model_copy(update={"names": ("disc",)})
-    fitted = fit(made, tmp_path / "run")
-    survey = made.survey()
-    assert survey is not None
-    assert survey.train + survey.held_out == 12
-    assert survey.classes["marked"] > 0
-    assert "dice_at_half" in made.measure(fitted.network)
-
-
-def test_it_starts_from_a_file_instead_of_imagenet(trained: tuple[PraNetLiteRecipe, Manifest, Path]) -> None:
-    first, _, file = trained
-    built = first.model_copy(update={"start": str(file)}).network().state_dict()
-    held = read_weights(file).arrays
-    assert held.keys() == built.keys()
-    assert all(
-        torch.equal(built[key], torch.from_numpy(array)) for key, array in held.items() if array.dtype == np.float32
-    )
-
-
 @pytest.mark.release
 def test_it_learns_to_mark_discs(tmp_path: Path) -> None:
     made = recipe(frames(tmp_path / "data", 24), steps=60)
@@ -118,20 +83,6 @@ def test_samples_without_a_polyp_come_from_frames_with_one(tmp_path: Path) -> No
         for step in range(6)
     ]
     assert np.mean(shares) > 0.6
-
-
-def test_broken_files_are_left_out_and_named(tmp_path: Path) -> None:
-    folder = frames(tmp_path / "data", 20)
-    (folder / "images" / "03.png").write_bytes(b"broken")
-    Image.new("1", (96, 200)).save(folder / "masks" / "05.png")
-    (folder / "masks" / "07.png").unlink()
-    made = recipe(folder)
-    made.prepare(tmp_path)
-    survey = made.survey()
-    assert survey is not None
-    assert survey.train + survey.held_out == 17
-    text = " ".join(survey.lines())
-    assert all(name in text for name in ("03.png", "05.png", "07.png"))
 
 
 def test_too_little_to_train_on_is_refused(tmp_path: Path) -> None:

@@ -1,51 +1,26 @@
-"""Pictures of every kind become masks of their own size; a bad one fails alone; a batch equals its singles."""
+"""Pictures of every kind become masks of their own size, in every form."""
 
 import io
-import shutil
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from services.medical_seg.segmenter import MAX_PIXELS, TENSOR_NAMES, Segmenter
+from services.medical_seg.segmenter import Segmenter
 from shared.api.mask import SegmentIn
 from shared.api.tensors import TensorSpec
-from shared.engines.onnx import OnnxEngine
-from shared.errors import (
-    InvalidOption,
-    Malformed,
-    NotReady,
-    TooLarge,
-    UnsupportedMedia,
-)
-from shared.export import artifacts
-from shared.export.artifacts import ExportedForms
-from shared.registry import CallContext, Card, Limits, LoadContext, Metric, Paper, network
-from shared.registry.weights import Manifest, NetworkSpec, read_weights, write_weights
+from shared.registry import CallContext
+from shared.registry.weights import Manifest, NetworkSpec, Weights
 from shared.vision.decode import decode
 from shared.vision.servable import DataConfig
 from tests.bad_pictures import encoded, odd, quadrants
-
-torch.set_num_threads(1)
-
-CONFIG = {"width": 0.125, "decoder": 8, "classifier": False}
-SIDE = 64
-FACTS = {"task": "segment", "summary": "s", "paper": Paper(title="t", venue="v", year=2020), "licence": "Apache-2.0"}
+from tests.harness.models import toy_card
 
 
 class Small(Segmenter):
-    """A small PraNet with random weights."""
+    """A model without weights."""
 
-    weights = "small"
-    card = Card(
-        name="small",
-        example={"threshold": 0.4},
-        notes=("A note.",),
-        limits=Limits(max_side=4000),
-        metrics=(Metric(name="dice_at_half", ours=None, data="d"), Metric(name="other", ours=None, data="d")),
-        **FACTS,
-    )
+    card = toy_card("small", "segment")
 
 
 class Blob:
@@ -69,40 +44,6 @@ class Blob:
         """Nothing is held."""
 
 
-@pytest.fixture(scope="module")
-def packaged(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("weights")
-    torch.manual_seed(4)
-    net = network("pranet", **CONFIG)
-    for module in net.modules():  # lively statistics, so that the map is not flat
-        if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.uniform_(module.weight, 0.8, 1.2)
-    arrays = {key: value.numpy() for key, value in net.state_dict().items()}
-    manifest = Manifest(
-        name="small",
-        origin="trained",
-        network=NetworkSpec(name="pranet", config=CONFIG),
-        parameters=7,
-        recipe={"scale": {"side": SIDE}},
-        metrics={"dice_at_half": 0.5},
-    )
-    write_weights(folder, arrays, manifest)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
-def small(packaged, cache):
-    Small.folder = packaged
-    found = Small.load(LoadContext(engine="onnx", cache=cache, weights=cache / "none", threads=1))
-    yield found
-    found.close()
-
-
 @pytest.fixture
 def blob():
     return Small(Small.card, Blob(), DataConfig(32))
@@ -117,73 +58,10 @@ def one(servable, request, run=None):
     return answer
 
 
-def timeless(answer):
-    return answer.model_dump(exclude={"times"})
-
-
-# Loading.
-
-
-def test_weights_are_verified_and_their_facts_go_into_the_card(small):
-    assert len(small.card.weights) == 64
-    assert small.card.parameters == 7
-    assert [metric.ours for metric in small.card.metrics] == [0.5, None]
-    assert small.config.side == SIDE
-    assert Small.card.weights is None  # the class's own Card is left as it was
-
-
-def test_graph_is_exported_once_and_named_by_digest(small, cache, monkeypatch):
-    (path,) = cache.glob("small-*.onnx")
-    assert small.card.weights in path.name
-    monkeypatch.setattr(ExportedForms, "_export", lambda _: pytest.fail("was exported again"))
-    again = Small.load(LoadContext(engine="onnx", cache=cache, weights=cache / "none", threads=1))
-    assert again.card == small.card
-
-
-def test_engine_takes_any_batch_at_the_side_of_the_weights(small):
-    assert small.engine.inputs == (TensorSpec(name=TENSOR_NAMES[0], datatype="FP32", shape=(-1, 3, SIDE, SIDE)),)
-    assert small.engine.outputs == (TensorSpec(name=TENSOR_NAMES[1], datatype="FP32", shape=(-1, 1, SIDE, SIDE)),)
-
-
-def test_auto_serves_the_graph(packaged, cache):
-    assert Small.load(LoadContext(cache=cache, weights=cache / "none", threads=1)).engine.name == "onnx"
-
-
-def test_imported_weights_win_and_are_served_at_full_size(packaged, tmp_path):
-    held = read_weights(packaged / "small.safetensors")
-    facts = {"origin": "imported", "recipe": {}, "metrics": {}}
-    write_weights(tmp_path / "imported", held.arrays, held.manifest.model_copy(update=facts))
-    found = Small.load(LoadContext(engine="torch", cache=tmp_path, weights=tmp_path / "imported"))
-    assert found.config.side == 352
-    assert [metric.ours for metric in found.card.metrics] == [None, None]
-
-
-def test_tampered_weights_are_not_served(packaged, tmp_path):
-    shutil.copytree(packaged, tmp_path / "weights")
-    file = tmp_path / "weights" / "small.safetensors"
-    raw = bytearray(file.read_bytes())
-    raw[-1] ^= 1
-    file.write_bytes(raw)
-    with pytest.raises(NotReady, match="not what its manifest describes"):
-        Small.load(LoadContext(cache=tmp_path, weights=tmp_path / "weights"))
-
-
-def test_engine_that_holds_another_network_is_not_ready(packaged, cache, monkeypatch):
-    other = Blob()
-    monkeypatch.setattr(artifacts, "open_engine", lambda *_: other)
-    with pytest.raises(NotReady, match=r"blob engine holds another network: image \[-1, 3, 32, 32\]"):
-        Small.load(LoadContext(cache=cache, weights=cache / "none"))
-
-
-def test_missing_weights_are_not_ready(tmp_path):
-    class Absent(Small):
-        weights = "absent"
-
-    with pytest.raises(NotReady, match="no weights for 'absent'"):
-        Absent.load(LoadContext(cache=tmp_path, weights=tmp_path))
-
-
-# Pictures.
+def test_weights_are_served_at_the_side_that_they_were_trained_with():
+    manifest = Manifest(name="a", origin="imported", network=NetworkSpec(name="pranet"))
+    trained = manifest.model_copy(update={"recipe": {"scale": {"side": 64}}})
+    assert [Small.data_config(Weights({}, one)).side for one in (manifest, trained)] == [352, 64]
 
 
 @pytest.mark.parametrize("sample", odd(), ids=lambda sample: sample.name)
@@ -193,33 +71,12 @@ def test_every_readable_picture_is_answered_in_its_upright_size(blob, sample):
     assert decode(answer.mask).pixels.shape[:2] == sample.size[::-1]
 
 
-def test_bad_pictures_never_reach_the_engine(blob):
-    good = encoded(quadrants(), "PNG")
-    first, second, third = blob.predict([ask(good), ask(b"text"), ask(good)], CallContext())
-    assert isinstance(second, UnsupportedMedia)
-    assert timeless(first) == timeless(third)
-    assert blob.engine.batches == [2]
-    blob.engine.batches.clear()
-    answers = blob.predict([ask(b""), ask(b"text")], CallContext())
-    assert [type(answer) for answer in answers] == [Malformed, UnsupportedMedia]
-    assert blob.engine.batches == []
-
-
 def test_turned_picture_is_answered_in_upright_pixels(blob):
     stored = next(sample for sample in odd() if sample.name == "exif-6-jpeg")
     assert Image.open(io.BytesIO(stored.data)).size == (48, 64)
     answer = one(blob, ask(stored.data))
     assert (answer.width, answer.height) == (64, 48)
     assert answer.components[0].centre == pytest.approx((25, 24.75), abs=1)
-
-
-def test_card_and_place_bound_the_picture(packaged, cache, small):
-    assert (small.bounds.max_side, small.bounds.pixels) == (4000, MAX_PIXELS)
-    options = {"max_pixels": "3000", "max_body_bytes": "100000"}
-    strict = Small.load(LoadContext(engine="torch", cache=cache, weights=cache / "none", options=options))
-    error = one(strict, ask(encoded(quadrants(), "PNG")))
-    assert isinstance(error, TooLarge)
-    assert "3,072 in all; the limit is 3,000" in error.detail
 
 
 def test_resizing_and_first_frames_are_noted(blob):
@@ -236,9 +93,6 @@ def test_empty_picture_has_an_empty_mask(blob):
     assert answer.empty
     assert (answer.contours, answer.components, answer.area) == ([], [], 0)
     assert not decode(answer.mask).pixels.any()
-
-
-# Forms.
 
 
 def test_overlay_is_drawn_on_the_upright_picture(blob):
@@ -260,10 +114,3 @@ def test_answer_is_rendered_whatever_it_includes(blob, media, kind, include):
     assert picture.format == kind
     full = decode(blob.render(ask(request.image), one(blob, ask(request.image)), "image/png"))
     assert np.abs(picture.pixels.astype(int) - full.pixels).mean() < 6
-
-
-def test_tensor_of_another_size_is_refused_by_name(small):
-    with pytest.raises(InvalidOption) as caught:
-        small.engine.run({"image": np.zeros((1, 3, 48, 48), np.float32)})
-    assert caught.value.field == "image"
-    assert isinstance(small.engine, OnnxEngine)

@@ -3,8 +3,6 @@
 Every tensor follows from its name by a checksum, so the golden files need to hold only what came out.
 """
 
-from __future__ import annotations
-
 import json
 import zlib
 from collections.abc import Callable, Iterator
@@ -17,8 +15,9 @@ import torch
 from torch import nn
 
 from services.vision_restoration.restorer import Restorer
-from shared.registry import Card, LoadContext, Paper, network
+from shared.registry import LoadContext, network
 from shared.registry.weights import Manifest, NetworkSpec, write_weights
+from tests.harness.models import toy_card
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -36,7 +35,6 @@ def _one_thread() -> None:
 
 
 def uniform(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Numbers in 0..1 that follow from a name."""
     seed = zlib.crc32(f"public-v1:{name}".encode())
     return np.random.Generator(np.random.PCG64(seed)).random(shape)
 
@@ -56,8 +54,6 @@ def _weight(key: str, shape: tuple[int, ...]) -> torch.Tensor:
 
 @pytest.fixture(scope="session")
 def golden() -> Callable[[str], Any]:
-    """Read a golden file by name."""
-
     def read(name: str) -> Any:
         path = GOLDEN / name
         return json.loads(path.read_text()) if path.suffix == ".json" else dict(np.load(path))
@@ -85,8 +81,6 @@ def fill() -> Callable[..., nn.Module]:
 
 @pytest.fixture(scope="session")
 def picture() -> Callable[..., torch.Tensor]:
-    """A picture (n, 3, h, w) in 0..1 by rule."""
-
     def draw(n: int, h: int, w: int, name: str = "input") -> torch.Tensor:
         name, shape = f"{name}:{n}x3x{h}x{w}", (n, 3, h, w)
         coarse = uniform(f"{name}:lo", (n, 3, -(-h // 16), -(-w // 16)))
@@ -116,7 +110,6 @@ def slim() -> Callable[..., nn.Module]:
 
 @pytest.fixture(scope="session")
 def stored(slim, tmp_path_factory) -> Path:
-    """Folder with small untrained weights, as a package would bring them."""
     folder = tmp_path_factory.mktemp("weights")
     net = slim()
     manifest = Manifest(
@@ -132,27 +125,17 @@ def stored(slim, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def served(stored, tmp_path_factory) -> Iterator[Restorer]:
-    """A Servable over those weights, as a fresh machine would load it."""
     restorer = loaded_from(stored, tmp_path_factory.mktemp("home"))
     yield restorer
     restorer.close()
 
 
 def loaded_from(packaged: Path, home: Path, engine: Any = "auto", **options: str) -> Restorer:
-    """The Servable with weights of a test's own."""
-
     class Small(Restorer):
         """RRFormer, small."""
 
         folder = packaged
-        card = Card(
-            name="small",
-            task="restore",
-            summary="A test.",
-            licence="none",
-            variants=("paper", "released"),
-            paper=Paper(title="None", venue="none", year=2023),
-        )
+        card = toy_card("small", "restore", variants=("paper", "released"))
 
     place = LoadContext(cache=home / "cache", weights=home / "weights", threads=1, engine=engine, options=options)
     return Small.load(place)
@@ -160,5 +143,4 @@ def loaded_from(packaged: Path, home: Path, engine: Any = "auto", **options: str
 
 @pytest.fixture(scope="session")
 def load_from() -> Callable[..., Restorer]:
-    """`loaded_from`, for tests with a machine of their own."""
     return loaded_from

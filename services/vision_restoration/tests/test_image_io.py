@@ -1,7 +1,5 @@
 """Files in and out: all 16 bits, profile and EXIF kept, orientation applied once, what a format can't hold refused."""
 
-from __future__ import annotations
-
 import io
 
 import cv2
@@ -11,7 +9,7 @@ import tifffile
 from PIL import Image, ImageCms
 
 from services.vision_restoration.image_io import PictureFile, deep_png, read_image, write_image
-from shared.errors import InvalidOption, UnsupportedMedia
+from shared.errors import InvalidOption
 from shared.vision.decode import DEFAULT_BOUNDS
 
 ORIENTATION, MAKE = 0x0112, 0x010F
@@ -74,18 +72,6 @@ def test_16_bit_grey_becomes_rgb_with_all_bits():
     grey = deep(channels=1)[..., 0]
     found = opened(saved("PNG", Image.fromarray(grey)))
     assert np.array_equal(found.pixels, np.repeat(grey[..., None], 3, axis=2))
-
-
-def test_16_bits_in_a_layout_not_read_here_are_read_as_8_and_said_so():
-    grey_and_alpha = bytearray(deep_png(PictureFile(deep(2, 2), "png")))
-    assert opened(bytes(grey_and_alpha)).notes == []
-    out = io.BytesIO()
-    tifffile.imwrite(out, np.moveaxis(deep(), 2, 0), photometric="rgb", planarconfig="separate")
-    try:
-        found = opened(out.getvalue())
-    except UnsupportedMedia:
-        pytest.skip("this Pillow does not read separate planes at all")
-    assert found.pixels.dtype == np.uint16 or "8 of their 16 bits" in found.notes[0]
 
 
 @pytest.mark.parametrize("turn", range(1, 9))

@@ -1,7 +1,5 @@
 """PSNR and SSIM: against scikit-image, at the ends of their ranges, and independent of the bands they work in."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
@@ -22,11 +20,6 @@ def pictures(height: int = 64, width: int = 48, noise: int = 20) -> tuple[np.nda
 def test_psnr_is_that_of_its_formula():
     first = np.full((20, 30, 3), 100, np.uint8)
     assert psnr(first, first + 5) == pytest.approx(10 * math.log10(255**2 / 25))
-
-
-def test_psnr_sees_both_signs_of_a_difference():
-    black, white = np.zeros((16, 16, 3), np.uint8), np.full((16, 16, 3), 255, np.uint8)
-    assert psnr(black, white) == psnr(white, black) == 0
 
 
 def test_equal_pictures_are_infinitely_alike():

@@ -1,6 +1,4 @@
-"""The recipe: one step learns, knobs reach the network, scores tell clean pairs from others."""
-
-from __future__ import annotations
+"""The recipe: two steps end in weights, and scores tell clean pairs from others."""
 
 import numpy as np
 import pytest
@@ -23,20 +21,6 @@ def pairs(plain: tuple[bool, ...] = (False, True)) -> ReflectionPairs:
     return ReflectionPairs(mixed, clean, np.array(plain))
 
 
-def test_the_network_is_the_slim_one_of_the_spec():
-    net = RRFormerDemo().network()
-    assert sum(p.numel() for p in net.parameters()) == 652_446
-    assert net.net.variant == "paper"
-    assert RRFormerDemo(variant="released").network().net.variant == "released"
-
-
-def test_training_begins_near_the_input():
-    torch.manual_seed(1)
-    net, held = RRFormerDemo().network(), pairs((False,))
-    with torch.no_grad():
-        assert (net.eval()(tensor(held.mixed)) - tensor(held.mixed)).abs().mean() < 0.15
-
-
 def test_a_fit_of_two_steps_is_measured_and_published(tmp_path):
     recipe = RRFormerDemo(**SHORT, schedule=Schedule(steps=2, batch=2, rate=1e-4, validate_every=1))
     fitted = fit(recipe, tmp_path / "fit")
@@ -53,13 +37,6 @@ def test_scores_of_the_right_answer_are_perfect():
     assert (scores["psnr"], scores["psnr_clean"], scores["ssim"]) == (60, 60, pytest.approx(1))
     assert scores["psnr_identity"] == pytest.approx(20 * np.log10(255 / 30))
     assert (scores["pairs"], scores["clean_pairs"]) == (2, 1)
-
-
-def test_scores_of_the_input_are_the_identitys():
-    held = pairs()
-    scores = score_pairs(held.mixed, held)
-    assert scores["psnr_gain"] == 0
-    assert scores["psnr"] == scores["psnr_identity"]
 
 
 def test_answers_are_clipped_and_truncated():

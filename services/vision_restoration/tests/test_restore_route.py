@@ -1,6 +1,5 @@
-"""`POST /v1/restore`: references, Accept, bad pictures, limits, deadlines. What routes share is tested with them."""
+"""`POST /v1/restore`: references, Accept, deadlines. What routes share is tested with them."""
 
-import base64
 import io
 
 import numpy as np
@@ -10,15 +9,10 @@ from PIL import Image
 from services.vision_restoration.models.rrformer import RRFormerRestorer
 from services.vision_restoration.restorer import Restorer
 from shared.api.restore import RestoreOut
-from shared.serving.build_app import build
-from shared.serving.tests.ready_client import ready_client
-from shared.settings import Settings
-from tests.bad_pictures import refused
+from tests.harness.models import answered, client_of
 
 EXAMPLE = (RRFormerRestorer.folder.parent / "models" / "example.jpg").read_bytes()
 SIZE = Image.open(io.BytesIO(EXAMPLE)).size
-REFUSED = ("truncated-png", "bomb-png", "gif")
-"""Pictures of each status; the contract suite sends all of them to the Servable."""
 
 
 @pytest.fixture(scope="module")
@@ -29,30 +23,13 @@ def client(stored, tmp_path_factory):
         folder = stored
         card = RRFormerRestorer.card
 
-    settings = Settings(
-        _env_file=None,
-        data_dir=tmp_path_factory.mktemp("fovea"),
-        intra_op_threads=1,
-        max_images=3,
-        max_pixels=500_000,
-        shutdown_grace_s=1,
-    )
-    with ready_client(build("vision-restoration", servables={"rrformer": Pane}, settings=settings)) as made:
+    with client_of(tmp_path_factory.mktemp("fovea"), "vision-restoration", {"rrformer": Pane}) as made:
         yield made
-
-
-def text(data: bytes, prefix: str = "") -> str:
-    return prefix + base64.b64encode(data).decode()
-
-
-def answered(reply) -> RestoreOut:
-    assert reply.status_code == 200, reply.text
-    return RestoreOut.model_validate_json(reply.content)
 
 
 def test_a_reference_is_a_second_file(client):
     files = {"image": ("a.jpg", EXAMPLE, "image/jpeg"), "reference": ("b.jpg", EXAMPLE, "image/jpeg")}
-    found = answered(client.post("/v1/restore", files=files))
+    found = answered(client.post("/v1/restore", files=files), RestoreOut)
     assert found.input_likeness.psnr is None
     assert found.likeness.psnr < 60
 
@@ -68,30 +45,11 @@ def test_a_reference_is_a_second_file(client):
 )
 def test_accept_gives_the_restored_picture_or_what_is_included(client, asked, shown):
     reply = client.post(
-        f"/v1/restore{asked}",
-        content=EXAMPLE,
-        headers={"content-type": "image/jpeg", "accept": "image/webp"},
+        f"/v1/restore{asked}", content=EXAMPLE, headers={"content-type": "image/jpeg", "accept": "image/webp"}
     )
     assert reply.headers["content-type"] == "image/webp"
     width = np.asarray(Image.open(io.BytesIO(reply.content))).shape[1]
     assert width == (2 * SIZE[0] + 8 if shown == "comparison" else SIZE[0])
-
-
-@pytest.mark.parametrize("sample", [one for one in refused() if one.name in REFUSED], ids=lambda sample: sample.name)
-def test_bad_pictures_are_refused_in_words(client, sample):
-    reply = client.post("/v1/restore", files={"image": sample.data})
-    assert reply.status_code == sample.status
-    assert reply.headers["content-type"] == "application/problem+json"
-    assert "Traceback" not in reply.text
-
-
-def test_too_many_pixels_are_refused_with_limit_and_value(client):
-    out = io.BytesIO()
-    Image.new("1", (1000, 600)).save(out, "PNG")
-    reply = client.post("/v1/restore", files={"image": out.getvalue()})
-    assert reply.status_code == 413
-    assert "600,000" in reply.json()["detail"]
-    assert "500,000" in reply.json()["detail"]
 
 
 def test_a_deadline_that_is_too_short_is_said_before_any_work(client, monkeypatch):

@@ -1,14 +1,12 @@
 """Properties of the network: the body that has no effect, the factored first layer, windows and their masks, sizes."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.vision_restoration.models.swin import SHIFT, WINDOW, SwinBlock, shift_mask
+from services.vision_restoration.models.swin import SHIFT, WINDOW, shift_mask
 from services.vision_restoration.recipes.identity_init import start_at_identity
 from shared.errors import InvalidOption
 from shared.registry import network
@@ -60,20 +58,6 @@ def test_a_side_below_32_is_refused_by_name(picture):
     assert caught.value.field == "image"
 
 
-@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
-def test_a_constant_picture_has_a_finite_answer(slim, value):
-    with torch.no_grad():
-        assert slim()(torch.full((1, 3, 64, 64), value)).isfinite().all()
-
-
-def test_tower_levels_halve_and_round_down(picture):
-    levels = network("vgg19-features", widths=(2, 3, 4, 5, 6))(picture(1, 70, 101))
-    assert [tuple(level.shape[1:]) for level in levels] == [
-        (2, 70, 101), (3, 35, 50), (4, 17, 25), (5, 8, 12), (6, 4, 6),
-    ]  # fmt: skip
-    assert all((level >= 0).all() for level in levels)
-
-
 def test_short_tower_has_the_same_levels_as_the_whole_one(picture):
     whole = network("vgg19-features", widths=(2, 2, 2, 2, 2))
     short = network("vgg19-features", widths=(2, 2, 2, 2, 2), whole=False)
@@ -94,44 +78,6 @@ def test_mask_keeps_apart_exactly_what_the_roll_joined(rows, columns):
     same = (windows[:, :, None, :] == windows[:, :, :, None]).all(dim=0)
     assert torch.equal(mask == 0, same)
     assert set(mask.unique().tolist()) <= {0.0, -100.0}
-
-
-def test_windows_that_the_roll_left_whole_have_no_mask():
-    mask = shift_mask(32, 24)
-    assert torch.equal(mask.view(4, 3, 64, 64)[:3, :2], torch.zeros(3, 2, 64, 64))
-
-
-def test_an_unshifted_block_never_looks_at_the_mask():
-    block, x = SwinBlock(8, 2, shift=0, drop=0, buffers=False).eval(), torch.randn(1, 16, 16, 8)
-    assert torch.equal(block(x, torch.full((4, 64, 64), float("nan"))), block(x, shift_mask(16, 16)))
-
-
-def test_an_unshifted_block_keeps_to_its_windows():
-    block, x = SwinBlock(8, 2, shift=0, drop=0, buffers=False).eval(), torch.randn(1, 16, 16, 8)
-    changed = x.clone()
-    changed[:, 0, 0, 0] += 3
-    apart = (block(changed, shift_mask(16, 16)) - block(x, shift_mask(16, 16))).abs().amax(dim=-1)[0] > 1e-7
-    assert apart[:8, :8].all()
-    assert not apart[8:].any()
-    assert not apart[:8, 8:].any()
-
-
-def test_a_shifted_block_does_not_look_across_the_border_of_the_map():
-    block, x = SwinBlock(8, 2, shift=4, drop=0, buffers=False).eval(), torch.randn(1, 24, 24, 8)
-    changed = x.clone()
-    changed[:, 0, 0, 0] += 3
-    apart = (block(changed, shift_mask(24, 24)) - block(x, shift_mask(24, 24))).abs().amax(dim=-1)[0] > 1e-7
-    assert apart[:4, :4].all()
-    assert not apart[-4:].any()
-    assert not apart[:, -4:].any()
-
-
-def test_stochastic_depth_drops_whole_samples_and_keeps_the_mean():
-    block = SwinBlock(8, 2, shift=0, drop=0.5, buffers=False).train()
-    kept = torch.stack([block._kept(torch.ones(4, 8, 8, 8)) for _ in range(200)])
-    assert set(kept.unique().tolist()) == {0.0, 2.0}
-    assert kept.mean().item() == pytest.approx(1, abs=0.15)
-    assert torch.equal(block.eval()._kept(torch.ones(4, 8, 8, 8)), torch.ones(4, 8, 8, 8))
 
 
 def test_a_network_can_begin_at_the_identity(picture):

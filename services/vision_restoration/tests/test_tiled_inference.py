@@ -1,7 +1,5 @@
 """The demo weights in tiles: with the context of their variant, tiles equal the whole; on other grids they don't."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

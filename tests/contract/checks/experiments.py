@@ -4,8 +4,6 @@ A report follows from its spec, its seed and the model it studies, and from noth
 before, not from where a run was stopped. What is finished is never computed again.
 """
 
-from __future__ import annotations
-
 import copy
 import hashlib
 import random
@@ -90,11 +88,6 @@ class Machines:
 
 
 def answered(study: Experiment[Any], spec: BaseModel, run: CallContext | None = None) -> Report:
-    """The report.
-
-    Raises:
-        FoveaError: There is none.
-    """
     (answer,) = study.predict([spec], run or CallContext())
     if isinstance(answer, FoveaError):
         raise answer
@@ -447,5 +440,4 @@ JOB_CHECKS = (
 
 
 def experiment_checks(kind: type[Experiment[Any]]) -> list[Callable[[Machines], None]]:
-    """The checks that apply to an experiment."""
     return [check for check in EXPERIMENT_CHECKS if kind.mode == "job" or check not in JOB_CHECKS]

@@ -4,8 +4,6 @@ A verdict follows from one pair, the template and what the language model says o
 earlier requests, and never from nothing.
 """
 
-from __future__ import annotations
-
 import json
 import random
 import re
@@ -362,5 +360,4 @@ JUDGE_CHECKS = tuple(check for name, check in list(globals().items()) if name.st
 
 
 def judge_checks(kind: type[Judge]) -> list[Callable[[Bench], None]]:
-    """The checks that apply to a judge."""
     return [check for check in JUDGE_CHECKS if kind.asks_model or check not in MODEL_CHECKS]

@@ -1,7 +1,5 @@
 """Which checks apply to which Servable, by what its class says: checks that don't apply are never collected."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -28,7 +26,6 @@ def applies_to(condition: Callable[[Kind], object]) -> Callable[[Check], Check]:
 
 
 def applicable(checks: Iterable[Check], kind: Kind) -> list[Check]:
-    """The checks that apply to a class."""
     return [check for check in checks if _CONDITIONS.get(check, bool)(kind)]
 
 
@@ -53,7 +50,6 @@ def is_called_by_threads(kind: Kind) -> bool:
 
 
 def has_parts(kind: Kind) -> bool:
-    """Whether requests choose parts of the answer."""
     return "include" in kind.In.model_fields
 
 
@@ -72,6 +68,5 @@ def writes_with_named_weights(kind: Kind) -> bool:
 
 @cache
 def _digests() -> frozenset[str]:
-    """Digests of the weights that came with the packages."""
     manifests = (file.with_suffix(".json").read_text("utf8") for file in shipped_weights().values())
     return frozenset(json.loads(manifest)["sha256"] for manifest in manifests)

@@ -1,7 +1,5 @@
 """A loaded Servable as checks see it: it answers requests, whatever its mode."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -76,7 +74,6 @@ class CancelsAfter(CallContext):
 
 
 def pictures_of(kind: type[Servable[Any, Any]]) -> list[str]:
-    """Fields of a Servable's requests that hold one picture."""
     properties = kind.In.model_json_schema()["properties"]
     return [name for name, prop in properties.items() if prop.get("contentMediaType", "").startswith("image/")]
 

@@ -1,7 +1,5 @@
 """Situations in which the options of a task show, and the few that no answer can show. Of tasks, not of plug-ins."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -38,15 +36,9 @@ _OWN_CONTEXTS: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]] = {
 """Where one option is sure to show: tried before all others."""
 
 _FOUND_NOTHING = {
-    "model": "m",
-    "version": "1",
-    "engine": "onnx",
-    "width": 9,
-    "height": 9,
-    "detections": [],
-    "counts": {},
-    "times": {},
-}
+    "model": "m", "version": "1", "engine": "onnx", "width": 9, "height": 9, "detections": [],
+    "counts": {}, "times": {},
+}  # fmt: skip
 
 _VALUES: Mapping[tuple[str, str], Sequence[Any]] = {
     ("chat", "logit_bias"): [{3: 100.0}, {65: 100.0}],
@@ -81,20 +73,7 @@ FREE: Mapping[tuple[str, str], str] = {
     ("plan", "time_limit"): "a bound of time",
     ("probe", "seed"): "see checks.experiments",
 } | {
-    (task, "model"): "the platform chooses the Servable by it"
-    for task in (
-        "chat",
-        "complete",
-        "embed",
-        "restore",
-        "segment",
-        "detect",
-        "classify",
-        "actions",
-        "scanpath",
-        "plan",
-        "judge",
-    )
+    (task, "model"): "the platform chooses the Servable by it" for task in (*_CONTEXTS, "complete", "classify", "judge")
 }
 """Options that no answer can show, each with the reason."""
 

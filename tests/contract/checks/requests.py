@@ -1,7 +1,5 @@
 """Requests that differ from an example in what they are about, or in one option. Made from schemas, for any plug-in."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from shared.errors import FoveaError
 from shared.vision.decode import decode
 from shared.vision.draw import encode
-from tests.contract.checks.loaded import Loaded, refused_by
+from tests.contract.checks.loaded import Loaded
 from tests.contract.sameness import differences
 
 MOST = 3
@@ -135,7 +133,6 @@ def _twisted_picture(data: bytes, turn: int) -> bytes | None:
 
 
 def options_of(loaded: Loaded) -> list[tuple[str, dict[str, Any]]]:
-    """Properties of its requests' schema by name."""
     return list(loaded.servable.In.model_json_schema()["properties"].items())
 
 
@@ -216,8 +213,3 @@ def _lists(prop: dict[str, Any], schema: dict[str, Any], now: Any) -> list[Any]:
     if now:
         found += [list(now)[: max(len(now) // 2, 1)], list(now)[:-1], [*now, *list(now)[:1]]]
     return [*found, []]
-
-
-def is_refused(loaded: Loaded, request: BaseModel) -> bool:
-    """Whether a request is answered by an error."""
-    return refused_by(lambda: loaded.outcomes([request])) is not None

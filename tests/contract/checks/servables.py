@@ -4,8 +4,6 @@ The answer is what the Card's network computes with the weights that the Card na
 of its options, and on nothing else: neither on what came before nor on what is answered beside it.
 """
 
-from __future__ import annotations
-
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """What every Servable that writes text owes beside the others: its probabilities are those of the Card's network."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -77,7 +75,6 @@ def _logits(net: nn.Module, ids: Sequence[int]) -> torch.Tensor:
 
 
 def _network(loaded: Loaded) -> nn.Module:
-    """The Card's network, loaded by no Servable."""
     if "network" not in loaded.known:
         file = weights_file(loaded.card.weights or "")
         assert file is not None

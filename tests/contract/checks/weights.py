@@ -1,7 +1,5 @@
 """Networks built from the weights that a Card names, without the Servable: what its answers are compared with."""
 
-from __future__ import annotations
-
 import copy
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
@@ -44,7 +42,6 @@ def expected_digest(loaded: Loaded) -> str | None:
 
 
 def weights_file(digest: str) -> Path | None:
-    """The file with that digest, if one came with the packages."""
     return known_files().get(digest)
 
 

@@ -1,1 +1,31 @@
 """Plug-ins that are wrong in one way each. Nothing of the product finds them; the contract suite refuses them all."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from shared.errors import FoveaError
+from shared.registry import CallContext
+
+Change = Callable[[Any], Any]
+
+
+def same(thing: Any) -> Any:
+    return thing
+
+
+def changed(**values: Any) -> Change:
+    return lambda one: one.model_copy(update=values)
+
+
+def each(change: Change) -> Change:
+    return lambda answers: [one if isinstance(one, FoveaError) else change(one) for one in answers]
+
+
+def wrong(name: str, base: Any, ask: Change = same, tell: Change = same, under: Change = same, **parts: Any) -> Any:
+    """A class that does one thing otherwise than its base: changes what is asked, told or the run, or has own parts."""
+
+    def predict(self: Any, batch: Sequence[Any], run: CallContext) -> Any:
+        return tell(base.predict(self, ask(batch), under(run)))
+
+    card = base.card.model_copy(update={"name": name})
+    return type(base)(name, (base,), {"card": card, "predict": predict, "__module__": base.__module__, **parts})

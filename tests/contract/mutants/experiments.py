@@ -1,63 +1,75 @@
 """Experiments that are wrong, and for each the checks that must refuse it; and one that is new and right."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 
-from services.interpretability.core.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
+from services.interpretability.core.experiment import Experiment, Progress
 from services.interpretability.core.model_registry import TINY
 from services.interpretability.core.report import Report, Scalar
 from services.interpretability.core.studied_model import StudiedModel
 from services.interpretability.experiments.deconstruction import Deconstruction
 from services.interpretability.experiments.head_patterns import HeadPatterns
 from services.interpretability.experiments.logit_lens import LogitLens
-from shared.registry import CallContext, Card, Paper
+from shared.registry import CallContext
 from tests.contract.checks import experiments as checks
 from tests.contract.checks.weights import disturbed
+from tests.contract.mutants import wrong
+from tests.contract.plugins.experiment import ToySurprise
 
 __all__ = ["RIGHT_EXPERIMENTS", "WRONG_EXPERIMENTS"]
 
 
-def _named(kind: type[Experiment[Any]], name: str) -> Card:
-    return kind.card.model_copy(update={"name": name})
+def runs(name: str, base: type[Experiment[Any]], run: Callable[..., Report]) -> type[Experiment[Any]]:
+    """An experiment that runs otherwise."""
+    return wrong(name, base, route=name, run=run)
 
 
-class IgnoresSeed(HeadPatterns):
-    """Draws the same under every seed."""
-
-    card = _named(HeadPatterns, "ignores-seed")
-    route: ClassVar[str] = "ignores-seed"
-
-    def run(self, spec: Any, subject: StudiedModel, progress: Progress) -> Report:
-        return super().run(spec.model_copy(update={"seed": 0}), subject, progress)
+def _same_seed(self: Any, spec: Any, subject: StudiedModel, progress: Progress) -> Report:
+    return HeadPatterns.run(self, spec.model_copy(update={"seed": 0}), subject, progress)
 
 
-class DrawsFreely(LogitLens):
-    """Draws from a generator that nobody seeded."""
-
-    card = _named(LogitLens, "draws-freely")
-    route: ClassVar[str] = "draws-freely"
-
-    def run(self, spec: Any, subject: StudiedModel, progress: Progress) -> Report:
-        report = super().run(spec, subject, progress)
-        drawn = {"drawn": Scalar(value=float(np.random.default_rng().random()))}
-        return report.model_copy(update={"scalars": report.scalars | drawn})
+def _with(report: Report, number: float) -> Report:
+    return report.model_copy(update={"scalars": report.scalars | {"told": Scalar(value=number)}})
 
 
-class DoesNotResume(Deconstruction):
-    """Keeps no cell."""
+def _draw_freely(self: Any, spec: Any, subject: StudiedModel, progress: Progress) -> Report:
+    return _with(LogitLens.run(self, spec, subject, progress), float(np.random.default_rng().random()))
 
-    card = _named(Deconstruction, "does-not-resume")
-    route: ClassVar[str] = "does-not-resume"
 
-    def begin(self, spec: Any, subject: StudiedModel, run: CallContext | None = None) -> Progress:
-        return Progress(run, cells=self.cost(spec, subject).cells)
+def _read_digest(self: Any, spec: Any, subject: StudiedModel, progress: Progress) -> Report:
+    return _with(LogitLens.run(self, spec, subject, progress), int(subject.weights_sha256[:8], 16) / 2**32)
+
+
+def _read_nothing(self: Any, spec: Any, subject: StudiedModel, progress: Progress) -> Report:
+    LogitLens.run(self, spec, subject, progress)
+    return Report(title="Nothing", scalars={"length": Scalar(value=len(spec.text))})
+
+
+def _study_own(self: Any, spec: Any, subject: StudiedModel, progress: Progress) -> Report:
+    with torch.no_grad():
+        subject.model(subject.tensor([subject.encode(spec.text)]))
+    return LogitLens.run(self, spec, self.models.get(TINY), progress)
+
+
+def _run_twice(self: Any, spec: Any, subject: StudiedModel, progress: Progress) -> Report:
+    LogitLens.run(self, spec, subject, progress)
+    return LogitLens.run(self, spec, subject, progress)
+
+
+def _work_beforehand(self: Any, spec: Any, subject: StudiedModel, progress: Progress) -> Report:
+    Deconstruction.run(self, spec, subject, Progress())
+    return Deconstruction.run(self, spec, subject, progress)
+
+
+def _change_the_model(self: Any, spec: Any, subject: StudiedModel, progress: Progress) -> Report:
+    if getattr(self, "noise", None) is not None:
+        subject = StudiedModel(subject.name, self.noise, subject.tokenizer, "0" * 64, "0" * 64)
+    self.noise = disturbed(subject.model, 0.1)
+    return LogitLens.run(self, spec, subject, progress)
 
 
 class _Renamed(Progress):
@@ -71,163 +83,46 @@ class _Renamed(Progress):
         return super().cell(self.name(content), work, note)
 
 
-class NeverFindsCells(Deconstruction):
-    """Keeps cells under names that it never finds again."""
-
-    card = _named(Deconstruction, "never-finds-cells")
-    route: ClassVar[str] = "never-finds-cells"
-
-    def begin(self, spec: Any, subject: StudiedModel, run: CallContext | None = None) -> Progress:
-        return _Renamed(super().begin(spec, subject, run), lambda content: {**content, "at": time.time_ns()})
+def keeps(name: str, begin: Callable[..., Progress]) -> type[Experiment[Any]]:
+    """An experiment whose cells are kept otherwise."""
+    return wrong(name, Deconstruction, route=name, begin=begin)
 
 
-class TakesOtherCells(Deconstruction):
-    """Names its cells without the text that they depend on."""
-
-    card = _named(Deconstruction, "takes-other-cells")
-    route: ClassVar[str] = "takes-other-cells"
-
-    def begin(self, spec: Any, subject: StudiedModel, run: CallContext | None = None) -> Progress:
-        def name(content: Mapping[str, Any]) -> Mapping[str, Any]:
-            return {key: value for key, value in content.items() if key != "ids"}
-
-        return _Renamed(super().begin(spec, subject, run), name)
+def _no_cell(self: Any, spec: Any, subject: StudiedModel, run: CallContext | None = None) -> Progress:
+    return Progress(run, cells=self.cost(spec, subject).cells)
 
 
-class WorksBeforehand(Deconstruction):
-    """Computes everything outside of its cells, and hands them what is done."""
-
-    card = _named(Deconstruction, "works-beforehand")
-    route: ClassVar[str] = "works-beforehand"
-
-    def run(self, spec: Any, subject: StudiedModel, progress: Progress) -> Report:
-        super().run(spec, subject, Progress())
-        return super().run(spec, subject, progress)
+def _never_found(self: Any, spec: Any, subject: StudiedModel, run: CallContext | None = None) -> Progress:
+    inner = Deconstruction.begin(self, spec, subject, run)
+    return _Renamed(inner, lambda content: {**content, "at": time.time_ns()})
 
 
-class StudiesItsOwn(LogitLens):
-    """Studies another model than the one that was asked for."""
-
-    card = _named(LogitLens, "studies-its-own")
-    route: ClassVar[str] = "studies-its-own"
-
-    def run(self, spec: Any, subject: StudiedModel, progress: Progress) -> Report:
-        with torch.no_grad():
-            subject.model(subject.tensor([subject.encode(spec.text)]))
-        return super().run(spec, self.models.get(TINY), progress)
+def _without_text(self: Any, spec: Any, subject: StudiedModel, run: CallContext | None = None) -> Progress:
+    inner = Deconstruction.begin(self, spec, subject, run)
+    return _Renamed(inner, lambda content: {key: value for key, value in content.items() if key != "ids"})
 
 
-class ReadsTheDigest(LogitLens):
-    """Its numbers follow from the name of the weights, not from what the model does."""
-
-    card = _named(LogitLens, "reads-the-digest")
-    route: ClassVar[str] = "reads-the-digest"
-
-    def run(self, spec: Any, subject: StudiedModel, progress: Progress) -> Report:
-        report = super().run(spec, subject, progress)
-        told = {"score": Scalar(value=int(subject.weights_sha256[:8], 16) / 2**32)}
-        return report.model_copy(update={"scalars": report.scalars | told})
-
-
-class ReadsNothing(LogitLens):
-    """Calls the model and reports something else."""
-
-    card = _named(LogitLens, "reads-nothing")
-    route: ClassVar[str] = "reads-nothing"
-
-    def run(self, spec: Any, subject: StudiedModel, progress: Progress) -> Report:
-        super().run(spec, subject, progress)
-        return Report(title="Nothing", scalars={"length": Scalar(value=len(spec.text))})
-
-
-class GoesOn(Deconstruction):
-    """Works on for nobody."""
-
-    card = _named(Deconstruction, "goes-on")
-    route: ClassVar[str] = "goes-on"
-
-    def predict(self, batch: Sequence[Any], run: CallContext) -> list[Any]:
-        return super().predict(batch, CallContext())
-
-
-class UnderestimatesItself(LogitLens):
-    """Takes twice what its estimate tells."""
-
-    card = _named(LogitLens, "underestimates-itself")
-    route: ClassVar[str] = "underestimates-itself"
-
-    def run(self, spec: Any, subject: StudiedModel, progress: Progress) -> Report:
-        super().run(spec, subject, progress)
-        return super().run(spec, subject, progress)
-
-
-class KeepsTheLastModel(LogitLens):
-    """Changes what it is told to study."""
-
-    card = _named(LogitLens, "changes-the-model")
-    route: ClassVar[str] = "changes-the-model"
-
-    def run(self, spec: Any, subject: StudiedModel, progress: Progress) -> Report:
-        report = super().run(spec, subject, progress)
-        if getattr(self, "noise", None) is None:
-            self.noise = disturbed(subject.model, 0.1)
-        else:
-            report = super().run(
-                spec, StudiedModel(subject.name, self.noise, subject.tokenizer, "0" * 64, "0" * 64), progress
-            )
-        return report
-
+_goes_on = wrong("goes-on", Deconstruction, under=lambda _: CallContext(), route="goes-on")
 
 WRONG_EXPERIMENTS: Mapping[type[Experiment[Any]], Sequence[Any]] = {
-    IgnoresSeed: [checks.check_another_seed_has_another_report],
-    DrawsFreely: [checks.check_same_seed_has_the_same_report],
-    DoesNotResume: [checks.check_killed_job_goes_on_where_it_was, checks.check_cancelled_job_says_where_its_report_is],
-    NeverFindsCells: [checks.check_killed_job_goes_on_where_it_was],
-    TakesOtherCells: [checks.check_cells_of_other_specs_are_not_taken],
-    WorksBeforehand: [checks.check_killed_job_goes_on_where_it_was, checks.check_estimate_is_what_a_run_takes],
-    StudiesItsOwn: [checks.check_report_follows_from_the_model],
-    ReadsTheDigest: [checks.check_report_follows_from_what_the_model_computes],
-    ReadsNothing: [checks.check_report_follows_from_the_model],
-    GoesOn: [checks.check_cancelled_job_says_where_its_report_is],
-    UnderestimatesItself: [checks.check_estimate_is_what_a_run_takes],
-    KeepsTheLastModel: [checks.check_same_seed_has_the_same_report],
-}
+    runs("ignores-seed", HeadPatterns, _same_seed): [checks.check_another_seed_has_another_report],
+    runs("draws-freely", LogitLens, _draw_freely): [checks.check_same_seed_has_the_same_report],
+    keeps("does-not-resume", _no_cell): [
+        checks.check_killed_job_goes_on_where_it_was, checks.check_cancelled_job_says_where_its_report_is,
+    ],
+    keeps("never-finds-cells", _never_found): [checks.check_killed_job_goes_on_where_it_was],
+    keeps("takes-other-cells", _without_text): [checks.check_cells_of_other_specs_are_not_taken],
+    runs("works-beforehand", Deconstruction, _work_beforehand): [
+        checks.check_killed_job_goes_on_where_it_was, checks.check_estimate_is_what_a_run_takes,
+    ],
+    runs("studies-its-own", LogitLens, _study_own): [checks.check_report_follows_from_the_model],
+    runs("reads-the-digest", LogitLens, _read_digest): [checks.check_report_follows_from_what_the_model_computes],
+    runs("reads-nothing", LogitLens, _read_nothing): [checks.check_report_follows_from_the_model],
+    _goes_on: [checks.check_cancelled_job_says_where_its_report_is],
+    runs("underestimates-itself", LogitLens, _run_twice): [checks.check_estimate_is_what_a_run_takes],
+    runs("changes-the-model", LogitLens, _change_the_model): [checks.check_same_seed_has_the_same_report],
+}  # fmt: skip
 """Each mutant with the checks that must refuse it."""
 
-
-class PerplexitySpec(Spec):
-    """A text."""
-
-    text: str = Field("kqzwxm kqzwxm kqzwx", min_length=2, max_length=1000, description="The text.")
-
-
-class Perplexity(Experiment[PerplexitySpec]):
-    """How surprised the model is by a text: as small as an experiment can be."""
-
-    In = PerplexitySpec
-    mode = "sync"
-    route: ClassVar[str] = "perplexity"
-    card: ClassVar[Card] = Card(
-        name="perplexity",
-        task="probe",
-        licence="Apache-2.0",
-        summary="Says how surprised a model is by a text.",
-        paper=Paper(title="A Mathematical Theory of Communication", venue="BSTJ", year=1948),
-        notes=(NO_GRAPH,),
-        example={"lm": EXAMPLE_LM, "seed": 0},
-    )
-
-    def cost(self, spec: PerplexitySpec, subject: StudiedModel) -> Cost:
-        return Cost(1, len(subject.encode(spec.text)))
-
-    @torch.no_grad()
-    def run(self, spec: PerplexitySpec, subject: StudiedModel, progress: Progress) -> Report:
-        ids = subject.tensor([subject.encode(spec.text)])
-        chances = subject.model(ids)[0, :-1].float().log_softmax(-1)
-        return Report(
-            title="Perplexity", scalars={"nats": Scalar(value=float(-chances.gather(1, ids[0, 1:, None]).mean()))}
-        )
-
-
-RIGHT_EXPERIMENTS: Sequence[type[Experiment[Any]]] = (Perplexity,)
+RIGHT_EXPERIMENTS: Sequence[type[Experiment[Any]]] = (ToySurprise,)
 """New plug-ins that no check may refuse."""

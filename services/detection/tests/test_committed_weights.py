@@ -1,0 +1,96 @@
+"""Weights of real data: right on their sample without a warning, and aware of pictures of other things."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from services.detection.layers import PositionAttention
+from services.detection.models.fasternet import FasterNetClassifier
+from services.detection.models.hieraedgenet_cells import HieraEdgeNetCellsBoxDetector
+from services.detection.models.patnet import PATNetClassifier
+from services.detection.models.yolo9tr import Yolo9trBoxDetector
+from shared.api.boxes import DetectIn
+from shared.api.classes import ClassifyIn
+from shared.registry import CallContext, LoadContext, network
+from shared.registry.weights import read_weights
+
+SERVICES = Path(__file__).parents[2]
+CLOTHES = ("detection/models/smear", "detection/models/pollen", "detection/models/pavement")
+FOREIGN = {
+    HieraEdgeNetCellsBoxDetector: ("detection/models/pollen", "detection/models/pavement"),
+    PATNetClassifier: CLOTHES,
+    FasterNetClassifier: CLOTHES,
+    Yolo9trBoxDetector: (
+        "detection/models/smear", "detection/models/clothes", "detection/models/pollen", "medical_seg/models/frame",
+    ),
+}  # fmt: skip
+"""Models and pictures unlike those that they learnt from."""
+
+
+@pytest.fixture(scope="module", params=FOREIGN)
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    home = tmp_path_factory.mktemp("place")
+    loaded = request.param.load(LoadContext(engine="torch", cache=home, weights=home / "none", threads=1))
+    yield loaded
+    loaded.close()
+
+
+def test_the_sample_is_answered_rightly_and_without_a_warning(served: Any) -> None:
+    (answer,) = served.predict([served.example()], CallContext())
+    assert answer.warnings == []
+    if isinstance(served, HieraEdgeNetCellsBoxDetector):
+        cells = answer.counts
+        assert cells["WBC"] == 1
+        assert 15 <= cells["RBC"] <= 27
+        assert 1 <= cells["Platelets"] <= 6
+    elif isinstance(served, Yolo9trBoxDetector):
+        assert {each.label for each in answer.detections} in ({"crack"}, {"pothole"}, {"crack", "pothole"})
+    else:
+        assert answer.results[0].label == "shoes"
+
+
+def test_pictures_of_other_things_are_answered_with_a_warning(served: Any) -> None:
+    kind = DetectIn if served.card.task == "detect" else ClassifyIn
+    pictures = [(SERVICES / f"{name}.jpg").read_bytes() for name in FOREIGN[type(served)]]
+    answers = served.predict([kind(image=picture) for picture in pictures], CallContext())
+    assert all("unlike those" in answer.warnings[0] for answer in answers)
+
+
+@pytest.mark.parametrize("served", [HieraEdgeNetCellsBoxDetector], indirect=True)
+def test_scores_are_calibrated_and_a_request_may_ask_for_fainter_ones(served: Any) -> None:
+    example, least = served.example(), served.details()["confidence"]
+    (told,), (more,) = (
+        served.predict([one], CallContext()) for one in (example, example.model_copy(update={"confidence": 0.1}))
+    )
+    assert min(each.score for each in told.detections) > least
+    assert len(more.detections) > len(told.detections)
+    assert min(each.score for each in more.detections) > 0.1
+
+
+@pytest.mark.parametrize("kind", [PATNetClassifier, FasterNetClassifier])
+def test_the_card_names_the_kinds_of_pictures_that_its_warnings_miss(kind: Any) -> None:
+    metrics = read_weights(kind.folder / f"{kind.weights}.safetensors").manifest.metrics
+    weak = [name for name, value in metrics.items() if name.startswith("auroc_") and value < 0.95]
+    assert weak
+    assert all(name in kind.card.notes[0] for name in weak)
+
+
+@torch.no_grad()
+def test_attention_reaches_the_boxes_of_the_served_yolo9tr() -> None:
+    assert "Weak" in Yolo9trBoxDetector.card.notes[0]
+    weights = read_weights(Yolo9trBoxDetector.folder / "yolo9tr.safetensors")
+    net = network("yolo9tr", **weights.manifest.network.config).eval()
+    net.load_state_dict({key: torch.from_numpy(array) for key, array in weights.arrays.items()})
+    pixels = np.asarray(Image.open(Yolo9trBoxDetector.sample).convert("RGB").resize((320, 224)), np.float32)
+    x = torch.from_numpy(pixels.transpose(2, 0, 1)[None] / 255)
+    before = net.predictions(x)
+    for block in net.modules():
+        if isinstance(block, PositionAttention):
+            for parameter in block.attn.parameters():
+                parameter.zero_()
+    assert (before - net.predictions(x))[:, :4].abs().max() > 1
