@@ -1,7 +1,5 @@
 """The gateway in front of the real relevance-judge, whose language model answers by rule: no weights, no network."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +42,6 @@ def by_overlap(body: dict[str, Any]) -> str:
 
 @pytest.fixture(scope="module")
 def judging(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Judging]:
-    """The gateway's URL and the model behind the judges."""
     folder, model = tmp_path_factory.mktemp("judging"), FakeModel(by_overlap)
 
     def answering(kind: type[Any]) -> type[Any]:
@@ -75,19 +72,16 @@ def _serves(url: str) -> bool:
 
 @pytest.fixture
 def fovea(judging: Judging, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> Command:
-    """Run a command; gives its exit code, what it wrote and what it said beside."""
     monkeypatch.setenv("FOVEA_URL", judging.url)
     return command_runner(monkeypatch, capfdbinary)
 
 
 @pytest.fixture(scope="session")
 def files() -> Path:
-    """The folder of the mini-collection."""
     return load_mini_collection().folder
 
 
 @pytest.fixture
 def page(chromium: Any, judging: Judging, complaints: list[str]) -> Iterator[Any]:
-    """A fresh page of the console."""
     with watched(chromium, judging.url, complaints) as opened:
         yield opened

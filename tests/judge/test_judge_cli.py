@@ -1,7 +1,5 @@
 """`fovea judge …` as people use it: against a gateway and the real service, with files, pipes, JSON and mistakes."""
 
-from __future__ import annotations
-
 import csv
 import gzip
 import json

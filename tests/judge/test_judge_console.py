@@ -1,7 +1,5 @@
 """The judge's page in a real browser: a pair, a batch with progress, the grid, disagreements, rankings, the board."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,6 @@ MINI = load_mini_collection()
 
 @pytest.fixture
 def judge(page: Any) -> Any:
-    """The page, open."""
     page.goto("/console/judge")
     page.locator("fovea-judge-board tbody tr").first.wait_for()
     return page

@@ -1,7 +1,5 @@
 """`fovea judge …` from runs to a defensible statement: import, trust, weights, significance, corrections, budgets."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Evidence for judges in a real browser: each panel shows what its route answers to the mini-collection."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import httpx2
@@ -22,7 +20,6 @@ def texts() -> dict[str, str]:
 
 
 def shown(page: Any, element: str, action: str = "Use the mini-collection") -> Any:
-    """The panel, with its answer."""
     page.goto("/console/judge")
     part = page.locator(f"fovea-judge-{element}")
     part.get_by_role("button", name=action).click()

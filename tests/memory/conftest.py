@@ -1,7 +1,5 @@
 """The gateway in front of the real trained mixers, with keys and a Redis of their own."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +29,6 @@ class Remembering:
 
 @pytest.fixture(scope="module", params=["insecure-local"])
 def remembering(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Remembering]:
-    """The gateway's URL and its keys."""
     folder = tmp_path_factory.mktemp("remembering")
     kinds = {name: kind for name, kind in servables("llm-longctx").items() if name.startswith("fovea-")}
     with RedisServer(Settings(_env_file=None, data_dir=folder / "redis")) as redis:
@@ -55,13 +52,11 @@ def _serves(url: str, headers: dict[str, str]) -> bool:
 
 @pytest.fixture
 def fovea(remembering: Remembering, monkeypatch: pytest.MonkeyPatch, capfdbinary: Any) -> Command:
-    """Run a command; gives its exit code, what it wrote and what it said beside."""
     monkeypatch.setenv("FOVEA_URL", remembering.url)
     return command_runner(monkeypatch, capfdbinary)
 
 
 @pytest.fixture
 def page(chromium: Any, remembering: Remembering, complaints: list[str]) -> Iterator[Any]:
-    """A fresh page of the console."""
     with watched(chromium, remembering.url, complaints) as opened:
         yield opened

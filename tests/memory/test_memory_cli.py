@@ -1,7 +1,5 @@
 """Sessions and documents through the gateway, the client library and the command line."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 from pathlib import Path

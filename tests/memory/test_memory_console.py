@@ -1,7 +1,5 @@
 """The chat page with models that remember or cite: a document with its marked citation, a session with its surprise."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

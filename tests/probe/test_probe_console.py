@@ -1,7 +1,5 @@
 """The console's page for probes in a real browser, before the real service: forms, pictures, permalinks, the loop."""
 
-from __future__ import annotations
-
 import json
 from urllib.parse import quote
 

@@ -1,7 +1,5 @@
 """The gateway in front of a real tiny model that can be steered, and a browser."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,6 +42,5 @@ def steerable(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture
 def page(chromium: Any, steerable: Steerable, complaints: list[str]) -> Iterator[Any]:
-    """A fresh page of the console."""
     with watched(chromium, steerable[0], complaints) as opened:
         yield opened

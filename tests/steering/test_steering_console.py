@@ -1,7 +1,5 @@
 """The drawer of the chat page that steers and looks inside, with a real tiny model behind it."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The console's pages of many files in a real browser: a DICOM study as strips, a road survey as a map."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,7 +30,6 @@ KINDS = {
 
 @pytest.fixture
 def page(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
-    """A page of the console in front of one service."""
     router, servables, path = KINDS[request.param]
     settings = Settings(_env_file=None, data_dir=tmp_path, intra_op_threads=1)
     app = build(request.param, routers=[router], servables=servables, settings=settings)

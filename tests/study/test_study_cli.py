@@ -1,7 +1,5 @@
 """`fovea segment STUDY/` and a PACS that stores: through the gateway, as jobs, to files."""
 
-from __future__ import annotations
-
 import io
 import json
 import sys
@@ -27,7 +25,6 @@ from shared.settings import Settings
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A gateway in front of medical-seg."""
     folder = tmp_path_factory.mktemp("study")
     settings = Settings(_env_file=None, data_dir=folder, intra_op_threads=1)
     app = build("medical-seg", routers=[router], servables={"pranet": PraNetSegmenter}, settings=settings)

@@ -1,7 +1,5 @@
 """`fovea survey`: photographs through the gateway, to GeoJSON, a map and figures."""
 
-from __future__ import annotations
-
 import json
 import sys
 import time

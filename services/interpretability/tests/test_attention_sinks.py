@@ -1,7 +1,5 @@
 """Attention sinks: the rule against golden patterns, its properties, and the report."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """Circuits as experiments and as files: a faithful minimal circuit, what pruning leaves, files for other tools."""
 
-from __future__ import annotations
-
 import io
 import json
 from typing import Any

@@ -1,7 +1,5 @@
 """The deconstruction study goes on where it was killed, to the same report; clusters of a routing model are shown."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -39,7 +37,6 @@ def studied(cache):
 
 
 def told(report):
-    """What must not depend on the clock."""
     return report.model_copy(
         update={"tables": [t for t in report.tables if t.name != "speed"], "manifest": None}
     ).model_dump()

@@ -1,7 +1,5 @@
 """Families beside the golden ones in every measurement of heads: Qwen 3 (norms per head), Gemma 3 (windows, norms)."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

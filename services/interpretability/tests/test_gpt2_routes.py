@@ -1,7 +1,5 @@
 """A GPT-2 folder under the weights folder, over HTTP: all that studies language models answers for it."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np
@@ -30,7 +28,6 @@ KV = {"protocol": "kv", "samples": 2, "pairs": 3, "shots": 1, "key_chars": 4, "v
 
 
 def random_folder(folder):
-    """A random GPT-2 over bytes, as its users keep it."""
     folder.mkdir(parents=True)
     torch.manual_seed(5)
     model = gpt2(vocab=256, width=32, layers=LAYERS, heads=HEADS, hidden=64, positions=POSITIONS)

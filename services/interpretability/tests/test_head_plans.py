@@ -1,7 +1,5 @@
 """Scores and gates of heads against published numbers, and the plans that follow from them."""
 
-from __future__ import annotations
-
 import zlib
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """AttentionInfluence: goldens, properties, and the batch form over JSON lines."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

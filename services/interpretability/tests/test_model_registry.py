@@ -1,7 +1,5 @@
 """Which models can be studied: the package's own, and a user's GPT-2 folder, one full-size model per process."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

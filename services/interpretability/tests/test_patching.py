@@ -1,7 +1,5 @@
 """Patching: goldens of two independent implementations, equality with whole edited forwards, and properties."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

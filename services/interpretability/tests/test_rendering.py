@@ -1,7 +1,5 @@
 """Pictures: equal numbers in every form, scales that mean what they show, text that can't break out of its page."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import io

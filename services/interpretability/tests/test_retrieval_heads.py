@@ -1,7 +1,5 @@
 """The retrieval score: goldens, properties, and that teacher forcing scores what the rows say."""
 
-from __future__ import annotations
-
 import copy
 import time
 from dataclasses import replace

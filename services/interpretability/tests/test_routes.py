@@ -1,7 +1,5 @@
 """The routes: one per experiment, every form of an answer, refusals by name, kept reports and artefacts."""
 
-from __future__ import annotations
-
 import io
 import json
 

@@ -1,7 +1,5 @@
 """The probes that one forward answers: what they say, and what they refuse."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

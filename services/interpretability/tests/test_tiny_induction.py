@@ -1,7 +1,5 @@
 """The tiny model and its recipe: it copies, some of its heads are induction heads, and a step follows from its seed."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """A tiny model in a folder, served by the real app under uvicorn: what every test here talks to."""
 
-from __future__ import annotations
-
 import json
 import os
 import threading
@@ -52,7 +50,6 @@ def tiny_decoder(seed: int = 3, positions: int = CONTEXT) -> Decoder:
 
 
 def write_folder(folder: Path, *, template: str | None = CHAT) -> Path:
-    """The tiny model as a Hugging Face folder with a byte-level tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file({k: x.contiguous() for k, x in tiny_decoder().state_dict().items()}, folder / "model.safetensors")
     facts = {
@@ -87,14 +84,12 @@ def decoder() -> Decoder:
 
 @pytest.fixture
 def engine(decoder: Decoder) -> Iterator[Scheduler]:
-    """A scheduler that the test steps by hand."""
     made = Engine(decoder).scheduler
     yield made
     made.close()
 
 
 def until(reached: Callable[[], object], seconds: float = 20) -> None:
-    """Wait for what another thread brings about."""
     end = time.monotonic() + seconds
     while not reached():
         assert time.monotonic() < end, "it did not come about"
@@ -125,7 +120,6 @@ class Server:
 
 
 def app_of(path: Path, tmp: Path, **settings):
-    """The app that serves the model at `path`."""
     model = make_local_model(path)
     return build(
         "llm-longctx",

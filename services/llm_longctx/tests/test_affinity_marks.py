@@ -1,7 +1,5 @@
 """Routes that remember say so in the record of a replica, so that the gateway sends what continues to the same one."""
 
-from __future__ import annotations
-
 from fastapi import FastAPI
 
 from services.llm_longctx.api import documents, embeddings, openai, responses, sessions

@@ -1,7 +1,5 @@
 """Calls under `auto`: text is free until one begins, then its arguments meet the schema; plain answers stay as is."""
 
-from __future__ import annotations
-
 import json
 
 import jsonschema

@@ -1,7 +1,5 @@
 """Methods whose phases differ work as one, each where it acts; what would change another's maths is refused."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

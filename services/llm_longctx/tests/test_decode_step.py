@@ -38,7 +38,6 @@ def build(family: str, dtype: torch.dtype = torch.float32):
 
 
 def decode(net, how="dense", packed=None, backend="auto", prompts=(90, 33, 300), steps=4, threads=1):
-    """Logits of a few steps of a batch of unequal prompts."""
     engine = Engine(net, how, ROLES, page=16, backend=backend, packed=packed or {})
     sequences = [engine.open() for _ in prompts]
     for s, n in zip(sequences, prompts, strict=True):

@@ -1,7 +1,5 @@
 """The Servable: what is chosen to be served, how it loads, and that a batch equals its singles."""
 
-from __future__ import annotations
-
 import pytest
 
 from services.llm_longctx.models.smollm2 import SmolLM2

@@ -1,7 +1,5 @@
 """The engine, stepped by hand: batching changes nothing, waiting is fair, and what is cancelled is gone at once."""
 
-from __future__ import annotations
-
 import time
 
 import pytest

@@ -1,7 +1,5 @@
 """The engine by hand: published logits by every kind of hook, bytes by formula, and neighbours that change nothing."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import zlib

@@ -1,7 +1,5 @@
 """Fidelity to dense, needles, the watch that falls back, and the verbs: small models, true numbers."""
 
-from __future__ import annotations
-
 import io
 import json
 import time

@@ -1,7 +1,5 @@
 """Needle grids and fidelity as jobs: the same answers as at once, progress that only grows, and a cancel that frees."""
 
-from __future__ import annotations
-
 import asyncio
 import io
 import json

@@ -33,7 +33,6 @@ def net():
 
 
 def ready(name: str):
-    """A method with its small knobs."""
     knobs = methods()[name].contract_knobs
     first = knobs if isinstance(knobs, dict) else knobs[0]
     return method(name, **first)
@@ -184,8 +183,6 @@ def test_requests_of_all_types_go_together_and_are_preempted(net):
 
 
 def count_fed(decode, fed):
-    """A step that writes down how many tokens it is fed."""
-
     def run(states, tokens, *more):
         fed.append(len(tokens))
         return decode(states, tokens, *more)

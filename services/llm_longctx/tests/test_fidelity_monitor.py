@@ -1,7 +1,5 @@
 """The fidelity watch: what is held back, for whom, and how it comes back; by itself, in the scheduler, over HTTP."""
 
-from __future__ import annotations
-
 from contextvars import copy_context
 from types import SimpleNamespace
 
@@ -48,14 +46,12 @@ class Clock:
 
 
 def told(watch, policy, *agreements):
-    """Let the watch find these agreements."""
     for agreement in agreements:
         found = SimpleNamespace(agreement=agreement, divergence=0.0, delta=0.0)
         watch._record(copy_context(), policy, found)
 
 
 def held_back(method, model):
-    """What the gauge says."""
     line = f'fovea_fidelity_held_back{{method="{method}",model="{model}"}} '
     found = [one for one in telemetry.metrics_text().decode().splitlines() if one.startswith(line)]
     return float(found[0].removeprefix(line)) if found else None

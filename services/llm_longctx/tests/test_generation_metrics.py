@@ -1,7 +1,5 @@
 """What operators see of text: metrics that agree with the answers' usage, and spans of a batch and of a preemption."""
 
-from __future__ import annotations
-
 import gc
 
 from prometheus_client import REGISTRY

@@ -1,7 +1,5 @@
 """Constrained decoding: answers meet their grammar and are drawn as the model draws; bad grammars are refused."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import re

@@ -1,7 +1,5 @@
 """Every kernel back end against its float64 oracle, on shapes that nothing divides."""
 
-from __future__ import annotations
-
 import math
 
 import hypothesis

@@ -1,7 +1,5 @@
 """Pages: nothing leaks, nothing is freed twice, and no sequence ever reads or writes another's entries."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +44,6 @@ def feed(memory, T, sliding=()):
 
 
 def step(memory):
-    """Decode one token: write its entry where the memory says."""
     slots = memory.begin_step()
     k, v = fresh_entries(1, memory.length)
     for layer in range(L):
@@ -61,7 +58,6 @@ def positions(memory, layer, head):
 
 
 def told(memory, layer, head):
-    """Positions as the keys themselves tell them."""
     return [round(float(x) - 0.5 * layer - 1000 * head) for x in memory.entries(layer, head).k[:, 0]]
 
 

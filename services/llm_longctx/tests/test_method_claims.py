@@ -1,7 +1,5 @@
 """Every sparse method claims what was measured of it, and the routes tell methods, knobs and claims."""
 
-from __future__ import annotations
-
 import json
 
 import httpx2

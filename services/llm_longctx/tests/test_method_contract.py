@@ -1,7 +1,5 @@
 """Every attention method that the room holds keeps the contract; a new file joins by being there."""
 
-from __future__ import annotations
-
 import pytest
 
 from services.llm_longctx.methods import methods

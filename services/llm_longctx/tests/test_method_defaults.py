@@ -1,7 +1,5 @@
 """Methods are found by name, refuse what they can't take, and default to dense."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """Eviction by scores against published scores, kept sets and logits; its rules of order, count and protection."""
 
-from __future__ import annotations
-
 import json
 import math
 import zlib
@@ -34,7 +32,6 @@ CASES = json.loads((Path(__file__).parent / "golden/eviction.json").read_text("u
 
 
 def drawn(name, *shape):
-    """Numbers by the rule of the data's README."""
     return torch.from_numpy(uniform((zlib.crc32(name.encode()) + 211) % 2**32, math.prod(shape)).reshape(shape))
 
 
@@ -72,7 +69,6 @@ def beside(layer, n, surrogate):
 
 
 def trained(layer, kind):
-    """A layer's map from attention inputs to scores."""
     if kind == "mlp":
         inner = {"weight_in": drawn(f"zap/{layer}/weight_in", 24, 64) / 4, "bias_in": drawn(f"zap/{layer}/bias_in", 24)}
         return inner | {
@@ -84,7 +80,6 @@ def trained(layer, kind):
 
 
 def kept(name, *shape):
-    """A stored bool array."""
     bits = np.unpackbits(GOLDEN[name], count=math.prod(shape)).astype(bool)
     return torch.from_numpy(bits.reshape(shape))
 

@@ -1,7 +1,5 @@
 """The contract of attention methods has teeth: it accepts sound toys and refuses each of their broken twins."""
 
-from __future__ import annotations
-
 import pytest
 
 from services.llm_longctx.methods import methods

@@ -1,7 +1,5 @@
 """The oracles of the methods against published masks, selections and outputs; the engine against published logits."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -30,7 +28,6 @@ def golden(name):
 
 
 def near(found, name, tolerance=2e-6):
-    """Every fourth row is stored."""
     assert (found[:, ::4] - golden(name)).abs().max() < tolerance
 
 

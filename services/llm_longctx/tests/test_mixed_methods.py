@@ -4,8 +4,6 @@ Whatever happens around a request, its tokens are those of a run alone, and ever
 somebody knows it.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from functools import cache
 

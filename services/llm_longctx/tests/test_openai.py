@@ -1,7 +1,5 @@
 """Conformance with the `openai` package, against the app under uvicorn on a tiny model."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import math

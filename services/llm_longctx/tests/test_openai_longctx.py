@@ -1,7 +1,5 @@
 """`longctx` over the wire: methods per request, budgets, plans, usage, cached prefixes and answers under a grammar."""
 
-from __future__ import annotations
-
 import json
 
 import openai

@@ -1,7 +1,5 @@
 """What OpenAI's routes refuse, in OpenAI's form: never a 5xx for bad input, never a 422."""
 
-from __future__ import annotations
-
 import json
 
 import httpx2

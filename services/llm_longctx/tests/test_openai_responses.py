@@ -1,7 +1,5 @@
 """Responses and embeddings by the `openai` package, against the app under uvicorn on a tiny model."""
 
-from __future__ import annotations
-
 import base64
 import json
 

@@ -1,7 +1,5 @@
 """Interventions, captures and steering vectors over HTTP, with the openai client as anybody would use it."""
 
-from __future__ import annotations
-
 import io
 import json
 import shlex

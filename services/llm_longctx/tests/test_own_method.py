@@ -1,7 +1,5 @@
 """Methods that somebody adds in one file, as docs/07 shows them: found, served, described, refused by their class."""
 
-from __future__ import annotations
-
 import re
 import sys
 from pathlib import Path

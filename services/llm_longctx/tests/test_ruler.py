@@ -1,7 +1,5 @@
 """RULER-form samples and scores against published cases, and rules that solve every sample from its text."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter

@@ -1,7 +1,5 @@
 """Drawing tokens: what each knob keeps, and that draws belong to one answer."""
 
-from __future__ import annotations
-
 from collections import Counter
 
 import pytest

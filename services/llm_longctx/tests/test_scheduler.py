@@ -1,7 +1,5 @@
 """The scheduler under pressure: preemption, priorities, cancellation, and prefixes that are read once."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given, settings

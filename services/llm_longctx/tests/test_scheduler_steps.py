@@ -1,7 +1,5 @@
 """The scheduler's decisions, step by step, on a backend that only counts tokens; and its queue."""
 
-from __future__ import annotations
-
 import threading
 from types import SimpleNamespace
 
@@ -112,7 +110,6 @@ def ask(letter, length=3, new=2, n=1, **facts):
 
 
 def step(scheduler, times=1):
-    """The backend's calls of so many steps."""
     scheduler.backend.events.clear()
     for _ in range(times):
         scheduler.step()

@@ -1,7 +1,5 @@
 """The embedded default, for real: it loads, answers, and what it streams is what it says."""
 
-from __future__ import annotations
-
 import math
 import time
 

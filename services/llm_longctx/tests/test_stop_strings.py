@@ -1,7 +1,5 @@
 """Stop texts across any cut of the stream."""
 
-from __future__ import annotations
-
 from hypothesis import example, given
 from hypothesis import strategies as st
 

@@ -1,7 +1,5 @@
 """Structured output over HTTP: chat and completions, whole and streamed, several answers, under every method."""
 
-from __future__ import annotations
-
 import json
 import re
 

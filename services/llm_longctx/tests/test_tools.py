@@ -1,7 +1,5 @@
 """Tools over HTTP: choices, forced calls, streams, results in the conversation, templates with and without tools."""
 
-from __future__ import annotations
-
 import json
 
 import jsonschema
@@ -26,7 +24,6 @@ SHORT = [{"role": "user", "content": "?"}]
 
 @pytest.fixture(scope="module")
 def roomy(tmp_path_factory):
-    """A server whose model has room for instructions."""
     from services.llm_longctx.tests.conftest import Server, app_of, write_folder
 
     folder = write_folder(tmp_path_factory.mktemp("tools") / "Tiny Llama")

@@ -1,7 +1,5 @@
 """Small methods that exercise every hook of the contract, so that the engine is tested without the real ones."""
 
-from __future__ import annotations
-
 import math
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """What the tests of this service share: golden data and the released label sets."""
 
-from __future__ import annotations
-
 import json
 from functools import cache
 from pathlib import Path
@@ -21,17 +19,14 @@ def _labels(name: str) -> dict[tuple[str, str], int]:
 
 @pytest.fixture(scope="session")
 def released() -> Any:
-    """Released label sets by name."""
     return _labels
 
 
 @pytest.fixture(scope="session")
 def golden() -> Any:
-    """Golden files by path."""
     return lambda path: json.loads((GOLDEN / path).read_text())
 
 
 @pytest.fixture(scope="session")
 def golden_folder() -> Path:
-    """Where golden files are."""
     return GOLDEN

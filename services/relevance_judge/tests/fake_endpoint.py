@@ -1,7 +1,5 @@
 """A language model's endpoint for tests: answers by rules, remembers what it was asked, and talks no network."""
 
-from __future__ import annotations
-
 import json
 import threading
 from collections.abc import Callable

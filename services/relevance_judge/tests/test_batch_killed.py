@@ -1,7 +1,5 @@
 """A batch whose process is killed with SIGKILL goes on where it was: no label is lost, and none is asked for twice."""
 
-from __future__ import annotations
-
 import json
 import signal
 import socket

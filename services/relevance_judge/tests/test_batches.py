@@ -1,7 +1,5 @@
 """Batches ask each distinct pair once, survive failures and cancellation, and hand labels out in every form."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -1,7 +1,5 @@
 """Bias by the texts: terciles of length and overlap; self-preference; what was invalid, grade by grade."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

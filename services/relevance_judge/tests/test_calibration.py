@@ -1,7 +1,5 @@
 """Cuts turn signals into grades; evaluation leaves whole queries out."""
 
-from __future__ import annotations
-
 import math
 import tracemalloc
 

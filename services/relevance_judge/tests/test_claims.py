@@ -1,7 +1,5 @@
 """Sentences, citations, coverage without a model, nugget scores, and the biases of pairwise judges."""
 
-from __future__ import annotations
-
 from importlib import metadata
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Collections in Cranfield's form: its traps, its relatives, and what is wrong with a file."""
 
-from __future__ import annotations
-
 import pytest
 
 from services.relevance_judge.parsing.cranfield import parse_collection, parse_records

@@ -1,7 +1,5 @@
 """The ensemble of any judges: members by name, votes with weights, signals added in standard deviations."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

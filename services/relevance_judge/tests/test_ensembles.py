@@ -1,7 +1,5 @@
 """Ensembles follow their stated tie and rounding rules."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

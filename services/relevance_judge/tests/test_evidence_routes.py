@@ -1,7 +1,5 @@
 """`/v1/judge/…` for trust, weights, significance, corrected scores, budgets, answers, preferences and imports."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from importlib import metadata
@@ -54,7 +52,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
         card = QueryLikelihood.card
 
         @classmethod
-        def load(cls, context: LoadContext) -> Judge:
+        def load(cls, context: LoadContext):
             return cls(model.client())
 
     settings = Settings(_env_file=None, data_dir=tmp_path_factory.mktemp("fovea"), shutdown_grace_s=1)

@@ -1,7 +1,5 @@
 """The parser takes what an answer states, never any stray digit, and survives any text."""
 
-from __future__ import annotations
-
 import time
 from typing import Any
 

@@ -1,7 +1,5 @@
 """`/v1/judge/…` computes from uploaded labels and runs, and names what is wrong with them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

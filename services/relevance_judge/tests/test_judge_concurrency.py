@@ -1,7 +1,5 @@
 """Thirty-two requests at the same time against one judge, through the platform: each gets its own verdicts."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`POST /v1/judge` through the platform, with a model that answers by rule."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Judges grade pairs with evidence, count what is invalid, and keep no request."""
 
-from __future__ import annotations
-
 import math
 import re
 import time

@@ -1,7 +1,5 @@
 """The mini-collection is what its page says, traps included, and the lexical runs are those of the code."""
 
-from __future__ import annotations
-
 from collections import Counter
 
 import pytest

@@ -3,8 +3,6 @@
 The language model is a stand-in that answers at once, so that no deadline ends a request.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Iterator
@@ -32,7 +30,7 @@ class Judge(QueryLikelihood):
     card = QueryLikelihood.card
 
     @classmethod
-    def load(cls, context: LoadContext) -> Judge:
+    def load(cls, context: LoadContext):
         """Load nothing."""
         return cls(FakeModel(lambda _: "A").client())
 

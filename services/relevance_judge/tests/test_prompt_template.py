@@ -1,7 +1,5 @@
 """Templates are data with a digest, and no text inside query or passage can speak for them."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

@@ -1,7 +1,5 @@
 """Measures have trec_eval's semantics, and correlations are exact or None."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

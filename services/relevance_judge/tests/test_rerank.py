@@ -1,7 +1,5 @@
 """Reranking over HTTP in the forms of Jina, Cohere and vLLM, by each kind of scorer."""
 
-from __future__ import annotations
-
 import pytest
 from fastapi.testclient import TestClient
 

@@ -1,7 +1,5 @@
 """The similarity judge on its real embedder, and word overlap beside it."""
 
-from __future__ import annotations
-
 from importlib import metadata
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What SmolLM2 can and can't do as a judge: the recorded verdicts say so, and the model itself, for real, agrees."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -28,7 +26,6 @@ EVERY = tuple(docid for qid, docid in MINI.labels if qid == QUERY)
 
 
 def recorded(name: str) -> list[dict[str, Any]]:
-    """The rows of a judgement file."""
     path = MINI.folder / "judgements" / f"{name}.jsonl"
     return [json.loads(line) for line in path.read_text("utf8").splitlines()]
 
@@ -74,7 +71,6 @@ def test_every_recorded_judge_names_model_and_template() -> None:
 
 @pytest.fixture(scope="module")
 def smol(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChatClient]:
-    """SmolLM2 behind the OpenAI protocol."""
     with Server(smollm2_app(tmp_path_factory.mktemp("smol"))) as server:
         endpoint = ChatClient(server.url)
         yield endpoint

@@ -1,7 +1,5 @@
 """Calibrations and leaderboards are kept in versions that never change, and judges name the one they used."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Iterator
@@ -42,8 +40,6 @@ TRAINING: dict[str, Any] = {
 
 
 def _kind(judge: type[Any], model: FakeModel) -> type[Any]:
-    """The judge with a model behind it."""
-
     class Answering(judge):  # type: ignore[misc]  # a class made at run time
         card = judge.card
 

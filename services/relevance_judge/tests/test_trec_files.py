@@ -1,7 +1,5 @@
 """TREC files are read as they are found in the wild, and broken ones are named by line."""
 
-from __future__ import annotations
-
 import gzip
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The trust report: what it says of judges whose worth is known, and weights of signals against scikit-learn's."""
 
-from __future__ import annotations
-
 from itertools import combinations
 
 import numpy as np

@@ -4,8 +4,6 @@ A check takes the class and asserts; `CHECKS` has them all. It runs the method u
 random decoder and knows no method by name.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

@@ -1,7 +1,5 @@
 """What a method computes: its reference against plain softmax, the engine against the reference."""
 
-from __future__ import annotations
-
 import inspect
 import math
 from collections.abc import Mapping
@@ -27,8 +25,6 @@ from services.llm_longctx.tests.method_contract.oracle import (
     tokens,
     trials,
 )
-
-__all__ = ["check_effect", "check_engine", "check_reference", "check_retention"]
 
 
 def check_reference(cls: type[AttentionMethod]) -> None:

@@ -1,7 +1,5 @@
 """Sessions take turns like decoders' answers: fair, cancellable, bounded, and each the same as alone."""
 
-from __future__ import annotations
-
 import time
 
 import pytest

@@ -3,8 +3,6 @@
 `MUTANTS` says which check of the contract must refuse each of them. None is in the methods' room, so none is found.
 """
 
-from __future__ import annotations
-
 from services.llm_longctx.tests.mutants_methods.configuration import (
     Anonymous,
     Deaf,

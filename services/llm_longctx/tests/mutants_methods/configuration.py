@@ -1,7 +1,5 @@
 """Methods that say the wrong thing about their knobs and plans."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 import torch
@@ -13,8 +11,6 @@ from services.llm_longctx.methods.core.hook_results import (
 )
 from services.llm_longctx.tests.method_contract.oracle import softmax_under
 from services.llm_longctx.tests.mutants_methods.sound import Dotted, Mean, Window
-
-__all__ = ["Anonymous", "Deaf", "HalfDeaf", "Molten", "Planless", "Twisted"]
 
 
 class Deaf(Dotted):

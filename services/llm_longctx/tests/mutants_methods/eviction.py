@@ -1,7 +1,5 @@
 """Eviction methods that are broken in one way, above and below the hook that scores."""
 
-from __future__ import annotations
-
 import math
 from typing import ClassVar
 
@@ -11,20 +9,6 @@ from services.llm_longctx.methods.core.hook_results import CacheUpdate
 from services.llm_longctx.methods.knorm import KNorm
 from services.llm_longctx.methods.snapkv import SnapKv
 from services.llm_longctx.methods.streaming_llm import StreamingLlm
-
-__all__ = [
-    "CountsCutPrompt",
-    "CountsOneMore",
-    "ForgetsProtection",
-    "FreesNothing",
-    "KeepsLowest",
-    "KeepsOlderOfEqual",
-    "NeverCutsAgain",
-    "ScoresByNeighbours",
-    "ScoresForeignQueries",
-    "ScoresInChunks",
-    "TrustsCachedQueries",
-]
 
 
 class KeepsLowest(KNorm):

@@ -1,7 +1,5 @@
 """Methods that compute something else than they say."""
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -12,8 +10,6 @@ from services.llm_longctx.methods.core.hook_results import (
 )
 from services.llm_longctx.tests.method_contract.oracle import softmax_under
 from services.llm_longctx.tests.mutants_methods.sound import Dotted, Mean, Window
-
-__all__ = ["Faded", "FadedOpenly", "Foresighted", "Heavy", "Regrouped", "Scaled", "Summed", "Zeros"]
 
 
 class Zeros(Window):

@@ -1,7 +1,5 @@
 """Methods that hold or foresee the wrong entries."""
 
-from __future__ import annotations
-
 from services.llm_longctx.methods import AttentionMethod
 from services.llm_longctx.methods.core.hook_results import (
     Footprint,
@@ -10,22 +8,6 @@ from services.llm_longctx.methods.core.hook_results import (
 from services.llm_longctx.tests.method_contract.oracle import causal
 from services.llm_longctx.tests.mutants_methods.sound import Dotted, Mean, Window
 from shared.errors import InvalidOption
-
-__all__ = [
-    "Boastful",
-    "Forgetful",
-    "Frozen",
-    "Humble",
-    "Idle",
-    "Masked",
-    "OneLess",
-    "Overshooting",
-    "Refusing",
-    "Secret",
-    "Short",
-    "Unfitted",
-    "WrongEnd",
-]
 
 
 class Forgetful(Window):

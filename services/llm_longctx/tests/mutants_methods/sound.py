@@ -1,7 +1,5 @@
 """Sound methods that the broken ones are made of."""
 
-from __future__ import annotations
-
 import math
 from typing import ClassVar
 
@@ -23,8 +21,6 @@ from services.llm_longctx.methods.core.hook_results import (
 )
 from services.llm_longctx.tests.method_contract.oracle import causal, softmax_under
 from shared.errors import InvalidOption
-
-__all__ = ["Dotted", "Mean", "Window"]
 
 
 class Window(AttentionMethod):

@@ -1,7 +1,5 @@
 """Methods in which chunks, neighbours or earlier sequences show."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from typing import ClassVar
@@ -18,8 +16,6 @@ from services.llm_longctx.methods.core.hook_results import (
     Virtual,
 )
 from services.llm_longctx.tests.mutants_methods.sound import Dotted, Mean, Window
-
-__all__ = ["Chunky", "Dicing", "Hasty", "Leaking", "Learning", "Local", "Shared"]
 
 
 class Chunky(Mean):

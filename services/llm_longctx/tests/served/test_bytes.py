@@ -1,7 +1,5 @@
 """Byte models behind OpenAI's routes: likelihoods are real ones, and the Card says what each layer remembers."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """A landmark model behind OpenAI's routes: documents are read once, answers are cited, knobs are checked."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

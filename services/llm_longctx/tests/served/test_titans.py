@@ -1,7 +1,5 @@
 """Titans' sessions behind OpenAI's routes: versions, one writer, answers given once, and nothing that is no number."""
 
-from __future__ import annotations
-
 import json
 import random
 from concurrent.futures import ThreadPoolExecutor
