@@ -256,16 +256,7 @@ def test_rows_of_sliding_layers_end_with_their_window():
     """Gemma's local layers see a window; so do the rows that are shown, and the values that are mixed."""
     torch.manual_seed(0)
     model = gemma3(
-        vocab=40,
-        width=16,
-        layers=2,
-        heads=2,
-        kv_heads=1,
-        hidden=24,
-        positions=64,
-        head_dim=8,
-        window=4,
-        every=2,
+        vocab=40, width=16, layers=2, heads=2, kv_heads=1, hidden=24, positions=64, head_dim=8, window=4, every=2
     ).eval()
     ids, seen = torch.randint(40, (1, 20)), {}
     logits = visit_patterns(model, ids, lambda layer, _start, rows: seen.setdefault(layer, rows))

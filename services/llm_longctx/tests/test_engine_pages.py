@@ -16,14 +16,7 @@ from services.llm_longctx.kv_cache import PoolExhausted
 from services.llm_longctx.methods import method
 from services.llm_longctx.methods.core.hook_results import CacheUpdate, RetentionPolicy
 from services.llm_longctx.tests.conftest import tiny_decoder
-from services.llm_longctx.tests.toy_methods import (
-    Averaging,
-    Copying,
-    Halving,
-    Listing,
-    Streaming,
-    Striding,
-)
+from services.llm_longctx.tests.toy_methods import Averaging, Copying, Halving, Listing, Streaming, Striding
 from shared.errors import BadInput, InvalidOption
 from shared.lm.builders import llama
 from tests.harness.hypothesis_profiles import fewer

@@ -71,10 +71,7 @@ def beside(layer, n, surrogate):
 def trained(layer, kind):
     if kind == "mlp":
         inner = {"weight_in": drawn(f"zap/{layer}/weight_in", 24, 64) / 4, "bias_in": drawn(f"zap/{layer}/bias_in", 24)}
-        return inner | {
-            "weight": drawn(f"zap/{layer}/weight2", 2, 24),
-            "bias": drawn(f"zap/{layer}/bias2", 2) - 2,
-        }
+        return inner | {"weight": drawn(f"zap/{layer}/weight2", 2, 24), "bias": drawn(f"zap/{layer}/bias2", 2) - 2}
     bias = drawn(f"zap/{layer}/bias", 2) - 2 + (3 * torch.arange(2) if kind == "skewed" else 0)
     return {"weight": drawn(f"zap/{layer}/weight", 2, 64) / 4, "bias": bias}
 

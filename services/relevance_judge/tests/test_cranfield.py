@@ -35,11 +35,7 @@ def test_records_become_texts_and_codes_become_grades() -> None:
     found = parse_collection(DOCUMENTS, TOPICS, "1 1 1\n3 2 4\n2 2 2\n")
     assert found.passages["1"] == "flow over a wing . the lift of a wing in a slipstream was measured ."
     assert found.passages["2"] == "heat of a plate a plate is heated at mach 4.2 ."
-    assert found.topics == {
-        "1": "what is the lift of a wing .",
-        "2": "how hot is a plate .",
-        "3": "who measured it .",
-    }
+    assert found.topics == {"1": "what is the lift of a wing .", "2": "how hot is a plate .", "3": "who measured it ."}
     assert found.labels == {("1", "1"): 3, ("3", "2"): 1, ("2", "2"): 2}
 
 

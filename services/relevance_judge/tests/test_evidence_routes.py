@@ -231,12 +231,7 @@ def test_cranfields_form_becomes_files_that_the_other_routes_take(client: TestCl
         ("budget", {"human": "1 0 a 1", "judge": "1 0 a 1", "runs": RUNS, "half_width": 0}, 422, "half_width"),
         ("support", {"query": "q", "answer": " ", "passages": {"a": "x"}, "how": "similarity"}, 422, "no sentence"),
         ("preferences", {}, 422, "nothing to compare"),
-        (
-            "preferences",
-            {"comparisons": [PAIR], "template": "direct"},
-            422,
-            "is for",
-        ),
+        ("preferences", {"comparisons": [PAIR], "template": "direct"}, 422, "is for"),
         ("collection", {"documents": "x", "topics": "y", "relevance": ""}, 400, "outside a record"),
     ],
 )

@@ -110,12 +110,7 @@ def test_what_is_not_kept_is_not_found(client: TestClient, path: str, status: in
 
 
 @pytest.mark.parametrize(
-    "body",
-    [
-        {**TRAINING, "name": "Not A Name"},
-        {**TRAINING, "pairs": ["one"]},
-        {**TRAINING, "name": "../up"},
-    ],
+    "body", [{**TRAINING, "name": "Not A Name"}, {**TRAINING, "pairs": ["one"]}, {**TRAINING, "name": "../up"}]
 )
 def test_a_calibration_that_makes_no_sense_is_refused(client: TestClient, body: dict[str, Any]) -> None:
     assert client.post("/v1/judge/calibrations", json=body).status_code == 422

@@ -5,9 +5,7 @@ import math
 import torch
 
 from services.llm_longctx.methods import Reference
-from services.llm_longctx.methods.core.hook_results import (
-    Heads,
-)
+from services.llm_longctx.methods.core.hook_results import Heads
 from services.llm_longctx.tests.method_contract.oracle import softmax_under
 from services.llm_longctx.tests.mutants_methods.sound import Dotted, Mean, Window
 
