@@ -10,8 +10,8 @@ import pytest
 
 from fovea import AsyncClient, Client
 from fovea import sessions_documents as calls
-from services.llm_longctx.tests.conftest import until
 from shared.errors import Conflict, NotFound
+from tests.harness.waiting import wait_until as until
 
 TITANS, LANDMARK = "fovea-titans-mac", "fovea-landmark-recall"
 FILL = "and the of to in on at by " * 12

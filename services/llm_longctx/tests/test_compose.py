@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from services.llm_longctx.engine import Engine, Request
+from services.llm_longctx.engine import Engine
 from services.llm_longctx.methods import compose, method
 from services.llm_longctx.tests.conftest import tiny_decoder
 from services.llm_longctx.tests.test_engine_pages import TINY_PLAN, prompt
@@ -45,18 +45,6 @@ def test_three_parts_each_act_on_their_own_heads(tiny):
     assert (compact > 0).tolist() == [[True, False], [False, True]], "copies of full heads only"
     assert engine.estimate(prompt=40, new=7) >= engine.kv_bytes()
     assert engine._default.state.densities, "full heads were read in blocks"
-
-
-def test_a_composition_generates_in_a_batch_what_it_does_alone(tiny):
-    composed = compose(
-        prefill="flexprefill", decode=method("recycled", budget=8, stride=3), plan=HeadPlan.parse(TINY_PLAN)
-    )
-    assert composed.name == "flexprefill+recycled+duo"
-    requests = [Request(prompt(30 + i, i), how, max_tokens=8) for i, how in enumerate([composed, "dense", composed])]
-    engine = Engine(tiny, page=8)
-    together = engine.generate(requests)
-    assert [a.tokens for a in together] == [Engine(tiny, page=8).generate([r])[0].tokens for r in requests]
-    assert together[0].usage.knobs["prefill"]["block"] == 128
 
 
 def test_facts_are_those_of_the_parts():

@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.llm_longctx.engine import CandidateSpec, Engine, GenerationRequest, Sampling
-from services.llm_longctx.tests.conftest import tiny_decoder, until
+from services.llm_longctx.tests.conftest import tiny_decoder
 from shared.errors import Cancelled, DeadlineExceeded, Fault, FoveaError, NotReady, QueueFull
 from shared.registry import CallContext
 from tests.harness.hypothesis_profiles import fewer
+from tests.harness.waiting import wait_until as until
 
 
 class Ear:

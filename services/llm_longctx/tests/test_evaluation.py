@@ -4,13 +4,10 @@ import io
 import json
 import time
 
-import httpx2
 import pytest
 import torch
 from PIL import Image
 
-from services.llm_longctx.api import evaluations
-from services.llm_longctx.api import openai as routes
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.engine.quality.fidelity import Fidelity, compare_to_dense
 from services.llm_longctx.evaluation.cli import fidelity, needle
@@ -18,7 +15,7 @@ from services.llm_longctx.evaluation.heatmap import draw_contact_sheet, draw_hea
 from services.llm_longctx.evaluation.method_quality import FidelityRequest, NeedleRequest, run_fidelity, run_needle
 from services.llm_longctx.evaluation.text_corpus import load_library_prose
 from services.llm_longctx.serving.local_models import make_local_model
-from services.llm_longctx.tests.conftest import MODEL, Server, tiny_decoder, until
+from services.llm_longctx.tests.conftest import tiny_decoder
 from services.llm_longctx.tests.test_engine_pages import TINY_PLAN, prompt
 from services.llm_longctx.tests.test_scheduler import ask, run
 from services.llm_longctx.tests.toy_methods import Streaming
@@ -26,8 +23,6 @@ from shared.api.text import CompletionRequest
 from shared.errors import Cancelled, DeadlineExceeded, InvalidOption, Malformed
 from shared.lm.niah_prompts import build_haystack
 from shared.registry import CallContext, LoadContext
-from shared.serving.build_app import build
-from shared.settings import Settings
 
 
 @pytest.fixture(scope="module")
@@ -171,16 +166,6 @@ def test_what_can_not_be_measured_is_refused(model, call, word):
         call(model.adapter)
 
 
-def test_a_cancelled_evaluation_stops(model):
-    stopped = CallContext()
-    stopped.cancel()
-    with pytest.raises(Cancelled):
-        run_fidelity(model.adapter, FidelityRequest(lengths=[40], steps=5), stopped)
-    with pytest.raises(Cancelled):
-        run_needle(model.adapter, NeedleRequest(lengths=[150], steps=3), stopped)
-    until(lambda: model.adapter.scheduler.in_flight == 0)
-
-
 def test_a_grid_is_drawn_as_a_picture():
     picture = Image.open(io.BytesIO(draw_heatmap([[0.0, 0.5], [1.0, 0.25]], ["0 %", "100 %"], ["512", "1024"])))
     assert picture.format == "PNG"
@@ -194,25 +179,6 @@ def test_several_grids_stand_on_one_picture_with_their_names():
     one, whole = (Image.open(io.BytesIO(data)) for data in (maps["duo"], draw_contact_sheet(maps, 2)))
     assert whole.size == (2 * one.width, 2 * (one.height + 20))
     assert whole.getpixel((66, 54)) == one.getpixel((66, 34))
-
-
-def test_evaluations_over_http(folder, tmp_path):
-    model = make_local_model(folder)
-    app = build(
-        "llm-longctx",
-        routers=[routes.router, evaluations.router],
-        servables={model.card.name: model},
-        settings=Settings(data_dir=tmp_path, intra_op_threads=1),
-    )
-    with Server(app) as server, httpx2.Client(base_url=server.url, timeout=60) as http:
-        ask = {"lengths": [150], "depths": [50], "steps": 3}
-        assert http.post("/v1/longctx/needle", json=ask).json()["model"] == MODEL
-        drawn = http.post("/v1/longctx/needle", json=ask, headers={"accept": "image/png"})
-        assert drawn.headers["content-type"] == "image/png"
-        rows = http.post("/v1/longctx/fidelity", json={"lengths": [32], "steps": 4, "tasks": ["copy"]}).json()["rows"]
-        assert rows[0]["agreement"] == 1
-        assert http.post("/v1/longctx/fidelity", json={"lengths": [9999]}).status_code == 422
-        assert http.post("/v1/longctx/needle", json={"model": "nobody"}).status_code == 404
 
 
 def test_the_verbs_print_and_save(folder, tmp_path, monkeypatch, capsys):

@@ -21,11 +21,11 @@ from services.llm_longctx.methods.snapkv import SnapKv
 from services.llm_longctx.methods.streaming_llm import StreamingLlm
 from services.llm_longctx.methods.tova import Tova
 from services.llm_longctx.tests.conftest import tiny_decoder
-from services.llm_longctx.tests.test_engine_pages import TINY_PLAN, prompt, uniform
+from services.llm_longctx.tests.test_engine_pages import TINY_PLAN, prompt
 from shared.errors import InvalidOption
-from shared.lm.builders import llama
 from shared.lm.head_plan import HeadPlan
 from shared.lm.rope import rotate, rotation
+from tests.harness.golden_llama import fill_llama, uniform
 
 GOLDEN = np.load(Path(__file__).parent / "golden/eviction.npz")
 CASES = json.loads((Path(__file__).parent / "golden/eviction.json").read_text("utf8"))
@@ -108,20 +108,7 @@ def test_scores_and_kept_sets_are_the_published_ones(case, n):
 
 @pytest.fixture(scope="module")
 def golden_llama():
-    model = llama(
-        vocab=192, width=64, layers=2, heads=4, kv_heads=2, hidden=128, positions=4096, norm_eps=1e-5, head_dim=16,
-        tied=False,
-    ).double()  # fmt: skip
-    weights = {}
-    for key, old in model.state_dict().items():
-        x = drawn(key, *old.shape)
-        if "norm" in key:
-            x = 1 + 0.1 * x
-        elif "embed" not in key:
-            x = x * math.sqrt(3 / old.shape[1]) * (2.5 if "q_proj" in key or "k_proj" in key else 1)
-        weights[key] = x
-    model.load_state_dict(weights)
-    return model.eval().requires_grad_(requires_grad=False)
+    return fill_llama(211, 192, 2)
 
 
 def held(sequence, tokens):

@@ -96,14 +96,6 @@ async def test_a_seed_gives_the_same_answer_in_company(server, client):
         assert answer.choices[0].message.content.startswith(alone.rstrip("�"))
 
 
-async def test_the_async_client_streams(server):
-    async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none") as friend:
-        text = ""
-        async for chunk in await say(friend, stream=True):
-            text += chunk.choices[0].delta.content or ""
-        assert text == (await say(friend)).choices[0].message.content
-
-
 def test_max_completion_tokens_is_the_newer_name_and_wins(client):
     assert say(client, max_tokens=9, max_completion_tokens=3).usage.completion_tokens == 3
 

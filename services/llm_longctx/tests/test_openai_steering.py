@@ -116,14 +116,6 @@ def test_a_large_capture_is_a_file_and_its_positions_are_told(client, server):
     assert httpx2.get(server.url + attention["url"]).status_code == 404
 
 
-def test_n_answers_have_captures_of_their_own(client):
-    capture = [{"type": "activation", "site": "final", "positions": [-1, PROMPT]}]
-    answer = say(client, n=2, temperature=1.0, seed=3, extra_body={"capture": capture, "interventions": [UP]})
-    first, second = (choice.captured[0] for choice in answer.choices)
-    assert first["values"][0] == second["values"][0]
-    assert first["values"][1] != second["values"][1]
-
-
 @pytest.mark.parametrize(
     ("field", "value", "what"),
     [

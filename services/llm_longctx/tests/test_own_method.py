@@ -6,7 +6,6 @@ from pathlib import Path
 
 import httpx2
 import pytest
-import torch
 
 from services.llm_longctx import methods as room
 from services.llm_longctx.api import methods as api_methods
@@ -47,20 +46,6 @@ def tiny():
 @pytest.mark.parametrize("name", OWN)
 def test_they_keep_the_contract(name, check):
     check(methods()[name])
-
-
-def test_the_engine_computes_what_its_reference_says(tiny):
-    dotted = method("dotted", stride=3, window=5)
-
-    def oracle(_layer, q, k, v, _offset):
-        heads = [x[0].transpose(0, 1) for x in (q, k, v)]
-        return dotted.reference(*heads).out.transpose(0, 1)[None]
-
-    wanted = tiny(torch.tensor([prompt(40)]), attend=oracle)[0]
-    engine = Engine(tiny, dotted, page=8)
-    read = engine.prefill(prompt(40)[:30], [17, 13])
-    steps = [engine.step(token) for token in prompt(40)[30:]]
-    assert torch.allclose(torch.cat((read, torch.stack(steps))), wanted, atol=1e-9)
 
 
 def test_it_composes_and_answers_in_a_batch_what_it_answers_alone(tiny):

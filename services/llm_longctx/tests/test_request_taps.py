@@ -21,7 +21,6 @@ from services.llm_longctx.kernels import backends
 from services.llm_longctx.methods import method, methods
 from services.llm_longctx.tests.conftest import tiny_decoder
 from services.llm_longctx.tests.method_contract.oracle import PLAN
-from shared.errors import InvalidOption
 from shared.lm.builders import gemma3, gpt2, llama
 from shared.lm.interventions import Add, Attend, Scale, Uniform
 from shared.lm.taps import trace
@@ -50,10 +49,6 @@ def build(family: str = "llama"):
 
 def vector(width: int = 40, seed: int = 0) -> torch.Tensor:
     return torch.randn(width, generator=torch.Generator().manual_seed(seed))
-
-
-def heads_of(net) -> int:
-    return net.config.heads
 
 
 def edits_of(kind: str) -> list[PlacedEdit]:
@@ -114,12 +109,6 @@ def test_a_served_request_computes_what_a_traced_forward_does(kind, family, back
     np.testing.assert_allclose(lenses, expected, atol=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["residual", "heads", "attend"])
-def test_an_intervention_changes_the_answer(kind):
-    net = build()
-    assert answer(net, RequestTaps(tuple(edits_of(kind)))).tokens != answer(net, None).tokens
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_site_is_captured_as_a_trace_has_it(family, backend):
@@ -157,7 +146,7 @@ def test_every_site_is_captured_as_a_trace_has_it(family, backend):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_attention_rows_are_the_patterns(family, backend):
     net = build(family)
-    heads = tuple(range(heads_of(net)))
+    heads = tuple(range(net.config.heads))
     found = answer(net, RequestTaps(captures=(AttentionCapture((0, 2), heads, ALL),)), backend)
     oracle = traced(net, [*IDS[:N], *found.tokens[:-1]], [], ["pattern.0", "pattern.2"])
     rows = [row for one in found.captured for row in one.values]
@@ -280,10 +269,3 @@ def test_edits_and_rows_work_under_every_method(name):
     for row in rows:
         assert (row >= 0).all()
         assert (row.sum(-1) < 1 + 1e-4).all()
-
-
-def test_interventions_that_blow_up_end_in_a_clear_refusal():
-    net = build()
-    edits = [PlacedEdit(Scale(f"resid_post.{layer}", 1e30), ALL) for layer in (0, 1, 1, 2)]
-    with pytest.raises(InvalidOption, match="not finite"):
-        answer(net, RequestTaps(tuple(edits)))

@@ -27,10 +27,7 @@ FEW = {"tasks": ["niah_single_1"], "lengths": [600], "n": 2, "max_answer": 4}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    made = write_folder(tmp_path_factory.mktemp("tiny") / "Tiny Llama")
-    facts = json.loads((made / "config.json").read_text())
-    (made / "config.json").write_text(json.dumps(facts | {"max_position_embeddings": 1024}))
-    return made
+    return write_folder(tmp_path_factory.mktemp("tiny") / "Tiny Llama", positions=1024)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,7 @@
 """Small methods that exercise every hook of the contract, so that the engine is tested without the real ones."""
 
+# ruff: noqa: D102  # hooks and checks, whose protocols say what they are for
+
 import math
 from typing import ClassVar
 
@@ -18,8 +20,6 @@ from services.llm_longctx.methods.core.hook_results import (
     Pages,
     Ranges,
     RetentionPolicy,
-    TokenLists,
-    TokenRows,
     Virtual,
     WindowSink,
 )
@@ -42,23 +42,19 @@ class Streaming(AttentionMethod):
     exact: bool = False
 
     def head_plan(self, config, plan):
-        """Roles as the plan says; none are full without one."""
         return Heads(_roles(config, plan))
 
     def estimate(self, config, heads, prompt, new):
-        """Ends only."""
         n = prompt + new
         held = min(n, self.sink + self.recent + 1)
         return Footprint(tuple(tuple(n if full else held for full in row) for row in heads.full))
 
     def prefill_plan(self, chunk):
-        """The window by true positions, if asked to."""
         if chunk.evicting and self.exact:
             return WindowSink(self.sink, self.recent)
         return super().prefill_plan(chunk)
 
     def after_prefill(self, view):
-        """Cut, and slide from now on."""
         recent = self.recent - 1 if self.exact else self.recent
         return CacheUpdate(
             {
@@ -79,17 +75,14 @@ class Averaging(AttentionMethod):
     slide: bool = False
 
     def head_plan(self, config, plan):
-        """Roles as the plan says."""
         return Heads(_roles(config, plan))
 
     def estimate(self, config, heads, prompt, new):
-        """Sinks, mean and window."""
         n, kept = prompt + new, self.sink + self.window + 1
         held = min(n + 1, kept + 1) if self.slide else (n if prompt <= self.sink + self.window else kept + new)
         return Footprint(tuple(tuple(n if full else held for full in row) for row in heads.full))
 
     def after_prefill(self, view):
-        """Average, once."""
         if not view.last:
             return CacheUpdate(memo=view.memo)
         return CacheUpdate({g: self._order(head) for g, head in enumerate(view.heads) if not view.full[g]})
@@ -114,7 +107,6 @@ class Copying(AttentionMethod):
     stride: int = 3
 
     def estimate(self, config, heads, prompt, new):
-        """Everything, and the copies."""
         rows = lambda n: ((n,) * config.kv_heads,) * config.layers  # noqa: E731
         return Footprint(rows(prompt + new), rows(min(prompt + new, self.budget) + self.stride))
 
@@ -124,7 +116,6 @@ class Copying(AttentionMethod):
         return order[: self.budget].sort().values
 
     def after_prefill(self, view):
-        """Select by the last query."""
         if not view.last:
             return CacheUpdate()
         G = len(view.heads)
@@ -133,11 +124,9 @@ class Copying(AttentionMethod):
         return CacheUpdate(compact={g: self._top(s) for g, s in enumerate(scores)})
 
     def decode_plan(self, step):
-        """Everything every `stride` steps."""
         return DecodePlan(Pages(), want_scores=True) if step.number % self.stride == 0 else DecodePlan(Compact())
 
     def after_decode(self, step, scores):
-        """Select again."""
         return CacheUpdate(compact={g: self._top(s) for g, s in enumerate(scores)})
 
 
@@ -155,31 +144,14 @@ class Striding(AttentionMethod):
         return (gap >= 0) & ((gap < self.window) | (rows[None] == 0))
 
     def prefill_plan(self, chunk):
-        """Blocks, by absolute number."""
         first, end = chunk.offset // self.block, -(-chunk.k.shape[1] // self.block)
         mask = self._mask(end)[first:].expand(chunk.k.shape[0], -1, -1)
         return Blocks(BlockCsr.from_mask(mask, self.block, first=first))
 
     def decode_plan(self, step):
-        """The same blocks as ranges."""
         row = step.position // self.block
         begin = max(row - self.window + 1, 0) * self.block
         return DecodePlan(Ranges(((0, min(self.block, begin)), (begin, step.position + 1))))
-
-
-class Listing(AttentionMethod):
-    """Every second token, the last queries dense."""
-
-    name = "toy-listing"
-    phases = frozenset({"prefill"})
-
-    def prefill_plan(self, chunk):
-        """Even tokens and the query's own neighbourhood."""
-        begin, end = chunk.offset, chunk.k.shape[1]
-        middle = max(begin, end - 3)
-        even = torch.tensor(sorted({*range(0, end, 2), *range(begin, end)}))
-        rows = [TokenRows(begin, middle, even[even < middle])] if middle > begin else []
-        return TokenLists((*rows, TokenRows(middle, end, None)))
 
 
 class Halving(AttentionMethod):
@@ -190,11 +162,9 @@ class Halving(AttentionMethod):
     seen: ClassVar[str] = "memo"
 
     def head_plan(self, config, plan):
-        """The plan's heads."""
         return Heads(calibrated=frozenset(plan.heads))
 
     def epilogue(self, view):
-        """Scale the heads; check that the LSE is that of the held keys."""
         out, R = view.out.clone(), view.q.shape[0] // len(view.heads)
         for h in view.calibrated:
             held = view.heads[h // R]

@@ -211,17 +211,6 @@ def test_oldest_blocks_leave_a_full_store_and_numbers_stay_absolute():
     assert steps[-1].blocks[1].max() == 18
 
 
-def test_fork_goes_its_own_way():
-    net, tokens = small("landmark-llama"), torch.randint(0, 20, (1, 31))
-    session = net.session(1, blocks=2)
-    session.feed(tokens)
-    twin = session.fork()
-    ask = torch.randint(0, 20, (1, 12))
-    other = twin.feed(torch.flip(ask, [1])).logits
-    assert torch.equal(session.fork().feed(ask).logits, session.feed(ask).logits)
-    assert other.shape == (1, 12, 21)
-
-
 def test_stream_whose_landmarks_are_not_regular_is_refused():
     session = small("landmark-gpt").session(1, insert_landmarks=False)
     with pytest.raises(ValueError, match="exactly every 3 tokens"):

@@ -87,21 +87,6 @@ def test_answers_in_a_crowd_are_those_given_alone(opens):
         assert {end for ear in ears for end in ear.ends} == {("length", 8)}
 
 
-def test_long_prompt_delays_nobody_by_more_than_a_chunk(opens):
-    scheduler = _scheduler(prefill_tokens=8)
-    short, (ear,) = _ask(opens, _ids(4), new=6)
-    long, _ = _ask(opens, _ids(100), new=1)
-    scheduler.add_request(short)
-    scheduler.step()
-    scheduler.add_request(long)
-    steps = 0
-    while not ear.ends:
-        scheduler.step()
-        steps += 1
-    assert steps <= 6
-    scheduler.close()
-
-
 def test_cancelled_and_late_requests_stop_within_a_step(opens):
     scheduler, run = _scheduler(), CallContext()
     gone, (ear,) = _ask(opens, _ids(6), new=1000, run=run)

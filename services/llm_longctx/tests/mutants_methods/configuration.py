@@ -1,5 +1,7 @@
 """Methods that say the wrong thing about their knobs and plans."""
 
+# ruff: noqa: D102  # hooks and checks, whose protocols say what they are for
+
 from typing import ClassVar
 
 import torch
@@ -23,7 +25,6 @@ class HalfDeaf(Dotted):
     skip: int = Field(0, ge=0)
 
     def reference(self, q, k, v):
-        """Without the first tokens."""
         right = super().reference(q, k, v)
         mask = right.mask.clone()
         mask[:, :, : self.skip] &= torch.eye(q.shape[1], dtype=torch.bool)[:, : self.skip]
@@ -34,7 +35,6 @@ class Anonymous(Dotted):
     """Leaves its knobs out of what cached prefixes depend on."""
 
     def identity(self):
-        """The name only."""
         return {"method": self.name}
 
 
@@ -44,7 +44,6 @@ class Planless(Mean):
     needs_plan = True
 
     def head_plan(self, config, plan):
-        """None are full."""
         return Heads(((False,) * config.kv_heads,) * config.layers)
 
 
@@ -58,5 +57,4 @@ class Twisted(Window):
     """Does not come back from JSON as what it was."""
 
     def model_dump_json(self, **options):
-        """Without the window."""
         return super().model_dump_json(exclude={"recent"})

@@ -1,5 +1,7 @@
 """Methods that compute something else than they say."""
 
+# ruff: noqa: D102  # hooks and checks, whose protocols say what they are for
+
 import math
 
 import torch
@@ -14,7 +16,6 @@ class Zeros(Window):
     """Its reference says nothing."""
 
     def reference(self, q, k, v, **inputs):
-        """Zeros under the right mask."""
         right = super().reference(q, k, v)
         return Reference(torch.zeros_like(right.out), right.mask)
 
@@ -23,7 +24,6 @@ class Scaled(Window):
     """Its reference forgets the root of the width."""
 
     def reference(self, q, k, v, **inputs):
-        """Logits too large."""
         return super().reference(q * q.shape[-1] ** 0.5, k, v)
 
 
@@ -31,7 +31,6 @@ class Regrouped(Window):
     """Its reference lets query heads read the next group's keys."""
 
     def reference(self, q, k, v, **inputs):
-        """Groups turned by one."""
         return super().reference(q, k.roll(1, 0), v.roll(1, 0))
 
 
@@ -39,7 +38,6 @@ class Foresighted(Dotted):
     """Its reference sees what comes."""
 
     def reference(self, q, k, v):
-        """One token too far."""
         mask = super().reference(q, k, v).mask.clone()
         mask[:, :-1] |= mask[:, 1:].clone()
         return Reference(softmax_under(q, k, v, mask), mask)
@@ -49,15 +47,12 @@ class Faded(Dotted):
     """Hooks and reference halve what all heads say, and nobody said that it transforms."""
 
     def head_plan(self, config, plan):
-        """All heads are changed."""
         return Heads(calibrated=frozenset((i, h) for i in range(config.layers) for h in range(config.heads)))
 
     def epilogue(self, view):
-        """Half."""
         return view.out * 0.5, view.memo
 
     def reference(self, q, k, v):
-        """Half, too."""
         right = super().reference(q, k, v)
         return Reference(right.out * 0.5, right.mask)
 
