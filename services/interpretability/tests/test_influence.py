@@ -104,11 +104,6 @@ def test_ranks_among_equal_lengths_differ_from_ranks_among_all(context):
     assert sorted(row["rank"] for row in rows_of(ask(context, lines, by_length=True))) == [1, 1, 2, 2]
 
 
-def test_second_run_is_equal_to_the_byte(context):
-    first, second = (ask(context, LINES).artefacts[0].content for _ in range(2))
-    assert first == second
-
-
 @pytest.mark.parametrize("line", ['{"id": 1}', "[]", "nonsense"])
 def test_bad_line_is_refused_by_its_number(context, line):
     spec = InfluenceSpec(lm="tiny", documents=json.dumps(LINES[0]) + "\n" + line, heads=[[0, 0]])

@@ -138,25 +138,6 @@ def test_indicators_of_a_layers_maps_equal_the_golden_ones():
         assert np.allclose(getattr(found, name), golden[name], atol=1e-6), name
 
 
-def test_indicators_of_a_uniform_map_are_known():
-    T = 8
-    uniform = np.tri(T) / np.arange(1, T + 1)[:, None]
-    found = indicators(np.stack([uniform] * 3))
-    assert np.allclose(found.entropy, sum(np.log(np.arange(1, T + 1))))
-    assert np.allclose(found.concentration, np.sqrt(sum(1 / n for n in range(1, T + 1))))
-    assert np.allclose(found.sink, sum(1 / n for n in range(1, T + 1)) / T)
-    assert np.allclose(found.local_focus[:, 1], np.mean([1 / n for n in range(2, T + 1)]))
-    assert found.diversity == pytest.approx(0, abs=1e-12)
-
-
-def test_indicators_of_a_diagonal_map_are_known():
-    found = indicators(np.stack([np.eye(5), np.tri(5) / np.arange(1, 6)[:, None]]))
-    assert found.entropy[0] == 0
-    assert found.concentration[0] == pytest.approx(np.sqrt(5))
-    assert found.local_focus[0, 0] == 1
-    assert found.diversity > 0
-
-
 def test_indicators_refuse_unknown_layers_and_long_texts(context):
     assert ask(Indicators, context, layers=[3]).field == "layers"
     assert isinstance(ask(Indicators, context, text="x" * 1100), TooLarge)
@@ -211,24 +192,11 @@ def test_pairs_of_unequal_length_are_refused(context):
 # Deconstruction.
 
 
-def test_relaxing_no_head_is_the_plain_forward(tiny):
-    ids = tiny.tensor([tiny.encode("kqzwxm kqzwx")])
-    assert (tiny.model(ids, attend=SimplifiedAttention("uniform", [])) == tiny.model(ids)).all()
-
-
 @pytest.mark.parametrize("back", [1, 2])
 def test_queries_of_the_layer_itself_change_nothing(tiny, back):
     ids = tiny.tensor([tiny.encode("kqzwxm kqzwx")])
     found = tiny.model(ids, attend=SimplifiedAttention("earlier", [(0, h) for h in range(4)], back=back))
     assert np.allclose(found, tiny.model(ids), atol=1e-4), "below the first layer there is none: its own are used"
-
-
-def test_uniform_relaxation_is_masking(tiny):
-    from services.interpretability.causal.losses import mask_heads
-
-    ids, heads = tiny.tensor([tiny.encode("kqzwxm kqzwx")]), [(1, 0), (2, 3)]
-    relaxed = tiny.model(ids, attend=SimplifiedAttention("uniform", heads))
-    assert np.allclose(relaxed, trace(tiny.model, ids, edits=mask_heads(heads)).logits, atol=1e-4)
 
 
 def test_average_of_the_text_itself_changes_nothing_and_needs_a_corpus(context):

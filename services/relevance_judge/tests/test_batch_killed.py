@@ -2,7 +2,6 @@
 
 import json
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +17,7 @@ from services.relevance_judge.batches import label_log
 from services.relevance_judge.tests.fake_endpoint import FakeModel
 from shared.settings import environment
 from shared.storage import ObjectStore
+from tests.harness.waiting import free_port, wait_until
 
 PAIRS, AT_ONCE = 40, 3
 BODY = {
@@ -33,26 +33,17 @@ def _asked(model: FakeModel) -> Counter[str]:
     return Counter(text.split("text number ")[1].split()[0] for text in shown)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 class Service:
     """The service in a process of its own."""
 
     def __init__(self, folder: Path, model_url: str) -> None:
-        port = _free_port()
+        port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         command = [sys.executable, "-m", "shared.serving", "relevance-judge", "--http-port", str(port)]
         told = environment(FOVEA_DATA_DIR=str(folder), FOVEA_JUDGE_BASE_URL=model_url, FOVEA_REDIS_URL="")
         self.process = subprocess.Popen(command, env=told, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        until = time.monotonic() + 60
-        while not self._ready():
-            assert self.process.poll() is None
-            assert time.monotonic() < until
-            time.sleep(0.05)
+        wait_until(lambda: self._ready() or self.process.poll() is not None, 60, "the service's readiness")
+        assert self.process.poll() is None
 
     def _ready(self) -> bool:
         try:

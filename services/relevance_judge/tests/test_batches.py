@@ -17,14 +17,12 @@ from services.relevance_judge.batches.batch_store import BatchStore
 from services.relevance_judge.judges.prompted_grade import PromptedGrade
 from services.relevance_judge.judges.word_overlap import WordOverlap
 from services.relevance_judge.parsing.trec import parse_qrels
-from services.relevance_judge.routes import router
 from services.relevance_judge.schemas import JudgeIn
 from services.relevance_judge.storage.mini_collection import load_mini_collection
-from services.relevance_judge.tests.fake_endpoint import FakeModel
+from services.relevance_judge.tests.conftest import serve_judges
+from services.relevance_judge.tests.fake_endpoint import FakeModel, answered_by
 from shared.errors import Cancelled, Malformed
-from shared.registry import CallContext, LoadContext
-from shared.serving.build_app import build
-from shared.settings import Settings
+from shared.registry import CallContext
 from shared.storage import ObjectStore
 
 MINI = load_mini_collection()
@@ -40,21 +38,8 @@ def _graded_by_number(body: dict[str, Any]) -> str:
 class Stage:
     """The service with a model behind it, and a client of it."""
 
-    def __init__(self, folder: Path) -> None:
-        self.model = FakeModel(_graded_by_number)
-        stage = self
-
-        class Answering(PromptedGrade):
-            card = PromptedGrade.card
-
-            @classmethod
-            def load(cls, _place: LoadContext) -> Any:
-                return cls(stage.model.client())
-
-        settings = Settings(_env_file=None, data_dir=folder, shutdown_grace_s=1)
-        self.client = TestClient(
-            build("relevance-judge", routers=[router], servables={"prompted-grade": Answering}, settings=settings)
-        )
+    def __init__(self, client: TestClient, model: FakeModel) -> None:
+        self.client, self.model = client, model
 
     def post(self, **body: Any) -> Any:
         """Send a batch."""
@@ -67,13 +52,9 @@ class Stage:
 
 @pytest.fixture
 def stage(tmp_path: Path) -> Iterator[Stage]:
-    made = Stage(tmp_path)
-    with made.client:
-        until = time.monotonic() + 20
-        while made.client.get("/readyz").status_code != 200:
-            assert time.monotonic() < until
-            time.sleep(0.01)
-        yield made
+    model = FakeModel(_graded_by_number)
+    with serve_judges(tmp_path, {"prompted-grade": answered_by(model, PromptedGrade)}) as client:
+        yield Stage(client, model)
 
 
 def test_topics_times_passages_are_labelled_and_come_as_qrels_json_lines_and_csv(stage: Stage) -> None:
@@ -323,13 +304,7 @@ def test_the_mini_collection_gives_its_pairs() -> None:
 
 
 def test_a_judge_that_asks_no_model_needs_no_endpoint(tmp_path: Path) -> None:
-    settings = Settings(_env_file=None, data_dir=tmp_path, shutdown_grace_s=1, judge_base_url="http://127.0.0.1:9")
-    app = build("relevance-judge", routers=[router], servables={"word-overlap": WordOverlap}, settings=settings)
-    with TestClient(app) as client:
-        until = time.monotonic() + 60
-        while client.get("/readyz").status_code != 200:
-            assert time.monotonic() < until
-            time.sleep(0.05)
+    with serve_judges(tmp_path, {"word-overlap": WordOverlap}, judge_base_url="http://127.0.0.1:9") as client:
         body = {"model": "word-overlap", "topics": TOPICS, "passages": PASSAGES}
         answer = client.post("/v1/judge/batches", json=body)
         assert answer.status_code == 200, answer.text

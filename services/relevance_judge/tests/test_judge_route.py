@@ -1,8 +1,6 @@
 """`POST /v1/judge` through the platform, with a model that answers by rule."""
 
-import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,10 +9,9 @@ from starlette.testclient import TestClient
 from services.relevance_judge.app import app
 from services.relevance_judge.judges.log_odds import LogOdds
 from services.relevance_judge.judges.prompted_grade import PromptedGrade
+from services.relevance_judge.tests.conftest import serve_judges
 from services.relevance_judge.tests.fake_endpoint import FakeModel
 from shared.registry import LoadContext
-from shared.serving.build_app import build
-from shared.settings import Settings
 
 
 class Answering(PromptedGrade):
@@ -43,14 +40,8 @@ class Deaf(LogOdds):
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    folder: Path = tmp_path_factory.mktemp("fovea")
-    settings = Settings(_env_file=None, data_dir=folder, shutdown_grace_s=1, judge_base_url="http://judge.test")
     kinds = {"prompted-grade": Answering, "log-odds": Deaf}
-    with TestClient(build("relevance-judge", servables=kinds, settings=settings)) as made:
-        until = time.monotonic() + 30
-        while made.get("/readyz").status_code != 200:
-            assert time.monotonic() < until, made.get("/readyz").text
-            time.sleep(0.02)
+    with serve_judges(tmp_path_factory.mktemp("fovea"), kinds, judge_base_url="http://judge.test") as made:
         yield made
 
 

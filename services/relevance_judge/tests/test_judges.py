@@ -20,8 +20,7 @@ from services.relevance_judge.prompt_template import get_template
 from services.relevance_judge.schemas import EnsembleIn, JudgeIn, JudgeOut
 from services.relevance_judge.tests.fake_endpoint import FakeModel
 from shared.errors import Cancelled, DeadlineExceeded, FoveaError, InvalidOption, NotFound, NotReady
-from shared.registry import CallContext, LoadContext
-from shared.registry.discovery import servables
+from shared.registry import CallContext
 
 PAIR = {"query": "what causes tides", "passage": "The moon causes tides."}
 DIGITS = {"0": -4.0, "1": -2.0, "2": -0.5, "3": -1.5}
@@ -33,15 +32,6 @@ def _one(judge: Judge, run: CallContext | None = None, **options: Any) -> JudgeO
     if isinstance(found, FoveaError):
         raise found
     return found
-
-
-def test_all_four_judges_are_found_by_the_scan_and_load_without_an_endpoint() -> None:
-    found = servables("relevance-judge")
-    assert set(found) >= {"prompted-grade", "log-odds", "query-likelihood", "ensemble"}
-    for kind in found.values():
-        judge = kind.load(LoadContext(options={"judge_base_url": "http://127.0.0.1:9"}))
-        assert judge.example().pairs
-        judge.close()
 
 
 # Prompted grades.
@@ -116,29 +106,6 @@ def test_an_overlong_passage_is_cut_until_it_fits_and_flagged() -> None:
         PromptedGrade(FakeModel().client()), passage_chars=200, pairs=[{"query": "q", "passage": "x" * 201}]
     ).results
     assert verdict.flags == ["cut"]
-
-
-def test_a_list_of_pairs_keeps_its_order_and_no_pair_sees_another_under_concurrency() -> None:
-    def say(body: dict[str, Any]) -> str:
-        found = re.search(r"\npassage (\d)\n", body["messages"][-1]["content"])
-        assert found is not None
-        time.sleep(0.002 * (int(found[1]) % 3))
-        return found[1]
-
-    judge = PromptedGrade(FakeModel(say).client())
-    grades = [n % 4 for n in range(32)]
-    found = _one(judge, pairs=[{"query": "q", "passage": f"passage {grade}"} for grade in grades])
-    assert [verdict.grade for verdict in found.results] == grades
-    assert set(vars(judge)) == {"client", "objects"}  # nothing of a request
-
-
-def test_a_batch_equals_its_singles_under_a_seed() -> None:
-    judge = PromptedGrade(FakeModel(lambda body: body["messages"][-1]["content"][-1:] and "2").client())
-    requests = [JudgeIn(pairs=[{"query": "q", "passage": text}], seed=1) for text in ("a", "b")]
-    hidden = {"results": {"__all__": {"latency_ms"}}}
-    together = [one.model_dump(exclude=hidden) for one in judge.predict(requests, CallContext())]  # type: ignore[union-attr]
-    alone = [judge.predict([one], CallContext())[0].model_dump(exclude=hidden) for one in requests]  # type: ignore[union-attr]
-    assert together == alone
 
 
 # Probabilities.
@@ -218,22 +185,6 @@ def test_an_ensemble_shows_its_votes_and_leaves_invalid_ones_out() -> None:
     assert verdict.template.count("@") == 3
     (verdict,) = _one(Ensemble(FakeModel(lambda _: "?").client()), retries=0).results
     assert (verdict.grade, verdict.valid, verdict.reason) == (None, False, "no_valid_vote")
-
-
-@pytest.mark.parametrize(
-    ("options", "grade"),
-    [
-        ({"combine": "average"}, 2),
-        ({"combine": "average", "rounding": "half_even"}, 2),
-        ({"combine": "median"}, 2),
-        ({"tie": "min"}, 1),
-        ({"tie": "max"}, 2),
-    ],
-)
-def test_the_rule_that_combines_votes_is_the_callers(options: dict[str, str], grade: int) -> None:
-    model = FakeModel(lambda body: "1" if "M, how well" in str(body) else "2")
-    (verdict,) = _one(Ensemble(model.client()), members=["direct", "aspects"], **options).results
-    assert (verdict.votes, verdict.grade) == ([2, 1], grade)
 
 
 # Refusals.

@@ -90,10 +90,6 @@ def test_what_varies_stands_behind_what_all_pairs_share() -> None:
         assert one.criteria == {} or one.turns[0].index("{criterion}") > one.turns[0].index("{passage}")
 
 
-def test_the_few_shot_template_shares_a_prefix_of_four_hundred_words_or_more() -> None:
-    assert len(get_template("few-shot").system.split()) >= 400
-
-
 def test_words_are_read_by_the_templates_map_and_numbers_still_by_the_parser() -> None:
     read = get_template("words").read_grade
     assert [read(text).grade for text in ("Perfect.", "related", "Grade: **useful**", "irrelevant\n", "2")] == [

@@ -1,7 +1,6 @@
 """Calibrations and leaderboards are kept in versions that never change, and judges name the one they used."""
 
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,11 @@ from services.relevance_judge.metrics.leaderboard import LeaderboardEntry, build
 from services.relevance_judge.parsing.label_formats import LabelSet
 from services.relevance_judge.parsing.trec import format_qrels
 from services.relevance_judge.prompt_template import get_template
-from services.relevance_judge.routes import router
 from services.relevance_judge.storage.mini_collection import load_mini_collection
 from services.relevance_judge.storage.versioned_store import VersionedStore
-from services.relevance_judge.tests.fake_endpoint import FakeModel
+from services.relevance_judge.tests.conftest import serve_judges
+from services.relevance_judge.tests.fake_endpoint import FakeModel, answered_by
 from shared.errors import InvalidOption, NotFound
-from shared.registry import LoadContext
-from shared.serving.build_app import build
-from shared.settings import Settings
 from shared.storage import ObjectStore
 
 MINI = load_mini_collection()
@@ -39,28 +35,11 @@ TRAINING: dict[str, Any] = {
 }
 
 
-def _kind(judge: type[Any], model: FakeModel) -> type[Any]:
-    class Answering(judge):  # type: ignore[misc]  # a class made at run time
-        card = judge.card
-
-        @classmethod
-        def load(cls, place: LoadContext) -> Any:
-            """With the calibrations of the place."""
-            return cls(model.client(), place.objects)
-
-    return Answering
-
-
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     model = FakeModel(first=DIGITS)
-    kinds = {kind.card.name: _kind(kind, model) for kind in (PromptedGrade, LogOdds, QueryLikelihood)}
-    settings = Settings(_env_file=None, data_dir=tmp_path_factory.mktemp("fovea"), shutdown_grace_s=1)
-    with TestClient(build("relevance-judge", routers=[router], servables=kinds, settings=settings)) as made:
-        until = time.monotonic() + 20
-        while made.get("/readyz").status_code != 200:
-            assert time.monotonic() < until
-            time.sleep(0.01)
+    kinds = {kind.card.name: answered_by(model, kind) for kind in (PromptedGrade, LogOdds, QueryLikelihood)}
+    with serve_judges(tmp_path_factory.mktemp("fovea"), kinds) as made:
         yield made
 
 
@@ -235,14 +214,8 @@ def test_the_backend_is_told_without_its_secrets_and_probed_on_demand(client: Te
 
 
 def test_an_endpoint_that_is_away_is_told_as_such(tmp_path: Path) -> None:
-    settings = Settings(
-        _env_file=None, data_dir=tmp_path, judge_base_url="http://me:secret@127.0.0.1:9/", shutdown_grace_s=1
-    )
-    kinds = {"prompted-grade": PromptedGrade}
-    with TestClient(build("relevance-judge", routers=[router], servables=kinds, settings=settings)) as made:
-        until = time.monotonic() + 20
-        while made.get("/readyz").status_code != 200:
-            assert time.monotonic() < until
+    away = "http://me:secret@127.0.0.1:9/"
+    with serve_judges(tmp_path, {"prompted-grade": PromptedGrade}, judge_base_url=away) as made:
         told = made.get("/v1/judge/backends")
     (found,) = told.json()
     assert (found["reachable"], found["base_url"]) == (False, "http://127.0.0.1:9/")
