@@ -50,7 +50,7 @@ def is_ready(url: str, path: str) -> bool:
 
 
 @pytest.mark.parametrize("page", ["medical-seg"], indirect=True)
-def test_a_study_is_a_strip_of_frames_with_areas_and_files_to_save(page: Any, tmp_path: Path) -> None:
+def test_a_study_is_a_strip_of_frames_with_areas_and_files_to_save(page, tmp_path):
     (tmp_path / "a.dcm").write_bytes(endoscopy(spacing=[0.1, 0.1]))
     page.goto("/console/segment")
     page.get_by_role("link", name="Open a study").click()
@@ -64,7 +64,7 @@ def test_a_study_is_a_strip_of_frames_with_areas_and_files_to_save(page: Any, tm
 
 
 @pytest.mark.parametrize("page", ["detection"], indirect=True)
-def test_a_survey_is_a_map_with_figures(page: Any, tmp_path: Path) -> None:
+def test_a_survey_is_a_map_with_figures(page, tmp_path):
     for number in range(3):
         (tmp_path / f"{number}.jpg").write_bytes(photograph(50 + number * 0.0004, 8, number))
     page.goto("/console/detect")

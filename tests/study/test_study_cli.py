@@ -5,7 +5,6 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -54,9 +53,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: Any, url: str, *words: Any) -> t
     return code, *capfd.readouterr()
 
 
-def test_a_folder_of_dicom_becomes_segmentations_and_reports(
-    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
-) -> None:
+def test_a_folder_of_dicom_becomes_segmentations_and_reports(url, tmp_path, monkeypatch, capfd):
     study = tmp_path / "study"
     (study / "series1").mkdir(parents=True)
     (study / "series1" / "IM0").write_bytes(endoscopy(spacing=[0.1, 0.1]))
@@ -76,7 +73,7 @@ def test_a_folder_of_dicom_becomes_segmentations_and_reports(
     assert (code, "No PACS is configured" in err) == (1, True)
 
 
-def test_what_a_pacs_stores_is_accepted_as_a_job_and_segmented(url: str) -> None:
+def test_what_a_pacs_stores_is_accepted_as_a_job_and_segmented(url):
     kind, body = build_related([endoscopy(frames=1)])
     answer = httpx2.post(f"{url}/v1/dicomweb/studies", content=body, headers={"content-type": kind}, timeout=60)
     assert answer.status_code == 202, answer.text

@@ -3,8 +3,6 @@
 import json
 import sys
 import time
-from pathlib import Path
-from typing import Any
 
 import httpx2
 import pytest
@@ -19,7 +17,7 @@ from shared.serving.build_app import build
 from shared.settings import Settings
 
 
-def test_a_folder_of_photographs_becomes_a_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+def test_a_folder_of_photographs_becomes_a_map(tmp_path, monkeypatch, capfd):
     drive = tmp_path / "drive"
     drive.mkdir()
     for number in range(3):

@@ -6,7 +6,7 @@ from services.llm_longctx.api import documents, embeddings, openai, responses, s
 from shared.api.replica import route_fields
 
 
-def test_chats_completions_responses_and_documents_are_affine() -> None:
+def test_chats_completions_responses_and_documents_are_affine():
     app = FastAPI()
     for room in (documents, embeddings, openai, responses, sessions):
         app.include_router(room.router)

@@ -129,35 +129,6 @@ def test_entries_lie_side_by_side_so_that_a_layer_is_one_view():
     assert torch.equal(keys[1], memory.entries(1, 2).k)
 
 
-def test_runs_move_when_they_outgrow_their_addresses_and_nothing_is_lost():
-    memory = SequenceCache(pool(), L, G)
-    for chunk in (1, 3, 9, 30, 2):
-        feed(memory, chunk)
-        step(memory)
-    total = memory.length
-    assert all(told(memory, layer, head) == list(range(total)) for layer in range(L) for head in range(G))
-    memory.close()
-    assert memory.pool.held == 0
-    assert memory.pool.reserve(memory.pool.capacity * 3) == 0, "all addresses came back"
-
-
-@given(n=st.integers(1, 30), sink=st.integers(0, 5), recent=st.integers(1, 9), steps=st.integers(0, 25))
-def test_a_sliding_head_holds_the_first_and_the_last_and_returns_its_pages(n, sink, recent, steps):
-    memory = SequenceCache(pool(), L, G)
-    feed(memory, n)
-    cut(memory, 0, 1, sink, recent)
-    for _ in range(steps):
-        step(memory)
-        total = memory.length
-        keep = list(range(total)) if total <= sink + recent else [*range(sink), *range(total - recent, total)]
-        assert sorted(positions(memory, 0, 1)) == sorted(told(memory, 0, 1)) == keep
-        assert told(memory, 0, 0) == list(range(total))
-    held = len(memory.own.pages(0, 1)) * P
-    assert held <= min(n + steps, sink + recent + 1) + P
-    memory.close()
-    assert memory.pool.held == 0
-
-
 @pytest.mark.parametrize("weighted", [True, False])
 def test_what_leaves_a_window_is_averaged_into_the_virtual_entry(weighted):
     memory = SequenceCache(pool(), L, G)
@@ -280,20 +251,6 @@ def test_a_fork_shares_whole_pages_and_copies_the_rest(n):
     assert told(twin, 0, 1) == list(range(n + 1)), "what is shared outlives the one who wrote it"
     twin.close()
     assert memory.pool.held == 0
-
-
-def test_a_shared_head_that_is_cut_lets_go_of_its_pages():
-    memory = SequenceCache(pool(), L, G)
-    feed(memory, 16)
-    twin = memory.fork()
-    memory.close()
-    held = twin.pool.held
-    cut(twin, 0, 0, 1, 2)
-    assert twin.pool.held == held - 4 + 1
-    assert told(twin, 0, 0) == [0, 14, 15]
-    assert told(twin, 0, 1) == list(range(16))
-    twin.close()
-    assert twin.pool.held == 0
 
 
 def test_a_fork_that_does_not_fit_leaves_nothing_behind():

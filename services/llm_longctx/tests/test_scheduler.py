@@ -54,21 +54,6 @@ def alone(model, ids, how, new=8, **facts):
 # Pages run out.
 
 
-def test_a_method_may_refuse_to_be_preempted(tiny):
-    class Stubborn(Striding):
-        """Never gives its pages away."""
-
-        name = "stubborn"
-        supports = Striding.supports.__class__(preemption="refuse")
-
-    engine = Engine(tiny, page=8, kv_bytes=1)
-    other, first = ask(engine, prompt(40), new=80), ask(engine, prompt(40), Stubborn(), new=80)
-    run(engine, other, first)
-    assert first[0].stats.preempted == 0
-    assert other[0].stats.preempted > 0
-    assert other[1][0].ends == first[1][0].ends == [("length", 80)]
-
-
 def test_what_can_never_fit_is_refused_and_not_tried_for_ever(tiny):
     class Greedy(Copying):
         """Copies everything, at every step."""
@@ -112,20 +97,6 @@ def test_a_pool_admits_more_of_those_who_hold_less(tiny):
 
 
 # Who comes when.
-
-
-def test_higher_classes_first_then_first_come_first_served(tiny):
-    engine = Engine(tiny, max_batch=1)
-    asked = [ask(engine, [i + 1], new=2, priority=p) for i, p in enumerate((0, 0, 1, 0, 2))]
-    ended = []
-    for i, (one, _) in enumerate(asked):
-        engine.scheduler.add_request(one)
-        if not i:
-            engine.scheduler.step()
-    while engine.scheduler.in_flight:
-        engine.scheduler.step()
-        ended += [i for i, (_, (ear,)) in enumerate(asked) if ear.ends and i not in ended]
-    assert ended == [0, 4, 2, 1, 3]
 
 
 # Prefixes.
@@ -195,17 +166,6 @@ def test_prefixes_mix_only_under_one_fingerprint(long):
     other = ask(engine, ids, Striding(block=64, window=3), new=1)
     run(engine, other)
     assert other[0].stats.cached_tokens == 0
-
-
-def test_answers_of_one_prompt_share_its_pages(long):
-    engine = Engine(long)
-    single = ask(engine, [1] * 640, new=2)
-    run(engine, single)
-    several, ears = ask(engine, [2] * 640, n=4, new=2, temperature=1)
-    run(engine, (several, ears))
-    heads = 4
-    assert several.stats.kv_bytes <= single[0].stats.kv_bytes + 3 * heads * engine.pool.page_bytes
-    assert all(len(ear.ids) == 2 for ear in ears)
 
 
 def test_cached_prefixes_give_way_before_anybody_is_preempted(long):

@@ -11,7 +11,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from services.relevance_judge.parsing.trec import read_qrels
-from services.relevance_judge.routes import router
+from services.relevance_judge.routes import rerank, router
 from shared.serving.build_app import build
 from shared.settings import Settings
 from tests.harness.waiting import wait_until
@@ -43,7 +43,7 @@ def golden_folder() -> Path:
 def serve_judges(folder: Path, kinds: dict[str, Any], **settings: Any) -> Iterator[TestClient]:
     """A client of the service with these judges; keyword arguments are settings."""
     told = Settings(_env_file=None, data_dir=folder, shutdown_grace_s=1, **settings)
-    with TestClient(build("relevance-judge", routers=[router], servables=kinds, settings=told)) as made:
+    with TestClient(build("relevance-judge", routers=[router, rerank.router], servables=kinds, settings=told)) as made:
         if kinds:
             wait_until(lambda: made.get("/readyz").status_code == 200, 60, "the judges' readiness")
         yield made

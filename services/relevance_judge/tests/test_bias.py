@@ -1,7 +1,6 @@
 """Bias by the texts: terciles of length and overlap; self-preference; what was invalid, grade by grade."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -16,7 +15,7 @@ from shared.errors import Malformed
 MINI = load_mini_collection()
 
 
-def test_a_judge_that_likes_long_passages_shows_it_by_length() -> None:
+def test_a_judge_that_likes_long_passages_shows_it_by_length():
     lengths = {docid: len(text.split()) for docid, text in MINI.passages.items()}
     middle = sorted(lengths.values())[len(lengths) // 2]
     fond = {(q, d): min(g + (lengths[d] > middle), 3) for (q, d), g in MINI.labels.items()}
@@ -28,7 +27,7 @@ def test_a_judge_that_likes_long_passages_shows_it_by_length() -> None:
     assert found.by_length[0].highest <= found.by_length[1].lowest
 
 
-def test_a_judge_that_counts_words_shows_it_by_overlap() -> None:
+def test_a_judge_that_counts_words_shows_it_by_overlap():
     shares = {(q, d): overlap(MINI.topics[q], {d: MINI.passages[d]})[d] for q, d in MINI.labels}
     fond = {pair: min(grade + (shares[pair] > 0.5), 3) for pair, grade in MINI.labels.items()}
     thirds = measure_bias(MINI.labels, fond, MINI.topics, MINI.passages).by_overlap
@@ -37,18 +36,18 @@ def test_a_judge_that_counts_words_shows_it_by_overlap() -> None:
     assert thirds[2].lowest >= thirds[0].highest
 
 
-def test_few_pairs_and_none_are_no_crash() -> None:
+def test_few_pairs_and_none_are_no_crash():
     assert measure_bias({("1", "a"): 1}, {}, {"1": "q"}, {"a": "p"}).by_length == []
     (only,) = measure_bias({("1", "a"): 1}, {("1", "a"): 9}, {"1": "q"}, {"a": "p"}).by_overlap
     assert (only.bias, only.kappa) == (2.0, 0.0)
 
 
-def test_the_share_of_invalid_answers_is_told_per_reference_grade() -> None:
+def test_the_share_of_invalid_answers_is_told_per_reference_grade():
     reference = {("1", "a"): 0, ("1", "b"): 0, ("1", "c"): 3}
     assert invalid_share(reference, [("1", "a"), ("9", "z")]) == [0.5, None, None, 0.0]
 
 
-def test_labels_go_out_and_come_in_again_in_both_forms() -> None:
+def test_labels_go_out_and_come_in_again_in_both_forms():
     rows = [
         {"qid": "1", "docid": "a", "grade": 2, "valid": True},
         {"qid": "1", "docid": "b", "grade": None, "valid": False},
@@ -73,13 +72,13 @@ def test_labels_go_out_and_come_in_again_in_both_forms() -> None:
         '{"qid": 1, "docid": "a", "grade": 1000000000000000000000000000000}',
     ],
 )
-def test_broken_json_lines_are_named_by_their_number(text: str) -> None:
+def test_broken_json_lines_are_named_by_their_number(text):
     with pytest.raises(Malformed, match=r"Line [12] of judge"):
         parse_labels(text, "judge")
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "9" * 400])
-def test_numbers_that_are_none_do_not_count_and_are_no_signal(number: str) -> None:
+def test_numbers_that_are_none_do_not_count_and_are_no_signal(number):
     row = f'{{"qid": 1, "docid": "a", "grade": 1, "tokens": {number}, "latency_ms": {number}, "cost": {number}}}'
     found = parse_labels(row, "judge")
     assert (found.tokens, found.seconds, found.cost) == (0, 0.0, None)
@@ -87,12 +86,12 @@ def test_numbers_that_are_none_do_not_count_and_are_no_signal(number: str) -> No
         parse_signals(row.replace('"tokens"', '"signal"'), "judge")
 
 
-def test_a_template_that_is_no_text_is_none() -> None:
+def test_a_template_that_is_no_text_is_none():
     rows = '{"qid": 1, "docid": "a", "signal": 1, "template": ["x"], "llm": {}}\n' * 2
     assert parse_signals(rows, "judge").template is None
 
 
-def test_over_http_bias_invalid_shares_and_disagreements_come_with_the_agreement(tmp_path: Path) -> None:
+def test_over_http_bias_invalid_shares_and_disagreements_come_with_the_agreement(tmp_path):
     judge = "\n".join(
         json.dumps({"qid": q, "docid": d, "grade": None if d == "m01-1" else 3, "valid": d != "m01-1"})
         for q, d in MINI.labels

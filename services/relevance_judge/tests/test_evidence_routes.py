@@ -53,7 +53,7 @@ def post(client: TestClient, path: str, body: dict[str, Any]) -> Any:
     return answer.json()
 
 
-def test_the_trust_report_tells_a_judge_from_lexical_baselines(client: TestClient) -> None:
+def test_the_trust_report_tells_a_judge_from_lexical_baselines(client):
     body = {**TEXT_FIELDS, "judge": judgements("query-lift"), "name": "query-lift", "embedding": False}
     found = post(client, "trust", body)
     assert found["is_better"]
@@ -65,7 +65,7 @@ def test_the_trust_report_tells_a_judge_from_lexical_baselines(client: TestClien
     assert "no better than" in found["statement"]
 
 
-def test_the_embedding_baseline_is_the_similarity_judge(client: TestClient) -> None:
+def test_the_embedding_baseline_is_the_similarity_judge(client):
     few = {pair: grade for pair, grade in MINI.labels.items() if int(pair[0]) <= 5}
     body = {**TEXT_FIELDS, "reference": format_qrels(few), "judge": judgements("similarity"), "name": "similarity"}
     found = post(client, "trust", body)
@@ -75,7 +75,7 @@ def test_the_embedding_baseline_is_the_similarity_judge(client: TestClient) -> N
     assert found["missing"] == 0
 
 
-def test_weights_make_an_ensemble_that_can_be_asked(client: TestClient) -> None:
+def test_weights_make_an_ensemble_that_can_be_asked(client):
     judges = {name: judgements(name) for name in ("similarity", "query-lift", "overlap")}
     found = post(client, "ensembles/weights", {"reference": TEXTS["qrels.txt"], "judges": judges})
     assert found["options"] is None  # the overlap file names no template
@@ -88,7 +88,7 @@ def test_weights_make_an_ensemble_that_can_be_asked(client: TestClient) -> None:
     assert found["options"]["calibration"]["metrics"]["pair_order"] >= 0.85
 
 
-def test_systems_are_compared_with_a_sentence_each(client: TestClient) -> None:
+def test_systems_are_compared_with_a_sentence_each(client):
     found = post(client, "significance", {"labels": TEXTS["qrels.txt"], "runs": RUNS, "draws": 1000})
     assert found["systems"] == pytest.approx(system_scores(parse_runs(RUNS), MINI.labels, missing="zero"))
     assert len(found["comparisons"]) == 3
@@ -113,7 +113,7 @@ def collection(queries: int, seed: int = 0) -> tuple[str, str, dict[str, float]]
     return format_qrels(labels), "".join(runs), truth
 
 
-def test_a_biased_judge_is_corrected_by_a_human_sample(client: TestClient) -> None:
+def test_a_biased_judge_is_corrected_by_a_human_sample(client):
     human, runs, truth = collection(200)
     labels = parse_qrels(human)
     draw = np.random.default_rng(3)
@@ -134,7 +134,7 @@ def test_a_biased_judge_is_corrected_by_a_human_sample(client: TestClient) -> No
     assert str(plan["with_judge"]) in plan["statement"]
 
 
-def test_answers_are_judged_by_a_model(client: TestClient) -> None:
+def test_answers_are_judged_by_a_model(client):
     body = {"query": "what causes tides", "passages": {"1": "The moon makes tides.", "2": "Bread rises."}}
     found = post(client, "nuggets", body)["nuggets"]
     assert [(one["text"], one["importance"]) for one in found] == [
@@ -156,7 +156,7 @@ def test_answers_are_judged_by_a_model(client: TestClient) -> None:
     assert support["faithfulness"] == pytest.approx(2 / 3)
 
 
-def test_answers_are_judged_without_a_model(client: TestClient) -> None:
+def test_answers_are_judged_without_a_model(client):
     text = MINI.passages["m01-1"]
     body = {"query": MINI.topics["1"], "how": "similarity", "passages": {"a": text, "b": MINI.passages["m02-1"]}}
     nuggets = post(client, "nuggets", body)["nuggets"]
@@ -169,7 +169,7 @@ def test_answers_are_judged_without_a_model(client: TestClient) -> None:
     assert support["citation_recall"] == 0
 
 
-def test_a_model_that_always_says_a_is_found_out(client: TestClient) -> None:
+def test_a_model_that_always_says_a_is_found_out(client):
     found = post(client, "preferences", {**TEXT_FIELDS, "sample": 24})
     assert found["consistent"]["share"] == 0
     assert found["shown_first"]["share"] == 1
@@ -179,7 +179,7 @@ def test_a_model_that_always_says_a_is_found_out(client: TestClient) -> None:
     assert 0 < labels.count(0) < 24
 
 
-def test_cranfields_form_becomes_files_that_the_other_routes_take(client: TestClient) -> None:
+def test_cranfields_form_becomes_files_that_the_other_routes_take(client):
     body = {
         "documents": ".I 1\n.T\nwings\n.W\nlift of a wing\n.I 2\n.W\nheat of a plate\n.I 3\n.W\nwing of a bird\n",
         "topics": ".I 001\n.W\nlift of a wing\n.I 004\n.W\nheat\n",
@@ -211,9 +211,7 @@ def test_cranfields_form_becomes_files_that_the_other_routes_take(client: TestCl
         ("collection", {"documents": "x", "topics": "y", "relevance": ""}, 400, "outside a record"),
     ],
 )
-def test_bad_input_is_a_problem_with_a_reason(
-    client: TestClient, path: str, body: dict[str, Any], status: int, told: str
-) -> None:
+def test_bad_input_is_a_problem_with_a_reason(client, path, body, status, told):
     answer = client.post(f"/v1/judge/{path}", json=body)
     assert answer.status_code == status, answer.text
     assert told in answer.text

@@ -45,7 +45,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
         yield made
 
 
-def test_one_query_with_its_passages_is_judged(client: TestClient) -> None:
+def test_one_query_with_its_passages_is_judged(client):
     body = {"model": "prompted-grade", "query": "q", "passages": ["a", {"doc": {"segment": "b"}}]}
     answer = client.post("/v1/judge", json=body)
     assert answer.status_code == 200, answer.text
@@ -53,7 +53,7 @@ def test_one_query_with_its_passages_is_judged(client: TestClient) -> None:
     assert answer.json()["model"] == "prompted-grade"
 
 
-def test_the_example_of_each_judge_can_be_sent_as_it_is(client: TestClient) -> None:
+def test_the_example_of_each_judge_can_be_sent_as_it_is(client):
     example = client.get("/v1/models/prompted-grade/example").json()
     assert client.post("/v1/judge", json=example).status_code == 200, example
 
@@ -71,16 +71,14 @@ def test_the_example_of_each_judge_can_be_sent_as_it_is(client: TestClient) -> N
         ({"query": "q", "passages": ["p"], "model": "oracle"}, 404, "model"),
     ],
 )
-def test_a_bad_request_is_a_problem_that_names_its_field(
-    client: TestClient, body: dict[str, Any], status: int, field: str | None
-) -> None:
+def test_a_bad_request_is_a_problem_that_names_its_field(client, body, status, field):
     answer = client.post("/v1/judge", json={"model": "prompted-grade", **body})
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"].startswith("application/problem+json")
     assert field is None or answer.json()["field"] == field
 
 
-def test_the_app_of_the_service_has_the_judges_and_what_needs_no_model() -> None:
+def test_the_app_of_the_service_has_the_judges_and_what_needs_no_model():
     paths = app.openapi()["paths"]
     assert {"/v1/judge", "/v1/judge/agreement", "/v1/judge/rankings", "/v1/judge/templates/{name}/render"} <= set(paths)
     judges = ["query-likelihood", "ensemble", "log-odds", "prompted-grade", "similarity", "word-overlap"]
