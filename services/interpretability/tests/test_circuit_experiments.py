@@ -116,14 +116,6 @@ def test_graph_is_what_neuronpedia_reads(edges):
     assert entries == [5], "the prompts differ at one token"
 
 
-def test_graph_is_what_circuit_tracer_reads(edges):
-    models = pytest.importorskip(
-        "circuit_tracer.frontend.graph_models", reason="pip install circuit-tracer to run this"
-    )
-    graph = models.Model.model_validate_json(artefact(edges, "circuit.neuronpedia.json").content)
-    assert graph.nodes
-
-
 def test_edges_have_hook_points_in_their_arrays(edges):
     found = arrays(artefact(edges, "edges.npz").data())
     assert len(found["score"]) == edges.scalars["edges"].value

@@ -107,16 +107,6 @@ def test_columns_that_a_step_cannot_see_do_not_matter(seed):
     assert (retrieval_score(padded, ids, said, (5, 9)) == retrieval_score(rows, ids, said, (5, 9))).all()
 
 
-@pytest.mark.parametrize("mode", ["positions", "types", "count"])
-def test_head_that_always_looks_at_the_right_place_scores_one(mode):
-    ids, span = list(range(20)), (6, 11)
-    said = ids[6:11]
-    rows = np.zeros((5, 1, 1, 25))
-    for t in range(5):
-        rows[t, 0, 0, 6 + t] = 1.0
-    assert retrieval_score(rows, ids, said, span, mode=mode) == 1.0
-
-
 def test_copy_is_credited_to_the_step_that_made_the_token():
     ids, span = list(range(20)), (6, 11)
     rows = np.zeros((5, 1, 1, 25))

@@ -81,6 +81,11 @@ def decoder() -> Decoder:
     return tiny_decoder()
 
 
+@pytest.fixture(scope="session")
+def tiny() -> Decoder:
+    return tiny_decoder().double()
+
+
 @pytest.fixture
 def engine(decoder: Decoder) -> Iterator[Scheduler]:
     made = Engine(decoder).scheduler

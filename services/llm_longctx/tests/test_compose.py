@@ -5,16 +5,10 @@ import torch
 
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.methods import compose, method
-from services.llm_longctx.tests.conftest import tiny_decoder
 from services.llm_longctx.tests.test_engine_pages import TINY_PLAN, prompt
 from services.llm_longctx.tests.toy_methods import Copying, Halving, Streaming, Striding
 from shared.errors import InvalidOption
 from shared.lm.head_plan import HeadPlan
-
-
-@pytest.fixture(scope="module")
-def tiny():
-    return tiny_decoder().double()
 
 
 def run(model, how, n=40, steps=7, chunks=None):

@@ -10,16 +10,10 @@ from services.llm_longctx.engine import Engine, Request
 from services.llm_longctx.kv_cache import PoolExhausted
 from services.llm_longctx.methods import method
 from services.llm_longctx.methods.core.hook_results import CacheUpdate, RetentionPolicy
-from services.llm_longctx.tests.conftest import tiny_decoder
 from services.llm_longctx.tests.toy_methods import Averaging, Copying, Halving, Streaming, Striding
 from shared.errors import BadInput, InvalidOption
 
 TINY_PLAN = {"schema": "head-plan/1", "roles": [[1, 0], [0, 1]], "heads": [[0, 1], [1, 2]]}
-
-
-@pytest.fixture(scope="module")
-def tiny():
-    return tiny_decoder().double()
 
 
 def prompt(n, seed=0):

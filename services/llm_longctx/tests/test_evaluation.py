@@ -11,11 +11,10 @@ from PIL import Image
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.engine.quality.fidelity import Fidelity, compare_to_dense
 from services.llm_longctx.evaluation.cli import fidelity, needle
-from services.llm_longctx.evaluation.heatmap import draw_contact_sheet, draw_heatmap
+from services.llm_longctx.evaluation.heatmap import draw_heatmap
 from services.llm_longctx.evaluation.method_quality import FidelityRequest, NeedleRequest, run_fidelity, run_needle
 from services.llm_longctx.evaluation.text_corpus import load_library_prose
 from services.llm_longctx.serving.local_models import make_local_model
-from services.llm_longctx.tests.conftest import tiny_decoder
 from services.llm_longctx.tests.test_engine_pages import TINY_PLAN, prompt
 from services.llm_longctx.tests.test_scheduler import ask, run
 from services.llm_longctx.tests.toy_methods import Streaming
@@ -23,11 +22,6 @@ from shared.api.text import CompletionRequest
 from shared.errors import Cancelled, DeadlineExceeded, InvalidOption, Malformed
 from shared.lm.niah_prompts import build_haystack
 from shared.registry import CallContext, LoadContext
-
-
-@pytest.fixture(scope="module")
-def tiny():
-    return tiny_decoder().double()
 
 
 @pytest.fixture(scope="module")
@@ -172,13 +166,6 @@ def test_a_grid_is_drawn_as_a_picture():
     low, high = picture.getpixel((66, 34)), picture.getpixel((66, 82))
     assert low[0] > low[1]
     assert high[1] > high[0]
-
-
-def test_several_grids_stand_on_one_picture_with_their_names():
-    maps = {name: draw_heatmap([[1.0]], ["0 %"], ["512"]) for name in ("dense", "duo", "power")}
-    one, whole = (Image.open(io.BytesIO(data)) for data in (maps["duo"], draw_contact_sheet(maps, 2)))
-    assert whole.size == (2 * one.width, 2 * (one.height + 20))
-    assert whole.getpixel((66, 54)) == one.getpixel((66, 34))
 
 
 def test_the_verbs_print_and_save(folder, tmp_path, monkeypatch, capsys):

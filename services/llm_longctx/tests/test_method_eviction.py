@@ -249,11 +249,6 @@ def test_numbers_that_are_none_are_refused():
 # In the engine.
 
 
-@pytest.fixture(scope="module")
-def tiny():
-    return tiny_decoder().double()
-
-
 def test_keeping_everything_is_dense_bit_for_bit(tiny):
     dense, all_of_it = Engine(tiny, "dense", page=8), Engine(tiny, SnapKv(ratio=1, window=4), page=8)
     assert torch.equal(dense.prefill(prompt(40)), all_of_it.prefill(prompt(40)))

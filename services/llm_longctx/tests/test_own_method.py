@@ -12,7 +12,7 @@ from services.llm_longctx.api import methods as api_methods
 from services.llm_longctx.engine import Engine, Request
 from services.llm_longctx.evaluation.cli import needle
 from services.llm_longctx.methods import compose, method, methods
-from services.llm_longctx.tests.conftest import Server, app_of, tiny_decoder
+from services.llm_longctx.tests.conftest import Server, app_of
 from services.llm_longctx.tests.method_contract import CHECKS
 from services.llm_longctx.tests.test_engine_pages import TINY_PLAN, prompt
 from shared.errors import InvalidOption, Malformed
@@ -37,15 +37,10 @@ def _from_the_page(tmp_path_factory):
     methods.cache_clear()
 
 
-@pytest.fixture(scope="module")
-def tiny():
-    return tiny_decoder().double()
-
-
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
+@pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize("name", OWN)
 def test_they_keep_the_contract(name, check):
-    check(methods()[name])
+    CHECKS[check](methods()[name])
 
 
 def test_it_composes_and_answers_in_a_batch_what_it_answers_alone(tiny):

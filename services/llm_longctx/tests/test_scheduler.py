@@ -6,17 +6,11 @@ import torch
 from services.llm_longctx.engine import CandidateSpec, Engine, GenerationRequest, Sampling
 from services.llm_longctx.engine.method_policy import Policy
 from services.llm_longctx.methods import method
-from services.llm_longctx.tests.conftest import tiny_decoder
 from services.llm_longctx.tests.test_engine import Ear
 from services.llm_longctx.tests.test_engine_pages import TINY_PLAN, prompt
 from services.llm_longctx.tests.toy_methods import Averaging, Copying, Halving, Streaming, Striding
 from shared.errors import TooLarge
 from shared.lm.builders import llama
-
-
-@pytest.fixture(scope="module")
-def tiny():
-    return tiny_decoder().double()
 
 
 @pytest.fixture(scope="module")

@@ -148,14 +148,6 @@ def test_every_variant_has_the_same_number_of_parameters(variant):
     assert abs(count / standard - 1) < 0.02
 
 
-def test_uniform_mlp_mixes_nothing():
-    net, ids = model("mlp", "uniform"), tokens(6)
-    other = ids.clone()
-    other[:, :5] = (other[:, :5] + 1) % 20
-    with torch.no_grad():
-        assert torch.equal(net(ids)[:, 5], net(other)[:, 5])
-
-
 def test_state_is_what_the_formulas_say():
     for variant in VARIANTS:
         session = model(variant, "uniform").session(1)

@@ -228,15 +228,6 @@ def test_mean_of_keys_chooses_otherwise_and_reads_the_same_when_all_is_chosen():
     assert not torch.equal(chosen["landmark", 2], chosen["mean", 2])
 
 
-def test_sequence_without_landmarks_is_plain_attention():
-    net, tokens = small("landmark-llama"), torch.randint(0, 20, (1, 12))
-    block = net.layers[0]
-    q, k, v = (part.transpose(1, 2) for part in block.project(net.embed(tokens)))
-    plain = net.attend(q, k, v, torch.zeros(1, 12, dtype=torch.bool))
-    weights = landmark_softmax(q @ k.mT * 8**-0.5, torch.zeros(1, 12, dtype=torch.bool))
-    assert (plain - weights @ v).abs().max() < 1e-6
-
-
 @pytest.mark.parametrize("options", [{"blocks": 0}, {"capacity": 0}, {"offload": "tape"}])
 def test_options_out_of_range_are_refused(options):
     with pytest.raises(ValueError, match="must be"):

@@ -210,15 +210,6 @@ def test_surprise_says_what_was_learnt_token_by_token(http):
     assert http.get(f"/v1/sessions/{session}/surprise", params={"version": 7}).status_code == 404
 
 
-def test_rollback_beyond_what_is_kept_is_404(http):
-    session = _open(http)
-    for token in range(4):
-        _read(http, session, [token])
-    assert _facts(http, session)["versions"] == [2, 3, 4]
-    assert http.post(f"/v1/sessions/{session}/rollback", json={"version": 1}).status_code == 404
-    assert http.post(f"/v1/sessions/{session}/rollback", json={"version": "x"}).status_code == 400
-
-
 def test_another_tenants_session_is_not_there(http):
     session = _open(http, **{"x-fovea-tenant": "ann"})
     assert http.get(f"/v1/sessions/{session}").status_code == 404
