@@ -8,7 +8,6 @@ from typing import Any
 import httpx2
 import pytest
 
-from services.gateway.tests.browsing import watched
 from services.gateway.tests.stage import ForgetfulQueue, fronted
 from services.relevance_judge.metrics.baselines import overlap
 from services.relevance_judge.routes import router
@@ -17,7 +16,6 @@ from services.relevance_judge.tests.fake_endpoint import FakeModel, answered_by
 from shared.registry.discovery import servables
 from shared.serving.build_app import build
 from shared.settings import Settings
-from tests.command import Command, command_runner
 from tests.harness.waiting import wait_until
 
 
@@ -60,17 +58,10 @@ def _serves(url: str) -> bool:
 
 
 @pytest.fixture
-def fovea(judging: Judging, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> Command:
-    monkeypatch.setenv("FOVEA_URL", judging.url)
-    return command_runner(monkeypatch, capfdbinary)
+def url(judging: Judging) -> str:
+    return judging.url
 
 
 @pytest.fixture(scope="session")
 def files() -> Path:
     return load_mini_collection().folder
-
-
-@pytest.fixture
-def page(chromium: Any, judging: Judging, complaints: list[str]) -> Iterator[Any]:
-    with watched(chromium, judging.url, complaints) as opened:
-        yield opened

@@ -2,20 +2,17 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import httpx2
 import pytest
 
 from services.gateway.policy.auth import KeyRing
-from services.gateway.tests.browsing import watched
 from services.gateway.tests.stage import fronted
 from services.llm_longctx.api import documents, openai, sessions
 from shared.jobs.redis_server import RedisServer
 from shared.registry.discovery import servables
 from shared.serving.build_app import build
 from shared.settings import Settings
-from tests.command import Command, command_runner
 from tests.harness.waiting import wait_until
 
 
@@ -51,12 +48,5 @@ def _serves(url: str, headers: dict[str, str]) -> bool:
 
 
 @pytest.fixture
-def fovea(remembering: Remembering, monkeypatch: pytest.MonkeyPatch, capfdbinary: Any) -> Command:
-    monkeypatch.setenv("FOVEA_URL", remembering.url)
-    return command_runner(monkeypatch, capfdbinary)
-
-
-@pytest.fixture
-def page(chromium: Any, remembering: Remembering, complaints: list[str]) -> Iterator[Any]:
-    with watched(chromium, remembering.url, complaints) as opened:
-        yield opened
+def url(remembering: Remembering) -> str:
+    return remembering.url

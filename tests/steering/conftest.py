@@ -2,12 +2,10 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx2
 import pytest
 
-from services.gateway.tests.browsing import watched
 from services.gateway.tests.stage import fronted
 from services.llm_longctx.api import openai, steering
 from services.llm_longctx.serving.local_models import make_local_model
@@ -41,6 +39,5 @@ def steerable(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture
-def page(chromium: Any, steerable: Steerable, complaints: list[str]) -> Iterator[Any]:
-    with watched(chromium, steerable[0], complaints) as opened:
-        yield opened
+def url(steerable: Steerable) -> str:
+    return steerable[0]

@@ -1,6 +1,5 @@
 """The console's pages of many files in a real browser: a DICOM study as strips, a road survey as a map."""
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from services.medical_seg.models.pranet import PraNetSegmenter
 from services.medical_seg.tests.test_dicom_routes import endoscopy
 from shared.serving.build_app import build
 from shared.settings import Settings
+from tests.harness.waiting import wait_until
 
 pytestmark = MARKS
 
@@ -35,10 +35,7 @@ def page(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
     app = build(request.param, routers=[router], servables=servables, settings=settings)
     complaints: list[str] = []
     with fronted(app, request.param, tmp_path) as (url, _, _), browser() as chromium:
-        until = time.monotonic() + 120
-        while not is_ready(url, path):
-            assert time.monotonic() < until
-            time.sleep(0.1)
+        wait_until(lambda: is_ready(url, path), 120, "the service's readiness")
         with watched(chromium, url, complaints) as opened:
             yield opened
     assert not complaints
