@@ -10,9 +10,11 @@ from services.llm_longctx.engine import Engine, Request
 from services.llm_longctx.kv_cache import PoolExhausted
 from services.llm_longctx.methods import method
 from services.llm_longctx.methods.core.hook_results import CacheUpdate, RetentionPolicy
-from services.llm_longctx.tests.toy_methods import Averaging, Copying, Halving, Streaming, Striding
 from shared.errors import BadInput, InvalidOption
 
+DUO, RAZOR = method("duo", sink=2, recent=5), method("razor", sink=2, window_min=6, window_div=8)
+RECYCLED, POWER = method("recycled", budget=4, stride=3), method("power", block=4, window=2)
+ACT = method("act", beta=0.3, threshold=0.02)
 TINY_PLAN = {"schema": "head-plan/1", "roles": [[1, 0], [0, 1]], "heads": [[0, 1], [1, 2]]}
 
 
@@ -39,7 +41,7 @@ def test_generated_answers_are_those_of_single_runs(tiny):
     engine = engine_of(tiny, "dense", max_batch=3)
     requests = [
         Request(prompt(5 + 9 * i, i), how, TINY_PLAN, max_tokens=12 - i % 3, temperature=i % 2, seed=i)
-        for i, how in enumerate((method("dense"), Streaming(), Averaging(slide=True), Copying(), Striding(), Halving()))
+        for i, how in enumerate((method("dense"), DUO, RAZOR, RECYCLED, POWER, ACT))
     ]
     together = engine.generate(requests)
     assert engine.pool.held == 0
@@ -57,7 +59,7 @@ def test_usage_tells_bytes_density_and_full_steps(tiny):
     engine = engine_of(tiny, "dense")
     ask = lambda how, n=40, new=9: Request(prompt(n), how, TINY_PLAN, max_tokens=new)  # noqa: E731
     dense, streaming, striding, copying = (
-        one.usage for one in engine.generate([ask(h) for h in (method("dense"), Streaming(), Striding(), Copying())])
+        one.usage for one in engine.generate([ask(h) for h in (method("dense"), DUO, POWER, RECYCLED)])
     )
     assert dense.kv_bytes == dense.kv_bytes_dense == engine.dense_bytes(48)
     assert dense.kv_ratio == dense.prefill_density == 1
@@ -97,7 +99,7 @@ def test_a_prompt_may_be_empty_or_one_token(tiny):
 
 
 def test_a_head_that_was_declared_full_is_never_cut(tiny):
-    class Liar(Streaming):
+    class Liar(type(DUO)):
         """Cuts what it said is full."""
 
         name = "liar"
@@ -125,18 +127,8 @@ def test_a_step_that_does_not_fit_changes_nothing(tiny):
     engine.batch({sequences[1]: 3})
 
 
-def test_memos_reach_the_next_hook_and_epilogues_see_the_true_lse(tiny):
-    engine = engine_of(tiny, Halving())
-    s = engine.open()
-    s.prefill(prompt(9))
-    s.step(1)
-    s.step(2)
-    assert s.state.memos == [3, 3]
-    assert not torch.allclose(s.step(1), engine_of(tiny, "dense").prefill([*prompt(9), 1, 2, 1])[-1], atol=1e-3)
-
-
 def test_the_reference_back_end_serves_the_same(tiny):
-    fast, slow = engine_of(tiny, Striding()), engine_of(tiny, Striding(), backend="reference")
+    fast, slow = engine_of(tiny, POWER), engine_of(tiny, POWER, backend="reference")
     assert torch.allclose(fast.prefill(prompt(20)), slow.prefill(prompt(20)), atol=1e-9)
     assert torch.allclose(fast.step(4), slow.step(4), atol=1e-9)
 

@@ -14,10 +14,10 @@ from services.llm_longctx.evaluation.cli import fidelity, needle
 from services.llm_longctx.evaluation.heatmap import draw_heatmap
 from services.llm_longctx.evaluation.method_quality import FidelityRequest, NeedleRequest, run_fidelity, run_needle
 from services.llm_longctx.evaluation.text_corpus import load_library_prose
+from services.llm_longctx.methods import method
 from services.llm_longctx.serving.local_models import make_local_model
-from services.llm_longctx.tests.test_engine_pages import TINY_PLAN, prompt
+from services.llm_longctx.tests.test_engine_pages import DUO, TINY_PLAN, prompt
 from services.llm_longctx.tests.test_scheduler import ask, run
-from services.llm_longctx.tests.toy_methods import Streaming
 from shared.api.text import CompletionRequest
 from shared.errors import Cancelled, DeadlineExceeded, InvalidOption, Malformed
 from shared.lm.niah_prompts import build_haystack
@@ -42,7 +42,7 @@ def compare(engine, ids, answer, how):
 
 def test_dense_agrees_with_itself_and_a_cut_method_does_not(tiny):
     engine = Engine(tiny, page=8)
-    same, cut = (compare(engine, prompt(60), prompt(20, 3), how) for how in ("dense", Streaming(sink=1, recent=2)))
+    same, cut = (compare(engine, prompt(60), prompt(20, 3), how) for how in ("dense", method("duo", sink=1, recent=2)))
     assert (same.agreement, same.divergence, same.delta) == (
         1,
         pytest.approx(0, abs=1e-12),
@@ -65,7 +65,7 @@ def test_the_numbers_are_those_of_the_definition():
 
 def test_a_comparison_that_is_given_up_leaves_no_pages(tiny):
     engine = Engine(tiny, page=8)
-    work = compare_to_dense(engine.runner, prompt(40), prompt(9), engine.policy_of(Streaming(), TINY_PLAN), print)
+    work = compare_to_dense(engine.runner, prompt(40), prompt(9), engine.policy_of(DUO, TINY_PLAN), print)
     for _ in range(4):
         next(work)
     assert engine.pool.held

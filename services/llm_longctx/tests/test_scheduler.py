@@ -6,9 +6,9 @@ import torch
 from services.llm_longctx.engine import CandidateSpec, Engine, GenerationRequest, Sampling
 from services.llm_longctx.engine.method_policy import Policy
 from services.llm_longctx.methods import method
+from services.llm_longctx.tests.mutants_methods.sound import Window
 from services.llm_longctx.tests.test_engine import Ear
-from services.llm_longctx.tests.test_engine_pages import TINY_PLAN, prompt
-from services.llm_longctx.tests.toy_methods import Averaging, Copying, Halving, Streaming, Striding
+from services.llm_longctx.tests.test_engine_pages import ACT, DUO, POWER, RAZOR, RECYCLED, TINY_PLAN, prompt
 from shared.errors import TooLarge
 from shared.lm.builders import llama
 
@@ -24,7 +24,7 @@ def ask(engine, ids, how="dense", n=1, new=8, **facts):
     ears = [Ear() for _ in range(n)]
     temperature = facts.pop("temperature", 0)
     candidates = [CandidateSpec(Sampling(temperature=temperature, seed=i), ear) for i, ear in enumerate(ears)]
-    policy = engine.policy_of(how, TINY_PLAN if engine.model.config.vocab == 272 else None)
+    policy = engine.policy_of(how, TINY_PLAN)
     return GenerationRequest(ids, candidates, new, policy=policy, **facts), ears
 
 
@@ -49,7 +49,7 @@ def alone(model, ids, how, new=8, **facts):
 
 
 def test_what_can_never_fit_is_refused_and_not_tried_for_ever(tiny):
-    class Greedy(Copying):
+    class Greedy(type(RECYCLED)):
         """Copies everything, at every step."""
 
         name = "greedy"
@@ -76,16 +76,7 @@ def test_a_pool_admits_more_of_those_who_hold_less(tiny):
         assert all(ear.ids for _, (ear,) in asked)
         return peak
 
-    class AllStreaming(Streaming):
-        """No full heads."""
-
-        name = "all-streaming"
-
-        def head_plan(self, config, plan):
-            """Whatever the plan says."""
-            return super().head_plan(config, None)
-
-    dense, streaming = most(method("dense")), most(AllStreaming())
+    dense, streaming = most(method("dense")), most(Window(sink=2, recent=5))
     assert dense <= 7
     assert streaming >= 2.5 * dense
 
@@ -106,15 +97,15 @@ def test_chunks_end_on_the_grid_or_with_the_prompt(long, n):
             ends.append(read)
         return ends
 
-    assert borders(method("dense")) == borders(Streaming()) == [*range(512, n, 512), n]
+    assert borders(method("dense")) == borders(DUO) == [*range(512, n, 512), n]
     if n > 64:
         assert borders(method("dense"), 64) == [*range(512, n, 512), n], "a cached prefix joins the same grid"
-    single = type("Single", (Halving,), {"supports": type(Halving.supports)(chunked_prefill=False), "name": "single"})
+    single = type("Single", (type(ACT),), {"supports": type(ACT.supports)(chunked_prefill=False), "name": "single"})
     assert borders(single()) == [n]
 
 
 @pytest.mark.parametrize(
-    "how", [method("dense"), Striding(block=64), Averaging(), Copying(), Streaming()], ids=lambda m: m.name
+    "how", [method("dense"), POWER.with_knobs(block=64), RAZOR, RECYCLED, DUO], ids=lambda m: m.name
 )
 @pytest.mark.parametrize("more", [1, 70])
 def test_a_prefix_that_was_read_is_not_read_again_and_changes_no_bit_of_the_prompts_logits(long, how, more):
@@ -152,12 +143,12 @@ def test_prefixes_mix_only_under_one_fingerprint(long):
     engine = Engine(long)
     run(engine, ask(engine, ids, "dense", new=1))
     cached = {}
-    for how in (Copying(), Averaging(), Striding(block=64), Streaming()):
+    for how in (RECYCLED, RAZOR, POWER.with_knobs(block=64), DUO):
         one = ask(engine, ids, how, new=1)
         run(engine, one)
         cached[how.name] = one[0].stats.cached_tokens
-    assert cached == {"toy-copying": 688, "toy-averaging": 688, "toy-striding": 0, "toy-streaming": 0}
-    other = ask(engine, ids, Striding(block=64, window=3), new=1)
+    assert cached == {"recycled": 688, "razor": 688, "power": 0, "duo": 0}
+    other = ask(engine, ids, POWER.with_knobs(block=64, window=3), new=1)
     run(engine, other)
     assert other[0].stats.cached_tokens == 0
 
