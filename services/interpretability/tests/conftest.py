@@ -11,6 +11,8 @@ import httpx2
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
 from services.interpretability.core.model_registry import TINY, ModelRegistry
@@ -77,6 +79,18 @@ def load_golden(family: str) -> Golden:
     with np.load(WEIGHTS / f"tiny_{family}_weights.npz", allow_pickle=False) as weights:
         model.load_state_dict({key: torch.from_numpy(weights[key]) for key in weights}, strict=False)
     return Golden(family, model, facts, read(f"tiny_{family}_extra.json"))
+
+
+def write_gpt2(folder: Path, facts: dict[str, Any], weights: dict[str, Tensor], letters: int = 256) -> Path:
+    """A GPT-2 as its users keep it: config, safetensors, and a tokenizer of so many letters."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"model_type": "gpt2", **facts}))
+    save_file({key: x.contiguous() for key, x in weights.items()}, folder / "model.safetensors")
+    vocab = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet())[:letters])}
+    library = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    library.pre_tokenizer, library.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    library.save(str(folder / "tokenizer.json"))
+    return folder
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -135,29 +135,25 @@ def prompt(tiny):
     return build_key_value_prompt(tiny.tokenizer, pairs=5, seed=3, shots=2, key_chars=4, value_words=0)
 
 
-def test_forced_winners_are_those_of_the_whole_pattern(tiny, prompt):
-    answered = trace_known_answer(PrefixReader(tiny), prompt, top=3)
-    whole = [*prompt.ids, *prompt.answer_ids[:-1]]
+@pytest.fixture(scope="module")
+def rows(tiny, prompt):
     names = [f"pattern.{l}" for l in range(tiny.layers)]
-    traced = trace(tiny.model, tiny.tensor([whole]), capture=names)
-    first = len(prompt.ids) - 1
-    rows = np.stack([traced[name][0, :, first:].numpy() for name in names])  # [L,H,steps,S]
+    traced = trace(tiny.model, tiny.tensor([[*prompt.ids, *prompt.answer_ids[:-1]]]), capture=names)
+    return np.stack([traced[name][0, :, len(prompt.ids) - 1 :].numpy() for name in names])  # [L,H,steps,S]
+
+
+def test_forced_winners_are_those_of_the_whole_pattern(tiny, prompt, rows):
+    answered = trace_known_answer(PrefixReader(tiny), prompt, top=3)
     for t in range(len(prompt.answer_ids)):
-        seen = rows[:, :, t, : first + t + 1]
+        seen = rows[:, :, t, : len(prompt.ids) + t]
         for place in range(3):
             chosen = np.take_along_axis(seen, answered.top_positions[t, :, :, place, None], -1)[..., 0]
             assert np.allclose(chosen, np.sort(seen, -1)[..., -1 - place], atol=1e-6)
 
 
-def test_forced_scores_equal_the_score_of_the_rows(tiny, prompt):
+def test_forced_scores_equal_the_score_of_the_rows(tiny, prompt, rows):
     answered = trace_known_answer(PrefixReader(tiny), prompt)
-    names = [f"pattern.{l}" for l in range(tiny.layers)]
-    whole = [*prompt.ids, *prompt.answer_ids[:-1]]
-    traced = trace(tiny.model, tiny.tensor([whole]), capture=names)
-    first, steps = len(prompt.ids) - 1, len(prompt.answer_ids)
-    rows = np.stack([traced[name][0, :, first:].numpy() for name in names]).transpose(2, 0, 1, 3)
-    assert rows.shape[0] == steps
-    expected = retrieval_score(rows, prompt.ids, prompt.answer_ids, prompt.span)
+    expected = retrieval_score(rows.transpose(2, 0, 1, 3), prompt.ids, prompt.answer_ids, prompt.span)
     assert (score_copies(answered.top_positions, prompt.ids, prompt.answer_ids, prompt.span) == expected).all()
 
 

@@ -153,11 +153,6 @@ async def test_head_map_leads_to_the_pattern_of_its_head(client):
     assert "Permalink" in answer.text
 
 
-async def test_dry_run_tells_the_cost(client):
-    answer = await client.post("/v1/probe/sinks", json={**TEXT, "dry_run": True})
-    assert answer.json()["scalars"]["forwards"]["value"] == 1
-
-
 LONG = {"lm": "tiny", "protocol": "kv", "samples": 2, "pairs": 3}
 
 

@@ -128,17 +128,6 @@ def test_fidelity_of_prose_and_copies(model):
     )
 
 
-def test_needles_by_length_and_depth(model):
-    told = []
-    spec = NeedleRequest(lengths=[150, 170], depths=[0, 100], steps=4, longctx={"method": "power", "block": 32})
-    report = run_needle(model.adapter, spec, CallContext(report=lambda share, note: told.append((share, note))))
-    assert len(report.recall) == len(report.depths) == 2
-    assert all(0 <= x <= 1 for row in report.recall for x in row)
-    assert report.kv_ratio == [1, 1]
-    assert told[-1] == (1.0, "170 tokens, depth 0 %")
-    assert [share for share, _ in told] == [0.25, 0.5, 0.75, 1.0], "no place in a queue sets it back"
-
-
 @pytest.mark.parametrize(
     ("call", "word"),
     [

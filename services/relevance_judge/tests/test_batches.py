@@ -296,13 +296,6 @@ def test_texts_come_as_tabbed_or_json_lines():
         pair_selection.parse_texts("only-an-id\n", "topics")
 
 
-def test_the_mini_collection_gives_its_pairs():
-    pairs = pair_selection.cross_pairs(MINI.topics, MINI.passages)
-    assert len(pairs) == 24 * 192
-    judged = {(pair.qid, pair.docid): 1 for pair in pairs if (pair.qid, pair.docid) not in MINI.labels}
-    assert len(pair_selection.drop_labelled(pairs, judged)) == 192
-
-
 def test_a_judge_that_asks_no_model_needs_no_endpoint(tmp_path):
     with serve_judges(tmp_path, {"word-overlap": WordOverlap}, judge_base_url="http://127.0.0.1:9") as client:
         body = {"model": "word-overlap", "topics": TOPICS, "passages": PASSAGES}

@@ -1,6 +1,5 @@
 """`/v1/judge/…` for trust, weights, significance, corrected scores, budgets, answers, preferences and imports."""
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -51,18 +50,6 @@ def post(client: TestClient, path: str, body: dict[str, Any]) -> Any:
     answer = client.post(f"/v1/judge/{path}", json=body)
     assert answer.status_code == 200, answer.text
     return answer.json()
-
-
-def test_the_trust_report_tells_a_judge_from_lexical_baselines(client):
-    body = {**TEXT_FIELDS, "judge": judgements("query-lift"), "name": "query-lift", "embedding": False}
-    found = post(client, "trust", body)
-    assert found["is_better"]
-    assert found["judge"]["pair_order"] == pytest.approx(0.856, abs=6e-4)
-    assert [row["name"] for row in found["baselines"]] == ["overlap", "bm25"]
-    found = post(client, "trust", {**body, "judge": judgements("overlap")})
-    assert not found["is_better"]
-    assert found["baselines"][0]["lead"] == 0
-    assert "no better than" in found["statement"]
 
 
 def test_the_embedding_baseline_is_the_similarity_judge(client):
@@ -156,19 +143,6 @@ def test_answers_are_judged_by_a_model(client):
     assert support["faithfulness"] == pytest.approx(2 / 3)
 
 
-def test_answers_are_judged_without_a_model(client):
-    text = MINI.passages["m01-1"]
-    body = {"query": MINI.topics["1"], "how": "similarity", "passages": {"a": text, "b": MINI.passages["m02-1"]}}
-    nuggets = post(client, "nuggets", body)["nuggets"]
-    assert nuggets
-    asked = {"query": body["query"], "how": "similarity", "answer": text, "nuggets": nuggets}
-    whole = post(client, "nuggets/assign", asked)
-    assert whole["vital_recall"] > 0.5
-    support = post(client, "support", {**body, "answer": text})
-    assert support["faithfulness"] == 1
-    assert support["citation_recall"] == 0
-
-
 def test_a_model_that_always_says_a_is_found_out(client):
     found = post(client, "preferences", {**TEXT_FIELDS, "sample": 24})
     assert found["consistent"]["share"] == 0
@@ -177,20 +151,6 @@ def test_a_model_that_always_says_a_is_found_out(client):
     assert {row["preferred"] for row in found["results"]} == {0}
     labels = [row["label"] for row in found["results"]]
     assert 0 < labels.count(0) < 24
-
-
-def test_cranfields_form_becomes_files_that_the_other_routes_take(client):
-    body = {
-        "documents": ".I 1\n.T\nwings\n.W\nlift of a wing\n.I 2\n.W\nheat of a plate\n.I 3\n.W\nwing of a bird\n",
-        "topics": ".I 001\n.W\nlift of a wing\n.I 004\n.W\nheat\n",
-        "relevance": "1 1 1\n2 2 3\n",
-        "others": 1,
-    }
-    found = post(client, "collection", body)
-    assert parse_qrels(found["qrels"]) == {("1", "1"): 3, ("2", "2"): 1, ("1", "3"): 0}
-    assert [json.loads(line)["id"] for line in found["passages"].splitlines()] == ["1", "2", "3"]
-    assert len(found["notes"]) == 2
-    post(client, "significance", {"labels": found["qrels"], "runs": found["run"] + found["run"].replace("bm25", "b")})
 
 
 @pytest.mark.parametrize(
