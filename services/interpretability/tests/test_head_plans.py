@@ -168,9 +168,6 @@ def test_texts_too_short_for_their_passkeys_are_refused(tiny):
     assert PasskeyTexts(tiny.tokenizer, (250,)).length(0) == 256
 
 
-# ACT's head search.
-
-
 def test_a_question_has_its_answer_in_the_facts(tiny):
     for question in make_questions(tiny.tokenizer, 5, facts=6):
         text = tiny.tokenizer.decode(question.ids)
@@ -198,9 +195,6 @@ def test_sinks_are_those_of_the_shared_rule_less_the_excused_one():
     over = (column_mean(pattern) > 0.2).nonzero()[:, 0]
     assert rule.sinks(pattern).tolist() == excuse_sink(over[over <= 9], "zero").tolist()
     assert calibrate(pattern, rule.sinks(pattern), 0.3).sum(-1) == pytest.approx(1)
-
-
-# The experiment.
 
 
 @pytest.fixture

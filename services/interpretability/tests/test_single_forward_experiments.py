@@ -31,9 +31,6 @@ def ask(study_type, context, /, **options):
     return study.predict([spec], CallContext())[0]
 
 
-# Attention.
-
-
 def test_rows_are_those_of_the_pattern(context, tiny):
     report = ask(AttentionPatterns, context, text="kqzwxm kqzwx", layers=[1], heads=[2])
     ids = tiny.encode("kqzwxm kqzwx")
@@ -97,9 +94,6 @@ def test_rows_of_a_long_text_never_make_a_whole_map(tiny):
     assert sum(shape[2] for shape in seen) == 2000 * tiny.layers
 
 
-# Attribution and lens.
-
-
 def test_attribution_adds_up(context):
     report = ask(LogitAttribution, context)
     assert report.scalars["residual"].value == pytest.approx(0, abs=1e-4)
@@ -120,9 +114,6 @@ def test_lens_refuses_what_it_cannot_show(context, text, options, field):
     assert ask(LogitLens, context, text=text, **options).field == field
 
 
-# Patterns and indicators.
-
-
 def test_text_said_twice_gives_patterns_with_that_text(context):
     report = ask(HeadPatterns, context, text="kqzwx")
     assert report.grid("induction").text == "kqzwxkqzwx"
@@ -141,9 +132,6 @@ def test_indicators_of_a_layers_maps_equal_the_golden_ones():
 def test_indicators_refuse_unknown_layers_and_long_texts(context):
     assert ask(Indicators, context, layers=[3]).field == "layers"
     assert isinstance(ask(Indicators, context, text="x" * 1100), TooLarge)
-
-
-# Ablation and patching.
 
 
 def test_scaling_by_one_changes_nothing(context):
@@ -189,9 +177,6 @@ def test_pairs_of_unequal_length_are_refused(context):
     assert ask(ActivationPatching, context, corrupt="longer than that").field == "corrupt"
 
 
-# Deconstruction.
-
-
 @pytest.mark.parametrize("back", [1, 2])
 def test_queries_of_the_layer_itself_change_nothing(tiny, back):
     ids = tiny.tensor([tiny.encode("kqzwxm kqzwx")])
@@ -228,9 +213,6 @@ def test_hidden_column_is_seen_by_nobody_that_is_named(tiny):
     changed[0, 2] = (changed[0, 2] + 1) % 256
     seen = tiny.model(changed, attend=ColumnMaskedAttention([2], everyone))
     assert np.allclose(seen[0, 3:], first[0, 3:], atol=1e-5), "what nobody looks at can't matter"
-
-
-# Needle grid.
 
 
 def test_hidden_heads_change_what_comes_back(context):

@@ -34,9 +34,6 @@ def test_dense_is_the_decoder_itself(tiny):
     assert torch.allclose(torch.stack([engine.step(t) for t in prompt(40)[33:]]), wanted[33:], atol=1e-10)
 
 
-# Batches.
-
-
 def test_generated_answers_are_those_of_single_runs(tiny):
     engine = engine_of(tiny, "dense", max_batch=3)
     requests = [
@@ -67,9 +64,6 @@ def test_usage_tells_bytes_density_and_full_steps(tiny):
     assert 0.3 < striding.prefill_density < 0.9
     assert copying.full_steps == 8 // 3
     assert copying.kv_bytes > dense.kv_bytes
-
-
-# What is refused.
 
 
 @pytest.mark.parametrize(

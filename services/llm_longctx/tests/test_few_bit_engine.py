@@ -72,9 +72,6 @@ def test_cpp_reads_packed_pages_as_torch_does(net, name, bits):
     torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=1e-3)
 
 
-# Bytes.
-
-
 @pytest.mark.parametrize(("bits", "most"), [(4, 0.30), (8, 0.56)])
 def test_bytes_of_a_long_prompt(net, bits, most):
     """In the served model's proportions: heads of 64 channels in bfloat16."""
@@ -116,9 +113,6 @@ def test_pages_of_another_size_are_refused(net):
         Engine(net, page=8, cache_bits=4)
     with pytest.raises(InvalidOption, match="needs pages of 16 entries"):
         Engine(net, page=8).policy_of("dense", cache_bits=8)
-
-
-# Many requests.
 
 
 def generate(engine, *requests):

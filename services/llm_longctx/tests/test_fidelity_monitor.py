@@ -56,9 +56,6 @@ def held_back(method, model):
     return float(found[0].removeprefix(line)) if found else None
 
 
-# A standing.
-
-
 def test_it_comes_back_half_way_between_the_floor_and_full_agreement():
     standing = DriftGate(FLOOR)
     for _ in range(WINDOW):
@@ -116,9 +113,6 @@ def test_every_change_of_a_verdict_has_its_reason(findings):
             assert standing.median(now) < FLOOR
         if before and not standing.held:
             assert standing.median(now) >= standing.back or len(standing) == 1
-
-
-# Variants.
 
 
 def test_extreme_knobs_take_a_method_from_nobody_else(engine):
@@ -196,9 +190,6 @@ def test_time_alone_brings_back_and_the_gauge_hears_of_it(engine):
         assert held_back("duo", "timed") == 0
 
 
-# In the scheduler.
-
-
 def settle(engine):
     while engine.scheduler.backend.idle_work:
         engine.scheduler.step()
@@ -243,9 +234,6 @@ def test_a_share_is_sampled_and_a_floor_of_zero_never_falls_back(tiny):
     run(engine, *answers)
     assert 4 <= sum(work is not None for work in works) <= 22
     assert engine.monitor.held_back_reason(engine.policy_of(DUO, TINY_PLAN)) is None
-
-
-# Over HTTP.
 
 
 def test_a_method_is_held_back_for_those_knobs_only_and_comes_back_when_it_agrees_again(folder, tmp_path):

@@ -69,9 +69,6 @@ def cut(memory, layer, head, sink, recent, held=None):
     memory.keep(layer, head, held, sink=sink, slide=recent)
 
 
-# Addresses.
-
-
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 9)), max_size=60))
 def test_addresses_are_handed_out_once_and_join_again(actions):
     addresses, out = RangeAllocator(50), []
@@ -99,9 +96,6 @@ def test_giving_back_twice_is_an_error():
     shared.release(np.array([first]))
     with pytest.raises(ValueError, match="nobody holds"):
         shared.release(np.array([first]))
-
-
-# One sequence.
 
 
 @pytest.mark.parametrize("n", [0, 1, 3, 4, 5, 17])
@@ -203,9 +197,6 @@ def test_memory_really_goes_back_to_the_system():
     memory.close()
     assert resident() - before < 4e6
     assert float(big.keys[5, 0]) == 0, "the page came back from the system, zeroed"
-
-
-# Several sequences.
 
 
 def test_small_pages_go_back_with_the_last_of_a_page_of_the_system():

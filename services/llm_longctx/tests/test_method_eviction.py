@@ -145,9 +145,6 @@ def test_cuts_while_decoding_are_the_published_ones(golden_llama, how):
     assert np.abs(torch.stack(said).numpy() - GOLDEN[f"every8_{how.name}_decode"]).max() < 1e-4
 
 
-# Rules.
-
-
 @pytest.mark.parametrize(
     ("tokens", "ratio", "budget", "kept"),
     [
@@ -244,9 +241,6 @@ def test_numbers_that_are_none_are_refused():
 
     with pytest.raises(ValueError, match="with numbers"):
         Engine(tiny_decoder(), Broken(), page=8).prefill(prompt(20))
-
-
-# In the engine.
 
 
 def test_keeping_everything_is_dense_bit_for_bit(tiny):

@@ -9,8 +9,6 @@ import pytest
 
 from services.llm_longctx.tests.conftest import CONTEXT, HELLO, MODEL, go_on, say
 
-# Chat.
-
 
 def test_the_served_model_is_listed_under_its_files_name(client):
     (model,) = client.models.list().data
@@ -165,9 +163,6 @@ def test_nulls_and_unknown_fields_are_ignored_unless_strict(client):
     assert caught.value.param == "frobnicate"
 
 
-# Completions.
-
-
 def test_a_text_is_gone_on_with(client):
     answer = go_on(client)
     assert answer.object == "text_completion"
@@ -228,9 +223,6 @@ def test_a_prompt_as_long_as_the_context_has_no_room_for_an_answer(client):
     full = go_on(client, "x" * CONTEXT)
     assert (full.choices[0].text, full.choices[0].finish_reason, full.usage.completion_tokens) == ("", "length", 0)
     assert go_on(client, "x" * (CONTEXT - 1)).usage.completion_tokens == 1
-
-
-# The tokenizer.
 
 
 def test_tokens_and_text_go_there_and_back(server):

@@ -137,9 +137,6 @@ def test_a_method_that_needs_a_plan_takes_the_models_default(folder, tmp_path, m
     assert named["kv_ratio"] == told["kv_ratio"], "a plan that is stored while the service runs is there at once"
 
 
-# Without a server.
-
-
 @pytest.fixture(scope="module")
 def engine():
     return Engine(tiny_decoder(), page=8)

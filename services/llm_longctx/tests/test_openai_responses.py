@@ -45,9 +45,6 @@ def friend(served):
         yield made
 
 
-# Responses.
-
-
 def test_a_text_is_answered_like_the_same_chat(friend):
     answer = friend.responses.create(model=MODEL, input="Hello", instructions="Be brief.", max_output_tokens=12)
     turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
@@ -194,9 +191,6 @@ def test_bad_requests_are_openais_400(served, bad, param):
     assert answer.json()["error"]["param"].startswith(param)
 
 
-# The generation config, and small print.
-
-
 def test_what_a_request_leaves_out_is_the_models_own(served, friend):
     """This model's generation config is greedy."""
     texts = {say(friend, temperature=openai.omit).choices[0].message.content for _ in range(3)}
@@ -224,9 +218,6 @@ def test_a_budget_that_a_short_prompt_can_not_use_is_served_densely(friend):
     usage = say(friend, extra_body={"longctx": longctx}).usage.longctx
     assert usage["method"] == "dense"
     assert "too short" in usage["fallback"]
-
-
-# Embeddings.
 
 
 def test_a_decoders_embeddings_are_means_of_its_states(friend):

@@ -78,9 +78,6 @@ def test_intervals_are_the_published_ones():
         assert (both.worse, both.better, both.equal) == (case["worse"], case["better"], case["equal"])
 
 
-# Samples.
-
-
 @pytest.fixture(scope="module")
 def codec(tmp_path_factory):
     """Bytes are tokens: lengths are characters."""

@@ -45,9 +45,6 @@ def alone(model, ids, how, new=8, **facts):
     return ears[0].ids
 
 
-# Pages run out.
-
-
 def test_what_can_never_fit_is_refused_and_not_tried_for_ever(tiny):
     class Greedy(type(RECYCLED)):
         """Copies everything, at every step."""
@@ -79,12 +76,6 @@ def test_a_pool_admits_more_of_those_who_hold_less(tiny):
     dense, streaming = most(method("dense")), most(Window(sink=2, recent=5))
     assert dense <= 7
     assert streaming >= 2.5 * dense
-
-
-# Who comes when.
-
-
-# Prefixes.
 
 
 @pytest.mark.parametrize("n", [1, 63, 64, 65, 511, 512, 513, 1100])

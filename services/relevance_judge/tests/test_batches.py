@@ -207,9 +207,6 @@ def test_ids_that_are_no_digests_are_not_found_and_never_a_path(stage):
         assert stage.client.get(f"/v1/judge/batches/{name}").status_code == 404
 
 
-# Without HTTP.
-
-
 def _planned(
     folder: Path, model: FakeModel, count: int
 ) -> tuple[batch_runner.BatchPlan, PromptedGrade, JudgeIn, ObjectStore]:

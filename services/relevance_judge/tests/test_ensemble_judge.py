@@ -146,9 +146,6 @@ def test_a_batch_of_an_ensemble_is_named_by_all_its_templates():
     assert made[0].settings != made[1].settings
 
 
-# Query likelihood and log-odds, complete.
-
-
 def test_the_lift_takes_off_what_the_query_is_without_a_passage():
     judge = QueryLikelihood(FakeModel().client())
     lifted, plain = _one(judge), _one(judge, template="query-likelihood")

@@ -34,9 +34,6 @@ def _one(judge: Judge, run: CallContext | None = None, **options: Any) -> JudgeO
     return found
 
 
-# Prompted grades.
-
-
 def test_a_stated_grade_comes_with_its_evidence():
     found = _one(PromptedGrade(FakeModel(lambda _: "3").client()))
     (verdict,) = found.results
@@ -108,9 +105,6 @@ def test_an_overlong_passage_is_cut_until_it_fits_and_flagged():
     assert verdict.flags == ["cut"]
 
 
-# Probabilities.
-
-
 def test_digits_give_an_expected_grade_with_its_probabilities():
     (verdict,) = _one(LogOdds(FakeModel(first=DIGITS).client())).results
     weights = {int(k): math.exp(v) for k, v in DIGITS.items()}
@@ -171,9 +165,6 @@ def test_query_likelihood_is_the_mean_over_the_querys_tokens_alone():
     assert found == [pytest.approx(-1.0), pytest.approx(-3.0), pytest.approx(-5.0)]
 
 
-# Ensembles.
-
-
 def test_an_ensemble_shows_its_votes_and_leaves_invalid_ones_out():
     def say(body: dict[str, Any]) -> str:
         system = body["messages"][0]["content"]
@@ -185,9 +176,6 @@ def test_an_ensemble_shows_its_votes_and_leaves_invalid_ones_out():
     assert verdict.template.count("@") == 3
     (verdict,) = _one(Ensemble(FakeModel(lambda _: "?").client()), retries=0).results
     assert (verdict.grade, verdict.valid, verdict.reason) == (None, False, "no_valid_vote")
-
-
-# Refusals.
 
 
 def test_a_template_of_another_kind_is_refused_and_an_unknown_one_not_found():

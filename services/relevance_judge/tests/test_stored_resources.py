@@ -115,9 +115,6 @@ def test_a_standard_signal_needs_mean_and_spread():
     assert cuts.model_copy(update={"mean": 1.0, "spread": 2.0}).standardise(5.0) == 2.0
 
 
-# Leaderboards.
-
-
 def _board_body(**more: Any) -> dict[str, Any]:
     runs = "".join((MINI.folder / "runs" / f"{name}.trec").read_text() for name in ("overlap", "bm25"))
     runs += "".join(f"{q} Q0 {p} 0 {grade} ideal\n" for (q, p), grade in MINI.labels.items())
@@ -200,9 +197,6 @@ def test_alpha_of_all_released_sets_together_is_the_oracles(released, golden):
     ratings = [[min(max(released(name)[pair], 0), 3) for pair in pairs] for name in names]
     for level, expected in told["alpha_all_33"].items():
         assert krippendorff_alpha(ratings, level=level) == pytest.approx(expected, abs=1e-9)
-
-
-# Backends.
 
 
 def test_the_backend_is_told_without_its_secrets_and_probed_on_demand(client):

@@ -77,9 +77,6 @@ def _stands_in(how: AttentionMethod) -> bool:
     return any(-1 in row for time in played.positions for layer in time for row in layer)
 
 
-# The engine against it.
-
-
 def check_engine(cls: type[AttentionMethod]) -> None:
     """Every layer's output is the reference's, in prompt and answer, under the contract's knobs and the defaults."""
     for how in (*trials(cls), *default(cls)):

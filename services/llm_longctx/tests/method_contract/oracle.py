@@ -79,9 +79,6 @@ def usual_plan(how: AttentionMethod) -> Mapping | None:
     return PLAN if how.needs_plan else None
 
 
-# What the engine did.
-
-
 class _Tapped:
     """The decoder, which writes down what its attention reads and answers."""
 
@@ -199,9 +196,6 @@ def _copy(held: Entries) -> Entries:
     """Entries are views into pages that go on being written."""
     weight = None if held.log_weight is None else held.log_weight.clone()
     return Entries(held.k.clone(), held.v.clone(), held.positions.clone(), weight)
-
-
-# What it should have done.
 
 
 def softmax_under(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, weight: Tensor | float = 0.0) -> Tensor:

@@ -108,9 +108,6 @@ def test_bytes_follow_the_papers_formulas(variant, expected):
     assert cache_bytes(variant, batch=3, length=7, width=12, heads=2) == expected
 
 
-# Models.
-
-
 def model(variant, kind="hybrid", seed=0, **more):
     torch.manual_seed(seed)
     sizes = {"vocab": 20, "width": 24, "layers": 3, "heads": 3, "context": 20, **more}

@@ -47,9 +47,6 @@ def assert_chosen(steps, expected):
         assert torch.equal(ours.expand(theirs.shape), theirs.long().sort(-1).values)
 
 
-# The softmax.
-
-
 @pytest.mark.parametrize("pattern", ["reg", "irr", "none"])
 def test_weights_and_gradients_equal_the_official_softmax(golden, pattern):
     file = golden("landmark_grouped_softmax")
@@ -92,9 +89,6 @@ def test_released_form_loses_attention_in_empty_blocks_and_ours_does_not():
     assert masked.tolist() == pytest.approx([0.5, 0, 0, 0, 0.5])
 
 
-# Networks.
-
-
 def test_uncached_logits_equal_the_official_gpt(gpt):
     net, file = gpt
     assert (net(file["train_input_ids"]) - file["train_logits"]).abs().max() < 2e-5
@@ -114,9 +108,6 @@ def test_keys_are_the_checkpoints_and_its_buffers_may_be_there(gpt, llama):
         net.load_state_dict({**state, **made})
         with pytest.raises(RuntimeError, match="stranger"):
             net.load_state_dict({**state, "stranger": torch.zeros(1)})
-
-
-# Streams.
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -239,9 +230,6 @@ def test_empty_chunk_changes_nothing():
     session.feed(torch.tensor([[1, 2]]))
     assert session.feed(torch.zeros(1, 0, dtype=torch.long)).logits.shape == (1, 0, 21)
     assert session.tokens_read == 2
-
-
-# Citations and stores.
 
 
 def test_citations_count_votes_and_break_ties_by_age():

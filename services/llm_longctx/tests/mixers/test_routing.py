@@ -32,9 +32,6 @@ def members_equal(found, expected):
     return torch.equal(found.sort(-1).values, expected.long().sort(-1).values)
 
 
-# The released forms.
-
-
 def test_shared_causal_port_equals_the_port(file):
     found = route(*heads(file), mode="port")
     assert (found.out - file["shared_causal_out"]).abs().max() < 2e-5
@@ -89,9 +86,6 @@ def test_released_modes_look_ahead_which_is_why_they_are_not_served(file, mode):
     assert moved > 0.1
     if mode == "port":
         assert float(file["leak_probe_maxdiff_before_last"]) > 0.1
-
-
-# The causal mode.
 
 
 def brute(q, k, v, means, window, shared, mask):
@@ -177,9 +171,6 @@ def test_causal_mode_never_looks_ahead_and_cluster_numbers_mean_nothing(file):
     assert torch.equal(first[:, :, :-1], route(other, k, changed, means, w).out[:, :, :-1])
     shuffled = route(q, k, v, means[:, [2, 0, 3, 1]], w).out
     assert (first - shuffled).abs().max() < 1e-6
-
-
-# The language model.
 
 
 def lm(file, mode):

@@ -95,9 +95,6 @@ def test_session_that_would_be_too_large_is_refused_by_its_configuration():
         network("titans-lmm", vocab=8, width=768, layers=12, heads=1, depth=2)
 
 
-# Bytes.
-
-
 @pytest.fixture
 def packed():
     session = model("mac").session(1)
