@@ -15,7 +15,6 @@ from services.interpretability.experiments.head_plans import (
     duo_gates,
     echo_induction,
     razor_plan,
-    repeat_tokens,
 )
 from services.interpretability.head_plans.act import (
     SinkCalibration,
@@ -110,12 +109,6 @@ def test_open_gates_cost_their_sparsity_only(net):
     loss = duo_gate_loss(net, GOLDEN["ids"][:60], torch.arange(40, 60), torch.ones(3, 2), sink=2, recent=4)
     assert float(loss.distill) < 1e-20
     assert float(loss.total) == pytest.approx(0.05)
-
-
-def test_a_sequence_repeats_itself():
-    ids = repeat_tokens(50, 7, 3, seed=1)
-    assert torch.equal(ids[:7], ids[14:])
-    assert len(ids) == 21
 
 
 def test_razor_takes_at_least_one_head_by_each_score(net):

@@ -150,5 +150,9 @@ def say(client, **more):
     )
 
 
+def text_of(client, **more) -> str:
+    return say(client, **more).choices[0].message.content
+
+
 def go_on(client, prompt="Once upon", **more):
     return client.completions.create(**{"model": MODEL, "prompt": prompt, "max_tokens": 12, "temperature": 0} | more)

@@ -6,7 +6,7 @@ import httpx2
 import pytest
 
 from services.llm_longctx.api import methods as api_methods
-from services.llm_longctx.methods import AttentionMethod, methods
+from services.llm_longctx.methods import methods
 from services.llm_longctx.methods.core import sparsity_claims
 from services.llm_longctx.tests.conftest import Server, app_of
 from shared.registry.discovery import claims as found_claims
@@ -57,19 +57,3 @@ def test_methods_and_their_claims_are_told_over_http(folder, tmp_path):
         assert claim["claim"]["phases"] == {"prefill": "dense", "decode": "sparse", "training": "dense"}
         assert http.get("/v1/longctx/methods/dense/sparsity").status_code == 404
         assert "known are act" in http.get("/v1/longctx/methods/none").text
-
-
-def test_a_new_method_is_told_without_being_listed_anywhere():
-    class Toy(AttentionMethod):
-        """Keeps nothing.
-
-        And says so.
-        """
-
-        name = "toy"
-        phases = frozenset({"decode"})
-        grain: int = 3
-
-    facts = api_methods._describe(Toy)
-    assert (facts.summary, facts.phases, facts.sparsity) == ("Keeps nothing.", ["decode"], None)
-    assert facts.knobs["properties"]["grain"]["default"] == 3

@@ -7,7 +7,7 @@ import httpx2
 import openai
 import pytest
 
-from services.llm_longctx.tests.conftest import CONTEXT, HELLO, MODEL, go_on, say
+from services.llm_longctx.tests.conftest import CONTEXT, HELLO, MODEL, go_on, say, text_of
 
 
 def test_the_served_model_is_listed_under_its_files_name(client):
@@ -79,7 +79,7 @@ def test_greedy_and_seeded_answers_repeat_and_others_vary(client):
     assert say(client).choices == say(client).choices
     seeded = [say(client, temperature=1.0, seed=7).choices for _ in range(2)]
     assert seeded[0] == seeded[1] != say(client, temperature=1.0, seed=8).choices
-    free = {say(client, temperature=1.5).choices[0].message.content for _ in range(3)}
+    free = {text_of(client, temperature=1.5) for _ in range(3)}
     assert len(free) > 1
 
 
@@ -95,7 +95,7 @@ def test_without_a_limit_the_answer_ends_with_the_context(client):
 
 
 def test_a_stop_text_ends_the_answer_and_is_not_part_of_it(client):
-    text = say(client, max_tokens=30).choices[0].message.content
+    text = text_of(client, max_tokens=30)
     stop = text[5:8]
     for stops in (stop, [stop, "never"], ["never", text[6:9], stop]):
         answer = say(client, max_tokens=30, stop=stops)
@@ -109,7 +109,7 @@ def test_a_stop_text_ends_the_answer_and_is_not_part_of_it(client):
 
 
 def test_log_probabilities_belong_to_the_shown_text(client):
-    text = say(client, max_tokens=30).choices[0].message.content
+    text = text_of(client, max_tokens=30)
     answer = say(client, max_tokens=30, stop=text[5:8], logprobs=True, top_logprobs=4).choices[0]
     tokens = answer.logprobs.content
     assert bytes(b for t in tokens for b in t.bytes).decode(errors="replace") == answer.message.content
@@ -128,22 +128,15 @@ def test_bias_and_penalties_change_the_answer(client):
         {"extra_body": {"repetition_penalty": 5.0}},
         {"logit_bias": {"64": 100}},
     ):
-        assert (
-            say(client, max_tokens=30, **options).choices[0].message.content
-            != say(client, max_tokens=30).choices[0].message.content
-        )
+        assert text_of(client, max_tokens=30, **options) != text_of(client, max_tokens=30)
     # In the tiny vocabulary, id 64 is the letter a.
-    assert say(client, logit_bias={"64": 100}).choices[0].message.content == "a" * 16
+    assert text_of(client, logit_bias={"64": 100}) == "a" * 16
 
 
 def test_our_own_knobs_ride_in_the_extra_body(client):
-    cold = say(client, temperature=2.0, extra_body={"top_k": 1}).choices[0].message.content
-    assert cold == say(client, temperature=2.0, extra_body={"min_p": 1.0}).choices[0].message.content
-    assert (
-        cold
-        == say(client, temperature=2.0, top_p=0).choices[0].message.content
-        == say(client).choices[0].message.content
-    )
+    cold = text_of(client, temperature=2.0, extra_body={"top_k": 1})
+    assert cold == text_of(client, temperature=2.0, extra_body={"min_p": 1.0})
+    assert cold == text_of(client, temperature=2.0, top_p=0) == text_of(client)
 
 
 def test_text_parts_and_developer_messages_are_understood(client):

@@ -17,7 +17,7 @@ from fovea.cli.main import app
 from services.llm_longctx.api import openai as chat_routes
 from services.llm_longctx.api import responses, steering
 from services.llm_longctx.serving.local_models import make_local_model
-from services.llm_longctx.tests.conftest import HELLO, MODEL, Server, go_on, say
+from services.llm_longctx.tests.conftest import HELLO, MODEL, Server, go_on, say, text_of
 from shared.lm.taps import trace
 from shared.serving.build_app import build
 from shared.settings import Settings
@@ -55,10 +55,10 @@ def refusal(client, **fields) -> dict:
 def test_an_intervention_changes_a_chat_and_its_neighbours_stay_as_they_are(client):
     plain, steered = say(client), say(client, extra_body={"interventions": [UP]})
     assert steered.choices[0].message.content != plain.choices[0].message.content
-    assert say(client).choices[0].message.content == plain.choices[0].message.content
+    assert text_of(client) == plain.choices[0].message.content
     assert go_on(client, extra_body={"interventions": [UP]}).choices[0].text != go_on(client).choices[0].text
     masked = {"type": "scale", "site": "z.1", "heads": [0, 1, 2], "factor": 0}
-    assert say(client, extra_body={"interventions": [masked]}).choices[0].message.content
+    assert text_of(client, extra_body={"interventions": [masked]})
 
 
 def test_a_stream_brings_captures_token_by_token(client):
@@ -179,7 +179,7 @@ def test_captures_over_the_limit_are_refused_before_anything_runs(client, monkey
 def test_interventions_that_blow_up_are_refused_and_the_model_serves_on(client):
     blow = [{"type": "scale", "site": f"resid_post.{layer}", "factor": 100} for layer in (0, 1)] * 16
     assert "not finite" in refusal(client, interventions=blow)["message"]
-    assert say(client).choices[0].message.content
+    assert text_of(client)
 
 
 def vector_of(server, **more):
@@ -210,7 +210,7 @@ def test_a_steering_vector_is_made_listed_used_and_deleted(client, server, decod
     by_name = say(client, extra_body={"interventions": [{"vector": "calm@1", "scale": 9.0}]})
     by_number = say(client, extra_body={"interventions": [{"vector": numbers, "site": "resid_post.1", "scale": 9.0}]})
     assert by_name.choices[0].message.content == by_number.choices[0].message.content
-    assert by_name.choices[0].message.content != say(client).choices[0].message.content
+    assert by_name.choices[0].message.content != text_of(client)
     newest = say(client, extra_body={"interventions": [{"vector": "calm", "scale": 9.0, "site": "resid_post.0"}]})
     assert newest.choices[0].message.content
     assert (

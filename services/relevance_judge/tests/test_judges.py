@@ -17,7 +17,7 @@ from services.relevance_judge.judges.prompted_grade import PromptedGrade
 from services.relevance_judge.judges.query_likelihood import QueryLikelihood
 from services.relevance_judge.metrics.calibration import fit
 from services.relevance_judge.prompt_template import get_template
-from services.relevance_judge.schemas import EnsembleIn, JudgeIn, JudgeOut
+from services.relevance_judge.schemas import JudgeIn, JudgeOut
 from services.relevance_judge.tests.fake_endpoint import FakeModel
 from shared.errors import Cancelled, DeadlineExceeded, FoveaError, InvalidOption, NotFound, NotReady
 from shared.registry import CallContext
@@ -214,19 +214,6 @@ def test_cancelling_and_deadlines_stop_a_list_of_pairs():
         _one(PromptedGrade(FakeModel().client()), run)
     with pytest.raises(DeadlineExceeded):
         _one(PromptedGrade(FakeModel().client()), CallContext(deadline=time.monotonic() - 1))
-
-
-def test_progress_is_told_pair_by_pair():
-    told: list[float] = []
-    run = CallContext(report=lambda fraction, _: told.append(fraction))
-    _one(PromptedGrade(FakeModel().client()), run, pairs=[PAIR] * 4)
-    assert told == [0.25, 0.5, 0.75, 1.0]
-
-
-def test_one_query_with_passages_and_candidates_is_the_same_as_pairs():
-    given = JudgeIn.model_validate({"query": "q", "passages": ["a", {"doc": {"segment": "b"}}]})
-    assert [(p.query, p.passage) for p in given.pairs] == [("q", "a"), ("q", "b")]
-    assert EnsembleIn.model_validate(given.model_dump()).pairs == given.pairs
 
 
 @pytest.mark.parametrize(

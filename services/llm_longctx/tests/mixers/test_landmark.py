@@ -225,13 +225,6 @@ def test_options_out_of_range_are_refused(options):
         small("landmark-gpt").session(1, **options)
 
 
-def test_empty_chunk_changes_nothing():
-    session = small("landmark-gpt").session(1)
-    session.feed(torch.tensor([[1, 2]]))
-    assert session.feed(torch.zeros(1, 0, dtype=torch.long)).logits.shape == (1, 0, 21)
-    assert session.tokens_read == 2
-
-
 def test_citations_count_votes_and_break_ties_by_age():
     layers = [None, torch.tensor([[[[0, 3]], [[3, 5]]]]), torch.tensor([[[[5, 0]], [[7, 3]]]])]
     assert citations(layers, block=4, top=3) == [
