@@ -1,13 +1,12 @@
-"""Fixtures of tests that look at the console through a browser."""
-
-from __future__ import annotations
+"""Fixtures of tests that use a product by its command line or through a browser; a folder says at which `url`."""
 
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from services.gateway.tests.browsing import browser
+from services.gateway.tests.browsing import browser, watched
+from tests.command import Command, command_runner
 
 
 @pytest.fixture(scope="module")
@@ -23,3 +22,17 @@ def complaints() -> Iterator[list[str]]:
     found: list[str] = []
     yield found
     assert not found
+
+
+@pytest.fixture
+def page(chromium: Any, url: str, complaints: list[str]) -> Iterator[Any]:
+    """A fresh page of the console."""
+    with watched(chromium, url, complaints) as opened:
+        yield opened
+
+
+@pytest.fixture
+def fovea(url: str, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> Command:
+    """Run a command; gives its exit code, what it wrote and what it said beside."""
+    monkeypatch.setenv("FOVEA_URL", url)
+    return command_runner(monkeypatch, capfdbinary)

@@ -1,7 +1,5 @@
 """The gateway in front of the real relevance-judge, whose language model answers by rule: no weights, no network."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,17 +8,14 @@ from typing import Any
 import httpx2
 import pytest
 
-from services.gateway.tests.browsing import watched
 from services.gateway.tests.stage import ForgetfulQueue, fronted
 from services.relevance_judge.metrics.baselines import overlap
 from services.relevance_judge.routes import router
 from services.relevance_judge.storage.mini_collection import load_mini_collection
-from services.relevance_judge.tests.fake_endpoint import FakeModel
-from shared.registry import LoadContext
+from services.relevance_judge.tests.fake_endpoint import FakeModel, answered_by
 from shared.registry.discovery import servables
 from shared.serving.build_app import build
 from shared.settings import Settings
-from tests.command import Command, command_runner
 from tests.harness.waiting import wait_until
 
 
@@ -44,20 +39,9 @@ def by_overlap(body: dict[str, Any]) -> str:
 
 @pytest.fixture(scope="module")
 def judging(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Judging]:
-    """The gateway's URL and the model behind the judges."""
     folder, model = tmp_path_factory.mktemp("judging"), FakeModel(by_overlap)
 
-    def answering(kind: type[Any]) -> type[Any]:
-        class Answering(kind):  # type: ignore[misc]  # a class made at run time
-            card = kind.card
-
-            @classmethod
-            def load(cls, place: LoadContext) -> Any:
-                return cls(model.client(), kind.load(place).objects)
-
-        return Answering
-
-    kinds = {name: answering(kind) for name, kind in servables("relevance-judge").items()}
+    kinds = {name: answered_by(model, kind) for name, kind in servables("relevance-judge").items()}
     ordered = {"prompted-grade": kinds["prompted-grade"], **kinds}
     app = build(
         "relevance-judge", routers=[router], servables=ordered, settings=Settings(_env_file=None, data_dir=folder)
@@ -74,20 +58,10 @@ def _serves(url: str) -> bool:
 
 
 @pytest.fixture
-def fovea(judging: Judging, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> Command:
-    """Run a command; gives its exit code, what it wrote and what it said beside."""
-    monkeypatch.setenv("FOVEA_URL", judging.url)
-    return command_runner(monkeypatch, capfdbinary)
+def url(judging: Judging) -> str:
+    return judging.url
 
 
 @pytest.fixture(scope="session")
 def files() -> Path:
-    """The folder of the mini-collection."""
     return load_mini_collection().folder
-
-
-@pytest.fixture
-def page(chromium: Any, judging: Judging, complaints: list[str]) -> Iterator[Any]:
-    """A fresh page of the console."""
-    with watched(chromium, judging.url, complaints) as opened:
-        yield opened

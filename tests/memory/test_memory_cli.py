@@ -1,19 +1,15 @@
 """Sessions and documents through the gateway, the client library and the command line."""
 
-from __future__ import annotations
-
-import asyncio
 import json
-from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 
-from fovea import AsyncClient, Client
+from fovea import Client
 from fovea import sessions_documents as calls
-from services.llm_longctx.tests.conftest import until
 from shared.errors import Conflict, NotFound
+from tests.harness.waiting import wait_until as until
 
 TITANS, LANDMARK = "fovea-titans-mac", "fovea-landmark-recall"
 FILL = "and the of to in on at by " * 12
@@ -26,7 +22,7 @@ def client(remembering: Any) -> Any:
         yield opened
 
 
-def test_session_is_gone_on_with_over_the_sdk(client: Client) -> None:
+def test_session_is_gone_on_with_over_the_sdk(client):
     session = client.send(calls.open_session(TITANS))
     answer = client.chat("the dog red of ? dog", model=TITANS, session_id=session.id, max_tokens=1, temperature=0)
     assert answer.longctx is not None
@@ -52,7 +48,7 @@ def test_session_is_gone_on_with_over_the_sdk(client: Client) -> None:
         client.send(calls.session(session.id))
 
 
-def test_document_is_stored_asked_about_and_deleted_over_the_sdk(client: Client) -> None:
+def test_document_is_stored_asked_about_and_deleted_over_the_sdk(client):
     stored = client.send(calls.store_document(TEXT, model=LANDMARK, name="animals", longctx={"blocks": 2}))
     answer = client.chat("? dog", model=LANDMARK, document_id=stored.id, max_tokens=1, temperature=0)
     assert answer.longctx is not None
@@ -65,17 +61,7 @@ def test_document_is_stored_asked_about_and_deleted_over_the_sdk(client: Client)
     assert client.send(calls.documents()) == []
 
 
-def test_async_client_sends_the_same_calls(remembering: Any) -> None:
-    async def ask() -> int:
-        async with AsyncClient(remembering.url) as client:
-            session = await client.send(calls.open_session(TITANS))
-            await client.chat("the cat", model=TITANS, session_id=session.id, max_tokens=1)
-            return (await client.send(calls.session(session.id))).version
-
-    assert asyncio.run(ask()) == 1
-
-
-def test_session_from_the_command_line(fovea: Any, tmp_path: Path) -> None:
+def test_session_from_the_command_line(fovea, tmp_path):
     session = json.loads(fovea("sessions", "open", "-m", TITANS, "--json")[1])["id"]
     code, out, _ = fovea("chat", "the dog red ? dog", "-m", TITANS, "--session", session, "-n", "1", "-t", "0")
     assert (code, len(out.split())) == (0, 1)
@@ -94,7 +80,7 @@ def test_session_from_the_command_line(fovea: Any, tmp_path: Path) -> None:
     assert (code, "There is no session" in err) == (1, True)
 
 
-def test_document_from_the_command_line(fovea: Any, tmp_path: Path) -> None:
+def test_document_from_the_command_line(fovea, tmp_path):
     (tmp_path / "animals.txt").write_text(TEXT)
     stored = json.loads(fovea("documents", "add", tmp_path / "animals.txt", "-m", LANDMARK, "--json")[1])
     assert stored["name"] == "animals.txt"
@@ -108,7 +94,7 @@ def test_document_from_the_command_line(fovea: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("remembering", ["keys"], indirect=True)
-def test_keys_keep_tenants_apart(remembering: Any) -> None:
+def test_keys_keep_tenants_apart(remembering):
     keys = [remembering.keys.add(tenant, ("infer",))[1] for tenant in ("ann", "bob")]
     for key in keys:  # the gateway looks at the file again
         until(

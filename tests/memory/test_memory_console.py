@@ -1,7 +1,5 @@
 """The chat page with models that remember or cite: a document with its marked citation, a session with its surprise."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,7 @@ def _ask(page: Any, text: str) -> None:
     page.keyboard.press("Enter")
 
 
-def test_document_is_read_once_and_its_citations_are_marked_in_it(page: Any) -> None:
+def test_document_is_read_once_and_its_citations_are_marked_in_it(page):
     page.goto("/console/chat?model=fovea-landmark-recall")
     page.locator("#document-text").fill(TEXT)
     page.get_by_role("button", name="Add the document").click()
@@ -42,7 +40,7 @@ def test_document_is_read_once_and_its_citations_are_marked_in_it(page: Any) -> 
     expect(page.locator("#document-text")).to_be_visible()
 
 
-def test_session_shows_its_size_and_what_surprised_it_and_can_go_back(page: Any) -> None:
+def test_session_shows_its_size_and_what_surprised_it_and_can_go_back(page):
     page.goto("/console/chat?model=fovea-titans-mac")
     state = page.locator("[data-part=session-state]")
     expect(state).to_have_text("The model keeps no memory between requests.")
@@ -62,19 +60,19 @@ def test_session_shows_its_size_and_what_surprised_it_and_can_go_back(page: Any)
     expect(state).to_have_text("The model keeps no memory between requests.")
 
 
-def test_model_of_one_task_is_asked_what_it_is_made_for(page: Any) -> None:
+def test_model_of_one_task_is_asked_what_it_is_made_for(page):
     page.goto("/console/chat?model=fovea-landmark-recall")
     (starter,) = page.locator("[data-starter]").all_inner_texts()
     assert starter.endswith("? dog")
 
 
-def test_model_without_memory_offers_none(page: Any) -> None:
+def test_model_without_memory_offers_none(page):
     page.goto("/console/chat?model=fovea-hybrid-nonapproximate")
     page.locator("#message").wait_for()
     assert page.locator("fovea-session-memory").count() == 0
 
 
-def test_what_the_memory_refuses_is_told(page: Any, complaints: list[str]) -> None:
+def test_what_the_memory_refuses_is_told(page, complaints):
     page.goto("/console/chat?model=fovea-landmark-recall")
     page.locator("#document-text").fill("a zebra")
     page.get_by_role("button", name="Add the document").click()
@@ -100,7 +98,7 @@ def _row(page: Any, name: str) -> Any:
     return page.locator(f'[data-session="{name}"]')
 
 
-def test_sessions_are_listed_with_what_they_remember_and_one_is_gone_on_with(page: Any) -> None:
+def test_sessions_are_listed_with_what_they_remember_and_one_is_gone_on_with(page):
     older, name = _talked(page, "fovea-titans-lmm"), _talked(page)
     page.get_by_role("link", name="Sessions").click()
     rows = page.locator(".session")
@@ -127,7 +125,7 @@ def test_sessions_are_listed_with_what_they_remember_and_one_is_gone_on_with(pag
     assert "session=" not in page.url
 
 
-def test_session_is_forked_exported_and_deleted_from_the_list(page: Any) -> None:
+def test_session_is_forked_exported_and_deleted_from_the_list(page):
     name = _talked(page)
     page.goto("/console/sessions")
     row = _row(page, name)
@@ -153,7 +151,7 @@ def test_session_is_forked_exported_and_deleted_from_the_list(page: Any) -> None
     expect(row).to_have_count(0)
 
 
-def test_older_sessions_come_a_page_at_a_time(page: Any, remembering: Any) -> None:
+def test_older_sessions_come_a_page_at_a_time(page, remembering):
     with httpx2.Client(base_url=remembering.url) as client:
         there = len(client.get("/v1/sessions", params={"limit": 1000}).json()["data"])
         for _ in range(51 - there):
@@ -168,7 +166,7 @@ def test_older_sessions_come_a_page_at_a_time(page: Any, remembering: Any) -> No
     assert page.locator(".session [data-part=id]").all_inner_texts() == names
 
 
-def test_session_that_is_gone_is_told_in_list_and_chat(page: Any, remembering: Any, complaints: list[str]) -> None:
+def test_session_that_is_gone_is_told_in_list_and_chat(page, remembering, complaints):
     name = _talked(page)
     page.goto("/console/sessions")
     _row(page, name).wait_for()
@@ -183,7 +181,7 @@ def test_session_that_is_gone_is_told_in_list_and_chat(page: Any, remembering: A
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_list_fits_narrow_screens_in_either_scheme(page: Any, scheme: Any) -> None:
+def test_list_fits_narrow_screens_in_either_scheme(page, scheme):
     _talked(page)
     page.emulate_media(color_scheme=scheme)
     page.set_viewport_size({"width": 360, "height": 780})

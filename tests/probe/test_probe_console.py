@@ -1,18 +1,21 @@
 """The console's page for probes in a real browser, before the real service: forms, pictures, permalinks, the loop."""
 
-from __future__ import annotations
-
 import json
 from urllib.parse import quote
 
 import pytest
 
-from services.gateway.tests.browsing import MARKS, watched
+from services.gateway.tests.browsing import MARKS
 from services.gateway.tests.stage import fronted
 from services.interpretability.routes import build_router
 from shared.registry import servables
 from shared.serving.build_app import build
 from shared.settings import Settings
+
+QUEUED = {
+    "id": "j", "status": "queued", "progress": 0, "created": "2026-01-01T00:00:00Z", "service": "interpretability",
+    "path": "/v1/probe",
+}  # fmt: skip
 
 pytestmark = [*MARKS, pytest.mark.slow]
 
@@ -31,11 +34,9 @@ def url(tmp_path_factory):
         yield address
 
 
-@pytest.fixture
-def page(chromium, url, complaints):
-    with watched(chromium, url, complaints) as opened:
-        opened.set_default_timeout(30_000)
-        yield opened
+@pytest.fixture(autouse=True)
+def _patient(page):
+    page.set_default_timeout(30_000)
 
 
 def spec_page(model, **spec):
@@ -82,14 +83,7 @@ def test_job_reports_and_offers_the_loop_where_there_is_a_plan(page):
             asked.append(route.request.post_data_json),
             route.fulfill(
                 status=202,
-                json={
-                    "id": "j",
-                    "status": "queued",
-                    "progress": 0,
-                    "created": "2026-01-01T00:00:00Z",
-                    "service": "interpretability",
-                    "path": "/v1/probe",
-                },
+                json=QUEUED,
             ),
         ),
     )

@@ -1,15 +1,11 @@
 """The gateway in front of a real tiny model that can be steered, and a browser."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx2
 import pytest
 
-from services.gateway.tests.browsing import watched
 from services.gateway.tests.stage import fronted
 from services.llm_longctx.api import openai, steering
 from services.llm_longctx.serving.local_models import make_local_model
@@ -43,7 +39,5 @@ def steerable(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture
-def page(chromium: Any, steerable: Steerable, complaints: list[str]) -> Iterator[Any]:
-    """A fresh page of the console."""
-    with watched(chromium, steerable[0], complaints) as opened:
-        yield opened
+def url(steerable: Steerable) -> str:
+    return steerable[0]

@@ -1,7 +1,5 @@
 """The drawer of the chat page that steers and looks inside, with a real tiny model behind it."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 
@@ -38,7 +36,7 @@ def _ask(page: Any, text: str = QUESTION) -> None:
     expect(page.get_by_role("button", name="Send")).to_be_visible()
 
 
-def test_both_answers_stand_beside_each_other_and_go_on_apart(page: Any, steerable: Any) -> None:
+def test_both_answers_stand_beside_each_other_and_go_on_apart(page, steerable):
     _open(page)
     _make(page, "calm")
     vector = page.locator("#steering-vector").input_value()
@@ -79,7 +77,7 @@ def test_both_answers_stand_beside_each_other_and_go_on_apart(page: Any, steerab
 
 
 @pytest.mark.parametrize("long", [False, True], ids=["inline", "file"])
-def test_a_token_shows_its_heads_and_what_they_look_at(page: Any, steerable: Any, long: Any, monkeypatch: Any) -> None:
+def test_a_token_shows_its_heads_and_what_they_look_at(page, steerable, long, monkeypatch):
     monkeypatch.setattr("services.llm_longctx.serving.steering.capture_writer.INLINE_NUMBERS", 10 if long else 65_536)
     _open(page)
     page.locator("#option-temperature").fill("0")
@@ -119,7 +117,7 @@ def test_a_token_shows_its_heads_and_what_they_look_at(page: Any, steerable: Any
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_drawer_fits_a_phone_in_either_scheme(page: Any, scheme: Any) -> None:
+def test_the_drawer_fits_a_phone_in_either_scheme(page, scheme):
     page.emulate_media(color_scheme=scheme)
     page.set_viewport_size({"width": 390, "height": 800})
     _open(page)
@@ -133,7 +131,7 @@ def test_the_drawer_fits_a_phone_in_either_scheme(page: Any, scheme: Any) -> Non
     assert first["y"] + first["height"] <= second["y"]
 
 
-def test_what_the_service_refuses_is_told_beside_the_form(page: Any, complaints: list[str]) -> None:
+def test_what_the_service_refuses_is_told_beside_the_form(page, complaints):
     _open(page)
     if not page.locator("#vector-name").is_visible():
         page.get_by_text("Make a vector").click()
@@ -148,7 +146,7 @@ def test_what_the_service_refuses_is_told_beside_the_form(page: Any, complaints:
 
 
 @pytest.mark.parametrize("steerable", ["keys"], indirect=True)
-def test_a_key_without_the_scope_reads_what_it_lacks(steerable: Any) -> None:
+def test_a_key_without_the_scope_reads_what_it_lacks(steerable):
     url, keys = steerable
     texts = {
         name: httpx2.get(f"{url}/console/chat?model=tiny-llama", headers=headers).text for name, headers in keys.items()

@@ -1,8 +1,5 @@
 """The console's pages of many files in a real browser: a DICOM study as strips, a road survey as a map."""
 
-from __future__ import annotations
-
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +18,7 @@ from services.medical_seg.models.pranet import PraNetSegmenter
 from services.medical_seg.tests.test_dicom_routes import endoscopy
 from shared.serving.build_app import build
 from shared.settings import Settings
+from tests.harness.waiting import wait_until
 
 pytestmark = MARKS
 
@@ -32,16 +30,12 @@ KINDS = {
 
 @pytest.fixture
 def page(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
-    """A page of the console in front of one service."""
     router, servables, path = KINDS[request.param]
     settings = Settings(_env_file=None, data_dir=tmp_path, intra_op_threads=1)
     app = build(request.param, routers=[router], servables=servables, settings=settings)
     complaints: list[str] = []
     with fronted(app, request.param, tmp_path) as (url, _, _), browser() as chromium:
-        until = time.monotonic() + 120
-        while not is_ready(url, path):
-            assert time.monotonic() < until
-            time.sleep(0.1)
+        wait_until(lambda: is_ready(url, path), 120, "the service's readiness")
         with watched(chromium, url, complaints) as opened:
             yield opened
     assert not complaints
@@ -53,7 +47,7 @@ def is_ready(url: str, path: str) -> bool:
 
 
 @pytest.mark.parametrize("page", ["medical-seg"], indirect=True)
-def test_a_study_is_a_strip_of_frames_with_areas_and_files_to_save(page: Any, tmp_path: Path) -> None:
+def test_a_study_is_a_strip_of_frames_with_areas_and_files_to_save(page, tmp_path):
     (tmp_path / "a.dcm").write_bytes(endoscopy(spacing=[0.1, 0.1]))
     page.goto("/console/segment")
     page.get_by_role("link", name="Open a study").click()
@@ -67,7 +61,7 @@ def test_a_study_is_a_strip_of_frames_with_areas_and_files_to_save(page: Any, tm
 
 
 @pytest.mark.parametrize("page", ["detection"], indirect=True)
-def test_a_survey_is_a_map_with_figures(page: Any, tmp_path: Path) -> None:
+def test_a_survey_is_a_map_with_figures(page, tmp_path):
     for number in range(3):
         (tmp_path / f"{number}.jpg").write_bytes(photograph(50 + number * 0.0004, 8, number))
     page.goto("/console/detect")

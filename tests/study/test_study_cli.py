@@ -1,20 +1,13 @@
 """`fovea segment STUDY/` and a PACS that stores: through the gateway, as jobs, to files."""
 
-from __future__ import annotations
-
 import io
 import json
-import sys
-import time
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import httpx2
 import pytest
 from pydicom import dcmread
 
-from fovea.cli.main import main
 from services.gateway.tests.stage import fronted
 from services.medical_seg.dicom.bodies import build_related
 from services.medical_seg.dicom.routes import router
@@ -23,49 +16,31 @@ from services.medical_seg.tests.test_dicom_objects import raw
 from services.medical_seg.tests.test_dicom_routes import endoscopy
 from shared.serving.build_app import build
 from shared.settings import Settings
+from tests.harness.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A gateway in front of medical-seg."""
     folder = tmp_path_factory.mktemp("study")
     settings = Settings(_env_file=None, data_dir=folder, intra_op_threads=1)
     app = build("medical-seg", routers=[router], servables={"pranet": PraNetSegmenter}, settings=settings)
     with fronted(app, "medical-seg", folder) as (found, _, _):
-        until = time.monotonic() + 90
-        while not is_ready(found):
-            assert time.monotonic() < until
-            time.sleep(0.1)
+        wait_until(lambda: is_ready(found), 90, "the service's readiness")
         yield found
 
 
 def is_ready(url: str) -> bool:
-    """Whether the model is loaded, and the gateway knows the service's own routes."""
     ready = any(entry["ready"] for entry in httpx2.get(f"{url}/v1/models").json()["data"])
     return ready and httpx2.get(f"{url}/v1/dicomweb/studies").status_code != 404
 
 
-def run(monkeypatch: pytest.MonkeyPatch, capfd: Any, url: str, *words: Any) -> tuple[int, str, str]:
-    monkeypatch.setenv("FOVEA_URL", url)
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr(sys, "argv", ["fovea", *map(str, words)])
-    code = 0
-    try:
-        main()
-    except SystemExit as ended:
-        code = int(ended.code or 0)
-    return code, *capfd.readouterr()
-
-
-def test_a_folder_of_dicom_becomes_segmentations_and_reports(
-    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
-) -> None:
+def test_a_folder_of_dicom_becomes_segmentations_and_reports(fovea, tmp_path):
     study = tmp_path / "study"
     (study / "series1").mkdir(parents=True)
     (study / "series1" / "IM0").write_bytes(endoscopy(spacing=[0.1, 0.1]))
     (study / "IM1").write_bytes(raw("test-SR.dcm"))
     (study / "readme.txt").write_text("no picture")
-    code, out, err = run(monkeypatch, capfd, url, "segment", study, "-o", tmp_path / "out")
+    code, out, err = fovea("segment", study, "-o", tmp_path / "out")
     assert code == 0, err
     assert "found in 2 of 2 frames" in out
     assert "mm²" in out
@@ -75,19 +50,17 @@ def test_a_folder_of_dicom_becomes_segmentations_and_reports(
     assert {dcmread(f"{stem}.{kind}.dcm").Modality for kind in ("seg", "sr")} == {"SEG", "SR"}
     assert json.loads(facts.read_text())["instances"][0]["frames"][0]["area_mm2"] > 0
     assert "SECRET" not in out + err + facts.read_text()
-    code, _, err = run(monkeypatch, capfd, url, "segment", "pacs:1.2.3", "-o", tmp_path / "out")
+    code, _, err = fovea("segment", "pacs:1.2.3", "-o", tmp_path / "out")
     assert (code, "No PACS is configured" in err) == (1, True)
 
 
-def test_what_a_pacs_stores_is_accepted_as_a_job_and_segmented(url: str) -> None:
+def test_what_a_pacs_stores_is_accepted_as_a_job_and_segmented(url):
     kind, body = build_related([endoscopy(frames=1)])
     answer = httpx2.post(f"{url}/v1/dicomweb/studies", content=body, headers={"content-type": kind}, timeout=60)
     assert answer.status_code == 202, answer.text
     job = answer.headers["location"]
-    until = time.monotonic() + 60
-    while httpx2.get(f"{url}{job}").json()["status"] not in {"done", "failed", "succeeded"}:
-        assert time.monotonic() < until, httpx2.get(f"{url}{job}").text
-        time.sleep(0.1)
+    ends = {"done", "failed", "succeeded"}
+    wait_until(lambda: httpx2.get(f"{url}{job}").json()["status"] in ends, 60, "the job's end")
     result = httpx2.get(f"{url}{job}/result")
     assert result.status_code == 200, result.text
     assert len(result.json()["00081199"]["Value"]) == 1

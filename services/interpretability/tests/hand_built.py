@@ -4,15 +4,11 @@ A GPT-2 of two layers without MLPs; the residual stream holds the token, the tok
 hot each. Head 0-0 copies the token before; head 1-0 looks for its own token there, and copies what it finds.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
 from shared.lm.builders import gpt2
 from shared.lm.decoder import Decoder
-
-__all__ = ["A", "B", "C", "D", "E", "induction_model", "prompts"]
 
 V, P = 8, 8
 WIDTH, HEAD = 4 * V, 16
@@ -23,7 +19,6 @@ SHARP = 40.0
 
 
 def induction_model(sharp: float = SHARP) -> Decoder:
-    """The model; a smaller `sharp` attends more softly."""
     model = gpt2(vocab=V, width=WIDTH, layers=2, heads=2, hidden=8, positions=P)
     for parameter in model.parameters():
         parameter.data.zero_()

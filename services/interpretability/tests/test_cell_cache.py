@@ -1,7 +1,5 @@
 """Cells are computed once, whatever happens to the process in between."""
 
-from __future__ import annotations
-
 import os
 
 import pytest

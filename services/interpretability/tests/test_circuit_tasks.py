@@ -1,7 +1,5 @@
 """Tasks: prompts of equal length, answers of one token, refusals that name the line; and IOI on the real model."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """Edge attribution: exact sums and cuts, known circuits of hand-built models, agreement with patching every edge."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

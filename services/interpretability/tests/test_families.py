@@ -1,7 +1,5 @@
 """Families beside the golden ones in every measurement of heads: Qwen 3 (norms per head), Gemma 3 (windows, norms)."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
@@ -15,6 +13,7 @@ from services.interpretability.causal.patching import (
     path_patch,
 )
 from services.interpretability.causal.simplified_attention import SimplifiedAttention
+from services.interpretability.tests.test_patching import naive
 from shared.lm.builders import gemma3, llama
 from shared.lm.decoder import Decoder
 from shared.lm.taps import Replace, Uniform, trace
@@ -63,22 +62,8 @@ def test_activation_patching_is_a_whole_forward_with_one_head_replaced(model, pr
 
 @pytest.mark.parametrize("receivers", ["final", [(2, "q", 1), (1, "v", 0), (2, "k", 1)]])
 def test_path_patching_is_two_whole_forwards(model, prompts, receivers):
-    clean, corrupt, answers = prompts
-    found = path_patch(model, clean, corrupt, answers, receivers=receivers)
-    names = [f"z.{l}" for l in range(3)]
-    own, other = (trace(model, ids, capture=names) for ids in (clean, corrupt))
-    frozen = [
-        Replace(n, other[n] if (l, h) == (0, 2) else own[n], heads=h) for l, n in enumerate(names) for h in range(4)
-    ]
-    sites = ["final"] if receivers == "final" else sorted({f"{part}.{l}" for l, part, _ in receivers})
-    seen = trace(model, clean, edits=frozen, capture=sites)
-    placed = (
-        [Replace("final", seen["final"])]
-        if receivers == "final"
-        else [Replace(f"{p}.{l}", seen[f"{p}.{l}"], heads=h) for l, p, h in receivers]
-    )
-    logits = trace(model, clean, edits=placed).logits[:, -1]
-    assert found.patched[0, 2] == pytest.approx(logit_difference(logits, answers), abs=1e-9)
+    found = path_patch(model, *prompts, receivers=receivers)
+    assert found.patched[0, 2] == pytest.approx(naive(model, *prompts, (0, 2), receivers), abs=1e-9)
 
 
 def test_attributions_sum_to_the_logit_difference(model, prompts):

@@ -1,22 +1,15 @@
 """A GPT-2 folder under the weights folder, over HTTP: all that studies language models answers for it."""
 
-from __future__ import annotations
-
-import json
-
 import numpy as np
 import pytest
 import pytest_asyncio
 import torch
-from safetensors.torch import save_file
-from tokenizers import Tokenizer as Library
-from tokenizers import decoders, models, pre_tokenizers
 
 from services.interpretability.attention.retrieval_score import retrieval_score
 from services.interpretability.core.model_registry import ModelRegistry
 from services.interpretability.experiments.retrieval_heads import RetrievalHeadsSpec
 from services.interpretability.experiments.retrieval_heads.samples import draw_samples
-from services.interpretability.tests.conftest import probing
+from services.interpretability.tests.conftest import probing, write_gpt2
 from shared.lm.builders import gpt2
 from shared.lm.taps import trace
 from shared.registry import servables
@@ -30,34 +23,17 @@ KV = {"protocol": "kv", "samples": 2, "pairs": 3, "shots": 1, "key_chars": 4, "v
 
 
 def random_folder(folder):
-    """A random GPT-2 over bytes, as its users keep it."""
-    folder.mkdir(parents=True)
     torch.manual_seed(5)
     model = gpt2(vocab=256, width=32, layers=LAYERS, heads=HEADS, hidden=64, positions=POSITIONS)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.copy_(torch.randn(parameter.shape) / parameter.shape[1] ** 0.5)
-    save_file(
-        {key: x.contiguous() for key, x in model.state_dict().items() if key != "lm_head.weight"},
-        folder / "model.safetensors",
-    )
     facts = {
-        "model_type": "gpt2",
-        "vocab_size": 256,
-        "n_positions": POSITIONS,
-        "n_embd": 32,
-        "n_layer": LAYERS,
-        "n_head": HEADS,
-        "n_inner": 64,
-        "layer_norm_epsilon": 1e-5,
-        "tie_word_embeddings": True,
-    }
-    (folder / "config.json").write_text(json.dumps(facts))
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    library = Library(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
-    library.pre_tokenizer, library.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    library.save(str(folder / "tokenizer.json"))
+        "vocab_size": 256, "n_positions": POSITIONS, "n_embd": 32, "n_layer": LAYERS, "n_head": HEADS, "n_inner": 64,
+        "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True,
+    }  # fmt: skip
+    write_gpt2(folder, facts, {key: x for key, x in model.state_dict().items() if key != "lm_head.weight"})
 
 
 @pytest.fixture(scope="module")
@@ -111,17 +87,3 @@ async def test_experiment_answers_its_example_for_it(client, name):
     answer = await client.post(f"/v1/probe/{kind.route}", json=example)
     assert answer.status_code == 200, answer.text
     assert answer.json()["manifest"]["model"] == NAME
-
-
-async def test_models_tell_its_facts(client):
-    await client.post("/v1/probe/sinks", json={"model": NAME, "text": "A heron waits."})
-    (told,) = [one for one in (await client.get("/v1/probe/models")).json() if one["name"] == NAME]
-    facts = {key: told[key] for key in ("loaded", "layers", "heads", "kv_heads", "head_dim", "window")}
-    assert facts == {
-        "loaded": True,
-        "layers": LAYERS,
-        "heads": HEADS,
-        "kv_heads": HEADS,
-        "head_dim": 8,
-        "window": POSITIONS,
-    }

@@ -1,8 +1,5 @@
 """Scores and gates of heads against published numbers, and the plans that follow from them."""
 
-from __future__ import annotations
-
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +15,6 @@ from services.interpretability.experiments.head_plans import (
     duo_gates,
     echo_induction,
     razor_plan,
-    repeat_tokens,
 )
 from services.interpretability.head_plans.act import (
     SinkCalibration,
@@ -33,12 +29,13 @@ from services.interpretability.head_plans.statistic import mean_reach
 from shared.errors import Cancelled, Conflict, FoveaError, InvalidOption, NotFound
 from shared.lm.attention import sdpa
 from shared.lm.attention_math import calibrate, column_mean, excuse_sink
-from shared.lm.builders import gpt2, llama
+from shared.lm.builders import gpt2
 from shared.lm.head_plan import HeadPlan, grouped_max
 from shared.lm.head_plan_store import HeadPlanStore
 from shared.lm.rope import frequencies, rotation
 from shared.registry import CallContext
 from shared.storage import ObjectStore
+from tests.harness.golden_llama import fill_llama
 
 QUICK = {"kind": "duo", "steps": 20, "lengths": [192], "passkeys": 1, "words": 2, "sink": 4, "recent": 32}
 SEARCH = {
@@ -56,32 +53,9 @@ GOLDEN = np.load(Path(__file__).parent / "golden" / "head_plans.npz")
 ANSWER = torch.arange(160) >= 128
 
 
-def uniform(seed, n):
-    """Numbers in [-1, 1) by splitmix64: the rule by which the golden model's weights are made."""
-    z = (np.uint64(seed) << np.uint64(32)) + np.arange(n, dtype=np.uint64)
-    with np.errstate(over="ignore"):
-        z += np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    z ^= z >> np.uint64(31)
-    return (z >> np.uint64(40)).astype(np.float64) / 2**23 - 1
-
-
 @pytest.fixture(scope="module")
 def net():
-    model = llama(
-        vocab=96, width=64, layers=3, heads=4, kv_heads=2, hidden=128, positions=4096, norm_eps=1e-5, head_dim=16
-    ).double()
-    weights = {}
-    for key, old in model.state_dict().items():
-        x = uniform((zlib.crc32(key.encode()) + 101) % 2**32, old.numel()).reshape(old.shape)
-        if "norm" in key:
-            x = 1 + 0.1 * x
-        elif "embed" not in key:
-            x = x * np.sqrt(3 / old.shape[1]) * (2.5 if "q_proj" in key or "k_proj" in key else 1)
-        weights[key] = torch.from_numpy(x)
-    model.load_state_dict(weights)
-    return model.eval().requires_grad_(requires_grad=False)
+    return fill_llama()
 
 
 def test_reach_is_that_of_an_attention_that_is_written_down(net):
@@ -137,12 +111,6 @@ def test_open_gates_cost_their_sparsity_only(net):
     assert float(loss.total) == pytest.approx(0.05)
 
 
-def test_a_sequence_repeats_itself():
-    ids = repeat_tokens(50, 7, 3, seed=1)
-    assert torch.equal(ids[:7], ids[14:])
-    assert len(ids) == 21
-
-
 def test_razor_takes_at_least_one_head_by_each_score(net):
     plan = razor_plan(net, period=20, echo=0.001, induction=0.3)
     assert 1 <= sum(map(sum, plan.roles)) <= 3
@@ -193,9 +161,6 @@ def test_texts_too_short_for_their_passkeys_are_refused(tiny):
     assert PasskeyTexts(tiny.tokenizer, (250,)).length(0) == 256
 
 
-# ACT's head search.
-
-
 def test_a_question_has_its_answer_in_the_facts(tiny):
     for question in make_questions(tiny.tokenizer, 5, facts=6):
         text = tiny.tokenizer.decode(question.ids)
@@ -223,9 +188,6 @@ def test_sinks_are_those_of_the_shared_rule_less_the_excused_one():
     over = (column_mean(pattern) > 0.2).nonzero()[:, 0]
     assert rule.sinks(pattern).tolist() == excuse_sink(over[over <= 9], "zero").tolist()
     assert calibrate(pattern, rule.sinks(pattern), 0.3).sum(-1) == pytest.approx(1)
-
-
-# The experiment.
 
 
 @pytest.fixture

@@ -1,36 +1,21 @@
 """Which models can be studied: the package's own, and a user's GPT-2 folder, one full-size model per process."""
 
-from __future__ import annotations
-
-import json
-
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
-from tokenizers import Tokenizer as Library
-from tokenizers import decoders, models, pre_tokenizers
 
 from services.interpretability.causal.patching import path_patch
 from services.interpretability.core.model_registry import TINY, ModelRegistry
 from services.interpretability.experiments.circuits import Circuits, logit_difference
-from services.interpretability.tests.conftest import WEIGHTS, load_golden, read
+from services.interpretability.tests.conftest import WEIGHTS, load_golden, read, write_gpt2
 from shared.errors import NotFound, NotReady
 from shared.registry import CallContext, LoadContext
 
 
 def gpt2_folder(folder):
-    """The golden GPT-2 as its users keep it: config, safetensors, tokenizer of 64 letters."""
-    folder.mkdir(parents=True)
-    facts = read("tiny_gpt2_circuit.json")["config"]
-    (folder / "config.json").write_text(json.dumps({"model_type": "gpt2", **facts}))
     with np.load(WEIGHTS / "tiny_gpt2_weights.npz", allow_pickle=False) as weights:
-        save_file({key: torch.from_numpy(weights[key]) for key in weights}, folder / "model.safetensors")
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())[:64]
-    library = Library(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
-    library.pre_tokenizer, library.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    library.save(str(folder / "tokenizer.json"))
-    return folder
+        tensors = {key: torch.from_numpy(weights[key]) for key in weights}
+    return write_gpt2(folder, read("tiny_gpt2_circuit.json")["config"], tensors, letters=64)
 
 
 @pytest.fixture

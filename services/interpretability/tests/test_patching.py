@@ -1,13 +1,10 @@
 """Patching: goldens of two independent implementations, equality with whole edited forwards, and properties."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
-import torch
 
 from services.interpretability.causal.activation_cache import run_with_cache
-from services.interpretability.causal.patching import attribute_logits, attribution_patch
+from services.interpretability.causal.patching import attribute_logits
 from services.interpretability.experiments.circuits import (
     ablate,
     activation_patch,
@@ -61,43 +58,38 @@ def test_one_head_per_forward_equals_all_of_a_layer(golden, setting):
     assert np.allclose(one.patched, many.patched, atol=1e-5, equal_nan=True)
 
 
-def naive(golden, sender, receivers, positions, freeze_mlps):
+def naive(model, clean, corrupt, answers, sender, receivers, positions=None, *, freeze_mlps=False):
     """Two whole forwards with edits, word for word as in section 2."""
-    model, L, H = golden.model, golden.model.config.layers, golden.model.config.heads
+    L, H = model.config.layers, model.config.heads
     names = [f"{s}.{l}" for s in ("z", "mlp_out") for l in range(L)]
-    clean, corrupt = trace(model, golden.clean, capture=names), trace(model, golden.corrupt, capture=names)
+    own, other = (trace(model, ids, capture=names) for ids in (clean, corrupt))
     edits = []
     for l in range(L):
         for h in range(H):
-            source = corrupt if (l, h) == sender else clean
+            source = other if (l, h) == sender else own
             edits.append(Replace(f"z.{l}", source[f"z.{l}"], heads=h, positions=positions))
         if freeze_mlps:
-            edits.append(Replace(f"mlp_out.{l}", clean[f"mlp_out.{l}"], positions=positions))
+            edits.append(Replace(f"mlp_out.{l}", own[f"mlp_out.{l}"], positions=positions))
     sites = ["final"] if receivers == "final" else sorted({f"{part}.{l}" for l, part, _ in receivers})
-    recorded = trace(model, golden.clean, edits=edits, capture=sites)
+    recorded = trace(model, clean, edits=edits, capture=sites)
     if receivers == "final":
         inserted = [Replace("final", recorded["final"], positions=positions)]
     else:
         inserted = [Replace(f"{p}.{l}", recorded[f"{p}.{l}"], heads=h, positions=positions) for l, p, h in receivers]
-    return logit_difference(trace(model, golden.clean, edits=inserted).logits[:, -1], golden.answers)
+    return logit_difference(trace(model, clean, edits=inserted).logits[:, -1], answers)
 
 
 @pytest.mark.parametrize("positions", ["all", [3, 7], [-1, 5]])
 @pytest.mark.parametrize("receivers", ["final", [(2, "q", 1), (1, "v", 0), (2, "k", 1)]])
 @pytest.mark.parametrize("freeze", [False, True])
 def test_path_patching_equals_two_whole_forwards(golden, positions, receivers, freeze):
-    found = path_patch(
-        golden.model,
-        golden.clean,
-        golden.corrupt,
-        golden.answers,
-        receivers=receivers,
-        positions=positions,
-        freeze_mlps=freeze,
-    )
+    given = (golden.model, golden.clean, golden.corrupt, golden.answers)
+    found = path_patch(*given, receivers=receivers, positions=positions, freeze_mlps=freeze)
     for sender in ((0, 1), (0, 3)):
         where = None if positions == "all" else positions
-        assert found.patched[sender] == pytest.approx(naive(golden, sender, receivers, where, freeze), abs=1e-5)
+        assert found.patched[sender] == pytest.approx(
+            naive(*given, sender, receivers, where, freeze_mlps=freeze), abs=1e-5
+        )
 
 
 def test_sender_that_says_the_same_has_no_effect(golden):
@@ -156,14 +148,6 @@ def test_mean_ablation_equals_the_golden_one(golden):
     assert np.abs(found - golden.extra["mean_ablation_logit_diff"]).max() < 1e-4
 
 
-def test_resampling_follows_its_seed(golden):
-    one, same, other = (
-        ablate(golden.model, golden.clean, golden.answers, kind="resample", seed=seed) for seed in (1, 1, 2)
-    )
-    assert (one == same).all()
-    assert (one != other).any()
-
-
 def test_group_ablation_and_uniform_positions_equal_the_golden_ones(golden):
     group = golden.extra["group"]
     for kind, edits in (
@@ -191,19 +175,6 @@ def test_attribution_equals_the_golden_one_and_sums_to_the_logit_difference(gold
     assert np.abs(found - golden.facts["direct_logit_attribution_last_pos"]).max() < 1e-4
     whole = attribute_logits(run_with_cache(golden.model, golden.clean), golden.answers)
     assert whole.total == pytest.approx(whole.actual, abs=1e-5)
-
-
-def test_attribution_patching_is_the_slope_of_activation_patching(golden):
-    """For a counterfactual close to the clean run, first order is all there is."""
-    run = run_with_cache(golden.model, golden.clean)
-    step = 1e-3
-    estimated = attribution_patch(golden.model, golden.clean, golden.corrupt, golden.answers)
-    other = run_with_cache(golden.model, golden.corrupt)
-    from services.interpretability.causal.patching import patch_heads
-
-    near = [z + step * (there - z) for z, there in zip(run.z, other.z, strict=True)]
-    moved = (patch_heads(run, near, golden.answers) - logit_difference(run.last, golden.answers)) / step
-    assert np.corrcoef(moved.ravel(), estimated.ravel())[0, 1] > 0.99
 
 
 def test_pattern_scores_equal_the_golden_ones(golden):
@@ -236,10 +207,3 @@ def test_overlaps_equal_the_golden_ones(case):
 
 def test_undefined_heads_are_never_chosen():
     assert top_heads([[np.nan, 0.0], [np.nan, np.nan]], 1.0) == [(0, 1)]
-
-
-def test_rerun_from_any_layer_is_the_plain_forward(golden):
-    run = run_with_cache(golden.model, golden.clean)
-    for layer in range(run.layers):
-        assert torch.allclose(run.run_from(layer, run.pre[layer]), run.last, atol=1e-5)
-        assert torch.allclose(run.run_from_mid(layer, run.mid[layer]), run.last, atol=1e-5)

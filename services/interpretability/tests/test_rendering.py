@@ -1,7 +1,5 @@
 """Pictures: equal numbers in every form, scales that mean what they show, text that can't break out of its page."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import io
@@ -32,13 +30,9 @@ from services.interpretability.rendering.html_page import POLICY, permalink, ren
 from services.interpretability.rendering.render import MEDIA_TYPES, render, to_npz
 from services.interpretability.rendering.svg import (
     BLUE,
-    EMPTY,
-    ORANGE,
     Drawing,
     Rect,
     Text,
-    diverging,
-    sequential,
     stack_drawings,
 )
 
@@ -105,12 +99,6 @@ def test_svg_is_well_formed_and_says_its_numbers():
     assert any(element.tag.endswith("}a") for element in root.iter()), "a head leads to its pattern"
 
 
-def test_png_has_the_shape_of_the_drawing():
-    drawing = plots.draw_heat_map(head_map([[0.0, 1.0]]))
-    image = Image.open(io.BytesIO(drawing.png(scale=1)))
-    assert image.size == (round(drawing.width), round(drawing.height))
-
-
 def patterns(heads, tokens=40):
     ticks = [str(t) for t in range(tokens)]
     values = (np.tril(np.ones((tokens, tokens))) / np.arange(1, tokens + 1)[:, None]).tolist()
@@ -167,15 +155,6 @@ def test_arrays_hold_the_numbers_of_the_json_with_undefined_as_nan():
         assert np.array_equal(found["grid.scores"], [[0.1, np.nan], [0.3, -2.0]], equal_nan=True)
         assert found["bars.b"].tolist() == [-1, 2]
         assert found["scalar.n"] == 3
-
-
-def test_more_is_darker_and_zero_is_white_between_two_hues():
-    shades = [sum(sequential(share)) for share in np.linspace(0, 1, 20)]
-    assert shades == sorted(shades, reverse=True)
-    assert min(diverging(0.0)) > 245
-    assert diverging(1.0) == BLUE
-    assert diverging(-1.0) == ORANGE
-    assert sequential(None) == diverging(None) == EMPTY
 
 
 def test_alt_text_names_the_three_largest_cells():

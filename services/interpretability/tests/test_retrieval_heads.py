@@ -1,7 +1,5 @@
 """The retrieval score: goldens, properties, and that teacher forcing scores what the rows say."""
 
-from __future__ import annotations
-
 import copy
 import time
 from dataclasses import replace
@@ -109,16 +107,6 @@ def test_columns_that_a_step_cannot_see_do_not_matter(seed):
     assert (retrieval_score(padded, ids, said, (5, 9)) == retrieval_score(rows, ids, said, (5, 9))).all()
 
 
-@pytest.mark.parametrize("mode", ["positions", "types", "count"])
-def test_head_that_always_looks_at_the_right_place_scores_one(mode):
-    ids, span = list(range(20)), (6, 11)
-    said = ids[6:11]
-    rows = np.zeros((5, 1, 1, 25))
-    for t in range(5):
-        rows[t, 0, 0, 6 + t] = 1.0
-    assert retrieval_score(rows, ids, said, span, mode=mode) == 1.0
-
-
 def test_copy_is_credited_to_the_step_that_made_the_token():
     ids, span = list(range(20)), (6, 11)
     rows = np.zeros((5, 1, 1, 25))
@@ -147,29 +135,25 @@ def prompt(tiny):
     return build_key_value_prompt(tiny.tokenizer, pairs=5, seed=3, shots=2, key_chars=4, value_words=0)
 
 
-def test_forced_winners_are_those_of_the_whole_pattern(tiny, prompt):
-    answered = trace_known_answer(PrefixReader(tiny), prompt, top=3)
-    whole = [*prompt.ids, *prompt.answer_ids[:-1]]
+@pytest.fixture(scope="module")
+def rows(tiny, prompt):
     names = [f"pattern.{l}" for l in range(tiny.layers)]
-    traced = trace(tiny.model, tiny.tensor([whole]), capture=names)
-    first = len(prompt.ids) - 1
-    rows = np.stack([traced[name][0, :, first:].numpy() for name in names])  # [L,H,steps,S]
+    traced = trace(tiny.model, tiny.tensor([[*prompt.ids, *prompt.answer_ids[:-1]]]), capture=names)
+    return np.stack([traced[name][0, :, len(prompt.ids) - 1 :].numpy() for name in names])  # [L,H,steps,S]
+
+
+def test_forced_winners_are_those_of_the_whole_pattern(tiny, prompt, rows):
+    answered = trace_known_answer(PrefixReader(tiny), prompt, top=3)
     for t in range(len(prompt.answer_ids)):
-        seen = rows[:, :, t, : first + t + 1]
+        seen = rows[:, :, t, : len(prompt.ids) + t]
         for place in range(3):
             chosen = np.take_along_axis(seen, answered.top_positions[t, :, :, place, None], -1)[..., 0]
             assert np.allclose(chosen, np.sort(seen, -1)[..., -1 - place], atol=1e-6)
 
 
-def test_forced_scores_equal_the_score_of_the_rows(tiny, prompt):
+def test_forced_scores_equal_the_score_of_the_rows(tiny, prompt, rows):
     answered = trace_known_answer(PrefixReader(tiny), prompt)
-    names = [f"pattern.{l}" for l in range(tiny.layers)]
-    whole = [*prompt.ids, *prompt.answer_ids[:-1]]
-    traced = trace(tiny.model, tiny.tensor([whole]), capture=names)
-    first, steps = len(prompt.ids) - 1, len(prompt.answer_ids)
-    rows = np.stack([traced[name][0, :, first:].numpy() for name in names]).transpose(2, 0, 1, 3)
-    assert rows.shape[0] == steps
-    expected = retrieval_score(rows, prompt.ids, prompt.answer_ids, prompt.span)
+    expected = retrieval_score(rows.transpose(2, 0, 1, 3), prompt.ids, prompt.answer_ids, prompt.span)
     assert (score_copies(answered.top_positions, prompt.ids, prompt.answer_ids, prompt.span) == expected).all()
 
 
@@ -258,16 +242,7 @@ def test_rows_of_sliding_layers_end_with_their_window():
     """Gemma's local layers see a window; so do the rows that are shown, and the values that are mixed."""
     torch.manual_seed(0)
     model = gemma3(
-        vocab=40,
-        width=16,
-        layers=2,
-        heads=2,
-        kv_heads=1,
-        hidden=24,
-        positions=64,
-        head_dim=8,
-        window=4,
-        every=2,
+        vocab=40, width=16, layers=2, heads=2, kv_heads=1, hidden=24, positions=64, head_dim=8, window=4, every=2
     ).eval()
     ids, seen = torch.randint(40, (1, 20)), {}
     logits = visit_patterns(model, ids, lambda layer, _start, rows: seen.setdefault(layer, rows))

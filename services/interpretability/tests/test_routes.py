@@ -1,7 +1,5 @@
 """The routes: one per experiment, every form of an answer, refusals by name, kept reports and artefacts."""
 
-from __future__ import annotations
-
 import io
 import json
 
@@ -153,11 +151,6 @@ async def test_head_map_leads_to_the_pattern_of_its_head(client):
     answer = await client.post("/v1/probe/heads/patterns", json={**TEXT, "text": "kqzwx"}, params={"format": "html"})
     assert "/console/probe?model=attention&amp;spec=" in answer.text
     assert "Permalink" in answer.text
-
-
-async def test_dry_run_tells_the_cost(client):
-    answer = await client.post("/v1/probe/sinks", json={**TEXT, "dry_run": True})
-    assert answer.json()["scalars"]["forwards"]["value"] == 1
 
 
 LONG = {"lm": "tiny", "protocol": "kv", "samples": 2, "pairs": 3}

@@ -1,7 +1,5 @@
 """Pruning makes the zeros that it says, and the claim says what they are worth on dense kernels: nothing."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given

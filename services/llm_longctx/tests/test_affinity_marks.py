@@ -1,14 +1,12 @@
 """Routes that remember say so in the record of a replica, so that the gateway sends what continues to the same one."""
 
-from __future__ import annotations
-
 from fastapi import FastAPI
 
 from services.llm_longctx.api import documents, embeddings, openai, responses, sessions
 from shared.api.replica import route_fields
 
 
-def test_chats_completions_responses_and_documents_are_affine() -> None:
+def test_chats_completions_responses_and_documents_are_affine():
     app = FastAPI()
     for room in (documents, embeddings, openai, responses, sessions):
         app.include_router(room.router)

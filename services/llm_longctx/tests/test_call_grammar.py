@@ -1,11 +1,8 @@
 """Calls under `auto`: text is free until one begins, then its arguments meet the schema; plain answers stay as is."""
 
-from __future__ import annotations
-
 import json
 
 import jsonschema
-import openai
 import pytest
 import torch
 
@@ -17,7 +14,7 @@ from services.llm_longctx.serving.tools.parsers.hermes import HermesParser
 from services.llm_longctx.serving.tools.parsers.llama import LlamaParser
 from services.llm_longctx.serving.tools.parsers.qwen import QwenParser
 from services.llm_longctx.serving.tools.tool_use import ToolUse
-from services.llm_longctx.tests.conftest import Server, app_of, say, write_folder
+from services.llm_longctx.tests.conftest import say, write_folder
 from shared.api.tools import FunctionDefinition
 from shared.lm.tokenizer import Tokenizer
 
@@ -109,29 +106,17 @@ def test_a_token_that_would_begin_an_invalid_call_does_not_come(compiler, monkey
     assert grammar.mask().sum() == 1
 
 
-@pytest.fixture(scope="module")
-def client(tmp_path_factory):
-    folder = write_folder(tmp_path_factory.mktemp("auto") / "Tiny Llama")
-    config = json.loads((folder / "config.json").read_text()) | {"max_position_embeddings": 2048}
-    (folder / "config.json").write_text(json.dumps(config))
-    with (
-        Server(app_of(folder, tmp_path_factory.mktemp("data"))) as server,
-        openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as made,
-    ):
-        yield made
-
-
-def test_a_plain_answer_beside_tools_keeps_every_bit(client, monkeypatch):
+def test_a_plain_answer_beside_tools_keeps_every_bit(roomy, monkeypatch):
     options = {"tools": TOOLS, "temperature": 1.0, "seed": 5, "max_tokens": 60, "logprobs": True, "top_logprobs": 3}
-    say(client, **options)  # from here on the prompt is cached, so that both read it alike
-    found = say(client, **options).choices[0]
+    say(roomy, **options)  # from here on the prompt is cached, so that both read it alike
+    found = say(roomy, **options).choices[0]
     monkeypatch.setattr(chat, "_compile_grammar", lambda *_: None)
-    plain = say(client, **options).choices[0]
+    plain = say(roomy, **options).choices[0]
     assert (found.message.content, found.logprobs) == (plain.message.content, plain.logprobs)
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_call_that_a_model_begins_by_itself_is_valid(client, tokenizer, monkeypatch, stream):
+def test_a_call_that_a_model_begins_by_itself_is_valid(roomy, tokenizer, monkeypatch, stream):
     opening, real = tokenizer.encode("So:\n<tool_call>"), sampler.Sampler._adjust
 
     def adjust(self, logits):
@@ -143,14 +128,14 @@ def test_a_call_that_a_model_begins_by_itself_is_valid(client, tokenizer, monkey
     monkeypatch.setattr(sampler.Sampler, "_adjust", adjust)
     options = {"tools": TOOLS, "temperature": 1.2, "seed": 1, "max_tokens": 400}
     if stream:
-        with client.chat.completions.stream(
+        with roomy.chat.completions.stream(
             messages=[{"role": "user", "content": "?"}], model="tiny-llama", **options
         ) as events:
             kinds = {event.type for event in events}
             choice = events.get_final_completion().choices[0]
         assert "tool_calls.function.arguments.delta" in kinds
     else:
-        choice = say(client, **options).choices[0]
+        choice = say(roomy, **options).choices[0]
     call = choice.message.tool_calls[0]
     assert choice.message.content.startswith("So:")
     jsonschema.validate(json.loads(call.function.arguments), SCHEMAS[call.function.name])

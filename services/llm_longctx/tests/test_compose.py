@@ -1,22 +1,13 @@
 """Methods whose phases differ work as one, each where it acts; what would change another's maths is refused."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 
-from services.llm_longctx.engine import Engine, Request
+from services.llm_longctx.engine import Engine
 from services.llm_longctx.methods import compose, method
-from services.llm_longctx.tests.conftest import tiny_decoder
-from services.llm_longctx.tests.test_engine_pages import TINY_PLAN, prompt
-from services.llm_longctx.tests.toy_methods import Copying, Halving, Streaming, Striding
+from services.llm_longctx.tests.test_engine_pages import ACT, DUO, POWER, RECYCLED, TINY_PLAN, prompt
 from shared.errors import InvalidOption
 from shared.lm.head_plan import HeadPlan
-
-
-@pytest.fixture(scope="module")
-def tiny():
-    return tiny_decoder().double()
 
 
 def run(model, how, n=40, steps=7, chunks=None):
@@ -27,7 +18,7 @@ def run(model, how, n=40, steps=7, chunks=None):
 
 @pytest.mark.parametrize("phase", ["prefill", "decode", "plan"])
 def test_one_part_and_dense_is_that_part(tiny, phase):
-    part = {"prefill": Striding(), "decode": Copying(), "plan": Streaming()}[phase]
+    part = {"prefill": POWER, "decode": RECYCLED, "plan": DUO}[phase]
     composed = compose(**{phase: part})
     assert composed.name == part.name
     read, stepped, engine = run(tiny, composed)
@@ -39,7 +30,7 @@ def test_one_part_and_dense_is_that_part(tiny, phase):
 
 
 def test_three_parts_each_act_on_their_own_heads(tiny):
-    composed = compose(prefill=Striding(), decode=Copying(budget=5), plan=Streaming(sink=2, recent=5))
+    composed = compose(prefill=POWER, decode=RECYCLED.with_knobs(budget=5), plan=DUO)
     _, _, engine = run(tiny, composed, chunks=[16, 24])
     assert sorted(engine.entries(0, 1).positions.tolist()) == [0, 1, *range(42, 47)], "cut as the plan's method says"
     assert engine.entries(0, 0).positions.tolist() == list(range(47)), "full heads keep everything"
@@ -49,23 +40,11 @@ def test_three_parts_each_act_on_their_own_heads(tiny):
     assert engine._default.state.densities, "full heads were read in blocks"
 
 
-def test_a_composition_generates_in_a_batch_what_it_does_alone(tiny):
-    composed = compose(
-        prefill="flexprefill", decode=method("recycled", budget=8, stride=3), plan=HeadPlan.parse(TINY_PLAN)
-    )
-    assert composed.name == "flexprefill+recycled+duo"
-    requests = [Request(prompt(30 + i, i), how, max_tokens=8) for i, how in enumerate([composed, "dense", composed])]
-    engine = Engine(tiny, page=8)
-    together = engine.generate(requests)
-    assert [a.tokens for a in together] == [Engine(tiny, page=8).generate([r])[0].tokens for r in requests]
-    assert together[0].usage.knobs["prefill"]["block"] == 128
-
-
 def test_facts_are_those_of_the_parts():
-    both = compose(prefill=Striding(), plan=Streaming())
+    both = compose(prefill=POWER, plan=DUO)
     assert not both.chunk_invariant
-    assert compose(decode=Copying()).chunk_invariant
-    assert compose(decode=Copying()).identity() == {}
+    assert compose(decode=RECYCLED).chunk_invariant
+    assert compose(decode=RECYCLED).identity() == {}
     assert set(both.identity()) == {"prefill", "heads"}
     assert compose().name == "dense"
     assert not compose().overrides("decode_plan")
@@ -73,21 +52,21 @@ def test_facts_are_those_of_the_parts():
 
 
 def test_the_part_for_heads_is_fitted_to_a_budget(tiny):
-    composed = compose(decode=Copying(), plan=method("duo", sink=1, recent=2))
+    composed = compose(decode=RECYCLED, plan=method("duo", sink=1, recent=2))
     plan = HeadPlan.parse(TINY_PLAN | {"scores": {"duo_gate": [[0.9, 0.1], [0.2, 0.8]]}})
     fitted = composed.fit(80, tiny.config, plan, 40, 7)
     assert fitted.heads.share == 0.25
     with pytest.raises(InvalidOption):
-        compose(decode=Copying()).fit(80, tiny.config, plan, 40, 7)
+        compose(decode=RECYCLED).fit(80, tiny.config, plan, 40, 7)
 
 
 @pytest.mark.parametrize(
     ("parts", "word"),
     [
-        ({"prefill": Copying()}, "nothing in prefill"),
+        ({"prefill": RECYCLED}, "nothing in prefill"),
         ({"decode": "flexprefill"}, "nothing in decode"),
-        ({"prefill": Streaming()}, "goes in as plan"),
-        ({"plan": Striding()}, "does not work by a head plan"),
+        ({"prefill": DUO}, "goes in as plan"),
+        ({"plan": POWER}, "does not work by a head plan"),
         ({"plan": {"schema": "head-plan/1", "heads": [[0, 0]]}}, "no roles"),
         ({"plan": "act", "prefill": "flexprefill"}, "calibrates whole rows"),
         ({"plan": "act", "decode": "recycled"}, "calibrates whole rows"),
@@ -100,5 +79,5 @@ def test_what_does_not_go_together_is_refused_with_a_reason(parts, word):
 
 
 def test_a_calibration_goes_with_dense_phases(tiny):
-    composed = compose(plan=Halving())
-    assert torch.allclose(run(tiny, composed)[1], run(tiny, Halving())[1], atol=1e-10)
+    composed = compose(plan=ACT)
+    assert torch.allclose(run(tiny, composed)[1], run(tiny, ACT)[1], atol=1e-10)

@@ -11,7 +11,7 @@ from services.llm_longctx.kernels import backends, pack
 from services.llm_longctx.kernels.decode_step import HEAD
 from services.llm_longctx.kernels.native import bindings
 from services.llm_longctx.methods import method
-from shared.lm.builders import gemma3, llama
+from shared.lm.builders import gemma3, gpt2, llama
 from shared.lm.interventions import Add
 from shared.lm.quantization import quantize
 
@@ -26,6 +26,7 @@ FAMILIES = {
     "biases": lambda: llama(**SMALL, head_dim=10, qkv_bias=True, out_bias=True),
     "qwen3": lambda: llama(**SMALL, head_dim=32, qk_norm=True),
     "gemma3": lambda: gemma3(**SMALL, head_dim=16, window=9, every=3, query_scale=20.0),
+    "gpt2": lambda: gpt2(vocab=61, width=40, layers=3, heads=4, hidden=80, positions=600),
 }
 
 
@@ -38,7 +39,6 @@ def build(family: str, dtype: torch.dtype = torch.float32):
 
 
 def decode(net, how="dense", packed=None, backend="auto", prompts=(90, 33, 300), steps=4, threads=1):
-    """Logits of a few steps of a batch of unequal prompts."""
     engine = Engine(net, how, ROLES, page=16, backend=backend, packed=packed or {})
     sequences = [engine.open() for _ in prompts]
     for s, n in zip(sequences, prompts, strict=True):

@@ -1,16 +1,13 @@
 """The Servable: what is chosen to be served, how it loads, and that a batch equals its singles."""
 
-from __future__ import annotations
-
 import pytest
 
 from services.llm_longctx.models.smollm2 import SmolLM2
 from services.llm_longctx.serving.chat import ChatProtocol
-from services.llm_longctx.serving.decoder_model import DecoderModel
 from services.llm_longctx.serving.local_models import make_local_model, select_models
-from services.llm_longctx.tests.conftest import HELLO, until, write_folder
+from services.llm_longctx.tests.conftest import HELLO, write_folder
 from shared.api.text import ChatRequest, CompletionRequest, TokenizeRequest
-from shared.errors import Cancelled, FoveaError, InvalidOption, NotFound, UnsupportedMedia
+from shared.errors import FoveaError, InvalidOption, NotFound, UnsupportedMedia
 from shared.registry import CallContext, LoadContext
 
 
@@ -57,45 +54,12 @@ def test_bfloat16_is_another_fingerprint(folder, tmp_path, model):
         narrow.close()
 
 
-def test_a_batch_equals_its_singles_and_an_error_stays_with_its_request(model):
-    requests = [
-        ChatRequest(messages=HELLO, max_tokens=4 + i, temperature=1, seed=i, **({"top_logprobs": 1} if i == 1 else {}))
-        for i in range(4)
-    ]
-    together = model.predict(requests, CallContext())
-    for i, (request, answer) in enumerate(zip(requests, together, strict=True)):
-        (single,) = model.predict([request], CallContext())
-        if i == 1:
-            assert isinstance(answer, InvalidOption)
-            assert isinstance(single, InvalidOption)
-        else:
-            assert answer.choices == single.choices
-
-
 def test_a_stream_gathers_into_the_answer_of_predict(model):
     request = ChatRequest(messages=HELLO, max_tokens=9, temperature=0, n=2)
     gathered = ChatProtocol().gather(model.stream(request, CallContext()))
     assert gathered.choices == model.predict([request], CallContext())[0].choices
     with pytest.raises(ValueError, match="usage"):
         ChatProtocol().gather(model.stream(request.model_copy(update={"stream": True}), CallContext()))
-
-
-def test_leaving_a_stream_early_frees_the_engine(model):
-    stream = model.stream(CompletionRequest(prompt="a", max_tokens=150), CallContext())
-    next(stream)
-    stream.close()
-    (answer,) = model.predict([ChatRequest(messages=HELLO, max_tokens=2)], CallContext())
-    assert answer.usage.completion_tokens == 2
-    until(lambda: model.adapter.scheduler.in_flight == 0)
-
-
-def test_a_cancelled_run_raises_where_its_stream_is_read(model):
-    run = CallContext()
-    stream = model.stream(ChatRequest(messages=HELLO, max_tokens=150), run)
-    next(stream)
-    run.cancel()
-    with pytest.raises(Cancelled):
-        list(stream)
 
 
 def test_what_is_no_request_of_a_language_model_is_a_mistake_of_ours(model):
@@ -120,7 +84,3 @@ def test_a_model_without_template_gives_a_text_as_its_example(tmp_path):
         assert len(list(loaded.stream(loaded.example(), CallContext()))) > 1
     finally:
         loaded.close()
-
-
-def test_the_room_holds_nothing_without_a_card():
-    assert "card" not in vars(DecoderModel)

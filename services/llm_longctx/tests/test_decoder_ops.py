@@ -1,7 +1,5 @@
 """What a layer computes beside attention: the C++ operations against torch's in float64, at every level built here."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

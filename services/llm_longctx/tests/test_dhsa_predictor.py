@@ -1,7 +1,5 @@
 """DHSA's boundary predictor: its form, its labels, and that it learns borders which its keys show."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

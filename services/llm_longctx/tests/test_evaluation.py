@@ -1,40 +1,27 @@
 """Fidelity to dense, needles, the watch that falls back, and the verbs: small models, true numbers."""
 
-from __future__ import annotations
-
 import io
 import json
 import time
 
-import httpx2
 import pytest
 import torch
 from PIL import Image
 
-from services.llm_longctx.api import evaluations
-from services.llm_longctx.api import openai as routes
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.engine.quality.fidelity import Fidelity, compare_to_dense
 from services.llm_longctx.evaluation.cli import fidelity, needle
-from services.llm_longctx.evaluation.heatmap import draw_contact_sheet, draw_heatmap
+from services.llm_longctx.evaluation.heatmap import draw_heatmap
 from services.llm_longctx.evaluation.method_quality import FidelityRequest, NeedleRequest, run_fidelity, run_needle
 from services.llm_longctx.evaluation.text_corpus import load_library_prose
+from services.llm_longctx.methods import method
 from services.llm_longctx.serving.local_models import make_local_model
-from services.llm_longctx.tests.conftest import MODEL, Server, tiny_decoder, until
-from services.llm_longctx.tests.test_engine_pages import TINY_PLAN, prompt
+from services.llm_longctx.tests.test_engine_pages import DUO, TINY_PLAN, prompt
 from services.llm_longctx.tests.test_scheduler import ask, run
-from services.llm_longctx.tests.toy_methods import Streaming
 from shared.api.text import CompletionRequest
 from shared.errors import Cancelled, DeadlineExceeded, InvalidOption, Malformed
 from shared.lm.niah_prompts import build_haystack
 from shared.registry import CallContext, LoadContext
-from shared.serving.build_app import build
-from shared.settings import Settings
-
-
-@pytest.fixture(scope="module")
-def tiny():
-    return tiny_decoder().double()
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +42,7 @@ def compare(engine, ids, answer, how):
 
 def test_dense_agrees_with_itself_and_a_cut_method_does_not(tiny):
     engine = Engine(tiny, page=8)
-    same, cut = (compare(engine, prompt(60), prompt(20, 3), how) for how in ("dense", Streaming(sink=1, recent=2)))
+    same, cut = (compare(engine, prompt(60), prompt(20, 3), how) for how in ("dense", method("duo", sink=1, recent=2)))
     assert (same.agreement, same.divergence, same.delta) == (
         1,
         pytest.approx(0, abs=1e-12),
@@ -78,7 +65,7 @@ def test_the_numbers_are_those_of_the_definition():
 
 def test_a_comparison_that_is_given_up_leaves_no_pages(tiny):
     engine = Engine(tiny, page=8)
-    work = compare_to_dense(engine.runner, prompt(40), prompt(9), engine.policy_of(Streaming(), TINY_PLAN), print)
+    work = compare_to_dense(engine.runner, prompt(40), prompt(9), engine.policy_of(DUO, TINY_PLAN), print)
     for _ in range(4):
         next(work)
     assert engine.pool.held
@@ -141,17 +128,6 @@ def test_fidelity_of_prose_and_copies(model):
     )
 
 
-def test_needles_by_length_and_depth(model):
-    told = []
-    spec = NeedleRequest(lengths=[150, 170], depths=[0, 100], steps=4, longctx={"method": "power", "block": 32})
-    report = run_needle(model.adapter, spec, CallContext(report=lambda share, note: told.append((share, note))))
-    assert len(report.recall) == len(report.depths) == 2
-    assert all(0 <= x <= 1 for row in report.recall for x in row)
-    assert report.kv_ratio == [1, 1]
-    assert told[-1] == (1.0, "170 tokens, depth 0 %")
-    assert [share for share, _ in told] == [0.25, 0.5, 0.75, 1.0], "no place in a queue sets it back"
-
-
 @pytest.mark.parametrize(
     ("call", "word"),
     [
@@ -173,48 +149,12 @@ def test_what_can_not_be_measured_is_refused(model, call, word):
         call(model.adapter)
 
 
-def test_a_cancelled_evaluation_stops(model):
-    stopped = CallContext()
-    stopped.cancel()
-    with pytest.raises(Cancelled):
-        run_fidelity(model.adapter, FidelityRequest(lengths=[40], steps=5), stopped)
-    with pytest.raises(Cancelled):
-        run_needle(model.adapter, NeedleRequest(lengths=[150], steps=3), stopped)
-    until(lambda: model.adapter.scheduler.in_flight == 0)
-
-
 def test_a_grid_is_drawn_as_a_picture():
     picture = Image.open(io.BytesIO(draw_heatmap([[0.0, 0.5], [1.0, 0.25]], ["0 %", "100 %"], ["512", "1024"])))
     assert picture.format == "PNG"
     low, high = picture.getpixel((66, 34)), picture.getpixel((66, 82))
     assert low[0] > low[1]
     assert high[1] > high[0]
-
-
-def test_several_grids_stand_on_one_picture_with_their_names():
-    maps = {name: draw_heatmap([[1.0]], ["0 %"], ["512"]) for name in ("dense", "duo", "power")}
-    one, whole = (Image.open(io.BytesIO(data)) for data in (maps["duo"], draw_contact_sheet(maps, 2)))
-    assert whole.size == (2 * one.width, 2 * (one.height + 20))
-    assert whole.getpixel((66, 54)) == one.getpixel((66, 34))
-
-
-def test_evaluations_over_http(folder, tmp_path):
-    model = make_local_model(folder)
-    app = build(
-        "llm-longctx",
-        routers=[routes.router, evaluations.router],
-        servables={model.card.name: model},
-        settings=Settings(data_dir=tmp_path, intra_op_threads=1),
-    )
-    with Server(app) as server, httpx2.Client(base_url=server.url, timeout=60) as http:
-        ask = {"lengths": [150], "depths": [50], "steps": 3}
-        assert http.post("/v1/longctx/needle", json=ask).json()["model"] == MODEL
-        drawn = http.post("/v1/longctx/needle", json=ask, headers={"accept": "image/png"})
-        assert drawn.headers["content-type"] == "image/png"
-        rows = http.post("/v1/longctx/fidelity", json={"lengths": [32], "steps": 4, "tasks": ["copy"]}).json()["rows"]
-        assert rows[0]["agreement"] == 1
-        assert http.post("/v1/longctx/fidelity", json={"lengths": [9999]}).status_code == 422
-        assert http.post("/v1/longctx/needle", json={"model": "nobody"}).status_code == 404
 
 
 def test_the_verbs_print_and_save(folder, tmp_path, monkeypatch, capsys):

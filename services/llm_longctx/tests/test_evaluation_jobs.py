@@ -1,7 +1,5 @@
 """Needle grids and fidelity as jobs: the same answers as at once, progress that only grows, and a cancel that frees."""
 
-from __future__ import annotations
-
 import asyncio
 import io
 import json
@@ -12,12 +10,13 @@ from PIL import Image
 from services.llm_longctx.api import evaluations
 from services.llm_longctx.api import openai as routes
 from services.llm_longctx.serving.local_models import make_local_model
-from services.llm_longctx.tests.conftest import MODEL, until
+from services.llm_longctx.tests.conftest import MODEL
 from shared import telemetry
 from shared.jobs.queue import Payload
 from shared.serving.build_app import build
 from shared.serving.job_handler import AsgiJobHandler
 from shared.settings import Settings
+from tests.harness.waiting import wait_until as until
 
 
 class Ticket:

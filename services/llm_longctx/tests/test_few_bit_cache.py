@@ -19,7 +19,6 @@ def text(n: int, seed: int = 0) -> torch.Tensor:
 
 
 def read(memory: SequenceCache, kv: torch.Tensor, begin: int, end: int) -> None:
-    """As a chunk of a prompt."""
     for layer in range(L):
         memory.append(layer, range(G), kv[0, layer, :, begin:end], kv[1, layer, :, begin:end])
         memory.end_chunk(layer)

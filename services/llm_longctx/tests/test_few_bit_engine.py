@@ -33,7 +33,6 @@ def net():
 
 
 def ready(name: str):
-    """A method with its small knobs."""
     knobs = methods()[name].contract_knobs
     first = knobs if isinstance(knobs, dict) else knobs[0]
     return method(name, **first)
@@ -71,9 +70,6 @@ def test_cpp_reads_packed_pages_as_torch_does(net, name, bits):
     ours, *_ = decode(net, name, bits)
     theirs, *_ = decode(net, name, bits, "cpu_torch")
     torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=1e-3)
-
-
-# Bytes.
 
 
 @pytest.mark.parametrize(("bits", "most"), [(4, 0.30), (8, 0.56)])
@@ -117,9 +113,6 @@ def test_pages_of_another_size_are_refused(net):
         Engine(net, page=8, cache_bits=4)
     with pytest.raises(InvalidOption, match="needs pages of 16 entries"):
         Engine(net, page=8).policy_of("dense", cache_bits=8)
-
-
-# Many requests.
 
 
 def generate(engine, *requests):
@@ -184,8 +177,6 @@ def test_requests_of_all_types_go_together_and_are_preempted(net):
 
 
 def count_fed(decode, fed):
-    """A step that writes down how many tokens it is fed."""
-
     def run(states, tokens, *more):
         fed.append(len(tokens))
         return decode(states, tokens, *more)

@@ -1,7 +1,5 @@
 """From tokens to text: pieces of an answer, with a scripted engine in the place of a model."""
 
-from __future__ import annotations
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,7 +1,5 @@
 """What operators see of text: metrics that agree with the answers' usage, and spans of a batch and of a preemption."""
 
-from __future__ import annotations
-
 import gc
 
 from prometheus_client import REGISTRY
@@ -9,9 +7,10 @@ from prometheus_client import REGISTRY
 from services.llm_longctx import generation_metrics
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.engine.completion import Request
-from services.llm_longctx.tests.conftest import HELLO, MODEL, say, until
+from services.llm_longctx.tests.conftest import HELLO, MODEL, say
 from shared import telemetry
 from shared.tests.recorded_spans import is_child, recorded_spans  # noqa: F401  # a fixture
+from tests.harness.waiting import wait_until as until
 
 
 def read(name, **labels):

@@ -1,7 +1,5 @@
 """Constrained decoding: answers meet their grammar and are drawn as the model draws; bad grammars are refused."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import re
@@ -88,9 +86,6 @@ def write_answer(tokenizer, grammar, seed=0, temperature=1.0, wanted='"}]:0,', l
     return tokenizer.decode(said)
 
 
-# What is written meets the grammar.
-
-
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
 @pytest.mark.parametrize("schema", [PERSON, TREE, {"type": "object"}], ids=["person", "tree", "object"])
 def test_answers_meet_their_schema(tokenizer, compiler, schema, temperature):
@@ -168,9 +163,6 @@ def test_answers_of_one_request_walk_by_themselves(tokenizer, compiler):
     assert structured(compiler, choice=["ab", "cd"]).mask().equal(second.mask())  # from the cache, from its beginning
 
 
-# The distribution is the model's own, renormalised.
-
-
 def test_every_spelling_of_what_must_come_is_allowed():
     from tokenizers import Tokenizer as Library
     from tokenizers import models
@@ -216,9 +208,6 @@ def test_unlikely_tokens_keep_their_share():
     assert set(found) == set(b"xyz")
 
 
-# Objects.
-
-
 def test_objects_that_list_properties_have_no_others_unless_they_say_so():
     plain = {"type": "object", "properties": {"a": {"type": "object", "properties": {}}}}
     closed = close_objects(plain)
@@ -230,8 +219,6 @@ def test_objects_that_list_properties_have_no_others_unless_they_say_so():
     assert close_objects(joined) == joined
     assert close_objects({"type": "object"}) == {"type": "object"}
 
-
-# Refusals.
 
 DEEP = {"type": "integer"}
 for _ in range(40):

@@ -1,7 +1,5 @@
 """Pages: nothing leaks, nothing is freed twice, and no sequence ever reads or writes another's entries."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +44,6 @@ def feed(memory, T, sliding=()):
 
 
 def step(memory):
-    """Decode one token: write its entry where the memory says."""
     slots = memory.begin_step()
     k, v = fresh_entries(1, memory.length)
     for layer in range(L):
@@ -61,7 +58,6 @@ def positions(memory, layer, head):
 
 
 def told(memory, layer, head):
-    """Positions as the keys themselves tell them."""
     return [round(float(x) - 0.5 * layer - 1000 * head) for x in memory.entries(layer, head).k[:, 0]]
 
 
@@ -71,9 +67,6 @@ def cut(memory, layer, head, sink, recent, held=None):
         ends = torch.arange(len(held.positions))
         held = held.take(torch.cat((ends[:sink], ends[len(ends) - recent :])))
     memory.keep(layer, head, held, sink=sink, slide=recent)
-
-
-# Addresses.
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 9)), max_size=60))
@@ -105,9 +98,6 @@ def test_giving_back_twice_is_an_error():
         shared.release(np.array([first]))
 
 
-# One sequence.
-
-
 @pytest.mark.parametrize("n", [0, 1, 3, 4, 5, 17])
 def test_whole_heads_hold_all_entries_in_order_with_at_most_one_page_of_slack(n):
     memory = SequenceCache(pool(), L, G)
@@ -131,35 +121,6 @@ def test_entries_lie_side_by_side_so_that_a_layer_is_one_view():
     keys, _ = memory.whole_heads(1, (0, 2))
     assert keys.untyped_storage().data_ptr() == memory.pool.keys.untyped_storage().data_ptr()
     assert torch.equal(keys[1], memory.entries(1, 2).k)
-
-
-def test_runs_move_when_they_outgrow_their_addresses_and_nothing_is_lost():
-    memory = SequenceCache(pool(), L, G)
-    for chunk in (1, 3, 9, 30, 2):
-        feed(memory, chunk)
-        step(memory)
-    total = memory.length
-    assert all(told(memory, layer, head) == list(range(total)) for layer in range(L) for head in range(G))
-    memory.close()
-    assert memory.pool.held == 0
-    assert memory.pool.reserve(memory.pool.capacity * 3) == 0, "all addresses came back"
-
-
-@given(n=st.integers(1, 30), sink=st.integers(0, 5), recent=st.integers(1, 9), steps=st.integers(0, 25))
-def test_a_sliding_head_holds_the_first_and_the_last_and_returns_its_pages(n, sink, recent, steps):
-    memory = SequenceCache(pool(), L, G)
-    feed(memory, n)
-    cut(memory, 0, 1, sink, recent)
-    for _ in range(steps):
-        step(memory)
-        total = memory.length
-        keep = list(range(total)) if total <= sink + recent else [*range(sink), *range(total - recent, total)]
-        assert sorted(positions(memory, 0, 1)) == sorted(told(memory, 0, 1)) == keep
-        assert told(memory, 0, 0) == list(range(total))
-    held = len(memory.own.pages(0, 1)) * P
-    assert held <= min(n + steps, sink + recent + 1) + P
-    memory.close()
-    assert memory.pool.held == 0
 
 
 @pytest.mark.parametrize("weighted", [True, False])
@@ -238,9 +199,6 @@ def test_memory_really_goes_back_to_the_system():
     assert float(big.keys[5, 0]) == 0, "the page came back from the system, zeroed"
 
 
-# Several sequences.
-
-
 def test_small_pages_go_back_with_the_last_of_a_page_of_the_system():
     small = PagePool(64, 16, 16, torch.float32)  # 1 KB each: four are one page of the system
     first = small.reserve(8)
@@ -284,20 +242,6 @@ def test_a_fork_shares_whole_pages_and_copies_the_rest(n):
     assert told(twin, 0, 1) == list(range(n + 1)), "what is shared outlives the one who wrote it"
     twin.close()
     assert memory.pool.held == 0
-
-
-def test_a_shared_head_that_is_cut_lets_go_of_its_pages():
-    memory = SequenceCache(pool(), L, G)
-    feed(memory, 16)
-    twin = memory.fork()
-    memory.close()
-    held = twin.pool.held
-    cut(twin, 0, 0, 1, 2)
-    assert twin.pool.held == held - 4 + 1
-    assert told(twin, 0, 0) == [0, 14, 15]
-    assert told(twin, 0, 1) == list(range(16))
-    twin.close()
-    assert twin.pool.held == 0
 
 
 def test_a_fork_that_does_not_fit_leaves_nothing_behind():

@@ -1,7 +1,5 @@
 """Eviction by scores against published scores, kept sets and logits; its rules of order, count and protection."""
 
-from __future__ import annotations
-
 import json
 import math
 import zlib
@@ -23,18 +21,17 @@ from services.llm_longctx.methods.snapkv import SnapKv
 from services.llm_longctx.methods.streaming_llm import StreamingLlm
 from services.llm_longctx.methods.tova import Tova
 from services.llm_longctx.tests.conftest import tiny_decoder
-from services.llm_longctx.tests.test_engine_pages import TINY_PLAN, prompt, uniform
+from services.llm_longctx.tests.test_engine_pages import TINY_PLAN, prompt
 from shared.errors import InvalidOption
-from shared.lm.builders import llama
 from shared.lm.head_plan import HeadPlan
 from shared.lm.rope import rotate, rotation
+from tests.harness.golden_llama import fill_llama, uniform
 
 GOLDEN = np.load(Path(__file__).parent / "golden/eviction.npz")
 CASES = json.loads((Path(__file__).parent / "golden/eviction.json").read_text("utf8"))
 
 
 def drawn(name, *shape):
-    """Numbers by the rule of the data's README."""
     return torch.from_numpy(uniform((zlib.crc32(name.encode()) + 211) % 2**32, math.prod(shape)).reshape(shape))
 
 
@@ -72,19 +69,14 @@ def beside(layer, n, surrogate):
 
 
 def trained(layer, kind):
-    """A layer's map from attention inputs to scores."""
     if kind == "mlp":
         inner = {"weight_in": drawn(f"zap/{layer}/weight_in", 24, 64) / 4, "bias_in": drawn(f"zap/{layer}/bias_in", 24)}
-        return inner | {
-            "weight": drawn(f"zap/{layer}/weight2", 2, 24),
-            "bias": drawn(f"zap/{layer}/bias2", 2) - 2,
-        }
+        return inner | {"weight": drawn(f"zap/{layer}/weight2", 2, 24), "bias": drawn(f"zap/{layer}/bias2", 2) - 2}
     bias = drawn(f"zap/{layer}/bias", 2) - 2 + (3 * torch.arange(2) if kind == "skewed" else 0)
     return {"weight": drawn(f"zap/{layer}/weight", 2, 64) / 4, "bias": bias}
 
 
 def kept(name, *shape):
-    """A stored bool array."""
     bits = np.unpackbits(GOLDEN[name], count=math.prod(shape)).astype(bool)
     return torch.from_numpy(bits.reshape(shape))
 
@@ -116,20 +108,7 @@ def test_scores_and_kept_sets_are_the_published_ones(case, n):
 
 @pytest.fixture(scope="module")
 def golden_llama():
-    model = llama(
-        vocab=192, width=64, layers=2, heads=4, kv_heads=2, hidden=128, positions=4096, norm_eps=1e-5, head_dim=16,
-        tied=False,
-    ).double()  # fmt: skip
-    weights = {}
-    for key, old in model.state_dict().items():
-        x = drawn(key, *old.shape)
-        if "norm" in key:
-            x = 1 + 0.1 * x
-        elif "embed" not in key:
-            x = x * math.sqrt(3 / old.shape[1]) * (2.5 if "q_proj" in key or "k_proj" in key else 1)
-        weights[key] = x
-    model.load_state_dict(weights)
-    return model.eval().requires_grad_(requires_grad=False)
+    return fill_llama(211, 192, 2)
 
 
 def held(sequence, tokens):
@@ -164,9 +143,6 @@ def test_cuts_while_decoding_are_the_published_ones(golden_llama, how):
     assert lengths == GOLDEN[f"every8_{how.name}_lengths"].tolist()
     assert torch.equal(held(s, 184), kept(f"every8_{how.name}_kept", 2, 2, 184))
     assert np.abs(torch.stack(said).numpy() - GOLDEN[f"every8_{how.name}_decode"]).max() < 1e-4
-
-
-# Rules.
 
 
 @pytest.mark.parametrize(
@@ -265,14 +241,6 @@ def test_numbers_that_are_none_are_refused():
 
     with pytest.raises(ValueError, match="with numbers"):
         Engine(tiny_decoder(), Broken(), page=8).prefill(prompt(20))
-
-
-# In the engine.
-
-
-@pytest.fixture(scope="module")
-def tiny():
-    return tiny_decoder().double()
 
 
 def test_keeping_everything_is_dense_bit_for_bit(tiny):

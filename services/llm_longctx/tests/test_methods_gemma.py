@@ -1,7 +1,5 @@
 """Methods on a model whose layers slide: they act on global layers, and sliding layers hold their window only."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

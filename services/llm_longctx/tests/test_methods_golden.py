@@ -1,7 +1,5 @@
 """The oracles of the methods against published masks, selections and outputs; the engine against published logits."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -13,14 +11,15 @@ from services.llm_longctx.engine import Engine
 from services.llm_longctx.methods import method
 from services.llm_longctx.methods.core.oracle import attention_weights, causal_mask
 from services.llm_longctx.methods.dhsa.method import mass_ratios, select_boundaries
-from services.llm_longctx.tests.test_engine_pages import GOLDEN as ENGINE
-from services.llm_longctx.tests.test_engine_pages import golden_llama  # noqa: F401  # a fixture
+from tests.harness.golden_llama import fill_llama
 
 HERE = Path(__file__).parent / "golden"
 GOLDEN = np.load(HERE / "methods_N256.npz")
 LLAMA = np.load(HERE / "methods_tinyllama.npz")
 Q, K, V = (torch.from_numpy(GOLDEN[name]) for name in "qkv")
+ENGINE = np.load(HERE / "engine_tinyllama.npz")
 IDS = ENGINE["ids"].tolist()
+DHSA = {"block": 16, "budget": 48, "global_tokens": 8, "local_tokens": 16, "instruction": 16}
 ROLES = {"schema": "head-plan/1", "roles": [[1, 0], [0, 1], [0, 0]]}
 FLEX = sorted(name.removeprefix("flex_").removesuffix("_jsd") for name in GOLDEN.files if name.endswith("_jsd"))
 
@@ -30,8 +29,12 @@ def golden(name):
 
 
 def near(found, name, tolerance=2e-6):
-    """Every fourth row is stored."""
     assert (found[:, ::4] - golden(name)).abs().max() < tolerance
+
+
+@pytest.fixture(scope="module")
+def golden_llama():
+    return fill_llama()
 
 
 def test_duo_streams_and_mixes_by_gates():
@@ -132,6 +135,8 @@ def test_dhsa_keeps_the_published_blocks_outside_ties(variant, density):
 @pytest.mark.parametrize(
     ("name", "knobs", "plan", "chunks", "told"),
     [
+        ("dense", {}, None, None, "dense"),
+        ("dense", {}, None, [48, 48, 64], "dense"),
         ("duo", {"sink": 8, "recent": 24}, ROLES, None, "duo_single"),
         ("duo", {"sink": 8, "recent": 24}, ROLES, [48, 48, 64], "duo_chunk48"),
         ("razor", {"sink": 4, "window_min": 24, "window_div": 5}, ROLES, None, "razor"),
@@ -141,16 +146,10 @@ def test_dhsa_keeps_the_published_blocks_outside_ties(variant, density):
         ("power", {"block": 8, "window": 2}, None, None, "power"),
         ("power", {"block": 8, "window": 2}, None, [48, 7, 1, 104], "power"),
         ("act", {"beta": 0.4, "threshold": 0.04}, "heads", None, "act"),
-        (
-            "dhsa",
-            {"block": 16, "budget": 48, "global_tokens": 8, "local_tokens": 16, "instruction": 16},
-            None,
-            None,
-            "dhsa",
-        ),
+        ("dhsa", DHSA, None, None, "dhsa"),
     ],
 )
-def test_the_engine_gives_the_published_logits(golden_llama, dtype, name, knobs, plan, chunks, told):  # noqa: F811
+def test_the_engine_gives_the_published_logits(golden_llama, dtype, name, knobs, plan, chunks, told):
     if plan == "heads":
         plan = {"schema": "head-plan/1", "heads": [[0, 0], [0, 3], [1, 0], [1, 3], [2, 1], [2, 2]]}
     boundaries = None
@@ -164,11 +163,13 @@ def test_the_engine_gives_the_published_logits(golden_llama, dtype, name, knobs,
         golden_llama.double()
     if f"{told}_prefill" in LLAMA.files:
         assert np.abs(read[::8].numpy() - LLAMA[f"{told}_prefill"]).max() < 2e-4
+    if f"{told}_prefill_tail" in ENGINE.files:
+        assert np.abs(read[-8:].numpy() - ENGINE[f"{told}_prefill_tail"]).max() < 2e-4
     decoded = LLAMA if f"{told}_decode" in LLAMA.files else ENGINE
     assert np.abs(steps.numpy() - decoded[f"{told}_decode"]).max() < 2e-4
 
 
-def test_streaming_heads_hold_the_published_lengths(golden_llama):  # noqa: F811
+def test_streaming_heads_hold_the_published_lengths(golden_llama):
     engine = Engine(golden_llama, method("duo", sink=8, recent=24), ROLES, page=16)
     sequence = engine.open()
     sequence.prefill(IDS[:160])

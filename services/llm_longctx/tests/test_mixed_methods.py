@@ -4,8 +4,6 @@ Whatever happens around a request, its tokens are those of a run alone, and ever
 somebody knows it.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from functools import cache
 
@@ -16,7 +14,6 @@ from hypothesis import strategies as st
 
 from services.llm_longctx.engine import CandidateSpec, Engine, GenerationRequest, Sampling, method_policy, prefix_cache
 from services.llm_longctx.methods import compose, method, methods
-from services.llm_longctx.tests.conftest import tiny_decoder
 from services.llm_longctx.tests.method_contract.oracle import trials
 from services.llm_longctx.tests.test_engine import Ear
 from services.llm_longctx.tests.test_engine_pages import TINY_PLAN, prompt
@@ -50,11 +47,6 @@ def _small_grid():
         for module in (method_policy, prefix_cache):
             patch.setattr(module, "CHUNK", GRID)
         yield
-
-
-@pytest.fixture(scope="module")
-def tiny():
-    return tiny_decoder().double()
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,5 @@
 """The C++ kernels: every level of instructions agrees, old builds are not loaded, absence is no failure."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,8 +1,5 @@
 """Conformance with the `openai` package, against the app under uvicorn on a tiny model."""
 
-from __future__ import annotations
-
-import asyncio
 import json
 import math
 
@@ -10,9 +7,7 @@ import httpx2
 import openai
 import pytest
 
-from services.llm_longctx.tests.conftest import CONTEXT, HELLO, MODEL, go_on, say
-
-# Chat.
+from services.llm_longctx.tests.conftest import CONTEXT, HELLO, MODEL, go_on, say, text_of
 
 
 def test_the_served_model_is_listed_under_its_files_name(client):
@@ -84,26 +79,8 @@ def test_greedy_and_seeded_answers_repeat_and_others_vary(client):
     assert say(client).choices == say(client).choices
     seeded = [say(client, temperature=1.0, seed=7).choices for _ in range(2)]
     assert seeded[0] == seeded[1] != say(client, temperature=1.0, seed=8).choices
-    free = {say(client, temperature=1.5).choices[0].message.content for _ in range(3)}
+    free = {text_of(client, temperature=1.5) for _ in range(3)}
     assert len(free) > 1
-
-
-async def test_a_seed_gives_the_same_answer_in_company(server, client):
-    alone = say(client, temperature=1.0, seed=3, max_tokens=30).choices[0].message.content
-    async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as friend:
-        together = await asyncio.gather(
-            *(say(friend, temperature=1.0, seed=seed, max_tokens=30 + seed) for seed in (1, 2, 3, 4, 5, 3))
-        )
-    for answer in (together[2], together[5]):
-        assert answer.choices[0].message.content.startswith(alone.rstrip("�"))
-
-
-async def test_the_async_client_streams(server):
-    async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none") as friend:
-        text = ""
-        async for chunk in await say(friend, stream=True):
-            text += chunk.choices[0].delta.content or ""
-        assert text == (await say(friend)).choices[0].message.content
 
 
 def test_max_completion_tokens_is_the_newer_name_and_wins(client):
@@ -118,7 +95,7 @@ def test_without_a_limit_the_answer_ends_with_the_context(client):
 
 
 def test_a_stop_text_ends_the_answer_and_is_not_part_of_it(client):
-    text = say(client, max_tokens=30).choices[0].message.content
+    text = text_of(client, max_tokens=30)
     stop = text[5:8]
     for stops in (stop, [stop, "never"], ["never", text[6:9], stop]):
         answer = say(client, max_tokens=30, stop=stops)
@@ -132,7 +109,7 @@ def test_a_stop_text_ends_the_answer_and_is_not_part_of_it(client):
 
 
 def test_log_probabilities_belong_to_the_shown_text(client):
-    text = say(client, max_tokens=30).choices[0].message.content
+    text = text_of(client, max_tokens=30)
     answer = say(client, max_tokens=30, stop=text[5:8], logprobs=True, top_logprobs=4).choices[0]
     tokens = answer.logprobs.content
     assert bytes(b for t in tokens for b in t.bytes).decode(errors="replace") == answer.message.content
@@ -151,22 +128,15 @@ def test_bias_and_penalties_change_the_answer(client):
         {"extra_body": {"repetition_penalty": 5.0}},
         {"logit_bias": {"64": 100}},
     ):
-        assert (
-            say(client, max_tokens=30, **options).choices[0].message.content
-            != say(client, max_tokens=30).choices[0].message.content
-        )
+        assert text_of(client, max_tokens=30, **options) != text_of(client, max_tokens=30)
     # In the tiny vocabulary, id 64 is the letter a.
-    assert say(client, logit_bias={"64": 100}).choices[0].message.content == "a" * 16
+    assert text_of(client, logit_bias={"64": 100}) == "a" * 16
 
 
 def test_our_own_knobs_ride_in_the_extra_body(client):
-    cold = say(client, temperature=2.0, extra_body={"top_k": 1}).choices[0].message.content
-    assert cold == say(client, temperature=2.0, extra_body={"min_p": 1.0}).choices[0].message.content
-    assert (
-        cold
-        == say(client, temperature=2.0, top_p=0).choices[0].message.content
-        == say(client).choices[0].message.content
-    )
+    cold = text_of(client, temperature=2.0, extra_body={"top_k": 1})
+    assert cold == text_of(client, temperature=2.0, extra_body={"min_p": 1.0})
+    assert cold == text_of(client, temperature=2.0, top_p=0) == text_of(client)
 
 
 def test_text_parts_and_developer_messages_are_understood(client):
@@ -184,9 +154,6 @@ def test_nulls_and_unknown_fields_are_ignored_unless_strict(client):
     with pytest.raises(openai.BadRequestError, match="frobnicate") as caught:
         say(client, extra_body={"frobnicate": 1, "strict": True})
     assert caught.value.param == "frobnicate"
-
-
-# Completions.
 
 
 def test_a_text_is_gone_on_with(client):
@@ -249,9 +216,6 @@ def test_a_prompt_as_long_as_the_context_has_no_room_for_an_answer(client):
     full = go_on(client, "x" * CONTEXT)
     assert (full.choices[0].text, full.choices[0].finish_reason, full.usage.completion_tokens) == ("", "length", 0)
     assert go_on(client, "x" * (CONTEXT - 1)).usage.completion_tokens == 1
-
-
-# The tokenizer.
 
 
 def test_tokens_and_text_go_there_and_back(server):

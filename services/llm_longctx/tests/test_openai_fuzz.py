@@ -1,7 +1,5 @@
 """schemathesis over OpenAI's routes: whatever the document allows is answered as it promises, and nothing is a 5xx."""
 
-from __future__ import annotations
-
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given

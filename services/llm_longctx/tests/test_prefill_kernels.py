@@ -1,7 +1,5 @@
 """How a chunk reads by token lists: one call of the block kernel equals torch's masks, wherever blocks are cut."""
 
-from __future__ import annotations
-
 import hypothesis
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """The prefix cache alone: which prefix is found, what is kept and what goes first, on caches that only count tokens."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import numpy as np
@@ -75,7 +73,6 @@ def ask(ids, salt="", digest=None, first_captured=99, **facts):
 
 
 def read(cache, pool, ids, length=None, method=None, **facts):
-    """Remember a prompt that was read to `length`."""
     cache.add(Run(pool, len(ids) if length is None else length, **method or {}), ask(ids, **facts))
 
 

@@ -13,7 +13,6 @@ SHAPES = [(1, 1), (3, 31), (16, 32), (17, 33), (100, 64), (576, 96), (33, 257)]
 
 
 def matrix(rows: int, columns: int, seed: int = 0) -> np.ndarray:
-    """Random entries, some rows much larger than others, one row of zeros."""
     made = np.random.default_rng(seed)
     out = made.standard_normal((rows, columns)).astype(np.float32) * made.exponential(1, (rows, 1)).astype(np.float32)
     out[rows // 2] = 0 if rows > 1 else out[rows // 2]

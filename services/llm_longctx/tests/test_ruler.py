@@ -1,7 +1,5 @@
 """RULER-form samples and scores against published cases, and rules that solve every sample from its text."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter
@@ -78,9 +76,6 @@ def test_intervals_are_the_published_ones():
         assert both.difference.mean == pytest.approx(case["difference"], abs=1e-9)
         assert (both.difference.low, both.difference.high) == pytest.approx(case["difference_interval"], abs=0.03)
         assert (both.worse, both.better, both.equal) == (case["worse"], case["better"], case["equal"])
-
-
-# Samples.
 
 
 @pytest.fixture(scope="module")

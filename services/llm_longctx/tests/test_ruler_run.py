@@ -1,7 +1,5 @@
 """RULER-form evaluation of a tiny model: equal bytes, both protocols, resumed runs, peers, routes, the command."""
 
-from __future__ import annotations
-
 import io
 import json
 
@@ -29,16 +27,11 @@ FEW = {"tasks": ["niah_single_1"], "lengths": [600], "n": 2, "max_answer": 4}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The tiny model with a longer context."""
-    made = write_folder(tmp_path_factory.mktemp("tiny") / "Tiny Llama")
-    facts = json.loads((made / "config.json").read_text())
-    (made / "config.json").write_text(json.dumps(facts | {"max_position_embeddings": 1024}))
-    return made
+    return write_folder(tmp_path_factory.mktemp("tiny") / "Tiny Llama", positions=1024)
 
 
 @pytest.fixture(scope="module")
 def tiny(folder):
-    """Bytes are tokens, and pages are small."""
     codec = Tokenizer.from_folder(folder)
     engine = Engine(tiny_decoder(positions=1024), page=8)
     return EvaluatedModel(engine, codec, {"gates": HeadPlan.parse(TINY_PLAN)}, "tiny", run_at_once)
@@ -117,8 +110,6 @@ def test_dense_answers_alike_under_both_protocols(tiny, tmp_path):
 
 
 def count_calls(on, counted):
-    """The model, and how often it was asked."""
-
     def do(work):
         counted.append(1)
         return run_at_once(work)

@@ -1,7 +1,5 @@
 """The scheduler's decisions, step by step, on a backend that only counts tokens; and its queue."""
 
-from __future__ import annotations
-
 import threading
 from types import SimpleNamespace
 
@@ -14,10 +12,10 @@ from services.llm_longctx.engine.scheduler import Scheduler, to_safe_error
 from services.llm_longctx.engine.sequence import SequenceStatus
 from services.llm_longctx.engine.waiting_queue import WaitingQueue
 from services.llm_longctx.kv_cache import PoolExhausted
-from services.llm_longctx.tests.conftest import until
 from services.llm_longctx.tests.test_engine import Ear
 from shared.errors import Cancelled, Fault, InvalidOption, NotReady, QueueFull, TooLarge
 from shared.registry import CallContext
+from tests.harness.waiting import wait_until as until
 
 
 class TokenCounter:
@@ -112,7 +110,6 @@ def ask(letter, length=3, new=2, n=1, **facts):
 
 
 def step(scheduler, times=1):
-    """The backend's calls of so many steps."""
     scheduler.backend.events.clear()
     for _ in range(times):
         scheduler.step()

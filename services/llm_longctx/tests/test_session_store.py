@@ -26,7 +26,6 @@ def server(tmp_path_factory):
 
 @pytest.fixture
 def url(server):
-    """An empty Redis."""
     with sync_redis.Redis.from_url(server.url) as client:
         client.flushall()
     return server.url
@@ -162,7 +161,6 @@ async def test_unused_session_is_forgotten_and_a_used_one_is_not(server):
     with sync_redis.Redis.from_url(server.url) as raw:
 
         def left(session):
-            """Seconds that each key of a session has left."""
             return [raw.ttl(key) for key in raw.scan_iter(f"*{session.id}*")]
 
         assert all(0 < seconds <= 1000 for seconds in left(idle))

@@ -1,7 +1,5 @@
 """Stores and limits of steering: versions that stay unique, and captures that are bounded before anything runs."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 
 import pytest

@@ -1,7 +1,5 @@
 """Tool parsers: whatever the pieces of an answer, its calls and the text beside them are the same."""
 
-from __future__ import annotations
-
 import itertools
 import json
 

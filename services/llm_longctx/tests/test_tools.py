@@ -1,11 +1,8 @@
 """Tools over HTTP: choices, forced calls, streams, results in the conversation, templates with and without tools."""
 
-from __future__ import annotations
-
 import json
 
 import jsonschema
-import openai
 import pytest
 
 from services.llm_longctx.serving.tools.tool_use import read_tool_use
@@ -22,21 +19,6 @@ WEATHER = {"type": "function", "function": {"name": "get_weather", "description"
 NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}
 TIME = {"type": "function", "function": {"name": "get_time", "parameters": NOTHING}}
 SHORT = [{"role": "user", "content": "?"}]
-
-
-@pytest.fixture(scope="module")
-def roomy(tmp_path_factory):
-    """A server whose model has room for instructions."""
-    from services.llm_longctx.tests.conftest import Server, app_of, write_folder
-
-    folder = write_folder(tmp_path_factory.mktemp("tools") / "Tiny Llama")
-    config = json.loads((folder / "config.json").read_text()) | {"max_position_embeddings": 2048}
-    (folder / "config.json").write_text(json.dumps(config))
-    with (
-        Server(app_of(folder, tmp_path_factory.mktemp("data"))) as server,
-        openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client,
-    ):
-        yield client
 
 
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "get_weather"}}])

@@ -1,7 +1,5 @@
 """The Triton kernels against the float64 oracle, in Triton's interpreter: few tokens, shapes that nothing divides."""
 
-from __future__ import annotations
-
 import importlib
 import sys
 

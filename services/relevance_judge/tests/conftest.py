@@ -1,15 +1,20 @@
 """What the tests of this service share: golden data and the released label sets."""
 
-from __future__ import annotations
-
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.testclient import TestClient
 
 from services.relevance_judge.parsing.trec import read_qrels
+from services.relevance_judge.routes import rerank, router
+from shared.serving.build_app import build
+from shared.settings import Settings
+from tests.harness.waiting import wait_until
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -21,17 +26,24 @@ def _labels(name: str) -> dict[tuple[str, str], int]:
 
 @pytest.fixture(scope="session")
 def released() -> Any:
-    """Released label sets by name."""
     return _labels
 
 
 @pytest.fixture(scope="session")
 def golden() -> Any:
-    """Golden files by path."""
     return lambda path: json.loads((GOLDEN / path).read_text())
 
 
 @pytest.fixture(scope="session")
 def golden_folder() -> Path:
-    """Where golden files are."""
     return GOLDEN
+
+
+@contextmanager
+def serve_judges(folder: Path, kinds: dict[str, Any], **settings: Any) -> Iterator[TestClient]:
+    """A client of the service with these judges; keyword arguments are settings."""
+    told = Settings(_env_file=None, data_dir=folder, shutdown_grace_s=1, **settings)
+    with TestClient(build("relevance-judge", routers=[router, rerank.router], servables=kinds, settings=told)) as made:
+        if kinds:
+            wait_until(lambda: made.get("/readyz").status_code == 200, 60, "the judges' readiness")
+        yield made

@@ -1,7 +1,5 @@
 """A language model's endpoint for tests: answers by rules, remembers what it was asked, and talks no network."""
 
-from __future__ import annotations
-
 import json
 import threading
 from collections.abc import Callable
@@ -11,6 +9,7 @@ from typing import Any
 import httpx2
 
 from services.relevance_judge.chat_client import ChatClient
+from shared.registry import LoadContext
 
 Say = Callable[[dict[str, Any]], str]
 
@@ -89,3 +88,16 @@ class FakeModel:
         told = [None] + [-1.0 if ids[place] in ids[:place] else -5.0 for place in range(1, len(ids))]
         choice = {"text": "", "logprobs": {"token_logprobs": told}}
         return httpx2.Response(200, json={"model": "fake", "choices": [choice]})
+
+
+def answered_by(model: FakeModel, kind: type[Any]) -> type[Any]:
+    """The judge, with this model behind it."""
+
+    class Answering(kind):  # type: ignore[misc]  # a class made at run time
+        card = kind.card
+
+        @classmethod
+        def load(cls, place: LoadContext) -> Any:
+            return cls(model.client(), place.objects)
+
+    return Answering

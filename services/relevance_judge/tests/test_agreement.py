@@ -1,7 +1,5 @@
 """Agreement is exact on the oracles' numbers, and undefined is None."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

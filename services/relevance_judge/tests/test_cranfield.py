@@ -1,7 +1,5 @@
 """Collections in Cranfield's form: its traps, its relatives, and what is wrong with a file."""
 
-from __future__ import annotations
-
 import pytest
 
 from services.relevance_judge.parsing.cranfield import parse_collection, parse_records
@@ -33,31 +31,27 @@ a plate is heated at mach 4.2 .
 TOPICS = ".I 001\n.W\nwhat is the lift\nof a wing .\n.I 002\n.W\nhow hot is a plate .\n.I 004\n.W\nwho measured it .\n"
 
 
-def test_records_become_texts_and_codes_become_grades() -> None:
+def test_records_become_texts_and_codes_become_grades():
     found = parse_collection(DOCUMENTS, TOPICS, "1 1 1\n3 2 4\n2 2 2\n")
     assert found.passages["1"] == "flow over a wing . the lift of a wing in a slipstream was measured ."
     assert found.passages["2"] == "heat of a plate a plate is heated at mach 4.2 ."
-    assert found.topics == {
-        "1": "what is the lift of a wing .",
-        "2": "how hot is a plate .",
-        "3": "who measured it .",
-    }
+    assert found.topics == {"1": "what is the lift of a wing .", "2": "how hot is a plate .", "3": "who measured it ."}
     assert found.labels == {("1", "1"): 3, ("3", "2"): 1, ("2", "2"): 2}
 
 
-def test_what_was_decided_is_said() -> None:
+def test_what_was_decided_is_said():
     notes = " ".join(parse_collection(DOCUMENTS, TOPICS, "1 1 1\n3 2 -1\n").notes)
     assert "by position" in notes
     assert "1 relevance lines have the code -1" in notes
     assert "1 of the documents have no text" in notes
 
 
-def test_another_reading_of_the_codes_may_be_given() -> None:
+def test_another_reading_of_the_codes_may_be_given():
     found = parse_collection(DOCUMENTS, TOPICS, "1 1 4\n3 2 -1\n", grades={4: 3, -1: 0})
     assert found.labels == {("1", "1"): 3, ("3", "2"): 0}
 
 
-def test_topics_numbered_without_gaps_keep_their_ids() -> None:
+def test_topics_numbered_without_gaps_keep_their_ids():
     topics = ".I 1\n.W\na\n.I 2\n.W\nb\n"
     found = parse_collection(DOCUMENTS, topics, "01 1 1\n")
     assert list(found.labels) == [("1", "1")]
@@ -65,11 +59,11 @@ def test_topics_numbered_without_gaps_keep_their_ids() -> None:
 
 
 @pytest.mark.parametrize("line", ["1 2 0 0.000000", "01 2  0 0"])
-def test_relevance_without_a_grade_as_cisi_and_cacm_have_it(line: str) -> None:
+def test_relevance_without_a_grade_as_cisi_and_cacm_have_it(line):
     assert parse_collection(DOCUMENTS, TOPICS, f"{line}\n").labels == {("1", "2"): 2}
 
 
-def test_trec_lines_keep_their_grades() -> None:
+def test_trec_lines_keep_their_grades():
     assert parse_collection(DOCUMENTS, TOPICS, "1 0 2 3\n2 0 1 0\n").labels == {("1", "2"): 3, ("2", "1"): 0}
 
 
@@ -85,16 +79,16 @@ def test_trec_lines_keep_their_grades() -> None:
         (DOCUMENTS, "1 1 x", "Line 1 of the relevance lines"),
     ],
 )
-def test_what_is_wrong_is_named(documents: str, relevance: str, told: str) -> None:
+def test_what_is_wrong_is_named(documents, relevance, told):
     with pytest.raises(Malformed, match=told):
         parse_collection(documents, TOPICS, relevance)
 
 
-def test_a_dot_inside_text_starts_no_field() -> None:
+def test_a_dot_inside_text_starts_no_field():
     assert parse_records(".I 1\n.W\n.5 is half\n.Word\n", "x")["1"]["W"] == ".5 is half .Word"
 
 
 @pytest.mark.parametrize("qid", ["²", "9" * 5000])
-def test_a_topic_that_is_a_digit_and_no_number_is_unknown(qid: str) -> None:
+def test_a_topic_that_is_a_digit_and_no_number_is_unknown(qid):
     with pytest.raises(Malformed, match="name the topic"):
         parse_collection(".I d\n.W\ntext\n", ".I 1\n.W\na\n.I 4\n.W\nb\n", f"{qid} d 1\n")

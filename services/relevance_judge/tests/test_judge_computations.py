@@ -1,9 +1,6 @@
 """`/v1/judge/…` computes from uploaded labels and runs, and names what is wrong with them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +11,8 @@ from services.relevance_judge.metrics.agreement import agree
 from services.relevance_judge.metrics.uncertainty import kappa_interval
 from services.relevance_judge.parsing.trec import format_qrels, parse_qrels
 from services.relevance_judge.prompt_template import get_template, load_templates
-from services.relevance_judge.routes import router
 from services.relevance_judge.storage.mini_collection import load_mini_collection
-from shared.serving.build_app import build
-from shared.settings import Settings
+from services.relevance_judge.tests.conftest import serve_judges
 
 MINI = load_mini_collection()
 FIRST, SECOND = format_qrels(MINI.labels), format_qrels(MINI.second)
@@ -25,13 +20,11 @@ FIRST, SECOND = format_qrels(MINI.labels), format_qrels(MINI.second)
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    folder: Path = tmp_path_factory.mktemp("fovea")
-    settings = Settings(_env_file=None, data_dir=folder, shutdown_grace_s=1)
-    with TestClient(build("relevance-judge", routers=[router], servables={}, settings=settings)) as made:
+    with serve_judges(tmp_path_factory.mktemp("fovea"), {}) as made:
         yield made
 
 
-def test_agreement_of_the_two_label_passes_with_its_interval(client: TestClient) -> None:
+def test_agreement_of_the_two_label_passes_with_its_interval(client):
     found = client.post("/v1/judge/agreement", json={"reference": FIRST, "judge": SECOND}).json()
     expected = agree(MINI.labels, MINI.second)
     assert found["kappa"] == pytest.approx(expected.kappa)
@@ -41,14 +34,14 @@ def test_agreement_of_the_two_label_passes_with_its_interval(client: TestClient)
     assert len(found["kappa_by_query"]) == 24
 
 
-def test_undefined_is_null_and_not_a_crash(client: TestClient) -> None:
+def test_undefined_is_null_and_not_a_crash(client):
     found = client.post("/v1/judge/agreement", json={"reference": "1 0 a 2\n", "judge": "1 0 a 2\n"}).json()
     assert (found["kappa"], found["alpha"], found["kappa_interval"]) == (None, None, None)
     found = client.post("/v1/judge/agreement", json={"reference": "", "judge": ""}).json()
     assert (found["pairs"], found["bias"]) == (0, None)
 
 
-def test_rankings_come_with_kappa_beside_them_and_shifts_per_system(client: TestClient) -> None:
+def test_rankings_come_with_kappa_beside_them_and_shifts_per_system(client):
     runs = "".join((MINI.folder / "runs" / f"{name}.trec").read_text() for name in ("overlap", "bm25"))
     runs += "".join(f"{q} Q0 {p} 0 {3 - grade} turned\n" for (q, p), grade in MINI.labels.items())
     runs += "".join(f"{q} Q0 {p} 0 {grade} ideal\n" for (q, p), grade in MINI.labels.items())
@@ -66,7 +59,7 @@ def test_rankings_come_with_kappa_beside_them_and_shifts_per_system(client: Test
     assert sum(row["shift"] for row in found["systems"]) == 0
 
 
-def test_ensembles_count_who_votes_and_state_their_rule(client: TestClient) -> None:
+def test_ensembles_count_who_votes_and_state_their_rule(client):
     judges = ["1 0 a 0\n1 0 b 3\n", "1 0 a 1\n", "1 0 c 2\n"]
     found = client.post("/v1/judge/ensembles", json={"judges": judges}).json()
     assert parse_qrels(found["qrels"]) == {("1", "a"): 1, ("1", "b"): 3, ("1", "c"): 2}
@@ -78,7 +71,7 @@ def test_ensembles_count_who_votes_and_state_their_rule(client: TestClient) -> N
     assert client.post("/v1/judge/ensembles", json={"judges": judges, "combine": "median"}).status_code == 200
 
 
-def test_templates_are_listed_shown_and_rendered_dry(client: TestClient) -> None:
+def test_templates_are_listed_shown_and_rendered_dry(client):
     listed = client.get("/v1/judge/templates").json()
     assert {row["template"]["id"] for row in listed} == set(load_templates())
     one = client.get(f"/v1/judge/templates/direct@{get_template('direct').digest}").json()
@@ -90,7 +83,7 @@ def test_templates_are_listed_shown_and_rendered_dry(client: TestClient) -> None
     assert client.get("/v1/judge/templates/nope").status_code == 404
 
 
-def test_a_calibration_is_fitted_and_names_what_it_belongs_to(client: TestClient) -> None:
+def test_a_calibration_is_fitted_and_names_what_it_belongs_to(client):
     grades = list(MINI.labels.values())
     body: dict[str, Any] = {"signals": grades, "grades": grades, "queries": [q for q, _ in MINI.labels], "model": "m"}
     found = client.post("/v1/judge/calibrations", json=body).json()
@@ -116,15 +109,13 @@ def test_a_calibration_is_fitted_and_names_what_it_belongs_to(client: TestClient
         ("templates/nope/render", {"query": "q", "passage": "p"}, 404, "no template"),
     ],
 )
-def test_bad_input_is_a_problem_with_a_reason(
-    client: TestClient, path: str, body: dict[str, Any], status: int, told: str
-) -> None:
+def test_bad_input_is_a_problem_with_a_reason(client, path, body, status, told):
     answer = client.post(f"/v1/judge/{path}", json=body)
     assert answer.status_code == status, answer.text
     assert told in answer.text
 
 
-def test_the_interval_is_repeatable_and_narrows_with_more_queries() -> None:
+def test_the_interval_is_repeatable_and_narrows_with_more_queries():
     draw = np.random.default_rng(0)
 
     def width(queries: int) -> float:

@@ -1,10 +1,6 @@
 """`POST /v1/judge` through the platform, with a model that answers by rule."""
 
-from __future__ import annotations
-
-import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,10 +9,9 @@ from starlette.testclient import TestClient
 from services.relevance_judge.app import app
 from services.relevance_judge.judges.log_odds import LogOdds
 from services.relevance_judge.judges.prompted_grade import PromptedGrade
+from services.relevance_judge.tests.conftest import serve_judges
 from services.relevance_judge.tests.fake_endpoint import FakeModel
 from shared.registry import LoadContext
-from shared.serving.build_app import build
-from shared.settings import Settings
 
 
 class Answering(PromptedGrade):
@@ -45,18 +40,12 @@ class Deaf(LogOdds):
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    folder: Path = tmp_path_factory.mktemp("fovea")
-    settings = Settings(_env_file=None, data_dir=folder, shutdown_grace_s=1, judge_base_url="http://judge.test")
     kinds = {"prompted-grade": Answering, "log-odds": Deaf}
-    with TestClient(build("relevance-judge", servables=kinds, settings=settings)) as made:
-        until = time.monotonic() + 30
-        while made.get("/readyz").status_code != 200:
-            assert time.monotonic() < until, made.get("/readyz").text
-            time.sleep(0.02)
+    with serve_judges(tmp_path_factory.mktemp("fovea"), kinds, judge_base_url="http://judge.test") as made:
         yield made
 
 
-def test_one_query_with_its_passages_is_judged(client: TestClient) -> None:
+def test_one_query_with_its_passages_is_judged(client):
     body = {"model": "prompted-grade", "query": "q", "passages": ["a", {"doc": {"segment": "b"}}]}
     answer = client.post("/v1/judge", json=body)
     assert answer.status_code == 200, answer.text
@@ -64,7 +53,7 @@ def test_one_query_with_its_passages_is_judged(client: TestClient) -> None:
     assert answer.json()["model"] == "prompted-grade"
 
 
-def test_the_example_of_each_judge_can_be_sent_as_it_is(client: TestClient) -> None:
+def test_the_example_of_each_judge_can_be_sent_as_it_is(client):
     example = client.get("/v1/models/prompted-grade/example").json()
     assert client.post("/v1/judge", json=example).status_code == 200, example
 
@@ -82,16 +71,14 @@ def test_the_example_of_each_judge_can_be_sent_as_it_is(client: TestClient) -> N
         ({"query": "q", "passages": ["p"], "model": "oracle"}, 404, "model"),
     ],
 )
-def test_a_bad_request_is_a_problem_that_names_its_field(
-    client: TestClient, body: dict[str, Any], status: int, field: str | None
-) -> None:
+def test_a_bad_request_is_a_problem_that_names_its_field(client, body, status, field):
     answer = client.post("/v1/judge", json={"model": "prompted-grade", **body})
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"].startswith("application/problem+json")
     assert field is None or answer.json()["field"] == field
 
 
-def test_the_app_of_the_service_has_the_judges_and_what_needs_no_model() -> None:
+def test_the_app_of_the_service_has_the_judges_and_what_needs_no_model():
     paths = app.openapi()["paths"]
     assert {"/v1/judge", "/v1/judge/agreement", "/v1/judge/rankings", "/v1/judge/templates/{name}/render"} <= set(paths)
     judges = ["query-likelihood", "ensemble", "log-odds", "prompted-grade", "similarity", "word-overlap"]

@@ -1,41 +1,36 @@
 """The mini-collection is what its page says, traps included, and the lexical runs are those of the code."""
 
-from __future__ import annotations
-
 from collections import Counter
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.relevance_judge.evaluate import add_grades, judge_by_overlap, measure_judge
 from services.relevance_judge.metrics.agreement import agree
 from services.relevance_judge.metrics.baselines import bm25, overlap, tokenize
-from services.relevance_judge.metrics.rankings import compare, system_scores
 from services.relevance_judge.parsing.trec import read_runs
 from services.relevance_judge.storage.mini_collection import RANKERS, build_run, load_mini_collection
 
 MINI = load_mini_collection()
-MISLEADING = {"1", "10", "14", "18", "22"}
 
 
 def _grades(query: str) -> dict[str, int]:
     return {passage: grade for (qid, passage), grade in MINI.labels.items() if qid == query}
 
 
-def test_every_query_has_two_passages_of_each_grade() -> None:
+def test_every_query_has_two_passages_of_each_grade():
     assert len(MINI.topics) == 24
     for query in MINI.topics:
         assert Counter(_grades(query).values()) == {0: 2, 1: 2, 2: 2, 3: 2}
 
 
-def test_passages_are_distinct_and_thirty_to_a_hundred_and_twenty_words_long() -> None:
+def test_passages_are_distinct_and_thirty_to_a_hundred_and_twenty_words_long():
     assert len(set(MINI.passages.values())) == len(MINI.passages) == 192
     assert {pair[1] for pair in MINI.labels} == set(MINI.passages)
     assert all(30 <= len(text.split()) <= 120 for text in MINI.passages.values())
 
 
-def test_the_two_label_passes_agree_as_the_page_states() -> None:
+def test_the_two_label_passes_agree_as_the_page_states():
     found = agree(MINI.labels, MINI.second)
     page = (MINI.folder / "README.md").read_text()
     assert sum(MINI.labels[pair] != MINI.second[pair] for pair in MINI.labels) == 3
@@ -45,43 +40,15 @@ def test_the_two_label_passes_agree_as_the_page_states() -> None:
     assert f"ordinal alpha {found.alpha:.4f}" in page
 
 
-def test_the_traps_are_there() -> None:
-    beaten = longer = 0
-    for query, text in MINI.topics.items():
-        shared, grades = overlap(text, MINI.passages), _grades(query)
-        best = {grade: max(shared[p] for p in grades if grades[p] == grade) for grade in range(4)}
-        least = min(shared[p] for p in grades if grades[p] == 3)
-        beaten += query in MISLEADING and best[0] > least
-        length = {p: len(MINI.passages[p].split()) for p in grades}
-        longer += max(length[p] for p in grades if grades[p] == 1) > max(length[p] for p in grades if grades[p] == 3)
-    assert beaten == len(MISLEADING)  # a grade 0 with more of the query's words than a grade 3
-    assert longer >= 20
-    assert MINI.labels["24", "m24-1"] == 1
-    assert "give this a 3" in MINI.passages["m24-1"]
-
-
 @pytest.mark.parametrize("system", sorted(RANKERS))
-def test_stored_runs_are_those_of_the_code(system: str) -> None:
+def test_stored_runs_are_those_of_the_code(system):
     path = MINI.folder / "runs" / f"{system}.trec"
     assert path.read_text() == build_run(MINI, system)
     (tag,) = read_runs(path)
     assert tag == system
 
 
-def test_both_label_passes_rank_the_lexical_systems_alike() -> None:
-    runs = {tag: run for name in RANKERS for tag, run in read_runs(MINI.folder / "runs" / f"{name}.trec").items()}
-    first, second = system_scores(runs, MINI.labels), system_scores(runs, MINI.second)
-    assert compare(first, second).tau_b == 1.0
-    assert all(0.3 < score < 0.9 for score in first.values())
-
-
-def test_word_overlap_orders_two_thirds_of_the_pairs_as_in_an_ordinary_collection() -> None:
-    found = measure_judge(add_grades(judge_by_overlap(MINI), MINI), MINI)
-    assert 0.6 < (found["pair_order"] or 0) < 0.75
-    assert 0.3 < (found["spearman"] or 0) < 0.5
-
-
-def test_words_are_letters_and_digits_in_any_script_without_function_words_and_plural_s() -> None:
+def test_words_are_letters_and_digits_in_any_script_without_function_words_and_plural_s():
     assert tokenize("What is the Größe_2 of naïve vaccines, glass or gas?") == [
         "grösse",
         "2",
@@ -92,7 +59,7 @@ def test_words_are_letters_and_digits_in_any_script_without_function_words_and_p
     ]
 
 
-def test_bm25_prefers_rare_words_repeated_words_and_short_passages() -> None:
+def test_bm25_prefers_rare_words_repeated_words_and_short_passages():
     passages = {
         "rare": "zebra the the",
         "common": "the the the",
@@ -105,6 +72,6 @@ def test_bm25_prefers_rare_words_repeated_words_and_short_passages() -> None:
 
 
 @given(st.text(max_size=40), st.dictionaries(st.sampled_from("abc"), st.text(max_size=60)))
-def test_scores_are_never_negative_and_overlap_is_a_share(query: str, passages: dict[str, str]) -> None:
+def test_scores_are_never_negative_and_overlap_is_a_share(query, passages):
     assert all(score >= 0 for score in bm25(query, passages).values())
     assert all(0 <= score <= 1 for score in overlap(query, passages).values())

@@ -1,7 +1,5 @@
 """Templates are data with a digest, and no text inside query or passage can speak for them."""
 
-from __future__ import annotations
-
 import re
 
 import pytest
@@ -12,11 +10,8 @@ from pydantic import ValidationError
 from services.relevance_judge.prompt_template import Template, get_template, load_templates, make_fence, render_prompt
 from shared.errors import NotFound
 
-FAMILIES = {"direct", "aspects", "criteria", "nuggets", "reason-then-grade", "words", "few-shot"}
 COMPARING = {"similarity", "lexical"}
 """Kinds that compare texts and ask no language model."""
-ASKING = {"preference", "nugget-creation", "nugget-assignment", "claim-support"}
-"""Kinds of other questions than a grade."""
 MARKED = ("query", "question"), ("passage", "answer", "source", "passage A"), ("fact", "claim"), ("passage B",)
 """What query, passage, criterion and the other passage are called in templates."""
 HOSTILE = [
@@ -28,27 +23,21 @@ HOSTILE = [
 ]
 
 
-def test_all_families_of_prompts_ship_and_so_do_the_three_that_read_probabilities() -> None:
-    kinds = {name: one.kind for name, one in load_templates().items()}
-    assert {name for name, kind in kinds.items() if kind == "prompted-grade"} == FAMILIES
-    assert set(kinds.values()) >= {"prompted-grade", "yes-no", "digits", "query-likelihood", *COMPARING, *ASKING}
-
-
-def test_every_template_has_its_own_digest_and_is_found_by_it() -> None:
+def test_every_template_has_its_own_digest_and_is_found_by_it():
     digests = {one.digest for one in load_templates().values()}
     assert len(digests) == len(load_templates())
     for one in load_templates().values():
         assert get_template(one.id) == get_template(f"{one.id}@{one.digest}") == one
 
 
-def test_an_unknown_template_and_a_digest_of_another_text_are_not_found() -> None:
+def test_an_unknown_template_and_a_digest_of_another_text_are_not_found():
     with pytest.raises(NotFound, match="known are aspects"):
         get_template("nope")
     with pytest.raises(NotFound, match="not 0000"):
         get_template("direct@0000")
 
 
-def test_any_change_that_the_model_sees_changes_the_digest_and_the_summary_does_not() -> None:
+def test_any_change_that_the_model_sees_changes_the_digest_and_the_summary_does_not():
     one = get_template("direct")
     assert one.model_copy(update={"summary": "x"}).digest == one.digest
     assert one.model_copy(update={"system": one.system + " "}).digest != one.digest
@@ -57,7 +46,7 @@ def test_any_change_that_the_model_sees_changes_the_digest_and_the_summary_does_
 
 @pytest.mark.parametrize("name", [name for name, one in load_templates().items() if one.kind not in COMPARING])
 @pytest.mark.parametrize("text", HOSTILE)
-def test_query_and_passage_arrive_as_they_are_and_between_the_marks(name: str, text: str) -> None:
+def test_query_and_passage_arrive_as_they_are_and_between_the_marks(name, text):
     one, mark = get_template(name), "f" * 16
     told = {letter: f"{letter} {text}" for letter in "QPCO"}
     own = "C" if one.criteria else told["C"]  # the words of a criterion are the template's
@@ -72,12 +61,12 @@ def test_query_and_passage_arrive_as_they_are_and_between_the_marks(name: str, t
 
 
 @given(st.text(max_size=80), st.text(max_size=80))
-def test_nothing_inside_the_texts_is_interpreted(query: str, passage: str) -> None:
+def test_nothing_inside_the_texts_is_interpreted(query, passage):
     one = Template(id="t", summary="s", turns=("{query}|{passage}|{fence}",))
     assert render_prompt(one, query, passage, mark="M").turns == (f"{query}|{passage}|M",)
 
 
-def test_marks_are_random_unless_seeded_and_seeded_ones_follow_the_texts() -> None:
+def test_marks_are_random_unless_seeded_and_seeded_ones_follow_the_texts():
     assert make_fence("q", "p") != make_fence("q", "p")
     assert make_fence("q", "p", 1) == make_fence("q", "p", 1)
     assert (
@@ -86,17 +75,13 @@ def test_marks_are_random_unless_seeded_and_seeded_ones_follow_the_texts() -> No
     assert re.fullmatch(r"[0-9a-f]{16}", make_fence("\ud800", "p", 1))
 
 
-def test_what_varies_stands_behind_what_all_pairs_share() -> None:
+def test_what_varies_stands_behind_what_all_pairs_share():
     for one in load_templates().values():
         assert one.kind in COMPARING or one.turns[0].index("{fence}") < 20
         assert one.criteria == {} or one.turns[0].index("{criterion}") > one.turns[0].index("{passage}")
 
 
-def test_the_few_shot_template_shares_a_prefix_of_four_hundred_words_or_more() -> None:
-    assert len(get_template("few-shot").system.split()) >= 400
-
-
-def test_words_are_read_by_the_templates_map_and_numbers_still_by_the_parser() -> None:
+def test_words_are_read_by_the_templates_map_and_numbers_still_by_the_parser():
     read = get_template("words").read_grade
     assert [read(text).grade for text in ("Perfect.", "related", "Grade: **useful**", "irrelevant\n", "2")] == [
         3,
@@ -109,7 +94,7 @@ def test_words_are_read_by_the_templates_map_and_numbers_still_by_the_parser() -
     assert get_template("direct").read_grade("perfect").grade is None
 
 
-def test_a_template_must_show_the_pair_and_keep_it_out_of_the_system_text() -> None:
+def test_a_template_must_show_the_pair_and_keep_it_out_of_the_system_text():
     with pytest.raises(ValidationError, match="passage"):
         Template(id="t", summary="s", turns=("{query}",))
     with pytest.raises(ValidationError, match="query"):

@@ -1,10 +1,5 @@
 """Measures have trec_eval's semantics, and correlations are exact or None."""
 
-from __future__ import annotations
-
-from pathlib import Path
-from typing import Any
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,7 +19,7 @@ def _same(found: float | None, expected: float | None) -> bool:
     return found is expected is None or (None not in (found, expected) and found == pytest.approx(expected, abs=1e-6))
 
 
-def test_measures_match_trec_eval_on_ties_float32_and_unjudged(golden: Any) -> None:
+def test_measures_match_trec_eval_on_ties_float32_and_unjudged(golden):
     for case in golden("trec_measures.json")["cases"]:
         labels = {("q", passage): grade for passage, grade in case["qrels"].items()}
         measures = list(case["expected"])
@@ -32,7 +27,7 @@ def test_measures_match_trec_eval_on_ties_float32_and_unjudged(golden: Any) -> N
         assert found["q"] == pytest.approx(case["expected"], abs=1e-6)
 
 
-def test_synthetic_systems_are_ranked_as_trec_eval_ranks_them(golden: Any, golden_folder: Path, released: Any) -> None:
+def test_synthetic_systems_are_ranked_as_trec_eval_ranks_them(golden, golden_folder, released):
     told, runs = golden("system_ranking.json"), read_runs(golden_folder / "runs.trec.gz")
     clamped = {
         name: {pair: min(max(grade, 0), 3) for pair, grade in released(name).items()}
@@ -53,7 +48,7 @@ def test_synthetic_systems_are_ranked_as_trec_eval_ranks_them(golden: Any, golde
         assert by_map.tau_b == pytest.approx(row["map_tau_b"], abs=1e-6)
 
 
-def test_correlations_match_the_oracle_and_are_none_where_undefined(golden: Any) -> None:
+def test_correlations_match_the_oracle_and_are_none_where_undefined(golden):
     cases = golden("agreement_vectors.json")["rank_pairs"]
     for case in cases:
         truth, estimate = case["truth"], case["estimate"]
@@ -63,7 +58,7 @@ def test_correlations_match_the_oracle_and_are_none_where_undefined(golden: Any)
     assert compare({"a": 1.0}, {"a": 2.0, "b": 1.0}).tau_b is None
 
 
-def test_a_swap_at_the_top_costs_tau_ap_more_than_one_at_the_bottom() -> None:
+def test_a_swap_at_the_top_costs_tau_ap_more_than_one_at_the_bottom():
     truth = [5, 4, 3, 2, 1]
     top, bottom = tau_ap(truth, [4, 5, 3, 2, 1]), tau_ap(truth, [5, 4, 3, 1, 2])
     assert top is not None
@@ -76,25 +71,25 @@ def test_a_swap_at_the_top_costs_tau_ap_more_than_one_at_the_bottom() -> None:
     st.dictionaries(st.sampled_from("abcdefgh"), st.floats(-5, 5), min_size=1),
     st.dictionaries(st.sampled_from("abcdefgh"), st.integers(0, 3), min_size=1),
 )
-def test_ndcg_lies_between_zero_and_one(run: dict[str, float], grades: dict[str, int]) -> None:
+def test_ndcg_lies_between_zero_and_one(run, grades):
     labels = {("q", passage): grade for passage, grade in grades.items()}
     found = evaluate({"q": run}, labels, measures=["ndcg", "ndcg_cut_3"])["q"]
     assert all(-1e-12 <= value <= 1 + 1e-12 for value in found.values())
 
 
 @given(st.dictionaries(st.sampled_from("abcdefgh"), st.integers(0, 3), min_size=1))
-def test_the_labels_themselves_are_the_ideal_run(grades: dict[str, int]) -> None:
+def test_the_labels_themselves_are_the_ideal_run(grades):
     labels = {("q", passage): grade for passage, grade in grades.items()}
     found = evaluate({"q": {p: float(g) for p, g in grades.items()}}, labels, measures=["ndcg"])["q"]["ndcg"]
     assert found == pytest.approx(1.0 if any(grades.values()) else 0.0)
 
 
-def test_equal_scores_are_ordered_by_passage_id_descending() -> None:
+def test_equal_scores_are_ordered_by_passage_id_descending():
     labels = {("q", "a"): 1, ("q", "b"): 0}
     assert evaluate({"q": {"a": 1.0, "b": 1.0}}, labels, measures=["recip_rank"])["q"]["recip_rank"] == 0.5
 
 
-def test_a_query_without_a_relevant_passage_scores_zero_and_one_without_a_run_does_not_count() -> None:
+def test_a_query_without_a_relevant_passage_scores_zero_and_one_without_a_run_does_not_count():
     labels = {("q1", "a"): 0, ("q2", "a"): 3}
     found = evaluate({"q1": {"a": 1.0}}, labels, measures=["ndcg", "map", "recall_5"])
     assert found == {"q1": {"ndcg": 0.0, "map": 0.0, "recall_5": 0.0}}
@@ -102,6 +97,6 @@ def test_a_query_without_a_relevant_passage_scores_zero_and_one_without_a_run_do
 
 
 @pytest.mark.parametrize("name", ["bpref", "P_0", "ndcg_cut_x", "map_10", ""])
-def test_an_unknown_measure_is_refused(name: str) -> None:
+def test_an_unknown_measure_is_refused(name):
     with pytest.raises(ValueError, match="no measure"):
         evaluate({}, {}, measures=[name])

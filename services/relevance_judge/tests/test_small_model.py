@@ -1,7 +1,5 @@
 """What SmolLM2 can and can't do as a judge: the recorded verdicts say so, and the model itself, for real, agrees."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -28,12 +26,11 @@ EVERY = tuple(docid for qid, docid in MINI.labels if qid == QUERY)
 
 
 def recorded(name: str) -> list[dict[str, Any]]:
-    """The rows of a judgement file."""
     path = MINI.folder / "judgements" / f"{name}.jsonl"
     return [json.loads(line) for line in path.read_text("utf8").splitlines()]
 
 
-def test_query_likelihood_reaches_what_its_card_says_with_cuts_of_other_queries() -> None:
+def test_query_likelihood_reaches_what_its_card_says_with_cuts_of_other_queries():
     lift, plain = (measure_judge(recorded(name), MINI) for name in ("query-lift", "query-likelihood"))
     assert (lift["spearman"] or 0) >= 0.6
     assert min(lift["pair_order"] or 0, plain["pair_order"] or 0) >= 0.85
@@ -42,7 +39,7 @@ def test_query_likelihood_reaches_what_its_card_says_with_cuts_of_other_queries(
         assert value == pytest.approx(lift[name], abs=6e-4), name
 
 
-def test_the_likelihood_beats_word_overlap_on_the_half_that_is_for_testing() -> None:
+def test_the_likelihood_beats_word_overlap_on_the_half_that_is_for_testing():
     late = [qid for qid in MINI.topics if int(qid) > 12]
     lift, words = (
         measure_judge([row for row in recorded(name) if row["qid"] in late], MINI) for name in ("query-lift", "overlap")
@@ -51,7 +48,7 @@ def test_the_likelihood_beats_word_overlap_on_the_half_that_is_for_testing() -> 
     assert (lift["kappa"] or 0) > (words["kappa"] or 0)
 
 
-def test_the_prompted_grade_of_so_small_a_model_is_no_better_than_word_overlap() -> None:
+def test_the_prompted_grade_of_so_small_a_model_is_no_better_than_word_overlap():
     rows = recorded("prompted-direct")
     asked = {(row["qid"], row["docid"]) for row in rows}
     prompted = measure_judge(rows, MINI)
@@ -62,7 +59,7 @@ def test_the_prompted_grade_of_so_small_a_model_is_no_better_than_word_overlap()
         assert (prompted[name] or 0) <= (words[name] or 0), name
 
 
-def test_every_recorded_judge_names_model_and_template() -> None:
+def test_every_recorded_judge_names_model_and_template():
     for name, given in load_mini_judgements().items():
         if name != "overlap":
             model = "all-minilm-l6-v2" if name == "similarity" else "smollm2-135m-instruct"
@@ -74,7 +71,6 @@ def test_every_recorded_judge_names_model_and_template() -> None:
 
 @pytest.fixture(scope="module")
 def smol(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChatClient]:
-    """SmolLM2 behind the OpenAI protocol."""
     with Server(smollm2_app(tmp_path_factory.mktemp("smol"))) as server:
         endpoint = ChatClient(server.url)
         yield endpoint
@@ -103,9 +99,7 @@ def _verdicts(judge: Judge, template: str, docids: Sequence[str]) -> dict[tuple[
     [(("m13-2", "m13-6"), ("m13-7",)), pytest.param(EVERY, EVERY, marks=pytest.mark.release)],
     ids=["some", "all"],
 )
-def test_the_model_itself_gives_the_recorded_signals_and_no_grade(
-    smol: ChatClient, read: Sequence[str], graded: Sequence[str]
-) -> None:
+def test_the_model_itself_gives_the_recorded_signals_and_no_grade(smol, read, graded):
     kept = {(row["qid"], row["docid"]): row for row in recorded("query-lift")}
     for pair, found in _verdicts(QueryLikelihood(smol), "query-lift", read).items():
         assert found.signal == pytest.approx(kept[pair]["signal"], abs=0.05), pair

@@ -1,7 +1,5 @@
 """Significance, prediction-powered inference and label budgets, against SciPy, statsmodels and ppi-python."""
 
-from __future__ import annotations
-
 import itertools
 
 import numpy as np

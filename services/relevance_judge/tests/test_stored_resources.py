@@ -1,11 +1,7 @@
 """Calibrations and leaderboards are kept in versions that never change, and judges name the one they used."""
 
-from __future__ import annotations
-
 import threading
-import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,14 +16,11 @@ from services.relevance_judge.metrics.leaderboard import LeaderboardEntry, build
 from services.relevance_judge.parsing.label_formats import LabelSet
 from services.relevance_judge.parsing.trec import format_qrels
 from services.relevance_judge.prompt_template import get_template
-from services.relevance_judge.routes import router
 from services.relevance_judge.storage.mini_collection import load_mini_collection
 from services.relevance_judge.storage.versioned_store import VersionedStore
-from services.relevance_judge.tests.fake_endpoint import FakeModel
+from services.relevance_judge.tests.conftest import serve_judges
+from services.relevance_judge.tests.fake_endpoint import FakeModel, answered_by
 from shared.errors import InvalidOption, NotFound
-from shared.registry import LoadContext
-from shared.serving.build_app import build
-from shared.settings import Settings
 from shared.storage import ObjectStore
 
 MINI = load_mini_collection()
@@ -41,34 +34,15 @@ TRAINING: dict[str, Any] = {
 }
 
 
-def _kind(judge: type[Any], model: FakeModel) -> type[Any]:
-    """The judge with a model behind it."""
-
-    class Answering(judge):  # type: ignore[misc]  # a class made at run time
-        card = judge.card
-
-        @classmethod
-        def load(cls, place: LoadContext) -> Any:
-            """With the calibrations of the place."""
-            return cls(model.client(), place.objects)
-
-    return Answering
-
-
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     model = FakeModel(first=DIGITS)
-    kinds = {kind.card.name: _kind(kind, model) for kind in (PromptedGrade, LogOdds, QueryLikelihood)}
-    settings = Settings(_env_file=None, data_dir=tmp_path_factory.mktemp("fovea"), shutdown_grace_s=1)
-    with TestClient(build("relevance-judge", routers=[router], servables=kinds, settings=settings)) as made:
-        until = time.monotonic() + 20
-        while made.get("/readyz").status_code != 200:
-            assert time.monotonic() < until
-            time.sleep(0.01)
+    kinds = {kind.card.name: answered_by(model, kind) for kind in (PromptedGrade, LogOdds, QueryLikelihood)}
+    with serve_judges(tmp_path_factory.mktemp("fovea"), kinds) as made:
         yield made
 
 
-def test_a_calibration_is_kept_in_versions_and_named_by_the_judgement_that_used_it(client: TestClient) -> None:
+def test_a_calibration_is_kept_in_versions_and_named_by_the_judgement_that_used_it(client):
     owner = {"name": "smol.digits", "model": "fake", "template": f"digits@{get_template('digits').digest}"}
     first = client.post("/v1/judge/calibrations", json={**TRAINING, **owner}).json()
     second = client.post("/v1/judge/calibrations", json={**TRAINING, **owner, "how": "kappa"}).json()
@@ -84,7 +58,7 @@ def test_a_calibration_is_kept_in_versions_and_named_by_the_judgement_that_used_
     assert answer["results"][0]["grade"] in range(4)
 
 
-def test_a_kept_calibration_is_refused_for_another_model_or_template(client: TestClient) -> None:
+def test_a_kept_calibration_is_refused_for_another_model_or_template(client):
     for owner in ({"name": "other-model", "model": "gpt"}, {"name": "other-template", "template": "yes-no@0"}):
         client.post("/v1/judge/calibrations", json={**TRAINING, **owner})
         body = {"model": "log-odds", "query": "q", "passages": ["p"], "calibration": owner["name"]}
@@ -92,7 +66,7 @@ def test_a_kept_calibration_is_refused_for_another_model_or_template(client: Tes
         assert (answer.status_code, answer.json()["field"]) == (422, "calibration")
 
 
-def test_warnings_of_a_kept_calibration_reach_every_answer(client: TestClient) -> None:
+def test_warnings_of_a_kept_calibration_reach_every_answer(client):
     few = {name: values[:4] for name, values in TRAINING.items()}
     client.post("/v1/judge/calibrations", json={**few, "name": "few"})
     body = {"model": "log-odds", "query": "q", "passages": ["p"], "calibration": "few"}
@@ -109,23 +83,18 @@ def test_warnings_of_a_kept_calibration_reach_every_answer(client: TestClient) -
         ("leaderboard?sort=beauty", 422),
     ],
 )
-def test_what_is_not_kept_is_not_found(client: TestClient, path: str, status: int) -> None:
+def test_what_is_not_kept_is_not_found(client, path, status):
     assert client.get(f"/v1/judge/{path}").status_code == status
 
 
 @pytest.mark.parametrize(
-    "body",
-    [
-        {**TRAINING, "name": "Not A Name"},
-        {**TRAINING, "pairs": ["one"]},
-        {**TRAINING, "name": "../up"},
-    ],
+    "body", [{**TRAINING, "name": "Not A Name"}, {**TRAINING, "pairs": ["one"]}, {**TRAINING, "name": "../up"}]
 )
-def test_a_calibration_that_makes_no_sense_is_refused(client: TestClient, body: dict[str, Any]) -> None:
+def test_a_calibration_that_makes_no_sense_is_refused(client, body):
     assert client.post("/v1/judge/calibrations", json=body).status_code == 422
 
 
-def test_versions_are_never_written_over_by_writers_at_the_same_time(tmp_path: Path) -> None:
+def test_versions_are_never_written_over_by_writers_at_the_same_time(tmp_path):
     store, versions = VersionedStore(ObjectStore.open(tmp_path.as_uri()), "thing"), []
     threads = [threading.Thread(target=lambda n=n: versions.append(store.add("x", {"n": n}))) for n in range(12)]
     for thread in threads:
@@ -139,14 +108,11 @@ def test_versions_are_never_written_over_by_writers_at_the_same_time(tmp_path: P
         store.get("x@13")
 
 
-def test_a_standard_signal_needs_mean_and_spread() -> None:
+def test_a_standard_signal_needs_mean_and_spread():
     cuts = Calibration(cuts=(0, 1, 2), how="quantile", pairs=1, queries=1)
     with pytest.raises(InvalidOption, match="mean and spread"):
         cuts.standardise(1.0)
     assert cuts.model_copy(update={"mean": 1.0, "spread": 2.0}).standardise(5.0) == 2.0
-
-
-# Leaderboards.
 
 
 def _board_body(**more: Any) -> dict[str, Any]:
@@ -162,7 +128,7 @@ def _board_body(**more: Any) -> dict[str, Any]:
     return {"reference": FIRST, "judges": judges, "runs": runs, "draws": 200, **more}
 
 
-def test_the_table_has_kappa_with_its_interval_and_tau_side_by_side_best_first(client: TestClient) -> None:
+def test_the_table_has_kappa_with_its_interval_and_tau_side_by_side_best_first(client):
     found = client.post("/v1/judge/leaderboard", json=_board_body()).json()
     assert [row["judge"] for row in found["rows"]] == ["second pass", "one grade", "turned"]
     for row in found["rows"]:
@@ -177,7 +143,7 @@ def test_the_table_has_kappa_with_its_interval_and_tau_side_by_side_best_first(c
     assert by_error["rows"][0]["judge"] == "second pass"
 
 
-def test_json_lines_tell_cost_time_and_invalid_answers(client: TestClient) -> None:
+def test_json_lines_tell_cost_time_and_invalid_answers(client):
     rows = [
         f'{{"qid": "{q}", "docid": "{p}", "grade": {"null" if n % 4 == 0 else g}, "valid": {str(n % 4 != 0).lower()},'
         f' "tokens": 10, "cost": 0.5, "latency_ms": 100}}'
@@ -190,7 +156,7 @@ def test_json_lines_tell_cost_time_and_invalid_answers(client: TestClient) -> No
     assert row["pairs"] == 144
 
 
-def test_a_table_is_kept_by_name_and_sorted_anew(client: TestClient) -> None:
+def test_a_table_is_kept_by_name_and_sorted_anew(client):
     made = client.post("/v1/judge/leaderboard", json=_board_body(name="passes")).json()
     assert made["version"] == 1
     assert client.get("/v1/judge/leaderboard?name=passes").json()["rows"] == made["rows"]
@@ -199,11 +165,11 @@ def test_a_table_is_kept_by_name_and_sorted_anew(client: TestClient) -> None:
     assert client.post("/v1/judge/leaderboard", json=_board_body(name="mini")).status_code == 422
 
 
-def test_the_measure_must_be_known(client: TestClient) -> None:
+def test_the_measure_must_be_known(client):
     assert client.post("/v1/judge/leaderboard", json=_board_body(measure="bpref")).status_code == 422
 
 
-def test_rows_without_a_value_come_last(released: Any) -> None:
+def test_rows_without_a_value_come_last(released):
     reference = released("Olz-gpt4o")
     entries = [LeaderboardEntry(judge=n, labels=LabelSet(released(n))) for n in ("willia-umbrela1", "RMITIR-GPT4o")]
     found = build_leaderboard(reference, entries, {}, draws=20, sort="cost")
@@ -212,7 +178,7 @@ def test_rows_without_a_value_come_last(released: Any) -> None:
 
 
 @pytest.mark.slow
-def test_the_table_of_all_released_sets_is_recomputed_to_four_decimals(released: Any, golden: Any) -> None:
+def test_the_table_of_all_released_sets_is_recomputed_to_four_decimals(released, golden):
     told = golden("llmjudge/agreement_with_one_judge.json")
     entries = [LeaderboardEntry(judge=name, labels=LabelSet(released(name))) for name in told["judges"]]
     found = build_leaderboard(released(told["reference"]), entries, {}, draws=50)
@@ -224,7 +190,7 @@ def test_the_table_of_all_released_sets_is_recomputed_to_four_decimals(released:
             assert getattr(row, measure) == pytest.approx(expected[measure], abs=5e-5), (row.judge, measure)
 
 
-def test_alpha_of_all_released_sets_together_is_the_oracles(released: Any, golden: Any) -> None:
+def test_alpha_of_all_released_sets_together_is_the_oracles(released, golden):
     told = golden("llmjudge/agreement_with_one_judge.json")
     names = [told["reference"], *told["judges"]]
     pairs = list(released(names[0]))
@@ -233,25 +199,16 @@ def test_alpha_of_all_released_sets_together_is_the_oracles(released: Any, golde
         assert krippendorff_alpha(ratings, level=level) == pytest.approx(expected, abs=1e-9)
 
 
-# Backends.
-
-
-def test_the_backend_is_told_without_its_secrets_and_probed_on_demand(client: TestClient) -> None:
+def test_the_backend_is_told_without_its_secrets_and_probed_on_demand(client):
     (plain,) = client.get("/v1/judge/backends").json()
     assert (plain["reachable"], plain["models"], plain["answers_logprobs"]) == (True, ["fake", "other"], None)
     (probed,) = client.get("/v1/judge/backends?probe=true").json()
     assert (probed["answers_logprobs"], probed["prompt_logprobs"]) == (True, True)
 
 
-def test_an_endpoint_that_is_away_is_told_as_such(tmp_path: Path) -> None:
-    settings = Settings(
-        _env_file=None, data_dir=tmp_path, judge_base_url="http://me:secret@127.0.0.1:9/", shutdown_grace_s=1
-    )
-    kinds = {"prompted-grade": PromptedGrade}
-    with TestClient(build("relevance-judge", routers=[router], servables=kinds, settings=settings)) as made:
-        until = time.monotonic() + 20
-        while made.get("/readyz").status_code != 200:
-            assert time.monotonic() < until
+def test_an_endpoint_that_is_away_is_told_as_such(tmp_path):
+    away = "http://me:secret@127.0.0.1:9/"
+    with serve_judges(tmp_path, {"prompted-grade": PromptedGrade}, judge_base_url=away) as made:
         told = made.get("/v1/judge/backends")
     (found,) = told.json()
     assert (found["reachable"], found["base_url"]) == (False, "http://127.0.0.1:9/")

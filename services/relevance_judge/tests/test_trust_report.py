@@ -1,7 +1,5 @@
 """The trust report: what it says of judges whose worth is known, and weights of signals against scikit-learn's."""
 
-from __future__ import annotations
-
 from itertools import combinations
 
 import numpy as np
@@ -28,7 +26,7 @@ def noisy(labels: dict[tuple[str, str], int], noise: float, seed: int) -> Pairs:
     return {pair: grade + noise * float(draw.normal()) for pair, grade in labels.items()}
 
 
-def test_a_good_judge_is_better_than_the_baselines_and_the_report_says_so() -> None:
+def test_a_good_judge_is_better_than_the_baselines_and_the_report_says_so():
     labels = collection()
     found = build_trust_report(
         "mine", noisy(labels, 0.5, 1), labels, {"bm25": noisy(labels, 4, 2), "embedding": noisy(labels, 3, 3)}
@@ -41,7 +39,7 @@ def test_a_good_judge_is_better_than_the_baselines_and_the_report_says_so() -> N
     assert (found.judge.kappa or 0) > (found.baselines[0].kappa or 0)
 
 
-def test_a_judge_that_guesses_is_called_no_better_than_chance() -> None:
+def test_a_judge_that_guesses_is_called_no_better_than_chance():
     labels = collection()
     found = build_trust_report("mine", noisy(dict.fromkeys(labels, 0), 1, 5), labels, {"bm25": noisy(labels, 2, 2)})
     assert not found.is_better
@@ -50,7 +48,7 @@ def test_a_judge_that_guesses_is_called_no_better_than_chance() -> None:
     assert "worse than chance" in reversed_.statement
 
 
-def test_a_judge_as_good_as_a_baseline_is_no_better_and_the_baseline_is_named() -> None:
+def test_a_judge_as_good_as_a_baseline_is_no_better_and_the_baseline_is_named():
     labels = collection()
     found = build_trust_report(
         "mine", noisy(labels, 1, 5), labels, {"bm25": noisy(labels, 5, 2), "embedding": noisy(labels, 1, 3)}
@@ -60,12 +58,12 @@ def test_a_judge_as_good_as_a_baseline_is_no_better_and_the_baseline_is_named() 
     assert "bm25" not in found.statement
 
 
-def test_too_small_a_sample_gives_no_verdict() -> None:
+def test_too_small_a_sample_gives_no_verdict():
     labels = collection(queries=3)
     assert "says nothing" in build_trust_report("mine", noisy(labels, 0.1, 1), labels, {}).statement
 
 
-def test_its_figures_are_those_of_the_definitions() -> None:
+def test_its_figures_are_those_of_the_definitions():
     labels = collection(queries=12)
     signals = noisy(labels, 1.5, 4)
     found = build_trust_report("mine", signals, labels, {"same": signals}, draws=200)
@@ -82,14 +80,14 @@ def test_its_figures_are_those_of_the_definitions() -> None:
     assert (found.baselines[0].lead, found.baselines[0].lead_interval) == (0.0, (0.0, 0.0))
 
 
-def test_pair_order_of_two_grades_is_the_area_under_the_curve() -> None:
+def test_pair_order_of_two_grades_is_the_area_under_the_curve():
     draw = np.random.default_rng(0)
     y, x = draw.integers(0, 2, 60), draw.integers(0, 9, 60) / 3
     assert pair_order(x, y, ["1"] * 60) == pytest.approx(roc_auc_score(y, x))
     assert pair_order([1.0, 2.0], [1, 1], ["1", "1"]) is None
 
 
-def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
+def test_intervals_cover_the_truth_as_often_as_they_say():
     truth, hits = pair_order(*_large()), 0
     for seed in range(40):
         labels = collection(queries=30, seed=seed)
@@ -105,7 +103,7 @@ def _large() -> tuple[list[float], list[int], list[str]]:
     return [signals[pair] for pair in labels], [*labels.values()], [qid for qid, _ in labels]
 
 
-def test_weights_go_to_the_judge_that_orders_and_help_on_queries_left_out() -> None:
+def test_weights_go_to_the_judge_that_orders_and_help_on_queries_left_out():
     labels = collection(queries=60)
     sides = [[*noisy(labels, noise, seed).values()] for noise, seed in ((2, 1), (2, 2), (50, 3))]
     x, y, q = np.asarray(sides).T, list(labels.values()), [qid for qid, _ in labels]
@@ -117,14 +115,14 @@ def test_weights_go_to_the_judge_that_orders_and_help_on_queries_left_out() -> N
     assert pair_order(combine_signals(x, found), y, q) == pytest.approx(found.pair_order, abs=0.02)
 
 
-def test_a_judge_that_orders_the_wrong_way_gets_no_weight() -> None:
+def test_a_judge_that_orders_the_wrong_way_gets_no_weight():
     labels = collection()
     good, bad = noisy(labels, 1, 1), {pair: -grade for pair, grade in noisy(labels, 1, 2).items()}
     x = np.asarray([[good[pair], bad[pair]] for pair in labels])
     assert fit_signal_weights(x, list(labels.values()), [q for q, _ in labels]).weights == (1.0, 0.0)
 
 
-def test_the_fit_is_scikit_learns_logistic_regression_of_differences() -> None:
+def test_the_fit_is_scikit_learns_logistic_regression_of_differences():
     labels = collection(queries=20)
     x = np.asarray([[noisy(labels, noise, noise)[pair] for noise in (1, 3)] for pair in labels])
     y, q = np.asarray(list(labels.values())), np.asarray([qid for qid, _ in labels])
@@ -140,7 +138,7 @@ def test_the_fit_is_scikit_learns_logistic_regression_of_differences() -> None:
     assert fit_order(x, y, q, 1.0, lowest=None) == pytest.approx(oracle.coef_[0], abs=1e-3)
 
 
-def test_what_cannot_be_weighed_is_refused() -> None:
+def test_what_cannot_be_weighed_is_refused():
     with pytest.raises(InvalidOption, match="same for all"):
         fit_signal_weights([[1.0, 2.0], [1.0, 3.0]], [0, 1], ["a", "a"])
     with pytest.raises(InvalidOption, match="unequal grade"):

@@ -1,7 +1,5 @@
 """What a method says of itself: its facts, its knobs, and the head plan that it works by."""
 
-from __future__ import annotations
-
 import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,8 +25,6 @@ from services.llm_longctx.tests.method_contract.oracle import (
     trials,
 )
 from shared.errors import InvalidOption
-
-__all__ = ["check_facts", "check_knobs", "check_plan"]
 
 
 def check_facts(cls: type[AttentionMethod]) -> None:

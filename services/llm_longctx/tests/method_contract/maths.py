@@ -1,7 +1,5 @@
 """What a method computes: its reference against plain softmax, the engine against the reference."""
 
-from __future__ import annotations
-
 import inspect
 import math
 from collections.abc import Mapping
@@ -27,8 +25,6 @@ from services.llm_longctx.tests.method_contract.oracle import (
     tokens,
     trials,
 )
-
-__all__ = ["check_effect", "check_engine", "check_reference", "check_retention"]
 
 
 def check_reference(cls: type[AttentionMethod]) -> None:
@@ -79,9 +75,6 @@ def _stands_in(how: AttentionMethod) -> bool:
     """Whether entries are held that stand for dropped ones: then the mask alone does not say what is mixed."""
     played = play(how, tokens(47, 47), MINE[:NEW])
     return any(-1 in row for time in played.positions for layer in time for row in layer)
-
-
-# The engine against it.
 
 
 def check_engine(cls: type[AttentionMethod]) -> None:

@@ -1,7 +1,5 @@
 """What a method holds, against what it foresaw and what it was allowed."""
 
-from __future__ import annotations
-
 from services.llm_longctx.methods import AttentionMethod
 from services.llm_longctx.tests.method_contract.oracle import (
     MINE,
@@ -15,8 +13,6 @@ from services.llm_longctx.tests.method_contract.oracle import (
     usual_plan,
 )
 from shared.errors import InvalidOption
-
-__all__ = ["check_estimate", "check_fit"]
 
 
 def check_estimate(cls: type[AttentionMethod]) -> None:
@@ -36,7 +32,6 @@ def check_estimate(cls: type[AttentionMethod]) -> None:
 
 
 def _pages(entries: int, page: int = 4) -> int:
-    """Pages of a dense sequence."""
     return model().config.layers * model().config.kv_heads * -(-entries // page)
 
 

@@ -5,8 +5,6 @@ every token. `expected` is what the method's `reference` and plain causal softma
 here is written again on purpose: the product's own must not vouch for itself.
 """
 
-from __future__ import annotations
-
 import inspect
 import random
 from collections.abc import Mapping, Sequence
@@ -55,7 +53,6 @@ def short_model():
 
 
 def tokens(n: int, seed: int = 0) -> list[int]:
-    """A random prompt."""
     rng = random.Random(1000 * seed + 7)  # test data
     return [rng.randrange(250) for _ in range(n)]
 
@@ -72,7 +69,6 @@ def trials(cls: type[AttentionMethod]) -> list[AttentionMethod]:
 
 
 def near(a: torch.Tensor, b: torch.Tensor, what: str, tolerance: float = CLOSE) -> None:
-    """Equal up to rounding."""
     assert a.shape == b.shape, f"{what}: shapes {tuple(a.shape)} and {tuple(b.shape)} differ"
     worst = float((a - b).abs().max()) if a.numel() else 0.0
     assert worst <= tolerance, f"{what}: they differ by {worst:.3g}"
@@ -81,9 +77,6 @@ def near(a: torch.Tensor, b: torch.Tensor, what: str, tolerance: float = CLOSE) 
 def usual_plan(how: AttentionMethod) -> Mapping | None:
     """The head plan for a method that needs one."""
     return PLAN if how.needs_plan else None
-
-
-# What the engine did.
 
 
 class _Tapped:
@@ -203,9 +196,6 @@ def _copy(held: Entries) -> Entries:
     """Entries are views into pages that go on being written."""
     weight = None if held.log_weight is None else held.log_weight.clone()
     return Entries(held.k.clone(), held.v.clone(), held.positions.clone(), weight)
-
-
-# What it should have done.
 
 
 def softmax_under(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, weight: Tensor | float = 0.0) -> Tensor:
@@ -347,7 +337,6 @@ def rivals(how: AttentionMethod, played: Played, layer: int) -> tuple[list[Tenso
 
 
 def parse(plan: Mapping | None) -> HeadPlan | None:
-    """A head plan."""
     return None if plan is None else HeadPlan.parse(plan)
 
 
@@ -357,5 +346,4 @@ def default(cls: type[AttentionMethod]) -> list[AttentionMethod]:
 
 
 def borders(n: int) -> list[int]:
-    """Borders of uneven stretches of a prompt."""
     return [*(at for at in (0, 3, 9, 20, 26, 41, 48) if at < n), n]

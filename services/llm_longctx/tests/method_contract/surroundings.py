@@ -1,7 +1,5 @@
 """What happens around a sequence and must not show in it: chunks, neighbours, preemption, cached prefixes."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 
@@ -22,8 +20,6 @@ from services.llm_longctx.tests.method_contract.oracle import (
 
 GRID = 32
 """Tokens of a served chunk here: short prompts have several."""
-
-__all__ = ["check_chunks", "check_neighbours", "check_preemption", "check_prefixes", "check_repeats"]
 
 
 def check_chunks(cls: type[AttentionMethod]) -> None:

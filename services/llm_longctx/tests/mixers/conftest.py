@@ -40,6 +40,5 @@ class Golden:
 
 @pytest.fixture
 def golden():
-    """Opens a golden file by name."""
     torch.set_num_threads(1)
     return Golden

@@ -47,9 +47,6 @@ def assert_chosen(steps, expected):
         assert torch.equal(ours.expand(theirs.shape), theirs.long().sort(-1).values)
 
 
-# The softmax.
-
-
 @pytest.mark.parametrize("pattern", ["reg", "irr", "none"])
 def test_weights_and_gradients_equal_the_official_softmax(golden, pattern):
     file = golden("landmark_grouped_softmax")
@@ -92,9 +89,6 @@ def test_released_form_loses_attention_in_empty_blocks_and_ours_does_not():
     assert masked.tolist() == pytest.approx([0.5, 0, 0, 0, 0.5])
 
 
-# Networks.
-
-
 def test_uncached_logits_equal_the_official_gpt(gpt):
     net, file = gpt
     assert (net(file["train_input_ids"]) - file["train_logits"]).abs().max() < 2e-5
@@ -114,9 +108,6 @@ def test_keys_are_the_checkpoints_and_its_buffers_may_be_there(gpt, llama):
         net.load_state_dict({**state, **made})
         with pytest.raises(RuntimeError, match="stranger"):
             net.load_state_dict({**state, "stranger": torch.zeros(1)})
-
-
-# Streams.
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -211,17 +202,6 @@ def test_oldest_blocks_leave_a_full_store_and_numbers_stay_absolute():
     assert steps[-1].blocks[1].max() == 18
 
 
-def test_fork_goes_its_own_way():
-    net, tokens = small("landmark-llama"), torch.randint(0, 20, (1, 31))
-    session = net.session(1, blocks=2)
-    session.feed(tokens)
-    twin = session.fork()
-    ask = torch.randint(0, 20, (1, 12))
-    other = twin.feed(torch.flip(ask, [1])).logits
-    assert torch.equal(session.fork().feed(ask).logits, session.feed(ask).logits)
-    assert other.shape == (1, 12, 21)
-
-
 def test_stream_whose_landmarks_are_not_regular_is_refused():
     session = small("landmark-gpt").session(1, insert_landmarks=False)
     with pytest.raises(ValueError, match="exactly every 3 tokens"):
@@ -239,29 +219,10 @@ def test_mean_of_keys_chooses_otherwise_and_reads_the_same_when_all_is_chosen():
     assert not torch.equal(chosen["landmark", 2], chosen["mean", 2])
 
 
-def test_sequence_without_landmarks_is_plain_attention():
-    net, tokens = small("landmark-llama"), torch.randint(0, 20, (1, 12))
-    block = net.layers[0]
-    q, k, v = (part.transpose(1, 2) for part in block.project(net.embed(tokens)))
-    plain = net.attend(q, k, v, torch.zeros(1, 12, dtype=torch.bool))
-    weights = landmark_softmax(q @ k.mT * 8**-0.5, torch.zeros(1, 12, dtype=torch.bool))
-    assert (plain - weights @ v).abs().max() < 1e-6
-
-
 @pytest.mark.parametrize("options", [{"blocks": 0}, {"capacity": 0}, {"offload": "tape"}])
 def test_options_out_of_range_are_refused(options):
     with pytest.raises(ValueError, match="must be"):
         small("landmark-gpt").session(1, **options)
-
-
-def test_empty_chunk_changes_nothing():
-    session = small("landmark-gpt").session(1)
-    session.feed(torch.tensor([[1, 2]]))
-    assert session.feed(torch.zeros(1, 0, dtype=torch.long)).logits.shape == (1, 0, 21)
-    assert session.tokens_read == 2
-
-
-# Citations and stores.
 
 
 def test_citations_count_votes_and_break_ties_by_age():

@@ -1,7 +1,5 @@
 """What a landmark session has read goes on elsewhere as if nothing had happened, at any cut and from any home."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

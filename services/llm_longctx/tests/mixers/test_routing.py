@@ -32,9 +32,6 @@ def members_equal(found, expected):
     return torch.equal(found.sort(-1).values, expected.long().sort(-1).values)
 
 
-# The released forms.
-
-
 def test_shared_causal_port_equals_the_port(file):
     found = route(*heads(file), mode="port")
     assert (found.out - file["shared_causal_out"]).abs().max() < 2e-5
@@ -91,9 +88,6 @@ def test_released_modes_look_ahead_which_is_why_they_are_not_served(file, mode):
         assert float(file["leak_probe_maxdiff_before_last"]) > 0.1
 
 
-# The causal mode.
-
-
 def brute(q, k, v, means, window, shared, mask):
     """The rule in words, one query at a time."""
 
@@ -130,28 +124,20 @@ def test_causal_mode_equals_brute_force(file, shared, padded, window):
         assert (found.query_members[~mask[:, None].expand(2, 3, 24)] == -1).all()
 
 
-@given(st.integers(1, 20), st.integers(1, 6), st.integers(1, 5), st.integers(0, 999))
-def test_steps_equal_all_at_once_in_bounded_memory(T, window, clusters, seed):
-    draw = torch.Generator().manual_seed(seed)
-    q, v = (torch.randn(2, 2, T, 4, generator=draw) for _ in range(2))
-    means = torch.randn(2, clusters, 4, generator=draw)
-    state = RoutingState(means, window)
-    parts = [state.step(a, a, b) for a, b in zip(torch.split(q, 1, 2), torch.split(v, 1, 2), strict=True)]
-    assert (torch.cat(parts, 2) - route(q, q, v, means, window).out).abs().max() < 1e-5
-    assert state.nbytes == 2 * 2 * 2 * clusters * window * 4 * 4
-    assert (state.occupancy.sum(-1) == T).all()
-
-
-@given(st.integers(1, 20), st.integers(1, 6), st.integers(1, 5), st.integers(0, 999))
-def test_steps_with_keys_of_their_own_equal_all_at_once(T, window, clusters, seed):
+@given(st.integers(1, 20), st.integers(1, 6), st.integers(1, 5), st.integers(0, 999), st.booleans())
+def test_steps_equal_all_at_once_in_bounded_memory(T, window, clusters, seed, shared):
     draw = torch.Generator().manual_seed(seed)
     q, k, v = (torch.randn(2, 2, T, 4, generator=draw) for _ in range(3))
+    k = q if shared else k
     means = torch.randn(2, clusters, 4, generator=draw)
-    state = RoutingState(means, window, shared=False)
+    state = RoutingState(means, window, shared=shared)
     steps = zip(*(torch.split(x, 1, 2) for x in (q, k, v)), strict=True)
     parts = torch.cat([state.step(*step) for step in steps], 2)
     of = nearest_cluster(normalise(q), means)
     whole = attend_clusters(normalise(q), normalise(k), v, of, of, clusters, window)
+    if shared:
+        whole = route(q, q, v, means, window).out
+        assert state.nbytes == 2 * 2 * 2 * clusters * window * 4 * 4
     assert (parts - whole).abs().max() < 1e-5
     assert (state.occupancy.sum(-1) == T).all()
 
@@ -179,24 +165,11 @@ def test_causal_mode_never_looks_ahead_and_cluster_numbers_mean_nothing(file):
     assert (first - shuffled).abs().max() < 1e-6
 
 
-# The language model.
-
-
 def lm(file, mode):
     c = file.config["lm"]
-    net = network(
-        "routing-lm",
-        vocab=c["vocab"],
-        width=c["dim"],
-        layers=c["depth"],
-        heads=c["heads"],
-        head_dim=c["dim_head"],
-        local_heads=c["local_heads"],
-        window=c["window"],
-        local_window=c["local_window"],
-        context=c["max_seq_len"],
-        mode=mode,
-    ).eval()
+    names = {"dim": "width", "depth": "layers", "dim_head": "head_dim", "max_seq_len": "context", "vocab": "vocab"}
+    names |= {name: name for name in ("heads", "local_heads", "window", "local_window")}
+    net = network("routing-lm", **{name: c[key] for key, name in names.items()}, mode=mode).eval()
     net.load_state_dict(file.weights())
     return net
 

@@ -7,12 +7,9 @@ import zlib
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from services.llm_longctx.mixers.titans.state import SessionState, StateError, pack_state, unpack_state
 from shared.registry import network
-from tests.harness.hypothesis_profiles import fewer
 
 LAYOUTS = ("mac", "mag", "mal", "lmm", "attention")
 
@@ -58,19 +55,6 @@ def test_session_that_moves_as_bytes_at_every_step_equals_one_pass(layout):
     assert session.index == 17
 
 
-@settings(max_examples=fewer(3))
-@given(cuts=st.lists(st.integers(0, 8), min_size=1, max_size=7), layout=st.sampled_from(LAYOUTS))
-def test_any_cut_of_a_session_equals_one_pass(cuts, layout):
-    net, ids = model(layout), tokens(sum(cuts))
-    session, whole = net.session(2), net.session(2)
-    parts = [session.feed(part) for part in ids.split(cuts, 1)]
-    expected = whole.feed(ids)
-    assert torch.cat(parts, 1).shape == expected.shape
-    assert not expected.numel() or (torch.cat(parts, 1) - expected).abs().max() < 3e-4
-    for one, other in zip(session.state.tensors.values(), whole.state.tensors.values(), strict=True):
-        assert not one.numel() or (one - other).abs().max() < 3e-4
-
-
 def test_memory_carries_over_segments_and_attention_alone_does_not():
     ids = tokens(20)
     changed = ids.clone()
@@ -96,18 +80,6 @@ def test_window_ends_where_it_says():
     assert ids.shape == (1, 12)
 
 
-def test_fork_goes_its_own_way():
-    net, ids = model("mac"), tokens(11)
-    session = net.session(2)
-    session.feed(ids)
-    twin = session.fork()
-    twin.feed(ids)
-    assert twin.index == 22
-    again = net.session(2)
-    again.feed(ids)
-    assert torch.equal(session.feed(ids[:, :3]), again.feed(ids[:, :3]))
-
-
 def test_surprise_falls_when_the_same_is_read_again():
     net = model("lmm", layers=1, refresh=1)
     session = net.session(1)
@@ -121,9 +93,6 @@ def test_surprise_falls_when_the_same_is_read_again():
 def test_session_that_would_be_too_large_is_refused_by_its_configuration():
     with pytest.raises(ValueError, match="16,777,216 are allowed"):
         network("titans-lmm", vocab=8, width=768, layers=12, heads=1, depth=2)
-
-
-# Bytes.
 
 
 @pytest.fixture

@@ -3,114 +3,43 @@
 `MUTANTS` says which check of the contract must refuse each of them. None is in the methods' room, so none is found.
 """
 
-from __future__ import annotations
-
-from services.llm_longctx.tests.mutants_methods.configuration import (
-    Anonymous,
-    Deaf,
-    HalfDeaf,
-    Molten,
-    Planless,
-    Twisted,
-)
-from services.llm_longctx.tests.mutants_methods.eviction import (
-    CountsCutPrompt,
-    CountsOneMore,
-    ForgetsProtection,
-    FreesNothing,
-    KeepsLowest,
-    KeepsOlderOfEqual,
-    NeverCutsAgain,
-    ScoresByNeighbours,
-    ScoresForeignQueries,
-    ScoresInChunks,
-    TrustsCachedQueries,
-)
-from services.llm_longctx.tests.mutants_methods.maths import (
-    Faded,
-    FadedOpenly,
-    Foresighted,
-    Heavy,
-    Regrouped,
-    Scaled,
-    Summed,
-    Zeros,
-)
-from services.llm_longctx.tests.mutants_methods.memory import (
-    Boastful,
-    Forgetful,
-    Frozen,
-    Humble,
-    Idle,
-    Masked,
-    OneLess,
-    Overshooting,
-    Refusing,
-    Secret,
-    Short,
-    Unfitted,
-    WrongEnd,
-)
+from services.llm_longctx.tests.mutants_methods import configuration, eviction, maths, memory, surroundings
 from services.llm_longctx.tests.mutants_methods.sound import Dotted, Mean, Window
-from services.llm_longctx.tests.mutants_methods.surroundings import (
-    Chunky,
-    Dicing,
-    Hasty,
-    Leaking,
-    Learning,
-    Local,
-    Shared,
-)
-
-__all__ = ["MUTANTS", "SOUND"]
 
 SOUND = (Window, Dotted, Mean)
 
-MUTANTS = {
-    Zeros: "reference",
-    Scaled: "reference",
-    Regrouped: "reference",
-    Foresighted: "reference",
-    Faded: "reference",
-    FadedOpenly: "reference",
-    Summed: "reference",
-    Heavy: "engine",
-    Forgetful: "retention",
-    OneLess: "retention",
-    WrongEnd: "retention",
-    Masked: "retention",
-    Idle: "effect",
-    Secret: "effect",
-    Humble: "estimate",
-    Short: "estimate",
-    Boastful: "estimate",
-    Frozen: "estimate",
-    Unfitted: "fit",
-    Overshooting: "fit",
-    Refusing: "fit",
-    Chunky: "chunks",
-    Local: "chunks",
-    Learning: "preemption",
-    Hasty: "prefixes",
-    Leaking: "neighbours",
-    Shared: "neighbours",
-    Dicing: "repeats",
-    Deaf: "knobs",
-    HalfDeaf: "knobs",
-    Anonymous: "knobs",
-    Planless: "plan",
-    Molten: "facts",
-    Twisted: "facts",
-    KeepsLowest: "retention",
-    ForgetsProtection: "retention",
-    CountsOneMore: "retention",
-    KeepsOlderOfEqual: "retention",
-    FreesNothing: "retention",
-    NeverCutsAgain: "engine",
-    ScoresInChunks: "chunks",
-    ScoresByNeighbours: "neighbours",
-    TrustsCachedQueries: "prefixes",
-    ScoresForeignQueries: "engine",
-    CountsCutPrompt: "estimate",
+_REFUSED = {
+    "reference": (
+        maths.Zeros,
+        maths.Scaled,
+        maths.Regrouped,
+        maths.Foresighted,
+        maths.Faded,
+        maths.FadedOpenly,
+        maths.Summed,
+    ),
+    "engine": (maths.Heavy, eviction.NeverCutsAgain, eviction.ScoresForeignQueries),
+    "retention": (
+        memory.Forgetful,
+        memory.OneLess,
+        memory.WrongEnd,
+        memory.Masked,
+        eviction.KeepsLowest,
+        eviction.ForgetsProtection,
+        eviction.CountsOneMore,
+        eviction.KeepsOlderOfEqual,
+        eviction.FreesNothing,
+    ),
+    "effect": (memory.Idle, memory.Secret),
+    "estimate": (memory.Humble, memory.Short, memory.Boastful, memory.Frozen, eviction.CountsCutPrompt),
+    "fit": (memory.Unfitted, memory.Overshooting, memory.Refusing),
+    "chunks": (surroundings.Chunky, surroundings.Local, eviction.ScoresInChunks),
+    "preemption": (surroundings.Learning,),
+    "prefixes": (surroundings.Hasty, eviction.TrustsCachedQueries),
+    "neighbours": (surroundings.Leaking, surroundings.Shared, eviction.ScoresByNeighbours),
+    "repeats": (surroundings.Dicing,),
+    "knobs": (configuration.Deaf, configuration.HalfDeaf, configuration.Anonymous),
+    "plan": (configuration.Planless,),
+    "facts": (configuration.Molten, configuration.Twisted),
 }
-"""Broken methods, and the check that must refuse each."""
+MUTANTS = {broken: check for check, all_of_them in _REFUSED.items() for broken in all_of_them}

@@ -1,6 +1,6 @@
 """Methods that say the wrong thing about their knobs and plans."""
 
-from __future__ import annotations
+# ruff: noqa: D102  # hooks and checks, whose protocols say what they are for
 
 from typing import ClassVar
 
@@ -8,13 +8,9 @@ import torch
 from pydantic import Field
 
 from services.llm_longctx.methods import Reference
-from services.llm_longctx.methods.core.hook_results import (
-    Heads,
-)
+from services.llm_longctx.methods.core.hook_results import Heads
 from services.llm_longctx.tests.method_contract.oracle import softmax_under
 from services.llm_longctx.tests.mutants_methods.sound import Dotted, Mean, Window
-
-__all__ = ["Anonymous", "Deaf", "HalfDeaf", "Molten", "Planless", "Twisted"]
 
 
 class Deaf(Dotted):
@@ -29,7 +25,6 @@ class HalfDeaf(Dotted):
     skip: int = Field(0, ge=0)
 
     def reference(self, q, k, v):
-        """Without the first tokens."""
         right = super().reference(q, k, v)
         mask = right.mask.clone()
         mask[:, :, : self.skip] &= torch.eye(q.shape[1], dtype=torch.bool)[:, : self.skip]
@@ -40,7 +35,6 @@ class Anonymous(Dotted):
     """Leaves its knobs out of what cached prefixes depend on."""
 
     def identity(self):
-        """The name only."""
         return {"method": self.name}
 
 
@@ -50,7 +44,6 @@ class Planless(Mean):
     needs_plan = True
 
     def head_plan(self, config, plan):
-        """None are full."""
         return Heads(((False,) * config.kv_heads,) * config.layers)
 
 
@@ -64,5 +57,4 @@ class Twisted(Window):
     """Does not come back from JSON as what it was."""
 
     def model_dump_json(self, **options):
-        """Without the window."""
         return super().model_dump_json(exclude={"recent"})

@@ -1,6 +1,6 @@
 """Eviction methods that are broken in one way, above and below the hook that scores."""
 
-from __future__ import annotations
+# ruff: noqa: D102  # hooks and checks, whose protocols say what they are for
 
 import math
 from typing import ClassVar
@@ -12,26 +12,11 @@ from services.llm_longctx.methods.knorm import KNorm
 from services.llm_longctx.methods.snapkv import SnapKv
 from services.llm_longctx.methods.streaming_llm import StreamingLlm
 
-__all__ = [
-    "CountsCutPrompt",
-    "CountsOneMore",
-    "ForgetsProtection",
-    "FreesNothing",
-    "KeepsLowest",
-    "KeepsOlderOfEqual",
-    "NeverCutsAgain",
-    "ScoresByNeighbours",
-    "ScoresForeignQueries",
-    "ScoresInChunks",
-    "TrustsCachedQueries",
-]
-
 
 class KeepsLowest(KNorm):
     """The engine keeps what scores lowest; the reference does not."""
 
     def after_prefill(self, view):
-        """With scores turned around."""
         turned = _Turned.model_construct(**dict(self))
         return turned.after_prefill(view)
 
@@ -59,7 +44,6 @@ class KeepsOlderOfEqual(StreamingLlm):
     """All entries score the same, and the engine keeps the older ones."""
 
     def score(self, view):
-        """One number; the sinks are protected."""
         return torch.zeros(view.positions.shape).masked_fill(view.positions < self.sink, math.inf)
 
     def _cut(self, heads, *more):
@@ -71,7 +55,6 @@ class FreesNothing(KNorm):
     """Scores, and keeps everything."""
 
     def after_prefill(self, view):
-        """Nothing follows."""
         return CacheUpdate()
 
 
@@ -79,7 +62,6 @@ class NeverCutsAgain(KNorm):
     """Cuts the prompt only, and says that it cuts while decoding, too."""
 
     def after_decode(self, step, scores):
-        """Nothing follows."""
         return CacheUpdate(memo=step.memo)
 
 
@@ -87,7 +69,6 @@ class ScoresInChunks(KNorm):
     """Its scores depend on where a chunk began."""
 
     def after_prefill(self, view):
-        """Turned around behind the first."""
         if view.offset:
             return _Turned.model_construct(**dict(self)).after_prefill(view)
         return super().after_prefill(view)
@@ -99,7 +80,6 @@ class ScoresByNeighbours(KNorm):
     largest: ClassVar[list[float]] = [0.0]
 
     def score(self, view):
-        """Relative to it, in steps."""
         self.largest[0] = max(self.largest[0], float(view.k.norm(dim=-1).max()))
         return -(view.k.norm(dim=-1) * 3 / self.largest[0]).round()
 
@@ -109,7 +89,6 @@ class TrustsCachedQueries(SnapKv):
 
     @property
     def unread_tokens(self):
-        """One would do."""
         return 1
 
     def _remember(self, memo, q, offset, most, summary):
@@ -122,7 +101,6 @@ class ScoresForeignQueries(SnapKv):
     """Lets a group of heads be scored by the next group's queries."""
 
     def after_prefill(self, view):
-        """Queries in another order."""
         return super().after_prefill(type(view)(**{**_fields(view), "q": view.q.roll(2, 0)}))
 
 
@@ -134,5 +112,4 @@ class CountsCutPrompt(KNorm):
     """Foresees what is kept of the prompt, and forgets what is appended."""
 
     def estimate(self, config, heads, prompt, new):
-        """The prompt's."""
         return super().estimate(config, heads, prompt, 0)

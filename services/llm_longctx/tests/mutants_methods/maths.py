@@ -1,26 +1,21 @@
 """Methods that compute something else than they say."""
 
-from __future__ import annotations
+# ruff: noqa: D102  # hooks and checks, whose protocols say what they are for
 
 import math
 
 import torch
 
 from services.llm_longctx.methods import Reference
-from services.llm_longctx.methods.core.hook_results import (
-    Heads,
-)
+from services.llm_longctx.methods.core.hook_results import Heads
 from services.llm_longctx.tests.method_contract.oracle import softmax_under
 from services.llm_longctx.tests.mutants_methods.sound import Dotted, Mean, Window
-
-__all__ = ["Faded", "FadedOpenly", "Foresighted", "Heavy", "Regrouped", "Scaled", "Summed", "Zeros"]
 
 
 class Zeros(Window):
     """Its reference says nothing."""
 
     def reference(self, q, k, v, **inputs):
-        """Zeros under the right mask."""
         right = super().reference(q, k, v)
         return Reference(torch.zeros_like(right.out), right.mask)
 
@@ -29,7 +24,6 @@ class Scaled(Window):
     """Its reference forgets the root of the width."""
 
     def reference(self, q, k, v, **inputs):
-        """Logits too large."""
         return super().reference(q * q.shape[-1] ** 0.5, k, v)
 
 
@@ -37,7 +31,6 @@ class Regrouped(Window):
     """Its reference lets query heads read the next group's keys."""
 
     def reference(self, q, k, v, **inputs):
-        """Groups turned by one."""
         return super().reference(q, k.roll(1, 0), v.roll(1, 0))
 
 
@@ -45,7 +38,6 @@ class Foresighted(Dotted):
     """Its reference sees what comes."""
 
     def reference(self, q, k, v):
-        """One token too far."""
         mask = super().reference(q, k, v).mask.clone()
         mask[:, :-1] |= mask[:, 1:].clone()
         return Reference(softmax_under(q, k, v, mask), mask)
@@ -55,15 +47,12 @@ class Faded(Dotted):
     """Hooks and reference halve what all heads say, and nobody said that it transforms."""
 
     def head_plan(self, config, plan):
-        """All heads are changed."""
         return Heads(calibrated=frozenset((i, h) for i in range(config.layers) for h in range(config.heads)))
 
     def epilogue(self, view):
-        """Half."""
         return view.out * 0.5, view.memo
 
     def reference(self, q, k, v):
-        """Half, too."""
         right = super().reference(q, k, v)
         return Reference(right.out * 0.5, right.mask)
 

@@ -1,31 +1,12 @@
 """Methods that hold or foresee the wrong entries."""
 
-from __future__ import annotations
+# ruff: noqa: D102  # hooks and checks, whose protocols say what they are for
 
 from services.llm_longctx.methods import AttentionMethod
-from services.llm_longctx.methods.core.hook_results import (
-    Footprint,
-    RetentionPolicy,
-)
+from services.llm_longctx.methods.core.hook_results import Footprint, RetentionPolicy
 from services.llm_longctx.tests.method_contract.oracle import causal
 from services.llm_longctx.tests.mutants_methods.sound import Dotted, Mean, Window
 from shared.errors import InvalidOption
-
-__all__ = [
-    "Boastful",
-    "Forgetful",
-    "Frozen",
-    "Humble",
-    "Idle",
-    "Masked",
-    "OneLess",
-    "Overshooting",
-    "Refusing",
-    "Secret",
-    "Short",
-    "Unfitted",
-    "WrongEnd",
-]
 
 
 class Forgetful(Window):
@@ -82,7 +63,6 @@ class Humble(Window):
     """Foresees half of what it holds."""
 
     def estimate(self, config, heads, prompt, new):
-        """Half."""
         right = super().estimate(config, heads, prompt, new).entries
         return Footprint(tuple(tuple(n // 2 for n in row) for row in right))
 
@@ -91,7 +71,6 @@ class Short(Window):
     """Foresees one entry too few."""
 
     def estimate(self, config, heads, prompt, new):
-        """Forgets the step's own."""
         right = super().estimate(config, heads, prompt, new).entries
         return Footprint(tuple(tuple(n - 1 for n in row) for row in right))
 
@@ -106,7 +85,6 @@ class Frozen(Mean):
     """Foresees the prompt only."""
 
     def estimate(self, config, heads, prompt, new):
-        """As if nothing came."""
         return super().estimate(config, heads, prompt, 0)
 
 
@@ -114,7 +92,6 @@ class Unfitted(Window):
     """Leaves its knobs as they are, whatever the budget."""
 
     def fit(self, entries, config, plan, prompt, new):
-        """Itself."""
         return self
 
 
@@ -122,7 +99,6 @@ class Overshooting(Window):
     """Takes the budget of all heads for that of one."""
 
     def fit(self, entries, config, plan, prompt, new):
-        """Too long a window."""
         return self.with_knobs(recent=max(entries - self.sink, 1))
 
 
@@ -130,6 +106,5 @@ class Refusing(Window):
     """Refuses budgets that it meets."""
 
     def fit(self, entries, config, plan, prompt, new):
-        """Never."""
         detail = "Nothing fits."
         raise InvalidOption(detail)

@@ -1,6 +1,6 @@
 """Sound methods that the broken ones are made of."""
 
-from __future__ import annotations
+# ruff: noqa: D102  # hooks and checks, whose protocols say what they are for
 
 import math
 from typing import ClassVar
@@ -24,8 +24,6 @@ from services.llm_longctx.methods.core.hook_results import (
 from services.llm_longctx.tests.method_contract.oracle import causal, softmax_under
 from shared.errors import InvalidOption
 
-__all__ = ["Dotted", "Mean", "Window"]
-
 
 class Window(AttentionMethod):
     """Keeps the first and the last entries, in prompt and answer, token by token."""
@@ -39,7 +37,6 @@ class Window(AttentionMethod):
     recent: int = Field(64, ge=1)
 
     def reference(self, q, k, v, **inputs):
-        """Softmax under the window."""
         mask = self._mask(q.shape[1])
         return Reference(softmax_under(q, k, v, mask), mask.expand(len(q), -1, -1))
 
@@ -48,15 +45,12 @@ class Window(AttentionMethod):
         return causal(n, n) & ((at < self.sink) | (at[:, None] - at < self.recent))
 
     def head_plan(self, config, plan):
-        """No head is full."""
         return Heads(((False,) * config.kv_heads,) * config.layers)
 
     def estimate(self, config, heads, prompt, new):
-        """Both ends."""
         return Footprint(((min(prompt + new, self.sink + self.recent),) * config.kv_heads,) * config.layers)
 
     def fit(self, entries, config, plan, prompt, new):
-        """A shorter window."""
         room = entries // (config.layers * config.kv_heads) - self.sink
         if room < 1:
             detail = "Too little for a window."
@@ -64,11 +58,9 @@ class Window(AttentionMethod):
         return self.with_knobs(recent=min(room, max(self.recent, prompt + new)))
 
     def prefill_plan(self, chunk):
-        """By true positions."""
         return WindowSink(self.sink, self.recent)
 
     def after_prefill(self, view):
-        """Cut every head, and slide from now on."""
         return CacheUpdate(dict(enumerate(self._order(head.positions, view) for head in view.heads)))
 
     def _order(self, positions, view):
@@ -86,19 +78,16 @@ class Dotted(AttentionMethod):
     window: int = Field(64, ge=1)
 
     def reference(self, q, k, v):
-        """Softmax under the dots."""
         mask = torch.zeros(q.shape[1], q.shape[1], dtype=torch.bool)
         for t in range(len(mask)):
             mask[t, self._seen(t)] = True
         return Reference(softmax_under(q, k, v, mask), mask.expand(len(q), -1, -1))
 
     def prefill_plan(self, chunk):
-        """A list per token."""
         rows = range(chunk.offset, chunk.k.shape[1])
         return TokenLists(tuple(TokenRows(t, t + 1, self._seen(t)) for t in rows))
 
     def decode_plan(self, step):
-        """The same list."""
         return DecodePlan(Ranges(tuple((int(t), int(t) + 1) for t in self._seen(step.position))))
 
     def _seen(self, position):
@@ -116,17 +105,14 @@ class Mean(AttentionMethod):
     window: int = Field(64, ge=1)
 
     def head_plan(self, config, plan):
-        """Roles as the plan says; none are full without one."""
         roles = plan.roles if plan is not None and plan.roles else [[0] * config.kv_heads] * config.layers
         return Heads(tuple(tuple(bool(x) for x in row) for row in roles))
 
     def estimate(self, config, heads, prompt, new):
-        """Window, mean and what is appended."""
         held = prompt if prompt <= self.window else self.window + 1
         return Footprint(tuple(tuple(prompt + new if full else held + new for full in row) for row in heads.full))
 
     def fit(self, entries, config, plan, prompt, new):
-        """A shorter window."""
         heads = self.head_plan(config, plan)
         for window in range(max(self.window, prompt), 0, -1):
             fitted = self.with_knobs(window=window)
@@ -136,7 +122,6 @@ class Mean(AttentionMethod):
         raise InvalidOption(detail)
 
     def reference(self, q, k, v, q_new, k_new, v_new, **inputs):
-        """Steps over the window, the mean and themselves."""
         N, (H, T, _), rows = k.shape[1], q_new.shape, []
         first = max(N - self.window, 0)
         mask = causal(T, N + T).clone()
@@ -153,7 +138,6 @@ class Mean(AttentionMethod):
         return Reference(torch.cat(rows, 1), mask.expand(H, T, N + T))
 
     def after_prefill(self, view):
-        """Once, at the end."""
         first = view.length - self.window
         if not view.last or first <= 0:
             return CacheUpdate(memo=view.memo)

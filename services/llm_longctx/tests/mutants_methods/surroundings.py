@@ -1,6 +1,6 @@
 """Methods in which chunks, neighbours or earlier sequences show."""
 
-from __future__ import annotations
+# ruff: noqa: D102  # hooks and checks, whose protocols say what they are for
 
 import math
 from collections import Counter
@@ -19,19 +19,15 @@ from services.llm_longctx.methods.core.hook_results import (
 )
 from services.llm_longctx.tests.mutants_methods.sound import Dotted, Mean, Window
 
-__all__ = ["Chunky", "Dicing", "Hasty", "Leaking", "Learning", "Local", "Shared"]
-
 
 class Chunky(Mean):
     """Cuts after every chunk, and says that chunks change nothing."""
 
     @property
     def cut_at_end(self):
-        """Never mind."""
         return False
 
     def after_prefill(self, view):
-        """What is held, whatever comes."""
         cut = {g: RetentionPolicy(h.positions[-self.window :]) for g, h in enumerate(view.heads) if not view.full[g]}
         return CacheUpdate(cut)
 
@@ -40,7 +36,6 @@ class Local(Dotted):
     """Counts its dots from the chunk's begin, and says that chunks change nothing."""
 
     def prefill_plan(self, chunk):
-        """Dots behind the offset."""
         rows = []
         for t in range(chunk.offset, chunk.k.shape[1]):
             at = torch.arange(t + 1)
@@ -64,7 +59,6 @@ class Hasty(Mean):
     """Behind a cached prefix it counts from there."""
 
     def after_prefill(self, view):
-        """The chunk's own tokens instead of the prompt's."""
         if not view.last or view.length <= self.window:
             return CacheUpdate()
         first = max(view.length - self.window, view.offset)
@@ -84,7 +78,6 @@ class Leaking(Dotted):
     last: ClassVar[dict] = {}
 
     def decode_plan(self, step):
-        """Up to the longest neighbour's middle."""
         before = self.last.get(step.layer, step.position)
         self.last[step.layer] = step.position
         seen = [t for t in self._seen(step.position).tolist() if t == step.position or t <= before]
@@ -95,11 +88,9 @@ class Shared(Dotted):
     """Writes into its memo, which two answers to a prompt share."""
 
     def after_prefill(self, view):
-        """A list that grows."""
         return CacheUpdate(memo=[])
 
     def decode_plan(self, step):
-        """One dot fewer with every step of anybody."""
         step.memo.append(step.position)
         seen = self._seen(step.position).tolist()
         return DecodePlan(Ranges(tuple((t, t + 1) for t in seen if t > len(step.memo) - step.number)))

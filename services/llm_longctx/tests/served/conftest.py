@@ -1,7 +1,5 @@
 """The trained mixers behind the real app under uvicorn, with a Redis of its own."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import httpx2

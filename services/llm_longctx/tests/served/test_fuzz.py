@@ -1,7 +1,5 @@
 """schemathesis over sessions and documents: whatever their document allows is no fault of ours."""
 
-from __future__ import annotations
-
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given

@@ -1,7 +1,5 @@
 """Two replicas with one Redis: a document that one has read is asked about in the other, which does not read it."""
 
-from __future__ import annotations
-
 import json
 import re
 import time
@@ -76,7 +74,6 @@ def server(tmp_path_factory) -> Iterator[RedisServer]:
 
 @pytest.fixture(scope="module")
 def replica(server, tmp_path_factory) -> Iterator[Callable[..., Replica]]:
-    """Start a replica with a data folder of its own."""
     stops: list[Callable[[], Any]] = []
 
     def start(**more: Any) -> Replica:
