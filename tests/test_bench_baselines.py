@@ -1,7 +1,5 @@
 """The plain networks that ours are compared with: where boxes lie, what the loss wants, which knobs are ours."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

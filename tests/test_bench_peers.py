@@ -1,7 +1,5 @@
 """Engines that benches compare with: environments of their own, a process that is stopped while it is not asked."""
 
-from __future__ import annotations
-
 import sys
 import time
 
@@ -34,14 +32,12 @@ serve(load)
 
 @pytest.fixture
 def script(tmp_path):
-    """An engine that answers without a model."""
     file = tmp_path / "toy.py"
     file.write_text(TOY.format(loop=str(longctx_peers.PEERS_ROOM / "engines")))
     return file
 
 
 def stops(process):
-    """Whether it is stopped, a signal's way later."""
     until = time.monotonic() + 30
     while process.status() != psutil.STATUS_STOPPED and time.monotonic() < until:
         time.sleep(0.01)

@@ -1,7 +1,5 @@
 """`make lint` stops at claims that break a rule, headlines that say too much, and sparse models without a claim."""
 
-from __future__ import annotations
-
 import pytest
 
 from fovea.cli.commands.models import _list_facts

@@ -1,7 +1,5 @@
 """The console's gallery shows a result per user of the docs' page: its commands are blocks there, as its pictures."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The report of a rehearsal says what happened, and an objective that was missed is missed."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

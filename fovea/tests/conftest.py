@@ -1,7 +1,5 @@
 """A real gateway in front of a stub service, for the client library and the command."""
 
-from __future__ import annotations
-
 import pytest
 
 from services.gateway.tests.stage import running

@@ -51,9 +51,6 @@ def answer(status: int, body: Any = None, **headers: str) -> httpx2.Response:
     return httpx2.Response(status, content=content, headers={k.replace("_", "-"): v for k, v in headers.items()})
 
 
-# What is sent.
-
-
 def test_options_without_pictures_go_out_as_json_without_the_unset_ones():
     request = sent(endpoints.task("classify", {"top_k": 3, "model": None}, {}))
     assert (request.method, request.url.path) == ("POST", "/v1/classify")
@@ -122,9 +119,6 @@ def test_an_address_that_is_none_is_refused_before_anything_is_sent(url):
         Address(url).client_options()
 
 
-# How answers are read.
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_problem_becomes_the_class_it_was(kind):
     body = problem(kind("why", hint="try", field="threshold")).model_dump()
@@ -184,9 +178,6 @@ def test_a_job_result_is_bytes_json_or_a_typed_answer():
         found.parse(SegmentOut)
 
 
-# Events.
-
-
 def event(data: str) -> httpx2.ServerSentEvent:
     return httpx2.ServerSentEvent(data=data)
 
@@ -221,9 +212,6 @@ def test_a_failed_job_is_an_event_like_any_other():
     job = Job(id="1", service="s", path="/", status="failed", error={"detail": "x"}, created=datetime.now(UTC))
     assert parse_stream_error(json.loads(job.model_dump_json())) is None
     assert StreamCall(endpoints.job("1"), Job.model_validate_json).parse_event(event(job.model_dump_json())) == job
-
-
-# Patience.
 
 
 def test_seconds_and_dates_of_retry_after_are_both_read():
@@ -268,9 +256,6 @@ def test_a_watch_tells_each_state_once():
     assert [watch.update(job), watch.update(job)] == [False, False]
     assert watch.update(job.model_copy(update={"status": "succeeded"}))
     assert heard == ["running", "succeeded"]
-
-
-# Pictures and connections.
 
 
 @pytest.mark.parametrize(

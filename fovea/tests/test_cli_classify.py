@@ -1,7 +1,5 @@
 """`fovea classify`: what it asks, what it prints and writes, and what one bad picture costs."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json

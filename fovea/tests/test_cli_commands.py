@@ -43,7 +43,6 @@ def fovea(stage, monkeypatch, capfdbinary):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two pictures, something that only looks like one, and a text."""
     for name in ("a.jpg", "b.jpeg"):
         (tmp_path / name).write_bytes(PICTURE)
     (tmp_path / "notes.txt").write_text("not a picture")
@@ -52,9 +51,6 @@ def folder(tmp_path):
 
 def lines(out):
     return [json.loads(line) for line in out.splitlines()]
-
-
-# models
 
 
 def test_models_are_listed_with_their_measured_number_beside_the_papers(fovea):
@@ -90,9 +86,6 @@ def test_an_unknown_model_is_one_line_and_exit_code_one(fovea):
     assert len(err.splitlines()) == 1
     assert "nope" in err
     assert "disc" in err
-
-
-# segment
 
 
 def test_a_folder_is_segmented_and_everything_is_written(fovea, folder):
@@ -152,8 +145,6 @@ def test_a_dash_reads_standard_input(fovea, tmp_path):
 
 @pytest.fixture
 def site():
-    """A web server that holds one picture."""
-
     class Page(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             found = self.path.partition("?")[0] == "/dir/polyp.jpg"
@@ -209,9 +200,6 @@ def test_an_empty_folder_says_what_was_looked_for(fovea, tmp_path):
     code, _, err = fovea("segment", tmp_path)
     assert code == 1
     assert ".tiff" in err
-
-
-# chat
 
 
 def test_chat_streams_the_answer_to_standard_output(fovea):
@@ -286,9 +274,6 @@ def test_a_conversation_remembers_clears_and_ends(fovea, stage, monkeypatch):
     assert turns == [["S", "first"], ["S", "first", "You said: first", "second"], ["S", "third"]]
 
 
-# run
-
-
 def test_any_task_takes_files_and_the_models_own_options(fovea, folder, stage):
     code, out, _ = fovea("run", "classify", folder / "a.jpg", "--top-k", "2", "-O", "prompt=a b")
     assert code == 0
@@ -319,9 +304,6 @@ def test_mistakes_of_run_say_what_to_try(fovea, folder, monkeypatch, words, said
     assert said in err
 
 
-# jobs
-
-
 def test_a_job_is_submitted_watched_and_its_result_written(fovea, folder):
     job = lines(fovea("run", "segment", folder / "a.jpg", "--job")[1])[0]["id"]
     code, out, _ = fovea("jobs", "watch", job)
@@ -349,9 +331,6 @@ def test_watching_a_job_that_fails_ends_with_exit_code_one(fovea, folder):
 def test_an_unknown_job_is_one_line(fovea):
     code, _, err = fovea("jobs", "get", "job-0")
     assert (code, len(err.splitlines())) == (1, 1)
-
-
-# no gateway
 
 
 def test_no_gateway_is_one_line_that_names_make_run(fovea):

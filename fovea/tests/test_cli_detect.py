@@ -1,7 +1,5 @@
 """`fovea detect`: what it asks, what it prints and writes, and what one bad picture costs."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 from types import SimpleNamespace
@@ -85,11 +83,7 @@ def test_answer_and_further_forms_are_written_where_asked(gateway, folder, capsy
     detect(folder / "a.jpg", output=folder / "out", also=["csv", "coco", "crops"], as_json=True)
     assert json.loads((folder / "out" / "a.json").read_text())["detections"][0]["label"] == "crack"
     written = {path.name: path.read_bytes() for path in (folder / "out").iterdir() if path.suffix != ".json"}
-    assert written == {
-        "a.boxes.jpg": b"image/jpeg",
-        "a.csv": b"text/csv",
-        "a.crops.zip": b"application/zip",
-    }
+    assert written == {"a.boxes.jpg": b"image/jpeg", "a.csv": b"text/csv", "a.crops.zip": b"application/zip"}
     assert json.loads(capsys.readouterr().out)["file"].endswith("a.jpg")
 
 

@@ -57,7 +57,6 @@ def fovea(monkeypatch, capsys):
 
 @pytest.fixture
 def plug_in(monkeypatch, tmp_path):
-    """Installs a plug-in module and its entry points."""
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "plugin_was_loaded", raising=False)
 

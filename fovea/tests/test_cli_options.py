@@ -38,9 +38,6 @@ class Mixed(BaseModel):
 SCHEMA = Mixed.model_json_schema()
 
 
-# Taking a command line apart.
-
-
 @pytest.mark.parametrize(
     ("line", "plain", "texts"),
     [
@@ -116,12 +113,8 @@ def test_options_are_described_with_choices_and_defaults():
     assert not {"model", "image", "others"} & told.keys()
 
 
-# Options made from a wire type.
-
-
 @pytest.fixture
 def verb():
-    """A command that writes down what it was called with."""
     called: dict[str, Any] = {}
 
     def bare(
@@ -161,9 +154,6 @@ def test_help_shows_what_the_wire_type_says(verb):
         assert words in out
 
 
-# Sources.
-
-
 def test_folders_and_patterns_are_spelled_out_in_order(tmp_path):
     for name in ("b.PNG", "a.jpg", "c.txt", "d.tiff"):
         (tmp_path / name).touch()
@@ -189,9 +179,6 @@ def test_a_name_with_a_bracket_is_a_file_before_it_is_a_pattern(tmp_path):
     assert [source.stem for source in find_images([str(tmp_path / "a[1].png")])] == ["a_1_"]
     with pytest.raises(NotFound, match="No file matches"):
         find_images([str(tmp_path / "b[1].png")])
-
-
-# The screen.
 
 
 def test_errors_are_one_line_for_people_and_one_object_for_programs(capsys):

@@ -1,7 +1,5 @@
 """`fovea probe` and `fovea heads`: a study as a job, its artefacts, plans by name, and the loop to a needle grid."""
 
-from __future__ import annotations
-
 import base64
 import json
 import sys

@@ -1,7 +1,5 @@
 """`fovea restore`: what is sent, what is written down, and what happens when a picture takes too long for a request."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 from datetime import UTC, datetime

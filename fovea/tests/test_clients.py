@@ -210,9 +210,6 @@ def test_a_broken_stream_of_events_is_taken_up_again():
     assert asked == ["/v1/jobs/1/events"] * 2
 
 
-# The asynchronous client.
-
-
 @pytest.mark.parametrize(("one", "other"), [(Client, AsyncClient), (Jobs, AsyncJobs)])
 def test_both_clients_offer_the_same_with_the_same_parameters(one, other):
     def deeds(kind):

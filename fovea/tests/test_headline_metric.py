@@ -1,7 +1,5 @@
 """Headlines of models whose data is made say `synthetic`, so that no list shows such a figure without the word."""
 
-from __future__ import annotations
-
 import pytest
 
 from fovea.headline_metric import HeadlineMetric

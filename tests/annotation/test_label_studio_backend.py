@@ -1,7 +1,5 @@
 """The ML backend of Label Studio: its protocol, its regions against the masks that they are of, its training sets."""
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import io
@@ -87,7 +85,6 @@ def test_a_mask_becomes_a_brush_exactly_and_outlines_within_a_pixel(fovea: str) 
         assert 0.5 < prediction["score"] <= 1
         assert prediction["model_version"] == client.post("/setup", json={"schema": BRUSH}).json()["model_version"]
         assert client.get("/versions").json()["versions"] == [prediction["model_version"]]
-
         outlines = client.post("/predict", json={**body, "label_config": POLYGON}).json()["results"][0]["result"]
         redrawn = np.zeros(mask.shape, np.uint8)
         for region in outlines:
@@ -308,7 +305,6 @@ async def test_label_studio_says_no_and_nothing_of_elsewhere_is_fetched() -> Non
 
 
 def asked_studio(url: str = "http://studio.test:8080") -> tuple[LabelStudio, list[httpx2.URL]]:
-    """A Label Studio that has every file, and what it was asked for."""
     asked: list[httpx2.URL] = []
 
     def answer(request: httpx2.Request) -> httpx2.Response:
@@ -383,7 +379,6 @@ async def test_an_address_that_is_none_is_named(address: str) -> None:
 
 
 def draw_disc(number: int) -> tuple[bytes, np.ndarray]:
-    """A brown picture with a bright disc, as PNG, and the disc."""
     rng, (rows, columns) = np.random.default_rng(number), np.mgrid[:96, :96]
     y, x = rng.uniform(30, 66, 2)
     mask = (rows - y) ** 2 + (columns - x) ** 2 < 15**2

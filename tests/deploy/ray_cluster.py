@@ -3,8 +3,6 @@
 Also what stands beside it in a cluster: a gateway in a process of its own. Everything ends with `stop`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import os
@@ -39,7 +37,6 @@ TERMINAL = frozenset({"RUNNING", "DEPLOY_FAILED", "UNHEALTHY"})
 
 
 def is_listening(port: int, host: str = LOOPBACK) -> bool:
-    """Whether somebody accepts connections on a loopback port."""
     with contextlib.suppress(OSError), socket.create_connection((host, port), 1):
         return True
     return False

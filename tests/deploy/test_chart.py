@@ -59,7 +59,6 @@ def run_helm(*args, check=True):
 
 @cache
 def template(*sets):
-    """What helm writes, rendered once for each list of values."""
     flags = [flag for pair in sets for flag in ("--set", pair)]
     return run_helm("template", "demo", str(CHART), *flags).stdout
 
@@ -408,7 +407,6 @@ def test_schema_describes_exactly_the_values():
 
 def test_dashboard_asks_only_for_metrics_that_exist():
     import re
-
     from services.llm_longctx import generation_metrics
     from shared import telemetry
     from shared.serving.gpu_memory import GpuMemory

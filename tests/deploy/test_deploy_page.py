@@ -1,7 +1,5 @@
 """Each command of docs/02-deploy.md is run, or held against the chart, Compose file or command line that it names."""
 
-from __future__ import annotations
-
 import pathlib
 import re
 import shlex

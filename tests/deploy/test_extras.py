@@ -1,7 +1,5 @@
 """Extras bring all that a service imports: whatever else is installed here is hidden, as it is not in its image."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Images install by hash: every package that they need has hashes, of the version that was tested."""
 
-from __future__ import annotations
-
 import importlib.util
 import pathlib
 import re

@@ -1,7 +1,5 @@
 """A real Prometheus scrapes gateways and a replica as the chart says, with keys on: its numbers are the true ones."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -4,8 +4,6 @@ Real processes (gateway, a replica of llm-longctx on a tiny model, a toy replica
 they come to a collector over OTLP.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import sys

@@ -1,7 +1,5 @@
 """Starts the whole product once for all end-to-end tests: free ports, its own folder, stopped at the end."""
 
-from __future__ import annotations
-
 import os
 import pathlib
 import signal
@@ -98,7 +96,6 @@ class Start(Protocol):
 
 
 def start(folder: pathlib.Path, *flags: str, **settings: str) -> Product:
-    """Start `fovea up` in a folder of its own."""
     http, grpc = free_port(), free_port()
     env = {name: value for name, value in os.environ.items() if not name.startswith("FOVEA_")}
     env |= {
@@ -120,7 +117,6 @@ def start(folder: pathlib.Path, *flags: str, **settings: str) -> Product:
 
 
 def stop(product: Product) -> None:
-    """Stop as Ctrl-C does, then by force."""
     family = [psutil.Process(product.process.pid), *product.processes()]
     product.process.send_signal(signal.SIGINT)
     _, alive = psutil.wait_procs(family, 60)

@@ -5,8 +5,6 @@ Work is kept small, so that no request rightly passes its deadline: answers of a
 Models are unloaded last, and loaded again.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import re

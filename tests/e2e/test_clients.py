@@ -37,7 +37,6 @@ def post_frame(http, **kwargs):
 
 
 def finished(http, job):
-    """The last state that the job's events tell."""
     with http.stream("GET", f"/v1/jobs/{job}/events", timeout=WAIT_S) as events:
         *_, last = (json.loads(line[5:]) for line in events.iter_lines() if line.startswith("data:"))
     assert last["status"] in {"succeeded", "failed", "cancelled"}

@@ -1,7 +1,5 @@
 """Runs of pytest in a folder of their own, with one plug-in of the harness: what its tests look at."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

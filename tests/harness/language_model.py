@@ -5,8 +5,6 @@ a link to one folder of this clone, named by the digest of the file and of the c
 of either converts anew. Weights in float32 and bfloat16 are mapped from there: all processes share their pages.
 """
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import shutil

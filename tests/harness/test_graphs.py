@@ -1,7 +1,5 @@
 """Graphs are exported once for all: between folders, between processes, and again when anything of theirs changes."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor

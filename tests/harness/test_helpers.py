@@ -1,7 +1,5 @@
 """Helpers that tests of all areas share: waiting, and servers in threads."""
 
-from __future__ import annotations
-
 import threading
 
 import httpx2

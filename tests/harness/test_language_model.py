@@ -1,7 +1,5 @@
 """The shared language model is converted once, however many processes ask, and again when file or code change."""
 
-from __future__ import annotations
-
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest

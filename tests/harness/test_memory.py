@@ -1,7 +1,5 @@
 """Garbage is collected between files when the process has grown, never within a test."""
 
-from __future__ import annotations
-
 import gc
 
 import pytest

@@ -1,7 +1,5 @@
 """Seconds of fixtures, tests and tidying up are written apart, and so is what became of a test."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The page about a run says what its tests did, what was left out and how to run it, and what was run again."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from tests.harness.skips import AllowedSkip

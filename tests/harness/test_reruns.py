@@ -1,7 +1,5 @@
 """Only tests marked `timed`, with a reason, may fail once; the report lists each rerun."""
 
-from __future__ import annotations
-
 import pytest
 
 from tests.harness.conftest import RunSuite

@@ -1,7 +1,5 @@
 """A skip that the list does not name fails the run, wherever it happens; one that it names does not."""
 
-from __future__ import annotations
-
 import subprocess
 from pathlib import Path
 

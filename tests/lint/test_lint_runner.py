@@ -1,7 +1,5 @@
 """All linters run, whatever the others find; one that finds something fails the whole, and is quoted."""
 
-from __future__ import annotations
-
 import sys
 
 import pytest

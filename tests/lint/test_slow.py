@@ -1,7 +1,5 @@
 """The list of slow tests names what exists, and leaves out the most expensive first."""
 
-from __future__ import annotations
-
 import ast
 from collections import Counter
 from typing import Any

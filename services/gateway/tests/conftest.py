@@ -1,7 +1,5 @@
 """Real sockets for gateway tests: a small upstream, a gateway in front of it, a queue that keeps its jobs in memory."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import time
@@ -219,7 +217,6 @@ class Scene:
 
 @pytest.fixture
 def gateway_settings(tmp_path: Path) -> Settings:
-    """A gateway on a free port, without Redis."""
     return Settings(data_dir=tmp_path, http_port=0, grpc_port=0, shutdown_grace_s=1)
 
 
@@ -274,7 +271,6 @@ def stage(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def chromium():
-    """A browser for the tests of one file."""
     with browser() as started:
         yield started
 
@@ -289,14 +285,12 @@ def complaints():
 
 @pytest.fixture
 def page(chromium, stage, complaints):
-    """A fresh page of the console."""
     with watched(chromium, stage.url, complaints) as opened:
         yield opened
 
 
 @pytest.fixture
 def see():
-    """Playwright's assertions, which wait."""
     from playwright.sync_api import expect
 
     return expect

@@ -3,8 +3,6 @@
 For tests whose client is synchronous (the SDK, the CLI, a browser) and so can't share a loop with the server.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import itertools

@@ -3,8 +3,6 @@
 It segments by drawing a soft disc, chats by repeating, and lists one model of a task that no page knows by name.
 """
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import copy
@@ -56,7 +54,6 @@ class SinkIn(BaseModel):
 
 
 def card(name: str, task: str, model: type[BaseModel], *, ready: bool = True, **facts: Any) -> dict[str, Any]:
-    """A card as services write them."""
     return {
         "id": name,
         "object": "model",
@@ -279,7 +276,6 @@ class Stub:
 
 
 def photograph(width: int = 320, height: int = 240) -> bytes:
-    """A JPEG that looks a little like something."""
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     rim = np.hypot((x - 0.6 * width) / width, (y - 0.45 * height) / width)
     red = 190 - 90 * np.hypot(x / width - 0.5, y / height - 0.5) + 25 * (rim < 0.16)
@@ -318,7 +314,6 @@ async def _refuse(_request: Request, error: Exception) -> Response:
 
 
 def segmented(asked: SegmentIn) -> SegmentOut:
-    """A soft disc on the picture."""
     picture = np.asarray(_opened(asked.image))
     height, width = picture.shape[:2]
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)

@@ -24,9 +24,6 @@ PLACES = (
 )
 
 
-# Every page.
-
-
 @pytest.mark.parametrize("place", [*PLACES, "/docs"])
 def test_a_page_opens_without_complaints_and_fits_a_narrow_screen(page, place):
     page.set_viewport_size({"width": 360, "height": 780})
@@ -76,9 +73,6 @@ def test_a_page_of_ours_cannot_run_what_is_not_ours(page, complaints):
     complaints.clear()
 
 
-# Home.
-
-
 def test_readiness_on_the_home_page_follows_the_fleet(page, stage, see):
     page.goto("/")
     place = page.locator('[data-model="disc-large"]')
@@ -104,9 +98,6 @@ def test_a_snippet_can_be_copied(page, see):
     page.get_by_role("button", name="Copy the curl snippet").click()
     see(page.get_by_role("button", name="Copy the curl snippet")).to_have_text("Copied")
     assert page.evaluate("() => navigator.clipboard.readText()").startswith("curl http://127.0.0.1")
-
-
-# Jobs.
 
 
 def queue_one(stage, body=PICTURE):
@@ -161,9 +152,6 @@ def test_without_jobs_the_page_says_how_to_make_one(page, stage, see):
     stage.queue.jobs.update(kept_jobs)
 
 
-# Any other task.
-
-
 def test_a_model_without_a_page_of_its_own_is_run_from_its_schema(page, stage, see):
     page.goto("/console/run/classify")
     page.locator("#option-image").set_input_files({"name": "a.jpg", "mimeType": "image/jpeg", "buffer": PICTURE})
@@ -187,9 +175,6 @@ def test_a_required_picture_is_asked_for_before_anything_is_sent(page, stage):
     page.get_by_role("button", name="Run", exact=True).click()
     assert page.locator("#option-image").evaluate("input => input.validity.valueMissing")
     assert len(stage.stub.seen) == asked
-
-
-# Keys.
 
 
 def test_with_keys_the_tab_asks_once_and_keeps_the_key_to_itself(chromium, tmp_path, see):
@@ -216,9 +201,6 @@ def test_with_keys_the_tab_asks_once_and_keeps_the_key_to_itself(chromium, tmp_p
         page.get_by_role("button", name="Forget key").click()
         see(page.locator("#key")).to_be_visible()
         page.context.close()
-
-
-# Forms and answers of any shape.
 
 
 def test_every_kind_of_option_reaches_the_model_with_its_type(page, stage, see):

@@ -80,7 +80,6 @@ def stage(tmp_path_factory):
 
 
 def detected(page):
-    """Open the page and run the model's example."""
     page.goto("/console/detect")
     page.get_by_role("button", name="Use the model’s example").click()
     page.locator("[data-part=result]").wait_for()
@@ -88,12 +87,10 @@ def detected(page):
 
 
 def rows(page) -> list[str]:
-    """The classes as the table shows them."""
     return [" ".join(text.split()) for text in page.locator("[data-part=classes] tr").all_inner_texts()]
 
 
 def strokes(page) -> int:
-    """Pixels of the canvas that are not the picture's grey."""
     drawn(page)
     script = """canvas => {
         const { width, height } = canvas;

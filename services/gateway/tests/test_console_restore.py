@@ -67,14 +67,12 @@ def stage(tmp_path_factory):
 
 
 def restored(page):
-    """Open the page and run the model's example."""
     page.goto("/console/restore")
     page.get_by_role("button", name="Use the model’s example").click()
     page.locator("[data-part=result]").wait_for()
 
 
 def colour(page, share: float) -> list[int]:
-    """The colour of the canvas at a share of its width."""
     script = """(canvas, share) => {
         const copy = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
         copy.drawImage(canvas, Math.round(share * (canvas.width - 1)), 100, 1, 1, 0, 0, 1, 1);

@@ -20,7 +20,6 @@ PICTURE = photograph()
 
 
 def segmented(page):
-    """Open the segment page and run the model's example."""
     page.goto("/console/segment")
     page.get_by_role("button", name="Use the model’s example").click()
     page.locator("[data-part=result]").wait_for()
@@ -66,7 +65,6 @@ def test_overlay_outline_and_probability_change_the_picture_only(page):
 
 
 def shown(page):
-    """What the canvas shows."""
     drawn(page)
     return page.locator("canvas").evaluate("canvas => canvas.toDataURL()")
 
@@ -160,9 +158,6 @@ def test_stopping_a_job_cancels_it(page, stage, see):
     see(page.locator("[data-part=progress]")).to_be_hidden()
     stage.queue.step_s = 0.05
     wait_until(lambda: list(stage.queue.jobs.values())[-1].status == "cancelled")
-
-
-# The arithmetic, against scipy.
 
 
 def arithmetic(page, field, **settings):

@@ -1,7 +1,5 @@
 """Keys are made, changed, rotated and revoked over HTTP, by those who may, and each act is in the audit log."""
 
-from __future__ import annotations
-
 import errno
 import subprocess
 import sys

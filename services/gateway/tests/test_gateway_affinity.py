@@ -1,7 +1,5 @@
 """What continues a session, a document or a prompt goes to the replica that holds it, unless that one is overloaded."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections import Counter
@@ -170,7 +168,6 @@ LLM = ("/v1/chat/completions", "/v1/documents", "/v1/documents/{document_id}")
 
 
 async def four(gateway: Any, toy: Any, **changed: Any) -> Any:
-    """A gateway in front of four replicas that keep documents."""
     scene = await gateway(**changed)
     for name in ("a", "b", "c", "d"):
 

@@ -1,7 +1,5 @@
 """Too much, too slow, too foreign, not there: each gets a clear answer in its route family's own form."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator

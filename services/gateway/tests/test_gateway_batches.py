@@ -1,7 +1,5 @@
 """Files and batches by the `openai` package, over jobs; tenants, refusals, cancellation, and two gateways."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import time

@@ -1,7 +1,5 @@
 """A body that is read once and sent as often as it must be: limits, memory, replay."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
@@ -23,7 +21,7 @@ class Caller:
         self.pieces, self.hangs_up, self.asked = list(pieces), hangs_up, 0
 
     async def __call__(self) -> dict[str, Any]:
-        """The next message."""
+        """Give the next message."""
         self.asked += 1
         await asyncio.sleep(0)
         if not self.pieces:

@@ -1,7 +1,5 @@
 """A flood of one tenant waits behind itself: another is served as if it were quiet."""
 
-from __future__ import annotations
-
 import asyncio
 import statistics
 import time
@@ -164,7 +162,6 @@ async def settle() -> None:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
-    """The fair queue's clock, set by hand."""
     now = types.SimpleNamespace(seconds=0.0)
     fake = types.SimpleNamespace(monotonic=lambda: now.seconds, perf_counter=lambda: now.seconds)
     monkeypatch.setattr("services.gateway.policy.fair_queue.time", fake)

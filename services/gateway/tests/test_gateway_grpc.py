@@ -1,7 +1,5 @@
 """The gRPC front before small real gRPC servers: what passes, what is answered here, who may call, who takes over."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import socket
@@ -248,10 +246,7 @@ async def test_a_replicas_error_passes_unchanged(front: Any, replica: Any) -> No
     scene.announce("http://127.0.0.1:1", grpc=address)
     with pytest.raises(grpc.aio.AioRpcError) as failed:
         await call(channel, "ModelInfer", INFER)
-    assert (failed.value.code(), failed.value.details()) == (
-        grpc.StatusCode.INVALID_ARGUMENT,
-        "one does not want to.",
-    )
+    assert (failed.value.code(), failed.value.details()) == (grpc.StatusCode.INVALID_ARGUMENT, "one does not want to.")
     assert ("retry-after", "3") in tuple(failed.value.trailing_metadata())
 
 

@@ -3,8 +3,6 @@
 What counts is how long the gateway holds its event loop, which no load of the machine makes longer; see `loop_watch`.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json

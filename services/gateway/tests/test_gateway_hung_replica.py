@@ -1,7 +1,5 @@
 """A replica process is stopped (SIGSTOP): its connections stay open and nothing answers. Nobody waits for it."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import signal

@@ -1,7 +1,5 @@
 """Jobs over HTTP, on a queue that keeps the contract in memory; and once on the real one."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 from collections.abc import AsyncIterator
@@ -20,7 +18,6 @@ ASYNC = {"prefer": "respond-async"}
 
 
 def parsed(events: bytes) -> list[Any]:
-    """The data of server-sent events."""
     blocks = [block for block in events.split(b"\n\n") if block.startswith(b"data: ")]
     return [json.loads(block.removeprefix(b"data: ")) for block in blocks]
 
@@ -90,7 +87,6 @@ class _MemoryQueue:
         return self.results[job_id]
 
     async def delete(self, job_id: str, tenant: str) -> Job:
-        """Cancel, or forget."""
         job = await self.get(job_id, tenant)
         return self.jobs.pop(job_id) if job.status in FINAL else await self.cancel(job_id, tenant)
 
@@ -126,7 +122,6 @@ def queue() -> _MemoryQueue:
 
 @pytest.fixture
 async def scene(gateway: Any, toy: Any, queue: _MemoryQueue) -> Any:
-    """A gateway with a queue and one replica."""
     scene = await gateway(queue)
     scene.upstream = await toy()
     scene.announce(scene.upstream.url)

@@ -1,7 +1,5 @@
 """API keys: what is kept, what is refused, and the verb that makes them."""
 
-from __future__ import annotations
-
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -157,8 +155,7 @@ async def test_each_door_needs_its_scope(
 
 
 @pytest.mark.parametrize(
-    ("path", "place"),
-    [("/v2/models/pranet/infer", "error"), ("/v1/chat/completions", "error"), ("/v1/echo", "detail")],
+    ("path", "place"), [("/v2/models/pranet/infer", "error"), ("/v1/chat/completions", "error"), ("/v1/echo", "detail")]
 )
 async def test_a_refusal_has_the_familys_form(gateway: Any, toy: Any, path: str, place: str) -> None:
     scene = await gateway(auth="keys")
@@ -179,7 +176,6 @@ async def test_jobs_need_both_scopes(gateway: Any, toy: Any, ring: KeyRing) -> N
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Runs `fovea keys …` on a key file of the test's own."""
     monkeypatch.setenv("FOVEA_DATA_DIR", str(tmp_path))
     settings.cache_clear()
     yield lambda *words: CliRunner().invoke(keys, list(words))

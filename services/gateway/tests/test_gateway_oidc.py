@@ -1,7 +1,5 @@
 """Bearer tokens of a real identity provider in a process of its own."""
 
-from __future__ import annotations
-
 import base64
 import json
 import subprocess

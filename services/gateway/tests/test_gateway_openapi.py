@@ -1,7 +1,5 @@
 """What the gateway says about the whole: models, readiness, the joined document, the reference page."""
 
-from __future__ import annotations
-
 import asyncio
 import re
 from typing import Any
@@ -25,7 +23,6 @@ SEG = {**CHAT, "id": "pranet", "task": "segment", "service": "seg", "paper": {"y
 
 @pytest.fixture
 async def scene(gateway: Any, toy: Any) -> Any:
-    """A gateway before two services that describe themselves."""
     seg = await toy(documents={"models": {"data": [SEG]}, "openapi": document("/v1/segment", "Mask", "number")})
     llm = await toy(
         documents={"models": {"data": [CHAT]}, "openapi": document("/v1/chat/completions", "Mask", "string")}

@@ -1,7 +1,5 @@
 """schemathesis over the gateway's own routes, with a key that may do everything: no request makes it fail."""
 
-from __future__ import annotations
-
 import asyncio
 from pathlib import Path
 from typing import Any

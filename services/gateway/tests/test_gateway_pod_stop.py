@@ -1,7 +1,5 @@
 """A gateway's pod is stopped: it serves on while load balancers still send, then ends no stream before its time."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import signal

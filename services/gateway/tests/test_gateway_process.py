@@ -1,7 +1,5 @@
 """`python -m services.gateway` as a process: it starts, refuses wrong settings in one line, and stops when told."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

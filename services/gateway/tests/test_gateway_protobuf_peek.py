@@ -1,7 +1,5 @@
 """The model's name is read from real messages, and from no false ones."""
 
-from __future__ import annotations
-
 import contextlib
 
 import pytest

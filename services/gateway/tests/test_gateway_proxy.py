@@ -1,7 +1,5 @@
 """The proxy over real sockets: what crosses it, what does not, and what happens when somebody goes away."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import random

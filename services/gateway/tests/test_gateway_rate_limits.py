@@ -1,7 +1,5 @@
 """Rates and quotas: counted in a real Redis, and in the process while Redis is away."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 import types
@@ -24,7 +22,6 @@ ANN = Caller("ann", frozenset({"infer"}), "k1", KeyLimits(rate_per_minute=3))
 
 
 async def spend(limits: RateLimiter, caller: Caller) -> int:
-    """Requests until the first refusal."""
     count = 0
     while count < 100:
         try:
@@ -133,7 +130,6 @@ async def test_headers_say_where_a_caller_stands_and_when_to_come_back(gateway: 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
-    """The clock of rates, set by hand."""
     now = types.SimpleNamespace(seconds=1000.0)
     fake = types.SimpleNamespace(time=lambda: now.seconds, monotonic=lambda: now.seconds)
     monkeypatch.setattr("services.gateway.policy.rate_limits.time", fake)
@@ -173,7 +169,6 @@ class Storage:
 
 @pytest.fixture
 def stored(clock: types.SimpleNamespace) -> tuple[RateLimiter, Storage]:
-    """A limiter, and what it has in place of Redis."""
     limits, storage = RateLimiter(Settings(auth="keys")), Storage()
     limits._shared = storage
     return limits, storage

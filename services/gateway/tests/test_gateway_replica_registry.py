@@ -1,7 +1,5 @@
 """Which replicas count: records in a real Redis, renewals, silence, an outage, and fixed upstreams."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import AsyncIterator
 from typing import Any

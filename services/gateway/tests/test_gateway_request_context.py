@@ -1,7 +1,5 @@
 """What crosses the gateway in headers, and who may be behind a request to a loopback port."""
 
-from __future__ import annotations
-
 import asyncio
 from typing import Any
 

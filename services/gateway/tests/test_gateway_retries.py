@@ -1,7 +1,5 @@
 """Replicas die; requests do not. Connections are really cut and processes really killed."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import os

@@ -1,7 +1,5 @@
 """The table of routes: literal paths, templates, what is below, and names of models."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """Interventions through the gateway: the replica learns what a key allows, and the audit log who looked inside."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

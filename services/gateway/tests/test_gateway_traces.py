@@ -1,7 +1,5 @@
 """Spans of the gateway: key, model, turn and replica of a request, and what a caller's `traceparent` becomes."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from services.gateway.policy.auth import KeyRing
@@ -25,7 +23,6 @@ async def test_key_model_turn_and_replica_are_spans_of_one_request(
     headers = {"authorization": f"Bearer {secret}", "traceparent": f"00-{TRACE}-{CALLER}-01"}
     answer = await scene.client.post("/v1/echo", json={"model": "yolo"}, headers=headers)
     assert answer.status_code == 200
-
     server = next(s for s in recorded_spans.named("POST /v1/echo") if s.kind.name == "SERVER")
     sent = next(s for s in recorded_spans.named("POST /v1/echo") if s.kind.name == "CLIENT")
     assert f"{server.parent.span_id:016x}" == CALLER

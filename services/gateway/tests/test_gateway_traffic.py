@@ -1,7 +1,5 @@
 """Versions of a service answer their shares; a shadow answers nobody, delays nobody, and is compared."""
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import io
@@ -133,7 +131,6 @@ def test_a_plan_that_makes_no_sense_is_refused(plan: dict[str, Any]) -> None:
 
 
 async def versions(gateway: Any, toy: Any, plan: dict[str, Any], *names: str, **changed: Any) -> Any:
-    """A gateway before a stable replica and one of each version."""
     scene = await gateway(traffic=json.dumps({"svc": plan}) if plan else "", **changed)
     for name in ("", *names):
         upstream = await toy(name=name or "stable")
@@ -174,7 +171,6 @@ async def test_a_conversation_keeps_its_version(gateway: Any, toy: Any) -> None:
 
 
 async def settled(outcome: str, version: str, more: int, before: float) -> None:
-    """Wait until so many more shadow requests have an outcome."""
     for _ in range(200):
         now = sample("fovea_shadow_requests_total", service="svc", version=version, outcome=outcome)
         if now - before == more:

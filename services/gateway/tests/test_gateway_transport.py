@@ -1,7 +1,5 @@
 """HTTP's corners, byte by byte: an upstream that is a script, and callers that are sockets."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import gzip
@@ -19,7 +17,6 @@ Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 @contextlib.asynccontextmanager
 async def scripted(serve: Serve) -> AsyncIterator[str]:
-    """An upstream that does what `serve` says with each connection."""
     at_work: set[asyncio.Task[None]] = set()
 
     async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -53,7 +50,6 @@ def answering(answer: bytes, *, close: bool = True) -> Serve:
 
 
 async def request(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
-    """Head and body of one request with a Content-Length."""
     head = await reader.readuntil(b"\r\n\r\n")
     length = [line.partition(b":")[2] for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
     return head, await reader.readexactly(int(length[0]) if length else 0)
@@ -61,7 +57,6 @@ async def request(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
 
 @contextlib.asynccontextmanager
 async def connected(url: str) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """A caller's connection."""
     address = urlsplit(url)
     reader, writer = await asyncio.open_connection(address.hostname, address.port)
     try:
@@ -71,7 +66,6 @@ async def connected(url: str) -> AsyncIterator[tuple[asyncio.StreamReader, async
 
 
 async def response(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
-    """Head and body of one answer with a Content-Length."""
     async with asyncio.timeout(5):
         return await request(reader)
 

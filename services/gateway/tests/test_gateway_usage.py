@@ -1,7 +1,5 @@
 """What a tenant consumed is in the ledger, from answers and replicas, and nobody else sees it."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

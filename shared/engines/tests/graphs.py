@@ -1,7 +1,5 @@
 """Small ONNX graphs, made in memory, for the engines' tests."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from onnx import TensorProto, helper
@@ -38,11 +36,9 @@ def graph(nodes: Sequence[tuple[str, Sequence[str], Sequence[str]]], inputs: dic
 
 
 def identity(datatype: str) -> bytes:
-    """Hands x on as y, both of shape (n, 3)."""
     return graph([("Identity", ["x"], ["y"])], {"x": (datatype, ["n", 3])}, {"y": (datatype, ["n", 3])})
 
 
 def adder() -> bytes:
-    """Adds a and b, both FP32 of shape (n, any)."""
     pair = {"a": ("FP32", ["n", "w"]), "b": ("FP32", ["n", "v"])}
     return graph([("Add", ["a", "b"], ["sum"])], pair, {"sum": ("FP32", None)})

@@ -33,7 +33,6 @@ from shared.rpc.tensors import DTYPES
 
 
 def region_file(key):
-    """The file of a region of shared memory."""
     return Path("/dev/shm", key.lstrip("/"))  # noqa: S108  # where Linux keeps them
 
 
@@ -322,11 +321,7 @@ def test_only_loopback_is_taken_for_this_host(address, is_here):
 def test_timeout_and_connections_are_settings(server):
     place = LoadContext(
         engine="triton",
-        options={
-            "triton_url": f"127.0.0.1:{server.server_port}",
-            "triton_timeout_s": "0.2",
-            "triton_connections": "2",
-        },
+        options={"triton_url": f"127.0.0.1:{server.server_port}", "triton_timeout_s": "0.2", "triton_connections": "2"},
     )
     engine = open_engine(place, ModelArtifacts("slow"))
     with pytest.raises(DeadlineExceeded, match=r"took over 0\.2 s"):

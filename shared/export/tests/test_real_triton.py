@@ -1,7 +1,5 @@
 """A real Triton loads the repositories that are written, and the triton engine gets from it what ONNX Runtime finds."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,10 +21,7 @@ from shared.export.triton_repository import TritonOptions, write_model
 from shared.registry.weights import Manifest, NetworkSpec, Weights
 
 TRITON = find_triton()
-pytestmark = [
-    pytest.mark.release,
-    pytest.mark.skipif(TRITON is None, reason="pip install --no-deps nvidia-pytriton"),
-]
+pytestmark = [pytest.mark.release, pytest.mark.skipif(TRITON is None, reason="pip install --no-deps nvidia-pytriton")]
 
 SIDE = 256
 MOST = 4

@@ -1,7 +1,5 @@
 """A model repository holds what its `config.pbtxt` says: parsed by Triton's own schema, run by ONNX Runtime."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Both sides of a job queue in the Redis of tests/harness/redis_servers.py."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -15,7 +13,6 @@ from shared.settings import Settings
 
 @pytest.fixture
 def job_settings(tmp_path: Path) -> Settings:
-    """Small limits and a short lease, so that tests meet them."""
     return Settings(
         data_dir=tmp_path,
         job_lease_s=0.4,
@@ -28,7 +25,6 @@ def job_settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture
 async def queue(redis_url: str, job_settings: Settings) -> AsyncIterator[RedisJobQueue]:
-    """The callers' side."""
     queue = RedisJobQueue(redis_url, job_settings)
     yield queue
     await queue.close()
@@ -36,7 +32,6 @@ async def queue(redis_url: str, job_settings: Settings) -> AsyncIterator[RedisJo
 
 @pytest.fixture
 async def inbox(redis_url: str, job_settings: Settings) -> AsyncIterator[QueueConsumer]:
-    """The side of a worker of the service `svc`."""
     inbox = QueueConsumer(redis_url, "svc", job_settings)
     yield inbox
     await inbox.close()
@@ -44,5 +39,4 @@ async def inbox(redis_url: str, job_settings: Settings) -> AsyncIterator[QueueCo
 
 @pytest.fixture
 def payload() -> Payload:
-    """A small request."""
     return Payload("svc", "/v1/segment", b"body", {"content-type": "image/png"}, tenant="ann")

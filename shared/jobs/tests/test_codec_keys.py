@@ -1,7 +1,5 @@
 """The small parts: keys, records, the link's words for an absent Redis, the waking of watchers, tasks that must end."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json
@@ -100,9 +98,6 @@ def test_the_words_of_our_own_failures_are_not_shown() -> None:
     assert json.loads(codec.encode_problem(TooLarge("Big.", hint="Shrink it.")))["hint"] == "Shrink it."
 
 
-# The link
-
-
 @pytest.mark.parametrize(
     "error",
     [
@@ -170,9 +165,6 @@ async def test_a_task_that_swallows_a_cancel_is_ended_all_the_same() -> None:
     async with asyncio.timeout(2):
         await cancel_tasks(task)
     assert task.cancelled()
-
-
-# Changes
 
 
 @contextlib.asynccontextmanager

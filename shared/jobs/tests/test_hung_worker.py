@@ -1,7 +1,5 @@
 """A worker that hangs for longer than its lease and comes back: it tells its own attempts at a job apart."""
 
-from __future__ import annotations
-
 import asyncio
 import threading
 import time
@@ -27,7 +25,6 @@ WRITES = ("progress", "succeed", "fail", "again", "hand_back")
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Look for jobs in tens of milliseconds."""
     monkeypatch.setattr(consumer_module, "_BLOCK_MS", 50)
 
 
@@ -82,7 +79,6 @@ class Rival:
 
 @pytest.fixture
 def rival(redis_url: str, job_settings: Settings) -> Iterator[Rival]:
-    """A rival that works once it is asked to."""
     rival = Rival(redis_url, job_settings)
     yield rival
     rival.end()

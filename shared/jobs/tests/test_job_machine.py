@@ -2,8 +2,6 @@
 
 # ruff: noqa: D102  (rules and invariants are named by what they say)
 
-from __future__ import annotations
-
 import asyncio
 import time
 from dataclasses import dataclass

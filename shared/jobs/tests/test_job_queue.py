@@ -1,7 +1,5 @@
 """What callers may rely on, against a real Redis."""
 
-from __future__ import annotations
-
 import asyncio
 from dataclasses import replace
 
@@ -114,9 +112,6 @@ async def test_a_full_queue_refuses_and_leaves_nothing_behind(
     assert new, "the refused submit must not have used up its key"
 
 
-# Idempotency keys
-
-
 async def test_twenty_submits_with_one_key_are_one_job(queue: RedisJobQueue, payload: Payload) -> None:
     answers = await asyncio.gather(*(queue.submit(replace(payload, body=b"x" * 3000), "key") for _ in range(20)))
     assert len({job.id for job, _ in answers}) == 1
@@ -159,9 +154,6 @@ async def test_a_key_returns_the_job_also_when_it_is_finished_or_the_queue_is_fu
         await queue.submit(payload)
     again, new = await queue.submit(payload, "key")
     assert (again.id, again.status, new) == (first.id, "succeeded", False)
-
-
-# Cancel and retry
 
 
 async def test_a_cancelled_queued_job_is_never_delivered(
@@ -251,9 +243,6 @@ async def test_a_retry_into_a_full_queue_is_refused_and_keeps_the_job(
     assert (await queue.get(job.id, "ann")).status == "cancelled"
 
 
-# Dead letters
-
-
 async def die(queue: RedisJobQueue, inbox: QueueConsumer, payload: Payload, attempts: int) -> str:
     job, _ = await queue.submit(payload)
     for _ in range(attempts):
@@ -292,9 +281,6 @@ async def test_the_oldest_of_too_many_dead_letters_are_let_go(
     await inbox.close()
 
 
-# Large bodies
-
-
 async def test_large_bodies_stay_out_of_redis_and_leave_with_the_job(
     redis_url: str, queue: RedisJobQueue, inbox: QueueConsumer, payload: Payload, job_settings: Settings
 ) -> None:
@@ -323,9 +309,6 @@ async def test_a_body_of_exactly_the_limit_stays_in_redis(
     assert (await take(inbox)).body == b"q" * 1000
 
 
-# Expiry
-
-
 async def test_finished_jobs_are_forgotten_after_their_time(
     redis_url: str, payload: Payload, job_settings: Settings
 ) -> None:
@@ -352,9 +335,6 @@ async def test_finished_jobs_are_forgotten_after_their_time(
     await inbox.close()
 
 
-# Events
-
-
 async def collect(queue: RedisJobQueue, job_id: str) -> list[tuple[str, float, str | None]]:
     return [(job.status, job.progress, job.note) async for job in queue.events(job_id, "ann")]
 
@@ -377,12 +357,7 @@ async def test_events_tell_every_step_and_end_with_the_final_state(
     await until(lambda: len(seen) == 3)
     await inbox.succeed(delivery, DONE)
     await asyncio.wait_for(following, 5)
-    assert seen == [
-        ("queued", 0.0, None),
-        ("running", 0.0, None),
-        ("running", 0.5, "half"),
-        ("succeeded", 1.0, None),
-    ]
+    assert seen == [("queued", 0.0, None), ("running", 0.0, None), ("running", 0.5, "half"), ("succeeded", 1.0, None)]
 
 
 async def test_events_of_a_finished_job_are_its_final_state(queue: RedisJobQueue, payload: Payload) -> None:
@@ -401,9 +376,6 @@ async def test_many_watchers_share_one_connection(queue: RedisJobQueue, inbox: Q
     assert all(story[-1][0] == "succeeded" for story in stories)
     assert subscribers[0][1] <= 1
     assert not queue._changes._watchers, "finished watchers leave nothing behind"
-
-
-# Redis away
 
 
 async def test_every_method_raises_not_ready_while_redis_is_away(job_settings: Settings, payload: Payload) -> None:

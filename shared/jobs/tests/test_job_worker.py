@@ -1,7 +1,5 @@
 """The worker loop against a real Redis: what becomes of a handler's answer, and what a stop or a cancel does."""
 
-from __future__ import annotations
-
 import asyncio
 import threading
 import time
@@ -27,7 +25,6 @@ DONE = Result(200, "text/plain", b"done")
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Retry, and look for delayed jobs, in tens of milliseconds."""
     monkeypatch.setattr(worker_module, "_MAX_BACKOFF_S", 0.03)
     monkeypatch.setattr(consumer_module, "_BLOCK_MS", 50)
 
@@ -240,9 +237,6 @@ async def test_progress_is_shown_without_a_write_for_each_step(
     assert 4 <= len(seen) <= 20, "several steps are seen, and far fewer are written than were told"
 
 
-# Cancel
-
-
 @pytest.mark.timed("The next renewal, a second later, would stop it as well.")
 async def test_cancelling_a_running_job_stops_it_within_a_second(
     redis_url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
@@ -312,9 +306,6 @@ async def test_cancel_and_retry_runs_a_new_attempt_whose_answer_counts(
         assert (await queue.result(job.id, "ann")).body == b"2"
 
 
-# Draining
-
-
 async def test_a_stopping_worker_finishes_what_is_nearly_done(
     redis_url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
 ) -> None:
@@ -375,9 +366,6 @@ async def test_a_stopping_worker_begins_nothing_new(
         await asyncio.sleep(0.05)
         await queue.submit(payload)
     assert await queue.depth("svc") == 1
-
-
-# Housekeeping
 
 
 async def test_workers_forget_finished_jobs_by_themselves(

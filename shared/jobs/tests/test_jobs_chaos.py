@@ -1,7 +1,5 @@
 """`kill -9` of workers and of Redis: nothing accepted is lost, nothing counts twice, and it is quick."""
 
-from __future__ import annotations
-
 import asyncio
 import collections
 import signal
@@ -32,14 +30,12 @@ Start = Callable[[], subprocess.Popen[bytes]]
 
 @pytest.fixture(autouse=True)
 def short_lease(monkeypatch: pytest.MonkeyPatch) -> float:
-    """Seconds after which a silent worker loses its job."""
     monkeypatch.setenv("FOVEA_JOB_LEASE_S", "1")
     return 1.0
 
 
 @pytest.fixture
 def ledger(tmp_path: Path) -> Path:
-    """What the workers did, a line each."""
     path = tmp_path / "ledger"
     path.touch()
     return path
@@ -67,7 +63,6 @@ def start_worker(own_redis: RedisServer, tmp_path: Path, ledger: Path) -> Iterat
 
 @pytest.fixture
 async def far_queue(own_redis: RedisServer, tmp_path: Path) -> AsyncIterator[RedisJobQueue]:
-    """The callers' side of the Redis that is killed."""
     queue = RedisJobQueue(own_redis.url, Settings(data_dir=tmp_path))
     yield queue
     await queue.close()
@@ -88,7 +83,6 @@ def lines(ledger: Path, what: str) -> list[str]:
 
 
 def runner(ledger: Path, job: Job) -> int:
-    """Pid of the worker that began the job last."""
     rows = [line.split() for line in ledger.read_text().splitlines()]
     return int([row[2] for row in rows if row[0] == job.id and row[3] == "begin"][-1])
 
@@ -108,7 +102,6 @@ async def begun(queue: RedisJobQueue, ledger: Path, *jobs: Job) -> None:
 async def begin_one(
     queue: RedisJobQueue, ledger: Path, workers: list[subprocess.Popen[bytes]], *seconds: float
 ) -> tuple[Job, subprocess.Popen[bytes]]:
-    """A job that runs, and the worker that runs it."""
     job, _ = await queue.submit(work(*seconds))
     await begun(queue, ledger, job)
     return job, next(child for child in workers if child.pid == runner(ledger, job))

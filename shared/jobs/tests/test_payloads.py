@@ -1,7 +1,5 @@
 """Payloads that are too large for Redis: gone when told, and shared by processes that share no folder."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import time
@@ -59,11 +57,7 @@ def s3_variables() -> Iterator[dict[str, str]]:
 
 
 async def test_gateway_and_worker_of_two_machines_share_a_bucket(
-    redis_url: str,
-    payload: Payload,
-    tmp_path: Path,
-    s3_variables: dict[str, str],
-    monkeypatch: pytest.MonkeyPatch,
+    redis_url: str, payload: Payload, tmp_path: Path, s3_variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in s3_variables.items():
         monkeypatch.setenv(name, value)

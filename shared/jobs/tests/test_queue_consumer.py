@@ -1,7 +1,5 @@
 """Deliveries: who has a job, and who may still write about it."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import socket
@@ -25,7 +23,6 @@ DONE = Result(200, "text/plain", b"first")
 
 @pytest.fixture
 async def other(redis_url: str, job_settings: Settings) -> AsyncIterator[QueueConsumer]:
-    """A second worker of the same service."""
     inbox = QueueConsumer(redis_url, "svc", job_settings)
     yield inbox
     await inbox.close()

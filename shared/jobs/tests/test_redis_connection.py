@@ -1,7 +1,5 @@
 """Redis as operators have it: URL and password from files, TLS with an authority of its own, Sentinel, and full."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import ssl

@@ -1,7 +1,5 @@
 """Which Redis is used, and that ours keeps what it accepted."""
 
-from __future__ import annotations
-
 import os
 import stat
 import subprocess

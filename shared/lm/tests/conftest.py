@@ -1,7 +1,5 @@
 """Tiny models with golden numbers, and tiny random models, for the tests of `shared.lm`."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass, field
 from pathlib import Path

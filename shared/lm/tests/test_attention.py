@@ -1,7 +1,5 @@
 """Both kernels against plain loops in float64, on odd shapes."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

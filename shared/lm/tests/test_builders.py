@@ -1,7 +1,5 @@
 """Builders are found by name and carry the shared keywords."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 
@@ -14,7 +12,6 @@ SIZES = {"vocab": 20, "width": 12, "layers": 2, "heads": 3, "hidden": 16, "posit
 
 @pytest.fixture
 def only_lm(monkeypatch):
-    """Discovery that looks at this room alone."""
     monkeypatch.setattr(discovery, "SERVICES", ())
 
 

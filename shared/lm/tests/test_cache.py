@@ -1,7 +1,5 @@
 """The cache: what was written is what is read, however it grew."""
 
-from __future__ import annotations
-
 import torch
 from hypothesis import given
 from hypothesis import strategies as st

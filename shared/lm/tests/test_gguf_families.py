@@ -1,7 +1,5 @@
 """GGUF files of Gemma 3, Qwen 2.5 and Qwen 3 hold what their folders hold, and speak SentencePiece where they must."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """Head plans: what is refused, how scores become roles, and that a digest names exactly one plan."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

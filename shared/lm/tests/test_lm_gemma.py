@@ -1,7 +1,5 @@
 """Gemma 3: windows that slide in every path through the decoder, and facts in the forms that its files have had."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """The decoder against the official implementations, on random models of odd sizes."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """A Llama whose weights follow from a rule, in float64, against the official forward."""
 
-from __future__ import annotations
-
 import zlib
 from pathlib import Path
 
@@ -16,7 +14,6 @@ GOLDEN = Path(__file__).parent / "golden" / "tinyllama_dense.npz"
 
 
 def noise(seed: int, count: int) -> np.ndarray:
-    """Uniform numbers in [−1, 1) by splitmix64."""
     with np.errstate(over="ignore"):
         z = (np.uint64(seed) << np.uint64(32)) + np.arange(count, dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -26,7 +23,6 @@ def noise(seed: int, count: int) -> np.ndarray:
 
 
 def ruled(key: str, shape: torch.Size) -> torch.Tensor:
-    """The weights of one key."""
     x = torch.from_numpy(noise((zlib.crc32(key.encode()) + SEED) % 2**32, shape.numel())).view(shape)
     if "norm" in key:
         return 1 + 0.1 * x

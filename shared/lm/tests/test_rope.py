@@ -1,7 +1,5 @@
 """Rotation: pairs turn by their angle, and only distances matter."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

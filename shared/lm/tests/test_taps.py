@@ -1,7 +1,5 @@
 """Properties that named taps must have on any model."""
 
-from __future__ import annotations
-
 import copy
 from concurrent.futures import ThreadPoolExecutor
 
@@ -238,7 +236,6 @@ def test_without_captures_no_operation_is_added(llama_golden):
 
 
 def _llama_without_tap_lines(model, ids):
-    """The forward as it would be written if nobody ever listened."""
     c, sdpa = model.config, torch.nn.functional.scaled_dot_product_attention
     positions = torch.arange(0, ids.shape[1])
     x = model.model.embed_tokens(ids)
@@ -297,11 +294,7 @@ def test_patterns_too_large_are_refused_before_they_are_computed(llama_golden):
         trace(llama_golden.model, ids, kernel="eager", max_cells=10**7)
     assert trace(
         llama_golden.model, ids, capture=["pattern.0"], queries=[-1], max_cells=10**5, keep=1
-    ).logits.shape == (
-        1,
-        1,
-        64,
-    )
+    ).logits.shape == (1, 1, 64)
 
 
 def test_a_seam_of_ones_own_replaces_attention_and_keeps_the_taps(llama_golden):

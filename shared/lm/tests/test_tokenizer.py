@@ -1,7 +1,5 @@
 """Text, tokens and characters: what a stream may show, and what a chat template may do."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """Reading model files: what is taken, what is refused, and that GGUF and folder hold the same model."""
 
-from __future__ import annotations
-
 import json
 import pickle
 from importlib import metadata

@@ -1,7 +1,5 @@
 """What one process imports, another one with another folder serves; only what changed is fetched."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Weights files: verified before they are read, stored whole, found where they were imported first."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

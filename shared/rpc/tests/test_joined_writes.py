@@ -1,7 +1,5 @@
 """Servers send the head and the body of an answer in one packet, and each part of a stream when it is there."""
 
-from __future__ import annotations
-
 import asyncio
 import socket
 from collections.abc import AsyncIterator

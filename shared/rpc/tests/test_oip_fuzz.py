@@ -1,7 +1,5 @@
 """Whatever bytes come, the codec answers with a call or with an error of ours."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

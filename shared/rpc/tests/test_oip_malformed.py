@@ -1,7 +1,5 @@
 """What is wrong with a request is said in a sentence that names the tensor: JSON with its binary part, and protobuf."""
 
-from __future__ import annotations
-
 import json
 import re
 from typing import Any
@@ -127,14 +125,12 @@ def test_more_json_than_is_read_is_too_large() -> None:
 
 def test_nested_data_is_read_as_its_shape_says() -> None:
     call = decode(request({**X, "shape": [2, 1, 2], "data": [[[1, 2]], [[3, 4]]]}))
-
     assert call.feeds["x"].tolist() == [[[1, 2]], [[3, 4]]]
 
 
 def test_json_and_binary_inputs_mix_in_any_order() -> None:
     head = request({**X, "name": "a", "data": [1, 2]}, RAW, {**X, "name": "b", "data": [3, 4]}, {**RAW, "name": "z"})
     call = decode(head, np.arange(4, dtype="<f4").tobytes())
-
     assert {name: array.tolist() for name, array in call.feeds.items()} == {
         "a": [1, 2], "x": [0, 1], "b": [3, 4], "z": [2, 3],
     }  # fmt: skip
@@ -145,7 +141,6 @@ def test_outputs_travel_as_they_are_asked_for() -> None:
     call = decode(request({**X, "data": [1, 2]}, outputs=outputs, parameters={"binary_data_output": True}))
     results = {"b": np.float32([1]), "a": np.float32([2]), "unwanted": np.float32([3])}
     body = oip_json.encode_answer(build_answer(call, results, "1"), call)
-
     head = json.loads(body.join()[: body.header_length])
     assert [(o["name"], "data" in o, "parameters" in o) for o in head["outputs"]] == [
         ("a", True, False),
@@ -157,14 +152,12 @@ def test_outputs_travel_as_they_are_asked_for() -> None:
 def test_all_outputs_come_when_none_is_named_and_as_json_unless_asked_otherwise() -> None:
     call = decode(request({**X, "data": [1, 2]}))
     body = oip_json.encode_answer(build_answer(call, {"a": np.float32([2]), "b": np.array([b"t"], object)}, "1"), call)
-
     assert body.header_length is None
     assert [o["data"] for o in json.loads(body.join())["outputs"]] == [[2.0], ["t"]]
 
 
 def test_an_unknown_output_is_refused_with_the_known_ones() -> None:
     call = InferCall("m", {}, requested={"heat": None})
-
     with pytest.raises(Malformed, match="no output 'heat'") as caught:
         check_outputs(call, ["mask"])
     assert "'mask'" in str(caught.value.hint)
@@ -185,11 +178,7 @@ def test_timeout_is_in_microseconds(timeout: Any, seconds: float | None) -> None
 def test_an_answer_keeps_nan_for_the_client() -> None:
     call = InferCall("m", {}, binary=True)
     body = oip_json.encode_answer(InferAnswer("m", "1", {"y": np.float32([np.nan])}), call)
-
     assert np.isnan(oip_json.decode_answer(body.join(), body.header_length).outputs["y"]).all()
-
-
-# Protobuf.
 
 
 def message(raw: list[bytes] | None = None, **tensor: Any) -> pb.ModelInferRequest:
@@ -246,7 +235,6 @@ def test_a_bad_message_is_malformed_and_says_where(bad: pb.ModelInferRequest, to
 def test_typed_contents_are_read_and_answered_in_kind(datatype: str, field: str, values: list[Any]) -> None:
     call = oip_proto.decode_request(message(datatype=datatype, contents=contents(**{field: values})))
     told = oip_proto.encode_answer(build_answer(call, {"y": call.feeds["x"]}, "1"), call)
-
     assert call.feeds["x"].tolist() == values
     assert not told.raw_output_contents
     assert list(getattr(told.outputs[0].contents, field)) == values
@@ -256,7 +244,6 @@ def test_typed_contents_are_read_and_answered_in_kind(datatype: str, field: str,
 def test_one_output_without_typed_form_makes_the_answer_raw() -> None:
     call = oip_proto.decode_request(message(contents=contents(fp32_contents=[1, 2])))
     told = oip_proto.encode_answer(build_answer(call, {"a": np.float16([1]), "b": np.float32([2])}, "1"), call)
-
     assert [len(raw) for raw in told.raw_output_contents] == [2, 4]
     assert {name: array.tolist() for name, array in oip_proto.decode_answer(told).outputs.items()} == {
         "a": [1],
@@ -267,13 +254,9 @@ def test_one_output_without_typed_form_makes_the_answer_raw() -> None:
 def test_parameters_of_every_kind_pass_through_messages() -> None:
     given = {"flag": True, "count": -3, "share": 0.5, "text": "ä"}
     call = InferCall("m", {"x": np.float32([1])}, parameters=given)
-
     assert oip_proto.decode_request(oip_proto.encode_request(call)).parameters == given
     told = oip_proto.encode_answer(InferAnswer("m", "1", {}, parameters=given), call)
     assert oip_proto.decode_answer(told).parameters == given
-
-
-# What clients send and get, and where an error says that it is.
 
 
 def test_a_request_is_encoded_with_its_parameters_and_comes_back() -> None:

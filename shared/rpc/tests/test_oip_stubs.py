@@ -1,7 +1,5 @@
 """The committed stubs are what `proto/` says, and what `tritonclient` sends: same names, numbers and types."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess
@@ -58,7 +56,6 @@ def ours(message: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("name", sorted(pb.DESCRIPTOR.message_types_by_name))
 def test_message_has_the_names_numbers_and_types_of_tritonclient(name: str, theirs: dict[str, Any]) -> None:
     mine, other = ours(pb.DESCRIPTOR.message_types_by_name[name]), theirs["messages"][name]
-
     if name in LEFT_OUT:
         other = {"fields": {n: f for n, f in other["fields"].items() if n in mine["fields"]}, "nested": {}}
     assert mine == other
@@ -73,7 +70,6 @@ def test_service_has_the_methods_of_tritonclient_but_those_that_reach_into_the_m
         m.name: [m.input_type.name, m.output_type.name, m.client_streaming, m.server_streaming]
         for m in pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods
     }
-
     assert mine.items() <= theirs["methods"].items()
     refused = theirs["methods"].keys() - mine.keys()
     assert all("SharedMemory" in name or name in {"TraceSetting", "LogSettings"} for name in refused)
@@ -97,7 +93,6 @@ def test_every_stub_has_its_proto() -> None:
 def test_a_broken_proto_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "broken.proto").write_text('syntax = "proto3"; message {')
     monkeypatch.setattr("shared.rpc.generate.PROTOS", tmp_path)
-
     with pytest.raises(RuntimeError, match=r"broken\.proto"):
         list(generate_stubs())
 

@@ -1,7 +1,5 @@
 """One tensor between numpy and the wire: round trips over all datatypes, views instead of copies, and every refusal."""
 
-from __future__ import annotations
-
 from typing import Any, get_args
 
 import hypothesis.extra.numpy as hnp
@@ -31,7 +29,6 @@ SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
 
 @st.composite
 def arrays(draw: st.DrawFn) -> np.ndarray:
-    """An array of any datatype, without NaN and infinities."""
     datatype, shape = draw(st.sampled_from(sorted(DTYPES))), draw(SHAPES)
     if datatype == "BYTES":
         return draw(hnp.arrays(object, shape, elements=st.binary(max_size=20), fill=st.nothing()))
@@ -50,7 +47,6 @@ def test_the_codec_knows_every_datatype_of_the_contract() -> None:
 def test_raw_bytes_come_back_as_the_same_array(array: np.ndarray) -> None:
     datatype = datatype_of("t", array)
     back = from_raw("t", datatype, array.shape, to_raw("t", array))
-
     assert back.dtype == array.dtype
     np.testing.assert_array_equal(back, array)
 
@@ -61,7 +57,6 @@ def test_values_come_back_as_the_same_array(array: np.ndarray) -> None:
     values = array.reshape(-1).tolist() if datatype in {"BYTES", "BF16"} else to_values("t", array)
     if datatype == "BF16":
         values = to_values("t", array)
-
     np.testing.assert_array_equal(from_values("t", datatype, array.shape, values), array)
 
 
@@ -115,7 +110,6 @@ def test_more_text_elements_than_are_read_are_too_large() -> None:
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_nan_and_infinity_are_refused_unless_let_through(datatype: str, value: float) -> None:
     raw = np.array([0.0, value, 1.0], DTYPES[datatype]).tobytes()
-
     with pytest.raises(Malformed, match=r"'t' of .* NaN, infinite"):
         from_raw("t", datatype, [3], raw)
     np.testing.assert_equal(from_raw("t", datatype, [3], raw, finite=False).astype(float), [0.0, value, 1.0])
@@ -125,7 +119,6 @@ def test_nan_and_infinity_are_refused_unless_let_through(datatype: str, value: f
 def test_the_largest_and_smallest_finite_values_pass(datatype: str) -> None:
     limits = ml_dtypes.finfo(DTYPES[datatype])
     array = np.array([limits.max, limits.min, limits.smallest_subnormal, -0.0], DTYPES[datatype])
-
     np.testing.assert_array_equal(from_raw("t", datatype, [4], array.tobytes()), array)
 
 
@@ -185,7 +178,6 @@ def test_values_of_another_kind_range_or_number_are_refused(datatype: str, value
 def test_a_raw_tensor_is_a_view_of_the_bytes_it_came_in() -> None:
     body = align([b"header!", np.arange(6, dtype="<f4").tobytes()], 7)
     array = from_raw("t", "FP32", [2, 3], body[7:])
-
     assert np.shares_memory(array, np.frombuffer(body, np.uint8))
     assert array.flags.aligned
     assert array.flags.writeable
@@ -195,7 +187,6 @@ def test_a_raw_tensor_is_a_view_of_the_bytes_it_came_in() -> None:
 def test_an_unaligned_raw_tensor_is_copied_into_alignment() -> None:
     body = align([b"header!", np.arange(6, dtype="<f8").tobytes()], None)
     array = from_raw("t", "FP64", [6], body[7:])
-
     assert array.flags.aligned
     assert not np.shares_memory(array, np.frombuffer(body, np.uint8))
     assert array.tolist() == [0, 1, 2, 3, 4, 5]
@@ -205,7 +196,6 @@ def test_an_unaligned_raw_tensor_is_copied_into_alignment() -> None:
 def test_aligning_keeps_the_bytes(chunks: list[bytes], header_length: int) -> None:
     whole = b"".join(chunks)
     body = align(chunks, header_length)
-
     assert bytes(body) == whole
     if whole:
         assert (np.frombuffer(body, np.uint8).ctypes.data + header_length) % 64 == 0
@@ -213,7 +203,6 @@ def test_aligning_keeps_the_bytes(chunks: list[bytes], header_length: int) -> No
 
 def test_to_raw_of_a_plain_array_is_a_view() -> None:
     array = np.arange(6, dtype=np.float32).reshape(2, 3)
-
     assert np.shares_memory(np.frombuffer(to_raw("t", array), np.uint8), array)
 
 
@@ -230,7 +219,6 @@ def test_to_raw_of_a_plain_array_is_a_view() -> None:
 def test_arrays_of_any_layout_are_written_little_endian_and_row_major(array: np.ndarray) -> None:
     datatype = datatype_of("t", array)
     back = from_raw("t", datatype, array.shape, to_raw("t", array))
-
     np.testing.assert_array_equal(back, array)
     np.testing.assert_array_equal(to_values("t", array), array.reshape(-1))
 

@@ -1,7 +1,5 @@
 """Fields of protobuf messages are found where they are, without decoding them."""
 
-from __future__ import annotations
-
 import pytest
 
 from shared.errors import Malformed

@@ -60,8 +60,6 @@ class MirrorEngine:
 def mirror(
     name: str, datatype: str = "FP32", deed: Deed = lambda array: array, axes: tuple[int, ...] = (-1, -1)
 ) -> type[Servable[Any, Any]]:
-    """A Servable around a MirrorEngine."""
-
     class Mirror(Servable[Nothing, Nothing]):
         card = Card(
             name=name,
@@ -108,7 +106,6 @@ MIRRORS: dict[str, type[Servable[Any, Any]]] = {
 
 
 def limited(**more: Any) -> Settings:
-    """Settings of a small server that reads no environment."""
     return Settings(_env_file=None, max_body_bytes=2**20, shutdown_grace_s=1, **more)
 
 
@@ -116,7 +113,6 @@ def limited(**more: Any) -> Settings:
 def serving(
     servables: Mapping[str, type[Servable[Any, Any]]] | None = None, settings: Settings | None = None
 ) -> Iterator[ReplicaServer]:
-    """A replica in a thread, once all its models have been tried."""
     chosen = settings or limited()
     replica = ReplicaServer(build("mirrors", servables=servables or MIRRORS, settings=chosen), chosen)
     loop = asyncio.new_event_loop()
@@ -141,7 +137,6 @@ def serving(
 
 
 def engine(replica: ReplicaServer, name: str) -> MirrorEngine:
-    """The engine of a model that runs in this process."""
     found = replica.host.servable(name).engine
     assert isinstance(found, MirrorEngine)
     return found
@@ -179,7 +174,6 @@ class Gate:
 
 
 def sample(datatype: str, shape: tuple[int, ...] = (2, 3)) -> np.ndarray:
-    """An array with a little of everything that its datatype has."""
     count = int(np.prod(shape))
     if datatype == "BYTES":
         array = np.empty(count, object)

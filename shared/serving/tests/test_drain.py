@@ -31,7 +31,6 @@ async def replica(redis_url, tmp_path):
 
 
 def pre_stop(data_dir, grace="20"):
-    """The hook, as the kubelet runs it."""
     env = environment(FOVEA_DATA_DIR=str(data_dir), FOVEA_SHUTDOWN_GRACE_S=grace)
     return subprocess.Popen([sys.executable, "-m", "shared.serving.drain"], env=env)
 

@@ -36,7 +36,6 @@ def scope(path="/v1/segment", **more):
 
 
 def forms(*places):
-    """What pydantic says of a value that fits none of its forms."""
     return RequestValidationError([{"loc": ("body", "a", *place), "msg": place[0], "type": "x"} for place in places])
 
 

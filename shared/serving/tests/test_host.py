@@ -36,7 +36,6 @@ async def host():
 
 
 def named(kind, name, **facts):
-    """A Servable like `kind` under another name."""
     return type(name, (kind,), {"card": kind.card.model_copy(update={"name": name, **facts})})
 
 

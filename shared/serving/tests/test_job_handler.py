@@ -1,7 +1,5 @@
 """Jobs replayed against an app in process: the same bytes as over HTTP, with progress and cancel."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json
@@ -185,9 +183,6 @@ async def test_a_cancel_looks_to_the_app_like_a_caller_who_went_away() -> None:
         await asyncio.sleep(0.05)
         ticket.stop.set()
         assert (await asyncio.wait_for(running, 1)).body == b"saw it"
-
-
-# Starting and stopping the app
 
 
 class Life:

@@ -1,7 +1,5 @@
 """Open Inference v2 over bare gRPC: health, reflection, ids, deadlines, cancellation, streams and refusals."""
 
-from __future__ import annotations
-
 import asyncio
 import errno
 import socket
@@ -58,7 +56,6 @@ def test_ids_of_the_caller_come_back_and_ids_are_made_where_there_are_none(chann
         asks(), metadata=[("x-request-id", "abc-7"), ("traceparent", f"00-{'a' * 32}-{'b' * 16}-01")]
     )
     assert dict(call.trailing_metadata())["x-request-id"] == "abc-7"
-
     _, call = infer.with_call(asks())
     assert len(dict(call.trailing_metadata())["x-request-id"]) == 16
 
@@ -74,7 +71,6 @@ async def test_the_log_and_the_model_see_the_callers_context() -> None:
     async with started(Spy) as (_, channel):
         sent = (("x-request-id", "abc-7"), ("traceparent", f"00-{'a' * 32}-{'b' * 16}-01"))
         await method(channel, "ModelInfer", pb.ModelInferResponse)(asks(), metadata=sent)
-
     (context,) = seen
     assert (context.request_id, context.service, context.model) == ("abc-7", "mirrors", "mirror/fp32")
     assert context.traceparent.split("-")[1] == "a" * 32
@@ -83,7 +79,6 @@ async def test_the_log_and_the_model_see_the_callers_context() -> None:
 def test_a_refusal_has_a_status_a_sentence_and_the_request_id(channel: grpc.Channel) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         method(channel, "ModelInfer", pb.ModelInferResponse)(asks("nobody"), metadata=[("x-request-id", "abc-7")])
-
     assert caught.value.code() == grpc.StatusCode.NOT_FOUND
     assert caught.value.details().startswith("There is no model 'nobody' here; known are: mirror/bool")
     assert dict(caught.value.trailing_metadata())["x-request-id"] == "abc-7"
@@ -92,7 +87,6 @@ def test_a_refusal_has_a_status_a_sentence_and_the_request_id(channel: grpc.Chan
 def test_a_sentence_longer_than_headers_may_be_is_cut(channel: grpc.Channel) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         method(channel, "ModelInfer", pb.ModelInferResponse)(asks("ä" * 50_000))
-
     assert caught.value.code() == grpc.StatusCode.NOT_FOUND
     assert 1990 < len(caught.value.details().encode()) <= 2000
 
@@ -100,7 +94,6 @@ def test_a_sentence_longer_than_headers_may_be_is_cut(channel: grpc.Channel) -> 
 def test_bytes_that_are_no_message_are_the_callers_fault(channel: grpc.Channel) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         method(channel, "ModelInfer", pb.ModelInferResponse)(b"\xff\xff\xff")
-
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
     assert caught.value.details() == "The message ends in the middle of a number, or the number has no end."
 
@@ -110,7 +103,6 @@ def test_a_malformed_tensor_is_an_invalid_argument_that_names_it(channel: grpc.C
     message.raw_input_contents[0] = b"short"
     with pytest.raises(grpc.RpcError) as caught:
         method(channel, "ModelInfer", pb.ModelInferResponse)(message)
-
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
     assert "'in'" in caught.value.details()
 
@@ -120,7 +112,6 @@ def test_typed_contents_are_answered_typed(channel: grpc.Channel) -> None:
     del message.raw_input_contents[:]
     message.inputs[0].contents.fp32_contents.extend([1, 2])
     told = method(channel, "ModelInfer", pb.ModelInferResponse)(message)
-
     assert not told.raw_output_contents
     assert list(told.outputs[0].contents.fp32_contents) == [1, 2]
 
@@ -130,7 +121,6 @@ def test_many_text_elements_are_taken_apart_off_the_loop(channel: grpc.Channel) 
     told = method(channel, "ModelInfer", pb.ModelInferResponse)(
         encode_request(InferCall("mirror/bytes", {"in": texts}))
     )
-
     assert told.raw_output_contents[0] == encode_request(InferCall("m", {"in": texts})).raw_input_contents[0]
 
 
@@ -140,7 +130,6 @@ def test_many_text_elements_are_taken_apart_off_the_loop(channel: grpc.Channel) 
 def test_methods_that_are_not_offered_say_so(name: str, channel: grpc.Channel) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         method(channel, name, pb.ServerLiveResponse)(b"")
-
     assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
     assert "not offered" in caught.value.details()
 
@@ -164,7 +153,6 @@ def test_calls_are_counted_under_their_status_and_known_models_only(channel: grp
     with pytest.raises(grpc.RpcError):
         infer(asks("invented-over-grpc"))
     after = count(model="mirror/fp32", status="OK"), count(model="", status="NOT_FOUND")
-
     assert (after[0] - before[0], after[1] - before[1]) == (1, 1)
     assert b"invented-over-grpc" not in telemetry.metrics_text()
 
@@ -178,9 +166,6 @@ def test_the_gateways_deadline_is_kept_and_nonsense_is_ignored(sent: str, channe
     with pytest.raises(grpc.RpcError) as caught:
         infer(asks("slow"), metadata=[("x-fovea-deadline-ms", sent)])
     assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-
-
-# A server in the test's own loop.
 
 
 class started:  # noqa: N801  # reads as a statement
@@ -241,7 +226,6 @@ async def test_a_stream_shares_batches_and_keeps_order() -> None:
         call = stream(iter([asks("slow", i, id=str(i)) for i in range(6)]))
         told = [answer.infer_response.id async for answer in call]
         runs = host.servable("slow").engine.runs  # type: ignore[union-attr]
-
     assert told == list("012345")
     assert len(runs) < 6
 
@@ -250,7 +234,6 @@ async def test_an_error_in_a_stream_names_its_request() -> None:
     async with started() as (_, channel):
         stream = method(channel, "ModelStreamInfer", pb.ModelStreamInferResponse, "stream_stream")
         told = [answer async for answer in stream(iter([asks("nobody", id="a"), b"\xff\xff", asks(id="b")]))]
-
     assert "no model 'nobody'" in told[0].error_message
     assert "ends in the middle of a number" in told[1].error_message
     assert not told[2].error_message
@@ -291,7 +274,6 @@ async def test_health_follows_the_host() -> None:
 def test_reflection_shows_the_public_names(channel: grpc.Channel) -> None:
     database = ProtoReflectionDescriptorDatabase(channel)
     pool = DescriptorPool(database)
-
     assert set(database.get_services()) >= {SERVICE, "grpc.health.v1.Health"}
     service = pool.FindServiceByName(SERVICE)
     assert {m.name for m in service.methods} >= {"ModelInfer", "ModelStreamInfer", "RepositoryIndex"}
@@ -301,7 +283,6 @@ def test_reflection_shows_the_public_names(channel: grpc.Channel) -> None:
 
 def test_answers_in_json_form_keep_every_fact(channel: grpc.Channel) -> None:
     told = method(channel, "ModelConfig", pb.ModelConfigResponse)(pb.ModelConfigRequest(name="mirror/bytes"))
-
     assert MessageToDict(told)["config"]["input"] == [{"name": "in", "dataType": "TYPE_STRING", "dims": ["-1"]}]
 
 
@@ -309,9 +290,6 @@ def test_what_the_mirrors_count_is_what_ran(replica: ReplicaServer, channel: grp
     before = len(engine(replica, "mirror/fp32").runs)
     method(channel, "ModelInfer", pb.ModelInferResponse)(asks())
     assert engine(replica, "mirror/fp32").runs[before:] == [(1, 2)]
-
-
-# Order.
 
 
 async def source(count: int) -> AsyncIterator[int]:

@@ -1,7 +1,5 @@
 """Open Inference v2 over bare HTTP: the protocol's errors, encodings, bombs and routes, without a client to be kind."""
 
-from __future__ import annotations
-
 import asyncio
 import gzip
 import json
@@ -59,7 +57,6 @@ def binary(array: np.ndarray, **head: Any) -> tuple[bytes, str]:
 
 def test_json_in_is_json_out(client: TestClient) -> None:
     told = infer(client, {**ONE, "id": "seven"})
-
     assert told.status_code == 200
     assert told.headers["content-type"] == "application/json"
     assert HEADER_LENGTH not in told.headers
@@ -78,7 +75,6 @@ def test_binary_in_is_binary_out_when_asked_for(client: TestClient) -> None:
     array = np.arange(6, dtype=np.float32).reshape(2, 3)
     body, length = binary(array, parameters={"binary_data_output": True})
     told = infer(client, body, inference_header_content_length=length)
-
     assert told.headers["content-type"] == "application/octet-stream"
     head = json.loads(told.content[: int(told.headers[HEADER_LENGTH])])
     assert [output["parameters"]["binary_data_size"] for output in head["outputs"]] == [24, 16]
@@ -88,7 +84,6 @@ def test_binary_in_is_binary_out_when_asked_for(client: TestClient) -> None:
 def test_a_large_json_tensor_is_served_like_a_small_one(client: TestClient) -> None:
     array = np.arange(20_000, dtype=np.float32).reshape(2, -1)
     body = {"inputs": [{"name": "in", "datatype": "FP32", "shape": [2, 10_000], "data": array.tolist()}]}
-
     assert infer(client, body).json()["outputs"][0]["data"] == array.reshape(-1).tolist()
 
 
@@ -108,7 +103,6 @@ def test_many_text_elements_are_taken_apart_off_the_loop(datatype: str, client: 
         patch.setattr(rest, "decode_request", spy)
         told = infer(client, text + raw, "mirror/bytes", inference_header_content_length=str(len(text)))
         infer(client, ONE)
-
     assert told.json()["outputs"][0]["data"] == ["hello"] * 10_000
     assert len(threads) == 2, "a large one on a worker thread, a small one on the loop"
 
@@ -118,7 +112,6 @@ def test_a_header_length_that_is_none_is_refused(length: str, client: TestClient
     told = client.post(
         "/v2/models/mirror/fp32/infer", content=b"{}", headers=[(HEADER_LENGTH.encode(), length.encode())]
     )
-
     assert told.status_code == 400
     assert told.json().keys() == {"error"}
 
@@ -139,7 +132,6 @@ BAD = [
 @pytest.mark.parametrize("body", BAD)
 def test_a_bad_body_is_a_400_in_the_protocols_form(body: bytes, client: TestClient) -> None:
     told = infer(client, body)
-
     assert told.status_code == 400
     assert told.headers["content-type"] == "application/json"
     assert list(told.json()) == ["error"]
@@ -150,13 +142,11 @@ def test_a_bad_body_is_a_400_in_the_protocols_form(body: bytes, client: TestClie
 @given(body=st.binary(max_size=120), length=st.none() | st.integers(0, 130))
 def test_random_bodies_are_the_callers_fault(body: bytes, length: int | None, client: TestClient) -> None:
     headers = {} if length is None else {"inference_header_content_length": str(length)}
-
     assert 400 <= infer(client, body, **headers).status_code < 500
 
 
 def test_an_unknown_model_is_told_before_the_body_is_read(client: TestClient) -> None:
     told = infer(client, b"\xff" * 1000, "nobody")
-
     assert told.status_code == 404
     assert "known are: mirror/bool" in told.json()["error"]
 
@@ -200,7 +190,6 @@ def test_the_index_leaves_out_what_is_not_ready_when_asked(client: TestClient) -
 
 def test_a_failing_model_is_a_500_without_its_secrets(client: TestClient) -> None:
     told = infer(client, ONE, "buggy")
-
     assert told.status_code == 500
     assert "secret" not in told.text
 
@@ -235,11 +224,7 @@ def test_stages_and_requests_are_counted_under_the_model(client: TestClient) -> 
 
 def test_names_that_callers_invent_do_not_become_metrics(client: TestClient) -> None:
     infer(client, ONE, "invented-by-a-caller")
-
     assert b"invented-by-a-caller" not in telemetry.metrics_text()
-
-
-# Encodings.
 
 
 @pytest.mark.parametrize(
@@ -248,7 +233,6 @@ def test_names_that_callers_invent_do_not_become_metrics(client: TestClient) -> 
 def test_compressed_bodies_are_read(coding: str, pack: Any, client: TestClient) -> None:
     body, length = binary(np.zeros((2, 3), np.float32))
     told = infer(client, pack(body), inference_header_content_length=length, content_encoding=coding)
-
     assert told.json()["outputs"][0]["data"] == [0] * 6
 
 
@@ -269,7 +253,6 @@ def test_compressed_bodies_are_read(coding: str, pack: Any, client: TestClient) 
 )
 def test_broken_encodings_and_bombs_are_refused(coding: str, body: bytes, status: int, client: TestClient) -> None:
     told = infer(client, body, content_encoding=coding)
-
     assert told.status_code == status
     assert list(told.json()) == ["error"]
 
@@ -280,7 +263,6 @@ def test_an_answer_is_compressed_for_a_client_that_names_one_coding(
 ) -> None:
     with client.stream("POST", "/v2/models/mirror/fp32/infer", json=ONE, headers={"accept-encoding": coding}) as told:
         raw = b"".join(told.iter_raw())
-
     assert told.headers["content-encoding"] == coding
     assert "accept-encoding" in told.headers["vary"]
     assert json.loads(unpack(raw))["outputs"][0]["data"] == [1, 2]
@@ -291,7 +273,6 @@ def test_an_answer_is_not_compressed_for_a_client_that_lists_codings_by_habit(
     accepted: str, client: TestClient
 ) -> None:
     told = infer(client, ONE, accept_encoding=accepted)
-
     assert "content-encoding" not in told.headers
 
 
@@ -337,7 +318,6 @@ async def test_bad_encodings_have_their_own_errors() -> None:
 
 async def test_a_response_carries_its_parts_and_the_length_of_the_first() -> None:
     told = await oip_body.build_response(as_request(), EncodedBody([b"{}", memoryview(b"1234")], 2))
-
     assert told.body == b"{}1234"
     assert told.headers[HEADER_LENGTH] == "2"
 
@@ -351,19 +331,14 @@ async def test_a_large_response_is_sent_in_its_parts_and_not_joined() -> None:
         sent.append(message)
 
     await told({"type": "http"}, None, send)  # type: ignore[arg-type]  # it asks for nothing
-
     assert (b"content-length", b"400002") in sent[0]["headers"]
     assert [message.get("more_body") for message in sent] == [None, True, False]
     assert np.shares_memory(np.frombuffer(sent[2]["body"], np.uint8), array)
 
 
-# Documentation.
-
-
 def test_the_openapi_document_shows_the_request_and_the_errors(client: TestClient) -> None:
     paths = client.get("/openapi.json").json()["paths"]
     post = paths["/v2/models/{name}/infer"]["post"]
-
     assert post["requestBody"]["content"].keys() == {"application/json", "application/octet-stream"}
     schema = post["requestBody"]["content"]["application/json"]["schema"]
     assert schema["properties"]["inputs"]["items"]["required"] == ["name", "datatype", "shape"]

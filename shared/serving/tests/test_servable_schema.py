@@ -50,12 +50,7 @@ FIELDS = servable_schema.properties(Everything)
 
 def test_fields_of_bytes_are_found_with_their_media_type():
     found = servable_schema.blob_fields(Everything)
-    assert found == {
-        "image": "image/*",
-        "mask": "image/*",
-        "crops": "image/*",
-        "features": "application/octet-stream",
-    }
+    assert found == {"image": "image/*", "mask": "image/*", "crops": "image/*", "features": "application/octet-stream"}
 
 
 def test_base64_fields_of_pydantic_count_as_bytes():

@@ -1,7 +1,5 @@
 """`python -m shared.serving.worker`: a whole worker process with an app, against a real Redis."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import os
@@ -26,7 +24,6 @@ Start = Callable[..., subprocess.Popen[bytes]]
 
 @pytest.fixture
 async def queue(redis_url: str, tmp_path: Path) -> AsyncIterator[RedisJobQueue]:
-    """The gateway's side."""
     queue = RedisJobQueue(redis_url, Settings(data_dir=tmp_path))
     yield queue
     await queue.close()
@@ -34,7 +31,6 @@ async def queue(redis_url: str, tmp_path: Path) -> AsyncIterator[RedisJobQueue]:
 
 @pytest.fixture
 def start(redis_url: str, tmp_path: Path) -> Iterator[Start]:
-    """Starts workers of the toy service."""
     children: list[subprocess.Popen[bytes]] = []
     env = {
         **os.environ,

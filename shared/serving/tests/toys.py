@@ -23,7 +23,6 @@ PNG = bytes.fromhex(
 
 
 def card(name: str, task: Any = "echo", **facts: Any) -> Card:
-    """A Card with nothing in it but a name."""
     return Card(name=name, task=task, summary=f"The toy {name}.", paper=PAPER, licence="Apache-2.0", **facts)
 
 
@@ -62,7 +61,6 @@ class PlusOne:
 
 
 def nap(seconds: float, run: CallContext) -> None:
-    """Take so long, unless the run ends before."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         run.check()

@@ -1,7 +1,5 @@
 """Stores in a folder and in a real S3 server; every test gets an empty one."""
 
-from __future__ import annotations
-
 import uuid
 from collections.abc import Iterator
 from pathlib import Path

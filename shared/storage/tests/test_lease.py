@@ -1,7 +1,5 @@
 """One holder at a time, over threads and processes; a dead holder is followed within seconds."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import threading

@@ -1,7 +1,5 @@
 """Objects are whole or absent, durable, private and never outside their store: in a folder and in a real S3 server."""
 
-from __future__ import annotations
-
 import os
 import stat
 import threading

@@ -1,7 +1,5 @@
 """No other user reads state: neither what we write, nor what children write, nor through a folder of before."""
 
-from __future__ import annotations
-
 import os
 import stat
 import subprocess

@@ -1,7 +1,5 @@
 """A recipe small enough to train in a blink: a line through points."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,7 +14,6 @@ from shared.training.recipe import Batch, Recipe, Schedule
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
-    """Several suites share this machine's cores."""
     torch.set_num_threads(1)
 
 
@@ -84,5 +81,4 @@ class LineRecipe(Recipe):
 
 @pytest.fixture
 def line() -> type[LineRecipe]:
-    """The recipe of a line."""
     return LineRecipe

@@ -1,7 +1,5 @@
 """Official checkpoints: read without running their code, refused when they don't fit, stored with what was missing."""
 
-from __future__ import annotations
-
 import hashlib
 import pickle
 import zipfile

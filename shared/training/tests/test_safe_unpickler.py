@@ -1,7 +1,5 @@
 """A pickled model gives up its tensors and runs nothing."""
 
-from __future__ import annotations
-
 import os
 import pickle
 import zipfile

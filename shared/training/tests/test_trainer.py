@@ -1,7 +1,5 @@
 """The fit loop: the same from a seed, the same after an interruption, and honest about what it keeps."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

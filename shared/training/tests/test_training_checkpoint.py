@@ -1,7 +1,5 @@
 """Checkpoint files: whole or absent, without pickles, and with an optimiser that goes on as if never stopped."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from safetensors import SafetensorError

@@ -1,7 +1,5 @@
 """Export to ONNX: compared before it exists, at any size, replaced at once or not at all."""
 
-from __future__ import annotations
-
 import onnxruntime
 import pytest
 import torch

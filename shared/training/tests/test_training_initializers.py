@@ -1,7 +1,5 @@
 """Tensors out of ONNX graphs: under the network's own names, and nothing else of the file is used."""
 
-from __future__ import annotations
-
 import warnings
 from pathlib import Path
 
@@ -57,7 +55,6 @@ def exported(net: nn.Module, file: Path, *, folded: bool) -> Path:
 
 @pytest.fixture
 def net() -> Net:
-    """A network of random numbers."""
     torch.manual_seed(0)
     made = Net()
     made.stem[1].running_mean.normal_()

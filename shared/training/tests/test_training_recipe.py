@@ -1,7 +1,5 @@
 """Recipes are found by scan, their knobs set by name, their results described; the verbs say it in words."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np
@@ -24,7 +22,6 @@ from shared.training.trainer import fit
 
 @pytest.fixture
 def cli(monkeypatch, line, tmp_path):
-    """The verbs over one recipe, with a data folder of their own."""
     monkeypatch.setattr(recipe, "recipes", lambda: {"line": line})
     monkeypatch.setattr(training_cli, "settings", lambda: Settings(data_dir=tmp_path / "data"))
     app = typer.Typer()

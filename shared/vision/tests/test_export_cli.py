@@ -1,7 +1,5 @@
 """`fovea export triton` writes a repository of real models that Triton's schema and ONNX Runtime read."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import onnxruntime

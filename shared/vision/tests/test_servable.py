@@ -1,7 +1,5 @@
 """VisionServable: reads, infers and answers whatever a family puts into it; each request fails for itself."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Tiles add up to the whole: geometry, mirrored borders, exactness given context, and memory of one window."""
 
-from __future__ import annotations
-
 import tracemalloc
 
 import numpy as np
@@ -50,7 +48,6 @@ def test_with_context_enough_tiles_equal_the_padded_whole(size):
     weight = torch.randn(3, 3, 9, 9)
 
     def network(x: torch.Tensor) -> torch.Tensor:
-        """Looks 4 pixels around and at cells of 32, as restorers do."""
         cells = F.interpolate(F.avg_pool2d(x, 32), size=x.shape[2:], mode="nearest")
         return F.conv2d(x, weight, padding=4) + cells
 

@@ -1,7 +1,5 @@
 """Bodies of several parts: forms, DICOMweb's `multipart/related`, zip archives and matrices."""
 
-from __future__ import annotations
-
 import asyncio
 import io
 import zipfile
@@ -37,7 +35,6 @@ _RELATED = b"multipart/related; boundary=x\n--x\r\ncontent-type: application/dic
 
 
 def _request(data: bytes) -> tuple[Request, bytes]:
-    """The first line is the content type."""
     media, _, body = data.partition(b"\n")
     sent = [{"type": "http.request", "body": body, "more_body": False}]
 
@@ -49,7 +46,6 @@ def _request(data: bytes) -> tuple[Request, bytes]:
 
 
 def _is_refused(call: Callable[[], object]) -> bool:
-    """Whether a call ends in an error that is the caller's."""
     try:
         call()
     except FoveaError as error:

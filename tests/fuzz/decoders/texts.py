@@ -1,7 +1,5 @@
 """Texts with a grammar: labels and runs of TREC, collections, and the grammars and schemas of structured output."""
 
-from __future__ import annotations
-
 import gzip
 import json
 from collections.abc import Callable
@@ -36,7 +34,6 @@ _COLLECTION = b".I 1\n.T\na\n.W\na b\n.I 2\n.W\nc\n\f.I 1\n.W\nq\n.I 4\n.W\nr\n\
 
 
 def _each(data: bytes, *parsers: Callable[[str], object]) -> list[object]:
-    """Every parser's answer to a text, None where it is refused."""
     text, found = data.decode("utf-8", "replace"), list[object]()
     for parser in parsers:
         try:
