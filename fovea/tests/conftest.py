@@ -3,6 +3,7 @@
 import pytest
 
 from services.gateway.tests.stage import running
+from services.gateway.tests.stub_service import photograph
 
 
 @pytest.fixture(scope="module")
@@ -10,3 +11,9 @@ def stage(tmp_path_factory):
     """A gateway on a socket of its own; `stage.url` is its address."""
     with running(tmp_path_factory.mktemp("gateway")) as made:
         yield made
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(photograph())
+    return tmp_path

@@ -275,21 +275,6 @@ def test_media_type_is_what_the_first_bytes_say(start, kind):
     assert detect_media_type(start) == kind
 
 
-def test_a_picture_may_be_bytes_a_path_or_a_file(tmp_path):
-    file = tmp_path / "polyp.jpg"
-    file.write_bytes(b"\xff\xd8\xff")
-    with file.open("rb") as opened:
-        found = [
-            read_picture(b"\xff\xd8\xff"),
-            read_picture(bytearray(b"\xff\xd8\xff")),
-            read_picture(file),
-            read_picture(str(file)),
-            read_picture(opened),
-        ]
-    assert {made.data for made in found} == {b"\xff\xd8\xff"}
-    assert [made.name for made in found] == ["picture", "picture", "polyp.jpg", "polyp.jpg", "polyp.jpg"]
-
-
 def test_a_picture_that_is_not_there_or_is_text_says_so(tmp_path):
     with pytest.raises(errors.NotFound, match="no file"):
         read_picture(tmp_path / "none.png")

@@ -128,14 +128,6 @@ def test_json_lines_tell_results_and_failures_alike(fovea, folder):
     assert told["a.jpg"]["written"][0].endswith("out/a.json")
 
 
-def test_two_pictures_of_one_name_do_not_overwrite_each_other(fovea, folder):
-    (folder / "more").mkdir()
-    (folder / "more/a.png").write_bytes(PICTURE)
-    fovea("segment", folder / "a.jpg", folder / "more/a.png", "-o", folder / "out")
-    assert (folder / "out/a.json").exists()
-    assert (folder / "out/a-2.json").exists()
-
-
 def test_a_dash_reads_standard_input(fovea, tmp_path):
     code, out, _ = fovea("segment", "-", "-o", tmp_path, stdin=PICTURE)
     assert (code, b"stdin" in out) == (0, True)
@@ -326,11 +318,6 @@ def test_watching_a_job_that_fails_ends_with_exit_code_one(fovea, folder):
     assert lines(fovea("jobs", "cancel", job, "--json")[1])[0]["status"] == "cancelled"
     assert lines(fovea("jobs", "get", job, "--json")[1])[0]["status"] == "cancelled"
     assert job in {told["id"] for told in lines(fovea("jobs", "list", "--json")[1])}
-
-
-def test_an_unknown_job_is_one_line(fovea):
-    code, _, err = fovea("jobs", "get", "job-0")
-    assert (code, len(err.splitlines())) == (1, 1)
 
 
 def test_no_gateway_is_one_line_that_names_make_run(fovea):

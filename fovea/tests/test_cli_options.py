@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from typer.testing import CliRunner
 
 from fovea.cli.input_files import find_images
-from fovea.cli.output import Screen, colour_status
+from fovea.cli.output import Screen
 from fovea.cli.schema_options import describe_options, is_picture, list_picture_fields, parse_options, split_arguments
 from fovea.cli.typed_options import add_request_options
 from shared.api.image import ImageBytes
@@ -200,8 +200,3 @@ def test_what_a_model_says_is_never_markup(capsys):
     assert "[red]name" in out
     assert "[blink]value" in out
     assert "empty" not in out
-
-
-def test_every_status_of_a_job_has_a_look():
-    for status in ("queued", "running", "succeeded", "failed", "cancelled", "unheard-of"):
-        assert status in colour_status(status)

@@ -255,15 +255,3 @@ async def test_async_client_follows_jobs(aclient):
     await aclient.jobs.wait(bad.id, timeout=20)
     assert (await aclient.jobs.retry(bad.id)).status == "queued"
     assert (await aclient.jobs.cancel(bad.id)).status == "cancelled"
-
-
-async def test_async_client_waits_for_a_full_queue(stage):
-    stage.stub.busy = 1
-    async with AsyncClient(stage.url) as client:
-        assert (await client.segment(PICTURE)).width == 320
-
-
-async def test_async_client_says_when_there_is_no_gateway():
-    async with AsyncClient("http://127.0.0.1:9") as client:
-        with pytest.raises(errors.NotReady, match="No gateway"):
-            await client.models()

@@ -61,8 +61,3 @@ def test_exported_names_are_those_that_are_documented():
     assert sorted(documented) == sorted(fovea.__all__)
     assert len(documented) == len(set(documented))
     assert all(inspect.isclass(getattr(fovea, name)) for name in fovea.__all__)
-
-
-def test_a_client_needs_no_argument():
-    with fovea.Client() as client:
-        assert client.url == "http://127.0.0.1:8080"

@@ -26,8 +26,6 @@ from requests.exceptions import RequestException
 
 from tests.e2e.conftest import start, stop
 
-__all__ = ["Asked", "ask_all", "list_operations"]
-
 ANSWER_S = 180.0
 """Longer than the product's own deadline."""
 

@@ -170,6 +170,7 @@ class Scene:
     app: FastAPI
     url: str
     client: httpx2.AsyncClient
+    upstream: Toy | None = None
 
     @property
     def registry(self) -> Any:
@@ -260,6 +261,19 @@ async def toy() -> AsyncIterator[StartToy]:
             return made
 
         yield start
+
+
+@pytest.fixture
+async def served(gateway: StartGateway, toy: StartToy) -> StartGateway:
+    """Starts a gateway before one upstream, `scene.upstream`; `fields` are those of `Toy`."""
+
+    async def start(queue: Any = None, fields: dict[str, Any] | None = None, **changed: Any) -> Scene:
+        upstream, scene = await toy(**(fields or {})), await gateway(queue, **changed)
+        scene.upstream = upstream
+        scene.announce(upstream.url)
+        return scene
+
+    return start
 
 
 @pytest.fixture(scope="module")

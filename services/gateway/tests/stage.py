@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from shared.api.job import FINAL, Job
 from shared.errors import Conflict, NotFound
 from shared.jobs.queue import Counts, Payload, Result
 from shared.settings import Settings
+from tests.harness.serving import run_server
 
 
 @dataclass
@@ -167,7 +167,7 @@ def fronted(app: Any, service: str, folder: Path, **settings: Any) -> Iterator[t
     config = uvicorn.Config(
         app, port=0, log_config=None, access_log=False, lifespan="auto", ws="none", timeout_graceful_shutdown=1
     )
-    with _quiet(), _served(uvicorn.Server(config)) as upstream:
+    with _quiet(), run_server(uvicorn.Server(config)) as upstream:
         _loaded(upstream)
         chosen = Settings(
             data_dir=folder,
@@ -177,7 +177,7 @@ def fronted(app: Any, service: str, folder: Path, **settings: Any) -> Iterator[t
             static_upstreams=f"{service}={upstream}",
             **settings,
         )
-        with _served(create_server(build_gateway(chosen, queue), chosen)) as url:
+        with run_server(create_server(build_gateway(chosen, queue), chosen)) as url:
             yield url, queue, KeyRing(chosen.keys_path)
 
 
@@ -198,20 +198,3 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         structlog.configure(**before)
-
-
-@contextlib.contextmanager
-def _served(made: uvicorn.Server) -> Iterator[str]:
-    """Serve in a thread; gives the base URL."""
-    thread = threading.Thread(target=made.run, daemon=True)
-    thread.start()
-    until = time.monotonic() + 20
-    while not made.started:
-        assert thread.is_alive(), "the server died at its start"
-        assert time.monotonic() < until, "the server did not start"
-        time.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{made.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        made.should_exit = True
-        thread.join(10)

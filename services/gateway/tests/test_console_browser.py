@@ -84,14 +84,6 @@ def test_readiness_on_the_home_page_follows_the_fleet(page, stage, see):
         stage.stub.cards["disc-large"]["ready"] = False
 
 
-def test_from_home_a_card_and_back_to_trying_it(page):
-    page.goto("/")
-    page.get_by_role("link", name="disc", exact=True).click()
-    page.get_by_role("heading", name="disc", exact=True).wait_for()
-    page.get_by_role("link", name="Try it").click()
-    assert page.locator("#model").input_value() == "disc"
-
-
 def test_a_snippet_can_be_copied(page, see):
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.goto("/console/models/disc")
@@ -160,13 +152,6 @@ def test_a_model_without_a_page_of_its_own_is_run_from_its_schema(page, stage, s
     see(page.locator("fovea-result tbody tr")).to_have_count(2)
     assert stage.stub.seen[-1]["options"] == {"model": "patches/tiny", "top_k": 2}
     assert json.loads(kept(page, "Download the answer", "patches-tiny.json"))["model"] == "patches/tiny"
-
-
-def test_its_example_needs_no_file(page, see):
-    page.goto("/console/run/classify")
-    page.get_by_role("button", name="Use the example").click()
-    page.get_by_role("button", name="Run", exact=True).click()
-    see(page.locator("fovea-result tbody tr")).to_have_count(3)
 
 
 def test_a_required_picture_is_asked_for_before_anything_is_sent(page, stage):

@@ -159,22 +159,6 @@ def test_files_come_from_the_service_with_what_is_shown(page, stage):
     assert page.get_by_role("button", name="Crops").count() == 0  # this model has no such form
 
 
-def test_another_model_searches_the_same_picture(page, stage):
-    detected(page)
-    with page.expect_response("**/v1/detect"):
-        page.locator("#model").select_option("slide")
-    assert stage.stub.seen[-1]["model"] == "slide"
-
-
-def test_a_search_can_run_as_a_job(page, stage, see):
-    detected(page)
-    page.get_by_label("Run as a job").check()
-    page.get_by_role("button", name="Detect", exact=True).click()
-    see(page.locator("[data-part=progress]")).to_be_hidden()
-    assert stage.queue.jobs
-    assert figure(page, "found") == "2"
-
-
 def test_the_other_tasks_of_the_service_are_one_click_away(page, see):
     page.goto("/console/detect")
     tasks = page.get_by_role("navigation", name="Tasks of this service")

@@ -109,12 +109,3 @@ def test_the_request_names_the_model_and_leaves_out_what_the_page_decides(page, 
     assert asked["model"] == "pane"
     assert not asked.keys() & {"include", "picture"}
     see(page.locator("[data-part=fault]")).to_be_hidden()
-
-
-def test_a_restoration_can_run_as_a_job(page, stage, see):
-    restored(page)
-    page.get_by_label("Run as a job").check()
-    page.get_by_role("button", name="Restore", exact=True).click()
-    see(page.locator("[data-part=progress]")).to_be_hidden()
-    assert stage.queue.jobs
-    assert colour(page, 0.8) == [*AFTER]

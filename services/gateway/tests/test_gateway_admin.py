@@ -14,10 +14,9 @@ from shared.errors import Unauthenticated
 
 
 @pytest.fixture
-async def admin(gateway: Any, toy: Any, tmp_path: Path) -> Any:
+async def admin(served: Any, tmp_path: Path) -> Any:
     key, text = KeyRing(tmp_path / "keys.json").add("ops", ("admin", "infer"))
-    scene = await gateway(auth="keys")
-    scene.announce((await toy()).url)
+    scene = await served(auth="keys")
 
     async def send(method: str, path: str, body: Any = None, key: str = text) -> Any:
         return await scene.client.request(method, path, json=body, headers={"x-api-key": key})

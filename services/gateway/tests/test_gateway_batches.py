@@ -85,17 +85,6 @@ def test_a_batch_that_is_over_can_not_be_cancelled(client):
         client.batches.cancel(batch.id)
 
 
-def test_cancelling_stops_what_still_runs(client):
-    batch = client.batches.create(
-        input_file_id=upload(client, *(line(str(i)) for i in range(20))).id,
-        endpoint="/v1/chat/completions",
-        completion_window="24h",
-    )
-    cancelled = client.batches.cancel(batch.id)
-    assert cancelled.status == "cancelled"
-    assert cancelled.request_counts.failed + cancelled.request_counts.completed == 20
-
-
 @pytest.mark.parametrize(
     ("data", "told"),
     [

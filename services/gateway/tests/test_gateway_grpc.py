@@ -128,13 +128,6 @@ async def test_an_unknown_model_is_told_with_those_there_are(front: Any, replica
     assert not pb.ModelReadyResponse.FromString(ready).ready
 
 
-async def test_what_is_no_message_is_an_invalid_argument(front: Any) -> None:
-    _, channel = await front()
-    with pytest.raises(grpc.aio.AioRpcError) as failed:
-        await call(channel, "ModelInfer", b"\xff" * 10)
-    assert failed.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-
-
 async def test_each_message_of_a_stream_counts(front: Any, replica: Any, tmp_path: Path) -> None:
     _, key = KeyRing(tmp_path / "keys.json").add("alice", ("infer",), rate_per_minute=5)
     scene, channel = await front(auth="keys")
@@ -180,13 +173,6 @@ async def test_memory_for_messages_is_given_back(front: Any, replica: Any) -> No
     with pytest.raises(grpc.aio.AioRpcError):
         await call(channel, "ModelInfer", b"\0" * 1000)
     await until(lambda: budget.left == before)
-
-
-async def test_shared_memory_and_the_like_are_not_offered(front: Any) -> None:
-    _, channel = await front()
-    with pytest.raises(grpc.aio.AioRpcError) as failed:
-        await call(channel, "SystemSharedMemoryStatus")
-    assert failed.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 async def test_the_server_speaks_for_the_whole_fleet(front: Any, toy: Any) -> None:
@@ -351,12 +337,3 @@ async def test_statistics_of_all_models_are_joined(front: Any, replica: Any) -> 
         scene.announce("http://127.0.0.1:1", service=name, name=name, grpc=address, models=(name,))
     told = pb.ModelStatisticsResponse.FromString(await call(channel, "ModelStatistics"))
     assert sorted(stats.name for stats in told.model_stats) == ["one", "two"]
-
-
-async def test_a_port_in_use_is_an_error(front: Any) -> None:
-    scene, _ = await front()
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        with pytest.raises(OSError, match="in use"):
-            await serve_grpc(scene.app.state.gateway, "127.0.0.1", taken.getsockname()[1])

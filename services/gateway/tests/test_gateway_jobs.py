@@ -202,9 +202,8 @@ async def test_a_get_is_never_a_job(scene: Any, queue: _MemoryQueue) -> None:
     assert queue.jobs == {}
 
 
-async def test_size_limits_hold_for_jobs(gateway: Any, toy: Any, queue: _MemoryQueue) -> None:
-    scene = await gateway(queue, max_body_bytes=5000)
-    scene.announce((await toy()).url)
+async def test_size_limits_hold_for_jobs(served: Any, queue: _MemoryQueue) -> None:
+    scene = await served(queue, max_body_bytes=5000)
     answer = await scene.client.post("/v1/echo", content=b"x" * 5001, headers=ASYNC)
     assert (answer.status_code, queue.jobs) == (413, {})
 
@@ -220,9 +219,8 @@ async def test_a_queue_that_is_away_or_full_says_when_to_come_back(scene: Any, q
     assert (in_oip.status_code, list(in_oip.json())) == (503, ["error"])
 
 
-async def test_a_gateway_without_redis_says_that_it_has_no_queue(gateway: Any, toy: Any) -> None:
-    scene = await gateway()
-    scene.announce((await toy()).url)
+async def test_a_gateway_without_redis_says_that_it_has_no_queue(served: Any) -> None:
+    scene = await served()
     for answer in (await scene.client.post("/v1/echo", headers=ASYNC), await scene.client.get("/v1/jobs")):
         assert (answer.status_code, "FOVEA_REDIS_URL" in answer.json()["hint"]) == (503, True)
 
@@ -313,9 +311,8 @@ async def test_jobs_that_wait_and_jobs_that_run_are_in_the_metrics(scene: Any, q
     assert 'fovea_jobs{service="svc",state="running"} 1.0' in text
 
 
-async def test_the_real_queue_takes_a_job_and_knows_it(gateway: Any, toy: Any, redis_url: str) -> None:
-    scene = await gateway(redis_url=redis_url)
-    scene.announce((await toy()).url)
+async def test_the_real_queue_takes_a_job_and_knows_it(served: Any, redis_url: str) -> None:
+    scene = await served(redis_url=redis_url)
     headers = {**ASYNC, "idempotency-key": "k"}
     first = await scene.client.post("/v1/echo?x=1", content=b"picture", headers=headers)
     again = await scene.client.post("/v1/echo?x=1", content=b"picture", headers=headers)

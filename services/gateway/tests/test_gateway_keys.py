@@ -141,14 +141,11 @@ async def test_calls_need_a_key_and_pages_do_not(gateway: Any, toy: Any, ring: K
         ("POST", "/v1/steering-vectors", "interventions"),
     ],
 )
-async def test_each_door_needs_its_scope(
-    gateway: Any, toy: Any, ring: KeyRing, method: str, path: str, scope: Any
-) -> None:
+async def test_each_door_needs_its_scope(served: Any, ring: KeyRing, method: str, path: str, scope: Any) -> None:
     everything = ("infer", "jobs", "admin", "metrics", "interventions")
     others = tuple(s for s in everything if s != scope)
     (_, without), (_, only) = ring.add("ann", others), ring.add("ann", (scope,))
-    scene = await gateway(auth="keys")
-    scene.announce((await toy()).url)
+    scene = await served(auth="keys")
     refused = await scene.client.request(method, path, headers={"x-api-key": without})
     assert (refused.status_code, scope in refused.text) == (403, True)
     assert (await scene.client.request(method, path, headers={"x-api-key": only})).status_code in {200, 404, 503}
@@ -157,19 +154,17 @@ async def test_each_door_needs_its_scope(
 @pytest.mark.parametrize(
     ("path", "place"), [("/v2/models/pranet/infer", "error"), ("/v1/chat/completions", "error"), ("/v1/echo", "detail")]
 )
-async def test_a_refusal_has_the_familys_form(gateway: Any, toy: Any, path: str, place: str) -> None:
-    scene = await gateway(auth="keys")
-    scene.announce((await toy()).url)
+async def test_a_refusal_has_the_familys_form(served: Any, path: str, place: str) -> None:
+    scene = await served(auth="keys")
     answer = await scene.client.post(path)
     assert answer.status_code == 401
     told = answer.json()[place]
     assert "API key" in (told["message"] if isinstance(told, dict) else told)
 
 
-async def test_jobs_need_both_scopes(gateway: Any, toy: Any, ring: KeyRing) -> None:
+async def test_jobs_need_both_scopes(served: Any, ring: KeyRing) -> None:
     _, text = ring.add("ann", ("infer",))
-    scene = await gateway(auth="keys")
-    scene.announce((await toy()).url)
+    scene = await served(auth="keys")
     answer = await scene.client.post("/v1/echo", headers={"x-api-key": text, "prefer": "respond-async"})
     assert (answer.status_code, "jobs" in answer.json()["detail"]) == (403, True)
 

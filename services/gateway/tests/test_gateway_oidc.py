@@ -30,14 +30,12 @@ def token(issuer: str, **claims: str) -> str:
 
 
 @pytest.fixture
-async def ask(gateway: Any, toy: Any, issuer: str) -> Any:
-    upstream = await toy()
-    scene = await gateway(auth="keys", oidc_issuer=issuer)
-    scene.announce(upstream.url)
+async def ask(served: Any, issuer: str) -> Any:
+    scene = await served(auth="keys", oidc_issuer=issuer)
 
     async def send(bearer: str, path: str = "/v1/echo", method: str = "POST") -> Any:
         answer = await scene.client.request(method, path, headers={"authorization": f"Bearer {bearer}"})
-        return answer.status_code, upstream.seen[-1] if upstream.seen else None
+        return answer.status_code, scene.upstream.seen[-1] if scene.upstream.seen else None
 
     return send
 
@@ -93,9 +91,8 @@ async def test_the_issuer_may_rotate_its_key(ask: Any, issuer: str, monkeypatch:
     assert httpx2.get(f"{issuer}/fetches").json()["fetches"] <= before + 1
 
 
-async def test_an_issuer_that_is_away_is_no_reason_to_refuse_keys(gateway: Any, toy: Any, issuer: str) -> None:
-    scene = await gateway(auth="keys", oidc_issuer="http://127.0.0.1:9")
-    scene.announce((await toy()).url)
+async def test_an_issuer_that_is_away_is_no_reason_to_refuse_keys(served: Any, issuer: str) -> None:
+    scene = await served(auth="keys", oidc_issuer="http://127.0.0.1:9")
     text = scene.app.state.gateway.keys.add("bob", ("infer",))[1]
     for _ in range(2):  # the second time nothing is fetched, as that has just failed
         answer = await scene.client.post("/v1/echo", headers={"authorization": f"Bearer {token(issuer)}"})

@@ -115,12 +115,10 @@ async def test_open_inference_speaks_for_the_whole_fleet(scene: Any) -> None:
     }
 
 
-async def test_the_index_can_be_of_the_ready_only_and_says_why_others_are_not(gateway: Any, toy: Any) -> None:
+async def test_the_index_can_be_of_the_ready_only_and_says_why_others_are_not(served: Any) -> None:
     failed = {**SEG, "ready": False, "state": "failed", "reason": "There are no weights."}
     loading = {**SEG, "id": "hardnet", "ready": False, "state": "loading"}
-    upstream = await toy(documents={"models": {"data": [CHAT, failed, loading]}})
-    scene = await gateway()
-    scene.announce(upstream.url)
+    scene = await served(fields={"documents": {"models": {"data": [CHAT, failed, loading]}}})
     everything = {m["name"]: m for m in (await scene.client.post("/v2/repository/index")).json()}
     assert (everything["pranet"]["state"], everything["pranet"]["reason"]) == ("UNAVAILABLE", "There are no weights.")
     assert everything["hardnet"]["state"] == "LOADING"

@@ -111,10 +111,9 @@ async def test_tokens_are_counted_when_they_are_known(redis_url: str, shared: bo
     await limits.stop()
 
 
-async def test_headers_say_where_a_caller_stands_and_when_to_come_back(gateway: Any, toy: Any, tmp_path: Path) -> None:
+async def test_headers_say_where_a_caller_stands_and_when_to_come_back(served: Any, tmp_path: Path) -> None:
     _, text = KeyRing(tmp_path / "keys.json").add("ann", ("infer",), rate_per_minute=2)
-    scene = await gateway(auth="keys")
-    scene.announce((await toy()).url)
+    scene = await served(auth="keys")
     answers = [await scene.client.post("/v1/echo", headers={"x-api-key": text}) for _ in range(3)]
     assert [a.status_code for a in answers] == [200, 200, 429]
     assert [a.headers.get("x-ratelimit-remaining") for a in answers[:2]] == ["1", "0"]

@@ -153,10 +153,6 @@ async def test_a_canary_answers_about_its_share(gateway: Any, toy: Any) -> None:
     assert after - before == found["canary"]
 
 
-async def test_without_a_plan_all_versions_answer(gateway: Any, toy: Any) -> None:
-    assert set(await answered_by(await versions(gateway, toy, {}, "next"), 40)) == {"stable", "next"}
-
-
 async def test_a_canary_that_is_gone_leaves_its_share_to_the_others(gateway: Any, toy: Any) -> None:
     scene = await versions(gateway, toy, {"percent": {"canary": 90}}, "canary")
     scene.registry._services["svc"].replicas.pop("canary")

@@ -9,9 +9,6 @@ from urllib.parse import urlsplit
 
 import pytest
 
-LARGE = b"POST /v1/echo HTTP/1.1\r\nhost: localhost\r\ncontent-length: 5000000\r\n\r\n"
-"""A request of which more is to come."""
-
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
@@ -97,14 +94,6 @@ async def test_packed_answers_are_not_unpacked_on_the_way(gateway: Any) -> None:
             raw = b"".join([piece async for piece in answer.aiter_raw()])
     assert raw == packed
     assert answer.headers["content-encoding"] == "gzip"
-
-
-async def test_headers_that_come_twice_go_on_twice(gateway: Any) -> None:
-    scene = await gateway()
-    async with scripted(answering(b"HTTP/1.1 200 OK\r\nlink: a\r\nlink: b\r\ncontent-length: 0\r\n\r\n")) as url:
-        scene.announce(url)
-        answer = await scene.client.post("/v1/echo")
-    assert answer.headers.get_list("link") == ["a", "b"]
 
 
 async def test_an_answer_without_a_length_ends_with_its_connection(gateway: Any) -> None:
@@ -211,9 +200,8 @@ async def test_a_caller_that_hangs_up_while_sending_stops_the_upload(gateway: An
     assert scene.app.state.gateway.proxy.budget.left == 8 * 64 * 2**20
 
 
-async def test_a_careful_caller_is_told_to_go_on(gateway: Any, toy: Any) -> None:
-    scene = await gateway()
-    scene.announce((await toy()).url)
+async def test_a_careful_caller_is_told_to_go_on(served: Any) -> None:
+    scene = await served()
     async with connected(scene.url) as (reader, writer):
         writer.write(b"POST /v1/echo HTTP/1.1\r\nhost: localhost\r\ncontent-length: 3\r\nexpect: 100-continue\r\n\r\n")
         assert await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 3) == b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -221,18 +209,16 @@ async def test_a_careful_caller_is_told_to_go_on(gateway: Any, toy: Any) -> None
         assert (await response(reader))[1] == b"abc"
 
 
-async def test_requests_in_a_row_on_one_connection_are_answered_in_order(gateway: Any, toy: Any) -> None:
-    scene = await gateway()
-    scene.announce((await toy()).url)
+async def test_requests_in_a_row_on_one_connection_are_answered_in_order(served: Any) -> None:
+    scene = await served()
     async with connected(scene.url) as (reader, writer):
         for number in range(5):
             writer.write(b"POST /v1/echo HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1\r\n\r\n%d" % number)
         assert [(await response(reader))[1] for _ in range(5)] == [b"0", b"1", b"2", b"3", b"4"]
 
 
-async def test_an_old_caller_gets_its_answer_and_the_end(gateway: Any, toy: Any) -> None:
-    scene = await gateway()
-    scene.announce((await toy()).url)
+async def test_an_old_caller_gets_its_answer_and_the_end(served: Any) -> None:
+    scene = await served()
     async with connected(scene.url) as (reader, writer):
         writer.write(b"POST /v1/echo HTTP/1.0\r\ncontent-length: 3\r\n\r\nabc")
         assert (await asyncio.wait_for(reader.read(), 3)).endswith(b"\r\n\r\nabc")

@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 import pytest
 from tritonclient.utils import InferenceServerException
@@ -173,11 +172,6 @@ def test_every_datatype_goes_out_and_comes_back(opened, server, datatype):
     assert server.binary[-1]  # tensors travel as bytes, not as JSON lists
 
 
-def test_bfloat16_survives_to_the_last_bit(opened):
-    x = np.array([[1.0078125, -3.0e38, 1e-30]], dtype=ml_dtypes.bfloat16)
-    assert (opened("echo-BF16").run({"x": x})["y"].view(np.uint16) == x.view(np.uint16)).all()
-
-
 @pytest.mark.parametrize(
     ("status", "kind"),
     [
@@ -326,20 +320,4 @@ def test_timeout_and_connections_are_settings(server):
     engine = open_engine(place, ModelArtifacts("slow"))
     with pytest.raises(DeadlineExceeded, match=r"took over 0\.2 s"):
         engine.run({"x": X})
-    engine.close()
-
-
-def test_many_threads_share_few_connections(opened):
-    engine = opened("echo-FP32")
-    jobs = [np.full((1 + i % 4, 3), i, np.float32) for i in range(48)]
-    with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda x: engine.run({"x": x})["y"], jobs))
-    assert all((a == b).all() for a, b in zip(jobs, found, strict=True))
-
-
-def test_engine_is_opened_by_wish_and_closed_twice_without_harm(server):
-    place = LoadContext(engine="triton", options={"triton_url": f"http://127.0.0.1:{server.server_port}"})
-    engine = open_engine(place, ModelArtifacts("echo-FP32"))
-    assert (engine.name, engine.run({"x": X})["y"].shape) == ("triton", (2, 3))
-    engine.close()
     engine.close()

@@ -11,8 +11,6 @@ from shared.jobs.redis_queue import RedisJobQueue
 from shared.jobs.worker import JobWorker
 from shared.settings import Settings
 
-__all__ = ["ended", "started", "working"]
-
 
 @asynccontextmanager
 async def working(

@@ -119,30 +119,6 @@ async def test_a_worker_that_hung_renews_first_and_writes_nothing_about_a_job_th
     assert (await queue.result(job.id, "ann")).body == b"second"
 
 
-async def test_progress_of_a_worker_that_hung_waits_for_its_renewal(
-    redis_url: str,
-    queue: RedisJobQueue,
-    inbox: QueueConsumer,
-    asked: list[str],
-    rival: Rival,
-    payload: Payload,
-    job_settings: Settings,
-) -> None:
-    async def hangs(_payload: Payload, ticket: Ticket) -> Result:
-        rival.take_over()
-        asked.clear()
-        await ticket.progress(0.9, "late")
-        await ticket.wait_until_cancelled()
-        return DONE
-
-    async with working(redis_url, job_settings, hangs, inbox):
-        job, _ = await queue.submit(payload)
-        await asyncio.to_thread(rival.taken.wait, 20)
-        await asyncio.sleep(2 * job_settings.job_lease_s)
-    assert set(asked) == {"renew"}
-    assert (await queue.get(job.id, "ann")).progress == 0.0
-
-
 async def test_a_worker_that_hung_while_nobody_took_its_job_goes_on_with_it(
     redis_url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
 ) -> None:

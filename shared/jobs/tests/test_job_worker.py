@@ -145,19 +145,6 @@ async def test_other_errors_are_tried_again_and_then_buried(
         assert [letter.id for letter in await queue.dead("ann")] == [job.id]
 
 
-async def test_a_second_attempt_may_succeed(
-    redis_url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
-) -> None:
-    async def moody(_payload: Payload, ticket: Ticket) -> Result:
-        if ticket.attempt == 1:
-            raise Fault("Not today.")
-        return DONE
-
-    async with working(redis_url, job_settings, moody):
-        done = await ended(queue, (await queue.submit(payload))[0])
-        assert (done.status, done.attempts, done.error) == ("succeeded", 2, None)
-
-
 async def test_a_handler_that_cancels_itself_has_failed(
     redis_url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
 ) -> None:
@@ -190,23 +177,6 @@ async def test_no_more_jobs_run_than_allowed(
     assert most == 3
 
 
-async def test_two_workers_run_each_job_once(
-    redis_url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
-) -> None:
-    ran: list[bytes] = []
-
-    async def note(given: Payload, _ticket: Ticket) -> Result:
-        ran.append(given.body)
-        await asyncio.sleep(0.005)
-        return DONE
-
-    async with working(redis_url, job_settings, note), working(redis_url, job_settings, note):
-        jobs = [(await queue.submit(replace(payload, body=str(n).encode())))[0] for n in range(30)]
-        for job in jobs:
-            assert (await ended(queue, job)).attempts == 1
-    assert sorted(ran) == sorted(str(n).encode() for n in range(30))
-
-
 async def test_long_jobs_keep_their_lease(
     redis_url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
 ) -> None:
@@ -235,27 +205,6 @@ async def test_progress_is_shown_without_a_write_for_each_step(
     assert seen == sorted(seen)
     assert seen[-1] == 1.0
     assert 4 <= len(seen) <= 20, "several steps are seen, and far fewer are written than were told"
-
-
-@pytest.mark.timed("The next renewal, a second later, would stop it as well.")
-async def test_cancelling_a_running_job_stops_it_within_a_second(
-    redis_url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
-) -> None:
-    stopped = asyncio.Event()
-
-    async def patient(_payload: Payload, ticket: Ticket) -> Result:
-        await ticket.wait_until_cancelled()
-        stopped.set()
-        return DONE
-
-    async with working(redis_url, job_settings.model_copy(update={"job_lease_s": 60.0}), patient):
-        job, _ = await queue.submit(payload)
-        await started(queue, job)
-        begun = time.monotonic()
-        await queue.cancel(job.id, "ann")
-        await asyncio.wait_for(stopped.wait(), 1)
-        assert time.monotonic() - begun < 0.5, "by message, not by the next renewal"
-        assert (await queue.get(job.id, "ann")).status == "cancelled"
 
 
 async def test_a_handler_that_ignores_a_cancel_is_cancelled_and_its_slot_is_free(
@@ -304,21 +253,6 @@ async def test_cancel_and_retry_runs_a_new_attempt_whose_answer_counts(
         assert (await ended(queue, job)).attempts == 2
         await asyncio.wait_for(first_ended.wait(), 20)
         assert (await queue.result(job.id, "ann")).body == b"2"
-
-
-async def test_a_stopping_worker_finishes_what_is_nearly_done(
-    redis_url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
-) -> None:
-    async def short(_payload: Payload, _ticket: Ticket) -> Result:
-        await asyncio.sleep(0.15)
-        return DONE
-
-    async with working(redis_url, job_settings, short) as worker:
-        job, _ = await queue.submit(payload)
-        await started(queue, job)
-        worker.stop()
-    assert (await queue.get(job.id, "ann")).status == "succeeded"
-    assert await queue.workers("svc") == [], "it takes itself off the books"
 
 
 @pytest.mark.parametrize("polite", [True, False])

@@ -120,16 +120,6 @@ async def test_the_job_of_a_killed_worker_is_done_by_an_idle_one_within_ten_seco
     assert time.monotonic() - killed < REDELIVERED_S
 
 
-async def test_the_job_of_a_killed_worker_is_done_by_one_that_is_started_then(
-    far_queue: RedisJobQueue, start_worker: Start, ledger: Path
-) -> None:
-    job, victim = await begin_one(far_queue, ledger, [start_worker()], 60, 0.1)
-    victim.send_signal(signal.SIGKILL)
-    start_worker()
-    done = await ended(far_queue, job)
-    assert (done.status, done.attempts) == ("succeeded", 2)
-
-
 async def test_accepted_jobs_survive_an_outage_longer_than_the_lease_and_run_once(
     far_queue: RedisJobQueue, own_redis: RedisServer, start_worker: Start, ledger: Path, short_lease: float
 ) -> None:
@@ -193,32 +183,6 @@ async def test_a_frozen_worker_that_wakes_does_not_overwrite_the_newer_answer(
     assert await asyncio.to_thread(frozen.wait, 60) == 0
     assert await far_queue.get(job.id, "local") == done
     assert (await far_queue.result(job.id, "local")).body == b"2"
-
-
-async def test_a_frozen_worker_that_wakes_before_anybody_took_its_job_goes_on_with_it(
-    far_queue: RedisJobQueue, start_worker: Start, ledger: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("FOVEA_JOB_LEASE_S", "0.5")
-    job, frozen = await begin_one(far_queue, ledger, [start_worker()], 3.0)
-    await asyncio.sleep(1)  # from then on it may take the jobs of silent workers: its own, too
-    frozen.send_signal(signal.SIGSTOP)
-    await asyncio.sleep(1)
-    frozen.send_signal(signal.SIGCONT)
-    done = await ended(far_queue, job)
-    assert (done.status, done.attempts) == ("succeeded", 1)
-    assert lines(ledger, "begin") == lines(ledger, "end") == [job.id]
-
-
-async def test_a_terminated_worker_hands_its_job_to_another_at_once(
-    far_queue: RedisJobQueue, start_worker: Start, ledger: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("FOVEA_SHUTDOWN_GRACE_S", "0.2")
-    monkeypatch.setenv("FOVEA_JOB_LEASE_S", "60")
-    job, leaving = await begin_one(far_queue, ledger, [start_worker(), start_worker()], 60, 0.1)
-    leaving.send_signal(signal.SIGTERM)
-    await until(lambda: len(lines(ledger, "begin")) == 2)
-    assert (await ended(far_queue, job)).status == "succeeded"
-    assert await asyncio.to_thread(leaving.wait, 60) == 0
 
 
 async def test_a_long_job_of_a_worker_that_a_scaler_stops_is_begun_once(

@@ -50,14 +50,6 @@ def test_a_sliding_layer_forgets_what_lies_before_its_window(model):
     assert moved == [3, 4, 5, 6, 7]
 
 
-def test_steps_from_a_cache_equal_one_pass_in_both_kernels(model):
-    ids = torch.randint(0, 32, (2, 20), generator=torch.Generator().manual_seed(0))
-    whole, cache = model(ids), model.new_cache(2)
-    steps = [model(ids[:, t : t + 1], cache=cache) for t in range(20)]
-    torch.testing.assert_close(torch.cat(steps, 1), whole)
-    torch.testing.assert_close(trace(model, ids, kernel="eager").logits, whole)
-
-
 def test_older_files_say_the_pattern_by_a_number_and_the_local_base_by_a_name():
     config = from_official(FACTS)
     assert config.windows == (5, 5, 5, 5, 5, None, 5)

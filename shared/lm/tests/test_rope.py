@@ -45,12 +45,6 @@ def test_rotation_keeps_lengths_and_zero_and_position_zero():
     assert float(turned(x, 77).norm()) == pytest.approx(float(x.norm()), rel=1e-5)
 
 
-def test_rows_may_have_positions_of_their_own():
-    x, theta = torch.randn(2, 3, 1, 8), frequencies(config())
-    rows = rotate(x, rotation(theta, torch.tensor([[0, 1, 2], [5, 6, 7]]), x.dtype))
-    torch.testing.assert_close(rows[1:], rotate(x[1:], rotation(theta, torch.arange(5, 8), x.dtype)))
-
-
 def test_linear_scaling_slows_all_and_a_table_each():
     plain = frequencies(config())
     torch.testing.assert_close(frequencies(config(RopeScaling("linear", factor=4.0))), plain / 4)

@@ -94,10 +94,6 @@ def test_replica_that_was_killed_is_not_waited_for(tmp_path):
     assert drain(tmp_path, 5) is True
 
 
-def test_nothing_to_drain_is_no_error(tmp_path):
-    assert drain(tmp_path, 5) is True
-
-
 def test_replica_of_the_next_start_is_not_drained_by_the_last_stop(tmp_path):
     DrainFiles(tmp_path, "first").create()
     drain(tmp_path, 0.2)

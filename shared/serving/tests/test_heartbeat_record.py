@@ -103,13 +103,6 @@ async def test_replica_outlives_its_redis_and_is_announced_again(serving, own_re
     await replica.stop()
 
 
-async def test_replica_without_a_redis_serves_and_stops(serving):
-    replica = await serving(None)
-    async with httpx2.AsyncClient(base_url=replica.http) as client:
-        assert (await client.post("/v1/echo", json={})).status_code == 200
-    await asyncio.wait_for(replica.stop(), 60)
-
-
 async def test_records_that_nobody_renewed_for_long_are_swept(redis_url, link):
     def record(name, seen):
         return ReplicaRecord(id=name, service="toy", http="http://x", pid=1, ready=True, models=(), seen=seen)
@@ -124,10 +117,6 @@ async def test_records_that_nobody_renewed_for_long_are_swept(redis_url, link):
     assert sorted(name.decode() for name in link.hkeys(key)) == ["new", "silent"]
     await presence.stop()
     assert [name.decode() for name in link.hkeys(key)] == ["silent"]
-
-
-async def test_presence_that_never_started_stops_without_a_word(redis_url):
-    await Heartbeat(redis_url, lambda: pytest.fail("asked")).stop()
 
 
 def test_service_without_an_app_of_its_own_gets_a_plain_one():

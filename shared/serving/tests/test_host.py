@@ -11,18 +11,15 @@ from shared import telemetry
 from shared.errors import (
     Cancelled,
     DeadlineExceeded,
-    Fault,
     InvalidOption,
-    Malformed,
     NotFound,
     NotReady,
     QueueFull,
-    TooLarge,
 )
 from shared.registry import CallContext, LoadContext
 from shared.serving.host import Host
 from shared.serving.tests import toys
-from shared.serving.tests.toys import TOYS, Echo, Eye, Picture, Text
+from shared.serving.tests.toys import TOYS, Echo, Eye, Text
 from shared.settings import Settings
 from tests.harness.waiting import until
 
@@ -117,20 +114,6 @@ async def test_unknown_model_is_answered_with_the_known_ones(host):
         host.servable(None, "detect")
 
 
-async def test_model_of_another_task_is_an_option_out_of_range(host):
-    with pytest.raises(InvalidOption, match="does echo, not segment") as refused:
-        host.servable("toy/echo", "segment")
-    assert refused.value.field == "model"
-
-
-async def test_model_that_is_not_loaded_yet_says_so():
-    host = Host("toy", TOYS, Settings())
-    with pytest.raises(NotReady, match="not loaded yet") as refused:
-        host.servable("toy/echo")
-    assert refused.value.retry_after
-    await host.stop()
-
-
 async def test_default_is_the_configured_model_then_real_weights_then_the_first():
     bare, real = named(Echo, "bare", weights=None), named(Echo, "real")
     assert Host("toy", {"bare": bare, "real": real}, Settings()).resolve(None, "echo") == "real"
@@ -163,21 +146,6 @@ async def test_requests_that_come_together_run_together_and_equal_their_singles(
     assert max(answer.together for answer in answers) > 1
 
 
-async def test_request_that_fails_alone_leaves_the_others_whole(host):
-    answers = await asyncio.gather(
-        *(host.predict("toy/eye", Picture(image=image), CallContext()) for image in (toys.PNG, b"no", toys.PNG)),
-        return_exceptions=True,
-    )
-    assert [type(answer).__name__ for answer in answers] == ["Seen", "Malformed", "Seen"]
-    assert isinstance(answers[1], Malformed)
-
-
-async def test_fault_of_a_model_keeps_its_secret(host):
-    with pytest.raises(Fault) as failed:
-        await host.predict("toy/echo", Text(text="bug"), CallContext())
-    assert "secret" not in failed.value.detail
-
-
 async def test_tensors_are_joined_by_shape_and_given_back_to_their_owners(host):
     answers = await asyncio.gather(
         *(host.infer("toy/echo", feeds(rows, rows), CallContext()) for rows in (1, 2, 3)),
@@ -186,29 +154,6 @@ async def test_tensors_are_joined_by_shape_and_given_back_to_their_owners(host):
     assert [answer["y"].shape for answer in answers] == [(1, 3), (2, 3), (3, 3), (1, 3)]
     assert [answer["y"][0, 0] for answer in answers] == [2, 3, 4, 1]
     assert max(host.servable("toy/echo").engine.batches) > 3
-
-
-@pytest.mark.parametrize(
-    ("sent", "error", "says"),
-    [
-        ({}, InvalidOption, "missing"),
-        ({"z": np.zeros((1, 3), np.float32)}, InvalidOption, "no input 'z'"),
-        ({"x": np.zeros((1, 3), np.float64)}, InvalidOption, "FP64"),
-        ({"x": np.zeros((1, 4), np.float32)}, InvalidOption, "shape"),
-        ({"x": np.zeros(3, np.float32)}, InvalidOption, "shape"),
-        ({"x": np.zeros((0, 3), np.float32)}, InvalidOption, "shape"),
-        ({"x": np.zeros((9, 3), np.float32)}, TooLarge, "at most 8"),
-    ],
-)
-async def test_tensors_that_are_not_those_stated_are_refused_by_name(host, sent, error, says):
-    with pytest.raises(error, match=says):
-        await host.infer("toy/echo", sent, CallContext())
-
-
-async def test_unknown_version_is_not_found_and_the_known_one_serves(host):
-    with pytest.raises(NotFound, match="version"):
-        await host.infer("toy/echo", feeds(), CallContext(), version="7")
-    assert await host.infer("toy/echo", feeds(), CallContext(), version="1")
 
 
 async def test_model_without_tensors_says_where_to_go_instead(host):
@@ -253,22 +198,6 @@ async def test_what_a_stream_tells_the_metrics_carries_its_service_and_model():
     await host.stop()
 
 
-async def test_closed_stream_cancels_its_run(host):
-    run = CallContext()
-    events = host.stream("toy/story", Text(text="…"), run)
-    await anext(events)
-    await events.aclose()
-    assert run.cancelled
-    assert host.busy == 0
-
-
-async def test_stream_that_breaks_is_a_fault_after_its_first_events(host):
-    events = host.stream("toy/story", Text(text="a bug"), CallContext())
-    assert (await anext(events)).text == "a"
-    with pytest.raises(Fault):
-        await anext(events)
-
-
 async def test_stream_ends_at_its_deadline(host):
     with pytest.raises(DeadlineExceeded):
         async for _ in host.stream("toy/story", Text(text="…"), CallContext(deadline=time.monotonic() + 0.05)):
@@ -311,13 +240,6 @@ async def test_unloaded_model_refuses_and_comes_back(host):
         await host.predict("toy/echo", Text(), CallContext())
     await host.load("toy/echo")
     assert (await host.predict("toy/echo", Text(), CallContext())).text == "hello"
-
-
-async def test_stop_finishes_what_has_begun(host):
-    answer = asyncio.create_task(host.predict("toy/echo", Text(text="x", sleep=0.1), CallContext()))
-    await until(lambda: host.busy)
-    await host.stop()
-    assert (await answer).text == "x"
 
 
 async def test_stop_cancels_what_does_not_end():

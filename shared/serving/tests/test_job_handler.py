@@ -140,11 +140,6 @@ async def test_streams_are_collected() -> None:
     assert answer.content_type.startswith("text/event-stream")
 
 
-async def test_errors_of_the_app_come_back_as_answers() -> None:
-    async with replaying(toy()) as replay:
-        assert (await replay(post("/nowhere"), Ticket())).status == 404
-
-
 async def test_progress_from_a_thread_reaches_the_ticket() -> None:
     ticket = Ticket()
     async with replaying(toy()) as replay:

@@ -10,7 +10,6 @@ import grpc
 import numpy as np
 import pytest
 from google.protobuf.descriptor_pool import DescriptorPool
-from google.protobuf.json_format import MessageToDict
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
@@ -23,7 +22,7 @@ from shared.serving.oip.grpc import serve_grpc
 from shared.serving.oip.grpc_health_reflection import SERVICE
 from shared.serving.ordered_map import map_in_order
 from shared.serving.replica import ReplicaServer
-from shared.serving.tests.oip_mirrors import MIRRORS, Gate, engine, limited, serving
+from shared.serving.tests.oip_mirrors import MIRRORS, Gate, limited, serving
 
 
 @pytest.fixture(scope="module")
@@ -98,15 +97,6 @@ def test_bytes_that_are_no_message_are_the_callers_fault(channel: grpc.Channel) 
     assert caught.value.details() == "The message ends in the middle of a number, or the number has no end."
 
 
-def test_a_malformed_tensor_is_an_invalid_argument_that_names_it(channel: grpc.Channel) -> None:
-    message = asks()
-    message.raw_input_contents[0] = b"short"
-    with pytest.raises(grpc.RpcError) as caught:
-        method(channel, "ModelInfer", pb.ModelInferResponse)(message)
-    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
-    assert "'in'" in caught.value.details()
-
-
 def test_typed_contents_are_answered_typed(channel: grpc.Channel) -> None:
     message = asks()
     del message.raw_input_contents[:]
@@ -114,14 +104,6 @@ def test_typed_contents_are_answered_typed(channel: grpc.Channel) -> None:
     told = method(channel, "ModelInfer", pb.ModelInferResponse)(message)
     assert not told.raw_output_contents
     assert list(told.outputs[0].contents.fp32_contents) == [1, 2]
-
-
-def test_many_text_elements_are_taken_apart_off_the_loop(channel: grpc.Channel) -> None:
-    texts = np.array([b"x" * 50] * 5000, object).reshape(1, -1)
-    told = method(channel, "ModelInfer", pb.ModelInferResponse)(
-        encode_request(InferCall("mirror/bytes", {"in": texts}))
-    )
-    assert told.raw_output_contents[0] == encode_request(InferCall("m", {"in": texts})).raw_input_contents[0]
 
 
 @pytest.mark.parametrize(
@@ -132,13 +114,6 @@ def test_methods_that_are_not_offered_say_so(name: str, channel: grpc.Channel) -
         method(channel, name, pb.ServerLiveResponse)(b"")
     assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
     assert "not offered" in caught.value.details()
-
-
-def test_other_services_are_unknown(channel: grpc.Channel) -> None:
-    ask = channel.unary_unary("/other.Service/Deed", request_serializer=bytes, response_deserializer=bytes)
-    with pytest.raises(grpc.RpcError) as caught:
-        ask(b"")
-    assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
 
 
 def test_calls_are_counted_under_their_status_and_known_models_only(channel: grpc.Channel) -> None:
@@ -279,17 +254,6 @@ def test_reflection_shows_the_public_names(channel: grpc.Channel) -> None:
     assert {m.name for m in service.methods} >= {"ModelInfer", "ModelStreamInfer", "RepositoryIndex"}
     assert service.methods_by_name["ModelInfer"].input_type.full_name == "inference.ModelInferRequest"
     assert pool.FindMessageTypeByName("inference.ModelConfig").fields_by_name["backend"].number == 17
-
-
-def test_answers_in_json_form_keep_every_fact(channel: grpc.Channel) -> None:
-    told = method(channel, "ModelConfig", pb.ModelConfigResponse)(pb.ModelConfigRequest(name="mirror/bytes"))
-    assert MessageToDict(told)["config"]["input"] == [{"name": "in", "dataType": "TYPE_STRING", "dims": ["-1"]}]
-
-
-def test_what_the_mirrors_count_is_what_ran(replica: ReplicaServer, channel: grpc.Channel) -> None:
-    before = len(engine(replica, "mirror/fp32").runs)
-    method(channel, "ModelInfer", pb.ModelInferResponse)(asks())
-    assert engine(replica, "mirror/fp32").runs[before:] == [(1, 2)]
 
 
 async def source(count: int) -> AsyncIterator[int]:

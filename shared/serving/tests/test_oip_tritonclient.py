@@ -4,7 +4,6 @@ import queue
 from collections.abc import Iterator
 from typing import Any
 
-import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc as triton_grpc
@@ -87,12 +86,6 @@ def test_only_wanted_outputs_come_and_each_in_its_form(http: Any) -> None:
     result = http.infer("mirror/fp32", feed(triton_http, sample("FP32")), outputs=wanted)
     assert [(o["name"], "data" in o) for o in result.get_response()["outputs"]] == [("size", True), ("out", False)]
     np.testing.assert_array_equal(result.as_numpy("out"), sample("FP32"))
-
-
-def test_only_wanted_outputs_come_over_grpc(grpc_client: Any) -> None:
-    wanted = [triton_grpc.InferRequestedOutput("size")]
-    result = grpc_client.infer("mirror/fp32", feed(triton_grpc, sample("FP32")), outputs=wanted)
-    assert [output.name for output in result.get_response().outputs] == ["size"]
 
 
 def test_health_and_metadata(triton: tuple[Any, Any]) -> None:
@@ -271,18 +264,6 @@ def test_async_infer_over_http_shares_a_batch(replica: ReplicaServer, http: Any)
     assert max(shape[0] for shape in engine(replica, "slow").runs) > 1
 
 
-def test_async_infer_over_grpc_calls_back(grpc_client: Any) -> None:
-    done: queue.Queue[tuple[Any, Any]] = queue.Queue()
-    for i in range(3):
-        array = np.full((1, 3), i, np.float32)
-        grpc_client.async_infer(
-            "mirror/fp32", feed(triton_grpc, array), lambda result, error: done.put((result, error))
-        )
-    results = [done.get(timeout=10) for _ in range(3)]
-    assert [error for _, error in results] == [None] * 3
-    assert sorted(result.as_numpy("out")[0, 0] for result, _ in results) == [0, 1, 2]
-
-
 def test_a_stream_answers_in_order_and_outlives_a_bad_request(replica: ReplicaServer) -> None:
     done: queue.Queue[tuple[Any, Any]] = queue.Queue()
     with triton_grpc.InferenceServerClient(replica.grpc) as client:
@@ -319,13 +300,6 @@ def test_bodies_are_compressed_as_the_client_offers(sent: str | None, answered: 
         request_compression_algorithm=sent,
         response_compression_algorithm=answered,
     )
-    np.testing.assert_array_equal(result.as_numpy("out"), array)
-
-
-@pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
-def test_grpc_messages_are_compressed_as_the_client_offers(algorithm: str, grpc_client: Any) -> None:
-    array = np.zeros((8, 1000), np.float32)
-    result = grpc_client.infer("mirror/fp32", feed(triton_grpc, array), compression_algorithm=algorithm)
     np.testing.assert_array_equal(result.as_numpy("out"), array)
 
 
@@ -366,9 +340,3 @@ def test_a_model_that_fails_to_load_says_so_without_secrets() -> None:
                 each.load_model("broken")
             assert "secret" not in caught.value.message()
             each.close()
-
-
-def test_grpc_deadline_of_the_caller_is_kept(grpc_client: Any) -> None:
-    with pytest.raises(InferenceServerException) as caught:
-        grpc_client.infer("slow", feed(triton_grpc, sample("FP32")), client_timeout=0.05)
-    assert caught.value.status() == str(grpc.StatusCode.DEADLINE_EXCEEDED)

@@ -108,16 +108,6 @@ async def test_a_cancel_stops_the_model_and_frees_the_worker(queue: RedisJobQueu
     assert (await queue.get(job.id, "local")).status == "cancelled"
 
 
-async def test_a_killed_worker_loses_its_job_to_another(queue: RedisJobQueue, start: Start) -> None:
-    victim = start()
-    job, _ = await queue.submit(ask("/v1/probe", text="a", sleep=2.0))
-    await running(queue, job, "step 1")
-    start()
-    victim.send_signal(signal.SIGKILL)
-    end = (await story(queue, job))[-1]
-    assert (end.status, end.attempts) == ("succeeded", 2)
-
-
 async def test_sigterm_hands_back_what_is_unfinished_and_ends_the_process(queue: RedisJobQueue, start: Start) -> None:
     worker = start()
     job, _ = await queue.submit(ask("/v1/probe", text="a", sleep=30))

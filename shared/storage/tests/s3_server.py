@@ -8,8 +8,6 @@ from contextlib import contextmanager
 
 import boto3
 
-__all__ = ["run_s3_server"]
-
 _PROGRAM = """
 import json, sys
 from moto.server import ThreadedMotoServer

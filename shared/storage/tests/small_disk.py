@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ["grow_disk", "make_read_only", "mount_small_disk"]
-
 
 @contextmanager
 def mount_small_disk(place: Path) -> Iterator[Path]:
