@@ -16,12 +16,12 @@ from services.detection.boxes import nms
 
 
 @pytest.fixture(scope="module")
-def network() -> SsdLite:
+def network():
     torch.manual_seed(0)
     return SsdLite(2)
 
 
-def test_default_boxes_lie_around_the_cells_of_every_level(network: SsdLite) -> None:
+def test_default_boxes_lie_around_the_cells_of_every_level(network):
     offsets, logits, boxes = network.eval()(torch.zeros(2, 3, 64, 96))
     cells = [-(-64 // stride) * -(-96 // stride) for stride in STRIDES]
     assert boxes.shape == (6 * sum(cells), 4)
@@ -33,7 +33,7 @@ def test_default_boxes_lie_around_the_cells_of_every_level(network: SsdLite) -> 
     assert centres[6 * cells[0]].tolist() == [8, 8]
 
 
-def test_predictions_are_what_suppression_takes(network: SsdLite) -> None:
+def test_predictions_are_what_suppression_takes(network):
     found = network.eval().predictions(torch.rand(1, 3, 64, 64)).detach()
     assert found.shape[:2] == (1, 6)
     assert (found[:, 2:4] > 0).all()
@@ -41,7 +41,7 @@ def test_predictions_are_what_suppression_takes(network: SsdLite) -> None:
     assert nms(found, confidence=0.0)[0].shape[1] == 6
 
 
-def test_perfect_maps_cost_nothing_and_empty_pictures_count(network: SsdLite) -> None:
+def test_perfect_maps_cost_nothing_and_empty_pictures_count(network):
     _, _, boxes = network.eval()(torch.zeros(1, 3, 64, 64))
     box = boxes[7]
     centre, size = (box[:2] + box[2:]) / 2 / 64, (box[2:] - box[:2]) / 64
@@ -56,7 +56,7 @@ def test_perfect_maps_cost_nothing_and_empty_pictures_count(network: SsdLite) ->
     assert network.batch_loss((offsets, logits, boxes), targets, (64, 64)) > 1
 
 
-def test_stem_and_first_stages_stay_as_imagenet_left_them(network: SsdLite) -> None:
+def test_stem_and_first_stages_stay_as_imagenet_left_them(network):
     network.train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     rate = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=0.1)
@@ -70,7 +70,7 @@ def test_stem_and_first_stages_stay_as_imagenet_left_them(network: SsdLite) -> N
     assert "backbone.blocks.2.0.conv_pw.weight" in changed
 
 
-def test_the_knobs_are_those_of_our_weights() -> None:
+def test_the_knobs_are_those_of_our_weights():
     made = build_recipe("pavement", Path("somewhere"), {"steps": 7})
     assert made.data == Path("somewhere/pavement")
     assert (made.schedule.steps, made.schedule.batch, made.side) == (7, 8, 640)
@@ -78,7 +78,7 @@ def test_the_knobs_are_those_of_our_weights() -> None:
     assert made.start is None
 
 
-def test_a_plain_segmenter_gives_a_map_as_large_as_the_picture() -> None:
+def test_a_plain_segmenter_gives_a_map_as_large_as_the_picture():
     network = SemanticFpn()
     (found,) = network(torch.zeros(2, 3, 64, 96))
     assert found.shape == network.eval().prediction(torch.zeros(2, 3, 64, 96)).shape == (2, 1, 64, 96)
@@ -86,7 +86,7 @@ def test_a_plain_segmenter_gives_a_map_as_large_as_the_picture() -> None:
     assert all(p.grad is not None for p in network.parameters())
 
 
-def test_the_segmenters_knobs_are_those_of_our_weights() -> None:
+def test_the_segmenters_knobs_are_those_of_our_weights():
     made = segmentation.build_recipe(Path("somewhere"), {"steps": 7})
     assert made.data == Path("somewhere/polyps")
     assert (made.schedule.steps, made.schedule.batch, made.scale.side) == (7, 16, 352)

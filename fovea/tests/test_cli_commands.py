@@ -341,7 +341,7 @@ def test_the_key_comes_from_the_environment_or_the_flag(fovea, tmp_path, monkeyp
         assert (code, "fovea_wrong" in err) == (1, False)
 
 
-def test_the_line_below_an_answer_says_what_it_cost_and_what_is_left() -> None:
+def test_the_line_below_an_answer_says_what_it_cost_and_what_is_left():
     longctx = LongctxUsage(
         method="duo", knobs={}, kv_bytes=50, kv_bytes_dense=100, kv_ratio=0.5, prefill_density=1, full_steps=0,
         backend="cpu_ext", cached_tokens=1200, preempted=0, fallback=None, context_left=6000,

@@ -46,7 +46,7 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+def studio(tmp_path_factory):
     if url := os.environ.get("LABEL_STUDIO_URL"):
         yield url, os.environ["LABEL_STUDIO_TOKEN"]
         return
@@ -96,9 +96,7 @@ def listening(url: str, studio: tuple[str, str], plan: TrainingPlan) -> Iterator
         thread.join()
 
 
-def test_label_studio_gets_first_labels_and_starts_a_training(
-    studio: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_label_studio_gets_first_labels_and_starts_a_training(studio, tmp_path, monkeypatch):
     monkeypatch.setenv("FOVEA_DATA_DIR", str(tmp_path / "data"))
     plan = TrainingPlan("segment", "pranet", "pranet-annotated", tmp_path / "runs", 10**6, SHORT)
     api = httpx2.Client(

@@ -48,7 +48,7 @@ def plain_server(app: Any) -> uvicorn.Server:
 
 
 @pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory):
     """The tiny model's folder; clients that count tokens read its tokenizer."""
     folder = write_folder(tmp_path_factory.mktemp("clients") / "Tiny Llama")
     config = json.loads((folder / "config.json").read_text()) | {"max_position_embeddings": 4096}
@@ -58,7 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def url(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> Iterator[str]:
+def url(tmp_path_factory, folder):
     settings = Settings(data_dir=tmp_path_factory.mktemp("data"), intra_op_threads=1)
     llm = build(
         "llm-longctx",

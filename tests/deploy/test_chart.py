@@ -407,6 +407,7 @@ def test_schema_describes_exactly_the_values():
 
 def test_dashboard_asks_only_for_metrics_that_exist():
     import re
+
     from services.llm_longctx import generation_metrics
     from shared import telemetry
     from shared.serving.gpu_memory import GpuMemory

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -125,7 +125,7 @@ def stop(product: Product) -> None:
 
 
 @pytest.fixture(scope="package")
-def launch(exported_graphs: pathlib.Path) -> Iterator[Start]:
+def launch(exported_graphs):
     """Start products that export no graph and convert no language model; what still runs at the end is stopped."""
     started: list[Product] = []
 
@@ -141,7 +141,7 @@ def launch(exported_graphs: pathlib.Path) -> Iterator[Start]:
 
 
 @pytest.fixture(scope="package")
-def product(launch: Start, tmp_path_factory: pytest.TempPathFactory) -> Product:
+def product(launch, tmp_path_factory):
     """The product, ready to serve, its first requests answered; `test_stop.py` stops it."""
     made = launch(tmp_path_factory.mktemp("product"))
     made.wait_for(made.is_ready, START_S)

@@ -10,7 +10,7 @@ PLUGINS = [word for name in ("xdist", "pytest_rerunfailures") for word in ("-p",
 
 
 @pytest.fixture
-def run_suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> RunSuite:
+def run_suite(pytester, monkeypatch):
     """Run files of tests, given by name, with a plug-in; 0 workers: in this process."""
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
 

@@ -5,13 +5,12 @@ import gc
 import pytest
 
 from tests.harness import memory
-from tests.harness.conftest import RunSuite
 
 FILE = "def test_a(): pass\ndef test_b(): pass"
 
 
 @pytest.fixture
-def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def sizes(monkeypatch):
     """What the process is said to occupy: after collection, then twice at the end of each file."""
     told: list[int] = []
     monkeypatch.setattr(memory, "read_resident_bytes", lambda: told.pop(0) if len(told) > 1 else told[0])
@@ -19,7 +18,7 @@ def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.fixture
-def collected(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def collected(monkeypatch):
     """A line for each collection of garbage that the plug-in starts, and the freezing."""
     log: list[str] = []
     monkeypatch.setattr(memory.gc, "collect", lambda: log.append("collect"))
@@ -27,23 +26,19 @@ def collected(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return log
 
 
-def test_nothing_is_collected_while_the_process_has_its_size(
-    run_suite: RunSuite, sizes: list[int], collected: list[str]
-) -> None:
+def test_nothing_is_collected_while_the_process_has_its_size(run_suite, sizes, collected):
     sizes += [100, memory.GROWTH_BYTES + 100]
     assert run_suite("memory", test_one=FILE, test_two=FILE).ret == pytest.ExitCode.OK
     assert collected == ["collect", "freeze"]
 
 
-def test_garbage_is_collected_once_after_a_file_that_grew(
-    run_suite: RunSuite, sizes: list[int], collected: list[str]
-) -> None:
+def test_garbage_is_collected_once_after_a_file_that_grew(run_suite, sizes, collected):
     sizes += [100, memory.GROWTH_BYTES + 101, 900, 900]
     run_suite("memory", test_one=FILE, test_two=FILE)
     assert collected == ["collect", "freeze", "collect"]
 
 
-def test_garbage_is_collected_in_tests_but_not_while_they_are_imported(run_suite: RunSuite) -> None:
+def test_garbage_is_collected_in_tests_but_not_while_they_are_imported(run_suite):
     file = "import gc\nseen = gc.isenabled()\ndef test_a(): assert (seen, gc.isenabled()) == (False, True)"
     assert run_suite("memory", test_one=file).ret == pytest.ExitCode.OK
     broken = run_suite("memory", test_one="import gc\nassert not gc.isenabled()\nassert 0")
@@ -51,5 +46,5 @@ def test_garbage_is_collected_in_tests_but_not_while_they_are_imported(run_suite
     assert gc.isenabled()
 
 
-def test_the_kernel_tells_a_size() -> None:
+def test_the_kernel_tells_a_size():
     assert memory.read_resident_bytes() > 10 << 20

@@ -6,8 +6,6 @@ from typing import Any
 
 import pytest
 
-from tests.harness.conftest import RunSuite
-
 FILE = """
 import time, pytest
 @pytest.fixture(scope="module")
@@ -27,7 +25,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_each_phase_has_its_own_seconds(workers: int, run_suite: RunSuite, tmp_path: Path) -> None:
+def test_each_phase_has_its_own_seconds(workers, run_suite, tmp_path):
     path = tmp_path / "all.phases"
     run_suite(
         "phases",
@@ -55,12 +53,12 @@ def test_each_phase_has_its_own_seconds(workers: int, run_suite: RunSuite, tmp_p
     assert whole["run"]["outcome"] == "passed"
 
 
-def test_without_the_option_nothing_is_written(run_suite: RunSuite, pytester: pytest.Pytester) -> None:
+def test_without_the_option_nothing_is_written(run_suite, pytester):
     assert run_suite("phases", test_one="def test_a(): pass").ret == pytest.ExitCode.OK
     assert [path.name for path in pytester.path.iterdir() if "phases" in path.name] == []
 
 
-def test_a_failed_run_and_the_reason_of_a_timed_test_are_written(run_suite: RunSuite, tmp_path: Path) -> None:
+def test_a_failed_run_and_the_reason_of_a_timed_test_are_written(run_suite, tmp_path):
     path = tmp_path / "all.phases"
     file = 'import pytest\n@pytest.mark.timed("a bell")\ndef test_one(): assert 0'
     run_suite("phases", f"--phases={path}", "-p", "tests.harness.reruns", test_one=file)

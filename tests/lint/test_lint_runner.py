@@ -2,8 +2,6 @@
 
 import sys
 
-import pytest
-
 from tests.lint.__main__ import main
 
 
@@ -11,7 +9,7 @@ def say(text: str, status: int = 0) -> tuple[str, ...]:
     return (sys.executable, "-c", f"print('it says {text}'); raise SystemExit({status})")
 
 
-def test_each_linter_runs_and_the_findings_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_linter_runs_and_the_findings_are_printed(capsys):
     assert main((say("bad", 3), say("good"), say("worse", 1))) == 1
     out = capsys.readouterr().out
     assert "it says bad\n" in out
@@ -20,6 +18,6 @@ def test_each_linter_runs_and_the_findings_are_printed(capsys: pytest.CaptureFix
     assert [out.count(words) for words in ("fails with 3 (", "fails with 1 (", "finds nothing (")] == [1, 1, 1]
 
 
-def test_nothing_found_is_0(capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_found_is_0(capsys):
     assert main((say("good"), say("fine"))) == 0
     assert capsys.readouterr().out.count("\n") == 2

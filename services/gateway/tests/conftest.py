@@ -5,7 +5,6 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -217,7 +216,7 @@ class Scene:
 
 
 @pytest.fixture
-def gateway_settings(tmp_path: Path) -> Settings:
+def gateway_settings(tmp_path):
     return Settings(data_dir=tmp_path, http_port=0, grpc_port=0, shutdown_grace_s=1)
 
 
@@ -226,7 +225,7 @@ StartToy = Callable[..., Awaitable[Toy]]
 
 
 @pytest.fixture
-async def gateway(gateway_settings: Settings) -> AsyncIterator[StartGateway]:
+async def gateway(gateway_settings):
     """Starts gateways; keyword arguments are settings, `queue` is the job queue."""
     async with contextlib.AsyncExitStack() as stack:
 
@@ -242,7 +241,7 @@ async def gateway(gateway_settings: Settings) -> AsyncIterator[StartGateway]:
 
 
 @pytest.fixture
-async def toy() -> AsyncIterator[StartToy]:
+async def toy():
     """Starts upstreams; keyword arguments are the fields of `Toy`."""
     async with contextlib.AsyncExitStack() as stack:
 
@@ -264,7 +263,7 @@ async def toy() -> AsyncIterator[StartToy]:
 
 
 @pytest.fixture
-async def served(gateway: StartGateway, toy: StartToy) -> StartGateway:
+async def served(gateway, toy):
     """Starts a gateway before one upstream, `scene.upstream`; `fields` are those of `Toy`."""
 
     async def start(queue: Any = None, fields: dict[str, Any] | None = None, **changed: Any) -> Scene:

@@ -1,7 +1,7 @@
 """Forms from schemas: every kind of option becomes the right control, whatever model declares it."""
 
 from enum import Enum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import pytest
 from hypothesis import given
@@ -212,7 +212,7 @@ _PART = st.recursive(
 
 
 @given(st.dictionaries(st.text(min_size=1, max_size=5), _PART, max_size=4))
-def test_no_schema_breaks_the_form(properties: dict[str, Any]):
+def test_no_schema_breaks_the_form(properties):
     schema = {"type": "object", "properties": properties, "$defs": {"A": {"type": "integer"}}}
     assert {field.name for field in build_fields(schema)} == properties.keys()
 

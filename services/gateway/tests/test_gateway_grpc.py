@@ -3,9 +3,8 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -63,7 +62,7 @@ class Replica(grpc.GenericRpcHandler):
 
 
 @pytest.fixture
-async def replica() -> AsyncIterator[Callable[[str], Any]]:
+async def replica():
     """Starts replicas; returns each with its address and server."""
     async with contextlib.AsyncExitStack() as stack:
 
@@ -79,7 +78,7 @@ async def replica() -> AsyncIterator[Callable[[str], Any]]:
 
 
 @pytest.fixture
-async def front(gateway: Any) -> AsyncIterator[Callable[..., Any]]:
+async def front(gateway):
     """Starts a gateway with its gRPC front; returns the scene and a channel."""
     async with contextlib.AsyncExitStack() as stack:
 
@@ -98,7 +97,7 @@ async def call(channel: Any, method: str, message: bytes = b"", **options: Any) 
     return answer
 
 
-async def test_a_message_passes_untouched_to_the_model_that_it_names(front: Any, replica: Any) -> None:
+async def test_a_message_passes_untouched_to_the_model_that_it_names(front, replica):
     scene, channel = await front()
     one, address, _ = await replica("one")
     _, other, _ = await replica("two")
@@ -117,7 +116,7 @@ async def test_a_message_passes_untouched_to_the_model_that_it_names(front: Any,
     assert (await call(channel, "ModelMetadata", by_name)).startswith(b"two|")
 
 
-async def test_an_unknown_model_is_told_with_those_there_are(front: Any, replica: Any) -> None:
+async def test_an_unknown_model_is_told_with_those_there_are(front, replica):
     scene, channel = await front()
     scene.announce("http://127.0.0.1:1", grpc="127.0.0.1:1")
     with pytest.raises(grpc.aio.AioRpcError) as failed:
@@ -128,7 +127,7 @@ async def test_an_unknown_model_is_told_with_those_there_are(front: Any, replica
     assert not pb.ModelReadyResponse.FromString(ready).ready
 
 
-async def test_each_message_of_a_stream_counts(front: Any, replica: Any, tmp_path: Path) -> None:
+async def test_each_message_of_a_stream_counts(front, replica, tmp_path):
     _, key = KeyRing(tmp_path / "keys.json").add("alice", ("infer",), rate_per_minute=5)
     scene, channel = await front(auth="keys")
     _, address, _ = await replica("one")
@@ -147,7 +146,7 @@ async def test_each_message_of_a_stream_counts(front: Any, replica: Any, tmp_pat
         await call(channel, "ModelInfer", INFER, metadata=(("x-api-key", key),))
 
 
-async def test_one_tenant_has_so_many_streams_open(front: Any, replica: Any, monkeypatch: Any) -> None:
+async def test_one_tenant_has_so_many_streams_open(front, replica, monkeypatch):
     monkeypatch.setattr(server, "_MAX_STREAMS_PER_TENANT", 1)
     scene, channel = await front()
     _, address, _ = await replica("one")
@@ -163,7 +162,7 @@ async def test_one_tenant_has_so_many_streams_open(front: Any, replica: Any, mon
     first.cancel()
 
 
-async def test_memory_for_messages_is_given_back(front: Any, replica: Any) -> None:
+async def test_memory_for_messages_is_given_back(front, replica):
     scene, channel = await front()
     _, address, _ = await replica("one")
     scene.announce("http://127.0.0.1:1", grpc=address)
@@ -175,7 +174,7 @@ async def test_memory_for_messages_is_given_back(front: Any, replica: Any) -> No
     await until(lambda: budget.left == before)
 
 
-async def test_the_server_speaks_for_the_whole_fleet(front: Any, toy: Any) -> None:
+async def test_the_server_speaks_for_the_whole_fleet(front, toy):
     scene, channel = await front()
     assert pb.ServerLiveResponse.FromString(await call(channel, "ServerLive")).live
     assert not pb.ServerReadyResponse.FromString(await call(channel, "ServerReady")).ready
@@ -186,7 +185,7 @@ async def test_the_server_speaks_for_the_whole_fleet(front: Any, toy: Any) -> No
     assert [(m.name, m.state) for m in index.models] == [("pranet", "READY")]
 
 
-async def test_health_follows_readiness(front: Any) -> None:
+async def test_health_follows_readiness(front):
     scene, channel = await front()
     stub = health_pb2_grpc.HealthStub(channel)
     kinds = health_pb2.HealthCheckResponse
@@ -200,7 +199,7 @@ async def test_health_follows_readiness(front: Any) -> None:
         await stub.Check(health_pb2.HealthCheckRequest(service="nobody"))
 
 
-async def test_calls_need_a_key_with_the_scope(front: Any, replica: Any, tmp_path: Path) -> None:
+async def test_calls_need_a_key_with_the_scope(front, replica, tmp_path):
     ring = KeyRing(tmp_path / "keys.json")
     (_, good), (_, poor) = ring.add("ann", ("infer",), rate_per_minute=3), ring.add("ann", ("metrics",))
     scene, channel = await front(auth="keys")
@@ -225,7 +224,7 @@ async def test_calls_need_a_key_with_the_scope(front: Any, replica: Any, tmp_pat
     assert codes[-1] is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-async def test_a_replicas_error_passes_unchanged(front: Any, replica: Any) -> None:
+async def test_a_replicas_error_passes_unchanged(front, replica):
     scene, channel = await front()
     one, address, _ = await replica("one")
     one.fails = [grpc.StatusCode.INVALID_ARGUMENT]
@@ -236,9 +235,7 @@ async def test_a_replicas_error_passes_unchanged(front: Any, replica: Any) -> No
     assert ("retry-after", "3") in tuple(failed.value.trailing_metadata())
 
 
-async def test_a_replica_that_is_not_ready_sends_us_to_the_next_and_is_believed_when_alone(
-    front: Any, replica: Any
-) -> None:
+async def test_a_replica_that_is_not_ready_sends_us_to_the_next_and_is_believed_when_alone(front, replica):
     scene, channel = await front()
     one, address, _ = await replica("one")
     one.fails = [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNAVAILABLE]
@@ -250,7 +247,7 @@ async def test_a_replica_that_is_not_ready_sends_us_to_the_next_and_is_believed_
     assert (await call(channel, "ModelInfer", INFER)).startswith(b"two|")
 
 
-async def test_a_replica_that_is_gone_is_replaced_by_another_or_the_next(front: Any, replica: Any) -> None:
+async def test_a_replica_that_is_gone_is_replaced_by_another_or_the_next(front, replica):
     scene, channel = await front()
     _, address, server = await replica("one")
     port = int(address.rpartition(":")[2])
@@ -264,7 +261,7 @@ async def test_a_replica_that_is_gone_is_replaced_by_another_or_the_next(front: 
     assert (await asking).startswith(b"again|")
 
 
-async def test_no_replica_is_unavailable_and_a_deadline_is_kept(front: Any, replica: Any) -> None:
+async def test_no_replica_is_unavailable_and_a_deadline_is_kept(front, replica):
     scene, channel = await front()
     scene.announce("http://127.0.0.1:1", ready=False, grpc="127.0.0.1:1")
     with pytest.raises(grpc.aio.AioRpcError) as failed:
@@ -280,7 +277,7 @@ async def test_no_replica_is_unavailable_and_a_deadline_is_kept(front: Any, repl
     assert failed.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
-async def test_a_caller_that_leaves_stops_the_replica(front: Any, replica: Any) -> None:
+async def test_a_caller_that_leaves_stops_the_replica(front, replica):
     scene, channel = await front()
     slow, address, _ = await replica("slow")
     slow.sleep_s = 30
@@ -292,7 +289,7 @@ async def test_a_caller_that_leaves_stops_the_replica(front: Any, replica: Any) 
     await until(lambda: replica.in_flight == 0)
 
 
-async def test_streams_pass_message_by_message(front: Any, replica: Any) -> None:
+async def test_streams_pass_message_by_message(front, replica):
     scene, channel = await front()
     _, address, _ = await replica("one")
     replica = scene.announce("http://127.0.0.1:1", grpc=address)
@@ -305,7 +302,7 @@ async def test_streams_pass_message_by_message(front: Any, replica: Any) -> None
     assert replica.in_flight == 0
 
 
-async def test_a_stream_begins_on_a_replica_that_can_be_reached(front: Any, replica: Any, monkeypatch: Any) -> None:
+async def test_a_stream_begins_on_a_replica_that_can_be_reached(front, replica, monkeypatch):
     monkeypatch.setattr(proxy, "CONNECT_TIMEOUT_S", 0.3)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -320,7 +317,7 @@ async def test_a_stream_begins_on_a_replica_that_can_be_reached(front: Any, repl
     await stream.done_writing()
 
 
-async def test_loading_reaches_every_replica(front: Any, replica: Any) -> None:
+async def test_loading_reaches_every_replica(front, replica):
     scene, channel = await front()
     (one, first, _), (two, second, _) = await replica("one"), await replica("two")
     scene.announce("http://127.0.0.1:1", name="one", grpc=first)
@@ -329,7 +326,7 @@ async def test_loading_reaches_every_replica(front: Any, replica: Any) -> None:
     assert len(one.seen) == len(two.seen) == 1
 
 
-async def test_statistics_of_all_models_are_joined(front: Any, replica: Any) -> None:
+async def test_statistics_of_all_models_are_joined(front, replica):
     scene, channel = await front()
     for name in ("one", "two"):
         made, address, _ = await replica(name)

@@ -6,8 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -41,7 +39,7 @@ asyncio.run(main())
 
 
 @pytest.fixture
-def replicas(redis_url: str, tmp_path: Path) -> Iterator[dict[int, subprocess.Popen[bytes]]]:
+def replicas(redis_url, tmp_path):
     """Two replica processes by their process ids, ready and known to Redis."""
     env = environment(FOVEA_REDIS_URL=redis_url, FOVEA_DATA_DIR=str(tmp_path), PYTHONPATH=os.pathsep.join(sys.path))
     started = [subprocess.Popen([sys.executable, "-c", REPLICA], env=env) for _ in range(2)]
@@ -57,7 +55,7 @@ def replicas(redis_url: str, tmp_path: Path) -> Iterator[dict[int, subprocess.Po
 
 
 @pytest.fixture
-async def app(redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Any]:
+async def app(redis_url, tmp_path, monkeypatch):
     monkeypatch.setattr(replica_registry, "ABORT_AFTER_S", 6.0)
     made = build_gateway(Settings(redis_url=redis_url, data_dir=tmp_path, http_port=0, grpc_port=0))
     registry = made.state.gateway.registry
@@ -74,7 +72,7 @@ def stop_busiest(app: Any, replicas: dict[int, subprocess.Popen[bytes]]) -> int:
     return len(busiest.attempts)
 
 
-async def test_requests_under_way_to_a_replica_that_hangs_are_answered_by_another(app: Any, replicas: Any) -> None:
+async def test_requests_under_way_to_a_replica_that_hangs_are_answered_by_another(app, replicas):
     server = create_server(app, app.state.gateway.settings)
     async with listening(server) as url, httpx2.AsyncClient(base_url=url, timeout=60) as client:
         ask = [client.post("/v1/echo", json={"text": str(n), "sleep": 2}) for n in range(6)]
@@ -87,7 +85,7 @@ async def test_requests_under_way_to_a_replica_that_hangs_are_answered_by_anothe
         assert [answer.json()["text"] for answer in answers] == [str(n) for n in range(6)]
 
 
-async def test_a_call_over_grpc_is_answered_by_another(app: Any, replicas: Any) -> None:
+async def test_a_call_over_grpc_is_answered_by_another(app, replicas):
     server, port = await serve_grpc(app.state.gateway, "127.0.0.1", 0)
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:

@@ -116,25 +116,25 @@ class _MemoryQueue:
 
 
 @pytest.fixture
-def queue() -> _MemoryQueue:
+def queue():
     return _MemoryQueue()
 
 
 @pytest.fixture
-async def scene(gateway: Any, toy: Any, queue: _MemoryQueue) -> Any:
+async def scene(gateway, toy, queue):
     scene = await gateway(queue)
     scene.upstream = await toy()
     scene.announce(scene.upstream.url)
     return scene
 
 
-async def test_a_request_that_its_replica_wants_queued_becomes_a_job(scene: Any, queue: _MemoryQueue) -> None:
+async def test_a_request_that_its_replica_wants_queued_becomes_a_job(scene, queue):
     answer = await scene.client.post("/v1/long?seed=3", content=b'{"a": 1}')
     assert (answer.status_code, answer.headers["location"]) == (202, "/v1/jobs/j0")
     assert (queue.payloads["j0"].path, queue.payloads["j0"].body) == ("/v1/long?seed=3", b'{"a": 1}')
 
 
-async def test_without_a_queue_such_a_request_is_refused_in_the_replicas_words(gateway: Any, toy: Any) -> None:
+async def test_without_a_queue_such_a_request_is_refused_in_the_replicas_words(gateway, toy):
     scene = await gateway(None)
     upstream = await toy()
     scene.announce(upstream.url)
@@ -142,7 +142,7 @@ async def test_without_a_queue_such_a_request_is_refused_in_the_replicas_words(g
     assert (answer.status_code, answer.text) == (413, "This takes long.")
 
 
-async def test_a_post_that_prefers_it_becomes_a_job(scene: Any, queue: _MemoryQueue) -> None:
+async def test_a_post_that_prefers_it_becomes_a_job(scene, queue):
     headers = {**ASYNC, "content-type": "image/png", "accept": "image/png", "authorization": "Bearer secret"}
     answer = await scene.client.post("/v1/echo?threshold=0.4", content=b"picture", headers=headers)
     assert answer.status_code == 202
@@ -169,11 +169,11 @@ async def test_a_post_that_prefers_it_becomes_a_job(scene: Any, queue: _MemoryQu
         (b"", False),
     ],
 )
-def test_the_wish_is_read_as_the_standard_says(text: bytes, wanted: bool) -> None:
+def test_the_wish_is_read_as_the_standard_says(text, wanted):
     assert jobs.prefers_async({b"prefer": text}) is wanted
 
 
-async def test_a_key_seen_before_returns_the_first_job(scene: Any, queue: _MemoryQueue) -> None:
+async def test_a_key_seen_before_returns_the_first_job(scene, queue):
     headers = {**ASYNC, "idempotency-key": "k1"}
     first = await scene.client.post("/v1/echo", content=b"a", headers=headers)
     again = await scene.client.post("/v1/echo", content=b"a", headers=headers)
@@ -185,30 +185,30 @@ async def test_a_key_seen_before_returns_the_first_job(scene: Any, queue: _Memor
     assert (long.status_code, long.json()["field"]) == (422, "idempotency-key")
 
 
-async def test_what_nobody_serves_is_refused_before_it_is_accepted(scene: Any, queue: _MemoryQueue) -> None:
+async def test_what_nobody_serves_is_refused_before_it_is_accepted(scene, queue):
     for path in ("/v1/unknown", "/v2/models/unknown/infer"):
         assert (await scene.client.post(path, content=b"x", headers=ASYNC)).status_code == 404
     assert queue.jobs == {}
 
 
-async def test_a_service_whose_replicas_are_down_still_takes_jobs(scene: Any, queue: _MemoryQueue) -> None:
+async def test_a_service_whose_replicas_are_down_still_takes_jobs(scene, queue):
     scene.announce("http://127.0.0.1:1", service="down", name="d", models=("m",), routes=("/v1/plan",), ready=False)
     assert (await scene.client.post("/v1/plan", headers=ASYNC)).status_code == 202
 
 
-async def test_a_get_is_never_a_job(scene: Any, queue: _MemoryQueue) -> None:
+async def test_a_get_is_never_a_job(scene, queue):
     assert (await scene.client.get("/v1/sessions/1", headers=ASYNC)).status_code == 200
     assert (await scene.client.post("/v1/jobs/j0/cancel", headers=ASYNC)).status_code == 404
     assert queue.jobs == {}
 
 
-async def test_size_limits_hold_for_jobs(served: Any, queue: _MemoryQueue) -> None:
+async def test_size_limits_hold_for_jobs(served, queue):
     scene = await served(queue, max_body_bytes=5000)
     answer = await scene.client.post("/v1/echo", content=b"x" * 5001, headers=ASYNC)
     assert (answer.status_code, queue.jobs) == (413, {})
 
 
-async def test_a_queue_that_is_away_or_full_says_when_to_come_back(scene: Any, queue: _MemoryQueue) -> None:
+async def test_a_queue_that_is_away_or_full_says_when_to_come_back(scene, queue):
     queue.room = 0
     full = await scene.client.post("/v1/echo", headers=ASYNC)
     assert (full.status_code, full.headers["retry-after"], full.json()["code"]) == (429, "7", "queue_full")
@@ -219,13 +219,13 @@ async def test_a_queue_that_is_away_or_full_says_when_to_come_back(scene: Any, q
     assert (in_oip.status_code, list(in_oip.json())) == (503, ["error"])
 
 
-async def test_a_gateway_without_redis_says_that_it_has_no_queue(served: Any) -> None:
+async def test_a_gateway_without_redis_says_that_it_has_no_queue(served):
     scene = await served()
     for answer in (await scene.client.post("/v1/echo", headers=ASYNC), await scene.client.get("/v1/jobs")):
         assert (answer.status_code, "FOVEA_REDIS_URL" in answer.json()["hint"]) == (503, True)
 
 
-async def test_a_result_is_the_answer_byte_for_byte(scene: Any, queue: _MemoryQueue) -> None:
+async def test_a_result_is_the_answer_byte_for_byte(scene, queue):
     await scene.client.post("/v1/echo", content=b"x", headers=ASYNC)
     early = await scene.client.get("/v1/jobs/j0/result")
     assert (early.status_code, early.json()["code"]) == (409, "conflict")
@@ -238,7 +238,7 @@ async def test_a_result_is_the_answer_byte_for_byte(scene: Any, queue: _MemoryQu
     assert "x-fovea-usage" not in answer.headers
 
 
-async def test_events_tell_every_change_and_end(scene: Any, queue: _MemoryQueue, monkeypatch: Any) -> None:
+async def test_events_tell_every_change_and_end(scene, queue, monkeypatch):
     monkeypatch.setattr(jobs, "EVENT_HEARTBEAT_S", 0.05)
     await scene.client.post("/v1/echo", content=b"x", headers=ASYNC)
 
@@ -260,7 +260,7 @@ async def test_events_tell_every_change_and_end(scene: Any, queue: _MemoryQueue,
     assert answer.content.count(b": still here\n\n") >= 2
 
 
-async def test_a_reader_that_leaves_an_event_stream_lets_go_of_the_queue(scene: Any, queue: _MemoryQueue) -> None:
+async def test_a_reader_that_leaves_an_event_stream_lets_go_of_the_queue(scene, queue):
     await scene.client.post("/v1/echo", content=b"x", headers=ASYNC)
     async with scene.client.stream("GET", "/v1/jobs/j0/events") as answer:
         await anext(answer.aiter_bytes())
@@ -268,7 +268,7 @@ async def test_a_reader_that_leaves_an_event_stream_lets_go_of_the_queue(scene: 
         pass
 
 
-async def test_cancel_retry_and_delete(scene: Any, queue: _MemoryQueue) -> None:
+async def test_cancel_retry_and_delete(scene, queue):
     client = scene.client
     await client.post("/v1/echo", content=b"x", headers=ASYNC)
     assert (await client.post("/v1/jobs/j0/cancel")).json()["status"] == "cancelled"
@@ -289,7 +289,7 @@ async def test_cancel_retry_and_delete(scene: Any, queue: _MemoryQueue) -> None:
         assert answer.headers["content-type"] == "application/problem+json"
 
 
-async def test_lists_are_newest_first_and_dead_letters_apart(scene: Any, queue: _MemoryQueue) -> None:
+async def test_lists_are_newest_first_and_dead_letters_apart(scene, queue):
     for _ in range(3):
         await scene.client.post("/v1/echo", content=b"x", headers=ASYNC)
     await queue.change("j1", status="failed", dead=True)
@@ -301,7 +301,7 @@ async def test_lists_are_newest_first_and_dead_letters_apart(scene: Any, queue: 
     assert (wrong.status_code, wrong.json()["field"]) == (422, "limit")
 
 
-async def test_jobs_that_wait_and_jobs_that_run_are_in_the_metrics(scene: Any, queue: _MemoryQueue) -> None:
+async def test_jobs_that_wait_and_jobs_that_run_are_in_the_metrics(scene, queue):
     first = (await scene.client.post("/v1/echo", content=b"x", headers=ASYNC)).json()
     await scene.client.post("/v1/echo", content=b"y", headers=ASYNC)
     await queue.change(first["id"], status="running")
@@ -311,7 +311,7 @@ async def test_jobs_that_wait_and_jobs_that_run_are_in_the_metrics(scene: Any, q
     assert 'fovea_jobs{service="svc",state="running"} 1.0' in text
 
 
-async def test_the_real_queue_takes_a_job_and_knows_it(served: Any, redis_url: str) -> None:
+async def test_the_real_queue_takes_a_job_and_knows_it(served, redis_url):
     scene = await served(redis_url=redis_url)
     headers = {**ASYNC, "idempotency-key": "k"}
     first = await scene.client.post("/v1/echo?x=1", content=b"picture", headers=headers)

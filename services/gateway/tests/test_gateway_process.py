@@ -27,7 +27,7 @@ def listens_at(stderr: IO[str]) -> str:
     raise AssertionError("the gateway never said where it listens")
 
 
-def test_it_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
+def test_it_serves_until_it_is_told_to_stop(tmp_path):
     process = start(tmp_path)
     assert process.stderr is not None
     with process, process.stderr:
@@ -46,7 +46,7 @@ def test_it_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("setting", ["FOVEA_HTTP_PORT", "FOVEA_GRPC_PORT"])
-def test_a_port_in_use_is_one_clear_line(tmp_path: Path, setting: str) -> None:
+def test_a_port_in_use_is_one_clear_line(tmp_path, setting):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -60,7 +60,7 @@ def test_a_port_in_use_is_one_clear_line(tmp_path: Path, setting: str) -> None:
     assert "Traceback" not in told
 
 
-def test_without_keys_it_serves_its_own_machine_only(tmp_path: Path) -> None:
+def test_without_keys_it_serves_its_own_machine_only(tmp_path):
     process = start(tmp_path, FOVEA_HOST="0.0.0.0")
     _, told = process.communicate(timeout=20)
     assert process.returncode == 2
@@ -68,7 +68,7 @@ def test_without_keys_it_serves_its_own_machine_only(tmp_path: Path) -> None:
     assert "FOVEA_AUTH=keys" in told
 
 
-def test_metrics_have_a_port_of_their_own_that_wants_no_key(tmp_path: Path) -> None:
+def test_metrics_have_a_port_of_their_own_that_wants_no_key(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -3,13 +3,12 @@
 import asyncio
 import json
 import random
-from typing import Any
 
 import httpx2
 import pytest
 
 
-async def test_a_request_reaches_the_replica_and_its_answer_comes_back(served: Any) -> None:
+async def test_a_request_reaches_the_replica_and_its_answer_comes_back(served):
     scene = await served()
     answer = await scene.client.post("/v1/echo?x=%2F1&y", content=b"\x00picture", headers={"content-type": "image/png"})
     assert (answer.status_code, answer.content, answer.headers["content-type"]) == (200, b"\x00picture", "image/png")
@@ -22,7 +21,7 @@ async def test_a_request_reaches_the_replica_and_its_answer_comes_back(served: A
     )
 
 
-async def test_hop_by_hop_and_credential_headers_stay_behind(served: Any) -> None:
+async def test_hop_by_hop_and_credential_headers_stay_behind(served):
     scene = await served()
     sent = {
         "Connection": "x-only-here",
@@ -49,7 +48,7 @@ async def test_hop_by_hop_and_credential_headers_stay_behind(served: Any) -> Non
     assert len(answer.headers.get_list("x-content-type-options")) == 1
 
 
-async def test_events_arrive_while_they_are_made(served: Any) -> None:
+async def test_events_arrive_while_they_are_made(served):
     scene = await served(fields={"chunks": 3, "gap_s": 0.15})
     loop = asyncio.get_running_loop()
     async with scene.client.stream("POST", "/v1/stream") as answer:
@@ -59,7 +58,7 @@ async def test_events_arrive_while_they_are_made(served: Any) -> None:
     assert times[-1] - times[0] > 0.25
 
 
-async def test_a_caller_that_leaves_a_stream_stops_the_replica(gateway: Any, toy: Any) -> None:
+async def test_a_caller_that_leaves_a_stream_stops_the_replica(gateway, toy):
     upstream = await toy(chunks=1000, gap_s=0.02)
     scene = await gateway()
     replica = scene.announce(upstream.url)
@@ -69,7 +68,7 @@ async def test_a_caller_that_leaves_a_stream_stops_the_replica(gateway: Any, toy
     assert replica.in_flight == 0
 
 
-async def test_a_caller_that_leaves_before_the_answer_stops_the_replica(gateway: Any, toy: Any) -> None:
+async def test_a_caller_that_leaves_before_the_answer_stops_the_replica(gateway, toy):
     upstream = await toy()
     scene = await gateway()
     replica = scene.announce(upstream.url)
@@ -80,7 +79,7 @@ async def test_a_caller_that_leaves_before_the_answer_stops_the_replica(gateway:
     assert replica.in_flight == 0
 
 
-async def test_large_bodies_cross_whole_both_ways(served: Any) -> None:
+async def test_large_bodies_cross_whole_both_ways(served):
     scene = await served()
     body = random.Random(0).randbytes(9 * 2**20 + 17)
     answer = await scene.client.post("/v1/echo", content=body)
@@ -88,7 +87,7 @@ async def test_large_bodies_cross_whole_both_ways(served: Any) -> None:
     assert scene.upstream.seen[0]["headers"]["content-length"] == str(len(body))
 
 
-async def test_a_deadline_of_the_caller_is_passed_on_and_kept(served: Any) -> None:
+async def test_a_deadline_of_the_caller_is_passed_on_and_kept(served):
     scene = await served()
     await scene.client.post("/v1/echo", headers={"x-fovea-deadline-ms": "700"})
     assert 500 < int(scene.upstream.seen[0]["headers"]["x-fovea-deadline-ms"]) <= 700
@@ -100,13 +99,13 @@ async def test_a_deadline_of_the_caller_is_passed_on_and_kept(served: Any) -> No
 
 
 @pytest.mark.parametrize("text", ["0", "-5", "soon", "1e3", "9" * 40])
-async def test_a_deadline_that_is_no_number_is_refused(served: Any, text: str) -> None:
+async def test_a_deadline_that_is_no_number_is_refused(served, text):
     scene = await served()
     answer = await scene.client.post("/v1/echo", headers={"x-fovea-deadline-ms": text})
     assert (answer.status_code, answer.json()["field"]) == (422, "x-fovea-deadline-ms")
 
 
-async def test_a_stream_past_its_deadline_ends_with_an_error_event(served: Any) -> None:
+async def test_a_stream_past_its_deadline_ends_with_an_error_event(served):
     scene = await served(fields={"chunks": 1000, "gap_s": 0.05})
     answer = await scene.client.post("/v1/stream", headers={"x-fovea-deadline-ms": "200"})
     last = json.loads(answer.content.strip().rpartition(b"data: ")[2])
@@ -114,13 +113,13 @@ async def test_a_stream_past_its_deadline_ends_with_an_error_event(served: Any) 
     assert "broke off" in last["error"]["detail"]
 
 
-async def test_status_and_errors_of_a_replica_pass_unchanged(served: Any) -> None:
+async def test_status_and_errors_of_a_replica_pass_unchanged(served):
     scene = await served(fields={"status": 422})
     answer = await scene.client.post("/v1/echo", content=b"{}", headers={"content-type": "application/problem+json"})
     assert (answer.status_code, answer.content) == (422, b"{}")
 
 
-async def test_models_are_found_by_name(gateway: Any, toy: Any) -> None:
+async def test_models_are_found_by_name(gateway, toy):
     first, second = await toy(name="a"), await toy(name="b")
     scene = await gateway()
     scene.announce(first.url, service="one", models=("pranet", "org/pranet"))
@@ -135,7 +134,7 @@ async def test_models_are_found_by_name(gateway: Any, toy: Any) -> None:
         assert answer.headers["x-replica"] == replica, path
 
 
-async def test_loading_reaches_every_replica(gateway: Any, toy: Any) -> None:
+async def test_loading_reaches_every_replica(gateway, toy):
     first, second = await toy(name="a"), await toy(name="b")
     scene = await gateway()
     scene.announce(first.url, name="a")
@@ -145,7 +144,7 @@ async def test_loading_reaches_every_replica(gateway: Any, toy: Any) -> None:
     assert len(first.seen) == len(second.seen) == 1
 
 
-async def test_requests_are_counted_under_their_route(served: Any) -> None:
+async def test_requests_are_counted_under_their_route(served):
     scene = await served()
     await scene.client.post("/v1/echo")
     await scene.client.post("/v2/models/pranet/infer")
@@ -156,7 +155,7 @@ async def test_requests_are_counted_under_their_route(served: Any) -> None:
     assert "/nobody" not in text
 
 
-async def test_a_service_that_two_offer_is_chosen_by_the_model_in_the_body(gateway: Any, toy: Any) -> None:
+async def test_a_service_that_two_offer_is_chosen_by_the_model_in_the_body(gateway, toy):
     first, second = await toy(name="a"), await toy(name="b")
     scene = await gateway()
     scene.announce(first.url, service="one", models=("m1",), routes=("/v1/classify",))
@@ -172,7 +171,7 @@ async def test_a_service_that_two_offer_is_chosen_by_the_model_in_the_body(gatew
     assert (unknown.status_code, unknown.json()["field"]) == (404, "model")
 
 
-async def test_head_is_answered_as_get_without_a_body(served: Any) -> None:
+async def test_head_is_answered_as_get_without_a_body(served):
     scene = await served()
     for path in ("/livez", "/v1/models", "/v1/echo", "/openapi.json"):
         answer = await scene.client.head(path)
@@ -180,7 +179,7 @@ async def test_head_is_answered_as_get_without_a_body(served: Any) -> None:
     assert (await scene.client.head("/nowhere")).status_code == 404
 
 
-async def test_what_is_read_here_must_not_be_compressed(gateway: Any) -> None:
+async def test_what_is_read_here_must_not_be_compressed(gateway):
     scene = await gateway()
     answer = await scene.client.post("/v1/admin/keys", content=b"x", headers={"content-encoding": "gzip"})
     assert (answer.status_code, answer.json()["code"]) == (415, "unsupported_media")

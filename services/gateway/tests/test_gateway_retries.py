@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from typing import Any
 
 import httpx2
 import pytest
@@ -61,7 +60,7 @@ async def cutting(after: bytes) -> AsyncIterator[tuple[str, list[bytes]]]:
 
 
 @pytest.mark.parametrize("said", [b"", b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nonly this"])
-async def test_a_request_whose_replica_dies_is_answered_by_another(gateway: Any, toy: Any, said: bytes) -> None:
+async def test_a_request_whose_replica_dies_is_answered_by_another(gateway, toy, said):
     upstream = await toy(name="good")
     scene = await gateway()
     async with cutting(said) as (url, heard):
@@ -72,7 +71,7 @@ async def test_a_request_whose_replica_dies_is_answered_by_another(gateway: Any,
     assert len(heard) == 1
 
 
-async def test_a_request_that_leaves_something_behind_is_not_sent_twice(gateway: Any, toy: Any) -> None:
+async def test_a_request_that_leaves_something_behind_is_not_sent_twice(gateway, toy):
     upstream = await toy(name="good")
     scene = await gateway()
     async with cutting(b"") as (url, heard):
@@ -84,7 +83,7 @@ async def test_a_request_that_leaves_something_behind_is_not_sent_twice(gateway:
     assert answer.headers["retry-after"] == "1"
 
 
-async def test_a_refused_connection_is_no_reason_not_to_send_it_elsewhere(gateway: Any, toy: Any) -> None:
+async def test_a_refused_connection_is_no_reason_not_to_send_it_elsewhere(gateway, toy):
     upstream = await toy(name="good")
     scene = await gateway()
     dead = scene.announce(f"http://127.0.0.1:{free_port()}", name="dead")
@@ -95,7 +94,7 @@ async def test_a_refused_connection_is_no_reason_not_to_send_it_elsewhere(gatewa
 
 
 @pytest.mark.parametrize("last", [{"out_of_memory": True}, {"memory": 0.95}])
-async def test_a_death_by_memory_is_not_tried_again(gateway: Any, toy: Any, last: dict[str, Any]) -> None:
+async def test_a_death_by_memory_is_not_tried_again(gateway, toy, last):
     upstream = await toy(name="good")
     scene = await gateway()
     async with cutting(b"") as (url, heard):
@@ -107,7 +106,7 @@ async def test_a_death_by_memory_is_not_tried_again(gateway: Any, toy: Any, last
     assert answer.json()["detail"] == "This request took more memory than a replica of svc has."
 
 
-async def test_others_in_a_replica_that_died_of_memory_may_send_again(gateway: Any, toy: Any) -> None:
+async def test_others_in_a_replica_that_died_of_memory_may_send_again(gateway, toy):
     scene = await gateway()
     async with cutting(b"") as (url, _):
         bad = scene.announce(url, name="bad")
@@ -117,7 +116,7 @@ async def test_others_in_a_replica_that_died_of_memory_may_send_again(gateway: A
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
 
 
-async def test_a_request_that_kills_every_replica_is_given_up(gateway: Any) -> None:
+async def test_a_request_that_kills_every_replica_is_given_up(gateway):
     scene = await gateway()
     async with cutting(b"") as (url, heard):
         scene.announce(url, name="only")
@@ -125,7 +124,7 @@ async def test_a_request_that_kills_every_replica_is_given_up(gateway: Any) -> N
     assert (answer.status_code, len(heard)) == (503, 4)
 
 
-async def test_a_replica_that_is_not_ready_sends_us_to_the_next(gateway: Any, toy: Any) -> None:
+async def test_a_replica_that_is_not_ready_sends_us_to_the_next(gateway, toy):
     draining, good = await toy(name="draining", status=503), await toy(name="good")
     scene = await gateway()
     scene.announce(draining.url, name="draining")
@@ -133,7 +132,7 @@ async def test_a_replica_that_is_not_ready_sends_us_to_the_next(gateway: Any, to
     assert (await scene.client.post("/v1/echo")).headers["x-replica"] == "good"
 
 
-async def test_a_503_is_handed_on_when_there_is_nobody_else(gateway: Any, toy: Any) -> None:
+async def test_a_503_is_handed_on_when_there_is_nobody_else(gateway, toy):
     draining = await toy(name="draining", status=503)
     scene = await gateway()
     scene.announce(draining.url, name="draining")
@@ -141,7 +140,7 @@ async def test_a_503_is_handed_on_when_there_is_nobody_else(gateway: Any, toy: A
     assert (answer.status_code, answer.content, len(draining.seen)) == (503, b"why", 1)
 
 
-async def test_a_request_waits_for_the_next_replica_of_a_service_that_lost_its_last(gateway: Any, toy: Any) -> None:
+async def test_a_request_waits_for_the_next_replica_of_a_service_that_lost_its_last(gateway, toy):
     upstream = await toy(name="new")
     scene = await gateway()
     scene.announce(f"http://127.0.0.1:{free_port()}", name="dead")
@@ -152,7 +151,7 @@ async def test_a_request_waits_for_the_next_replica_of_a_service_that_lost_its_l
     assert (await asking).headers["x-replica"] == "new"
 
 
-async def test_a_request_does_not_wait_longer_than_its_deadline(gateway: Any) -> None:
+async def test_a_request_does_not_wait_longer_than_its_deadline(gateway):
     scene = await gateway()
     scene.announce(f"http://127.0.0.1:{free_port()}", name="dead")
     answer = await scene.client.post("/v1/echo", headers={"x-fovea-deadline-ms": "300"})
@@ -160,7 +159,7 @@ async def test_a_request_does_not_wait_longer_than_its_deadline(gateway: Any) ->
     assert answer.json()["code"] == "not_ready"
 
 
-async def test_a_service_that_never_was_ready_is_not_waited_for(gateway: Any) -> None:
+async def test_a_service_that_never_was_ready_is_not_waited_for(gateway):
     scene = await gateway()
     scene.announce("http://127.0.0.1:1", name="loading", ready=False)
     answer = await scene.client.post("/v1/echo", timeout=2)
@@ -168,7 +167,7 @@ async def test_a_service_that_never_was_ready_is_not_waited_for(gateway: Any) ->
     assert "loading" in answer.json()["detail"]
 
 
-async def test_a_large_upload_survives_the_death_of_its_replica(gateway: Any, toy: Any) -> None:
+async def test_a_large_upload_survives_the_death_of_its_replica(gateway, toy):
     async def pieces() -> AsyncIterator[bytes]:
         for at in range(0, len(body), 200_000):
             yield body[at : at + 200_000]
@@ -185,7 +184,7 @@ async def test_a_large_upload_survives_the_death_of_its_replica(gateway: Any, to
     assert len(heard) == 1
 
 
-async def test_an_upload_beyond_the_memory_set_aside_is_sent_but_not_twice(gateway: Any, toy: Any) -> None:
+async def test_an_upload_beyond_the_memory_set_aside_is_sent_but_not_twice(gateway, toy):
     async def pieces() -> AsyncIterator[bytes]:
         for _ in range(30):
             yield b"x" * 100_000
@@ -201,7 +200,7 @@ async def test_an_upload_beyond_the_memory_set_aside_is_sent_but_not_twice(gatew
 
 
 @pytest.mark.slow
-async def test_no_request_is_lost_while_replicas_are_killed(gateway: Any) -> None:
+async def test_no_request_is_lost_while_replicas_are_killed(gateway):
     ports = [free_port(), free_port()]
     processes = [spawn(port) for port in ports]
     scene = await gateway()

@@ -1,9 +1,7 @@
 """A real Triton loads the repositories that are written, and the triton engine gets from it what ONNX Runtime finds."""
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from pathlib import Path
 
 import httpx2
 import numpy as np
@@ -67,7 +65,7 @@ BY, SAME, PEAK = (TensorSpec(name=name, datatype="FP32", shape=(-1,)) for name i
 
 
 @pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def repository(tmp_path_factory):
     made = tmp_path_factory.mktemp("repository")
     options = TritonOptions(max_batch=MOST, delay_us=20_000, has_gpu=False)
     write_model(made, "net", forms(tmp_path_factory.mktemp("forms"), (SIDE, SIDE)), LABELS, options)
@@ -84,7 +82,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def triton(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+def triton(repository, tmp_path_factory):
     assert TRITON is not None
     with run_triton(TRITON, repository, tmp_path_factory.mktemp("triton")) as addresses:
         yield addresses
@@ -96,9 +94,7 @@ def pictures(count: int, seed: int = 0) -> np.ndarray:
 
 @pytest.mark.parametrize("wire", ["http", "grpc"])
 @pytest.mark.parametrize("shares", [True, False])
-def test_answers_are_the_graphs_over_each_wire_and_through_shared_memory(
-    triton: tuple[str, str], repository: Path, wire: str, shares: bool
-) -> None:
+def test_answers_are_the_graphs_over_each_wire_and_through_shared_memory(triton, repository, wire, shares):
     session = onnxruntime.InferenceSession(repository / "net" / "1" / "model.onnx")
     url = triton[0] if wire == "http" else f"grpc://{triton[1]}"
     with closing(TritonEngine(url, "net", shared_memory=shares, declared=[PEAK])) as engine:
@@ -111,7 +107,7 @@ def test_answers_are_the_graphs_over_each_wire_and_through_shared_memory(
 
 
 @pytest.mark.parametrize("wire", ["http", "grpc"])
-def test_one_number_per_item_goes_in_and_out_as_the_graph_has_it(triton: tuple[str, str], wire: str) -> None:
+def test_one_number_per_item_goes_in_and_out_as_the_graph_has_it(triton, wire):
     url = triton[0] if wire == "http" else f"grpc://{triton[1]}"
     for shares in (False, True):
         with closing(TritonEngine(url, "scaled", declared=[IMAGE, BY, SCALED, SAME], shared_memory=shares)) as engine:
@@ -122,12 +118,12 @@ def test_one_number_per_item_goes_in_and_out_as_the_graph_has_it(triton: tuple[s
             np.testing.assert_array_equal(found["scaled"][:, 0, 0, 0], by)
 
 
-def test_sizes_that_the_graph_leaves_free_are_free(triton: tuple[str, str]) -> None:
+def test_sizes_that_the_graph_leaves_free_are_free(triton):
     with closing(TritonEngine(triton[0], "free")) as engine:
         assert engine.run({"image": np.zeros((2, 3, 10, 14), np.float32)})["half"].shape == (2, 3, 5, 7)
 
 
-def test_calls_at_once_become_batches(triton: tuple[str, str]) -> None:
+def test_calls_at_once_become_batches(triton):
     with closing(TritonEngine(triton[0], "net")) as engine:
         with ThreadPoolExecutor(8) as pool:
             found = list(pool.map(lambda at: engine.run({"image": pictures(1, at)})["scores"], range(32)))
@@ -138,7 +134,7 @@ def test_calls_at_once_become_batches(triton: tuple[str, str]) -> None:
     assert max(batch["batch_size"] for batch in model["batch_stats"]) <= MOST
 
 
-def test_labels_are_those_of_the_file(triton: tuple[str, str]) -> None:
+def test_labels_are_those_of_the_file(triton):
     client = tritonclient.http.InferenceServerClient(triton[0])
     given = np.zeros((1, 3, SIDE, SIDE), np.float32)
     given[0, 1] = 1
@@ -151,7 +147,7 @@ def test_labels_are_those_of_the_file(triton: tuple[str, str]) -> None:
 
 
 @pytest.mark.parametrize("wire", ["http", "grpc"])
-def test_what_it_refuses_is_told(triton: tuple[str, str], wire: str) -> None:
+def test_what_it_refuses_is_told(triton, wire):
     url = triton[0] if wire == "http" else f"grpc://{triton[1]}"
     with pytest.raises(NotFound, match="nope"):
         TritonEngine(url, "nope")
@@ -161,7 +157,7 @@ def test_what_it_refuses_is_told(triton: tuple[str, str], wire: str) -> None:
 
 @pytest.mark.timed("Triton itself must be slower than the time allowed, while opening the engine must not be")
 @pytest.mark.parametrize("wire", ["http", "grpc"])
-def test_a_call_that_takes_too_long_is_given_up(triton: tuple[str, str], wire: str) -> None:
+def test_a_call_that_takes_too_long_is_given_up(triton, wire):
     url = triton[0] if wire == "http" else f"grpc://{triton[1]}"
     with closing(TritonEngine(url, "slow", timeout=SLOW_S / 3)) as engine, pytest.raises(DeadlineExceeded):
         engine.run({"image": np.zeros((1, 1), np.float32)})

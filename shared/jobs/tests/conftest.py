@@ -1,8 +1,5 @@
 """Both sides of a job queue in the Redis of tests/harness/redis_servers.py."""
 
-from collections.abc import AsyncIterator
-from pathlib import Path
-
 import pytest
 
 from shared.jobs.consumer import QueueConsumer
@@ -12,7 +9,7 @@ from shared.settings import Settings
 
 
 @pytest.fixture
-def job_settings(tmp_path: Path) -> Settings:
+def job_settings(tmp_path):
     return Settings(
         data_dir=tmp_path,
         job_lease_s=0.4,
@@ -24,19 +21,19 @@ def job_settings(tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-async def queue(redis_url: str, job_settings: Settings) -> AsyncIterator[RedisJobQueue]:
+async def queue(redis_url, job_settings):
     queue = RedisJobQueue(redis_url, job_settings)
     yield queue
     await queue.close()
 
 
 @pytest.fixture
-async def inbox(redis_url: str, job_settings: Settings) -> AsyncIterator[QueueConsumer]:
+async def inbox(redis_url, job_settings):
     inbox = QueueConsumer(redis_url, "svc", job_settings)
     yield inbox
     await inbox.close()
 
 
 @pytest.fixture
-def payload() -> Payload:
+def payload():
     return Payload("svc", "/v1/segment", b"body", {"content-type": "image/png"}, tenant="ann")

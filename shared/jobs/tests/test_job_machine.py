@@ -355,12 +355,12 @@ def _check(server: RedisServer, chosen: Settings, examples: int) -> None:
     )
 
 
-def test_the_queue_agrees_with_the_model(own_redis: RedisServer, job_settings: Settings) -> None:
+def test_the_queue_agrees_with_the_model(own_redis, job_settings):
     with redis.Redis.from_url(own_redis.url) as client:
         client.config_set("appendfsync", "no")  # thousands of small steps; the other test has restarts
     _check(own_redis, job_settings.model_copy(update={"job_ttl_s": 1000}), settings.default.max_examples)
 
 
 @pytest.mark.slow
-def test_the_queue_agrees_with_the_model_over_restarts(own_redis: RedisServer, job_settings: Settings) -> None:
+def test_the_queue_agrees_with_the_model_over_restarts(own_redis, job_settings):
     _check(own_redis, job_settings.model_copy(update={"job_ttl_s": RESTARTING}), fewer(5))

@@ -5,7 +5,6 @@ import threading
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -17,21 +16,18 @@ from shared.jobs.queue import Handler, Payload, Result, Ticket
 from shared.jobs.redis_queue import RedisJobQueue
 from shared.jobs.tests.running_worker import ended, started, working
 from shared.jobs.worker import JobWorker
-from shared.settings import Settings
 from shared.storage.tests.small_disk import grow_disk, mount_small_disk
 
 DONE = Result(200, "text/plain", b"done")
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick(monkeypatch):
     monkeypatch.setattr(worker_module, "_MAX_BACKOFF_S", 0.03)
     monkeypatch.setattr(consumer_module, "_BLOCK_MS", 50)
 
 
-async def test_a_flood_of_one_tenant_stands_in_front_of_another_with_a_few_jobs_only(
-    redis_url: str, queue: RedisJobQueue, job_settings: Settings
-) -> None:
+async def test_a_flood_of_one_tenant_stands_in_front_of_another_with_a_few_jobs_only(redis_url, queue, job_settings):
     order: list[str] = []
 
     async def handler(payload: Payload, _ticket: Ticket) -> Result:
@@ -52,9 +48,7 @@ async def test_a_flood_of_one_tenant_stands_in_front_of_another_with_a_few_jobs_
     assert sorted(order) == ["alice"] * 30 + ["bob"] * 3
 
 
-async def test_jobs_of_a_worker_that_runs_out_of_memory_fail_for_good(
-    redis_url: str, queue: RedisJobQueue, job_settings: Settings
-) -> None:
+async def test_jobs_of_a_worker_that_runs_out_of_memory_fail_for_good(redis_url, queue, job_settings):
     async def handler(_payload: Payload, ticket: Ticket) -> Result:
         await ticket.wait_until_cancelled()
         return DONE
@@ -78,9 +72,7 @@ def always(outcome: Result | BaseException) -> Handler:
     return handler
 
 
-async def test_a_job_runs_and_its_answer_is_kept(
-    redis_url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
-) -> None:
+async def test_a_job_runs_and_its_answer_is_kept(redis_url, queue, payload, job_settings):
     async def echo(given: Payload, ticket: Ticket) -> Result:
         return Result(201, given.headers["content-type"], given.body + b"!", {"x-attempt": str(ticket.attempt)})
 
@@ -91,9 +83,7 @@ async def test_a_job_runs_and_its_answer_is_kept(
 
 
 @pytest.mark.timed("A doorbell that rings late differs from one that rings in time by the time alone.")
-async def test_a_waiting_worker_begins_a_job_at_once(
-    redis_url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_waiting_worker_begins_a_job_at_once(redis_url, queue, payload, job_settings, monkeypatch):
     monkeypatch.setattr(consumer_module, "_BLOCK_MS", 4500)
     async with working(redis_url, job_settings, always(DONE)):
         await ended(queue, (await queue.submit(payload))[0])
@@ -103,9 +93,7 @@ async def test_a_waiting_worker_begins_a_job_at_once(
 
 
 @pytest.mark.parametrize("outcome", [InvalidOption("Too wide.", field="width"), "problem", "openai", "oip", "html"])
-async def test_a_4xx_fails_for_good(
-    redis_url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings, outcome: Exception | str
-) -> None:
+async def test_a_4xx_fails_for_good(redis_url, queue, payload, job_settings, outcome):
     bodies = {
         "problem": b'{"title":"T","status":422,"detail":"Too wide.","code":"invalid_option","limit":9}',
         "openai": b'{"error": {"message": "Too wide.", "code": "x"}}',
@@ -133,9 +121,7 @@ async def test_a_4xx_fails_for_good(
     [Fault("x"), NotReady("x"), QueueFull("x"), ValueError("ours"), Result(503, "", b""), Result(429, "", b"{")],
     ids=lambda outcome: type(outcome).__name__ + str(getattr(outcome, "status", "")),
 )
-async def test_other_errors_are_tried_again_and_then_buried(
-    redis_url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings, outcome: Result | Exception
-) -> None:
+async def test_other_errors_are_tried_again_and_then_buried(redis_url, queue, payload, job_settings, outcome):
     async with working(redis_url, job_settings, always(outcome)):
         job, _ = await queue.submit(payload)
         dead = await ended(queue, job)
@@ -145,17 +131,13 @@ async def test_other_errors_are_tried_again_and_then_buried(
         assert [letter.id for letter in await queue.dead("ann")] == [job.id]
 
 
-async def test_a_handler_that_cancels_itself_has_failed(
-    redis_url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
-) -> None:
+async def test_a_handler_that_cancels_itself_has_failed(redis_url, queue, payload, job_settings):
     async with working(redis_url, job_settings, always(asyncio.CancelledError())):
         dead = await ended(queue, (await queue.submit(payload))[0])
         assert (dead.status, dead.attempts) == ("failed", 3)
 
 
-async def test_no_more_jobs_run_than_allowed(
-    redis_url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
-) -> None:
+async def test_no_more_jobs_run_than_allowed(redis_url, queue, payload, job_settings):
     running, most = 0, 0
 
     async def busy(_payload: Payload, _ticket: Ticket) -> Result:
@@ -177,9 +159,7 @@ async def test_no_more_jobs_run_than_allowed(
     assert most == 3
 
 
-async def test_long_jobs_keep_their_lease(
-    redis_url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
-) -> None:
+async def test_long_jobs_keep_their_lease(redis_url, queue, payload, job_settings):
     async def long(_payload: Payload, _ticket: Ticket) -> Result:
         await asyncio.sleep(4 * job_settings.job_lease_s)
         return DONE
@@ -189,9 +169,7 @@ async def test_long_jobs_keep_their_lease(
         assert (done.status, done.attempts) == ("succeeded", 1)
 
 
-async def test_progress_is_shown_without_a_write_for_each_step(
-    redis_url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
-) -> None:
+async def test_progress_is_shown_without_a_write_for_each_step(redis_url, queue, payload, job_settings):
     async def steps(_payload: Payload, ticket: Ticket) -> Result:
         for step in range(500):
             await ticket.progress(step / 500, f"step {step}")
@@ -208,8 +186,8 @@ async def test_progress_is_shown_without_a_write_for_each_step(
 
 
 async def test_a_handler_that_ignores_a_cancel_is_cancelled_and_its_slot_is_free(
-    redis_url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
-) -> None:
+    redis_url, queue, payload, job_settings
+):
     release = threading.Event()
 
     async def deaf(given: Payload, _ticket: Ticket) -> Result:
@@ -229,9 +207,7 @@ async def test_a_handler_that_ignores_a_cancel_is_cancelled_and_its_slot_is_free
         release.set()
 
 
-async def test_cancel_and_retry_runs_a_new_attempt_whose_answer_counts(
-    redis_url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
-) -> None:
+async def test_cancel_and_retry_runs_a_new_attempt_whose_answer_counts(redis_url, queue, payload, job_settings):
     first_ended, second_ended = asyncio.Event(), asyncio.Event()
 
     async def slow_to_stop(_payload: Payload, ticket: Ticket) -> Result:
@@ -256,9 +232,7 @@ async def test_cancel_and_retry_runs_a_new_attempt_whose_answer_counts(
 
 
 @pytest.mark.parametrize("polite", [True, False])
-async def test_a_stopping_worker_hands_back_at_once_what_is_not(
-    redis_url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings, polite: bool
-) -> None:
+async def test_a_stopping_worker_hands_back_at_once_what_is_not(redis_url, queue, payload, job_settings, polite):
     async def long(_payload: Payload, ticket: Ticket) -> Result:
         if ticket.attempt > 1:
             return DONE
@@ -277,9 +251,7 @@ async def test_a_stopping_worker_hands_back_at_once_what_is_not(
         assert (done.status, done.attempts) == ("succeeded", 2), "being handed back costs no attempt"
 
 
-async def test_a_second_stop_does_not_wait(
-    redis_url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
-) -> None:
+async def test_a_second_stop_does_not_wait(redis_url, queue, payload, job_settings):
     async def long(_payload: Payload, ticket: Ticket) -> Result:
         await ticket.wait_until_cancelled()
         raise asyncio.CancelledError
@@ -292,9 +264,7 @@ async def test_a_second_stop_does_not_wait(
     assert (await queue.get(job.id, "ann")).status == "queued"
 
 
-async def test_a_stopping_worker_begins_nothing_new(
-    redis_url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
-) -> None:
+async def test_a_stopping_worker_begins_nothing_new(redis_url, queue, payload, job_settings):
     async with working(redis_url, job_settings, always(DONE)) as worker:
         worker.stop()
         await asyncio.sleep(0.05)
@@ -302,9 +272,7 @@ async def test_a_stopping_worker_begins_nothing_new(
     assert await queue.depth("svc") == 1
 
 
-async def test_workers_forget_finished_jobs_by_themselves(
-    redis_url: str, payload: Payload, job_settings: Settings
-) -> None:
+async def test_workers_forget_finished_jobs_by_themselves(redis_url, payload, job_settings):
     settings = job_settings.model_copy(update={"job_ttl_s": 1})
     queue = RedisJobQueue(redis_url, settings)
     big = replace(DONE, body=b"x" * 5000)
@@ -319,7 +287,7 @@ async def test_workers_forget_finished_jobs_by_themselves(
     await queue.close()
 
 
-async def test_a_worker_waits_for_a_redis_that_is_away(job_settings: Settings) -> None:
+async def test_a_worker_waits_for_a_redis_that_is_away(job_settings):
     inbox = QueueConsumer("redis://127.0.0.1:1", "svc", job_settings)
     worker = JobWorker(inbox, always(DONE), job_settings)
     running = asyncio.create_task(worker.run())
@@ -330,9 +298,7 @@ async def test_a_worker_waits_for_a_redis_that_is_away(job_settings: Settings) -
     await inbox.close()
 
 
-async def test_a_broken_loop_ends_the_worker_loudly(
-    redis_url: str, job_settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_broken_loop_ends_the_worker_loudly(redis_url, job_settings, monkeypatch):
     inbox = QueueConsumer(redis_url, "svc", job_settings)
     broken: Callable[[], Awaitable[int]] = always(RuntimeError("bug"))  # type: ignore[assignment]
     monkeypatch.setattr(inbox, "sweep", lambda: broken(None, None))  # type: ignore[call-arg]
@@ -343,8 +309,8 @@ async def test_a_broken_loop_ends_the_worker_loudly(
 
 
 async def test_an_answer_that_finds_no_room_waits_for_it_and_the_job_is_not_run_again(
-    redis_url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings, tmp_path: Path
-) -> None:
+    redis_url, queue, payload, job_settings, tmp_path
+):
     runs: list[int] = []
 
     async def handler(_payload: Payload, ticket: Ticket) -> Result:

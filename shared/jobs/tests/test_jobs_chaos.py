@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,7 +16,6 @@ from shared.api.job import FINAL, Job
 from shared.errors import NotReady
 from shared.jobs.queue import Payload
 from shared.jobs.redis_queue import RedisJobQueue
-from shared.jobs.redis_server import RedisServer
 from shared.settings import Settings
 from tests.harness.waiting import until as wait_for
 
@@ -29,20 +28,20 @@ Start = Callable[[], subprocess.Popen[bytes]]
 
 
 @pytest.fixture(autouse=True)
-def short_lease(monkeypatch: pytest.MonkeyPatch) -> float:
+def short_lease(monkeypatch):
     monkeypatch.setenv("FOVEA_JOB_LEASE_S", "1")
     return 1.0
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> Path:
+def ledger(tmp_path):
     path = tmp_path / "ledger"
     path.touch()
     return path
 
 
 @pytest.fixture
-def start_worker(own_redis: RedisServer, tmp_path: Path, ledger: Path) -> Iterator[Start]:
+def start_worker(own_redis, tmp_path, ledger):
     """Starts worker processes; ends them with the test."""
     started: list[subprocess.Popen[bytes]] = []
 
@@ -62,7 +61,7 @@ def start_worker(own_redis: RedisServer, tmp_path: Path, ledger: Path) -> Iterat
 
 
 @pytest.fixture
-async def far_queue(own_redis: RedisServer, tmp_path: Path) -> AsyncIterator[RedisJobQueue]:
+async def far_queue(own_redis, tmp_path):
     queue = RedisJobQueue(own_redis.url, Settings(data_dir=tmp_path))
     yield queue
     await queue.close()
@@ -99,9 +98,7 @@ async def begun(queue: RedisJobQueue, ledger: Path, *jobs: Job) -> None:
     await until(lambda: {job.id for job in jobs} <= set(lines(ledger, "begin")))
 
 
-async def begin_one(
-    queue: RedisJobQueue, ledger: Path, workers: list[subprocess.Popen[bytes]], *seconds: float
-) -> tuple[Job, subprocess.Popen[bytes]]:
+async def begin_one(queue, ledger, workers, *seconds: float):
     job, _ = await queue.submit(work(*seconds))
     await begun(queue, ledger, job)
     return job, next(child for child in workers if child.pid == runner(ledger, job))
@@ -109,8 +106,8 @@ async def begin_one(
 
 @pytest.mark.timed("The product promises the second attempt within ten seconds, under its own settings.")
 async def test_the_job_of_a_killed_worker_is_done_by_an_idle_one_within_ten_seconds(
-    far_queue: RedisJobQueue, start_worker: Start, ledger: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    far_queue, start_worker, ledger, monkeypatch
+):
     monkeypatch.delenv("FOVEA_JOB_LEASE_S")
     job, victim = await begin_one(far_queue, ledger, [start_worker(), start_worker()], 60, 0.1)
     victim.send_signal(signal.SIGKILL)
@@ -121,8 +118,8 @@ async def test_the_job_of_a_killed_worker_is_done_by_an_idle_one_within_ten_seco
 
 
 async def test_accepted_jobs_survive_an_outage_longer_than_the_lease_and_run_once(
-    far_queue: RedisJobQueue, own_redis: RedisServer, start_worker: Start, ledger: Path, short_lease: float
-) -> None:
+    far_queue, own_redis, start_worker, ledger, short_lease
+):
     start_worker(), start_worker()
     running = [(await far_queue.submit(work(3.0)))[0] for _ in range(2)]
     waiting = [(await far_queue.submit(work(0.05, size=size)))[0] for size in (0, 2_000_000) * 10]
@@ -141,8 +138,8 @@ async def test_accepted_jobs_survive_an_outage_longer_than_the_lease_and_run_onc
 
 
 async def test_a_job_that_ends_while_redis_is_away_hands_in_its_answer_later(
-    far_queue: RedisJobQueue, own_redis: RedisServer, start_worker: Start, ledger: Path
-) -> None:
+    far_queue, own_redis, start_worker, ledger
+):
     start_worker()
     job, _ = await far_queue.submit(work(0.6))
     await begun(far_queue, ledger, job)
@@ -153,9 +150,7 @@ async def test_a_job_that_ends_while_redis_is_away_hands_in_its_answer_later(
     assert (done.status, done.attempts) == ("succeeded", 1)
 
 
-async def test_accepted_jobs_survive_the_death_of_both(
-    far_queue: RedisJobQueue, own_redis: RedisServer, start_worker: Start, ledger: Path
-) -> None:
+async def test_accepted_jobs_survive_the_death_of_both(far_queue, own_redis, start_worker, ledger):
     victim = start_worker()
     jobs = [(await far_queue.submit(work(0.3)))[0] for _ in range(6)]
     await begun(far_queue, ledger, *jobs[:2])
@@ -169,9 +164,7 @@ async def test_accepted_jobs_survive_the_death_of_both(
         assert done.attempts <= 2
 
 
-async def test_a_frozen_worker_that_wakes_does_not_overwrite_the_newer_answer(
-    far_queue: RedisJobQueue, start_worker: Start, ledger: Path
-) -> None:
+async def test_a_frozen_worker_that_wakes_does_not_overwrite_the_newer_answer(far_queue, start_worker, ledger):
     workers = [start_worker(), start_worker()]
     job, frozen = await begin_one(far_queue, ledger, workers, 60, 0.1)
     frozen.send_signal(signal.SIGSTOP)
@@ -185,9 +178,7 @@ async def test_a_frozen_worker_that_wakes_does_not_overwrite_the_newer_answer(
     assert (await far_queue.result(job.id, "local")).body == b"2"
 
 
-async def test_a_long_job_of_a_worker_that_a_scaler_stops_is_begun_once(
-    far_queue: RedisJobQueue, start_worker: Start, ledger: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_long_job_of_a_worker_that_a_scaler_stops_is_begun_once(far_queue, start_worker, ledger, monkeypatch):
     monkeypatch.setenv("FOVEA_SHUTDOWN_GRACE_S", "30")
     monkeypatch.setenv("FOVEA_JOB_LEASE_S", "0.5")
     job, leaving = await begin_one(far_queue, ledger, [start_worker(), start_worker()], 2.0)
@@ -199,9 +190,7 @@ async def test_a_long_job_of_a_worker_that_a_scaler_stops_is_begun_once(
 
 
 @pytest.mark.timed("The next renewal, up to a second later, would stop it as well.")
-async def test_a_cancel_reaches_another_process_within_a_second(
-    far_queue: RedisJobQueue, start_worker: Start, ledger: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_cancel_reaches_another_process_within_a_second(far_queue, start_worker, ledger, monkeypatch):
     monkeypatch.delenv("FOVEA_JOB_LEASE_S")
     start_worker()
     job, _ = await far_queue.submit(work(60))
@@ -212,9 +201,7 @@ async def test_a_cancel_reaches_another_process_within_a_second(
     assert time.monotonic() - asked < 1.0
 
 
-async def test_events_go_on_after_redis_comes_back(
-    far_queue: RedisJobQueue, own_redis: RedisServer, start_worker: Start, ledger: Path
-) -> None:
+async def test_events_go_on_after_redis_comes_back(far_queue, own_redis, start_worker, ledger):
     job, _ = await far_queue.submit(work(0.3))
     story: list[str] = []
 
@@ -234,9 +221,7 @@ async def test_events_go_on_after_redis_comes_back(
     assert story[-1] == "succeeded"
 
 
-async def test_what_was_accepted_while_redis_dies_again_and_again_is_done(
-    far_queue: RedisJobQueue, own_redis: RedisServer, start_worker: Start, ledger: Path
-) -> None:
+async def test_what_was_accepted_while_redis_dies_again_and_again_is_done(far_queue, own_redis, start_worker, ledger):
     start_worker()
     accepted: dict[str, Job] = {}
 

@@ -38,7 +38,7 @@ def decode(case: dict[str, Any]) -> InferCall:
 
 
 @pytest.mark.parametrize("case", HTTP, ids=named)
-def test_http_body_decodes_to_its_stated_values(case: dict[str, Any]) -> None:
+def test_http_body_decodes_to_its_stated_values(case):
     call = decode(case)
     assert call.id == "r1"
     assert call.requested == {"out": case["binary"]}
@@ -47,7 +47,7 @@ def test_http_body_decodes_to_its_stated_values(case: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("case", HTTP, ids=named)
-def test_answer_to_an_http_body_decodes_back(case: dict[str, Any]) -> None:
+def test_answer_to_an_http_body_decodes_back(case):
     call = decode(case)
     body = oip_json.encode_answer(build_answer(call, {"out": call.feeds["in"]}, "7"), call)
     assert (body.header_length is not None) is case["binary"]
@@ -57,7 +57,7 @@ def test_answer_to_an_http_body_decodes_back(case: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("case", HTTP, ids=named)
-def test_our_own_client_says_what_tritonclient_says(case: dict[str, Any]) -> None:
+def test_our_own_client_says_what_tritonclient_says(case):
     body = oip_json.encode_request(decode(case), binary=case["binary"])
     text = body.join()[: body.header_length]
     assert json.loads(text) == case["header"]
@@ -65,21 +65,21 @@ def test_our_own_client_says_what_tritonclient_says(case: dict[str, Any]) -> Non
 
 
 @pytest.mark.parametrize("case", GRPC, ids=named)
-def test_grpc_message_decodes_with_our_own_stubs(case: dict[str, Any]) -> None:
+def test_grpc_message_decodes_with_our_own_stubs(case):
     call = oip_proto.decode_request(pb.ModelInferRequest.FromString(base64.b64decode(case["message_b64"])))
     assert (call.model, call.id, dict(call.requested), call.binary) == ("m", "r1", {"out": None}, True)
     np.testing.assert_array_equal(call.feeds["in"], stated(case), strict=True)
 
 
 @pytest.mark.parametrize("case", GRPC, ids=named)
-def test_grpc_message_encodes_to_the_same_bytes(case: dict[str, Any]) -> None:
+def test_grpc_message_encodes_to_the_same_bytes(case):
     sent = base64.b64decode(case["message_b64"])
     call = oip_proto.decode_request(pb.ModelInferRequest.FromString(sent))
     assert oip_proto.encode_request(call).SerializeToString() == sent
 
 
 @pytest.mark.parametrize("case", GRPC, ids=named)
-def test_answer_to_a_grpc_message_decodes_back(case: dict[str, Any]) -> None:
+def test_answer_to_a_grpc_message_decodes_back(case):
     call = oip_proto.decode_request(pb.ModelInferRequest.FromString(base64.b64decode(case["message_b64"])))
     message = oip_proto.encode_answer(build_answer(call, {"out": call.feeds["in"]}, "7"), call)
     back = oip_proto.decode_answer(pb.ModelInferResponse.FromString(message.SerializeToString()))
@@ -87,12 +87,12 @@ def test_answer_to_a_grpc_message_decodes_back(case: dict[str, Any]) -> None:
     np.testing.assert_array_equal(back.outputs["out"], stated(case), strict=True)
 
 
-def test_every_datatype_is_among_the_golden_messages() -> None:
+def test_every_datatype_is_among_the_golden_messages():
     assert {case["datatype"] for case in GRPC} == set(DTYPES)
     assert {case["datatype"] for case in HTTP if case["binary"]} == set(DTYPES)
 
 
-def test_bf16_and_odd_bytes_are_ours_to_handle_where_the_client_refuses_them() -> None:
+def test_bf16_and_odd_bytes_are_ours_to_handle_where_the_client_refuses_them():
     refused = {case["datatype"] for case in GOLDEN["client_refuses"]}
     assert refused == {"BF16", "BYTES"}
     call = InferCall("m", {"in": np.array([0.5, -2], ml_dtypes.bfloat16)}, requested={"out": False})

@@ -8,14 +8,7 @@ import numpy as np
 import pytest
 
 from shared import telemetry
-from shared.errors import (
-    Cancelled,
-    DeadlineExceeded,
-    InvalidOption,
-    NotFound,
-    NotReady,
-    QueueFull,
-)
+from shared.errors import Cancelled, DeadlineExceeded, InvalidOption, NotFound, NotReady, QueueFull
 from shared.registry import CallContext, LoadContext
 from shared.serving.host import Host
 from shared.serving.tests import toys

@@ -13,7 +13,7 @@ from shared.training.recipe import Batch, Recipe, Schedule
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> None:
+def _one_thread():
     torch.set_num_threads(1)
 
 
@@ -80,5 +80,5 @@ class LineRecipe(Recipe):
 
 
 @pytest.fixture
-def line() -> type[LineRecipe]:
+def line():
     return LineRecipe

@@ -137,11 +137,11 @@ def picture(shade: int, side: int = 16) -> bytes:
 
 
 @pytest.fixture
-def grey() -> Grey:
+def grey():
     return Grey(CARD, MeanEngine())
 
 
-def test_a_batch_is_one_run_and_each_answer_is_its_own(grey: Grey) -> None:
+def test_a_batch_is_one_run_and_each_answer_is_its_own(grey):
     shades = [10, 200, 90]
     answers = grey.predict([GreyIn(image=picture(shade), rows=shade == 90) for shade in shades], CallContext())
     assert [answer.mean for answer in answers] == shades
@@ -152,7 +152,7 @@ def test_a_batch_is_one_run_and_each_answer_is_its_own(grey: Grey) -> None:
     }
 
 
-def test_a_request_that_fails_is_answered_by_its_error_alone(grey: Grey) -> None:
+def test_a_request_that_fails_is_answered_by_its_error_alone(grey):
     good = GreyIn(image=picture(10))
     bad = [GreyIn(image=b"text"), GreyIn(image=picture(10), fail="read"), GreyIn(image=picture(10), fail="post")]
     answers = grey.predict([good, *bad, good], CallContext())
@@ -162,13 +162,13 @@ def test_a_request_that_fails_is_answered_by_its_error_alone(grey: Grey) -> None
     assert grey.engine.batches == [3]
 
 
-def test_a_batch_that_nobody_can_read_never_reaches_the_engine(grey: Grey) -> None:
+def test_a_batch_that_nobody_can_read_never_reaches_the_engine(grey):
     grey.predict([GreyIn(image=b"")], CallContext())
     assert grey.engine.batches == []
     assert grey.predict([], CallContext()) == []
 
 
-def test_each_stage_is_timed_for_itself(grey: Grey) -> None:
+def test_each_stage_is_timed_for_itself(grey):
     first, second = grey.predict([GreyIn(image=picture(10)), GreyIn(image=picture(20))], CallContext())
     for times in (first.times, second.times):
         assert min(times.decode, times.preprocess) > 0
@@ -176,7 +176,7 @@ def test_each_stage_is_timed_for_itself(grey: Grey) -> None:
         assert times.post >= 1
 
 
-def test_a_cancelled_run_stops_before_each_stage(grey: Grey) -> None:
+def test_a_cancelled_run_stops_before_each_stage(grey):
     run = CallContext()
     run.cancel()
     with pytest.raises(Cancelled):
@@ -186,7 +186,7 @@ def test_a_cancelled_run_stops_before_each_stage(grey: Grey) -> None:
         grey.predict([GreyIn(image=picture(10))], CallContext(deadline=0.0))
 
 
-def test_large_items_go_one_at_a_time_and_share_the_progress() -> None:
+def test_large_items_go_one_at_a_time_and_share_the_progress():
     told: list[tuple[float, str | None]] = []
     slow = OneByOne(CARD, MeanEngine())
     run = CallContext(report=lambda *news: told.append(news))
@@ -196,7 +196,7 @@ def test_large_items_go_one_at_a_time_and_share_the_progress() -> None:
     assert told == [(0.25, "half"), (0.5, None), (0.75, "half"), (1.0, None)]
 
 
-def test_one_that_is_too_late_leaves_the_others_their_answers() -> None:
+def test_one_that_is_too_late_leaves_the_others_their_answers():
     slow = OneByOne(CARD, MeanEngine())
     late, good = GreyIn(image=picture(10), fail="infer"), GreyIn(image=picture(20))
     assert [type(one) for one in slow.predict([late, good], CallContext())] == [DeadlineExceeded, GreyOut]
@@ -204,7 +204,7 @@ def test_one_that_is_too_late_leaves_the_others_their_answers() -> None:
         slow.predict([GreyIn(image=picture(10), fail="cancel"), good], CallContext())
 
 
-def test_a_rendering_asks_again_for_what_the_answer_leaves_out(grey: Grey) -> None:
+def test_a_rendering_asks_again_for_what_the_answer_leaves_out(grey):
     request = GreyIn(image=picture(30))
     (answer,) = grey.predict([request], CallContext())
     assert grey.render(request, answer, "text/plain") == b"30 30 30 30 30 30 30 30"
@@ -214,7 +214,7 @@ def test_a_rendering_asks_again_for_what_the_answer_leaves_out(grey: Grey) -> No
         grey.predict_again(request, fail="post")
 
 
-def test_bounds_are_the_cards_and_the_platforms() -> None:
+def test_bounds_are_the_cards_and_the_platforms():
     place = LoadContext(options={"max_pixels": "3000", "max_body_bytes": "100000"})
     bounds = decode_bounds(CARD, place)
     assert bounds == DecodeBounds(bytes=100_000, pixels=3000, min_side=1, max_side=64)
@@ -223,7 +223,7 @@ def test_bounds_are_the_cards_and_the_platforms() -> None:
     assert isinstance(answer, TooLarge)
 
 
-def test_all_bounds_of_a_process_share_one_budget_of_memory() -> None:
+def test_all_bounds_of_a_process_share_one_budget_of_memory():
     settings = Settings(_env_file=None, max_side=99)
     place = LoadContext(options={"picture_memory_bytes": str(settings.picture_memory_bytes)})
     routes, model = platform_bounds(settings), decode_bounds(CARD, place)
@@ -231,7 +231,7 @@ def test_all_bounds_of_a_process_share_one_budget_of_memory() -> None:
     assert routes.max_side == 99
 
 
-def test_the_classes_own_card_is_left_as_it_was(grey: Grey) -> None:
+def test_the_classes_own_card_is_left_as_it_was(grey):
     refined = CARD.model_copy(update={"notes": ("Loaded.",)})
     assert Grey(refined, MeanEngine()).card.notes == ("Loaded.",)
     assert Grey.card is grey.card is CARD
