@@ -91,13 +91,6 @@ def test_an_environment_is_made_once(tmp_path, monkeypatch):
     assert len(made) == 2
 
 
-def test_every_peer_has_a_script_and_requirements_of_its_own():
-    for peer in longctx_peers.PEERS:
-        assert (longctx_peers.PEERS_ROOM / f"engines/{peer.script}.py").is_file()
-        if peer.environment is not None:
-            assert (longctx_peers.PEERS_ROOM / f"requirements/{peer.environment}.txt").is_file()
-
-
 def test_the_table_compares_with_ours_and_names_each_build_once():
     taken = {
         "ours, q4, first token at 1024": [1.0],

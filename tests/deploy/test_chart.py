@@ -164,11 +164,6 @@ def test_ray_application_is_ours_and_runs_without_rays_proxy():
     assert application["args"]["service"] == "medical-seg"
 
 
-def test_import_path_of_the_ray_application_exists():
-    ray_room = pathlib.Path(__file__).parents[2] / "shared/serving/ray.py"
-    assert "def application(" in ray_room.read_text("utf8")
-
-
 def ray_cluster(service, *sets):
     return named(render(*sets), "RayService", f"demo-{service}")["spec"]["rayClusterConfig"]
 

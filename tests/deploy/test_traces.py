@@ -209,15 +209,3 @@ def test_probes_and_scrapes_are_not_traced(platform):
     assert not [
         s for s in platform.collector.spans if s.attributes.get("url.path") in {"/livez", "/readyz", "/metrics"}
     ]
-
-
-def test_a_slow_sample_names_its_trace_to_whoever_asks_for_openmetrics(platform):
-    trace = "e" * 32
-    httpx2.get(f"{platform.url}/v1/models", headers={"traceparent": f"00-{trace}-{CALLER[1]}-01"}).raise_for_status()
-    accept = {"accept": "application/openmetrics-text;version=1.0.0"}
-    text = httpx2.get(f"{platform.url}/metrics", headers=accept).text
-    named = [
-        line for line in text.splitlines() if line.startswith("fovea_request_seconds_bucket") and "trace_id=" in line
-    ]
-    assert any(trace in line for line in named)
-    assert text.endswith("# EOF\n")

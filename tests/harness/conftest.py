@@ -1,10 +1,7 @@
 """Runs of pytest in a folder of their own, with one plug-in of the harness: what its tests look at."""
 
-from collections.abc import Callable
-
 import pytest
 
-RunSuite = Callable[..., pytest.RunResult]
 PLUGINS = [word for name in ("xdist", "pytest_rerunfailures") for word in ("-p", name)]
 """Others cost each process of such a run a second or two."""
 

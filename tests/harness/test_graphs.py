@@ -1,20 +1,16 @@
 """Graphs are exported once for all: between folders, between processes, and again when anything of theirs changes."""
 
 import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 
-from shared.export.artifacts import ExportedForms
 from shared.registry import servables
 from shared.registry.weights import read_weights
 from tests.contract.toys import write_toy
 from tests.harness import graphs
 from tests.harness.graphs import GraphFolder, imported_files, name_graph
-
-Forms = Callable[[str], ExportedForms]
 
 
 @pytest.fixture

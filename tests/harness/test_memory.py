@@ -44,7 +44,3 @@ def test_garbage_is_collected_in_tests_but_not_while_they_are_imported(run_suite
     broken = run_suite("memory", test_one="import gc\nassert not gc.isenabled()\nassert 0")
     assert broken.ret == pytest.ExitCode.INTERRUPTED
     assert gc.isenabled()
-
-
-def test_the_kernel_tells_a_size():
-    assert memory.read_resident_bytes() > 10 << 20

@@ -53,11 +53,6 @@ def test_each_phase_has_its_own_seconds(workers, run_suite, tmp_path):
     assert whole["run"]["outcome"] == "passed"
 
 
-def test_without_the_option_nothing_is_written(run_suite, pytester):
-    assert run_suite("phases", test_one="def test_a(): pass").ret == pytest.ExitCode.OK
-    assert [path.name for path in pytester.path.iterdir() if "phases" in path.name] == []
-
-
 def test_a_failed_run_and_the_reason_of_a_timed_test_are_written(run_suite, tmp_path):
     path = tmp_path / "all.phases"
     file = 'import pytest\n@pytest.mark.timed("a bell")\ndef test_one(): assert 0'

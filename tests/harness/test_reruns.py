@@ -52,11 +52,6 @@ def test_a_mark_without_a_reason_refuses_the_run(workers, run_suite):
         result.stdout.fnmatch_lines([f"{name}.py::test_one gives no reason. Mark it `timed(*"])
 
 
-def test_the_reason_may_be_a_keyword(run_suite):
-    file = FAILS_ONCE.format(mark=TIMED.replace("timed(", "timed(reason="))
-    assert run_suite("reruns", test_bell=file).parseoutcomes() == {"passed": 1, "rerun": 1}
-
-
 def test_reruns_by_another_mark_are_refused(run_suite):
     result = run_suite("reruns", test_chaos=FAILS_ONCE.format(mark="@pytest.mark.flaky(reruns=3)"))
     assert result.ret == pytest.ExitCode.INTERRUPTED

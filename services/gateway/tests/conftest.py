@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -218,10 +218,6 @@ class Scene:
 @pytest.fixture
 def gateway_settings(tmp_path):
     return Settings(data_dir=tmp_path, http_port=0, grpc_port=0, shutdown_grace_s=1)
-
-
-StartGateway = Callable[..., Awaitable[Scene]]
-StartToy = Callable[..., Awaitable[Toy]]
 
 
 @pytest.fixture

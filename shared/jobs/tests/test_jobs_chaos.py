@@ -24,8 +24,6 @@ pytestmark = pytest.mark.slow
 REDELIVERED_S = 10.0
 """What the product promises between the death of a worker and the second attempt's end."""
 
-Start = Callable[[], subprocess.Popen[bytes]]
-
 
 @pytest.fixture(autouse=True)
 def short_lease(monkeypatch):

@@ -38,17 +38,6 @@ def test_a_file_says_how_it_holds_numbers(tmp_path, dtype):
     assert np.allclose(found.arrays["kernel"], arrays()["kernel"], atol=0.2)
 
 
-def test_bytes_take_half_the_room_of_halves(tmp_path):
-    kernel = {"kernel": np.random.default_rng(0).normal(size=(64, 64, 3, 3)).astype(np.float32)}
-    sizes = [
-        write_weights(
-            tmp_path, kernel, Manifest(name="net", origin="trained", network=NetworkSpec(name="net"), dtype=dtype)
-        ).bytes
-        for dtype in ("float16", "int8")
-    ]
-    assert sizes[1] < 0.52 * sizes[0]
-
-
 def test_familiar_features_are_kept_apart_from_the_network(tmp_path):
     manifest = Manifest(name="net", origin="trained", network=NetworkSpec(name="net"), constants={"novelty": 1.5})
     write_weights(tmp_path, {**arrays(), "familiar.mean": np.ones(4, np.float32)}, manifest)

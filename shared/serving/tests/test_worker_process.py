@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 
 import pytest
 
@@ -17,8 +16,6 @@ from shared.settings import Settings
 from tests.harness.waiting import until
 
 pytestmark = pytest.mark.slow
-
-Start = Callable[..., subprocess.Popen[bytes]]
 
 
 @pytest.fixture

@@ -3,15 +3,10 @@
 import numpy as np
 from PIL import Image
 
-from shared.training.calibrate import ServingFacts, learn_familiar, reliability_facts, sample_pictures
+from shared.training.calibrate import learn_familiar, reliability_facts, sample_pictures
 from shared.training.data.strange import draw_strange, scramble
 from shared.vision.novelty import Familiar, auroc, cross_distances
-
-
-def kind(rng: np.random.Generator, count: int, offset: float = 0.0) -> np.ndarray:
-    mix = np.random.default_rng(1).normal(size=(6, 40))
-    noise = rng.normal(size=(count, 6)) @ mix + 0.1 * rng.normal(size=(count, 40))
-    return (noise + offset * np.random.default_rng(2).normal(size=40)).astype(np.float32)
+from shared.vision.tests.test_novelty_and_calibration import kind
 
 
 def test_new_pictures_of_the_kind_pass_and_others_are_warned_of():
@@ -67,11 +62,6 @@ def test_reliability_compares_before_and_after():
     assert found.metrics["calibration_error"] < 0.03
     assert found.metrics["calibration_error_raw"] > 0.15
     assert sum(found.notes["reliability"]["counts"]) == 4000
-
-
-def test_two_calibrations_are_one():
-    both = ServingFacts({"a": 1.0}) | ServingFacts({"b": 2.0}, metrics={"c": 3.0})
-    assert (both.constants, both.metrics) == ({"a": 1.0, "b": 2.0}, {"c": 3.0})
 
 
 def test_masks_are_no_pictures_of_another_kind(tmp_path):

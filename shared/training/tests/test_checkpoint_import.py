@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from shared.errors import InvalidOption, Malformed, NotFound, TooLarge, UnsupportedMedia
+from shared.errors import InvalidOption, Malformed, TooLarge, UnsupportedMedia
 from shared.registry.weights import read_weights
 from shared.training import checkpoint_import
 
@@ -95,11 +95,6 @@ def test_a_file_of_another_kind_is_named_as_such(tmp_path, out):
     (tmp_path / "a.ckpt").write_bytes(b"x")
     with pytest.raises(UnsupportedMedia, match="safetensors"):
         checkpoint_import.import_weights("toy", tmp_path / "a.ckpt", out)
-
-
-def test_an_absent_file_is_not_found(tmp_path, out):
-    with pytest.raises(NotFound):
-        checkpoint_import.import_weights("toy", tmp_path / "none.pth", out)
 
 
 def test_a_checkpoint_that_is_too_large_is_refused_before_it_is_read(tmp_path, out):

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from shared.api.image import ImageBytes
 from shared.api.tensors import TensorSpec
 from shared.api.timings import Times
-from shared.errors import Cancelled, DeadlineExceeded, FoveaError, InvalidOption, TooLarge, UnsupportedMedia
+from shared.errors import Cancelled, DeadlineExceeded, InvalidOption, TooLarge
 from shared.export.artifacts import ExportedForms
 from shared.registry import CallContext, Card, Limits, LoadContext, Paper
 from shared.registry.weights import Weights
@@ -152,16 +152,6 @@ def test_a_batch_is_one_run_and_each_answer_is_its_own(grey):
     }
 
 
-def test_a_request_that_fails_is_answered_by_its_error_alone(grey):
-    good = GreyIn(image=picture(10))
-    bad = [GreyIn(image=b"text"), GreyIn(image=picture(10), fail="read"), GreyIn(image=picture(10), fail="post")]
-    answers = grey.predict([good, *bad, good], CallContext())
-    assert [type(answer) for answer in answers] == [GreyOut, UnsupportedMedia, InvalidOption, InvalidOption, GreyOut]
-    assert isinstance(answers[1], FoveaError)
-    assert answers[1].field == "image"
-    assert grey.engine.batches == [3]
-
-
 def test_a_batch_that_nobody_can_read_never_reaches_the_engine(grey):
     grey.predict([GreyIn(image=b"")], CallContext())
     assert grey.engine.batches == []
@@ -174,16 +164,6 @@ def test_each_stage_is_timed_for_itself(grey):
         assert min(times.decode, times.preprocess) > 0
         assert times.infer >= 2
         assert times.post >= 1
-
-
-def test_a_cancelled_run_stops_before_each_stage(grey):
-    run = CallContext()
-    run.cancel()
-    with pytest.raises(Cancelled):
-        grey.predict([GreyIn(image=picture(10))], run)
-    assert grey.engine.batches == []
-    with pytest.raises(DeadlineExceeded):
-        grey.predict([GreyIn(image=picture(10))], CallContext(deadline=0.0))
 
 
 def test_large_items_go_one_at_a_time_and_share_the_progress():
@@ -229,9 +209,3 @@ def test_all_bounds_of_a_process_share_one_budget_of_memory():
     routes, model = platform_bounds(settings), decode_bounds(CARD, place)
     assert routes.memory is model.memory is DEFAULT_BOUNDS.memory
     assert routes.max_side == 99
-
-
-def test_the_classes_own_card_is_left_as_it_was(grey):
-    refined = CARD.model_copy(update={"notes": ("Loaded.",)})
-    assert Grey(refined, MeanEngine()).card.notes == ("Loaded.",)
-    assert Grey.card is grey.card is CARD
