@@ -93,13 +93,10 @@ def test_an_environment_is_made_once(tmp_path, monkeypatch):
 
 def test_the_table_compares_with_ours_and_names_each_build_once():
     taken = {
-        "ours, q4, first token at 1024": [1.0],
-        "llama.cpp, Q4_1, first token at 1024": [3.0, 2.0],
-        "ours, q4, decode at 128": [5.0],
-        "llama.cpp, Q4_1, decode at 128": [10.0],
-        "ours, q4, 8 at once": [240.0],
+        "ours, q4, first token at 1024": [1.0], "llama.cpp, Q4_1, first token at 1024": [3.0, 2.0],
+        "ours, q4, decode at 128": [5.0], "llama.cpp, Q4_1, decode at 128": [10.0], "ours, q4, 8 at once": [240.0],
         "llama.cpp, Q4_1, 8 at once": [100.0],
-    }
+    }  # fmt: skip
     made = longctx_peers.table(taken, {"llama.cpp, Q4_1": "native"}, longctx_peers.Extent(), 7500)
     ratios = {row.name: row.ratio for row in made.rows}
     assert ratios["llama.cpp, Q4_1, first token at 1024"] == 2.5

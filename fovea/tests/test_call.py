@@ -27,19 +27,10 @@ from shared.api.problem import oip_error, openai_error, problem
 from shared.api.text import ChatMessage
 
 KINDS = [
-    errors.BadInput,
-    errors.Unauthenticated,
-    errors.PermissionDenied,
-    errors.NotFound,
-    errors.Conflict,
-    errors.TooLarge,
-    errors.UnsupportedMedia,
-    errors.InvalidOption,
-    errors.RateLimited,
-    errors.Fault,
-    errors.NotReady,
-    errors.DeadlineExceeded,
-]
+    errors.BadInput, errors.Unauthenticated, errors.PermissionDenied, errors.NotFound, errors.Conflict,
+    errors.TooLarge, errors.UnsupportedMedia, errors.InvalidOption, errors.RateLimited, errors.Fault,
+    errors.NotReady, errors.DeadlineExceeded,
+]  # fmt: skip
 
 
 def sent(call: Call[Any]) -> httpx2.Request:
@@ -157,15 +148,10 @@ def test_an_answer_that_makes_no_sense_is_a_fault_of_versions():
 def test_facts_that_the_library_does_not_name_ride_along():
     card = ModelCard.model_validate(
         {
-            "id": "m",
-            "created": 1,
-            "task": "t",
-            "service": "s",
-            "ready": True,
-            "paper": {"year": 2020},
+            "id": "m", "created": 1, "task": "t", "service": "s", "ready": True, "paper": {"year": 2020},
             "schema": {"a": 1},
         }
-    )
+    )  # fmt: skip
     assert card.request_schema == {"a": 1}
     assert card.model_extra == {"paper": {"year": 2020}}
 

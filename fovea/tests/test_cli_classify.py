@@ -29,17 +29,9 @@ def answer(labels, columns=1):
     ]
     counts = {label: labels.count(label) for label in dict.fromkeys(labels)}
     return ClassifyOut(
-        model="m",
-        version="1",
-        engine="onnx",
-        width=8,
-        height=8,
-        rows=len(labels) // columns,
-        columns=columns,
-        results=results,
-        counts=counts,
-        times=Times(),
-    )
+        model="m", version="1", engine="onnx", width=8, height=8, rows=len(labels) // columns, columns=columns,
+        results=results, counts=counts, times=Times(),
+    )  # fmt: skip
 
 
 def reply(options, accept):

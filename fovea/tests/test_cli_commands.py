@@ -203,12 +203,8 @@ def test_chat_hands_its_options_on_and_leaves_the_others_to_the_model(fovea, sta
     sent = stage.stub.seen[-1]
     assert [turn["role"] for turn in sent["messages"]] == ["system", "user"]
     assert {key: sent[key] for key in ("temperature", "max_tokens", "seed", "model", "stream")} == {
-        "temperature": 0,
-        "max_tokens": 2,
-        "seed": 5,
-        "model": "parrot",
-        "stream": True,
-    }
+        "temperature": 0, "max_tokens": 2, "seed": 5, "model": "parrot", "stream": True,
+    }  # fmt: skip
     assert "top_p" not in sent
 
 

@@ -16,15 +16,9 @@ from shared.training.data.box_sets import find_boxes
 def answer():
     found = Detection(box=(1, 2, 5, 6), score=0.9, label="crack", class_id=0, area=16, radius=2)
     return DetectOut(
-        model="m",
-        version="1",
-        engine="onnx",
-        width=8,
-        height=8,
-        detections=[found, found],
-        counts={"crack": 2},
+        model="m", version="1", engine="onnx", width=8, height=8, detections=[found, found], counts={"crack": 2},
         times=Times(),
-    )
+    )  # fmt: skip
 
 
 @pytest.fixture

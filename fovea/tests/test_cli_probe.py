@@ -104,12 +104,8 @@ def test_loop_hands_the_plan_to_the_method_and_shows_both_grids(fovea, tmp_path)
     assert "needle grid with duo" in out
     assert json.loads((tmp_path / "out" / "head-plan.json").read_text()) == PLAN
     assert {file.name for file in (tmp_path / "out").iterdir()} == {
-        "head-plan.json",
-        "retrieval-report.json",
-        "retrieval-heads.json",
-        "needle-dense.json",
-        "needle-duo.json",
-    }
+        "head-plan.json", "retrieval-report.json", "retrieval-heads.json", "needle-dense.json", "needle-duo.json",
+    }  # fmt: skip
 
 
 def test_study_without_a_plan_ends_the_loop_in_words(fovea):

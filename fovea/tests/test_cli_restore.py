@@ -68,14 +68,10 @@ class Client:
 def job(**changed: object) -> Job:
     return Job(
         **{
-            "id": "j1",
-            "service": "s",
-            "path": "/v1/restore",
-            "status": "running",
-            "created": datetime.now(UTC),
+            "id": "j1", "service": "s", "path": "/v1/restore", "status": "running", "created": datetime.now(UTC),
             **changed,
         }
-    )
+    )  # fmt: skip
 
 
 @pytest.fixture

@@ -8,24 +8,9 @@ import sys
 import fovea
 
 HEAVY = (
-    "torch",
-    "numpy",
-    "onnxruntime",
-    "transformers",
-    "ray",
-    "fastapi",
-    "starlette",
-    "aiohttp",
-    "redis",
-    "grpc",
-    "PIL",
-    "jinja2",
-    "prometheus_client",
-    "structlog",
-    "shared.settings",
-    "shared.telemetry",
-    "shared.registry",
-)
+    "torch", "numpy", "onnxruntime", "transformers", "ray", "fastapi", "starlette", "aiohttp", "redis", "grpc",
+    "PIL", "jinja2", "prometheus_client", "structlog", "shared.settings", "shared.telemetry", "shared.registry",
+)  # fmt: skip
 
 PROBE = """
 import sys, time

@@ -10,18 +10,9 @@ from shared.errors import FoveaError, InvalidOption, by_status
 
 CLASSES = [thing for name in tree.__all__ if isinstance(thing := getattr(tree, name), type)]
 GRPC = {
-    "INTERNAL",
-    "INVALID_ARGUMENT",
-    "UNAUTHENTICATED",
-    "PERMISSION_DENIED",
-    "NOT_FOUND",
-    "FAILED_PRECONDITION",
-    "RESOURCE_EXHAUSTED",
-    "CANCELLED",
-    "UNAVAILABLE",
-    "UNIMPLEMENTED",
-    "DEADLINE_EXCEEDED",
-}
+    "INTERNAL", "INVALID_ARGUMENT", "UNAUTHENTICATED", "PERMISSION_DENIED", "NOT_FOUND", "FAILED_PRECONDITION",
+    "RESOURCE_EXHAUSTED", "CANCELLED", "UNAVAILABLE", "UNIMPLEMENTED", "DEADLINE_EXCEEDED",
+}  # fmt: skip
 
 
 def test_docstring_draws_every_class_with_its_status():

@@ -197,13 +197,8 @@ def test_detections_become_rectangles_of_the_labels_that_stand_for_their_classes
     )  # fmt: skip
     pothole, crack = boxes_to_regions(answer, find_control(BOXES, "detect"))
     assert pothole["value"] == {
-        "x": 10,
-        "y": 10,
-        "width": 20,
-        "height": 25,
-        "rotation": 0,
-        "rectanglelabels": ["Pothole"],
-    }
+        "x": 10, "y": 10, "width": 20, "height": 25, "rotation": 0, "rectanglelabels": ["Pothole"],
+    }  # fmt: skip
     assert (crack["value"]["rectanglelabels"], crack["score"]) == (["Crack"], 0.6)
     assert (pothole["original_width"], pothole["original_height"]) == (200, 100)
 
@@ -315,14 +310,11 @@ def asked_studio(url: str = "http://studio.test:8080") -> tuple[LabelStudio, lis
 @pytest.mark.parametrize(
     "address",
     [
-        "/data/upload/1/a%20b.jpg",
-        "/data/local-files/?d=roads/a.jpg",
-        "http://studio.test:8080/data/upload/1/a.jpg",
-        "/storage-data/uploaded/?filepath=upload/1/a.jpg",
-        "/tasks/7/resolve/?fileuri=czM6Ly9hL2I=",
-        "/projects/7/resolve/?fileuri=czM6Ly9hL2I=",
+        "/data/upload/1/a%20b.jpg", "/data/local-files/?d=roads/a.jpg",
+        "http://studio.test:8080/data/upload/1/a.jpg", "/storage-data/uploaded/?filepath=upload/1/a.jpg",
+        "/tasks/7/resolve/?fileuri=czM6Ly9hL2I=", "/projects/7/resolve/?fileuri=czM6Ly9hL2I=",
     ],
-)
+)  # fmt: skip
 async def test_files_of_tasks_are_fetched_from_label_studio(address):
     studio, asked = asked_studio()
     assert await studio.fetch_picture(address) == b"{}"
@@ -332,27 +324,13 @@ async def test_files_of_tasks_are_fetched_from_label_studio(address):
 @pytest.mark.parametrize(
     "address",
     [
-        "/http://evil.test/a",
-        "http://studio.test:8080/http://evil.test/a",
-        "////evil.test/a",
-        "/\\evil.test/a",
-        "/api/current-user/token",
-        "/api/projects/1/export?exportType=JSON",
-        "/user/account",
-        "/",
-        "/data",
-        "/database.sqlite",
-        "/data/../api/current-user/token",
-        "/data/%2e%2e/api/current-user/token",
-        "/data/%2E./api/current-user/token",
-        "/data/..\\api",
-        "/data//evil.test",
-        "//data/upload/1/a.jpg",
-        "/tasks/7/annotations/",
-        "/tasks/x/resolve/?fileuri=a",
-        "/tasks/7/resolve/../../../api/users",
+        "/http://evil.test/a", "http://studio.test:8080/http://evil.test/a", "////evil.test/a", "/\\evil.test/a",
+        "/api/current-user/token", "/api/projects/1/export?exportType=JSON", "/user/account", "/", "/data",
+        "/database.sqlite", "/data/../api/current-user/token", "/data/%2e%2e/api/current-user/token",
+        "/data/%2E./api/current-user/token", "/data/..\\api", "/data//evil.test", "//data/upload/1/a.jpg",
+        "/tasks/7/annotations/", "/tasks/x/resolve/?fileuri=a", "/tasks/7/resolve/../../../api/users",
     ],
-)
+)  # fmt: skip
 async def test_what_is_no_file_of_a_task_is_not_fetched(address):
     studio, asked = asked_studio()
     with pytest.raises(InvalidOption):

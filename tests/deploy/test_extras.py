@@ -35,16 +35,12 @@ CASES = [
     *(
         (service, flavour, REPLICA.format(service=service))
         for service, flavours in {
-            "medical-seg": ("cpu", "onnx"),
-            "vision-restoration": ("cpu", "onnx"),
-            "detection": ("cpu",),
-            "llm-longctx": ("cpu",),
-            "interpretability": ("cpu",),
-            "relevance-judge": ("cpu",),
+            "medical-seg": ("cpu", "onnx"), "vision-restoration": ("cpu", "onnx"), "detection": ("cpu",),
+            "llm-longctx": ("cpu",), "interpretability": ("cpu",), "relevance-judge": ("cpu",),
         }.items()
         for flavour in flavours
     ),
-]
+]  # fmt: skip
 
 
 def hidden_modules(extras):

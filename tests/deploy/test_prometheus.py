@@ -85,16 +85,10 @@ class Scene:
 
     def _env(self, **variables):
         return environment(
-            FOVEA_REDIS_URL=self.redis_url,
-            FOVEA_DATA_DIR=str(self.folder),
-            FOVEA_AUTH="keys",
-            FOVEA_GRPC_PORT="0",
-            FOVEA_RATE_LIMIT_RPM="100000",
-            OTEL_EXPORTER_OTLP_ENDPOINT=self.collector.endpoint,
-            OTEL_BSP_SCHEDULE_DELAY="200",
-            PYTHONPATH=os.pathsep.join(sys.path),
-            **variables,
-        )
+            FOVEA_REDIS_URL=self.redis_url, FOVEA_DATA_DIR=str(self.folder), FOVEA_AUTH="keys", FOVEA_GRPC_PORT="0",
+            FOVEA_RATE_LIMIT_RPM="100000", OTEL_EXPORTER_OTLP_ENDPOINT=self.collector.endpoint,
+            OTEL_BSP_SCHEDULE_DELAY="200", PYTHONPATH=os.pathsep.join(sys.path), **variables,
+        )  # fmt: skip
 
     def _start(self, command, **variables):
         self.processes.start(command, self._env(**variables))

@@ -50,18 +50,11 @@ class Platform:
         self.processes = Processes(folder)
         model = write_folder(folder / MODEL)
         self._env = environment(
-            FOVEA_REDIS_URL=redis_url,
-            FOVEA_DATA_DIR=str(folder),
-            FOVEA_LLM_MODEL=str(model),
-            FOVEA_LLM_FIDELITY_SAMPLE_RATE="1",
-            FOVEA_HTTP_PORT=str(self.http),
-            FOVEA_GRPC_PORT=str(self.grpc),
-            FOVEA_INTRA_OP_THREADS="1",
-            FOVEA_SHUTDOWN_GRACE_S="1",
-            OTEL_EXPORTER_OTLP_ENDPOINT=collector.endpoint,
-            OTEL_BSP_SCHEDULE_DELAY="200",
-            PYTHONPATH=os.pathsep.join(sys.path),
-        )
+            FOVEA_REDIS_URL=redis_url, FOVEA_DATA_DIR=str(folder), FOVEA_LLM_MODEL=str(model),
+            FOVEA_LLM_FIDELITY_SAMPLE_RATE="1", FOVEA_HTTP_PORT=str(self.http), FOVEA_GRPC_PORT=str(self.grpc),
+            FOVEA_INTRA_OP_THREADS="1", FOVEA_SHUTDOWN_GRACE_S="1", OTEL_EXPORTER_OTLP_ENDPOINT=collector.endpoint,
+            OTEL_BSP_SCHEDULE_DELAY="200", PYTHONPATH=os.pathsep.join(sys.path),
+        )  # fmt: skip
         self._start("-m", "services.gateway")
         self._start("-c", TOY)
         self._start("-m", "shared.serving", "llm-longctx")

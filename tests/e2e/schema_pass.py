@@ -97,13 +97,9 @@ def _ask(operation: Any, examples: int, models: Sequence[str]) -> Asked:
 
     # Failures are noted, not raised: shrinking them would ask a running product for minutes.
     @settings(
-        max_examples=examples,
-        deadline=None,
-        derandomize=True,
-        database=None,
-        phases=[Phase.explicit, Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
+        max_examples=examples, deadline=None, derandomize=True, database=None,
+        phases=[Phase.explicit, Phase.generate], suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
     @given(case=operation.as_strategy())
     def fuzz(case: Any) -> None:
         _keep_small(case)

@@ -17,12 +17,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / ".fovea/test-models"
 CONVERTERS = (
-    "shared/lm/gguf_file.py",
-    "shared/lm/gguf_tokenizer.py",
-    "shared/lm/quantization.py",
-    "services/llm_longctx/serving/weight_format.py",
-    "services/llm_longctx/kernels/quantized_linear",
-)
+    "shared/lm/gguf_file.py", "shared/lm/gguf_tokenizer.py", "shared/lm/quantization.py",
+    "services/llm_longctx/serving/weight_format.py", "services/llm_longctx/kernels/quantized_linear",
+)  # fmt: skip
 """Files and packages whose code decides on what is written."""
 
 

@@ -113,13 +113,10 @@ class Toy:
         body = await request.body()
         self.seen.append(
             {
-                "method": request.method,
-                "path": request.url.path,
-                "query": request.url.query,
-                "headers": dict(request.headers),
-                "body": body,
+                "method": request.method, "path": request.url.path, "query": request.url.query,
+                "headers": dict(request.headers), "body": body,
             }
-        )
+        )  # fmt: skip
         kind = request.headers.get("content-type", "application/octet-stream")
         headers = {"x-replica": self.name, "connection": "keep-alive", "x-toy": "yes"}
         return Response(body, self.status, headers, media_type=kind)
@@ -194,20 +191,9 @@ class Scene:
         """Make a replica known as if Redis held its record and never let it go."""
         registry = self.registry
         record = ReplicaRecord(
-            id=name,
-            service=service,
-            http=url,
-            grpc=grpc,
-            pid=1,
-            ready=ready,
-            models=models,
-            routes=routes,
-            effectful=effectful,
-            endless=endless,
-            affine=affine,
-            version=version,
-            seen=time.time(),
-        )
+            id=name, service=service, http=url, grpc=grpc, pid=1, ready=ready, models=models, routes=routes,
+            effectful=effectful, endless=endless, affine=affine, version=version, seen=time.time(),
+        )  # fmt: skip
         state = registry._services.setdefault(service, ServiceState())
         replica = Replica(record, changed=time.monotonic() + 3600)
         state.replicas[name] = replica

@@ -47,13 +47,9 @@ class ForgetfulQueue:
         if idempotency_key in self.keys:
             return self.jobs[self.keys[idempotency_key]], False
         job = Job(
-            id=f"job-{next(self.numbers)}",
-            service=payload.service,
-            path=payload.path,
-            status="queued",
-            position=1,
+            id=f"job-{next(self.numbers)}", service=payload.service, path=payload.path, status="queued", position=1,
             created=datetime.now(UTC),
-        )
+        )  # fmt: skip
         if idempotency_key is not None:
             self.keys[idempotency_key] = job.id
         self.jobs[job.id], self.payloads[job.id] = job, payload
@@ -170,13 +166,9 @@ def fronted(app: Any, service: str, folder: Path, **settings: Any) -> Iterator[t
     with _quiet(), run_server(uvicorn.Server(config)) as upstream:
         _loaded(upstream)
         chosen = Settings(
-            data_dir=folder,
-            http_port=0,
-            grpc_port=0,
-            shutdown_grace_s=1,
-            static_upstreams=f"{service}={upstream}",
+            data_dir=folder, http_port=0, grpc_port=0, shutdown_grace_s=1, static_upstreams=f"{service}={upstream}",
             **settings,
-        )
+        )  # fmt: skip
         with run_server(create_server(build_gateway(chosen, queue), chosen)) as url:
             yield url, queue, KeyRing(chosen.keys_path)
 

@@ -55,32 +55,13 @@ class SinkIn(BaseModel):
 
 def card(name: str, task: str, model: type[BaseModel], *, ready: bool = True, **facts: Any) -> dict[str, Any]:
     return {
-        "id": name,
-        "object": "model",
-        "created": 1_700_000_000,
-        "owned_by": "fovea",
-        "task": task,
-        "service": "stub",
-        "ready": ready,
-        "name": name,
-        "summary": f"Stands in for a model that can {task}.",
-        "paper": PAPER,
-        "licence": "Apache-2.0",
-        "version": "1",
-        "variants": [],
-        "variant": None,
-        "weights": "ab" * 32,
-        "parameters": 1_234_567,
-        "metrics": [],
-        "limits": {"max_batch": 8, "max_side": None},
-        "notes": [],
-        "inputs": [],
-        "outputs": [],
-        "media_types": ["application/json"],
-        "schema": model.model_json_schema(),
-        "answer_schema": {},
-        **facts,
-    }
+        "id": name, "object": "model", "created": 1_700_000_000, "owned_by": "fovea", "task": task,
+        "service": "stub", "ready": ready, "name": name, "summary": f"Stands in for a model that can {task}.",
+        "paper": PAPER, "licence": "Apache-2.0", "version": "1", "variants": [], "variant": None,
+        "weights": "ab" * 32, "parameters": 1_234_567, "metrics": [], "limits": {"max_batch": 8, "max_side": None},
+        "notes": [], "inputs": [], "outputs": [], "media_types": ["application/json"],
+        "schema": model.model_json_schema(), "answer_schema": {}, **facts,
+    }  # fmt: skip
 
 
 CARDS = {
@@ -145,13 +126,10 @@ class Stub:
         return [
             dense,
             {
-                "name": "nearby",
-                "summary": "Hears the last words.",
-                "help": "Hears the last words.\nNo more.",
-                "phases": ["prefill"],
-                "knobs": {"properties": knobs},
+                "name": "nearby", "summary": "Hears the last words.", "help": "Hears the last words.\nNo more.",
+                "phases": ["prefill"], "knobs": {"properties": knobs},
             },
-        ]
+        ]  # fmt: skip
 
     async def steering_vectors(self, request: Request) -> dict[str, Any]:
         """A vector of each of two models, for keys that may steer."""

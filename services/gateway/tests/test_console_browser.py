@@ -14,14 +14,9 @@ pytestmark = MARKS
 
 PICTURE = photograph()
 PLACES = (
-    "/",
-    "/console/segment",
-    "/console/chat",
-    "/console/probe",
-    "/console/jobs",
-    "/console/run/classify",
+    "/", "/console/segment", "/console/chat", "/console/probe", "/console/jobs", "/console/run/classify",
     "/console/models/disc",
-)
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("place", [*PLACES, "/docs"])

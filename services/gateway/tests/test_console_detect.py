@@ -60,15 +60,9 @@ class Detecting(Stub):
             if score > float(asked["confidence"])
         ]
         answer = DetectOut(
-            model=asked["model"],
-            version="1",
-            engine="onnx",
-            width=240,
-            height=160,
-            detections=found,
-            counts={},
+            model=asked["model"], version="1", engine="onnx", width=240, height=160, detections=found, counts={},
             times=Times(),
-        )
+        )  # fmt: skip
         return JSONResponse(answer.model_dump(mode="json"))
 
 

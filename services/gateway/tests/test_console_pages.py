@@ -16,23 +16,11 @@ from services.gateway.tests.stub_service import CARDS
 
 STATIC = Path(console.__file__).parent / "static"
 PAGES = (
-    "/",
-    "/console/segment",
-    "/console/segment?model=disc-large",
-    "/console/chat",
-    "/console/jobs",
-    "/console/sessions",
-    "/console/judge",
-    "/console/probe",
-    "/console/leaderboard",
-    "/console/run/classify",
-    "/console/run/judge",
-    "/console/run/none",
-    "/console/models/disc",
-    "/console/models/patches/tiny",
-    "/console/models/parrot",
-    "/console/models/nope",
-)
+    "/", "/console/segment", "/console/segment?model=disc-large", "/console/chat", "/console/jobs",
+    "/console/sessions", "/console/judge", "/console/probe", "/console/leaderboard", "/console/run/classify",
+    "/console/run/judge", "/console/run/none", "/console/models/disc", "/console/models/patches/tiny",
+    "/console/models/parrot", "/console/models/nope",
+)  # fmt: skip
 VOID = {"area", "br", "hr", "img", "input", "link", "meta", "path", "circle", "rect", "source", "wbr"}
 
 

@@ -200,12 +200,8 @@ def test_small_regions_are_dropped_and_the_largest_can_be_kept_alone(page):
     assert arithmetic(page, field, threshold=0.5, minArea=2)["regions"] == [12, 4]
     assert arithmetic(page, field, threshold=0.5, keepLargest=True)["regions"] == [12]
     assert arithmetic(page, field, threshold=0.5, minArea=13) == {
-        "mask": [0] * 72,
-        "regions": [],
-        "area": 0,
-        "mean": 0,
-        "highest": 1,
-    }
+        "mask": [0] * 72, "regions": [], "area": 0, "mean": 0, "highest": 1,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(("threshold", "cut"), [(0, 0), (0.5, 128), (1, 255), (1 / 255, 1), (0.2, 51), (0.201, 52)])

@@ -64,13 +64,9 @@ class _MemoryQueue:
         job_id = f"j{len(self.jobs)}"
         self.payloads[job_id] = payload
         self.jobs[job_id] = Job(
-            id=job_id,
-            service=payload.service,
-            path=payload.path,
-            status="queued",
-            created=datetime.now(UTC),
+            id=job_id, service=payload.service, path=payload.path, status="queued", created=datetime.now(UTC),
             position=0,
-        )
+        )  # fmt: skip
         if idempotency_key:
             self.once[payload.tenant, idempotency_key] = job_id
         return self.jobs[job_id], True

@@ -10,14 +10,9 @@ from services.gateway.http.openapi import join_documents
 from services.gateway.http.reference_page import group_operations
 
 CHAT = {
-    "id": "smollm2",
-    "object": "model",
-    "created": 1,
-    "owned_by": "fovea",
-    "task": "chat",
-    "service": "llm",
+    "id": "smollm2", "object": "model", "created": 1, "owned_by": "fovea", "task": "chat", "service": "llm",
     "ready": True,
-}
+}  # fmt: skip
 SEG = {**CHAT, "id": "pranet", "task": "segment", "service": "seg", "paper": {"year": 2020}, "version": "2"}
 
 

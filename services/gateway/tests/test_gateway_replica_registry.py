@@ -27,16 +27,9 @@ async def registry(redis_url):
 
 def announce(url: str, name: str = "r1", service: str = "svc", **changed: Any) -> None:
     facts: dict[str, Any] = {
-        "id": name,
-        "service": service,
-        "http": "http://127.0.0.1:1",
-        "pid": 1,
-        "ready": True,
-        "models": ("pranet",),
-        "routes": ("/v1/segment",),
-        "seen": time.time(),
-        **changed,
-    }
+        "id": name, "service": service, "http": "http://127.0.0.1:1", "pid": 1, "ready": True,
+        "models": ("pranet",), "routes": ("/v1/segment",), "seen": time.time(), **changed,
+    }  # fmt: skip
     with redis.Redis.from_url(url) as client:
         client.hset(replicas_key(service), name, ReplicaRecord(**facts).model_dump_json())
 

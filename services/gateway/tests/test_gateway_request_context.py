@@ -28,14 +28,9 @@ def make_context(headers: list[tuple[bytes, bytes]] | None = None, **scope: Any)
 
     async def make() -> RequestContext:
         facts = {
-            "type": "http",
-            "method": "POST",
-            "path": "/v1/echo",
-            "raw_path": b"/v1/echo",
-            "query_string": b"",
-            "headers": headers or [],
-            **scope,
-        }
+            "type": "http", "method": "POST", "path": "/v1/echo", "raw_path": b"/v1/echo", "query_string": b"",
+            "headers": headers or [], **scope,
+        }  # fmt: skip
         return RequestContext.from_scope(facts, nothing, nothing, 60)
 
     return asyncio.run(make())
@@ -44,53 +39,26 @@ def make_context(headers: list[tuple[bytes, bytes]] | None = None, **scope: Any)
 @given(st.lists(st.tuples(NAMES, VALUES), max_size=8))
 def test_all_other_headers_cross_unchanged_and_in_order(headers):
     ours = {
-        b"connection",
-        b"keep-alive",
-        b"te",
-        b"trailer",
-        b"upgrade",
-        b"host",
-        b"expect",
-        b"authorization",
-        b"x-api-key",
-        b"prefer",
-        b"cookie",
-        b"idempotency-key",
-    }
+        b"connection", b"keep-alive", b"te", b"trailer", b"upgrade", b"host", b"expect", b"authorization",
+        b"x-api-key", b"prefer", b"cookie", b"idempotency-key",
+    }  # fmt: skip
     plain = [(n, v) for n, v in headers if n not in ours and not n.startswith((b"x-fovea-", b"proxy-", b"x-request"))]
     passed = build_request_headers(make_context(plain))
     kept = [(n.encode("latin-1"), v.encode("latin-1")) for n, v in passed.items()]
     assert kept[: len(plain)] == plain
     assert [n for n, _ in kept[len(plain) :]] == [
-        b"x-request-id",
-        b"traceparent",
-        b"x-fovea-tenant",
-        b"x-fovea-scopes",
-        b"idempotency-key",
-    ]
+        b"x-request-id", b"traceparent", b"x-fovea-tenant", b"x-fovea-scopes", b"idempotency-key",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        b"connection",
-        b"keep-alive",
-        b"te",
-        b"trailer",
-        b"transfer-encoding",
-        b"upgrade",
-        b"proxy-authorization",
-        b"host",
-        b"authorization",
-        b"x-api-key",
-        b"cookie",
-        b"x-fovea-tenant",
-        b"x-fovea-any",
-        b"prefer",
-        b"expect",
+        b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade", b"proxy-authorization",
+        b"host", b"authorization", b"x-api-key", b"cookie", b"x-fovea-tenant", b"x-fovea-any", b"prefer", b"expect",
         b"content-length",
     ],
-)
+)  # fmt: skip
 def test_these_headers_stay_behind(name):
     passed = build_request_headers(make_context([(name, b"somebody")]))
     assert passed.get(name.decode()) != "somebody"

@@ -11,13 +11,9 @@ from shared.settings import Settings
 @pytest.fixture
 def job_settings(tmp_path):
     return Settings(
-        data_dir=tmp_path,
-        job_lease_s=0.4,
-        job_inline_max_bytes=1000,
-        job_queue_max=30,
-        job_max_attempts=3,
+        data_dir=tmp_path, job_lease_s=0.4, job_inline_max_bytes=1000, job_queue_max=30, job_max_attempts=3,
         shutdown_grace_s=0.3,
-    )
+    )  # fmt: skip
 
 
 @pytest.fixture

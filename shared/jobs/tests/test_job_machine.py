@@ -338,13 +338,10 @@ RESTARTING = 2000
 def _check(server: RedisServer, chosen: Settings, examples: int) -> None:
     chosen = chosen.model_copy(
         update={
-            "job_lease_s": 0.001,
-            "job_max_attempts": ATTEMPTS,
-            "job_queue_max": ROOM,
-            "job_quota_bytes": QUOTA,
+            "job_lease_s": 0.001, "job_max_attempts": ATTEMPTS, "job_queue_max": ROOM, "job_quota_bytes": QUOTA,
             "job_inline_max_bytes": INLINE,
         }
-    )
+    )  # fmt: skip
     run_state_machine_as_test(
         lambda: Machine(server, chosen),
         settings=settings(

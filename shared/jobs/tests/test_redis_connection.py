@@ -110,22 +110,14 @@ async def test_a_server_with_tls_and_certificates_of_clients(certificates, paylo
         pytest.skip("no Redis with TLS on PATH")
     port = free_port()
     lines = [
-        "port 0",
-        f"tls-port {port}",
-        f"tls-cert-file {certificates.certificate}",
-        f"tls-key-file {certificates.key}",
-        f"tls-ca-cert-file {certificates.authority}",
-        "tls-auth-clients yes",
+        "port 0", f"tls-port {port}", f"tls-cert-file {certificates.certificate}",
+        f"tls-key-file {certificates.key}", f"tls-ca-cert-file {certificates.authority}", "tls-auth-clients yes",
         f'requirepass "{PASSWORD}"',
-    ]
+    ]  # fmt: skip
     settings = Settings(
-        redis_url=f"rediss://127.0.0.1:{port}",
-        redis_password=PASSWORD,
-        redis_ca_file=certificates.authority,
-        redis_cert_file=certificates.certificate,
-        redis_key_file=certificates.key,
-        data_dir=tmp_path,
-    )
+        redis_url=f"rediss://127.0.0.1:{port}", redis_password=PASSWORD, redis_ca_file=certificates.authority,
+        redis_cert_file=certificates.certificate, redis_key_file=certificates.key, data_dir=tmp_path,
+    )  # fmt: skip
     with run_server(tmp_path / "server", *lines, binary=binary):
         await asyncio.to_thread(lambda: wait_for(redis.Redis.from_url(str(settings.redis_url))))
         await _check_tls(settings, payload)

@@ -18,13 +18,9 @@ LLAMA = {
     "tie_word_embeddings": False, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
 }  # fmt: skip
 LLAMA3_ROPE = {
-    "rope_type": "llama3",
-    "rope_theta": 50000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
+    "rope_type": "llama3", "rope_theta": 50000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
-}
+}  # fmt: skip
 GEMMA3 = LLAMA | {
     "tie_word_embeddings": True,
     "sliding_window": 9,
@@ -67,17 +63,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": (
         "GPT2Config",
         {
-            "vocab_size": 61,
-            "n_embd": 48,
-            "n_layer": 3,
-            "n_head": 3,
-            "n_positions": 128,
-            "n_inner": 80,
-            "bos_token_id": 0,
-            "eos_token_id": 0,
+            "vocab_size": 61, "n_embd": 48, "n_layer": 3, "n_head": 3, "n_positions": 128, "n_inner": 80,
+            "bos_token_id": 0, "eos_token_id": 0,
         },
     ),
-}
+}  # fmt: skip
 
 
 def theirs(case: str, seed: int = 0) -> Any:

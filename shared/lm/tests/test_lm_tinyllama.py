@@ -34,18 +34,9 @@ def ruled(key: str, shape: torch.Size) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def model():
     made = llama(
-        vocab=96,
-        width=64,
-        layers=3,
-        heads=4,
-        kv_heads=2,
-        hidden=128,
-        positions=4096,
-        rope_theta=10000.0,
-        norm_eps=1e-5,
-        tied=False,
-        head_dim=16,
-    ).double()
+        vocab=96, width=64, layers=3, heads=4, kv_heads=2, hidden=128, positions=4096, rope_theta=10000.0,
+        norm_eps=1e-5, tied=False, head_dim=16,
+    ).double()  # fmt: skip
     made.load_state_dict({key: ruled(key, x.shape) for key, x in made.state_dict().items()})
     return made.eval()
 

@@ -28,17 +28,9 @@ def llama(**facts):
     torch.manual_seed(0)
     build = builders.qwen2 if facts.pop("biased", False) else builders.llama
     model = build(
-        vocab=40,
-        width=32,
-        layers=2,
-        heads=4,
-        kv_heads=2,
-        hidden=64,
-        positions=64,
-        rope_theta=500.0,
-        norm_eps=1e-6,
+        vocab=40, width=32, layers=2, heads=4, kv_heads=2, hidden=64, positions=64, rope_theta=500.0, norm_eps=1e-6,
         **{"tied": True} | facts,
-    ).eval()
+    ).eval()  # fmt: skip
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(0.3 * torch.randn(parameter.shape))
@@ -234,16 +226,10 @@ def write_gguf(file, model, *, arch="llama", pre="smollm", kind="gpt2", tensors=
 
 def gguf_tensors(model, arch):
     names = {
-        "input_layernorm": "attn_norm",
-        "post_attention_layernorm": "ffn_norm",
-        "self_attn.q_proj": "attn_q",
-        "self_attn.k_proj": "attn_k",
-        "self_attn.v_proj": "attn_v",
-        "self_attn.o_proj": "attn_output",
-        "mlp.gate_proj": "ffn_gate",
-        "mlp.up_proj": "ffn_up",
-        "mlp.down_proj": "ffn_down",
-    }
+        "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attn_q",
+        "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
+        "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+    }  # fmt: skip
     whole = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
     found = {}
     for key, tensor in model.state_dict().items():

@@ -62,14 +62,9 @@ def mirror(
 ) -> type[Servable[Any, Any]]:
     class Mirror(Servable[Nothing, Nothing]):
         card = Card(
-            name=name,
-            task="echo",
-            summary="Mirrors.",
-            paper=PAPER,
-            licence="Apache-2.0",
-            version="3",
+            name=name, task="echo", summary="Mirrors.", paper=PAPER, licence="Apache-2.0", version="3",
             limits=Limits(max_batch=64),
-        )
+        )  # fmt: skip
         In, Out = Nothing, Nothing
 
         def __init__(self) -> None:

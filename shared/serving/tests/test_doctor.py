@@ -40,18 +40,8 @@ def found(chosen, topic):
 def test_every_topic_is_looked_at_and_a_good_machine_can_run(machine):
     topics = {finding.topic for finding in examine(machine())}
     assert topics == {
-        "python",
-        "memory",
-        "ports",
-        "redis",
-        "objects",
-        "ray",
-        "compilers",
-        "gpus",
-        "engine",
-        "models",
-        "kernels",
-    }
+        "python", "memory", "ports", "redis", "objects", "ray", "compilers", "gpus", "engine", "models", "kernels",
+    }  # fmt: skip
     assert room._can_run(examine(machine()))
 
 

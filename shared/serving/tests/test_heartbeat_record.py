@@ -185,14 +185,11 @@ async def test_service_with_a_failed_model_is_as_ready_as_it_gets(serving, redis
 def test_marks_are_read_from_any_operation_of_a_path_and_bad_documents_have_none():
     document = {
         "paths": {
-            "/v1/a": {"get": {}, "post": {**EFFECTFUL}},
-            "/v1/b": {"post": {**ENDLESS}},
-            "/v1/c": {"post": {"x-fovea-endless": "yes"}},
-            "/v1/d": None,
-            "/v1/e": {"post": {**AFFINE}},
+            "/v1/a": {"get": {}, "post": {**EFFECTFUL}}, "/v1/b": {"post": {**ENDLESS}},
+            "/v1/c": {"post": {"x-fovea-endless": "yes"}}, "/v1/d": None, "/v1/e": {"post": {**AFFINE}},
             "/livez": {"get": {**EFFECTFUL}},
         }
-    }
+    }  # fmt: skip
     fields = route_fields(document, lambda path: path.startswith("/v1"))
     assert fields == {
         "routes": ("/v1/a", "/v1/b", "/v1/c", "/v1/d", "/v1/e"),
@@ -211,17 +208,13 @@ def test_marks_are_read_from_any_operation_of_a_path_and_bad_documents_have_none
         (
             "llm-longctx",
             {
-                "/v1/documents",
-                "/v1/sessions",
-                "/v1/sessions/{session_id}/fork",
-                "/v1/sessions/{session_id}/import",
-                "/v1/sessions/{session_id}/rollback",
-                "/v1/steering-vectors",
+                "/v1/documents", "/v1/sessions", "/v1/sessions/{session_id}/fork",
+                "/v1/sessions/{session_id}/import", "/v1/sessions/{session_id}/rollback", "/v1/steering-vectors",
             },
             set(),
         ),
     ],
-)
+)  # fmt: skip
 def test_services_mark_their_own_routes(service, effectful, endless):
     fields = route_fields(load_app(service).openapi(), lambda path: path.startswith("/v1/"))
     assert (set(fields["effectful"]), set(fields["endless"])) == (effectful, endless)

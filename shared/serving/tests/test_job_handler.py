@@ -42,13 +42,9 @@ class Ticket:
 async def mirror(request: Request) -> Response:
     body = await request.body()
     facts = {
-        "method": request.method,
-        "path": request.url.path,
-        "query": dict(request.query_params),
-        "headers": dict(request.headers),
-        "size": len(body),
-        "job": request.scope["fovea.run"].job,
-    }
+        "method": request.method, "path": request.url.path, "query": dict(request.query_params),
+        "headers": dict(request.headers), "size": len(body), "job": request.scope["fovea.run"].job,
+    }  # fmt: skip
     return JSONResponse(facts, 201, {"x-model": "toy", "connection": "close"})
 
 

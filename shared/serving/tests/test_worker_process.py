@@ -29,12 +29,9 @@ async def queue(redis_url, tmp_path):
 def start(redis_url, tmp_path):
     children: list[subprocess.Popen[bytes]] = []
     env = {
-        **os.environ,
-        "FOVEA_REDIS_URL": redis_url,
-        "FOVEA_DATA_DIR": str(tmp_path),
-        "FOVEA_SHUTDOWN_GRACE_S": "0.5",
-        "FOVEA_JOB_LEASE_S": "1",
-    }
+        **os.environ, "FOVEA_REDIS_URL": redis_url, "FOVEA_DATA_DIR": str(tmp_path),
+        "FOVEA_SHUTDOWN_GRACE_S": "0.5", "FOVEA_JOB_LEASE_S": "1",
+    }  # fmt: skip
 
     def begin(app: str = "toy_app") -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "shared.serving.worker", "toy", "--app", f"shared.serving.tests.{app}:app"]

@@ -28,21 +28,9 @@ def test_a_mask_follows_the_picture():
 
 def test_nothing_changes_when_nothing_may():
     still = Augment(
-        flip_x=0,
-        flip_y=0,
-        turn=0,
-        zoom=(1, 1),
-        stretch=0,
-        shift=0,
-        brightness=0,
-        contrast=0,
-        gamma=0,
-        saturation=0,
-        hue=0,
-        blur=0,
-        noise=0,
-        compress=0,
-    )
+        flip_x=0, flip_y=0, turn=0, zoom=(1, 1), stretch=0, shift=0, brightness=0, contrast=0, gamma=0,
+        saturation=0, hue=0, blur=0, noise=0, compress=0,
+    )  # fmt: skip
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (40, 50, 3), np.uint8)
     warp = still.warp(rng, (40, 50), (40, 50))

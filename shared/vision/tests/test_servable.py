@@ -45,13 +45,9 @@ class GreyOut(BaseModel):
 
 
 CARD = Card(
-    name="grey",
-    task="echo",
-    summary="Measures brightness.",
-    paper=Paper(title="None", venue="none", year=2026),
-    licence="none",
-    limits=Limits(max_side=64),
-)
+    name="grey", task="echo", summary="Measures brightness.", paper=Paper(title="None", venue="none", year=2026),
+    licence="none", limits=Limits(max_side=64),
+)  # fmt: skip
 
 
 class MeanEngine:

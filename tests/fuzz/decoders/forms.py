@@ -106,14 +106,8 @@ HARNESSES: dict[str, Harness] = {
         words=(
             *(b"--x\r\n", b"\r\n\r\n", b"--x--", b'; filename=""', b"; filename*=utf-8''%ff", b'; name="images"'),
             *(
-                b"; charset=utf-7",
-                b"; charset=none",
-                b"; charset=undefined",
-                b"; charset=idna",
-                b"content-transfer-encoding: base64\r\n",
-                b"boundary=",
-                b'"',
-                b";",
+                b"; charset=utf-7", b"; charset=none", b"; charset=undefined", b"; charset=idna",
+                b"content-transfer-encoding: base64\r\n", b"boundary=", b'"', b";",
             ),
         ),
     ),
@@ -127,4 +121,4 @@ HARNESSES: dict[str, Harness] = {
         (_matrices(is_archive=True), _matrices(is_archive=False), _zip(zipfile.ZIP_LZMA).replace(b".dcm", b".npy")),
         words=(b"(-1,)", b"(9999999999, 9)", b"True", b"'O'", b"'<U9'", b"'V1'", b"(", b"\x0e\0", b"[" * 100),
     ),
-}
+}  # fmt: skip
