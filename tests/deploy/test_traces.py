@@ -22,19 +22,6 @@ from tests.harness.waiting import free_port, wait_until
 
 pytestmark = pytest.mark.slow
 
-TOY = """
-import asyncio
-from shared.serving.replica import ReplicaServer, load_app
-from shared.settings import settings
-from shared.telemetry import configure_tracing
-
-async def main():
-    configure_tracing(settings().traces_endpoint, "fovea-toy")
-    await ReplicaServer(load_app("toy", "shared.serving.tests.toy_app:app"), settings()).start()
-    await asyncio.Event().wait()
-
-asyncio.run(main())
-"""
 SERVER, CLIENT, PRODUCER, CONSUMER = 2, 3, 4, 5
 CALLER = ("c" * 32, "d" * 16)
 METHOD = "streamingllm"
@@ -56,7 +43,7 @@ class Platform:
             OTEL_BSP_SCHEDULE_DELAY="200", PYTHONPATH=os.pathsep.join(sys.path),
         )  # fmt: skip
         self._start("-m", "services.gateway")
-        self._start("-c", TOY)
+        self._start("-m", "shared.serving.tests.toy_replica")
         self._start("-m", "shared.serving", "llm-longctx")
         self._start("-m", "shared.serving.worker", "llm-longctx")
 

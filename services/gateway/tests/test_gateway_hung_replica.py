@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from typing import Any
 
 import grpc
@@ -21,33 +20,22 @@ from services.gateway.tests.conftest import listening
 from shared.api.replica import ReplicaRecord, replicas_key
 from shared.rpc import open_inference_pb2 as pb
 from shared.settings import Settings, environment
-from tests.harness.waiting import until
+from tests.harness.waiting import until, wait_until
 
 pytestmark = pytest.mark.slow
-
-REPLICA = """
-import asyncio
-from shared.serving.replica import ReplicaServer, load_app
-from shared.settings import settings
-
-async def main():
-    await ReplicaServer(load_app("toy", "shared.serving.tests.toy_app:app"), settings()).start()
-    await asyncio.Event().wait()
-
-asyncio.run(main())
-"""
 
 
 @pytest.fixture
 def replicas(redis_url, tmp_path):
     """Two replica processes by their process ids, ready and known to Redis."""
     env = environment(FOVEA_REDIS_URL=redis_url, FOVEA_DATA_DIR=str(tmp_path), PYTHONPATH=os.pathsep.join(sys.path))
-    started = [subprocess.Popen([sys.executable, "-c", REPLICA], env=env) for _ in range(2)]
+    started = [subprocess.Popen([sys.executable, "-m", "shared.serving.tests.toy_replica"], env=env) for _ in range(2)]
     with redis.Redis.from_url(redis_url) as link:
-        end = time.monotonic() + 90
-        while sum(ReplicaRecord.model_validate_json(raw).ready for raw in link.hvals(replicas_key("toy"))) < 2:
-            assert time.monotonic() < end, "the replicas did not start"
-            time.sleep(0.1)
+
+        def known():
+            return map(ReplicaRecord.model_validate_json, link.hvals(replicas_key("toy")))
+
+        wait_until(lambda: sum(one.ready for one in known()) == 2, 90, "the replicas' start")
     yield {process.pid: process for process in started}
     for process in started:
         process.kill()

@@ -4,13 +4,12 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 
 from shared.lm.config import from_official
 from shared.lm.decoder import Decoder
 from shared.lm.weights import load_decoder, to_official_keys
-
-transformers = pytest.importorskip("transformers")
 
 LLAMA = {
     "vocab_size": 61, "hidden_size": 48, "intermediate_size": 56, "num_hidden_layers": 3, "num_attention_heads": 6,

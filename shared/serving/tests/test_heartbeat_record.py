@@ -1,6 +1,7 @@
 """A replica is known while it lives: announced, renewed, forgotten, and untroubled by a Redis that goes away."""
 
 import asyncio
+import json
 import time
 
 import httpx2
@@ -15,6 +16,7 @@ from shared.serving.tests import toys
 from shared.serving.tests.toys import TOYS
 from shared.serving.up.startup_progress import ServiceProgress, StartupProgress
 from shared.settings import Settings
+from tests.harness.serving import serve_in_thread
 from tests.harness.waiting import until
 
 
@@ -133,8 +135,6 @@ class Gateway:
 
     async def __call__(self, scope, receive, send):
         """Answer /readyz."""
-        import json
-
         self.asked += 1
         body = json.dumps({"services": {name: {"ready": 1} for name in self.known}}).encode()
         await send({"type": "http.response.start", "status": 503, "headers": []})
@@ -142,17 +142,10 @@ class Gateway:
 
 
 @pytest.fixture
-async def gateway():
-    import uvicorn
-
+def gateway():
     app = Gateway()
-    server = uvicorn.Server(uvicorn.Config(app, port=0, lifespan="off", log_config=None))
-    task = asyncio.create_task(server.serve())
-    await until(lambda: server.started)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    yield app, f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    await task
+    with serve_in_thread(app, lifespan="off") as url:
+        yield app, url
 
 
 async def follow(redis_url, url):
