@@ -152,8 +152,7 @@ def test_facts_that_the_library_does_not_name_ride_along():
             "schema": {"a": 1},
         }
     )  # fmt: skip
-    assert card.request_schema == {"a": 1}
-    assert card.model_extra == {"paper": {"year": 2020}}
+    assert (card.request_schema, card.model_extra) == ({"a": 1}, {"paper": {"year": 2020}})
 
 
 def test_a_job_result_is_bytes_json_or_a_typed_answer():

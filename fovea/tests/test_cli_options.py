@@ -108,8 +108,7 @@ def test_pictures_are_found_in_lists_and_behind_null():
 
 def test_options_are_described_with_choices_and_defaults():
     told = dict(describe_options(SCHEMA))
-    assert told["threshold"] == "Where to cut. [0.5]"
-    assert told["mode"] == 'How. (fast | slow) ["fast"]'
+    assert (told["threshold"], told["mode"]) == ("Where to cut. [0.5]", 'How. (fast | slow) ["fast"]')
     assert not {"model", "image", "others"} & told.keys()
 
 

@@ -191,8 +191,7 @@ def test_one_client_serves_several_threads(client):
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(found) == 4
-    assert len(set(found)) == 1
+    assert (len(found), len(set(found))) == (4, 1)
 
 
 def test_a_broken_stream_of_events_is_taken_up_again():

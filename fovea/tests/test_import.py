@@ -43,6 +43,5 @@ def test_exported_names_are_those_that_are_documented():
     """The docstring of the package is what `help(fovea)` shows; it names every export once, and nothing else."""
     names = inspect.getdoc(fovea).partition("Names:")[2]
     documented = re.findall(r"^ +(\w+): \S", names, re.MULTILINE)
-    assert sorted(documented) == sorted(fovea.__all__)
-    assert len(documented) == len(set(documented))
+    assert (sorted(documented), len(documented)) == (sorted(fovea.__all__), len(set(documented)))
     assert all(inspect.isclass(getattr(fovea, name)) for name in fovea.__all__)

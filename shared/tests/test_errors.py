@@ -43,8 +43,7 @@ def test_code_is_the_class_name_in_snake_case():
 
 def test_openai_body_names_the_parameter_and_says_what_to_try():
     body = openai_error(InvalidOption("top_p is 3.", hint="Use 0 to 1.", field="top_p"), "r1")["error"]
-    assert body["param"] == "top_p"
-    assert body["message"] == "top_p is 3. Use 0 to 1."
+    assert (body["param"], body["message"]) == ("top_p", "top_p is 3. Use 0 to 1.")
     assert body["type"] == "invalid_request_error"
 
 

@@ -98,8 +98,7 @@ def test_a_chat_is_one_trace_from_the_socket_to_the_engine(platform):
 
     platform.find(lambda s: s.name == "compare with dense", trace)
     gateway = platform.find(lambda s: s.service == "fovea-gateway" and s.kind == SERVER, trace)
-    assert gateway.parent == caller
-    assert gateway.name == "POST /v1/chat/completions"
+    assert (gateway.parent, gateway.name) == (caller, "POST /v1/chat/completions")
     assert gateway.attributes["http.response.status_code"] == 200
     inside = platform.children_of(gateway)
     assert inside.keys() >= {"authenticate", "POST /v1/chat/completions"}

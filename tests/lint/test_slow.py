@@ -37,8 +37,7 @@ def test_the_list_names_no_function_and_no_file_that_is_gone():
 def test_parameters_phases_and_reruns_are_added_up():
     rows = [row("a.py::f[1]", 1, "setup"), row("a.py::f[1]", 2), row("a.py::f[x::y]", 4), row("a.py::K::g", 8)]
     costs = slow.read_costs([*rows, row("", 30, "collection"), row("", 99, "run"), row("b.py", 0, "collection")])
-    assert costs.own == {"a.py::f": 7, "a.py::K::g": 8}
-    assert costs.collection == 30
+    assert (costs.own, costs.collection) == ({"a.py::f": 7, "a.py::K::g": 8}, 30)
 
 
 def test_the_most_expensive_go_until_the_rest_fits():

@@ -83,8 +83,7 @@ def test_bounds_choices_defaults_and_descriptions_are_carried_over():
     assert share.help == "A part of `all`."
     assert (colour.choices, colour.default) == (("red", "blue"), "blue")
     assert (forms.choices, forms.default) == (("mask", "rle"), ["mask"])
-    assert FOUND["ids"].items == "integer"
-    assert FOUND["prompt"].help == "What to look for."
+    assert (FOUND["ids"].items, FOUND["prompt"].help) == ("integer", "What to look for.")
     assert not FOUND["free"].is_slider
 
 

@@ -44,9 +44,7 @@ LONG = "".join(chr(97 + place * place % 26) for place in range(4000))
 
 def test_prompts_that_begin_alike_share_the_beginning_of_their_chain():
     one, two = key(LONG + "?"), key(LONG + " more", "and more", stream=True, max_tokens=3)
-    assert one.home == two.home
-    assert one.chain[:6] == two.chain[:6]
-    assert len(one.chain) == 4000 // BLOCK_BYTES
+    assert (one.home, one.chain[:6], len(one.chain)) == (two.home, two.chain[:6], 4000 // BLOCK_BYTES)
 
 
 def test_tenants_and_models_do_not_share_keys():

@@ -107,8 +107,7 @@ async def test_a_message_passes_untouched_to_the_model_that_it_names(front, repl
     assert await call(channel, "ModelInfer", INFER, metadata=metadata, timeout=5) == b"one|" + INFER
     method, sent, left = one.seen[0]
     assert method == f"/{SERVICE}/ModelInfer"
-    assert sent["x-mine"] == "1"
-    assert sent["x-fovea-tenant"] == "local"
+    assert (sent["x-mine"], sent["x-fovea-tenant"]) == ("1", "local")
     assert "authorization" not in sent
     assert {"x-request-id", "traceparent"} <= sent.keys()
     assert 3 < left <= 5.5

@@ -79,8 +79,7 @@ async def test_without_a_queue_such_a_request_is_refused_in_the_replicas_words(g
 async def test_a_post_that_prefers_it_becomes_a_job(scene, queue):
     headers = {**ASYNC, "content-type": "image/png", "accept": "image/png", "authorization": "Bearer secret"}
     answer = await scene.client.post("/v1/echo?threshold=0.4", content=b"picture", headers=headers)
-    assert answer.status_code == 202
-    assert answer.headers["preference-applied"] == "respond-async"
+    assert (answer.status_code, answer.headers["preference-applied"]) == (202, "respond-async")
     assert answer.headers["location"] == "/v1/jobs/job-1"
     assert Job.model_validate(answer.json()).status == "queued"
     payload = queue.payloads["job-1"]

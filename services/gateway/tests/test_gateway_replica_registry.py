@@ -181,8 +181,7 @@ async def test_a_fixed_upstream_is_asked_what_it_serves(toy):
     registry = ReplicaRegistry(Settings(static_upstreams=f"medical-seg={upstream.url}|grpc://127.0.0.1:7"))
     await registry.start()
     replica = registry.pick("medical-seg")
-    assert replica.record.models == ("pranet",)
-    assert replica.record.routes == ("/v1/segment",)
+    assert (replica.record.models, replica.record.routes) == (("pranet",), ("/v1/segment",))
     assert replica.record.grpc == "127.0.0.1:7"
     await registry.stop()
 

@@ -181,9 +181,7 @@ async def test_a_failed_job_can_be_tried_again(queue, inbox, payload):
     job, _ = await queue.submit(payload)
     await inbox.fail(await take(inbox), InvalidOption("No.", field="size"))
     failed = await queue.get(job.id, "ann")
-    assert failed.status == "failed"
-    assert failed.error["code"] == "invalid_option"
-    assert failed.error["field"] == "size"
+    assert (failed.status, failed.error["code"], failed.error["field"]) == ("failed", "invalid_option", "size")
     answer = await queue.result(job.id, "ann")
     assert (answer.status, answer.content_type) == (422, "application/problem+json")
     again = await queue.retry(job.id, "ann")

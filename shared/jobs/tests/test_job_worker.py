@@ -107,8 +107,7 @@ async def test_a_4xx_fails_for_good(redis_url, queue, payload, job_settings, out
         assert (failed.status, failed.attempts, failed.dead) == ("failed", 1, False)
         assert failed.expires
         assert failed.error is not None
-        assert failed.error["status"] == 422
-        assert failed.error["code"] == "invalid_option"
+        assert (failed.error["status"], failed.error["code"]) == (422, "invalid_option")
         assert failed.error["detail"] == ("The service answered 422." if outcome == "html" else "Too wide.")
         result = await queue.result(job.id, "ann")
         assert result.status == 422
@@ -180,8 +179,7 @@ async def test_progress_is_shown_without_a_write_for_each_step(redis_url, queue,
     async with working(redis_url, job_settings, steps):
         job, _ = await queue.submit(payload)
         seen = [now.progress async for now in queue.events(job.id, "ann")]
-    assert seen == sorted(seen)
-    assert seen[-1] == 1.0
+    assert (seen, seen[-1]) == (sorted(seen), 1.0)
     assert 4 <= len(seen) <= 20, "several steps are seen, and far fewer are written than were told"
 
 

@@ -67,8 +67,7 @@ def test_masks_hide_what_comes_later_and_what_is_padding():
     queries = torch.tensor([1, 3])
     assert causal_mask(queries, 4, None).int().tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
     padded = causal_mask(queries, 4, torch.tensor([0, 2]))
-    assert padded.shape == (2, 1, 2, 4)
-    assert padded[1, 0].int().tolist() == [[0, 0, 0, 0], [0, 0, 1, 1]]
+    assert (padded.shape, padded[1, 0].int().tolist()) == ((2, 1, 2, 4), [[0, 0, 0, 0], [0, 0, 1, 1]])
 
 
 def test_hidden_scores_are_minus_infinity_and_blind_rows_are_zero():

@@ -52,9 +52,7 @@ def test_a_sliding_layer_forgets_what_lies_before_its_window(model):
 
 def test_older_files_say_the_pattern_by_a_number_and_the_local_base_by_a_name():
     config = from_official(FACTS)
-    assert config.windows == (5, 5, 5, 5, 5, None, 5)
-    assert config.local_theta == 2e4
-    assert config.rope_theta == 1e6
+    assert (config.windows, config.local_theta, config.rope_theta) == ((5, 5, 5, 5, 5, None, 5), 2e4, 1e6)
     assert from_official({"model_type": "gemma3", "text_config": FACTS}) == config
 
 

@@ -49,8 +49,7 @@ def test_answer_follows_a_template_at_once_and_bare_text_after_a_space():
 def test_depth_moves_the_needle_and_full_stops_hold_it():
     read = [build_needle_context(tokenizer(), NEEDLES[2], 2000, depth) for depth in (0, 25, 50, 75, 100)]
     places = [text.index(NEEDLES[2].sentence) for text in read]
-    assert places == sorted(places)
-    assert places[0] == 0
+    assert (places, places[0]) == (sorted(places), 0)
     assert all(text[place - 2] == "." for text, place in zip(read[1:-1], places[1:-1], strict=True))
     assert read[-1].endswith(NEEDLES[2].sentence)
 

@@ -40,8 +40,7 @@ def decode(case: dict[str, Any]) -> InferCall:
 @pytest.mark.parametrize("case", HTTP, ids=named)
 def test_http_body_decodes_to_its_stated_values(case):
     call = decode(case)
-    assert call.id == "r1"
-    assert call.requested == {"out": case["binary"]}
+    assert (call.id, call.requested) == ("r1", {"out": case["binary"]})
     assert call.feeds["in"].dtype == DTYPES[case["datatype"]]
     np.testing.assert_array_equal(call.feeds["in"], stated(case), strict=True)
 

@@ -266,8 +266,7 @@ def test_a_request_is_encoded_with_its_parameters_and_comes_back():
     )
     body = oip_json.encode_request(call)
     head = json.loads(body.join()[: body.header_length])
-    assert head["id"] == "7"
-    assert head["parameters"] == {"timeout": 9, "tag": "z", "binary_data_output": True}
+    assert (head["id"], head["parameters"]) == ("7", {"timeout": 9, "tag": "z", "binary_data_output": True})
     assert head["outputs"] == [{"name": name, "parameters": {"binary_data": True}} for name in "ab"]
     assert [tensor["parameters"] for tensor in head["inputs"]] == [{"binary_data_size": 8}, {"binary_data_size": 5}]
     back = oip_json.decode_request("m", "", body.join(), body.header_length)

@@ -103,8 +103,7 @@ def test_form_follows_the_route(where, form):
     answer = render(where, InvalidOption("threshold is 7.", field="threshold", hint="Use 0 to 1."))
     body = json.loads(answer.body)
     if form == "problem":
-        assert answer.status_code == 422
-        assert answer.media_type == "application/problem+json"
+        assert (answer.status_code, answer.media_type) == (422, "application/problem+json")
         assert (body["field"], body["hint"], body["code"]) == ("threshold", "Use 0 to 1.", "invalid_option")
     elif form == "openai":
         assert answer.status_code == 400

@@ -53,8 +53,7 @@ async def test_record_says_where_what_and_whether_it_is_ready(serving, redis_url
     await until(lambda: records(link) and records(link)[0].ready)
     (record,) = records(link)
     assert (record.id, record.service, record.http, record.grpc) == (replica.id, "toy", replica.http, replica.grpc)
-    assert record.models == tuple(TOYS)
-    assert record.routes == ("/v1/echo", "/v1/plan", "/v1/probe", "/v1/segment")
+    assert (record.models, record.routes) == (tuple(TOYS), ("/v1/echo", "/v1/plan", "/v1/probe", "/v1/segment"))
     assert (record.effectful, record.endless) == ((), ())
     assert abs(time.time() - record.seen) < RENEW_S + 1
     async with httpx2.AsyncClient() as client:

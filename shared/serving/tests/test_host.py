@@ -124,8 +124,7 @@ async def test_default_passes_over_a_model_that_failed():
 async def test_card_holds_tensors_limits_in_force_and_schema(host):
     card = host.card("toy/echo")
     assert card["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, 3]}]
-    assert card["limits"]["max_batch"] == 8
-    assert card["limits"]["max_images"] == host.settings.max_images
+    assert (card["limits"]["max_batch"], card["limits"]["max_images"]) == (8, host.settings.max_images)
     assert card["schema"]["properties"]["times"]["maximum"] == 5
     assert host.card("toy/eye")["media_types"] == ["application/json", "image/png"]
     assert host.card("toy/eye")["inputs"] == []
@@ -160,8 +159,7 @@ async def test_job_runs_alone_on_its_thread_and_tells_its_progress(host):
     told = []
     run = CallContext(report=lambda *news: told.append(news))
     await asyncio.gather(*(host.predict("toy/long", Text(text=f"{n}", sleep=0.02), run) for n in range(3)))
-    assert told[:2] == [(0.0, "step 0"), (0.2, "step 1")]
-    assert len(told) == 15
+    assert (told[:2], len(told)) == ([(0.0, "step 0"), (0.2, "step 1")], 15)
     assert len(host.servable("toy/long").threads) == 1
 
 

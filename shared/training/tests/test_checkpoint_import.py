@@ -61,8 +61,7 @@ def test_both_formats_are_stored_exactly(tmp_path, out, state, suffix):
     found = read_weights(out / "toy.safetensors")
     assert torch.equal(torch.from_numpy(found.arrays["conv.weight"]), state["conv.weight"])
     assert (imported.missing, imported.unexpected) == ([], [])
-    assert found.manifest.origin == "imported"
-    assert found.manifest.dtype == "float32"
+    assert (found.manifest.origin, found.manifest.dtype) == ("imported", "float32")
     assert found.manifest.data["source_sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
 
 

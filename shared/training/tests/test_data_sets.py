@@ -185,7 +185,6 @@ def test_class_folders(tmp_path):
             noise(tmp_path / name / f"{seed}.jpg", 10 * index + seed)
     (tmp_path / "hat" / "bad.jpg").write_bytes(b"no picture")
     found, problems = find_classes(tmp_path)
-    assert found.names == ("hat", "shoe")
-    assert found.counts == {"hat": 3, "shoe": 3}
+    assert (found.names, found.counts) == (("hat", "shoe"), {"hat": 3, "shoe": 3})
     assert [problem.path.name for problem in problems] == ["bad.jpg"]
     assert unreadable(found.pictures) == []

@@ -46,8 +46,7 @@ def test_a_model_object_comes_out_as_its_state_dict(tmp_path):
     expected = net.float().state_dict()
     assert list(held) == list(expected)
     assert all(torch.equal(held[key], value) for key, value in expected.items())
-    assert held["model.0.weight"].dtype == torch.float32
-    assert held.names == ("D00", "D10")
+    assert (held["model.0.weight"].dtype, held.names) == (torch.float32, ("D00", "D10"))
 
 
 def test_averaged_weights_win(tmp_path):

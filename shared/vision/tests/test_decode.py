@@ -22,8 +22,7 @@ def test_odd_picture_is_read_upright_in_rgb(name):
     sample = ODD[name]
     found = decode(sample.data)
     assert (found.width, found.height) == sample.size
-    assert found.pixels.dtype == np.uint8
-    assert found.pixels.shape == (*sample.size[::-1], 3)
+    assert (found.pixels.dtype, found.pixels.shape) == (np.uint8, (*sample.size[::-1], 3))
     if not sample.plain:
         corners = found.pixels[[6, 6, -7, -7], [6, -7, 6, -7]].astype(int)
         assert np.abs(corners - np.array(list(CORNERS.values()))).max() <= 12
@@ -123,15 +122,13 @@ def test_sixteen_bits_keep_their_high_byte():
     deep = Image.fromarray(np.array([[0x0102, 0xFFFF]], np.uint16))
     for kind in ("PNG", "TIFF"):
         found = decode(encoded(deep, kind))
-        assert found.pixels[0].tolist() == [[1, 1, 1], [255, 255, 255]]
-        assert found.bit_depth == 16
+        assert (found.pixels[0].tolist(), found.bit_depth) == ([[1, 1, 1], [255, 255, 255]], 16)
 
 
 def test_facts_of_the_file_are_kept():
     found = decode(ODD["exif-6-jpeg"].data)
     assert (found.format, found.mode, found.bit_depth, found.orientation) == ("JPEG", "RGB", 8, 6)
-    assert decode(ODD["exif-8-tiff"].data).orientation == 8
-    assert decode(ODD["cmyk-jpeg"].data).mode == "CMYK"
+    assert (decode(ODD["exif-8-tiff"].data).orientation, decode(ODD["cmyk-jpeg"].data).mode) == (8, "CMYK")
     assert decode(ODD["16-bit-rgb-png"].data).bit_depth == 16
     assert decode(encoded(quadrants(), "PNG", icc_profile=b"profile")).icc == b"profile"
 

@@ -85,5 +85,4 @@ def test_hits_that_are_all_alike_change_nothing():
 
 def test_reliability_of_a_small_case():
     found = reliability([0.05, 0.05, 0.95, 0.95], [0, 0, 1, 0])
-    assert found.counts == (2, 2)
-    assert found.error == pytest.approx((0.05 + 0.45) / 2)
+    assert (found.counts, found.error) == ((2, 2), pytest.approx((0.05 + 0.45) / 2))
