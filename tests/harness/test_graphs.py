@@ -38,14 +38,6 @@ def test_two_that_want_it_at_once_export_it_once(forms, tmp_path):
     assert len({parity.max_value for parity in found}) == 1
 
 
-def test_a_graph_without_its_facts_is_made_anew(forms, tmp_path):
-    folder = GraphFolder(tmp_path / "kept")
-    folder.export(forms("one"))
-    (tmp_path / f"kept/{name_graph(forms('one'))}.json").unlink()
-    folder.export(forms("two"))
-    assert folder.exports == 2
-
-
 def test_other_wishes_and_other_code_have_another_name(forms, monkeypatch):
     plain = forms("one")
     assert name_graph(plain) == name_graph(forms("elsewhere"))

@@ -51,13 +51,3 @@ def test_each_phase_has_its_own_seconds(workers, run_suite, tmp_path):
     whole = {row["phase"]: row for row in rows if not row["test"]}
     assert whole["run"]["seconds"] >= 0.6 + whole["collection"]["seconds"]
     assert whole["run"]["outcome"] == "passed"
-
-
-def test_a_failed_run_and_the_reason_of_a_timed_test_are_written(run_suite, tmp_path):
-    path = tmp_path / "all.phases"
-    file = 'import pytest\n@pytest.mark.timed("a bell")\ndef test_one(): assert 0'
-    run_suite("phases", f"--phases={path}", "-p", "tests.harness.reruns", test_one=file)
-    rows = read(path)
-    calls = [(row["outcome"], row["timed"]) for row in rows if row["phase"] == "call"]
-    assert calls == [("rerun", "a bell"), ("failed", "a bell")]
-    assert rows[-1]["outcome"] == "failed"

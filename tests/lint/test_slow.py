@@ -1,7 +1,6 @@
 """The list of slow tests names what exists, and leaves out the most expensive first."""
 
 import ast
-from collections import Counter
 from typing import Any
 
 import pytest
@@ -61,22 +60,6 @@ def test_a_file_with_an_expensive_fixture_is_left_out_as_a_whole():
     assert slow.list_slow(costs, budget=15) == ["a.py"]
     assert slow.list_slow(costs, budget=27) == ["a.py"]
     assert slow.list_slow(costs, budget=28) == []
-
-
-def test_a_fixture_of_several_files_costs_once():
-    shared = {"uses": ["::engine"]}
-    rows = [row("a.py::f", 5, "setup", paid={"::engine": 5.0}), row("b.py::g", 1, **shared), row("c.py::h", 5.9)]
-    costs = slow.read_costs(rows)
-    assert costs.fixtures == Counter({"::engine": 5})
-    assert slow.list_slow(costs, budget=6.5) == ["c.py"]
-    assert slow.list_slow(costs, budget=5.5) == ["b.py", "c.py"]
-
-
-def test_tests_that_the_quick_suite_never_runs_cost_nothing_and_are_not_listed():
-    rows = [row("a.py::product", 50, "setup", marks=["e2e"]), row("a.py::product", 1), row("a.py::f", 5)]
-    costs = slow.read_costs(rows)
-    assert slow.list_slow(costs, budget=6) == []
-    assert slow.list_slow(costs, budget=4) == ["a.py::f"], "the file has a test that the list does not speak of"
 
 
 @pytest.mark.parametrize(("expression", "expected"), [("not slow and not e2e", True), ("", None), ("not e2e", None)])

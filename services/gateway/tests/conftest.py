@@ -1,5 +1,7 @@
 """Real sockets for gateway tests: a small upstream, a gateway in front of it, a queue that keeps its jobs in memory."""
 
+# ruff: noqa: D102  (methods are named by what they answer)
+
 import asyncio
 import contextlib
 import time
@@ -61,7 +63,6 @@ class Live:
     """Answers with the size of each piece of the body as soon as it is there, and keeps nothing."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Read and tell by turns."""
         await send({"type": "http.response.start", "status": 200, "headers": []})
         more = True
         while more:
@@ -88,7 +89,6 @@ class Toy:
     extra: list[Route] = field(default_factory=list)
 
     def app(self) -> Starlette:
-        """The ASGI app."""
         methods = ["GET", "POST", "DELETE", "PUT"]
         return Starlette(
             routes=[
@@ -109,7 +109,6 @@ class Toy:
         return Response("This takes long.", 413, {"x-fovea-wants": "respond-async"})
 
     async def echo(self, request: Request) -> Response:
-        """Note the request and send its body back."""
         body = await request.body()
         self.seen.append(
             {
@@ -122,7 +121,6 @@ class Toy:
         return Response(body, self.status, headers, media_type=kind)
 
     async def stream(self, request: Request) -> Response:
-        """Events, one after another."""
         await request.body()
 
         async def pieces() -> AsyncIterator[bytes]:
@@ -137,7 +135,6 @@ class Toy:
         return StreamingResponse(pieces(), media_type="text/event-stream")
 
     async def slow(self, request: Request) -> Response:
-        """Answer only after ten seconds, or never."""
         await request.body()
         for _ in range(200):
             await asyncio.sleep(0.05)
@@ -147,15 +144,12 @@ class Toy:
         return PlainTextResponse("late")
 
     async def models(self, request: Request) -> Response:
-        """What it was told to list."""
         return JSONResponse(self.documents.get("models", {"object": "list", "data": []}))
 
     async def stats(self, request: Request) -> Response:
-        """What it was told to have counted."""
         return JSONResponse(self.documents.get("stats", {}))
 
     async def openapi(self, request: Request) -> Response:
-        """What it was told to say."""
         return JSONResponse(self.documents.get("openapi", {"paths": {}}))
 
 
@@ -170,7 +164,6 @@ class Scene:
 
     @property
     def registry(self) -> Any:
-        """What the gateway knows of replicas."""
         return self.app.state.gateway.registry
 
     def announce(

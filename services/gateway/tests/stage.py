@@ -3,6 +3,8 @@
 For tests whose client is synchronous (the SDK, the CLI, a browser) and so can't share a loop with the server.
 """
 
+# ruff: noqa: D102  (methods are named by what they answer)
+
 import asyncio
 import contextlib
 import itertools
@@ -43,7 +45,6 @@ class ForgetfulQueue:
     numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     async def submit(self, payload: Payload, idempotency_key: str | None = None) -> tuple[Job, bool]:
-        """Accept a job and begin it."""
         if idempotency_key in self.keys:
             return self.jobs[self.keys[idempotency_key]], False
         job = Job(
@@ -57,21 +58,17 @@ class ForgetfulQueue:
         return job, True
 
     async def get(self, job_id: str, tenant: str) -> Job:
-        """The job as it stands."""
         if job_id not in self.jobs:
             raise NotFound(f"There is no job {job_id!r}.")
         return self.jobs[job_id]
 
     async def recent(self, tenant: str, limit: int = 50) -> list[Job]:
-        """All jobs, newest first."""
         return list(self.jobs.values())[::-1][:limit]
 
     async def dead(self, tenant: str, limit: int = 50) -> list[Job]:
-        """Dead letters."""
         return [job for job in await self.recent(tenant) if job.dead][:limit]
 
     async def result(self, job_id: str, tenant: str) -> Result:
-        """The kept answer."""
         job = await self.get(job_id, tenant)
         if job.status not in FINAL:
             raise Conflict(f"The job is {job.status}.", hint="Wait for it.")
@@ -80,7 +77,6 @@ class ForgetfulQueue:
         return self.results[job_id]
 
     async def cancel(self, job_id: str, tenant: str) -> Job:
-        """Stop a job where it is."""
         job = await self.get(job_id, tenant)
         if job.status not in FINAL:
             self.tasks[job_id].cancel()
@@ -88,12 +84,10 @@ class ForgetfulQueue:
         return self.jobs[job_id]
 
     async def delete(self, job_id: str, tenant: str) -> Job:
-        """Stop a job, or forget it."""
         job = await self.get(job_id, tenant)
         return self.jobs.pop(job_id) if job.status in FINAL else await self.cancel(job_id, tenant)
 
     async def retry(self, job_id: str, tenant: str) -> Job:
-        """Begin again."""
         job = await self.get(job_id, tenant)
         if job.status not in {"failed", "cancelled"}:
             raise Conflict(f"The job is {job.status}.")
@@ -102,7 +96,6 @@ class ForgetfulQueue:
         return self.jobs[job_id]
 
     async def events(self, job_id: str, tenant: str) -> AsyncIterator[Job]:
-        """Every state, by looking often."""
         last = None
         while last is None or last.status not in FINAL:
             if (job := await self.get(job_id, tenant)) != last:
@@ -110,7 +103,6 @@ class ForgetfulQueue:
             await asyncio.sleep(0.01)
 
     async def counts(self, service: str) -> Counts:
-        """Jobs that wait and jobs that run."""
         states = [job.status for job in self.jobs.values()]
         return Counts(states.count("queued"), states.count("running"))
 

@@ -3,6 +3,8 @@
 It segments by drawing a soft disc, chats by repeating, and lists one model of a task that no page knows by name.
 """
 
+# ruff: noqa: D102  (methods are named by what they answer)
+
 import asyncio
 import base64
 import copy
@@ -113,11 +115,9 @@ class Stub:
             self.app.add_api_route(path, endpoint, methods=methods, response_model=None)
 
     async def readyz(self) -> dict[str, str]:
-        """Always ready."""
         return {"status": "ready"}
 
     async def methods(self) -> list[dict[str, Any]]:
-        """Two attention methods, one with knobs."""
         knobs = {
             "near": {"type": "integer", "default": 8, "description": "Words that are heard."},
             "echo": {"type": "boolean", "default": False, "description": "Say it twice."},
@@ -132,7 +132,6 @@ class Stub:
         ]  # fmt: skip
 
     async def steering_vectors(self, request: Request) -> dict[str, Any]:
-        """A vector of each of two models, for keys that may steer."""
         if "interventions" not in request.headers.get(SCOPES_HEADER, "interventions"):
             raise PermissionDenied("The key lacks the scope.")
         layer = {"layer": 3, "norm": 2.0, "activation_norm": 8.0, "separation": 0.9}
@@ -141,29 +140,24 @@ class Stub:
         return {"object": "list", "data": [{"id": name, "model": model, **facts} for name, model in models.items()]}
 
     async def ruler_tasks(self) -> list[dict[str, Any]]:
-        """Two RULER-form tasks, one of which needs a file."""
         return [{"name": "niah_single_1", "offline": True}, {"name": "qa_1", "offline": False}]
 
     async def models(self) -> dict[str, Any]:
-        """The list."""
         known = ModelEntry.model_fields.keys() | {"summary", "paper", "licence", "metrics", "variant", "notes"}
         data = [{key: value for key, value in entry.items() if key in known} for entry in self.cards.values()]
         return {"object": "list", "data": data}
 
     async def model(self, name: str) -> dict[str, Any]:
-        """One card."""
         if name not in self.cards:
             raise NotFound(f"There is no model {name!r}.", hint=f"Known are {', '.join(self.cards)}.")
         return self.cards[name]
 
     async def example(self, name: str) -> dict[str, Any]:
-        """A request that works."""
         if self.cards[name]["task"] == "chat":
             return {"model": name, "messages": [{"role": "user", "content": "Hello"}]}
         return {"model": name, "image": base64.b64encode(photograph()).decode()}
 
     async def segment(self, request: Request) -> Response:
-        """A disc."""
         options, data = await self._read(request)
         options.pop("model", None)
         if isinstance(include := options.get("include"), str) and include.startswith("["):
@@ -179,7 +173,6 @@ class Stub:
         return JSONResponse(answer.model_dump(mode="json"))
 
     async def classify(self, request: Request) -> Response:
-        """Three classes, whatever the picture."""
         options, data = await self._read(request)
         _opened(data)
         top = [
@@ -200,7 +193,6 @@ class Stub:
         return JSONResponse({"asked": body, "score": 0.123456, "picture": picture, "rows": rows, "note": "<i>text</i>"})
 
     async def chat(self, request: Request) -> Response:
-        """What was said, repeated."""
         body = await request.json()
         self.seen.append(body)
         if not 0 <= body.get("temperature", 1.0) <= 2:

@@ -1,5 +1,7 @@
 """A remote Open Inference server is an engine like any other, and its errors become ours."""
 
+# ruff: noqa: D102  (methods are named by what they answer)
+
 import json
 import threading
 import time
@@ -57,7 +59,6 @@ class Stub(BaseHTTPRequestHandler):
         """Say nothing."""
 
     def answer(self, status, body, length=None):
-        """Send a status and a body."""
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         if length is not None:
@@ -67,11 +68,9 @@ class Stub(BaseHTTPRequestHandler):
 
     @property
     def model(self):
-        """The model's name in the path."""
         return self.path.split("/")[3]
 
     def do_GET(self):
-        """Metadata."""
         if self.model == "absent":
             return self.answer(404, b'{"error": "there is no model absent"}')
         kind = self.model.removeprefix("echo-") if self.model.startswith("echo-") else "FP32"
@@ -80,7 +79,6 @@ class Stub(BaseHTTPRequestHandler):
         return self.answer(200, json.dumps(facts).encode())
 
     def do_POST(self):
-        """Inference."""
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.paths.append(self.path)
         if self.path.startswith("/v2/systemsharedmemory/region/"):
@@ -108,7 +106,6 @@ class Stub(BaseHTTPRequestHandler):
             self.server.busy -= 1
 
     def infer(self, body):
-        """Inference proper."""
         if self.model.startswith("status-"):
             return self.answer(int(self.model.removeprefix("status-")), b'{"error": "because"}')
         if self.model == "slow":

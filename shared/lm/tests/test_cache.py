@@ -67,14 +67,6 @@ def test_lowering_the_length_forgets_the_tail():
     torch.testing.assert_close(keys.transpose(1, 2), torch.cat([k[:, :4], other[0]], 1))
 
 
-def test_the_first_padding_stays():
-    cache = KVCache(CONFIG)
-    first = torch.tensor([3])
-    assert cache.set_padding(None) is None
-    assert cache.set_padding(first) is first
-    assert cache.set_padding(torch.tensor([9])) is first
-
-
 def test_a_cache_holds_no_gradients_and_fits_its_models_dtype():
     cache = KVCache(CONFIG, dtype=torch.bfloat16)
     k, v = piece(1, 3, 0).requires_grad_().unbind(0)

@@ -1,5 +1,7 @@
 """VisionServable: reads, infers and answers whatever a family puts into it; each request fails for itself."""
 
+# ruff: noqa: D102  (methods are named by what they answer)
+
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -64,7 +66,6 @@ class MeanEngine:
         self.batches: list[int] = []
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The outputs, not in the order of the specs."""
         self.batches.append(len(feeds["image"]))
         time.sleep(0.002)
         return {"rows": feeds["image"].mean(axis=2), "mean": feeds["image"].mean(axis=(1, 2))}
@@ -83,11 +84,9 @@ class Grey(VisionServable[GreyIn, GreyOut, VisionItem[GreyIn]]):
 
     @classmethod
     def artifacts(cls, weights: Weights, config: DataConfig, cache: Path) -> ExportedForms:
-        """No file is read here."""
         raise NotImplementedError
 
     def read(self, request: GreyIn, watch: Stopwatch) -> VisionItem[GreyIn]:
-        """A square of 8 pixels."""
         image = self.decode(request.image)
         watch.lap("decode")
         if request.fail == "read":
@@ -96,7 +95,6 @@ class Grey(VisionServable[GreyIn, GreyOut, VisionItem[GreyIn]]):
         return VisionItem(request=request, watch=watch, inputs=(grey,), notes=reading_notes("Squashed.", image))
 
     def postprocess(self, item: VisionItem[GreyIn]) -> GreyOut:
-        """The means."""
         mean, rows = item.outputs
         if item.request.fail == "post":
             raise InvalidOption("Not this one either.", field="fail")
@@ -104,7 +102,6 @@ class Grey(VisionServable[GreyIn, GreyOut, VisionItem[GreyIn]]):
         return GreyOut(**self.facts(item), mean=float(mean), rows=rows.tolist() if item.request.rows else None)
 
     def render(self, request: GreyIn, answer: GreyOut, media_type: str) -> bytes | None:
-        """The rows as text."""
         if media_type not in self.forms:
             return None
         if answer.rows is None:
@@ -118,7 +115,6 @@ class OneByOne(Grey):
     one_at_a_time = True
 
     def infer(self, items: Sequence[VisionItem[GreyIn]], run: CallContext) -> None:
-        """As the others, in two steps."""
         super().infer(items, run)
         if items[0].request.fail == "infer":
             raise DeadlineExceeded("Too late.")
