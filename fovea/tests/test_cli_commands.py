@@ -11,7 +11,6 @@ from PIL import Image
 
 from fovea.cli.commands import chat as chat_verb
 from fovea.cli.commands.chat import summarise_usage
-from fovea.cli.main import main
 from services.gateway.tests.stage import running
 from services.gateway.tests.stub_service import photograph
 from shared.api.text import LongctxUsage, PromptTokensDetails, Usage
@@ -20,20 +19,15 @@ PICTURE = photograph()
 
 
 @pytest.fixture
-def fovea(stage, monkeypatch, capfdbinary):
+def fovea(stage, call_main, monkeypatch, capfdbinary):
     """Run a command; gives its exit code, what it wrote and what it said beside."""
     monkeypatch.setenv("FOVEA_URL", stage.url)
     monkeypatch.setenv("COLUMNS", "120")
 
     def run(*words, stdin=None):
-        monkeypatch.setattr(sys, "argv", ["fovea", *map(str, words)])
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin or b"")))
         capfdbinary.readouterr()
-        code = 0
-        try:
-            main()
-        except SystemExit as ended:
-            code = ended.code or 0
+        code = call_main(*words)
         sys.stdout.flush()
         out, err = capfdbinary.readouterr()
         return code, out, err.decode()

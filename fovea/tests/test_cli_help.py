@@ -6,7 +6,6 @@ from importlib.metadata import EntryPoint
 import pytest
 
 from fovea.cli import plugins
-from fovea.cli.main import main
 
 PLUGIN = '''"""A module that is heavy to import."""
 import sys
@@ -35,7 +34,7 @@ def two() -> None:
 
 
 @pytest.fixture
-def fovea(monkeypatch, capsys):
+def fovea(call_main, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("TERM", "dumb")
     monkeypatch.setenv("NO_COLOR", "1")
@@ -43,12 +42,7 @@ def fovea(monkeypatch, capsys):
     monkeypatch.delenv("FOVEA_API_KEY", raising=False)
 
     def run(*words):
-        monkeypatch.setattr(sys, "argv", ["fovea", *words])
-        code = 0
-        try:
-            main()
-        except SystemExit as ended:
-            code = ended.code or 0
+        code = call_main(*words)
         shown = capsys.readouterr()
         return code, "\n".join(line.rstrip() for line in shown.out.splitlines()), shown.err
 

@@ -2,13 +2,11 @@
 
 import base64
 import json
-import sys
 from types import SimpleNamespace
 
 import pytest
 
 from fovea.cli.commands import heads, probe
-from fovea.cli.main import main
 from fovea.cli.output import Screen
 
 EVIDENCE = {"schema": "retrieval-report/1", "scores": [[0.5, 0.0]]}
@@ -69,19 +67,14 @@ class FakeClient:
 
 
 @pytest.fixture
-def fovea(monkeypatch, capsys):
+def fovea(call_main, monkeypatch, capsys):
     client = FakeClient({"retrieval-heads": HEADS, "head-plans": HEADS, "needle-grid": GRID})
     for verb in (probe, heads):
         monkeypatch.setattr(verb, "Connection", lambda *_: SimpleNamespace(open=lambda: client))
     monkeypatch.setenv("NO_COLOR", "1")
 
     def run(*words, verb="probe"):
-        monkeypatch.setattr(sys, "argv", ["fovea", verb, *words])
-        code = 0
-        try:
-            main()
-        except SystemExit as ended:
-            code = ended.code or 0
+        code = call_main(verb, *words)
         shown = capsys.readouterr()
         return code, shown.out, shown.err, client
 

@@ -131,14 +131,6 @@ def test_a_failed_job_says_why_and_offers_no_result(page, stage, see):
     see(row.get_by_role("button", name="Retry")).to_be_visible()
 
 
-def test_without_jobs_the_page_says_how_to_make_one(page, stage, see):
-    kept_jobs = dict(stage.queue.jobs)
-    stage.queue.jobs.clear()
-    page.goto("/console/jobs")
-    see(page.get_by_role("heading", name="No jobs yet")).to_be_visible()
-    stage.queue.jobs.update(kept_jobs)
-
-
 def test_a_model_without_a_page_of_its_own_is_run_from_its_schema(page, stage, see):
     page.goto("/console/run/classify")
     page.locator("#option-image").set_input_files({"name": "a.jpg", "mimeType": "image/jpeg", "buffer": PICTURE})

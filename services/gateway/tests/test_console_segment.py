@@ -148,18 +148,6 @@ def test_a_segmentation_can_run_as_a_job_and_comes_back_to_the_page(page, stage,
     assert list(stage.queue.jobs.values())[-1].status == "succeeded"
 
 
-def test_stopping_a_job_cancels_it(page, stage, see):
-    stage.queue.step_s = 0.5
-    page.goto("/console/segment")
-    page.locator("#as-job").check()
-    page.get_by_role("button", name="Use the model’s example").click()
-    see(page.locator("[data-part=progress-note]")).to_contain_text("of 5")
-    page.get_by_role("button", name="Stop").click()
-    see(page.locator("[data-part=progress]")).to_be_hidden()
-    stage.queue.step_s = 0.05
-    wait_until(lambda: list(stage.queue.jobs.values())[-1].status == "cancelled")
-
-
 def arithmetic(page, field, **settings):
     """Mask, regions and tally of the page's own module for a map of bytes (rows, columns)."""
     height, width = field.shape

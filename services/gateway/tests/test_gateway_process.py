@@ -27,24 +27,6 @@ def listens_at(stderr: IO[str]) -> str:
     raise AssertionError("the gateway never said where it listens")
 
 
-def test_it_serves_until_it_is_told_to_stop(tmp_path):
-    process = start(tmp_path)
-    assert process.stderr is not None
-    with process, process.stderr:
-        url = listens_at(process.stderr)
-        for _ in range(50):
-            try:
-                answer = httpx2.get(f"{url}/livez")
-                break
-            except httpx2.TransportError:
-                continue
-        assert answer.json() == {"status": "alive"}
-        process.send_signal(signal.SIGTERM)
-        rest = process.stderr.read()
-        assert process.wait(10) in {0, -signal.SIGTERM}
-    assert "Traceback" not in rest
-
-
 @pytest.mark.parametrize("setting", ["FOVEA_HTTP_PORT", "FOVEA_GRPC_PORT"])
 def test_a_port_in_use_is_one_clear_line(tmp_path, setting):
     with socket.socket() as taken:

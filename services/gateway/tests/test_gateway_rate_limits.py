@@ -283,11 +283,11 @@ async def test_ended_windows_are_dropped_once_there_are_many(clock, monkeypatch)
     assert len(limits._windows) == 3
 
 
-async def test_counters_in_redis_have_a_prefix_and_end_by_themselves(url):
-    limits = RateLimiter(Settings(auth="keys", redis_url=url))
+async def test_counters_in_redis_have_a_prefix_and_end_by_themselves(redis_url):
+    limits = RateLimiter(Settings(auth="keys", redis_url=redis_url))
     await limits.count(ANN)
     await limits.stop()
-    with redis.Redis.from_url(url) as client:
+    with redis.Redis.from_url(redis_url) as client:
         (key,) = client.keys()
         assert key.decode().startswith("fovea:limits")
         assert b"key/k1" in key

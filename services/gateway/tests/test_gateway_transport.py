@@ -199,30 +199,6 @@ async def test_a_caller_that_hangs_up_while_sending_stops_the_upload(gateway):
     assert scene.app.state.gateway.proxy.budget.left == 8 * 64 * 2**20
 
 
-async def test_a_careful_caller_is_told_to_go_on(served):
-    scene = await served()
-    async with connected(scene.url) as (reader, writer):
-        writer.write(b"POST /v1/echo HTTP/1.1\r\nhost: localhost\r\ncontent-length: 3\r\nexpect: 100-continue\r\n\r\n")
-        assert await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 3) == b"HTTP/1.1 100 Continue\r\n\r\n"
-        writer.write(b"abc")
-        assert (await response(reader))[1] == b"abc"
-
-
-async def test_requests_in_a_row_on_one_connection_are_answered_in_order(served):
-    scene = await served()
-    async with connected(scene.url) as (reader, writer):
-        for number in range(5):
-            writer.write(b"POST /v1/echo HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1\r\n\r\n%d" % number)
-        assert [(await response(reader))[1] for _ in range(5)] == [b"0", b"1", b"2", b"3", b"4"]
-
-
-async def test_an_old_caller_gets_its_answer_and_the_end(served):
-    scene = await served()
-    async with connected(scene.url) as (reader, writer):
-        writer.write(b"POST /v1/echo HTTP/1.0\r\ncontent-length: 3\r\n\r\nabc")
-        assert (await asyncio.wait_for(reader.read(), 3)).endswith(b"\r\n\r\nabc")
-
-
 async def test_a_fast_replica_waits_for_a_slow_reader(gateway):
     sent = 0
 

@@ -205,30 +205,6 @@ async def test_a_handler_that_ignores_a_cancel_is_cancelled_and_its_slot_is_free
         release.set()
 
 
-async def test_cancel_and_retry_runs_a_new_attempt_whose_answer_counts(redis_url, queue, payload, job_settings):
-    first_ended, second_ended = asyncio.Event(), asyncio.Event()
-
-    async def slow_to_stop(_payload: Payload, ticket: Ticket) -> Result:
-        if ticket.attempt == 1:
-            await ticket.wait_until_cancelled()
-            try:
-                await second_ended.wait()
-            finally:
-                first_ended.set()
-        else:
-            second_ended.set()
-        return replace(DONE, body=str(ticket.attempt).encode())
-
-    async with working(redis_url, job_settings, slow_to_stop):
-        job, _ = await queue.submit(payload)
-        await started(queue, job)
-        await queue.cancel(job.id, "ann")
-        await queue.retry(job.id, "ann")
-        assert (await ended(queue, job)).attempts == 2
-        await asyncio.wait_for(first_ended.wait(), 20)
-        assert (await queue.result(job.id, "ann")).body == b"2"
-
-
 @pytest.mark.parametrize("polite", [True, False])
 async def test_a_stopping_worker_hands_back_at_once_what_is_not(redis_url, queue, payload, job_settings, polite):
     async def long(_payload: Payload, ticket: Ticket) -> Result:

@@ -199,26 +199,6 @@ async def test_a_cancel_reaches_another_process_within_a_second(far_queue, start
     assert time.monotonic() - asked < 1.0
 
 
-async def test_events_go_on_after_redis_comes_back(far_queue, own_redis, start_worker, ledger):
-    job, _ = await far_queue.submit(work(0.3))
-    story: list[str] = []
-
-    async def follow() -> None:
-        async for now in far_queue.events(job.id, "local"):
-            story.append(now.status)  # noqa: PERF401
-
-    following = asyncio.create_task(follow())
-    await until(lambda: story == ["queued"])
-    own_redis.kill()
-    await asyncio.sleep(0.2)
-    own_redis.start()
-    start_worker()
-    await asyncio.wait_for(following, 90)
-    assert story[0] == "queued"
-    assert "running" in story
-    assert story[-1] == "succeeded"
-
-
 async def test_what_was_accepted_while_redis_dies_again_and_again_is_done(far_queue, own_redis, start_worker, ledger):
     start_worker()
     accepted: dict[str, Job] = {}
