@@ -1,7 +1,5 @@
 """Engines that benches compare with: environments of their own, a process that is stopped while it is not asked."""
 
-from __future__ import annotations
-
 import sys
 import time
 
@@ -34,14 +32,12 @@ serve(load)
 
 @pytest.fixture
 def script(tmp_path):
-    """An engine that answers without a model."""
     file = tmp_path / "toy.py"
     file.write_text(TOY.format(loop=str(longctx_peers.PEERS_ROOM / "engines")))
     return file
 
 
 def stops(process):
-    """Whether it is stopped, a signal's way later."""
     until = time.monotonic() + 30
     while process.status() != psutil.STATUS_STOPPED and time.monotonic() < until:
         time.sleep(0.01)
@@ -95,22 +91,12 @@ def test_an_environment_is_made_once(tmp_path, monkeypatch):
     assert len(made) == 2
 
 
-def test_every_peer_has_a_script_and_requirements_of_its_own():
-    for peer in longctx_peers.PEERS:
-        assert (longctx_peers.PEERS_ROOM / f"engines/{peer.script}.py").is_file()
-        if peer.environment is not None:
-            assert (longctx_peers.PEERS_ROOM / f"requirements/{peer.environment}.txt").is_file()
-
-
 def test_the_table_compares_with_ours_and_names_each_build_once():
     taken = {
-        "ours, q4, first token at 1024": [1.0],
-        "llama.cpp, Q4_1, first token at 1024": [3.0, 2.0],
-        "ours, q4, decode at 128": [5.0],
-        "llama.cpp, Q4_1, decode at 128": [10.0],
-        "ours, q4, 8 at once": [240.0],
+        "ours, q4, first token at 1024": [1.0], "llama.cpp, Q4_1, first token at 1024": [3.0, 2.0],
+        "ours, q4, decode at 128": [5.0], "llama.cpp, Q4_1, decode at 128": [10.0], "ours, q4, 8 at once": [240.0],
         "llama.cpp, Q4_1, 8 at once": [100.0],
-    }
+    }  # fmt: skip
     made = longctx_peers.table(taken, {"llama.cpp, Q4_1": "native"}, longctx_peers.Extent(), 7500)
     ratios = {row.name: row.ratio for row in made.rows}
     assert ratios["llama.cpp, Q4_1, first token at 1024"] == 2.5

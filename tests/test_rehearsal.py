@@ -1,7 +1,5 @@
 """The report of a rehearsal says what happened, and an objective that was missed is missed."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -35,7 +33,7 @@ def record(*statuses: int, growth: float = 1.0) -> Record:
 
 
 @pytest.fixture
-def slos(tmp_path: Path) -> Path:
+def slos(tmp_path):
     file = tmp_path / "slos.toml"
     file.write_text(KEPT)
     return file
@@ -45,7 +43,7 @@ def missed(found: Record, slos: Path) -> set[str]:
     return {each["objective"] for each in check_slos(summarise(found, 100, 8), slos) if not each["is_kept"]}
 
 
-def test_figures_are_those_of_the_calls() -> None:
+def test_figures_are_those_of_the_calls():
     figures = summarise(record(200, 200, 429, 503, 0), 100, 8)
     assert (figures["requests"], figures["failed"], figures["refused"]) == (6, 2, 1)
     assert [failure["status"] for failure in figures["failures"]] == [503, 0]
@@ -65,22 +63,22 @@ def test_figures_are_those_of_the_calls() -> None:
         (record(*[200] * 20), {"/v1/segment p50_ms", "/v1/detect p50_ms"}),
     ],
 )
-def test_what_is_missed_is_told(found: Record, wanted: set[str], slos: Path) -> None:
+def test_what_is_missed_is_told(found, wanted, slos):
     assert missed(found, slos) - {"cpu_seconds_per_request"} == wanted
 
 
-def test_the_objectives_of_the_repository_name_figures_that_there_are() -> None:
+def test_the_objectives_of_the_repository_name_figures_that_there_are():
     assert len(check_slos(summarise(record(200), 100, 8), SLOS)) == 4 + 2 * 3
 
 
-def test_the_page_holds_routes_events_and_replicas() -> None:
+def test_the_page_holds_routes_events_and_replicas():
     figures = summarise(record(200, 503), 100, 8)
     page = render_html(json.loads(json.dumps(figures)), check_slos(figures))
     for part in ("/v1/segment", "node killed: begins", 'class="no"', "<td>99</td><td>8</td><td>1</td>"):
         assert part in page
 
 
-def test_callers_grow_to_a_third_and_then_step_up() -> None:
+def test_callers_grow_to_a_third_and_then_step_up():
     counts = [count_callers(share / 100, 32) for share in range(101)]
     assert counts == sorted(counts)
     assert (counts[0], counts[30], counts[39], counts[40], counts[100]) == (1, 11, 11, 32, 32)

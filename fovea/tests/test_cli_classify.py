@@ -1,21 +1,16 @@
 """`fovea classify`: what it asks, what it prints and writes, and what one bad picture costs."""
 
-from __future__ import annotations
-
 import asyncio
-import contextlib
 import json
-from types import SimpleNamespace
 
 import pytest
 import typer
 
 from fovea.cli.commands import classify as verb
 from fovea.cli.concurrency import run_concurrently
-from services.gateway.tests.stub_service import photograph
+from fovea.tests.answering_gateway import AnsweringGateway
 from shared.api.classes import Candidate, Classified, ClassifyIn, ClassifyOut
 from shared.api.timings import Times
-from shared.errors import Malformed
 
 
 def answer(labels, columns=1):
@@ -34,60 +29,23 @@ def answer(labels, columns=1):
     ]
     counts = {label: labels.count(label) for label in dict.fromkeys(labels)}
     return ClassifyOut(
-        model="m",
-        version="1",
-        engine="onnx",
-        width=8,
-        height=8,
-        rows=len(labels) // columns,
-        columns=columns,
-        results=results,
-        counts=counts,
-        times=Times(),
-    )
+        model="m", version="1", engine="onnx", width=8, height=8, rows=len(labels) // columns, columns=columns,
+        results=results, counts=counts, times=Times(),
+    )  # fmt: skip
 
 
-class Gateway:
-    """Answers as a gateway would, and remembers what it was asked."""
-
-    def __init__(self):
-        self.asked = []
-
-    @contextlib.asynccontextmanager
-    async def open_async(self):
-        """Itself."""
-        yield self
-
-    async def default_model(self, task):
-        """A model of that task."""
-        return f"default-{task}"
-
-    async def model(self, name):
-        """Its card."""
-        return SimpleNamespace(request_schema=ClassifyIn.model_json_schema(), name=name)
-
-    async def run(self, task, options, *, pictures, accept=None):
-        """The class, a picture, or a refusal of what is too short to be one."""
-        self.asked.append((task, dict(options), accept))
-        if len(pictures["image"]) < 100:
-            raise Malformed("The picture is broken.")
-        if accept == "image/jpeg":
-            return b"jpeg"
-        labels = ["crack", "crack", "none", "none"] if options.get("tile") else ["crack"]
-        return answer(labels).model_dump(mode="json")
+def reply(options, accept):
+    if accept == "image/jpeg":
+        return b"jpeg"
+    labels = ["crack", "crack", "none", "none"] if options.get("tile") else ["crack"]
+    return answer(labels).model_dump(mode="json")
 
 
 @pytest.fixture
 def gateway(monkeypatch):
-    made = Gateway()
+    made = AnsweringGateway(ClassifyIn, reply)
     monkeypatch.setattr(verb, "Connection", lambda *_: made)
     return made
-
-
-@pytest.fixture
-def folder(tmp_path):
-    (tmp_path / "a.jpg").write_bytes(photograph())
-    return tmp_path
 
 
 def classify(*words, options=None, **more):

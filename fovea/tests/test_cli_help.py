@@ -6,7 +6,6 @@ from importlib.metadata import EntryPoint
 import pytest
 
 from fovea.cli import plugins
-from fovea.cli.main import main
 
 PLUGIN = '''"""A module that is heavy to import."""
 import sys
@@ -35,7 +34,7 @@ def two() -> None:
 
 
 @pytest.fixture
-def fovea(monkeypatch, capsys):
+def fovea(call_main, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("TERM", "dumb")
     monkeypatch.setenv("NO_COLOR", "1")
@@ -43,12 +42,7 @@ def fovea(monkeypatch, capsys):
     monkeypatch.delenv("FOVEA_API_KEY", raising=False)
 
     def run(*words):
-        monkeypatch.setattr(sys, "argv", ["fovea", *words])
-        code = 0
-        try:
-            main()
-        except SystemExit as ended:
-            code = ended.code or 0
+        code = call_main(*words)
         shown = capsys.readouterr()
         return code, "\n".join(line.rstrip() for line in shown.out.splitlines()), shown.err
 
@@ -57,7 +51,6 @@ def fovea(monkeypatch, capsys):
 
 @pytest.fixture
 def plug_in(monkeypatch, tmp_path):
-    """Installs a plug-in module and its entry points."""
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "plugin_was_loaded", raising=False)
 

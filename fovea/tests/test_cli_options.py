@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from typer.testing import CliRunner
 
 from fovea.cli.input_files import find_images
-from fovea.cli.output import Screen, colour_status
+from fovea.cli.output import Screen
 from fovea.cli.schema_options import describe_options, is_picture, list_picture_fields, parse_options, split_arguments
 from fovea.cli.typed_options import add_request_options
 from shared.api.image import ImageBytes
@@ -36,9 +36,6 @@ class Mixed(BaseModel):
 
 
 SCHEMA = Mixed.model_json_schema()
-
-
-# Taking a command line apart.
 
 
 @pytest.mark.parametrize(
@@ -111,17 +108,12 @@ def test_pictures_are_found_in_lists_and_behind_null():
 
 def test_options_are_described_with_choices_and_defaults():
     told = dict(describe_options(SCHEMA))
-    assert told["threshold"] == "Where to cut. [0.5]"
-    assert told["mode"] == 'How. (fast | slow) ["fast"]'
+    assert (told["threshold"], told["mode"]) == ("Where to cut. [0.5]", 'How. (fast | slow) ["fast"]')
     assert not {"model", "image", "others"} & told.keys()
-
-
-# Options made from a wire type.
 
 
 @pytest.fixture
 def verb():
-    """A command that writes down what it was called with."""
     called: dict[str, Any] = {}
 
     def bare(
@@ -161,9 +153,6 @@ def test_help_shows_what_the_wire_type_says(verb):
         assert words in out
 
 
-# Sources.
-
-
 def test_folders_and_patterns_are_spelled_out_in_order(tmp_path):
     for name in ("b.PNG", "a.jpg", "c.txt", "d.tiff"):
         (tmp_path / name).touch()
@@ -191,9 +180,6 @@ def test_a_name_with_a_bracket_is_a_file_before_it_is_a_pattern(tmp_path):
         find_images([str(tmp_path / "b[1].png")])
 
 
-# The screen.
-
-
 def test_errors_are_one_line_for_people_and_one_object_for_programs(capsys):
     error = TooLarge("It has [3] bytes.", hint="Send fewer.", field="image")
     Screen().error(error, about="a[b].png")
@@ -213,8 +199,3 @@ def test_what_a_model_says_is_never_markup(capsys):
     assert "[red]name" in out
     assert "[blink]value" in out
     assert "empty" not in out
-
-
-def test_every_status_of_a_job_has_a_look():
-    for status in ("queued", "running", "succeeded", "failed", "cancelled", "unheard-of"):
-        assert status in colour_status(status)

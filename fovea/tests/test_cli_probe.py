@@ -1,16 +1,12 @@
 """`fovea probe` and `fovea heads`: a study as a job, its artefacts, plans by name, and the loop to a needle grid."""
 
-from __future__ import annotations
-
 import base64
 import json
-import sys
 from types import SimpleNamespace
 
 import pytest
 
 from fovea.cli.commands import heads, probe
-from fovea.cli.main import main
 from fovea.cli.output import Screen
 
 EVIDENCE = {"schema": "retrieval-report/1", "scores": [[0.5, 0.0]]}
@@ -71,19 +67,14 @@ class FakeClient:
 
 
 @pytest.fixture
-def fovea(monkeypatch, capsys):
+def fovea(call_main, monkeypatch, capsys):
     client = FakeClient({"retrieval-heads": HEADS, "head-plans": HEADS, "needle-grid": GRID})
     for verb in (probe, heads):
         monkeypatch.setattr(verb, "Connection", lambda *_: SimpleNamespace(open=lambda: client))
     monkeypatch.setenv("NO_COLOR", "1")
 
     def run(*words, verb="probe"):
-        monkeypatch.setattr(sys, "argv", ["fovea", verb, *words])
-        code = 0
-        try:
-            main()
-        except SystemExit as ended:
-            code = ended.code or 0
+        code = call_main(verb, *words)
         shown = capsys.readouterr()
         return code, shown.out, shown.err, client
 
@@ -106,12 +97,8 @@ def test_loop_hands_the_plan_to_the_method_and_shows_both_grids(fovea, tmp_path)
     assert "needle grid with duo" in out
     assert json.loads((tmp_path / "out" / "head-plan.json").read_text()) == PLAN
     assert {file.name for file in (tmp_path / "out").iterdir()} == {
-        "head-plan.json",
-        "retrieval-report.json",
-        "retrieval-heads.json",
-        "needle-dense.json",
-        "needle-duo.json",
-    }
+        "head-plan.json", "retrieval-report.json", "retrieval-heads.json", "needle-dense.json", "needle-duo.json",
+    }  # fmt: skip
 
 
 def test_study_without_a_plan_ends_the_loop_in_words(fovea):

@@ -1,7 +1,5 @@
 """`fovea restore`: what is sent, what is written down, and what happens when a picture takes too long for a request."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 from datetime import UTC, datetime
@@ -70,14 +68,10 @@ class Client:
 def job(**changed: object) -> Job:
     return Job(
         **{
-            "id": "j1",
-            "service": "s",
-            "path": "/v1/restore",
-            "status": "running",
-            "created": datetime.now(UTC),
+            "id": "j1", "service": "s", "path": "/v1/restore", "status": "running", "created": datetime.now(UTC),
             **changed,
         }
-    )
+    )  # fmt: skip
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """Headlines of models whose data is made say `synthetic`, so that no list shows such a figure without the word."""
 
-from __future__ import annotations
-
 import pytest
 
 from fovea.headline_metric import HeadlineMetric
@@ -14,7 +12,7 @@ MADE = {
 
 
 @pytest.mark.parametrize(("service", "name"), [(service, name) for service, names in MADE.items() for name in names])
-def test_every_figure_on_made_data_is_called_synthetic(service: str, name: str) -> None:
+def test_every_figure_on_made_data_is_called_synthetic(service, name):
     found = servables(service)[name].card.metrics
     figures = [
         HeadlineMetric(each.name, 0.5, None, each.data) for each in found if each.paper is None or each.ours is not None

@@ -1,7 +1,5 @@
 """Spans of a test, as OpenTelemetry's in-memory exporter keeps them."""
 
-from __future__ import annotations
-
 import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
@@ -31,14 +29,12 @@ class RecordedSpans:
 
 
 def is_child(span, parent):
-    """Whether a span is a direct child of another."""
     same_trace = span.context.trace_id == parent.context.trace_id
     return same_trace and span.parent is not None and span.parent.span_id == parent.context.span_id
 
 
 @pytest.fixture
 def recorded_spans():
-    """Switches tracing on for a test."""
     exporter = InMemorySpanExporter()
     use_recorder(SpanRecorder("test", exporter, is_batched=False))
     yield RecordedSpans(exporter)

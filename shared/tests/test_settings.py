@@ -18,11 +18,6 @@ def test_defaults_bind_to_loopback_and_need_no_key(monkeypatch):
     assert (made.host, made.replica_host, made.auth) == ("127.0.0.1", "127.0.0.1", "insecure-local")
 
 
-def test_environment_wins_over_defaults(monkeypatch):
-    monkeypatch.setenv("FOVEA_HTTP_PORT", "9000")
-    assert Settings().http_port == 9000
-
-
 @pytest.mark.parametrize(
     ("name", "value"), [("FOVEA_HTTP_PORT", "70000"), ("FOVEA_MAX_BATCH_SIZE", "0"), ("FOVEA_AUTH", "off")]
 )

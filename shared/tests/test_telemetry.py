@@ -48,10 +48,6 @@ def test_json_log_line_carries_the_context(capsys):
         telemetry.log().info("served", ms=3)
     line = json.loads(capsys.readouterr().err.strip().splitlines()[-1])
     assert (line["request_id"], line["service"], line["model"], line["event"], line["ms"]) == (
-        "r1",
-        "s",
-        "m",
-        "served",
-        3,
-    )
+        "r1", "s", "m", "served", 3,
+    )  # fmt: skip
     logging.getLogger().handlers.clear()

@@ -1,7 +1,5 @@
 """A Fovea, a Label Studio's files and a backend between them, for tests of annotation."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 from collections.abc import Iterator, Mapping
@@ -31,15 +29,10 @@ POLYGON = BRUSH.replace("BrushLabels", "PolygonLabels")
 
 @contextlib.contextmanager
 def gateway(folder: Path) -> Iterator[str]:
-    """The URL of a gateway that serves PraNet."""
     settings = Settings(_env_file=None, data_dir=folder, intra_op_threads=1)
     with fronted(
         build("medical-seg", servables={"pranet": PraNetSegmenter}, settings=settings), "medical-seg", folder
-    ) as (
-        url,
-        _,
-        _,
-    ):
+    ) as (url, _, _):
         yield url
 
 
@@ -61,7 +54,6 @@ def files_of_label_studio(files: Mapping[str, Any]) -> LabelStudio:
 def backend(
     url: str, label_studio: LabelStudio, plan: TrainingPlan | None = None, fit_every: int = 0, **settings: Any
 ) -> Iterator[TestClient]:
-    """A client of the backend, which asks `url`."""
     sdk = httpx2.AsyncClient(base_url=url, trust_env=False, timeout=60)
     runs = TrainingRuns(label_studio, plan) if plan else None
     answers = LabelStudioBackend(Predictor(sdk, label_studio, ["pranet-annotated", "pranet"]), runs, fit_every)

@@ -1,13 +1,9 @@
 """The ML backend of Label Studio: its protocol, its regions against the masks that they are of, its training sets."""
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import io
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -44,7 +40,7 @@ LABEL_STUDIOS_BYTES = [0, 0, 0, 140, 57, 27, 254, 35, 0, 191, 255, 108, 2, 255, 
 
 
 @pytest.fixture(scope="module")
-def fovea(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def fovea(tmp_path_factory):
     with gateway(tmp_path_factory.mktemp("fovea")) as url:
         yield url
 
@@ -58,7 +54,7 @@ def truth(url: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(answer["mask"])))) > 0
 
 
-def test_the_brush_reads_what_label_studio_writes_and_any_mask_comes_back() -> None:
+def test_the_brush_reads_what_label_studio_writes_and_any_mask_comes_back():
     drawn = np.zeros((5, 7), bool)
     drawn[1:3, 2:6] = drawn[4, 0] = True
     assert (decode_brush(LABEL_STUDIOS_BYTES, 5, 7) == drawn).all()
@@ -72,7 +68,7 @@ def test_the_brush_reads_what_label_studio_writes_and_any_mask_comes_back() -> N
         decode_brush(LABEL_STUDIOS_BYTES, 5, 6)
 
 
-def test_a_mask_becomes_a_brush_exactly_and_outlines_within_a_pixel(fovea: str) -> None:
+def test_a_mask_becomes_a_brush_exactly_and_outlines_within_a_pixel(fovea):
     mask = truth(fovea)
     studio = files_of_label_studio({"/data/upload/1/frame.jpg": FRAME.read_bytes()})
     with backend(fovea, studio) as client:
@@ -87,7 +83,6 @@ def test_a_mask_becomes_a_brush_exactly_and_outlines_within_a_pixel(fovea: str) 
         assert 0.5 < prediction["score"] <= 1
         assert prediction["model_version"] == client.post("/setup", json={"schema": BRUSH}).json()["model_version"]
         assert client.get("/versions").json()["versions"] == [prediction["model_version"]]
-
         outlines = client.post("/predict", json={**body, "label_config": POLYGON}).json()["results"][0]["result"]
         redrawn = np.zeros(mask.shape, np.uint8)
         for region in outlines:
@@ -97,7 +92,7 @@ def test_a_mask_becomes_a_brush_exactly_and_outlines_within_a_pixel(fovea: str) 
         assert (redrawn & mask).sum() / (redrawn | mask).sum() > 0.97
 
 
-def test_a_task_that_fails_gets_no_prediction_and_the_others_get_theirs(fovea: str) -> None:
+def test_a_task_that_fails_gets_no_prediction_and_the_others_get_theirs(fovea):
     studio = files_of_label_studio({"/data/upload/1/frame.jpg": FRAME.read_bytes(), "/data/broken.jpg": b"no picture"})
     with backend(fovea, studio) as client:
         tasks = [
@@ -131,20 +126,20 @@ def test_a_task_that_fails_gets_no_prediction_and_the_others_get_theirs(fovea: s
         ("/nothing", {}, 404, "no such route"),
     ],
 )
-def test_mistakes_are_named(fovea: str, path: str, body: dict[str, Any], status: int, says: str) -> None:
+def test_mistakes_are_named(fovea, path, body, status, says):
     with backend(fovea, files_of_label_studio({})) as client:
         answer = client.post(path, json=body)
         assert answer.status_code == status, answer.text
         assert says in answer.text
 
 
-def test_a_body_that_is_nested_too_deeply_is_refused(fovea: str) -> None:
+def test_a_body_that_is_nested_too_deeply_is_refused(fovea):
     with backend(fovea, files_of_label_studio({})) as client:
         sent = client.post("/train", content=b"[" * 200_000, headers={"content-type": "application/json"})
         assert (sent.status_code, sent.json()["code"]) == (400, "malformed")
 
 
-def test_a_password_is_asked_for_and_a_web_page_can_not_post_here(fovea: str) -> None:
+def test_a_password_is_asked_for_and_a_web_page_can_not_post_here(fovea):
     with backend(fovea, files_of_label_studio({}), label_studio_backend_password="p w") as client:
         assert client.get("/health").json()["status"] == "UP"
         for auth in (None, ("x", "wrong")):
@@ -169,20 +164,20 @@ def test_a_password_is_asked_for_and_a_web_page_can_not_post_here(fovea: str) ->
         ("[::1]:9090", 200),
     ],
 )
-def test_without_a_password_only_names_of_this_machine_are_answered(fovea: str, host: str, status: int) -> None:
+def test_without_a_password_only_names_of_this_machine_are_answered(fovea, host, status):
     with backend(fovea, files_of_label_studio({})) as client:
         found = client.get("/versions", headers={"host": host})
         assert found.status_code == status, found.text
         assert client.get("/health", headers={"host": host}).status_code == status
 
 
-def test_with_a_password_any_name_is_answered(fovea: str) -> None:
+def test_with_a_password_any_name_is_answered(fovea):
     with backend(fovea, files_of_label_studio({}), label_studio_backend_password="p") as client:
         assert client.get("/versions", headers={"host": "fovea.example"}, auth=("x", "p")).status_code == 200
         assert client.get("/versions", headers={"host": "fovea.example"}).status_code == 401
 
 
-def test_others_reach_the_backend_with_a_password_only() -> None:
+def test_others_reach_the_backend_with_a_password_only():
     ready = Settings(_env_file=None, label_studio_url="http://studio.test", label_studio_token="t")
     check_access(ready, "127.0.0.1")
     with pytest.raises(InvalidOption, match="without a password"):
@@ -192,7 +187,7 @@ def test_others_reach_the_backend_with_a_password_only() -> None:
         check_access(Settings(_env_file=None), "127.0.0.1")
 
 
-def test_detections_become_rectangles_of_the_labels_that_stand_for_their_classes() -> None:
+def test_detections_become_rectangles_of_the_labels_that_stand_for_their_classes():
     def seen(label: str, score: float) -> Detection:
         return Detection(box=(20, 10, 60, 35), score=score, label=label, class_id=0, area=1000, radius=16)
 
@@ -202,18 +197,13 @@ def test_detections_become_rectangles_of_the_labels_that_stand_for_their_classes
     )  # fmt: skip
     pothole, crack = boxes_to_regions(answer, find_control(BOXES, "detect"))
     assert pothole["value"] == {
-        "x": 10,
-        "y": 10,
-        "width": 20,
-        "height": 25,
-        "rotation": 0,
-        "rectanglelabels": ["Pothole"],
-    }
+        "x": 10, "y": 10, "width": 20, "height": 25, "rotation": 0, "rectanglelabels": ["Pothole"],
+    }  # fmt: skip
     assert (crack["value"]["rectanglelabels"], crack["score"]) == (["Crack"], 0.6)
     assert (pothole["original_width"], pothole["original_height"]) == (200, 100)
 
 
-def test_the_first_class_that_is_a_choice_is_chosen() -> None:
+def test_the_first_class_that_is_a_choice_is_chosen():
     top = [Candidate(label=name, class_id=0, probability=p) for name, p in (("snow", 0.6), ("Crack", 0.3))]
     whole = Classified(**top[0].model_dump(), box=(0, 0, 9, 9), top=top)
     answer = ClassifyOut(
@@ -236,7 +226,7 @@ def region(kind: str, name: str = "box", **value: Any) -> dict[str, Any]:
     return {"type": kind, "from_name": name, "value": value}
 
 
-def test_boxes_of_people_are_read_back_by_the_recipes(tmp_path: Path) -> None:
+def test_boxes_of_people_are_read_back_by_the_recipes(tmp_path):
     data = TrainingSet(tmp_path, find_control(BOXES, "detect"), 10_000)
     upright = {"x": 25, "y": 50, "width": 50, "height": 25, "rectanglelabels": ["Crack"]}
     turned = {"x": 50, "y": 50, "width": 25, "height": 25, "rotation": 90, "rectanglelabels": ["Pothole"]}
@@ -256,7 +246,7 @@ def test_boxes_of_people_are_read_back_by_the_recipes(tmp_path: Path) -> None:
     assert not len(found.rows[2])
 
 
-def test_outlines_and_brushes_become_masks_and_choices_folders(tmp_path: Path) -> None:
+def test_outlines_and_brushes_become_masks_and_choices_folders(tmp_path):
     drawn = np.zeros((20, 40), bool)
     drawn[2:9, 3:30] = True
     data = TrainingSet(tmp_path / "a", find_control(BRUSH, "segment"), 10_000)
@@ -276,14 +266,14 @@ def test_outlines_and_brushes_become_masks_and_choices_folders(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("value", [{"points": [[1, "x"]]}, {"points": [[1]]}, {"points": [[float("nan"), 1]] * 3}, "x"])
-def test_a_region_that_can_not_be_read_leaves_its_task_out(tmp_path: Path, value: Any) -> None:
+def test_a_region_that_can_not_be_read_leaves_its_task_out(tmp_path, value):
     data = TrainingSet(tmp_path, find_control(BRUSH, "segment"), 10_000)
     with pytest.raises(Malformed):
         data.add(1, png(), [{"from_name": "tag", "value": value}])
     assert not data.pictures
 
 
-def test_the_ground_truth_counts_else_the_newest_and_never_a_skipped_one() -> None:
+def test_the_ground_truth_counts_else_the_newest_and_never_a_skipped_one():
     def said(when: str, **more: Any) -> dict[str, Any]:
         return {"updated_at": when, "result": [{"id": when}], **more}
 
@@ -295,7 +285,7 @@ def test_the_ground_truth_counts_else_the_newest_and_never_a_skipped_one() -> No
     assert pick_annotation({"annotations": [said("x", was_cancelled=True)]}) is None
 
 
-async def test_label_studio_says_no_and_nothing_of_elsewhere_is_fetched() -> None:
+async def test_label_studio_says_no_and_nothing_of_elsewhere_is_fetched():
     studio = files_of_label_studio({"/data/big": bytes(2**20 + 1)})
     with pytest.raises(TooLarge):
         await studio.fetch_picture("/data/big")
@@ -308,7 +298,6 @@ async def test_label_studio_says_no_and_nothing_of_elsewhere_is_fetched() -> Non
 
 
 def asked_studio(url: str = "http://studio.test:8080") -> tuple[LabelStudio, list[httpx2.URL]]:
-    """A Label Studio that has every file, and what it was asked for."""
     asked: list[httpx2.URL] = []
 
     def answer(request: httpx2.Request) -> httpx2.Response:
@@ -321,15 +310,12 @@ def asked_studio(url: str = "http://studio.test:8080") -> tuple[LabelStudio, lis
 @pytest.mark.parametrize(
     "address",
     [
-        "/data/upload/1/a%20b.jpg",
-        "/data/local-files/?d=roads/a.jpg",
-        "http://studio.test:8080/data/upload/1/a.jpg",
-        "/storage-data/uploaded/?filepath=upload/1/a.jpg",
-        "/tasks/7/resolve/?fileuri=czM6Ly9hL2I=",
-        "/projects/7/resolve/?fileuri=czM6Ly9hL2I=",
+        "/data/upload/1/a%20b.jpg", "/data/local-files/?d=roads/a.jpg",
+        "http://studio.test:8080/data/upload/1/a.jpg", "/storage-data/uploaded/?filepath=upload/1/a.jpg",
+        "/tasks/7/resolve/?fileuri=czM6Ly9hL2I=", "/projects/7/resolve/?fileuri=czM6Ly9hL2I=",
     ],
-)
-async def test_files_of_tasks_are_fetched_from_label_studio(address: str) -> None:
+)  # fmt: skip
+async def test_files_of_tasks_are_fetched_from_label_studio(address):
     studio, asked = asked_studio()
     assert await studio.fetch_picture(address) == b"{}"
     assert [(url.host, url.port) for url in asked] == [("studio.test", 8080)]
@@ -338,35 +324,21 @@ async def test_files_of_tasks_are_fetched_from_label_studio(address: str) -> Non
 @pytest.mark.parametrize(
     "address",
     [
-        "/http://evil.test/a",
-        "http://studio.test:8080/http://evil.test/a",
-        "////evil.test/a",
-        "/\\evil.test/a",
-        "/api/current-user/token",
-        "/api/projects/1/export?exportType=JSON",
-        "/user/account",
-        "/",
-        "/data",
-        "/database.sqlite",
-        "/data/../api/current-user/token",
-        "/data/%2e%2e/api/current-user/token",
-        "/data/%2E./api/current-user/token",
-        "/data/..\\api",
-        "/data//evil.test",
-        "//data/upload/1/a.jpg",
-        "/tasks/7/annotations/",
-        "/tasks/x/resolve/?fileuri=a",
-        "/tasks/7/resolve/../../../api/users",
+        "/http://evil.test/a", "http://studio.test:8080/http://evil.test/a", "////evil.test/a", "/\\evil.test/a",
+        "/api/current-user/token", "/api/projects/1/export?exportType=JSON", "/user/account", "/", "/data",
+        "/database.sqlite", "/data/../api/current-user/token", "/data/%2e%2e/api/current-user/token",
+        "/data/%2E./api/current-user/token", "/data/..\\api", "/data//evil.test", "//data/upload/1/a.jpg",
+        "/tasks/7/annotations/", "/tasks/x/resolve/?fileuri=a", "/tasks/7/resolve/../../../api/users",
     ],
-)
-async def test_what_is_no_file_of_a_task_is_not_fetched(address: str) -> None:
+)  # fmt: skip
+async def test_what_is_no_file_of_a_task_is_not_fetched(address):
     studio, asked = asked_studio()
     with pytest.raises(InvalidOption):
         await studio.fetch_picture(address)
     assert not asked
 
 
-async def test_a_label_studio_below_a_path_is_asked_for_its_files_there() -> None:
+async def test_a_label_studio_below_a_path_is_asked_for_its_files_there():
     studio, asked = asked_studio("http://studio.test/label")
     for address in ("/label/data/a.png", "http://studio.test/label/data/a.png"):
         await studio.fetch_picture(address)
@@ -377,13 +349,12 @@ async def test_a_label_studio_below_a_path_is_asked_for_its_files_there() -> Non
 
 
 @pytest.mark.parametrize("address", ["http://[", "/a\x00b", "/" + "a" * 70_000])
-async def test_an_address_that_is_none_is_named(address: str) -> None:
+async def test_an_address_that_is_none_is_named(address):
     with pytest.raises(InvalidOption, match="address"):
         await files_of_label_studio({}).fetch_picture(address)
 
 
 def draw_disc(number: int) -> tuple[bytes, np.ndarray]:
-    """A brown picture with a bright disc, as PNG, and the disc."""
     rng, (rows, columns) = np.random.default_rng(number), np.mgrid[:96, :96]
     y, x = rng.uniform(30, 66, 2)
     mask = (rows - y) ** 2 + (columns - x) ** 2 < 15**2
@@ -409,7 +380,7 @@ SHORT = ("schedule.steps=2", "schedule.batch=4", "schedule.validate_every=2", "c
 
 
 @pytest.mark.release  # a real training in a process of its own
-def test_labels_are_trained_on_by_fovea_train(fovea: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_labels_are_trained_on_by_fovea_train(fovea, tmp_path, monkeypatch):
     monkeypatch.setenv("FOVEA_DATA_DIR", str(tmp_path / "data"))
     plan = TrainingPlan("segment", "pranet", "pranet-annotated", tmp_path / "runs", 10_000, SHORT)
     with backend(fovea, files_of_label_studio(project(20)), plan, fit_every=2) as client:
@@ -430,7 +401,7 @@ def test_labels_are_trained_on_by_fovea_train(fovea: str, tmp_path: Path, monkey
     assert (tmp_path / "data/weights/pranet-annotated.safetensors").exists()
 
 
-async def test_a_training_that_can_not_be_says_why(tmp_path: Path) -> None:
+async def test_a_training_that_can_not_be_says_why(tmp_path):
     plan = TrainingPlan("segment", "no-such-recipe", "x", tmp_path / "runs", 10_000)
     runs = TrainingRuns(files_of_label_studio(project(1)), plan)
     runs.start(3)
@@ -441,7 +412,7 @@ async def test_a_training_that_can_not_be_says_why(tmp_path: Path) -> None:
     assert (await runs.wait()).detail == "Label Studio answered 404."
 
 
-async def test_a_training_on_what_can_not_be_read_ends(tmp_path: Path) -> None:
+async def test_a_training_on_what_can_not_be_read_ends(tmp_path):
     files = {"/api/projects/3": {"label_config": BRUSH}, "/api/projects/3/export": [{"annotations": [{"result": []}]}]}
     runs = TrainingRuns(files_of_label_studio(files), TrainingPlan("segment", "x", "x", tmp_path / "runs", 10_000))
     runs.start(3)

@@ -3,8 +3,6 @@
 Takes the one of LABEL_STUDIO_URL and LABEL_STUDIO_TOKEN, else starts one of its own.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import os
@@ -48,8 +46,7 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
-    """URL and token of a Label Studio."""
+def studio(tmp_path_factory):
     if url := os.environ.get("LABEL_STUDIO_URL"):
         yield url, os.environ["LABEL_STUDIO_TOKEN"]
         return
@@ -78,7 +75,6 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]
 
 @contextlib.contextmanager
 def listening(url: str, studio: tuple[str, str], plan: TrainingPlan) -> Iterator[str]:
-    """The backend on a port of its own, in a thread."""
     port, files = free_port(), LabelStudio(*studio, limit=2**24)
     sdk = httpx2.AsyncClient(base_url=url, trust_env=False, timeout=90)
     backend = LabelStudioBackend(Predictor(sdk, files, [plan.name, "pranet"]), TrainingRuns(files, plan))
@@ -100,9 +96,7 @@ def listening(url: str, studio: tuple[str, str], plan: TrainingPlan) -> Iterator
         thread.join()
 
 
-def test_label_studio_gets_first_labels_and_starts_a_training(
-    studio: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_label_studio_gets_first_labels_and_starts_a_training(studio, tmp_path, monkeypatch):
     monkeypatch.setenv("FOVEA_DATA_DIR", str(tmp_path / "data"))
     plan = TrainingPlan("segment", "pranet", "pranet-annotated", tmp_path / "runs", 10**6, SHORT)
     api = httpx2.Client(

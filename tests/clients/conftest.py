@@ -4,8 +4,6 @@ What a random model is made to say by a grammar is valid; what it says freely is
 client understands our answers, not that the answers are good.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 from collections.abc import Iterator
@@ -32,7 +30,6 @@ from tests.harness.waiting import wait_until
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Other people's libraries warn about other people's libraries."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.filterwarnings("ignore"))
@@ -47,12 +44,11 @@ def listening(server: uvicorn.Server, ready: str) -> Iterator[str]:
 
 
 def plain_server(app: Any) -> uvicorn.Server:
-    """A service's server on a free port."""
     return uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", ws="none"))
 
 
 @pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory):
     """The tiny model's folder; clients that count tokens read its tokenizer."""
     folder = write_folder(tmp_path_factory.mktemp("clients") / "Tiny Llama")
     config = json.loads((folder / "config.json").read_text()) | {"max_position_embeddings": 4096}
@@ -62,8 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def url(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> Iterator[str]:
-    """The gateway's address."""
+def url(tmp_path_factory, folder):
     settings = Settings(data_dir=tmp_path_factory.mktemp("data"), intra_op_threads=1)
     llm = build(
         "llm-longctx",
@@ -84,6 +79,5 @@ def url(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> Iterator[str]
 
 
 def wait_for_routes(url: str) -> None:
-    """Wait until the gateway has learned what both services answer."""
     for path in ("/v1/chat/completions", "/v2/rerank"):
         wait_until(lambda p=path: httpx2.post(f"{url}{p}", json={}).status_code != 404, 120, f"an answer of {path}")

@@ -1,7 +1,5 @@
 """Conformance with client libraries; one that is not installed is skipped, and the summary says so."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 
@@ -116,7 +114,6 @@ def test_llama_index(url):
     tools = pytest.importorskip("llama_index.core.tools", reason=f"llama-index {WHY}")
 
     def switch(on: bool) -> str:
-        """Turn it."""
         return str(on)
 
     answer = llm.chat_with_tools([tools.FunctionTool.from_defaults(switch)], user_msg="On?", tool_required=True)

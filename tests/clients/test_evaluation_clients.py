@@ -1,7 +1,5 @@
 """Evaluation clients from environments of their own, by the very commands of docs/11-clients.md."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -27,7 +25,6 @@ FORMATS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 
 
 def commands(tool: str) -> list[str]:
-    """The commands of a tool in the documentation."""
     text = (Path(__file__).parents[2] / "docs/11-clients.md").read_text("utf8").replace("\\\n", "")
     return re.findall(rf"^{tool} .*$", text, re.MULTILINE)
 

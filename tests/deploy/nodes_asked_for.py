@@ -5,8 +5,6 @@ its decision is left out. POD is the resources of one node as JSON, MOST the num
 Prints `{"pending": [resources, …], "nodes": number}`.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import sys
@@ -44,7 +42,6 @@ def main(address: str, pod: dict[str, float], most: int) -> None:
 
 
 def to_instance(node):
-    """A node as the autoscaler knows those that it started."""
     is_head = "node:__internal_head__" in node.total_resources
     instance = Instance(
         instance_id=node.node_id.hex(),

@@ -1,7 +1,5 @@
 """Waits until a service is ready behind a gateway, then sends it its own example request."""
 
-from __future__ import annotations
-
 import sys
 import time
 

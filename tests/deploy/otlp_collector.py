@@ -38,7 +38,6 @@ class Collector:
     """Where spans are sent to."""
 
     def __init__(self) -> None:
-        """Listen on a free port."""
         self.spans: list[CollectedSpan] = []
         collector = self
 
@@ -84,7 +83,6 @@ class Collector:
 
 
 def read_spans(request: ExportTraceServiceRequest) -> Iterator[CollectedSpan]:
-    """The spans of a message."""
     for resource in request.resource_spans:
         service = _plain(resource.resource.attributes).get("service.name", "")
         for span in (span for scope in resource.scope_spans for span in scope.spans):

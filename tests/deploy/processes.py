@@ -1,7 +1,5 @@
 """Processes of a test, each with a log of its own, ended together."""
 
-from __future__ import annotations
-
 import pathlib
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -11,7 +9,6 @@ class Processes:
     """Starts processes that write into files of one folder."""
 
     def __init__(self, folder: pathlib.Path) -> None:
-        """Keep their logs in `folder`."""
         self._folder = folder
         self._started: list[subprocess.Popen[bytes]] = []
 

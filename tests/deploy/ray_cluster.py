@@ -3,7 +3,7 @@
 Also what stands beside it in a cluster: a gateway in a process of its own. Everything ends with `stop`.
 """
 
-from __future__ import annotations
+# ruff: noqa: D102  (methods are named by what they answer)
 
 import contextlib
 import fcntl
@@ -39,7 +39,6 @@ TERMINAL = frozenset({"RUNNING", "DEPLOY_FAILED", "UNHEALTHY"})
 
 
 def is_listening(port: int, host: str = LOOPBACK) -> bool:
-    """Whether somebody accepts connections on a loopback port."""
     with contextlib.suppress(OSError), socket.create_connection((host, port), 1):
         return True
     return False
@@ -74,7 +73,6 @@ class RayCluster:
         wait_until(lambda: self._is_running(HEAD) and is_listening(self.gcs, HEAD), 240, "the head's GCS listens")
 
     def add_node(self, node: str) -> None:
-        """Start a node of one CPU on a loopback address."""
         self._nodes.add(node)
         self._start(
             node,
@@ -114,7 +112,6 @@ class RayCluster:
         assert not failed, failed
 
     def wait_replicas(self, service: str, count: int, seconds: float) -> list[ReplicaRecord]:
-        """Wait until a service has so many ready replicas."""
 
         def settled() -> list[ReplicaRecord]:
             self.restart_nodes()
@@ -124,12 +121,10 @@ class RayCluster:
         return wait_until(settled, seconds, f"{count} replicas of {service} are ready")
 
     def list_replicas(self, service: str) -> list[ReplicaRecord]:
-        """Replicas that are ready and renew their records."""
         found = self.list_records(service)
         return [replica for replica in found if replica.ready and time.time() - replica.seen < LEASE_S]
 
     def list_records(self, service: str) -> list[ReplicaRecord]:
-        """All records, also those of replicas that were killed."""
         with redis.Redis.from_url(self._redis_url) as link:
             return [ReplicaRecord.model_validate_json(value) for value in link.hvals(replicas_key(service))]
 
@@ -145,12 +140,10 @@ class RayCluster:
                 os.kill(pid, number)
 
     def describe(self) -> str:
-        """The end of each log, for a test that fails."""
         logs = sorted(self._folder.glob("*.log"))
         return "\n".join(f"== {log.name}\n{log.read_text('utf8', 'replace')[-1500:]}" for log in logs)
 
     def stop(self) -> None:
-        """End all processes."""
         reaper.end_sessions([process.pid for process in self.sessions.values()], 5)
         for process in self.sessions.values():
             process.wait()
@@ -166,7 +159,6 @@ class RayCluster:
         return f"http://{LOOPBACK}:{http}"
 
     def data_dir(self, node: str) -> pathlib.Path:
-        """The data folder of a node."""
         return self._folder / node
 
     def restart_nodes(self) -> None:
@@ -188,7 +180,6 @@ class RayCluster:
         self._spawn(node, [*ray, "--object-store-memory=80000000", *flags], self.environment(node, **variables))
 
     def environment(self, node: str, **variables: str) -> dict[str, str]:
-        """Environment of a node's processes."""
         env = process_environment(
             FOVEA_REDIS_URL=self._redis_url,
             FOVEA_DATA_DIR=str(self.data_dir(node)),

@@ -1,7 +1,5 @@
 """Each command of docs/02-deploy.md is run, or held against the chart, Compose file or command line that it names."""
 
-from __future__ import annotations
-
 import pathlib
 import re
 import shlex
@@ -12,7 +10,6 @@ import pytest
 import yaml
 
 from shared.settings import Settings, environment
-from shared.vision.export_cli import find_exportable
 from tests.deploy.test_chart import CHART, named, render, run_helm
 from tests.deploy.tools import helm
 
@@ -97,18 +94,3 @@ def test_compose_commands_name_profiles_and_services_of_the_file():
 def test_settings_of_the_page_exist():
     known = {f"FOVEA_{name.upper()}" for name in Settings.model_fields} | {"FOVEA_API_KEY"}
     assert set(re.findall(r"FOVEA_[A-Z_]+", PAGE)) <= known
-
-
-def test_options_of_the_fovea_command_exist():
-    [line] = begin_with("fovea", "models")
-    told = subprocess.run(
-        [FOVEA, "models", "--help"], env=environment(COLUMNS="200"), capture_output=True, text=True, check=True
-    )
-    for word in shlex.split(line):
-        if word.startswith("--"):
-            assert word in told.stdout, word
-
-
-def test_models_that_the_page_exports_have_a_graph():
-    [line] = begin_with("fovea", "export", "triton")
-    assert all(find_exportable(name) for name in shlex.split(line)[4:])

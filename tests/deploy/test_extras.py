@@ -1,7 +1,5 @@
 """Extras bring all that a service imports: whatever else is installed here is hidden, as it is not in its image."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
@@ -37,16 +35,12 @@ CASES = [
     *(
         (service, flavour, REPLICA.format(service=service))
         for service, flavours in {
-            "medical-seg": ("cpu", "onnx"),
-            "vision-restoration": ("cpu", "onnx"),
-            "detection": ("cpu",),
-            "llm-longctx": ("cpu",),
-            "interpretability": ("cpu",),
-            "relevance-judge": ("cpu",),
+            "medical-seg": ("cpu", "onnx"), "vision-restoration": ("cpu", "onnx"), "detection": ("cpu",),
+            "llm-longctx": ("cpu",), "interpretability": ("cpu",), "relevance-judge": ("cpu",),
         }.items()
         for flavour in flavours
     ),
-]
+]  # fmt: skip
 
 
 def hidden_modules(extras):

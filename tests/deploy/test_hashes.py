@@ -1,7 +1,5 @@
 """Images install by hash: every package that they need has hashes, of the version that was tested."""
 
-from __future__ import annotations
-
 import importlib.util
 import pathlib
 import re
@@ -18,14 +16,9 @@ SPEC.loader.exec_module(hashes)
 
 KNOWN = hashes.read_hashes(hashes.FILE.read_text("utf8"))
 EXTRAS = (
-    "gateway",
-    "medical-seg",
-    "detection",
-    "vision-restoration",
-    "llm-longctx",
-    "interpretability",
+    "gateway", "medical-seg", "detection", "vision-restoration", "llm-longctx", "interpretability",
     "relevance-judge",
-)
+)  # fmt: skip
 
 
 def needed(extras, package="fovea"):

@@ -1,7 +1,5 @@
 """A real Prometheus scrapes gateways and a replica as the chart says, with keys on: its numbers are the true ones."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -27,17 +25,6 @@ HERE = pathlib.Path(__file__).parent
 needs_prometheus = pytest.mark.skipif(
     not shutil.which("prometheus") or helm() is None, reason="no prometheus: `apt-get install prometheus` to run these"
 )
-REPLICA = """
-import asyncio
-from shared.serving.replica import ReplicaServer, load_app
-from shared.settings import settings
-
-async def main():
-    await ReplicaServer(load_app("toy", "shared.serving.tests.toy_app:app"), settings()).start()
-    await asyncio.Event().wait()
-
-asyncio.run(main())
-"""
 PER_GATEWAY_HZ = 5
 
 
@@ -81,22 +68,18 @@ class Scene:
         secret = subprocess.run(command, env=self._env(), capture_output=True, text=True, check=True).stdout.strip()
         self.headers = {"authorization": f"Bearer {secret}"}
         self.metrics = {pod: free_port() for pod in ("gateway-a", "gateway-b", "replica")}
-        self._start([sys.executable, "-c", REPLICA], FOVEA_METRICS_PORT=str(self.metrics["replica"]))
+        self._start(
+            [sys.executable, "-m", "shared.serving.tests.toy_replica"], FOVEA_METRICS_PORT=str(self.metrics["replica"])
+        )
         self.urls = [self._start_gateway(pod) for pod in ("gateway-a", "gateway-b")]
         self.prometheus = self._start_prometheus()
 
     def _env(self, **variables):
         return environment(
-            FOVEA_REDIS_URL=self.redis_url,
-            FOVEA_DATA_DIR=str(self.folder),
-            FOVEA_AUTH="keys",
-            FOVEA_GRPC_PORT="0",
-            FOVEA_RATE_LIMIT_RPM="100000",
-            OTEL_EXPORTER_OTLP_ENDPOINT=self.collector.endpoint,
-            OTEL_BSP_SCHEDULE_DELAY="200",
-            PYTHONPATH=os.pathsep.join(sys.path),
-            **variables,
-        )
+            FOVEA_REDIS_URL=self.redis_url, FOVEA_DATA_DIR=str(self.folder), FOVEA_AUTH="keys", FOVEA_GRPC_PORT="0",
+            FOVEA_RATE_LIMIT_RPM="100000", OTEL_EXPORTER_OTLP_ENDPOINT=self.collector.endpoint,
+            OTEL_BSP_SCHEDULE_DELAY="200", PYTHONPATH=os.pathsep.join(sys.path), **variables,
+        )  # fmt: skip
 
     def _start(self, command, **variables):
         self.processes.start(command, self._env(**variables))

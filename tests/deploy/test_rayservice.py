@@ -1,7 +1,5 @@
 """A real Ray of a head and two nodes is told what to run as KubeRay tells it: it asks for nodes, runs and answers."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import subprocess
@@ -34,7 +32,6 @@ WAIT_S = 300
 
 @pytest.fixture(scope="module")
 def configs():
-    """The Serve config of every service."""
     documents = render(*ALL_ON)
     return {
         name: yaml.safe_load(named(documents, "RayService", f"demo-{name}")["spec"]["serveConfigV2"]) for name in SIX
@@ -85,7 +82,6 @@ def test_a_replica_without_a_node_asks_for_one_until_it_is_there(cluster):
     assert {name for name in demand if name.startswith(PER_NODE)}, demand
     assert demand["CPU"] < POD["CPU"]  # the node has room by CPU: it is the rule of one per node that asks
     assert asked["nodes"] == 1
-
     add_nodes(cluster, NODES[1])  # what the operator makes of it
     cluster.wait_replicas(SERVICE, 2, WAIT_S)
     wait_until(lambda: ask_autoscaler(cluster) == {"pending": [], "nodes": 0}, WAIT_S, "nothing waits any more")

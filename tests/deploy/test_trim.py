@@ -1,7 +1,5 @@
 """What an image's environment loses, and that what is left still works."""
 
-from __future__ import annotations
-
 import importlib.util
 import pathlib
 import shutil

@@ -1,7 +1,5 @@
 """The ONNX-only flavour: a service whose graphs are given starts without torch, and answers what it answers with it."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import subprocess
@@ -60,7 +58,6 @@ print(json.dumps(found))
 
 @pytest.fixture(scope="module", params=SERVICES)
 def exported(request, tmp_path_factory):
-    """A service, and the folder of its graphs."""
     folder = tmp_path_factory.mktemp("graphs")
     ran = CliRunner().invoke(export, ["graphs", str(folder), "--service", request.param])
     assert ran.exit_code == 0, ran.output
@@ -116,5 +113,4 @@ def ask_without_torch(service, folder, **settings):
 
 
 def without_times(answer):
-    """An answer less what differs from call to call."""
     return {key: value for key, value in answer.items() if key not in TIMES}

@@ -1,7 +1,5 @@
 """Finds helm for the chart's tests: on PATH, or inside the wheel that carries it (unpacked once, next to the venv)."""
 
-from __future__ import annotations
-
 import importlib.util
 import io
 import pathlib
@@ -14,7 +12,6 @@ CARRIER = "aws_cdk"
 
 
 def helm() -> str | None:
-    """Path of a helm binary, or None when there is none to be had."""
     if found := shutil.which("helm"):
         return found
     target = pathlib.Path(sys.prefix) / "bin" / "helm"

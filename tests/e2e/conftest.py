@@ -1,14 +1,12 @@
 """Starts the whole product once for all end-to-end tests: free ports, its own folder, stopped at the end."""
 
-from __future__ import annotations
-
 import os
 import pathlib
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -98,7 +96,6 @@ class Start(Protocol):
 
 
 def start(folder: pathlib.Path, *flags: str, **settings: str) -> Product:
-    """Start `fovea up` in a folder of its own."""
     http, grpc = free_port(), free_port()
     env = {name: value for name, value in os.environ.items() if not name.startswith("FOVEA_")}
     env |= {
@@ -120,7 +117,6 @@ def start(folder: pathlib.Path, *flags: str, **settings: str) -> Product:
 
 
 def stop(product: Product) -> None:
-    """Stop as Ctrl-C does, then by force."""
     family = [psutil.Process(product.process.pid), *product.processes()]
     product.process.send_signal(signal.SIGINT)
     _, alive = psutil.wait_procs(family, 60)
@@ -129,7 +125,7 @@ def stop(product: Product) -> None:
 
 
 @pytest.fixture(scope="package")
-def launch(exported_graphs: pathlib.Path) -> Iterator[Start]:
+def launch(exported_graphs):
     """Start products that export no graph and convert no language model; what still runs at the end is stopped."""
     started: list[Product] = []
 
@@ -145,7 +141,7 @@ def launch(exported_graphs: pathlib.Path) -> Iterator[Start]:
 
 
 @pytest.fixture(scope="package")
-def product(launch: Start, tmp_path_factory: pytest.TempPathFactory) -> Product:
+def product(launch, tmp_path_factory):
     """The product, ready to serve, its first requests answered; `test_stop.py` stops it."""
     made = launch(tmp_path_factory.mktemp("product"))
     made.wait_for(made.is_ready, START_S)

@@ -5,8 +5,6 @@ Work is kept small, so that no request rightly passes its deadline: answers of a
 Models are unloaded last, and loaded again.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import re
@@ -27,8 +25,6 @@ from hypothesis import strategies as st
 from requests.exceptions import RequestException
 
 from tests.e2e.conftest import start, stop
-
-__all__ = ["Asked", "ask_all", "list_operations"]
 
 ANSWER_S = 180.0
 """Longer than the product's own deadline."""
@@ -101,13 +97,9 @@ def _ask(operation: Any, examples: int, models: Sequence[str]) -> Asked:
 
     # Failures are noted, not raised: shrinking them would ask a running product for minutes.
     @settings(
-        max_examples=examples,
-        deadline=None,
-        derandomize=True,
-        database=None,
-        phases=[Phase.explicit, Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
+        max_examples=examples, deadline=None, derandomize=True, database=None,
+        phases=[Phase.explicit, Phase.generate], suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
     @given(case=operation.as_strategy())
     def fuzz(case: Any) -> None:
         _keep_small(case)

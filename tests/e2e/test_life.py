@@ -1,7 +1,6 @@
 """The product starts, sends its first requests, says clearly what is wrong, and leaves nothing behind."""
 
 import json
-import socket
 
 import psutil
 import pytest
@@ -45,15 +44,3 @@ def test_killed_supervisor_leaves_no_process(launch, tmp_path):
     _, alive = psutil.wait_procs(family, 120)
     assert alive == []
     assert made.left_behind() == []
-
-
-def test_port_in_use_is_one_clear_line(tmp_path):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        made = start(tmp_path, FOVEA_HTTP_PORT=str(port))
-        assert made.process.wait(START_S) == 1, made.log
-    assert str(port) in made.log
-    assert "FOVEA_HTTP_PORT" in made.log
-    assert "Traceback" not in made.log

@@ -20,7 +20,6 @@ PAGES = [ROOT / "README.md", ROOT / "docs/01-use.md", ROOT / "docs/08-trained-at
 
 
 def blocks(page, language):
-    """(line, code) of every block in a language."""
     reader = Sybil([CodeBlockParser(language, evaluator=lambda _: None)])
     document = Document.parse(str(page), *reader.parsers)
     return [(example.line, str(example.parsed)) for example in document.examples()]

@@ -4,8 +4,6 @@ Seeds are cut, repeated, overwritten and filled with words of their format; what
 one JSON line a harness: inputs, seconds, finds, and how much the process grew.
 """
 
-from __future__ import annotations
-
 import argparse
 import gc
 import hashlib

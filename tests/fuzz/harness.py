@@ -1,7 +1,5 @@
 """A fuzz harness: one decoder of bytes from outside, what it is fed, and what counts as a good end."""
 
-from __future__ import annotations
-
 import gc
 import tempfile
 import time
@@ -63,8 +61,6 @@ class Harness:
 
 
 def with_file(read: Callable[[Path], object], suffix: str) -> Callable[[bytes], object]:
-    """A decoder of files, fed with bytes."""
-
     def run(data: bytes) -> object:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / f"x{suffix}"

@@ -1,7 +1,5 @@
 """All fuzz harnesses by name: those of each file in `decoders`, so that a new decoder is one new file."""
 
-from __future__ import annotations
-
 import importlib
 import pkgutil
 

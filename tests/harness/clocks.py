@@ -4,8 +4,6 @@ Only what reads the clocks of `time` in these modules sees it: timeouts of async
 the clock of Redis, go on.
 """
 
-from __future__ import annotations
-
 import time
 from types import ModuleType
 from typing import Any

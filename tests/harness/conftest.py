@@ -1,18 +1,13 @@
 """Runs of pytest in a folder of their own, with one plug-in of the harness: what its tests look at."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-
 import pytest
 
-RunSuite = Callable[..., pytest.RunResult]
 PLUGINS = [word for name in ("xdist", "pytest_rerunfailures") for word in ("-p", name)]
 """Others cost each process of such a run a second or two."""
 
 
 @pytest.fixture
-def run_suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> RunSuite:
+def run_suite(pytester, monkeypatch):
     """Run files of tests, given by name, with a plug-in; 0 workers: in this process."""
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
 

@@ -5,8 +5,6 @@ three are in its name here: a change of any of them exports it anew, a change of
 looks into its own cache folder first, as always; only the export itself is answered from here.
 """
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import json

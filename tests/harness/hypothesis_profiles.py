@@ -1,7 +1,5 @@
 """How many examples hypothesis draws: `suite` for every run, `deep` (`--hypothesis-profile=deep`) before a release."""
 
-from __future__ import annotations
-
 from hypothesis import HealthCheck, settings
 
 settings.register_profile(

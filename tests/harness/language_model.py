@@ -5,8 +5,6 @@ a link to one folder of this clone, named by the digest of the file and of the c
 of either converts anew. Weights in float32 and bfloat16 are mapped from there: all processes share their pages.
 """
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import shutil
@@ -19,12 +17,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / ".fovea/test-models"
 CONVERTERS = (
-    "shared/lm/gguf_file.py",
-    "shared/lm/gguf_tokenizer.py",
-    "shared/lm/quantization.py",
-    "services/llm_longctx/serving/weight_format.py",
-    "services/llm_longctx/kernels/quantized_linear",
-)
+    "shared/lm/gguf_file.py", "shared/lm/gguf_tokenizer.py", "shared/lm/quantization.py",
+    "services/llm_longctx/serving/weight_format.py", "services/llm_longctx/kernels/quantized_linear",
+)  # fmt: skip
 """Files and packages whose code decides on what is written."""
 
 

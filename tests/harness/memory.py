@@ -5,8 +5,6 @@ What is alive after collection is therefore frozen, and garbage is collected onl
 happens between tests, so that no test's duration contains it.
 """
 
-from __future__ import annotations
-
 import ctypes
 import gc
 import sys

@@ -4,8 +4,6 @@ JUnit's times add set-up and teardown to the test that happens to pay for a file
 apart, and with the fixtures that several tests share by name; `tests.report` writes its page from this file.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Iterator

@@ -3,8 +3,6 @@
 A test that kills or reconfigures its Redis asks for `own_redis`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 The report lists each test that was run again with its reason, since a test that needs it often is a bug.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator
 

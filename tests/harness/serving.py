@@ -1,7 +1,5 @@
 """An ASGI app under uvicorn in a thread, on a free port: what a test talks to over real sockets."""
 
-from __future__ import annotations
-
 import contextlib
 import threading
 from collections.abc import Callable, Iterator

@@ -4,8 +4,6 @@ Any other skip fails the run, and so do more skips than an entry allows: a green
 nothing else.
 """
 
-from __future__ import annotations
-
 import fnmatch
 import tomllib
 from collections import Counter

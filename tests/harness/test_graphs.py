@@ -1,34 +1,27 @@
 """Graphs are exported once for all: between folders, between processes, and again when anything of theirs changes."""
 
-from __future__ import annotations
-
 import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from shared.export.artifacts import ExportedForms
 from shared.registry import servables
 from shared.registry.weights import read_weights
 from tests.contract.toys import write_toy
 from tests.harness import graphs
 from tests.harness.graphs import GraphFolder, imported_files, name_graph
 
-Forms = Callable[[str], ExportedForms]
-
 
 @pytest.fixture
-def forms(tmp_path: Path) -> Forms:
+def forms(tmp_path):
     """A small network's forms with a cache of the product's own."""
     kind = write_toy("family-actions", tmp_path / "toys")
     weights = read_weights(tmp_path / "toys/family-actions.safetensors")
     return lambda name: kind.artifacts(weights, kind.data_config(weights), tmp_path / name)
 
 
-def test_a_second_cache_gets_the_graph_of_the_first(forms: Forms, tmp_path: Path) -> None:
+def test_a_second_cache_gets_the_graph_of_the_first(forms, tmp_path):
     folder = GraphFolder(tmp_path / "kept")
     first, second = (folder.export(forms(name)) for name in ("one", "two"))
     assert (folder.exports, first.max_difference) == (1, second.max_difference)
@@ -37,7 +30,7 @@ def test_a_second_cache_gets_the_graph_of_the_first(forms: Forms, tmp_path: Path
     assert one.read_bytes() == two.read_bytes()
 
 
-def test_two_that_want_it_at_once_export_it_once(forms: Forms, tmp_path: Path) -> None:
+def test_two_that_want_it_at_once_export_it_once(forms, tmp_path):
     folders = [GraphFolder(tmp_path / "kept") for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda at: folders[at].export(forms(str(at))), range(4)))
@@ -45,15 +38,7 @@ def test_two_that_want_it_at_once_export_it_once(forms: Forms, tmp_path: Path) -
     assert len({parity.max_value for parity in found}) == 1
 
 
-def test_a_graph_without_its_facts_is_made_anew(forms: Forms, tmp_path: Path) -> None:
-    folder = GraphFolder(tmp_path / "kept")
-    folder.export(forms("one"))
-    (tmp_path / f"kept/{name_graph(forms('one'))}.json").unlink()
-    folder.export(forms("two"))
-    assert folder.exports == 2
-
-
-def test_other_wishes_and_other_code_have_another_name(forms: Forms, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_wishes_and_other_code_have_another_name(forms, monkeypatch):
     plain = forms("one")
     assert name_graph(plain) == name_graph(forms("elsewhere"))
     others = [replace(plain, call="forward"), replace(plain, outputs=plain.outputs[::-1]), replace(plain, tag="v9")]
@@ -62,7 +47,7 @@ def test_other_wishes_and_other_code_have_another_name(forms: Forms, monkeypatch
     assert len(names | {name_graph(plain)}) == 5
 
 
-def test_the_code_of_a_network_is_what_it_imports_and_nothing_that_computes_no_tensor() -> None:
+def test_the_code_of_a_network_is_what_it_imports_and_nothing_that_computes_no_tensor():
     found = {
         str(file.relative_to(graphs.ROOT)) for file in imported_files("services.medical_seg.models.pranet_network")
     }
@@ -70,7 +55,7 @@ def test_the_code_of_a_network_is_what_it_imports_and_nothing_that_computes_no_t
     assert not found & {"shared/settings.py", "services/medical_seg/segmenter.py"}
 
 
-def test_what_nobody_used_for_long_is_removed(tmp_path: Path) -> None:
+def test_what_nobody_used_for_long_is_removed(tmp_path):
     old, new = tmp_path / "old.onnx", tmp_path / "new.onnx"
     for file in (old, new):
         file.touch()
@@ -80,7 +65,7 @@ def test_what_nobody_used_for_long_is_removed(tmp_path: Path) -> None:
 
 
 @pytest.mark.release
-def test_products_find_the_graphs_of_all_packaged_models(exported_graphs: Path) -> None:
+def test_products_find_the_graphs_of_all_packaged_models(exported_graphs):
     for service in ("medical-seg", "vision-restoration", "detection"):
         for kind in servables(service).values():
             if isinstance(getattr(kind, "weights", None), str):

@@ -1,19 +1,12 @@
 """Helpers that tests of all areas share: waiting, and servers in threads."""
 
-from __future__ import annotations
-
 import threading
 
 import httpx2
 import pytest
 
 from tests.harness.serving import serve_in_thread
-from tests.harness.waiting import free_port, until, wait_until
-
-
-def test_waiting_returns_the_first_true_answer():
-    answers = iter([0, None, [7], [8]])
-    assert wait_until(lambda: next(answers)) == [7]
+from tests.harness.waiting import until, wait_until
 
 
 def test_waiting_in_vain_names_what_was_waited_for():
@@ -51,8 +44,3 @@ async def refuse(scope, receive, send):
 def test_an_app_that_dies_at_its_start_is_an_error_at_once():
     with pytest.raises(AssertionError, match="died at its start"), serve_in_thread(refuse, lifespan="on"):
         pytest.fail("the server was said to run")
-
-
-def test_a_free_port_is_free():
-    with serve_in_thread(answer, port=(port := free_port()), lifespan="off") as url:
-        assert url.endswith(f":{port}")

@@ -1,7 +1,5 @@
 """The shared language model is converted once, however many processes ask, and again when file or code change."""
 
-from __future__ import annotations
-
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -40,14 +38,6 @@ def test_several_at_once_convert_once(made):
     assert len(made) == 1
 
 
-def test_another_file_is_converted_anew_and_the_old_folder_goes(made, tmp_path):
-    first = convert_anew()
-    (tmp_path / "m.gguf").write_bytes(b"two")
-    second = convert_anew()
-    assert made == [first, second]
-    assert not first.exists()
-
-
 def test_other_code_is_converted_anew(made, tmp_path, monkeypatch):
     code = tmp_path / "code.py"
     monkeypatch.setattr(language_model, "CONVERTERS", [str(code)])
@@ -55,10 +45,3 @@ def test_other_code_is_converted_anew(made, tmp_path, monkeypatch):
         code.write_text(text)
         convert_anew()
     assert len(set(made)) == 2
-
-
-def test_a_cache_folder_finds_what_was_converted(made, tmp_path, monkeypatch):
-    folder = convert_anew()
-    (folder / "lm" / "weights").touch()
-    monkeypatch.setattr(language_model, "_convert", lambda _weights: folder)
-    assert (language_model.share_language_model(tmp_path / "data/cache") / "lm" / "weights").exists()

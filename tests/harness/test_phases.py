@@ -1,14 +1,10 @@
 """Seconds of fixtures, tests and tidying up are written apart, and so is what became of a test."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-from tests.harness.conftest import RunSuite
 
 FILE = """
 import time, pytest
@@ -29,7 +25,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_each_phase_has_its_own_seconds(workers: int, run_suite: RunSuite, tmp_path: Path) -> None:
+def test_each_phase_has_its_own_seconds(workers, run_suite, tmp_path):
     path = tmp_path / "all.phases"
     run_suite(
         "phases",
@@ -55,18 +51,3 @@ def test_each_phase_has_its_own_seconds(workers: int, run_suite: RunSuite, tmp_p
     whole = {row["phase"]: row for row in rows if not row["test"]}
     assert whole["run"]["seconds"] >= 0.6 + whole["collection"]["seconds"]
     assert whole["run"]["outcome"] == "passed"
-
-
-def test_without_the_option_nothing_is_written(run_suite: RunSuite, pytester: pytest.Pytester) -> None:
-    assert run_suite("phases", test_one="def test_a(): pass").ret == pytest.ExitCode.OK
-    assert [path.name for path in pytester.path.iterdir() if "phases" in path.name] == []
-
-
-def test_a_failed_run_and_the_reason_of_a_timed_test_are_written(run_suite: RunSuite, tmp_path: Path) -> None:
-    path = tmp_path / "all.phases"
-    file = 'import pytest\n@pytest.mark.timed("a bell")\ndef test_one(): assert 0'
-    run_suite("phases", f"--phases={path}", "-p", "tests.harness.reruns", test_one=file)
-    rows = read(path)
-    calls = [(row["outcome"], row["timed"]) for row in rows if row["phase"] == "call"]
-    assert calls == [("rerun", "a bell"), ("failed", "a bell")]
-    assert rows[-1]["outcome"] == "failed"

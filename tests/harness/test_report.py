@@ -1,7 +1,5 @@
 """The page about a run says what its tests did, what was left out and how to run it, and what was run again."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from tests.harness.skips import AllowedSkip
@@ -28,7 +26,7 @@ ROWS = [
 ALLOWED = [AllowedSkip("a.py::*", "no tool", "apt-get install tool")]
 
 
-def test_a_test_counts_once_by_its_worst_phase() -> None:
+def test_a_test_counts_once_by_its_worst_phase():
     run = read_run(ROWS)
     assert run.outcomes == {
         "a.py::quick": "passed", "a.py::slow": "passed", "a.py::untidy": "failed", "a.py::tool[x|y]": "skipped",
@@ -37,7 +35,7 @@ def test_a_test_counts_once_by_its_worst_phase() -> None:
     assert (run.seconds, run.collection, run.reruns) == (600, 21.4, {"c.py::bell": 1})
 
 
-def test_the_page_says_what_was_left_out_and_how_to_run_it() -> None:
+def test_the_page_says_what_was_left_out_and_how_to_run_it():
     page = render(read_run(ROWS), "abc123-dirty", [], ALLOWED)
     assert "| date | 2025-11-29 07:06 UTC |\n| commit | `abc123-dirty` |\n| duration | 10.0 minutes |" in page
     assert "| passed | 3 |\n| failed | 1 |\n| skipped | 2 |\n| expected failures | 1 |\n| reruns | 1 |" in page
@@ -49,10 +47,10 @@ def test_the_page_says_what_was_left_out_and_how_to_run_it() -> None:
     assert page.endswith("## Fuzzing\n\nNone.\n")
 
 
-def test_a_run_that_was_cut_off_is_none_that_took_its_time() -> None:
+def test_a_run_that_was_cut_off_is_none_that_took_its_time():
     assert "| duration | cut off |" in render(read_run(ROWS[:-1]), "abc123", [], [])
 
 
-def test_what_fuzzing_found_is_on_the_page() -> None:
+def test_what_fuzzing_found_is_on_the_page():
     fuzzed = [{"name": "dicom", "inputs": 12345, "seconds": 25.2, "found": "dicom-0f"}]
     assert "| dicom | 12,345 | 25 | dicom-0f |" in render(read_run(ROWS), "abc123", fuzzed, [])

@@ -1,10 +1,6 @@
 """Only tests marked `timed`, with a reason, may fail once; the report lists each rerun."""
 
-from __future__ import annotations
-
 import pytest
-
-from tests.harness.conftest import RunSuite
 
 FAILS_ONCE = """
 import pathlib, pytest
@@ -22,7 +18,7 @@ EACH = pytest.mark.parametrize("workers", [0, 2])
 
 
 @EACH
-def test_a_request_that_is_lost_in_one_of_two_runs_fails_the_run(workers: int, run_suite: RunSuite) -> None:
+def test_a_request_that_is_lost_in_one_of_two_runs_fails_the_run(workers, run_suite):
     result = run_suite("reruns", workers=workers, test_chaos=FAILS_ONCE.format(mark=""))
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.assert_outcomes(failed=1)
@@ -31,7 +27,7 @@ def test_a_request_that_is_lost_in_one_of_two_runs_fails_the_run(workers: int, r
 
 
 @EACH
-def test_a_timed_test_may_fail_once_and_is_listed(workers: int, run_suite: RunSuite) -> None:
+def test_a_timed_test_may_fail_once_and_is_listed(workers, run_suite):
     result = run_suite("reruns", workers=workers, test_bell=FAILS_ONCE.format(mark=TIMED))
     assert result.ret == pytest.ExitCode.OK
     assert result.parseoutcomes() == {"passed": 1, "rerun": 1}
@@ -39,14 +35,14 @@ def test_a_timed_test_may_fail_once_and_is_listed(workers: int, run_suite: RunSu
     result.stdout.fnmatch_lines(["*timed tests*", *listed])
 
 
-def test_a_timed_test_may_not_fail_twice(run_suite: RunSuite) -> None:
+def test_a_timed_test_may_not_fail_twice(run_suite):
     always = f"import pytest\n{TIMED}\ndef test_one(): assert 0"
     result = run_suite("reruns", test_bell=always)
     assert (result.ret, result.parseoutcomes()) == (pytest.ExitCode.TESTS_FAILED, {"failed": 1, "rerun": 1})
 
 
 @EACH
-def test_a_mark_without_a_reason_refuses_the_run(workers: int, run_suite: RunSuite) -> None:
+def test_a_mark_without_a_reason_refuses_the_run(workers, run_suite):
     marks = ["timed", "timed()", 'timed("")', 'timed("  ")', "timed(3)"]
     files = {f"test_{i}": f"import pytest\n@pytest.mark.{mark}\ndef test_one(): pass" for i, mark in enumerate(marks)}
     result = run_suite("reruns", workers=workers, test_good="def test_two(): pass", **files)
@@ -56,19 +52,14 @@ def test_a_mark_without_a_reason_refuses_the_run(workers: int, run_suite: RunSui
         result.stdout.fnmatch_lines([f"{name}.py::test_one gives no reason. Mark it `timed(*"])
 
 
-def test_the_reason_may_be_a_keyword(run_suite: RunSuite) -> None:
-    file = FAILS_ONCE.format(mark=TIMED.replace("timed(", "timed(reason="))
-    assert run_suite("reruns", test_bell=file).parseoutcomes() == {"passed": 1, "rerun": 1}
-
-
-def test_reruns_by_another_mark_are_refused(run_suite: RunSuite) -> None:
+def test_reruns_by_another_mark_are_refused(run_suite):
     result = run_suite("reruns", test_chaos=FAILS_ONCE.format(mark="@pytest.mark.flaky(reruns=3)"))
     assert result.ret == pytest.ExitCode.INTERRUPTED
     result.stdout.fnmatch_lines(["test_chaos.py::test_one is marked `flaky`. Mark it `timed(*"])
 
 
 @pytest.mark.parametrize("option", ["--reruns=1", "--force-reruns=1"])
-def test_reruns_of_all_tests_are_refused(option: str, run_suite: RunSuite) -> None:
+def test_reruns_of_all_tests_are_refused(option, run_suite):
     result = run_suite("reruns", option, test_chaos=FAILS_ONCE.format(mark=""))
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*leave out --reruns*"])

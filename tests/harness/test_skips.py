@@ -1,14 +1,11 @@
 """A skip that the list does not name fails the run, wherever it happens; one that it names does not."""
 
-from __future__ import annotations
-
 import subprocess
 from pathlib import Path
 
 import pytest
 from packaging.markers import Marker
 
-from tests.harness.conftest import RunSuite
 from tests.harness.skips import AllowedSkip, read_allowed_skips
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +29,7 @@ def allow(pytester: pytest.Pytester, **entry: str | int) -> str:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_skip_that_is_not_listed_fails_the_run(way: str, run_suite: RunSuite, pytester: pytest.Pytester) -> None:
+def test_a_skip_that_is_not_listed_fails_the_run(way, run_suite, pytester):
     option = allow(pytester, test="test_other.py*", reason="no_such_module")
     result = run_suite("skips", option, test_one=WAYS[way], test_two=PASSES)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
@@ -40,7 +37,7 @@ def test_a_skip_that_is_not_listed_fails_the_run(way: str, run_suite: RunSuite, 
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_skip_that_is_listed_passes(way: str, run_suite: RunSuite, pytester: pytest.Pytester) -> None:
+def test_a_skip_that_is_listed_passes(way, run_suite, pytester):
     option = allow(pytester, test="test_one.py*", reason="no_such_module")
     result = run_suite("skips", option, test_one=WAYS[way], test_two=PASSES)
     assert result.ret == pytest.ExitCode.OK
@@ -48,7 +45,7 @@ def test_a_skip_that_is_listed_passes(way: str, run_suite: RunSuite, pytester: p
 
 
 @pytest.mark.parametrize("named", ["test_*", "test_[mc]*", "none"])
-def test_skips_of_several_workers_are_counted_too(named: str, run_suite: RunSuite, pytester: pytest.Pytester) -> None:
+def test_skips_of_several_workers_are_counted_too(named, run_suite, pytester):
     files = {f"test_{way}": text for way, text in WAYS.items()}
     option = allow(pytester, test=named, reason="no_such_module")
     result = run_suite("skips", option, workers=2, test_two=PASSES, **files)
@@ -59,17 +56,17 @@ def test_skips_of_several_workers_are_counted_too(named: str, run_suite: RunSuit
     result.assert_outcomes(skipped=5, passed=2)
 
 
-def test_a_listed_test_may_not_be_skipped_for_another_reason(run_suite: RunSuite, pytester: pytest.Pytester) -> None:
+def test_a_listed_test_may_not_be_skipped_for_another_reason(run_suite, pytester):
     option = allow(pytester, test="test_one.py*", reason="needs a GPU")
     assert run_suite("skips", option, test_one=WAYS["call"]).ret == pytest.ExitCode.TESTS_FAILED
 
 
-def test_an_expected_failure_is_no_skip(run_suite: RunSuite, pytester: pytest.Pytester) -> None:
+def test_an_expected_failure_is_no_skip(run_suite, pytester):
     failing = "import pytest\n@pytest.mark.xfail\ndef test_a(): assert 0"
     assert run_suite("skips", allow(pytester, test="x", reason="y"), test_one=failing).ret == pytest.ExitCode.OK
 
 
-def test_more_skips_than_an_entry_allows_fail_the_run(run_suite: RunSuite, pytester: pytest.Pytester) -> None:
+def test_more_skips_than_an_entry_allows_fail_the_run(run_suite, pytester):
     many = "import pytest\n@pytest.mark.parametrize('x', [1, 2, 3])\ndef test_a(x): pytest.skip('no tool')"
     option = allow(pytester, test="test_one.py*", reason="no tool", most=2)
     result = run_suite("skips", option, test_one=many)
@@ -80,20 +77,18 @@ def test_more_skips_than_an_entry_allows_fail_the_run(run_suite: RunSuite, pytes
 
 
 @pytest.mark.parametrize(("where", "expected"), [("python_version < '3'", 1), ("python_version > '3'", 0)])
-def test_an_entry_holds_where_its_marker_does(
-    where: str, expected: int, run_suite: RunSuite, pytester: pytest.Pytester
-) -> None:
+def test_an_entry_holds_where_its_marker_does(where, expected, run_suite, pytester):
     option = allow(pytester, test="*", reason="no_such_module", where=where)
     assert run_suite("skips", option, test_one=WAYS["call"]).ret == expected
 
 
-def test_brackets_of_parameters_are_written_as_parentheses() -> None:
+def test_brackets_of_parameters_are_written_as_parentheses():
     entry = AllowedSkip("a.py::test_x(gpt2)", "lens", "install it")
     assert entry.covers("a.py::test_x[gpt2]", "no lens")
     assert not entry.covers("a.py::test_x[llama]", "no lens")
 
 
-def test_each_entry_of_the_list_is_needed_and_says_how_to_run_the_tests() -> None:
+def test_each_entry_of_the_list_is_needed_and_says_how_to_run_the_tests():
     files = subprocess.run(["git", "ls-files", "*tests/*.py"], cwd=ROOT, capture_output=True, text=True, check=True)
     texts = {name: (ROOT / name).read_text("utf8") for name in files.stdout.split() if "harness" not in name}
     for entry in read_allowed_skips():

@@ -1,7 +1,5 @@
 """Wait for what another thread, task or process brings about, and find free ports: no test needs a sleep of its own."""
 
-from __future__ import annotations
-
 import asyncio
 import socket
 import time

@@ -3,8 +3,6 @@
 The longest begin first. A linter that finds nothing prints one line.
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

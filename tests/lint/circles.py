@@ -1,7 +1,5 @@
 """`python -m tests.lint.circles`: no module imports itself by way of others. Reads import-linter's own graph."""
 
-from __future__ import annotations
-
 import sys
 
 import grimp

@@ -1,7 +1,5 @@
 """`python -m tests.lint.names`: one meaning per public class name, and no public function that is a bare participle."""
 
-from __future__ import annotations
-
 import ast
 import collections
 import pathlib

@@ -1,7 +1,5 @@
 """Caches that grow with use have a bound: `functools.cache` stands only on functions of few possible arguments."""
 
-from __future__ import annotations
-
 import ast
 import pathlib
 

@@ -1,7 +1,5 @@
 """The published mutation scores: of ten modules that exist, above the target, and not fallen."""
 
-from __future__ import annotations
-
 import pytest
 
 from tests.mutation.mutants import rewords_message

@@ -1,9 +1,6 @@
 """The list of slow tests names what exists, and leaves out the most expensive first."""
 
-from __future__ import annotations
-
 import ast
-from collections import Counter
 from typing import Any
 
 import pytest
@@ -27,7 +24,7 @@ def functions(file: str) -> set[str]:
     }
 
 
-def test_the_list_names_no_function_and_no_file_that_is_gone() -> None:
+def test_the_list_names_no_function_and_no_file_that_is_gone():
     gone = []
     for name in slow.LIST.read_text("utf8").split():
         file, _, function = name.partition("::")
@@ -36,14 +33,13 @@ def test_the_list_names_no_function_and_no_file_that_is_gone() -> None:
     assert not gone, "run `make test ARGS=--phases=all.phases`, then `python -m tests.slow all.phases`"
 
 
-def test_parameters_phases_and_reruns_are_added_up() -> None:
+def test_parameters_phases_and_reruns_are_added_up():
     rows = [row("a.py::f[1]", 1, "setup"), row("a.py::f[1]", 2), row("a.py::f[x::y]", 4), row("a.py::K::g", 8)]
     costs = slow.read_costs([*rows, row("", 30, "collection"), row("", 99, "run"), row("b.py", 0, "collection")])
-    assert costs.own == {"a.py::f": 7, "a.py::K::g": 8}
-    assert costs.collection == 30
+    assert (costs.own, costs.collection) == ({"a.py::f": 7, "a.py::K::g": 8}, 30)
 
 
-def test_the_most_expensive_go_until_the_rest_fits() -> None:
+def test_the_most_expensive_go_until_the_rest_fits():
     costs = slow.read_costs(
         [row(f"a.py::{name}", seconds) for name, seconds in zip("abcd", (1, 2, 4, 30), strict=True)]
     )
@@ -52,7 +48,7 @@ def test_the_most_expensive_go_until_the_rest_fits() -> None:
     assert slow.list_slow(costs, budget=100) == []
 
 
-def test_a_file_with_an_expensive_fixture_is_left_out_as_a_whole() -> None:
+def test_a_file_with_an_expensive_fixture_is_left_out_as_a_whole():
     fixture = {"uses": ["a.py::model"]}
     rows = [
         row("a.py::first", 20.1, "setup", paid={"a.py::model": 20.0}, **fixture), row("a.py::first", 0.1),
@@ -66,26 +62,8 @@ def test_a_file_with_an_expensive_fixture_is_left_out_as_a_whole() -> None:
     assert slow.list_slow(costs, budget=28) == []
 
 
-def test_a_fixture_of_several_files_costs_once() -> None:
-    shared = {"uses": ["::engine"]}
-    rows = [row("a.py::f", 5, "setup", paid={"::engine": 5.0}), row("b.py::g", 1, **shared), row("c.py::h", 5.9)]
-    costs = slow.read_costs(rows)
-    assert costs.fixtures == Counter({"::engine": 5})
-    assert slow.list_slow(costs, budget=6.5) == ["c.py"]
-    assert slow.list_slow(costs, budget=5.5) == ["b.py", "c.py"]
-
-
-def test_tests_that_the_quick_suite_never_runs_cost_nothing_and_are_not_listed() -> None:
-    rows = [row("a.py::product", 50, "setup", marks=["e2e"]), row("a.py::product", 1), row("a.py::f", 5)]
-    costs = slow.read_costs(rows)
-    assert slow.list_slow(costs, budget=6) == []
-    assert slow.list_slow(costs, budget=4) == ["a.py::f"], "the file has a test that the list does not speak of"
-
-
 @pytest.mark.parametrize(("expression", "expected"), [("not slow and not e2e", True), ("", None), ("not e2e", None)])
-def test_the_quick_suite_does_not_import_files_that_are_left_out(
-    expression: str, expected: bool | None, pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_quick_suite_does_not_import_files_that_are_left_out(expression, expected, pytestconfig, monkeypatch):
     root: Any = pytestconfig.pluginmanager.get_plugin(str(slow.ROOT / "conftest.py"))
     monkeypatch.setattr(root, "SLOW", frozenset({"tests/slow.py", "tests/report.py::main"}))
     monkeypatch.setattr(pytestconfig.option, "markexpr", expression)

@@ -1,7 +1,5 @@
 """A real browser for console tests, and a page that remembers every complaint."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +20,6 @@ MARKS = [
 
 @contextlib.contextmanager
 def browser() -> Iterator[Any]:
-    """A started Chromium."""
     # Imported here: without Chromium these tests are skipped, and need no Playwright either.
     from playwright.sync_api import sync_playwright
 
@@ -50,13 +47,11 @@ def drawn(page: Any) -> None:
 
 
 def figure(page: Any, name: str) -> str:
-    """What a part of a page says."""
     text: str = page.locator(f"[data-part={name}]").inner_text()
     return text
 
 
 def kept(page: Any, button: str, name: str) -> bytes:
-    """The file that a button gives, under the name it should have."""
     with page.expect_download() as waiting:
         page.get_by_role("button", name=button, exact=True).click()
     assert waiting.value.suggested_filename == name

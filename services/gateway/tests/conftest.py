@@ -1,13 +1,12 @@
 """Real sockets for gateway tests: a small upstream, a gateway in front of it, a queue that keeps its jobs in memory."""
 
-from __future__ import annotations
+# ruff: noqa: D102  (methods are named by what they answer)
 
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -64,7 +63,6 @@ class Live:
     """Answers with the size of each piece of the body as soon as it is there, and keeps nothing."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Read and tell by turns."""
         await send({"type": "http.response.start", "status": 200, "headers": []})
         more = True
         while more:
@@ -91,7 +89,6 @@ class Toy:
     extra: list[Route] = field(default_factory=list)
 
     def app(self) -> Starlette:
-        """The ASGI app."""
         methods = ["GET", "POST", "DELETE", "PUT"]
         return Starlette(
             routes=[
@@ -112,23 +109,18 @@ class Toy:
         return Response("This takes long.", 413, {"x-fovea-wants": "respond-async"})
 
     async def echo(self, request: Request) -> Response:
-        """Note the request and send its body back."""
         body = await request.body()
         self.seen.append(
             {
-                "method": request.method,
-                "path": request.url.path,
-                "query": request.url.query,
-                "headers": dict(request.headers),
-                "body": body,
+                "method": request.method, "path": request.url.path, "query": request.url.query,
+                "headers": dict(request.headers), "body": body,
             }
-        )
+        )  # fmt: skip
         kind = request.headers.get("content-type", "application/octet-stream")
         headers = {"x-replica": self.name, "connection": "keep-alive", "x-toy": "yes"}
         return Response(body, self.status, headers, media_type=kind)
 
     async def stream(self, request: Request) -> Response:
-        """Events, one after another."""
         await request.body()
 
         async def pieces() -> AsyncIterator[bytes]:
@@ -143,7 +135,6 @@ class Toy:
         return StreamingResponse(pieces(), media_type="text/event-stream")
 
     async def slow(self, request: Request) -> Response:
-        """Answer only after ten seconds, or never."""
         await request.body()
         for _ in range(200):
             await asyncio.sleep(0.05)
@@ -153,15 +144,12 @@ class Toy:
         return PlainTextResponse("late")
 
     async def models(self, request: Request) -> Response:
-        """What it was told to list."""
         return JSONResponse(self.documents.get("models", {"object": "list", "data": []}))
 
     async def stats(self, request: Request) -> Response:
-        """What it was told to have counted."""
         return JSONResponse(self.documents.get("stats", {}))
 
     async def openapi(self, request: Request) -> Response:
-        """What it was told to say."""
         return JSONResponse(self.documents.get("openapi", {"paths": {}}))
 
 
@@ -172,10 +160,10 @@ class Scene:
     app: FastAPI
     url: str
     client: httpx2.AsyncClient
+    upstream: Toy | None = None
 
     @property
     def registry(self) -> Any:
-        """What the gateway knows of replicas."""
         return self.app.state.gateway.registry
 
     def announce(
@@ -196,20 +184,9 @@ class Scene:
         """Make a replica known as if Redis held its record and never let it go."""
         registry = self.registry
         record = ReplicaRecord(
-            id=name,
-            service=service,
-            http=url,
-            grpc=grpc,
-            pid=1,
-            ready=ready,
-            models=models,
-            routes=routes,
-            effectful=effectful,
-            endless=endless,
-            affine=affine,
-            version=version,
-            seen=time.time(),
-        )
+            id=name, service=service, http=url, grpc=grpc, pid=1, ready=ready, models=models, routes=routes,
+            effectful=effectful, endless=endless, affine=affine, version=version, seen=time.time(),
+        )  # fmt: skip
         state = registry._services.setdefault(service, ServiceState())
         replica = Replica(record, changed=time.monotonic() + 3600)
         state.replicas[name] = replica
@@ -218,17 +195,12 @@ class Scene:
 
 
 @pytest.fixture
-def gateway_settings(tmp_path: Path) -> Settings:
-    """A gateway on a free port, without Redis."""
+def gateway_settings(tmp_path):
     return Settings(data_dir=tmp_path, http_port=0, grpc_port=0, shutdown_grace_s=1)
 
 
-StartGateway = Callable[..., Awaitable[Scene]]
-StartToy = Callable[..., Awaitable[Toy]]
-
-
 @pytest.fixture
-async def gateway(gateway_settings: Settings) -> AsyncIterator[StartGateway]:
+async def gateway(gateway_settings):
     """Starts gateways; keyword arguments are settings, `queue` is the job queue."""
     async with contextlib.AsyncExitStack() as stack:
 
@@ -244,7 +216,7 @@ async def gateway(gateway_settings: Settings) -> AsyncIterator[StartGateway]:
 
 
 @pytest.fixture
-async def toy() -> AsyncIterator[StartToy]:
+async def toy():
     """Starts upstreams; keyword arguments are the fields of `Toy`."""
     async with contextlib.AsyncExitStack() as stack:
 
@@ -265,6 +237,19 @@ async def toy() -> AsyncIterator[StartToy]:
         yield start
 
 
+@pytest.fixture
+async def served(gateway, toy):
+    """Starts a gateway before one upstream, `scene.upstream`; `fields` are those of `Toy`."""
+
+    async def start(queue: Any = None, fields: dict[str, Any] | None = None, **changed: Any) -> Scene:
+        upstream, scene = await toy(**(fields or {})), await gateway(queue, **changed)
+        scene.upstream = upstream
+        scene.announce(upstream.url)
+        return scene
+
+    return start
+
+
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory):
     """A gateway in front of a stub service, for what a person or a client library sees."""
@@ -274,7 +259,6 @@ def stage(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def chromium():
-    """A browser for the tests of one file."""
     with browser() as started:
         yield started
 
@@ -289,14 +273,12 @@ def complaints():
 
 @pytest.fixture
 def page(chromium, stage, complaints):
-    """A fresh page of the console."""
     with watched(chromium, stage.url, complaints) as opened:
         yield opened
 
 
 @pytest.fixture
 def see():
-    """Playwright's assertions, which wait."""
     from playwright.sync_api import expect
 
     return expect

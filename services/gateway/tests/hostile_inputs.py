@@ -3,8 +3,6 @@
 `GRPC` maps a name to a method and its messages, `HTTP` to a path, headers and a body. A found attack is added here.
 """
 
-from __future__ import annotations
-
 import gzip
 import json
 

@@ -3,8 +3,6 @@
 `python -m services.gateway.tests.issuer` prints its URL, then serves until it is killed.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 import time

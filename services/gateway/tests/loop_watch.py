@@ -5,8 +5,6 @@ thread is what callbacks took; beyond it, time in which the thread was neither r
 time in which it waited for the interpreter's lock, as far as other threads of the process worked meanwhile.
 """
 
-from __future__ import annotations
-
 import asyncio
 import mmap
 import struct
@@ -21,7 +19,6 @@ class LoopWatch:
     """One number in a file that two processes map: the longest hold since it was last taken, seconds."""
 
     def __init__(self, file: Path) -> None:
-        """Share `file`, made where it is missing."""
         if not file.exists():
             file.write_bytes(bytes(_VALUE.size))
         with file.open("r+b") as opened:

@@ -3,13 +3,12 @@
 For tests whose client is synchronous (the SDK, the CLI, a browser) and so can't share a loop with the server.
 """
 
-from __future__ import annotations
+# ruff: noqa: D102  (methods are named by what they answer)
 
 import asyncio
 import contextlib
 import itertools
 import logging
-import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ from shared.api.job import FINAL, Job
 from shared.errors import Conflict, NotFound
 from shared.jobs.queue import Counts, Payload, Result
 from shared.settings import Settings
+from tests.harness.serving import run_server
 
 
 @dataclass
@@ -45,17 +45,12 @@ class ForgetfulQueue:
     numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     async def submit(self, payload: Payload, idempotency_key: str | None = None) -> tuple[Job, bool]:
-        """Accept a job and begin it."""
         if idempotency_key in self.keys:
             return self.jobs[self.keys[idempotency_key]], False
         job = Job(
-            id=f"job-{next(self.numbers)}",
-            service=payload.service,
-            path=payload.path,
-            status="queued",
-            position=1,
+            id=f"job-{next(self.numbers)}", service=payload.service, path=payload.path, status="queued", position=1,
             created=datetime.now(UTC),
-        )
+        )  # fmt: skip
         if idempotency_key is not None:
             self.keys[idempotency_key] = job.id
         self.jobs[job.id], self.payloads[job.id] = job, payload
@@ -63,21 +58,17 @@ class ForgetfulQueue:
         return job, True
 
     async def get(self, job_id: str, tenant: str) -> Job:
-        """The job as it stands."""
         if job_id not in self.jobs:
             raise NotFound(f"There is no job {job_id!r}.")
         return self.jobs[job_id]
 
     async def recent(self, tenant: str, limit: int = 50) -> list[Job]:
-        """All jobs, newest first."""
         return list(self.jobs.values())[::-1][:limit]
 
     async def dead(self, tenant: str, limit: int = 50) -> list[Job]:
-        """Dead letters."""
         return [job for job in await self.recent(tenant) if job.dead][:limit]
 
     async def result(self, job_id: str, tenant: str) -> Result:
-        """The kept answer."""
         job = await self.get(job_id, tenant)
         if job.status not in FINAL:
             raise Conflict(f"The job is {job.status}.", hint="Wait for it.")
@@ -86,7 +77,6 @@ class ForgetfulQueue:
         return self.results[job_id]
 
     async def cancel(self, job_id: str, tenant: str) -> Job:
-        """Stop a job where it is."""
         job = await self.get(job_id, tenant)
         if job.status not in FINAL:
             self.tasks[job_id].cancel()
@@ -94,12 +84,10 @@ class ForgetfulQueue:
         return self.jobs[job_id]
 
     async def delete(self, job_id: str, tenant: str) -> Job:
-        """Stop a job, or forget it."""
         job = await self.get(job_id, tenant)
         return self.jobs.pop(job_id) if job.status in FINAL else await self.cancel(job_id, tenant)
 
     async def retry(self, job_id: str, tenant: str) -> Job:
-        """Begin again."""
         job = await self.get(job_id, tenant)
         if job.status not in {"failed", "cancelled"}:
             raise Conflict(f"The job is {job.status}.")
@@ -108,7 +96,6 @@ class ForgetfulQueue:
         return self.jobs[job_id]
 
     async def events(self, job_id: str, tenant: str) -> AsyncIterator[Job]:
-        """Every state, by looking often."""
         last = None
         while last is None or last.status not in FINAL:
             if (job := await self.get(job_id, tenant)) != last:
@@ -116,7 +103,6 @@ class ForgetfulQueue:
             await asyncio.sleep(0.01)
 
     async def counts(self, service: str) -> Counts:
-        """Jobs that wait and jobs that run."""
         states = [job.status for job in self.jobs.values()]
         return Counts(states.count("queued"), states.count("running"))
 
@@ -169,17 +155,13 @@ def fronted(app: Any, service: str, folder: Path, **settings: Any) -> Iterator[t
     config = uvicorn.Config(
         app, port=0, log_config=None, access_log=False, lifespan="auto", ws="none", timeout_graceful_shutdown=1
     )
-    with _quiet(), _served(uvicorn.Server(config)) as upstream:
+    with _quiet(), run_server(uvicorn.Server(config)) as upstream:
         _loaded(upstream)
         chosen = Settings(
-            data_dir=folder,
-            http_port=0,
-            grpc_port=0,
-            shutdown_grace_s=1,
-            static_upstreams=f"{service}={upstream}",
+            data_dir=folder, http_port=0, grpc_port=0, shutdown_grace_s=1, static_upstreams=f"{service}={upstream}",
             **settings,
-        )
-        with _served(create_server(build_gateway(chosen, queue), chosen)) as url:
+        )  # fmt: skip
+        with run_server(create_server(build_gateway(chosen, queue), chosen)) as url:
             yield url, queue, KeyRing(chosen.keys_path)
 
 
@@ -200,20 +182,3 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         structlog.configure(**before)
-
-
-@contextlib.contextmanager
-def _served(made: uvicorn.Server) -> Iterator[str]:
-    """Serve in a thread; gives the base URL."""
-    thread = threading.Thread(target=made.run, daemon=True)
-    thread.start()
-    until = time.monotonic() + 20
-    while not made.started:
-        assert thread.is_alive(), "the server died at its start"
-        assert time.monotonic() < until, "the server did not start"
-        time.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{made.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        made.should_exit = True
-        thread.join(10)

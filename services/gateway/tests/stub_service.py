@@ -3,7 +3,7 @@
 It segments by drawing a soft disc, chats by repeating, and lists one model of a task that no page knows by name.
 """
 
-from __future__ import annotations
+# ruff: noqa: D102  (methods are named by what they answer)
 
 import asyncio
 import base64
@@ -56,34 +56,14 @@ class SinkIn(BaseModel):
 
 
 def card(name: str, task: str, model: type[BaseModel], *, ready: bool = True, **facts: Any) -> dict[str, Any]:
-    """A card as services write them."""
     return {
-        "id": name,
-        "object": "model",
-        "created": 1_700_000_000,
-        "owned_by": "fovea",
-        "task": task,
-        "service": "stub",
-        "ready": ready,
-        "name": name,
-        "summary": f"Stands in for a model that can {task}.",
-        "paper": PAPER,
-        "licence": "Apache-2.0",
-        "version": "1",
-        "variants": [],
-        "variant": None,
-        "weights": "ab" * 32,
-        "parameters": 1_234_567,
-        "metrics": [],
-        "limits": {"max_batch": 8, "max_side": None},
-        "notes": [],
-        "inputs": [],
-        "outputs": [],
-        "media_types": ["application/json"],
-        "schema": model.model_json_schema(),
-        "answer_schema": {},
-        **facts,
-    }
+        "id": name, "object": "model", "created": 1_700_000_000, "owned_by": "fovea", "task": task,
+        "service": "stub", "ready": ready, "name": name, "summary": f"Stands in for a model that can {task}.",
+        "paper": PAPER, "licence": "Apache-2.0", "version": "1", "variants": [], "variant": None,
+        "weights": "ab" * 32, "parameters": 1_234_567, "metrics": [], "limits": {"max_batch": 8, "max_side": None},
+        "notes": [], "inputs": [], "outputs": [], "media_types": ["application/json"],
+        "schema": model.model_json_schema(), "answer_schema": {}, **facts,
+    }  # fmt: skip
 
 
 CARDS = {
@@ -135,11 +115,9 @@ class Stub:
             self.app.add_api_route(path, endpoint, methods=methods, response_model=None)
 
     async def readyz(self) -> dict[str, str]:
-        """Always ready."""
         return {"status": "ready"}
 
     async def methods(self) -> list[dict[str, Any]]:
-        """Two attention methods, one with knobs."""
         knobs = {
             "near": {"type": "integer", "default": 8, "description": "Words that are heard."},
             "echo": {"type": "boolean", "default": False, "description": "Say it twice."},
@@ -148,16 +126,12 @@ class Stub:
         return [
             dense,
             {
-                "name": "nearby",
-                "summary": "Hears the last words.",
-                "help": "Hears the last words.\nNo more.",
-                "phases": ["prefill"],
-                "knobs": {"properties": knobs},
+                "name": "nearby", "summary": "Hears the last words.", "help": "Hears the last words.\nNo more.",
+                "phases": ["prefill"], "knobs": {"properties": knobs},
             },
-        ]
+        ]  # fmt: skip
 
     async def steering_vectors(self, request: Request) -> dict[str, Any]:
-        """A vector of each of two models, for keys that may steer."""
         if "interventions" not in request.headers.get(SCOPES_HEADER, "interventions"):
             raise PermissionDenied("The key lacks the scope.")
         layer = {"layer": 3, "norm": 2.0, "activation_norm": 8.0, "separation": 0.9}
@@ -166,29 +140,24 @@ class Stub:
         return {"object": "list", "data": [{"id": name, "model": model, **facts} for name, model in models.items()]}
 
     async def ruler_tasks(self) -> list[dict[str, Any]]:
-        """Two RULER-form tasks, one of which needs a file."""
         return [{"name": "niah_single_1", "offline": True}, {"name": "qa_1", "offline": False}]
 
     async def models(self) -> dict[str, Any]:
-        """The list."""
         known = ModelEntry.model_fields.keys() | {"summary", "paper", "licence", "metrics", "variant", "notes"}
         data = [{key: value for key, value in entry.items() if key in known} for entry in self.cards.values()]
         return {"object": "list", "data": data}
 
     async def model(self, name: str) -> dict[str, Any]:
-        """One card."""
         if name not in self.cards:
             raise NotFound(f"There is no model {name!r}.", hint=f"Known are {', '.join(self.cards)}.")
         return self.cards[name]
 
     async def example(self, name: str) -> dict[str, Any]:
-        """A request that works."""
         if self.cards[name]["task"] == "chat":
             return {"model": name, "messages": [{"role": "user", "content": "Hello"}]}
         return {"model": name, "image": base64.b64encode(photograph()).decode()}
 
     async def segment(self, request: Request) -> Response:
-        """A disc."""
         options, data = await self._read(request)
         options.pop("model", None)
         if isinstance(include := options.get("include"), str) and include.startswith("["):
@@ -204,7 +173,6 @@ class Stub:
         return JSONResponse(answer.model_dump(mode="json"))
 
     async def classify(self, request: Request) -> Response:
-        """Three classes, whatever the picture."""
         options, data = await self._read(request)
         _opened(data)
         top = [
@@ -225,7 +193,6 @@ class Stub:
         return JSONResponse({"asked": body, "score": 0.123456, "picture": picture, "rows": rows, "note": "<i>text</i>"})
 
     async def chat(self, request: Request) -> Response:
-        """What was said, repeated."""
         body = await request.json()
         self.seen.append(body)
         if not 0 <= body.get("temperature", 1.0) <= 2:
@@ -279,7 +246,6 @@ class Stub:
 
 
 def photograph(width: int = 320, height: int = 240) -> bytes:
-    """A JPEG that looks a little like something."""
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     rim = np.hypot((x - 0.6 * width) / width, (y - 0.45 * height) / width)
     red = 190 - 90 * np.hypot(x / width - 0.5, y / height - 0.5) + 25 * (rim < 0.16)
@@ -318,7 +284,6 @@ async def _refuse(_request: Request, error: Exception) -> Response:
 
 
 def segmented(asked: SegmentIn) -> SegmentOut:
-    """A soft disc on the picture."""
     picture = np.asarray(_opened(asked.image))
     height, width = picture.shape[:2]
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)

@@ -14,17 +14,9 @@ pytestmark = MARKS
 
 PICTURE = photograph()
 PLACES = (
-    "/",
-    "/console/segment",
-    "/console/chat",
-    "/console/probe",
-    "/console/jobs",
-    "/console/run/classify",
+    "/", "/console/segment", "/console/chat", "/console/probe", "/console/jobs", "/console/run/classify",
     "/console/models/disc",
-)
-
-
-# Every page.
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("place", [*PLACES, "/docs"])
@@ -76,9 +68,6 @@ def test_a_page_of_ours_cannot_run_what_is_not_ours(page, complaints):
     complaints.clear()
 
 
-# Home.
-
-
 def test_readiness_on_the_home_page_follows_the_fleet(page, stage, see):
     page.goto("/")
     place = page.locator('[data-model="disc-large"]')
@@ -90,23 +79,12 @@ def test_readiness_on_the_home_page_follows_the_fleet(page, stage, see):
         stage.stub.cards["disc-large"]["ready"] = False
 
 
-def test_from_home_a_card_and_back_to_trying_it(page):
-    page.goto("/")
-    page.get_by_role("link", name="disc", exact=True).click()
-    page.get_by_role("heading", name="disc", exact=True).wait_for()
-    page.get_by_role("link", name="Try it").click()
-    assert page.locator("#model").input_value() == "disc"
-
-
 def test_a_snippet_can_be_copied(page, see):
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.goto("/console/models/disc")
     page.get_by_role("button", name="Copy the curl snippet").click()
     see(page.get_by_role("button", name="Copy the curl snippet")).to_have_text("Copied")
     assert page.evaluate("() => navigator.clipboard.readText()").startswith("curl http://127.0.0.1")
-
-
-# Jobs.
 
 
 def queue_one(stage, body=PICTURE):
@@ -153,17 +131,6 @@ def test_a_failed_job_says_why_and_offers_no_result(page, stage, see):
     see(row.get_by_role("button", name="Retry")).to_be_visible()
 
 
-def test_without_jobs_the_page_says_how_to_make_one(page, stage, see):
-    kept_jobs = dict(stage.queue.jobs)
-    stage.queue.jobs.clear()
-    page.goto("/console/jobs")
-    see(page.get_by_role("heading", name="No jobs yet")).to_be_visible()
-    stage.queue.jobs.update(kept_jobs)
-
-
-# Any other task.
-
-
 def test_a_model_without_a_page_of_its_own_is_run_from_its_schema(page, stage, see):
     page.goto("/console/run/classify")
     page.locator("#option-image").set_input_files({"name": "a.jpg", "mimeType": "image/jpeg", "buffer": PICTURE})
@@ -174,22 +141,12 @@ def test_a_model_without_a_page_of_its_own_is_run_from_its_schema(page, stage, s
     assert json.loads(kept(page, "Download the answer", "patches-tiny.json"))["model"] == "patches/tiny"
 
 
-def test_its_example_needs_no_file(page, see):
-    page.goto("/console/run/classify")
-    page.get_by_role("button", name="Use the example").click()
-    page.get_by_role("button", name="Run", exact=True).click()
-    see(page.locator("fovea-result tbody tr")).to_have_count(3)
-
-
 def test_a_required_picture_is_asked_for_before_anything_is_sent(page, stage):
     asked = len(stage.stub.seen)
     page.goto("/console/run/classify")
     page.get_by_role("button", name="Run", exact=True).click()
     assert page.locator("#option-image").evaluate("input => input.validity.valueMissing")
     assert len(stage.stub.seen) == asked
-
-
-# Keys.
 
 
 def test_with_keys_the_tab_asks_once_and_keeps_the_key_to_itself(chromium, tmp_path, see):
@@ -216,9 +173,6 @@ def test_with_keys_the_tab_asks_once_and_keeps_the_key_to_itself(chromium, tmp_p
         page.get_by_role("button", name="Forget key").click()
         see(page.locator("#key")).to_be_visible()
         page.context.close()
-
-
-# Forms and answers of any shape.
 
 
 def test_every_kind_of_option_reaches_the_model_with_its_type(page, stage, see):

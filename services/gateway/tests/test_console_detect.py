@@ -60,15 +60,9 @@ class Detecting(Stub):
             if score > float(asked["confidence"])
         ]
         answer = DetectOut(
-            model=asked["model"],
-            version="1",
-            engine="onnx",
-            width=240,
-            height=160,
-            detections=found,
-            counts={},
+            model=asked["model"], version="1", engine="onnx", width=240, height=160, detections=found, counts={},
             times=Times(),
-        )
+        )  # fmt: skip
         return JSONResponse(answer.model_dump(mode="json"))
 
 
@@ -80,7 +74,6 @@ def stage(tmp_path_factory):
 
 
 def detected(page):
-    """Open the page and run the model's example."""
     page.goto("/console/detect")
     page.get_by_role("button", name="Use the model’s example").click()
     page.locator("[data-part=result]").wait_for()
@@ -88,12 +81,10 @@ def detected(page):
 
 
 def rows(page) -> list[str]:
-    """The classes as the table shows them."""
     return [" ".join(text.split()) for text in page.locator("[data-part=classes] tr").all_inner_texts()]
 
 
 def strokes(page) -> int:
-    """Pixels of the canvas that are not the picture's grey."""
     drawn(page)
     script = """canvas => {
         const { width, height } = canvas;
@@ -160,22 +151,6 @@ def test_files_come_from_the_service_with_what_is_shown(page, stage):
     assert (stage.stub.seen[-1]["confidence"], stage.stub.seen[-1]["labels"]) == ("0.25", "false")
     assert kept(page, "COCO", "example.coco.json") == b"a file of application/vnd.coco+json"
     assert page.get_by_role("button", name="Crops").count() == 0  # this model has no such form
-
-
-def test_another_model_searches_the_same_picture(page, stage):
-    detected(page)
-    with page.expect_response("**/v1/detect"):
-        page.locator("#model").select_option("slide")
-    assert stage.stub.seen[-1]["model"] == "slide"
-
-
-def test_a_search_can_run_as_a_job(page, stage, see):
-    detected(page)
-    page.get_by_label("Run as a job").check()
-    page.get_by_role("button", name="Detect", exact=True).click()
-    see(page.locator("[data-part=progress]")).to_be_hidden()
-    assert stage.queue.jobs
-    assert figure(page, "found") == "2"
 
 
 def test_the_other_tasks_of_the_service_are_one_click_away(page, see):

@@ -1,7 +1,7 @@
 """Forms from schemas: every kind of option becomes the right control, whatever model declares it."""
 
 from enum import Enum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import pytest
 from hypothesis import given
@@ -61,28 +61,12 @@ FOUND = {field.name: field for field in build_fields(Everything.model_json_schem
 @pytest.mark.parametrize(
     ("name", "kind"),
     {
-        "share": "number",
-        "free": "number",
-        "count": "integer",
-        "flag": "switch",
-        "word": "text",
-        "prompt": "prose",
-        "essay": "prose",
-        "colour": "choice",
-        "mode": "choice",
-        "fixed": "choice",
-        "names": "list",
-        "ids": "list",
-        "forms": "choices",
-        "where": "json",
-        "bias": "json",
-        "either": "text",
-        "picture": "picture",
-        "more": "pictures",
-        "maybe": "picture",
-        "table": "file",
+        "share": "number", "free": "number", "count": "integer", "flag": "switch", "word": "text",
+        "prompt": "prose", "essay": "prose", "colour": "choice", "mode": "choice", "fixed": "choice",
+        "names": "list", "ids": "list", "forms": "choices", "where": "json", "bias": "json", "either": "text",
+        "picture": "picture", "more": "pictures", "maybe": "picture", "table": "file",
     }.items(),
-)
+)  # fmt: skip
 def test_each_type_has_its_control(name, kind):
     assert FOUND[name].kind == kind
 
@@ -99,23 +83,17 @@ def test_bounds_choices_defaults_and_descriptions_are_carried_over():
     assert share.help == "A part of `all`."
     assert (colour.choices, colour.default) == (("red", "blue"), "blue")
     assert (forms.choices, forms.default) == (("mask", "rle"), ["mask"])
-    assert FOUND["ids"].items == "integer"
-    assert FOUND["prompt"].help == "What to look for."
+    assert (FOUND["ids"].items, FOUND["prompt"].help) == ("integer", "What to look for.")
     assert not FOUND["free"].is_slider
 
 
 @pytest.mark.parametrize(
     ("name", "shown"),
     {
-        "share": "0.25",
-        "flag": "true",
-        "names": "x, y",
-        "forms": "mask",
-        "where": '{\n  "x": 0\n}',
-        "free": "",
+        "share": "0.25", "flag": "true", "names": "x, y", "forms": "mask", "where": '{\n  "x": 0\n}', "free": "",
         "word": "hello",
     }.items(),
-)
+)  # fmt: skip
 def test_defaults_are_shown_as_one_would_type_them(name, shown):
     assert FOUND[name].default_text == shown
 
@@ -123,16 +101,10 @@ def test_defaults_are_shown_as_one_would_type_them(name, shown):
 @pytest.mark.parametrize(
     ("name", "words"),
     {
-        "share": "number, 0 to 1",
-        "count": "integer, 1 to 50",
-        "flag": "yes or no",
-        "colour": "red · blue",
-        "forms": "any of mask · rle",
-        "ids": "list of integers",
-        "where": "JSON",
-        "word": "text",
+        "share": "number, 0 to 1", "count": "integer, 1 to 50", "flag": "yes or no", "colour": "red · blue",
+        "forms": "any of mask · rle", "ids": "list of integers", "where": "JSON", "word": "text",
     }.items(),
-)
+)  # fmt: skip
 def test_types_are_told_in_words(name, words):
     assert model_view.describe_type(FOUND[name]) == words
 
@@ -142,13 +114,8 @@ def test_an_example_stands_for_the_defaults_and_a_page_may_keep_options_to_itsel
         SegmentIn.model_json_schema(), without=frozenset({"image", "model"}), values={"threshold": 0.7}
     )
     assert [field.name for field in found] == [
-        "threshold",
-        "normalise",
-        "min_area",
-        "min_peak",
-        "keep_largest",
-        "include",
-    ]
+        "threshold", "normalise", "min_area", "min_peak", "keep_largest", "include",
+    ]  # fmt: skip
     assert found[0].default == 0.7
 
 
@@ -172,12 +139,8 @@ def test_a_number_of_the_papers_own_data_stands_beside_ours_and_says_so():
     theirs = {"name": "dice.kvasir", "ours": None, "paper": 0.898, "data": "Kvasir"}
     told = pick_headline([{"name": "empty", "ours": 0.0, "paper": None, "data": "x"}, ours, theirs])
     assert (told.name, told.ours, told.paper, told.data, told.paper_data) == (
-        "dice",
-        0.9,
-        0.898,
-        "frames of ours",
-        "Kvasir",
-    )
+        "dice", 0.9, 0.898, "frames of ours", "Kvasir",
+    )  # fmt: skip
 
 
 def test_without_a_measurement_the_papers_number_stands_alone():
@@ -212,7 +175,7 @@ _PART = st.recursive(
 
 
 @given(st.dictionaries(st.text(min_size=1, max_size=5), _PART, max_size=4))
-def test_no_schema_breaks_the_form(properties: dict[str, Any]):
+def test_no_schema_breaks_the_form(properties):
     schema = {"type": "object", "properties": properties, "$defs": {"A": {"type": "integer"}}}
     assert {field.name for field in build_fields(schema)} == properties.keys()
 

@@ -16,23 +16,11 @@ from services.gateway.tests.stub_service import CARDS
 
 STATIC = Path(console.__file__).parent / "static"
 PAGES = (
-    "/",
-    "/console/segment",
-    "/console/segment?model=disc-large",
-    "/console/chat",
-    "/console/jobs",
-    "/console/sessions",
-    "/console/judge",
-    "/console/probe",
-    "/console/leaderboard",
-    "/console/run/classify",
-    "/console/run/judge",
-    "/console/run/none",
-    "/console/models/disc",
-    "/console/models/patches/tiny",
-    "/console/models/parrot",
-    "/console/models/nope",
-)
+    "/", "/console/segment", "/console/segment?model=disc-large", "/console/chat", "/console/jobs",
+    "/console/sessions", "/console/judge", "/console/probe", "/console/leaderboard", "/console/run/classify",
+    "/console/run/judge", "/console/run/none", "/console/models/disc", "/console/models/patches/tiny",
+    "/console/models/parrot", "/console/models/nope",
+)  # fmt: skip
 VOID = {"area", "br", "hr", "img", "input", "link", "meta", "path", "circle", "rect", "source", "wbr"}
 
 
@@ -245,9 +233,6 @@ def test_with_keys_a_page_asks_for_one_and_opens_with_it(tmp_path):
         assert "Authorization: Bearer" in site.get("/console/models/disc", headers=headers).text
 
 
-# Snippets are run, not only shown.
-
-
 def test_the_openai_snippet_runs_as_it_stands(stage, capsys):
     text = next(s.text for s in build_snippets(CARDS["parrot"], stage.url) if s.title == "openai")
     exec(compile(text, "snippet", "exec"), {})  # noqa: S102 - it is our own text
@@ -279,9 +264,6 @@ def test_the_tritonclient_snippet_feeds_every_input_of_the_model():
     compile(text, "snippet", "exec")
     assert "np.zeros((1, 3, 352, 352), np.float32)" in text
     assert 'triton.InferInput("image"' in text
-
-
-# The palette is readable in both schemes.
 
 
 def _palettes():

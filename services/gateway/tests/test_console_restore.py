@@ -67,14 +67,12 @@ def stage(tmp_path_factory):
 
 
 def restored(page):
-    """Open the page and run the model's example."""
     page.goto("/console/restore")
     page.get_by_role("button", name="Use the model’s example").click()
     page.locator("[data-part=result]").wait_for()
 
 
 def colour(page, share: float) -> list[int]:
-    """The colour of the canvas at a share of its width."""
     script = """(canvas, share) => {
         const copy = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
         copy.drawImage(canvas, Math.round(share * (canvas.width - 1)), 100, 1, 1, 0, 0, 1, 1);
@@ -111,12 +109,3 @@ def test_the_request_names_the_model_and_leaves_out_what_the_page_decides(page, 
     assert asked["model"] == "pane"
     assert not asked.keys() & {"include", "picture"}
     see(page.locator("[data-part=fault]")).to_be_hidden()
-
-
-def test_a_restoration_can_run_as_a_job(page, stage, see):
-    restored(page)
-    page.get_by_label("Run as a job").check()
-    page.get_by_role("button", name="Restore", exact=True).click()
-    see(page.locator("[data-part=progress]")).to_be_hidden()
-    assert stage.queue.jobs
-    assert colour(page, 0.8) == [*AFTER]

@@ -20,7 +20,6 @@ PICTURE = photograph()
 
 
 def segmented(page):
-    """Open the segment page and run the model's example."""
     page.goto("/console/segment")
     page.get_by_role("button", name="Use the model’s example").click()
     page.locator("[data-part=result]").wait_for()
@@ -66,7 +65,6 @@ def test_overlay_outline_and_probability_change_the_picture_only(page):
 
 
 def shown(page):
-    """What the canvas shows."""
     drawn(page)
     return page.locator("canvas").evaluate("canvas => canvas.toDataURL()")
 
@@ -150,21 +148,6 @@ def test_a_segmentation_can_run_as_a_job_and_comes_back_to_the_page(page, stage,
     assert list(stage.queue.jobs.values())[-1].status == "succeeded"
 
 
-def test_stopping_a_job_cancels_it(page, stage, see):
-    stage.queue.step_s = 0.5
-    page.goto("/console/segment")
-    page.locator("#as-job").check()
-    page.get_by_role("button", name="Use the model’s example").click()
-    see(page.locator("[data-part=progress-note]")).to_contain_text("of 5")
-    page.get_by_role("button", name="Stop").click()
-    see(page.locator("[data-part=progress]")).to_be_hidden()
-    stage.queue.step_s = 0.05
-    wait_until(lambda: list(stage.queue.jobs.values())[-1].status == "cancelled")
-
-
-# The arithmetic, against scipy.
-
-
 def arithmetic(page, field, **settings):
     """Mask, regions and tally of the page's own module for a map of bytes (rows, columns)."""
     height, width = field.shape
@@ -205,12 +188,8 @@ def test_small_regions_are_dropped_and_the_largest_can_be_kept_alone(page):
     assert arithmetic(page, field, threshold=0.5, minArea=2)["regions"] == [12, 4]
     assert arithmetic(page, field, threshold=0.5, keepLargest=True)["regions"] == [12]
     assert arithmetic(page, field, threshold=0.5, minArea=13) == {
-        "mask": [0] * 72,
-        "regions": [],
-        "area": 0,
-        "mean": 0,
-        "highest": 1,
-    }
+        "mask": [0] * 72, "regions": [], "area": 0, "mean": 0, "highest": 1,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(("threshold", "cut"), [(0, 0), (0.5, 128), (1, 255), (1 / 255, 1), (0.2, 51), (0.201, 52)])

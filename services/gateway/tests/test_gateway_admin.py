@@ -1,12 +1,9 @@
 """Keys are made, changed, rotated and revoked over HTTP, by those who may, and each act is in the audit log."""
 
-from __future__ import annotations
-
 import errno
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,10 +13,9 @@ from shared.errors import Unauthenticated
 
 
 @pytest.fixture
-async def admin(gateway: Any, toy: Any, tmp_path: Path) -> Any:
+async def admin(served, tmp_path):
     key, text = KeyRing(tmp_path / "keys.json").add("ops", ("admin", "infer"))
-    scene = await gateway(auth="keys")
-    scene.announce((await toy()).url)
+    scene = await served(auth="keys")
 
     async def send(method: str, path: str, body: Any = None, key: str = text) -> Any:
         return await scene.client.request(method, path, json=body, headers={"x-api-key": key})
@@ -28,7 +24,7 @@ async def admin(gateway: Any, toy: Any, tmp_path: Path) -> Any:
     return send
 
 
-async def test_a_keys_life(admin: Any, tmp_path: Path) -> None:
+async def test_a_keys_life(admin, tmp_path):
     made = await admin("POST", "/v1/admin/keys", {"tenant": "alice", "scopes": ["infer"], "tokens_per_day": 10})
     assert made.status_code == 201
     key, text = made.json()["id"], made.json()["key"]
@@ -59,14 +55,14 @@ async def test_a_keys_life(admin: Any, tmp_path: Path) -> None:
     assert text not in log.read_text() + (tmp_path / "keys.json").read_text()
 
 
-async def test_only_admins_may(admin: Any) -> None:
+async def test_only_admins_may(admin):
     mine = (await admin("POST", "/v1/admin/keys", {"tenant": "bob"})).json()["key"]
     for method, path in (("GET", "keys"), ("POST", "keys"), ("DELETE", "keys/0123abcd"), ("GET", "audit")):
         assert (await admin(method, f"/v1/admin/{path}", {}, key=mine)).status_code == 403
         assert (await admin(method, f"/v1/admin/{path}", {}, key="wrong")).status_code == 401
 
 
-async def test_a_key_file_that_can_not_be_written_is_no_fault(admin: Any, monkeypatch: Any) -> None:
+async def test_a_key_file_that_can_not_be_written_is_no_fault(admin, monkeypatch):
     monkeypatch.setattr("tempfile.mkstemp", _refuse)
     for method, path, body in (("POST", "keys", {"tenant": "bob"}), ("DELETE", f"keys/{admin.id}", None)):
         answer = await admin(method, f"/v1/admin/{path}", body)
@@ -91,11 +87,11 @@ def _refuse(*_: Any, **__: Any) -> None:
         ("keys/0123abcd/rotate", {"overlap_hours": 1e9}, 422),
     ],
 )
-async def test_what_is_wrong_is_told(admin: Any, path: str, body: Any, status: int) -> None:
+async def test_what_is_wrong_is_told(admin, path, body, status):
     assert (await admin("POST", f"/v1/admin/{path}", body)).status_code in {status, 422}
 
 
-def test_keys_that_are_made_at_once_are_all_kept(tmp_path: Path) -> None:
+def test_keys_that_are_made_at_once_are_all_kept(tmp_path):
     script = (
         "import sys; from pathlib import Path; from services.gateway.policy.auth import KeyRing;"
         "KeyRing(Path(sys.argv[1])).add(sys.argv[2], ('infer',))"

@@ -1,7 +1,5 @@
 """What continues a session, a document or a prompt goes to the replica that holds it, unless that one is overloaded."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections import Counter
@@ -44,21 +42,19 @@ def key(*texts: str, tenant: str = "a", **more: Any) -> AffinityKey:
 LONG = "".join(chr(97 + place * place % 26) for place in range(4000))
 
 
-def test_prompts_that_begin_alike_share_the_beginning_of_their_chain() -> None:
+def test_prompts_that_begin_alike_share_the_beginning_of_their_chain():
     one, two = key(LONG + "?"), key(LONG + " more", "and more", stream=True, max_tokens=3)
-    assert one.home == two.home
-    assert one.chain[:6] == two.chain[:6]
-    assert len(one.chain) == 4000 // BLOCK_BYTES
+    assert (one.home, one.chain[:6], len(one.chain)) == (two.home, two.chain[:6], 4000 // BLOCK_BYTES)
 
 
-def test_tenants_and_models_do_not_share_keys() -> None:
+def test_tenants_and_models_do_not_share_keys():
     assert key(LONG).home != key(LONG, tenant="b").home
     assert key(LONG).home != key(LONG, model="other").home
     assert held_key("a", "doc").home != held_key("b", "doc").home
 
 
 @pytest.mark.parametrize("name", ["session_id", "document_id", "previous_response_id"])
-def test_a_session_or_a_document_stands_for_its_request_wherever_it_is_named(name: str) -> None:
+def test_a_session_or_a_document_stands_for_its_request_wherever_it_is_named(name):
     assert key(LONG, **{name: "s-1"}) == held_key("a", "s-1")
     assert key(LONG, **{name: None}) == key(LONG)
     assert _find_key_in_body("a", b'{"%b": "s-1", "messages": [' % name.encode()) == held_key("a", "s-1")
@@ -78,27 +74,27 @@ def test_a_session_or_a_document_stands_for_its_request_wherever_it_is_named(nam
         b"\xff" * 999,
     ],
 )
-def test_what_names_nothing_has_no_key(body: bytes) -> None:
+def test_what_names_nothing_has_no_key(body):
     assert _find_key_in_body("a", body) is None
 
 
-def test_a_body_of_very_many_parts_has_no_key() -> None:
+def test_a_body_of_very_many_parts_has_no_key():
     assert _find_key_in_body("a", b'{"prompt": "%b", "x": [' % (b"a" * 4096) + b"[]," * MAX_TOKENS) is None
 
 
 @given(st.binary(max_size=300))
-def test_no_body_breaks_the_search_for_a_key(body: bytes) -> None:
+def test_no_body_breaks_the_search_for_a_key(body):
     _find_key_in_body("a", b'{"messages":' + body)
 
 
-def test_gateways_agree_on_a_home_without_talking() -> None:
+def test_gateways_agree_on_a_home_without_talking():
     replicas = [Stand(f"r{i}") for i in range(4)]
     for number in range(50):
         wanted = key(f"{number}" + LONG)
         assert LoadBalancer().pick("svc", replicas, wanted) is LoadBalancer().pick("svc", replicas[::-1], wanted)
 
 
-def test_homes_are_spread_and_a_replica_that_leaves_moves_only_its_own() -> None:
+def test_homes_are_spread_and_a_replica_that_leaves_moves_only_its_own():
     replicas = [Stand(f"r{i}") for i in range(4)]
     keys = [key(f"{number}" + LONG) for number in range(400)]
     before = [LoadBalancer().pick("svc", replicas, each).id for each in keys]
@@ -107,7 +103,7 @@ def test_homes_are_spread_and_a_replica_that_leaves_moves_only_its_own() -> None
     assert all(old == new for old, new in zip(before, after, strict=True) if old != "r3")
 
 
-def test_a_conversation_stays_where_it_began_though_its_home_would_move() -> None:
+def test_a_conversation_stays_where_it_began_though_its_home_would_move():
     balancer, replicas = LoadBalancer(), [Stand(f"r{i}") for i in range(8)]
     for number in range(30):
         texts = [f"{number}" + LONG[:600]]
@@ -117,21 +113,21 @@ def test_a_conversation_stays_where_it_began_though_its_home_would_move() -> Non
             assert balancer.pick("svc", replicas, key(*texts)) is begun
 
 
-def test_a_shared_system_prompt_does_not_draw_all_documents_to_one_replica() -> None:
+def test_a_shared_system_prompt_does_not_draw_all_documents_to_one_replica():
     balancer, replicas = LoadBalancer(), [Stand(f"r{i}") for i in range(4)]
     picked = Counter(balancer.pick("svc", replicas, key(LONG[:700], f"{n}" + LONG)).id for n in range(80))
     assert len(picked) == 4
 
 
 @given(st.lists(st.integers(0, 30), min_size=2, max_size=8), st.integers(0, 40))
-def test_nobody_is_given_more_than_the_bound(loads: list[int], number: int) -> None:
+def test_nobody_is_given_more_than_the_bound(loads, number):
     replicas = [Stand(f"r{i}", load) for i, load in enumerate(loads)]
     picked = LoadBalancer().pick("svc", replicas, key(f"{number}" + LONG))
     bound = max(FREE_SLOTS, math.ceil(LOAD_FACTOR * (sum(loads) + 1) / len(loads)))
     assert picked.in_flight < bound
 
 
-def test_what_is_beyond_the_bound_goes_to_the_next_in_order_and_comes_back() -> None:
+def test_what_is_beyond_the_bound_goes_to_the_next_in_order_and_comes_back():
     balancer, replicas = LoadBalancer(), [Stand(f"r{i}") for i in range(4)]
     wanted = key(LONG)
     home = balancer.pick("svc", replicas, wanted)
@@ -143,7 +139,7 @@ def test_what_is_beyond_the_bound_goes_to_the_next_in_order_and_comes_back() -> 
     assert balancer.pick("svc", replicas, wanted) is home
 
 
-def test_a_holder_that_is_gone_is_no_holder() -> None:
+def test_a_holder_that_is_gone_is_no_holder():
     balancer, replicas = LoadBalancer(), [Stand("a"), Stand("b"), Stand("c")]
     balancer.note_holder(held_key("t", "doc"), "b")
     assert balancer.pick("svc", replicas, held_key("t", "doc")).id == "b"
@@ -153,7 +149,7 @@ def test_a_holder_that_is_gone_is_no_holder() -> None:
     assert balancer.pick("svc", replicas, held_key("t", "doc")) is successor
 
 
-def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_remembered_is_bounded(monkeypatch):
     monkeypatch.setattr(load_balancer, "MAX_PLACES", 100)
     balancer, replicas = LoadBalancer(), [Stand("a"), Stand("b")]
     for number in range(100):
@@ -161,7 +157,7 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(balancer._places) == 100
 
 
-def test_without_a_key_the_least_loaded_answers() -> None:
+def test_without_a_key_the_least_loaded_answers():
     replicas = [Stand("a", 2), Stand("b", 1), Stand("c", 3)]
     assert LoadBalancer().pick("svc", replicas).id == "b"
 
@@ -170,7 +166,6 @@ LLM = ("/v1/chat/completions", "/v1/documents", "/v1/documents/{document_id}")
 
 
 async def four(gateway: Any, toy: Any, **changed: Any) -> Any:
-    """A gateway in front of four replicas that keep documents."""
     scene = await gateway(**changed)
     for name in ("a", "b", "c", "d"):
 
@@ -188,7 +183,7 @@ async def replica_of(client: httpx2.AsyncClient, body: bytes, path: str = "/v1/c
     return answer.headers["x-replica"]
 
 
-async def test_requests_with_the_same_beginning_reach_one_replica(gateway: Any, toy: Any) -> None:
+async def test_requests_with_the_same_beginning_reach_one_replica(gateway, toy):
     scene = await four(gateway, toy)
     for number in range(8):
         text = f"{number}" + LONG
@@ -196,12 +191,12 @@ async def test_requests_with_the_same_beginning_reach_one_replica(gateway: Any, 
         assert len(picked) == 1
 
 
-async def test_least_loaded_is_still_there(gateway: Any, toy: Any) -> None:
+async def test_least_loaded_is_still_there(gateway, toy):
     scene = await four(gateway, toy, load_balancing="least-loaded")
     assert len({await replica_of(scene.client, chat(LONG)) for _ in range(30)}) > 1
 
 
-async def test_a_document_is_asked_about_where_it_was_read(gateway: Any, toy: Any) -> None:
+async def test_a_document_is_asked_about_where_it_was_read(gateway, toy):
     scene = await four(gateway, toy)
     for number in range(12):
         added = await scene.client.post("/v1/documents", json={"text": f"{number}"})
@@ -212,7 +207,7 @@ async def test_a_document_is_asked_about_where_it_was_read(gateway: Any, toy: An
         assert f"doc-of-{gone.headers['x-replica']}" == name
 
 
-async def test_a_replica_that_is_lost_is_replaced_by_the_next_in_order(gateway: Any, toy: Any) -> None:
+async def test_a_replica_that_is_lost_is_replaced_by_the_next_in_order(gateway, toy):
     scene = await four(gateway, toy)
     home = await replica_of(scene.client, chat(LONG))
     scene.registry._services["llm"].replicas[home].suspect_until = math.inf

@@ -1,7 +1,5 @@
 """Too much, too slow, too foreign, not there: each gets a clear answer in its route family's own form."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
@@ -34,38 +32,24 @@ def head(path: str, *lines: str) -> bytes:
     return "\r\n".join([f"POST {path} HTTP/1.1", "Host: localhost", *lines, "", ""]).encode()
 
 
-async def test_a_body_that_says_it_is_too_large_is_refused_before_it_is_read(gateway: Any, toy: Any) -> None:
-    upstream = await toy()
-    scene = await gateway(max_body_bytes=100_000)
-    scene.announce(upstream.url)
+async def test_a_body_that_says_it_is_too_large_is_refused_before_it_is_read(served):
+    scene = await served(max_body_bytes=100_000)
     answer = await raw(scene.url, head("/v1/echo", "Content-Length: 100001", "Expect: 100-continue"))
     assert answer.startswith(b"HTTP/1.1 413 ")
     assert b"connection: close" in answer
     assert b"100,001" in answer
     assert b"100,000" in answer
-    assert upstream.seen == []
+    assert scene.upstream.seen == []
 
 
-async def test_a_caller_that_sends_on_regardless_still_reads_the_refusal(gateway: Any, toy: Any) -> None:
-    scene = await gateway(max_body_bytes=100_000)
-    scene.announce((await toy()).url)
+async def test_a_caller_that_sends_on_regardless_still_reads_the_refusal(served):
+    scene = await served(max_body_bytes=100_000)
     answer = await scene.client.post("/v1/echo", content=b"x" * 5_000_000)
     assert (answer.status_code, answer.json()["code"]) == (413, "too_large")
     assert (await scene.client.post("/v1/echo", content=b"x")).status_code == 200
 
 
-async def test_a_chunked_body_is_counted(gateway: Any, toy: Any) -> None:
-    async def endless() -> AsyncIterator[bytes]:
-        for _ in range(100):
-            yield b"x" * 10_000
-
-    scene = await gateway(max_body_bytes=100_000)
-    scene.announce((await toy()).url)
-    answer = await scene.client.post("/v1/echo", content=endless())
-    assert (answer.status_code, answer.json()["code"]) == (413, "too_large")
-
-
-async def test_a_live_stream_may_outgrow_the_limit_and_the_deadline(gateway: Any, toy: Any) -> None:
+async def test_a_live_stream_may_outgrow_the_limit_and_the_deadline(gateway, toy):
     async def camera() -> AsyncIterator[bytes]:
         for _ in range(16):
             yield b"x" * 10_000
@@ -82,7 +66,7 @@ async def test_a_live_stream_may_outgrow_the_limit_and_the_deadline(gateway: Any
 
 
 @pytest.mark.xfail(raises=TimeoutError, reason="Once the answer has begun, the gateway waits for the replica for ever.")
-async def test_a_live_stream_that_pauses_is_given_up(gateway: Any, toy: Any) -> None:
+async def test_a_live_stream_that_pauses_is_given_up(gateway, toy):
     scene = await gateway(body_read_timeout_s=0.2)
     scene.announce((await toy()).url, routes=("/v1/camera",), endless=("/v1/camera",))
     answer = await raw(scene.url, head("/v1/camera", "Transfer-Encoding: chunked"), b"1\r\nx\r\n", wait_s=3)
@@ -90,7 +74,7 @@ async def test_a_live_stream_that_pauses_is_given_up(gateway: Any, toy: Any) -> 
 
 
 @pytest.mark.parametrize("length", [100, 3_000_000])
-async def test_a_caller_that_stops_sending_its_body_is_given_up(gateway: Any, toy: Any, length: int) -> None:
+async def test_a_caller_that_stops_sending_its_body_is_given_up(gateway, toy, length):
     upstream = await toy()
     scene = await gateway(body_read_timeout_s=0.3)
     replica = scene.announce(upstream.url)
@@ -101,21 +85,20 @@ async def test_a_caller_that_stops_sending_its_body_is_given_up(gateway: Any, to
     assert replica.in_flight == 0
 
 
-async def test_a_caller_that_drips_its_body_is_given_up_at_the_deadline(gateway: Any, toy: Any) -> None:
-    scene = await gateway(body_read_timeout_s=5, request_timeout_s=0.2)
-    scene.announce((await toy()).url)
+async def test_a_caller_that_drips_its_body_is_given_up_at_the_deadline(served):
+    scene = await served(body_read_timeout_s=5, request_timeout_s=0.2)
     drops = [b"x", 0.3] * 8
     answer = await raw(scene.url, head("/v1/echo", "Content-Length: 100"), *drops)
     assert answer.startswith(b"HTTP/1.1 408 ")
 
 
-async def test_a_caller_that_stops_sending_its_headers_is_hung_up_on(gateway: Any) -> None:
+async def test_a_caller_that_stops_sending_its_headers_is_hung_up_on(gateway):
     scene = await gateway(body_read_timeout_s=0.3)
     assert await raw(scene.url, b"POST /v1/echo HTTP/1.1\r\nHost: lo", wait_s=2) == b""
     assert await raw(scene.url, wait_s=2) == b""
 
 
-async def test_a_caller_that_does_not_read_is_let_go_at_the_deadline(gateway: Any, toy: Any) -> None:
+async def test_a_caller_that_does_not_read_is_let_go_at_the_deadline(gateway, toy):
     upstream = await toy(chunks=10**6, gap_s=0, padding=b"x" * 60_000)
     scene = await gateway(request_timeout_s=0.3)
     replica = scene.announce(upstream.url)
@@ -129,7 +112,7 @@ async def test_a_caller_that_does_not_read_is_let_go_at_the_deadline(gateway: An
     writer.close()
 
 
-async def test_headers_without_end_are_refused(gateway: Any) -> None:
+async def test_headers_without_end_are_refused(gateway):
     scene = await gateway()
     many = [b"X-A: " + b"a" * 10_000] + [b"a" * 10_000, 0.02] * 6
     answer = await raw(scene.url, b"GET /livez HTTP/1.1\r\nHost: localhost\r\n", *many)
@@ -143,9 +126,8 @@ async def test_headers_without_end_are_refused(gateway: Any) -> None:
 @pytest.mark.parametrize(
     "line", ["Content-Length: -1", "Content-Length: many", "Content-Length: 5\r\nContent-Length: 6"]
 )
-async def test_a_length_that_is_no_number_is_refused(gateway: Any, toy: Any, line: str) -> None:
-    scene = await gateway()
-    scene.announce((await toy()).url)
+async def test_a_length_that_is_no_number_is_refused(served, line):
+    scene = await served()
     assert (await raw(scene.url, head("/v1/echo", line, "Connection: close"))).startswith(b"HTTP/1.1 400 ")
 
 
@@ -162,11 +144,8 @@ async def test_a_length_that_is_no_number_is_refused(gateway: Any, toy: Any, lin
         ("/tokenize", 404, ("error", "message")),
     ],
 )
-async def test_what_is_not_there_is_told_in_the_familys_form(
-    gateway: Any, toy: Any, path: str, status: int, place: tuple[str, ...]
-) -> None:
-    scene = await gateway()
-    scene.announce((await toy()).url)
+async def test_what_is_not_there_is_told_in_the_familys_form(served, path, status, place):
+    scene = await served()
     answer = await scene.client.post(path, content=b"{}")
     told = answer.json()
     for key in place:
@@ -178,11 +157,8 @@ async def test_what_is_not_there_is_told_in_the_familys_form(
         assert answer.json()["request_id"] == answer.headers["x-request-id"]
 
 
-async def test_an_unknown_path_is_refused_in_a_line_and_an_unknown_model_lists_what_there_is(
-    gateway: Any, toy: Any
-) -> None:
-    scene = await gateway()
-    scene.announce((await toy()).url)
+async def test_an_unknown_path_is_refused_in_a_line_and_an_unknown_model_lists_what_there_is(served):
+    scene = await served()
     assert (await scene.client.post("/v1/segmnt")).json()["hint"] == "`/docs` lists everything."
     error = (await scene.client.post("/v1/moderations")).json()["error"]
     assert (error["type"], error["code"]) == ("not_found_error", "not_found")
@@ -190,13 +166,13 @@ async def test_an_unknown_path_is_refused_in_a_line_and_an_unknown_model_lists_w
     assert "pranet" in (await scene.client.post("/v2/models/prenet/infer")).json()["error"]
 
 
-async def test_nothing_is_unknown_before_everybody_has_announced_himself(gateway: Any) -> None:
+async def test_nothing_is_unknown_before_everybody_has_announced_himself(gateway):
     scene = await gateway(enabled_services="medical-seg")
     answer = await scene.client.post("/v1/segment", content=b"x")
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
 
 
-async def test_a_wrong_method_says_which_are_right(gateway: Any) -> None:
+async def test_a_wrong_method_says_which_are_right(gateway):
     scene = await gateway()
     answer = await scene.client.put("/v1/jobs/1")
     assert (answer.status_code, answer.json()["code"]) == (405, "method_not_allowed")
@@ -218,22 +194,18 @@ async def test_a_wrong_method_says_which_are_right(gateway: Any) -> None:
         ({"host": "127.0.0.1:9", "origin": "http://127.0.0.1:9"}, 200),
     ],
 )
-async def test_pages_of_other_sites_can_not_use_a_gateway_without_keys(
-    gateway: Any, toy: Any, headers: dict[str, str], status: int
-) -> None:
-    scene = await gateway()
-    scene.announce((await toy()).url)
+async def test_pages_of_other_sites_can_not_use_a_gateway_without_keys(served, headers, status):
+    scene = await served()
     assert (await scene.client.post("/v1/echo", headers=headers)).status_code == status
 
 
-async def test_no_other_site_is_given_leave_to_read(gateway: Any, toy: Any) -> None:
-    scene = await gateway()
-    scene.announce((await toy()).url)
+async def test_no_other_site_is_given_leave_to_read(served):
+    scene = await served()
     answer = await scene.client.get("/v1/models", headers={"origin": "http://evil.example"})
     assert not [name for name in answer.headers if name.startswith("access-control")]
 
 
-async def test_a_failure_of_ours_is_a_problem_without_a_traceback(gateway: Any, monkeypatch: Any) -> None:
+async def test_a_failure_of_ours_is_a_problem_without_a_traceback(gateway, monkeypatch):
     async def broken(_task: str | None) -> list[Any]:
         raise RuntimeError("the secret path /home/someone")
 

@@ -1,7 +1,5 @@
 """A body that is read once and sent as often as it must be: limits, memory, replay."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
@@ -23,7 +21,7 @@ class Caller:
         self.pieces, self.hangs_up, self.asked = list(pieces), hangs_up, 0
 
     async def __call__(self) -> dict[str, Any]:
-        """The next message."""
+        """Give the next message."""
         self.asked += 1
         await asyncio.sleep(0)
         if not self.pieces:
@@ -32,9 +30,7 @@ class Caller:
         return {"type": "http.request", "body": piece, "more_body": bool(self.pieces) or self.hangs_up}
 
 
-def body(
-    caller: Any, *, length: int | None = None, limit: int = 10**9, budget: MemoryBudget | None = None
-) -> ReplayableBody:
+def body(caller, *, length=None, limit=10**9, budget=None):
     return ReplayableBody(caller, length=length, limit=limit, pause_s=0.2, budget=budget or MemoryBudget(10**9))
 
 
@@ -46,7 +42,7 @@ pieces = st.lists(st.binary(max_size=50), min_size=1, max_size=12)
 
 
 @given(pieces=pieces, stops=st.lists(st.integers(0, 12), max_size=3))
-def test_however_often_and_far_it_is_read_every_reading_is_whole(pieces: list[bytes], stops: list[int]) -> None:
+def test_however_often_and_far_it_is_read_every_reading_is_whole(pieces, stops):
     async def scenario() -> None:
         read = body(Caller(pieces))
         await read.prefetch()
@@ -65,7 +61,7 @@ def test_however_often_and_far_it_is_read_every_reading_is_whole(pieces: list[by
 
 
 @given(pieces=pieces, limit=st.integers(0, 300), stated=st.booleans())
-def test_no_more_than_the_limit_is_ever_kept(pieces: list[bytes], limit: int, stated: bool) -> None:
+def test_no_more_than_the_limit_is_ever_kept(pieces, limit, stated):
     async def scenario() -> None:
         size = sum(map(len, pieces))
         read = body(Caller(pieces), length=size if stated else None, limit=limit)
@@ -83,7 +79,7 @@ def test_no_more_than_the_limit_is_ever_kept(pieces: list[bytes], limit: int, st
 
 
 @given(pieces=pieces)
-def test_memory_is_given_back(pieces: list[bytes]) -> None:
+def test_memory_is_given_back(pieces):
     async def scenario() -> None:
         budget = MemoryBudget(10_000)
         read = body(Caller(pieces), budget=budget)
@@ -96,14 +92,14 @@ def test_memory_is_given_back(pieces: list[bytes]) -> None:
     asyncio.run(scenario())
 
 
-async def test_a_small_stated_body_is_read_before_anything_is_sent() -> None:
+async def test_a_small_stated_body_is_read_before_anything_is_sent():
     read = body(Caller([b"a", b"b", b"c"]), length=3)
     await read.prefetch()
     assert read.complete
     assert read.payload() == b"abc"
 
 
-async def test_a_large_body_is_not_read_ahead() -> None:
+async def test_a_large_body_is_not_read_ahead():
     caller = Caller([b"a" * 100] * 5)
     read = body(caller, length=MAX_BUFFERED_BYTES + 1)
     await read.prefetch()
@@ -111,7 +107,7 @@ async def test_a_large_body_is_not_read_ahead() -> None:
     assert await sent(read.payload()) == b"a" * 500
 
 
-async def test_prefetching_a_body_that_is_here_asks_for_nothing() -> None:
+async def test_prefetching_a_body_that_is_here_asks_for_nothing():
     caller = Caller([b"a"])
     read = body(caller, length=1)
     await read.read_all()
@@ -119,7 +115,7 @@ async def test_prefetching_a_body_that_is_here_asks_for_nothing() -> None:
     assert caller.asked == 1
 
 
-async def test_without_memory_a_body_flows_once_and_says_that_it_can_not_again() -> None:
+async def test_without_memory_a_body_flows_once_and_says_that_it_can_not_again():
     read = body(Caller([b"aa", b"bb", b"cc"]), budget=MemoryBudget(3))
     await read.prefetch()
     assert read.replayable
@@ -127,14 +123,14 @@ async def test_without_memory_a_body_flows_once_and_says_that_it_can_not_again()
     assert not read.replayable
 
 
-async def test_a_body_that_must_be_whole_and_finds_no_memory_is_refused_for_now() -> None:
+async def test_a_body_that_must_be_whole_and_finds_no_memory_is_refused_for_now():
     read = body(Caller([b"aa", b"bb"]), budget=MemoryBudget(3))
     with pytest.raises(QueueFull) as refused:
         await read.read_all()
     assert refused.value.retry_after == 1
 
 
-async def test_a_caller_that_hangs_up_in_the_middle_is_known() -> None:
+async def test_a_caller_that_hangs_up_in_the_middle_is_known():
     read = body(Caller([b"aa"], hangs_up=True))
     await read.prefetch()
     with pytest.raises(Cancelled):
@@ -142,7 +138,7 @@ async def test_a_caller_that_hangs_up_in_the_middle_is_known() -> None:
     assert isinstance(read.error, Cancelled)
 
 
-async def test_a_pause_is_only_so_long() -> None:
+async def test_a_pause_is_only_so_long():
     async def silent() -> dict[str, Any]:
         await asyncio.sleep(10)
         return {}
@@ -168,7 +164,7 @@ async def test_a_pause_is_only_so_long() -> None:
         ({b"content-length": "²".encode()}, Malformed),
     ],
 )
-def test_a_stated_length_is_checked_before_reading(headers: dict[bytes, bytes], outcome: Any) -> None:
+def test_a_stated_length_is_checked_before_reading(headers, outcome):
     if isinstance(outcome, type) and issubclass(outcome, FoveaError):
         with pytest.raises(outcome):
             read_content_length(headers, 100)
@@ -176,7 +172,7 @@ def test_a_stated_length_is_checked_before_reading(headers: dict[bytes, bytes], 
         assert read_content_length(headers, 100) == outcome
 
 
-def test_the_allowance_is_all_or_nothing() -> None:
+def test_the_allowance_is_all_or_nothing():
     budget = MemoryBudget(10)
     assert budget.take(6)
     assert not budget.take(5)

@@ -1,12 +1,9 @@
 """A flood of one tenant waits behind itself: another is served as if it were quiet."""
 
-from __future__ import annotations
-
 import asyncio
 import statistics
 import time
 import types
-from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -24,7 +21,7 @@ SERVICE_S = 0.02
 
 
 @pytest.fixture
-def fair() -> FairQueue:
+def fair():
     settings = Settings(max_queue_size=5)
     return FairQueue(settings, ReplicaRegistry(settings))
 
@@ -41,14 +38,14 @@ async def work(fair: FairQueue, order: list[str], tenant: str, *, capacity: int 
         return fair._services["svc"].in_flight
 
 
-async def test_a_tenant_alone_has_all_places(fair: FairQueue) -> None:
+async def test_a_tenant_alone_has_all_places(fair):
     order: list[str] = []
     taken = await asyncio.gather(*(work(fair, order, "alice", capacity=5) for _ in range(10)))
     assert len(order) == 10
     assert max(taken) == 5
 
 
-async def test_what_waits_too_long_or_too_many_is_refused(fair: FairQueue) -> None:
+async def test_what_waits_too_long_or_too_many_is_refused(fair):
     async with fair.place("svc", "alice", capacity=1, share=1, deadline=soon()):
         waiting = [asyncio.create_task(work(fair, [], "alice", capacity=1)) for _ in range(5)]
         await asyncio.sleep(0)
@@ -63,7 +60,7 @@ async def test_what_waits_too_long_or_too_many_is_refused(fair: FairQueue) -> No
     assert fair._services["svc"].in_flight == 0
 
 
-async def test_places_go_by_weight(fair: FairQueue) -> None:
+async def test_places_go_by_weight(fair):
     order: list[str] = []
     tasks = [
         asyncio.create_task(work(fair, order, tenant, capacity=4, weight=weight))
@@ -76,7 +73,7 @@ async def test_places_go_by_weight(fair: FairQueue) -> None:
 
 
 @pytest.mark.timed("A latency is a time: the median under a flood is compared with that of quiet.")
-async def test_a_flood_of_one_leaves_another_its_quiet_latency(gateway: Any, toy: Any, tmp_path: Path) -> None:
+async def test_a_flood_of_one_leaves_another_its_quiet_latency(gateway, toy, tmp_path):
     ring = KeyRing(tmp_path / "keys.json")
     keys = {name: ring.add(name, ("infer",), rate_per_minute=1_000_000)[1] for name in ("alice", "bob")}
     scene = await gateway(auth="keys")
@@ -163,15 +160,14 @@ async def settle() -> None:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
-    """The fair queue's clock, set by hand."""
+def clock(monkeypatch):
     now = types.SimpleNamespace(seconds=0.0)
     fake = types.SimpleNamespace(monotonic=lambda: now.seconds, perf_counter=lambda: now.seconds)
     monkeypatch.setattr("services.gateway.policy.fair_queue.time", fake)
     return now
 
 
-async def test_a_tenant_with_nothing_in_flight_is_let_in_beyond_the_capacity(fair: FairQueue) -> None:
+async def test_a_tenant_with_nothing_in_flight_is_let_in_beyond_the_capacity(fair):
     places = Places(fair, capacity=2, share=1)
     assert [await places.ask(name) for name in ("ann1", "ann2", "ann3")] == [True, True, False]
     assert [await places.ask(name) for name in ("bob1", "cid1", "dan1")] == [True, True, False]
@@ -185,7 +181,7 @@ async def test_a_tenant_with_nothing_in_flight_is_let_in_beyond_the_capacity(fai
 @pytest.mark.parametrize(
     ("share", "weight", "places_had"), [(2, 1, 2), (2, 0.1, 1), (2, 1.5, 3), (2, 0.8, 1), (4, 1, 4), (9, 1, 4)]
 )
-async def test_a_share_follows_the_weight(fair: FairQueue, share: int, weight: float, places_had: int) -> None:
+async def test_a_share_follows_the_weight(fair, share, weight, places_had):
     places = Places(fair, capacity=5, share=share)
     assert await places.ask("bob1")
     had = [await places.ask(f"ann{number}", weight=weight) for number in range(1, 6)]
@@ -194,9 +190,7 @@ async def test_a_share_follows_the_weight(fair: FairQueue, share: int, weight: f
 
 
 @pytest.mark.parametrize(("passed", "is_alone"), [(9.9, False), (10.0, True)])
-async def test_a_share_is_kept_for_ten_seconds_after_a_request(
-    fair: FairQueue, clock: types.SimpleNamespace, passed: float, is_alone: bool
-) -> None:
+async def test_a_share_is_kept_for_ten_seconds_after_a_request(fair, clock, passed, is_alone):
     clock.seconds = 100.0
     places = Places(fair, capacity=2, share=1)
     await places.ask("bob1")
@@ -222,13 +216,13 @@ async def serve_in_turn(places: Places, requests: list[tuple[str, float]]) -> li
     return places.order[begun:]
 
 
-async def test_who_was_served_least_for_its_weight_is_next(fair: FairQueue) -> None:
+async def test_who_was_served_least_for_its_weight_is_next(fair):
     requests = [("ann1", 1.0), ("ann2", 1.0), ("ann3", 1.0), ("bob1", 2.0), ("bob2", 2.0), ("bob3", 2.0), ("bob4", 2.0)]
     order = await serve_in_turn(Places(fair), requests)
     assert order == ["ann1", "bob1", "bob2", "ann2", "bob3", "bob4", "ann3"]
 
 
-async def test_a_newcomer_does_not_catch_up_on_what_others_had_before(fair: FairQueue) -> None:
+async def test_a_newcomer_does_not_catch_up_on_what_others_had_before(fair):
     before = Places(fair)
     for number in range(1, 6):
         await before.ask(f"ann{number}")
@@ -238,7 +232,7 @@ async def test_a_newcomer_does_not_catch_up_on_what_others_had_before(fair: Fair
     assert await serve_in_turn(places, requests) == ["bob1", "ann1", "bob2", "ann2", "bob3", "ann3"]
 
 
-async def test_a_place_given_to_a_request_that_is_cancelled_goes_to_the_next(fair: FairQueue) -> None:
+async def test_a_place_given_to_a_request_that_is_cancelled_goes_to_the_next(fair):
     places = Places(fair)
     for name in ("ann1", "ann2", "ann3"):
         await places.ask(name)
@@ -255,7 +249,7 @@ async def test_a_place_given_to_a_request_that_is_cancelled_goes_to_the_next(fai
     assert fair._services["svc"].in_flight == 0
 
 
-async def test_refusals_say_what_to_do(fair: FairQueue) -> None:
+async def test_refusals_say_what_to_do(fair):
     places = Places(fair)
     for number in range(6):
         await places.ask(f"ann{number}")
@@ -274,7 +268,7 @@ async def test_refusals_say_what_to_do(fair: FairQueue) -> None:
     await places.leave("bob1")
 
 
-async def test_tenants_that_have_gone_are_forgotten(fair: FairQueue, clock: types.SimpleNamespace) -> None:
+async def test_tenants_that_have_gone_are_forgotten(fair, clock):
     places = Places(fair)
     for number in range(1000):
         await work(fair, [], f"tenant-{number}")
@@ -286,9 +280,7 @@ async def test_tenants_that_have_gone_are_forgotten(fair: FairQueue, clock: type
     await places.leave_all()
 
 
-async def test_time_in_the_queue_is_recorded(
-    fair: FairQueue, clock: types.SimpleNamespace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_time_in_the_queue_is_recorded(fair, clock, monkeypatch):
     waits: list[tuple[object, float]] = []
     monkeypatch.setattr("services.gateway.policy.fair_queue.observe", lambda *args: waits.append(args))
     monkeypatch.setattr("services.gateway.policy.fair_queue.record_span", lambda *args: waits.append(args))
@@ -302,7 +294,7 @@ async def test_time_in_the_queue_is_recorded(
 
 
 @pytest.mark.parametrize(("slots", "capacity", "share"), [([], 4, 1), ([2, 6], 10, 8), ([5], 5, 5)])
-async def test_places_are_those_of_the_ready_replicas(slots: list[int], capacity: int, share: int) -> None:
+async def test_places_are_those_of_the_ready_replicas(slots, capacity, share):
     ready = [types.SimpleNamespace(record=types.SimpleNamespace(slots=each)) for each in slots]
     registry = types.SimpleNamespace(list_ready=lambda service: ready if service == "svc" else [])
     fair = FairQueue(Settings(max_batch_size=4), registry)
@@ -312,7 +304,7 @@ async def test_places_are_those_of_the_ready_replicas(slots: list[int], capacity
         assert (state.capacity, state.share, state.lines["ann"].weight) == (capacity, share, 2.5)
 
 
-async def test_a_tenant_that_is_still_served_keeps_its_share(fair: FairQueue, clock: types.SimpleNamespace) -> None:
+async def test_a_tenant_that_is_still_served_keeps_its_share(fair, clock):
     places = Places(fair, capacity=3, share=1)
     await places.ask("bob1")
     clock.seconds = 20.0
@@ -320,6 +312,6 @@ async def test_a_tenant_that_is_still_served_keeps_its_share(fair: FairQueue, cl
     await places.leave_all()
 
 
-def test_a_place_is_waited_for_until_the_caller_s_deadline(monkeypatch: pytest.MonkeyPatch, fair: FairQueue) -> None:
+def test_a_place_is_waited_for_until_the_caller_s_deadline(monkeypatch, fair):
     monkeypatch.setattr(fair, "place", lambda *names, **facts: (*names, facts["deadline"]))
     assert fair.place_of(Caller("ann", frozenset(), "k1"), "svc", 12.5) == ("svc", "ann", 12.5)

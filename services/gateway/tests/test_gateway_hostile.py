@@ -3,8 +3,6 @@
 What counts is how long the gateway holds its event loop, which no load of the machine makes longer; see `loop_watch`.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json
@@ -129,7 +127,7 @@ async def send_http(url: str, key: str, path: str, headers: dict[str, str], body
 
 
 @pytest.mark.slow
-async def test_livez_waits_for_no_hostile_input(tmp_path: Path) -> None:
+async def test_livez_waits_for_no_hostile_input(tmp_path):
     held = {}
     async with process(tmp_path) as (url, address, key, _pid):
         watch = LoopWatch(tmp_path / "loop")
@@ -145,7 +143,7 @@ async def test_livez_waits_for_no_hostile_input(tmp_path: Path) -> None:
     assert {name: seconds for name, seconds in held.items() if seconds > LONGEST_S} == {}
 
 
-async def test_a_loop_that_is_held_is_seen_and_one_that_waits_is_not(tmp_path: Path) -> None:
+async def test_a_loop_that_is_held_is_seen_and_one_that_waits_is_not(tmp_path):
     watch = LoopWatch(tmp_path / "loop")
     watching = asyncio.create_task(watch.run())
     await asyncio.sleep(0.05)
@@ -172,7 +170,7 @@ async def test_a_loop_that_is_held_is_seen_and_one_that_waits_is_not(tmp_path: P
 
 
 @pytest.mark.slow
-async def test_twenty_large_messages_without_a_key_take_no_memory(tmp_path: Path) -> None:
+async def test_twenty_large_messages_without_a_key_take_no_memory(tmp_path):
     async with process(tmp_path) as (_, address, _key, pid):
         before = resident_megabytes(pid)
         codes = await asyncio.gather(
@@ -187,7 +185,7 @@ def resident_megabytes(pid: int) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
-async def test_messages_are_read_in_turns_within_the_budget() -> None:
+async def test_messages_are_read_in_turns_within_the_budget():
     budget = MemoryBudget(100)
     reader = MessageReader(budget, 10)
     async with contextlib.AsyncExitStack() as stack:
@@ -200,7 +198,7 @@ async def test_messages_are_read_in_turns_within_the_budget() -> None:
     assert budget.left == 100
 
 
-def test_a_field_is_there_however_it_is_written() -> None:
+def test_a_field_is_there_however_it_is_written():
     for body in (
         b'{"a": [], "store" : true}',
         b'{"st\\u006fre": {}}',
@@ -220,7 +218,7 @@ def test_a_field_is_there_however_it_is_written() -> None:
         assert not has_json_field(body, {"store"})
 
 
-def test_the_name_is_found_wherever_it_stands() -> None:
+def test_the_name_is_found_wherever_it_stands():
     for body in (
         b'{"model": "x"}',
         b'{"a": {"model": "no"}, "b": ["model"], "c": "\\"model\\": \\"no\\"", "model" : "x"}',

@@ -1,15 +1,10 @@
 """A replica process is stopped (SIGSTOP): its connections stay open and nothing answers. Nobody waits for it."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -25,33 +20,22 @@ from services.gateway.tests.conftest import listening
 from shared.api.replica import ReplicaRecord, replicas_key
 from shared.rpc import open_inference_pb2 as pb
 from shared.settings import Settings, environment
-from tests.harness.waiting import until
+from tests.harness.waiting import until, wait_until
 
 pytestmark = pytest.mark.slow
 
-REPLICA = """
-import asyncio
-from shared.serving.replica import ReplicaServer, load_app
-from shared.settings import settings
-
-async def main():
-    await ReplicaServer(load_app("toy", "shared.serving.tests.toy_app:app"), settings()).start()
-    await asyncio.Event().wait()
-
-asyncio.run(main())
-"""
-
 
 @pytest.fixture
-def replicas(redis_url: str, tmp_path: Path) -> Iterator[dict[int, subprocess.Popen[bytes]]]:
+def replicas(redis_url, tmp_path):
     """Two replica processes by their process ids, ready and known to Redis."""
     env = environment(FOVEA_REDIS_URL=redis_url, FOVEA_DATA_DIR=str(tmp_path), PYTHONPATH=os.pathsep.join(sys.path))
-    started = [subprocess.Popen([sys.executable, "-c", REPLICA], env=env) for _ in range(2)]
+    started = [subprocess.Popen([sys.executable, "-m", "shared.serving.tests.toy_replica"], env=env) for _ in range(2)]
     with redis.Redis.from_url(redis_url) as link:
-        end = time.monotonic() + 90
-        while sum(ReplicaRecord.model_validate_json(raw).ready for raw in link.hvals(replicas_key("toy"))) < 2:
-            assert time.monotonic() < end, "the replicas did not start"
-            time.sleep(0.1)
+
+        def known():
+            return map(ReplicaRecord.model_validate_json, link.hvals(replicas_key("toy")))
+
+        wait_until(lambda: sum(one.ready for one in known()) == 2, 90, "the replicas' start")
     yield {process.pid: process for process in started}
     for process in started:
         process.kill()
@@ -59,7 +43,7 @@ def replicas(redis_url: str, tmp_path: Path) -> Iterator[dict[int, subprocess.Po
 
 
 @pytest.fixture
-async def app(redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Any]:
+async def app(redis_url, tmp_path, monkeypatch):
     monkeypatch.setattr(replica_registry, "ABORT_AFTER_S", 6.0)
     made = build_gateway(Settings(redis_url=redis_url, data_dir=tmp_path, http_port=0, grpc_port=0))
     registry = made.state.gateway.registry
@@ -76,7 +60,7 @@ def stop_busiest(app: Any, replicas: dict[int, subprocess.Popen[bytes]]) -> int:
     return len(busiest.attempts)
 
 
-async def test_requests_under_way_to_a_replica_that_hangs_are_answered_by_another(app: Any, replicas: Any) -> None:
+async def test_requests_under_way_to_a_replica_that_hangs_are_answered_by_another(app, replicas):
     server = create_server(app, app.state.gateway.settings)
     async with listening(server) as url, httpx2.AsyncClient(base_url=url, timeout=60) as client:
         ask = [client.post("/v1/echo", json={"text": str(n), "sleep": 2}) for n in range(6)]
@@ -89,7 +73,7 @@ async def test_requests_under_way_to_a_replica_that_hangs_are_answered_by_anothe
         assert [answer.json()["text"] for answer in answers] == [str(n) for n in range(6)]
 
 
-async def test_a_call_over_grpc_is_answered_by_another(app: Any, replicas: Any) -> None:
+async def test_a_call_over_grpc_is_answered_by_another(app, replicas):
     server, port = await serve_grpc(app.state.gateway, "127.0.0.1", 0)
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:

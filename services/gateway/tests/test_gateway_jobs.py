@@ -1,145 +1,74 @@
 """Jobs over HTTP, on a queue that keeps the contract in memory; and once on the real one."""
 
-from __future__ import annotations
-
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
 from services.gateway.routes import jobs
-from shared.api.job import FINAL, Job
-from shared.errors import Conflict, NotFound, NotReady, QueueFull
-from shared.jobs.queue import Counts, Payload, Result
+from services.gateway.tests.stage import ForgetfulQueue
+from shared.api.job import Job
+from shared.errors import Conflict, NotReady, QueueFull
+from shared.jobs.queue import Result
 
 ASYNC = {"prefer": "respond-async"}
 
 
 def parsed(events: bytes) -> list[Any]:
-    """The data of server-sent events."""
     blocks = [block for block in events.split(b"\n\n") if block.startswith(b"data: ")]
     return [json.loads(block.removeprefix(b"data: ")) for block in blocks]
 
 
-@dataclass
-class _MemoryQueue:
-    """The contract's verbs over dictionaries."""
+class HeldQueue(ForgetfulQueue):
+    """Its jobs begin when a test says so, and it can be away or full."""
 
-    payloads: dict[str, Payload] = field(default_factory=dict)
-    jobs: dict[str, Job] = field(default_factory=dict)
-    results: dict[str, Result] = field(default_factory=dict)
-    once: dict[tuple[str, str], str] = field(default_factory=dict)
-    changed: asyncio.Condition = field(default_factory=asyncio.Condition)
-    away: bool = False
-    room: int = 100
+    away, room = False, 100
 
-    def _mine(self, job_id: str, tenant: str) -> Job:
-        if self.away:
-            raise NotReady("The job queue can't be reached.", retry_after=1)
-        if job_id not in self.jobs or self.payloads[job_id].tenant != tenant:
-            raise NotFound(f"There is no job {job_id!r}.")
-        return self.jobs[job_id]
-
-    async def change(self, job_id: str, **facts: Any) -> Job:
-        async with self.changed:
-            self.jobs[job_id] = self.jobs[job_id].model_copy(update=facts)
-            self.changed.notify_all()
-        return self.jobs[job_id]
-
-    async def finish(self, job_id: str, result: Result) -> None:
-        self.results[job_id] = result
-        await self.change(job_id, status="succeeded", progress=1.0)
-
-    async def submit(self, payload: Payload, idempotency_key: str | None = None) -> tuple[Job, bool]:
+    async def submit(self, payload, idempotency_key=None):
+        """Accept a job, if it is there and has room."""
         if self.away:
             raise NotReady("The job queue can't be reached.", retry_after=1)
         if len(self.jobs) >= self.room:
             raise QueueFull("Too many jobs wait.", retry_after=7)
-        known = self.once.get((payload.tenant, idempotency_key or ""))
-        if idempotency_key and known:
-            if self.payloads[known].body != payload.body:
-                raise Conflict("This idempotency key was used for another request.")
-            return self.jobs[known], False
-        job_id = f"j{len(self.jobs)}"
-        self.payloads[job_id] = payload
-        self.jobs[job_id] = Job(
-            id=job_id,
-            service=payload.service,
-            path=payload.path,
-            status="queued",
-            created=datetime.now(UTC),
-            position=0,
-        )
-        if idempotency_key:
-            self.once[payload.tenant, idempotency_key] = job_id
-        return self.jobs[job_id], True
+        known = self.keys.get(idempotency_key)
+        if known and self.payloads[known].body != payload.body:
+            raise Conflict("This idempotency key was used for another request.")
+        return await super().submit(payload, idempotency_key)
 
-    async def get(self, job_id: str, tenant: str) -> Job:
-        return self._mine(job_id, tenant)
+    def _begin(self, job_id):
+        self.tasks[job_id] = asyncio.get_running_loop().create_future()
 
-    async def recent(self, tenant: str, limit: int = 50) -> list[Job]:
-        return [j for i, j in reversed(self.jobs.items()) if self.payloads[i].tenant == tenant][:limit]
+    def change(self, job_id, **facts):
+        """Change a job."""
+        self._note(job_id, **facts)
 
-    async def result(self, job_id: str, tenant: str) -> Result:
-        if self._mine(job_id, tenant).status not in FINAL:
-            raise Conflict("The job is not finished.")
-        return self.results[job_id]
-
-    async def delete(self, job_id: str, tenant: str) -> Job:
-        """Cancel, or forget."""
-        job = await self.get(job_id, tenant)
-        return self.jobs.pop(job_id) if job.status in FINAL else await self.cancel(job_id, tenant)
-
-    async def cancel(self, job_id: str, tenant: str) -> Job:
-        return await self.change(job_id, status="cancelled") if self._mine(job_id, tenant) else self.jobs[job_id]
-
-    async def retry(self, job_id: str, tenant: str) -> Job:
-        if self._mine(job_id, tenant).status not in {"failed", "cancelled"}:
-            raise Conflict("Only failed and cancelled jobs can be retried.")
-        return await self.change(job_id, status="queued")
-
-    async def events(self, job_id: str, tenant: str) -> AsyncIterator[Job]:
-        async with self.changed:
-            while True:
-                job = self._mine(job_id, tenant)
-                yield job
-                if job.status in FINAL:
-                    return
-                await self.changed.wait()
-
-    async def counts(self, service: str) -> Counts:
-        states = [j.status for j in self.jobs.values() if j.service == service]
-        return Counts(states.count("queued"), states.count("running"))
-
-    async def dead(self, tenant: str, limit: int = 50) -> list[Job]:
-        return [j for j in self.jobs.values() if j.dead][:limit]
+    def finish(self, job_id, result):
+        """End a job with a result."""
+        self.results[job_id] = result
+        self._note(job_id, status="succeeded", progress=1.0)
 
 
 @pytest.fixture
-def queue() -> _MemoryQueue:
-    return _MemoryQueue()
+def queue():
+    return HeldQueue(None)
 
 
 @pytest.fixture
-async def scene(gateway: Any, toy: Any, queue: _MemoryQueue) -> Any:
-    """A gateway with a queue and one replica."""
+async def scene(gateway, toy, queue):
     scene = await gateway(queue)
     scene.upstream = await toy()
     scene.announce(scene.upstream.url)
     return scene
 
 
-async def test_a_request_that_its_replica_wants_queued_becomes_a_job(scene: Any, queue: _MemoryQueue) -> None:
+async def test_a_request_that_its_replica_wants_queued_becomes_a_job(scene, queue):
     answer = await scene.client.post("/v1/long?seed=3", content=b'{"a": 1}')
-    assert (answer.status_code, answer.headers["location"]) == (202, "/v1/jobs/j0")
-    assert (queue.payloads["j0"].path, queue.payloads["j0"].body) == ("/v1/long?seed=3", b'{"a": 1}')
+    assert (answer.status_code, answer.headers["location"]) == (202, "/v1/jobs/job-1")
+    assert (queue.payloads["job-1"].path, queue.payloads["job-1"].body) == ("/v1/long?seed=3", b'{"a": 1}')
 
 
-async def test_without_a_queue_such_a_request_is_refused_in_the_replicas_words(gateway: Any, toy: Any) -> None:
+async def test_without_a_queue_such_a_request_is_refused_in_the_replicas_words(gateway, toy):
     scene = await gateway(None)
     upstream = await toy()
     scene.announce(upstream.url)
@@ -147,14 +76,13 @@ async def test_without_a_queue_such_a_request_is_refused_in_the_replicas_words(g
     assert (answer.status_code, answer.text) == (413, "This takes long.")
 
 
-async def test_a_post_that_prefers_it_becomes_a_job(scene: Any, queue: _MemoryQueue) -> None:
+async def test_a_post_that_prefers_it_becomes_a_job(scene, queue):
     headers = {**ASYNC, "content-type": "image/png", "accept": "image/png", "authorization": "Bearer secret"}
     answer = await scene.client.post("/v1/echo?threshold=0.4", content=b"picture", headers=headers)
-    assert answer.status_code == 202
-    assert answer.headers["preference-applied"] == "respond-async"
-    assert answer.headers["location"] == "/v1/jobs/j0"
+    assert (answer.status_code, answer.headers["preference-applied"]) == (202, "respond-async")
+    assert answer.headers["location"] == "/v1/jobs/job-1"
     assert Job.model_validate(answer.json()).status == "queued"
-    payload = queue.payloads["j0"]
+    payload = queue.payloads["job-1"]
     assert (payload.service, payload.path, payload.body) == ("svc", "/v1/echo?threshold=0.4", b"picture")
     assert payload.tenant == payload.headers["x-fovea-tenant"] == "local"
     assert payload.headers["content-type"] == payload.headers["accept"] == "image/png"
@@ -174,11 +102,11 @@ async def test_a_post_that_prefers_it_becomes_a_job(scene: Any, queue: _MemoryQu
         (b"", False),
     ],
 )
-def test_the_wish_is_read_as_the_standard_says(text: bytes, wanted: bool) -> None:
+def test_the_wish_is_read_as_the_standard_says(text, wanted):
     assert jobs.prefers_async({b"prefer": text}) is wanted
 
 
-async def test_a_key_seen_before_returns_the_first_job(scene: Any, queue: _MemoryQueue) -> None:
+async def test_a_key_seen_before_returns_the_first_job(scene, queue):
     headers = {**ASYNC, "idempotency-key": "k1"}
     first = await scene.client.post("/v1/echo", content=b"a", headers=headers)
     again = await scene.client.post("/v1/echo", content=b"a", headers=headers)
@@ -190,31 +118,30 @@ async def test_a_key_seen_before_returns_the_first_job(scene: Any, queue: _Memor
     assert (long.status_code, long.json()["field"]) == (422, "idempotency-key")
 
 
-async def test_what_nobody_serves_is_refused_before_it_is_accepted(scene: Any, queue: _MemoryQueue) -> None:
+async def test_what_nobody_serves_is_refused_before_it_is_accepted(scene, queue):
     for path in ("/v1/unknown", "/v2/models/unknown/infer"):
         assert (await scene.client.post(path, content=b"x", headers=ASYNC)).status_code == 404
     assert queue.jobs == {}
 
 
-async def test_a_service_whose_replicas_are_down_still_takes_jobs(scene: Any, queue: _MemoryQueue) -> None:
+async def test_a_service_whose_replicas_are_down_still_takes_jobs(scene, queue):
     scene.announce("http://127.0.0.1:1", service="down", name="d", models=("m",), routes=("/v1/plan",), ready=False)
     assert (await scene.client.post("/v1/plan", headers=ASYNC)).status_code == 202
 
 
-async def test_a_get_is_never_a_job(scene: Any, queue: _MemoryQueue) -> None:
+async def test_a_get_is_never_a_job(scene, queue):
     assert (await scene.client.get("/v1/sessions/1", headers=ASYNC)).status_code == 200
-    assert (await scene.client.post("/v1/jobs/j0/cancel", headers=ASYNC)).status_code == 404
+    assert (await scene.client.post("/v1/jobs/job-1/cancel", headers=ASYNC)).status_code == 404
     assert queue.jobs == {}
 
 
-async def test_size_limits_hold_for_jobs(gateway: Any, toy: Any, queue: _MemoryQueue) -> None:
-    scene = await gateway(queue, max_body_bytes=5000)
-    scene.announce((await toy()).url)
+async def test_size_limits_hold_for_jobs(served, queue):
+    scene = await served(queue, max_body_bytes=5000)
     answer = await scene.client.post("/v1/echo", content=b"x" * 5001, headers=ASYNC)
     assert (answer.status_code, queue.jobs) == (413, {})
 
 
-async def test_a_queue_that_is_away_or_full_says_when_to_come_back(scene: Any, queue: _MemoryQueue) -> None:
+async def test_a_queue_that_is_away_or_full_says_when_to_come_back(scene, queue):
     queue.room = 0
     full = await scene.client.post("/v1/echo", headers=ASYNC)
     assert (full.status_code, full.headers["retry-after"], full.json()["code"]) == (429, "7", "queue_full")
@@ -225,38 +152,37 @@ async def test_a_queue_that_is_away_or_full_says_when_to_come_back(scene: Any, q
     assert (in_oip.status_code, list(in_oip.json())) == (503, ["error"])
 
 
-async def test_a_gateway_without_redis_says_that_it_has_no_queue(gateway: Any, toy: Any) -> None:
-    scene = await gateway()
-    scene.announce((await toy()).url)
+async def test_a_gateway_without_redis_says_that_it_has_no_queue(served):
+    scene = await served()
     for answer in (await scene.client.post("/v1/echo", headers=ASYNC), await scene.client.get("/v1/jobs")):
         assert (answer.status_code, "FOVEA_REDIS_URL" in answer.json()["hint"]) == (503, True)
 
 
-async def test_a_result_is_the_answer_byte_for_byte(scene: Any, queue: _MemoryQueue) -> None:
+async def test_a_result_is_the_answer_byte_for_byte(scene, queue):
     await scene.client.post("/v1/echo", content=b"x", headers=ASYNC)
-    early = await scene.client.get("/v1/jobs/j0/result")
+    early = await scene.client.get("/v1/jobs/job-1/result")
     assert (early.status_code, early.json()["code"]) == (409, "conflict")
     kept = {"inference-header-content-length": "12", "content-length": "999", "x-fovea-usage": '{"cpu_seconds": 1}'}
-    await queue.finish("j0", Result(201, "image/png", b"\x89PNG\x00", kept))
-    answer = await scene.client.get("/v1/jobs/j0/result")
+    queue.finish("job-1", Result(201, "image/png", b"\x89PNG\x00", kept))
+    answer = await scene.client.get("/v1/jobs/job-1/result")
     assert (answer.status_code, answer.content) == (201, b"\x89PNG\x00")
     assert answer.headers["content-type"] == "image/png"
     assert answer.headers["inference-header-content-length"] == "12"
     assert "x-fovea-usage" not in answer.headers
 
 
-async def test_events_tell_every_change_and_end(scene: Any, queue: _MemoryQueue, monkeypatch: Any) -> None:
+async def test_events_tell_every_change_and_end(scene, queue, monkeypatch):
     monkeypatch.setattr(jobs, "EVENT_HEARTBEAT_S", 0.05)
     await scene.client.post("/v1/echo", content=b"x", headers=ASYNC)
 
     async def work() -> None:
         await asyncio.sleep(0.2)
-        await queue.change("j0", status="running", progress=0.5, note="half")
+        queue.change("job-1", status="running", progress=0.5, note="half")
         await asyncio.sleep(0.05)
-        await queue.finish("j0", Result(200, "text/plain", b""))
+        queue.finish("job-1", Result(200, "text/plain", b""))
 
     working = asyncio.create_task(work())
-    answer = await scene.client.get("/v1/jobs/j0/events")
+    answer = await scene.client.get("/v1/jobs/job-1/events")
     await working
     assert answer.headers["content-type"].startswith("text/event-stream")
     assert [(e["status"], e["progress"]) for e in parsed(answer.content)] == [
@@ -267,23 +193,15 @@ async def test_events_tell_every_change_and_end(scene: Any, queue: _MemoryQueue,
     assert answer.content.count(b": still here\n\n") >= 2
 
 
-async def test_a_reader_that_leaves_an_event_stream_lets_go_of_the_queue(scene: Any, queue: _MemoryQueue) -> None:
-    await scene.client.post("/v1/echo", content=b"x", headers=ASYNC)
-    async with scene.client.stream("GET", "/v1/jobs/j0/events") as answer:
-        await anext(answer.aiter_bytes())
-    async with asyncio.timeout(3), queue.changed:
-        pass
-
-
-async def test_cancel_retry_and_delete(scene: Any, queue: _MemoryQueue) -> None:
+async def test_cancel_retry_and_delete(scene, queue):
     client = scene.client
     await client.post("/v1/echo", content=b"x", headers=ASYNC)
-    assert (await client.post("/v1/jobs/j0/cancel")).json()["status"] == "cancelled"
-    assert (await client.post("/v1/jobs/j0/retry")).json()["status"] == "queued"
-    assert (await client.post("/v1/jobs/j0/retry")).status_code == 409
+    assert (await client.post("/v1/jobs/job-1/cancel")).json()["status"] == "cancelled"
+    assert (await client.post("/v1/jobs/job-1/retry")).json()["status"] == "queued"
+    assert (await client.post("/v1/jobs/job-1/retry")).status_code == 409
     for _ in range(2):  # the first cancels it, the second forgets it
-        assert (await client.delete("/v1/jobs/j0")).json()["status"] == "cancelled"
-    assert (await client.get("/v1/jobs/j0")).status_code == 404
+        assert (await client.delete("/v1/jobs/job-1")).json()["status"] == "cancelled"
+    assert (await client.get("/v1/jobs/job-1")).status_code == 404
     for answer in (
         await client.get("/v1/jobs/nope"),
         await client.get("/v1/jobs/nope/events"),
@@ -296,31 +214,30 @@ async def test_cancel_retry_and_delete(scene: Any, queue: _MemoryQueue) -> None:
         assert answer.headers["content-type"] == "application/problem+json"
 
 
-async def test_lists_are_newest_first_and_dead_letters_apart(scene: Any, queue: _MemoryQueue) -> None:
+async def test_lists_are_newest_first_and_dead_letters_apart(scene, queue):
     for _ in range(3):
         await scene.client.post("/v1/echo", content=b"x", headers=ASYNC)
-    await queue.change("j1", status="failed", dead=True)
+    queue.change("job-2", status="failed", dead=True)
     listed = await scene.client.get("/v1/jobs?limit=2")
-    assert [job["id"] for job in listed.json()["jobs"]] == ["j2", "j1"]
+    assert [job["id"] for job in listed.json()["jobs"]] == ["job-3", "job-2"]
     dead = await scene.client.get("/v1/jobs?dead=true")
-    assert [job["id"] for job in dead.json()["jobs"]] == ["j1"]
+    assert [job["id"] for job in dead.json()["jobs"]] == ["job-2"]
     wrong = await scene.client.get("/v1/jobs?limit=0")
     assert (wrong.status_code, wrong.json()["field"]) == (422, "limit")
 
 
-async def test_jobs_that_wait_and_jobs_that_run_are_in_the_metrics(scene: Any, queue: _MemoryQueue) -> None:
+async def test_jobs_that_wait_and_jobs_that_run_are_in_the_metrics(scene, queue):
     first = (await scene.client.post("/v1/echo", content=b"x", headers=ASYNC)).json()
     await scene.client.post("/v1/echo", content=b"y", headers=ASYNC)
-    await queue.change(first["id"], status="running")
+    queue.change(first["id"], status="running")
     text = (await scene.client.get("/metrics")).text
     assert 'fovea_queue_depth{model="jobs",service="svc"} 1.0' in text
     assert 'fovea_jobs{service="svc",state="queued"} 1.0' in text
     assert 'fovea_jobs{service="svc",state="running"} 1.0' in text
 
 
-async def test_the_real_queue_takes_a_job_and_knows_it(gateway: Any, toy: Any, redis_url: str) -> None:
-    scene = await gateway(redis_url=redis_url)
-    scene.announce((await toy()).url)
+async def test_the_real_queue_takes_a_job_and_knows_it(served, redis_url):
+    scene = await served(redis_url=redis_url)
     headers = {**ASYNC, "idempotency-key": "k"}
     first = await scene.client.post("/v1/echo?x=1", content=b"picture", headers=headers)
     again = await scene.client.post("/v1/echo?x=1", content=b"picture", headers=headers)

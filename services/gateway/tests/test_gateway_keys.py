@@ -1,11 +1,7 @@
 """API keys: what is kept, what is refused, and the verb that makes them."""
 
-from __future__ import annotations
-
 import json
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -15,15 +11,14 @@ from services.gateway.policy.auth import KeyRing, read_credentials
 from services.gateway.policy.keys_cli import keys
 from shared.errors import Conflict, NotFound, PermissionDenied, Unauthenticated
 from shared.settings import settings
-from tests.harness.clocks import Clock
 
 
 @pytest.fixture
-def ring(tmp_path: Path) -> KeyRing:
+def ring(tmp_path):
     return KeyRing(tmp_path / "keys.json")
 
 
-def test_only_a_hash_is_kept_and_only_the_owner_can_read_it(ring: KeyRing, tmp_path: Path) -> None:
+def test_only_a_hash_is_kept_and_only_the_owner_can_read_it(ring, tmp_path):
     key, text = ring.add("ann", ("infer",))
     kept = (tmp_path / "keys.json").read_text()
     assert text.rpartition("_")[2] not in kept
@@ -32,7 +27,7 @@ def test_only_a_hash_is_kept_and_only_the_owner_can_read_it(ring: KeyRing, tmp_p
     assert {p.name for p in tmp_path.iterdir()} == {"keys.json", "keys.json.lock"}
 
 
-def test_a_key_names_its_tenant_scopes_and_limits(ring: KeyRing) -> None:
+def test_a_key_names_its_tenant_scopes_and_limits(ring):
     _, text = ring.add("ann", ("infer",), rate_per_minute=5, quota_per_day=100)
     caller = ring.authenticate(text)
     assert (caller.tenant, caller.limits.rate_per_minute, caller.limits.quota_per_day) == ("ann", 5, 100)
@@ -41,7 +36,7 @@ def test_a_key_names_its_tenant_scopes_and_limits(ring: KeyRing) -> None:
         caller.require_scope("jobs")
 
 
-def test_the_last_use_is_the_newest_that_any_gateway_saw(tmp_path: Path) -> None:
+def test_the_last_use_is_the_newest_that_any_gateway_saw(tmp_path):
     one, two = KeyRing(tmp_path / "keys.json"), KeyRing(tmp_path / "keys.json")
     key, text = one.add("ann", ("infer",))
     one.authenticate(text)
@@ -49,7 +44,7 @@ def test_the_last_use_is_the_newest_that_any_gateway_saw(tmp_path: Path) -> None
     assert one.read_last_used() == two.read_last_used() == {key.id: two._used[key.id]}
 
 
-def test_no_key_and_near_misses_are_refused(ring: KeyRing) -> None:
+def test_no_key_and_near_misses_are_refused(ring):
     _, text = ring.add("ann", ("infer",))
     for wrong in (
         None,
@@ -66,13 +61,13 @@ def test_no_key_and_near_misses_are_refused(ring: KeyRing) -> None:
             ring.authenticate(wrong)
 
 
-def test_an_expired_key_is_refused_and_says_so(ring: KeyRing) -> None:
+def test_an_expired_key_is_refused_and_says_so(ring):
     _, text = ring.add("ann", ("infer",), expires=datetime.now(UTC) - timedelta(seconds=1))
     with pytest.raises(Unauthenticated, match="expired"):
         ring.authenticate(text)
 
 
-def test_a_revoked_key_is_refused_by_a_gateway_that_knew_it(ring: KeyRing, tmp_path: Path, clock: Clock) -> None:
+def test_a_revoked_key_is_refused_by_a_gateway_that_knew_it(ring, tmp_path, clock):
     clock.govern(auth)
     serving = KeyRing(tmp_path / "keys.json")
     key, text = ring.add("ann", ("infer",))
@@ -85,7 +80,7 @@ def test_a_revoked_key_is_refused_by_a_gateway_that_knew_it(ring: KeyRing, tmp_p
         ring.revoke(key.id)
 
 
-def test_a_broken_key_file_keeps_the_keys_read_before_in_force(ring: KeyRing, tmp_path: Path, clock: Clock) -> None:
+def test_a_broken_key_file_keeps_the_keys_read_before_in_force(ring, tmp_path, clock):
     clock.govern(auth)
     _, text = ring.add("ann", ("infer",))
     ring.authenticate(text)
@@ -107,11 +102,11 @@ def test_a_broken_key_file_keeps_the_keys_read_before_in_force(ring: KeyRing, tm
         ({}, None),
     ],
 )
-def test_a_key_is_found_in_two_headers(headers: dict[bytes, bytes], key: str | None) -> None:
+def test_a_key_is_found_in_two_headers(headers, key):
     assert read_credentials(headers) == key
 
 
-async def test_calls_need_a_key_and_pages_do_not(gateway: Any, toy: Any, ring: KeyRing) -> None:
+async def test_calls_need_a_key_and_pages_do_not(gateway, toy, ring):
     _, text = ring.add("ann", ("infer",))
     scene = await gateway(auth="keys")
     upstream = await toy()
@@ -143,50 +138,43 @@ async def test_calls_need_a_key_and_pages_do_not(gateway: Any, toy: Any, ring: K
         ("POST", "/v1/steering-vectors", "interventions"),
     ],
 )
-async def test_each_door_needs_its_scope(
-    gateway: Any, toy: Any, ring: KeyRing, method: str, path: str, scope: Any
-) -> None:
+async def test_each_door_needs_its_scope(served, ring, method, path, scope):
     everything = ("infer", "jobs", "admin", "metrics", "interventions")
     others = tuple(s for s in everything if s != scope)
     (_, without), (_, only) = ring.add("ann", others), ring.add("ann", (scope,))
-    scene = await gateway(auth="keys")
-    scene.announce((await toy()).url)
+    scene = await served(auth="keys")
     refused = await scene.client.request(method, path, headers={"x-api-key": without})
     assert (refused.status_code, scope in refused.text) == (403, True)
     assert (await scene.client.request(method, path, headers={"x-api-key": only})).status_code in {200, 404, 503}
 
 
 @pytest.mark.parametrize(
-    ("path", "place"),
-    [("/v2/models/pranet/infer", "error"), ("/v1/chat/completions", "error"), ("/v1/echo", "detail")],
+    ("path", "place"), [("/v2/models/pranet/infer", "error"), ("/v1/chat/completions", "error"), ("/v1/echo", "detail")]
 )
-async def test_a_refusal_has_the_familys_form(gateway: Any, toy: Any, path: str, place: str) -> None:
-    scene = await gateway(auth="keys")
-    scene.announce((await toy()).url)
+async def test_a_refusal_has_the_familys_form(served, path, place):
+    scene = await served(auth="keys")
     answer = await scene.client.post(path)
     assert answer.status_code == 401
     told = answer.json()[place]
     assert "API key" in (told["message"] if isinstance(told, dict) else told)
 
 
-async def test_jobs_need_both_scopes(gateway: Any, toy: Any, ring: KeyRing) -> None:
+async def test_jobs_need_both_scopes(served, ring):
     _, text = ring.add("ann", ("infer",))
-    scene = await gateway(auth="keys")
-    scene.announce((await toy()).url)
+    scene = await served(auth="keys")
     answer = await scene.client.post("/v1/echo", headers={"x-api-key": text, "prefer": "respond-async"})
     assert (answer.status_code, "jobs" in answer.json()["detail"]) == (403, True)
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Runs `fovea keys …` on a key file of the test's own."""
+def run(tmp_path, monkeypatch):
     monkeypatch.setenv("FOVEA_DATA_DIR", str(tmp_path))
     settings.cache_clear()
     yield lambda *words: CliRunner().invoke(keys, list(words))
     settings.cache_clear()
 
 
-def test_the_verb_prints_a_secret_once_and_lists_without_it(run: Any, tmp_path: Path) -> None:
+def test_the_verb_prints_a_secret_once_and_lists_without_it(run, tmp_path):
     added = run("add", "ann", "--scope", "infer", "--scope", "admin", "--expires", "2d", "--quota", "7")
     secret = added.stdout.strip()
     assert added.exit_code == 0
@@ -209,7 +197,7 @@ def test_the_verb_prints_a_secret_once_and_lists_without_it(run: Any, tmp_path: 
         (("revoke", "12345678"), "12345678"),
     ],
 )
-def test_the_verb_says_what_is_wrong_in_one_line(run: Any, words: tuple[str, ...], told: str) -> None:
+def test_the_verb_says_what_is_wrong_in_one_line(run, words, told):
     failed = run(*words)
     assert failed.exit_code == 2
     assert told in failed.output

@@ -1,7 +1,5 @@
 """MCP over Streamable HTTP: handshake, tools from the joined document, calls with the caller's key, and refusals."""
 
-from __future__ import annotations
-
 import json
 
 import httpx2
@@ -18,8 +16,7 @@ def call(url, method, params=None, message_id=1, **headers):
 def test_the_handshake_speaks_the_clients_version(stage):
     for asked, spoken in (("2025-06-18", "2025-06-18"), ("1999-01-01", "2025-11-25")):
         result = call(stage.url, "initialize", {"protocolVersion": asked}).json()["result"]
-        assert result["protocolVersion"] == spoken
-        assert result["serverInfo"]["name"] == "fovea"
+        assert (result["protocolVersion"], result["serverInfo"]["name"]) == (spoken, "fovea")
         assert "tools" in result["capabilities"]
     assert call(stage.url, "notifications/initialized", message_id=None).status_code == 202
     assert call(stage.url, "ping").json()["result"] == {}
@@ -47,7 +44,6 @@ DOCUMENT = {
 
 @pytest.fixture
 async def scene(gateway, toy):
-    """A gateway before a service that describes itself and echoes."""
     upstream = await toy(documents={"models": {"data": MODELS}, "openapi": DOCUMENT})
     scene = await gateway()
     scene.announce(upstream.url, models=("smollm2", "pranet"), routes=tuple(DOCUMENT["paths"]))
@@ -83,11 +79,7 @@ async def test_a_tool_is_run_and_its_errors_are_its_answer(scene):
 
 @pytest.mark.parametrize(
     ("method", "params", "code"),
-    [
-        ("tools/call", {"name": "nothing"}, -32602),
-        ("resources/list", {}, -32601),
-        ("tools/list", [1], -32602),
-    ],
+    [("tools/call", {"name": "nothing"}, -32602), ("resources/list", {}, -32601), ("tools/list", [1], -32602)],
 )
 def test_what_is_not_there_is_a_json_rpc_error(stage, method, params, code):
     assert call(stage.url, method, params).json()["error"]["code"] == code

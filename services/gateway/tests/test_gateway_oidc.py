@@ -1,12 +1,9 @@
 """Bearer tokens of a real identity provider in a process of its own."""
 
-from __future__ import annotations
-
 import base64
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import httpx2
@@ -16,7 +13,7 @@ from services.gateway.policy import oidc
 
 
 @pytest.fixture(scope="module")
-def issuer() -> Iterator[str]:
+def issuer():
     command = [sys.executable, "-m", "services.gateway.tests.issuer"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -32,19 +29,17 @@ def token(issuer: str, **claims: str) -> str:
 
 
 @pytest.fixture
-async def ask(gateway: Any, toy: Any, issuer: str) -> Any:
-    upstream = await toy()
-    scene = await gateway(auth="keys", oidc_issuer=issuer)
-    scene.announce(upstream.url)
+async def ask(served, issuer):
+    scene = await served(auth="keys", oidc_issuer=issuer)
 
     async def send(bearer: str, path: str = "/v1/echo", method: str = "POST") -> Any:
         answer = await scene.client.request(method, path, headers={"authorization": f"Bearer {bearer}"})
-        return answer.status_code, upstream.seen[-1] if upstream.seen else None
+        return answer.status_code, scene.upstream.seen[-1] if scene.upstream.seen else None
 
     return send
 
 
-async def test_a_token_names_tenant_and_scopes(ask: Any, issuer: str) -> None:
+async def test_a_token_names_tenant_and_scopes(ask, issuer):
     status, seen = await ask(token(issuer))
     assert status == 200
     assert seen["headers"]["x-fovea-tenant"] == "alice"
@@ -66,11 +61,11 @@ async def test_a_token_names_tenant_and_scopes(ask: Any, issuer: str) -> None:
     ],
     ids=str,
 )
-async def test_other_tokens_are_refused(ask: Any, issuer: str, claims: dict[str, str]) -> None:
+async def test_other_tokens_are_refused(ask, issuer, claims):
     assert (await ask(token(issuer, **claims)))[0] == 401
 
 
-async def test_forged_tokens_are_refused(ask: Any, issuer: str) -> None:
+async def test_forged_tokens_are_refused(ask, issuer):
     good = token(issuer)
     head, body, signature = good.split(".")
     claims = json.loads(base64.urlsafe_b64decode(body + "=="))
@@ -80,7 +75,7 @@ async def test_forged_tokens_are_refused(ask: Any, issuer: str) -> None:
         assert (await ask(forged))[0] == 401
 
 
-async def test_the_issuer_may_rotate_its_key(ask: Any, issuer: str, monkeypatch: Any) -> None:
+async def test_the_issuer_may_rotate_its_key(ask, issuer, monkeypatch):
     old = token(issuer)
     assert (await ask(old))[0] == 200
     httpx2.get(f"{issuer}/rotate")
@@ -95,9 +90,8 @@ async def test_the_issuer_may_rotate_its_key(ask: Any, issuer: str, monkeypatch:
     assert httpx2.get(f"{issuer}/fetches").json()["fetches"] <= before + 1
 
 
-async def test_an_issuer_that_is_away_is_no_reason_to_refuse_keys(gateway: Any, toy: Any, issuer: str) -> None:
-    scene = await gateway(auth="keys", oidc_issuer="http://127.0.0.1:9")
-    scene.announce((await toy()).url)
+async def test_an_issuer_that_is_away_is_no_reason_to_refuse_keys(served, issuer):
+    scene = await served(auth="keys", oidc_issuer="http://127.0.0.1:9")
     text = scene.app.state.gateway.keys.add("bob", ("infer",))[1]
     for _ in range(2):  # the second time nothing is fetched, as that has just failed
         answer = await scene.client.post("/v1/echo", headers={"authorization": f"Bearer {token(issuer)}"})

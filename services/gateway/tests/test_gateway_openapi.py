@@ -1,7 +1,5 @@
 """What the gateway says about the whole: models, readiness, the joined document, the reference page."""
 
-from __future__ import annotations
-
 import asyncio
 import re
 from typing import Any
@@ -12,20 +10,14 @@ from services.gateway.http.openapi import join_documents
 from services.gateway.http.reference_page import group_operations
 
 CHAT = {
-    "id": "smollm2",
-    "object": "model",
-    "created": 1,
-    "owned_by": "fovea",
-    "task": "chat",
-    "service": "llm",
+    "id": "smollm2", "object": "model", "created": 1, "owned_by": "fovea", "task": "chat", "service": "llm",
     "ready": True,
-}
+}  # fmt: skip
 SEG = {**CHAT, "id": "pranet", "task": "segment", "service": "seg", "paper": {"year": 2020}, "version": "2"}
 
 
 @pytest.fixture
-async def scene(gateway: Any, toy: Any) -> Any:
-    """A gateway before two services that describe themselves."""
+async def scene(gateway, toy):
     seg = await toy(documents={"models": {"data": [SEG]}, "openapi": document("/v1/segment", "Mask", "number")})
     llm = await toy(
         documents={"models": {"data": [CHAT]}, "openapi": document("/v1/chat/completions", "Mask", "string")}
@@ -53,7 +45,7 @@ def document(path: str, name: str, kind: str) -> dict[str, Any]:
     }
 
 
-async def test_all_models_are_one_list_and_chat_comes_first(scene: Any) -> None:
+async def test_all_models_are_one_list_and_chat_comes_first(scene):
     listed = (await scene.client.get("/v1/models")).json()
     assert listed["object"] == "list"
     assert [m["id"] for m in listed["data"]] == ["smollm2", "pranet"]
@@ -62,7 +54,7 @@ async def test_all_models_are_one_list_and_chat_comes_first(scene: Any) -> None:
     assert [m["id"] for m in only["data"]] == ["pranet"]
 
 
-async def test_a_model_whose_service_is_away_stays_listed_as_not_ready(scene: Any, monkeypatch: Any) -> None:
+async def test_a_model_whose_service_is_away_stays_listed_as_not_ready(scene, monkeypatch):
     monkeypatch.setattr("services.gateway.routes.model_list.MAX_AGE_S", 0)
     await scene.client.get("/v1/models")
     replica = scene.registry.pick("seg")
@@ -71,13 +63,13 @@ async def test_a_model_whose_service_is_away_stays_listed_as_not_ready(scene: An
     assert {m["id"]: m["ready"] for m in listed} == {"smollm2": True, "pranet": False}
 
 
-async def test_the_list_is_asked_for_at_most_once_a_second(scene: Any) -> None:
+async def test_the_list_is_asked_for_at_most_once_a_second(scene):
     await asyncio.gather(*(scene.client.get("/v1/models") for _ in range(5)))
     scene.seg.documents["models"] = {"data": []}
     assert len((await scene.client.get("/v1/models")).json()["data"]) == 2
 
 
-async def test_an_upstream_without_a_list_is_listed_by_its_models_names(gateway: Any, toy: Any) -> None:
+async def test_an_upstream_without_a_list_is_listed_by_its_models_names(gateway, toy):
     upstream = await toy(documents={"models": {"detail": "a Triton server knows no such list"}})
     scene = await gateway()
     scene.announce(upstream.url, service="triton", models=("densenet",), routes=())
@@ -85,14 +77,14 @@ async def test_an_upstream_without_a_list_is_listed_by_its_models_names(gateway:
     assert (entry["id"], entry["object"], entry["service"], entry["ready"]) == ("densenet", "model", "triton", True)
 
 
-async def test_a_card_comes_from_the_service_that_has_the_model(scene: Any) -> None:
+async def test_a_card_comes_from_the_service_that_has_the_model(scene):
     await scene.client.get("/v1/models/pranet")
     await scene.client.get("/v1/models/smollm2/example")
     assert [s["path"] for s in scene.seg.seen] == ["/v1/models/pranet"]
     assert [s["path"] for s in scene.llm.seen] == ["/v1/models/smollm2/example"]
 
 
-async def test_readiness_names_who_is_not_ready(scene: Any) -> None:
+async def test_readiness_names_who_is_not_ready(scene):
     good = await scene.client.get("/readyz")
     assert (good.status_code, good.json()["not_ready"], good.json()["redis"]) == (200, [], "none")
     scene.announce("http://127.0.0.1:1", service="detection", name="d", ready=False)
@@ -104,12 +96,12 @@ async def test_readiness_names_who_is_not_ready(scene: Any) -> None:
     assert (await scene.client.get("/livez")).status_code == 200
 
 
-async def test_a_gateway_that_knows_nobody_is_not_ready(gateway: Any) -> None:
+async def test_a_gateway_that_knows_nobody_is_not_ready(gateway):
     scene = await gateway()
     assert (await scene.client.get("/readyz")).status_code == 503
 
 
-async def test_open_inference_speaks_for_the_whole_fleet(scene: Any) -> None:
+async def test_open_inference_speaks_for_the_whole_fleet(scene):
     assert (await scene.client.get("/v2")).json()["name"] == "fovea"
     index = (await scene.client.post("/v2/repository/index", json={})).json()
     assert {m["name"]: (m["state"], m["version"]) for m in index} == {
@@ -118,12 +110,10 @@ async def test_open_inference_speaks_for_the_whole_fleet(scene: Any) -> None:
     }
 
 
-async def test_the_index_can_be_of_the_ready_only_and_says_why_others_are_not(gateway: Any, toy: Any) -> None:
+async def test_the_index_can_be_of_the_ready_only_and_says_why_others_are_not(served):
     failed = {**SEG, "ready": False, "state": "failed", "reason": "There are no weights."}
     loading = {**SEG, "id": "hardnet", "ready": False, "state": "loading"}
-    upstream = await toy(documents={"models": {"data": [CHAT, failed, loading]}})
-    scene = await gateway()
-    scene.announce(upstream.url)
+    scene = await served(fields={"documents": {"models": {"data": [CHAT, failed, loading]}}})
     everything = {m["name"]: m for m in (await scene.client.post("/v2/repository/index")).json()}
     assert (everything["pranet"]["state"], everything["pranet"]["reason"]) == ("UNAVAILABLE", "There are no weights.")
     assert everything["hardnet"]["state"] == "LOADING"
@@ -132,12 +122,12 @@ async def test_the_index_can_be_of_the_ready_only_and_says_why_others_are_not(ga
 
 
 @pytest.mark.parametrize("body", [b"{", b"[]", b'{"ready": 1}', b"\xff", b"[" * 200_000])
-async def test_an_index_request_that_makes_no_sense_is_refused(scene: Any, body: bytes) -> None:
+async def test_an_index_request_that_makes_no_sense_is_refused(scene, body):
     answer = await scene.client.post("/v2/repository/index", content=body)
     assert (answer.status_code, list(answer.json())) == (400, ["error"])
 
 
-async def test_statistics_of_all_services_are_one_list(scene: Any) -> None:
+async def test_statistics_of_all_services_are_one_list(scene):
     assert (await scene.client.get("/v2/models/stats")).json() == {"model_stats": []}
     for service, upstream in (("seg", scene.seg), ("llm", scene.llm)):
         upstream.documents["stats"] = {"model_stats": [{"name": service}]}
@@ -145,7 +135,7 @@ async def test_statistics_of_all_services_are_one_list(scene: Any) -> None:
     assert sorted(stats["name"] for stats in told) == ["llm", "seg"]
 
 
-async def test_one_document_holds_all_routes_and_every_reference_leads_somewhere(scene: Any) -> None:
+async def test_one_document_holds_all_routes_and_every_reference_leads_somewhere(scene):
     whole = (await scene.client.get("/openapi.json")).json()
     assert {"/v1/segment", "/v1/chat/completions", "/v1/jobs", "/v1/models", "/livez"} <= whole["paths"].keys()
     schemas = whole["components"]["schemas"]
@@ -163,7 +153,7 @@ async def test_one_document_holds_all_routes_and_every_reference_leads_somewhere
     assert "operationId" in whole["paths"]["/livez"]["get"]
 
 
-def test_services_documents_are_left_as_they_were() -> None:
+def test_services_documents_are_left_as_they_were():
     own: dict[str, Any] = {"openapi": "3.1.0", "info": {}, "paths": {}, "components": {"schemas": {}}}
     first, second = document("/a", "M", "number"), document("/b", "M", "string")
     kept = str((own, first, second))
@@ -171,7 +161,7 @@ def test_services_documents_are_left_as_they_were() -> None:
     assert str((own, first, second)) == kept
 
 
-async def test_the_reference_page_shows_every_operation_without_script_or_other_hosts(scene: Any) -> None:
+async def test_the_reference_page_shows_every_operation_without_script_or_other_hosts(scene):
     page = await scene.client.get("/docs")
     policy = page.headers["content-security-policy"]
     assert "default-src 'none'" in policy
@@ -186,7 +176,7 @@ async def test_the_reference_page_shows_every_operation_without_script_or_other_
     assert style.headers["content-type"].startswith("text/css")
 
 
-def test_the_page_survives_schemas_that_refer_to_themselves() -> None:
+def test_the_page_survives_schemas_that_refer_to_themselves():
     tree = {
         "type": "object",
         "properties": {"children": {"type": "array", "items": {"$ref": "#/components/schemas/Tree"}}},
@@ -200,7 +190,7 @@ def test_the_page_survives_schemas_that_refer_to_themselves() -> None:
     assert operation.bodies[0][1].startswith("children: [")
 
 
-async def test_every_answer_has_security_headers_and_a_request_id(scene: Any) -> None:
+async def test_every_answer_has_security_headers_and_a_request_id(scene):
     for path in ("/livez", "/docs", "/v1/models", "/nowhere", "/v1/models/pranet"):
         answer = await scene.client.get(path)
         assert answer.headers["x-content-type-options"] == "nosniff"

@@ -1,9 +1,6 @@
 """schemathesis over the gateway's own routes, with a key that may do everything: no request makes it fail."""
 
-from __future__ import annotations
-
 import asyncio
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,7 +25,7 @@ OPERATIONS = {
 
 
 @pytest.mark.slow
-async def test_no_request_that_the_document_allows_makes_the_gateway_fail(gateway: Any, tmp_path: Path) -> None:
+async def test_no_request_that_the_document_allows_makes_the_gateway_fail(gateway, tmp_path):
     _, key = KeyRing(tmp_path / "keys.json").add("ops", SCOPES, rate_per_minute=1_000_000)
     scene = await gateway(queue=ForgetfulQueue(None), auth="keys")
     assert len(OPERATIONS) > 15

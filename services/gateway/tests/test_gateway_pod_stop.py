@@ -1,12 +1,8 @@
 """A gateway's pod is stopped: it serves on while load balancers still send, then ends no stream before its time."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import signal
-from pathlib import Path
-from typing import Any
 
 import httpx2
 import pytest
@@ -26,9 +22,7 @@ async def wait_ready(client: httpx2.AsyncClient) -> None:
 
 
 @pytest.mark.parametrize(("grace_s", "is_whole"), [("20", True), ("1", False)])
-async def test_a_stream_ends_by_itself_within_the_grace_and_is_cut_after_it(
-    toy: Any, tmp_path: Path, grace_s: str, is_whole: bool
-) -> None:
+async def test_a_stream_ends_by_itself_within_the_grace_and_is_cut_after_it(toy, tmp_path, grace_s, is_whole):
     upstream = await toy(name="r", chunks=40, gap_s=0.1, documents={"openapi": DOCUMENT})
     process = start(tmp_path, FOVEA_STATIC_UPSTREAMS=f"svc={upstream.url}", FOVEA_SHUTDOWN_GRACE_S=grace_s)
     assert process.stderr is not None

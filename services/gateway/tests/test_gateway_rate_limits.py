@@ -1,11 +1,8 @@
 """Rates and quotas: counted in a real Redis, and in the process while Redis is away."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 import types
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,14 +14,12 @@ from services.gateway.policy.auth import KeyRing
 from services.gateway.policy.caller import LOCAL, Caller, KeyLimits
 from services.gateway.policy.rate_limits import QuotaSpent, RateLimiter, RateLimitStatus
 from shared.errors import RateLimited
-from shared.jobs.redis_server import RedisServer
 from shared.settings import Settings
 
 ANN = Caller("ann", frozenset({"infer"}), "k1", KeyLimits(rate_per_minute=3))
 
 
 async def spend(limits: RateLimiter, caller: Caller) -> int:
-    """Requests until the first refusal."""
     count = 0
     while count < 100:
         try:
@@ -35,25 +30,25 @@ async def spend(limits: RateLimiter, caller: Caller) -> int:
     return count
 
 
-async def test_a_local_gateway_limits_nobody_unless_told_to() -> None:
+async def test_a_local_gateway_limits_nobody_unless_told_to():
     assert await RateLimiter(Settings()).count(LOCAL) is None
     assert await spend(RateLimiter(Settings(rate_limit_rpm=4)), LOCAL) == 4
 
 
-async def test_a_keys_own_rate_wins_over_the_common_one() -> None:
+async def test_a_keys_own_rate_wins_over_the_common_one():
     limits = RateLimiter(Settings(auth="keys", rate_limit_rpm=5))
     assert await spend(limits, ANN) == 3
     assert await spend(limits, Caller("bob", frozenset(), "k2")) == 5
 
 
-async def test_keys_of_one_tenant_share_the_common_rate() -> None:
+async def test_keys_of_one_tenant_share_the_common_rate():
     limits = RateLimiter(Settings(auth="keys", rate_limit_rpm=5))
     await limits.count(Caller("bob", frozenset(), "k2"))
     await limits.count(Caller("bob", frozenset(), "k3"))
     assert await spend(limits, Caller("bob", frozenset(), "k2")) == 3
 
 
-async def test_a_spent_day_is_refused_until_tomorrow() -> None:
+async def test_a_spent_day_is_refused_until_tomorrow():
     limits = RateLimiter(Settings(auth="keys"))
     caller = Caller("ann", frozenset(), "k1", KeyLimits(quota_per_day=2))
     assert await spend(limits, caller) == 2
@@ -62,7 +57,7 @@ async def test_a_spent_day_is_refused_until_tomorrow() -> None:
     assert 80_000 < (refused.value.retry_after or 0) <= 86_400
 
 
-async def test_gateways_agree_through_redis(redis_url: str) -> None:
+async def test_gateways_agree_through_redis(redis_url):
     one, two = (RateLimiter(Settings(auth="keys", redis_url=redis_url)) for _ in range(2))
     first, second = await one.count(ANN), await two.count(ANN)
     assert first is not None
@@ -76,7 +71,7 @@ async def test_gateways_agree_through_redis(redis_url: str) -> None:
 
 
 @pytest.mark.timed("Only a clock tells that no request waits for the connection to a dead Redis.")
-async def test_counting_goes_on_while_redis_is_away(own_redis: RedisServer) -> None:
+async def test_counting_goes_on_while_redis_is_away(own_redis):
     limits = RateLimiter(Settings(auth="keys", redis_url=own_redis.url))
     await limits.count(ANN)
     own_redis.kill()
@@ -89,7 +84,7 @@ async def test_counting_goes_on_while_redis_is_away(own_redis: RedisServer) -> N
     await limits.stop()
 
 
-async def test_a_burst_waits_for_connections_and_is_not_an_outage(redis_url: str) -> None:
+async def test_a_burst_waits_for_connections_and_is_not_an_outage(redis_url):
     limits = RateLimiter(Settings(auth="keys", redis_url=redis_url))
     many = Caller("ann", frozenset(), "k9", KeyLimits(rate_per_minute=1000))
     counted = await asyncio.gather(*(limits.count(many) for _ in range(400)))
@@ -101,7 +96,7 @@ async def test_a_burst_waits_for_connections_and_is_not_an_outage(redis_url: str
 
 
 @pytest.mark.parametrize("shared", [True, False])
-async def test_tokens_are_counted_when_they_are_known(redis_url: str, shared: bool) -> None:
+async def test_tokens_are_counted_when_they_are_known(redis_url, shared):
     limits = RateLimiter(Settings(auth="keys", redis_url=redis_url if shared else None))
     caller = Caller("ann", frozenset(), "k5", KeyLimits(tokens_per_minute=100, tokens_per_day=150))
     await limits.count(caller)
@@ -114,10 +109,9 @@ async def test_tokens_are_counted_when_they_are_known(redis_url: str, shared: bo
     await limits.stop()
 
 
-async def test_headers_say_where_a_caller_stands_and_when_to_come_back(gateway: Any, toy: Any, tmp_path: Path) -> None:
+async def test_headers_say_where_a_caller_stands_and_when_to_come_back(served, tmp_path):
     _, text = KeyRing(tmp_path / "keys.json").add("ann", ("infer",), rate_per_minute=2)
-    scene = await gateway(auth="keys")
-    scene.announce((await toy()).url)
+    scene = await served(auth="keys")
     answers = [await scene.client.post("/v1/echo", headers={"x-api-key": text}) for _ in range(3)]
     assert [a.status_code for a in answers] == [200, 200, 429]
     assert [a.headers.get("x-ratelimit-remaining") for a in answers[:2]] == ["1", "0"]
@@ -132,8 +126,7 @@ async def test_headers_say_where_a_caller_stands_and_when_to_come_back(gateway: 
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
-    """The clock of rates, set by hand."""
+def clock(monkeypatch):
     now = types.SimpleNamespace(seconds=1000.0)
     fake = types.SimpleNamespace(time=lambda: now.seconds, monotonic=lambda: now.seconds)
     monkeypatch.setattr("services.gateway.policy.rate_limits.time", fake)
@@ -172,8 +165,7 @@ class Storage:
 
 
 @pytest.fixture
-def stored(clock: types.SimpleNamespace) -> tuple[RateLimiter, Storage]:
-    """A limiter, and what it has in place of Redis."""
+def stored(clock):
     limits, storage = RateLimiter(Settings(auth="keys")), Storage()
     limits._shared = storage
     return limits, storage
@@ -183,7 +175,7 @@ MINUTE = RateLimitItemPerMinute(9)
 KEY = MINUTE.key_for("key/k1")
 
 
-async def test_a_window_ends_after_its_minute_and_begins_anew(clock: types.SimpleNamespace) -> None:
+async def test_a_window_ends_after_its_minute_and_begins_anew(clock):
     limits = RateLimiter(Settings(auth="keys"))
     assert await limits.count(ANN) == RateLimitStatus(3, 1, 1060.0)
     clock.seconds = 1059.9
@@ -192,7 +184,7 @@ async def test_a_window_ends_after_its_minute_and_begins_anew(clock: types.Simpl
     assert await limits.count(ANN) == RateLimitStatus(3, 1, 1120.0)
 
 
-async def test_a_refusal_says_what_is_spent_and_when_it_is_back(clock: types.SimpleNamespace) -> None:
+async def test_a_refusal_says_what_is_spent_and_when_it_is_back(clock):
     limits = RateLimiter(Settings(auth="keys"))
     for _ in range(3):
         await limits.count(ANN)
@@ -220,9 +212,7 @@ async def test_a_refusal_says_what_is_spent_and_when_it_is_back(clock: types.Sim
         (KeyLimits(tokens_per_day=1), "1 tokens per day"),
     ],
 )
-async def test_each_quota_has_its_unit_and_its_window(
-    clock: types.SimpleNamespace, quota: KeyLimits, unit: str
-) -> None:
+async def test_each_quota_has_its_unit_and_its_window(clock, quota, unit):
     limits, caller = RateLimiter(Settings(auth="keys")), Caller("ann", frozenset(), "k1", quota)
     await limits.spend_tokens(caller, 0)
     await limits.spend_tokens(caller, -5)
@@ -231,22 +221,19 @@ async def test_each_quota_has_its_unit_and_its_window(
     await limits.spend_tokens(caller, 1)
     with pytest.raises(QuotaSpent, match=f"^{unit} are allowed") as refused:
         await limits.count(caller)
-    assert refused.value.retry_after == (86_400 if "day" in unit else 60)
-    assert refused.value.counter.used == 2
+    assert (refused.value.retry_after, refused.value.counter.used) == (86_400 if "day" in unit else 60, 2)
     other = Caller("ann", frozenset(), "k2", quota)
     assert await limits.count(other) is not None
 
 
-async def test_nothing_is_counted_where_nothing_is_limited() -> None:
+async def test_nothing_is_counted_where_nothing_is_limited():
     limits = RateLimiter(Settings())
     await limits.spend_tokens(Caller("ann", frozenset(), "k1", KeyLimits(tokens_per_day=1)), 5)
     assert limits._windows == {}
     assert RateLimiter(Settings(redis_url="redis://127.0.0.1:1"))._shared is None
 
 
-async def test_hits_that_redis_missed_are_sent_when_it_is_back(
-    stored: tuple[RateLimiter, Storage], clock: types.SimpleNamespace
-) -> None:
+async def test_hits_that_redis_missed_are_sent_when_it_is_back(stored, clock):
     limits, storage = stored
     assert await limits._hit(MINUTE, "key/k1", 2) == RateLimitStatus(9, 2, 1060.0)
     storage.is_away = True
@@ -269,9 +256,7 @@ async def test_hits_that_redis_missed_are_sent_when_it_is_back(
     assert storage.calls[-1] == ("incr", KEY, 60, 1)
 
 
-async def test_a_window_that_another_gateway_began_ends_when_that_one_says(
-    stored: tuple[RateLimiter, Storage], clock: types.SimpleNamespace
-) -> None:
+async def test_a_window_that_another_gateway_began_ends_when_that_one_says(stored, clock):
     limits, storage = stored
     storage.used[KEY], storage.ends[KEY] = 4, 1033.0
     assert await limits._hit(MINUTE, "key/k1", 0) == RateLimitStatus(9, 4, 1033.0)
@@ -284,9 +269,7 @@ async def test_a_window_that_another_gateway_began_ends_when_that_one_says(
     assert await limits._hit(MINUTE, "key/k1", 2) == RateLimitStatus(9, 2, 1085.0)
 
 
-async def test_ended_windows_are_dropped_once_there_are_many(
-    clock: types.SimpleNamespace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_ended_windows_are_dropped_once_there_are_many(clock, monkeypatch):
     monkeypatch.setattr("services.gateway.policy.rate_limits._MAX_WINDOWS", 2)
     limits = RateLimiter(Settings(auth="keys"))
     for second, name in enumerate("abc"):
@@ -300,7 +283,7 @@ async def test_ended_windows_are_dropped_once_there_are_many(
     assert len(limits._windows) == 3
 
 
-async def test_counters_in_redis_have_a_prefix_and_end_by_themselves(redis_url: str) -> None:
+async def test_counters_in_redis_have_a_prefix_and_end_by_themselves(redis_url):
     limits = RateLimiter(Settings(auth="keys", redis_url=redis_url))
     await limits.count(ANN)
     await limits.stop()

@@ -1,7 +1,5 @@
 """The table of routes: literal paths, templates, what is below, and names of models."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest
@@ -14,9 +12,7 @@ from shared.api.replica import ReplicaRecord
 from shared.errors import InvalidOption, NotFound, TooLarge
 
 
-def replica(
-    service: str, routes: tuple[str, ...] = (), models: tuple[str, ...] = (), name: str = "r1", **marks: Any
-) -> ReplicaRecord:
+def replica(service, routes=(), models=(), name="r1", **marks: Any):
     where = {"id": f"{service}-{name}", "service": service, "http": "http://h:1", "pid": 1}
     return ReplicaRecord(**where, ready=True, models=models, routes=routes, seen=0, **marks)
 
@@ -50,7 +46,7 @@ TABLE = RouteTable.from_records(
         ("/v1/models/org/pranet/sparsity", "seg", "/v1/models/{name}/sparsity"),
     ],
 )
-def test_a_path_leads_to_its_service(path: str, service: str, label: str) -> None:
+def test_a_path_leads_to_its_service(path, service, label):
     route = TABLE.find(path)
     assert route is not None
     assert (route.services, route.label) == ((service,), label)
@@ -60,17 +56,17 @@ def test_a_path_leads_to_its_service(path: str, service: str, label: str) -> Non
     "path",
     ["/", "/livez", "/v1/models", "/v1/jobs/1", "/v1/segmentation", "/v1/probe/heads", "/v1/segment/../x", "/v2"],
 )
-def test_paths_of_our_own_and_of_nobody_lead_nowhere(path: str) -> None:
+def test_paths_of_our_own_and_of_nobody_lead_nowhere(path):
     assert TABLE.find(path) is None
 
 
-def test_an_unknown_model_is_told_with_those_there_are() -> None:
+def test_an_unknown_model_is_told_with_those_there_are():
     with pytest.raises(NotFound) as refused:
         TABLE.find("/v2/models/prenet/infer")
     assert "org/pranet" in (refused.value.hint or "")
 
 
-def test_effectful_routes_are_those_that_a_replica_marks() -> None:
+def test_effectful_routes_are_those_that_a_replica_marks():
     for path, is_effectful in (
         ("/v1/sessions/42", True),
         ("/v1/documents", True),
@@ -83,12 +79,12 @@ def test_effectful_routes_are_those_that_a_replica_marks() -> None:
         assert route.is_effectful is is_effectful, path
 
 
-def test_no_path_is_endless_or_effectful_by_its_name() -> None:
+def test_no_path_is_endless_or_effectful_by_its_name():
     table = RouteTable.from_records([replica("old", ("/v1/sessions", "/v1/documents", "/v1/detect/stream"))])
     assert not any(route.is_effectful or route.is_endless for route in table.paths.values())
 
 
-def test_a_mark_of_one_replica_holds_for_the_path_whatever_the_others_say() -> None:
+def test_a_mark_of_one_replica_holds_for_the_path_whatever_the_others_say():
     marks = {"effectful": ("/v1/x",), "endless": ("/v1/x",)}
     records = [replica("a", ("/v1/x",), name="new", **marks), replica("a", ("/v1/x",), name="old")]
     for order in (records, records[::-1]):
@@ -96,7 +92,7 @@ def test_a_mark_of_one_replica_holds_for_the_path_whatever_the_others_say() -> N
         assert (route.services, route.is_effectful, route.is_endless) == (("a",), True, True)
 
 
-def test_a_record_of_an_older_replica_has_no_marks() -> None:
+def test_a_record_of_an_older_replica_has_no_marks():
     record = ReplicaRecord.model_validate_json(
         '{"id":"x","service":"s","http":"http://h:1","pid":1,"ready":true,"models":[],"routes":["/v1/x"],"seen":0}'
     )
@@ -104,7 +100,7 @@ def test_a_record_of_an_older_replica_has_no_marks() -> None:
 
 
 @given(st.text(max_size=60))
-def test_no_path_breaks_the_table(text: str) -> None:
+def test_no_path_breaks_the_table(text):
     for prefix in ("/", "/v1/", "/v2/models/", "/v1/models/", "/v2/repository/models/"):
         try:
             route = TABLE.find(prefix + text)
@@ -123,7 +119,7 @@ def test_no_path_breaks_the_table(text: str) -> None:
         ("/v1/segment", "problem", 422),
     ],
 )
-def test_each_family_has_its_own_form_and_knows_its_own_statuses(path: str, form: str, status: int) -> None:
+def test_each_family_has_its_own_form_and_knows_its_own_statuses(path, form, status):
     assert find_error_format(path) == form
     assert render_error(InvalidOption("no"), find_error_format(path), "id")[0] == status
     assert render_error(TooLarge("no"), find_error_format(path), "id")[0] == 413

@@ -1,7 +1,5 @@
 """Interventions through the gateway: the replica learns what a key allows, and the audit log who looked inside."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 
@@ -24,11 +22,11 @@ STEERED = {"messages": [], "interventions": [{"vector": "calm@1"}]}
 
 
 @pytest.fixture
-def ring(tmp_path: Any) -> KeyRing:
+def ring(tmp_path):
     return KeyRing(tmp_path / "keys.json")
 
 
-async def test_a_replica_is_told_the_scopes_and_what_it_says_is_audited(gateway: Any, toy: Any, ring: KeyRing) -> None:
+async def test_a_replica_is_told_the_scopes_and_what_it_says_is_audited(gateway, toy, ring):
     seen: list[str] = []
 
     async def chat(request: Any) -> JSONResponse:
@@ -61,12 +59,12 @@ async def test_a_replica_is_told_the_scopes_and_what_it_says_is_audited(gateway:
         (b"\x00\x01\\u", False),
     ],
 )
-async def test_a_job_that_may_steer_is_audited_however_its_fields_are_written(body: bytes, is_audited: bool) -> None:
+async def test_a_job_that_may_steer_is_audited_however_its_fields_are_written(body, is_audited):
     assert await _may_steer(body) is is_audited
 
 
 @pytest.mark.parametrize("more", [{}, {"interventions": [{}]}, {"capture": [{}]}])
-async def test_a_batch_that_steers_is_audited(tmp_path: Any, more: dict[str, Any]) -> None:
+async def test_a_batch_that_steers_is_audited(tmp_path, more):
     objects, audited = ObjectStore.open(tmp_path.as_uri()), list[str]()
     files = FileStore(objects, 10_000)
     service = BatchService(BatchRecords(objects), files, 60)

@@ -1,22 +1,17 @@
 """Spans of the gateway: key, model, turn and replica of a request, and what a caller's `traceparent` becomes."""
 
-from __future__ import annotations
-
-from typing import Any
-
 from services.gateway.policy.auth import KeyRing
-from shared.settings import Settings
 from shared.tests.recorded_spans import is_child, recorded_spans  # noqa: F401  # a fixture
 
 TRACE, CALLER = "a" * 32, "b" * 16
 
 
 async def test_key_model_turn_and_replica_are_spans_of_one_request(
-    gateway: Any,
-    toy: Any,
-    gateway_settings: Settings,
-    recorded_spans: Any,  # noqa: F811
-) -> None:
+    gateway,
+    toy,
+    gateway_settings,
+    recorded_spans,  # noqa: F811
+):
     _, secret = KeyRing(gateway_settings.keys_path).add("alice", ("infer",))
     one, two = await toy(), await toy()
     scene = await gateway(auth="keys")
@@ -25,7 +20,6 @@ async def test_key_model_turn_and_replica_are_spans_of_one_request(
     headers = {"authorization": f"Bearer {secret}", "traceparent": f"00-{TRACE}-{CALLER}-01"}
     answer = await scene.client.post("/v1/echo", json={"model": "yolo"}, headers=headers)
     assert answer.status_code == 200
-
     server = next(s for s in recorded_spans.named("POST /v1/echo") if s.kind.name == "SERVER")
     sent = next(s for s in recorded_spans.named("POST /v1/echo") if s.kind.name == "CLIENT")
     assert f"{server.parent.span_id:016x}" == CALLER
@@ -38,7 +32,7 @@ async def test_key_model_turn_and_replica_are_spans_of_one_request(
     assert two.seen[0]["headers"]["traceparent"] == f"00-{TRACE}-{sent.context.span_id:016x}-01"
 
 
-async def test_each_replica_that_is_tried_has_a_span(gateway: Any, toy: Any, recorded_spans: Any) -> None:  # noqa: F811
+async def test_each_replica_that_is_tried_has_a_span(gateway, toy, recorded_spans):  # noqa: F811
     scene = await gateway()
     busy, ready = await toy(status=503, name="busy"), await toy()
     scene.announce(busy.url, name="r1")
@@ -54,10 +48,10 @@ async def test_each_replica_that_is_tried_has_a_span(gateway: Any, toy: Any, rec
 
 
 async def test_a_caller_that_does_not_want_a_trace_gets_none(
-    gateway: Any,
-    toy: Any,
-    recorded_spans: Any,  # noqa: F811
-) -> None:
+    gateway,
+    toy,
+    recorded_spans,  # noqa: F811
+):
     upstream = await toy()
     scene = await gateway()
     scene.announce(upstream.url)

@@ -1,12 +1,9 @@
 """What a tenant consumed is in the ledger, from answers and replicas, and nobody else sees it."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +13,6 @@ from starlette.routing import Route
 
 from services.gateway.policy.auth import KeyRing
 from shared.api.usage import USAGE_HEADER, UsageScanner, find_model, read_header
-from shared.jobs.redis_server import RedisServer
 from shared.jobs.usage_ledger import UsageLedger
 
 ANSWER = {
@@ -49,7 +45,7 @@ def chatting() -> list[Route]:
     return [Route("/v1/chat", chat, methods=["POST"]), Route("/v1/stream", stream, methods=["POST"])]
 
 
-async def test_a_tenant_sees_what_it_consumed(gateway: Any, toy: Any, tmp_path: Path) -> None:
+async def test_a_tenant_sees_what_it_consumed(gateway, toy, tmp_path):
     ring = KeyRing(tmp_path / "keys.json")
     alice, bob = (ring.add(name, ("infer",), rate_per_minute=1000)[1] for name in ("alice", "bob"))
     admin = ring.add("ops", ("infer", "admin"))[1]
@@ -80,7 +76,7 @@ async def test_a_tenant_sees_what_it_consumed(gateway: Any, toy: Any, tmp_path: 
         assert (await ask(f"/v1/usage?{bad}", alice)).status_code == 422
 
 
-async def test_tokens_are_counted_against_the_key(gateway: Any, toy: Any, tmp_path: Path) -> None:
+async def test_tokens_are_counted_against_the_key(gateway, toy, tmp_path):
     key = KeyRing(tmp_path / "keys.json").add("alice", ("infer",), tokens_per_minute=12)[1]
     scene = await gateway(auth="keys")
     scene.announce((await toy(extra=chatting())).url, routes=("/v1/chat",))
@@ -90,7 +86,7 @@ async def test_tokens_are_counted_against_the_key(gateway: Any, toy: Any, tmp_pa
     assert "12 tokens per minute" in answers[1].text
 
 
-async def test_the_ledger_survives_an_outage_and_a_restart(own_redis: RedisServer) -> None:
+async def test_the_ledger_survives_an_outage_and_a_restart(own_redis):
     ledger, today = UsageLedger(own_redis.url), datetime.now(UTC).date()
     ledger.add("alice", "m", {"tokens_in": 5})
     await ledger.flush()
@@ -107,7 +103,7 @@ async def test_the_ledger_survives_an_outage_and_a_restart(own_redis: RedisServe
     await other.stop()
 
 
-def test_what_answers_say_is_read_and_what_they_quote_is_not() -> None:
+def test_what_answers_say_is_read_and_what_they_quote_is_not():
     scanner = UsageScanner(is_stream=False)
     scanner.feed(json.dumps(ANSWER).encode())
     assert scanner.sum_up(2.0) == {"tokens_in": 7, "tokens_out": 5, "cached_tokens": 3, "kv_byte_seconds": 8192}

@@ -1,27 +1,16 @@
 """Small ONNX graphs, made in memory, for the engines' tests."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from onnx import TensorProto, helper
 
 NUMBERS = {
-    "BOOL": TensorProto.BOOL,
-    "UINT8": TensorProto.UINT8,
-    "UINT16": TensorProto.UINT16,
-    "UINT32": TensorProto.UINT32,
-    "UINT64": TensorProto.UINT64,
-    "INT8": TensorProto.INT8,
-    "INT16": TensorProto.INT16,
-    "INT32": TensorProto.INT32,
-    "INT64": TensorProto.INT64,
-    "FP16": TensorProto.FLOAT16,
-    "FP32": TensorProto.FLOAT,
-    "FP64": TensorProto.DOUBLE,
-    "BF16": TensorProto.BFLOAT16,
+    "BOOL": TensorProto.BOOL, "UINT8": TensorProto.UINT8, "UINT16": TensorProto.UINT16,
+    "UINT32": TensorProto.UINT32, "UINT64": TensorProto.UINT64, "INT8": TensorProto.INT8,
+    "INT16": TensorProto.INT16, "INT32": TensorProto.INT32, "INT64": TensorProto.INT64, "FP16": TensorProto.FLOAT16,
+    "FP32": TensorProto.FLOAT, "FP64": TensorProto.DOUBLE, "BF16": TensorProto.BFLOAT16,
     "BYTES": TensorProto.STRING,
-}
+}  # fmt: skip
 """Open Inference datatype → ONNX's number of it."""
 
 
@@ -38,11 +27,9 @@ def graph(nodes: Sequence[tuple[str, Sequence[str], Sequence[str]]], inputs: dic
 
 
 def identity(datatype: str) -> bytes:
-    """Hands x on as y, both of shape (n, 3)."""
     return graph([("Identity", ["x"], ["y"])], {"x": (datatype, ["n", 3])}, {"y": (datatype, ["n", 3])})
 
 
 def adder() -> bytes:
-    """Adds a and b, both FP32 of shape (n, any)."""
     pair = {"a": ("FP32", ["n", "w"]), "b": ("FP32", ["n", "v"])}
     return graph([("Add", ["a", "b"], ["sum"])], pair, {"sum": ("FP32", None)})

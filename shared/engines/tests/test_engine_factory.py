@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from shared.api.tensors import TensorSpec
-from shared.engines import ModelArtifacts, missing_parts, open_engine
+from shared.engines import ModelArtifacts, open_engine
 from shared.engines.tests.graphs import identity
 from shared.errors import Fault, NotReady
 from shared.registry import LoadContext
@@ -76,20 +76,6 @@ def test_triton_needs_an_address(forms):
     with pytest.raises(NotReady, match="No Triton server is named") as caught:
         open_engine(place("triton"), forms)
     assert "FOVEA_TRITON_URL" in caught.value.hint
-
-
-def test_tensorrt_is_refused_where_it_is_missing(forms):
-    if missing_parts()["tensorrt"] is None:
-        pytest.skip("there is a TensorRT build")
-    with pytest.raises(NotReady, match="TensorRT is not available"):
-        open_engine(place("tensorrt"), forms)
-
-
-def test_doctor_is_told_what_each_engine_lacks():
-    found = missing_parts()
-    assert list(found) == ["onnx", "torch", "tensorrt", "triton"]
-    assert found["onnx"] is None
-    assert found["torch"] is None
 
 
 def test_missing_library_is_named(forms, monkeypatch):

@@ -1,10 +1,7 @@
 """A real Triton loads the repositories that are written, and the triton engine gets from it what ONNX Runtime finds."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from contextlib import closing
 
 import httpx2
 import numpy as np
@@ -23,10 +20,7 @@ from shared.export.triton_repository import TritonOptions, write_model
 from shared.registry.weights import Manifest, NetworkSpec, Weights
 
 TRITON = find_triton()
-pytestmark = [
-    pytest.mark.release,
-    pytest.mark.skipif(TRITON is None, reason="pip install --no-deps nvidia-pytriton"),
-]
+pytestmark = [pytest.mark.release, pytest.mark.skipif(TRITON is None, reason="pip install --no-deps nvidia-pytriton")]
 
 SIDE = 256
 MOST = 4
@@ -71,7 +65,7 @@ BY, SAME, PEAK = (TensorSpec(name=name, datatype="FP32", shape=(-1,)) for name i
 
 
 @pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def repository(tmp_path_factory):
     made = tmp_path_factory.mktemp("repository")
     options = TritonOptions(max_batch=MOST, delay_us=20_000, has_gpu=False)
     write_model(made, "net", forms(tmp_path_factory.mktemp("forms"), (SIDE, SIDE)), LABELS, options)
@@ -88,7 +82,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def triton(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+def triton(repository, tmp_path_factory):
     assert TRITON is not None
     with run_triton(TRITON, repository, tmp_path_factory.mktemp("triton")) as addresses:
         yield addresses
@@ -100,61 +94,47 @@ def pictures(count: int, seed: int = 0) -> np.ndarray:
 
 @pytest.mark.parametrize("wire", ["http", "grpc"])
 @pytest.mark.parametrize("shares", [True, False])
-def test_answers_are_the_graphs_over_each_wire_and_through_shared_memory(
-    triton: tuple[str, str], repository: Path, wire: str, shares: bool
-) -> None:
+def test_answers_are_the_graphs_over_each_wire_and_through_shared_memory(triton, repository, wire, shares):
     session = onnxruntime.InferenceSession(repository / "net" / "1" / "model.onnx")
     url = triton[0] if wire == "http" else f"grpc://{triton[1]}"
-    engine = TritonEngine(url, "net", shared_memory=shares, declared=[PEAK])
-    try:
+    with closing(TritonEngine(url, "net", shared_memory=shares, declared=[PEAK])) as engine:
         for count in (1, 3):
             given = pictures(count, count)
             found = engine.run({"image": given})
             for name, wanted in zip(("scores", "peak", "half"), session.run(None, {"image": given}), strict=True):
                 np.testing.assert_allclose(found[name], wanted, rtol=1e-4)
         assert engine._pool.has_memory is shares  # Triton took the regions, which it would have refused by an error
-    finally:
-        engine.close()
 
 
 @pytest.mark.parametrize("wire", ["http", "grpc"])
-def test_one_number_per_item_goes_in_and_out_as_the_graph_has_it(triton: tuple[str, str], wire: str) -> None:
+def test_one_number_per_item_goes_in_and_out_as_the_graph_has_it(triton, wire):
     url = triton[0] if wire == "http" else f"grpc://{triton[1]}"
     for shares in (False, True):
-        engine = TritonEngine(url, "scaled", declared=[IMAGE, BY, SCALED, SAME], shared_memory=shares)
-        try:
+        with closing(TritonEngine(url, "scaled", declared=[IMAGE, BY, SCALED, SAME], shared_memory=shares)) as engine:
             assert (engine.inputs[1].shape, engine.outputs[1].shape) == ((-1,), (-1,))
             image, by = np.ones((4, 3, 8, 8), np.float32), np.arange(4, dtype=np.float32)
             found = engine.run({"image": image, "by": by})
             np.testing.assert_array_equal(found["same"], by)
             np.testing.assert_array_equal(found["scaled"][:, 0, 0, 0], by)
-        finally:
-            engine.close()
 
 
-def test_sizes_that_the_graph_leaves_free_are_free(triton: tuple[str, str]) -> None:
-    engine = TritonEngine(triton[0], "free")
-    try:
+def test_sizes_that_the_graph_leaves_free_are_free(triton):
+    with closing(TritonEngine(triton[0], "free")) as engine:
         assert engine.run({"image": np.zeros((2, 3, 10, 14), np.float32)})["half"].shape == (2, 3, 5, 7)
-    finally:
-        engine.close()
 
 
-def test_calls_at_once_become_batches(triton: tuple[str, str]) -> None:
-    engine = TritonEngine(triton[0], "net")
-    try:
+def test_calls_at_once_become_batches(triton):
+    with closing(TritonEngine(triton[0], "net")) as engine:
         with ThreadPoolExecutor(8) as pool:
             found = list(pool.map(lambda at: engine.run({"image": pictures(1, at)})["scores"], range(32)))
         for at, scores in enumerate(found):
             np.testing.assert_allclose(scores, pictures(1, at).mean((2, 3)), rtol=1e-4)
-    finally:
-        engine.close()
     (model,) = httpx2.get(f"http://{triton[0]}/v2/models/net/stats").json()["model_stats"]
     assert model["execution_count"] < model["inference_count"]
     assert max(batch["batch_size"] for batch in model["batch_stats"]) <= MOST
 
 
-def test_labels_are_those_of_the_file(triton: tuple[str, str]) -> None:
+def test_labels_are_those_of_the_file(triton):
     client = tritonclient.http.InferenceServerClient(triton[0])
     given = np.zeros((1, 3, SIDE, SIDE), np.float32)
     given[0, 1] = 1
@@ -167,25 +147,17 @@ def test_labels_are_those_of_the_file(triton: tuple[str, str]) -> None:
 
 
 @pytest.mark.parametrize("wire", ["http", "grpc"])
-def test_what_it_refuses_is_told(triton: tuple[str, str], wire: str) -> None:
+def test_what_it_refuses_is_told(triton, wire):
     url = triton[0] if wire == "http" else f"grpc://{triton[1]}"
     with pytest.raises(NotFound, match="nope"):
         TritonEngine(url, "nope")
-    engine = TritonEngine(url, "net")
-    try:
-        with pytest.raises(BadInput, match="batch-size must be <= 4"):
-            engine.run({"image": pictures(MOST + 1)})
-    finally:
-        engine.close()
+    with closing(TritonEngine(url, "net")) as engine, pytest.raises(BadInput, match="batch-size must be <= 4"):
+        engine.run({"image": pictures(MOST + 1)})
 
 
 @pytest.mark.timed("Triton itself must be slower than the time allowed, while opening the engine must not be")
 @pytest.mark.parametrize("wire", ["http", "grpc"])
-def test_a_call_that_takes_too_long_is_given_up(triton: tuple[str, str], wire: str) -> None:
+def test_a_call_that_takes_too_long_is_given_up(triton, wire):
     url = triton[0] if wire == "http" else f"grpc://{triton[1]}"
-    engine = TritonEngine(url, "slow", timeout=SLOW_S / 3)
-    try:
-        with pytest.raises(DeadlineExceeded):
-            engine.run({"image": np.zeros((1, 1), np.float32)})
-    finally:
-        engine.close()
+    with closing(TritonEngine(url, "slow", timeout=SLOW_S / 3)) as engine, pytest.raises(DeadlineExceeded):
+        engine.run({"image": np.zeros((1, 1), np.float32)})

@@ -1,7 +1,5 @@
 """A model repository holds what its `config.pbtxt` says: parsed by Triton's own schema, run by ONNX Runtime."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +56,7 @@ def parse(place: Path) -> Any:
 
 
 @pytest.mark.parametrize("sides", [(8, 8), (-1, -1)])
-def test_a_repository_says_what_its_graph_takes_and_gives(tmp_path: Path, sides: tuple[int, int]) -> None:
+def test_a_repository_says_what_its_graph_takes_and_gives(tmp_path, sides):
     place = write_model(tmp_path / "repository", "net", forms(tmp_path, sides), LABELS, TritonOptions(max_batch=4))
     assert {str(file.relative_to(place)) for file in place.rglob("*") if file.is_file()} == {
         "config.pbtxt",
@@ -75,7 +73,7 @@ def test_a_repository_says_what_its_graph_takes_and_gives(tmp_path: Path, sides:
             assert (schema.DataType.Name(each.data_type), real.type) == ("TYPE_FP32", "tensor(float)")
 
 
-def test_the_warm_up_is_a_request_that_the_graph_takes(tmp_path: Path) -> None:
+def test_the_warm_up_is_a_request_that_the_graph_takes(tmp_path):
     place = write_model(tmp_path / "r", "net", forms(tmp_path, (-1, -1)), (), TritonOptions())
     (warmup,) = parse(place).model_warmup
     feeds = {
@@ -86,13 +84,13 @@ def test_the_warm_up_is_a_request_that_the_graph_takes(tmp_path: Path) -> None:
     onnxruntime.InferenceSession(place / "1" / "model.onnx").run(None, feeds)
 
 
-def test_labels_name_the_output_that_has_one_value_per_class(tmp_path: Path) -> None:
+def test_labels_name_the_output_that_has_one_value_per_class(tmp_path):
     place = write_model(tmp_path / "r", "net", forms(tmp_path), LABELS, TritonOptions())
     assert (place / "labels.txt").read_text().splitlines() == list(LABELS)
     assert [each.label_filename for each in parse(place).output] == ["labels.txt", "", ""]
 
 
-def test_options_reach_the_configuration(tmp_path: Path) -> None:
+def test_options_reach_the_configuration(tmp_path):
     options = TritonOptions(max_batch=16, delay_us=500, instances=2, has_gpu=False, has_tensorrt=True)
     config = parse(write_model(tmp_path / "r", "net", forms(tmp_path), (), options))
     assert list(config.dynamic_batching.preferred_batch_size) == [16]
@@ -104,11 +102,11 @@ def test_options_reach_the_configuration(tmp_path: Path) -> None:
     assert config.parameters["weights_sha256"].string_value == "ab" * 32
 
 
-def test_every_datatype_is_one_of_tritons() -> None:
+def test_every_datatype_is_one_of_tritons():
     assert set(DATATYPES) == set(DTYPES)
     assert all(name in schema.DataType.keys() for name in DATATYPES.values())  # noqa: SIM118  # no mapping
 
 
-def test_a_name_that_leaves_the_repository_is_refused(tmp_path: Path) -> None:
+def test_a_name_that_leaves_the_repository_is_refused(tmp_path):
     with pytest.raises(InvalidOption, match="can't be the name"):
         write_model(tmp_path, "../net", forms(tmp_path), (), TritonOptions())

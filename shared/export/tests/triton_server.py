@@ -4,8 +4,6 @@ The backend `onnxruntime` that repositories name is a Python one here, run by th
 configurations, batching, warm-up, labels, protocols and shared memory, is Triton's.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil
@@ -67,7 +65,6 @@ def find_triton() -> Path | None:
 
 
 def find_stub(place: Path) -> Path:
-    """The program that runs Python backends."""
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     return place / "pytriton/tritonserver/python_backend_stubs" / version / "triton_python_backend_stub"
 
@@ -108,7 +105,6 @@ def run_triton(place: Path, repository: Path, work: Path) -> Iterator[tuple[str,
 
 
 def wait_ready(process: subprocess.Popen[bytes], http: str, log: Path) -> None:
-    """Wait until all models are loaded."""
     end = time.monotonic() + START_S
     while time.monotonic() < end and process.poll() is None:
         with contextlib.suppress(httpx2.HTTPError):
@@ -119,7 +115,6 @@ def wait_ready(process: subprocess.Popen[bytes], http: str, log: Path) -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on."""
     with contextlib.ExitStack() as stack:
         found = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in found:

@@ -3,8 +3,6 @@
 `python chaos_worker.py URL DATA_DIR LEDGER`
 """
 
-from __future__ import annotations
-
 import asyncio
 import os
 import signal

@@ -1,10 +1,5 @@
 """Both sides of a job queue in the Redis of tests/harness/redis_servers.py."""
 
-from __future__ import annotations
-
-from collections.abc import AsyncIterator
-from pathlib import Path
-
 import pytest
 
 from shared.jobs.consumer import QueueConsumer
@@ -14,35 +9,27 @@ from shared.settings import Settings
 
 
 @pytest.fixture
-def job_settings(tmp_path: Path) -> Settings:
-    """Small limits and a short lease, so that tests meet them."""
+def job_settings(tmp_path):
     return Settings(
-        data_dir=tmp_path,
-        job_lease_s=0.4,
-        job_inline_max_bytes=1000,
-        job_queue_max=30,
-        job_max_attempts=3,
+        data_dir=tmp_path, job_lease_s=0.4, job_inline_max_bytes=1000, job_queue_max=30, job_max_attempts=3,
         shutdown_grace_s=0.3,
-    )
+    )  # fmt: skip
 
 
 @pytest.fixture
-async def queue(redis_url: str, job_settings: Settings) -> AsyncIterator[RedisJobQueue]:
-    """The callers' side."""
+async def queue(redis_url, job_settings):
     queue = RedisJobQueue(redis_url, job_settings)
     yield queue
     await queue.close()
 
 
 @pytest.fixture
-async def inbox(redis_url: str, job_settings: Settings) -> AsyncIterator[QueueConsumer]:
-    """The side of a worker of the service `svc`."""
+async def inbox(redis_url, job_settings):
     inbox = QueueConsumer(redis_url, "svc", job_settings)
     yield inbox
     await inbox.close()
 
 
 @pytest.fixture
-def payload() -> Payload:
-    """A small request."""
+def payload():
     return Payload("svc", "/v1/segment", b"body", {"content-type": "image/png"}, tenant="ann")

@@ -1,7 +1,5 @@
 """Redis servers as operators have them, for tests: with TLS under an authority of their own, and under Sentinel."""
 
-from __future__ import annotations
-
 import datetime as dt
 import ipaddress
 import shutil
@@ -36,7 +34,6 @@ class Certificates:
 
 
 def make_certificates(folder: Path) -> Certificates:
-    """Make an authority and sign a certificate."""
     folder.mkdir(parents=True, exist_ok=True)
     top, own = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
     made = Certificates(folder / "ca.pem", folder / "own.pem", folder / "own.key")
@@ -102,7 +99,6 @@ def run_server(
 
 
 def wait_for(client: redis.Redis) -> None:
-    """Wait until a server answers."""
     with client:
         until = time.monotonic() + 20
         while time.monotonic() < until:

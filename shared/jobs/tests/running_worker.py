@@ -1,7 +1,5 @@
 """A worker that runs beside a test, and waiting for what becomes of a job."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,14 +11,11 @@ from shared.jobs.redis_queue import RedisJobQueue
 from shared.jobs.worker import JobWorker
 from shared.settings import Settings
 
-__all__ = ["ended", "started", "working"]
-
 
 @asynccontextmanager
 async def working(
     url: str, settings: Settings, handler: Handler, inbox: QueueConsumer | None = None
 ) -> AsyncIterator[JobWorker]:
-    """A worker of the service `svc`, stopped at the end."""
     inbox = inbox or QueueConsumer(url, "svc", settings)
     worker = JobWorker(inbox, handler, settings)
     running = asyncio.create_task(worker.run())
@@ -33,7 +28,6 @@ async def working(
 
 
 async def ended(queue: RedisJobQueue, job: Job, tenant: str = "ann") -> Job:
-    """The job in its final state."""
     async with asyncio.timeout(60):
         async for now in queue.events(job.id, tenant):
             last = now
@@ -42,7 +36,6 @@ async def ended(queue: RedisJobQueue, job: Job, tenant: str = "ann") -> Job:
 
 
 async def started(queue: RedisJobQueue, job: Job, attempt: int = 1) -> None:
-    """Return when this attempt runs."""
     async with asyncio.timeout(60):
         async for now in queue.events(job.id, "ann"):
             if now.status == "running" and now.attempts == attempt:

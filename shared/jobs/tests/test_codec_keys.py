@@ -1,7 +1,5 @@
 """The small parts: keys, records, the link's words for an absent Redis, the waking of watchers, tasks that must end."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json
@@ -20,12 +18,11 @@ from shared.jobs import codec, redis_keys
 from shared.jobs.pubsub import ChangeListener
 from shared.jobs.queue import Payload, Result
 from shared.jobs.redis_client import RedisClient, cancel_tasks, retry_until_connected, translate_redis_errors
-from shared.jobs.redis_server import RedisServer
 
 # Keys
 
 
-def test_lua_and_python_name_the_same_keys() -> None:
+def test_lua_and_python_name_the_same_keys():
     script = files("shared.jobs").joinpath("states.lua").read_text()
     used = set(re.findall(r"key\('(\w+)'", script))
     owner, kind = (
@@ -39,12 +36,12 @@ def test_lua_and_python_name_the_same_keys() -> None:
 
 
 @pytest.mark.parametrize(("priority", "level"), [(-100, 3), (-1, 3), (0, 2), (1, 1), (100, 1)])
-def test_priorities_become_three_streams(priority: int, level: int) -> None:
+def test_priorities_become_three_streams(priority, level):
     assert redis_keys.stream_of(priority) == level
 
 
 @given(st.tuples(st.text(), st.text()), st.tuples(st.text(), st.text()))
-def test_no_tenant_can_reach_anothers_idempotency_key(one: tuple[str, str], other: tuple[str, str]) -> None:
+def test_no_tenant_can_reach_anothers_idempotency_key(one, other):
     assert (redis_keys.idempotency_name(*one) == redis_keys.idempotency_name(*other)) == (one == other)
 
 
@@ -53,13 +50,13 @@ def test_no_tenant_can_reach_anothers_idempotency_key(one: tuple[str, str], othe
 PAYLOAD = Payload("svc", "/v1/x", b"body", {"Content-Type": "image/png", "traceparent": "a"})
 
 
-def test_a_fingerprint_ignores_the_case_of_names_and_what_is_only_told() -> None:
+def test_a_fingerprint_ignores_the_case_of_names_and_what_is_only_told():
     same = replace(PAYLOAD, headers={"content-type": "image/png", "x-request-id": "b"}, priority=1, tenant="bob")
     assert codec.fingerprint(PAYLOAD) == codec.fingerprint(same)
 
 
 @pytest.mark.parametrize("change", [{"service": "s"}, {"path": "/"}, {"body": b""}, {"headers": {"accept": "x"}}])
-def test_a_fingerprint_tells_different_requests_apart(change: dict[str, object]) -> None:
+def test_a_fingerprint_tells_different_requests_apart(change):
     assert codec.fingerprint(PAYLOAD) != codec.fingerprint(replace(PAYLOAD, **change))
 
 
@@ -73,11 +70,11 @@ def test_a_fingerprint_tells_different_requests_apart(change: dict[str, object])
         (Cancelled("x"), 499),
     ],
 )
-def test_every_outcome_has_a_status(outcome: Result | BaseException, status: int) -> None:
+def test_every_outcome_has_a_status(outcome, status):
     assert codec.get_status(outcome) == status
 
 
-def test_a_problem_is_kept_as_it_was_answered() -> None:
+def test_a_problem_is_kept_as_it_was_answered():
     said = {"title": "Too large", "status": 413, "detail": "Big.", "code": "too_large", "limit": 5}
     assert json.loads(codec.encode_problem(Result(413, "", json.dumps(said).encode()))) == said
 
@@ -89,18 +86,15 @@ def test_a_problem_is_kept_as_it_was_answered() -> None:
         lambda inner: st.dictionaries(st.sampled_from(["error", "message", "title"]), inner),
     ).map(lambda body: json.dumps(body).encode())
 )
-def test_any_error_body_makes_a_problem(body: bytes) -> None:
+def test_any_error_body_makes_a_problem(body):
     problem = json.loads(codec.encode_problem(Result(404, "text/plain", body)))
     assert (problem["status"], problem["code"]) == (404, NotFound("").code)
     assert problem["detail"]
 
 
-def test_the_words_of_our_own_failures_are_not_shown() -> None:
+def test_the_words_of_our_own_failures_are_not_shown():
     assert "secret" not in codec.encode_problem(ValueError("secret"))
     assert json.loads(codec.encode_problem(TooLarge("Big.", hint="Shrink it.")))["hint"] == "Shrink it."
-
-
-# The link
 
 
 @pytest.mark.parametrize(
@@ -117,24 +111,24 @@ def test_the_words_of_our_own_failures_are_not_shown() -> None:
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_an_absent_redis_is_not_ready(error: Exception) -> None:
+def test_an_absent_redis_is_not_ready(error):
     with pytest.raises(NotReady), translate_redis_errors():
         raise error
 
 
 @pytest.mark.parametrize("error", [gone.OutOfMemoryError("x"), gone.ResponseError("MISCONF … No space left on device")])
-def test_a_full_redis_or_disk_is_storage_full(error: Exception) -> None:
+def test_a_full_redis_or_disk_is_storage_full(error):
     with pytest.raises(StorageFull, match="full") as caught, translate_redis_errors():
         raise error
     assert caught.value.hint
 
 
-def test_our_own_mistakes_are_not_taken_for_an_absent_redis() -> None:
+def test_our_own_mistakes_are_not_taken_for_an_absent_redis():
     with pytest.raises(gone.ResponseError), translate_redis_errors():
         raise gone.ResponseError("ERR wrong number of arguments")
 
 
-async def test_patience_outlives_an_outage() -> None:
+async def test_patience_outlives_an_outage():
     tries = iter([NotReady("1"), NotReady("2"), None])
 
     async def call() -> str:
@@ -145,7 +139,7 @@ async def test_patience_outlives_an_outage() -> None:
     assert await retry_until_connected(call) == "back"
 
 
-async def test_patience_is_only_for_an_absent_redis() -> None:
+async def test_patience_is_only_for_an_absent_redis():
     async def call() -> None:
         raise Fault("x")
 
@@ -153,7 +147,7 @@ async def test_patience_is_only_for_an_absent_redis() -> None:
         await retry_until_connected(call)
 
 
-async def test_a_task_that_swallows_a_cancel_is_ended_all_the_same() -> None:
+async def test_a_task_that_swallows_a_cancel_is_ended_all_the_same():
     swallowed = 0
 
     async def stubborn() -> None:
@@ -170,9 +164,6 @@ async def test_a_task_that_swallows_a_cancel_is_ended_all_the_same() -> None:
     async with asyncio.timeout(2):
         await cancel_tasks(task)
     assert task.cancelled()
-
-
-# Changes
 
 
 @contextlib.asynccontextmanager
@@ -193,7 +184,7 @@ async def settled(link: RedisClient) -> None:
     await asyncio.sleep(0.02)
 
 
-async def test_a_change_wakes_its_watchers_and_nobody_else(redis_url: str) -> None:
+async def test_a_change_wakes_its_watchers_and_nobody_else(redis_url):
     async with listening(redis_url) as (link, changes):
         with (
             changes.watch("a") as a,
@@ -210,7 +201,7 @@ async def test_a_change_wakes_its_watchers_and_nobody_else(redis_url: str) -> No
             assert not b.is_set()
 
 
-async def test_everybody_is_woken_when_the_subscription_comes_back(own_redis: RedisServer) -> None:
+async def test_everybody_is_woken_when_the_subscription_comes_back(own_redis):
     async with listening(own_redis.url) as (link, changes):
         with changes.watch("a") as a:
             await settled(link)
@@ -227,7 +218,7 @@ async def test_everybody_is_woken_when_the_subscription_comes_back(own_redis: Re
                 await a.wait()
 
 
-async def test_closing_ends_at_any_moment(redis_url: str) -> None:
+async def test_closing_ends_at_any_moment(redis_url):
     for delay in range(30):
         async with asyncio.timeout(2), listening(redis_url) as (_, changes):
             with changes.watch("a"):

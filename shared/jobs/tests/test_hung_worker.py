@@ -1,11 +1,9 @@
 """A worker that hangs for longer than its lease and comes back: it tells its own attempts at a job apart."""
 
-from __future__ import annotations
-
 import asyncio
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +13,6 @@ from shared.errors import Fault
 from shared.jobs import consumer as consumer_module
 from shared.jobs.consumer import NothingToDo, QueueConsumer
 from shared.jobs.queue import Payload, Result, Ticket
-from shared.jobs.redis_queue import RedisJobQueue
 from shared.jobs.tests.running_worker import ended, started, working
 from shared.settings import Settings
 
@@ -26,13 +23,12 @@ WRITES = ("progress", "succeed", "fail", "again", "hand_back")
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Look for jobs in tens of milliseconds."""
+def quick(monkeypatch):
     monkeypatch.setattr(consumer_module, "_BLOCK_MS", 50)
 
 
 @pytest.fixture
-def asked(inbox: QueueConsumer, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def asked(inbox, monkeypatch):
     """What the worker behind `inbox` asks of the queue, in its order."""
     names: list[str] = []
 
@@ -81,8 +77,7 @@ class Rival:
 
 
 @pytest.fixture
-def rival(redis_url: str, job_settings: Settings) -> Iterator[Rival]:
-    """A rival that works once it is asked to."""
+def rival(redis_url, job_settings):
     rival = Rival(redis_url, job_settings)
     yield rival
     rival.end()
@@ -94,15 +89,8 @@ def rival(redis_url: str, job_settings: Settings) -> Iterator[Rival]:
     ids=["large answer", "refusal", "fault"],
 )
 async def test_a_worker_that_hung_renews_first_and_writes_nothing_about_a_job_that_it_lost(
-    redis_url: str,
-    queue: RedisJobQueue,
-    inbox: QueueConsumer,
-    asked: list[str],
-    rival: Rival,
-    payload: Payload,
-    job_settings: Settings,
-    outcome: Result | Fault,
-) -> None:
+    redis_url, queue, inbox, asked, rival, payload, job_settings, outcome
+):
     async def hangs(_payload: Payload, ticket: Ticket) -> Result:
         await asyncio.sleep(0)
         rival.take_over()
@@ -123,33 +111,7 @@ async def test_a_worker_that_hung_renews_first_and_writes_nothing_about_a_job_th
     assert (await queue.result(job.id, "ann")).body == b"second"
 
 
-async def test_progress_of_a_worker_that_hung_waits_for_its_renewal(
-    redis_url: str,
-    queue: RedisJobQueue,
-    inbox: QueueConsumer,
-    asked: list[str],
-    rival: Rival,
-    payload: Payload,
-    job_settings: Settings,
-) -> None:
-    async def hangs(_payload: Payload, ticket: Ticket) -> Result:
-        rival.take_over()
-        asked.clear()
-        await ticket.progress(0.9, "late")
-        await ticket.wait_until_cancelled()
-        return DONE
-
-    async with working(redis_url, job_settings, hangs, inbox):
-        job, _ = await queue.submit(payload)
-        await asyncio.to_thread(rival.taken.wait, 20)
-        await asyncio.sleep(2 * job_settings.job_lease_s)
-    assert set(asked) == {"renew"}
-    assert (await queue.get(job.id, "ann")).progress == 0.0
-
-
-async def test_a_worker_that_hung_while_nobody_took_its_job_goes_on_with_it(
-    redis_url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
-) -> None:
+async def test_a_worker_that_hung_while_nobody_took_its_job_goes_on_with_it(redis_url, queue, payload, job_settings):
     async def hangs(_payload: Payload, ticket: Ticket) -> Result:
         if ticket.attempt == 1:
             await asyncio.sleep(2 * job_settings.job_lease_s)  # long enough that it may look for silent workers
@@ -164,8 +126,8 @@ async def test_a_worker_that_hung_while_nobody_took_its_job_goes_on_with_it(
 
 
 async def test_an_attempt_that_ends_late_leaves_the_next_one_of_the_same_worker_its_lease(
-    redis_url: str, queue: RedisJobQueue, payload: Payload, job_settings: Settings
-) -> None:
+    redis_url, queue, payload, job_settings
+):
     first_ends = asyncio.Event()
 
     async def handler(_payload: Payload, ticket: Ticket) -> Result:
@@ -187,13 +149,8 @@ async def test_an_attempt_that_ends_late_leaves_the_next_one_of_the_same_worker_
 
 
 async def test_a_lost_attempt_does_not_stop_the_next_one_of_the_same_worker(
-    redis_url: str,
-    queue: RedisJobQueue,
-    inbox: QueueConsumer,
-    payload: Payload,
-    job_settings: Settings,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    redis_url, queue, inbox, payload, job_settings, monkeypatch
+):
     """The answer to a renewal is read when the job has already come back to this worker."""
     second_runs, told = asyncio.Event(), asyncio.Event()
     renew = inbox.renew
@@ -225,13 +182,8 @@ async def test_a_lost_attempt_does_not_stop_the_next_one_of_the_same_worker(
 
 
 async def test_a_worker_that_takes_its_own_job_again_stops_its_older_attempt(
-    redis_url: str,
-    queue: RedisJobQueue,
-    inbox: QueueConsumer,
-    payload: Payload,
-    job_settings: Settings,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    redis_url, queue, inbox, payload, job_settings, monkeypatch
+):
     """It hung between its renewal and its look for silent workers: Redis gives it its own job."""
     stopped: list[int] = []
     renew = inbox.renew

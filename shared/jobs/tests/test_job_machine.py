@@ -2,8 +2,6 @@
 
 # ruff: noqa: D102  (rules and invariants are named by what they say)
 
-from __future__ import annotations
-
 import asyncio
 import time
 from dataclasses import dataclass
@@ -340,13 +338,10 @@ RESTARTING = 2000
 def _check(server: RedisServer, chosen: Settings, examples: int) -> None:
     chosen = chosen.model_copy(
         update={
-            "job_lease_s": 0.001,
-            "job_max_attempts": ATTEMPTS,
-            "job_queue_max": ROOM,
-            "job_quota_bytes": QUOTA,
+            "job_lease_s": 0.001, "job_max_attempts": ATTEMPTS, "job_queue_max": ROOM, "job_quota_bytes": QUOTA,
             "job_inline_max_bytes": INLINE,
         }
-    )
+    )  # fmt: skip
     run_state_machine_as_test(
         lambda: Machine(server, chosen),
         settings=settings(
@@ -357,12 +352,12 @@ def _check(server: RedisServer, chosen: Settings, examples: int) -> None:
     )
 
 
-def test_the_queue_agrees_with_the_model(own_redis: RedisServer, job_settings: Settings) -> None:
+def test_the_queue_agrees_with_the_model(own_redis, job_settings):
     with redis.Redis.from_url(own_redis.url) as client:
         client.config_set("appendfsync", "no")  # thousands of small steps; the other test has restarts
     _check(own_redis, job_settings.model_copy(update={"job_ttl_s": 1000}), settings.default.max_examples)
 
 
 @pytest.mark.slow
-def test_the_queue_agrees_with_the_model_over_restarts(own_redis: RedisServer, job_settings: Settings) -> None:
+def test_the_queue_agrees_with_the_model_over_restarts(own_redis, job_settings):
     _check(own_redis, job_settings.model_copy(update={"job_ttl_s": RESTARTING}), fewer(5))

@@ -1,7 +1,5 @@
 """What callers may rely on, against a real Redis."""
 
-from __future__ import annotations
-
 import asyncio
 from dataclasses import replace
 
@@ -12,7 +10,6 @@ from shared.jobs import redis_keys
 from shared.jobs.consumer import Delivery, NothingToDo, QueueConsumer
 from shared.jobs.queue import JobQueue, Payload, Result
 from shared.jobs.redis_queue import RedisJobQueue
-from shared.settings import Settings
 from tests.harness.waiting import until
 
 DONE = Result(200, "application/json", b'{"mask": 1}', {"x-model": "pranet"})
@@ -24,12 +21,12 @@ async def take(inbox: QueueConsumer, *, reclaim: bool = False) -> Delivery:
     return found
 
 
-def test_redis_queue_is_a_job_queue(job_settings: Settings) -> None:
+def test_redis_queue_is_a_job_queue(job_settings):
     queue: JobQueue = RedisJobQueue("redis://127.0.0.1:1", job_settings)
     assert {name for name in vars(JobQueue) if not name.startswith("_")} <= set(dir(queue))
 
 
-async def test_a_new_job_is_queued_with_its_position(queue: RedisJobQueue, payload: Payload) -> None:
+async def test_a_new_job_is_queued_with_its_position(queue, payload):
     first, new = await queue.submit(payload)
     second, _ = await queue.submit(payload)
     assert new
@@ -39,15 +36,13 @@ async def test_a_new_job_is_queued_with_its_position(queue: RedisJobQueue, paylo
     assert await queue.depth("svc") == 2
 
 
-async def test_the_request_arrives_byte_for_byte(queue: RedisJobQueue, inbox: QueueConsumer) -> None:
+async def test_the_request_arrives_byte_for_byte(queue, inbox):
     sent = Payload("svc", "/v1/x?a=ü", bytes(range(256)), {"accept": "image/png", "x": "\n"}, priority=7, tenant="t:1")
     await queue.submit(sent)
     assert await inbox.payload(await take(inbox)) == sent
 
 
-async def test_the_answer_comes_back_byte_for_byte(
-    queue: RedisJobQueue, inbox: QueueConsumer, payload: Payload
-) -> None:
+async def test_the_answer_comes_back_byte_for_byte(queue, inbox, payload):
     job, _ = await queue.submit(payload)
     assert await inbox.succeed(await take(inbox), DONE)
     assert await queue.result(job.id, "ann") == DONE
@@ -57,7 +52,7 @@ async def test_the_answer_comes_back_byte_for_byte(
     assert await queue.counts("svc") == (0, 0)
 
 
-async def test_priorities_are_served_high_first_and_in_order_within(queue: RedisJobQueue, inbox: QueueConsumer) -> None:
+async def test_priorities_are_served_high_first_and_in_order_within(queue, inbox):
     wanted = {}
     for priority in (0, -5, 1, 0, 99, -1):
         job, _ = await queue.submit(Payload("svc", "/", b"", priority=priority))
@@ -68,13 +63,13 @@ async def test_priorities_are_served_high_first_and_in_order_within(queue: Redis
     assert [(await take(inbox)).id for _ in order] == order
 
 
-async def test_services_do_not_see_each_others_jobs(queue: RedisJobQueue, inbox: QueueConsumer) -> None:
+async def test_services_do_not_see_each_others_jobs(queue, inbox):
     await queue.submit(Payload("other", "/", b""))
     assert isinstance(await inbox.take(reclaim=True), NothingToDo)
     assert await queue.depth("other") == 1
 
 
-async def test_another_tenant_finds_nothing(queue: RedisJobQueue, payload: Payload) -> None:
+async def test_another_tenant_finds_nothing(queue, payload):
     job, _ = await queue.submit(payload)
     for call in (queue.get, queue.result, queue.cancel, queue.retry):
         with pytest.raises(NotFound):
@@ -86,12 +81,12 @@ async def test_another_tenant_finds_nothing(queue: RedisJobQueue, payload: Paylo
 
 
 @pytest.mark.parametrize("job_id", ["", "nope", "../../etc", "0" * 31, "A" * 32, "*", "0" * 32 + "\n"])
-async def test_what_is_no_job_id_is_not_found(queue: RedisJobQueue, job_id: str) -> None:
+async def test_what_is_no_job_id_is_not_found(queue, job_id):
     with pytest.raises(NotFound, match="There is no job"):
         await queue.get(job_id, "ann")
 
 
-async def test_recent_lists_newest_first_up_to_the_limit(queue: RedisJobQueue, payload: Payload) -> None:
+async def test_recent_lists_newest_first_up_to_the_limit(queue, payload):
     ids = []
     for _ in range(4):
         ids.append((await queue.submit(payload))[0].id)
@@ -99,9 +94,7 @@ async def test_recent_lists_newest_first_up_to_the_limit(queue: RedisJobQueue, p
     assert [job.id for job in await queue.recent("ann", 3)] == ids[:0:-1]
 
 
-async def test_a_full_queue_refuses_and_leaves_nothing_behind(
-    queue: RedisJobQueue, payload: Payload, job_settings: Settings
-) -> None:
+async def test_a_full_queue_refuses_and_leaves_nothing_behind(queue, payload, job_settings):
     for _ in range(job_settings.job_queue_max):
         await queue.submit(payload)
     with pytest.raises(QueueFull) as refusal:
@@ -114,10 +107,7 @@ async def test_a_full_queue_refuses_and_leaves_nothing_behind(
     assert new, "the refused submit must not have used up its key"
 
 
-# Idempotency keys
-
-
-async def test_twenty_submits_with_one_key_are_one_job(queue: RedisJobQueue, payload: Payload) -> None:
+async def test_twenty_submits_with_one_key_are_one_job(queue, payload):
     answers = await asyncio.gather(*(queue.submit(replace(payload, body=b"x" * 3000), "key") for _ in range(20)))
     assert len({job.id for job, _ in answers}) == 1
     assert sum(new for _, new in answers) == 1
@@ -125,7 +115,7 @@ async def test_twenty_submits_with_one_key_are_one_job(queue: RedisJobQueue, pay
     assert await queue._payloads.older_than(-60) == [answers[0][0].id]
 
 
-async def test_a_key_with_another_request_is_a_conflict(queue: RedisJobQueue, payload: Payload) -> None:
+async def test_a_key_with_another_request_is_a_conflict(queue, payload):
     await queue.submit(payload, "key")
     for other in (
         replace(payload, body=b"other"),
@@ -137,22 +127,20 @@ async def test_a_key_with_another_request_is_a_conflict(queue: RedisJobQueue, pa
             await queue.submit(other, "key")
 
 
-async def test_trace_headers_do_not_make_another_request(queue: RedisJobQueue, payload: Payload) -> None:
+async def test_trace_headers_do_not_make_another_request(queue, payload):
     first, _ = await queue.submit(payload, "key")
     again, new = await queue.submit(replace(payload, headers={"Content-Type": "image/png", "traceparent": "b"}), "key")
     assert (again.id, new) == (first.id, False)
 
 
-async def test_keys_belong_to_their_tenant(queue: RedisJobQueue, payload: Payload) -> None:
+async def test_keys_belong_to_their_tenant(queue, payload):
     first, _ = await queue.submit(payload, "key")
     other, new = await queue.submit(replace(payload, tenant="bob"), "key")
     assert new
     assert other.id != first.id
 
 
-async def test_a_key_returns_the_job_also_when_it_is_finished_or_the_queue_is_full(
-    queue: RedisJobQueue, inbox: QueueConsumer, payload: Payload, job_settings: Settings
-) -> None:
+async def test_a_key_returns_the_job_also_when_it_is_finished_or_the_queue_is_full(queue, inbox, payload, job_settings):
     first, _ = await queue.submit(payload, "key")
     await inbox.succeed(await take(inbox), DONE)
     for _ in range(job_settings.job_queue_max):
@@ -161,12 +149,7 @@ async def test_a_key_returns_the_job_also_when_it_is_finished_or_the_queue_is_fu
     assert (again.id, again.status, new) == (first.id, "succeeded", False)
 
 
-# Cancel and retry
-
-
-async def test_a_cancelled_queued_job_is_never_delivered(
-    queue: RedisJobQueue, inbox: QueueConsumer, payload: Payload
-) -> None:
+async def test_a_cancelled_queued_job_is_never_delivered(queue, inbox, payload):
     job, _ = await queue.submit(payload)
     cancelled = await queue.cancel(job.id, "ann")
     assert (cancelled.status, cancelled.position) == ("cancelled", None)
@@ -175,9 +158,7 @@ async def test_a_cancelled_queued_job_is_never_delivered(
     assert await queue.counts("svc") == (0, 0)
 
 
-async def test_a_cancelled_running_job_is_final_and_its_attempt_is_lost(
-    queue: RedisJobQueue, inbox: QueueConsumer, payload: Payload
-) -> None:
+async def test_a_cancelled_running_job_is_final_and_its_attempt_is_lost(queue, inbox, payload):
     job, _ = await queue.submit(payload)
     delivery = await take(inbox)
     assert (await queue.cancel(job.id, "ann")).status == "cancelled"
@@ -187,9 +168,7 @@ async def test_a_cancelled_running_job_is_final_and_its_attempt_is_lost(
     assert (await queue.result(job.id, "ann")).status == 499
 
 
-async def test_cancel_is_idempotent_and_leaves_finished_jobs_alone(
-    queue: RedisJobQueue, inbox: QueueConsumer, payload: Payload
-) -> None:
+async def test_cancel_is_idempotent_and_leaves_finished_jobs_alone(queue, inbox, payload):
     job, _ = await queue.submit(payload)
     await inbox.succeed(await take(inbox), DONE)
     assert (await queue.cancel(job.id, "ann")).status == "succeeded"
@@ -198,13 +177,11 @@ async def test_cancel_is_idempotent_and_leaves_finished_jobs_alone(
     assert await queue.cancel(other.id, "ann") == first
 
 
-async def test_a_failed_job_can_be_tried_again(queue: RedisJobQueue, inbox: QueueConsumer, payload: Payload) -> None:
+async def test_a_failed_job_can_be_tried_again(queue, inbox, payload):
     job, _ = await queue.submit(payload)
     await inbox.fail(await take(inbox), InvalidOption("No.", field="size"))
     failed = await queue.get(job.id, "ann")
-    assert failed.status == "failed"
-    assert failed.error["code"] == "invalid_option"
-    assert failed.error["field"] == "size"
+    assert (failed.status, failed.error["code"], failed.error["field"]) == ("failed", "invalid_option", "size")
     answer = await queue.result(job.id, "ann")
     assert (answer.status, answer.content_type) == (422, "application/problem+json")
     again = await queue.retry(job.id, "ann")
@@ -214,9 +191,7 @@ async def test_a_failed_job_can_be_tried_again(queue: RedisJobQueue, inbox: Queu
     assert (await inbox.payload(delivery)).body == b"body"
 
 
-async def test_only_unsuccessful_jobs_can_be_tried_again(
-    queue: RedisJobQueue, inbox: QueueConsumer, payload: Payload
-) -> None:
+async def test_only_unsuccessful_jobs_can_be_tried_again(queue, inbox, payload):
     job, _ = await queue.submit(payload)
     with pytest.raises(Conflict, match="queued"):
         await queue.retry(job.id, "ann")
@@ -228,9 +203,7 @@ async def test_only_unsuccessful_jobs_can_be_tried_again(
         await queue.retry(job.id, "ann")
 
 
-async def test_the_result_of_an_unfinished_job_is_a_conflict(
-    queue: RedisJobQueue, inbox: QueueConsumer, payload: Payload
-) -> None:
+async def test_the_result_of_an_unfinished_job_is_a_conflict(queue, inbox, payload):
     job, _ = await queue.submit(payload)
     with pytest.raises(Conflict, match="queued"):
         await queue.result(job.id, "ann")
@@ -239,9 +212,7 @@ async def test_the_result_of_an_unfinished_job_is_a_conflict(
         await queue.result(job.id, "ann")
 
 
-async def test_a_retry_into_a_full_queue_is_refused_and_keeps_the_job(
-    queue: RedisJobQueue, payload: Payload, job_settings: Settings
-) -> None:
+async def test_a_retry_into_a_full_queue_is_refused_and_keeps_the_job(queue, payload, job_settings):
     job, _ = await queue.submit(payload)
     await queue.cancel(job.id, "ann")
     for _ in range(job_settings.job_queue_max):
@@ -251,9 +222,6 @@ async def test_a_retry_into_a_full_queue_is_refused_and_keeps_the_job(
     assert (await queue.get(job.id, "ann")).status == "cancelled"
 
 
-# Dead letters
-
-
 async def die(queue: RedisJobQueue, inbox: QueueConsumer, payload: Payload, attempts: int) -> str:
     job, _ = await queue.submit(payload)
     for _ in range(attempts):
@@ -261,9 +229,7 @@ async def die(queue: RedisJobQueue, inbox: QueueConsumer, payload: Payload, atte
     return job.id
 
 
-async def test_a_job_without_attempts_left_is_a_dead_letter_until_retried(
-    queue: RedisJobQueue, inbox: QueueConsumer, payload: Payload
-) -> None:
+async def test_a_job_without_attempts_left_is_a_dead_letter_until_retried(queue, inbox, payload):
     job_id = await die(queue, inbox, payload, 3)
     dead = await queue.get(job_id, "ann")
     assert (dead.status, dead.dead, dead.attempts, dead.expires) == ("failed", True, 3, None)
@@ -275,9 +241,7 @@ async def test_a_job_without_attempts_left_is_a_dead_letter_until_retried(
     assert (await take(inbox)).tries == 1
 
 
-async def test_the_oldest_of_too_many_dead_letters_are_let_go(
-    redis_url: str, queue: RedisJobQueue, job_settings: Settings, payload: Payload
-) -> None:
+async def test_the_oldest_of_too_many_dead_letters_are_let_go(redis_url, queue, job_settings, payload):
     inbox = QueueConsumer(
         redis_url, "svc", job_settings.model_copy(update={"job_dead_letter_max": 2, "job_max_attempts": 1})
     )
@@ -292,12 +256,7 @@ async def test_the_oldest_of_too_many_dead_letters_are_let_go(
     await inbox.close()
 
 
-# Large bodies
-
-
-async def test_large_bodies_stay_out_of_redis_and_leave_with_the_job(
-    redis_url: str, queue: RedisJobQueue, inbox: QueueConsumer, payload: Payload, job_settings: Settings
-) -> None:
+async def test_large_bodies_stay_out_of_redis_and_leave_with_the_job(redis_url, queue, inbox, payload, job_settings):
     job, _ = await queue.submit(replace(payload, body=b"q" * 1001))
     folder = job_settings.data_dir / "blobs" / job.id
     assert (folder / "request").read_bytes() == b"q" * 1001
@@ -316,19 +275,12 @@ async def test_large_bodies_stay_out_of_redis_and_leave_with_the_job(
     await short.close()
 
 
-async def test_a_body_of_exactly_the_limit_stays_in_redis(
-    queue: RedisJobQueue, inbox: QueueConsumer, payload: Payload
-) -> None:
+async def test_a_body_of_exactly_the_limit_stays_in_redis(queue, inbox, payload):
     await queue.submit(replace(payload, body=b"q" * 1000))
     assert (await take(inbox)).body == b"q" * 1000
 
 
-# Expiry
-
-
-async def test_finished_jobs_are_forgotten_after_their_time(
-    redis_url: str, payload: Payload, job_settings: Settings
-) -> None:
+async def test_finished_jobs_are_forgotten_after_their_time(redis_url, payload, job_settings):
     settings = job_settings.model_copy(update={"job_ttl_s": 1})
     queue, inbox = RedisJobQueue(redis_url, settings), QueueConsumer(redis_url, "svc", settings)
     done, _ = await queue.submit(payload, "key")
@@ -352,16 +304,11 @@ async def test_finished_jobs_are_forgotten_after_their_time(
     await inbox.close()
 
 
-# Events
-
-
 async def collect(queue: RedisJobQueue, job_id: str) -> list[tuple[str, float, str | None]]:
     return [(job.status, job.progress, job.note) async for job in queue.events(job_id, "ann")]
 
 
-async def test_events_tell_every_step_and_end_with_the_final_state(
-    queue: RedisJobQueue, inbox: QueueConsumer, payload: Payload
-) -> None:
+async def test_events_tell_every_step_and_end_with_the_final_state(queue, inbox, payload):
     job, _ = await queue.submit(payload)
     seen: list[tuple[str, float, str | None]] = []
 
@@ -377,21 +324,16 @@ async def test_events_tell_every_step_and_end_with_the_final_state(
     await until(lambda: len(seen) == 3)
     await inbox.succeed(delivery, DONE)
     await asyncio.wait_for(following, 5)
-    assert seen == [
-        ("queued", 0.0, None),
-        ("running", 0.0, None),
-        ("running", 0.5, "half"),
-        ("succeeded", 1.0, None),
-    ]
+    assert seen == [("queued", 0.0, None), ("running", 0.0, None), ("running", 0.5, "half"), ("succeeded", 1.0, None)]
 
 
-async def test_events_of_a_finished_job_are_its_final_state(queue: RedisJobQueue, payload: Payload) -> None:
+async def test_events_of_a_finished_job_are_its_final_state(queue, payload):
     job, _ = await queue.submit(payload)
     await queue.cancel(job.id, "ann")
     assert await collect(queue, job.id) == [("cancelled", 0.0, None)]
 
 
-async def test_many_watchers_share_one_connection(queue: RedisJobQueue, inbox: QueueConsumer, payload: Payload) -> None:
+async def test_many_watchers_share_one_connection(queue, inbox, payload):
     job, _ = await queue.submit(payload)
     followers = [asyncio.create_task(collect(queue, job.id)) for _ in range(50)]
     await until(lambda: len(queue._changes._watchers.get(job.id, ())) == 50)
@@ -403,10 +345,7 @@ async def test_many_watchers_share_one_connection(queue: RedisJobQueue, inbox: Q
     assert not queue._changes._watchers, "finished watchers leave nothing behind"
 
 
-# Redis away
-
-
-async def test_every_method_raises_not_ready_while_redis_is_away(job_settings: Settings, payload: Payload) -> None:
+async def test_every_method_raises_not_ready_while_redis_is_away(job_settings, payload):
     queue = RedisJobQueue("redis://127.0.0.1:1", job_settings)
     some = "0" * 32
     calls = [
@@ -427,14 +366,14 @@ async def test_every_method_raises_not_ready_while_redis_is_away(job_settings: S
     await queue.close()
 
 
-async def test_a_wrong_password_is_said_so(redis_url: str, job_settings: Settings) -> None:
+async def test_a_wrong_password_is_said_so(redis_url, job_settings):
     queue = RedisJobQueue(redis_url.replace("redis://:", "redis://:wrong"), job_settings)
     with pytest.raises(NotReady, match="password"):
         await queue.depth("svc")
     await queue.close()
 
 
-async def test_a_full_redis_says_so(redis_url: str, queue: RedisJobQueue, payload: Payload) -> None:
+async def test_a_full_redis_says_so(redis_url, queue, payload):
     await queue._redis.client.config_set("maxmemory", "1")
     try:
         with pytest.raises(StorageFull, match="Redis is full"):
@@ -456,7 +395,7 @@ class Script:
         return self.replies.pop(0)
 
 
-async def test_refusals_say_what_is_wrong_and_what_to_do(job_settings: Settings, payload: Payload) -> None:
+async def test_refusals_say_what_is_wrong_and_what_to_do(job_settings, payload):
     queue = RedisJobQueue("redis://127.0.0.1:1", job_settings)
 
     async def refused(*replies: object, call: str = "submit", **more: object) -> Exception:
@@ -482,7 +421,7 @@ async def test_refusals_say_what_is_wrong_and_what_to_do(job_settings: Settings,
     assert "b" * 65 not in odd.value.detail
 
 
-async def test_what_is_asked_of_redis_has_the_limits_of_the_settings(payload: Payload, job_settings: Settings) -> None:
+async def test_what_is_asked_of_redis_has_the_limits_of_the_settings(payload, job_settings):
     settings = job_settings.model_copy(update={"job_ttl_s": 100, "job_cancelled_ttl_s": 7})
     queue = RedisJobQueue("redis://127.0.0.1:1", settings)
     queue._redis = script = Script(b"missing", b"missing", [], [], [], (3, 2), (3, 2))

@@ -1,20 +1,16 @@
 """Payloads that are too large for Redis: gone when told, and shared by processes that share no folder."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import time
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from shared.errors import Fault
 from shared.jobs.consumer import Delivery, QueueConsumer
 from shared.jobs.payloads import PayloadStore
-from shared.jobs.queue import Payload, Result
+from shared.jobs.queue import Result
 from shared.jobs.redis_queue import RedisJobQueue
 from shared.settings import Settings
 from shared.storage import ObjectStore, open_object_store
@@ -22,16 +18,16 @@ from shared.storage.tests.s3_server import run_s3_server
 
 
 @pytest.fixture
-def payloads(tmp_path: Path) -> PayloadStore:
+def payloads(tmp_path):
     return PayloadStore(ObjectStore.open(tmp_path.as_uri()))
 
 
-async def test_what_is_gone_is_a_fault(payloads: PayloadStore) -> None:
+async def test_what_is_gone_is_a_fault(payloads):
     with pytest.raises(Fault, match="gone"):
         await payloads.get("a/request")
 
 
-async def test_deleting_is_idempotent_and_touches_one_job(payloads: PayloadStore) -> None:
+async def test_deleting_is_idempotent_and_touches_one_job(payloads):
     for name in ("a/request", "a/answer-1", "b/request"):
         await payloads.put(name, b"x")
     for _ in range(2):
@@ -42,7 +38,7 @@ async def test_deleting_is_idempotent_and_touches_one_job(payloads: PayloadStore
     assert sorted(await payloads.older_than(-60)) == ["b"]
 
 
-async def test_age_is_that_of_the_newest_payload(payloads: PayloadStore, tmp_path: Path) -> None:
+async def test_age_is_that_of_the_newest_payload(payloads, tmp_path):
     assert await payloads.older_than(0) == []
     await payloads.put("old/request", b"x")
     os.utime(tmp_path / "blobs" / "old" / "request", (time.time() - 100,) * 2)
@@ -53,18 +49,14 @@ async def test_age_is_that_of_the_newest_payload(payloads: PayloadStore, tmp_pat
 
 
 @pytest.fixture(scope="module")
-def s3_variables() -> Iterator[dict[str, str]]:
+def s3_variables():
     with run_s3_server() as variables:
         yield variables
 
 
 async def test_gateway_and_worker_of_two_machines_share_a_bucket(
-    redis_url: str,
-    payload: Payload,
-    tmp_path: Path,
-    s3_variables: dict[str, str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    redis_url, payload, tmp_path, s3_variables, monkeypatch
+):
     for name, value in s3_variables.items():
         monkeypatch.setenv(name, value)
     machines = [

@@ -1,12 +1,9 @@
 """Deliveries: who has a job, and who may still write about it."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import socket
 import time
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -15,8 +12,7 @@ import pytest
 from shared.errors import Fault
 from shared.jobs import codec, consumer, redis_keys, worker_heartbeat
 from shared.jobs.consumer import Delivery, NothingToDo, QueueConsumer
-from shared.jobs.queue import Payload, Result
-from shared.jobs.redis_queue import RedisJobQueue
+from shared.jobs.queue import Result
 from shared.jobs.tests.test_job_queue import Script
 from shared.settings import Settings
 
@@ -24,8 +20,7 @@ DONE = Result(200, "text/plain", b"first")
 
 
 @pytest.fixture
-async def other(redis_url: str, job_settings: Settings) -> AsyncIterator[QueueConsumer]:
-    """A second worker of the same service."""
+async def other(redis_url, job_settings):
     inbox = QueueConsumer(redis_url, "svc", job_settings)
     yield inbox
     await inbox.close()
@@ -41,9 +36,7 @@ async def lease_over(settings: Settings) -> None:
     await asyncio.sleep(settings.job_lease_s + 0.05)
 
 
-async def test_a_job_goes_to_one_worker(
-    queue: RedisJobQueue, inbox: QueueConsumer, other: QueueConsumer, payload: Payload
-) -> None:
+async def test_a_job_goes_to_one_worker(queue, inbox, other, payload):
     for _ in range(20):
         await queue.submit(payload)
     found = await asyncio.gather(*(side.take(reclaim=True) for side in (inbox, other) * 15))
@@ -52,9 +45,7 @@ async def test_a_job_goes_to_one_worker(
     assert await queue.counts("svc") == (0, 20)
 
 
-async def test_a_silent_worker_loses_its_job_after_the_lease(
-    queue: RedisJobQueue, inbox: QueueConsumer, other: QueueConsumer, payload: Payload, job_settings: Settings
-) -> None:
+async def test_a_silent_worker_loses_its_job_after_the_lease(queue, inbox, other, payload, job_settings):
     job, _ = await queue.submit(payload)
     await take(inbox)
     assert isinstance(await other.take(reclaim=True), NothingToDo), "not before the lease ends"
@@ -65,9 +56,7 @@ async def test_a_silent_worker_loses_its_job_after_the_lease(
     assert (await queue.get(job.id, "ann")).attempts == 2
 
 
-async def test_a_renewed_lease_holds(
-    queue: RedisJobQueue, inbox: QueueConsumer, other: QueueConsumer, payload: Payload, job_settings: Settings
-) -> None:
+async def test_a_renewed_lease_holds(queue, inbox, other, payload, job_settings):
     await queue.submit(payload)
     delivery = await take(inbox)
     for _ in range(5):
@@ -76,9 +65,7 @@ async def test_a_renewed_lease_holds(
         assert isinstance(await other.take(reclaim=True), NothingToDo)
 
 
-async def test_a_late_zombie_changes_nothing(
-    queue: RedisJobQueue, inbox: QueueConsumer, other: QueueConsumer, payload: Payload, job_settings: Settings
-) -> None:
+async def test_a_late_zombie_changes_nothing(queue, inbox, other, payload, job_settings):
     job, _ = await queue.submit(payload)
     zombie = await take(inbox)
     await lease_over(job_settings)
@@ -97,9 +84,7 @@ async def test_a_late_zombie_changes_nothing(
     assert (await queue.result(job.id, "ann")).body == b"first"
 
 
-async def test_the_large_answer_of_a_zombie_is_removed(
-    queue: RedisJobQueue, inbox: QueueConsumer, other: QueueConsumer, payload: Payload, job_settings: Settings
-) -> None:
+async def test_the_large_answer_of_a_zombie_is_removed(queue, inbox, other, payload, job_settings):
     job, _ = await queue.submit(payload)
     zombie = await take(inbox)
     await lease_over(job_settings)
@@ -109,9 +94,7 @@ async def test_the_large_answer_of_a_zombie_is_removed(
     assert (await queue.result(job.id, "ann")).body == b"n" * 2000
 
 
-async def test_handing_in_twice_is_handing_in_once(
-    queue: RedisJobQueue, inbox: QueueConsumer, payload: Payload
-) -> None:
+async def test_handing_in_twice_is_handing_in_once(queue, inbox, payload):
     job, _ = await queue.submit(payload)
     delivery = await take(inbox)
     assert await inbox.succeed(delivery, DONE)
@@ -120,9 +103,7 @@ async def test_handing_in_twice_is_handing_in_once(
     assert await queue.get(job.id, "ann") == first
 
 
-async def test_an_attempt_before_a_cancel_and_retry_is_lost(
-    queue: RedisJobQueue, inbox: QueueConsumer, other: QueueConsumer, payload: Payload
-) -> None:
+async def test_an_attempt_before_a_cancel_and_retry_is_lost(queue, inbox, other, payload):
     job, _ = await queue.submit(payload)
     old = await take(inbox)
     await queue.cancel(job.id, "ann")
@@ -135,9 +116,7 @@ async def test_an_attempt_before_a_cancel_and_retry_is_lost(
     assert (await queue.result(job.id, "ann")).body == b"new"
 
 
-async def test_a_job_that_kills_its_workers_becomes_a_dead_letter(
-    queue: RedisJobQueue, inbox: QueueConsumer, payload: Payload, job_settings: Settings
-) -> None:
+async def test_a_job_that_kills_its_workers_becomes_a_dead_letter(queue, inbox, payload, job_settings):
     job, _ = await queue.submit(payload)
     for attempt in (1, 2, 3):
         assert (await take(inbox, reclaim=True)).attempt == attempt
@@ -149,9 +128,7 @@ async def test_a_job_that_kills_its_workers_becomes_a_dead_letter(
     assert (await queue.result(job.id, "ann")).status == 500
 
 
-async def test_a_job_handed_back_comes_first_and_costs_no_attempt(
-    queue: RedisJobQueue, inbox: QueueConsumer, other: QueueConsumer, payload: Payload
-) -> None:
+async def test_a_job_handed_back_comes_first_and_costs_no_attempt(queue, inbox, other, payload):
     low, _ = await queue.submit(replace(payload, priority=-1))
     delivery = await take(inbox)
     high, _ = await queue.submit(replace(payload, priority=1))
@@ -164,9 +141,7 @@ async def test_a_job_handed_back_comes_first_and_costs_no_attempt(
 
 
 @pytest.mark.timed("A doorbell that rings late differs from one that rings in time by the time alone.")
-async def test_a_failed_attempt_waits_out_its_delay(
-    queue: RedisJobQueue, inbox: QueueConsumer, payload: Payload, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_failed_attempt_waits_out_its_delay(queue, inbox, payload, monkeypatch):
     monkeypatch.setattr(consumer, "_BLOCK_MS", 4500)  # less than the timeout of Redis's socket
     job, _ = await queue.submit(payload)
     await inbox.again(await take(inbox), Fault("x"), 0.2)
@@ -181,7 +156,7 @@ async def test_a_failed_attempt_waits_out_its_delay(
     assert (await take(inbox)).attempt == 2
 
 
-async def test_a_delayed_job_can_be_cancelled(queue: RedisJobQueue, inbox: QueueConsumer, payload: Payload) -> None:
+async def test_a_delayed_job_can_be_cancelled(queue, inbox, payload):
     job, _ = await queue.submit(payload)
     await inbox.again(await take(inbox), Fault("x"), 0.01)
     await queue.cancel(job.id, "ann")
@@ -190,9 +165,7 @@ async def test_a_delayed_job_can_be_cancelled(queue: RedisJobQueue, inbox: Queue
 
 
 @pytest.mark.timed("A doorbell that rings late differs from one that rings in time by the time alone.")
-async def test_the_doorbell_misses_no_job(
-    queue: RedisJobQueue, inbox: QueueConsumer, payload: Payload, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_doorbell_misses_no_job(queue, inbox, payload, monkeypatch):
     monkeypatch.setattr(consumer, "_BLOCK_MS", 4500)
     quiet = await inbox.take(reclaim=True)
     assert isinstance(quiet, NothingToDo)
@@ -203,9 +176,7 @@ async def test_the_doorbell_misses_no_job(
     await take(inbox)
 
 
-async def test_workers_are_known_while_they_renew(
-    queue: RedisJobQueue, inbox: QueueConsumer, payload: Payload, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_workers_are_known_while_they_renew(queue, inbox, payload, monkeypatch):
     assert await queue.workers("svc") == []
     job, _ = await queue.submit(payload)
     await inbox.renew([(await take(inbox)).key])
@@ -215,9 +186,7 @@ async def test_workers_are_known_while_they_renew(
     assert await queue.workers("svc") == []
 
 
-async def test_leaving_keeps_what_is_still_held(
-    queue: RedisJobQueue, inbox: QueueConsumer, other: QueueConsumer, payload: Payload, job_settings: Settings
-) -> None:
+async def test_leaving_keeps_what_is_still_held(queue, inbox, other, payload, job_settings):
     job, _ = await queue.submit(payload)
     await take(inbox)
     await inbox.renew([(job.id, 1)])
@@ -228,8 +197,8 @@ async def test_leaving_keeps_what_is_still_held(
 
 
 async def test_the_sweep_removes_payloads_without_a_job_and_workers_long_gone(
-    queue: RedisJobQueue, inbox: QueueConsumer, other: QueueConsumer, payload: Payload, job_settings: Settings
-) -> None:
+    queue, inbox, other, payload, job_settings
+):
     kept, _ = await queue.submit(replace(payload, body=b"x" * 2000))
     blobs = job_settings.data_dir / "blobs"
     for name, age in (("0" * 32, 10**6), ("1" * 32, 0), (kept.id, 10**6)):
@@ -247,9 +216,7 @@ async def test_the_sweep_removes_payloads_without_a_job_and_workers_long_gone(
     assert not await queue._redis.client.hexists(redis_keys.key("workers", "svc"), other.consumer)
 
 
-async def test_a_late_answer_of_an_attempt_that_was_handed_back_leaves_the_request_to_the_next(
-    queue: RedisJobQueue, inbox: QueueConsumer, payload: Payload
-) -> None:
+async def test_a_late_answer_of_an_attempt_that_was_handed_back_leaves_the_request_to_the_next(queue, inbox, payload):
     large = replace(payload, body=b"x" * 2000)
     job, _ = await queue.submit(large)
     delivery = await take(inbox)
@@ -259,16 +226,14 @@ async def test_a_late_answer_of_an_attempt_that_was_handed_back_leaves_the_reque
     assert await queue._payloads.older_than(-60) == [job.id]
 
 
-async def test_a_lost_body_is_a_fault_that_says_why(
-    queue: RedisJobQueue, inbox: QueueConsumer, payload: Payload, job_settings: Settings
-) -> None:
+async def test_a_lost_body_is_a_fault_that_says_why(queue, inbox, payload, job_settings):
     job, _ = await queue.submit(replace(payload, body=b"x" * 2000))
     (job_settings.data_dir / "blobs" / job.id / "request").unlink()
     with pytest.raises(Fault, match="gone"):
         await inbox.payload(await take(inbox))
 
 
-async def test_what_is_asked_of_redis_names_worker_attempt_and_limits(job_settings: Settings) -> None:
+async def test_what_is_asked_of_redis_names_worker_attempt_and_limits(job_settings):
     inbox = QueueConsumer("redis://127.0.0.1:1", "svc", job_settings)
     host, pid, number = inbox.consumer.rsplit("-", 2)
     assert (host, int(pid), len(number)) == (socket.gethostname(), os.getpid(), 8)
@@ -303,9 +268,7 @@ async def test_what_is_asked_of_redis_names_worker_attempt_and_limits(job_settin
 
 
 @pytest.mark.parametrize(("due_ms", "block_ms"), [(-1, 1000), (0, 1), (1, 1), (250, 250), (5000, 1000)])
-async def test_a_worker_sleeps_until_the_next_delayed_job_is_due(
-    job_settings: Settings, due_ms: int, block_ms: int
-) -> None:
+async def test_a_worker_sleeps_until_the_next_delayed_job_is_due(job_settings, due_ms, block_ms):
     inbox, asked = QueueConsumer("redis://127.0.0.1:1", "svc", job_settings), []
 
     async def xread(streams: dict[str, str], **how: int) -> None:

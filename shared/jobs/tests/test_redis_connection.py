@@ -1,11 +1,9 @@
 """Redis as operators have it: URL and password from files, TLS with an authority of its own, Sentinel, and full."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -48,7 +46,7 @@ async def _run_one_job(settings: Settings, payload: Payload) -> bytes:
         await inbox.close()
 
 
-def test_url_and_password_come_from_files_as_secrets_are_mounted(tmp_path: Path) -> None:
+def test_url_and_password_come_from_files_as_secrets_are_mounted(tmp_path):
     (tmp_path / "url").write_text("redis://redis:7000/2\n")
     (tmp_path / "password").write_text(f"{PASSWORD}\n")
     files = {"redis_url_file": tmp_path / "url", "redis_password_file": tmp_path / "password"}
@@ -61,7 +59,7 @@ def test_url_and_password_come_from_files_as_secrets_are_mounted(tmp_path: Path)
 
 
 @pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+def certificates(tmp_path_factory):
     return make_certificates(tmp_path_factory.mktemp("tls"))
 
 
@@ -94,9 +92,7 @@ async def _check_tls(settings: Settings, payload: Payload) -> None:
         await _run_one_job(strange, payload)
 
 
-async def test_tls_is_trusted_by_its_own_authority_alone(
-    own_redis: RedisServer, certificates: Certificates, payload: Payload, tmp_path: Path
-) -> None:
+async def test_tls_is_trusted_by_its_own_authority_alone(own_redis, certificates, payload, tmp_path):
     assert own_redis._port
     async with _tls_front(certificates, own_redis._port) as port:
         settings = Settings(
@@ -109,29 +105,19 @@ async def test_tls_is_trusted_by_its_own_authority_alone(
 
 
 @pytest.mark.release
-async def test_a_server_with_tls_and_certificates_of_clients(
-    certificates: Certificates, payload: Payload, tmp_path: Path
-) -> None:
+async def test_a_server_with_tls_and_certificates_of_clients(certificates, payload, tmp_path):
     if (binary := find_tls_server()) is None:
         pytest.skip("no Redis with TLS on PATH")
     port = free_port()
     lines = [
-        "port 0",
-        f"tls-port {port}",
-        f"tls-cert-file {certificates.certificate}",
-        f"tls-key-file {certificates.key}",
-        f"tls-ca-cert-file {certificates.authority}",
-        "tls-auth-clients yes",
+        "port 0", f"tls-port {port}", f"tls-cert-file {certificates.certificate}",
+        f"tls-key-file {certificates.key}", f"tls-ca-cert-file {certificates.authority}", "tls-auth-clients yes",
         f'requirepass "{PASSWORD}"',
-    ]
+    ]  # fmt: skip
     settings = Settings(
-        redis_url=f"rediss://127.0.0.1:{port}",
-        redis_password=PASSWORD,
-        redis_ca_file=certificates.authority,
-        redis_cert_file=certificates.certificate,
-        redis_key_file=certificates.key,
-        data_dir=tmp_path,
-    )
+        redis_url=f"rediss://127.0.0.1:{port}", redis_password=PASSWORD, redis_ca_file=certificates.authority,
+        redis_cert_file=certificates.certificate, redis_key_file=certificates.key, data_dir=tmp_path,
+    )  # fmt: skip
     with run_server(tmp_path / "server", *lines, binary=binary):
         await asyncio.to_thread(lambda: wait_for(redis.Redis.from_url(str(settings.redis_url))))
         await _check_tls(settings, payload)
@@ -148,7 +134,7 @@ async def _check_ledger(url: str) -> None:
     await reader.stop()
 
 
-async def test_sentinel_leads_to_the_master_also_after_it_died(payload: Payload, tmp_path: Path) -> None:
+async def test_sentinel_leads_to_the_master_also_after_it_died(payload, tmp_path):
     with run_fleet(tmp_path / "fleet") as fleet:
         settings = Settings(redis_url=fleet.url, redis_password=PASSWORD, data_dir=tmp_path)
         assert settings.redis_url
@@ -171,14 +157,12 @@ async def test_sentinel_leads_to_the_master_also_after_it_died(payload: Payload,
 
 
 @pytest.fixture
-def small_redis(tmp_path: Path) -> Iterator[RedisServer]:
+def small_redis(tmp_path):
     with RedisServer(Settings(data_dir=tmp_path / "small", redis_max_bytes=6 * 2**20)) as server:
         yield server
 
 
-async def test_a_full_redis_refuses_new_jobs_and_finishes_those_it_has(
-    small_redis: RedisServer, payload: Payload, tmp_path: Path
-) -> None:
+async def test_a_full_redis_refuses_new_jobs_and_finishes_those_it_has(small_redis, payload, tmp_path):
     settings = Settings(data_dir=tmp_path, job_ttl_s=1)
     queue = RedisJobQueue(small_redis.url, settings)
     inbox = QueueConsumer(small_redis.url, payload.service, settings)

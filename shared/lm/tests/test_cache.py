@@ -1,7 +1,5 @@
 """The cache: what was written is what is read, however it grew."""
 
-from __future__ import annotations
-
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -67,14 +65,6 @@ def test_lowering_the_length_forgets_the_tail():
     other = piece(1, 2, 1)
     keys, _ = cache.write(0, *other, cache.length)
     torch.testing.assert_close(keys.transpose(1, 2), torch.cat([k[:, :4], other[0]], 1))
-
-
-def test_the_first_padding_stays():
-    cache = KVCache(CONFIG)
-    first = torch.tensor([3])
-    assert cache.set_padding(None) is None
-    assert cache.set_padding(first) is first
-    assert cache.set_padding(torch.tensor([9])) is first
 
 
 def test_a_cache_holds_no_gradients_and_fits_its_models_dtype():

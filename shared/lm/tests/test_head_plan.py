@@ -1,7 +1,5 @@
 """Head plans: what is refused, how scores become roles, and that a digest names exactly one plan."""
 
-from __future__ import annotations
-
 import json
 
 import pytest
@@ -130,7 +128,6 @@ def test_a_retrieval_report_becomes_a_plan_by_its_groups():
     assert plan.scores["retrieval"] == grouped_max(scores, 2) == [[0.1, 0.9], [0.2, 0.2]]
     assert plan.roles == [[0, 1], [1, 0]]
     assert plan.model == ModelId(name="m", weights_sha256="ff", layers=2, query_heads=4, kv_heads=2)
-    assert len(plan.made_by.spec["report_sha256"]) == 64
-    assert plan.full_fraction == 0.5
+    assert (len(plan.made_by.spec["report_sha256"]), plan.full_fraction) == (64, 0.5)
     with pytest.raises(Malformed, match="no retrieval report"):
         HeadPlan.from_retrieval({"schema": "head-plan/1"}, 0.5)

@@ -1,7 +1,5 @@
 """Head plans are a tenant's or the package's, are found by name or digest, and are never stale."""
 
-from __future__ import annotations
-
 import pytest
 
 from shared.errors import Conflict, InvalidOption, Malformed

@@ -1,7 +1,5 @@
 """Hook names: against TransformerLens where it is installed, against module hooks of transformers, and refusals."""
 
-from __future__ import annotations
-
 import operator
 from typing import Any
 
@@ -26,7 +24,6 @@ IDS = torch.randint(0, 30, (2, 9), generator=torch.Generator().manual_seed(0))
 
 
 def make(family: str) -> Decoder:
-    """A random model of the family, far from uniform."""
     torch.manual_seed(0)
     model = MAKERS[family]()
     for parameter in model.parameters():

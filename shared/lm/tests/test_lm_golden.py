@@ -1,7 +1,5 @@
 """The decoder and its taps against numbers computed by an independent implementation."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

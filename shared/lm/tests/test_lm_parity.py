@@ -1,18 +1,15 @@
 """The decoder against the official implementations, on random models of odd sizes."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 
 from shared.lm.config import from_official
 from shared.lm.decoder import Decoder
 from shared.lm.weights import load_decoder, to_official_keys
-
-transformers = pytest.importorskip("transformers")
 
 LLAMA = {
     "vocab_size": 61, "hidden_size": 48, "intermediate_size": 56, "num_hidden_layers": 3, "num_attention_heads": 6,
@@ -20,13 +17,9 @@ LLAMA = {
     "tie_word_embeddings": False, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
 }  # fmt: skip
 LLAMA3_ROPE = {
-    "rope_type": "llama3",
-    "rope_theta": 50000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
+    "rope_type": "llama3", "rope_theta": 50000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
-}
+}  # fmt: skip
 GEMMA3 = LLAMA | {
     "tie_word_embeddings": True,
     "sliding_window": 9,
@@ -69,17 +62,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": (
         "GPT2Config",
         {
-            "vocab_size": 61,
-            "n_embd": 48,
-            "n_layer": 3,
-            "n_head": 3,
-            "n_positions": 128,
-            "n_inner": 80,
-            "bos_token_id": 0,
-            "eos_token_id": 0,
+            "vocab_size": 61, "n_embd": 48, "n_layer": 3, "n_head": 3, "n_positions": 128, "n_inner": 80,
+            "bos_token_id": 0, "eos_token_id": 0,
         },
     ),
-}
+}  # fmt: skip
 
 
 def theirs(case: str, seed: int = 0) -> Any:
@@ -106,14 +93,6 @@ def ours(model: Any) -> Decoder:
 
 def ids(rows: int, tokens: int) -> Tensor:
     return torch.randint(0, 61, (rows, tokens), generator=torch.Generator().manual_seed(1))
-
-
-@pytest.mark.parametrize("case", CASES)
-@torch.no_grad()
-def test_logits_equal_the_official_models(case):
-    model = theirs(case)
-    text = ids(2, 57)
-    torch.testing.assert_close(ours(model)(text), model(text).logits, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -1,7 +1,5 @@
 """Needles and keys: the answer stands where the prompt says, the same seed hides the same thing."""
 
-from __future__ import annotations
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,17 +22,10 @@ TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<ass
 
 
 def tokenizer(chat: bool = False) -> Tokenizer:
-    """One token per byte."""
     vocab = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     library = Library(models.BPE(vocab=vocab, merges=[]))
     library.pre_tokenizer, library.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     return Tokenizer(library, chat_template=TEMPLATE if chat else None)
-
-
-@pytest.mark.parametrize("what", NEEDLES)
-def test_every_needle_holds_its_answer(what):
-    assert what.answer in what.sentence
-    assert what.answer not in what.question
 
 
 @pytest.mark.parametrize("chat", [False, True])
@@ -58,8 +49,7 @@ def test_answer_follows_a_template_at_once_and_bare_text_after_a_space():
 def test_depth_moves_the_needle_and_full_stops_hold_it():
     read = [build_needle_context(tokenizer(), NEEDLES[2], 2000, depth) for depth in (0, 25, 50, 75, 100)]
     places = [text.index(NEEDLES[2].sentence) for text in read]
-    assert places == sorted(places)
-    assert places[0] == 0
+    assert (places, places[0]) == (sorted(places), 0)
     assert all(text[place - 2] == "." for text, place in zip(read[1:-1], places[1:-1], strict=True))
     assert read[-1].endswith(NEEDLES[2].sentence)
 

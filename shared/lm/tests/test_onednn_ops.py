@@ -1,7 +1,5 @@
 """Matrices in oneDNN's layout: what they compute is what the decoder computes, a row hardly hangs on its neighbours."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

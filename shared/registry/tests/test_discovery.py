@@ -6,11 +6,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from pydantic import BaseModel
 
 from shared.errors import Cancelled, DeadlineExceeded, NotFound
 from shared.registry import CallContext, Servable, discovery, network, networks, servables
-from shared.registry.discovery import SERVICES, claims, service_package
+from shared.registry.discovery import claims
 
 MODEL = """
 '''A model that somebody dropped into the room.'''
@@ -104,22 +103,12 @@ def test_unknown_network_lists_the_known():
     assert isinstance(networks(), dict)
 
 
-def test_folder_names_use_underscores():
-    assert [service_package(s) for s in SERVICES][1] == "services.medical_seg"
-
-
 def test_card_without_types_is_refused_when_the_class_is_made():
     from shared.registry import Card, Paper
 
     facts = Card(name="x", task="echo", summary="s", paper=Paper(title="t", venue="v", year=1), licence="MIT")
     with pytest.raises(TypeError, match="no In or Out"):
         type("Untyped", (Servable,), {"card": facts})
-
-
-def test_example_comes_from_the_card(toy_room):
-    toy = servables("relevance-judge")["toy"]
-    example = toy().example()
-    assert isinstance(example, BaseModel)
 
 
 def test_run_stops_when_cancelled_or_late():

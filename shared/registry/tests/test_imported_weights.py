@@ -1,9 +1,6 @@
 """What one process imports, another one with another folder serves; only what changed is fetched."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +14,13 @@ from shared.storage.tests.s3_server import run_s3_server
 
 
 @pytest.fixture(scope="module")
-def s3_variables() -> Iterator[dict[str, str]]:
+def s3_variables():
     with run_s3_server() as variables:
         yield variables
 
 
 @pytest.fixture
-def objects(s3_variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
+def objects(s3_variables, monkeypatch):
     for name, value in s3_variables.items():
         monkeypatch.setenv(name, value)
     return ObjectStore.open("s3://fovea/models")
@@ -34,7 +31,7 @@ def _write(folder: Path, value: float) -> None:
     write_weights(folder, {"w": np.full((4,), value, np.float32)}, manifest)
 
 
-def test_weights_reach_another_machine_and_follow_changes(objects: ObjectStore, tmp_path: Path) -> None:
+def test_weights_reach_another_machine_and_follow_changes(objects, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     _write(one, 1.0)
     publish_weights(objects, one, "net")
@@ -53,7 +50,7 @@ def test_weights_reach_another_machine_and_follow_changes(objects: ObjectStore, 
     assert json.loads((two / ".fetched.json").read_text()) == {}
 
 
-def test_a_store_that_is_away_is_no_reason_for_demo_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_store_that_is_away_is_no_reason_for_demo_weights(monkeypatch, tmp_path):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
@@ -61,7 +58,7 @@ def test_a_store_that_is_away_is_no_reason_for_demo_weights(monkeypatch: pytest.
         fetch_weights(ObjectStore.open("s3://fovea"), tmp_path)
 
 
-def test_a_folder_is_its_own_copy(tmp_path: Path) -> None:
+def test_a_folder_is_its_own_copy(tmp_path):
     objects = ObjectStore.open(tmp_path.as_uri())
     fetch_weights(objects, tmp_path / "weights")
     publish_weights(objects, tmp_path / "weights", "net")

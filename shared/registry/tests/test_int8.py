@@ -1,7 +1,5 @@
 """Kernels as bytes come back within half a step of their scale, and everything else as it was."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -19,7 +17,7 @@ def arrays() -> dict[str, np.ndarray]:
     return {"kernel": kernel, "bias": rng.normal(size=16).astype(np.float32), "count": np.array(7)}
 
 
-def test_each_output_is_within_half_a_step_of_its_own_scale() -> None:
+def test_each_output_is_within_half_a_step_of_its_own_scale():
     given = arrays()
     found = unpack_kernels(pack_kernels(given))
     step = np.abs(given["kernel"]).reshape(16, -1).max(axis=1) / 127
@@ -30,31 +28,18 @@ def test_each_output_is_within_half_a_step_of_its_own_scale() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "int8"])
-def test_a_file_says_how_it_holds_numbers(tmp_path: Path, dtype: str) -> None:
+def test_a_file_says_how_it_holds_numbers(tmp_path, dtype):
     manifest = Manifest(name="net", origin="trained", network=NetworkSpec(name="net"), dtype=dtype)
     written = write_weights(tmp_path, arrays(), manifest)
     found = read_weights(tmp_path / "net.safetensors")
-    assert found.manifest == written
-    assert found.arrays["kernel"].dtype == np.float32
+    assert (found.manifest, found.arrays["kernel"].dtype) == (written, np.float32)
     assert found.arrays["kernel"].shape == (16, 8, 3, 3)
     assert np.allclose(found.arrays["kernel"], arrays()["kernel"], atol=0.2)
 
 
-def test_bytes_take_half_the_room_of_halves(tmp_path: Path) -> None:
-    kernel = {"kernel": np.random.default_rng(0).normal(size=(64, 64, 3, 3)).astype(np.float32)}
-    sizes = [
-        write_weights(
-            tmp_path, kernel, Manifest(name="net", origin="trained", network=NetworkSpec(name="net"), dtype=dtype)
-        ).bytes
-        for dtype in ("float16", "int8")
-    ]
-    assert sizes[1] < 0.52 * sizes[0]
-
-
-def test_familiar_features_are_kept_apart_from_the_network(tmp_path: Path) -> None:
+def test_familiar_features_are_kept_apart_from_the_network(tmp_path):
     manifest = Manifest(name="net", origin="trained", network=NetworkSpec(name="net"), constants={"novelty": 1.5})
     write_weights(tmp_path, {**arrays(), "familiar.mean": np.ones(4, np.float32)}, manifest)
     found = read_weights(tmp_path / "net.safetensors")
     assert found.arrays.keys() == arrays().keys()
-    assert found.familiar.keys() == {"familiar.mean"}
-    assert found.manifest.constants == {"novelty": 1.5}
+    assert (found.familiar.keys(), found.manifest.constants) == ({"familiar.mean"}, {"novelty": 1.5})

@@ -1,15 +1,10 @@
 """Weights files: verified before they are read, stored whole, found where they were imported first."""
 
-from __future__ import annotations
-
-import json
-
 import numpy as np
 import pytest
-from pydantic import ValidationError
 
 from shared.errors import NotReady
-from shared.registry.weights import Manifest, NetworkSpec, find_weights, read_manifest, read_weights, write_weights
+from shared.registry.weights import Manifest, NetworkSpec, find_weights, read_weights, write_weights
 
 ARRAYS = {"conv.weight": np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4), "steps": np.array(7, dtype=np.int64)}
 
@@ -92,16 +87,3 @@ def test_a_second_write_replaces_both_files_and_leaves_no_draft(tmp_path):
     assert first.sha256 != second.sha256
     assert read_weights(tmp_path / "toy.safetensors").arrays["steps"] == 8
     assert sorted(p.name for p in tmp_path.iterdir()) == ["toy.json", "toy.safetensors"]
-
-
-def test_a_manifest_is_readable_json_that_ends_in_a_newline(tmp_path):
-    write_weights(tmp_path, ARRAYS, manifest(notes={"missing": ["fc.weight"]}))
-    text = (tmp_path / "toy.json").read_text()
-    assert text.endswith("}\n")
-    assert json.loads(text)["network"] == {"name": "toy", "config": {"width": 0.5}}
-    assert read_manifest(tmp_path / "toy.safetensors").notes == {"missing": ["fc.weight"]}
-
-
-def test_unknown_facts_are_refused():
-    with pytest.raises(ValidationError):
-        manifest(speed="fast")

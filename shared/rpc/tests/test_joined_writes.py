@@ -1,7 +1,5 @@
 """Servers send the head and the body of an answer in one packet, and each part of a stream when it is there."""
 
-from __future__ import annotations
-
 import asyncio
 import socket
 from collections.abc import AsyncIterator
@@ -32,7 +30,7 @@ class _Wire(asyncio.Transport):
         return self.is_closed
 
 
-async def test_writes_of_one_turn_are_one_packet() -> None:
+async def test_writes_of_one_turn_are_one_packet():
     wire = _Wire()
     joined = JoinedTransport(wire, asyncio.get_running_loop())
     joined.write(b"head ")
@@ -44,7 +42,7 @@ async def test_writes_of_one_turn_are_one_packet() -> None:
     assert wire.packets == [b"head body", b"next"]
 
 
-async def test_close_sends_what_was_written() -> None:
+async def test_close_sends_what_was_written():
     wire = _Wire()
     joined = JoinedTransport(wire, asyncio.get_running_loop())
     joined.write(b"last words")
@@ -57,7 +55,7 @@ async def test_close_sends_what_was_written() -> None:
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-def test_answers_and_streams_arrive(loop: str) -> None:
+def test_answers_and_streams_arrive(loop):
     """Over a real socket: small answers come whole, the first part of a stream before the second is made."""
     with asyncio.Runner(loop_factory=uvicorn.Config("", loop=loop).get_loop_factory()) as runner:
         runner.run(_exchange())

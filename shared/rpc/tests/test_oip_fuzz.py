@@ -1,7 +1,5 @@
 """Whatever bytes come, the codec answers with a call or with an error of ours."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 
@@ -53,12 +51,12 @@ def survives(decode: Any, *args: Any) -> InferCall | None:
 
 
 @given(body=st.binary(max_size=200), length=st.none() | st.integers(-5, 250))
-def test_random_bytes_raise_only_errors_of_ours(body: bytes, length: int | None) -> None:
+def test_random_bytes_raise_only_errors_of_ours(body, length):
     survives(oip_json.decode_request, "m", "", body, length)
 
 
 @given(request=REQUESTS, raw=st.binary(max_size=40), binary=st.booleans())
-def test_random_requests_raise_only_errors_of_ours(request: Any, raw: bytes, binary: bool) -> None:
+def test_random_requests_raise_only_errors_of_ours(request, raw, binary):
     text = json.dumps(request).encode()
     call = survives(oip_json.decode_request, "m", "", text + (raw if binary else b""), len(text) if binary else None)
     if call is not None:
@@ -71,7 +69,7 @@ def _again(call: InferCall) -> tuple[bytes, int | None]:
 
 
 @given(st.binary(max_size=200))
-def test_random_messages_raise_only_errors_of_ours(data: bytes) -> None:
+def test_random_messages_raise_only_errors_of_ours(data):
     try:
         message = pb.ModelInferRequest.FromString(data)
     except DecodeError:
@@ -93,8 +91,6 @@ CONTENTS = st.builds(
     contents=st.none() | CONTENTS,
     raw=st.lists(st.binary(max_size=16), max_size=2),
 )
-def test_random_tensors_raise_only_errors_of_ours(
-    datatype: str, shape: list[int], contents: pb.InferTensorContents | None, raw: list[bytes]
-) -> None:
+def test_random_tensors_raise_only_errors_of_ours(datatype, shape, contents, raw):
     tensor = pb.ModelInferRequest.InferInputTensor(name="x", datatype=datatype, shape=shape, contents=contents)
     survives(oip_proto.decode_request, pb.ModelInferRequest(inputs=[tensor], raw_input_contents=raw))

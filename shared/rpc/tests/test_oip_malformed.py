@@ -1,7 +1,5 @@
 """What is wrong with a request is said in a sentence that names the tensor: JSON with its binary part, and protobuf."""
 
-from __future__ import annotations
-
 import json
 import re
 from typing import Any
@@ -105,7 +103,7 @@ BAD_JSON: dict[str, tuple[Any, bytes | None, str]] = {
 
 
 @pytest.mark.parametrize(("head", "raw", "told"), BAD_JSON.values(), ids=BAD_JSON.keys())
-def test_a_bad_body_is_malformed_and_says_where(head: Any, raw: bytes | None, told: str) -> None:
+def test_a_bad_body_is_malformed_and_says_where(head, raw, told):
     with pytest.raises(Malformed) as caught:
         decode(head, raw)
     assert re.search(told, caught.value.detail), caught.value.detail
@@ -114,38 +112,35 @@ def test_a_bad_body_is_malformed_and_says_where(head: Any, raw: bytes | None, to
 
 
 @pytest.mark.parametrize("length", [-1, 10**6])
-def test_a_header_longer_than_the_body_is_malformed(length: int) -> None:
+def test_a_header_longer_than_the_body_is_malformed(length):
     with pytest.raises(Malformed, match="inference-header-content-length"):
         decode(request(RAW), bytes(8), length)
 
 
-def test_more_json_than_is_read_is_too_large() -> None:
+def test_more_json_than_is_read_is_too_large():
     with pytest.raises(TooLarge, match="bytes of JSON") as caught:
         decode(b" " * (32 * 2**20 + 1))
     assert "binary" in str(caught.value.hint)
 
 
-def test_nested_data_is_read_as_its_shape_says() -> None:
+def test_nested_data_is_read_as_its_shape_says():
     call = decode(request({**X, "shape": [2, 1, 2], "data": [[[1, 2]], [[3, 4]]]}))
-
     assert call.feeds["x"].tolist() == [[[1, 2]], [[3, 4]]]
 
 
-def test_json_and_binary_inputs_mix_in_any_order() -> None:
+def test_json_and_binary_inputs_mix_in_any_order():
     head = request({**X, "name": "a", "data": [1, 2]}, RAW, {**X, "name": "b", "data": [3, 4]}, {**RAW, "name": "z"})
     call = decode(head, np.arange(4, dtype="<f4").tobytes())
-
     assert {name: array.tolist() for name, array in call.feeds.items()} == {
         "a": [1, 2], "x": [0, 1], "b": [3, 4], "z": [2, 3],
     }  # fmt: skip
 
 
-def test_outputs_travel_as_they_are_asked_for() -> None:
+def test_outputs_travel_as_they_are_asked_for():
     outputs = [{"name": "a", "parameters": {"binary_data": False}}, {"name": "b"}]
     call = decode(request({**X, "data": [1, 2]}, outputs=outputs, parameters={"binary_data_output": True}))
     results = {"b": np.float32([1]), "a": np.float32([2]), "unwanted": np.float32([3])}
     body = oip_json.encode_answer(build_answer(call, results, "1"), call)
-
     head = json.loads(body.join()[: body.header_length])
     assert [(o["name"], "data" in o, "parameters" in o) for o in head["outputs"]] == [
         ("a", True, False),
@@ -154,23 +149,21 @@ def test_outputs_travel_as_they_are_asked_for() -> None:
     assert list(oip_json.decode_answer(body.join(), body.header_length).outputs) == ["a", "b"]
 
 
-def test_all_outputs_come_when_none_is_named_and_as_json_unless_asked_otherwise() -> None:
+def test_all_outputs_come_when_none_is_named_and_as_json_unless_asked_otherwise():
     call = decode(request({**X, "data": [1, 2]}))
     body = oip_json.encode_answer(build_answer(call, {"a": np.float32([2]), "b": np.array([b"t"], object)}, "1"), call)
-
     assert body.header_length is None
     assert [o["data"] for o in json.loads(body.join())["outputs"]] == [[2.0], ["t"]]
 
 
-def test_an_unknown_output_is_refused_with_the_known_ones() -> None:
+def test_an_unknown_output_is_refused_with_the_known_ones():
     call = InferCall("m", {}, requested={"heat": None})
-
     with pytest.raises(Malformed, match="no output 'heat'") as caught:
         check_outputs(call, ["mask"])
     assert "'mask'" in str(caught.value.hint)
 
 
-def test_an_output_that_the_model_forgets_is_our_fault() -> None:
+def test_an_output_that_the_model_forgets_is_our_fault():
     with pytest.raises(Fault, match="'heat'"):
         build_answer(InferCall("m", {}, requested={"heat": None}), {"mask": np.zeros(1)}, "1")
 
@@ -178,18 +171,14 @@ def test_an_output_that_the_model_forgets_is_our_fault() -> None:
 @pytest.mark.parametrize(
     ("timeout", "seconds"), [(250_000, 0.25), (0, None), ("9", None), (True, None), (10**400, 2**53 / 1e6)]
 )
-def test_timeout_is_in_microseconds(timeout: Any, seconds: float | None) -> None:
+def test_timeout_is_in_microseconds(timeout, seconds):
     assert InferCall("m", {}, parameters={"timeout": timeout}).timeout_s == seconds
 
 
-def test_an_answer_keeps_nan_for_the_client() -> None:
+def test_an_answer_keeps_nan_for_the_client():
     call = InferCall("m", {}, binary=True)
     body = oip_json.encode_answer(InferAnswer("m", "1", {"y": np.float32([np.nan])}), call)
-
     assert np.isnan(oip_json.decode_answer(body.join(), body.header_length).outputs["y"]).all()
-
-
-# Protobuf.
 
 
 def message(raw: list[bytes] | None = None, **tensor: Any) -> pb.ModelInferRequest:
@@ -224,7 +213,7 @@ BAD_MESSAGES = {
 
 
 @pytest.mark.parametrize(("bad", "told"), BAD_MESSAGES.values(), ids=BAD_MESSAGES.keys())
-def test_a_bad_message_is_malformed_and_says_where(bad: pb.ModelInferRequest, told: str) -> None:
+def test_a_bad_message_is_malformed_and_says_where(bad, told):
     with pytest.raises(Malformed) as caught:
         oip_proto.decode_request(bad)
     assert re.search(told, caught.value.detail), caught.value.detail
@@ -243,20 +232,18 @@ def test_a_bad_message_is_malformed_and_says_where(bad: pb.ModelInferRequest, to
         ("BYTES", "bytes_contents", [b"\xff", b""]),
     ],
 )
-def test_typed_contents_are_read_and_answered_in_kind(datatype: str, field: str, values: list[Any]) -> None:
+def test_typed_contents_are_read_and_answered_in_kind(datatype, field, values):
     call = oip_proto.decode_request(message(datatype=datatype, contents=contents(**{field: values})))
     told = oip_proto.encode_answer(build_answer(call, {"y": call.feeds["x"]}, "1"), call)
-
     assert call.feeds["x"].tolist() == values
     assert not told.raw_output_contents
     assert list(getattr(told.outputs[0].contents, field)) == values
     assert oip_proto.decode_answer(told).outputs["y"].tolist() == values
 
 
-def test_one_output_without_typed_form_makes_the_answer_raw() -> None:
+def test_one_output_without_typed_form_makes_the_answer_raw():
     call = oip_proto.decode_request(message(contents=contents(fp32_contents=[1, 2])))
     told = oip_proto.encode_answer(build_answer(call, {"a": np.float16([1]), "b": np.float32([2])}, "1"), call)
-
     assert [len(raw) for raw in told.raw_output_contents] == [2, 4]
     assert {name: array.tolist() for name, array in oip_proto.decode_answer(told).outputs.items()} == {
         "a": [1],
@@ -264,27 +251,22 @@ def test_one_output_without_typed_form_makes_the_answer_raw() -> None:
     }
 
 
-def test_parameters_of_every_kind_pass_through_messages() -> None:
+def test_parameters_of_every_kind_pass_through_messages():
     given = {"flag": True, "count": -3, "share": 0.5, "text": "ä"}
     call = InferCall("m", {"x": np.float32([1])}, parameters=given)
-
     assert oip_proto.decode_request(oip_proto.encode_request(call)).parameters == given
     told = oip_proto.encode_answer(InferAnswer("m", "1", {}, parameters=given), call)
     assert oip_proto.decode_answer(told).parameters == given
 
 
-# What clients send and get, and where an error says that it is.
-
-
-def test_a_request_is_encoded_with_its_parameters_and_comes_back() -> None:
+def test_a_request_is_encoded_with_its_parameters_and_comes_back():
     feeds = {"x": np.float32([1, 2]), "y": np.array([b"t"], object)}
     call = InferCall(
         "m", feeds, id="7", requested={"a": True, "b": None}, binary=True, parameters={"timeout": 9, "tag": "z"}
     )
     body = oip_json.encode_request(call)
     head = json.loads(body.join()[: body.header_length])
-    assert head["id"] == "7"
-    assert head["parameters"] == {"timeout": 9, "tag": "z", "binary_data_output": True}
+    assert (head["id"], head["parameters"]) == ("7", {"timeout": 9, "tag": "z", "binary_data_output": True})
     assert head["outputs"] == [{"name": name, "parameters": {"binary_data": True}} for name in "ab"]
     assert [tensor["parameters"] for tensor in head["inputs"]] == [{"binary_data_size": 8}, {"binary_data_size": 5}]
     back = oip_json.decode_request("m", "", body.join(), body.header_length)
@@ -300,14 +282,14 @@ def test_a_request_is_encoded_with_its_parameters_and_comes_back() -> None:
     }
 
 
-def test_outputs_that_json_can_not_carry_are_named() -> None:
+def test_outputs_that_json_can_not_carry_are_named():
     call = InferCall("m", {}, requested={"y": False})
     with pytest.raises(Malformed, match=r"^Tensor 'y'") as caught:
         oip_json.encode_answer(InferAnswer("m", "1", {"y": np.float32([np.nan])}), call)
     assert caught.value.field == "y"
 
 
-def test_an_answer_with_an_output_twice_says_so() -> None:
+def test_an_answer_with_an_output_twice_says_so():
     twice = {"model_name": "m", "model_version": "1", "outputs": [{**X, "data": [1, 2]}] * 2}
     with pytest.raises(Malformed, match=r"^The output 'x' comes twice"):
         oip_json.decode_answer(json.dumps(twice).encode())
@@ -333,14 +315,14 @@ def test_an_answer_with_an_output_twice_says_so() -> None:
         (request({"name": "n" * 512, "datatype": "FP32"}), f"inputs[0].shape (tensor {'n' * 512!r}): ", "n" * 512),
     ],
 )
-def test_an_error_of_the_json_says_where_it_is(head: Any, where: str, field: str | None) -> None:
+def test_an_error_of_the_json_says_where_it_is(head, where, field):
     with pytest.raises(Malformed) as caught:
         decode(head)
     assert caught.value.detail.startswith(f"The JSON of the body is not an inference message: {where}")
     assert caught.value.field == field
 
 
-def test_what_is_not_offered_is_named_with_a_way_out() -> None:
+def test_what_is_not_offered_is_named_with_a_way_out():
     asked = request({**X, "data": [1, 2]}, outputs=[{"name": "y", "parameters": {"classification": 3}}])
     with pytest.raises(Malformed) as classified:
         decode(asked)

@@ -1,8 +1,6 @@
 """One tensor between numpy and the wire: round trips over all datatypes, views instead of copies, and every refusal."""
 
-from __future__ import annotations
-
-from typing import Any, get_args
+from typing import get_args
 
 import hypothesis.extra.numpy as hnp
 import ml_dtypes
@@ -31,7 +29,6 @@ SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
 
 @st.composite
 def arrays(draw: st.DrawFn) -> np.ndarray:
-    """An array of any datatype, without NaN and infinities."""
     datatype, shape = draw(st.sampled_from(sorted(DTYPES))), draw(SHAPES)
     if datatype == "BYTES":
         return draw(hnp.arrays(object, shape, elements=st.binary(max_size=20), fill=st.nothing()))
@@ -42,31 +39,29 @@ def arrays(draw: st.DrawFn) -> np.ndarray:
     return draw(hnp.arrays(DTYPES[datatype], shape, elements=finite or None))
 
 
-def test_the_codec_knows_every_datatype_of_the_contract() -> None:
+def test_the_codec_knows_every_datatype_of_the_contract():
     assert set(DTYPES) == set(get_args(Datatype))
 
 
 @given(arrays())
-def test_raw_bytes_come_back_as_the_same_array(array: np.ndarray) -> None:
+def test_raw_bytes_come_back_as_the_same_array(array):
     datatype = datatype_of("t", array)
     back = from_raw("t", datatype, array.shape, to_raw("t", array))
-
     assert back.dtype == array.dtype
     np.testing.assert_array_equal(back, array)
 
 
 @given(arrays())
-def test_values_come_back_as_the_same_array(array: np.ndarray) -> None:
+def test_values_come_back_as_the_same_array(array):
     datatype = datatype_of("t", array)
     values = array.reshape(-1).tolist() if datatype in {"BYTES", "BF16"} else to_values("t", array)
     if datatype == "BF16":
         values = to_values("t", array)
-
     np.testing.assert_array_equal(from_values("t", datatype, array.shape, values), array)
 
 
 @given(array=arrays(), data=st.data())
-def test_a_wrong_number_of_bytes_is_refused(array: np.ndarray, data: st.DataObject) -> None:
+def test_a_wrong_number_of_bytes_is_refused(array, data):
     raw = bytes(to_raw("t", array))
     cut = data.draw(st.integers(0, max(len(raw) - 1, 0)))
     for wrong in (raw[:cut], raw + b"\0"):
@@ -76,7 +71,7 @@ def test_a_wrong_number_of_bytes_is_refused(array: np.ndarray, data: st.DataObje
 
 
 @given(datatype=st.sampled_from(sorted(DTYPES)), shape=st.lists(st.integers(0, 5), max_size=4), raw=st.binary())
-def test_random_bytes_are_an_array_or_a_malformed(datatype: str, shape: list[int], raw: bytes) -> None:
+def test_random_bytes_are_an_array_or_a_malformed(datatype, shape, raw):
     refused: Malformed | None = None
     try:
         array = from_raw("t", datatype, shape, raw)
@@ -100,36 +95,34 @@ def test_random_bytes_are_an_array_or_a_malformed(datatype: str, shape: list[int
         ("", []),
     ],
 )
-def test_impossible_tensors_are_refused_before_anything_is_allocated(datatype: str, shape: list[int]) -> None:
+def test_impossible_tensors_are_refused_before_anything_is_allocated(datatype, shape):
     with pytest.raises(Malformed, match="Tensor 'weights'") as caught:
         element_count("weights", datatype, shape)
     assert caught.value.field == "weights"
 
 
-def test_more_text_elements_than_are_read_are_too_large() -> None:
+def test_more_text_elements_than_are_read_are_too_large():
     with pytest.raises(TooLarge, match="1048577"):
         from_raw("t", "BYTES", [2**20 + 1], bytes(4 * 2**20 + 4))
 
 
 @pytest.mark.parametrize("datatype", FLOATS)
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_nan_and_infinity_are_refused_unless_let_through(datatype: str, value: float) -> None:
+def test_nan_and_infinity_are_refused_unless_let_through(datatype, value):
     raw = np.array([0.0, value, 1.0], DTYPES[datatype]).tobytes()
-
     with pytest.raises(Malformed, match=r"'t' of .* NaN, infinite"):
         from_raw("t", datatype, [3], raw)
     np.testing.assert_equal(from_raw("t", datatype, [3], raw, finite=False).astype(float), [0.0, value, 1.0])
 
 
 @pytest.mark.parametrize("datatype", FLOATS)
-def test_the_largest_and_smallest_finite_values_pass(datatype: str) -> None:
+def test_the_largest_and_smallest_finite_values_pass(datatype):
     limits = ml_dtypes.finfo(DTYPES[datatype])
     array = np.array([limits.max, limits.min, limits.smallest_subnormal, -0.0], DTYPES[datatype])
-
     np.testing.assert_array_equal(from_raw("t", datatype, [4], array.tobytes()), array)
 
 
-def test_a_bool_that_is_neither_0_nor_1_is_refused() -> None:
+def test_a_bool_that_is_neither_0_nor_1_is_refused():
     with pytest.raises(Malformed, match="other than 0 and 1"):
         from_raw("t", "BOOL", [3], b"\0\1\2")
 
@@ -144,7 +137,7 @@ def test_a_bool_that_is_neither_0_nor_1_is_refused() -> None:
         b"",
     ],
 )
-def test_bytes_that_overrun_or_underrun_their_tensor_are_refused(raw: bytes) -> None:
+def test_bytes_that_overrun_or_underrun_their_tensor_are_refused(raw):
     with pytest.raises(Malformed, match="don't hold 1 length-prefixed"):
         from_raw("t", "BYTES", [1], raw)
 
@@ -177,43 +170,39 @@ def test_bytes_that_overrun_or_underrun_their_tensor_are_refused(raw: bytes) -> 
         ("FP32", [1.0, 2.0]),
     ],
 )
-def test_values_of_another_kind_range_or_number_are_refused(datatype: str, values: list[Any]) -> None:
+def test_values_of_another_kind_range_or_number_are_refused(datatype, values):
     with pytest.raises(Malformed, match="Tensor 't'"):
         from_values("t", datatype, [1], values)
 
 
-def test_a_raw_tensor_is_a_view_of_the_bytes_it_came_in() -> None:
+def test_a_raw_tensor_is_a_view_of_the_bytes_it_came_in():
     body = align([b"header!", np.arange(6, dtype="<f4").tobytes()], 7)
     array = from_raw("t", "FP32", [2, 3], body[7:])
-
     assert np.shares_memory(array, np.frombuffer(body, np.uint8))
     assert array.flags.aligned
     assert array.flags.writeable
     assert array.ctypes.data % 64 == 0
 
 
-def test_an_unaligned_raw_tensor_is_copied_into_alignment() -> None:
+def test_an_unaligned_raw_tensor_is_copied_into_alignment():
     body = align([b"header!", np.arange(6, dtype="<f8").tobytes()], None)
     array = from_raw("t", "FP64", [6], body[7:])
-
     assert array.flags.aligned
     assert not np.shares_memory(array, np.frombuffer(body, np.uint8))
     assert array.tolist() == [0, 1, 2, 3, 4, 5]
 
 
 @given(st.lists(st.binary(max_size=50), max_size=5), st.integers(0, 300))
-def test_aligning_keeps_the_bytes(chunks: list[bytes], header_length: int) -> None:
+def test_aligning_keeps_the_bytes(chunks, header_length):
     whole = b"".join(chunks)
     body = align(chunks, header_length)
-
     assert bytes(body) == whole
     if whole:
         assert (np.frombuffer(body, np.uint8).ctypes.data + header_length) % 64 == 0
 
 
-def test_to_raw_of_a_plain_array_is_a_view() -> None:
+def test_to_raw_of_a_plain_array_is_a_view():
     array = np.arange(6, dtype=np.float32).reshape(2, 3)
-
     assert np.shares_memory(np.frombuffer(to_raw("t", array), np.uint8), array)
 
 
@@ -227,15 +216,14 @@ def test_to_raw_of_a_plain_array_is_a_view() -> None:
     ],
     ids=["big-endian", "transposed", "strided", "big-endian-int"],
 )
-def test_arrays_of_any_layout_are_written_little_endian_and_row_major(array: np.ndarray) -> None:
+def test_arrays_of_any_layout_are_written_little_endian_and_row_major(array):
     datatype = datatype_of("t", array)
     back = from_raw("t", datatype, array.shape, to_raw("t", array))
-
     np.testing.assert_array_equal(back, array)
     np.testing.assert_array_equal(to_values("t", array), array.reshape(-1))
 
 
-def test_text_arrays_of_fixed_width_are_bytes() -> None:
+def test_text_arrays_of_fixed_width_are_bytes():
     for array in (np.array(["a", "äö"]), np.array([b"a", b"\xc3\xa4\xc3\xb6"]), np.array(["a", "äö"], object)):
         assert from_raw("t", "BYTES", [2], to_raw("t", array)).tolist() == [b"a", "äö".encode()]
         assert to_values("t", array) == ["a", "äö"]
@@ -244,19 +232,19 @@ def test_text_arrays_of_fixed_width_are_bytes() -> None:
 @pytest.mark.parametrize(
     "array", [np.array([1j]), np.array(["2026-01-01"], "M8[D]"), np.array([object()]), np.array([3], object)]
 )
-def test_what_no_datatype_fits_is_a_fault_of_the_model(array: np.ndarray) -> None:
+def test_what_no_datatype_fits_is_a_fault_of_the_model(array):
     with pytest.raises(Fault, match="'t'"):
         to_raw("t", array)
 
 
 @pytest.mark.parametrize("array", [np.array([np.nan], np.float16), np.array([np.inf]), np.array([b"\xff"], object)])
-def test_json_says_which_output_it_cannot_carry_and_what_to_do(array: np.ndarray) -> None:
+def test_json_says_which_output_it_cannot_carry_and_what_to_do(array):
     with pytest.raises(Malformed, match="Tensor 'mask'") as caught:
         to_values("mask", array)
     assert "binary" in str(caught.value.hint)
 
 
-def test_feeds_are_refused_by_name_where_they_are_not_finite() -> None:
+def test_feeds_are_refused_by_name_where_they_are_not_finite():
     require_finite({"a": np.float32([1, 2]), "b": np.array([b"x"], object), "c": np.float16([3])})
     for datatype in FLOATS:
         with pytest.raises(Malformed, match=rf"^Tensor 'b' of {datatype} holds NaN") as caught:
@@ -264,12 +252,12 @@ def test_feeds_are_refused_by_name_where_they_are_not_finite() -> None:
         assert caught.value.field == "b"
 
 
-def test_elements_without_letters_need_their_lengths_only() -> None:
+def test_elements_without_letters_need_their_lengths_only():
     assert from_raw("t", "BYTES", [2], bytes(8)).tolist() == [b"", b""]
     assert from_raw("t", "BYTES", [0], b"").tolist() == []
 
 
-def test_refusals_name_the_tensor_and_say_what_to_do() -> None:
+def test_refusals_name_the_tensor_and_say_what_to_do():
     with pytest.raises(Malformed) as unknown:
         element_count("t", "FP8", [1])
     assert (unknown.value.field, unknown.value.hint) == ("t", f"Known are {', '.join(DTYPES)}.")

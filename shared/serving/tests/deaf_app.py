@@ -1,7 +1,5 @@
 """An app whose work never looks up: for a worker that must end all the same."""
 
-from __future__ import annotations
-
 import threading
 
 import anyio.to_thread

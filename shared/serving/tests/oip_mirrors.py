@@ -60,18 +60,11 @@ class MirrorEngine:
 def mirror(
     name: str, datatype: str = "FP32", deed: Deed = lambda array: array, axes: tuple[int, ...] = (-1, -1)
 ) -> type[Servable[Any, Any]]:
-    """A Servable around a MirrorEngine."""
-
     class Mirror(Servable[Nothing, Nothing]):
         card = Card(
-            name=name,
-            task="echo",
-            summary="Mirrors.",
-            paper=PAPER,
-            licence="Apache-2.0",
-            version="3",
+            name=name, task="echo", summary="Mirrors.", paper=PAPER, licence="Apache-2.0", version="3",
             limits=Limits(max_batch=64),
-        )
+        )  # fmt: skip
         In, Out = Nothing, Nothing
 
         def __init__(self) -> None:
@@ -108,7 +101,6 @@ MIRRORS: dict[str, type[Servable[Any, Any]]] = {
 
 
 def limited(**more: Any) -> Settings:
-    """Settings of a small server that reads no environment."""
     return Settings(_env_file=None, max_body_bytes=2**20, shutdown_grace_s=1, **more)
 
 
@@ -116,7 +108,6 @@ def limited(**more: Any) -> Settings:
 def serving(
     servables: Mapping[str, type[Servable[Any, Any]]] | None = None, settings: Settings | None = None
 ) -> Iterator[ReplicaServer]:
-    """A replica in a thread, once all its models have been tried."""
     chosen = settings or limited()
     replica = ReplicaServer(build("mirrors", servables=servables or MIRRORS, settings=chosen), chosen)
     loop = asyncio.new_event_loop()
@@ -141,7 +132,6 @@ def serving(
 
 
 def engine(replica: ReplicaServer, name: str) -> MirrorEngine:
-    """The engine of a model that runs in this process."""
     found = replica.host.servable(name).engine
     assert isinstance(found, MirrorEngine)
     return found
@@ -179,7 +169,6 @@ class Gate:
 
 
 def sample(datatype: str, shape: tuple[int, ...] = (2, 3)) -> np.ndarray:
-    """An array with a little of everything that its datatype has."""
     count = int(np.prod(shape))
     if datatype == "BYTES":
         array = np.empty(count, object)

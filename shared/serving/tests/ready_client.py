@@ -1,7 +1,5 @@
 """A client of a service whose models have loaded."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager

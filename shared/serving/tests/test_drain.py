@@ -31,7 +31,6 @@ async def replica(redis_url, tmp_path):
 
 
 def pre_stop(data_dir, grace="20"):
-    """The hook, as the kubelet runs it."""
     env = environment(FOVEA_DATA_DIR=str(data_dir), FOVEA_SHUTDOWN_GRACE_S=grace)
     return subprocess.Popen([sys.executable, "-m", "shared.serving.drain"], env=env)
 
@@ -92,10 +91,6 @@ def test_replica_that_was_killed_is_not_waited_for(tmp_path):
     (tmp_path / "replicas" / "gone").write_text(str(killed.pid))
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
-    assert drain(tmp_path, 5) is True
-
-
-def test_nothing_to_drain_is_no_error(tmp_path):
     assert drain(tmp_path, 5) is True
 
 

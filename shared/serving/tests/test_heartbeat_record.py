@@ -1,6 +1,7 @@
 """A replica is known while it lives: announced, renewed, forgotten, and untroubled by a Redis that goes away."""
 
 import asyncio
+import json
 import time
 
 import httpx2
@@ -15,6 +16,7 @@ from shared.serving.tests import toys
 from shared.serving.tests.toys import TOYS
 from shared.serving.up.startup_progress import ServiceProgress, StartupProgress
 from shared.settings import Settings
+from tests.harness.serving import serve_in_thread
 from tests.harness.waiting import until
 
 
@@ -51,8 +53,7 @@ async def test_record_says_where_what_and_whether_it_is_ready(serving, redis_url
     await until(lambda: records(link) and records(link)[0].ready)
     (record,) = records(link)
     assert (record.id, record.service, record.http, record.grpc) == (replica.id, "toy", replica.http, replica.grpc)
-    assert record.models == tuple(TOYS)
-    assert record.routes == ("/v1/echo", "/v1/plan", "/v1/probe", "/v1/segment")
+    assert (record.models, record.routes) == (tuple(TOYS), ("/v1/echo", "/v1/plan", "/v1/probe", "/v1/segment"))
     assert (record.effectful, record.endless) == ((), ())
     assert abs(time.time() - record.seen) < RENEW_S + 1
     async with httpx2.AsyncClient() as client:
@@ -103,13 +104,6 @@ async def test_replica_outlives_its_redis_and_is_announced_again(serving, own_re
     await replica.stop()
 
 
-async def test_replica_without_a_redis_serves_and_stops(serving):
-    replica = await serving(None)
-    async with httpx2.AsyncClient(base_url=replica.http) as client:
-        assert (await client.post("/v1/echo", json={})).status_code == 200
-    await asyncio.wait_for(replica.stop(), 60)
-
-
 async def test_records_that_nobody_renewed_for_long_are_swept(redis_url, link):
     def record(name, seen):
         return ReplicaRecord(id=name, service="toy", http="http://x", pid=1, ready=True, models=(), seen=seen)
@@ -126,10 +120,6 @@ async def test_records_that_nobody_renewed_for_long_are_swept(redis_url, link):
     assert [name.decode() for name in link.hkeys(key)] == ["silent"]
 
 
-async def test_presence_that_never_started_stops_without_a_word(redis_url):
-    await Heartbeat(redis_url, lambda: pytest.fail("asked")).stop()
-
-
 def test_service_without_an_app_of_its_own_gets_a_plain_one():
     assert load_app("detection").state.host.service == "detection"
     assert load_app("any", "shared.serving.tests.toy_app:app").state.host.names() == list(TOYS)
@@ -144,8 +134,6 @@ class Gateway:
 
     async def __call__(self, scope, receive, send):
         """Answer /readyz."""
-        import json
-
         self.asked += 1
         body = json.dumps({"services": {name: {"ready": 1} for name in self.known}}).encode()
         await send({"type": "http.response.start", "status": 503, "headers": []})
@@ -153,17 +141,10 @@ class Gateway:
 
 
 @pytest.fixture
-async def gateway():
-    import uvicorn
-
+def gateway():
     app = Gateway()
-    server = uvicorn.Server(uvicorn.Config(app, port=0, lifespan="off", log_config=None))
-    task = asyncio.create_task(server.serve())
-    await until(lambda: server.started)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    yield app, f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    await task
+    with serve_in_thread(app, lifespan="off") as url:
+        yield app, url
 
 
 async def follow(redis_url, url):
@@ -196,14 +177,11 @@ async def test_service_with_a_failed_model_is_as_ready_as_it_gets(serving, redis
 def test_marks_are_read_from_any_operation_of_a_path_and_bad_documents_have_none():
     document = {
         "paths": {
-            "/v1/a": {"get": {}, "post": {**EFFECTFUL}},
-            "/v1/b": {"post": {**ENDLESS}},
-            "/v1/c": {"post": {"x-fovea-endless": "yes"}},
-            "/v1/d": None,
-            "/v1/e": {"post": {**AFFINE}},
+            "/v1/a": {"get": {}, "post": {**EFFECTFUL}}, "/v1/b": {"post": {**ENDLESS}},
+            "/v1/c": {"post": {"x-fovea-endless": "yes"}}, "/v1/d": None, "/v1/e": {"post": {**AFFINE}},
             "/livez": {"get": {**EFFECTFUL}},
         }
-    }
+    }  # fmt: skip
     fields = route_fields(document, lambda path: path.startswith("/v1"))
     assert fields == {
         "routes": ("/v1/a", "/v1/b", "/v1/c", "/v1/d", "/v1/e"),
@@ -222,17 +200,13 @@ def test_marks_are_read_from_any_operation_of_a_path_and_bad_documents_have_none
         (
             "llm-longctx",
             {
-                "/v1/documents",
-                "/v1/sessions",
-                "/v1/sessions/{session_id}/fork",
-                "/v1/sessions/{session_id}/import",
-                "/v1/sessions/{session_id}/rollback",
-                "/v1/steering-vectors",
+                "/v1/documents", "/v1/sessions", "/v1/sessions/{session_id}/fork",
+                "/v1/sessions/{session_id}/import", "/v1/sessions/{session_id}/rollback", "/v1/steering-vectors",
             },
             set(),
         ),
     ],
-)
+)  # fmt: skip
 def test_services_mark_their_own_routes(service, effectful, endless):
     fields = route_fields(load_app(service).openapi(), lambda path: path.startswith("/v1/"))
     assert (set(fields["effectful"]), set(fields["endless"])) == (effectful, endless)

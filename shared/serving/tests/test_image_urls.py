@@ -56,28 +56,11 @@ def moved(to):
 @pytest.mark.parametrize(
     "address",
     [
-        "127.0.0.1",
-        "10.1.2.3",
-        "192.168.0.1",
-        "172.16.0.9",
-        "169.254.169.254",
-        "100.64.0.1",
-        "0.0.0.0",
-        "224.0.0.1",
-        "255.255.255.255",
-        "::1",
-        "::",
-        "fe80::1",
-        "fd00::1",
-        "ff02::1",
-        "::ffff:127.0.0.1",
-        "::ffff:10.0.0.1",
-        "64:ff9b::7f00:1",
-        "64:ff9b::a9fe:a9fe",
-        "2002:7f00:1::",
-        "2002:0a00:0001::",
+        "127.0.0.1", "10.1.2.3", "192.168.0.1", "172.16.0.9", "169.254.169.254", "100.64.0.1", "0.0.0.0",
+        "224.0.0.1", "255.255.255.255", "::1", "::", "fe80::1", "fd00::1", "ff02::1", "::ffff:127.0.0.1",
+        "::ffff:10.0.0.1", "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe", "2002:7f00:1::", "2002:0a00:0001::",
     ],
-)
+)  # fmt: skip
 def test_address_that_is_not_public_in_any_dress_is_not(address):
     assert not is_public(ipaddress.ip_address(address))
 
@@ -90,15 +73,10 @@ def test_public_address_is(address):
 @pytest.mark.parametrize(
     "url",
     [
-        "http://127.0.0.1/a",
-        "http://localhost/a",
-        "http://2130706433/a",
-        "http://0x7f.1/a",
-        "http://[::1]/a",
-        "http://[::ffff:127.0.0.1]/a",
-        "https://169.254.169.254/latest/meta-data",
+        "http://127.0.0.1/a", "http://localhost/a", "http://2130706433/a", "http://0x7f.1/a", "http://[::1]/a",
+        "http://[::ffff:127.0.0.1]/a", "https://169.254.169.254/latest/meta-data",
     ],
-)
+)  # fmt: skip
 async def test_private_host_in_any_spelling_is_refused_without_naming_its_address(url):
     with pytest.raises(InvalidOption) as caught:
         await Fetcher(1000).fetch(url)

@@ -36,7 +36,6 @@ async def test_replica_counts_its_requests_there(tmp_path):
 
 @pytest.fixture
 def tries(monkeypatch):
-    """Ports that a server tried to get."""
     found = []
 
     def start(port, host):

@@ -227,17 +227,6 @@ async def test_app_s_own_words_for_what_we_refused_are_replaced_by_ours():
     assert b"limit is 1,024" in caller.answers[1]["body"]
 
 
-async def test_app_that_reads_on_after_a_refusal_is_refused_again():
-    async def app(scope, receive, send):
-        for _ in range(2):
-            with pytest.raises(Exception, match="limit"):
-                await receive()
-
-    caller = Caller(request(b"a" * 2000))
-    await through(app, caller, max_body_bytes=1024)
-    assert caller.answers[0]["status"] == 413
-
-
 async def test_error_after_the_answer_began_breaks_it_off():
     async def app(scope, receive, send):
         await send(dict(START))

@@ -1,14 +1,11 @@
 """Open Inference v2 over bare HTTP: the protocol's errors, encodings, bombs and routes, without a client to be kind."""
 
-from __future__ import annotations
-
 import asyncio
 import gzip
 import json
 import threading
 import time
 import zlib
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -20,7 +17,7 @@ from starlette.requests import Request
 from starlette.testclient import TestClient
 
 from shared import telemetry
-from shared.errors import Malformed, TooLarge, UnsupportedMedia
+from shared.errors import TooLarge
 from shared.rpc.oip_json import HEADER_LENGTH, EncodedBody
 from shared.serving.build_app import build
 from shared.serving.oip import body as oip_body
@@ -31,7 +28,7 @@ ONE = {"inputs": [{"name": "in", "datatype": "FP32", "shape": [1, 2], "data": [1
 
 
 @pytest.fixture(scope="module")
-def client() -> Iterator[TestClient]:
+def client():
     app = build("mirrors", servables=MIRRORS, settings=limited())
     with TestClient(app, raise_server_exceptions=True) as running:
         while not app.state.host.ready:
@@ -57,11 +54,9 @@ def binary(array: np.ndarray, **head: Any) -> tuple[bytes, str]:
     return text + array.astype("<f4").tobytes(), str(len(text))
 
 
-def test_json_in_is_json_out(client: TestClient) -> None:
+def test_json_in_is_json_out(client):
     told = infer(client, {**ONE, "id": "seven"})
-
-    assert told.status_code == 200
-    assert told.headers["content-type"] == "application/json"
+    assert (told.status_code, told.headers["content-type"]) == (200, "application/json")
     assert HEADER_LENGTH not in told.headers
     assert told.json() == {
         "model_name": "mirror/fp32",
@@ -74,26 +69,18 @@ def test_json_in_is_json_out(client: TestClient) -> None:
     }
 
 
-def test_binary_in_is_binary_out_when_asked_for(client: TestClient) -> None:
+def test_binary_in_is_binary_out_when_asked_for(client):
     array = np.arange(6, dtype=np.float32).reshape(2, 3)
     body, length = binary(array, parameters={"binary_data_output": True})
     told = infer(client, body, inference_header_content_length=length)
-
     assert told.headers["content-type"] == "application/octet-stream"
     head = json.loads(told.content[: int(told.headers[HEADER_LENGTH])])
     assert [output["parameters"]["binary_data_size"] for output in head["outputs"]] == [24, 16]
     assert told.content[int(told.headers[HEADER_LENGTH]) :][:24] == array.tobytes()
 
 
-def test_a_large_json_tensor_is_served_like_a_small_one(client: TestClient) -> None:
-    array = np.arange(20_000, dtype=np.float32).reshape(2, -1)
-    body = {"inputs": [{"name": "in", "datatype": "FP32", "shape": [2, 10_000], "data": array.tolist()}]}
-
-    assert infer(client, body).json()["outputs"][0]["data"] == array.reshape(-1).tolist()
-
-
 @pytest.mark.parametrize("datatype", ["BYTES", "\\u0042YTES"])
-def test_many_text_elements_are_taken_apart_off_the_loop(datatype: str, client: TestClient) -> None:
+def test_many_text_elements_are_taken_apart_off_the_loop(datatype, client):
     raw = (b"\x05\0\0\0hello") * 10_000
     tensor = '{"name": "in", "shape": [1, 10000], "datatype": "%s", "parameters": {"binary_data_size": %d}}'
     text = ('{"inputs": [' + tensor % (datatype, len(raw)) + "]}").encode()
@@ -108,19 +95,16 @@ def test_many_text_elements_are_taken_apart_off_the_loop(datatype: str, client: 
         patch.setattr(rest, "decode_request", spy)
         told = infer(client, text + raw, "mirror/bytes", inference_header_content_length=str(len(text)))
         infer(client, ONE)
-
     assert told.json()["outputs"][0]["data"] == ["hello"] * 10_000
     assert len(threads) == 2, "a large one on a worker thread, a small one on the loop"
 
 
 @pytest.mark.parametrize("length", ["-1", "abc", "1e3", "", " ", "0x10", "١٢", "9" * 13, "1000000", "0"])
-def test_a_header_length_that_is_none_is_refused(length: str, client: TestClient) -> None:
+def test_a_header_length_that_is_none_is_refused(length, client):
     told = client.post(
         "/v2/models/mirror/fp32/infer", content=b"{}", headers=[(HEADER_LENGTH.encode(), length.encode())]
     )
-
-    assert told.status_code == 400
-    assert told.json().keys() == {"error"}
+    assert (told.status_code, told.json().keys()) == (400, {"error"})
 
 
 BAD = [
@@ -137,37 +121,27 @@ BAD = [
 
 
 @pytest.mark.parametrize("body", BAD)
-def test_a_bad_body_is_a_400_in_the_protocols_form(body: bytes, client: TestClient) -> None:
+def test_a_bad_body_is_a_400_in_the_protocols_form(body, client):
     told = infer(client, body)
-
-    assert told.status_code == 400
-    assert told.headers["content-type"] == "application/json"
+    assert (told.status_code, told.headers["content-type"]) == (400, "application/json")
     assert list(told.json()) == ["error"]
     assert told.json()["error"].endswith(".")
 
 
 @examples(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(body=st.binary(max_size=120), length=st.none() | st.integers(0, 130))
-def test_random_bodies_are_the_callers_fault(body: bytes, length: int | None, client: TestClient) -> None:
+def test_random_bodies_are_the_callers_fault(body, length, client):
     headers = {} if length is None else {"inference_header_content_length": str(length)}
-
     assert 400 <= infer(client, body, **headers).status_code < 500
 
 
-def test_an_unknown_model_is_told_before_the_body_is_read(client: TestClient) -> None:
+def test_an_unknown_model_is_told_before_the_body_is_read(client):
     told = infer(client, b"\xff" * 1000, "nobody")
-
     assert told.status_code == 404
     assert "known are: mirror/bool" in told.json()["error"]
 
 
-def test_an_unknown_version_is_a_404_and_the_known_one_serves(client: TestClient) -> None:
-    assert client.post("/v2/models/mirror/fp32/versions/9/infer", json=ONE).status_code == 404
-    told = client.post("/v2/models/mirror/fp32/versions/3/infer", json=ONE)
-    assert (told.status_code, told.json()["model_version"]) == (200, "3")
-
-
-def test_unknown_routes_and_methods_take_the_protocols_form(client: TestClient) -> None:
+def test_unknown_routes_and_methods_take_the_protocols_form(client):
     for told, status in (
         (client.get("/v2/nothing"), 404),
         (client.get("/v2/models/mirror/fp32/infer"), 404),
@@ -175,17 +149,16 @@ def test_unknown_routes_and_methods_take_the_protocols_form(client: TestClient) 
         (client.get("/v2/systemsharedmemory/status"), 404),
         (client.post("/v2/cudasharedmemory/region/a/register", json={}), 404),
     ):
-        assert told.status_code == status
-        assert list(told.json()) == ["error"]
+        assert (told.status_code, list(told.json())) == (status, ["error"])
 
 
 @pytest.mark.parametrize("body", ["[]", "7", '{"parameters": 7}', "{", "[" * 10_000])
-def test_bad_repository_options_are_refused(body: str, client: TestClient) -> None:
+def test_bad_repository_options_are_refused(body, client):
     for path in ("index", "models/slow/load"):
         assert client.post(f"/v2/repository/{path}", content=body).status_code == 400
 
 
-def test_the_index_leaves_out_what_is_not_ready_when_asked(client: TestClient) -> None:
+def test_the_index_leaves_out_what_is_not_ready_when_asked(client):
     client.post("/v2/repository/models/slow/unload")
     try:
         names = {model["name"]: model for model in client.post("/v2/repository/index").json()}
@@ -198,19 +171,7 @@ def test_the_index_leaves_out_what_is_not_ready_when_asked(client: TestClient) -
     assert client.get("/v2/models/slow/ready").status_code == 200
 
 
-def test_a_failing_model_is_a_500_without_its_secrets(client: TestClient) -> None:
-    told = infer(client, ONE, "buggy")
-
-    assert told.status_code == 500
-    assert "secret" not in told.text
-
-
-def test_a_deadline_that_passes_is_a_504(client: TestClient) -> None:
-    assert infer(client, ONE, "slow", x_fovea_deadline_ms="40").status_code == 504
-    assert infer(client, {**ONE, "parameters": {"timeout": 40_000}}, "slow").status_code == 504
-
-
-def test_stages_and_requests_are_counted_under_the_model(client: TestClient) -> None:
+def test_stages_and_requests_are_counted_under_the_model(client):
     def count(metric: Any, suffix: str, **labels: str) -> float:
         return sum(
             s.value
@@ -233,23 +194,9 @@ def test_stages_and_requests_are_counted_under_the_model(client: TestClient) -> 
     assert [after - b for after, b in zip(counts(), before, strict=True)] == [1, 1, 1, 1, 1]
 
 
-def test_names_that_callers_invent_do_not_become_metrics(client: TestClient) -> None:
+def test_names_that_callers_invent_do_not_become_metrics(client):
     infer(client, ONE, "invented-by-a-caller")
-
     assert b"invented-by-a-caller" not in telemetry.metrics_text()
-
-
-# Encodings.
-
-
-@pytest.mark.parametrize(
-    ("coding", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress), ("GZIP", gzip.compress)]
-)
-def test_compressed_bodies_are_read(coding: str, pack: Any, client: TestClient) -> None:
-    body, length = binary(np.zeros((2, 3), np.float32))
-    told = infer(client, pack(body), inference_header_content_length=length, content_encoding=coding)
-
-    assert told.json()["outputs"][0]["data"] == [0] * 6
 
 
 @pytest.mark.parametrize(
@@ -267,31 +214,23 @@ def test_compressed_bodies_are_read(coding: str, pack: Any, client: TestClient) 
         ("deflate", zlib.compress(bytes(200 * 2**20)), 413),
     ],
 )
-def test_broken_encodings_and_bombs_are_refused(coding: str, body: bytes, status: int, client: TestClient) -> None:
+def test_broken_encodings_and_bombs_are_refused(coding, body, status, client):
     told = infer(client, body, content_encoding=coding)
-
-    assert told.status_code == status
-    assert list(told.json()) == ["error"]
+    assert (told.status_code, list(told.json())) == (status, ["error"])
 
 
 @pytest.mark.parametrize(("coding", "unpack"), [("gzip", gzip.decompress), ("deflate", zlib.decompress)])
-def test_an_answer_is_compressed_for_a_client_that_names_one_coding(
-    coding: str, unpack: Any, client: TestClient
-) -> None:
+def test_an_answer_is_compressed_for_a_client_that_names_one_coding(coding, unpack, client):
     with client.stream("POST", "/v2/models/mirror/fp32/infer", json=ONE, headers={"accept-encoding": coding}) as told:
         raw = b"".join(told.iter_raw())
-
     assert told.headers["content-encoding"] == coding
     assert "accept-encoding" in told.headers["vary"]
     assert json.loads(unpack(raw))["outputs"][0]["data"] == [1, 2]
 
 
 @pytest.mark.parametrize("accepted", ["gzip, deflate, br", "identity", "*", "br", ""])
-def test_an_answer_is_not_compressed_for_a_client_that_lists_codings_by_habit(
-    accepted: str, client: TestClient
-) -> None:
+def test_an_answer_is_not_compressed_for_a_client_that_lists_codings_by_habit(accepted, client):
     told = infer(client, ONE, accept_encoding=accepted)
-
     assert "content-encoding" not in told.headers
 
 
@@ -306,19 +245,19 @@ def as_request(*chunks: bytes, **headers: str) -> Request:
     return Request({"type": "http", "headers": sent}, receive)
 
 
-async def test_a_body_is_read_in_one_piece_from_any_chunks() -> None:
+async def test_a_body_is_read_in_one_piece_from_any_chunks():
     assert bytes(await oip_body.read_body(as_request(b"ab", b"", b"c"), 2, 10)) == b"abc"
     assert bytes(await oip_body.read_body(as_request(), None, 10)) == b""
 
 
-async def test_the_size_limit_holds_without_a_middleware() -> None:
+async def test_the_size_limit_holds_without_a_middleware():
     with pytest.raises(TooLarge, match="more than 10 bytes"):
         await oip_body.read_body(as_request(b"123456", b"123456"), None, 10)
     assert len(await oip_body.read_body(as_request(b"12345", b"12345"), None, 10)) == 10
 
 
 @pytest.mark.parametrize("level", [0, 1, 9])
-async def test_the_size_limit_holds_for_inflated_bodies(level: int) -> None:
+async def test_the_size_limit_holds_for_inflated_bodies(level):
     for size, fits in ((1000, True), (1001, False)):
         request = as_request(zlib.compress(b"x" * size, level), content_encoding="deflate")
         if fits:
@@ -328,21 +267,7 @@ async def test_the_size_limit_holds_for_inflated_bodies(level: int) -> None:
                 await oip_body.read_body(request, None, 1000)
 
 
-async def test_bad_encodings_have_their_own_errors() -> None:
-    with pytest.raises(UnsupportedMedia, match="'zstd'"):
-        await oip_body.read_body(as_request(b"x", content_encoding="zstd"), None, 10)
-    with pytest.raises(Malformed, match="not gzip"):
-        await oip_body.read_body(as_request(b"no gzip", content_encoding="gzip"), None, 10)
-
-
-async def test_a_response_carries_its_parts_and_the_length_of_the_first() -> None:
-    told = await oip_body.build_response(as_request(), EncodedBody([b"{}", memoryview(b"1234")], 2))
-
-    assert told.body == b"{}1234"
-    assert told.headers[HEADER_LENGTH] == "2"
-
-
-async def test_a_large_response_is_sent_in_its_parts_and_not_joined() -> None:
+async def test_a_large_response_is_sent_in_its_parts_and_not_joined():
     array = np.zeros(100_000, np.float32)
     told = await oip_body.build_response(as_request(), EncodedBody([b"{}", array.data.cast("B")], 2))
     sent: list[Any] = []
@@ -351,19 +276,14 @@ async def test_a_large_response_is_sent_in_its_parts_and_not_joined() -> None:
         sent.append(message)
 
     await told({"type": "http"}, None, send)  # type: ignore[arg-type]  # it asks for nothing
-
     assert (b"content-length", b"400002") in sent[0]["headers"]
     assert [message.get("more_body") for message in sent] == [None, True, False]
     assert np.shares_memory(np.frombuffer(sent[2]["body"], np.uint8), array)
 
 
-# Documentation.
-
-
-def test_the_openapi_document_shows_the_request_and_the_errors(client: TestClient) -> None:
+def test_the_openapi_document_shows_the_request_and_the_errors(client):
     paths = client.get("/openapi.json").json()["paths"]
     post = paths["/v2/models/{name}/infer"]["post"]
-
     assert post["requestBody"]["content"].keys() == {"application/json", "application/octet-stream"}
     schema = post["requestBody"]["content"]["application/json"]["schema"]
     assert schema["properties"]["inputs"]["items"]["required"] == ["name", "datatype", "shape"]
@@ -373,7 +293,7 @@ def test_the_openapi_document_shows_the_request_and_the_errors(client: TestClien
     assert not any("versions" in path or "memory" in path for path in paths if path.startswith("/v2"))
 
 
-async def test_a_caller_that_goes_away_is_not_served_when_its_turn_comes() -> None:
+async def test_a_caller_that_goes_away_is_not_served_when_its_turn_comes():
     app = build("mirrors", servables={"slow": MIRRORS["slow"]}, settings=limited(max_batch_size=1))
     host = app.state.host
     await host.start()

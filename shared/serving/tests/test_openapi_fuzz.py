@@ -33,7 +33,6 @@ def url():
 
 
 def awake(body):
-    """A body without the naps that its requests ask for."""
     if isinstance(body, dict):
         return {name: 0 if name == "sleep" else awake(value) for name, value in body.items()}
     return [awake(value) for value in body] if isinstance(body, list) else body

@@ -50,7 +50,6 @@ def ignores(pid, number):
 
 @pytest.fixture
 def modules(tmp_path, monkeypatch):
-    """Scripts that can be started as `python -m NAME`."""
     monkeypatch.chdir(tmp_path)
 
     def write(name, code):

@@ -51,7 +51,6 @@ def ready(link):
 
 
 def listening(session):
-    """Addresses on which the processes of a session listen."""
     inodes = set()
     for pid in reaper.session_members(session):
         folder = f"/proc/{pid}/fd"
@@ -78,11 +77,9 @@ def test_replicas_are_placed_on_loopback_healed_and_ended(cluster):
     ours = listening(driver.pid)
     assert ours
     assert ours <= {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
-
     os.kill(first.pid, signal.SIGKILL)
     (third,) = wait_until(lambda: [r for r in ready(link) if r.id not in {first.id, second.id}], 60)
     assert httpx2.post(f"{third.http}/v1/echo", json={"text": "b"}).json()["text"] == "b"
-
     driver.terminate()
     assert driver.wait(40) == 0
     wait_until(lambda: not reaper.session_members(driver.pid), 10)

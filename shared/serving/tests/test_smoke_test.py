@@ -13,8 +13,7 @@ from shared.serving.build_app import build
 from shared.serving.replica import ReplicaServer
 from shared.serving.tests import toys
 from shared.serving.tests.toys import PNG
-from shared.serving.up.launch import port_in_use
-from shared.serving.up.smoke_test import SmokeResult, _failure, _summary, run_smoke_test
+from shared.serving.up.smoke_test import _failure, _summary, run_smoke_test
 from shared.settings import Settings, environment
 from tests.harness.waiting import until
 
@@ -83,11 +82,6 @@ async def test_key_is_sent_where_there_is_one(tmp_path):
     assert ["authorization: bearer fovea_secret" in head for head in seen] == [False, True]
 
 
-async def test_gateway_that_is_not_there_is_an_error(tmp_path):
-    with pytest.raises(httpx2.ConnectError):
-        await lights("http://127.0.0.1:9", tmp_path)
-
-
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
@@ -118,22 +112,6 @@ def test_failure_is_told_in_every_error_form(body, words):
     request = httpx2.Request("GET", "http://x/")
     error = httpx2.HTTPStatusError("500", request=request, response=httpx2.Response(500, content=body, request=request))
     assert _failure(error) == words
-
-
-def test_light_is_a_value():
-    assert SmokeResult("s", "m", True, 0.1, "x") == SmokeResult("s", "m", True, 0.1, "x")
-
-
-def test_port_in_use_is_one_line_that_names_the_variable():
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        said = port_in_use("127.0.0.1", port, "FOVEA_HTTP_PORT")
-    assert (
-        said == f"Port {port} on 127.0.0.1 can't be used (Address already in use). Set FOVEA_HTTP_PORT to another port."
-    )
-    assert port_in_use("127.0.0.1", port, "FOVEA_HTTP_PORT") is None
 
 
 def test_up_on_a_port_in_use_says_so_and_ends(tmp_path):

@@ -29,8 +29,7 @@ def problem(answer, status):
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
     body = answer.json()
-    assert body["status"] == status
-    assert body["request_id"] == answer.headers["x-request-id"]
+    assert (body["status"], body["request_id"]) == (status, answer.headers["x-request-id"])
     assert "Traceback" not in answer.text
     return body
 

@@ -10,10 +10,7 @@ from shared.errors import InvalidOption
 from shared.serving.oip import tensors
 from shared.serving.tests.toys import PlusOne
 
-SPECS = (
-    TensorSpec(name="a", datatype="FP32", shape=(-1, 2)),
-    TensorSpec(name="b", datatype="BYTES", shape=(-1,)),
-)
+SPECS = (TensorSpec(name="a", datatype="FP32", shape=(-1, 2)), TensorSpec(name="b", datatype="BYTES", shape=(-1,)))
 
 
 def good():

@@ -1,5 +1,7 @@
 """Small Servables for tests: they echo, fail, sleep and stream. Never discovered, for no scanned room is here."""
 
+# ruff: noqa: D102  (methods are named by what they answer)
+
 from __future__ import annotations
 
 import threading
@@ -23,7 +25,6 @@ PNG = bytes.fromhex(
 
 
 def card(name: str, task: Any = "echo", **facts: Any) -> Card:
-    """A Card with nothing in it but a name."""
     return Card(name=name, task=task, summary=f"The toy {name}.", paper=PAPER, licence="Apache-2.0", **facts)
 
 
@@ -53,7 +54,6 @@ class PlusOne:
         self.batches: list[int] = []
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Add one."""
         self.batches.append(len(feeds["x"]))
         return {"y": feeds["x"] + np.float32(1)}
 
@@ -62,7 +62,6 @@ class PlusOne:
 
 
 def nap(seconds: float, run: CallContext) -> None:
-    """Take so long, unless the run ends before."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         run.check()
@@ -83,11 +82,9 @@ class Echo(Servable[Text, Said]):
 
     @classmethod
     def load(cls, place: LoadContext) -> Echo:  # the contract
-        """Nothing to load."""
         return cls()
 
     def predict(self, batch: Sequence[Text], run: CallContext) -> list[Said | FoveaError]:
-        """Say them back, after the longest sleep of the batch."""
         self.threads.add(threading.current_thread().name)
         self.seen += [request.text for request in batch]
         nap(max(request.sleep for request in batch), run)
@@ -101,7 +98,6 @@ class Echo(Servable[Text, Said]):
         return Said(text=request.text * request.times, together=together)
 
     def close(self) -> None:
-        """Remember it."""
         self.closed = True
 
 
@@ -112,7 +108,6 @@ class Broken(Echo):
 
     @classmethod
     def load(cls, place: LoadContext) -> Broken:  # the contract
-        """Fail."""
         raise RuntimeError("a secret path /etc/secret")
 
 
@@ -139,7 +134,6 @@ class Long(Echo):
     mode = "job"
 
     def predict(self, batch: Sequence[Text], run: CallContext) -> list[Said | FoveaError]:
-        """Count to five."""
         for step in range(5):
             run.check()
             run.progress(step / 5, f"step {step}")
@@ -177,7 +171,6 @@ class Eye(Servable[Picture, Seen]):
 
     @classmethod
     def load(cls, place: LoadContext) -> Eye:  # the contract
-        """Nothing to load."""
         return cls()
 
     def predict(self, batch: Sequence[Picture], run: CallContext) -> list[Seen | FoveaError]:
@@ -195,11 +188,9 @@ class Eye(Servable[Picture, Seen]):
 
     @classmethod
     def media_types(cls) -> tuple[str, ...]:
-        """PNG."""
         return ("image/png",)
 
     def example(self) -> Picture:
-        """The smallest PNG."""
         return Picture(image=PNG, **self.card.example)
 
 

@@ -1,10 +1,6 @@
 """Stores in a folder and in a real S3 server; every test gets an empty one."""
 
-from __future__ import annotations
-
 import uuid
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -13,13 +9,13 @@ from shared.storage.tests.s3_server import run_s3_server
 
 
 @pytest.fixture(scope="session")
-def s3_variables() -> Iterator[dict[str, str]]:
+def s3_variables():
     with run_s3_server() as variables:
         yield variables
 
 
 @pytest.fixture(params=["folder", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
+def store(request, tmp_path, monkeypatch):
     if request.param == "folder":
         return ObjectStore.open((tmp_path / "objects").as_uri())
     for name, value in request.getfixturevalue("s3_variables").items():

@@ -1,7 +1,5 @@
 """A real S3 server (moto's) in a process of its own, with one bucket."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
@@ -9,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import boto3
-
-__all__ = ["run_s3_server"]
 
 _PROGRAM = """
 import json, sys

@@ -1,7 +1,5 @@
 """A real disk that is full or read-only, where the tests run as root."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -9,8 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-
-__all__ = ["grow_disk", "make_read_only", "mount_small_disk"]
 
 
 @contextmanager
@@ -27,10 +23,8 @@ def mount_small_disk(place: Path) -> Iterator[Path]:
 
 
 def make_read_only(place: Path) -> None:
-    """Take no more writes."""
     subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
 
 
 def grow_disk(place: Path) -> None:
-    """Make room: four megabytes."""
     subprocess.run(["mount", "-o", "remount,size=4m", str(place)], check=True)

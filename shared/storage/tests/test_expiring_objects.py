@@ -1,7 +1,5 @@
 """Of objects that expire the newest are kept: by age, by number and by bytes."""
 
-from __future__ import annotations
-
 import os
 import time
 from datetime import timedelta

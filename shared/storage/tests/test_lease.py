@@ -1,7 +1,5 @@
 """One holder at a time, over threads and processes; a dead holder is followed within seconds."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import threading
@@ -20,7 +18,7 @@ def _hold(store: ObjectStore, log: list[str], name: str) -> None:
         log.append(f"{name} out")
 
 
-def test_holders_follow_one_another(store: ObjectStore) -> None:
+def test_holders_follow_one_another(store):
     log: list[str] = []
     threads = [threading.Thread(target=_hold, args=(store, log, str(n))) for n in range(6)]
     for thread in threads:
@@ -32,7 +30,7 @@ def test_holders_follow_one_another(store: ObjectStore) -> None:
     assert len(store.list_names()) == 1, "numbers of the past are removed"
 
 
-def test_whoever_waits_may_give_up(store: ObjectStore) -> None:
+def test_whoever_waits_may_give_up(store):
     def give_up() -> None:
         detail = "enough"
         raise Cancelled(detail)
@@ -43,7 +41,7 @@ def test_whoever_waits_may_give_up(store: ObjectStore) -> None:
         pass
 
 
-def test_a_holder_that_lives_keeps_its_lease(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_holder_that_lives_keeps_its_lease(store, monkeypatch):
     monkeypatch.setattr(lease, "LEASE_S", 0.4)
     monkeypatch.setattr(lease, "_RENEW_S", 0.05)
     log: list[str] = []
@@ -57,7 +55,7 @@ def test_a_holder_that_lives_keeps_its_lease(store: ObjectStore, monkeypatch: py
     assert log == ["other in", "other out"]
 
 
-def test_a_holder_that_was_killed_is_followed(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_holder_that_was_killed_is_followed(store, monkeypatch):
     monkeypatch.setattr(lease, "LEASE_S", 0.5)
     program = (
         "import sys, time\nfrom shared.storage import Lease, ObjectStore\n"

@@ -1,11 +1,8 @@
 """Objects are whole or absent, durable, private and never outside their store: in a folder and in a real S3 server."""
 
-from __future__ import annotations
-
 import os
 import stat
 import threading
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +12,7 @@ from shared.storage import ObjectStore, object_store
 from shared.storage.tests.small_disk import make_read_only, mount_small_disk
 
 
-def test_what_was_put_is_there_until_it_is_deleted(store: ObjectStore) -> None:
+def test_what_was_put_is_there_until_it_is_deleted(store):
     assert store.get("a/b") is None
     assert store.head("a/b") is None
     store.put("a/b", b"\0\xff" * 1000)
@@ -26,9 +23,7 @@ def test_what_was_put_is_there_until_it_is_deleted(store: ObjectStore) -> None:
     assert store.get("a/b") is None
 
 
-def test_an_object_that_another_writer_removes_at_once_was_stored(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_object_that_another_writer_removes_at_once_was_stored(tmp_path, monkeypatch):
     store = ObjectStore.open((tmp_path / "objects").as_uri())
 
     def put_and_remove(*args: Any, **kwargs: Any) -> None:
@@ -42,7 +37,7 @@ def test_an_object_that_another_writer_removes_at_once_was_stored(
     assert store.get("x") is None
 
 
-def test_of_many_creators_one_wins_and_nothing_is_replaced(store: ObjectStore) -> None:
+def test_of_many_creators_one_wins_and_nothing_is_replaced(store):
     won: list[int] = []
     threads = [
         threading.Thread(target=lambda n=n: store.create("x", str(n).encode()) and won.append(n)) for n in range(8)
@@ -55,7 +50,7 @@ def test_of_many_creators_one_wins_and_nothing_is_replaced(store: ObjectStore) -
     assert store.get("x") == str(won[0]).encode()
 
 
-def test_a_store_below_another_sees_its_own_objects_alone(store: ObjectStore) -> None:
+def test_a_store_below_another_sees_its_own_objects_alone(store):
     inner = store.under("one", "two")
     inner.put("a", b"1")
     inner.put("b/c", b"22")
@@ -68,7 +63,7 @@ def test_a_store_below_another_sees_its_own_objects_alone(store: ObjectStore) ->
     assert [facts.path for facts in store.list_objects()] == ["onerous"]
 
 
-def test_tenants_share_nothing_whatever_they_are_called(store: ObjectStore) -> None:
+def test_tenants_share_nothing_whatever_they_are_called(store):
     names = ["alice", "Alice", "../alice", "alice/../bob", "", "\ud800", "a" * 4000]
     for name in names:
         assert store.of_tenant(name).create("secret", name.encode("utf8", "surrogatepass"))
@@ -76,13 +71,13 @@ def test_tenants_share_nothing_whatever_they_are_called(store: ObjectStore) -> N
 
 
 @pytest.mark.parametrize("path", ["", "..", "a/../b", "/etc/passwd", "a//b", "a/", "a\0b", "a b", "a/./b", "x" * 300])
-def test_what_is_no_path_is_refused(store: ObjectStore, path: str) -> None:
+def test_what_is_no_path_is_refused(store, path):
     for call in (store.get, store.delete, store.head, store.under, lambda p: store.put(p, b"x")):
         with pytest.raises(ValueError, match="not the path"):
             call(path)
 
 
-def test_files_go_up_and_come_down(store: ObjectStore, tmp_path: Path) -> None:
+def test_files_go_up_and_come_down(store, tmp_path):
     file, copy = tmp_path / "file", tmp_path / "deep" / "copy"
     file.write_bytes(os.urandom(12_000_000))
     store.upload("large", file)
@@ -92,7 +87,7 @@ def test_files_go_up_and_come_down(store: ObjectStore, tmp_path: Path) -> None:
     assert sorted(copy.parent.iterdir()) == [copy]
 
 
-def test_readers_never_see_half_an_object(store: ObjectStore) -> None:
+def test_readers_never_see_half_an_object(store):
     contents = {bytes([n]) * 200_000 for n in range(4)}
     store.put("x", next(iter(contents)))
     is_done = threading.Event()
@@ -109,7 +104,7 @@ def test_readers_never_see_half_an_object(store: ObjectStore) -> None:
     writer.join()
 
 
-def test_a_folder_is_private_and_leaves_no_empty_folders(tmp_path: Path) -> None:
+def test_a_folder_is_private_and_leaves_no_empty_folders(tmp_path):
     store = ObjectStore.open((tmp_path / "objects").as_uri())
     assert not (tmp_path / "objects").exists()
     store.put("jobs/1/request", b"x")
@@ -118,7 +113,7 @@ def test_a_folder_is_private_and_leaves_no_empty_folders(tmp_path: Path) -> None
     assert list((tmp_path / "objects").iterdir()) == []
 
 
-def test_a_full_and_a_read_only_disk_say_what_to_do(tmp_path: Path) -> None:
+def test_a_full_and_a_read_only_disk_say_what_to_do(tmp_path):
     with mount_small_disk(tmp_path / "disk") as place:
         store = ObjectStore.open((place / "objects").as_uri())
         store.put("small", b"x")
@@ -133,7 +128,7 @@ def test_a_full_and_a_read_only_disk_say_what_to_do(tmp_path: Path) -> None:
         assert store.get("large") is None
 
 
-def test_a_store_that_is_away_is_an_error_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_is_away_is_an_error_within_seconds(monkeypatch):
     for name, value in (
         ("AWS_ENDPOINT_URL", "http://127.0.0.1:9"),
         ("AWS_ACCESS_KEY_ID", "a"),

@@ -1,7 +1,5 @@
 """No other user reads state: neither what we write, nor what children write, nor through a folder of before."""
 
-from __future__ import annotations
-
 import os
 import stat
 import subprocess
@@ -26,7 +24,7 @@ def _open_to_others(folder: Path) -> list[Path]:
     return [path for path in (folder, *folder.rglob("*")) if stat.S_IMODE(path.lstat().st_mode) & 0o077]
 
 
-def test_files_of_a_process_and_its_children_are_private(tmp_path: Path) -> None:
+def test_files_of_a_process_and_its_children_are_private(tmp_path):
     folder = tmp_path / "state"
     folder.mkdir(mode=0o755)
     folder.chmod(0o755)
@@ -35,7 +33,7 @@ def test_files_of_a_process_and_its_children_are_private(tmp_path: Path) -> None
     assert _open_to_others(folder) == []
 
 
-def test_a_replica_and_its_redis_write_nothing_that_others_read(tmp_path: Path) -> None:
+def test_a_replica_and_its_redis_write_nothing_that_others_read(tmp_path):
     """The real entry points: a worker, which starts and stops, and the Redis of `fovea up`."""
     before = os.umask(0o077)
     try:

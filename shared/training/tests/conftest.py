@@ -1,6 +1,6 @@
 """A recipe small enough to train in a blink: a line through points."""
 
-from __future__ import annotations
+# ruff: noqa: D102  (methods are named by what they answer)
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +15,7 @@ from shared.training.recipe import Batch, Recipe, Schedule
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> None:
-    """Several suites share this machine's cores."""
+def _one_thread():
     torch.set_num_threads(1)
 
 
@@ -29,7 +28,6 @@ class Line(nn.Module):
         self.layer = nn.Linear(1, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (n, 1) to (n, width)."""
         return self.layer(self.norm(x))
 
 
@@ -45,7 +43,6 @@ class LineRecipe(Recipe):
     poison: int | None = None
 
     def config(self) -> dict[str, Any]:
-        """Its width."""
         return {"width": self.width}
 
     def network(self) -> nn.Module:
@@ -58,31 +55,25 @@ class LineRecipe(Recipe):
         return f"line shifted by {self.shift}"
 
     def batches(self, step: int, rng: np.random.Generator) -> Iterator[Batch]:
-        """Points, or at one step nonsense."""
         x = torch.from_numpy(rng.normal(size=(self.schedule.batch, 1)).astype(np.float32))
         y = 3 * x + self.shift
         yield {"x": x, "y": y * float("nan") if step == self.poison else y}
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
-        """Mean square."""
         return (network(batch["x"]) - batch["y"]).square().mean()
 
     @torch.no_grad()
     def score(self, network: nn.Module) -> float:
-        """Minus the mean distance from the true line."""
         x = torch.linspace(-2, 2, 9)[:, None]
         return -float((network(x) - 3 * x - self.shift).abs().mean())
 
     def measure(self, network: nn.Module) -> dict[str, float]:
-        """The same distance."""
         return {"error": -self.score(network)}
 
     def facts(self) -> dict[str, str]:
-        """One fact."""
         return {"description": "points on a line"}
 
 
 @pytest.fixture
-def line() -> type[LineRecipe]:
-    """The recipe of a line."""
+def line():
     return LineRecipe

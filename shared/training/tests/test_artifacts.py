@@ -111,11 +111,6 @@ def test_engine_with_other_tensors_is_closed_and_refused(weights, tmp_path, shap
     assert other.closed
 
 
-def test_engine_with_the_same_tensors_fits(weights, tmp_path):
-    artefacts = made(weights, tmp_path)
-    check_tensors(open_engine(LoadContext(engine="onnx"), artefacts.forms("line")), artefacts)
-
-
 def test_card_tells_what_was_loaded(weights, tmp_path):
     facts = {"task": "segment", "summary": "s", "paper": Paper(title="t", venue="v", year=2020), "licence": "l"}
     metrics = (Metric(name="m", ours=None, data="d"), Metric(name="other", ours=None, data="d"))

@@ -7,7 +7,7 @@ from shared.training.data.augment import Augment, warp_boxes, warp_mask, warp_pi
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_boxes_follow_the_picture(seed: int) -> None:
+def test_boxes_follow_the_picture(seed):
     pixels = np.zeros((120, 160, 3), np.uint8)
     pixels[40:80, 60:100] = 255
     rng = np.random.default_rng(seed)
@@ -18,7 +18,7 @@ def test_boxes_follow_the_picture(seed: int) -> None:
     assert np.allclose(box, [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1], atol=2)
 
 
-def test_a_mask_follows_the_picture() -> None:
+def test_a_mask_follows_the_picture():
     mask = np.zeros((64, 64), np.uint8)
     mask[20:40, 10:30] = 255
     warp = Augment().warp(np.random.default_rng(3), (64, 64), (96, 96))
@@ -26,23 +26,11 @@ def test_a_mask_follows_the_picture() -> None:
     assert np.abs(pixels[..., 0].astype(int) - warp_mask(mask, warp, (96, 96))).max() <= 1
 
 
-def test_nothing_changes_when_nothing_may() -> None:
+def test_nothing_changes_when_nothing_may():
     still = Augment(
-        flip_x=0,
-        flip_y=0,
-        turn=0,
-        zoom=(1, 1),
-        stretch=0,
-        shift=0,
-        brightness=0,
-        contrast=0,
-        gamma=0,
-        saturation=0,
-        hue=0,
-        blur=0,
-        noise=0,
-        compress=0,
-    )
+        flip_x=0, flip_y=0, turn=0, zoom=(1, 1), stretch=0, shift=0, brightness=0, contrast=0, gamma=0,
+        saturation=0, hue=0, blur=0, noise=0, compress=0,
+    )  # fmt: skip
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (40, 50, 3), np.uint8)
     warp = still.warp(rng, (40, 50), (40, 50))
@@ -50,7 +38,7 @@ def test_nothing_changes_when_nothing_may() -> None:
     assert np.array_equal(still.recolour(pixels, rng), pixels)
 
 
-def test_the_same_draw_gives_the_same_picture() -> None:
+def test_the_same_draw_gives_the_same_picture():
     pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
     first, second = (Augment().recolour(pixels, np.random.default_rng(7)) for _ in range(2))
     assert np.array_equal(first, second)

@@ -1,22 +1,15 @@
 """After a fit: a threshold that lets new pictures of the same kind pass, and warns of others."""
 
-from pathlib import Path
-
 import numpy as np
 from PIL import Image
 
-from shared.training.calibrate import ServingFacts, learn_familiar, reliability_facts, sample_pictures
+from shared.training.calibrate import learn_familiar, reliability_facts, sample_pictures
 from shared.training.data.strange import draw_strange, scramble
 from shared.vision.novelty import Familiar, auroc, cross_distances
+from shared.vision.tests.test_novelty_and_calibration import kind
 
 
-def kind(rng: np.random.Generator, count: int, offset: float = 0.0) -> np.ndarray:
-    mix = np.random.default_rng(1).normal(size=(6, 40))
-    noise = rng.normal(size=(count, 6)) @ mix + 0.1 * rng.normal(size=(count, 40))
-    return (noise + offset * np.random.default_rng(2).normal(size=40)).astype(np.float32)
-
-
-def test_new_pictures_of_the_kind_pass_and_others_are_warned_of() -> None:
+def test_new_pictures_of_the_kind_pass_and_others_are_warned_of():
     rng = np.random.default_rng(0)
     found = learn_familiar(kind(rng, 200), np.arange(200) // 2, kind(rng, 100), {"walls": kind(rng, 50, offset=2.0)})
     assert found.metrics["false_warnings"] <= 0.06
@@ -27,7 +20,7 @@ def test_new_pictures_of_the_kind_pass_and_others_are_warned_of() -> None:
     assert (again.distance(kind(rng, 100)) > found.constants["novelty"]).mean() < 0.06
 
 
-def test_half_of_a_foreign_kind_is_learnt_and_the_other_half_measured_beside_what_is_found_unlearnt() -> None:
+def test_half_of_a_foreign_kind_is_learnt_and_the_other_half_measured_beside_what_is_found_unlearnt():
     rng = np.random.default_rng(0)
     known, held = (rng.normal(size=(count, 30)).astype(np.float32) for count in (400, 200))
     walls = {"walls": (rng.normal(size=(120, 30)) + 1.2 * (np.arange(30) < 6)).astype(np.float32)}
@@ -39,7 +32,7 @@ def test_half_of_a_foreign_kind_is_learnt_and_the_other_half_measured_beside_wha
     assert learnt["false_warnings"] <= 0.06
 
 
-def test_pictures_of_no_kind_are_drawn_and_mixed() -> None:
+def test_pictures_of_no_kind_are_drawn_and_mixed():
     rng = np.random.default_rng(0)
     drawn = [draw_strange(rng) for _ in range(30)]
     assert {each.shape for each in drawn} == {(192, 256, 3)}
@@ -50,19 +43,19 @@ def test_pictures_of_no_kind_are_drawn_and_mixed() -> None:
     assert len({each.shape for each in mixed}) > 1
 
 
-def test_a_distance_across_folds_is_larger_than_one_to_what_was_fitted() -> None:
+def test_a_distance_across_folds_is_larger_than_one_to_what_was_fitted():
     few = kind(np.random.default_rng(0), 30)
     assert np.median(cross_distances(few, np.arange(30))) > np.median(Familiar.fit(few).distance(few))
     assert len(cross_distances(few[:2], np.zeros(2, np.int64))) == 2
 
 
-def test_auroc_is_the_chance_that_the_other_is_farther() -> None:
+def test_auroc_is_the_chance_that_the_other_is_farther():
     assert auroc([1, 2, 3], [4, 5]) == 1
     assert auroc([1, 2], [1, 2]) == 0.5
     assert auroc([3], [1, 2]) == 0
 
 
-def test_reliability_compares_before_and_after() -> None:
+def test_reliability_compares_before_and_after():
     rng = np.random.default_rng(0)
     true = rng.random(4000)
     found = reliability_facts(true**3, true, rng.random(4000) < true)
@@ -71,12 +64,7 @@ def test_reliability_compares_before_and_after() -> None:
     assert sum(found.notes["reliability"]["counts"]) == 4000
 
 
-def test_two_calibrations_are_one() -> None:
-    both = ServingFacts({"a": 1.0}) | ServingFacts({"b": 2.0}, metrics={"c": 3.0})
-    assert (both.constants, both.metrics) == ({"a": 1.0, "b": 2.0}, {"c": 3.0})
-
-
-def test_masks_are_no_pictures_of_another_kind(tmp_path: Path) -> None:
+def test_masks_are_no_pictures_of_another_kind(tmp_path):
     for place in ("images", "masks"):
         (tmp_path / place).mkdir()
         for index in range(4):
@@ -86,7 +74,7 @@ def test_masks_are_no_pictures_of_another_kind(tmp_path: Path) -> None:
     assert {path.parent.name for path in found} == {"images"}
 
 
-def test_a_mask_beside_its_photograph_is_no_picture_of_another_kind(tmp_path: Path) -> None:
+def test_a_mask_beside_its_photograph_is_no_picture_of_another_kind(tmp_path):
     for index in range(4):
         Image.new("RGB", (8, 8)).save(tmp_path / f"{index}.jpg")
         Image.new("P", (8, 8)).save(tmp_path / f"{index}.png")

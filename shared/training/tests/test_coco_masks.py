@@ -45,14 +45,14 @@ def marked(folder: Path, names: tuple[str, ...] = ()) -> np.ndarray:
     return read_mask(pairs.masks[0]) > 128
 
 
-def test_outlines_mark_the_pixels_whose_centres_they_hold(tmp_path: Path) -> None:
+def test_outlines_mark_the_pixels_whose_centres_they_hold(tmp_path):
     found = marked(write(tmp_path / "set", [label(SQUARE), label([[20, 0, 30, 0, 30, 10]], kind=5)]))
     assert found[5:12, 5:15].all()
     assert found[:, :18].sum() == 70
     assert 45 <= found[:, 18:].sum() <= 55  # the diagonal runs through ten centres: pycocotools takes none of them
 
 
-def test_a_label_of_several_outlines_is_their_union(tmp_path: Path) -> None:
+def test_a_label_of_several_outlines_is_their_union(tmp_path):
     parts = [*SQUARE, [10, 5, 20, 5, 20, 12, 10, 12]]
     assert marked(write(tmp_path / "set", [label(parts)])).sum() == 15 * 7
 
@@ -61,13 +61,13 @@ def test_a_label_of_several_outlines_is_their_union(tmp_path: Path) -> None:
     "counts",
     [[43, 4, 16, 4, 533], "[14`00U`0"],  # both by pycocotools 2.0.11
 )
-def test_run_lengths_go_down_the_columns(tmp_path: Path, counts: object) -> None:
+def test_run_lengths_go_down_the_columns(tmp_path, counts):
     found = marked(write(tmp_path / "set", [label({"size": [HEIGHT, WIDTH], "counts": counts})]))
     assert found[3:7, 2:4].all()
     assert found.sum() == 8
 
 
-def test_only_named_classes_are_marked(tmp_path: Path) -> None:
+def test_only_named_classes_are_marked(tmp_path):
     folder = write(tmp_path / "set", [label(SQUARE), label([[20, 0, 30, 0, 30, 10]], kind=5)])
     assert marked(folder, ("polyp",)).sum() == 70
     with pytest.raises(InvalidOption, match="no class cyst") as caught:
@@ -75,7 +75,7 @@ def test_only_named_classes_are_marked(tmp_path: Path) -> None:
     assert "polyp, tool" in str(caught.value.hint)
 
 
-def test_a_picture_without_labels_has_an_empty_mask(tmp_path: Path) -> None:
+def test_a_picture_without_labels_has_an_empty_mask(tmp_path):
     pairs, problems = read(write(tmp_path / "set", []))
     assert len(pairs) == 1
     assert not problems
@@ -99,7 +99,7 @@ def test_a_picture_without_labels_has_an_empty_mask(tmp_path: Path) -> None:
         (label(SQUARE, image=9), "pictures that it does not list"),
     ],
 )
-def test_wrong_labels_are_named_and_the_rest_is_used(tmp_path: Path, wrong: Label, why: str) -> None:
+def test_wrong_labels_are_named_and_the_rest_is_used(tmp_path, wrong, why):
     pairs, (problem,) = read(write(tmp_path / "set", [label(SQUARE), wrong]))
     assert problem.path.name == "coco.json"
     assert why in f"{problem.kind} {problem.detail}"
@@ -107,7 +107,7 @@ def test_wrong_labels_are_named_and_the_rest_is_used(tmp_path: Path, wrong: Labe
     assert (read_mask(pairs.masks[0]) > 128).sum() == 70
 
 
-def test_pictures_that_are_missing_broken_or_of_another_size_are_left_out(tmp_path: Path) -> None:
+def test_pictures_that_are_missing_broken_or_of_another_size_are_left_out(tmp_path):
     folder = write(tmp_path / "set", [label(SQUARE, image=i) for i in range(4)], ("a.png", "b.png", "c.png", "d.png"))
     (folder / "b.png").unlink()
     (folder / "c.png").write_bytes(b"no picture")
@@ -120,7 +120,7 @@ def test_pictures_that_are_missing_broken_or_of_another_size_are_left_out(tmp_pa
     assert said["d.png"].startswith("has another size")
 
 
-def test_files_of_several_splits_name_their_own_pictures(tmp_path: Path) -> None:
+def test_files_of_several_splits_name_their_own_pictures(tmp_path):
     write(tmp_path / "set" / "train", [label(SQUARE)])
     write(tmp_path / "set" / "valid", [])
     (tmp_path / "set" / "notes.json").write_text("[1]")
@@ -130,13 +130,13 @@ def test_files_of_several_splits_name_their_own_pictures(tmp_path: Path) -> None
     assert held_out(pairs.pictures, tmp_path / "set").tolist() == [False, True]
 
 
-def test_two_files_of_one_picture_add_their_labels(tmp_path: Path) -> None:
+def test_two_files_of_one_picture_add_their_labels(tmp_path):
     write(tmp_path / "set", [label(SQUARE)], file="first.json")
     write(tmp_path / "set", [label([[16, 5, 20, 5, 20, 12, 16, 12]])], file="second.json")
     assert marked(tmp_path / "set").sum() == 70 + 28
 
 
-def test_a_file_that_is_no_json_is_named(tmp_path: Path) -> None:
+def test_a_file_that_is_no_json_is_named(tmp_path):
     folder = write(tmp_path / "set", [])
     (folder / "coco.json").write_text("{")
     with pytest.raises(InvalidOption, match=r"coco\.json is no JSON"):
@@ -144,7 +144,7 @@ def test_a_file_that_is_no_json_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("part", ["images", "annotations", "categories"])
-def test_entries_without_their_parts_are_named(tmp_path: Path, part: str) -> None:
+def test_entries_without_their_parts_are_named(tmp_path, part):
     folder = write(tmp_path / "set", [label(SQUARE)])
     held = json.loads((folder / "coco.json").read_text())
     (folder / "coco.json").write_text(json.dumps(held | {part: [{}]}))
@@ -152,7 +152,7 @@ def test_entries_without_their_parts_are_named(tmp_path: Path, part: str) -> Non
         read(folder)
 
 
-def test_boxes_without_any_outline_are_no_masks(tmp_path: Path) -> None:
+def test_boxes_without_any_outline_are_no_masks(tmp_path):
     folder = tmp_path / "set"
     folder.mkdir()
     Image.new("RGB", (WIDTH, HEIGHT)).save(folder / "a.png")
@@ -161,7 +161,7 @@ def test_boxes_without_any_outline_are_no_masks(tmp_path: Path) -> None:
     assert "COCO" in str(caught.value.hint)
 
 
-def test_masks_as_pictures_come_first(tmp_path: Path) -> None:
+def test_masks_as_pictures_come_first(tmp_path):
     folder = write(tmp_path / "set", [label(SQUARE)], ("images/a.png",))
     (folder / "masks").mkdir()
     Image.new("1", (WIDTH, HEIGHT), 1).save(folder / "masks" / "a.png")

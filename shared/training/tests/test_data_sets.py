@@ -24,7 +24,7 @@ def noise(path: Path, seed: int, size: tuple[int, int] = (100, 80)) -> None:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def pictures(tmp_path):
     for seed, name in enumerate(BOXES):
         noise(tmp_path / f"{name}.png", seed)
     return tmp_path
@@ -64,7 +64,7 @@ def as_yolo(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("write", [as_voc, as_coco, as_yolo])
-def test_every_format_says_the_same(pictures: Path, write) -> None:  # type: ignore[no-untyped-def]
+def test_every_format_says_the_same(pictures, write):  # type: ignore[no-untyped-def]
     write(pictures)
     found = find_boxes(pictures)
     assert found.names == ("cat", "dog")
@@ -74,20 +74,20 @@ def test_every_format_says_the_same(pictures: Path, write) -> None:  # type: ign
     assert found.counts == {"cat": 2, "dog": 1}
 
 
-def test_a_class_beyond_the_names_is_refused(pictures: Path) -> None:
+def test_a_class_beyond_the_names_is_refused(pictures):
     as_yolo(pictures)
     (pictures / "data.yaml").write_text("names: [cat]\n")
     with pytest.raises(InvalidOption, match="class 1"):
         find_boxes(pictures)
 
 
-def test_no_labels_is_said_with_the_formats(pictures: Path) -> None:
+def test_no_labels_is_said_with_the_formats(pictures):
     with pytest.raises(NotFound, match="no boxes") as caught:
         find_boxes(pictures)
     assert "Pascal VOC" in str(caught.value.hint)
 
 
-def test_xml_that_reads_other_files_is_refused(pictures: Path) -> None:
+def test_xml_that_reads_other_files_is_refused(pictures):
     (pictures / "a.xml").write_text(
         '<!DOCTYPE x [<!ENTITY e SYSTEM "file:///etc/passwd">]><annotation>&e;</annotation>'
     )
@@ -95,7 +95,7 @@ def test_xml_that_reads_other_files_is_refused(pictures: Path) -> None:
         find_boxes(pictures)
 
 
-def test_boxes_outside_and_broken_files_are_named(pictures: Path) -> None:
+def test_boxes_outside_and_broken_files_are_named(pictures):
     as_voc(pictures)
     text = (pictures / "a.xml").read_text().replace("<xmax>50", "<xmax>500")
     (pictures / "a.xml").write_text(text)
@@ -107,7 +107,7 @@ def test_boxes_outside_and_broken_files_are_named(pictures: Path) -> None:
     assert {problem.path.stem: problem.kind.split()[0] for problem in problems} == {"b": "can't", "a": "has"}
 
 
-def test_parts_of_masks_join_when_they_are_near() -> None:
+def test_parts_of_masks_join_when_they_are_near():
     mask = np.zeros((100, 100), np.uint8)
     mask[10:20, 10:20] = 1
     mask[10:20, 26:30] = 1
@@ -120,7 +120,7 @@ def test_parts_of_masks_join_when_they_are_near() -> None:
     ("mode", "values"),
     [("1", (0, 1)), ("L", (0, 255)), ("L", (0, 1)), ("P", (0, 3)), ("I;16", (0, 65535)), ("I;16", (0, 1))],
 )
-def test_masks_of_every_depth_mark_the_same(tmp_path: Path, mode: str, values: tuple[int, int]) -> None:
+def test_masks_of_every_depth_mark_the_same(tmp_path, mode, values):
     marked = np.zeros((20, 30), bool)
     marked[5:10, 5:20] = True
     array = np.where(marked, values[1], values[0])
@@ -135,7 +135,7 @@ def test_masks_of_every_depth_mark_the_same(tmp_path: Path, mode: str, values: t
     assert ((read_mask(tmp_path / "mask.png") > 128) == marked).all()
 
 
-def test_pictures_find_their_masks(tmp_path: Path) -> None:
+def test_pictures_find_their_masks(tmp_path):
     for split in ("train", "validation"):
         noise(tmp_path / split / "images" / "x.jpg", 1)
         noise(tmp_path / split / "masks" / "x.png", 2)
@@ -146,7 +146,7 @@ def test_pictures_find_their_masks(tmp_path: Path) -> None:
     assert held_out(pairs.pictures, tmp_path).tolist() == [False, True]
 
 
-def test_groups_are_never_split(tmp_path: Path) -> None:
+def test_groups_are_never_split(tmp_path):
     paths = [tmp_path / f"{index}_road{index % 6}_x.png" for index in range(60)]
     out = held_out(paths, tmp_path, group_by=r"_(road\d)_", share=0.3)
     roads = {side: {group_of(path, r"_(road\d)_") for path in np.array(paths)[out == side]} for side in (True, False)}
@@ -154,19 +154,19 @@ def test_groups_are_never_split(tmp_path: Path) -> None:
     assert 0.15 < out.mean() < 0.5
 
 
-def test_a_pattern_that_holds_nothing_out_is_refused(tmp_path: Path) -> None:
+def test_a_pattern_that_holds_nothing_out_is_refused(tmp_path):
     with pytest.raises(InvalidOption, match="Nothing is left to hold out"):
         held_out([tmp_path / "a.png", tmp_path / "b.png"], tmp_path, pattern="nowhere")
     with pytest.raises(InvalidOption, match="no pattern"):
         held_out([tmp_path / "a.png"], tmp_path, pattern="(")
 
 
-def test_a_list_says_what_is_held_out(tmp_path: Path) -> None:
+def test_a_list_says_what_is_held_out(tmp_path):
     (tmp_path / "val.txt").write_text("b\n")
     assert held_out([tmp_path / "a.png", tmp_path / "b.png"], tmp_path).tolist() == [False, True]
 
 
-def test_near_copies_across_a_split_are_found(tmp_path: Path) -> None:
+def test_near_copies_across_a_split_are_found(tmp_path):
     for seed in range(8):
         noise(tmp_path / f"{seed}.png", seed)
     with Image.open(tmp_path / "3.png") as picture:
@@ -179,13 +179,12 @@ def test_near_copies_across_a_split_are_found(tmp_path: Path) -> None:
     assert "--group-by" in lines[-1]
 
 
-def test_class_folders(tmp_path: Path) -> None:
+def test_class_folders(tmp_path):
     for index, name in enumerate(("hat", "shoe")):
         for seed in range(3):
             noise(tmp_path / name / f"{seed}.jpg", 10 * index + seed)
     (tmp_path / "hat" / "bad.jpg").write_bytes(b"no picture")
     found, problems = find_classes(tmp_path)
-    assert found.names == ("hat", "shoe")
-    assert found.counts == {"hat": 3, "shoe": 3}
+    assert (found.names, found.counts) == (("hat", "shoe"), {"hat": 3, "shoe": 3})
     assert [problem.path.name for problem in problems] == ["bad.jpg"]
     assert unreadable(found.pictures) == []

@@ -1,18 +1,16 @@
 """What is measured before weights are written is what their file holds."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from shared.registry.weights import Dtype, Manifest, NetworkSpec, read_weights, write_weights
+from shared.registry.weights import Manifest, NetworkSpec, read_weights, write_weights
 from shared.training.publish import _round, arrays_of
 
 
 @pytest.mark.parametrize("dtype", ["float16", "int8"])
-def test_a_network_is_rounded_to_exactly_what_is_stored(tmp_path: Path, dtype: Dtype) -> None:
+def test_a_network_is_rounded_to_exactly_what_is_stored(tmp_path, dtype):
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(8, 16, 3), nn.BatchNorm2d(16), nn.Conv2d(16, 4, 1))
     before = arrays_of(network)["0.weight"].copy()

@@ -1,7 +1,5 @@
 """A pickled model gives up its tensors and runs nothing."""
 
-from __future__ import annotations
-
 import os
 import pickle
 import zipfile
@@ -42,23 +40,22 @@ def _saved(file: Path, thing: Any) -> Path:
     return file
 
 
-def test_a_model_object_comes_out_as_its_state_dict(tmp_path: Path) -> None:
+def test_a_model_object_comes_out_as_its_state_dict(tmp_path):
     net = Net()
     held = read_unpickled(_saved(tmp_path / "net.pt", {"epoch": 3, "model": net.half(), "ema": None}))
     expected = net.float().state_dict()
     assert list(held) == list(expected)
     assert all(torch.equal(held[key], value) for key, value in expected.items())
-    assert held["model.0.weight"].dtype == torch.float32
-    assert held.names == ("D00", "D10")
+    assert (held["model.0.weight"].dtype, held.names) == (torch.float32, ("D00", "D10"))
 
 
-def test_averaged_weights_win(tmp_path: Path) -> None:
+def test_averaged_weights_win(tmp_path):
     live, average = Net(), Net()
     held = read_unpickled(_saved(tmp_path / "net.pt", {"model": live, "ema": average}))
     assert torch.equal(held["model.0.weight"], average.state_dict()["model.0.weight"])
 
 
-def test_nothing_in_the_file_is_run(tmp_path: Path) -> None:
+def test_nothing_in_the_file_is_run(tmp_path):
     sprung = tmp_path / "sprung"
     net = Net()
     net.trap = Trap(sprung)  # type: ignore[assignment]  # what an attacker would put there
@@ -67,7 +64,7 @@ def test_nothing_in_the_file_is_run(tmp_path: Path) -> None:
     assert not sprung.exists()
 
 
-def test_a_view_outside_of_its_storage_is_refused(tmp_path: Path) -> None:
+def test_a_view_outside_of_its_storage_is_refused(tmp_path):
     file = _saved(tmp_path / "net.pt", {"model": Net()})
     with zipfile.ZipFile(file) as archive:
         entries = {name: archive.read(name) for name in archive.namelist()}
@@ -79,13 +76,13 @@ def test_a_view_outside_of_its_storage_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("thing", [{"model": 3}, [1, 2], {"a": torch.zeros(2)}])
-def test_a_file_without_a_model_is_told_so(tmp_path: Path, thing: Any) -> None:
+def test_a_file_without_a_model_is_told_so(tmp_path, thing):
     with pytest.raises(Malformed, match="holds no model"):
         read_unpickled(_saved(tmp_path / "thing.pt", thing))
 
 
 @pytest.mark.parametrize("raw", [b"", b"PK\x03\x04 not", pickle.dumps({"a": 1})])
-def test_broken_files_are_told_so(tmp_path: Path, raw: bytes) -> None:
+def test_broken_files_are_told_so(tmp_path, raw):
     file = tmp_path / "broken.pt"
     file.write_bytes(raw)
     with pytest.raises(Malformed, match="broken"):

@@ -1,14 +1,12 @@
 """Export to ONNX: compared before it exists, at any size, replaced at once or not at all."""
 
-from __future__ import annotations
-
 import onnxruntime
 import pytest
 import torch
 from torch import nn
 
 from shared.errors import Fault
-from shared.export.onnx_export import OPSET, export_onnx
+from shared.export.onnx_export import export_onnx
 
 
 class Double(nn.Module):
@@ -22,10 +20,6 @@ class Double(nn.Module):
         """Both outputs."""
         found = self.conv(x)
         return found, 2 * found
-
-    def half(self, x):
-        """Half of the first."""
-        return self.conv(x) / 2
 
 
 @pytest.fixture
@@ -47,13 +41,6 @@ def test_named_axes_take_any_length_and_the_parity_is_stated(tmp_path, x):
     assert parity.shapes == (((2, 3, 8, 12),), ((1, 3, 5, 4),))
     one, two = session(path).run(None, {"image": torch.randn(3, 3, 16, 6).numpy()})
     assert one.shape == two.shape == (3, 2, 16, 6)
-
-
-def test_a_method_of_the_network_can_be_what_is_exported(tmp_path, x):
-    net, path = Double(), tmp_path / "net.onnx"
-    export_onnx(net, path, {"image": x}, ["half"], call=net.half)
-    (found,) = session(path).run(None, {"image": x.numpy()})
-    assert torch.allclose(torch.from_numpy(found), net.half(x), atol=1e-6)
 
 
 def test_axes_without_a_name_are_fixed(tmp_path, x):
@@ -83,13 +70,6 @@ def test_a_graph_that_computes_something_else_is_never_put_in_place(tmp_path, x)
 def test_the_network_is_exported_as_it_predicts_not_as_it_trains(tmp_path, x):
     net = nn.Sequential(nn.BatchNorm2d(3), nn.Dropout(0.5)).train()
     assert export_onnx(net, tmp_path / "net.onnx", {"image": x}, ["y"]).max_difference < 1e-5
-
-
-def test_the_opset_is_the_one_of_the_spec(tmp_path, x):
-    import onnx
-
-    export_onnx(Double(), tmp_path / "net.onnx", {"image": x}, ["one", "two"])
-    assert onnx.load(tmp_path / "net.onnx").opset_import[0].version == OPSET == 17
 
 
 def test_networks_exported_side_by_side_do_not_disturb_each_other(tmp_path):

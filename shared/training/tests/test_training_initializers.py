@@ -1,7 +1,5 @@
 """Tensors out of ONNX graphs: under the network's own names, and nothing else of the file is used."""
 
-from __future__ import annotations
-
 import warnings
 from pathlib import Path
 
@@ -56,8 +54,7 @@ def exported(net: nn.Module, file: Path, *, folded: bool) -> Path:
 
 
 @pytest.fixture
-def net() -> Net:
-    """A network of random numbers."""
+def net():
     torch.manual_seed(0)
     made = Net()
     made.stem[1].running_mean.normal_()
@@ -65,7 +62,7 @@ def net() -> Net:
 
 
 @pytest.mark.parametrize("alike", [False, True])
-def test_every_tensor_comes_back_under_its_own_name(tmp_path: Path, net: Net, alike: bool) -> None:
+def test_every_tensor_comes_back_under_its_own_name(tmp_path, net, alike):
     if not alike:
         for parameter in net.parameters():
             parameter.data.normal_()  # until then norms are all ones, which exporters store once
@@ -75,9 +72,7 @@ def test_every_tensor_comes_back_under_its_own_name(tmp_path: Path, net: Net, al
     assert all(torch.equal(found[key], state[key]) for key in state)
 
 
-def test_a_folded_graph_is_refused_with_the_way_to_export_it(
-    tmp_path: Path, net: Net, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folded_graph_is_refused_with_the_way_to_export_it(tmp_path, net, monkeypatch):
     monkeypatch.setattr(checkpoint_import, "network", lambda _name: Net())
     monkeypatch.setattr(checkpoint_import, "layouts", lambda _name: ({},))
     file = exported(net, tmp_path / "net.onnx", folded=True)
@@ -88,7 +83,7 @@ def test_a_folded_graph_is_refused_with_the_way_to_export_it(
     assert imported.missing == ["stem.1.num_batches_tracked"]
 
 
-def test_tensors_in_other_files_are_not_fetched(tmp_path: Path, net: Net) -> None:
+def test_tensors_in_other_files_are_not_fetched(tmp_path, net):
     file = exported(net, tmp_path / "net.onnx", folded=False)
     onnx.save(onnx.load(file), file, save_as_external_data=True, location="beside", size_threshold=0)
     with pytest.raises(Malformed, match="other files"):
@@ -96,7 +91,7 @@ def test_tensors_in_other_files_are_not_fetched(tmp_path: Path, net: Net) -> Non
 
 
 @pytest.mark.parametrize("content", [b"", b"x" * 100, b"\x08\x07\x12"])
-def test_what_is_no_graph_is_malformed(tmp_path: Path, content: bytes) -> None:
+def test_what_is_no_graph_is_malformed(tmp_path, content):
     (tmp_path / "a.onnx").write_bytes(content)
     with pytest.raises(Malformed):
         checkpoint_import.read_checkpoint_file(tmp_path / "a.onnx", 10**6)

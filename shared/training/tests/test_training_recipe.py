@@ -1,7 +1,5 @@
 """Recipes are found by scan, their knobs set by name, their results described; the verbs say it in words."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np
@@ -24,7 +22,6 @@ from shared.training.trainer import fit
 
 @pytest.fixture
 def cli(monkeypatch, line, tmp_path):
-    """The verbs over one recipe, with a data folder of their own."""
     monkeypatch.setattr(recipe, "recipes", lambda: {"line": line})
     monkeypatch.setattr(training_cli, "settings", lambda: Settings(data_dir=tmp_path / "data"))
     app = typer.Typer()
@@ -82,15 +79,12 @@ def test_published_weights_are_those_that_were_measured(line, tmp_path):
 def test_a_manifest_says_how_to_make_the_weights_again(line, tmp_path):
     publish(line(seed=4), fit(line(seed=4), tmp_path), tmp_path / "out", notes={"ablation": {"error": 2.0}})
     told = json.loads((tmp_path / "out" / "line.json").read_text())
-    assert told["recipe"]["name"] == "line"
-    assert told["recipe"]["seed"] == 4
+    assert (told["recipe"]["name"], told["recipe"]["seed"]) == ("line", 4)
     assert told["recipe"]["schedule"]["steps"] == 60
     assert told["network"] == {"name": "line", "config": {"width": 1}}
     assert told["data"] == {"digest": "line shifted by -1.0", "description": "points on a line"}
     assert told["code"]["torch"] == torch.__version__.partition("+")[0] or told["code"]["torch"] == torch.__version__
-    assert told["notes"]["steps"] == 60
-    assert told["notes"]["ablation"] == {"error": 2.0}
-    assert told["parameters"] == 4
+    assert (told["notes"]["steps"], told["notes"]["ablation"], told["parameters"]) == (60, {"error": 2.0}, 4)
 
 
 def test_train_without_a_name_lists_recipes(cli):

@@ -1,7 +1,6 @@
 """Every picture that users send is read upright in RGB, and every bad one is refused for the reason it has."""
 
 import tracemalloc
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from PIL import Image
 from shared.errors import BadInput, Malformed, TooLarge, UnsupportedMedia
 from shared.vision.decode import READABLE, DecodeBounds, decode
 from shared.vision.format_detection import detect_format, webp_canvas
-from tests.bad_pictures import CORNERS, encoded, odd, png, quadrants, refused
+from tests.bad_pictures import CORNERS, encoded, odd, quadrants, refused
 
 ODD = {picture.name: picture for picture in odd()}
 REFUSED = {picture.name: picture for picture in refused()}
@@ -23,8 +22,7 @@ def test_odd_picture_is_read_upright_in_rgb(name):
     sample = ODD[name]
     found = decode(sample.data)
     assert (found.width, found.height) == sample.size
-    assert found.pixels.dtype == np.uint8
-    assert found.pixels.shape == (*sample.size[::-1], 3)
+    assert (found.pixels.dtype, found.pixels.shape) == (np.uint8, (*sample.size[::-1], 3))
     if not sample.plain:
         corners = found.pixels[[6, 6, -7, -7], [6, -7, 6, -7]].astype(int)
         assert np.abs(corners - np.array(list(CORNERS.values()))).max() <= 12
@@ -124,15 +122,13 @@ def test_sixteen_bits_keep_their_high_byte():
     deep = Image.fromarray(np.array([[0x0102, 0xFFFF]], np.uint16))
     for kind in ("PNG", "TIFF"):
         found = decode(encoded(deep, kind))
-        assert found.pixels[0].tolist() == [[1, 1, 1], [255, 255, 255]]
-        assert found.bit_depth == 16
+        assert (found.pixels[0].tolist(), found.bit_depth) == ([[1, 1, 1], [255, 255, 255]], 16)
 
 
 def test_facts_of_the_file_are_kept():
     found = decode(ODD["exif-6-jpeg"].data)
     assert (found.format, found.mode, found.bit_depth, found.orientation) == ("JPEG", "RGB", 8, 6)
-    assert decode(ODD["exif-8-tiff"].data).orientation == 8
-    assert decode(ODD["cmyk-jpeg"].data).mode == "CMYK"
+    assert (decode(ODD["exif-8-tiff"].data).orientation, decode(ODD["cmyk-jpeg"].data).mode) == (8, "CMYK")
     assert decode(ODD["16-bit-rgb-png"].data).bit_depth == 16
     assert decode(encoded(quadrants(), "PNG", icc_profile=b"profile")).icc == b"profile"
 
@@ -146,14 +142,6 @@ def test_first_picture_of_many_is_read_and_said(name):
 def test_broken_exif_does_not_cost_the_picture():
     found = decode(encoded(quadrants(), "PNG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x05broken"))
     assert found.orientation == 1
-
-
-def test_many_threads_decode_at_once():
-    jobs = [*ODD.values()] * 3
-    alone = {name: decode(sample.data).pixels for name, sample in ODD.items()}
-    with ThreadPoolExecutor(8) as pool:
-        together = list(pool.map(lambda s: decode(s.data).pixels, jobs))
-    assert all((pixels == alone[s.name]).all() for s, pixels in zip(jobs, together, strict=True))
 
 
 @given(
@@ -170,7 +158,3 @@ def test_damaged_bytes_are_read_or_refused_but_never_crash(name, edits, end):
     except BadInput:
         return
     assert found.pixels.shape[2] == 3
-
-
-def test_picture_as_large_as_it_says_is_read():
-    assert decode(png(2000, 3000, bytes((2000 * 3 + 1) * 3000))).pixels.shape == (3000, 2000, 3)

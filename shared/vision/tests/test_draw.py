@@ -25,11 +25,6 @@ def test_tint_mixes_inside_the_mask_only():
     assert (found[~MASK] == 100).all()
 
 
-@pytest.mark.parametrize(("opacity", "value"), [(0.0, 100), (1.0, 7)])
-def test_opacity_runs_from_picture_to_colour(opacity, value):
-    assert (tint_mask(GREY, MASK, (7, 7, 7), opacity)[MASK] == value).all()
-
-
 @pytest.mark.parametrize("width", [1, 3])
 def test_outline_is_as_wide_as_asked_and_inside(width):
     found = outline_mask(GREY, MASK, (1, 2, 3), width)
@@ -37,10 +32,6 @@ def test_outline_is_as_wide_as_asked_and_inside(width):
     assert not (changed & ~MASK).any()
     assert changed.sum() == 20 * 30 - (20 - 2 * width) * (30 - 2 * width)
     assert (found[changed] == [1, 2, 3]).all()
-
-
-def test_mask_at_the_border_of_the_picture_is_outlined_there():
-    assert (outline_mask(GREY, np.ones((40, 60), bool), (1, 2, 3), 1)[0] == [1, 2, 3]).all()
 
 
 @pytest.mark.parametrize("draw", [tint_mask, outline_mask])

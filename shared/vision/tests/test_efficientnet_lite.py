@@ -23,7 +23,7 @@ def normalised(x: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...])
 
 @torch.no_grad()
 @pytest.mark.parametrize(("name", "classes"), [("chelsea", {281, 282, 285}), ("coffee", {504, 967, 968})])
-def test_it_names_photographs(name: str, classes: set[int]) -> None:
+def test_it_names_photographs(name, classes):
     network = EfficientNetLite0(1000).eval()
     load_imagenet(network)
     logits = network(normalised(picture(name, 224, 224), (0.5,) * 3, (0.5,) * 3))
@@ -31,14 +31,14 @@ def test_it_names_photographs(name: str, classes: set[int]) -> None:
 
 
 @torch.no_grad()
-def test_levels_have_the_published_sizes() -> None:
+def test_levels_have_the_published_sizes():
     levels = EfficientNetLite0().eval()(torch.zeros(1, 3, 97, 130))
     assert [tuple(level.shape[1:]) for level in levels] == [(24, 25, 33), (40, 13, 17), (112, 7, 9), (320, 4, 5)]
     assert sum(p.numel() for p in EfficientNetLite0(1000).parameters()) == 4_652_008
 
 
 @torch.no_grad()
-def test_another_normalisation_gives_the_same_features() -> None:
+def test_another_normalisation_gives_the_same_features():
     plain, adapted = EfficientNetLite0().eval(), EfficientNetLite0().eval()
     load_imagenet(plain)
     load_imagenet(adapted, IMAGENET_MEAN, IMAGENET_STD)
@@ -49,7 +49,7 @@ def test_another_normalisation_gives_the_same_features() -> None:
     assert np.allclose(plain.bn1(first)[inner], adapted.bn1(second)[inner], atol=1e-4)
 
 
-def test_without_the_package_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(efficientnet_lite, "find_spec", lambda _: None)
     with pytest.raises(NotReady) as caught:
         load_imagenet(EfficientNetLite0())

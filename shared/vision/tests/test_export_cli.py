@@ -1,9 +1,5 @@
 """`fovea export triton` writes a repository of real models that Triton's schema and ONNX Runtime read."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import onnxruntime
 import pytest
 from google.protobuf import text_format
@@ -16,7 +12,7 @@ from shared.settings import settings
 from shared.vision.export_cli import export, find_exportable
 
 
-def test_a_served_model_becomes_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_served_model_becomes_a_repository(tmp_path, monkeypatch):
     monkeypatch.setenv("FOVEA_DATA_DIR", str(tmp_path / "state"))
     settings.cache_clear()
     name = min(servables("medical-seg"))
@@ -33,7 +29,7 @@ def test_a_served_model_becomes_a_repository(tmp_path: Path, monkeypatch: pytest
     assert (config.name, config.max_batch_size) == (name, 2)
 
 
-def test_a_model_without_a_graph_is_named_with_those_that_have_one() -> None:
+def test_a_model_without_a_graph_is_named_with_those_that_have_one():
     with pytest.raises(InvalidOption) as caught:
         find_exportable("smollm2-135m-instruct")
     assert "pranet" in str(caught.value.hint)

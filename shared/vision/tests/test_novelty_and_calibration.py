@@ -13,7 +13,7 @@ def kind(rng: np.random.Generator, count: int, offset: float = 0.0) -> np.ndarra
     return (noise + offset * np.random.default_rng(2).normal(size=40)).astype(np.float32)
 
 
-def test_known_features_are_near_and_others_far() -> None:
+def test_known_features_are_near_and_others_far():
     rng = np.random.default_rng(0)
     fitted = Familiar.fit(kind(rng, 300), axes=8)
     known, unknown = fitted.distance(kind(rng, 200)), fitted.distance(kind(rng, 200, offset=2.0))
@@ -21,7 +21,7 @@ def test_known_features_are_near_and_others_far() -> None:
     assert (unknown[:, None] > known).mean() > 0.99
 
 
-def test_distance_is_that_of_a_full_gaussian_where_all_axes_are_kept() -> None:
+def test_distance_is_that_of_a_full_gaussian_where_all_axes_are_kept():
     rng = np.random.default_rng(3)
     x = (rng.normal(size=(5000, 5)) * [1, 2, 3, 1, 2]).astype(np.float32)
     fitted = Familiar.fit(x, axes=4)
@@ -31,7 +31,7 @@ def test_distance_is_that_of_a_full_gaussian_where_all_axes_are_kept() -> None:
     assert np.allclose(fitted.distance(y), exact, rtol=0.02)
 
 
-def test_it_survives_a_weights_file_in_half_precision() -> None:
+def test_it_survives_a_weights_file_in_half_precision():
     rng = np.random.default_rng(0)
     fitted = Familiar.fit(kind(rng, 100))
     again = Familiar.read({name: array.astype(np.float16) for name, array in fitted.arrays().items()})
@@ -41,7 +41,7 @@ def test_it_survives_a_weights_file_in_half_precision() -> None:
     assert Familiar.read({"weight": np.zeros(3)}) is None
 
 
-def test_a_kind_that_was_learnt_is_far_where_the_gaussian_finds_it_near() -> None:
+def test_a_kind_that_was_learnt_is_far_where_the_gaussian_finds_it_near():
     rng = np.random.default_rng(0)
     known, groups = rng.normal(size=(400, 30)).astype(np.float32), np.arange(400)
     moved = np.float32(1.2) * (np.arange(30) < 6)
@@ -59,7 +59,7 @@ def test_a_kind_that_was_learnt_is_far_where_the_gaussian_finds_it_near() -> Non
 
 
 @pytest.mark.parametrize("true", [0.5, 1.0, 2.5])
-def test_the_temperature_is_found_again(true: float) -> None:
+def test_the_temperature_is_found_again(true):
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(20_000, 4)) * 2
     odds = np.exp(logits)
@@ -67,7 +67,7 @@ def test_the_temperature_is_found_again(true: float) -> None:
     assert fit_temperature(logits * true, labels) == pytest.approx(true, rel=0.05)
 
 
-def test_platt_makes_scores_reliable_and_keeps_their_order() -> None:
+def test_platt_makes_scores_reliable_and_keeps_their_order():
     rng = np.random.default_rng(0)
     truth = rng.random(20_000)
     hits = rng.random(len(truth)) < truth
@@ -79,11 +79,10 @@ def test_platt_makes_scores_reliable_and_keeps_their_order() -> None:
     assert (np.argsort(fitted(shy)) == np.argsort(shy)).all()
 
 
-def test_hits_that_are_all_alike_change_nothing() -> None:
+def test_hits_that_are_all_alike_change_nothing():
     assert fit_platt([0.2, 0.9], [1, 1]) == Platt()
 
 
-def test_reliability_of_a_small_case() -> None:
+def test_reliability_of_a_small_case():
     found = reliability([0.05, 0.05, 0.95, 0.95], [0, 0, 1, 0])
-    assert found.counts == (2, 2)
-    assert found.error == pytest.approx((0.05 + 0.45) / 2)
+    assert (found.counts, found.error) == ((2, 2), pytest.approx((0.05 + 0.45) / 2))

@@ -1,7 +1,5 @@
 """DICOM files as callers send them: read, shown, segmented by a stand-in, and answered with derived objects."""
 
-from __future__ import annotations
-
 import asyncio
 import io
 import warnings
@@ -94,7 +92,6 @@ def _seeds() -> tuple[bytes, ...]:
 
 
 async def _predict(request: Any) -> Any:
-    """A mask of one corner."""
     mask = np.zeros((*request.size, 3), np.uint8)
     mask[:2, :2] = 255
     found = Component(box=(0, 0, 2, 2), area=4, centre=(1, 1), probability=0.9)
@@ -123,16 +120,10 @@ HARNESSES: dict[str, Harness] = {
         _seeds(),
         words=(
             *(
-                b"\xfe\xff\x00\xe0",
-                b"\xfe\xff\xdd\xe0",
-                b"\xff\xff\xff\xff",
-                b"SQ\0\0",
-                b"DS",
-                b"IS",
-                b"US\x02\0",
+                b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0", b"\xff\xff\xff\xff", b"SQ\0\0", b"DS", b"IS", b"US\x02\0",
                 b"OW",
             ),
             *(b"\x28\0\x10\0", b"\x28\0\x08\0", b"nan", b"1e999", b"1\\2", b"\0\0", b"YBR_FULL_422", b"-1"),
         ),
-    ),
-}
+    )
+}  # fmt: skip

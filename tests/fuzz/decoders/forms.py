@@ -1,7 +1,5 @@
 """Bodies of several parts: forms, DICOMweb's `multipart/related`, zip archives and matrices."""
 
-from __future__ import annotations
-
 import asyncio
 import io
 import zipfile
@@ -37,7 +35,6 @@ _RELATED = b"multipart/related; boundary=x\n--x\r\ncontent-type: application/dic
 
 
 def _request(data: bytes) -> tuple[Request, bytes]:
-    """The first line is the content type."""
     media, _, body = data.partition(b"\n")
     sent = [{"type": "http.request", "body": body, "more_body": False}]
 
@@ -49,7 +46,6 @@ def _request(data: bytes) -> tuple[Request, bytes]:
 
 
 def _is_refused(call: Callable[[], object]) -> bool:
-    """Whether a call ends in an error that is the caller's."""
     try:
         call()
     except FoveaError as error:
@@ -110,14 +106,8 @@ HARNESSES: dict[str, Harness] = {
         words=(
             *(b"--x\r\n", b"\r\n\r\n", b"--x--", b'; filename=""', b"; filename*=utf-8''%ff", b'; name="images"'),
             *(
-                b"; charset=utf-7",
-                b"; charset=none",
-                b"; charset=undefined",
-                b"; charset=idna",
-                b"content-transfer-encoding: base64\r\n",
-                b"boundary=",
-                b'"',
-                b";",
+                b"; charset=utf-7", b"; charset=none", b"; charset=undefined", b"; charset=idna",
+                b"content-transfer-encoding: base64\r\n", b"boundary=", b'"', b";",
             ),
         ),
     ),
@@ -131,4 +121,4 @@ HARNESSES: dict[str, Harness] = {
         (_matrices(is_archive=True), _matrices(is_archive=False), _zip(zipfile.ZIP_LZMA).replace(b".dcm", b".npy")),
         words=(b"(-1,)", b"(9999999999, 9)", b"True", b"'O'", b"'<U9'", b"'V1'", b"(", b"\x0e\0", b"[" * 100),
     ),
-}
+}  # fmt: skip

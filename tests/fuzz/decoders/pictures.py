@@ -1,7 +1,5 @@
 """Pictures, films, masks and tracks, as callers send them."""
 
-from __future__ import annotations
-
 import io
 import tempfile
 from functools import cache
@@ -39,7 +37,6 @@ def _encode(form: str, pages: int = 1) -> bytes:
 
 @cache
 def _film() -> bytes:
-    """An MP4 of three frames."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "x.mp4"
         writer = cv2.VideoWriter(str(file), cv2.VideoWriter.fourcc(*"mp4v"), 5, (16, 16))

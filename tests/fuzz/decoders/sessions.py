@@ -1,7 +1,5 @@
 """States of sessions that callers import: written by `export`, sent back by anybody."""
 
-from __future__ import annotations
-
 import struct
 import zlib
 from functools import cache
@@ -67,5 +65,5 @@ HARNESSES: dict[str, Harness] = {
             b'"',
         ),
         repair=_sealed,
-    ),
+    )
 }

@@ -1,7 +1,5 @@
 """Texts with a grammar: labels and runs of TREC, collections, and the grammars and schemas of structured output."""
 
-from __future__ import annotations
-
 import gzip
 import json
 from collections.abc import Callable
@@ -36,7 +34,6 @@ _COLLECTION = b".I 1\n.T\na\n.W\na b\n.I 2\n.W\nc\n\f.I 1\n.W\nq\n.I 4\n.W\nr\n\
 
 
 def _each(data: bytes, *parsers: Callable[[str], object]) -> list[object]:
-    """Every parser's answer to a text, None where it is refused."""
     text, found = data.decode("utf-8", "replace"), list[object]()
     for parser in parsers:
         try:
@@ -154,14 +151,7 @@ HARNESSES: dict[str, Harness] = {
             _LABELS + b"\f" + _ROWS + b"\f" + _RUNS,
         ),
         words=(
-            b"\f",
-            b" 1000",
-            b" -1000",
-            b"1e308",
-            b"-1e308",
-            b"1 0 d1 2\n",
-            b"9 Q0 d9 1 1 c\n",
-            b"\xe2\x80\xa8",
+            b"\f", b" 1000", b" -1000", b"1e308", b"-1e308", b"1 0 d1 2\n", b"9 Q0 d9 1 1 c\n", b"\xe2\x80\xa8",
             b"0",
         ),
     ),
@@ -182,15 +172,9 @@ HARNESSES: dict[str, Harness] = {
             *(b'"\\ud800"', b"1e999", b"NaN", b"null", b"[]", b"{}", b'"$ref": "#"', b'"not": {}', b'"minItems": 1e9'),
             *(b"{1,99999}", b"(?=a)", b"\\\\d", b'"enum": []', b'"allOf": [true]', b'"format": "date"', b"true", b"-1"),
             *(
-                b'"const": ',
-                b"%ignore /a/",
-                b"%json {}",
-                b"%regex {}",
-                b"~1",
-                b'"maxLength": 99999999',
-                b"/.*/i",
+                b'"const": ', b"%ignore /a/", b"%json {}", b"%regex {}", b"~1", b'"maxLength": 99999999', b"/.*/i",
                 b"@a",
             ),
         ),
     ),
-}
+}  # fmt: skip

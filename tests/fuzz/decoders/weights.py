@@ -1,7 +1,5 @@
 """Files of weights: GGUF, safetensors, and checkpoints that are pickles."""
 
-from __future__ import annotations
-
 import io
 import json
 import pickle
@@ -45,7 +43,6 @@ _STATE = {"a": torch.ones(2, 3), "b": torch.zeros(3, dtype=torch.float16)}
 
 
 def _import(file: Path) -> object:
-    """As an import does, up to what it would write."""
     return compare(read_checkpoint_file(file, _LIMIT), _STATE, idle=("b",))
 
 

@@ -1,7 +1,5 @@
 """What requests are made of: Open Inference v2 in JSON and protobuf, and fields that the gateway reads on the way."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np
