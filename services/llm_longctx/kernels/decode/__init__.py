@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from services.llm_longctx.kernels.decode import cpu_ext, cpu_torch, reference
-from services.llm_longctx.kernels.decode.pages import PageTable
+from services.llm_longctx.kernels.decode.pages import PageTable, pair_stores
 from services.llm_longctx.kernels.dispatch import Backend, choose
 from services.llm_longctx.kernels.packed_pages.layout import PAGE, PackedLayout
 from services.llm_longctx.kernels.packed_pages.reference import unpack
@@ -76,6 +76,7 @@ def decode_runs(
     weighted: np.ndarray,
     *,
     backend: str = "auto",
+    sent: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`decode` over entries that lie side by side in stores of many: no views are made where the kernel needs none.
 
@@ -86,12 +87,24 @@ def decode_runs(
         n: Its entries [R] int64.
         weighted: Whether its log-weights count [R] bool.
         backend: As in `decode`.
+        sent: The same three as int64 [3,R] where q lies; a kernel of the device needs no more.
 
     Raises:
         NotReady: The named back end is not there or can't take these tensors.
     """
     if (chosen := choose("decode", backend, q.dtype, q.device.type)) == "cpu_ext":
         return cpu_ext.decode_runs(q, stores, start, n, weighted)
+    if chosen == "triton" and sent is not None and (pool := pair_stores(*stores[:2])) is not None:
+        table = PageTable.of_runs(sent[0], sent[1], int(n.max(initial=0)))
+        weights = (
+            [
+                stores[2][first : first + many] if w else None
+                for first, many, w in zip(start.tolist(), n.tolist(), weighted.tolist(), strict=True)
+            ]
+            if weighted.any()
+            else [None] * len(q)
+        )
+        return decode_pages(q, pool, table, log_weights=weights, backend=chosen)
     at = [slice(first, first + many) for first, many in zip(start.tolist(), n.tolist(), strict=True)]
     keys, values = ([store[one] for one in at] for store in stores[:2])
     return _RUN[chosen](q, keys, values, [stores[2][one] if w else None for one, w in zip(at, weighted, strict=True)])
