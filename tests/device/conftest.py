@@ -1,18 +1,11 @@
-"""A pretended CUDA device, and tiny models on both sides of it."""
+"""One thread: the models here are too small for two, which would only wait for each other."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import pytest
 import torch
 
-from tests.device.pretend_cuda import PretendCuda
 
-
-@pytest.fixture
-def cuda() -> Iterator[PretendCuda]:
-    """A pretended device, active for the test."""
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
     torch.set_num_threads(1)
-    with PretendCuda().active() as device:
-        yield device
