@@ -243,9 +243,7 @@ class _Calls(TorchFunctionMode):
         before = device.device_of(x)
         if name in {"cuda", "cpu"}:
             target, dtype = (CUDA if name == "cuda" else _CPU), None
-        elif name == "type_as":
-            target, dtype = device.device_of(args[0]), args[0].dtype
-        elif args and isinstance(args[0], Tensor):
+        elif name == "type_as" or (args and isinstance(args[0], Tensor)):
             target, dtype = device.device_of(args[0]), args[0].dtype
         else:
             parsed, dtype, *_ = torch._C._nn._parse_to(*args, **{k: v for k, v in kwargs.items() if k != "copy"})
