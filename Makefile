@@ -23,7 +23,7 @@ test: setup  ## the whole suite, on two workers (WORKERS=0: in one process)
 check: setup  ## the quick suite: without slow tests and those that start the product
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not e2e and not browser and not release" $(ARGS)
 
-lint: setup  ## ruff, mypy strict, import rules, names, circles, drift of generated files, sparsity claims
+lint: setup  ## ruff, mypy strict, import rules, names, circles, devices of tensors, drift of generated files, sparsity claims
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
@@ -31,6 +31,7 @@ lint: setup  ## ruff, mypy strict, import rules, names, circles, drift of genera
 	@$(BIN)/python -m tests.drift
 	@$(BIN)/python -m tests.lint.names
 	@$(BIN)/python -m tests.lint.circles
+	@$(BIN)/python -m tests.lint.devices
 	@$(BIN)/python -m tests.claims
 
 format: setup  ## format and fix what ruff can

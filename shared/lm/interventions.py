@@ -147,7 +147,7 @@ def _compile_attend(edit: Attend, extent: Extent) -> tuple[Site, CompiledEdit]:
     if not queries:  # not among this forward's tokens; its keys may lie ahead, too
         return site, lambda z, _values: z
     keys = resolve_indices(range(extent.total) if edit.keys is None else edit.keys, extent.total, "key position")
-    weights = torch.as_tensor(edit.weights)
+    weights = edit.weights if isinstance(edit.weights, Tensor) else torch.tensor(edit.weights, device="cpu")
     if weights.numel() not in {1, len(keys), len(queries) * len(keys)}:
         detail = f"Attend has {weights.numel()} weights for {len(keys)} keys."
         raise InvalidTap(detail, field="weights")

@@ -1,9 +1,9 @@
 """A CUDA device that is only pretended: tensors keep their values in the CPU's memory, and each has a device on record.
 
 Two layers of torch's own overrides see every call. The upper one answers what Python asks (`x.device`, `.to("cuda")`,
-`.tolist()`, factories with `device=`). The lower one sees each operation with its operands, as a device would: it raises
-where devices mix as CUDA does, and it records what makes the host wait (`.item()`, shapes that depend on data) or copies
-between host and device behind the caller's back. Knows nothing about models. ADR 28 says why it is not FakeTensorMode.
+`.tolist()`, factories with `device=`). The lower one sees each operation with its operands, as a device would: it
+raises where devices mix as CUDA does, and it records what makes the host wait (`.item()`, shapes that depend on data)
+or copies behind the caller's back. Knows nothing about models. ADR 28 says why it is not FakeTensorMode.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class PretendCuda:
 
     def device_of(self, x: Tensor) -> torch.device:
         """Where a tensor is said to lie."""
-        if x.device.type != "cpu":
+        if x.device.type != "cpu" or x.layout is not torch.strided:
             return x.device
         held = _ON_CUDA.get(x.untyped_storage()._cdata)
         return CUDA if held is not None and not held.expired() else _CPU
@@ -169,9 +169,8 @@ class _Operations(TorchDispatchMode):
             device.wait(why)
         if func is _aten.repeat_interleave.Tensor and kwargs.get("output_size") is None:
             device.wait("has as many results as the data says (repeat_interleave)")
-        if func in _INDEXED and any(isinstance(i, Tensor) and i.dtype in {torch.bool, torch.uint8} for i in args[1]):
-            if func is _aten.index.Tensor or (isinstance(args[2], Tensor) and args[2].dim()):
-                device.wait("indexes by a boolean mask")
+        if func in _INDEXED and _is_masked(func, args):
+            device.wait("indexes by a boolean mask")
         result = func(*args, **kwargs)
         for x in tree_leaves(result):
             if isinstance(x, Tensor) and x.device.type == "cpu":
@@ -274,6 +273,12 @@ class _Calls(TorchFunctionMode):
         with _disable_current_modes():
             made = func(*args, **kwargs)
         return self._device.put(made)
+
+
+def _is_masked(func: Any, args: Any) -> bool:
+    """Whether a boolean mask says how many entries are read, or written from a tensor of as many."""
+    masked = any(isinstance(i, Tensor) and i.dtype in {torch.bool, torch.uint8} for i in args[1])
+    return masked and (func is _aten.index.Tensor or (isinstance(args[2], Tensor) and args[2].dim() > 0))
 
 
 def _place() -> str:

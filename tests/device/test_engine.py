@@ -45,7 +45,7 @@ CASES = [(name, i) for name in sorted(methods()) for i in range(len(knobs_of(nam
 
 
 def waits(how, number: int) -> bool:
-    """Whether the host must know what a step's data say: how many entries a cut leaves, or whether queries are alike."""
+    """Whether the host must know what a step found: how many entries a cut leaves, or whether queries are alike."""
     every, similarity = getattr(how, "every", None), getattr(how, "similarity", None)
     return (every is not None and number % every == 0) or similarity is not None
 

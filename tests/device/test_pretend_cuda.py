@@ -51,19 +51,16 @@ ALLOWED = {
     "numbers": lambda: x() * 2.0 + 1,
     "a scalar tensor on the host": lambda: x() * torch.tensor(2.0),
     "a place by number": lambda: x()[1, 2],
-    "writing a number": lambda: _written(),
+    "writing a number": lambda: x().fill_diagonal_(3.0),
+    "writing a number in one place": lambda: x().index_put_(
+        (torch.zeros(1, dtype=torch.long, device=CUDA),), 2 * x()[0, 0]
+    ),
     "a view": lambda: x().view(2, 6).T[1:],
     "what is made like another": lambda: torch.zeros_like(x()) + x().new_ones(3, 4),
     "a factory": lambda: torch.arange(3, device=CUDA) + torch.full((3,), 2, device="cuda"),
     "a selection on the device": lambda: torch.where(x() > 0, x(), 0.0),
     "rows that follow each other": lambda: take_rows(x(), [1, 2, 0]),
 }
-
-
-def _written() -> torch.Tensor:
-    made = x()
-    made[1] = 3.0
-    return made
 
 
 @pytest.mark.parametrize("what", ALLOWED)

@@ -224,7 +224,7 @@ def _place(placed: PlacedEdit, begin: int, end: int) -> Iterator[Edit]:
         return
     asked = list(placed.edit.keys) if not isinstance(placed.edit.keys, int | None) else []
     keys = [key for key in asked if key < end]
-    weights = torch.as_tensor(placed.edit.weights)[[key < end for key in asked]]
+    weights = torch.as_tensor(placed.edit.weights, device="cpu")[[key < end for key in asked]]
     visible = torch.tensor(keys, device="cpu")[None] <= torch.tensor(at, device="cpu")[:, None]
     yield replace(placed.edit, query=at, keys=keys, weights=weights * visible)
 
