@@ -17,7 +17,8 @@ from services.llm_longctx.engine.layer_inputs import LayerInputs
 from services.llm_longctx.engine.paged_state import PagedState
 from services.llm_longctx.engine.step_rows import RowRuns, StepRows
 from services.llm_longctx.kernels import decode as attention
-from services.llm_longctx.kernels import decode_packed, decode_runs, merge
+from services.llm_longctx.kernels import decode_device_runs, decode_packed, decode_runs, merge
+from services.llm_longctx.kernels.dispatch import choose
 from services.llm_longctx.methods.core.hook_inputs import AttentionOutput, CacheView, DecodeView
 from services.llm_longctx.methods.core.hook_results import Compact, DecodePlan, Pages, Ranges
 from shared.lm.host_transfer import take_rows
@@ -36,6 +37,8 @@ class StepAttention:
         self._inputs = inputs
         self._backend = backend
         self.rows = StepRows(states)
+        pool = self.rows.pool
+        self._reads_on_device = choose("decode", backend, pool.keys.dtype, pool.device.type) == "triton"
         self._planning = [b for b, s in enumerate(states) if s.policy.method.overrides("decode_plan")]
         self._calibrating = [b for b, s in enumerate(states) if s.policy.heads.calibrated]
 
@@ -94,10 +97,11 @@ class StepAttention:
     def _read(self, layer: int, run: RowRuns, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Rows over runs of whole entries, or of packed ones."""
         pool, at = self.rows.pool, (run.start[layer], run.n[layer], run.weighted[layer])
-        sent = None if rows.device.type == "cpu" else run.table_at(layer, rows.device)
         if not run.bits:
             stores = pool.keys, pool.values, pool.log_weights
-            return decode_runs(rows, stores, *at, backend=self._backend, sent=sent)
+            if self._reads_on_device:
+                return decode_device_runs(rows, stores, run.on_device(layer, rows.device), backend=self._backend)
+            return decode_runs(rows, stores, *at, backend=self._backend)
         store = pool.packed_stores()[run.bits]
         packed = store.layout, store.pages, store.log_weights
         return decode_packed(rows, packed, *at, backend=self._backend)

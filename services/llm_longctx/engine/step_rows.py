@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from services.llm_longctx.engine.paged_state import PagedState
-from services.llm_longctx.kernels import EntryRuns
+from services.llm_longctx.kernels import DeviceRuns, EntryRuns
 from services.llm_longctx.kv_cache import PagePool, ReadRun
 from shared.lm.host_transfer import DeviceBuffer, to_device
 
@@ -30,8 +30,7 @@ class RowRuns:
         bits: 0 for whole entries, 8 or 4.
         start, n: First entry in the store and entries [L,r] int64.
         weighted: Whether log-weights count [L,r].
-        sent: `rows` [r] and start, n and weighted [3,L,r] where the store lies; None before they were sent.
-        changed: Layers whose arrays were changed since.
+        changed: Layers whose arrays were changed since they were sent.
     """
 
     rows: np.ndarray | None
@@ -39,8 +38,10 @@ class RowRuns:
     start: np.ndarray
     n: np.ndarray
     weighted: np.ndarray
-    sent: tuple[Tensor | None, Tensor] | None = None
     changed: set[int] = field(default_factory=set)
+    _rows_sent: Tensor | None = None
+    _sent: tuple[Tensor, Tensor, Tensor] | None = None
+    _longest: int = 0
 
     def words(self) -> list[np.ndarray]:
         """What is sent, in order."""
@@ -51,15 +52,18 @@ class RowRuns:
         """Find itself at the front of what was sent; returns its length."""
         L, r = self.start.shape
         first = 0 if self.rows is None else r
-        table = sent[first : first + 3 * L * r].view(3, L, r)
-        self.sent = (None if self.rows is None else sent[:r]), table
+        start, n, weighted = sent[first : first + 3 * L * r].view(3, L, r).unbind()
+        self._rows_sent = None if self.rows is None else sent[:r]
+        self._sent, self._longest = (start, n, weighted.bool()), int(self.n.max(initial=0))
         return first + 3 * L * r
 
-    def table_at(self, layer: int, device: torch.device) -> Tensor:
-        """Start, n and weighted of a layer [3,r] on a device."""
-        if self.sent is not None and layer not in self.changed:
-            return self.sent[1][:, layer]
-        return to_device(np.stack([self.start[layer], self.n[layer], self.weighted[layer]]), device)
+    def on_device(self, layer: int, device: torch.device) -> DeviceRuns:
+        """A layer's runs for a kernel that reads them on the device."""
+        if self._sent is None or layer in self.changed:
+            start, n, weighted = to_device(np.stack([self.start[layer], self.n[layer], self.weighted[layer]]), device)
+            return DeviceRuns(start, n, weighted.bool(), int(self.n[layer].max(initial=0)))
+        start, n, weighted = self._sent
+        return DeviceRuns(start[layer], n[layer], weighted[layer], self._longest, bool(self.weighted[layer].any()))
 
     def rows_at(self, device: torch.device) -> Tensor:
         """Its rows [r] on a device.
@@ -70,9 +74,7 @@ class RowRuns:
         if self.rows is None:
             message = "runs of all rows need no index"
             raise ValueError(message)
-        if self.sent is not None and self.sent[0] is not None:
-            return self.sent[0]
-        return to_device(self.rows, device)
+        return to_device(self.rows, device) if self._rows_sent is None else self._rows_sent
 
 
 class StepRows:

@@ -34,10 +34,8 @@ class PagePool(PageStore):
         self.capacity = capacity
         entries = self.addresses * page
         wide = torch.float64 if dtype == torch.float64 else torch.float32
-        if self.device.type == "cpu":
-            self.keys, self.values = (self.storage((entries, head_dim), dtype) for _ in range(2))
-        else:  # in one allocation, so that a kernel reaches both from one address
-            self.keys, self.values = self.storage((2, entries, head_dim), dtype).unbind()
+        self.keys = self.storage((entries, head_dim), dtype)
+        self.values = self.storage((entries, head_dim), dtype)
         self.positions = self.storage((entries,), torch.int64)
         self.log_weights = self.storage((entries,), wide)
         self._packed: dict[int, PackedStore] = {}

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from services.llm_longctx.kernels.decode import cpu_ext, cpu_torch, reference
-from services.llm_longctx.kernels.decode.pages import PageTable, pair_stores
+from services.llm_longctx.kernels.decode.device_runs import DeviceRuns
+from services.llm_longctx.kernels.decode.pages import PageTable
 from services.llm_longctx.kernels.dispatch import Backend, choose
 from services.llm_longctx.kernels.packed_pages.layout import PAGE, PackedLayout
 from services.llm_longctx.kernels.packed_pages.reference import unpack
 
-__all__ = ["PageTable", "decode", "decode_packed", "decode_pages", "decode_runs"]
+__all__ = ["DeviceRuns", "PageTable", "decode", "decode_device_runs", "decode_packed", "decode_pages", "decode_runs"]
 
 
 def _triton(
@@ -76,7 +77,6 @@ def decode_runs(
     weighted: np.ndarray,
     *,
     backend: str = "auto",
-    sent: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`decode` over entries that lie side by side in stores of many: no views are made where the kernel needs none.
 
@@ -87,27 +87,37 @@ def decode_runs(
         n: Its entries [R] int64.
         weighted: Whether its log-weights count [R] bool.
         backend: As in `decode`.
-        sent: The same three as int64 [3,R] where q lies; a kernel of the device needs no more.
 
     Raises:
         NotReady: The named back end is not there or can't take these tensors.
     """
     if (chosen := choose("decode", backend, q.dtype, q.device.type)) == "cpu_ext":
         return cpu_ext.decode_runs(q, stores, start, n, weighted)
-    if chosen == "triton" and sent is not None and (pool := pair_stores(*stores[:2])) is not None:
-        table = PageTable.of_runs(sent[0], sent[1], int(n.max(initial=0)))
-        weights = (
-            [
-                stores[2][first : first + many] if w else None
-                for first, many, w in zip(start.tolist(), n.tolist(), weighted.tolist(), strict=True)
-            ]
-            if weighted.any()
-            else [None] * len(q)
-        )
-        return decode_pages(q, pool, table, log_weights=weights, backend=chosen)
     at = [slice(first, first + many) for first, many in zip(start.tolist(), n.tolist(), strict=True)]
     keys, values = ([store[one] for one in at] for store in stores[:2])
     return _RUN[chosen](q, keys, values, [stores[2][one] if w else None for one, w in zip(at, weighted, strict=True)])
+
+
+def decode_device_runs(
+    q: Tensor, stores: tuple[Tensor, Tensor, Tensor], runs: DeviceRuns, *, backend: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    """`decode_runs` whose numbers lie on the device: a launch of fixed shape, without a copy to or from the host.
+
+    Args:
+        q: [R,G,d].
+        stores: Keys and values [entries,d] and log-weights [entries] in float32.
+        runs: Where each problem's entries lie.
+        backend: As in `decode`; other back ends than `triton` read the numbers first.
+
+    Raises:
+        NotReady: The named back end is not there or can't take these tensors.
+    """
+    if (chosen := choose("decode", backend, q.dtype, q.device.type)) == "triton":
+        from services.llm_longctx.kernels.decode import triton  # noqa: PLC0415  # see `_triton`
+
+        return triton.decode_device_runs(q, stores, runs)
+    start, n, weighted = (x.cpu().numpy() for x in (runs.start, runs.n, runs.weighted))
+    return decode_runs(q, stores, start, n, weighted, backend=chosen)
 
 
 def decode_packed(
