@@ -52,6 +52,7 @@ def measure(rounds: int = 7, count: int = 20) -> Table:
     base = float(np.median(found["a table of Python numbers per layer, alone"]))
     rows: list[Row] = [row(name, "ms / step", values, base) for name, values in found.items()]
     worst = max(float(np.median(found[name])) for name in ("dense", "duo"))
+    worst += float(np.median(found["choosing and reading tokens"]))
     return Table(
         suite="device_step_host",
         title="A decode step on a device: processor time of the host",
@@ -59,7 +60,7 @@ def measure(rounds: int = 7, count: int = 20) -> Table:
         "linear layers, on tensors without values",
         baseline="a table of Python numbers per layer",
         rows=rows,
-        targets={"slowest step (ms)": (worst, TARGET_MS)},
+        targets={"slowest step with choosing and reading tokens (ms)": (worst, TARGET_MS)},
     )
 
 
@@ -125,7 +126,7 @@ class Choice:
 
 @contextlib.contextmanager
 def _launching_nothing() -> Iterator[None]:
-    """Kernels return at once, and pinned memory is any memory."""
+    """Kernels and copies into the cache return at once, and pinned memory is any memory."""
 
     def nothing(q: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         return q, q.new_empty(q.shape[:2], dtype=torch.float32)
@@ -136,6 +137,7 @@ def _launching_nothing() -> Iterator[None]:
     with (
         patch("services.llm_longctx.engine.decode_attention.choose", triton),
         patch("services.llm_longctx.engine.decode_attention.decode_device_runs", nothing),
+        patch.object(Tensor, "index_copy_", lambda x, *_: x),
         patch.object(Tensor, "pin_memory", lambda x: x),
     ):
         yield

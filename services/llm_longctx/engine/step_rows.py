@@ -42,6 +42,7 @@ class RowRuns:
     _rows_sent: Tensor | None = None
     _sent: tuple[Tensor, Tensor, Tensor] | None = None
     _longest: int = 0
+    _any_weighted: bool = True
 
     def words(self) -> list[np.ndarray]:
         """What is sent, in order."""
@@ -55,6 +56,7 @@ class RowRuns:
         start, n, weighted = sent[first : first + 3 * L * r].view(3, L, r).unbind()
         self._rows_sent = None if self.rows is None else sent[:r]
         self._sent, self._longest = (start, n, weighted.bool()), int(self.n.max(initial=0))
+        self._any_weighted = bool(self.weighted.any())
         return first + 3 * L * r
 
     def on_device(self, layer: int, device: torch.device) -> DeviceRuns:
@@ -63,7 +65,7 @@ class RowRuns:
             start, n, weighted = to_device(np.stack([self.start[layer], self.n[layer], self.weighted[layer]]), device)
             return DeviceRuns(start, n, weighted.bool(), int(self.n[layer].max(initial=0)))
         start, n, weighted = self._sent
-        return DeviceRuns(start[layer], n[layer], weighted[layer], self._longest, bool(self.weighted[layer].any()))
+        return DeviceRuns(start[layer], n[layer], weighted[layer], self._longest, self._any_weighted)
 
     def rows_at(self, device: torch.device) -> Tensor:
         """Its rows [r] on a device.
