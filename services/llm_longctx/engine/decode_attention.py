@@ -38,7 +38,8 @@ class StepAttention:
         self._backend = backend
         self.rows = StepRows(states)
         pool = self.rows.pool
-        self._reads_on_device = choose("decode", backend, pool.keys.dtype, pool.device.type) == "triton"
+        kind = pool.device.type
+        self._reads_on_device = kind != "cpu" and choose("decode", backend, pool.keys.dtype, kind) == "triton"
         self._planning = [b for b, s in enumerate(states) if s.policy.method.overrides("decode_plan")]
         self._calibrating = [b for b, s in enumerate(states) if s.policy.heads.calibrated]
 
