@@ -87,7 +87,7 @@ class ModelRegistry:
         name = self._full_name(name or self._default)
         with self._lock:
             if name not in self._loaded:
-                self._loaded[name] = _load_tiny() if name == TINY else self._load(name)
+                self._loaded[name] = _load_tiny(self._device) if name == TINY else self._load(name)
             return self._loaded[name]
 
     def _full_name(self, name: str) -> str:
@@ -151,10 +151,10 @@ def _tokenizer_digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _load_tiny() -> StudiedModel:
+def _load_tiny(device: str) -> StudiedModel:
     weights = read_weights(_BUNDLED_WEIGHTS / f"{TINY}.safetensors")
     model = tiny_induction(**weights.manifest.network.config)
     model.load_state_dict({key: torch.from_numpy(array) for key, array in weights.arrays.items()}, strict=False)
     tokenizer = hashlib.sha256(BYTE_TOKENIZER_ID.encode()).hexdigest()
-    model = model.requires_grad_(requires_grad=False).eval()
+    model = model.requires_grad_(requires_grad=False).eval().to(device)
     return StudiedModel(TINY, model, byte_tokenizer(), weights.manifest.sha256, tokenizer, "Apache-2.0")
