@@ -57,8 +57,15 @@ class DeviceBuffer:
         return found
 
 
-def take_rows(x: Tensor, rows: Sequence[int]) -> Tensor:
-    """Rows of x by Python numbers, without sending these to its device; a view where they follow each other."""
+def take_rows(x: Tensor, rows: Sequence[int], dim: int = 0) -> Tensor:
+    """Rows of x by Python numbers, without sending these to its device; a view where they follow each other.
+
+    Raises:
+        IndexError: A row that x does not have.
+    """
+    if rows and not 0 <= min(rows) <= max(rows) < x.shape[dim]:
+        message = f"rows {min(rows)} to {max(rows)} of a tensor that has {x.shape[dim]}"
+        raise IndexError(message)
     runs: list[list[int]] = []
     for row in rows:
         if runs and runs[-1][1] == row:
@@ -66,6 +73,6 @@ def take_rows(x: Tensor, rows: Sequence[int]) -> Tensor:
         else:
             runs.append([row, row + 1])
     if not runs:
-        return x[:0]
-    parts = [x[begin:end] for begin, end in runs]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return x.narrow(dim, 0, 0)
+    parts = [x.narrow(dim, begin, end - begin) for begin, end in runs]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
