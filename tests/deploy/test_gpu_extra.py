@@ -115,24 +115,27 @@ OPTIONAL = ("nvshmem_", "libcufile_rdma")
 """Beginnings of names of libraries for clusters with InfiniBand or MPI, which are opened only there."""
 
 
-def unopened(site: pathlib.Path, folder: pathlib.Path) -> dict[str, str]:
-    """Libraries under a folder of packages that do not open, with the loader's reasons.
-
-    The stub of the driver gets each of the driver's symbols that a library asks for, and answers that there is no device.
-    """
+def run_beside_stub(program: str, site: pathlib.Path, folder: pathlib.Path) -> str:
+    """What a program says beside a stub of the driver, which has each symbol that a library asks for and no device."""
     stub, symbols = folder / "libcuda.so.1", {"cuInit"}
     while True:
         source = "".join(f"int {name}(void) {{ return 100; }} /* no device */\n" for name in sorted(symbols))
         (folder / "stub.c").write_text(source)
         command = ["gcc", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", stub, folder / "stub.c"]
         subprocess.run(command, check=True)
-        program = [sys.executable, "-I", "-c", OPEN, site, stub]
-        told = subprocess.run(program, check=True, capture_output=True, text=True, timeout=600).stdout
-        errors = {name: why for name, why in json.loads(told).items() if not name.startswith(OPTIONAL)}
-        asked = set(re.findall(r"undefined symbol: (cu[A-Z]\w*)", " ".join(errors.values())))
+        command = [sys.executable, "-I", "-c", program, site, stub]
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=600)
+        told = done.stdout + done.stderr
+        asked = set(re.findall(r"undefined symbol: (cu[A-Z]\w*)", told))
         if not asked - symbols:
-            return errors
+            return told
         symbols |= asked
+
+
+def unopened(site: pathlib.Path, folder: pathlib.Path) -> dict[str, str]:
+    """Libraries under a folder of packages that do not open, with the loader's reasons."""
+    told = json.loads(run_beside_stub(OPEN, site, folder))
+    return {name: why for name, why in told.items() if not name.startswith(OPTIONAL)}
 
 
 @pytest.mark.release
@@ -142,8 +145,6 @@ def test_every_library_of_cuda_opens_with_a_stub_of_the_driver(tmp_path):
     subprocess.run([*pip, *EXTRAS["gpu"]], check=True, env=PLAIN, timeout=3600)
     assert unopened(site, tmp_path) == {}
     # The provider opens only inside ONNX Runtime. Where it and all that it needs did, CUDA itself says what is missing.
-    program = [sys.executable, "-I", "-c", PROVIDER, site, tmp_path / "libcuda.so.1"]
-    done = subprocess.run(program, check=False, capture_output=True, text=True, timeout=600)
-    told = done.stdout + done.stderr
+    told = run_beside_stub(PROVIDER, site, tmp_path)
     assert "CudaCall" in told, told
     assert "cannot open shared object" not in told
