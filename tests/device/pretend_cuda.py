@@ -75,13 +75,14 @@ class PretendCuda:
         copies: Hidden copies between host and device, by place.
         transfers: Copies through `shared.lm.host_transfer`, which are meant: `sent` and `read`.
         strict: Whether waits and hidden copies are faults.
+        inherits: Whether torch is inside a call whose tensors lie on the device.
     """
 
     def __init__(self) -> None:
         self.waits: Counter[str] = Counter()
         self.copies: Counter[str] = Counter()
         self.transfers: Counter[str] = Counter()
-        self.strict = False
+        self.strict = self.inherits = False
 
     @contextlib.contextmanager
     def active(self) -> Iterator[PretendCuda]:
@@ -97,6 +98,17 @@ class PretendCuda:
             yield
         finally:
             self.strict = before
+
+    @contextlib.contextmanager
+    def inheriting(self, args: Any) -> Iterator[None]:
+        """What torch itself makes inside a call lies where the call's tensors lie, as `one_hot` and gradients do."""
+        tensors = (x for one in args for x in (one if isinstance(one, list | tuple) else (one,)))
+        before = self.inherits
+        self.inherits = before or any(isinstance(x, Tensor) and self.device_of(x).type == "cuda" for x in tensors)
+        try:
+            yield
+        finally:
+            self.inherits = before
 
     def device_of(self, x: Tensor) -> torch.device:
         """Where a tensor is said to lie."""
@@ -160,7 +172,8 @@ class _Operations(TorchDispatchMode):
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         places = [device.device_of(x).type for x in tensors]
         if "cuda" not in places:
-            return func(*args, **kwargs)
+            made = func(*args, **kwargs)
+            return device.put(made) if not places and device.inherits and isinstance(made, Tensor) else made
         if func is _aten._to_copy.default or func is _aten._copy_from.default:
             pass  # the device of a copy is the caller's, see `_Calls`
         elif "cpu" in places:
@@ -262,7 +275,8 @@ class _Calls(TorchFunctionMode):
         """Factories, and everything else."""
         asked = kwargs.get("device")
         if asked is None or torch.device(asked).type != "cuda":
-            return func(*args, **kwargs)
+            with self._device.inheriting(args):
+                return func(*args, **kwargs)
         kwargs["device"] = _CPU
         kwargs.pop("pin_memory", None)
         if func in {torch.tensor, torch.as_tensor, Tensor.new_tensor}:

@@ -20,7 +20,7 @@ from shared.errors import InvalidOption
 from shared.lm.attention import causal_mask, patterns, scores, sdpa
 from shared.lm.attention_math import calibrate, column_mean, excuse_sink
 from shared.lm.decoder import Decoder
-from shared.lm.host_transfer import to_device
+from shared.lm.host_transfer import take_rows, to_device
 from shared.lm.niah_prompts import Codec
 from shared.lm.taps import trace
 
@@ -226,7 +226,7 @@ def _run_from_layer(model: Decoder, layer: int, x: Tensor, attend: _CalibratedAt
 
 def _is_right(last: Tensor, question: Question) -> list[bool]:
     """Per row of logits [N,V], whether the right option is the likeliest; a tie is not right."""
-    options = last[:, question.options]
+    options = take_rows(last, question.options, 1)
     others = options.clone()
     others[:, question.right] = -torch.inf
     return (options[:, question.right] > others.amax(-1)).tolist()

@@ -167,7 +167,11 @@ class GateTraining:
         with torch.no_grad():
             self._gates.copy_(to_device(torch.tensor(state["gates"]), self._gates.device))
         if state["moments"]:
-            self._optimiser.state[self._gates] = {name: torch.tensor(x) for name, x in state["moments"].items()}
+            places = {
+                name: "cpu" if name == "step" else self._gates.device for name in state["moments"]
+            }  # as Adam has them
+            moments = {name: to_device(torch.tensor(x), places[name]) for name, x in state["moments"].items()}
+            self._optimiser.state[self._gates] = moments
 
 
 def gate_plan(
