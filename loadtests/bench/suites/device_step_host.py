@@ -137,6 +137,7 @@ def _launching_nothing() -> Iterator[None]:
     with (
         patch("services.llm_longctx.engine.decode_attention.choose", triton),
         patch("services.llm_longctx.engine.decode_attention.decode_device_runs", nothing),
+        patch("services.llm_longctx.engine.decode_attention.decode_packed_device_runs", nothing),
         patch.object(Tensor, "index_copy_", lambda x, *_: x),
         patch.object(Tensor, "pin_memory", lambda x: x),
     ):

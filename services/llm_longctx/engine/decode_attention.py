@@ -17,7 +17,13 @@ from services.llm_longctx.engine.layer_inputs import LayerInputs
 from services.llm_longctx.engine.paged_state import PagedState
 from services.llm_longctx.engine.step_rows import RowRuns, StepRows
 from services.llm_longctx.kernels import decode as attention
-from services.llm_longctx.kernels import decode_device_runs, decode_packed, decode_runs, merge
+from services.llm_longctx.kernels import (
+    decode_device_runs,
+    decode_packed,
+    decode_packed_device_runs,
+    decode_runs,
+    merge,
+)
 from services.llm_longctx.kernels.dispatch import choose
 from services.llm_longctx.methods.core.hook_inputs import AttentionOutput, CacheView, DecodeView
 from services.llm_longctx.methods.core.hook_results import Compact, DecodePlan, Pages, Ranges
@@ -105,6 +111,8 @@ class StepAttention:
             return decode_runs(rows, stores, *at, backend=self._backend)
         store = pool.packed_stores()[run.bits]
         packed = store.layout, store.pages, store.log_weights
+        if self._reads_on_device:
+            return decode_packed_device_runs(rows, packed, run.on_device(layer, rows.device), backend=self._backend)
         return decode_packed(rows, packed, *at, backend=self._backend)
 
     # Sequences whose method chooses what a step reads.
