@@ -59,6 +59,7 @@ RUN /opt/fovea/bin/python deploy/trim.py "${SERVICE}"
 
 FROM ${BASE}
 ARG SERVICE=gateway
+ARG FLAVOUR=cpu
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="fovea-${SERVICE}" \
@@ -70,6 +71,15 @@ COPY --from=build /opt/fovea /opt/fovea
 # of KubeRay start Ray with, sets PATH anew and reads this file.
 RUN mkdir -p /data && chown 65532:65532 /data \
  && echo "export PATH=/opt/fovea/bin:\$PATH" > /etc/profile.d/fovea.sh
+# Triton compiles a module of its driver when the first kernel starts, for this Python: it needs a compiler and headers.
+SHELL ["/bin/bash", "-eo", "pipefail", "-c"]
+# hadolint ignore=DL3008  # whatever compiler the base's distribution has
+RUN case "${FLAVOUR}:${SERVICE}" in gpu:llm-longctx|gpu:interpretability|gpu:relevance-judge) \
+      packages=(gcc libc6-dev) \
+      && headers=$(/opt/fovea/bin/python -c "import sysconfig; print(sysconfig.get_path('include'))") \
+      && { [ -f "${headers}/Python.h" ] || packages+=(python3-dev); } \
+      && apt-get update -qq && apt-get install -yqq --no-install-recommends "${packages[@]}" && rm -rf /var/lib/apt/lists/* \
+      && [ -f "${headers}/Python.h" ] ;; esac
 USER 65532:65532
 WORKDIR /data
 ENV PATH=/opt/fovea/bin:$PATH \
@@ -81,6 +91,7 @@ ENV PATH=/opt/fovea/bin:$PATH \
     FOVEA_REPLICA_HOST=0.0.0.0 \
     FOVEA_METRICS_PORT=9464 \
     FOVEA_DATA_DIR=/data \
+    TRITON_CACHE_DIR=/data/cache/triton \
     FOVEA_GRAPHS_DIR=/opt/fovea/graphs \
     FOVEA_LOG_FORMAT=json \
     FOVEA_AUTH=keys

@@ -128,6 +128,7 @@ def _providers(device: str) -> list[Provider]:
         return [("CPUExecutionProvider", {})]
     if kind != "cuda" or "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         raise NotReady(f"This build of ONNX Runtime has no {device}.", hint="Install the extra `gpu` instead of `cpu`.")
+    onnxruntime.preload_dlls(directory="")  # CUDA and cuDNN from their wheels, where nobody has imported torch
     return [("CUDAExecutionProvider", {"device_id": int(index or 0)}), ("CPUExecutionProvider", {})]
 
 

@@ -47,7 +47,7 @@ def missing() -> str | None:
     try:
         _load_libraries()
     except OSError as error:
-        return f"{error} (the extra `gpu` brings tensorrt-cu12-libs)"
+        return f"{error} (the extra `tensorrt` brings tensorrt-cu13-libs)"
     return None
 
 

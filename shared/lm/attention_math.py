@@ -11,9 +11,9 @@ from torch import Tensor
 __all__ = ["calibrate", "calibrate_mixed", "column_mean", "echo_mask", "excuse_sink", "streaming_mask"]
 
 
-def streaming_mask(tokens: int, sink: int, recent: int) -> Tensor:
+def streaming_mask(tokens: int, sink: int, recent: int, device: torch.device | str = "cpu") -> Tensor:
     """Return the streaming mask, bool [T,T]: j <= i and (j < sink or i - j < recent); `recent` counts i itself."""
-    i, j = torch.arange(tokens)[:, None], torch.arange(tokens)
+    i, j = torch.arange(tokens, device=device)[:, None], torch.arange(tokens, device=device)
     return (j <= i) & ((j < sink) | (i - j < recent))
 
 
@@ -56,10 +56,10 @@ def calibrate_mixed(mixed: Tensor, weights: Tensor, values: Tensor, beta: float)
     return torch.where(other < 1e-12, mixed, raised)
 
 
-def echo_mask(tokens: int, period: int, shift: int = 0) -> Tensor:
+def echo_mask(tokens: int, period: int, shift: int = 0, device: torch.device | str = "cpu") -> Tensor:
     """Return the pairs (i, j + shift), j an earlier copy of token i, in a sequence of that `period`: bool [T,T].
 
     `shift` 0 is echo (attention to the copy), 1 induction (to what followed it).
     """
-    i, j = torch.arange(tokens)[:, None], torch.arange(tokens) - shift
+    i, j = torch.arange(tokens, device=device)[:, None], torch.arange(tokens, device=device) - shift
     return (j >= 0) & (j < i) & ((i - j) % period == 0)

@@ -149,10 +149,10 @@ class Decoder(nn.Module):
         config, L = self.config, self.config.layers
         if config.path == "gpt2":
             return [None] * L
-        whole = rotation(frequencies(config).to(positions.device), positions, dtype)
+        whole = rotation(frequencies(config, positions.device), positions, dtype)
         if config.windows is None:
             return [whole] * L
-        local = rotation(local_frequencies(config).to(positions.device), positions, dtype)
+        local = rotation(local_frequencies(config, positions.device), positions, dtype)
         return [whole if window is None else local for window in config.windows]
 
     def _embed(self, ids: Tensor, positions: Tensor) -> Tensor:
@@ -160,7 +160,9 @@ class Decoder(nn.Module):
             return cast("Tensor", self.transformer.wte(ids) + self.transformer.wpe(self._check_positions(positions)))
         x = cast("Tensor", self.model.embed_tokens(ids))
         # Gemma's factor is rounded in the model's dtype, as its authors did.
-        return x * torch.tensor(self.config.width**0.5, dtype=x.dtype) if self.config.path == "gemma3" else x
+        return (
+            x * torch.tensor(self.config.width**0.5, dtype=x.dtype, device="cpu") if self.config.path == "gemma3" else x
+        )
 
     def _check_positions(self, positions: Tensor) -> Tensor:
         if positions.numel() and int(positions.max()) >= self.config.positions:

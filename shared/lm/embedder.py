@@ -19,6 +19,7 @@ from tokenizers import Tokenizer as Library
 from shared.errors import Malformed, NotFound
 from shared.lm.bert import BertConfig, BertEncoder
 from shared.lm.bundled_models import MINILM_WHEEL, bundled_embedder
+from shared.lm.host_transfer import to_device, to_host
 from shared.lm.weights import read_json, read_tensors
 
 __all__ = ["SentenceEmbedder", "embed", "load_embedder"]
@@ -87,12 +88,15 @@ class SentenceEmbedder:
 
     def _embed_batch(self, batch: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
         longest = max(len(ids) for ids in batch)
-        ids = torch.tensor([[*one, *[0] * (longest - len(one))] for one in batch])
-        mask = torch.tensor([[True] * len(one) + [False] * (longest - len(one)) for one in batch])
+        device = next(self._network.parameters()).device
+        ids = torch.tensor([[*one, *[0] * (longest - len(one))] for one in batch], device="cpu")
+        mask = torch.tensor([[True] * len(one) + [False] * (longest - len(one)) for one in batch], device="cpu")
+        ids, mask = to_device(ids, device), to_device(mask, device)
         hidden = self._network(ids, mask) * mask[..., None]
         mean = hidden.sum(1) / mask.sum(1, keepdim=True)
-        rows: npt.NDArray[np.float32] = torch.nn.functional.normalize(mean, dim=-1).numpy()
-        return rows
+        rows = torch.nn.functional.normalize(mean, dim=-1)
+        found: npt.NDArray[np.float32] = to_host(rows).numpy()
+        return found
 
     def _cut(self, ids: list[int]) -> list[int]:
         """The first tokens, and the last special one."""

@@ -5,7 +5,7 @@ An edit never writes into its input. Knows sites and shapes; knows nothing about
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from shared.lm.activation_names import (
     resolve_indices,
     to_local_positions,
 )
+from shared.lm.host_transfer import take_rows, to_device
 
 __all__ = ["Add", "Attend", "CompiledEdit", "Edit", "Replace", "Scale", "Uniform", "compile_edit"]
 
@@ -90,6 +91,8 @@ class Attend:
 
 Edit = Replace | Add | Scale | Uniform | Attend
 
+_Selection = tuple[Sequence[int], ...]
+
 CompiledEdit = Callable[[Tensor, Values], Tensor]
 """A checked edit: the site's tensor in, the edited tensor out."""
 
@@ -112,24 +115,25 @@ def compile_edit(edit: Edit, extent: Extent) -> tuple[Site, CompiledEdit]:
     return site, _compile_write(edit, index)
 
 
-def _compile_scale(factor: float | Tensor, index: tuple[Any, ...]) -> CompiledEdit:
+def _compile_scale(factor: float | Tensor, index: _Selection) -> CompiledEdit:
     def scale(x: Tensor, _values: Values) -> Tensor:
-        x = x.clone()
-        x[index] = x[index] * factor
+        by = to_device(factor, x.device) if isinstance(factor, Tensor) else factor
+        at, x = _mesh(index, x.device), x.clone()
+        x[at] = x[at] * by
         return x
 
     return scale
 
 
-def _compile_write(edit: Replace | Add, index: tuple[Any, ...]) -> CompiledEdit:
+def _compile_write(edit: Replace | Add, index: _Selection) -> CompiledEdit:
     def write(x: Tensor, _values: Values) -> Tensor:
         try:
-            value = edit.value.to(x).expand_as(x)
+            value = to_device(edit.value, x.device).to(x).expand_as(x)
         except RuntimeError as error:
             detail = f"A value of shape {tuple(edit.value.shape)} does not broadcast to {edit.site}, {tuple(x.shape)}."
             raise InvalidTap(detail, field=edit.site) from error
-        x = x.clone()
-        x[index] = x[index] + value[index] if isinstance(edit, Add) else value[index]
+        at, x = _mesh(index, x.device), x.clone()
+        x[at] = x[at] + value[at] if isinstance(edit, Add) else value[at]
         return x
 
     return write
@@ -143,25 +147,35 @@ def _compile_attend(edit: Attend, extent: Extent) -> tuple[Site, CompiledEdit]:
     if not queries:  # not among this forward's tokens; its keys may lie ahead, too
         return site, lambda z, _values: z
     keys = resolve_indices(range(extent.total) if edit.keys is None else edit.keys, extent.total, "key position")
-    weights = torch.as_tensor(edit.weights)
+    weights = edit.weights if isinstance(edit.weights, Tensor) else torch.tensor(edit.weights, device="cpu")
     if weights.numel() not in {1, len(keys), len(queries) * len(keys)}:
         detail = f"Attend has {weights.numel()} weights for {len(keys)} keys."
         raise InvalidTap(detail, field="weights")
     rows = list(range(extent.rows) if edit.rows is None else resolve_indices(edit.rows, extent.rows, "row"))
     groups = [head // (config.heads // config.kv_heads) for head in heads]
-    at = torch.tensor(rows)[:, None, None], torch.tensor(queries)[:, None], torch.tensor(heads)
 
     def attend(z: Tensor, values: Values) -> Tensor:
-        v = values()[rows][:, keys][:, :, groups]
+        v = take_rows(values(), rows)
+        v = v.index_select(1, to_device(keys, v.device, torch.long))
+        v = v.index_select(2, to_device(groups, v.device, torch.long))
+        given = to_device(weights, v.device).to(v).expand(len(queries), len(keys))
         z = z.clone()
-        z[at] = torch.einsum("qk,bkhd->bqhd", weights.to(v).expand(len(queries), len(keys)), v)
+        z[_mesh((rows, queries, heads), z.device)] = torch.einsum("qk,bkhd->bqhd", given, v)
         return z
 
     return site, attend
 
 
-def _index_selection(edit: Replace | Add | Scale, site: Site, extent: Extent) -> tuple[Any, ...]:
-    """Index tuple over the site's axes; whole axes stay slices, selected ones form an open mesh."""
+def _mesh(lists: _Selection, device: torch.device) -> tuple[Any, ...]:
+    """Index of an open mesh over the first axes: slices where that will do, else tensors on the device."""
+    if all(one and list(one) == list(range(one[0], one[0] + len(one))) for one in lists):
+        return tuple(slice(one[0], one[0] + len(one)) for one in lists)
+    last = len(lists) - 1
+    return tuple(to_device(list(one), device, torch.long).view(-1, *[1] * (last - i)) for i, one in enumerate(lists))
+
+
+def _index_selection(edit: Replace | Add | Scale, site: Site, extent: Extent) -> _Selection:
+    """Indices along the first of the site's axes, which form an open mesh; empty where everything is selected."""
     count = extent.heads(site.axes)
     if edit.heads is not None and count is None:
         known = ", ".join(name for name, axes in SITES.items() if extent.heads(axes))
@@ -176,9 +190,4 @@ def _index_selection(edit: Replace | Add | Scale, site: Site, extent: Extent) ->
         selected["H" if "H" in site.axes else "G"] = resolve_indices(edit.heads, count, "head")
     full = {"B": extent.rows, "T": extent.tokens, "H": extent.config.heads, "G": extent.config.kv_heads}
     axes = site.axes[:3] if count is not None else site.axes[:2]
-    if not selected:
-        return (slice(None),)
-    lists = [selected.get(a, range(full[a])) for a in axes]
-    return tuple(
-        torch.tensor(list(one), dtype=torch.long).view(-1, *[1] * (len(axes) - 1 - i)) for i, one in enumerate(lists)
-    )
+    return tuple(selected.get(a, range(full[a])) for a in axes) if selected else ()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from shared.lm.activation_names import WEIGHT_SITES, CaptureTooLarge, Extent, Site, parse_site, to_local_positions
 from shared.lm.attention import DenseAttention, causal_mask, eager, patterns, scores, sdpa
+from shared.lm.host_transfer import to_device
 from shared.lm.interventions import CompiledEdit, Edit, compile_edit
 
 __all__ = ["BatchRows", "TapRecorder", "TappedAttention", "ValueSource"]
@@ -116,7 +117,9 @@ class TapRecorder:
     def _capture(self, site: Site, x: Tensor) -> Tensor:
         if self.grad and not x.requires_grad:
             x = x.detach().requires_grad_()
-        captured = x[:, :, self.queries] if site.name in WEIGHT_SITES and self.queries is not None else x
+        captured = x
+        if site.name in WEIGHT_SITES and self.queries is not None:
+            captured = x.index_select(2, to_device(self.queries, x.device, torch.long))
         if not self.grad:
             # float16 overflows in the residual streams of some models.
             captured = captured.detach().to(torch.float32 if x.dtype == torch.float16 else x.dtype, copy=True)
@@ -146,7 +149,7 @@ class TappedAttention:
         return sdpa(q, keys, values, self.dense.pad, window)
 
     def _rows(self, layer: int, q: Tensor, keys: Tensor, offset: int) -> None:
-        queries = torch.tensor(self.recorder.queries, dtype=torch.long)
+        queries = to_device(list(self.recorder.queries or ()), q.device, torch.long)
         scored = scores(
             q[:, queries], keys, causal_mask(queries + offset, keys.shape[2], self.dense.pad, self.dense.window(layer))
         )

@@ -9,6 +9,7 @@ import ctypes
 import importlib.util
 from typing import Any
 
+from shared.errors import NotReady
 from shared.registry import LoadContext
 from shared.settings import Settings
 from shared.storage import open_object_store
@@ -50,10 +51,34 @@ def load_context(settings: Settings) -> LoadContext:
 
 
 def choose_device(device: str) -> str:
-    """`device` itself, or for `auto` the first GPU that a library here can use, else the CPU."""
-    if device != "auto":
-        return device
-    return "cuda" if list_gpus() and _library_sees_gpu() else "cpu"
+    """`device` itself, or for `auto` the first GPU that a library here can use, else the CPU.
+
+    Raises:
+        NotReady: It is a CUDA device, and there is none.
+    """
+    if device == "auto":
+        return "cuda" if list_gpus() and _library_sees_gpu() else "cpu"
+    if device.partition(":")[0] == "cuda":
+        _require_gpu(device)
+    return device
+
+
+def _require_gpu(device: str) -> None:
+    found, index = list_gpus(), device.partition(":")[2] or "0"
+    if not found:
+        detail = f"There is no CUDA device: FOVEA_DEVICE is {device}, and the NVIDIA driver shows no GPU here."
+        hint = "Give the container a GPU (`--gpus all`, or `gpus` in the chart), or set FOVEA_DEVICE to cpu or auto."
+        raise NotReady(detail, hint=hint)
+    if not index.isdecimal() or int(index) >= len(found):
+        detail = f"There is no CUDA device {index}: FOVEA_DEVICE is {device}, and this machine has {len(found)}."
+        raise NotReady(detail, hint=f"Available: {', '.join(f'cuda:{i}' for i in range(len(found)))}.")
+    if not _library_sees_gpu():
+        detail = (
+            f"No library here can use {device}: torch or ONNX Runtime is a build for CPUs, or the driver is too old."
+        )
+        raise NotReady(
+            detail, hint="Install the extra `gpu` instead of `cpu`, and a driver for CUDA 13 (580 or newer)."
+        )
 
 
 def list_gpus() -> list[str]:

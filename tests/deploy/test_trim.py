@@ -15,6 +15,14 @@ trim = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(trim)
 
 
+TRITON = (
+    "triton/backends/nvidia/include/cuda.h",
+    "triton/backends/nvidia/bin/ptxas",
+    "triton/backends/nvidia/driver.c",
+)
+"""What Triton compiles with when the first kernel starts."""
+
+
 def write(folder, *names):
     for name in names:
         place = folder / name
@@ -36,9 +44,9 @@ def compiled(tmp_path):
 
 def test_tests_and_headers_go_and_what_modules_import_from_tests_stays(tmp_path):
     write(tmp_path, "a/tests/test_a.py", "a/b/tests/data/x", "a/testing/y.py", "a/__init__.py", "torch/include/x.h")
-    write(tmp_path, *trim.STILL_READ, "numpy/_core/tests/test_b.py", "ray/jars/dist.jar", "ray/__init__.py")
+    write(tmp_path, *trim.STILL_READ, "numpy/_core/tests/test_b.py", "ray/jars/dist.jar", "ray/__init__.py", *TRITON)
     trim.remove_never_read(tmp_path)
-    assert names_under(tmp_path) == {"a/testing/y.py", "a/__init__.py", "ray/__init__.py", *trim.STILL_READ}
+    assert names_under(tmp_path) == {"a/testing/y.py", "a/__init__.py", "ray/__init__.py", *TRITON, *trim.STILL_READ}
 
 
 @pytest.mark.parametrize(

@@ -45,18 +45,17 @@ def repeated_scores(model: Decoder, ids: Tensor, period: int) -> dict[str, np.nd
 
     def visit(layer: int, start: int, rows: Tensor) -> None:
         wide = rows[0].double()
-        queries = torch.arange(start, start + wide.shape[1])
+        end = start + wide.shape[1]
 
         def sum_diagonal(back: int, since: int) -> np.ndarray:
-            chosen = queries[queries >= max(since, back)]
+            chosen = torch.arange(max(since, back, start), max(end, since, back), device=wide.device)
             total: np.ndarray = wide[:, chosen - start, chosen - back].sum(-1).cpu().numpy()
             return total
 
         sums["previous"][layer] += sum_diagonal(1, 1)
         sums["duplicate"][layer] += sum_diagonal(n, n)
         sums["induction"][layer] += sum_diagonal(n - 1, n)
-        later = queries[queries >= 1] - start
-        sums["first"][layer] += wide[:, later, 0].sum(-1).cpu().numpy()
+        sums["first"][layer] += wide[:, max(1 - start, 0) :, 0].sum(-1).cpu().numpy()
         sums["entropy"][layer] += -torch.special.xlogy(wide, wide).sum((-1, -2)).cpu().numpy()
 
     visit_patterns(model, ids, visit)

@@ -17,6 +17,7 @@ from torch.nn import functional
 from shared.lm.attention import DenseAttention
 from shared.lm.blocks import Block, Gemma3Block, GPT2Block, RMSNorm
 from shared.lm.decoder import Decoder
+from shared.lm.host_transfer import to_device
 from shared.lm.taps import trace
 
 __all__ = [
@@ -102,8 +103,9 @@ class ActivationCache:
             positions: Where; all other positions stay.
         """
         mixed = self.z[layer].repeat(len(heads), 1, 1, 1, 1)
+        at = to_device(positions, z.device, torch.long)
         for i, head in enumerate(heads):
-            mixed[i, :, positions, head] = z[:, positions, head]
+            mixed[i, :, :, head].index_copy_(1, at, z[:, :, head].index_select(1, at))
         return (self.pre[layer] + self.model.blocks[layer].output(mixed)).flatten(0, 1)
 
     def run_from_mid(self, layer: int, mid: Tensor) -> Tensor:

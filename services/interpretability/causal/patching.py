@@ -17,6 +17,7 @@ from torch import Tensor
 from services.interpretability.causal.activation_cache import ActivationCache, final_norm, run_with_cache
 from shared.errors import InvalidOption
 from shared.lm.decoder import Decoder
+from shared.lm.host_transfer import take_rows, to_device
 from shared.lm.taps import trace
 
 __all__ = [
@@ -156,14 +157,13 @@ def _propagate_to_receivers(
     with frozen MLPs not even those.
     """
     wanted = {clean.layers} if receivers == "final" else {l for l, _, _ in receivers}
-    x = clean.swap_heads(layer, heads, corrupt.z[layer], where)[:, where]
+    x = take_rows(clean.swap_heads(layer, heads, corrupt.z[layer], where), where, 1)
     arrived: dict[int, Tensor] = {}
     for l in range(layer, max(wanted)):
         if l > layer:
-            x = x + clean.repeat_rows(clean.attn[l][:, where], len(heads))
-        x = x + (
-            clean.repeat_rows(clean.mlp[l][:, where], len(heads)) if freeze_mlps else clean.model.blocks[l].feed(x)
-        )
+            x = x + clean.repeat_rows(take_rows(clean.attn[l], where, 1), len(heads))
+        fed = take_rows(clean.mlp[l], where, 1)
+        x = x + (clean.repeat_rows(fed, len(heads)) if freeze_mlps else clean.model.blocks[l].feed(x))
         if l + 1 in wanted:
             arrived[l + 1] = x
     return arrived
@@ -188,7 +188,8 @@ def _run_receivers(
         parts = {"q": q, "k": k, "v": v}
         for _, part, head in (r for r in receivers if r[0] == layer):
             parts[part] = parts[part].clone()
-            parts[part][:, where, head] = inputs[layer][part][:, :, head]
+            at = to_device(where, parts[part].device, torch.long)
+            parts[part][:, :, head].index_copy_(1, at, inputs[layer][part][:, :, head])
         return parts["q"], parts["k"], parts["v"]
 
     lowest = min(inputs)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from shared.lm.attention import DenseAttention, causal_mask, patterns, scores, sdpa
+from shared.lm.host_transfer import take_rows
 
 __all__ = ["Relaxation", "SimplifiedAttention"]
 
@@ -52,9 +53,10 @@ class SimplifiedAttention:
         if not heads:
             return z
         group = q.shape[2] // keys.shape[1]
-        rows = self._rows(layer, q, keys)[:, heads]
-        z = z.clone()
-        z[:, :, heads] = (rows @ values[:, [head // group for head in heads]]).transpose(1, 2)
+        rows = take_rows(self._rows(layer, q, keys), heads, 1)
+        mixed, z = rows @ torch.stack([values[:, head // group] for head in heads], 1), z.clone()
+        for i, head in enumerate(heads):
+            z[:, :, head] = mixed[:, i]
         return z
 
     def _rows(self, layer: int, q: Tensor, keys: Tensor) -> Tensor:

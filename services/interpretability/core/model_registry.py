@@ -52,10 +52,14 @@ class _ModelFiles:
 
 
 class ModelRegistry:
-    """The models of one process."""
+    """The models of one process.
+
+    Attributes:
+        device: Where they lie.
+    """
 
     def __init__(self, cache_folder: Path, weights: Path, llm_model: str, dtype: str, device: str) -> None:
-        self._cache, self._device = cache_folder, device
+        self._cache, self.device = cache_folder, device
         self._dtype = _DTYPES.get(dtype, torch.float32)
         self._files = _find_models(weights, llm_model)
         self._default = next((name for name in self._files if name.startswith(llm_model)), None) or next(
@@ -87,7 +91,7 @@ class ModelRegistry:
         name = self._full_name(name or self._default)
         with self._lock:
             if name not in self._loaded:
-                self._loaded[name] = _load_tiny() if name == TINY else self._load(name)
+                self._loaded[name] = _load_tiny(self.device) if name == TINY else self._load(name)
             return self._loaded[name]
 
     def _full_name(self, name: str) -> str:
@@ -110,7 +114,7 @@ class ModelRegistry:
         folder = files.source if files.source.is_dir() else unpack(files.source, self._cache, self._dtype)
         return StudiedModel(
             name=name,
-            model=load_decoder(folder, self._dtype, self._device),
+            model=load_decoder(folder, self._dtype, self.device),
             tokenizer=Tokenizer.from_folder(folder),
             weights_sha256=weights_digest(folder),
             tokenizer_sha256=_tokenizer_digest(folder),
@@ -151,10 +155,10 @@ def _tokenizer_digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _load_tiny() -> StudiedModel:
+def _load_tiny(device: str) -> StudiedModel:
     weights = read_weights(_BUNDLED_WEIGHTS / f"{TINY}.safetensors")
     model = tiny_induction(**weights.manifest.network.config)
     model.load_state_dict({key: torch.from_numpy(array) for key, array in weights.arrays.items()}, strict=False)
     tokenizer = hashlib.sha256(BYTE_TOKENIZER_ID.encode()).hexdigest()
-    model = model.requires_grad_(requires_grad=False).eval()
+    model = model.requires_grad_(requires_grad=False).eval().to(device)
     return StudiedModel(TINY, model, byte_tokenizer(), weights.manifest.sha256, tokenizer, "Apache-2.0")

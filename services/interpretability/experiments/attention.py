@@ -16,6 +16,7 @@ from services.interpretability.core.experiment import EXAMPLE_LM, NO_GRAPH, Cost
 from services.interpretability.core.report import Axis, HeatMap, Report, Scalar, Strip, TokenSpan, to_matrix
 from services.interpretability.core.studied_model import StudiedModel
 from shared.errors import InvalidOption, TooLarge
+from shared.lm.host_transfer import take_rows
 from shared.registry import Card, Paper
 
 __all__ = ["AttentionPatterns", "AttentionPatternsSpec"]
@@ -116,7 +117,7 @@ def read_rows(
     def visit(layer: int, start: int, rows: Tensor) -> None:
         inside = [t for t in range(rows.shape[2]) if start + t in index]
         if inside:
-            kept = rows[0][heads][:, inside].float().cpu().numpy()
+            kept = take_rows(take_rows(rows[0], heads), inside, 1).float().cpu().numpy()
             table[layers.index(layer)][:, [index[start + t] for t in inside], : rows.shape[3]] = kept
 
     visit_patterns(subject.model, subject.tensor([ids]), visit, layers=layers)

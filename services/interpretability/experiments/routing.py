@@ -135,7 +135,7 @@ class RoutingClusters(Experiment[RoutingClustersSpec]):
             raise NotFound(
                 detail, hint="Head patterns and attention work for every model of /v1/probe/models.", field="lm"
             )
-        return _load_model(wanted, routing[wanted])
+        return _load_model(wanted, routing[wanted], self.models.device)
 
     def cost(self, spec: RoutingClustersSpec, subject: StudiedModel) -> Cost:
         """One forward."""
@@ -243,11 +243,11 @@ def _byte_spans(raw: bytes) -> list[TokenSpan]:
 
 
 @cache
-def _load_model(name: str, file: Path) -> _RoutingModel:
+def _load_model(name: str, file: Path, device: str) -> _RoutingModel:
     weights = read_weights(file)
     built: Any = network(weights.manifest.network.name, **weights.manifest.network.config)
     state: Mapping[str, Tensor] = {key: torch.from_numpy(array) for key, array in weights.arrays.items()}
     built.load_state_dict(state)
     tokenizer = hashlib.sha256(BYTE_TOKENIZER_ID.encode()).hexdigest()
-    model = built.requires_grad_(requires_grad=False).eval()
+    model = built.requires_grad_(requires_grad=False).eval().to(device)
     return _RoutingModel(name, model, byte_tokenizer(), weights.manifest.sha256, tokenizer, "Apache-2.0")

@@ -20,6 +20,7 @@ from shared.errors import InvalidOption
 from shared.lm.attention import causal_mask, patterns, scores, sdpa
 from shared.lm.attention_math import calibrate, column_mean, excuse_sink
 from shared.lm.decoder import Decoder
+from shared.lm.host_transfer import take_rows, to_device
 from shared.lm.niah_prompts import Codec
 from shared.lm.taps import trace
 
@@ -176,7 +177,7 @@ def count_sinks(model: Decoder, question: Question, rule: SinkCalibration) -> li
         counts[layer] = [len(rule.sinks(pattern)) for pattern in _pattern(q, keys)[0]]
         return sdpa(q, keys, v.transpose(1, 2))
 
-    model(torch.tensor([question.ids]), attend=attend, keep=1)
+    model(to_device(question.ids, model.output_matrix.device)[None], attend=attend, keep=1)
     return counts
 
 
@@ -187,7 +188,12 @@ def try_heads_alone(model: Decoder, question: Question, rule: SinkCalibration, h
     Takes one forward, and a partial one per head: variants start at the layer of their head.
     """
     layers = sorted({layer for layer, _ in heads})
-    traced = trace(model, torch.tensor([question.ids]), capture=[f"resid_pre.{l}" for l in layers], keep=1)
+    traced = trace(
+        model,
+        to_device(question.ids, model.output_matrix.device)[None],
+        capture=[f"resid_pre.{l}" for l in layers],
+        keep=1,
+    )
     verdict = {None: _is_right(traced.logits[:, -1], question)[0]} | dict.fromkeys(heads, False)
     for layer in layers:
         here = [head for head in heads if head[0] == layer]
@@ -200,7 +206,9 @@ def try_heads_alone(model: Decoder, question: Question, rule: SinkCalibration, h
 @torch.no_grad()
 def try_heads_together(model: Decoder, question: Question, rule: SinkCalibration, heads: Collection[Head]) -> bool:
     """Return whether the answer is right with all of `heads` calibrated together, as when served; one forward."""
-    logits = model(torch.tensor([question.ids]), attend=_CalibratedAttention(rule, [heads]), keep=1)
+    logits = model(
+        to_device(question.ids, model.output_matrix.device)[None], attend=_CalibratedAttention(rule, [heads]), keep=1
+    )
     return _is_right(logits[:, -1], question)[0]
 
 
@@ -218,7 +226,7 @@ def _run_from_layer(model: Decoder, layer: int, x: Tensor, attend: _CalibratedAt
 
 def _is_right(last: Tensor, question: Question) -> list[bool]:
     """Per row of logits [N,V], whether the right option is the likeliest; a tie is not right."""
-    options = last[:, question.options]
+    options = take_rows(last, question.options, 1)
     others = options.clone()
     others[:, question.right] = -torch.inf
     return (options[:, question.right] > others.amax(-1)).tolist()

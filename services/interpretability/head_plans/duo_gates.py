@@ -21,6 +21,7 @@ from shared.lm.attention import sdpa
 from shared.lm.attention_math import streaming_mask
 from shared.lm.decoder import Decoder
 from shared.lm.head_plan import HeadPlan, ModelId, Origin
+from shared.lm.host_transfer import to_device
 
 __all__ = ["DuoLoss", "GateRecipe", "GateTraining", "duo_gate_loss", "duo_gates", "gate_plan"]
 
@@ -56,12 +57,13 @@ def duo_gate_loss(
         recent: Last tokens that it sees, the query's own included.
         reg: Weight of the gates' mean.
     """
-    tokens = torch.as_tensor(ids).view(1, -1)
+    device = net.output_matrix.device
+    tokens, answer = to_device(ids, device).view(1, -1), to_device(answer, device)
     teacher = _Teacher()
     hidden: dict[str, Tensor] = {}
     with torch.no_grad():
         net(tokens, attend=teacher, keep=1, tap=_keep_final(hidden, "a"))
-    mask = streaming_mask(tokens.shape[1], sink, recent)
+    mask = streaming_mask(tokens.shape[1], sink, recent, device)
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, _offset: int) -> Tensor:
         share = gates[layer].clamp(0, 1).to(q.dtype).repeat_interleave(net.config.heads // net.config.kv_heads)
@@ -72,7 +74,7 @@ def duo_gate_loss(
         return (1 - share[:, None]) * streaming + share[:, None] * teacher.mixed[layer]
 
     net(tokens, attend=attend, keep=1, tap=_keep_final(hidden, "b"))
-    distill = (hidden["a"] - hidden["b"])[0, torch.as_tensor(answer)].square().mean(-1).mean()
+    distill = (hidden["a"] - hidden["b"])[0, answer].square().mean(-1).mean()
     sparsity = gates.abs().mean()
     return DuoLoss(distill, sparsity, distill + reg * sparsity)
 
@@ -123,7 +125,8 @@ class GateTraining:
     def __init__(self, net: Decoder, recipe: GateRecipe, state: Mapping[str, Any] | None = None) -> None:
         """Start, or resume from a saved `state`."""
         self._net, self._recipe = net, recipe
-        self._gates = torch.ones(net.config.layers, net.config.kv_heads, requires_grad=True)
+        like = net.output_matrix
+        self._gates = torch.ones(net.config.layers, net.config.kv_heads, requires_grad=True, device=like.device)
         self._optimiser = torch.optim.AdamW([self._gates], lr=recipe.rate, weight_decay=0.0)
         self.done = 0
         if state is not None:
@@ -162,9 +165,13 @@ class GateTraining:
     def _restore(self, state: Mapping[str, Any]) -> None:
         self.done = int(state["done"])
         with torch.no_grad():
-            self._gates.copy_(torch.tensor(state["gates"]))
+            self._gates.copy_(to_device(torch.tensor(state["gates"]), self._gates.device))
         if state["moments"]:
-            self._optimiser.state[self._gates] = {name: torch.tensor(x) for name, x in state["moments"].items()}
+            places = {
+                name: "cpu" if name == "step" else self._gates.device for name in state["moments"]
+            }  # as Adam has them
+            moments = {name: to_device(torch.tensor(x), places[name]) for name, x in state["moments"].items()}
+            self._optimiser.state[self._gates] = moments
 
 
 def gate_plan(

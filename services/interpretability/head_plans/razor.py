@@ -16,6 +16,7 @@ from shared.lm.attention import sdpa
 from shared.lm.attention_math import echo_mask
 from shared.lm.decoder import Decoder
 from shared.lm.head_plan import HeadPlan, ModelId, Origin, Score, grouped_max
+from shared.lm.host_transfer import to_device, to_host
 
 __all__ = ["echo_induction", "model_id", "razor_plan", "repeat_tokens"]
 
@@ -38,10 +39,11 @@ def echo_induction(net: Decoder, ids: Tensor | Sequence[int], period: int) -> Te
         ids: A sequence [S] that repeats every `period` tokens.
         period: K.
     """
-    tokens = torch.as_tensor(ids)
+    device = net.output_matrix.device
+    tokens = to_device(ids, device)
     S, config = len(tokens), net.config
-    totals = torch.zeros(config.layers, 2, config.heads, dtype=torch.float64)
-    masks = torch.stack([echo_mask(S, period), echo_mask(S, period, 1)])
+    totals = torch.zeros(config.layers, 2, config.heads, dtype=torch.float64, device=device)
+    masks = torch.stack([echo_mask(S, period, shift, device) for shift in (0, 1)])
     masks[:, :period] = False
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, _offset: int) -> Tensor:
@@ -50,13 +52,14 @@ def echo_induction(net: Decoder, ids: Tensor | Sequence[int], period: int) -> Te
         for begin in range(0, S, _QUERY_BLOCK):
             rows = slice(begin, min(begin + _QUERY_BLOCK, S))
             logits = queries[:, rows] @ keys.mT * q.shape[-1] ** -0.5
-            future = torch.arange(S) > torch.arange(S)[rows, None]
+            at = torch.arange(S, device=device)
+            future = at > at[rows, None]
             pattern = logits.masked_fill(future, -torch.inf).softmax(-1).double()
             totals[layer] += torch.einsum("hts,mts->mh", pattern, masks[:, rows].double())
         return sdpa(q, k.transpose(1, 2), v.transpose(1, 2))
 
     net(tokens[None], attend=attend, keep=1)
-    return totals / S**2
+    return to_host(totals / S**2)
 
 
 def razor_plan(

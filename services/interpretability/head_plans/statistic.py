@@ -15,6 +15,7 @@ from shared.errors import InvalidOption
 from shared.lm.attention import sdpa
 from shared.lm.config import DecoderConfig
 from shared.lm.decoder import Decoder
+from shared.lm.host_transfer import to_device, to_host
 from shared.lm.rope import Rotation, frequencies, local_frequencies, rotate, rotation
 
 __all__ = ["POSITIONS", "mean_reach"]
@@ -38,18 +39,19 @@ def mean_reach(net: Decoder, ids: Tensor | Sequence[int], positions: int = POSIT
     Raises:
         InvalidOption: Positions are learnt (GPT-2).
     """
-    config, tokens = net.config, torch.as_tensor(ids)
+    config, device = net.config, net.output_matrix.device
+    tokens = to_device(ids, device)
     if config.path == "gpt2":
         detail = "kind=statistic turns mean queries and keys, and this model's positions are not rotary."
         raise InvalidOption(detail, hint="Use kind=razor.", field="kind")
-    reach = torch.zeros(config.layers, config.kv_heads, dtype=torch.float64)
+    reach = torch.zeros(config.layers, config.kv_heads, dtype=torch.float64, device=device)
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, _offset: int) -> Tensor:
-        theta = _frequencies(config, layer)
-        cos, sin = rotation(theta, torch.arange(len(tokens)), torch.float64)
+        theta = _frequencies(config, layer, device)
+        cos, sin = rotation(theta, torch.arange(len(tokens), device=device), torch.float64)
         back: Rotation = cos, -sin
         query, key = (rotate(x.double(), back).mean(1, keepdim=True) for x in (q, k))
-        layout = rotation(theta, torch.arange(positions), torch.float64)
+        layout = rotation(theta, torch.arange(positions, device=device), torch.float64)
         keys = rotate(key.expand(-1, positions, -1, -1), layout)[0].transpose(0, 1)
         last = rotate(query.expand(-1, positions, -1, -1), layout)[0, -1]
         grouped = last.view(config.kv_heads, -1, last.shape[-1])
@@ -58,9 +60,9 @@ def mean_reach(net: Decoder, ids: Tensor | Sequence[int], positions: int = POSIT
         return sdpa(q, k.transpose(1, 2), v.transpose(1, 2), window=config.windows[layer] if config.windows else None)
 
     net(tokens[None], attend=attend, keep=1)
-    return reach
+    return to_host(reach)
 
 
-def _frequencies(config: DecoderConfig, layer: int) -> Tensor:
+def _frequencies(config: DecoderConfig, layer: int, device: torch.device) -> Tensor:
     local = config.windows is not None and config.windows[layer] is not None
-    return local_frequencies(config) if local else frequencies(config)
+    return local_frequencies(config, device) if local else frequencies(config, device)

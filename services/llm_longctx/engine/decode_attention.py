@@ -9,17 +9,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import overload
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from services.llm_longctx.engine.kv_update import apply_compact_copies, apply_retention
 from services.llm_longctx.engine.layer_inputs import LayerInputs
 from services.llm_longctx.engine.paged_state import PagedState
-from services.llm_longctx.kernels import EntryRuns, decode_packed, decode_runs, merge
+from services.llm_longctx.engine.step_rows import RowRuns, StepRows
 from services.llm_longctx.kernels import decode as attention
+from services.llm_longctx.kernels import (
+    decode_device_runs,
+    decode_packed,
+    decode_packed_device_runs,
+    decode_runs,
+    merge,
+)
+from services.llm_longctx.kernels.dispatch import choose
 from services.llm_longctx.methods.core.hook_inputs import AttentionOutput, CacheView, DecodeView
 from services.llm_longctx.methods.core.hook_results import Compact, DecodePlan, Pages, Ranges
+from shared.lm.host_transfer import take_rows
 
 __all__ = ["StepAttention"]
 
@@ -34,19 +42,10 @@ class StepAttention:
         self._states = states
         self._inputs = inputs
         self._backend = backend
-        self._pool = states[0].cache.pool
-        # A state may come several times, for a token and its draft: each sees what those before it have written.
-        offsets, counts = [], []
-        for s in states:
-            offsets.append(s.cache.begin_step() - s.cache.own.start)
-            counts.append(s.cache.own.n.copy())
-        starts = np.stack([s.cache.own.start for s in states], 1)  # a run that grew may lie elsewhere now
-        L = starts.shape[0]
-        self._slots = (starts + np.stack(offsets, 1)).reshape(L, -1)
-        self._starts = starts.reshape(L, -1)
-        self._counts = np.stack(counts, 1).reshape(L, -1)
-        self._weighted = np.stack([s.cache.weighted for s in states], 1).reshape(L, -1)
-        self._more = {b: runs for b, s in enumerate(states) if (runs := s.cache.read_runs())}
+        self.rows = StepRows(states)
+        pool = self.rows.pool
+        kind = pool.device.type
+        self._reads_on_device = kind != "cpu" and choose("decode", backend, pool.keys.dtype, kind) == "triton"
         self._planning = [b for b, s in enumerate(states) if s.policy.method.overrides("decode_plan")]
         self._calibrating = [b for b, s in enumerate(states) if s.policy.heads.calibrated]
 
@@ -55,39 +54,22 @@ class StepAttention:
         """Whether every head attends over all it holds, and no method looks on."""
         return not self._planning and not self._calibrating
 
-    def runs(self) -> EntryRuns:
-        """What every head holds, where the step is plain."""
-        L, R = self._starts.shape
-        G = R // len(self._states)
-        depth = max((len(runs) for runs in self._more.values()), default=0)
-        start, n = np.zeros((depth + 1, L, R), np.int64), np.zeros((depth + 1, L, R), np.int64)
-        bits, weighted = np.zeros((depth + 1, R), np.uint8), np.zeros((depth + 1, L, R), bool)
-        start[depth], n[depth], weighted[depth] = self._starts, self._counts, self._weighted
-        for b, runs in self._more.items():
-            rows = slice(b * G, (b + 1) * G)
-            for at, run in enumerate(runs):
-                start[at, :, rows], n[at, :, rows], bits[at, rows] = run.start, run.n, run.bits
-                weighted[at, :, rows] = self._weighted[:, rows]
-        pool = self._pool
-        packed = {few: (store.pages, store.log_weights) for few, store in pool.packed_stores().items()}
-        return EntryRuns(
-            pool.keys, pool.values, pool.log_weights, self._slots, start, n, weighted, bits=bits, packed=packed
-        )
-
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, offset: int) -> Tensor:  # the seam has it
         """Mix values; see `shared.lm.attention.AttentionSeam`. T is 1."""
-        (B, _, H, d), G = q.shape, k.shape[2]
-        pool, slots = self._pool, torch.from_numpy(self._slots[layer])
+        (B, _, H, d), G, pool = q.shape, k.shape[2], self.rows.pool
         new_k, new_v = k.reshape(B * G, d), v.reshape(B * G, d)
+        slots = self.rows.slots_at(layer)
         pool.keys.index_copy_(0, slots, new_k)
         pool.values.index_copy_(0, slots, new_v)
         rows = q.reshape(B * G, H // G, d)
         gathered: dict[int, _Gathered] = {}
         plans = {b: self._plan(layer, b, rows, new_k, new_v, gathered) for b in self._planning}
-        plain = [b for b in self._more if not isinstance(plans.get(b), DecodePlan) or plans[b].views == Pages()]
+        more = self.rows.more
+        plain = [b for b in more if not isinstance(plans.get(b), DecodePlan) or plans[b].views == Pages()]
         out, lse = self._attend(layer, rows, gathered)
-        if plain:
-            out, lse = self._merge_more(layer, plain, rows, out, lse)
+        for group in self.rows.groups(plain) if plain else ():
+            if group.n[layer].any():  # else all heads that took part have been cut
+                out, lse = self._merge(layer, group, rows, out, lse)
         out = out.to(q.dtype)
         for b, plan in plans.items():
             if plan.want_scores:
@@ -99,10 +81,10 @@ class StepAttention:
 
     def _attend(self, layer: int, rows: Tensor, gathered: dict[int, _Gathered]) -> tuple[Tensor, Tensor]:
         """Every row over its run of entries, or over what was gathered for it."""
-        start, n, weighted, pool = self._starts[layer], self._counts[layer], self._weighted[layer], self._pool
+        own, pool = self.rows.own, self.rows.pool
         if not gathered:
-            stores = pool.keys, pool.values, pool.log_weights
-            return decode_runs(rows, stores, start, n, weighted, backend=self._backend)
+            return self._read(layer, own, rows)
+        start, n, weighted = own.start[layer], own.n[layer], own.weighted[layer]
         at = [slice(first, first + many) for first, many in zip(start.tolist(), n.tolist(), strict=True)]
         keys, values = [pool.keys[one] for one in at], [pool.values[one] for one in at]
         weights = [pool.log_weights[one] if w else None for one, w in zip(at, weighted, strict=True)]
@@ -110,40 +92,28 @@ class StepAttention:
             keys[row], values[row], weights[row] = k, v, weight
         return attention(rows, keys, values, log_weights=weights, backend=self._backend)
 
-    def _merge_more(
-        self, layer: int, which: Sequence[int], rows: Tensor, out: Tensor, lse: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _merge(self, layer: int, group: RowRuns, rows: Tensor, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
         """Merge what lies in shared or packed pages into the rows of sequences that have some."""
-        G = self._weighted.shape[1] // len(self._states)
-        for at in range(max(len(self._more[b]) for b in which)):
-            for bits in (0, 8, 4):
-                runs = [(b * G, self._more[b][at]) for b in which if len(self._more[b]) > at]
-                found = [
-                    (first + g, int(run.start[layer, g]), int(run.n[layer, g]))
-                    for first, run in runs
-                    for g in range(G)
-                    if run.bits == bits and run.n[layer, g]
-                ]
-                if not found:  # all heads that took part have been cut
-                    continue
-                index, start, n = (np.array(column, np.int64) for column in zip(*found, strict=True))
-                mine = torch.from_numpy(index)
-                more = self._read(bits, rows[mine], start, n, self._weighted[layer, index])
-                out, lse = out.clone(), lse.clone()
-                out[mine], lse[mine] = merge((out[mine], lse[mine]), more)
-        return out, lse
+        if group.rows is None:
+            return merge((out, lse), self._read(layer, group, rows))
+        mine = group.rows_at(rows.device)
+        more = self._read(layer, group, rows[mine])
+        mixed, sums = merge((out[mine], lse[mine]), more)
+        return out.index_copy(0, mine, mixed), lse.index_copy(0, mine, sums)
 
-    def _read(
-        self, bits: int, rows: Tensor, start: np.ndarray, n: np.ndarray, weighted: np.ndarray
-    ) -> tuple[Tensor, Tensor]:
+    def _read(self, layer: int, run: RowRuns, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Rows over runs of whole entries, or of packed ones."""
-        pool = self._pool
-        if not bits:
+        pool, at = self.rows.pool, (run.start[layer], run.n[layer], run.weighted[layer])
+        if not run.bits:
             stores = pool.keys, pool.values, pool.log_weights
-            return decode_runs(rows, stores, start, n, weighted, backend=self._backend)
-        store = pool.packed_stores()[bits]
+            if self._reads_on_device:
+                return decode_device_runs(rows, stores, run.on_device(layer, rows.device), backend=self._backend)
+            return decode_runs(rows, stores, *at, backend=self._backend)
+        store = pool.packed_stores()[run.bits]
         packed = store.layout, store.pages, store.log_weights
-        return decode_packed(rows, packed, start, n, weighted, backend=self._backend)
+        if self._reads_on_device:
+            return decode_packed_device_runs(rows, packed, run.on_device(layer, rows.device), backend=self._backend)
+        return decode_packed(rows, packed, *at, backend=self._backend)
 
     # Sequences whose method chooses what a step reads.
 
@@ -172,18 +142,19 @@ class StepAttention:
         if s.policy.layers[layer] is not s.policy.method:
             return DecodePlan()
         plan, cache, G = s.policy.method.decode_plan(self._view(layer, b, rows)), s.cache, s.cache.cut.shape[1]
-        views = [plan.view(g) for g in range(G)]
+        views, own = [plan.view(g) for g in range(G)], self.rows.own
         if compact := [g for g, view in enumerate(views) if isinstance(view, Compact)]:
             at = [b * G + g for g in compact]
-            cache.append_compact(layer, compact, k[at], v[at])
+            cache.append_compact(layer, compact, take_rows(k, at), take_rows(v, at))
         for g, view in enumerate(views):
             if isinstance(view, Compact):
-                self._starts[layer, b * G + g] = cache.compact.start[layer, g]
-                self._counts[layer, b * G + g] = cache.compact.n[layer, g]
+                own.start[layer, b * G + g] = cache.compact.start[layer, g]
+                own.n[layer, b * G + g] = cache.compact.n[layer, g]
+                own.changed.add(layer)
             elif isinstance(view, Ranges):
                 spans = [cache.span(layer, g, begin, end) for begin, end in view.spans]
                 gathered[b * G + g] = torch.cat([one for one, _ in spans]), torch.cat([one for _, one in spans]), None
-            elif plan.views != Pages() and b in self._more:
+            elif plan.views != Pages() and b in self.rows.more:
                 held = cache.entries(layer, g)
                 gathered[b * G + g] = held.k, held.v, held.log_weight
         return plan
@@ -196,7 +167,7 @@ class StepAttention:
         scores = []
         for g in range(G):
             held = step.heads[g]
-            logits = (step.q[g * R : (g + 1) * R] @ held.k.mT).to(self._pool.log_weights.dtype) * d**-0.5
+            logits = (step.q[g * R : (g + 1) * R] @ held.k.mT).to(self.rows.pool.log_weights.dtype) * d**-0.5
             scores.append((logits if held.log_weight is None else logits + held.log_weight).softmax(-1))
         outcome = s.policy.method.after_decode(step, scores)
         s.memos[layer] = outcome.memo

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 
 from services.llm_longctx.engine.paged_state import PagedState
 from services.llm_longctx.kv_cache import Entries
@@ -70,9 +71,14 @@ def _select_entries(held: Entries, retention: RetentionPolicy) -> tuple[Entries,
             return held, None
         # Nothing left yet: an entry that nobody sees waits for the first that leaves.
         nothing = torch.zeros_like(held.k[:1])
-        return real.weigh().join(nothing, nothing, torch.tensor([-1]), -torch.inf), 0
+        return real.weigh().join(nothing, nothing, _virtual_position(real), -torch.inf), 0
     virtual = retention.virtual
     k, v = virtual.k[None].to(real.k.dtype), virtual.v[None].to(real.v.dtype)
     # A weight of 0 counts, too: the slot will get others.
-    joined = real.weigh().join(k, v, torch.tensor([-1]), virtual.log_weight)
+    joined = real.weigh().join(k, v, _virtual_position(real), virtual.log_weight)
     return joined, virtual.count if retention.absorb else None
+
+
+def _virtual_position(like: Entries) -> Tensor:
+    """The position of a virtual entry [1]."""
+    return torch.full((1,), -1, dtype=torch.int64, device=like.k.device)

@@ -26,6 +26,7 @@ from services.llm_longctx.kernels.dispatch import choose
 from services.llm_longctx.kv_cache import PagePool, PoolExhausted
 from shared.lm.attention import Tap, ignore_taps
 from shared.lm.decoder import Decoder
+from shared.lm.host_transfer import DeviceBuffer, to_device
 from shared.lm.ops import Ops
 
 __all__ = ["ModelRunner"]
@@ -60,6 +61,7 @@ class ModelRunner:
         self.weights_sha256 = weights_sha256
         self.dense = Policy.of(model.config, "dense")
         self._open: list[PagedState] = []
+        self._buffer = DeviceBuffer(pool.device)
 
     def open(self, policy: Policy) -> PagedState:
         """State of a new sequence, which has read nothing."""
@@ -108,7 +110,7 @@ class ModelRunner:
         device, offset = self.model.output_matrix.device, state.cache.length
         forward = None if taps is None else _open_tap(taps, state, offset, chunk)
         tap = _tap_of(inputs, forward)
-        ids, ops = torch.tensor([list(chunk)], device=device), self._layer_ops()
+        ids, ops = to_device(list(chunk), device)[None], self._layer_ops()
         logits: Tensor = self.model(ids, attend=seam, offset=offset, keep=keep, ops=ops, tap=tap)
         if forward is not None:
             forward.end()
@@ -151,7 +153,7 @@ class ModelRunner:
         if not alone:
             return self._decode_together(states, tokens, additions)
         together = [i for i in range(len(states)) if i not in alone]
-        logits = torch.empty(len(states), self.model.config.vocab)
+        logits = torch.empty(len(states), self.model.config.vocab, device="cpu")  # where C++ steps leave them
         if together:
             found = self._decode_together([states[i] for i in together], [tokens[i] for i in together], additions)
             logits[together] = found.float().cpu()
@@ -194,7 +196,7 @@ class ModelRunner:
         if ("normed", -1) in forward.tapped:  # C++ norms the stream where it makes the logits
             logits = self._step_by_torch([token], [position], seam, forward)[0]
         else:
-            runs = seam.runs() if seam.is_plain else None
+            runs = seam.rows.entry_runs() if seam.is_plain else None
             logits = self._native_decoder().step_tapped(token, position, seam, runs, forward, forward.tapped)[0]
         forward.end()
         state.cache.end_step()
@@ -220,14 +222,12 @@ class ModelRunner:
         if not inputs.is_tapped and self._has_native_step():
             native = self._native_decoder()
             if seam.is_plain:
-                return native.step(tokens, positions, seam.runs(), additions)
+                return native.step(tokens, positions, seam.rows.entry_runs(), additions)
             return native.step_through(tokens, positions, seam, additions)
         return self._step_by_torch(tokens, positions, seam, _tap_of(inputs))
 
     def _step_by_torch(self, tokens: Sequence[int], positions: Sequence[int], seam: StepAttention, tap: Tap) -> Tensor:
-        device = self.model.output_matrix.device
-        ids = torch.tensor([[token] for token in tokens], device=device)
-        at = torch.tensor([[position] for position in positions], device=device)
+        ids, at = seam.rows.send(tokens, positions, self._buffer)
         logits: Tensor = self.model(ids, attend=seam, positions=at, ops=self._layer_ops(), tap=tap)[:, 0]
         return logits
 

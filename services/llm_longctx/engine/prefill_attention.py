@@ -19,6 +19,7 @@ from services.llm_longctx.kernels import window_prefill
 from services.llm_longctx.kv_cache import Entries
 from services.llm_longctx.methods.core.hook_inputs import AttentionOutput, CacheView, Chunk, PostPrefillView
 from services.llm_longctx.methods.core.hook_results import Blocks, Dense, PrefillPlan, TokenLists, WindowSink
+from shared.lm.host_transfer import take_rows
 
 __all__ = ["ChunkAttention"]
 
@@ -49,11 +50,11 @@ class ChunkAttention:
         else:
             out, lse = torch.empty_like(q), q.new_empty(q.shape[:2], dtype=torch.promote_types(q.dtype, torch.float32))
             if whole:
-                rows = _rows(whole, q.shape[0] // G)
-                out[rows], lse[rows] = self._attend_whole(layer, q[rows], k[whole], v[whole], offset, whole)
+                own = take_rows(q, _rows(whole, q.shape[0] // G)), take_rows(k, whole), take_rows(v, whole)
+                _put_rows((out, lse), whole, self._attend_whole(layer, *own, offset, whole))
             held = {g: _append_chunk(cache.entries(layer, g), k[g], v[g], offset) for g in cut}
-            rows = _rows(cut, q.shape[0] // G)
-            out[rows], lse[rows] = self._attend_cut(layer, q[rows], k[cut], v[cut], offset, cut, held)
+            own = take_rows(q, _rows(cut, q.shape[0] // G)), take_rows(k, cut), take_rows(v, cut)
+            _put_rows((out, lse), cut, self._attend_cut(layer, *own, offset, cut, held))
         if calibrated := policy.calibrated_heads(layer):
             out = self._calibrate(layer, q, out, lse, offset, calibrated)
         self._update(layer, q, offset, cut, held, k, v)
@@ -96,8 +97,8 @@ class ChunkAttention:
         """One head's first entries and its window. Entries without gaps behind the first can be told by their order."""
         first = int((now.positions < plan.sink).sum())
         rest = now.positions[first:]
-        in_order = torch.equal(now.positions[:first], torch.arange(first)) and torch.equal(
-            rest, torch.arange(len(rest)) + rest[:1]
+        in_order = torch.equal(now.positions[:first], torch.arange(first, device=q.device)) and torch.equal(
+            rest, torch.arange(len(rest), device=q.device) + rest[:1]
         )
         if in_order and now.log_weight is None:
             return window_prefill(q, now.k[None], now.v[None], first, plan.window, backend=self._backend)
@@ -132,7 +133,7 @@ class ChunkAttention:
             seen = sum(
                 (row.end - row.begin) * (row.begin + row.end + 1) / 2
                 if row.tokens is None
-                else float((row.tokens <= torch.arange(row.begin, row.end)[:, None]).sum())
+                else float((row.tokens <= torch.arange(row.begin, row.end, device=row.tokens.device)[:, None]).sum())
                 for row in plan.rows
             )
             causal = sum((row.end - row.begin) * (row.begin + row.end + 1) / 2 for row in plan.rows)
@@ -198,9 +199,17 @@ def _rows(heads: Sequence[int], R: int) -> list[int]:
     return [g * R + i for g in heads for i in range(R)]
 
 
+def _put_rows(whole: Part, heads: Sequence[int], part: Part) -> None:
+    """Write the rows of some key/value heads."""
+    for to, found in zip(whole, part, strict=True):
+        R = len(found) // len(heads)
+        for i, g in enumerate(heads):
+            to[g * R : (g + 1) * R] = found[i * R : (i + 1) * R]
+
+
 def _append_chunk(held: Entries, k: Tensor, v: Tensor, offset: int) -> Entries:
     """What a head holds, then the chunk's own entries."""
-    return held.join(k, v, torch.arange(offset, offset + len(k)))
+    return held.join(k, v, torch.arange(offset, offset + len(k), device=k.device))
 
 
 def _view(held: Entries) -> CacheView:

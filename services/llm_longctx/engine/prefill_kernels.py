@@ -62,7 +62,7 @@ def over_held(q: Tensor, held: Part, weight: Tensor, k: Tensor, v: Tensor) -> Pa
 
 def window_mask(positions: Tensor, offset: int, queries: int, sink: int, window: int) -> Tensor:
     """Keys at `positions` [n] that queries offset … may see with a sink and a window: [T,n]."""
-    at = torch.arange(offset, offset + queries)[:, None]
+    at = torch.arange(offset, offset + queries, device=positions.device)[:, None]
     return (positions <= at) & ((positions < sink) | (at - positions < window))
 
 
@@ -75,7 +75,7 @@ def _native(q: Tensor, backend: str) -> bool:
 def _causal(heads: int, keys: int, queries: int) -> BlockCsr:
     """All causal blocks of the last queries."""
     first, end = (keys - queries) // BLOCK, -(-keys // BLOCK)
-    return BlockCsr.from_mask(torch.ones(heads, end - first, end, dtype=torch.bool), BLOCK, first=first)
+    return BlockCsr.from_mask(torch.ones(heads, end - first, end, dtype=torch.bool, device="cpu"), BLOCK, first=first)
 
 
 def _dense(q: Tensor, k: Tensor, v: Tensor) -> Part:
@@ -96,7 +96,7 @@ def _far(q: Tensor, k: Tensor, v: Tensor, weight: Tensor | None) -> Part:
 
 def under_mask(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, bias: Tensor | None = None) -> Part:
     """Queries [H,T,d] over keys [G,n,d] that a mask [T,n] lets them see, with log-weights [n] or None."""
-    seen = torch.zeros(mask.shape, dtype=q.dtype).masked_fill_(~mask, -torch.inf)
+    seen = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill_(~mask, -torch.inf)
     out, lse = sdpa_lse(q[None], _shared(q, k), _shared(q, v), bias=seen if bias is None else seen + bias.to(q.dtype))
     return out[0], lse[0]
 
@@ -105,8 +105,8 @@ def _listed(q: Tensor, k: Tensor, v: Tensor, plan: TokenLists) -> Part:
     offset, parts = k.shape[1] - q.shape[1], []
     for row in plan.rows:
         rows = q[:, row.begin - offset : row.end - offset]
-        tokens = torch.arange(row.end) if row.tokens is None else row.tokens
-        mask = tokens <= torch.arange(row.begin, row.end)[:, None]
+        tokens = torch.arange(row.end, device=q.device) if row.tokens is None else row.tokens
+        mask = tokens <= torch.arange(row.begin, row.end, device=q.device)[:, None]
         parts.append(under_mask(rows, k[:, tokens], v[:, tokens], mask))
     return torch.cat([out for out, _ in parts], 1), torch.cat([lse for _, lse in parts], 1)
 
@@ -118,8 +118,8 @@ def _listed_together(q: Tensor, k: Tensor, v: Tensor, plan: TokenLists, backend:
     end = max((row.end for row in plan.rows if row.tokens is not None), default=offset)
     parts = []
     if lists:
-        ends = torch.tensor([0, *accumulate(len(tokens) for tokens in lists)])
-        row_ptr = (ends + torch.arange(G)[:, None] * ends[-1]).int()
+        ends = torch.tensor([0, *accumulate(len(tokens) for tokens in lists)], device="cpu")  # a C++ kernel reads it
+        row_ptr = (ends + torch.arange(G, device="cpu")[:, None] * ends[-1]).int()
         block = plan.block or 1
         blocks = BlockCsr(row_ptr, torch.cat(lists * G).int(), block, 1, offset // block)
         near = q[:, : end - offset], k[:, :end], v[:, :end]

@@ -19,6 +19,7 @@ from services.llm_longctx.methods.core.hook_inputs import PromptEndView, Replay,
 from services.llm_longctx.methods.core.hook_results import Dense
 from shared.lm.attention import ignore_taps
 from shared.lm.decoder import Decoder
+from shared.lm.host_transfer import to_device
 
 __all__ = ["ReplayAttention", "end_prompt"]
 
@@ -65,7 +66,7 @@ def end_prompt(model: Decoder, state: PagedState, ids: Sequence[int], backend: s
     inputs = LayerInputs(model, [method.needs])
     for replay in method.replays(ids):
         seam = ReplayAttention(state, replay, inputs, backend)
-        rows = torch.tensor([list(replay.ids)], device=model.output_matrix.device)
+        rows = to_device(replay.ids, model.output_matrix.device)[None]
         model(rows, attend=seam, offset=length, keep=0, tap=inputs.tap if inputs.is_tapped else ignore_taps)
     layers = range(state.policy.config.layers)
     own = [layer for layer in layers if state.policy.layers[layer] is method]

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterable
 from itertools import count
-from typing import Generic
+from typing import Any, Generic
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from torch import Tensor
 from services.llm_longctx.engine import observations
 from services.llm_longctx.engine.backends.protocol import SequenceBackend
 from services.llm_longctx.engine.request import FinishReason, GenerationRequest
+from services.llm_longctx.engine.sampler import read_choices
 from services.llm_longctx.engine.sequence import S, Sequence, SequenceStatus
 from services.llm_longctx.engine.waiting_queue import WaitingQueue
 from services.llm_longctx.kv_cache import PoolExhausted
@@ -234,9 +235,11 @@ class Scheduler(Generic[S]):
         self._append_tokens(begun, [logits] * len(begun))
 
     def _append_tokens(self, batch: list[Sequence[S]], logits: Iterable[Tensor | Exception]) -> None:
-        """Draw a token for each from its logits [V]; who is over, leaves. One that fails, fails alone."""
-        for sequence, row in zip(batch, logits, strict=True):
-            reason = self._append_token(sequence, row)
+        """Draw a token for each from its logits [V]; remove finished sequences. One that fails, fails alone."""
+        found = [_choose_token(sequence, row) for sequence, row in zip(batch, logits, strict=True)]
+        read = iter(read_choices([one for one in found if isinstance(one, Tensor)]))
+        for sequence, one in zip(batch, found, strict=True):
+            reason = self._append_token(sequence, next(read) if isinstance(one, Tensor) else one)
             if reason is not None:
                 self._end(sequence, reason)
         for sequence in batch:
@@ -244,11 +247,13 @@ class Scheduler(Generic[S]):
                 observations.observe_decode(sequence)
         self._drop_finished()
 
-    def _append_token(self, sequence: Sequence[S], logits: Tensor | Exception) -> FinishReason | FoveaError | None:
-        if isinstance(logits, Exception):
-            return to_safe_error(logits)
+    def _append_token(
+        self, sequence: Sequence[S], found: list[float] | FinishReason | FoveaError | None
+    ) -> FinishReason | FoveaError | None:
+        if isinstance(found, FoveaError):
+            return found
         try:
-            reason = sequence.append_token(logits)
+            reason = sequence.append_token(found) if isinstance(found, list) else found
             if len(sequence.output_ids) == 1 and not sequence.first_token_at:
                 observations.observe_first_token(sequence)
             if reason is not None:
@@ -298,6 +303,15 @@ class Scheduler(Generic[S]):
                 self.step()
             except Exception as error:  # noqa: BLE001  # whatever a step hits, the next request must be served
                 self.end_all(to_safe_error(error))
+
+
+def _choose_token(sequence: Sequence[Any], logits: Tensor | Exception) -> Tensor | FinishReason | FoveaError | None:
+    if isinstance(logits, Exception):
+        return to_safe_error(logits)
+    try:
+        return sequence.choose_token(logits)
+    except Exception as error:  # noqa: BLE001  # one that fails, fails alone
+        return to_safe_error(error)
 
 
 def to_safe_error(error: Exception) -> FoveaError:

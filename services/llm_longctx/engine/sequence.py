@@ -17,6 +17,7 @@ from services.llm_longctx.engine.request import CandidateSpec, FinishReason, Gen
 from services.llm_longctx.engine.sampler import Sampler, token_logprobs
 from services.llm_longctx.engine.taps import SequenceTaps
 from shared.errors import FoveaError, InvalidOption
+from shared.lm.host_transfer import to_host
 
 __all__ = ["Allocation", "S", "Sequence", "SequenceStatus"]
 
@@ -149,10 +150,10 @@ class Sequence(Generic[S]):
             for one in (self, *self.siblings):
                 one.callback.on_prompt(tokens)
 
-    def append_token(self, logits: Tensor) -> FinishReason | None:
-        """Draw the next token from the logits [V] after what was fed; why the answer is over, if it is.
+    def choose_token(self, logits: Tensor) -> Tensor | FinishReason | None:
+        """Choose the next token from the logits [V] after what was fed: for `append_token`, once the choice was read.
 
-        After a preemption the tokens that were drawn already are fed again first.
+        After a preemption the tokens that were drawn already are fed again first: then there is nothing to choose.
 
         Raises:
             InvalidOption: Its interventions have made the logits useless.
@@ -165,7 +166,11 @@ class Sequence(Generic[S]):
         if self._next < len(self.output_ids):
             return None
         self._next = len(self.output_ids)
-        token = self._sampler.draw(logits, self.request.top_logprobs)
+        return self._sampler.choose(logits, self.request.top_logprobs)
+
+    def append_token(self, words: list[float]) -> FinishReason | None:
+        """Append the token that was chosen; why the answer is over, if it is."""
+        token = self._sampler.accept(words)
         self.output_ids.append(token.id)
         if token.id in self.request.stop_token_ids or self.callback.on_token(token) or self._sampler.is_finished:
             return "stop"
@@ -185,7 +190,7 @@ class Sequence(Generic[S]):
     def _report_taps(self, taps: SequenceTaps, logits: Tensor) -> None:
         if captured := taps.take():
             self.callback.on_capture(captured)
-        if taps.request.edits and not bool(torch.isfinite(logits).all()):
+        if taps.request.edits and not bool(to_host(torch.isfinite(logits).all())):
             detail = "Under these interventions the model's activations are not finite any more."
             raise InvalidOption(detail, hint="Choose smaller scales and factors.", field="interventions")
 

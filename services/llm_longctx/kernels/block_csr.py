@@ -50,7 +50,7 @@ class BlockCsr:
         if mask.dim() != 3 or mask.dtype != torch.bool or block < 1 or key_block < 1 or first < 0:
             message = f"a mask is bool [h, rows, columns] over blocks of 1 or more, not {mask.dtype} {list(mask.shape)}"
             raise ValueError(message)
-        kept = mask & causal_blocks(mask.shape[1], mask.shape[2], block, key_block, first).to(mask.device)
+        kept = mask & causal_blocks(mask.shape[1], mask.shape[2], block, key_block, first, mask.device)
         ends = kept.sum(-1).flatten().cumsum(0).view(mask.shape[:2])
         begin = torch.cat((ends.new_zeros(1), ends[:-1, -1]))[:, None] if ends.numel() else ends.new_zeros(len(mask), 1)
         row_ptr = torch.cat((begin, ends), -1).int()
@@ -60,7 +60,7 @@ class BlockCsr:
     def dense(cls, heads: int, tokens: int, block: int) -> BlockCsr:
         """All causal blocks of a prompt of `tokens`."""
         rows = -(-tokens // block)
-        return cls.from_mask(torch.ones(heads, rows, rows, dtype=torch.bool), block)
+        return cls.from_mask(torch.ones(heads, rows, rows, dtype=torch.bool, device="cpu"), block)
 
     @property
     def heads(self) -> int:
@@ -74,20 +74,22 @@ class BlockCsr:
 
     def mask(self, columns: int) -> Tensor:
         """The kept blocks as bool [h, rows, columns]."""
-        kept = torch.zeros(self.heads, self.rows, columns, dtype=torch.bool)
+        kept = torch.zeros(self.heads, self.rows, columns, dtype=torch.bool, device="cpu")
         counts = (self.row_ptr[:, 1:] - self.row_ptr[:, :-1]).flatten().long().cpu()
-        rows = torch.repeat_interleave(torch.arange(self.heads * self.rows), counts)
+        rows = torch.repeat_interleave(torch.arange(self.heads * self.rows, device="cpu"), counts)
         kept.view(-1, columns)[rows, self.cols.long().cpu()] = True
         return kept
 
     def density(self) -> float:
         """Kept blocks over causal blocks, all heads together."""
-        last = ((torch.arange(self.first, self.first + self.rows) + 1) * self.block - 1) // self.key_block
+        last = ((torch.arange(self.first, self.first + self.rows, device="cpu") + 1) * self.block - 1) // self.key_block
         causal = int((last + 1).sum()) * self.heads
         return self.cols.numel() / causal if causal else 1.0
 
 
-def causal_blocks(rows: int, columns: int, block: int, key_block: int, first: int = 0) -> Tensor:
+def causal_blocks(
+    rows: int, columns: int, block: int, key_block: int, first: int = 0, device: torch.device | str = "cpu"
+) -> Tensor:
     """Blocks in which some query of the row may see some key of the column: bool [rows, columns]."""
-    last_query = (torch.arange(first, first + rows)[:, None] + 1) * block - 1
-    return torch.arange(columns) * key_block <= last_query
+    last_query = (torch.arange(first, first + rows, device=device)[:, None] + 1) * block - 1
+    return torch.arange(columns, device=device) * key_block <= last_query

@@ -20,6 +20,7 @@ from services.llm_longctx.kv_cache.page_pool import PagePool
 from services.llm_longctx.kv_cache.page_runs import PageRuns
 from services.llm_longctx.kv_cache.page_store import PageStore
 from services.llm_longctx.kv_cache.sequence_cache import Entries, ReadRun, SequenceCache, SharedPrefix
+from shared.lm.host_transfer import to_device
 
 __all__ = ["RECENT", "FewBitCache"]
 
@@ -91,12 +92,12 @@ class FewBitCache(SequenceCache):
         """All entries of one head, widened, compact copies excluded; whole heads in order of position."""
         pool, store, slots, fixed = self.pool, self.store, self._own_slots(layer, head), self._fixed_slots(layer, head)
         extents = self.packed_extents(layer, head)
-        origin = torch.cat([torch.arange(0), *(torch.arange(start, start + n) for start, n in extents)])
+        origin = torch.cat([self._count(0, 0), *(self._count(start, start + n) for start, n in extents)])
         widened = [self._widen(start, n) for start, n in extents]
         keys = torch.cat([pool.keys[fixed], *(k for k, _ in widened), pool.keys[slots]])
         values = torch.cat([pool.values[fixed], *(v for _, v in widened), pool.values[slots]])
         first, last = len(pool.positions[fixed]), len(pool.positions[slots])
-        positions, weights = torch.arange(len(keys)), None
+        positions, weights = self._count(0, len(keys)), None
         if self.cut[layer, head]:
             positions = torch.cat([pool.positions[fixed], store.positions[origin], pool.positions[slots]])
         if self.weighted[layer, head]:
@@ -167,7 +168,7 @@ class FewBitCache(SequenceCache):
                 self._move_first(at)
         starts = [int(self.own.start[at]) for at in heads]
         slots = np.concatenate([start + np.arange(count[at] * PAGE) for start, at in zip(starts, heads, strict=True)])
-        copied, to = self._copy(torch.from_numpy(slots)), []
+        copied, to = self._copy(to_device(slots, self.pool.device)), []
         for at in heads:  # whole pages go back first: packed ones need less
             self.own.drop_front(*at, int(count[at]))
             begin = int(self.packed.n[at])
@@ -208,11 +209,11 @@ class FewBitCache(SequenceCache):
         if slide is not None and packs and rest > slide:
             message = f"{rest} entries are kept in a window of {slide}"
             raise ValueError(message)
-        order = torch.arange(n)
+        order = self._count(0, n)
         fixed = held.take(torch.cat((order[virtual:first], order[:virtual])))
         kept, loose = self._intact(held, order[virtual + sinks :]) if not slides else ([], order[virtual + sinks :])
         old = max(len(loose) - RECENT, 0) // PAGE * PAGE if packs else 0
-        stays = self.store.pages[kept].clone(), _positions_of(held, kept)
+        stays = self.store.pages[to_device(kept, self.pool.device, torch.int64)], _positions_of(held, kept)
         based, older, recent = (held.take(x) for x in (order[first : first + base], loose[:old], loose[old:]))
         self._leave_shared(layer, head)
         for runs in (self.own, self.fixed, self.base, self.packed):
@@ -265,14 +266,14 @@ class FewBitCache(SequenceCache):
         chunk = self.pool.pages_for(tokens) * int(whole.sum(1).max())
         return int(-(-int(packed.sum()) * self.store.page_bytes // self.pool.page_bytes) + max(recent, 0) + chunk)
 
-    def begin_step(self) -> np.ndarray:
-        """Slots of the new token's entries [L,G]; each head has one entry more from now on.
+    def begin_step(self, *, mark: bool = True) -> np.ndarray:
+        """See `SequenceCache.begin_step`; what has become old is packed first.
 
         Raises:
             PoolExhausted: The pool is full.
         """
         self.pack_old()
-        return super().begin_step()
+        return super().begin_step(mark=mark)
 
     def end_step(self) -> None:
         """The token was attended to everywhere: the oldest entries leave full windows."""
@@ -342,8 +343,7 @@ class FewBitCache(SequenceCache):
         start, n = int(self.own.start[layer, head]), int(self.own.n[layer, head])
         if (hole := int(self.windows.hole[layer, head])) < 0:
             return slice(start, start + n)
-        slots = torch.arange(start, start + n)
-        return slots[slots != start + hole]
+        return torch.cat((self._count(start, start + hole), self._count(start + hole + 1, start + n)))
 
     def _fixed_slots(self, layer: int, head: int) -> slice:
         start = int(self.fixed.start[layer, head])
@@ -379,7 +379,8 @@ class FewBitCache(SequenceCache):
         """Round entries into committed pages of the store."""
         if not len(pages):
             return
-        store, slots = self.store, torch.from_numpy((pages[:, None] * PAGE + np.arange(PAGE)).ravel())
+        store = self.store
+        slots = to_device((pages[:, None] * PAGE + np.arange(PAGE)).ravel(), self.pool.device)
         store.fill(held.k, held.v, np.arange(len(pages)) * PAGE, pages)
         store.positions[slots] = held.positions
         store.log_weights[slots] = 0 if held.log_weight is None else held.log_weight
@@ -395,10 +396,10 @@ class FewBitCache(SequenceCache):
 def _positions_of(held: Entries, pages: Sequence[int]) -> Tensor:
     """Positions [m,16] of the entries of packed pages; a store knows those of cut heads only."""
     if held.origin is None or not pages:
-        return torch.empty(0, PAGE, dtype=torch.int64)
-    order = torch.argsort(held.origin)
-    first = torch.searchsorted(held.origin[order], torch.tensor(pages) * PAGE)
-    return held.positions[order][first[:, None] + torch.arange(PAGE)]
+        return held.positions.new_empty(0, PAGE)
+    order, device = torch.argsort(held.origin), held.origin.device
+    first = torch.searchsorted(held.origin[order], to_device(pages, device) * PAGE)
+    return held.positions[order][first[:, None] + torch.arange(PAGE, device=device)]
 
 
 def _copy_runs(mine: PageRuns, its: PageRuns, first: np.ndarray) -> None:

@@ -156,7 +156,8 @@ class PageRuns:
         gap, d = int(gaps[0]) if len(gaps) else 0, store.shape[1]
         if gap < 0:
             return None
-        return store.as_strided((len(heads), int(lengths[0]), d), (gap * d, d, 1), int(starts[0]) * d)
+        begin = store.storage_offset() + int(starts[0]) * d
+        return store.as_strided((len(heads), int(lengths[0]), d), (gap * d, d, 1), begin)
 
     def _commit(self, layer: int, head: int, pages: int) -> None:
         held = int(self._held[layer, head])

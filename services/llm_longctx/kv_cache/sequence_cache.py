@@ -19,6 +19,7 @@ from services.llm_longctx.kv_cache.page_runs import PageRuns
 from services.llm_longctx.kv_cache.page_store import PageStore
 from services.llm_longctx.kv_cache.sliding_window import SlidingWindows
 from services.llm_longctx.kv_cache.virtual_entries import VirtualEntries
+from shared.lm.host_transfer import to_device
 
 __all__ = ["Entries", "ReadRun", "SequenceCache", "SharedPrefix"]
 
@@ -51,7 +52,7 @@ class Entries:
         if self.log_weight is not None:
             return self
         wide = torch.float64 if self.k.dtype == torch.float64 else torch.float32
-        return replace(self, log_weight=torch.zeros(len(self.k), dtype=wide))
+        return replace(self, log_weight=torch.zeros(len(self.k), dtype=wide, device=self.k.device))
 
     def join(self, k: Tensor, v: Tensor, positions: Tensor, log_weight: float = 0.0) -> Entries:
         """These, and whole ones behind them, of this log-weight where these have some."""
@@ -153,7 +154,7 @@ class SequenceCache:
         """All entries of one head, compact copies excluded; whole heads in order of position."""
         slots = self._slots(layer, head)
         keys, values = self.pool.keys[slots], self.pool.values[slots]
-        positions = self.pool.positions[slots] if self.cut[layer, head] else torch.arange(len(keys))
+        positions = self.pool.positions[slots] if self.cut[layer, head] else self._count(0, len(keys))
         weights = self.pool.log_weights[slots] if self.weighted[layer, head] else None
         return Entries(keys, values, positions, weights)
 
@@ -210,7 +211,7 @@ class SequenceCache:
             end = int(self.own.start[layer, head] + self.own.n[layer, head])
             self.pool.keys[end - T : end], self.pool.values[end - T : end] = k[i], v[i]
             if self.cut[layer, head]:
-                self.pool.positions[end - T : end] = torch.arange(self.length, self.length + T)
+                self.pool.positions[end - T : end] = self._count(self.length, self.length + T)
                 self.pool.log_weights[end - T : end] = 0
 
     def keep(
@@ -276,7 +277,7 @@ class SequenceCache:
             PoolExhausted: There is no room.
         """
         self.compact.extend(layer, heads, 1)
-        at = torch.from_numpy(self.compact.start[layer, heads] + self.compact.n[layer, heads] - 1)
+        at = to_device(self.compact.start[layer, heads] + self.compact.n[layer, heads] - 1, self.pool.device)
         self.pool.keys[at], self.pool.values[at] = k, v
 
     # Decoding.
@@ -295,8 +296,11 @@ class SequenceCache:
             return self.own.pages_needed(np.where(self.cut, 0, tokens))
         return self.own.pages_to_advance(self.windows.hole < 0) + self.compact.pages_to_advance(self.compact.n > 0)
 
-    def begin_step(self) -> np.ndarray:
+    def begin_step(self, *, mark: bool = True) -> np.ndarray:
         """Slots of the new token's entries [L,G]; each head has one entry more from now on.
+
+        Args:
+            mark: Write the positions of cut heads' entries; else the caller does, for many sequences at once.
 
         Raises:
             PoolExhausted: The pool is full; nothing has changed.
@@ -305,8 +309,8 @@ class SequenceCache:
         self.own.advance(growing)
         slots = np.where(growing, self.own.start + self.own.n - 1, self.own.start + self.windows.hole)
         self.windows.fill_holes()
-        if self.cut.any():
-            marked = torch.from_numpy(slots[self.cut])
+        if mark and self.cut.any():
+            marked = to_device(slots[self.cut], self.pool.device)
             self.pool.positions[marked] = self.length
             self.pool.log_weights[marked] = 0
         return slots
@@ -419,8 +423,15 @@ class SequenceCache:
         if hole < 0 and len(extents) < 2:
             start, n = extents[0] if extents else (0, 0)
             return slice(start, start + n)
-        slots = torch.cat([torch.arange(start, start + n) for start, n in extents])
-        return slots if hole < 0 else slots[slots != int(self.own.start[layer, head]) + hole]
+        if hole >= 0:  # the stale slot lies in the last part, the head's own run
+            start, n = extents.pop()
+            stale = int(self.own.start[layer, head]) + hole
+            extents += [(start, stale - start), (stale + 1, start + n - stale - 1)]
+        return torch.cat([self._count(start, start + n) for start, n in extents])
+
+    def _count(self, begin: int, end: int) -> Tensor:
+        """Numbers `begin` … `end`-1 where the pool lies."""
+        return torch.arange(begin, end, device=self.pool.device)
 
     def _write(self, at: int, held: Entries) -> None:
         n = len(held.positions)

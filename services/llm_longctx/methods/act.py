@@ -21,6 +21,7 @@ from shared.errors import InvalidOption
 from shared.lm.attention_math import calibrate, calibrate_mixed, column_mean, excuse_sink
 from shared.lm.config import DecoderConfig
 from shared.lm.head_plan import HeadPlan
+from shared.lm.host_transfer import to_device
 
 __all__ = ["Act"]
 
@@ -116,7 +117,7 @@ class Act(AttentionMethod):
                 frozen[head] = tuple(excuse_sink(self._sinks(means), self.excuse).tolist())
             if not frozen.get(head):
                 continue
-            sinks = torch.tensor(frozen[head], device=q.device)
+            sinks = to_device(frozen[head], q.device)
             out[head] = self._calibrate(q, lse, out[head], held, sinks, view.offset).to(out.dtype)
         return out, tuple(sorted(frozen.items()))
 
@@ -128,13 +129,19 @@ class Act(AttentionMethod):
         changed = calibrate_mixed(mixed.to(q.dtype), weights, v[sinks], self.beta)
         # Where hardly any mass lies outside the sinks, o - A is what rounding left: those rows are mixed anew.
         mass = weights.sum(-1)
-        poor = ((1 - mass < _POOR.get(mixed.dtype, 0.25)) & (1 - mass >= 1e-12)).nonzero()[:, 0]
-        if len(poor):
-            logits = q[poor] @ k.T * q.shape[-1] ** -0.5
-            hidden = held.positions > at[poor]
-            hidden[:, sinks] = True
-            others = torch.nan_to_num(logits.masked_fill(hidden, float("-inf")).softmax(-1), nan=0.0) @ v
-            changed[poor] = self.beta * (weights[poor] @ v[sinks]) + (1 - self.beta * mass[poor, None]) * others
+        poor = (1 - mass < _POOR.get(mixed.dtype, 0.25)) & (1 - mass >= 1e-12)
+
+        def remix(q: Tensor, at: Tensor, weights: Tensor, mass: Tensor) -> Tensor:
+            hidden = (held.positions > at).index_fill(1, sinks, value=True)
+            logits = (q @ k.T * q.shape[-1] ** -0.5).masked_fill(hidden, float("-inf"))
+            others = torch.nan_to_num(logits.softmax(-1), nan=0.0) @ v
+            return self.beta * (weights @ v[sinks]) + (1 - self.beta * mass[:, None]) * others
+
+        if len(q) == 1 and q.device.type != "cpu":  # one row is cheaper than to wait for how many there are
+            return torch.where(poor[:, None], remix(q, at, weights, mass), changed)
+        rows = poor.nonzero()[:, 0]
+        if len(rows):
+            changed[rows] = remix(q[rows], at[rows], weights[rows], mass[rows])
         return changed
 
     def _sinks(self, means: Tensor) -> Tensor:

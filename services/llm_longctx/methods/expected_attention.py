@@ -13,6 +13,7 @@ from torch import Tensor
 
 from services.llm_longctx.methods.core.eviction.method import EvictionMethod
 from services.llm_longctx.methods.core.hook_inputs import ReadTokens, ScoringView
+from shared.lm.host_transfer import take_rows
 from shared.lm.rope import rotate, rotation
 
 __all__ = ["ExpectedAttention"]
@@ -81,7 +82,7 @@ class ExpectedAttention(EvictionMethod):
         """Log of the mean of exp(q·k/√d) over the Gaussian of queries to come: [G,R,n]."""
         (G, _, d), m = view.k.shape, sums.count
         mean = sums.first / m
-        at = torch.arange(view.tokens, view.tokens + self.future)
+        at = torch.arange(view.tokens, view.tokens + self.future, device=mean.device)
         turn = None if view.theta is None else _mean_turn(view.theta, at, mean.dtype)
         ahead = _turn(mean, turn).view(G, -1, d).to(view.k.dtype)
         logits: Tensor = ahead @ view.k.mT * d**-0.5
@@ -102,7 +103,7 @@ class _Sums:
 
     def take(self, heads: list[int]) -> _Sums:
         """Those of some query heads."""
-        return _Sums(self.count, self.first[heads], self.second[heads])
+        return _Sums(self.count, take_rows(self.first, heads), take_rows(self.second, heads))
 
 
 def _sum_queries(q: Tensor, begin: int, theta: Tensor | None) -> _Sums:
@@ -110,7 +111,7 @@ def _sum_queries(q: Tensor, begin: int, theta: Tensor | None) -> _Sums:
     wide = torch.promote_types(q.dtype, torch.float32)
     x = q.to(wide)
     if theta is not None:
-        cos, sin = rotation(theta, torch.arange(begin, begin + q.shape[1]), wide)
+        cos, sin = rotation(theta, torch.arange(begin, begin + q.shape[1], device=q.device), wide)
         x = rotate(x.transpose(0, 1)[None], (cos, -sin))[0].transpose(0, 1)
     return _Sums(q.shape[1], x.sum(1), x.mT @ x)
 

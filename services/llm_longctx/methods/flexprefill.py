@@ -92,8 +92,8 @@ class FlexPrefill(AttentionMethod):
         (H, T), N, B = q.shape[:2], k.shape[1], self.block
         rows, columns, first = -(-N // B) - (N - T) // B, -(-N // B), (N - T) // B
         if self._short(N):
-            kept = causal_blocks(rows, columns, B, B, first).expand(H, rows, columns)
-            return Selection(kept, torch.full((H,), torch.nan, dtype=wide), torch.zeros(H, dtype=torch.bool))
+            kept = causal_blocks(rows, columns, B, B, first, q.device).expand(H, rows, columns)
+            return Selection(kept, q.new_full((H,), torch.nan, dtype=wide), q.new_zeros(H, dtype=torch.bool))
         last = q[:, -min(B, T) :]
         vertical, slash = (sums / last.shape[1] for sums in last_query_scores(last, k))
         by_column, by_distance = _pooled(vertical, B), _pooled_far(slash, B)
@@ -107,7 +107,7 @@ class FlexPrefill(AttentionMethod):
             _largest(mass, torch.where(aware, min(low, high), count))
             for mass, count in zip((by_column, by_distance), counts, strict=True)
         )
-        at = torch.arange(first, first + rows)[:, None] - torch.arange(columns)
+        at = torch.arange(first, first + rows, device=q.device)[:, None] - torch.arange(columns, device=q.device)
         kept = (columns_kept[:, None] | distances[:, at.clamp(min=0)]) & (at >= 0)
         if aware.any():
             kept[aware] |= self._by_mass(q[aware].to(wide), keys[aware], at >= 0)
@@ -162,5 +162,5 @@ def _largest(mass: Tensor, counts: Tensor) -> Tensor:
     forced = mass.clone()
     forced[:, 0] = torch.inf
     order = forced.argsort(dim=-1, descending=True, stable=True)
-    ranks = torch.arange(mass.shape[1]).expand_as(order)
+    ranks = torch.arange(mass.shape[1], device=mass.device).expand_as(order)
     return torch.zeros_like(order, dtype=torch.bool).scatter(1, order, ranks < counts[:, None])

@@ -19,6 +19,7 @@ from services.llm_longctx.methods.core.hook_results import Footprint, Heads
 from shared.errors import InvalidOption
 from shared.lm.config import DecoderConfig
 from shared.lm.head_plan import HeadPlan
+from shared.lm.host_transfer import take_rows, to_device
 
 __all__ = ["KvZap", "Surrogate"]
 
@@ -96,8 +97,8 @@ class KvZap(EvictionMethod):
         if tokens.hidden is None or not self.surrogates:
             return None
         wide = torch.promote_types(tokens.hidden.dtype, torch.float32)
-        weights = _tensors(self.surrogates[tokens.layer], wide)
-        return _append(summary, _worth(tokens.hidden.to(wide), weights)[list(tokens.kv_heads)])
+        weights = _tensors(self.surrogates[tokens.layer], wide, tokens.q.device)
+        return _append(summary, take_rows(_worth(tokens.hidden.to(wide), weights), tokens.kv_heads))
 
     def summarize_inputs(self, k: Tensor, v: Tensor, inputs: Mapping[str, Any]) -> object:
         """Scores by a map and an attention input that were given by hand."""
@@ -108,7 +109,7 @@ class KvZap(EvictionMethod):
         """What the map says; the last `window` positions are protected."""
         scores = torch.zeros_like(view.positions, dtype=view.k.dtype)
         if isinstance(view.summary, Tensor):
-            scores = view.summary[list(view.kv_heads)].to(view.k.dtype).gather(1, view.positions)
+            scores = take_rows(view.summary, view.kv_heads).to(view.k.dtype).gather(1, view.positions)
         return scores.masked_fill(view.positions >= view.tokens - self.window, math.inf)
 
     # Under a threshold.
@@ -148,9 +149,11 @@ class KvZap(EvictionMethod):
 
 
 @lru_cache(maxsize=1024)
-def _tensors(surrogate: Surrogate, dtype: torch.dtype) -> dict[str, Tensor]:
+def _tensors(surrogate: Surrogate, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
     facts = surrogate.model_dump(exclude_none=True)
-    return {name: torch.tensor(numbers, dtype=dtype) for name, numbers in facts.items()}
+    return {
+        name: to_device(torch.tensor(numbers, dtype=dtype, device="cpu"), device) for name, numbers in facts.items()
+    }
 
 
 def _worth(hidden: Tensor, maps: Mapping[str, Tensor]) -> Tensor:

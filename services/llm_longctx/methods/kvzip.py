@@ -17,6 +17,7 @@ from services.llm_longctx.methods.core.hook_results import Heads
 from shared.errors import InvalidOption
 from shared.lm.config import DecoderConfig
 from shared.lm.head_plan import HeadPlan
+from shared.lm.host_transfer import take_rows
 
 __all__ = ["KvZip"]
 
@@ -96,9 +97,9 @@ class KvZip(EvictionMethod):
 
     def score(self, view: ScoringView) -> Tensor:
         """The most attention that an entry got; sinks and what comes before the context are protected."""
-        found = torch.zeros(len(view.k), view.tokens, dtype=view.k.dtype)
+        found = view.k.new_zeros(len(view.k), view.tokens)
         for begin, scores in view.summary if isinstance(view.summary, tuple) else ():
-            found[:, begin : begin + scores.shape[1]] = scores[list(view.kv_heads)]
+            found[:, begin : begin + scores.shape[1]] = take_rows(scores, view.kv_heads)
         return found.gather(1, view.positions).masked_fill(view.positions < max(self.sink, self.prefix), math.inf)
 
     def summarize_inputs(self, k: Tensor, v: Tensor, inputs: Mapping[str, Any]) -> object:
@@ -129,7 +130,7 @@ class KvZip(EvictionMethod):
         sinks, n = min(self.sink, replay.begin), replay.end - replay.begin
         keys = torch.cat((k[:, :sinks], k[:, replay.begin : replay.end], own), 1).to(wide)
         logits = q.to(wide).reshape(G, -1, T, d) @ keys[:, None].mT * d**-0.5
-        later = torch.ones(T, T, dtype=torch.bool).triu(1)
+        later = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(1)
         logits[..., sinks + n :].masked_fill_(later, -math.inf)
         seen: Tensor = logits.softmax(-1)[..., sinks : sinks + n]
         if self.plus and hidden is not None and columns is not None:

@@ -44,7 +44,7 @@ class LagKv(EvictionMethod):
         f = min(self.sink, n)
         partitions = (n - f) // self.lag
         if partitions < 2:
-            order = (torch.arange(n) - f).to(view.k.dtype) / max(n - f, 1)
+            order = (torch.arange(n, device=sinks.device) - f).to(view.k.dtype) / max(n - f, 1)
             return order.expand(len(view.k), -1).masked_fill(sinks, math.inf)
         scores = view.k.new_ones(view.k.shape[:2])
         end = f + (partitions - 1) * self.lag

@@ -53,7 +53,7 @@ class Power(AttentionMethod):
         if chunk.layer in self.dense_layers:
             return Dense()
         first, rows = chunk.offset // self.block, -(-chunk.k.shape[1] // self.block)
-        return Blocks(_csr(len(chunk.kv_heads), first, rows, self.block, self.window, self.sink))
+        return Blocks(_csr(len(chunk.kv_heads), first, rows, self.block, self.window, self.sink, chunk.q.device))
 
     def decode_plan(self, step: DecodeView) -> DecodePlan:
         """The blocks that the rule allows, and the query's own up to itself."""
@@ -64,17 +64,17 @@ class Power(AttentionMethod):
         return tuple((a * self.block, min(b * self.block, position + 1)) for a, b in runs)
 
 
-def power_blocks(first: int, rows: int, window: int, sink: int) -> Tensor:
+def power_blocks(first: int, rows: int, window: int, sink: int, device: torch.device | str = "cpu") -> Tensor:
     """Kept blocks of query blocks `first` … `rows`-1, bool [rows - first, rows]; a distance of 0 is a power of two."""
-    column = torch.arange(rows)
-    distance = torch.arange(first, rows)[:, None] - column
+    column = torch.arange(rows, device=device)
+    distance = torch.arange(first, rows, device=device)[:, None] - column
     near = (distance < window) | (distance & (distance - 1) == 0) | (column < sink)
     return (distance >= 0) & near
 
 
 @lru_cache(maxsize=64)
-def _csr(heads: int, first: int, rows: int, block: int, window: int, sink: int) -> BlockCsr:
-    kept = power_blocks(first, rows, window, sink)
+def _csr(heads: int, first: int, rows: int, block: int, window: int, sink: int, device: torch.device) -> BlockCsr:
+    kept = power_blocks(first, rows, window, sink, device)
     return BlockCsr.from_mask(kept.expand(heads, *kept.shape), block, first=first)
 
 

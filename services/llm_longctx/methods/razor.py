@@ -121,7 +121,7 @@ class Razor(AttentionMethod):
         window = self._window(view.length)
         kept = {
             g: RetentionPolicy(
-                positions=torch.cat((torch.arange(begin), torch.arange(end, view.length))) if end > begin else None,
+                positions=_outside(begin, end, view.length, head.positions.device) if end > begin else None,
                 virtual=self._mean(head, begin, end) if end > begin and self._compensates else None,
                 sink=self.sink,
                 slide=window if self.slide else None,
@@ -182,3 +182,8 @@ class Razor(AttentionMethod):
         wide = torch.promote_types(head.k.dtype, torch.float32)
         k, v = (x[gone].to(wide).mean(0).to(x.dtype) for x in (head.k, head.v))
         return Virtual(k, v, self._weight(end - begin), end - begin)
+
+
+def _outside(begin: int, end: int, length: int, device: torch.device) -> Tensor:
+    """Positions before `begin`, and from `end` on."""
+    return torch.cat((torch.arange(begin, device=device), torch.arange(end, length, device=device)))

@@ -157,14 +157,13 @@ class Recycled(AttentionMethod):
         ranked = []
         for one, positions in zip(scores, held, strict=True):
             order = positions.argsort()
-            best = positions[order][self._ranked(one[:, order], 1)[0]]
-            ranked.append(best[best >= 0][: self.budget])
+            ranked.append(positions[order][self._ranked(one[:, order], 1)[0]][: self.budget])
         memo = _Memo(query.clone(), tuple(ranked), now)
         return CacheUpdate(compact=self._copies(memo, now), memo=memo)
 
     def _copies(self, memo: _Memo, now: int) -> dict[int, Tensor]:
         """Positions per head after the step at `now`, with room for the next one where copies keep their size."""
-        newer = torch.arange(memo.since + 1, now + 1)
+        newer = torch.arange(memo.since + 1, now + 1, device=memo.query.device)
         return {
             g: torch.cat((self._kept(row, now + 1 - memo.since), newer)).sort().values
             for g, row in enumerate(memo.ranked)

@@ -56,7 +56,7 @@ class SnapKv(EvictionMethod):
         (H, w, d), (G, n) = q.shape, view.positions.shape
         begin = view.tokens - w
         logits = (q.reshape(G, -1, d) @ view.k.mT).view(G, H // G, w, n) * d**-0.5
-        at = torch.arange(begin, view.tokens)
+        at = torch.arange(begin, view.tokens, device=q.device)
         seen = logits.masked_fill(view.positions[:, None, None] > at[:, None], -math.inf).softmax(-1)
         # Entries are in order of position, so that the window's are the last ones and no pool reaches into them.
         recent = view.positions >= begin

@@ -201,6 +201,7 @@ def test_gradients_reach_captures_when_asked_for(golden):
 
 def test_without_captures_no_operation_is_added(llama_golden):
     model, ids = llama_golden.model, llama_golden.clean
+    frequencies(model.config, ids.device)  # computed once per model
     with torch.no_grad(), Operations() as untapped_copy:
         known = _llama_without_tap_lines(model, ids)
     with Operations() as traced:
@@ -216,7 +217,7 @@ def _llama_without_tap_lines(model, ids):
     c, sdpa = model.config, torch.nn.functional.scaled_dot_product_attention
     positions = torch.arange(0, ids.shape[1])
     x = model.model.embed_tokens(ids)
-    turn = rotation(frequencies(c).to(ids.device), positions, x.dtype)
+    turn = rotation(frequencies(c, ids.device), positions, x.dtype)
     for block in model.model.layers:
         y, attn = block.input_layernorm(x), block.self_attn
         projected = [p(y) for p in (attn.q_proj, attn.k_proj, attn.v_proj)]

@@ -8,6 +8,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from shared.errors import NotReady
 from shared.registry import discovery
 from shared.registry.weights import Manifest, NetworkSpec, write_weights
 from shared.serving.device_placement import choose_device, load_context
@@ -108,9 +109,29 @@ def test_json_is_for_machines_and_lines_for_people(machine, monkeypatch):
 
 
 def test_device_is_as_told_and_otherwise_what_is_there(monkeypatch):
-    assert choose_device("cuda:1") == "cuda:1"
-    monkeypatch.setattr("shared.serving.device_placement.list_gpus", list)
+    place = "shared.serving.device_placement"
+    monkeypatch.setattr(f"{place}.list_gpus", list)
     assert choose_device("auto") == "cpu"
+    assert choose_device("cpu") == "cpu"
+    with pytest.raises(NotReady, match="There is no CUDA device: FOVEA_DEVICE is cuda") as caught:
+        choose_device("cuda")
+    assert "--gpus all" in caught.value.hint
+    monkeypatch.setattr(f"{place}.list_gpus", lambda: ["one", "two"])
+    monkeypatch.setattr(f"{place}._library_sees_gpu", lambda: True)
+    assert choose_device("cuda:1") == "cuda:1"
+    assert choose_device("auto") == "cuda"
+    with pytest.raises(NotReady, match="There is no CUDA device 2"):
+        choose_device("cuda:2")
+    monkeypatch.setattr(f"{place}._library_sees_gpu", lambda: False)
+    with pytest.raises(NotReady, match="No library here can use cuda"):
+        choose_device("cuda")
+
+
+def test_doctor_says_that_there_is_no_cuda_device(machine, monkeypatch):
+    monkeypatch.setattr("shared.serving.device_placement.list_gpus", list)
+    (told,) = [one for one in examine(machine(device="cuda")) if one.topic == "gpus"]
+    assert told.verdict == "bad"
+    assert told.detail.startswith("There is no CUDA device")
 
 
 def test_place_carries_what_models_may_ask_for():

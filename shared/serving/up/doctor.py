@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from shared.engines import missing_parts
-from shared.errors import FoveaError
+from shared.errors import FoveaError, NotReady
 from shared.jobs import redis_server
 from shared.registry import discovery
 from shared.registry.weights import read_weights
@@ -139,7 +139,11 @@ def _compilers(_: Settings) -> list[Diagnosis]:
 def _gpus(config: Settings) -> list[Diagnosis]:
     found = list_gpus()
     detail = ", ".join(found) if found else "none (no NVIDIA driver)"
-    return [Diagnosis("gpus", "good" if found else "note", f"{detail}; models load on {choose_device(config.device)}")]
+    try:
+        device = choose_device(config.device)
+    except NotReady as error:
+        return [Diagnosis("gpus", "bad", f"{error.detail} {error.hint}")]
+    return [Diagnosis("gpus", "good" if found else "note", f"{detail}; models load on {device}")]
 
 
 def _engines(config: Settings) -> list[Diagnosis]:

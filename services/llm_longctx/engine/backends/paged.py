@@ -110,7 +110,7 @@ class PagedBackend:
             request.stats.cached_tokens = state.cached_tokens
             if state.densities:
                 request.stats.prefill_density = sum(state.densities) / len(state.densities)
-        return logits.float().cpu()
+        return logits.float()
 
     def can_append(self, running: Collection[Sequence[PagedState]]) -> bool:
         """Whether enough pages are free for one more token each."""
@@ -128,7 +128,7 @@ class PagedBackend:
         fed = [(s.state, token) for s, draft in zip(batch, drafts, strict=True) for token in (s.next_token, *draft)]
         taps = [s.taps for s in batch] if any(s.taps for s in batch) else ()  # none of them has a draft then
         begun = time.perf_counter()
-        rows = iter(self.runner.decode([s for s, _ in fed], [token for _, token in fed], taps).float().cpu())
+        rows = iter(self.runner.decode([s for s, _ in fed], [token for _, token in fed], taps).float())
         seconds = time.perf_counter() - begun
         found = {}
         for s, draft in zip(batch, drafts, strict=True):

@@ -58,7 +58,7 @@ class SessionBackend:
         """Up to the next border of the session's own grid, which is about as much as is allowed at a time."""
         session, begin = sequence.state, sequence.num_computed
         chunk = sequence.request.prompt_ids[begin : begin + session.max_chunk]
-        logits = session.feed(chunk).float().cpu()
+        logits = session.feed(chunk).float()
         sequence.num_computed = begin + len(chunk)
         return logits
 
@@ -93,7 +93,7 @@ class SessionBackend:
 
 def _feed(sequence: Sequence[RequestSession]) -> Tensor | Exception:
     try:
-        return sequence.state.feed([sequence.next_token])[-1].float().cpu()
+        return sequence.state.feed([sequence.next_token])[-1].float()
     except Exception as error:  # noqa: BLE001  # whatever it is, the others go on
         return error
 

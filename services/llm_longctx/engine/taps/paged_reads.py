@@ -6,12 +6,12 @@ are taken and stale. So the new ones always come from the forward itself.
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from services.llm_longctx.engine.paged_state import PagedState
 from services.llm_longctx.kv_cache import Entries
+from shared.lm.host_transfer import take_rows
 
 __all__ = ["PagedValues", "attention_rows"]
 
@@ -26,12 +26,11 @@ class PagedValues:
     def gather(self, layer: int, v: Tensor) -> None:
         """Take a layer's new values v [1,T,G,d], and those that its heads hold."""
         _, T, G, d = v.shape
-        held = v.new_zeros(1, self._offset + T, G, d)
-        held[:, self._offset :] = v
+        held = v.new_zeros(1, self._offset + T + 1, G, d)  # the last one is a virtual entry's, which has no position
+        held[:, self._offset : -1] = v
         for g in range(G):
             entries = _before(self._state.cache.entries(layer, g), self._offset)
-            real = entries.positions >= 0
-            held[0, entries.positions[real], g] = entries.v[real].to(v.dtype)
+            held[0, :, g].index_copy_(0, entries.positions % held.shape[1], entries.v.to(v.dtype))
         self._held[layer] = held
 
     def values(self, layer: int, end: int) -> Tensor:
@@ -41,8 +40,8 @@ class PagedValues:
 
 def attention_rows(
     state: PagedState, layer: int, q: Tensor, k: Tensor, offset: int, positions: list[int], heads: tuple[int, ...]
-) -> list[np.ndarray]:
-    """Attention of some heads of new tokens over all that the heads hold, row by row.
+) -> Tensor:
+    """Attention of some heads of new tokens over all that the heads hold.
 
     Args:
         state: The sequence, whose method says what is held.
@@ -54,30 +53,28 @@ def attention_rows(
         heads: Query heads.
 
     Returns:
-        Per position its rows [heads, position + 1]; what a head does not hold, or sees outside of its window, is 0.
+        Rows [positions, heads, offset + T] float32; what a head does not hold, or does not see, is 0.
     """
     window = None if (windows := getattr(state.policy.config, "windows", None)) is None else windows[layer]
-    H, G, d = q.shape[2], k.shape[2], q.shape[3]
-    rows = [np.zeros((len(heads), position + 1), np.float32) for position in positions]
-    queries = torch.tensor(positions)
+    (_, T, H, d), G = q.shape, k.shape[2]
+    rows = torch.zeros(len(heads), len(positions), offset + T + 1, device=q.device)  # the last column is nobody's
+    queries = take_rows(torch.arange(offset, offset + T, device=q.device), [at - offset for at in positions])[:, None]
     for g in sorted({head // (H // G) for head in heads}):
         held = _before(state.cache.entries(layer, g), offset)
-        at = torch.cat((held.positions, torch.arange(offset, offset + k.shape[1])))
+        at = torch.cat((held.positions, torch.arange(offset, offset + T, device=q.device)))
         keys = torch.cat((held.k.float(), k[0, :, g].float()))
-        visible = at <= queries[:, None]
+        visible = at <= queries
         if window is not None:
-            visible &= at > queries[:, None] - window
+            visible &= at > queries - window
         for i, head in enumerate(heads):
             if head // (H // G) != g:
                 continue
-            scores = q[0, queries - offset, head].float() @ keys.T * d**-0.5
+            scores = take_rows(q[0, :, head], [at - offset for at in positions]).float() @ keys.T * d**-0.5
             if held.log_weight is not None:
                 scores[:, : len(held.positions)] += held.log_weight.float()
             pattern = scores.masked_fill(~visible, float("-inf")).softmax(-1)
-            for row, seen, weights in zip(rows, visible, pattern, strict=True):
-                real = seen & (at >= 0)
-                row[i, at[real].numpy()] = weights[real].numpy()
-    return rows
+            rows[i].index_copy_(1, at % rows.shape[2], pattern)
+    return rows[:, :, :-1].transpose(0, 1)
 
 
 def _before(entries: Entries, offset: int) -> Entries:

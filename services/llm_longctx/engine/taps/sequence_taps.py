@@ -27,7 +27,8 @@ from services.llm_longctx.kernels import ADDABLE_SITES, Addition
 from shared.lm.activation_names import Extent, parse_site
 from shared.lm.attention import Tap
 from shared.lm.decoder import Decoder
-from shared.lm.interventions import Add, Attend, Edit
+from shared.lm.host_transfer import take_rows, to_device, to_host
+from shared.lm.interventions import Add, Attend, Edit, Scale
 from shared.lm.tap_attention import TapRecorder
 
 __all__ = ["CapturedTokens", "ForwardTap", "SequenceTaps", "tap_rows"]
@@ -64,7 +65,7 @@ class SequenceTaps:
     """
 
     def __init__(self, request: RequestTaps, model: Decoder) -> None:
-        self.request = request
+        self.request = _move_edits(request, model.output_matrix.device)
         self._model = model
         self._pending: list[CapturedTokens] = []
         self._num_captured = 0  # tokens up to here were read, also if a preempted sequence reads them again
@@ -132,7 +133,7 @@ class ForwardTap:
         self._attention = {i: capture for i in self._wanted if isinstance(capture := captures[i], AttentionCapture)}
         self._watched = frozenset(layer for capture in self._attention.values() for layer in capture.layers)
         self._q: Tensor | None = None
-        self._rows: dict[tuple[int, int], list[np.ndarray]] = {}
+        self._rows: dict[tuple[int, int], Tensor] = {}
 
     @property
     def tapped(self) -> frozenset[tuple[str, int]]:
@@ -177,12 +178,12 @@ class ForwardTap:
     def _read(self, i: int, capture: Capture, at: list[int]) -> tuple[Sequence[np.ndarray], Sequence[np.ndarray]]:
         """Values per token, and of the lens ids."""
         if isinstance(capture, AttentionCapture):
-            layers = [self._rows[i, layer] for layer in capture.layers]
-            return [np.stack([rows[n] for rows in layers]) for n in range(len(at))], ()
+            rows = to_host(torch.stack([self._rows[i, layer] for layer in capture.layers], 1)).numpy()
+            return [row[..., : self._offset + t + 1] for row, t in zip(rows, at, strict=True)], ()
         captured = self._recorder.captured
         if isinstance(capture, ActivationCapture):
-            return list(captured[capture.site][0, at].float().cpu().numpy()), ()
-        streams = torch.stack([captured[f"resid_post.{layer}"][0, at] for layer in capture.layers], 1)
+            return list(to_host(take_rows(captured[capture.site][0], at).float()).numpy()), ()
+        streams = torch.stack([take_rows(captured[f"resid_post.{layer}"][0], at) for layer in capture.layers], 1)
         logprobs, ids = _read_lens(self._model, streams, capture.top)
         return list(logprobs), list(ids)
 
@@ -209,8 +210,8 @@ def _read_lens(model: Decoder, streams: Tensor, top: int) -> tuple[np.ndarray, n
         for rows in torch.split(streams.flatten(0, 1), LENS_ROWS)
     ]
     shape = (*streams.shape[:2], top)
-    values = torch.cat([one.values for one in best]).view(shape).cpu().numpy()
-    return values, torch.cat([one.indices for one in best]).view(shape).cpu().numpy()
+    values = to_host(torch.cat([one.values for one in best]).view(shape)).numpy()
+    return values, to_host(torch.cat([one.indices for one in best]).view(shape)).numpy()
 
 
 def _place(placed: PlacedEdit, begin: int, end: int) -> Iterator[Edit]:
@@ -223,9 +224,24 @@ def _place(placed: PlacedEdit, begin: int, end: int) -> Iterator[Edit]:
         return
     asked = list(placed.edit.keys) if not isinstance(placed.edit.keys, int | None) else []
     keys = [key for key in asked if key < end]
-    weights = torch.as_tensor(placed.edit.weights)[[key < end for key in asked]]
-    visible = torch.tensor(keys)[None] <= torch.tensor(at)[:, None]
+    weights = torch.as_tensor(placed.edit.weights, device="cpu")[[key < end for key in asked]]
+    visible = torch.tensor(keys, device="cpu")[None] <= torch.tensor(at, device="cpu")[:, None]
     yield replace(placed.edit, query=at, keys=keys, weights=weights * visible)
+
+
+def _move_edits(request: RequestTaps, device: torch.device) -> RequestTaps:
+    """The request with what it adds and multiplies by where the model lies: sent once, not in every step."""
+    if device.type == "cpu":
+        return request
+    moved = []
+    for placed in request.edits:
+        edit = placed.edit
+        if isinstance(edit, Add):
+            edit = replace(edit, value=to_device(edit.value, device))
+        elif isinstance(edit, Scale) and isinstance(edit.factor, Tensor):
+            edit = replace(edit, factor=to_device(edit.factor, device))
+        moved.append(replace(placed, edit=edit))
+    return replace(request, edits=tuple(moved))
 
 
 def _to_additions(placed: PlacedEdit, model: Decoder) -> list[Addition] | None:

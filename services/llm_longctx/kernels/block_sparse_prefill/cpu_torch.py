@@ -102,8 +102,8 @@ def _seen(q: Tensor, k: Tensor, v: Tensor, runs: Runs, begin: int | None) -> tup
         out, lse = sdpa_lse(q.reshape(1, 1, -1, q.shape[-1]), keys[None, None], values[None, None])
         return out.view(q.shape), lse.view(q.shape[:-1])
     shared = (1, q.shape[0], *keys.shape)
-    positions = torch.cat([torch.arange(*run) for run in runs])
-    hidden = (positions > torch.arange(begin, begin + q.shape[1])[:, None]).to(q.device)
+    positions = torch.cat([torch.arange(*run, device=q.device) for run in runs])
+    hidden = positions > torch.arange(begin, begin + q.shape[1], device=q.device)[:, None]
     bias = torch.zeros(hidden.shape, dtype=q.dtype, device=q.device).masked_fill_(hidden, -torch.inf)
     out, lse = sdpa_lse(q[None], keys.expand(shared), values.expand(shared), bias=bias)
     return out[0], lse[0]

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from services.llm_longctx.kernels.decode import cpu_ext, cpu_torch, reference
+from services.llm_longctx.kernels.decode.device_runs import DeviceRuns
 from services.llm_longctx.kernels.decode.pages import PageTable
 from services.llm_longctx.kernels.dispatch import Backend, choose
 from services.llm_longctx.kernels.packed_pages.layout import PAGE, PackedLayout
 from services.llm_longctx.kernels.packed_pages.reference import unpack
 
-__all__ = ["PageTable", "decode", "decode_packed", "decode_pages", "decode_runs"]
+__all__ = ["DeviceRuns", "PageTable", "decode", "decode_device_runs", "decode_packed", "decode_packed_device_runs", "decode_pages", "decode_runs"]
 
 
 def _triton(
@@ -97,6 +98,28 @@ def decode_runs(
     return _RUN[chosen](q, keys, values, [stores[2][one] if w else None for one, w in zip(at, weighted, strict=True)])
 
 
+def decode_device_runs(
+    q: Tensor, stores: tuple[Tensor, Tensor, Tensor], runs: DeviceRuns, *, backend: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    """`decode_runs` whose numbers lie on the device: a launch of fixed shape, without a copy to or from the host.
+
+    Args:
+        q: [R,G,d].
+        stores: Keys and values [entries,d] and log-weights [entries] in float32.
+        runs: Where each problem's entries lie.
+        backend: As in `decode`; other back ends than `triton` read the numbers first.
+
+    Raises:
+        NotReady: The named back end is not there or can't take these tensors.
+    """
+    if (chosen := choose("decode", backend, q.dtype, q.device.type)) == "triton":
+        from services.llm_longctx.kernels.decode import triton  # noqa: PLC0415  # see `_triton`
+
+        return triton.decode_device_runs(q, stores, runs)
+    start, n, weighted = (x.cpu().numpy() for x in (runs.start, runs.n, runs.weighted))
+    return decode_runs(q, stores, start, n, weighted, backend=chosen)
+
+
 def decode_packed(
     q: Tensor,
     packed: tuple[PackedLayout, Tensor, Tensor],
@@ -106,7 +129,7 @@ def decode_packed(
     *,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """`decode` over runs of packed entries, which C++ reads as they lie and other back ends widen.
+    """`decode` over runs of packed entries, which C++ and Triton read as they lie and other back ends widen.
 
     Args:
         q: [R,G,d].
@@ -122,6 +145,10 @@ def decode_packed(
     layout, pages, log_weights = packed
     if (chosen := choose("decode", backend, q.dtype, q.device.type)) == "cpu_ext":
         return cpu_ext.decode_packed(q, packed, start, n, weighted)
+    if chosen == "triton":
+        at = (torch.from_numpy(np.ascontiguousarray(x)).to(q.device) for x in (start, n, weighted))
+        runs = DeviceRuns(*at, longest=int(n.max(initial=0)), any_weighted=bool(weighted.any()))
+        return decode_packed_device_runs(q, packed, runs, backend=chosen)
     wide = torch.float32 if chosen == "reference" else q.dtype
     keys, values, weights = [], [], []
     for first, many, counts in zip(start.tolist(), n.tolist(), weighted.tolist(), strict=True):
@@ -131,6 +158,22 @@ def decode_packed(
         values.append(v.flatten(0, 1)[skip : skip + many].to(wide))
         weights.append(log_weights[first : first + many] if counts else None)
     return _RUN[chosen](q, keys, values, weights)
+
+
+def decode_packed_device_runs(
+    q: Tensor, packed: tuple[PackedLayout, Tensor, Tensor], runs: DeviceRuns, *, backend: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    """`decode_packed` whose numbers lie on the device; see `decode_device_runs`.
+
+    Raises:
+        NotReady: The named back end is not there or can't take these tensors.
+    """
+    if (chosen := choose("decode", backend, q.dtype, q.device.type)) == "triton":
+        from services.llm_longctx.kernels.packed_pages import triton  # noqa: PLC0415  # see `_triton`
+
+        return triton.decode_packed(q, packed, runs)
+    start, n, weighted = (x.cpu().numpy() for x in (runs.start, runs.n, runs.weighted))
+    return decode_packed(q, packed, start, n, weighted, backend=chosen)
 
 
 def decode_pages(
@@ -147,7 +190,8 @@ def decode_pages(
         ValueError: The shapes don't fit each other.
         NotReady: The named back end is not there or can't take these tensors.
     """
-    if choose("decode", backend, q.dtype, q.device.type) == "triton":
+    # The kernel looks pages up by tiles; tiles are powers of two.
+    if choose("decode", backend, q.dtype, q.device.type) == "triton" and pool.shape[2].bit_count() == 1:
         from services.llm_longctx.kernels.decode import triton  # noqa: PLC0415  # see `_triton`
 
         return triton.decode_pages(q, pool, pages, log_weights or [None] * len(pages.lengths))

@@ -12,6 +12,7 @@ from torch import Tensor
 from services.llm_longctx.kernels.native import bindings
 from services.llm_longctx.kernels.packed_pages import reference
 from services.llm_longctx.kernels.packed_pages.layout import MOST_CHANNELS, PAGE, CacheBits, PackedLayout
+from shared.lm.host_transfer import to_device
 
 __all__ = ["MOST_CHANNELS", "PAGE", "CacheBits", "PackedLayout", "pack_pages", "unpack_pages"]
 
@@ -32,8 +33,8 @@ def pack_pages(
     if _is_native(keys):
         bindings.pack_pages(keys, values, np.ascontiguousarray(source), store, np.ascontiguousarray(page), layout.bits)
         return
-    at = (torch.from_numpy(source)[:, None] + torch.arange(PAGE)).to(keys.device)
-    store[torch.from_numpy(page).to(store.device)] = reference.pack(layout, keys[at], values[at])
+    at = to_device(source, keys.device)[:, None] + torch.arange(PAGE, device=keys.device)
+    store[to_device(page, store.device)] = reference.pack(layout, keys[at], values[at])
 
 
 def unpack_pages(layout: PackedLayout, store: Tensor, page: np.ndarray, keys: Tensor, values: Tensor) -> None:
@@ -41,7 +42,7 @@ def unpack_pages(layout: PackedLayout, store: Tensor, page: np.ndarray, keys: Te
     if _is_native(keys):
         bindings.unpack_pages(store, np.ascontiguousarray(page), keys, values, layout.bits)
         return
-    k, v = reference.unpack(layout, store[torch.from_numpy(page).to(store.device)])
+    k, v = reference.unpack(layout, store[to_device(page, store.device)])
     keys.copy_(k.flatten(0, 1))
     values.copy_(v.flatten(0, 1))
 

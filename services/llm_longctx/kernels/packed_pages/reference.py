@@ -83,7 +83,8 @@ def _to_lanes(layout: PackedLayout, codes: Tensor) -> Tensor:
 
 def _from_lanes(layout: PackedLayout, raw: Tensor, blocks: int) -> Tensor:
     """Codes [m,blocks,lane,step…] in float32 of bytes [m,…]."""
-    words = raw.contiguous().view(torch.int32).view(len(raw), blocks, -1, LANES).transpose(2, 3)
+    steps = raw.shape[1] // (4 * blocks * LANES)  # there may be no page
+    words = raw.contiguous().view(torch.int32).view(len(raw), blocks, steps, LANES).transpose(2, 3)
     mask = 2**layout.bits - 1
     codes = torch.stack([words >> layout.shift(step) & mask for step in range(layout.steps)], -1)
     return codes.flatten(3).float()

@@ -27,6 +27,7 @@ class BlockGrid:
         key_block: Tokens of a key block.
         density: Share of key blocks that a row keeps.
         last: Whether the prompt ends here; its last row is then dense in two of the rules.
+        device: Where the queries lie.
     """
 
     tokens: int
@@ -35,6 +36,7 @@ class BlockGrid:
     key_block: int
     density: float
     last: bool = True
+    device: torch.device | str = "cpu"
 
     @property
     def columns(self) -> int:
@@ -44,7 +46,7 @@ class BlockGrid:
     @property
     def rows(self) -> Tensor:
         """Numbers of the query blocks."""
-        return torch.arange(self.first, -(-self.tokens // self.block))
+        return torch.arange(self.first, -(-self.tokens // self.block), device=self.device)
 
     @property
     def budget(self) -> int:
@@ -64,7 +66,7 @@ class BlockGrid:
 
 def select_blocks(variant: str, q: Tensor, k: Tensor, grid: BlockGrid, *, causal_safe: bool) -> Tensor:
     """Kept blocks [H,rows,columns]: q [H,T,d] of the last T positions, k [G,N,d]; float32 or wider."""
-    column, recent, start = torch.arange(grid.columns), grid.recent[:, None], grid.start[:, None]
+    column, recent, start = torch.arange(grid.columns, device=grid.device), grid.recent[:, None], grid.start[:, None]
     means = block_means(k, grid.key_block).repeat_interleave(q.shape[0] // k.shape[0], 0)
     scores = block_means(q, grid.block, grid.tokens - q.shape[1]) @ means.mT
     if variant == "topk":
@@ -93,7 +95,7 @@ def select_blocks(variant: str, q: Tensor, k: Tensor, grid: BlockGrid, *, causal
 def _top(scores: Tensor, counts: Tensor) -> Tensor:
     """The `counts` [rows,1] largest of each row of scores [H,rows,n]; ties go to the lower index."""
     order = scores.argsort(dim=-1, descending=True, stable=True)
-    ranks = torch.arange(scores.shape[-1]).expand_as(order)
+    ranks = torch.arange(scores.shape[-1], device=scores.device).expand_as(order)
     return torch.zeros_like(order, dtype=torch.bool).scatter(-1, order, ranks < counts)
 
 
@@ -104,7 +106,7 @@ def _vs(q: Tensor, k: Tensor, grid: BlockGrid) -> Tensor:
     budget = min(N, grid.budget * S)
     columns, weights = _best(by_key, int(budget * 0.5))
     scores = weights.new_zeros(len(q), grid.columns).index_put_(
-        (torch.arange(len(q))[:, None], columns // S), weights, accumulate=True
+        (torch.arange(len(q), device=q.device)[:, None], columns // S), weights, accumulate=True
     )
     distances, weights = _best(by_distance, budget - int(budget * 0.5))
     begin = grid.rows[:, None] * B - distances[:, None]

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from shared.lm.host_transfer import to_device
+
 __all__ = ["fixed_boundaries", "mass_ratios", "select_boundaries", "select_tokens"]
 
 
@@ -23,10 +25,11 @@ def mass_ratios(attention: Tensor, window: int = 4, eps: float = 1e-6, sliding_w
         sliding_window: At most so many query rows count, from i + w on.
     """
     N, w = len(attention), window
-    image = torch.zeros(N + 1, N + 1, dtype=torch.float64)
+    device = attention.device
+    image = torch.zeros(N + 1, N + 1, dtype=torch.float64, device=device)
     image[1:, 1:] = attention.double().cumsum(0).cumsum(1)
-    ratios = torch.zeros(N, dtype=torch.float64)
-    i = torch.arange(max(2 * w - 1, 0), max(N - 2 * w, 0))
+    ratios = torch.zeros(N, dtype=torch.float64, device=device)
+    i = torch.arange(max(2 * w - 1, 0), max(N - 2 * w, 0), device=device)
     if not len(i):
         return ratios
     top = i + w
@@ -90,25 +93,25 @@ def select_tokens(
         sinks: First tokens, which overwrite the earliest ones chosen.
         normalised: Whether means are scaled by the square root of what they average (`mean_sqrt`).
     """
-    N, first = len(k), begin // block
-    rows = torch.arange(first, -(-end // block))
-    borders = torch.tensor(list(boundaries))
+    N, first, device = len(k), begin // block, k.device
+    rows = torch.arange(first, -(-end // block), device=device)
+    borders = to_device(list(boundaries), device)
     lengths = borders[1:] - borders[:-1]
-    chunk_of = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+    chunk_of = torch.repeat_interleave(torch.arange(len(lengths), device=device), lengths, output_size=N)
     chunks = k.new_zeros(len(lengths), k.shape[1]).index_add_(0, chunk_of, k) / lengths[:, None]
-    row_of = torch.arange(begin, end) // block - first
+    row_of = torch.arange(begin, end, device=device) // block - first
     queries = q.new_zeros(len(rows), q.shape[1]).index_add_(0, row_of, q) / block
     if normalised:
         chunks, queries = chunks * lengths[:, None].sqrt(), queries * row_of.bincount()[:, None].sqrt()
     scores = (queries @ chunks.T)[:, chunk_of]
     allowed = ((rows + 1) * block).clamp(max=N)
-    at = torch.arange(N)
+    at = torch.arange(N, device=device)
     recent = (at < allowed[:, None]) & (at >= allowed[:, None] - local)
     scores = scores.masked_fill(at >= allowed[:, None], -torch.inf).masked_fill(recent, torch.inf)
     order = scores.argsort(dim=-1, descending=True, stable=True)[:, :budget]
     order = torch.nn.functional.pad(order, (0, budget - order.shape[1]), value=N - 1)
-    spare = torch.arange(budget) >= allowed[:, None]
+    spare = torch.arange(budget, device=device) >= allowed[:, None]
     chosen = order.masked_fill(spare, N - 1).sort(-1).values
     count = min(sinks, budget)
-    chosen[:, :count] = torch.minimum(torch.arange(count), allowed[:, None] - 1)
+    chosen[:, :count] = torch.minimum(torch.arange(count, device=device), allowed[:, None] - 1)
     return chosen.sort(-1).values

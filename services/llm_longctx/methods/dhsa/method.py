@@ -106,7 +106,8 @@ class Dhsa(AttentionMethod):
             return self._lists(chunk, N)
         if chunk.offset % self.block:
             return Dense()
-        grid = BlockGrid(N, chunk.offset // self.block, self.block, self.key_block, self.density, last=chunk.last)
+        first, device = chunk.offset // self.block, chunk.q.device
+        grid = BlockGrid(N, first, self.block, self.key_block, self.density, last=chunk.last, device=device)
         kept = select_blocks(self.variant, chunk.q, chunk.k, grid, causal_safe=self.causal_safe)
         return Blocks(BlockCsr.from_mask(kept, self.block, key_block=self.key_block, first=grid.first))
 

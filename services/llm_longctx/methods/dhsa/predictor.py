@@ -6,6 +6,7 @@ Section 1 of the spec. Knows keys, windows and labels; knows no decoder and no e
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -82,7 +83,7 @@ def predict_boundaries(
 
 def targets(ratios: Tensor) -> Tensor:
     """Labels of mass ratios [N], 0 or 1: sigmoid(2 (ln r - ln 2)) cut at one half, which is r >= 2."""
-    soft = torch.sigmoid(2 * (ratios.clamp_min(1e-12).log() - torch.tensor(2.0).log()))
+    soft = torch.sigmoid(2 * (ratios.clamp_min(1e-12).log() - math.log(2.0)))
     return (soft >= 0.5).to(ratios.dtype)
 
 

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from shared.lm.host_transfer import to_host
+
 __all__ = ["BlockStore", "Home", "resolve_home"]
 
 Home = Literal["device", "cpu", "disk"]
@@ -95,7 +97,7 @@ class BlockStore:
 
     def to_tensor(self) -> Tensor | None:
         """All blocks [n,B,H,2,L+1,d] in main memory, keys then values; None where there are none."""
-        return torch.stack([block.cpu() for block in self.blocks]) if self.blocks else None
+        return torch.stack([to_host(block) for block in self.blocks]) if self.blocks else None
 
     def load(self, blocks: Tensor, first: int) -> None:
         """Replace the content by blocks [n,B,H,2,L+1,d], the oldest of which has the number `first`."""
@@ -114,6 +116,6 @@ class BlockStore:
             # An unlinked file: the mapping keeps it alive and its bytes go when the last holder of the block goes.
             with tempfile.TemporaryFile() as file:
                 mapped = np.memmap(file, dtype=np.uint8, mode="w+", shape=(block.nbytes,))
-            mapped[:] = block.contiguous().view(torch.uint8).flatten().numpy()
+            mapped[:] = to_host(block).contiguous().view(torch.uint8).flatten().numpy()
             return torch.from_numpy(mapped).view(block.dtype).view(block.shape)
-        return block.cpu() if self.home == "cpu" else block
+        return to_host(block) if self.home == "cpu" else block

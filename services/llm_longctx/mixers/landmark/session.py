@@ -16,6 +16,7 @@ from torch import Tensor
 
 from services.llm_longctx.mixers.landmark.attention import grouped_softmax
 from services.llm_longctx.mixers.landmark.block_store import BlockStore, resolve_home
+from shared.lm.host_transfer import take_rows
 
 __all__ = ["Gate", "LandmarkNetwork", "LandmarkOutput", "LandmarkSession", "Positions", "Selection"]
 
@@ -61,7 +62,7 @@ class LandmarkOutput:
         logits: Of the caller's tokens [B,t,V].
         blocks: Per layer the absolute numbers of the chosen blocks [B,H,t',k'], or None where no block is stored yet.
             t' counts inserted landmarks too, and is 1 where the tokens of a chunk share one choice.
-        is_token: Which of the t' positions are the caller's tokens.
+        is_token: Which of the t' positions are the caller's tokens, on the CPU.
     """
 
     logits: Tensor
@@ -124,7 +125,7 @@ class LandmarkSession:
         if self._inserts_landmarks:
             ids, is_token = self._insert_landmarks(tokens)
         else:
-            ids, is_token = tokens, torch.ones_like(tokens[0]).bool()
+            ids, is_token = tokens, torch.ones(tokens.shape[1], dtype=torch.bool, device="cpu")
         landmark = self._landmark_mask(ids)
         x, chosen = self.net.embed(ids), []
         for block, layer in zip(self.net.layers, self.layers, strict=True):
@@ -134,7 +135,8 @@ class LandmarkSession:
             x = x + block.output(out.transpose(1, 2))
             x = x + block.feed(x)
         self.tokens_read += ids.shape[1]
-        return LandmarkOutput(self.net.logits(x)[:, is_token], chosen, is_token)
+        own = take_rows(self.net.logits(x).transpose(0, 1), is_token.nonzero()[:, 0].tolist()).transpose(0, 1)
+        return LandmarkOutput(own, chosen, is_token)
 
     @property
     def nbytes(self) -> int:
@@ -199,7 +201,7 @@ class LandmarkSession:
 
     def _empty_keys(self) -> Tensor:
         """No keys [B,H,0,d], otherwise like all others."""
-        empty = torch.zeros(self.batch, 0, dtype=torch.long)
+        empty = torch.zeros(self.batch, 0, dtype=torch.long, device=next(self.net.parameters()).device)
         keys: Tensor = self.net.layers[0].project(self.net.embed(empty))[1].transpose(1, 2)
         return keys
 
@@ -213,8 +215,8 @@ class LandmarkSession:
                 ids.append(torch.full_like(token, self.net.landmark_id))
                 is_token.append(False)
         if not ids:
-            return tokens, torch.zeros(0, dtype=torch.bool)
-        return torch.stack(ids, 1), torch.tensor(is_token)
+            return tokens, torch.zeros(0, dtype=torch.bool, device="cpu")
+        return torch.stack(ids, 1), torch.tensor(is_token, device="cpu")
 
     def _landmark_mask(self, ids: Tensor) -> Tensor:
         """Which tokens close a block [t]; blocks are of one size, for all rows alike."""

@@ -342,7 +342,7 @@ class RoutingState:
     @property
     def occupancy(self) -> Tensor:
         """Tokens that each cluster has read [B,H,K]."""
-        return torch.zeros(0, dtype=torch.long) if self._count is None else self._count
+        return self.centroids.new_zeros(0, dtype=torch.long) if self._count is None else self._count
 
     def _buffers(self, B: int, H: int, d: int, like: Tensor) -> tuple[Tensor, Tensor]:
         if self._ring is None or self._count is None:

@@ -157,8 +157,8 @@ class TitansMemory(nn.Module):
         if qk_norm:
             self.q_norm, self.k_norm = _HeadNorm(H, d), _HeadNorm(H, d)
         sides = [d, *[int(expansion * d)] * (depth - 1), d]
-        matrices = [torch.randn(H, a, b) * a**-0.5 for a, b in itertools.pairwise(sides)]
-        fast = [torch.zeros(H, d), *matrices] if self.wrapped else matrices
+        matrices = [torch.randn(H, a, b, device="cpu") * a**-0.5 for a, b in itertools.pairwise(sides)]
+        fast = [torch.zeros(H, d, device="cpu"), *matrices] if self.wrapped else matrices
         self.memory_model_parameters = nn.ParameterList(nn.Parameter(w) for w in fast)
         self.to_queries = nn.Linear(width, H * d, bias=False)
         self.to_keys = nn.Linear(width, H * d, bias=False)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from services.llm_longctx.mixers.titans.layers import LAYOUTS, LayerState, Layout, TitansConfig, TitansLayer
 from services.llm_longctx.mixers.titans.state import MAX_STATE_BYTES, SessionState, StateError, pack_state, unpack_state
 from shared.lm.blocks import RMSNorm
+from shared.lm.host_transfer import to_device
 from shared.registry import builder
 
 __all__ = ["TitansLM", "TitansSession", "titans_attention", "titans_lmm", "titans_mac", "titans_mag", "titans_mal"]
@@ -94,7 +95,7 @@ class TitansLM(nn.Module):
         layers: list[LayerState] = [{} for _ in self.layers]
         for name, tensor in state.tensors.items():
             layer, _, key = name.partition(".")
-            layers[int(layer)][key] = tensor
+            layers[int(layer)][key] = to_device(tensor, self.head.weight.device)
         return layers
 
 
@@ -110,7 +111,7 @@ class TitansSession:
 
     def __init__(self, net: TitansLM, states: list[LayerState], index: int, batch: int) -> None:
         self.net, self.index, self.batch = net, index, batch
-        self.trace = torch.zeros(0)
+        self.trace = net.head.weight.new_zeros(0)
         self._states = states
 
     @torch.no_grad()

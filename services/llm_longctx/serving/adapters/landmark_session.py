@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from services.llm_longctx.mixers.landmark import LandmarkSession
-from services.llm_longctx.serving.adapters.session import check_finite
+from services.llm_longctx.serving.adapters.session import check_finite, read_ids
 from services.llm_longctx.serving.request_state import StoredDocument
 from services.llm_longctx.state.document_cache import CHECKPOINT_TOKENS, DocumentCache
 
@@ -104,7 +104,7 @@ class LandmarkRequestSession:
     def feed(self, tokens: Sequence[int]) -> Tensor:
         """Read tokens; their logits [t,V]."""
         stored = self.session.num_blocks
-        output = self.session.feed(torch.tensor([list(tokens)]))
+        output = self.session.feed(read_ids(self.session.net, tokens))
         self.answer_ids += tokens if self.num_read >= self._prompt_tokens else ()
         self.num_read += len(tokens)
         chosen = [blocks for blocks in output.blocks if blocks is not None]
@@ -121,7 +121,8 @@ class LandmarkRequestSession:
         if self._checkpointer is not None:
             self._checkpointer.on_read(self.session, self.num_read)
         logits = check_finite(output.logits[0])
-        logits[:, self._muted] = -torch.inf
+        for token in self._muted:
+            logits[:, token] = -torch.inf
         return logits
 
     def fork(self) -> Self:
@@ -141,5 +142,5 @@ class LandmarkRequestSession:
 
 def dense_token_bytes(session: LandmarkSession) -> int:
     """Bytes of one token's keys and values in every layer, in float32."""
-    width: int = session.net.embed(torch.zeros(1, 1, dtype=torch.long)).shape[-1]
+    width: int = session.net.embed(read_ids(session.net, [0])).shape[-1]
     return 8 * width * len(session.net.layers)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from services.llm_longctx.engine import GenerationRequest, RequestSession, Scheduler, SessionSource
 from services.llm_longctx.serving.adapters.base import TextModelAdapter, priority_of
@@ -20,6 +20,7 @@ from services.llm_longctx.serving.request_state import RequestState
 from services.llm_longctx.serving.toy_tokenizers import OffsetTokenizer
 from shared.api.text import GenerationOptions, LongctxUsage
 from shared.errors import Conflict
+from shared.lm.host_transfer import to_device
 
 __all__ = ["NonFinite", "SessionAdapter", "StatelessRequestSession", "StatelessSessionAdapter", "check_finite"]
 
@@ -114,7 +115,7 @@ class StatelessRequestSession:
 
     def feed(self, tokens: Sequence[int]) -> Tensor:
         """Read tokens; their logits [t,V]."""
-        logits: Tensor = self.session.feed(torch.tensor([list(tokens)]))[0]
+        logits: Tensor = self.session.feed(read_ids(self.session.net, tokens))[0]
         self.num_read += len(tokens)
         return check_finite(logits)
 
@@ -176,6 +177,11 @@ class StatelessSessionAdapter(SessionAdapter):
         """
         refuse_knobs(options.longctx, self.name)
         return self.build_session_request(ids, self.limit_tokens(ids, max_tokens), options, _StatelessSource(self))
+
+
+def read_ids(net: nn.Module, tokens: Sequence[int]) -> Tensor:
+    """Tokens [1,t] where a network lies."""
+    return to_device(list(tokens), next(net.parameters()).device, torch.long)[None]
 
 
 def check_finite(logits: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from services.llm_longctx import metrics
 from services.llm_longctx.engine import GenerationRequest
 from services.llm_longctx.mixers.titans import StateError, StateMismatch, TitansSession
 from services.llm_longctx.serving.adapters.landmark_options import refuse_knobs
-from services.llm_longctx.serving.adapters.session import NonFinite, SessionAdapter, check_finite
+from services.llm_longctx.serving.adapters.session import NonFinite, SessionAdapter, check_finite, read_ids
 from services.llm_longctx.serving.request_state import RequestState, SessionTransaction, TokenUpdate
 from shared.api.text import GenerationOptions, LongctxAnswer, Surprise
 from shared.errors import Conflict, InvalidOption, Malformed
@@ -77,7 +77,7 @@ class TitansRequestSession:
 
     def feed(self, tokens: Sequence[int]) -> Tensor:
         """Read tokens and update the memory; their logits [t,V]."""
-        logits = self.session.feed(torch.tensor([list(tokens)]))[0]
+        logits = self.session.feed(read_ids(self.session.net, tokens))[0]
         try:
             check_finite(logits)
         except NonFinite:
@@ -85,7 +85,8 @@ class TitansRequestSession:
             raise
         self.num_read += len(tokens)
         self._traces.append((list(tokens), self.session.trace[0].mean(1)))
-        logits[:, self._muted] = -torch.inf
+        for token in self._muted:
+            logits[:, token] = -torch.inf
         return logits
 
     def fork(self) -> Self:

@@ -97,7 +97,7 @@ class TapBuilder:
             return [PlacedEdit(Uniform(layer, self._check_heads(given.heads, Site("q", layer))), tokens)]
         heads = self._check_heads(given.heads, Site("z", layer))
         keys, weights = _read_weights(given, prompt, config)
-        return [PlacedEdit(Attend(layer, heads or [], [], keys, torch.tensor(weights)), tokens)]
+        return [PlacedEdit(Attend(layer, heads or [], [], keys, torch.tensor(weights, device="cpu")), tokens)]
 
     def _find_vectors(self, given: wire.AddIntervention) -> list[tuple[str, Tensor]]:
         """What is added, as [1,1,D] or [1,1,heads,d], by site."""
@@ -106,7 +106,7 @@ class TapBuilder:
         elif given.site is None:
             raise InvalidOption("A vector of numbers needs a site, such as resid_post.14.")
         else:
-            found = [(given.site, torch.tensor(given.vector))]
+            found = [(given.site, torch.tensor(given.vector, device="cpu"))]
         return [(site, self._shape(self._parse_site(site), value * given.scale, given.heads)) for site, value in found]
 
     def _read_stored(self, name: str, site: str | None) -> list[tuple[str, Tensor]]:

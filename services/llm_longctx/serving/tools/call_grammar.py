@@ -51,7 +51,7 @@ class CallGrammar:
         refused = [i for i, text in enumerate(self._texts) if sign in text and not self._is_allowed(text)]
         if not refused:
             return None
-        mask = torch.ones(len(self._texts), dtype=torch.bool)
+        mask = torch.ones(len(self._texts), dtype=torch.bool, device="cpu")
         mask[refused] = False
         return mask
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from shared.lm.config import DecoderConfig
+from shared.lm.host_transfer import take_rows
 from shared.lm.rope import frequencies
 
 __all__ = ["Evidence", "rotary_angles", "split_output", "value_norms"]
@@ -35,16 +35,15 @@ class Evidence:
     output: Tensor | None = None
 
 
-@lru_cache(maxsize=64)
-def rotary_angles(config: DecoderConfig) -> Tensor | None:
+def rotary_angles(config: DecoderConfig, device: torch.device) -> Tensor | None:
     """Angles of a model's layers [d/2]; None where positions are embedded."""
-    return None if config.path == "gpt2" else frequencies(config)
+    return None if config.path == "gpt2" else frequencies(config, device)
 
 
 def split_output(output: Tensor, kv_heads: Sequence[int], group: int, d: int) -> Tensor:
     """An output matrix's columns by key/value head: [D,H·d] → [G',R,D,d]."""
     by_head = output.reshape(len(output), -1, d).movedim(1, 0)
-    mine = by_head[[g * group + i for g in kv_heads for i in range(group)]]
+    mine = take_rows(by_head, [g * group + i for g in kv_heads for i in range(group)])
     return mine.view(len(kv_heads), group, len(output), d)
 
 

@@ -24,6 +24,7 @@ from services.llm_longctx.methods.core.hook_inputs import (
 )
 from services.llm_longctx.methods.core.hook_results import CacheUpdate, DecodePlan, RetentionPolicy
 from shared.lm.config import DecoderConfig
+from shared.lm.host_transfer import take_rows
 
 __all__ = ["EvictionMethod"]
 
@@ -42,7 +43,7 @@ class EvictionMethod(EvictionRules):
 
     def after_prefill(self, view: PostPrefillView) -> CacheUpdate:
         """Cut when the prompt ends, or after every chunk."""
-        theta = rotary_angles(view.config)
+        theta = rotary_angles(view.config, view.q.device)
         before = view.memo.summary if isinstance(view.memo, _Memo) else None
         all_heads = tuple(range(len(view.heads)))
         tokens_read = ReadTokens(view.layer, view.q, view.offset, theta, view.hidden, all_heads)
@@ -99,8 +100,8 @@ class EvictionMethod(EvictionRules):
                 continue
             heads = [view.heads[layer][g] for g in mine]
             output = None if view.outputs is None else view.outputs[layer]
-            evidence = Evidence(tuple(mine), rotary_angles(view.config), memo.summary, output)
-            q = memo.q[[g * group + i for g in mine for i in range(group)]]
+            evidence = Evidence(tuple(mine), rotary_angles(view.config, memo.q.device), memo.summary, output)
+            q = take_rows(memo.q, [g * group + i for g in mine for i in range(group)])
             where += [(layer, g, head) for g, head in zip(mine, heads, strict=True)]
             own, weights = self._score_heads(heads, q, view.tokens, layer, evidence), self._norms(heads, q, evidence)
             if self.allocation != "model":
@@ -121,7 +122,7 @@ class EvictionMethod(EvictionRules):
 
     def after_decode(self, step: DecodeView, scores: Sequence[Tensor]) -> CacheUpdate:
         """Cut to what a prompt of this length would keep."""
-        theta = rotary_angles(step.config)
+        theta = rotary_angles(step.config, step.q.device)
         before = step.memo.summary if isinstance(step.memo, _Memo) else None
         all_heads = tuple(range(len(step.heads)))
         token = ReadTokens(step.layer, step.q[:, None], step.position, theta, step.hidden, all_heads, is_decoding=True)
@@ -158,7 +159,7 @@ class EvictionMethod(EvictionRules):
         if not self.is_cut([len(head.positions) for head in heads.values()], count):
             return {}
         group = config.heads // config.kv_heads
-        mine = q[[g * group + i for g in heads for i in range(group)]]
+        mine = take_rows(q, [g * group + i for g in heads for i in range(group)])
         kept = self.keep_positions(list(heads.values()), mine, tokens, layer, count, evidence)
         return {
             g: RetentionPolicy(positions)

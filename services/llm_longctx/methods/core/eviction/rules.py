@@ -30,6 +30,7 @@ from services.llm_longctx.methods.core.oracle import masked_attention
 from services.llm_longctx.methods.core.sparsity_claims import build_eviction_claim
 from shared.lm.config import DecoderConfig
 from shared.lm.head_plan import HeadPlan
+from shared.lm.host_transfer import take_rows
 
 __all__ = ["EvictionRules"]
 
@@ -183,14 +184,14 @@ class EvictionRules(AttentionMethod):
         [D,H·d], and what `summarize_inputs` takes.
         """
         G, N = k.shape[:2]
-        held = [CacheView(k[g], v[g], torch.arange(N)) for g in range(G)]
+        held = [CacheView(k[g], v[g], torch.arange(N, device=k.device)) for g in range(G)]
         evidence = self.evidence_of(q, k, v, layer, inputs)
         return torch.stack(self._score_heads(held, q[:, -max(self.query_window, 1) :], N, layer, evidence))
 
     def evidence_of(self, q: Tensor, k: Tensor, v: Tensor, layer: int, inputs: Mapping[str, Any]) -> Evidence:
         """Evidence of a whole prompt from inputs that are given by hand; see `scores`."""
         (G, N, d), base, hidden = k.shape, inputs.get("rope_theta"), inputs.get("hidden")
-        theta = None if base is None else 1.0 / (base ** (torch.arange(0, d, 2).float() / d))
+        theta = None if base is None else 1.0 / (base ** (torch.arange(0, d, 2, device=k.device).float() / d))
         summary = self.summarize_inputs(k, v, inputs)
         if summary is None:
             heads = tuple(inputs.get("kv_heads") or range(G))
@@ -206,7 +207,7 @@ class EvictionRules(AttentionMethod):
     def keep(self, scores: Tensor, norms: Tensor | None = None) -> Tensor:
         """What a cut at the prompt's end keeps, bool [L,G,N], by scores of all layers and, for `critical`, `norms`."""
         L, G, N = scores.shape
-        at, counts = torch.arange(N), self.counts(N, L)
+        at, counts = torch.arange(N, device=scores.device), self.counts(N, L)
         weights = [None] * L if norms is None else [list(one) for one in norms]
         if self.allocation == "model":
             flat = None if norms is None else list(norms.flatten(0, 1))
@@ -242,7 +243,7 @@ class EvictionRules(AttentionMethod):
         mask, kept = replay(
             self, q, k, v, chunks=chunks or (N,), steps=T, layer=layer, layers=layers, inputs=inputs, **extras
         )
-        extras["kept"] = torch.stack([torch.isin(torch.arange(N), one) for one in kept])
+        extras["kept"] = torch.stack([torch.isin(torch.arange(N, device=one.device), one) for one in kept])
         rows = slice(N if T else 0, N + T)
         return Reference(masked_attention(q[:, rows], k, v, mask[:, rows]), mask[:, rows], extras)
 
@@ -340,7 +341,7 @@ class EvictionRules(AttentionMethod):
                 for stores in ([heads[g].k for g in which], [heads[g].v for g in which])
             )
             positions = torch.stack([heads[g].positions[order] for g, order in zip(which, orders, strict=True)])
-            queries = q[[g * group + i for g in which for i in range(group)]].to(wide)
+            queries = take_rows(q, [g * group + i for g in which for i in range(group)]).to(wide)
             ids = tuple(evidence.kv_heads[g] for g in which)
             view = ScoringView(layer, queries, k, v, positions, tokens, ids, evidence.theta, evidence.summary)
             scores = self.score(view)

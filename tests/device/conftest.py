@@ -1,0 +1,16 @@
+"""One thread: the models here are too small for two, which would only wait for each other."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+# Triton settles what its own library is compiled to when it is imported first: here, to Python.
+os.environ["TRITON_INTERPRET"] = "1"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)

@@ -1,0 +1,316 @@
+"""A CUDA device that is only pretended: tensors keep their values in the CPU's memory, and each has a device on record.
+
+Two layers of torch's own overrides see every call. The upper one answers what Python asks (`x.device`, `.to("cuda")`,
+`.tolist()`, factories with `device=`). The lower one sees each operation with its operands, as a device would: it
+raises where devices mix as CUDA does, and it records what makes the host wait (`.item()`, shapes that depend on data)
+or copies behind the caller's back. Knows nothing about models. ADR 28 says why it is not FakeTensorMode.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os.path
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves
+
+from shared.lm import host_transfer
+
+__all__ = ["CUDA", "DeviceFault", "PretendCuda", "to_cuda"]
+
+CUDA = torch.device("cuda", 0)
+_CPU = torch.device("cpu")
+
+_ROOT = Path(__file__).parents[2]
+_SEAM = host_transfer.__file__
+
+_ON_CUDA: dict[int, StorageWeakRef] = {}
+"""Memory that is said to be a device's. The weak references keep the addresses from being used again."""
+
+_aten = torch.ops.aten
+
+_WAITS = {
+    _aten._local_scalar_dense.default: "reads a value (.item(), bool, int or float of a tensor)",
+    _aten.equal.default: "compares tensors on the host (torch.equal)",
+    _aten.nonzero.default: "has as many results as the data says (nonzero, boolean masks)",
+    _aten.masked_select.default: "has as many results as the data says (masked_select)",
+    _aten._unique2.default: "has as many results as the data says (unique)",
+    _aten.unique_dim.default: "has as many results as the data says (unique)",
+    _aten.unique_consecutive.default: "has as many results as the data says (unique_consecutive)",
+    _aten.bincount.default: "has as many results as the data says (bincount)",
+}
+"""Operations after which the host must wait for the device, each with its reason."""
+
+_READS = {
+    Tensor.tolist: "tolist()",
+    Tensor.numpy: "numpy()",
+    Tensor.__array__: "numpy.asarray()",
+    Tensor.data_ptr: "",
+}
+"""Methods that read memory without an operation; CUDA's `numpy` fails."""
+
+_INDEXED = {_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default, _aten._index_put_impl_.default}
+_FILLS = {_aten.copy_.default, _aten.fill_.Tensor, _aten.masked_fill.Tensor, _aten.masked_fill_.Tensor}
+
+
+class DeviceFault(RuntimeError):
+    """What a real device would refuse, or what a decode step must not do."""
+
+
+class PretendCuda:
+    """The pretended device.
+
+    Attributes:
+        waits: How often the host waited for the device, by reason and place.
+        copies: Hidden copies between host and device, by place.
+        transfers: Copies through `shared.lm.host_transfer`, which are meant: `sent` and `read`.
+        strict: Whether waits and hidden copies are faults.
+        inherits: Whether torch is inside a call whose tensors lie on the device.
+    """
+
+    def __init__(self) -> None:
+        self.waits: Counter[str] = Counter()
+        self.copies: Counter[str] = Counter()
+        self.transfers: Counter[str] = Counter()
+        self.strict = self.inherits = False
+
+    @contextlib.contextmanager
+    def active(self) -> Iterator[PretendCuda]:
+        """Pretend, on this thread, as long as the context lasts."""
+        with _Calls(self), _Operations(self):
+            yield self
+
+    @contextlib.contextmanager
+    def decoding(self) -> Iterator[None]:
+        """Waits and hidden copies are faults inside."""
+        before, self.strict = self.strict, True
+        try:
+            yield
+        finally:
+            self.strict = before
+
+    @contextlib.contextmanager
+    def inheriting(self, args: Any) -> Iterator[None]:
+        """What torch itself makes inside a call lies where the call's tensors lie, as `one_hot` and gradients do."""
+        tensors = (x for one in args for x in (one if isinstance(one, list | tuple) else (one,)))
+        before = self.inherits
+        self.inherits = before or any(isinstance(x, Tensor) and self.device_of(x).type == "cuda" for x in tensors)
+        try:
+            yield
+        finally:
+            self.inherits = before
+
+    def device_of(self, x: Tensor) -> torch.device:
+        """Where a tensor is said to lie."""
+        if x.device.type != "cpu" or x.layout is not torch.strided:
+            return x.device
+        held = _ON_CUDA.get(x.untyped_storage()._cdata)
+        return CUDA if held is not None and not held.expired() else _CPU
+
+    def put(self, x: Tensor) -> Tensor:
+        """Say that a tensor's memory is the device's; everything that shares it goes along."""
+        storage = x.untyped_storage()
+        _ON_CUDA[storage._cdata] = StorageWeakRef(storage)
+        return x
+
+    def wait(self, why: str) -> None:
+        """The host waits for the device.
+
+        Raises:
+            DeviceFault: It must not.
+        """
+        if _is_meant():
+            self.transfers["read"] += 1
+            return
+        self.waits[f"{why} at {_place()}"] += 1
+        if self.strict:
+            message = f"the host waits for the device in a decode step: an operation {why}, at {_place()}"
+            raise DeviceFault(message)
+
+    def copy(self, what: str) -> None:
+        """Data goes between host and device.
+
+        Raises:
+            DeviceFault: It must not.
+        """
+        if _is_meant():
+            self.transfers["sent"] += 1
+            return
+        self.copies[f"{what} at {_place()}"] += 1
+        if self.strict:
+            message = f"data goes between host and device in a decode step: {what}, at {_place()}"
+            raise DeviceFault(message)
+
+
+def to_cuda(module: nn.Module, device: PretendCuda) -> nn.Module:
+    """Put a module's parameters and buffers on the device, copied: the original stays where it is."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.data = tensor.data.clone()
+        device.put(tensor)
+    return module
+
+
+class _Operations(TorchDispatchMode):
+    """The lower layer: operands of each operation."""
+
+    def __init__(self, device: PretendCuda) -> None:
+        super().__init__()
+        self._device = device
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, device = kwargs or {}, self._device
+        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        places = [device.device_of(x).type for x in tensors]
+        if "cuda" not in places:
+            made = func(*args, **kwargs)
+            return device.put(made) if not places and device.inherits and isinstance(made, Tensor) else made
+        if func is _aten._to_copy.default or func is _aten._copy_from.default:
+            pass  # the device of a copy is the caller's, see `_Calls`
+        elif "cpu" in places:
+            self._check_mixed(func, args, tensors, places)
+        if (why := _WAITS.get(func)) is not None:
+            device.wait(why)
+        if func is _aten.repeat_interleave.Tensor and kwargs.get("output_size") is None:
+            device.wait("has as many results as the data says (repeat_interleave)")
+        if func in _INDEXED and _is_masked(func, args):
+            device.wait("indexes by a boolean mask")
+        result = func(*args, **kwargs)
+        for x in tree_leaves(result):
+            if isinstance(x, Tensor) and x.device.type == "cpu":
+                device.put(x)
+        return result
+
+    def _check_mixed(self, func: Any, args: Any, tensors: list[Tensor], places: list[str]) -> None:
+        """Raise where an operation's operands lie on two devices, as CUDA would."""
+        if func is _aten.copy_.default:
+            if not args[1].dim():  # x[i] = 0.0: on a device torch fills
+                return
+            self._device.copy("copies a whole tensor, by assignment or copy_()")
+            return
+        if func in _INDEXED and any(isinstance(i, Tensor) and self._device.device_of(i).type == "cpu" for i in args[1]):
+            message = f"a tensor on the device is indexed by one on the host, at {_place()}: torch copies it every time"
+            raise DeviceFault(message)
+        pointwise = torch.Tag.pointwise in func.tags or func in _INDEXED or func in _FILLS
+        stray = [x for x, place in zip(tensors, places, strict=True) if place == "cpu" and (x.dim() or not pointwise)]
+        if stray:
+            message = (
+                f"{func}: expected all tensors to be on the same device, but operands are on "
+                f"{', '.join(places)}, at {_place()}"
+            )
+            raise DeviceFault(message)
+
+
+class _Calls(TorchFunctionMode):
+    """The upper layer: what Python asks of tensors, and factories."""
+
+    def __init__(self, device: PretendCuda) -> None:
+        super().__init__()
+        self._device = device
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        name = getattr(func, "__name__", "")
+        if args and isinstance(args[0], Tensor):
+            x = args[0]
+            if name == "__get__" and (answer := self._answer(func, x)) is not None:
+                return answer
+            if name in {"to", "cuda", "cpu", "type_as"}:
+                return self._move(func, name, x, args[1:], kwargs)
+            if name == "pin_memory":
+                return x  # pinned memory is the host's
+            if func in _READS and self._device.device_of(x).type == "cuda":
+                self._read(func)
+            if name == "new_tensor" and "device" not in kwargs:
+                kwargs["device"] = self._device.device_of(x)
+        return self._make(func, args, kwargs)
+
+    def _answer(self, func: Any, x: Tensor) -> Any:
+        """Attributes that name a device."""
+        owner = getattr(func, "__self__", None)
+        if owner is Tensor.device:
+            return self._device.device_of(x)
+        if owner is Tensor.is_cuda:
+            return self._device.device_of(x).type == "cuda"
+        return None
+
+    def _read(self, func: Any) -> None:
+        if func in {Tensor.numpy, Tensor.__array__}:
+            message = f"can't convert cuda:0 device type tensor to numpy, at {_place()}"
+            raise DeviceFault(message)
+        if what := _READS[func]:
+            self._device.wait(f"reads all values ({what})")
+
+    def _move(self, func: Any, name: str, x: Tensor, args: Any, kwargs: dict[str, Any]) -> Tensor:
+        device = self._device
+        before = device.device_of(x)
+        if name in {"cuda", "cpu"}:
+            target, dtype = (CUDA if name == "cuda" else _CPU), None
+        elif name == "type_as" or (args and isinstance(args[0], Tensor)):
+            target, dtype = device.device_of(args[0]), args[0].dtype
+        else:
+            parsed, dtype, *_ = torch._C._nn._parse_to(*args, **{k: v for k, v in kwargs.items() if k != "copy"})
+            target = before if parsed is None else torch.device(parsed)
+        found = x if dtype is None else x.to(dtype)
+        if target.type == before.type:
+            return found.clone() if kwargs.get("copy") and found is x else found
+        if target.type == "cuda":
+            device.copy("copies from the host (.to)")
+        else:
+            device.wait("copies to the host (.cpu() or .to)")
+        with _disable_current_modes():
+            moved = found.detach().clone()
+        return device.put(moved) if target.type == "cuda" else moved
+
+    def _make(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Factories, and everything else."""
+        asked = kwargs.get("device")
+        if asked is None or torch.device(asked).type != "cuda":
+            with self._device.inheriting(args):
+                return func(*args, **kwargs)
+        kwargs["device"] = _CPU
+        kwargs.pop("pin_memory", None)
+        if func in {torch.tensor, torch.as_tensor, Tensor.new_tensor}:
+            source = args[1] if func is Tensor.new_tensor else args[0]
+            if isinstance(source, Tensor):
+                return self._move(Tensor.to, "to", source, (CUDA,), {})
+            self._device.copy("makes a tensor of Python numbers (torch.tensor)")
+        with _disable_current_modes():
+            made = func(*args, **kwargs)
+        return self._device.put(made)
+
+
+def _is_masked(func: Any, args: Any) -> bool:
+    """Whether a boolean mask says how many entries are read, or written from a tensor of as many."""
+    masked = any(isinstance(i, Tensor) and i.dtype in {torch.bool, torch.uint8} for i in args[1])
+    return masked and (func is _aten.index.Tensor or (isinstance(args[2], Tensor) and args[2].dim() > 0))
+
+
+def _place() -> str:
+    """File and line of the caller outside torch and this file."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if "/torch/" not in name and name != __file__:
+            return f"{os.path.relpath(name, _ROOT)}:{frame.f_lineno}"
+        frame = frame.f_back
+    return "an unknown place"
+
+
+def _is_meant() -> bool:
+    """Whether the call comes from the one place that may copy between host and device."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_filename == _SEAM:
+            return True
+        frame = frame.f_back
+    return False

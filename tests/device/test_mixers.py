@@ -1,0 +1,108 @@
+"""Trained mixers on a pretended device: a prompt and four steps of each, as on a CPU."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from services.llm_longctx.mixers.deconstructed.networks import DeconstructedLM
+from services.llm_longctx.mixers.landmark.networks import LandmarkGPT
+from services.llm_longctx.mixers.routing.networks import RoutingLM
+from services.llm_longctx.mixers.titans.networks import titans_mac
+from services.llm_longctx.serving.adapters.landmark_session import LandmarkRequestSession
+from services.llm_longctx.serving.adapters.session import StatelessRequestSession
+from services.llm_longctx.serving.adapters.titans import TitansRequestSession
+from tests.device.pretend_cuda import PretendCuda, to_cuda
+
+VOCAB, PROMPT, STEPS = 42, 40, 4
+IDS = [(5 * i + i * i) % 41 for i in range(PROMPT + STEPS)]
+
+
+def _stateless(net):
+    return StatelessRequestSession(net.session(1), 256)
+
+
+MIXERS = {
+    "landmark": (
+        lambda: LandmarkGPT(VOCAB, 16, 2, 2, 4, 41, 64),
+        lambda net: LandmarkRequestSession(net.session(1, blocks=2), 0, PROMPT, [41]),
+    ),
+    "titans": (
+        lambda: titans_mac(VOCAB, 16, 2, 2, segment=8),
+        lambda net: TitansRequestSession("m", net.session(1), [41], 256),
+    ),
+    "routing": (lambda: RoutingLM(VOCAB, 16, 2, 2, 8, 1, 8, 8, 128), _stateless),
+    **{
+        f"deconstructed-{mixer}": (
+            lambda mixer=mixer: DeconstructedLM(VOCAB, 16, 2, 2, mixer, "hybrid", 128),
+            _stateless,
+        )
+        for mixer in ("approximate", "nonapproximate")
+    },
+}
+
+
+def play(open_session, net, device: PretendCuda | None = None) -> torch.Tensor:
+    """Logits of the prompt's end and of the steps."""
+    session, rows, read = open_session(net), [], 0
+    with torch.inference_mode():
+        while read < PROMPT:
+            size = min(session.max_chunk, PROMPT - read)
+            logits = session.feed(IDS[read : read + size])
+            read += size
+        rows.append(logits[-1])
+        twin = session.fork()
+        rows += [twin.feed([token])[-1] for token in IDS[PROMPT:]]
+    assert session.nbytes > 0
+    twin.close()
+    session.close()
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_mixers_answer_as_on_a_cpu(name):
+    make, open_session = MIXERS[name]
+    torch.manual_seed(0)
+    net = make().eval().requires_grad_(requires_grad=False)
+    wanted, device = play(open_session, net), PretendCuda()
+    with device.active():
+        found = play(open_session, to_cuda(copy.deepcopy(net), device), device)
+        assert found.device.type == "cuda"
+        close = torch.allclose(found.cpu(), wanted, atol=1e-4)
+    assert close
+
+
+@pytest.mark.parametrize("offload", ["none", "cpu", "disk"])
+def test_a_landmark_session_is_restored_and_keeps_blocks_elsewhere(offload):
+    torch.manual_seed(0)
+    net = LandmarkGPT(VOCAB, 16, 2, 2, 4, 41, 64).eval().requires_grad_(requires_grad=False)
+
+    def run(net, put) -> torch.Tensor:
+        first, second = (net.session(1, blocks=2, offload=offload) for _ in range(2))
+        first.feed(put(torch.tensor([IDS[:PROMPT]])))
+        second.restore(first.state(), PROMPT)
+        return second.feed(put(torch.tensor([IDS[PROMPT:]]))).logits
+
+    wanted, device = run(net, lambda ids: ids), PretendCuda()
+    with device.active():
+        found = run(to_cuda(copy.deepcopy(net), device), lambda ids: ids.cuda())
+        close = found.is_cuda and torch.allclose(found.cpu(), wanted, atol=1e-4)
+    assert close
+
+
+def test_a_titans_session_is_restored():
+    torch.manual_seed(0)
+    net = titans_mac(VOCAB, 16, 2, 2, segment=8).eval().requires_grad_(requires_grad=False)
+
+    def run(net, put) -> torch.Tensor:
+        session = net.session(1)
+        session.feed(put(torch.tensor([IDS[:PROMPT]])))
+        return net.restore(session.export()).feed(put(torch.tensor([IDS[PROMPT:]])))
+
+    wanted, device = run(net, lambda ids: ids), PretendCuda()
+    with device.active():
+        found = run(to_cuda(copy.deepcopy(net), device), lambda ids: ids.cuda())
+        close = found.is_cuda and torch.allclose(found.cpu(), wanted, atol=1e-4)
+    assert close

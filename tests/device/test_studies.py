@@ -1,0 +1,55 @@
+"""Every study on a pretended device answers as on a CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from services.interpretability.core.experiment import Experiment
+from shared.registry import CallContext, LoadContext, servables
+from tests.contract.checks.experiments import found_in
+from tests.contract.sameness import differences
+from tests.device.pretend_cuda import CUDA, PretendCuda
+
+ON_CPU = {"sparsity": "its claims are of processors: it times networks of all kinds on the one that it names"}
+"""Studies that stay on the CPU, each with its reason."""
+
+STUDIES = {name: kind for name, kind in servables("interpretability").items() if issubclass(kind, Experiment)}
+
+
+def answer(study_type, folder: Path, device: str, **options):
+    study = study_type.load(LoadContext(cache=folder, weights=folder / "weights", threads=1, device=device))
+    spec = study.example().model_copy(update=options)
+    return study.predict([spec], CallContext())[0]
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_study_answers_as_on_a_cpu(name, tmp_path):
+    wanted = answer(STUDIES[name], tmp_path / "cpu", "cpu")
+    with PretendCuda().active():
+        found = answer(STUDIES[name], tmp_path / "cuda", "cuda")
+    assert not isinstance(wanted, Exception)
+    assert not isinstance(found, Exception), found
+    assert found.manifest.device == ("cpu" if name in ON_CPU else str(CUDA))
+    assert not differences(found_in(wanted), found_in(found), tolerance=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["razor", "act", "statistic"])
+def test_every_kind_of_head_plan_is_made_as_on_a_cpu(kind, tmp_path):
+    options = {
+        "kind": kind,
+        "period": 40,
+        "repeats": 2,
+        "samples": 3,
+        "check": 3,
+        "candidates": 3,
+        "skip": 0,
+        "facts": 4,
+    }
+    wanted = answer(STUDIES["head-plans"], tmp_path / "cpu", "cpu", **options)
+    with PretendCuda().active():
+        found = answer(STUDIES["head-plans"], tmp_path / "cuda", "cuda", **options)
+    assert not isinstance(wanted, Exception), wanted
+    assert not isinstance(found, Exception), found
+    assert not differences(found_in(wanted), found_in(found), tolerance=1e-3)

@@ -1,0 +1,65 @@
+"""Decode steps by Triton kernels on a pretended device: launches run in the interpreter, all else is watched."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import pytest
+import torch
+from torch.utils._python_dispatch import _disable_current_modes
+
+from services.llm_longctx.engine import Engine
+from services.llm_longctx.kernels import dispatch
+from services.llm_longctx.methods import method
+from tests.device.pretend_cuda import PretendCuda
+from tests.device.test_engine import IDS, PLAN, PROMPT, STEPS, knobs_of, net, on_cuda, play
+
+triton = pytest.importorskip("triton", reason="triton is not installed: its wheels are for Linux")
+interpreter = importlib.import_module("triton.runtime.interpreter")
+
+
+def forget() -> None:
+    """A kernel's form is settled when its file is imported, and what is there when dispatch first looks."""
+    for name in [name for name in sys.modules if name.startswith("services.llm_longctx.kernels") and "triton" in name]:
+        del sys.modules[name]
+    for cached in (dispatch._chosen, dispatch._absent):
+        cached.cache_clear()
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """Launches so far; what a kernel does is the device's own business, which its own tests look at."""
+    done: list[str] = []
+    plain = interpreter.GridExecutor.__call__
+
+    def launch(self, *args, **kwargs):
+        done.append(self.fn.__name__)
+        with torch._C.DisableTorchFunction(), _disable_current_modes():
+            return plain(self, *args, **kwargs)
+
+    monkeypatch.setattr(triton.knobs.runtime, "interpret", True)
+    monkeypatch.setattr(interpreter.GridExecutor, "__call__", launch)
+    forget()
+    yield done
+    forget()
+
+
+@pytest.mark.parametrize(("name", "bits"), [("dense", 16), ("duo", 16), ("razor", 16), ("dense", 8), ("tova", 4)])
+def test_a_step_is_sent_once_and_answers_as_on_a_cpu(launches, name, bits):
+    how, device = method(name, **knobs_of(name)[0]), PretendCuda()
+    wanted = play(net(), how, bits)
+    with device.active():
+        engine = Engine(on_cuda(device), how, PLAN, page=16, backend="triton", cache_bits=bits, kv_bytes=1 << 20)
+        s = engine.open()
+        rows = [s.prefill(IDS[:PROMPT])[-1]]
+        launches.clear()
+        for i in range(STEPS):
+            before = device.transfers["sent"]
+            with device.decoding():
+                rows.append(s.step(IDS[PROMPT + i]))
+            packs = bits != 16  # pages that have become full are packed where the host says
+            assert device.transfers["sent"] - before == 1 or packs
+        assert not device.transfers["read"]
+        assert torch.allclose(torch.stack(rows).cpu(), wanted, atol=5e-4)
+    assert len(launches) >= STEPS * net().config.layers
