@@ -70,6 +70,13 @@ def _default(value: object) -> str:
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 
+def gpu_kernels_page() -> Iterator[tuple[pathlib.Path, str]]:
+    """The table of kernels compiled ahead of time, from its recorded results."""
+    from services.llm_longctx.kernels.ahead_of_time.results import render_page
+
+    yield ROOT / "docs/gpu-kernels.md", render_page()
+
+
 def claims() -> Iterator[tuple[pathlib.Path, str]]:
     """The measured parts of sparsity claims, from the benches' results: images hold services, not benches."""
     for room, suite in CLAIMS.items():
@@ -86,7 +93,7 @@ CLAIMS = {
 }
 """Room → the suite whose `claims` it ships."""
 
-GENERATORS: tuple[Callable[[], Iterator[tuple[pathlib.Path, str]]], ...] = (stubs, model_pages, settings_page, claims)
+GENERATORS: tuple[Callable[[], Iterator[tuple[pathlib.Path, str]]], ...] = (stubs, model_pages, settings_page, gpu_kernels_page, claims)
 
 
 def main(write: bool) -> int:

@@ -5,7 +5,15 @@ Knows tensors, blocks and pages. Knows nothing about requests, methods or who ow
 
 from services.llm_longctx.kernels.block_csr import BlockCsr
 from services.llm_longctx.kernels.block_sparse_prefill import block_sparse_prefill
-from services.llm_longctx.kernels.decode import PageTable, decode, decode_packed, decode_pages, decode_runs
+from services.llm_longctx.kernels.decode import (
+    DeviceRuns,
+    PageTable,
+    decode,
+    decode_device_runs,
+    decode_packed,
+    decode_pages,
+    decode_runs,
+)
 from services.llm_longctx.kernels.decode_step import ADDABLE_SITES, Addition, EntryRuns, NativeDecoder
 from services.llm_longctx.kernels.decoder_ops import layer_ops
 from services.llm_longctx.kernels.dispatch import backends
@@ -19,6 +27,7 @@ __all__ = [
     "ADDABLE_SITES",
     "Addition",
     "BlockCsr",
+    "DeviceRuns",
     "EntryRuns",
     "NativeDecoder",
     "PackedLayout",
@@ -27,6 +36,7 @@ __all__ = [
     "backends",
     "block_sparse_prefill",
     "decode",
+    "decode_device_runs",
     "decode_packed",
     "decode_pages",
     "decode_runs",

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from services.llm_longctx.kernels.decode import cpu_ext, cpu_torch, reference
+from services.llm_longctx.kernels.decode.device_runs import DeviceRuns
 from services.llm_longctx.kernels.decode.pages import PageTable
 from services.llm_longctx.kernels.dispatch import Backend, choose
 from services.llm_longctx.kernels.packed_pages.layout import PAGE, PackedLayout
 from services.llm_longctx.kernels.packed_pages.reference import unpack
 
-__all__ = ["PageTable", "decode", "decode_packed", "decode_pages", "decode_runs"]
+__all__ = ["DeviceRuns", "PageTable", "decode", "decode_device_runs", "decode_packed", "decode_pages", "decode_runs"]
 
 
 def _triton(
@@ -97,6 +98,28 @@ def decode_runs(
     return _RUN[chosen](q, keys, values, [stores[2][one] if w else None for one, w in zip(at, weighted, strict=True)])
 
 
+def decode_device_runs(
+    q: Tensor, stores: tuple[Tensor, Tensor, Tensor], runs: DeviceRuns, *, backend: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    """`decode_runs` whose numbers lie on the device: a launch of fixed shape, without a copy to or from the host.
+
+    Args:
+        q: [R,G,d].
+        stores: Keys and values [entries,d] and log-weights [entries] in float32.
+        runs: Where each problem's entries lie.
+        backend: As in `decode`; other back ends than `triton` read the numbers first.
+
+    Raises:
+        NotReady: The named back end is not there or can't take these tensors.
+    """
+    if (chosen := choose("decode", backend, q.dtype, q.device.type)) == "triton":
+        from services.llm_longctx.kernels.decode import triton  # noqa: PLC0415  # see `_triton`
+
+        return triton.decode_device_runs(q, stores, runs)
+    start, n, weighted = (x.cpu().numpy() for x in (runs.start, runs.n, runs.weighted))
+    return decode_runs(q, stores, start, n, weighted, backend=chosen)
+
+
 def decode_packed(
     q: Tensor,
     packed: tuple[PackedLayout, Tensor, Tensor],
@@ -147,7 +170,8 @@ def decode_pages(
         ValueError: The shapes don't fit each other.
         NotReady: The named back end is not there or can't take these tensors.
     """
-    if choose("decode", backend, q.dtype, q.device.type) == "triton":
+    # The kernel looks pages up by tiles; tiles are powers of two.
+    if choose("decode", backend, q.dtype, q.device.type) == "triton" and pool.shape[2].bit_count() == 1:
         from services.llm_longctx.kernels.decode import triton  # noqa: PLC0415  # see `_triton`
 
         return triton.decode_pages(q, pool, pages, log_weights or [None] * len(pages.lengths))
