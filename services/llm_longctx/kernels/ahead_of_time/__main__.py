@@ -1,6 +1,7 @@
 """`python -m services.llm_longctx.kernels.ahead_of_time [--write] [operation/shape/card …]`, with wildcards.
 
-Compiles the cells and compares them with `results.json`: exit status 1 where one is over budget or differs.
+Compiles the cells and compares them with `results.json`: exit status 1 where one is over budget or differs. `--write`
+records whole operations: `--write 'decode/*'`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def main(arguments: Sequence[str]) -> int:
     if not rows:
         sys.stdout.write("No cell matches. Names are like `decode/Llama-3-8B, bf16, runs/H100`; try `decode/*`.\n")
         return 1
-    if "--write" in arguments and not patterns:
+    if "--write" in arguments:
         write_results(rows)
         return faults
     drifted = [line for row in rows for line in _compare(row)]
@@ -36,10 +37,10 @@ def main(arguments: Sequence[str]) -> int:
 
 def _compare(row: Row) -> list[str]:
     """What differs from the record; another Triton may well compile otherwise."""
-    recorded = read_results()
+    recorded, operation = read_results(), row.name.split("/")[0]
     if recorded["triton"] != importlib.metadata.version("triton"):
         return []
-    if recorded["sources"] != digest_sources():
+    if recorded["sources"].get(operation) != digest_sources(operation):
         return [f"{row.name}: the sources changed since results.json was written; run with --write"]
     found = recorded["rows"].get(row.name)
     return [] if found == row.used else [f"{row.name}: {found} is recorded, {dict(row.used)} found"]

@@ -41,11 +41,10 @@ class Row:
     over_budget: Sequence[str] = ()
 
 
-def digest_sources() -> str:
-    """Return a digest of all that decides on the machine code; comments and docstrings don't."""
-    files = [*(_KERNELS / f"{operation}/triton.py" for operation in OPERATIONS), *(_KERNELS / "device").glob("*.py")]
+def digest_sources(operation: str) -> str:
+    """Return a digest of what decides on an operation's machine code; comments and docstrings don't."""
     whole = hashlib.sha256()
-    for file in sorted(files):
+    for file in (_KERNELS / operation / "triton.py", *sorted((_KERNELS / "device").glob("*.py"))):
         tree = ast.parse(file.read_text("utf8"))
         for node in ast.walk(tree):
             body = getattr(node, "body", None)
@@ -60,15 +59,21 @@ def _is_text(node: ast.AST) -> bool:
 
 
 def read_results() -> dict[str, Any]:
-    """Return the recorded `sources`, `triton` and `rows` (name → used)."""
+    """Return the recorded `triton`, `sources` (operation → digest) and `rows` (name → used)."""
     found: dict[str, Any] = json.loads(RESULTS.read_text("utf8"))
     return found
 
 
 def write_results(rows: Sequence[Row]) -> None:
-    """Record the rows as those of the present sources."""
-    lines = [f"  {json.dumps(row.name)}: {json.dumps(row.used)}" for row in rows]
-    head = json.dumps({"sources": digest_sources(), "triton": importlib.metadata.version("triton")})[:-1]
+    """Record rows as those of the present sources, in the place of all of their operations."""
+    found = read_results()
+    now = {row.name.split("/")[0]: digest_sources(row.name.split("/")[0]) for row in rows}
+    kept = {name: used for name, used in found["rows"].items() if name.split("/")[0] in set(OPERATIONS) - set(now)}
+    whole = kept | {row.name: dict(row.used) for row in rows}
+    ordered = sorted(whole, key=lambda name: OPERATIONS.index(name.split("/")[0]))
+    sources = {operation: (found["sources"] | now).get(operation) for operation in OPERATIONS}
+    head = json.dumps({"triton": importlib.metadata.version("triton"), "sources": sources})[:-1]
+    lines = [f"  {json.dumps(name)}: {json.dumps(whole[name])}" for name in ordered]
     RESULTS.write_text(head + ', "rows": {\n' + ",\n".join(lines) + "\n}}\n", "utf8")
 
 
