@@ -11,6 +11,7 @@ from services.llm_longctx.kernels.decode import (
     decode,
     decode_device_runs,
     decode_packed,
+    decode_packed_device_runs,
     decode_pages,
     decode_runs,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "decode",
     "decode_device_runs",
     "decode_packed",
+    "decode_packed_device_runs",
     "decode_pages",
     "decode_runs",
     "last_query_scores",

@@ -5,22 +5,26 @@ from __future__ import annotations
 import importlib
 import sys
 
+import numpy as np
 import pytest
 import torch
 
 from services.llm_longctx.kernels import (
     BlockCsr,
     DeviceRuns,
+    PackedLayout,
     PageTable,
     backends,
     block_sparse_prefill,
     decode,
     decode_device_runs,
+    decode_packed,
     decode_pages,
     dispatch,
     last_query_scores,
     window_prefill,
 )
+from services.llm_longctx.kernels.packed_pages.reference import pack as pack_reference
 from shared.errors import NotReady
 from shared.telemetry import KERNEL_CALLS
 
@@ -226,3 +230,21 @@ def test_runs_whose_numbers_lie_on_the_device_are_the_same_runs(interpreter):
     for backend in ("triton", "cpu_torch"):
         found = decode_device_runs(q, (*stores, logs), runs, backend=backend)
         close(found, wanted, TOLERANCE[torch.bfloat16])
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize(("d", "group"), [(64, 3), (80, 4), (24, 1), (128, 2)])
+def test_packed_pages_are_read_as_they_lie(interpreter, bits, d, group):
+    torch.manual_seed(d)
+    layout = PackedLayout(bits, d)
+    whole = torch.randn(2, 9, 16, d) * torch.tensor([1.0, 30.0])[:, None, None, None] - 2
+    pages = pack_reference(layout, *whole)
+    logs = torch.randn(9 * 16)
+    start, n = np.array([0, 5, 40, 16, 100]), np.array([64, 90, 0, 1, 44])
+    weighted = np.array([True, False, True, True, True])
+    q = torch.randn(5, group, d)
+    wanted = decode_packed(q, (layout, pages, logs), start, n, weighted, backend="reference")
+    close(decode_packed(q, (layout, pages, logs), start, n, weighted, backend="triton"), wanted, 3e-5)
+    kernel = importlib.import_module(f"{KERNELS}packed_pages.triton")
+    runs = DeviceRuns(*(torch.from_numpy(x) for x in (start, n, weighted)), longest=90)
+    close(kernel.decode_packed(q, (layout, pages, logs), runs, kernel.Parts(4, 32)), wanted, 3e-5)

@@ -19,7 +19,7 @@ from services.llm_longctx.kernels.dispatch import Backend, choose
 from services.llm_longctx.kernels.packed_pages.layout import PAGE, PackedLayout
 from services.llm_longctx.kernels.packed_pages.reference import unpack
 
-__all__ = ["DeviceRuns", "PageTable", "decode", "decode_device_runs", "decode_packed", "decode_pages", "decode_runs"]
+__all__ = ["DeviceRuns", "PageTable", "decode", "decode_device_runs", "decode_packed", "decode_packed_device_runs", "decode_pages", "decode_runs"]
 
 
 def _triton(
@@ -129,7 +129,7 @@ def decode_packed(
     *,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """`decode` over runs of packed entries, which C++ reads as they lie and other back ends widen.
+    """`decode` over runs of packed entries, which C++ and Triton read as they lie and other back ends widen.
 
     Args:
         q: [R,G,d].
@@ -145,6 +145,10 @@ def decode_packed(
     layout, pages, log_weights = packed
     if (chosen := choose("decode", backend, q.dtype, q.device.type)) == "cpu_ext":
         return cpu_ext.decode_packed(q, packed, start, n, weighted)
+    if chosen == "triton":
+        at = (torch.from_numpy(np.ascontiguousarray(x)).to(q.device) for x in (start, n, weighted))
+        runs = DeviceRuns(*at, longest=int(n.max(initial=0)), any_weighted=bool(weighted.any()))
+        return decode_packed_device_runs(q, packed, runs, backend=chosen)
     wide = torch.float32 if chosen == "reference" else q.dtype
     keys, values, weights = [], [], []
     for first, many, counts in zip(start.tolist(), n.tolist(), weighted.tolist(), strict=True):
@@ -154,6 +158,22 @@ def decode_packed(
         values.append(v.flatten(0, 1)[skip : skip + many].to(wide))
         weights.append(log_weights[first : first + many] if counts else None)
     return _RUN[chosen](q, keys, values, weights)
+
+
+def decode_packed_device_runs(
+    q: Tensor, packed: tuple[PackedLayout, Tensor, Tensor], runs: DeviceRuns, *, backend: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    """`decode_packed` whose numbers lie on the device; see `decode_device_runs`.
+
+    Raises:
+        NotReady: The named back end is not there or can't take these tensors.
+    """
+    if (chosen := choose("decode", backend, q.dtype, q.device.type)) == "triton":
+        from services.llm_longctx.kernels.packed_pages import triton  # noqa: PLC0415  # see `_triton`
+
+        return triton.decode_packed(q, packed, runs)
+    start, n, weighted = (x.cpu().numpy() for x in (runs.start, runs.n, runs.weighted))
+    return decode_packed(q, packed, start, n, weighted, backend=chosen)
 
 
 def decode_pages(
