@@ -23,10 +23,6 @@ from services.llm_longctx.kernels.device.launch import Variant
 
 __all__ = ["check_budget", "compile_variant", "iter_variants", "measure"]
 
-VECTORIZED = 0.9
-"""Least share of loaded bytes that loads of 8 bytes or more per thread must move."""
-
-
 def iter_variants(card: Card) -> Iterator[Variant]:
     """Yield what is compiled for a card."""
     for operation in OPERATIONS:
@@ -56,7 +52,7 @@ def check_budget(variant: Variant, card: Card, usage: Usage) -> list[str]:
         found.append(f"it spills: {usage.stack} bytes of stack, {usage.spills} loads and stores of it")
     if usage.shared > card.shared:
         found.append(f"it needs {usage.shared} bytes of shared memory; {card.name} has {card.shared}")
-    if usage.vectorized < VECTORIZED:
+    if usage.vectorized < variant.vectorized:
         found.append(f"only {usage.vectorized:.2f} of its loads' bytes are vectorized")
     if variant.matrix and not usage.matrix:
         found.append("it has no tensor-core instruction")

@@ -57,6 +57,7 @@ class Variant:
         aligned: Whole numbers that are divisible by 16.
         matrix: Whether it must use tensor cores.
         copies: Whether its loops must copy to shared memory in the background.
+        vectorized: Least share of loaded bytes that loads of 8 bytes or more per thread must move.
     """
 
     operation: str
@@ -66,6 +67,7 @@ class Variant:
     aligned: frozenset[str] = field(default=frozenset())
     matrix: bool = True
     copies: bool = True
+    vectorized: float = 0.9
 
 
 def card_for(device: torch.device) -> Card:

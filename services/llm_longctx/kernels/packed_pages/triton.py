@@ -37,9 +37,10 @@ def decode_packed(
     if not R:
         return out, lse
     # A run may begin in the middle of a page.
-    parts = parts or cut(R, runs.longest + PAGE, card_for(q.device))
+    card = card_for(q.device)
+    parts = parts or cut(R, runs.longest + PAGE, card)
     held = torch.empty(R * parts.count * G * (d + 1), dtype=torch.float32, device=q.device) if parts.count > 1 else lse
-    launch = _launch(layout, q.dtype, G, weighted=runs.any_weighted)
+    launch = _launch(card, layout, q.dtype, G, weighted=runs.any_weighted)
     launch(
         (R, parts.count),
         q,
@@ -60,7 +61,7 @@ def decode_packed(
     return out, lse
 
 
-def _launch(layout: PackedLayout, dtype: torch.dtype, G: int, *, weighted: bool) -> Launch:
+def _launch(card: Card, layout: PackedLayout, dtype: torch.dtype, G: int, *, weighted: bool) -> Launch:
     d = layout.head_dim
     wide = power_of_two(d, 16)
     constants = {
@@ -75,25 +76,25 @@ def _launch(layout: PackedLayout, dtype: torch.dtype, G: int, *, weighted: bool)
         "ROWS": power_of_two(G, 16),
         "WIDE": wide,
         "GROUP": power_of_two(G),
-        "KEYS": 64 if wide * dtype.itemsize <= 256 else 32,
+        "KEYS": min(max(16384 // (wide * dtype.itemsize), 32), 128),
         "PAGE": PAGE,
         "GROUPS": max(wide // VALUE_GROUP, 1),
         "AT_ONCE": max(4096 // (power_of_two(G) * wide), 1),
         "PRECISION": precision(dtype),
         "WIDEN": is_interpreted(),  # the interpreter multiplies bfloat16 as if it were whole numbers
     }
-    return Launch(_decode, constants, 4, 3)
+    return Launch(_decode, constants, 4, 3 if card.capability >= 90 else 2)
 
 
 def variants(card: Card) -> Iterator[Variant]:
-    """Yield both widths of codes for the decoders of `DECODERS`, in bfloat16."""
+    """Yield both widths of codes for the decoders of `DECODERS`, in bfloat16; scales and zeros are bytes."""
     types = dict.fromkeys(("q", "out"), "*bf16") | dict.fromkeys(("start", "lengths"), "*i64")
     types |= {"words": "*i32", "pages": "*u8", "weighted": "*i32", "arrived": "*i32", "scale": "fp32"}
     types |= dict.fromkeys(("weights", "lse", "part_out", "part_lse"), "*fp32")
     for name, G, d in DECODERS:
         for bits in (8, 4):
-            launch = _launch(PackedLayout(cast("CacheBits", bits), d), torch.bfloat16, G, weighted=True)
-            yield Variant("packed_pages", f"{name}, {bits} bits", launch, types, frozenset(("span",)), copies=False)
+            launch = _launch(card, PackedLayout(cast("CacheBits", bits), d), torch.bfloat16, G, weighted=True)
+            yield Variant("packed_pages", f"{name}, {bits} bits", launch, types, frozenset(("span",)), vectorized=0.8)
 
 
 @triton.jit
@@ -206,10 +207,11 @@ def _keys(
 ):
     """Keys [WIDE,KEYS] of pages: a channel has a scale and a zero per page."""
     STEPS: tl.constexpr = 32 // BITS
-    tile, lane, d = tl.arange(0, WIDE // STEPS), tl.arange(0, PAGE), tl.arange(0, WIDE)
-    at = (page * (BYTES // 4))[:, None, None] + (tile * PAGE)[None, :, None] + lane[None, None, :]
-    there = held[:, None, None] & (tile * STEPS < WIDTH)[None, :, None]
-    codes = tl.reshape(_codes(tl.load(words + at, there, 0), BITS), (KEYS // PAGE, WIDE, PAGE))
+    i, d = tl.arange(0, WIDE // STEPS * PAGE), tl.arange(0, WIDE)
+    there = held[:, None] & (i < WIDTH // STEPS * PAGE)[None, :]
+    flat = tl.load(words + (page * (BYTES // 4))[:, None] + i[None, :], there, 0)
+    codes = _codes(tl.reshape(flat, (KEYS // PAGE, WIDE // STEPS, PAGE)), BITS)
+    codes = tl.reshape(codes, (KEYS // PAGE, WIDE, PAGE))
     byte = pages + (page * BYTES)[:, None] + 2 * CODES + d[None, :]
     some = held[:, None] & (d < WIDTH)[None, :]
     by = _scale_of(tl.load(byte, some, 0))
@@ -236,11 +238,12 @@ def _values(
 ):
     """Values [KEYS,WIDE] of pages: 64 channels of an entry share a scale and a zero."""
     PARTS: tl.constexpr = PAGE * BITS // 32
-    part, d, group, entry = tl.arange(0, PARTS), tl.arange(0, WIDE), tl.arange(0, GROUPS), tl.arange(0, PAGE)
-    channel = d // PAGE * (PAGE * PARTS) + d % PAGE
-    at = (page * (BYTES // 4))[:, None, None] + CODES // 4 + (part * PAGE)[None, :, None] + channel[None, None, :]
-    there = held[:, None, None] & (d < WIDTH)[None, None, :]
-    codes = tl.reshape(_codes(tl.load(words + at, there, 0), BITS), (KEYS, GROUPS, WIDE // GROUPS))
+    i, group, entry = tl.arange(0, WIDE * PARTS), tl.arange(0, GROUPS), tl.arange(0, PAGE)
+    there = held[:, None] & (i < WIDTH * PARTS)[None, :]
+    flat = tl.load(words + (page * (BYTES // 4))[:, None] + CODES // 4 + i[None, :], there, 0)
+    blocks = tl.reshape(flat, (KEYS // PAGE, WIDE // PAGE, PARTS, PAGE))
+    codes = _codes(tl.reshape(tl.permute(blocks, (0, 2, 1, 3)), (KEYS // PAGE, PARTS, WIDE)), BITS)
+    codes = tl.reshape(codes, (KEYS, GROUPS, WIDE // GROUPS))
     byte = pages + (page * BYTES)[:, None, None] + 2 * CODES + 2 * WIDTH
     byte += (group * PAGE)[None, :, None] + entry[None, None, :]
     some = held[:, None, None] & (group < VALUE_GROUPS)[None, :, None]
