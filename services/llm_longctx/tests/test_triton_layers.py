@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from services.llm_longctx.kernels import dispatch
+from services.llm_longctx.kernels import dispatch, layer_ops, merge
+from services.llm_longctx.kernels.merge_lse.reference import softmax_of_all
 from services.llm_longctx.kernels.quantized_linear import pack
 from services.llm_longctx.kernels.quantized_linear import reference as multiply_reference
 from shared.lm.quantization import quantize
+from shared.lm.rope import rotate, rotation
 
 triton = pytest.importorskip("triton", reason="triton is not installed: its wheels are for Linux")
 
@@ -74,3 +76,73 @@ def test_a_gate_opens_what_the_second_matrix_gives(parts):
     (found,) = kernel.multiply(x, [(gate, biases[0]), (up, biases[1])], gated=True, parts=parts)
     assert found.shape == (2, 3, 40)
     assert (found.double() - wanted).abs().max() < 1e-4 * wanted.abs().max()
+
+
+@pytest.mark.parametrize(("shape", "dtype"), [((3, 5, 33), torch.float32), ((2, 576), torch.bfloat16), ((1, 1), torch.float32)])
+def test_norms_agree_with_torch(shape, dtype):
+    kernel = importlib.import_module(f"{KERNELS}decoder_ops.triton")
+    torch.manual_seed(shape[-1])
+    x, weight = torch.randn(shape) * 100, torch.randn(shape[-1]).to(dtype)
+    wanted = x / (x.square().mean(-1, keepdim=True) + 1e-3).sqrt() * (1.5 + weight.float())
+    found = kernel.normalize(x, weight, 1e-3, 1.5)
+    assert found.dtype == dtype
+    assert (found.float() - wanted).abs().max() < (1e-5 if dtype == torch.float32 else 2e-2) * wanted.abs().max()
+
+
+@pytest.mark.parametrize(("batches", "d"), [(1, 64), (2, 80), (2, 6)])
+def test_rotations_agree_with_torch(batches, d):
+    kernel = importlib.import_module(f"{KERNELS}decoder_ops.triton")
+    torch.manual_seed(d)
+    q, k = torch.randn(2, 3, 6, d), torch.randn(2, 3, 2, d)
+    theta = 1 / 10 ** (torch.arange(0, d, 2) / d)
+    turn = rotation(theta, torch.tensor([[5, 6, 7], [100, 101, 0]])[:batches], torch.float32)
+    for found, wanted in zip(kernel.rotate(q, k, turn), (rotate(q, turn), rotate(k, turn)), strict=True):
+        assert torch.allclose(found, wanted, atol=1e-6)
+
+
+def test_gates_agree_with_torch():
+    kernel = importlib.import_module(f"{KERNELS}decoder_ops.triton")
+    opening, opened = torch.randn(2, 3, 700) * 20
+    wanted = torch.nn.functional.silu(opening) * opened
+    assert torch.allclose(kernel.open_gate(opening, opened), wanted, rtol=1e-5)
+
+
+class Norm:
+    weight, eps, offset = torch.rand(96), 1e-5, 0.5
+
+    def __call__(self, x):
+        return x / (x.square().mean(-1, keepdim=True) + self.eps).sqrt() * (self.offset + self.weight)
+
+
+def test_layers_multiply_with_their_few_bit_matrices_up_to_a_few_rows():
+    layers = [torch.nn.Linear(96, 40, bias=i == 0) for i in range(2)]
+    few = {layer: packed(40, 96, 4) for layer in layers}
+    ops, plain = layer_ops("triton", torch.float32, "cpu", few), layer_ops("triton", torch.float32, "cpu")
+    x = torch.randn(1, 5, 96, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        normed = Norm()(x)
+        wanted = [multiply_reference(normed, few[layer]) + (0 if layer.bias is None else layer.bias) for layer in layers]
+        for found, one in zip(ops.products(x, layers, Norm()), wanted, strict=True):
+            assert torch.allclose(found.double(), one, rtol=1e-4, atol=1e-3)
+        opened = torch.nn.functional.silu(wanted[0]) * wanted[1]
+        assert torch.allclose(ops.swiglu(x, *layers, norm=Norm()).double(), opened, rtol=1e-3, atol=1e-3)
+        whole = [layer(normed) for layer in layers]
+        assert torch.allclose(plain.products(x, layers, Norm())[1], whole[1], atol=1e-5)
+        opened = torch.nn.functional.silu(whole[0]) * whole[1]
+        assert torch.allclose(plain.swiglu(x, *layers, norm=Norm()), opened, atol=1e-5)
+        many = x.repeat(1, 60, 1)
+        assert torch.allclose(ops.products(many, layers)[0], layers[0](many), atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [2, 3, 6])
+def test_merges_are_one_softmax(count):
+    torch.manual_seed(count)
+    logits, values = torch.randn(count, 5, 3, 7) * 20, torch.randn(count, 5, 3, 7, 24)
+    logits[:, 0, 0] = -torch.inf  # a row that sees nothing in any part
+    logits[1, 1] = -torch.inf
+    parts = [softmax_of_all(one, held) for one, held in zip(logits, values, strict=True)]
+    out, lse = merge(*((one.float(), logs.float()) for one, logs in parts), backend="triton")
+    wanted, sums = softmax_of_all(torch.cat(list(logits), -1), torch.cat(list(values), -2))
+    assert (out.double() - wanted).abs().max() < 1e-5
+    assert torch.equal(lse.isneginf(), sums.isneginf())
+    assert (lse.double() - sums)[~sums.isneginf()].abs().max() < 1e-4

@@ -35,8 +35,11 @@ def multiply(
 ) -> list[Tensor]:
     """See `multiply`; x is not rounded."""
     x = x.contiguous()
-    if gated:
+    if gated and layers[0][0].bits == layers[1][0].bits:
         return [_product(x, layers[0], layers[1], parts)]
+    if gated:
+        gate, up = (_product(x, layer, None, parts) for layer in layers)
+        return [torch.nn.functional.silu(gate) * up]
     return [_product(x, layer, None, parts) for layer in layers]
 
 
@@ -49,7 +52,7 @@ def _product(
     out = x.new_empty((*x.shape[:-1], N))
     if not M:
         return out
-    launch = _launch(x.dtype, M, matrix.bits, K, gated=other is not None, biased=bias is not None)
+    launch = _launch(x.dtype, M, matrix.bits, K, gated=other is not None, biased=(bias is not None, second_bias is not None))
     rows, strips = int(str(launch.constants["ROWS"])), int(str(launch.constants["STRIPS"]))
     grid = triton.cdiv(matrix.data.shape[0], strips), triton.cdiv(M, rows)
     groups = matrix.data.shape[1]
@@ -80,7 +83,7 @@ def _product(
     return out
 
 
-def _launch(dtype: torch.dtype, M: int, bits: int, K: int, *, gated: bool, biased: bool) -> Launch:
+def _launch(dtype: torch.dtype, M: int, bits: int, K: int, *, gated: bool, biased: tuple[bool, bool]) -> Launch:
     constants = {
         "BITS": bits,
         "K": K,
@@ -90,7 +93,8 @@ def _launch(dtype: torch.dtype, M: int, bits: int, K: int, *, gated: bool, biase
         "STRIPS": 4,
         "ROWS": min(power_of_two(M, 16), _MOST_ROWS if dtype != torch.float32 else 16),
         "GATED": gated,
-        "BIASED": biased,
+        "BIASED": biased[0],
+        "SECOND_BIASED": biased[1],
         "PRECISION": precision(dtype),
         "WIDEN": is_interpreted(),  # the interpreter multiplies bfloat16 as if it were whole numbers
     }
@@ -104,7 +108,7 @@ def variants(card: Card) -> Iterator[Variant]:
     for model in MODELS[:2]:
         for bits in (8, 4):
             for M, gated in ((16, False), (16, True), (64, False)):
-                launch = _launch(torch.bfloat16, M, bits, model.width, gated=gated, biased=False)
+                launch = _launch(torch.bfloat16, M, bits, model.width, gated=gated, biased=(False, False))
                 shape = f"{model.name}, {bits} bits, {M} rows{', gated' if gated else ''}"
                 yield Variant("quantized_linear", shape, launch, types, copies=False, vectorized=0.8)
 
@@ -134,6 +138,7 @@ def _multiply(
     ROWS: tl.constexpr,
     GATED: tl.constexpr,
     BIASED: tl.constexpr,
+    SECOND_BIASED: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
@@ -174,9 +179,9 @@ def _multiply(
                 acc += tl.load(theirs + cell, cache_modifier=".cg")
                 if GATED:
                     other += tl.load(theirs + tile + cell, cache_modifier=".cg")
-            _store(acc, other, bias, second_bias, out, n, m, N, inside, BIASED, GATED)
+            _store(acc, other, bias, second_bias, out, n, m, N, inside, BIASED, SECOND_BIASED, GATED)
     else:
-        _store(acc, other, bias, second_bias, out, n, m, N, inside, BIASED, GATED)
+        _store(acc, other, bias, second_bias, out, n, m, N, inside, BIASED, SECOND_BIASED, GATED)
 
 
 @triton.jit
@@ -220,11 +225,24 @@ def _group(
 
 
 @triton.jit
-def _store(acc, other, bias, second_bias, out, n, m, N, inside, BIASED: tl.constexpr, GATED: tl.constexpr):
+def _store(
+    acc,
+    other,
+    bias,
+    second_bias,
+    out,
+    n,
+    m,
+    N,
+    inside,
+    BIASED: tl.constexpr,
+    SECOND_BIASED: tl.constexpr,
+    GATED: tl.constexpr,
+):
     if BIASED:
         acc += tl.load(bias + n, n < N, 0.0).to(tl.float32)[:, None]
-        if GATED:
-            other += tl.load(second_bias + n, n < N, 0.0).to(tl.float32)[:, None]
     if GATED:
+        if SECOND_BIASED:
+            other += tl.load(second_bias + n, n < N, 0.0).to(tl.float32)[:, None]
         acc = acc * tl.sigmoid(acc) * other
     tl.store(out + m[None, :].to(tl.int64) * N + n[:, None], acc.to(out.dtype.element_ty), inside)
