@@ -57,6 +57,10 @@ def test_the_table_is_of_these_sources_and_whole():
 
 
 ASSEMBLY = """
+.L_x_0:
+ IMAD R1, R2, R3, R4 ;
+ BRA `(.L_x_0) ;
+.L_x_1:
  LDG.E.128 R4, desc[UR4][R2.64] ;
  @!P0 LDGSTS.E.BYPASS.128 [R5], desc[UR4][R6.64] ;
  LDG.E R8, desc[UR4][R2.64] ;
@@ -64,6 +68,7 @@ ASSEMBLY = """
  HGMMA.64x64x16.F32.BF16 R24, gdesc[UR8] ;
  HMMA.16816.F32.BF16 R4, R8, R12, R4 ;
  STL [R1], R4 ;
+ @P0 BRA `(.L_x_1) ;
  LDGDEPBAR ;
 """
 
@@ -73,6 +78,7 @@ def test_instructions_are_counted():
     assert (usage.loads, usage.copies, usage.spills) == (4, 1, 1)
     assert usage.vectorized == pytest.approx(256 / (256 + 32 + 16))
     assert usage.matrix == {"mma.sync": 1, "wgmma": 1}
+    assert usage.loop == 8
 
 
 KNOWN = {75: "A100", 80: "A100", 86: "L4", 89: "L4", 90: "H100", 103: "B200", 120: "L4"}

@@ -21,6 +21,9 @@ _MATRIX = {
     "wgmma": re.compile(r"\b[HIQ]GMMA\."),
     "tcgen05": re.compile(r"\bUTC\w*MMA\b"),
 }
+_LABEL = re.compile(r"\s*(\.L_\w+):")
+_JUMP = re.compile(r"\bBRA\S* .*`\((\.L_\w+)\)")
+_INSTRUCTION = re.compile(r"^\s+(?:/\*\w+\*/\s+)?(?:@!?U?P\w+ )?[A-Z][\w.]*[ ;]")
 _SPILL = re.compile(r"\b(?:LDL|STL)\b")
 _BULK = re.compile(r"\bUTMALDG\b")
 
@@ -38,6 +41,7 @@ class Usage:
         vectorized: Share of their bytes that move 8 bytes or more per thread.
         copies: Loads that are copies to shared memory in the background.
         matrix: Instructions of tensor cores by family.
+        loop: Instructions of the longest loop that multiplies tiles, or of the longest one: what a warp issues per tile.
     """
 
     registers: int
@@ -48,6 +52,7 @@ class Usage:
     vectorized: float
     copies: int
     matrix: dict[str, int]
+    loop: int
 
 
 def inspect(cubin: bytes, shared: int, tools: pathlib.Path) -> Usage:
@@ -90,7 +95,22 @@ def count(assembly: str, registers: int, stack: int, shared: int) -> Usage:
         wide / total if total else 1.0,
         copies,
         {name: times for name, times in matrix.items() if times},
+        _longest_loop(assembly),
     )
+
+
+def _longest_loop(assembly: str) -> int:
+    labels: dict[str, int] = {}
+    loops: list[tuple[bool, int]] = []
+    lines = assembly.splitlines()
+    for i, line in enumerate(lines):
+        if label := _LABEL.match(line):
+            labels[label[1]] = i
+        elif (jump := _JUMP.search(line)) and jump[1] in labels:
+            body = lines[labels[jump[1]] : i + 1]
+            multiplies = any(pattern.search(one) for one in body for pattern in _MATRIX.values())
+            loops.append((multiplies, sum(bool(_INSTRUCTION.search(one)) for one in body)))
+    return max(loops, default=(False, 0))[1]
 
 
 def _output(*command: object) -> str:
