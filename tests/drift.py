@@ -70,11 +70,13 @@ def _default(value: object) -> str:
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 
-def gpu_kernels_page() -> Iterator[tuple[pathlib.Path, str]]:
-    """The table of kernels compiled ahead of time, from its recorded results."""
-    from services.llm_longctx.kernels.ahead_of_time.results import render_page
+def gpu_pages() -> Iterator[tuple[pathlib.Path, str]]:
+    """The table of kernels compiled ahead of time, from its recorded results, and the computed cost of a step."""
+    from services.llm_longctx.kernels import cost_model
+    from services.llm_longctx.kernels.ahead_of_time import results
 
-    yield ROOT / "docs/gpu-kernels.md", render_page()
+    yield ROOT / "docs/gpu-kernels.md", results.render_page()
+    yield ROOT / "docs/gpu-cost.md", cost_model.render_page()
 
 
 def claims() -> Iterator[tuple[pathlib.Path, str]]:
@@ -93,7 +95,7 @@ CLAIMS = {
 }
 """Room → the suite whose `claims` it ships."""
 
-GENERATORS: tuple[Callable[[], Iterator[tuple[pathlib.Path, str]]], ...] = (stubs, model_pages, settings_page, gpu_kernels_page, claims)
+GENERATORS: tuple[Callable[[], Iterator[tuple[pathlib.Path, str]]], ...] = (stubs, model_pages, settings_page, gpu_pages, claims)
 
 
 def main(write: bool) -> int:

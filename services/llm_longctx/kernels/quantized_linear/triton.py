@@ -102,12 +102,12 @@ def _launch(dtype: torch.dtype, M: int, bits: int, K: int, *, gated: bool, biase
 
 
 def variants(card: Card) -> Iterator[Variant]:
-    """Yield both widths of codes, for a batch of 16 and of 64 rows, one matrix and a gated pair."""
+    """Yield both widths of codes, for batches of 16 to 64 rows, and a gated pair."""
     types = dict.fromkeys(("x", "bias", "second_bias", "out"), "*bf16") | {"sums": "*fp32", "arrived": "*i32"}
     types |= dict.fromkeys(("words", "second_words"), "*i32") | dict.fromkeys(("halves", "second_halves"), "*fp16")
     for model in MODELS[:2]:
         for bits in (8, 4):
-            for M, gated in ((16, False), (16, True), (64, False)):
+            for M, gated in ((16, False), (16, True), (32, False), (64, False)):
                 launch = _launch(torch.bfloat16, M, bits, model.width, gated=gated, biased=(False, False))
                 shape = f"{model.name}, {bits} bits, {M} rows{', gated' if gated else ''}"
                 yield Variant("quantized_linear", shape, launch, types, copies=False, vectorized=0.8)
