@@ -233,8 +233,10 @@ def test_runs_whose_numbers_lie_on_the_device_are_the_same_runs(interpreter):
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-@pytest.mark.parametrize(("d", "group"), [(64, 3), (80, 4), (24, 1), (128, 2)])
-def test_packed_pages_are_read_as_they_lie(interpreter, bits, d, group):
+@pytest.mark.parametrize(
+    ("d", "group", "dtype"), [(64, 3, torch.float32), (80, 4, torch.bfloat16), (24, 1, torch.float32), (128, 2, torch.float32)]
+)
+def test_packed_pages_are_read_as_they_lie(interpreter, bits, d, group, dtype):
     torch.manual_seed(d)
     layout = PackedLayout(bits, d)
     whole = torch.randn(2, 9, 16, d) * torch.tensor([1.0, 30.0])[:, None, None, None] - 2
@@ -242,9 +244,9 @@ def test_packed_pages_are_read_as_they_lie(interpreter, bits, d, group):
     logs = torch.randn(9 * 16)
     start, n = np.array([0, 5, 40, 16, 100]), np.array([64, 90, 0, 1, 44])
     weighted = np.array([True, False, True, True, True])
-    q = torch.randn(5, group, d)
+    q, tolerance = torch.randn(5, group, d).to(dtype), 3e-5 if dtype == torch.float32 else 0.5
     wanted = decode_packed(q, (layout, pages, logs), start, n, weighted, backend="reference")
-    close(decode_packed(q, (layout, pages, logs), start, n, weighted, backend="triton"), wanted, 3e-5)
+    close(decode_packed(q, (layout, pages, logs), start, n, weighted, backend="triton"), wanted, tolerance)
     kernel = importlib.import_module(f"{KERNELS}packed_pages.triton")
     runs = DeviceRuns(*(torch.from_numpy(x) for x in (start, n, weighted)), longest=90)
-    close(kernel.decode_packed(q, (layout, pages, logs), runs, kernel.Parts(4, 32)), wanted, 3e-5)
+    close(kernel.decode_packed(q, (layout, pages, logs), runs, kernel.Parts(4, 32)), wanted, tolerance)

@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.nn import functional
 
 from services.llm_longctx.kernels.device.cards import Card
 from services.llm_longctx.kernels.device.launch import Launch, Variant, card_for, counters, power_of_two, precision
@@ -35,16 +36,24 @@ def multiply(
 ) -> list[Tensor]:
     """See `multiply`; x is not rounded."""
     x = x.contiguous()
+    totals = _sum_groups(x)
     if gated and layers[0][0].bits == layers[1][0].bits:
-        return [_product(x, layers[0], layers[1], parts)]
+        return [_product(x, totals, layers[0], layers[1], parts)]
     if gated:
-        gate, up = (_product(x, layer, None, parts) for layer in layers)
-        return [torch.nn.functional.silu(gate) * up]
-    return [_product(x, layer, None, parts) for layer in layers]
+        gate, up = (_product(x, totals, layer, None, parts) for layer in layers)
+        return [functional.silu(gate) * up]
+    return [_product(x, totals, layer, None, parts) for layer in layers]
+
+
+def _sum_groups(x: Tensor) -> Tensor:
+    """Sums of x over each group of columns, float32 [groups,rows]: a matrix's minimum is multiplied with them."""
+    K = x.shape[-1]
+    padded = functional.pad(x.reshape(-1, K), (0, -K % GROUP)) if K % GROUP else x.reshape(-1, K)
+    return padded.view(len(padded), -1, GROUP).sum(-1, dtype=torch.float32).t().contiguous()
 
 
 def _product(
-    x: Tensor, layer: tuple[PackedMatrix, Tensor | None], other: tuple[PackedMatrix, Tensor | None] | None, parts: int | None
+    x: Tensor, totals: Tensor, layer: tuple[PackedMatrix, Tensor | None], other: tuple[PackedMatrix, Tensor | None] | None, parts: int | None
 ) -> Tensor:
     (matrix, bias), K = layer, x.shape[-1]
     (second, second_bias) = other or layer
@@ -66,6 +75,7 @@ def _product(
     launch(
         (*grid, parts),
         x,
+        totals,
         matrix.data.view(torch.int32),
         matrix.data.view(torch.float16),
         second.data.view(torch.int32),
@@ -103,7 +113,7 @@ def _launch(dtype: torch.dtype, M: int, bits: int, K: int, *, gated: bool, biase
 
 def variants(card: Card) -> Iterator[Variant]:
     """Yield both widths of codes, for batches of 16 to 64 rows, and a gated pair."""
-    types = dict.fromkeys(("x", "bias", "second_bias", "out"), "*bf16") | {"sums": "*fp32", "arrived": "*i32"}
+    types = dict.fromkeys(("x", "bias", "second_bias", "out"), "*bf16") | {"sums": "*fp32", "totals": "*fp32", "arrived": "*i32"}
     types |= dict.fromkeys(("words", "second_words"), "*i32") | dict.fromkeys(("halves", "second_halves"), "*fp16")
     for model in MODELS[:2]:
         for bits in (8, 4):
@@ -116,6 +126,7 @@ def variants(card: Card) -> Iterator[Variant]:
 @triton.jit
 def _multiply(
     x,
+    totals,
     words,
     halves,
     second_words,
@@ -143,6 +154,7 @@ def _multiply(
     WIDEN: tl.constexpr,
 ):
     OUT: tl.constexpr = STRIPS * STRIP
+    HALF: tl.constexpr = x.dtype.element_ty == tl.bfloat16
     block, chunk, part, parts = tl.program_id(0), tl.program_id(1), tl.program_id(2), tl.num_programs(2)
     strip, m, column = block * STRIPS + tl.arange(0, STRIPS), chunk * ROWS + tl.arange(0, ROWS), tl.arange(0, GROUP)
     acc = tl.zeros((OUT, ROWS), tl.float32)
@@ -152,11 +164,11 @@ def _multiply(
         rows = tl.load(x + m[None, :] * K + k[:, None], (m < M)[None, :] & (k < K)[:, None], 0.0)
         if WIDEN:
             rows = rows.to(tl.float32)
-        total = tl.sum(rows.to(tl.float32), 0)
-        acc += _group(words, halves, strip, strips, group, rows, total, BITS, GROUPS, STRIP, STRIPS, PRECISION)
+        total = tl.load(totals + group * M + m, m < M, 0.0)
+        acc += _group(words, halves, strip, strips, group, rows, total, BITS, GROUPS, STRIP, STRIPS, PRECISION, HALF)
         if GATED:
             other += _group(
-                second_words, second_halves, strip, strips, group, rows, total, BITS, GROUPS, STRIP, STRIPS, PRECISION
+                second_words, second_halves, strip, strips, group, rows, total, BITS, GROUPS, STRIP, STRIPS, PRECISION, HALF
             )
     n = block * OUT + tl.arange(0, OUT)
     inside = (n < N)[:, None] & (m < M)[None, :]
@@ -198,6 +210,7 @@ def _group(
     STRIP: tl.constexpr,
     STRIPS: tl.constexpr,
     PRECISION: tl.constexpr,
+    HALF: tl.constexpr,
 ):
     """One group of 32 columns: its codes times x, scaled, and its minimum times the sum of x."""
     PER_WORD: tl.constexpr = 32 // BITS
@@ -212,15 +225,19 @@ def _group(
     held = tl.reshape(tl.permute(tl.reshape(held, (STRIPS, LANES // STRIP, STRIP)), (0, 2, 1)), (OUT, LANES // STRIP))
     shift = 8 * j if BITS == 8 else 8 * (j % 4) + 4 * (j // 4)
     codes = (held[:, :, None] >> shift[None, None, :]) & ((1 << BITS) - 1)
+    raised: tl.constexpr = 128 if BITS == 4 and HALF else 0
     if BITS == 8:
         codes -= 128
+    if raised > 0:
+        # The last bits of bfloat16's 128 are units: no conversion is needed.
+        codes = (codes | 0x4300).to(tl.int16).to(tl.bfloat16, bitcast=True)
     codes = tl.reshape(codes, (OUT, 32)).to(rows.dtype)
     number = halves + (place // 2)[:, None] + LANES * 2 + r[None, :]
     scale = tl.reshape(tl.load(number, there, 0.0), (OUT,)).to(tl.float32)
     product = tl.dot(codes, rows, input_precision=PRECISION) * scale[:, None]
     if BITS == 4:
         minimum = tl.reshape(tl.load(number + STRIP, there, 0.0), (OUT,)).to(tl.float32)
-        product += minimum[:, None] * total[None, :]
+        product += (minimum - raised * scale)[:, None] * total[None, :]
     return product
 
 
