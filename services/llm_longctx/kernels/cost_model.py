@@ -135,8 +135,8 @@ def _products(step: Step, card: Card) -> Work:
     issued, launches = 0.0, 7 * model.layers
     if bits != 16:
         rows = next((rows for rows in (16, 32, 64) if rows >= step.batch), 64)
-        # A tile is 64 rows of the matrix times 32 columns, for `rows` rows of x.
-        tiles = weights / (64 * 32) * -(-step.batch // rows)
+        # A tile is 128 rows of the matrix (64 on Blackwell) times 32 columns, for `rows` rows of x.
+        tiles = weights / ((128 if card.capability < 100 else 64) * 32) * -(-step.batch // rows)
         issued = tiles * _issued(f"quantized_linear/Llama-3-8B, {bits} bits, {rows} rows", card)
         launches = 6 * model.layers  # gate and up are one
     return Work("linear layers", moved + activations, moved, 2.0 * weights * step.batch, issued, launches)

@@ -119,6 +119,7 @@ class Norm:
 
 
 def test_layers_multiply_with_their_few_bit_matrices_up_to_a_few_rows():
+    torch.manual_seed(0)
     layers = [torch.nn.Linear(96, 40, bias=i == 0) for i in range(2)]
     few = {layer: packed(40, 96, 4) for layer in layers}
     ops, plain = layer_ops("triton", torch.float32, "cpu", few), layer_ops("triton", torch.float32, "cpu")

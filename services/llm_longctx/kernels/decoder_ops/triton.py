@@ -179,4 +179,4 @@ def _open_gate(opening, opened, out, n, BLOCK: tl.constexpr):
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     first = tl.load(opening + i, i < n, 0.0).to(tl.float32)
     second = tl.load(opened + i, i < n, 0.0).to(tl.float32)
-    tl.store(out + i, (first * tl.sigmoid(first) * second).to(out.dtype.element_ty), i < n)
+    tl.store(out + i, (first * tl.sigmoid(tl.maximum(first, -80.0)) * second).to(out.dtype.element_ty), i < n)

@@ -1,6 +1,6 @@
 """Products with few-bit matrices on a GPU, or in Triton's interpreter: the packed matrix is read where it lies.
 
-A program multiplies 64 rows of the matrix, a strip of 16 side by side with the next; codes are exact in bfloat16, and a
+A program multiplies some strips of 16 rows of the matrix side by side; codes are exact in bfloat16, and a
 group's scale and minimum come after its product. Long rows are cut into parts of columns, which the program that comes
 last adds up in order. Imported only where Triton is installed. Knows nothing about other back ends.
 """
@@ -61,7 +61,7 @@ def _product(
     out = x.new_empty((*x.shape[:-1], N))
     if not M:
         return out
-    launch = _launch(x.dtype, M, matrix.bits, K, gated=other is not None, biased=(bias is not None, second_bias is not None))
+    launch = _launch(card_for(x.device), x.dtype, M, matrix.bits, K, gated=other is not None, biased=(bias is not None, second_bias is not None))
     rows, strips = int(str(launch.constants["ROWS"])), int(str(launch.constants["STRIPS"]))
     grid = triton.cdiv(matrix.data.shape[0], strips), triton.cdiv(M, rows)
     groups = matrix.data.shape[1]
@@ -93,14 +93,14 @@ def _product(
     return out
 
 
-def _launch(dtype: torch.dtype, M: int, bits: int, K: int, *, gated: bool, biased: tuple[bool, bool]) -> Launch:
+def _launch(card: Card, dtype: torch.dtype, M: int, bits: int, K: int, *, gated: bool, biased: tuple[bool, bool]) -> Launch:
     constants = {
         "BITS": bits,
         "K": K,
         "GROUPS": -(-K // GROUP),
         "GROUP": GROUP,
         "STRIP": STRIP,
-        "STRIPS": 4,
+        "STRIPS": 8 if card.capability < 100 else 4,
         "ROWS": min(power_of_two(M, 16), _MOST_ROWS if dtype != torch.float32 else 16),
         "GATED": gated,
         "BIASED": biased[0],
@@ -118,7 +118,7 @@ def variants(card: Card) -> Iterator[Variant]:
     for model in MODELS[:2]:
         for bits in (8, 4):
             for M, gated in ((16, False), (16, True), (32, False), (64, False)):
-                launch = _launch(torch.bfloat16, M, bits, model.width, gated=gated, biased=(False, False))
+                launch = _launch(card, torch.bfloat16, M, bits, model.width, gated=gated, biased=(False, False))
                 shape = f"{model.name}, {bits} bits, {M} rows{', gated' if gated else ''}"
                 yield Variant("quantized_linear", shape, launch, types, copies=False, vectorized=0.8)
 
@@ -261,5 +261,5 @@ def _store(
     if GATED:
         if SECOND_BIASED:
             other += tl.load(second_bias + n, n < N, 0.0).to(tl.float32)[:, None]
-        acc = acc * tl.sigmoid(acc) * other
+        acc = acc * tl.sigmoid(tl.maximum(acc, -80.0)) * other
     tl.store(out + m[None, :].to(tl.int64) * N + n[:, None], acc.to(out.dtype.element_ty), inside)
