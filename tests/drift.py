@@ -95,7 +95,13 @@ CLAIMS = {
 }
 """Room → the suite whose `claims` it ships."""
 
-GENERATORS: tuple[Callable[[], Iterator[tuple[pathlib.Path, str]]], ...] = (stubs, model_pages, settings_page, gpu_pages, claims)
+GENERATORS: tuple[Callable[[], Iterator[tuple[pathlib.Path, str]]], ...] = (
+    stubs,
+    model_pages,
+    settings_page,
+    gpu_pages,
+    claims,
+)
 
 
 def main(write: bool) -> int:

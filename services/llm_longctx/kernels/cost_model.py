@@ -131,7 +131,9 @@ def _products(step: Step, card: Card) -> Work:
     model, bits = step.model, step.weight_bits
     weights = model.parameters - model.vocab * model.width
     moved = weights * _CODE_BYTES[bits]
-    activations = step.batch * model.layers * (4 * model.width + 2 * model.heads * model.head_dim + 3 * model.hidden) * 2
+    activations = (
+        step.batch * model.layers * (4 * model.width + 2 * model.heads * model.head_dim + 3 * model.hidden) * 2
+    )
     issued, launches = 0.0, 7 * model.layers
     if bits != 16:
         rows = next((rows for rows in (16, 32, 64) if rows >= step.batch), 64)
@@ -248,7 +250,9 @@ def _kernel_lines(card: Card) -> Iterator[str]:
                 f"{work.instructions / 1e9:.2f}",
                 str(work.launches),
                 f"{work.seconds(card) * 1e3:.2f}",
-                max(bounds, key=lambda name: bounds[name]) if max(bounds.values()) > GAP * work.launches else "launches",
+                max(bounds, key=lambda name: bounds[name])
+                if max(bounds.values()) > GAP * work.launches
+                else "launches",
             )
             yield "| " + " | ".join(cells) + " |"
 

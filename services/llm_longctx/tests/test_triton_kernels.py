@@ -234,7 +234,8 @@ def test_runs_whose_numbers_lie_on_the_device_are_the_same_runs(interpreter):
 
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize(
-    ("d", "group", "dtype"), [(64, 3, torch.float32), (80, 4, torch.bfloat16), (24, 1, torch.float32), (128, 2, torch.float32)]
+    ("d", "group", "dtype"),
+    [(64, 3, torch.float32), (80, 4, torch.bfloat16), (24, 1, torch.float32), (128, 2, torch.float32)],
 )
 def test_packed_pages_are_read_as_they_lie(interpreter, bits, d, group, dtype):
     torch.manual_seed(d)

@@ -82,7 +82,9 @@ def test_a_gate_opens_what_the_second_matrix_gives(parts):
     assert (found.double() - wanted).abs().max() < 1e-4 * wanted.abs().max()
 
 
-@pytest.mark.parametrize(("shape", "dtype"), [((3, 5, 33), torch.float32), ((2, 576), torch.bfloat16), ((1, 1), torch.float32)])
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [((3, 5, 33), torch.float32), ((2, 576), torch.bfloat16), ((1, 1), torch.float32)]
+)
 def test_norms_agree_with_torch(shape, dtype):
     kernel = importlib.import_module(f"{KERNELS}decoder_ops.triton")
     torch.manual_seed(shape[-1])
@@ -126,7 +128,9 @@ def test_layers_multiply_with_their_few_bit_matrices_up_to_a_few_rows():
     x = torch.randn(1, 5, 96, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         normed = Norm()(x)
-        wanted = [multiply_reference(normed, few[layer]) + (0 if layer.bias is None else layer.bias) for layer in layers]
+        wanted = [
+            multiply_reference(normed, few[layer]) + (0 if layer.bias is None else layer.bias) for layer in layers
+        ]
         for found, one in zip(ops.products(x, layers, Norm()), wanted, strict=True):
             assert torch.allclose(found.double(), one, rtol=1e-4, atol=1e-3)
         opened = torch.nn.functional.silu(wanted[0]) * wanted[1]

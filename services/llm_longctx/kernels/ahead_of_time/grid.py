@@ -23,6 +23,7 @@ from services.llm_longctx.kernels.device.launch import Variant
 
 __all__ = ["check_budget", "compile_variant", "iter_variants", "measure"]
 
+
 def iter_variants(card: Card) -> Iterator[Variant]:
     """Yield what is compiled for a card."""
     for operation in OPERATIONS:

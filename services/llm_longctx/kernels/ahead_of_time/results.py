@@ -18,7 +18,17 @@ from services.llm_longctx.kernels.device.cards import CARDS
 
 __all__ = ["OPERATIONS", "RESULTS", "Row", "digest_sources", "read_results", "render_page", "write_results"]
 
-OPERATIONS = ("decode", "packed_pages", "block_sparse_prefill", "window_prefill", "last_query_scores", "quantized_linear", "decoder_ops", "merge_lse", "sampling")
+OPERATIONS = (
+    "decode",
+    "packed_pages",
+    "block_sparse_prefill",
+    "window_prefill",
+    "last_query_scores",
+    "quantized_linear",
+    "decoder_ops",
+    "merge_lse",
+    "sampling",
+)
 """Folders whose `triton.py` offers variants."""
 
 RESULTS = pathlib.Path(__file__).parent / "results.json"

@@ -301,8 +301,24 @@ def _decode(
         scores = tl.where(there[None, :], scores, float("-inf"))
         most, total, mixed = absorb(scores, values, most, total, mixed, PRECISION)
     finish(
-        most, total, mixed, out, lse, part_out, part_lse, arrived, problem, part, parts, tl.num_programs(1),
-        G, D, ROWS, WIDE, GROUP, AT_ONCE,
+        most,
+        total,
+        mixed,
+        out,
+        lse,
+        part_out,
+        part_lse,
+        arrived,
+        problem,
+        part,
+        parts,
+        tl.num_programs(1),
+        G,
+        D,
+        ROWS,
+        WIDE,
+        GROUP,
+        AT_ONCE,
     )
 
 

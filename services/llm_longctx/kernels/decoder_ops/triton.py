@@ -119,7 +119,9 @@ def variants(card: Card) -> Iterator[Variant]:
     stream = {"x": "*fp32", "weight": "*bf16", "out": "*bf16", "eps": "fp32", "offset": "fp32"}
     turns = dict.fromkeys(("q", "k", "cos", "sin", "q_out", "k_out"), "*bf16")
     for model in MODELS:
-        yield Variant("decoder_ops", f"norm, {model.name}", _norm_launch(model.width), stream, matrix=False, copies=False)
+        yield Variant(
+            "decoder_ops", f"norm, {model.name}", _norm_launch(model.width), stream, matrix=False, copies=False
+        )
     for name, group, d in DECODERS:
         launch = _rotate_launch(8 * group, 8, d)
         yield Variant("decoder_ops", f"rotation, {name}", launch, turns, matrix=False, copies=False)

@@ -105,9 +105,7 @@ def finish(
         # All threads' stores come before the one thread's release.
         tl.debug_barrier()
         if tl.atomic_add(arrived + problem, 1, sem="acq_rel") == parts - 1:
-            joined, sums = join_parts(
-                part_out, part_lse, problem * most_parts, parts, G, D, GROUP, WIDE, AT_ONCE
-            )
+            joined, sums = join_parts(part_out, part_lse, problem * most_parts, parts, G, D, GROUP, WIDE, AT_ONCE)
             g = tl.arange(0, GROUP)
             to = problem * G + g
             whole = (g < G)[:, None] & (d < D)[None, :]

@@ -14,7 +14,14 @@ import triton.language as tl
 from torch import Tensor
 
 from services.llm_longctx.kernels.device.cards import Card
-from services.llm_longctx.kernels.device.launch import Launch, Variant, card_for, power_of_two, precision, with_near_rows
+from services.llm_longctx.kernels.device.launch import (
+    Launch,
+    Variant,
+    card_for,
+    power_of_two,
+    precision,
+    with_near_rows,
+)
 from services.llm_longctx.kernels.device.shapes import DECODERS
 from services.llm_longctx.kernels.device.triton import LOG2E
 from services.llm_longctx.kernels.dispatch import is_interpreted

@@ -49,7 +49,9 @@ def variants(card: Card) -> Iterator[Variant]:
     for name, _, d in DECODERS:
         for parts in (2, 4):
             launch = _launch(d, parts)
-            yield Variant("merge_lse", f"{name}, {parts} parts", launch, types, matrix=False, copies=False, vectorized=0.7)
+            yield Variant(
+                "merge_lse", f"{name}, {parts} parts", launch, types, matrix=False, copies=False, vectorized=0.7
+            )
 
 
 @triton.jit

@@ -64,6 +64,9 @@ def decode_packed(
 def _launch(card: Card, layout: PackedLayout, dtype: torch.dtype, G: int, *, weighted: bool) -> Launch:
     d = layout.head_dim
     wide = power_of_two(d, 16)
+    keys = min(max(16384 // (wide * dtype.itemsize), 32), 128)
+    if layout.bits == 4 and layout.width < wide:
+        keys = 32  # masks take registers
     constants = {
         "BITS": layout.bits,
         "BYTES": layout.nbytes,
@@ -76,7 +79,7 @@ def _launch(card: Card, layout: PackedLayout, dtype: torch.dtype, G: int, *, wei
         "ROWS": power_of_two(G, 16),
         "WIDE": wide,
         "GROUP": power_of_two(G),
-        "KEYS": min(max(16384 // (wide * dtype.itemsize), 32), 128),
+        "KEYS": keys,
         "PAGE": PAGE,
         "GROUPS": max(wide // VALUE_GROUP, 1),
         "AT_ONCE": max(4096 // (power_of_two(G) * wide), 1),
@@ -172,8 +175,24 @@ def _decode(
         scores = tl.where(there[None, :], scores, float("-inf"))
         most, total, mixed = absorb(scores, values, most, total, mixed, PRECISION)
     finish(
-        most, total, mixed, out, lse, part_out, part_lse, arrived, problem, part, parts, tl.num_programs(1),
-        G, D, ROWS, WIDE, GROUP, AT_ONCE,
+        most,
+        total,
+        mixed,
+        out,
+        lse,
+        part_out,
+        part_lse,
+        arrived,
+        problem,
+        part,
+        parts,
+        tl.num_programs(1),
+        G,
+        D,
+        ROWS,
+        WIDE,
+        GROUP,
+        AT_ONCE,
     )
 
 

@@ -53,7 +53,11 @@ def _sum_groups(x: Tensor) -> Tensor:
 
 
 def _product(
-    x: Tensor, totals: Tensor, layer: tuple[PackedMatrix, Tensor | None], other: tuple[PackedMatrix, Tensor | None] | None, parts: int | None
+    x: Tensor,
+    totals: Tensor,
+    layer: tuple[PackedMatrix, Tensor | None],
+    other: tuple[PackedMatrix, Tensor | None] | None,
+    parts: int | None,
 ) -> Tensor:
     (matrix, bias), K = layer, x.shape[-1]
     (second, second_bias) = other or layer
@@ -61,7 +65,15 @@ def _product(
     out = x.new_empty((*x.shape[:-1], N))
     if not M:
         return out
-    launch = _launch(card_for(x.device), x.dtype, M, matrix.bits, K, gated=other is not None, biased=(bias is not None, second_bias is not None))
+    launch = _launch(
+        card_for(x.device),
+        x.dtype,
+        M,
+        matrix.bits,
+        K,
+        gated=other is not None,
+        biased=(bias is not None, second_bias is not None),
+    )
     rows, strips = int(str(launch.constants["ROWS"])), int(str(launch.constants["STRIPS"]))
     grid = triton.cdiv(matrix.data.shape[0], strips), triton.cdiv(M, rows)
     groups = matrix.data.shape[1]
@@ -93,7 +105,10 @@ def _product(
     return out
 
 
-def _launch(card: Card, dtype: torch.dtype, M: int, bits: int, K: int, *, gated: bool, biased: tuple[bool, bool]) -> Launch:
+def _launch(
+    card: Card, dtype: torch.dtype, M: int, bits: int, K: int, *, gated: bool, biased: tuple[bool, bool]
+) -> Launch:
+    most = _MOST_ROWS if bits == 8 or card.capability < 100 else _MOST_ROWS // 2
     constants = {
         "BITS": bits,
         "K": K,
@@ -101,7 +116,7 @@ def _launch(card: Card, dtype: torch.dtype, M: int, bits: int, K: int, *, gated:
         "GROUP": GROUP,
         "STRIP": STRIP,
         "STRIPS": 8 if card.capability < 100 else 4,
-        "ROWS": min(power_of_two(M, 16), _MOST_ROWS if dtype != torch.float32 else 16),
+        "ROWS": min(power_of_two(M, 16), most if dtype != torch.float32 else 16),
         "GATED": gated,
         "BIASED": biased[0],
         "SECOND_BIASED": biased[1],
@@ -113,7 +128,11 @@ def _launch(card: Card, dtype: torch.dtype, M: int, bits: int, K: int, *, gated:
 
 def variants(card: Card) -> Iterator[Variant]:
     """Yield both widths of codes, for batches of 16 to 64 rows, and a gated pair."""
-    types = dict.fromkeys(("x", "bias", "second_bias", "out"), "*bf16") | {"sums": "*fp32", "totals": "*fp32", "arrived": "*i32"}
+    types = dict.fromkeys(("x", "bias", "second_bias", "out"), "*bf16") | {
+        "sums": "*fp32",
+        "totals": "*fp32",
+        "arrived": "*i32",
+    }
     types |= dict.fromkeys(("words", "second_words"), "*i32") | dict.fromkeys(("halves", "second_halves"), "*fp16")
     for model in MODELS[:2]:
         for bits in (8, 4):
@@ -168,7 +187,19 @@ def _multiply(
         acc += _group(words, halves, strip, strips, group, rows, total, BITS, GROUPS, STRIP, STRIPS, PRECISION, HALF)
         if GATED:
             other += _group(
-                second_words, second_halves, strip, strips, group, rows, total, BITS, GROUPS, STRIP, STRIPS, PRECISION, HALF
+                second_words,
+                second_halves,
+                strip,
+                strips,
+                group,
+                rows,
+                total,
+                BITS,
+                GROUPS,
+                STRIP,
+                STRIPS,
+                PRECISION,
+                HALF,
             )
     n = block * OUT + tl.arange(0, OUT)
     inside = (n < N)[:, None] & (m < M)[None, :]

@@ -50,7 +50,9 @@ def variants(card: Card) -> Iterator[Variant]:
     for kind in ("fp32", "bf16"):
         launch = _launch(1 << 17)
         aligned = frozenset(("V",))
-        yield Variant("sampling", f"logits in {kind}", launch, types | {"logits": f"*{kind}"}, aligned, False, False, 0.85)
+        yield Variant(
+            "sampling", f"logits in {kind}", launch, types | {"logits": f"*{kind}"}, aligned, False, False, 0.85
+        )
 
 
 @triton.jit
@@ -79,7 +81,9 @@ def _largest(logits, V, heat, low, least, bound, bound_at, seed, step, NOISY: tl
             number, _, _, _ = tl.philox(seed, i.to(tl.uint32), step + tl.zeros_like(i), 0 * i, 0 * i)
             u = (number.to(tl.uint32, bitcast=True).to(tl.float32) + 0.5) * 2.3283064365386963e-10
             # 1 − u loses what a small u knows, and small ones make the largest noise.
-            waiting = tl.where(u < 0.01, u * (1 + u * (0.5 + u * (1 / 3 + u * 0.25))), -tl.log(1 - tl.minimum(u, 0.99999994)))
+            waiting = tl.where(
+                u < 0.01, u * (1 + u * (0.5 + u * (1 / 3 + u * 0.25))), -tl.log(1 - tl.minimum(u, 0.99999994))
+            )
             score = x * heat - tl.log(waiting)
         open_ = (order > bound) | ((order == bound) & (i < bound_at))
         score = tl.where(open_ & (x >= least) & (i < V), score, float("-inf"))
@@ -137,9 +141,7 @@ def _sample(
 ):
     row = tl.program_id(0)
     logits += row.to(tl.int64) * V
-    heat, k, p, share = (
-        tl.load(temperature + row), tl.load(top_k + row), tl.load(top_p + row), tl.load(min_p + row)
-    )
+    heat, k, p, share = (tl.load(temperature + row), tl.load(top_k + row), tl.load(top_p + row), tl.load(min_p + row))
     number, at = tl.load(seed + row), tl.load(step + row)
     none = tl.full((), -2147483648, tl.int64)
     lowest = tl.full((), float("-inf"), tl.float32)
