@@ -70,6 +70,15 @@ def _default(value: object) -> str:
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 
+def gpu_pages() -> Iterator[tuple[pathlib.Path, str]]:
+    """The table of kernels compiled ahead of time, from its recorded results, and the computed cost of a step."""
+    from services.llm_longctx.kernels import cost_model
+    from services.llm_longctx.kernels.ahead_of_time import results
+
+    yield ROOT / "docs/gpu-kernels.md", results.render_page()
+    yield ROOT / "docs/gpu-cost.md", cost_model.render_page()
+
+
 def claims() -> Iterator[tuple[pathlib.Path, str]]:
     """The measured parts of sparsity claims, from the benches' results: images hold services, not benches."""
     for room, suite in CLAIMS.items():
@@ -98,6 +107,7 @@ GENERATORS: tuple[Callable[[], Iterator[tuple[pathlib.Path, str]]], ...] = (
     model_pages,
     settings_page,
     claims,
+    gpu_pages,
     mutation_page,
 )
 

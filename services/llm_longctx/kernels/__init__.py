@@ -22,6 +22,7 @@ from services.llm_longctx.kernels.last_query_scores import last_query_scores
 from services.llm_longctx.kernels.merge_lse import merge
 from services.llm_longctx.kernels.packed_pages import PackedLayout, pack_pages, unpack_pages
 from services.llm_longctx.kernels.quantized_linear import PackedMatrix, pack
+from services.llm_longctx.kernels.sampling import SamplingRows, sample
 from services.llm_longctx.kernels.window_prefill import window_prefill
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "PackedLayout",
     "PackedMatrix",
     "PageTable",
+    "SamplingRows",
     "backends",
     "block_sparse_prefill",
     "decode",
@@ -47,6 +49,7 @@ __all__ = [
     "merge",
     "pack",
     "pack_pages",
+    "sample",
     "unpack_pages",
     "window_prefill",
 ]

@@ -18,7 +18,16 @@ from shared.errors import BadInput, NotReady
 
 __all__ = ["BACKENDS", "Backend", "Op", "backends", "choose"]
 
-Op = Literal["block_sparse_prefill", "decode", "decode_step", "last_query_scores", "layer", "window_prefill"]
+Op = Literal[
+    "block_sparse_prefill",
+    "decode",
+    "decode_step",
+    "last_query_scores",
+    "layer",
+    "merge",
+    "sample",
+    "window_prefill",
+]
 Backend = Literal["reference", "cpu_torch", "cpu_ext", "triton"]
 
 BACKENDS: tuple[Backend, ...] = ("reference", "cpu_torch", "cpu_ext", "triton")

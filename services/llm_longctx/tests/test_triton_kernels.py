@@ -3,31 +3,39 @@
 import importlib
 import sys
 
+import numpy as np
 import pytest
 import torch
 
 from services.llm_longctx.kernels import (
     BlockCsr,
+    DeviceRuns,
+    PackedLayout,
     PageTable,
     backends,
     block_sparse_prefill,
     decode,
+    decode_device_runs,
+    decode_packed,
     decode_pages,
     dispatch,
+    last_query_scores,
+    window_prefill,
 )
+from services.llm_longctx.kernels.packed_pages.reference import pack as pack_reference
 from shared.errors import NotReady
 from shared.telemetry import KERNEL_CALLS
 
 triton = pytest.importorskip("triton", reason="triton is not installed: its wheels are for Linux")
 
-MODULES = [f"services.llm_longctx.kernels.{op}.triton" for op in ("block_sparse_prefill", "decode")]
+KERNELS = "services.llm_longctx.kernels."
 TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 4e-2}
 
 
 def forget() -> None:
     """A kernel's form is settled when its file is imported, and what is there when dispatch first looks."""
-    for name in MODULES:
-        sys.modules.pop(name, None)
+    for name in [name for name in sys.modules if name.startswith(KERNELS) and name.endswith(".triton")]:
+        del sys.modules[name]
     for cached in (dispatch._chosen, dispatch._absent):
         cached.cache_clear()
 
@@ -103,8 +111,9 @@ def test_decode_agrees_with_the_oracle_on_ragged_problems(interpreter, dtype, d,
 def test_parts_of_a_long_problem_make_one_softmax(interpreter):
     q, keys, values, weights = problems(torch.float32, 32, 2)
     wanted = decode(q, keys, values, log_weights=weights, backend="reference")
-    kernel = importlib.import_module(MODULES[1])
-    close(kernel.decode(q, keys, values, weights, span=100), wanted, 3e-6)
+    kernel = importlib.import_module(f"{KERNELS}decode.triton")
+    for parts in (kernel.Parts(3, 100), kernel.Parts(5, 64)):
+        close(kernel.decode(q, keys, values, weights, parts), wanted, 3e-6)
 
 
 @pytest.mark.parametrize("size", [4, 64])
@@ -165,3 +174,78 @@ def test_without_a_gpu_the_back_end_is_absent_and_says_what_to_try(monkeypatch):
         assert "TRITON_INTERPRET" in caught.value.hint
     finally:
         forget()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(
+    ("heads", "queries", "keys", "d", "sink", "window"),
+    [
+        ((6, 2), 70, 130, 24, 3, 20),  # a chunk whose sinks lie far from its windows
+        ((3, 1), 65, 65, 64, 0, 7),  # no sinks
+        ((2, 2), 1, 90, 80, 100, 1),  # one query, and more sinks than keys
+        ((4, 4), 50, 50, 3, 5, 500),  # a window of more than all keys
+    ],
+)
+def test_windows_agree_with_the_oracle(interpreter, dtype, heads, queries, keys, d, sink, window):
+    torch.manual_seed(keys)
+    q, (k, v) = torch.randn(heads[0], queries, d).to(dtype), torch.randn(2, heads[1], keys, d).to(dtype)
+    wanted = window_prefill(q, k, v, sink, window, backend="reference")
+    found = window_prefill(q, k, v, sink, window, backend="triton")
+    assert found[0].dtype == dtype
+    close(found, wanted, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize(
+    ("heads", "b", "keys", "d", "dtype"),
+    [
+        ((6, 2), 64, 200, 64, torch.bfloat16),
+        ((3, 1), 70, 131, 24, torch.bfloat16),  # more queries than a program takes
+        ((2, 2), 5, 330, 80, torch.float32),
+        ((1, 1), 1, 1, 4, torch.float32),
+    ],
+)
+def test_last_query_scores_agree_with_the_oracle(interpreter, heads, b, keys, d, dtype):
+    torch.manual_seed(keys)
+    q, k = torch.randn(heads[0], b, d).to(dtype), torch.randn(heads[1], keys, d).to(dtype)
+    wanted = last_query_scores(q, k, backend="reference")
+    found = last_query_scores(q, k, backend="triton")
+    for one, oracle in zip(found, wanted, strict=True):
+        assert one.dtype == torch.float32
+        assert (one.double() - oracle).abs().max() < 2e-5
+
+
+def test_runs_whose_numbers_lie_on_the_device_are_the_same_runs(interpreter):
+    q, keys, values, weights = problems(torch.bfloat16, 64, 3)
+    n = torch.tensor(LENGTHS)
+    start = n.cumsum(0) - n + torch.arange(len(n))  # an entry of nobody lies between two runs
+    stores = torch.full((2, int(n.sum()) + len(n), 64), torch.nan, dtype=q.dtype)
+    logs = torch.full((len(stores[0]),), torch.nan)
+    for first, k, v, w in zip(start.tolist(), keys, values, weights, strict=True):
+        stores[0, first : first + len(k)], stores[1, first : first + len(v)] = k, v
+        logs[first : first + len(k)] = 0 if w is None else w
+    wanted = decode(q, keys, values, log_weights=weights, backend="reference")
+    runs = DeviceRuns(start, n, torch.tensor([w is not None for w in weights]), longest=1000)
+    for backend in ("triton", "cpu_torch"):
+        found = decode_device_runs(q, (*stores, logs), runs, backend=backend)
+        close(found, wanted, TOLERANCE[torch.bfloat16])
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize(
+    ("d", "group", "dtype"),
+    [(64, 3, torch.float32), (80, 4, torch.bfloat16), (24, 1, torch.float32), (128, 2, torch.float32)],
+)
+def test_packed_pages_are_read_as_they_lie(interpreter, bits, d, group, dtype):
+    torch.manual_seed(d)
+    layout = PackedLayout(bits, d)
+    whole = torch.randn(2, 9, 16, d) * torch.tensor([1.0, 30.0])[:, None, None, None] - 2
+    pages = pack_reference(layout, *whole)
+    logs = torch.randn(9 * 16)
+    start, n = np.array([0, 5, 40, 16, 100]), np.array([64, 90, 0, 1, 44])
+    weighted = np.array([True, False, True, True, True])
+    q, tolerance = torch.randn(5, group, d).to(dtype), 3e-5 if dtype == torch.float32 else 0.5
+    wanted = decode_packed(q, (layout, pages, logs), start, n, weighted, backend="reference")
+    close(decode_packed(q, (layout, pages, logs), start, n, weighted, backend="triton"), wanted, tolerance)
+    kernel = importlib.import_module(f"{KERNELS}packed_pages.triton")
+    runs = DeviceRuns(*(torch.from_numpy(x) for x in (start, n, weighted)), longest=90)
+    close(kernel.decode_packed(q, (layout, pages, logs), runs, kernel.Parts(4, 32)), wanted, tolerance)

@@ -17,8 +17,7 @@ __all__ = ["block_sparse_prefill"]
 def _triton(q: Tensor, k: Tensor, v: Tensor, blocks: BlockCsr) -> tuple[Tensor, Tensor]:
     from services.llm_longctx.kernels.block_sparse_prefill import triton  # noqa: PLC0415  # may not be installed
 
-    out: tuple[Tensor, Tensor] = triton.prefill(q, k, v, blocks)
-    return out
+    return triton.prefill(q, k, v, blocks)
 
 
 _RUN: Mapping[Backend, Callable[[Tensor, Tensor, Tensor, BlockCsr], tuple[Tensor, Tensor]]] = {

@@ -1,4 +1,4 @@
-"""Decoder-layer operations beside attention (norm, projections, rotation, MLP gate): torch's, or C++ ones.
+"""Decoder-layer operations beside attention (norm, projections, rotation, MLP gate): torch's, C++ or Triton's.
 
 The oracle is `shared.lm.ops.TORCH`, in float64. Knows tensors and linear layers; knows nothing about models.
 """
@@ -28,13 +28,17 @@ def layer_ops(
     """The operations for a model of this dtype on this device.
 
     Args:
-        backend: `auto` or a name of `backends()`; all but `cpu_ext` compute with torch.
+        backend: `auto` or a name of `backends()`; `reference` and `cpu_torch` compute with torch.
         dtype: Of the model.
         device: Its device's type.
-        packed: Few-bit matrices of its layers, which `cpu_ext` multiplies with instead of their weights.
+        packed: Few-bit matrices of its layers, which `cpu_ext` and `triton` multiply with instead of their weights.
 
     Raises:
         BadInput: No back end has this name.
         NotReady: The named one is not there or can't take this dtype or device.
     """
-    return NativeOps(packed) if choose("layer", backend, dtype, device) == "cpu_ext" else TORCH
+    if (chosen := choose("layer", backend, dtype, device)) == "triton":
+        from services.llm_longctx.kernels.decoder_ops.triton import TritonOps  # noqa: PLC0415  # may not be installed
+
+        return TritonOps(packed)
+    return NativeOps(packed) if chosen == "cpu_ext" else TORCH

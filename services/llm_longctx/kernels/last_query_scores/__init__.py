@@ -11,11 +11,18 @@ from services.llm_longctx.kernels.last_query_scores import cpu_ext, cpu_torch, r
 
 __all__ = ["last_query_scores"]
 
+
+def _triton(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    from services.llm_longctx.kernels.last_query_scores import triton  # noqa: PLC0415  # may not be installed
+
+    return triton.last_query_scores(q, k)
+
+
 _RUN: Mapping[Backend, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
     "reference": reference.last_query_scores,
     "cpu_torch": cpu_torch.last_query_scores,
     "cpu_ext": cpu_ext.last_query_scores,
-    "triton": cpu_torch.last_query_scores,  # torch's own operations run where the tensors are
+    "triton": _triton,
 }
 
 

@@ -9,22 +9,35 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from services.llm_longctx.kernels.dispatch import choose
+
 __all__ = ["merge"]
 
 
-def merge(*parts: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def merge(*parts: tuple[Tensor, Tensor], backend: str = "auto") -> tuple[Tensor, Tensor]:
     """Join (out [..., d], lse [...]) parts over disjoint keys into the (out, lse) of all keys.
 
     A part that saw nothing has lse −inf and out 0; a row whose parts all are so stays so.
 
+    Args:
+        parts: They are one launch on a GPU, and on a CPU torch's, whatever `auto` is elsewhere.
+        backend: `auto` or a name of `backends()`.
+
     Raises:
         ValueError: No part is given.
+        NotReady: The named back end is not there or can't take these tensors.
     """
     if not parts:
         message = "a merge needs one part or more"
         raise ValueError(message)
     if len(parts) == 1:
         return parts[0]
+    q = parts[0][0]
+    plain = backend == "auto" and q.device.type == "cpu"
+    if not plain and choose("merge", backend, q.dtype, q.device.type) == "triton":
+        from services.llm_longctx.kernels.merge_lse import triton  # noqa: PLC0415  # may not be installed
+
+        return triton.merge(parts)
     logs = torch.stack([lse for _, lse in parts])
     lse = torch.logsumexp(logs, 0)
     # −inf − −inf is no number: against an empty row all shares are zero.

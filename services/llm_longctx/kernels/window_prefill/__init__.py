@@ -11,11 +11,18 @@ from services.llm_longctx.kernels.window_prefill import cpu_ext, cpu_torch, refe
 
 __all__ = ["window_prefill"]
 
+
+def _triton(q: Tensor, k: Tensor, v: Tensor, sink: int, window: int) -> tuple[Tensor, Tensor]:
+    from services.llm_longctx.kernels.window_prefill import triton  # noqa: PLC0415  # may not be installed
+
+    return triton.prefill(q, k, v, sink, window)
+
+
 _RUN: Mapping[Backend, Callable[[Tensor, Tensor, Tensor, int, int], tuple[Tensor, Tensor]]] = {
     "reference": reference.prefill,
     "cpu_torch": cpu_torch.prefill,
     "cpu_ext": cpu_ext.prefill,
-    "triton": cpu_torch.prefill,  # torch's own operations run where the tensors are
+    "triton": _triton,
 }
 
 

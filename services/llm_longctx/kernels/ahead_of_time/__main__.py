@@ -1,0 +1,50 @@
+"""`python -m services.llm_longctx.kernels.ahead_of_time [--write] [operation/shape/card …]`, with wildcards.
+
+Compiles the cells and compares them with `results.json`: exit status 1 where one is over budget or differs. `--write`
+records whole operations: `--write 'decode/*'`.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+from collections.abc import Sequence
+
+from services.llm_longctx.kernels.ahead_of_time.grid import measure
+from services.llm_longctx.kernels.ahead_of_time.results import Row, digest_sources, read_results, write_results
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Compile, print, compare or record; return the number of faults."""
+    patterns = [one for one in arguments if one != "--write"]
+    rows, faults = [], 0
+    for row in measure(patterns or ["*"]):
+        rows.append(row)
+        for fault in row.over_budget:
+            sys.stdout.write(f"{row.name}: {fault}\n")
+            faults += 1
+    if not rows:
+        sys.stdout.write("No cell matches. Names are like `decode/Llama-3-8B, bf16, runs/H100`; try `decode/*`.\n")
+        return 1
+    if "--write" in arguments:
+        write_results(rows)
+        return faults
+    drifted = [line for row in rows for line in _compare(row)]
+    sys.stdout.writelines(f"{line}\n" for line in drifted)
+    sys.stdout.write(f"{len(rows)} kernels compiled, {faults} over budget, {len(drifted)} differ from results.json\n")
+    return faults + len(drifted)
+
+
+def _compare(row: Row) -> list[str]:
+    """What differs from the record; another Triton may well compile otherwise."""
+    recorded, operation = read_results(), row.name.split("/")[0]
+    if recorded["triton"] != importlib.metadata.version("triton"):
+        return []
+    if recorded["sources"].get(operation) != digest_sources(operation):
+        return [f"{row.name}: the sources changed since results.json was written; run with --write"]
+    found = recorded["rows"].get(row.name)
+    return [] if found == row.used else [f"{row.name}: {found} is recorded, {dict(row.used)} found"]
+
+
+if __name__ == "__main__":
+    sys.exit(1 if main(sys.argv[1:]) else 0)

@@ -1,0 +1,122 @@
+"""Recorded results of the grid: what each kernel used when it was last compiled, and from which sources.
+
+Needs no Triton. Knows the file and its page; knows nothing about compilers.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.metadata
+import json
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from services.llm_longctx.kernels.device.cards import CARDS
+
+__all__ = ["OPERATIONS", "RESULTS", "Row", "digest_sources", "read_results", "render_page", "write_results"]
+
+OPERATIONS = (
+    "decode",
+    "packed_pages",
+    "block_sparse_prefill",
+    "window_prefill",
+    "last_query_scores",
+    "quantized_linear",
+    "decoder_ops",
+    "merge_lse",
+    "sampling",
+)
+"""Folders whose `triton.py` offers variants."""
+
+RESULTS = pathlib.Path(__file__).parent / "results.json"
+
+_KERNELS = pathlib.Path(__file__).parents[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One cell of the grid.
+
+    Attributes:
+        name: `operation/shape/card`.
+        used: Warps, stages, and the fields of `Usage`.
+        over_budget: What is over budget, in words.
+    """
+
+    name: str
+    used: Mapping[str, Any]
+    over_budget: Sequence[str] = ()
+
+
+def digest_sources(operation: str) -> str:
+    """Return a digest of what decides on an operation's machine code; comments and docstrings don't."""
+    whole = hashlib.sha256()
+    for file in (_KERNELS / operation / "triton.py", *sorted((_KERNELS / "device").glob("*.py"))):
+        tree = ast.parse(file.read_text("utf8"))
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            if isinstance(body, list):
+                node.body = [one for one in body if not _is_text(one)]  # type: ignore[attr-defined]
+        whole.update(ast.dump(tree).encode())
+    return whole.hexdigest()[:16]
+
+
+def _is_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+def read_results() -> dict[str, Any]:
+    """Return the recorded `triton`, `sources` (operation → digest) and `rows` (name → used)."""
+    found: dict[str, Any] = json.loads(RESULTS.read_text("utf8"))
+    return found
+
+
+def write_results(rows: Sequence[Row]) -> None:
+    """Record rows as those of the present sources, in the place of all of their operations."""
+    found = read_results()
+    now = {row.name.split("/")[0]: digest_sources(row.name.split("/")[0]) for row in rows}
+    kept = {name: used for name, used in found["rows"].items() if name.split("/")[0] in set(OPERATIONS) - set(now)}
+    whole = kept | {row.name: dict(row.used) for row in rows}
+    ordered = sorted(whole, key=lambda name: OPERATIONS.index(name.split("/")[0]))
+    sources = {operation: (found["sources"] | now).get(operation) for operation in OPERATIONS}
+    head = json.dumps({"triton": importlib.metadata.version("triton"), "sources": sources})[:-1]
+    lines = [f"  {json.dumps(name)}: {json.dumps(whole[name])}" for name in ordered]
+    RESULTS.write_text(head + ', "rows": {\n' + ",\n".join(lines) + "\n}}\n", "utf8")
+
+
+def render_page() -> str:
+    """Return the table of the documentation."""
+    return "\n".join(_lines(read_results())) + "\n"
+
+
+def _lines(found: Mapping[str, Any]) -> Iterator[str]:
+    yield "# GPU kernels, compiled ahead of time"
+    yield ""
+    yield f"Generated from `services/llm_longctx/kernels/ahead_of_time/results.json` (Triton {found['triton']})."
+    yield "**Compiled, not run:** no number here is a time. `python -m services.llm_longctx.kernels.ahead_of_time`"
+    yield "compiles the whole grid on a machine without a GPU and compares it with the file; `--write` records it."
+    yield ""
+    yield "Each cell: registers per thread, shared memory per program, bytes loaded in vectors of 8 bytes or more, and"
+    yield "instructions of tensor cores (`mma.sync`, `wgmma`, `tcgen05`). Budgets that fail the tests: no spills, shared"
+    yield f"memory within the card's limit ({', '.join(f'{c.name}: {c.shared:,} B' for c in CARDS)}), 90 % of loaded"
+    yield "bytes in vectors (80 % where codes come with scales of one byte), and where the kernel multiplies tiles, tensor"
+    yield "cores and copies in the background. float32 is multiplied as three products of TF32."
+    cells: dict[str, dict[str, dict[str, str]]] = {}
+    for name, used in found["rows"].items():
+        operation, shape, card = name.split("/")
+        cells.setdefault(operation, {}).setdefault(shape, {})[card] = _cell(used)
+    for operation, shapes in cells.items():
+        yield from ("", f"## {operation.replace('_', ' ').capitalize()}", "")
+        yield "| shape | " + " | ".join(card.name for card in CARDS) + " |"
+        yield "|---|" + "---|" * len(CARDS)
+        for shape, by_card in shapes.items():
+            yield f"| {shape} | " + " | ".join(by_card.get(card.name, "") for card in CARDS) + " |"
+
+
+def _cell(used: Mapping[str, Any]) -> str:
+    matrix = ", ".join(f"{times} {name}" for name, times in used["matrix"].items())
+    parts = f"{used['registers']} regs", f"{used['shared'] / 1024:.0f} KB", f"{used['vectorized']:.0%}", matrix
+    return ", ".join(part for part in parts if part)

@@ -1,0 +1,267 @@
+"""Cost of a decode step on a GPU, computed: bytes, operations, instructions and launches of each kernel, and its floor.
+
+A kernel takes the longest of its bytes, its operations on tensor cores and the instructions that its warps issue, which
+come from the machine code on record; and every launch costs a gap. Nothing here is measured. Knows shapes and cards;
+knows nothing about engines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from services.llm_longctx.kernels.ahead_of_time.results import read_results
+from services.llm_longctx.kernels.device.cards import CARDS, Card
+from services.llm_longctx.kernels.device.shapes import MODELS, ModelShape
+from services.llm_longctx.kernels.packed_pages.layout import PAGE, PackedLayout
+
+__all__ = ["Step", "Work", "cost_of_step", "render_page"]
+
+BANDWIDTH_SHARE = 0.92
+"""Share of a card's bandwidth that a kernel of wide loads reaches."""
+
+MATRIX_SHARE = 0.6
+"""Share of its tensor cores' rate."""
+
+ISSUE_SHARE = 0.8
+"""Share of its schedulers' slots, four per processor and clock."""
+
+GAP = 1e-6
+"""Seconds between two kernels of a captured graph."""
+
+CLOCKS = {"A100": 1.41e9, "L4": 2.04e9, "H100": 1.755e9, "B200": 1.85e9}
+"""Clock of each card's processors under load, in 1/s."""
+
+_CODE_BYTES = {16: 2.0, 8: 34 / 32, 4: 20 / 32}
+"""Bytes of a weight: codes of 8 or 4 bits come with a scale, and 4 bits with a minimum, per 32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What one kind of kernel does in a step, all layers together.
+
+    Attributes:
+        kernel: Its name.
+        bytes: Moved to and from memory.
+        floor: Of these, what any implementation must read: weights, keys and values, once.
+        operations: On tensor cores.
+        instructions: That warps issue in its main loop.
+        launches: How many.
+    """
+
+    kernel: str
+    bytes: float
+    floor: float = 0.0
+    operations: float = 0.0
+    instructions: float = 0.0
+    launches: int = 0
+
+    def seconds(self, card: Card) -> float:
+        """How long it takes, gaps included."""
+        return max(self.bounds(card).values()) + GAP * self.launches
+
+    def bounds(self, card: Card) -> dict[str, float]:
+        """Seconds by what bounds it."""
+        issued = 4 * card.processors * CLOCKS[card.name] * ISSUE_SHARE
+        return {
+            "memory": self.bytes / (card.bandwidth * BANDWIDTH_SHARE),
+            "tensor cores": self.operations / (card.matrix_rate * MATRIX_SHARE),
+            "instructions": self.instructions / issued,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A decode step.
+
+    Attributes:
+        model: The decoder.
+        batch: Sequences.
+        context: Entries that each head of each sequence reads.
+        weight_bits, cache_bits: 16, 8 or 4.
+    """
+
+    model: ModelShape
+    batch: int
+    context: int
+    weight_bits: int = 16
+    cache_bits: int = 16
+
+    @property
+    def entry_bytes(self) -> float:
+        """Bytes of one entry of one key/value head."""
+        d = self.model.head_dim
+        return 4.0 * d if self.cache_bits == 16 else PackedLayout(self._few, d).nbytes / PAGE
+
+    @property
+    def _few(self) -> Any:
+        return self.cache_bits
+
+
+def cost_of_step(step: Step, card: Card) -> list[Work]:
+    """List the kernels of a step."""
+    return [_products(step, card), _logits(step, card), _attention(step, card), *_others(step)]
+
+
+def floor_seconds(step: Step, card: Card) -> float:
+    """Time of a step that reads weights and entries once, at the card's full bandwidth."""
+    return sum(work.floor for work in cost_of_step(step, card)) / card.bandwidth
+
+
+def step_seconds(step: Step, card: Card) -> float:
+    """Time of a step, as computed."""
+    return sum(work.seconds(card) for work in cost_of_step(step, card))
+
+
+@cache
+def _record() -> Mapping[str, Any]:
+    rows: Mapping[str, Any] = read_results()["rows"]
+    return rows
+
+
+def _issued(name: str, card: Card) -> float:
+    """Warp instructions of one tile of a kernel on record."""
+    used = _record()[f"{name}/{card.name}"]
+    return float(used["loop"] * used["warps"])
+
+
+def _products(step: Step, card: Card) -> Work:
+    model, bits = step.model, step.weight_bits
+    weights = model.parameters - model.vocab * model.width
+    moved = weights * _CODE_BYTES[bits]
+    activations = (
+        step.batch * model.layers * (4 * model.width + 2 * model.heads * model.head_dim + 3 * model.hidden) * 2
+    )
+    issued, launches = 0.0, 7 * model.layers
+    if bits != 16:
+        rows = next((rows for rows in (16, 32, 64) if rows >= step.batch), 64)
+        # A tile is 128 rows of the matrix (64 on Blackwell) times 32 columns, for `rows` rows of x.
+        tiles = weights / ((128 if card.capability < 100 else 64) * 32) * -(-step.batch // rows)
+        issued = tiles * _issued(f"quantized_linear/Llama-3-8B, {bits} bits, {rows} rows", card)
+        launches = 6 * model.layers  # gate and up are one
+    return Work("linear layers", moved + activations, moved, 2.0 * weights * step.batch, issued, launches)
+
+
+def _logits(step: Step, card: Card) -> Work:
+    weights = step.model.vocab * step.model.width
+    moved = 2.0 * weights
+    return Work("logits", moved + 2.0 * step.batch * step.model.vocab, moved, 2.0 * weights * step.batch, 0, 1)
+
+
+def _attention(step: Step, card: Card) -> Work:
+    model, d = step.model, step.model.head_dim
+    entries = float(step.batch * model.layers * model.kv_heads * step.context)
+    group = model.heads // model.kv_heads
+    problems = step.batch * model.kv_heads
+    parts = max(min(-(-4 * card.processors // problems), 64, -(-step.context // 256)), 1)
+    partial = 2.0 * 4 * model.layers * problems * parts * group * (d + 1) if parts > 1 else 0.0
+    tile = min(max(16384 // (2 * _power_of_two(d)), 32), 128)
+    shape = "Llama-3-8B" if model.name == "Qwen3-8B" else model.name
+    name = f"decode/{shape}, bf16, runs" if step.cache_bits == 16 else f"packed_pages/{shape}, {step.cache_bits} bits"
+    moved = entries * step.entry_bytes
+    operations = entries * 4 * d * 16  # query rows are filled up to 16
+    launches = model.layers * (1 if step.cache_bits == 16 else 3)  # packed pages, the recent window, and their merge
+    issued = entries / tile * _issued(name, card)
+    return Work("attention", moved + partial, moved, operations, issued, launches)
+
+
+def _others(step: Step) -> Iterator[Work]:
+    model, rows = step.model, step.batch * step.model.layers
+    yield Work("norms", rows * 2 * model.width * 6.0, launches=2 * model.layers + 1)
+    yield Work("rotation", rows * (model.heads + model.kv_heads) * model.head_dim * 4.0, launches=model.layers)
+    yield Work("cache writes", rows * model.kv_heads * model.head_dim * 8.0, launches=2 * model.layers)
+    if step.weight_bits == 16:
+        yield Work("gates", rows * model.hidden * 6.0, launches=model.layers)
+    yield Work("residual sums", rows * 2 * model.width * 10.0, launches=2 * model.layers)
+    # The largest logit, the limits' mass and two candidates; the rows' programs read at a processor's own rate.
+    yield Work("sampling", 6.0 * step.batch * model.vocab * 2, launches=1)
+
+
+def _power_of_two(n: int) -> int:
+    return 1 << (n - 1).bit_length()
+
+
+_CASES: Sequence[tuple[str, int, int]] = (
+    ("bf16", 16, 16),
+    ("8-bit weights and cache", 8, 8),
+    ("4-bit weights and cache", 4, 4),
+    ("bf16 weights, 4-bit cache", 16, 4),
+)
+
+_METHODS: Sequence[tuple[str, float]] = (
+    ("dense", 1.0),
+    ("duo, razor: half of the heads retrieve, others hold 1,088", 0.5 + 0.5 * 1088 / 32768),
+    ("budget of 2,048 (snapkv, adakv, pyramidkv, tova, knorm, keydiff, lagkv, …)", 2048 / 32768),
+    ("streaming_llm: 64 sinks and a window of 1,024", 1088 / 32768),
+)
+"""Share of 32,768 entries that a method's step reads."""
+
+
+def render_page() -> str:
+    """Return the page of the documentation."""
+    return "\n".join(_lines()) + "\n"
+
+
+def _lines() -> Iterator[str]:
+    yield from (
+        "# What a decode step should cost on a GPU",
+        "",
+        "**Computed, not measured.** No GPU has run these kernels yet. The page is generated from",
+        "`services/llm_longctx/kernels/cost_model.py`, which takes rates from data sheets and instruction counts from the",
+        "[machine code on record](gpu-kernels.md). A kernel takes the longest of its bytes",
+        f"({BANDWIDTH_SHARE:.0%} of the bandwidth), its operations ({MATRIX_SHARE:.0%} of the tensor cores' rate) and its",
+        f"main loop's instructions ({ISSUE_SHARE:.0%} of the schedulers' slots); a launch costs {GAP * 1e6:.0f} µs in a",
+        "captured graph. The floor is weights, keys and values, read once at full bandwidth.",
+        "",
+        "## Steps: 32 sequences of 8,192 entries",
+        "",
+        "| model | weights and cache | " + " | ".join(f"{card.name}: floor → computed, ms" for card in CARDS) + " |",
+        "|---|---|" + "---|" * len(CARDS),
+    )
+    for model in MODELS:
+        for label, weight_bits, cache_bits in _CASES:
+            step = Step(model, 32, 8192, weight_bits, cache_bits)
+            yield f"| {model.name} | {label} | " + " | ".join(_cell(step, card) for card in CARDS) + " |"
+    yield from _kernel_lines(next(card for card in CARDS if card.name == "H100"))
+    yield from _method_lines()
+
+
+def _cell(step: Step, card: Card) -> str:
+    floor, found = floor_seconds(step, card), step_seconds(step, card)
+    held = step.model.parameters * _CODE_BYTES[step.weight_bits]
+    held += step.batch * step.context * step.model.layers * step.model.kv_heads * step.entry_bytes
+    fits = "" if held < 0.9 * card.memory else " (does not fit)"
+    return f"{floor * 1e3:.1f} → {found * 1e3:.1f} ({found / floor:.2f}×){fits}"
+
+
+def _kernel_lines(card: Card) -> Iterator[str]:
+    for label, weight_bits, cache_bits in (_CASES[0], _CASES[2]):
+        yield from ("", f"## Kernels: Llama-3-8B on {card.name}, 32 × 8,192, {label}", "")
+        yield "| kernel | GB | operations, 10⁹ | warp instructions, 10⁹ | launches | ms | bound by |"
+        yield "|---|---|---|---|---|---|---|"
+        for work in cost_of_step(Step(MODELS[1], 32, 8192, weight_bits, cache_bits), card):
+            bounds = work.bounds(card)
+            cells = (
+                work.kernel,
+                f"{work.bytes / 1e9:.3f}",
+                f"{work.operations / 1e9:.0f}",
+                f"{work.instructions / 1e9:.2f}",
+                str(work.launches),
+                f"{work.seconds(card) * 1e3:.2f}",
+                max(bounds, key=lambda name: bounds[name])
+                if max(bounds.values()) > GAP * work.launches
+                else "launches",
+            )
+            yield "| " + " | ".join(cells) + " |"
+
+
+def _method_lines() -> Iterator[str]:
+    yield from ("", "## Methods: Llama-3-8B in bf16, 8 sequences of 32,768 entries", "")
+    yield "| method | entries that a head reads | " + " | ".join(f"{card.name}, ms" for card in CARDS) + " |"
+    yield "|---|---|" + "---|" * len(CARDS)
+    for label, share in _METHODS:
+        step = Step(MODELS[1], 8, round(32768 * share))
+        times = " | ".join(f"{step_seconds(step, card) * 1e3:.1f}" for card in CARDS)
+        yield f"| {label} | {step.context:,} | {times} |"

@@ -1,0 +1,114 @@
+"""Parts of attention kernels: one step of a softmax that is added up tile by tile, and the merge of a row's parts.
+
+Scores are in base 2 (scaled by log2 e), because a GPU's exponential is. Imported only where Triton is installed. Knows
+nothing about where keys and values lie.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+__all__ = ["LN2", "LOG2E", "absorb", "finish", "join_parts", "normalize"]
+
+LOG2E = 1.4426950408889634
+LN2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def absorb(scores, values, most, total, mixed, PRECISION: tl.constexpr):
+    """Add a tile [rows,keys] of scores, −inf where hidden, with its values: the new (most, total, mixed)."""
+    now = tl.maximum(most, tl.max(scores, 1))
+    # A row that has seen nothing yet has no largest score: −inf − −inf is no number.
+    shift = tl.where(now == float("-inf"), 0.0, now)
+    shares = tl.exp2(scores - shift[:, None])
+    by = tl.exp2(most - shift)
+    mixed = tl.dot(shares.to(values.dtype), values, mixed * by[:, None], input_precision=PRECISION)
+    return now, total * by + tl.sum(shares, 1), mixed
+
+
+@triton.jit
+def normalize(most, total, mixed):
+    """Outputs and log-sum-exp in base 2 of finished rows."""
+    some = total > 0
+    safe = tl.where(some, total, 1.0)
+    return mixed / safe[:, None], tl.where(some, most + tl.log2(safe), float("-inf"))
+
+
+@triton.jit
+def join_parts(
+    part_out,
+    part_lse,
+    first,
+    parts,
+    G: tl.constexpr,
+    D: tl.constexpr,
+    GROUP: tl.constexpr,
+    WIDE: tl.constexpr,
+    AT_ONCE: tl.constexpr,
+):
+    """Merge parts `first` … of G rows each, [part,G,D] and [part,G]: out [GROUP,WIDE] and its lse in base 2 [GROUP]."""
+    g, d = tl.arange(0, GROUP), tl.arange(0, WIDE)
+    most = tl.full((GROUP,), float("-inf"), tl.float32)
+    total = tl.zeros((GROUP,), tl.float32)
+    mixed = tl.zeros((GROUP, WIDE), tl.float32)
+    for begin in range(0, parts, AT_ONCE):
+        part = begin + tl.arange(0, AT_ONCE)
+        there = (part < parts)[:, None] & (g < G)[None, :]
+        row = (first + part)[:, None] * G + g[None, :]
+        # Other programs wrote them: nothing may come from a cache of this processor.
+        logs = tl.load(part_lse + row, there, float("-inf"), cache_modifier=".cg")
+        inside = there[:, :, None] & (d < D)[None, None, :]
+        outs = tl.load(part_out + row[:, :, None] * D + d[None, None, :], inside, 0.0, cache_modifier=".cg")
+        now = tl.maximum(most, tl.max(logs, 0))
+        shift = tl.where(now == float("-inf"), 0.0, now)
+        shares, by = tl.exp2(logs - shift[None, :]), tl.exp2(most - shift)
+        mixed = mixed * by[:, None] + tl.sum(outs * shares[:, :, None], 0)
+        total = total * by + tl.sum(shares, 0)
+        most = now
+    return normalize(most, total, mixed)
+
+
+@triton.jit
+def finish(
+    most,
+    total,
+    mixed,
+    out,
+    lse,
+    part_out,
+    part_lse,
+    arrived,
+    problem,
+    part,
+    parts,
+    most_parts,
+    G: tl.constexpr,
+    D: tl.constexpr,
+    ROWS: tl.constexpr,
+    WIDE: tl.constexpr,
+    GROUP: tl.constexpr,
+    AT_ONCE: tl.constexpr,
+):
+    """Store a problem's rows; of several parts, the program that comes last merges them and resets the counter."""
+    row, d = tl.arange(0, ROWS), tl.arange(0, WIDE)
+    mixed, logs = normalize(most, total, mixed)
+    inside = (row < G)[:, None] & (d < D)[None, :]
+    if parts == 1:
+        place = problem * G + row
+        tl.store(out + place[:, None] * D + d[None, :], mixed.to(out.dtype.element_ty), inside)
+        tl.store(lse + place, logs * LN2, row < G)
+    else:
+        place = (problem * most_parts + part) * G + row
+        tl.store(part_out + place[:, None] * D + d[None, :], mixed, inside)
+        tl.store(part_lse + place, logs, row < G)
+        # All threads' stores come before the one thread's release.
+        tl.debug_barrier()
+        if tl.atomic_add(arrived + problem, 1, sem="acq_rel") == parts - 1:
+            joined, sums = join_parts(part_out, part_lse, problem * most_parts, parts, G, D, GROUP, WIDE, AT_ONCE)
+            g = tl.arange(0, GROUP)
+            to = problem * G + g
+            whole = (g < G)[:, None] & (d < D)[None, :]
+            tl.store(out + to[:, None] * D + d[None, :], joined.to(out.dtype.element_ty), whole)
+            tl.store(lse + to, sums * LN2, g < G)
+            tl.store(arrived + problem, 0)
