@@ -19,7 +19,16 @@ from services.llm_longctx.kernels.dispatch import Backend, choose
 from services.llm_longctx.kernels.packed_pages.layout import PAGE, PackedLayout
 from services.llm_longctx.kernels.packed_pages.reference import unpack
 
-__all__ = ["DeviceRuns", "PageTable", "decode", "decode_device_runs", "decode_packed", "decode_packed_device_runs", "decode_pages", "decode_runs"]
+__all__ = [
+    "DeviceRuns",
+    "PageTable",
+    "decode",
+    "decode_device_runs",
+    "decode_packed",
+    "decode_packed_device_runs",
+    "decode_pages",
+    "decode_runs",
+]
 
 
 def _triton(
