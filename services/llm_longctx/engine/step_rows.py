@@ -51,13 +51,13 @@ class RowRuns:
 
     def take(self, sent: Tensor) -> int:
         """Find itself at the front of what was sent; returns its length."""
-        L, r = self.start.shape
+        (L, r), size = self.start.shape, int(self.start.size)
         first = 0 if self.rows is None else r
-        start, n, weighted = sent[first : first + 3 * L * r].view(3, L, r).unbind()
+        start, n, weighted = sent[first : first + 3 * size].view(3, L, r).unbind()
         self._rows_sent = None if self.rows is None else sent[:r]
         self._sent, self._longest = (start, n, weighted.bool()), int(self.n.max(initial=0))
         self._any_weighted = bool(self.weighted.any())
-        return first + 3 * L * r
+        return int(first + 3 * size)
 
     def on_device(self, layer: int, device: torch.device) -> DeviceRuns:
         """A layer's runs for a kernel that reads them on the device."""

@@ -7,12 +7,12 @@ Knows networks by the `LandmarkNetwork` protocol and stores by append and fetch;
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from services.llm_longctx.mixers.landmark.attention import grouped_softmax
 from services.llm_longctx.mixers.landmark.block_store import BlockStore, resolve_home
@@ -43,6 +43,10 @@ class LandmarkNetwork(Protocol):
 
     def embed(self, ids: Tensor) -> Tensor:
         """Residual stream [B,T,D] of tokens."""
+        ...
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Its weights, of which the first says on which device it lies."""
         ...
 
     def rotate(self, x: Tensor, positions: Tensor) -> Tensor:
