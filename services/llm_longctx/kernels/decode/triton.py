@@ -18,7 +18,7 @@ from torch import Tensor
 
 from services.llm_longctx.kernels.decode.device_runs import DeviceRuns
 from services.llm_longctx.kernels.decode.pages import PageTable
-from services.llm_longctx.kernels.device.cards import Card
+from services.llm_longctx.kernels.device.cards import GpuCard
 from services.llm_longctx.kernels.device.launch import (
     Launch,
     Variant,
@@ -52,7 +52,7 @@ class Parts(NamedTuple):
     span: int
 
 
-def cut(problems: int, longest: int, card: Card, least: int = LEAST_SPAN) -> Parts:
+def cut(problems: int, longest: int, card: GpuCard, least: int = LEAST_SPAN) -> Parts:
     """Cut problems so that a few programs run on every processor of a card."""
     wanted = -(-_PROGRAMS_PER_PROCESSOR * card.processors // max(problems, 1))
     span = max(-(-longest // min(wanted, MOST_PARTS)), least)
@@ -141,7 +141,7 @@ def _equal_rows(held: Sequence[Tensor], d: int) -> list[Tensor]:
 
 def _offsets(held: Sequence[Tensor], q: Tensor) -> tuple[Tensor, list[int], int]:
     """The tensor that lies first, how many numbers behind it each one begins, and the distance between rows."""
-    held = [x for x in held] or [q]
+    held = list(held) or [q]
     base = min(held, key=lambda x: x.data_ptr())
     row = next((x.stride(0) for x in held if len(x) > 1), held[0].stride(0))
     return base, [(x.data_ptr() - base.data_ptr()) // x.element_size() if x.numel() else 0 for x in held], row
@@ -208,7 +208,7 @@ def _launch(dtype: torch.dtype, G: int, d: int, *, page: int, unit: int, weighte
     return Launch(_decode, constants)
 
 
-def variants(card: Card) -> Iterator[Variant]:
+def variants(card: GpuCard) -> Iterator[Variant]:
     """Yield decode of the decoders that are served, from runs and from pages, and one in float32."""
     pointers = {"k_at": "*i64", "v_at": "*i64", "weights_at": "*i64", "lengths": "*i64", "pages": "*i32"}
     floats = dict.fromkeys(("weights", "lse", "part_out", "part_lse"), "*fp32") | {"scale": "fp32"}

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from services.llm_longctx.kernels.decode.device_runs import DeviceRuns
 from services.llm_longctx.kernels.decode.triton import Parts, cut
-from services.llm_longctx.kernels.device.cards import Card
+from services.llm_longctx.kernels.device.cards import GpuCard
 from services.llm_longctx.kernels.device.launch import Launch, Variant, card_for, counters, power_of_two, precision
 from services.llm_longctx.kernels.device.shapes import DECODERS
 from services.llm_longctx.kernels.device.triton import LOG2E, absorb, finish
@@ -61,7 +61,7 @@ def decode_packed(
     return out, lse
 
 
-def _launch(card: Card, layout: PackedLayout, dtype: torch.dtype, G: int, *, weighted: bool) -> Launch:
+def _launch(card: GpuCard, layout: PackedLayout, dtype: torch.dtype, G: int, *, weighted: bool) -> Launch:
     d = layout.head_dim
     wide = power_of_two(d, 16)
     keys = min(max(16384 // (wide * dtype.itemsize), 32), 128)
@@ -89,7 +89,7 @@ def _launch(card: Card, layout: PackedLayout, dtype: torch.dtype, G: int, *, wei
     return Launch(_decode, constants, 4, 3 if card.capability >= 90 else 2)
 
 
-def variants(card: Card) -> Iterator[Variant]:
+def variants(card: GpuCard) -> Iterator[Variant]:
     """Yield both widths of codes for the decoders of `DECODERS`, in bfloat16; scales and zeros are bytes."""
     types = dict.fromkeys(("q", "out"), "*bf16") | dict.fromkeys(("start", "lengths"), "*i64")
     types |= {"words": "*i32", "pages": "*u8", "weighted": "*i32", "arrived": "*i32", "scale": "fp32"}
