@@ -102,7 +102,7 @@ class Step:
 
 def cost_of_step(step: Step, card: GpuCard) -> list[Work]:
     """List the kernels of a step."""
-    return [_products(step, card), _logits(step), _attention(step, card), *_others(step)]
+    return [_products(step, card), _logits(step), _attention(step, card), *_others(step, card)]
 
 
 def floor_seconds(step: Step, card: GpuCard) -> float:
@@ -167,7 +167,7 @@ def _attention(step: Step, card: GpuCard) -> Work:
     return Work("attention", moved + partial, moved, operations, issued, launches)
 
 
-def _others(step: Step) -> Iterator[Work]:
+def _others(step: Step, card: GpuCard) -> Iterator[Work]:
     model, rows = step.model, step.batch * step.model.layers
     yield Work("norms", rows * 2 * model.width * 6.0, launches=2 * model.layers + 1)
     yield Work("rotation", rows * (model.heads + model.kv_heads) * model.head_dim * 4.0, launches=model.layers)
@@ -175,8 +175,10 @@ def _others(step: Step) -> Iterator[Work]:
     if step.weight_bits == 16:
         yield Work("gates", rows * model.hidden * 6.0, launches=model.layers)
     yield Work("residual sums", rows * 2 * model.width * 10.0, launches=2 * model.layers)
-    # The largest logit, the limits' mass and two candidates; the rows' programs read at a processor's own rate.
-    yield Work("sampling", 6.0 * step.batch * model.vocab * 2, launches=1)
+    # Six passes over the logits: the largest, the mass of what is left, and two candidates. A row has one processor,
+    # so the others' slots are lost. The k-th largest, where top-k and top-p meet, takes 32 passes more.
+    issued = _issued("sampling/logits in bf16", card) * 6 * model.vocab / 4096 * max(card.processors, step.batch)
+    yield Work("sampling", 6.0 * step.batch * model.vocab * 2, instructions=issued, launches=1)
 
 
 def _power_of_two(n: int) -> int:
