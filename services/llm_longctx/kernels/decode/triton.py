@@ -46,9 +46,9 @@ _TILE_BYTES = 16384
 
 
 class Parts(NamedTuple):
-    """How problems are cut: `count` parts at most, of `span` entries each."""
+    """How problems are cut: `most` parts at most, of `span` entries each."""
 
-    count: int
+    most: int
     span: int
 
 
@@ -79,7 +79,8 @@ def decode(
     w_at = [-1 if one is None else next(placed) for one in weights]
     unit = gcd(*k_at, *v_at, k_row, v_row, 16)
     table = torch.tensor([[at // unit for at in k_at], [at // unit for at in v_at], w_at, n]).to(q.device)
-    where = _Where(k, v, w, *table.unbind(), k_row, v_row, unit)
+    keys_at, values_at, weights_at, lengths = table.unbind()
+    where = _Where(k, v, w, keys_at, values_at, weights_at, lengths, k_row, v_row, unit)
     return _run(q, where, max(n, default=0), any(at >= 0 for at in w_at), parts)
 
 
@@ -157,12 +158,12 @@ def _run(
         return out, lse
     card = card_for(q.device)
     parts = parts or cut(R, longest, card)
-    held = torch.empty(R * parts.count * G * (d + 1), dtype=torch.float32, device=q.device) if parts.count > 1 else lse
-    part_out, part_lse = held, held[-R * parts.count * G :]
+    held = torch.empty(R * parts.most * G * (d + 1), dtype=torch.float32, device=q.device) if parts.most > 1 else lse
+    part_out, part_lse = held, held[-R * parts.most * G :]
     numbers, page_stride, page = paged or (where.n, 0, 0)
     launch = _launch(q.dtype, G, d, page=page, unit=where.unit, weighted=weighted)
     launch(
-        (R, parts.count),
+        (R, parts.most),
         q,
         where.k,
         where.v,

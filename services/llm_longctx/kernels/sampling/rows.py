@@ -44,6 +44,6 @@ class SamplingRows:
     ) -> SamplingRows:
         """Rows that differ in their seeds only."""
         values = (temperature, torch.float32), (top_k, torch.int32), (top_p, torch.float32), (min_p, torch.float32)
-        same = [torch.full((len(seeds),), value, dtype=dtype, device=device) for value, dtype in values]
+        heat, k, p, least = (torch.full((len(seeds),), value, dtype=kind, device=device) for value, kind in values)
         steps = torch.full((len(seeds),), step, dtype=torch.int32, device=device)
-        return cls(*same, torch.tensor(seeds, dtype=torch.int64, device=device), steps)
+        return cls(heat, k, p, least, torch.tensor(seeds, dtype=torch.int64, device=device), steps)
