@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any
 
 from services.llm_longctx.kernels.ahead_of_time.results import read_results
-from services.llm_longctx.kernels.device.cards import CARDS, Card
+from services.llm_longctx.kernels.device.cards import CARDS, GpuCard
 from services.llm_longctx.kernels.device.shapes import MODELS, ModelShape
 from services.llm_longctx.kernels.packed_pages.layout import PAGE, PackedLayout
 
@@ -58,11 +58,11 @@ class Work:
     instructions: float = 0.0
     launches: int = 0
 
-    def seconds(self, card: Card) -> float:
+    def seconds(self, card: GpuCard) -> float:
         """How long it takes, gaps included."""
         return max(self.bounds(card).values()) + GAP * self.launches
 
-    def bounds(self, card: Card) -> dict[str, float]:
+    def bounds(self, card: GpuCard) -> dict[str, float]:
         """Seconds by what bounds it."""
         issued = 4 * card.processors * CLOCKS[card.name] * ISSUE_SHARE
         return {
@@ -100,17 +100,17 @@ class Step:
         return self.cache_bits
 
 
-def cost_of_step(step: Step, card: Card) -> list[Work]:
+def cost_of_step(step: Step, card: GpuCard) -> list[Work]:
     """List the kernels of a step."""
-    return [_products(step, card), _logits(step, card), _attention(step, card), *_others(step)]
+    return [_products(step, card), _logits(step), _attention(step, card), *_others(step, card)]
 
 
-def floor_seconds(step: Step, card: Card) -> float:
+def floor_seconds(step: Step, card: GpuCard) -> float:
     """Time of a step that reads weights and entries once, at the card's full bandwidth."""
     return sum(work.floor for work in cost_of_step(step, card)) / card.bandwidth
 
 
-def step_seconds(step: Step, card: Card) -> float:
+def step_seconds(step: Step, card: GpuCard) -> float:
     """Time of a step, as computed."""
     return sum(work.seconds(card) for work in cost_of_step(step, card))
 
@@ -121,13 +121,13 @@ def _record() -> Mapping[str, Any]:
     return rows
 
 
-def _issued(name: str, card: Card) -> float:
+def _issued(name: str, card: GpuCard) -> float:
     """Warp instructions of one tile of a kernel on record."""
     used = _record()[f"{name}/{card.name}"]
     return float(used["loop"] * used["warps"])
 
 
-def _products(step: Step, card: Card) -> Work:
+def _products(step: Step, card: GpuCard) -> Work:
     model, bits = step.model, step.weight_bits
     weights = model.parameters - model.vocab * model.width
     moved = weights * _CODE_BYTES[bits]
@@ -144,13 +144,13 @@ def _products(step: Step, card: Card) -> Work:
     return Work("linear layers", moved + activations, moved, 2.0 * weights * step.batch, issued, launches)
 
 
-def _logits(step: Step, card: Card) -> Work:
+def _logits(step: Step) -> Work:
     weights = step.model.vocab * step.model.width
     moved = 2.0 * weights
     return Work("logits", moved + 2.0 * step.batch * step.model.vocab, moved, 2.0 * weights * step.batch, 0, 1)
 
 
-def _attention(step: Step, card: Card) -> Work:
+def _attention(step: Step, card: GpuCard) -> Work:
     model, d = step.model, step.model.head_dim
     entries = float(step.batch * model.layers * model.kv_heads * step.context)
     group = model.heads // model.kv_heads
@@ -167,7 +167,7 @@ def _attention(step: Step, card: Card) -> Work:
     return Work("attention", moved + partial, moved, operations, issued, launches)
 
 
-def _others(step: Step) -> Iterator[Work]:
+def _others(step: Step, card: GpuCard) -> Iterator[Work]:
     model, rows = step.model, step.batch * step.model.layers
     yield Work("norms", rows * 2 * model.width * 6.0, launches=2 * model.layers + 1)
     yield Work("rotation", rows * (model.heads + model.kv_heads) * model.head_dim * 4.0, launches=model.layers)
@@ -175,8 +175,10 @@ def _others(step: Step) -> Iterator[Work]:
     if step.weight_bits == 16:
         yield Work("gates", rows * model.hidden * 6.0, launches=model.layers)
     yield Work("residual sums", rows * 2 * model.width * 10.0, launches=2 * model.layers)
-    # The largest logit, the limits' mass and two candidates; the rows' programs read at a processor's own rate.
-    yield Work("sampling", 6.0 * step.batch * model.vocab * 2, launches=1)
+    # Six passes over the logits: the largest, the mass of what is left, and two candidates. A row has one processor,
+    # so the others' slots are lost. The k-th largest, where top-k and top-p meet, takes 32 passes more.
+    issued = _issued("sampling/logits in bf16", card) * 6 * model.vocab / 4096 * max(card.processors, step.batch)
+    yield Work("sampling", 6.0 * step.batch * model.vocab * 2, instructions=issued, launches=1)
 
 
 def _power_of_two(n: int) -> int:
@@ -209,10 +211,11 @@ def _lines() -> Iterator[str]:
         "# What a decode step should cost on a GPU",
         "",
         "**Computed, not measured.** No GPU has run these kernels yet. The page is generated from",
-        "`services/llm_longctx/kernels/cost_model.py`, which takes rates from data sheets and instruction counts from the",
+        "`services/llm_longctx/kernels/cost_model.py`, which takes rates from data sheets and instruction counts from",
+        "the",
         "[machine code on record](gpu-kernels.md). A kernel takes the longest of its bytes",
-        f"({BANDWIDTH_SHARE:.0%} of the bandwidth), its operations ({MATRIX_SHARE:.0%} of the tensor cores' rate) and its",
-        f"main loop's instructions ({ISSUE_SHARE:.0%} of the schedulers' slots); a launch costs {GAP * 1e6:.0f} µs in a",
+        f"({BANDWIDTH_SHARE:.0%} of the bandwidth), its operations ({MATRIX_SHARE:.0%} of tensor cores' rate) and its",
+        f"main loop's instructions ({ISSUE_SHARE:.0%} of all slots); a launch costs {GAP * 1e6:.0f} µs in a",
         "captured graph. The floor is weights, keys and values, read once at full bandwidth.",
         "",
         "## Steps: 32 sequences of 8,192 entries",
@@ -228,7 +231,7 @@ def _lines() -> Iterator[str]:
     yield from _method_lines()
 
 
-def _cell(step: Step, card: Card) -> str:
+def _cell(step: Step, card: GpuCard) -> str:
     floor, found = floor_seconds(step, card), step_seconds(step, card)
     held = step.model.parameters * _CODE_BYTES[step.weight_bits]
     held += step.batch * step.context * step.model.layers * step.model.kv_heads * step.entry_bytes
@@ -236,7 +239,7 @@ def _cell(step: Step, card: Card) -> str:
     return f"{floor * 1e3:.1f} → {found * 1e3:.1f} ({found / floor:.2f}×){fits}"
 
 
-def _kernel_lines(card: Card) -> Iterator[str]:
+def _kernel_lines(card: GpuCard) -> Iterator[str]:
     for label, weight_bits, cache_bits in (_CASES[0], _CASES[2]):
         yield from ("", f"## Kernels: Llama-3-8B on {card.name}, 32 × 8,192, {label}", "")
         yield "| kernel | GB | operations, 10⁹ | warp instructions, 10⁹ | launches | ms | bound by |"

@@ -16,22 +16,22 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from services.llm_longctx.kernels.ahead_of_time.machine_code import Usage, inspect
+from services.llm_longctx.kernels.ahead_of_time.machine_code import KernelUsage, inspect
 from services.llm_longctx.kernels.ahead_of_time.results import OPERATIONS, Row
-from services.llm_longctx.kernels.device.cards import CARDS, Card
+from services.llm_longctx.kernels.device.cards import CARDS, GpuCard
 from services.llm_longctx.kernels.device.launch import Variant
 
 __all__ = ["check_budget", "compile_variant", "iter_variants", "measure"]
 
 
-def iter_variants(card: Card) -> Iterator[Variant]:
+def iter_variants(card: GpuCard) -> Iterator[Variant]:
     """Yield what is compiled for a card."""
     for operation in OPERATIONS:
         module: Any = importlib.import_module(f"services.llm_longctx.kernels.{operation}.triton")
         yield from module.variants(card)
 
 
-def compile_variant(variant: Variant, card: Card) -> Usage:
+def compile_variant(variant: Variant, card: GpuCard) -> KernelUsage:
     """Compile one variant for one card and read its machine code."""
     launch, kernel = variant.launch, variant.launch.kernel
     signature = {p.name: "constexpr" if p.is_constexpr else variant.types.get(p.name, "i32") for p in kernel.params}
@@ -46,7 +46,7 @@ def compile_variant(variant: Variant, card: Card) -> Usage:
     return inspect(compiled.asm["cubin"], compiled.metadata.shared, tools)
 
 
-def check_budget(variant: Variant, card: Card, usage: Usage) -> list[str]:
+def check_budget(variant: Variant, card: GpuCard, usage: KernelUsage) -> list[str]:
     """Return what is over budget, in words; empty where all is well."""
     found = []
     if usage.stack or usage.spills:

@@ -12,7 +12,7 @@ import tempfile
 from collections import Counter
 from dataclasses import dataclass
 
-__all__ = ["Usage", "count", "inspect"]
+__all__ = ["KernelUsage", "count", "inspect"]
 
 _LOAD = re.compile(r"\b(LDG|LDGSTS)\.E([\w.]*)")
 _WIDTH = re.compile(r"\.(?:[US]?(8|16|32|64|128|256))\b")
@@ -29,7 +29,7 @@ _BULK = re.compile(r"\bUTMALDG\b")
 
 
 @dataclass(frozen=True, slots=True)
-class Usage:
+class KernelUsage:
     """What one kernel uses.
 
     Attributes:
@@ -41,7 +41,7 @@ class Usage:
         vectorized: Share of their bytes that move 8 bytes or more per thread.
         copies: Loads that are copies to shared memory in the background.
         matrix: Instructions of tensor cores by family.
-        loop: Instructions of the longest loop that multiplies tiles, or of the longest one: what a warp issues per tile.
+        loop: Instructions of the longest loop that multiplies tiles, or of the longest loop.
     """
 
     registers: int
@@ -55,7 +55,7 @@ class Usage:
     loop: int
 
 
-def inspect(cubin: bytes, shared: int, tools: pathlib.Path) -> Usage:
+def inspect(cubin: bytes, shared: int, tools: pathlib.Path) -> KernelUsage:
     """Disassemble a kernel.
 
     Args:
@@ -75,7 +75,7 @@ def inspect(cubin: bytes, shared: int, tools: pathlib.Path) -> Usage:
     return count(assembly, int(found[1]), int(found[2]), shared)
 
 
-def count(assembly: str, registers: int, stack: int, shared: int) -> Usage:
+def count(assembly: str, registers: int, stack: int, shared: int) -> KernelUsage:
     """Count instructions of disassembled code."""
     widths: Counter[int] = Counter()
     copies = len(_BULK.findall(assembly))
@@ -86,7 +86,7 @@ def count(assembly: str, registers: int, stack: int, shared: int) -> Usage:
     total = sum(width * times for width, times in widths.items())
     wide = sum(width * times for width, times in widths.items() if width >= 64)
     matrix = {name: len(pattern.findall(assembly)) for name, pattern in _MATRIX.items()}
-    return Usage(
+    return KernelUsage(
         registers,
         stack,
         len(_SPILL.findall(assembly)),

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from services.llm_longctx.kernels.block_csr import BlockCsr
-from services.llm_longctx.kernels.device.cards import Card
+from services.llm_longctx.kernels.device.cards import GpuCard
 from services.llm_longctx.kernels.device.launch import Launch, Variant, card_for, power_of_two, with_near_rows
 from services.llm_longctx.kernels.device.shapes import DECODERS
 from services.llm_longctx.kernels.device.tiles import Tiles, prefill_tiles
@@ -66,7 +66,7 @@ def _launch(tiles: Tiles, d: int, share: int, block: int, key_block: int) -> Lau
     return Launch(_prefill, constants, tiles.warps, tiles.stages)
 
 
-def variants(card: Card) -> Iterator[Variant]:
+def variants(card: GpuCard) -> Iterator[Variant]:
     """Yield prefill with blocks of 64 tokens that a group of heads shares, and one in float32."""
     strides = frozenset(("q_head", "q_row", "k_head", "k_row", "v_head", "v_row"))
     types = {"lse": "*fp32", "row_ptr": "*i32", "cols": "*i32", "scale": "fp32"}

@@ -155,8 +155,8 @@ def decode_packed(
     if (chosen := choose("decode", backend, q.dtype, q.device.type)) == "cpu_ext":
         return cpu_ext.decode_packed(q, packed, start, n, weighted)
     if chosen == "triton":
-        at = (torch.from_numpy(np.ascontiguousarray(x)).to(q.device) for x in (start, n, weighted))
-        runs = DeviceRuns(*at, longest=int(n.max(initial=0)), any_weighted=bool(weighted.any()))
+        first, many, counts = (torch.from_numpy(np.ascontiguousarray(x)).to(q.device) for x in (start, n, weighted))
+        runs = DeviceRuns(first, many, counts, longest=int(n.max(initial=0)), any_weighted=bool(weighted.any()))
         return decode_packed_device_runs(q, packed, runs, backend=chosen)
     wide = torch.float32 if chosen == "reference" else q.dtype
     keys, values, weights = [], [], []

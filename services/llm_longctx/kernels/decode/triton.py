@@ -18,7 +18,7 @@ from torch import Tensor
 
 from services.llm_longctx.kernels.decode.device_runs import DeviceRuns
 from services.llm_longctx.kernels.decode.pages import PageTable
-from services.llm_longctx.kernels.device.cards import Card
+from services.llm_longctx.kernels.device.cards import GpuCard
 from services.llm_longctx.kernels.device.launch import (
     Launch,
     Variant,
@@ -46,13 +46,13 @@ _TILE_BYTES = 16384
 
 
 class Parts(NamedTuple):
-    """How problems are cut: `count` parts at most, of `span` entries each."""
+    """How problems are cut: `most` parts at most, of `span` entries each."""
 
-    count: int
+    most: int
     span: int
 
 
-def cut(problems: int, longest: int, card: Card, least: int = LEAST_SPAN) -> Parts:
+def cut(problems: int, longest: int, card: GpuCard, least: int = LEAST_SPAN) -> Parts:
     """Cut problems so that a few programs run on every processor of a card."""
     wanted = -(-_PROGRAMS_PER_PROCESSOR * card.processors // max(problems, 1))
     span = max(-(-longest // min(wanted, MOST_PARTS)), least)
@@ -79,7 +79,8 @@ def decode(
     w_at = [-1 if one is None else next(placed) for one in weights]
     unit = gcd(*k_at, *v_at, k_row, v_row, 16)
     table = torch.tensor([[at // unit for at in k_at], [at // unit for at in v_at], w_at, n]).to(q.device)
-    where = _Where(k, v, w, *table.unbind(), k_row, v_row, unit)
+    keys_at, values_at, weights_at, lengths = table.unbind()
+    where = _Where(k, v, w, keys_at, values_at, weights_at, lengths, k_row, v_row, unit)
     return _run(q, where, max(n, default=0), any(at >= 0 for at in w_at), parts)
 
 
@@ -141,7 +142,7 @@ def _equal_rows(held: Sequence[Tensor], d: int) -> list[Tensor]:
 
 def _offsets(held: Sequence[Tensor], q: Tensor) -> tuple[Tensor, list[int], int]:
     """The tensor that lies first, how many numbers behind it each one begins, and the distance between rows."""
-    held = [x for x in held] or [q]
+    held = list(held) or [q]
     base = min(held, key=lambda x: x.data_ptr())
     row = next((x.stride(0) for x in held if len(x) > 1), held[0].stride(0))
     return base, [(x.data_ptr() - base.data_ptr()) // x.element_size() if x.numel() else 0 for x in held], row
@@ -157,12 +158,12 @@ def _run(
         return out, lse
     card = card_for(q.device)
     parts = parts or cut(R, longest, card)
-    held = torch.empty(R * parts.count * G * (d + 1), dtype=torch.float32, device=q.device) if parts.count > 1 else lse
-    part_out, part_lse = held, held[-R * parts.count * G :]
+    held = torch.empty(R * parts.most * G * (d + 1), dtype=torch.float32, device=q.device) if parts.most > 1 else lse
+    part_out, part_lse = held, held[-R * parts.most * G :]
     numbers, page_stride, page = paged or (where.n, 0, 0)
     launch = _launch(q.dtype, G, d, page=page, unit=where.unit, weighted=weighted)
     launch(
-        (R, parts.count),
+        (R, parts.most),
         q,
         where.k,
         where.v,
@@ -208,7 +209,7 @@ def _launch(dtype: torch.dtype, G: int, d: int, *, page: int, unit: int, weighte
     return Launch(_decode, constants)
 
 
-def variants(card: Card) -> Iterator[Variant]:
+def variants(card: GpuCard) -> Iterator[Variant]:
     """Yield decode of the decoders that are served, from runs and from pages, and one in float32."""
     pointers = {"k_at": "*i64", "v_at": "*i64", "weights_at": "*i64", "lengths": "*i64", "pages": "*i32"}
     floats = dict.fromkeys(("weights", "lse", "part_out", "part_lse"), "*fp32") | {"scale": "fp32"}

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor, nn
 from torch.nn import functional
 
-from services.llm_longctx.kernels.device.cards import Card
+from services.llm_longctx.kernels.device.cards import GpuCard
 from services.llm_longctx.kernels.device.launch import Launch, Variant, power_of_two
 from services.llm_longctx.kernels.device.shapes import DECODERS, MODELS
 from services.llm_longctx.kernels.quantized_linear import PackedMatrix
@@ -114,7 +114,7 @@ def _rotate_launch(H: int, G: int, d: int) -> Launch:
     return Launch(_rotate, {"H": H, "G": G, "D": d, "HALF": half, "HEADS": heads}, 4)
 
 
-def variants(card: Card) -> Iterator[Variant]:
+def variants(card: GpuCard) -> Iterator[Variant]:
     """Yield norm and rotation of the served decoders, and the gate."""
     stream = {"x": "*fp32", "weight": "*bf16", "out": "*bf16", "eps": "fp32", "offset": "fp32"}
     turns = dict.fromkeys(("q", "k", "cos", "sin", "q_out", "k_out"), "*bf16")

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["CARDS", "Card", "card_of"]
+__all__ = ["CARDS", "GpuCard", "card_of"]
 
 
 @dataclass(frozen=True, slots=True)
-class Card:
+class GpuCard:
     """One model of GPU.
 
     Attributes:
@@ -34,15 +34,15 @@ class Card:
 
 
 CARDS = (
-    Card("A100", 80, 108, 166_912, 2.039e12, 312e12, 80e9),
-    Card("L4", 89, 58, 101_376, 0.300e12, 121e12, 24e9),
-    Card("H100", 90, 132, 232_448, 3.35e12, 989e12, 80e9),
-    Card("B200", 100, 148, 232_448, 8.0e12, 2250e12, 180e9),
+    GpuCard("A100", 80, 108, 166_912, 2.039e12, 312e12, 80e9),
+    GpuCard("L4", 89, 58, 101_376, 0.300e12, 121e12, 24e9),
+    GpuCard("H100", 90, 132, 232_448, 3.35e12, 989e12, 80e9),
+    GpuCard("B200", 100, 148, 232_448, 8.0e12, 2250e12, 180e9),
 )
 """In the order of their capabilities: A100 (SXM, 80 GB), L4, H100 (SXM) and B200."""
 
 
-def card_of(capability: int) -> Card:
+def card_of(capability: int) -> GpuCard:
     """Return the newest card that is not newer than a capability; its kernels fit there.
 
     Cards of 8.x other than A100, and those of 12.x, have as little shared memory as an L4.

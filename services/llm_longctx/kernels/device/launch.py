@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from services.llm_longctx.kernels.device.cards import Card, card_of
+from services.llm_longctx.kernels.device.cards import GpuCard, card_of
 
 __all__ = ["Launch", "Variant", "card_for", "counters", "power_of_two", "precision", "with_near_rows"]
 
@@ -70,13 +70,13 @@ class Variant:
     vectorized: float = 0.9
 
 
-def card_for(device: torch.device) -> Card:
+def card_for(device: torch.device) -> GpuCard:
     """Return the card that kernels on this device are shaped for; the interpreter counts as an H100."""
     return _card(device.index or 0) if device.type == "cuda" and torch.cuda.is_available() else card_of(90)
 
 
 @cache
-def _card(index: int) -> Card:
+def _card(index: int) -> GpuCard:
     major, minor = torch.cuda.get_device_capability(index)
     return card_of(10 * major + minor)
 

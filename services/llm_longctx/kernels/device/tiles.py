@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from services.llm_longctx.kernels.device.cards import Card
+from services.llm_longctx.kernels.device.cards import GpuCard
 from services.llm_longctx.kernels.device.launch import power_of_two, precision
 from services.llm_longctx.kernels.dispatch import is_interpreted
 
@@ -40,14 +40,14 @@ class Tiles:
         return {"ROWS": self.rows, "KEYS": self.keys, "PRECISION": self.precision, "WIDEN": is_interpreted()}
 
 
-def prefill_tiles(card: Card, dtype: torch.dtype, d: int, rows: int, keys: int) -> Tiles:
+def prefill_tiles(card: GpuCard, dtype: torch.dtype, d: int, rows: int, keys: int) -> Tiles:
     """Choose tiles that fit a card's registers and shared memory, no larger than `rows` and `keys` need."""
     most_rows, most_keys, warps, stages = _wide(card, d) if dtype == torch.float32 else _narrow(card, d)
     rows, keys = (power_of_two(n, 16) for n in (rows, keys))
     return Tiles(min(most_rows, rows), min(most_keys, keys), warps, stages, precision(dtype))
 
 
-def _narrow(card: Card, d: int) -> tuple[int, int, int, int]:
+def _narrow(card: GpuCard, d: int) -> tuple[int, int, int, int]:
     """Rows, keys, warps and stages for numbers of two bytes."""
     if d > 128:
         return 64, 64 if card.shared > 110_000 else 32, 8, 2
@@ -56,7 +56,7 @@ def _narrow(card: Card, d: int) -> tuple[int, int, int, int]:
     return 64, 64, 4, 3 if card.shared > 110_000 else 2
 
 
-def _wide(card: Card, d: int) -> tuple[int, int, int, int]:
+def _wide(card: GpuCard, d: int) -> tuple[int, int, int, int]:
     """The same for float32: three products of TF32 take three times the registers of one."""
     if d > 128:
         return 16, 32 if card.shared > 110_000 else 16, 8, 2

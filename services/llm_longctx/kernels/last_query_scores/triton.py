@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from services.llm_longctx.kernels.device.cards import Card
+from services.llm_longctx.kernels.device.cards import GpuCard
 from services.llm_longctx.kernels.device.launch import (
     Launch,
     Variant,
@@ -69,7 +69,7 @@ def _launches(dtype: torch.dtype, b: int, d: int) -> tuple[Launch, Launch]:
     return sums, Launch(_add_up, constants | {"PARTS": MOST_PARTS}, warps, 2)
 
 
-def variants(card: Card) -> Iterator[Variant]:
+def variants(card: GpuCard) -> Iterator[Variant]:
     """Yield both launches of the decoders of `DECODERS` in bfloat16, for 64 queries."""
     aligned = frozenset(("q_head", "q_row", "k_head", "k_row", "span"))
     types = {"q": "*bf16", "k": "*bf16", "logs": "*fp32", "keys_out": "*fp32", "distances": "*fp32", "scale": "fp32"}

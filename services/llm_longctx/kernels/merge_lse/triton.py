@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from services.llm_longctx.kernels.device.cards import Card
+from services.llm_longctx.kernels.device.cards import GpuCard
 from services.llm_longctx.kernels.device.launch import Launch, Variant, power_of_two
 from services.llm_longctx.kernels.device.shapes import DECODERS
 
@@ -42,7 +42,7 @@ def _launch(d: int, parts: int) -> Launch:
     return Launch(_merge, {"D": d, "WIDE": wide, "ROWS": max(2048 // wide, 1), "PARTS": parts})
 
 
-def variants(card: Card) -> Iterator[Variant]:
+def variants(card: GpuCard) -> Iterator[Variant]:
     """Yield two and four parts for the decoders of `DECODERS`, in bfloat16."""
     names = [f"{side}_{i}" for side in ("out", "lse") for i in range(MOST)]
     types = {name: "*bf16" if name.startswith("out") else "*fp32" for name in names} | {"out": "*bf16", "lse": "*fp32"}

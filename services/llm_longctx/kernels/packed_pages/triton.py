@@ -7,7 +7,6 @@ A word of 32 bits is loaded once and spread over the 8 or 4 codes that it holds.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import cast
 
 import torch
 import triton
@@ -16,12 +15,12 @@ from torch import Tensor
 
 from services.llm_longctx.kernels.decode.device_runs import DeviceRuns
 from services.llm_longctx.kernels.decode.triton import Parts, cut
-from services.llm_longctx.kernels.device.cards import Card
+from services.llm_longctx.kernels.device.cards import GpuCard
 from services.llm_longctx.kernels.device.launch import Launch, Variant, card_for, counters, power_of_two, precision
 from services.llm_longctx.kernels.device.shapes import DECODERS
 from services.llm_longctx.kernels.device.triton import LOG2E, absorb, finish
 from services.llm_longctx.kernels.dispatch import is_interpreted
-from services.llm_longctx.kernels.packed_pages.layout import PAGE, VALUE_GROUP, CacheBits, PackedLayout
+from services.llm_longctx.kernels.packed_pages.layout import PAGE, VALUE_GROUP, PackedLayout
 
 __all__ = ["decode_packed", "variants"]
 
@@ -39,10 +38,10 @@ def decode_packed(
     # A run may begin in the middle of a page.
     card = card_for(q.device)
     parts = parts or cut(R, runs.longest + PAGE, card)
-    held = torch.empty(R * parts.count * G * (d + 1), dtype=torch.float32, device=q.device) if parts.count > 1 else lse
+    held = torch.empty(R * parts.most * G * (d + 1), dtype=torch.float32, device=q.device) if parts.most > 1 else lse
     launch = _launch(card, layout, q.dtype, G, weighted=runs.any_weighted)
     launch(
-        (R, parts.count),
+        (R, parts.most),
         q,
         pages.view(torch.int32),
         pages,
@@ -53,7 +52,7 @@ def decode_packed(
         out,
         lse,
         held,
-        held[-R * parts.count * G :],
+        held[-R * parts.most * G :],
         counters(q.device, R),
         d**-0.5 * LOG2E,
         parts.span,
@@ -61,7 +60,7 @@ def decode_packed(
     return out, lse
 
 
-def _launch(card: Card, layout: PackedLayout, dtype: torch.dtype, G: int, *, weighted: bool) -> Launch:
+def _launch(card: GpuCard, layout: PackedLayout, dtype: torch.dtype, G: int, *, weighted: bool) -> Launch:
     d = layout.head_dim
     wide = power_of_two(d, 16)
     keys = min(max(16384 // (wide * dtype.itemsize), 32), 128)
@@ -89,14 +88,14 @@ def _launch(card: Card, layout: PackedLayout, dtype: torch.dtype, G: int, *, wei
     return Launch(_decode, constants, 4, 3 if card.capability >= 90 else 2)
 
 
-def variants(card: Card) -> Iterator[Variant]:
+def variants(card: GpuCard) -> Iterator[Variant]:
     """Yield both widths of codes for the decoders of `DECODERS`, in bfloat16; scales and zeros are bytes."""
     types = dict.fromkeys(("q", "out"), "*bf16") | dict.fromkeys(("start", "lengths"), "*i64")
     types |= {"words": "*i32", "pages": "*u8", "weighted": "*i32", "arrived": "*i32", "scale": "fp32"}
     types |= dict.fromkeys(("weights", "lse", "part_out", "part_lse"), "*fp32")
     for name, G, d in DECODERS:
         for bits in (8, 4):
-            launch = _launch(card, PackedLayout(cast("CacheBits", bits), d), torch.bfloat16, G, weighted=True)
+            launch = _launch(card, PackedLayout(bits, d), torch.bfloat16, G, weighted=True)
             yield Variant("packed_pages", f"{name}, {bits} bits", launch, types, frozenset(("span",)), vectorized=0.8)
 
 

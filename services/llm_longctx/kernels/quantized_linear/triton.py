@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional
 
-from services.llm_longctx.kernels.device.cards import Card
+from services.llm_longctx.kernels.device.cards import GpuCard
 from services.llm_longctx.kernels.device.launch import Launch, Variant, card_for, counters, power_of_two, precision
 from services.llm_longctx.kernels.device.shapes import MODELS
 from services.llm_longctx.kernels.dispatch import is_interpreted
@@ -106,7 +106,7 @@ def _product(
 
 
 def _launch(
-    card: Card, dtype: torch.dtype, M: int, bits: int, K: int, *, gated: bool, biased: tuple[bool, bool]
+    card: GpuCard, dtype: torch.dtype, M: int, bits: int, K: int, *, gated: bool, biased: tuple[bool, bool]
 ) -> Launch:
     most = _MOST_ROWS if bits == 8 or card.capability < 100 else _MOST_ROWS // 2
     constants = {
@@ -126,7 +126,7 @@ def _launch(
     return Launch(_multiply, constants, 4, 4 if not gated else 3)
 
 
-def variants(card: Card) -> Iterator[Variant]:
+def variants(card: GpuCard) -> Iterator[Variant]:
     """Yield both widths of codes, for batches of 16 to 64 rows, and a gated pair."""
     types = dict.fromkeys(("x", "bias", "second_bias", "out"), "*bf16") | {
         "sums": "*fp32",

@@ -1,26 +1,23 @@
 """Sampling on a GPU, or in Triton's interpreter: a program per row, without sorting.
 
-The largest noisy logit is taken and asked whether the limits leave it: how many tokens come before it, and how much they
-hold. If not, everything from it on downwards is out, and the next largest is taken. As the noise stays, the last one is
-the largest of those that are left, as if they had been sorted. Imported only where Triton is installed.
+The kernel takes the largest noisy logit and checks the limits for it: how many tokens come before it, and how much
+probability they hold. If it is out, everything from it on downwards is out, and the next largest is taken. As the noise
+stays, the last one is the largest of those that are left. Imported only where Triton is installed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from services.llm_longctx.kernels.device.cards import Card
+from services.llm_longctx.kernels.device.cards import GpuCard
 from services.llm_longctx.kernels.device.launch import Launch, Variant, power_of_two
 from services.llm_longctx.kernels.sampling.reference import GREEDY_BELOW
-
-if TYPE_CHECKING:
-    from services.llm_longctx.kernels.sampling import SamplingRows
+from services.llm_longctx.kernels.sampling.rows import SamplingRows
 
 __all__ = ["sample", "variants"]
 
@@ -43,7 +40,7 @@ def _launch(vocab: int) -> Launch:
     return Launch(_sample, {"BLOCK": block, "GREEDY_BELOW": GREEDY_BELOW}, max(min(block // 512, 8), 1), 2)
 
 
-def variants(card: Card) -> Iterator[Variant]:
+def variants(card: GpuCard) -> Iterator[Variant]:
     """Yield logits in float32 and bfloat16."""
     types = dict.fromkeys(("temperature", "top_p", "min_p"), "*fp32") | dict.fromkeys(("top_k", "step"), "*i32")
     types |= dict.fromkeys(("seed", "chosen"), "*i64")

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from services.llm_longctx.kernels.device.cards import Card
+from services.llm_longctx.kernels.device.cards import GpuCard
 from services.llm_longctx.kernels.device.launch import Launch, Variant, card_for, power_of_two, with_near_rows
 from services.llm_longctx.kernels.device.shapes import DECODERS
 from services.llm_longctx.kernels.device.tiles import Tiles, prefill_tiles
@@ -35,7 +35,7 @@ def prefill(q: Tensor, k: Tensor, v: Tensor, sink: int, window: int) -> tuple[Te
     return out, lse
 
 
-def _tiles(card: Card, dtype: torch.dtype, d: int, rows: int, keys: int) -> Tiles:
+def _tiles(card: GpuCard, dtype: torch.dtype, d: int, rows: int, keys: int) -> Tiles:
     """Choose tiles; masks take registers of wide heads, which have fewer keys for it."""
     return prefill_tiles(card, dtype, d, rows, keys if d <= 128 else min(keys, 32))
 
@@ -45,7 +45,7 @@ def _launch(tiles: Tiles, d: int, share: int) -> Launch:
     return Launch(_window, constants, tiles.warps, tiles.stages)
 
 
-def variants(card: Card) -> Iterator[Variant]:
+def variants(card: GpuCard) -> Iterator[Variant]:
     """Yield the decoders of `DECODERS` in bfloat16."""
     aligned = frozenset(("q_head", "q_row", "k_head", "k_row", "v_head", "v_row"))
     types = dict.fromkeys(("q", "k", "v", "out"), "*bf16") | {"lse": "*fp32", "scale": "fp32"}
