@@ -210,8 +210,8 @@ def _announce(client: TestClient, redis_url: str) -> Heartbeat:
     )  # fmt: skip
     assert client.portal is not None
     client.portal.call(heartbeat.start)
-    routes = client.app.state.gateway.registry.routes  # type: ignore[attr-defined]
-    wait_until(lambda: routes.find("/v1/echo") is not None, what="the route of the replica")
+    registry = client.app.state.gateway.registry  # type: ignore[attr-defined]
+    wait_until(lambda: registry.routes.find("/v1/echo") is not None, what="the route of the replica")
     return heartbeat
 
 

@@ -27,5 +27,5 @@ def wrong(name: str, base: Any, ask: Change = same, tell: Change = same, under: 
     def predict(self: Any, batch: Sequence[Any], run: CallContext) -> Any:
         return tell(base.predict(self, ask(batch), under(run)))
 
-    card = base.card.model_copy(update={"name": name})
-    return type(base)(name, (base,), {"card": card, "predict": predict, "__module__": base.__module__, **parts})
+    facts = {"card": base.card.model_copy(update={"name": name}), "__doc__": base.__doc__, "__module__": __name__}
+    return type(base)(name, (base,), {"predict": predict, **facts, **parts})

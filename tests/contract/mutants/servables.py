@@ -15,7 +15,7 @@ from shared.registry import CallContext, LoadContext, Servable
 from tests.contract.checks import servables as checks
 from tests.contract.checks import text
 from tests.contract.checks.weights import disturbed
-from tests.contract.mutants import Change, changed, each, wrong
+from tests.contract.mutants import changed, each, wrong
 from tests.contract.toys import VISION_TOYS
 
 __all__ = ["RIGHT_SERVABLES", "WRONG_SERVABLES"]
@@ -167,9 +167,6 @@ def _fail_all(answers: list[Any]) -> list[Any]:
     return [bad] * len(answers) if bad else answers
 
 
-_backwards: Change = lambda many: many[::-1]  # noqa: E731
-_first_for_all: Change = lambda batch: [batch[0]] * len(batch)  # noqa: E731
-_pictures_only: Change = lambda batch: [SegmentIn(image=one.image) for one in batch]  # noqa: E731
 _any_area = each(changed(min_area=0))
 _invalid = each(changed(area_percent=float("nan"), components=[{"box": "here"}]))
 
@@ -184,10 +181,10 @@ WRONG_SERVABLES: Mapping[type[Servable[Any, Any]], Sequence[Any]] = {
     OneSession: [checks.check_same_request_has_the_same_answer, checks.check_batch_equals_its_singles],
     AnswersLate: [checks.check_nothing_of_earlier_requests_remains, checks.check_batch_equals_its_singles],
     SpeaksOn: [checks.check_cancelled_run_stops],
-    segments("ReversesBatches", tell=_backwards): [checks.check_batch_equals_its_singles],
-    segments("OneForAll", ask=_first_for_all): [checks.check_batch_equals_its_singles],
+    segments("ReversesBatches", tell=lambda many: many[::-1]): [checks.check_batch_equals_its_singles],
+    segments("OneForAll", ask=lambda batch: [batch[0]] * len(batch)): [checks.check_batch_equals_its_singles],
     segments("SharesOptions", ask=_share_threshold): [checks.check_batch_equals_its_singles],
-    segments("IgnoresOptions", ask=_pictures_only): [checks.check_every_option_matters],
+    segments("IgnoresOptions", ask=each(lambda one: SegmentIn(image=one.image))): [checks.check_every_option_matters],
     segments("IgnoresOneOption", ask=_any_area): [checks.check_every_option_matters],
     segments("ForgetsParts", tell=each(changed(rle=None))): [checks.check_include_adds_what_it_names],
     RemembersOptions: [checks.check_nothing_of_earlier_requests_remains],
