@@ -191,16 +191,6 @@ def test_no_fewer_than_one_head_is_hidden(size):
         RetrievalHeadsSpec(hide=[size])
 
 
-def test_uniform_attention_of_a_whole_layer_mixes_the_mean_of_its_values(tiny, prompt):
-    from services.interpretability.causal.losses import mask_heads
-
-    ids = tiny.tensor([prompt.ids])
-    masked = trace(tiny.model, ids, capture=["z.1", "v.1"], edits=mask_heads([(1, h) for h in range(tiny.heads)]))
-    values = masked["v.1"].repeat_interleave(tiny.heads // tiny.model.config.kv_heads, 2)
-    means = values.cumsum(1) / torch.arange(1, ids.shape[1] + 1)[None, :, None, None]
-    assert torch.allclose(masked["z.1"], means, atol=1e-5)
-
-
 def test_texts_that_begin_alike_are_read_from_where_they_part():
     ids = list(range(3 * BLOCK_TOKENS + 40))
     other = [*ids[: 2 * BLOCK_TOKENS + 7], *reversed(ids[2 * BLOCK_TOKENS + 7 :])]

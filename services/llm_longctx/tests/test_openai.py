@@ -191,14 +191,6 @@ def test_echo_with_log_probabilities_scores_a_prompt(client):
     assert len(longer.tokens) == len("Once upon a time") + 2
 
 
-def test_echo_shows_the_prompt_before_the_answer(client):
-    plain = go_on(client, "Grüße 😀")
-    echoed = go_on(client, "Grüße 😀", echo=True)
-    assert echoed.choices[0].text == "Grüße 😀" + plain.choices[0].text
-    both = go_on(client, "ab", echo=True, logprobs=1, n=2, stop="b").choices
-    assert [c.text[:2] for c in both] == ["ab", "ab"], "stop texts do not look into the prompt"
-
-
 def test_generated_log_probabilities_equal_those_of_scoring_the_same_text(client):
     made = go_on(client, "Once upon", logprobs=2)
     scored = go_on(client, "Once upon" + made.choices[0].text, echo=True, logprobs=2, max_tokens=0).choices[0].logprobs

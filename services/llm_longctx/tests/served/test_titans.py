@@ -4,13 +4,10 @@ import json
 import random
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import pytest
 import torch
 
 from services.llm_longctx.mixers.titans.state import SessionState, pack_state, unpack_state
-from services.llm_longctx.recipes.recall import draw
-from services.llm_longctx.serving.toy_tokenizers import RecallTokenizer
 from services.llm_longctx.tests.served.conftest import KINDS, metric
 
 TITANS = sorted(name for name in KINDS if "titans" in name)
@@ -236,16 +233,3 @@ def test_several_prompts_in_one_session_are_refused(http):
     body = {"model": MODEL, "prompt": ["the", "of"], "session_id": _open(http)}
     answer = http.post("/v1/completions", json=body)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "prompt")
-
-
-@pytest.mark.parametrize("model", TITANS)
-def test_what_was_read_in_one_request_is_recalled_in_a_later_one(http, model):
-    rng, right = np.random.default_rng(7), 0
-    for _ in range(6):
-        drawn = draw(rng, 1, 40)
-        asked = int(drawn.answers[0])
-        session = _open(http, model)
-        _read(http, session, drawn.ids[0, : asked - 2].tolist(), model)
-        told = _read(http, session, drawn.ids[0, asked - 2 : asked].tolist(), model, max_tokens=1)
-        right += RecallTokenizer().encode(told["choices"][0]["text"]) == [int(drawn.expected[0, 0])]
-    assert right >= 5
