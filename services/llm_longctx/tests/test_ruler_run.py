@@ -174,8 +174,7 @@ def test_what_can_not_be_run_is_refused(tiny):
 
 
 def test_it_is_served_as_json_and_picture(folder, tmp_path):
-    app = app_of(folder, tmp_path)
-    app.include_router(evaluations.router)
+    app = app_of(folder, tmp_path, evaluations.router)
     body = FEW | {"n": 1, "methods": [{"method": "streamingllm"}], "budgets": [0.5]}
     with Server(app) as server, httpx2.Client(base_url=server.url, timeout=120) as http:
         report = http.post("/v1/longctx/ruler", json=body).json()
