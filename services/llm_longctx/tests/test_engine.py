@@ -50,6 +50,15 @@ def finish(engine, *requests):
     pytest.fail("the engine does not come to an end")
 
 
+def most_running(scheduler):
+    """Step until all have ended; how many ran at once."""
+    most = 0
+    while scheduler.in_flight:
+        scheduler.step()
+        most = max(most, len(scheduler.running))
+    return most
+
+
 @torch.no_grad()
 def greedy(model, ids, n):
     ids = list(ids)
@@ -93,11 +102,7 @@ def test_no_more_sequences_run_than_there_are_places(decoder):
     asked = [ask([i], max_tokens=6) for i in range(5)]
     for request, _ in asked:
         engine.add_request(request)
-    most = 0
-    while engine.in_flight:
-        engine.step()
-        most = max(most, len(engine.running))
-    assert most == 2
+    assert most_running(engine) == 2
     assert [ear.ends for _, ear in asked] == [[("length", 6)]] * 5
 
 
@@ -106,9 +111,5 @@ def test_requests_wait_for_memory_but_one_alone_is_always_served(decoder):
     asked = [ask([i] * 150, max_tokens=4) for i in range(3)]
     for request, _ in asked:
         engine.add_request(request)
-    most = 0
-    while engine.in_flight:
-        engine.step()
-        most = max(most, len(engine.running))
-    assert most == 1
+    assert most_running(engine) == 1
     assert all(ear.reason == "length" for _, ear in asked)

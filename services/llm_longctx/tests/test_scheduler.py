@@ -7,7 +7,7 @@ from services.llm_longctx.engine import CandidateSpec, Engine, GenerationRequest
 from services.llm_longctx.engine.method_policy import Policy
 from services.llm_longctx.methods import method
 from services.llm_longctx.tests.mutants_methods.sound import Window
-from services.llm_longctx.tests.test_engine import Ear
+from services.llm_longctx.tests.test_engine import Ear, most_running
 from services.llm_longctx.tests.test_engine_pages import ACT, DUO, POWER, RAZOR, RECYCLED, TINY_PLAN, prompt
 from shared.errors import TooLarge
 from shared.lm.builders import llama
@@ -66,10 +66,7 @@ def test_a_pool_admits_more_of_those_who_hold_less(tiny):
         asked = [ask(engine, prompt(120, i), how, new=30) for i in range(20)]
         for one, _ in asked:
             engine.scheduler.add_request(one)
-        peak = 0
-        while engine.scheduler.in_flight:
-            engine.scheduler.step()
-            peak = max(peak, len(engine.scheduler.running))
+        peak = most_running(engine.scheduler)
         assert all(ear.ids for _, (ear,) in asked)
         return peak
 
