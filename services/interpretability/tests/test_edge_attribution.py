@@ -101,7 +101,7 @@ def test_edges_of_a_head_sum_to_its_attribution_patching(golden):
     found = attribute_edges(golden.model, clean, corrupt, golden.answers, steps=1)
     scores, placed = found.edges, found.placed
     np.testing.assert_allclose(found.entry.sum(1), scores[:, 0], atol=1e-6)
-    expected = attribution_patch(golden.model, golden.clean, golden.corrupt, golden.answers)
+    expected = attribution_patch(*golden.given)
     for column, source in enumerate(graph.sources):
         total = np.nansum(scores[:, column])
         assert placed[column].sum() == pytest.approx(total, abs=1e-5)
