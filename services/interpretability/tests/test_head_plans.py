@@ -115,8 +115,7 @@ def test_razor_takes_at_least_one_head_by_each_score(net):
     plan = razor_plan(net, period=20, echo=0.001, induction=0.3)
     assert 1 <= sum(map(sum, plan.roles)) <= 3
     best = np.unravel_index(np.argmax(plan.scores["echo"]), (3, 2))
-    assert plan.roles[best[0]][best[1]] == 1
-    assert plan.made_by.spec["period"] == 20
+    assert (plan.roles[best[0]][best[1]], plan.made_by.spec["period"]) == (1, 20)
     plan.check(net.config)
 
 
@@ -224,8 +223,7 @@ def test_the_same_spec_makes_the_same_plan_and_it_fits_the_model(study, tiny, op
     other = HeadPlans(study.models, elsewhere(tmp_path))
     assert plan_of(made(other, **options)).digest == first.digest
     first.check(tiny.model.config, tiny.weights_sha256)
-    assert first.model.name == TINY
-    assert first.made_by.seed == options.get("seed", 0)
+    assert (first.model.name, first.made_by.seed) == (TINY, options.get("seed", 0))
 
 
 def test_a_plan_with_a_name_is_stored_where_it_is_served_from(study, context):

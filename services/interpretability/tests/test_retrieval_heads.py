@@ -159,8 +159,7 @@ def test_forced_scores_equal_the_score_of_the_rows(tiny, prompt, rows):
 
 def test_forcing_and_measuring_agree_on_how_likely_the_answer_is(tiny, prompt):
     one, other = trace_known_answer(PrefixReader(tiny), prompt).score, score_known_answer(tiny, prompt)
-    assert one.nll == pytest.approx(other.nll, abs=1e-5)
-    assert one.accuracy == other.accuracy
+    assert (one.nll, one.accuracy) == (pytest.approx(other.nll, abs=1e-5), other.accuracy)
 
 
 def test_hiding_no_head_changes_nothing_and_hiding_all_does(tiny, prompt):

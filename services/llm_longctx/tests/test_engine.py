@@ -70,8 +70,7 @@ def greedy(model, ids, n):
 def test_greedy_decoding_with_a_cache_equals_recomputing_everything(engine, decoder):
     request, ear = ask([5, 17, 99], max_tokens=20)
     finish(engine, request)
-    assert ear.ids == greedy(decoder, [5, 17, 99], 20)
-    assert ear.ends == [("length", 20)]
+    assert (ear.ids, ear.ends) == (greedy(decoder, [5, 17, 99], 20), [("length", 20)])
 
 
 def test_end_tokens_end_an_answer_and_are_not_told(engine, decoder):
@@ -93,8 +92,7 @@ def test_scoring_a_prompt_tells_every_token_but_the_first(decoder):
         [float(logs[i, t]) for i, t in enumerate(ids[1:])], abs=1e-4
     )
     assert all(len(t.top) == 3 and t.top[0][1] >= t.logprob for t in ear.prompted)
-    assert ear.ends == [("length", 0)]
-    assert ear.tokens == []
+    assert (ear.ends, ear.tokens) == ([("length", 0)], [])
 
 
 def test_no_more_sequences_run_than_there_are_places(decoder):

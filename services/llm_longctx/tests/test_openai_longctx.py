@@ -31,12 +31,10 @@ def used(answer):
 
 def test_usage_says_what_served_and_what_it_held(client):
     plain, duo = used(go_on(client, LONG[:120])), used(ask(client, DUO))
-    assert plain["method"] == "dense"
-    assert plain["kv_bytes"] == plain["kv_bytes_dense"]
+    assert (plain["method"], plain["kv_bytes"]) == ("dense", plain["kv_bytes_dense"])
     assert plain["backend"] in backends()
     assert (plain["kv_ratio"], plain["prefill_density"], plain["fallback"]) == (1, 1, None)
-    assert duo["method"] == "duo"
-    assert duo["knobs"]["recent"] == 16
+    assert (duo["method"], duo["knobs"]["recent"]) == ("duo", 16)
     assert duo["kv_bytes"] < plain["kv_bytes"]
     assert duo["kv_ratio"] == pytest.approx(duo["kv_bytes"] / duo["kv_bytes_dense"])
 
@@ -110,8 +108,7 @@ def test_scores_from_a_token_on_use_the_cache(client):
     whole = go_on(client, text, max_tokens=0, echo=True, logprobs=0)
     tail = go_on(client, text, max_tokens=0, echo=True, logprobs=0, extra_body={"longctx": {"logprobs_from": 140}})
     told, some = whole.choices[0].logprobs, tail.choices[0].logprobs
-    assert some.tokens == told.tokens
-    assert some.text_offset == told.text_offset
+    assert (some.tokens, some.text_offset) == (told.tokens, told.text_offset)
     assert some.token_logprobs[:140] == [None] * 140
     assert some.token_logprobs[140:] == pytest.approx(told.token_logprobs[140:], abs=1e-4)
     assert used(whole)["cached_tokens"] == 0

@@ -134,8 +134,7 @@ def test_an_unknown_model_is_404_with_openais_code(client):
     for call in (lambda: say(client, model="gpt-5"), lambda: go_on(client, model="gpt-5")):
         with pytest.raises(openai.NotFoundError, match=MODEL) as caught:
             call()
-        assert caught.value.code == "model_not_found"
-        assert caught.value.param == "model"
+        assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
 
 
 @pytest.mark.parametrize("prompt", ["x" * (CONTEXT + 1), "x" * 1_000_000])

@@ -73,8 +73,7 @@ def test_a_stream_brings_captures_token_by_token(client):
     for at, rows in zip(attention["positions"], attention["values"], strict=True):
         np.testing.assert_allclose(np.array(rows).sum(-1), np.ones((1, 2)), atol=1e-5)
         assert np.array(rows).shape == (1, 2, at + 1)
-    assert lens["layers"] == [0, 1]
-    assert lens["lens"][0][-1][0]["token"] == said[0]
+    assert (lens["layers"], lens["lens"][0][-1][0]["token"]) == ([0, 1], said[0])
 
 
 def test_weights_of_attend_belong_to_the_keys_beside_them(client):

@@ -60,8 +60,7 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
 def test_topics_times_passages_are_labelled_and_come_as_qrels_json_lines_and_csv(stage):
     found = stage.post(topics=TOPICS, passages=PASSAGES).json()
     assert (found["pairs"], found["graded"], found["left"], found["failed"]) == (10, 10, 0, 0)
-    assert found["counts"] == [4, 2, 2, 2]
-    assert found["llm"] == "fake"
+    assert (found["counts"], found["llm"]) == ([4, 2, 2, 2], "fake")
     labels = parse_qrels(stage.client.get(found["files"]["qrels"]).text)
     assert labels == {(qid, f"p{n}"): n % 4 for qid in ("1", "2") for n in range(5)}
     lines = stage.client.get(found["files"]["jsonl"]).text.splitlines()

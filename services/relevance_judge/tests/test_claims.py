@@ -48,11 +48,9 @@ def test_nugget_scores_follow_their_definitions():
         ["support", "partial_support", "support", "not_support"],
         [True, True, False, False],
     )
-    assert found.vital_recall == pytest.approx(0.75)
-    assert found.strict_vital_recall == pytest.approx(0.5)
+    assert (found.vital_recall, found.strict_vital_recall) == (pytest.approx(0.75), pytest.approx(0.5))
     assert found.all_recall == pytest.approx((1 + 0.5 + 0.5) / 3)
-    assert found.strict_all_recall == pytest.approx((1 + 0.5) / 3)
-    assert found.precision == pytest.approx(0.5)
+    assert (found.strict_all_recall, found.precision) == (pytest.approx((1 + 0.5) / 3), pytest.approx(0.5))
     assert found.f1 == pytest.approx(0.6)
     none = score_answer([], [], [])
     assert (none.vital_recall, none.precision, none.f1) == (None, None, None)

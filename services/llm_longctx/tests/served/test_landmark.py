@@ -39,8 +39,7 @@ def _alike(ours, theirs, tolerance=1e-4):
 
 def test_question_about_a_document_is_answered_as_if_all_had_been_sent(http):
     document = _store(http)
-    assert document["tokens"] == len(TEXT.split())
-    assert document["blocks"] == document["tokens"] // 8
+    assert (document["tokens"], document["blocks"]) == (len(TEXT.split()), document["tokens"] // 8)
     whole = _complete(http, f"{TEXT} ? dog", max_tokens=3)
     asked = _complete(http, "? dog", max_tokens=3, document_id=document["id"])
     assert asked["choices"][0]["text"] == whole["choices"][0]["text"]
