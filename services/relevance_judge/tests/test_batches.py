@@ -206,9 +206,7 @@ def test_ids_that_are_no_digests_are_not_found_and_never_a_path(stage):
         assert stage.client.get(f"/v1/judge/batches/{name}").status_code == 404
 
 
-def _planned(
-    folder: Path, model: FakeModel, count: int
-) -> tuple[batch_runner.BatchPlan, PromptedGrade, JudgeIn, ObjectStore]:
+def _planned(folder, model, count):
     judge = PromptedGrade(model.client())
     request = JudgeIn.model_validate({"pairs": [{"query": "-", "passage": "-"}], "retries": 0})
     pairs = pair_selection.cross_pairs({"1": "q"}, {f"p{n}": f"passage number {n}" for n in range(count)})
