@@ -23,7 +23,6 @@ from services.interpretability.head_plans.act import (
     try_heads_alone,
     try_heads_together,
 )
-from services.interpretability.head_plans.duo_gates import GateRecipe, GateTraining
 from services.interpretability.head_plans.passkey_data import PasskeyTexts, make_passkey_text
 from services.interpretability.head_plans.statistic import mean_reach
 from shared.errors import Cancelled, Conflict, FoveaError, InvalidOption, NotFound
@@ -127,21 +126,6 @@ def test_trained_gates_become_a_plan_with_progress(net):
     assert all(0 <= gate <= 1 for row in plan.scores["duo_gate"] for gate in row)
     assert len({gate for row in plan.scores["duo_gate"] for gate in row}) > 1
     assert seen[-1] == 1.0
-
-
-def test_training_goes_on_from_what_was_written_down_bit_for_bit(net):
-    model, recipe = net.float(), GateRecipe(steps=6, sink=2, recent=8)
-    data = [(torch.from_numpy(GOLDEN["ids"][i : i + 60]), torch.arange(40, 60)) for i in range(6)]
-    whole, first = GateTraining(model, recipe), GateTraining(model, recipe)
-    for text in data:
-        whole.step(*text)
-    for text in data[:3]:
-        first.step(*text)
-    second = GateTraining(model, recipe, first.state())
-    for text in data[3:]:
-        second.step(*text)
-    assert second.state() == whole.state()
-    net.double()
 
 
 @pytest.mark.parametrize("length", [352, 512])

@@ -9,7 +9,6 @@ from services.llm_longctx.methods import method
 from services.llm_longctx.tests.mutants_methods.sound import Window
 from services.llm_longctx.tests.test_engine import Ear, most_running
 from services.llm_longctx.tests.test_engine_pages import ACT, DUO, POWER, RAZOR, RECYCLED, TINY_PLAN, prompt
-from shared.errors import TooLarge
 from shared.lm.builders import llama
 
 
@@ -43,21 +42,6 @@ def alone(model, ids, how, new=8, **facts):
     one, ears = ask(engine, ids, how, new=new, **facts)
     run(engine, (one, ears))
     return ears[0].ids
-
-
-def test_what_can_never_fit_is_refused_and_not_tried_for_ever(tiny):
-    class Greedy(type(RECYCLED)):
-        """Copies everything, at every step."""
-
-        name = "greedy"
-        budget: int = 4000
-        stride: int = 1
-
-    engine = Engine(tiny, page=8, kv_bytes=1)
-    one = ask(engine, prompt(180), Greedy(), new=10)
-    run(engine, one)
-    assert isinstance(one[1][0].reason, TooLarge)
-    assert engine.pool.held - sum(len(n.cache.pages()) for n in engine.prefix_cache._nodes.values()) <= 0
 
 
 def test_a_pool_admits_more_of_those_who_hold_less(tiny):
