@@ -71,13 +71,6 @@ def test_a_batch_runs_as_a_job_is_kept_and_compared(judge):
     agreement.locator("[data-part=result]").wait_for()
 
 
-def test_a_missing_file_is_named(judge):
-    part = _within(judge, "batch")
-    part.get_by_role("button", name="Start").click()
-    part.locator("[data-part=fault]").wait_for()
-    assert "Topics" in figure(part, "fault-detail")
-
-
 def test_the_grid_holds_every_pair_and_disagreements_come_widest_first_with_their_texts(judge, tmp_path):
     labels = {pair: grade for pair, grade in MINI.labels.items() if int(pair[0]) < 3}
     changed = {**labels, ("1", "m01-4"): 3, ("2", "m02-8"): 2}

@@ -25,10 +25,8 @@ def client(remembering: Any) -> Any:
 def test_session_is_gone_on_with_over_the_sdk(client):
     session = client.send(calls.open_session(TITANS))
     answer = client.chat("the dog red of ? dog", model=TITANS, session_id=session.id, max_tokens=1, temperature=0)
-    assert answer.longctx is not None
     assert (answer.longctx.session_id, answer.longctx.state_version) == (session.id, 1)
     pieces = list(client.chat_stream("? dog", model=TITANS, session_id=session.id, max_tokens=1))
-    assert pieces[-1].longctx is not None
     assert pieces[-1].longctx.state_version == 2
     known = client.send(calls.session(session.id))
     assert (known.version, known.tokens) == (2, 6 + 1 + 2 + 1)
@@ -51,7 +49,6 @@ def test_session_is_gone_on_with_over_the_sdk(client):
 def test_document_is_stored_asked_about_and_deleted_over_the_sdk(client):
     stored = client.send(calls.store_document(TEXT, model=LANDMARK, name="animals", longctx={"blocks": 2}))
     answer = client.chat("? dog", model=LANDMARK, document_id=stored.id, max_tokens=1, temperature=0)
-    assert answer.longctx is not None
     for cited in answer.longctx.citations:
         if cited.document == stored.id:
             assert TEXT[cited.char_start : cited.char_end] == cited.text

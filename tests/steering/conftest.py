@@ -7,11 +7,8 @@ import httpx2
 import pytest
 
 from services.gateway.tests.stage import fronted
-from services.llm_longctx.api import openai, steering
-from services.llm_longctx.serving.local_models import make_local_model
-from services.llm_longctx.tests.conftest import write_folder
-from shared.serving.build_app import build
-from shared.settings import Settings
+from services.llm_longctx.api import steering
+from services.llm_longctx.tests.conftest import app_of, write_folder
 from tests.harness.waiting import wait_until
 
 Steerable = tuple[str, dict[str, dict[str, str]]]
@@ -21,13 +18,7 @@ Steerable = tuple[str, dict[str, dict[str, str]]]
 def steerable(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Steerable]:
     """The gateway's URL, and headers with a key that may steer and one that may not."""
     folder: Path = tmp_path_factory.mktemp("steerable")
-    model = make_local_model(write_folder(folder / "Tiny Llama"))
-    app = build(
-        "llm-longctx",
-        routers=[openai.router, steering.router],
-        servables={model.card.name: model},
-        settings=Settings(_env_file=None, data_dir=folder / "data", intra_op_threads=1),
-    )
+    app = app_of(write_folder(folder / "Tiny Llama"), folder / "data", steering.router)
     with fronted(app, "llm-longctx", folder / "gateway", auth=request.param) as (url, _, keys):
         headers: dict[str, dict[str, str]] = {"may": {}, "may not": {}}
         if request.param == "keys":

@@ -58,6 +58,11 @@ class Golden:
     extra: dict[str, Any] = field(repr=False)
 
     @property
+    def given(self) -> tuple[Decoder, Tensor, Tensor, Tensor]:
+        """What measurements take: the model, both prompts and the answers."""
+        return self.model, self.clean, self.corrupt, self.answers
+
+    @property
     def clean(self) -> Tensor:
         """Clean prompts [B,T]."""
         return torch.tensor(self.facts["clean_ids"])

@@ -36,18 +36,7 @@ def induction_model(sharp: float = SHARP) -> Decoder:
     return model.double().requires_grad_(requires_grad=False).eval()
 
 
-def _set(
-    model: Decoder,
-    layer: int,
-    head: int,
-    q: slice,
-    q_map: Tensor,
-    k: slice,
-    k_map: Tensor,
-    v: slice,
-    out: slice,
-    gain: float,
-) -> None:
+def _set(model, layer, head, q, q_map, k, k_map, v, out, gain):
     """Give a head what it asks for, what it is found by, what it copies, and where to."""
     attn = model.transformer.h[layer].attn
     fused = attn.c_attn.weight.data.view(WIDTH, 3, 2, HEAD)

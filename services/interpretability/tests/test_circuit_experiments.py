@@ -75,8 +75,7 @@ def edges(tmp_path_factory: pytest.TempPathFactory) -> Report:
 
 def test_curve_goes_from_nothing_to_the_whole_model_and_beats_chance(edges):
     rows = edges.tables[0].rows
-    assert rows[0][:3] == [0, 0.0, 0.0]
-    assert rows[-1][2] == pytest.approx(1, abs=1e-4)
+    assert (rows[0][:3], rows[-1][2]) == ([0, 0.0, 0.0], pytest.approx(1, abs=1e-4))
     assert [row[0] for row in rows] == sorted(row[0] for row in rows)
     between = [row for row in rows if row[5] is not None]
     assert np.mean([row[2] - row[5] for row in between]) > 0.3

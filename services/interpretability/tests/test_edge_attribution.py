@@ -101,7 +101,7 @@ def test_edges_of_a_head_sum_to_its_attribution_patching(golden):
     found = attribute_edges(golden.model, clean, corrupt, golden.answers, steps=1)
     scores, placed = found.edges, found.placed
     np.testing.assert_allclose(found.entry.sum(1), scores[:, 0], atol=1e-6)
-    expected = attribution_patch(golden.model, golden.clean, golden.corrupt, golden.answers)
+    expected = attribution_patch(*golden.given)
     for column, source in enumerate(graph.sources):
         total = np.nansum(scores[:, column])
         assert placed[column].sum() == pytest.approx(total, abs=1e-5)
@@ -141,19 +141,6 @@ def test_known_circuit_is_found_by_patching_and_by_gradients(which):
     chance = order_edges(graph, random_scores(graph, 0, 0))[:size]
     drawn = score_circuit(net, clean, corrupt, answers, graph.mask_of(chance))["logit_difference"]
     assert faithfulness(drawn, *ends) < 0.5
-
-
-def test_saturated_attention_is_why_gradients_are_integrated():
-    """Where attention is hard, its gradient at the clean prompt is nothing: one step (EAP) misses the key's edge."""
-    net = induction_model()
-    graph, _, _ = everything(net)
-    ids, other, answers = prompts("key")
-    clean, corrupt = runs(net, ids, other)
-    one, many = (attribute_edges(net, clean, corrupt, answers, steps=steps).edges for steps in (1, 50))
-    edge = next(e for e in graph.edges_of(graph.exists) if graph.name(e) == "0-0 → 1-0 k")
-    exact = patch_edges(net, clean, corrupt, answers, [edge])[0]
-    assert abs(one[edge]) < 0.05 * abs(exact)
-    assert many[edge] == pytest.approx(exact, rel=0.5)
 
 
 @pytest.mark.parametrize("which", KNOWN)
@@ -196,12 +183,6 @@ def test_attribution_is_patching_for_a_counterfactual_close_by(golden):
     net.float()
     assert ranks > 0.999
     assert linear > 0.9999
-
-
-def test_attribution_and_patching_agree_in_rank_on_the_goldens(golden):
-    """Random weights, and prompts that differ at every other token: as far from linear as it gets."""
-    ranks, _ = agreement(golden.model, *runs(golden.model, golden.clean, golden.corrupt), golden.answers, 5)
-    assert ranks > 0.6
 
 
 def test_attribution_and_patching_agree_on_the_trained_tiny_model(tiny):

@@ -26,8 +26,7 @@ def test_losses_and_selection_equal_the_golden_ones(golden):
     facts = golden.facts["attention_influence"]
     rows = list(influence(golden.model, golden_documents(golden), [tuple(h) for h in facts["masked_heads"]]))
     for row, expected in zip(rows, facts["docs"], strict=True):
-        assert row.id == expected["id"]
-        assert row.base == pytest.approx(expected["loss_base"], abs=1e-4)
+        assert (row.id, row.base) == (expected["id"], pytest.approx(expected["loss_base"], abs=1e-4))
         assert row.masked == pytest.approx(expected["loss_masked"], abs=1e-4)
         assert row.score == pytest.approx(expected["score"], abs=1e-4)
     assert select(rows) == facts["selected_top20pct_per_domain_ceil"]

@@ -27,16 +27,8 @@ def receivers_of(facts):
 
 
 def patched(golden, facts, **more):
-    return path_patch(
-        golden.model,
-        golden.clean,
-        golden.corrupt,
-        golden.answers,
-        receivers=receivers_of(facts),
-        positions=facts["position"],
-        freeze_mlps=facts["freeze_mlps"],
-        **more,
-    )
+    told = {"receivers": receivers_of(facts), "positions": facts["position"], "freeze_mlps": facts["freeze_mlps"]}
+    return path_patch(*golden.given, **told, **more)
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
@@ -83,12 +75,11 @@ def naive(model, clean, corrupt, answers, sender, receivers, positions=None, *, 
 @pytest.mark.parametrize("receivers", ["final", [(2, "q", 1), (1, "v", 0), (2, "k", 1)]])
 @pytest.mark.parametrize("freeze", [False, True])
 def test_path_patching_equals_two_whole_forwards(golden, positions, receivers, freeze):
-    given = (golden.model, golden.clean, golden.corrupt, golden.answers)
-    found = path_patch(*given, receivers=receivers, positions=positions, freeze_mlps=freeze)
+    found = path_patch(*golden.given, receivers=receivers, positions=positions, freeze_mlps=freeze)
     for sender in ((0, 1), (0, 3)):
         where = None if positions == "all" else positions
         assert found.patched[sender] == pytest.approx(
-            naive(*given, sender, receivers, where, freeze_mlps=freeze), abs=1e-5
+            naive(*golden.given, sender, receivers, where, freeze_mlps=freeze), abs=1e-5
         )
 
 
@@ -99,7 +90,7 @@ def test_sender_that_says_the_same_has_no_effect(golden):
 
 
 def test_heads_at_and_above_the_receiver_have_no_path(golden):
-    found = path_patch(golden.model, golden.clean, golden.corrupt, golden.answers, receivers=[(1, "q", 0)])
+    found = path_patch(*golden.given, receivers=[(1, "q", 0)])
     assert np.isnan(found.patched[1:]).all()
     assert not np.isnan(found.patched[0]).any()
 
@@ -107,7 +98,7 @@ def test_heads_at_and_above_the_receiver_have_no_path(golden):
 @pytest.mark.parametrize("bad", [[(9, "q", 0)], [(1, "z", 0)], [(1, "q", 4)], []])
 def test_receivers_that_do_not_exist_are_refused(golden, bad):
     with pytest.raises(InvalidOption) as caught:
-        path_patch(golden.model, golden.clean, golden.corrupt, golden.answers, receivers=bad)
+        path_patch(*golden.given, receivers=bad)
     assert caught.value.field == "receivers"
 
 
@@ -119,18 +110,18 @@ def test_key_receivers_are_groups_not_query_heads():
 
 def test_positions_that_do_not_exist_are_refused(golden):
     with pytest.raises(InvalidOption, match="position 12"):
-        path_patch(golden.model, golden.clean, golden.corrupt, golden.answers, positions=12)
+        path_patch(*golden.given, positions=12)
 
 
 @pytest.mark.parametrize("positions", ["all", "-1"])
 def test_activation_patching_equals_the_golden_one(golden, positions):
     where = "all" if positions == "all" else -1
-    found = activation_patch(golden.model, golden.clean, golden.corrupt, golden.answers, positions=where)
+    found = activation_patch(*golden.given, positions=where)
     assert np.abs(found - golden.facts["activation_patching_z_logit_diff"][positions]).max() < 1e-4
 
 
 def test_denoising_is_noising_the_other_way_round(golden):
-    found = activation_patch(golden.model, golden.clean, golden.corrupt, golden.answers, denoise=True)
+    found = activation_patch(*golden.given, denoise=True)
     swapped = activation_patch(golden.model, golden.corrupt, golden.clean, golden.answers)
     assert np.allclose(found, swapped)
 

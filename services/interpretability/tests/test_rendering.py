@@ -157,25 +157,12 @@ def test_arrays_hold_the_numbers_of_the_json_with_undefined_as_nan():
         assert found["scalar.n"] == 3
 
 
-def test_alt_text_names_the_three_largest_cells():
-    grid = head_map([[0.1, None], [0.3, -2.0]])
-    assert grid.alt == "scores: layer by head. Largest: 1/1 -2, 1/0 0.3, 0/0 0.1."
-
-
-def test_head_without_a_text_leads_nowhere():
-    assert b"<a " not in render(whole_report(text=None), "image/svg+xml")
-
-
 def test_permalink_holds_the_spec_without_what_is_left_out():
     link = permalink("attention", {"text": "a & b", "heads": [], "lm": None, "layers": [1]})
     assert (
         link
         == "/console/probe?model=attention&spec=%7B%22text%22%3A%20%22a%20%26%20b%22%2C%20%22layers%22%3A%20%5B1%5D%7D"
     )
-
-
-def test_report_without_pictures_still_has_one():
-    assert Image.open(io.BytesIO(render(Report(title="x"), "image/png"))).width > 100
 
 
 def test_empty_and_extreme_data_are_drawn():

@@ -28,18 +28,6 @@ def stretches(known):
     return [(int(a), int(b)) for a, b in edges.reshape(-1, 2)]
 
 
-def test_gaps_come_when_copying_is_learnt():
-    recipe = TinyInduction()
-    last = recipe.schedule.steps - 1
-
-    def share(step):
-        (batch,) = recipe.batches(step, np.random.default_rng(0))
-        return float(batch["known"].double().mean())
-
-    assert share(0) > 0.9
-    assert share(last) < 0.75
-
-
 def test_loss_is_that_of_known_tokens_and_falls_when_they_are_learned():
     recipe = TinyInduction(width=16, layers=1, heads=2, kv_heads=1)
     torch.manual_seed(0)

@@ -11,15 +11,18 @@ import openai
 import pytest
 import torch
 from safetensors.torch import save_file
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as Library
 
 from services.llm_longctx.api import openai as routes
 from services.llm_longctx.engine import Engine, Scheduler
 from services.llm_longctx.models.smollm2 import SmolLM2
+from services.llm_longctx.serving.grammars.token_grammar import GrammarCompiler
 from services.llm_longctx.serving.local_models import make_local_model
 from shared.lm.builders import llama
 from shared.lm.bundled_models import SMOLLM2
 from shared.lm.decoder import Decoder
+from shared.lm.tokenizer import Tokenizer
 from shared.serving.build_app import build
 from shared.settings import Settings
 from tests.harness.language_model import share_language_model
@@ -58,7 +61,7 @@ def write_folder(folder: Path, *, template: str | None = CHAT, positions: int = 
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(facts))
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    library = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
+    library = Library(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
     library.pre_tokenizer, library.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     library.add_special_tokens([AddedToken("<|im_end|>", special=True)])
     library.save(str(folder / "tokenizer.json"))
@@ -74,6 +77,17 @@ def _one_thread() -> None:
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_folder(tmp_path_factory.mktemp("models") / "Tiny Llama")
+
+
+@pytest.fixture(scope="session")
+def codec(folder: Path) -> Tokenizer:
+    """Bytes are tokens: lengths are characters."""
+    return Tokenizer.from_folder(folder)
+
+
+@pytest.fixture(scope="session")
+def compiler(codec: Tokenizer) -> GrammarCompiler:
+    return GrammarCompiler(codec, 272)
 
 
 @pytest.fixture(scope="session")
@@ -105,13 +119,14 @@ class Server(ExitStack):
         return self
 
 
-def app_of(path: Path, tmp: Path, **settings):
+def app_of(path: Path, tmp: Path, *routers, also: dict[str, type] | None = None, **settings):
+    """The app that serves the model at `path`, with OpenAI's routes and others."""
     model = make_local_model(path)
     return build(
         "llm-longctx",
-        routers=[routes.router],
-        servables={model.card.name: model},
-        settings=Settings(data_dir=tmp, intra_op_threads=1, **settings),
+        routers=[routes.router, *routers],
+        servables={model.card.name: model, **(also or {})},
+        settings=Settings(_env_file=None, data_dir=tmp, intra_op_threads=1, **settings),
     )
 
 

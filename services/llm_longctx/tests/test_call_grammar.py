@@ -8,15 +8,13 @@ import torch
 
 from services.llm_longctx.engine import sampler
 from services.llm_longctx.serving import chat
-from services.llm_longctx.serving.grammars.token_grammar import GrammarCompiler
 from services.llm_longctx.serving.tools.call_grammar import CallGrammar
 from services.llm_longctx.serving.tools.parsers.hermes import HermesParser
 from services.llm_longctx.serving.tools.parsers.llama import LlamaParser
 from services.llm_longctx.serving.tools.parsers.qwen import QwenParser
 from services.llm_longctx.serving.tools.tool_use import ToolUse
-from services.llm_longctx.tests.conftest import say, write_folder
+from services.llm_longctx.tests.conftest import say
 from shared.api.tools import FunctionDefinition
-from shared.lm.tokenizer import Tokenizer
 
 PARAMETERS = {
     "type": "object",
@@ -36,16 +34,6 @@ OPENINGS = {
 CASES = [(parser, opening) for parser, found in OPENINGS.items() for opening in found]
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    return Tokenizer.from_folder(write_folder(tmp_path_factory.mktemp("calls") / "tiny"))
-
-
-@pytest.fixture(scope="module")
-def compiler(tokenizer):
-    return GrammarCompiler(tokenizer, 272)
-
-
 def grammar_of(parser, compiler) -> CallGrammar:
     use = ToolUse(FUNCTIONS, parser, is_native=True, is_forced=False, is_parallel=False)
     return CallGrammar(compiler.compile(use.grammar_source(), "tools"), parser, frozenset(SCHEMAS), compiler)
@@ -62,9 +50,9 @@ def draw(grammar, generator) -> int:
 
 @pytest.mark.parametrize(("parser", "opening"), CASES, ids=[f"{p.name}-{o[:12]!r}" for p, o in CASES])
 @pytest.mark.parametrize("seed", range(3))
-def test_a_call_that_has_begun_ends_as_a_valid_one(compiler, tokenizer, parser, opening, seed):
+def test_a_call_that_has_begun_ends_as_a_valid_one(compiler, codec, parser, opening, seed):
     generator, grammar, reader, text = torch.Generator().manual_seed(seed), grammar_of(parser, compiler), None, ""
-    tokens = tokenizer.encode(opening)
+    tokens = codec.encode(opening)
     for token in tokens:
         mask = grammar.mask()
         assert mask is None or mask[token]
@@ -74,7 +62,7 @@ def test_a_call_that_has_begun_ends_as_a_valid_one(compiler, tokenizer, parser, 
         return
     while grammar.mask() is not None and len(tokens) < 3000:
         tokens.append(draw(grammar, generator))
-    text, reader = tokenizer.decode(tokens), parser(FUNCTIONS)
+    text, reader = codec.decode(tokens), parser(FUNCTIONS)
     _, updates = reader.feed(text)
     _, last = reader.end()
     updates += last
@@ -87,9 +75,9 @@ def test_a_call_that_has_begun_ends_as_a_valid_one(compiler, tokenizer, parser, 
     "text",
     ["Plain <b>text</b> : no call. ", '{"name": "Bob", "age": 5}', '{"name": "nobody", "parameters": 1}', "ü😀 " * 99],
 )
-def test_text_without_a_call_is_free(compiler, tokenizer, parser, text):
+def test_text_without_a_call_is_free(compiler, codec, parser, text):
     grammar = grammar_of(parser, compiler)
-    for token in tokenizer.encode(text):
+    for token in codec.encode(text):
         assert grammar.mask() is None
         grammar.advance(token)
     assert not grammar.is_finished
@@ -116,8 +104,8 @@ def test_a_plain_answer_beside_tools_keeps_every_bit(roomy, monkeypatch):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_call_that_a_model_begins_by_itself_is_valid(roomy, tokenizer, monkeypatch, stream):
-    opening, real = tokenizer.encode("So:\n<tool_call>"), sampler.Sampler._adjust
+def test_a_call_that_a_model_begins_by_itself_is_valid(roomy, codec, monkeypatch, stream):
+    opening, real = codec.encode("So:\n<tool_call>"), sampler.Sampler._adjust
 
     def adjust(self, logits):
         produced = int(self._produced.sum())

@@ -50,6 +50,15 @@ def finish(engine, *requests):
     pytest.fail("the engine does not come to an end")
 
 
+def most_running(scheduler):
+    """Step until all have ended; how many ran at once."""
+    most = 0
+    while scheduler.in_flight:
+        scheduler.step()
+        most = max(most, len(scheduler.running))
+    return most
+
+
 @torch.no_grad()
 def greedy(model, ids, n):
     ids = list(ids)
@@ -61,8 +70,7 @@ def greedy(model, ids, n):
 def test_greedy_decoding_with_a_cache_equals_recomputing_everything(engine, decoder):
     request, ear = ask([5, 17, 99], max_tokens=20)
     finish(engine, request)
-    assert ear.ids == greedy(decoder, [5, 17, 99], 20)
-    assert ear.ends == [("length", 20)]
+    assert (ear.ids, ear.ends) == (greedy(decoder, [5, 17, 99], 20), [("length", 20)])
 
 
 def test_end_tokens_end_an_answer_and_are_not_told(engine, decoder):
@@ -84,8 +92,7 @@ def test_scoring_a_prompt_tells_every_token_but_the_first(decoder):
         [float(logs[i, t]) for i, t in enumerate(ids[1:])], abs=1e-4
     )
     assert all(len(t.top) == 3 and t.top[0][1] >= t.logprob for t in ear.prompted)
-    assert ear.ends == [("length", 0)]
-    assert ear.tokens == []
+    assert (ear.ends, ear.tokens) == ([("length", 0)], [])
 
 
 def test_no_more_sequences_run_than_there_are_places(decoder):
@@ -93,11 +100,7 @@ def test_no_more_sequences_run_than_there_are_places(decoder):
     asked = [ask([i], max_tokens=6) for i in range(5)]
     for request, _ in asked:
         engine.add_request(request)
-    most = 0
-    while engine.in_flight:
-        engine.step()
-        most = max(most, len(engine.running))
-    assert most == 2
+    assert most_running(engine) == 2
     assert [ear.ends for _, ear in asked] == [[("length", 6)]] * 5
 
 
@@ -106,9 +109,5 @@ def test_requests_wait_for_memory_but_one_alone_is_always_served(decoder):
     asked = [ask([i] * 150, max_tokens=4) for i in range(3)]
     for request, _ in asked:
         engine.add_request(request)
-    most = 0
-    while engine.in_flight:
-        engine.step()
-        most = max(most, len(engine.running))
-    assert most == 1
+    assert most_running(engine) == 1
     assert all(ear.reason == "length" for _, ear in asked)

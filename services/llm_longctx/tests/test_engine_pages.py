@@ -44,8 +44,7 @@ def test_generated_answers_are_those_of_single_runs(tiny):
     assert engine.pool.held == 0
     for request, answer in zip(requests, together, strict=True):
         (single,) = engine_of(tiny, "dense").generate([request])
-        assert answer.tokens == single.tokens
-        assert answer.reason == "length"
+        assert (answer.tokens, answer.reason) == (single.tokens, "length")
         assert answer.usage.prompt_tokens == len(request.ids)
         assert answer.usage.completion_tokens == len(answer.tokens) == request.max_tokens
         assert answer.usage.method == request.method.name

@@ -8,14 +8,10 @@ import pytest
 from PIL import Image
 
 from services.llm_longctx.api import evaluations
-from services.llm_longctx.api import openai as routes
-from services.llm_longctx.serving.local_models import make_local_model
-from services.llm_longctx.tests.conftest import MODEL
+from services.llm_longctx.tests.conftest import MODEL, app_of
 from shared import telemetry
 from shared.jobs.queue import Payload
-from shared.serving.build_app import build
 from shared.serving.job_handler import AsgiJobHandler
-from shared.settings import Settings
 from tests.harness.waiting import wait_until as until
 
 
@@ -43,13 +39,7 @@ class Ticket:
 
 @pytest.fixture
 def app(folder, tmp_path):
-    model = make_local_model(folder)
-    return build(
-        "llm-longctx",
-        routers=[routes.router, evaluations.router],
-        servables={model.card.name: model},
-        settings=Settings(data_dir=tmp_path, intra_op_threads=1, llm_fidelity_sample_rate=1.0),
-    )
+    return app_of(folder, tmp_path, evaluations.router, llm_fidelity_sample_rate=1.0)
 
 
 @pytest.fixture

@@ -142,26 +142,6 @@ def test_a_cached_prefix_gives_the_same_answer(net, how):
     assert engine.pool.budget.held == 0
 
 
-@pytest.mark.parametrize("how", ["dense", "duo", "razor", "tova"])
-def test_a_fork_goes_on_like_its_parent(net, how):
-    engine = Engine(net, ready(how), ROLES, page=16, cache_bits=4)
-    parent = engine.open()
-    parent.prefill(IDS[:200])
-    for i in range(9):
-        parent.step(IDS[200 + i])
-    before = engine.kv_bytes()
-    twin = parent.fork()
-    if how == "dense":
-        assert engine.kv_bytes() - before < before, "packed pages are shared"
-    for i in range(40):
-        torch.testing.assert_close(parent.step(IDS[i]), twin.step(IDS[i]), atol=1e-5, rtol=1e-5)
-    parent.close()
-    last = twin.step(3)
-    assert torch.isfinite(last).all()
-    twin.close()
-    assert engine.pool.budget.held == 0
-
-
 def test_requests_of_all_types_go_together_and_are_preempted(net):
     alone = {}
     for bits in (16, 8, 4):

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from services.llm_longctx.engine import GenerationRequest, Sampling, ScoredToken
 from services.llm_longctx.serving.generation import Generation, TextOptions
 from shared.errors import Cancelled, QueueFull
-from shared.lm.tokenizer import Tokenizer
 from shared.registry import CallContext
 
 
@@ -40,17 +39,12 @@ class Script:
         callback.on_finish("length", 99)  # an end after the end says nothing
 
 
-@pytest.fixture(scope="module")
-def tokenizer(folder):
-    return Tokenizer.from_folder(folder)
-
-
 def ask(ids, **facts):
     return GenerationRequest(ids, max_tokens=9, **facts)
 
 
-def run(tokenizer, script, *requests, n=1, **options):
-    generation = Generation(script, tokenizer, CallContext())
+def run(codec, script, *requests, n=1, **options):
+    generation = Generation(script, codec, CallContext())
     for request in requests:
         generation.begin(request, [Sampling()] * n, TextOptions(**options))
     return list(generation)
@@ -60,33 +54,33 @@ def joined(pieces, index=0):
     return "".join(p.text for p in pieces if p.index == index)
 
 
-def test_pieces_are_whole_characters_and_the_end_has_the_reason(tokenizer):
-    pieces = run(tokenizer, Script(tokenizer.encode("a😀b")), ask([1]))
+def test_pieces_are_whole_characters_and_the_end_has_the_reason(codec):
+    pieces = run(codec, Script(codec.encode("a😀b")), ask([1]))
     assert [p.text for p in pieces] == ["a", "😀", "b", ""]
     assert [p.reason for p in pieces] == [None, None, None, "length"]
     assert pieces[-1].produced == len("a😀b".encode())
     assert all(p.tokens == () for p in pieces), "no log-probabilities were asked for"
 
 
-def test_an_answer_cut_inside_a_character_ends_in_a_replacement(tokenizer):
-    assert joined(run(tokenizer, Script(tokenizer.encode("a😀")[:-1]), ask([1]))) == "a�"
+def test_an_answer_cut_inside_a_character_ends_in_a_replacement(codec):
+    assert joined(run(codec, Script(codec.encode("a😀")[:-1]), ask([1]))) == "a�"
 
 
-def test_answers_and_prompts_have_places_of_their_own(tokenizer):
-    script = Script(*(tokenizer.encode(text) for text in ("one", "two", "three", "four")))
-    pieces = run(tokenizer, script, ask([1]), ask([2]), n=2)
+def test_answers_and_prompts_have_places_of_their_own(codec):
+    script = Script(*(codec.encode(text) for text in ("one", "two", "three", "four")))
+    pieces = run(codec, script, ask([1]), ask([2]), n=2)
     assert [joined(pieces, i) for i in range(4)] == ["one", "two", "three", "four"]
     assert [r.prompt_ids for r in script.requests] == [[1], [2]]
     assert sum(p.produced for p in pieces) == len("onetwothreefour")
 
 
 @given(text=st.text("ab😀 ", max_size=20), stop=st.text("ab😀", min_size=1, max_size=3))
-def test_tokens_that_are_told_spell_the_text_that_is_shown(tokenizer, text, stop):
-    pieces = run(tokenizer, Script(tokenizer.encode(text)), ask([1], top_logprobs=0), stops=[stop])
+def test_tokens_that_are_told_spell_the_text_that_is_shown(codec, text, stop):
+    pieces = run(codec, Script(codec.encode(text)), ask([1], top_logprobs=0), stops=[stop])
     shown = joined(pieces)
     assert shown == text.split(stop)[0]
     told = [s for p in pieces for s in p.tokens]
-    assert b"".join(tokenizer.token_bytes(s.token.id) for s in told).decode() == shown
+    assert b"".join(codec.token_bytes(s.token.id) for s in told).decode() == shown
     assert [s.offset for s in told] == sorted(s.offset for s in told)
     assert pieces[-1].reason == ("stop" if stop in text else "length")
     come = ""
@@ -95,51 +89,51 @@ def test_tokens_that_are_told_spell_the_text_that_is_shown(tokenizer, text, stop
         assert all(s.offset < len(come) for s in piece.tokens), "a token comes with its text, not before"
 
 
-def test_a_stop_ends_the_answer_at_its_last_token(tokenizer):
-    pieces = run(tokenizer, Script(tokenizer.encode("abcdef")), ask([1]), stops=["cd"])
+def test_a_stop_ends_the_answer_at_its_last_token(codec):
+    pieces = run(codec, Script(codec.encode("abcdef")), ask([1]), stops=["cd"])
     assert joined(pieces) == "ab"
     assert pieces[-1].produced == 4
 
 
-def test_an_echo_shows_the_prompt_once_for_each_answer(tokenizer):
-    ids = tokenizer.encode("ü!")
+def test_an_echo_shows_the_prompt_once_for_each_answer(codec):
+    ids = codec.encode("ü!")
     request = ask(ids, top_logprobs=1, score_prompt=True)
-    pieces = run(tokenizer, Script(*[tokenizer.encode("x!y")] * 2), request, n=2, stops=["!"], echo=True)
+    pieces = run(codec, Script(*[codec.encode("x!y")] * 2), request, n=2, stops=["!"], echo=True)
     for index in (0, 1):
         assert joined(pieces, index) == "ü!x"
         told = [s for p in pieces if p.index == index for s in p.tokens]
-        assert [s.token.id for s in told] == [*ids, *tokenizer.encode("x")]
+        assert [s.token.id for s in told] == [*ids, *codec.encode("x")]
         assert [s.token.logprob for s in told] == [None, -1.0, -1.0, -0.5]
         assert [s.offset for s in told] == [0, 0, 1, 2]
 
 
-def test_an_echo_leaves_out_what_the_caller_did_not_write(tokenizer):
-    (end,) = tokenizer.special
-    pieces = run(tokenizer, Script([]), ask([end, *tokenizer.encode("a"), end]), echo=True, hidden=1)
+def test_an_echo_leaves_out_what_the_caller_did_not_write(codec):
+    (end,) = codec.special
+    pieces = run(codec, Script([]), ask([end, *codec.encode("a"), end]), echo=True, hidden=1)
     assert joined(pieces) == "a<|im_end|>"
 
 
-def test_an_error_is_raised_where_the_pieces_are_read(tokenizer):
-    script = Script(tokenizer.encode("ab"), end=Cancelled("gone"))
-    generation = Generation(script, tokenizer, CallContext())
+def test_an_error_is_raised_where_the_pieces_are_read(codec):
+    script = Script(codec.encode("ab"), end=Cancelled("gone"))
+    generation = Generation(script, codec, CallContext())
     generation.begin(ask([1]), [Sampling()])
     with pytest.raises(Cancelled):
         list(generation)
     assert script.aborted == script.requests
 
 
-def test_a_full_queue_drops_what_was_begun(tokenizer):
-    script = Script(tokenizer.encode("ab"))
-    generation = Generation(script, tokenizer, CallContext())
+def test_a_full_queue_drops_what_was_begun(codec):
+    script = Script(codec.encode("ab"))
+    generation = Generation(script, codec, CallContext())
     generation.begin(ask([1]), [Sampling()])
     with pytest.raises(QueueFull):
         generation.begin(ask([1]), [Sampling()])
     assert script.requests[0] in script.aborted
 
 
-def test_leaving_early_drops_all_requests(tokenizer):
-    script = Script(tokenizer.encode("ab"), tokenizer.encode("cd"))
-    generation = Generation(script, tokenizer, CallContext())
+def test_leaving_early_drops_all_requests(codec):
+    script = Script(codec.encode("ab"), codec.encode("cd"))
+    generation = Generation(script, codec, CallContext())
     for _ in range(2):
         generation.begin(ask([1]), [Sampling()])
     pieces = iter(generation)

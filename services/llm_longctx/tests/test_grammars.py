@@ -19,7 +19,6 @@ from services.llm_longctx.serving.grammars.formats import find_grammar_source
 from services.llm_longctx.serving.grammars.json_schema import check_schema, close_objects
 from services.llm_longctx.serving.grammars.token_grammar import GrammarCompiler
 from services.llm_longctx.serving.toy_tokenizers import ByteTokenizer, RecallTokenizer
-from services.llm_longctx.tests.conftest import write_folder
 from shared.api.text import GenerationOptions
 from shared.errors import InvalidOption
 from shared.lm.tokenizer import Tokenizer
@@ -48,16 +47,6 @@ TREE = {
 }
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    return Tokenizer.from_folder(write_folder(tmp_path_factory.mktemp("grammar") / "tiny"))
-
-
-@pytest.fixture(scope="module")
-def compiler(tokenizer):
-    return GrammarCompiler(tokenizer, VOCAB)
-
-
 def compile_options(compiler, **options):
     return compiler.compile(*find_grammar_source(GenerationOptions(**options)))
 
@@ -70,35 +59,35 @@ def json_schema(schema, *, strict=True):
     return {"type": "json_schema", "json_schema": {"name": "a", "schema": schema, "strict": strict}}
 
 
-def write_answer(tokenizer, grammar, seed=0, temperature=1.0, wanted='"}]:0,', limit=400):
+def write_answer(codec, grammar, seed=0, temperature=1.0, wanted='"}]:0,', limit=400):
     """An answer of a model with random logits, which after a while wants to close what it opened."""
     generator = torch.Generator().manual_seed(seed)
     closing = torch.zeros(VOCAB)
-    closing[[tokenizer.encode(c)[0] for c in wanted]] = 9
+    closing[[codec.encode(c)[0] for c in wanted]] = 9
     sampler, said = Sampler(Sampling(temperature=temperature, seed=seed), [], VOCAB, grammar), []
     for step in range(limit):
         token = sampler.draw(torch.randn(VOCAB, generator=generator) + closing * (step > 20)).id
-        if token in tokenizer.eos:
+        if token in codec.eos:
             break
         said.append(token)
         if sampler.is_finished:
             break
-    return tokenizer.decode(said)
+    return codec.decode(said)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
 @pytest.mark.parametrize("schema", [PERSON, TREE, {"type": "object"}], ids=["person", "tree", "object"])
-def test_answers_meet_their_schema(tokenizer, compiler, schema, temperature):
+def test_answers_meet_their_schema(codec, compiler, schema, temperature):
     for seed in range(4):
         grammar = compile_options(compiler, response_format=json_schema(schema))
-        text = write_answer(tokenizer, grammar, seed, temperature)
+        text = write_answer(codec, grammar, seed, temperature)
         jsonschema.validate(json.loads(text), schema)
 
 
-def test_json_object_is_any_object(tokenizer, compiler):
+def test_json_object_is_any_object(codec, compiler):
     for seed in range(6):
         grammar = compile_options(compiler, response_format={"type": "json_object"})
-        assert isinstance(json.loads(write_answer(tokenizer, grammar, seed)), dict)
+        assert isinstance(json.loads(write_answer(codec, grammar, seed)), dict)
 
 
 @pytest.mark.parametrize(
@@ -113,18 +102,18 @@ def test_json_object_is_any_object(tokenizer, compiler):
         ({"json": json.dumps(PERSON), "whitespace_pattern": " "}, r"\{.*\}"),
     ],
 )
-def test_each_form_of_structured_outputs(tokenizer, compiler, form, pattern):
+def test_each_form_of_structured_outputs(codec, compiler, form, pattern):
     for seed in range(3):
-        text = write_answer(tokenizer, structured(compiler, **form), seed, wanted='"}]:0,bn')
+        text = write_answer(codec, structured(compiler, **form), seed, wanted='"}]:0,bn')
         assert re.fullmatch(pattern, text, re.DOTALL), text
 
 
-def test_white_space_in_a_row_ends(tokenizer, compiler):
+def test_white_space_in_a_row_ends(codec, compiler):
     grammar = compile_options(compiler, response_format={"type": "json_object"})
     spaces = torch.zeros(VOCAB)
-    spaces[tokenizer.encode(" ")[0]] = 50
+    spaces[codec.encode(" ")[0]] = 50
     sampler = Sampler(Sampling(), [], VOCAB, grammar)
-    said = tokenizer.decode([sampler.draw(spaces).id for _ in range(40)])
+    said = codec.decode([sampler.draw(spaces).id for _ in range(40)])
     assert said.startswith("{" + " " * 32)
     assert said[33] != " "
 
@@ -143,23 +132,23 @@ def test_a_model_without_end_token_ends_with_the_grammar():
     assert bytewise.is_finished
 
 
-def test_special_tokens_and_ids_beyond_the_tokenizer_are_no_text(tokenizer, compiler):
+def test_special_tokens_and_ids_beyond_the_tokenizer_are_no_text(codec, compiler):
     grammar = structured(compiler, regex="(.|\n)*")
     mask = grammar.mask()
-    assert mask[: tokenizer.size - 1].sum() == 128 + 51  # bytes that begin a character
-    assert mask[list(tokenizer.eos)].all()  # it may be over
-    assert not mask[tokenizer.size :].any()
+    assert mask[: codec.size - 1].sum() == 128 + 51  # bytes that begin a character
+    assert mask[list(codec.eos)].all()  # it may be over
+    assert not mask[codec.size :].any()
     grammar = structured(compiler, regex="<(.|\n)*>")
-    grammar.advance(tokenizer.encode("<")[0])
-    assert not grammar.mask()[list(tokenizer.eos)].any()
+    grammar.advance(codec.encode("<")[0])
+    assert not grammar.mask()[list(codec.eos)].any()
 
 
-def test_answers_of_one_request_walk_by_themselves(tokenizer, compiler):
+def test_answers_of_one_request_walk_by_themselves(codec, compiler):
     first = structured(compiler, choice=["ab", "cd"])
     second = first.fork()
-    first.advance(tokenizer.encode("a")[0])
-    assert tokenizer.decode(first.mask().nonzero().flatten().tolist()) == "b"
-    assert tokenizer.decode(second.mask().nonzero().flatten().tolist()) == "ac"
+    first.advance(codec.encode("a")[0])
+    assert codec.decode(first.mask().nonzero().flatten().tolist()) == "b"
+    assert codec.decode(second.mask().nonzero().flatten().tolist()) == "ac"
     assert structured(compiler, choice=["ab", "cd"]).mask().equal(second.mask())  # from the cache, from its beginning
 
 
@@ -173,10 +162,10 @@ def test_every_spelling_of_what_must_come_is_allowed():
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_draws_follow_the_renormalised_distribution(tokenizer, compiler, temperature):
+def test_draws_follow_the_renormalised_distribution(codec, compiler, temperature):
     """Texts of [abc][ab]?: the chi-squared test over 2,000 answers against products of renormalised softmaxes."""
-    a, b, c = (tokenizer.encode(letter)[0] for letter in "abc")
-    end = min(tokenizer.eos)
+    a, b, c = (codec.encode(letter)[0] for letter in "abc")
+    end = min(codec.eos)
     logits = torch.randn(3, VOCAB, generator=torch.Generator().manual_seed(1)) * 2
 
     def step(row, allowed):
@@ -355,10 +344,10 @@ def test_two_forms_at_once_are_refused(compiler):
     assert find_grammar_source(GenerationOptions()) is None
 
 
-def test_without_strict_what_can_not_be_enforced_is_left_to_the_model(tokenizer, compiler):
+def test_without_strict_what_can_not_be_enforced_is_left_to_the_model(codec, compiler):
     schema = {"type": "array", "uniqueItems": True, "items": {"type": "boolean"}}
     grammar = compile_options(compiler, response_format=json_schema(schema, strict=False))
-    assert isinstance(json.loads(write_answer(tokenizer, grammar)), list)
+    assert isinstance(json.loads(write_answer(codec, grammar)), list)
 
 
 @pytest.mark.parametrize("form", [{"json_object": True}, {"choice": ["red"]}, {"regex": "[0-9]+"}])

@@ -114,15 +114,6 @@ def test_whole_heads_hold_all_entries_in_order_with_at_most_one_page_of_slack(n)
     assert memory.pool.held == 0
 
 
-def test_entries_lie_side_by_side_so_that_a_layer_is_one_view():
-    memory = SequenceCache(pool(), L, G)
-    memory.reserve(np.full((L, G), 30))
-    feed(memory, 20)
-    keys, _ = memory.whole_heads(1, (0, 2))
-    assert keys.untyped_storage().data_ptr() == memory.pool.keys.untyped_storage().data_ptr()
-    assert torch.equal(keys[1], memory.entries(1, 2).k)
-
-
 @pytest.mark.parametrize("weighted", [True, False])
 def test_what_leaves_a_window_is_averaged_into_the_virtual_entry(weighted):
     memory = SequenceCache(pool(), L, G)

@@ -44,8 +44,7 @@ def test_what_was_not_measured_is_owed_and_blocks():
 
 
 def test_methods_and_their_claims_are_told_over_http(folder, tmp_path):
-    app = app_of(folder, tmp_path)
-    app.include_router(api_methods.router)
+    app = app_of(folder, tmp_path, api_methods.router)
     with Server(app) as server, httpx2.Client(base_url=server.url) as http:
         told = {one["name"]: one for one in http.get("/v1/longctx/methods").json()}
         assert set(told) == set(methods())

@@ -250,17 +250,6 @@ def test_keeping_everything_is_dense_bit_for_bit(tiny):
     assert dense.kv_bytes() == all_of_it.kv_bytes()
 
 
-def test_queries_of_a_prompt_behind_a_cached_prefix_are_read_again(tiny):
-    """What a prefix remembers is of the chunk in which it was read, which may have gone on beyond it."""
-    how, stem = SnapKv(window=12, kernel=3, ratio=0.3), prompt(48, 1)
-    donors = [Request([*stem, *prompt(own, own)], one, max_tokens=4) for one, own in ((how, 14), ("dense", 15))]
-    asked = [Request([*stem, *prompt(own, 40 + own)], how, max_tokens=16) for own in (2, 9, 30)]
-    warm = Engine(tiny, page=8).generate([*donors, *asked])[2:]
-    for request, answer in zip(asked, warm, strict=True):
-        assert answer.tokens == Engine(tiny, page=8).generate([request])[0].tokens
-        assert 0 < answer.usage.cached_tokens <= len(request.ids) - 12
-
-
 def test_cuts_while_decoding_need_no_pages_in_a_full_pool(tiny):
     """Prompts that share pages until the first cut: nobody may lose entries, or more than its place, by it."""
     how = KNorm(prefill="none", every=3, budget=20)

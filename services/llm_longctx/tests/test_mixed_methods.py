@@ -85,6 +85,14 @@ def check_pages(engine):
     assert pool.held == len(pages) <= pool.capacity
 
 
+def run_checked(engine, *requests):
+    for one in requests:
+        engine.scheduler.add_request(one)
+    while engine.scheduler.in_flight:
+        engine.scheduler.step()
+        check_pages(engine)
+
+
 @settings(max_examples=fewer(2))
 @given(st.data())
 def test_no_page_is_lost_or_shared_and_no_answer_changed_by_its_neighbours(tiny, alone, data):
@@ -107,9 +115,7 @@ def test_no_page_is_lost_or_shared_and_no_answer_changed_by_its_neighbours(tiny,
             requests[draw(st.integers(0, i), "whom")][3].run.cancel()
             scheduler.step()
             check_pages(engine)
-    while scheduler.in_flight:
-        scheduler.step()
-        check_pages(engine)
+    run_checked(engine)
     for which, ids, seeds, one, ears in requests:
         for seed, ear in zip(seeds, ears, strict=True):
             wanted = alone(which, ids, one.max_tokens, seed)
@@ -122,14 +128,10 @@ def test_no_page_is_lost_or_shared_and_no_answer_changed_by_its_neighbours(tiny,
 @pytest.mark.parametrize("which", range(len(MIX)), ids=lambda which: f"{which}-{MIX[which].name}")
 def test_a_cached_beginning_leads_to_the_tokens_of_a_cold_run(tiny, alone, which):
     engine = Engine(tiny, page=8)
-    scheduler = engine.scheduler
     for seed, own in enumerate((26, 30, 30)):
         ids = (*STEMS[1], *prompt(own, 5))
         one, (ear,) = asked(engine, which, ids, 12, [seed])
-        scheduler.add_request(one)
-        while scheduler.in_flight:
-            scheduler.step()
-            check_pages(engine)
+        run_checked(engine, one)
         assert ear.ids == alone(which, ids, 12, seed), "also behind a prompt that ended, and was cut, on the grid"
     reuses = MIX[which].supports.prefix_reuse
     assert (one.stats.cached_tokens > 0) == reuses, "the third time most of it was read before"
@@ -140,13 +142,9 @@ def test_a_cached_beginning_leads_to_the_tokens_of_a_cold_run(tiny, alone, which
 def test_what_fits_alone_is_served_however_much_of_it_is_cached(tiny, alone):
     """Heads that are cut at the prompt's end hold all of it until then, and prefixes hold it, too."""
     engine = Engine(tiny, page=8, kv_bytes=1)
-    scheduler = engine.scheduler
     which = MIX.index(COMPOSED[1])
     for own in (1, 27, 90):
         ids = (*STEMS[1], *prompt(own, 5))
         one, (ear,) = asked(engine, which, ids, 6, [0])
-        scheduler.add_request(one)
-        while scheduler.in_flight:
-            scheduler.step()
-            check_pages(engine)
+        run_checked(engine, one)
         assert ear.ids == alone(which, ids, 6, 0)

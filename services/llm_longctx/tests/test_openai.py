@@ -69,8 +69,7 @@ def test_the_events_are_openais_to_the_byte(server):
     ]
     assert last["choices"] == [{"index": 0, "delta": {}, "logprobs": None, "finish_reason": "length"}]
     assert all(c["usage"] is None for c in chunks[:-1])
-    assert usage["choices"] == []
-    assert usage["usage"]["completion_tokens"] == 2
+    assert (usage["choices"], usage["usage"]["completion_tokens"]) == ([], 2)
     without = httpx2.post(f"{server.url}/v1/chat/completions", json=body | {"stream_options": None})
     assert '"usage"' not in without.text
 
@@ -89,8 +88,7 @@ def test_max_completion_tokens_is_the_newer_name_and_wins(client):
 
 def test_without_a_limit_the_answer_ends_with_the_context(client):
     answer = say(client, max_tokens=openai.omit)
-    assert answer.usage.total_tokens == CONTEXT
-    assert answer.choices[0].finish_reason == "length"
+    assert (answer.usage.total_tokens, answer.choices[0].finish_reason) == (CONTEXT, "length")
     assert say(client, max_tokens=10_000).usage.total_tokens == CONTEXT
 
 
@@ -158,13 +156,11 @@ def test_nulls_and_unknown_fields_are_ignored_unless_strict(client):
 
 def test_a_text_is_gone_on_with(client):
     answer = go_on(client)
-    assert answer.object == "text_completion"
-    assert answer.choices[0].finish_reason == "length"
+    assert (answer.object, answer.choices[0].finish_reason) == ("text_completion", "length")
     assert answer.usage.prompt_tokens == len("Once upon")
     streamed = list(go_on(client, stream=True, stream_options={"include_usage": True}))
     assert "".join(c.choices[0].text for c in streamed[:-1]) == answer.choices[0].text
-    assert streamed[-1].usage == answer.usage
-    assert streamed[-2].choices[0].finish_reason == "length"
+    assert (streamed[-1].usage, streamed[-2].choices[0].finish_reason) == (answer.usage, "length")
 
 
 def test_prompts_may_be_texts_or_token_ids_one_or_many(client, server):
@@ -173,30 +169,20 @@ def test_prompts_may_be_texts_or_token_ids_one_or_many(client, server):
     assert [c.index for c in texts.choices] == [0, 1, 2, 3]
     assert go_on(client, ids, n=2).choices == texts.choices
     assert go_on(client, ids[1]).choices[0].text == go_on(client, "xyz").choices[0].text == texts.choices[2].text
-    assert texts.usage.prompt_tokens == 5
-    assert texts.usage.completion_tokens == 48
+    assert (texts.usage.prompt_tokens, texts.usage.completion_tokens) == (5, 48)
 
 
 def test_echo_with_log_probabilities_scores_a_prompt(client):
     score = go_on(client, "Once upon", echo=True, logprobs=3, max_tokens=0)
     (choice,) = score.choices
     assert (choice.text, choice.finish_reason) == ("Once upon", "length")
-    assert choice.logprobs.tokens == list("Once upon")
-    assert choice.logprobs.text_offset == list(range(9))
+    assert (choice.logprobs.tokens, choice.logprobs.text_offset) == (list("Once upon"), list(range(9)))
     assert choice.logprobs.token_logprobs[0] is choice.logprobs.top_logprobs[0] is None
     assert all(lp < 0 for lp in choice.logprobs.token_logprobs[1:])
     assert score.usage.completion_tokens == 0
     longer = go_on(client, "Once upon a time", echo=True, logprobs=0, max_tokens=2).choices[0].logprobs
     assert longer.token_logprobs[1:9] == pytest.approx(choice.logprobs.token_logprobs[1:], abs=1e-4)
     assert len(longer.tokens) == len("Once upon a time") + 2
-
-
-def test_echo_shows_the_prompt_before_the_answer(client):
-    plain = go_on(client, "Grüße 😀")
-    echoed = go_on(client, "Grüße 😀", echo=True)
-    assert echoed.choices[0].text == "Grüße 😀" + plain.choices[0].text
-    both = go_on(client, "ab", echo=True, logprobs=1, n=2, stop="b").choices
-    assert [c.text[:2] for c in both] == ["ab", "ab"], "stop texts do not look into the prompt"
 
 
 def test_generated_log_probabilities_equal_those_of_scoring_the_same_text(client):
@@ -231,5 +217,4 @@ def test_a_conversation_is_tokenized_under_its_template(server):
     for generate, end in ((True, "<assistant>"), (False, "")):
         body = {"messages": HELLO, "add_generation_prompt": generate}
         told = httpx2.post(f"{server.url}/tokenize", json=body).json()
-        assert told["prompt"] == f"<user>Hello, who are you?\n{end}"
-        assert told["count"] == len(told["prompt"])
+        assert (told["prompt"], told["count"]) == (f"<user>Hello, who are you?\n{end}", len(told["prompt"]))

@@ -10,12 +10,12 @@ from services.llm_longctx.serving import decoder_model
 from services.llm_longctx.serving.method_selection import select_policy
 from services.llm_longctx.tests.conftest import MODEL, Server, app_of, go_on, tiny_decoder
 from shared.api.text import LongctxOptions
-from shared.errors import BadInput
 from shared.lm.head_plan import HeadPlan
 from shared.lm.head_plan_store import save_plan
 from shared.storage import ObjectStore
 
 ROLES = [[1, 0], [0, 1]]
+FLEX = {"method": "flexprefill", "block": 16, "min_budget": 16}
 DUO = {"method": "duo", "roles": ROLES, "sink": 4, "recent": 16}
 LONG = "It was the best of times, it was the worst of times. " * 3
 PLAN = {"schema": "head-plan/1", "roles": ROLES, "scores": {"duo_gate": [[0.9, 0.1], [0.2, 0.8]]}}
@@ -31,12 +31,10 @@ def used(answer):
 
 def test_usage_says_what_served_and_what_it_held(client):
     plain, duo = used(go_on(client, LONG[:120])), used(ask(client, DUO))
-    assert plain["method"] == "dense"
-    assert plain["kv_bytes"] == plain["kv_bytes_dense"]
+    assert (plain["method"], plain["kv_bytes"]) == ("dense", plain["kv_bytes_dense"])
     assert plain["backend"] in backends()
     assert (plain["kv_ratio"], plain["prefill_density"], plain["fallback"]) == (1, 1, None)
-    assert duo["method"] == "duo"
-    assert duo["knobs"]["recent"] == 16
+    assert (duo["method"], duo["knobs"]["recent"]) == ("duo", 16)
     assert duo["kv_bytes"] < plain["kv_bytes"]
     assert duo["kv_ratio"] == pytest.approx(duo["kv_bytes"] / duo["kv_bytes_dense"])
 
@@ -56,12 +54,7 @@ def test_older_keys_and_values_take_few_bits_where_a_request_wants(client, dtype
 @pytest.mark.parametrize(
     "longctx",
     [
-        {"method": "dense"},
-        DUO,
         {"method": "razor", "knobs": {"roles": ROLES, "sink": 2, "window_min": 16}},
-        {"method": "recycled", "budget": 16, "stride": 4},
-        {"method": "power", "block": 16, "window": 2},
-        {"method": "flexprefill", "block": 16, "min_budget": 16},
         {"method": "duo", "plan": PLAN, "recent": 32},
         {
             "prefill": {"method": "flexprefill", "block": 16, "min_budget": 16},
@@ -72,7 +65,7 @@ def test_older_keys_and_values_take_few_bits_where_a_request_wants(client, dtype
         {"prefill": "power", "priority": "batch"},
     ],
 )
-def test_every_method_answers(client, longctx):
+def test_every_way_to_ask_for_methods_is_answered(client, longctx):
     answer = ask(client, longctx, prompt=LONG[:150], max_tokens=10)
     assert answer.usage.completion_tokens == 10
     asked = [longctx.get(part) for part in ("method", "prefill", "decode") if part in longctx]
@@ -115,8 +108,7 @@ def test_scores_from_a_token_on_use_the_cache(client):
     whole = go_on(client, text, max_tokens=0, echo=True, logprobs=0)
     tail = go_on(client, text, max_tokens=0, echo=True, logprobs=0, extra_body={"longctx": {"logprobs_from": 140}})
     told, some = whole.choices[0].logprobs, tail.choices[0].logprobs
-    assert some.tokens == told.tokens
-    assert some.text_offset == told.text_offset
+    assert (some.tokens, some.text_offset) == (told.tokens, told.text_offset)
     assert some.token_logprobs[:140] == [None] * 140
     assert some.token_logprobs[140:] == pytest.approx(told.token_logprobs[140:], abs=1e-4)
     assert used(whole)["cached_tokens"] == 0
@@ -144,12 +136,6 @@ def engine():
 
 def test_nothing_asked_is_the_engines_own(engine):
     assert select_policy(engine, None, {}, 10, 5) is engine.policy
-
-
-def test_a_plan_for_another_model_is_refused(engine):
-    options = LongctxOptions(method="duo", plan={"schema": "head-plan/1", "roles": [[1]]})
-    with pytest.raises(BadInput, match="does not fit"):
-        select_policy(engine, options, {}, 10, 5)
 
 
 def test_knobs_may_stand_beside_or_apart(engine):

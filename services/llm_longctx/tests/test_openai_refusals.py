@@ -11,42 +11,38 @@ from services.llm_longctx.tests.conftest import CONTEXT, HELLO, MODEL, Server, a
 from tests.harness.waiting import wait_until as until
 
 JSON = {"content-type": "application/json"}
-TOOL = {"type": "function", "function": {"name": "f"}}
+OUT_OF_RANGE = {
+    "temperature": [2.1, -0.1, "hot"], "top_p": [1.5], "n": [0, 9], "max_tokens": [0, 2.5], "presence_penalty": [3],
+    "frequency_penalty": [-3], "seed": [2**63], "top_logprobs": [2], "stop": [["a"] * 5, 5],
+    "response_format": [{"type": "json_schema"}], "functions": [[{"name": "f"}]],
+}  # fmt: skip
 CALL = {"id": "call_1", "type": "function"}
+
+
+def tool(name, **more):
+    return {"type": "function", "function": {"name": name, **more}}
+
+
+TOOL = tool("f")
 
 
 @pytest.mark.parametrize(
     ("bad", "param"),
     [
-        ({"temperature": 2.1}, "temperature"),
-        ({"temperature": -0.1}, "temperature"),
-        ({"temperature": "hot"}, "temperature"),
-        ({"top_p": 1.5}, "top_p"),
-        ({"n": 0}, "n"),
-        ({"n": 9}, "n"),
-        ({"max_tokens": 0}, "max_tokens"),
-        ({"max_tokens": 2.5}, "max_tokens"),
-        ({"presence_penalty": 3}, "presence_penalty"),
-        ({"frequency_penalty": -3}, "frequency_penalty"),
-        ({"seed": 2**63}, "seed"),
+        *(({name: value}, name) for name, values in OUT_OF_RANGE.items() for value in values),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
-        ({"top_logprobs": 2}, "top_logprobs"),
-        ({"stop": ["a"] * 5}, "stop"),
         ({"stop": ""}, "stop.0"),
-        ({"stop": 5}, "stop"),
         ({"logit_bias": {"5": 101}}, "logit_bias.5"),
         ({"logit_bias": {"x": 1}}, "logit_bias.x.[key]"),
         ({"logit_bias": {"272": 1}}, "logit_bias"),
-        ({"response_format": {"type": "json_schema"}}, "response_format"),
-        ({"functions": [{"name": "f"}]}, "functions"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}] * 2}, "tools"),
-        ({"tools": [{"type": "function", "function": {"name": f"f{i}"}} for i in range(200)]}, "tools"),
-        ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "strin"}}}]}, "tools"),
-        ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"$ref": "#"}}}]}, "tools"),
-        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name"),
+        ({"tools": [TOOL] * 2}, "tools"),
+        ({"tools": [tool(f"f{i}") for i in range(200)]}, "tools"),
+        ({"tools": [tool("f", parameters={"type": "strin"})]}, "tools"),
+        ({"tools": [tool("f", parameters={"$ref": "#"})]}, "tools"),
+        ({"tools": [tool("a b")]}, "tools.0.function.name"),
         ({"tools": [{"type": "retrieval"}]}, "tools.0.type"),
         ({"tool_choice": "required"}, "tool_choice"),
-        ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": tool("g")}, "tool_choice"),
         (
             {"messages": [{"role": "assistant", "tool_calls": [CALL | {"function": {"name": "f", "arguments": "{"}}]}]},
             "messages",
@@ -138,8 +134,7 @@ def test_an_unknown_model_is_404_with_openais_code(client):
     for call in (lambda: say(client, model="gpt-5"), lambda: go_on(client, model="gpt-5")):
         with pytest.raises(openai.NotFoundError, match=MODEL) as caught:
             call()
-        assert caught.value.code == "model_not_found"
-        assert caught.value.param == "model"
+        assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
 
 
 @pytest.mark.parametrize("prompt", ["x" * (CONTEXT + 1), "x" * 1_000_000])

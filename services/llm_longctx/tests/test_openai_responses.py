@@ -10,15 +10,11 @@ import pytest
 from pydantic import BaseModel
 
 from services.llm_longctx.api import embeddings, responses
-from services.llm_longctx.api import openai as routes
 from services.llm_longctx.models.all_minilm import AllMiniLM
-from services.llm_longctx.serving.local_models import make_local_model
 from services.llm_longctx.state import response_store
-from services.llm_longctx.tests.conftest import MODEL, Server, say, write_folder
+from services.llm_longctx.tests.conftest import MODEL, Server, app_of, say, write_folder
 from shared.lm.bundled_models import MINILM
 from shared.lm.embedder import embed
-from shared.serving.build_app import build
-from shared.settings import Settings
 
 SWITCH = {"properties": {"on": {"type": "boolean"}}, "required": ["on"], "additionalProperties": False}
 TOOL = {"type": "function", "name": "switch", "parameters": {"type": "object", **SWITCH}, "strict": True}
@@ -28,13 +24,8 @@ TOOL = {"type": "function", "name": "switch", "parameters": {"type": "object", *
 def served(tmp_path_factory):
     folder = write_folder(tmp_path_factory.mktemp("responses") / "Tiny Llama", positions=1024)
     (folder / "generation_config.json").write_text(json.dumps({"temperature": 0.0, "top_k": 5}))
-    model = make_local_model(folder)
-    app = build(
-        "llm-longctx",
-        routers=[routes.router, responses.router, embeddings.router],
-        servables={MODEL: model, MINILM: AllMiniLM},
-        settings=Settings(data_dir=tmp_path_factory.mktemp("data"), intra_op_threads=1),
-    )
+    extra = (responses.router, embeddings.router)
+    app = app_of(folder, tmp_path_factory.mktemp("data"), *extra, also={MINILM: AllMiniLM})
     with Server(app) as server:
         yield server
 

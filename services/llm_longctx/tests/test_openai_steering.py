@@ -14,13 +14,9 @@ from typer.testing import CliRunner
 
 import fovea
 from fovea.cli.main import app
-from services.llm_longctx.api import openai as chat_routes
 from services.llm_longctx.api import responses, steering
-from services.llm_longctx.serving.local_models import make_local_model
-from services.llm_longctx.tests.conftest import HELLO, MODEL, Server, go_on, say, text_of
+from services.llm_longctx.tests.conftest import HELLO, MODEL, Server, app_of, go_on, say, text_of
 from shared.lm.taps import trace
-from shared.serving.build_app import build
-from shared.settings import Settings
 
 WIDTH, LAYERS, HEADS = 32, 2, 4
 PROMPT = len("<user>Hello, who are you?\n<assistant>")
@@ -29,13 +25,7 @@ UP = {"vector": [3.0] + [0.0] * 30 + [-3.0], "site": "resid_post.0", "scale": 2.
 
 @pytest.fixture(scope="module")
 def server(folder, tmp_path_factory):
-    model = make_local_model(folder)
-    served = build(
-        "llm-longctx",
-        routers=[chat_routes.router, responses.router, steering.router],
-        servables={model.card.name: model},
-        settings=Settings(data_dir=tmp_path_factory.mktemp("data"), intra_op_threads=1),
-    )
+    served = app_of(folder, tmp_path_factory.mktemp("data"), responses.router, steering.router)
     with Server(served) as running:
         yield running
 
@@ -83,8 +73,7 @@ def test_a_stream_brings_captures_token_by_token(client):
     for at, rows in zip(attention["positions"], attention["values"], strict=True):
         np.testing.assert_allclose(np.array(rows).sum(-1), np.ones((1, 2)), atol=1e-5)
         assert np.array(rows).shape == (1, 2, at + 1)
-    assert lens["layers"] == [0, 1]
-    assert lens["lens"][0][-1][0]["token"] == said[0]
+    assert (lens["layers"], lens["lens"][0][-1][0]["token"]) == ([0, 1], said[0])
 
 
 def test_weights_of_attend_belong_to_the_keys_beside_them(client):

@@ -56,8 +56,7 @@ def test_it_composes_and_answers_in_a_batch_what_it_answers_alone(tiny):
 
 
 def test_it_is_described_served_and_refused_over_http(folder, tmp_path):
-    app = app_of(folder, tmp_path)
-    app.include_router(api_methods.router)
+    app = app_of(folder, tmp_path, api_methods.router)
     ask = {"prompt": "Once upon a time there was a mill by the river", "max_tokens": 3}
     with Server(app) as server, httpx2.Client(base_url=server.url, timeout=60) as http:
         told = http.get("/v1/longctx/methods/dotted").json()

@@ -14,9 +14,7 @@ from services.llm_longctx.evaluation.ruler.samples.task import OFFLINE, TASKS
 from services.llm_longctx.evaluation.ruler.samples.variable_chains import resolve
 from services.llm_longctx.evaluation.ruler.scoring import score, string_match_all, string_match_part
 from services.llm_longctx.evaluation.ruler.statistics import bootstrap, compare_paired
-from services.llm_longctx.tests.conftest import write_folder
 from shared.errors import FoveaError, InvalidOption
-from shared.lm.tokenizer import Tokenizer
 
 GOLDEN = Path(__file__).parent / "golden/ruler"
 
@@ -76,12 +74,6 @@ def test_intervals_are_the_published_ones():
         assert both.difference.mean == pytest.approx(case["difference"], abs=1e-9)
         assert (both.difference.low, both.difference.high) == pytest.approx(case["difference_interval"], abs=0.03)
         assert (both.worse, both.better, both.equal) == (case["worse"], case["better"], case["equal"])
-
-
-@pytest.fixture(scope="module")
-def codec(tmp_path_factory):
-    """Bytes are tokens: lengths are characters."""
-    return Tokenizer.from_folder(write_folder(tmp_path_factory.mktemp("tiny") / "model"))
 
 
 LENGTHS = {"cwe": 4000, "vt": 4500, "fwe": 5000}

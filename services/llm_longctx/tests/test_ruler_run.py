@@ -166,16 +166,8 @@ def test_pages_decide_how_many_full_heads_a_budget_buys(page, recent, full):
     assert policy.pages(960, 0, page) * engine.pool.page_bytes <= 0.25 * engine.dense_bytes(960)
 
 
-def test_what_can_not_be_run_is_refused(tiny):
-    with pytest.raises(InvalidOption, match="no RULER-form task"):
-        run_ruler(tiny, asked(tasks=["cats"]))
-    with pytest.raises(InvalidOption, match="exceed the context"):
-        run_ruler(tiny, asked(lengths=[9999]))
-
-
 def test_it_is_served_as_json_and_picture(folder, tmp_path):
-    app = app_of(folder, tmp_path)
-    app.include_router(evaluations.router)
+    app = app_of(folder, tmp_path, evaluations.router)
     body = FEW | {"n": 1, "methods": [{"method": "streamingllm"}], "budgets": [0.5]}
     with Server(app) as server, httpx2.Client(base_url=server.url, timeout=120) as http:
         report = http.post("/v1/longctx/ruler", json=body).json()

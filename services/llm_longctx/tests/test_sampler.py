@@ -86,8 +86,7 @@ def test_without_a_seed_draws_differ():
 def test_log_probabilities_are_the_models_own_before_bias_and_temperature():
     token = Sampler(Sampling(temperature=0.5, seed=0, logit_bias={4: 100.0}), [], 5).draw(LOGITS, top=2)
     logs = LOGITS.log_softmax(-1)
-    assert token.id == 4
-    assert token.logprob == pytest.approx(float(logs[4]))
+    assert (token.id, token.logprob) == (4, pytest.approx(float(logs[4])))
     assert [i for i, _ in token.top] == [1, 2]
     assert [lp for _, lp in token.top] == pytest.approx(logs[[1, 2]].tolist())
     assert Sampler(Sampling(), [], 5).draw(LOGITS).logprob is None

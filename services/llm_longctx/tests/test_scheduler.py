@@ -7,9 +7,8 @@ from services.llm_longctx.engine import CandidateSpec, Engine, GenerationRequest
 from services.llm_longctx.engine.method_policy import Policy
 from services.llm_longctx.methods import method
 from services.llm_longctx.tests.mutants_methods.sound import Window
-from services.llm_longctx.tests.test_engine import Ear
+from services.llm_longctx.tests.test_engine import Ear, most_running
 from services.llm_longctx.tests.test_engine_pages import ACT, DUO, POWER, RAZOR, RECYCLED, TINY_PLAN, prompt
-from shared.errors import TooLarge
 from shared.lm.builders import llama
 
 
@@ -45,31 +44,13 @@ def alone(model, ids, how, new=8, **facts):
     return ears[0].ids
 
 
-def test_what_can_never_fit_is_refused_and_not_tried_for_ever(tiny):
-    class Greedy(type(RECYCLED)):
-        """Copies everything, at every step."""
-
-        name = "greedy"
-        budget: int = 4000
-        stride: int = 1
-
-    engine = Engine(tiny, page=8, kv_bytes=1)
-    one = ask(engine, prompt(180), Greedy(), new=10)
-    run(engine, one)
-    assert isinstance(one[1][0].reason, TooLarge)
-    assert engine.pool.held - sum(len(n.cache.pages()) for n in engine.prefix_cache._nodes.values()) <= 0
-
-
 def test_a_pool_admits_more_of_those_who_hold_less(tiny):
     def most(how):
         engine = Engine(tiny, page=8, max_batch=64, kv_bytes=400 * 8 * 2 * 8 * 8)
         asked = [ask(engine, prompt(120, i), how, new=30) for i in range(20)]
         for one, _ in asked:
             engine.scheduler.add_request(one)
-        peak = 0
-        while engine.scheduler.in_flight:
-            engine.scheduler.step()
-            peak = max(peak, len(engine.scheduler.running))
+        peak = most_running(engine.scheduler)
         assert all(ear.ids for _, (ear,) in asked)
         return peak
 

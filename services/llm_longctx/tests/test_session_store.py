@@ -12,34 +12,19 @@ from services.llm_longctx.state.encryption import TenantCipher, load_master_key
 from services.llm_longctx.state.session_store import KEPT_ANSWERS, KEPT_VERSIONS, SessionStore
 from shared.errors import Conflict, InvalidOption, NotFound, NotReady, RateLimited, TooLarge
 from shared.jobs.redis_client import RedisClient
-from shared.jobs.redis_server import RedisServer
-from shared.settings import Settings
 
 MASTER = b"0123456789abcdef"
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with RedisServer(Settings(data_dir=tmp_path_factory.mktemp("redis"))) as running:
-        yield running
-
-
 @pytest.fixture
-def url(server):
-    with sync_redis.Redis.from_url(server.url) as client:
-        client.flushall()
-    return server.url
-
-
-@pytest.fixture
-async def store(server):
-    client = RedisClient(server.url)
+async def store(redis_server):
+    client = RedisClient(redis_server.url)
     yield SessionStore(client, TenantCipher(MASTER), ttl_s=60)
     await client.close()
 
 
-def everything(server):
-    with sync_redis.Redis.from_url(server.url) as client:
+def everything(redis_server):
+    with sync_redis.Redis.from_url(redis_server.url) as client:
         return {key: client.type(key) for key in client.scan_iter("*")}
 
 
@@ -87,7 +72,7 @@ async def test_another_tenants_session_is_not_there(store):
     assert await store.read_version("ann", head.id, 0) == b"0"
 
 
-async def test_sessions_are_listed_newest_first_in_pages_and_only_their_tenants(store, server):
+async def test_sessions_are_listed_newest_first_in_pages_and_only_their_tenants(store, redis_server):
     heads = [await store.create("cleo", "m", "d", b"0", tokens=n, state_bytes=10 + n) for n in range(5)]
     await store.create("dora", "m", "d", b"0")
     await store.write_version("cleo", heads[1], b"1", 9, state_bytes=7)
@@ -104,10 +89,10 @@ async def test_sessions_are_listed_newest_first_in_pages_and_only_their_tenants(
         await store.list_newest("dora", 3, after="nonsense")
 
 
-async def test_what_was_deleted_or_forgotten_is_listed_no_more_and_pages_stay_full(store, server):
+async def test_what_was_deleted_or_forgotten_is_listed_no_more_and_pages_stay_full(store, redis_server):
     heads = [await store.create("emma", "m", "d", b"0") for _ in range(6)]
     await store.delete("emma", heads[5].id)
-    with sync_redis.Redis.from_url(server.url) as client:  # as if their time was over
+    with sync_redis.Redis.from_url(redis_server.url) as client:  # as if their time was over
         for head in heads[2:4]:
             client.delete(*client.keys(f"*{head.id}*"))
     assert [head.id for head in await store.list_newest("emma", 2)] == [heads[4].id, heads[1].id]
@@ -117,25 +102,25 @@ async def test_what_was_deleted_or_forgotten_is_listed_no_more_and_pages_stay_fu
     assert await store.list_newest("emma", 9) == []
 
 
-async def test_delete_leaves_nothing_behind_not_even_answers(store, server):
-    before = everything(server)
+async def test_delete_leaves_nothing_behind_not_even_answers(store, redis_server):
+    before = everything(redis_server)
     head = await store.create("ann", "m", "d", b"0")
     for n in range(4):
         await store.write_version(
             "ann", await store.get("ann", head.id), b"%d" % n, n, idempotency_key=f"k{n}", answer=b"a"
         )
     await store.delete("ann", head.id)
-    assert everything(server) == before
+    assert everything(redis_server) == before
     with pytest.raises(NotFound, match="no session"):
         await store.write_version("ann", head, b"late", 1)
-    assert everything(server) == before
+    assert everything(redis_server) == before
 
 
-async def test_state_is_unreadable_in_redis_and_bound_to_its_place(store, server):
+async def test_state_is_unreadable_in_redis_and_bound_to_its_place(store, redis_server):
     secret = b"my neighbour is called Edna"
     head = await store.create("ann", "m", "d", secret)
     other = await store.create("ann", "m", "d", b"other")
-    with sync_redis.Redis.from_url(server.url) as client:
+    with sync_redis.Redis.from_url(redis_server.url) as client:
         keys = [key for key in client.scan_iter("*") if key.endswith(b":v0")]
         values = {key: client.get(key) for key in keys}
         assert not any(secret in value or b"Edna" in key for key, value in values.items())
@@ -145,20 +130,20 @@ async def test_state_is_unreadable_in_redis_and_bound_to_its_place(store, server
         await store.read_version("ann", head.id, 0)
 
 
-async def test_other_master_key_opens_nothing(store, server):
+async def test_other_master_key_opens_nothing(store, redis_server):
     head = await store.create("ann", "m", "d", b"0")
-    client = RedisClient(server.url)
+    client = RedisClient(redis_server.url)
     stranger = SessionStore(client, TenantCipher(b"another master key"), ttl_s=60)
     with pytest.raises(Conflict, match="key of sessions has changed"):
         await stranger.read_version("ann", head.id, 0)
     await client.close()
 
 
-async def test_unused_session_is_forgotten_and_a_used_one_is_not(server):
-    client = RedisClient(server.url)
+async def test_unused_session_is_forgotten_and_a_used_one_is_not(redis_server):
+    client = RedisClient(redis_server.url)
     store = SessionStore(client, TenantCipher(MASTER), ttl_s=1000)
     idle, busy = await store.create("ann", "m", "d", b"0"), await store.create("ann", "m", "d", b"0")
-    with sync_redis.Redis.from_url(server.url) as raw:
+    with sync_redis.Redis.from_url(redis_server.url) as raw:
 
         def left(session):
             return [raw.ttl(key) for key in raw.scan_iter(f"*{session.id}*")]
@@ -189,11 +174,11 @@ async def test_state_over_the_cap_is_refused(store, monkeypatch):
         await store.create("ann", "m", "d", b"x" * 11)
 
 
-async def test_redis_that_is_away_is_said(tmp_path):
-    with RedisServer(Settings(data_dir=tmp_path)) as server:
-        client = RedisClient(server.url)
-        store = SessionStore(client, TenantCipher(MASTER), ttl_s=60)
-        head = await store.create("ann", "m", "d", b"0")
+async def test_redis_that_is_away_is_said(own_redis):
+    client = RedisClient(own_redis.url)
+    store = SessionStore(client, TenantCipher(MASTER), ttl_s=60)
+    head = await store.create("ann", "m", "d", b"0")
+    own_redis.stop()
     with pytest.raises(NotReady, match="Sessions can't be reached"):
         await store.get("ann", head.id)
     await client.close()
@@ -215,8 +200,8 @@ def test_short_master_key_is_refused():
         TenantCipher(b"short")
 
 
-async def test_a_tenant_opens_sessions_up_to_its_quota_of_bytes_and_again_when_some_are_gone(url):
-    client = RedisClient(url)
+async def test_a_tenant_opens_sessions_up_to_its_quota_of_bytes_and_again_when_some_are_gone(redis_url):
+    client = RedisClient(redis_url)
     store = SessionStore(client, TenantCipher(MASTER), ttl_s=60, quota_bytes=10_000)
     record = await store.create("ann", "m", "w", b"x" * 4000, state_bytes=4000)
     version = await store.write_version("ann", record, b"x" * 4000, 1, 4000)
@@ -230,8 +215,8 @@ async def test_a_tenant_opens_sessions_up_to_its_quota_of_bytes_and_again_when_s
     await client.close()
 
 
-async def test_answers_of_long_sessions_are_trimmed_to_the_last(url):
-    client = RedisClient(url)
+async def test_answers_of_long_sessions_are_trimmed_to_the_last(redis_url):
+    client = RedisClient(redis_url)
     store = SessionStore(client, TenantCipher(MASTER), ttl_s=60)
     record = await store.create("ann", "m", "w", b"x")
     for turn in range(KEPT_ANSWERS + 5):
@@ -244,8 +229,8 @@ async def test_answers_of_long_sessions_are_trimmed_to_the_last(url):
     await client.close()
 
 
-async def test_a_tenant_stores_documents_up_to_its_quota_of_bytes(url):
-    client = RedisClient(url)
+async def test_a_tenant_stores_documents_up_to_its_quota_of_bytes(redis_url):
+    client = RedisClient(redis_url)
     store = DocumentStore(client, TenantCipher(MASTER), 60, 2**20, quota_bytes=10_000)
     names = [f"doc_{n:024x}" for n in range(4)]
     for name in names[:2]:

@@ -61,6 +61,5 @@ def test_a_bad_schema_is_openais_400_and_the_next_request_is_served(client):
     for stream in (False, True):
         with pytest.raises(openai.BadRequestError, match="uniqueItems") as caught:
             say(client, response_format=bad, stream=stream)
-        assert caught.value.param == "response_format"
-        assert caught.value.type == "invalid_request_error"
+        assert (caught.value.param, caught.value.type) == ("response_format", "invalid_request_error")
     assert say(client).choices

@@ -62,8 +62,7 @@ def test_a_stream_brings_the_call_in_pieces(roomy):
 
 def test_a_call_cut_off_by_the_limit_is_no_error(roomy):
     answer = say(roomy, tools=[WEATHER], tool_choice="required", max_tokens=70).choices[0]
-    assert answer.finish_reason == "length"
-    assert answer.message.tool_calls[0].function.name == "get_weather"
+    assert (answer.finish_reason, answer.message.tool_calls[0].function.name) == ("length", "get_weather")
 
 
 def test_auto_and_none_leave_the_answer_to_the_model(roomy):

@@ -60,8 +60,7 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
 def test_topics_times_passages_are_labelled_and_come_as_qrels_json_lines_and_csv(stage):
     found = stage.post(topics=TOPICS, passages=PASSAGES).json()
     assert (found["pairs"], found["graded"], found["left"], found["failed"]) == (10, 10, 0, 0)
-    assert found["counts"] == [4, 2, 2, 2]
-    assert found["llm"] == "fake"
+    assert (found["counts"], found["llm"]) == ([4, 2, 2, 2], "fake")
     labels = parse_qrels(stage.client.get(found["files"]["qrels"]).text)
     assert labels == {(qid, f"p{n}"): n % 4 for qid in ("1", "2") for n in range(5)}
     lines = stage.client.get(found["files"]["jsonl"]).text.splitlines()
@@ -207,9 +206,7 @@ def test_ids_that_are_no_digests_are_not_found_and_never_a_path(stage):
         assert stage.client.get(f"/v1/judge/batches/{name}").status_code == 404
 
 
-def _planned(
-    folder: Path, model: FakeModel, count: int
-) -> tuple[batch_runner.BatchPlan, PromptedGrade, JudgeIn, ObjectStore]:
+def _planned(folder, model, count):
     judge = PromptedGrade(model.client())
     request = JudgeIn.model_validate({"pairs": [{"query": "-", "passage": "-"}], "retries": 0})
     pairs = pair_selection.cross_pairs({"1": "q"}, {f"p{n}": f"passage number {n}" for n in range(count)})

@@ -109,8 +109,7 @@ def test_digits_give_an_expected_grade_with_its_probabilities():
     (verdict,) = _one(LogOdds(FakeModel(first=DIGITS).client())).results
     weights = {int(k): math.exp(v) for k, v in DIGITS.items()}
     mean = sum(k * w for k, w in weights.items()) / sum(weights.values())
-    assert verdict.expected == pytest.approx(mean)
-    assert verdict.grade == round(mean)
+    assert (verdict.expected, verdict.grade) == (pytest.approx(mean), round(mean))
     assert sum(verdict.probabilities or ()) == pytest.approx(1)
     assert verdict.flags == ["uncalibrated"]
 

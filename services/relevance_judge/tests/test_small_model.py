@@ -12,9 +12,8 @@ from services.relevance_judge.evaluate import measure_judge
 from services.relevance_judge.judge import Judge
 from services.relevance_judge.judges.prompted_grade import PromptedGrade
 from services.relevance_judge.judges.query_likelihood import QueryLikelihood
-from services.relevance_judge.metrics.agreement import agree
 from services.relevance_judge.schemas import JudgeIn, JudgeOut
-from services.relevance_judge.storage.mini_collection import load_mini_collection, load_mini_judgements
+from services.relevance_judge.storage.mini_collection import load_mini_collection
 from shared.lm.bundled_models import SMOLLM2
 from shared.registry import CallContext
 
@@ -57,16 +56,6 @@ def test_the_prompted_grade_of_so_small_a_model_is_no_better_than_word_overlap()
     for name in ("kappa_quadratic", "spearman", "pair_order"):
         assert (words[name] or 0) > 0
         assert (prompted[name] or 0) <= (words[name] or 0), name
-
-
-def test_every_recorded_judge_names_model_and_template():
-    for name, given in load_mini_judgements().items():
-        if name != "overlap":
-            model = "all-minilm-l6-v2" if name == "similarity" else "smollm2-135m-instruct"
-            assert {row["llm"] for row in recorded(name)} == {model}
-            assert all("@" in row["template"] for row in recorded(name))
-        if name != "prompted-direct":
-            assert agree(MINI.labels, given.labels).pairs == 192
 
 
 @pytest.fixture(scope="module")

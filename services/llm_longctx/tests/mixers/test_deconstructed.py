@@ -10,7 +10,6 @@ from services.llm_longctx.mixers.deconstructed.mixers import (
     Recurrence,
     attention_map,
     cache_bytes,
-    layout,
     mix,
 )
 from shared.registry import network
@@ -85,12 +84,6 @@ def test_recurrence_equals_the_parallel_form_in_constant_space(variant, scale, s
     expected = mix(variant, hidden, w, 2)
     assert (torch.stack(parts, 1) - expected).abs().max() < 1e-9 * max(1.0, float(expected.abs().max()))
     assert sizes == {cache_bytes(variant, 2, 9, 8, 2, itemsize=8)}
-
-
-def test_layouts_alternate_and_skip_removes_the_variant():
-    assert layout("uniform", 3, "mlp") == ["mlp"] * 3
-    assert layout("hybrid", 4, "mlp") == ["mlp", "standard", "mlp", "standard"]
-    assert layout("skip", 3, "mlp") == ["skip", "standard", "skip"]
 
 
 @pytest.mark.parametrize(

@@ -219,12 +219,6 @@ def test_mean_of_keys_chooses_otherwise_and_reads_the_same_when_all_is_chosen():
     assert not torch.equal(chosen["landmark", 2], chosen["mean", 2])
 
 
-@pytest.mark.parametrize("options", [{"blocks": 0}, {"capacity": 0}, {"offload": "tape"}])
-def test_options_out_of_range_are_refused(options):
-    with pytest.raises(ValueError, match="must be"):
-        small("landmark-gpt").session(1, **options)
-
-
 def test_citations_count_votes_and_break_ties_by_age():
     layers = [None, torch.tensor([[[[0, 3]], [[3, 5]]]]), torch.tensor([[[[5, 0]], [[7, 3]]]])]
     assert citations(layers, block=4, top=3) == [

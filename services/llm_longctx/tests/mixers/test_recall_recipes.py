@@ -30,21 +30,6 @@ def test_each_question_has_its_answer_in_the_body(seed, body):
         assert len(body_tokens) == body - 8
 
 
-def test_training_asks_for_a_pair_again_and_the_value_stays():
-    drawn = recall.draw(np.random.default_rng(5), 3, 16, questions=12)
-    assert drawn.ids.shape == (3, 16 + 36)
-    for row, written in zip(drawn.ids.tolist(), drawn.written.tolist(), strict=True):
-        assert [row[a] for a in drawn.answers.tolist()] == [row[at + 1] for at in written]
-        assert len(set(written)) <= 4
-
-
-def test_landmarks_follow_every_block():
-    ids = torch.arange(20)[None]
-    found = with_landmarks(ids, 8)[0].tolist()
-    assert [i for i, token in enumerate(found) if token == recall.LANDMARK] == [8, 17]
-    assert [token for token in found if token != recall.LANDMARK] == list(range(20))
-
-
 @pytest.mark.parametrize("form", ["landmark", "plain"])
 def test_recipe_is_found_trains_and_repeats_itself(tmp_path, form):
     made = recipe_named("landmark-recall")(schedule=SHORT, form=form, answers=16)
@@ -99,12 +84,3 @@ def test_titans_recipes_are_found_train_and_measure(tmp_path, layout):
         batch = next(made.batches(0, np.random.default_rng(0)))
         assert made.loss(fitted.network, batch) < made.loss(start, batch)
     assert 0 <= made._recall(fitted.network, 20, 5) <= 1
-
-
-def test_lengths_grow_with_the_steps_and_stay_even():
-    made = recipe_named("titans-mac-recall")()
-    lengths = [
-        next(iter(made.batches(step, np.random.default_rng(step))))["ids"].shape[1] - 12 for step in range(0, 6000, 100)
-    ]
-    assert all(n % 2 == 0 and 12 <= n <= 118 for n in lengths)
-    assert max(lengths[:6]) < max(lengths[30:])

@@ -13,7 +13,7 @@ from services.llm_longctx.mixers.titans.networks import titans_mac
 from services.llm_longctx.serving.adapters.landmark_session import LandmarkRequestSession
 from services.llm_longctx.serving.adapters.session import StatelessRequestSession
 from services.llm_longctx.serving.adapters.titans import TitansRequestSession
-from services.llm_longctx.tests.test_engine import Ear
+from services.llm_longctx.tests.test_engine import Ear, most_running
 from shared.errors import Cancelled, DeadlineExceeded
 from shared.registry import CallContext
 
@@ -106,11 +106,7 @@ def test_sessions_that_would_not_fit_beside_the_others_wait(opens):
     asked = [_ask(opens, _ids(4, i), new=3, max_bytes=400) for i in range(5)]
     for order, _ in asked:
         scheduler.add_request(order)
-    most = 0
-    while scheduler.in_flight:
-        scheduler.step()
-        most = max(most, len(scheduler.running))
-    assert most == 2
+    assert most_running(scheduler) == 2
     assert all(ear.ends == [("length", 3)] for _, (ear,) in asked)
 
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,6 +27,7 @@ from services.llm_longctx.tests.served.conftest import metric
 from shared.jobs.redis_server import RedisServer
 from shared.serving.build_app import build
 from shared.settings import Settings
+from tests.harness.waiting import wait_until
 
 MODEL, KEY = "fovea-landmark-recall", "one key for all replicas"
 FILL = " ".join([FILLERS] * 20)
@@ -67,13 +67,7 @@ class Replica:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory) -> Iterator[RedisServer]:
-    with RedisServer(Settings(data_dir=tmp_path_factory.mktemp("redis"))) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def replica(server, tmp_path_factory) -> Iterator[Callable[..., Replica]]:
+def replica(redis_server, tmp_path_factory) -> Iterator[Callable[..., Replica]]:
     stops: list[Callable[[], Any]] = []
 
     def start(**more: Any) -> Replica:
@@ -82,7 +76,7 @@ def replica(server, tmp_path_factory) -> Iterator[Callable[..., Replica]]:
             "llm-longctx",
             routers=[openai.router, sessions.router, documents.router],
             servables={MODEL: LandmarkRecall},
-            settings=Settings(data_dir=folder, intra_op_threads=1, redis_url=server.url, session_key=KEY, **more),
+            settings=Settings(data_dir=folder, intra_op_threads=1, redis_url=redis_server.url, session_key=KEY, **more),
         )
         running = Server(app)
         http = httpx2.Client(base_url=running.__enter__().url, timeout=60)
@@ -113,16 +107,16 @@ def pair(replica) -> tuple[Replica, Replica]:
 
 
 @pytest.fixture
-def two(pair, server) -> tuple[Replica, Replica]:
+def two(pair, redis_server) -> tuple[Replica, Replica]:
     """Two replicas that have read nothing, and an empty Redis."""
-    redis.Redis.from_url(server.url).flushall()
+    redis.Redis.from_url(redis_server.url).flushall()
     for one in pair:
         one.forgets()
     return pair
 
 
-def _blobs(server: RedisServer) -> list[bytes]:
-    return redis.Redis.from_url(server.url).keys("*:blocks")
+def _blobs(redis_server: RedisServer) -> list[bytes]:
+    return redis.Redis.from_url(redis_server.url).keys("*:blocks")
 
 
 def _said(answer: dict[str, Any]) -> Any:
@@ -181,20 +175,20 @@ def test_three_sources_are_counted_apart(two):
     assert {how: count - before.get(how, 0) for how, count in counts().items()} == {"read": 1, "local": 2, "fetched": 1}
 
 
-def test_deleted_its_blocks_are_gone_too(two, server):
+def test_deleted_its_blocks_are_gone_too(two, redis_server):
     first, second = two
     name = first.store()["id"]
     second.ask(name)
-    assert len(_blobs(server)) == 1
+    assert len(_blobs(redis_server)) == 1
     assert second.http.delete(f"/v1/documents/{name}", headers=ANN).status_code == 200
-    assert redis.Redis.from_url(server.url).keys("fovea:documents*") == []
-    assert _blobs(server) == []
+    assert redis.Redis.from_url(redis_server.url).keys("fovea:documents*") == []
+    assert _blobs(redis_server) == []
     body = {"model": MODEL, "prompt": "? dog", "document_id": name}
     for one in two:
         assert one.http.post("/v1/completions", json=body, headers=ANN).status_code == 404
 
 
-def test_another_tenant_gets_404_and_no_blocks(two, server):
+def test_another_tenant_gets_404_and_no_blocks(two, redis_server):
     first, second = two
     name = first.store()["id"]
     body = {"model": MODEL, "prompt": "? dog", "document_id": name}
@@ -206,7 +200,7 @@ def test_another_tenant_gets_404_and_no_blocks(two, server):
     bobs = second.http.post("/v1/documents", json={"model": MODEL, "text": TEXT}, headers={"x-fovea-tenant": "bob"})
     assert (bobs.json()["id"], bobs.json()["cached_tokens"]) == (name, 0)  # the same text, and yet read again
     assert second.read == TOKENS
-    assert len(_blobs(server)) == 2
+    assert len(_blobs(redis_server)) == 2
 
 
 def _resealed(change: Callable[[bytes], bytes]) -> Callable[[bytes, str], bytes]:
@@ -239,11 +233,11 @@ BROKEN: dict[str, Callable[[bytes, str], bytes]] = {
 
 
 @pytest.mark.parametrize("how", BROKEN)
-def test_blocks_that_are_not_what_they_should_be_are_read_again_and_replaced(two, server, how):
+def test_blocks_that_are_not_what_they_should_be_are_read_again_and_replaced(two, redis_server, how):
     first, second = two
     name = first.store()["id"]
     own = first.ask(name)
-    client, (place,) = redis.Redis.from_url(server.url), _blobs(server)
+    client, (place,) = redis.Redis.from_url(redis_server.url), _blobs(redis_server)
     good = client.get(place)
     bad = BROKEN[how](good, place.decode())
     assert bad != good
@@ -254,9 +248,7 @@ def test_blocks_that_are_not_what_they_should_be_are_read_again_and_replaced(two
     assert again["usage"]["longctx"]["cached_tokens"] == 0
     assert second.read == TOKENS + 2 + 2
     assert metric(second.http, "landmark_blocks_unshared_total") == before + 1
-    until = time.monotonic() + 10
-    while client.get(place) == bad and time.monotonic() < until:
-        time.sleep(0.01)
+    wait_until(lambda: client.get(place) != bad, 10)
     second.forgets()
     assert _said(second.ask(name)) == _said(own)
     assert second.read == TOKENS - WHOLE + 2 + 2
@@ -276,41 +268,41 @@ def test_other_weights_take_nothing_from_these(two):
     assert second.adapter.find_session(document) is not None
 
 
-def test_over_the_cap_it_is_read_again_and_said_so(replica, server, two):
+def test_over_the_cap_it_is_read_again_and_said_so(replica, redis_server, two):
     small, other = replica(document_cache_max_bytes=100_000), two[1]
     before = metric(small.http, "landmark_blocks_unshared_total")
     with capture_logs() as lines:
         document = small.store()
     assert document["shared"] is False
-    assert _blobs(server) == []
+    assert _blobs(redis_server) == []
     assert metric(small.http, "landmark_blocks_unshared_total") == before + 1
     assert any("FOVEA_DOCUMENT_CACHE_MAX_BYTES is 100,000" in line.get("detail", "") for line in lines)
     assert _told(other.ask(document["id"])) == _told(small.ask(document["id"]))
     assert other.read == TOKENS + 2 + 2
 
 
-def test_longest_unused_blocks_of_a_tenant_go_first(replica, server, two):
+def test_longest_unused_blocks_of_a_tenant_go_first(replica, redis_server, two):
     one = replica(document_cache_max_bytes=1_300_000)  # two of these documents, not three
     names = [one.store(f"{word} {TEXT}")["id"] for word in ("the", "of")]
-    assert len(_blobs(server)) == 2
+    assert len(_blobs(redis_server)) == 2
     one.ask(names[0])
     names.append(one.store(f"and {TEXT}")["id"])
-    kept = {place.decode().split(":")[-2] for place in _blobs(server)}
+    kept = {place.decode().split(":")[-2] for place in _blobs(redis_server)}
     assert kept == {names[0], names[2]}
     assert two[1].ask(names[1])["usage"]["longctx"]["cached_tokens"] == 0
     two[1].forgets()
     assert two[1].ask(names[0])["usage"]["longctx"]["cached_tokens"] == WHOLE
 
 
-def test_without_room_nothing_is_kept_and_short_texts_need_none(replica, server, two):
+def test_without_room_nothing_is_kept_and_short_texts_need_none(replica, redis_server, two):
     assert replica(document_cache_max_bytes=0).store()["shared"] is False
     assert two[0].store(FILLERS)["shared"] is False
-    assert _blobs(server) == []
+    assert _blobs(redis_server) == []
 
 
-def test_blocks_live_as_long_as_their_document(two, server):
+def test_blocks_live_as_long_as_their_document(two, redis_server):
     name = two[0].store()["id"]
-    client, (place,) = redis.Redis.from_url(server.url), _blobs(server)
+    client, (place,) = redis.Redis.from_url(redis_server.url), _blobs(redis_server)
     record = place.removesuffix(b":blocks")
     for one in two:
         for key in (place, record):

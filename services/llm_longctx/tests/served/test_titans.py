@@ -4,13 +4,10 @@ import json
 import random
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import pytest
 import torch
 
 from services.llm_longctx.mixers.titans.state import SessionState, pack_state, unpack_state
-from services.llm_longctx.recipes.recall import draw
-from services.llm_longctx.serving.toy_tokenizers import RecallTokenizer
 from services.llm_longctx.tests.served.conftest import KINDS, metric
 
 TITANS = sorted(name for name in KINDS if "titans" in name)
@@ -76,8 +73,7 @@ def test_session_has_read_the_answers_too_and_stays_of_one_size(http):
     assert after["state_bytes"] == pytest.approx(before["state_bytes"], abs=8)  # digits in the header
     longctx = told["longctx"]
     assert (longctx["session_id"], longctx["state_version"]) == (session, 1)
-    assert longctx["state_bytes"] == after["state_bytes"]
-    assert longctx["surprise"]["tokens"] == 9
+    assert (longctx["state_bytes"], longctx["surprise"]["tokens"]) == (after["state_bytes"], 9)
     assert longctx["surprise"]["max"] >= longctx["surprise"]["mean"] > 0
     assert metric(http, "titans_state_bytes") > 0
 
@@ -236,16 +232,3 @@ def test_several_prompts_in_one_session_are_refused(http):
     body = {"model": MODEL, "prompt": ["the", "of"], "session_id": _open(http)}
     answer = http.post("/v1/completions", json=body)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "prompt")
-
-
-@pytest.mark.parametrize("model", TITANS)
-def test_what_was_read_in_one_request_is_recalled_in_a_later_one(http, model):
-    rng, right = np.random.default_rng(7), 0
-    for _ in range(6):
-        drawn = draw(rng, 1, 40)
-        asked = int(drawn.answers[0])
-        session = _open(http, model)
-        _read(http, session, drawn.ids[0, : asked - 2].tolist(), model)
-        told = _read(http, session, drawn.ids[0, asked - 2 : asked].tolist(), model, max_tokens=1)
-        right += RecallTokenizer().encode(told["choices"][0]["text"]) == [int(drawn.expected[0, 0])]
-    assert right >= 5
