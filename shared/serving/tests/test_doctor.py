@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from shared.registry import discovery
 from shared.registry.weights import Manifest, NetworkSpec, write_weights
-from shared.serving.device_placement import choose_device, load_context
+from shared.serving.device_placement import choose_device
 from shared.serving.up import doctor as room
 from shared.serving.up.doctor import Diagnosis, doctor, examine
 from shared.settings import Settings, settings
@@ -111,9 +111,3 @@ def test_device_is_as_told_and_otherwise_what_is_there(monkeypatch):
     assert choose_device("cuda:1") == "cuda:1"
     monkeypatch.setattr("shared.serving.device_placement.list_gpus", list)
     assert choose_device("auto") == "cpu"
-
-
-def test_place_carries_what_models_may_ask_for():
-    made = load_context(Settings(device="cpu", triton_url="box:8001", intra_op_threads=3, llm_model="m"))
-    assert (made.device, made.threads) == ("cpu", 3)
-    assert (made.options["triton_url"], made.options["llm_model"]) == ("box:8001", "m")
