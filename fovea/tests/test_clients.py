@@ -158,14 +158,6 @@ def test_a_full_queue_is_waited_for(stage):
     assert stage.stub.busy == 0
 
 
-def test_an_impatient_client_hands_the_refusal_on(stage):
-    stage.stub.busy = 1
-    with Client(stage.url, retry_policy=RetryPolicy(tries=1)) as client, pytest.raises(errors.RateLimited) as caught:
-        client.segment(PICTURE)
-    assert caught.value.retry_after == 1
-    assert stage.stub.busy == 0
-
-
 def test_no_gateway_is_not_ready_and_says_how_to_start_one():
     with Client("http://127.0.0.1:9") as client, pytest.raises(errors.NotReady, match="No gateway") as caught:
         client.models()
