@@ -47,10 +47,6 @@ def test_the_page_says_what_was_left_out_and_how_to_run_it():
     assert page.endswith("## Fuzzing\n\nNone.\n")
 
 
-def test_a_run_that_was_cut_off_is_none_that_took_its_time():
-    assert "| duration | cut off |" in render(read_run(ROWS[:-1]), "abc123", [], [])
-
-
 def test_what_fuzzing_found_is_on_the_page():
     fuzzed = [{"name": "dicom", "inputs": 12345, "seconds": 25.2, "found": "dicom-0f"}]
     assert "| dicom | 12,345 | 25 | dicom-0f |" in render(read_run(ROWS), "abc123", fuzzed, [])

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -29,6 +28,7 @@ from shared.errors import Conflict, NotFound
 from shared.jobs.queue import Counts, Payload, Result
 from shared.settings import Settings
 from tests.harness.serving import run_server
+from tests.harness.waiting import wait_until
 
 
 @dataclass
@@ -156,21 +156,14 @@ def fronted(app: Any, service: str, folder: Path, **settings: Any) -> Iterator[t
         app, port=0, log_config=None, access_log=False, lifespan="auto", ws="none", timeout_graceful_shutdown=1
     )
     with _quiet(), run_server(uvicorn.Server(config)) as upstream:
-        _loaded(upstream)
+        # A page that asks a real service at once would only see that its models load.
+        wait_until(lambda: httpx2.get(f"{upstream}/readyz", timeout=60).status_code != 503, 300, "the service's models")
         chosen = Settings(
             data_dir=folder, http_port=0, grpc_port=0, shutdown_grace_s=1, static_upstreams=f"{service}={upstream}",
             **settings,
         )  # fmt: skip
         with run_server(create_server(build_gateway(chosen, queue), chosen)) as url:
             yield url, queue, KeyRing(chosen.keys_path)
-
-
-def _loaded(upstream: str) -> None:
-    """Wait until a real service has its models: a page that asks at once would only see that they load."""
-    until = time.monotonic() + 300
-    while httpx2.get(f"{upstream}/readyz", timeout=60).status_code == httpx2.codes.SERVICE_UNAVAILABLE:
-        assert time.monotonic() < until, "the service's models did not load"
-        time.sleep(0.05)
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from services.gateway.tests.stub_service import Stub
 from shared.api.batches import BatchRequest
 from shared.errors import Conflict, InvalidOption, NotFound, RateLimited, StorageFull
 from shared.storage import ObjectStore
+from tests.harness.waiting import wait_until
 
 
 def line(custom_id, body=None, **more):
@@ -41,11 +42,7 @@ def upload(client, *lines):
 
 
 def wait(client, batch_id):
-    until = time.monotonic() + 20
-    while (batch := client.batches.retrieve(batch_id)).status == "in_progress":
-        assert time.monotonic() < until
-        time.sleep(0.05)
-    return batch
+    return wait_until(lambda: (batch := client.batches.retrieve(batch_id)).status != "in_progress" and batch)
 
 
 def test_files_are_kept_listed_read_and_deleted(client):

@@ -92,27 +92,12 @@ def test_memory_is_given_back(pieces):
     asyncio.run(scenario())
 
 
-async def test_a_small_stated_body_is_read_before_anything_is_sent():
-    read = body(Caller([b"a", b"b", b"c"]), length=3)
-    await read.prefetch()
-    assert read.complete
-    assert read.payload() == b"abc"
-
-
 async def test_a_large_body_is_not_read_ahead():
     caller = Caller([b"a" * 100] * 5)
     read = body(caller, length=MAX_BUFFERED_BYTES + 1)
     await read.prefetch()
     assert (caller.asked, read.complete) == (1, False)
     assert await sent(read.payload()) == b"a" * 500
-
-
-async def test_prefetching_a_body_that_is_here_asks_for_nothing():
-    caller = Caller([b"a"])
-    read = body(caller, length=1)
-    await read.read_all()
-    await read.prefetch()
-    assert caller.asked == 1
 
 
 async def test_without_memory_a_body_flows_once_and_says_that_it_can_not_again():

@@ -172,13 +172,13 @@ async def test_a_result_is_the_answer_byte_for_byte(scene, queue):
 
 
 async def test_events_tell_every_change_and_end(scene, queue, monkeypatch):
-    monkeypatch.setattr(jobs, "EVENT_HEARTBEAT_S", 0.05)
+    monkeypatch.setattr(jobs, "EVENT_HEARTBEAT_S", 0.01)
     await scene.client.post("/v1/echo", content=b"x", headers=ASYNC)
 
     async def work() -> None:
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.3)
         queue.change("job-1", status="running", progress=0.5, note="half")
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.3)
         queue.finish("job-1", Result(200, "text/plain", b""))
 
     working = asyncio.create_task(work())

@@ -156,14 +156,6 @@ async def test_a_suspect_is_passed_over_until_it_renews(redis_url, registry):
     assert registry.pick("svc").id == "r1"
 
 
-async def test_a_replica_to_avoid_is_chosen_only_if_there_is_no_other(redis_url, registry):
-    announce(redis_url, "r1")
-    announce(redis_url, "r2")
-    await registry.poll_redis()
-    assert {registry.pick("svc", {"r1"}).id for _ in range(10)} == {"r2"}
-    assert registry.pick("svc", {"r1", "r2"}) is not None
-
-
 async def test_a_gateway_whose_redis_is_not_there_yet_starts():
     registry = ReplicaRegistry(Settings(redis_url="redis://127.0.0.1:1"))
     await registry.start()

@@ -182,21 +182,6 @@ async def test_a_large_upload_survives_the_death_of_its_replica(gateway, toy):
     assert len(heard) == 1
 
 
-async def test_an_upload_beyond_the_memory_set_aside_is_sent_but_not_twice(gateway, toy):
-    async def pieces() -> AsyncIterator[bytes]:
-        for _ in range(30):
-            yield b"x" * 100_000
-            await asyncio.sleep(0.001)
-
-    upstream = await toy(name="good")
-    scene = await gateway()
-    scene.app.state.gateway.proxy.budget.left = 1_000_000
-    scene.announce(upstream.url, name="good")
-    answer = await scene.client.post("/v1/echo", content=pieces())
-    assert len(answer.content) == 3_000_000
-    assert scene.app.state.gateway.proxy.budget.left == 1_000_000
-
-
 @pytest.mark.slow
 async def test_no_request_is_lost_while_replicas_are_killed(gateway):
     ports = [free_port(), free_port()]

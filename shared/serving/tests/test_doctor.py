@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from shared.errors import NotReady
 from shared.registry import discovery
 from shared.registry.weights import Manifest, NetworkSpec, write_weights
-from shared.serving.device_placement import choose_device, load_context
+from shared.serving.device_placement import choose_device
 from shared.serving.up import doctor as room
 from shared.serving.up.doctor import Diagnosis, doctor, examine
 from shared.settings import Settings, settings
@@ -132,9 +132,3 @@ def test_doctor_says_that_there_is_no_cuda_device(machine, monkeypatch):
     (told,) = [one for one in examine(machine(device="cuda")) if one.topic == "gpus"]
     assert told.verdict == "bad"
     assert told.detail.startswith("There is no CUDA device")
-
-
-def test_place_carries_what_models_may_ask_for():
-    made = load_context(Settings(device="cpu", triton_url="box:8001", intra_op_threads=3, llm_model="m"))
-    assert (made.device, made.threads) == ("cpu", 3)
-    assert (made.options["triton_url"], made.options["llm_model"]) == ("box:8001", "m")

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from shared.serving.health_check import is_healthy
-from shared.serving.tests.test_metrics_server import free_port
+from tests.harness.waiting import free_port
 
 
 @pytest.fixture
@@ -38,18 +38,9 @@ def answering():
         made.server_close()
 
 
-def test_who_listens_on_the_main_port_says_it_himself(answering):
+def test_who_listens_on_the_main_port_says_it_himself_and_a_worker_is_known_by_its_metrics(answering):
     assert is_healthy(answering(200), answering(200)) is True
     assert is_healthy(answering(503), answering(200)) is False
-
-
-def test_one_that_hangs_is_not_healthy(answering):
-    assert is_healthy(answering(None), answering(200)) is False
-
-
-def test_worker_is_known_by_its_metrics(answering):
+    assert is_healthy(answering(None), answering(200)) is False, "one that hangs"
     assert is_healthy(free_port(), answering(200)) is True
-
-
-def test_nobody_is_not_healthy():
     assert is_healthy(free_port(), free_port()) is False

@@ -72,14 +72,6 @@ async def test_record_names_the_address_under_which_the_replica_is_reached(servi
     await replica.stop()
 
 
-async def test_record_is_renewed(serving, redis_url, link):
-    replica = await serving(redis_url)
-    await until(lambda: records(link))
-    first = records(link)[0].seen
-    await until(lambda: records(link)[0].seen > first, 3 * RENEW_S)
-    await replica.stop()
-
-
 @pytest.mark.parametrize(
     ("servables", "ready"),
     [({"toy/broken": toys.Broken, "toy/echo": toys.Echo}, True), ({"toy/broken": toys.Broken}, False), ({}, True)],

@@ -156,17 +156,6 @@ async def test_a_cancel_stops_the_work_in_its_thread():
     assert app.state.stopped.is_set()
 
 
-async def test_a_cancelled_task_stops_the_work_too():
-    app = toy()
-    async with replaying(app) as replay:
-        running = asyncio.create_task(replay(post("/long"), Ticket()))
-        await asyncio.sleep(0.05)
-        running.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await running
-        assert await asyncio.to_thread(app.state.stopped.wait, 1)
-
-
 async def test_a_cancel_looks_to_the_app_like_a_caller_who_went_away():
     ticket = Ticket()
     async with replaying(toy()) as replay:

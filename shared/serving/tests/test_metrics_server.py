@@ -57,12 +57,3 @@ async def test_port_that_a_predecessor_still_has_is_waited_for(tries):
     assert "python_info" in await read(port)
     await server.stop()
     socket.create_server(("127.0.0.1", port)).close()
-
-
-async def test_without_a_port_there_is_none(tries):
-    before = asyncio.all_tasks()
-    server = MetricsServer("127.0.0.1", 0)
-    server.start()
-    assert asyncio.all_tasks() == before
-    await server.stop()
-    assert tries == []

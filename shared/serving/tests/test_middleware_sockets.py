@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import re
 from typing import Annotated
 
 import httpx2
@@ -76,12 +75,6 @@ async def raw(replica, *pieces, pause=0.0):
 
 def head(length, path="/v1/segment", more=""):
     return f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: image/png\r\n{length}\r\n{more}\r\n".encode()
-
-
-async def test_request_id_and_trace_of_the_caller_are_kept(client):
-    answer = await client.get("/livez", headers={"x-request-id": "mine-1"})
-    assert answer.headers["x-request-id"] == "mine-1"
-    assert re.fullmatch("[0-9a-f]{16}", (await client.get("/livez")).headers["x-request-id"])
 
 
 async def test_health_says_what_is_missing(client, replica):

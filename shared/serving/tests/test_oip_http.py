@@ -245,11 +245,6 @@ def as_request(*chunks: bytes, **headers: str) -> Request:
     return Request({"type": "http", "headers": sent}, receive)
 
 
-async def test_a_body_is_read_in_one_piece_from_any_chunks():
-    assert bytes(await oip_body.read_body(as_request(b"ab", b"", b"c"), 2, 10)) == b"abc"
-    assert bytes(await oip_body.read_body(as_request(), None, 10)) == b""
-
-
 async def test_the_size_limit_holds_without_a_middleware():
     with pytest.raises(TooLarge, match="more than 10 bytes"):
         await oip_body.read_body(as_request(b"123456", b"123456"), None, 10)

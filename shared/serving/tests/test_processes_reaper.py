@@ -87,13 +87,6 @@ async def test_child_that_ends_is_started_again_and_said(children):
     assert children.said == [f"once ended (exit code 3); starting it again in 0.5 s. Log: {child.log}"]
 
 
-async def test_child_that_is_killed_is_said_by_signal(children):
-    child = await children.add("nap", "nap")
-    child.process.kill()
-    await until(lambda: children.said)
-    assert "signal SIGKILL" in children.said[0]
-
-
 async def test_child_that_dies_again_and_again_is_given_up_on_with_its_log_tail(children, monkeypatch):
     monkeypatch.setattr("shared.serving.up.processes._FIRST_RESTART_PAUSE_S", 0.001)
     await children.add("doomed", "doomed")
@@ -175,8 +168,3 @@ time.sleep(60)
         time.sleep(0.05)
     assert not alive(child)
     assert not alive(watch)
-
-
-def test_guard_with_nothing_left_to_end_ends():
-    guard = [sys.executable, "-m", "shared.serving.up.reaper"]
-    subprocess.run(guard, input=b"+999999\n-999999\n", check=True, timeout=60)

@@ -12,7 +12,6 @@ from shared.api.image import ImageBytes
 from shared.errors import BadInput, InvalidOption
 from shared.serving import servable_schema
 from shared.serving.http.request_parsing import ParsedRequest, build_requests
-from shared.serving.tests.toys import PNG
 
 
 class Inner(BaseModel):
@@ -100,11 +99,6 @@ def test_several_pictures_share_the_other_files():
     found, many = build_requests(asked, Everything, 9)
     assert many
     assert [(request.image, request.mask) for request in found] == [(b"1", b"m"), (b"2", b"m")]
-
-
-def test_raw_body_fills_the_first_field_of_bytes():
-    (request,), _ = build_requests(ParsedRequest(body=PNG, media="image/png", texts={"count": ["3"]}), Everything, 9)
-    assert (request.image, request.count) == (PNG, 3)
 
 
 def test_model_s_own_field_images_is_no_list_to_answer_one_by_one():

@@ -91,16 +91,6 @@ async def test_refusals_and_failures_end_as_the_contract_says(queue, start):
     assert "secret" not in str(end.error)
 
 
-async def test_a_cancel_stops_the_model_and_frees_the_worker(queue, start):
-    start()
-    job, _ = await queue.submit(ask("/v1/probe", text="a", sleep=30))
-    await running(queue, job, "step 0")
-    await queue.cancel(job.id, "local")
-    next_job, _ = await queue.submit(ask("/v1/probe", text="b", sleep=0))
-    assert (await story(queue, next_job))[-1].status == "succeeded"
-    assert (await queue.get(job.id, "local")).status == "cancelled"
-
-
 async def test_sigterm_hands_back_what_is_unfinished_and_ends_the_process(queue, start):
     worker = start()
     job, _ = await queue.submit(ask("/v1/probe", text="a", sleep=30))

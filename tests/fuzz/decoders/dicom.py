@@ -119,11 +119,8 @@ HARNESSES: dict[str, Harness] = {
         _segment,
         _seeds(),
         words=(
-            *(
-                b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0", b"\xff\xff\xff\xff", b"SQ\0\0", b"DS", b"IS", b"US\x02\0",
-                b"OW",
-            ),
-            *(b"\x28\0\x10\0", b"\x28\0\x08\0", b"nan", b"1e999", b"1\\2", b"\0\0", b"YBR_FULL_422", b"-1"),
+            b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0", b"\xff\xff\xff\xff", b"SQ\0\0", b"DS", b"IS", b"US\x02\0",
+            b"OW", b"\x28\0\x10\0", b"\x28\0\x08\0", b"nan", b"1e999", b"1\\2", b"\0\0", b"YBR_FULL_422", b"-1",
         ),
     )
 }  # fmt: skip

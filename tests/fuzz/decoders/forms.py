@@ -104,11 +104,9 @@ HARNESSES: dict[str, Harness] = {
         _multipart,
         (_FORM, _UPLOAD, _RELATED, b"application/x-www-form-urlencoded\nmodel=a&threshold=%zz&images=b"),
         words=(
-            *(b"--x\r\n", b"\r\n\r\n", b"--x--", b'; filename=""', b"; filename*=utf-8''%ff", b'; name="images"'),
-            *(
-                b"; charset=utf-7", b"; charset=none", b"; charset=undefined", b"; charset=idna",
-                b"content-transfer-encoding: base64\r\n", b"boundary=", b'"', b";",
-            ),
+            b"--x\r\n", b"\r\n\r\n", b"--x--", b'; filename=""', b"; filename*=utf-8''%ff", b'; name="images"',
+            b"; charset=utf-7", b"; charset=none", b"; charset=undefined", b"; charset=idna",
+            b"content-transfer-encoding: base64\r\n", b"boundary=", b'"', b";",
         ),
     ),
     "zip": Harness(

@@ -169,12 +169,10 @@ HARNESSES: dict[str, Harness] = {
             json.dumps({"response_format": {"type": "json_schema", "json_schema": {"schema": _SCHEMA}}}).encode(),
         ),
         words=(
-            *(b'"\\ud800"', b"1e999", b"NaN", b"null", b"[]", b"{}", b'"$ref": "#"', b'"not": {}', b'"minItems": 1e9'),
-            *(b"{1,99999}", b"(?=a)", b"\\\\d", b'"enum": []', b'"allOf": [true]', b'"format": "date"', b"true", b"-1"),
-            *(
-                b'"const": ', b"%ignore /a/", b"%json {}", b"%regex {}", b"~1", b'"maxLength": 99999999', b"/.*/i",
-                b"@a",
-            ),
+            b'"\\ud800"', b"1e999", b"NaN", b"null", b"[]", b"{}", b'"$ref": "#"', b'"not": {}', b'"minItems": 1e9',
+            b"{1,99999}", b"(?=a)", b"\\\\d", b'"enum": []', b'"allOf": [true]', b'"format": "date"', b"true",
+            b"-1", b'"const": ', b"%ignore /a/", b"%json {}", b"%regex {}", b"~1", b'"maxLength": 99999999',
+            b"/.*/i", b"@a",
         ),
     ),
 }  # fmt: skip
