@@ -57,8 +57,6 @@ print(json.dumps({
 }))
 """
 
-pytestmark = pytest.mark.slow
-
 
 def _link(source: str, target: str) -> None:
     """Hard links are quick and cost no space; another file system takes a copy."""

@@ -72,7 +72,6 @@ def test_every_serve_config_is_valid_and_becomes_an_application(configs, service
     )
 
 
-@pytest.mark.slow
 def test_a_replica_without_a_node_asks_for_one_until_it_is_there(cluster):
     add_nodes(cluster, NODES[0])
     cluster.submit(serve_config(2, 2))
@@ -87,7 +86,6 @@ def test_a_replica_without_a_node_asks_for_one_until_it_is_there(cluster):
     wait_until(lambda: ask_autoscaler(cluster) == {"pending": [], "nodes": 0}, WAIT_S, "nothing waits any more")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "services", [("medical-seg", "detection"), pytest.param(SIX, marks=pytest.mark.release)], ids=["two", "all six"]
 )

@@ -20,8 +20,6 @@ from tests.deploy.otlp_collector import Collector
 from tests.deploy.processes import Processes
 from tests.harness.waiting import free_port, wait_until
 
-pytestmark = pytest.mark.slow
-
 SERVER, CLIENT, PRODUCER, CONSUMER = 2, 3, 4, 5
 CALLER = ("c" * 32, "d" * 16)
 METHOD = "streamingllm"

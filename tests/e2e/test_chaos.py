@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx2
 import pytest
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = [pytest.mark.e2e]
 
 FRAME = (pathlib.Path(__file__).parents[2] / "services/medical_seg/models/example.jpg").read_bytes()
 RAW = {"content-type": "image/jpeg"}

@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests.e2e.conftest import WAIT_S
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.e2e, pytest.mark.filterwarnings("ignore")]
 
 FRAME = pathlib.Path(__file__).parents[2] / "services/medical_seg/models/example.jpg"
 QUESTION = [{"role": "user", "content": "How many days has a week?"}]

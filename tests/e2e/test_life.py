@@ -8,7 +8,7 @@ import pytest
 from shared.registry.discovery import services_with_models
 from tests.e2e.conftest import START_S, start
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = [pytest.mark.e2e]
 
 DRAWN = {"vision-restoration", "medical-seg", "detection", "interpretability"}
 """Services whose first answer is also a picture."""

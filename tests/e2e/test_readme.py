@@ -13,7 +13,7 @@ from sybil.parsers.markdown import CodeBlockParser
 
 from loadtests.gallery.samples import write_collection, write_drive, write_study
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = [pytest.mark.e2e]
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "docs/01-use.md", ROOT / "docs/08-trained-attention.md"]

@@ -5,7 +5,7 @@ import signal
 import psutil
 import pytest
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = [pytest.mark.e2e]
 
 
 def test_ctrl_c_stops_everything(product):

@@ -17,7 +17,7 @@ QUEUED = {
     "path": "/v1/probe",
 }  # fmt: skip
 
-pytestmark = [*MARKS, pytest.mark.slow]
+pytestmark = [*MARKS]
 
 
 @pytest.fixture(scope="module")

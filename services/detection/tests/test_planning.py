@@ -51,7 +51,6 @@ def test_small_tours_equal_the_optimum_and_are_certified(n: int) -> None:
         assert (found.certified, found.optimality_gap, found.solver) == (True, 0, "exact")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("n", [20, 50])
 def test_large_tours_are_near_the_best_known_and_bounded(n: int) -> None:
     ratios = []

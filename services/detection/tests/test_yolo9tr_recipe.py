@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 
 from services.detection.models.yolo9tr import Yolo9tr
@@ -33,7 +32,6 @@ def test_targets_stay_on_their_objects_when_a_picture_is_flipped(tmp_path: Path)
             assert 0 < h <= 1
 
 
-@pytest.mark.slow
 def test_a_fit_publishes_the_main_branch_alone(tmp_path: Path) -> None:
     fitted = fit(TINY, tmp_path / "fit")
     manifest = publish(TINY, fitted, tmp_path / "out")

@@ -126,7 +126,6 @@ async def send_http(url: str, key: str, path: str, headers: dict[str, str], body
     return await asyncio.to_thread(run)
 
 
-@pytest.mark.slow
 async def test_livez_waits_for_no_hostile_input(tmp_path):
     held = {}
     async with process(tmp_path) as (url, address, key, _pid):
@@ -169,7 +168,6 @@ async def test_a_loop_that_is_held_is_seen_and_one_that_waits_is_not(tmp_path):
     watching.cancel()
 
 
-@pytest.mark.slow
 async def test_twenty_large_messages_without_a_key_take_no_memory(tmp_path):
     async with process(tmp_path) as (_, address, _key, pid):
         before = resident_megabytes(pid)

@@ -22,8 +22,6 @@ from shared.rpc import open_inference_pb2 as pb
 from shared.settings import Settings, environment
 from tests.harness.waiting import until, wait_until
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture
 def replicas(redis_url, tmp_path):

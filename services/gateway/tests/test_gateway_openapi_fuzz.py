@@ -3,7 +3,6 @@
 import asyncio
 from typing import Any
 
-import pytest
 import schemathesis
 from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
@@ -24,7 +23,6 @@ OPERATIONS = {
 }
 
 
-@pytest.mark.slow
 async def test_no_request_that_the_document_allows_makes_the_gateway_fail(gateway, tmp_path):
     _, key = KeyRing(tmp_path / "keys.json").add("ops", SCOPES, rate_per_minute=1_000_000)
     scene = await gateway(queue=ForgetfulQueue(None), auth="keys")

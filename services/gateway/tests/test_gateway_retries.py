@@ -182,7 +182,6 @@ async def test_a_large_upload_survives_the_death_of_its_replica(gateway, toy):
     assert len(heard) == 1
 
 
-@pytest.mark.slow
 async def test_no_request_is_lost_while_replicas_are_killed(gateway):
     ports = [free_port(), free_port()]
     processes = [spawn(port) for port in ports]

@@ -180,7 +180,6 @@ def test_model_compared_with_itself_is_itself(context):
     assert max(report.grid("depth").values[4]) == pytest.approx(np.max(first))
 
 
-@pytest.mark.slow
 def test_models_of_other_sizes_are_compared_by_depth(context, smollm2):
     share_language_model(context.cache)
     report = ask(HeadComparison, context, lm=smollm2.name)

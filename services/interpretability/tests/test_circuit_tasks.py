@@ -64,7 +64,6 @@ def test_override_without_wrong_answers_in_the_prompt_is_refused(context):
     assert error.field == "override"
 
 
-@pytest.mark.slow
 def test_prompts_of_the_real_tokenizer_are_minimal_pairs(smollm2):
     for case in (*make_indirect_objects(smollm2, 8), *make_indirect_objects(smollm2, 4, counterfactual="abc")):
         assert len(case.clean) == len(case.corrupt)
@@ -77,14 +76,12 @@ def test_prompts_of_the_real_tokenizer_are_minimal_pairs(smollm2):
         assert case.text.endswith("A:")
 
 
-@pytest.mark.slow
 def test_orders_alternate_and_seeds_decide(smollm2):
     found = make_indirect_objects(smollm2, 6, seed=1)
     assert [case.kind for case in found] == ["ABBA", "BABA"] * 3
     assert found == make_indirect_objects(smollm2, 6, seed=1) != make_indirect_objects(smollm2, 6, seed=2)
 
 
-@pytest.mark.slow
 def test_indirect_objects_on_the_real_model_equal_the_golden_ones(smollm2):
     for facts in read("smollm2_ioi.json")["prompts"][2:5]:
         answers = [smollm2.encode(f" {facts[who]}")[0] for who in ("io", "s")]

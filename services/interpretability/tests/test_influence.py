@@ -103,7 +103,6 @@ def test_head_that_does_not_exist_is_refused(context):
     assert ask(context, LINES, heads=[[7, 0]]).field == "heads"
 
 
-@pytest.mark.slow
 def test_losses_of_the_real_model_equal_the_golden_ones(smollm2):
     facts = read("smollm2_attention_influence.json")
     for case in facts["docs"][4:5]:  # the shortest

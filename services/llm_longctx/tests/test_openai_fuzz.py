@@ -25,7 +25,6 @@ OPERATIONS = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("route", ROUTES)
 def test_the_document_holds_for_every_request_it_allows(route, server):
     @examples(max_examples=fewer(2), suppress_health_check=list(HealthCheck), database=None)

@@ -10,8 +10,6 @@ from services.llm_longctx.tests.conftest import Server, smollm2_app
 from shared.lm.bundled_models import SMOLLM2
 from shared.registry import LoadContext
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory):

@@ -64,7 +64,6 @@ class Service:
         self.process.wait(10)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kills", [(8,), pytest.param((8, 20), marks=pytest.mark.release)], ids=["once", "twice"])
 def test_a_batch_killed_in_the_middle_is_finished_without_asking_again(tmp_path, kills):
     def slowly(_: dict[str, Any]) -> str:

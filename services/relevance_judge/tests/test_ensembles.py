@@ -22,7 +22,6 @@ def test_votes_with_gaps_combine_as_the_oracle_says(golden):
     assert median(votes) == case["median"]
 
 
-@pytest.mark.slow
 def test_ensembles_of_released_sets_reach_the_stated_agreement(golden, released):
     told = golden("llmjudge/ensembles.json")
     reference = released(told["reference"])

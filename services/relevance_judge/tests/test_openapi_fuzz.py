@@ -42,7 +42,6 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield served
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("label", OPERATIONS)
 def test_no_request_that_the_document_allows_is_a_server_error(label, url):
     @examples(max_examples=fewer(5), suppress_health_check=list(HealthCheck), database=None)

@@ -82,7 +82,6 @@ def _verdicts(judge: Judge, template: str, docids: Sequence[str]) -> dict[tuple[
     return dict(zip(pairs, answer.results, strict=True))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("read", "graded"),
     [(("m13-2", "m13-6"), ("m13-7",)), pytest.param(EVERY, EVERY, marks=pytest.mark.release)],

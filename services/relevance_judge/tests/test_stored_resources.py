@@ -175,7 +175,6 @@ def test_rows_without_a_value_come_last(released):
     assert found.kappa_with_tau is None
 
 
-@pytest.mark.slow
 def test_the_table_of_all_released_sets_is_recomputed_to_four_decimals(released, golden):
     told = golden("llmjudge/agreement_with_one_judge.json")
     entries = [LeaderboardEntry(judge=name, labels=LabelSet(released(name))) for name in told["judges"]]

@@ -358,6 +358,5 @@ def test_the_queue_agrees_with_the_model(own_redis, job_settings):
     _check(own_redis, job_settings.model_copy(update={"job_ttl_s": 1000}), settings.default.max_examples)
 
 
-@pytest.mark.slow
 def test_the_queue_agrees_with_the_model_over_restarts(own_redis, job_settings):
     _check(own_redis, job_settings.model_copy(update={"job_ttl_s": RESTARTING}), fewer(5))

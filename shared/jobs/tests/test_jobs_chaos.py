@@ -19,8 +19,6 @@ from shared.jobs.redis_queue import RedisJobQueue
 from shared.settings import Settings
 from tests.harness.waiting import until as wait_for
 
-pytestmark = pytest.mark.slow
-
 REDELIVERED_S = 10.0
 """What the product promises between the death of a worker and the second attempt's end."""
 

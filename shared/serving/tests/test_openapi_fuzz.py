@@ -38,7 +38,6 @@ def awake(body):
     return [awake(value) for value in body] if isinstance(body, list) else body
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("label", OPERATIONS)
 def test_document_holds_for_every_request_it_allows(label, url):
     @examples(max_examples=fewer(5), suppress_health_check=list(HealthCheck), database=None)

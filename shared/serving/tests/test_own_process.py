@@ -7,7 +7,6 @@ import subprocess
 import sys
 
 import httpx2
-import pytest
 
 from shared.settings import environment
 from tests.harness.waiting import free_port, wait_until
@@ -19,7 +18,6 @@ def run(*arguments):
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-@pytest.mark.slow
 def test_it_serves_on_the_stated_ports_until_sigterm():
     http, grpc = free_port(), free_port()
     process = run("relevance-judge", "--http-port", str(http), "--grpc-port", str(grpc))
@@ -38,7 +36,6 @@ def test_it_serves_on_the_stated_ports_until_sigterm():
     assert "Traceback" not in said
 
 
-@pytest.mark.slow
 def test_unknown_service_and_port_in_use_are_one_clear_line():
     process = run("nope")
     said, _ = process.communicate(timeout=120)

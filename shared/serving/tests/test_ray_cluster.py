@@ -69,7 +69,6 @@ def listening(session):
     return found
 
 
-@pytest.mark.slow
 def test_replicas_are_placed_on_loopback_healed_and_ended(cluster):
     driver, link = cluster
     first, second = wait_until(lambda: len(found := ready(link)) == 2 and found, 90)

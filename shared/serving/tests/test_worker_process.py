@@ -15,8 +15,6 @@ from shared.jobs.redis_queue import RedisJobQueue
 from shared.settings import Settings
 from tests.harness.waiting import until
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture
 async def queue(redis_url, tmp_path):

@@ -21,7 +21,6 @@ OPERATIONS = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("label", OPERATIONS)
 def test_no_request_that_the_document_allows_is_a_server_error(label, mixers):
     @examples(max_examples=fewer(3), suppress_health_check=list(HealthCheck), database=None)
