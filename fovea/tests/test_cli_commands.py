@@ -298,12 +298,13 @@ def test_a_job_is_submitted_watched_and_its_result_written(fovea, folder):
     assert json.loads(fovea("jobs", "result", job)[1])["width"] == 320
 
 
-def test_watching_a_job_that_fails_ends_with_exit_code_one(fovea, folder):
+def test_watching_a_job_that_fails_ends_with_exit_code_one(fovea, folder, stage, monkeypatch):
     (folder / "broken.png").write_bytes(b"nope")
     job = lines(fovea("run", "segment", folder / "broken.png", "--job")[1])[0]["id"]
     code, out, _ = fovea("jobs", "watch", job, "--json")
     assert code == 1
     assert lines(out)[-1]["status"] == "failed"
+    monkeypatch.setattr(stage.queue, "step_s", 60)  # it waits until it is cancelled
     assert lines(fovea("jobs", "retry", job, "--json")[1])[0]["status"] == "queued"
     assert lines(fovea("jobs", "cancel", job, "--json")[1])[0]["status"] == "cancelled"
     assert lines(fovea("jobs", "get", job, "--json")[1])[0]["status"] == "cancelled"

@@ -140,7 +140,8 @@ def test_a_failed_job_raises_what_the_call_would_have_raised_and_can_be_retried(
     assert client.jobs.wait(job.id, timeout=20).status == "failed"
 
 
-def test_a_cancelled_job_stays_cancelled(client):
+def test_a_cancelled_job_stays_cancelled(client, stage, monkeypatch):
+    monkeypatch.setattr(stage.queue, "step_s", 60)
     job = client.jobs.submit("segment", pictures={"image": PICTURE})
     assert client.jobs.cancel(job.id).status == "cancelled"
     assert [event.status for event in client.jobs.events(job.id)] == ["cancelled"]
@@ -224,7 +225,7 @@ async def test_async_client_chats(aclient):
         await anext(aclient.chat_stream("hi", temperature=9))
 
 
-async def test_async_client_follows_jobs(aclient):
+async def test_async_client_follows_jobs(aclient, stage, monkeypatch):
     job = await aclient.jobs.submit("segment", pictures={"image": PICTURE}, idempotency_key="async")
     assert [event.status async for event in aclient.jobs.events(job.id)][-1] == "succeeded"
     assert (await aclient.jobs.wait(job.id, timeout=5)).status == "succeeded"
@@ -232,5 +233,6 @@ async def test_async_client_follows_jobs(aclient):
     assert (await aclient.jobs.get(job.id)).id in {kept.id for kept in await aclient.jobs.list(5)}
     bad = await aclient.jobs.submit("segment", pictures={"image": b"no"})
     await aclient.jobs.wait(bad.id, timeout=20)
+    monkeypatch.setattr(stage.queue, "step_s", 60)
     assert (await aclient.jobs.retry(bad.id)).status == "queued"
     assert (await aclient.jobs.cancel(bad.id)).status == "cancelled"
