@@ -56,3 +56,8 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
                 ctypes.CDLL(None).malloc_trim(0)
             item.config.stash[_RESIDENT] = read_resident_bytes()
     return result
+
+
+def pytest_unconfigure() -> None:
+    """Let the interpreter find what was frozen: libraries report objects that outlive it as leaks."""
+    gc.unfreeze()
