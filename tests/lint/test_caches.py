@@ -7,6 +7,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 FEW = {
     "_batch_size": "services and models",
+    "_card": "GPUs of the machine",
     "_chosen": "back ends, types and devices",
     "_absent": "back ends",
     "_kernel": "operators, back ends and why one was passed over",

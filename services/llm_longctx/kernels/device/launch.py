@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -75,7 +75,7 @@ def card_for(device: torch.device) -> GpuCard:
     return _card(device.index or 0) if device.type == "cuda" and torch.cuda.is_available() else card_of(90)
 
 
-@lru_cache(maxsize=16)
+@cache
 def _card(index: int) -> GpuCard:
     major, minor = torch.cuda.get_device_capability(index)
     return card_of(10 * major + minor)
