@@ -93,5 +93,7 @@ def test_configs_of_the_chart_run_on_a_real_ray_and_answer_through_a_gateway(clu
     add_nodes(cluster, *NODES)
     cluster.submit(*(configs[name] for name in services))
     cluster.wait_running(WAIT_S)
+    for name in services:  # Ray calls an application running before its models answer
+        cluster.wait_replicas(name, 1, WAIT_S)
     url = cluster.start_gateway()
     assert {name: one_request.main(url, name) for name in services} == dict.fromkeys(services, 0)

@@ -41,7 +41,7 @@ def replicas(redis_url, tmp_path):
 
 
 @pytest.fixture
-async def app(redis_url, tmp_path, monkeypatch):
+async def app(redis_url, tmp_path, monkeypatch, replicas):
     monkeypatch.setattr(replica_registry, "ABORT_AFTER_S", 6.0)
     made = build_gateway(Settings(redis_url=redis_url, data_dir=tmp_path, http_port=0, grpc_port=0))
     registry = made.state.gateway.registry
