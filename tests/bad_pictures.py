@@ -4,8 +4,6 @@
 All are small; what is huge about them is only what they claim.
 """
 
-from __future__ import annotations
-
 import io
 import struct
 import zlib
@@ -55,7 +53,6 @@ def quadrants(width: int = 64, height: int = 48) -> Image.Image:
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
-    """The picture as a file of the kind that Pillow calls `kind`."""
     out = io.BytesIO()
     image.save(out, kind, **options)
     return out.getvalue()
@@ -103,7 +100,6 @@ def _text_bomb() -> bytes:
 
 
 def _deep_png(width: int, height: int) -> bytes:
-    """16-bit RGB, every pixel (0x4007, 0x8007, 0xc007)."""
     return png(width, height, (b"\0" + b"\x40\x07\x80\x07\xc0\x07" * width) * height, depth=16)
 
 
@@ -152,7 +148,6 @@ def _turned(page: Image.Image, orientation: int) -> tuple[Image.Image, Image.Exi
 
 @cache
 def odd() -> tuple[OddPicture, ...]:
-    """Pictures of every kind that must be read, upright and in RGB."""
     page, size = quadrants(), (64, 48)
     clear = page.convert("RGBA")
     clear.putalpha(255)

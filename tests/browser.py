@@ -4,27 +4,19 @@ Never fails: without a browser the tests marked `browser` are skipped. `tests/sk
 run fails, and this says what to try.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess
 import sys
 
 FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+)  # fmt: skip
 """For a container without a user namespace or a network; closed networks otherwise refuse many connections at once."""
 
 
 def chromium() -> str | None:
-    """Path of a Chromium, or None."""
     return next(
         (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
     )

@@ -3,8 +3,6 @@
 A model whose Card calls it sparse owes one.
 """
 
-from __future__ import annotations
-
 import re
 import sys
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Runs `fovea` in this process, as a shell would, for tests of what commands say."""
 
-from __future__ import annotations
-
 import io
 import sys
 from collections.abc import Callable

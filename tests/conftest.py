@@ -1,23 +1,19 @@
 """Fixtures of tests that use a product by its command line or through a browser; a folder says at which `url`."""
 
-from collections.abc import Iterator
-from typing import Any
-
 import pytest
 
 from services.gateway.tests.browsing import browser, watched
-from tests.command import Command, command_runner
+from tests.command import command_runner
 
 
 @pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    """A browser for the tests of one file."""
+def chromium():
     with browser() as started:
         yield started
 
 
 @pytest.fixture
-def complaints() -> Iterator[list[str]]:
+def complaints():
     """What the browser complained about; a test that expects a complaint takes it out."""
     found: list[str] = []
     yield found
@@ -25,14 +21,13 @@ def complaints() -> Iterator[list[str]]:
 
 
 @pytest.fixture
-def page(chromium: Any, url: str, complaints: list[str]) -> Iterator[Any]:
-    """A fresh page of the console."""
+def page(chromium, url, complaints):
     with watched(chromium, url, complaints) as opened:
         yield opened
 
 
 @pytest.fixture
-def fovea(url: str, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> Command:
+def fovea(url, monkeypatch, capfdbinary):
     """Run a command; gives its exit code, what it wrote and what it said beside."""
     monkeypatch.setenv("FOVEA_URL", url)
     return command_runner(monkeypatch, capfdbinary)

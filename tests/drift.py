@@ -1,7 +1,5 @@
 """Generated files that are committed must be what their generators write: `python -m tests.drift [--write]`."""
 
-from __future__ import annotations
-
 import json
 import pathlib
 import sys
@@ -13,21 +11,18 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 def stubs() -> Iterator[tuple[pathlib.Path, str]]:
-    """The gRPC messages, from `proto/`."""
     from shared.rpc.generate import generate_stubs
 
     yield from generate_stubs()
 
 
 def model_pages() -> Iterator[tuple[pathlib.Path, str]]:
-    """One page per served model, from its Card."""
     from shared.serving.model_docs import render_pages
 
     yield from render_pages(ROOT / "docs/models")
 
 
 def settings_page() -> Iterator[tuple[pathlib.Path, str]]:
-    """The table of settings."""
     from shared.settings import RENAMED, Settings
 
     lines = [
@@ -54,7 +49,6 @@ def settings_page() -> Iterator[tuple[pathlib.Path, str]]:
 
 
 def _type_name(kind: Any) -> str:
-    """`int`, `text or unset`, `a, b or c`: a field's type in words."""
     if typing.get_origin(kind) is typing.Literal:
         *most, last = (f"`{value}`" for value in typing.get_args(kind))
         return f"{', '.join(most)} or {last}"
@@ -103,13 +97,8 @@ CLAIMS = {
 """Room → the suite whose `claims` it ships."""
 
 GENERATORS: tuple[Callable[[], Iterator[tuple[pathlib.Path, str]]], ...] = (
-    stubs,
-    model_pages,
-    settings_page,
-    claims,
-    gpu_pages,
-    mutation_page,
-)
+    stubs, model_pages, settings_page, claims, gpu_pages, mutation_page,
+)  # fmt: skip
 
 
 def main(write: bool) -> int:

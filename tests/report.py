@@ -4,8 +4,6 @@
 that, which tests are slowest, and which were run again.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import subprocess
@@ -68,7 +66,6 @@ class Run:
 
 
 def read_run(rows: Iterable[Row]) -> Run:
-    """Add up the phases of a run."""
     run = Run()
     for row in rows:
         run.add(row)
@@ -76,7 +73,6 @@ def read_run(rows: Iterable[Row]) -> Run:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:
-    """Lines of a Markdown table, or a word where there are no rows."""
     lines = [" | ".join(str(cell).replace("|", "\\|") for cell in row) for row in rows]
     if not lines:
         yield "None."
@@ -98,7 +94,6 @@ def count_skips(run: Run, allowed: Sequence[AllowedSkip]) -> Iterator[tuple[int,
 
 
 def render(run: Run, commit: str, fuzzed: Sequence[Row], allowed: Sequence[AllowedSkip]) -> str:
-    """The page."""
     counts = Counter(run.outcomes.values())
     date = datetime.fromtimestamp(run.began, UTC).strftime("%Y-%m-%d %H:%M UTC")
     total = f"{run.seconds / 60:.1f} minutes" if run.finished else "cut off"
@@ -131,7 +126,6 @@ def read_rows(path: Path | None) -> list[Row]:
 
 
 def main() -> None:
-    """Write the page."""
     parser = argparse.ArgumentParser(prog="python -m tests.report", description=__doc__)
     parser.add_argument("phases", type=Path, help="what pytest wrote with --phases")
     parser.add_argument("--fuzz", type=Path, help="what `python -m tests.fuzz` wrote with --out")

@@ -6,8 +6,6 @@ own set-up, all parameters together; a fixture that several functions share cost
 expensive is left out as a whole, and its line is the file's name alone.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 from collections import Counter, defaultdict
@@ -49,7 +47,6 @@ class Costs:
 
 
 def read_costs(rows: Iterable[Mapping[str, Any]]) -> Costs:
-    """Add up a run."""
     costs = Costs()
     for row in rows:
         function = row["test"].partition("[")[0]
@@ -89,7 +86,6 @@ def list_slow(costs: Costs, budget: float) -> list[str]:
 
 
 def main() -> None:
-    """Write the list."""
     parser = argparse.ArgumentParser(prog="python -m tests.slow", description=__doc__)
     parser.add_argument("phases", type=Path, help="what pytest wrote with --phases in a run of all tests")
     parser.add_argument("--seconds", type=float, default=CHECK_S, help="how long `make check` may take")

@@ -15,8 +15,6 @@ from shared.registry import LoadContext
 
 
 def answering(model: FakeModel) -> type[LogOdds]:
-    """A judge with this model behind it."""
-
     class Answering(LogOdds):
         card = LogOdds.card
 

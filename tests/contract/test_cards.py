@@ -19,14 +19,9 @@ FOUND = {name: kind for service in SERVICES for name, kind in servables(service)
 MOST_BYTES = 12_000_000
 
 SYNTHETIC = (
-    "bmn",
-    "bmn-csa",
-    "fovea-pointer-hull",
-    "fovea-pointer-tour",
-    "hieraedgenet-synthetic-pollen",
-    "oat",
+    "bmn", "bmn-csa", "fovea-pointer-hull", "fovea-pointer-tour", "hieraedgenet-synthetic-pollen", "oat",
     "pranet-v2",
-)
+)  # fmt: skip
 """Weights whose test data follow from a seed, so that anybody can measure them again."""
 
 
@@ -48,7 +43,7 @@ WITH_CARD = [name for name, kind in FOUND.items() if kind.card.weights is not No
 
 
 @pytest.mark.parametrize("name", WITH_CARD)
-def test_a_card_repeats_the_manifest_of_its_weights(name: str) -> None:
+def test_a_card_repeats_the_manifest_of_its_weights(name):
     card, manifests = FOUND[name].card, [manifest_of(one) for one in names_of(FOUND[name])]
     assert card.weights in {manifest.sha256 for manifest in manifests}
     assert card.parameters == sum(manifest.parameters or 0 for manifest in manifests)
@@ -59,7 +54,7 @@ def test_a_card_repeats_the_manifest_of_its_weights(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", WITH_CARD)
-def test_a_card_says_on_which_kind_of_data_each_figure_was_measured(name: str) -> None:
+def test_a_card_says_on_which_kind_of_data_each_figure_was_measured(name):
     figures = [metric for metric in FOUND[name].card.metrics if metric.ours is not None]
     assert all("(real)" in metric.data or "synthetic" in metric.data for metric in figures)
     real = [metric.note or "" for metric in figures if "(real)" in metric.data]
@@ -67,7 +62,7 @@ def test_a_card_says_on_which_kind_of_data_each_figure_was_measured(name: str) -
 
 
 @pytest.mark.parametrize("name", sorted({one for kind in FOUND.values() for one in names_of(kind)}))
-def test_weights_are_small_and_of_a_recipe_that_is_here(name: str) -> None:
+def test_weights_are_small_and_of_a_recipe_that_is_here(name):
     manifest = manifest_of(name)
     recipe = recipe_of(manifest)
     assert manifest.bytes <= MOST_BYTES
@@ -77,7 +72,7 @@ def test_weights_are_small_and_of_a_recipe_that_is_here(name: str) -> None:
 
 @pytest.mark.release
 @pytest.mark.parametrize("name", SYNTHETIC)
-def test_figures_on_synthetic_data_are_measured_again(name: str) -> None:
+def test_figures_on_synthetic_data_are_measured_again(name):
     weights = read_weights(shipped_weights()[name])
     network = ExportedForms(weights, Path(), (), (), "again").network()
     found = recipe_of(weights.manifest).measure(network)

@@ -1,7 +1,5 @@
 """The contract suite of experiments: every check over every one that is found. A new one is tested by existing."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 
@@ -13,7 +11,7 @@ FOUND = {name: kind for name, kind in servables("interpretability").items() if i
 
 
 @pytest.fixture(scope="module")
-def machines(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Machines:
+def machines(request, tmp_path_factory):
     torch.set_num_threads(1)
     return Machines(FOUND[request.param], tmp_path_factory.mktemp("machines"))
 
@@ -32,5 +30,5 @@ CASES = [
 
 
 @pytest.mark.parametrize(("machines", "check"), CASES, indirect=["machines"])
-def test_experiment(machines: Machines, check: Callable[[Machines], None]) -> None:
+def test_experiment(machines, check):
     check(machines)

@@ -1,7 +1,6 @@
 """A full disk is 507 and a read-only one 503, with a hint, and what was there stays readable."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,7 +22,7 @@ LOCAL = "http://127.0.0.1"
 """A gateway without keys answers no other host name."""
 
 
-def test_a_service_whose_disk_is_full_or_read_only_says_what_to_do(tmp_path: Path) -> None:
+def test_a_service_whose_disk_is_full_or_read_only_says_what_to_do(tmp_path):
     training = {"signals": [0.1, 1.1, 2.1] * 4, "grades": [0, 1, 3] * 4, "queries": [str(n) for n in range(12)]}
     model = FakeModel(first={"0": -0.5, "3": -1.0})
     with mount_small_disk(tmp_path / "disk") as place:
@@ -42,7 +41,7 @@ def test_a_service_whose_disk_is_full_or_read_only_says_what_to_do(tmp_path: Pat
             assert [row["name"] for row in client.get("/v1/judge/calibrations").json()] == ["small"]
 
 
-def test_a_gateway_whose_disk_is_full_or_read_only_keeps_the_files_it_has(tmp_path: Path) -> None:
+def test_a_gateway_whose_disk_is_full_or_read_only_keeps_the_files_it_has(tmp_path):
     with mount_small_disk(tmp_path / "disk") as place:
         app = build_gateway(Settings(data_dir=place / "data", redis_url=None))
         with TestClient(app, LOCAL, raise_server_exceptions=False) as client:
@@ -62,7 +61,7 @@ def test_a_gateway_whose_disk_is_full_or_read_only_keeps_the_files_it_has(tmp_pa
             assert client.get(f"/v1/files/{small.json()['id']}/content").content == b"x"
 
 
-async def test_a_job_that_finds_no_room_is_not_accepted(tmp_path: Path, redis_url: str) -> None:
+async def test_a_job_that_finds_no_room_is_not_accepted(tmp_path, redis_url):
     payload = Payload("svc", "/v1/x", b"x", {}, tenant="ann")
     with mount_small_disk(tmp_path / "disk") as place:
         queue = RedisJobQueue(redis_url, Settings(data_dir=place / "data", job_inline_max_bytes=10))

@@ -1,7 +1,5 @@
 """The contract suite of judges: every check over every one that discovery finds. A new one is tested by existing."""
 
-from collections.abc import Callable
-
 import pytest
 
 from services.relevance_judge.judge import Judge
@@ -19,5 +17,5 @@ FOUND = {name: kind for name, kind in servables("relevance-judge").items() if is
         for check in judge_checks(kind)
     ],
 )
-def test_judge(name: str, check: Callable[[Bench], None]) -> None:
+def test_judge(name, check):
     check(Bench(FOUND[name]))

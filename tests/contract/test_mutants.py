@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from services.relevance_judge.judge import Judge
 from shared.registry import LoadContext, Servable, servables
 from shared.registry.discovery import SERVICES
 from tests.contract.checks.experiments import Machines, experiment_checks
@@ -26,7 +25,7 @@ Check = Callable[[Any], None]
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home(tmp_path_factory):
     """One folder for all, with the weights of the toys that mutants are made from."""
     folder = tmp_path_factory.mktemp("mutants")
     write_toys(folder / "toys")
@@ -58,39 +57,39 @@ def test_nobody_finds_a_mutant():
 
 
 @pytest.mark.parametrize(("kind", "check"), _pairs(WRONG_SERVABLES))
-def test_wrong_servable_is_refused(kind: type[Servable[Any, Any]], check: Check, home: Path) -> None:
+def test_wrong_servable_is_refused(kind, check, home):
     with _loaded(kind, home) as loaded, pytest.raises(AssertionError):
         check(loaded)
 
 
 @pytest.mark.parametrize(("kind", "check"), _pairs(WRONG_EXPERIMENTS))
-def test_wrong_experiment_is_refused(kind: Any, check: Check, tmp_path: Path) -> None:
+def test_wrong_experiment_is_refused(kind, check, tmp_path):
     machines = Machines(kind, tmp_path)
     with pytest.raises((AssertionError, pytest.fail.Exception)):
         check(machines)
 
 
 @pytest.mark.parametrize(("kind", "check"), _pairs(WRONG_JUDGES))
-def test_wrong_judge_is_refused(kind: type[Judge], check: Check) -> None:
+def test_wrong_judge_is_refused(kind, check):
     with pytest.raises(AssertionError):
         check(Bench(kind))
 
 
 @pytest.mark.parametrize("kind", [*RIGHT_SERVABLES, *RIGHT_EXPERIMENTS, *RIGHT_JUDGES])
-def test_right_plug_in_is_a_right_servable(kind: type[Servable[Any, Any]], home: Path) -> None:
+def test_right_plug_in_is_a_right_servable(kind, home):
     with _loaded(kind, home) as loaded:
         for check in applicable((*SERVABLE_CHECKS, *TEXT_CHECKS), kind):
             check(loaded)
 
 
 @pytest.mark.parametrize("kind", RIGHT_EXPERIMENTS)
-def test_right_experiment_passes(kind: Any, tmp_path: Path) -> None:
+def test_right_experiment_passes(kind, tmp_path):
     machines = Machines(kind, tmp_path)
     for check in experiment_checks(kind):
         check(machines)
 
 
 @pytest.mark.parametrize("kind", RIGHT_JUDGES)
-def test_right_judge_passes(kind: type[Judge]) -> None:
+def test_right_judge_passes(kind):
     for check in judge_checks(kind):
         check(Bench(kind))

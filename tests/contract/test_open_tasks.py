@@ -6,7 +6,6 @@ A real replica serves it; it must be routed, listed, shown and run by its own re
 import asyncio
 import json
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,19 +50,16 @@ class Echo(Response):
 
 @router.post(f"/v1/{TASK}/stream", openapi_extra=dict(ENDLESS), response_class=Response)
 async def stream(request: Request) -> Response:
-    """Echo the body while it arrives."""
     return Echo(request)
 
 
 @router.post("/v1/notes", openapi_extra=dict(EFFECTFUL))
 async def note() -> dict[str, str]:
-    """Leave something behind."""
     return {"id": "1"}
 
 
 @router.get("/v1/notes")
 async def notes() -> list[str]:
-    """List what was left behind."""
     return []
 
 
@@ -72,18 +68,18 @@ def service(settings: Settings) -> Any:
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def url(tmp_path_factory):
     folder: Path = tmp_path_factory.mktemp("gateway")
     app = service(Settings(data_dir=folder, redis_url=None, max_body_bytes=LIMIT))
     with fronted(app, "cells", folder, max_body_bytes=LIMIT) as (address, _, _):
         yield address
 
 
-def test_the_task_is_not_one_that_anything_knows() -> None:
+def test_the_task_is_not_one_that_anything_knows():
     assert TASK not in KNOWN_TASKS
 
 
-async def test_a_replica_announces_its_routes_and_their_marks() -> None:
+async def test_a_replica_announces_its_routes_and_their_marks():
     settings = Settings(redis_url=None, shutdown_grace_s=0.1)
     replica = ReplicaServer(service(settings), settings)
     await replica.start()
@@ -93,14 +89,14 @@ async def test_a_replica_announces_its_routes_and_their_marks() -> None:
     assert (record.endless, record.effectful) == ((f"/v1/{TASK}/stream",), ("/v1/notes",))
 
 
-def test_the_task_is_proxied_and_listed(url: str) -> None:
+def test_the_task_is_proxied_and_listed(url):
     answer = httpx2.post(f"{url}/v1/{TASK}", json={"text": "a b a", "least": 2})
     assert (answer.status_code, answer.json()["words"]) == (200, {"a": 2})
     (entry,) = httpx2.get(f"{url}/v1/models", params={"task": TASK}).json()["data"]
     assert (entry["id"], entry["task"], entry["ready"]) == ("toy-word-counter", TASK, True)
 
 
-def test_the_endless_route_answers_while_its_body_arrives_and_has_no_limit(url: str) -> None:
+def test_the_endless_route_answers_while_its_body_arrives_and_has_no_limit(url):
     host, _, port = url.removeprefix("http://").partition(":")
     piece, sent = b"z" * 60_000, 0
     with socket.create_connection((host, int(port)), timeout=20) as caller:
@@ -117,12 +113,12 @@ def test_the_endless_route_answers_while_its_body_arrives_and_has_no_limit(url: 
     assert sent > 2 * LIMIT
 
 
-def test_a_route_without_the_mark_has_the_limit(url: str) -> None:
+def test_a_route_without_the_mark_has_the_limit(url):
     answer = httpx2.post(f"{url}/v1/{TASK}", content=b"x" * (LIMIT + 1), headers={"content-type": "application/json"})
     assert answer.status_code == 413
 
 
-def test_the_console_shows_it_with_a_title_a_form_and_the_generic_result_view(url: str) -> None:
+def test_the_console_shows_it_with_a_title_a_form_and_the_generic_result_view(url):
     home = httpx2.get(url).text
     assert "Count words" in home
     assert f"/console/run/{TASK}?model=toy-word-counter" in home
@@ -137,7 +133,7 @@ def test_the_console_shows_it_with_a_title_a_form_and_the_generic_result_view(ur
     assert f"curl {url}/v1/{TASK}" in card
 
 
-def test_the_command_lists_and_runs_it(url: str) -> None:
+def test_the_command_lists_and_runs_it(url):
     def run(*words: str) -> str:
         result = CliRunner().invoke(command, [*words, "--url", url], catch_exceptions=False)
         assert result.exit_code == 0, result.output
@@ -148,7 +144,7 @@ def test_the_command_lists_and_runs_it(url: str) -> None:
     assert json.loads(run("run", TASK, "--text", "a b a", "--least", "2", "--json"))["words"] == {"a": 2}
 
 
-async def test_both_clients_run_it(url: str) -> None:
+async def test_both_clients_run_it(url):
     import fovea
 
     async with fovea.AsyncClient(url) as client:

@@ -10,7 +10,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +76,7 @@ def _write_weights(folder: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The copy, with the plug-ins in their rooms."""
+def tree(tmp_path_factory):
     copy = tmp_path_factory.mktemp("tree")
     skipped = shutil.ignore_patterns("__pycache__", "node_modules")
     for name in ("fovea", "services", "shared", "tests"):
@@ -98,7 +96,7 @@ def _python(tree: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *words], cwd=tree, env=where, capture_output=True, text=True, check=False)
 
 
-def test_all_are_found(tree: Path) -> None:
+def test_all_are_found(tree):
     listed = _python(tree, "-c", LISTING)
     assert listed.returncode == 0, listed.stderr
     found = json.loads(listed.stdout)
@@ -109,7 +107,7 @@ def test_all_are_found(tree: Path) -> None:
     assert found["models"].items() >= (models | {"toy-word-counter": "count-words"}).items()
 
 
-def test_all_keep_their_contracts(tree: Path) -> None:
+def test_all_keep_their_contracts(tree):
     ran = _python(tree, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "toy", "-rp", *SUITES)
     assert ran.returncode == 0, ran.stdout[-6000:]
     for name in JOINED:

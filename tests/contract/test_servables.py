@@ -3,7 +3,7 @@
 A new model is tested by existing. The whole matrix runs on real models, too, before a release.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ class Shelf:
 
 
 @pytest.fixture(scope="module")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shelf]:
+def shelf(tmp_path_factory):
     with endpoint() as url:
         made = Shelf(tmp_path_factory.mktemp("fovea"), url)
         yield made
@@ -75,13 +75,13 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shelf]:
 
 
 @pytest.fixture(scope="module")
-def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def toys(tmp_path_factory):
     folder = tmp_path_factory.mktemp("toys")
     write_toys(folder)
     return folder
 
 
-def test_something_is_served() -> None:
+def test_something_is_served():
     assert FOUND.keys() >= {*SMALL}
 
 
@@ -89,10 +89,10 @@ def test_something_is_served() -> None:
 @pytest.mark.parametrize(
     ("name", "check"), [_case(name, check) for name, kind in TOYS.items() for check in applicable(CHECKS, kind)]
 )
-def test_family(name: str, check: Check, shelf: Shelf) -> None:
+def test_family(name, check, shelf):
     check(shelf.take(name, TOYS[name]))
 
 
 @pytest.mark.parametrize(("name", "check"), _real_cases())
-def test_servable(name: str, check: Check, shelf: Shelf) -> None:
+def test_servable(name, check, shelf):
     check(shelf.take(name, FOUND[name]))

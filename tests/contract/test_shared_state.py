@@ -6,7 +6,6 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,13 +33,13 @@ Machine = Callable[[str], Settings]
 
 
 @pytest.fixture(scope="module")
-def variables() -> Iterator[dict[str, str]]:
+def variables():
     with run_s3_server() as found:
         yield found
 
 
 @pytest.fixture
-def machine(variables: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+def machine(variables, tmp_path, monkeypatch):
     """Settings of a machine with a folder of its own; all of one test share a bucket's path."""
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
@@ -67,9 +66,7 @@ print(weights.manifest.origin, float(weights.arrays["weight"].sum()))
 """
 
 
-def test_fovea_import_reaches_a_process_with_another_folder(
-    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fovea_import_reaches_a_process_with_another_folder(machine, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint_import, "network", lambda _name: nn.Linear(2, 2))
     monkeypatch.setattr(checkpoint_import, "layouts", lambda _name: ({},))
     monkeypatch.setattr(training_cli, "settings", lambda: machine("workstation"))
@@ -82,7 +79,7 @@ def test_fovea_import_reaches_a_process_with_another_folder(
     assert found.stdout.split() == ["imported", "2.0"]
 
 
-def test_calibrations_leaderboards_and_labels_of_one_replica_serve_on_another(machine: Machine) -> None:
+def test_calibrations_leaderboards_and_labels_of_one_replica_serve_on_another(machine):
     model = FakeModel(first={"0": -0.5, "3": -1.0})
     training = {"signals": [0.1, 1.1, 2.1] * 4, "grades": [0, 1, 3] * 4, "queries": [str(n) for n in range(12)]}
     labels = {
@@ -107,7 +104,7 @@ def test_calibrations_leaderboards_and_labels_of_one_replica_serve_on_another(ma
     assert sum("messages" in body for body in model.asked[asked:]) == 1, "no label was asked for twice"
 
 
-def test_a_head_plan_and_its_report_reach_the_services_of_other_machines(machine: Machine) -> None:
+def test_a_head_plan_and_its_report_reach_the_services_of_other_machines(machine):
     kinds = {"head-plans": servables("interpretability")["head-plans"]}
     spec = {"lm": "tiny-induction", "kind": "razor", "period": 24, "repeats": 3, "name": "mine"}
     with _serving("interpretability", build_router(kinds), kinds, machine("one")) as one:
@@ -120,7 +117,7 @@ def test_a_head_plan_and_its_report_reach_the_services_of_other_machines(machine
     assert plans["mine"].digest == report["artefacts"][0]["sha256"]
 
 
-def test_a_file_that_one_gateway_took_is_on_another(machine: Machine) -> None:
+def test_a_file_that_one_gateway_took_is_on_another(machine):
     with TestClient(build_gateway(machine("one")), "http://127.0.0.1") as one:
         form = {"files": {"file": ("a.jsonl", b"{}")}, "data": {"purpose": "batch"}}
         files = [one.post("/v1/files", **form).json() for _ in range(3)]

@@ -7,7 +7,6 @@ this test until somebody says which it is.
 import json
 import re
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,31 +38,15 @@ SECRET = "quince-marmalade"
 """In everything that alice makes."""
 
 OWNED = {
-    "/v1/judge/calibrations/{name}",
-    "/v1/judge/batches/{name}",
-    "/v1/probe/reports/{key}",
-    "/v1/probe/artefacts/{sha256}",
-    "/v1/sessions/{session_id}",
-    "/v1/sessions/{session_id}/fork",
-    "/v1/sessions/{session_id}/export",
-    "/v1/sessions/{session_id}/import",
-    "/v1/sessions/{session_id}/rollback",
-    "/v1/sessions/{session_id}/surprise",
-    "/v1/documents/{document_id}",
-    "/v1/steering-vectors/{name}",
-    "/v1/captures/{capture_id}",
-    "/v1/responses/{response_id}",
-    "/v1/responses/{response_id}/input_items",
-    "/v1/files/{file_id}",
-    "/v1/files/{file_id}/content",
-    "/v1/batches/{batch_id}",
-    "/v1/batches/{batch_id}/cancel",
-    "/v1/jobs/{job_id}",
-    "/v1/jobs/{job_id}/events",
-    "/v1/jobs/{job_id}/result",
-    "/v1/jobs/{job_id}/cancel",
+    "/v1/judge/calibrations/{name}", "/v1/judge/batches/{name}", "/v1/probe/reports/{key}",
+    "/v1/probe/artefacts/{sha256}", "/v1/sessions/{session_id}", "/v1/sessions/{session_id}/fork",
+    "/v1/sessions/{session_id}/export", "/v1/sessions/{session_id}/import", "/v1/sessions/{session_id}/rollback",
+    "/v1/sessions/{session_id}/surprise", "/v1/documents/{document_id}", "/v1/steering-vectors/{name}",
+    "/v1/captures/{capture_id}", "/v1/responses/{response_id}", "/v1/responses/{response_id}/input_items",
+    "/v1/files/{file_id}", "/v1/files/{file_id}/content", "/v1/batches/{batch_id}", "/v1/batches/{batch_id}/cancel",
+    "/v1/jobs/{job_id}", "/v1/jobs/{job_id}/events", "/v1/jobs/{job_id}/result", "/v1/jobs/{job_id}/cancel",
     "/v1/jobs/{job_id}/retry",
-}
+}  # fmt: skip
 
 OPERATORS = re.compile(r"/v1/admin/.*")
 """What takes the scope `admin`, which no tenant of these has."""
@@ -91,7 +74,7 @@ BY_HEADER = {who: {"x-fovea-tenant": who} for who in ("alice", "bob")}
 
 
 @pytest.fixture(scope="module")
-def judge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+def judge(tmp_path_factory):
     model = FakeModel(first={"0": -0.5, "3": -1.0})
     settings = Settings(data_dir=tmp_path_factory.mktemp("judge"), shutdown_grace_s=1)
     app = build("relevance-judge", routers=[judge_router], servables={"log-odds": answering(model)}, settings=settings)
@@ -114,7 +97,7 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 
 
 @pytest.fixture(scope="module")
-def probe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+def probe(tmp_path_factory):
     kinds = {name: kind for name, kind in servables("interpretability").items() if name in {"head-plans", "circuits"}}
     settings = Settings(data_dir=tmp_path_factory.mktemp("probe"), intra_op_threads=1)
     app = build("interpretability", routers=[build_router(kinds)], servables=kinds, settings=settings)
@@ -132,7 +115,7 @@ def probe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory, module_redis_url: str) -> Iterator[Stage]:
+def text(tmp_path_factory, module_redis_url):
     names = {"fovea-titans-lmm", "fovea-landmark-recall"}
     kinds = {name: kind for name, kind in servables("llm-longctx").items() if name in names}
     steerable = make_local_model(write_folder(tmp_path_factory.mktemp("models") / "Tiny Llama"))
@@ -173,7 +156,7 @@ def text(tmp_path_factory: pytest.TempPathFactory, module_redis_url: str) -> Ite
 
 
 @pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory, module_redis_url: str) -> Iterator[Stage]:
+def gateway(tmp_path_factory, module_redis_url):
     settings = Settings(data_dir=tmp_path_factory.mktemp("gateway"), redis_url=module_redis_url, auth="keys")
     keys = KeyRing(settings.keys_path)
     headers = {who: {"x-api-key": keys.add(who, ("infer", "jobs"))[1]} for who in ("alice", "bob")}
@@ -216,7 +199,7 @@ def _announce(client: TestClient, redis_url: str) -> Heartbeat:
 
 
 @pytest.fixture(params=["judge", "probe", "text", "gateway"])
-def stage(request: pytest.FixtureRequest) -> Stage:
+def stage(request):
     found: Stage = request.getfixturevalue(request.param)
     return found
 
@@ -226,14 +209,14 @@ def _operations(stage: Stage) -> list[tuple[str, str]]:
     return [(path, method.upper()) for path, methods in paths.items() for method in methods]
 
 
-def test_every_route_that_names_something_is_a_tenants_or_everybodys(stage: Stage) -> None:
+def test_every_route_that_names_something_is_a_tenants_or_everybodys(stage):
     named = {path for path, _ in _operations(stage) if "{" in path and not SHARED.fullmatch(path)}
     named = {path for path in named if not OPERATORS.fullmatch(path)}
     assert named <= OWNED, "say of new routes whose they are"
     assert named == set(stage.made), "and make one of alice's"
 
 
-def test_what_alice_made_is_not_found_by_bob_and_outlives_him(stage: Stage) -> None:
+def test_what_alice_made_is_not_found_by_bob_and_outlives_him(stage):
     owned = [(path, method) for path, method in _operations(stage) if path in OWNED]
     for path, method in owned:
         place = re.sub(r"\{.*?\}", stage.made[path], path)
@@ -248,7 +231,7 @@ def test_what_alice_made_is_not_found_by_bob_and_outlives_him(stage: Stage) -> N
             assert answer.status_code == 200, (path, answer.text)
 
 
-def test_operators_routes_are_no_tenants(gateway: Stage) -> None:
+def test_operators_routes_are_no_tenants(gateway):
     routes = [(path, method) for path, method in _operations(gateway) if OPERATORS.fullmatch(path)]
     assert routes
     for path, method in routes:
@@ -256,7 +239,7 @@ def test_operators_routes_are_no_tenants(gateway: Stage) -> None:
         assert answer.status_code == 403, (method, path, answer.text)
 
 
-def test_no_list_shows_bob_what_alice_made(stage: Stage) -> None:
+def test_no_list_shows_bob_what_alice_made(stage):
     for path, method in _operations(stage):
         if method == "GET" and "{" not in path:
             answer = stage.send("bob", method, path)
@@ -264,7 +247,7 @@ def test_no_list_shows_bob_what_alice_made(stage: Stage) -> None:
             assert not any(name in answer.text for name in stage.made.values()), path
 
 
-def test_no_request_of_bob_names_what_alice_made(stage: Stage) -> None:
+def test_no_request_of_bob_names_what_alice_made(stage):
     for path, body in stage.naming:
         method = "POST" if body else "GET"
         theirs = stage.send("bob", method, path, json=body or None)
@@ -273,14 +256,14 @@ def test_no_request_of_bob_names_what_alice_made(stage: Stage) -> None:
         assert own.status_code != 404, (path, own.text)
 
 
-def test_a_plan_of_alice_serves_her_alone(probe: Stage) -> None:
+def test_a_plan_of_alice_serves_her_alone(probe):
     objects = probe.app.state.objects
     plans = "head-plans/tiny-induction/quince-marmalade.json"
     assert objects.of_tenant("alice").head(plans) is not None
     assert objects.of_tenant("bob").head(plans) is None
 
 
-def test_everything_of_tenants_lies_below_a_tenant(judge: Stage, probe: Stage, gateway: Stage) -> None:
+def test_everything_of_tenants_lies_below_a_tenant(judge, probe, gateway):
     folders = [Path(stage.app.state.settings.data_dir) for stage in (judge, probe)]
     for folder in (*folders, gateway.app.state.gateway.settings.data_dir):
         holders = [

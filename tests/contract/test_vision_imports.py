@@ -1,6 +1,5 @@
 """Official checkpoints of every vision network come in: each layout, each kind of file, key by key."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,9 +33,7 @@ def state_of(name: str, layout: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(("name", "layout"), layout_names())
-def test_a_checkpoint_of_an_official_layout_is_imported_key_by_key(
-    tmp_path: Path, name: str, layout: dict[str, Any]
-) -> None:
+def test_a_checkpoint_of_an_official_layout_is_imported_key_by_key(tmp_path, name, layout):
     state = state_of(name, layout)
     save_file(state, tmp_path / "official.safetensors")
     found = import_weights(name, tmp_path / "official.safetensors", tmp_path / "weights")
@@ -50,7 +47,7 @@ def test_a_checkpoint_of_an_official_layout_is_imported_key_by_key(
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_checkpoint_without_a_needed_tensor_is_refused_by_its_name(tmp_path: Path, name: str) -> None:
+def test_a_checkpoint_without_a_needed_tensor_is_refused_by_its_name(tmp_path, name):
     state = state_of(name, layouts(name)[0])
     with torch.device("meta"):
         idle = tuple(getattr(network(name, **layouts(name)[0]), "idle", ()))

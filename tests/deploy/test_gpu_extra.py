@@ -3,8 +3,6 @@
 A stub stands for the driver's `libcuda.so.1`, which no package brings: every symbol that is asked for is in it.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import pathlib

@@ -1,7 +1,5 @@
 """One thread: the models here are too small for two, which would only wait for each other."""
 
-from __future__ import annotations
-
 import os
 
 import pytest
@@ -12,5 +10,5 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
+def _one_thread():
     torch.set_num_threads(1)

@@ -51,12 +51,7 @@ _WAITS = {
 }
 """Operations after which the host must wait for the device, each with its reason."""
 
-_READS = {
-    Tensor.tolist: "tolist()",
-    Tensor.numpy: "numpy()",
-    Tensor.__array__: "numpy.asarray()",
-    Tensor.data_ptr: "",
-}
+_READS = {Tensor.tolist: "tolist()", Tensor.numpy: "numpy()", Tensor.__array__: "numpy.asarray()", Tensor.data_ptr: ""}
 """Methods that read memory without an operation; CUDA's `numpy` fails."""
 
 _INDEXED = {_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default, _aten._index_put_impl_.default}
@@ -235,7 +230,6 @@ class _Calls(TorchFunctionMode):
         return self._make(func, args, kwargs)
 
     def _answer(self, func: Any, x: Tensor) -> Any:
-        """Attributes that name a device."""
         owner = getattr(func, "__self__", None)
         if owner is Tensor.device:
             return self._device.device_of(x)
@@ -272,7 +266,6 @@ class _Calls(TorchFunctionMode):
         return device.put(moved) if target.type == "cuda" else moved
 
     def _make(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Factories, and everything else."""
         asked = kwargs.get("device")
         if asked is None or torch.device(asked).type != "cuda":
             with self._device.inheriting(args):
@@ -296,7 +289,6 @@ def _is_masked(func: Any, args: Any) -> bool:
 
 
 def _place() -> str:
-    """File and line of the caller outside torch and this file."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename

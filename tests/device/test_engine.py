@@ -1,7 +1,5 @@
 """The language engine on a pretended device: every method, cache and tap, one prefill and four steps, as on a CPU."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 from functools import cache
@@ -51,7 +49,6 @@ def waits(how, number: int) -> bool:
 
 
 def play(model, how, bits, device: PretendCuda | None = None) -> torch.Tensor:
-    """Logits of the prompt's end and of four steps [5,V]."""
     engine = Engine(model, how, PLAN, page=16, backend="cpu_torch", cache_bits=bits, kv_bytes=1 << 20)
     s = engine.open()
     rows = [s.prefill(IDS[:PROMPT])[-1]]

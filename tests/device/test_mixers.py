@@ -1,7 +1,5 @@
 """Trained mixers on a pretended device: a prompt and four steps of each, as on a CPU."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest
@@ -45,7 +43,6 @@ MIXERS = {
 
 
 def play(open_session, net, device: PretendCuda | None = None) -> torch.Tensor:
-    """Logits of the prompt's end and of the steps."""
     session, rows, read = open_session(net), [], 0
     with torch.inference_mode():
         while read < PROMPT:

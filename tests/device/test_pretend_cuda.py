@@ -1,7 +1,5 @@
 """The pretended device refuses what a real one refuses, allows what it allows, and sees every wait and copy."""
 
-from __future__ import annotations
-
 import copy
 
 import numpy as np

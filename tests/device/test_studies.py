@@ -1,7 +1,5 @@
 """Every study on a pretended device answers as on a CPU."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -38,15 +36,8 @@ def test_every_study_answers_as_on_a_cpu(name, tmp_path):
 @pytest.mark.parametrize("kind", ["razor", "act", "statistic"])
 def test_every_kind_of_head_plan_is_made_as_on_a_cpu(kind, tmp_path):
     options = {
-        "kind": kind,
-        "period": 40,
-        "repeats": 2,
-        "samples": 3,
-        "check": 3,
-        "candidates": 3,
-        "skip": 0,
-        "facts": 4,
-    }
+        "kind": kind, "period": 40, "repeats": 2, "samples": 3, "check": 3, "candidates": 3, "skip": 0, "facts": 4,
+    }  # fmt: skip
     wanted = answer(STUDIES["head-plans"], tmp_path / "cpu", "cpu", **options)
     with PretendCuda().active():
         found = answer(STUDIES["head-plans"], tmp_path / "cuda", "cuda", **options)

@@ -1,7 +1,5 @@
 """Decode steps by Triton kernels on a pretended device: launches run in the interpreter, all else is watched."""
 
-from __future__ import annotations
-
 import importlib
 import sys
 

@@ -1,7 +1,5 @@
 """Every vision model in torch on a pretended device answers as on a CPU."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

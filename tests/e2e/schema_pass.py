@@ -121,7 +121,6 @@ def _ask(operation: Any, examples: int, models: Sequence[str]) -> Asked:
 
 
 def _keep_small(case: Any) -> None:
-    """Bound what a request asks a language model to do."""
     if not isinstance(case.body, dict):
         return
     for name, most in MOST.items():
@@ -137,7 +136,6 @@ def _keep_small(case: Any) -> None:
 
 
 def _load_all(url: str) -> None:
-    """Load every model again, and wait until all are ready."""
     with httpx2.Client(base_url=url, timeout=ANSWER_S) as client:
         for entry in client.get("/v1/models").json()["data"]:
             client.post(f"/v2/repository/models/{entry['id']}/load", json={})

@@ -41,7 +41,6 @@ class Report:
 
 
 def edit(harness: Harness, dice: random.Random) -> bytes:
-    """A seed after a few edits."""
     data = dice.choice(harness.seeds)
     for _ in range(dice.randint(0, 6)):
         start = dice.randrange(len(data) + 1)
@@ -53,7 +52,6 @@ def edit(harness: Harness, dice: random.Random) -> bytes:
 
 
 def fuzz(name: str, harness: Harness, seconds: float) -> Report:
-    """Run a harness for a while, or until an input breaks it."""
     report, dice, warm = Report(name), random.Random(), 0.0
     begun, worked = time.monotonic(), time.process_time()
     while report.found is None and report.seconds < seconds:

@@ -21,7 +21,6 @@ def uniform(seed: int, n: int) -> np.ndarray:
 
 
 def fill_llama(salt: int = 101, vocab: int = 96, layers: int = 3) -> Decoder:
-    """A Llama in float64 with weights drawn by their names."""
     model = llama(
         vocab=vocab,
         width=64,

@@ -83,7 +83,6 @@ def _name(thing: object) -> str:
 
 @contextmanager
 def only_one(file: Path) -> Iterator[None]:
-    """Let one process at a time work on a file."""
     with file.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -150,7 +149,6 @@ def graph_folder(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture
 def fresh_exports(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Export for real, for tests of exporting itself."""
     monkeypatch.setattr(ExportedForms, "_export", _export)
 
 

@@ -38,7 +38,6 @@ def pytest_collection() -> Iterator[object]:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Freeze what collection imported."""
     gc.collect()
     gc.freeze()
     session.config.stash[_RESIDENT] = read_resident_bytes()

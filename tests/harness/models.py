@@ -17,7 +17,6 @@ Answer = TypeVar("Answer", bound=BaseModel)
 
 
 def toy_card(name: str, task: str, **facts: Any) -> Card:
-    """The Card of a model that nobody published."""
     paper = Paper(title="None", venue="none", year=2026)
     return Card(**{"name": name, "task": task, "summary": "A toy.", "paper": paper, "licence": "none", **facts})
 
@@ -31,7 +30,6 @@ def client_of(folder: Path, service: str, servables: Any, routers: Any = (), **m
 
 
 def answered(reply: Any, kind: type[Answer]) -> Answer:
-    """The answer that a reply must be."""
     assert reply.status_code == 200, reply.text
     return kind.model_validate_json(reply.content)
 

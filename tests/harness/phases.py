@@ -24,7 +24,6 @@ _PAID = pytest.StashKey[dict[str, float]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option."""
     parser.addoption("--phases", type=Path, metavar="FILE", help="write the seconds of each test's phases to FILE")
 
 

@@ -34,7 +34,6 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
 
 @pytest.fixture
 def redis_url(redis_server: RedisServer) -> str:
-    """URL of a Redis that is empty when the test begins."""
     return empty(redis_server)
 
 
@@ -46,6 +45,5 @@ def module_redis_url(redis_server: RedisServer) -> str:
 
 @pytest.fixture
 def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
-    """A Redis that the test may kill."""
     with start_redis(tmp_path) as server:
         yield server

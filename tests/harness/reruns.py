@@ -46,7 +46,6 @@ def check_marks(item: pytest.Item) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let tests marked `timed` fail once."""
     for item in items:
         if (mark := item.get_closest_marker("timed")) and (reason := find_reason(mark)):
             item.add_marker(pytest.mark.flaky(reruns=1))

@@ -40,7 +40,6 @@ class AllowedSkip:
 
 
 def read_allowed_skips(path: Path = LIST) -> list[AllowedSkip]:
-    """Read the list."""
     return [AllowedSkip(**row) for row in tomllib.loads(path.read_text("utf8")).get("skip", [])]
 
 
@@ -100,12 +99,10 @@ class SkipLedger:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option."""
     parser.addoption("--allowed-skips", type=Path, metavar="FILE", default=LIST, help="the list of allowed skips")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Check where the report is printed."""
     if not hasattr(config, "workerinput"):
         allowed = read_allowed_skips(config.getoption("--allowed-skips"))
         config.pluginmanager.register(SkipLedger(allowed), "skip-ledger")

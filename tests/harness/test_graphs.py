@@ -15,7 +15,6 @@ from tests.harness.graphs import GraphFolder, imported_files, name_graph
 
 @pytest.fixture
 def forms(tmp_path):
-    """A small network's forms with a cache of the product's own."""
     kind = write_toy("family-actions", tmp_path / "toys")
     weights = read_weights(tmp_path / "toys/family-actions.safetensors")
     return lambda name: kind.artifacts(weights, kind.data_config(weights), tmp_path / name)

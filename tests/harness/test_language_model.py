@@ -27,7 +27,6 @@ def made(tmp_path, monkeypatch):
 
 
 def convert_anew(_=None):
-    """As a process that has not asked yet."""
     return language_model._convert.__wrapped__("fp32")
 
 

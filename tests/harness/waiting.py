@@ -11,7 +11,6 @@ POLL_S = 0.01
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -1,8 +1,6 @@
 """The gateway in front of the real relevance-judge, whose language model answers by rule: no weights, no network."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -38,7 +36,7 @@ def by_overlap(body: dict[str, Any]) -> str:
 
 
 @pytest.fixture(scope="module")
-def judging(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Judging]:
+def judging(tmp_path_factory):
     folder, model = tmp_path_factory.mktemp("judging"), FakeModel(by_overlap)
 
     kinds = {name: answered_by(model, kind) for name, kind in servables("relevance-judge").items()}
@@ -58,10 +56,10 @@ def _serves(url: str) -> bool:
 
 
 @pytest.fixture
-def url(judging: Judging) -> str:
+def url(judging):
     return judging.url
 
 
 @pytest.fixture(scope="session")
-def files() -> Path:
+def files():
     return load_mini_collection().folder

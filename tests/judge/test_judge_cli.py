@@ -28,7 +28,6 @@ def test_a_signal_without_cuts_has_no_grade_and_exit_code_one(fovea):
 
 
 def _small(files: Path, folder: Path) -> list[Any]:
-    """Two topics and their passages, as options."""
     topics = (files / "topics.tsv").read_text().splitlines()[:2]
     passages = [line for line in (files / "passages.jsonl").read_text().splitlines() if json.loads(line)["id"] < "m03"]
     (folder / "topics.tsv").write_text("\n".join(topics))

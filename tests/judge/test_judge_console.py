@@ -16,7 +16,7 @@ MINI = load_mini_collection()
 
 
 @pytest.fixture
-def judge(page: Any) -> Any:
+def judge(page):
     page.goto("/console/judge")
     page.locator("fovea-judge-board tbody tr").first.wait_for()
     return page

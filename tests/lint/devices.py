@@ -4,8 +4,6 @@ A factory without `device=` makes a tensor on the CPU; on a device its use fails
 must be on the CPU says `device="cpu"`. Parameters and buffers of modules move with their module.
 """
 
-from __future__ import annotations
-
 import ast
 import pathlib
 import sys
@@ -14,13 +12,9 @@ from collections.abc import Iterator
 ROOT = pathlib.Path(__file__).parents[2]
 
 PACKAGES = (
-    "services/llm_longctx/engine",
-    "services/llm_longctx/kv_cache",
-    "services/llm_longctx/methods",
-    "services/llm_longctx/mixers",
-    "services/llm_longctx/serving",
-    "shared/lm",
-)
+    "services/llm_longctx/engine", "services/llm_longctx/kv_cache", "services/llm_longctx/methods",
+    "services/llm_longctx/mixers", "services/llm_longctx/serving", "shared/lm",
+)  # fmt: skip
 """Packages whose tensors may lie on a device."""
 
 # fmt: off
@@ -51,7 +45,6 @@ EXCEPTIONS: dict[str, str] = {
 
 
 def list_complaints(root: pathlib.Path = ROOT) -> list[str]:
-    """One line for each factory without a device."""
     return [
         f"{file}:{call.lineno}: {ast.unparse(call.func)}() in {function}() has no device="
         for file, function, call in iter_without_device(root)
@@ -69,7 +62,6 @@ def iter_without_device(root: pathlib.Path = ROOT) -> Iterator[tuple[str, str, a
 
 
 def find_exception(file: str, function: str) -> str | None:
-    """The exception that covers a function, if any."""
     keys = f"{file}::{function}", f"{file}::*", f"*::{function}"
     return next((key for key in keys if key in EXCEPTIONS), None)
 

@@ -40,7 +40,6 @@ VERBS = frozenset(("embed", "feed", "need", "proceed", "seed", "shed", "speed", 
 
 
 def is_participle(name: str) -> bool:
-    """Whether a function's name is a participle and nothing else."""
     return name in IRREGULAR or (name not in VERBS and re.fullmatch(r"[a-z]+ed", name) is not None)
 
 
@@ -61,7 +60,6 @@ def is_property(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
 
 
 def list_complaints(root: pathlib.Path = ROOT) -> list[str]:
-    """One line for each name that breaks a rule."""
     classes: dict[str, list[str]] = collections.defaultdict(list)
     found: list[str] = []
     for place, node in iter_definitions(root):

@@ -1,7 +1,5 @@
 """The lint of tensor factories finds what it should, and each of its exceptions is used."""
 
-from __future__ import annotations
-
 import ast
 
 from tests.lint import devices

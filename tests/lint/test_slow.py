@@ -13,7 +13,6 @@ def row(test: str, seconds: float, phase: str = "call", **more: Any) -> dict[str
 
 
 def functions(file: str) -> set[str]:
-    """Names of a file's test functions, as node ids have them."""
     body = ast.parse((slow.ROOT / file).read_text("utf8")).body
     classes = [(f"{one.name}::", one.body) for one in body if isinstance(one, ast.ClassDef)]
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef)

@@ -1,6 +1,5 @@
 """The gateway in front of the real trained mixers, with keys and a Redis of their own."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import httpx2
@@ -25,7 +24,7 @@ class Remembering:
 
 
 @pytest.fixture(scope="module", params=["insecure-local"])
-def remembering(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Remembering]:
+def remembering(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("remembering")
     kinds = {name: kind for name, kind in servables("llm-longctx").items() if name.startswith("fovea-")}
     with RedisServer(Settings(_env_file=None, data_dir=folder / "redis")) as redis:
@@ -48,5 +47,5 @@ def _serves(url: str, headers: dict[str, str]) -> bool:
 
 
 @pytest.fixture
-def url(remembering: Remembering) -> str:
+def url(remembering):
     return remembering.url

@@ -1,7 +1,6 @@
 """Sessions and documents through the gateway, the client library and the command line."""
 
 import json
-from typing import Any
 
 import httpx2
 import pytest
@@ -17,7 +16,7 @@ TEXT = f"{FILL} dog red {FILL} owl teal {FILL}"
 
 
 @pytest.fixture
-def client(remembering: Any) -> Any:
+def client(remembering):
     with Client(remembering.url) as opened:
         yield opened
 

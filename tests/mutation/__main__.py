@@ -1,7 +1,5 @@
 """`make mutants`: run mutants of the core modules, and write what the tests found."""
 
-from __future__ import annotations
-
 import argparse
 import datetime as dt
 import subprocess
@@ -22,13 +20,9 @@ def measure(module: Module, count: int, *, as_baseline: bool) -> float:
     workspace.run([mutant.name for mutant in mutants])
     killed, survivors = summarize(mutants, workspace.outcomes(module.files))
     measurement = Measurement(
-        **_stamp(),
-        seconds=round(time.monotonic() - begun, 1),
-        mutants=total,
-        sampled=len(mutants),
-        killed=killed,
+        **_stamp(), seconds=round(time.monotonic() - begun, 1), mutants=total, sampled=len(mutants), killed=killed,
         survivors=survivors,
-    )
+    )  # fmt: skip
     save(module.name, measurement, as_baseline=as_baseline)
     print(f"{module.name}: {killed} of {len(mutants)} mutants killed; {total} in all; {measurement.seconds:.0f} s")
     return killed / len(mutants)
@@ -53,14 +47,12 @@ def retry_survivors(module: Module) -> float:
 
 
 def _stamp() -> dict[str, str]:
-    """The commit that is measured, and today."""
     command = ("git", "rev-parse", "--short=8", "HEAD")
     commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
     return {"commit": commit, "date": dt.datetime.now(dt.UTC).date().isoformat()}
 
 
 def main() -> int:
-    """Return 1 where a module is below the target."""
     modules = load_modules()
     parser = argparse.ArgumentParser(prog="make mutants", description=__doc__)
     parser.add_argument("module", nargs="*", help=f"default: all of {', '.join(modules)}")

@@ -1,7 +1,5 @@
 """Which mutants of a module are run: a sample at a fixed seed, as differences of source lines."""
 
-from __future__ import annotations
-
 import random
 import re
 from collections.abc import Iterator, Sequence

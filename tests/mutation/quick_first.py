@@ -3,8 +3,6 @@
 Both need the seconds that mutmut measured before the first mutant.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -30,7 +28,6 @@ def read_seconds() -> dict[str, float]:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Sort by time, as mutants that die early cost least."""
     items.sort(key=lambda item: read_seconds().get(item.nodeid, 0.0))
 
 

@@ -1,7 +1,5 @@
 """The results of `make mutants`: `results.json`, and the page `docs/mutation.md` that is generated from it."""
 
-from __future__ import annotations
-
 import json
 import tomllib
 from collections.abc import Iterator
@@ -49,7 +47,6 @@ def explain(survivor: dict[str, str]) -> str:
 
 @cache
 def load_equivalents() -> list[dict[str, str]]:
-    """Mutants that no test can find, each with the reason."""
     return tomllib.loads((HERE / "equivalent.toml").read_text("utf8")).get("equivalent", [])
 
 
@@ -59,7 +56,6 @@ def read_results() -> dict[str, dict[str, Any]]:
 
 
 def save(module: str, measurement: Measurement, *, as_baseline: bool) -> None:
-    """Write one module's measurement, and the page."""
     results = read_results()
     row = results.setdefault(module, {})
     row["now"] = asdict(measurement)
@@ -71,7 +67,6 @@ def save(module: str, measurement: Measurement, *, as_baseline: bool) -> None:
 
 
 def mutation_page() -> Iterator[tuple[Path, str]]:
-    """The page: a table of the modules, and each surviving mutant."""
     results = {name: row for name, row in read_results().items() if name in load_modules()}
     lines = [_INTRODUCTION.format(target=TARGET, seed=SEED), "", *_table(results), ""]
     for name, row in sorted(results.items()):
@@ -86,22 +81,14 @@ def _table(results: dict[str, dict[str, Any]]) -> Iterator[str]:
         now, before = row["now"], row.get("before")
         equivalent = sum(bool(explain(each)) for each in now["survivors"])
         cells = (
-            name,
-            now["mutants"],
-            now["sampled"],
-            now["killed"],
-            equivalent,
-            f"{score(now):.2f}",
-            f"{score(before):.2f}" if before else "",
-            f"`{now['commit']}`",
-            now["date"],
+            name, now["mutants"], now["sampled"], now["killed"], equivalent, f"{score(now):.2f}",
+            f"{score(before):.2f}" if before else "", f"`{now['commit']}`", now["date"],
             f"{now['seconds'] / 60:.0f}",
-        )
+        )  # fmt: skip
         yield f"| {' | '.join(map(str, cells))} |"
 
 
 def score(row: dict[str, Any]) -> float:
-    """The share of killed mutants, equivalent ones counted as alive."""
     return row["killed"] / max(row["sampled"], 1)
 
 

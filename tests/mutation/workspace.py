@@ -3,8 +3,6 @@
 mutmut copies the tree into `mutants/` under that folder, so a mutant never stands in the tree itself.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -47,7 +45,6 @@ class Module:
 
 
 def load_modules() -> dict[str, Module]:
-    """Read `modules.toml`."""
     rows = tomllib.loads((Path(__file__).parent / "modules.toml").read_text("utf8"))
     return {name: Module(name, tuple(row["files"]), tuple(row["tests"])) for name, row in rows.items()}
 

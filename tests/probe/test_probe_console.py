@@ -79,13 +79,7 @@ def test_job_reports_and_offers_the_loop_where_there_is_a_plan(page):
     asked = []
     page.route(
         "**/v1/probe",
-        lambda route: (
-            asked.append(route.request.post_data_json),
-            route.fulfill(
-                status=202,
-                json=QUEUED,
-            ),
-        ),
+        lambda route: (asked.append(route.request.post_data_json), route.fulfill(status=202, json=QUEUED)),
     )
     page.route(
         "**/v1/jobs/j/events",

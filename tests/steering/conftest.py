@@ -1,6 +1,5 @@
 """The gateway in front of a real tiny model that can be steered, and a browser."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
@@ -15,7 +14,7 @@ Steerable = tuple[str, dict[str, dict[str, str]]]
 
 
 @pytest.fixture(scope="module", params=["insecure-local"])
-def steerable(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Steerable]:
+def steerable(request, tmp_path_factory):
     """The gateway's URL, and headers with a key that may steer and one that may not."""
     folder: Path = tmp_path_factory.mktemp("steerable")
     app = app_of(write_folder(folder / "Tiny Llama"), folder / "data", steering.router)
@@ -30,5 +29,5 @@ def steerable(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture
-def url(steerable: Steerable) -> str:
+def url(steerable):
     return steerable[0]

@@ -1,8 +1,6 @@
 """The console's pages of many files in a real browser: a DICOM study as strips, a road survey as a map."""
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx2
 import pytest
@@ -29,7 +27,7 @@ KINDS = {
 
 
 @pytest.fixture
-def page(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
+def page(request, tmp_path):
     router, servables, path = KINDS[request.param]
     settings = Settings(_env_file=None, data_dir=tmp_path, intra_op_threads=1)
     app = build(request.param, routers=[router], servables=servables, settings=settings)

@@ -2,7 +2,6 @@
 
 import io
 import json
-from collections.abc import Iterator
 
 import httpx2
 import pytest
@@ -20,7 +19,7 @@ from tests.harness.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def url(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     settings = Settings(_env_file=None, data_dir=folder, intra_op_threads=1)
     app = build("medical-seg", routers=[router], servables={"pranet": PraNetSegmenter}, settings=settings)

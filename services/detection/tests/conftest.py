@@ -5,6 +5,5 @@ import torch
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> None:
-    """Several suites share this machine's cores."""
+def _one_thread():
     torch.set_num_threads(1)

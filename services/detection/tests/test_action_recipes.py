@@ -1,7 +1,5 @@
 """The synthetic videos, and the recipes of BMN: what is drawn, learnt and measured."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -20,13 +18,13 @@ TINY = {
 }
 
 
-def test_videos_repeat_and_splits_differ() -> None:
+def test_videos_repeat_and_splits_differ():
     assert videos("train", 5).digest == videos("train", 5).digest
     assert len({videos(split, 5).digest for split in ("train", "valid", "test")}) == 3
     assert videos("train", 5).digest != videos("train", 5, world=1).digest
 
 
-def test_semantics_carry_the_class_and_have_no_mean() -> None:
+def test_semantics_carry_the_class_and_have_no_mean():
     held = videos("train", 200)
     np.testing.assert_allclose(held.semantics.mean(2), 0, atol=1e-6)
     right = []
@@ -38,7 +36,7 @@ def test_semantics_carry_the_class_and_have_no_mean() -> None:
 
 
 @pytest.mark.parametrize("recipe", [BmnDemo(**TINY), BmnCsaDemo(**TINY)], ids=["bmn", "bmn-csa"])
-def test_a_short_fit_learns_and_is_measured(recipe: BmnDemo, tmp_path: Path) -> None:
+def test_a_short_fit_learns_and_is_measured(recipe, tmp_path):
     fitted = fit(recipe, tmp_path)
     assert np.isfinite(fitted.progress.loss)
     measured = recipe.measure(fitted.network)
@@ -47,7 +45,7 @@ def test_a_short_fit_learns_and_is_measured(recipe: BmnDemo, tmp_path: Path) -> 
     assert measured["ar_100"] >= measured["ar_10"]
 
 
-def test_an_oracle_that_knows_the_labels_reaches_nearly_everything(tmp_path: Path) -> None:
+def test_an_oracle_that_knows_the_labels_reaches_nearly_everything(tmp_path):
     """Measures the measure: true overlaps as confidence, true boundaries as boundaries."""
     recipe = BmnDemo(**TINY)
     recipe.prepare(tmp_path)

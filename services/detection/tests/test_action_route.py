@@ -3,13 +3,11 @@
 import base64
 import csv
 import io
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 import pytest
-from starlette.testclient import TestClient
 
 from services.detection.models.bmn import BmnActionDetector, BmnCsaActionDetector
 from services.detection.recipes.bmn.data import Videos, videos
@@ -23,14 +21,14 @@ from tests.harness.models import answered, client_of, problem
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+def client(tmp_path_factory):
     kinds = {"bmn": BmnActionDetector, "bmn-csa": BmnCsaActionDetector}
     with client_of(tmp_path_factory.mktemp("fovea"), "detection", kinds) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
-def held() -> Videos:
+def held():
     return videos("test", 30)
 
 
@@ -40,7 +38,7 @@ def npz(held: Videos, video: int) -> bytes:
     return file.getvalue()
 
 
-def test_segments_of_unseen_videos_are_found_with_their_class(client: TestClient, held: Videos) -> None:
+def test_segments_of_unseen_videos_are_found_with_their_class(client, held):
     hits = total = 0
     for video in range(30):
         answer = answered(
@@ -55,7 +53,7 @@ def test_segments_of_unseen_videos_are_found_with_their_class(client: TestClient
 
 
 @pytest.mark.parametrize("form", ["multipart", "raw", "json rows", "json base64", "npy and fields"])
-def test_every_form_of_features_gives_the_same_answer(client: TestClient, held: Videos, form: str) -> None:
+def test_every_form_of_features_gives_the_same_answer(client, held, form):
     raw, rows = npz(held, 0), {name: getattr(held, name)[0].tolist() for name in ("features", "semantics")}
     rows["class_scores"] = held.scores[0].tolist()
     query = "/v1/actions?model=bmn-csa&duration=32"
@@ -79,7 +77,7 @@ def test_every_form_of_features_gives_the_same_answer(client: TestClient, held: 
     assert wanted.proposals[0].label is not None
 
 
-def test_times_follow_duration_or_fps(client: TestClient, held: Videos) -> None:
+def test_times_follow_duration_or_fps(client, held):
     rows = held.features[0].tolist()
     seconds = [
         answered(client.post("/v1/actions", json={"model": "bmn", "features": rows, **more}), ActionsOut)
@@ -91,7 +89,7 @@ def test_times_follow_duration_or_fps(client: TestClient, held: Videos) -> None:
     assert seconds[0].proposals[0].end == pytest.approx(2 * seconds[2].proposals[0].end)
 
 
-def test_options_shape_the_list(client: TestClient, held: Videos) -> None:
+def test_options_shape_the_list(client, held):
     body = {"model": "bmn", "features": held.features[1].tolist(), "duration": 32}
     every = answered(client.post("/v1/actions", json=body), ActionsOut).proposals
     assert len(every) == 100
@@ -106,34 +104,28 @@ def test_options_shape_the_list(client: TestClient, held: Videos) -> None:
     assert all(p.label is None for p in every)
 
 
-def test_a_score_that_was_shown_asks_for_its_proposal_again() -> None:
+def test_a_score_that_was_shown_asks_for_its_proposal_again():
     request = ActionsIn.model_construct(min_score=0.123457, max_proposals=10, class_names=())
     video = SimpleNamespace(request=request, duration=10.0, classes=None)
     kept = (np.array([0.0, 0.2]), np.array([0.1, 0.5]), np.array([0.1234567, 0.1234561]))
     assert [proposal.score for proposal in _list_proposals(kept, cast("Any", video))] == [0.123457]
 
 
-def test_class_scores_of_the_whole_video_name_proposals(client: TestClient, held: Videos) -> None:
+def test_class_scores_of_the_whole_video_name_proposals(client, held):
     body = {
-        "model": "bmn",
-        "features": held.features[1].tolist(),
-        "class_scores": [0.2, 0.7],
-        "class_names": ["run", "jump"],
-        "labels": 2,
-    }
+        "model": "bmn", "features": held.features[1].tolist(), "class_scores": [0.2, 0.7],
+        "class_names": ["run", "jump"], "labels": 2,
+    }  # fmt: skip
     found = answered(client.post("/v1/actions", json=body), ActionsOut).proposals
     assert found[0].label == "jump"
     assert {p.label for p in found} == {"run", "jump"}
 
 
-def test_challenge_form_curves_and_map(client: TestClient, held: Videos) -> None:
+def test_challenge_form_curves_and_map(client, held):
     body = {
-        "model": "bmn",
-        "features": held.features[2].tolist(),
-        "duration": 10,
-        "video": "v_1",
+        "model": "bmn", "features": held.features[2].tolist(), "duration": 10, "video": "v_1",
         "include": ["curves", "confidence", "activitynet"],
-    }
+    }  # fmt: skip
     answer = answered(client.post("/v1/actions", json=body), ActionsOut)
     assert len(answer.curves.start) == len(answer.curves.end) == answer.cells == 32
     confidence = np.array(answer.confidence)
@@ -144,12 +136,11 @@ def test_challenge_form_curves_and_map(client: TestClient, held: Videos) -> None
     assert row["score"] == answer.proposals[0].score
 
 
-def test_table_and_picture_by_accept(client: TestClient, held: Videos) -> None:
+def test_table_and_picture_by_accept(client, held):
     body = {"model": "bmn", "features": held.features[3].tolist()}
     table = client.post("/v1/actions", json=body, headers={"accept": "text/csv"})
     rows = list(csv.reader(io.StringIO(table.text)))
-    assert rows[0] == ["start", "end", "score", "label"]
-    assert len(rows) == 101
+    assert (rows[0], len(rows)) == (["start", "end", "score", "label"], 101)
     picture = decode(client.post("/v1/actions", json=body, headers={"accept": "image/png"}).content)
     assert picture.width == 960
     assert len(np.unique(picture.pixels.reshape(-1, 3), axis=0)) > 50
@@ -173,16 +164,16 @@ def test_table_and_picture_by_accept(client: TestClient, held: Videos) -> None:
         ({"features": [[1.0] * 32] * 64, "speed": 2}, 422, "speed"),
     ],
 )
-def test_mistakes_are_named(client: TestClient, body: dict[str, Any], status: int, field: str) -> None:
+def test_mistakes_are_named(client, body, status, field):
     problem(client.post("/v1/actions", json={"model": "bmn", **body}), status, field)
 
 
-def test_swapped_axes_are_pointed_out(client: TestClient) -> None:
+def test_swapped_axes_are_pointed_out(client):
     found = problem(client.post("/v1/actions", json={"model": "bmn", "features": [[1.0] * 64] * 32}), 422, "features")
     assert "swapped" in found["detail"]
 
 
-def test_any_number_of_steps_is_resampled(client: TestClient, held: Videos) -> None:
+def test_any_number_of_steps_is_resampled(client, held):
     once = answered(
         client.post("/v1/actions", json={"model": "bmn", "features": held.features[4].tolist()}), ActionsOut
     )
@@ -197,7 +188,7 @@ def test_any_number_of_steps_is_resampled(client: TestClient, held: Videos) -> N
     assert single.proposals
 
 
-def test_resampling_keeps_the_mean_and_straight_lines() -> None:
+def test_resampling_keeps_the_mean_and_straight_lines():
     rng = np.random.default_rng(0)
     matrix = rng.standard_normal((3, 77)).astype(np.float32)
     np.testing.assert_allclose(resample(matrix, 32).mean(1), matrix.mean(1), atol=1e-5)
@@ -206,7 +197,7 @@ def test_resampling_keeps_the_mean_and_straight_lines() -> None:
     assert resample(matrix, 77) is matrix
 
 
-def test_the_card_repeats_what_attention_was_worth_with_each_seed() -> None:
+def test_the_card_repeats_what_attention_was_worth_with_each_seed():
     weights = [
         read_weights(kind.folder / f"{kind.weights}.safetensors") for kind in (BmnActionDetector, BmnCsaActionDetector)
     ]

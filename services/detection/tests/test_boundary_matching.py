@@ -14,7 +14,7 @@ SMALL = {"features": 12, "length": 10, "hidden": (8, 6, 10)}
 
 
 @pytest.mark.parametrize("name", ["bmn_t24_c400", "bmn_t40_c64"])
-def test_keys_and_outputs_equal_the_published_network(name: str) -> None:
+def test_keys_and_outputs_equal_the_published_network(name):
     keys, golden = read(f"{name}.keys.json"), read(f"{name}.npz")
     net = network("bmn", features=keys["feat_dim"], length=keys["temporal_scale"])
     assert rows(net) == [row[:3] for row in keys["keys"] if row[0] != "sample_mask"]
@@ -25,7 +25,7 @@ def test_keys_and_outputs_equal_the_published_network(name: str) -> None:
         np.testing.assert_allclose(tensor.numpy(), golden[key], atol=1e-4)
 
 
-def test_matching_equals_sampling_before_the_convolution_as_published() -> None:
+def test_matching_equals_sampling_before_the_convolution_as_published():
     net = filled(network("bmn", **SMALL))
     seen = torch.randn(2, 8, 10)
     mask = torch.from_numpy(sampling_mask(10)).reshape(10, -1)
@@ -33,7 +33,7 @@ def test_matching_equals_sampling_before_the_convolution_as_published() -> None:
     torch.testing.assert_close(net._matched(seen), published, atol=1e-5, rtol=1e-5)
 
 
-def test_the_sampling_mask_is_never_stored_and_ignored_where_a_checkpoint_has_it() -> None:
+def test_the_sampling_mask_is_never_stored_and_ignored_where_a_checkpoint_has_it():
     net = network("bmn", **SMALL)
     assert not {"sample_mask", "sampling", "places"} & set(net.state_dict())
     state = {**net.state_dict(), "sample_mask": torch.zeros(10, 3200)}
@@ -43,7 +43,7 @@ def test_the_sampling_mask_is_never_stored_and_ignored_where_a_checkpoint_has_it
     holder.load_state_dict({f"net.{key}": value for key, value in state.items()})
 
 
-def test_attention_switched_off_is_exactly_bmn() -> None:
+def test_attention_switched_off_is_exactly_bmn():
     plain, off = network("bmn", **SMALL), network("bmn-csa", **SMALL, semantics=5, channel=False, time=False)
     assert list(off.state_dict()) == list(plain.state_dict())
     off.load_state_dict(plain.state_dict())
@@ -51,7 +51,7 @@ def test_attention_switched_off_is_exactly_bmn() -> None:
     assert all(torch.equal(a, b) for a, b in zip(plain(x), off(x, r), strict=True))
 
 
-def test_attention_is_f_plus_weighed_f() -> None:
+def test_attention_is_f_plus_weighed_f():
     net = filled(network("bmn-csa", **SMALL, semantics=5))
     seen, r = torch.randn(2, 8, 10), torch.randn(2, 5, 10)
     pooled = torch.cat((r.mean(2), r.std(2, correction=0), r.amax(2)), 1)
@@ -60,7 +60,7 @@ def test_attention_is_f_plus_weighed_f() -> None:
     torch.testing.assert_close(net.csa(seen, r), seen + seen * channel + seen * time)
 
 
-def test_flat_semantics_have_a_finite_gradient() -> None:
+def test_flat_semantics_have_a_finite_gradient():
     net = network("bmn-csa", **SMALL, semantics=5)
     r = torch.zeros(1, 5, 10, requires_grad=True)
     net(torch.randn(1, 12, 10), r)[0].sum().backward()
@@ -68,7 +68,7 @@ def test_flat_semantics_have_a_finite_gradient() -> None:
     assert r.grad.isfinite().all()
 
 
-def test_features_of_another_length_are_refused() -> None:
+def test_features_of_another_length_are_refused():
     with pytest.raises(InvalidOption, match=r"x must be \(batch, 12, 10\)"):
         network("bmn", **SMALL)(torch.randn(1, 12, 11))
     with pytest.raises(InvalidOption, match=r"r must be \(batch, 5, 10\)"):

@@ -11,7 +11,7 @@ from services.detection.boxes.tiling import Slice, make_slices, merge_slices
 
 
 @given(st.integers(1, 900), st.integers(1, 900), st.integers(64, 400), st.floats(0, 0.5))
-def test_slices_cover_every_pixel_and_overlap_enough(height: int, width: int, side: int, overlap: float) -> None:
+def test_slices_cover_every_pixel_and_overlap_enough(height, width, side, overlap):
     found = make_slices(height, width, side, overlap)
     if max(height, width) <= side:
         assert found == []
@@ -37,12 +37,12 @@ def _merge(rows: list[list[float]], sources: list[int]) -> list[list[float]]:
     return [[round(v, 3) for v in row] for row in found.tolist()]
 
 
-def test_halves_of_a_long_object_are_joined() -> None:
+def test_halves_of_a_long_object_are_joined():
     left, right = [20, 40, 100, 60, 0.8, 1], [80, 41, 160, 60, 0.9, 1]
     assert _merge([left, right], [0, 1]) == [[20, 40, 160, 60, 0.9, 1]]
 
 
-def test_a_part_inside_the_whole_is_swallowed() -> None:
+def test_a_part_inside_the_whole_is_swallowed():
     whole, part = [70, 10, 130, 50, 0.7, 0], [70, 12, 100, 49, 0.9, 0]
     assert _merge([whole, part], [-1, 0]) == [[70, 10, 130, 50, 0.9, 0]]
 
@@ -56,14 +56,14 @@ def test_a_part_inside_the_whole_is_swallowed() -> None:
         ([[20, 40, 100, 60, 0.8, 1], [20, 70, 100, 90, 0.9, 1]], [0, 0]),  # one slice saw both
     ],
 )
-def test_different_objects_stay_apart(rows: list[list[float]], sources: list[int]) -> None:
+def test_different_objects_stay_apart(rows, sources):
     assert len(_merge(rows, sources)) == 2
 
 
-def test_boxes_at_the_edge_of_the_picture_are_not_cut() -> None:
+def test_boxes_at_the_edge_of_the_picture_are_not_cut():
     assert len(_merge([[0, 40, 30, 60, 0.8, 1], [150, 40, 180, 60, 0.9, 1]], [0, 1])) == 2
 
 
-def test_most_is_kept() -> None:
+def test_most_is_kept():
     rows = [[x, 0, x + 5, 5, 0.5, 0] for x in range(0, 170, 8)]
     assert len(_merge(rows, [0] * len(rows))) == 10

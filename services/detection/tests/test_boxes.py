@@ -23,20 +23,20 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.parametrize("kind", ["numpy", "torch"])
-def test_suppression_equals_the_published_one(name: str, kind: str) -> None:
+def test_suppression_equals_the_published_one(name, kind):
     golden = read("nms.npz")
     given_ = torch.from_numpy(golden["pred"]) if kind == "torch" else golden["pred"]
     for index, found in enumerate(nms(given_, **SETTINGS[name])):
         np.testing.assert_allclose(np.asarray(found), golden[f"{name}_{index}"], atol=1e-3)
 
 
-def test_complete_iou_equals_the_published_one() -> None:
+def test_complete_iou_equals_the_published_one():
     golden = read("boxes.npz")
     found = complete_iou(torch.from_numpy(golden["ciou_a"]), torch.from_numpy(golden["ciou_b"]))
     np.testing.assert_allclose(found.numpy(), golden["ciou"], atol=1e-5)
 
 
-def test_letterbox_pads_and_maps_back_as_published() -> None:
+def test_letterbox_pads_and_maps_back_as_published():
     boxes = np.array([[10, 20, 300, 200], [-5, -5, 639, 639]], np.float64)
     for high_given, wide_given, auto, high, wide, ratio, pad_x, pad_y, *back in read("boxes.npz")["letterbox"]:
         height, width = int(high_given), int(wide_given)
@@ -47,7 +47,7 @@ def test_letterbox_pads_and_maps_back_as_published() -> None:
         np.testing.assert_allclose(mapped.ravel(), back, atol=1e-2)
 
 
-def test_letterbox_pads_with_grey_on_both_sides() -> None:
+def test_letterbox_pads_with_grey_on_both_sides():
     page, _, (pad_x, pad_y) = letterbox(np.zeros((100, 640, 3), np.uint8), 640, auto=False)
     assert (pad_x, pad_y) == (0, 270)
     assert (page[:270] == GREY).all()
@@ -55,13 +55,13 @@ def test_letterbox_pads_with_grey_on_both_sides() -> None:
     assert (page[270:370] == 0).all()
 
 
-def test_letterbox_of_a_needle_keeps_a_pixel() -> None:
+def test_letterbox_of_a_needle_keeps_a_pixel():
     page, *_ = letterbox(np.zeros((1, 4000, 3), np.uint8), 640)
     assert page.shape == (32, 640, 3)
 
 
 @given(st.integers(8, 900), st.integers(8, 900), st.booleans(), st.sampled_from([192, 320, 640]))
-def test_boxes_come_back_from_the_letterbox(height: int, width: int, auto: bool, size: int) -> None:
+def test_boxes_come_back_from_the_letterbox(height, width, auto, size):
     page, ratio, pads = letterbox(np.zeros((height, width, 3), np.uint8), size, auto=auto)
     box = np.array([[width * 0.25, height * 0.25, width * 0.75, height * 0.75, 0.9, 3]])
     scaled = box.copy()
@@ -71,7 +71,7 @@ def test_boxes_come_back_from_the_letterbox(height: int, width: int, auto: bool,
     np.testing.assert_allclose(back, box, atol=1.5 / ratio)
 
 
-def test_decoding_reads_the_expected_distances() -> None:
+def test_decoding_reads_the_expected_distances():
     maps = torch.full((1, 4 * 16 + 2, 2, 3), -20.0)
     for side, distance in enumerate((1, 2, 3, 4)):
         maps[0, side * 16 + distance] = 20
@@ -84,7 +84,7 @@ def test_decoding_reads_the_expected_distances() -> None:
     np.testing.assert_allclose(found[4].numpy(), 0.5)
 
 
-def test_cells_run_row_by_row_and_level_by_level() -> None:
+def test_cells_run_row_by_row_and_level_by_level():
     points, scales = cells([torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 1, 1)], (8, 16))
     assert points.tolist() == [[0.5, 0.5], [1.5, 0.5], [0.5, 1.5], [1.5, 1.5], [0.5, 0.5]]
     assert scales.ravel().tolist() == [8, 8, 8, 8, 16]
@@ -96,9 +96,7 @@ def _predictions(rng: np.random.Generator, count: int, classes: int) -> np.ndarr
 
 
 @given(st.integers(0, 2**31), st.integers(1, 80), st.booleans(), st.booleans(), st.floats(0.1, 0.9))
-def test_both_suppressions_agree_and_are_sorted(
-    seed: int, count: int, agnostic: bool, multi_label: bool, iou: float
-) -> None:
+def test_both_suppressions_agree_and_are_sorted(seed, count, agnostic, multi_label, iou):
     given_ = _predictions(np.random.default_rng(seed), count, 3)
     options: dict[str, Any] = {"iou": iou, "agnostic": agnostic, "multi_label": multi_label, "max_detections": 20}
     (ours,), (theirs,) = nms(given_, **options), nms(torch.from_numpy(given_), **options)
@@ -107,14 +105,14 @@ def test_both_suppressions_agree_and_are_sorted(
     assert len(ours) <= 20
 
 
-def test_suppression_of_nothing_is_empty() -> None:
+def test_suppression_of_nothing_is_empty():
     empty = np.zeros((1, 6, 0), np.float32)
     assert nms(empty)[0].shape == (0, 6)
     assert nms(torch.from_numpy(empty))[0].shape == (0, 6)
     assert nms(np.zeros((1, 6, 9), np.float32))[0].shape == (0, 6)
 
 
-def test_boxes_without_area_suppress_nobody() -> None:
+def test_boxes_without_area_suppress_nobody():
     flat = np.zeros((1, 5, 3), np.float32)
     flat[0, 4] = (0.9, 0.8, 0.7)
     assert len(nms(flat)[0]) == 3

@@ -58,11 +58,9 @@ def test_a_whole_picture_has_one_result(tiny, page):
     (answer,) = tiny.predict([ClassifyIn(image=page, top_k=2)], CallContext())
     assert (answer.width, answer.height, answer.rows, answer.columns) == (200, 130, 1, 1)
     (result,) = answer.results
-    assert result.box == (0, 0, 200, 130)
-    assert len(result.top) == 2
+    assert (result.box, len(result.top)) == ((0, 0, 200, 130), 2)
     assert result.label in NAMES
-    assert answer.engine == "onnx"
-    assert answer.notes == ["Squashed to 64×64 (antialiased bicubic)."]
+    assert (answer.engine, answer.notes) == ("onnx", ["Squashed to 64×64 (antialiased bicubic)."])
 
 
 def test_patches_are_the_pictures_they_cut_out(tiny, page):
@@ -99,8 +97,7 @@ def test_feature_maps_of_all_patches_come_as_an_archive(tiny, page):
     request = ClassifyIn(image=page, tile=65)
     (answer,) = tiny.predict([request], CallContext())
     archive = np.load(io.BytesIO(tiny.render(request, answer, "application/x-npz")))
-    assert sorted(archive) == ["boxes", "logits", *FEATURE_MAPS]
-    assert archive["stage4"].shape == (6, 256, 2, 2)
+    assert (sorted(archive), archive["stage4"].shape) == (["boxes", "logits", *FEATURE_MAPS], (6, 256, 2, 2))
     assert archive["boxes"].tolist() == [list(result.box) for result in answer.results]
     assert archive["logits"].argmax(1).tolist() == [result.class_id for result in answer.results]
 

@@ -1,8 +1,6 @@
 """Weights of real data: right on their sample without a warning, and aware of pictures of other things."""
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -33,14 +31,14 @@ FOREIGN = {
 
 
 @pytest.fixture(scope="module", params=FOREIGN)
-def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def served(request, tmp_path_factory):
     home = tmp_path_factory.mktemp("place")
     loaded = request.param.load(LoadContext(engine="torch", cache=home, weights=home / "none", threads=1))
     yield loaded
     loaded.close()
 
 
-def test_the_sample_is_answered_rightly_and_without_a_warning(served: Any) -> None:
+def test_the_sample_is_answered_rightly_and_without_a_warning(served):
     (answer,) = served.predict([served.example()], CallContext())
     assert answer.warnings == []
     if isinstance(served, HieraEdgeNetCellsBoxDetector):
@@ -54,7 +52,7 @@ def test_the_sample_is_answered_rightly_and_without_a_warning(served: Any) -> No
         assert answer.results[0].label == "shoes"
 
 
-def test_pictures_of_other_things_are_answered_with_a_warning(served: Any) -> None:
+def test_pictures_of_other_things_are_answered_with_a_warning(served):
     kind = DetectIn if served.card.task == "detect" else ClassifyIn
     pictures = [(SERVICES / f"{name}.jpg").read_bytes() for name in FOREIGN[type(served)]]
     answers = served.predict([kind(image=picture) for picture in pictures], CallContext())
@@ -62,7 +60,7 @@ def test_pictures_of_other_things_are_answered_with_a_warning(served: Any) -> No
 
 
 @pytest.mark.parametrize("served", [HieraEdgeNetCellsBoxDetector], indirect=True)
-def test_scores_are_calibrated_and_a_request_may_ask_for_fainter_ones(served: Any) -> None:
+def test_scores_are_calibrated_and_a_request_may_ask_for_fainter_ones(served):
     example, least = served.example(), served.details()["confidence"]
     (told,), (more,) = (
         served.predict([one], CallContext()) for one in (example, example.model_copy(update={"confidence": 0.1}))
@@ -73,7 +71,7 @@ def test_scores_are_calibrated_and_a_request_may_ask_for_fainter_ones(served: An
 
 
 @pytest.mark.parametrize("kind", [PATNetClassifier, FasterNetClassifier])
-def test_the_card_names_the_kinds_of_pictures_that_its_warnings_miss(kind: Any) -> None:
+def test_the_card_names_the_kinds_of_pictures_that_its_warnings_miss(kind):
     metrics = read_weights(kind.folder / f"{kind.weights}.safetensors").manifest.metrics
     weak = [name for name, value in metrics.items() if name.startswith("auroc_") and value < 0.95]
     assert weak
@@ -81,7 +79,7 @@ def test_the_card_names_the_kinds_of_pictures_that_its_warnings_miss(kind: Any) 
 
 
 @torch.no_grad()
-def test_attention_reaches_the_boxes_of_the_served_yolo9tr() -> None:
+def test_attention_reaches_the_boxes_of_the_served_yolo9tr():
     assert "Weak" in Yolo9trBoxDetector.card.notes[0]
     weights = read_weights(Yolo9trBoxDetector.folder / "yolo9tr.safetensors")
     net = network("yolo9tr", **weights.manifest.network.config).eval()

@@ -49,15 +49,11 @@ def colours(folder: Path, count: int) -> Path:
 
 
 @pytest.mark.parametrize("kind", [HieraEdgeNetCells, pytest.param(Yolo9trRoads, marks=pytest.mark.release)])
-def test_a_folder_of_boxes_becomes_a_detector(kind: type[HieraEdgeNetCells | Yolo9trRoads], tmp_path: Path) -> None:
+def test_a_folder_of_boxes_becomes_a_detector(kind, tmp_path):
     made = kind(
-        data=squares(tmp_path / "data", 14),
-        side=64,
-        scale=MultiScale(side=64, rates=(1.0,)),
-        schedule=SHORT,
-        choose=2,
-        start=None,
-    )
+        data=squares(tmp_path / "data", 14), side=64, scale=MultiScale(side=64, rates=(1.0,)), schedule=SHORT,
+        choose=2, start=None,
+    )  # fmt: skip
     fitted = fit(made, tmp_path / "run")
     manifest = publish(made, fitted, tmp_path / "out")
     assert {"map50", "map50_95", "ap50_square", "count_error_square"} <= manifest.metrics.keys()
@@ -68,7 +64,7 @@ def test_a_folder_of_boxes_becomes_a_detector(kind: type[HieraEdgeNetCells | Yol
     assert survey.classes == {"square": 14}
 
 
-def test_boxes_of_a_batch_lie_on_their_squares(tmp_path: Path) -> None:
+def test_boxes_of_a_batch_lie_on_their_squares(tmp_path):
     made = HieraEdgeNetCells(
         data=squares(tmp_path / "data", 14), side=96, scale=MultiScale(side=96, rates=(1.0,)), schedule=SHORT, choose=2
     )
@@ -87,21 +83,16 @@ def test_boxes_of_a_batch_lie_on_their_squares(tmp_path: Path) -> None:
     assert np.mean(inside) > np.mean(outside) + 0.15
 
 
-def test_a_rare_class_is_drawn_as_often_as_any_other_and_is_in_view(tmp_path: Path) -> None:
+def test_a_rare_class_is_drawn_as_often_as_any_other_and_is_in_view(tmp_path):
     data = squares(tmp_path / "data", 24)
     (data / "classes.txt").write_text("square\nrare\n")
     for index in (3, 17):
         label = data / "labels" / f"{index:02}.txt"
         label.write_text("1" + label.read_text()[1:])
     made = HieraEdgeNetCells(
-        data=data,
-        side=96,
-        scale=MultiScale(side=96, rates=(1.0,)),
-        schedule=SHORT.model_copy(update={"batch": 64}),
-        choose=1,
-        balance=1.0,
-        mosaic=0.0,
-    )
+        data=data, side=96, scale=MultiScale(side=96, rates=(1.0,)),
+        schedule=SHORT.model_copy(update={"batch": 64}), choose=1, balance=1.0, mosaic=0.0,
+    )  # fmt: skip
     made.prepare(tmp_path)
     (batch,) = made.batches(0, np.random.default_rng(0))
     assert 0.3 < float((batch["targets"][:, 1] == 1).float().mean()) < 0.7
@@ -124,12 +115,12 @@ def _train(recipe: ClassRecipe, data: Path, home: Path) -> Trained:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory):
     return colours(tmp_path_factory.mktemp("colours") / "data", 10)
 
 
 @pytest.fixture(scope="module")
-def teacher(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def teacher(folder, tmp_path_factory):
     recipe = EfficientNetLite0Recipe(data=folder, side=64, schedule=SHORT)
     return _train(recipe, folder, tmp_path_factory.mktemp("teacher"))
 
@@ -140,7 +131,7 @@ def _taught(kind: type[PATNetRecipe | FasterNetRecipe], folder: Path, home: Path
 
 
 @pytest.fixture(scope="module")
-def patnet(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def patnet(folder, tmp_path_factory):
     return _taught(PATNetRecipe, folder, tmp_path_factory.mktemp("patnet"))
 
 
@@ -149,16 +140,16 @@ def _check_classifier(trained: Trained) -> None:
     assert trained.manifest.data["names"] == "blue,red"
 
 
-def test_a_folder_of_classes_becomes_a_classifier(patnet: Trained) -> None:
+def test_a_folder_of_classes_becomes_a_classifier(patnet):
     _check_classifier(patnet)
 
 
 @pytest.mark.release
-def test_a_folder_of_classes_becomes_a_fasternet(folder: Path, tmp_path: Path) -> None:
+def test_a_folder_of_classes_becomes_a_fasternet(folder, tmp_path):
     _check_classifier(_taught(FasterNetRecipe, folder, tmp_path))
 
 
-def test_a_classifier_starts_from_a_file_and_the_manifest_keeps_only_its_name(teacher: Trained, tmp_path: Path) -> None:
+def test_a_classifier_starts_from_a_file_and_the_manifest_keeps_only_its_name(teacher, tmp_path):
     again = teacher.recipe.model_copy(update={"start": str(teacher.file)})
     again.prepare(tmp_path)
     held = {key: torch.from_numpy(array) for key, array in read_weights(teacher.file).arrays.items()}
@@ -168,7 +159,7 @@ def test_a_classifier_starts_from_a_file_and_the_manifest_keeps_only_its_name(te
     assert again.model_dump(mode="json")["start"] == "efficientnet-lite0"
 
 
-def test_warnings_are_learnt_anew_without_touching_the_network(patnet: Trained, tmp_path: Path) -> None:
+def test_warnings_are_learnt_anew_without_touching_the_network(patnet, tmp_path):
     other = squares(tmp_path / "squares", 6)
     file = Path(shutil.copytree(patnet.file.parent, tmp_path / "out")) / patnet.file.name
     arrays = read_weights(file).arrays
@@ -183,14 +174,14 @@ def test_warnings_are_learnt_anew_without_touching_the_network(patnet: Trained, 
         recalibrate(file, colours(tmp_path / "more", 11))
 
 
-def test_a_start_of_which_no_layer_fits_is_refused(teacher: Trained) -> None:
+def test_a_start_of_which_no_layer_fits_is_refused(teacher):
     made = PATNetRecipe(data=teacher.data, side=64, start=str(teacher.file))
     made.gather()
     with pytest.raises(InvalidOption, match="No layer of efficientnet-lite0 has the name and shape of one of patnet"):
         made.network()
 
 
-def test_one_class_is_refused(tmp_path: Path) -> None:
+def test_one_class_is_refused(tmp_path):
     folder = colours(tmp_path / "data", 4)
     for path in (folder / "red").iterdir():
         path.unlink()

@@ -32,7 +32,7 @@ def searches(folder: Path, count: int = 6, people: int = 4) -> Path:
     return folder
 
 
-def test_fixations_become_cells_and_long_paths_are_cut(tmp_path: Path) -> None:
+def test_fixations_become_cells_and_long_paths_are_cut(tmp_path):
     found = read_collages(searches(tmp_path), GRID, longest=2)
     assert [each.target for each in found] == [0, 1, 2, 3, 4, 5]
     assert all(len(path) <= 2 for each in found for path in each.paths)
@@ -42,16 +42,14 @@ def test_fixations_become_cells_and_long_paths_are_cut(tmp_path: Path) -> None:
         read_collages(tmp_path / "elsewhere", GRID, 2)
 
 
-def test_the_policy_knows_seven_things() -> None:
+def test_the_policy_knows_seven_things():
     known = describe_cells(GRID, np.array([[0, 5]]), np.array([5]))[0]
-    assert known.shape == (7, 7)
-    assert known[2].tolist() == [1, 1, 0, 0, 0, 0, 0]
-    assert known[5].tolist() == [0, 0, 1, 1, 1, 0, 0]
-    assert known[0, 4] == 1
+    assert (known.shape, known[2].tolist()) == ((7, 7), [1, 1, 0, 0, 0, 0, 0])
+    assert (known[5].tolist(), known[0, 4]) == ([0, 0, 1, 1, 1, 0, 0], 1)
     assert known[6].tolist() == [0, 0, 0, 0, 0, 1, 0]
 
 
-def test_the_fitted_policy_is_the_likeliest(tmp_path: Path) -> None:
+def test_the_fitted_policy_is_the_likeliest(tmp_path):
     known = read_collages(searches(tmp_path), GRID, longest=9)
     policy = fit_policy(known, GRID)
 
@@ -70,7 +68,7 @@ def test_the_fitted_policy_is_the_likeliest(tmp_path: Path) -> None:
             assert cost(policy.weights + move * np.eye(7)[index]) > best
 
 
-def test_a_short_fit_is_measured_beside_people_and_places(tmp_path: Path) -> None:
+def test_a_short_fit_is_measured_beside_people_and_places(tmp_path):
     made = OatGaze(
         data=searches(tmp_path),
         grid=GRID,

@@ -30,21 +30,21 @@ MATRIX = np.arange(12, dtype=np.float64).reshape(3, 4)
 @pytest.mark.parametrize(
     "array", [MATRIX, np.asfortranarray(MATRIX), MATRIX.astype("int16"), MATRIX.astype(">f4"), MATRIX.astype("f2")]
 )
-def test_npy_of_any_number_and_order_is_read(array: np.ndarray) -> None:
+def test_npy_of_any_number_and_order_is_read(array):
     found = read_matrices(npy(array), "features")
     np.testing.assert_array_equal(found["features"], MATRIX)
     assert found["features"].dtype == np.float32
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_npz_gives_its_arrays_by_name(save: Any) -> None:
+def test_npz_gives_its_arrays_by_name(save):
     file = io.BytesIO()
     save(file, features=MATRIX, semantics=MATRIX[:2])
     found = read_matrices(file.getvalue(), "features")
     assert {name: array.shape for name, array in found.items()} == {"features": (3, 4), "semantics": (2, 4)}
 
 
-def test_rows_of_numbers_are_a_matrix() -> None:
+def test_rows_of_numbers_are_a_matrix():
     assert read_matrices(((1.0, 2.0), (3.0, 4.0)), "features")["features"].tolist() == [[1, 2], [3, 4]]
 
 
@@ -92,7 +92,7 @@ REFUSED: dict[str, tuple[Any, type[FoveaError]]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_no_matrix_is_refused(name: str) -> None:
+def test_what_is_no_matrix_is_refused(name):
     given, error = REFUSED[name]
     with pytest.raises(error) as caught:
         read_matrices(given, "features")
@@ -100,7 +100,7 @@ def test_what_is_no_matrix_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2, zipfile.ZIP_DEFLATED])
-def test_an_archive_of_broken_bytes_is_refused(kind: int) -> None:
+def test_an_archive_of_broken_bytes_is_refused(kind):
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", kind) as archive:
         archive.writestr("a.npy", npy(MATRIX))
@@ -114,13 +114,13 @@ def test_an_archive_of_broken_bytes_is_refused(kind: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["{'descr': '<f4', 'shape': (1,", "(" * 99, '"' * 3, "{'descr': [], 'shape': 1}"])
-def test_headers_that_are_no_python_are_refused(text: str) -> None:
+def test_headers_that_are_no_python_are_refused(text):
     with pytest.raises(FoveaError) as caught:
         read_matrices(header(text), "features")
     assert caught.value.status == 400
 
 
-def test_a_name_in_an_archive_that_is_no_text_is_refused() -> None:
+def test_a_name_in_an_archive_that_is_no_text_is_refused():
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("ö.npy", npy(MATRIX))
@@ -128,7 +128,7 @@ def test_a_name_in_an_archive_that_is_no_text_is_refused() -> None:
         read_matrices(file.getvalue().replace("ö".encode(), b"\xff\xff"), "features")
 
 
-def test_a_bomb_in_an_archive_is_not_unpacked() -> None:
+def test_a_bomb_in_an_archive_is_not_unpacked():
     """The header says two numbers: the gigabyte behind it is never read."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -136,12 +136,12 @@ def test_a_bomb_in_an_archive_is_not_unpacked() -> None:
     assert read_matrices(file.getvalue(), "features")["features"].tolist() == [[1, 1]]
 
 
-def test_rows_beyond_the_limit_are_refused() -> None:
+def test_rows_beyond_the_limit_are_refused():
     with pytest.raises(TooLarge):
         read_matrices(npy(np.ones((2, MAX_NUMBERS // 2 + 1), np.int8)), "features")
 
 
-def test_the_wire_type_takes_base64_rows_and_lists_of_one() -> None:
+def test_the_wire_type_takes_base64_rows_and_lists_of_one():
     import base64
 
     raw = npy(MATRIX)

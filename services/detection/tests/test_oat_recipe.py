@@ -1,7 +1,6 @@
 """The synthetic shelves and their searchers, and the recipe of OAT."""
 
 import itertools
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from shared.training.recipe import Schedule
 from shared.training.trainer import fit
 
 
-def test_the_target_is_unique_and_half_of_the_others_look_like_it() -> None:
+def test_the_target_is_unique_and_half_of_the_others_look_like_it():
     drawn = trials(np.random.default_rng(0), 300)
     sought = drawn.items[np.arange(300), drawn.targets]
     assert ((drawn.items == sought[:, None]).sum(1) == 1).all()
@@ -22,7 +21,7 @@ def test_the_target_is_unique_and_half_of_the_others_look_like_it() -> None:
     assert alike.sum() / others == pytest.approx(0.5 + by_chance, abs=0.05)
 
 
-def test_paths_stop_at_the_target_or_are_cut() -> None:
+def test_paths_stop_at_the_target_or_are_cut():
     drawn = trials(np.random.default_rng(1), 500)
     paths = [drawn.path(index) for index in range(500)]
     assert all(1 <= len(path) <= LONGEST for path in paths)
@@ -32,7 +31,7 @@ def test_paths_stop_at_the_target_or_are_cut() -> None:
     assert (drawn.paths == 27).sum(1).tolist() == [1] * 500
 
 
-def test_searchers_refixate_as_often_as_the_policy_says_and_prefer_what_looks_alike() -> None:
+def test_searchers_refixate_as_often_as_the_policy_says_and_prefer_what_looks_alike():
     drawn = trials(np.random.default_rng(2), 2000)
     repeats = steps = alike = 0
     for index in range(2000):
@@ -46,7 +45,7 @@ def test_searchers_refixate_as_often_as_the_policy_says_and_prefer_what_looks_al
     assert alike / 2000 > 0.7
 
 
-def test_a_short_fit_learns_and_is_measured(tmp_path: Path) -> None:
+def test_a_short_fit_learns_and_is_measured(tmp_path):
     schedule = Schedule(steps=6, batch=4, rate=1e-3, validate_every=3)
     recipe = OatDemo(schedule=schedule, valid=5, test=8)
     fitted = fit(recipe, tmp_path)
@@ -57,7 +56,7 @@ def test_a_short_fit_learns_and_is_measured(tmp_path: Path) -> None:
     assert measured["length"] <= LONGEST
 
 
-def test_batches_hold_what_the_loss_needs_on_any_grid() -> None:
+def test_batches_hold_what_the_loss_needs_on_any_grid():
     recipe = OatDemo(schedule=Schedule(steps=1, batch=4, rate=1e-3))
     net = recipe.network()
     for step in range(3):

@@ -20,7 +20,7 @@ SMALL: dict[str, Any] = {"grid": (2, 3), "model": 24, "layers": 1, "heads": 2, "
 @pytest.mark.parametrize(
     "shelf", ["yogurt", *(pytest.param(name, marks=pytest.mark.release) for name in ("wine", "amazon"))]
 )
-def test_keys_logits_and_greedy_path_equal_the_published_network(shelf: str) -> None:
+def test_keys_logits_and_greedy_path_equal_the_published_network(shelf):
     keys, golden, grid = read(f"oat_{shelf}.keys.json"), read(f"oat_{shelf}.npz"), SHELVES[shelf]
     net = network("oat", grid=grid, position_table=golden["pe"])
     found = [[key, list(tensor.shape)] for key, tensor in net.state_dict().items()]
@@ -38,26 +38,24 @@ def test_keys_logits_and_greedy_path_equal_the_published_network(shelf: str) -> 
 
 
 @pytest.fixture(scope="module")
-def small() -> ObjectAttention:
+def small():
     torch.manual_seed(0)
     net: ObjectAttention = network("oat", **SMALL)
     return net.eval()
 
 
 @pytest.fixture(scope="module")
-def crops() -> torch.Tensor:
+def crops():
     return picture("shelf", (6, 3, 48, 32))
 
 
-def test_later_fixations_do_not_change_earlier_logits(small: ObjectAttention, crops: torch.Tensor) -> None:
+def test_later_fixations_do_not_change_earlier_logits(small, crops):
     one, other = small(crops, 2, torch.tensor([1, 4, 5])), small(crops, 2, torch.tensor([1, 4, 0]))
     torch.testing.assert_close(one[:3], other[:3])
     assert (one[3] - other[3]).abs().max() > 1e-6
 
 
-def test_objects_renumbered_with_their_places_have_their_logits_renumbered(
-    small: ObjectAttention, crops: torch.Tensor
-) -> None:
+def test_objects_renumbered_with_their_places_have_their_logits_renumbered(small, crops):
     order, cells = torch.tensor([3, 0, 5, 1, 2, 4]), grid_cells((2, 3))
     place = order.argsort()
     path, target = torch.tensor([1, 4]), 2
@@ -69,7 +67,7 @@ def test_objects_renumbered_with_their_places_have_their_logits_renumbered(
     torch.testing.assert_close(renumbered[:, 6:], straight[:, 6:], atol=1e-5, rtol=1e-5)
 
 
-def test_a_trained_network_serves_another_grid(small: ObjectAttention) -> None:
+def test_a_trained_network_serves_another_grid(small):
     found = small.logits(
         picture("other", (4, 3, 48, 32))[None],
         grid_cells((2, 2))[None],
@@ -79,21 +77,21 @@ def test_a_trained_network_serves_another_grid(small: ObjectAttention) -> None:
     assert found.shape == (1, 1, 1, 6)
 
 
-def test_the_first_step_of_a_path_never_ends_it(small: ObjectAttention, crops: torch.Tensor) -> None:
+def test_the_first_step_of_a_path_never_ends_it(small, crops):
     path = small.scanpath(crops, 0, steps=4)
     assert path[0] < 6
     assert len(path) <= 4
     assert 6 not in path[:-1]
 
 
-def test_crops_of_another_size_and_short_tables_are_refused(small: ObjectAttention) -> None:
+def test_crops_of_another_size_and_short_tables_are_refused(small):
     with pytest.raises(InvalidOption, match="crops must be"):
         small(torch.zeros(6, 3, 20, 20), 0, torch.zeros(0, dtype=torch.long))
     with pytest.raises(InvalidOption, match="position_table"):
         network("oat", **{**SMALL, "position_table": np.zeros((2, 4))})
 
 
-def test_fitted_rows_look_alike_when_near() -> None:
+def test_fitted_rows_look_alike_when_near():
     rows = fitted_positions(9, 22)
     unit, place = rows / np.linalg.norm(rows, axis=1, keepdims=True), np.arange(9)
     np.testing.assert_allclose(
@@ -103,7 +101,7 @@ def test_fitted_rows_look_alike_when_near() -> None:
     np.testing.assert_array_equal(rows, fitted_positions(9, 22))
 
 
-def test_a_table_is_extended_and_keeps_the_rows_it_has() -> None:
+def test_a_table_is_extended_and_keeps_the_rows_it_has():
     given = fitted_positions(6, 22)
     rows = fitted_positions(9, 22, given=given)
     np.testing.assert_array_equal(rows[:6], given)

@@ -30,17 +30,9 @@ NAMES = ("crack", "hole", "none")
 def answer(logits, boxes, height, width):
     results = classify(np.array(logits, np.float32), boxes, NAMES, 3)
     return ClassifyOut(
-        model="m",
-        version="1",
-        engine="onnx",
-        width=width,
-        height=height,
-        rows=boxes.rows,
-        columns=boxes.columns,
-        results=results,
-        counts=count_by_class(results),
-        times=Times(),
-    )
+        model="m", version="1", engine="onnx", width=width, height=height, rows=boxes.rows, columns=boxes.columns,
+        results=results, counts=count_by_class(results), times=Times(),
+    )  # fmt: skip
 
 
 @given(st.integers(1, 900), st.integers(1, 900), st.integers(32, 300))

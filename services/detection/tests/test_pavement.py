@@ -1,7 +1,5 @@
 """The generator of pavement: the same from the same seed, boxes tight, classes as their names say."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -10,7 +8,7 @@ from services.detection.recipes.yolo9tr.data import MOST, NAMES, SIDE, draw_scen
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-def test_damage_follows_from_its_seed_and_shades_what_it_covers(name: str) -> None:
+def test_damage_follows_from_its_seed_and_shades_what_it_covers(name):
     one, two = (DAMAGE[name](np.random.default_rng(5), SIDE) for _ in range(2))
     assert np.array_equal(one.mask, two.mask)
     assert np.array_equal(one.shade, two.shade)
@@ -20,7 +18,7 @@ def test_damage_follows_from_its_seed_and_shades_what_it_covers(name: str) -> No
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-def test_a_box_is_the_extent_of_its_mask(name: str) -> None:
+def test_a_box_is_the_extent_of_its_mask(name):
     damage = DAMAGE[name](np.random.default_rng(8), SIDE)
     assert damage.box is not None
     x1, y1, x2, y2 = damage.box
@@ -29,12 +27,11 @@ def test_a_box_is_the_extent_of_its_mask(name: str) -> None:
     assert all(edge.any() for edge in (inside[0], inside[-1], inside[:, 0], inside[:, -1]))
 
 
-def test_scenes_hold_one_to_four_boxes_inside_the_picture() -> None:
+def test_scenes_hold_one_to_four_boxes_inside_the_picture():
     kinds = set()
     for seed in range(40):
         scene = draw_scene(np.random.default_rng(seed))
-        assert scene.image.shape == (SIDE, SIDE, 3)
-        assert scene.image.dtype == np.uint8
+        assert (scene.image.shape, scene.image.dtype) == ((SIDE, SIDE, 3), np.uint8)
         assert len(scene.boxes) <= MOST
         assert (scene.boxes[:, 1:] >= 0).all()
         assert (scene.boxes[:, 1:] <= SIDE).all()
@@ -43,7 +40,7 @@ def test_scenes_hold_one_to_four_boxes_inside_the_picture() -> None:
     assert kinds == set(range(len(NAMES)))
 
 
-def test_splits_share_no_scene_and_repeat(tmp_path: Path) -> None:
+def test_splits_share_no_scene_and_repeat(tmp_path):
     train, again, test = (scenes(s, 3, seed=1, cache=tmp_path) for s in ("train", "train", "test"))
     assert train.digest == again.digest == draw_split("train", 3, seed=1).digest
     assert train.digest != test.digest

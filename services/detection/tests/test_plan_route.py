@@ -2,12 +2,9 @@
 
 import csv
 import io
-from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import pytest
-from starlette.testclient import TestClient
 
 from services.detection.models.planner import FoveaPlanner
 from services.detection.planning.geometry import hull
@@ -19,13 +16,13 @@ POINTS = np.random.default_rng(0).random((9, 2)).round(4)
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+def client(tmp_path_factory):
     with client_of(tmp_path_factory.mktemp("fovea"), "detection", {"fovea-planner": FoveaPlanner}) as made:
         yield made
 
 
 @pytest.mark.parametrize("task", ["hull", "delaunay", "tsp"])
-def test_each_task_is_answered_and_certified(client: TestClient, task: str) -> None:
+def test_each_task_is_answered_and_certified(client, task):
     found = answered(client.post("/v1/plan", json={"task": task, "points": POINTS.tolist()}), PlanOut)
     assert found.certified
     assert found.optimality_gap == 0
@@ -34,7 +31,7 @@ def test_each_task_is_answered_and_certified(client: TestClient, task: str) -> N
         assert found.order == hull(POINTS)
 
 
-def test_detections_become_a_route_through_their_middles(client: TestClient) -> None:
+def test_detections_become_a_route_through_their_middles(client):
     boxes = [[x * 100, y * 100, x * 100 + 10, y * 100 + 10] for x, y in POINTS.tolist()]
     detections = [
         {"box": box, "score": 0.5, "label": "crack", "class_id": 0, "area": 100.0, "radius": 5.0} for box in boxes
@@ -43,24 +40,22 @@ def test_detections_become_a_route_through_their_middles(client: TestClient) -> 
     detected = {**facts, "detections": detections, "counts": {"crack": 9}}
     route = answered(client.post("/v1/plan", json={"task": "tsp", "detections": detected}), PlanOut)
     plain = answered(client.post("/v1/plan", json={"task": "tsp", "points": POINTS.tolist()}), PlanOut)
-    assert route.order == plain.order
-    assert route.objective == pytest.approx(100 * plain.objective)
+    assert (route.order, route.objective) == (plain.order, pytest.approx(100 * plain.objective))
     assert route.points[0] == pytest.approx((POINTS[0] * 100 + 5).tolist())
 
 
-def test_a_batch_is_answered_set_by_set(client: TestClient) -> None:
+def test_a_batch_is_answered_set_by_set(client):
     sets = np.random.default_rng(1).random((6, 8, 2)).tolist()
     found = answered(client.post("/v1/plan", json={"task": "tsp", "batch": sets}), PlanOut)
     alone = [answered(client.post("/v1/plan", json={"task": "tsp", "points": points}), PlanOut) for points in sets]
-    assert len(found.plans) == 6
-    assert found.order == found.plans[0].order
+    assert (len(found.plans), found.order) == (6, found.plans[0].order)
     for together, single in zip(found.plans, alone, strict=True):
         assert together.objective >= single.objective - 1e-9
         assert together.objective <= 1.1 * single.objective
         assert together.lower_bound <= single.objective + 1e-9
 
 
-def test_map_and_table_by_accept(client: TestClient) -> None:
+def test_map_and_table_by_accept(client):
     for task in ("hull", "delaunay", "tsp"):
         body = {"task": task, "points": POINTS.tolist()}
         picture = decode(client.post("/v1/plan", json=body, headers={"accept": "image/png"}).content).pixels
@@ -85,11 +80,11 @@ def test_map_and_table_by_accept(client: TestClient) -> None:
         ({"task": "tsp", "points": [[0, 0]], "speed": 1}, "speed"),
     ],
 )
-def test_mistakes_are_named(client: TestClient, body: dict[str, Any], field: str) -> None:
+def test_mistakes_are_named(client, body, field):
     problem(client.post("/v1/plan", json=body), 422, field)
 
 
-def test_most_hulls_are_those_that_the_network_proposed(client: TestClient) -> None:
+def test_most_hulls_are_those_that_the_network_proposed(client):
     sets = np.random.default_rng(3).random((60, 7, 2)).tolist()
     found = answered(client.post("/v1/plan", json={"task": "hull", "batch": sets}), PlanOut).plans
     assert np.mean([plan.solver == "pointer" for plan in found]) > 0.85

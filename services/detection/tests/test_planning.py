@@ -20,7 +20,7 @@ LABELS = read("combinatorial_labels.npz")
 
 
 @pytest.mark.parametrize("n", [5, 10, 20, 50])
-def test_hulls_equal_the_golden_ones(n: int) -> None:
+def test_hulls_equal_the_golden_ones(n):
     for points, order, size in zip(*(LABELS[f"hull{n}_{k}"] for k in ("points", "seq", "area")), strict=True):
         found = plan("hull", points)
         assert found.order == [index for index in order.tolist() if index >= 0]
@@ -28,14 +28,14 @@ def test_hulls_equal_the_golden_ones(n: int) -> None:
         assert found.certified
 
 
-def test_the_area_of_a_small_polygon_far_from_the_origin_does_not_drown() -> None:
+def test_the_area_of_a_small_polygon_far_from_the_origin_does_not_drown():
     square = np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) * 1e-3 + [1000, -1000]
     assert area(square, range(4)) == pytest.approx(1e-6, rel=1e-7)
     assert area(square, range(3, -1, -1)) < 0
 
 
 @pytest.mark.parametrize("n", [5, 10, 50])
-def test_triangles_equal_the_golden_ones(n: int) -> None:
+def test_triangles_equal_the_golden_ones(n):
     for points, corners in zip(LABELS[f"del{n}_points"], LABELS[f"del{n}_triangles"], strict=True):
         found = plan("delaunay", points)
         assert found.triangles == [tuple(row) for row in corners.tolist() if row[0] >= 0]
@@ -43,16 +43,15 @@ def test_triangles_equal_the_golden_ones(n: int) -> None:
 
 
 @pytest.mark.parametrize("n", [5, 8, 10])
-def test_small_tours_equal_the_optimum_and_are_certified(n: int) -> None:
+def test_small_tours_equal_the_optimum_and_are_certified(n):
     for points, order, length in zip(*(LABELS[f"tsp{n}_{k}"] for k in ("points", "opt_tour", "opt_len")), strict=True):
         found = plan("tsp", points)
-        assert found.order == order.tolist()
-        assert found.objective == pytest.approx(length)
+        assert (found.order, found.objective) == (order.tolist(), pytest.approx(length))
         assert (found.certified, found.optimality_gap, found.solver) == (True, 0, "exact")
 
 
 @pytest.mark.parametrize("n", [20, 50])
-def test_large_tours_are_near_the_best_known_and_bounded(n: int) -> None:
+def test_large_tours_are_near_the_best_known_and_bounded(n):
     ratios = []
     for points, length in zip(LABELS[f"tsp{n}_points"], LABELS[f"tsp{n}_lkh_len"], strict=True):
         found = plan("tsp", points, time_limit=0.5)
@@ -65,7 +64,7 @@ def test_large_tours_are_near_the_best_known_and_bounded(n: int) -> None:
     assert np.mean(ratios) <= 1.03
 
 
-def test_the_exact_solver_equals_trying_everything() -> None:
+def test_the_exact_solver_equals_trying_everything():
     points = np.random.default_rng(0).random((4, 7, 2))
     tours, lengths = optimal_tours(points)
     for instance, tour, length in zip(points, tours, lengths, strict=True):
@@ -76,7 +75,7 @@ def test_the_exact_solver_equals_trying_everything() -> None:
 
 
 @given(st.integers(4, 9), st.integers(0, 2**32 - 1))
-def test_no_tour_is_shorter_than_the_bound(n: int, seed: int) -> None:
+def test_no_tour_is_shorter_than_the_bound(n, seed):
     points = np.random.default_rng(seed).random((n, 2))
     best = float(optimal_tours(points[None])[1][0])
     bound = tour_bound(points, best * 1.05)
@@ -85,7 +84,7 @@ def test_no_tour_is_shorter_than_the_bound(n: int, seed: int) -> None:
 
 
 @given(st.integers(4, 40), st.integers(0, 2**32 - 1), st.booleans())
-def test_improvement_keeps_a_permutation_and_never_lengthens(n: int, seed: int, repeated: bool) -> None:
+def test_improvement_keeps_a_permutation_and_never_lengthens(n, seed, repeated):
     rng = np.random.default_rng(seed)
     points = rng.integers(0, 4, (n, 2)).astype(float) if repeated else rng.random((n, 2))
     tour = rng.permutation(n)
@@ -95,7 +94,7 @@ def test_improvement_keeps_a_permutation_and_never_lengthens(n: int, seed: int, 
 
 
 @given(st.integers(4, 12), st.integers(0, 2**32 - 1))
-def test_successors_of_many_instances_follow_the_hull(n: int, seed: int) -> None:
+def test_successors_of_many_instances_follow_the_hull(n, seed):
     points = np.random.default_rng(seed).random((3, n, 2))
     for instance, following in zip(points, hull_successors(points), strict=True):
         order = hull(instance)
@@ -103,7 +102,7 @@ def test_successors_of_many_instances_follow_the_hull(n: int, seed: int) -> None
         assert (following >= 0).sum() == len(order)
 
 
-def test_points_on_an_edge_are_no_corners_and_far_places_lose_nothing() -> None:
+def test_points_on_an_edge_are_no_corners_and_far_places_lose_nothing():
     square = [[0, 0], [1, 0], [2, 0], [2, 2], [0, 2], [1, 1]]
     assert plan("hull", square).order == [0, 2, 3, 4]
     moved = np.array(square) + 1e6
@@ -112,7 +111,7 @@ def test_points_on_an_edge_are_no_corners_and_far_places_lose_nothing() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_tours_of_few_points_and_of_repeated_points(count: int) -> None:
+def test_tours_of_few_points_and_of_repeated_points(count):
     points = np.random.default_rng(count).random((count, 2))
     found = plan("tsp", points)
     assert found.order == list(range(count))
@@ -135,14 +134,13 @@ def test_tours_of_few_points_and_of_repeated_points(count: int) -> None:
         ("tsp", [[1, 2, 3]], None),
     ],
 )
-def test_points_without_a_plan_are_refused(task, points, index) -> None:
+def test_points_without_a_plan_are_refused(task, points, index):
     with pytest.raises(InvalidPoints) as caught:
         plan(task, points)
-    assert caught.value.index == index
-    assert caught.value.status == 422
+    assert (caught.value.index, caught.value.status) == (index, 422)
 
 
-def test_who_answers_is_said() -> None:
+def test_who_answers_is_said():
     points = np.random.default_rng(3).random((14, 2))
     asked = plan("tsp", points, solver="pointer", time_limit=0.2)
     assert asked.solver == "heuristic"
@@ -167,7 +165,7 @@ class Wrong:
         return order, torch.zeros(len(points), 1)
 
 
-def test_a_wrong_network_costs_nothing_but_a_note() -> None:
+def test_a_wrong_network_costs_nothing_but_a_note():
     from services.detection.planning import Pointers
 
     wrong = Pointers(Wrong(), Wrong())  # type: ignore[arg-type]
@@ -184,13 +182,13 @@ def test_a_wrong_network_costs_nothing_but_a_note() -> None:
         assert found.certified == (found.optimality_gap < 1e-9)
 
 
-def test_canonical_forms() -> None:
+def test_canonical_forms():
     assert canonical_hull([4, 7, 2, 9]) == [2, 9, 4, 7]
     assert canonical_tour([3, 1, 0, 2]) == [0, 1, 3, 2]
     assert canonical_tour([0, 3, 2, 1]) == [0, 1, 2, 3]
 
 
-def test_polygons_that_cross_themselves_are_told() -> None:
+def test_polygons_that_cross_themselves_are_told():
     square = np.array([[0.0, 0], [1, 0], [1, 1], [0, 1]])
     assert valid(square, [0, 1, 2, 3])
     assert not valid(square, [0, 2, 1, 3])

@@ -15,12 +15,12 @@ from shared.registry import network
 
 
 @pytest.fixture(scope="module")
-def golden() -> dict[str, np.ndarray]:
+def golden():
     return read("pointer_net.npz")
 
 
 @pytest.fixture(scope="module")
-def published() -> PointerNet:
+def published():
     keys = read("pointer_net.keys.json")
     net: PointerNet = network("pointer-net", keys["config"]["hidden"])
 
@@ -33,9 +33,7 @@ def published() -> PointerNet:
     return net.eval()
 
 
-def test_teacher_forced_logits_and_likelihoods_equal_the_golden_ones(
-    published: PointerNet, golden: dict[str, np.ndarray]
-) -> None:
+def test_teacher_forced_logits_and_likelihoods_equal_the_golden_ones(published, golden):
     points, targets = torch.from_numpy(golden["points"]), torch.from_numpy(golden["targets"])
     with torch.no_grad():
         logits = published(points, targets)
@@ -45,9 +43,7 @@ def test_teacher_forced_logits_and_likelihoods_equal_the_golden_ones(
 
 
 @pytest.mark.parametrize(("name", "steps", "once"), [("greedy_free", 10, False), ("greedy_masked", 9, True)])
-def test_greedy_decoding_equals_the_golden_one(
-    published: PointerNet, golden: dict[str, np.ndarray], name: str, steps: int, once: bool
-) -> None:
+def test_greedy_decoding_equals_the_golden_one(published, golden, name, steps, once):
     slots, told = published.decode(torch.from_numpy(golden["points"]), steps, visit_once=once)
     np.testing.assert_array_equal(slots, golden[name])
     barred = golden[f"{name}_logp"] <= -1e29
@@ -55,13 +51,13 @@ def test_greedy_decoding_equals_the_golden_one(
     np.testing.assert_allclose(told.numpy()[~barred], golden[f"{name}_logp"][~barred], atol=2e-5)
 
 
-def test_beam_search_equals_the_golden_one(published: PointerNet, golden: dict[str, np.ndarray]) -> None:
+def test_beam_search_equals_the_golden_one(published, golden):
     slots, scores = published.beam(torch.from_numpy(golden["points"]), 3)
     np.testing.assert_array_equal(slots, golden["beam3_seq"])
     np.testing.assert_allclose(scores, golden["beam3_score"], atol=5e-5)
 
 
-def test_a_beam_of_one_is_greedy_and_a_wide_one_holds_every_order(published: PointerNet) -> None:
+def test_a_beam_of_one_is_greedy_and_a_wide_one_holds_every_order(published):
     points = torch.rand(2, 4, 2)
     greedy, _ = published.decode(points, 4, visit_once=True)
     assert torch.equal(published.beam(points, 1)[0][:, 0], greedy)
@@ -71,20 +67,20 @@ def test_a_beam_of_one_is_greedy_and_a_wide_one_holds_every_order(published: Poi
 
 
 @pytest.fixture(scope="module")
-def attentive() -> PointerNet:
+def attentive():
     torch.manual_seed(0)
     net: PointerNet = network("pointer-net", 16, encoder="attn", layers=2)
     return net.eval()
 
 
-def test_renumbered_points_get_the_renumbered_answer(attentive: PointerNet) -> None:
+def test_renumbered_points_get_the_renumbered_answer(attentive):
     points, order = torch.rand(3, 7, 2), torch.tensor([4, 2, 6, 0, 1, 5, 3])
     slots, _ = attentive.decode(points, 7, visit_once=True)
     again, _ = attentive.decode(points[:, order], 7, visit_once=True)
     assert torch.equal(order[again - 1], slots - 1)
 
 
-def test_an_untrained_hull_is_convex_all_the_same(attentive: PointerNet) -> None:
+def test_an_untrained_hull_is_convex_all_the_same(attentive):
     """Right turns are barred, whatever the network thinks."""
     from services.detection.planning.geometry import area, polygon_is_valid
 
@@ -98,7 +94,7 @@ def test_an_untrained_hull_is_convex_all_the_same(attentive: PointerNet) -> None
     assert sum(len(order) >= 3 for order in orders) > 20
 
 
-def test_the_end_is_allowed_after_three_corners_only() -> None:
+def test_the_end_is_allowed_after_three_corners_only():
     points = torch.tensor([[[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]])
     fits, free = left_turn_mask(points), torch.ones(1, 5, dtype=torch.bool)
     assert not fits(torch.tensor([[1, 2]]), free)[0, 0]
@@ -106,7 +102,7 @@ def test_the_end_is_allowed_after_three_corners_only() -> None:
     assert third.tolist() == [True, False, False, False, True]
 
 
-def test_points_are_framed_without_changing_their_shape() -> None:
+def test_points_are_framed_without_changing_their_shape():
     points = np.random.default_rng(2).random((4, 5, 2)) * (30, 2) - 7
     assert normalise_points(points, stretch=True).max(1).tolist() == [[1, 1]] * 4
     kept = normalise_points(points, stretch=False)
@@ -115,6 +111,6 @@ def test_points_are_framed_without_changing_their_shape() -> None:
     assert np.isfinite(normalise_points(np.ones((1, 3, 2)), stretch=True)).all()
 
 
-def test_points_of_another_form_are_refused(published: PointerNet) -> None:
+def test_points_of_another_form_are_refused(published):
     with pytest.raises(InvalidOption, match="points must be"):
         published.decode(torch.rand(2, 5, 3), 4)

@@ -28,8 +28,7 @@ def served(place):
 def test_the_served_graph_has_no_fourier_operator_and_takes_one_size(served, place):
     (graph,) = place.cache.glob("hieraedgenet-synthetic-pollen-*.onnx")
     assert not {"DFT", "STFT"} & {node.op_type for node in onnx.load(graph).graph.node}
-    assert served.engine.name == "onnx"
-    assert served.engine.inputs[0].shape == (-1, 3, 192, 192)
+    assert (served.engine.name, served.engine.inputs[0].shape) == ("onnx", (-1, 3, 192, 192))
     (refused,) = served.predict([DetectIn(image=served.example().image, size=320)], CallContext())
     assert isinstance(refused, InvalidOption)
     assert refused.field == "size"

@@ -30,7 +30,7 @@ def copied(some: list[tuple[Any, ...]], videos: list[int]) -> list[tuple[Any, ..
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_resampled_scores_are_those_of_copied_rows(seed: int) -> None:
+def test_resampled_scores_are_those_of_copied_rows(seed):
     rng = np.random.default_rng(seed)
     truth, found = rows(rng, 4, scored=False), rows(rng, 25, scored=True)
     for videos in (list(range(6)), [0, 0, 3, 5, 5, 5], rng.integers(6, size=6).tolist()):

@@ -1,12 +1,9 @@
 """`POST /v1/scanpath` as people use it: pictures with boxes, crops on a grid, drawn paths, references, mistakes."""
 
 import base64
-from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import pytest
-from starlette.testclient import TestClient
 
 from services.detection.models.oat import OatScanpathPredictor
 from services.detection.recipes.oat.data import products, trials
@@ -32,17 +29,17 @@ SHELF = {"image": text(PICTURE), "objects": BOXES, "target": TARGET}
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+def client(tmp_path_factory):
     with client_of(tmp_path_factory.mktemp("fovea"), "detection", {"oat": OatScanpathPredictor}) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
-def plain(client: TestClient) -> ScanpathOut:
+def plain(client):
     return answered(client.post("/v1/scanpath", json=SHELF), ScanpathOut)
 
 
-def test_the_target_is_found_and_fixations_are_objects(plain: ScanpathOut) -> None:
+def test_the_target_is_found_and_fixations_are_objects(plain):
     (path,) = plain.paths
     assert path.found
     assert path.fixations[-1].id == TARGET
@@ -55,14 +52,14 @@ def test_the_target_is_found_and_fixations_are_objects(plain: ScanpathOut) -> No
     assert shares.search + shares.refixation + shares.revisit == pytest.approx(1, abs=1e-5)
 
 
-def test_crops_on_a_grid_are_searched_like_the_picture_of_them(client: TestClient, plain: ScanpathOut) -> None:
+def test_crops_on_a_grid_are_searched_like_the_picture_of_them(client, plain):
     body = {"crops": [text(crop) for crop in CROPS], "grid": [3, 9], "target": TARGET}
     found = answered(client.post("/v1/scanpath", json=body), ScanpathOut)
     assert [f.id for f in found.paths[0].fixations] == [f.id for f in plain.paths[0].fixations]
     assert (found.width, found.height) == (288, 144)
 
 
-def test_an_answer_of_detect_is_taken_as_objects(client: TestClient, plain: ScanpathOut) -> None:
+def test_an_answer_of_detect_is_taken_as_objects(client, plain):
     order = np.random.default_rng(0).permutation(27)
     detections = [
         {"box": BOXES[i], "score": 0.9, "label": f"product {i}", "class_id": int(i), "area": 1536.0, "radius": 20.0}
@@ -76,7 +73,7 @@ def test_an_answer_of_detect_is_taken_as_objects(client: TestClient, plain: Scan
     assert found.fixations[0].label == f"product {order[found.fixations[0].id]}"
 
 
-def test_drawn_paths_differ_and_repeat_under_their_seed(client: TestClient) -> None:
+def test_drawn_paths_differ_and_repeat_under_their_seed(client):
     body = {**SHELF, "mode": "sampled", "samples": 12, "seed": 3}
     first, again = (answered(client.post("/v1/scanpath", json=body), ScanpathOut) for _ in range(2))
     other = answered(client.post("/v1/scanpath", json={**body, "seed": 4}), ScanpathOut)
@@ -86,7 +83,7 @@ def test_drawn_paths_differ_and_repeat_under_their_seed(client: TestClient) -> N
     assert first.found_share == pytest.approx(np.mean([path.found for path in first.paths]), abs=1e-4)
 
 
-def test_missing_cells_are_never_looked_at(client: TestClient) -> None:
+def test_missing_cells_are_never_looked_at(client):
     kept = [i for i in range(27) if i != 3 or i == TARGET][:-4]
     body = {**SHELF, "objects": [BOXES[i] for i in kept], "target": 0, "mode": "sampled", "samples": 30}
     found = answered(client.post("/v1/scanpath", json=body), ScanpathOut)
@@ -94,7 +91,7 @@ def test_missing_cells_are_never_looked_at(client: TestClient) -> None:
     assert {f.id for path in found.paths for f in path.fixations} <= set(range(len(kept)))
 
 
-def test_a_reference_is_compared(client: TestClient, plain: ScanpathOut) -> None:
+def test_a_reference_is_compared(client, plain):
     same = [f.id for f in plain.paths[0].fixations]
     alike = answered(client.post("/v1/scanpath", json={**SHELF, "reference": same}), ScanpathOut).paths[0].likeness
     assert (alike.sequence_score, alike.vector, alike.position) == (1, 1, 1)
@@ -126,11 +123,11 @@ def test_a_reference_is_compared(client: TestClient, plain: ScanpathOut) -> None
         ({**SHELF, "eyes": 2}, 422, "eyes"),
     ],
 )
-def test_mistakes_are_named(client: TestClient, body: dict[str, Any], status: int, field: str) -> None:
+def test_mistakes_are_named(client, body, status, field):
     problem(client.post("/v1/scanpath", json=body), status, field)
 
 
-def test_the_example_is_answered_as_it_is_given_with_null_for_what_is_left_out(client: TestClient) -> None:
+def test_the_example_is_answered_as_it_is_given_with_null_for_what_is_left_out(client):
     example = client.get("/v1/models/oat/example").json()
     assert example["objects"] is None
     answered(client.post("/v1/scanpath", json=example), ScanpathOut)

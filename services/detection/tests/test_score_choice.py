@@ -20,7 +20,7 @@ def pictures(count: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
     return truth, found
 
 
-def test_the_chosen_score_counts_right_and_scores_are_calibrated() -> None:
+def test_the_chosen_score_counts_right_and_scores_are_calibrated():
     chosen = choose_scores(*pictures(40), ("square",))
     metrics = chosen.calibration.metrics
     assert metrics["calibration_error"] < metrics["calibration_error_raw"]
@@ -31,13 +31,13 @@ def test_the_chosen_score_counts_right_and_scores_are_calibrated() -> None:
     assert 0 < chosen.calibration.constants["confidence"] < 1
 
 
-def test_one_picture_is_enough_not_to_fail() -> None:
+def test_one_picture_is_enough_not_to_fail():
     truth, found = pictures(1)
     assert choose_scores(truth, found, ("square",)).calibration.metrics["count_error_all"] < 1
     assert choose_scores(truth, [found[0][:0]], ("square",)).calibration.metrics["count_error_all"] == 1
 
 
-def test_counts_are_compared_by_class_where_there_is_any() -> None:
+def test_counts_are_compared_by_class_where_there_is_any():
     truth = [np.array([[0, 0, 0, 9, 9], [1, 0, 0, 9, 9]], float), np.zeros((0, 5))]
     found = [np.array([[0, 0, 9, 9, 0.9, 0]], float), np.zeros((0, 6))]
     errors, _ = count_errors(truth, found, ("a", "b", "c"))
@@ -45,7 +45,7 @@ def test_counts_are_compared_by_class_where_there_is_any() -> None:
     assert "count_error_c" not in errors
 
 
-def test_a_resample_of_all_pictures_has_their_precision() -> None:
+def test_a_resample_of_all_pictures_has_their_precision():
     truth, found = pictures(12)
     whole = float(box_average_precision(truth, found, (0.5,)).mean())
     assert resampled_map50(truth, found)(np.arange(12)) == whole

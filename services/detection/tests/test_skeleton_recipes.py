@@ -33,7 +33,7 @@ def record(folder: Path, persons: int = 3) -> Path:
     return folder
 
 
-def test_recordings_are_read_with_their_actions(tmp_path: Path) -> None:
+def test_recordings_are_read_with_their_actions(tmp_path):
     found, names = recordings(record(tmp_path))
     assert names == ("sitDown", "walk")
     assert [each.person for each in found] == ["s01", "s02", "s03"]
@@ -41,13 +41,13 @@ def test_recordings_are_read_with_their_actions(tmp_path: Path) -> None:
     assert found[0].kinds.tolist() == [1, 0]
 
 
-def test_a_folder_without_recordings_is_named(tmp_path: Path) -> None:
+def test_a_folder_without_recordings_is_named(tmp_path):
     with pytest.raises(NotFound, match="no joints_"):
         recordings(tmp_path)
 
 
 @pytest.mark.parametrize("kind", [BmnSkeletons, BmnCsaSkeletons])
-def test_a_short_fit_is_measured_with_intervals(kind: type[BmnSkeletons], tmp_path: Path) -> None:
+def test_a_short_fit_is_measured_with_intervals(kind, tmp_path):
     folder = tmp_path / "data"
     folder.mkdir()
     made = kind(

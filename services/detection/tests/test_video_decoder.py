@@ -19,7 +19,7 @@ CODECS = {"mp4": "mp4v", "webm": "VP80", "mkv": "VP90"}
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def films(tmp_path_factory):
     """The same twelve grey frames in each container; the left quarter of all is black."""
     folder: Path = tmp_path_factory.mktemp("films")
     for ending, codec in CODECS.items():
@@ -37,7 +37,7 @@ def shades(frames: list[bytes]) -> list[float]:
 
 
 @pytest.mark.parametrize("ending", CODECS)
-def test_the_frames_of_a_film_come_out_in_order(films: dict[str, bytes], ending: str) -> None:
+def test_the_frames_of_a_film_come_out_in_order(films, ending):
     split = FileParser(BOUNDS)
     assert list(split.feed(films[ending])) == []
     found = list(split.close())
@@ -47,7 +47,7 @@ def test_the_frames_of_a_film_come_out_in_order(films: dict[str, bytes], ending:
     assert (first.shape, int(first[:, :30].max()) < 12) == ((120, 160, 3), True)
 
 
-def test_a_film_is_turned_upright(films: dict[str, bytes]) -> None:
+def test_a_film_is_turned_upright(films):
     data = bytearray(films["mp4"])
     at = data.index(b"tkhd") + 4 + 40
     data[at : at + 36] = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)
@@ -57,7 +57,7 @@ def test_a_film_is_turned_upright(films: dict[str, bytes]) -> None:
     assert last[:30].max() < 12 < last[60:].min()
 
 
-def test_a_film_that_breaks_off_ends_with_a_broken_frame(films: dict[str, bytes]) -> None:
+def test_a_film_that_breaks_off_ends_with_a_broken_frame(films):
     found = list(VideoFile(films["webm"][: len(films["webm"]) // 2], BOUNDS))
     assert 1 < len(found) < len(SHADES)
     with pytest.raises(Exception, match="Not a picture"):
@@ -65,17 +65,17 @@ def test_a_film_that_breaks_off_ends_with_a_broken_frame(films: dict[str, bytes]
 
 
 @pytest.mark.parametrize("ending", CODECS)
-def test_what_is_no_film_is_malformed(films: dict[str, bytes], ending: str) -> None:
+def test_what_is_no_film_is_malformed(films, ending):
     with pytest.raises(Malformed, match="can't be opened"):
         VideoFile(films[ending][:40] + bytes(200), BOUNDS)
 
 
-def test_frames_over_the_limit_are_refused_before_any_is_taken(films: dict[str, bytes]) -> None:
+def test_frames_over_the_limit_are_refused_before_any_is_taken(films):
     with pytest.raises(TooLarge, match="160×120"):
         VideoFile(films["mp4"], DecodeBounds(pixels=19_199))
 
 
-def test_the_decoder_ends_with_the_iteration(films: dict[str, bytes]) -> None:
+def test_the_decoder_ends_with_the_iteration(films):
     film = VideoFile(films["mp4"], BOUNDS)
     frames = iter(film)
     next(frames)
@@ -85,7 +85,7 @@ def test_the_decoder_ends_with_the_iteration(films: dict[str, bytes]) -> None:
     assert (child.is_running(), file.exists()) == (False, False)
 
 
-def test_a_decoder_that_dies_leaves_a_broken_frame(films: dict[str, bytes]) -> None:
+def test_a_decoder_that_dies_leaves_a_broken_frame(films):
     film = VideoFile(films["mp4"], BOUNDS)
     film._child.kill()
     found = list(film)

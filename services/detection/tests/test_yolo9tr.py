@@ -1,7 +1,5 @@
 """YOLO9tr against its golden data: keys, maps, fusing; and what its attention reaches."""
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +9,6 @@ from torch import nn
 
 from services.detection.boxes import decode
 from services.detection.layers import AveragedConv, Conv, PositionAttention, RepConv, RepElan, fuse_batch_norms
-from services.detection.models.yolo9tr import Yolo9tr
 from services.detection.tests.filling import checksum, filled, picture, read
 from shared.errors import InvalidOption
 from shared.registry import network
@@ -27,7 +24,7 @@ def _statistics(golden: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def official() -> Callable[[str], tuple[Yolo9tr, dict[str, Any], torch.Tensor]]:
+def official():
     made = {}
     for size in SIZES:
         golden = read(f"yolo9tr-{size}.npz")
@@ -39,7 +36,7 @@ def official() -> Callable[[str], tuple[Yolo9tr, dict[str, Any], torch.Tensor]]:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_keys_are_the_official_ones(size: str, official: Any) -> None:
+def test_keys_are_the_official_ones(size, official):
     net, golden, _ = official(size)
     rows = [f"{key} {'x'.join(map(str, value.shape))}" for key, value in net.state_dict().items()]
     assert rows == golden["keys"].tolist()
@@ -47,7 +44,7 @@ def test_keys_are_the_official_ones(size: str, official: Any) -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 @torch.no_grad()
-def test_maps_equal_the_published_ones(size: str, official: Any) -> None:
+def test_maps_equal_the_published_ones(size, official):
     net, golden, x = official(size)
     assert checksum(x) == golden["in_crc"][0]
     for branch, maps in zip(("main", "aux"), net(x), strict=True):
@@ -58,7 +55,7 @@ def test_maps_equal_the_published_ones(size: str, official: Any) -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 @torch.no_grad()
-def test_the_served_branch_alone_and_fused_gives_the_same_boxes(size: str, official: Any) -> None:
+def test_the_served_branch_alone_and_fused_gives_the_same_boxes(size, official):
     net, golden, x = official(size)
     pruned = network("yolo9tr", classes=7, size=size, branch="main").eval()
     kept = pruned.state_dict().keys()
@@ -75,7 +72,7 @@ def _same_boxes(found: torch.Tensor, golden: np.ndarray) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize(("size", "reaches"), [("s", False), ("l", True)])
-def test_attention_reaches_the_answer_of_l_only(size: str, reaches: bool, official: Any) -> None:
+def test_attention_reaches_the_answer_of_l_only(size, reaches, official):
     net, _, x = official(size)
     main, auxiliary = net(x)
     silent = network("yolo9tr", classes=7, size=size).eval()
@@ -89,13 +86,13 @@ def test_attention_reaches_the_answer_of_l_only(size: str, reaches: bool, offici
     assert not torch.equal(auxiliary[0], auxiliary_without[0])
 
 
-def test_sides_that_are_no_multiple_of_32_are_refused() -> None:
+def test_sides_that_are_no_multiple_of_32_are_refused():
     net = network("yolo9tr", classes=1, width=0.0625).eval()
     with pytest.raises(InvalidOption, match="multiples of 32"):
         net(torch.zeros(1, 3, 40, 64))
 
 
-def test_a_width_that_splits_channels_is_refused() -> None:
+def test_a_width_that_splits_channels_is_refused():
     with pytest.raises(InvalidOption, match="splits channels"):
         network("yolo9tr", width=0.3)
 
@@ -112,7 +109,7 @@ BLOCKS: list[tuple[nn.Module, int]] = [
 
 @pytest.mark.parametrize(("block", "channels"), BLOCKS, ids=lambda value: type(value).__name__)
 @torch.no_grad()
-def test_fusing_changes_nothing_but_the_steps(block: nn.Module, channels: int) -> None:
+def test_fusing_changes_nothing_but_the_steps(block, channels):
     block = filled(block)
     x = torch.randn(2, channels, 12, 10)
     once = fuse_batch_norms(block)
@@ -122,7 +119,7 @@ def test_fusing_changes_nothing_but_the_steps(block: nn.Module, channels: int) -
     assert any(isinstance(m, nn.BatchNorm2d) for m in block.modules())
 
 
-def test_an_official_checkpoint_is_imported_with_its_classes_and_names(tmp_path: Path) -> None:
+def test_an_official_checkpoint_is_imported_with_its_classes_and_names(tmp_path):
     net = network("yolo9tr", classes=3, size="l")
     net.names = ["D00", "D10", "D20"]
     torch.save({"model": net.half(), "epoch": 7}, tmp_path / "best.pt")

@@ -1,7 +1,5 @@
 """The recipe of YOLO9tr's demo weights: targets that stay on their objects, and the branch that is kept."""
 
-from pathlib import Path
-
 import numpy as np
 import torch
 
@@ -19,7 +17,7 @@ TINY = Yolo9trDemo(
 )
 
 
-def test_targets_stay_on_their_objects_when_a_picture_is_flipped(tmp_path: Path) -> None:
+def test_targets_stay_on_their_objects_when_a_picture_is_flipped(tmp_path):
     TINY.prepare(tmp_path)
     for step in range(12):
         batch = next(iter(TINY.batches(step, np.random.default_rng(step))))
@@ -32,7 +30,7 @@ def test_targets_stay_on_their_objects_when_a_picture_is_flipped(tmp_path: Path)
             assert 0 < h <= 1
 
 
-def test_a_fit_publishes_the_main_branch_alone(tmp_path: Path) -> None:
+def test_a_fit_publishes_the_main_branch_alone(tmp_path):
     fitted = fit(TINY, tmp_path / "fit")
     manifest = publish(TINY, fitted, tmp_path / "out")
     weights = read_weights(tmp_path / "out" / "yolo9tr-synthetic.safetensors")
@@ -47,8 +45,7 @@ def test_a_fit_publishes_the_main_branch_alone(tmp_path: Path) -> None:
         assert torch.allclose(served.eval()(x)[0][0], whole(x)[0][0], atol=1e-5)
 
 
-def test_the_optimiser_lets_only_kernels_decay() -> None:
+def test_the_optimiser_lets_only_kernels_decay():
     groups = TINY.optimizer(TINY.network()).param_groups
-    assert groups[0]["weight_decay"] == TINY.schedule.decay
-    assert groups[1]["weight_decay"] == 0
+    assert (groups[0]["weight_decay"], groups[1]["weight_decay"]) == (TINY.schedule.decay, 0)
     assert all(p.ndim > 1 for p in groups[0]["params"])

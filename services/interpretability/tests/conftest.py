@@ -16,7 +16,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
 from services.interpretability.core.model_registry import TINY, ModelRegistry
-from services.interpretability.core.studied_model import StudiedModel
 from services.interpretability.routes import build_router
 from shared.lm import builders
 from shared.lm.bundled_models import SMOLLM2
@@ -34,7 +33,6 @@ WEIGHTS = Path(__file__).parents[3] / "shared/lm/tests/golden"
 
 @asynccontextmanager
 async def probing(data: Path) -> AsyncIterator[httpx2.AsyncClient]:
-    """A client of the whole service over a data folder."""
     found = servables("interpretability")
     settings = Settings(data_dir=data, intra_op_threads=1)
     app = build("interpretability", routers=[build_router(found)], servables=found, settings=settings)
@@ -99,27 +97,27 @@ def write_gpt2(folder: Path, facts: dict[str, Any], weights: dict[str, Tensor], 
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
+def _one_thread():
     torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", params=["gpt2", "llama"])
-def golden(request: pytest.FixtureRequest) -> Golden:
+def golden(request):
     return load_golden(request.param)
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> StudiedModel:
+def tiny(tmp_path_factory):
     return ModelRegistry(tmp_path_factory.mktemp("cache"), Path("nowhere"), TINY, "float32", "cpu").get(TINY)
 
 
 @pytest.fixture
-def context(tmp_path: Path) -> LoadContext:
+def context(tmp_path):
     objects = ObjectStore.open((tmp_path / "objects").as_uri())
     return LoadContext(cache=tmp_path / "cache", weights=tmp_path / "weights", threads=1, objects=objects)
 
 
 @pytest.fixture(scope="session")
-def smollm2(tmp_path_factory: pytest.TempPathFactory) -> StudiedModel:
+def smollm2(tmp_path_factory):
     folder = share_language_model(tmp_path_factory.mktemp("smollm2"))
     return ModelRegistry(folder, Path("nowhere"), SMOLLM2, "float32", "cpu").get(SMOLLM2)

@@ -66,7 +66,7 @@ def arrays(data: bytes) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def edges(tmp_path_factory: pytest.TempPathFactory) -> Report:
+def edges(tmp_path_factory):
     from shared.registry import LoadContext
 
     folder = tmp_path_factory.mktemp("edges")

@@ -15,14 +15,13 @@ from services.interpretability.causal.patching import (
 from services.interpretability.causal.simplified_attention import SimplifiedAttention
 from services.interpretability.tests.test_patching import naive
 from shared.lm.builders import gemma3, llama
-from shared.lm.decoder import Decoder
 from shared.lm.taps import Replace, Uniform, trace
 
 SIZES = {"vocab": 40, "width": 24, "layers": 3, "heads": 4, "kv_heads": 2, "hidden": 32, "positions": 64}
 
 
 @pytest.fixture(scope="module", params=["qwen3", "gemma3"])
-def model(request: pytest.FixtureRequest) -> Decoder:
+def model(request):
     """A random model of the family, far from uniform; Gemma gets windows of four tokens and a layer that sees all."""
     torch.manual_seed(0)
     if request.param == "qwen3":
@@ -35,8 +34,7 @@ def model(request: pytest.FixtureRequest) -> Decoder:
 
 
 @pytest.fixture(scope="module")
-def prompts() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Clean and corrupt prompts [3,11] and answers [3,2]."""
+def prompts():
     draw = torch.Generator().manual_seed(1)
     clean = torch.randint(0, 40, (3, 11), generator=draw)
     corrupt = clean.clone()

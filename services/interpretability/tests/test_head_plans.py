@@ -38,15 +38,9 @@ from tests.harness.golden_llama import fill_llama
 
 QUICK = {"kind": "duo", "steps": 20, "lengths": [192], "passkeys": 1, "words": 2, "sink": 4, "recent": 32}
 SEARCH = {
-    "kind": "act",
-    "samples": 12,
-    "check": 4,
-    "facts": 5,
-    "candidates": 6,
-    "skip": 0,
-    "threshold": 0.05,
+    "kind": "act", "samples": 12, "check": 4, "facts": 5, "candidates": 6, "skip": 0, "threshold": 0.05,
     "beta": 0.3,
-}
+}  # fmt: skip
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "head_plans.npz")
 ANSWER = torch.arange(160) >= 128
@@ -193,7 +187,6 @@ def plan_of(report):
 
 
 def elsewhere(folder):
-    """Where nothing was computed yet."""
     return ResultStore(ObjectStore.open((folder / "elsewhere").as_uri()), folder / "work")
 
 

@@ -51,7 +51,6 @@ def test_one_head_per_forward_equals_all_of_a_layer(golden, setting):
 
 
 def naive(model, clean, corrupt, answers, sender, receivers, positions=None, *, freeze_mlps=False):
-    """Two whole forwards with edits, word for word as in section 2."""
     L, H = model.config.layers, model.config.heads
     names = [f"{s}.{l}" for s in ("z", "mlp_out") for l in range(L)]
     own, other = (trace(model, ids, capture=names) for ids in (clean, corrupt))

@@ -28,13 +28,7 @@ from services.interpretability.core.report import (
 from services.interpretability.rendering import plots
 from services.interpretability.rendering.html_page import POLICY, permalink, render_page
 from services.interpretability.rendering.render import MEDIA_TYPES, render, to_npz
-from services.interpretability.rendering.svg import (
-    BLUE,
-    Drawing,
-    Rect,
-    Text,
-    stack_drawings,
-)
+from services.interpretability.rendering.svg import BLUE, Drawing, Rect, Text, stack_drawings
 
 NASTY = '<script>alert(1)</script>&"\n\x07'
 
@@ -71,16 +65,10 @@ def whole_report(text="a b"):
         ],
         spec={"lm": "tiny", "text": NASTY, "seed": 0},
         manifest=RunManifest(
-            experiment="attention",
-            model="tiny",
-            weights_sha256="0",
-            tokenizer_sha256="0",
-            dtype="float32",
-            device="cpu",
-            code="0",
-            seed=0,
+            experiment="attention", model="tiny", weights_sha256="0", tokenizer_sha256="0", dtype="float32",
+            device="cpu", code="0", seed=0,
         ),
-    )
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("media", MEDIA_TYPES)
@@ -119,9 +107,7 @@ def test_patterns_of_many_heads_are_small_maps_that_lead_to_the_large_one():
 def test_small_maps_show_the_largest_of_neighbours():
     grid = patterns(1, 70)[0]
     found = np.array(plots._max_pool(grid.values))
-    assert found.shape == (24, 24)
-    assert found[0, 0] == 1.0
-    assert found[23, 23] == pytest.approx(1 / 70)
+    assert (found.shape, found[0, 0], found[23, 23]) == ((24, 24), 1.0, pytest.approx(1 / 70))
 
 
 def test_page_has_one_style_sheet_and_a_policy_that_allows_that_alone():
@@ -153,8 +139,7 @@ def test_page_is_honest_about_parts_and_undefined_values():
 def test_arrays_hold_the_numbers_of_the_json_with_undefined_as_nan():
     with np.load(io.BytesIO(to_npz(whole_report())), allow_pickle=False) as found:
         assert np.array_equal(found["grid.scores"], [[0.1, np.nan], [0.3, -2.0]], equal_nan=True)
-        assert found["bars.b"].tolist() == [-1, 2]
-        assert found["scalar.n"] == 3
+        assert (found["bars.b"].tolist(), found["scalar.n"]) == ([-1, 2], 3)
 
 
 def test_permalink_holds_the_spec_without_what_is_left_out():

@@ -101,8 +101,7 @@ async def test_models_tell_what_is_loaded_and_load_nothing(client):
     await client.post("/v1/probe/sinks", json=TEXT)
     told = {entry["name"]: entry for entry in (await client.get("/v1/probe/models")).json()}
     assert told["tiny-induction"]["loaded"]
-    assert told["tiny-induction"]["layers"] == 3
-    assert len(told["tiny-induction"]["weights_sha256"]) == 64
+    assert (told["tiny-induction"]["layers"], len(told["tiny-induction"]["weights_sha256"])) == (3, 64)
     assert all(not entry["loaded"] for name, entry in told.items() if name != "tiny-induction")
     assert sum(entry["default"] for entry in told.values()) == 1
 

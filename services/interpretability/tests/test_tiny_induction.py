@@ -23,7 +23,6 @@ def test_known_tokens_follow_from_what_came_before():
 
 
 def stretches(known):
-    """Where known tokens stand, string by string: [begin, end)."""
     edges = np.flatnonzero(np.diff([False, *known, False]))
     return [(int(a), int(b)) for a, b in edges.reshape(-1, 2)]
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
@@ -15,7 +14,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Library
 
 from services.llm_longctx.api import openai as routes
-from services.llm_longctx.engine import Engine, Scheduler
+from services.llm_longctx.engine import Engine
 from services.llm_longctx.models.smollm2 import SmolLM2
 from services.llm_longctx.serving.grammars.token_grammar import GrammarCompiler
 from services.llm_longctx.serving.local_models import make_local_model
@@ -70,38 +69,37 @@ def write_folder(folder: Path, *, template: str | None = CHAT, positions: int = 
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
+def _one_thread():
     torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory):
     return write_folder(tmp_path_factory.mktemp("models") / "Tiny Llama")
 
 
 @pytest.fixture(scope="session")
-def codec(folder: Path) -> Tokenizer:
-    """Bytes are tokens: lengths are characters."""
+def codec(folder):
     return Tokenizer.from_folder(folder)
 
 
 @pytest.fixture(scope="session")
-def compiler(codec: Tokenizer) -> GrammarCompiler:
+def compiler(codec):
     return GrammarCompiler(codec, 272)
 
 
 @pytest.fixture(scope="session")
-def decoder() -> Decoder:
+def decoder():
     return tiny_decoder()
 
 
 @pytest.fixture(scope="session")
-def tiny() -> Decoder:
+def tiny():
     return tiny_decoder().double()
 
 
 @pytest.fixture
-def engine(decoder: Decoder) -> Iterator[Scheduler]:
+def engine(decoder):
     made = Engine(decoder).scheduler
     yield made
     made.close()
@@ -137,20 +135,19 @@ def smollm2_app(tmp: Path):
 
 
 @pytest.fixture(scope="session")
-def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(folder, tmp_path_factory):
     with Server(app_of(folder, tmp_path_factory.mktemp("data"))) as running:
         yield running
 
 
 @pytest.fixture(scope="session")
-def client(server: Server) -> Iterator[openai.OpenAI]:
+def client(server):
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as made:
         yield made
 
 
 @pytest.fixture(scope="session")
-def roomy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
-    """A client of the model with room for instructions."""
+def roomy(tmp_path_factory):
     folder = write_folder(tmp_path_factory.mktemp("roomy") / "Tiny Llama", positions=2048)
     with (
         Server(app_of(folder, tmp_path_factory.mktemp("data"))) as server,

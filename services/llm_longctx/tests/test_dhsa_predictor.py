@@ -31,8 +31,7 @@ def text(seed, topics=6, channels=8):
 def test_its_modules_have_the_official_names_and_shapes():
     shapes = {name: tuple(x.shape) for name, x in BoundaryPredictor(8).state_dict().items()}
     assert {name.rpartition(".")[0] for name in shapes} == {"enc.mha", "enc.mha.out_proj", "enc.norm", "mlp.0", "mlp.2"}
-    assert shapes["mlp.0.weight"] == (256, 4 * 8 + 1)
-    assert shapes["mlp.2.weight"] == (1, 256)
+    assert (shapes["mlp.0.weight"], shapes["mlp.2.weight"]) == ((256, 4 * 8 + 1), (1, 256))
 
 
 def test_a_gap_is_judged_by_the_eight_tokens_around_it_and_ends_never_win():
@@ -61,7 +60,6 @@ def test_the_loss_is_the_focal_one():
 
 
 def score(predictor, texts=10):
-    """Mean F1 on held-out texts of as many borders as there are."""
     found = []
     for seed in range(1000, 1000 + texts):
         keys, ratios = text(seed)

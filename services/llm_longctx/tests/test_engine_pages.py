@@ -98,7 +98,6 @@ def test_a_head_that_was_declared_full_is_never_cut(tiny):
         name = "liar"
 
         def after_prefill(self, view):
-            """All heads."""
             return CacheUpdate({0: RetentionPolicy.ends(view.heads[0].positions, 1, 1, slide=True)})
 
     with pytest.raises(ValueError, match="said is full"):

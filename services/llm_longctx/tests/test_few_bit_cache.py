@@ -14,7 +14,6 @@ def pool(pages: int = 4000) -> PagePool:
 
 
 def text(n: int, seed: int = 0) -> torch.Tensor:
-    """Keys and values [2,L,G,n,D]."""
     return torch.randn(2, L, G, n, D, generator=torch.Generator().manual_seed(seed))
 
 
@@ -146,7 +145,6 @@ def test_a_sliding_head_holds_what_it_holds_in_whole_entries(sink, slide, n, abs
 
 
 def act_once(rng: np.random.Generator, live: list, which: int, kv: torch.Tensor) -> None:
-    """One random order to a cache, and what it should hold then."""
     memory, known = live[which]
     action = rng.random()
     if action < 0.6:

@@ -40,7 +40,6 @@ def ready(name: str):
 
 @cache
 def decode(net, name, bits, backend="auto", prompt=150, steps=24):
-    """Logits [steps,V] of a sequence fed by hand, and what it held."""
     engine = Engine(net, ready(name), ROLES, page=16, backend=backend, cache_bits=bits)
     s = engine.open()
     s.prefill(IDS[:prompt])

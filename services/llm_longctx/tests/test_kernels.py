@@ -34,7 +34,6 @@ def takes(backend: str, dtype: torch.dtype) -> bool:
 
 
 def differs(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    """Largest difference, where both are −inf in the same places."""
     assert (found.isneginf() == wanted.isneginf()).all()
     finite = ~wanted.isneginf()
     return float((found.double() - wanted.double())[finite].abs().max()) if finite.any() else 0.0
@@ -210,8 +209,7 @@ def test_blocks_come_back_as_the_mask_they_were_made_of():
     kept = mask & torch.ones(5, 5, dtype=torch.bool).tril()
     assert torch.equal(blocks.mask(5), kept)
     assert blocks.row_ptr.dtype == blocks.cols.dtype == torch.int32
-    assert blocks.row_ptr.shape == (2, 6)
-    assert blocks.row_ptr[0, -1] == blocks.row_ptr[1, 0]
+    assert (blocks.row_ptr.shape, blocks.row_ptr[0, -1]) == ((2, 6), blocks.row_ptr[1, 0])
     assert blocks.density() == pytest.approx(float(kept.sum()) / (2 * 15))
     row = blocks.cols[blocks.row_ptr[1, 3] : blocks.row_ptr[1, 4]]
     assert row.tolist() == kept[1, 3].nonzero()[:, 0].tolist()

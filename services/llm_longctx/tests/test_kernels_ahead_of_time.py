@@ -3,8 +3,6 @@
 Compilation needs a process of its own: here other tests may have imported the kernels in their interpreted form.
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -77,8 +75,7 @@ def test_instructions_are_counted():
     usage = count(ASSEMBLY, 168, 16, 4096)
     assert (usage.loads, usage.copies, usage.spills) == (4, 1, 1)
     assert usage.vectorized == pytest.approx(256 / (256 + 32 + 16))
-    assert usage.matrix == {"mma.sync": 1, "wgmma": 1}
-    assert usage.loop == 8
+    assert (usage.matrix, usage.loop) == ({"mma.sync": 1, "wgmma": 1}, 8)
 
 
 KNOWN = {75: "A100", 80: "A100", 86: "L4", 89: "L4", 90: "H100", 103: "B200", 120: "L4"}

@@ -53,7 +53,6 @@ def turned(hidden, begin):
 
 
 def beside(layer, n, surrogate):
-    """What some scores rest on beside queries, keys and values."""
     replays = []
     for r, start in enumerate(range(0, n, 64)):
         end, stem = min(start + 64, n), f"{layer}/{n}/{r}"
@@ -112,7 +111,6 @@ def golden_llama():
 
 
 def held(sequence, tokens):
-    """Which positions each head holds [L,G,tokens]."""
     rows = [[sequence.entries(layer, g).positions for g in range(2)] for layer in range(2)]
     return torch.stack([torch.stack([torch.isin(torch.arange(tokens), one) for one in row]) for row in rows])
 
@@ -236,7 +234,6 @@ def test_numbers_that_are_none_are_refused():
         name = "broken"
 
         def score(self, view):
-            """0 / 0."""
             return view.k[..., 0] * math.nan
 
     with pytest.raises(ValueError, match="with numbers"):

@@ -73,7 +73,6 @@ def asked(engine, which, ids, new, seeds):
 
 
 def check_pages(engine):
-    """Each page is held by as many as know it, and by nobody else."""
     scheduler = engine.scheduler
     prefilling = [scheduler.prefilling] if scheduler.prefilling else []
     open_ones = [s.state.cache for s in (*scheduler.waiting, *prefilling, *scheduler.running) if s.is_allocated]

@@ -51,12 +51,9 @@ def test_a_stream_says_what_the_whole_answer_says(client):
 
 def test_the_events_are_openais_to_the_byte(server):
     body = {
-        "messages": HELLO,
-        "max_tokens": 2,
-        "temperature": 0,
-        "stream": True,
+        "messages": HELLO, "max_tokens": 2, "temperature": 0, "stream": True,
         "stream_options": {"include_usage": True},
-    }
+    }  # fmt: skip
     answer = httpx2.post(f"{server.url}/v1/chat/completions", json=body)
     assert answer.headers["content-type"].startswith("text/event-stream")
     *events, done, end = answer.text.split("\n\n")

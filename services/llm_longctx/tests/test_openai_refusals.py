@@ -82,8 +82,7 @@ def test_bad_options_are_400_and_name_their_field(server, bad, param):
 def test_what_is_no_number_is_refused(server, value):
     body = json.dumps({"messages": HELLO, "temperature": "T"}).replace('"T"', value)
     answer = httpx2.post(f"{server.url}/v1/chat/completions", content=body, headers=JSON)
-    assert answer.status_code == 400
-    assert answer.json()["error"]["param"] == "temperature"
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "temperature")
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"messages": 1}', b"[" * 100_000])
@@ -126,8 +125,7 @@ def test_bad_completions_are_400_and_name_their_field(server, bad, param):
 )
 def test_the_tokenizers_routes_refuse_in_the_same_form(server, route, body):
     answer = httpx2.post(f"{server.url}{route}", json=body)
-    assert answer.status_code == 400
-    assert answer.json()["error"]["type"] == "invalid_request_error"
+    assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
 
 
 def test_an_unknown_model_is_404_with_openais_code(client):
@@ -165,8 +163,7 @@ def test_a_deadline_ends_a_request(server):
     headers = {"x-fovea-deadline-ms": "1"}
     body = {"messages": HELLO, "max_tokens": 150}
     answer = httpx2.post(f"{server.url}/v1/chat/completions", json=body, headers=headers)
-    assert answer.status_code == 504
-    assert answer.json()["error"]["code"] == "deadline_exceeded"
+    assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
 
 
 def test_a_full_queue_is_429_with_retry_after(server, monkeypatch):

@@ -23,7 +23,6 @@ PAGE = Path(__file__).parents[3] / "docs/07-long-contexts.md"
 
 @pytest.fixture(scope="module", autouse=True)
 def _from_the_page(tmp_path_factory):
-    """The page's files, in the room as far as Python is concerned."""
     texts = re.findall(r"^```python\n(.*?)^```", PAGE.read_text("utf8"), re.DOTALL | re.MULTILINE)
     folder = tmp_path_factory.mktemp("room")
     for name, text in zip(OWN, texts, strict=True):

@@ -26,8 +26,7 @@ def entries(m: int, d: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 def test_an_entry_errs_by_half_a_scale_at_most(bits, d):
     layout, (k, v) = PackedLayout(bits, d), entries(3, d)
     pages = reference.pack(layout, k, v)
-    assert pages.shape == (3, layout.nbytes)
-    assert pages.dtype == torch.uint8
+    assert (pages.shape, pages.dtype) == ((3, layout.nbytes), torch.uint8)
     k_back, v_back = reference.unpack(layout, pages)
     span = k.amax(1) - k.amin(1)
     # A scale is at most an eighth larger than it must be, and reaches the offset in 127 steps.

@@ -150,8 +150,7 @@ def test_a_head_begins_anew_with_room_to_grow(entries, room, pages, addresses):
     runs.replace(0, 0, entries, room)
     assert (runs.n[0, 0], len(runs.pages(0, 0)), runs.pool.held) == (entries, pages, pages + 1)
     assert free_addresses(runs) == 120 - 1 - addresses
-    assert runs.start[0, 0] == (12 if addresses > 2 else 0)
-    assert runs.n[0, 1] == 4
+    assert (runs.start[0, 0], runs.n[0, 1]) == (12 if addresses > 2 else 0, 4)
 
 
 def test_the_first_pages_of_a_head_go_alone():
@@ -202,9 +201,6 @@ def test_a_move_needs_no_room_for_what_it_leaves_but_does_for_what_others_hold()
     assert (runs.pool.held, free_addresses(runs)) == (2, 7), "another still holds them"
     runs.pool.release(shared)
     assert (runs.pool.held, free_addresses(runs)) == (0, 9)
-
-
-# Stores and addresses.
 
 
 def test_a_store_counts_who_holds_its_pages():

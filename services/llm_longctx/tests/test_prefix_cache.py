@@ -77,7 +77,6 @@ def read(cache, pool, ids, length=None, method=None, **facts):
 
 
 def found(cache, pool, ids, method=None, **facts):
-    """Tokens of a prompt that need not be read."""
     run = Run(pool, **method or {})
     tokens = cache.attach(run, ask(ids, **facts))
     assert tokens == run.cached_tokens == run.cache.length

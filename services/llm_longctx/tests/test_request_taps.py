@@ -37,7 +37,6 @@ def vector(width: int = 40, seed: int = 0) -> torch.Tensor:
 
 
 def edits_of(kind: str) -> list[PlacedEdit]:
-    """Edits of each kind, over prompt and answer, or while decoding."""
     known = {
         "residual": [
             PlacedEdit(Add("resid_post.1", 2 * vector()), ALL),
@@ -55,7 +54,6 @@ def edits_of(kind: str) -> list[PlacedEdit]:
 
 
 def traced(net, ids: list[int], edits: list[PlacedEdit], capture=()):
-    """One whole forward with the same edits: the oracle."""
     placed = []
     for one in edits:
         at = one.tokens.within(0, len(ids))

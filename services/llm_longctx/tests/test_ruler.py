@@ -80,7 +80,6 @@ LENGTHS = {"cwe": 4000, "vt": 4500, "fwe": 5000}
 
 
 def solve(sample):
-    """Answers by rules over context and question."""
     if sample.task == "vt":
         return resolve(sample.context.rsplit("Memorize", 1)[1], re.search(r"value (\d+)", sample.question)[1])
     if sample.task == "cwe":

@@ -14,7 +14,6 @@ LOGITS = torch.tensor([0.0, 3.0, 2.0, 1.0, -2.0])
 
 
 def draws(sampling, n=300, logits=LOGITS, prompt=()):
-    """What `n` fresh samplers draw first, with seeds of their own."""
     return Counter(
         Sampler(Sampling(**{"temperature": 1.0, "seed": i} | sampling), prompt, len(logits)).draw(logits).id
         for i in range(n)
@@ -103,11 +102,8 @@ def test_scores_name_as_many_alternatives_as_there_are():
 @pytest.mark.parametrize("temperature", [1e-4, 2.0])
 def test_the_widest_knobs_leave_something_to_draw(penalty, temperature):
     knobs = {
-        "repetition_penalty": penalty,
-        "presence_penalty": -2.0,
-        "frequency_penalty": 2.0,
-        "min_p": 1.0,
+        "repetition_penalty": penalty, "presence_penalty": -2.0, "frequency_penalty": 2.0, "min_p": 1.0,
         "top_p": 0.0,
-    }
+    }  # fmt: skip
     sampler = Sampler(Sampling(temperature=temperature, seed=0, logit_bias={0: -100.0, 3: 100.0}, **knobs), [0, 1], 5)
     assert {sampler.draw(LOGITS * 30).id for _ in range(20)} <= set(range(5))

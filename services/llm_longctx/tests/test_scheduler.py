@@ -14,7 +14,6 @@ from shared.lm.builders import llama
 
 @pytest.fixture(scope="module")
 def long():
-    """A model whose prompts fill several chunks."""
     torch.manual_seed(0)
     return llama(vocab=64, width=16, layers=2, heads=4, kv_heads=2, hidden=16, positions=4096).eval()
 

@@ -396,9 +396,6 @@ def test_a_failure_of_ours_says_where_to_look_and_no_more():
     assert unknown.hint == "The log of the service says why."
 
 
-# The queue alone.
-
-
 def line(rank, notes=None, status=SequenceStatus.WAITING):
     told = [] if notes is None else notes
     request = SimpleNamespace(run=SimpleNamespace(progress=lambda *news: told.append(news)))

@@ -1,7 +1,5 @@
 """The Triton kernels of linear layers, norms, rotation, gates, merges and sampling against plain ones, interpreted."""
 
-from __future__ import annotations
-
 import importlib
 import sys
 

@@ -5,7 +5,6 @@ Every tensor follows from its name by a checksum, so the golden files need to ho
 
 import json
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,7 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> None:
-    """Several suites share this machine's cores."""
+def _one_thread():
     torch.set_num_threads(1)
 
 
@@ -50,7 +48,7 @@ def _smooth(name: str, shape: tuple[int, int, int, int], cell: int) -> np.ndarra
 
 
 @pytest.fixture(scope="session")
-def golden() -> Callable[[str], Any]:
+def golden():
     def read(name: str) -> Any:
         path = GOLDEN / name
         return json.loads(path.read_text()) if path.suffix == ".json" else dict(np.load(path))
@@ -59,7 +57,7 @@ def golden() -> Callable[[str], Any]:
 
 
 @pytest.fixture(scope="session")
-def fill() -> Callable[[nn.Module], nn.Module]:
+def fill():
     def fill_in(net: nn.Module) -> nn.Module:
         state = {k: torch.from_numpy(_weight(k, tuple(v.shape))) for k, v in net.state_dict().items()}
         net.load_state_dict(state)
@@ -69,7 +67,7 @@ def fill() -> Callable[[nn.Module], nn.Module]:
 
 
 @pytest.fixture(scope="session")
-def picture() -> Callable[[int, int, int], torch.Tensor]:
+def picture():
     def draw(n: int, h: int, w: int) -> torch.Tensor:
         name, shape = f"input:{n}x3x{h}x{w}", (n, 3, h, w)
         z = 0.7 * _smooth(f"{name}:lo", shape, 16) + 0.3 * uniform(f"{name}:hi", shape)
@@ -80,7 +78,7 @@ def picture() -> Callable[[int, int, int], torch.Tensor]:
 
 
 @pytest.fixture(scope="session")
-def mask() -> Callable[[int, int, int], torch.Tensor]:
+def mask():
     def draw(n: int, h: int, w: int) -> torch.Tensor:
         return torch.from_numpy((_smooth(f"mask:{n}x1x{h}x{w}", (n, 1, h, w), 32) > 0.6).astype(np.float32))
 

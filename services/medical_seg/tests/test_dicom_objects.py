@@ -35,7 +35,6 @@ from shared.vision.decode import DecodeBounds
 
 @cache
 def raw(name: str) -> bytes:
-    """A file that comes with pydicom or its data package."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = get_testdata_file(name, download=False)
@@ -61,7 +60,7 @@ def load(name: str) -> FileDataset:
         ("OBXXXX1A_expb.dcm", "OBXXXX1A.dcm"),
     ],
 )
-def test_a_transfer_syntax_without_loss_changes_no_pixel(coded: str, plain: str) -> None:
+def test_a_transfer_syntax_without_loss_changes_no_pixel(coded, plain):
     assert (read_frame(load(coded)) == read_frame(load(plain))).all()
     assert np.ptp(read_frame(load(plain))) > 50
 
@@ -69,16 +68,16 @@ def test_a_transfer_syntax_without_loss_changes_no_pixel(coded: str, plain: str)
 @pytest.mark.parametrize(
     "name", ["SC_rgb_jpeg_dcmtk.dcm", "SC_rgb_dcmtk_+eb+cy+np.dcm", "SC_ybr_full_422_uncompressed.dcm"]
 )
-def test_colours_are_right_however_they_were_coded(name: str) -> None:
+def test_colours_are_right_however_they_were_coded(name):
     assert np.abs(read_frame(load(name)).astype(int) - read_frame(load("SC_rgb.dcm"))).mean() < 3
 
 
-def test_lossless_jpeg_and_twelve_bits_are_decoded() -> None:
+def test_lossless_jpeg_and_twelve_bits_are_decoded():
     assert np.ptp(read_frame(load("JPGLosslessP14SV1_1s_1f_8b.dcm"))) > 100
     assert np.ptp(read_frame(load("JPGExtended.dcm"))) > 100
 
 
-def test_frames_of_a_film_come_in_order_and_differ() -> None:
+def test_frames_of_a_film_come_in_order_and_differ():
     film = load("examples_ybr_color.dcm")
     frames = [read_frame(film), read_frame(film, 29)]
     assert count_frames(film) == 30
@@ -87,7 +86,6 @@ def test_frames_of_a_film_come_in_order_and_differ() -> None:
 
 
 def grey(values: Any, **more: Any) -> FileDataset:
-    """A small object of these stored values."""
     stored = np.asarray(values, np.int16)
     found = copy.copy(load("CT_small.dcm"))
     found.Rows, found.Columns, found.PixelData = *stored.shape, stored.tobytes()
@@ -99,7 +97,7 @@ def grey(values: Any, **more: Any) -> FileDataset:
     return found
 
 
-def test_a_window_is_applied_to_rescaled_values_as_the_standard_writes_it() -> None:
+def test_a_window_is_applied_to_rescaled_values_as_the_standard_writes_it():
     one = grey([[0, 500], [1000, 2000]], RescaleSlope=2, RescaleIntercept=-1000, WindowCenter=0.5, WindowWidth=2001)
     assert read_frame(one)[..., 0].tolist() == [[0, 128], [255, 255]]
     assert read_frame(one, window=GreyWindow(1000.5, 2001))[..., 0].tolist() == [[0, 0], [128, 255]]
@@ -109,14 +107,14 @@ def test_a_window_is_applied_to_rescaled_values_as_the_standard_writes_it() -> N
     assert GreyWindow(0, 4, "SIGMOID").apply(np.asarray([0.0, 1.0]))[1] == pytest.approx(1 / (1 + np.exp(-1)))
 
 
-def test_monochrome1_is_inverted_and_padding_does_not_count() -> None:
+def test_monochrome1_is_inverted_and_padding_does_not_count():
     plain = read_frame(grey([[0, 10], [20, 30]]))
     assert (read_frame(grey([[0, 10], [20, 30]], PhotometricInterpretation="MONOCHROME1")) == 255 - plain).all()
     padded = read_frame(grey([[-2000, 0], [50, 100]], PixelPaddingValue=-2000))
     assert padded[..., 0].tolist() == [[0, 0], [128, 255]]
 
 
-def test_the_window_of_an_enhanced_object_stands_in_its_functional_groups() -> None:
+def test_the_window_of_an_enhanced_object_stands_in_its_functional_groups():
     one = load("eCT_Supplemental.dcm")
     first = one.PerFrameFunctionalGroupsSequence[0].get("FrameVOILUTSequence")
     shared = one.SharedFunctionalGroupsSequence[0].get("FrameVOILUTSequence")
@@ -126,19 +124,18 @@ def test_the_window_of_an_enhanced_object_stands_in_its_functional_groups() -> N
 
 
 @pytest.mark.parametrize("text", ["1", "a,b", "1,0", "nan,1", "1,2,3"])
-def test_a_window_that_is_none_is_refused(text: str) -> None:
+def test_a_window_that_is_none_is_refused(text):
     with pytest.raises(InvalidOption, match="window"):
         parse_window(text)
 
 
-def test_pixel_sizes_and_sides_are_read_where_each_kind_states_them() -> None:
+def test_pixel_sizes_and_sides_are_read_where_each_kind_states_them():
     ct = load("CT_small.dcm")
     assert find_pixel_size(ct) == PixelSize(0.661468, 0.661468, "PixelSpacing")
     assert find_edges(ct) == {"left": "R", "right": "L", "top": "A", "bottom": "P"}
     ultrasound = find_pixel_size(load("examples_palette.dcm"))
     assert ultrasound is not None
-    assert ultrasound.source == "UltrasoundRegion"
-    assert ultrasound.row_mm == pytest.approx(0.2623, abs=1e-4)
+    assert (ultrasound.source, ultrasound.row_mm) == ("UltrasoundRegion", pytest.approx(0.2623, abs=1e-4))
     enhanced = find_pixel_size(load("eCT_Supplemental.dcm"))
     assert enhanced is not None
     assert enhanced.row_mm == pytest.approx(0.388672)
@@ -154,7 +151,7 @@ def test_pixel_sizes_and_sides_are_read_where_each_kind_states_them() -> None:
     assert find_pixel_size(Dataset()) is None
 
 
-def test_text_in_pixels_is_seen_where_it_is_and_not_where_it_is_not() -> None:
+def test_text_in_pixels_is_seen_where_it_is_and_not_where_it_is_not():
     for name, expected in (("examples_palette.dcm", True), ("US1_UNCR.dcm", True), ("CT_small.dcm", False)):
         one = load(name)
         assert inspect_text(one, read_frame(one)).is_suspected is expected, name
@@ -199,7 +196,7 @@ SOURCES: dict[str, Callable[[], Sequence[Dataset]]] = {
 
 
 @pytest.fixture(scope="module", params=SOURCES)
-def segmented(request: pytest.FixtureRequest) -> tuple[list[Dataset], np.ndarray, bytes, bytes]:
+def segmented(request):
     """Sources, masks of another size in every frame (the second is empty), and the SEG and SR that are made of them."""
     sources = fill_identity(SOURCES[request.param]())
     masks = np.zeros((sum(map(count_frames, sources)), sources[0].Rows, sources[0].Columns), bool)
@@ -211,7 +208,7 @@ def segmented(request: pytest.FixtureRequest) -> tuple[list[Dataset], np.ndarray
     return sources, masks, to_bytes(seg), to_bytes(report)
 
 
-def test_each_area_of_a_report_is_that_of_the_frame_it_refers_to(segmented: Any) -> None:
+def test_each_area_of_a_report_is_that_of_the_frame_it_refers_to(segmented):
     sources, masks, seg, report = segmented
     frames = [(one.SOPInstanceUID, number) for one in sources for number in range(1, count_frames(one) + 1)]
     objects = dcmread(io.BytesIO(seg))
@@ -230,7 +227,7 @@ def test_each_area_of_a_report_is_that_of_the_frame_it_refers_to(segmented: Any)
     assert seen == {frame for frame in range(len(masks)) if frame != 1}
 
 
-def test_highdicom_finds_each_mask_by_its_source(segmented: Any) -> None:
+def test_highdicom_finds_each_mask_by_its_source(segmented):
     sources, masks, seg, _ = segmented
     back = hd.seg.segread(io.BytesIO(seg))
     frames = [index for index in range(len(masks)) if index != 1]
@@ -246,7 +243,7 @@ def test_highdicom_finds_each_mask_by_its_source(segmented: Any) -> None:
 
 
 @pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dciodvfy is not installed")
-def test_dciodvfy_finds_no_error(segmented: Any, tmp_path: Path) -> None:
+def test_dciodvfy_finds_no_error(segmented, tmp_path):
     for name, data in zip(("seg", "report"), segmented[2:], strict=True):
         path = tmp_path / f"{name}.dcm"
         path.write_bytes(data)
@@ -254,7 +251,7 @@ def test_dciodvfy_finds_no_error(segmented: Any, tmp_path: Path) -> None:
         assert "Error" not in said.stderr + said.stdout
 
 
-def test_geometry_is_kept_where_there_is_one_and_not_made_up_where_there_is_none(segmented: Any) -> None:
+def test_geometry_is_kept_where_there_is_one_and_not_made_up_where_there_is_none(segmented):
     sources, _, seg, _ = segmented
     back = dcmread(io.BytesIO(seg))
     assert ("PixelMeasuresSequence" in back.SharedFunctionalGroupsSequence[0]) == (
@@ -265,7 +262,7 @@ def test_geometry_is_kept_where_there_is_one_and_not_made_up_where_there_is_none
     assert ("PlanePositionSequence" in back.PerFrameFunctionalGroupsSequence[0]) == (reference is not None)
 
 
-def test_what_is_no_picture_or_too_large_or_broken_is_refused() -> None:
+def test_what_is_no_picture_or_too_large_or_broken_is_refused():
     assert not has_pixels(load("test-SR.dcm"))
     with pytest.raises(UnsupportedMedia, match="no picture"):
         read_frame(load("test-SR.dcm"))
@@ -278,7 +275,7 @@ def test_what_is_no_picture_or_too_large_or_broken_is_refused() -> None:
             read_object(data)
 
 
-def test_run_lengths_at_which_the_plugin_panics_are_a_damaged_file() -> None:
+def test_run_lengths_at_which_the_plugin_panics_are_a_damaged_file():
     whole = grey(np.arange(64).reshape(8, 8))
     whole.compress(RLELossless)
     file = io.BytesIO()
@@ -291,7 +288,7 @@ def test_run_lengths_at_which_the_plugin_panics_are_a_damaged_file() -> None:
         read_frame(read_object(bytes(broken)))
 
 
-def test_elements_that_can_not_be_read_count_as_missing() -> None:
+def test_elements_that_can_not_be_read_count_as_missing():
     data = raw("MR_small.dcm")
     at = data.index(b"\x08\x00\x70\x00LO")  # the manufacturer, whose kind of value becomes one that there is not
     broken = read_object(data[: at + 4] + b"C\xfe" + data[at + 6 :])
@@ -299,7 +296,7 @@ def test_elements_that_can_not_be_read_count_as_missing() -> None:
     assert np.array_equal(read_frame(broken), read_frame(load("MR_small.dcm")))
 
 
-def test_nothing_of_a_patient_is_logged_or_told(caplog: pytest.LogCaptureFixture, capfd: Any) -> None:
+def test_nothing_of_a_patient_is_logged_or_told(caplog, capfd):
     caplog.set_level(logging.DEBUG)
     one = load("CT_small.dcm")
     one.PatientName, one.PatientID, one.PatientBirthDate = "SECRET^NAME", "SECRET-ID", "SECRETDATE"
@@ -312,7 +309,7 @@ def test_nothing_of_a_patient_is_logged_or_told(caplog: pytest.LogCaptureFixture
     assert "SECRET" not in everything
 
 
-def test_multipart_comes_back_and_a_cut_body_is_refused() -> None:
+def test_multipart_comes_back_and_a_cut_body_is_refused():
     files = [b"a\r\n--b\r\n", bytes(range(256)), b""]
     kind, body = build_related(files)
     assert parse_related(kind, body) == files
@@ -324,7 +321,7 @@ def test_multipart_comes_back_and_a_cut_body_is_refused() -> None:
 
 
 @pytest.mark.parametrize("kind", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2, zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED])
-def test_archives_that_are_broken_anywhere_are_refused(kind: int) -> None:
+def test_archives_that_are_broken_anywhere_are_refused(kind):
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", kind) as archive:
         archive.writestr("ö.dcm", b"abc" * 30)

@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import zipfile
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
@@ -62,12 +61,12 @@ def served(folder: Path, **more: Any) -> AbstractContextManager[TestClient]:
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+def client(tmp_path_factory):
     with served(tmp_path_factory.mktemp("fovea")) as made:
         yield made
 
 
-def test_a_study_is_segmented_with_areas_in_square_millimetres(client: TestClient) -> None:
+def test_a_study_is_segmented_with_areas_in_square_millimetres(client):
     film = endoscopy(spacing=[0.2, 0.1])
     files = [("files", ("a.dcm", film)), ("files", ("b.dcm", raw("CT_small.dcm"))), ("files", ("c.txt", b"no"))]
     answer = client.post("/v1/segment/dicom", files=files, params={"include": "segmentation,report,strip"})
@@ -95,7 +94,7 @@ def example_png() -> bytes:
     return out.getvalue()
 
 
-def test_an_archive_of_broken_bytes_is_refused(client: TestClient) -> None:
+def test_an_archive_of_broken_bytes_is_refused(client):
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.dcm", raw("MR_small.dcm"))
@@ -105,7 +104,7 @@ def test_an_archive_of_broken_bytes_is_refused(client: TestClient) -> None:
     assert answer.status_code == 400, answer.text
 
 
-def test_an_archive_or_one_file_will_do(client: TestClient) -> None:
+def test_an_archive_or_one_file_will_do(client):
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as archive:
         archive.writestr("study/a.dcm", raw("MR_small.dcm"))
@@ -135,13 +134,13 @@ def test_an_archive_or_one_file_will_do(client: TestClient) -> None:
         ({"params": {"window": "x"}, "files": [("files", ("a", b"x"))]}, 422, "window"),
     ],
 )
-def test_mistakes_are_named(client: TestClient, request_: dict[str, Any], status: int, told: str) -> None:
+def test_mistakes_are_named(client, request_, status, told):
     answer = client.post("/v1/segment/dicom", **request_)
     assert answer.status_code == status, answer.text
     assert told in answer.text
 
 
-def test_what_is_stored_here_is_queued_where_somebody_waits_and_segmented_by_the_worker(client: TestClient) -> None:
+def test_what_is_stored_here_is_queued_where_somebody_waits_and_segmented_by_the_worker(client):
     kind, body = build_related([raw("MR_small.dcm"), raw("test-SR.dcm")])
     waits = {"content-type": kind, "x-fovea-deadline-ms": "60000"}
     answer = client.post("/v1/dicomweb/studies", content=body, headers=waits)
@@ -155,7 +154,7 @@ def test_what_is_stored_here_is_queued_where_somebody_waits_and_segmented_by_the
     assert client.post("/v1/dicomweb/studies", content=b"x", headers={"content-type": kind}).status_code == 400
 
 
-def test_a_pacs_that_fails_is_a_problem_with_a_reason() -> None:
+def test_a_pacs_that_fails_is_a_problem_with_a_reason():
     def refuses(request: httpx2.Request) -> httpx2.Response:
         return httpx2.Response(404 if "9.9" in str(request.url) else 401)
 
@@ -174,23 +173,17 @@ def test_a_pacs_that_fails_is_a_problem_with_a_reason() -> None:
 
 
 @pytest.fixture(scope="module")
-def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def orthanc(tmp_path_factory):
     if ORTHANC is None or not PLUGIN.exists():
         pytest.skip("Orthanc is not installed: apt-get install orthanc orthanc-dicomweb")
     folder = tmp_path_factory.mktemp("orthanc")
     port = free_port()
     config = {
-        "Name": "TEST",
-        "StorageDirectory": str(folder / "db"),
-        "IndexDirectory": str(folder / "db"),
-        "HttpPort": port,
-        "DicomPort": free_port(),
-        "RemoteAccessAllowed": False,
-        "AuthenticationEnabled": True,
-        "RegisteredUsers": {"fovea": "secret"},
-        "Plugins": [str(PLUGIN)],
+        "Name": "TEST", "StorageDirectory": str(folder / "db"), "IndexDirectory": str(folder / "db"),
+        "HttpPort": port, "DicomPort": free_port(), "RemoteAccessAllowed": False, "AuthenticationEnabled": True,
+        "RegisteredUsers": {"fovea": "secret"}, "Plugins": [str(PLUGIN)],
         "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
-    }
+    }  # fmt: skip
     (folder / "orthanc.json").write_text(json.dumps(config))
     server = subprocess.Popen(
         [ORTHANC, str(folder / "orthanc.json")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -215,7 +208,7 @@ LOGIN = "Basic " + base64.b64encode(b"fovea:secret").decode()
 
 
 @pytest.mark.release
-def test_a_study_goes_from_orthanc_to_a_segmentation_in_orthanc(orthanc: str, tmp_path: Path) -> None:
+def test_a_study_goes_from_orthanc_to_a_segmentation_in_orthanc(orthanc, tmp_path):
     pacs, film = DicomWebClient(orthanc, authorization=LOGIN), endoscopy()
     ct = raw("CT_small.dcm")
     assert len(pacs.store([film, ct])) == 2

@@ -20,7 +20,7 @@ from pydicom.uid import (
 
 from services.medical_seg.dicom.frames import count_frames, find_functional_item
 from services.medical_seg.dicom.geometry import PixelSize, find_edges, find_pixel_size
-from services.medical_seg.dicom.schemas import SeriesOut, StudyOptions, StudyOut
+from services.medical_seg.dicom.schemas import SeriesOut, StudyOptions
 from services.medical_seg.dicom.study import DETECTOR_NOTE, TEXT_NOTE, StudySegmenter
 from shared.api.mask import Component, SegmentIn, SegmentOut
 from shared.api.timings import Times
@@ -35,7 +35,6 @@ SERIES = generate_uid()
 
 
 def picture(*squares: tuple[int, int, int]) -> NDArray[np.uint8]:
-    """A dark picture with bright squares: x, y, side."""
     found = np.full((H, W, 3), 20, np.uint8)
     for x, y, side in squares:
         found[y : y + side, x : x + side] = 250
@@ -92,16 +91,13 @@ class Bright:
         )  # fmt: skip
 
 
-async def segment(
-    *objects: FileDataset | bytes, model: Bright | None = None, label: str = "polyp", **options: Any
-) -> StudyOut:
+async def segment(*objects: FileDataset | bytes, model=None, label="polyp", **options: Any):
     files = [one if isinstance(one, bytes) else to_file(one) for one in objects]
     segmenter = StudySegmenter(model or Bright(), "bright", "7", DEFAULT_BOUNDS, label)
     return await segmenter.segment(files, StudyOptions(**options), CallContext())
 
 
 def read_report(series: SeriesOut) -> list[dict[str, float]]:
-    """The numbers of each group of a report."""
     groups = hd.sr.srread(io.BytesIO(series.report)).content.get_planar_roi_measurement_groups()
     return [{one.name.meaning: one.value for one in group.get_measurements()} for group in groups]
 
@@ -135,7 +131,7 @@ def check_references(series: SeriesOut) -> None:
         assert (named.referenced_frame_numbers or None) == (place and [int(place)])
 
 
-async def test_every_frame_of_a_film_has_its_own_area_in_answer_segmentation_and_report() -> None:
+async def test_every_frame_of_a_film_has_its_own_area_in_answer_segmentation_and_report():
     frames = (picture((2, 2, 4)), picture(), picture((5, 5, 6), (20, 10, 3)), picture((1, 1, 2)), picture((9, 9, 5)))
     one = film(*frames, PixelSpacing=[0.5, 0.2])
     found = await segment(one)
@@ -169,7 +165,7 @@ async def test_every_frame_of_a_film_has_its_own_area_in_answer_segmentation_and
     assert [numbers["Mean probability of the mask"] for numbers in rows] == pytest.approx(means)
 
 
-async def test_single_frames_of_a_series_are_one_segmentation_in_the_order_of_their_numbers() -> None:
+async def test_single_frames_of_a_series_are_one_segmentation_in_the_order_of_their_numbers():
     objects = [
         film(picture((2, 2, side)), InstanceNumber=number) for number, side in ((3, 3), (10, 5), (1, 2), ("", 6))
     ]
@@ -190,7 +186,7 @@ async def test_single_frames_of_a_series_are_one_segmentation_in_the_order_of_th
     assert names[1:] == [("mean-probability", "99FOVEA"), ("components", "99FOVEA")]
 
 
-async def test_films_other_series_other_studies_and_other_sizes_are_apart() -> None:
+async def test_films_other_series_other_studies_and_other_sizes_are_apart():
     found = await segment(
         film(picture(), picture()),
         film(picture(), picture()),
@@ -205,7 +201,7 @@ async def test_films_other_series_other_studies_and_other_sizes_are_apart() -> N
     assert {series.segmentation for series in found.series} == {series.report for series in found.series} == {None}
 
 
-async def test_what_is_no_picture_is_skipped_and_says_why() -> None:
+async def test_what_is_no_picture_is_skipped_and_says_why():
     report = film(picture())
     del report.PixelData
     report.Modality = "SR"
@@ -231,7 +227,7 @@ async def test_what_is_no_picture_is_skipped_and_says_why() -> None:
     assert refused.value.hint is None
 
 
-async def test_options_go_to_the_model_and_choose_the_forms() -> None:
+async def test_options_go_to_the_model_and_choose_the_forms():
     model, frames = Bright(), [picture((x, 2, 3)) for x in range(5)]
     found = await segment(film(*frames), model=model, threshold=0.3, min_area=7, keep_largest=True, include="strip")
     (series,) = found.series
@@ -251,7 +247,7 @@ async def test_options_go_to_the_model_and_choose_the_forms() -> None:
     assert (series.segmentation, series.report is None, series.strip is None) == (None, False, False)
 
 
-async def test_grey_frames_are_seen_through_the_window_that_is_asked_for() -> None:
+async def test_grey_frames_are_seen_through_the_window_that_is_asked_for():
     def grey() -> FileDataset:
         pixels = np.full((H, W), 18, np.uint8)
         pixels[3:6, 3:6] = 22
@@ -265,20 +261,19 @@ async def test_grey_frames_are_seen_through_the_window_that_is_asked_for() -> No
         assert series.instances[0].frames[0].area == area
 
 
-async def test_a_strip_is_of_the_first_twenty_four_frames_of_a_series() -> None:
+async def test_a_strip_is_of_the_first_twenty_four_frames_of_a_series():
     objects = [film(picture((2, 2, 3)), InstanceNumber=number) for number in range(26)]
     (series,) = (await segment(*objects, include="strip")).series
     assert Image.open(io.BytesIO(series.strip)).width == 24 * 240
 
 
-async def test_warnings_are_of_text_and_of_sizes_at_the_detector() -> None:
+async def test_warnings_are_of_text_and_of_sizes_at_the_detector():
     (series,) = (await segment(film(picture(), BurnedInAnnotation="YES", ImagerPixelSpacing=[0.2, 0.2]))).series
-    assert series.warnings == [TEXT_NOTE, DETECTOR_NOTE]
-    assert series.instances[0].burnt_in_text.declared == "YES"
+    assert (series.warnings, series.instances[0].burnt_in_text.declared) == ([TEXT_NOTE, DETECTOR_NOTE], "YES")
     assert series.instances[0].burnt_in_text.suspected
 
 
-async def test_objects_that_no_segmentation_can_repeat_are_answered_without_one() -> None:
+async def test_objects_that_no_segmentation_can_repeat_are_answered_without_one():
     odd = film(picture((1, 1, 3)), PixelSpacing=[1, 1], SOPClassUID=MultiFrameTrueColorSecondaryCaptureImageStorage)
     (series,) = (await segment(odd)).series
     assert series.instances[0].frames[0].area == 9
@@ -286,7 +281,7 @@ async def test_objects_that_no_segmentation_can_repeat_are_answered_without_one(
     assert series.warnings == ["The objects lack what a DICOM segmentation must repeat of them (AttributeError)."]
 
 
-async def test_progress_is_told_and_a_cancelled_run_stops() -> None:
+async def test_progress_is_told_and_a_cancelled_run_stops():
     told: list[tuple[float, str | None]] = []
     run = CallContext(report=lambda *news: told.append(news))
     files = [to_file(film(picture(), InstanceNumber=number)) for number in (1, 2)]
@@ -297,7 +292,7 @@ async def test_progress_is_told_and_a_cancelled_run_stops() -> None:
         await StudySegmenter(Bright(), "bright", "7", DecodeBounds(pixels=100)).segment(files, StudyOptions(), run)
 
 
-async def test_derived_objects_name_what_made_them() -> None:
+async def test_derived_objects_name_what_made_them():
     (series,) = (await segment(film(picture((2, 2, 4))), label="ulcer")).series
     seg, report = (dcmread(io.BytesIO(data)) for data in (series.segmentation, series.report))
     assert (seg.Manufacturer, seg.ManufacturerModelName, seg.SoftwareVersions) == ("Fovea", "bright", "7")
@@ -332,9 +327,6 @@ async def test_derived_objects_name_what_made_them() -> None:
     assert (kind.CodeValue, kind.CodingSchemeDesignator, kind.CodeMeaning) == ("41329004", "SCT", "Polyp")
 
 
-# Frames and geometry.
-
-
 def holding(**values: Any) -> Dataset:
     found = Dataset()
     for name, value in values.items():
@@ -343,11 +335,11 @@ def holding(**values: Any) -> Dataset:
 
 
 @pytest.mark.parametrize(("said", "frames"), [(None, 1), (0, 1), (1, 1), (7, 7), (-3, 1), ("two", 1), ([2, 3], 1)])
-def test_frames_are_counted_whatever_an_object_says(said: object, frames: int) -> None:
+def test_frames_are_counted_whatever_an_object_says(said, frames):
     assert count_frames(types.SimpleNamespace(get={"NumberOfFrames": said}.get)) == frames
 
 
-def test_a_frame_s_own_item_counts_before_the_shared_one() -> None:
+def test_a_frame_s_own_item_counts_before_the_shared_one():
     def measured(row: float) -> Dataset:
         return holding(PixelMeasuresSequence=[holding(PixelSpacing=[row, 1])])
 
@@ -376,12 +368,11 @@ def test_a_frame_s_own_item_counts_before_the_shared_one() -> None:
         ({"PixelSpacing": [0, 1], "ImagerPixelSpacing": [2, 3]}, PixelSize(2, 3, "ImagerPixelSpacing")),
     ],
 )
-def test_a_size_is_two_positive_numbers(facts: dict[str, Any], size: PixelSize | None) -> None:
+def test_a_size_is_two_positive_numbers(facts, size):
     assert find_pixel_size(types.SimpleNamespace(get=facts.get)) == size
 
 
 def region(x: object = 0.01, y: object = 0.02, units: tuple[int, int] = (3, 3)) -> Dataset:
-    """A region of ultrasound with its centimetres per pixel."""
     found = types.SimpleNamespace()
     facts = {"PhysicalUnitsXDirection": units[0], "PhysicalUnitsYDirection": units[1]}
     facts |= {"PhysicalDeltaX": x, "PhysicalDeltaY": y}
@@ -402,7 +393,7 @@ def region(x: object = 0.01, y: object = 0.02, units: tuple[int, int] = (3, 3)) 
         ([], None),
     ],
 )
-def test_ultrasound_has_a_size_where_its_regions_agree(regions: list[Any], size: tuple[float, float] | None) -> None:
+def test_ultrasound_has_a_size_where_its_regions_agree(regions, size):
     found = find_pixel_size(types.SimpleNamespace(get={"SequenceOfUltrasoundRegions": regions}.get))
     assert (found and (found.row_mm, found.column_mm, found.source)) == (size and (*size, "UltrasoundRegion"))
 
@@ -418,9 +409,7 @@ def test_ultrasound_has_a_size_where_its_regions_agree(regions: list[Any], size:
         ([1, 0.087, 0, 0, 1, 0], "L", "R", "P", "A"),
     ],
 )
-def test_edges_are_named_by_the_nearest_axes_first(
-    cosines: list[float], right: str, left: str, bottom: str, top: str
-) -> None:
+def test_edges_are_named_by_the_nearest_axes_first(cosines, right, left, bottom, top):
     expected = {"left": left, "right": right, "top": top, "bottom": bottom}
     assert find_edges(holding(ImageOrientationPatient=cosines)) == expected
     own = holding(PlaneOrientationSequence=[holding(ImageOrientationPatient=cosines)])
@@ -429,5 +418,5 @@ def test_edges_are_named_by_the_nearest_axes_first(
 
 
 @pytest.mark.parametrize("named", [[], ["L"], ["L", ""], ["L", "P", "F"]])
-def test_edges_that_are_not_both_named_are_not_known(named: list[str]) -> None:
+def test_edges_that_are_not_both_named_are_not_known(named):
     assert find_edges(types.SimpleNamespace(get={"PatientOrientation": named}.get)) is None

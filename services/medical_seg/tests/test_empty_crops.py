@@ -10,7 +10,7 @@ def disc(side: int, y: int, x: int, radius: int) -> np.ndarray:
     return (rows - y) ** 2 + (columns - x) ** 2 < radius**2
 
 
-def test_crops_show_nothing_that_is_marked() -> None:
+def test_crops_show_nothing_that_is_marked():
     masks = np.stack([disc(64, 12, 12, 10), np.ones((64, 64), bool)])
     images = np.repeat(masks[..., None], 3, axis=-1).astype(np.uint8) * 255
     crops = crops_without_polyp(images, masks, np.random.default_rng(0))
@@ -19,7 +19,7 @@ def test_crops_show_nothing_that_is_marked() -> None:
     assert len(crops_without_polyp(images[1:], masks[1:], np.random.default_rng(0))) == 0
 
 
-def test_a_component_without_a_sure_pixel_is_dropped_and_others_stay() -> None:
+def test_a_component_without_a_sure_pixel_is_dropped_and_others_stay():
     page = np.where(disc(64, 16, 16, 8), 0.6, np.where(disc(64, 48, 48, 8), 0.55, 0.1)).astype(np.float32)
     page[48, 48] = 0.9
     left = drop_faint(page[None], 0.7)[0] >= 0.5
@@ -28,7 +28,7 @@ def test_a_component_without_a_sure_pixel_is_dropped_and_others_stay() -> None:
     assert np.array_equal(left[32:], page[32:] >= 0.5)
 
 
-def test_the_least_peak_that_keeps_crops_empty_is_chosen_unless_polyps_go() -> None:
+def test_the_least_peak_that_keeps_crops_empty_is_chosen_unless_polyps_go():
     masks = np.stack([disc(64, 32, 32, 12)] * 4)
     maps = np.where(masks, 0.95, 0.05).astype(np.float32)
     faint = np.full((4, 64, 64), 0.05, np.float32)

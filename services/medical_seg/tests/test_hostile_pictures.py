@@ -71,13 +71,10 @@ _MEASURE = textwrap.dedent(
 )
 
 SHAPES = {
-    "thin": ((64_000_000, 1, False), 413),
-    "tall": ((1, 400_000, False), 413),
-    "line": ((16_384, 1, False), 200),
-    "wide": ((16_384, 512, False), 200),
-    "huge": ((8_000, 8_000, False), 413),
+    "thin": ((64_000_000, 1, False), 413), "tall": ((1, 400_000, False), 413), "line": ((16_384, 1, False), 200),
+    "wide": ((16_384, 512, False), 200), "huge": ((8_000, 8_000, False), 413),
     "hollow": ((2_896, 2_896, True), 200),
-}
+}  # fmt: skip
 """Name → width, height and whether it is a frame around nothing; and the status of its answer."""
 
 

@@ -2,7 +2,6 @@
 
 import re
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,13 +22,12 @@ SHORT = ("schedule.steps=2", "schedule.batch=4", "schedule.validate_every=2", "c
 
 
 def command() -> list[str]:
-    """The first `fovea train` of the document."""
     (line,) = re.findall(r"^fovea train pranet .*$", DOC.read_text(), re.MULTILINE)
     return shlex.split(line)[2:]
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def home(tmp_path, monkeypatch):
     """An empty folder with the frames of the document in it, and nothing served yet."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FOVEA_DATA_DIR", str(tmp_path / "fovea"))
@@ -39,7 +37,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     settings.cache_clear()
 
 
-def test_a_folder_becomes_a_served_model(home: Path) -> None:
+def test_a_folder_becomes_a_served_model(home):
     args = [*command(), *(part for knob in SHORT for part in ("--set", knob))]
     ran = CliRunner().invoke(cli, args, catch_exceptions=False)
     assert ran.exit_code == 0, ran.output
@@ -58,7 +56,7 @@ def test_a_folder_becomes_a_served_model(home: Path) -> None:
         assert "95 % interval" in dice["note"]
 
 
-def test_a_run_that_was_stopped_leaves_nothing_to_serve(home: Path) -> None:
+def test_a_run_that_was_stopped_leaves_nothing_to_serve(home):
     args = [*command(), "--set", "schedule.rate=1e30", *(part for knob in SHORT[:-1] for part in ("--set", knob))]
     args += ["--set", "schedule.warm_up=0", "--set", "schedule.steps=6", "--set", "scale.side=64"]
     ran = CliRunner().invoke(cli, args)

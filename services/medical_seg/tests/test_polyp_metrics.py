@@ -12,7 +12,6 @@ from services.medical_seg.metrics import dataset_scores, segmentation_scores
 
 
 def drawn(seed: int, height: int = 24, width: int = 31) -> tuple[np.ndarray, np.ndarray]:
-    """A blob and a noisy prediction of it."""
     rng = np.random.default_rng(seed)
     rows, columns = np.mgrid[:height, :width]
     mask = (rows - rng.integers(6, 18)) ** 2 + (columns - rng.integers(6, 25)) ** 2 < rng.integers(9, 80)
@@ -46,8 +45,7 @@ def test_a_prediction_is_stretched_before_thresholds_but_not_at_half():
     _, mask = drawn(3)
     faint = mask.astype(np.uint8) * 100
     scores = segmentation_scores(faint, mask)
-    assert scores["max_dice"] == pytest.approx(1)
-    assert scores["dice_at_half"] == 0
+    assert (scores["max_dice"], scores["dice_at_half"]) == (pytest.approx(1), 0)
 
 
 def test_a_data_set_averages_curves_before_it_takes_the_maximum():

@@ -10,7 +10,7 @@ from PIL import Image
 from services.medical_seg.recipes.pranet_lite import PraNetLiteRecipe
 from shared.errors import InvalidOption
 from shared.registry import network
-from shared.registry.weights import Manifest, read_weights
+from shared.registry.weights import read_weights
 from shared.training.publish import publish
 from shared.training.recipe import MultiScale, Schedule
 from shared.training.trainer import fit
@@ -39,7 +39,7 @@ def recipe(folder: Path, steps: int = 2) -> PraNetLiteRecipe:
     )
 
 
-def test_the_layout_is_pranets_behind_another_backbone() -> None:
+def test_the_layout_is_pranets_behind_another_backbone():
     net = network("pranet-lite").eval()
     assert sum(p.numel() for p in net.parameters()) == 4_348_311
     with torch.no_grad():
@@ -50,14 +50,14 @@ def test_the_layout_is_pranets_behind_another_backbone() -> None:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[PraNetLiteRecipe, Manifest, Path]:
+def trained(tmp_path_factory):
     home = tmp_path_factory.mktemp("trained")
     made = recipe(frames(home / "data", 20))
     manifest = publish(made, fit(made, home / "run"), home / "out")
     return made, manifest, home / "out" / "pranet.safetensors"
 
 
-def test_a_folder_becomes_weights(trained: tuple[PraNetLiteRecipe, Manifest, Path]) -> None:
+def test_a_folder_becomes_weights(trained):
     made, manifest, file = trained
     survey = made.survey()
     assert survey is not None
@@ -70,12 +70,12 @@ def test_a_folder_becomes_weights(trained: tuple[PraNetLiteRecipe, Manifest, Pat
 
 
 @pytest.mark.release
-def test_it_learns_to_mark_discs(tmp_path: Path) -> None:
+def test_it_learns_to_mark_discs(tmp_path):
     made = recipe(frames(tmp_path / "data", 24), steps=60)
     assert made.measure(fit(made, tmp_path / "run").network)["dice_at_half"] > 0.8
 
 
-def test_samples_without_a_polyp_come_from_frames_with_one(tmp_path: Path) -> None:
+def test_samples_without_a_polyp_come_from_frames_with_one(tmp_path):
     made = recipe(frames(tmp_path / "data", 20)).model_copy(update={"empty": 0.9})
     made.prepare(tmp_path)
     shares = [
@@ -85,6 +85,6 @@ def test_samples_without_a_polyp_come_from_frames_with_one(tmp_path: Path) -> No
     assert np.mean(shares) > 0.6
 
 
-def test_too_little_to_train_on_is_refused(tmp_path: Path) -> None:
+def test_too_little_to_train_on_is_refused(tmp_path):
     with pytest.raises(InvalidOption, match="2 pictures with masks"):
         recipe(frames(tmp_path / "data", 2)).prepare(tmp_path)

@@ -25,17 +25,17 @@ def _labels(name: str) -> dict[tuple[str, str], int]:
 
 
 @pytest.fixture(scope="session")
-def released() -> Any:
+def released():
     return _labels
 
 
 @pytest.fixture(scope="session")
-def golden() -> Any:
+def golden():
     return lambda path: json.loads((GOLDEN / path).read_text())
 
 
 @pytest.fixture(scope="session")
-def golden_folder() -> Path:
+def golden_folder():
     return GOLDEN
 
 

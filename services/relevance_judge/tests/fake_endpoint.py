@@ -83,7 +83,6 @@ class FakeModel:
         return httpx2.Response(200, json={"tokens": ids, "count": len(ids)})
 
     def _score(self, body: dict[str, Any]) -> httpx2.Response:
-        """A word that was seen before is likely, a new one is not."""
         ids = body["prompt"]
         told = [None] + [-1.0 if ids[place] in ids[:place] else -5.0 for place in range(1, len(ids))]
         choice = {"text": "", "logprobs": {"token_logprobs": told}}
@@ -91,8 +90,6 @@ class FakeModel:
 
 
 def answered_by(model: FakeModel, kind: type[Any]) -> type[Any]:
-    """The judge, with this model behind it."""
-
     class Answering(kind):  # type: ignore[misc]  # a class made at run time
         card = kind.card
 

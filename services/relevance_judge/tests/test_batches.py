@@ -5,8 +5,6 @@ import io
 import json
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -51,7 +49,7 @@ class Stage:
 
 
 @pytest.fixture
-def stage(tmp_path: Path) -> Iterator[Stage]:
+def stage(tmp_path):
     model = FakeModel(_graded_by_number)
     with serve_judges(tmp_path, {"prompted-grade": answered_by(model, PromptedGrade)}) as client:
         yield Stage(client, model)

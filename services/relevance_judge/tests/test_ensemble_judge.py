@@ -31,7 +31,7 @@ def _one(judge: Judge, **options: Any) -> Verdict:
 
 
 @pytest.fixture
-def ensemble() -> Ensemble:
+def ensemble():
     return Ensemble(FakeModel(lambda _: "1", first=DIGITS).client())
 
 

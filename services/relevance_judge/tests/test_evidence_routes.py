@@ -1,6 +1,5 @@
 """`/v1/judge/…` for trust, weights, significance, corrected scores, budgets, answers, preferences and imports."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -40,7 +39,7 @@ def say(body: dict[str, Any]) -> str:
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+def client(tmp_path_factory):
     kinds = {"query-likelihood": answered_by(FakeModel(say), QueryLikelihood)}
     with serve_judges(tmp_path_factory.mktemp("fovea"), kinds) as made:
         yield made

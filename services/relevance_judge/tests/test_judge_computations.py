@@ -1,11 +1,9 @@
 """`/v1/judge/…` computes from uploaded labels and runs, and names what is wrong with them."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
-from starlette.testclient import TestClient
 
 from services.relevance_judge.metrics.agreement import agree
 from services.relevance_judge.metrics.uncertainty import kappa_interval
@@ -19,7 +17,7 @@ FIRST, SECOND = format_qrels(MINI.labels), format_qrels(MINI.second)
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+def client(tmp_path_factory):
     with serve_judges(tmp_path_factory.mktemp("fovea"), {}) as made:
         yield made
 

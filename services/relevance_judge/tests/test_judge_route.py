@@ -1,10 +1,8 @@
 """`POST /v1/judge` through the platform, with a model that answers by rule."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from starlette.testclient import TestClient
 
 from services.relevance_judge.app import app
 from services.relevance_judge.judges.log_odds import LogOdds
@@ -39,7 +37,7 @@ class Deaf(LogOdds):
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+def client(tmp_path_factory):
     kinds = {"prompted-grade": Answering, "log-odds": Deaf}
     with serve_judges(tmp_path_factory.mktemp("fovea"), kinds, judge_base_url="http://judge.test") as made:
         yield made

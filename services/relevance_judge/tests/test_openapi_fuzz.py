@@ -3,7 +3,6 @@
 The language model is a stand-in that answers at once, so that no deadline ends a request.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,7 +36,7 @@ OPERATIONS = {
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def url(tmp_path_factory):
     with serve_in_thread(build_app(tmp_path_factory.mktemp("fovea")), is_loaded) as served:
         yield served
 

@@ -1,7 +1,7 @@
 """What SmolLM2 can and can't do as a judge: the recorded verdicts say so, and the model itself, for real, agrees."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -59,7 +59,7 @@ def test_the_prompted_grade_of_so_small_a_model_is_no_better_than_word_overlap()
 
 
 @pytest.fixture(scope="module")
-def smol(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChatClient]:
+def smol(tmp_path_factory):
     with Server(smollm2_app(tmp_path_factory.mktemp("smol"))) as server:
         endpoint = ChatClient(server.url)
         yield endpoint

@@ -1,11 +1,9 @@
 """Calibrations and leaderboards are kept in versions that never change, and judges name the one they used."""
 
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from starlette.testclient import TestClient
 
 from services.relevance_judge.judges.log_odds import LogOdds
 from services.relevance_judge.judges.prompted_grade import PromptedGrade
@@ -35,7 +33,7 @@ TRAINING: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+def client(tmp_path_factory):
     model = FakeModel(first=DIGITS)
     kinds = {kind.card.name: answered_by(model, kind) for kind in (PromptedGrade, LogOdds, QueryLikelihood)}
     with serve_judges(tmp_path_factory.mktemp("fovea"), kinds) as made:

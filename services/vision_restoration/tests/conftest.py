@@ -5,7 +5,6 @@ Every tensor follows from its name by a checksum, so the golden files need to ho
 
 import json
 import zlib
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +28,7 @@ SLIM = {
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> None:
-    """Several suites share this machine's cores."""
+def _one_thread():
     torch.set_num_threads(1)
 
 
@@ -53,7 +51,7 @@ def _weight(key: str, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 @pytest.fixture(scope="session")
-def golden() -> Callable[[str], Any]:
+def golden():
     def read(name: str) -> Any:
         path = GOLDEN / name
         return json.loads(path.read_text()) if path.suffix == ".json" else dict(np.load(path))
@@ -62,7 +60,7 @@ def golden() -> Callable[[str], Any]:
 
 
 @pytest.fixture(scope="session")
-def fill() -> Callable[..., nn.Module]:
+def fill():
     """Fill a network's state dict by rule; what it derives it keeps."""
 
     def fill_in(net: nn.Module, prefix: str = "") -> nn.Module:
@@ -80,7 +78,7 @@ def fill() -> Callable[..., nn.Module]:
 
 
 @pytest.fixture(scope="session")
-def picture() -> Callable[..., torch.Tensor]:
+def picture():
     def draw(n: int, h: int, w: int, name: str = "input") -> torch.Tensor:
         name, shape = f"{name}:{n}x3x{h}x{w}", (n, 3, h, w)
         coarse = uniform(f"{name}:lo", (n, 3, -(-h // 16), -(-w // 16)))
@@ -91,7 +89,7 @@ def picture() -> Callable[..., torch.Tensor]:
 
 
 @pytest.fixture(scope="session")
-def slim() -> Callable[..., nn.Module]:
+def slim():
     """A small restorer with lively random weights: every part of it leaves a trace in the answer."""
 
     def build(variant: str = "paper", **more: Any) -> nn.Module:
@@ -109,7 +107,7 @@ def slim() -> Callable[..., nn.Module]:
 
 
 @pytest.fixture(scope="session")
-def stored(slim, tmp_path_factory) -> Path:
+def stored(slim, tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights")
     net = slim()
     manifest = Manifest(
@@ -124,7 +122,7 @@ def stored(slim, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def served(stored, tmp_path_factory) -> Iterator[Restorer]:
+def served(stored, tmp_path_factory):
     restorer = loaded_from(stored, tmp_path_factory.mktemp("home"))
     yield restorer
     restorer.close()
@@ -142,5 +140,5 @@ def loaded_from(packaged: Path, home: Path, engine: Any = "auto", **options: str
 
 
 @pytest.fixture(scope="session")
-def load_from() -> Callable[..., Restorer]:
+def load_from():
     return loaded_from

@@ -228,7 +228,6 @@ def test_a_wide_comparison_is_scaled_down(served):
 
 
 def test_an_imported_network_needs_its_tower(stored, load_from, tmp_path):
-
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights/rrformer.safetensors").write_bytes(b"")
     with pytest.raises(NotReady, match="VGG19 tower") as caught:

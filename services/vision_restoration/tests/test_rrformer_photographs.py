@@ -21,7 +21,7 @@ def photographs(folder: Path) -> Path:
     return folder
 
 
-def test_a_pane_without_light_before_it_leaves_the_scene_alone() -> None:
+def test_a_pane_without_light_before_it_leaves_the_scene_alone():
     scene = np.random.default_rng(0).random((48, 48, 3), np.float32) * 0.8
     apart = []
     for seed in range(20):
@@ -32,7 +32,7 @@ def test_a_pane_without_light_before_it_leaves_the_scene_alone() -> None:
     assert min(apart) > -0.01
 
 
-def test_a_reflection_only_adds_light() -> None:
+def test_a_reflection_only_adds_light():
     rng = np.random.default_rng(1)
     scene, other = (rng.random((48, 48, 3), np.float32) for _ in range(2))
     added = [np.subtract(*behind_glass(scene, other, np.random.default_rng(seed))).mean() for seed in range(20)]
@@ -40,7 +40,7 @@ def test_a_reflection_only_adds_light() -> None:
     assert max(added) > 0.05
 
 
-def test_a_folder_of_photographs_becomes_a_restorer(tmp_path: Path) -> None:
+def test_a_folder_of_photographs_becomes_a_restorer(tmp_path):
     made = RRFormerPhotographs(
         data=photographs(tmp_path / "data"),
         size=64,

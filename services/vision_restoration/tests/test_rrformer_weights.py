@@ -10,7 +10,7 @@ from services.vision_restoration.models.rrformer import RRFormerRestorer
 from services.vision_restoration.recipes.evaluation import ReflectionPairs, gain_pairs, restore_pairs, score_pairs
 from services.vision_restoration.recipes.glass import behind_glass
 from shared.export.artifacts import ExportedForms
-from shared.registry.weights import Weights, read_weights
+from shared.registry.weights import read_weights
 
 SERVICES = Path(__file__).parents[2]
 PHOTOGRAPHS = (
@@ -22,12 +22,12 @@ PHOTOGRAPHS = (
 
 
 @pytest.fixture(scope="module")
-def weights() -> Weights:
+def weights():
     return read_weights(RRFormerRestorer.folder / "rrformer-restorer.safetensors")
 
 
 @pytest.fixture(scope="module")
-def pairs() -> ReflectionPairs:
+def pairs():
     """Each photograph behind a pane before each other one, and as it is."""
     pages = [Image.open(SERVICES / name).convert("RGB").resize((96, 96)) for name in PHOTOGRAPHS]
     scenes = [np.asarray(page, np.float32) / 255 for page in pages]
@@ -41,7 +41,7 @@ def pairs() -> ReflectionPairs:
     return ReflectionPairs(np.stack(mixed), np.stack(clean), np.array(plain))
 
 
-def test_photographs_behind_glass_gain_and_clean_ones_stay(weights: Weights, pairs: ReflectionPairs) -> None:
+def test_photographs_behind_glass_gain_and_clean_ones_stay(weights, pairs):
     network = ExportedForms(weights, Path(), (), (), "measured").network()
     restored = restore_pairs(network, pairs.mixed)
     assert gain_pairs(restored, pairs).min() > 0.3

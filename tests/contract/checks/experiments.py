@@ -107,7 +107,6 @@ def found_in(report: Report) -> dict[str, Any]:
 
 
 def check_has_a_path_of_its_own(machines: Machines) -> None:
-    """It is a probe, and every option is described."""
     assert machines.kind.card.task == "probe"
     assert machines.kind.route
     for name, prop in machines.kind.In.model_json_schema()["properties"].items():
@@ -115,7 +114,6 @@ def check_has_a_path_of_its_own(machines: Machines) -> None:
 
 
 def check_spec_is_frozen_and_knows_its_options(machines: Machines) -> None:
-    """A report repeats its spec."""
     with pytest.raises(ValidationError, match="frozen"):
         machines.example.seed = 3
     with pytest.raises(ValidationError, match="nonsense"):
@@ -123,14 +121,12 @@ def check_spec_is_frozen_and_knows_its_options(machines: Machines) -> None:
 
 
 def check_unknown_model_is_refused_with_the_list(machines: Machines) -> None:
-    """It is not another one that is studied."""
     with pytest.raises(NotFound, match=str(machines.example.lm)) as caught:
         answered(machines.fresh(), machines.example.model_copy(update={"lm": "nobody"}))
     assert caught.value.field == "lm"
 
 
 def check_estimate_is_what_a_run_takes(machines: Machines) -> None:
-    """A dry run runs nothing, and tells forwards and tokens exactly."""
     study, spec = machines.fresh(), machines.example
     with _calls_of(study.load_model(spec.lm).model) as calls:
         told = answered(study, spec.model_copy(update={"dry_run": True}))
@@ -143,7 +139,6 @@ def check_estimate_is_what_a_run_takes(machines: Machines) -> None:
 
 
 def check_report_carries_its_manifest_and_its_spec(machines: Machines) -> None:
-    """It can be run again from them."""
     report = machines.undisturbed()
     assert report.manifest is not None
     assert report.manifest.experiment == machines.kind.card.name
@@ -165,7 +160,6 @@ def check_every_picture_says_how_to_read_it(machines: Machines) -> None:
 
 
 def check_report_has_numbers(machines: Machines) -> None:
-    """Something was measured."""
     assert list(_numbers(found_in(machines.undisturbed()))), "there is no number in the report"
 
 
@@ -252,7 +246,6 @@ def _draws() -> Iterator[list[str]]:
 
 
 def check_report_follows_from_the_model(machines: Machines) -> None:
-    """A model with other weights has other numbers."""
     study, spec = machines.fresh(), machines.example
     subject = study.load_model(spec.lm)
     if study.models.get_loaded(subject.name) is None and weights_file(subject.weights_sha256) is None:
@@ -276,7 +269,6 @@ def check_report_follows_from_what_the_model_computes(machines: Machines) -> Non
 
 @contextmanager
 def _studies(study: Experiment[Any], model: nn.Module) -> Iterator[None]:
-    """Let the experiment find another model under every name."""
     original = study.load_model
 
     def other(name: str | None) -> Any:

@@ -39,12 +39,9 @@ PASSAGES = (
     "Sand castles fall when the tides come in.",
 )
 QUERIES = (
-    QUERY,
-    "how does bread rise in an oven",
-    "who plays the violin at night",
-    "where do fishermen of the coast live",
-    "which castles have nine towers",
-)
+    QUERY, "how does bread rise in an oven", "who plays the violin at night",
+    "where do fishermen of the coast live", "which castles have nine towers",
+)  # fmt: skip
 SILENT = "it asks no language model, and its class says that it does"
 PARSED = {"absent", "truncated", "not_a_number", "not_an_integer", "out_of_range", "ambiguous"}
 """Reasons that are found in an answer: another try may help."""
@@ -88,7 +85,6 @@ def _pairs() -> list[tuple[str, str]]:
 
 
 def check_list_of_pairs_equals_its_singles(bench: Bench) -> None:
-    """In any order, each pair has the verdict that it has alone."""
     pairs = _pairs()
     with bench.before(Oracle()) as judge:
         alone = [_judged(judge, bench.request(judge, [pair])).results[0] for pair in pairs]
@@ -305,7 +301,6 @@ class _Strange(Oracle):
 
 
 def check_cancelled_request_stops_asking(bench: Bench) -> None:
-    """Before the first pair, and between two."""
     model, run = Oracle(), CallContext()
     with bench.before(model) as judge:
         whole = len(model.asked)

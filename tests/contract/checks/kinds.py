@@ -30,12 +30,10 @@ def applicable(checks: Iterable[Check], kind: Kind) -> list[Check]:
 
 
 def has_engine(kind: Kind) -> bool:
-    """Whether an engine runs its network: tensors in, tensors out."""
     return issubclass(kind, VisionServable)
 
 
 def is_plain_and_sync(kind: Kind) -> bool:
-    """Whether it answers at once by networks that it holds itself."""
     return kind.mode == "sync" and not has_engine(kind)
 
 
@@ -45,7 +43,6 @@ def is_no_judge(kind: Kind) -> bool:
 
 
 def is_called_by_threads(kind: Kind) -> bool:
-    """Whether the platform lets several threads in."""
     return kind.mode == "stream" or kind.card.task == "judge"
 
 
@@ -62,7 +59,6 @@ def holds_named_network(kind: Kind) -> bool:
 
 
 def writes_with_named_weights(kind: Kind) -> bool:
-    """Whether it writes text with weights that it names."""
     return kind.mode == "stream" and (kind.card.weights is not None or kind.card.name in shipped_weights())
 
 

@@ -85,7 +85,6 @@ def situations(task: str, example: BaseModel, option: str | None = None) -> list
 
 
 def _drawn(value: Any, example: BaseModel) -> Any:
-    """The picture that a value names, or the value."""
     if value == "noise":
         return _noise()
     if value == "poster":  # so large that what a small network needs for it depends on the memory it may take
@@ -98,7 +97,6 @@ def _drawn(value: Any, example: BaseModel) -> Any:
 
 
 def told_values(task: str, option: str, request: BaseModel) -> list[Any]:
-    """Values of an option that can't be made from its schema."""
     if (task, option) == ("restore", "reference"):
         return [request.image]  # type: ignore[attr-defined]  # requests of this task have a picture
     return [_noise() if value == "noise" else value for value in _VALUES.get((task, option), ())]

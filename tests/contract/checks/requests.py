@@ -137,7 +137,6 @@ def options_of(loaded: Loaded) -> list[tuple[str, dict[str, Any]]]:
 
 
 def with_everything(loaded: Loaded, request: BaseModel) -> BaseModel:
-    """The request that includes all that an answer may hold."""
     prop = dict(options_of(loaded)).get("include")
     every = _enum(prop or {}, loaded)
     return (updated(request, include=every) if every else None) or request

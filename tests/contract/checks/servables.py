@@ -63,7 +63,6 @@ COARSE = 1e-2
 
 
 def check_card_says_what_people_must_know(loaded: Loaded) -> None:
-    """A sentence, a licence, a whole digest, a variant that exists."""
     card = loaded.card
     assert card.summary.endswith(".")
     assert card.licence
@@ -75,7 +74,6 @@ def check_card_says_what_people_must_know(loaded: Loaded) -> None:
 
 
 def check_schemas_are_json_and_options_are_described(loaded: Loaded) -> None:
-    """Forms, flags and documentation are made from them."""
     for kind in (loaded.servable.In, loaded.servable.Out):
         assert json.dumps(kind.model_json_schema())
     if loaded.card.task not in {"chat", "complete"}:  # OpenAI's names, known to everyone who calls them
@@ -264,7 +262,6 @@ def _together(loaded: Loaded, requests: Sequence[BaseModel]) -> list[Any]:
 
 
 def check_same_request_has_the_same_answer(loaded: Loaded) -> None:
-    """To the last digit."""
     first, second = (loaded.answer(loaded.servable.example()) for _ in range(2))
     assert differences(first, second, tolerance=0) == []
 
@@ -324,7 +321,6 @@ def _stops_streaming(loaded: Loaded, request: BaseModel) -> None:
 
 
 def check_passed_deadline_stops(loaded: Loaded) -> None:
-    """A deadline that lies behind is not begun."""
     found = refused_by(lambda: loaded.outcomes([loaded.servable.example()], CallContext(deadline=0.0)))
     assert isinstance(found, DeadlineExceeded)
 
@@ -346,7 +342,6 @@ def check_bad_picture_costs_its_own_request_only(loaded: Loaded) -> None:
 
 @applies_to(pictures_of)
 def check_odd_picture_is_answered_or_refused(loaded: Loaded) -> None:
-    """Pictures of every kind never crash it."""
     fields = loaded.pictures
     for sample in odd():
         request = loaded.servable.example().model_copy(update={fields[0]: sample.data})
@@ -355,7 +350,6 @@ def check_odd_picture_is_answered_or_refused(loaded: Loaded) -> None:
 
 
 def check_option_out_of_range_is_refused_by_name(loaded: Loaded) -> None:
-    """Values just outside of what the schema allows."""
     example = loaded.servable.example().model_dump()
     for name, prop in options_of(loaded):
         for value in _beyond(prop):
@@ -496,7 +490,6 @@ def feeds_of(loaded: Loaded, rows: int) -> dict[str, np.ndarray]:
 
 @applies_to(has_engine)
 def check_tensors_in_a_batch_equal_tensors_alone(loaded: Loaded) -> None:
-    """Rows of a batch are different and stay apart."""
     feeds = feeds_of(loaded, rows=3)
     together = loaded.servable.engine.run(feeds)
     assert list(together) == [spec.name for spec in loaded.servable.engine.outputs]
@@ -508,7 +501,6 @@ def check_tensors_in_a_batch_equal_tensors_alone(loaded: Loaded) -> None:
 
 @applies_to(has_engine)
 def check_tensors_that_do_not_fit_are_the_callers_mistake(loaded: Loaded) -> None:
-    """Other types, ranks and sizes, and none at all."""
     feeds = feeds_of(loaded, rows=1)
     name = next(iter(feeds))
     for wrong in (feeds[name].astype(np.float64), feeds[name][0], feeds[name][..., :3], None):
@@ -521,13 +513,9 @@ SERVABLE_CHECKS = tuple(check for name, check in list(globals().items()) if name
 """All of them, in the order in which they stand here."""
 
 SMOKE_CHECKS = (
-    check_card_says_what_people_must_know,
-    check_schemas_are_json_and_options_are_described,
-    check_example_is_answered_validly,
-    check_card_names_the_weights_that_are_served,
-    check_batch_equals_its_singles,
-    check_passed_deadline_stops,
-    check_bad_picture_costs_its_own_request_only,
+    check_card_says_what_people_must_know, check_schemas_are_json_and_options_are_described,
+    check_example_is_answered_validly, check_card_names_the_weights_that_are_served, check_batch_equals_its_singles,
+    check_passed_deadline_stops, check_bad_picture_costs_its_own_request_only,
     check_option_out_of_range_is_refused_by_name,
-)
+)  # fmt: skip
 """Those that every real model passes in each run; the others are about code that a family's toy has, too."""

@@ -67,7 +67,6 @@ def _likely(net: nn.Module, ids: Sequence[int]) -> np.ndarray:
 
 
 def _logits(net: nn.Module, ids: Sequence[int]) -> torch.Tensor:
-    """Logits [T,V], in a session where the network has sessions."""
     tokens, network = torch.tensor([list(ids)]), net
     with torch.no_grad():
         found: Any = network.session(1).feed(tokens) if hasattr(network, "session") else network(tokens)

@@ -61,7 +61,6 @@ def network_of(file: Path) -> nn.Module:
 
 
 def disturbed(net: nn.Module, share: float = 0.5) -> nn.Module:
-    """A copy whose weights are off by noise."""
     other, draw = copy.deepcopy(net).requires_grad_(requires_grad=False), torch.Generator().manual_seed(7)
     for value in other.parameters():
         value.add_(share * value.std(correction=0) * torch.randn(value.shape, generator=draw))

@@ -24,7 +24,6 @@ __all__ = ["RIGHT_EXPERIMENTS", "WRONG_EXPERIMENTS"]
 
 
 def runs(name: str, base: type[Experiment[Any]], run: Callable[..., Report]) -> type[Experiment[Any]]:
-    """An experiment that runs otherwise."""
     return wrong(name, base, route=name, run=run)
 
 
@@ -84,7 +83,6 @@ class _Renamed(Progress):
 
 
 def keeps(name: str, begin: Callable[..., Progress]) -> type[Experiment[Any]]:
-    """An experiment whose cells are kept otherwise."""
     return wrong(name, Deconstruction, route=name, begin=begin)
 
 

@@ -153,12 +153,10 @@ class AlwaysTheSame(_Classifier):
 
 
 def segments(name: str, **otherwise: Any) -> type[Servable[Any, Any]]:
-    """A segmenter that does one thing otherwise."""
     return wrong(name, _Segmenter, **otherwise)
 
 
 def _share_threshold(batch: Sequence[SegmentIn]) -> list[SegmentIn]:
-    """The first request's for all, and never by itself a wrong one."""
     return [one.model_copy(update={"threshold": 0.5 ** len(batch) * batch[0].threshold * 2}) for one in batch]
 
 

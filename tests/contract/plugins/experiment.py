@@ -1,7 +1,5 @@
 """An experiment: how surprised the model is by each token of a text."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 import torch

@@ -1,7 +1,5 @@
 """A judge: a prompted grade that is asked for with a template of its own."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 from services.relevance_judge.judge import EXAMPLE, NO_GRAPH, PAPER
@@ -16,11 +14,6 @@ class ToyStrictGrade(PromptedGrade):
 
     default: ClassVar[str] = "toy-strict"
     card: ClassVar[Card] = Card(
-        name="toy-strict",
-        task="judge",
-        paper=PAPER,
-        licence="Apache-2.0",
-        summary="Asks for a grade, strictly.",
-        notes=(NO_GRAPH,),
-        example=EXAMPLE,
-    )
+        name="toy-strict", task="judge", paper=PAPER, licence="Apache-2.0", summary="Asks for a grade, strictly.",
+        notes=(NO_GRAPH,), example=EXAMPLE,
+    )  # fmt: skip

@@ -1,7 +1,5 @@
 """An eviction method: keeps entries whose keys are unlike their neighbours'."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from services.llm_longctx.methods.core.eviction.method import EvictionMethod

@@ -1,7 +1,5 @@
 """A network of one convolution over colours."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from shared.registry import builder
@@ -28,5 +26,4 @@ class ColourNet(nn.Module):
 
 @builder("toy-colour")
 def colour_net() -> ColourNet:
-    """With random weights."""
     return ColourNet()

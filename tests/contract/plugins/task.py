@@ -1,7 +1,5 @@
 """A task that nothing knows yet, and the model that does it."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from typing import ClassVar, Self
@@ -34,14 +32,10 @@ class ToyWordCounter(Servable[CountWordsIn, CountWordsOut]):
     In: ClassVar[type[BaseModel]] = CountWordsIn
     Out: ClassVar[type[BaseModel]] = CountWordsOut
     card: ClassVar[Card] = Card(
-        name="toy-word-counter",
-        task="count-words",
-        summary="Counts the words of a text.",
-        paper=Paper(title="Words", venue="none", year=2026),
-        licence="Apache-2.0",
-        notes=("Nothing is learnt, so there is no ONNX graph.",),
-        example={"text": "one two one three"},
-    )
+        name="toy-word-counter", task="count-words", summary="Counts the words of a text.",
+        paper=Paper(title="Words", venue="none", year=2026), licence="Apache-2.0",
+        notes=("Nothing is learnt, so there is no ONNX graph.",), example={"text": "one two one three"},
+    )  # fmt: skip
 
     @classmethod
     def load(cls, context: LoadContext) -> Self:

@@ -99,7 +99,6 @@ def _others(how: AttentionMethod, knob: str, bases: Sequence[AttentionMethod]) -
 
 
 def _named(schema: Mapping) -> list:
-    """Values that a JSON schema lists."""
     inner = [value for part in schema.get("anyOf", ()) for value in _named(part)]
     return [*schema.get("enum", ()), *([schema["const"]] if "const" in schema else ()), *inner]
 

@@ -75,7 +75,6 @@ def near(a: torch.Tensor, b: torch.Tensor, what: str, tolerance: float = CLOSE) 
 
 
 def usual_plan(how: AttentionMethod) -> Mapping | None:
-    """The head plan for a method that needs one."""
     return PLAN if how.needs_plan else None
 
 
@@ -193,7 +192,6 @@ def _play(how, ids, fed, chunks, boundaries, page, plan) -> Played:
 
 
 def _copy(held: Entries) -> Entries:
-    """Entries are views into pages that go on being written."""
     weight = None if held.log_weight is None else held.log_weight.clone()
     return Entries(held.k.clone(), held.v.clone(), held.positions.clone(), weight)
 
@@ -216,7 +214,6 @@ def causal(rows: int, columns: int) -> Tensor:
 
 
 def ask(how: AttentionMethod, q: Tensor, k: Tensor, v: Tensor, **inputs) -> Reference:
-    """The method's reference, given those inputs that it takes."""
     taken = inspect.signature(how.reference).parameters
     if not any(one.kind is inspect.Parameter.VAR_KEYWORD for one in taken.values()):
         inputs = {name: value for name, value in inputs.items() if name in taken}
@@ -341,7 +338,6 @@ def parse(plan: Mapping | None) -> HeadPlan | None:
 
 
 def default(cls: type[AttentionMethod]) -> list[AttentionMethod]:
-    """The method as it is served without knobs, where that differs."""
     return [] if cls() in trials(cls) else [cls()]
 
 

@@ -135,7 +135,6 @@ _COLD: dict[tuple, list[int]] = {}
 
 
 def _cold(net, page: int, request: Request) -> list[int]:
-    """What a request is answered by an engine that has read nothing."""
     key = (id(net), type(request.method), repr(dict(request.method)), tuple(request.ids))
     if key not in _COLD:
         _COLD[key] = Engine(net, page=page).generate([request])[0].tokens

@@ -5,13 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.llm_longctx.mixers.deconstructed.mixers import (
-    VARIANTS,
-    Recurrence,
-    attention_map,
-    cache_bytes,
-    mix,
-)
+from services.llm_longctx.mixers.deconstructed.mixers import VARIANTS, Recurrence, attention_map, cache_bytes, mix
 from shared.registry import network
 from tests.harness.hypothesis_profiles import fewer
 

@@ -35,7 +35,6 @@ def llama(golden):
 
 
 def fed(session, tokens, chunks):
-    """Logits of a stream cut into chunks, and every step."""
     steps = [session.feed(part) for part in tokens.split(chunks, 1)]
     return torch.cat([step.logits for step in steps], 1), steps
 

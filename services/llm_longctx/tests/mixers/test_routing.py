@@ -78,8 +78,6 @@ def test_empty_cluster_keeps_its_mean(file):
 
 
 def brute(q, k, v, means, window, shared, mask):
-    """The rule in words, one query at a time."""
-
     def normal(x):
         return (x - x.mean(-1, keepdim=True)) / (x.var(-1, unbiased=False, keepdim=True) + 1e-6).sqrt()
 

@@ -9,26 +9,13 @@ from services.llm_longctx.mixers.titans.fast_weights import recur
 from shared.registry import network
 
 CASES = (
-    "paper_d1",
-    "paper_d2",
-    "token_d2",
-    "nomom_d2",
-    "default",
-    "paper_faithful_b4",
-    "paper_faithful_b4_d1",
-    "batch8",
-    "heads2_qknorm",
-)
+    "paper_d1", "paper_d2", "token_d2", "nomom_d2", "default", "paper_faithful_b4", "paper_faithful_b4_d1",
+    "batch8", "heads2_qknorm",
+)  # fmt: skip
 NAMES = {
-    "dim": "width",
-    "chunk_size": "chunk",
-    "batch_size": "refresh",
-    "mem_model_norm_add_residual": "residual_norm",
-    "pre_rmsnorm": "input_norm",
-    "qk_rmsnorm": "qk_norm",
-    "dim_head": "head_dim",
-    "max_lr": "max_rate",
-}
+    "dim": "width", "chunk_size": "chunk", "batch_size": "refresh", "mem_model_norm_add_residual": "residual_norm",
+    "pre_rmsnorm": "input_norm", "qk_rmsnorm": "qk_norm", "dim_head": "head_dim", "max_lr": "max_rate",
+}  # fmt: skip
 SAME = {"heads", "momentum", "depth", "expansion"}
 
 

@@ -10,25 +10,12 @@ SOUND = (Window, Dotted, Mean)
 
 _REFUSED = {
     "reference": (
-        maths.Zeros,
-        maths.Scaled,
-        maths.Regrouped,
-        maths.Foresighted,
-        maths.Faded,
-        maths.FadedOpenly,
-        maths.Summed,
+        maths.Zeros, maths.Scaled, maths.Regrouped, maths.Foresighted, maths.Faded, maths.FadedOpenly, maths.Summed,
     ),
     "engine": (maths.Heavy, eviction.NeverCutsAgain, eviction.ScoresForeignQueries),
     "retention": (
-        memory.Forgetful,
-        memory.OneLess,
-        memory.WrongEnd,
-        memory.Masked,
-        eviction.KeepsLowest,
-        eviction.ForgetsProtection,
-        eviction.CountsOneMore,
-        eviction.KeepsOlderOfEqual,
-        eviction.FreesNothing,
+        memory.Forgetful, memory.OneLess, memory.WrongEnd, memory.Masked, eviction.KeepsLowest,
+        eviction.ForgetsProtection, eviction.CountsOneMore, eviction.KeepsOlderOfEqual, eviction.FreesNothing,
     ),
     "effect": (memory.Idle, memory.Secret),
     "estimate": (memory.Humble, memory.Short, memory.Boastful, memory.Frozen, eviction.CountsCutPrompt),
@@ -41,5 +28,5 @@ _REFUSED = {
     "knobs": (configuration.Deaf, configuration.HalfDeaf, configuration.Anonymous),
     "plan": (configuration.Planless,),
     "facts": (configuration.Molten, configuration.Twisted),
-}
+}  # fmt: skip
 MUTANTS = {broken: check for check, all_of_them in _REFUSED.items() for broken in all_of_them}

@@ -1,7 +1,5 @@
 """The trained mixers behind the real app under uvicorn, with a Redis of its own."""
 
-from collections.abc import Iterator
-
 import httpx2
 import pytest
 
@@ -16,7 +14,7 @@ KINDS = {name: kind for name, kind in servables("llm-longctx").items() if name.s
 
 
 @pytest.fixture(scope="package")
-def mixers(tmp_path_factory) -> Iterator[Server]:
+def mixers(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mixers")
     with RedisServer(Settings(data_dir=folder / "redis")) as redis:
         app = build(
@@ -30,7 +28,7 @@ def mixers(tmp_path_factory) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="package")
-def http(mixers) -> Iterator[httpx2.Client]:
+def http(mixers):
     with httpx2.Client(base_url=mixers.url, timeout=60) as client:
         yield client
 
@@ -41,6 +39,5 @@ def adapter(mixers):
 
 
 def metric(http: httpx2.Client, name: str) -> float:
-    """The sum over all labels of a metric."""
     lines = http.get("/metrics").text.splitlines()
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith((f"{name}{{", f"{name} ")))

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -67,7 +67,7 @@ class Replica:
 
 
 @pytest.fixture(scope="module")
-def replica(redis_server, tmp_path_factory) -> Iterator[Callable[..., Replica]]:
+def replica(redis_server, tmp_path_factory):
     stops: list[Callable[[], Any]] = []
 
     def start(**more: Any) -> Replica:
@@ -102,13 +102,12 @@ def replica(redis_server, tmp_path_factory) -> Iterator[Callable[..., Replica]]:
 
 
 @pytest.fixture(scope="module")
-def pair(replica) -> tuple[Replica, Replica]:
+def pair(replica):
     return replica(), replica()
 
 
 @pytest.fixture
-def two(pair, redis_server) -> tuple[Replica, Replica]:
-    """Two replicas that have read nothing, and an empty Redis."""
+def two(pair, redis_server):
     redis.Redis.from_url(redis_server.url).flushall()
     for one in pair:
         one.forgets()
@@ -120,7 +119,6 @@ def _blobs(redis_server: RedisServer) -> list[bytes]:
 
 
 def _said(answer: dict[str, Any]) -> Any:
-    """Everything that must be the same, to the last digit."""
     return answer["choices"], answer["longctx"]
 
 
