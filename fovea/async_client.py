@@ -23,8 +23,6 @@ from shared.api.job import FINAL, Job
 from shared.api.mask import SegmentOut
 from shared.api.model import ModelEntry
 
-__all__ = ["AsyncClient", "AsyncJobs"]
-
 Answer = TypeVar("Answer")
 Item = TypeVar("Item")
 

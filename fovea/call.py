@@ -15,8 +15,6 @@ import httpx2
 from fovea.errors import parse_error, parse_stream_error
 from shared.errors import Fault
 
-__all__ = ["Call", "StreamCall", "read_bytes", "read_json"]
-
 Answer = TypeVar("Answer")
 Item = TypeVar("Item")
 

@@ -10,8 +10,6 @@ from typing import Any, TypedDict
 
 from shared.api.text import ChatChunk, ChatCompletion, ChatMessage
 
-__all__ = ["ChatAnswer", "ChatOptions", "ChatPiece", "Messages", "build_messages"]
-
 
 class ChatOptions(TypedDict, total=False):
     """Options of a chat request, as `shared.api.text.ChatRequest` describes them; None means the model's default."""

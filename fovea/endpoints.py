@@ -23,26 +23,6 @@ from shared.api.mask import SegmentOut
 from shared.api.model import ModelEntry, ModelList, sort_tasks
 from shared.errors import NotFound
 
-__all__ = [
-    "as_job",
-    "cancel",
-    "chat",
-    "chat_stream",
-    "example",
-    "job",
-    "job_events",
-    "jobs",
-    "methods",
-    "model",
-    "models",
-    "pick_default_model",
-    "result",
-    "retry",
-    "segment",
-    "task",
-    "task_path",
-]
-
 Model = TypeVar("Model", bound=BaseModel)
 
 HTTP_ACCEPTED = 202

@@ -16,8 +16,6 @@ import httpx2
 from shared.api.problem import Problem, from_problem
 from shared.errors import DeadlineExceeded, FoveaError, Malformed, NotReady
 
-__all__ = ["parse_error", "parse_stream_error", "read_retry_after", "translate_errors"]
-
 
 def parse_error(response: httpx2.Response) -> FoveaError:
     """Parse an error response, whose body must have been read, into an exception."""

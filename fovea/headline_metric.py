@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["HeadlineMetric", "pick_headline"]
-
 Metric = Mapping[str, Any]
 
 

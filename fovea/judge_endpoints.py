@@ -7,8 +7,6 @@ from typing import Any
 
 from fovea.call import Call, read_bytes, read_json
 
-__all__ = ["compute", "fetch", "labels"]
-
 
 def compute(what: str, body: Mapping[str, Any]) -> Call[Any]:
     """Compute something from the body; options that are None are left out."""

@@ -9,8 +9,6 @@ from typing import IO
 
 from shared.errors import NotFound, UnsupportedMedia
 
-__all__ = ["EncodedPicture", "PictureLike", "detect_media_type", "read_picture"]
-
 PictureLike = bytes | bytearray | memoryview | str | os.PathLike[str] | IO[bytes]
 """Encoded bytes, the path of a file, or a file opened for reading bytes."""
 

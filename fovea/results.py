@@ -14,8 +14,6 @@ from shared.api.mask import Form
 from shared.api.model import ModelEntry
 from shared.api.tensors import TensorSpec
 
-__all__ = ["JobResult", "MethodCard", "ModelCard", "SegmentOptions"]
-
 Model = TypeVar("Model", bound=BaseModel)
 
 

@@ -16,8 +16,6 @@ from fovea.errors import read_retry_after
 from shared.api.job import FINAL, Job
 from shared.errors import DeadlineExceeded
 
-__all__ = ["STREAM_RESUME_S", "JobWatcher", "RetryPolicy", "iterate_pauses"]
-
 STREAM_RESUME_S = 0.5
 """Seconds before a broken stream of events is resumed."""
 

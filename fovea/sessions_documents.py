@@ -15,22 +15,6 @@ from fovea.call import Call, read_bytes
 from fovea.endpoints import parse_as
 from shared.api.sessions import Deleted, DocumentInfo, DocumentList, DocumentText, Session, SessionList, SurpriseTrace
 
-__all__ = [
-    "delete_document",
-    "delete_session",
-    "document",
-    "documents",
-    "export_state",
-    "fork",
-    "import_state",
-    "open_session",
-    "rollback",
-    "session",
-    "sessions",
-    "store_document",
-    "surprise",
-]
-
 
 def open_session(model: str | None = None) -> Call[Session]:
     """Open an empty session."""

@@ -14,8 +14,6 @@ import httpx2
 from fovea.call import Call, read_bytes
 from shared.api.steering import SteeringVector, SteeringVectorDeleted, SteeringVectorList
 
-__all__ = ["AsyncSteeringVectors", "SteeringVectors", "capture"]
-
 _PATH = "/v1/steering-vectors"
 
 Answer = TypeVar("Answer")

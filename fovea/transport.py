@@ -9,8 +9,6 @@ import httpx2
 
 from fovea.errors import translate_errors
 
-__all__ = ["LOCAL", "Address"]
-
 LOCAL = "http://127.0.0.1:8080"
 """Where `make run` listens."""
 

@@ -35,29 +35,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import ClassVar
 
-__all__ = [
-    "BadInput",
-    "Cancelled",
-    "Conflict",
-    "DeadlineExceeded",
-    "Fault",
-    "FoveaError",
-    "InvalidOption",
-    "Malformed",
-    "MethodNotAllowed",
-    "NotFound",
-    "NotReady",
-    "PermissionDenied",
-    "QueueFull",
-    "RateLimited",
-    "StorageFull",
-    "TooLarge",
-    "Unauthenticated",
-    "UnsupportedMedia",
-    "by_status",
-    "in_field",
-]
-
 
 class FoveaError(Exception):
     """An error that a caller may see.

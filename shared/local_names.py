@@ -9,8 +9,6 @@ from __future__ import annotations
 import ipaddress
 from functools import lru_cache
 
-__all__ = ["is_loopback", "without_port"]
-
 
 @lru_cache(maxsize=64)
 def is_loopback(host: str) -> bool:

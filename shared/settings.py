@@ -18,8 +18,6 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsp
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-__all__ = ["RENAMED", "Settings", "environment", "export", "settings"]
-
 RENAMED = {
     "replica_host": "bind",
     "replica_advertised_host": "advertise",

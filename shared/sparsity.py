@@ -19,9 +19,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-__all__ = ["OPEN", "Finding", "SparsityClaim", "blocking", "lint", "sparsity_by_layer", "sparsity_of", "verify_nm"]
-
-
 OPEN = frozenset({"S7", "S10"})
 """Rules that a claim without a headline may break in the open: they need studies, which take longer than code."""
 

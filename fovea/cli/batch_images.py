@@ -22,8 +22,6 @@ from fovea.cli.output import Screen
 from fovea.cli.schema_options import parse_options, split_arguments
 from shared.errors import FoveaError, InvalidOption
 
-__all__ = ["CONTEXT_SETTINGS", "ImageBatch", "ImageResult"]
-
 CONTEXT_SETTINGS = {"ignore_unknown_options": True}
 """Typer keeps options that it does not know, which are the served model's, among the arguments."""
 

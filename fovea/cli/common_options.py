@@ -11,8 +11,6 @@ from fovea.async_client import AsyncClient
 from fovea.client import Client
 from fovea.transport import LOCAL
 
-__all__ = ["AsJson", "Connection", "Key", "Model", "Url"]
-
 _PANEL = "Gateway"
 
 Url = Annotated[str, typer.Option("--url", envvar="FOVEA_URL", help="Address of the gateway.", rich_help_panel=_PANEL)]

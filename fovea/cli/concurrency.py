@@ -9,8 +9,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fovea.cli.output import Screen
 
-__all__ = ["run_concurrently"]
-
 
 async def run_concurrently(
     actions: Sequence[Callable[[], Awaitable[None]]], concurrency: int, screen: Screen, label: str

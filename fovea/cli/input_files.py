@@ -14,8 +14,6 @@ import httpx2
 
 from shared.errors import Malformed, NotFound, TooLarge
 
-__all__ = ["ImageSource", "find_images"]
-
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"})
 """Suffixes of the files in a folder that are pictures."""
 

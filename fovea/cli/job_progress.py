@@ -14,8 +14,6 @@ from fovea.cli.output import Screen
 from fovea.client import Client
 from shared.api.job import Job
 
-__all__ = ["describe_state", "follow_job", "run_as_job"]
-
 
 def describe_state(job: Job) -> str:
     """What a job is doing: its place in the queue, its note, its error or its status."""

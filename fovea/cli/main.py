@@ -29,8 +29,6 @@ from fovea.cli.output import Screen
 from fovea.cli.plugins import PluginGroup
 from shared.errors import FoveaError
 
-__all__ = ["app", "main"]
-
 app = typer.Typer(
     cls=PluginGroup,
     no_args_is_help=True,

@@ -18,8 +18,6 @@ from rich.table import Table
 from shared.api.problem import problem
 from shared.errors import FoveaError
 
-__all__ = ["Screen", "colour_status"]
-
 _STATES = {"succeeded": "green", "failed": "red", "running": "cyan", "queued": "yellow", "cancelled": "dim"}
 
 

@@ -18,8 +18,6 @@ from typer.main import get_command
 
 from shared.errors import FoveaError, NotReady
 
-__all__ = ["GROUP", "PluginGroup"]
-
 GROUP = "fovea.verbs"
 """Entry-point group; a value is a `typer.Typer` or a function."""
 

@@ -12,8 +12,6 @@ from typing import Any
 
 from shared.errors import InvalidOption
 
-__all__ = ["describe_options", "is_picture", "list_picture_fields", "parse_options", "parse_pair", "split_arguments"]
-
 Schema = Mapping[str, Any]
 
 _HIDDEN = frozenset({"model", "stream", "stream_options"})

@@ -8,8 +8,6 @@ from pathlib import Path
 
 from shared.errors import Malformed, NotFound
 
-__all__ = ["MAX_TEXT_BYTES", "read_text", "write_text"]
-
 MAX_TEXT_BYTES = 256 * 2**20
 """Largest text file, unpacked."""
 

@@ -13,8 +13,6 @@ import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-__all__ = ["add_request_options"]
-
 _PANEL = "Model"
 
 

@@ -11,8 +11,6 @@ import numpy as np
 
 from loadtests.bench.result import Table, machine
 
-__all__ = ["Claims", "timing"]
-
 
 @dataclass(frozen=True)
 class Claims(Table):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 
-__all__ = ["drive", "read_answer", "request_bytes"]
-
 
 def request_bytes(port: int, path: str, body: bytes, headers: dict[str, str] | None = None) -> bytes:
     """One HTTP/1.1 POST, ready to be written again and again."""

@@ -16,8 +16,6 @@ import psutil
 
 from loadtests.bench.client import request_bytes
 
-__all__ = ["Contender", "free_port"]
-
 
 def free_port() -> int:
     """A loopback port that nobody listens on."""

@@ -22,21 +22,6 @@ from shared.lm.niah_prompts import build_haystack
 from shared.lm.tokenizer import Tokenizer
 from shared.lm.weights import load_decoder
 
-__all__ = [
-    "CHUNK",
-    "HOW",
-    "ROLES",
-    "SHORT",
-    "Smol",
-    "cpu_seconds",
-    "gguf",
-    "read",
-    "seconds",
-    "smollm2",
-    "step",
-    "threads",
-]
-
 CHUNK = 512
 """Tokens of a chunk, as the scheduler reads prompts."""
 

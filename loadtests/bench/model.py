@@ -9,8 +9,6 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
-__all__ = ["INPUT", "OUTPUT", "SHAPE", "picture", "session", "tiny_model"]
-
 INPUT, OUTPUT = "image", "scores"
 SHAPE = (3, 64, 64)
 WIDTHS = ((3, 24, 2), (24, 56, 2), (56, 80, 1), (80, 64, 2))

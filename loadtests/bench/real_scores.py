@@ -22,8 +22,6 @@ from shared.training.data.box_sets import BoxSet
 from shared.training.data.class_folders import ClassSet
 from shared.training.data.mask_folders import MaskSet, read_mask
 
-__all__ = ["Boxes", "Classes", "Masks", "ask", "score_boxes", "score_classes", "score_masks"]
-
 Ask = Callable[[str, bytes, dict[str, str]], dict[str, Any]]
 """Task, picture and options to an answer."""
 

@@ -44,7 +44,6 @@ class _Tiles(CallContext):
         self.limit, self.done, self.ended = limit, 0, 0.0
 
     def progress(self, fraction: float, note: str | None = None) -> None:
-        """One tile more."""
         self.done, self.ended = self.done + 1, time.perf_counter()
         if self.done == self.limit:
             self.cancel()

@@ -11,8 +11,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Row", "Table", "machine", "row"]
-
 
 @dataclass(frozen=True)
 class Row:

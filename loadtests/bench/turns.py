@@ -6,8 +6,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-__all__ = ["milliseconds"]
-
 
 def milliseconds(
     contenders: Mapping[str, Callable[[], Any]],

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-__all__ = ["Panel", "draw_panels"]
-
 Series = Mapping[str, Sequence[tuple[float, float]]]
 
 _WIDTH, _HEIGHT, _COLUMNS = 480, 190, 2

@@ -15,8 +15,6 @@ from PIL import ExifTags, Image, ImageEnhance, ImageOps, TiffImagePlugin
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MultiFrameTrueColorSecondaryCaptureImageStorage, generate_uid
 
-__all__ = ["MINI", "write_collection", "write_drive", "write_study"]
-
 ROOT = Path(__file__).parents[2]
 FRAME = ROOT / "services/medical_seg/models/frame.jpg"
 DAMAGED, SOUND = ROOT / "services/detection/models/pavement.jpg", Path(__file__).with_name("road.jpg")

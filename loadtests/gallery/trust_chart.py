@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-__all__ = ["draw_trust"]
-
 WIDTH, LEFT, ROW = 720, 190, 44
 LOW, HIGH = 0.4, 1.0
 

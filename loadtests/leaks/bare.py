@@ -14,8 +14,6 @@ import httpx2
 
 from loadtests.bench.contender import free_port
 
-__all__ = ["bare_product"]
-
 START_S = 600.0
 
 

@@ -11,8 +11,6 @@ from typing import Any
 
 import httpx2
 
-__all__ = ["Traffic"]
-
 ANSWER_S = 120.0
 _PIECES = (b"", b"\0" * 8, b"\xff" * 4, b"[" * 200, b'"', b"NaN", b"-1", b"9" * 30, b"{}")
 

@@ -12,8 +12,6 @@ from typing import Any
 from loadtests.bench.result import machine
 from loadtests.rehearsal.traffic import RAMP, Call, Record
 
-__all__ = ["SLOS", "check_slos", "render_html", "summarise"]
-
 SLOS = Path(__file__).with_name("slos.toml")
 
 _MAX_FAILURES = 100

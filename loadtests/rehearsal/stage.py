@@ -23,8 +23,6 @@ from shared.api.replica import LEASE_S
 from shared.jobs.redis_server import RedisServer
 from shared.settings import Settings, environment
 
-__all__ = ["Stage"]
-
 LONGEST_START_S = 600.0
 TENANTS = ("hospital", "newsroom")
 

@@ -17,8 +17,6 @@ import httpx2
 
 from loadtests.rehearsal.stage import TENANTS, Stage
 
-__all__ = ["Call", "Record", "Sample", "run"]
-
 _ROUTES = {"chat": "/v1/chat/completions", "complete": "/v1/completions"}
 RAMP, STEP, RESTART, KILL = 0.25, 0.4, 0.5, 0.75
 """When in the course of the rehearsal."""

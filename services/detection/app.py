@@ -5,8 +5,6 @@ from services.detection.video.stream_route import router
 from shared.registry.discovery import servables
 from shared.serving.build_app import build
 
-__all__ = ["DEFAULTS", "app"]
-
 DEFAULTS = ("yolo9tr", "patnet")
 """Models of requests that name none: the first of a task is its default, and these know photographs."""
 

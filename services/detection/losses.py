@@ -15,8 +15,6 @@ from torch import Tensor
 
 from services.detection.boxes.geometry import cells, complete_iou, corners, distances
 
-__all__ = ["GAINS", "Assigned", "assign", "detection_loss", "dual_detection_loss"]
-
 GAINS = (7.5, 0.5, 1.5)
 """Weights of box, class and distribution loss."""
 

@@ -19,8 +19,6 @@ from shared.settings import Settings, settings
 from shared.storage.private_files import make_files_private
 from shared.telemetry import configure_logs, configure_tracing, log, shut_down_tracing
 
-__all__ = ["main"]
-
 
 class CannotListen(Exception):
     """The gateway can't listen on its address; the text says which, why, and what to try."""

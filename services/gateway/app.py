@@ -38,9 +38,6 @@ from shared.jobs.usage_ledger import UsageLedger
 from shared.settings import Settings
 from shared.storage import open_object_store
 
-__all__ = ["Gateway", "build_gateway"]
-
-
 _ROUTERS = (
     health.router,
     metrics.router,

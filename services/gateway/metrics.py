@@ -9,8 +9,6 @@ from collections.abc import Mapping
 
 from prometheus_client import Counter, Histogram
 
-__all__ = ["count_affinity", "count_shadow", "count_version", "observe_shadow"]
-
 _AFFINITY = Counter(
     "fovea_affinity_picks_total",
     "Replicas picked for what they may hold: one was sent it before (held), its home, or another for load (spilled).",

@@ -15,8 +15,6 @@ from services.gateway.app import Gateway
 from services.gateway.routes import health
 from shared.settings import Settings
 
-__all__ = ["create_metrics_server"]
-
 
 class _QuietServer(uvicorn.Server):
     """Uvicorn, leaving signals to the server beside it."""

@@ -12,8 +12,6 @@ import uvicorn
 from shared.rpc.joined_writes import JoinedWritesProtocol
 from shared.settings import Settings
 
-__all__ = ["create_server"]
-
 MAX_HEADER_BYTES = 2**16
 """URL and headers of one request together."""
 
@@ -29,7 +27,6 @@ class _HeaderLimitProtocol(JoinedWritesProtocol):
     _header_bytes = _unfinished = 0
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]  # as uvicorn narrows it
-        """Start waiting for a request."""
         super().connection_made(transport)
         self._start_timer()
 

@@ -4,8 +4,6 @@ from services.interpretability.routes import build_router
 from shared.registry.discovery import servables
 from shared.serving.build_app import build
 
-__all__ = ["DEFAULT", "app"]
-
 DEFAULT = "head-patterns"
 """The experiment of requests to `/v1/probe` that name none: one forward, and a result on any model."""
 

@@ -32,8 +32,6 @@ from shared.serving.http.request_parsing import ParsedRequest, build_requests, p
 from shared.serving.http.system_routes import host_of
 from shared.serving.http.tenant import get_tenant
 
-__all__ = ["build_router"]
-
 HostOf = Annotated[Host, Depends(host_of)]
 
 FORMATS: Mapping[str, str] = {

@@ -15,16 +15,6 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from shared.telemetry import BATCH_SIZE, SECONDS, context, observe
 
-__all__ = [
-    "count_answer",
-    "count_preemption",
-    "count_prompt",
-    "observe_batch_size",
-    "observe_first_token",
-    "watch_pages",
-    "watch_scheduler",
-]
-
 _FINE_SECONDS = (0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2.5)
 _OF_METHOD = ["model", "method"]
 

@@ -9,19 +9,6 @@ from collections.abc import Mapping
 
 from prometheus_client import Counter, Gauge, Histogram
 
-__all__ = [
-    "count_document_lookup",
-    "count_fetched_blocks",
-    "count_nonfinite_state",
-    "count_rollback",
-    "count_unshared_blocks",
-    "count_write_conflict",
-    "observe_titans_request",
-    "set_cluster_occupancy",
-    "set_mixer_state_bytes",
-    "set_resident_blocks",
-]
-
 _RETRIEVED = Counter("landmark_blocks_retrieved_total", "Blocks fetched by queries.", ["model"])
 _MOVED = Counter("landmark_bytes_moved_total", "Bytes of blocks fetched from where they wait.", ["model"])
 _RESIDENT = Gauge("landmark_blocks_resident", "Blocks of documents that are kept.", ["model"])

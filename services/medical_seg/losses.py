@@ -12,8 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Form", "deep_supervision", "dual_supervision", "edge_weight", "structure_loss"]
-
 Form = Literal["paper", "released"]
 """`paper` weighs the cross-entropy per pixel; in `released` the weights cancel, as in the published training code."""
 

@@ -13,8 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import convolve, distance_transform_edt
 
-__all__ = ["EPS", "THRESHOLDS", "ThresholdCurves", "curves", "dataset_scores", "segmentation_scores"]
-
 EPS = 2.2e-16
 
 THRESHOLDS = 1 - np.arange(256) / 255

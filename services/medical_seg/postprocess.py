@@ -25,8 +25,6 @@ from shared.vision.mask_regions import (
     trace_outlines,
 )
 
-__all__ = ["MAX_COMPONENTS", "MAX_CORNERS", "Segmentation", "draw_mask", "encode_forms", "extract_mask", "measure"]
-
 MAX_COMPONENTS = 100
 """Components that an answer lists; a mask of noise has tens of thousands."""
 

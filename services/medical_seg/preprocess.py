@@ -11,8 +11,6 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
-__all__ = ["MEAN", "STD", "resize_and_normalise", "upsample", "upsample_in_strips"]
-
 MEAN = np.array((0.485, 0.456, 0.406), np.float32)
 STD = np.array((0.229, 0.224, 0.225), np.float32)
 """Of ImageNet, by RGB channel, as a share of 255."""

@@ -23,8 +23,6 @@ from shared.vision.decode import decode
 from shared.vision.draw import encode
 from shared.vision.servable import DataConfig, Stopwatch, VisionItem, VisionServable, add_features, reading_notes
 
-__all__ = ["MAX_PIXELS", "MIN_CONTRAST", "TENSOR_NAMES", "Segmenter"]
-
 TENSOR_NAMES = ("image", "logits")
 """Input and output of the network as tensors, in the ONNX graph and on the Open Inference route."""
 
@@ -63,18 +61,15 @@ class Segmenter(VisionServable[SegmentIn, SegmentOut, _Frame]):
 
     @classmethod
     def data_config(cls, weights: Weights) -> DataConfig:
-        """The side that the weights were trained with."""
         return DataConfig(side=int(weights.manifest.recipe.get("scale", {}).get("side", cls.side)))
 
     @classmethod
     def describe(cls, card: Card, config: DataConfig) -> Card:
-        """The Card with the size of picture that is answered within a second and a hundred megabytes."""
         limits = card.limits.model_copy(update={"max_pixels": card.limits.max_pixels or MAX_PIXELS})
         return card.model_copy(update={"limits": limits})
 
     @classmethod
     def artifacts(cls, weights: Weights, config: DataConfig, cache: Path) -> ExportedForms:
-        """Logits of square pictures; a graph of free sides would take what the network was not made for."""
         given, wanted = (
             TensorSpec(name=name, datatype="FP32", shape=(-1, channels, config.side, config.side))
             for name, channels in zip(TENSOR_NAMES, (3, 1), strict=True)
@@ -83,7 +78,6 @@ class Segmenter(VisionServable[SegmentIn, SegmentOut, _Frame]):
         return add_features(forms, config.familiar)
 
     def read(self, request: SegmentIn, watch: Stopwatch) -> _Frame:
-        """The picture, squashed to the network's square."""
         image, side = self.decode(request.image), self.config.side
         watch.lap("decode")
         how = f"Squashed to {side}×{side} (antialiased bilinear); logits enlarged bilinearly, align_corners=False."
@@ -96,7 +90,6 @@ class Segmenter(VisionServable[SegmentIn, SegmentOut, _Frame]):
         )
 
     def postprocess(self, item: _Frame) -> SegmentOut:
-        """The mask at the picture's size, its components, and the forms that were asked for."""
         height, width = item.size
         with self.bounds.memory.reserve(height * width * BYTES_PER_PIXEL, f"An answer of {width:,}×{height:,} pixels"):
             return self._answer(item)
@@ -118,7 +111,6 @@ class Segmenter(VisionServable[SegmentIn, SegmentOut, _Frame]):
         return SegmentOut(**self.facts(item), warnings=warnings, **measure(found), **made)
 
     def render(self, request: SegmentIn, answer: SegmentOut, media_type: str) -> bytes | None:
-        """The picture with its mask drawn on it, as PNG or JPEG."""
         if media_type not in self.forms:
             return None
         if media_type == "image/jpeg" and answer.overlay is not None:

@@ -21,8 +21,6 @@ from services.relevance_judge.metrics.nuggets import SUPPORT_VALUES, Importance,
 from services.relevance_judge.prompt_template import get_template, make_fence, render_prompt
 from shared.registry import CallContext
 
-__all__ = ["AnswerJudge", "Nugget"]
-
 How = Literal["model", "similarity"]
 _BY_GRADE: tuple[Support, ...] = ("not_support", "partial_support", "support")
 PASSAGE_CHARS = 6000

@@ -4,8 +4,6 @@ from services.relevance_judge.routes import rerank, router
 from shared.registry.discovery import servables
 from shared.serving.build_app import build
 
-__all__ = ["DEFAULT", "app"]
-
 DEFAULT = "query-likelihood"
 """Judge of requests that name none: it works with the language model that comes with Fovea."""
 

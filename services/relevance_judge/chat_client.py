@@ -12,8 +12,6 @@ import httpx2
 from shared.errors import Fault, FoveaError, InvalidOption, NotReady, TooLarge, by_status
 from shared.registry import CallContext
 
-__all__ = ["ChatClient", "ChatReply", "Message", "PromptTooLong"]
-
 Message = Mapping[str, str]
 
 REQUEST_TIMEOUT_S = 120.0

@@ -17,15 +17,6 @@ from services.relevance_judge.embeddings import load_embedder
 from services.relevance_judge.metrics.baselines import overlap
 from services.relevance_judge.metrics.nuggets import Support
 
-__all__ = [
-    "classify_coverage",
-    "cover_claims",
-    "drop_repetitions",
-    "read_citations",
-    "split_sentences",
-    "strip_citations",
-]
-
 _END = re.compile(r"(?<=[.!?])(?:(?:\s*\[\w[\w.,\s-]*\])*)\s+(?=[A-Z0-9\"'(\[])")
 _CITATION = re.compile(r"\[([\w.-]+(?:\s*,\s*[\w.-]+)*)\]")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")

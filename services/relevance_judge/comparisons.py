@@ -17,8 +17,6 @@ from services.relevance_judge.prompt_template import Template, get_template, mak
 from shared.errors import InvalidOption
 from shared.registry import CallContext
 
-__all__ = ["PairwiseJudge", "PassagePair", "read_choice", "sample_comparisons"]
-
 FORMS = (("A", " A", "a", " a"), ("B", " B", "b", " b"))
 
 

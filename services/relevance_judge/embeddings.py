@@ -17,8 +17,6 @@ from shared.errors import NotReady
 if TYPE_CHECKING:
     from shared.lm.embedder import SentenceEmbedder
 
-__all__ = ["cosines", "embed_windows", "load_embedder"]
-
 OVERLAP = 0.5
 """Share of a window that the next one repeats."""
 MAX_WINDOWS = 32

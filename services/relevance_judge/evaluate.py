@@ -25,8 +25,6 @@ from services.relevance_judge.storage.mini_collection import Collection, load_mi
 from shared.registry import CallContext
 from shared.registry.discovery import servables
 
-__all__ = ["SETUPS", "add_grades", "judge_by_overlap", "judge_collection", "measure_judge"]
-
 Row = dict[str, Any]
 
 SETUPS = {

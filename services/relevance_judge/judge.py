@@ -23,18 +23,6 @@ from shared.registry import CallContext, LoadContext, Paper, Servable
 from shared.registry.servable import Mode
 from shared.storage import ObjectStore
 
-__all__ = [
-    "EXAMPLE",
-    "NO_GRAPH",
-    "PAPER",
-    "Judge",
-    "apply_calibration",
-    "build_messages",
-    "fit_passage",
-    "map_concurrently",
-    "open_calibrations",
-]
-
 PAPER = Paper(title="Judging the Judges: A Collection of LLM-Generated Relevance Judgements", venue="SIGIR", year=2025)
 NO_GRAPH = "Asks a language model over HTTP and runs no network of its own, so there is no ONNX graph."
 
@@ -80,19 +68,16 @@ class Judge(Servable[Request, JudgeOut], Generic[Request]):
 
     @classmethod
     def load(cls, context: LoadContext) -> Self:
-        """Ready at once: the language model is reached when a pair is judged."""
         url = context.options.get("judge_base_url", "http://127.0.0.1:8080")
         return cls(ChatClient(url, key=context.options.get("judge_api_key")), context.objects)
 
     def predict(self, batch: Sequence[Request], run: CallContext) -> list[JudgeOut | FoveaError]:
-        """Judge the pairs of each request; a request fails as a whole where its endpoint or options do."""
         count = sum(len(request.pairs) for request in batch)
         with ThreadPoolExecutor(min(MAX_CONCURRENT_PAIRS, count), thread_name_prefix="judge") as pool:
             submitted = [self._submit(request, run, pool) for request in batch]
             return [self._collect(request, tasks, run) for request, tasks in zip(batch, submitted, strict=True)]
 
     def close(self) -> None:
-        """Close the connections to the endpoint."""
         self.client.close()
 
     @abstractmethod

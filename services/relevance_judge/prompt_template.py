@@ -22,17 +22,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from services.relevance_judge.parsing.grades import ParsedGrade, parse
 from shared.errors import NotFound
 
-__all__ = [
-    "GradeScale",
-    "Kind",
-    "RenderedPrompt",
-    "Template",
-    "get_template",
-    "load_templates",
-    "make_fence",
-    "render_prompt",
-]
-
 Kind = Annotated[str, Field(pattern=r"^[a-z0-9-]+$")]
 """What reads a template: a judge lists its kinds, so a new judge may come with a kind of its own."""
 

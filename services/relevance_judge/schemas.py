@@ -10,8 +10,6 @@ from services.relevance_judge.metrics.calibration import Calibration
 from services.relevance_judge.metrics.ensembles import Rounding, Tie
 from services.relevance_judge.prompt_template import load_templates
 
-__all__ = ["EnsembleIn", "EnsembleRule", "JudgeIn", "JudgeOut", "Member", "Pair", "StrictModel", "Verdict"]
-
 EnsembleRule = Literal["majority", "average", "median"]
 
 MAX_PAIRS = 256

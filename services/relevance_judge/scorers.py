@@ -14,8 +14,6 @@ from services.relevance_judge.metrics.baselines import bm25
 from services.relevance_judge.schemas import Verdict
 from shared.lm.bundled_models import MINILM, bundled_embedder
 
-__all__ = ["SCORERS", "Scorer", "default_scorer", "score_verdict"]
-
 Scorer = Callable[[str, Sequence[str]], list[float]]
 
 

@@ -2,6 +2,4 @@
 
 from shared.serving.build_app import build
 
-__all__ = ["app"]
-
 app = build("vision-restoration")

@@ -10,8 +10,6 @@ from PIL import Image
 
 from shared.vision.draw import side_by_side
 
-__all__ = ["compare_side_by_side", "mean_change", "subtract_result", "to_8_bits", "to_16_bits"]
-
 _BAND = 256
 _LONGEST = 2048
 """Longest side of a comparison, pixels: it is looked at, not kept."""

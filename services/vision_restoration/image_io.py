@@ -25,8 +25,6 @@ from PIL.WebPImagePlugin import WebPImageFile
 from shared.errors import InvalidOption
 from shared.vision.decode import DecodeBounds, decode
 
-__all__ = ["Format", "PictureFile", "deep_png", "read_image", "write_image"]
-
 Format = Literal["png", "jpeg", "webp"]
 
 _PARSERS: Mapping[str, Callable[[io.BytesIO], ImageFile]] = {

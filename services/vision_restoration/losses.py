@@ -11,8 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["adversarial_losses", "content_loss", "generator_loss", "perceptual_loss", "pixel_loss"]
-
 Tower = Callable[[Tensor], Sequence[Tensor]]
 
 _LEVELS = (1 / 2.6, 1 / 4.8, 1 / 3.7, 1 / 5.6, 10 / 1.5)

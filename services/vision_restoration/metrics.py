@@ -11,8 +11,6 @@ from collections.abc import Iterator
 import numpy as np
 from scipy.ndimage import correlate1d
 
-__all__ = ["psnr", "ssim"]
-
 _RADIUS = 5
 _SIGMA = 1.5
 _C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2

@@ -38,8 +38,6 @@ from shared.vision.decode import DecodeBounds
 from shared.vision.draw import encode
 from shared.vision.servable import DataConfig, Stopwatch, VisionItem, VisionServable, decode_bounds
 
-__all__ = ["Restorer"]
-
 
 @dataclass(slots=True, kw_only=True)
 class _Photograph(VisionItem[RestoreIn]):
@@ -87,16 +85,13 @@ class Restorer(VisionServable[RestoreIn, RestoreOut, _Photograph]):
 
     @classmethod
     def artifacts(cls, weights: Weights, config: DataConfig, cache: Path) -> ExportedForms:
-        """The network of the variant that the weights were trained as."""
         return build_artifacts(weights, weights.manifest.network.config.get("variant", "released"), cache)
 
     @classmethod
     def all_artifacts(cls, weights: Weights, config: DataConfig, cache: Path) -> tuple[ExportedForms, ...]:
-        """The network of each variant."""
         return tuple(build_artifacts(weights, variant, cache) for variant in get_args(Variant))
 
     def close(self) -> None:
-        """Free the graphs of all variants."""
         self.engines.close()
 
     def read(self, request: RestoreIn, watch: Stopwatch) -> _Photograph:
@@ -157,7 +152,6 @@ class Restorer(VisionServable[RestoreIn, RestoreOut, _Photograph]):
         timed.pace = (time.perf_counter() - begun) / item.plan.area
 
     def postprocess(self, item: _Photograph) -> RestoreOut:
-        """The result in the forms that were asked for; of a dry run the estimate alone."""
         height, width = item.picture.pixels.shape[:2]
         made = {} if item.restored is None else self._made(item, item.restored)
         item.watch.lap("encode")
@@ -189,7 +183,6 @@ class Restorer(VisionServable[RestoreIn, RestoreOut, _Photograph]):
         return made
 
     def render(self, request: RestoreIn, answer: RestoreOut, media_type: str) -> bytes | None:
-        """The restored picture, or what `request.shown` names, as PNG, JPEG or WebP."""
         if media_type not in self.forms:
             return None
         if answer.restored is None:

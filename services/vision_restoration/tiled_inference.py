@@ -17,8 +17,6 @@ from shared.errors import InvalidOption
 from shared.registry import CallContext, Engine
 from shared.vision.tiling import mirror_positions, padded_length, windows
 
-__all__ = ["CONTEXT", "TILE_GRID", "TilePlan", "plan_tiles", "restore_by_tiles"]
-
 TILE_GRID = 32
 """Windows begin on multiples of the network's coarsest cell; anywhere else they would be wrong."""
 

@@ -4,7 +4,5 @@ from __future__ import annotations
 
 from typing import Literal
 
-__all__ = ["Variant"]
-
 Variant = Literal["released", "paper"]
 """`released` leaves the transformer's body out, as the released code does in effect; `paper` keeps its result."""

@@ -18,8 +18,6 @@ from shared.export.artifacts import ExportedForms, check_tensors, refine_card
 from shared.registry import Card, Engine, LoadContext
 from shared.registry.weights import Weights
 
-__all__ = ["TimedEngine", "VariantEngines"]
-
 _PROBE_SIDE = 128
 """Side of the picture by which the pace of a network is first measured."""
 

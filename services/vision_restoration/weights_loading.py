@@ -14,8 +14,6 @@ from shared.errors import NotReady
 from shared.export.artifacts import ExportedForms
 from shared.registry.weights import Manifest, NetworkSpec, Weights, find_weights, read_weights
 
-__all__ = ["NET", "TENSOR_NAMES", "TOWER", "WHOLE", "build_artifacts", "bytes_per_pixel", "load_weights"]
-
 NET, TOWER, WHOLE = "rrformer", "vgg19-features", "rrformer-restorer"
 """Names of the network, of its tower, and of both as one, in `network()` and as weights."""
 

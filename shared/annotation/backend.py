@@ -33,8 +33,6 @@ from shared.serving.http.error_rendering import render, translate
 from shared.serving.http.middleware import ServiceMiddleware
 from shared.settings import Settings
 
-__all__ = ["LabelStudioBackend", "build_backend_app"]
-
 MAX_TASKS = 1000
 """Of one request."""
 

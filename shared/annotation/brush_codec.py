@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 
 from shared.errors import Malformed
 
-__all__ = ["decode_brush", "encode_brush"]
-
 Mask = NDArray[np.bool_]
 
 WORD = 8

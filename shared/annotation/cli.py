@@ -21,8 +21,6 @@ from shared.local_names import is_loopback
 from shared.settings import Settings, settings
 from shared.storage.private_files import make_files_private
 
-__all__ = ["label_studio"]
-
 PREDICT_TIMEOUT_S = 90
 """Label Studio itself waits for 100 s."""
 

@@ -14,8 +14,6 @@ from defusedxml.ElementTree import ParseError, fromstring
 
 from shared.errors import InvalidOption, Malformed
 
-__all__ = ["ControlTag", "RegionKind", "find_control", "parse_label_config"]
-
 RegionKind = Literal["rectanglelabels", "polygonlabels", "brushlabels", "choices"]
 """Type of a region, which is also the key of its labels."""
 

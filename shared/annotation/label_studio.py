@@ -13,8 +13,6 @@ import httpx2
 
 from shared.errors import InvalidOption, NotReady, PermissionDenied, TooLarge
 
-__all__ = ["LabelStudio"]
-
 HTTP_REFUSED = (401, 403)
 
 PICTURES = re.compile(r"/(?:data|storage-data/uploaded|(?:tasks|projects)/[0-9]+/resolve)/")

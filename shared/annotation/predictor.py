@@ -18,8 +18,6 @@ from shared.api.mask import SegmentOut
 from shared.api.model import ModelEntry, ModelList
 from shared.errors import FoveaError, InvalidOption, Malformed, NotFound, NotReady, by_status
 
-__all__ = ["Predictor", "version_of"]
-
 Prediction = dict[str, Any]
 
 

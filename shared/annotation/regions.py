@@ -20,8 +20,6 @@ from shared.api.boxes import DetectOut
 from shared.api.classes import ClassifyOut
 from shared.api.mask import Contour, SegmentOut
 
-__all__ = ["boxes_to_regions", "choices_to_regions", "mask_to_regions"]
-
 Region = dict[str, Any]
 
 OUTLINE_TOLERANCE = 1.0

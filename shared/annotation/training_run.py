@@ -19,8 +19,6 @@ from shared.annotation.label_studio import LabelStudio
 from shared.annotation.training_set import TrainingSet, pick_annotation
 from shared.errors import Conflict, FoveaError, InvalidOption
 
-__all__ = ["RunState", "TrainingPlan", "TrainingRuns"]
-
 RunStatus = Literal["idle", "exporting", "training", "finished", "failed"]
 
 

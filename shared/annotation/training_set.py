@@ -20,8 +20,6 @@ from shared.annotation.label_config import ControlTag
 from shared.api.coco import CocoDataset
 from shared.errors import Malformed, TooLarge, UnsupportedMedia
 
-__all__ = ["TrainingSet", "pick_annotation"]
-
 Region = Mapping[str, Any]
 
 

@@ -13,8 +13,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat
 from shared.api.arrays import ArrayBytes
 from shared.api.csv_fields import split_commas
 
-__all__ = ["ActionTimes", "ActionsIn", "ActionsOut", "Curves", "Proposal"]
-
 Form = Literal["curves", "confidence", "activitynet"]
 """What an answer may hold beside its proposals."""
 

@@ -13,8 +13,6 @@ from pydantic_core import PydanticCustomError
 
 from shared.api.image import decode_base64
 
-__all__ = ["ArrayBytes", "Rows"]
-
 Rows = tuple[tuple[FiniteFloat, ...], ...]
 """A matrix as JSON has it."""
 

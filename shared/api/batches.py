@@ -6,8 +6,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["Batch", "BatchCounts", "BatchList", "BatchRequest", "BatchStatus", "DeletedFile", "FileList", "FileObject"]
-
 BatchStatus = Literal["in_progress", "completed", "cancelled"]
 
 

@@ -13,22 +13,6 @@ from shared.api.csv_fields import split_commas
 from shared.api.image import ImageBytes
 from shared.api.timings import Times
 
-__all__ = [
-    "DEFAULT_CONFIDENCE",
-    "Box",
-    "BoxColumns",
-    "Crop",
-    "DetectIn",
-    "DetectOptions",
-    "DetectOut",
-    "DetectedFrame",
-    "Detection",
-    "Extra",
-    "Letterbox",
-    "Micrometres",
-    "Tally",
-]
-
 DEFAULT_CONFIDENCE = 0.25
 """Least score of a detection where neither the request nor the weights say another."""
 

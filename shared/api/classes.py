@@ -10,8 +10,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from shared.api.image import ImageBytes
 from shared.api.timings import Times
 
-__all__ = ["Candidate", "Classified", "ClassifyIn", "ClassifyOut"]
-
 
 class ClassifyIn(BaseModel):
     """A picture to classify, and how."""

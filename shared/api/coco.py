@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pydantic import BaseModel, Field
 
-__all__ = ["CocoAnnotation", "CocoCategory", "CocoDataset", "CocoImage"]
-
 
 class CocoImage(BaseModel):
     """A picture of a data set."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["split_commas"]
-
 
 def split_commas(value: Any) -> Any:
     """Words of one text or of several, split at commas; anything else is left to the field's own check."""

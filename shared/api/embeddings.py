@@ -9,8 +9,6 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["Embedding", "EmbeddingUsage", "Embeddings", "EmbeddingsRequest", "build_embeddings"]
-
 MAX_INPUTS = 256
 """Texts in one request."""
 

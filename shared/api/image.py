@@ -9,8 +9,6 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-__all__ = ["IMAGE_TYPES", "ImageBytes", "decode_base64"]
-
 IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp", "image/tiff", "image/bmp")
 """Formats that `shared.vision.decode` reads."""
 

@@ -10,23 +10,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
-__all__ = [
-    "MAX_CAPTURES",
-    "MAX_INTERVENTIONS",
-    "AddIntervention",
-    "AttendIntervention",
-    "Capture",
-    "CaptureActivation",
-    "CaptureAttention",
-    "CaptureLogitLens",
-    "Captured",
-    "Intervention",
-    "LensToken",
-    "ScaleIntervention",
-    "UniformIntervention",
-    "Where",
-]
-
 MAX_INTERVENTIONS = 32
 """Interventions of one request."""
 

@@ -7,8 +7,6 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-__all__ = ["FINAL", "Job", "JobList", "JobStatus"]
-
 JobStatus = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 
 FINAL: frozenset[JobStatus] = frozenset({"succeeded", "failed", "cancelled"})

@@ -13,8 +13,6 @@ from shared.api.csv_fields import split_commas
 from shared.api.image import ImageBytes
 from shared.api.timings import Times
 
-__all__ = ["Component", "Contour", "Form", "RunLengths", "SegmentIn", "SegmentOut"]
-
 Form = Literal["mask", "contours", "rle", "probability", "overlay"]
 """What an answer may hold beside its numbers."""
 

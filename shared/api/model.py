@@ -10,8 +10,6 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
-__all__ = ["KNOWN_TASKS", "ModelEntry", "ModelList", "Task", "sort_tasks", "sparsity_in_words", "title_task"]
-
 Task = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,39}$")]
 """What a model does, as in its route `/v1/<task>`; any name will do."""
 

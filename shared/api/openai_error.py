@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pydantic import BaseModel, Field
 
-__all__ = ["ErrorFacts", "OpenAIError"]
-
 
 class ErrorFacts(BaseModel):
     """What went wrong, in OpenAI's words."""

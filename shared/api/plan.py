@@ -12,8 +12,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from shared.api.boxes import DetectOut
 from shared.api.scanpath import parse_objects
 
-__all__ = ["PlanFacts", "PlanIn", "PlanOut", "Points"]
-
 Point = tuple[float, float]
 Points = Annotated[tuple[Point, ...], Field(max_length=2000)]
 

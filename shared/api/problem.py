@@ -8,8 +8,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from shared.errors import FoveaError, by_status
 
-__all__ = ["PROBLEM_CONTENT_TYPE", "Problem", "from_problem", "oip_error", "openai_error", "problem"]
-
 PROBLEM_CONTENT_TYPE = "application/problem+json"
 
 

@@ -10,22 +10,6 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = [
-    "AFFINE",
-    "AUDIT_HEADER",
-    "EFFECTFUL",
-    "ENDLESS",
-    "HOLDS_HEADER",
-    "LEASE_S",
-    "RENEW_S",
-    "SCOPES_HEADER",
-    "SECRET_HEADER",
-    "ReplicaRecord",
-    "is_endless",
-    "replicas_key",
-    "route_fields",
-]
-
 RENEW_S = 1.0
 """Seconds between two renewals."""
 

@@ -10,19 +10,6 @@ from shared.api.interventions import MAX_CAPTURES, MAX_INTERVENTIONS, Capture, C
 from shared.api.structured import JsonSchemaFormat
 from shared.api.text import LongctxOptions, LongctxUsage, PromptTokensDetails
 
-__all__ = [
-    "FunctionTool",
-    "InputItem",
-    "InputItemList",
-    "InputPart",
-    "OutputTokensDetails",
-    "ResponseObject",
-    "ResponseUsage",
-    "ResponsesRequest",
-    "TextFormat",
-    "TextOutput",
-]
-
 
 class InputPart(BaseModel):
     """A piece of an item; only text is understood."""

@@ -13,8 +13,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from shared.api.csv_fields import split_commas
 from shared.api.image import ImageBytes
 
-__all__ = ["Estimate", "ImageSimilarity", "Layer", "RestoreIn", "RestoreOut", "RestoreTimes"]
-
 Layer = Literal["restored", "reflection", "comparison"]
 """What an answer may hold beside its numbers."""
 

@@ -14,18 +14,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from shared.api.boxes import Box, DetectOut
 from shared.api.image import ImageBytes
 
-__all__ = [
-    "Conduct",
-    "Fixation",
-    "Objects",
-    "Scanpath",
-    "ScanpathIn",
-    "ScanpathOut",
-    "ScanpathSimilarity",
-    "ScanpathTimes",
-    "parse_objects",
-]
-
 
 def parse_objects(value: Any) -> Any:
     """Objects as forms send them, JSON in a text, become what JSON bodies have."""

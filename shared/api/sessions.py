@@ -8,20 +8,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from shared.api.text import LongctxOptions
 
-__all__ = [
-    "Deleted",
-    "DocumentInfo",
-    "DocumentList",
-    "DocumentRequest",
-    "DocumentText",
-    "LearntToken",
-    "RollbackRequest",
-    "Session",
-    "SessionList",
-    "SessionRequest",
-    "SurpriseTrace",
-]
-
 
 class _Asked(BaseModel):
     model_config = ConfigDict(extra="forbid")

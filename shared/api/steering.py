@@ -10,16 +10,6 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from shared.api.interventions import Layers
 from shared.api.text import ChatMessage
 
-__all__ = [
-    "MAX_PROMPTS",
-    "VECTOR_NAME",
-    "SteeringLayer",
-    "SteeringVector",
-    "SteeringVectorDeleted",
-    "SteeringVectorList",
-    "SteeringVectorRequest",
-]
-
 VECTOR_NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 """Pattern of names."""
 

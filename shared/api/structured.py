@@ -6,8 +6,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["JsonSchemaFormat", "ResponseFormat", "StructuredOutputs"]
-
 Schema = dict[str, Any] | bool
 
 

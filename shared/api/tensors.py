@@ -6,8 +6,6 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-__all__ = ["Datatype", "TensorSpec"]
-
 Datatype = Literal[
     "BOOL",
     "UINT8",

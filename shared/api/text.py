@@ -13,40 +13,6 @@ from shared.api.interventions import MAX_CAPTURES, MAX_INTERVENTIONS, Capture, C
 from shared.api.structured import ResponseFormat, StructuredOutputs
 from shared.api.tools import Tool, ToolCall, ToolCallDelta, ToolChoice
 
-__all__ = [
-    "ChatChoice",
-    "ChatChunk",
-    "ChatCompletion",
-    "ChatLogprobs",
-    "ChatMessage",
-    "ChatRequest",
-    "ChunkChoice",
-    "Citation",
-    "CitedToken",
-    "Completion",
-    "CompletionChoice",
-    "CompletionLogprobs",
-    "CompletionRequest",
-    "ContentPart",
-    "Delta",
-    "DetokenizeRequest",
-    "Detokenized",
-    "FinishReason",
-    "GenerationOptions",
-    "LongctxAnswer",
-    "LongctxOptions",
-    "LongctxUsage",
-    "PromptTokensDetails",
-    "Reply",
-    "StreamOptions",
-    "Surprise",
-    "TokenLogprob",
-    "TokenizeRequest",
-    "Tokenized",
-    "TopLogprob",
-    "Usage",
-]
-
 FinishReason = Literal["stop", "length", "tool_calls"]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pydantic import BaseModel
 
-__all__ = ["Times"]
-
 
 class Times(BaseModel):
     """Milliseconds per stage of a picture; `infer` is that of the whole micro-batch."""

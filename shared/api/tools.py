@@ -6,18 +6,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = [
-    "FunctionCall",
-    "FunctionCallDelta",
-    "FunctionDefinition",
-    "FunctionName",
-    "NamedToolChoice",
-    "Tool",
-    "ToolCall",
-    "ToolCallDelta",
-    "ToolChoice",
-]
-
 _NAME = r"^[a-zA-Z0-9_.-]{1,64}$"
 
 

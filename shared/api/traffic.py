@@ -6,8 +6,6 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
-__all__ = ["PLANS", "STABLE", "TRAFFIC_KEY", "VERSION_PATTERN", "TrafficPlan"]
-
 STABLE = ""
 """The version of a replica that names none; it answers what the plan gives to no other."""
 

@@ -10,8 +10,6 @@ from typing import Any, Final
 
 from pydantic import BaseModel, Field
 
-__all__ = ["USAGE_FIELDS", "USAGE_HEADER", "UsageList", "UsageRecord", "UsageScanner", "find_model", "read_header"]
-
 USAGE_HEADER: Final = "x-fovea-usage"
 """Response header of a replica: what the request consumed there, as a JSON object of numbers. Callers don't get it."""
 

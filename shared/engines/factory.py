@@ -18,8 +18,6 @@ from shared.telemetry import log
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["ModelArtifacts", "missing_parts", "open_engine"]
-
 _LIBRARIES = {"onnx": "onnxruntime", "torch": "torch", "tensorrt": "onnxruntime", "triton": "tritonclient"}
 
 _AUTO_ORDER = ("onnx", "torch")

@@ -16,8 +16,6 @@ from shared.api.tensors import Datatype, TensorSpec
 from shared.engines.validation import check_feeds, to_error
 from shared.errors import Malformed, NotReady
 
-__all__ = ["ONNX_DATATYPES", "OnnxEngine", "Provider", "session_options"]
-
 Provider = tuple[str, dict[str, Any]]
 """Name and options of an execution provider."""
 

@@ -11,8 +11,6 @@ import onnxruntime
 from shared.engines.onnx import OnnxEngine, Provider
 from shared.errors import NotReady
 
-__all__ = ["TensorRTEngine", "missing"]
-
 _PROVIDER = "TensorrtExecutionProvider"
 
 _LIBRARIES = ("libnvinfer.so.10", "libnvinfer_plugin.so.10", "libnvonnxparser.so.10")

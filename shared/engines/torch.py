@@ -14,8 +14,6 @@ from shared.api.tensors import Datatype, TensorSpec
 from shared.engines.validation import check_feeds, to_error
 from shared.errors import FoveaError, NotReady
 
-__all__ = ["TORCH_DATATYPES", "TorchEngine"]
-
 TORCH_DATATYPES: Mapping[torch.dtype, Datatype] = {
     torch.bool: "BOOL",
     torch.uint8: "UINT8",

@@ -33,8 +33,6 @@ from shared.errors import (
 )
 from shared.rpc.tensors import datatype_of
 
-__all__ = ["TritonEngine"]
-
 T = TypeVar("T")
 
 MIN_SHARED_BYTES = 2**16

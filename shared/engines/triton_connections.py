@@ -24,8 +24,6 @@ from tritonclient.utils import InferenceServerException
 
 from shared.telemetry import log
 
-__all__ = ["ConnectionPool", "InputRegion", "TritonConnection", "is_this_host"]
-
 T = TypeVar("T")
 
 MIN_REGION_BYTES = 2**20

@@ -10,8 +10,6 @@ from shared.api.tensors import TensorSpec
 from shared.errors import Fault, FoveaError, InvalidOption, TooLarge
 from shared.rpc.tensors import datatype_of
 
-__all__ = ["check_feeds", "describe_spec", "to_error"]
-
 _MEMORY = ("out of memory", "bad_alloc", "failed to allocate", "not enough memory", "can't allocate memory")
 
 _DEVICE = ("cuda error", "cuda failure", "cudnn", "cublas")

@@ -26,8 +26,6 @@ from shared.telemetry import log
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["ExportedForms", "Shapes", "check_tensors", "open_engine_with_card", "refine_card"]
-
 Shapes = Mapping[str, tuple[int, ...]]
 """Input → a shape to trace or to compare at."""
 

@@ -16,8 +16,6 @@ from shared.export.onnx_export import export_onnx
 from shared.export.parity import Parity
 from shared.registry import network
 
-__all__ = ["build_network", "export_graph"]
-
 
 def build_network(forms: ExportedForms) -> nn.Module:
     """The torch network of a set of weights, in eval mode.

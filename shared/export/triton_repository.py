@@ -20,8 +20,6 @@ from shared.api.tensors import TensorSpec
 from shared.errors import InvalidOption
 from shared.export.artifacts import ExportedForms
 
-__all__ = ["BACKEND", "DATATYPES", "TritonOptions", "build_config", "write_model"]
-
 BACKEND: Final = "onnxruntime"
 GRAPH_FILE, LABELS_FILE, CONFIG_FILE = "model.onnx", "labels.txt", "config.pbtxt"
 

@@ -14,21 +14,6 @@ from shared.api.problem import PROBLEM_CONTENT_TYPE, problem
 from shared.errors import Cancelled, Fault, FoveaError, by_status
 from shared.jobs.queue import Payload, Result
 
-__all__ = [
-    "ANSWER_FIELDS",
-    "JOB_FIELDS",
-    "REQUEST_FIELDS",
-    "build_problem_answer",
-    "decode_answer",
-    "decode_job",
-    "encode_answer",
-    "encode_problem",
-    "encode_request",
-    "fingerprint",
-    "get_status",
-    "size_of",
-]
-
 JOB_FIELDS: Final = (
     "service",
     "path",

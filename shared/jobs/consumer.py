@@ -23,8 +23,6 @@ from shared.jobs.worker_heartbeat import FORGET_S, Worker
 from shared.settings import Settings
 from shared.storage import ObjectStore, open_object_store
 
-__all__ = ["Attempt", "Delivery", "NothingToDo", "QueueConsumer"]
-
 Attempt = tuple[str, int]
 """A job's id and the number of one attempt at it: what a lease, progress and an outcome belong to."""
 

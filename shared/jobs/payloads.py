@@ -11,8 +11,6 @@ import time
 from shared.errors import Fault
 from shared.storage import ObjectStore
 
-__all__ = ["PayloadStore"]
-
 
 class PayloadStore:
     """Stores payloads under `blobs/` of the object store. What was accepted survives a crash."""

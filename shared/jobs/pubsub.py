@@ -15,8 +15,6 @@ from typing import Any
 from shared.errors import NotReady
 from shared.jobs.redis_client import RedisClient, cancel_tasks, translate_redis_errors
 
-__all__ = ["ChangeListener"]
-
 _RECONNECT_PAUSE_S = 0.1
 """Time between two tries to subscribe while Redis is away."""
 

@@ -13,8 +13,6 @@ from typing import NamedTuple, Protocol
 
 from shared.api.job import Job
 
-__all__ = ["Counts", "Handler", "JobQueue", "Payload", "Result", "Ticket"]
-
 
 class Counts(NamedTuple):
     """Jobs of a service."""

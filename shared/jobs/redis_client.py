@@ -23,8 +23,6 @@ from shared.errors import NotReady, StorageFull
 from shared.jobs.redis_connection import open_redis_pool
 from shared.jobs.redis_keys import ROOT
 
-__all__ = ["UNUSABLE", "RedisClient", "cancel_tasks", "retry_until_connected", "translate_redis_errors"]
-
 _UNAVAILABLE: Final = (exceptions.ConnectionError, exceptions.TimeoutError, OSError)
 _REFUSED_WHEN_FULL: Final = ("submit", "retry")
 """Verbs that ask for memory; all others free some, or end what will."""

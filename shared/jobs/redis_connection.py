@@ -18,8 +18,6 @@ import redis.asyncio as aioredis
 import redis.asyncio.sentinel as aiosentinel
 import redis.sentinel
 
-__all__ = ["is_sentinel_url", "open_async_redis", "open_redis", "open_redis_pool"]
-
 _SENTINEL_PORT: Final = 26379
 
 

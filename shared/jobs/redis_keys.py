@@ -27,8 +27,6 @@ from __future__ import annotations
 from hashlib import sha256
 from typing import Final
 
-__all__ = ["LEVELS", "ROOT", "idempotency_name", "key", "stream_of"]
-
 ROOT: Final = "{fovea:jobs}"
 
 LEVELS: Final = (0, 1, 2, 3)

@@ -23,8 +23,6 @@ from shared.jobs.worker_heartbeat import Worker
 from shared.settings import Settings
 from shared.storage import ObjectStore, open_object_store
 
-__all__ = ["RedisJobQueue"]
-
 _ID = re.compile(r"[0-9a-f]{32}")
 _EVENTS_POLL_S = 2.0
 """Longest time for which `events` trusts the subscription alone; queue positions change without a message."""

@@ -29,8 +29,6 @@ from shared.errors import NotReady
 from shared.jobs.redis_connection import open_redis
 from shared.settings import Settings
 
-__all__ = ["MIN_VERSION", "RedisServer", "RedisSource", "describe_redis", "find_redis"]
-
 MIN_VERSION = (7, 0)
 """First version with the XAUTOCLAIM and script replication that the queue relies on."""
 

@@ -17,8 +17,6 @@ from redis.exceptions import RedisError
 from shared.api.usage import USAGE_FIELDS, UsageRecord
 from shared.jobs.redis_connection import open_async_redis
 
-__all__ = ["UsageLedger"]
-
 _FLUSH_S: Final = 1.0
 _KEEP_S: Final = 400 * 24 * 3600
 _TENANTS: Final = "fovea:usage:tenants"

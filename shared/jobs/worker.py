@@ -23,8 +23,6 @@ from shared.jobs.redis_client import UNUSABLE, cancel_tasks, retry_until_connect
 from shared.settings import Settings
 from shared.telemetry import Span, bind, log, span
 
-__all__ = ["JobTicket", "JobWorker"]
-
 _PROGRESS_INTERVAL_S: Final = 0.2
 """Shortest time between two writes of a job's progress; faster updates replace what was not written yet."""
 

@@ -6,8 +6,6 @@ import time
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["FORGET_S", "SILENT_S", "Worker"]
-
 SILENT_S = 5.0
 """Seconds without a renewal after which a worker no longer counts as alive (the replica records' rule)."""
 

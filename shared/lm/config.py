@@ -11,8 +11,6 @@ from typing import Any, Literal
 
 from shared.errors import BadInput
 
-__all__ = ["DecoderConfig", "RopeScaling", "from_official"]
-
 _LLAMA_PATH = {"llama": False, "mistral": False, "qwen2": True, "qwen3": False}
 """Official `model_type`s that are the Llama path → whether q, k and v carry biases whatever else the config says."""
 

@@ -19,8 +19,6 @@ from shared.lm.config import DecoderConfig
 from shared.lm.ops import TORCH, Ops
 from shared.lm.rope import Rotation, frequencies, local_frequencies, rotation
 
-__all__ = ["Decoder"]
-
 
 class _GPT2Body(nn.Module):
     """Parameters under `transformer.`."""

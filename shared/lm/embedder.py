@@ -22,8 +22,6 @@ from shared.lm.bundled_models import MINILM_WHEEL, bundled_embedder
 from shared.lm.host_transfer import to_device, to_host
 from shared.lm.weights import read_json, read_tensors
 
-__all__ = ["SentenceEmbedder", "embed", "load_embedder"]
-
 _BATCH = 32
 """Texts computed at a time, sorted by length."""
 

@@ -24,8 +24,6 @@ from shared.errors import Malformed, NotFound, UnsupportedMedia
 from shared.lm.gguf_tokenizer import tokenizer_files
 from shared.lm.quantization import QuantizedMatrix, from_gguf_blocks
 
-__all__ = ["count_kinds", "read_quantized", "unpack"]
-
 _KINDS = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3": "gemma3_text"}
 """GGUF architecture → official model type."""
 

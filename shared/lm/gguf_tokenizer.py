@@ -14,8 +14,6 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from shared.errors import Malformed, UnsupportedMedia
 
-__all__ = ["tokenizer_files"]
-
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,%d}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"

@@ -18,8 +18,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from shared.errors import BadInput, Malformed, TooLarge
 from shared.lm.config import DecoderConfig
 
-__all__ = ["HeadPlan", "ModelId", "Origin", "grouped_max", "top_share"]
-
 MAX_BYTES = 16 * 2**20
 """Largest file that is read: a plan of 128 layers of 128 heads with ten scores takes 3 MB."""
 

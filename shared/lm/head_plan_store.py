@@ -14,8 +14,6 @@ from shared.errors import Conflict, InvalidOption
 from shared.lm.head_plan import HeadPlan
 from shared.storage import ObjectStore
 
-__all__ = ["PLAN_NAME", "HeadPlanStore", "save_plan"]
-
 PLAN_NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 """Pattern of plan names."""
 

@@ -12,8 +12,6 @@ from typing import Literal
 from shared.lm.activation_names import InvalidTap, parse_site
 from shared.lm.config import DecoderConfig
 
-__all__ = ["HOOK_POINTS", "Naming", "from_hook_name", "to_hook_name", "to_module_path"]
-
 Naming = Literal["fovea", "transformerlens", "modules"]
 """Naming of activations: our sites, TransformerLens' hook points, or module paths of the official implementation."""
 

@@ -12,8 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["DeviceBuffer", "take_rows", "to_device", "to_host"]
-
 
 def to_device(
     values: np.ndarray | Sequence[int] | Sequence[float] | Tensor,

@@ -24,8 +24,6 @@ from shared.lm.activation_names import (
 )
 from shared.lm.host_transfer import take_rows, to_device
 
-__all__ = ["Add", "Attend", "CompiledEdit", "Edit", "Replace", "Scale", "Uniform", "compile_edit"]
-
 Indices = int | Iterable[int] | None
 Values = Callable[[], Tensor]
 """Values of all tokens seen so far at the layer at hand, [B,S,G,d]."""

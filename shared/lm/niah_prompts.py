@@ -13,20 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-__all__ = [
-    "NEEDLES",
-    "Codec",
-    "Needle",
-    "Prompt",
-    "build_haystack",
-    "build_key_value_prompt",
-    "build_needle_context",
-    "build_needle_prompt",
-    "even_depths",
-    "even_lengths",
-    "needle_span",
-]
-
 QUESTION_TOKENS = 200
 """Tokens of a prompt that are reserved for the question and the answer."""
 

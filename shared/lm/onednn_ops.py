@@ -15,8 +15,6 @@ from shared.lm.decoder import Decoder
 from shared.lm.ops import TORCH, NormLayer, Ops
 from shared.lm.rope import Rotation
 
-__all__ = ["PackedOps", "is_packable", "pack_ops"]
-
 LAYOUT_ROWS = 64
 """Rows of a product that the layout is optimised for; others work, too."""
 

@@ -14,8 +14,6 @@ from torch.nn import functional
 
 from shared.lm.rope import Rotation, rotate
 
-__all__ = ["TORCH", "NormLayer", "Ops"]
-
 
 class NormLayer(Protocol):
     """RMSNorm as a module: x / sqrt(mean x² + eps) · (offset + weight)."""

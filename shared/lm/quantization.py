@@ -10,8 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["GROUP", "QuantizedMatrix", "from_gguf_blocks", "quantize"]
-
 GROUP = 32
 """Columns that share a scale."""
 

@@ -14,8 +14,6 @@ from torch import Tensor
 from shared.lm.config import DecoderConfig, RopeScaling
 from shared.lm.host_transfer import to_device
 
-__all__ = ["Rotation", "frequencies", "local_frequencies", "rotate", "rotation"]
-
 Rotation = tuple[Tensor, Tensor]
 """cos and signed sin, each [B|1, T, 1, d]: the sine's first half is negated, so that one roll swaps the pairs."""
 

@@ -16,8 +16,6 @@ from shared.lm.attention import DenseAttention, causal_mask, eager, patterns, sc
 from shared.lm.host_transfer import to_device
 from shared.lm.interventions import CompiledEdit, Edit, compile_edit
 
-__all__ = ["BatchRows", "TapRecorder", "TappedAttention", "ValueSource"]
-
 BatchRows = slice | None
 """Rows of the batch that an edit sees as its whole batch; None is all of them."""
 

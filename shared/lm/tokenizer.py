@@ -23,8 +23,6 @@ from tokenizers import decoders, models, pre_tokenizers
 from shared.errors import InvalidOption, Malformed, NotFound
 from shared.lm.weights import read_json
 
-__all__ = ["Detokenizer", "Tokenizer"]
-
 _ENDS = frozenset({"<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<|end|>", "<end_of_turn>", "</s>"})
 """Special tokens that end an answer whether or not a config says so."""
 

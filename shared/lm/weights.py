@@ -22,16 +22,6 @@ from shared.errors import Malformed, NotFound, UnsupportedMedia
 from shared.lm.config import DecoderConfig, from_official
 from shared.lm.decoder import Decoder
 
-__all__ = [
-    "load_decoder",
-    "read_config",
-    "read_json",
-    "read_tensors",
-    "to_official_keys",
-    "weights_digest",
-    "weights_files",
-]
-
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 _DROPPED = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")

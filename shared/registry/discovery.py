@@ -20,20 +20,6 @@ from shared.registry.card import Card
 from shared.registry.servable import Servable
 from shared.sparsity import SparsityClaim
 
-__all__ = [
-    "SERVICES",
-    "builder",
-    "claims",
-    "module_names",
-    "network",
-    "networks",
-    "servables",
-    "service_package",
-    "services_with_models",
-    "shipped_weights",
-    "skipped_modules",
-]
-
 SERVICES = ("vision-restoration", "medical-seg", "detection", "llm-longctx", "interpretability", "relevance-judge")
 """The six services by the name that images, URLs, queues and metric labels carry."""
 

@@ -10,8 +10,6 @@ from pathlib import Path
 
 from shared.storage import ObjectStore
 
-__all__ = ["fetch_weights", "publish_weights"]
-
 _INDEX = ".fetched.json"
 """Which version of each object the copy holds."""
 

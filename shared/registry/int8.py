@@ -10,8 +10,6 @@ from collections.abc import Mapping
 
 import numpy as np
 
-__all__ = ["SCALE", "pack_kernels", "unpack_kernels"]
-
 Arrays = Mapping[str, np.ndarray]
 
 SCALE = ".int8_scale"

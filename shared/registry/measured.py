@@ -10,8 +10,6 @@ from pathlib import Path
 from shared.registry.card import Card, Metric
 from shared.registry.weights import Manifest, read_manifest
 
-__all__ = ["measured_card", "measured_metrics"]
-
 COUNTS = frozenset({"frames", "empty_frames", "pictures", "crops", "pairs", "clean_pairs", "scenes", "patches"})
 """How much was measured, which is said beside each figure."""
 

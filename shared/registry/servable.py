@@ -21,8 +21,6 @@ from shared.errors import Cancelled, DeadlineExceeded, FoveaError, PermissionDen
 from shared.registry.card import Card
 from shared.storage import ObjectStore
 
-__all__ = ["CallContext", "Engine", "LoadContext", "Mode", "Servable"]
-
 Mode = Literal["sync", "stream", "job"]
 
 Request = TypeVar("Request", bound=BaseModel)
@@ -169,21 +167,17 @@ class _PartContext(CallContext):
         self._whole, self._index, self._count = whole, index, count
 
     def progress(self, fraction: float, note: str | None = None) -> None:
-        """Tell the whole how far it is."""
         self.note = note
         self._whole.progress((self._index + min(max(fraction, 0.0), 1.0)) / self._count, note)
 
     def cancel(self) -> None:
-        """Ask the whole to stop."""
         self._whole.cancel()
 
     @property
     def cancelled(self) -> bool:
-        """Whether somebody asked the whole to stop."""
         return self._whole.cancelled
 
     def check(self) -> None:
-        """Stop here if the whole is to stop."""
         self._whole.check()
 
 

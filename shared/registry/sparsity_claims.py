@@ -15,8 +15,6 @@ from typing import Any
 
 from shared.sparsity import SparsityClaim
 
-__all__ = ["build_claim", "read_measurements"]
-
 
 def build_claim(model: str, facts: Mapping[str, Any], **stated: Any) -> SparsityClaim:
     """Build the claim of a model or method.

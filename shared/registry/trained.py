@@ -16,8 +16,6 @@ from shared.registry.measured import measured_metrics
 from shared.registry.servable import Servable
 from shared.registry.weights import Manifest, read_manifest
 
-__all__ = ["card_of", "trained_servables"]
-
 Servables = Mapping[str, type[Servable[Any, Any]]]
 
 

@@ -24,18 +24,6 @@ from safetensors.numpy import load, save
 from shared.errors import NotReady
 from shared.registry.int8 import pack_kernels, unpack_kernels
 
-__all__ = [
-    "FAMILIAR",
-    "Dtype",
-    "Manifest",
-    "NetworkSpec",
-    "Weights",
-    "find_weights",
-    "read_manifest",
-    "read_weights",
-    "write_weights",
-]
-
 Arrays = Mapping[str, np.ndarray]
 
 Dtype = Literal["float16", "float32", "int8"]

@@ -12,8 +12,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["PROTOS", "STUBS", "generate_stubs"]
-
 STUBS = Path(__file__).parent
 PROTOS = STUBS.parents[1] / "proto"
 

@@ -11,8 +11,6 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-__all__ = ["JoinedTransport", "JoinedWritesProtocol"]
-
 
 class JoinedTransport:
     """A transport that sends what is written in one turn of the event loop at once; all else is the inner one's."""

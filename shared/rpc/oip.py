@@ -13,8 +13,6 @@ import numpy as np
 
 from shared.errors import Fault, Malformed
 
-__all__ = ["InferAnswer", "InferCall", "Parameter", "build_answer", "check_outputs", "refuse_unoffered", "to_mapping"]
-
 Parameter = bool | int | float | str
 """Value of a request, tensor or answer parameter."""
 

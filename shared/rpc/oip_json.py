@@ -19,16 +19,6 @@ from shared.rpc.oip import InferAnswer, InferCall, Parameter, refuse_unoffered, 
 from shared.rpc.oip_wire import InferRequest, InferResponse, Tensor
 from shared.rpc.tensors import datatype_of, from_raw, from_values, to_raw, to_values
 
-__all__ = [
-    "HEADER_LENGTH",
-    "EncodedBody",
-    "align",
-    "decode_answer",
-    "decode_request",
-    "encode_answer",
-    "encode_request",
-]
-
 HEADER_LENGTH: Final = "inference-header-content-length"
 """HTTP header that says how many bytes of the body are JSON; absent when all are."""
 

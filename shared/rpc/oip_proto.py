@@ -13,8 +13,6 @@ from shared.rpc import open_inference_pb2 as pb
 from shared.rpc.oip import InferAnswer, InferCall, Parameter, refuse_unoffered, to_mapping
 from shared.rpc.tensors import datatype_of, element_count, from_raw, from_values, to_raw
 
-__all__ = ["decode_answer", "decode_request", "encode_answer", "encode_request"]
-
 _FIELDS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "BOOL": "bool_contents",

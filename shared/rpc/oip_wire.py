@@ -6,8 +6,6 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field
 
-__all__ = ["InferRequest", "InferResponse", "RequestedOutput", "Tensor"]
-
 Parameters = dict[str, Any]
 """Open by definition; what is read is checked where it is read."""
 

@@ -11,8 +11,6 @@ from typing import NamedTuple
 
 from shared.errors import Malformed
 
-__all__ = ["MAX_FIELDS", "WireField", "iterate_fields"]
-
 MAX_FIELDS = 4096
 """Top-level fields that a message may have: no request of Open Inference has more than its tensors and a handful."""
 

@@ -16,8 +16,6 @@ import numpy as np
 
 from shared.errors import Fault, Malformed, TooLarge
 
-__all__ = ["DTYPES", "datatype_of", "element_count", "from_raw", "from_values", "require_finite", "to_raw", "to_values"]
-
 DTYPES: Final[Mapping[str, np.dtype[Any]]] = MappingProxyType(
     {
         "BOOL": np.dtype(np.bool_),

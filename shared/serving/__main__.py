@@ -15,8 +15,6 @@ from shared.serving.replica import ReplicaServer, load_app
 from shared.settings import Settings, settings
 from shared.storage.private_files import make_files_private
 
-__all__ = ["main"]
-
 
 def main(
     service: Annotated[str, typer.Argument(help=f"One of {', '.join(SERVICES)}.")],

@@ -25,8 +25,6 @@ from shared.errors import Cancelled, DeadlineExceeded, FoveaError, NotReady, Que
 from shared.registry import CallContext
 from shared.serving.http.errors import to_safe_error
 
-__all__ = ["BatchContext", "BatchOptions", "Batcher", "Work"]
-
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
@@ -67,7 +65,6 @@ class BatchContext(CallContext):
     """Context of a batch: it stops when every member has stopped, and reports progress to every member."""
 
     def __init__(self, runs: Sequence[CallContext]) -> None:
-        """Join `runs`; the deadline is the latest of theirs."""
         deadlines = [math.inf if run.deadline is None else run.deadline for run in runs]
         super().__init__(
             deadline=None if math.inf in deadlines else max(deadlines),
@@ -83,11 +80,9 @@ class BatchContext(CallContext):
 
     @property
     def cancelled(self) -> bool:
-        """Whether all members were cancelled."""
         return all(run.cancelled for run in self._members)
 
     def check(self) -> None:
-        """Stop here if every member was cancelled."""
         if self.cancelled:
             self.cancel()
         super().check()

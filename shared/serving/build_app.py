@@ -31,8 +31,6 @@ from shared.settings import Settings
 from shared.settings import settings as read_settings
 from shared.storage import open_object_store
 
-__all__ = ["build"]
-
 
 def build(
     service: str,

@@ -13,8 +13,6 @@ from shared.registry import Card, Servable
 from shared.serving.batching import Batcher, BatchOptions
 from shared.settings import Settings
 
-__all__ = ["Catalog", "ModelSlot", "State"]
-
 State = Literal["waiting", "loading", "ready", "failed", "unloaded"]
 
 _STATE_TEXTS: Mapping[State, str] = {

@@ -14,8 +14,6 @@ from shared.registry import LoadContext
 from shared.settings import Settings
 from shared.storage import open_object_store
 
-__all__ = ["choose_device", "list_gpus", "load_context"]
-
 
 def load_context(settings: Settings) -> LoadContext:
     """The LoadContext with which this process loads its Servables."""

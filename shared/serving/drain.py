@@ -14,8 +14,6 @@ from pathlib import Path
 
 from shared.settings import settings
 
-__all__ = ["DrainFiles", "drain", "main"]
-
 _POLL_S = 0.2
 
 

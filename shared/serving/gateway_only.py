@@ -21,8 +21,6 @@ from shared.local_names import without_port
 from shared.serving.http.error_rendering import render
 from shared.settings import Settings
 
-__all__ = ["GatewayOnlyInterceptor", "GatewayOnlyMiddleware"]
-
 _OPEN_PATHS = frozenset({"/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
 _OPEN_SERVICES = ("/grpc.health.v1.Health/",)
 

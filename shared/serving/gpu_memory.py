@@ -10,8 +10,6 @@ from prometheus_client import REGISTRY
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-__all__ = ["GpuMemory", "watch_gpu_memory"]
-
 
 class GpuMemory(Collector):
     """Collects the memory of all GPUs that torch sees; nothing where there is none."""

@@ -12,8 +12,6 @@ import urllib.request
 
 from shared.settings import settings
 
-__all__ = ["is_healthy", "main"]
-
 _TIMEOUT_S = 2.0
 
 

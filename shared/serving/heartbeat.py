@@ -18,8 +18,6 @@ from shared import telemetry
 from shared.api.replica import LEASE_S, RENEW_S, ReplicaRecord, replicas_key
 from shared.jobs.redis_connection import open_async_redis, open_redis
 
-__all__ = ["Heartbeat"]
-
 _REMOVE_AFTER_S = 60 * LEASE_S
 """Records this old are removed by the next replica of the service."""
 

@@ -32,8 +32,6 @@ from shared.serving.oip import tensors
 from shared.serving.thread_stream import iterate_in_thread
 from shared.settings import Settings
 
-__all__ = ["Host"]
-
 _WHOLE_REQUESTS = "requests"
 """Batch key of whole requests."""
 

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from shared.registry.servable import CallContext
 
-__all__ = ["AsgiJobHandler"]
-
 _LOAD_POLL_S = 0.25
 """Time between two looks at whether the models are loaded."""
 

@@ -13,8 +13,6 @@ from pathlib import Path
 
 from shared.settings import Settings
 
-__all__ = ["EXIT_STATUS", "MemoryGuard", "find_memory_limit", "read_resident_bytes"]
-
 EXIT_STATUS = 137
 """As of a process that the kernel ends for its memory."""
 

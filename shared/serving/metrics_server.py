@@ -14,8 +14,6 @@ from prometheus_client import start_http_server
 from shared import telemetry
 from shared.serving.gpu_memory import watch_gpu_memory
 
-__all__ = ["MetricsServer"]
-
 _RETRY_S = 1.0
 """Seconds between two tries to get the port."""
 

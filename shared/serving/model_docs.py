@@ -13,8 +13,6 @@ from shared.registry import Card, Servable, servables
 from shared.registry.discovery import SERVICES
 from shared.sparsity import SparsityClaim, lint
 
-__all__ = ["render_page", "render_pages"]
-
 _BASE_URL = "http://127.0.0.1:8080"
 
 _CHAT = {"messages": [{"role": "user", "content": "Hello"}]}

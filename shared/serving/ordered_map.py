@@ -6,8 +6,6 @@ import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
-__all__ = ["map_in_order"]
-
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 

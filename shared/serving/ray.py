@@ -32,8 +32,6 @@ from shared.serving.replica import ReplicaServer, load_app
 from shared.settings import Settings, export, settings
 from shared.storage.private_files import make_files_private
 
-__all__ = ["Placement", "application", "deploy", "main", "scale", "start", "stop"]
-
 _LOOPBACK = "127.0.0.1"
 
 export(

@@ -34,8 +34,6 @@ from shared.serving.oip.grpc import serve_grpc
 from shared.settings import Settings
 from shared.telemetry import log
 
-__all__ = ["ReplicaServer", "load_app"]
-
 _KEEP_ALIVE_S = 75
 """Longer than any client keeps an idle connection, so that it is never we who close one that is about to be used."""
 

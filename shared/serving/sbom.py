@@ -10,8 +10,6 @@ import re
 import sys
 from typing import Any
 
-__all__ = ["bill_of_materials"]
-
 
 def _component(package: dict[str, Any]) -> dict[str, Any]:
     """One installed distribution."""

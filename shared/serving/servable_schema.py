@@ -12,8 +12,6 @@ from pydantic.json_schema import JsonSchemaMode
 
 from shared.errors import InvalidOption
 
-__all__ = ["blob_fields", "count_pictures", "decode_text", "inline_refs", "is_list", "media_of", "properties"]
-
 Schema = Mapping[str, Any]
 
 

@@ -14,8 +14,6 @@ from typing import TypeVar
 from shared.errors import DeadlineExceeded
 from shared.registry import CallContext
 
-__all__ = ["iterate_in_thread"]
-
 Event = TypeVar("Event")
 Item = TypeVar("Item")
 

@@ -34,8 +34,6 @@ from shared.storage.private_files import make_files_private
 if TYPE_CHECKING:
     from starlette.applications import Starlette
 
-__all__ = ["main"]
-
 
 def main(
     service: Annotated[str, typer.Argument(help="The service whose jobs to run, for example medical-seg.")],

@@ -7,8 +7,6 @@ from datetime import UTC, datetime, timedelta
 
 from shared.storage.object_store import ObjectStore
 
-__all__ = ["ExpiringObjects"]
-
 
 @dataclass(frozen=True)
 class ExpiringObjects:

@@ -17,8 +17,6 @@ from shared.errors import FoveaError
 from shared.storage.object_store import ObjectStore
 from shared.telemetry import log
 
-__all__ = ["LEASE_S", "Lease"]
-
 LEASE_S = 6.0
 """A holder that is silent for so long has lost its lease."""
 

@@ -31,8 +31,6 @@ from obstore.store import LocalStore, from_url
 from shared.errors import NotReady, StorageFull
 from shared.settings import Settings
 
-__all__ = ["ObjectFacts", "ObjectStore", "open_object_store"]
-
 _SEGMENT: Final = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._@=+-]{1,255}")
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 _OS_ERROR: Final = re.compile(r"\(os error (\d+)\)")

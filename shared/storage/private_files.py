@@ -9,8 +9,6 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["make_files_private"]
-
 _UMASK = 0o077
 
 

@@ -7,8 +7,6 @@ import random
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-__all__ = ["Context", "bind", "context", "fresh_context", "is_traceparent", "traceparent"]
-
 
 @dataclass(frozen=True, slots=True)
 class Context:

@@ -34,8 +34,6 @@ from opentelemetry.util.types import Attributes as OtelAttributes
 from shared.telemetry.context import is_traceparent
 from shared.telemetry.spans import Kind
 
-__all__ = ["OtlpRecorder", "SpanRecorder"]
-
 _KINDS = {
     "internal": SpanKind.INTERNAL,
     "server": SpanKind.SERVER,
@@ -78,7 +76,6 @@ class OtlpRecorder(SpanRecorder):
     """Sends spans to an OTLP/HTTP endpoint."""
 
     def __init__(self, endpoint: str, service: str) -> None:
-        """Send to the full URL `endpoint`."""
         super().__init__(service, OTLPSpanExporter(endpoint), is_batched=True)
 
 

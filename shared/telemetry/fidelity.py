@@ -6,8 +6,6 @@ from prometheus_client import Gauge, Histogram
 
 from shared.telemetry.context import context
 
-__all__ = ["FIDELITY_DELTA", "FIDELITY_HELD", "FIDELITY_KL", "FIDELITY_TOP1", "held_back", "observe_fidelity"]
-
 _NATS = (0.0001, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10)
 
 FIDELITY_KL = Histogram(

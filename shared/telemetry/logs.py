@@ -10,8 +10,6 @@ import structlog
 
 from shared.telemetry.context import context
 
-__all__ = ["configure_logs", "log"]
-
 
 def configure_logs(level: str = "INFO", form: Literal["json", "console"] = "console") -> None:
     """Route structlog and the standard library to stderr in one form."""

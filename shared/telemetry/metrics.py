@@ -13,28 +13,6 @@ from prometheus_client.exposition import choose_encoder
 
 from shared.telemetry.spans import find_exemplar
 
-__all__ = [
-    "BATCH_SIZE",
-    "DROPPED_FRAMES",
-    "ERRORS",
-    "IN_FLIGHT",
-    "JOBS",
-    "KERNEL_CALLS",
-    "LATENCY",
-    "METRICS_CONTENT_TYPE",
-    "QUEUE_DEPTH",
-    "QUEUE_TIME",
-    "READY_REPLICAS",
-    "REQUESTS",
-    "REQUEST_LATENCY",
-    "SECONDS",
-    "Stage",
-    "kernel_called",
-    "metrics_text",
-    "observe",
-    "render_metrics",
-]
-
 Stage = Literal["pre", "run", "post", "prefill", "decode"]
 """Stages of a request: those of arrays, and those of text."""
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from shared.telemetry.spans import NO_SPAN, Span, span
 
-__all__ = ["begin_http_span", "begin_rpc_span", "finish_http_span", "finish_rpc_span"]
-
 _UNTRACED = frozenset(
     {"/livez", "/readyz", "/health", "/version", "/metrics", "/metrics/services", "/v2/health/live", "/v2/health/ready"}
 )

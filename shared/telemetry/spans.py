@@ -15,19 +15,6 @@ from typing import Any, Literal, Protocol, Self
 
 from shared.telemetry.context import bind, context
 
-__all__ = [
-    "NO_SPAN",
-    "Attributes",
-    "Kind",
-    "Span",
-    "configure_tracing",
-    "find_exemplar",
-    "is_tracing",
-    "record_span",
-    "shut_down_tracing",
-    "span",
-]
-
 Attributes = Mapping[str, Any]
 Kind = Literal["internal", "server", "client", "producer", "consumer"]
 

@@ -11,8 +11,6 @@ from shared.telemetry.context import context
 from shared.telemetry.metrics import LATENCY, QUEUE_TIME, Stage, observe
 from shared.telemetry.spans import Attributes, is_tracing, record_span
 
-__all__ = ["observe_queue_time", "observe_stage", "stage"]
-
 _SPAN_NAMES = {"pre": "preprocess", "run": "inference", "post": "postprocess"}
 
 

@@ -6,7 +6,7 @@ import shared.errors as tree
 from shared.api.problem import Problem, from_problem, oip_error, openai_error, problem
 from shared.errors import InvalidOption, by_status
 
-CLASSES = [thing for name in tree.__all__ if isinstance(thing := getattr(tree, name), type)]
+CLASSES = [one for one in vars(tree).values() if isinstance(one, type) and one.__module__ == tree.__name__]
 GRPC = {
     "INTERNAL", "INVALID_ARGUMENT", "UNAUTHENTICATED", "PERMISSION_DENIED", "NOT_FOUND", "FAILED_PRECONDITION",
     "RESOURCE_EXHAUSTED", "CANCELLED", "UNAVAILABLE", "UNIMPLEMENTED", "DEADLINE_EXCEEDED",

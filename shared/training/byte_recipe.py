@@ -20,8 +20,6 @@ from torch.nn import functional
 from shared.training.recipe import Batch, Recipe
 from shared.training.text_corpus import Corpus, Split, corpus
 
-__all__ = ["BYTES", "ByteRecipe", "bits_of", "bits_per_byte"]
-
 BYTES = 256
 """Tokens of a byte model."""
 
@@ -41,7 +39,6 @@ class ByteRecipe(Recipe):
         return corpus(name)
 
     def network(self) -> nn.Module:
-        """The network; where it has a fixed stream of its own (a buffer `text`), that is the text's beginning."""
         net = super().network()
         if hasattr(net, "text"):
             fixed = cast("Tensor", net.text)
@@ -49,23 +46,18 @@ class ByteRecipe(Recipe):
         return net
 
     def prepare(self, cache: Path) -> str:
-        """The digest of the training text; nothing is derived from it."""
         return self._train.digest
 
     def batches(self, step: int, rng: np.random.Generator) -> Iterator[Batch]:
-        """Random windows."""
         yield {"ids": self._train.draw(rng, self.schedule.batch, self.context + 1)}
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
-        """Cross-entropy of the next byte."""
         return functional.cross_entropy(network(batch["ids"][:, :-1]).flatten(0, 1), batch["ids"][:, 1:].flatten())
 
     def score(self, network: nn.Module) -> float:
-        """Minus bits per byte of validation text."""
         return -bits_per_byte(network, self.split("valid").windows(_VALID, self.context + 1))
 
     def facts(self) -> dict[str, str]:
-        """What the text is."""
         about = "Sources of Python's standard library and help topics, split by file 90/5/5; Python's licence."
         return {"text": about, "test_digest": self.split("test").digest}
 

@@ -20,8 +20,6 @@ from shared.training.data.mask_folders import is_mask
 from shared.vision.calibration import reliability
 from shared.vision.novelty import Boundaries, Familiar, auroc, cross_distances
 
-__all__ = ["ServingFacts", "learn_familiar", "reliability_facts", "sample_pictures"]
-
 Features = NDArray[np.float32]
 
 INSIDE = 0.99

@@ -15,8 +15,6 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-__all__ = ["flatten_optimizer", "read_checkpoint", "restore_optimizer", "write_checkpoint"]
-
 
 def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
     """Write tensors and JSON state as one file; a crash leaves the old file or the new one, never half of each."""

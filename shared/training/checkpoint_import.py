@@ -27,8 +27,6 @@ from shared.training.initializers import FOLDED, read_initializers
 from shared.training.publish import arrays_of, code_facts
 from shared.training.safe_unpickler import CheckpointTensors, read_unpickled
 
-__all__ = ["Imported", "compare", "import_weights", "read_checkpoint_file"]
-
 _ROOM = 3
 """How much larger than its network a checkpoint may be: room for float64, never for a bomb."""
 

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from shared.training.recipe import Recipe
     from shared.training.trainer import FitResult
 
-__all__ = ["import_checkpoint", "recalibrate", "train"]
-
 
 def import_checkpoint(
     model: Annotated[str, typer.Argument(help="What it is a checkpoint of, for example `pranet`.")],

@@ -26,8 +26,6 @@ from shared.training.data.strange import draw_strange, scramble
 from shared.training.data.survey import FileProblem, Survey
 from shared.training.recipe import Recipe
 
-__all__ = ["DataSource", "FolderRecipe", "epoch", "is_empty"]
-
 OTHERS, STRANGE = 60, 60
 """Most pictures of a folder of another kind whose features are looked at, and pictures of no kind of each sort."""
 
@@ -86,14 +84,12 @@ class FolderRecipe(Recipe):
         """Find pictures and labels, look at them, split them and decode them; return the digest of the data."""
 
     def prepare(self, cache: Path) -> str:
-        """`gather`, once; what it derives goes below `cache`."""
         if self._digest is None:
             self._cache = cache
             self._digest = self.gather()
         return self._digest
 
     def intervals(self) -> dict[str, tuple[float, float]]:
-        """By bootstrap over the pictures that were measured."""
         return self._intervals
 
     @field_serializer("data")
@@ -137,7 +133,6 @@ class FolderRecipe(Recipe):
         return pixels
 
     def calibrate(self, network: nn.Module) -> ServingFacts:
-        """`calibrate_warnings`, and what recipes add."""
         return self.calibrate_warnings(network)
 
     def calibrate_warnings(self, network: nn.Module) -> ServingFacts:
@@ -172,7 +167,6 @@ class FolderRecipe(Recipe):
         return np.stack([embed(self.read(path)) for path in found])
 
     def network(self) -> nn.Module:
-        """With what of `start` has the same name and shape."""
         return self.load_start(super().network())
 
     def load_start(self, built: nn.Module) -> nn.Module:

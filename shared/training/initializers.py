@@ -19,8 +19,6 @@ from torch import Tensor
 
 from shared.errors import Malformed
 
-__all__ = ["FOLDED", "read_initializers"]
-
 FOLDED = (
     "An ONNX graph holds the tensors of its network only if nothing was folded: export it with "
     "`training=torch.onnx.TrainingMode.PRESERVE` and `do_constant_folding=False`, or send the checkpoint itself."

@@ -10,8 +10,6 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["bootstrap", "bootstraps", "mean_interval"]
-
 Indices = NDArray[np.int64]
 
 

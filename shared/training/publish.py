@@ -20,8 +20,6 @@ from shared.registry.weights import Dtype, Manifest, NetworkSpec, write_weights
 from shared.training.recipe import Recipe
 from shared.training.trainer import FitResult
 
-__all__ = ["arrays_of", "code_facts", "publish"]
-
 _LIBRARIES = ("fovea", "torch", "numpy", "scipy", "pillow")
 
 

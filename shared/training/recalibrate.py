@@ -16,8 +16,6 @@ from shared.registry.weights import Manifest, read_weights, write_weights
 from shared.training.folder_recipe import FolderRecipe
 from shared.training.recipe import recipe_named
 
-__all__ = ["recalibrate"]
-
 
 def recalibrate(file: Path, data: Path, others: tuple[Path, ...] = (), foreign: tuple[Path, ...] = ()) -> Manifest:
     """Write weights again with what `FolderRecipe.calibrate_warnings` finds; the network's tensors stay as they are.

@@ -26,8 +26,6 @@ from shared.registry.discovery import SERVICES, module_names, network, service_p
 from shared.registry.weights import Dtype
 from shared.training.calibrate import ServingFacts
 
-__all__ = ["Batch", "MultiScale", "Recipe", "Schedule", "recipe_named", "recipes"]
-
 Batch = Mapping[str, Tensor]
 """What one optimiser step sees, by name; the first axis of each tensor is the sample."""
 

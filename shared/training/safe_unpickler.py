@@ -20,8 +20,6 @@ from torch import Tensor
 
 from shared.errors import Malformed
 
-__all__ = ["CheckpointTensors", "read_unpickled"]
-
 _DTYPES = {
     "FloatStorage": torch.float32,
     "HalfStorage": torch.float16,

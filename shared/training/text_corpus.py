@@ -16,8 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Corpus", "Split", "corpus", "corpus_of", "library_text"]
-
 Split = Literal["train", "valid", "test"]
 
 _HELD_OUT = 0.05

@@ -23,8 +23,6 @@ from shared.telemetry import log
 from shared.training.checkpoint import flatten_optimizer, read_checkpoint, restore_optimizer, write_checkpoint
 from shared.training.recipe import Recipe
 
-__all__ = ["FitProgress", "FitResult", "fit"]
-
 
 @dataclass(slots=True)
 class FitProgress:

@@ -13,8 +13,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize, minimize_scalar
 
-__all__ = ["Platt", "Reliability", "fit_platt", "fit_temperature", "reliability"]
-
 Array = NDArray[np.float64]
 
 EPS = 1e-6

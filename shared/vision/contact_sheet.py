@@ -11,8 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-__all__ = ["GAP", "contact_sheet", "pair_rows"]
-
 GAP = 4
 """Pixels between two pictures."""
 

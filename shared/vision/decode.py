@@ -29,8 +29,6 @@ from shared.settings import Settings
 from shared.vision.format_detection import detect_format, webp_canvas
 from shared.vision.picture_memory import DEFAULT_MEMORY_BYTES, PictureMemory, shared_memory
 
-__all__ = ["DEFAULT_BOUNDS", "READABLE", "DecodeBounds", "DecodedImage", "decode", "platform_bounds"]
-
 _PARSERS: dict[str, Callable[[io.BytesIO], ImageFile]] = {
     "PNG": PngImageFile,
     "JPEG": JpegImageFile,

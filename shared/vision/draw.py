@@ -15,8 +15,6 @@ from scipy import ndimage
 
 from shared.vision.mask_regions import occupied_window
 
-__all__ = ["ENCODINGS", "Colour", "draw_label", "encode", "outline_mask", "side_by_side", "tint_mask"]
-
 Colour = tuple[int, int, int]
 
 Encoding = Literal["image/png", "image/jpeg", "image/webp"]

@@ -20,8 +20,6 @@ from shared.registry.weights import Weights, find_weights, read_weights
 from shared.settings import settings
 from shared.vision.servable import DataConfig, VisionServable
 
-__all__ = ["export", "export_graphs", "export_triton", "find_exportable"]
-
 Kind = type[VisionServable[Any, Any, Any]]
 
 export = typer.Typer(add_completion=False, no_args_is_help=True, help="Write models for other servers.")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["detect_format", "webp_canvas"]
-
 _LEADING = (
     (b"\x89PNG\r\n\x1a\n", "PNG"),
     (b"\xff\xd8\xff", "JPEG"),

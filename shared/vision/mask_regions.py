@@ -13,18 +13,6 @@ import cv2
 import numpy as np
 from scipy import ndimage
 
-__all__ = [
-    "Outline",
-    "Region",
-    "count_corners",
-    "decode_run_lengths",
-    "encode_run_lengths",
-    "find_regions",
-    "keep_regions",
-    "occupied_window",
-    "trace_outlines",
-]
-
 _NEIGHBOURS = np.ones((3, 3), bool)
 """Pixels that touch at a corner belong together."""
 

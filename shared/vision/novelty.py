@@ -21,8 +21,6 @@ from scipy.stats import rankdata
 
 from shared.registry.weights import FAMILIAR
 
-__all__ = ["Boundaries", "Familiar", "auroc", "cross_distances"]
-
 Array = NDArray[np.float32]
 
 

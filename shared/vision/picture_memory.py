@@ -14,8 +14,6 @@ from functools import cache
 
 from shared.errors import QueueFull, TooLarge
 
-__all__ = ["DEFAULT_MEMORY_BYTES", "PictureMemory", "shared_memory"]
-
 DEFAULT_MEMORY_BYTES = 2**30
 """What the pictures of a process may take where nobody says otherwise."""
 

@@ -31,16 +31,6 @@ from shared.vision.picture_memory import DEFAULT_MEMORY_BYTES, shared_memory
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = [
-    "DataConfig",
-    "Stopwatch",
-    "VisionItem",
-    "VisionServable",
-    "add_features",
-    "decode_bounds",
-    "reading_notes",
-]
-
 _UNFAMILIAR = (
     "The picture is unlike those that these weights learnt from: its features are {:.2f} away, where {:.2f} is the "
     "most among pictures of their kind. What is found in it may mean nothing."
@@ -207,7 +197,6 @@ class VisionServable(Servable[Request, Answer], Generic[Request, Answer, Item]):
         """The answer, from the item's outputs."""
 
     def predict(self, batch: Sequence[Request], run: CallContext) -> list[Answer | FoveaError]:
-        """Answers, in order; a request that fails is answered by its error."""
         if not self.one_at_a_time:
             return self._predict(batch, run)
         return [self._predict_alone(request, run.part(index, len(batch))) for index, request in enumerate(batch)]
@@ -290,11 +279,9 @@ class VisionServable(Servable[Request, Answer], Generic[Request, Answer, Item]):
 
     @classmethod
     def media_types(cls) -> tuple[str, ...]:
-        """`forms`."""
         return cls.forms
 
     def example(self) -> Request:
-        """The sample picture, and the Card's options."""
         return cast("Request", self.In.model_validate({"image": self.sample.read_bytes(), **self.card.example}))
 
     def decode(self, data: bytes, name: str = "image") -> DecodedImage:

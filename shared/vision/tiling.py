@@ -15,8 +15,6 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Window", "mirror_positions", "padded_length", "tiled", "windows"]
-
 
 @dataclass(frozen=True, slots=True)
 class Window:

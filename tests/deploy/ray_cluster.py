@@ -3,8 +3,6 @@
 Also what stands beside it in a cluster: a gateway in a process of its own. Everything ends with `stop`.
 """
 
-# ruff: noqa: D102  (methods are named by what they answer)
-
 import contextlib
 import fcntl
 import os

@@ -1,4 +1,8 @@
-"""`python -m tests.lint.names`: one meaning per public class name, and no public function that is a bare participle."""
+"""`python -m tests.lint.names`: names that mean one thing and say what they do, and descriptions where a base has none.
+
+A public class name has one meaning, a public function is no bare participle, a public method has a docstring unless a
+base class describes it.
+"""
 
 import ast
 import collections
@@ -44,13 +48,13 @@ def is_participle(name: str) -> bool:
 
 
 def iter_definitions(root: pathlib.Path) -> Iterator[tuple[str, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]]:
-    """Place and node of every public class, and of every public function or method, outside of tests and stubs."""
+    """Place and node of every class, function and method outside of tests and stubs."""
     for room in ("fovea", "shared", "services"):
         for file in sorted((root / room).rglob("*.py")):
             if "tests" in file.parts or "_pb2" in file.name:
                 continue
             for node in ast.walk(ast.parse(file.read_text("utf8"))):
-                if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.name[0] != "_":
+                if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                     yield f"{file.relative_to(root)}:{node.lineno}", node
 
 
@@ -63,6 +67,8 @@ def list_complaints(root: pathlib.Path = ROOT) -> list[str]:
     classes: dict[str, list[str]] = collections.defaultdict(list)
     found: list[str] = []
     for place, node in iter_definitions(root):
+        if node.name.startswith("_"):
+            continue
         if isinstance(node, ast.ClassDef):
             classes[node.name].append(place)
         elif is_participle(node.name) and node.name not in NAMED_SO and not is_property(node):
@@ -73,9 +79,36 @@ def list_complaints(root: pathlib.Path = ROOT) -> list[str]:
     return found
 
 
+def list_undescribed(root: pathlib.Path = ROOT) -> list[str]:
+    """Public methods without a docstring, but for those that a base class describes."""
+    bases: dict[str, set[str]] = collections.defaultdict(set)
+    described: dict[str, set[str]] = collections.defaultdict(set)
+    bare: list[tuple[str, str, str]] = []
+    for place, owner in iter_definitions(root):
+        if isinstance(owner, ast.ClassDef):
+            bases[owner.name] |= {ast.unparse(base).partition("[")[0].rpartition(".")[2] for base in owner.bases}
+            for node in owner.body:
+                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name[0] != "_":
+                    if ast.get_docstring(node):
+                        described[owner.name].add(node.name)
+                    elif owner.name[0] != "_" and not any(
+                        ast.unparse(mark).endswith(("overload", "setter")) for mark in node.decorator_list
+                    ):
+                        bare.append((place, owner.name, node.name))
+
+    def ancestors(name: str) -> set[str]:
+        return set().union(*({base} | ancestors(base) for base in bases.get(name, set()) - {name}))
+
+    return [
+        f"{place}: {owner}.{method}() has no docstring, and no base class describes it"
+        for place, owner, method in bare
+        if not any(method in described[base] for base in ancestors(owner))
+    ]
+
+
 def main() -> None:
     """Print all complaints; the exit code says whether there are any."""
-    found = list_complaints()
+    found = list_complaints() + list_undescribed()
     summary = f"{len(found)} names to mend." if found else "Names are verbs and nouns, each with one meaning."
     print(*found, summary, sep="\n")
     sys.exit(bool(found))

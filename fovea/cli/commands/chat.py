@@ -21,8 +21,6 @@ from fovea.transport import LOCAL
 from shared.api.text import ChatMessage, Usage
 from shared.errors import FoveaError, Malformed
 
-__all__ = ["chat", "summarise_usage"]
-
 
 def chat(
     prompt: Annotated[

@@ -56,7 +56,6 @@ class _ClassifyBatch(ImageBatch):
     output: Path | None = None
 
     async def answer(self, client: AsyncClient, picture: bytes, image: ImageSource) -> ImageResult:
-        """Classify one picture."""
         answer = ClassifyOut.model_validate(await self._run_task(client, picture))
         if self.output is not None:
             tinted = await self._run_task(client, picture, accept="image/jpeg")

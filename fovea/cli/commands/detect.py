@@ -76,7 +76,6 @@ class _DetectBatch(ImageBatch):
     in_coco: dict[str, DetectOut] | None = None
 
     async def answer(self, client: AsyncClient, picture: bytes, image: ImageSource) -> ImageResult:
-        """Detect objects in one picture."""
         answer = DetectOut.model_validate(await self._run_task(client, picture))
         if self.in_coco is not None:
             self.in_coco[Path(image.name).name] = answer
@@ -86,7 +85,6 @@ class _DetectBatch(ImageBatch):
         return ImageResult(answer.model_dump(mode="json"), summarise(answer))
 
     def finish(self) -> None:
-        """Write the data set of all pictures, where one was asked for."""
         if self.in_coco and self.output is not None:
             (self.output / "coco.json").write_text(build_dataset(self.in_coco).to_json(), "utf8")
 

@@ -14,8 +14,6 @@ from fovea.cli.output import Screen
 from fovea.transport import LOCAL
 from shared.api.sessions import DocumentInfo
 
-__all__ = ["app"]
-
 app = typer.Typer(help="Documents that a model reads once: add, list, show, delete.", no_args_is_help=True)
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="As printed by add.")]

@@ -18,8 +18,6 @@ from fovea.cli.schema_options import parse_options, parse_pair
 from fovea.transport import LOCAL
 from shared.errors import InvalidOption
 
-__all__ = ["app", "calibrate"]
-
 app = typer.Typer(no_args_is_help=True, help="Head plans: which heads keep the whole cache, and which only its ends.")
 
 EVIDENCE = "retrieval-report.json"

@@ -16,8 +16,6 @@ from fovea.cli.output import Screen, colour_status
 from fovea.transport import LOCAL
 from shared.api.job import Job
 
-__all__ = ["app"]
-
 app = typer.Typer(help="List, follow, cancel and retry queued requests.", no_args_is_help=True)
 
 JobId = Annotated[str, typer.Argument(metavar="ID", help="As printed by list.")]

@@ -18,8 +18,6 @@ from fovea.transport import LOCAL
 from shared.api.text import LongctxOptions
 from shared.errors import NotFound
 
-__all__ = ["build_longctx", "methods"]
-
 
 def methods(
     name: Annotated[

@@ -16,8 +16,6 @@ from fovea.results import ModelCard
 from fovea.transport import LOCAL
 from shared.api.model import ModelEntry, sparsity_in_words
 
-__all__ = ["models"]
-
 
 def models(
     name: Annotated[

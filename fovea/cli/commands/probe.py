@@ -22,8 +22,6 @@ from fovea.client import Client
 from fovea.transport import LOCAL
 from shared.errors import InvalidOption
 
-__all__ = ["print_report", "probe", "run_study", "save_report"]
-
 PLAN_FILE = "head-plan.json"
 MAX_ROWS = 12
 """Printed rows of a report's first table."""

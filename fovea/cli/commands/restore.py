@@ -27,8 +27,6 @@ from shared.api.job import Job
 from shared.api.restore import RestoreIn, RestoreOut
 from shared.errors import DeadlineExceeded, FoveaError, InvalidOption
 
-__all__ = ["restore"]
-
 _SUFFIXES = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 
 

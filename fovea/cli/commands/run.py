@@ -14,8 +14,6 @@ from fovea.cli.schema_options import list_picture_fields, parse_options, parse_p
 from fovea.transport import LOCAL
 from shared.errors import InvalidOption
 
-__all__ = ["CONTEXT_SETTINGS", "run"]
-
 CONTEXT_SETTINGS = {"ignore_unknown_options": True}
 """Typer keeps options that it does not know, which are the served model's, among the arguments."""
 

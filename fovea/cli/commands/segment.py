@@ -70,7 +70,6 @@ class _SegmentBatch(ImageBatch):
     in_coco: dict[str, SegmentOut] = field(default_factory=dict)
 
     async def answer(self, client: AsyncClient, picture: bytes, image: ImageSource) -> ImageResult:
-        """Segment one picture."""
         answer = await client.send(endpoints.segment(picture, None, {**self.options, "include": _INCLUDE}))
         if self.class_name is not None:
             self.in_coco[Path(image.name).name] = answer.model_copy(update={"mask": None, "overlay": None})
@@ -80,7 +79,6 @@ class _SegmentBatch(ImageBatch):
         )
 
     def finish(self) -> None:
-        """Write the data set of all pictures, where one was asked for."""
         if self.class_name is not None and self.in_coco:
             text = build_dataset(self.in_coco, self.class_name).to_json()
             (self.output / "coco.json").write_text(text, "utf8")

@@ -21,8 +21,6 @@ from fovea.cli.common_options import Connection
 from fovea.cli.job_progress import follow_job
 from fovea.cli.output import Screen
 
-__all__ = ["is_study", "segment_studies"]
-
 PACS = "pacs:"
 MAX_ARCHIVE_BYTES = 48 * 2**20
 _OPTIONS = frozenset({"model", "threshold", "min_area", "keep_largest"})

@@ -16,8 +16,6 @@ from fovea.cli.output import Screen
 from fovea.transport import LOCAL
 from shared.api.sessions import Session
 
-__all__ = ["app"]
-
 app = typer.Typer(
     help="Sessions of models with a memory: open, list, fork, export, import, roll back, delete.", no_args_is_help=True
 )

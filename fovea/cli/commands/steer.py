@@ -18,8 +18,6 @@ from fovea.transport import LOCAL
 from shared.api.steering import SteeringVector
 from shared.errors import Malformed
 
-__all__ = ["app", "compare", "delete", "make", "show", "vectors"]
-
 app = typer.Typer(no_args_is_help=True, help="Steering vectors: directions inside a model that a chat may add.")
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="`name@version`, or `name` for its newest version.")]

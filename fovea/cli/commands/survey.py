@@ -18,8 +18,6 @@ from fovea.client import Client
 from fovea.transport import LOCAL
 from shared.errors import NotFound
 
-__all__ = ["survey"]
-
 PHOTOGRAPHS = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".heic", ".heif"})
 FILMS = frozenset({".mp4", ".webm", ".mkv", ".mov"})
 MAX_REQUEST_BYTES = 40 * 2**20

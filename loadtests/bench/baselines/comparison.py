@@ -21,8 +21,6 @@ from shared.registry.weights import Manifest, find_weights, read_manifest, read_
 from shared.training.recipe import Recipe
 from shared.training.trainer import FitResult
 
-__all__ = ["describe_machine", "describe_ours", "describe_plain", "parse_arguments", "read_knobs", "read_ours", "write"]
-
 HERE = Path(__file__).parent
 
 

@@ -50,26 +50,21 @@ class SsdLiteRecipe(BoxRecipe):
         return self._out
 
     def config(self) -> dict[str, Any]:
-        """The data's classes."""
         return {"classes": len(self._train.names)}
 
     def network(self) -> nn.Module:
-        """SSDLite, its backbone from ImageNet."""
         return SsdLite(**self.config())
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
-        """SSD's loss in float32 of a network in bfloat16."""
         image = batch["image"].contiguous(memory_format=torch.channels_last)
         with self.autocast(image):
             maps = network(image)
         return cast("SsdLite", network).batch_loss(maps, batch["targets"], (image.shape[3], image.shape[2]))
 
     def branch_loss(self, maps: Any, targets: Tensor) -> Tensor:
-        """Not used: `loss` needs the size of the pictures."""
         raise NotImplementedError
 
     def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
-        """As for our networks, with a lower rate for the backbone."""
         trained = [(n.startswith("backbone."), p) for n, p in network.named_parameters() if p.requires_grad]
         groups = [
             {

@@ -41,11 +41,9 @@ class SemanticFpnRecipe(PraNetLiteRecipe):
     name: ClassVar[str] = "semantic-fpn"
 
     def config(self) -> dict[str, Any]:
-        """It has no knobs."""
         return {}
 
     def network(self) -> nn.Module:
-        """With ImageNet weights in the backbone, as ours."""
         return SemanticFpn()
 
     def dice(self, network_: nn.Module) -> NDArray[np.float64]:

@@ -16,8 +16,6 @@ from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork
 
 from shared.vision.backbones.efficientnet_lite import MEAN, STD, EfficientNetLite0, load_imagenet
 
-__all__ = ["SemanticFpn"]
-
 WIDTH = 96
 """Channels of every level."""
 

@@ -19,8 +19,6 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from shared.vision.backbones.efficientnet_lite import MEAN, STD, EfficientNetLite0, load_imagenet
 
-__all__ = ["SsdLite"]
-
 STRIDES = (8, 16, 32, 64, 128)
 
 SIZES = ((20, 32), (48, 70), (100, 150), (200, 280), (400, 560))

@@ -13,8 +13,6 @@ import venv
 from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["ENVIRONMENTS", "PeerMissing", "prepare_environment"]
-
 ENVIRONMENTS = Path.home() / ".cache/fovea/bench-peers"
 """Where environments are kept unless told otherwise."""
 

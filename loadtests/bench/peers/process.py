@@ -21,8 +21,6 @@ import psutil
 
 from loadtests.bench.peers.environment import PeerMissing
 
-__all__ = ["EngineProcess", "Generation"]
-
 ROOT = Path(__file__).parents[3]
 """Where packages of this repository lie that are not installed."""
 

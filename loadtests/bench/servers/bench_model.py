@@ -13,8 +13,6 @@ from shared.registry import CallContext, Card, Paper, Servable
 from shared.serving.build_app import build
 from shared.settings import settings
 
-__all__ = ["BenchModel", "Nothing", "bench_card", "serve"]
-
 
 class Nothing(BaseModel):
     """The model takes and gives nothing."""
@@ -26,7 +24,6 @@ class BenchModel(Servable[Nothing, Nothing]):
     In = Out = Nothing
 
     def predict(self, batch: Sequence[Nothing], run: CallContext) -> list[Nothing | FoveaError]:
-        """Nothing to predict."""
         return list(batch)
 
 

@@ -18,7 +18,6 @@ class Tiny(BenchModel):
 
     @classmethod
     def load(cls, place: LoadContext) -> Self:
-        """Write the graph once and open it on one thread."""
         file = Path(place.cache) / "bench-tiny.onnx"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(tiny_model())

@@ -21,7 +21,6 @@ class Tiny(litserve.LitAPI):
         return np.asarray(request["image"], np.float32).reshape(-1, *SHAPE)
 
     def predict(self, x: np.ndarray, **_: Any) -> np.ndarray:
-        """Run the model."""
         return np.asarray(self.session.run(None, {INPUT: x})[0])
 
     def encode_response(self, output: np.ndarray, **_: Any) -> dict[str, Any]:

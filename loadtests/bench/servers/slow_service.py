@@ -20,11 +20,9 @@ class Slow(BenchModel):
 
     @classmethod
     def load(cls, place: LoadContext) -> Self:
-        """Nothing to load."""
         return cls()
 
     def predict(self, batch: Sequence[Nothing], run: CallContext) -> list[Nothing | FoveaError]:
-        """Wait for each of the batch."""
         time.sleep(MODEL_S * len(batch))
         return list(batch)
 

@@ -12,8 +12,6 @@ import numpy as np
 from shared.api.boxes import Box, BoxColumns, Detection, Micrometres, Tally
 from shared.errors import InvalidOption
 
-__all__ = ["build_detections", "count_by_class", "resolve_classes", "summarise", "to_columns"]
-
 Names = Sequence[str]
 
 

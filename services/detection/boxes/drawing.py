@@ -15,8 +15,6 @@ from PIL import Image, ImageDraw, ImageFont
 from shared.api.boxes import Box, Detection
 from shared.vision.draw import Colour
 
-__all__ = ["class_colour", "crop_box", "draw_boxes"]
-
 
 def class_colour(kind: int) -> Colour:
     """The colour of a class: hues a golden angle apart, so that neighbouring ids differ."""

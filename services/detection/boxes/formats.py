@@ -18,8 +18,6 @@ from services.detection.boxes.drawing import crop_box
 from shared.api.boxes import Detection, DetectOut
 from shared.vision.draw import encode
 
-__all__ = ["COCO", "CROPS", "CSV", "YOLO", "to_coco", "to_crops_zip", "to_csv", "to_yolo"]
-
 CSV, COCO, YOLO, CROPS = "text/csv", "application/vnd.coco+json", "text/plain", "application/zip"
 
 _COLUMNS = ("id", "class_id", "label", "score", "x1", "y1", "x2", "y2", "radius_px", "area_px", "radius_um", "area_um2")

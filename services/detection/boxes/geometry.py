@@ -12,8 +12,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["cells", "complete_iou", "corners", "decode", "distances", "overlap"]
-
 EPS = 1e-7
 
 

@@ -17,8 +17,6 @@ from shared.api.boxes import DEFAULT_CONFIDENCE, DetectOptions, Letterbox
 from shared.errors import TooLarge
 from shared.vision.calibration import Platt
 
-__all__ = ["MAX_SLICES", "LetterboxedImage", "View", "collect_boxes", "letterbox_views"]
-
 NEUTRAL = Platt()
 """Scores are told as the network gives them."""
 

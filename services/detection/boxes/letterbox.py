@@ -9,8 +9,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-__all__ = ["GREY", "fit_letterbox", "letterbox", "unletterbox"]
-
 GREY = 114
 """Value of the padding, in every channel."""
 

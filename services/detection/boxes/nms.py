@@ -13,8 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["CLASS_OFFSET", "MAX_CANDIDATES", "greedy_nms", "nms"]
-
 CLASS_OFFSET = 7680
 """Pixels between two classes; no input is as large."""
 

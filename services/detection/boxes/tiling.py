@@ -14,8 +14,6 @@ from scipy.sparse.csgraph import connected_components
 
 from services.detection.boxes.nms import CLASS_OFFSET, greedy_nms
 
-__all__ = ["Slice", "make_slices", "merge_slices"]
-
 BORDER_PIXELS = 3.0
 """Pixels from a border within which a box counts as cut by it."""
 

@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-__all__ = ["Tracker"]
-
 MIN_IOU = 0.2
 """Least overlap with where a track should be now."""
 

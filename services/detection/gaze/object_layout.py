@@ -13,8 +13,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from shared.errors import InvalidOption
 
-__all__ = ["ObjectLayout", "crop_objects", "draw_scanpath", "layout_from_boxes", "layout_from_grid", "render_layout"]
-
 Boxes = Sequence[tuple[float, float, float, float]]
 
 

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["DecodedScanpath", "decode_scanpaths"]
-
 Step = Callable[[np.ndarray], np.ndarray]
 """Fixations so far (p, t) of p paths → logits (p, n + 2) of the next."""
 

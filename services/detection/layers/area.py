@@ -10,8 +10,6 @@ from torch import Tensor, nn
 
 from services.detection.layers.conv import Conv
 
-__all__ = ["AreaAttention", "AreaBlock", "AreaElan", "Bottleneck", "CrossStage", "ThreeConv"]
-
 HEAD = 32
 """Channels of one head."""
 

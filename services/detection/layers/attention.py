@@ -10,8 +10,6 @@ from torch import Tensor, nn
 
 from services.detection.layers.conv import Conv
 
-__all__ = ["PositionAttention", "SelfAttention"]
-
 HEAD = 64
 """Channels of one head, unless there are fewer in all."""
 

@@ -13,8 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["EPS", "MOMENTUM", "AveragedConv", "Conv", "Fusible", "RepConv", "fuse_batch_norms"]
-
 EPS, MOMENTUM = 1e-3, 0.03
 """Of every batch norm in these networks; not torch's defaults."""
 

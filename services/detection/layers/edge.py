@@ -16,8 +16,6 @@ from torch import Tensor, nn
 
 from services.detection.layers.conv import Conv
 
-__all__ = ["Edge", "EdgeFusion", "EdgeModule", "SpaceToDepthConv", "plain_norms"]
-
 Edge = Literal["official", "described"]
 
 _SOBEL = ((1.0, 2.0, 1.0), (0.0, 0.0, 0.0), (-1.0, -2.0, -1.0))

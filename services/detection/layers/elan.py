@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from services.detection.layers.conv import Conv, RepConv
 
-__all__ = ["Elan", "RepBottleneck", "RepCsp", "RepElan", "SppElan"]
-
 
 class Elan(nn.Module):
     """ELAN1: one half passes, the other goes through two 3x3 convolutions; all four stages are joined.

@@ -14,8 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Transform", "convolve_by_fft", "filter_spectrum"]
-
 Transform = Literal["fft", "matrices", "dft"]
 """How: `fft` to train, `matrices` to serve, `dft` as the graph that a plain export would be."""
 

@@ -13,8 +13,6 @@ from torch import Tensor, nn
 
 from services.detection.layers.conv import Conv
 
-__all__ = ["BINS", "Integral", "raw_maps", "towers"]
-
 BINS = 16
 """Bins of the distribution of each side's distance."""
 

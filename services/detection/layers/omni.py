@@ -13,8 +13,6 @@ from services.detection.layers.conv import Conv
 from services.detection.layers.edge import plain_norms
 from services.detection.layers.fourier import Transform, convolve_by_fft, filter_spectrum
 
-__all__ = ["CSPOmniKernel", "FrequencyGate", "OmniKernel"]
-
 LONG = 31
 """Pixels that the large kernels span."""
 

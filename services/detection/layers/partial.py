@@ -13,8 +13,6 @@ from torch import Tensor, nn
 
 from shared.errors import InvalidOption
 
-__all__ = ["STRIDE", "PartialConv", "PartialNetwork", "Shape", "drop_path", "perceptron"]
-
 STRIDE = 32
 """Height and width must be multiples of this: four stages at 1/4, 1/8, 1/16 and 1/32."""
 

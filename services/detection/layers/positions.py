@@ -9,8 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["fitted_positions", "sinusoid"]
-
 _STEPS = 10_000
 _WIDTH = 8.0
 

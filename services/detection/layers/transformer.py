@@ -10,8 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["TransformerDecoder", "TransformerEncoder"]
-
 
 class TransformerEncoder(nn.Module):
     """Layers of self-attention over (b, t, d), without a final norm."""

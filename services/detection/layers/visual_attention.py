@@ -14,8 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["ChannelGate", "SpatialGate", "SpatialSelfAttention", "relative_index"]
-
 EXACT = 20
 """Distances up to this have an entry of their own; farther ones share, on a logarithmic scale."""
 

@@ -9,8 +9,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-__all__ = ["COCO", "box_average_precision", "box_hits", "box_scores", "resampled_map50"]
-
 COCO = tuple(np.round(np.arange(0.5, 0.951, 0.05), 2).tolist())
 """Thresholds of mAP@.5:.95."""
 

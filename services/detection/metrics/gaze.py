@@ -11,8 +11,6 @@ from itertools import groupby
 
 import numpy as np
 
-__all__ = ["Behaviour", "behaviour", "behaviour_delta", "multimatch", "nss", "sequence_score", "similarity"]
-
 Behaviour = tuple[float, float, float, float, float]
 """Whether the last fixation is the target, length, and the shares of search, refixation and revisit."""
 

@@ -13,8 +13,6 @@ import numpy as np
 
 from services.detection.segments.proposals import interval_iou
 
-__all__ = ["average_recall", "resampled_precision", "resampled_recall", "temporal_average_precision"]
-
 ACTIVITYNET = tuple(np.round(np.arange(0.5, 0.951, 0.05), 2).tolist())
 """Thresholds of the ActivityNet challenge."""
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 from services.detection.servables.action_detector import ActionDetector
 from shared.registry import Card, Metric, Paper
 
-__all__ = ["BmnActionDetector", "BmnCsaActionDetector"]
-
 _DATA = "400 synthetic videos that nothing else has seen, 8 classes; proposals times a noisy recogniser's scores"
 
 _NOTES = (

@@ -16,8 +16,6 @@ from services.detection.segments.proposals import cells, sampling_mask
 from shared.errors import InvalidOption
 from shared.registry import builder
 
-__all__ = ["AttendedBoundaryMatching", "BoundaryMatching", "ClassSemantics", "bmn", "bmn_csa"]
-
 GROUPS = 4
 
 
@@ -166,7 +164,6 @@ class AttendedBoundaryMatching(BoundaryMatching):
         return self.maps(x, r)
 
     def maps(self, x: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]  # a second input
-        """`forward` without its size checks."""
         return self._heads(self.csa(self.x_1d_b(x), r))
 
 

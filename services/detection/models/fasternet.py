@@ -12,8 +12,6 @@ from services.detection.servables.classifier import FEATURE_MAPS_NOTE, Classifie
 from shared.registry import Card, Metric, Paper, builder
 from shared.registry.measured import measured_card
 
-__all__ = ["SIZES", "FasterNet", "FasterNetClassifier", "Size", "fasternet"]
-
 Size = Literal["t0", "t1", "t2", "s"]
 
 SIZES: Mapping[Size, Shape] = {

@@ -322,12 +322,10 @@ class HieraEdgeNetBoxDetector(BoxDetector):
 
     @staticmethod
     def prepare(network: nn.Module) -> nn.Module:
-        """Batch norms folded, frequencies filtered by matrices."""
         return with_transform(fuse_batch_norms(network))
 
     @classmethod
     def artifacts(cls, weights: Weights, config: DataConfig, cache: Path) -> ExportedForms:
-        """As for any detector, but compared on slides."""
         return replace(super().artifacts(weights, config, cache), sample=_slides)
 
     def probe(self, rows: int) -> dict[str, np.ndarray]:

@@ -8,8 +8,6 @@ from services.detection.models.hieraedgenet import HieraEdgeNetBoxDetector
 from shared.registry import Card
 from shared.registry.measured import measured_card
 
-__all__ = ["HieraEdgeNetCellsBoxDetector"]
-
 
 class HieraEdgeNetCellsBoxDetector(HieraEdgeNetBoxDetector):
     """HieraEdgeNet, trained on blood smears, served."""

@@ -8,8 +8,6 @@ from __future__ import annotations
 from services.detection.servables.scanpath_predictor import ScanpathPredictor
 from shared.registry import Card, Metric, Paper
 
-__all__ = ["OatScanpathPredictor"]
-
 _DATA = "500 searches of synthetic 3x9 shelves that nothing else has seen, by a policy whose rates are known"
 
 

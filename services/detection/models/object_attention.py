@@ -21,8 +21,6 @@ from services.detection.layers.transformer import TransformerDecoder, Transforme
 from shared.errors import InvalidOption
 from shared.registry import builder
 
-__all__ = ["ObjectAttention", "grid_cells", "oat"]
-
 LONGEST = 5000
 """Places of the one-dimensional encoding, as published."""
 

@@ -19,8 +19,6 @@ from services.detection.servables.classifier import FEATURE_MAPS_NOTE, Classifie
 from shared.registry import Card, Metric, Paper, builder
 from shared.registry.measured import measured_card
 
-__all__ = ["SIZES", "PATNet", "PATNetClassifier", "Size", "patnet"]
-
 Size = Literal["t0", "t1", "t2", "s", "m", "l"]
 
 

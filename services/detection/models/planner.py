@@ -8,8 +8,6 @@ from __future__ import annotations
 from services.detection.servables.planner import Planner
 from shared.registry import Card, Metric, Paper
 
-__all__ = ["FoveaPlanner"]
-
 _DATA = "1000 synthetic sets of uniform points that nothing else has seen"
 
 

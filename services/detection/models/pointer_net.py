@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from shared.errors import InvalidOption
 from shared.registry import builder
 
-__all__ = ["Encoder", "PointerNet", "pointer_net"]
-
 Encoder = Literal["lstm", "attn"]
 
 State = tuple[Tensor, Tensor]

@@ -32,8 +32,6 @@ from shared.registry import Card, Limits, Paper, builder
 from shared.registry.measured import measured_card
 from shared.vision.backbones.pooling import pool_levels
 
-__all__ = ["STRIDES", "Branch", "DualHead", "Size", "Yolo9tr", "Yolo9trBoxDetector", "yolo9tr"]
-
 Size = Literal["s", "l"]
 """`s`: attention on the auxiliary branch; `l`: on both."""
 
@@ -273,7 +271,6 @@ class Yolo9trBoxDetector(BoxDetector):
 
     @staticmethod
     def prepare(network: nn.Module) -> nn.Module:
-        """The main branch alone, fused: nothing of the auxiliary one reaches a box."""
         trained = cast("Yolo9tr", network)
         main = yolo9tr(trained.classes, trained.size, "main", trained.width)
         state = trained.state_dict()

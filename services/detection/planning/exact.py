@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["MAX_EXACT_POINTS", "distances", "optimal_tours", "tour_lengths"]
-
 MAX_EXACT_POINTS = 12
 """Most points: 12 take a tenth of a second, each further one twice as long."""
 

@@ -10,17 +10,6 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.spatial import ConvexHull, Delaunay
 
-__all__ = [
-    "area",
-    "canonical_hull",
-    "canonical_tour",
-    "crosses",
-    "delaunay",
-    "hull",
-    "hull_successors",
-    "polygon_is_valid",
-]
-
 
 def crosses(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
     """Cross product of b - a and c - a over the last axis: positive where c is left of the line from a to b."""

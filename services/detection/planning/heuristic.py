@@ -12,8 +12,6 @@ from math import hypot
 import numpy as np
 from scipy.spatial import KDTree
 
-__all__ = ["heuristic_tour", "improve_tour"]
-
 _NEAR = 10
 _EPS = 1e-12
 

@@ -11,8 +11,6 @@ import numpy as np
 
 from services.detection.planning.exact import distances
 
-__all__ = ["tour_bound"]
-
 
 def tour_bound(points: np.ndarray, known: float, *, rounds: int = 150, deadline: float = float("inf")) -> float:
     """A length that no closed tour over points (n, 2), n >= 3, falls below.

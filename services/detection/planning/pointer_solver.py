@@ -14,8 +14,6 @@ from torch import Tensor
 from services.detection.models.pointer_net import PointerNet
 from services.detection.planning.exact import tour_lengths
 
-__all__ = ["left_turn_mask", "normalise_points", "predict_hulls", "predict_tours"]
-
 
 def normalise_points(points: np.ndarray, *, stretch: bool) -> np.ndarray:
     """Points (b, n, 2) moved and scaled into the unit square.

@@ -25,8 +25,6 @@ from shared.errors import InvalidOption
 from shared.registry import network
 from shared.registry.weights import Weights, read_weights
 
-__all__ = ["TRAINED_SIZES", "InvalidPoints", "Plan", "Pointers", "Solver", "Task", "plan", "plans"]
-
 Task = Literal["hull", "delaunay", "tsp"]
 Solver = Literal["auto", "pointer", "exact", "heuristic"]
 

@@ -18,8 +18,6 @@ from services.detection.segments import boundary_labels
 from shared.training.intervals import bootstraps
 from shared.training.recipe import Schedule
 
-__all__ = ["BmnCsaSkeletons", "BmnSkeletons"]
-
 
 class _Skeletons(BmnDemo):
     """What both have in common: persons to train on, persons to measure on."""
@@ -35,11 +33,9 @@ class _Skeletons(BmnDemo):
     _intervals: dict[str, tuple[float, float]] = PrivateAttr(default_factory=dict)
 
     def config(self) -> dict[str, Any]:
-        """A slim network over the window."""
         return {"features": CHANNELS, "length": self.length, "hidden": self.hidden}
 
     def prepare(self, cache: Path) -> str:
-        """Cut the windows and label them."""
         self._known, self._names = recordings(self.data)
         held = self.videos("train")
         labelled = (boundary_labels(segments, self.length) for segments in held.segments)
@@ -47,7 +43,6 @@ class _Skeletons(BmnDemo):
         return f"train:{held.digest} held-out:{self.videos('test').digest}"
 
     def videos(self, split: Split) -> Videos:
-        """Windows of the persons of a split; nothing is chosen, so training windows stand in for `valid`."""
         if split not in self._data:
             mine = [each for each in self._known if (each.person in self.held_out) == (split == "test")]
             teachers = [each for each in self._known if each.person not in self.held_out]
@@ -56,7 +51,6 @@ class _Skeletons(BmnDemo):
         return self._data[split]
 
     def measure(self, network: nn.Module) -> dict[str, float]:
-        """On windows of the held-out persons; their intervals are by bootstrap over windows, half of which overlap."""
         truth, found, bare = self.proposals(network, "test")
         precision = resampled_precision(truth, found, THRESHOLDS)
         recalls = {count: resampled_recall(truth, bare, count, THRESHOLDS) for count in (10, 100)}
@@ -71,11 +65,9 @@ class _Skeletons(BmnDemo):
         return scores(np.arange(count))
 
     def intervals(self) -> dict[str, tuple[float, float]]:
-        """Of what was measured."""
         return self._intervals
 
     def facts(self) -> dict[str, str]:
-        """What the manifest should say beside the knobs."""
         return {
             "data": f"UTKinect-Action3D, {len(self._known)} recordings, {len(self.videos('test').features)} held-out "
             f"windows of {', '.join(self.held_out)}",
@@ -99,5 +91,4 @@ class BmnCsaSkeletons(_Skeletons, BmnCsaDemo):
     builds: ClassVar[str | None] = "bmn-csa"
 
     def config(self) -> dict[str, Any]:
-        """As BMN's, with one semantics per class."""
         return {**super().config(), "semantics": len(self._names), "channel": self.channel, "time": self.time}

@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from services.detection.boxes import nms
 from services.detection.metrics.boxes import box_average_precision
 
-__all__ = ["map50", "predict_boxes", "to_tensor"]
-
 Rows = NDArray[np.float32]
 
 

@@ -30,8 +30,6 @@ from shared.training.folder_recipe import FolderRecipe
 from shared.training.intervals import bootstrap
 from shared.training.recipe import Batch, MultiScale
 
-__all__ = ["BoxRecipe"]
-
 Pixels = NDArray[np.uint8]
 Rows = NDArray[np.float32]
 Point = NDArray[np.float64]
@@ -77,7 +75,6 @@ class BoxRecipe(FolderRecipe):
         """The loss of what the network gives, in float32."""
 
     def gather(self) -> str:
-        """Find boxes and splits, decode the training pictures once, set some aside to choose the checkpoint."""
         found, problems, sizes = check_boxes(find_boxes(self.data, self.names, self.grow))
         self.require(sum(len(rows) for rows in found.rows), 1, "boxes", problems)
         self.require(len(found), 4, "pictures that can be read", problems)
@@ -92,14 +89,12 @@ class BoxRecipe(FolderRecipe):
         return f"train:{train.digest} held-out:{self._out.digest}"
 
     def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
-        """AdamW, of which only kernels decay."""
         kernels = [p for p in network.parameters() if p.ndim > 1 and p.requires_grad]
         others = [p for p in network.parameters() if p.ndim <= 1 and p.requires_grad]
         groups = [{"params": kernels, "weight_decay": self.schedule.decay}, {"params": others, "weight_decay": 0.0}]
         return torch.optim.AdamW(groups, lr=self.schedule.rate, betas=self.schedule.betas)
 
     def batches(self, step: int, rng: np.random.Generator) -> Iterator[Batch]:
-        """Random pictures, some of them as mosaics, warped and recoloured, at one drawn size."""
         (side,) = self.scale.sides(rng)
         images, targets = [], []
         for place in range(self.schedule.batch):
@@ -149,19 +144,16 @@ class BoxRecipe(FolderRecipe):
         return page, np.concatenate(rows)
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
-        """The network in bfloat16, the loss in float32."""
         image = batch["image"].contiguous(memory_format=torch.channels_last)
         with self.autocast(image):
             maps = network(image)
         return self.branch_loss(maps, batch["targets"])
 
     def score(self, network: nn.Module) -> float:
-        """mAP@.5 over the pictures set aside."""
         truth, loose, _ = self.collect_detections(network, self._choose)
         return map50(truth, loose)
 
     def measure(self, network: nn.Module) -> dict[str, float]:
-        """mAP@.5, mAP@.5:.95 and AP@.5 of each class, over the held-out pictures."""
         truth, loose, _ = self.collect_detections(network, self._out)
         self._intervals = {"map50": bootstrap(len(truth), resampled_map50(truth, loose))}
         return box_scores(truth, loose, self._out.names) | {"pictures": float(len(truth))}
@@ -182,7 +174,6 @@ class BoxRecipe(FolderRecipe):
         return list(held.rows), loose, served
 
     def embedder(self, network: nn.Module) -> Callable[[Pixels], NDArray[np.float32]]:
-        """The backbone's channels of the letterboxed picture."""
         run = cast("Any", network).predictions_and_features
 
         @torch.no_grad()
@@ -193,11 +184,9 @@ class BoxRecipe(FolderRecipe):
         return embed
 
     def split_pictures(self) -> tuple[Sequence[Path], Sequence[Path]]:
-        """By `is_held_out`."""
         return self._train.pictures, self._out.pictures
 
     def vary(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
-        """Other light, colours and compression."""
         return self.augment.recolour(pixels, rng)
 
     def calibrate(self, network: nn.Module) -> ServingFacts:
@@ -211,7 +200,6 @@ class BoxRecipe(FolderRecipe):
         return super().calibrate(network) | chosen.calibration
 
     def facts(self) -> dict[str, str]:
-        """What the manifest should say beside the knobs."""
         return {
             **self.source_facts(len(self._out)),
             "data": f"{len(self._train)} pictures to train on, {len(self._out)} held out",

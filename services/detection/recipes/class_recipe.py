@@ -32,8 +32,6 @@ from shared.training.trainer import fit
 from shared.vision.backbones.efficientnet_lite import EfficientNetLite0, load_imagenet
 from shared.vision.calibration import fit_temperature
 
-__all__ = ["ClassRecipe", "EfficientNetLite0Recipe", "StudentRecipe"]
-
 EMPTY = ClassSet((), (), np.empty(0, np.int64))
 
 
@@ -54,7 +52,6 @@ class ClassRecipe(FolderRecipe):
     _pixels: list[NDArray[np.uint8]] = PrivateAttr(default_factory=list)
 
     def gather(self) -> str:
-        """Find classes and splits, decode the training pictures once, set some aside to choose the checkpoint."""
         whole, problems = find_classes(self.data)
         self.require(len(whole.names), 2, "classes", problems)
         self.require(len(whole), 2 * len(whole.names), "pictures", problems)
@@ -70,11 +67,9 @@ class ClassRecipe(FolderRecipe):
         return f"train:{train.digest} held-out:{self._out.digest}"
 
     def config(self) -> dict[str, Any]:
-        """The data's classes."""
         return {"classes": len(self._train.names)}
 
     def batches(self, step: int, rng: np.random.Generator) -> Iterator[Batch]:
-        """Random pictures, warped and recoloured; in some batches mixed in pairs."""
         chosen = rng.integers(len(self._train), size=self.schedule.batch)
         image = normalise_patches(np.stack([self._sample(self._pixels[index], rng) for index in chosen]))
         label = F.one_hot(torch.from_numpy(self._train.labels[chosen]), len(self._train.names)).float()
@@ -89,7 +84,6 @@ class ClassRecipe(FolderRecipe):
         return self.augment.recolour(warp_picture(pixels, warp, target), rng)
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
-        """Cross-entropy, smoothed by a tenth."""
         return F.cross_entropy(self.logits(network, batch["image"]), batch["label"], label_smoothing=0.1)
 
     def logits(self, network: nn.Module, image: Tensor) -> Tensor:
@@ -99,13 +93,11 @@ class ClassRecipe(FolderRecipe):
         return cast("Tensor", made).float()
 
     def score(self, network: nn.Module) -> float:
-        """Share of the pictures set aside that are classified right, less a little of the loss."""
         logits = self.predict_logits(network, self._choose)
         labels = torch.from_numpy(self._choose.labels)
         return float((logits.argmax(1) == labels).float().mean()) - 0.1 * float(F.cross_entropy(logits, labels))
 
     def measure(self, network: nn.Module) -> dict[str, float]:
-        """Top-1 over the held-out pictures and for each class."""
         right = (self.predict_logits(network, self._out).argmax(1).numpy() == self._out.labels).astype(float)
         by_class = {
             f"recall.{name}": float(right[self._out.labels == index].mean())
@@ -130,7 +122,6 @@ class ClassRecipe(FolderRecipe):
         return torch.cat(parts)
 
     def embedder(self, network: nn.Module) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]] | None:
-        """What is known of the four stages, where the network has stages."""
         maps = getattr(network, "maps", None)
         if maps is None:
             return None
@@ -144,15 +135,12 @@ class ClassRecipe(FolderRecipe):
         return embed
 
     def split_pictures(self) -> tuple[Sequence[Path], Sequence[Path]]:
-        """By `is_held_out`."""
         return self._train.pictures, self._out.pictures
 
     def vary(self, pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-        """Other light, colours and compression."""
         return self.augment.recolour(pixels, rng)
 
     def calibrate(self, network: nn.Module) -> ServingFacts:
-        """And the temperature of the logits, by the pictures set aside, checked on the held-out ones."""
         temperature = fit_temperature(self.predict_logits(network, self._choose).numpy(), self._choose.labels)
         logits = self.predict_logits(network, self._out)
         raw, said = logits.softmax(dim=1).max(dim=1), (logits / temperature).softmax(dim=1).max(dim=1)
@@ -161,7 +149,6 @@ class ClassRecipe(FolderRecipe):
         return super().calibrate(network) | ServingFacts({"temperature": temperature}) | sure
 
     def facts(self) -> dict[str, str]:
-        """What the manifest should say beside the knobs."""
         return {
             **self.source_facts(len(self._out)),
             "data": f"{len(self._train)} pictures to train on, {len(self._out)} held out",
@@ -169,7 +156,6 @@ class ClassRecipe(FolderRecipe):
         }
 
     def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
-        """AdamW, of which only kernels decay."""
         kernels = [p for p in network.parameters() if p.ndim > 1]
         others = [p for p in network.parameters() if p.ndim <= 1]
         groups = [{"params": kernels, "weight_decay": self.schedule.decay}, {"params": others, "weight_decay": 0.0}]
@@ -187,7 +173,6 @@ class EfficientNetLite0Recipe(ClassRecipe):
     )
 
     def network(self) -> nn.Module:
-        """With ImageNet weights but for the classifier."""
         built = EfficientNetLite0(len(self._train.names))
         load_imagenet(built, tuple(MEAN.tolist()), tuple(STD.tolist()))
         return self.load_start(built)
@@ -211,7 +196,6 @@ class StudentRecipe(ClassRecipe):
     _taught: dict[str, float] = PrivateAttr(default_factory=dict)
 
     def prepare(self, cache: Path) -> str:
-        """As every classifier's; and fine-tune the teacher, where the folder does not hold it yet."""
         digest = super().prepare(cache)
         recipe = self.teacher or EfficientNetLite0Recipe(
             data=self.data,
@@ -229,7 +213,6 @@ class StudentRecipe(ClassRecipe):
         return digest
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
-        """Cross-entropy with the teacher's softened answer, the angle to its features, and a little of the labels."""
         student, image = cast("PartialNetwork", network), batch["image"].contiguous(memory_format=torch.channels_last)
         with self.autocast(image):
             seen = student.avgpool_pre_head(student.maps(image)[-1]).flatten(1)
@@ -248,11 +231,9 @@ class StudentRecipe(ClassRecipe):
         return features.float(), teacher.classifier(features).float()
 
     def measure(self, network: nn.Module) -> dict[str, float]:
-        """As every classifier's, with the teacher's own figure beside it."""
         return super().measure(network) | {"teacher_top_1": self._taught["top_1"]}
 
     def facts(self) -> dict[str, str]:
-        """What the manifest should say beside the knobs."""
         return super().facts() | {
             "departures": "distilled from an EfficientNet-Lite0 (ImageNet) that was fine-tuned on the same pictures"
         }

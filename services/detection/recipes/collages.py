@@ -18,8 +18,6 @@ from scipy.special import logsumexp
 
 from shared.errors import NotFound
 
-__all__ = ["Collage", "SpatialPolicy", "describe_cells", "fit_policy", "read_collages"]
-
 Grid = tuple[int, int]
 Numbers = NDArray[np.float64]
 

@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-__all__ = ["DAMAGE", "Damage", "alligator", "longitudinal", "patch", "pothole", "transverse"]
-
 Field = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 

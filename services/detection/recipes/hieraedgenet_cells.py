@@ -17,8 +17,6 @@ from services.detection.recipes.box_recipe import BoxRecipe
 from shared.training.data.augment import Augment
 from shared.training.recipe import MultiScale, Schedule
 
-__all__ = ["HieraEdgeNetCells"]
-
 
 class HieraEdgeNetCells(BoxRecipe):
     """HieraEdgeNet with real edges, 3.4 million parameters, on a folder of your own."""
@@ -40,9 +38,7 @@ class HieraEdgeNetCells(BoxRecipe):
     )
 
     def config(self) -> dict[str, Any]:
-        """The data's classes."""
         return {"classes": len(self._train.names), "edge": self.edge}
 
     def branch_loss(self, maps: Any, targets: Tensor) -> Tensor:
-        """Assigner, CIoU, DFL and classes on the one branch."""
         return detection_loss([level.float() for level in maps], targets, len(self._train.names), STRIDES)[0]

@@ -27,8 +27,6 @@ from services.detection.recipes.collages import Collage, fit_policy, read_collag
 from shared.training.intervals import bootstraps
 from shared.training.recipe import Batch, Recipe, Schedule
 
-__all__ = ["OatGaze"]
-
 Walk = Sequence[int]
 Logits = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[Any]]
 """Fixations so far (p, t) and targets (p,) → logits (p, n + 2) of the next."""
@@ -63,13 +61,11 @@ class OatGaze(Recipe):
         return self.grid[0] * self.grid[1]
 
     def config(self) -> dict[str, Any]:
-        """A slim network."""
         table = fitted_positions(max(*self.grid, 3), -(-_WIDTH // 6)).round(4).tolist()
         slim = {"model": _WIDTH, "layers": 2, "feedforward": 256, "crop": (48, 32)}
         return {"grid": self.grid, "position_table": table, **slim}
 
     def prepare(self, cache: Path) -> str:
-        """Read the searches; which collages are held out is drawn by a seed of its own, so that seeds share them."""
         known = read_collages(self.data, self.grid, self.longest)
         order = [known[index] for index in np.random.default_rng(0).permutation(len(known))]
         self._out, rest = order[: self.held_out], order[self.held_out :]
@@ -77,7 +73,6 @@ class OatGaze(Recipe):
         return hashlib.sha256(repr((self._train, self._choose, self._out)).encode()).hexdigest()
 
     def batches(self, step: int, rng: np.random.Generator) -> Iterator[Batch]:
-        """Paths of collages that are drawn anew."""
         some = [self._train[index] for index in rng.integers(len(self._train), size=self.schedule.batch)]
         yield self._batch([(each.target, each.paths[rng.integers(len(each.paths))]) for each in some])
 
@@ -91,7 +86,6 @@ class OatGaze(Recipe):
         return {"target": torch.tensor([target for target, _ in searches]), "path": torch.from_numpy(paths)}
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
-        """Cross-entropy of the next cell or the end, padding left out."""
         path = batch["path"]
         logits = self._logits(network, path[:, :-1], batch["target"])
         return F.cross_entropy(logits.flatten(0, 1), path.flatten(), ignore_index=self.places + 1)
@@ -105,7 +99,6 @@ class OatGaze(Recipe):
 
     @torch.no_grad()
     def score(self, network: nn.Module) -> float:
-        """Mean log-likelihood of a fixation on the collages that choose the checkpoint."""
         return -float(self.loss(network, self._batch([(c.target, path) for c in self._choose for path in c.paths])))
 
     def measure(self, network: nn.Module) -> dict[str, float]:
@@ -166,11 +159,9 @@ class OatGaze(Recipe):
         return behaviour_delta(first, second)
 
     def intervals(self) -> dict[str, tuple[float, float]]:
-        """By bootstrap over collages."""
         return self._intervals
 
     def facts(self) -> dict[str, str]:
-        """What the manifest should say beside the knobs."""
         counts = f"{len(self._train)} collages to train on, {len(self._out)} held out"
         return {
             "data": f"STI, book covers (CC BY-NC-SA 4.0): {counts}",

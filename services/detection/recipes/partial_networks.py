@@ -6,8 +6,6 @@ from typing import Any, ClassVar
 
 from services.detection.recipes.class_recipe import StudentRecipe
 
-__all__ = ["FasterNetRecipe", "PATNetRecipe"]
-
 
 class PATNetRecipe(StudentRecipe):
     """PATNet-T0, 2.2 million parameters, on a folder of your own."""
@@ -17,7 +15,6 @@ class PATNetRecipe(StudentRecipe):
     serves: ClassVar[str | None] = "patnet"
 
     def config(self) -> dict[str, Any]:
-        """The smallest size."""
         return {"size": "t0", **super().config()}
 
 
@@ -29,5 +26,4 @@ class FasterNetRecipe(StudentRecipe):
     serves: ClassVar[str | None] = "fasternet"
 
     def config(self) -> dict[str, Any]:
-        """The smallest size."""
         return {"size": "t0", **super().config()}

@@ -8,8 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-__all__ = ["draw_sample_boxes"]
-
 
 def draw_sample_boxes(picture: NDArray[np.uint8], rows: NDArray[np.float32], names: Sequence[str]) -> NDArray[np.uint8]:
     """A picture with its boxes, rows class, x1, y1, x2, y2, and their names."""

@@ -16,8 +16,6 @@ from shared.training.calibrate import ServingFacts, reliability_facts
 from shared.training.intervals import mean_interval
 from shared.vision.calibration import Platt, fit_platt
 
-__all__ = ["LEAST", "ScoreChoice", "choose_scores", "count_errors"]
-
 Rows = NDArray[np.float32]
 
 LEAST = 0.02

@@ -19,8 +19,6 @@ from sklearn.linear_model import LogisticRegression
 from services.detection.recipes.bmn.data import Videos
 from shared.errors import NotFound
 
-__all__ = ["CELL", "CHANNELS", "Recording", "recordings", "windows"]
-
 CELL = 12
 """Frame numbers per cell: 0.4 s of a camera of 30 frames a second."""
 

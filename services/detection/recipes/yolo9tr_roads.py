@@ -21,8 +21,6 @@ from shared.registry.weights import Dtype
 from shared.training.data.augment import Augment
 from shared.training.recipe import MultiScale, Schedule
 
-__all__ = ["Yolo9trRoads"]
-
 Part = tuple[float, float, float, float]
 
 
@@ -48,11 +46,9 @@ class Yolo9trRoads(BoxRecipe):
     cover: Part | None = Field(None, description="Part to grey out (a watermark): x1, y1, x2, y2 as shares.")
 
     def config(self) -> dict[str, Any]:
-        """Both branches, which training needs."""
         return {"classes": len(self._train.names), "size": self.size, "width": self.width, "branch": "both"}
 
     def strip_training_parts(self, network_: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
-        """The main branch alone: the auxiliary one never reaches a box."""
         config = self.config() | {"branch": "main"}
         main: nn.Module = network(self.weights, **config)
         trained = network_.state_dict()
@@ -60,7 +56,6 @@ class Yolo9trRoads(BoxRecipe):
         return main.eval(), config
 
     def read(self, path: Path) -> NDArray[np.uint8]:
-        """With the part to cover greyed out."""
         pixels = super().read(path)
         if self.cover is not None:
             pixels = pixels.copy()
@@ -69,10 +64,8 @@ class Yolo9trRoads(BoxRecipe):
         return pixels
 
     def _canvas(self, side: int) -> tuple[int, int]:
-        """The whole picture at the size that is served: what is trained on is a part of it."""
         return self.side, self.side
 
     def branch_loss(self, maps: Any, targets: Tensor) -> Tensor:
-        """TAL, DFL and CIoU on both branches."""
         main, auxiliary = ([level.float() for level in branch] for branch in maps)
         return dual_detection_loss(main, auxiliary, targets, len(self._train.names))[0]

@@ -14,8 +14,6 @@ import numpy as np
 
 from shared.errors import FoveaError, InvalidOption, Malformed, TooLarge, UnsupportedMedia
 
-__all__ = ["MAX_NUMBERS", "read_matrices"]
-
 MAX_NUMBERS = 16_000_000
 """Most numbers in one matrix: 64 MB of float32."""
 

@@ -10,8 +10,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from shared.api.actions import ActionsOut, Curves, Proposal
 
-__all__ = ["draw_timeline"]
-
 WIDTH, MARGIN, CURVES, BAR, MAP = 960, 48, 140, 20, 320
 SHOWN = 10
 """Segments drawn: the best ones."""

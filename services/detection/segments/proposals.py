@@ -7,16 +7,6 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = [
-    "boundary_labels",
-    "cells",
-    "classify_proposals",
-    "interval_iou",
-    "sampling_mask",
-    "score_proposals",
-    "soft_nms",
-]
-
 MAX_SEGMENTS = 101
 """Segments that `soft_nms` takes at most, as in the published evaluation."""
 

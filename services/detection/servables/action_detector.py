@@ -25,8 +25,6 @@ from shared.registry.weights import Weights
 from shared.vision.draw import encode
 from shared.vision.servable import DataConfig, Stopwatch, VisionItem, VisionServable
 
-__all__ = ["ActionDetector", "resample"]
-
 
 @dataclass(slots=True, kw_only=True)
 class _Video(VisionItem[ActionsIn]):
@@ -51,7 +49,6 @@ class ActionDetector(VisionServable[ActionsIn, ActionsOut, _Video]):
 
     @classmethod
     def artifacts(cls, weights: Weights, config: DataConfig, cache: Path) -> ExportedForms:
-        """Confidence map, start and end of videos of the length that the network was made for."""
         sizes = weights.manifest.network.config
         t = sizes.get("length", 100)
         given = [TensorSpec(name="features", datatype="FP32", shape=(-1, sizes.get("features", 400), t))]
@@ -64,7 +61,6 @@ class ActionDetector(VisionServable[ActionsIn, ActionsOut, _Video]):
         return ExportedForms(weights, cache, tuple(given), wanted, tag="v1", call="maps")
 
     def example(self) -> ActionsIn:
-        """Features of a made-up video with two segments, and the Card's options."""
         _, channels, length = self.engine.inputs[0].shape
         rng, inside = np.random.default_rng(3), np.zeros(length)
         inside[length // 8 : length // 3] = inside[length // 2 : 4 * length // 5] = 1
@@ -79,7 +75,6 @@ class ActionDetector(VisionServable[ActionsIn, ActionsOut, _Video]):
         return ActionsIn(features=rows, **more, **self.card.example)
 
     def read(self, request: ActionsIn, watch: Stopwatch) -> _Video:
-        """The matrices of a request, resampled to the cells of the network."""
         matrices = read_matrices(request.features, "features")
         for name in ("semantics", "class_scores"):
             if (given := getattr(request, name)) is not None:
@@ -111,7 +106,6 @@ class ActionDetector(VisionServable[ActionsIn, ActionsOut, _Video]):
         return matrix
 
     def postprocess(self, item: _Video) -> ActionsOut:
-        """Proposals after soft NMS, and the maps that were asked for."""
         (confidence, start, end), request = item.outputs, item.request
         kept = soft_nms(*score_proposals(confidence, start, end), request.alpha, request.low, request.high)
         found = _list_proposals(kept, item)
@@ -125,7 +119,6 @@ class ActionDetector(VisionServable[ActionsIn, ActionsOut, _Video]):
         return ActionsOut(**self.facts(item), duration=item.duration, cells=len(start), proposals=found, **more)
 
     def render(self, request: ActionsIn, answer: ActionsOut, media_type: str) -> bytes | None:
-        """The proposals as CSV, or a picture: time line with start, end and segments above the confidence map."""
         if media_type == "text/csv":
             return _csv(answer)
         if media_type != "image/png":

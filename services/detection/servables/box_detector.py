@@ -36,8 +36,6 @@ from shared.vision.calibration import Platt
 from shared.vision.draw import encode
 from shared.vision.servable import DataConfig, Stopwatch, VisionItem, VisionServable, add_features, reading_notes
 
-__all__ = ["TENSOR_NAMES", "BoxDetector"]
-
 TENSOR_NAMES = ("images", "predictions")
 """Input and output of the network as tensors, in the ONNX graph and on the Open Inference route."""
 
@@ -80,7 +78,6 @@ class BoxDetector(VisionServable[DetectIn, DetectOut, _Frame]):
 
     @classmethod
     def data_config(cls, weights: Weights) -> DataConfig:
-        """Side and class names that came with the weights; without names, the numbers of the classes."""
         manifest = weights.manifest
         listed = manifest.data.get("names", "")
         count = int(manifest.network.config.get("classes", 0))
@@ -90,7 +87,6 @@ class BoxDetector(VisionServable[DetectIn, DetectOut, _Frame]):
 
     @classmethod
     def artifacts(cls, weights: Weights, config: DataConfig, cache: Path) -> ExportedForms:
-        """The network as it is served, up to its predictions; sides are free unless the class says otherwise."""
         side, sides, cells = config.side, (-1, -1), -1
         shapes = [{TENSOR_NAMES[0]: shape} for shape in ((1, 3, side, side), (2, 3, 64, 96), (1, 3, 128, 64))]
         if cls.square:
@@ -105,19 +101,16 @@ class BoxDetector(VisionServable[DetectIn, DetectOut, _Frame]):
 
     @staticmethod
     def prepare(network: nn.Module) -> nn.Module:
-        """Batch norms folded into convolutions."""
         return fuse_batch_norms(network)
 
     @classmethod
     def describe(cls, card: Card, config: DataConfig) -> Card:
-        """The Card with the classes and the size of input that these weights have."""
         names = config.names
         listed = ", ".join(names[:60]) + (f" and {len(names) - 60} more" if len(names) > 60 else "")
         size = f"Pictures are letterboxed to {config.side} pixels unless `size` says other."
         return card.model_copy(update={"notes": (*card.notes, f"Classes: {listed}.", size)})
 
     def read(self, request: DetectIn, watch: Stopwatch) -> _Frame:
-        """The picture, letterboxed: the whole, and its tiles where they are asked for."""
         if request.confidence is None:
             least = self.config.constants.get("confidence", DEFAULT_CONFIDENCE)
             request = request.model_copy(update={"confidence": least})
@@ -141,7 +134,6 @@ class BoxDetector(VisionServable[DetectIn, DetectOut, _Frame]):
         return request.size or side
 
     def infer(self, items: Sequence[_Frame], run: CallContext) -> None:
-        """Run the network over all views, those of one shape together; an item's outputs are those of its views."""
         (given,), found = self.engine.inputs, dict[tuple[int, int], tuple[np.ndarray, ...]]()
         for chunk in _chunks(items):
             run.check()
@@ -154,7 +146,6 @@ class BoxDetector(VisionServable[DetectIn, DetectOut, _Frame]):
             item.outputs = tuple(found[index, view][0] for view in range(len(item.picture.views)))
 
     def postprocess(self, item: _Frame) -> DetectOut:
-        """The boxes in pixels of the original, after NMS and the joining of tiles."""
         request, picture = item.request, item.picture
         rows = collect_boxes(picture, item.outputs, request, item.classes, self.sureness)
         found = build_detections(rows, self.config.names, request.microns_per_pixel)
@@ -172,7 +163,6 @@ class BoxDetector(VisionServable[DetectIn, DetectOut, _Frame]):
         )
 
     def details(self) -> dict[str, Any]:
-        """The score from which on detections are told where a request says none."""
         return {"confidence": self.config.constants.get("confidence", DEFAULT_CONFIDENCE)}
 
     @property
@@ -200,7 +190,6 @@ class BoxDetector(VisionServable[DetectIn, DetectOut, _Frame]):
         return made
 
     def render(self, request: DetectIn, answer: DetectOut, media_type: str) -> bytes | None:
-        """The picture with its boxes, a table, COCO JSON, YOLO text or a zip of crops."""
         if "columns" in request.include:
             answer = self.predict_again(request, include=())
         if media_type in _DRAWN:

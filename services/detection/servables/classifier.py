@@ -35,8 +35,6 @@ from shared.sparsity import SparsityClaim
 from shared.vision.draw import encode
 from shared.vision.servable import DataConfig, Stopwatch, VisionItem, VisionServable, reading_notes
 
-__all__ = ["FEATURE_MAPS", "FEATURE_MAPS_NOTE", "Classifier", "claim_idle_channels"]
-
 FEATURE_MAPS = ("stage1", "stage2", "stage3", "stage4")
 """Feature maps beside `logits`: outputs of the network on the Open Inference route, and of `application/x-npz`."""
 
@@ -74,7 +72,6 @@ class Classifier(VisionServable[ClassifyIn, ClassifyOut, _Frame]):
 
     @classmethod
     def data_config(cls, weights: Weights) -> DataConfig:
-        """From the recipe of trained weights; official ones are ImageNet's, at the side and crop of its evaluation."""
         recipe, head = weights.manifest.recipe, weights.arrays["head.weight"]
         listed = tuple(filter(None, weights.manifest.data.get("names", "").split(",")))
         names = tuple(recipe.get("classes", ())) or listed or tuple(f"class {index}" for index in range(len(head)))
@@ -82,7 +79,6 @@ class Classifier(VisionServable[ClassifyIn, ClassifyOut, _Frame]):
 
     @classmethod
     def artifacts(cls, weights: Weights, config: DataConfig, cache: Path) -> ExportedForms:
-        """Logits and the four feature maps of square pictures."""
         side, first = config.side, len(weights.arrays["patch_embed.norm.weight"])
         given = TensorSpec(name="image", datatype="FP32", shape=(-1, 3, side, side))
         logits = TensorSpec(name="logits", datatype="FP32", shape=(-1, len(weights.arrays["head.weight"])))
@@ -93,7 +89,6 @@ class Classifier(VisionServable[ClassifyIn, ClassifyOut, _Frame]):
         return ExportedForms(weights, cache, (given,), (logits, *maps), tag=f"{side}px-v1", call="everything")
 
     def read(self, request: ClassifyIn, watch: Stopwatch) -> _Frame:
-        """The picture, divided into patches at the network's size."""
         image = self.decode(request.image)
         watch.lap("decode")
         grid, side = divide(image.height, image.width, request.tile), self.config.side
@@ -110,7 +105,6 @@ class Classifier(VisionServable[ClassifyIn, ClassifyOut, _Frame]):
         )
 
     def infer(self, items: Sequence[_Frame], run: CallContext) -> None:
-        """Logits (patches, classes) and features (patches, c) of each item; all patches share runs of the engine."""
         logits, features = self._run(np.concatenate([item.patches for item in items]), run, _logits_and_features)
         ends = np.cumsum([len(item.patches) for item in items])[:-1]
         for item, *rows in zip(items, np.split(logits, ends), np.split(features, ends), strict=True):
@@ -127,7 +121,6 @@ class Classifier(VisionServable[ClassifyIn, ClassifyOut, _Frame]):
         return [np.stack(column) for column in zip(*rows, strict=True)]
 
     def postprocess(self, item: _Frame) -> ClassifyOut:
-        """The likeliest classes of each patch."""
         logits, features = item.outputs
         temperature = self.config.constants.get("temperature", 1.0)
         results = classify(logits / temperature, item.grid, self.config.names, item.request.top_k)
@@ -144,7 +137,6 @@ class Classifier(VisionServable[ClassifyIn, ClassifyOut, _Frame]):
         )
 
     def render(self, request: ClassifyIn, answer: ClassifyOut, media_type: str) -> bytes | None:
-        """The picture with its patches tinted (PNG, JPEG), a table (CSV), or the feature maps of all patches (npz)."""
         if media_type == "text/csv":
             return to_csv(answer)
         if media_type == _NPZ:

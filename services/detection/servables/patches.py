@@ -20,21 +20,6 @@ from shared.api.classes import Candidate, Classified, ClassifyOut
 from shared.errors import InvalidOption
 from shared.vision.draw import draw_label
 
-__all__ = [
-    "MAX_PATCHES",
-    "MEAN",
-    "STD",
-    "PatchGrid",
-    "classify",
-    "count_by_class",
-    "divide",
-    "normalise",
-    "pool_stages",
-    "resize_patch",
-    "tint_patches",
-    "to_csv",
-]
-
 MEAN = np.array((0.485, 0.456, 0.406), np.float32)
 STD = np.array((0.229, 0.224, 0.225), np.float32)
 """Of ImageNet, by RGB channel, as a share of 255."""

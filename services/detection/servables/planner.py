@@ -25,8 +25,6 @@ from shared.registry import CallContext, Card, LoadContext, Servable
 from shared.registry.weights import Weights, find_weights, read_weights
 from shared.vision.draw import encode
 
-__all__ = ["Planner", "draw_plan"]
-
 _CERTIFIED = Counter("plan_certified_total", "Plans that were certified.", ["task", "solver"])
 _GAP = Histogram("plan_gap", "Optimality gap of tours.", ["task"], buckets=(0, 0.001, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5))
 _FALLBACK = Counter("plan_fallback_total", "Plans that another solver answered than the one asked for.", ["reason"])
@@ -68,18 +66,15 @@ class Planner(Servable[PlanIn, PlanOut]):
         return cls(_refined(cls.card, hull, tour), Pointers.of(hull, tour))
 
     def predict(self, batch: Sequence[PlanIn], run: CallContext) -> list[PlanOut | FoveaError]:
-        """Plans, in order; a request that can't be planned is answered by its error."""
         return [self._attempt(request, run) for request in batch]
 
     def render(self, request: PlanIn, answer: PlanOut, media_type: str) -> bytes | None:
-        """A map of the (first) plan, or its order as CSV."""
         if media_type == "text/csv":
             return _csv(answer)
         return encode(draw_plan(answer)) if media_type == "image/png" else None
 
     @classmethod
     def media_types(cls) -> tuple[str, ...]:
-        """A map, and a table."""
         return ("image/png", "text/csv")
 
     def _attempt(self, request: PlanIn, run: CallContext) -> PlanOut | FoveaError:

@@ -38,8 +38,6 @@ from shared.telemetry import stage
 from shared.vision.draw import encode
 from shared.vision.servable import DataConfig, Stopwatch, VisionItem, VisionServable
 
-__all__ = ["ScanpathPredictor"]
-
 MAX_GRID_SIDE = 24
 """Most rows or columns of a shelf that is served; position rows that the weights lack are fitted."""
 
@@ -79,7 +77,6 @@ class ScanpathPredictor(VisionServable[ScanpathIn, ScanpathOut, _Search]):
 
     @classmethod
     def artifacts(cls, weights: Weights, config: DataConfig, cache: Path) -> ExportedForms:
-        """Logits of several paths on several shelves of any grid."""
         height, width = weights.manifest.network.config.get("crop", (150, 93))
         given = (
             TensorSpec(name="crops", datatype="FP32", shape=(-1, -1, 3, height, width)),
@@ -98,11 +95,9 @@ class ScanpathPredictor(VisionServable[ScanpathIn, ScanpathOut, _Search]):
 
     @staticmethod
     def prepare(network: nn.Module) -> nn.Module:
-        """Position rows for the largest grid that is served."""
         return cast("ObjectAttention", network).extend(MAX_GRID_SIDE)
 
     def example(self) -> ScanpathIn:
-        """A shelf of 3 by 9 coloured boxes as crops, and the Card's options."""
         colours = [(214, 40, 57), (38, 100, 214), (34, 150, 70), (240, 180, 20), (140, 60, 180)]
         crops = []
         for index in range(27):
@@ -113,7 +108,6 @@ class ScanpathPredictor(VisionServable[ScanpathIn, ScanpathOut, _Search]):
         return ScanpathIn(crops=tuple(crops), grid=(3, 9), **self.card.example)
 
     def read(self, request: ScanpathIn, watch: Stopwatch) -> _Search:
-        """The objects of a request, from a picture with boxes or from crops on a grid."""
         if (request.image is None) == (not request.crops):
             detail = "Send a picture of the shelf with its objects, or crops with their grid."
             raise InvalidOption(detail, field="image" if request.image is None else "crops")
@@ -171,7 +165,6 @@ class ScanpathPredictor(VisionServable[ScanpathIn, ScanpathOut, _Search]):
         return height, width
 
     def infer(self, items: Sequence[_Search], run: CallContext) -> None:
-        """Decode the scanpaths of each item, and what was expected at each step of its reference."""
         for item in items:
             with stage("run"):
                 self._predict_scanpaths(item, run)
@@ -207,7 +200,6 @@ class ScanpathPredictor(VisionServable[ScanpathIn, ScanpathOut, _Search]):
         }
 
     def postprocess(self, item: _Search) -> ScanpathOut:
-        """The scanpaths with their behaviour, in ids of the objects."""
         paths = [_scanpath(item, found) for found in item.scanpaths]
         return ScanpathOut(
             **self.facts(item),
@@ -220,7 +212,6 @@ class ScanpathPredictor(VisionServable[ScanpathIn, ScanpathOut, _Search]):
         )
 
     def render(self, request: ScanpathIn, answer: ScanpathOut, media_type: str) -> bytes | None:
-        """The shelf with its first path as numbered circles, as PNG or JPEG."""
         if media_type not in self.forms:
             return None
         item = self.read(request, Stopwatch())

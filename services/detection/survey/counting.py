@@ -11,8 +11,6 @@ from scipy.spatial import cKDTree
 from services.detection.survey.geodesy import distances, to_metres
 from services.detection.survey.schemas import DamagePoint, InspectionRoute, Observation, RoadSegment
 
-__all__ = ["build_geojson", "count_by_class", "cut_segments", "drive_in_order", "measure_road", "merge_damage"]
-
 FIGURES = 7
 """Decimals of degrees: a centimetre."""
 

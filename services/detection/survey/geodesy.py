@@ -7,8 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["distances", "to_metres"]
-
 RADIUS_M = 6_371_008.8
 
 Degrees = Sequence[tuple[float, float]]

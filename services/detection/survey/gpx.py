@@ -12,8 +12,6 @@ from defusedxml.ElementTree import ParseError, fromstring
 from services.detection.survey.places import Place
 from shared.errors import Malformed
 
-__all__ = ["Track", "parse_gpx"]
-
 MAX_GAP_S = 30.0
 """Between two points further apart in time nothing is interpolated."""
 

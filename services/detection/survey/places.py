@@ -17,8 +17,6 @@ from shared.vision.decode import DecodeBounds
 from shared.vision.draw import encode
 from shared.vision.format_detection import detect_format
 
-__all__ = ["Place", "heic_to_png", "read_place", "read_time"]
-
 
 @dataclass(frozen=True)
 class Place:

@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 from services.detection.survey.geodesy import to_metres
 from services.detection.survey.schemas import SurveyOut
 
-__all__ = ["draw_map"]
-
 WIDTH, HEIGHT, MARGIN = 960, 640, 48
 COLOURS = ("#d1495b", "#2e6f95", "#edae49", "#3d7068", "#8f5aa8", "#6b4f3a", "#577590", "#b5651d")
 SHADES = ("#9fb0bf", "#e9c46a", "#f4a261", "#e76f51", "#b02a1e")

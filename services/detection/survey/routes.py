@@ -43,8 +43,6 @@ from shared.serving.http.openapi_routes import problems
 from shared.serving.http.request_parsing import open_form
 from shared.vision.decode import DecodeBounds, platform_bounds
 
-__all__ = ["router"]
-
 router = APIRouter(tags=["domain"])
 
 JSON, GEOJSON, SVG, CSV = "application/json", "application/geo+json", "image/svg+xml", "text/csv"

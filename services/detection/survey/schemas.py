@@ -9,17 +9,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from shared.api.csv_fields import split_commas
 
-__all__ = [
-    "DamagePoint",
-    "InspectionRoute",
-    "Observation",
-    "RoadSegment",
-    "SeenObject",
-    "SurveyIn",
-    "SurveyOptions",
-    "SurveyOut",
-]
-
 
 class SeenObject(BaseModel):
     """One detection of a photograph."""

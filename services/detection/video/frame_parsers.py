@@ -25,8 +25,6 @@ from shared.errors import InvalidOption, Malformed, TooLarge, UnsupportedMedia
 from shared.vision.decode import DecodeBounds
 from shared.vision.format_detection import detect_format, webp_canvas
 
-__all__ = ["FileParser", "FrameParser", "JpegParser", "MultipartParser", "choose_parser", "read_pages"]
-
 _PARSERS: dict[str, Callable[[io.BytesIO], ImageFile]] = {
     "GIF": GifImageFile,
     "TIFF": TiffImageFile,

@@ -23,8 +23,6 @@ from shared.api.boxes import DEFAULT_CONFIDENCE, DetectedFrame, DetectIn, Detect
 from shared.api.problem import problem
 from shared.errors import DeadlineExceeded, FoveaError
 
-__all__ = ["DetectStreamOptions", "EncodedFrame", "FrameQueue", "detect_frames"]
-
 TRACKING_CONFIDENCE = 0.1
 """Score from which a detection may continue a track, though it begins none and is left out unless it does."""
 

@@ -33,8 +33,6 @@ from shared.telemetry import DROPPED_FRAMES
 from shared.vision.decode import DecodeBounds, decode, platform_bounds
 from shared.vision.draw import encode
 
-__all__ = ["router"]
-
 NDJSON, MULTIPART = "application/x-ndjson", "multipart/x-mixed-replace"
 
 _TAKEN = ("video/x-motion-jpeg", "multipart/x-mixed-replace", "video/mp4", "video/webm")

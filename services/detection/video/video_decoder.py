@@ -23,8 +23,6 @@ from shared.errors import Malformed, TooLarge
 from shared.settings import environment
 from shared.vision.decode import DecodeBounds
 
-__all__ = ["VideoFile", "can_decode"]
-
 CHILD_MEMORY_BYTES = 2 * 2**30
 """Address space of the child."""
 

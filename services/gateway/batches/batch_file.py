@@ -12,8 +12,6 @@ from services.gateway.http.bounded_json import parse_json
 from shared.errors import InvalidOption, Malformed
 from shared.jobs.queue import Result
 
-__all__ = ["BatchLine", "parse_lines", "write_answer", "write_failure"]
-
 MAX_LINES = 500
 """Requests in one batch."""
 

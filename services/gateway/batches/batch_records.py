@@ -19,8 +19,6 @@ from shared.api.batches import Batch
 from shared.errors import NotFound
 from shared.storage import ObjectStore
 
-__all__ = ["BatchEntry", "BatchLineOut", "BatchRecord", "BatchRecords", "Lines"]
-
 _ID = re.compile(r"batch-[0-9a-f]{32}")
 
 

@@ -23,8 +23,6 @@ from shared.api.replica import SCOPES_HEADER
 from shared.errors import Conflict, FoveaError, NotFound
 from shared.jobs.queue import JobQueue, Payload
 
-__all__ = ["BatchService"]
-
 
 class BatchService:
     """Creates batches and says how far they are."""

@@ -15,8 +15,6 @@ from shared.api.batches import FileObject
 from shared.errors import NotFound, QueueFull, RateLimited
 from shared.storage import ObjectStore
 
-__all__ = ["FileStore"]
-
 MAX_FILES = 1000
 """Files of one tenant."""
 

@@ -9,8 +9,6 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from shared.errors import Malformed
 
-__all__ = ["parse_upload"]
-
 
 async def parse_upload(headers: Headers, body: bytes) -> tuple[str, str, bytes]:
     """Name, purpose and bytes of an upload.

@@ -14,8 +14,6 @@ from services.gateway.http.in_process import send_in_process
 from shared.api.model import ModelEntry, ModelList
 from shared.errors import Fault, FoveaError, NotFound, NotReady
 
-__all__ = ["InProcessClient"]
-
 
 class InProcessClient:
     """Sends requests to the app that serves a page, on behalf of the page's reader."""

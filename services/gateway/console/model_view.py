@@ -9,16 +9,6 @@ from fovea.headline_metric import pick_headline
 from services.gateway.console.schema_forms import Field
 from shared.api.model import ModelEntry, sort_tasks, sparsity_in_words, title_task
 
-__all__ = [
-    "PAGES",
-    "describe_model",
-    "describe_type",
-    "find_page",
-    "group_by_service",
-    "list_facts",
-    "list_sibling_tasks",
-]
-
 PAGES = {task: f"/console/{task}" for task in ("segment", "detect", "restore", "chat")}
 """Tasks with a page of their own; every other task uses the generic one."""
 

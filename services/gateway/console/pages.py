@@ -26,8 +26,6 @@ from services.gateway.console.snippets import build_snippets
 from shared.api.model import ModelEntry, title_task
 from shared.errors import FoveaError, InvalidOption, PermissionDenied
 
-__all__ = ["ASSETS", "Console"]
-
 ASSETS = "/console/static"
 """Where style sheets, modules and icons are served."""
 

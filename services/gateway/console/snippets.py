@@ -9,8 +9,6 @@ from typing import Any
 
 from fovea.endpoints import task_path
 
-__all__ = ["Snippet", "build_snippets"]
-
 _NUMPY = {"FP32": "float32", "FP16": "float16", "FP64": "float64", "UINT8": "uint8", "INT32": "int32", "INT64": "int64"}
 
 

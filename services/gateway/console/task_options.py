@@ -7,15 +7,6 @@ from typing import Any
 
 from services.gateway.console.schema_forms import Field, build_fields
 
-__all__ = [
-    "build_method_forms",
-    "build_options",
-    "build_starters",
-    "list_downloads",
-    "read_default",
-    "takes_methods",
-]
-
 _DEFAULT_STARTERS = (
     "What is attention, in two sentences?",
     "Write a haiku about retinas.",

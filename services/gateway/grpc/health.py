@@ -15,8 +15,6 @@ from grpc_health.v1 import health_pb2
 
 from services.gateway.policy.memory_budget import MessageReader
 
-__all__ = ["add_health"]
-
 _HEALTH_SERVICE: Final = "grpc.health.v1.Health"
 _CHECK_INTERVAL_S: Final = 0.5
 _READ_TIMEOUT_S: Final = 5.0

@@ -5,8 +5,6 @@ from __future__ import annotations
 from shared.errors import Malformed
 from shared.rpc.protobuf_fields import iterate_fields
 
-__all__ = ["read_text_field"]
-
 MAX_TEXT_BYTES = 1024
 """Bytes that a name may have."""
 

@@ -19,8 +19,6 @@ from shared.api.replica import SCOPES_HEADER
 from shared.errors import DeadlineExceeded, FoveaError, NotReady
 from shared.telemetry import Context, Span, context, span
 
-__all__ = ["ChannelPool", "GrpcCall", "GrpcProxy"]
-
 CONNECT_TIMEOUT_S = 2.0
 """Longest wait for a connection before a stream is begun."""
 

@@ -40,8 +40,6 @@ from shared.telemetry import (
 )
 from shared.telemetry import Context as Ids
 
-__all__ = ["SERVICE", "serve_grpc"]
-
 SERVICE: Final = "inference.GRPCInferenceService"
 """The service name of Open Inference v2."""
 

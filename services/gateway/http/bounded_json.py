@@ -12,8 +12,6 @@ from typing import Any
 
 from shared.errors import Malformed
 
-__all__ = ["MAX_PARTS", "parse_json", "parse_json_aside"]
-
 MAX_PARTS = 200_000
 """Commas and opening brackets, which take the parser up to 50 ms."""
 

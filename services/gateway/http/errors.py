@@ -14,17 +14,6 @@ from typing import Any, Literal
 from shared.api.problem import PROBLEM_CONTENT_TYPE, oip_error, openai_error, problem
 from shared.errors import BadInput, FoveaError, MethodNotAllowed
 
-__all__ = [
-    "PAGE_HEADERS",
-    "SECURITY_HEADERS",
-    "ErrorFormat",
-    "SlowBody",
-    "add_security_headers",
-    "find_error_format",
-    "render_error",
-    "send_error",
-]
-
 ErrorFormat = Literal["oip", "openai", "problem"]
 RawHeaders = list[tuple[bytes, bytes]]
 

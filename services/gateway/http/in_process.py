@@ -13,8 +13,6 @@ from starlette.requests import Request
 
 from shared.telemetry import context
 
-__all__ = ["send_in_process"]
-
 _FORWARDED_HEADERS = ("host", "authorization", "x-api-key", "traceparent", "x-request-id")
 """Headers of the outer request that are passed on."""
 

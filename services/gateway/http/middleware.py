@@ -44,8 +44,6 @@ from shared.telemetry import (
     span,
 )
 
-__all__ = ["GatewayDependencies", "GatewayMiddleware"]
-
 DRAIN_BODY_S, DRAIN_BODY_BYTES = 2.0, 2**26
 """How long, and for how many bytes, a refused body is still read, so that the caller can read the answer."""
 

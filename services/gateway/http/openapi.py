@@ -15,8 +15,6 @@ from services.gateway.proxy.http_client import UpstreamClient
 from services.gateway.routing.replica_registry import ReplicaRegistry
 from shared.api.problem import PROBLEM_CONTENT_TYPE, Problem
 
-__all__ = ["PROBLEMS", "OpenApiDocument", "join_documents"]
-
 MAX_AGE_S = 5.0
 """How old the document may be."""
 

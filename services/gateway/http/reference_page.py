@@ -15,8 +15,6 @@ from fastapi import APIRouter, Request
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse
 
-__all__ = ["router"]
-
 _FOLDER = Path(__file__).parent / "reference"
 
 router = APIRouter(include_in_schema=False)

@@ -21,8 +21,6 @@ from shared.api.usage import USAGE_HEADER, UsageScanner
 from shared.errors import InvalidOption
 from shared.telemetry import Context, context, fresh_context
 
-__all__ = ["AnswerKeeper", "RequestContext", "Send", "build_request_headers", "build_response_headers"]
-
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 

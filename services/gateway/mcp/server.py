@@ -17,8 +17,6 @@ from services.gateway.http.openapi import PROBLEMS
 from services.gateway.mcp.tool_list import McpTool, list_tools
 from services.gateway.routes.body_reading import read_json
 
-__all__ = ["router"]
-
 VERSIONS = ("2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05")
 """Versions of the protocol that are spoken, the newest first."""
 

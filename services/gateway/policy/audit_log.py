@@ -9,8 +9,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-__all__ = ["STEERING_FIELDS", "AuditLog"]
-
 STEERING_FIELDS = ("interventions", "capture")
 """Fields of a body that steer a model or look inside: a request that is queued with one is audited."""
 

@@ -20,8 +20,6 @@ from services.gateway.policy.key_file import Key, build_key, edit_keys, hash_key
 from shared.errors import Conflict, InvalidOption, NotFound, Unauthenticated
 from shared.telemetry import log
 
-__all__ = ["RELOAD_INTERVAL_S", "KeyRing", "read_credentials"]
-
 RELOAD_INTERVAL_S = 0.5
 """Seconds between two checks of the key file."""
 

@@ -9,8 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from shared.errors import PermissionDenied
 
-__all__ = ["LOCAL", "SCOPES", "TENANT_PATTERN", "UNLIMITED", "Caller", "KeyLimits", "KeyScope"]
-
 KeyScope = Literal["infer", "jobs", "admin", "metrics", "interventions"]
 
 SCOPES: tuple[KeyScope, ...] = ("infer", "jobs", "admin", "metrics", "interventions")

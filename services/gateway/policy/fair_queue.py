@@ -21,8 +21,6 @@ from shared.errors import DeadlineExceeded, QueueFull
 from shared.settings import Settings
 from shared.telemetry import QUEUE_TIME, observe, record_span
 
-__all__ = ["FairQueue"]
-
 ACTIVE_S = 10.0
 """How long after its last request a tenant's share is kept free for it."""
 

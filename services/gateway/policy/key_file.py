@@ -23,8 +23,6 @@ from pydantic import ConfigDict, Field, ValidationError
 from services.gateway.policy.caller import TENANT_PATTERN, KeyLimits, KeyScope
 from shared.errors import Conflict, InvalidOption
 
-__all__ = ["Key", "KeyFacts", "build_key", "edit_keys", "hash_key", "make_key", "read_keys", "replace_file"]
-
 
 class KeyFacts(KeyLimits):
     """What may be shown of a key."""

@@ -22,8 +22,6 @@ from services.gateway.policy.key_file import Key
 from shared.errors import FoveaError, InvalidOption
 from shared.settings import settings
 
-__all__ = ["keys"]
-
 keys = typer.Typer(help="Make, list and revoke API keys of the gateway on this machine.", no_args_is_help=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

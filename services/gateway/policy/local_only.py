@@ -10,8 +10,6 @@ from services.gateway.http.request_context import RequestContext
 from shared.errors import PermissionDenied
 from shared.local_names import is_loopback, without_port
 
-__all__ = ["require_local_request"]
-
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 

@@ -14,8 +14,6 @@ from dataclasses import dataclass, field
 
 from shared.errors import QueueFull
 
-__all__ = ["MemoryBudget", "MessageReader"]
-
 MAX_READS_PER_TENANT = 4
 """Messages of one tenant that are read at a time."""
 

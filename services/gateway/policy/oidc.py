@@ -20,8 +20,6 @@ from shared.errors import NotReady, Unauthenticated
 from shared.settings import Settings
 from shared.telemetry import log
 
-__all__ = ["TokenVerifier"]
-
 _ALGORITHMS: Final = ("RS256", "RS384", "RS512", "PS256", "ES256", "ES384", "EdDSA")
 """Signatures that need the provider's private key; never `none`, and none that the public key can make."""
 

@@ -23,8 +23,6 @@ from shared.jobs.redis_connection import open_redis_pool
 from shared.settings import Settings
 from shared.telemetry import log
 
-__all__ = ["QuotaSpent", "RateLimitStatus", "RateLimiter"]
-
 REDIS_RETRY_S = 2.0
 """How long this process counts for itself before it tries Redis again."""
 
@@ -64,7 +62,6 @@ class QuotaSpent(RateLimited):
 
     @property
     def code(self) -> str:
-        """That of every spent quota."""
         return "rate_limited"
 
 

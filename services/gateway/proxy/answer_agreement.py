@@ -15,8 +15,6 @@ from typing import Any
 
 from PIL import Image, ImageChops, ImageStat
 
-__all__ = ["TooLargeToCompare", "WholeAnswer", "measure_agreement"]
-
 MAX_WORDS = 2000
 """Words of a text that are compared; what follows says no more."""
 

@@ -10,8 +10,6 @@ from services.gateway.http.request_context import RequestContext
 from services.gateway.proxy.replayable_body import ReplayableBody
 from shared.errors import Cancelled
 
-__all__ = ["DisconnectGuard"]
-
 FIRST_CHECK_S = 0.02
 """A request that is answered sooner is not watched at all, which saves a task."""
 

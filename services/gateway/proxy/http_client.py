@@ -19,8 +19,6 @@ from services.gateway.http.request_context import RequestContext, build_request_
 from services.gateway.proxy.replayable_body import ReplayableBody
 from services.gateway.routing.replica_registry import Replica
 
-__all__ = ["UpstreamClient"]
-
 CONNECT_TIMEOUT_S = 3.0
 """Longest wait for a connection to a replica."""
 

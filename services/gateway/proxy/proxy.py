@@ -30,8 +30,6 @@ from shared.errors import DeadlineExceeded, FoveaError, NotReady
 from shared.settings import Settings
 from shared.telemetry import Span, span
 
-__all__ = ["Proxy", "QueueInstead"]
-
 WANTS_HEADER = "x-fovea-wants"
 """Header of a refusal: `respond-async` where the same request would be served as a job."""
 

@@ -15,8 +15,6 @@ from services.gateway.http.errors import SlowBody
 from services.gateway.policy.memory_budget import MemoryBudget
 from shared.errors import Cancelled, FoveaError, Malformed, QueueFull, TooLarge
 
-__all__ = ["Receive", "ReplayableBody", "read_content_length"]
-
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 MAX_BUFFERED_BYTES = 2**20

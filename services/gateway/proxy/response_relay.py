@@ -18,8 +18,6 @@ from shared.api.usage import USAGE_HEADER, UsageScanner, read_header
 from shared.errors import Fault
 from shared.telemetry import log
 
-__all__ = ["abort_response", "relay_response"]
-
 MAX_BUFFERED_BYTES = 8 * 2**20
 """Answers that declare at most this many bytes are read whole before a byte is passed on, so a loss can be retried."""
 

@@ -16,8 +16,6 @@ from services.gateway.routing.replica_registry import Replica, ReplicaRegistry
 from shared.errors import FoveaError, NotReady, TooLarge
 from shared.telemetry import log
 
-__all__ = ["ReplicaRetryPolicy", "RetryState", "UpstreamLost"]
-
 Answer = TypeVar("Answer")
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0

@@ -26,8 +26,6 @@ from services.gateway.routing.route_table import Route
 from shared.api.replica import SCOPES_HEADER
 from shared.telemetry import log
 
-__all__ = ["AnswerRecorder", "ShadowTraffic"]
-
 MAX_ANSWER_BYTES = 8 * 2**20
 """Answers of more are not compared."""
 

@@ -16,8 +16,6 @@ from services.gateway.policy.caller import TENANT_PATTERN, KeyLimits, KeyScope
 from services.gateway.policy.key_file import Key, KeyFacts
 from services.gateway.routes.dependencies import get_caller
 
-__all__ = ["router"]
-
 router = APIRouter(prefix="/v1/admin", tags=["admin"], responses=PROBLEMS)
 
 KeyId = Annotated[str, Path(pattern=r"^[0-9a-f]{8}$", description="The id, as lists show it; not the key.")]

@@ -9,8 +9,6 @@ from fastapi import Request
 from services.gateway.http.bounded_json import parse_json_aside
 from services.gateway.routes.dependencies import get_context
 
-__all__ = ["read_json", "read_whole_body"]
-
 
 async def read_whole_body(request: Request) -> bytes:
     """The body.

@@ -9,8 +9,6 @@ from services.gateway.policy.caller import Caller
 from shared.errors import NotReady
 from shared.jobs.queue import JobQueue
 
-__all__ = ["get_caller", "get_context", "get_queue", "require_queue"]
-
 
 def get_context(request: Request) -> RequestContext:
     """The gateway's context of a request."""

@@ -17,8 +17,6 @@ from services.gateway.routes.dependencies import get_caller, get_context, get_qu
 from shared.api.batches import Batch, BatchList, BatchRequest, DeletedFile, FileList, FileObject
 from shared.errors import InvalidOption
 
-__all__ = ["router"]
-
 router = APIRouter(tags=["batches"], responses=PROBLEMS)
 
 _UPLOAD = {

@@ -13,8 +13,6 @@ from services.gateway.routing.replica_registry import ReplicaRegistry
 from shared.errors import FoveaError
 from shared.telemetry import JOBS, QUEUE_DEPTH, READY_REPLICAS, render_metrics
 
-__all__ = ["is_ready", "metrics", "router"]
-
 QUEUE_COUNTS_TIMEOUT_S = 1.0
 """Longest wait for the counts of the job queue while metrics are collected."""
 

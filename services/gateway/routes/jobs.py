@@ -22,8 +22,6 @@ from shared.errors import FoveaError, InvalidOption
 from shared.jobs.queue import JobQueue, Payload
 from shared.telemetry import span
 
-__all__ = ["prefers_async", "router", "submit_job"]
-
 EVENT_HEARTBEAT_S = 10.0
 """Seconds between comments in a silent event stream, so that no proxy on the way closes it."""
 

@@ -16,8 +16,6 @@ from prometheus_client.registry import Collector
 
 from shared.telemetry import METRICS_CONTENT_TYPE
 
-__all__ = ["merge_metrics", "router"]
-
 router = APIRouter(tags=["health"])
 
 

@@ -17,8 +17,6 @@ from services.gateway.proxy.http_client import UpstreamClient
 from services.gateway.routing.replica_registry import Replica, ReplicaRegistry
 from shared.api.model import ModelEntry, ModelList
 
-__all__ = ["ModelIndex", "router"]
-
 MAX_AGE_S = 1.0
 """How old the list may be."""
 

@@ -16,8 +16,6 @@ from services.gateway.routes.body_reading import read_whole_body
 from services.gateway.routes.health import is_ready
 from shared.errors import Malformed, NotReady
 
-__all__ = ["SERVER_METADATA", "list_repository", "router"]
-
 SERVER_METADATA = {
     "name": "fovea",
     "version": "1",

@@ -13,8 +13,6 @@ from services.gateway.routing.replica_registry import ReplicaRegistry
 from shared.api.traffic import TrafficPlan
 from shared.errors import NotFound
 
-__all__ = ["router"]
-
 router = APIRouter(prefix="/v1/admin/traffic", tags=["admin"], responses=PROBLEMS)
 
 ServiceName = Annotated[str, Path(max_length=64, description="For example `detection`.")]

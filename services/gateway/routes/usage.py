@@ -16,8 +16,6 @@ from services.gateway.routes.dependencies import get_caller
 from shared.api.usage import UsageList, UsageRecord
 from shared.errors import InvalidOption, NotReady
 
-__all__ = ["router"]
-
 MAX_DAYS = 400
 
 router = APIRouter(prefix="/v1/usage", tags=["usage"], responses=PROBLEMS)

@@ -16,8 +16,6 @@ from services.gateway.http.request_context import RequestContext
 from services.gateway.routing.json_peek import TooManyTokens, iterate_fields
 from services.gateway.routing.route_table import Route
 
-__all__ = ["MAX_TOKENS", "AffinityKey", "find_affinity_key", "held_key"]
-
 BLOCK_BYTES = 512
 """Bytes of a prompt, as it is written in JSON, that are hashed at a time: about 128 tokens of English."""
 

@@ -13,8 +13,6 @@ from contextlib import suppress
 
 from shared.errors import Malformed
 
-__all__ = ["MAX_TOKENS", "TooManyTokens", "has_json_field", "iterate_fields", "read_json_field"]
-
 MAX_TOKENS = 1_000_000
 """Strings and brackets that are looked at; a request of pictures in base64 has a few dozen."""
 

@@ -19,8 +19,6 @@ from typing import Protocol, TypeVar
 from services.gateway.metrics import count_affinity
 from services.gateway.routing.affinity import AffinityKey
 
-__all__ = ["LoadBalancer", "ReplicaLoad"]
-
 LOAD_FACTOR = 1.25
 """How much more than the mean load a replica may have before what it holds is read again elsewhere."""
 

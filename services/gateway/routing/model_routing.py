@@ -16,8 +16,6 @@ from services.gateway.routing.json_peek import read_json_field
 from services.gateway.routing.route_table import Route, RouteTable
 from shared.errors import NotFound
 
-__all__ = ["resolve_service"]
-
 _FORM_FIELD = re.compile(
     rb'name="model"[^\r\n]{0,200}\r\n(?:[^\r\n]{1,200}\r\n){0,4}\r\n([^\r\n]{0,300})\r\n',
 )

@@ -33,8 +33,6 @@ from shared.jobs.redis_connection import open_async_redis
 from shared.settings import Settings
 from shared.telemetry import log
 
-__all__ = ["Attempt", "Replica", "ReplicaRegistry"]
-
 POLL_INTERVAL_S = 0.5
 """Seconds between two polls of Redis."""
 

@@ -13,8 +13,6 @@ from dataclasses import dataclass, field, replace
 from shared.api.replica import ReplicaRecord
 from shared.errors import NotFound
 
-__all__ = ["GATEWAY_PATHS", "Route", "RouteTable"]
-
 GATEWAY_PATHS = (
     "/livez", "/readyz", "/health", "/version", "/metrics", "/openapi.json", "/docs", "/console", "/v1/jobs",
     "/v1/files", "/v1/batches", "/v1/mcp", "/v1/models", "/v2",

@@ -15,8 +15,6 @@ import aiohttp
 
 from shared.api.replica import ReplicaRecord, route_fields
 
-__all__ = ["StaticUpstream"]
-
 RELEARN_INTERVAL_S = 5.0
 """Seconds between two readings of what an upstream serves; its readiness is checked at every poll."""
 

@@ -17,8 +17,6 @@ from redis.asyncio import Redis
 from services.gateway.routing.affinity import AffinityKey
 from shared.api.traffic import PLANS, TRAFFIC_KEY, TrafficPlan
 
-__all__ = ["TrafficPlans"]
-
 
 class TrafficPlans:
     """The plans that hold now, by service."""

@@ -1,7 +1,5 @@
 """Real sockets for gateway tests: a small upstream, a gateway in front of it, a queue that keeps its jobs in memory."""
 
-# ruff: noqa: D102  (methods are named by what they answer)
-
 import asyncio
 import contextlib
 import time

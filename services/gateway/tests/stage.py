@@ -3,8 +3,6 @@
 For tests whose client is synchronous (the SDK, the CLI, a browser) and so can't share a loop with the server.
 """
 
-# ruff: noqa: D102  (methods are named by what they answer)
-
 import asyncio
 import contextlib
 import itertools

@@ -16,8 +16,6 @@ from torch import Tensor
 from services.interpretability.attention.pattern_capture import visit_patterns
 from shared.lm.decoder import Decoder
 
-__all__ = ["Overlap", "head_patterns", "overlap", "repeated_scores", "top_heads"]
-
 Head = tuple[int, int]
 
 

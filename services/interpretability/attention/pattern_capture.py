@@ -15,8 +15,6 @@ from shared.lm.attention import DenseAttention, causal_mask, patterns, scores, s
 from shared.lm.cache import KVCache
 from shared.lm.decoder import Decoder
 
-__all__ = ["ColumnMaskedAttention", "RowCapturingAttention", "RowVisitor", "visit_patterns"]
-
 RowVisitor = Callable[[int, int, Tensor], None]
 """`visit(layer, start, rows)`: rows [B,H,t,S] of the queries from position `start` on; S ends with the last of them."""
 

@@ -14,18 +14,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-__all__ = [
-    "Aggregate",
-    "ScoreMode",
-    "aggregate",
-    "rank_heads",
-    "retrieval_score",
-    "rouge1_recall",
-    "score_copies",
-    "split_half",
-    "top_positions",
-]
-
 ScoreMode = Literal["positions", "types", "count"]
 Head = tuple[int, int]
 

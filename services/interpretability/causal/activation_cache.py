@@ -20,17 +20,6 @@ from shared.lm.decoder import Decoder
 from shared.lm.host_transfer import to_device
 from shared.lm.taps import trace
 
-__all__ = [
-    "ActivationCache",
-    "ProjectionEdit",
-    "final_norm",
-    "norm_after_heads",
-    "output_weight",
-    "project_values",
-    "run_with_cache",
-    "scale_of_norm",
-]
-
 ProjectionEdit = Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 """`edit(layer, q, k, v) -> q, k, v`: edits queries, keys and values [N,T,heads,d] before they are rotated."""
 

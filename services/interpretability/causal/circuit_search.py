@@ -13,8 +13,6 @@ import numpy as np
 
 from services.interpretability.causal.edge_graph import EdgeGraph
 
-__all__ = ["bracket_smallest", "faithfulness", "order_edges", "prune_target", "random_scores", "rank_agreement"]
-
 Edge = tuple[int, int]
 """(row of the target, column of the source)."""
 

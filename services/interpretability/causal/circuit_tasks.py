@@ -17,8 +17,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from services.interpretability.core.studied_model import StudiedModel
 from shared.errors import InvalidOption, Malformed
 
-__all__ = ["Case", "CaseBatch", "group_by_length", "make_coloured_objects", "make_indirect_objects", "parse_pairs"]
-
 
 @dataclass(frozen=True, slots=True)
 class Case:

@@ -20,8 +20,6 @@ from services.interpretability.causal.edge_graph import EdgeGraph
 from services.interpretability.causal.edge_runs import EdgeRun, InputSums, run_circuit, run_sums
 from shared.lm.decoder import Decoder
 
-__all__ = ["EdgeScores", "Metric", "attribute_edges", "divergence", "logit_differences", "patch_edges", "score_circuit"]
-
 Metric = Literal["logit-difference", "kl"]
 """What scores explain: right minus wrong answer, or the divergence from the clean run's next-token distribution."""
 

@@ -14,8 +14,6 @@ import numpy as np
 
 from shared.lm.config import DecoderConfig
 
-__all__ = ["EdgeGraph", "EdgeSource", "EdgeTarget"]
-
 
 @dataclass(frozen=True, slots=True, order=True)
 class EdgeSource:

@@ -28,8 +28,6 @@ from shared.lm.decoder import Decoder
 from shared.lm.rope import Rotation
 from shared.lm.taps import trace
 
-__all__ = ["EdgeRun", "InputSums", "embed", "run_circuit", "run_edges", "run_embedding"]
-
 
 @dataclass(frozen=True)
 class EdgeRun:

@@ -12,8 +12,6 @@ from torch.nn import functional
 from shared.lm.decoder import Decoder
 from shared.lm.taps import Edit, Uniform, trace
 
-__all__ = ["mask_heads", "position_losses", "token_losses"]
-
 Head = tuple[int, int]
 
 

@@ -20,21 +20,6 @@ from shared.lm.decoder import Decoder
 from shared.lm.host_transfer import take_rows, to_device
 from shared.lm.taps import trace
 
-__all__ = [
-    "AblationKind",
-    "Attribution",
-    "PathPatchResult",
-    "Positions",
-    "Receiver",
-    "ablate",
-    "activation_patch",
-    "attribute_logits",
-    "attribution_patch",
-    "direct_logit_attribution",
-    "logit_difference",
-    "path_patch",
-]
-
 Positions = Literal["all"] | int | Sequence[int]
 Receiver = tuple[int, str, int]
 """(layer, `q`, `k` or `v`, head); keys and values are named by their group."""

@@ -14,8 +14,6 @@ from torch import Tensor
 
 from shared.errors import InvalidOption
 
-__all__ = ["PruningPattern", "count_stored_bytes", "prune"]
-
 
 @dataclass(frozen=True, slots=True)
 class PruningPattern:

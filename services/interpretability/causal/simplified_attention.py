@@ -14,8 +14,6 @@ from torch import Tensor
 from shared.lm.attention import DenseAttention, causal_mask, patterns, scores, sdpa
 from shared.lm.host_transfer import take_rows
 
-__all__ = ["Relaxation", "SimplifiedAttention"]
-
 Relaxation = Literal["uniform", "identity", "average", "earlier", "relu"]
 """Uniform over all visible tokens; the token's own value only; a fixed pattern; an earlier layer's queries and keys;
 rectified scores instead of a softmax."""

@@ -7,8 +7,6 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from shared.lm.tokenizer import Tokenizer
 
-__all__ = ["BYTE_TOKENIZER_ID", "byte_tokenizer"]
-
 BYTE_TOKENIZER_ID = "bytes-256/1"
 """What manifests hash in place of a tokenizer file."""
 

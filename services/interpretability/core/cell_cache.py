@@ -16,8 +16,6 @@ from typing import Any
 from services.interpretability.core.report import json_digest
 from shared.storage import ObjectStore
 
-__all__ = ["CachedCell", "CellCache"]
-
 CELL_TTL_S = 14 * 24 * 3600
 """Cells that were computed so long ago are removed."""
 

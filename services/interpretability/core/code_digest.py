@@ -6,8 +6,6 @@ import hashlib
 from functools import cache
 from pathlib import Path
 
-__all__ = ["code_digest"]
-
 
 @cache
 def code_digest() -> str:

@@ -184,11 +184,9 @@ class _CellContext(CallContext):
 
     @property
     def cancelled(self) -> bool:
-        """Whether the run was cancelled."""
         return self._whole.cancelled
 
     def check(self) -> None:
-        """Raise if the run was cancelled or its time is up."""
         self._whole.check()
 
 
@@ -208,7 +206,6 @@ class Experiment(Servable[S, Report], Generic[S]):
 
     @classmethod
     def load(cls, context: LoadContext) -> Self:
-        """Ready at once: a language model is loaded when it is first studied."""
         if context.threads:
             torch.set_num_threads(context.threads)
         return cls(registry_for(context), ResultStore.of_context(context))
@@ -239,16 +236,13 @@ class Experiment(Servable[S, Report], Generic[S]):
         """
 
     def predict(self, batch: Sequence[S], run: CallContext) -> list[Report | FoveaError]:
-        """Answer requests, one after the other."""
         return [self._answer(spec, run) for spec in batch]
 
     def render(self, request: S, answer: Report, media_type: str) -> bytes | None:
-        """Return the report as a picture, a page or arrays."""
         return rendering_render.render(answer, media_type)
 
     @classmethod
     def media_types(cls) -> tuple[str, ...]:
-        """What `render` offers."""
         return rendering_render.MEDIA_TYPES
 
     def begin(self, spec: S, subject: StudiedModel, run: CallContext | None = None) -> Progress:

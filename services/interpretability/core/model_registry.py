@@ -25,8 +25,6 @@ from shared.lm.weights import load_decoder, weights_digest
 from shared.registry import LoadContext
 from shared.registry.weights import read_weights
 
-__all__ = ["TINY", "ModelRegistry", "registry_for"]
-
 TINY = "tiny-induction"
 """The model of the examples: trained in minutes to copy, with heads that do it."""
 

@@ -18,31 +18,6 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-__all__ = [
-    "NPZ",
-    "Artefact",
-    "Axis",
-    "Bar",
-    "Bars",
-    "Edge",
-    "Graph",
-    "HeatMap",
-    "Node",
-    "Number",
-    "Report",
-    "RunManifest",
-    "Scalar",
-    "Strip",
-    "Table",
-    "TokenSpan",
-    "canonical_json",
-    "head_axes",
-    "head_name",
-    "json_digest",
-    "to_matrix",
-]
-
-
 NPZ = "application/x-npz"
 """Media type of arrays."""
 

@@ -16,8 +16,6 @@ from shared.errors import NotFound
 from shared.registry import LoadContext
 from shared.storage import ObjectStore
 
-__all__ = ["ResultStore", "TenantResults"]
-
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 

@@ -20,8 +20,6 @@ from shared.lm.onednn_ops import is_packable, pack_ops
 from shared.lm.ops import Ops
 from shared.lm.tokenizer import Tokenizer
 
-__all__ = ["StudiedModel"]
-
 _TIMED_TOKENS = 64
 """Tokens of the forward that measures the speed of this replica."""
 

@@ -23,8 +23,6 @@ from shared.errors import InvalidOption
 from shared.lm.taps import Attend, Edit, Replace, Scale, trace
 from shared.registry import Card, Paper
 
-__all__ = ["Ablation", "AblationSpec"]
-
 Head = tuple[int, int]
 
 
@@ -64,7 +62,6 @@ class Ablation(Experiment[AblationSpec]):
     )  # fmt: skip
 
     def cost(self, spec: AblationSpec, subject: StudiedModel) -> Cost:
-        """Plain, ablated and control forwards; twice the continuation, token by token over the whole text."""
         n, draws = len(subject.encode(spec.text)), len(_draw_controls(spec, subject))
         steps = Cost(2, 2 * n + 1) * 0
         for i in range(spec.continuation):
@@ -73,7 +70,6 @@ class Ablation(Experiment[AblationSpec]):
         return Cost(2 + draws, (2 + draws) * n) + steps + extra
 
     def run(self, spec: AblationSpec, subject: StudiedModel, progress: Progress) -> Report:
-        """Compare before, after and control."""
         ids, heads = subject.encode(spec.text), subject.check_heads(spec.heads)
         row = subject.tensor([ids])
         z = _replacement_values(spec, subject, row)

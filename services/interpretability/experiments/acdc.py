@@ -34,8 +34,6 @@ from services.interpretability.experiments.edge_attribution.report import draw_c
 from shared.errors import Cancelled, DeadlineExceeded, InvalidOption
 from shared.registry import Card, Paper
 
-__all__ = ["Acdc", "AcdcSpec"]
-
 MAX_EDGES = 5000
 """Largest model, in edges: each costs a run of the whole model."""
 
@@ -85,7 +83,6 @@ class Acdc(Experiment[AcdcSpec]):
         return Cost(2 * len(batches), 2 * tokens, cells, partial=tokens * (4 * spec.steps + 2 * graph.edges))
 
     def run(self, spec: AcdcSpec, subject: StudiedModel, progress: Progress) -> Report:
-        """Cut edges target by target, a cell for each."""
         cases, graph = make_cases(spec, subject), EdgeGraph(subject.model.config)
         cells = EdgeCells(subject, progress, circuit_tasks.group_by_length(cases), graph)
         try:

@@ -19,8 +19,6 @@ from shared.errors import InvalidOption, TooLarge
 from shared.lm.taps import Replace, sweep, trace
 from shared.registry import Card, Paper
 
-__all__ = ["ActivationPatching", "ActivationPatchingSpec"]
-
 MAX_TOKENS = 128
 """Tokens of a prompt: each layer is run once with a copy of the prompt per position."""
 
@@ -73,12 +71,10 @@ class ActivationPatching(Experiment[ActivationPatchingSpec]):
     )
 
     def cost(self, spec: ActivationPatchingSpec, subject: StudiedModel) -> Cost:
-        """Two runs, and one forward per layer with a copy per position or head."""
         T, places = len(_encode_pair(spec, subject)[0]), _count_places(spec, subject)
         return Cost(2 + subject.layers, 2 * T + subject.layers * places * T)
 
     def run(self, spec: ActivationPatchingSpec, subject: StudiedModel, progress: Progress) -> Report:
-        """Patch layer by layer."""
         clean, corrupt = _encode_pair(spec, subject)
         answers = subject.tensor(
             [[subject.encode(text, "correct", special=False)[0] for text in (spec.correct, spec.wrong)]]

@@ -21,8 +21,6 @@ from shared.lm.hook_names import Naming, from_hook_name, to_hook_name, to_module
 from shared.lm.taps import trace
 from shared.registry import Card, Paper
 
-__all__ = ["Activations", "ActivationsSpec"]
-
 MAX_BYTES = 16 * 2**20
 """Bytes of all arrays of one answer."""
 
@@ -67,11 +65,9 @@ class Activations(Experiment[ActivationsSpec]):
     )  # fmt: skip
 
     def cost(self, spec: ActivationsSpec, subject: StudiedModel) -> Cost:
-        """One forward."""
         return Cost(1, len(subject.encode(spec.text)))
 
     def run(self, spec: ActivationsSpec, subject: StudiedModel, progress: Progress) -> Report:
-        """Capture the sites in one forward."""
         ids = subject.encode(spec.text)
         named = _name_sites(spec, subject)
         _check_size(named, subject, len(ids))

@@ -19,8 +19,6 @@ from shared.errors import InvalidOption, TooLarge
 from shared.lm.host_transfer import take_rows
 from shared.registry import Card, Paper
 
-__all__ = ["AttentionPatterns", "AttentionPatternsSpec"]
-
 MAX_CELLS = 4_000_000
 """Cells of an answer: L·H·queries·T."""
 
@@ -76,11 +74,9 @@ class AttentionPatterns(Experiment[AttentionPatternsSpec]):
     )
 
     def cost(self, spec: AttentionPatternsSpec, subject: StudiedModel) -> Cost:
-        """One forward."""
         return Cost(1, len(_encode_input(spec, subject)))
 
     def run(self, spec: AttentionPatternsSpec, subject: StudiedModel, progress: Progress) -> Report:
-        """Read the rows of one forward."""
         ids = _encode_input(spec, subject)
         layers = _resolve_indices(spec.layers, subject.layers, "layers")
         heads = _resolve_indices(spec.heads, subject.heads, "heads")

@@ -21,8 +21,6 @@ from services.interpretability.core.studied_model import StudiedModel
 from shared.errors import InvalidOption
 from shared.registry import Card, Paper
 
-__all__ = ["AttentionSinks", "SinksSpec", "column_mass", "sinks"]
-
 MIN_TOKENS = 16
 """Tokens below which a column's mean says nothing."""
 
@@ -104,12 +102,10 @@ class AttentionSinks(Experiment[SinksSpec]):
     )
 
     def cost(self, spec: SinksSpec, subject: StudiedModel) -> Cost:
-        """One forward, and two more to remove a sink."""
         ids = _encode_text(spec, subject)
         return Cost(1, len(ids)) * (1 if spec.remove is None else 3)
 
     def run(self, spec: SinksSpec, subject: StudiedModel, progress: Progress) -> Report:
-        """Measure the column masses of all heads in one forward, without holding a T×T map."""
         ids = _encode_text(spec, subject)
         mass = column_masses(subject, ids)
         return _report(spec, subject, ids, mass, _measure_removal(spec, subject, ids))

@@ -29,8 +29,6 @@ from services.interpretability.core.studied_model import StudiedModel
 from shared.errors import InvalidOption
 from shared.registry import Card, Paper
 
-__all__ = ["AttributionSpec", "LogitAttribution"]
-
 
 class AttributionSpec(Spec):
     """Prompt and two continuations."""
@@ -62,11 +60,9 @@ class LogitAttribution(Experiment[AttributionSpec]):
     )
 
     def cost(self, spec: AttributionSpec, subject: StudiedModel) -> Cost:
-        """One forward."""
         return Cost(1, len(subject.encode(spec.text)))
 
     def run(self, spec: AttributionSpec, subject: StudiedModel, progress: Progress) -> Report:
-        """Split the logits of one run."""
         answers = [_first_token(subject, spec.correct, "correct"), _first_token(subject, spec.wrong, "wrong")]
         parts = attribute_logits(
             run_with_cache(subject.model, subject.tensor([subject.encode(spec.text)])), subject.tensor([answers])

@@ -73,13 +73,11 @@ class Deconstruction(Experiment[DeconstructionSpec]):
     )
 
     def cost(self, spec: DeconstructionSpec, subject: StudiedModel) -> Cost:
-        """One forward for the text, one per part and kind, and those of the corpus."""
         n, parts = len(_encode_text(spec, subject)), len(_list_parts(spec, subject)) * len(spec.kinds)
         windows = len(_windows(spec, subject, n))
         return Cost(1 + parts + windows, (1 + parts + windows) * n, 1 + parts)
 
     def run(self, spec: DeconstructionSpec, subject: StudiedModel, progress: Progress) -> Report:
-        """Measure the loss, a cell per kind and part."""
         ids = _encode_text(spec, subject)
         row, fixed = subject.tensor([ids]), _average_patterns(spec, subject, len(ids))
         base = progress.cell({"ids": ids}, lambda: float(token_losses(subject.model, row).mean()))

@@ -31,8 +31,6 @@ from services.interpretability.core.report import (
 from services.interpretability.core.studied_model import StudiedModel
 from shared.registry import Card, Paper
 
-__all__ = ["HeadComparison", "HeadComparisonSpec"]
-
 KINDS = {"previous": "the token before", "duplicate": "the same token before", "induction": "what followed it"}
 MIN_SCORE = 0.3
 """Mean attention from which a head is counted as of a kind, as in circuits."""
@@ -70,12 +68,10 @@ class HeadComparison(Experiment[HeadComparisonSpec]):
     )
 
     def cost(self, spec: HeadComparisonSpec, subject: StudiedModel) -> Cost:
-        """One forward of each model; the other's is not this model's."""
         same = self.load_model(spec.other).model is subject.model
         return Cost(2, 4 * spec.half) if same else Cost(1, 2 * spec.half)
 
     def run(self, spec: HeadComparisonSpec, subject: StudiedModel, progress: Progress) -> Report:
-        """Score the heads of both models, one forward each."""
         models = {"first": subject, "second": self.load_model(spec.other)}
         scores = {side: _score(model, spec) for side, model in models.items()}
         scalars = {f"{side}_heads": Scalar(value=m.layers * m.heads, note=m.name) for side, m in models.items()}

@@ -19,8 +19,6 @@ from services.interpretability.core.studied_model import StudiedModel
 from shared.errors import InvalidOption
 from shared.registry import Card, Paper
 
-__all__ = ["HeadPatterns", "HeadPatternsSpec"]
-
 _CAPTIONS = {
     "previous": "Mean attention to the token before.",
     "duplicate": "Mean attention, in the second half, to the same token in the first.",
@@ -59,11 +57,9 @@ class HeadPatterns(Experiment[HeadPatternsSpec]):
     )
 
     def cost(self, spec: HeadPatternsSpec, subject: StudiedModel) -> Cost:
-        """One forward."""
         return Cost(1, 2 * len(_make_half(spec, subject)))
 
     def run(self, spec: HeadPatternsSpec, subject: StudiedModel, progress: Progress) -> Report:
-        """Score all heads in one forward."""
         half = _make_half(spec, subject)
         scores = head_patterns(subject.model, half)
         axes: Any = head_axes(subject.layers, subject.heads)

@@ -66,17 +66,14 @@ class HeadPlans(Experiment[HeadPlansSpec]):
 
     @classmethod
     def load(cls, context: LoadContext) -> Self:
-        """Ready at once; named plans go to the object store, which all services share."""
         if context.threads:
             torch.set_num_threads(context.threads)
         return cls(registry_for(context), ResultStore.of_context(context), context.objects)
 
     def cost(self, spec: HeadPlansSpec, subject: StudiedModel) -> Cost:
-        """Cost of the kind."""
         return self._maker(spec, subject).cost()
 
     def run(self, spec: HeadPlansSpec, subject: StudiedModel, progress: Progress) -> Report:
-        """Make the plan, and store it if it has a name."""
         result = self._maker(spec, subject, progress.tenant).make(progress)
         if result.plan is not None and spec.name is not None and self._objects is not None:
             save_plan(result.plan, self._objects.of_tenant(progress.tenant), subject.name, spec.name)

@@ -19,8 +19,6 @@ from services.interpretability.core.studied_model import StudiedModel
 from shared.errors import InvalidOption, TooLarge
 from shared.registry import Card, Paper
 
-__all__ = ["INDICATOR_NAMES", "IndicatorTable", "Indicators", "IndicatorsSpec", "indicators"]
-
 MAX_TOKENS = 1024
 """Tokens: diversity compares all heads of a layer cell by cell."""
 
@@ -107,11 +105,9 @@ class Indicators(Experiment[IndicatorsSpec]):
     )
 
     def cost(self, spec: IndicatorsSpec, subject: StudiedModel) -> Cost:
-        """One forward."""
         return Cost(1, len(_encode_text(spec, subject)))
 
     def run(self, spec: IndicatorsSpec, subject: StudiedModel, progress: Progress) -> Report:
-        """Measure all maps of one forward, a layer at a time."""
         ids, layers = _encode_text(spec, subject), _resolve_layers(spec, subject)
         tables = _per_layer(subject, ids, layers)
         by_layer = [table.by_name() for table in tables]

@@ -34,8 +34,6 @@ from shared.errors import InvalidOption, Malformed
 from shared.lm.decoder import Decoder
 from shared.registry import Card, Paper
 
-__all__ = ["AttentionInfluence", "Document", "Influence", "InfluenceSpec", "influence", "select", "token_loss"]
-
 Head = tuple[int, int]
 
 MIN_TOKENS = 16
@@ -176,7 +174,6 @@ class AttentionInfluence(Experiment[InfluenceSpec]):
     )
 
     def cost(self, spec: InfluenceSpec, subject: StudiedModel) -> Cost:
-        """Three forwards per document and window: plain, hidden, control."""
         total = Cost(0, 0, 0)
         for _, ids in _parse_documents(spec, subject):
             if len(ids) >= MIN_TOKENS:
@@ -185,7 +182,6 @@ class AttentionInfluence(Experiment[InfluenceSpec]):
         return total
 
     def run(self, spec: InfluenceSpec, subject: StudiedModel, progress: Progress) -> Report:
-        """Score documents, a cell each; rows in input order."""
         heads = subject.check_heads(spec.heads)
         control = draw_control_heads(subject, heads, spec.seed)
         documents = _parse_documents(spec, subject)

@@ -17,8 +17,6 @@ from services.interpretability.core.studied_model import StudiedModel
 from shared.errors import InvalidOption, TooLarge
 from shared.registry import Card, Paper
 
-__all__ = ["LogitLens", "LogitLensSpec"]
-
 MAX_TOKENS = 512
 """Tokens of a text whose every layer is read out: the vocabulary is applied L times per position."""
 
@@ -48,11 +46,9 @@ class LogitLens(Experiment[LogitLensSpec]):
     )
 
     def cost(self, spec: LogitLensSpec, subject: StudiedModel) -> Cost:
-        """One forward."""
         return Cost(1, len(_encode_text(spec, subject)))
 
     def run(self, spec: LogitLensSpec, subject: StudiedModel, progress: Progress) -> Report:
-        """Read one run out after every layer."""
         ids = _encode_text(spec, subject)
         position = spec.position % len(ids)
         run = run_with_cache(subject.model, subject.tensor([ids]))

@@ -22,8 +22,6 @@ from services.interpretability.generation.niah_report import build_niah_map
 from shared.lm.niah_prompts import NEEDLES, Needle, Prompt, build_needle_prompt
 from shared.registry import Card, LoadContext
 
-__all__ = ["NeedleGrid", "NeedleGridSpec"]
-
 
 class NeedleGridSpec(Spec):
     """Lengths, depths and needles; masked heads or an attention method."""
@@ -68,7 +66,6 @@ class NeedleGrid(Experiment[NeedleGridSpec]):
 
     @classmethod
     def load(cls, context: LoadContext) -> Self:
-        """Ready at once; other services are called when a cell needs them."""
         loaded = super().load(context)
         options = context.options
         loaded.endpoint = LongctxEndpoint(
@@ -77,7 +74,6 @@ class NeedleGrid(Experiment[NeedleGridSpec]):
         return loaded
 
     def cost(self, spec: NeedleGridSpec, subject: StudiedModel) -> Cost:
-        """One forward per cell when forced, up to `steps` when generating, none here when llm-longctx is called."""
         total = Cost(0, 0, 0)
         for _, prompt in _list_cells(spec, subject):
             read, answer = len(prompt.ids), len(prompt.answer_ids)
@@ -90,7 +86,6 @@ class NeedleGrid(Experiment[NeedleGridSpec]):
         return total
 
     def run(self, spec: NeedleGridSpec, subject: StudiedModel, progress: Progress) -> Report:
-        """Measure recall, one cached cell per cell of the grid."""
         heads = subject.check_heads(spec.heads)
         how = spec.model_dump(mode="json", include={"heads", "phase", "teacher_forced", "steps", "longctx"})
         cells = list(

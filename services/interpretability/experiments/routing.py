@@ -29,8 +29,6 @@ from shared.registry import Card, LoadContext, Paper, network
 from shared.registry.discovery import shipped_weights
 from shared.registry.weights import read_weights
 
-__all__ = ["RoutingClusters", "RoutingClustersSpec"]
-
 MODEL_PREFIX = "fovea-routing"
 """Prefix of the names of routing models."""
 
@@ -46,12 +44,10 @@ class _RoutingModel(StudiedModel):
 
     @property
     def layers(self) -> int:
-        """L."""
         return len(self.model.blocks)
 
     @property
     def heads(self) -> int:
-        """Routing heads of a layer that has some."""
         return int(self.model.blocks[self.first][1].means.shape[0])
 
     @property
@@ -61,22 +57,18 @@ class _RoutingModel(StudiedModel):
 
     @property
     def window(self) -> int:
-        """Longest text."""
         return int(self.model.context)
 
     @property
     def dtype(self) -> str:
-        """Compute type, as text."""
         return str(self.model.out.weight.dtype).removeprefix("torch.")
 
     @property
     def device(self) -> str:
-        """Where the weights are."""
         return str(self.model.out.weight.device)
 
     @property
     def seconds_per_token(self) -> float:
-        """Nearly nothing: a forward of so small a model is not worth timing."""
         return 0.0
 
 
@@ -116,7 +108,6 @@ class RoutingClusters(Experiment[RoutingClustersSpec]):
 
     @classmethod
     def load(cls, context: LoadContext) -> Self:
-        """Ready at once; a routing model is loaded when it is first studied."""
         if context.threads:
             torch.set_num_threads(context.threads)
         return cls(registry_for(context), ResultStore.of_context(context), context.weights)
@@ -138,11 +129,9 @@ class RoutingClusters(Experiment[RoutingClustersSpec]):
         return _load_model(wanted, routing[wanted], self.models.device)
 
     def cost(self, spec: RoutingClustersSpec, subject: StudiedModel) -> Cost:
-        """One forward."""
         return Cost(1, len(_encode_text(spec, subject)))
 
     def run(self, spec: RoutingClustersSpec, subject: StudiedModel, progress: Progress) -> Report:
-        """Capture the clusters of one forward."""
         ids = _encode_text(spec, subject)
         captured = _capture_clusters(subject, ids)
         routing = [number for number, clusters in enumerate(captured) if clusters is not None]

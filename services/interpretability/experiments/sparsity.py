@@ -32,8 +32,6 @@ from shared.registry.sparsity_claims import build_claim
 from shared.registry.weights import read_manifest, read_weights
 from shared.sparsity import SparsityClaim, lint, sparsity_by_layer, verify_nm
 
-__all__ = ["SparsityStudy", "SparsityStudySpec"]
-
 DEFAULT_NETWORK = "pranet"
 
 
@@ -45,17 +43,14 @@ class _StudiedNetwork(StudiedModel):
 
     @property
     def dtype(self) -> str:
-        """Compute type, as text."""
         return "float32"
 
     @property
     def device(self) -> str:
-        """Where the weights are."""
         return "cpu"
 
     @property
     def seconds_per_token(self) -> float:
-        """Not measured: a token here is a number of the input."""
         return 0.0
 
 
@@ -110,12 +105,10 @@ class SparsityStudy(Experiment[SparsityStudySpec]):
         return _load_network(wanted)
 
     def cost(self, spec: SparsityStudySpec, subject: StudiedModel) -> Cost:
-        """A cell per pattern, each with so many calls of the dense network and one before the clock runs."""
         cells, inputs = len(_parse_patterns(spec)), _draw_input(subject.name, spec.side, spec.seed)
         return Cost(forwards=cells * (spec.runs + 1), tokens=cells * (spec.runs + 1) * inputs.numel(), cells=cells)
 
     def run(self, spec: SparsityStudySpec, subject: StudiedModel, progress: Progress) -> Report:
-        """Prune and time, a cell per pattern."""
         inputs = _draw_input(subject.name, spec.side, spec.seed)
 
         def work(text: str) -> dict[str, Any]:

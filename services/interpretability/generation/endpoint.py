@@ -11,8 +11,6 @@ import httpx2
 
 from shared.errors import BadInput, NotReady, by_status
 
-__all__ = ["LongctxEndpoint"]
-
 CHAT_TIMEOUT_S = 600.0
 
 

@@ -22,8 +22,6 @@ from shared.lm.cache import KVCache
 from shared.lm.niah_prompts import Prompt
 from shared.lm.taps import Edit, trace
 
-__all__ = ["AnswerScore", "Phase", "TracedAnswer", "generate_answer", "score_known_answer", "trace_known_answer"]
-
 Head = tuple[int, int]
 
 Phase = Literal["all", "decode"]

@@ -9,8 +9,6 @@ import numpy as np
 
 from services.interpretability.core.report import Axis, HeatMap
 
-__all__ = ["build_niah_map"]
-
 
 def build_niah_map(
     lengths: Sequence[int],

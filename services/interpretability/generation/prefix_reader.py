@@ -17,8 +17,6 @@ from services.interpretability.attention.pattern_capture import RowCapturingAtte
 from services.interpretability.core.studied_model import StudiedModel
 from shared.lm.attention import DenseAttention, sdpa
 
-__all__ = ["BLOCK_TOKENS", "PrefixReader", "plan_pieces"]
-
 BLOCK_TOKENS = 64
 """Tokens of a block: enough for matrix products to run at full speed, and few enough to share nearly all."""
 

@@ -24,8 +24,6 @@ from shared.lm.host_transfer import take_rows, to_device
 from shared.lm.niah_prompts import Codec
 from shared.lm.taps import trace
 
-__all__ = ["Question", "SinkCalibration", "count_sinks", "make_questions", "try_heads_alone", "try_heads_together"]
-
 Head = tuple[int, int]
 
 _NAMES = (

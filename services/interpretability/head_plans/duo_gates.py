@@ -23,8 +23,6 @@ from shared.lm.decoder import Decoder
 from shared.lm.head_plan import HeadPlan, ModelId, Origin
 from shared.lm.host_transfer import to_device
 
-__all__ = ["DuoLoss", "GateRecipe", "GateTraining", "duo_gate_loss", "duo_gates", "gate_plan"]
-
 ProgressCallback = Callable[[float], None]
 
 

@@ -34,8 +34,6 @@ from shared.errors import InvalidOption, Malformed
 from shared.lm.head_plan import HeadPlan, ModelId, Origin
 from shared.lm.niah_prompts import build_haystack
 
-__all__ = ["MAKERS", "PlanMaker", "PlanResult", "ReadArtefact"]
-
 ReadArtefact = Callable[[str], str]
 """Returns an artefact's text by its digest, or raises NotFound."""
 

@@ -15,8 +15,6 @@ from torch import Tensor
 from shared.errors import InvalidOption
 from shared.lm.niah_prompts import Codec, build_haystack
 
-__all__ = ["PasskeyTexts", "make_passkey_text"]
-
 _WORDS = (
     "alpha",
     "bravo",

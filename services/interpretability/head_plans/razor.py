@@ -18,8 +18,6 @@ from shared.lm.decoder import Decoder
 from shared.lm.head_plan import HeadPlan, ModelId, Origin, Score, grouped_max
 from shared.lm.host_transfer import to_device, to_host
 
-__all__ = ["echo_induction", "model_id", "razor_plan", "repeat_tokens"]
-
 _QUERY_BLOCK = 256
 """Queries whose probabilities are held at a time."""
 

@@ -9,8 +9,6 @@ from pydantic import Field
 from services.interpretability.core.experiment import Spec
 from shared.lm.head_plan_store import PLAN_NAME
 
-__all__ = ["HeadPlansSpec"]
-
 
 class HeadPlansSpec(Spec):
     """Kind of plan and its options; options of other kinds change nothing."""

@@ -18,8 +18,6 @@ from shared.lm.decoder import Decoder
 from shared.lm.host_transfer import to_device, to_host
 from shared.lm.rope import Rotation, frequencies, local_frequencies, rotate, rotation
 
-__all__ = ["POSITIONS", "mean_reach"]
-
 POSITIONS = 500
 """Positions over which mean keys are laid out."""
 

@@ -6,8 +6,6 @@ from shared.lm.builders import llama
 from shared.lm.decoder import Decoder
 from shared.registry import builder
 
-__all__ = ["tiny_induction"]
-
 
 @builder("tiny-induction")
 def tiny_induction(*, width: int = 64, layers: int = 3, heads: int = 4, kv_heads: int = 2) -> Decoder:

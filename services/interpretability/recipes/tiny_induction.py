@@ -19,8 +19,6 @@ from torch.nn import functional
 from services.interpretability.core.byte_tokenizer import byte_tokenizer
 from shared.training.recipe import Batch, Recipe, Schedule
 
-__all__ = ["TinyInduction"]
-
 HELD_OUT = 2**31
 """Seeds of validation and test strings; training draws by its steps."""
 
@@ -52,11 +50,9 @@ class TinyInduction(Recipe):
     kv_heads: int = 2
 
     def config(self) -> dict[str, Any]:
-        """The network's size."""
         return {"width": self.width, "layers": self.layers, "heads": self.heads, "kv_heads": self.kv_heads}
 
     def prepare(self, cache: Path) -> str:
-        """Describe the data; nothing is fetched, all strings follow from seeds."""
         return f"up to {self.strings} random strings of {self.shortest} to {self.longest} letters by turns, from seeds"
 
     def batches(self, step: int, rng: np.random.Generator) -> Iterator[Batch]:
@@ -69,23 +65,19 @@ class TinyInduction(Recipe):
         yield self._draw(rng, self.schedule.batch, 1 + round((self.strings - 1) * min(max(ready, 0), 1)))
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
-        """Cross-entropy of the tokens that are determined by what came before."""
         known = batch["known"][:, 1:]
         return functional.cross_entropy(network(batch["ids"][:, :-1])[known], batch["ids"][:, 1:][known])
 
     def score(self, network: nn.Module) -> float:
-        """Share of right tokens in held-out strings."""
         return self._accuracy(network, HELD_OUT, 32, self.strings)
 
     def measure(self, network: nn.Module) -> dict[str, float]:
-        """Share of right tokens in other held-out strings: with one string, and with all."""
         return {
             "copied": self._accuracy(network, HELD_OUT + 1, 256, 1),
             "returned": self._accuracy(network, HELD_OUT + 2, 256, self.strings),
         }
 
     def facts(self) -> dict[str, str]:
-        """Describe the training data."""
         return {"data": self.prepare(Path())}
 
     def _accuracy(self, network: nn.Module, seed: int, samples: int, most: int) -> float:

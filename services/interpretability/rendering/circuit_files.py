@@ -13,8 +13,6 @@ import numpy as np
 
 from services.interpretability.causal.edge_graph import EdgeGraph, EdgeSource, EdgeTarget
 
-__all__ = ["PlacedCircuit", "to_edge_arrays", "to_neuronpedia"]
-
 MIN_ENTRY = 1e-9
 """Part of an edge of the embedding below which a position has no node."""
 

@@ -19,8 +19,6 @@ from services.interpretability.core.report import HeatMap, Report, Table
 from services.interpretability.rendering import plots
 from services.interpretability.rendering.svg import Drawing
 
-__all__ = ["POLICY", "draw_report", "permalink", "render_page"]
-
 MAX_TABLE_ROWS = 200
 """Rows of a table that the page shows; all are in the JSON."""
 

@@ -22,8 +22,6 @@ from services.interpretability.rendering.svg import (
     sequential,
 )
 
-__all__ = ["Link", "draw_bars", "draw_graph", "draw_heat_map", "draw_panels", "draw_strip"]
-
 Link = Callable[[HeatMap, int, int], str]
 """`link(grid, row, column)`: where a click on a cell leads; empty for nowhere."""
 

@@ -11,8 +11,6 @@ from services.interpretability.core.report import Report
 from services.interpretability.rendering.html_page import draw_report, render_page
 from services.interpretability.rendering.svg import Drawing, Text, stack_drawings
 
-__all__ = ["ACTIVATIONS", "MEDIA_TYPES", "render", "to_npz"]
-
 ACTIVATIONS = "activations.npz"
 """Name of the artefact that is a report's arrays."""
 

@@ -10,20 +10,6 @@ from html import escape
 
 from PIL import Image, ImageDraw, ImageFont
 
-__all__ = [
-    "BLUE",
-    "GREY",
-    "INK",
-    "ORANGE",
-    "Drawing",
-    "Line",
-    "Rect",
-    "Text",
-    "diverging",
-    "sequential",
-    "stack_drawings",
-]
-
 Colour = tuple[int, int, int]
 
 INK: Colour = (38, 42, 51)

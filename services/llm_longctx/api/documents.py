@@ -17,8 +17,6 @@ from shared.serving.host import Host
 from shared.serving.http.system_routes import host_of
 from shared.serving.http.tenant import get_tenant
 
-__all__ = ["router"]
-
 _ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": OpenAIError, "description": "The document can't be read as it is, or does not exist."},
     "5XX": {"model": OpenAIError, "description": "Redis is away, or an internal error."},

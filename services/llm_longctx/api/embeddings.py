@@ -16,8 +16,6 @@ from shared.errors import InvalidOption, NotFound
 from shared.serving.host import Host
 from shared.serving.http.system_routes import host_of
 
-__all__ = ["router"]
-
 router = APIRouter(tags=["openai"])
 
 

@@ -6,8 +6,6 @@ from typing import ClassVar
 
 from shared.errors import BadInput, NotFound
 
-__all__ = ["ContextLengthExceeded", "ModelNotFound"]
-
 
 class ContextLengthExceeded(BadInput):
     """The prompt is longer than the model's context."""

@@ -33,8 +33,6 @@ from shared.registry import CallContext
 from shared.serving.host import Host
 from shared.serving.http.system_routes import host_of
 
-__all__ = ["router"]
-
 HostDep = Annotated[Host, Depends(host_of)]
 
 _PNG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {}}}}

@@ -16,8 +16,6 @@ from shared.serving.http.openapi_routes import problems
 from shared.serving.http.system_routes import LintedClaim
 from shared.sparsity import lint
 
-__all__ = ["router"]
-
 router = APIRouter(prefix="/v1/longctx/methods", tags=["longctx"])
 
 

@@ -15,8 +15,6 @@ from services.llm_longctx.serving.text_model import TextModel
 from shared.errors import InvalidOption, NotFound
 from shared.serving.host import Host
 
-__all__ = ["find_document_adapter", "find_model", "find_session_adapter"]
-
 _Adapter = TypeVar("_Adapter", bound=TextModelAdapter)
 
 

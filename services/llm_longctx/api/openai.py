@@ -43,8 +43,6 @@ from shared.serving.host import Host
 from shared.serving.http.errors import to_safe_error
 from shared.serving.http.system_routes import host_of
 
-__all__ = ["ERROR_RESPONSES", "OPENAI_ERRORS", "SSE_HEADERS", "prepare", "router"]
-
 HostDep = Annotated[Host, Depends(host_of)]
 
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {

@@ -32,8 +32,6 @@ from shared.serving.http.errors import to_safe_error
 from shared.serving.http.system_routes import host_of
 from shared.serving.http.tenant import tenant_store
 
-__all__ = ["router"]
-
 router = APIRouter(tags=["openai"])
 
 

@@ -17,8 +17,6 @@ from shared.serving.host import Host
 from shared.serving.http.system_routes import host_of
 from shared.serving.http.tenant import get_tenant
 
-__all__ = ["router"]
-
 _ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": OpenAIError, "description": "404 for what is not there; 409 where the session forbids it."},
     "5XX": {"model": OpenAIError, "description": "Redis is away, or an internal error."},

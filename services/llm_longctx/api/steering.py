@@ -30,8 +30,6 @@ from shared.serving.host import Host
 from shared.serving.http.system_routes import host_of
 from shared.serving.http.tenant import tenant_store
 
-__all__ = ["router"]
-
 MAX_TOKENS = 32_768
 """Tokens of all prompts of one vector: they are read one after the other, beside what is served."""
 

@@ -18,8 +18,6 @@ from shared.errors import FoveaError, InvalidOption
 from shared.lm.head_plan import HeadPlan
 from shared.registry import CallContext
 
-__all__ = ["Completion", "CompletionUsage", "Request", "RequestOutput", "TokenCollector"]
-
 
 @dataclass(frozen=True, slots=True)
 class Request:

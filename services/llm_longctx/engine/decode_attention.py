@@ -29,8 +29,6 @@ from services.llm_longctx.methods.core.hook_inputs import AttentionOutput, Cache
 from services.llm_longctx.methods.core.hook_results import Compact, DecodePlan, Pages, Ranges
 from shared.lm.host_transfer import take_rows
 
-__all__ = ["StepAttention"]
-
 _Gathered = tuple[Tensor, Tensor, Tensor | None]
 """Keys and values [n,d] and log-weights [n] that a row reads in the place of its run."""
 

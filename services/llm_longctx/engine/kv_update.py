@@ -14,8 +14,6 @@ from services.llm_longctx.engine.paged_state import PagedState
 from services.llm_longctx.kv_cache import Entries
 from services.llm_longctx.methods.core.hook_results import CacheUpdate, RetentionPolicy
 
-__all__ = ["apply_compact_copies", "apply_retention"]
-
 
 def apply_retention(
     s: PagedState, layer: int, update: CacheUpdate, held: Mapping[int, Entries], length: int

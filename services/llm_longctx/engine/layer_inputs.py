@@ -12,8 +12,6 @@ from torch import Tensor
 
 from shared.lm.decoder import Decoder
 
-__all__ = ["LayerInputs"]
-
 
 class LayerInputs:
     """Of one forward pass. `tap` goes to the decoder where `is_tapped`."""

@@ -27,8 +27,6 @@ from shared.errors import InvalidOption
 from shared.lm.decoder import Decoder
 from shared.lm.head_plan import HeadPlan
 
-__all__ = ["Engine"]
-
 Plan = HeadPlan | Mapping[str, Any] | None
 
 

@@ -29,8 +29,6 @@ from services.llm_longctx.methods.core.hook_results import (
 from shared.lm.config import DecoderConfig
 from shared.lm.head_plan import HeadPlan
 
-__all__ = ["CHUNK", "Policy", "windows_of"]
-
 CHUNK = 512
 """Served prompts are read in chunks that end on multiples of this: an absolute grid, so that a cached prefix leads to
 the same shapes."""
@@ -43,11 +41,9 @@ class _SlidingLayer(AttentionMethod):
     window: int
 
     def prefill_plan(self, chunk: Chunk) -> PrefillPlan:
-        """The model's own mask."""
         return WindowSink(0, self.window)
 
     def after_prefill(self, view: PostPrefillView) -> CacheUpdate:
-        """The token itself is one of the window."""
         kept = [RetentionPolicy.ends(head.positions, 0, self.window - 1, slide=True) for head in view.heads]
         return CacheUpdate(retain=dict(enumerate(kept)))
 

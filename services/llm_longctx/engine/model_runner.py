@@ -29,8 +29,6 @@ from shared.lm.decoder import Decoder
 from shared.lm.host_transfer import DeviceBuffer, to_device
 from shared.lm.ops import Ops
 
-__all__ = ["ModelRunner"]
-
 
 class ModelRunner:
     """Runs one decoder for sequences that share a pool, each under its own method.

@@ -12,15 +12,6 @@ from services.llm_longctx import generation_metrics
 from services.llm_longctx.engine.sequence import Sequence, SequenceStatus
 from shared import telemetry
 
-__all__ = [
-    "observe_decode",
-    "observe_decode_step",
-    "observe_first_token",
-    "observe_preemption",
-    "observe_prefill",
-    "observe_queue",
-]
-
 
 def observe_queue(sequence: Sequence[Any], now: float) -> None:
     """The sequence was admitted at `now` (`time.perf_counter`)."""

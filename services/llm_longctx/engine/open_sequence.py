@@ -13,8 +13,6 @@ from services.llm_longctx.engine.paged_state import PagedState
 from services.llm_longctx.kv_cache import Entries
 from shared.errors import InvalidOption
 
-__all__ = ["OpenSequence"]
-
 SPARE = 128
 """Entries beyond the prompt for which addresses are reserved where nobody says how long the answer may be."""
 

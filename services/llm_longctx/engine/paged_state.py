@@ -16,8 +16,6 @@ from services.llm_longctx.engine.method_policy import Policy
 from services.llm_longctx.engine.prompt_lookup import DraftMeter, PromptLookup
 from services.llm_longctx.kv_cache import FewBitCache, PagePool, PageStore, SequenceCache
 
-__all__ = ["PagedState", "count_bytes"]
-
 
 class PagedState:
     """Holds pages until it is closed.

@@ -21,8 +21,6 @@ from services.llm_longctx.methods.core.hook_inputs import AttentionOutput, Cache
 from services.llm_longctx.methods.core.hook_results import Blocks, Dense, PrefillPlan, TokenLists, WindowSink
 from shared.lm.host_transfer import take_rows
 
-__all__ = ["ChunkAttention"]
-
 
 class ChunkAttention:
     """`attend` for one chunk."""

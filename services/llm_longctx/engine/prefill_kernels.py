@@ -16,8 +16,6 @@ from services.llm_longctx.kernels.dispatch import choose
 from services.llm_longctx.kernels.sdpa_lse import sdpa_lse
 from services.llm_longctx.methods.core.hook_results import Blocks, Dense, PrefillPlan, TokenLists, WindowSink
 
-__all__ = ["Part", "over_held", "over_history", "under_mask", "window_mask"]
-
 LEAST = 16
 """Queries below which a product is too small for blocks to pay."""
 

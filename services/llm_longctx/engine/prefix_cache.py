@@ -20,8 +20,6 @@ from services.llm_longctx.engine.request import GenerationRequest
 from services.llm_longctx.kv_cache import PoolExhausted, SequenceCache
 from shared.errors import InvalidOption
 
-__all__ = ["PrefixCache"]
-
 
 @dataclass(eq=False, slots=True)
 class _Node:

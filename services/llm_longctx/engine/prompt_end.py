@@ -21,8 +21,6 @@ from shared.lm.attention import ignore_taps
 from shared.lm.decoder import Decoder
 from shared.lm.host_transfer import to_device
 
-__all__ = ["ReplayAttention", "end_prompt"]
-
 
 class ReplayAttention:
     """`attend` for the tokens of one replay, at positions behind the prompt's; the cache stays as it is.

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["DraftMeter", "PromptLookup"]
-
 _NGRAM = 3
 """Tokens that must agree before a draft is made."""
 

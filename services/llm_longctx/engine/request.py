@@ -17,17 +17,6 @@ from services.llm_longctx.engine.taps import CapturedTokens, RequestTaps
 from shared.errors import FoveaError
 from shared.registry import CallContext
 
-__all__ = [
-    "CandidateSpec",
-    "FinishReason",
-    "GenerationRequest",
-    "Grammar",
-    "RequestStats",
-    "Sampling",
-    "ScoredToken",
-    "TokenCallback",
-]
-
 FinishReason = Literal["stop", "length"]
 
 

@@ -14,8 +14,6 @@ from torch import Tensor
 from services.llm_longctx.engine.request import Grammar, Sampling, ScoredToken
 from shared.lm.host_transfer import to_device, to_host
 
-__all__ = ["Sampler", "read_choices", "token_logprobs"]
-
 _GREEDY_BELOW = 1e-5
 """Temperatures below this are greedy: dividing by them says nothing but the maximum."""
 

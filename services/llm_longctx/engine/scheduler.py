@@ -28,8 +28,6 @@ from services.llm_longctx.kv_cache import PoolExhausted
 from shared import telemetry
 from shared.errors import Cancelled, Fault, FoveaError, TooLarge
 
-__all__ = ["Scheduler", "to_safe_error"]
-
 
 class Scheduler(Generic[S]):
     """Serves requests on one backend.

@@ -19,8 +19,6 @@ from services.llm_longctx.engine.taps import SequenceTaps
 from shared.errors import FoveaError, InvalidOption
 from shared.lm.host_transfer import to_host
 
-__all__ = ["Allocation", "S", "Sequence", "SequenceStatus"]
-
 
 class SequenceStatus(Enum):
     """Where a sequence stands."""

@@ -10,8 +10,6 @@ from typing import Protocol, Self, TypeVar
 
 from torch import Tensor
 
-__all__ = ["RequestSession", "SessionSource"]
-
 
 class RequestSession(Protocol):
     """Session of one request. Belongs to the scheduler's thread from its opening to its close."""

@@ -18,8 +18,6 @@ from services.llm_longctx.kernels import DeviceRuns, EntryRuns
 from services.llm_longctx.kv_cache import PagePool, ReadRun
 from shared.lm.host_transfer import DeviceBuffer, to_device
 
-__all__ = ["RowRuns", "StepRows"]
-
 
 @dataclass(slots=True, eq=False)
 class RowRuns:

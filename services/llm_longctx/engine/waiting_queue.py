@@ -15,8 +15,6 @@ from services.llm_longctx.engine.request import GenerationRequest
 from services.llm_longctx.engine.sequence import S, Sequence, SequenceStatus
 from shared.errors import NotReady, QueueFull
 
-__all__ = ["WaitingQueue"]
-
 
 class WaitingQueue(Generic[S]):
     """Sequences by rank, each told its place whenever that changes.

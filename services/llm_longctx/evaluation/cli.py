@@ -17,8 +17,6 @@ from rich.table import Table
 from services.llm_longctx.evaluation.heatmap import draw_heatmap
 from shared.errors import InvalidOption, Malformed
 
-__all__ = ["Knobs", "Model", "fidelity", "needle", "parse_knob", "parse_numbers", "save_report"]
-
 Model = Annotated[str | None, typer.Option(help="A served name, a Hugging Face folder or a GGUF file.")]
 Longctx = Annotated[str, typer.Option(help='Method and knobs as JSON, for example \'{"method": "power"}\'.')]
 Method = Annotated[str | None, typer.Option(help="The method by name; `fovea methods` lists them.", show_default=False)]

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 
 from PIL import Image, ImageDraw
 
-__all__ = ["draw_contact_sheet", "draw_heatmap"]
-
 CELL, MARGIN = 48, 64
 
 

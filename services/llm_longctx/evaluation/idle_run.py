@@ -15,8 +15,6 @@ from services.llm_longctx.engine.scheduler import Scheduler
 from shared.errors import Cancelled
 from shared.registry import CallContext
 
-__all__ = ["POLL_S", "run_when_idle"]
-
 POLL_S = 0.005
 """Seconds between two checks whether an answer is complete."""
 

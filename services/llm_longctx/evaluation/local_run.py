@@ -28,8 +28,6 @@ from shared.registry import CallContext
 from shared.serving.device_placement import load_context
 from shared.settings import settings
 
-__all__ = ["fidelity", "needle", "open_adapter", "parse_options", "show_progress"]
-
 _Request = TypeVar("_Request", bound=BaseModel)
 _Report = TypeVar("_Report")
 

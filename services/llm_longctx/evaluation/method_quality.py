@@ -29,8 +29,6 @@ from shared.errors import Cancelled, FoveaError, InvalidOption
 from shared.lm.niah_prompts import NEEDLES, build_haystack, build_needle_prompt
 from shared.registry import CallContext
 
-__all__ = ["FidelityReport", "FidelityRequest", "NeedleReport", "NeedleRequest", "run_fidelity", "run_needle"]
-
 MAX_TEXT_CHARS = 4_000_000
 """Most characters of the caller's own text."""
 

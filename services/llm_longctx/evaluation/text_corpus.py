@@ -10,8 +10,6 @@ from functools import cache
 
 from shared.errors import NotFound
 
-__all__ = ["load_library_prose"]
-
 
 def load_library_prose(characters: int, seed: int = 0) -> str:
     """At least so many characters of Python's help topics, or all there are.

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["BlockCsr"]
-
 
 @dataclass(frozen=True, eq=False, slots=True)
 class BlockCsr:

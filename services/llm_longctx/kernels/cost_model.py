@@ -17,8 +17,6 @@ from services.llm_longctx.kernels.device.cards import CARDS, GpuCard
 from services.llm_longctx.kernels.device.shapes import MODELS, ModelShape
 from services.llm_longctx.kernels.packed_pages.layout import PAGE, PackedLayout
 
-__all__ = ["Step", "Work", "cost_of_step", "render_page"]
-
 BANDWIDTH_SHARE = 0.92
 """Share of a card's bandwidth that a kernel of wide loads reaches."""
 

@@ -16,8 +16,6 @@ from services.llm_longctx.kernels.native import bindings
 from shared import telemetry
 from shared.errors import BadInput, NotReady
 
-__all__ = ["BACKENDS", "Backend", "Op", "backends", "choose"]
-
 Op = Literal[
     "block_sparse_prefill",
     "decode",

@@ -22,8 +22,6 @@ from services.llm_longctx.kv_cache.page_store import PageStore
 from services.llm_longctx.kv_cache.sequence_cache import Entries, ReadRun, SequenceCache, SharedPrefix
 from shared.lm.host_transfer import to_device
 
-__all__ = ["RECENT", "FewBitCache"]
-
 RECENT = 32
 """Entries of the recent window that are always whole; up to a page more wait until they fill one."""
 
@@ -57,15 +55,12 @@ class FewBitCache(SequenceCache):
 
     @property
     def shared_store(self) -> PageStore:
-        """Where shared pages lie."""
         return self.store
 
     def pages(self) -> np.ndarray:
-        """Numbers of all whole pages held."""
         return np.concatenate([self.own.pages(), self.compact.pages(), self.fixed.pages()])
 
     def held_pages(self) -> dict[PageStore, np.ndarray]:
-        """Numbers of all pages held in each store."""
         shared = [part.pages(PAGE) for part in self.shared]
         return {
             self.pool: self.pages(),
@@ -73,7 +68,6 @@ class FewBitCache(SequenceCache):
         }
 
     def read_runs(self) -> list[ReadRun]:
-        """What a step reads beside the own runs, which come last."""
         parts = [ReadRun(self.bits, part.start, np.where(part.start < 0, 0, part.n)) for part in self.shared]
         parts.append(ReadRun(self.bits, self.base.start, self.base.n.copy()))
         parts.append(ReadRun(self.bits, self.packed.start + self.stale, self.packed.n - self.stale))
@@ -89,7 +83,6 @@ class FewBitCache(SequenceCache):
         return [one for one in (*shared, (int(self.base.start[at]), int(self.base.n[at])), own) if one[1]]
 
     def entries(self, layer: int, head: int) -> Entries:
-        """All entries of one head, widened, compact copies excluded; whole heads in order of position."""
         pool, store, slots, fixed = self.pool, self.store, self._own_slots(layer, head), self._fixed_slots(layer, head)
         extents = self.packed_extents(layer, head)
         origin = torch.cat([self._count(0, 0), *(self._count(start, start + n) for start, n in extents)])
@@ -106,7 +99,6 @@ class FewBitCache(SequenceCache):
         return Entries(keys, values, positions, weights, origin)
 
     def whole_heads(self, layer: int, heads: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Keys and values of whole heads, [g,n,d] each, widened."""
         at = layer, heads[0]
         length = sum(n for _, n in self.packed_extents(*at)) + int(self.fixed.n[at] + self.own.n[at])
         held = self.pool.keys.new_empty(2, len(heads), length, self.pool.keys.shape[1])
@@ -122,7 +114,6 @@ class FewBitCache(SequenceCache):
         return held[0], held[1]
 
     def span(self, layer: int, head: int, begin: int, end: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of a whole head's positions `begin` … `end`-1 [m,d], widened."""
         at, keys, values = 0, [self.pool.keys[:0]], [self.pool.values[:0]]
         fixed, own = (int(runs.start[layer, head]) for runs in (self.fixed, self.own))
         parts = [(0, fixed, int(self.fixed.n[layer, head]))]
@@ -143,12 +134,10 @@ class FewBitCache(SequenceCache):
     # Writing prompts.
 
     def reserve(self, entries: np.ndarray) -> None:
-        """Reserve addresses for what the heads will hold [L,G]."""
         self.own.reserve(entries.clip(max=RECENT + 3 * PAGE))
         self.packed.reserve((entries - RECENT).clip(min=0))
 
     def end_chunk(self, layer: int) -> None:
-        """A layer has attended to a chunk of the prompt: all but the recent window is packed."""
         self.pack_old(layer)
 
     def pack_old(self, layer: int | None = None) -> None:
@@ -252,12 +241,10 @@ class FewBitCache(SequenceCache):
 
     @property
     def most_in_step(self) -> int:
-        """Tokens that may be fed in one step, so that packing falls before the first of them."""
         left = RECENT + PAGE + self._opening() - self.own.n + PAGE * self._packable()
         return max(int(left.min()), 1)
 
     def pages_needed(self, tokens: int = 1) -> int:
-        """Whole pages' worth that so many more tokens commit: packed ones, one layer's chunk, and recent windows."""
         if tokens == 1:
             return super().pages_needed()
         whole = np.where(self.cut, 0, 1)
@@ -276,7 +263,6 @@ class FewBitCache(SequenceCache):
         return super().begin_step(mark=mark)
 
     def end_step(self) -> None:
-        """The token was attended to everywhere: the oldest entries leave full windows."""
         self.length += 1
         leaving = (self.slide >= 0) & (self.packed.n - self.stale + self.own.n > self.slide)
         if self.windows.any:
@@ -297,20 +283,16 @@ class FewBitCache(SequenceCache):
     # Sharing.
 
     def empty_twin(self) -> Self:
-        """Another cache of this kind, which holds nothing."""
         return type(self)(self.pool, *self.cut.shape, self.bits)
 
     def count_full(self) -> int:
-        """Entries of the whole heads' packed runs, in all of them."""
         whole = self.packed.n[~self.cut]
         return int(whole.min()) if whole.size else 0
 
     def share(self, begin: int, count: int) -> SharedPrefix:
-        """Packed entries `begin` … `begin`+`count`-1 of the whole heads, multiples of the page. It is not held yet."""
         return SharedPrefix(np.where(self.cut, -1, self.packed.start + begin), count)
 
     def copy(self, other: SequenceCache, taken: int) -> None:
-        """What is whole, and packed runs less the first `taken` entries of whole heads, of another sequence."""
         if not isinstance(other, FewBitCache):
             message = "a cache in few bits is copied from one in few bits"
             raise TypeError(message)
@@ -323,7 +305,6 @@ class FewBitCache(SequenceCache):
         _copy_runs(self.packed, other.packed, skip)
 
     def close(self) -> None:
-        """Give back everything."""
         super().close()
         for runs in (self.fixed, self.base, self.packed):
             runs.close()

@@ -57,7 +57,6 @@ class PackedStore(PageStore):
         unpack_pages(self.layout, self.pages, page, keys, values)
 
     def copy(self, source: slice | Tensor, target: int, count: int) -> None:
-        """Copy whole pages of entries."""
         self.positions[target : target + count] = self.positions[source]
         self.log_weights[target : target + count] = self.log_weights[source]
         step = self.page

@@ -59,7 +59,6 @@ class PagePool(PageStore):
         return self._packed[bits]
 
     def copy(self, source: slice | Tensor, target: int, count: int) -> None:
-        """Copy entries `source` to `target` … `target`+count-1, everything that belongs to them."""
         for store in (self.keys, self.values, self.positions, self.log_weights):
             store[target : target + count] = store[source]
 

@@ -13,8 +13,6 @@ from torch import Tensor
 
 from services.llm_longctx.kv_cache.page_store import PageStore, PoolExhausted
 
-__all__ = ["PageRuns"]
-
 
 class PageRuns:
     """Runs of one sequence.

@@ -17,8 +17,6 @@ from torch import Tensor
 
 from services.llm_longctx.kv_cache.range_allocator import RangeAllocator
 
-__all__ = ["ByteBudget", "PageStore", "PoolExhausted"]
-
 OVERCOMMIT = 3
 """Addresses per page that may be held: a run is reserved at its longest, and moves leave gaps."""
 

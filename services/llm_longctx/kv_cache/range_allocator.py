@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 
-__all__ = ["RangeAllocator"]
-
 
 class RangeAllocator:
     """Free ranges of the numbers 0 … size-1, kept in order and joined where they touch."""

@@ -21,8 +21,6 @@ from services.llm_longctx.kv_cache.sliding_window import SlidingWindows
 from services.llm_longctx.kv_cache.virtual_entries import VirtualEntries
 from shared.lm.host_transfer import to_device
 
-__all__ = ["Entries", "ReadRun", "SequenceCache", "SharedPrefix"]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Entries:

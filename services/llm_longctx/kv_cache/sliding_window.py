@@ -11,8 +11,6 @@ from typing import Self
 
 import numpy as np
 
-__all__ = ["SlidingWindows"]
-
 
 class SlidingWindows:
     """Sliding windows of one sequence, arrays over [L,G].

@@ -16,8 +16,6 @@ from torch import Tensor
 
 from services.llm_longctx.kv_cache.page_pool import PagePool
 
-__all__ = ["VirtualEntries"]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Mean:

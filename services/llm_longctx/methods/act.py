@@ -23,8 +23,6 @@ from shared.lm.config import DecoderConfig
 from shared.lm.head_plan import HeadPlan
 from shared.lm.host_transfer import to_device
 
-__all__ = ["Act"]
-
 _ROWS = 512
 """Queries whose probabilities are held at a time."""
 
@@ -105,7 +103,6 @@ class Act(AttentionMethod):
         return Heads(calibrated=frozenset((int(layer), int(head)) for layer, head in pairs))
 
     def epilogue(self, view: AttentionOutput) -> tuple[Tensor, object]:
-        """Section 2, per calibrated head; the sinks found in prefill are the memo that decoding goes on with."""
         out, group = view.out.clone(), view.q.shape[0] // len(view.heads)
         frozen = dict(view.memo) if isinstance(view.memo, tuple) and view.decoding else {}
         for head in view.calibrated:

@@ -8,8 +8,6 @@ from pydantic import Field
 
 from services.llm_longctx.methods.snapkv import SnapKv
 
-__all__ = ["AdaKv"]
-
 
 class AdaKv(SnapKv):
     """SnapKV whose heads share their layer's budget: those that attend widely keep more.

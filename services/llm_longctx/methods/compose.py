@@ -30,8 +30,6 @@ from shared.errors import InvalidOption
 from shared.lm.config import DecoderConfig
 from shared.lm.head_plan import HeadPlan
 
-__all__ = ["Composed", "compose"]
-
 
 class _Memos(NamedTuple):
     """What each part remembers."""
@@ -77,36 +75,29 @@ class Composed(AttentionMethod):
 
     @property
     def active_phases(self) -> frozenset[str]:
-        """Where any part acts."""
         return frozenset[str]().union(*(p.active_phases for p in self._parts))
 
     @property
     def cut_at_end(self) -> bool:
-        """As the part for heads cuts."""
         return self.heads.cut_at_end
 
     @property
     def unread_tokens(self) -> int:
-        """What the part that needs most does."""
         return max(p.unread_tokens for p in self._parts)
 
     @property
     def shares_layer_budget(self) -> bool:
-        """As the part for heads cuts."""
         return self.heads.shares_layer_budget
 
     @property
     def shares_model_budget(self) -> bool:
-        """As the part for heads cuts."""
         return self.heads.shares_model_budget
 
     @property
     def needs(self) -> frozenset[str]:
-        """What any part does."""
         return frozenset[str]().union(*(p.needs for p in self._parts))
 
     def overrides(self, hook: str) -> bool:
-        """Whether a part that this hook asks does."""
         parts = {
             "prefill_plan": (self.prefill, self.heads),
             "decode_plan": (self.decode, self.heads),
@@ -117,18 +108,15 @@ class Composed(AttentionMethod):
         return any(p.overrides(hook) for p in parts)
 
     def identity(self) -> dict[str, Any]:
-        """Identities of the parts that read prompts."""
         identities = {"prefill": self.prefill.identity(), "heads": self.heads.identity()}
         return {name: facts for name, facts in identities.items() if facts}
 
     # Hooks.
 
     def head_plan(self, config: DecoderConfig, plan: HeadPlan | None) -> Heads:
-        """As the part for heads says."""
         return self.heads.head_plan(config, plan)
 
     def estimate(self, config: DecoderConfig, heads: Heads, prompt: int, new: int) -> Footprint:
-        """What the part for heads holds, and what the part for decoding copies of full heads."""
         held = self.heads.estimate(config, heads, prompt, new)
         copies = self.decode.estimate(config, heads, prompt, new)
         if copies.compact is None:
@@ -141,24 +129,20 @@ class Composed(AttentionMethod):
         return Footprint(held.entries, masked, is_bound=held.is_bound or copies.is_bound)
 
     def fit(self, entries: int, config: DecoderConfig, plan: HeadPlan | None, prompt: int, new: int) -> AttentionMethod:
-        """The part for heads is fitted."""
         return self.with_knobs(heads=self.heads.fit(entries, config, plan, prompt, new))
 
     def prefill_plan(self, chunk: Chunk) -> PrefillPlan | Sequence[PrefillPlan]:
-        """Full heads as the part for prompts says, the others as the part for heads does."""
         memos = _memos(chunk.memo)
         if chunk.evicting:
             return self.heads.prefill_plan(replace(chunk, memo=memos.heads))
         return self.prefill.prefill_plan(replace(chunk, memo=memos.prefill))
 
     def epilogue(self, view: AttentionOutput) -> tuple[Tensor, object]:
-        """As the part for heads says."""
         memos = _memos(view.memo)
         out, memo = self.heads.epilogue(replace(view, memo=memos.heads))
         return out, memos._replace(heads=memo)
 
     def after_prefill(self, view: PostPrefillView) -> CacheUpdate:
-        """Heads are cut by their part; copies are made of full heads by the part for decoding."""
         memos = _memos(view.memo)
         read = self.prefill.after_prefill(replace(view, memo=memos.prefill))
         cut = self.heads.after_prefill(replace(view, memo=memos.heads))
@@ -167,22 +151,18 @@ class Composed(AttentionMethod):
         return CacheUpdate(cut.retain, compact, _Memos(read.memo, copied.memo, cut.memo))
 
     def replays(self, ids: Sequence[int]) -> Sequence[Replay]:
-        """As the part for heads wants."""
         return self.heads.replays(ids)
 
     def after_replay(self, view: ReplayView) -> object:
-        """The part for heads remembers."""
         memos = _memos(view.memo)
         return memos._replace(heads=self.heads.after_replay(replace(view, memo=memos.heads)))
 
     def after_prompt(self, view: PromptEndView) -> Mapping[int, CacheUpdate]:
-        """Cuts as the part for heads says."""
         memos = [_memos(memo) for memo in view.memos]
         cut = self.heads.after_prompt(replace(view, memos=[memo.heads for memo in memos]))
         return {layer: replace(update, memo=memos[layer]._replace(heads=update.memo)) for layer, update in cut.items()}
 
     def decode_plan(self, step: DecodeView) -> DecodePlan:
-        """Full heads as the part for decoding says; heads that were cut read what they hold."""
         memos = _memos(step.memo)
         plan = self.decode.decode_plan(replace(step, memo=memos.decode))
         if all(step.full):
@@ -191,7 +171,6 @@ class Composed(AttentionMethod):
         return DecodePlan(tuple(plan.view(g) if full else Pages() for g, full in enumerate(step.full)), want)
 
     def after_decode(self, step: DecodeView, scores: Sequence[Tensor]) -> CacheUpdate:
-        """Copies as the part for decoding says, of full heads; cuts as the part for heads does."""
         memos = _memos(step.memo)
         copied, cut = (
             part.after_decode(mine, scores) if part.decode_plan(mine).want_scores else CacheUpdate(memo=mine.memo)

@@ -8,8 +8,6 @@ from pydantic import Field
 
 from services.llm_longctx.methods.snapkv import SnapKv
 
-__all__ = ["CriticalKv"]
-
 
 class CriticalKv(SnapKv):
     """SnapKV that fills half of its budget by score times the norm of the value behind the output matrix.

@@ -9,8 +9,6 @@ from torch import Tensor
 
 from services.llm_longctx.methods.core.attention_method import AttentionMethod, Reference
 
-__all__ = ["DenseMethod"]
-
 
 class DenseMethod(AttentionMethod):
     """Every token attends to itself and to all before it; nothing is dropped."""
@@ -19,7 +17,6 @@ class DenseMethod(AttentionMethod):
     granularity = "token"
 
     def reference(self, q: Tensor, k: Tensor, v: Tensor, **inputs: Any) -> Reference:
-        """Causal softmax: q [H,N,d], k and v [G,N,d] → out [H,N,d], mask [H,N,N]."""
         (H, N, d), G = q.shape, k.shape[0]
         mask = torch.ones(N, N, dtype=torch.bool).tril().expand(H, N, N)
         keys, values = (x.double().repeat_interleave(H // G, 0) for x in (k, v))

@@ -28,8 +28,6 @@ from shared.lm.attention_math import streaming_mask
 from shared.lm.config import DecoderConfig
 from shared.lm.head_plan import HeadPlan
 
-__all__ = ["Duo"]
-
 
 class Duo(AttentionMethod):
     """Heads that retrieve keep their whole history; the others keep the first and the last tokens only.
@@ -86,15 +84,12 @@ class Duo(AttentionMethod):
         return Reference(out, mask.expand(H, N, N), {"streaming": streaming, "dense": dense})
 
     def head_plan(self, config: DecoderConfig, plan: HeadPlan | None) -> Heads:
-        """Full heads by the knobs or the plan."""
         return resolve_heads(self.name, config, plan, self.roles, self.share)
 
     def prefill_plan(self, chunk: Chunk) -> PrefillPlan:
-        """As released, what is still held and the chunk itself are read in full."""
         return WindowSink(self.sink, self.recent) if chunk.evicting and self.window == "exact" else Dense()
 
     def after_prefill(self, view: PostPrefillView) -> CacheUpdate:
-        """Streaming heads are cut after every chunk, and slide while decoding."""
         kept = {
             g: RetentionPolicy.ends(head.positions, self.sink, self._between, slide=True)
             for g, (head, full) in enumerate(zip(view.heads, view.full, strict=True))
@@ -103,11 +98,9 @@ class Duo(AttentionMethod):
         return CacheUpdate(retain=kept, memo=view.memo)
 
     def estimate(self, config: DecoderConfig, heads: Heads, prompt: int, new: int) -> Footprint:
-        """Streaming heads hold their ends and the step's own entry."""
         return Footprint(entries_by_role(heads, config, prompt + new, self._cut(prompt + new)))
 
     def fit(self, entries: int, config: DecoderConfig, plan: HeadPlan | None, prompt: int, new: int) -> AttentionMethod:
-        """As many full heads as the budget holds, by the plan's ranking; as many as asked for where they fit."""
         full, cut = prompt + new, self._cut(prompt + new)
         heads = config.layers * config.kv_heads
         most = (entries - heads * cut) // max(full - cut, 1) if full > cut else heads

@@ -16,8 +16,6 @@ from services.llm_longctx.methods.core.hook_inputs import ReadTokens, ScoringVie
 from shared.lm.host_transfer import take_rows
 from shared.lm.rope import rotate, rotation
 
-__all__ = ["ExpectedAttention"]
-
 
 class ExpectedAttention(EvictionMethod):
     """Keeps what queries to come will probably attend to, by mean and covariance of the prompt's queries.
@@ -46,16 +44,13 @@ class ExpectedAttention(EvictionMethod):
 
     @property
     def query_window(self) -> int:
-        """While decoding the last queries count; the prompt's are summed up as they are read."""
         return self.recent if self.every is not None else 0
 
     @property
     def pyramid_window(self) -> int:
-        """No last entries are protected."""
         return 0
 
     def summarize(self, summary: object, tokens: ReadTokens) -> object:
-        """Sums over the prompt's queries behind the sinks."""
         if tokens.is_decoding:
             return None
         begin = min(max(self.sink - tokens.offset, 0), tokens.q.shape[1])
@@ -63,7 +58,6 @@ class ExpectedAttention(EvictionMethod):
         return added if summary is None else _add(summary, added)
 
     def score(self, view: ScoringView) -> Tensor:
-        """Expected attention, mean over a group, times the value's norm; first positions are protected."""
         sinks, (H, w) = view.positions < self.sink, view.q.shape[:2]
         if isinstance(view.summary, _Sums):
             R = H // len(view.kv_heads)

@@ -20,8 +20,6 @@ from services.llm_longctx.methods.core.hook_results import Blocks, Dense, Prefil
 from services.llm_longctx.methods.core.oracle import blocks_to_tokens, masked_attention
 from services.llm_longctx.methods.core.sparsity_claims import build_method_claim
 
-__all__ = ["FlexPrefill", "Selection"]
-
 _RELEASED = 128
 """Tokens per block in the release's counts, whatever the block is."""
 
@@ -67,7 +65,6 @@ class FlexPrefill(AttentionMethod):
     )
 
     def reference(self, q: Tensor, k: Tensor, v: Tensor, **inputs: Any) -> Reference:
-        """Section 2 in float64, one chunk."""
         N = q.shape[1]
         chosen = self.select(q.double(), k.double())
         mask = blocks_to_tokens(chosen.kept, self.block, self.block, N)
@@ -75,7 +72,6 @@ class FlexPrefill(AttentionMethod):
         return Reference(masked_attention(q, k, v, mask), mask, extras)
 
     def prefill_plan(self, chunk: Chunk) -> PrefillPlan:
-        """Blocks of the chunk's rows; all that went before counts."""
         if chunk.evicting or self._short(chunk.k.shape[1]) or chunk.offset % self.block:
             return Dense()
         kept = self.select(chunk.q, chunk.k).kept

@@ -11,8 +11,6 @@ from torch.nn import functional
 from services.llm_longctx.methods.core.eviction.method import EvictionMethod
 from services.llm_longctx.methods.core.hook_inputs import ScoringView
 
-__all__ = ["KeyDiff"]
-
 
 class KeyDiff(EvictionMethod):
     """Keeps the entries whose keys differ most from the rest. Needs no query, and nothing is protected.
@@ -31,6 +29,5 @@ class KeyDiff(EvictionMethod):
     )
 
     def score(self, view: ScoringView) -> Tensor:
-        """The less alike the mean of the unit keys, the better."""
         anchor = functional.normalize(view.k, dim=-1, eps=1e-12).mean(1, keepdim=True)
         return -functional.cosine_similarity(view.k, anchor, dim=-1, eps=1e-8)

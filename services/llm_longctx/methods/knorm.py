@@ -10,8 +10,6 @@ from torch import Tensor
 from services.llm_longctx.methods.core.eviction.method import EvictionMethod
 from services.llm_longctx.methods.core.hook_inputs import ScoringView
 
-__all__ = ["KNorm"]
-
 
 class KNorm(EvictionMethod):
     """Keeps the entries whose keys are shortest. Needs no query, and nothing is protected.
@@ -29,6 +27,5 @@ class KNorm(EvictionMethod):
     )
 
     def score(self, view: ScoringView) -> Tensor:
-        """The shorter, the better."""
         length: Tensor = view.k.norm(dim=-1)
         return -length

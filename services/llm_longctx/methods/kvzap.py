@@ -21,8 +21,6 @@ from shared.lm.config import DecoderConfig
 from shared.lm.head_plan import HeadPlan
 from shared.lm.host_transfer import take_rows, to_device
 
-__all__ = ["KvZap", "Surrogate"]
-
 Matrix = tuple[tuple[float, ...], ...]
 
 
@@ -76,16 +74,13 @@ class KvZap(EvictionMethod):
 
     @property
     def needs(self) -> frozenset[str]:
-        """The attention input."""
         return super().needs | {"hidden"}
 
     @property
     def pyramid_window(self) -> int:
-        """The window."""
         return self.window
 
     def head_plan(self, config: DecoderConfig, plan: HeadPlan | None) -> Heads:
-        """Maps must be this model's."""
         shapes = {(len(one.bias), len((one.weight_in or one.weight)[0])) for one in self.surrogates}
         if self.surrogates and (len(self.surrogates) != config.layers or shapes != {(config.kv_heads, config.width)}):
             detail = f"surrogates must be {config.layers} maps from {config.width} numbers to {config.kv_heads}."
@@ -93,7 +88,6 @@ class KvZap(EvictionMethod):
         return super().head_plan(config, plan)
 
     def summarize(self, summary: object, tokens: ReadTokens) -> object:
-        """Scores of all tokens so far [G,n]."""
         if tokens.hidden is None or not self.surrogates:
             return None
         wide = torch.promote_types(tokens.hidden.dtype, torch.float32)
@@ -101,12 +95,10 @@ class KvZap(EvictionMethod):
         return _append(summary, take_rows(_worth(tokens.hidden.to(wide), weights), tokens.kv_heads))
 
     def summarize_inputs(self, k: Tensor, v: Tensor, inputs: Mapping[str, Any]) -> object:
-        """Scores by a map and an attention input that were given by hand."""
         hidden, maps = inputs.get("hidden"), inputs.get("surrogate")
         return None if hidden is None or maps is None else _worth(hidden, maps)
 
     def score(self, view: ScoringView) -> Tensor:
-        """What the map says; the last `window` positions are protected."""
         scores = torch.zeros_like(view.positions, dtype=view.k.dtype)
         if isinstance(view.summary, Tensor):
             scores = take_rows(view.summary, view.kv_heads).to(view.k.dtype).gather(1, view.positions)
@@ -115,11 +107,9 @@ class KvZap(EvictionMethod):
     # Under a threshold.
 
     def counts(self, tokens: int, layers: int) -> list[int]:
-        """As many as there are may stay under a threshold."""
         return super().counts(tokens, layers) if self.threshold is None else [tokens] * layers
 
     def is_cut(self, held: Sequence[int], count: int) -> bool:
-        """Under a threshold always."""
         return self.threshold is not None or super().is_cut(held, count)
 
     def keep_entries(
@@ -130,19 +120,16 @@ class KvZap(EvictionMethod):
         norms: Sequence[Tensor] | None = None,
         tokens: int | None = None,
     ) -> list[Tensor]:
-        """Under a threshold whatever reaches it."""
         if self.threshold is None:
             return super().keep_entries(scores, positions, count, norms, tokens)
         return [row >= self.threshold for row in scores]
 
     def estimate(self, config: DecoderConfig, heads: Heads, prompt: int, new: int) -> Footprint:
-        """Under a threshold as many as dense."""
         if self.threshold is None:
             return super().estimate(config, heads, prompt, new)
         return Footprint(((prompt + new,) * config.kv_heads,) * config.layers, is_bound=True)
 
     def fit(self, entries: int, config: DecoderConfig, plan: HeadPlan | None, prompt: int, new: int) -> AttentionMethod:
-        """A budget takes the threshold's place, unless all of it fits."""
         if self.threshold is not None and entries >= config.layers * config.kv_heads * (prompt + new):
             return self
         return EvictionMethod.fit(self.with_knobs(threshold=None), entries, config, plan, prompt, new)

@@ -19,8 +19,6 @@ from shared.lm.config import DecoderConfig
 from shared.lm.head_plan import HeadPlan
 from shared.lm.host_transfer import take_rows
 
-__all__ = ["KvZip"]
-
 _OVERLAP = 8
 """Last tokens of the chunk before, with which later replays begin."""
 
@@ -61,23 +59,19 @@ class KvZip(EvictionMethod):
 
     @property
     def cuts_after_layers(self) -> bool:
-        """Scores are known when all layers have replayed."""
         return True
 
     @property
     def needs(self) -> frozenset[str]:
-        """KVzip+ weighs by the output matrix and by the attention input."""
         return super().needs | ({"hidden", "output"} if self.plus else frozenset())
 
     def head_plan(self, config: DecoderConfig, plan: HeadPlan | None) -> Heads:
-        """Replays read the whole prompt in every layer."""
         if any(window is not None for window in config.windows or ()):
             detail = "kvzip replays the whole prompt, and layers of this model hold a window of it only."
             raise InvalidOption(detail, hint="Ask for snapkv or expected_attention.", field="longctx.method")
         return super().head_plan(config, plan)
 
     def replays(self, ids: Sequence[int]) -> tuple[Replay, ...]:
-        """Section 2: instruction, overlap, turn change, chunk."""
         made: list[Replay] = []
         for begin in range(min(self.prefix, len(ids)), len(ids), self.chunk):
             end = min(begin + self.chunk, len(ids))
@@ -86,7 +80,6 @@ class KvZip(EvictionMethod):
         return tuple(made)
 
     def summarize_replay(self, summary: object, view: ReplayView) -> object:
-        """Scores of the replayed entries, behind those of earlier replays; of heads that keep everything zeros."""
         before = summary if isinstance(summary, tuple) else ()
         orders = [head.positions.argsort() for head in view.heads]
         k = torch.stack([head.k[at] for head, at in zip(view.heads, orders, strict=True)])
@@ -96,14 +89,12 @@ class KvZip(EvictionMethod):
         return (*before, (view.replay.begin, scored))
 
     def score(self, view: ScoringView) -> Tensor:
-        """The most attention that an entry got; sinks and what comes before the context are protected."""
         found = view.k.new_zeros(len(view.k), view.tokens)
         for begin, scores in view.summary if isinstance(view.summary, tuple) else ():
             found[:, begin : begin + scores.shape[1]] = take_rows(scores, view.kv_heads)
         return found.gather(1, view.positions).masked_fill(view.positions < max(self.sink, self.prefix), math.inf)
 
     def summarize_inputs(self, k: Tensor, v: Tensor, inputs: Mapping[str, Any]) -> object:
-        """Scores of replays that were given by hand, one after the other."""
         summary = []
         for one in inputs.get("replays", ()):
             replay = Replay(int(one["start"]), int(one["end"]), ())

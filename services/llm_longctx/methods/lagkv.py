@@ -13,8 +13,6 @@ from torch import Tensor
 from services.llm_longctx.methods.core.eviction.method import EvictionMethod
 from services.llm_longctx.methods.core.hook_inputs import ScoringView
 
-__all__ = ["LagKv"]
-
 
 class LagKv(EvictionMethod):
     """Keeps, of every partition, the keys and values that vary most on the scale of the next one. Needs no query.
@@ -38,7 +36,6 @@ class LagKv(EvictionMethod):
     cross: bool = Field(False, description="Partitions compete by their raw scores, not each by its ranks.")
 
     def score(self, view: ScoringView) -> Tensor:
-        """Mean of the keys' and the values' scores, or its rank in the partition; first positions are protected."""
         n, sinks = view.k.shape[1], view.positions < self.sink
         # Sinks are never evicted, so that the first entries held are they.
         f = min(self.sink, n)

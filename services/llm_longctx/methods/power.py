@@ -16,8 +16,6 @@ from services.llm_longctx.methods.core.hook_results import Blocks, DecodePlan, D
 from services.llm_longctx.methods.core.oracle import blocks_to_tokens, masked_attention
 from services.llm_longctx.methods.core.sparsity_claims import build_method_claim
 
-__all__ = ["Power", "power_blocks"]
-
 
 class Power(AttentionMethod):
     """Each block reads its window, the sinks and the blocks at distances that are powers of two.
@@ -41,7 +39,6 @@ class Power(AttentionMethod):
     contract_knobs: ClassVar = {"block": 4, "window": 1}
 
     def reference(self, q: Tensor, k: Tensor, v: Tensor, layer: int | None = None, **inputs: Any) -> Reference:
-        """Section 1: mask by the distance of blocks."""
         H, N = q.shape[:2]
         rows = -(-N // self.block)
         kept = power_blocks(0, rows, rows if layer in self.dense_layers else self.window, self.sink)
@@ -49,14 +46,12 @@ class Power(AttentionMethod):
         return Reference(masked_attention(q, k, v, mask), mask.expand(H, N, N), {"block_mask": kept})
 
     def prefill_plan(self, chunk: Chunk) -> PrefillPlan:
-        """The rows of the chunk; they depend on absolute positions only, so any chunking reads alike."""
         if chunk.layer in self.dense_layers:
             return Dense()
         first, rows = chunk.offset // self.block, -(-chunk.k.shape[1] // self.block)
         return Blocks(_csr(len(chunk.kv_heads), first, rows, self.block, self.window, self.sink, chunk.q.device))
 
     def decode_plan(self, step: DecodeView) -> DecodePlan:
-        """The blocks that the rule allows, and the query's own up to itself."""
         return DecodePlan() if step.layer in self.dense_layers else DecodePlan(Ranges(self._spans(step.position)))
 
     def _spans(self, position: int) -> tuple[tuple[int, int], ...]:

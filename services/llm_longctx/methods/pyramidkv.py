@@ -8,8 +8,6 @@ from pydantic import Field
 
 from services.llm_longctx.methods.snapkv import SnapKv
 
-__all__ = ["PyramidKv"]
-
 
 class PyramidKv(SnapKv):
     """SnapKV whose lower layers keep more than the higher ones.

@@ -22,8 +22,6 @@ from shared.errors import InvalidOption
 from shared.lm.config import DecoderConfig
 from shared.lm.head_plan import HeadPlan
 
-__all__ = ["Razor"]
-
 
 class Razor(AttentionMethod):
     """After a dense prefill, heads that don't retrieve keep sinks, a window and a compensation entry.
@@ -110,11 +108,9 @@ class Razor(AttentionMethod):
         return Reference(torch.cat(rows, 1), mask)
 
     def head_plan(self, config: DecoderConfig, plan: HeadPlan | None) -> Heads:
-        """Retrieval heads by the knob or the plan."""
         return resolve_heads(self.name, config, plan, self.roles, None)
 
     def after_prefill(self, view: PostPrefillView) -> CacheUpdate:
-        """Compress once the whole prompt is read."""
         if not view.last:
             return CacheUpdate(memo=view.memo)
         begin, end = self._dropped(view.length)
@@ -134,14 +130,12 @@ class Razor(AttentionMethod):
         return CacheUpdate(retain=kept, memo=view.memo)
 
     def estimate(self, config: DecoderConfig, heads: Heads, prompt: int, new: int) -> Footprint:
-        """Cut heads hold sinks, window and virtual entry, and what is appended unless the window slides."""
         begin, end = self._dropped(prompt)
         held = prompt - (end - begin) + (end > begin and self._compensates)
         cut = min(prompt + new, self.sink + self._window(prompt) + 1) + self._compensates if self.slide else held + new
         return Footprint(entries_by_role(heads, config, prompt + new, min(cut, prompt + new + 1)))
 
     def fit(self, entries: int, config: DecoderConfig, plan: HeadPlan | None, prompt: int, new: int) -> AttentionMethod:
-        """The longest window that the budget holds."""
         heads = config.layers * config.kv_heads
         full = count_full(self.head_plan(config, plan), config)
         if entries >= heads * (prompt + new):

@@ -19,8 +19,6 @@ from shared.errors import InvalidOption
 from shared.lm.config import DecoderConfig
 from shared.lm.head_plan import HeadPlan
 
-__all__ = ["Recycled"]
-
 _FULL = DecodePlan(Pages(), want_scores=True)
 _COMPACT = DecodePlan(Compact())
 _EVICTING = DecodePlan(Compact(), want_scores=True)
@@ -70,7 +68,6 @@ class Recycled(AttentionMethod):
         v_new: Tensor | None = None,
         **inputs: Any,
     ) -> Reference:
-        """Section 1 over T steps q_new [H,T,d], k_new, v_new [G,T,d]: out [H,T,d], mask [H,T,N+T]."""
         if q_new is None or k_new is None or v_new is None:
             message = "recycled needs the decode steps q_new, k_new and v_new"
             raise ValueError(message)
@@ -95,7 +92,6 @@ class Recycled(AttentionMethod):
         return Reference(out, mask, {"selected": selected, "full_steps": full_steps})
 
     def after_prefill(self, view: PostPrefillView) -> CacheUpdate:
-        """The last prompt token's attention picks the first copies."""
         if not view.last:
             return CacheUpdate(memo=view.memo)
         H, scores = view.q.shape[0] // len(view.heads), []
@@ -106,20 +102,17 @@ class Recycled(AttentionMethod):
         return self._select(scores, view.q[:, -1], view.length - 1, [head.positions for head in view.heads])
 
     def decode_plan(self, step: DecodeView) -> DecodePlan:
-        """Everything on full steps, the copy on the others."""
         if not isinstance(step.memo, _Memo) or self._is_full(step.number, step.q, step.memo.query):
             return _FULL
         return _EVICTING if self.evict == "lowest" else _COMPACT
 
     def after_decode(self, step: DecodeView, scores: Sequence[Tensor]) -> CacheUpdate:
-        """A full step picks anew; with `evict` a recycled one makes room for the step to come."""
         memo = step.memo
         if not isinstance(memo, _Memo) or self._is_full(step.number, step.q, memo.query):
             return self._select(scores, step.q, step.position, [head.positions for head in step.heads])
         return CacheUpdate(compact=self._copies(memo, step.position), memo=memo)
 
     def estimate(self, config: DecoderConfig, heads: Heads, prompt: int, new: int) -> Footprint:
-        """Dense, and the copies with what is appended to them between full steps, at their longest."""
         appended = 0 if self.evict == "lowest" else new if self.similarity is not None else min(self.stride - 1, new)
         # A copy is of what there was at the last full step; those that keep their size grow to it step by step.
         grown = new // self.stride * self.stride if self.similarity is None and self.evict == "none" else new
@@ -128,7 +121,6 @@ class Recycled(AttentionMethod):
         return Footprint(whole, (row,) * config.layers, is_bound=self.similarity is not None)
 
     def fit(self, entries: int, config: DecoderConfig, plan: HeadPlan | None, prompt: int, new: int) -> AttentionMethod:
-        """Copies as large as the budget leaves beside the whole history."""
         room = entries // (config.layers * config.kv_heads) - (prompt + new) - min(self.stride - 1, new)
         if room < 1:
             detail = f"recycled frees no memory: it holds {prompt + new:,} entries a head, and copies on top."

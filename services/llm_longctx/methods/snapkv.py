@@ -14,8 +14,6 @@ from torch.nn import functional
 from services.llm_longctx.methods.core.eviction.method import EvictionMethod
 from services.llm_longctx.methods.core.hook_inputs import ScoringView
 
-__all__ = ["SnapKv"]
-
 
 class SnapKv(EvictionMethod):
     """Keeps what the last queries attend to, and the neighbours of that; one set per key/value head.
@@ -47,11 +45,9 @@ class SnapKv(EvictionMethod):
 
     @property
     def query_window(self) -> int:
-        """The window."""
         return self.window
 
     def score(self, view: ScoringView) -> Tensor:
-        """Mean probability over the window's queries, pooled, mean over a group; the window is protected."""
         q = view.q[:, -self.window :]
         (H, w, d), (G, n) = q.shape, view.positions.shape
         begin = view.tokens - w

@@ -11,8 +11,6 @@ from torch import Tensor
 from services.llm_longctx.methods.core.eviction.method import EvictionMethod
 from services.llm_longctx.methods.core.hook_inputs import ScoringView
 
-__all__ = ["StreamingLlm"]
-
 
 class StreamingLlm(EvictionMethod):
     """Keeps the first few entries and the newest ones.
@@ -27,5 +25,4 @@ class StreamingLlm(EvictionMethod):
     sink: int = Field(4, ge=0, le=65536, description="First entries, which are always kept.")
 
     def score(self, view: ScoringView) -> Tensor:
-        """The later, the better; positions below `sink` are protected."""
         return (view.positions.double() / view.tokens).masked_fill(view.positions < self.sink, math.inf)

@@ -11,8 +11,6 @@ from torch import Tensor
 from services.llm_longctx.methods.core.eviction.method import EvictionMethod
 from services.llm_longctx.methods.core.hook_inputs import ScoringView
 
-__all__ = ["Tova"]
-
 
 class Tova(EvictionMethod):
     """Keeps what the last query attends to, one set for all heads of a layer.
@@ -31,7 +29,6 @@ class Tova(EvictionMethod):
     )
 
     def score(self, view: ScoringView) -> Tensor:
-        """The last query's probability, mean over the layer's query heads; the last position is protected."""
         (H, _, d), G = view.q.shape, len(view.k)
         logits = view.q[:, -1:].reshape(G, H // G, d) @ view.k.mT * d**-0.5
         mean: Tensor = logits.softmax(-1).mean((0, 1)).expand(G, -1)

@@ -9,8 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["rotate_halves", "rotate_pairs"]
-
 
 def rotate_halves(x: Tensor, positions: Tensor) -> Tensor:
     """Turn the pairs (xᵢ, xᵢ₊d/2) of x [...,T,d] by position · 10⁴^(-2i/d); positions broadcast to [...,T]."""

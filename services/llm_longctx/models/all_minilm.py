@@ -15,8 +15,6 @@ from shared.lm.bundled_models import MINILM
 from shared.lm.embedder import SentenceEmbedder, load_embedder
 from shared.registry import CallContext, Card, Limits, LoadContext, Paper, Servable
 
-__all__ = ["AllMiniLM"]
-
 
 class AllMiniLM(Servable[EmbeddingsRequest, Embeddings]):
     """Sentence embeddings of 384 numbers."""
@@ -59,7 +57,6 @@ class AllMiniLM(Servable[EmbeddingsRequest, Embeddings]):
         return cls(load_embedder())
 
     def predict(self, batch: Sequence[EmbeddingsRequest], run: CallContext) -> list[Embeddings | FoveaError]:
-        """Embed the texts of each request."""
         return [self._answer(request, run) for request in batch]
 
     def _answer(self, request: EmbeddingsRequest, run: CallContext) -> Embeddings | FoveaError:

@@ -13,8 +13,6 @@ from services.llm_longctx.serving.toy_tokenizers import ByteTokenizer
 from shared.registry import Card, Limits, Metric, Paper
 from shared.registry.weights import NetworkSpec
 
-__all__ = ["HybridNonapproximate"]
-
 _SIZES: dict[str, Any] = {
     "vocab": 256,
     "width": 96,
@@ -67,7 +65,6 @@ class HybridNonapproximate(SessionModel):
 
     @classmethod
     def make_adapter(cls, loaded: LoadedNetwork, threads: int) -> StatelessSessionAdapter:
-        """An adapter for bytes, without state between requests."""
         net: Any = loaded.net
         width, layers = net.embed.embedding_dim, len(net.mixers)
         return StatelessSessionAdapter(
@@ -85,7 +82,6 @@ class HybridNonapproximate(SessionModel):
         )
 
     def details(self) -> dict[str, Any]:
-        """Mixer and state of each layer at the full context, beside the dense twin's."""
         net = self.adapter.net
         mixers, context, width, heads = net.mixers, net.context, net.embed.embedding_dim, net.heads
         held = [cache_bytes(mixer, 1, context, width, heads, _ITEM) for mixer in mixers]

@@ -13,8 +13,6 @@ from shared.registry.sparsity_claims import build_claim, read_measurements
 from shared.registry.weights import NetworkSpec
 from shared.sparsity import Pattern, Phases
 
-__all__ = ["LandmarkRecall"]
-
 CONTEXT = 32_768
 """Tokens of one request: what it costs grows with them, what it understands does not end there."""
 
@@ -81,7 +79,6 @@ class LandmarkRecall(SessionModel):
 
     @classmethod
     def make_adapter(cls, loaded: LoadedNetwork, threads: int) -> LandmarkAdapter:
-        """An adapter for the words of the recall task."""
         scheduler = make_session_scheduler(_SIZES["vocab"], threads)
         return LandmarkAdapter(
             cls.card.name,

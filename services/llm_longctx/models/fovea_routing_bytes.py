@@ -17,8 +17,6 @@ from shared.registry.sparsity_claims import build_claim, read_measurements
 from shared.registry.weights import NetworkSpec
 from shared.sparsity import Pattern, Phases
 
-__all__ = ["RoutingBytes"]
-
 _SIZES: dict[str, Any] = {
     "vocab": 256, "width": 128, "layers": 4, "heads": 4, "local_heads": 2, "head_dim": 32, "window": 64,
     "local_window": 64, "context": 512, "mode": "causal", "shared": False, "first": 3,
@@ -79,7 +77,6 @@ class RoutingBytes(SessionModel):
 
     @classmethod
     def make_adapter(cls, loaded: LoadedNetwork, threads: int) -> StatelessSessionAdapter:
-        """An adapter for bytes, without state between requests."""
         net: Any = loaded.net
         width, layers = net.token_emb.embedding_dim, len(net.blocks)
         return StatelessSessionAdapter(

@@ -10,8 +10,6 @@ from services.llm_longctx.serving.toy_tokenizers import LANDMARK, RecallTokenize
 from shared.registry import Card, Limits, Metric, Paper
 from shared.registry.weights import NetworkSpec
 
-__all__ = ["TitansLMM", "TitansMAC", "TitansMAG", "TitansMAL"]
-
 CONTEXT = 32_768
 """Tokens of one request; a session may read any number of them."""
 
@@ -64,7 +62,6 @@ class _Titans(SessionModel):
 
     @classmethod
     def make_adapter(cls, loaded: LoadedNetwork, threads: int) -> TitansAdapter:
-        """An adapter for the words of the recall task."""
         vocab, width, layers = (_SIZES[name] for name in ("vocab", "width", "layers"))
         return TitansAdapter(
             cls.card.name,

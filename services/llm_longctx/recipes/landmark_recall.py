@@ -22,8 +22,6 @@ from services.llm_longctx.mixers.landmark.session import Gate
 from services.llm_longctx.recipes.recall import LANDMARK, VOCAB, RecallBatch, draw
 from shared.training.recipe import Batch, Recipe, Schedule
 
-__all__ = ["LandmarkRecallRecipe", "with_landmarks"]
-
 BODIES = (8, 16, 24, 32, 40)
 """Lengths before the questions, in turn."""
 
@@ -84,12 +82,10 @@ class LandmarkRecallRecipe(Recipe):
     gate: float = Field(1.0, ge=0, description="Weight of the loss that teaches the last layer's gates.")
 
     def config(self) -> dict[str, Any]:
-        """A landmark GPT; the twin never sees a landmark and is then an ordinary GPT."""
         sizes = {"width": self.width, "layers": self.layers, "heads": self.heads}
         return {"vocab": VOCAB, **sizes, "block": self.block, "landmark_id": LANDMARK, "context": 72}
 
     def prepare(self, cache: Path) -> str:  # everything is drawn from the seed
-        """A digest of the first batches: the generator is the data."""
         first = [
             draw(np.random.default_rng((self.seed, step)), self.schedule.batch, BODIES[-1], QUESTIONS).ids
             for step in range(4)
@@ -97,7 +93,6 @@ class LandmarkRecallRecipe(Recipe):
         return hashlib.sha256(torch.cat(first).numpy().tobytes()).hexdigest()
 
     def batches(self, step: int, rng: np.random.Generator) -> Iterator[Batch]:
-        """One batch of one length."""
         drawn = draw(rng, self.schedule.batch, BODIES[step % len(BODIES)], QUESTIONS)
         # After two fifths a token reads few older blocks, as it will when a stream is read.
         few = step >= 0.4 * self.schedule.steps
@@ -110,7 +105,6 @@ class LandmarkRecallRecipe(Recipe):
         }
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
-        """Cross-entropy of the values, predicted at the token before each; with landmarks also that of the gates."""
         ids, answers = batch["ids"], batch["answers"][0]
         targets = ids[:, answers].flatten()
         if self.form == "plain":
@@ -122,11 +116,9 @@ class LandmarkRecallRecipe(Recipe):
         return functional.cross_entropy(logits.flatten(0, 1), targets) + self.gate * gates
 
     def score(self, network: nn.Module) -> float:
-        """Recall in the trained length."""
         return self._whole(network, 52, _VALID)
 
     def measure(self, network: nn.Module) -> dict[str, float]:
-        """Recall of the whole, and of streams read through 1, 2 and 3 blocks, at 1 to 32 times the trained length."""
         lengths = (64, 512, 1024, 2048)
         if self.form == "plain":
             return {f"recall_{n}": self._whole(network, n - 12, _TEST) for n in lengths}
@@ -144,7 +136,6 @@ class LandmarkRecallRecipe(Recipe):
         return found
 
     def facts(self) -> dict[str, str]:
-        """What the numbers mean."""
         return {
             "task": "Key-value recall: 8 fillers, 16 keys, 16 values; chance 0.0625.",
             "recall": f"Share of {self.answers} answers; recall_N reads all N tokens at once, recall_N_kK in chunks of "

@@ -14,8 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["CHANCE", "LANDMARK", "MARK", "VOCAB", "RecallBatch", "draw"]
-
 FILLERS, KEYS, VALUES = 8, 16, 16
 MARK = FILLERS + KEYS + VALUES
 LANDMARK = MARK + 1

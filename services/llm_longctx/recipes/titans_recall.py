@@ -26,8 +26,6 @@ from services.llm_longctx.mixers.titans.networks import TitansLM
 from services.llm_longctx.recipes.recall import VOCAB, RecallBatch, draw
 from shared.training.recipe import Batch, Recipe, Schedule
 
-__all__ = ["TitansAttentionRecipe", "TitansLMMRecipe", "TitansMACRecipe", "TitansMAGRecipe", "TitansMALRecipe"]
-
 LENGTHS = (64, 128, 256, 512, 1024, 2048)
 
 _VALID, _TEST = 10**9, 2 * 10**9
@@ -63,43 +61,35 @@ class _TitansRecipe(Recipe):
     answers: int = 256
 
     def config(self) -> dict[str, Any]:
-        """A Titans model of the recipe's layout."""
         names = ("width", "layers", "heads", "segment", "window", "persistent", "depth", "refresh")
         return {"vocab": VOCAB, **{name: getattr(self, name) for name in names}}
 
     def network(self) -> nn.Module:
-        """The network at its start."""
         net = cast("TitansLM", super().network())
         if self.shifted:
             _init_shifted(net)
         return net
 
     def prepare(self, cache: Path) -> str:
-        """A digest of the first batches: the generator is the data."""
         drawn = (self._draw_batch(step, np.random.default_rng((self.seed, step))) for step in range(4))
         return hashlib.sha256(b"".join(batch.ids.numpy().tobytes() for batch in drawn)).hexdigest()
 
     def batches(self, step: int, rng: np.random.Generator) -> Iterator[Batch]:
-        """One batch of one length."""
         drawn = self._draw_batch(step, rng)
         yield {"ids": drawn.ids, "answers": drawn.answers.expand(len(drawn.ids), -1)}
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
-        """Cross-entropy of the values, predicted at the token before each."""
         ids, answers = batch["ids"], batch["answers"][0]
         logits: Tensor = network(ids)[:, answers - 1]
         return functional.cross_entropy(logits.flatten(0, 1), ids[:, answers].flatten())
 
     def score(self, network: nn.Module) -> float:
-        """Recall at the longest trained length and at about four times it."""
         return (self._recall(network, self.longest, _VALID) + self._recall(network, 4 * self.longest, _VALID)) / 2
 
     def measure(self, network: nn.Module) -> dict[str, float]:
-        """Recall at half to sixteen times the trained length."""
         return {f"recall_{n}": self._recall(network, n - 12, _TEST) for n in LENGTHS}
 
     def facts(self) -> dict[str, str]:
-        """What the numbers mean."""
         return {
             "task": "Key-value recall: 8 fillers, 16 keys, 16 values; chance 0.0625.",
             "recall": f"Share of {self.answers} answers after reading N tokens as one stream.",

@@ -7,8 +7,6 @@ from typing import Literal
 from services.llm_longctx.kv_cache import CacheBits
 from shared.errors import InvalidOption
 
-__all__ = ["CacheDtype", "name_cache_dtype", "read_cache_dtype"]
-
 CacheDtype = Literal["auto", "q8", "q4"]
 
 _BITS: dict[str, CacheBits | Literal[16]] = {"auto": 16, "q8": 8, "q4": 4}

@@ -38,8 +38,6 @@ from shared.errors import InvalidOption
 from shared.lm.tokenizer import Tokenizer
 from shared.registry import CallContext
 
-__all__ = ["ChatProtocol"]
-
 _MIN_LOGPROB = -9999.0
 """OpenAI's stand-in for minus infinity."""
 
@@ -55,7 +53,6 @@ class ChatProtocol(CompletionProtocol[ChatRequest, ChatChunk, ChatCompletion]):
     def begin(
         self, adapter: TextModelAdapter, request: ChatRequest, run: CallContext, state: RequestState | None
     ) -> Generation:
-        """Render the conversation, tokenize it and hand it to the engine."""
         _check(request)
         tools = read_tool_use(request, adapter.tokenizer.chat_template)
         grammar = _compile_grammar(adapter, request, tools)
@@ -76,7 +73,6 @@ class ChatProtocol(CompletionProtocol[ChatRequest, ChatChunk, ChatCompletion]):
         return generation
 
     def wants_logprobs(self, request: ChatRequest) -> bool:
-        """Whether `logprobs` is set."""
         return request.logprobs
 
     def to_choices(
@@ -88,8 +84,6 @@ class ChatProtocol(CompletionProtocol[ChatRequest, ChatChunk, ChatCompletion]):
         has_logprobs: bool,
         captured: Sequence[Captured] = (),
     ) -> Iterator[ChunkChoice]:
-        """Deltas of one piece: the role before all, text with its log-probabilities, then the end."""
-
         def choice(delta: Delta, **more: Any) -> ChunkChoice:
             return ChunkChoice(**{"index": piece.index, "delta": delta, "logprobs": None, "finish_reason": None} | more)
 
@@ -108,7 +102,6 @@ class ChatProtocol(CompletionProtocol[ChatRequest, ChatChunk, ChatCompletion]):
             yield choice(Delta(), finish_reason=piece.reason)
 
     def gather(self, chunks: Iterable[ChatChunk]) -> ChatCompletion:
-        """Join all chunks into one completion."""
         texts: dict[int, str] = {}
         calls: dict[int, dict[int, ToolCall]] = {}
         scores: dict[int, list[TokenLogprob]] = {}
@@ -148,7 +141,6 @@ class ChatProtocol(CompletionProtocol[ChatRequest, ChatChunk, ChatCompletion]):
         )
 
     def replay(self, answer: str) -> list[ChatChunk]:
-        """One chunk per choice, then the usage."""
         completion = ChatCompletion.model_validate_json(answer)
         stamp: dict[str, Any] = {
             "id": completion.id,

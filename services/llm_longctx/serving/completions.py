@@ -23,8 +23,6 @@ from shared.errors import InvalidOption
 from shared.lm.tokenizer import Tokenizer
 from shared.registry import CallContext
 
-__all__ = ["TextCompletionProtocol"]
-
 MAX_PROMPTS = 32
 """Most prompts in one request; each waits and runs by itself."""
 
@@ -43,7 +41,6 @@ class TextCompletionProtocol(CompletionProtocol[CompletionRequest, Completion, C
     def begin(
         self, adapter: TextModelAdapter, request: CompletionRequest, run: CallContext, state: RequestState | None
     ) -> Generation:
-        """Tokenize each prompt and hand it to the engine."""
         _check(request)
         prompts = _list_prompts(request)
         if state is not None and len(prompts) > 1:
@@ -58,7 +55,6 @@ class TextCompletionProtocol(CompletionProtocol[CompletionRequest, Completion, C
         return generation
 
     def wants_logprobs(self, request: CompletionRequest) -> bool:
-        """Whether `logprobs` is given; 0 counts."""
         return request.logprobs is not None
 
     def to_choices(
@@ -70,13 +66,11 @@ class TextCompletionProtocol(CompletionProtocol[CompletionRequest, Completion, C
         has_logprobs: bool,
         captured: Sequence[Captured] = (),
     ) -> Iterator[CompletionChoice]:
-        """One choice per piece."""
         logprobs = _to_logprobs(piece.tokens, tokenizer) if has_logprobs else None
         choice = CompletionChoice(index=piece.index, text=piece.text, logprobs=logprobs, finish_reason=piece.reason)
         yield choice.model_copy(update={"captured": list(captured)}) if captured else choice
 
     def gather(self, chunks: Iterable[Completion]) -> Completion:
-        """Join all chunks into one answer."""
         whole: dict[int, CompletionChoice] = {}
         last: Completion | None = None
         for chunk in chunks:
@@ -89,7 +83,6 @@ class TextCompletionProtocol(CompletionProtocol[CompletionRequest, Completion, C
         return last.model_copy(update={"choices": [whole[i] for i in sorted(whole)]})
 
     def replay(self, answer: str) -> list[Completion]:
-        """All choices, then the usage."""
         completion = Completion.model_validate_json(answer)
         return [completion.model_copy(update={"usage": None}), completion.model_copy(update={"choices": []})]
 

@@ -27,8 +27,6 @@ from shared.lm.tokenizer import Tokenizer
 from shared.lm.weights import read_json
 from shared.registry import LoadContext, SamplingDefaults
 
-__all__ = ["DecoderModel"]
-
 _BUNDLED_PLANS = Path(__file__).parents[1] / "weights"
 """Head plans that come with the package."""
 
@@ -101,11 +99,9 @@ class DecoderModel(TextModel):
         return DecoderEmbedder(self.adapter.engine.model, self.adapter.tokenizer)
 
     def details(self) -> dict[str, Any]:
-        """As every text model, and that requests may choose an attention method."""
         return {**super().details(), "methods": True}
 
     def example(self) -> ChatRequest:
-        """The Card's conversation, or for a model without template a text to go on with."""
         if self.adapter.tokenizer.chat_template is None:
             return CompletionRequest(prompt="Once upon a time", max_tokens=8)  # type: ignore[return-value]  # `stream` takes both
         return super().example()

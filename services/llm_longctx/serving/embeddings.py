@@ -19,8 +19,6 @@ from shared.errors import InvalidOption
 from shared.lm.decoder import Decoder
 from shared.lm.tokenizer import Tokenizer
 
-__all__ = ["DecoderEmbedder", "TokenEmbedder", "embed_request"]
-
 
 class TokenEmbedder(Protocol):
     """Embeds texts that are tokens.

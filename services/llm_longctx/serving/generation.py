@@ -28,8 +28,6 @@ from shared.errors import FoveaError
 from shared.lm.tokenizer import Detokenizer, Tokenizer
 from shared.registry import CallContext
 
-__all__ = ["Generation", "OutputChunk", "StreamedToken", "TextOptions"]
-
 
 @dataclass(frozen=True, slots=True)
 class TextOptions:

@@ -14,8 +14,6 @@ from services.llm_longctx.serving.generation import OutputChunk
 from shared import telemetry
 from shared.api.text import GenerationOptions, Usage
 
-__all__ = ["GenerationSpan"]
-
 
 class GenerationSpan:
     """The span of one request to a language model, from its tokenization to its last token."""

@@ -10,8 +10,6 @@ from typing import Any, ClassVar
 from services.llm_longctx.serving.decoder_model import DecoderModel
 from shared.registry import Card, Paper, Servable, servables
 
-__all__ = ["make_local_model", "select_models"]
-
 
 def select_models(name: str) -> Mapping[str, type[Servable[Any, Any]]]:
     """The models to serve for the setting `llm_model`.
@@ -47,7 +45,6 @@ def make_local_model(path: Path) -> type[DecoderModel]:
 
         @classmethod
         def source(cls) -> Path:
-            """The path that the settings name."""
             return path
 
     return LocalModel

@@ -18,15 +18,6 @@ from shared.errors import InvalidOption
 from shared.lm.config import DecoderConfig
 from shared.lm.head_plan import HeadPlan
 
-__all__ = [
-    "build_method",
-    "build_method_usage",
-    "find_plan",
-    "fit_policy",
-    "select_policy",
-    "select_policy_or_dense",
-]
-
 
 class BudgetNotMet(InvalidOption):
     """A method that frees memory can't free enough for this prompt."""

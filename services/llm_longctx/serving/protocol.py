@@ -23,8 +23,6 @@ from shared.api.text import ChatChunk, ChatCompletion, ChatRequest, Completion, 
 from shared.lm.tokenizer import Tokenizer
 from shared.registry import CallContext
 
-__all__ = ["AnswerT", "ChunkT", "CompletionProtocol", "RequestT"]
-
 RequestT = TypeVar("RequestT", ChatRequest, CompletionRequest)
 ChunkT = TypeVar("ChunkT", ChatChunk, Completion)
 AnswerT = TypeVar("AnswerT", ChatCompletion, Completion)

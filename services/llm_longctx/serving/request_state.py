@@ -13,8 +13,6 @@ from pydantic import BaseModel, ConfigDict
 from services.llm_longctx.serving.adapters.landmark_options import LandmarkOptions
 from shared.api.text import ChatRequest, CompletionRequest
 
-__all__ = ["PreparedRequest", "RequestState", "SessionTransaction", "StoredDocument", "TokenUpdate"]
-
 
 @dataclass(frozen=True, slots=True)
 class StoredDocument:

@@ -17,8 +17,6 @@ from shared.api.text import ChatChunk, ChatRequest, ChunkChoice, Usage
 from shared.api.tools import ToolCallDelta
 from shared.errors import FoveaError, InvalidOption
 
-__all__ = ["Event", "ResponseBuilder", "build_chat_request", "list_input", "rename_fields"]
-
 Event = dict[str, Any]
 """One event of a stream; its `type` names it."""
 

@@ -22,8 +22,6 @@ from shared.errors import NotReady
 from shared.registry import Card, LoadContext, network
 from shared.registry.weights import NetworkSpec, find_weights, read_weights
 
-__all__ = ["LoadedNetwork", "SessionModel", "make_session_scheduler"]
-
 PREFILL_TOKENS = 64
 """Prompt tokens read per step: sessions are slow, and those that run must not wait for long."""
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["StopStringFilter"]
-
 
 class StopStringFilter:
     """Lets text through up to the first stop string.

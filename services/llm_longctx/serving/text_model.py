@@ -28,8 +28,6 @@ from shared.api.text import (
 from shared.errors import FoveaError, InvalidOption
 from shared.registry import CallContext, Servable
 
-__all__ = ["TextModel"]
-
 
 class TextModel(Servable[ChatRequest, ChatCompletion]):
     """Serves a language model through its adapter; subclasses load it.
@@ -48,7 +46,6 @@ class TextModel(Servable[ChatRequest, ChatCompletion]):
     takes_documents: ClassVar[bool] = False
 
     def predict(self, batch: Sequence[ChatRequest], run: CallContext) -> list[ChatCompletion | FoveaError]:
-        """Answer conversations, together."""
         chat, begun = ChatProtocol(), list[Iterator[ChatChunk] | FoveaError]()
         for request in batch:
             try:
@@ -58,7 +55,6 @@ class TextModel(Servable[ChatRequest, ChatCompletion]):
         return [one if isinstance(one, FoveaError) else chat.gather(one) for one in begun]
 
     def stream(self, request: BaseModel, run: CallContext) -> Iterator[BaseModel]:
-        """Chunks of a chat or a completion; the usage comes last where it was asked for or nothing is streamed."""
         body, state = (request.request, request.state) if isinstance(request, PreparedRequest) else (request, None)
         if isinstance(body, ChatRequest):
             return self._stream(ChatProtocol(), body, run, state)
@@ -98,11 +94,9 @@ class TextModel(Servable[ChatRequest, ChatCompletion]):
         return Detokenized(prompt=self.adapter.tokenizer.decode(request.tokens))
 
     def details(self) -> dict[str, Any]:
-        """Whether it takes sessions and documents."""
         return {"remembers": self.takes_sessions, "cites": self.takes_documents}
 
     def close(self) -> None:
-        """Stop the scheduler."""
         self.adapter.scheduler.close()
 
     def _stream(

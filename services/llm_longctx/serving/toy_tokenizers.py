@@ -14,8 +14,6 @@ from tokenizers import models
 from shared.errors import InvalidOption
 from shared.lm.tokenizer import Tokenizer
 
-__all__ = ["LANDMARK", "ByteTokenizer", "OffsetTokenizer", "RecallTokenizer"]
-
 FILLERS = "and the of to in on at by"
 KEYS = "ant bat bee cat cow dog elk fox hen jay owl pig ram rat yak ewe"
 VALUES = "red blue green pink gold grey black white brown amber azure coral ivory lilac olive teal"
@@ -64,19 +62,15 @@ class RecallTokenizer(OffsetTokenizer):
             raise InvalidOption(detail, hint=hint) from error
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
-        """Words, without the space before them."""
         return [found.span() for found in _WORD.finditer(text)]
 
     def decode(self, ids: Sequence[int], *, special: bool = True) -> str:
-        """Words with spaces between them."""
         return " ".join(self._words[i] for i in ids if special or i not in self.special)
 
     def token_bytes(self, token: int) -> bytes:
-        """A word with the space before it."""
         return f" {self._words[token]}".encode() if token < len(self._words) else b""
 
     def is_special(self, token: int) -> bool:
-        """Whether it is the landmark."""
         return token in self.special
 
 
@@ -88,17 +82,13 @@ class ByteTokenizer(OffsetTokenizer):
         super().__init__(library, chat_template=_BYTES_TEMPLATE)
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:  # there is no first token
-        """The bytes."""
         return list(text.encode())
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
-        """Each byte has the offsets of its character."""
         return [(at, at + 1) for at, letter in enumerate(text) for _ in letter.encode()]
 
     def decode(self, ids: Sequence[int], *, special: bool = True) -> str:  # none is special
-        """The text; bytes that are none are shown as U+FFFD."""
         return bytes(ids).decode("utf-8", "replace")
 
     def token_bytes(self, token: int) -> bytes:
-        """The byte."""
         return bytes([token]) if token < 256 else b""

@@ -27,8 +27,6 @@ from shared.lm.gguf_file import count_kinds, read_quantized, unpack
 from shared.lm.quantization import QuantizedMatrix, quantize
 from shared.lm.weights import load_decoder, read_tensors, weights_digest, weights_files
 
-__all__ = ["ModelWeights", "WeightFormat", "load_weights"]
-
 WeightFormat = Literal["bf16", "q8", "q4", "fp32"]
 
 _WHOLE_BITS = {"F32": "fp32", "F16": "bf16", "BF16": "bf16"}

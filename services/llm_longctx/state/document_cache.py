@@ -17,8 +17,6 @@ import numpy as np
 
 from services.llm_longctx.mixers.landmark.session import LandmarkSession
 
-__all__ = ["CHECKPOINT_TOKENS", "DocumentCache", "last_checkpoint"]
-
 CHECKPOINT_TOKENS = 64
 """Tokens between two checkpoints."""
 

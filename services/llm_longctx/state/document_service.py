@@ -27,8 +27,6 @@ from shared.api.sessions import DocumentInfo, DocumentRequest, DocumentText
 from shared.errors import Conflict, InvalidOption, NotReady
 from shared.registry import CallContext
 
-__all__ = ["DocumentService"]
-
 BlockSource = Literal["local", "fetched", "read"]
 """Where a document's blocks come from: this replica's cache, Redis, or the model, which has to read the text."""
 

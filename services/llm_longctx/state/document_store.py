@@ -23,8 +23,6 @@ from services.llm_longctx.state.encryption import TenantCipher
 from shared.errors import Conflict, InvalidOption, NotFound, NotReady, RateLimited
 from shared.jobs.redis_client import RedisClient, translate_redis_errors
 
-__all__ = ["MAX_DOCUMENTS", "DocumentStore"]
-
 MAX_DOCUMENTS = 1000
 """Most documents of a tenant."""
 

@@ -19,8 +19,6 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from shared.errors import Conflict
 
-__all__ = ["TenantCipher", "load_master_key"]
-
 _NONCE_BYTES = 12
 
 

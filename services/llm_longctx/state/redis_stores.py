@@ -14,8 +14,6 @@ from shared.errors import NotReady
 from shared.jobs.redis_client import RedisClient
 from shared.settings import Settings
 
-__all__ = ["RedisStores", "get_stores", "lifespan"]
-
 
 class RedisStores:
     """The session store and the document store of one process, on one connection pool."""

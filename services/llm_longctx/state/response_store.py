@@ -17,8 +17,6 @@ from shared.api.responses import InputItem, ResponseObject
 from shared.errors import NotFound
 from shared.storage import ExpiringObjects, ObjectStore
 
-__all__ = ["ResponseStore", "StoredResponse"]
-
 KEPT_FOR = timedelta(days=30)
 """How long a response is kept, as OpenAI keeps them."""
 

@@ -19,8 +19,6 @@ from services.llm_longctx.state.session_store import KEPT_VERSIONS, SessionRecor
 from shared.api.sessions import LearntToken, Session, SessionList, SurpriseTrace
 from shared.errors import Conflict, InvalidOption, NotFound
 
-__all__ = ["SessionService", "SessionVersion", "digest_request"]
-
 _HEADER_LENGTH = struct.Struct("<I")
 _COMMIT_TIMEOUT_S = 30.0
 

@@ -25,8 +25,6 @@ from services.llm_longctx.state.encryption import TenantCipher
 from shared.errors import Conflict, InvalidOption, NotFound, NotReady, RateLimited, TooLarge
 from shared.jobs.redis_client import RedisClient, translate_redis_errors
 
-__all__ = ["KEPT_VERSIONS", "SessionRecord", "SessionStore"]
-
 KEPT_VERSIONS = 3
 """Versions of a session that can be gone back to, the current one included."""
 

@@ -10,8 +10,6 @@ from email.message import Message
 
 from shared.errors import FoveaError, Malformed, TooLarge
 
-__all__ = ["DICOM", "build_related", "parse_related", "unpack_zip"]
-
 DICOM = "application/dicom"
 
 MAX_FILES = 2000

@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from scipy import ndimage
 
-__all__ = ["TextFinding", "find_text_lines", "inspect_text"]
-
 Box = tuple[int, int, int, int]
 
 MIN_LETTERS = 4

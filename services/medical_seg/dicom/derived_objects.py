@@ -21,8 +21,6 @@ from services.medical_seg.dicom.frames import count_frames
 from services.medical_seg.dicom.geometry import find_pixel_size
 from services.medical_seg.dicom.sources import has_geometry, make_geometry, remove_geometry
 
-__all__ = ["MaskFinding", "build_report", "build_segmentation", "to_bytes"]
-
 MANUFACTURER = "Fovea"
 POLYP = hd.sr.CodedConcept("41329004", "SCT", "Polyp")
 SEG_SERIES, REPORT_SERIES = 9001, 9002

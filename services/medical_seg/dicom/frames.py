@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pydicom.dataset import Dataset
 
-__all__ = ["count_frames", "find_functional_item"]
-
 
 def count_frames(dataset: Dataset) -> int:
     """Frames of an object; 1 where it does not say, or nothing that is a number."""

@@ -11,8 +11,6 @@ from pydicom.dataset import Dataset
 
 from services.medical_seg.dicom.frames import find_functional_item
 
-__all__ = ["PixelSize", "find_edges", "find_pixel_size"]
-
 Source = Literal["PixelSpacing", "NominalScannedPixelSpacing", "ImagerPixelSpacing", "UltrasoundRegion"]
 
 CENTIMETRES = 3

@@ -26,8 +26,6 @@ from services.medical_seg.dicom.windowing import GreyWindow, to_grey
 from shared.errors import Malformed, TooLarge, UnsupportedMedia
 from shared.vision.decode import DEFAULT_BOUNDS, DecodeBounds
 
-__all__ = ["MAX_FRAMES", "has_pixels", "is_dicom", "read_frame", "read_object"]
-
 MAX_FRAMES = 2000
 MIN_BYTES = 16
 GPL_HINT = "The plugin pylibjpeg-libjpeg reads it; its licence is GPL-3.0, so install it yourself."

@@ -30,8 +30,6 @@ from shared.vision.decode import platform_bounds
 if TYPE_CHECKING:
     from services.medical_seg.dicom.study import StudySegmenter
 
-__all__ = ["router"]
-
 router = APIRouter(tags=["domain"])
 
 SEARCHABLE = ("StudyInstanceUID", "StudyDate", "ModalitiesInStudy", "AccessionNumber", "PatientID")

@@ -8,8 +8,6 @@ from pydantic import Base64Bytes, BaseModel, BeforeValidator, ConfigDict, Field
 
 from shared.api.csv_fields import split_commas
 
-__all__ = ["BurntInText", "FrameOut", "InstanceOut", "PixelSizeOut", "SeriesOut", "StudyOptions", "StudyOut"]
-
 StudyForm = Literal["segmentation", "report", "strip"]
 
 

@@ -18,8 +18,6 @@ from pydicom.valuerep import DSfloat
 from services.medical_seg.dicom.frames import count_frames, find_functional_item
 from services.medical_seg.dicom.geometry import find_pixel_size
 
-__all__ = ["fill_identity", "has_geometry", "make_geometry", "remove_geometry"]
-
 EMPTY = (
     "PatientID",
     "PatientName",

@@ -35,8 +35,6 @@ from shared.registry import CallContext
 from shared.vision.decode import DecodeBounds, decode
 from shared.vision.draw import encode
 
-__all__ = ["StudySegmenter"]
-
 Predict = Callable[[SegmentIn], Awaitable[SegmentOut]]
 Masks = NDArray[np.bool_]
 

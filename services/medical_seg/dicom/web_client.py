@@ -13,8 +13,6 @@ import httpx2
 from services.medical_seg.dicom.bodies import DICOM, build_related, parse_related
 from shared.errors import Fault, InvalidOption, NotFound, NotReady, TooLarge
 
-__all__ = ["DicomWebClient"]
-
 TIMEOUT_S = 60.0
 MAX_STUDY_BYTES = 2**30
 """Most bytes that are fetched of a study."""

@@ -13,8 +13,6 @@ from pydicom.pixels.processing import apply_modality_lut
 from services.medical_seg.dicom.frames import find_functional_item
 from shared.errors import InvalidOption
 
-__all__ = ["GreyWindow", "find_window", "parse_window", "to_grey"]
-
 Floats = NDArray[np.float64]
 Function = Literal["LINEAR", "LINEAR_EXACT", "SIGMOID"]
 

@@ -11,8 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["BasicConv", "PartialDecoder", "ReceptiveField"]
-
 
 class BasicConv(nn.Module):
     """Convolution and batch norm, without an activation: the papers' drawings show one, the checkpoints have none."""

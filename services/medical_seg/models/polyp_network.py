@@ -16,8 +16,6 @@ from services.medical_seg.models.res2net import Res2Net
 from shared.errors import InvalidOption
 from shared.vision.backbones.efficientnet_lite import EfficientNetLite0
 
-__all__ = ["LEVELS", "STRIDE", "PolypNetwork", "rescale"]
-
 LEVELS = (2, 3, 4)
 """Levels of the backbone that the decoder reads, at 1/8, 1/16 and 1/32."""
 

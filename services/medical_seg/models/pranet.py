@@ -9,8 +9,6 @@ from shared.registry import Card, Metric, Paper
 from shared.registry.measured import measured_card
 from shared.vision.servable import DataConfig
 
-__all__ = ["PraNetSegmenter", "PraNetV2Segmenter"]
-
 _NOT_A_DEVICE = "Not a medical device: for research only, never for diagnosis."
 
 _MINMAX = (
@@ -114,7 +112,6 @@ class PraNetSegmenter(Segmenter):
 
     @classmethod
     def describe(cls, card: Card, config: DataConfig) -> Card:
-        """With the backbone that the loaded weights have."""
         variant = "res2net50" if config.familiar is None else "efficientnet-lite0"
         return super().describe(card, config).model_copy(update={"variant": variant})
 

@@ -12,8 +12,6 @@ from services.medical_seg.models.pranet_network import PraNet
 from shared.registry import builder
 from shared.vision.backbones.efficientnet_lite import EfficientNetLite0
 
-__all__ = ["PraNetLite", "pranet_lite"]
-
 
 class PraNetLite(PraNet):
     """PraNet whose backbone is EfficientNet-Lite0 (24, 40, 112 and 320 channels at 1/4 to 1/32).

@@ -16,8 +16,6 @@ from services.medical_seg.models.polyp_network import LEVELS, PolypNetwork, resc
 from shared.registry import builder
 from shared.vision.backbones.pooling import pool_levels
 
-__all__ = ["PraNet", "PraNetV2", "pranet", "pranet_v2"]
-
 
 class PraNet(PolypNetwork):
     """PraNet (Fan et al., MICCAI 2020): a coarse map, refined three times where it is not yet sure of a polyp.
@@ -36,7 +34,6 @@ class PraNet(PolypNetwork):
         self.reverse = reverse
 
     def maps(self, x: Tensor) -> tuple[Tensor, ...]:
-        """(map_5, map_4, map_3, map_2), coarse to fine (section 2.3); the last one is the prediction."""
         return self._refined(*self._encode(x))
 
     def _refined(self, features: Mapping[int, Tensor], coarse: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -47,7 +44,6 @@ class PraNet(PolypNetwork):
         return rescale(s5, 8), rescale(s4, 32), rescale(s3, 16), rescale(s2, 8)
 
     def prediction(self, x: Tensor) -> Tensor:
-        """map_2 (n, 1, h, w)."""
         return self.maps(x)[-1]
 
     def prediction_and_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,7 +79,6 @@ class PraNetV2(PolypNetwork):
         )
 
     def maps(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Foreground p2, p3, p4, p5, then background p2, p3, p4, p5, each (n, K, h, w)."""
         features, (fg5, bg5) = self._encode(x)
         fg4, bg4 = self._attend(4, features[4], rescale(fg5, 0.25), rescale(bg5, 0.25))
         fg3, bg3 = self._attend(3, features[3], rescale(fg4, 2), rescale(bg4, 2))
@@ -92,7 +87,6 @@ class PraNetV2(PolypNetwork):
         return *foreground, rescale(bg2, 8), rescale(bg3, 16), rescale(bg4, 32), rescale(bg5, 8)
 
     def prediction(self, x: Tensor) -> Tensor:
-        """The sum of the four foreground maps (n, K, h, w)."""
         return torch.stack(self.maps(x)[:4]).sum(dim=0)
 
     def _attend(self, level: int, features: Tensor, crop_fg: Tensor, crop_bg: Tensor) -> tuple[Tensor, Tensor]:

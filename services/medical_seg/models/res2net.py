@@ -8,8 +8,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Bottle2neck", "Res2Net"]
-
 EXPANSION = 4
 """Output channels of a block per plane."""
 

@@ -12,8 +12,6 @@ from PIL import Image
 from services.medical_seg.recipes.evaluation import mean_dice_at_half
 from shared.vision.mask_regions import find_regions
 
-__all__ = ["choose_peak", "crops_without_polyp", "drop_faint", "share_clean"]
-
 Maps = NDArray[np.float32]
 Masks = NDArray[np.bool_]
 Pixels = NDArray[np.uint8]

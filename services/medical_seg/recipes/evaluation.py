@@ -17,8 +17,6 @@ from services.medical_seg.metrics import dataset_scores
 from services.medical_seg.models.polyp_network import PolypNetwork
 from services.medical_seg.preprocess import MEAN, STD
 
-__all__ = ["mean_dice_at_half", "normalise_frames", "predict_maps", "score_frames"]
-
 Maps = NDArray[np.float32]
 Masks = NDArray[np.bool_]
 

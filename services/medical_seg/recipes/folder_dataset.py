@@ -15,8 +15,6 @@ from PIL import Image
 
 from shared.errors import NotFound
 
-__all__ = ["ImageMaskPairs", "find_pairs"]
-
 _SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"})
 
 

@@ -16,8 +16,6 @@ from services.medical_seg.models.polyp_network import PolypNetwork
 from services.medical_seg.segmenter import TENSOR_NAMES
 from shared.export.onnx_export import Parity, export_onnx
 
-__all__ = ["export_graph"]
-
 
 def export_graph(network: nn.Module, path: Path) -> Parity:
     """Export `prediction` (map_2, or the sum of V2's foreground maps), compared with torch at two further sizes.

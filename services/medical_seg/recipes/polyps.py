@@ -18,8 +18,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter
 
-__all__ = ["PolypFrame", "PolypFrames", "Split", "draw_frame", "draw_split", "frames"]
-
 Split = Literal["train", "valid", "test"]
 
 Pixels = NDArray[np.float32]

@@ -22,8 +22,6 @@ from shared.export.onnx_export import Parity
 from shared.registry.weights import Dtype
 from shared.training.recipe import Batch, MultiScale, Recipe, Schedule
 
-__all__ = ["PraNetDemo", "PraNetV2Demo"]
-
 
 class PraNetDemo(Recipe):
     """PraNet, 2.06 million parameters, `paper` loss: about 40 minutes on one CPU core."""
@@ -48,12 +46,10 @@ class PraNetDemo(Recipe):
     _cache: Path | None = PrivateAttr(None)
 
     def config(self) -> dict[str, Any]:
-        """A slim network without the unused classifier."""
         slim = {"width": self.width, "decoder": self.decoder, "classifier": False}
         return slim if self.reverse else slim | {"reverse": False}
 
     def prepare(self, cache: Path) -> str:
-        """Draw the training and validation frames; the digest covers both."""
         self._cache = cache
         return f"train:{self.frames('train').digest} valid:{self.frames('valid').digest}"
 
@@ -63,7 +59,6 @@ class PraNetDemo(Recipe):
         return frames(split, counts[split], seed=self.seed, size=self.scale.side, cache=self._cache)
 
     def batches(self, step: int, rng: np.random.Generator) -> Iterator[Batch]:
-        """Random frames, each flipped or not along both axes, at a drawn size."""
         data = self.frames("train")
         chosen = rng.integers(len(data.images), size=self.schedule.batch)
         image, mask = (
@@ -77,22 +72,18 @@ class PraNetDemo(Recipe):
             yield {"image": self.scale.resize(image, side), "mask": self.scale.resize(mask, side)}
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
-        """`paper` structure loss on all four maps."""
         image = batch["image"].to(memory_format=torch.channels_last)
         return deep_supervision(network(image), batch["mask"])
 
     def score(self, network: nn.Module) -> float:
-        """Mean Dice at 0.5 over validation frames that have a polyp."""
         data = self.frames("valid")
         return mean_dice_at_half(predict_maps(network, data.images), data.masks)
 
     def measure(self, network: nn.Module) -> dict[str, float]:
-        """All metrics of the spec on the test frames."""
         data = self.frames("test")
         return score_frames(predict_maps(network, data.images), data.masks)
 
     def facts(self) -> dict[str, str]:
-        """What the manifest should say beside the knobs."""
         return {
             "data": f"synthetic frames of services.medical_seg.recipes.polyps, {self.scale.side} px, one in ten empty",
             "test_digest": self.frames("test").digest,
@@ -101,7 +92,6 @@ class PraNetDemo(Recipe):
         }
 
     def export(self, network: nn.Module, path: Path) -> Parity:
-        """The served map alone, for pictures of any size that is a multiple of 32."""
         return export_graph(network, path)
 
 
@@ -114,10 +104,8 @@ class PraNetV2Demo(PraNetDemo):
     serves: ClassVar[str | None] = "pranet-v2"
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
-        """`paper` structure loss on the foreground maps, 0.8·BCE on the background maps."""
         image = batch["image"].to(memory_format=torch.channels_last)
         return dual_supervision(network(image), batch["mask"])
 
     def facts(self) -> dict[str, str]:
-        """As for PraNet, with another loss."""
         return {**super().facts(), "loss": "paper on the foreground maps, 0.8 BCE on the background maps"}

@@ -22,8 +22,6 @@ from services.medical_seg.recipes.onnx_export import export_graph
 from shared.export.onnx_export import Parity
 from shared.training.recipe import Batch, MultiScale, Recipe, Schedule
 
-__all__ = ["PraNetFull", "PraNetV2Full"]
-
 
 class PraNetFull(Recipe):
     """PraNet at full size, as published: Adam, three sizes per batch, gradients clamped element by element."""
@@ -46,11 +44,9 @@ class PraNetFull(Recipe):
     _valid: ImageMaskPairs = PrivateAttr(ImageMaskPairs((), ()))
 
     def config(self) -> dict[str, Any]:
-        """The official layout unless the knobs say otherwise."""
         return {"width": self.width, "decoder": self.decoder, "classifier": self.classifier}
 
     def prepare(self, cache: Path) -> str:
-        """Find the pairs and set the validation pictures aside; the digest covers every file."""
         pairs = find_pairs(self.folder)
         order = np.random.default_rng(self.seed).permutation(len(pairs))
         aside = max(1, round(self.valid * len(pairs)))
@@ -58,7 +54,6 @@ class PraNetFull(Recipe):
         return pairs.digest
 
     def batches(self, step: int, rng: np.random.Generator) -> Iterator[Batch]:
-        """The pictures of one batch at each size in turn; no flips. Every picture is seen once per epoch."""
         per_epoch = -(-len(self._train) // self.schedule.batch)
         epoch, place = divmod(step, per_epoch)
         order = np.random.default_rng((self.seed, 1, epoch)).permutation(len(self._train))
@@ -70,29 +65,24 @@ class PraNetFull(Recipe):
             yield {"image": self.scale.resize(image, side), "mask": self.scale.resize(mask, side)}
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
-        """Structure loss on all four maps."""
         return deep_supervision(network(batch["image"]), batch["mask"], self.form)
 
     def score(self, network: nn.Module) -> float:
-        """Mean Dice at 0.5 over the validation pictures, at training size."""
         images, masks = self._valid.load(self.scale.side)
         return mean_dice_at_half(predict_maps(network, images), masks > 128)
 
     def measure(self, network: nn.Module) -> dict[str, float]:
-        """All metrics of the spec on the held-out folder, at training size."""
         pairs = self._valid if self.held_out is None else find_pairs(self.held_out)
         images, masks = pairs.load(self.scale.side)
         return score_frames(predict_maps(network, images), masks > 128)
 
     def facts(self) -> dict[str, str]:
-        """What the manifest should say beside the knobs."""
         measured = (
             "the validation pictures, which chose the checkpoint" if self.held_out is None else "a held-out folder"
         )
         return {"data": f"{len(self._train)} training pictures", "measured_on": f"{measured}, at {self.scale.side} px"}
 
     def export(self, network: nn.Module, path: Path) -> Parity:
-        """The served map alone, for pictures of any size that is a multiple of 32."""
         return export_graph(network, path)
 
 
@@ -105,5 +95,4 @@ class PraNetV2Full(PraNetFull):
     schedule: Schedule = Schedule(steps=30 * 182, batch=8, rate=1e-4, floor=1e-4, clamp=0.5, validate_every=182)
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
-        """Structure loss on the foreground maps, 0.8·BCE on the background maps."""
         return dual_supervision(network(batch["image"]), batch["mask"])

@@ -35,8 +35,6 @@ from shared.vision.backbones.efficientnet_lite import EfficientNetLite0, load_im
 from shared.vision.calibration import fit_temperature
 from shared.vision.novelty import Familiar
 
-__all__ = ["PraNetLiteRecipe"]
-
 Pixels = NDArray[np.uint8]
 
 Loaded = tuple[NDArray[np.uint8], NDArray[np.uint8]]
@@ -76,18 +74,15 @@ class PraNetLiteRecipe(FolderRecipe):
     _frames: tuple[Path, ...] = PrivateAttr(())
 
     def config(self) -> dict[str, Any]:
-        """Channels of attention and decoder."""
         return {"width": self.width, "decoder": self.decoder}
 
     def network(self) -> nn.Module:
-        """With ImageNet weights in the backbone, where there is no `start`."""
         built = cast("PraNetLite", super().network())
         if self.start is None:
             load_imagenet(cast("EfficientNetLite0", built.backbone), tuple(MEAN.tolist()), tuple(STD.tolist()))
         return built
 
     def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
-        """AdamW; the backbone learns slower, norms and biases do not decay."""
         knobs, groups = self.schedule, dict[tuple[bool, bool], list[nn.Parameter]]()
         for name, parameter in network.named_parameters():
             groups.setdefault((name.startswith("backbone."), parameter.ndim > 1), []).append(parameter)
@@ -101,7 +96,6 @@ class PraNetLiteRecipe(FolderRecipe):
         )
 
     def gather(self) -> str:
-        """Decode the training frames once, into memory, and set some aside to choose the checkpoint."""
         pairs, problems = find_masks(self.data, self._cache / "masks", self.names)
         problems += _broken(pairs)
         bad = {each.path for each in problems}
@@ -128,7 +122,6 @@ class PraNetLiteRecipe(FolderRecipe):
         return f"train:{train.digest} held-out:{self._out.digest}"
 
     def batches(self, step: int, rng: np.random.Generator) -> Iterator[Batch]:
-        """Frames of a shuffled epoch, each warped and recoloured, at one drawn size."""
         images, masks = self._train
         (side,) = self.scale.sides(rng)
         made = [
@@ -149,19 +142,16 @@ class PraNetLiteRecipe(FolderRecipe):
         return self.augment.recolour(warp_picture(image, warp, target), rng), warp_mask(mask, warp, target)
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
-        """`paper` structure loss on all four maps."""
         image = batch["image"].contiguous(memory_format=torch.channels_last)
         with self.autocast(image):
             maps = network(image)
         return deep_supervision([logits.float() for logits in maps], batch["mask"])
 
     def score(self, network: nn.Module) -> float:
-        """Mean Dice at 0.5 over the frames set aside."""
         images, masks = self._choose
         return mean_dice_at_half(predict_maps(network, images), masks > 128)
 
     def measure(self, network: nn.Module) -> dict[str, float]:
-        """All metrics of the spec on the held-out frames."""
         images, masks = self._out.load(self.scale.side)
         maps, marked = predict_maps(network, images), masks > 128
         dice = np.array(
@@ -171,7 +161,6 @@ class PraNetLiteRecipe(FolderRecipe):
         return score_frames(maps, marked) | {"median_dice_at_half": float(np.median(dice))}
 
     def embedder(self, network: nn.Module) -> Callable[[Pixels], NDArray[np.float32]]:
-        """Channels of the backbone's three deepest levels."""
         run, side = cast("PraNetLite", network).prediction_and_features, self.scale.side
 
         @torch.no_grad()
@@ -182,11 +171,9 @@ class PraNetLiteRecipe(FolderRecipe):
         return embed
 
     def split_pictures(self) -> tuple[Sequence[Path], Sequence[Path]]:
-        """By `is_held_out`."""
         return self._frames, self._out.pictures
 
     def vary(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
-        """A part of the frame, as from nearer by, in other light, colours and compression."""
         height, width = pixels.shape[:2]
         part = rng.uniform(0.35, 1.0)
         y, x = int(rng.uniform(0, (1 - part) * height)), int(rng.uniform(0, (1 - part) * width))
@@ -194,7 +181,6 @@ class PraNetLiteRecipe(FolderRecipe):
         return self.augment.recolour(np.ascontiguousarray(near), rng)
 
     def calibrate(self, network: nn.Module) -> ServingFacts:
-        """And the temperature of the logits and the least peak of a component, by the frames set aside."""
         maps, masks = predict_maps(network, self._choose[0]), self._choose[1] > 128
         temperature = fit_temperature(logit(_some(maps).clip(1e-6, 1 - 1e-6)), _some(masks))
         crops = crops_without_polyp(*self._choose, np.random.default_rng((self.seed, 23)))
@@ -222,7 +208,6 @@ class PraNetLiteRecipe(FolderRecipe):
         return found | ServingFacts(metrics={"false_warnings_crops": float(far.mean())})
 
     def facts(self) -> dict[str, str]:
-        """What the manifest should say beside the knobs."""
         return {
             **self.source_facts(len(self._out)),
             "data": f"{len(self._train[0])} frames to train on, {len(self._out)} held out",
@@ -231,7 +216,6 @@ class PraNetLiteRecipe(FolderRecipe):
         }
 
     def export(self, network: nn.Module, path: Path) -> Parity:
-        """The served map alone, for pictures of any size that is a multiple of 32."""
         return export_graph(network, path)
 
 

@@ -8,8 +8,6 @@ from PIL import Image
 from services.medical_seg.recipes.polyps import PolypFrames
 from shared.vision import contact_sheet as vision_contact_sheet
 
-__all__ = ["contact_sheet"]
-
 
 def contact_sheet(frames: PolypFrames, columns: int = 8, colours: int = 160) -> Image.Image:
     """Rows of frames, each row above the row of its masks."""

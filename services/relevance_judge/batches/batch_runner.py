@@ -22,8 +22,6 @@ from services.relevance_judge.schemas import JudgeIn, Pair
 from shared.errors import Cancelled, DeadlineExceeded, FoveaError
 from shared.registry import CallContext
 
-__all__ = ["BatchLimits", "BatchPlan", "StopReason", "hash_text", "plan_batch", "run_batch"]
-
 StopReason = Literal["budget", "endpoint"]
 
 MAX_CONSECUTIVE_FAILURES = 20

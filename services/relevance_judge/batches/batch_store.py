@@ -15,8 +15,6 @@ from services.relevance_judge.batches.batch_runner import BatchPlan, StopReason
 from shared.errors import NotFound
 from shared.storage import ObjectStore
 
-__all__ = ["BatchOut", "BatchRow", "BatchStore", "summarise_batch"]
-
 Row = dict[str, Any]
 
 _ID = frozenset("0123456789abcdef")

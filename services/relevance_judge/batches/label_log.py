@@ -21,8 +21,6 @@ from typing import Any
 from shared.registry import CallContext
 from shared.storage import Lease, ObjectStore
 
-__all__ = ["LabelLog", "open_label_log", "read_label_log"]
-
 Line = dict[str, Any]
 
 LEASE_POLL_S = 0.1

@@ -14,8 +14,6 @@ from services.relevance_judge.metrics.rankings import order_passages
 from services.relevance_judge.parsing import trec
 from shared.errors import InvalidOption, Malformed
 
-__all__ = ["MAX_BATCH_PAIRS", "BatchPair", "cross_pairs", "drop_labelled", "parse_pairs", "parse_texts", "pool_runs"]
-
 MAX_BATCH_PAIRS = 200_000
 
 Labels = Mapping[tuple[str, str], int]

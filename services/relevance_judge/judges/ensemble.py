@@ -17,8 +17,6 @@ from shared.errors import InvalidOption, NotFound
 from shared.registry import CallContext, Card
 from shared.registry.discovery import servables
 
-__all__ = ["Ensemble"]
-
 
 class Ensemble(Judge[EnsembleIn]):
     """Grades by the votes or signals of other judges."""
@@ -41,12 +39,10 @@ class Ensemble(Judge[EnsembleIn]):
     kinds: ClassVar[tuple[str, ...]] = ()
 
     def list_template_ids(self, request: EnsembleIn) -> tuple[str, ...]:
-        """The templates of all members, in their order."""
         members = self._members(request)
         return tuple(name for judge, own_request in members for name in judge.list_template_ids(own_request))
 
     def resolve_calibrations(self, request: EnsembleIn, tenant: str) -> EnsembleIn:
-        """The request with its own and its members' calibrations themselves where it only names them."""
         members = tuple(
             member.model_copy(update={"calibration": self.load_calibration(member.calibration, tenant)})
             for member in request.members
@@ -54,7 +50,6 @@ class Ensemble(Judge[EnsembleIn]):
         return super().resolve_calibrations(request.model_copy(update={"members": members}), tenant)
 
     def verdict(self, pair: Pair, request: EnsembleIn, run: CallContext) -> Verdict:
-        """Ask each member and combine their verdicts."""
         verdicts = [judge.verdict(pair, own_request, run) for judge, own_request in self._members(request)]
         template = ",".join(one.template for one in verdicts)
         llm = ",".join(dict.fromkeys(one.llm or "" for one in verdicts))

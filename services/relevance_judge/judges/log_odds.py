@@ -21,8 +21,6 @@ from services.relevance_judge.schemas import JudgeIn, Pair, Verdict
 from shared.errors import InvalidOption
 from shared.registry import CallContext, Card
 
-__all__ = ["LogOdds", "expected_grade", "yes_no_odds"]
-
 YES = ("Yes", " Yes", "yes", " yes", "YES")
 NO = ("No", " No", "no", " no", "NO")
 
@@ -46,7 +44,6 @@ class LogOdds(Judge):
     kinds: ClassVar[tuple[str, ...]] = ("digits", "yes-no")
 
     def verdict(self, pair: Pair, request: JudgeIn, run: CallContext) -> Verdict:
-        """One token's log-probabilities, turned into a signal and a grade."""
         template = self.select_template(request.template)
 
         def ask(passage: str) -> ChatReply:

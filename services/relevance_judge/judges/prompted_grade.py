@@ -13,8 +13,6 @@ from services.relevance_judge.prompt_template import Template, make_fence, rende
 from services.relevance_judge.schemas import JudgeIn, Pair, Verdict
 from shared.registry import CallContext, Card
 
-__all__ = ["PromptedGrade", "judge_by_answer"]
-
 RETRY_TEMPERATURE = 0.7
 """Temperature of further tries: at 0 the same invalid answer would come again."""
 
@@ -38,7 +36,6 @@ class PromptedGrade(Judge):
     kinds: ClassVar[tuple[str, ...]] = ("prompted-grade",)
 
     def verdict(self, pair: Pair, request: JudgeIn, run: CallContext) -> Verdict:
-        """Ask until an answer holds a grade, at most `retries` times more."""
         return judge_by_answer(self, self.select_template(request.template), pair, request, run)
 
 

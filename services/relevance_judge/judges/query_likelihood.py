@@ -23,8 +23,6 @@ from services.relevance_judge.prompt_template import Template, make_fence, rende
 from services.relevance_judge.schemas import JudgeIn, Pair, Verdict
 from shared.registry import CallContext, Card, Metric
 
-__all__ = ["QueryLikelihood"]
-
 _MEASURED = "the service's mini-collection, 192 pairs, SmolLM2-135M-Instruct"
 
 
@@ -57,7 +55,6 @@ class QueryLikelihood(Judge):
     kinds: ClassVar[tuple[str, ...]] = ("query-likelihood",)
 
     def verdict(self, pair: Pair, request: JudgeIn, run: CallContext) -> Verdict:
-        """One scored prompt, or with `lift` two, turned into a signal and a grade."""
         template = self.select_template(request.template)
 
         def ask(passage: str) -> _QueryScore:

@@ -15,8 +15,6 @@ from services.relevance_judge.schemas import JudgeIn, Pair, Verdict
 from shared.lm.bundled_models import MINILM
 from shared.registry import CallContext, Card, Metric, Paper
 
-__all__ = ["Similarity"]
-
 _CUTS = {"cuts": (0.2944, 0.4733, 0.6084), "how": "quantile", "pairs": 192, "queries": 24}
 """For the example: fitted on the whole mini-collection; fit your own for yours."""
 _MEASURED = "the service's mini-collection, 192 pairs, all-MiniLM-L6-v2"
@@ -49,7 +47,6 @@ class Similarity(Judge):
     asks_model: ClassVar[bool] = False
 
     def verdict(self, pair: Pair, request: JudgeIn, run: CallContext) -> Verdict:
-        """The cosine as the signal, with a grade by the request's cuts."""
         template = self.select_template(request.template)
         passage = pair.passage[: request.passage_chars]
         query_form, passage_form = render_prompt(template, pair.query, passage, mark="").turns[:2]

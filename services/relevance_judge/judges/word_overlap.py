@@ -9,8 +9,6 @@ from services.relevance_judge.metrics.baselines import overlap, tokenize
 from services.relevance_judge.schemas import JudgeIn, Pair, Verdict
 from shared.registry import CallContext, Card, Metric
 
-__all__ = ["WordOverlap"]
-
 _CUTS = {"cuts": (0.0, 0.3333, 0.6666), "how": "quantile", "pairs": 192, "queries": 24}
 """For the example: fitted on the whole mini-collection; fit your own for yours."""
 _MEASURED = "the service's mini-collection, 192 pairs"
@@ -34,7 +32,6 @@ class WordOverlap(Judge):
     asks_model: ClassVar[bool] = False
 
     def verdict(self, pair: Pair, request: JudgeIn, run: CallContext) -> Verdict:
-        """The share as the signal, with a grade by the request's cuts."""
         template = self.select_template(request.template)
         passage = pair.passage[: request.passage_chars]
         share = overlap(pair.query, {"passage": passage})["passage"]

@@ -13,8 +13,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Agreement", "Level", "Qrels", "Weights", "agree", "cohen_kappa", "confusion", "krippendorff_alpha"]
-
 Weights = Literal["linear", "quadratic"]
 Level = Literal["nominal", "ordinal", "interval"]
 Qrels = Mapping[tuple[str, str], int]

@@ -7,8 +7,6 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 
-__all__ = ["LexicalIndex", "bm25", "overlap", "tokenize"]
-
 Scores = dict[str, float]
 
 _FUNCTION_WORDS = """

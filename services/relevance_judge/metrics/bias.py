@@ -13,8 +13,6 @@ from pydantic import BaseModel, Field
 from services.relevance_judge.metrics.agreement import GRADES, Qrels, cohen_kappa
 from services.relevance_judge.metrics.baselines import overlap
 
-__all__ = ["BiasBlock", "Tercile", "invalid_share", "measure_bias"]
-
 THIRDS = 3
 
 

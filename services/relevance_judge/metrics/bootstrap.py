@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["divide_sums", "draw_ratios", "mean_interval", "percentile_interval"]
-
 Floats = NDArray[np.float64]
 Ratio = Mapping[str, tuple[float, float]]
 

@@ -21,8 +21,6 @@ from services.relevance_judge.metrics.pair_order import number_queries, pair_ord
 from services.relevance_judge.metrics.rankings import spearman_rho
 from shared.errors import InvalidOption
 
-__all__ = ["Calibration", "FitRule", "fit", "grade_across_queries"]
-
 FitRule = Literal["quantile", "kappa"]
 
 FEW_PAIRS, FEW_QUERIES = 20, 5

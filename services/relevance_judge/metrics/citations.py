@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 
 from services.relevance_judge.metrics.nuggets import SUPPORT_VALUES, Support
 
-__all__ = ["SentenceSupport", "SupportScores", "score_support"]
-
 
 @dataclass(frozen=True)
 class SentenceSupport:

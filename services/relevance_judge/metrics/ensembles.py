@@ -14,8 +14,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-__all__ = ["NO_VOTE", "Rounding", "Tie", "average", "majority", "median"]
-
 Tie = Literal["average", "min", "max", "median", "random"]
 Rounding = Literal["half_up", "half_even"]
 

@@ -15,8 +15,6 @@ from scipy import stats
 
 from shared.errors import InvalidOption
 
-__all__ = ["LabelBudget", "plan_labels"]
-
 MIN_PILOT = 3
 
 

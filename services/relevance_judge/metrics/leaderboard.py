@@ -17,8 +17,6 @@ from services.relevance_judge.metrics.uncertainty import kappa_interval
 from services.relevance_judge.parsing.label_formats import LabelSet
 from services.relevance_judge.parsing.trec import Runs
 
-__all__ = ["ExcludedJudge", "Leaderboard", "LeaderboardEntry", "LeaderboardRow", "Sort", "build_leaderboard"]
-
 Sort = Literal["kappa", "alpha", "tau_b", "rho", "mae", "invalid_share", "cost", "seconds", "judge"]
 
 ASCENDING = frozenset({"mae", "invalid_share", "cost", "seconds", "judge"})

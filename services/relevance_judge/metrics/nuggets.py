@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["SUPPORT_VALUES", "Importance", "NuggetScores", "Support", "score_answer"]
-
 Importance = Literal["vital", "okay"]
 Support = Literal["support", "partial_support", "not_support"]
 

@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 
 from services.relevance_judge.metrics.bootstrap import divide_sums
 
-__all__ = ["number_queries", "order_counts", "pair_order"]
-
 
 def pair_order(signals: Any, grades: Any, queries: Any) -> float | None:
     """Share of pairs of unequal grade within a query that the signal orders right; ties count one half.

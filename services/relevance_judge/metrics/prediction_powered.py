@@ -16,8 +16,6 @@ from scipy import stats
 
 from shared.errors import InvalidOption
 
-__all__ = ["MeanEstimate", "correct_mean", "human_mean"]
-
 Floats = NDArray[np.float64]
 
 MIN_LABELLED = 3

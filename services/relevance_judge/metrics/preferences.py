@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 from scipy import stats
 
-__all__ = ["OrderBias", "Preference", "Share", "measure_order_bias"]
-
 
 @dataclass(frozen=True)
 class Preference:

@@ -16,19 +16,6 @@ from scipy import stats
 
 from shared.errors import InvalidOption
 
-__all__ = [
-    "Comparison",
-    "Missing",
-    "check_measure",
-    "compare",
-    "evaluate",
-    "kendall_tau_b",
-    "order_passages",
-    "spearman_rho",
-    "system_scores",
-    "tau_ap",
-]
-
 Missing = Literal["skip", "zero"]
 Run = Mapping[str, Mapping[str, float]]
 Qrels = Mapping[tuple[str, str], int]

@@ -18,8 +18,6 @@ from scipy import optimize, special
 from services.relevance_judge.metrics.pair_order import number_queries, pair_order
 from shared.errors import InvalidOption
 
-__all__ = ["SignalWeights", "combine_signals", "fit_signal_weights"]
-
 Floats = NDArray[np.float64]
 
 MAX_FOLDS = 20

@@ -16,15 +16,6 @@ from numpy.typing import NDArray
 from services.relevance_judge.metrics.bootstrap import CHUNK, mean_interval
 from services.relevance_judge.metrics.rankings import evaluate
 
-__all__ = [
-    "Correction",
-    "PairTest",
-    "compare_systems",
-    "correct_p_values",
-    "permutation_p",
-    "tabulate_scores",
-]
-
 Floats = NDArray[np.float64]
 Correction = Literal["none", "bonferroni", "holm", "fdr", "max-t"]
 

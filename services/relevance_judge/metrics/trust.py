@@ -19,8 +19,6 @@ from services.relevance_judge.metrics.pair_order import order_counts
 from services.relevance_judge.metrics.rankings import kendall_tau_b
 from services.relevance_judge.metrics.uncertainty import kappa_interval
 
-__all__ = ["MIN_QUERIES", "RaterRow", "TrustReport", "build_trust_report"]
-
 MIN_QUERIES = 5
 """Fewer queries with an order to judge give no verdict."""
 

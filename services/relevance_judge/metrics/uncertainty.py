@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 from services.relevance_judge.metrics.agreement import GRADES, Qrels, confusion
 from services.relevance_judge.metrics.bootstrap import percentile_interval
 
-__all__ = ["kappa_interval"]
-
 MIN_QUERIES = 2
 
 

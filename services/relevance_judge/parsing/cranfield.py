@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 
 from shared.errors import Malformed
 
-__all__ = ["CRANFIELD_GRADES", "ImportedCollection", "parse_collection", "parse_records"]
-
 CRANFIELD_GRADES: Mapping[int, int] = {1: 3, 2: 2, 3: 1, 4: 1, 5: 0}
 """Code of the collection's own readme → grade: complete answer, high relevance, background, minimum interest, none."""
 

@@ -19,8 +19,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-__all__ = ["ParsedGrade", "Reason", "Rule", "parse"]
-
 Rule = Literal["tag", "json", "label", "bare", "none"]
 Reason = Literal["absent", "truncated", "not_a_number", "not_an_integer", "out_of_range", "ambiguous"]
 

@@ -13,8 +13,6 @@ from typing import Any
 from services.relevance_judge.parsing import trec
 from shared.errors import Malformed
 
-__all__ = ["MEDIA_TYPES", "LabelSet", "SignalSet", "format_labels", "parse_labels", "parse_signals"]
-
 MEDIA_TYPES = {"qrels": "text/plain", "jsonl": "application/x-ndjson", "csv": "text/csv"}
 """Form → content type of the response."""
 

@@ -10,19 +10,6 @@ from pathlib import Path
 
 from shared.errors import Malformed
 
-__all__ = [
-    "Runs",
-    "check_grade",
-    "format_qrels",
-    "format_run",
-    "parse_qrels",
-    "parse_runs",
-    "read_qrels",
-    "read_runs",
-    "read_topics",
-    "write_qrels",
-]
-
 MAX_GRADE = 1000
 """Beyond it, in either direction, no scale of relevance goes."""
 

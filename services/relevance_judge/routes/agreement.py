@@ -14,8 +14,6 @@ from services.relevance_judge.parsing.label_formats import parse_labels
 from services.relevance_judge.schemas import StrictModel
 from shared.serving.http.openapi_routes import problems
 
-__all__ = ["router"]
-
 router = APIRouter()
 
 MAX_DISAGREEMENTS = 200

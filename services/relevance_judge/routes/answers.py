@@ -16,8 +16,6 @@ from shared.errors import InvalidOption
 from shared.registry import CallContext
 from shared.serving.http.openapi_routes import problems
 
-__all__ = ["router"]
-
 router = APIRouter()
 
 Text = Annotated[str, Field(min_length=1, max_length=MAX_TEXT_CHARS)]

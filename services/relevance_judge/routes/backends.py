@@ -14,8 +14,6 @@ from shared.errors import FoveaError
 from shared.registry import CallContext
 from shared.settings import Settings
 
-__all__ = ["router"]
-
 router = APIRouter()
 
 

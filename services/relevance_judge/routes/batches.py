@@ -23,8 +23,6 @@ from shared.serving.http.negotiation import choose
 from shared.serving.http.openapi_routes import problems
 from shared.serving.http.tenant import tenant_store
 
-__all__ = ["router"]
-
 router = APIRouter()
 
 Form = Annotated[Literal["qrels", "jsonl", "csv"] | None, Query(description="Labels in this form, not the summary.")]

@@ -13,8 +13,6 @@ from shared.errors import InvalidOption
 from shared.serving.http.openapi_routes import problems
 from shared.serving.http.tenant import get_tenant
 
-__all__ = ["router"]
-
 router = APIRouter()
 
 

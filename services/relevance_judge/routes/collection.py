@@ -17,8 +17,6 @@ from services.relevance_judge.schemas import StrictModel
 from services.relevance_judge.storage.mini_collection import load_mini_collection
 from shared.serving.http.openapi_routes import problems
 
-__all__ = ["router"]
-
 router = APIRouter()
 
 

@@ -15,8 +15,6 @@ from services.relevance_judge.schemas import EnsembleRule, StrictModel
 from shared.errors import InvalidOption
 from shared.serving.http.openapi_routes import problems
 
-__all__ = ["router"]
-
 router = APIRouter()
 
 

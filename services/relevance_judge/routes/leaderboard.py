@@ -18,8 +18,6 @@ from shared.errors import InvalidOption
 from shared.serving.http.openapi_routes import problems
 from shared.serving.http.tenant import tenant_store
 
-__all__ = ["router"]
-
 router = APIRouter()
 
 MINI = "mini"

@@ -9,8 +9,6 @@ from fastapi import Request
 from services.relevance_judge.judge import Judge
 from shared.errors import InvalidOption
 
-__all__ = ["get_judge"]
-
 
 def get_judge(request: Request, name: str | None) -> Judge[Any]:
     """The loaded judge of that name; None is the default one.

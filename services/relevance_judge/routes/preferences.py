@@ -17,8 +17,6 @@ from shared.errors import InvalidOption
 from shared.registry import CallContext
 from shared.serving.http.openapi_routes import problems
 
-__all__ = ["router"]
-
 router = APIRouter()
 
 

@@ -19,8 +19,6 @@ from shared.serving.host import Host
 from shared.serving.http.openapi_routes import problems
 from shared.serving.http.system_routes import host_of
 
-__all__ = ["router"]
-
 router = APIRouter(tags=["rerank"])
 _ROUTE: dict[str, Any] = {"responses": problems(404, 422, 503), "openapi_extra": {"x-error-form": "openai"}}
 

@@ -9,8 +9,6 @@ from services.relevance_judge.prompt_template import Template, get_template, loa
 from services.relevance_judge.schemas import StrictModel
 from shared.serving.http.openapi_routes import problems
 
-__all__ = ["router"]
-
 router = APIRouter()
 
 

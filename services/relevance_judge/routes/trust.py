@@ -19,8 +19,6 @@ from shared.errors import InvalidOption, NotFound, NotReady
 from shared.registry import CallContext
 from shared.serving.http.openapi_routes import problems
 
-__all__ = ["router"]
-
 router = APIRouter()
 
 Signals = dict[tuple[str, str], float]

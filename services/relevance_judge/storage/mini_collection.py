@@ -12,8 +12,6 @@ from services.relevance_judge.metrics.baselines import bm25, overlap
 from services.relevance_judge.parsing.label_formats import LabelSet, parse_labels
 from services.relevance_judge.parsing.trec import Runs, format_run, read_qrels, read_runs, read_topics
 
-__all__ = ["RANKERS", "Collection", "build_run", "load_mini_collection", "load_mini_judgements", "load_mini_runs"]
-
 RANKERS: Mapping[str, Callable[[str, Mapping[str, str]], dict[str, float]]] = {"overlap": overlap, "bm25": bm25}
 """Lexical rankers whose runs are in `runs/`."""
 

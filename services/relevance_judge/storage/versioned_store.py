@@ -13,8 +13,6 @@ from typing import Any
 from shared.errors import InvalidOption, NotFound
 from shared.storage import ObjectStore
 
-__all__ = ["VersionedStore"]
-
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 

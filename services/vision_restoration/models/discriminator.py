@@ -8,8 +8,6 @@ from torch import Tensor, nn
 
 from shared.registry import builder
 
-__all__ = ["Discriminator", "discriminator"]
-
 _PLAN = ((64, 1), (64, 2), (128, 1), (128, 2), (256, 1), (256, 2), (512, 1), (512, 2), (512, 1), (512, 2))
 """Channels and stride of each convolution."""
 

@@ -7,8 +7,6 @@ from services.vision_restoration.weights_loading import WHOLE
 from shared.registry import Card, Metric, Paper
 from shared.registry.measured import measured_card
 
-__all__ = ["RRFormerRestorer"]
-
 
 def _published(metric: str, **values: float) -> tuple[Metric, ...]:
     """The paper's numbers by data set; ours can't be set beside them: other pictures, another size of network."""

@@ -22,8 +22,6 @@ from services.vision_restoration.variant import Variant
 from shared.errors import InvalidOption
 from shared.registry import builder
 
-__all__ = ["GRID", "RRFormer", "RestorerNetwork", "restorer", "rrformer"]
-
 GRID = 32
 """Side of the coarsest pooling cell: no smaller picture has one, and tiles must begin on its multiples."""
 

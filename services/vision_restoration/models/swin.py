@@ -12,8 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["SHIFT", "WINDOW", "SwinBody", "shift_mask"]
-
 WINDOW = 8
 """Side of a window, in pixels of the half-resolution map."""
 

@@ -15,8 +15,6 @@ from torch import Tensor, nn
 
 from shared.registry import builder
 
-__all__ = ["WIDTHS", "VggFeatures", "vgg19_features"]
-
 WIDTHS = (64, 128, 256, 512, 512)
 """Channels of the five levels, in VGG19."""
 

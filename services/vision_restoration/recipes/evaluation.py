@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from services.vision_restoration.metrics import psnr, ssim
 from services.vision_restoration.recipes.pairs import ReflectionPairs
 
-__all__ = ["gain_pairs", "restore_pairs", "score_pairs", "tensor"]
-
 _MOST_DB = 60.0
 """What an equal picture counts as."""
 

@@ -11,8 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import shift
 
-__all__ = ["behind_glass"]
-
 Pixels = NDArray[np.float32]
 
 _GAMMA = 2.2

@@ -12,8 +12,6 @@ from torch import Tensor, nn
 
 from services.vision_restoration.models.rrformer_network import RRFormer
 
-__all__ = ["start_at_identity"]
-
 _QUIET = 0.1
 """What is left of random weights that lead into a carrying channel."""
 

@@ -16,8 +16,6 @@ from services.vision_restoration.recipes.photographs import Split, photographs
 from services.vision_restoration.recipes.scenes import scene
 from services.vision_restoration.recipes.synthesis import blend_varied
 
-__all__ = ["ReflectionPairs", "ReflectionSources", "sources"]
-
 Picture = NDArray[np.uint8]
 
 

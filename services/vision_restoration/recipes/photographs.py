@@ -16,8 +16,6 @@ from PIL import Image
 
 from shared.errors import NotReady
 
-__all__ = ["PHOTOGRAPHS", "Split", "photographs"]
-
 Split = Literal["train", "valid", "test"]
 
 _FOLDERS = {"skimage": "data", "sklearn": "datasets/images"}

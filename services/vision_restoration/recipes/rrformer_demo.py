@@ -25,8 +25,6 @@ from services.vision_restoration.recipes.photographs import Split
 from services.vision_restoration.variant import Variant
 from shared.training.recipe import Batch, Recipe, Schedule
 
-__all__ = ["RRFormerDemo"]
-
 
 class RRFormerDemo(Recipe):
     """RRFormer, 652 thousand parameters with its tower: about 35 minutes on one CPU core."""
@@ -52,20 +50,17 @@ class RRFormerDemo(Recipe):
     _valid: ReflectionPairs | None = PrivateAttr(None)
 
     def config(self) -> dict[str, Any]:
-        """The slim layout of the spec, without the buffers of official checkpoints."""
         return {
             "variant": self.variant, "widths": [16, 32, 64, 64, 64], "whole": False, "features": 48, "body": 48,
             "groups": 3, "blocks": 2, "heads": 4, "buffers": False,
         }  # fmt: skip
 
     def network(self) -> nn.Module:
-        """A network that begins by handing its picture through."""
         built = cast("RestorerNetwork", super().network())
         start_at_identity(built.net)
         return built
 
     def prepare(self, cache: Path) -> str:
-        """Draw the scenes and the validation pairs; the digest covers all that training sees."""
         self._sources = sources("train", self.scenes, self.seed)
         self._valid = self.pairs("valid")
         return f"train:{self._sources.digest} valid:{sources('valid', 40, self.seed).digest}"
@@ -76,31 +71,26 @@ class RRFormerDemo(Recipe):
         return sources(split, max(40, count // 2), self.seed).pairs(rng, count, self.held, plain=0.1)
 
     def batches(self, step: int, rng: np.random.Generator) -> Iterator[Batch]:
-        """Fresh pairs at every step."""
         if self._sources is None:
             self._sources = sources("train", self.scenes, self.seed)
         drawn = self._sources.pairs(rng, self.schedule.batch, self.size, self.plain)
         yield {"mixed": tensor(drawn.mixed), "clean": tensor(drawn.clean)}
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
-        """The paper's pixel loss, and the plain L1: the former hardly sees a veil that is even."""
         found = network(batch["mixed"].contiguous(memory_format=torch.channels_last))
         return pixel_loss(found, batch["clean"]) + self.even * F.l1_loss(found, batch["clean"])
 
     def score(self, network: nn.Module) -> float:
-        """Mean PSNR over the validation pairs, clean ones included."""
         held = self._valid or self.pairs("valid")
         scores = score_pairs(restore_pairs(network, held.mixed), held)
         share = scores["clean_pairs"] / scores["pairs"]
         return (1 - share) * scores["psnr"] + share * scores.get("psnr_clean", 0.0)
 
     def measure(self, network: nn.Module) -> dict[str, float]:
-        """All metrics on the test pairs, whose sources nothing else has seen."""
         held = self.pairs("test")
         return score_pairs(restore_pairs(network, held.mixed), held)
 
     def facts(self) -> dict[str, str]:
-        """What the manifest should say beside the knobs."""
         return {
             "data": f"formula C over packaged photographs and procedural scenes; crops of {self.size} px, held out "
             f"{self.held} px",

@@ -28,8 +28,6 @@ from shared.training.folder_recipe import FolderRecipe
 from shared.training.intervals import mean_interval
 from shared.training.recipe import Batch, Schedule
 
-__all__ = ["RRFormerPhotographs"]
-
 Picture = NDArray[np.uint8]
 
 HARM_DB = 0.5
@@ -65,21 +63,18 @@ class RRFormerPhotographs(FolderRecipe):
     _plain: int = PrivateAttr(0)
 
     def config(self) -> dict[str, Any]:
-        """Small enough for a processor, without the buffers of official checkpoints."""
         return {
             "variant": "paper", "widths": [16, 32, 64, 64, 64], "whole": False, "features": 48, "body": 64,
             "groups": 4, "blocks": 2, "heads": 4, "buffers": False,
         }  # fmt: skip
 
     def network(self) -> nn.Module:
-        """A network that begins by handing its picture through, where there is no `start`."""
         built = cast("RestorerNetwork", super().network())
         if self.start is None:
             start_at_identity(built.net)
         return built
 
     def gather(self) -> str:
-        """Decode all photographs once, by source."""
         whole, problems = find_classes(self.data)
         self.require(len(whole), 4, "photographs", problems)
         aside = self.is_held_out(whole.pictures)
@@ -103,7 +98,6 @@ class RRFormerPhotographs(FolderRecipe):
             return np.asarray(image)
 
     def batches(self, step: int, rng: np.random.Generator) -> Iterator[Batch]:
-        """Fresh pairs at every step."""
         drawn = self._pairs(self._train, self.schedule.batch, rng, self.plain)
         yield {"mixed": tensor(drawn.mixed), "clean": tensor(drawn.clean)}
 
@@ -138,7 +132,6 @@ class RRFormerPhotographs(FolderRecipe):
         return np.ascontiguousarray(pixels, dtype=np.float32) / np.float32(255)
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
-        """L1 of pixels and of differences between neighbours; what is worse than the input counts again."""
         mixed, clean = batch["mixed"], batch["clean"]
         with self.autocast(mixed):
             found = network(mixed.contiguous(memory_format=torch.channels_last))
@@ -150,13 +143,11 @@ class RRFormerPhotographs(FolderRecipe):
         return total
 
     def score(self, network: nn.Module) -> float:
-        """Mean gain over the input in dB on held-out pairs, less what clean ones lack to 40 dB."""
         held = self._held_pairs(seed=11)
         scores = score_pairs(restore_pairs(network, held.mixed), held)
         return scores["psnr_gain"] - 0.1 * max(0.0, 40 - scores.get("psnr_clean", 40.0))
 
     def measure(self, network: nn.Module) -> dict[str, float]:
-        """All metrics on other pairs of the held-out photographs, the worst gain, and the share that is harmed."""
         held = self._held_pairs(seed=12)
         self._plain = int(held.plain.sum())
         restored = restore_pairs(network, held.mixed)
@@ -169,7 +160,6 @@ class RRFormerPhotographs(FolderRecipe):
         return self._pairs(self._out, self.test, np.random.default_rng((self.seed, seed)), 0.15)
 
     def facts(self) -> dict[str, str]:
-        """What the manifest should say beside the knobs."""
         return {
             **self.source_facts(self._held),
             "measured_on": f"{self.test - self._plain} {self.origin} on {self._held} held-out photographs, and "

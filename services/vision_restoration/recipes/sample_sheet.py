@@ -7,8 +7,6 @@ from PIL import Image
 from services.vision_restoration.recipes.pairs import ReflectionPairs
 from shared.vision import contact_sheet as vision_contact_sheet
 
-__all__ = ["contact_sheet"]
-
 
 def contact_sheet(pairs: ReflectionPairs, columns: int = 8, colours: int = 200) -> Image.Image:
     """Rows of mixtures, each row above the row of its scenes."""

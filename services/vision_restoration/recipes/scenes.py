@@ -9,8 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-__all__ = ["scene"]
-
 Pixels = NDArray[np.uint8]
 
 

@@ -10,8 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-__all__ = ["blend_by_screen", "blend_by_sum", "blend_defocused", "blend_varied", "blur"]
-
 Pixels = NDArray[np.float32]
 Mixed = tuple[Pixels, Pixels]
 """The mixture, and the scene alone."""

@@ -1,7 +1,5 @@
 """Any order of submits, deliveries, deaths, cancels, retries, deletes, expiries, restarts agrees with a plain model."""
 
-# ruff: noqa: D102  (rules and invariants are named by what they say)
-
 import asyncio
 import time
 from dataclasses import dataclass

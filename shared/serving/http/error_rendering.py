@@ -22,8 +22,6 @@ from shared.api.problem import PROBLEM_CONTENT_TYPE, oip_error, openai_error, pr
 from shared.errors import Cancelled, FoveaError, InvalidOption, Malformed, MethodNotAllowed, NotFound, by_status
 from shared.serving.http.errors import NotAcceptable, TooSlow, to_safe_error
 
-__all__ = ["ErrorForm", "render", "translate"]
-
 ErrorForm = Literal["problem", "openai", "oip"]
 
 _FORMS: Mapping[str, ErrorForm] = {

@@ -7,8 +7,6 @@ import errno
 from shared import telemetry
 from shared.errors import BadInput, Fault, FoveaError, NotReady, StorageFull
 
-__all__ = ["NotAcceptable", "TooSlow", "to_safe_error"]
-
 
 class NotAcceptable(BadInput):
     """No form of the answer fits the `Accept` header; the detail lists what it can."""

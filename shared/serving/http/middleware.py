@@ -28,8 +28,6 @@ from shared.serving.http.error_rendering import render, translate
 from shared.serving.http.errors import TooSlow
 from shared.settings import Settings
 
-__all__ = ["ServiceMiddleware"]
-
 _WATCH_DISCONNECT_AFTER_S = 0.05
 """Requests that take longer than this are watched for a disconnect."""
 

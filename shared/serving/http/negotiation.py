@@ -6,8 +6,6 @@ from collections.abc import Sequence
 
 from shared.serving.http.errors import NotAcceptable
 
-__all__ = ["choose"]
-
 
 def choose(accept: str | None, offered: Sequence[str]) -> str:
     """Choose the offered type with the highest quality; among equals the first.

@@ -10,8 +10,6 @@ from shared.registry import Servable
 from shared.serving import servable_schema
 from shared.serving.host import Host
 
-__all__ = ["describe_operation", "describe_responses", "describe_task", "problems"]
-
 _SCALARS = {"string", "number", "integer", "boolean"}
 
 Kind = type[Servable[Any, Any]]

@@ -19,8 +19,6 @@ from starlette.requests import Request
 from shared.errors import FoveaError, InvalidOption, Malformed, TooLarge, UnsupportedMedia
 from shared.serving import servable_schema
 
-__all__ = ["ParsedRequest", "build_requests", "is_url", "open_form", "parse_request"]
-
 _FILES = ("file", "image", "files", "images")
 """Form fields that fill the model's first field of bytes."""
 

@@ -17,8 +17,6 @@ from shared.serving.host import Host
 from shared.serving.http.openapi_routes import problems
 from shared.sparsity import Finding, SparsityClaim, lint
 
-__all__ = ["host_of", "router"]
-
 router = APIRouter()
 
 

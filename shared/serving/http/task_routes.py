@@ -26,8 +26,6 @@ from shared.serving.http.negotiation import choose
 from shared.serving.http.request_parsing import ParsedRequest, build_requests, parse_request
 from shared.serving.http.url_images import Fetcher, fetch_pictures
 
-__all__ = ["build_router"]
-
 _PROTOCOL_TASKS = frozenset({"chat", "complete"})
 """Tasks with a protocol of their own."""
 

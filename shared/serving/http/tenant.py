@@ -6,8 +6,6 @@ from starlette.requests import HTTPConnection
 
 from shared.storage import ObjectStore
 
-__all__ = ["get_tenant", "tenant_store"]
-
 
 def get_tenant(request: HTTPConnection) -> str:
     """The tenant of a request, from the gateway's header; `local` where there is no gateway."""

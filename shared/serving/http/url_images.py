@@ -22,8 +22,6 @@ from shared.errors import FoveaError, InvalidOption, TooLarge, in_field
 from shared.serving import servable_schema
 from shared.serving.http.request_parsing import ParsedRequest, is_url
 
-__all__ = ["Address", "Fetcher", "fetch_pictures", "is_public"]
-
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _MAX_REDIRECTS = 4

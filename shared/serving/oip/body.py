@@ -16,8 +16,6 @@ from starlette.types import Receive, Scope, Send
 from shared.errors import Malformed, TooLarge, UnsupportedMedia
 from shared.rpc.oip_json import HEADER_LENGTH, EncodedBody, align
 
-__all__ = ["build_response", "read_body"]
-
 _WBITS: Final[Mapping[str, int]] = MappingProxyType({"gzip": 31, "deflate": 15})
 _LEVEL: Final = 1  # tensors are nearly incompressible: more effort only costs time
 _JOIN_BELOW_BYTES: Final = 64 * 1024  # below this, one write costs less than two

@@ -36,8 +36,6 @@ from shared.serving.oip.grpc_health_reflection import SERVICE, add_standard_serv
 from shared.serving.ordered_map import map_in_order
 from shared.settings import Settings
 
-__all__ = ["serve_grpc"]
-
 Context = grpc.aio.ServicerContext[Any, Any]
 Method = Callable[[Any, CallContext], Awaitable[Message | dict[str, Any]]]
 

@@ -20,8 +20,6 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 from shared.rpc import open_inference_pb2 as pb
 from shared.serving.host import Host
 
-__all__ = ["SERVICE", "add_standard_services"]
-
 SERVICE: Final = "inference.GRPCInferenceService"
 """The public name of Open Inference v2, as clients call it."""
 

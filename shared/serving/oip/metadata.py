@@ -17,17 +17,6 @@ from shared.registry import Servable
 from shared.serving.host import Host
 from shared.serving.oip.tensors import is_batchable
 
-__all__ = [
-    "EXTENSIONS",
-    "collect_statistics",
-    "describe_config",
-    "describe_model",
-    "describe_server",
-    "list_models",
-    "load_model",
-    "unload_model",
-]
-
 EXTENSIONS: Final = ("binary_tensor_data", "model_configuration", "model_repository", "parameters", "statistics")
 """Triton's extensions that are offered; requests for others get an error."""
 

@@ -28,8 +28,6 @@ from shared.serving.host import Host
 from shared.serving.oip import metadata
 from shared.serving.oip.body import build_response, read_body
 
-__all__ = ["router"]
-
 _OFF_LOOP_BYTES: Final = 64 * 1024
 """Bytes above which values are taken one by one off the event loop only."""
 

@@ -11,8 +11,6 @@ from shared.errors import InvalidOption
 from shared.registry import Engine
 from shared.rpc.tensors import datatype_of
 
-__all__ = ["Feeds", "check_feeds", "count_rows", "is_batchable", "join_rows", "signature", "split_rows"]
-
 Feeds = Mapping[str, np.ndarray]
 """Tensors by name; axis 0 is the batch."""
 

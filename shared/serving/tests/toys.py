@@ -1,7 +1,5 @@
 """Small Servables for tests: they echo, fail, sleep and stream. Never discovered, for no scanned room is here."""
 
-# ruff: noqa: D102  (methods are named by what they answer)
-
 from __future__ import annotations
 
 import threading

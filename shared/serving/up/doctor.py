@@ -30,8 +30,6 @@ from shared.serving.up.launch import port_in_use
 from shared.settings import Settings, settings
 from shared.storage import open_object_store
 
-__all__ = ["Diagnosis", "doctor", "examine"]
-
 Verdict = Literal["good", "note", "bad"]
 
 _MIN_MEMORY_BYTES = 4 * 2**30

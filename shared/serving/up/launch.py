@@ -29,8 +29,6 @@ from shared.serving.up.startup_progress import ServiceProgress, StartupProgress
 from shared.settings import Settings, settings
 from shared.storage.private_files import make_files_private
 
-__all__ = ["port_in_use", "up"]
-
 _OUTPUT_FOLDER = Path("out")
 _START_TIMEOUT_S = 900.0
 _STAGES = {"placed": "loading", "ready": "[green]ready[/]", "incomplete": "[yellow]started, not whole[/]"}

@@ -15,8 +15,6 @@ from pathlib import Path
 from shared.serving.up import reaper
 from shared.settings import environment
 
-__all__ = ["ManagedProcess", "ProcessDied", "ProcessGroup"]
-
 _MAX_DEATHS = 5
 _DEATH_WINDOW_S = 60.0
 """After so many deaths in so many seconds a process is not started again."""

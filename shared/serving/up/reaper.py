@@ -14,8 +14,6 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["end_sessions", "main", "session_members"]
-
 _GRACE_S = 15.0
 
 

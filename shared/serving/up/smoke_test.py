@@ -12,8 +12,6 @@ from urllib.parse import quote
 
 import httpx2
 
-__all__ = ["SmokeResult", "run_smoke_test"]
-
 _ROUTES = {"chat": "/v1/chat/completions", "complete": "/v1/completions"}
 _PICTURES = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
 _TIMEOUT_S = 300.0

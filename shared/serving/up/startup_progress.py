@@ -14,8 +14,6 @@ from redis.exceptions import RedisError
 from shared.api.replica import LEASE_S, ReplicaRecord, replicas_key
 from shared.jobs.redis_connection import open_async_redis
 
-__all__ = ["ServiceProgress", "StartupProgress"]
-
 _POLL_S = 0.2
 
 

@@ -12,8 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["Augment", "Warp", "warp_boxes", "warp_mask", "warp_picture"]
-
 Warp = NDArray[np.float64]
 """An affine map (2, 3) from pixel coordinates of the source to those of the target."""
 

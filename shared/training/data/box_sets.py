@@ -22,8 +22,6 @@ from PIL import Image
 from shared.errors import InvalidOption, NotFound
 from shared.training.data.survey import FileProblem, unreadable
 
-__all__ = ["BoxSet", "check_boxes", "find_boxes", "mask_boxes"]
-
 Rows = NDArray[np.float32]
 """(m, 5): class, x1, y1, x2, y2 in pixels of the picture."""
 

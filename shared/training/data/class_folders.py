@@ -19,8 +19,6 @@ from shared.errors import NotFound
 from shared.training.data.splits import HELD_OUT, TRAIN
 from shared.training.data.survey import FileProblem, unreadable
 
-__all__ = ["ClassSet", "find_classes"]
-
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
 
 

@@ -19,8 +19,6 @@ from skimage.draw import polygon
 from shared.errors import InvalidOption
 from shared.training.data.survey import FileProblem
 
-__all__ = ["draw_coco_masks"]
-
 Mask = NDArray[np.bool_]
 NEEDED = {"images": {"id", "file_name"}, "categories": {"id", "name"}, "annotations": {"image_id", "category_id"}}
 """Parts of a COCO file, and what each of their entries has."""

@@ -18,8 +18,6 @@ from shared.errors import NotFound
 from shared.training.data.coco_masks import draw_coco_masks
 from shared.training.data.survey import FileProblem
 
-__all__ = ["MaskSet", "find_masks", "is_mask", "read_mask"]
-
 Pixels = NDArray[np.uint8]
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})

@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 
 from shared.errors import InvalidOption
 
-__all__ = ["group_of", "held_out"]
-
 TRAIN = "train"
 
 HELD_OUT = ("validation", "valid", "val", "test")

@@ -10,8 +10,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["draw_strange", "scramble"]
-
 Pixels = NDArray[np.uint8]
 Page = NDArray[np.float64]
 

@@ -15,8 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-__all__ = ["FileProblem", "Survey", "fingerprint", "near_copies", "unreadable"]
-
 BITS = 6
 """Of 64: fingerprints that differ in no more bits are of near copies."""
 

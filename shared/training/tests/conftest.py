@@ -1,7 +1,5 @@
 """A recipe small enough to train in a blink: a line through points."""
 
-# ruff: noqa: D102  (methods are named by what they answer)
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar

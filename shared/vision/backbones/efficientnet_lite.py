@@ -15,8 +15,6 @@ from torch import Tensor, nn
 
 from shared.errors import NotReady
 
-__all__ = ["MEAN", "STD", "EfficientNetLite0", "load_imagenet"]
-
 MEAN = (0.5, 0.5, 0.5)
 STD = (0.5, 0.5, 0.5)
 """By RGB channel, as a share of 255: inputs run from -1 to 1."""

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["pool_levels"]
-
 
 def pool_levels(levels: Sequence[Tensor]) -> Tensor:
     """Mean of each channel of each level: (n, c_1, h, w), (n, c_2, h', w'), … → (n, c_1 + c_2 + …)."""

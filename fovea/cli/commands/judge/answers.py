@@ -16,8 +16,6 @@ from fovea.cli.text_files import read_text, write_text
 from fovea.transport import LOCAL
 from shared.errors import Malformed
 
-__all__ = ["nuggets", "support"]
-
 Query = Annotated[str, typer.Argument(help="The query.")]
 How = Annotated[str, typer.Option(help="model, or similarity, which needs no language model.")]
 Answer = Annotated[Path | None, typer.Option(help="Text file of the answer; - is standard input.", show_default=False)]

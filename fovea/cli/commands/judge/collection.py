@@ -15,8 +15,6 @@ from fovea.cli.text_files import read_text
 from fovea.transport import LOCAL
 from shared.errors import InvalidOption
 
-__all__ = ["import_collection"]
-
 
 def import_collection(
     documents: Annotated[Path, typer.Argument(help="Documents, records `.I .T .W`; may be .gz.")],

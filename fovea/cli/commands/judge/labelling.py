@@ -18,8 +18,6 @@ from fovea.cli.text_files import read_text, write_text
 from fovea.transport import LOCAL
 from shared.errors import Malformed
 
-__all__ = ["batch", "calibrate", "pair", "templates"]
-
 Judge = Annotated[str | None, typer.Option("--judge", "-j", help="prompted-grade, log-odds …", show_default=False)]
 Template = Annotated[
     str | None,

@@ -25,8 +25,6 @@ from fovea.cli.output import Screen
 from fovea.cli.text_files import read_text, write_text
 from fovea.transport import LOCAL
 
-__all__ = ["agreement", "ensemble", "leaderboard", "rankings"]
-
 Reference = Annotated[Path, typer.Argument(metavar="REFERENCE", help="Reference qrels; may be .gz.")]
 Labels = Annotated[Path, typer.Argument(metavar="JUDGE", help="Qrels of the judge, or JSON lines of a batch.")]
 Runs = Annotated[list[Path] | None, typer.Option("--run", help="TREC run; may be repeated.", show_default=False)]

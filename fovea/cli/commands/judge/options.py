@@ -13,23 +13,6 @@ from fovea.cli.job_progress import run_as_job
 from fovea.cli.output import Screen
 from fovea.cli.text_files import read_text
 
-__all__ = [
-    "JudgeLabels",
-    "Llm",
-    "Measure",
-    "Output",
-    "Passages",
-    "Reference",
-    "Runs",
-    "Topics",
-    "compute",
-    "compute_as_job",
-    "format_figure",
-    "format_interval",
-    "name_judge",
-    "read_runs",
-]
-
 Reference = Annotated[Path, typer.Argument(metavar="REFERENCE", help="Qrels by people; may be .gz.")]
 JudgeLabels = Annotated[Path, typer.Argument(metavar="JUDGE", help="JSON lines of a batch, a run, or qrels.")]
 Topics = Annotated[Path, typer.Option(help="qid<TAB>text lines, or JSON lines.")]

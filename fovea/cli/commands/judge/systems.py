@@ -22,8 +22,6 @@ from fovea.cli.output import Screen
 from fovea.cli.text_files import read_text
 from fovea.transport import LOCAL
 
-__all__ = ["budget", "correct_scores", "significance"]
-
 
 def significance(
     labels: Annotated[Path, typer.Argument(metavar="LABELS", help="Qrels, or JSON lines of a batch.")],

@@ -29,8 +29,6 @@ from fovea.cli.text_files import read_text, write_text
 from fovea.transport import LOCAL
 from shared.errors import InvalidOption
 
-__all__ = ["preferences", "trust", "weights"]
-
 
 def trust(
     reference: Reference,

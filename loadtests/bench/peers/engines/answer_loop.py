@@ -13,8 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-__all__ = ["Generate", "serve"]
-
 Generate = Callable[[list[list[int]], int, dict[str, Any]], Iterator[int]]
 
 

@@ -15,8 +15,6 @@ from typing import Literal
 
 import numpy as np
 
-__all__ = ["CLASSES", "FEATURES", "LENGTH", "Split", "Videos", "videos"]
-
 CLASSES, FEATURES, LENGTH = 8, 64, 32
 
 Split = Literal["train", "valid", "test"]

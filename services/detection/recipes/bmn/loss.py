@@ -8,8 +8,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["balanced_entropy", "boundary_matching_loss", "overlap_regression"]
-
 _EPS = 1e-6
 
 

@@ -23,8 +23,6 @@ from shared.training.recipe import Batch, Recipe, Schedule
 
 __all__ = ["THRESHOLDS", "BmnCsaDemo", "BmnDemo"]
 
-__all__ = ["THRESHOLDS", "BmnCsaDemo", "BmnDemo", "Row"]
-
 Row = tuple[Any, ...]
 """A segment, its video first."""
 
@@ -48,11 +46,9 @@ class BmnDemo(Recipe):
     _labels: tuple[np.ndarray, ...] = PrivateAttr(())
 
     def config(self) -> dict[str, Any]:
-        """A slim network over 32 cells."""
         return {"features": FEATURES, "length": LENGTH, "hidden": self.hidden}
 
     def prepare(self, cache: Path) -> str:
-        """Draw the videos and label them; the digest covers training and validation."""
         held = self.videos("train")
         labelled = (boundary_labels(segments, LENGTH) for segments in held.segments)
         self._labels = tuple(np.stack(part).astype(np.float32) for part in zip(*labelled, strict=True))
@@ -65,7 +61,6 @@ class BmnDemo(Recipe):
         return self._data[split]
 
     def batches(self, step: int, rng: np.random.Generator) -> Iterator[Batch]:
-        """Random videos, their labels, and the numbers that draw cells for the regression."""
         held = self.videos("train")
         chosen = rng.integers(len(held.features), size=self.schedule.batch)
         overlap, start, end = (torch.from_numpy(part[chosen]) for part in self._labels)
@@ -79,7 +74,6 @@ class BmnDemo(Recipe):
         }
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
-        """The loss of the paper."""
         maps = self.answer(network, batch["x"], batch["r"])
         return boundary_matching_loss(maps, batch["overlap"], batch["start"], batch["end"], batch["chance"])
 
@@ -89,11 +83,9 @@ class BmnDemo(Recipe):
         return maps
 
     def score(self, network: nn.Module) -> float:
-        """Average mAP over validation videos."""
         return self.metrics(network, "valid")["average_map"]
 
     def measure(self, network: nn.Module) -> dict[str, float]:
-        """Average mAP, mAP at .5 and .75, and recall of the best proposals on the test videos."""
         return self.metrics(network, "test")
 
     def metrics(self, network: nn.Module, split: Split) -> dict[str, float]:
@@ -133,7 +125,6 @@ class BmnDemo(Recipe):
             yield from zip(*(part.numpy() for part in self.answer(network, x, r)), strict=True)
 
     def facts(self) -> dict[str, str]:
-        """What the manifest should say beside the knobs."""
         return {
             "data": f"synthetic videos of services.detection.recipes.bmn.data, {LENGTH} cells, {CLASSES} classes",
             "test_digest": self.videos("test").digest,
@@ -152,10 +143,8 @@ class BmnCsaDemo(BmnDemo):
     time: bool = Field(True, description="False leaves the attention over time out: an ablation.")
 
     def config(self) -> dict[str, Any]:
-        """As BMN's, with eight semantics."""
         return {**super().config(), "semantics": CLASSES, "channel": self.channel, "time": self.time}
 
     def answer(self, network: nn.Module, x: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the network says of features and semantics."""
         maps: tuple[Tensor, Tensor, Tensor] = network(x, r)
         return maps

@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
 
-__all__ = ["KINDS", "Grain", "Kind", "Slide", "Slides", "Split", "draw_slide", "draw_split", "slides"]
-
 Split = Literal["train", "valid", "test"]
 
 Pixels = NDArray[np.float32]

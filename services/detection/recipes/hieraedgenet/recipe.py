@@ -24,8 +24,6 @@ from services.detection.recipes.hieraedgenet.data import KINDS, Slides, Split, s
 from shared.registry.weights import Dtype
 from shared.training.recipe import Batch, Recipe, Schedule
 
-__all__ = ["HieraEdgeNetDemo", "HieraEdgeNetOfficialDemo"]
-
 THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())
 
 
@@ -50,15 +48,12 @@ class HieraEdgeNetDemo(Recipe):
     _cache: Path | None = PrivateAttr(None)
 
     def config(self) -> dict[str, Any]:
-        """Eight classes."""
         return {"classes": len(self.classes), "edge": self.edge}
 
     def network(self) -> nn.Module:
-        """The network in the layout that is served."""
         return HieraEdgeNet(**self.config())
 
     def prepare(self, cache: Path) -> str:
-        """Draw the slides; the digest covers training and validation."""
         self._cache = cache
         return f"train:{self.slides('train').digest} valid:{self.slides('valid').digest}"
 
@@ -67,7 +62,6 @@ class HieraEdgeNetDemo(Recipe):
         return slides(split, getattr(self, split), seed=self.seed, size=self.side, cache=self._cache)
 
     def batches(self, step: int, rng: np.random.Generator) -> Iterator[Batch]:
-        """Random slides, each turned by a multiple of 90 degrees and flipped or not."""
         held = self.slides("train")
         chosen = rng.integers(len(held.images), size=self.schedule.batch)
         images, targets = [], []
@@ -79,16 +73,13 @@ class HieraEdgeNetDemo(Recipe):
         yield {"image": to_tensor(np.stack(images)), "targets": torch.from_numpy(np.concatenate(targets))}
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
-        """Assigner, CIoU, DFL and classes on the one branch."""
         image = batch["image"].to(memory_format=torch.channels_last)
         return detection_loss(network(image), batch["targets"], len(self.classes), STRIDES)[0]
 
     def score(self, network: nn.Module) -> float:
-        """Mean average precision at IoU .5 over validation slides."""
         return self._metrics(network, "valid")["map_50"]
 
     def measure(self, network: nn.Module) -> dict[str, float]:
-        """Mean average precision, that of each class, and how far counts are off on the test slides."""
         return self._metrics(network, "test")
 
     def _metrics(self, network: nn.Module, split: Split) -> dict[str, float]:
@@ -105,7 +96,6 @@ class HieraEdgeNetDemo(Recipe):
         return found | {"count_error": float(off.mean()), "slides": float(len(truth))} | by_class
 
     def facts(self) -> dict[str, str]:
-        """What the manifest should say beside the knobs."""
         return {
             "data": f"synthetic slides of recipes.hieraedgenet.data, {self.side} px, {len(self.classes)} kinds",
             "names": ",".join(self.classes),

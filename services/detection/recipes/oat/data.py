@@ -13,8 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-__all__ = ["CROP", "LONGEST", "PRODUCTS", "Trials", "draw_search", "noisy", "products", "trials"]
-
 CROP = (48, 32)
 """Height and width of a product's picture."""
 

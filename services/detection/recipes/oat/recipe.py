@@ -24,8 +24,6 @@ from services.detection.recipes.oat.data import CROP, LONGEST, Trials, draw_sear
 from shared.registry.weights import Dtype
 from shared.training.recipe import Batch, Recipe, Schedule
 
-__all__ = ["OatDemo"]
-
 _GRID = (3, 9)
 _WIDTH = 128
 
@@ -48,19 +46,16 @@ class OatDemo(Recipe):
     _products: np.ndarray = PrivateAttr(default_factory=products)
 
     def config(self) -> dict[str, Any]:
-        """A slim network; the position rows are in the manifest, so that every machine has the same ones."""
         table = fitted_positions(self.places, -(-_WIDTH // 6)).round(4).tolist()
         return {"grid": _GRID, "position_table": table, "model": _WIDTH, "layers": 2, "feedforward": 256, "crop": CROP}
 
     def prepare(self, cache: Path) -> str:
-        """Nothing to draw ahead: every step has new trials. The digest covers the pictures and what is measured."""
         state = hashlib.sha256(self._products.tobytes())
         for seed in (1, 2):
             state.update(self._trials(seed, 10).paths.tobytes())
         return f"shelves:{state.hexdigest()}"
 
     def batches(self, step: int, rng: np.random.Generator) -> Iterator[Batch]:
-        """New shelves and searches, of one grid; each product is drawn with its own noise, once per step."""
         grid = (int(rng.integers(1, 5)), int(rng.integers(3, 11))) if rng.random() < self.other else _GRID
         drawn = trials(rng, self.schedule.batch, grid)
         kinds, items = np.unique(drawn.items, return_inverse=True)
@@ -73,7 +68,6 @@ class OatDemo(Recipe):
         }
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
-        """Cross-entropy of the next object, padding left out."""
         net, path = cast("ObjectAttention", network), batch["path"]
         places = batch["items"].shape[1]
         features = net.cnn_embedding(batch["pictures"])[batch["items"]]
@@ -82,7 +76,6 @@ class OatDemo(Recipe):
 
     @torch.no_grad()
     def score(self, network: nn.Module) -> float:
-        """Mean log-likelihood of a fixation over validation trials on the 3x9 shelf."""
         held = self._trials(1, self.valid)
         pictures, cells = _pictures(self._products), grid_cells(_GRID).expand(self.valid, -1, -1)
         batch = {
@@ -95,7 +88,6 @@ class OatDemo(Recipe):
         return -float(self.loss(network, batch))
 
     def measure(self, network: nn.Module) -> dict[str, float]:
-        """Behaviour of drawn scanpaths, and alignment of the likeliest, beside a second draw of the policy itself."""
         held, rng = self._trials(2, self.test), np.random.default_rng(7)
         net = cast("ObjectAttention", network)
         drawn = [found.objects for found in self._walked(net, held, rng)]
@@ -132,7 +124,6 @@ class OatDemo(Recipe):
         return trials(np.random.default_rng((split, 2**40)), count, _GRID)
 
     def facts(self) -> dict[str, str]:
-        """What the manifest should say beside the knobs."""
         return {
             "data": f"synthetic shelves of recipes.oat.data, {self.schedule.batch} new trials a step",
             "departures": "half of the batches on other grids; averaged weights (EMA); gradients clamped, not scaled",

@@ -19,8 +19,6 @@ from numpy.typing import NDArray
 from services.detection.recipes.crack_synthesis import Damage, alligator, longitudinal, patch, pothole, transverse
 from services.detection.recipes.yolo9tr.data import ground
 
-__all__ = ["KINDS", "NAMES", "SIDE", "Patches", "Split", "draw_patch", "draw_split", "patches"]
-
 Split = Literal["train", "valid", "test"]
 
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")

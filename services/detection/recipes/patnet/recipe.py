@@ -23,8 +23,6 @@ from services.detection.servables.patches import MEAN, STD
 from shared.registry.weights import Dtype, read_weights
 from shared.training.recipe import Batch, Recipe, Schedule
 
-__all__ = ["FasterNetDemo", "PATNetDemo", "paired_difference"]
-
 WEIGHTS = Path(__file__).parents[2] / "weights"
 
 NORMAL_95 = 1.96
@@ -52,15 +50,12 @@ class FasterNetDemo(Recipe):
     _cache: Path | None = PrivateAttr(None)
 
     def config(self) -> dict[str, Any]:
-        """The smallest size."""
         return {"size": "t0", "classes": len(self.classes)}
 
     def network(self) -> nn.Module:
-        """The network in the layout that is served."""
         return FasterNet(**self.config())
 
     def prepare(self, cache: Path) -> str:
-        """Draw the patches; the digest covers training and validation."""
         self._cache = cache
         return f"train:{self.patches('train').digest} valid:{self.patches('valid').digest}"
 
@@ -69,7 +64,6 @@ class FasterNetDemo(Recipe):
         return patches(split, getattr(self, split), seed=self.seed, side=self.side, cache=self._cache)
 
     def batches(self, step: int, rng: np.random.Generator) -> Iterator[Batch]:
-        """Random patches, flipped or not along both axes, up to a fifth darker or lighter."""
         held, count = self.patches("train"), self.schedule.batch
         chosen = rng.integers(len(held.images), size=count)
         light = torch.from_numpy(rng.uniform(0.8, 1.2, (count, 1, 1, 1)).astype(np.float32))
@@ -80,19 +74,16 @@ class FasterNetDemo(Recipe):
         yield {"image": image, "label": torch.from_numpy(held.labels[chosen])}
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
-        """Cross-entropy, smoothed by a tenth."""
         image = batch["image"].to(memory_format=torch.channels_last)
         return F.cross_entropy(network(image), batch["label"], label_smoothing=0.1)
 
     def score(self, network: nn.Module) -> float:
-        """Share of validation patches that are classified right, less a little of the loss to tell equals apart."""
         held = self.patches("valid")
         logits = predict_classes(network, held.images)
         right = float((logits.argmax(1).numpy() == held.labels).mean())
         return right - 1e-3 * float(F.cross_entropy(logits, torch.from_numpy(held.labels)))
 
     def measure(self, network: nn.Module) -> dict[str, float]:
-        """Top-1 over the test patches and for each class."""
         held = self.patches("test")
         right = self._right(network)
         found = {"top_1": float(right.mean()), "patches": float(len(right))}
@@ -106,7 +97,6 @@ class FasterNetDemo(Recipe):
         return np.asarray(predict_classes(network, held.images).argmax(1).numpy() == held.labels)
 
     def facts(self) -> dict[str, str]:
-        """What the manifest should say beside the knobs."""
         return {
             "data": f"synthetic patches of services.detection.recipes.patnet.data, {self.side} px, balanced classes",
             "test_digest": self.patches("test").digest,
@@ -123,11 +113,9 @@ class PATNetDemo(FasterNetDemo):
     serves: ClassVar[str | None] = "patnet"
 
     def network(self) -> nn.Module:
-        """The network in the layout that is served."""
         return PATNet(**self.config())
 
     def measure(self, network: nn.Module) -> dict[str, float]:
-        """As for the baseline; and the difference to it on the same patches, where its weights are there."""
         found = super().measure(network)
         if (file := WEIGHTS / "fasternet-synthetic.safetensors").exists():
             baseline = FasterNet(**self.config())

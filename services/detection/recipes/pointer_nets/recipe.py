@@ -25,8 +25,6 @@ from services.detection.planning.pointer_solver import normalise_points, predict
 from shared.registry.weights import Dtype
 from shared.training.recipe import Batch, Recipe, Schedule
 
-__all__ = ["PointerHull", "PointerTour"]
-
 _IGNORED = -100
 
 
@@ -40,11 +38,9 @@ class _Pointer(Recipe):
     test: int = Field(1000, ge=1, description="Instances of each size that are only measured, once.")
 
     def config(self) -> dict[str, Any]:
-        """The attention encoder."""
         return {"hidden": self.hidden, "layers": self.layers}
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
-        """Cross-entropy of each next slot among those that are not visited yet."""
         points, slots = batch["points"], batch["slots"]
         known = slots.clamp(min=0)
         logits: Tensor = network(points, known)
@@ -82,15 +78,12 @@ class PointerHull(_Pointer):
 
     @property
     def endless(self) -> bool:
-        """A hull ends."""
         return False
 
     def prepare(self, cache: Path) -> str:
-        """Nothing to draw ahead: every step has new points."""
         return f"uniform points, seed {self.seed}"
 
     def batches(self, step: int, rng: np.random.Generator) -> Iterator[Batch]:
-        """New uniform points and their hulls."""
         points = rng.random((self.schedule.batch, self.size(rng), 2))
         yield {
             "points": torch.from_numpy(normalise_points(points, stretch=True)),
@@ -98,11 +91,9 @@ class PointerHull(_Pointer):
         }
 
     def score(self, network: nn.Module) -> float:
-        """Share of exact hulls of ten points."""
         return self._exact(cast("PointerNet", network), self.instances(1, 10, 1000))[0]
 
     def measure(self, network: nn.Module) -> dict[str, float]:
-        """Exact polygons, area and invalid polygons for each size."""
         found: dict[str, float] = {}
         for points in (5, 8, 10, 15, 20):
             exact, shared, invalid = self._exact(cast("PointerNet", network), self.instances(2, points, self.test))
@@ -139,11 +130,9 @@ class PointerTour(_Pointer):
 
     @property
     def endless(self) -> bool:
-        """A tour visits every point."""
         return True
 
     def prepare(self, cache: Path) -> str:
-        """Draw and solve the bank of instances."""
         state = hashlib.sha256()
         for size in range(self.smallest, self.largest + 1):
             points = self.instances(0, size, self.bank)
@@ -154,7 +143,6 @@ class PointerTour(_Pointer):
         return f"tours:{state.hexdigest()}"
 
     def batches(self, step: int, rng: np.random.Generator) -> Iterator[Batch]:
-        """Instances of the bank, each under one of the eight symmetries of the square."""
         points, tours = self._bank[self.size(rng)]
         chosen = rng.integers(len(points), size=self.schedule.batch)
         turned = points[chosen] - 0.5
@@ -166,11 +154,9 @@ class PointerTour(_Pointer):
         }
 
     def score(self, network: nn.Module) -> float:
-        """Minus the mean ratio to the optimum at ten points, beam 8."""
         return -self._ratio(cast("PointerNet", network), self.instances(1, 10, 500), 8)
 
     def measure(self, network: nn.Module) -> dict[str, float]:
-        """Mean ratio of lengths to the optimum on the same instances, greedy and with beam 8."""
         found = {}
         for points in (5, 8, 10):
             held = self.instances(2, points, self.test)

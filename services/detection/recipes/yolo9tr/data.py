@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 
 from services.detection.recipes.crack_synthesis import DAMAGE, Damage
 
-__all__ = ["NAMES", "SIDE", "Scene", "Scenes", "Split", "draw_scene", "draw_split", "ground", "scenes"]
-
 Split = Literal["train", "valid", "test"]
 
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")

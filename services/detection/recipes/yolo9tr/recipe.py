@@ -24,8 +24,6 @@ from shared.registry import network
 from shared.registry.weights import Dtype
 from shared.training.recipe import Batch, Recipe, Schedule
 
-__all__ = ["Yolo9trDemo"]
-
 
 class Yolo9trDemo(Recipe):
     """YOLO9tr, size `l`, 1.9 million served parameters: about 20 minutes on one CPU core."""
@@ -49,11 +47,9 @@ class Yolo9trDemo(Recipe):
     _cache: Path | None = PrivateAttr(None)
 
     def config(self) -> dict[str, Any]:
-        """Both branches, which training needs."""
         return {"classes": len(NAMES), "size": self.size, "width": self.width, "branch": "both"}
 
     def strip_training_parts(self, network_: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
-        """The main branch alone: the auxiliary one never reaches a box."""
         config = self.config() | {"branch": "main"}
         main: nn.Module = network("yolo9tr", **config)
         trained = network_.state_dict()
@@ -61,7 +57,6 @@ class Yolo9trDemo(Recipe):
         return main.eval(), config
 
     def prepare(self, cache: Path) -> str:
-        """Draw the training and validation scenes; the digest covers both."""
         self._cache = cache
         return f"train:{self.scenes('train').digest} valid:{self.scenes('valid').digest}"
 
@@ -71,7 +66,6 @@ class Yolo9trDemo(Recipe):
         return scenes(split, counts[split], seed=self.seed, side=self.side, cache=self._cache)
 
     def batches(self, step: int, rng: np.random.Generator) -> Iterator[Batch]:
-        """Random scenes, flipped or not along both axes, lighter or darker, flatter or harder."""
         data = self.scenes("train")
         chosen = rng.integers(len(data.images), size=self.schedule.batch)
         image = to_tensor(data.images[chosen])
@@ -87,17 +81,14 @@ class Yolo9trDemo(Recipe):
         yield {"image": (((image - grey) * contrast + grey) * light).clamp(0, 1), "targets": targets}
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
-        """TAL, DFL and CIoU on both branches."""
         main, auxiliary = network(batch["image"].to(memory_format=torch.channels_last))
         total, _ = dual_detection_loss(main, auxiliary, batch["targets"], len(NAMES))
         return total
 
     def score(self, network: nn.Module) -> float:
-        """mAP@.5 over the validation scenes."""
         return map50(*self._found(network, "valid"))
 
     def measure(self, network: nn.Module) -> dict[str, float]:
-        """mAP@.5, mAP@.5:.95 and AP@.5 per class over the test scenes."""
         return box_scores(*self._found(network, "test"), NAMES) | {"scenes": float(self.test)}
 
     def _found(self, network: nn.Module, split: Split) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -106,7 +97,6 @@ class Yolo9trDemo(Recipe):
         return [data.of(index) for index in range(len(data.images))], predict_boxes(network, data.images, predict)
 
     def facts(self) -> dict[str, str]:
-        """What the manifest should say beside the knobs."""
         return {
             "data": f"synthetic scenes of services.detection.recipes.yolo9tr.data, {self.side} px, one to four damages",
             "names": ",".join(NAMES),
@@ -116,7 +106,6 @@ class Yolo9trDemo(Recipe):
         }
 
     def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
-        """AdamW, of which only kernels decay: in 2,000 steps the published SGD does not get far."""
         kernels = [p for p in network.parameters() if p.ndim > 1 and p.requires_grad]
         others = [p for p in network.parameters() if p.ndim <= 1 and p.requires_grad]
         groups = [{"params": kernels, "weight_decay": self.schedule.decay}, {"params": others, "weight_decay": 0.0}]

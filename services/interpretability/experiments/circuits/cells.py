@@ -31,8 +31,6 @@ from services.interpretability.experiments.circuits.spec import CircuitsSpec, He
 from shared.errors import InvalidOption
 from shared.lm.taps import Attend, Edit, Scale, sweep, trace
 
-__all__ = ["CircuitCells", "draw_controls", "pattern_period"]
-
 PATTERN_PERIOD = 16
 """Period, in tokens, of the random sequence that tells previous-token, duplicate and induction heads apart."""
 

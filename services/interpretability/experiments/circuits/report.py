@@ -32,8 +32,6 @@ from services.interpretability.core.report import (
 from services.interpretability.core.studied_model import StudiedModel
 from services.interpretability.experiments.circuits.spec import CircuitsSpec, Head, Receivers
 
-__all__ = ["CircuitFindings", "build_report", "classify_heads", "warn_of_task"]
-
 MIN_PATTERN_SCORE = 0.3
 """Mean attention on a repeated sequence from which a head is called by what it does there."""
 

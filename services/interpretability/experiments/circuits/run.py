@@ -19,8 +19,6 @@ from services.interpretability.experiments.circuits.spec import PAIRS, CircuitsS
 from shared.errors import InvalidOption
 from shared.registry import Card, Paper
 
-__all__ = ["Circuits", "make_cases"]
-
 
 class Circuits(Experiment[CircuitsSpec]):
     """Finds the heads of a task by patching, and reports whether the model does the task at all."""
@@ -47,7 +45,6 @@ class Circuits(Experiment[CircuitsSpec]):
     )
 
     def cost(self, spec: CircuitsSpec, subject: StudiedModel) -> Cost:
-        """Two recorded runs per length of prompt; patching goes through the layers above each sender only."""
         batches = circuit_tasks.group_by_length(make_cases(spec, subject))
         tokens = sum(len(b.cases) * len(b.cases[0].clean) for b in batches)
         total = Cost(2 * len(batches), 2 * tokens, len(batches))
@@ -62,7 +59,6 @@ class Circuits(Experiment[CircuitsSpec]):
         return total + Cost(1, 2 * pattern_period(subject), 1)
 
     def run(self, spec: CircuitsSpec, subject: StudiedModel, progress: Progress) -> Report:
-        """Measure the task, effects stage by stage, attribution, knock-outs."""
         cases = make_cases(spec, subject)
         cells = CircuitCells(spec, subject, progress, circuit_tasks.group_by_length(cases))
         findings = CircuitFindings(cases=cases, task=cells.measure_task(), groups=subject.model.config.kv_heads)

@@ -8,8 +8,6 @@ from pydantic import Field
 
 from services.interpretability.core.experiment import Spec
 
-__all__ = ["PAIRS", "CircuitsSpec", "Head", "Receivers", "TaskSpec"]
-
 Head = tuple[int, int]
 """(layer, head)."""
 

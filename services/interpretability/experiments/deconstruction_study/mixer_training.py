@@ -22,8 +22,6 @@ from shared.training.recipe import Schedule
 from shared.training.text_corpus import Corpus, Split, corpus, corpus_of
 from shared.training.trainer import FitProgress, fit
 
-__all__ = ["MixerRun", "train_and_measure"]
-
 _CURVE_POINTS = 8
 """Validations per run: the points of its curve."""
 
@@ -61,16 +59,13 @@ class MixerRun(ByteRecipe):
         return cls(seed=seed, schedule=schedule, context=size.context, size=size, mixer=mixer, layout=layout, text=text)
 
     def config(self) -> dict[str, Any]:
-        """Return the options of the network `deconstructed-lm` over bytes."""
         sizes = {"width": self.size.width, "layers": self.size.layers, "heads": self.size.heads}
         return {"vocab": BYTES, **sizes, "context": self.context, "mixer": self.mixer, "layout": self.layout}
 
     def split(self, name: Split) -> Corpus:
-        """Return a part of the library's text, or of the user's text."""
         return self._parts[name]
 
     def measure(self, network: nn.Module) -> dict[str, float]:
-        """Measure bits per byte; for a hybrid also with the variant's layers skipped."""
         windows = self.test_windows()
         measured = {"bits": bits_per_byte(network, windows)}
         if self.layout == "hybrid":

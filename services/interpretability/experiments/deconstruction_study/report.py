@@ -14,8 +14,6 @@ from services.interpretability.core.report import Axis, Bar, Bars, HeatMap, Repo
 from services.interpretability.experiments.deconstruction_study.spec import DeconstructionStudySpec
 from services.interpretability.experiments.indicators import INDICATOR_NAMES
 
-__all__ = ["build_report"]
-
 Measurements = dict[str, list[dict[str, Any]]]
 """Measurements of each model by its name, one entry per seed."""
 

@@ -27,8 +27,6 @@ from services.interpretability.experiments.deconstruction_study.spec import (
 from shared.errors import InvalidOption
 from shared.registry import Card, Paper
 
-__all__ = ["DeconstructionStudy"]
-
 _RECIPE = (
     "The paper's recipe, for a GPU: 15 B of SlimPajama at length 2,048, 500 k tokens a step, Adam (0.9, 0.9999), "
     "4e-4 with 2,000 steps of warm-up and a cosine; 500 M parameters are width 896, 24 layers, 14 heads."
@@ -67,12 +65,10 @@ class DeconstructionStudy(Experiment[DeconstructionStudySpec]):
         return replace(model, name="deconstructed-lm", weights_sha256=json_digest("trained here"))
 
     def cost(self, spec: DeconstructionStudySpec, subject: StudiedModel) -> Cost:
-        """A cell per run; no existing model is called."""
         _check_spec(spec)
         return Cost(forwards=0, tokens=0, cells=len(_list_cells(spec)))
 
     def estimate(self, spec: DeconstructionStudySpec, subject: StudiedModel) -> Report:
-        """Return runs, steps, and their time at the speed of two steps of standard attention."""
         report = super().estimate(spec, subject)
         runs = len(_list_cells(spec))
         run = _run_of(spec, MixerCell("standard", "uniform", 1))
@@ -88,7 +84,6 @@ class DeconstructionStudy(Experiment[DeconstructionStudySpec]):
         return report.model_copy(update={"scalars": {**report.scalars, **counts, "seconds": seconds}})
 
     def run(self, spec: DeconstructionStudySpec, subject: StudiedModel, progress: Progress) -> Report:
-        """Train and measure, a cell per run."""
         runs: dict[str, list[dict[str, Any]]] = {}
 
         def train(cell: MixerCell) -> dict[str, Any]:

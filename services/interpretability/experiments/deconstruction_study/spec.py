@@ -8,8 +8,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from services.interpretability.core.experiment import Spec
 
-__all__ = ["LAYOUTS", "DeconstructionStudySpec", "Layout", "MixerCell", "ModelSize", "Variant"]
-
 Variant = Literal["standard", "mlp", "approximate", "nonapproximate", "random_qk", "fixed_qk", "static_qk"]
 Layout = Literal["uniform", "hybrid"]
 

@@ -20,8 +20,6 @@ from services.interpretability.core.experiment import Progress
 from services.interpretability.core.report import json_digest, to_matrix
 from services.interpretability.core.studied_model import StudiedModel
 
-__all__ = ["CircuitScores", "EdgeCells", "split_batches"]
-
 CircuitScores = dict[str, float]
 """`logit_difference`, `above`, `kl` and `top1` of a circuit, mean over prompts."""
 

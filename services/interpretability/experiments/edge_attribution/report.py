@@ -22,8 +22,6 @@ from services.interpretability.experiments.edge_attribution.cells import Circuit
 from services.interpretability.experiments.edge_attribution.spec import EdgeAttributionSpec
 from services.interpretability.rendering.circuit_files import PlacedCircuit, to_edge_arrays, to_neuronpedia
 
-__all__ = ["EdgeFindings", "build_report", "draw_circuit"]
-
 MAX_DRAWN = 40
 """Edges of the drawn graph, the strongest."""
 

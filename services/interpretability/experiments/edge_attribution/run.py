@@ -26,8 +26,6 @@ from services.interpretability.experiments.edge_attribution.spec import EdgeAttr
 from shared.errors import Cancelled, DeadlineExceeded, InvalidOption
 from shared.registry import Card, Paper
 
-__all__ = ["EdgeAttribution"]
-
 SHARES = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 """Sizes that are measured by default, as shares of all edges."""
 
@@ -62,7 +60,6 @@ class EdgeAttribution(Experiment[EdgeAttributionSpec]):
     )  # fmt: skip
 
     def cost(self, spec: EdgeAttributionSpec, subject: StudiedModel) -> Cost:
-        """Two recorded runs per batch, a gradient per step, and a run per circuit."""
         batches = split_batches(circuit_tasks.group_by_length(make_cases(spec, subject)), subject)
         tokens = sum(len(b.cases) * len(b.cases[0].clean) for b in batches)
         circuits = 2 + len(_sizes(spec, EdgeGraph(subject.model.config))) * (1 + spec.controls) + MAX_SEARCH
@@ -70,7 +67,6 @@ class EdgeAttribution(Experiment[EdgeAttributionSpec]):
         return Cost(2 * len(batches), 2 * tokens, cells, partial=tokens * (2 + 4 * spec.steps + 2 * circuits))
 
     def run(self, spec: EdgeAttributionSpec, subject: StudiedModel, progress: Progress) -> Report:
-        """Score edges, measure circuits of growing size beside random ones, and search for the smallest."""
         cases, graph = make_cases(spec, subject), EdgeGraph(subject.model.config)
         batches = split_batches(circuit_tasks.group_by_length(cases), subject)
         cells = EdgeCells(subject, progress, batches, graph)

@@ -8,8 +8,6 @@ from pydantic import Field
 
 from services.interpretability.experiments.circuits.spec import TaskSpec
 
-__all__ = ["EdgeAttributionSpec"]
-
 
 class EdgeAttributionSpec(TaskSpec):
     """Task, integral, sizes of circuits, and controls."""

@@ -13,8 +13,6 @@ from services.interpretability.experiments.retrieval_heads.samples import Sample
 from services.interpretability.experiments.retrieval_heads.spec import RetrievalHeadsSpec
 from services.interpretability.generation.forced_decoding import AnswerScore, score_known_answer
 
-__all__ = ["MaskingStudy", "choose_masked_samples", "draw_controls"]
-
 Head = tuple[int, int]
 
 

@@ -33,8 +33,6 @@ from services.interpretability.generation.forced_decoding import AnswerScore
 from services.interpretability.generation.niah_report import build_niah_map
 from shared.lm.head_plan import HeadPlan
 
-__all__ = ["build_evidence", "build_report"]
-
 MIN_RETRIEVAL_SCORE = 0.1
 """Mean score from which a head is called a retrieval head (section 3)."""
 

@@ -26,8 +26,6 @@ from services.interpretability.generation.forced_decoding import generate_answer
 from services.interpretability.generation.prefix_reader import PrefixReader, plan_pieces
 from shared.registry import Card
 
-__all__ = ["RetrievalHeads"]
-
 
 class RetrievalHeads(Experiment[RetrievalHeadsSpec]):
     """Finds retrieval heads, and measures what the model can't do without them."""
@@ -49,7 +47,6 @@ class RetrievalHeads(Experiment[RetrievalHeadsSpec]):
     )  # fmt: skip
 
     def cost(self, spec: RetrievalHeadsSpec, subject: StudiedModel) -> Cost:
-        """Forced: the new blocks and the tail of each sample; generating: at most `steps`; a forward per hidden set."""
         samples = list(draw_samples(spec, subject))
         total, known = Cost(0, 0, 0), list[int]()
         for sample in samples:
@@ -68,7 +65,6 @@ class RetrievalHeads(Experiment[RetrievalHeadsSpec]):
         return total
 
     def run(self, spec: RetrievalHeadsSpec, subject: StudiedModel, progress: Progress) -> Report:
-        """Score all samples, then mask the heads that scored."""
         samples, reader = list(draw_samples(spec, subject)), PrefixReader(subject)
         scored = list(progress.each(samples, lambda s: cell_content(spec, s), lambda s: _score_sample(spec, reader, s)))
         maps = [value["scores"] for _, value in scored] or np.zeros((0, subject.layers, subject.heads))

@@ -10,8 +10,6 @@ from services.interpretability.core.studied_model import StudiedModel
 from services.interpretability.experiments.retrieval_heads.spec import RetrievalHeadsSpec
 from shared.lm.niah_prompts import NEEDLES, Needle, Prompt, build_key_value_prompt, build_needle_prompt
 
-__all__ = ["Sample", "cell_content", "draw_samples"]
-
 
 @dataclass(frozen=True, slots=True)
 class Sample:

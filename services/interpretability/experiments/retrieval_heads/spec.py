@@ -10,8 +10,6 @@ from services.interpretability.attention.retrieval_score import ScoreMode
 from services.interpretability.core.experiment import Spec
 from shared.registry import Paper
 
-__all__ = ["PAPER", "NeedleText", "RetrievalHeadsSpec"]
-
 PAPER = Paper(
     title="Retrieval Head Mechanistically Explains Long-Context Factuality",
     venue="ICLR",

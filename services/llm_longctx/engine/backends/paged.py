@@ -20,8 +20,6 @@ from services.llm_longctx.engine.sequence import Sequence
 from services.llm_longctx.engine.taps import SequenceTaps
 from services.llm_longctx.kv_cache import PoolExhausted
 
-__all__ = ["PagedBackend"]
-
 _FORESEEN_NEW = 256
 """Tokens of an answer that admission counts on; what comes beyond may preempt."""
 

@@ -11,8 +11,6 @@ from torch import Tensor
 from services.llm_longctx.engine.sequence import S, Sequence
 from shared import telemetry
 
-__all__ = ["IdleWork", "SequenceBackend"]
-
 
 class IdleWork:
     """Work in pieces that is done while nobody waits, and given up where its memory is needed."""

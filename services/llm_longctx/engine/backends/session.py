@@ -15,8 +15,6 @@ from services.llm_longctx.engine.request import GenerationRequest
 from services.llm_longctx.engine.sequence import Sequence
 from services.llm_longctx.engine.session import RequestSession
 
-__all__ = ["SessionBackend"]
-
 MAX_BYTES = 512 * 2**20
 """What all sessions in flight may come to, unless told otherwise."""
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections import deque
 
-__all__ = ["FORGOTTEN_S", "HALF_LIFE_S", "LEAST", "WINDOW", "DriftGate"]
-
 WINDOW = 50
 """Answers that are looked at together."""
 

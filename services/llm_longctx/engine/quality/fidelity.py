@@ -14,8 +14,6 @@ from torch import Tensor
 from services.llm_longctx.engine.method_policy import Policy
 from services.llm_longctx.engine.model_runner import ModelRunner
 
-__all__ = ["Fidelity", "compare_to_dense"]
-
 
 @dataclass(slots=True)
 class Fidelity:

@@ -22,8 +22,6 @@ from services.llm_longctx.engine.quality.fidelity import Fidelity, compare_to_de
 from services.llm_longctx.engine.sequence import Sequence
 from shared import telemetry
 
-__all__ = ["FidelityMonitor"]
-
 MAX_VARIANTS = 256
 """Variants that are remembered; the one that was not asked for longest is forgotten first."""
 

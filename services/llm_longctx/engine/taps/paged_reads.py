@@ -13,8 +13,6 @@ from services.llm_longctx.engine.paged_state import PagedState
 from services.llm_longctx.kv_cache import Entries
 from shared.lm.host_transfer import take_rows
 
-__all__ = ["PagedValues", "attention_rows"]
-
 
 class PagedValues:
     """Values of all tokens at some layers; a `ValueSource`. Zero where a head has evicted a token."""

@@ -20,16 +20,6 @@ from shared.lm.activation_names import parse_site
 from shared.lm.config import DecoderConfig
 from shared.lm.interventions import Add, Attend, Scale, Uniform
 
-__all__ = [
-    "ActivationCapture",
-    "AttentionCapture",
-    "Capture",
-    "CaptureSize",
-    "LensCapture",
-    "PlacedEdit",
-    "RequestTaps",
-]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PlacedEdit:

@@ -31,8 +31,6 @@ from shared.lm.host_transfer import take_rows, to_device, to_host
 from shared.lm.interventions import Add, Attend, Edit, Scale
 from shared.lm.tap_attention import TapRecorder
 
-__all__ = ["CapturedTokens", "ForwardTap", "SequenceTaps", "tap_rows"]
-
 LENS_ROWS = 64
 """Rows of logits that the lens holds at a time."""
 

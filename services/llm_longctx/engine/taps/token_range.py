@@ -9,8 +9,6 @@ from typing import Literal, Self
 
 from shared.errors import InvalidOption
 
-__all__ = ["TokenRange"]
-
 
 @dataclass(frozen=True, slots=True)
 class TokenRange:

@@ -19,8 +19,6 @@ from services.llm_longctx.engine.paged_state import PagedState
 from services.llm_longctx.engine.prefix_cache import PrefixCache
 from services.llm_longctx.engine.request import GenerationRequest
 
-__all__ = ["Answer", "PromptTokens", "answer_prompts"]
-
 Protocol = Literal["agnostic", "aware"]
 
 

@@ -15,8 +15,6 @@ from rich.table import Table
 
 from services.llm_longctx.evaluation.cli import Knobs, Model, parse_knob, parse_numbers, save_report
 
-__all__ = ["ruler"]
-
 Methods = Annotated[list[str] | None, typer.Option("--method", help="Methods; several times for several.")]
 Budgets = Annotated[str, typer.Option(help="Bytes as shares of dense, comma-separated.")]
 Lengths = Annotated[str, typer.Option(help="Tokens of prompt and answer, comma-separated.")]

@@ -14,8 +14,6 @@ from services.llm_longctx.serving.method_selection import build_method, find_pla
 from shared.api.text import LongctxOptions
 from shared.lm.head_plan import HeadPlan
 
-__all__ = ["BASELINES", "Contender", "list_contenders"]
-
 BASELINES = ("truncate", "empty")
 """Dense on the context's two ends, and on nothing."""
 

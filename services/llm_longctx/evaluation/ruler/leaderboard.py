@@ -6,8 +6,6 @@ from collections.abc import Iterator
 
 from services.llm_longctx.evaluation.ruler.report import Cell, Leader, RulerReport
 
-__all__ = ["write_page"]
-
 TOLERANCE = 0.05
 """Who holds less than the budget by more than this share of it is marked."""
 

@@ -13,8 +13,6 @@ from services.llm_longctx.evaluation.ruler.report import RulerReport
 from services.llm_longctx.evaluation.ruler.run import EvaluatedModel, RulerSpec, export_samples, run_ruler
 from services.llm_longctx.serving.adapters.decoder import DecoderAdapter
 
-__all__ = ["evaluate", "run_at_once", "write_samples"]
-
 T = TypeVar("T")
 
 

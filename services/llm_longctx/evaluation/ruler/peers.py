@@ -10,8 +10,6 @@ from services.llm_longctx.evaluation.ruler.report import Prediction
 from services.llm_longctx.evaluation.ruler.scoring import score
 from shared.errors import Malformed
 
-__all__ = ["read_predictions"]
-
 
 def read_predictions(path: Path, decode: Callable[[list[int]], str]) -> list[Prediction]:
     """Predictions of a file, scored by our metric; answers are text, or `answer_ids` that `decode` reads.

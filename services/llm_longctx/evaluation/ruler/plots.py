@@ -10,8 +10,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from services.llm_longctx.evaluation.ruler.report import Leader, RulerReport
 
-__all__ = ["draw_means"]
-
 SIZE, LEFT, TOP, RIGHT, BOTTOM = (1000, 560), 70, 40, 260, 60
 COLOURS = (
     "#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#e377c2", "#17becf", "#bcbd22", "#444444",

@@ -12,8 +12,6 @@ from pydantic import BaseModel, Field
 
 from services.llm_longctx.evaluation.ruler.statistics import Interval, bootstrap, bootstrap_tasks, compare_paired
 
-__all__ = ["Cell", "Leader", "Prediction", "RulerReport", "build_report"]
-
 INFORMATIVE = 0.2
 """A task tells methods apart at a length where dense's lower bound is at least this."""
 

@@ -32,8 +32,6 @@ from shared.errors import InvalidOption
 from shared.lm.head_plan import HeadPlan
 from shared.lm.tokenizer import Tokenizer
 
-__all__ = ["EvaluatedModel", "RulerSpec", "export_samples", "run_ruler"]
-
 BLOCK = 24
 """Prompts that are answered together, whatever their methods, and whose answers are kept together."""
 

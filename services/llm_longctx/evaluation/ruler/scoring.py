@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from services.llm_longctx.evaluation.ruler.samples.task import TASKS
 from shared.errors import InvalidOption
 
-__all__ = ["clean", "score", "string_match_all", "string_match_part"]
-
 _CONTROL = re.compile("[\x00-\x1f]")
 
 

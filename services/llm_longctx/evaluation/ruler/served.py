@@ -8,8 +8,6 @@ from services.llm_longctx.evaluation.ruler.run import EvaluatedModel, RulerSpec,
 from services.llm_longctx.serving.adapters.decoder import DecoderAdapter
 from shared.registry import CallContext
 
-__all__ = ["run_served"]
-
 
 def run_served(adapter: DecoderAdapter, spec: RulerSpec, run: CallContext) -> RulerReport:
     """Evaluate methods behind all other requests.

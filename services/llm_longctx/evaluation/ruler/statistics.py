@@ -9,8 +9,6 @@ import numpy as np
 
 from shared.errors import InvalidOption
 
-__all__ = ["Interval", "Paired", "bootstrap", "bootstrap_tasks", "compare_paired"]
-
 
 @dataclass(frozen=True, slots=True)
 class Interval:

@@ -21,8 +21,6 @@ from services.llm_longctx.kernels.ahead_of_time.results import OPERATIONS, Row
 from services.llm_longctx.kernels.device.cards import CARDS, GpuCard
 from services.llm_longctx.kernels.device.launch import Variant
 
-__all__ = ["check_budget", "compile_variant", "iter_variants", "measure"]
-
 
 def iter_variants(card: GpuCard) -> Iterator[Variant]:
     """Yield what is compiled for a card."""

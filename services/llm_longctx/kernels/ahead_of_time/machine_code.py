@@ -12,8 +12,6 @@ import tempfile
 from collections import Counter
 from dataclasses import dataclass
 
-__all__ = ["KernelUsage", "count", "inspect"]
-
 _LOAD = re.compile(r"\b(LDG|LDGSTS)\.E([\w.]*)")
 _WIDTH = re.compile(r"\.(?:[US]?(8|16|32|64|128|256))\b")
 _MATRIX = {

@@ -16,8 +16,6 @@ from typing import Any
 
 from services.llm_longctx.kernels.device.cards import CARDS
 
-__all__ = ["OPERATIONS", "RESULTS", "Row", "digest_sources", "read_results", "render_page", "write_results"]
-
 OPERATIONS = (
     "decode",
     "packed_pages",

@@ -8,8 +8,6 @@ from torch import Tensor
 from services.llm_longctx.kernels.block_csr import BlockCsr
 from services.llm_longctx.kernels.native import bindings
 
-__all__ = ["prefill"]
-
 
 def prefill(
     q: Tensor, k: Tensor, v: Tensor, blocks: BlockCsr, *, sink: int = 0, window: int = 0

@@ -15,8 +15,6 @@ from services.llm_longctx.kernels.block_csr import BlockCsr
 from services.llm_longctx.kernels.merge_lse import merge
 from services.llm_longctx.kernels.sdpa_lse import sdpa_lse
 
-__all__ = ["prefill"]
-
 
 def prefill(q: Tensor, k: Tensor, v: Tensor, blocks: BlockCsr) -> tuple[Tensor, Tensor]:
     """See `block_sparse_prefill`; the LSE is float32, or float64 for float64."""

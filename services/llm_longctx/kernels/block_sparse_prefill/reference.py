@@ -7,8 +7,6 @@ from torch import Tensor
 
 from services.llm_longctx.kernels.block_csr import BlockCsr
 
-__all__ = ["prefill", "token_mask"]
-
 
 def token_mask(blocks: BlockCsr, queries: int, keys: int) -> Tensor:
     """Keys that each query sees, bool [h, queries, keys]; the queries are the last ones of the keys' sequence."""

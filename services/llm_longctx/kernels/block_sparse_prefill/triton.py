@@ -20,8 +20,6 @@ from services.llm_longctx.kernels.device.shapes import DECODERS
 from services.llm_longctx.kernels.device.tiles import Tiles, prefill_tiles
 from services.llm_longctx.kernels.device.triton import LN2, LOG2E, absorb, normalize
 
-__all__ = ["prefill", "variants"]
-
 
 def prefill(q: Tensor, k: Tensor, v: Tensor, blocks: BlockCsr) -> tuple[Tensor, Tensor]:
     """See `block_sparse_prefill`; the LSE is float32."""

@@ -11,8 +11,6 @@ from torch import Tensor
 from services.llm_longctx.kernels.native import bindings
 from services.llm_longctx.kernels.packed_pages.layout import PackedLayout
 
-__all__ = ["decode", "decode_packed", "decode_runs"]
-
 
 def decode(
     q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], log_weights: Sequence[Tensor | None]

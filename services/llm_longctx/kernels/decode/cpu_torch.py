@@ -9,8 +9,6 @@ from torch import Tensor
 
 from services.llm_longctx.kernels.sdpa_lse import sdpa_lse
 
-__all__ = ["decode"]
-
 
 def decode(
     q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], log_weights: Sequence[Tensor | None]

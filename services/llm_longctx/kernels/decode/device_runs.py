@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-__all__ = ["DeviceRuns"]
-
 
 @dataclass(frozen=True, eq=False, slots=True)
 class DeviceRuns:

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["PageTable"]
-
 
 @dataclass(frozen=True, eq=False, slots=True)
 class PageTable:

@@ -9,8 +9,6 @@ from torch import Tensor
 
 from services.llm_longctx.kernels.merge_lse.reference import softmax_of_all
 
-__all__ = ["decode"]
-
 
 def decode(
     q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], log_weights: Sequence[Tensor | None]

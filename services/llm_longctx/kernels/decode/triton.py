@@ -31,8 +31,6 @@ from services.llm_longctx.kernels.device.shapes import DECODERS
 from services.llm_longctx.kernels.device.triton import LOG2E, absorb, finish
 from services.llm_longctx.kernels.dispatch import is_interpreted
 
-__all__ = ["Parts", "cut", "decode", "decode_device_runs", "decode_pages", "variants"]
-
 MOST_PARTS = 64
 """Parts of a problem: more take longer to merge than they save."""
 

@@ -19,8 +19,6 @@ from shared.lm.blocks import Gemma3Block, LlamaBlock
 from shared.lm.decoder import Decoder
 from shared.lm.rope import frequencies, local_frequencies
 
-__all__ = ["HEAD", "NativeDecoder", "is_supported"]
-
 HEAD = "lm_head.weight"
 """Key of the output matrix among packed ones, tied or not."""
 

@@ -17,8 +17,6 @@ from services.llm_longctx.kernels.native import bindings
 from shared.lm.attention import AttentionSeam, Tap
 from shared.lm.config import DecoderConfig
 
-__all__ = ["ADDABLE_SITES", "Addition", "StepInPieces", "run_tapped"]
-
 _START = -1
 _RUN_WORDS = 13  # of `EntryRuns`
 _PHASES = 8  # of a layer, as in decode_step.cpp

@@ -19,8 +19,6 @@ from services.llm_longctx.kernels.quantized_linear import multiply as multiply_p
 from shared.lm.ops import NormLayer
 from shared.lm.rope import Rotation
 
-__all__ = ["NativeOps"]
-
 FEW = 16
 """Rows up to which reading the matrix is what a product costs."""
 

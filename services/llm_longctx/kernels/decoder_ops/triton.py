@@ -23,8 +23,6 @@ from services.llm_longctx.kernels.quantized_linear.triton import multiply
 from shared.lm.ops import NormLayer
 from shared.lm.rope import Rotation
 
-__all__ = ["TritonOps", "normalize", "open_gate", "rotate", "variants"]
-
 FEW = 256
 """Rows up to which a few-bit matrix is read; more rows are faster with the widened one."""
 

@@ -16,8 +16,6 @@ from torch import Tensor
 
 from services.llm_longctx.kernels.device.cards import GpuCard, card_of
 
-__all__ = ["Launch", "Variant", "card_for", "counters", "power_of_two", "precision", "with_near_rows"]
-
 
 @dataclass(frozen=True, slots=True)
 class Launch:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["DECODERS", "MODELS", "ModelShape"]
-
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:

@@ -13,8 +13,6 @@ from services.llm_longctx.kernels.device.cards import GpuCard
 from services.llm_longctx.kernels.device.launch import power_of_two, precision
 from services.llm_longctx.kernels.dispatch import is_interpreted
 
-__all__ = ["Tiles", "prefill_tiles"]
-
 
 @dataclass(frozen=True, slots=True)
 class Tiles:

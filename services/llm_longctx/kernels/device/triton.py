@@ -9,8 +9,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = ["LN2", "LOG2E", "absorb", "finish", "join_parts", "normalize"]
-
 LOG2E = 1.4426950408889634
 LN2 = tl.constexpr(0.6931471805599453)
 

@@ -7,8 +7,6 @@ from torch import Tensor
 
 from services.llm_longctx.kernels.native import bindings
 
-__all__ = ["last_query_scores"]
-
 
 def last_query_scores(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     """See `last_query_scores`; the sums are float32."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["last_query_scores"]
-
 
 def last_query_scores(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     """See `last_query_scores`."""

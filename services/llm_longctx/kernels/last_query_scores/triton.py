@@ -26,8 +26,6 @@ from services.llm_longctx.kernels.device.shapes import DECODERS
 from services.llm_longctx.kernels.device.triton import LOG2E
 from services.llm_longctx.kernels.dispatch import is_interpreted
 
-__all__ = ["last_query_scores", "variants"]
-
 MOST_PARTS = 32
 """Parts of the keys whose sums of exponentials a program of the second launch joins."""
 

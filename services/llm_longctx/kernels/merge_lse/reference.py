@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["softmax_of_all"]
-
 
 def softmax_of_all(logits: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """Logits [..., n] (−inf hides) and values [..., n, d] → (out [..., d], lse [...]) float64; nothing seen is zero."""

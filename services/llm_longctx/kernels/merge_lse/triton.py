@@ -16,8 +16,6 @@ from services.llm_longctx.kernels.device.cards import GpuCard
 from services.llm_longctx.kernels.device.launch import Launch, Variant, power_of_two
 from services.llm_longctx.kernels.device.shapes import DECODERS
 
-__all__ = ["merge", "variants"]
-
 MOST = 4
 """Parts of a launch; more are merged by fours."""
 

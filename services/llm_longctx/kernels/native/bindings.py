@@ -15,30 +15,6 @@ from torch import Tensor
 
 from services.llm_longctx.kernels.native.isa_targets import library_file, runnable_targets
 
-__all__ = [
-    "block_sparse_prefill",
-    "decode",
-    "decode_packed",
-    "decode_step",
-    "delete_decoder",
-    "describe",
-    "explain_absence",
-    "gate",
-    "has_tiles",
-    "last_query_scores",
-    "load_library",
-    "make_decoder",
-    "multiply",
-    "multiply_packed",
-    "norm",
-    "open_library",
-    "pack_pages",
-    "rotate",
-    "unpack_pages",
-    "view_buffers",
-]
-
-
 _INT, _LONG, _REAL, _AT = ctypes.c_int, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 _TAKES = {
     "fovea_block_sparse_prefill": (_INT, _AT, _AT, _AT, _AT, _AT, _AT, _AT, _AT, _AT, _INT),

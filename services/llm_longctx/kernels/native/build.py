@@ -15,8 +15,6 @@ import typer
 from services.llm_longctx.kernels.native.isa_targets import PLACE, TARGETS, Target, library_file, sources
 from shared.errors import Fault
 
-__all__ = ["build", "build_kernels"]
-
 _COMPILERS = ("g++", "clang++", "c++")
 _FLAGS = (
     *("-std=c++17", "-O3", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-ffp-contract=fast", "-Wno-psabi"),

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-__all__ = ["PLACE", "TARGETS", "Target", "library_file", "runnable_targets", "sources"]
-
 PLACE = Path(__file__).parent / "built"
 _ROOM = Path(__file__).parents[1]
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["LANES", "MOST_CHANNELS", "PAGE", "VALUE_GROUP", "CacheBits", "PackedLayout"]
-
 LANES = PAGE = 16
 """Entries of a page, which are the lanes of a vector."""
 

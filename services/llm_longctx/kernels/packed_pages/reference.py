@@ -11,8 +11,6 @@ from torch import Tensor
 
 from services.llm_longctx.kernels.packed_pages.layout import LANES, PAGE, VALUE_GROUP, PackedLayout
 
-__all__ = ["pack", "scale_of", "unpack"]
-
 _LEAST = 107 << 23  # float32's bits of the smallest scale, 2^-20
 _STEP = 1 << 20  # between two scales
 

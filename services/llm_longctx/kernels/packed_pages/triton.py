@@ -22,8 +22,6 @@ from services.llm_longctx.kernels.device.triton import LOG2E, absorb, finish
 from services.llm_longctx.kernels.dispatch import is_interpreted
 from services.llm_longctx.kernels.packed_pages.layout import PAGE, VALUE_GROUP, PackedLayout
 
-__all__ = ["decode_packed", "variants"]
-
 
 def decode_packed(
     q: Tensor, packed: tuple[PackedLayout, Tensor, Tensor], runs: DeviceRuns, parts: Parts | None = None

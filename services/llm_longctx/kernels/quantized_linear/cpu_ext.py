@@ -9,8 +9,6 @@ from torch import Tensor
 from services.llm_longctx.kernels.native import bindings
 from services.llm_longctx.kernels.quantized_linear.packing import PackedMatrix
 
-__all__ = ["multiply"]
-
 
 def multiply(x: Tensor, layers: Sequence[tuple[PackedMatrix, Tensor | None]], *, gated: bool = False) -> list[Tensor]:
     """Rows of x [...,columns] times matrices: [...,rows] each, of x's dtype.

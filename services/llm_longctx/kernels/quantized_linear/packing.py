@@ -13,8 +13,6 @@ from torch import Tensor
 
 from shared.lm.quantization import GROUP, QuantizedMatrix
 
-__all__ = ["LAYOUT", "PackedMatrix", "pack"]
-
 LAYOUT = 1
 """Number of the layout; files that carry another are packed again."""
 

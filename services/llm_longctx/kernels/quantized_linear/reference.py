@@ -7,8 +7,6 @@ from torch import Tensor
 
 from services.llm_longctx.kernels.quantized_linear.packing import PackedMatrix
 
-__all__ = ["multiply"]
-
 
 def multiply(x: Tensor, matrix: PackedMatrix) -> Tensor:
     """Rows of x [B,columns] times the matrix: float64 [B,rows]."""

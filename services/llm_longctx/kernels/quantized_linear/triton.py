@@ -22,8 +22,6 @@ from services.llm_longctx.kernels.dispatch import is_interpreted
 from services.llm_longctx.kernels.quantized_linear.packing import STRIP, PackedMatrix
 from shared.lm.quantization import GROUP
 
-__all__ = ["multiply", "variants"]
-
 _MOST_ROWS = 64
 """Rows of x of a program."""
 

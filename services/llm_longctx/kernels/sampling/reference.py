@@ -6,8 +6,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["GREEDY_BELOW", "draw_noise", "is_left", "sample"]
-
 GREEDY_BELOW = 1e-5
 
 _MULTIPLIERS = 0xD2511F53, 0xCD9E8D57

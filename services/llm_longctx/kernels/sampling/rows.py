@@ -7,8 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["SamplingRows"]
-
 
 @dataclass(frozen=True, eq=False, slots=True)
 class SamplingRows:

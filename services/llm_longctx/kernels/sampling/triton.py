@@ -19,8 +19,6 @@ from services.llm_longctx.kernels.device.launch import Launch, Variant, power_of
 from services.llm_longctx.kernels.sampling.reference import GREEDY_BELOW
 from services.llm_longctx.kernels.sampling.rows import SamplingRows
 
-__all__ = ["sample", "variants"]
-
 _BLOCK = 4096
 
 

@@ -10,8 +10,6 @@ from torch import Tensor
 from services.llm_longctx.kernels.block_csr import BlockCsr
 from services.llm_longctx.kernels.block_sparse_prefill import cpu_ext
 
-__all__ = ["prefill"]
-
 BLOCK = 64
 
 

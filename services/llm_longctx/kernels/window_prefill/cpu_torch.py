@@ -7,8 +7,6 @@ from torch import Tensor
 
 from services.llm_longctx.kernels.sdpa_lse import sdpa_lse
 
-__all__ = ["prefill"]
-
 
 def prefill(q: Tensor, k: Tensor, v: Tensor, sink: int, window: int) -> tuple[Tensor, Tensor]:
     """See `window_prefill`."""

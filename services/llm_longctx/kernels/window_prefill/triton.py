@@ -19,8 +19,6 @@ from services.llm_longctx.kernels.device.shapes import DECODERS
 from services.llm_longctx.kernels.device.tiles import Tiles, prefill_tiles
 from services.llm_longctx.kernels.device.triton import LN2, LOG2E, absorb, normalize
 
-__all__ = ["prefill", "variants"]
-
 
 def prefill(q: Tensor, k: Tensor, v: Tensor, sink: int, window: int) -> tuple[Tensor, Tensor]:
     """See `window_prefill`; the LSE is float32."""

@@ -29,8 +29,6 @@ from shared.lm.config import DecoderConfig
 from shared.lm.head_plan import HeadPlan
 from shared.sparsity import SparsityClaim
 
-__all__ = ["AttentionMethod", "Reference", "Supports"]
-
 
 @dataclass(frozen=True, slots=True)
 class Supports:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["block_means"]
-
 
 def block_means(x: Tensor, block: int, offset: int = 0) -> Tensor:
     """Means over blocks counted from position 0 of x [h,T,d], whose first row has position `offset`: [h,blocks,d].

@@ -9,8 +9,6 @@ from shared.errors import InvalidOption
 from shared.lm.config import DecoderConfig
 from shared.lm.head_plan import HeadPlan
 
-__all__ = ["Roles", "count_full", "entries_by_role", "resolve_heads"]
-
 Roles = tuple[tuple[Literal[0, 1], ...], ...]
 """[L][G], 1 = full."""
 

@@ -13,19 +13,6 @@ from torch import Tensor
 
 from shared.lm.config import DecoderConfig
 
-__all__ = [
-    "AttentionOutput",
-    "CacheView",
-    "Chunk",
-    "DecodeView",
-    "PostPrefillView",
-    "PromptEndView",
-    "ReadTokens",
-    "Replay",
-    "ReplayView",
-    "ScoringView",
-]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CacheView:

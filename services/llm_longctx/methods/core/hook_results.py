@@ -17,24 +17,6 @@ from torch import Tensor
 if TYPE_CHECKING:
     from services.llm_longctx.kernels import BlockCsr
 
-__all__ = [
-    "Blocks",
-    "CacheUpdate",
-    "Compact",
-    "DecodePlan",
-    "Dense",
-    "Footprint",
-    "Heads",
-    "Pages",
-    "PrefillPlan",
-    "Ranges",
-    "RetentionPolicy",
-    "TokenLists",
-    "TokenRows",
-    "Virtual",
-    "WindowSink",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class Heads:

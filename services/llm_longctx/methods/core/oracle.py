@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["attention_weights", "blocks_to_tokens", "causal_mask", "masked_attention", "repeat_kv"]
-
 
 def causal_mask(tokens: int) -> Tensor:
     """The causal triangle, bool [T,T]."""

@@ -14,8 +14,6 @@ from services.llm_longctx.methods.core.attention_method import AttentionMethod
 from shared.errors import InvalidOption
 from shared.registry.discovery import module_names
 
-__all__ = ["method", "methods"]
-
 
 @cache
 def methods() -> Mapping[str, type[AttentionMethod]]:

@@ -14,8 +14,6 @@ from shared.registry.sparsity_claims import build_claim as put_together
 from shared.registry.sparsity_claims import read_measurements
 from shared.sparsity import Pattern, Phases, SparsityClaim
 
-__all__ = ["MEASURED", "build_eviction_claim", "build_method_claim"]
-
 MEASURED = Path(__file__).with_name("claims.json")
 
 Form = Literal["sparse", "dense"]

@@ -13,8 +13,6 @@ from torch import Tensor
 from services.llm_longctx.kernels import last_query_scores
 from services.llm_longctx.methods.core.block_means import block_means
 
-__all__ = ["BlockGrid", "select_blocks"]
-
 
 @dataclass(frozen=True, slots=True)
 class BlockGrid:

@@ -12,8 +12,6 @@ from torch import Tensor
 
 from shared.lm.host_transfer import to_device
 
-__all__ = ["fixed_boundaries", "mass_ratios", "select_boundaries", "select_tokens"]
-
 
 def mass_ratios(attention: Tensor, window: int = 4, eps: float = 1e-6, sliding_window: int | None = None) -> Tensor:
     """How unevenly later queries treat the two sides of each gap: [N] float64, 0 near both ends.

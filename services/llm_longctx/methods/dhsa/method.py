@@ -76,7 +76,6 @@ class Dhsa(AttentionMethod):
         indices: Tensor | None = None,
         **inputs: Any,
     ) -> Reference:
-        """Section 1 or 2 in float64; `topk` as released unless `causal_safe` was asked for."""
         H, N = q.shape[:2]
         if self.variant != "chunks":
             grid = BlockGrid(N, 0, self.block, self.key_block, self.density)
@@ -98,7 +97,6 @@ class Dhsa(AttentionMethod):
         return Reference(out, mask.expand(H, N, N), {"indices": indices}, bias.expand(H, N, N))
 
     def prefill_plan(self, chunk: Chunk) -> PrefillPlan:
-        """Token lists, or blocks, for the chunk's rows; blocks and chunks are counted from position 0."""
         N = chunk.k.shape[1]
         if chunk.evicting:
             return Dense()

@@ -16,16 +16,6 @@ from torch.nn import functional
 
 from services.llm_longctx.methods.dhsa.chunks import select_boundaries
 
-__all__ = [
-    "BorderAgreement",
-    "BoundaryPredictor",
-    "agreement",
-    "focal_loss",
-    "predict_boundaries",
-    "targets",
-    "train",
-]
-
 _OUTSIDE = -100.0
 """Logit of gaps at the ends, where no window fits."""
 

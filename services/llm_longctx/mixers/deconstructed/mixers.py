@@ -18,18 +18,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = [
-    "VARIANTS",
-    "Layout",
-    "Recurrence",
-    "Variant",
-    "attention_map",
-    "cache_bytes",
-    "compute_map",
-    "layout",
-    "mix",
-]
-
 Variant = Literal["standard", "mlp", "approximate", "nonapproximate", "random_qk", "fixed_qk", "static_qk"]
 Layout = Literal["uniform", "hybrid", "skip"]
 Weights = Mapping[str, Tensor]

@@ -20,8 +20,6 @@ from services.llm_longctx.mixers.rope import rotate_halves
 from shared.lm.blocks import RMSNorm
 from shared.registry import builder
 
-__all__ = ["DeconstructedLM", "DeconstructedSession"]
-
 _EPS = 1e-6
 
 

@@ -16,8 +16,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Empty", "RetrievedBlock", "citations", "grouped_softmax", "landmark_softmax", "regular_softmax"]
-
 Empty = Literal["mask", "keep"]
 """What a landmark without tokens is: not there, or (as released) a place where attention gets lost."""
 

@@ -15,8 +15,6 @@ from torch import Tensor
 
 from shared.lm.host_transfer import to_host
 
-__all__ = ["BlockStore", "Home", "resolve_home"]
-
 Home = Literal["device", "cpu", "disk"]
 
 

@@ -20,8 +20,6 @@ from shared.lm.blocks import LlamaBlock, RMSNorm
 from shared.lm.config import DecoderConfig
 from shared.registry import builder
 
-__all__ = ["LandmarkGPT", "LandmarkLlama", "landmark_llama"]
-
 
 class _LandmarkLM(nn.Module):
     """Base of both networks: the uncached forward pass of training, and sessions.
@@ -155,16 +153,13 @@ class LandmarkGPT(_LandmarkLM):
         return cast("list[_GPTBlock]", self.transformer["h"])
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Token embedding; positions are rotary."""
         x: Tensor = self.transformer["wte"](ids)
         return x
 
     def rotate(self, x: Tensor, positions: Tensor) -> Tensor:
-        """Pairs (x0,x1), (x2,x3), …, rotated."""
         return rotate_pairs(x, positions)
 
     def logits(self, x: Tensor) -> Tensor:
-        """Final norm, then the embedding's rows."""
         return functional.linear(self.transformer["ln_f"](x), cast("Tensor", self.transformer["wte"].weight))
 
 
@@ -193,16 +188,13 @@ class LandmarkLlama(_LandmarkLM):
         return cast("list[LlamaBlock]", self.model.layers)
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Token embedding; positions are rotary."""
         x: Tensor = self.model.embed_tokens(ids)
         return x
 
     def rotate(self, x: Tensor, positions: Tensor) -> Tensor:
-        """Pairs (xᵢ, xᵢ₊d/2), rotated."""
         return rotate_halves(x, positions)
 
     def logits(self, x: Tensor) -> Tensor:
-        """Final norm and output matrix."""
         logits: Tensor = self.lm_head(self.model.norm(x))
         return logits
 

@@ -16,8 +16,6 @@ from torch import Tensor
 
 from services.llm_longctx.mixers.landmark.session import LandmarkSession
 
-__all__ = ["BlocksError", "pack_blocks", "unpack_blocks"]
-
 _LENGTH = struct.Struct("<Q")
 _FORM = "fovea landmark blocks 1"
 

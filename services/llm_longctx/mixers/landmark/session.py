@@ -18,8 +18,6 @@ from services.llm_longctx.mixers.landmark.attention import grouped_softmax
 from services.llm_longctx.mixers.landmark.block_store import BlockStore, resolve_home
 from shared.lm.host_transfer import take_rows
 
-__all__ = ["Gate", "LandmarkNetwork", "LandmarkOutput", "LandmarkSession", "Positions", "Selection"]
-
 Selection = Literal["per_token_and_head", "max_over_heads", "max_over_tokens"]
 Positions = Literal["exact", "released"]
 Gate = Literal["landmark", "mean"]

@@ -20,20 +20,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = [
-    "CentroidUpdate",
-    "Mode",
-    "RoutingOutput",
-    "RoutingState",
-    "attend_clusters",
-    "attend_sorted",
-    "commitment_loss",
-    "nearest_cluster",
-    "normalise",
-    "route",
-    "update_centroids",
-]
-
 Mode = Literal["causal", "port", "paper"]
 Rotate = Callable[[Tensor], Tensor]
 

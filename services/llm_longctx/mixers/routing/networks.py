@@ -26,8 +26,6 @@ from services.llm_longctx.mixers.routing.attention import (
 )
 from shared.registry import builder
 
-__all__ = ["ClusterAssignment", "RoutingLM", "RoutingSession"]
-
 
 class ClusterAssignment(NamedTuple):
     """Clusters of a layer's tokens [B,H,T], -1 is none, and the vectors that were compared with centroids [B,H,T,d]."""

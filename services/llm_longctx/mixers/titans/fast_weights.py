@@ -13,8 +13,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["FastWeights", "errors", "gradients", "linear_window", "read", "recur"]
-
 FastWeights = list[Tensor]
 """Fast weights of one memory, each [n,...]: matrices [n,in,out], and before them gamma [n,d] where the MLP is wrapped
 in a norm and a residual."""

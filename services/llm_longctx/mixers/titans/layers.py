@@ -21,8 +21,6 @@ from services.llm_longctx.mixers.titans.memory import TitansMemory
 from services.llm_longctx.mixers.titans.state import from_tensors, to_tensors
 from shared.lm.blocks import RMSNorm
 
-__all__ = ["LAYOUTS", "LayerState", "Layout", "TitansConfig", "TitansLayer"]
-
 Layout = Literal["mac", "mag", "mal", "lmm", "attention"]
 """`attention` is MAC without a memory: the twin that shows what the memory is worth."""
 
@@ -146,11 +144,9 @@ class LMM(TitansLayer):
         self.memory = _Memory(config)
 
     def mix(self, z: Tensor, state: LayerState, index: int) -> LayerOutput:
-        """The output of the memory."""
         return self.memory.write(z, state, index)
 
     def initial_state(self, batch: int) -> LayerState:
-        """The state of the memory."""
         return to_tensors(self.memory.initial_state(batch))
 
 
@@ -163,7 +159,6 @@ class _Windowed(TitansLayer):
         self.norm_1 = RMSNorm(config.width, _EPS)
 
     def initial_state(self, batch: int) -> LayerState:
-        """The states of the memory and of the window."""
         return {**to_tensors(self.memory.initial_state(batch)), "keys": self._no_keys(batch, self.config.window - 1)}
 
     def window(self, z: Tensor, state: LayerState, index: int) -> tuple[Tensor, LayerState]:
@@ -189,7 +184,6 @@ class MAG(_Windowed):
         self.norm_2 = RMSNorm(config.width, _EPS)
 
     def mix(self, z: Tensor, state: LayerState, index: int) -> LayerOutput:
-        """Window and memory read the same."""
         mixed, keys = self.window(z, state, index)
         out, after, surprise = self.memory.write(z, state, index)
         return self.norm_1(mixed) * torch.sigmoid(self.norm_2(out)), {**after, **keys}, surprise
@@ -199,7 +193,6 @@ class MAL(_Windowed):
     """The memory as a layer: x += window(norm(memory))."""
 
     def mix(self, z: Tensor, state: LayerState, index: int) -> LayerOutput:
-        """The window reads what the memory says."""
         out, after, surprise = self.memory.write(z, state, index)
         mixed, keys = self.window(self.norm_1(out), state, index)
         return mixed, {**after, **keys}, surprise
@@ -216,11 +209,9 @@ class Segments(TitansLayer):
         self.attention = PersistentAttention(config)
 
     def initial_state(self, batch: int) -> LayerState:
-        """The keys of the current segment."""
         return {"keys": self._no_keys(batch, self.sides * self.config.segment)}
 
     def mix(self, z: Tensor, state: LayerState, index: int) -> LayerOutput:
-        """Segment by segment."""
         outs, surprises = [], []
         for part in _split_segments(z, index, self.config.segment):
             out, state, surprise = self.segment(part, state, index)
@@ -270,12 +261,10 @@ class MAC(Segments):
         self.memory = _Memory(config)
 
     def initial_state(self, batch: int) -> LayerState:
-        """The states of the memory and of the segment, and the memory's weights at its start."""
         own = to_tensors(self.memory.initial_state(batch))
         return {**super().initial_state(batch), **own, **_segment_start(own)}
 
     def segment(self, z: Tensor, state: LayerState, index: int) -> LayerOutput:
-        """Recall, attend, store."""
         fresh = index % self.config.segment == 0
         began = _segment_start(state) if fresh else {key: t for key, t in state.items() if key.startswith("began.")}
         mixed, keys = self.attend(z, [self.memory.recall(z, list(began.values()))], state, index)

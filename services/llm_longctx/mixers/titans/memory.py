@@ -22,8 +22,6 @@ from torch.nn import functional
 from services.llm_longctx.mixers.titans.fast_weights import FastWeights, gradients, linear_window, read, recur
 from shared.registry import builder
 
-__all__ = ["Kernel", "MemoryState", "MemoryTrace", "TitansMemory"]
-
 Kernel = Literal["paper", "library"]
 
 CONV_WIDTH = 4

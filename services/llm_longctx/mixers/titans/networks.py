@@ -18,8 +18,6 @@ from shared.lm.blocks import RMSNorm
 from shared.lm.host_transfer import to_device
 from shared.registry import builder
 
-__all__ = ["TitansLM", "TitansSession", "titans_attention", "titans_lmm", "titans_mac", "titans_mag", "titans_mal"]
-
 
 class TitansLM(nn.Module):
     """A language model with a memory in every layer.

@@ -21,8 +21,6 @@ from torch import Tensor
 
 from services.llm_longctx.mixers.titans.memory import MemoryState
 
-__all__ = ["SessionState", "StateError", "StateMismatch", "from_tensors", "pack_state", "to_tensors", "unpack_state"]
-
 _MAGIC = b"FOVEATTN"
 _FORMAT = 1
 _HEAD = struct.Struct("<8sIII")

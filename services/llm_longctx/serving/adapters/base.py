@@ -26,8 +26,6 @@ from shared.errors import InvalidOption, Malformed, in_field
 from shared.lm.tokenizer import Tokenizer
 from shared.registry import SamplingDefaults
 
-__all__ = ["TextModelAdapter", "build_samplings", "build_usage", "check_options", "priority_of"]
-
 
 @dataclass(frozen=True)
 class TextModelAdapter(ABC):

@@ -21,8 +21,6 @@ from shared.api.text import GenerationOptions, LongctxUsage
 from shared.lm.head_plan_store import HeadPlanStore
 from shared.storage import ObjectStore
 
-__all__ = ["DecoderAdapter"]
-
 DEFAULT_BUDGET_TOKENS = 256
 """Tokens of an answer that a memory budget plans for where the request sets no limit."""
 
@@ -46,7 +44,6 @@ class DecoderAdapter(TextModelAdapter):
     tenant: str = "local"
 
     def of_tenant(self, tenant: str) -> Self:
-        """The adapter for the requests of a tenant, with its plans."""
         return replace(self, plans=self.plans.of_tenant(tenant), tenant=tenant)
 
     @property
@@ -55,7 +52,6 @@ class DecoderAdapter(TextModelAdapter):
         return VectorStore(None if self.objects is None else self.objects.of_tenant(self.tenant))
 
     def open_captures(self, request: GenerationRequest) -> CaptureWriter | None:
-        """A writer that puts what is large into a file of the tenant."""
         if request.taps is None or not request.taps.captures:
             return None
         store = None if self.objects is None else CaptureStore(self.objects.of_tenant(self.tenant))
@@ -70,7 +66,6 @@ class DecoderAdapter(TextModelAdapter):
         text: str | None,
         state: RequestState | None,
     ) -> GenerationRequest:
-        """The request under the method that it asks for, or densely where that one is held back."""
         room = self.context - len(ids)
         most, longctx = room if max_tokens is None else min(max_tokens, room), options.longctx
         planned = min(most, DEFAULT_BUDGET_TOKENS) if max_tokens is None else most
@@ -95,5 +90,4 @@ class DecoderAdapter(TextModelAdapter):
         )
 
     def usage(self, requests: Sequence[GenerationRequest]) -> LongctxUsage:
-        """The method, its knobs, and the bytes of the pages that were held."""
         return build_method_usage(requests, self.engine.kernels, self.engine.policy)

@@ -29,8 +29,6 @@ from services.llm_longctx.state.document_cache import DocumentCache, last_checkp
 from shared.api.text import Citation, CitedToken, GenerationOptions, LongctxAnswer
 from shared.errors import InvalidOption
 
-__all__ = ["LandmarkAdapter"]
-
 MAX_CITATIONS = 8
 
 
@@ -115,7 +113,6 @@ class LandmarkAdapter(SessionAdapter):
         return GenerationRequest(ids, max_tokens=0, session=source)
 
     def extra_payload(self, request: GenerationRequest) -> LongctxAnswer | None:
-        """The blocks that the answers retrieved, and citations if the request asks for them."""
         source = request.session
         return self._describe(source) if isinstance(source, _LandmarkSource) else None
 

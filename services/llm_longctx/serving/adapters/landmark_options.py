@@ -12,8 +12,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from shared.api.text import GenerationOptions, LongctxOptions
 from shared.errors import InvalidOption
 
-__all__ = ["LandmarkOptions", "merge_options", "refuse_knobs"]
-
 _COMMON = frozenset({"priority"})
 """Fields of `longctx` that concern no method."""
 

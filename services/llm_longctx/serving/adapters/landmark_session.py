@@ -17,8 +17,6 @@ from services.llm_longctx.serving.adapters.session import check_finite, read_ids
 from services.llm_longctx.serving.request_state import StoredDocument
 from services.llm_longctx.state.document_cache import CHECKPOINT_TOKENS, DocumentCache
 
-__all__ = ["Checkpointer", "LandmarkRequestSession", "dense_token_bytes"]
-
 GRID_TOKENS = 16
 """Tokens read at a time, on an absolute grid: with its blocks a chunk stays inside the trained positions."""
 

@@ -22,8 +22,6 @@ from shared.api.text import GenerationOptions, LongctxUsage
 from shared.errors import Conflict
 from shared.lm.host_transfer import to_device
 
-__all__ = ["NonFinite", "SessionAdapter", "StatelessRequestSession", "StatelessSessionAdapter", "check_finite"]
-
 CHUNK_TOKENS = 64
 """Tokens read at a time; outputs do not depend on it."""
 
@@ -68,7 +66,6 @@ class SessionAdapter(TextModelAdapter):
         )
 
     def usage(self, requests: Sequence[GenerationRequest]) -> LongctxUsage:
-        """Bytes that the sessions held, beside those of dense attention."""
         stats = [request.stats for request in requests]
         held, dense = sum(s.kv_bytes for s in stats), sum(s.kv_bytes_dense for s in stats)
         return LongctxUsage(

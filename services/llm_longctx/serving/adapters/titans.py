@@ -21,8 +21,6 @@ from services.llm_longctx.serving.request_state import RequestState, SessionTran
 from shared.api.text import GenerationOptions, LongctxAnswer, Surprise
 from shared.errors import Conflict, InvalidOption, Malformed
 
-__all__ = ["TitansAdapter", "TitansRequestSession"]
-
 CHUNK_TOKENS = 64
 """Tokens read at a time; outputs do not depend on it."""
 
@@ -167,7 +165,6 @@ class TitansAdapter(SessionAdapter):
         return self.build_session_request(ids, self.limit_tokens(ids, max_tokens), options, source)
 
     def extra_payload(self, request: GenerationRequest) -> LongctxAnswer | None:
-        """Version, size and surprise of the session's new state; None where no answer ended well."""
         source = request.session
         if not isinstance(source, _TitansSource) or source.finished is None:
             return None

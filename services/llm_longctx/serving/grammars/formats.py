@@ -16,8 +16,6 @@ from shared.api.structured import ResponseFormat, StructuredOutputs
 from shared.api.text import GenerationOptions
 from shared.errors import InvalidOption
 
-__all__ = ["GrammarSource", "find_grammar_source"]
-
 GrammarSource = tuple[str, str]
 """A grammar in llguidance's Lark, and the field of the request that it came from."""
 

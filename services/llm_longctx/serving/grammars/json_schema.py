@@ -10,8 +10,6 @@ from typing import Any
 
 from shared.errors import InvalidOption
 
-__all__ = ["check_keywords", "check_schema", "close_objects"]
-
 MAX_PROPERTIES = 1000
 """Properties in all objects together."""
 

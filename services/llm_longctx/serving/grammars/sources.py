@@ -15,16 +15,6 @@ from llguidance import LLMatcher, grammar_from
 from services.llm_longctx.serving.grammars.json_schema import check_keywords, check_schema, close_objects
 from shared.errors import InvalidOption
 
-__all__ = [
-    "FREE_WHITESPACE",
-    "HEADER",
-    "choice_source",
-    "json_expression",
-    "json_source",
-    "lark_source",
-    "regex_source",
-]
-
 MAX_SOURCE_BYTES = 128 * 1024
 """Longest grammar; one of that size compiles in about a second."""
 

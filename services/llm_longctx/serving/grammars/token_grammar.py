@@ -18,8 +18,6 @@ from torch import Tensor
 from shared.errors import InvalidOption
 from shared.lm.tokenizer import Tokenizer
 
-__all__ = ["GrammarCompiler", "TokenGrammar"]
-
 _LIMITS = LLParserLimits(max_lexer_states=20_000, max_grammar_size=100_000)
 """A grammar is refused, or an answer ends, where it would take more: about 40 MB, and milliseconds per token."""
 

@@ -6,8 +6,6 @@ from shared.api.interventions import AddIntervention
 from shared.api.text import GenerationOptions
 from shared.registry import CallContext
 
-__all__ = ["SCOPE", "admit_taps"]
-
 SCOPE = "interventions"
 """Scope of a key that may intervene, capture and make steering vectors."""
 

@@ -29,8 +29,6 @@ from shared.lm.activation_names import WEIGHT_SITES, Site, parse_layer, parse_si
 from shared.lm.config import DecoderConfig
 from shared.lm.interventions import Add, Attend, Scale, Uniform
 
-__all__ = ["MAX_CAPTURED", "MAX_PROMPT_ROWS", "MAX_ROWS", "MAX_STEP_ROWS", "TapBuilder", "check_captured"]
-
 MAX_CAPTURED = 2**24
 """Numbers that the captures of one request may come to, answers of the longest length: 64 MiB in float32."""
 

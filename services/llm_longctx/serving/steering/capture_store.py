@@ -12,8 +12,6 @@ from uuid import uuid4
 from shared.errors import NotFound
 from shared.storage import ExpiringObjects, ObjectStore
 
-__all__ = ["CaptureStore"]
-
 MAX_FILES = 100
 """Files of one tenant; the oldest give way."""
 

@@ -22,8 +22,6 @@ from services.llm_longctx.serving.steering.capture_store import CaptureStore
 from shared.api.interventions import Captured, LensToken
 from shared.lm.tokenizer import Tokenizer
 
-__all__ = ["INLINE_NUMBERS", "CaptureWriter", "join_captured"]
-
 INLINE_NUMBERS = 2**16
 """Numbers that one answer has inline; what comes beyond is only in the file, with all before it."""
 

@@ -17,8 +17,6 @@ from shared.lm.decoder import Decoder
 from shared.lm.taps import trace
 from shared.registry import CallContext
 
-__all__ = ["compute_directions"]
-
 
 def compute_directions(
     model: Decoder,

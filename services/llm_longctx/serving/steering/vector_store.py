@@ -19,8 +19,6 @@ from shared.api.steering import VECTOR_NAME, SteeringVector
 from shared.errors import InvalidOption, NotFound, QueueFull
 from shared.storage import ObjectStore
 
-__all__ = ["VectorStore"]
-
 MAX_VERSIONS = 500
 """Versions of all vectors of one tenant."""
 

@@ -13,8 +13,6 @@ from torch import Tensor
 from services.llm_longctx.serving.grammars.token_grammar import GrammarCompiler, TokenGrammar
 from services.llm_longctx.serving.tools.tool_parser import ToolParser
 
-__all__ = ["CallGrammar"]
-
 _KEPT = 256
 """Characters of free text in which a call may be beginning: longer than any opening with a function's name."""
 

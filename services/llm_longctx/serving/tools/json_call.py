@@ -7,8 +7,6 @@ import re
 
 from services.llm_longctx.serving.tools.tool_parser import CallUpdate
 
-__all__ = ["JsonCall"]
-
 _HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)')
 
 

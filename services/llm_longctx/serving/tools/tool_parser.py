@@ -12,8 +12,6 @@ from typing import Any, ClassVar
 
 from shared.api.tools import FunctionDefinition
 
-__all__ = ["CallUpdate", "SchemaRule", "TaggedParser", "ToolParser", "split_at"]
-
 SchemaRule = Callable[[Mapping[str, Any]], str]
 """Makes the Lark expression of the JSON texts that meet a schema."""
 
@@ -102,13 +100,11 @@ class TaggedParser(ToolParser):
 
     @classmethod
     def find_opening(cls, text: str, names: Collection[str]) -> tuple[str, str] | None:
-        """See `ToolParser`."""
         _, met, after = text.partition(cls.opening)
         return (met, after) if met else None
 
     @classmethod
     def may_open(cls, text: str) -> bool:
-        """See `ToolParser`."""
         return bool(split_at(text, cls.opening)[1])
 
 

@@ -24,8 +24,6 @@ from shared.api.text import ChatMessage, ChatRequest
 from shared.api.tools import FunctionDefinition, NamedToolChoice
 from shared.errors import InvalidOption
 
-__all__ = ["ToolUse", "find_parser", "has_tools", "read_tool_use", "spell_message", "to_plain"]
-
 MAX_TOOLS = 128
 """Functions in one request."""
 

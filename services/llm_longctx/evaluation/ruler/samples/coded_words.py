@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from services.llm_longctx.evaluation.ruler.samples.draft import Draft, Passage, PassageQuestion
 from services.llm_longctx.evaluation.ruler.samples.placement import fwe_counts
 
-__all__ = ["draft_coded_words"]
-
 
 @dataclass(frozen=True)
 class _CodedWords:

@@ -10,8 +10,6 @@ from services.llm_longctx.evaluation.ruler.samples.draft import Draft, Passage, 
 from services.llm_longctx.evaluation.ruler.samples.placement import cwe_rule
 from services.llm_longctx.evaluation.ruler.samples.words import word_list
 
-__all__ = ["draft_common_words"]
-
 COMMON = 10
 """Words that the answer lists."""
 

@@ -12,8 +12,6 @@ from typing import Any
 from services.llm_longctx.evaluation.ruler.samples.draft import Draft, Passage, PassageQuestion
 from shared.errors import InvalidOption, Malformed
 
-__all__ = ["QaRow", "draft_documents", "read_qa"]
-
 MAX_QA_BYTES = 64 * 2**20
 """Largest file of questions that is read."""
 

@@ -10,8 +10,6 @@ import random
 from dataclasses import dataclass
 from typing import Protocol
 
-__all__ = ["NOISE", "Draft", "Passage", "PassageQuestion", "seed_streams"]
-
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 """A unit of haystack without meaning."""
 

@@ -21,8 +21,6 @@ from services.llm_longctx.evaluation.ruler.samples.variable_chains import draft_
 from shared.errors import InvalidOption
 from shared.lm.niah_prompts import Codec
 
-__all__ = ["generate"]
-
 
 def generate(
     task: str,

@@ -12,8 +12,6 @@ from services.llm_longctx.evaluation.ruler.samples.prose import Sentences
 from services.llm_longctx.evaluation.ruler.samples.task import Task
 from services.llm_longctx.evaluation.ruler.samples.words import draw_key, draw_value
 
-__all__ = ["draft_needles"]
-
 
 @dataclass(frozen=True)
 class _Needles:

@@ -8,8 +8,6 @@ import torch
 
 from shared.errors import InvalidOption
 
-__all__ = ["DEPTHS", "cwe_rule", "fit", "fwe_counts", "place"]
-
 DEPTHS = tuple(round(100 * i / 39) for i in range(40))
 """Percent of the haystack before a needle, 40 even ones."""
 

@@ -10,8 +10,6 @@ from functools import lru_cache
 from services.llm_longctx.evaluation.text_corpus import load_library_prose
 from shared.errors import InvalidOption
 
-__all__ = ["Sentences", "split_sentences"]
-
 _END = re.compile(r"""(?<=[.!?])\s+(?=[A-Z"'“‘])""")
 
 

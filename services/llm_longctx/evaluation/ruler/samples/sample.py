@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 from shared.lm.niah_prompts import Codec
 
-__all__ = ["RenderedSample", "RulerSample", "render"]
-
 _MARK = "<<<context ends here>>>"
 
 

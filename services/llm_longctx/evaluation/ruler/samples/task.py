@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["OFFLINE", "TASKS", "Task"]
-
 
 @dataclass(frozen=True, slots=True)
 class Task:

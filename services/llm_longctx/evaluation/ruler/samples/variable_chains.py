@@ -11,8 +11,6 @@ from itertools import pairwise
 from services.llm_longctx.evaluation.ruler.samples.draft import NOISE, Draft, Passage, PassageQuestion
 from services.llm_longctx.evaluation.ruler.samples.words import draw_name
 
-__all__ = ["draft_chains", "resolve"]
-
 HOPS = 4
 """Assignments behind the first of a chain."""
 

@@ -10,8 +10,6 @@ from importlib import resources
 
 from shared.errors import NotReady
 
-__all__ = ["draw_key", "draw_name", "draw_value", "word_list", "words_of"]
-
 _FORM = re.compile(r"[a-z]{3,12}")
 
 

@@ -12,8 +12,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["SafeguardRule", "count_kept", "keep_critical", "keep_per_head", "keep_per_layer", "pyramid_counts"]
-
 SafeguardRule = Literal["floor", "mix"]
 
 

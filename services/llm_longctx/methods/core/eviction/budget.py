@@ -16,8 +16,6 @@ from services.llm_longctx.methods.core.hook_results import Footprint, Heads
 from shared.errors import InvalidOption
 from shared.lm.config import DecoderConfig
 
-__all__ = ["Budgeted", "count_protected", "estimate_footprint", "fit_budget"]
-
 
 class Budgeted(Protocol):
     """What has a budget; eviction methods do."""

@@ -15,8 +15,6 @@ from shared.lm.config import DecoderConfig
 from shared.lm.host_transfer import take_rows
 from shared.lm.rope import frequencies
 
-__all__ = ["Evidence", "rotary_angles", "split_output", "value_norms"]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evidence:

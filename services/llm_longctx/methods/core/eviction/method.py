@@ -26,8 +26,6 @@ from services.llm_longctx.methods.core.hook_results import CacheUpdate, DecodePl
 from shared.lm.config import DecoderConfig
 from shared.lm.host_transfer import take_rows
 
-__all__ = ["EvictionMethod"]
-
 _READ_ALL = DecodePlan()
 _READ_AND_TELL = DecodePlan(want_scores=True)
 
@@ -42,7 +40,6 @@ class EvictionMethod(EvictionRules):
     # Hooks.
 
     def after_prefill(self, view: PostPrefillView) -> CacheUpdate:
-        """Cut when the prompt ends, or after every chunk."""
         theta = rotary_angles(view.config, view.q.device)
         before = view.memo.summary if isinstance(view.memo, _Memo) else None
         all_heads = tuple(range(len(view.heads)))
@@ -73,13 +70,11 @@ class EvictionMethod(EvictionRules):
         return CacheUpdate(retain, memo=memo)
 
     def after_replay(self, view: ReplayView) -> object:
-        """The memo with what scores need of a replay."""
         if not isinstance(view.memo, _Memo):
             return view.memo
         return replace(view.memo, summary=self.summarize_replay(view.memo.summary, view))
 
     def after_prompt(self, view: PromptEndView) -> dict[int, CacheUpdate]:
-        """Cut all layers; what was remembered until now is of no use any more."""
         where, kept = self._keep_model(view)
         updates: dict[int, dict[int, RetentionPolicy]] = {}
         for (layer, g, head), one in zip(where, kept, strict=True):
@@ -115,13 +110,11 @@ class EvictionMethod(EvictionRules):
         return where, kept
 
     def decode_plan(self, step: DecodeView) -> DecodePlan:
-        """Everything that is held; the engine calls back where a cut is due or the query must be remembered."""
         remembers = self.query_window > 1 or self._summarizes
         due = self.every is not None and (remembers or step.number % self.every == 0)
         return _READ_AND_TELL if due else _READ_ALL
 
     def after_decode(self, step: DecodeView, scores: Sequence[Tensor]) -> CacheUpdate:
-        """Cut to what a prompt of this length would keep."""
         theta = rotary_angles(step.config, step.q.device)
         before = step.memo.summary if isinstance(step.memo, _Memo) else None
         all_heads = tuple(range(len(step.heads)))
@@ -138,7 +131,6 @@ class EvictionMethod(EvictionRules):
         return CacheUpdate(self._cut(heads, read.q, tokens, step.layer, count, evidence, step.config), memo=memo)
 
     def overrides(self, hook: str) -> bool:
-        """Whether a hook differs; decoding is dense unless there are cuts in it, and few cuts wait for all layers."""
         if hook == "after_prompt":
             return self.cuts_after_layers
         return super().overrides(hook) and (self.every is not None or hook not in {"decode_plan", "after_decode"})

@@ -13,8 +13,6 @@ from torch import Tensor
 from services.llm_longctx.methods.core.eviction.evidence import Evidence
 from services.llm_longctx.methods.core.hook_inputs import CacheView, ReadTokens
 
-__all__ = ["CutRules", "replay"]
-
 
 class CutRules(Protocol):
     """What decides about cuts; an `EvictionMethod` does."""

@@ -32,8 +32,6 @@ from shared.lm.config import DecoderConfig
 from shared.lm.head_plan import HeadPlan
 from shared.lm.host_transfer import take_rows
 
-__all__ = ["EvictionRules"]
-
 
 class EvictionRules(AttentionMethod):
     """Scores cached entries when the prompt is read, keeps the best share of them and frees the others.
@@ -120,7 +118,6 @@ class EvictionRules(AttentionMethod):
 
     @property
     def needs(self) -> frozenset[str]:
-        """The second stage of `critical` weighs values by the output matrix."""
         return frozenset({"output"} if self.critical else ())
 
     @property
@@ -135,7 +132,6 @@ class EvictionRules(AttentionMethod):
 
     @property
     def active_phases(self) -> frozenset[str]:
-        """A prompt that is cut chunk by chunk is not read densely."""
         return self.phases | {"prefill"} if self.prefill == "chunk" else self.phases
 
     @property
@@ -151,17 +147,14 @@ class EvictionRules(AttentionMethod):
 
     @property
     def unread_tokens(self) -> int:
-        """Whose queries `score` needs."""
         return max(self.query_window, 1)
 
     @property
     def shares_layer_budget(self) -> bool:
-        """With `allocation="layer"`."""
         return self.allocation == "layer"
 
     @property
     def shares_model_budget(self) -> bool:
-        """With `allocation="model"`."""
         return self.allocation == "model"
 
     def counts(self, tokens: int, layers: int) -> list[int]:
@@ -248,17 +241,14 @@ class EvictionRules(AttentionMethod):
         return Reference(masked_attention(q[:, rows], k, v, mask[:, rows]), mask[:, rows], extras)
 
     def head_plan(self, config: DecoderConfig, plan: HeadPlan | None) -> Heads:
-        """No head is full, except those that a plan's roles say."""
         if plan is None or plan.roles is None:
             return Heads(full=((False,) * config.kv_heads,) * config.layers)
         return Heads(full=tuple(tuple(bool(x) for x in row) for row in plan.roles))
 
     def estimate(self, config: DecoderConfig, heads: Heads, prompt: int, new: int) -> Footprint:
-        """What a cut leaves, and what is appended; with `every` at its most, which is just before a cut."""
         return estimate_footprint(self, config, heads, prompt, new)
 
     def fit(self, entries: int, config: DecoderConfig, plan: HeadPlan | None, prompt: int, new: int) -> AttentionMethod:
-        """The largest `budget` under which all heads together hold at most `entries`, or the whole prompt."""
         return fit_budget(self, entries, config, self.head_plan(config, plan), prompt, new)
 
     # How it is done.

@@ -10,8 +10,6 @@ from services.llm_longctx.serving.tools.json_call import JsonCall
 from services.llm_longctx.serving.tools.tool_parser import CallUpdate, SchemaRule, TaggedParser, split_at
 from shared.api.tools import FunctionDefinition
 
-__all__ = ["HermesParser"]
-
 _OPEN, _CLOSE = TaggedParser.opening, TaggedParser.closing
 
 
@@ -27,23 +25,19 @@ class HermesParser(TaggedParser):
 
     @classmethod
     def detects(cls, template: str) -> bool:
-        """Templates with the tags, and JSON between them."""
         return _OPEN in template and "<function=" not in template
 
     @classmethod
     def write_call(cls, name: str, arguments: str) -> str:
-        """See `ToolParser`."""
         return f'{_OPEN}\n{{"name": {json.dumps(name)}, "arguments": {arguments}}}\n{_CLOSE}'
 
     @classmethod
     def call_rule(cls, function: FunctionDefinition, to_rule: SchemaRule) -> str:
-        """See `ToolParser`."""
         before = f'{_OPEN}\n{{"name": {json.dumps(function.name)}, "arguments": '
         arguments = to_rule(function.parameters or {"type": "object"})
         return f"{json.dumps(before)} {arguments} {json.dumps('}' + chr(10) + _CLOSE)}"
 
     def feed(self, text: str) -> tuple[str, list[CallUpdate]]:
-        """See `ToolParser`."""
         self._text += text
         content, updates, goes_on = "", list[CallUpdate](), True
         while goes_on:
@@ -57,7 +51,6 @@ class HermesParser(TaggedParser):
         return content, updates
 
     def end(self) -> tuple[str, list[CallUpdate]]:
-        """See `ToolParser`."""
         call, text, self._call, self._text = self._call, self._text, None, ""
         if call is None:
             return text, []

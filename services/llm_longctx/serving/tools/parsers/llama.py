@@ -11,8 +11,6 @@ from services.llm_longctx.serving.tools.json_call import JsonCall
 from services.llm_longctx.serving.tools.tool_parser import CallUpdate, SchemaRule, ToolParser
 from shared.api.tools import FunctionDefinition
 
-__all__ = ["LlamaParser"]
-
 _TAG = "<|python_tag|>"
 """Stands before a call in some versions; where it is a special token it never shows."""
 
@@ -37,23 +35,19 @@ class LlamaParser(ToolParser):
 
     @classmethod
     def detects(cls, template: str) -> bool:
-        """Templates that ask for JSON with `parameters`."""
         return '"parameters": dictionary' in template or _TAG in template
 
     @classmethod
     def write_call(cls, name: str, arguments: str) -> str:
-        """See `ToolParser`."""
         return f'{{"name": {json.dumps(name)}, "parameters": {arguments}}}'
 
     @classmethod
     def call_rule(cls, function: FunctionDefinition, to_rule: SchemaRule) -> str:
-        """See `ToolParser`."""
         before = f'{{"name": {json.dumps(function.name)}, "parameters": '
         return f'{json.dumps(before)} {to_rule(function.parameters or {"type": "object"})} "}}"'
 
     @classmethod
     def find_opening(cls, text: str, names: Collection[str]) -> tuple[str, str] | None:
-        """See `ToolParser`: an object that names one of the functions, up to its parameters."""
         head = _HEAD.match(text)
         if head is None or (name := json.loads(head[1])) not in names:
             return None
@@ -61,11 +55,9 @@ class LlamaParser(ToolParser):
 
     @classmethod
     def may_open(cls, text: str) -> bool:
-        """See `ToolParser`."""
         return _HALF_HEAD.fullmatch(text) is not None
 
     def feed(self, text: str) -> tuple[str, list[CallUpdate]]:
-        """See `ToolParser`."""
         self._text += text
         content, updates = "", list[CallUpdate]()
         while self._text:
@@ -81,7 +73,6 @@ class LlamaParser(ToolParser):
         return content, updates
 
     def end(self) -> tuple[str, list[CallUpdate]]:
-        """See `ToolParser`."""
         call, text, self._call, self._text = self._call, self._text, None, ""
         if call is None:
             return ("" if self.num_calls and not text.strip(" ;\n") else text), []

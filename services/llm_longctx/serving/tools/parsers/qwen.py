@@ -10,8 +10,6 @@ from typing import Any, ClassVar
 from services.llm_longctx.serving.tools.tool_parser import CallUpdate, SchemaRule, TaggedParser, split_at
 from shared.api.tools import FunctionDefinition
 
-__all__ = ["QwenParser"]
-
 _OPEN, _CLOSE = TaggedParser.opening, TaggedParser.closing
 _LINE = "\n"
 _TEXT_RULE = r"/[^<]*\n<\/parameter>\n/"
@@ -31,19 +29,16 @@ class QwenParser(TaggedParser):
 
     @classmethod
     def detects(cls, template: str) -> bool:
-        """Templates with tags for functions."""
         return _OPEN in template and "<function=" in template
 
     @classmethod
     def write_call(cls, name: str, arguments: str) -> str:
-        """See `ToolParser`."""
         values = {k: v if isinstance(v, str) else json.dumps(v) for k, v in json.loads(arguments).items()}
         inside = "".join(f"<parameter={k}>\n{v}\n</parameter>\n" for k, v in values.items())
         return f"{_OPEN}\n<function={name}>\n{inside}</function>\n{_CLOSE}"
 
     @classmethod
     def call_rule(cls, function: FunctionDefinition, to_rule: SchemaRule) -> str:
-        """See `ToolParser`."""
         schema = function.parameters or {}
         required = schema.get("required", ())
         parts = [json.dumps(f"{_OPEN}\n<function={function.name}>\n")]
@@ -54,7 +49,6 @@ class QwenParser(TaggedParser):
         return " ".join([*parts, json.dumps(f"</function>\n{_CLOSE}")])
 
     def feed(self, text: str) -> tuple[str, list[CallUpdate]]:
-        """See `ToolParser`."""
         self._text += text
         content, updates, goes_on = "", list[CallUpdate](), True
         while goes_on:
@@ -68,7 +62,6 @@ class QwenParser(TaggedParser):
         return content, updates
 
     def end(self) -> tuple[str, list[CallUpdate]]:
-        """See `ToolParser`."""
         updates: list[CallUpdate] = []
         text, self._text = self._text, ""
         return (text if self._call is None else self._finish(self._call + text, updates, "")), updates
