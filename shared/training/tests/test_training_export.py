@@ -43,12 +43,6 @@ def test_named_axes_take_any_length_and_the_parity_is_stated(tmp_path, x):
     assert one.shape == two.shape == (3, 2, 16, 6)
 
 
-def test_axes_without_a_name_are_fixed(tmp_path, x):
-    path = tmp_path / "net.onnx"
-    export_onnx(Double(), path, {"image": x}, ["one", "two"])
-    assert session(path).get_inputs()[0].shape == [2, 3, 8, 12]
-
-
 def test_a_graph_that_computes_something_else_is_never_put_in_place(tmp_path, x):
     class Moody(nn.Module):
         """A tracer freezes what this network decides anew each time."""
