@@ -40,7 +40,6 @@ class Echo(Response):
         self.request = request
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send chunk by chunk."""
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         async for chunk in self.request.stream():
             await send({"type": "http.response.body", "body": chunk, "more_body": True})

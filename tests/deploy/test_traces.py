@@ -50,18 +50,15 @@ class Platform:
 
     @property
     def url(self):
-        """The gateway's."""
         return f"http://127.0.0.1:{self.http}"
 
     def is_ready(self):
-        """Whether both services are there."""
         with contextlib.suppress(httpx2.TransportError):
             found = httpx2.get(f"{self.url}/readyz", timeout=5).json()["services"]
             return len(found) == 2 and all(one["ready"] for one in found.values())
         return False
 
     def find(self, what, trace=None):
-        """Wait for the one span that fits."""
 
         def look():
             return [s for s in self.collector.spans if (trace is None or s.trace == trace) and what(s)]
@@ -69,7 +66,6 @@ class Platform:
         return wait_until(look, 30, "the span is collected")[0]
 
     def children_of(self, span):
-        """Direct children, by name."""
         return {s.name: s for s in self.collector.of_trace(span.trace) if s.parent == span.id}
 
 

@@ -142,13 +142,11 @@ class Wrong:
     """Proposes something wrong: what is checked must not depend on how good a network is."""
 
     def decode(self, points, steps, **_):
-        """Always the first three points."""
         slots = torch.zeros(len(points), steps, dtype=torch.long)
         slots[:, :3] = torch.tensor([1, 2, 3])
         return slots, torch.zeros(len(points), steps, points.shape[1] + 1)
 
     def beam(self, points, width):
-        """The points as they came."""
         order = torch.arange(1, points.shape[1] + 1).expand(len(points), 1, -1)
         return order, torch.zeros(len(points), 1)
 

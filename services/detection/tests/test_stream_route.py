@@ -194,11 +194,9 @@ class Watching(Toy):
 
     @classmethod
     def load(cls, place: LoadContext) -> Toy:  # as services call it
-        """The toy; nothing is read."""
         return cls(CARD, Blobs(), DataConfig(64, NAMES))
 
     def example(self) -> DetectIn:
-        """A picture with a dark square."""
         return DetectIn(image=_jpeg())
 
 

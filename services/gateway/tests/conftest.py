@@ -1,7 +1,5 @@
 """Real sockets for gateway tests: a small upstream, a gateway in front of it, a queue that keeps its jobs in memory."""
 
-# ruff: noqa: D102  (methods are named by what they answer)
-
 import asyncio
 import contextlib
 import time
@@ -155,8 +153,6 @@ class Toy:
 
 @dataclass
 class Scene:
-    """A gateway and its upstreams."""
-
     app: FastAPI
     url: str
     client: httpx2.AsyncClient

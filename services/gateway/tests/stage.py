@@ -3,8 +3,6 @@
 For tests whose client is synchronous (the SDK, the CLI, a browser) and so can't share a loop with the server.
 """
 
-# ruff: noqa: D102  (methods are named by what they answer)
-
 import asyncio
 import contextlib
 import itertools
@@ -132,8 +130,6 @@ class ForgetfulQueue:
 
 @dataclass
 class Stage:
-    """What is running."""
-
     url: str
     stub: Stub
     queue: ForgetfulQueue

@@ -3,8 +3,6 @@
 It segments by drawing a soft disc, chats by repeating, and lists one model of a task that no page knows by name.
 """
 
-# ruff: noqa: D102  (methods are named by what they answer)
-
 import asyncio
 import base64
 import copy
@@ -90,8 +88,6 @@ CARDS = {
 
 
 class Stub:
-    """The app, and what tests may change about it."""
-
     def __init__(self) -> None:
         self.seen: list[dict[str, Any]] = []
         self.busy = 0

@@ -27,11 +27,9 @@ class Acting(Stub):
         self.app.add_api_route("/v1/actions", self.actions, methods=["POST"], response_model=None)
 
     async def example(self, name: str) -> dict[str, object]:
-        """Rows of numbers; no model, as models write their examples."""
         return {"model": None, "features": [[0.5, 1.0]], "semantics": None, "fps": None, "duration": 8}
 
     async def actions(self, request: Request) -> Response:
-        """One segment; the wire type refuses what is no matrix."""
         asked = await request.json()
         self.seen.append({"accept": request.headers["accept"], **asked})
         ActionsIn.model_validate(asked)

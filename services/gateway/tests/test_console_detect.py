@@ -32,8 +32,6 @@ def grey() -> bytes:
 
 
 class Detecting(Stub):
-    """Finds the same three boxes in every picture."""
-
     def __init__(self) -> None:
         super().__init__()
         self.cards = {
@@ -44,7 +42,6 @@ class Detecting(Stub):
         self.app.add_api_route("/v1/detect", self.detect, methods=["POST"], response_model=None)
 
     async def example(self, name: str) -> dict[str, object]:
-        """A grey picture."""
         return {"model": None, "image": base64.b64encode(grey()).decode()}
 
     async def detect(self, request: Request) -> Response:

@@ -41,7 +41,6 @@ class Sound(HTMLParser):
         assert not self.open, f"left open: {self.open}"
 
     def handle_starttag(self, tag, attrs):
-        """Note a tag that opens."""
         names = [name for name, _ in attrs]
         assert len(names) == len(set(names)), f"<{tag}> says something twice: {names}"
         self.tags.append((tag, dict(attrs)))
@@ -49,16 +48,13 @@ class Sound(HTMLParser):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
-        """Check a tag that closes."""
         if tag not in VOID:
             assert self.open.pop() == tag, f"</{tag}> closes nothing"
 
     def handle_startendtag(self, tag, attrs):
-        """Note a tag that does both."""
         self.tags.append((tag, dict(attrs)))
 
     def all(self, name):
-        """Values of an attribute, wherever it stands."""
         return [found[name] for _, found in self.tags if found.get(name) is not None]
 
 

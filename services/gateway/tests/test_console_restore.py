@@ -26,19 +26,15 @@ def picture(colour: tuple[int, int, int]) -> bytes:
 
 
 class Restoring(Stub):
-    """Answers every picture with a blue one."""
-
     def __init__(self) -> None:
         super().__init__()
         self.cards = {"pane": card("pane", "restore", RestoreIn, notes=["Takes reflections away."])}
         self.app.add_api_route("/v1/restore", self.restore, methods=["POST"], response_model=None)
 
     async def example(self, name: str) -> dict[str, object]:
-        """A red picture."""
         return {"model": name, "image": base64.b64encode(picture(BEFORE)).decode()}
 
     async def restore(self, request: Request) -> JSONResponse:
-        """A blue picture."""
         async with request.form() as form:
             asked = {name: value for name, value in form.items() if isinstance(value, str)}
         self.seen.append(asked)

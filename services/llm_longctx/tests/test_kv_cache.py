@@ -12,7 +12,6 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from services.llm_longctx.kv_cache import Entries, PagePool, PoolExhausted, SequenceCache
 from services.llm_longctx.kv_cache.range_allocator import RangeAllocator
 
-# ruff: noqa: D102  # the rules of the state machine are named after what they do
 L, G, D, P = 2, 3, 4, 4
 
 

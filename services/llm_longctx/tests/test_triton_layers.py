@@ -116,7 +116,7 @@ class Norm:
 
     weight, eps, offset = torch.rand(96), 1e-5, 0.5
 
-    def __call__(self, x):  # noqa: D102
+    def __call__(self, x):
         return x / (x.square().mean(-1, keepdim=True) + self.eps).sqrt() * (self.offset + self.weight)
 
 

@@ -1,7 +1,5 @@
 """A remote Open Inference server is an engine like any other, and its errors become ours."""
 
-# ruff: noqa: D102  (methods are named by what they answer)
-
 import json
 import threading
 import time

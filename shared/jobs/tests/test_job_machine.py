@@ -1,7 +1,5 @@
 """Any order of submits, deliveries, deaths, cancels, retries, deletes, expiries, restarts agrees with a plain model."""
 
-# ruff: noqa: D102  (rules and invariants are named by what they say)
-
 import asyncio
 import time
 from dataclasses import dataclass
@@ -33,8 +31,6 @@ FRONT = 0
 
 @dataclass
 class Expected:
-    """What the model knows about one job."""
-
     level: int
     at: int = 0
     """The stream that holds it."""

@@ -41,7 +41,6 @@ class Caller:
         return {"type": "http.disconnect"}
 
     async def send(self, message):
-        """Keep it."""
         self.answers.append(message)
 
 

@@ -44,8 +44,6 @@ def out(tmp_path):
 
 
 class Bomb:
-    """Writes a file when it is unpickled."""
-
     def __init__(self, path) -> None:
         self.path = path
 
@@ -181,8 +179,6 @@ def test_a_state_dict_beside_the_notes_of_its_training_is_found(tmp_path, out, s
 
 
 class Sized(nn.Module):
-    """A network that was published in two widths."""
-
     def __init__(self, width: int = 2) -> None:
         super().__init__()
         self.first, self.second = nn.Linear(3, width), nn.Linear(width, 1)

@@ -10,14 +10,11 @@ from shared.export.onnx_export import export_onnx
 
 
 class Double(nn.Module):
-    """Two outputs, one of them larger."""
-
     def __init__(self) -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, 2, 3, padding=1)
 
     def forward(self, x):
-        """Both outputs."""
         found = self.conv(x)
         return found, 2 * found
 

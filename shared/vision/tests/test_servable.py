@@ -1,7 +1,5 @@
 """VisionServable: reads, infers and answers whatever a family puts into it; each request fails for itself."""
 
-# ruff: noqa: D102  (methods are named by what they answer)
-
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path

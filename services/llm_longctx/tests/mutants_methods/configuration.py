@@ -1,7 +1,5 @@
 """Methods that say the wrong thing about their knobs and plans."""
 
-# ruff: noqa: D102  # hooks and checks, whose protocols say what they are for
-
 from typing import ClassVar
 
 import torch

@@ -1,7 +1,5 @@
 """Eviction methods that are broken in one way, above and below the hook that scores."""
 
-# ruff: noqa: D102  # hooks and checks, whose protocols say what they are for
-
 import math
 from typing import ClassVar
 

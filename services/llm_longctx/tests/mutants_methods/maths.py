@@ -1,7 +1,5 @@
 """Methods that compute something else than they say."""
 
-# ruff: noqa: D102  # hooks and checks, whose protocols say what they are for
-
 import math
 
 import torch

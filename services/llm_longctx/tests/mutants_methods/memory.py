@@ -1,7 +1,5 @@
 """Methods that hold or foresee the wrong entries."""
 
-# ruff: noqa: D102  # hooks and checks, whose protocols say what they are for
-
 from services.llm_longctx.methods import AttentionMethod
 from services.llm_longctx.methods.core.hook_results import Footprint, RetentionPolicy
 from services.llm_longctx.tests.method_contract.oracle import causal

@@ -1,7 +1,5 @@
 """Sound methods that the broken ones are made of."""
 
-# ruff: noqa: D102  # hooks and checks, whose protocols say what they are for
-
 import math
 from typing import ClassVar
 

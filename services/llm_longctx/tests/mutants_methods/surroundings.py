@@ -1,7 +1,5 @@
 """Methods in which chunks, neighbours or earlier sequences show."""
 
-# ruff: noqa: D102  # hooks and checks, whose protocols say what they are for
-
 import math
 from collections import Counter
 from typing import ClassVar
