@@ -6,8 +6,7 @@ import time
 import psutil
 import pytest
 
-from loadtests.bench.peers import environment
-from loadtests.bench.peers.environment import PeerMissing, prepare_environment
+from loadtests.bench.peers.environment import PeerMissing
 from loadtests.bench.peers.process import EngineProcess
 from loadtests.bench.suites import longctx_peers
 
@@ -60,18 +59,3 @@ def test_an_engine_says_its_build_and_when_tokens_came(script):
 def test_an_engine_that_dies_is_missing_and_its_last_words_are_told(script):
     with pytest.raises(PeerMissing, match="no such model"):
         EngineProcess("toy", sys.executable, script, {"broken": True}, threads=1)
-
-
-def test_an_environment_is_made_once(tmp_path, monkeypatch):
-    made = []
-    monkeypatch.setattr(environment.venv, "create", lambda place, **_more: made.append(place))
-    monkeypatch.setattr(environment.subprocess, "run", lambda *_a, **_k: environment.subprocess.CompletedProcess([], 0))
-    (tmp_path / "r.txt").write_text("toy\n")
-    (tmp_path / "toy/bin").mkdir(parents=True)
-    (tmp_path / "toy/bin/python").touch()
-    for _ in range(2):
-        assert prepare_environment("toy", tmp_path / "r.txt", tmp_path) == tmp_path / "toy/bin/python"
-    assert len(made) == 1
-    (tmp_path / "r.txt").write_text("toy==2\n")
-    prepare_environment("toy", tmp_path / "r.txt", tmp_path)
-    assert len(made) == 2

@@ -2,7 +2,6 @@
 
 import base64
 import io
-from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -10,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from services.gateway.tests.browsing import MARKS, drawn, figure, kept
-from services.gateway.tests.stage import fronted
+from services.gateway.tests.stage import running
 from services.gateway.tests.stub_service import Stub, card
 from shared.api.boxes import DetectIn, Detection, DetectOut
 from shared.api.timings import Times
@@ -65,9 +64,8 @@ class Detecting(Stub):
 
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory):
-    stub = Detecting()
-    with fronted(stub.app, "stub", tmp_path_factory.mktemp("detecting")) as (url, queue, _):
-        yield SimpleNamespace(url=url, stub=stub, queue=queue)
+    with running(tmp_path_factory.mktemp("detecting"), Detecting()) as made:
+        yield made
 
 
 def detected(page):
