@@ -133,6 +133,7 @@ class Proxy:
             UpstreamLost: The connection failed, or the replica is not ready and there is another.
         """
         attempt = Attempt(replica)
+        body.on_failure = attempt.abort
         try:
             async with attempt, self._client.request(ctx, replica, body) as response:
                 if response.status == 503 and self._retry.has_untried(replica, state):
@@ -156,8 +157,12 @@ class Proxy:
                 raise
             if ctx.status:
                 return await abort_response(ctx)
+            if body.error is not None:
+                raise body.error from error
             reason = "it hangs: its record is not renewed"
             raise _build_lost(state, body, reason, is_unseen=False, is_idempotent=is_idempotent) from error
+        finally:
+            body.on_failure = None
 
     def _note_answer(self, ctx: RequestContext, replica: Replica, response: aiohttp.ClientResponse) -> None:
         if replica.record.version:
