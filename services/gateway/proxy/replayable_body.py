@@ -53,13 +53,21 @@ class ReplayableBody:
     """
 
     def __init__(
-        self, receive: Receive, *, length: int | None, limit: int, pause_s: float, budget: MemoryBudget
+        self,
+        receive: Receive,
+        *,
+        length: int | None,
+        limit: int,
+        pause_s: float,
+        budget: MemoryBudget,
+        tenant: str = "",
     ) -> None:
-        """Wrap `receive`; `length` is the declared length, `pause_s` the longest wait for the next chunk."""
+        """Wrap `receive` of a tenant; `length` is the declared length, `pause_s` the longest wait for a chunk."""
         self.length = length
         self.error: FoveaError | None = None
         self.on_failure: Callable[[], None] | None = None
         self._receive, self._limit, self._pause_s, self._budget = receive, limit, pause_s, budget
+        self._tenant = tenant
         self._kept: list[bytes] = []
         self._reserved = 0
         self._size = 0
@@ -108,7 +116,7 @@ class ReplayableBody:
 
     def release(self) -> None:
         """Return kept memory to the budget."""
-        self._budget.left += self._reserved
+        self._budget.release(self._reserved, self._tenant)
         self._reserved = 0
         self._kept = []
         self._joined = None
@@ -144,7 +152,7 @@ class ReplayableBody:
         self._size += len(chunk)
         if self._size > self._limit:
             raise self._fail(build_too_large(self._size, self._limit))
-        reserved = self.replayable and self._budget.take(len(chunk))
+        reserved = self.replayable and self._budget.take(len(chunk), self._tenant)
         if reserved:
             self._reserved += len(chunk)
         if reserved or must_keep:
