@@ -22,6 +22,7 @@ from shared import telemetry
 from shared.api.usage import USAGE_HEADER, UsageScanner, read_header
 from shared.errors import TooLarge
 from shared.jobs.consumer import QueueConsumer
+from shared.jobs.key_limits import JobKeyLimits
 from shared.jobs.queue import Handler, Payload, Result, Ticket
 from shared.jobs.usage_ledger import UsageLedger
 from shared.jobs.worker import JobWorker
@@ -52,8 +53,8 @@ def main(
 
 async def _work(service: str, config: Settings, app: str | None, url: str) -> NoReturn:
     consumer, handler = QueueConsumer(url, service, config), AsgiJobHandler(lambda: _load(service, app))
-    ledger = UsageLedger(url)
-    worker = JobWorker(consumer, _charge(handler, ledger), config)
+    ledger, limits = UsageLedger(url), JobKeyLimits(url)
+    worker = JobWorker(consumer, charge_jobs(handler, ledger, limits), config)
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, worker.stop)
     metrics = MetricsServer(config.replica_host, config.metrics_port)
@@ -71,6 +72,7 @@ async def _work(service: str, config: Settings, app: str | None, url: str) -> No
     await consumer.close()
     await metrics.stop()
     await ledger.stop()
+    await limits.stop()
     logger.info("stopped", service=service)
     telemetry.shut_down_tracing()
     # A model's thread that ignores cancellation can't be stopped, and Python would wait for it for ever.
@@ -79,20 +81,19 @@ async def _work(service: str, config: Settings, app: str | None, url: str) -> No
     os._exit(code)
 
 
-def _charge(handler: AsgiJobHandler, ledger: UsageLedger) -> Handler:
-    """The handler, whose answers are written into the ledger under the job's tenant."""
+def charge_jobs(handler: Handler, ledger: UsageLedger, limits: JobKeyLimits) -> Handler:
+    """The handler, whose answers go into the ledger under the job's tenant and count against its key's tokens."""
 
     async def run(payload: Payload, ticket: Ticket) -> Result:
+        await limits.require_usable(payload.headers)
         started = time.monotonic()
         result = await handler(payload, ticket)
         if result.status < 400:
             scanner = UsageScanner(is_stream=result.content_type.startswith("text/event-stream"))
             scanner.feed(result.body)
-            consumed = {
-                **read_header(result.headers.get(USAGE_HEADER)),
-                **scanner.sum_up(time.monotonic() - started),
-            }
-            ledger.add(payload.tenant, scanner.model, consumed)
+            spent = scanner.sum_up(time.monotonic() - started)
+            ledger.add(payload.tenant, scanner.model, {**read_header(result.headers.get(USAGE_HEADER)), **spent})
+            await limits.spend(payload.headers, int(spent.get("tokens_in", 0) + spent.get("tokens_out", 0)))
         return result
 
     return run

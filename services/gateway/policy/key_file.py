@@ -21,6 +21,7 @@ from typing import Any
 from pydantic import ConfigDict, Field, ValidationError
 
 from services.gateway.policy.caller import TENANT_PATTERN, KeyLimits, KeyScope
+from services.gateway.policy.reserved_file import replace_reserved
 from shared.errors import Conflict, InvalidOption
 
 
@@ -100,7 +101,8 @@ def edit_keys(path: Path) -> Iterator[list[Key]]:
         with _locked(path):
             keys = read_keys(path)
             yield keys
-            replace_file(path, {"keys": [key.model_dump(mode="json") for key in keys]})
+            content = json.dumps({"keys": [key.model_dump(mode="json") for key in keys]}, indent=2)
+            replace_reserved(path, content.encode())
     except OSError as error:
         raise Conflict(
             f"The key file {path} can't be changed: {error.strerror or error}.",
