@@ -23,6 +23,7 @@ from pydantic import ConfigDict, Field, ValidationError
 from services.gateway.policy.caller import TENANT_PATTERN, KeyLimits, KeyScope
 from services.gateway.policy.reserved_file import replace_reserved
 from shared.errors import Conflict, InvalidOption
+from shared.validation_errors import list_errors
 
 
 class KeyFacts(KeyLimits):
@@ -69,7 +70,7 @@ def build_key(fields: Mapping[str, Any]) -> Key:
     try:
         return Key.model_validate(fields)
     except ValidationError as error:
-        first = error.errors()[0]
+        first = list_errors(error)[0]
         field = ".".join(str(part) for part in first["loc"])
         raise InvalidOption(f"{field}: {first['msg']}.", field=field) from error
 

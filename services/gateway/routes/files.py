@@ -18,6 +18,7 @@ from services.gateway.routes.body_reading import read_json, read_whole_body
 from services.gateway.routes.dependencies import get_caller, get_context, get_queue
 from shared.api.batches import Batch, BatchList, BatchRequest, DeletedFile, FileList, FileObject
 from shared.errors import InvalidOption
+from shared.validation_errors import list_errors
 
 router = APIRouter(tags=["batches"], responses=PROBLEMS)
 
@@ -80,7 +81,7 @@ async def create_batch(request: Request) -> Batch:
     try:
         body = BatchRequest.model_validate(await read_json(request))
     except ValidationError as error:
-        first = error.errors()[0]
+        first = list_errors(error)[0]
         field = ".".join(str(part) for part in first["loc"])
         raise InvalidOption(f"{field}: {first['msg']}.", field=field) from error
     route = gateway.registry.routes.find(body.endpoint)

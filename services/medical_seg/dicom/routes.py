@@ -25,6 +25,7 @@ from shared.serving.host import Host
 from shared.serving.http.openapi_routes import problems
 from shared.serving.http.request_parsing import ParsedRequest, parse_request
 from shared.settings import Settings
+from shared.validation_errors import list_errors
 from shared.vision.decode import platform_bounds
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ def _options(parsed: ParsedRequest) -> StudyOptions:
     try:
         return StudyOptions.model_validate({**texts, **parsed.options})
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        first = list_errors(error)[0]
         raise InvalidOption(first["msg"], field=".".join(map(str, first["loc"]))) from error
 
 

@@ -26,6 +26,7 @@ from shared.errors import FoveaError, Malformed, TooLarge, UnsupportedMedia
 from shared.registry import CallContext
 from shared.serving.http.error_rendering import render, translate
 from shared.serving.http.errors import TooSlow
+from shared.serving.http.json_bounds import PartsCounter
 from shared.settings import Settings
 
 _WATCH_DISCONNECT_AFTER_S = 0.05
@@ -39,6 +40,7 @@ _REQUEST_HEADERS = (
     SCOPES_HEADER.encode(),
     b"content-length",
     b"content-encoding",
+    b"content-type",
 )
 
 _WINDOW_BITS = {"gzip": 31, "deflate": 15}
@@ -153,6 +155,7 @@ class _Call:
             scope["fovea.run"].cache_salt = headers.get(b"x-fovea-tenant", "local")
         self._coding = headers.get(b"content-encoding", "identity").strip().lower()
         self._inflater: Any = None
+        self._parts = PartsCounter(scope["path"], headers.get(b"content-type", ""))
         # Open Inference inflates its own bodies, and answers in kind.
         if self._coding not in {"identity", ""} and not scope["path"].startswith("/v2"):
             self._inflater = zlib.decompressobj(_WINDOW_BITS.get(self._coding, 0))
@@ -186,6 +189,7 @@ class _Call:
         if self._read > self._settings.max_body_bytes and not self._is_endless():
             self.refused = self._too_large(self._read)
             raise self.refused
+        self._count_parts(message.get("body", b""))
         if message["type"] == "http.disconnect":
             self.scope["fovea.run"].cancel()
         elif not message.get("more_body", False):
@@ -193,6 +197,13 @@ class _Call:
             if self.has_own_context:
                 self._watch_timer = asyncio.get_running_loop().call_later(_WATCH_DISCONNECT_AFTER_S, self._watch)
         return message
+
+    def _count_parts(self, chunk: bytes) -> None:
+        try:
+            self._parts.feed(chunk)
+        except TooLarge as error:
+            self.refused = error
+            raise
 
     async def _inflate(self, chunk: bytes) -> bytes:
         """The next part of a compressed body, up to one byte more than is allowed in all."""
