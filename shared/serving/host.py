@@ -10,7 +10,6 @@ import contextlib
 import contextvars
 import time
 from collections.abc import AsyncGenerator, Hashable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +29,7 @@ from shared.serving.device_placement import load_context
 from shared.serving.http.errors import to_safe_error
 from shared.serving.oip import tensors
 from shared.serving.thread_stream import iterate_in_thread
+from shared.serving.watched_work import WatchedExecutor, WatchedWork
 from shared.settings import Settings
 
 _WHOLE_REQUESTS = "requests"
@@ -54,7 +54,8 @@ class Host:
         self._streams: list[CallContext] = []
         self._no_streams = asyncio.Event()
         self._no_streams.set()
-        self._pool = ThreadPoolExecutor(settings.max_queue_size, thread_name_prefix="stream")
+        self.work = WatchedWork()
+        self._pool = WatchedExecutor(self.work, settings.max_queue_size, thread_name_prefix="stream")
 
     # Lifecycle.
 
@@ -88,7 +89,7 @@ class Host:
                 telemetry.log().warning("model not loaded", reason=slot.reason)
                 return
             work, options = self._work(slot.servable), self._models.batch_options(slot)
-            slot.batcher = Batcher(work, options, service=self.service, model=name)
+            slot.batcher = Batcher(work, options, service=self.service, model=name, watched=self.work)
             slot.state = "ready"
             telemetry.log().info("model ready", seconds=round(time.monotonic() - started, 2))
 
@@ -122,8 +123,8 @@ class Host:
 
     @property
     def settled(self) -> bool:
-        """Whether it can answer: nothing is still loading, and not every model failed to."""
-        return self._models.is_settled()
+        """Whether it can answer: nothing is still loading, not every model failed to, and nothing is stuck."""
+        return self._models.is_settled() and not self.find_trouble()
 
     @property
     def slots(self) -> int:
@@ -138,8 +139,17 @@ class Host:
         return len(self._streams) + sum(slot.batcher.busy for slot in self._models if slot.batcher)
 
     def missing(self) -> dict[str, str]:
-        """Models that should be loaded and are not, with the reason."""
-        return self._models.missing()
+        """Models that should be loaded and are not, with the reason; and what is stuck, where something is."""
+        trouble = self.find_trouble()
+        return {**self._models.missing(), **({"watchdog": trouble} if trouble else {})}
+
+    def find_trouble(self, lasting_s: float = 0.0) -> str:
+        """What has been stuck for so many seconds or more, in a sentence; empty where nothing has."""
+        dead = [slot.kind.card.name for slot in self._models if slot.batcher is not None and slot.batcher.is_dead]
+        if dead:
+            return f"A thread of {', '.join(dead)} has died."
+        overdue = self.work.list_overdue(lasting_s)
+        return f"{len(overdue)} threads work past their deadline: {', '.join(overdue[:3])}." if overdue else ""
 
     def names(self) -> list[str]:
         """Names of all models, loaded or not."""

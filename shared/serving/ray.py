@@ -97,7 +97,9 @@ class _Replica:
     async def _serve(self, placement: Placement, config: Settings) -> None:
         self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
         app = load_app(placement.service, placement.app)
-        server = ReplicaServer(app, config, before_withdrawal=lambda: _leave_node(config.shutdown_grace_s / 2))
+        server = ReplicaServer(
+            app, config, before_withdrawal=lambda: _leave_node(config.shutdown_grace_s / 2), owns_process=True
+        )
         await server.start()
         self._started.set_result(server)
         await self._stopping.wait()

@@ -29,6 +29,7 @@ from shared.jobs.worker import JobWorker
 from shared.serving.job_handler import AsgiJobHandler
 from shared.serving.memory_guard import EXIT_STATUS, MemoryGuard, find_memory_limit
 from shared.serving.metrics_server import MetricsServer
+from shared.serving.watchdog import LoopTimer, bound_memory
 from shared.settings import Settings, settings
 from shared.storage.private_files import make_files_private
 
@@ -59,7 +60,9 @@ async def _work(service: str, config: Settings, app: str | None, url: str) -> No
         asyncio.get_running_loop().add_signal_handler(number, worker.stop)
     metrics = MetricsServer(config.replica_host, config.metrics_port)
     metrics.start()
-    guard = _guard_memory(worker, config)
+    guard, timer = _guard_memory(worker, config), LoopTimer()
+    bound_memory(guard.limit)
+    timer.start()
     logger, code = telemetry.log("jobs"), 0
     logger.info("working", service=service, worker=consumer.consumer)
     try:
@@ -68,6 +71,7 @@ async def _work(service: str, config: Settings, app: str | None, url: str) -> No
         logger.exception("the worker broke; its jobs go to others when their leases end")
         code = 1
     guard.stop()
+    timer.stop()
     await asyncio.wait({asyncio.create_task(handler.close())}, timeout=config.shutdown_grace_s)
     await consumer.close()
     await metrics.stop()

@@ -27,6 +27,7 @@ from shared.registry import CallContext
 from shared.serving.http.error_rendering import render, translate
 from shared.serving.http.errors import TooSlow
 from shared.serving.http.json_bounds import PartsCounter
+from shared.serving.watched_work import CURRENT_RUN
 from shared.settings import Settings
 
 _WATCH_DISCONNECT_AFTER_S = 0.05
@@ -68,6 +69,7 @@ class ServiceMiddleware:
         headers = {name: value.decode("latin-1") for name, value in scope["headers"] if name in _REQUEST_HEADERS}
         context = telemetry.fresh_context(headers.get(b"x-request-id"), headers.get(b"traceparent"), self.service)
         call = _Call(scope, receive, send, self.settings, headers)
+        CURRENT_RUN.set(scope["fovea.run"])
         self._in_flight.inc()
         server = telemetry.NO_SPAN
         if "fovea.is_probe" not in scope:
