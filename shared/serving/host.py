@@ -127,6 +127,11 @@ class Host:
         return self._models.is_settled() and not self.find_trouble()
 
     @property
+    def is_loading(self) -> bool:
+        """Whether a model waits to be loaded, or is being loaded."""
+        return any(slot.state in {"waiting", "loading"} for slot in self._models)
+
+    @property
     def slots(self) -> int:
         """Requests that are worked on at once: text models batch continuously, others answer one batch at a time."""
         kinds = [self.servable_type(name) for name in self.names()]

@@ -28,7 +28,8 @@ folder = ray.start(settings())
 signal.signal(signal.SIGTERM, lambda *_: over.set())
 app = "shared.serving.tests.toy_app:app"
 ray.application({"service": "toy", "app": app, "max_replicas": 2, "max_per_node": 1})  # a Serve config is a mapping
-ray.deploy([ray.Placement(service="toy", app=app), ray.Placement(service="two", app=app, max_replicas=2)])
+slow = ray.Placement(service="slow", app="shared.serving.tests.slow_app:app")
+ray.deploy([ray.Placement(service="toy", app=app), ray.Placement(service="two", app=app, max_replicas=2), slow])
 print("placed", flush=True)
 over.wait()
 ray.stop(folder)
@@ -38,7 +39,8 @@ ray.stop(folder)
 @pytest.fixture
 def cluster(redis_url, tmp_path):
     env = environment(FOVEA_REDIS_URL=redis_url, FOVEA_DATA_DIR=str(tmp_path), FOVEA_SHUTDOWN_GRACE_S="1")
-    driver = subprocess.Popen([sys.executable, "-c", DRIVER], env=env, start_new_session=True)
+    command = [sys.executable, "-c", DRIVER]
+    driver = subprocess.Popen(command, env=env, start_new_session=True, stdout=subprocess.PIPE, text=True)
     with redis.Redis.from_url(redis_url) as link:
         yield driver, link
     reaper.end_sessions([driver.pid], 5)
@@ -69,8 +71,18 @@ def listening(session):
     return found
 
 
-def test_replicas_are_placed_on_loopback_healed_and_ended(cluster):
+def open_to_others(folder):
+    return [path for path in folder.rglob("*") if path.is_dir() and path.stat().st_mode & 0o077]
+
+
+def test_replicas_are_placed_on_loopback_healed_and_ended(cluster, tmp_path):
     driver, link = cluster
+    assert any(line == "placed\n" for line in driver.stdout)
+    (slow,) = (ReplicaRecord.model_validate_json(value) for value in link.hvals(replicas_key("slow")))
+    asked = httpx2.get(f"{slow.http}/readyz")
+    assert asked.status_code == 200, "placed means that it can answer"
+    assert (tmp_path / "ray" / "r").exists()
+    assert open_to_others(tmp_path) == []
     first, second = wait_until(lambda: len(found := ready(link)) == 2 and found, 90)
     assert httpx2.post(f"{first.http}/v1/echo", json={"text": "a"}).json()["text"] == "a"
     ours = listening(driver.pid)
@@ -84,6 +96,35 @@ def test_replicas_are_placed_on_loopback_healed_and_ended(cluster):
     wait_until(lambda: not reaper.session_members(driver.pid), 10)
     left = {name.decode() for name in link.hkeys(replicas_key("toy"))}
     assert left == {first.id}  # the others withdrew; the killed one could not
+
+
+class Loading:
+    """A host that has loaded after so many looks."""
+
+    service = "toy"
+
+    def __init__(self, looks, settled):
+        self.looks, self.settled = looks, settled
+
+    @property
+    def is_loading(self):
+        self.looks -= 1
+        return self.looks >= 0
+
+    def missing(self):
+        return {"echo": "no weights"}
+
+
+def test_a_replica_is_made_when_its_models_are_loaded(monkeypatch):
+    from shared.serving import ray
+
+    monkeypatch.setattr(ray, "_LOAD_POLL_S", 0.0)
+    host = Loading(3, settled=True)
+    ray.wait_until_loaded(host, must_load=True)
+    assert host.looks == -1
+    ray.wait_until_loaded(Loading(0, settled=False), must_load=False)
+    with pytest.raises(RuntimeError, match="no weights"):
+        ray.wait_until_loaded(Loading(0, settled=False), must_load=True)
 
 
 class Context:
