@@ -47,7 +47,7 @@ _OBJECT_STORE = 80 * 2**20
 """Bytes of shared memory; nothing of ours goes through it."""
 
 _INSIDE = "r"
-"""Ray's own folder inside of the private one; short, because paths of sockets are."""
+"""Ray's own folder, which it opens for everybody, inside of a private one; short, because paths of sockets are."""
 
 _MAX_TEMP_PATH = 107 - len("/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store")
 """Longest temporary folder under which Ray's unix sockets still have a legal path."""
@@ -223,20 +223,16 @@ def start(config: Settings) -> Path | None:
     """Start a Ray on loopback, without dashboard, proxy or telemetry; returns the folder to remove at the end."""
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     folder = _make_private_folder(config.data_dir)
-    inside = folder / _INSIDE  # which Ray opens for everybody, as all below it
     ray.init(
         num_cpus=len(SERVICES) * config.replicas,
         include_dashboard=False,
         object_store_memory=_OBJECT_STORE,
         logging_level=logging.WARNING,
-        _temp_dir=str(inside),
+        _temp_dir=str(folder / _INSIDE),
         _node_ip_address=_LOOPBACK,
         namespace="fovea",
     )
     serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING", "enable_access_log": False})
-    for path in [inside, *(path for path in inside.rglob("*") if path.is_dir() and not path.is_symlink())]:
-        with contextlib.suppress(FileNotFoundError):  # Ray removes some again
-            path.chmod(0o700)
     return folder
 
 

@@ -5,6 +5,7 @@ Knows nothing about counting requests (`rate_limits`) and nothing about HTTP bey
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
 import re
@@ -177,6 +178,12 @@ class KeyRing:
         if time.monotonic() < self._used_due:
             return
         self._used_due = time.monotonic() + USED_INTERVAL_S
+        try:  # not on the event loop: a disk may take its time
+            asyncio.get_running_loop().run_in_executor(None, self._write_used)
+        except RuntimeError:  # there is none
+            self._write_used()
+
+    def _write_used(self) -> None:
         try:
             known = {key: at.isoformat() for key, at in self.read_last_used().items()}
             replace_file(self._used_path, known)

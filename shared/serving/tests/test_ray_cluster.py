@@ -4,7 +4,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -37,14 +39,21 @@ ray.stop(folder)
 
 
 @pytest.fixture
-def cluster(redis_url, tmp_path):
-    env = environment(FOVEA_REDIS_URL=redis_url, FOVEA_DATA_DIR=str(tmp_path), FOVEA_SHUTDOWN_GRACE_S="1")
+def data_dir():
+    """A folder with a short path: Ray's sockets are below it."""
+    with tempfile.TemporaryDirectory(prefix="f") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def cluster(redis_url, data_dir):
+    env = environment(FOVEA_REDIS_URL=redis_url, FOVEA_DATA_DIR=str(data_dir), FOVEA_SHUTDOWN_GRACE_S="1")
     command = [sys.executable, "-c", DRIVER]
     driver = subprocess.Popen(command, env=env, start_new_session=True, stdout=subprocess.PIPE, text=True)
     with redis.Redis.from_url(redis_url) as link:
         yield driver, link
     reaper.end_sessions([driver.pid], 5)
-    driver.wait()
+    driver.communicate()
 
 
 def ready(link):
@@ -71,18 +80,14 @@ def listening(session):
     return found
 
 
-def open_to_others(folder):
-    return [path for path in folder.rglob("*") if path.is_dir() and path.stat().st_mode & 0o077]
-
-
-def test_replicas_are_placed_on_loopback_healed_and_ended(cluster, tmp_path):
+def test_replicas_are_placed_on_loopback_healed_and_ended(cluster, data_dir):
     driver, link = cluster
     assert any(line == "placed\n" for line in driver.stdout)
     (slow,) = (ReplicaRecord.model_validate_json(value) for value in link.hvals(replicas_key("slow")))
     asked = httpx2.get(f"{slow.http}/readyz")
     assert asked.status_code == 200, "placed means that it can answer"
-    assert (tmp_path / "ray" / "r").exists()
-    assert open_to_others(tmp_path) == []
+    assert (data_dir / "ray" / "r").exists()
+    assert (data_dir / "ray").stat().st_mode & 0o777 == 0o700, "Ray opens its own folder for everybody"
     first, second = wait_until(lambda: len(found := ready(link)) == 2 and found, 90)
     assert httpx2.post(f"{first.http}/v1/echo", json={"text": "a"}).json()["text"] == "a"
     ours = listening(driver.pid)
