@@ -60,6 +60,7 @@ class WatchedExecutor(ThreadPoolExecutor):
         self._work = work
 
     def submit(self, fn: Callable[..., Answer], /, *args: Any, **kwargs: Any) -> Future[Answer]:
+        """Run a function on a thread, watched for the call that is being answered."""
         run = CURRENT_RUN.get()
         if run is None:
             return super().submit(fn, *args, **kwargs)
