@@ -12,12 +12,10 @@ from services.interpretability.causal.circuit_search import (
     random_scores,
     rank_agreement,
 )
-from services.interpretability.causal.circuit_tasks import group_by_length, parse_pairs
 from services.interpretability.causal.edge_attribution import attribute_edges, patch_edges, score_circuit
 from services.interpretability.causal.edge_graph import EdgeGraph, EdgeSource, EdgeTarget
 from services.interpretability.causal.edge_runs import run_circuit, run_edges, run_embedding
 from services.interpretability.causal.patching import attribution_patch, logit_difference
-from services.interpretability.experiments.circuits.spec import PAIRS
 from services.interpretability.tests import test_families as families
 from services.interpretability.tests.hand_built import induction_model, prompts
 from shared.lm.taps import Replace, trace
@@ -183,14 +181,6 @@ def test_attribution_is_patching_for_a_counterfactual_close_by(golden):
     net.float()
     assert ranks > 0.999
     assert linear > 0.9999
-
-
-def test_attribution_and_patching_agree_on_the_trained_tiny_model(tiny):
-    (batch,) = group_by_length(parse_pairs(tiny, PAIRS))
-    clean, corrupt, answers = (tiny.tensor(ids) for ids in (batch.clean, batch.corrupt, batch.answers))
-    ranks, linear = agreement(tiny.model, *runs(tiny.model, clean, corrupt), answers, 5)
-    assert ranks > 0.9
-    assert linear > 0.95
 
 
 def test_every_beginning_of_the_order_reaches_the_answer(golden):

@@ -129,18 +129,6 @@ def test_two_engines_may_step_at_once():
         torch.testing.assert_close(one, alone, atol=2e-5, rtol=1e-5)
 
 
-def test_a_shared_prefix_is_read_where_it_lies():
-    net = build("llama")
-    engine = Engine(net, page=16)
-    first = engine.open()
-    first.prefill(IDS[:100])
-    state = engine.runner.fork(first.state)
-    logits = engine.runner.decode([state, first.state], [5, 5])
-    state.close()
-    torch.testing.assert_close(logits[0], logits[1], atol=1e-5, rtol=1e-5)
-    first.close()
-
-
 def test_a_token_that_is_none_is_refused():
     engine = Engine(build("llama"))
     engine.prefill(IDS[:4])

@@ -13,7 +13,6 @@ from shared.lm.builders import llama
 from shared.lm.ops import TORCH
 from shared.lm.quantization import quantize
 from shared.lm.rope import rotation
-from shared.registry import network
 
 BUILT = [t for t in isa_targets.runnable_targets(bindings._processor()) if isa_targets.library_file(t).exists()]
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 4e-2}
@@ -181,32 +180,6 @@ def test_gates_far_from_zero_are_exact_and_finite(ops):
     for rows in (1, FEW + 1):
         found = ops.swiglu(closed.expand(rows, 1, 56), gate, up)
         torch.testing.assert_close(found.double(), wanted.expand(rows, 1, 56), atol=1e-6, rtol=1e-5)
-
-
-SMALL = {"vocab": 64, "width": 48, "layers": 3, "heads": 4, "kv_heads": 2, "hidden": 72, "positions": 64}
-FAMILIES = {
-    "llama": {"head_dim": 24, "tied": True},
-    "qwen2": {"head_dim": 12},
-    "gemma3": {"head_dim": 16, "window": 8, "every": 3},
-}
-
-
-@native
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_model_of_each_family_says_the_same(ops, family):
-    torch.manual_seed(0)
-    model = network(family, **SMALL, **FAMILIES[family]).eval()
-    for parameter in model.parameters():
-        parameter.data = torch.randn_like(parameter) * 0.3
-    ids = torch.randint(0, 64, (1, 40))
-    for length in (40, 3):
-        torch.testing.assert_close(model(ids[:, :length], ops=ops), model(ids[:, :length]), atol=2e-4, rtol=1e-4)
-    mine, known = model.new_cache(), model.new_cache()
-    model(ids[:, :24], cache=mine, ops=ops), model(ids[:, :24], cache=known)
-    for at in range(24, 40):
-        token = ids[:, at : at + 1]
-        found, wanted = model(token, cache=mine, ops=ops), model(token, cache=known)
-        torch.testing.assert_close(found, wanted, atol=2e-4, rtol=1e-4)
 
 
 @native

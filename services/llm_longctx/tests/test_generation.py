@@ -66,14 +66,6 @@ def test_an_answer_cut_inside_a_character_ends_in_a_replacement(codec):
     assert joined(run(codec, Script(codec.encode("a😀")[:-1]), ask([1]))) == "a�"
 
 
-def test_answers_and_prompts_have_places_of_their_own(codec):
-    script = Script(*(codec.encode(text) for text in ("one", "two", "three", "four")))
-    pieces = run(codec, script, ask([1]), ask([2]), n=2)
-    assert [joined(pieces, i) for i in range(4)] == ["one", "two", "three", "four"]
-    assert [r.prompt_ids for r in script.requests] == [[1], [2]]
-    assert sum(p.produced for p in pieces) == len("onetwothreefour")
-
-
 @given(text=st.text("ab😀 ", max_size=20), stop=st.text("ab😀", min_size=1, max_size=3))
 def test_tokens_that_are_told_spell_the_text_that_is_shown(codec, text, stop):
     pieces = run(codec, Script(codec.encode(text)), ask([1], top_logprobs=0), stops=[stop])
@@ -87,12 +79,6 @@ def test_tokens_that_are_told_spell_the_text_that_is_shown(codec, text, stop):
     for piece in pieces:
         come += piece.text
         assert all(s.offset < len(come) for s in piece.tokens), "a token comes with its text, not before"
-
-
-def test_a_stop_ends_the_answer_at_its_last_token(codec):
-    pieces = run(codec, Script(codec.encode("abcdef")), ask([1]), stops=["cd"])
-    assert joined(pieces) == "ab"
-    assert pieces[-1].produced == 4
 
 
 def test_an_echo_shows_the_prompt_once_for_each_answer(codec):

@@ -84,12 +84,6 @@ def test_answers_meet_their_schema(codec, compiler, schema, temperature):
         jsonschema.validate(json.loads(text), schema)
 
 
-def test_json_object_is_any_object(codec, compiler):
-    for seed in range(6):
-        grammar = compile_options(compiler, response_format={"type": "json_object"})
-        assert isinstance(json.loads(write_answer(codec, grammar, seed)), dict)
-
-
 @pytest.mark.parametrize(
     ("form", "pattern"),
     [

@@ -203,18 +203,6 @@ def test_small_pages_go_back_with_the_last_of_a_page_of_the_system():
     assert float(small.keys[(first + 4) * 16, 0]) == 1, "what is held stays"
 
 
-def test_a_full_pool_refuses_and_changes_nothing():
-    tight = pool(capacity=L * G * 2)
-    memory = SequenceCache(tight, L, G)
-    feed(memory, 2 * P)
-    with pytest.raises(PoolExhausted):
-        memory.begin_step()
-    assert memory.own.n.max() == 2 * P
-    assert memory.pages_needed() == L * G
-    memory.close()
-    assert tight.held == 0
-
-
 @pytest.mark.parametrize("n", [3, 4, 9])
 def test_a_fork_shares_whole_pages_and_copies_the_rest(n):
     memory = SequenceCache(pool(), L, G)
@@ -233,17 +221,6 @@ def test_a_fork_shares_whole_pages_and_copies_the_rest(n):
     assert told(twin, 0, 1) == list(range(n + 1)), "what is shared outlives the one who wrote it"
     twin.close()
     assert memory.pool.held == 0
-
-
-def test_a_fork_that_does_not_fit_leaves_nothing_behind():
-    tight = pool(capacity=L * G * 2)
-    memory = SequenceCache(tight, L, G)
-    feed(memory, P + 1)
-    step(memory)
-    held = tight.held
-    with pytest.raises(PoolExhausted):
-        memory.fork()
-    assert tight.held == held
 
 
 class Pages(RuleBasedStateMachine):

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.llm_longctx.engine import Engine, Request
-from services.llm_longctx.methods import compose, method
+from services.llm_longctx.methods import method
 from services.llm_longctx.methods.core.eviction.allocation import count_kept, keep_per_layer, pyramid_counts
 from services.llm_longctx.methods.core.eviction.method import EvictionMethod
 from services.llm_longctx.methods.keydiff import KeyDiff
@@ -21,9 +21,8 @@ from services.llm_longctx.methods.snapkv import SnapKv
 from services.llm_longctx.methods.streaming_llm import StreamingLlm
 from services.llm_longctx.methods.tova import Tova
 from services.llm_longctx.tests.conftest import tiny_decoder
-from services.llm_longctx.tests.test_engine_pages import TINY_PLAN, prompt
+from services.llm_longctx.tests.test_engine_pages import prompt
 from shared.errors import InvalidOption
-from shared.lm.head_plan import HeadPlan
 from shared.lm.rope import rotate, rotation
 from tests.harness.golden_llama import fill_llama, uniform
 
@@ -254,24 +253,3 @@ def test_cuts_while_decoding_need_no_pages_in_a_full_pool(tiny):
     pressed = Engine(tiny, page=8, kv_bytes=1).generate(asked)
     for request, answer in zip(asked, pressed, strict=True):
         assert answer.tokens == Engine(tiny, page=8).generate([request])[0].tokens
-
-
-@pytest.mark.parametrize("knobs", [{}, {"every": 4, "budget": 9}, {"prefill": "chunk", "budget": 9}])
-def test_it_composes_with_reading_and_decoding_of_full_heads(tiny, knobs):
-    heads = SnapKv(window=3, ratio=0.3, **knobs)
-    both = compose(
-        prefill=method("power", block=4, window=2), decode=method("recycled", budget=8, stride=3), plan=heads
-    )
-    parts = Engine(tiny, both, TINY_PLAN, page=8)
-    alone = Engine(tiny, compose(plan=heads), TINY_PLAN, page=8)
-    for engine in (parts, alone):
-        s = engine.open()
-        s.prefill(prompt(40), None if "prefill" not in knobs else [25, 15])
-        for token in prompt(10, 3):
-            s.step(token)
-        full = HeadPlan.parse(TINY_PLAN).roles
-        for layer in range(2):
-            for g in range(2):
-                n = len(s.entries(layer, g).positions)
-                most = 9 + 4 if "every" in knobs else (9 if knobs else 12) + 10
-                assert n == 50 if full[layer][g] else n <= most

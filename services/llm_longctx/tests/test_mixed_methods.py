@@ -31,6 +31,7 @@ COMPOSED = (
     compose(prefill=SINGLE["flexprefill"], decode=SINGLE["recycled"], plan=SINGLE["duo"]),
     compose(prefill=SINGLE["dhsa"], decode=SINGLE["power"], plan=SINGLE["razor"]),
     compose(prefill=SINGLE["power"], decode=SINGLE["recycled"]),
+    compose(prefill=SINGLE["power"], decode=SINGLE["recycled"], plan=method("snapkv", window=3, ratio=0.3)),
     compose(decode=SINGLE["recycled"], plan=method("duo", sink=2, recent=6, window="exact")),
     compose(plan=method("razor", sink=2, window_min=6, window_div=8, slide=True)),
     method("dhsa", variant="topk", block=8, key_block=8, density=0.4),

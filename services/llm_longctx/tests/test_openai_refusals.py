@@ -159,13 +159,6 @@ def test_going_away_stops_the_work_within_a_step(server, client):
     until(lambda: engine.in_flight == 0, 10)
 
 
-def test_a_deadline_ends_a_request(server):
-    headers = {"x-fovea-deadline-ms": "1"}
-    body = {"messages": HELLO, "max_tokens": 150}
-    answer = httpx2.post(f"{server.url}/v1/chat/completions", json=body, headers=headers)
-    assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
-
-
 def test_a_full_queue_is_429_with_retry_after(server, monkeypatch):
     engine = server.app.state.host.servable(MODEL).adapter.scheduler
     monkeypatch.setattr(engine.waiting, "max_waiting", 0)

@@ -7,7 +7,6 @@ import httpx2
 import numpy as np
 import openai
 import pytest
-from pydantic import BaseModel
 
 from services.llm_longctx.api import embeddings, responses
 from services.llm_longctx.models.all_minilm import AllMiniLM
@@ -77,13 +76,6 @@ def test_a_forced_function_is_called_and_its_result_goes_on(friend):
         {"type": "function_call_output", "call_id": call.call_id, "output": "done"},
     ]
     assert friend.responses.create(model=MODEL, input=turns, max_output_tokens=4).output_text
-
-
-def test_parse_returns_the_object(friend):
-    class Switch(BaseModel):
-        on: bool
-
-    assert isinstance(friend.responses.parse(model=MODEL, input="On?", text_format=Switch).output_parsed, Switch)
 
 
 def test_a_stored_response_is_gone_on_from(friend):

@@ -36,13 +36,6 @@ def run(engine, *requests, limit=4000):
     pytest.fail("the scheduler does not come to an end")
 
 
-def alone(model, ids, how, new=8, **facts):
-    engine = Engine(model, page=8)
-    one, ears = ask(engine, ids, how, new=new, **facts)
-    run(engine, (one, ears))
-    return ears[0].ids
-
-
 def test_a_pool_admits_more_of_those_who_hold_less(tiny):
     def most(how):
         engine = Engine(tiny, page=8, max_batch=64, kv_bytes=400 * 8 * 2 * 8 * 8)
@@ -107,21 +100,6 @@ def test_prefixes_of_another_tenant_are_never_met(long):
         run(engine, one)
         cached.append(one[0].stats.cached_tokens)
     assert cached == [0, 0, 688, 0]
-
-
-def test_prefixes_mix_only_under_one_fingerprint(long):
-    ids = [(3 * i) % 64 for i in range(700)]
-    engine = Engine(long)
-    run(engine, ask(engine, ids, "dense", new=1))
-    cached = {}
-    for how in (RECYCLED, RAZOR, POWER.with_knobs(block=64), DUO):
-        one = ask(engine, ids, how, new=1)
-        run(engine, one)
-        cached[how.name] = one[0].stats.cached_tokens
-    assert cached == {"recycled": 688, "razor": 688, "power": 0, "duo": 0}
-    other = ask(engine, ids, POWER.with_knobs(block=64, window=3), new=1)
-    run(engine, other)
-    assert other[0].stats.cached_tokens == 0
 
 
 def test_cached_prefixes_give_way_before_anybody_is_preempted(long):

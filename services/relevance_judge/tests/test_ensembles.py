@@ -53,11 +53,6 @@ def test_the_order_of_judges_does_not_matter_even_for_random_ties(data, tie):
     assert majority(votes, tie=tie, seed=3) == majority(moved, tie=tie, seed=3)
 
 
-def test_the_rounding_rule_decides_pairs():
-    assert average([[0, 1, 2], [1, 2, 3]]) == [1, 2, 3]
-    assert average([[0, 1, 2], [1, 2, 3]], rounding="half_even") == [0, 2, 2]
-
-
 def test_weights_move_the_mean_and_go_missing_with_their_votes():
     assert average([[0, None], [3, 3]], weights=[3, 1]) == [1, 3]
     assert average([[0], [3]], weights=[1, 0]) == [0]

@@ -51,11 +51,6 @@ def test_one_query_with_its_passages_is_judged(client):
     assert answer.json()["model"] == "prompted-grade"
 
 
-def test_the_example_of_each_judge_can_be_sent_as_it_is(client):
-    example = client.get("/v1/models/prompted-grade/example").json()
-    assert client.post("/v1/judge", json=example).status_code == 200, example
-
-
 @pytest.mark.parametrize(
     ("body", "status", "field"),
     [

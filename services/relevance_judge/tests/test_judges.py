@@ -58,13 +58,6 @@ def test_a_later_try_may_succeed():
     assert (verdict.grade, verdict.attempts, verdict.tokens) == (1, 2, 14)
 
 
-def test_imputing_is_asked_for_by_name_and_still_counted_as_invalid():
-    found = _one(PromptedGrade(FakeModel(lambda _: "").client()), retries=0, impute=0)
-    (verdict,) = found.results
-    assert (verdict.grade, verdict.valid, verdict.flags) == (0, False, ["imputed"])
-    assert (found.invalid, found.imputed) == (1, 1)
-
-
 def test_criteria_are_asked_apart_and_averaged_half_up():
     grades = iter(["3", "2", "2", "3"])
     model = FakeModel(lambda _: f"##final score: {next(grades)}")
@@ -141,18 +134,6 @@ def test_a_signal_without_a_calibration_has_no_grade_and_with_one_it_has():
     assert len(found.notes) == 2  # few pairs, few queries
 
 
-@pytest.mark.parametrize("owner", [{"model": "another"}, {"template": "yes-no@0"}])
-def test_a_calibration_of_another_model_or_template_is_refused(owner):
-    cuts = fit([1.0, 2.0], [0, 3], ["a", "b"]).model_copy(update=owner)
-    with pytest.raises(InvalidOption, match="belongs to"):
-        _one(LogOdds(FakeModel(first=DIGITS).client()), calibration=cuts)
-
-
-def test_an_endpoint_without_log_probabilities_is_told_apart():
-    with pytest.raises(InvalidOption, match="no log-probabilities"):
-        _one(LogOdds(FakeModel().client()))
-
-
 def test_query_likelihood_is_the_mean_over_the_querys_tokens_alone():
     judge = QueryLikelihood(FakeModel().client())
     pairs = [
@@ -175,13 +156,6 @@ def test_an_ensemble_shows_its_votes_and_leaves_invalid_ones_out():
     assert verdict.template.count("@") == 3
     (verdict,) = _one(Ensemble(FakeModel(lambda _: "?").client()), retries=0).results
     assert (verdict.grade, verdict.valid, verdict.reason) == (None, False, "no_valid_vote")
-
-
-def test_a_template_of_another_kind_is_refused_and_an_unknown_one_not_found():
-    with pytest.raises(InvalidOption, match="is for yes-no"):
-        _one(PromptedGrade(FakeModel().client()), template="yes-no")
-    with pytest.raises(NotFound):
-        _one(PromptedGrade(FakeModel().client()), template="nope")
 
 
 def test_an_endpoint_that_nobody_serves_is_not_ready():

@@ -1,4 +1,4 @@
-"""What SmolLM2 can and can't do as a judge: the recorded verdicts say so, and the model itself, for real, agrees."""
+"""What SmolLM2 can do as a judge: the recorded verdicts say so, and the model itself, for real, agrees."""
 
 import json
 from collections.abc import Sequence
@@ -36,26 +36,6 @@ def test_query_likelihood_reaches_what_its_card_says_with_cuts_of_other_queries(
     stated = {metric.name: metric.ours for metric in QueryLikelihood.card.metrics}
     for name, value in stated.items():
         assert value == pytest.approx(lift[name], abs=6e-4), name
-
-
-def test_the_likelihood_beats_word_overlap_on_the_half_that_is_for_testing():
-    late = [qid for qid in MINI.topics if int(qid) > 12]
-    lift, words = (
-        measure_judge([row for row in recorded(name) if row["qid"] in late], MINI) for name in ("query-lift", "overlap")
-    )
-    assert (lift["pair_order"] or 0) > (words["pair_order"] or 0) + 0.1
-    assert (lift["kappa"] or 0) > (words["kappa"] or 0)
-
-
-def test_the_prompted_grade_of_so_small_a_model_is_no_better_than_word_overlap():
-    rows = recorded("prompted-direct")
-    asked = {(row["qid"], row["docid"]) for row in rows}
-    prompted = measure_judge(rows, MINI)
-    words = measure_judge([row for row in recorded("overlap") if (row["qid"], row["docid"]) in asked], MINI)
-    assert len(asked) == len(rows) == 8 * len({qid for qid, _ in asked}) >= 24  # whole queries
-    for name in ("kappa_quadratic", "spearman", "pair_order"):
-        assert (words[name] or 0) > 0
-        assert (prompted[name] or 0) <= (words[name] or 0), name
 
 
 @pytest.fixture(scope="module")

@@ -156,23 +156,6 @@ def test_storing_it_again_elsewhere_reads_nothing_but_its_end(two):
     assert longer["cached_tokens"] == WHOLE
 
 
-def test_three_sources_are_counted_apart(two):
-    first, second = two
-
-    def counts() -> dict[str, float]:
-        found = re.findall(
-            r'landmark_documents_total\{blocks="(\w+)".*\} (.+)', first.http.get("/metrics").text
-        )  # one registry serves both replicas of this test
-        return {how: float(count) for how, count in found}
-
-    before = counts()
-    name = first.store()["id"]
-    first.ask(name)
-    second.ask(name)
-    second.ask(name)
-    assert {how: count - before.get(how, 0) for how, count in counts().items()} == {"read": 1, "local": 2, "fetched": 1}
-
-
 def test_deleted_its_blocks_are_gone_too(two, redis_server):
     first, second = two
     name = first.store()["id"]

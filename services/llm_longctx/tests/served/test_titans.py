@@ -94,15 +94,6 @@ def test_retry_is_answered_as_before_and_memorises_nothing(http):
     assert other.status_code == 409
 
 
-def test_retried_completion_is_replayed_whole_and_streamed(http):
-    session, key = _open(http), {"idempotency-key": "once"}
-    body = {"model": MODEL, "prompt": "the cat blue ? cat", "max_tokens": 2, "session_id": session}
-    first = http.post("/v1/completions", json=body, headers=key).json()
-    lines = http.post("/v1/completions", json={**body, "stream": True}, headers=key).text.split("\n\n")
-    assert (json.loads(lines[0][6:])["choices"], lines[1]) == (first["choices"], "data: [DONE]")
-    assert _facts(http, session)["version"] == 1
-
-
 def test_of_requests_at_once_only_those_that_are_answered_are_remembered(http):
     session = _open(http)
     body = {"model": MODEL, "prompt": [1] * 600, "max_tokens": 0, "session_id": session}
@@ -202,13 +193,6 @@ def test_surprise_says_what_was_learnt_token_by_token(http):
     assert len(earlier) == 40
     assert all(t["loss"] >= 0 and 0 < t["rate"] <= 0.1 and 0.001 <= t["forgotten"] < 1 for t in earlier)
     assert http.get(f"/v1/sessions/{session}/surprise", params={"version": 7}).status_code == 404
-
-
-def test_another_tenants_session_is_not_there(http):
-    session = _open(http, **{"x-fovea-tenant": "ann"})
-    assert http.get(f"/v1/sessions/{session}").status_code == 404
-    assert http.get(f"/v1/sessions/{session}", headers={"x-fovea-tenant": "ann"}).status_code == 200
-    assert http.post("/v1/chat/completions", json={**SAID, "session_id": session}).status_code == 404
 
 
 @pytest.mark.parametrize(
