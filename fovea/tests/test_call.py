@@ -246,16 +246,11 @@ def test_a_watch_tells_each_state_once():
 @pytest.mark.parametrize(
     ("start", "kind"),
     [
-        (b"\x89PNG\r\n\x1a\n", "image/png"),
-        (b"\xff\xd8\xff\xe0", "image/jpeg"),
-        (b"II*\x00", "image/tiff"),
-        (b"MM\x00*", "image/tiff"),
-        (b"BM", "image/bmp"),
-        (b"RIFF....WEBP", "image/webp"),
-        (b"RIFF....WAVE", "application/octet-stream"),
-        (b"", "application/octet-stream"),
+        (b"\x89PNG\r\n\x1a\n", "image/png"), (b"\xff\xd8\xff\xe0", "image/jpeg"), (b"II*\x00", "image/tiff"),
+        (b"MM\x00*", "image/tiff"), (b"BM", "image/bmp"), (b"RIFF....WEBP", "image/webp"),
+        (b"RIFF....WAVE", "application/octet-stream"), (b"", "application/octet-stream"),
     ],
-)
+)  # fmt: skip
 def test_media_type_is_what_the_first_bytes_say(start, kind):
     assert detect_media_type(start) == kind
 

@@ -26,13 +26,10 @@ HEADS = {
     ],
 }
 GRID = {
-    "title": "Needle grid",
-    "warnings": [],
-    "scalars": {"recall": {"value": 0.5, "unit": "", "note": ""}},
-    "tables": [],
+    "title": "Needle grid", "warnings": [], "scalars": {"recall": {"value": 0.5, "unit": "", "note": ""}}, "tables": [],
     "artefacts": [],
     "grids": [{"rows": {"ticks": ["0", "100"]}, "columns": {"ticks": ["350"]}, "values": [[1.0], [None]]}],
-}
+}  # fmt: skip
 
 
 class FakeClient:

@@ -29,13 +29,10 @@ def test_own_pairs_become_cases_by_length(tiny):
 @pytest.mark.parametrize(
     ("line", "error"),
     [
-        ({**LINE, "corrupt": "abcd"}, InvalidOption),
-        ({**LINE, "wrong": []}, InvalidOption),
-        ({**LINE, "correct": ""}, InvalidOption),
-        ({"clean": "a"}, Malformed),
-        ([1], Malformed),
+        ({**LINE, "corrupt": "abcd"}, InvalidOption), ({**LINE, "wrong": []}, InvalidOption),
+        ({**LINE, "correct": ""}, InvalidOption), ({"clean": "a"}, Malformed), ([1], Malformed),
     ],
-)
+)  # fmt: skip
 def test_bad_line_is_refused_by_its_number(tiny, line, error):
     with pytest.raises(error, match="Line 2") as caught:
         parse_pairs(tiny, json.dumps(LINE) + "\n" + json.dumps(line))

@@ -66,14 +66,11 @@ def test_a_step_is_the_decoders(family):
 @pytest.mark.parametrize(
     "how",
     [
-        method("duo", sink=4, recent=20),
-        method("razor", window_min=24, window_div=8),
-        method("recycled", budget=24, stride=2),
-        method("act"),
-        method("power"),
+        method("duo", sink=4, recent=20), method("razor", window_min=24, window_div=8),
+        method("recycled", budget=24, stride=2), method("act"), method("power"),
     ],
     ids=lambda m: m.name,
-)
+)  # fmt: skip
 def test_a_step_under_a_method_is_the_decoders(how):
     net = build("llama")
     torch.testing.assert_close(decode(net, how), decode(net, how, backend="cpu_torch"), atol=5e-5, rtol=1e-5)

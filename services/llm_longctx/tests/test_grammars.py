@@ -296,24 +296,12 @@ def test_a_schema_is_endless_exactly_where_no_definition_can_be_met_first(defini
 @pytest.mark.parametrize(
     "form",
     [
-        {},
-        {"json_object": False},
-        {"regex": "a", "choice": ["b"]},
-        {"regex": "("},
-        {"regex": r"(?=a)b"},
-        {"regex": r"[^\s\S]"},
-        {"regex": "a" * 200_000},
-        {"choice": []},
-        {"choice": [""]},
-        {"choice": [str(i) for i in range(1001)]},
-        {"grammar": "start: foo"},
-        {"grammar": "start: start"},
-        {"grammar": "::= nothing"},
-        {"json": "{oops"},
-        {"json": "[1]"},
-        {"json": {"not": {"type": "string"}}},
+        {}, {"json_object": False}, {"regex": "a", "choice": ["b"]}, {"regex": "("}, {"regex": r"(?=a)b"},
+        {"regex": r"[^\s\S]"}, {"regex": "a" * 200_000}, {"choice": []}, {"choice": [""]},
+        {"choice": [str(i) for i in range(1001)]}, {"grammar": "start: foo"}, {"grammar": "start: start"},
+        {"grammar": "::= nothing"}, {"json": "{oops"}, {"json": "[1]"}, {"json": {"not": {"type": "string"}}},
     ],
-)
+)  # fmt: skip
 def test_bad_structured_outputs_are_refused(compiler, form):
     with pytest.raises(InvalidOption) as caught:
         structured(compiler, **form)

@@ -235,13 +235,10 @@ def test_an_absent_back_end_raises_and_auto_passes_it_over():
 @pytest.mark.parametrize(
     ("q", "k", "heads", "block"),
     [
-        ((4, 8, 4), (3, 8, 4), 3, 4),
-        ((2, 9, 4), (2, 8, 4), 2, 4),
-        ((2, 8, 4), (2, 8, 6), 2, 4),
-        ((2, 8, 4), (2, 8, 4), 1, 4),
-        ((2, 8, 4), (2, 8, 4), 2, 8),
+        ((4, 8, 4), (3, 8, 4), 3, 4), ((2, 9, 4), (2, 8, 4), 2, 4), ((2, 8, 4), (2, 8, 6), 2, 4),
+        ((2, 8, 4), (2, 8, 4), 1, 4), ((2, 8, 4), (2, 8, 4), 2, 8),
     ],
-)
+)  # fmt: skip
 def test_shapes_that_do_not_fit_are_refused(q, k, heads, block):
     blocks = BlockCsr.from_mask(torch.ones(heads, 2, 2, dtype=torch.bool), block)
     with pytest.raises(ValueError, match="queries"):

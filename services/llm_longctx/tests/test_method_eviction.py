@@ -145,14 +145,10 @@ def test_cuts_while_decoding_are_the_published_ones(golden_llama, how):
 @pytest.mark.parametrize(
     ("tokens", "ratio", "budget", "kept"),
     [
-        (100, 0.1, None, 10),
-        (100, 1 - 0.9, None, 10),
-        (10, 0.01, None, 1),
-        (0, 0.5, None, 0),
-        (9, 0.5, 20, 9),
+        (100, 0.1, None, 10), (100, 1 - 0.9, None, 10), (10, 0.01, None, 1), (0, 0.5, None, 0), (9, 0.5, 20, 9),
         (9, 1, 4, 4),
     ],
-)
+)  # fmt: skip
 def test_counts(tokens, ratio, budget, kept):
     assert count_kept(tokens, ratio, budget) == kept
     assert StreamingLlm(ratio=ratio, budget=budget).counts(tokens, 3) == [kept] * 3

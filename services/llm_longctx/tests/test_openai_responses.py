@@ -234,16 +234,11 @@ def test_the_embedding_model_knows_what_is_alike(served, friend):
 @pytest.mark.parametrize(
     ("bad", "param"),
     [
-        ({"input": ""}, "input"),
-        ({"input": []}, "input"),
-        ({"input": [[5, 999]]}, "input"),
-        ({"input": ["a"] * 257}, "input"),
-        ({"input": "x" * 2000}, "input"),
-        ({"dimensions": 33}, "dimensions"),
-        ({"encoding_format": "hex"}, "encoding_format"),
-        ({"model": "none"}, "model"),
+        ({"input": ""}, "input"), ({"input": []}, "input"), ({"input": [[5, 999]]}, "input"),
+        ({"input": ["a"] * 257}, "input"), ({"input": "x" * 2000}, "input"), ({"dimensions": 33}, "dimensions"),
+        ({"encoding_format": "hex"}, "encoding_format"), ({"model": "none"}, "model"),
     ],
-)
+)  # fmt: skip
 def test_bad_inputs_are_openais_errors(served, bad, param):
     answer = httpx2.post(f"{served.url}/v1/embeddings", json={"model": MODEL, "input": "a"} | bad)
     assert (answer.status_code, answer.json()["error"]["param"]) == (404 if param == "model" else 400, param)

@@ -158,15 +158,10 @@ def test_merges_are_one_softmax(count):
 
 
 LIMITS = [
-    {},
-    {"temperature": 0.0},
-    {"temperature": 0.6, "top_k": 5},
-    {"temperature": 1.3, "top_p": 0.8},
-    {"temperature": 0.9, "min_p": 0.1},
-    {"temperature": 2.0, "top_k": 12, "top_p": 0.7, "min_p": 0.01},
-    {"top_p": 0.0},
+    {}, {"temperature": 0.0}, {"temperature": 0.6, "top_k": 5}, {"temperature": 1.3, "top_p": 0.8},
+    {"temperature": 0.9, "min_p": 0.1}, {"temperature": 2.0, "top_k": 12, "top_p": 0.7, "min_p": 0.01}, {"top_p": 0.0},
     {"top_k": 1},
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("limits", LIMITS, ids=str)

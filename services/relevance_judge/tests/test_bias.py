@@ -63,15 +63,11 @@ def test_labels_go_out_and_come_in_again_in_both_forms():
 @pytest.mark.parametrize(
     "text",
     [
-        '{"qid": "1"}',
-        '{"qid": "1", "docid": "a", "grade": 1.5}',
-        "{]",
-        '{"qid": "1", "docid": "a", "grade": true}',
-        '{"qid": 1, "docid": "a", "grade": 1}\n{"qid": 1, "docid": "a", "grade": 2}',
-        '{"a": 1}\n[1]',
+        '{"qid": "1"}', '{"qid": "1", "docid": "a", "grade": 1.5}', "{]", '{"qid": "1", "docid": "a", "grade": true}',
+        '{"qid": 1, "docid": "a", "grade": 1}\n{"qid": 1, "docid": "a", "grade": 2}', '{"a": 1}\n[1]',
         '{"qid": 1, "docid": "a", "grade": 1000000000000000000000000000000}',
     ],
-)
+)  # fmt: skip
 def test_broken_json_lines_are_named_by_their_number(text):
     with pytest.raises(Malformed, match=r"Line [12] of judge"):
         parse_labels(text, "judge")
@@ -97,12 +93,9 @@ def test_over_http_bias_invalid_shares_and_disagreements_come_with_the_agreement
         for q, d in MINI.labels
     )
     body = {
-        "reference": format_qrels(MINI.labels),
-        "judge": judge,
-        "draws": 50,
-        "topics": (MINI.folder / "topics.tsv").read_text(),
-        "passages": (MINI.folder / "passages.jsonl").read_text(),
-    }
+        "reference": format_qrels(MINI.labels), "judge": judge, "draws": 50,
+        "topics": (MINI.folder / "topics.tsv").read_text(), "passages": (MINI.folder / "passages.jsonl").read_text(),
+    }  # fmt: skip
     with serve_judges(tmp_path, {}) as c:
         found = c.post("/v1/judge/agreement", json=body).json()
         runs = "1 Q0 m01-1 0 2 ours\n1 Q0 m01-4 0 1 ours\n1 Q0 m01-1 0 1 theirs\n1 Q0 m01-4 0 2 theirs\n"

@@ -27,11 +27,8 @@ def test_words_are_letters_and_digits_in_any_script_without_function_words_and_p
 
 def test_bm25_prefers_rare_words_repeated_words_and_short_passages():
     passages = {
-        "rare": "zebra the the",
-        "common": "the the the",
-        "twice": "zebra zebra the",
-        "long": "zebra " + "x " * 30,
-    }
+        "rare": "zebra the the", "common": "the the the", "twice": "zebra zebra the", "long": "zebra " + "x " * 30,
+    }  # fmt: skip
     found = bm25("the zebra", passages)
     assert found["twice"] > found["rare"] > found["long"]
     assert bm25("zebra", passages)["common"] == 0

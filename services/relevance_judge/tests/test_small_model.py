@@ -50,13 +50,10 @@ def _verdicts(judge: Judge, template: str, docids: Sequence[str]) -> dict[tuple[
     pairs = [(QUERY, docid) for docid in docids]
     request = JudgeIn.model_validate(
         {
-            "pairs": [{"query": MINI.topics[q], "passage": MINI.passages[d]} for q, d in pairs],
-            "template": template,
-            "seed": 1,
-            "retries": 0,
-            "llm": SMOLLM2,
+            "pairs": [{"query": MINI.topics[q], "passage": MINI.passages[d]} for q, d in pairs], "template": template,
+            "seed": 1, "retries": 0, "llm": SMOLLM2,
         }
-    )
+    )  # fmt: skip
     (answer,) = judge.predict([request], CallContext())
     assert isinstance(answer, JudgeOut), answer
     return dict(zip(pairs, answer.results, strict=True))

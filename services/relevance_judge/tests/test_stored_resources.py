@@ -74,13 +74,10 @@ def test_warnings_of_a_kept_calibration_reach_every_answer(client):
 @pytest.mark.parametrize(
     ("path", "status"),
     [
-        ("calibrations/nope", 404),
-        ("calibrations/smol.digits@99", 404),
-        ("calibrations/..%2fx", 404),
-        ("leaderboard?name=nope", 404),
-        ("leaderboard?sort=beauty", 422),
+        ("calibrations/nope", 404), ("calibrations/smol.digits@99", 404), ("calibrations/..%2fx", 404),
+        ("leaderboard?name=nope", 404), ("leaderboard?sort=beauty", 422),
     ],
-)
+)  # fmt: skip
 def test_what_is_not_kept_is_not_found(client, path, status):
     assert client.get(f"/v1/judge/{path}").status_code == status
 

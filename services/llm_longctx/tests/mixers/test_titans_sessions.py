@@ -125,20 +125,11 @@ def edit(packed, **facts):
 @pytest.mark.parametrize(
     "facts",
     [
-        {"model": None},
-        {"model": 5},
-        {"index": float("inf")},
-        {"index": -1},
-        {"batch": "1"},
-        {"batch": 10**12},
-        {"batch": 0},
-        {"batch": [1]},
-        {"tensors": [["0.rest", "float32", [-1]]]},
-        {"tensors": [["x.rest", "float32", [10**12, 0]]]},
-        {"tensors": [[["0"], "float32", []]]},
-        {"tensors": {"a": 1}},
+        {"model": None}, {"model": 5}, {"index": float("inf")}, {"index": -1}, {"batch": "1"}, {"batch": 10**12},
+        {"batch": 0}, {"batch": [1]}, {"tensors": [["0.rest", "float32", [-1]]]},
+        {"tensors": [["x.rest", "float32", [10**12, 0]]]}, {"tensors": [[["0"], "float32", []]]}, {"tensors": {"a": 1}},
     ],
-)
+)  # fmt: skip
 def test_states_whose_header_says_nonsense_are_refused(packed, facts):
     with pytest.raises(StateError):
         model("mac").restore(edit(packed, **facts), "digest")

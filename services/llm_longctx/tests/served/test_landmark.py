@@ -107,15 +107,11 @@ def test_stream_carries_its_citations_in_the_last_chunk(http):
 @pytest.mark.parametrize(
     ("knobs", "param"),
     [
-        ({"block": 2}, "longctx.block"),
-        ({"method": "duo"}, "longctx.method"),
-        ({"blocks": 0}, "longctx.blocks"),
-        ({"selection": "best"}, "longctx.selection"),
-        ({"offload": "tape"}, "longctx.offload"),
-        ({"capacity": 0}, "longctx.capacity"),
-        ({"knobs": {"speed": 1}}, "longctx.speed"),
+        ({"block": 2}, "longctx.block"), ({"method": "duo"}, "longctx.method"), ({"blocks": 0}, "longctx.blocks"),
+        ({"selection": "best"}, "longctx.selection"), ({"offload": "tape"}, "longctx.offload"),
+        ({"capacity": 0}, "longctx.capacity"), ({"knobs": {"speed": 1}}, "longctx.speed"),
     ],
-)
+)  # fmt: skip
 def test_unknown_knobs_are_refused_by_name(http, knobs, param):
     answer = http.post("/v1/completions", json={"model": MODEL, "prompt": "? dog", "longctx": knobs})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)

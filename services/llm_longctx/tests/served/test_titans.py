@@ -198,13 +198,10 @@ def test_surprise_says_what_was_learnt_token_by_token(http):
 @pytest.mark.parametrize(
     ("body", "param"),
     [
-        ({"n": 2}, "n"),
-        ({"longctx": {"blocks": 2}}, "longctx.blocks"),
-        ({"model": "fovea-titans-mag"}, "session_id"),
-        ({"model": "fovea-landmark-recall"}, "model"),
-        ({"session_id": "mine"}, "session_id"),
+        ({"n": 2}, "n"), ({"longctx": {"blocks": 2}}, "longctx.blocks"), ({"model": "fovea-titans-mag"}, "session_id"),
+        ({"model": "fovea-landmark-recall"}, "model"), ({"session_id": "mine"}, "session_id"),
     ],
-)
+)  # fmt: skip
 def test_what_a_session_can_not_do_is_400(http, body, param):
     answer = http.post("/v1/chat/completions", json={**SAID, "session_id": _open(http), **body})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
