@@ -8,24 +8,13 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from services.llm_longctx.kernels import (
-    BlockCsr,
-    PageTable,
-    backends,
-    block_sparse_prefill,
-    decode,
-    decode_pages,
-    decode_runs,
-    last_query_scores,
-    merge,
-    window_prefill,
-)
+from services.llm_longctx import kernels
 from services.llm_longctx.kernels.block_sparse_prefill.reference import token_mask
 from services.llm_longctx.kernels.merge_lse.reference import softmax_of_all
 from services.llm_longctx.kernels.sdpa_lse import sdpa_lse, sdpa_lse_plain
 from shared.errors import BadInput, NotReady
 
-FAST = [name for name in backends() if name not in {"reference", "triton"}]
+FAST = [name for name in kernels.backends() if name not in {"reference", "triton"}]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6, torch.bfloat16: 4e-2}
 
 
@@ -46,7 +35,7 @@ def agree(q, out, wanted, lse, sums) -> None:
 
 
 @st.composite
-def prefills(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, BlockCsr]:
+def prefills(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, kernels.BlockCsr]:
     kv_heads, group = draw(st.integers(1, 3)), draw(st.integers(1, 3))
     keys = draw(st.integers(1, 150))
     queries = draw(st.one_of(st.just(keys), st.integers(1, keys)))
@@ -60,7 +49,7 @@ def prefills(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor,
     dtype = draw(st.sampled_from(list(TOLERANCE)))
     q = torch.randn(kv_heads * group, queries, d).to(dtype)
     k, v = torch.randn(2, kv_heads, keys, d).to(dtype)
-    return q, k, v, BlockCsr.from_mask(mask, block, key_block=key_block, first=first)
+    return q, k, v, kernels.BlockCsr.from_mask(mask, block, key_block=key_block, first=first)
 
 
 @pytest.mark.parametrize("backend", FAST)
@@ -68,8 +57,8 @@ def prefills(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor,
 def test_prefill_agrees_with_the_oracle(backend, case):
     q, k, v, blocks = case
     hypothesis.assume(takes(backend, q.dtype))
-    wanted, sums = block_sparse_prefill(q, k, v, blocks, backend="reference", return_lse=True)
-    out, lse = block_sparse_prefill(q, k, v, blocks, backend=backend, return_lse=True)
+    wanted, sums = kernels.block_sparse_prefill(q, k, v, blocks, backend="reference", return_lse=True)
+    out, lse = kernels.block_sparse_prefill(q, k, v, blocks, backend=backend, return_lse=True)
     assert out.shape == q.shape
     assert lse.dtype == (torch.float64 if q.dtype == torch.float64 else torch.float32)
     agree(q, out, wanted, lse, sums)
@@ -96,8 +85,8 @@ def test_ragged_decode_agrees_with_the_oracle(backend, case):
     q, entries, weights = case
     hypothesis.assume(takes(backend, q.dtype))
     keys, values = [e[0] for e in entries], [e[1] for e in entries]
-    wanted, sums = decode(q, keys, values, log_weights=weights, backend="reference")
-    out, lse = decode(q, keys, values, log_weights=weights, backend=backend)
+    wanted, sums = kernels.decode(q, keys, values, log_weights=weights, backend="reference")
+    out, lse = kernels.decode(q, keys, values, log_weights=weights, backend=backend)
     agree(q, out, wanted, lse, sums)
 
 
@@ -115,10 +104,10 @@ def test_decode_from_pages_is_decode_from_tensors(backend, case, size):
         for i, page in enumerate(table):
             part = held[:, i * size : (i + 1) * size]
             pool[page, :, : part.shape[1]] = part
-    pages = PageTable.of(tables, [e.shape[1] for e in entries])
+    pages = kernels.PageTable.of(tables, [e.shape[1] for e in entries])
     keys, values = [e[0] for e in entries], [e[1] for e in entries]
-    wanted, sums = decode(q, keys, values, log_weights=weights, backend="reference")
-    out, lse = decode_pages(q, pool, pages, log_weights=weights, backend=backend)
+    wanted, sums = kernels.decode(q, keys, values, log_weights=weights, backend="reference")
+    out, lse = kernels.decode_pages(q, pool, pages, log_weights=weights, backend=backend)
     agree(q, out, wanted, lse, sums)
 
 
@@ -137,8 +126,10 @@ def test_decode_from_runs_of_stores_is_decode_from_tensors(backend, case):
         if weight is not None:
             store[at] = weight
     weighted = np.array([weight is not None for weight in weights])
-    wanted, sums = decode(q, [e[0] for e in entries], [e[1] for e in entries], log_weights=weights, backend="reference")
-    out, lse = decode_runs(q, (keys, values, store), start, n, weighted, backend=backend)
+    wanted, sums = kernels.decode(
+        q, [e[0] for e in entries], [e[1] for e in entries], log_weights=weights, backend="reference"
+    )
+    out, lse = kernels.decode_runs(q, (keys, values, store), start, n, weighted, backend=backend)
     agree(q, out, wanted, lse, sums)
 
 
@@ -147,8 +138,8 @@ def test_decode_from_runs_of_stores_is_decode_from_tensors(backend, case):
 def test_a_window_and_sinks_are_the_mask_they_name(backend, case, sink, window):
     q, k, v, _ = case
     hypothesis.assume(takes(backend, q.dtype))
-    wanted, sums = window_prefill(q, k, v, sink, window, backend="reference")
-    out, lse = window_prefill(q, k, v, sink, window, backend=backend)
+    wanted, sums = kernels.window_prefill(q, k, v, sink, window, backend="reference")
+    out, lse = kernels.window_prefill(q, k, v, sink, window, backend=backend)
     agree(q, out, wanted, lse, sums)
 
 
@@ -159,7 +150,9 @@ def test_a_probe_sums_what_the_last_queries_see(backend, case):
     hypothesis.assume(takes(backend, q.dtype))
     q = q[:, -9:]
     for found, wanted in zip(
-        last_query_scores(q, k, backend=backend), last_query_scores(q, k, backend="reference"), strict=True
+        kernels.last_query_scores(q, k, backend=backend),
+        kernels.last_query_scores(q, k, backend="reference"),
+        strict=True,
     ):
         assert found.dtype == torch.promote_types(q.dtype, torch.float32)
         torch.testing.assert_close(found.double(), wanted, atol=max(1e-4 * TOLERANCE[q.dtype], 1e-5), rtol=1e-5)
@@ -171,9 +164,9 @@ def test_a_virtual_entry_with_weight_ln_n_stands_for_n_equal_keys(backend):
     torch.manual_seed(0)
     q, k, v = torch.randn(1, 3, 16), torch.randn(9, 16), torch.randn(9, 16)
     k[:5], v[:5] = k[0], v[0]
-    many, sums = decode(q, [k], [v], backend=backend)
+    many, sums = kernels.decode(q, [k], [v], backend=backend)
     one = [torch.cat((torch.tensor([math.log(5.0)]), torch.zeros(4)))]
-    few, same = decode(q, [k[4:]], [v[4:]], log_weights=one, backend=backend)
+    few, same = kernels.decode(q, [k[4:]], [v[4:]], log_weights=one, backend=backend)
     torch.testing.assert_close(few, many, atol=1e-6, rtol=0)
     torch.testing.assert_close(same, sums, atol=1e-6, rtol=0)
 
@@ -186,10 +179,10 @@ def test_parts_merge_into_one_softmax_in_any_order(sizes, seed):
     parts = [softmax_of_all(s, v) for s, v in zip(logits, values, strict=True)]
     wanted, sums = softmax_of_all(torch.cat(logits, 1), torch.cat(values, 1))
     for order in (parts, parts[::-1]):
-        out, lse = merge(*order)
+        out, lse = kernels.merge(*order)
         assert differs(out, wanted) < 1e-12
         assert differs(lse, sums) < 1e-12
-    nested, lse = merge(parts[0], merge(*parts[1:])) if len(parts) > 1 else merge(*parts)
+    nested, lse = kernels.merge(parts[0], kernels.merge(*parts[1:])) if len(parts) > 1 else kernels.merge(*parts)
     assert differs(nested, wanted) < 1e-12
 
 
@@ -205,7 +198,7 @@ def test_the_fused_operator_and_the_plain_product_agree():
 
 def test_blocks_come_back_as_the_mask_they_were_made_of():
     mask = torch.rand(2, 5, 5, generator=torch.Generator().manual_seed(1)) < 0.5
-    blocks = BlockCsr.from_mask(mask, 8)
+    blocks = kernels.BlockCsr.from_mask(mask, 8)
     kept = mask & torch.ones(5, 5, dtype=torch.bool).tril()
     assert torch.equal(blocks.mask(5), kept)
     assert blocks.row_ptr.dtype == blocks.cols.dtype == torch.int32
@@ -216,20 +209,20 @@ def test_blocks_come_back_as_the_mask_they_were_made_of():
 
 
 def test_dense_blocks_are_the_causal_triangle():
-    blocks = BlockCsr.dense(2, 37, 8)
+    blocks = kernels.BlockCsr.dense(2, 37, 8)
     assert blocks.density() == 1.0
     assert torch.equal(token_mask(blocks, 37, 37)[0], torch.ones(37, 37, dtype=torch.bool).tril())
 
 
 def test_an_absent_back_end_raises_and_auto_passes_it_over():
     q, k = torch.randn(1, 2, 4), torch.randn(1, 2, 4)
-    blocks = BlockCsr.dense(1, 2, 2)
-    absent = [name for name in ("cpu_ext", "triton") if name not in backends()]
+    blocks = kernels.BlockCsr.dense(1, 2, 2)
+    absent = [name for name in ("cpu_ext", "triton") if name not in kernels.backends()]
     for name in absent:
         with pytest.raises(NotReady, match=name):
-            block_sparse_prefill(q, k, k, blocks, backend=name)
+            kernels.block_sparse_prefill(q, k, k, blocks, backend=name)
     with pytest.raises(BadInput, match="known are auto"):
-        block_sparse_prefill(q, k, k, blocks, backend="cuda_graph")
+        kernels.block_sparse_prefill(q, k, k, blocks, backend="cuda_graph")
 
 
 @pytest.mark.parametrize(
@@ -240,9 +233,9 @@ def test_an_absent_back_end_raises_and_auto_passes_it_over():
     ],
 )  # fmt: skip
 def test_shapes_that_do_not_fit_are_refused(q, k, heads, block):
-    blocks = BlockCsr.from_mask(torch.ones(heads, 2, 2, dtype=torch.bool), block)
+    blocks = kernels.BlockCsr.from_mask(torch.ones(heads, 2, 2, dtype=torch.bool), block)
     with pytest.raises(ValueError, match="queries"):
-        block_sparse_prefill(torch.zeros(q), torch.zeros(k), torch.zeros(k), blocks)
+        kernels.block_sparse_prefill(torch.zeros(q), torch.zeros(k), torch.zeros(k), blocks)
 
 
 ONE, THREE = torch.zeros(1, 2, 4), torch.zeros(3, 4)
@@ -251,15 +244,15 @@ ONE, THREE = torch.zeros(1, 2, 4), torch.zeros(3, 4)
 @pytest.mark.parametrize(
     ("call", "told"),
     [
-        (lambda: window_prefill(torch.zeros(2, 3, 8), *torch.zeros(2, 1, 3, 8), 1, 0), "window of 1 or more"),
-        (lambda: last_query_scores(torch.zeros(2, 4, 8), torch.zeros(1, 3, 8)), "last b of N"),
-        (lambda: last_query_scores(torch.zeros(2, 3, 8), torch.zeros(1, 3, 8).double()), "of their dtype"),
-        (merge, "one part"),
-        (lambda: decode(ONE, [THREE], []), "log-weights"),
-        (lambda: decode(ONE, [torch.zeros(3, 5)], [torch.zeros(3, 5)]), "problem 0"),
-        (lambda: decode(ONE, [THREE], [THREE], log_weights=[torch.zeros(2)]), "3 entries"),
-        (lambda: BlockCsr.from_mask(torch.ones(1, 2, 2), 4), "bool"),
-        (lambda: BlockCsr.from_mask(torch.ones(1, 2, 2, dtype=torch.bool), 0), "bool"),
+        (lambda: kernels.window_prefill(torch.zeros(2, 3, 8), *torch.zeros(2, 1, 3, 8), 1, 0), "window of 1 or more"),
+        (lambda: kernels.last_query_scores(torch.zeros(2, 4, 8), torch.zeros(1, 3, 8)), "last b of N"),
+        (lambda: kernels.last_query_scores(torch.zeros(2, 3, 8), torch.zeros(1, 3, 8).double()), "of their dtype"),
+        (kernels.merge, "one part"),
+        (lambda: kernels.decode(ONE, [THREE], []), "log-weights"),
+        (lambda: kernels.decode(ONE, [torch.zeros(3, 5)], [torch.zeros(3, 5)]), "problem 0"),
+        (lambda: kernels.decode(ONE, [THREE], [THREE], log_weights=[torch.zeros(2)]), "3 entries"),
+        (lambda: kernels.BlockCsr.from_mask(torch.ones(1, 2, 2), 4), "bool"),
+        (lambda: kernels.BlockCsr.from_mask(torch.ones(1, 2, 2, dtype=torch.bool), 0), "bool"),
     ],
 )
 def test_what_does_not_fit_is_refused(call, told):

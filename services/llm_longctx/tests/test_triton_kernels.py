@@ -7,21 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from services.llm_longctx.kernels import (
-    BlockCsr,
-    DeviceRuns,
-    PackedLayout,
-    PageTable,
-    backends,
-    block_sparse_prefill,
-    decode,
-    decode_device_runs,
-    decode_packed,
-    decode_pages,
-    dispatch,
-    last_query_scores,
-    window_prefill,
-)
+from services.llm_longctx import kernels
 from services.llm_longctx.kernels.packed_pages.reference import pack as pack_reference
 from shared.errors import NotReady
 from shared.telemetry import KERNEL_CALLS
@@ -36,7 +22,7 @@ def forget() -> None:
     """A kernel's form is settled when its file is imported, and what is there when dispatch first looks."""
     for name in [name for name in sys.modules if name.startswith(KERNELS) and name.endswith(".triton")]:
         del sys.modules[name]
-    for cached in (dispatch._chosen, dispatch._absent):
+    for cached in (kernels.dispatch._chosen, kernels.dispatch._absent):
         cached.cache_clear()
 
 
@@ -72,9 +58,9 @@ def test_prefill_agrees_with_the_oracle(interpreter, dtype, shape, queries, keys
     q, (k, v) = torch.randn(shape[0], queries, d).to(dtype), torch.randn(2, shape[1], keys, d).to(dtype)
     first = (keys - queries) // block
     mask = torch.rand(heads, -(-keys // block) - first, -(-keys // key_block)) < 0.4
-    blocks = BlockCsr.from_mask(mask, block, key_block=key_block, first=first)
-    wanted = block_sparse_prefill(q, k, v, blocks, backend="reference", return_lse=True)
-    found = block_sparse_prefill(q, k, v, blocks, backend="triton", return_lse=True)
+    blocks = kernels.BlockCsr.from_mask(mask, block, key_block=key_block, first=first)
+    wanted = kernels.block_sparse_prefill(q, k, v, blocks, backend="reference", return_lse=True)
+    found = kernels.block_sparse_prefill(q, k, v, blocks, backend="triton", return_lse=True)
     assert found[0].dtype == dtype
     close(found, wanted, TOLERANCE[dtype])
 
@@ -82,9 +68,9 @@ def test_prefill_agrees_with_the_oracle(interpreter, dtype, shape, queries, keys
 def test_prefill_reads_tensors_that_lie_crosswise(interpreter):
     torch.manual_seed(0)
     q, k, v = (torch.randn(40, heads, 16).transpose(0, 1) for heads in (4, 2, 2))
-    blocks = BlockCsr.dense(2, 40, 12)
-    wanted = block_sparse_prefill(q, k, v, blocks, backend="reference", return_lse=True)
-    close(block_sparse_prefill(q, k, v, blocks, backend="triton", return_lse=True), wanted, 3e-6)
+    blocks = kernels.BlockCsr.dense(2, 40, 12)
+    wanted = kernels.block_sparse_prefill(q, k, v, blocks, backend="reference", return_lse=True)
+    close(kernels.block_sparse_prefill(q, k, v, blocks, backend="triton", return_lse=True), wanted, 3e-6)
 
 
 LENGTHS = [0, 1, 15, 64, 129, 300]
@@ -102,15 +88,15 @@ def problems(dtype, d, group):
 @pytest.mark.parametrize(("d", "group"), [(64, 3), (24, 5), (1, 1), (80, 17)])
 def test_decode_agrees_with_the_oracle_on_ragged_problems(interpreter, dtype, d, group):
     q, keys, values, weights = problems(dtype, d, group)
-    wanted = decode(q, keys, values, log_weights=weights, backend="reference")
-    found = decode(q, keys, values, log_weights=weights, backend="triton")
+    wanted = kernels.decode(q, keys, values, log_weights=weights, backend="reference")
+    found = kernels.decode(q, keys, values, log_weights=weights, backend="triton")
     assert found[0].dtype == dtype
     close(found, wanted, TOLERANCE[dtype])
 
 
 def test_parts_of_a_long_problem_make_one_softmax(interpreter):
     q, keys, values, weights = problems(torch.float32, 32, 2)
-    wanted = decode(q, keys, values, log_weights=weights, backend="reference")
+    wanted = kernels.decode(q, keys, values, log_weights=weights, backend="reference")
     kernel = importlib.import_module(f"{KERNELS}decode.triton")
     for parts in (kernel.Parts(3, 100), kernel.Parts(5, 64)):
         close(kernel.decode(q, keys, values, weights, parts), wanted, 3e-6)
@@ -127,31 +113,33 @@ def test_pages_are_read_where_they_lie(interpreter, size):
         for i, page in enumerate(table):
             part = slice(i * size, (i + 1) * size)
             pool[page, 0, : len(k[part])], pool[page, 1, : len(k[part])] = k[part], v[part]
-    pages = PageTable.of(tables, LENGTHS)
-    wanted = decode(q, keys, values, log_weights=weights, backend="reference")
-    close(decode_pages(q, pool, pages, log_weights=weights, backend="triton"), wanted, 3e-6)
-    plain = decode(q, keys, values, backend="reference")
-    close(decode_pages(q, pool, pages, backend="triton"), plain, 3e-6)
+    pages = kernels.PageTable.of(tables, LENGTHS)
+    wanted = kernels.decode(q, keys, values, log_weights=weights, backend="reference")
+    close(kernels.decode_pages(q, pool, pages, log_weights=weights, backend="triton"), wanted, 3e-6)
+    plain = kernels.decode(q, keys, values, backend="reference")
+    close(kernels.decode_pages(q, pool, pages, backend="triton"), plain, 3e-6)
 
 
 def test_large_scores_do_not_overflow(interpreter):
     q, keys = torch.full((1, 2, 64), 40.0), torch.full((3, 64), 40.0)
     keys[1] = -40.0
     values = torch.tensor([1.0, 2.0, 3.0])[:, None].expand(3, 64)
-    out, _ = decode(q, [keys], [values], backend="triton")
+    out, _ = kernels.decode(q, [keys], [values], backend="triton")
     assert torch.allclose(out, torch.full((1, 2, 64), 2.0))
 
 
 def test_the_interpreter_runs_only_for_who_asks_and_calls_are_counted(interpreter):
-    assert "triton" in backends()
+    assert "triton" in kernels.backends()
     q, k = torch.randn(1, 2, 4), torch.randn(1, 2, 4)
     before = calls("triton"), calls("cpu_ext") + calls("cpu_torch")
-    block_sparse_prefill(q, k, k, BlockCsr.dense(1, 2, 2))
+    kernels.block_sparse_prefill(q, k, k, kernels.BlockCsr.dense(1, 2, 2))
     assert (calls("triton"), calls("cpu_ext") + calls("cpu_torch")) == (before[0], before[1] + 1)
-    block_sparse_prefill(q, k, k, BlockCsr.dense(1, 2, 2), backend="triton")
+    kernels.block_sparse_prefill(q, k, k, kernels.BlockCsr.dense(1, 2, 2), backend="triton")
     assert calls("triton") == before[0] + 1
     with pytest.raises(NotReady, match="float64"):
-        block_sparse_prefill(q.double(), k.double(), k.double(), BlockCsr.dense(1, 2, 2), backend="triton")
+        kernels.block_sparse_prefill(
+            q.double(), k.double(), k.double(), kernels.BlockCsr.dense(1, 2, 2), backend="triton"
+        )
 
 
 def calls(backend: str) -> float:
@@ -168,9 +156,9 @@ def test_without_a_gpu_the_back_end_is_absent_and_says_what_to_try(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     forget()
     try:
-        assert "triton" not in backends()
+        assert "triton" not in kernels.backends()
         with pytest.raises(NotReady, match="no GPU") as caught:
-            decode(torch.zeros(1, 1, 4), [torch.zeros(2, 4)], [torch.zeros(2, 4)], backend="triton")
+            kernels.decode(torch.zeros(1, 1, 4), [torch.zeros(2, 4)], [torch.zeros(2, 4)], backend="triton")
         assert "TRITON_INTERPRET" in caught.value.hint
     finally:
         forget()
@@ -189,8 +177,8 @@ def test_without_a_gpu_the_back_end_is_absent_and_says_what_to_try(monkeypatch):
 def test_windows_agree_with_the_oracle(interpreter, dtype, heads, queries, keys, d, sink, window):
     torch.manual_seed(keys)
     q, (k, v) = torch.randn(heads[0], queries, d).to(dtype), torch.randn(2, heads[1], keys, d).to(dtype)
-    wanted = window_prefill(q, k, v, sink, window, backend="reference")
-    found = window_prefill(q, k, v, sink, window, backend="triton")
+    wanted = kernels.window_prefill(q, k, v, sink, window, backend="reference")
+    found = kernels.window_prefill(q, k, v, sink, window, backend="triton")
     assert found[0].dtype == dtype
     close(found, wanted, TOLERANCE[dtype])
 
@@ -207,8 +195,8 @@ def test_windows_agree_with_the_oracle(interpreter, dtype, heads, queries, keys,
 def test_last_query_scores_agree_with_the_oracle(interpreter, heads, b, keys, d, dtype):
     torch.manual_seed(keys)
     q, k = torch.randn(heads[0], b, d).to(dtype), torch.randn(heads[1], keys, d).to(dtype)
-    wanted = last_query_scores(q, k, backend="reference")
-    found = last_query_scores(q, k, backend="triton")
+    wanted = kernels.last_query_scores(q, k, backend="reference")
+    found = kernels.last_query_scores(q, k, backend="triton")
     for one, oracle in zip(found, wanted, strict=True):
         assert one.dtype == torch.float32
         assert (one.double() - oracle).abs().max() < 2e-5
@@ -223,10 +211,10 @@ def test_runs_whose_numbers_lie_on_the_device_are_the_same_runs(interpreter):
     for first, k, v, w in zip(start.tolist(), keys, values, weights, strict=True):
         stores[0, first : first + len(k)], stores[1, first : first + len(v)] = k, v
         logs[first : first + len(k)] = 0 if w is None else w
-    wanted = decode(q, keys, values, log_weights=weights, backend="reference")
-    runs = DeviceRuns(start, n, torch.tensor([w is not None for w in weights]), longest=1000)
+    wanted = kernels.decode(q, keys, values, log_weights=weights, backend="reference")
+    runs = kernels.DeviceRuns(start, n, torch.tensor([w is not None for w in weights]), longest=1000)
     for backend in ("triton", "cpu_torch"):
-        found = decode_device_runs(q, (*stores, logs), runs, backend=backend)
+        found = kernels.decode_device_runs(q, (*stores, logs), runs, backend=backend)
         close(found, wanted, TOLERANCE[torch.bfloat16])
 
 
@@ -237,15 +225,15 @@ def test_runs_whose_numbers_lie_on_the_device_are_the_same_runs(interpreter):
 )
 def test_packed_pages_are_read_as_they_lie(interpreter, bits, d, group, dtype):
     torch.manual_seed(d)
-    layout = PackedLayout(bits, d)
+    layout = kernels.PackedLayout(bits, d)
     whole = torch.randn(2, 9, 16, d) * torch.tensor([1.0, 30.0])[:, None, None, None] - 2
     pages = pack_reference(layout, *whole)
     logs = torch.randn(9 * 16)
     start, n = np.array([0, 5, 40, 16, 100]), np.array([64, 90, 0, 1, 44])
     weighted = np.array([True, False, True, True, True])
     q, tolerance = torch.randn(5, group, d).to(dtype), 3e-5 if dtype == torch.float32 else 0.5
-    wanted = decode_packed(q, (layout, pages, logs), start, n, weighted, backend="reference")
-    close(decode_packed(q, (layout, pages, logs), start, n, weighted, backend="triton"), wanted, tolerance)
+    wanted = kernels.decode_packed(q, (layout, pages, logs), start, n, weighted, backend="reference")
+    close(kernels.decode_packed(q, (layout, pages, logs), start, n, weighted, backend="triton"), wanted, tolerance)
     kernel = importlib.import_module(f"{KERNELS}packed_pages.triton")
-    runs = DeviceRuns(*(torch.from_numpy(x) for x in (start, n, weighted)), longest=90)
+    runs = kernels.DeviceRuns(*(torch.from_numpy(x) for x in (start, n, weighted)), longest=90)
     close(kernel.decode_packed(q, (layout, pages, logs), runs, kernel.Parts(4, 32)), wanted, tolerance)
