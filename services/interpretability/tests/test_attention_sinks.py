@@ -5,7 +5,6 @@ import pytest
 
 from services.interpretability.experiments import attention_sinks
 from services.interpretability.tests.conftest import GOLDEN, read
-from shared.errors import InvalidOption, TooLarge
 from shared.registry import CallContext
 
 FACTS = read("attention_sinks.json")["models"]
@@ -57,38 +56,8 @@ def test_masses_in_blocks_equal_those_of_the_whole_pattern(tiny):
     assert np.abs(attention_sinks.column_masses(tiny, ids) - expected).max() < 1e-6
 
 
-@pytest.fixture
-def study(context):
-    return attention_sinks.AttentionSinks.load(context)
-
-
-def ask(study, **options):
-    spec = attention_sinks.SinksSpec.model_validate({"lm": "tiny", "text": "the reeds wait for the wind", **options})
-    return study.predict([spec], CallContext())[0]
-
-
-def test_short_text_is_refused(study):
-    error = ask(study, text="too short")
-    assert isinstance(error, InvalidOption)
-    assert error.field == "text"
-
-
-def test_text_over_the_window_is_refused_not_cut(study):
-    error = ask(study, text="x" * 2049)
-    assert isinstance(error, TooLarge)
-    assert "2049" in error.detail
-
-
-def test_hiding_a_position_from_no_head_of_a_layer_changes_only_what_it_says(study):
-    report = ask(study, remove=0, heads=[[2, 1]])
-    assert report.scalars["nll_change"].value == pytest.approx(
-        report.scalars["nll_without"].value - report.scalars["nll"].value
-    )
-    assert report.scalars["nll_change"].value != 0
-
-
-@pytest.mark.parametrize("options", [{"remove": 400}, {"remove": 0, "heads": [[9, 0]]}, {"remove": 0, "heads": [[1]]}])
-def test_what_does_not_exist_is_refused_by_name(study, options):
-    error = ask(study, **options)
-    assert isinstance(error, InvalidOption)
-    assert error.field in options
+def test_hiding_a_position_from_no_head_of_a_layer_changes_only_what_it_says(context):
+    spec = attention_sinks.SinksSpec(lm="tiny", text="the reeds wait for the wind", remove=0, heads=[[2, 1]])
+    (report,) = attention_sinks.AttentionSinks.load(context).predict([spec], CallContext())
+    found = {name: scalar.value for name, scalar in report.scalars.items()}
+    assert found["nll_change"] == pytest.approx(found["nll_without"] - found["nll"]) != 0

@@ -99,10 +99,6 @@ def test_bad_line_is_refused_by_its_number(context, line):
     assert "Line 2" in error.detail
 
 
-def test_head_that_does_not_exist_is_refused(context):
-    assert ask(context, LINES, heads=[[7, 0]]).field == "heads"
-
-
 def test_losses_of_the_real_model_equal_the_golden_ones(smollm2):
     facts = read("smollm2_attention_influence.json")
     for case in facts["docs"][4:5]:  # the shortest

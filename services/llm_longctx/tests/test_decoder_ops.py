@@ -50,7 +50,7 @@ def alike(K, widths, dtype):
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("K", [1, 24, 60, 576])
 @pytest.mark.parametrize("rows", [1, 2, 5, FEW, FEW + 1])
-def test_products_and_gates_agree_with_torch(ops, dtype, K, rows):
+def test_products_and_gates_agree_with_torch_and_norms_before_them_are_norms(ops, dtype, K, rows):
     torch.manual_seed(K + rows)
     x = torch.randn(rows, 1, K).to(dtype)
     mine, oracle = alike(K, (33, 16, 7), dtype)
@@ -60,6 +60,11 @@ def test_products_and_gates_agree_with_torch(ops, dtype, K, rows):
     (gate, up), (gate64, up64) = alike(K, (33, 33), dtype)
     found, wanted = ops.swiglu(x, gate, up), TORCH.swiglu(x.double(), gate64, up64)
     torch.testing.assert_close(found.double(), wanted, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+    norm = OffsetRMSNorm(K, 1e-5).to(dtype)
+    norm.weight.data.normal_()
+    normed = ops.norm(x, norm)
+    assert torch.equal(ops.swiglu(x, gate, up, norm), ops.swiglu(normed, gate, up))
+    assert all(map(torch.equal, ops.products(x, mine, norm), ops.products(normed, mine)))
     matrix = torch.randn(50, K).to(dtype)
     found, wanted = ops.logits(x, matrix), x.double() @ matrix.double().T
     torch.testing.assert_close(found.double(), wanted, atol=TOLERANCE[dtype] * 3, rtol=TOLERANCE[dtype])
@@ -137,21 +142,6 @@ def test_a_bfloat16_decoder_adds_up_in_float32(ops, monkeypatch):
     monkeypatch.setattr(NativeOps, "widen", lambda _self, x: x)
     narrow = (low(ids, ops=ops).double() - wanted).abs().mean()
     assert wide < 0.5 * narrow
-
-
-@native
-@pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("rows", [1, FEW, FEW + 1])
-@pytest.mark.parametrize("kind", [RMSNorm, OffsetRMSNorm])
-def test_a_norm_before_products_and_gates_is_the_norm_on_its_own(ops, dtype, rows, kind):
-    torch.manual_seed(rows)
-    norm, x = kind(60, 1e-5).to(dtype), torch.randn(1, rows, 60).to(dtype)
-    norm.weight.data.normal_()
-    mine = layers(60, (33, 33), dtype)[0]
-    apart = ops.products(ops.norm(x, norm), mine)
-    for found, wanted in zip(ops.products(x, mine, norm), apart, strict=True):
-        assert torch.equal(found, wanted)
-    assert torch.equal(ops.swiglu(x, *mine, norm), ops.swiglu(ops.norm(x, norm), *mine))
 
 
 @native

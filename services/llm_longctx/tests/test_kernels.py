@@ -1,6 +1,7 @@
 """Every kernel back end against its float64 oracle, on shapes that nothing divides."""
 
 import math
+from functools import partial
 
 import hypothesis
 import numpy as np
@@ -28,10 +29,20 @@ def differs(found: torch.Tensor, wanted: torch.Tensor) -> float:
     return float((found.double() - wanted.double())[finite].abs().max()) if finite.any() else 0.0
 
 
-def agree(q, out, wanted, lse, sums) -> None:
-    assert out.dtype == q.dtype
-    assert differs(out, wanted) < TOLERANCE[q.dtype]
-    assert differs(lse, sums) < max(TOLERANCE[q.dtype], 1e-5 if q.dtype != torch.float64 else 0)
+def agree(q, found, expected, tolerance=None, lse_within=None) -> None:
+    (out, lse), (wanted, sums) = found, expected
+    tolerance = tolerance or TOLERANCE[q.dtype]
+    assert (out.shape, out.dtype) == (q.shape, q.dtype)
+    assert lse.dtype == torch.promote_types(q.dtype, torch.float32)
+    assert differs(out, wanted) < tolerance
+    assert differs(lse, sums) < (lse_within or max(tolerance, 1e-5 if q.dtype != torch.float64 else 0))
+
+
+def prefill_problem(dtype, heads, queries, keys, d, block, key_block, mask_heads, density=0.4):
+    q, (k, v) = torch.randn(heads[0], queries, d).to(dtype), torch.randn(2, heads[1], keys, d).to(dtype)
+    first = (keys - queries) // block
+    mask = torch.rand(mask_heads, -(-keys // block) - first, -(-keys // key_block)) < density
+    return q, k, v, kernels.BlockCsr.from_mask(mask, block, key_block=key_block, first=first)
 
 
 @st.composite
@@ -42,26 +53,22 @@ def prefills(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor,
     d = draw(st.sampled_from([2, 8, 16, 20, 64, 72]))
     block, key_block = draw(st.integers(1, 40)), draw(st.integers(1, 40))
     key_block = draw(st.sampled_from([block, key_block]))
-    first = (keys - queries) // block
-    shape = (draw(st.sampled_from([kv_heads, kv_heads * group])), -(-keys // block) - first, -(-keys // key_block))
+    mask_heads = draw(st.sampled_from([kv_heads, kv_heads * group]))
     torch.manual_seed(draw(st.integers(0, 9)))
-    mask = torch.rand(shape) < draw(st.sampled_from([0.0, 0.3, 1.0]))
-    dtype = draw(st.sampled_from(list(TOLERANCE)))
-    q = torch.randn(kv_heads * group, queries, d).to(dtype)
-    k, v = torch.randn(2, kv_heads, keys, d).to(dtype)
-    return q, k, v, kernels.BlockCsr.from_mask(mask, block, key_block=key_block, first=first)
+    dtype, density = draw(st.sampled_from(list(TOLERANCE))), draw(st.sampled_from([0.0, 0.3, 1.0]))
+    heads = (kv_heads * group, kv_heads)
+    return prefill_problem(dtype, heads, queries, keys, d, block, key_block, mask_heads, density)
+
+
+def prefill(case, backend):
+    return kernels.block_sparse_prefill(*case, backend=backend, return_lse=True)
 
 
 @pytest.mark.parametrize("backend", FAST)
 @hypothesis.given(prefills())
 def test_prefill_agrees_with_the_oracle(backend, case):
-    q, k, v, blocks = case
-    hypothesis.assume(takes(backend, q.dtype))
-    wanted, sums = kernels.block_sparse_prefill(q, k, v, blocks, backend="reference", return_lse=True)
-    out, lse = kernels.block_sparse_prefill(q, k, v, blocks, backend=backend, return_lse=True)
-    assert out.shape == q.shape
-    assert lse.dtype == (torch.float64 if q.dtype == torch.float64 else torch.float32)
-    agree(q, out, wanted, lse, sums)
+    hypothesis.assume(takes(backend, case[0].dtype))
+    agree(case[0], prefill(case, backend), prefill(case, "reference"))
 
 
 @st.composite
@@ -76,61 +83,48 @@ def problems(draw: st.DrawFn):
         draw(st.sampled_from([None, torch.randn(n), torch.where(torch.rand(n) < 0.5, 0.0, -torch.inf)]))
         for n in lengths
     ]
-    return q, entries, weights
+    return q, [e[0] for e in entries], [e[1] for e in entries], weights
 
 
-@pytest.mark.parametrize("backend", FAST)
-@hypothesis.given(problems())
-def test_ragged_decode_agrees_with_the_oracle(backend, case):
-    q, entries, weights = case
-    hypothesis.assume(takes(backend, q.dtype))
-    keys, values = [e[0] for e in entries], [e[1] for e in entries]
-    wanted, sums = kernels.decode(q, keys, values, log_weights=weights, backend="reference")
-    out, lse = kernels.decode(q, keys, values, log_weights=weights, backend=backend)
-    agree(q, out, wanted, lse, sums)
+def in_tensors(q, keys, values, weights, backend):
+    return kernels.decode(q, keys, values, log_weights=weights, backend=backend)
 
 
-@pytest.mark.parametrize("backend", FAST)
-@hypothesis.given(problems(), st.sampled_from([4, 16, 64]))
-def test_decode_from_pages_is_decode_from_tensors(backend, case, size):
-    q, entries, weights = case
-    hypothesis.assume(takes(backend, q.dtype))
-    d = q.shape[2]
-    counts = [-(-e.shape[1] // size) for e in entries]
-    pool = torch.randn(sum(counts) + 3, 2, size, d).to(q.dtype)
+def in_pages(q, keys, values, weights, backend, size=16):
+    counts = [-(-len(k) // size) for k in keys]
+    pool = torch.full((sum(counts) + 3, 2, size, q.shape[2]), torch.nan, dtype=q.dtype)
     free = torch.randperm(len(pool)).tolist()
     tables = [[free.pop() for _ in range(n)] for n in counts]
-    for table, held in zip(tables, entries, strict=True):
+    for table, k, v in zip(tables, keys, values, strict=True):
         for i, page in enumerate(table):
-            part = held[:, i * size : (i + 1) * size]
-            pool[page, :, : part.shape[1]] = part
-    pages = kernels.PageTable.of(tables, [e.shape[1] for e in entries])
-    keys, values = [e[0] for e in entries], [e[1] for e in entries]
-    wanted, sums = kernels.decode(q, keys, values, log_weights=weights, backend="reference")
-    out, lse = kernels.decode_pages(q, pool, pages, log_weights=weights, backend=backend)
-    agree(q, out, wanted, lse, sums)
+            part = slice(i * size, (i + 1) * size)
+            pool[page, 0, : len(k[part])], pool[page, 1, : len(k[part])] = k[part], v[part]
+    pages = kernels.PageTable.of(tables, [len(k) for k in keys])
+    return kernels.decode_pages(q, pool, pages, log_weights=weights, backend=backend)
 
 
+def in_runs(q, keys, values, weights, backend):
+    n = np.array([len(k) for k in keys], np.int64)
+    start = np.cumsum(n + 2) - n  # behind two entries that belong to nobody
+    stores = torch.randn(2, int((n + 2).sum()), q.shape[2]).to(q.dtype)
+    logs = torch.randn(stores.shape[1], dtype=torch.promote_types(q.dtype, torch.float32))
+    for first, k, v, weight in zip(start.tolist(), keys, values, weights, strict=True):
+        at = slice(first, first + len(k))
+        stores[0, at], stores[1, at] = k, v
+        logs[at] = logs[at] if weight is None else weight
+    weighted = np.array([weight is not None for weight in weights])
+    return kernels.decode_runs(q, (*stores, logs), start, n, weighted, backend=backend)
+
+
+READERS = {"tensors": in_tensors, **{f"pages of {n}": partial(in_pages, size=n) for n in (4, 16, 64)}, "runs": in_runs}
+
+
+@pytest.mark.parametrize("place", READERS)
 @pytest.mark.parametrize("backend", FAST)
 @hypothesis.given(problems())
-def test_decode_from_runs_of_stores_is_decode_from_tensors(backend, case):
-    q, entries, weights = case
-    hypothesis.assume(takes(backend, q.dtype))
-    n = np.array([e.shape[1] for e in entries], np.int64)
-    start = np.cumsum(n + 2) - n  # behind two entries that belong to nobody
-    keys, values = torch.randn(2, int((n + 2).sum()), q.shape[2]).to(q.dtype)
-    store = torch.randn(len(keys), dtype=torch.promote_types(q.dtype, torch.float32))
-    for first, held, weight in zip(start.tolist(), entries, weights, strict=True):
-        at = slice(first, first + held.shape[1])
-        keys[at], values[at] = held
-        if weight is not None:
-            store[at] = weight
-    weighted = np.array([weight is not None for weight in weights])
-    wanted, sums = kernels.decode(
-        q, [e[0] for e in entries], [e[1] for e in entries], log_weights=weights, backend="reference"
-    )
-    out, lse = kernels.decode_runs(q, (keys, values, store), start, n, weighted, backend=backend)
-    agree(q, out, wanted, lse, sums)
+def test_ragged_decode_agrees_with_the_oracle_wherever_entries_lie(backend, place, case):
+    hypothesis.assume(takes(backend, case[0].dtype))
+    agree(case[0], READERS[place](*case, backend), in_tensors(*case, "reference"))
 
 
 @pytest.mark.parametrize("backend", FAST)
@@ -138,9 +132,8 @@ def test_decode_from_runs_of_stores_is_decode_from_tensors(backend, case):
 def test_a_window_and_sinks_are_the_mask_they_name(backend, case, sink, window):
     q, k, v, _ = case
     hypothesis.assume(takes(backend, q.dtype))
-    wanted, sums = kernels.window_prefill(q, k, v, sink, window, backend="reference")
-    out, lse = kernels.window_prefill(q, k, v, sink, window, backend=backend)
-    agree(q, out, wanted, lse, sums)
+    found, wanted = (kernels.window_prefill(q, k, v, sink, window, backend=name) for name in (backend, "reference"))
+    agree(q, found, wanted)
 
 
 @pytest.mark.parametrize("backend", FAST)
@@ -149,11 +142,8 @@ def test_a_probe_sums_what_the_last_queries_see(backend, case):
     q, k, _, _ = case
     hypothesis.assume(takes(backend, q.dtype))
     q = q[:, -9:]
-    for found, wanted in zip(
-        kernels.last_query_scores(q, k, backend=backend),
-        kernels.last_query_scores(q, k, backend="reference"),
-        strict=True,
-    ):
+    both = (kernels.last_query_scores(q, k, backend=name) for name in (backend, "reference"))
+    for found, wanted in zip(*both, strict=True):
         assert found.dtype == torch.promote_types(q.dtype, torch.float32)
         torch.testing.assert_close(found.double(), wanted, atol=max(1e-4 * TOLERANCE[q.dtype], 1e-5), rtol=1e-5)
         assert (found.sum(-1) - q.shape[1]).abs().max() < 1e-4

@@ -15,6 +15,8 @@ from services.llm_longctx.engine import Engine, Request
 from services.llm_longctx.methods import method
 from services.llm_longctx.methods.core.eviction.allocation import count_kept, keep_per_layer, pyramid_counts
 from services.llm_longctx.methods.core.eviction.method import EvictionMethod
+from services.llm_longctx.methods.core.hook_inputs import CacheView
+from services.llm_longctx.methods.core.hook_results import RetentionPolicy
 from services.llm_longctx.methods.keydiff import KeyDiff
 from services.llm_longctx.methods.knorm import KNorm
 from services.llm_longctx.methods.snapkv import SnapKv
@@ -169,6 +171,13 @@ def test_pyramids_are_the_published_ones(tokens, window, beta, ratio, counts):
     assert SnapKv(window=window, allocation="pyramid", beta=beta, ratio=ratio).counts(tokens, 8) == counts
 
 
+@pytest.mark.parametrize(("n", "kept"), [(3, None), (5, None), (9, [0, 1, 6, 7, 8])])
+def test_keeping_the_ends_cuts_only_what_is_longer(n, kept):
+    order = RetentionPolicy.ends(torch.arange(n), 2, 3, slide=True)
+    assert (None if order.positions is None else order.positions.tolist()) == kept
+    assert (order.sink, order.slide) == (2, 3)
+
+
 def test_the_newer_of_equal_entries_stays():
     assert KNorm(ratio=0.5).keep(torch.zeros(1, 2, 5))[0].tolist() == [[False] * 3 + [True] * 2] * 2
     rows = keep_per_layer([torch.zeros(3)] * 2, [torch.arange(3)] * 2, 1, 0.0, "floor")
@@ -215,8 +224,6 @@ def test_the_order_in_which_entries_are_held_changes_nothing():
     q, k, v = inputs(0, 96)
     how = KeyDiff(ratio=0.3)
     shuffled = torch.randperm(96, generator=torch.Generator().manual_seed(1))
-    from services.llm_longctx.methods.core.hook_inputs import CacheView
-
     heads = [[CacheView(k[g][at], v[g][at], at) for g in range(2)] for at in (torch.arange(96), shuffled)]
     one, other = (how.keep_positions(held, q[:, -1:], 96, 0, 28) for held in heads)
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))

@@ -7,17 +7,10 @@ import pytest
 
 from services.llm_longctx.serving.tools.tool_use import read_tool_use
 from services.llm_longctx.tests.conftest import HELLO, say
+from services.llm_longctx.tests.test_call_grammar import PARAMETERS, TOOLS
 from shared.api.text import ChatRequest
 
-PARAMETERS = {
-    "type": "object",
-    "properties": {"city": {"enum": ["Rome", "Paris"]}, "days": {"type": "boolean"}},
-    "required": ["city", "days"],
-    "additionalProperties": False,
-}
-WEATHER = {"type": "function", "function": {"name": "get_weather", "description": "Now.", "parameters": PARAMETERS}}
-NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}
-TIME = {"type": "function", "function": {"name": "get_time", "parameters": NOTHING}}
+WEATHER, TIME = TOOLS
 SHORT = [{"role": "user", "content": "?"}]
 
 

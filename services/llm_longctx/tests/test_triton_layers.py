@@ -1,7 +1,6 @@
 """The Triton kernels of linear layers, norms, rotation, gates, merges and sampling against plain ones, interpreted."""
 
 import importlib
-import sys
 
 import numpy as np
 import pytest
@@ -9,34 +8,17 @@ import torch
 
 from services.llm_longctx.engine.request import Sampling
 from services.llm_longctx.engine.sampler import Sampler
-from services.llm_longctx.kernels import dispatch, layer_ops, merge
+from services.llm_longctx.kernels import layer_ops, merge
 from services.llm_longctx.kernels.merge_lse.reference import softmax_of_all
 from services.llm_longctx.kernels.quantized_linear import pack
 from services.llm_longctx.kernels.quantized_linear import reference as multiply_reference
 from services.llm_longctx.kernels.sampling import SamplingRows, sample
 from services.llm_longctx.kernels.sampling.reference import is_left
+from services.llm_longctx.tests.test_triton_kernels import KERNELS, interpreter  # noqa: F401  # a fixture
 from shared.lm.quantization import quantize
 from shared.lm.rope import rotate, rotation
 
-triton = pytest.importorskip("triton", reason="triton is not installed: its wheels are for Linux")
-
-KERNELS = "services.llm_longctx.kernels."
-
-
-def forget() -> None:
-    """A kernel's form is settled when its file is imported, and what is there when dispatch first looks."""
-    for name in [name for name in sys.modules if name.startswith(KERNELS) and name.endswith(".triton")]:
-        del sys.modules[name]
-    for cached in (dispatch._chosen, dispatch._absent):
-        cached.cache_clear()
-
-
-@pytest.fixture(autouse=True)
-def interpreter(monkeypatch):
-    monkeypatch.setattr(triton.knobs.runtime, "interpret", True)
-    forget()
-    yield
-    forget()
+pytestmark = pytest.mark.usefixtures("interpreter")
 
 
 def packed(rows, columns, bits):
