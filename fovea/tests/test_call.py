@@ -114,8 +114,7 @@ def test_an_address_that_is_none_is_refused_before_anything_is_sent(url):
 def test_a_problem_becomes_the_class_it_was(kind):
     body = problem(kind("why", hint="try", field="threshold")).model_dump()
     error = parse_error(answer(kind.status, body))
-    assert error.status == kind.status
-    assert (error.detail, error.hint, error.field) == ("why", "try", "threshold")
+    assert (error.status, error.detail, error.hint, error.field) == (kind.status, "why", "try", "threshold")
 
 
 def test_openais_and_open_inferences_forms_become_the_same_classes():

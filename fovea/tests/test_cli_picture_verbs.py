@@ -122,8 +122,7 @@ def test_detections_of_many_pictures_are_one_coco_file_that_recipes_read_back(ga
         "score": 0.9,
     }  # fmt: skip
     found = find_boxes(folder / "set")
-    assert found.names == ("crack",)
-    assert [path.name for path in found.pictures] == ["a.jpg", "b.jpg"]
+    assert (found.names, [path.name for path in found.pictures]) == (("crack",), ["a.jpg", "b.jpg"])
     assert [rows.tolist() for rows in found.rows] == [[[0, 1, 2, 5, 6]] * 2] * 2
 
 

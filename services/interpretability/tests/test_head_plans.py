@@ -235,8 +235,7 @@ def test_a_search_that_finds_nothing_says_so(study):
 def test_plans_from_evidence_and_from_published_tables(study, tiny):
     evidence = {"schema": "retrieval-report/1", "scores": np.eye(3, 4).tolist(), "model": {"name": TINY}}
     plan = plan_of(made(study, kind="retrieval", report=evidence, share=0.5))
-    assert sum(map(sum, plan.roles)) == 3
-    assert plan.made_by.experiment == "retrieval_heads"
+    assert (sum(map(sum, plan.roles)), plan.made_by.experiment) == (3, "retrieval_heads")
     table = "0.1\t0.9\n0.5\t0.4\n1.0\t0.0\n"
     assert plan_of(made(study, kind="table", table=table)).roles == [[0, 1], [1, 0], [1, 0]]
     for options, error in (

@@ -130,8 +130,7 @@ def test_last_layer_of_the_lens_is_the_model(context, tiny):
 
 def test_text_said_twice_gives_patterns_with_that_text(context):
     report = ask(HeadPatterns, context, text="kqzwx")
-    assert report.grid("induction").text == "kqzwxkqzwx"
-    assert report.scalars["tokens"].value == 10
+    assert (report.grid("induction").text, report.scalars["tokens"].value) == ("kqzwxkqzwx", 10)
 
 
 def test_indicators_of_a_layers_maps_equal_the_golden_ones():
@@ -215,8 +214,7 @@ def test_hidden_column_is_seen_by_nobody_that_is_named(tiny):
 def test_hidden_heads_change_what_comes_back(context):
     plain = ask(NeedleGrid, context)
     hidden = ask(NeedleGrid, context, heads=[[l, h] for l in range(3) for h in range(4)])
-    assert np.array(plain.grid("needle").values).shape == (2, 2)
-    assert hidden.scalars["heads_hidden"].value == 12
+    assert (np.array(plain.grid("needle").values).shape, hidden.scalars["heads_hidden"].value) == ((2, 2), 12)
 
 
 def endpoint_that(answer):

@@ -93,8 +93,7 @@ def test_work_that_can_wait_makes_room_and_hears_of_it(tiny):
     assert engine.pool.held
     one = ask(engine, prompt(100), new=4)
     run(engine, one)
-    assert heard == ["closed"]
-    assert one[1][0].ends == [("length", 4)]
+    assert (heard, one[1][0].ends) == (["closed"], [("length", 4)])
     scheduler.run_when_idle(iter_that_fails())
     scheduler.step()
     assert not scheduler.backend.idle_work

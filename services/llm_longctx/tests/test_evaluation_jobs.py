@@ -61,18 +61,15 @@ async def test_a_needle_grid_as_a_job_is_told_step_by_step_and_comes_as_json_or_
     report = json.loads(answer.body)
     assert (report["model"], report["lengths"], len(report["recall"])) == (MODEL, [150, 170], 2)
     shares = [share for share, _ in ticket.told]
-    assert shares == sorted(shares)
-    assert ticket.told[-1] == (1.0, "170 tokens, depth 0 %")
+    assert (shares, ticket.told[-1]) == (sorted(shares), (1.0, "170 tokens, depth 0 %"))
     drawn = await worker(payload("needle", "image/png", **spec), Ticket())
-    assert drawn.content_type == "image/png"
-    assert Image.open(io.BytesIO(drawn.body)).format == "PNG"
+    assert (drawn.content_type, Image.open(io.BytesIO(drawn.body)).format) == ("image/png", "PNG")
 
 
 async def test_fidelity_as_a_job_answers_what_it_answers_at_once(worker):
     spec = {"lengths": [40], "steps": 6, "longctx": {"method": "power", "block": 16}}
     first, again = [json.loads((await worker(payload("fidelity", **spec), Ticket())).body) for _ in range(2)]
-    assert first == again
-    assert [row["task"] for row in first["rows"]] == ["text", "copy"]
+    assert (first, [row["task"] for row in first["rows"]]) == (again, ["text", "copy"])
 
 
 @pytest.mark.parametrize(

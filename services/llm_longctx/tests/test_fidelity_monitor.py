@@ -218,5 +218,4 @@ def test_a_method_is_held_back_for_those_knobs_only_and_comes_back_when_it_agree
         # Prompts that the window holds whole: there the two agree, and the watch finds it out on the dense answers.
         tries = next(i for i in range(WINDOW) if tell(extreme, prose[i : i + 12], new=4)[1] is None)
         assert LEAST // 2 < tries <= 2 * LEAST
-        assert tell(extreme, prose[:12], new=4) == ("duo", None)
-        assert held_back("duo", MODEL) == 0
+        assert (tell(extreme, prose[:12], new=4), held_back("duo", MODEL)) == (("duo", None), 0)

@@ -199,8 +199,7 @@ def test_objects_that_list_properties_have_no_others_unless_they_say_so():
     for other in ({"additionalProperties": True}, {"patternProperties": {}}, {"anyOf": [{}]}):
         assert close_objects(plain | other).get("additionalProperties", True) is not False
     joined = {"allOf": [plain, {"properties": {"b": True}}]}
-    assert close_objects(joined) == joined
-    assert close_objects({"type": "object"}) == {"type": "object"}
+    assert (close_objects(joined), close_objects({"type": "object"})) == (joined, {"type": "object"})
 
 
 DEEP = {"type": "integer"}

@@ -32,8 +32,7 @@ def differs(found: torch.Tensor, wanted: torch.Tensor) -> float:
 def agree(q, found, expected, tolerance=None, lse_within=None) -> None:
     (out, lse), (wanted, sums) = found, expected
     tolerance = tolerance or TOLERANCE[q.dtype]
-    assert (out.shape, out.dtype) == (q.shape, q.dtype)
-    assert lse.dtype == torch.promote_types(q.dtype, torch.float32)
+    assert (out.shape, out.dtype, lse.dtype) == (q.shape, q.dtype, torch.promote_types(q.dtype, torch.float32))
     assert differs(out, wanted) < tolerance
     assert differs(lse, sums) < (lse_within or max(tolerance, 1e-5 if q.dtype != torch.float64 else 0))
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from services.llm_longctx.engine import CandidateSpec, Engine, GenerationRequest, Sampling, method_policy, prefix_cache
 from services.llm_longctx.methods import compose, method, methods
+from services.llm_longctx.tests.conftest import Ear
 from services.llm_longctx.tests.method_contract.oracle import trials
-from services.llm_longctx.tests.test_engine import Ear
 from services.llm_longctx.tests.test_engine_pages import TINY_PLAN, prompt
 from shared.errors import Cancelled
 from shared.registry import CallContext

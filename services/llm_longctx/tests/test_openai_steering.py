@@ -64,8 +64,7 @@ def test_a_stream_brings_captures_token_by_token(client):
     activation, attention, lens = whole.choices[0].captured
     assert activation["positions"] == [PROMPT, PROMPT + 1, PROMPT + 2, PROMPT + 3]
     said = [one.token for one in whole.choices[0].logprobs.content]
-    assert activation["tokens"] == said[:4]
-    assert np.array(activation["values"]).shape == (4, WIDTH)
+    assert (activation["tokens"], np.array(activation["values"]).shape) == (said[:4], (4, WIDTH))
     assert [one["positions"] for one in streamed[0]] == [[at] for at in activation["positions"]]
     assert [value for one in streamed[0] for value in one["values"]] == activation["values"]
     assert (attention["layers"], attention["heads"], attention["positions"]) == ([1], [0, 2], [PROMPT - 1, PROMPT])

@@ -6,8 +6,8 @@ import torch
 from services.llm_longctx.engine import CandidateSpec, Engine, GenerationRequest, Sampling
 from services.llm_longctx.engine.method_policy import Policy
 from services.llm_longctx.methods import method
+from services.llm_longctx.tests.conftest import Ear, most_running
 from services.llm_longctx.tests.mutants_methods.sound import Window
-from services.llm_longctx.tests.test_engine import Ear, most_running
 from services.llm_longctx.tests.test_engine_pages import ACT, DUO, POWER, RAZOR, RECYCLED, TINY_PLAN, prompt
 from shared.lm.builders import llama
 
@@ -34,6 +34,16 @@ def run(engine, *requests, limit=4000):
             return
         engine.scheduler.step()
     pytest.fail("the scheduler does not come to an end")
+
+
+def test_end_tokens_end_an_answer_and_are_not_told(tiny):
+    engine = Engine(tiny, page=8)
+    free, (known,) = ask(engine, [1, 2, 3], new=6)
+    run(engine, (free, known))
+    first = known.ids.index(known.ids[3])
+    ended, (ear,) = ask(engine, [1, 2, 3], new=50, stop_token_ids=frozenset({known.ids[3]}))
+    run(engine, (ended, ear))
+    assert (ear.ids, ear.ends) == (known.ids[:first], [("stop", first + 1)]), "the end token was produced, too"
 
 
 def test_a_pool_admits_more_of_those_who_hold_less(tiny):

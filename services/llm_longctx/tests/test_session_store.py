@@ -46,8 +46,7 @@ async def test_of_two_writers_from_one_version_one_is_told_to_come_again(store):
     results = await asyncio.gather(
         *(store.write_version("ann", head, b"%d" % n, tokens=n) for n in range(20)), return_exceptions=True
     )
-    assert [r for r in results if r == 1] == [1]
-    assert sum(isinstance(r, Conflict) for r in results) == 19
+    assert ([r for r in results if r == 1], sum(isinstance(r, Conflict) for r in results)) == ([1], 19)
     winner = results.index(1)
     assert await store.read_version("ann", head.id, 1) == b"%d" % winner
 
@@ -186,11 +185,9 @@ async def test_redis_that_is_away_is_said(own_redis):
 
 def test_master_key_is_made_once_and_only_its_owner_may_read_it(tmp_path):
     first = load_master_key(None, tmp_path / "data")
-    assert first == load_master_key(None, tmp_path / "data")
-    assert len(first) == 32
+    assert (first, len(first)) == (load_master_key(None, tmp_path / "data"), 32)
     path = tmp_path / "data" / "session.key"
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert list(path.parent.iterdir()) == [path]
+    assert (stat.S_IMODE(path.stat().st_mode), list(path.parent.iterdir())) == (0o600, [path])
     assert load_master_key("a secret of my own", tmp_path / "none") == b"a secret of my own"
     assert not (tmp_path / "none").exists()
 

@@ -21,8 +21,7 @@ def test_a_judge_that_likes_long_passages_shows_it_by_length():
     fond = {(q, d): min(g + (lengths[d] > middle), 3) for (q, d), g in MINI.labels.items()}
     found = measure_bias(MINI.labels, fond, MINI.topics, MINI.passages)
     assert found.pairs == sum(part.pairs for part in found.by_length) == 192
-    assert [part.pairs for part in found.by_length] == [64, 64, 64]
-    assert found.by_length[0].bias == 0
+    assert ([part.pairs for part in found.by_length], found.by_length[0].bias) == ([64, 64, 64], 0)
     assert found.by_length[2].bias > 0.5
     assert found.by_length[0].highest <= found.by_length[1].lowest
 
@@ -106,8 +105,7 @@ def test_over_http_bias_invalid_shares_and_disagreements_come_with_the_agreement
     assert found["invalid_by_grade"] == [0, 0, 0, pytest.approx(1 / 48)]
     assert found["bias_by_text"]["pairs"] == 191
     assert {row["reference"] for row in found["disagreements"][:48]} == {0}
-    assert found["disagreements"][-1]["reference"] == 2
-    assert preference["self_preference"] == pytest.approx(2.0)
+    assert (found["disagreements"][-1]["reference"], preference["self_preference"]) == (2, pytest.approx(2.0))
     (family,) = preference["families"]
     assert (family["family"], family["systems"], family["shift"]) == ("llm", 1, 1.0)
     assert [row["family"] for row in preference["systems"]] == [None, "llm"]

@@ -11,10 +11,8 @@ from services.relevance_judge.metrics.preferences import Preference, measure_ord
 def test_sentences_keep_their_citations():
     text = "The moon makes tides. [1] The sun helps, by 46 % [2, m3]. Dr. Who said so! Is it 3.5 m high?"
     found = claims.split_sentences(text)
-    assert found[0] == "The moon makes tides. [1]"
-    assert claims.read_citations(found[1]) == ["2", "m3"]
-    assert claims.strip_citations(found[1]) == "The sun helps, by 46 %."
-    assert found[-1] == "Is it 3.5 m high?"
+    assert (found[0], claims.read_citations(found[1])) == ("The moon makes tides. [1]", ["2", "m3"])
+    assert (claims.strip_citations(found[1]), found[-1]) == ("The sun helps, by 46 %.", "Is it 3.5 m high?")
     assert claims.split_sentences("  ") == []
     assert claims.split_sentences("Why is it so? [1]. Because. [2]") == ["Why is it so? [1].", "Because. [2]"]
 

@@ -58,8 +58,7 @@ def test_an_invalid_answer_says_why(answer, reason):
 
 
 def test_the_scale_is_an_argument():
-    assert parse("score: 5", highest=5).grade == 5
-    assert parse("score: 0", lowest=1).reason == "out_of_range"
+    assert (parse("score: 5", highest=5).grade, parse("score: 0", lowest=1).reason) == (5, "out_of_range")
     assert parse("score: 4/5", highest=5).grade == 4
 
 

@@ -47,8 +47,7 @@ def test_an_invalid_answer_is_tried_again_warm_and_then_has_no_grade():
     found = _one(PromptedGrade(model.client()), retries=2, seed=5)
     (verdict,) = found.results
     assert (verdict.grade, verdict.valid, verdict.reason, verdict.attempts) == (None, False, "absent", 3)
-    assert found.invalid == 1
-    assert [body["temperature"] for body in model.asked] == [0.0, 0.7, 0.7]
+    assert (found.invalid, [body["temperature"] for body in model.asked]) == (1, [0.0, 0.7, 0.7])
     assert [body["seed"] for body in model.asked] == [5, 6, 7]
 
 
@@ -103,8 +102,7 @@ def test_digits_give_an_expected_grade_with_its_probabilities():
     weights = {int(k): math.exp(v) for k, v in DIGITS.items()}
     mean = sum(k * w for k, w in weights.items()) / sum(weights.values())
     assert (verdict.expected, verdict.grade) == (pytest.approx(mean), round(mean))
-    assert sum(verdict.probabilities or ()) == pytest.approx(1)
-    assert verdict.flags == ["uncalibrated"]
+    assert (sum(verdict.probabilities or ()), verdict.flags) == (pytest.approx(1), ["uncalibrated"])
 
 
 def test_a_missing_digit_counts_as_the_smallest_listed_and_is_flagged():
@@ -152,8 +150,7 @@ def test_an_ensemble_shows_its_votes_and_leaves_invalid_ones_out():
 
     found = _one(Ensemble(FakeModel(say).client()), retries=0)
     (verdict,) = found.results
-    assert (verdict.grade, verdict.votes, found.invalid) == (3, [3, 3, None], 0)
-    assert verdict.template.count("@") == 3
+    assert (verdict.grade, verdict.votes, found.invalid, verdict.template.count("@")) == (3, [3, 3, None], 0, 3)
     (verdict,) = _one(Ensemble(FakeModel(lambda _: "?").client()), retries=0).results
     assert (verdict.grade, verdict.valid, verdict.reason) == (None, False, "no_valid_vote")
 

@@ -48,8 +48,7 @@ def test_a_calibration_is_kept_in_versions_and_named_by_the_judgement_that_used_
     assert client.get("/v1/judge/calibrations/smol.digits@1").json() == first
     assert client.get("/v1/judge/calibrations/smol.digits").json() == second
     (row,) = [row for row in client.get("/v1/judge/calibrations").json() if row["name"] == "smol.digits"]
-    assert row["versions"] == [1, 2]
-    assert first["calibration"]["training"] == TRAINING["pairs"]
+    assert (row["versions"], first["calibration"]["training"]) == ([1, 2], TRAINING["pairs"])
     body = {"model": "log-odds", "query": "q", "passages": ["p"], "calibration": "smol.digits@1"}
     answer = client.post("/v1/judge", json=body).json()
     assert answer["results"][0]["calibration"] == f"smol.digits@1:{first['digest']}"

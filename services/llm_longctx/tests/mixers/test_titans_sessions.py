@@ -40,8 +40,7 @@ def test_session_that_moves_as_bytes_at_every_step_equals_one_pass(layout):
         session = net.restore(data, "digest")
         parts.append(session.feed(ids[:, t : t + 1]))
     assert (torch.cat(parts, 1) - whole).abs().max() < 3e-4
-    assert len(sizes) == 1
-    assert session.index == 17
+    assert (len(sizes), session.index) == (1, 17)
 
 
 def test_memory_carries_over_segments_and_attention_alone_does_not():
@@ -65,8 +64,7 @@ def test_window_ends_where_it_says():
             z[:, 3] += change
             mixed.append(layer.window(z, layer.initial_state(1), 0)[0])
         seen = ((mixed[0] - mixed[1]).abs().amax((0, 2)) > 1e-6).nonzero().flatten().tolist()
-    assert seen == [3, 4, 5, 6]
-    assert ids.shape == (1, 12)
+    assert (seen, ids.shape) == ([3, 4, 5, 6], (1, 12))
 
 
 def test_surprise_falls_when_the_same_is_read_again():

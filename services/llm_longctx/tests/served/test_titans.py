@@ -88,8 +88,7 @@ def test_retry_is_answered_as_before_and_memorises_nothing(http):
     lines = http.post("/v1/chat/completions", json=streamed, headers=key).text.split("\n\n")
     chunks = [json.loads(line[6:]) for line in lines if line and "[DONE]" not in line]
     assert chunks[0]["choices"][0]["delta"]["content"] == first.json()["choices"][0]["message"]["content"]
-    assert chunks[-1]["usage"] == first.json()["usage"]
-    assert _facts(http, session)["version"] == 1
+    assert (chunks[-1]["usage"], _facts(http, session)["version"]) == (first.json()["usage"], 1)
     other = http.post("/v1/chat/completions", json={**body, "max_tokens": 3}, headers=key)
     assert other.status_code == 409
 
@@ -126,12 +125,10 @@ def test_state_that_is_no_number_is_refused_and_the_session_stays(http, adapter)
     answer = http.post("/v1/completions", json={"model": MODEL, "prompt": [5] * 40, "session_id": session})
     assert answer.status_code == 409
     assert "not finite" in answer.json()["error"]["message"] or "kept" in answer.json()["error"]["message"]
-    assert _facts(http, session) == before
-    assert metric(http, "titans_nonfinite_total") == counted + 1
+    assert (_facts(http, session), metric(http, "titans_nonfinite_total")) == (before, counted + 1)
     rolled = metric(http, "titans_rollbacks_total")
     back = http.post(f"/v1/sessions/{session}/rollback", json={"version": 1}).json()
-    assert (back["version"], back["tokens"]) == (3, 3)
-    assert metric(http, "titans_rollbacks_total") == rolled + 1
+    assert (back["version"], back["tokens"], metric(http, "titans_rollbacks_total")) == (3, 3, rolled + 1)
     _read(http, session, [4])
     infinite = {k: torch.full_like(t, torch.inf) if "weights" in k else t for k, t in state.tensors.items()}
     raw = pack_state(SessionState(state.index, 1, huge), adapter(MODEL).digest)
@@ -165,8 +162,7 @@ def test_import_takes_what_export_gave_and_nothing_else(http, adapter):
     other = _open(http, "fovea-titans-mag")
     assert _import(http, other, data).status_code == 409
     two = adapter(MODEL).net.session(2).export(adapter(MODEL).digest)
-    assert _import(http, second, two).status_code == 400
-    assert _facts(http, second)["version"] == 1
+    assert (_import(http, second, two).status_code, _facts(http, second)["version"]) == (400, 1)
 
 
 def test_fork_goes_its_own_way_and_deletion_is_complete(http):
