@@ -75,14 +75,8 @@ def test_attribution_patching_is_the_slope(model, prompts):
     np.testing.assert_allclose(moved, estimated, rtol=1e-3, atol=1e-5)
 
 
-def test_attention_without_simplified_heads_is_the_models_own(model, prompts):
-    attend = SimplifiedAttention("uniform", [], windows=model.config.windows)
-    torch.testing.assert_close(model(prompts[0], attend=attend), model(prompts[0]))
-
-
-def test_uniform_mixing_is_over_what_a_layer_sees(model, prompts):
-    heads = [(0, head) for head in range(4)]
-    attend = SimplifiedAttention("uniform", heads, windows=model.config.windows)
-    edits = [Uniform(0, range(4))]
-    expected = trace(model, prompts[0], edits=edits).logits
-    torch.testing.assert_close(model(prompts[0], attend=attend), expected)
+def test_uniform_mixing_is_over_what_a_layer_sees_and_no_heads_are_the_models_own(model, prompts):
+    for heads in ([], range(4)):
+        attend = SimplifiedAttention("uniform", [(0, head) for head in heads], windows=model.config.windows)
+        expected = trace(model, prompts[0], edits=[Uniform(0, heads)] if heads else []).logits
+        torch.testing.assert_close(model(prompts[0], attend=attend), expected)

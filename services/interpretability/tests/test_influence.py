@@ -79,12 +79,9 @@ def test_rows_come_in_input_order_with_an_error_for_what_is_too_short(context):
     assert {"base", "masked", "score", "control_score", "rank", "percentile", "selected"} <= rows[0].keys()
 
 
-def test_ranks_are_inside_a_domain(context):
+def test_ranks_are_inside_a_domain_or_among_equal_lengths(context):
     rows = rows_of(ask(context, [*LINES[:2], {**LINES[0], "id": "c", "domain": "y"}]))
     assert (sorted(row["rank"] for row in rows), sum(row["selected"] for row in rows)) == ([1, 1, 2], 2)
-
-
-def test_ranks_among_equal_lengths_differ_from_ranks_among_all(context):
     lines = [{"id": i, "text": "kqzwxm " * n} for i, n in enumerate((3, 3, 30, 30))]
     assert sorted(row["rank"] for row in rows_of(ask(context, lines, by_length=True))) == [1, 1, 2, 2]
 

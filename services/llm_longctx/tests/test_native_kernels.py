@@ -80,8 +80,14 @@ def test_libraries_fit_the_processor_best_first():
     assert isa_targets.runnable_targets([]) == [t for t in isa_targets.TARGETS if not t.needs]
 
 
-def test_an_unbuilt_library_is_told_and_not_an_error(monkeypatch, tmp_path):
-    monkeypatch.setattr(isa_targets, "PLACE", tmp_path)
+@pytest.fixture
+def place(monkeypatch, tmp_path):
+    for module in (isa_targets, building):
+        monkeypatch.setattr(module, "PLACE", tmp_path)
+    return tmp_path
+
+
+def test_an_unbuilt_library_is_told_and_not_an_error(monkeypatch, place):
     bindings.load_library.cache_clear()
     try:
         assert (bindings.explain_absence(), bindings.describe()[0]) == ("it is not built", "note")
@@ -102,27 +108,23 @@ def test_what_is_built_is_kept():
     assert building.build("no-such-compiler", BUILT[0]) == isa_targets.library_file(BUILT[0])
 
 
-def test_a_failing_compiler_is_quoted(monkeypatch, tmp_path):
-    monkeypatch.setattr(isa_targets, "PLACE", tmp_path)
-    monkeypatch.setattr(building, "PLACE", tmp_path)
-    monkeypatch.setattr(building, "sources", lambda: [tmp_path / "gone.cpp"])
+def test_a_failing_compiler_is_quoted(monkeypatch, place):
+    monkeypatch.setattr(building, "sources", lambda: [place / "gone.cpp"])
     compiler = building.shutil.which("g++")
     if compiler is None:
         pytest.skip("no compiler")
     with pytest.raises(Fault, match="can't build") as caught:
         building.build(compiler, BUILT[0])
     assert "gone.cpp" in caught.value.hint
-    assert not list(tmp_path.iterdir())
+    assert not list(place.iterdir())
 
 
-def test_a_level_that_the_compiler_does_not_know_is_left_out(monkeypatch, tmp_path, capsys):
+def test_a_level_that_the_compiler_does_not_know_is_left_out(monkeypatch, place, capsys):
     unknown = isa_targets.Target("later", ("-mno-such-instruction",), frozenset())
-    monkeypatch.setattr(isa_targets, "PLACE", tmp_path)
-    monkeypatch.setattr(building, "PLACE", tmp_path)
     if building.shutil.which("g++") is None:
         pytest.skip("no compiler")
-    (tmp_path / "one.cpp").write_text('extern "C" int fovea_ready() { return 1; }\n')
-    monkeypatch.setattr(building, "sources", lambda: [tmp_path / "one.cpp"])
+    (place / "one.cpp").write_text('extern "C" int fovea_ready() { return 1; }\n')
+    monkeypatch.setattr(building, "sources", lambda: [place / "one.cpp"])
     monkeypatch.setattr(building, "TARGETS", (unknown, BUILT[-1]))
     building.build_kernels(force=True)
     told = capsys.readouterr().out

@@ -275,15 +275,10 @@ def test_a_response_keeps_scope_limits_and_audit_of_steering(client, server):
     assert httpx2.post(url, json=body, headers={"x-fovea-scopes": "infer"}).status_code == 403
     answer = httpx2.post(url, json=body, headers={"x-fovea-scopes": "infer,interventions"})
     assert json.loads(answer.headers["x-fovea-audit"])["interventions"] == "add"
-    for fields, param in (
-        ({"interventions": [{"vector": [1.0] * WIDTH, "site": "resid_post.9"}]}, "interventions"),
-        ({"interventions": [UP] * 33}, "interventions"),
-        ({"capture": [{"type": "gradient"}]}, "capture"),
-        ({"capture": [{"type": "logit_lens", "layers": [2]}]}, "capture"),
-    ):
+    for field in ("interventions", "capture"):
         with pytest.raises(openai.BadRequestError) as caught:
-            respond(client, extra_body=fields)
-        assert caught.value.body["param"].startswith(param)
+            respond(client, extra_body={field: [{"type": "gradient"}]})
+        assert caught.value.body["param"].startswith(field)
 
 
 def test_the_commands_of_the_documentation_run(server, monkeypatch):

@@ -72,12 +72,6 @@ def test_broken_training_data_is_refused(signals, grades, queries):
         fit(signals, grades, queries)
 
 
-def test_the_digest_names_the_cuts_and_what_they_belong_to():
-    first = fit(GRADES, GRADES, QUERIES)
-    assert first.digest == fit(GRADES, GRADES, QUERIES).digest
-    assert first.digest != first.model_copy(update={"model": "another"}).digest
-
-
 def test_many_pairs_of_one_query_and_a_long_name_take_little_memory():
     count = 50_000
     signals = np.random.default_rng(0).random(count)

@@ -86,14 +86,9 @@ def test_released_form_loses_attention_in_empty_blocks_and_ours_does_not():
     assert (float(kept.sum()), masked.tolist()) == (pytest.approx(0.5), pytest.approx([0.5, 0, 0, 0, 0.5]))
 
 
-def test_uncached_logits_equal_the_official_gpt(gpt):
-    net, file = gpt
-    assert (net(file["train_input_ids"]) - file["train_logits"]).abs().max() < 2e-5
-
-
-def test_uncached_logits_equal_the_official_llama(llama):
-    net, file = llama
-    assert (net(file["input_ids"]) - file["logits_train"]).abs().max() < 2e-5
+def test_uncached_logits_equal_the_official_ones(gpt, llama):
+    for (net, file), ids, logits in ((gpt, "train_input_ids", "train_logits"), (llama, "input_ids", "logits_train")):
+        assert (net(file[ids]) - file[logits]).abs().max() < 2e-5
 
 
 def test_keys_are_the_checkpoints_and_its_buffers_may_be_there(gpt, llama):
