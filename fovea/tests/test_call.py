@@ -44,8 +44,7 @@ def answer(status: int, body: Any = None, **headers: str) -> httpx2.Response:
 
 def test_options_without_pictures_go_out_as_json_without_the_unset_ones():
     request = sent(endpoints.task("classify", {"top_k": 3, "model": None}, {}))
-    assert (request.method, request.url.path) == ("POST", "/v1/classify")
-    assert json.loads(request.content) == {"top_k": 3}
+    assert (request.method, request.url.path, json.loads(request.content)) == ("POST", "/v1/classify", {"top_k": 3})
 
 
 def test_pictures_go_out_as_multipart_with_their_bytes_as_they_are():
@@ -173,8 +172,7 @@ def chunk(**fields: Any) -> str:
 def test_a_piece_says_what_it_adds_to_the_first_choice():
     stream = StreamCall(endpoints.chat([], None, {}), ChatPiece.model_validate_json)
     both = [{"index": 1, "delta": {"content": "no"}}, {"index": 0, "delta": {"content": "yes"}}]
-    assert stream.parse_event(event(chunk(choices=both))).text == "yes"
-    assert stream.parse_event(event(chunk())).text == ""
+    assert (stream.parse_event(event(chunk(choices=both))).text, stream.parse_event(event(chunk())).text) == ("yes", "")
     assert stream.is_end(event("[DONE]"))
 
 

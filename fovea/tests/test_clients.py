@@ -103,8 +103,7 @@ def test_a_job_is_followed_to_its_end_and_gives_what_the_call_gives(client):
     states = [event.status for event in client.jobs.events(job.id)]
     assert (states[-1], "running" in states) == ("succeeded", True)
     later = client.jobs.result(job.id).parse(SegmentOut)
-    assert later.mask == client.segment(PICTURE, threshold=0.4).mask
-    assert client.jobs.get(job.id).status == "succeeded"
+    assert (later.mask, client.jobs.get(job.id).status) == (client.segment(PICTURE, threshold=0.4).mask, "succeeded")
     assert job.id in {kept.id for kept in client.jobs.list()}
 
 
@@ -132,8 +131,7 @@ def test_a_failed_job_raises_what_the_call_would_have_raised_and_can_be_retried(
     assert "not a picture" in str((last.error or {})["detail"])
     with pytest.raises(errors.BadInput, match="not a picture"):
         client.jobs.result(job.id)
-    assert client.jobs.retry(job.id).status == "queued"
-    assert client.jobs.wait(job.id, timeout=20).status == "failed"
+    assert (client.jobs.retry(job.id).status, client.jobs.wait(job.id, timeout=20).status) == ("queued", "failed")
 
 
 def test_a_cancelled_job_stays_cancelled(client, stage, monkeypatch):

@@ -64,8 +64,7 @@ def test_prompts_of_the_real_tokenizer_are_minimal_pairs(smollm2):
     for case in (*make_indirect_objects(smollm2, 8), *make_indirect_objects(smollm2, 4, counterfactual="abc")):
         assert len(case.clean) == len(case.corrupt)
         assert {"IO", "S1", "S2", "END"} <= set(case.marks)
-        assert case.clean[case.marks["IO"][0]] == case.correct
-        assert case.clean[case.marks["S2"][0]] == case.wrong[0]
+        assert (case.clean[case.marks["IO"][0]], case.clean[case.marks["S2"][0]]) == (case.correct, case.wrong[0])
     for case in make_coloured_objects(smollm2, 6):
         assert (len(case.clean), len(set(case.wrong) | {case.correct})) == (len(case.corrupt), 3)
         assert case.text.endswith("A:")

@@ -56,8 +56,10 @@ def joined(pieces, index=0):
 
 def test_pieces_are_whole_characters_and_the_end_has_the_reason(codec):
     pieces = run(codec, Script(codec.encode("a😀b")), ask([1]))
-    assert [p.text for p in pieces] == ["a", "😀", "b", ""]
-    assert [p.reason for p in pieces] == [None, None, None, "length"]
+    assert ([p.text for p in pieces], [p.reason for p in pieces]) == (
+        ["a", "😀", "b", ""],
+        [None, None, None, "length"],
+    )
     assert pieces[-1].produced == len("a😀b".encode())
     assert all(p.tokens == () for p in pieces), "no log-probabilities were asked for"
 
@@ -89,8 +91,7 @@ def test_an_echo_shows_the_prompt_once_for_each_answer(codec):
         assert joined(pieces, index) == "ü!x"
         told = [s for p in pieces if p.index == index for s in p.tokens]
         assert [s.token.id for s in told] == [*ids, *codec.encode("x")]
-        assert [s.token.logprob for s in told] == [None, -1.0, -1.0, -0.5]
-        assert [s.offset for s in told] == [0, 0, 1, 2]
+        assert ([s.token.logprob for s in told], [s.offset for s in told]) == ([None, -1.0, -1.0, -0.5], [0, 0, 1, 2])
 
 
 def test_an_echo_leaves_out_what_the_caller_did_not_write(codec):

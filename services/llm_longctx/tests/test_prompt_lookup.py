@@ -21,8 +21,7 @@ def test_what_followed_the_same_tokens_is_drafted():
     assert lookup.draft([1, 2, 3, 4, 5, 1, 2, 3], 4) == [4, 5, 1, 2]
     assert lookup.draft([1, 2, 3, 4, 5, 1, 2, 3, 9], 4) == []
     assert lookup.draft([1, 2, 3, 4, 5, 1, 2, 3, 9, 8, 1, 2, 3], 2) == [9, 8], "the last occurrence counts"
-    assert lookup.draft([1, 2, 3, 4, 5, 1, 2, 3, 9, 8, 1, 2, 3], 0) == []
-    assert PromptLookup().draft([1, 2], 4) == []
+    assert (lookup.draft([1, 2, 3, 4, 5, 1, 2, 3, 9, 8, 1, 2, 3], 0), PromptLookup().draft([1, 2], 4)) == ([], [])
 
 
 def test_a_meter_stops_what_does_not_pay_and_looks_again():

@@ -101,10 +101,8 @@ def test_over_http_bias_invalid_shares_and_disagreements_come_with_the_agreement
         liked = "1 0 m01-1 0\n1 0 m01-4 3\n"
         ranked = {"reference": body["reference"], "judge": liked, "runs": runs, "families": {"theirs": "llm"}}
         preference = c.post("/v1/judge/rankings", json=ranked).json()
-    assert (found["invalid"], found["pairs"]) == (1, 191)
-    assert found["invalid_by_grade"] == [0, 0, 0, pytest.approx(1 / 48)]
-    assert found["bias_by_text"]["pairs"] == 191
-    assert {row["reference"] for row in found["disagreements"][:48]} == {0}
+    assert (found["invalid"], found["pairs"], found["invalid_by_grade"]) == (1, 191, [0, 0, 0, pytest.approx(1 / 48)])
+    assert (found["bias_by_text"]["pairs"], {row["reference"] for row in found["disagreements"][:48]}) == (191, {0})
     assert (found["disagreements"][-1]["reference"], preference["self_preference"]) == (2, pytest.approx(2.0))
     (family,) = preference["families"]
     assert (family["family"], family["systems"], family["shift"]) == ("llm", 1, 1.0)

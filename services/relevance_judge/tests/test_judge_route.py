@@ -47,8 +47,7 @@ def test_one_query_with_its_passages_is_judged(client):
     body = {"model": "prompted-grade", "query": "q", "passages": ["a", {"doc": {"segment": "b"}}]}
     answer = client.post("/v1/judge", json=body)
     assert answer.status_code == 200, answer.text
-    assert [row["grade"] for row in answer.json()["results"]] == [2, 2]
-    assert answer.json()["model"] == "prompted-grade"
+    assert ([row["grade"] for row in answer.json()["results"]], answer.json()["model"]) == ([2, 2], "prompted-grade")
 
 
 @pytest.mark.parametrize(

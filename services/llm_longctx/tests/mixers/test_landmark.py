@@ -171,8 +171,7 @@ def test_blocks_off_the_device_give_equal_logits_and_their_bytes_are_counted(off
     block_bytes = 2 * 4 * 8 * 4  # keys and values, L + 1 entries of d = 8 float32
     chosen = sum(b.numel() for step in steps for b in step.blocks if b is not None)
     assert (near.moved_bytes, away.moved_bytes) == (0, chosen * block_bytes)
-    assert max(b.shape[2] for step in steps for b in step.blocks if b is not None) == 1
-    assert near.nbytes == away.nbytes
+    assert (max(b.shape[2] for step in steps for b in step.blocks if b is not None), near.nbytes) == (1, away.nbytes)
 
 
 def test_oldest_blocks_leave_a_full_store_and_numbers_stay_absolute():

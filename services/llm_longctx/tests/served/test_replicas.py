@@ -140,8 +140,7 @@ def test_filled_in_one_it_is_asked_in_the_other_without_being_read_again(two, kn
     assert fetched["longctx"]["citations"]
     assert fetched["usage"]["longctx"]["cached_tokens"] == WHOLE
     # The end that fills no stretch, the question, and the answer but for its last token.
-    assert second.read == TOKENS - WHOLE + 2 + 2
-    assert metric(second.http, "landmark_documents_total") == before + 1
+    assert (second.read, metric(second.http, "landmark_documents_total")) == (TOKENS - WHOLE + 2 + 2, before + 1)
     second.ask(document["id"], "? owl", longctx=asked)
     assert second.read == 2 * (TOKENS - WHOLE + 2 + 2)
 
@@ -150,8 +149,7 @@ def test_storing_it_again_elsewhere_reads_nothing_but_its_end(two):
     first, second = two
     name = first.store()["id"]
     again = second.store()
-    assert (again["id"], again["cached_tokens"], again["shared"]) == (name, WHOLE, True)
-    assert second.read == TOKENS - WHOLE
+    assert (again["id"], again["cached_tokens"], again["shared"], second.read) == (name, WHOLE, True, TOKENS - WHOLE)
     longer = second.store(f"{TEXT} {FILL} ant blue")
     assert longer["cached_tokens"] == WHOLE
 
@@ -160,8 +158,7 @@ def test_deleted_its_blocks_are_gone_too(two, redis_server):
     first, second = two
     name = first.store()["id"]
     second.ask(name)
-    assert len(_blobs(redis_server)) == 1
-    assert second.http.delete(f"/v1/documents/{name}", headers=ANN).status_code == 200
+    assert (len(_blobs(redis_server)), second.http.delete(f"/v1/documents/{name}", headers=ANN).status_code) == (1, 200)
     assert (redis.Redis.from_url(redis_server.url).keys("fovea:documents*"), _blobs(redis_server)) == ([], [])
     body = {"model": MODEL, "prompt": "? dog", "document_id": name}
     for one in two:
