@@ -164,6 +164,7 @@ def test_a_url_that_holds_nothing_is_reported(fovea, site, tmp_path):
     ("words", "code", "said"),
     [
         (["none*.png"], 1, "No file matches"),
+        (["empty"], 1, ".tiff"),
         (["a.jpg", "--bogus", "3"], 1, "no option --bogus"),
         (["a.jpg", "--thresold=0.2"], 1, "--threshold?"),
         (["a.jpg", "--threshold", "7"], 2, "--threshold"),
@@ -173,17 +174,12 @@ def test_a_url_that_holds_nothing_is_reported(fovea, site, tmp_path):
 )
 def test_mistakes_are_answered_before_any_picture_is_sent(fovea, folder, monkeypatch, stage, words, code, said):
     monkeypatch.chdir(folder)
+    (folder / "empty").mkdir()
     before = len(stage.stub.seen)
     got, _, err = fovea("segment", *words)
     assert got == code
     assert said in err
     assert len(stage.stub.seen) == before
-
-
-def test_an_empty_folder_says_what_was_looked_for(fovea, tmp_path):
-    code, _, err = fovea("segment", tmp_path)
-    assert code == 1
-    assert ".tiff" in err
 
 
 def test_chat_streams_the_answer_to_standard_output(fovea):

@@ -133,17 +133,6 @@ def test_a_token_that_is_none_is_refused():
         engine.step(61)
 
 
-def test_steps_run_in_one_call(monkeypatch):
-    calls = []
-    real = bindings.decode_step
-    monkeypatch.setattr(bindings, "decode_step", lambda *given: calls.append(given) or real(*given))
-    net = build("llama")
-    engine = Engine(net)
-    engine.prefill(IDS[:40])
-    engine.step(3)
-    assert len(calls) == 1
-
-
 def steer(net, sites, backend="auto", how="dense", threads=1):
     """Logits of two steps of two sequences, the second of which has a vector of its own added at each site."""
     engine = Engine(net, how, ROLES, page=16, backend=backend)
@@ -178,11 +167,12 @@ def test_vectors_are_added_in_a_step_as_by_torch(family, how):
         assert torch.equal(steer(net, sites, how=how), steer(net, sites, how=how, threads=3))
 
 
-def test_a_step_with_vectors_runs_in_one_call_and_its_neighbour_keeps_every_bit(monkeypatch):
+def test_a_step_with_and_without_vectors_runs_in_one_call_and_its_neighbour_keeps_every_bit(monkeypatch):
     net, calls, real = build("llama"), [], bindings.decode_step
-    plain = steer(net, [])
     monkeypatch.setattr(bindings, "decode_step", lambda *given: calls.append(given) or real(*given))
-    steered = steer(net, SITES)
+    plain = steer(net, [])
     assert len(calls) == 2
+    steered = steer(net, SITES)
+    assert len(calls) == 4
     assert torch.equal(steered[:, 0], plain[:, 0])
     assert not torch.equal(steered[:, 1], plain[:, 1])

@@ -32,17 +32,6 @@ def engine(tiny):
     return Engine(tiny, page=8)
 
 
-class Clock:
-    """A time that the test tells."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        """Seconds."""
-        return self.now
-
-
 def told(watch, policy, *agreements):
     for agreement in agreements:
         found = SimpleNamespace(agreement=agreement, divergence=0.0, delta=0.0)
@@ -135,7 +124,7 @@ def test_each_variant_is_judged_by_its_own_findings_and_few_are_remembered(engin
     policies = {recent: engine.policy_of(cut(recent=recent), TINY_PLAN) for recent in range(1, 13)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(watches, "MAX_VARIANTS", 8)
-        watch, known = FidelityMonitor(floor=FLOOR, clock=Clock()), dict[int, DriftGate]()
+        watch, known = FidelityMonitor(floor=FLOOR, clock=lambda: 0.0), dict[int, DriftGate]()
         with telemetry.bind(model="property"):
             for recent, agreement in findings:
                 told(watch, policies[recent], agreement)

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
 
 from services.llm_longctx.kv_cache import Entries, PagePool, PoolExhausted, SequenceCache
-from services.llm_longctx.kv_cache.range_allocator import RangeAllocator
 
 # ruff: noqa: D102  # the rules of the state machine are named after what they do
 L, G, D, P = 2, 3, 4, 4
@@ -67,20 +66,6 @@ def cut(memory, layer, head, sink, recent, held=None):
         ends = torch.arange(len(held.positions))
         held = held.take(torch.cat((ends[:sink], ends[len(ends) - recent :])))
     memory.keep(layer, head, held, sink=sink, slide=recent)
-
-
-def test_giving_back_twice_is_an_error():
-    addresses = RangeAllocator(10)
-    begin = addresses.take(4)
-    addresses.give(begin, 4)
-    with pytest.raises(ValueError, match="twice"):
-        addresses.give(begin + 3, 1)
-    shared = pool()
-    first = shared.reserve(2)
-    shared.commit(np.array([first]))
-    shared.release(np.array([first]))
-    with pytest.raises(ValueError, match="nobody holds"):
-        shared.release(np.array([first]))
 
 
 @pytest.mark.parametrize("n", [0, 1, 3, 4, 5, 17])

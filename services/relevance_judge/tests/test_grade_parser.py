@@ -65,14 +65,8 @@ def test_the_scale_is_an_argument():
 @pytest.mark.parametrize(
     "hostile",
     [
-        "{" * 100_000,
-        '{"a":' * 20_000,
-        "##final score" * 8_000,
-        "score " * 17_000,
-        "<think>" * 15_000,
-        " " * 100_000,
-        "1" * 100_000,
-        "(" * 100_000,
+        *(letter * 100_000 for letter in "{ 1("),
+        *(word * (100_000 // len(word)) for word in ('{"a":', "##final score", "score ", "<think>")),
         "score:" + " " * 99_000 + "x",
     ],
 )

@@ -1,4 +1,4 @@
-"""What SmolLM2 can do as a judge: the recorded verdicts say so, and the model itself, for real, agrees."""
+"""SmolLM2 as a judge: the model itself, for real, gives the recorded verdicts."""
 
 import json
 from collections.abc import Sequence
@@ -8,7 +8,6 @@ import pytest
 
 from services.llm_longctx.tests.conftest import Server, smollm2_app
 from services.relevance_judge.chat_client import ChatClient
-from services.relevance_judge.evaluate import measure_judge
 from services.relevance_judge.judge import Judge
 from services.relevance_judge.judges.prompted_grade import PromptedGrade
 from services.relevance_judge.judges.query_likelihood import QueryLikelihood
@@ -27,15 +26,6 @@ EVERY = tuple(docid for qid, docid in MINI.labels if qid == QUERY)
 def recorded(name: str) -> list[dict[str, Any]]:
     path = MINI.folder / "judgements" / f"{name}.jsonl"
     return [json.loads(line) for line in path.read_text("utf8").splitlines()]
-
-
-def test_query_likelihood_reaches_what_its_card_says_with_cuts_of_other_queries():
-    lift, plain = (measure_judge(recorded(name), MINI) for name in ("query-lift", "query-likelihood"))
-    assert (lift["spearman"] or 0) >= 0.6
-    assert min(lift["pair_order"] or 0, plain["pair_order"] or 0) >= 0.85
-    stated = {metric.name: metric.ours for metric in QueryLikelihood.card.metrics}
-    for name, value in stated.items():
-        assert value == pytest.approx(lift[name], abs=6e-4), name
 
 
 @pytest.fixture(scope="module")

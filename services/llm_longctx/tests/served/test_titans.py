@@ -191,18 +191,17 @@ def test_surprise_says_what_was_learnt_token_by_token(http):
 
 
 @pytest.mark.parametrize(
-    ("body", "param"),
+    ("path", "body", "param"),
     [
-        ({"n": 2}, "n"), ({"longctx": {"blocks": 2}}, "longctx.blocks"), ({"model": "fovea-titans-mag"}, "session_id"),
-        ({"model": "fovea-landmark-recall"}, "model"), ({"session_id": "mine"}, "session_id"),
+        ("chat/completions", {"n": 2}, "n"),
+        ("chat/completions", {"longctx": {"blocks": 2}}, "longctx.blocks"),
+        ("chat/completions", {"model": "fovea-titans-mag"}, "session_id"),
+        ("chat/completions", {"model": "fovea-landmark-recall"}, "model"),
+        ("chat/completions", {"session_id": "mine"}, "session_id"),
+        ("completions", {"prompt": ["the", "of"]}, "prompt"),
     ],
-)  # fmt: skip
-def test_what_a_session_can_not_do_is_400(http, body, param):
-    answer = http.post("/v1/chat/completions", json={**SAID, "session_id": _open(http), **body})
+)
+def test_what_a_session_can_not_do_is_400(http, path, body, param):
+    said = SAID if path.startswith("chat") else {"model": MODEL}
+    answer = http.post(f"/v1/{path}", json={**said, "session_id": _open(http), **body})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
-
-
-def test_several_prompts_in_one_session_are_refused(http):
-    body = {"model": MODEL, "prompt": ["the", "of"], "session_id": _open(http)}
-    answer = http.post("/v1/completions", json=body)
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "prompt")
