@@ -82,6 +82,19 @@ def test_packed_entries_are_rounded_once():
     memory.close()
 
 
+def test_eviction_in_the_middle_of_pages_leaves_other_pages_as_they_are():
+    memory, kv = FewBitCache(pool(), L, G, 4), text(300)
+    read(memory, kv, 0, 300)
+    held, bytes_before = memory.entries(0, 0), memory.nbytes
+    kept = torch.tensor([p for p in range(300) if p not in {40, 41, 170, 299}])
+    memory.keep(0, 0, held.take(kept))
+    after = memory.entries(0, 0)
+    at = dict(zip(after.positions.tolist(), after.k, strict=True))
+    assert (sorted(at), memory.nbytes <= bytes_before) == (kept.tolist(), True)
+    assert all(torch.equal(at[p], held.k[p]) for p in range(16, 256) if p // 16 not in {40 // 16, 170 // 16})
+    memory.close()
+
+
 @pytest.mark.parametrize(("sink", "slide", "n"), [(0, 60, 100), (4, 100, 180), (40, 64, 200), (64, 256, 400),
                                                   (4, 20, 90), (20, 80, 12), (0, 48, 48), (70, 30, 100)])  # fmt: skip
 @pytest.mark.parametrize("absorb", [False, True])
