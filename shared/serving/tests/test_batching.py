@@ -502,6 +502,8 @@ async def test_company_is_waited_for_only_if_it_left_just_now(monkeypatch, last_
     clock, slept = Clock(), []
     made = batcher(Doubler(), size=8, wait=10.0)
     await made.close()
+    for thread in made._threads:
+        thread.join()
     monkeypatch.setattr("shared.serving.batching.time", clock)
 
     def wait(seconds):
