@@ -6,7 +6,6 @@ fields are its knobs, so the command line, the manifest and a test set them the 
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import math
 from abc import ABC, abstractmethod
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from fovea_recipes.training.calibrate import ServingFacts
 from shared.errors import NotFound
 from shared.export.onnx_export import Parity
-from shared.registry.discovery import module_names, network
+from shared.registry.discovery import network, scan
 from shared.plugins import entries
 from shared.registry.weights import Dtype
 
@@ -159,10 +158,10 @@ class Recipe(_Knobs, ABC):
 
 def recipes() -> dict[str, type[Recipe]]:
     """Return all recipes by name, from the modules of every package in the entry-point group `fovea.recipes`."""
-    modules = (importlib.import_module(name) for point in entries(GROUP) for name in module_names(point.value))
     found = {
         thing.name: thing
-        for module in modules
+        for point in entries(GROUP)
+        for module in scan(point.value)
         for thing in vars(module).values()
         if inspect.isclass(thing) and issubclass(thing, Recipe) and "name" in vars(thing)
     }
