@@ -1,10 +1,10 @@
 """Whether a picture is of the kind that a network was trained on: how far its features are from the known ones.
 
-Knows arrays of features; knows no network and no picture, and fits nothing: training does. A Gaussian is fitted to the features of training pictures
-(Lee et al., *A Simple Unified Framework for Detecting Out-of-Distribution Samples*, NeurIPS 2018, with one class);
-its covariance is shrunk, because there are fewer pictures than a full one needs. Where pictures of other kinds are at
-hand, linear classifiers learn to tell these apart from the known ones (outlier exposure: Hendrycks et al., ICLR 2019),
-and whichever finds a picture stranger is heard.
+Knows arrays of features; knows no network and no picture, and fits nothing: training does. A Gaussian is fitted to the
+features of training pictures (Lee et al., *A Simple Unified Framework for Detecting Out-of-Distribution Samples*,
+NeurIPS 2018, with one class); its covariance is shrunk, because there are fewer pictures than a full one needs. Where
+pictures of other kinds are at hand, linear classifiers separate them from the known ones (outlier exposure: Hendrycks
+et al., ICLR 2019), and the larger of the two distances counts.
 """
 
 from __future__ import annotations

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from fovea_recipes.training.calibrate import ServingFacts
 from shared.errors import NotFound
 from shared.export.onnx_export import Parity
-from shared.registry.discovery import network, scan
 from shared.plugins import entries
+from shared.registry.discovery import network, scan
 from shared.registry.weights import Dtype
 
 GROUP = "fovea.recipes"

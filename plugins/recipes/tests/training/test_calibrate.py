@@ -6,8 +6,8 @@ from PIL import Image
 from fovea_recipes.training.calibrate import fit_novelty_detector, reliability_facts, sample_pictures
 from fovea_recipes.training.data.ood_images import make_ood_image, scramble
 from fovea_recipes.training.novelty import auroc, cross_distances, fit_gaussian
-from shared.vision.novelty import InDistributionModel
 from plugins.recipes.tests.training.test_novelty_and_calibration import kind
+from shared.vision.novelty import InDistributionModel
 
 
 def test_new_pictures_of_the_kind_pass_and_others_are_warned_of():
