@@ -1,7 +1,5 @@
 """Committed weights give the headline numbers of their manifests again, on the same answers and the same text."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -10,15 +8,15 @@ from fovea_recipes.llm_longctx.landmark_recall import LandmarkRecallRecipe
 from fovea_recipes.llm_longctx.titans_recall import TitansAttentionRecipe
 from fovea_recipes.training.byte_recipe import bits_per_byte
 from shared.registry import network
+from shared.registry.discovery import shipped_weights
 from shared.registry.weights import read_weights
 
-WEIGHTS = Path(__file__).parents[2] / "weights"
 TEST = 2 * 10**9
 """The seed that recipes measure with."""
 
 
 def trained(name):
-    found = read_weights(WEIGHTS / f"{name}.safetensors")
+    found = read_weights(shipped_weights()[name])
     net = network(found.manifest.network.name, **found.manifest.network.config)
     net.load_state_dict({key: torch.from_numpy(array) for key, array in found.arrays.items()})
     return net.eval(), found.manifest

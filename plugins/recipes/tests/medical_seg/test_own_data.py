@@ -14,7 +14,7 @@ from shared.serving.build_app import build
 from shared.serving.tests.ready_client import ready_client
 from shared.settings import Settings, settings
 
-DOC = Path(__file__).parents[3] / "docs" / "09-your-own-data.md"
+DOC = Path(__file__).parents[4] / "docs" / "09-your-own-data.md"
 cli = typer.Typer()
 cli.command()(train)
 

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import services
 from fovea_recipes.vision_restoration.evaluation import ReflectionPairs, gain_pairs, restore_pairs, score_pairs
 from fovea_recipes.vision_restoration.glass import behind_glass
 from services.vision_restoration.models.rrformer import RRFormerRestorer
 from shared.export.artifacts import ExportedForms
 from shared.registry.weights import read_weights
 
-SERVICES = Path(__file__).parents[2]
+SERVICES = Path(next(iter(services.__path__)))
 PHOTOGRAPHS = (
     "vision_restoration/models/example.jpg",
     "detection/models/pavement.jpg",
