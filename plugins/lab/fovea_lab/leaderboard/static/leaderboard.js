@@ -1,8 +1,8 @@
 /** Leaderboard page: compares attention methods at equal bytes as a job, and sorts the ranking. */
 
-import { JudgeForm } from "./judge.js";
-import { jobNote, submit } from "./submit.js";
-import { save } from "./save.js";
+import { JudgeForm } from "/console/static/js/judge.js";
+import { jobNote, submit } from "/console/static/js/submit.js";
+import { save } from "/console/static/js/save.js";
 
 const TEXTS = {
   budget: (row) => row.budget ?? "–",
@@ -15,7 +15,7 @@ const TEXTS = {
 
 const sortValue = (row, key) => (key === "difference" ? row.difference.mean : row[key] ?? 2);
 
-export class Leaderboard extends JudgeForm {
+class Leaderboard extends JudgeForm {
   connectedCallback() {
     super.connectedCallback();
     this.on("click", "sort", (_, button) => this.sort(button.dataset.key));
@@ -59,3 +59,5 @@ export class Leaderboard extends JudgeForm {
     return line;
   }
 }
+
+customElements.define("fovea-leaderboard", Leaderboard);
