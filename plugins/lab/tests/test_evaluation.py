@@ -91,8 +91,7 @@ def test_long_english_text_comes_with_python_in_the_order_of_a_seed():
     assert text == load_library_prose(20_000, seed=1) != load_library_prose(20_000, seed=2)
     assert text.count(" the ") > 100
     spec = FidelityRequest(lengths=[40], corpus="generated", seed=3)
-    assert spec.long_text(30) == build_haystack(240, 3)
-    assert FidelityRequest(text="my own").long_text(10**6) == "my own"
+    assert (spec.long_text(30), FidelityRequest(text="my own").long_text(10**6)) == (build_haystack(240, 3), "my own")
 
 
 def test_what_lies_before_a_needle_is_read_once(model, monkeypatch):

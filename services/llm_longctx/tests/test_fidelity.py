@@ -6,20 +6,8 @@ import torch
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.engine.quality.fidelity import Fidelity, compare_to_dense
 from services.llm_longctx.methods import method
-from services.llm_longctx.serving.local_models import make_local_model
 from services.llm_longctx.tests.test_engine_pages import DUO, TINY_PLAN, prompt
 from services.llm_longctx.tests.test_scheduler import ask, run
-from shared.api.text import CompletionRequest
-from shared.registry import CallContext, LoadContext
-
-
-@pytest.fixture(scope="module")
-def model(folder, tmp_path_factory):
-    loaded = make_local_model(folder).load(
-        LoadContext(cache=tmp_path_factory.mktemp("cache"), weights=tmp_path_factory.mktemp("w"), threads=1)
-    )
-    yield loaded
-    loaded.close()
 
 
 def compare(engine, ids, answer, how):
@@ -92,13 +80,3 @@ def test_work_that_can_wait_makes_room_and_hears_of_it(tiny):
 def iter_that_fails():
     raise RuntimeError
     yield
-
-
-def test_a_breach_is_served_densely_and_said(model, monkeypatch):
-    speaker = model.adapter
-    monkeypatch.setattr(
-        speaker.engine.monitor, "held_back_reason", lambda p: "it strayed" if p.method.name == "power" else None
-    )
-    body = CompletionRequest.model_validate({"prompt": "Once", "max_tokens": 3, "longctx": {"method": "power"}})
-    *_, last = model.stream(body, CallContext())
-    assert (last.usage.longctx.method, last.usage.longctx.fallback) == ("dense", "it strayed")
