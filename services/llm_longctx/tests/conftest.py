@@ -173,7 +173,6 @@ def go_on(client, prompt="Once upon", **more):
 class Ear:
     """A callback that remembers."""
 
-    # what the calls are for, says the TokenCallback protocol
     def __init__(self, stop_at=None) -> None:
         self.tokens, self.prompted, self.ends, self.stop_at = [], [], [], stop_at
 
