@@ -1,6 +1,6 @@
-"""App of llm-longctx: language models behind OpenAI's routes, their sessions and documents, and evaluations."""
+"""App of llm-longctx: language models behind OpenAI's routes, their sessions and documents."""
 
-from services.llm_longctx.api import documents, embeddings, evaluations, methods, openai, responses, sessions, steering
+from services.llm_longctx.api import documents, embeddings, methods, openai, responses, sessions, steering
 from services.llm_longctx.serving.local_models import select_models
 from shared.serving.build_app import build
 from shared.settings import settings
@@ -11,7 +11,6 @@ routers = [
     embeddings.router,
     sessions.router,
     documents.router,
-    evaluations.router,
     methods.router,
     steering.router,
 ]
