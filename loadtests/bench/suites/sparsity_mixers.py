@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fovea_memory.mixers.rope import rotate_pairs
 from loadtests.bench.claiming import Claims, timing
 from loadtests.bench.result import Row, row
 from loadtests.bench.turns import milliseconds
-from services.llm_longctx.mixers.rope import rotate_pairs
 from services.llm_longctx.recipes.landmark_recall import STREAM_CHUNK, with_landmarks
 from services.llm_longctx.recipes.recall import RecallBatch, draw
 from shared.registry import network

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from services.llm_longctx.engine.method_policy import Policy
-from services.llm_longctx.engine.request import CandidateSpec, FinishReason, GenerationRequest, Sampling, ScoredToken
+from services.llm_longctx.engine.request import FinishReason, GenerationRequest, RequestHooks, Sampling, ScoredToken
 from services.llm_longctx.engine.taps import CapturedTokens, RequestTaps
 from services.llm_longctx.kv_cache import CacheBits
 from services.llm_longctx.methods import AttentionMethod
@@ -83,8 +83,8 @@ class Completion:
 
 
 @dataclass(eq=False, slots=True)
-class TokenCollector:
-    """Gathers the tokens of an answer; a `TokenCallback`.
+class TokenCollector(RequestHooks):
+    """Gathers the tokens of one answer.
 
     Attributes:
         tokens: Tokens so far, without a stop token.
@@ -98,20 +98,14 @@ class TokenCollector:
     produced: int = 0
     captured: list[CapturedTokens] = field(default_factory=list)
 
-    def on_prompt(self, tokens: Sequence[ScoredToken]) -> None:
-        """Scores of the prompt are not gathered."""
-
-    def on_capture(self, captured: Sequence[CapturedTokens]) -> None:
-        """More of what is captured."""
+    def on_capture(self, answer: int, captured: Sequence[CapturedTokens]) -> None:
         self.captured += captured
 
-    def on_token(self, token: ScoredToken) -> bool:
-        """One more token."""
+    def on_token(self, answer: int, token: ScoredToken) -> bool:
         self.tokens.append(token.id)
         return False
 
-    def on_finish(self, reason: FinishReason | FoveaError, produced: int) -> None:
-        """The answer is over."""
+    def on_finish(self, answer: int, reason: FinishReason | FoveaError, produced: int) -> None:
         if self.reason is None:
             self.reason, self.produced = reason, produced
 
@@ -140,13 +134,14 @@ class RequestOutput:
         sampling = Sampling(asked.temperature, asked.top_p, asked.top_k, asked.min_p, asked.seed)
         request = GenerationRequest(
             [int(i) for i in asked.ids],
-            [CandidateSpec(sampling, collector)],
+            [sampling],
             asked.max_tokens,
             policy=policy,
             stop_token_ids=asked.ends,
             priority=asked.priority,
             run=asked.run or CallContext(),
             taps=asked.taps,
+            hooks=collector,
         )
         return cls(request, policy, backend, collector)
 

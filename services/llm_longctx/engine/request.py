@@ -1,4 +1,4 @@
-"""Generation requests: prompt token ids in, tokens out through callbacks, and what it cost.
+"""Generation requests: prompt token ids in, tokens out through hooks, and what it cost.
 
 Knows nothing about text, templates, models or scheduling.
 """
@@ -12,7 +12,6 @@ from typing import Any, Literal, Protocol
 from torch import Tensor
 
 from services.llm_longctx.engine.method_policy import Policy
-from services.llm_longctx.engine.session import SessionSource
 from services.llm_longctx.engine.taps import CapturedTokens, RequestTaps
 from shared.errors import FoveaError
 from shared.registry import CallContext
@@ -56,26 +55,6 @@ class ScoredToken:
     top: tuple[tuple[int, float], ...] = ()
 
 
-class TokenCallback(Protocol):
-    """Receives one answer token by token. Called on the scheduler's thread, so it must be quick."""
-
-    def on_prompt(self, tokens: Sequence[ScoredToken]) -> None:
-        """The next stretch of the prompt with its log-probabilities; only where they were asked for."""
-        ...
-
-    def on_capture(self, captured: Sequence[CapturedTokens]) -> None:
-        """What was captured since the last call, before the next token is told; only where it was asked for."""
-        ...
-
-    def on_token(self, token: ScoredToken) -> bool:
-        """The next token; True ends the answer here."""
-        ...
-
-    def on_finish(self, reason: FinishReason | FoveaError, produced: int) -> None:
-        """The answer is over after `produced` tokens, a stop token included. The last call."""
-        ...
-
-
 class Grammar(Protocol):
     """Constrains one answer; it remembers the answer so far."""
 
@@ -97,13 +76,29 @@ class Grammar(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class CandidateSpec:
-    """One of the answers to a prompt: how it is sampled, who receives it, and what it may say if not everything."""
+class RequestHooks:
+    """What takes part in one request from outside the engine: it receives the tokens and brings the grammars.
 
-    sampling: Sampling
-    callback: TokenCallback
-    grammar: Grammar | None = None
+    Each method gets the index of the answer. All but `open_grammar` are called on the scheduler's thread, so they must
+    be quick.
+    """
+
+    def open_grammar(self, answer: int) -> Grammar | None:
+        """Return what the answer may say, where it may not say everything."""
+        return None
+
+    def on_prompt(self, answer: int, tokens: Sequence[ScoredToken]) -> None:
+        """Receive the next part of the prompt with its log-probabilities; only where the request asks for them."""
+
+    def on_capture(self, answer: int, captured: Sequence[CapturedTokens]) -> None:
+        """Receive what was captured since the last call, before the next token; only where the request asks for it."""
+
+    def on_token(self, answer: int, token: ScoredToken) -> bool:
+        """Receive the next token; True ends the answer here."""
+        return False
+
+    def on_finish(self, answer: int, reason: FinishReason | FoveaError, produced: int) -> None:
+        """Receive the end of the answer after `produced` tokens, a stop token included. The last call."""
 
 
 @dataclass(slots=True)
@@ -134,13 +129,13 @@ class RequestStats:
         return self.kv_bytes / self.kv_bytes_dense if self.kv_bytes_dense else 1.0
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(eq=False, slots=True)
 class GenerationRequest:
     """A prompt and the answers wanted.
 
     Attributes:
         prompt_ids: The prompt.
-        candidates: Answers that share its prefill.
+        samplings: How each of the answers is drawn; they share the prefill.
         max_tokens: Longest answer; 0 only reads the prompt.
         policy: The method that serves it; None takes the engine's.
         requested_policy: The method that was asked for, where another serves in its place.
@@ -151,13 +146,14 @@ class GenerationRequest:
         score_from: With `score_prompt`: tokens before this one are not scored, so that they may come from the cache.
         priority: Higher classes are admitted first.
         run: Deadline and cancellation.
-        session: Opens the session that reads it, for models whose requests have one each.
+        source: With what a plug-in's backend reads it; None for the paged backend.
         taps: What it changes and reads inside the model.
+        hooks: Receives its tokens.
         stats: What it cost.
     """
 
     prompt_ids: Sequence[int]
-    candidates: Sequence[CandidateSpec] = ()
+    samplings: Sequence[Sampling] = (Sampling(),)
     max_tokens: int = 16
     policy: Policy | None = None
     requested_policy: Policy | None = None
@@ -168,6 +164,7 @@ class GenerationRequest:
     score_from: int = 0
     priority: int = 0
     run: CallContext = field(default_factory=CallContext)
-    session: SessionSource[Any] | None = None
+    source: Any = None
     taps: RequestTaps | None = None
+    hooks: RequestHooks = field(default_factory=RequestHooks)
     stats: RequestStats = field(default_factory=RequestStats)

@@ -63,14 +63,15 @@ class Scheduler(Generic[S]):
     # On the threads of requests.
 
     def add_request(self, request: GenerationRequest) -> None:
-        """Line up a request; its callbacks are called from now on.
+        """Line up a request; its hooks are called from now on.
 
         Raises:
             QueueFull: As many sequences wait as may.
             NotReady: The scheduler is closed.
         """
         arrival, vocab, context = next(self._arrivals), self.backend.vocab, contextvars.copy_context()
-        first, *siblings = (Sequence[S](request, one, arrival, vocab, context) for one in request.candidates)
+        answers = range(len(request.samplings))
+        first, *siblings = (Sequence[S](request, answer, arrival, vocab, context) for answer in answers)
         first.siblings = siblings
         self.waiting.add(first)
 

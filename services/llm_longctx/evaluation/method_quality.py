@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
-from services.llm_longctx.engine import CandidateSpec, GenerationRequest, Sampling, TokenCollector
+from services.llm_longctx.engine import GenerationRequest, TokenCollector
 from services.llm_longctx.engine.method_policy import Policy
 from services.llm_longctx.engine.quality.fidelity import Fidelity, compare_to_dense
 from services.llm_longctx.evaluation.idle_run import POLL_S, run_when_idle
@@ -204,11 +204,11 @@ def _submit(adapter: DecoderAdapter, ids: Sequence[int], spec: NeedleRequest) ->
     output = TokenCollector()
     request = GenerationRequest(
         ids,
-        [CandidateSpec(Sampling(), output)],
-        spec.steps,
+        max_tokens=spec.steps,
         policy=policy,
         stop_token_ids=adapter.tokenizer.eos,
         priority=-1,
+        hooks=output,
     )
     adapter.scheduler.add_request(request)
     return request, output

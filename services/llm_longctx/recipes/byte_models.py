@@ -13,8 +13,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from services.llm_longctx.mixers.deconstructed.mixers import Variant
-from services.llm_longctx.mixers.routing.networks import ClusterAssignment, RoutingLM
+from fovea_memory.mixers.deconstructed.mixers import Variant
+from fovea_memory.mixers.routing.networks import ClusterAssignment, RoutingLM
 from shared.registry.weights import Dtype
 from shared.training.byte_recipe import BYTES, ByteRecipe, bits_of, bits_per_byte
 from shared.training.recipe import Batch, Schedule

@@ -17,8 +17,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from services.llm_longctx.mixers.landmark.networks import LandmarkGPT
-from services.llm_longctx.mixers.landmark.session import Gate
+from fovea_memory.mixers.landmark.networks import LandmarkGPT
+from fovea_memory.mixers.landmark.session import Gate
 from services.llm_longctx.recipes.recall import LANDMARK, VOCAB, RecallBatch, draw
 from shared.training.recipe import Batch, Recipe, Schedule
 

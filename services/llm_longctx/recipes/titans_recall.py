@@ -20,9 +20,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from services.llm_longctx.mixers.titans.layers import PersistentAttention
-from services.llm_longctx.mixers.titans.memory import TitansMemory
-from services.llm_longctx.mixers.titans.networks import TitansLM
+from fovea_memory.mixers.titans.layers import PersistentAttention
+from fovea_memory.mixers.titans.memory import TitansMemory
+from fovea_memory.mixers.titans.networks import TitansLM
 from services.llm_longctx.recipes.recall import VOCAB, RecallBatch, draw
 from shared.training.recipe import Batch, Recipe, Schedule
 

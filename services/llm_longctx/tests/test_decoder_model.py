@@ -9,6 +9,7 @@ from services.llm_longctx.tests.conftest import HELLO, write_folder
 from shared.api.text import ChatRequest, CompletionRequest, TokenizeRequest
 from shared.errors import FoveaError, InvalidOption, NotFound, UnsupportedMedia
 from shared.registry import CallContext, LoadContext
+from tests.harness.streams import events_of
 
 
 @pytest.fixture
@@ -56,10 +57,10 @@ def test_bfloat16_is_another_fingerprint(folder, tmp_path, model):
 
 def test_a_stream_gathers_into_the_answer_of_predict(model):
     request = ChatRequest(messages=HELLO, max_tokens=9, temperature=0, n=2)
-    gathered = ChatProtocol().gather(model.stream(request, CallContext()))
+    gathered = ChatProtocol().gather(events_of(model.stream(request, CallContext())))
     assert gathered.choices == model.predict([request], CallContext())[0].choices
     with pytest.raises(ValueError, match="usage"):
-        ChatProtocol().gather(model.stream(request.model_copy(update={"stream": True}), CallContext()))
+        ChatProtocol().gather(events_of(model.stream(request.model_copy(update={"stream": True}), CallContext())))
 
 
 def test_what_is_no_request_of_a_language_model_is_a_mistake_of_ours(model):
@@ -81,6 +82,6 @@ def test_a_model_without_template_gives_a_text_as_its_example(tmp_path):
     )
     try:
         assert isinstance(loaded.example(), CompletionRequest)
-        assert len(list(loaded.stream(loaded.example(), CallContext()))) > 1
+        assert len(list(events_of(loaded.stream(loaded.example(), CallContext())))) > 1
     finally:
         loaded.close()

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from services.llm_longctx.engine import CandidateSpec, Engine, GenerationRequest, Sampling
+from services.llm_longctx.engine import Engine, GenerationRequest, Sampling
+from services.llm_longctx.tests.hooks import Listeners
 
 
 class Ear:
@@ -35,8 +36,8 @@ class Ear:
 def ask(ids, ear=None, n=1, **facts):
     ears = [ear or Ear()] if n == 1 else [Ear() for _ in range(n)]
     sampling = facts.pop("sampling", {})
-    candidates = [CandidateSpec(Sampling(**sampling), e) for e in ears]
-    return GenerationRequest(ids, candidates, **{"max_tokens": 8} | facts), *ears
+    facts = {"max_tokens": 8, "hooks": Listeners(*ears)} | facts
+    return GenerationRequest(ids, [Sampling(**sampling)] * n, **facts), *ears
 
 
 def finish(engine, *requests):

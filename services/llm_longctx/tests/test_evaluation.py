@@ -22,6 +22,7 @@ from shared.api.text import CompletionRequest
 from shared.errors import Cancelled, DeadlineExceeded, InvalidOption, Malformed
 from shared.lm.niah_prompts import build_haystack
 from shared.registry import CallContext, LoadContext
+from tests.harness.streams import events_of
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +112,7 @@ def test_a_breach_is_served_densely_and_said(model, monkeypatch):
         speaker.engine.monitor, "held_back_reason", lambda p: "it strayed" if p.method.name == "power" else None
     )
     body = CompletionRequest.model_validate({"prompt": "Once", "max_tokens": 3, "longctx": {"method": "power"}})
-    *_, last = model.stream(body, CallContext())
+    *_, last = events_of(model.stream(body, CallContext()))
     assert (last.usage.longctx.method, last.usage.longctx.fallback) == ("dense", "it strayed")
 
 

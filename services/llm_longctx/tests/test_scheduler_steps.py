@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from services.llm_longctx.engine.backends.protocol import IdleWork
-from services.llm_longctx.engine.request import CandidateSpec, GenerationRequest, Sampling
+from services.llm_longctx.engine.request import GenerationRequest, Sampling
 from services.llm_longctx.engine.scheduler import Scheduler, to_safe_error
 from services.llm_longctx.engine.sequence import SequenceStatus
 from services.llm_longctx.engine.waiting_queue import WaitingQueue
 from services.llm_longctx.kv_cache import PoolExhausted
+from services.llm_longctx.tests.hooks import Listeners
 from services.llm_longctx.tests.test_engine import Ear
 from shared.errors import Cancelled, Fault, InvalidOption, NotReady, QueueFull, TooLarge
 from shared.registry import CallContext
@@ -31,7 +32,7 @@ class TokenCounter:
     def name(self, sequence):
         """The request's first token as a letter; siblings in capitals."""
         letter = "abcdefgh"[sequence.request.prompt_ids[0]]
-        return letter if sequence.callback is sequence.request.candidates[0].callback else letter.upper()
+        return letter.upper() if sequence.answer else letter
 
     def fits(self, sequence, running):
         """Whether the whole prompt has room."""
@@ -106,7 +107,7 @@ def scheduler(backend):
 def ask(letter, length=3, new=2, n=1, **facts):
     ears = [Ear() for _ in range(n)]
     ids = ["abcdefgh".index(letter)] + [1] * (length - 1)
-    return GenerationRequest(ids, [CandidateSpec(Sampling(), ear) for ear in ears], new, **facts), *ears
+    return GenerationRequest(ids, [Sampling()] * n, new, hooks=Listeners(*ears), **facts), *ears
 
 
 def step(scheduler, times=1):

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
+from fovea_memory.toy_tokenizers import ByteTokenizer
 from services.llm_longctx.serving.grammars.formats import find_grammar_source
 from services.llm_longctx.serving.grammars.token_grammar import GrammarCompiler
-from services.llm_longctx.serving.toy_tokenizers import ByteTokenizer
 from services.relevance_judge.parsing import parse
 from services.relevance_judge.parsing.cranfield import parse_collection
 from services.relevance_judge.parsing.label_formats import parse_labels, parse_signals

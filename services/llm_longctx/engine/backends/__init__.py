@@ -1,7 +1,6 @@
-"""Backends of the scheduler: a decoder over pages, and models whose requests have a session each."""
+"""Backends of the scheduler: a decoder over pages; plug-ins bring others."""
 
 from services.llm_longctx.engine.backends.paged import PagedBackend
 from services.llm_longctx.engine.backends.protocol import SequenceBackend
-from services.llm_longctx.engine.backends.session import SessionBackend
 
-__all__ = ["PagedBackend", "SequenceBackend", "SessionBackend"]
+__all__ = ["PagedBackend", "SequenceBackend"]

@@ -157,7 +157,7 @@ def _read_prefix(
 
 
 def _request(ids: Sequence[int]) -> GenerationRequest:
-    return GenerationRequest(list(ids), [], 1)
+    return GenerationRequest(list(ids), max_tokens=1)
 
 
 def _append(one: _Running, token: int, stop: Collection[int]) -> None:
