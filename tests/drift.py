@@ -91,7 +91,7 @@ def mutation_page() -> Iterator[tuple[pathlib.Path, str]]:
 
 CLAIMS = {
     "services/llm_longctx/methods/core": "sparsity",
-    "services/llm_longctx/models": "sparsity_mixers",
+    "plugins/memory/fovea_memory/models": "sparsity_mixers",
     "services/detection/models": "sparsity_partial",
 }
 """Room → the suite whose `claims` it ships."""

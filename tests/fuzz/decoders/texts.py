@@ -8,7 +8,6 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from fovea_memory.toy_tokenizers import ByteTokenizer
 from services.llm_longctx.serving.grammars.formats import find_grammar_source
 from services.llm_longctx.serving.grammars.token_grammar import GrammarCompiler
 from services.relevance_judge.parsing import parse
@@ -21,6 +20,7 @@ from services.relevance_judge.routes.significance import SignificanceIn, compare
 from shared.api.text import GenerationOptions
 from shared.errors import FoveaError, InvalidOption, Malformed
 from tests.fuzz.harness import Harness, with_file
+from tests.harness.toy_tokenizers import ByteTokenizer
 
 _STEPS = 6
 """Tokens of an answer under a grammar."""
