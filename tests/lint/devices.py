@@ -31,7 +31,7 @@ EXCEPTIONS: dict[str, str] = {
     "services/llm_longctx/methods/core/eviction/budget.py::*": "random tensors for estimates, which no model reads",
     "services/llm_longctx/methods/flexprefill.py::_coverage": "NumPy's sort, on a CPU alone",
     "services/llm_longctx/methods/razor.py::_stepped": "the oracle's steps",
-    "services/llm_longctx/kv_cache/page_store.py::storage": "the CPU's pool; a device's is made beside it",
+    "services/llm_longctx/kv_cache/allocator/page_store.py::storage": "the CPU's pool; a device's is made beside it",
     "plugins/memory/fovea_memory/mixers/titans/state.py::_tensors": "of a file; `restore` sends them to the network",
     "plugins/memory/fovea_memory/mixers/landmark/block_store.py::_place": "a block on disk",
     "plugins/memory/fovea_memory/session_model.py::*": "weights of a file, before the network is moved",

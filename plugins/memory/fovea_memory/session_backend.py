@@ -11,9 +11,8 @@ from collections.abc import Collection
 from torch import Tensor
 
 from fovea_memory.request_session import RequestSession
-from services.llm_longctx.engine.backends.protocol import IdleWork
-from services.llm_longctx.engine.request import GenerationRequest
-from services.llm_longctx.engine.sequence import Sequence
+from services.llm_longctx.engine.backend import BackgroundTasks
+from services.llm_longctx.engine.sequence import GenerationRequest, Sequence
 
 MAX_BYTES = 512 * 2**20
 """What all sessions in flight may come to, unless told otherwise."""
@@ -30,7 +29,7 @@ class SessionBackend:
 
     def __init__(self, vocab: int, *, max_bytes: int = MAX_BYTES, max_batch: int = 16) -> None:
         self.vocab, self.max_bytes, self.max_batch = vocab, max_bytes, max_batch
-        self.idle_work = IdleWork()
+        self.background_tasks = BackgroundTasks()
 
     def fits(self, sequence: Sequence[RequestSession], running: Collection[Sequence[RequestSession]]) -> bool:
         """Whether there are places, and bytes for the most that they may come to."""

@@ -1,18 +1,17 @@
 """Runs decoders for many requests at once: prefill in chunks, one decode batch a step. Knows token ids, not text."""
 
-from services.llm_longctx.engine.backends import PagedBackend, SequenceBackend
-from services.llm_longctx.engine.completion import Completion, CompletionUsage, Request, RequestOutput, TokenCollector
-from services.llm_longctx.engine.llm_engine import Engine
-from services.llm_longctx.engine.request import (
-    FinishReason,
-    GenerationRequest,
-    Grammar,
-    RequestHooks,
-    RequestStats,
-    Sampling,
-    ScoredToken,
+from services.llm_longctx.engine.backend import PagedBackend, SequenceBackend
+from services.llm_longctx.engine.engine import Engine
+from services.llm_longctx.engine.offline.completion import (
+    Completion,
+    CompletionUsage,
+    Request,
+    RequestOutput,
+    TokenCollector,
 )
+from services.llm_longctx.engine.sampler import Grammar, Sampling, ScoredToken
 from services.llm_longctx.engine.scheduler import Scheduler
+from services.llm_longctx.engine.sequence import FinishReason, GenerationRequest, RequestHooks, RequestStats
 
 __all__ = [
     "Completion",

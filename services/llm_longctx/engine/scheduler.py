@@ -18,11 +18,10 @@ from typing import Any, Generic
 import torch
 from torch import Tensor
 
-from services.llm_longctx.engine import observations
-from services.llm_longctx.engine.backends.protocol import SequenceBackend
-from services.llm_longctx.engine.request import FinishReason, GenerationRequest
+from services.llm_longctx.engine.backend import SequenceBackend
+from services.llm_longctx.engine.quality import observations
 from services.llm_longctx.engine.sampler import read_choices
-from services.llm_longctx.engine.sequence import S, Sequence, SequenceStatus
+from services.llm_longctx.engine.sequence import FinishReason, GenerationRequest, S, Sequence, SequenceStatus
 from services.llm_longctx.engine.waiting_queue import WaitingQueue
 from services.llm_longctx.kv_cache import PoolExhausted
 from shared import telemetry
@@ -88,7 +87,7 @@ class Scheduler(Generic[S]):
             NotReady: The scheduler is closed.
         """
         self.waiting.require_open()
-        self.backend.idle_work.add(work)
+        self.backend.background_tasks.add(work)
         self.waiting.wake()
 
     @property
@@ -106,7 +105,7 @@ class Scheduler(Generic[S]):
         if self._thread.is_alive():
             self._thread.join()
         self.end_all(Cancelled("The model was taken out of service."))
-        self.backend.idle_work.clear()
+        self.backend.background_tasks.clear()
         self.backend.reclaim()
 
     # On the scheduler's thread: one step, in order.
@@ -120,7 +119,7 @@ class Scheduler(Generic[S]):
         if (sequence := self.schedule_prefill()) is not None:
             self._prefill(sequence)
         elif not self.in_flight:
-            self.backend.idle_work.run_one()
+            self.backend.background_tasks.run_one()
 
     def schedule_decode(self) -> list[Sequence[S]]:
         """The sequences to decode in this step: all that run, once as many were preempted as must be."""
@@ -297,7 +296,7 @@ class Scheduler(Generic[S]):
     def _serve(self) -> None:
         if self._threads:
             torch.set_num_threads(self._threads)
-        while self.waiting.wait_for(lambda: self.in_flight or self.backend.idle_work):
+        while self.waiting.wait_for(lambda: self.in_flight or self.backend.background_tasks):
             try:
                 self.step()
             except Exception as error:  # noqa: BLE001  # whatever a step hits, the next request must be served

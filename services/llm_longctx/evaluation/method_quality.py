@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field
 
 from services.llm_longctx.engine import GenerationRequest, TokenCollector
-from services.llm_longctx.engine.method_policy import Policy
+from services.llm_longctx.engine.attention.method_policy import Policy
 from services.llm_longctx.engine.quality.fidelity import Fidelity, compare_to_dense
 from services.llm_longctx.evaluation.idle_run import POLL_S, run_when_idle
 from services.llm_longctx.evaluation.text_corpus import load_library_prose

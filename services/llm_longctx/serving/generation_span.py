@@ -95,6 +95,6 @@ def _judge(request: GenerationRequest, method: str) -> str | None:
     """Whether the answer is dense attention's: `exact`, `held_back` where dense served in place, or `trusted`."""
     if request.policy is None:
         return None
-    if request.requested_policy is not None:
+    if request.fallback_from is not None:
         return "held_back"
     return "exact" if method == "dense" else "trusted"

@@ -91,7 +91,10 @@ async def test_a_job_that_is_cancelled_stops_and_frees_its_pages(app, worker, ki
     assert (await running).status == 499
     assert max(share for share, _ in ticket.told) < 1
     engine = app.state.host.servable(MODEL).adapter.engine
-    await asyncio.to_thread(until, lambda: not engine.scheduler.in_flight and not engine.scheduler.backend.idle_work)
+    scheduler = engine.scheduler
+    await asyncio.to_thread(
+        until, lambda: not scheduler.in_flight and not scheduler.backend.background_tasks
+    )
     engine.prefix_cache.clear()
     assert engine.pool.held == 0
 
@@ -108,7 +111,7 @@ async def test_what_the_watch_measures_is_told_under_the_models_name(app, worker
     body = json.dumps(asked).encode()
     await worker(Payload("llm-longctx", "/v1/completions", body, {"content-type": "application/json"}), Ticket())
     scheduler = app.state.host.servable(MODEL).adapter.scheduler
-    await asyncio.to_thread(until, lambda: not scheduler.backend.idle_work)
+    await asyncio.to_thread(until, lambda: not scheduler.backend.background_tasks)
     assert [counted(name) for name in names] == [n + 1 for n in before]
 
 

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.llm_longctx.engine import Engine, GenerationRequest, Sampling, method_policy, prefix_cache
+from services.llm_longctx.engine import Engine, GenerationRequest, Sampling, prefix_cache
+from services.llm_longctx.engine.attention import method_policy
 from services.llm_longctx.methods import compose, method, methods
 from services.llm_longctx.tests.hooks import Listeners
 from services.llm_longctx.tests.method_contract.oracle import trials

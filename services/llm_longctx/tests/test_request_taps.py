@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from services.llm_longctx.engine import Engine, Request
-from services.llm_longctx.engine.completion import TokenCollector
-from services.llm_longctx.engine.request import GenerationRequest, Sampling
+from services.llm_longctx.engine import Engine, GenerationRequest, Request, Sampling
+from services.llm_longctx.engine.offline.completion import TokenCollector
 from services.llm_longctx.engine.taps import (
     ActivationCapture,
     AttentionCapture,

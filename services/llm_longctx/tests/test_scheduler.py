@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from services.llm_longctx.engine import Engine, GenerationRequest, Sampling
-from services.llm_longctx.engine.method_policy import Policy
+from services.llm_longctx.engine.attention.method_policy import Policy
 from services.llm_longctx.methods import method
 from services.llm_longctx.tests.hooks import Listeners
 from services.llm_longctx.tests.mutants_methods.sound import Window

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from services.llm_longctx.engine.backends.protocol import IdleWork
-from services.llm_longctx.engine.request import GenerationRequest, Sampling
+from services.llm_longctx.engine import GenerationRequest, Sampling
+from services.llm_longctx.engine.backend import BackgroundTasks
 from services.llm_longctx.engine.scheduler import Scheduler, to_safe_error
 from services.llm_longctx.engine.sequence import SequenceStatus
 from services.llm_longctx.engine.waiting_queue import WaitingQueue
@@ -26,7 +26,7 @@ class TokenCounter:
 
     def __init__(self, room=100, chunk=4):
         self.room, self.chunk = room, chunk
-        self.idle_work = IdleWork()
+        self.background_tasks = BackgroundTasks()
         self.events, self.held, self.stubborn, self.failing = [], {}, set(), {}
 
     def name(self, sequence):
@@ -321,7 +321,7 @@ def test_idle_work_runs_only_while_nobody_is_served(scheduler):
     scheduler.step()
     assert len(done) >= 1
     scheduler.close()
-    assert len(scheduler.backend.idle_work) == 0
+    assert len(scheduler.backend.background_tasks) == 0
     with pytest.raises(NotReady):
         scheduler.run_when_idle(work())
 

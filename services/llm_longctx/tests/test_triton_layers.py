@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from services.llm_longctx.engine.request import Sampling
-from services.llm_longctx.engine.sampler import Sampler
+from services.llm_longctx.engine.sampler import Sampler, Sampling
 from services.llm_longctx.kernels import dispatch, layer_ops, merge
 from services.llm_longctx.kernels.merge_lse.reference import softmax_of_all
 from services.llm_longctx.kernels.quantized_linear import pack

@@ -13,11 +13,11 @@ from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from services.llm_longctx.engine.method_policy import Policy
+from services.llm_longctx.engine.attention.method_policy import Policy
+from services.llm_longctx.engine.kv_manager import PagedState
 from services.llm_longctx.engine.model_runner import ModelRunner
-from services.llm_longctx.engine.paged_state import PagedState
 from services.llm_longctx.engine.prefix_cache import PrefixCache
-from services.llm_longctx.engine.request import GenerationRequest
+from services.llm_longctx.engine.sequence import GenerationRequest
 
 Protocol = Literal["agnostic", "aware"]
 

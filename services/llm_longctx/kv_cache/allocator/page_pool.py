@@ -10,8 +10,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from services.llm_longctx.kv_cache.packed_store import CacheBits, PackedStore
-from services.llm_longctx.kv_cache.page_store import ByteBudget, PageStore, PoolExhausted
+from services.llm_longctx.kv_cache.allocator.packed_store import CacheBits, PackedStore
+from services.llm_longctx.kv_cache.allocator.page_store import ByteBudget, PageStore, PoolExhausted
 
 __all__ = ["PagePool", "PoolExhausted"]
 

@@ -11,11 +11,11 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from services.llm_longctx.engine.backends.paged import PagedBackend
-from services.llm_longctx.engine.completion import Completion, Request, RequestOutput
-from services.llm_longctx.engine.method_policy import Policy
+from services.llm_longctx.engine.attention.method_policy import Policy
+from services.llm_longctx.engine.backend import PagedBackend
 from services.llm_longctx.engine.model_runner import ModelRunner
-from services.llm_longctx.engine.open_sequence import OpenSequence
+from services.llm_longctx.engine.offline.completion import Completion, Request, RequestOutput
+from services.llm_longctx.engine.offline.open_sequence import OpenSequence
 from services.llm_longctx.engine.quality.fidelity_monitor import FidelityMonitor
 from services.llm_longctx.engine.scheduler import Scheduler
 from services.llm_longctx.kernels import PackedMatrix

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from services.llm_longctx.kernels.packed_pages import PAGE, CacheBits, PackedLayout, pack_pages, unpack_pages
-from services.llm_longctx.kv_cache.page_store import ByteBudget, PageStore
+from services.llm_longctx.kv_cache.allocator.page_store import ByteBudget, PageStore
 
 __all__ = ["CacheBits", "PackedStore"]
 

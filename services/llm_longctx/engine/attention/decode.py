@@ -12,10 +12,10 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from services.llm_longctx.engine.kv_update import apply_compact_copies, apply_retention
-from services.llm_longctx.engine.layer_inputs import LayerInputs
-from services.llm_longctx.engine.paged_state import PagedState
-from services.llm_longctx.engine.step_rows import RowRuns, StepRows
+from services.llm_longctx.engine.attention.kv_update import apply_compact_copies, apply_retention
+from services.llm_longctx.engine.attention.layer_inputs import LayerInputs
+from services.llm_longctx.engine.attention.step_rows import RowRuns, StepRows
+from services.llm_longctx.engine.kv_manager import PagedState
 from services.llm_longctx.kernels import decode as attention
 from services.llm_longctx.kernels import (
     decode_device_runs,

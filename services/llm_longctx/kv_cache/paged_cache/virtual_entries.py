@@ -14,7 +14,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from services.llm_longctx.kv_cache.page_pool import PagePool
+from services.llm_longctx.kv_cache.allocator.page_pool import PagePool
 
 
 @dataclass(frozen=True, slots=True, eq=False)

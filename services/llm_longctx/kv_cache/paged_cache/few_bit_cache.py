@@ -15,18 +15,18 @@ import torch
 from torch import Tensor
 
 from services.llm_longctx.kernels.packed_pages import PAGE
-from services.llm_longctx.kv_cache.packed_store import CacheBits
-from services.llm_longctx.kv_cache.page_pool import PagePool
-from services.llm_longctx.kv_cache.page_runs import PageRuns
-from services.llm_longctx.kv_cache.page_store import PageStore
-from services.llm_longctx.kv_cache.sequence_cache import Entries, ReadRun, SequenceCache, SharedPrefix
+from services.llm_longctx.kv_cache.allocator.packed_store import CacheBits
+from services.llm_longctx.kv_cache.allocator.page_pool import PagePool
+from services.llm_longctx.kv_cache.allocator.page_runs import PageRuns
+from services.llm_longctx.kv_cache.allocator.page_store import PageStore
+from services.llm_longctx.kv_cache.paged_cache.sequence_cache import Entries, PagedCache, ReadRun, SharedPrefix
 from shared.lm.host_transfer import to_device
 
 RECENT = 32
 """Entries of the recent window that are always whole; up to a page more wait until they fill one."""
 
 
-class FewBitCache(SequenceCache):
+class FewBitCache(PagedCache):
     """Keys and values of one sequence, most of them in 8 or 4 bits.
 
     Attributes:
@@ -177,7 +177,7 @@ class FewBitCache(SequenceCache):
         absorbed: int | None = None,
         weighted: bool = True,
     ) -> None:
-        """Hold exactly `entries` from now on; see `SequenceCache.keep`.
+        """Hold exactly `entries` from now on; see `PagedCache.keep`.
 
         Packed pages that are kept whole stay as they are. Others are taken apart, and rounded anew with what lay beside
         them.
@@ -254,7 +254,7 @@ class FewBitCache(SequenceCache):
         return int(-(-int(packed.sum()) * self.store.page_bytes // self.pool.page_bytes) + max(recent, 0) + chunk)
 
     def begin_step(self, *, mark: bool = True) -> np.ndarray:
-        """See `SequenceCache.begin_step`; what has become old is packed first.
+        """See `PagedCache.begin_step`; what has become old is packed first.
 
         Raises:
             PoolExhausted: The pool is full.
@@ -292,7 +292,7 @@ class FewBitCache(SequenceCache):
     def share(self, begin: int, count: int) -> SharedPrefix:
         return SharedPrefix(np.where(self.cut, -1, self.packed.start + begin), count)
 
-    def copy(self, other: SequenceCache, taken: int) -> None:
+    def copy(self, other: PagedCache, taken: int) -> None:
         if not isinstance(other, FewBitCache):
             message = "a cache in few bits is copied from one in few bits"
             raise TypeError(message)

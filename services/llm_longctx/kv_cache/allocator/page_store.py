@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from services.llm_longctx.kv_cache.range_allocator import RangeAllocator
+from services.llm_longctx.kv_cache.allocator.range_allocator import RangeAllocator
 
 OVERCOMMIT = 3
 """Addresses per page that may be held: a run is reserved at its longest, and moves leave gaps."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from services.llm_longctx.engine.paged_state import PagedState
+from services.llm_longctx.engine.kv_manager import PagedState
 from services.llm_longctx.kv_cache import Entries
 from services.llm_longctx.methods.core.hook_results import CacheUpdate, RetentionPolicy
 

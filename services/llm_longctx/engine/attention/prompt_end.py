@@ -10,11 +10,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from services.llm_longctx.engine.decode_attention import HeadViews
-from services.llm_longctx.engine.kv_update import apply_retention
-from services.llm_longctx.engine.layer_inputs import LayerInputs
-from services.llm_longctx.engine.paged_state import PagedState
-from services.llm_longctx.engine.prefill_kernels import over_history
+from services.llm_longctx.engine.attention.decode import HeadViews
+from services.llm_longctx.engine.attention.kv_update import apply_retention
+from services.llm_longctx.engine.attention.layer_inputs import LayerInputs
+from services.llm_longctx.engine.attention.prefill_kernels import over_history
+from services.llm_longctx.engine.kv_manager import PagedState
 from services.llm_longctx.methods.core.hook_inputs import PromptEndView, Replay, ReplayView
 from services.llm_longctx.methods.core.hook_results import Dense
 from shared.lm.attention import ignore_taps

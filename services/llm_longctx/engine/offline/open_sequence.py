@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from services.llm_longctx.engine.method_policy import Policy
+from services.llm_longctx.engine.attention.method_policy import Policy
+from services.llm_longctx.engine.kv_manager import PagedState
 from services.llm_longctx.engine.model_runner import ModelRunner
-from services.llm_longctx.engine.paged_state import PagedState
 from services.llm_longctx.kv_cache import Entries
 from shared.errors import InvalidOption
 

@@ -21,7 +21,7 @@ FORGOTTEN_S = 24 * 3600.0
 """After so long it does not count at all."""
 
 
-class DriftGate:
+class FidelityCircuitBreaker:
     """Served, or held back with dense in its place.
 
     Below the floor it is held back. It comes back half-way between the floor and full agreement, so that one answer

@@ -12,9 +12,9 @@ from typing import Self
 import numpy as np
 from torch import Tensor
 
-from services.llm_longctx.engine.method_policy import Policy
-from services.llm_longctx.engine.prompt_lookup import DraftMeter, PromptLookup
-from services.llm_longctx.kv_cache import FewBitCache, PagePool, PageStore, SequenceCache
+from services.llm_longctx.engine.attention.method_policy import Policy
+from services.llm_longctx.engine.drafting.prompt_lookup import DraftMeter, PromptLookup
+from services.llm_longctx.kv_cache import FewBitCache, PagedCache, PagePool, PageStore
 
 
 class PagedState:
@@ -79,7 +79,7 @@ class PagedState:
         twin.cached_tokens = self.cached_tokens
         return twin
 
-    def resume(self, cache: SequenceCache, memos: Iterable[object]) -> None:
+    def resume(self, cache: PagedCache, memos: Iterable[object]) -> None:
         """Go on from what another sequence has read; what was reserved before is given back."""
         self.cache.close()
         self.cache, self.memos = cache, list(memos)
@@ -108,6 +108,6 @@ def count_bytes(states: Sequence[PagedState]) -> int:
     return sum(len(np.unique(np.concatenate(pages))) * store.page_bytes for store, pages in held.items())
 
 
-def _open_cache(pool: PagePool, policy: Policy) -> SequenceCache:
+def _open_cache(pool: PagePool, policy: Policy) -> PagedCache:
     layers, heads, bits = policy.config.layers, policy.config.kv_heads, policy.cache_bits
-    return SequenceCache(pool, layers, heads) if bits == 16 else FewBitCache(pool, layers, heads, bits)
+    return PagedCache(pool, layers, heads) if bits == 16 else FewBitCache(pool, layers, heads, bits)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from torch import Tensor
 
-from services.llm_longctx.kv_cache.page_store import PageStore, PoolExhausted
+from services.llm_longctx.kv_cache.allocator.page_store import PageStore, PoolExhausted
 
 
 class PageRuns:

@@ -1,4 +1,4 @@
-"""Paged backend: a decoder over one pool of pages, with a prefix cache, each sequence under its own method.
+"""Backend: what a scheduler needs from whatever runs its sequences, and the one that runs a decoder over pages.
 
 Admission counts the pages that a sequence will hold under its method. Knows nothing about whose turn it is.
 """
@@ -6,19 +6,22 @@ Admission counts the pages that a sequence will hold under its method. Knows not
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections import deque
+from collections.abc import Collection, Generator, Iterable
+from typing import Protocol
 
 from torch import Tensor
 
-from services.llm_longctx.engine.backends.protocol import IdleWork
-from services.llm_longctx.engine.method_policy import Policy
+from services.llm_longctx.engine.attention.method_policy import Policy
+from services.llm_longctx.engine.drafting.drafter import Drafter
+from services.llm_longctx.engine.kv_manager import PagedState, count_bytes
 from services.llm_longctx.engine.model_runner import ModelRunner
-from services.llm_longctx.engine.paged_state import PagedState, count_bytes
 from services.llm_longctx.engine.prefix_cache import PrefixCache
 from services.llm_longctx.engine.quality.fidelity_monitor import FidelityMonitor
-from services.llm_longctx.engine.sequence import Sequence
+from services.llm_longctx.engine.sequence import S, Sequence
 from services.llm_longctx.engine.taps import SequenceTaps
 from services.llm_longctx.kv_cache import PoolExhausted
+from shared import telemetry
 
 _FORESEEN_NEW = 256
 """Tokens of an answer that admission counts on; what comes beyond may preempt."""
@@ -26,11 +29,100 @@ _FORESEEN_NEW = 256
 _RESERVED_NEW = 1024
 """Tokens of an answer for which addresses are reserved."""
 
-_DRAFT = 4
-"""Tokens of a draft: so few that a step with them takes little longer than one without."""
-
 _MAX_COMPARISONS = 8
 """Comparisons that may wait for a quiet moment; under steady load the monitor sees fewer answers."""
+
+
+class BackgroundTasks:
+    """Work in pieces that is done while nobody waits, and given up where its memory is needed."""
+
+    def __init__(self) -> None:
+        self._pieces: deque[Generator[None, None, None]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._pieces)
+
+    def add(self, work: Generator[None, None, None]) -> None:
+        """Line up; when it is given up it is closed."""
+        self._pieces.append(work)
+
+    def run_one(self) -> None:
+        """Do the next piece, if there is any."""
+        if not self._pieces:
+            return
+        try:
+            next(self._pieces[0])
+        except StopIteration:
+            self._pieces.popleft()
+        except Exception as error:  # noqa: BLE001  # no request waits for it: the log hears of it
+            telemetry.log().warning("work in the background failed", exc_info=error)
+            self._pieces.popleft()
+
+    def clear(self) -> None:
+        """Give up all of it."""
+        while self._pieces:
+            self._pieces.popleft().close()
+
+
+class SequenceBackend(Protocol[S]):
+    """Allocates, prefills and decodes sequences. Called on the scheduler's thread.
+
+    Attributes:
+        vocab: Size of the vocabulary.
+        background_tasks: Given up where a sequence needs its memory.
+    """
+
+    vocab: int
+    background_tasks: BackgroundTasks
+
+    def fits(self, sequence: Sequence[S], running: Collection[Sequence[S]]) -> bool:
+        """Whether a sequence and its siblings can be admitted beside those that run."""
+        ...
+
+    def allocate(self, sequence: Sequence[S], parent: Sequence[S] | None = None) -> None:
+        """Give a sequence what it is prefilled with: nothing read yet, a cached prefix, or all that its parent read.
+
+        Raises:
+            PoolExhausted: There is no room.
+            FoveaError: It can't be served.
+        """
+        ...
+
+    def prefill_chunk(self, sequence: Sequence[S], limit: int) -> Tensor:
+        """Read the next chunk of its prompt, about `limit` tokens: the logits that `count_logits` asks for [t,V].
+
+        Raises:
+            PoolExhausted: There is no room; the sequence is of no use until it is allocated anew.
+        """
+        ...
+
+    def can_append(self, running: Collection[Sequence[S]]) -> bool:
+        """Whether each of them has room for one more token."""
+        ...
+
+    def decode_batch(self, batch: list[Sequence[S]]) -> Iterable[Tensor | Exception]:
+        """Feed each its next token: the logits [V] of each, or why it alone can't go on.
+
+        Raises:
+            PoolExhausted: Room ran out on the way; none of them is of use any more.
+        """
+        ...
+
+    def is_preemptible(self, sequence: Sequence[S]) -> bool:
+        """Whether it may lose what it holds and be read again."""
+        ...
+
+    def complete(self, sequence: Sequence[S], running: Collection[Sequence[S]]) -> None:
+        """An answer is about to end well: record what it cost, and hand on what it holds where somebody wants it."""
+        ...
+
+    def release(self, sequence: Sequence[S]) -> None:
+        """Take back what a sequence holds, if anything."""
+        ...
+
+    def reclaim(self) -> None:
+        """Give up what only saves time: cached prefixes."""
+        ...
 
 
 class PagedBackend:
@@ -57,8 +149,9 @@ class PagedBackend:
         self.max_batch = max_batch
         self.monitor = monitor
         self.prefix_cache = PrefixCache(runner, prefix_block)
-        self.idle_work = IdleWork()
+        self.background_tasks = BackgroundTasks()
         self.vocab = runner.model.config.vocab
+        self._drafter = Drafter(runner)
 
     def fits(self, sequence: Sequence[PagedState], running: Collection[Sequence[PagedState]]) -> bool:
         """Whether there are places, and pages for what they will hold and for what their prefill holds meanwhile."""
@@ -116,37 +209,21 @@ class PagedBackend:
 
     def decode_batch(self, batch: list[Sequence[PagedState]]) -> list[Tensor]:
         """One step of all of them together; tokens of a draft that came true were fed already."""
-        logits = {s: row for s in batch if (row := _verified(s)) is not None}
+        logits = {s: row for s in batch if (row := self._drafter.take_verified(s)) is not None}
         if rest := [s for s in batch if s not in logits]:
             logits |= self._run(rest)
         return [logits[s] for s in batch]
 
     def _run(self, batch: list[Sequence[PagedState]]) -> dict[Sequence[PagedState], Tensor]:
-        drafts = [self._draft(s) if len(batch) == 1 else [] for s in batch]
-        fed = [(s.state, token) for s, draft in zip(batch, drafts, strict=True) for token in (s.next_token, *draft)]
+        draft = self._drafter.draft(batch[0]) if len(batch) == 1 else []
+        fed = [(s.state, token) for s in batch for token in (s.next_token, *draft)]
         taps = [s.taps for s in batch] if any(s.taps for s in batch) else ()  # none of them has a draft then
         begun = time.perf_counter()
         rows = iter(self.runner.decode([s for s, _ in fed], [token for _, token in fed], taps).float())
-        seconds = time.perf_counter() - begun
-        found = {}
-        for s, draft in zip(batch, drafts, strict=True):
-            found[s] = next(rows)
-            s.state.verified.extend((token, next(rows)) for token in draft)
-            if draft:
-                s.state.draft_cost = seconds, len(draft)
-            elif len(batch) == 1:
-                s.state.meter.add_plain(seconds)
+        seconds, found = time.perf_counter() - begun, {s: next(rows) for s in batch}
+        if len(batch) == 1:
+            self._drafter.note(batch[0], draft, rows, seconds)
         return found
-
-    def _draft(self, s: Sequence[PagedState]) -> list[int]:
-        """Tokens that may follow the next one; none where it does not pay, or can't be taken back."""
-        state = s.state
-        if s.taps is not None or not s.is_at_end or not self.runner.can_draft(state) or not state.meter.pays():
-            return []
-        room = self.runner.model.config.positions - state.cache.length - 1
-        room = min(room, state.cache.most_in_step - 1)
-        draft = state.lookup.draft([*s.request.prompt_ids, *s.output_ids], min(_DRAFT, room))
-        return draft if state.cache.pages_needed(1 + len(draft)) <= self.runner.pool.free else []
 
     def is_preemptible(self, sequence: Sequence[PagedState]) -> bool:
         """Whether its method can do without what it held."""
@@ -164,10 +241,10 @@ class PagedBackend:
         pool = self.runner.pool
         stats.kv_bytes_dense = max(stats.kv_bytes_dense, self.runner.dense.nbytes(tokens, 0, pool))
         stats.full_steps = max(stats.full_steps, max((s.full_steps for s in states), default=0))
-        if self.monitor is not None and sequence.taps is None and len(self.idle_work) < _MAX_COMPARISONS:
+        if self.monitor is not None and sequence.taps is None and len(self.background_tasks) < _MAX_COMPARISONS:
             comparison = self.monitor.sample(self.runner, sequence)
             if comparison is not None:
-                self.idle_work.add(comparison)
+                self.background_tasks.add(comparison)
 
     def release(self, sequence: Sequence[PagedState]) -> None:
         """Give back its pages."""
@@ -192,20 +269,5 @@ class PagedBackend:
     def _make_room(self, pages: int) -> bool:
         """Whether so many pages are free, after idle work and cached prefixes were given up if need be."""
         if self.runner.pool.free < pages:
-            self.idle_work.clear()
+            self.background_tasks.clear()
         return self.runner.pool.free >= pages or self.prefix_cache.make_room(pages)
-
-
-def _verified(s: Sequence[PagedState]) -> Tensor | None:
-    """The logits behind the next token where a draft foretold it; else the rest of the draft is taken back."""
-    state = s.state
-    if not state.verified:
-        return None
-    token, logits = state.verified[0]
-    if token != s.next_token:
-        state.settle_draft()
-        return None
-    state.verified.popleft()
-    if not state.verified:
-        state.settle_draft()
-    return logits

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from services.llm_longctx.engine.kv_update import apply_compact_copies, apply_retention
-from services.llm_longctx.engine.layer_inputs import LayerInputs
-from services.llm_longctx.engine.paged_state import PagedState
-from services.llm_longctx.engine.prefill_kernels import Part, over_held, over_history, under_mask, window_mask
+from services.llm_longctx.engine.attention.kv_update import apply_compact_copies, apply_retention
+from services.llm_longctx.engine.attention.layer_inputs import LayerInputs
+from services.llm_longctx.engine.attention.prefill_kernels import Part, over_held, over_history, under_mask, window_mask
+from services.llm_longctx.engine.kv_manager import PagedState
 from services.llm_longctx.kernels import window_prefill
 from services.llm_longctx.kv_cache import Entries
 from services.llm_longctx.methods.core.hook_inputs import AttentionOutput, CacheView, Chunk, PostPrefillView

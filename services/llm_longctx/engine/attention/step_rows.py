@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from services.llm_longctx.engine.paged_state import PagedState
+from services.llm_longctx.engine.kv_manager import PagedState
 from services.llm_longctx.kernels import DeviceRuns, EntryRuns
 from services.llm_longctx.kv_cache import PagePool, ReadRun
 from shared.lm.host_transfer import DeviceBuffer, to_device

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from services.llm_longctx.kv_cache.page_pool import PagePool
-from services.llm_longctx.kv_cache.page_runs import PageRuns
-from services.llm_longctx.kv_cache.page_store import PageStore
-from services.llm_longctx.kv_cache.sliding_window import SlidingWindows
-from services.llm_longctx.kv_cache.virtual_entries import VirtualEntries
+from services.llm_longctx.kv_cache.allocator.page_pool import PagePool
+from services.llm_longctx.kv_cache.allocator.page_runs import PageRuns
+from services.llm_longctx.kv_cache.allocator.page_store import PageStore
+from services.llm_longctx.kv_cache.paged_cache.sliding_window import SlidingWindows
+from services.llm_longctx.kv_cache.paged_cache.virtual_entries import VirtualEntries
 from shared.lm.host_transfer import to_device
 
 
@@ -100,7 +100,7 @@ class ReadRun:
     n: np.ndarray
 
 
-class SequenceCache:
+class PagedCache:
     """Keys and values of one sequence.
 
     Attributes:
@@ -364,7 +364,7 @@ class SequenceCache:
             raise
         return twin
 
-    def copy(self, other: SequenceCache, taken: int) -> None:
+    def copy(self, other: PagedCache, taken: int) -> None:
         """Own runs less the first `taken` entries of whole heads, and compact runs, of another sequence."""
         skip = np.where(self.cut, 0, taken)
         self.own.reserve(np.maximum(other.own.n - skip + self.pool.page, self.windows.capacity()))
