@@ -92,9 +92,7 @@ async def test_a_job_that_is_cancelled_stops_and_frees_its_pages(app, worker, ki
     assert max(share for share, _ in ticket.told) < 1
     engine = app.state.host.servable(MODEL).adapter.engine
     scheduler = engine.scheduler
-    await asyncio.to_thread(
-        until, lambda: not scheduler.in_flight and not scheduler.backend.background_tasks
-    )
+    await asyncio.to_thread(until, lambda: not scheduler.in_flight and not scheduler.backend.background_tasks)
     engine.prefix_cache.clear()
     assert engine.pool.held == 0
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from services.llm_longctx.engine import Engine
-from services.llm_longctx.engine.backend import paged
+from services.llm_longctx.engine.drafting import drafter
 from services.llm_longctx.engine.drafting.prompt_lookup import DraftMeter
 from services.llm_longctx.engine.offline.completion import Request
 from services.llm_longctx.engine.offline.open_sequence import OpenSequence
@@ -168,7 +168,7 @@ def test_an_answer_is_the_same_with_drafts(net, monkeypatch):
     monkeypatch.setattr(DraftMeter, "pays", lambda _meter: True)
     found = []
     for most in (4, 0):
-        monkeypatch.setattr(paged, "_DRAFT", most)
+        monkeypatch.setattr(drafter, "_DRAFT", most)
         engine, fed = Engine(net, page=16, cache_bits=4), []
         monkeypatch.setattr(engine.runner, "decode", count_fed(engine.runner.decode, fed))
         tokens, _ = generate(engine, Request(IDS[:40] * 3, max_tokens=100))

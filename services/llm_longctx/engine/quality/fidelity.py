@@ -13,6 +13,7 @@ from torch import Tensor
 
 from services.llm_longctx.engine.attention.method_policy import Policy
 from services.llm_longctx.engine.model_runner import ModelRunner
+from services.llm_longctx.engine.offline.open_sequence import OpenSequence
 
 
 @dataclass(slots=True)
@@ -70,24 +71,16 @@ def compare_to_dense(
     Pages are given back whether it runs to its end or is closed before.
     """
     found = Fidelity()
-    pair = [runner.open(p) for p in (runner.dense, policy)]
+    pair = [OpenSequence(runner, runner.open(p)) for p in (runner.dense, policy)]
     try:
-        last = []
-        for s in pair:
-            s.reserve(len(prompt), len(answer))
-            logits = runner.model.output_matrix.new_zeros(0, runner.model.config.vocab)
-            while (begin := s.cache.length) < len(prompt):
-                end = begin + s.policy.next_chunk(begin, len(prompt))
-                at_end = end == len(prompt)
-                logits = runner.prefill(s, prompt[begin:end], last=at_end, keep=int(at_end))
-                yield
-            last.append(logits[-1])
+        dense, method = pair
+        last = [(yield from dense.read(prompt, len(answer)))[-1], (yield from method.read(prompt, len(answer)))[-1]]
         for place, token in enumerate(answer):
             found.add(last[0], last[1], token)
             if place + 1 < len(answer):
-                last = list(runner.decode(pair, [token, token]))
+                last = list(runner.decode([one.state for one in pair], [token, token]))
                 yield
         on_result(found)
     finally:
-        for s in pair:
-            s.close()
+        for one in pair:
+            one.close()

@@ -14,10 +14,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from services.llm_longctx.engine.attention.method_policy import Policy
-from services.llm_longctx.engine.kv_manager import PagedState
 from services.llm_longctx.engine.model_runner import ModelRunner
+from services.llm_longctx.engine.offline.open_sequence import OpenSequence
 from services.llm_longctx.engine.prefix_cache import PrefixCache
-from services.llm_longctx.engine.sequence import GenerationRequest
 
 Protocol = Literal["agnostic", "aware"]
 
@@ -53,7 +52,7 @@ class Answer:
 
 @dataclass(slots=True)
 class _Running:
-    state: PagedState
+    sequence: OpenSequence
     answer: Answer
     fed: list[int]
     left: int
@@ -86,8 +85,8 @@ def answer_prompts(
             running.append(one := _open(runner, prompt, protocol))
             yield from _read(runner, prefixes, one, prompt, stop, protocol)
         while batch := [one for one in running if not one.is_over]:
-            prefixes.make_room(sum(one.state.cache.pages_needed() for one in batch))
-            logits = runner.decode([one.state for one in batch], [one.fed.pop(0) for one in batch])
+            prefixes.make_room(sum(one.sequence.state.cache.pages_needed() for one in batch))
+            logits = runner.decode([one.sequence.state for one in batch], [one.fed.pop(0) for one in batch])
             for one, row in zip(batch, logits.argmax(-1).tolist(), strict=True):
                 if not one.fed:
                     _append(one, row, stop)
@@ -97,12 +96,12 @@ def answer_prompts(
         return [one.answer for one in running]
     finally:
         for one in running:
-            one.state.close()
+            one.sequence.close()
 
 
 def _open(runner: ModelRunner, prompt: PromptTokens, protocol: Protocol) -> _Running:
     fed = list(prompt.question_ids) if protocol == "agnostic" else []
-    return _Running(runner.open(prompt.policy), Answer(), fed, prompt.max_new_tokens)
+    return _Running(OpenSequence(runner, runner.open(prompt.policy)), Answer(), fed, prompt.max_new_tokens)
 
 
 def _read(
@@ -115,49 +114,27 @@ def _read(
 ) -> Generator[None, None, None]:
     """Read what the method compresses, in chunks as served."""
     ids = [*prompt.context_ids, *(prompt.question_ids if protocol == "aware" else ())]
-    yield from _read_prefix(runner, prefixes, one.state, prompt.context_ids)
-    at, logits = prefixes.attach(one.state, _request(ids)), None
-    one.state.reserve(len(ids), len(one.fed) + one.left)
-    while at < len(ids):
-        size = one.state.policy.next_chunk(at, len(ids))
-        last = at + size == len(ids)
-        prefixes.make_room(one.state.cache.pages_needed(size))
-        logits = runner.prefill(one.state, ids[at : at + size], last=last, keep=int(last))
-        at += size
-        yield
-    one.answer.kv_bytes = one.state.cache.nbytes
-    if one.state.densities:
-        one.answer.density = sum(one.state.densities) / len(one.state.densities)
-    if not one.fed and logits is not None:
+    yield from _read_prefix(runner, prefixes, prompt)
+    logits = yield from one.sequence.read(ids, len(one.fed) + one.left, prefixes)
+    one.answer.kv_bytes = one.sequence.kv_bytes()
+    if densities := one.sequence.state.densities:
+        one.answer.density = sum(densities) / len(densities)
+    if not one.fed and len(logits):
         _append(one, int(logits[-1].argmax()), stop)
 
 
-def _read_prefix(
-    runner: ModelRunner, prefixes: PrefixCache, state: PagedState, ids: Sequence[int]
-) -> Generator[None, None, None]:
+def _read_prefix(runner: ModelRunner, prefixes: PrefixCache, prompt: PromptTokens) -> Generator[None, None, None]:
     """Read a context densely once for all methods that do, unless it is known."""
-    method = state.policy.method
-    if not ids or method.identity() or not method.supports.prefix_reuse or state.policy.cache_bits != 16:
+    method = prompt.policy.method
+    if not prompt.context_ids or method.identity() or not method.supports.prefix_reuse:
         return
-    dense, request = runner.open(runner.dense), _request(ids)
+    if prompt.policy.cache_bits != 16:
+        return
+    dense = OpenSequence(runner, runner.open(runner.dense))
     try:
-        at = prefixes.attach(dense, request)
-        dense.reserve(len(ids), 0)
-        if at + runner.pool.page >= len(ids):
-            return
-        while at < len(ids):
-            size = dense.policy.next_chunk(at, len(ids))
-            prefixes.make_room(dense.cache.pages_needed(size))
-            runner.prefill(dense, ids[at : at + size], last=at + size == len(ids), keep=0)
-            at += size
-            yield
-            prefixes.add(dense, request)
+        yield from dense.read(prompt.context_ids, 0, prefixes, shares=True)
     finally:
         dense.close()
-
-
-def _request(ids: Sequence[int]) -> GenerationRequest:
-    return GenerationRequest(list(ids), max_tokens=1)
 
 
 def _append(one: _Running, token: int, stop: Collection[int]) -> None:
@@ -167,4 +144,4 @@ def _append(one: _Running, token: int, stop: Collection[int]) -> None:
         one.fed.append(token)
         one.is_over = len(one.answer.tokens) >= one.left
     if one.is_over:
-        one.answer.kv_bytes_end = one.state.cache.nbytes
+        one.answer.kv_bytes_end = one.sequence.kv_bytes()
