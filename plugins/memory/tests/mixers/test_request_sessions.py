@@ -14,8 +14,8 @@ from fovea_memory.mixers.routing.networks import RoutingLM
 from fovea_memory.mixers.titans.networks import titans_mac
 from fovea_memory.session_backend import SessionBackend
 from services.llm_longctx.engine import GenerationRequest, Sampling, Scheduler
+from services.llm_longctx.tests.conftest import Ear, most_running
 from services.llm_longctx.tests.hooks import Listeners
-from services.llm_longctx.tests.test_engine import Ear, most_running
 from shared.errors import Cancelled, DeadlineExceeded
 from shared.registry import CallContext
 
