@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fovea_recipes.training.data.box_sets import find_boxes
+from fovea_recipes.training.data.class_folders import find_classes
+from fovea_recipes.training.data.mask_folders import find_masks, read_mask
 from shared.annotation.brush_codec import decode_brush, encode_brush
 from shared.annotation.cli import check_access
 from shared.annotation.label_config import find_control
@@ -24,9 +27,6 @@ from shared.api.classes import Candidate, Classified, ClassifyOut
 from shared.api.timings import Times
 from shared.errors import InvalidOption, Malformed, PermissionDenied, TooLarge, UnsupportedMedia
 from shared.settings import Settings
-from shared.training.data.box_sets import find_boxes
-from shared.training.data.class_folders import find_classes
-from shared.training.data.mask_folders import find_masks, read_mask
 from tests.annotation.stand import BRUSH, FRAME, POLYGON, backend, files_of_label_studio, gateway
 
 BOXES = """<View><Image name="img" value="$photo"/><RectangleLabels name="box" toName="img">

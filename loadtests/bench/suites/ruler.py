@@ -22,15 +22,15 @@ from typing import Any
 
 import torch
 
+from fovea_lab.ruler import peers, plots
+from fovea_lab.ruler.leaderboard import write_page
+from fovea_lab.ruler.local import run_at_once
+from fovea_lab.ruler.report import RulerReport
+from fovea_lab.ruler.run import EvaluatedModel, RulerSpec, export_samples, run_ruler
 from loadtests.bench.longctx import gguf
 from loadtests.bench.peers.environment import ENVIRONMENTS, PeerMissing, prepare_environment
 from loadtests.bench.result import Row, Table, machine
 from services.llm_longctx.engine import Engine
-from services.llm_longctx.evaluation.ruler import peers, plots
-from services.llm_longctx.evaluation.ruler.leaderboard import write_page
-from services.llm_longctx.evaluation.ruler.local import run_at_once
-from services.llm_longctx.evaluation.ruler.report import RulerReport
-from services.llm_longctx.evaluation.ruler.run import EvaluatedModel, RulerSpec, export_samples, run_ruler
 from shared.lm.gguf_file import unpack
 from shared.lm.head_plan import HeadPlan
 from shared.lm.tokenizer import Tokenizer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -10,8 +10,6 @@ from torch import Tensor
 from services.llm_longctx.engine.attention.method_policy import Policy
 from services.llm_longctx.engine.kv_manager import PagedState
 from services.llm_longctx.engine.model_runner import ModelRunner
-from services.llm_longctx.engine.prefix_cache import PrefixCache
-from services.llm_longctx.engine.sequence import GenerationRequest
 from services.llm_longctx.kv_cache import Entries
 from shared.errors import InvalidOption
 
@@ -67,36 +65,6 @@ class OpenSequence:
                 last = not ids
                 parts.append(self.runner.prefill(self.state, chunk, last=last, keep=None, boundaries=boundaries))
         return torch.cat(parts)
-
-    def read(
-        self, ids: Sequence[int], new: int = SPARE, prefixes: PrefixCache | None = None, *, shares: bool = False
-    ) -> Generator[None, None, Tensor]:
-        """Read a prompt in chunks as the scheduler does, one for each piece of work: the logits behind it [1,V].
-
-        Args:
-            ids: The prompt.
-            new: Tokens of the answer for which addresses are reserved.
-            prefixes: Its longest known prefix is not read again; others give way where memory runs out.
-            shares: Whether others may begin with what was read; nothing is read where no page would be new [0,V].
-
-        Raises:
-            PoolExhausted: There is no room.
-        """
-        request = GenerationRequest(ids, max_tokens=1)
-        at = 0 if prefixes is None else prefixes.attach(self.state, request)
-        self.state.reserve(len(ids), new)
-        logits = self.runner.model.output_matrix.new_zeros(0, self.runner.model.config.vocab)
-        while at < len(ids) - shares * self.runner.pool.page:
-            size = self.policy.next_chunk(at, len(ids))
-            if prefixes is not None:
-                prefixes.make_room(self.state.cache.pages_needed(size))
-            is_last = at + size == len(ids)
-            logits = self.runner.prefill(self.state, ids[at : at + size], last=is_last, keep=int(is_last))
-            at += size
-            yield
-            if shares and prefixes is not None:
-                prefixes.add(self.state, request)
-        return logits
 
     def step(self, token: int) -> Tensor:
         """Feed one token: logits of the next [V]."""
