@@ -11,6 +11,7 @@ from collections.abc import Collection
 from torch import Tensor
 
 from services.llm_longctx.engine.backends.protocol import IdleWork
+from services.llm_longctx.engine.device.step_draws import DrawnRow, StepDraws
 from services.llm_longctx.engine.method_policy import Policy
 from services.llm_longctx.engine.model_runner import ModelRunner
 from services.llm_longctx.engine.paged_state import PagedState, count_bytes
@@ -114,12 +115,21 @@ class PagedBackend:
         """Whether enough pages are free for one more token each."""
         return self._make_room(sum(s.state.cache.pages_needed() for s in running))
 
-    def decode_batch(self, batch: list[Sequence[PagedState]]) -> list[Tensor]:
+    def decode_batch(self, batch: list[Sequence[PagedState]]) -> list[Tensor] | list[DrawnRow]:
         """One step of all of them together; tokens of a draft that came true were fed already."""
+        if self.runner.pool.device.type != "cpu":
+            return self._run_on_device(batch)
         logits = {s: row for s in batch if (row := _verified(s)) is not None}
         if rest := [s for s in batch if s not in logits]:
             logits |= self._run(rest)
         return [logits[s] for s in batch]
+
+    def _run_on_device(self, batch: list[Sequence[PagedState]]) -> list[DrawnRow]:
+        """A step whose tokens are drawn beside the logits; drafts don't pay there."""
+        draws = StepDraws([s.draw_settings() for s in batch], self.runner.backend)
+        taps = [s.taps for s in batch] if any(s.taps for s in batch) else ()
+        self.runner.decode([s.state for s in batch], [s.next_token for s in batch], taps, draws)
+        return [draws.row(b) for b in range(len(batch))]
 
     def _run(self, batch: list[Sequence[PagedState]]) -> dict[Sequence[PagedState], Tensor]:
         drafts = [self._draft(s) if len(batch) == 1 else [] for s in batch]

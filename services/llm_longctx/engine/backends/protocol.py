@@ -8,6 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from services.llm_longctx.engine.device.step_draws import DrawnRow
 from services.llm_longctx.engine.sequence import S, Sequence
 from shared import telemetry
 
@@ -79,8 +80,8 @@ class SequenceBackend(Protocol[S]):
         """Whether each of them has room for one more token."""
         ...
 
-    def decode_batch(self, batch: list[Sequence[S]]) -> Iterable[Tensor | Exception]:
-        """Feed each its next token: the logits [V] of each, or why it alone can't go on.
+    def decode_batch(self, batch: list[Sequence[S]]) -> Iterable[Tensor | DrawnRow | Exception]:
+        """Feed each its next token: the logits [V] of each, on a device with a token, or why it alone can't go on.
 
         Raises:
             PoolExhausted: Room ran out on the way; none of them is of use any more.
