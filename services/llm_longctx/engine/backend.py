@@ -13,6 +13,7 @@ from typing import Protocol
 from torch import Tensor
 
 from services.llm_longctx.engine.attention.method_policy import Policy
+from services.llm_longctx.engine.device.step_draws import DrawnRow, StepDraws
 from services.llm_longctx.engine.drafting.drafter import Drafter
 from services.llm_longctx.engine.kv_manager import PagedState, count_bytes
 from services.llm_longctx.engine.model_runner import ModelRunner
@@ -100,8 +101,8 @@ class SequenceBackend(Protocol[S]):
         """Whether each of them has room for one more token."""
         ...
 
-    def decode_batch(self, batch: list[Sequence[S]]) -> Iterable[Tensor | Exception]:
-        """Feed each its next token: the logits [V] of each, or why it alone can't go on.
+    def decode_batch(self, batch: list[Sequence[S]]) -> Iterable[Tensor | DrawnRow | Exception]:
+        """Feed each its next token: the logits [V] of each, on a device with a token, or why it alone can't go on.
 
         Raises:
             PoolExhausted: Room ran out on the way; none of them is of use any more.
@@ -207,12 +208,21 @@ class PagedBackend:
         """Whether enough pages are free for one more token each."""
         return self._make_room(sum(s.state.cache.pages_needed() for s in running))
 
-    def decode_batch(self, batch: list[Sequence[PagedState]]) -> list[Tensor]:
+    def decode_batch(self, batch: list[Sequence[PagedState]]) -> list[Tensor] | list[DrawnRow]:
         """One step of all of them together; tokens of a draft that came true were fed already."""
+        if self.runner.pool.device.type != "cpu":
+            return self._run_on_device(batch)
         logits = {s: row for s in batch if (row := self._drafter.take_verified(s)) is not None}
         if rest := [s for s in batch if s not in logits]:
             logits |= self._run(rest)
         return [logits[s] for s in batch]
+
+    def _run_on_device(self, batch: list[Sequence[PagedState]]) -> list[DrawnRow]:
+        """A step whose tokens are drawn beside the logits; drafts don't pay there."""
+        draws = StepDraws([s.draw_settings() for s in batch], self.runner.backend)
+        taps = [s.taps for s in batch] if any(s.taps for s in batch) else ()
+        self.runner.decode([s.state for s in batch], [s.next_token for s in batch], taps, draws)
+        return [draws.row(b) for b in range(len(batch))]
 
     def _run(self, batch: list[Sequence[PagedState]]) -> dict[Sequence[PagedState], Tensor]:
         draft = self._drafter.draft(batch[0]) if len(batch) == 1 else []

@@ -17,11 +17,14 @@ from services.llm_longctx.engine.attention.layer_inputs import LayerInputs
 from services.llm_longctx.engine.attention.method_policy import Policy
 from services.llm_longctx.engine.attention.prefill import ChunkAttention
 from services.llm_longctx.engine.attention.prompt_end import end_prompt
+from services.llm_longctx.engine.device.fixed_step import FixedStep
+from services.llm_longctx.engine.device.graph_steps import CudaRecorder, GraphSteps
+from services.llm_longctx.engine.device.step_draws import StepDraws
 from services.llm_longctx.engine.kv_manager import PagedState, count_bytes
 from services.llm_longctx.engine.taps import SequenceTaps
 from services.llm_longctx.engine.taps.sequence_taps import tap_rows
 from services.llm_longctx.engine.taps.tapped_steps import open_tap, sort_taps, tap_of
-from services.llm_longctx.kernels import Addition, NativeDecoder, PackedMatrix, layer_ops
+from services.llm_longctx.kernels import Addition, NativeDecoder, PackedMatrix, layer_ops, sample
 from services.llm_longctx.kernels.decode_step import is_supported
 from services.llm_longctx.kernels.dispatch import choose
 from services.llm_longctx.kv_cache import PagePool, PoolExhausted
@@ -41,6 +44,7 @@ class ModelRunner:
         packed: Few-bit matrices that layers are multiplied with, where there are C++ kernels; see `NativeDecoder`.
         weights_sha256: Digest of the weights, on which cached prefixes depend.
         dense: Policy of dense attention, with which methods are compared.
+        graphs: Decode steps that are recorded, on a device that can.
     """
 
     def __init__(
@@ -61,6 +65,14 @@ class ModelRunner:
         self.dense = Policy.of(model.config, "dense")
         self._open: list[PagedState] = []
         self._buffer = DeviceBuffer(pool.device)
+        self.graphs: GraphSteps | None = None
+        kind = pool.device.type
+        if (
+            kind == "cuda"
+            and torch.cuda.is_available()
+            and choose("decode", backend, pool.keys.dtype, kind) == "triton"
+        ):
+            self.graphs = GraphSteps(self.run_fixed, pool, CudaRecorder(), backend)
 
     def open(self, policy: Policy) -> PagedState:
         """State of a new sequence, which has read nothing."""
@@ -122,7 +134,11 @@ class ModelRunner:
 
     @torch.inference_mode()
     def decode(
-        self, states: Sequence[PagedState], tokens: Sequence[int], taps: Sequence[SequenceTaps | None] = ()
+        self,
+        states: Sequence[PagedState],
+        tokens: Sequence[int],
+        taps: Sequence[SequenceTaps | None] = (),
+        draws: StepDraws | None = None,
     ) -> Tensor:
         """Feed one token to each sequence, whose caches grow by one: logits [B,V].
 
@@ -135,6 +151,7 @@ class ModelRunner:
             taps: What their requests change and read. In C++ who adds vectors to the residual stream stays in
                 the step of all, anything else is a step of its own; in torch it is one step with taps. Either way the
                 logits of the others are what they would be without, bit for bit.
+            draws: What a token is drawn with from each row of logits, where they lie; not in C++ steps.
 
         Raises:
             PoolExhausted: The step needs more pages than are free; then nothing has changed. Or addresses ran out in
@@ -145,9 +162,9 @@ class ModelRunner:
             message = f"a step needs {wanted} pages, and {self.pool.free} are free"
             raise PoolExhausted(message)
         if not any(taps):
-            return self._decode_together(states, tokens)
+            return self._decode_together(states, tokens, draws=draws)
         if not self._has_native_step() or self._inputs_of(states).is_tapped:
-            return self._decode_together(states, tokens, taps=taps)
+            return self._decode_together(states, tokens, taps=taps, draws=draws)
         additions, alone = sort_taps(states, taps)
         if not alone:
             return self._decode_together(states, tokens, additions)
@@ -166,6 +183,7 @@ class ModelRunner:
         tokens: Sequence[int],
         additions: Sequence[Addition] = (),
         taps: Sequence[SequenceTaps | None] = (),
+        draws: StepDraws | None = None,
     ) -> Tensor:
         fed: Counter[PagedState] = Counter()
         positions = []
@@ -177,12 +195,12 @@ class ModelRunner:
         if taps:
             opened = zip(states, tokens, positions, taps, strict=True)
             rows = [None if one is None else open_tap(one, s, at, [token]) for s, token, at, one in opened]
-            logits = self._step_by_torch(tokens, positions, seam, tap_of(inputs, tap_rows(rows)))
+            logits = self._step_by_torch(tokens, positions, seam, tap_of(inputs, tap_rows(rows)), draws)
             for forward in rows:
                 if forward is not None:
                     forward.end()
         else:
-            logits = self._step(tokens, positions, seam, inputs, additions)
+            logits = self._step(tokens, positions, seam, inputs, additions, draws)
         for s in states:
             s.cache.end_step()
         return logits
@@ -217,18 +235,39 @@ class ModelRunner:
         seam: StepAttention,
         inputs: LayerInputs,
         additions: Sequence[Addition],
+        draws: StepDraws | None,
     ) -> Tensor:
         if not inputs.is_tapped and self._has_native_step():
             native = self._native_decoder()
             if seam.is_plain:
                 return native.step(tokens, positions, seam.rows.entry_runs(), additions)
             return native.step_through(tokens, positions, seam, additions)
-        return self._step_by_torch(tokens, positions, seam, tap_of(inputs))
+        if self.graphs is not None and seam.is_plain and not inputs.is_tapped:
+            logits = self.graphs.step(seam.rows, tokens, positions, draws)
+            if logits is not None:
+                return logits
+        return self._step_by_torch(tokens, positions, seam, tap_of(inputs), draws)
 
-    def _step_by_torch(self, tokens: Sequence[int], positions: Sequence[int], seam: StepAttention, tap: Tap) -> Tensor:
-        ids, at = seam.rows.send(tokens, positions, self._buffer)
+    def _step_by_torch(
+        self,
+        tokens: Sequence[int],
+        positions: Sequence[int],
+        seam: StepAttention,
+        tap: Tap,
+        draws: StepDraws | None = None,
+    ) -> Tensor:
+        ids, at = seam.rows.send(tokens, positions, self._buffer, draws)
         logits: Tensor = self.model(ids, attend=seam, positions=at, ops=self._layer_ops(), tap=tap)[:, 0]
+        if draws is not None:
+            draws.draw(logits)
         return logits
+
+    def run_fixed(self, step: FixedStep) -> tuple[Tensor, Tensor]:
+        """Launch a step whose numbers lie on the device: logits [B,V], and tokens float64 [B] drawn from them."""
+        step.mark()
+        ids, at = step.ids, step.positions
+        logits: Tensor = self.model(ids, attend=step.attend, positions=at, ops=self._layer_ops())[:, 0]
+        return logits, sample(logits, step.settings, backend=self.backend).double()
 
     def _inputs_of(self, states: Sequence[PagedState]) -> LayerInputs:
         """What the methods of a step want to see of its layers."""

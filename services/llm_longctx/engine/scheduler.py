@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from services.llm_longctx.engine.backend import SequenceBackend
+from services.llm_longctx.engine.device.step_draws import Choice, DrawnRow
 from services.llm_longctx.engine.quality import observations
 from services.llm_longctx.engine.sampler import read_choices
 from services.llm_longctx.engine.sequence import FinishReason, GenerationRequest, S, Sequence, SequenceStatus
@@ -232,12 +233,12 @@ class Scheduler(Generic[S]):
         self.running += begun
         self._append_tokens(begun, [logits] * len(begun))
 
-    def _append_tokens(self, batch: list[Sequence[S]], logits: Iterable[Tensor | Exception]) -> None:
+    def _append_tokens(self, batch: list[Sequence[S]], logits: Iterable[Tensor | DrawnRow | Exception]) -> None:
         """Draw a token for each from its logits [V]; remove finished sequences. One that fails, fails alone."""
         found = [_choose_token(sequence, row) for sequence, row in zip(batch, logits, strict=True)]
-        read = iter(read_choices([one for one in found if isinstance(one, Tensor)]))
+        read = iter(read_choices([one for one in found if isinstance(one, Choice)]))
         for sequence, one in zip(batch, found, strict=True):
-            reason = self._append_token(sequence, next(read) if isinstance(one, Tensor) else one)
+            reason = self._append_token(sequence, next(read) if isinstance(one, Choice) else one)
             if reason is not None:
                 self._end(sequence, reason)
         for sequence in batch:
@@ -303,7 +304,9 @@ class Scheduler(Generic[S]):
                 self.end_all(to_safe_error(error))
 
 
-def _choose_token(sequence: Sequence[Any], logits: Tensor | Exception) -> Tensor | FinishReason | FoveaError | None:
+def _choose_token(
+    sequence: Sequence[Any], logits: Tensor | DrawnRow | Exception
+) -> Choice | FinishReason | FoveaError | None:
     if isinstance(logits, Exception):
         return to_safe_error(logits)
     try:

@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from services.llm_longctx.engine.attention.method_policy import Policy
+from services.llm_longctx.engine.device.step_draws import Choice, DrawnRow
 from services.llm_longctx.engine.sampler import Grammar, Sampler, Sampling, ScoredToken, token_logprobs
 from services.llm_longctx.engine.taps import CapturedTokens, RequestTaps, SequenceTaps
+from services.llm_longctx.kernels import RowSettings
 from shared.errors import FoveaError, InvalidOption
 from shared.lm.host_transfer import to_host
 from shared.registry import CallContext
@@ -247,7 +249,12 @@ class Sequence(Generic[S]):
             for one in (self, *self.siblings):
                 one.request.hooks.on_prompt(one.answer, tokens)
 
-    def choose_token(self, logits: Tensor) -> Tensor | FinishReason | None:
+    def draw_settings(self) -> RowSettings:
+        """What `choose_token` will draw with after the next step; greedy where it will draw nothing."""
+        draws = self.request.max_tokens != 0 and self._next + 1 >= len(self.output_ids)
+        return self._sampler.settings() if draws else RowSettings()
+
+    def choose_token(self, row: Tensor | DrawnRow) -> Choice | FinishReason | None:
         """Choose the next token from the logits [V] after what was fed: for `append_token`, once the choice was read.
 
         After a preemption the tokens that were drawn already are fed again first: then there is nothing to choose.
@@ -256,14 +263,14 @@ class Sequence(Generic[S]):
             InvalidOption: Its interventions have made the logits useless.
         """
         if self.taps is not None:
-            self._report_taps(self.taps, logits)
+            self._report_taps(self.taps, row.logits if isinstance(row, DrawnRow) else row)
         if self.request.max_tokens == 0:
             return "length"
         self._next += 1
         if self._next < len(self.output_ids):
             return None
         self._next = len(self.output_ids)
-        return self._sampler.choose(logits, self.request.top_logprobs)
+        return self._sampler.choose(row, self.request.top_logprobs)
 
     def append_token(self, words: list[float]) -> FinishReason | None:
         """Append the token that was chosen; why the answer is over, if it is."""

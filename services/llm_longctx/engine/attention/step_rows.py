@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from services.llm_longctx.engine.device.step_draws import StepDraws
 from services.llm_longctx.engine.kv_manager import PagedState
 from services.llm_longctx.kernels import DeviceRuns, EntryRuns
 from services.llm_longctx.kv_cache import PagePool, ReadRun
@@ -105,6 +106,11 @@ class StepRows:
         self._slots_sent: Tensor | None = None
         self._grouped: list[RowRuns] | None = None
 
+    @property
+    def is_marked(self) -> bool:
+        """Whether positions of the new entries must be written: some sequence holds chosen ones."""
+        return any(s.cache.cut.any() for s in self._states)
+
     def slots_at(self, layer: int) -> Tensor:
         """Where a layer's new entries go [R], where the pool lies."""
         if self._slots_sent is not None:
@@ -137,24 +143,33 @@ class StepRows:
             self._grouped = self._group(list(self.more))
         return self._grouped
 
-    def send(self, tokens: Sequence[int], positions: Sequence[int], buffer: DeviceBuffer) -> tuple[Tensor, Tensor]:
+    def send(
+        self,
+        tokens: Sequence[int],
+        positions: Sequence[int],
+        buffer: DeviceBuffer,
+        draws: StepDraws | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Send everything to where the pool lies, in one copy; tokens and positions [B,1] there."""
         B, groups = len(tokens), [self.own, *self.groups()]
         fed = np.array([tokens, positions], np.int64)
         words = [fed, self.slots, *(part for group in groups for part in group.words())]
+        words += [] if draws is None else [draws.words()]
         sent = buffer.send(np.concatenate([part.ravel() for part in words], dtype=np.int64))
         size = self.slots.size
         self._slots_sent = sent[2 * B : 2 * B + size].view(self.slots.shape)
         at = 2 * B + size
         for group in groups:
             at += group.take(sent[at:])
+        if draws is not None:
+            draws.take(sent[at:])
         if not self._is_host:
             self._mark(sent[B : 2 * B])
         return sent[:B, None], sent[B : 2 * B, None]
 
     def _mark(self, positions: Tensor) -> None:
         """Write positions [B] of the new entries, where some sequence holds chosen ones."""
-        if self._slots_sent is None or not any(s.cache.cut.any() for s in self._states):
+        if self._slots_sent is None or not self.is_marked:
             return
         (L, R), B = self.slots.shape, len(self._states)
         slots = self._slots_sent.flatten()
