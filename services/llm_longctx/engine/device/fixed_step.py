@@ -151,7 +151,8 @@ def _cut(words: np.ndarray | Tensor, shape: StepShape) -> _Words:
 def _place(into: np.ndarray, group: RowRuns, rows: int) -> None:
     """Write runs [L,r] to their rows of [3,L,R]."""
     at = slice(0, rows) if group.rows is None else group.rows
-    into[0, :, at], into[1, :, at], into[2, :, at] = group.start, group.n, group.weighted
+    for field, values in zip(into, (group.start, group.n, group.weighted), strict=True):
+        field[:, at] = values
 
 
 def _next_power(n: int) -> int:
