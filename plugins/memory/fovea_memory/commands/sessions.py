@@ -1,4 +1,4 @@
-"""`fovea sessions …`: the memory that a model keeps of a conversation."""
+"""Sessions of models with a memory: open, list, fork, export, import, roll back, delete."""
 
 from __future__ import annotations
 

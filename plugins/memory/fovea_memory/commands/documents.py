@@ -1,4 +1,4 @@
-"""`fovea documents …`: texts that a model reads once, to be asked about them often."""
+"""Documents that a model reads once: add, list, show, delete."""
 
 from __future__ import annotations
 
