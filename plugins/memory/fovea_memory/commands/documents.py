@@ -14,7 +14,9 @@ from fovea.cli.output import Screen
 from fovea.transport import LOCAL
 from shared.api.sessions import DocumentInfo
 
-app = typer.Typer(help="Documents that a model reads once: add, list, show, delete.", no_args_is_help=True)
+app = typer.Typer(
+    help="Documents that a model reads once: add, list, show, delete.", no_args_is_help=True, add_completion=False
+)
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="As printed by add.")]
 

@@ -17,7 +17,9 @@ from fovea.transport import LOCAL
 from shared.api.sessions import Session
 
 app = typer.Typer(
-    help="Sessions of models with a memory: open, list, fork, export, import, roll back, delete.", no_args_is_help=True
+    help="Sessions of models with a memory: open, list, fork, export, import, roll back, delete.",
+    no_args_is_help=True,
+    add_completion=False,
 )
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="As printed by open.")]
