@@ -47,7 +47,7 @@ async def load_state(body: GenerationOptions, request: Request, host: Host) -> R
         raise InvalidOption(detail, hint="Leave one of them out.", field=named[0])
     (field,) = named
     if field not in loaders:
-        missing = plugins.explain_missing("fields", field, f"The field {field!r}")
+        missing = plugins.explain_missing("fields", field, f"The field {field!r}", field)
         raise missing or NotFound(f"No plug-in reads the field {field!r}.", field=field)
     return await loaders[field].load(body, request, host)
 
