@@ -22,7 +22,8 @@ from services.llm_longctx.engine.attention.decode import StepAttention
 from services.llm_longctx.engine.attention.layer_inputs import LayerInputs
 from services.llm_longctx.engine.attention.method_policy import Policy
 from services.llm_longctx.engine.kv_manager import PagedState
-from services.llm_longctx.engine.sampler import Sampler, Sampling, read_choices
+from services.llm_longctx.engine.requests.sampling import Sampling
+from services.llm_longctx.engine.sampler import Sampler, read_choices
 from services.llm_longctx.kv_cache import PagePool
 from shared.lm.builders import llama
 from shared.lm.decoder import Decoder

@@ -11,15 +11,17 @@ from collections.abc import Collection
 from torch import Tensor
 
 from fovea_memory.request_session import RequestSession
-from services.llm_longctx.engine.backend import BackgroundTasks
-from services.llm_longctx.engine.sequence import GenerationRequest, Sequence
+from services.llm_longctx.engine.backend import SequenceBackend
+from services.llm_longctx.engine.quality.background_tasks import BackgroundTasks
+from services.llm_longctx.engine.requests.request import GenerationRequest
+from services.llm_longctx.engine.sequence import Sequence
 
 MAX_BYTES = 512 * 2**20
 """What all sessions in flight may come to, unless told otherwise."""
 
 
-class SessionBackend:
-    """Runs sequences through sessions of their own; see `SequenceBackend`.
+class SessionBackend(SequenceBackend[RequestSession]):
+    """Runs sequences through sessions of their own.
 
     Args:
         vocab: Size of the vocabulary.
@@ -32,7 +34,6 @@ class SessionBackend:
         self.background_tasks = BackgroundTasks()
 
     def fits(self, sequence: Sequence[RequestSession], running: Collection[Sequence[RequestSession]]) -> bool:
-        """Whether there are places, and bytes for the most that they may come to."""
         if not running:
             return True
         count = 1 + len(sequence.siblings)
@@ -40,7 +41,6 @@ class SessionBackend:
         return len(running) + count <= self.max_batch and taken + _max_bytes(sequence.request) * count <= self.max_bytes
 
     def allocate(self, sequence: Sequence[RequestSession], parent: Sequence[RequestSession] | None = None) -> None:
-        """The session that the request's source opens, or a fork of its parent's."""
         if parent is not None:
             sequence.state = parent.state.fork()
             return
@@ -51,41 +51,26 @@ class SessionBackend:
         sequence.state = session
         sequence.num_computed = sequence.request.stats.cached_tokens = session.num_read
 
-    def prefill_chunk(self, sequence: Sequence[RequestSession], _limit: int) -> Tensor:
-        """Up to the next border of the session's own grid, which is about as much as is allowed at a time."""
+    def prefill_chunk(self, sequence: Sequence[RequestSession], limit: int) -> Tensor:
         session, begin = sequence.state, sequence.num_computed
         chunk = sequence.request.prompt_ids[begin : begin + session.max_chunk]
         logits = session.feed(chunk).float()
         sequence.num_computed = begin + len(chunk)
         return logits
 
-    def can_append(self, _running: Collection[Sequence[RequestSession]]) -> bool:
-        """Always: the bytes were foreseen on admission."""
-        return True
-
     def decode_batch(self, batch: list[Sequence[RequestSession]]) -> list[Tensor | Exception]:
-        """One after the other; a session that can't go on fails alone."""
         return [_feed(s) for s in batch]
 
-    def is_preemptible(self, _sequence: Sequence[RequestSession]) -> bool:
-        """Never: nothing would be gained."""
+    def is_preemptible(self, sequence: Sequence[RequestSession]) -> bool:
         return False
 
-    def complete(self, sequence: Sequence[RequestSession], _running: Collection[Sequence[RequestSession]]) -> None:
-        """Hand the session to its source, and record what it remembers."""
+    def complete(self, sequence: Sequence[RequestSession], running: Collection[Sequence[RequestSession]]) -> None:
         request, session = sequence.request, sequence.state
         if request.source is not None:
             sequence.context.run(request.source.on_finish, session, sequence.output_ids[-1:])
         request.stats.kv_bytes += session.nbytes
         request.stats.prefill_density = session.density
         request.stats.kv_bytes_dense += session.dense_nbytes
-
-    def release(self, sequence: Sequence[RequestSession]) -> None:
-        """Close its session."""
-        sequence.free()
-
-    def reclaim(self) -> None:
-        """Nothing is cached here."""
 
 
 def _feed(sequence: Sequence[RequestSession]) -> Tensor | Exception:

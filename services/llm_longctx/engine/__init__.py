@@ -9,9 +9,9 @@ from services.llm_longctx.engine.offline.completion import (
     RequestOutput,
     TokenCollector,
 )
-from services.llm_longctx.engine.sampler import Grammar, Sampling, ScoredToken
+from services.llm_longctx.engine.requests.request import FinishReason, GenerationRequest, RequestHooks, RequestStats
+from services.llm_longctx.engine.requests.sampling import Grammar, Sampling, ScoredToken
 from services.llm_longctx.engine.scheduler import Scheduler
-from services.llm_longctx.engine.sequence import FinishReason, GenerationRequest, RequestHooks, RequestStats
 
 __all__ = [
     "Completion",

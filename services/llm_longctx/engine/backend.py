@@ -6,9 +6,9 @@ Admission counts the pages that a sequence will hold under its method. Knows not
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Collection, Generator, Iterable
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable
+from typing import Generic
 
 from torch import Tensor
 
@@ -18,11 +18,11 @@ from services.llm_longctx.engine.drafting.drafter import Drafter
 from services.llm_longctx.engine.kv_manager import PagedState, count_bytes
 from services.llm_longctx.engine.model_runner import ModelRunner
 from services.llm_longctx.engine.prefix_cache import PrefixCache
+from services.llm_longctx.engine.quality.background_tasks import BackgroundTasks
 from services.llm_longctx.engine.quality.fidelity_monitor import FidelityMonitor
 from services.llm_longctx.engine.sequence import S, Sequence
 from services.llm_longctx.engine.taps import SequenceTaps
 from services.llm_longctx.kv_cache import PoolExhausted
-from shared import telemetry
 
 _FORESEEN_NEW = 256
 """Tokens of an answer that admission counts on; what comes beyond may preempt."""
@@ -34,38 +34,7 @@ _MAX_COMPARISONS = 8
 """Comparisons that may wait for a quiet moment; under steady load the monitor sees fewer answers."""
 
 
-class BackgroundTasks:
-    """Work in pieces that is done while nobody waits, and given up where its memory is needed."""
-
-    def __init__(self) -> None:
-        self._pieces: deque[Generator[None, None, None]] = deque()
-
-    def __len__(self) -> int:
-        return len(self._pieces)
-
-    def add(self, work: Generator[None, None, None]) -> None:
-        """Line up; when it is given up it is closed."""
-        self._pieces.append(work)
-
-    def run_one(self) -> None:
-        """Do the next piece, if there is any."""
-        if not self._pieces:
-            return
-        try:
-            next(self._pieces[0])
-        except StopIteration:
-            self._pieces.popleft()
-        except Exception as error:  # noqa: BLE001  # no request waits for it: the log hears of it
-            telemetry.log().warning("work in the background failed", exc_info=error)
-            self._pieces.popleft()
-
-    def clear(self) -> None:
-        """Give up all of it."""
-        while self._pieces:
-            self._pieces.popleft().close()
-
-
-class SequenceBackend(Protocol[S]):
+class SequenceBackend(ABC, Generic[S]):
     """Allocates, prefills and decodes sequences. Called on the scheduler's thread.
 
     Attributes:
@@ -76,10 +45,11 @@ class SequenceBackend(Protocol[S]):
     vocab: int
     background_tasks: BackgroundTasks
 
+    @abstractmethod
     def fits(self, sequence: Sequence[S], running: Collection[Sequence[S]]) -> bool:
         """Whether a sequence and its siblings can be admitted beside those that run."""
-        ...
 
+    @abstractmethod
     def allocate(self, sequence: Sequence[S], parent: Sequence[S] | None = None) -> None:
         """Give a sequence what it is prefilled with: nothing read yet, a cached prefix, or all that its parent read.
 
@@ -87,47 +57,45 @@ class SequenceBackend(Protocol[S]):
             PoolExhausted: There is no room.
             FoveaError: It can't be served.
         """
-        ...
 
+    @abstractmethod
     def prefill_chunk(self, sequence: Sequence[S], limit: int) -> Tensor:
         """Read the next chunk of its prompt, about `limit` tokens: the logits that `count_logits` asks for [t,V].
 
         Raises:
             PoolExhausted: There is no room; the sequence is of no use until it is allocated anew.
         """
-        ...
 
     def can_append(self, running: Collection[Sequence[S]]) -> bool:
         """Whether each of them has room for one more token."""
-        ...
+        return True
 
+    @abstractmethod
     def decode_batch(self, batch: list[Sequence[S]]) -> Iterable[Tensor | DrawnRow | Exception]:
         """Feed each its next token: the logits [V] of each, on a device with a token, or why it alone can't go on.
 
         Raises:
             PoolExhausted: Room ran out on the way; none of them is of use any more.
         """
-        ...
 
+    @abstractmethod
     def is_preemptible(self, sequence: Sequence[S]) -> bool:
         """Whether it may lose what it holds and be read again."""
-        ...
 
+    @abstractmethod
     def complete(self, sequence: Sequence[S], running: Collection[Sequence[S]]) -> None:
         """An answer is about to end well: record what it cost, and hand on what it holds where somebody wants it."""
-        ...
 
     def release(self, sequence: Sequence[S]) -> None:
         """Take back what a sequence holds, if anything."""
-        ...
+        sequence.free()
 
     def reclaim(self) -> None:
         """Give up what only saves time: cached prefixes."""
-        ...
 
 
-class PagedBackend:
-    """Runs sequences on pages; see `SequenceBackend`.
+class PagedBackend(SequenceBackend[PagedState]):
+    """Runs sequences on pages, each under its own method.
 
     Attributes:
         runner: The decoder and its pool.
@@ -155,7 +123,6 @@ class PagedBackend:
         self._drafter = Drafter(runner)
 
     def fits(self, sequence: Sequence[PagedState], running: Collection[Sequence[PagedState]]) -> bool:
-        """Whether there are places, and pages for what they will hold and for what their prefill holds meanwhile."""
         if not running:
             self._make_room(self._foresee_pages(sequence))
             return True
@@ -164,7 +131,6 @@ class PagedBackend:
         return self._make_room(self._foresee_pages(sequence))
 
     def allocate(self, sequence: Sequence[PagedState], parent: Sequence[PagedState] | None = None) -> None:
-        """A state that shares its parent's pages, or else those of the longest cached prefix."""
         request = sequence.request
         if request.taps is not None and sequence.taps is None:
             sequence.taps = SequenceTaps(request.taps, self.runner.model)
@@ -178,7 +144,6 @@ class PagedBackend:
         state.reserve(len(request.prompt_ids), min(request.max_tokens, _RESERVED_NEW))
 
     def prefill_chunk(self, sequence: Sequence[PagedState], limit: int) -> Tensor:
-        """One chunk, on the method's grid; whole pages of it are kept for others that begin alike."""
         request, state, begin = sequence.request, sequence.state, sequence.num_computed
         size = state.policy.next_chunk(begin, len(request.prompt_ids))
         if state.policy.is_chunk_invariant and state.policy.method.supports.chunked_prefill:
@@ -205,11 +170,9 @@ class PagedBackend:
         return logits.float()
 
     def can_append(self, running: Collection[Sequence[PagedState]]) -> bool:
-        """Whether enough pages are free for one more token each."""
         return self._make_room(sum(s.state.cache.pages_needed() for s in running))
 
     def decode_batch(self, batch: list[Sequence[PagedState]]) -> list[Tensor] | list[DrawnRow]:
-        """One step of all of them together; tokens of a draft that came true were fed already."""
         if self.runner.pool.device.type != "cpu":
             return self._run_on_device(batch)
         logits = {s: row for s in batch if (row := self._drafter.take_verified(s)) is not None}
@@ -236,11 +199,9 @@ class PagedBackend:
         return found
 
     def is_preemptible(self, sequence: Sequence[PagedState]) -> bool:
-        """Whether its method can do without what it held."""
         return sequence.state.policy.method.supports.preemption == "recompute"
 
     def complete(self, sequence: Sequence[PagedState], running: Collection[Sequence[PagedState]]) -> None:
-        """Record the pages that its request holds now, and perhaps line up a comparison with dense attention."""
         request, stats = sequence.request, sequence.request.stats
         if sequence.is_allocated:
             sequence.state.settle_draft()
@@ -256,12 +217,7 @@ class PagedBackend:
             if comparison is not None:
                 self.background_tasks.add(comparison)
 
-    def release(self, sequence: Sequence[PagedState]) -> None:
-        """Give back its pages."""
-        sequence.free()
-
     def reclaim(self) -> None:
-        """Give up cached prefixes."""
         self.prefix_cache.clear()
 
     def _foresee_pages(self, sequence: Sequence[PagedState]) -> int:

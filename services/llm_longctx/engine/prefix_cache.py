@@ -16,7 +16,7 @@ import numpy as np
 from services.llm_longctx.engine.attention.method_policy import CHUNK, Policy
 from services.llm_longctx.engine.kv_manager import PagedState
 from services.llm_longctx.engine.model_runner import ModelRunner
-from services.llm_longctx.engine.sequence import GenerationRequest
+from services.llm_longctx.engine.requests.request import GenerationRequest
 from services.llm_longctx.kv_cache import PagedCache, PoolExhausted
 from shared.errors import InvalidOption
 

@@ -21,8 +21,9 @@ from torch import Tensor
 from services.llm_longctx.engine.backend import SequenceBackend
 from services.llm_longctx.engine.device.step_draws import Choice, DrawnRow
 from services.llm_longctx.engine.quality import observations
+from services.llm_longctx.engine.requests.request import FinishReason, GenerationRequest
 from services.llm_longctx.engine.sampler import read_choices
-from services.llm_longctx.engine.sequence import FinishReason, GenerationRequest, S, Sequence, SequenceStatus
+from services.llm_longctx.engine.sequence import S, Sequence, SequenceStatus
 from services.llm_longctx.engine.waiting_queue import WaitingQueue
 from services.llm_longctx.kv_cache import PoolExhausted
 from shared import telemetry

@@ -20,7 +20,7 @@ from services.llm_longctx.engine.kv_manager import PagedState
 from services.llm_longctx.engine.model_runner import ModelRunner
 from services.llm_longctx.engine.offline.decode_loop import decode, read_prompt
 from services.llm_longctx.engine.prefix_cache import PrefixCache
-from services.llm_longctx.engine.sequence import GenerationRequest
+from services.llm_longctx.engine.requests.request import GenerationRequest
 
 Protocol = Literal["agnostic", "aware"]
 

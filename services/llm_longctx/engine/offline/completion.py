@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from services.llm_longctx.engine.attention.method_policy import Policy
-from services.llm_longctx.engine.sampler import Sampling, ScoredToken
-from services.llm_longctx.engine.sequence import FinishReason, GenerationRequest, RequestHooks
+from services.llm_longctx.engine.requests.request import FinishReason, GenerationRequest, RequestHooks
+from services.llm_longctx.engine.requests.sampling import Sampling, ScoredToken
 from services.llm_longctx.engine.taps import CapturedTokens, RequestTaps
 from services.llm_longctx.kv_cache import CacheBits
 from services.llm_longctx.methods import AttentionMethod
