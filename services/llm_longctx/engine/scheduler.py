@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterable
 from itertools import count
-from typing import Any, Generic
+from typing import Generic
 
 import torch
 from torch import Tensor
@@ -21,13 +21,13 @@ from torch import Tensor
 from services.llm_longctx.engine.backend import SequenceBackend
 from services.llm_longctx.engine.device.step_draws import Choice, DrawnRow
 from services.llm_longctx.engine.quality import observations
+from services.llm_longctx.engine.requests.failures import to_safe_error, too_large
 from services.llm_longctx.engine.requests.request import FinishReason, GenerationRequest
 from services.llm_longctx.engine.sampler import read_choices
 from services.llm_longctx.engine.sequence import S, Sequence, SequenceStatus
 from services.llm_longctx.engine.waiting_queue import WaitingQueue
 from services.llm_longctx.kv_cache import PoolExhausted
-from shared import telemetry
-from shared.errors import Cancelled, Fault, FoveaError, TooLarge
+from shared.errors import Cancelled, FoveaError
 
 
 class Scheduler(Generic[S]):
@@ -148,7 +148,7 @@ class Scheduler(Generic[S]):
         if self.running:
             self._requeue_preempted(victim)
         else:
-            self._end(victim, _too_large())
+            self._end(victim, too_large())
 
     def end_all(self, error: FoveaError) -> None:
         """End everything that is in flight."""
@@ -236,7 +236,7 @@ class Scheduler(Generic[S]):
 
     def _append_tokens(self, batch: list[Sequence[S]], logits: Iterable[Tensor | DrawnRow | Exception]) -> None:
         """Draw a token for each from its logits [V]; remove finished sequences. One that fails, fails alone."""
-        found = [_choose_token(sequence, row) for sequence, row in zip(batch, logits, strict=True)]
+        found = [sequence.try_choose(row) for sequence, row in zip(batch, logits, strict=True)]
         read = iter(read_choices([one for one in found if isinstance(one, Choice)]))
         for sequence, one in zip(batch, found, strict=True):
             reason = self._append_token(sequence, next(read) if isinstance(one, Choice) else one)
@@ -280,7 +280,7 @@ class Scheduler(Generic[S]):
         self.backend.release(sequence)
         if not self.running:
             if sequence.is_last_try:
-                self._end(sequence, _too_large())
+                self._end(sequence, too_large())
                 return
             # Pages that cached prefixes share are copied where a run must move: give them up, and leave none behind.
             sequence.is_last_try = True
@@ -303,27 +303,3 @@ class Scheduler(Generic[S]):
                 self.step()
             except Exception as error:  # noqa: BLE001  # whatever a step hits, the next request must be served
                 self.end_all(to_safe_error(error))
-
-
-def _choose_token(
-    sequence: Sequence[Any], logits: Tensor | DrawnRow | Exception
-) -> Choice | FinishReason | FoveaError | None:
-    if isinstance(logits, Exception):
-        return to_safe_error(logits)
-    try:
-        return sequence.choose_token(logits)
-    except Exception as error:  # noqa: BLE001  # one that fails, fails alone
-        return to_safe_error(error)
-
-
-def to_safe_error(error: Exception) -> FoveaError:
-    """What a caller may know of a failure of ours; the rest goes to the log."""
-    if isinstance(error, FoveaError):
-        return error
-    telemetry.log().error("engine failed", exc_info=error)
-    detail = "The model failed on this request."
-    return Fault(detail, hint="The log of the service says why.")
-
-
-def _too_large() -> TooLarge:
-    return TooLarge("The request needs more memory for keys and values than this model has.")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from services.llm_longctx.engine.device.step_draws import Choice, DrawnRow
+from services.llm_longctx.engine.requests.failures import to_safe_error
 from services.llm_longctx.engine.requests.request import FinishReason, GenerationRequest
 from services.llm_longctx.engine.sampler import Sampler, token_logprobs
 from services.llm_longctx.engine.taps import SequenceTaps
@@ -171,6 +172,13 @@ class Sequence(Generic[S]):
             return None
         self._next = len(self.output_ids)
         return self._sampler.choose(row, self.request.top_logprobs)
+
+    def try_choose(self, row: Tensor | DrawnRow | Exception) -> Choice | FinishReason | FoveaError | None:
+        """As `choose_token`; a failure, also of the step, ends this answer alone."""
+        try:
+            return to_safe_error(row) if isinstance(row, Exception) else self.choose_token(row)
+        except Exception as error:  # noqa: BLE001  # one that fails, fails alone
+            return to_safe_error(error)
 
     def append_token(self, words: list[float]) -> FinishReason | None:
         """Append the token that was chosen; why the answer is over, if it is."""

@@ -10,8 +10,9 @@ from functools import partial
 from typing import Any, ClassVar
 from uuid import uuid4
 
+from services.llm_longctx.engine import ScoredToken
 from services.llm_longctx.serving.adapters.base import TextModelAdapter, check_options
-from services.llm_longctx.serving.generation import Generation, OutputChunk, StreamedToken, TextOptions
+from services.llm_longctx.serving.generation import Generation, OutputChunk, TextOptions
 from services.llm_longctx.serving.grammars.token_grammar import TokenGrammar
 from services.llm_longctx.serving.protocol import CompletionProtocol
 from services.llm_longctx.serving.request_state import RequestState
@@ -212,11 +213,10 @@ def _whole_delta(message: Reply) -> Delta:
     return Delta(role="assistant", content=message.content, **({"tool_calls": calls} if calls else {}))
 
 
-def _score(streamed: StreamedToken, tokenizer: Tokenizer) -> TokenLogprob:
+def _score(token: ScoredToken, tokenizer: Tokenizer) -> TokenLogprob:
     def entry(token: int, logprob: float) -> dict[str, Any]:
         raw = list(tokenizer.token_bytes(token))
         return {"token": tokenizer.token_text(token), "logprob": max(logprob, _MIN_LOGPROB), "bytes": raw}
 
-    token = streamed.token
     top = [TopLogprob(**entry(i, logprob)) for i, logprob in token.top]
     return TokenLogprob(**entry(token.id, token.logprob or 0.0), top_logprobs=top)

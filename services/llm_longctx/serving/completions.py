@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar, cast
 
-from services.llm_longctx.engine import GenerationRequest
+from services.llm_longctx.engine import GenerationRequest, ScoredToken
 from services.llm_longctx.engine.taps import CaptureSize
 from services.llm_longctx.serving.adapters.base import TextModelAdapter, check_options
-from services.llm_longctx.serving.generation import Generation, OutputChunk, StreamedToken, TextOptions
+from services.llm_longctx.serving.generation import Generation, OutputChunk, TextOptions
 from services.llm_longctx.serving.protocol import CompletionProtocol
 from services.llm_longctx.serving.request_state import RequestState
 from services.llm_longctx.serving.steering.build_taps import check_captured
@@ -122,15 +122,15 @@ def _build_request(
     return built, TextOptions(request.stop or (), request.echo, hidden)
 
 
-def _to_logprobs(tokens: Sequence[StreamedToken], tokenizer: Tokenizer) -> CompletionLogprobs:
+def _to_logprobs(tokens: Sequence[ScoredToken], tokenizer: Tokenizer) -> CompletionLogprobs:
     text = tokenizer.token_text
     top = [
-        {text(i): max(logprob, _MIN_LOGPROB) for i, logprob in one.token.top} if one.token.logprob is not None else None
+        {text(i): max(logprob, _MIN_LOGPROB) for i, logprob in one.top} if one.logprob is not None else None
         for one in tokens
     ]
-    logprobs = [None if one.token.logprob is None else max(one.token.logprob, _MIN_LOGPROB) for one in tokens]
+    logprobs = [None if one.logprob is None else max(one.logprob, _MIN_LOGPROB) for one in tokens]
     return CompletionLogprobs(
-        tokens=[text(one.token.id) for one in tokens],
+        tokens=[text(one.id) for one in tokens],
         token_logprobs=logprobs,
         top_logprobs=top,
         text_offset=[one.offset for one in tokens],

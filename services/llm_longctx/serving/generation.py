@@ -49,14 +49,6 @@ _PLAIN = TextOptions()
 
 
 @dataclass(frozen=True, slots=True)
-class StreamedToken:
-    """A token of the shown text and where it begins in it, in characters."""
-
-    token: ScoredToken
-    offset: int
-
-
-@dataclass(frozen=True, slots=True)
 class OutputChunk:
     """What is new in one answer: text, its tokens where log-probabilities are wanted, and the end with its reason.
 
@@ -69,7 +61,7 @@ class OutputChunk:
 
     index: int
     text: str = ""
-    tokens: tuple[StreamedToken, ...] = ()
+    tokens: tuple[ScoredToken, ...] = ()
     reason: FinishReason | Literal["tool_calls"] | None = None
     produced: int = 0
     calls: tuple[CallUpdate, ...] = ()
@@ -204,7 +196,7 @@ class _AnswerText:
         self._put = put
         self._text = Detokenizer(tokenizer)
         self._stops = StopStringFilter(options.stops)
-        self._pending: list[StreamedToken] = []
+        self._pending: list[ScoredToken] = []
         self._offsets: list[int] = []  # where the prompt's tokens begin in its echo
         self._scored = 0  # tokens of the prompt that were scored
         self._read = 0  # characters that were produced
@@ -217,7 +209,7 @@ class _AnswerText:
         """Show log-probabilities of the prompt, whose text was shown already."""
         places = self._offsets[self._scored : self._scored + len(tokens)]
         self._scored += len(tokens)
-        self._put(OutputChunk(self._index, tokens=tuple(map(StreamedToken, tokens, places))))
+        self._put(OutputChunk(self._index, tokens=tuple(map(_place, tokens, places))))
 
     def add_captured(self, captured: Sequence[CapturedTokens]) -> None:
         """Show what was captured, before the text that comes of it."""
@@ -227,7 +219,7 @@ class _AnswerText:
         """Show what this token completes; True at a stop text."""
         text = self._text.feed(token.id)
         if self._has_logprobs:
-            self._pending.append(StreamedToken(token, self._read))
+            self._pending.append(_place(token, self._read))
         self._read += len(text)
         self._show(self._stops.feed(text))
         return self._stops.is_hit
@@ -266,3 +258,7 @@ class _AnswerText:
         if self._has_logprobs:
             # Nothing precedes the first token, so it has no probability; those before `score_from` are not scored.
             self.add_scores([ScoredToken(token) for token in request.prompt_ids[: max(1, request.score_from)]])
+
+
+def _place(token: ScoredToken, offset: int) -> ScoredToken:
+    return replace(token, offset=offset)

@@ -86,7 +86,7 @@ def test_tokens_that_are_told_spell_the_text_that_is_shown(codec, text, stop):
     shown = joined(pieces)
     assert shown == text.split(stop)[0]
     told = [s for p in pieces for s in p.tokens]
-    assert b"".join(codec.token_bytes(s.token.id) for s in told).decode() == shown
+    assert b"".join(codec.token_bytes(s.id) for s in told).decode() == shown
     assert [s.offset for s in told] == sorted(s.offset for s in told)
     assert pieces[-1].reason == ("stop" if stop in text else "length")
     come = ""
@@ -102,8 +102,8 @@ def test_an_echo_shows_the_prompt_once_for_each_answer(codec):
     for index in (0, 1):
         assert joined(pieces, index) == "ü!x"
         told = [s for p in pieces if p.index == index for s in p.tokens]
-        assert [s.token.id for s in told] == [*ids, *codec.encode("x")]
-        assert ([s.token.logprob for s in told], [s.offset for s in told]) == ([None, -1.0, -1.0, -0.5], [0, 0, 1, 2])
+        assert [s.id for s in told] == [*ids, *codec.encode("x")]
+        assert ([s.logprob for s in told], [s.offset for s in told]) == ([None, -1.0, -1.0, -0.5], [0, 0, 1, 2])
 
 
 def test_an_echo_leaves_out_what_the_caller_did_not_write(codec):

@@ -38,11 +38,16 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class ScoredToken:
-    """One token with its log-probability under the model (nats, before temperature and penalties), where asked for."""
+    """One token with its log-probability under the model (nats, before temperature and penalties), where asked for.
+
+    Attributes:
+        offset: Where it begins in the text of its answer, in characters, once somebody makes text of it.
+    """
 
     id: int
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
+    offset: int = 0
 
 
 class Grammar(Protocol):
