@@ -68,9 +68,9 @@ class CompletionProtocol(ABC, Generic[RequestT, ChunkT, AnswerT]):
                     for chunk in await chunks.add(piece):
                         sent += [chunk] if state is not None else ()
                         yield chunk
-            last = await chunks.end(span)
+            last: list[ChunkT] = await chunks.end(span)
             if state is not None:  # what the last chunks report must be true when they are read
-                await state.commit(self.gather([*sent, *last]).model_dump_json())
+                await state.commit(self.gather(sent + last).model_dump_json())
             wants_usage = not request.stream or (request.stream_options and request.stream_options.include_usage)
             for chunk in last if wants_usage else last[:-1]:
                 yield chunk
@@ -122,7 +122,8 @@ class _ChunkBuilder(Generic[ChunkT]):
         *,
         has_logprobs: bool,
     ) -> None:
-        self._protocol, self._adapter, self._generation = protocol, adapter, generation
+        self._protocol: CompletionProtocol[Any, ChunkT, Any] = protocol
+        self._adapter, self._generation = adapter, generation
         self._has_logprobs = has_logprobs
         self._stamp: dict[str, Any] = {
             "id": f"{protocol.id_prefix}-{uuid4().hex}",
@@ -165,8 +166,9 @@ class _ChunkBuilder(Generic[ChunkT]):
         extra: dict[str, Any] = {} if payload is None else {"longctx": payload}
         usage = build_usage(requests, self._produced, adapter)
         span.describe_answer(self._stamp["id"], usage, requests)
-        last = [] if self._held is None else [self._held.model_copy(update=extra)]
-        return [*last, self._protocol.chunk_type(**self._stamp, **extra, choices=[], usage=usage)]
+        last: list[ChunkT] = [] if self._held is None else [self._held.model_copy(update=extra)]
+        last.append(self._protocol.chunk_type(**self._stamp, **extra, choices=[], usage=usage))
+        return last
 
 
 def _write_captured(writer: CaptureWriter, piece: OutputChunk) -> list[Captured]:
