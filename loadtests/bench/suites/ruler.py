@@ -24,9 +24,9 @@ import torch
 
 from fovea_lab.ruler import peers, plots
 from fovea_lab.ruler.leaderboard import write_page
-from fovea_lab.ruler.local import run_at_once
 from fovea_lab.ruler.report import RulerReport
-from fovea_lab.ruler.run import EvaluatedModel, RulerSpec, export_samples, run_ruler
+from fovea_lab.ruler.run import EvaluatedModel, export_samples, run_ruler
+from fovea_lab.ruler.spec import RulerSpec
 from loadtests.bench.longctx import gguf
 from loadtests.bench.peers.environment import ENVIRONMENTS, PeerMissing, prepare_environment
 from loadtests.bench.result import Row, Table, machine
@@ -114,7 +114,7 @@ def _ours_and_theirs(
 ) -> RulerReport:
     tokenizer = Tokenizer.from_folder(files)
     plans = {file.stem: HeadPlan.read(file) for file in PLANS.glob("*.json")}
-    on = EvaluatedModel(engine, tokenizer, plans, "SmolLM2-135M-Instruct", run_at_once)
+    on = EvaluatedModel(engine, tokenizer, plans, "SmolLM2-135M-Instruct")
     samples = files / "samples.jsonl"
     samples.write_text("".join(json.dumps(row) + "\n" for row in export_samples(on, spec)), "utf8")
     theirs = {name: store.with_name(f"{store.stem}_{name}.jsonl") for name in ("kvpress", "vllm")}

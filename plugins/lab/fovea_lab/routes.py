@@ -24,9 +24,9 @@ from fovea_lab.method_quality import (
 )
 from fovea_lab.ruler.plots import draw_means
 from fovea_lab.ruler.report import RulerReport
-from fovea_lab.ruler.run import RulerSpec
 from fovea_lab.ruler.samples.task import TASKS
 from fovea_lab.ruler.served import run_served
+from fovea_lab.ruler.spec import RulerSpec
 from services.llm_longctx.serving.decoder_model import DecoderModel
 from shared.errors import InvalidOption
 from shared.registry import CallContext

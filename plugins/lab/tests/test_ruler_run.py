@@ -10,9 +10,9 @@ from PIL import Image
 from fovea_lab import routes
 from fovea_lab.ruler import leaderboard, peers, plots
 from fovea_lab.ruler.cli import ruler
-from fovea_lab.ruler.local import run_at_once
 from fovea_lab.ruler.method_variants import MethodVariant
-from fovea_lab.ruler.run import EvaluatedModel, RulerSpec, export_samples, run_ruler
+from fovea_lab.ruler.run import EvaluatedModel, export_samples, run_ruler
+from fovea_lab.ruler.spec import RulerSpec
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.tests.conftest import Server, app_of, tiny_decoder, write_folder
 from services.llm_longctx.tests.test_engine_pages import TINY_PLAN
@@ -34,7 +34,7 @@ def folder(tmp_path_factory):
 def tiny(folder):
     codec = Tokenizer.from_folder(folder)
     engine = Engine(tiny_decoder(positions=1024), page=8)
-    return EvaluatedModel(engine, codec, {"gates": HeadPlan.parse(TINY_PLAN)}, "tiny", run_at_once)
+    return EvaluatedModel(engine, codec, {"gates": HeadPlan.parse(TINY_PLAN)}, "tiny")
 
 
 def asked(**more):
@@ -86,9 +86,7 @@ def test_methods_that_read_densely_share_one_reading_of_a_context(tiny, monkeypa
 
 
 def test_no_address_is_kept_when_all_is_answered(folder):
-    on = EvaluatedModel(
-        Engine(tiny_decoder(positions=1024), page=8), Tokenizer.from_folder(folder), {}, "tiny", run_at_once
-    )
+    on = EvaluatedModel(Engine(tiny_decoder(positions=1024), page=8), Tokenizer.from_folder(folder), {}, "tiny")
     pool, methods = on.engine.pool, [{"method": "knorm"}, {"method": "snapkv", "window": 8}]
     run_ruler(on, asked(methods=methods, budgets=[0.5]))
     on.engine.prefix_cache.clear()
@@ -111,7 +109,7 @@ def test_dense_answers_alike_under_both_protocols(tiny, tmp_path):
 def count_calls(on, counted):
     def do(work):
         counted.append(1)
-        return run_at_once(work)
+        return on.do(work)
 
     return EvaluatedModel(on.engine, on.tokenizer, on.plans, on.name, do)
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from fovea_lab.local_run import open_adapter, parse_options, show_progress
 from fovea_lab.ruler.peers import read_predictions
 from fovea_lab.ruler.report import RulerReport
-from fovea_lab.ruler.run import EvaluatedModel, RulerSpec, export_samples, run_ruler
-from services.llm_longctx.serving.adapters.decoder import DecoderAdapter
-
-T = TypeVar("T")
+from fovea_lab.ruler.run import export_samples
+from fovea_lab.ruler.served import evaluate_idle, run_served
+from fovea_lab.ruler.spec import RulerSpec
+from shared.registry import CallContext
 
 
 def evaluate(
@@ -32,11 +33,10 @@ def evaluate(
     """
     spec = parse_options(RulerSpec, options)
     with open_adapter(model) as adapter, show_progress("ruler") as progress:
-        on = _wrap(adapter)
-        extra = [
-            one for path in peers for one in read_predictions(path, lambda ids: on.tokenizer.decode(ids, special=False))
-        ]
-        return run_ruler(on, spec, progress=progress, qa=qa, corpus=corpus, store=store, extra=extra)
+        decode = partial(adapter.tokenizer.decode, special=False)
+        extra = [one for path in peers for one in read_predictions(path, decode)]
+        run = CallContext(report=progress)
+        return run_served(adapter, spec, run, qa=qa, corpus=corpus, store=store, extra=extra)
 
 
 def write_samples(
@@ -45,19 +45,5 @@ def write_samples(
     """Write samples with their tokens as JSONL, for peers; raises as `evaluate`."""
     spec = parse_options(RulerSpec, options)
     with open_adapter(model) as adapter:
-        rows = export_samples(_wrap(adapter), spec, qa=qa, corpus=corpus)
+        rows = export_samples(evaluate_idle(adapter, CallContext()), spec, qa=qa, corpus=corpus)
         out.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-
-
-def run_at_once(work: Generator[None, None, T]) -> T:
-    """Do work in pieces without a pause."""
-    while True:
-        try:
-            next(work)
-        except StopIteration as end:
-            result: T = end.value
-            return result
-
-
-def _wrap(adapter: DecoderAdapter) -> EvaluatedModel:
-    return EvaluatedModel(adapter.engine, adapter.tokenizer, adapter.plans, adapter.name, run_at_once)

@@ -13,21 +13,21 @@ import random
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
-from pydantic import BaseModel, Field
 
+from fovea_lab.ruler.answer_store import append_answers, read_answers
 from fovea_lab.ruler.answering import Answer, PromptTokens, answer_prompts
 from fovea_lab.ruler.method_variants import BASELINES, MethodVariant, list_variants
 from fovea_lab.ruler.report import Cell, Prediction, RulerReport, build_report
 from fovea_lab.ruler.samples.generation import generate
 from fovea_lab.ruler.samples.sample import RenderedSample, RulerSample, render
-from fovea_lab.ruler.samples.task import OFFLINE, TASKS
+from fovea_lab.ruler.samples.task import TASKS
 from fovea_lab.ruler.scoring import score
+from fovea_lab.ruler.spec import RulerSpec
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.kv_cache import PoolExhausted
-from shared.api.text import LongctxOptions
 from shared.errors import InvalidOption
 from shared.lm.head_plan import HeadPlan
 from shared.lm.tokenizer import Tokenizer
@@ -35,53 +35,17 @@ from shared.lm.tokenizer import Tokenizer
 BLOCK = 24
 """Prompts that are answered together, whatever their methods, and whose answers are kept together."""
 
-MAX_SAMPLES = 500
-Share = Annotated[float, Field(gt=0, le=1)]
+T = TypeVar("T")
 
 
-class RulerSpec(BaseModel):
-    """What to evaluate."""
-
-    model: str | None = Field(None, description="Name of the model; left out, the default one.")
-    methods: list[LongctxOptions] = Field(
-        default_factory=lambda: [LongctxOptions(method="snapkv")],
-        max_length=40,
-        description="Methods with their knobs; `label` names a variant.",
-    )
-    budgets: list[Share] = Field(
-        [0.5, 0.25], max_length=8, description="Bytes as shares of what dense holds; methods that evict are fitted."
-    )
-    lengths: list[Annotated[int, Field(ge=256)]] = Field([1024], min_length=1, max_length=8)
-    tasks: list[str] = Field(
-        ["niah_single_1", "niah_single_2", "niah_multivalue", "fwe"],
-        min_length=1,
-        max_length=13,
-        description="Names, or `all` for all that need no file.",
-    )
-    n: int = Field(10, ge=1, le=MAX_SAMPLES, description="Samples per task and length.")
-    questions: int = Field(1, ge=1, le=10, description="Questions per context, where a task has several answers.")
-    protocol: Literal["agnostic", "aware", "both"] = Field(
-        "agnostic", description="Whether a method compresses before it knows the question (agnostic) or with it."
-    )
-    max_answer: int | None = Field(None, ge=1, le=128, description="Cut answers shorter than the tasks do.")
-    seed: int = Field(42, ge=0)
-
-    def task_names(self) -> list[str]:
-        """Tasks by name, in the order of reports.
-
-        Raises:
-            InvalidOption: There is no such task.
-        """
-        wanted = set(OFFLINE) if "all" in self.tasks else set(self.tasks)
-        if unknown := sorted(wanted - TASKS.keys()):
-            detail = f"There is no RULER-form task {unknown[0]!r}; known are {', '.join(TASKS)}, all."
-            raise InvalidOption(detail, field="tasks")
-        return [name for name in TASKS if name in wanted]
-
-    @property
-    def protocols(self) -> tuple[Literal["agnostic", "aware"], ...]:
-        """Which protocols are run."""
-        return ("agnostic", "aware") if self.protocol == "both" else (self.protocol,)
+def run_at_once(work: Generator[None, None, T]) -> T:
+    """Do work in pieces without a pause."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            result: T = end.value
+            return result
 
 
 @dataclass(frozen=True)
@@ -93,14 +57,14 @@ class EvaluatedModel:
         tokenizer: Its own.
         plans: Head plans by name.
         name: As in reports.
-        do: Runs work in pieces, at once or on a scheduler's thread.
+        do: Runs work in steps, at once or on a scheduler's thread.
     """
 
     engine: Engine
     tokenizer: Tokenizer
     plans: Mapping[str, HeadPlan]
     name: str
-    do: Callable[[Generator[None, None, list[Answer]]], list[Answer]]
+    do: Callable[[Generator[None, None, list[Answer]]], list[Answer]] = run_at_once
 
 
 def run_ruler(
@@ -131,7 +95,7 @@ def run_ruler(
     """
     samples = _generate_all(on, spec, qa, corpus)
     jobs, refused = _list_jobs(on, spec, samples)
-    known, found = _read_store(store), list(extra)
+    known, found = read_answers(store), list(extra)
     found += [known[job.key] for job in jobs if job.key in known]
     todo = [job for job in jobs if job.key not in known]
     for protocol in spec.protocols:
@@ -141,7 +105,7 @@ def run_ruler(
             progress((len(jobs) - len(todo)) / len(jobs), f"{len(todo)} answers left")
             block = mine[begin : begin + BLOCK]
             answered = _answer_jobs(on, block, protocol)
-            _append(store, [job.key for job in block], answered)
+            append_answers(store, [job.key for job in block], answered)
             found, todo = found + answered, [job for job in todo if job not in block]
     return build_report(found, spec=spec.model_dump(mode="json"), manifest=_manifest(on, samples), refused=refused)
 
@@ -270,9 +234,6 @@ def _predict(on: EvaluatedModel, job: _Job, answer: Answer) -> Prediction:
     )
 
 
-# What was answered before.
-
-
 def _key(on: EvaluatedModel, spec: RulerSpec, protocol: str, variant: MethodVariant, sample: RulerSample) -> str:
     facts = [
         on.engine.pool.page,
@@ -280,24 +241,6 @@ def _key(on: EvaluatedModel, spec: RulerSpec, protocol: str, variant: MethodVari
         variant.options.model_dump(mode="json"), sample.digest, spec.max_answer,
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def _read_store(store: Path | None) -> dict[str, Prediction]:
-    if store is None or not store.is_file():
-        return {}
-    rows = [json.loads(line) for line in store.read_text("utf-8").splitlines() if line.endswith("}")]
-    return {row.pop("key"): Prediction.model_validate(row) for row in rows if "key" in row}
-
-
-def _append(store: Path | None, keys: Sequence[str], predictions: Sequence[Prediction]) -> None:
-    if store is None:
-        return
-    store.parent.mkdir(parents=True, exist_ok=True)
-    with store.open("a", encoding="utf-8") as file:
-        file.writelines(
-            json.dumps({"key": key, **one.model_dump(mode="json")}) + "\n"
-            for key, one in zip(keys, predictions, strict=True)
-        )
 
 
 def _manifest(on: EvaluatedModel, samples: Mapping[tuple[int, str], Sequence[RulerSample]]) -> dict[str, Any]:

@@ -3,9 +3,7 @@
 import pytest
 import torch
 
-from services.llm_longctx.engine import Engine
-from services.llm_longctx.methods import method
-from services.llm_longctx.methods.dhsa.predictor import (
+from fovea_recipes.llm_longctx.dhsa_predictor import (
     BoundaryPredictor,
     agreement,
     focal_loss,
@@ -13,6 +11,8 @@ from services.llm_longctx.methods.dhsa.predictor import (
     targets,
     train,
 )
+from services.llm_longctx.engine import Engine
+from services.llm_longctx.methods import method
 from services.llm_longctx.tests.conftest import tiny_decoder
 
 
