@@ -171,6 +171,9 @@ class Settings(BaseSettings):
         None,
         description="Folder of ONNX graphs that `fovea export graphs` wrote: served as they are, without torch.",
     )
+    vision_precision: Literal["fp32", "fp16"] = Field(
+        "fp32", description="Arithmetic of vision models on a GPU, with the engines `onnx` and `tensorrt`."
+    )
     triton_url: str | None = Field(None, description="host:port of an Open Inference v2 server for `engine=triton`.")
     triton_timeout_s: float = Field(60, gt=0, description="Seconds after which a call to `triton_url` is given up.")
     triton_connections: int = Field(8, ge=1, description="Calls to `triton_url` at once, per model.")

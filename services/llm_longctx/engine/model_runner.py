@@ -24,7 +24,7 @@ from services.llm_longctx.engine.prompt_end import end_prompt
 from services.llm_longctx.engine.taps import SequenceTaps
 from services.llm_longctx.engine.taps.sequence_taps import ForwardTap, tap_rows
 from services.llm_longctx.kernels import Addition, NativeDecoder, PackedMatrix, layer_ops, sample
-from services.llm_longctx.kernels.decode_step import is_supported
+from services.llm_longctx.kernels.decode_step import HEAD, is_supported
 from services.llm_longctx.kernels.dispatch import choose
 from services.llm_longctx.kv_cache import PagePool, PoolExhausted
 from shared.lm.attention import Tap, ignore_taps
@@ -40,7 +40,7 @@ class ModelRunner:
         model: The decoder, in eval mode.
         pool: The pages.
         backend: Name of the kernels' back end, or `auto`.
-        packed: Few-bit matrices that layers are multiplied with, where there are C++ kernels; see `NativeDecoder`.
+        packed: Few-bit matrices by official key that C++ and Triton multiply with; see `NativeDecoder`.
         weights_sha256: Digest of the weights, on which cached prefixes depend.
         dense: Policy of dense attention, with which methods are compared.
         graphs: Decode steps that are recorded, on a device that can.
@@ -286,7 +286,7 @@ class ModelRunner:
     def _layer_ops(self) -> Ops:
         """Linear layers of one pass; asked for each time, because kernel calls are counted."""
         device = self.model.output_matrix.device.type
-        return layer_ops(self.backend, self.pool.keys.dtype, device, self._packed_layers)
+        return layer_ops(self.backend, self.pool.keys.dtype, device, self._packed_layers, self.packed.get(HEAD))
 
     def _track(self, state: PagedState) -> PagedState:
         self._open = [s for s in self._open if not s.is_closed]
