@@ -20,6 +20,7 @@ def load_context(settings: Settings) -> LoadContext:
     options = {
         "llm_model": settings.llm_model,
         "llm_dtype": settings.llm_dtype,
+        "llm_tensor_parallel": str(settings.llm_tensor_parallel),
         "llm_weights": settings.llm_weights,
         "llm_kv_cache_dtype": settings.llm_kv_cache_dtype,
         "llm_fidelity_sample_rate": str(settings.llm_fidelity_sample_rate),
