@@ -346,6 +346,16 @@ def test_gpu_is_asked_for_by_replica_and_worker():
     assert worker["resources"]["limits"]["nvidia.com/gpu"] == 1
 
 
+@pytest.mark.parametrize(("service", "gpus", "processes"), [
+    ("llm-longctx", 1, None), ("llm-longctx", 4, "4"), ("medical-seg", 2, None),
+])
+def test_a_language_model_is_held_by_a_process_per_gpu(service, gpus, processes):
+    ray = named(render(f"services.{service}.gpus={gpus}"), "RayService", f"demo-{service}")["spec"]
+    assert f"num_gpus: {gpus}" in ray["serveConfigV2"]
+    env = ray["rayClusterConfig"]["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]["env"]
+    assert {e["name"]: e.get("value") for e in env}.get("FOVEA_LLM_TENSOR_PARALLEL") == processes
+
+
 def test_replicas_announce_the_address_of_their_pod():
     ray = named(render(), "RayService", "demo-medical-seg")["spec"]["rayClusterConfig"]
     env = ray["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]["env"]
