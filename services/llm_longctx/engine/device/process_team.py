@@ -26,9 +26,11 @@ class TeamChannel:
         self._group = group
 
     def send(self, message: Any) -> None:
+        """Send to all others; of rank 0."""
         distributed.broadcast_object_list([message], 0, group=self._group, device=torch.device("cpu"))
 
     def receive(self) -> Any:
+        """Wait for the next message; of the others."""
         held = [None]
         distributed.broadcast_object_list(held, 0, group=self._group, device=torch.device("cpu"))
         return held[0]
