@@ -67,12 +67,14 @@ def _default(value: object) -> str:
 
 
 def gpu_pages() -> Iterator[tuple[pathlib.Path, str]]:
-    """The table of kernels compiled ahead of time, from its recorded results, and the computed cost of a step."""
+    """Kernels compiled ahead of time and operators of graphs, from their records, and the computed cost of a step."""
     from services.llm_longctx.kernels import cost_model
     from services.llm_longctx.kernels.ahead_of_time import results
+    from shared.export import tensorrt_operators
 
     yield ROOT / "docs/gpu-kernels.md", results.render_page()
     yield ROOT / "docs/gpu-cost.md", cost_model.render_page()
+    yield ROOT / "docs/tensorrt-operators.md", tensorrt_operators.render_page()
 
 
 def claims() -> Iterator[tuple[pathlib.Path, str]]:

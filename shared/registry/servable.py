@@ -31,9 +31,13 @@ class Engine(Protocol):
     """Runs arrays → arrays. Implementations are in `shared.engines`; the first axis of every tensor is the batch.
 
     `run` may be called from several threads at once.
+
+    Attributes:
+        reason: Why this engine runs the network and not another, in a sentence or more; empty where nobody chose.
     """
 
     name: str
+    reason: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
@@ -58,7 +62,7 @@ class LoadContext:
         objects: What users made, shared by all processes; None where nothing outlives this one.
         threads: Intra-op threads; 0 means the library's default.
         options: Further facts, as text: `llm_model`, `llm_dtype`, `llm_weights`, `llm_kv_cache_dtype`, `triton_url`,
-            `triton_timeout_s`, `triton_connections`, `max_body_bytes`, `max_pixels`, `max_side`,
+            `vision_precision`, `triton_timeout_s`, `triton_connections`, `max_body_bytes`, `max_pixels`, `max_side`,
             `picture_memory_bytes`.
         graphs: Folder of exported graphs that came with an image; they win over the cache.
     """

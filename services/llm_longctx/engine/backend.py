@@ -143,11 +143,15 @@ class PagedBackend(SequenceBackend[PagedState]):
         sequence.num_computed = self.prefix_cache.attach(state, request)
         state.reserve(len(request.prompt_ids), min(request.max_tokens, _RESERVED_NEW))
 
+    def next_size(self, sequence: Sequence[PagedState], limit: int) -> int:
+        """Tokens of a prompt's next chunk, on the method's grid."""
+        policy = sequence.state.policy
+        size = policy.next_chunk(sequence.num_computed, len(sequence.request.prompt_ids))
+        return min(size, limit) if policy.is_chunk_invariant and policy.method.supports.chunked_prefill else size
+
     def prefill_chunk(self, sequence: Sequence[PagedState], limit: int) -> Tensor:
         request, state, begin = sequence.request, sequence.state, sequence.num_computed
-        size = state.policy.next_chunk(begin, len(request.prompt_ids))
-        if state.policy.is_chunk_invariant and state.policy.method.supports.chunked_prefill:
-            size = min(size, limit)
+        size = self.next_size(sequence, limit)
         if not self._make_room(state.cache.pages_needed(size)):
             message = f"a chunk of {size} tokens does not fit"
             raise PoolExhausted(message)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from services.llm_longctx.engine.attention.method_policy import Policy
-from services.llm_longctx.engine.backend import PagedBackend
+from services.llm_longctx.engine.device.parallel_backend import Channel, FollowingBackend, open_backend
 from services.llm_longctx.engine.model_runner import ModelRunner
 from services.llm_longctx.engine.offline.completion import Completion, Request, RequestOutput
 from services.llm_longctx.engine.offline.open_sequence import OpenSequence
@@ -26,6 +26,7 @@ from services.llm_longctx.methods import AttentionMethod
 from shared.errors import InvalidOption
 from shared.lm.decoder import Decoder
 from shared.lm.head_plan import HeadPlan
+from shared.lm.tensor_parallel import Team
 
 Plan = HeadPlan | Mapping[str, Any] | None
 
@@ -63,6 +64,8 @@ class Engine:
         prefix_block: int | None = None,
         threads: int = 0,
         cache_bits: CacheBits | Literal[16] = 16,
+        team: Team | None = None,
+        channel: Channel | None = None,
     ) -> None:
         """Take a model into service.
 
@@ -85,6 +88,8 @@ class Engine:
             threads: As in `Scheduler`.
             cache_bits: Default bits of older entries: 8 or 4, or 16 for the decoder's own type. Pages of few bits have
                 16 entries.
+            team: The processes that hold the decoder together; `net` is this one's part then.
+            channel: From the first of them to the others.
 
         Raises:
             InvalidOption: The method can't work, or a size is not positive.
@@ -101,12 +106,25 @@ class Engine:
         page_bytes = page * 2 * config.head_dim * like.element_size()
         least = config.layers * config.kv_heads * (-(-config.positions // page) + 1)
         self.pool = PagePool(max(kv_bytes // page_bytes, least), page, config.head_dim, like.dtype, like.device)
-        self.runner = ModelRunner(net, self.pool, backend, weights_sha256, packed)
+        self.runner = ModelRunner(net, self.pool, backend, weights_sha256, packed, team)
         self.dense = self.runner.dense
-        paged = PagedBackend(self.runner, self.policy, max_batch, monitor, prefix_block or page)
+        self._channel, block = channel, prefix_block or page
+        paged = open_backend(channel, team, self.runner, self.policy, max_batch, monitor, block)
         self.scheduler = Scheduler(paged, max_waiting=max_waiting, prefill_tokens=prefill_tokens, threads=threads)
         self.prefix_cache = paged.prefix_cache
         self._default: OpenSequence | None = None
+
+    def follow(self) -> None:
+        """Do what the first of the processes says that hold the decoder together, until it stops.
+
+        Raises:
+            TypeError: This is the first, or the only one.
+        """
+        backend = self.scheduler.backend
+        if self._channel is None or not isinstance(backend, FollowingBackend):
+            message = "only a process beside the first one follows"
+            raise TypeError(message)
+        backend.follow(self._channel)
 
     # Many requests.
 

@@ -25,13 +25,14 @@ from services.llm_longctx.engine.taps import SequenceTaps
 from services.llm_longctx.engine.taps.sequence_taps import tap_rows
 from services.llm_longctx.engine.taps.tapped_steps import open_tap, sort_taps, tap_of
 from services.llm_longctx.kernels import Addition, NativeDecoder, PackedMatrix, layer_ops, sample
-from services.llm_longctx.kernels.decode_step import is_supported
+from services.llm_longctx.kernels.decode_step import HEAD, is_supported
 from services.llm_longctx.kernels.dispatch import choose
 from services.llm_longctx.kv_cache import PagePool, PoolExhausted
 from shared.lm.attention import Tap
 from shared.lm.decoder import Decoder
 from shared.lm.host_transfer import DeviceBuffer, to_device
 from shared.lm.ops import Ops
+from shared.lm.tensor_parallel import SummedOps, Team
 
 
 class ModelRunner:
@@ -41,9 +42,10 @@ class ModelRunner:
         model: The decoder, in eval mode.
         pool: The pages.
         backend: Name of the kernels' back end, or `auto`.
-        packed: Few-bit matrices that layers are multiplied with, where there are C++ kernels; see `NativeDecoder`.
+        packed: Few-bit matrices by official key that C++ and Triton multiply with; see `NativeDecoder`.
         weights_sha256: Digest of the weights, on which cached prefixes depend.
         dense: Policy of dense attention, with which methods are compared.
+        team: The processes that hold the model together; `model` is this one's part then.
         graphs: Decode steps that are recorded, on a device that can.
     """
 
@@ -54,8 +56,10 @@ class ModelRunner:
         backend: str,
         weights_sha256: str = "",
         packed: Mapping[str, PackedMatrix] = MappingProxyType({}),
+        team: Team | None = None,
     ) -> None:
         self.model = model
+        self.team = team
         self.packed = packed
         self._native: NativeDecoder | None = None
         self._packed_layers = _layers_of(model, packed)
@@ -282,12 +286,13 @@ class ModelRunner:
         """Whether a step is one C++ call; no layer's inputs can be looked at then."""
         like = self.model.output_matrix
         kernel = choose("decode_step", self.backend, like.dtype, like.device.type)
-        return is_supported(self.model) and kernel == "cpu_ext"
+        return self.team is None and is_supported(self.model) and kernel == "cpu_ext"
 
     def _layer_ops(self) -> Ops:
         """Linear layers of one pass; asked for each time, because kernel calls are counted."""
         device = self.model.output_matrix.device.type
-        return layer_ops(self.backend, self.pool.keys.dtype, device, self._packed_layers)
+        ops = layer_ops(self.backend, self.pool.keys.dtype, device, self._packed_layers, self.packed.get(HEAD))
+        return ops if self.team is None else SummedOps(ops, self.team, self.model)
 
     def _track(self, state: PagedState) -> PagedState:
         self._open = [s for s in self._open if not s.is_closed]

@@ -51,6 +51,7 @@ class CudaRecorder:
         self._pool: Any = None
 
     def record(self, run: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
+        """Record a function: what replays it, and its outputs; see `GraphRecorder`."""
         graph = torch.cuda.CUDAGraph()
         # Other threads may use the device meanwhile, for example to compare answers or to segment pictures.
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
