@@ -19,8 +19,8 @@ from pydantic import BaseModel, Field
 from fovea_lab.idle_run import POLL_S, run_when_idle
 from fovea_lab.needles import NeedleCell, map_recall, score_recall
 from fovea_lab.text_corpus import load_library_prose
-from services.llm_longctx.engine import CandidateSpec, GenerationRequest, Sampling, TokenCollector
-from services.llm_longctx.engine.method_policy import Policy
+from services.llm_longctx.engine import GenerationRequest, TokenCollector
+from services.llm_longctx.engine.attention.method_policy import Policy
 from services.llm_longctx.engine.quality.fidelity import Fidelity, compare_to_dense
 from services.llm_longctx.kv_cache import PoolExhausted
 from services.llm_longctx.serving.adapters.decoder import DecoderAdapter
@@ -198,11 +198,11 @@ def _submit(adapter: DecoderAdapter, ids: Sequence[int], spec: NeedleRequest) ->
     output = TokenCollector()
     request = GenerationRequest(
         ids,
-        [CandidateSpec(Sampling(), output)],
-        spec.steps,
+        max_tokens=spec.steps,
         policy=policy,
         stop_token_ids=adapter.tokenizer.eos,
         priority=-1,
+        hooks=output,
     )
     adapter.scheduler.add_request(request)
     return request, output

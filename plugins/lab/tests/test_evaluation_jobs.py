@@ -87,7 +87,9 @@ async def test_a_job_that_is_cancelled_stops_and_frees_its_pages(app, worker, ki
     assert (await running).status == 499
     assert max(share for share, _ in ticket.told) < 1
     engine = app.state.host.servable(MODEL).adapter.engine
-    await asyncio.to_thread(until, lambda: not engine.scheduler.in_flight and not engine.scheduler.backend.idle_work)
+    await asyncio.to_thread(
+        until, lambda: not engine.scheduler.in_flight and not engine.scheduler.backend.background_tasks
+    )
     engine.prefix_cache.clear()
     assert engine.pool.held == 0
 

@@ -74,7 +74,7 @@ def test_work_that_can_wait_makes_room_and_hears_of_it(tiny):
     assert one[1][0].ends == [("length", 4)]
     scheduler.run_when_idle(iter_that_fails())
     scheduler.step()
-    assert not scheduler.backend.idle_work
+    assert not scheduler.backend.background_tasks
 
 
 def iter_that_fails():

@@ -15,12 +15,12 @@ from typing import Literal
 
 from torch import Tensor
 
-from services.llm_longctx.engine.decode_loop import decode, read_prompt
-from services.llm_longctx.engine.method_policy import Policy
+from services.llm_longctx.engine.attention.method_policy import Policy
+from services.llm_longctx.engine.kv_manager import PagedState
 from services.llm_longctx.engine.model_runner import ModelRunner
-from services.llm_longctx.engine.paged_state import PagedState
+from services.llm_longctx.engine.offline.decode_loop import decode, read_prompt
 from services.llm_longctx.engine.prefix_cache import PrefixCache
-from services.llm_longctx.engine.request import GenerationRequest
+from services.llm_longctx.engine.requests.request import GenerationRequest
 
 Protocol = Literal["agnostic", "aware"]
 
@@ -159,4 +159,4 @@ def _read_prefix(
 
 
 def _request(ids: Sequence[int]) -> GenerationRequest:
-    return GenerationRequest(list(ids), [], 1)
+    return GenerationRequest(list(ids), max_tokens=1)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from services.llm_longctx.engine import Engine
-from services.llm_longctx.engine.method_policy import Policy
+from services.llm_longctx.engine.attention.method_policy import Policy
 from services.llm_longctx.serving.method_selection import build_method, find_plan, fit_policy
 from shared.api.text import LongctxOptions
 from shared.lm.head_plan import HeadPlan

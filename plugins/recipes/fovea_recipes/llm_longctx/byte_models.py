@@ -13,10 +13,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fovea_memory.mixers.deconstructed.mixers import Variant
+from fovea_memory.mixers.routing.networks import ClusterAssignment, RoutingLM
 from fovea_recipes.training.byte_recipe import BYTES, ByteRecipe, bits_of, bits_per_byte
 from fovea_recipes.training.recipe import Batch, Schedule
-from services.llm_longctx.mixers.deconstructed.mixers import Variant
-from services.llm_longctx.mixers.routing.networks import ClusterAssignment, RoutingLM
 from shared.registry.weights import Dtype
 
 

@@ -17,10 +17,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fovea_memory.mixers.landmark.networks import LandmarkGPT
+from fovea_memory.mixers.landmark.session import Gate
 from fovea_recipes.llm_longctx.recall import LANDMARK, VOCAB, RecallBatch, draw
 from fovea_recipes.training.recipe import Batch, Recipe, Schedule
-from services.llm_longctx.mixers.landmark.networks import LandmarkGPT
-from services.llm_longctx.mixers.landmark.session import Gate
 
 BODIES = (8, 16, 24, 32, 40)
 """Lengths before the questions, in turn."""

@@ -20,11 +20,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fovea_memory.mixers.titans.layers import PersistentAttention
+from fovea_memory.mixers.titans.memory import TitansMemory
+from fovea_memory.mixers.titans.networks import TitansLM
 from fovea_recipes.llm_longctx.recall import VOCAB, RecallBatch, draw
 from fovea_recipes.training.recipe import Batch, Recipe, Schedule
-from services.llm_longctx.mixers.titans.layers import PersistentAttention
-from services.llm_longctx.mixers.titans.memory import TitansMemory
-from services.llm_longctx.mixers.titans.networks import TitansLM
 
 LENGTHS = (64, 128, 256, 512, 1024, 2048)
 

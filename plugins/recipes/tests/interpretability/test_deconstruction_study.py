@@ -2,8 +2,8 @@
 
 import pytest
 
+from fovea_memory.experiments.routing_clusters import RoutingClusters
 from fovea_recipes.interpretability.experiments.deconstruction_study import DeconstructionStudy
-from services.interpretability.experiments.routing import RoutingClusters
 from shared.errors import InvalidOption
 from shared.registry import CallContext, LoadContext
 

@@ -1,6 +1,7 @@
 """A set of weights becomes a network and a graph that agree; what a foreign engine holds is looked at before use."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -113,12 +114,14 @@ def test_card_tells_what_was_loaded(weights, tmp_path):
     facts = {"task": "segment", "summary": "s", "paper": Paper(title="t", venue="v", year=2020), "licence": "l"}
     metrics = (Metric(name="m", ours=None, data="d"), Metric(name="other", ours=None, data="d"))
     card, artefacts = Card(name="line", notes=("First.",), metrics=metrics, **facts), made(weights, tmp_path)
-    assert refine_card(card, artefacts, "torch").notes == ("First.",)
+    torch_engine = SimpleNamespace(name="torch", reason="")
+    assert refine_card(card, artefacts, torch_engine).notes == ("First.",)
     artefacts.graph()
-    served = refine_card(card, artefacts, "onnx")
+    served = refine_card(card, artefacts, SimpleNamespace(name="onnx", reason="It is first.", provider="CUDA"))
     assert (served.weights, served.parameters) == (weights.manifest.sha256, 33)
     assert [metric.ours for metric in served.metrics] == [0.5, None]
     assert "differs from torch" in served.notes[1]
+    assert served.notes[2] == "Runs on onnx (CUDA): It is first."
 
 
 def test_a_graph_is_exported_by_one_process_and_fetched_by_the_next(weights, tmp_path, monkeypatch):

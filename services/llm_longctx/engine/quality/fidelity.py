@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from services.llm_longctx.engine.decode_loop import decode, read_prompt
-from services.llm_longctx.engine.method_policy import Policy
+from services.llm_longctx.engine.attention.method_policy import Policy
+from services.llm_longctx.engine.kv_manager import PagedState
 from services.llm_longctx.engine.model_runner import ModelRunner
-from services.llm_longctx.engine.paged_state import PagedState
+from services.llm_longctx.engine.offline.decode_loop import decode, read_prompt
 
 
 @dataclass(slots=True)
