@@ -108,12 +108,6 @@ class Settings(BaseSettings):
     )
 
     # Whom we call.
-    dicomweb_url: str | None = Field(
-        None, description="DICOMweb root of a PACS, which `/studies` follows; studies are fetched and stored there."
-    )
-    dicomweb_authorization: SecretStr | None = Field(
-        None, description="`Authorization` header for the PACS, such as `Basic …` or `Bearer …`."
-    )
     label_studio_url: str | None = Field(
         None, description="Address of Label Studio, whose pictures and labels `fovea label-studio` reads."
     )

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from pydicom.dataset import Dataset
 
-from services.medical_seg.dicom.frames import find_functional_item
+from fovea_dicom.frames import find_functional_item
 
 Source = Literal["PixelSpacing", "NominalScannedPixelSpacing", "ImagerPixelSpacing", "UltrasoundRegion"]
 

@@ -14,9 +14,10 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 
-from services.medical_seg.dicom.bodies import DICOM, parse_related, unpack_zip
-from services.medical_seg.dicom.schemas import StudyOptions, StudyOut
-from services.medical_seg.dicom.web_client import DicomWebClient
+from fovea_dicom.bodies import DICOM, parse_related, unpack_zip
+from fovea_dicom.schemas import StudyOptions, StudyOut
+from fovea_dicom.settings import PacsSettings
+from fovea_dicom.web_client import DicomWebClient
 from shared.api.mask import SegmentIn, SegmentOut
 from shared.api.replica import EFFECTFUL
 from shared.errors import Conflict, InvalidOption, NotReady, UnsupportedMedia
@@ -24,11 +25,10 @@ from shared.registry import CallContext
 from shared.serving.host import Host
 from shared.serving.http.openapi_routes import problems
 from shared.serving.http.request_parsing import ParsedRequest, parse_request
-from shared.settings import Settings
 from shared.vision.decode import platform_bounds
 
 if TYPE_CHECKING:
-    from services.medical_seg.dicom.study import StudySegmenter
+    from fovea_dicom.study import StudySegmenter
 
 router = APIRouter(tags=["domain"])
 
@@ -68,9 +68,8 @@ async def segment_study(request: Request) -> StudyOut:
     """Segment a study: DICOM files as a form, one file, a zip archive, or a UID to fetch from the PACS."""
     parsed = await parse_request(request)
     options = _options(parsed)
-    settings: Settings = request.app.state.settings
     if options.study is not None:
-        client = _open_pacs(settings)
+        client = _open_pacs()
         try:
             files = await asyncio.to_thread(client.retrieve, options.study, options.series)
         finally:
@@ -87,7 +86,7 @@ async def search_studies(request: Request, limit: int = 50) -> list[dict[str, An
     if unknown := set(filters) - set(SEARCHABLE):
         detail = f"Studies can't be searched by {min(unknown)}; known are {', '.join(SEARCHABLE)}."
         raise InvalidOption(detail, field=min(unknown))
-    client = _open_pacs(request.app.state.settings)
+    client = _open_pacs()
     try:
         return await asyncio.to_thread(client.search_studies, filters, limit=min(max(limit, 1), 500))
     finally:
@@ -107,8 +106,7 @@ async def store_instances(request: Request) -> JSONResponse:
     if run.job is None and "x-fovea-deadline-ms" in request.headers:  # a gateway, which can make it a job
         hint = "Send it through a gateway that has a queue, or use POST /v1/segment/dicom."
         raise StoredAsJob("What is stored here is segmented as a job, and there is no queue.", hint=hint)
-    settings: Settings = request.app.state.settings
-    found = await _segment(request, files, StudyOptions(store=settings.dicomweb_url is not None))
+    found = await _segment(request, files, StudyOptions(store=PacsSettings().url is not None))
     return JSONResponse(_stow_answer(found), media_type="application/dicom+json")
 
 
@@ -118,7 +116,7 @@ async def _segment(request: Request, files: Sequence[bytes], options: StudyOptio
     found = await _segmenter(host, options.model, run).segment(files, options, run)
     if options.store:
         made = [data for series in found.series for data in (series.segmentation, series.report) if data is not None]
-        client = _open_pacs(request.app.state.settings)
+        client = _open_pacs()
         try:
             stored = await asyncio.to_thread(client.store, made) if made else []
         finally:
@@ -129,9 +127,9 @@ async def _segment(request: Request, files: Sequence[bytes], options: StudyOptio
 
 def _segmenter(host: Host, name: str | None, run: CallContext) -> StudySegmenter:
     try:
-        from services.medical_seg.dicom.study import StudySegmenter  # noqa: PLC0415  # slow, and not needed by pictures
+        from fovea_dicom.study import StudySegmenter  # noqa: PLC0415  # slow, and not needed by pictures
     except ModuleNotFoundError as error:
-        hint = "Install fovea[medical-seg]."
+        hint = "Try: pip install fovea-dicom"
         raise NotReady(f"DICOM needs the package {error.name}, which is not installed.", hint=hint) from error
 
     model = host.resolve(name, "segment")
@@ -166,11 +164,12 @@ def _files(parsed: ParsedRequest) -> list[bytes]:
     return files
 
 
-def _open_pacs(settings: Settings) -> DicomWebClient:
-    if settings.dicomweb_url is None:
+def _open_pacs() -> DicomWebClient:
+    settings = PacsSettings()
+    if settings.url is None:
         raise Conflict("No PACS is configured.", hint="Set FOVEA_DICOMWEB_URL to its DICOMweb root.")
-    secret = settings.dicomweb_authorization
-    return DicomWebClient(settings.dicomweb_url, authorization=secret.get_secret_value() if secret else None)
+    secret = settings.authorization
+    return DicomWebClient(settings.url, authorization=secret.get_secret_value() if secret else None)
 
 
 def _stow_answer(found: StudyOut) -> dict[str, Any]:

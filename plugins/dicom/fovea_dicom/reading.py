@@ -21,8 +21,8 @@ from pydicom.pixels.processing import apply_color_lut
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGExtended12Bit
 
-from services.medical_seg.dicom.frames import count_frames
-from services.medical_seg.dicom.windowing import GreyWindow, to_grey
+from fovea_dicom.frames import count_frames
+from fovea_dicom.windowing import GreyWindow, to_grey
 from shared.errors import Malformed, TooLarge, UnsupportedMedia
 from shared.vision.decode import DEFAULT_BOUNDS, DecodeBounds
 

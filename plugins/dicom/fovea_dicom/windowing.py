@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.pixels.processing import apply_modality_lut
 
-from services.medical_seg.dicom.frames import find_functional_item
+from fovea_dicom.frames import find_functional_item
 from shared.errors import InvalidOption
 
 Floats = NDArray[np.float64]

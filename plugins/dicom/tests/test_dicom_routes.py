@@ -19,11 +19,10 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MultiFrameTrueColorSecondaryCaptureImageStorage, generate_uid
 from starlette.testclient import TestClient
 
-from services.medical_seg.dicom.bodies import build_related
-from services.medical_seg.dicom.routes import router
-from services.medical_seg.dicom.web_client import DicomWebClient
+from fovea_dicom.bodies import build_related
+from fovea_dicom.web_client import DicomWebClient
+from plugins.dicom.tests.test_dicom_objects import raw
 from services.medical_seg.models.pranet import PraNetSegmenter
-from services.medical_seg.tests.test_dicom_objects import raw
 from shared.errors import InvalidOption, NotFound, NotReady
 from tests.harness.models import client_of
 from tests.harness.waiting import free_port, wait_until
@@ -57,7 +56,7 @@ def endoscopy(frames: int = 2, spacing: list[float] | None = None) -> bytes:
 
 
 def served(folder: Path, **more: Any) -> AbstractContextManager[TestClient]:
-    return client_of(folder, "medical-seg", {"pranet": PraNetSegmenter}, [router], **more)
+    return client_of(folder, "medical-seg", {"pranet": PraNetSegmenter}, **more)
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +207,7 @@ LOGIN = "Basic " + base64.b64encode(b"fovea:secret").decode()
 
 
 @pytest.mark.release
-def test_a_study_goes_from_orthanc_to_a_segmentation_in_orthanc(orthanc, tmp_path):
+def test_a_study_goes_from_orthanc_to_a_segmentation_in_orthanc(orthanc, tmp_path, monkeypatch):
     pacs, film = DicomWebClient(orthanc, authorization=LOGIN), endoscopy()
     ct = raw("CT_small.dcm")
     assert len(pacs.store([film, ct])) == 2
@@ -217,7 +216,9 @@ def test_a_study_goes_from_orthanc_to_a_segmentation_in_orthanc(orthanc, tmp_pat
     with pytest.raises(NotReady, match="401"):
         stranger.search_studies()
     stranger.close()
-    with served(tmp_path, dicomweb_url=orthanc, dicomweb_authorization=LOGIN) as client:
+    monkeypatch.setenv("FOVEA_DICOMWEB_URL", orthanc)
+    monkeypatch.setenv("FOVEA_DICOMWEB_AUTHORIZATION", LOGIN)
+    with served(tmp_path) as client:
         listed = client.get("/v1/dicomweb/studies").json()
         assert {row["StudyInstanceUID"] for row in listed} == {study, str(dcmread(io.BytesIO(ct)).StudyInstanceUID)}
         assert "SECRET" not in json.dumps(listed)

@@ -18,10 +18,10 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from services.medical_seg.dicom.frames import count_frames, find_functional_item
-from services.medical_seg.dicom.geometry import PixelSize, find_edges, find_pixel_size
-from services.medical_seg.dicom.schemas import SeriesOut, StudyOptions
-from services.medical_seg.dicom.study import DETECTOR_NOTE, TEXT_NOTE, StudySegmenter
+from fovea_dicom.frames import count_frames, find_functional_item
+from fovea_dicom.geometry import PixelSize, find_edges, find_pixel_size
+from fovea_dicom.schemas import SeriesOut, StudyOptions
+from fovea_dicom.study import DETECTOR_NOTE, TEXT_NOTE, StudySegmenter
 from shared.api.mask import Component, SegmentIn, SegmentOut
 from shared.api.timings import Times
 from shared.errors import UnsupportedMedia

@@ -15,8 +15,8 @@ from pydicom.tag import Tag
 from pydicom.uid import generate_uid
 from pydicom.valuerep import DSfloat
 
-from services.medical_seg.dicom.frames import count_frames, find_functional_item
-from services.medical_seg.dicom.geometry import find_pixel_size
+from fovea_dicom.frames import count_frames, find_functional_item
+from fovea_dicom.geometry import find_pixel_size
 
 EMPTY = (
     "PatientID",

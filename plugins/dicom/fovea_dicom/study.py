@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydicom.dataset import FileDataset
 
-from services.medical_seg.dicom import derived_objects
-from services.medical_seg.dicom.burnt_in import inspect_text
-from services.medical_seg.dicom.derived_objects import MaskFinding
-from services.medical_seg.dicom.frames import count_frames
-from services.medical_seg.dicom.geometry import find_edges, find_pixel_size
-from services.medical_seg.dicom.reading import has_pixels, read_frame, read_object
-from services.medical_seg.dicom.schemas import (
+from fovea_dicom import derived_objects
+from fovea_dicom.burnt_in import inspect_text
+from fovea_dicom.derived_objects import MaskFinding
+from fovea_dicom.frames import count_frames
+from fovea_dicom.geometry import find_edges, find_pixel_size
+from fovea_dicom.reading import has_pixels, read_frame, read_object
+from fovea_dicom.schemas import (
     BurntInText,
     FrameOut,
     InstanceOut,
@@ -26,8 +26,8 @@ from services.medical_seg.dicom.schemas import (
     StudyOptions,
     StudyOut,
 )
-from services.medical_seg.dicom.sources import fill_identity
-from services.medical_seg.dicom.windowing import GreyWindow, parse_window
+from fovea_dicom.sources import fill_identity
+from fovea_dicom.windowing import GreyWindow, parse_window
 from services.medical_seg.postprocess import draw_mask
 from shared.api.mask import SegmentIn, SegmentOut
 from shared.errors import FoveaError, UnsupportedMedia

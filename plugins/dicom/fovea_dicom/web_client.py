@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx2
 
-from services.medical_seg.dicom.bodies import DICOM, build_related, parse_related
+from fovea_dicom.bodies import DICOM, build_related, parse_related
 from shared.errors import Fault, InvalidOption, NotFound, NotReady, TooLarge
 
 TIMEOUT_S = 60.0

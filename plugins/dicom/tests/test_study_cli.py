@@ -7,14 +7,14 @@ import httpx2
 import pytest
 from pydicom import dcmread
 
+from fovea_dicom.bodies import build_related
+from plugins.dicom.tests.test_dicom_objects import raw
+from plugins.dicom.tests.test_dicom_routes import endoscopy
 from services.gateway.tests.stage import fronted
-from services.medical_seg.dicom.bodies import build_related
-from services.medical_seg.dicom.routes import router
 from services.medical_seg.models.pranet import PraNetSegmenter
-from services.medical_seg.tests.test_dicom_objects import raw
-from services.medical_seg.tests.test_dicom_routes import endoscopy
 from shared.serving.build_app import build
 from shared.settings import Settings
+from tests.command import command_runner
 from tests.harness.waiting import wait_until
 
 
@@ -22,7 +22,7 @@ from tests.harness.waiting import wait_until
 def url(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     settings = Settings(_env_file=None, data_dir=folder, intra_op_threads=1)
-    app = build("medical-seg", routers=[router], servables={"pranet": PraNetSegmenter}, settings=settings)
+    app = build("medical-seg", servables={"pranet": PraNetSegmenter}, settings=settings)
     with fronted(app, "medical-seg", folder) as (found, _, _):
         wait_until(lambda: is_ready(found), 90, "the service's readiness")
         yield found
@@ -31,6 +31,13 @@ def url(tmp_path_factory):
 def is_ready(url: str) -> bool:
     ready = any(entry["ready"] for entry in httpx2.get(f"{url}/v1/models").json()["data"])
     return ready and httpx2.get(f"{url}/v1/dicomweb/studies").status_code != 404
+
+
+@pytest.fixture
+def fovea(url, monkeypatch, capfdbinary):
+    """Run a command; gives its exit code, what it wrote and what it said beside."""
+    monkeypatch.setenv("FOVEA_URL", url)
+    return command_runner(monkeypatch, capfdbinary)
 
 
 def test_a_folder_of_dicom_becomes_segmentations_and_reports(fovea, tmp_path):

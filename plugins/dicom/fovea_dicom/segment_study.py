@@ -1,6 +1,7 @@
-"""DICOM sources of `fovea segment`: folders and files of a study, or `pacs:UID` for one that the service fetches.
+"""DICOM: a FILE or FOLDER, or pacs:STUDY_UID, becomes a segmentation, a report, a strip and the facts of each series.
 
-Sends files as they are, in archives below the gateway's limit; reads nothing of them but their mark.
+The handler of these sources for `fovea segment`. It sends files as they are, in archives below the gateway's limit, and
+reads nothing of them except their mark.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ MAX_ARCHIVE_BYTES = 48 * 2**20
 _OPTIONS = frozenset({"model", "threshold", "min_area", "keep_largest"})
 
 
-def is_study(source: str) -> bool:
+def accepts(source: str) -> bool:
     """Whether a source is a DICOM file, a folder that holds one, or names a study of the PACS."""
     return source.startswith(PACS) or next(_find_files(source), None) is not None
 
 
-def segment_studies(
+def run(
     sources: Sequence[str], options: Mapping[str, Any], output: Path, screen: Screen, connection: Connection
 ) -> None:
     """Segment studies as jobs, and save SEG, report, strip and facts of each series to a folder."""

@@ -17,9 +17,9 @@ from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian
 
-from services.medical_seg.dicom.frames import count_frames
-from services.medical_seg.dicom.geometry import find_pixel_size
-from services.medical_seg.dicom.sources import has_geometry, make_geometry, remove_geometry
+from fovea_dicom.frames import count_frames
+from fovea_dicom.geometry import find_pixel_size
+from fovea_dicom.sources import has_geometry, make_geometry, remove_geometry
 
 MANUFACTURER = "Fovea"
 POLYP = hd.sr.CodedConcept("41329004", "SCT", "Polyp")
