@@ -60,7 +60,7 @@ class VideoFile:
         self._file.write(data)
         self._file.flush()
         self._child = subprocess.Popen(  # noqa: S603  # our own interpreter
-            [sys.executable, "-m", "services.detection.video.video_decoder", self._file.name, str(bounds.pixels)],
+            [sys.executable, "-m", "fovea_survey.video.video_decoder", self._file.name, str(bounds.pixels)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

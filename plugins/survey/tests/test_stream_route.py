@@ -14,10 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fovea_survey.video.frame_parsers import JpegParser
+from fovea_survey.video.stream_pipeline import DetectStreamOptions, FrameQueue, detect_frames
 from services.detection.tests.test_box_detector import CARD, NAMES, Blobs, Toy
-from services.detection.video.frame_parsers import JpegParser
-from services.detection.video.stream_pipeline import DetectStreamOptions, FrameQueue, detect_frames
-from services.detection.video.stream_route import router
 from shared.api.boxes import DetectedFrame, DetectIn, Detection, DetectOut
 from shared.api.timings import Times
 from shared.errors import InvalidOption, Malformed, NotReady
@@ -210,7 +209,7 @@ class Watching(Toy):
 @pytest.fixture
 async def client(tmp_path):
     settings = Settings(_env_file=None, data_dir=tmp_path, max_body_bytes=20_000, shutdown_grace_s=1)
-    app = build("detection", routers=[router], servables={"toy-detector": Watching}, settings=settings)
+    app = build("detection", servables={"toy-detector": Watching}, settings=settings)
     async with app.router.lifespan_context(app):
         async with asyncio.timeout(60):
             while not app.state.host.ready:  # noqa: ASYNC110  # readiness is a flag

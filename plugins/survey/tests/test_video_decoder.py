@@ -8,8 +8,8 @@ import numpy as np
 import psutil
 import pytest
 
-from services.detection.video.frame_parsers import FileParser
-from services.detection.video.video_decoder import VideoFile
+from fovea_survey.video.frame_parsers import FileParser
+from fovea_survey.video.video_decoder import VideoFile
 from shared.errors import Malformed, TooLarge
 from shared.vision.decode import DecodeBounds, decode
 

@@ -16,9 +16,9 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
+from fovea_survey.video.frame_parsers import FrameParser
+from fovea_survey.video.tracking import Tracker
 from services.detection.boxes.detections import count_by_class
-from services.detection.boxes.tracking import Tracker
-from services.detection.video.frame_parsers import FrameParser
 from shared.api.boxes import DEFAULT_CONFIDENCE, DetectedFrame, DetectIn, Detection, DetectOptions, DetectOut
 from shared.api.problem import problem
 from shared.errors import DeadlineExceeded, FoveaError

@@ -8,8 +8,8 @@ from typing import Any
 
 from scipy.spatial import cKDTree
 
-from services.detection.survey.geodesy import distances, to_metres
-from services.detection.survey.schemas import DamagePoint, InspectionRoute, Observation, RoadSegment
+from fovea_survey.geodesy import distances, to_metres
+from fovea_survey.schemas import DamagePoint, InspectionRoute, Observation, RoadSegment
 
 FIGURES = 7
 """Decimals of degrees: a centimetre."""

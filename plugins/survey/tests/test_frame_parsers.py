@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from services.detection.video.frame_parsers import (
+from fovea_survey.video.frame_parsers import (
     FileParser,
     FrameParser,
     JpegParser,
@@ -145,7 +145,7 @@ def test_videos_that_are_not_read_are_refused_with_a_way_out():
 
 
 def test_without_a_decoder_every_video_is_refused_with_a_way_out(monkeypatch):
-    monkeypatch.setattr("services.detection.video.frame_parsers.can_decode", lambda: False)
+    monkeypatch.setattr("fovea_survey.video.frame_parsers.can_decode", lambda: False)
     with pytest.raises(UnsupportedMedia, match="not installed") as caught:
         _run(FileParser(BOUNDS), b"\x1aE\xdf\xa3" + b"\x00" * 50, 1000)
     assert "ffmpeg" in str(caught.value.hint)

@@ -9,8 +9,8 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
-from services.detection.survey.geodesy import to_metres
-from services.detection.survey.schemas import SurveyOut
+from fovea_survey.geodesy import to_metres
+from fovea_survey.schemas import SurveyOut
 
 WIDTH, HEIGHT, MARGIN = 960, 640, 48
 COLOURS = ("#d1495b", "#2e6f95", "#edae49", "#3d7068", "#8f5aa8", "#6b4f3a", "#577590", "#b5651d")

@@ -20,7 +20,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from services.detection.video.video_decoder import VideoFile, can_decode
+from fovea_survey.video.video_decoder import VideoFile, can_decode
 from shared.errors import InvalidOption, Malformed, TooLarge, UnsupportedMedia
 from shared.vision.decode import DecodeBounds
 from shared.vision.format_detection import detect_format, webp_canvas

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import ParseError, fromstring
 
-from services.detection.survey.places import Place
+from fovea_survey.places import Place
 from shared.errors import Malformed
 
 MAX_GAP_S = 30.0

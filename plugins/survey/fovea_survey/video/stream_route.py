@@ -18,9 +18,9 @@ from pydantic import ValidationError
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from fovea_survey.video.frame_parsers import FrameParser, choose_parser
+from fovea_survey.video.stream_pipeline import DetectStreamOptions, detect_frames
 from services.detection.boxes.drawing import draw_boxes
-from services.detection.video.frame_parsers import FrameParser, choose_parser
-from services.detection.video.stream_pipeline import DetectStreamOptions, detect_frames
 from shared.api.boxes import DetectedFrame, DetectIn, DetectOut
 from shared.api.problem import problem
 from shared.api.replica import ENDLESS

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.detection.boxes.tracking import MAX_FRAMES_AWAY, Tracker
+from fovea_survey.video.tracking import MAX_FRAMES_AWAY, Tracker
 
 
 def _row(x: float, y: float, score: float = 0.9, kind: int = 0, side: float = 20) -> list[float]:

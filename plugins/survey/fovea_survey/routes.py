@@ -18,12 +18,12 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
-from services.detection.survey import counting
-from services.detection.survey.geodesy import to_metres
-from services.detection.survey.gpx import Track, parse_gpx
-from services.detection.survey.places import Place, heic_to_png, read_place, read_time
-from services.detection.survey.road_map import draw_map
-from services.detection.survey.schemas import (
+from fovea_survey import counting
+from fovea_survey.geodesy import to_metres
+from fovea_survey.gpx import Track, parse_gpx
+from fovea_survey.places import Place, heic_to_png, read_place, read_time
+from fovea_survey.road_map import draw_map
+from fovea_survey.schemas import (
     DamagePoint,
     InspectionRoute,
     Observation,
@@ -32,7 +32,7 @@ from services.detection.survey.schemas import (
     SurveyOptions,
     SurveyOut,
 )
-from services.detection.video.video_decoder import VideoFile
+from fovea_survey.video.video_decoder import VideoFile
 from shared.api.boxes import DetectIn
 from shared.api.plan import PlanIn
 from shared.errors import FoveaError, InvalidOption, Malformed
