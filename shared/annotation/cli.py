@@ -1,4 +1,4 @@
-"""The verb `fovea label-studio`: a plug-in of the command line (entry-point group `fovea.verbs`)."""
+"""The verb `fovea label-studio`: a plug-in of the command line (entry-point group `fovea.commands`)."""
 
 from __future__ import annotations
 

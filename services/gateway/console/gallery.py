@@ -13,7 +13,7 @@ class GalleryEntry:
     Attributes:
         user: Who works so.
         title: What it shows.
-        picture: File in `static/gallery`.
+        picture: File in `static`.
         alt: The picture in words.
         origin: Whether its data are real.
         facts: What the data are.
@@ -35,7 +35,7 @@ GALLERY = (
     GalleryEntry(
         user="Search team",
         title="Is this judge worth believing?",
-        picture="trust.svg",
+        picture="gallery/trust.svg",
         alt="Pair order of the judge beside word overlap, BM25 and the embedder, with intervals",
         origin="synthetic",
         facts="24 topics whose labels one language model wrote. The report: no better than the embedder alone.",
@@ -46,7 +46,7 @@ GALLERY = (
     GalleryEntry(
         user="Researcher",
         title="Which heads do what",
-        picture="heads.svg",
+        picture="gallery/heads.svg",
         alt="Maps of heads of SmolLM2: previous token, duplicate token, induction",
         origin="real",
         facts="Weights of SmolLM2-135M-Instruct, on 32 random tokens that come twice.",
