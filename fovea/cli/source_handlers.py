@@ -55,5 +55,6 @@ class SourcesCommand(TyperCommand):
     """A command whose help ends with the first line of each handler's description."""
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the help, with what is installed now."""
         self.epilog = "\n\n".join(read_first_line(point) for point in entries(GROUP, self.name))
         super().format_help(ctx, formatter)
