@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import click
 from typer.core import TyperCommand
 
 from fovea.cli.common_options import Connection
@@ -54,7 +53,7 @@ def handle_sources(
 class SourcesCommand(TyperCommand):
     """A command whose help ends with the first line of each handler's description."""
 
-    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the help, with what is installed now."""
         self.epilog = "\n\n".join(read_first_line(point) for point in entries(GROUP, self.name))
         super().format_help(ctx, formatter)
