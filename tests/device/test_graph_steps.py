@@ -9,13 +9,13 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 from services.llm_longctx.engine import Engine, GenerationRequest, Sampling
+from services.llm_longctx.engine.attention.step_rows import RowRuns
 from services.llm_longctx.engine.device.fixed_step import FixedStep, StepShape
 from services.llm_longctx.engine.device.graph_steps import GraphSteps
-from services.llm_longctx.engine.request import CandidateSpec
-from services.llm_longctx.engine.step_rows import RowRuns
 from services.llm_longctx.kv_cache import PagePool
 from services.llm_longctx.methods import method, methods
-from services.llm_longctx.tests.test_engine import Ear
+from services.llm_longctx.tests.conftest import Ear
+from services.llm_longctx.tests.hooks import Listeners
 from tests.device.pretend_cuda import PretendCuda, to_cuda
 from tests.device.stand_in_graph import StandInGraph
 from tests.device.test_engine import IDS, PLAN, knobs_of, net
@@ -62,8 +62,8 @@ def answers(how, bits: int, recorder: StandInGraph | None, device: PretendCuda) 
     ears = [Ear() for _ in KNOBS]
     for i, (knobs, ear) in enumerate(zip(KNOBS, ears, strict=True)):
         begin = 0 if i == 2 else 3 * i
-        request = GenerationRequest(IDS[begin : begin + 20 + i], [CandidateSpec(Sampling(**knobs), ear)], 7 - i)
-        engine.scheduler.add_request(request)
+        ids, drawn = IDS[begin : begin + 20 + i], [Sampling(**knobs)]
+        engine.scheduler.add_request(GenerationRequest(ids, drawn, 7 - i, hooks=Listeners(ear)))
     scheduler = engine.scheduler
     while scheduler.in_flight:
         if scheduler.waiting or scheduler.prefilling:

@@ -19,15 +19,15 @@ from torch import Tensor
 
 from loadtests.bench.result import Row, Table, row
 from loadtests.bench.turns import milliseconds
-from services.llm_longctx.engine.decode_attention import StepAttention
+from services.llm_longctx.engine.attention.decode import StepAttention
+from services.llm_longctx.engine.attention.layer_inputs import LayerInputs
+from services.llm_longctx.engine.attention.method_policy import Policy
+from services.llm_longctx.engine.attention.step_rows import StepRows
 from services.llm_longctx.engine.device.graph_steps import GraphSteps, Outputs
 from services.llm_longctx.engine.device.step_draws import StepDraws
-from services.llm_longctx.engine.layer_inputs import LayerInputs
-from services.llm_longctx.engine.method_policy import Policy
-from services.llm_longctx.engine.paged_state import PagedState
-from services.llm_longctx.engine.request import Sampling
+from services.llm_longctx.engine.kv_manager import PagedState
+from services.llm_longctx.engine.requests.sampling import Sampling
 from services.llm_longctx.engine.sampler import Sampler, read_choices
-from services.llm_longctx.engine.step_rows import StepRows
 from services.llm_longctx.kv_cache import PagePool
 from shared.lm.builders import llama
 from shared.lm.decoder import Decoder
@@ -156,9 +156,9 @@ def _launching_nothing() -> Iterator[None]:
         return "triton"
 
     with (
-        patch("services.llm_longctx.engine.decode_attention.choose", triton),
-        patch("services.llm_longctx.engine.decode_attention.decode_device_runs", nothing),
-        patch("services.llm_longctx.engine.decode_attention.decode_packed_device_runs", nothing),
+        patch("services.llm_longctx.engine.attention.decode.choose", triton),
+        patch("services.llm_longctx.engine.attention.decode.decode_device_runs", nothing),
+        patch("services.llm_longctx.engine.attention.decode.decode_packed_device_runs", nothing),
         patch.object(Tensor, "index_copy_", lambda x, *_: x),
         patch.object(Tensor, "pin_memory", lambda x: x),
         patch("services.llm_longctx.engine.sampler.to_host", lambda x: torch.zeros(x.shape, dtype=x.dtype)),

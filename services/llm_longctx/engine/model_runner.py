@@ -12,22 +12,23 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from services.llm_longctx.engine.decode_attention import StepAttention
+from services.llm_longctx.engine.attention.decode import StepAttention
+from services.llm_longctx.engine.attention.layer_inputs import LayerInputs
+from services.llm_longctx.engine.attention.method_policy import Policy
+from services.llm_longctx.engine.attention.prefill import ChunkAttention
+from services.llm_longctx.engine.attention.prompt_end import end_prompt
 from services.llm_longctx.engine.device.fixed_step import FixedStep
 from services.llm_longctx.engine.device.graph_steps import CudaRecorder, GraphSteps
 from services.llm_longctx.engine.device.step_draws import StepDraws
-from services.llm_longctx.engine.layer_inputs import LayerInputs
-from services.llm_longctx.engine.method_policy import Policy
-from services.llm_longctx.engine.paged_state import PagedState, count_bytes
-from services.llm_longctx.engine.prefill_attention import ChunkAttention
-from services.llm_longctx.engine.prompt_end import end_prompt
+from services.llm_longctx.engine.kv_manager import PagedState, count_bytes
 from services.llm_longctx.engine.taps import SequenceTaps
-from services.llm_longctx.engine.taps.sequence_taps import ForwardTap, tap_rows
+from services.llm_longctx.engine.taps.sequence_taps import tap_rows
+from services.llm_longctx.engine.taps.tapped_steps import open_tap, sort_taps, tap_of
 from services.llm_longctx.kernels import Addition, NativeDecoder, PackedMatrix, layer_ops, sample
 from services.llm_longctx.kernels.decode_step import HEAD, is_supported
 from services.llm_longctx.kernels.dispatch import choose
 from services.llm_longctx.kv_cache import PagePool, PoolExhausted
-from shared.lm.attention import Tap, ignore_taps
+from shared.lm.attention import Tap
 from shared.lm.decoder import Decoder
 from shared.lm.host_transfer import DeviceBuffer, to_device
 from shared.lm.ops import Ops
@@ -122,8 +123,8 @@ class ModelRunner:
         inputs, method = LayerInputs(self.model, [state.policy.method.needs]), state.policy.method
         seam = ChunkAttention(state, last=last, boundaries=borders, backend=self.backend, inputs=inputs)
         device, offset = self.model.output_matrix.device, state.cache.length
-        forward = None if taps is None else _open_tap(taps, state, offset, chunk)
-        tap = _tap_of(inputs, forward)
+        forward = None if taps is None else open_tap(taps, state, offset, chunk)
+        tap = tap_of(inputs, forward)
         ids, ops = to_device(list(chunk), device)[None], self._layer_ops()
         logits: Tensor = self.model(ids, attend=seam, offset=offset, keep=keep, ops=ops, tap=tap)
         if forward is not None:
@@ -168,7 +169,7 @@ class ModelRunner:
             return self._decode_together(states, tokens, draws=draws)
         if not self._has_native_step() or self._inputs_of(states).is_tapped:
             return self._decode_together(states, tokens, taps=taps, draws=draws)
-        additions, alone = _sort_taps(states, taps)
+        additions, alone = sort_taps(states, taps)
         if not alone:
             return self._decode_together(states, tokens, additions)
         together = [i for i in range(len(states)) if i not in alone]
@@ -197,8 +198,8 @@ class ModelRunner:
         seam = StepAttention(states, self.backend, inputs)
         if taps:
             opened = zip(states, tokens, positions, taps, strict=True)
-            rows = [None if one is None else _open_tap(one, s, at, [token]) for s, token, at, one in opened]
-            logits = self._step_by_torch(tokens, positions, seam, _tap_of(inputs, tap_rows(rows)), draws)
+            rows = [None if one is None else open_tap(one, s, at, [token]) for s, token, at, one in opened]
+            logits = self._step_by_torch(tokens, positions, seam, tap_of(inputs, tap_rows(rows)), draws)
             for forward in rows:
                 if forward is not None:
                     forward.end()
@@ -249,7 +250,7 @@ class ModelRunner:
             logits = self.graphs.step(seam.rows, tokens, positions, draws)
             if logits is not None:
                 return logits
-        return self._step_by_torch(tokens, positions, seam, _tap_of(inputs), draws)
+        return self._step_by_torch(tokens, positions, seam, tap_of(inputs), draws)
 
     def _step_by_torch(
         self,
@@ -302,33 +303,3 @@ class ModelRunner:
 def _layers_of(model: Decoder, packed: Mapping[str, PackedMatrix]) -> dict[nn.Linear, PackedMatrix]:
     linears = {f"{name}.weight": part for name, part in model.named_modules() if isinstance(part, nn.Linear)}
     return {linears[key]: matrix for key, matrix in packed.items() if key in linears}
-
-
-def _tap_of(inputs: LayerInputs, forward: Tap | None = None) -> Tap:
-    """Only a pass that somebody looks at is tapped: the decoder leaves work out where nobody does."""
-    if forward is None:
-        return inputs.tap if inputs.is_tapped else ignore_taps
-
-    def tap(site: str, layer: int, x: Tensor) -> Tensor:
-        return inputs.tap(site, layer, forward(site, layer, x))
-
-    return tap if inputs.is_tapped else forward
-
-
-def _open_tap(taps: SequenceTaps, state: PagedState, offset: int, tokens: Sequence[int]) -> ForwardTap | None:
-    """The tap of a forward; None where it has nothing to do."""
-    return None if taps.is_idle(offset, offset + len(tokens)) else taps.open(state, offset, tokens)
-
-
-def _sort_taps(
-    states: Sequence[PagedState], taps: Sequence[SequenceTaps | None]
-) -> tuple[list[Addition], dict[int, SequenceTaps]]:
-    """What is added in the step of all, its rows counted without those who step alone; and those."""
-    additions: list[Addition] = []
-    alone: dict[int, SequenceTaps] = {}
-    for i, (state, one) in enumerate(zip(states, taps, strict=True)):
-        found = [] if one is None else one.find_additions(state.cache.length, i - len(alone))
-        if one is not None and found is None:
-            alone[i] = one
-        additions += found or ()
-    return additions, alone

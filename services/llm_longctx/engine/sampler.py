@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from services.llm_longctx.engine.device.step_draws import Choice, DrawnRow
-from services.llm_longctx.engine.request import Grammar, Sampling, ScoredToken
+from services.llm_longctx.engine.requests.sampling import Grammar, Sampling, ScoredToken
 from services.llm_longctx.kernels import GREEDY_BELOW, RowSettings, SamplingRows, sample
 from shared.lm.host_transfer import to_device, to_host
 

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from services.llm_longctx.engine.attention.step_rows import RowRuns, StepRows
 from services.llm_longctx.engine.device.step_draws import StepDraws
-from services.llm_longctx.engine.step_rows import RowRuns, StepRows
 from services.llm_longctx.kernels import (
     DeviceRuns,
     RowSettings,
@@ -25,8 +25,6 @@ from services.llm_longctx.kernels import (
 )
 from services.llm_longctx.kv_cache import PagePool
 from shared.lm.host_transfer import overwrite
-
-A = TypeVar("A", np.ndarray, Tensor)
 
 _LEAST_LONGEST = 256
 """Entries up to which all runs are one shape: fewer are one part of a kernel anyway."""
@@ -132,17 +130,20 @@ class FixedStep:
         return decode_packed_device_runs(rows, packed, runs, backend=self._backend)
 
 
-class _Words(NamedTuple, Generic[A]):
+Words = TypeVar("Words", np.ndarray, Tensor)
+
+
+class _Words(NamedTuple, Generic[Words]):
     """The parts of a buffer: tokens and positions [B], slots [L,R], runs [3,L,R] each, settings [5,B]."""
 
-    tokens: A
-    positions: A
-    slots: A
-    runs: list[A]
-    settings: A
+    tokens: Words
+    positions: Words
+    slots: Words
+    runs: list[Words]
+    settings: Words
 
 
-def _cut(words: A, shape: StepShape) -> _Words[A]:
+def _cut(words: Words, shape: StepShape) -> _Words[Words]:
     B, L, R = shape.batch, shape.layers, shape.batch * shape.heads
     at = 2 * B + L * R
     runs = [words[at + 3 * L * R * i :][: 3 * L * R].reshape(3, L, R) for i in range(len(shape.runs))]

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from services.llm_longctx.engine.attention.step_rows import StepRows
 from services.llm_longctx.engine.device.fixed_step import FixedStep, StepShape
 from services.llm_longctx.engine.device.step_draws import StepDraws
-from services.llm_longctx.engine.step_rows import StepRows
 from services.llm_longctx.kv_cache import PagePool, PoolExhausted
 from shared import telemetry
 

@@ -15,11 +15,11 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from services.llm_longctx.engine.backends.paged import PagedBackend
+from services.llm_longctx.engine.attention.method_policy import Policy
+from services.llm_longctx.engine.backend import PagedBackend
 from services.llm_longctx.engine.device.step_draws import DrawnRow
-from services.llm_longctx.engine.method_policy import Policy
-from services.llm_longctx.engine.paged_state import PagedState
-from services.llm_longctx.engine.request import CandidateSpec, FinishReason, GenerationRequest, Sampling, ScoredToken
+from services.llm_longctx.engine.kv_manager import PagedState
+from services.llm_longctx.engine.requests.request import GenerationRequest
 from services.llm_longctx.engine.sequence import Sequence
 from services.llm_longctx.kv_cache import PoolExhausted
 from services.llm_longctx.methods import AttentionMethod
@@ -133,9 +133,9 @@ class FollowingBackend(PagedBackend):
 
     def _open(self, held: dict[int, Sequence[PagedState]], opened: Opened) -> None:
         policy = Policy.of(self.runner.model.config, opened.method, cache_bits=opened.cache_bits)
-        request = GenerationRequest(candidates=[CandidateSpec(Sampling(), _Silent())], policy=policy, **opened.facts)
+        request = GenerationRequest(policy=policy, **opened.facts)
         request.run.cache_salt = opened.salt
-        made = Sequence[PagedState](request, request.candidates[0], opened.number, self.vocab, contextvars.Context())
+        made = Sequence[PagedState](request, 0, opened.number, self.vocab, contextvars.Context())
         held[opened.number] = made
         self.allocate(made, None if opened.parent is None else held[opened.parent])
 
@@ -172,16 +172,3 @@ def check_divisible(policy: Policy, *, has_taps: bool) -> None:
         detail = f"{policy.method.name} may hold other entries in one head than in another, or compare heads."
         hint = f"Use {' or '.join(DIVISIBLE)}, or set FOVEA_LLM_TENSOR_PARALLEL=1."
         raise InvalidOption(detail, hint=hint, field="method")
-
-
-class _Silent:
-    """Receives an answer that the leader's callback receives."""
-
-    def on_prompt(self, tokens: Any) -> None: ...
-
-    def on_capture(self, captured: Any) -> None: ...
-
-    def on_token(self, token: ScoredToken) -> bool:
-        return False
-
-    def on_finish(self, reason: FinishReason | FoveaError, produced: int) -> None: ...
