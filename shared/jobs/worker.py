@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from random import uniform
@@ -18,13 +17,11 @@ from typing import Final, NamedTuple
 from shared.errors import Cancelled, FoveaError
 from shared.jobs import codec
 from shared.jobs.consumer import Attempt, Delivery, NothingToDo, QueueConsumer
+from shared.jobs.progress import LatestProgress
 from shared.jobs.queue import Handler, Result
 from shared.jobs.redis_client import UNUSABLE, cancel_tasks, retry_until_connected
 from shared.settings import Settings
 from shared.telemetry import Span, bind, log, span
-
-_PROGRESS_INTERVAL_S: Final = 0.2
-"""Shortest time between two writes of a job's progress; faster updates replace what was not written yet."""
 
 _STOP_GRACE_S: Final = 0.5
 """How long a handler has to stop by itself after a cancel before its task is cancelled."""
@@ -51,16 +48,14 @@ class JobTicket:
         """Open the ticket of a delivery whose lease was sure at `held_at`, an instant of the monotonic clock."""
         self.id = delivery.id
         self.attempt = delivery.attempt
-        self._latest: tuple[float, str | None] = (0.0, None)
-        self._changed = asyncio.Event()
+        self.latest = LatestProgress()
         self._stop = asyncio.Event()
         self.held_at = held_at
         self.is_lost = False
 
     async def progress(self, fraction: float, note: str | None = None) -> None:
         """Publish how far the work is, soon."""
-        self._latest = (min(max(fraction, 0.0), 1.0), note)
-        self._changed.set()
+        self.latest.set(fraction, note)
 
     async def wait_until_cancelled(self) -> None:
         """Return when the work should stop: cancelled, lost to another worker, or this process ends."""
@@ -79,15 +74,6 @@ class JobTicket:
     def stopped(self) -> bool:
         """Whether the work was asked to stop."""
         return self._stop.is_set()
-
-    async def publish(self, write: Callable[[float, str | None], Awaitable[None]]) -> None:
-        """Write the latest progress whenever there is one, until cancelled."""
-        while True:
-            await self._changed.wait()
-            self._changed.clear()
-            with suppress(*UNUSABLE):
-                await write(*self._latest)
-            await asyncio.sleep(_PROGRESS_INTERVAL_S)
 
 
 class _Running(NamedTuple):
@@ -112,6 +98,11 @@ class JobWorker:
         self._slot_free = asyncio.Event()
         self._connected_since: float | None = None
         self._log = log("jobs")
+
+    @property
+    def busy(self) -> int:
+        """Jobs that run."""
+        return len(self._running)
 
     def stop(self) -> None:
         """Take no more jobs; `run` returns once those that run are finished or handed back. A second call hurries."""
@@ -188,7 +179,7 @@ class JobWorker:
         ids = {"service": delivery.service, "request_id": delivery.headers.get("x-request-id", "")}
         with bind(**ids), _begin_span(delivery) as attempt:
             self._log.info("job begins", job=delivery.id, attempt=delivery.attempt, path=delivery.path)
-            publishing = asyncio.create_task(ticket.publish(partial(self._write_progress, delivery, ticket)))
+            publishing = asyncio.create_task(ticket.latest.publish(partial(self._write_progress, delivery, ticket)))
             work = asyncio.create_task(self._work(delivery, ticket))
             try:
                 await _until_done_or_stopped(work, ticket)

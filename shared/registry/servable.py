@@ -85,6 +85,7 @@ class CallContext:
         scopes: What the caller's key allows; None where nobody says, as without a gateway: everything.
         audit: What the audit log is to say about the call, by name; empty for nothing.
         cache_salt: Whose caches the call may use: calls of another salt never learn what this one sent.
+        model: Name of the model that answers, for metrics.
         note: The last note of `progress`.
         usage: What the call consumed so far, by name: `pictures`, `cpu_seconds` (`shared.api.usage`).
     """
@@ -104,6 +105,7 @@ class CallContext:
         self.scopes: frozenset[str] | None = None
         self.audit: dict[str, str] = {}
         self.cache_salt = ""
+        self.model = ""
         self.note: str | None = None
         self.usage: dict[str, float] = {}
         self._report = report

@@ -52,6 +52,7 @@ class Host:
         self.settings = settings
         self._models = Catalog(service, servables, settings)
         self._streams: list[CallContext] = []
+        self._loaded = asyncio.Event()
         self._no_streams = asyncio.Event()
         self._no_streams.set()
         self._pool = ThreadPoolExecutor(settings.max_queue_size, thread_name_prefix="stream")
@@ -62,6 +63,11 @@ class Host:
         """Load and warm up all Servables at once; one that fails stays listed, not ready, with its reason."""
         waiting = [name for name in self.names() if self._models.slot(name).state == "waiting"]
         await asyncio.gather(*(self.load(name) for name in waiting))
+        self._loaded.set()
+
+    async def wait_until_loaded(self) -> None:
+        """Return once all models are loaded, or have failed to."""
+        await self._loaded.wait()
 
     async def stop(self) -> None:
         """Finish running calls, for up to `shutdown_grace_s`, and free the models."""

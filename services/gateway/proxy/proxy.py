@@ -12,7 +12,6 @@ import sys
 
 import aiohttp
 
-from services.gateway.http.errors import SlowBody
 from services.gateway.http.request_context import RequestContext
 from services.gateway.metrics import count_version
 from services.gateway.policy.memory_budget import MemoryBudget
@@ -26,6 +25,7 @@ from services.gateway.routing.affinity import find_affinity_key, held_key
 from services.gateway.routing.replica_registry import Attempt, Replica, ReplicaRegistry
 from services.gateway.routing.route_table import Route
 from shared.api.replica import HOLDS_HEADER
+from shared.asgi.body import SlowBody
 from shared.errors import DeadlineExceeded, FoveaError, NotReady
 from shared.settings import Settings
 from shared.telemetry import Span, span

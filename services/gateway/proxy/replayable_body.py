@@ -11,8 +11,8 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import Any
 
-from services.gateway.http.errors import SlowBody
 from services.gateway.policy.memory_budget import MemoryBudget
+from shared.asgi.body import SlowBody
 from shared.errors import Cancelled, FoveaError, Malformed, QueueFull, TooLarge
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]

@@ -11,10 +11,11 @@ import json
 
 import aiohttp
 
-from services.gateway.http.errors import add_security_headers, find_error_format, render_error
+from services.gateway.http.errors import add_security_headers, find_error_format
 from services.gateway.http.request_context import RequestContext, build_response_headers
 from shared.api.replica import AUDIT_HEADER
 from shared.api.usage import USAGE_HEADER, UsageScanner, read_header
+from shared.asgi.errors import render_error
 from shared.errors import Fault
 from shared.telemetry import log
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.gateway.http.errors import SlowBody
 from services.gateway.policy.memory_budget import MemoryBudget
 from services.gateway.proxy.replayable_body import MAX_BUFFERED_BYTES, ReplayableBody, read_content_length
+from shared.asgi.body import SlowBody
 from shared.errors import Cancelled, FoveaError, Malformed, QueueFull, TooLarge
 
 

@@ -189,24 +189,6 @@ async def test_deadline_that_is_no_number_is_as_good_as_none(client, sent):
     assert answer.status_code == 200
 
 
-async def test_run_of_a_job_is_taken_as_it_comes():
-    from shared.registry import CallContext
-
-    app = build("toy", servables=TOYS, settings=Settings())
-    await app.state.host.start()
-    told, run = [], CallContext(report=lambda *news: told.append(news))
-
-    async def with_run(scope, receive, send):
-        await app({**scope, "fovea.run": run}, receive, send)
-
-    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=with_run), base_url="http://toy") as client:
-        assert (await client.post("/v1/probe", json={"text": "x"})).status_code == 200
-        run.cancel()
-        assert (await client.post("/v1/probe", json={"text": "x"})).status_code == 499
-    assert told[0] == (0.0, "step 0")
-    await app.state.host.stop()
-
-
 async def test_requests_are_counted_by_service_model_route_and_status(client):
     await client.post("/v1/echo", json={"text": "x"})
     await client.post("/v1/echo", json={"text": "x", "times": 99})
