@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime
 
 from shared.api.tensors import Datatype, TensorSpec
-from shared.engines.validation import check_feeds, to_error
+from shared.engines.validation import to_error
 from shared.errors import Malformed, NotReady
 
 Provider = tuple[str, dict[str, Any]]
@@ -79,10 +79,9 @@ class OnnxEngine:
         """Compute all outputs.
 
         Raises:
-            InvalidOption: A tensor is not as `inputs` states, or of a size that the graph can't take.
+            InvalidOption: The graph can't take a tensor.
             TooLarge: There is not enough memory.
         """
-        check_feeds(feeds, self.inputs)
         ready = {spec.name: _ready(spec, feeds[spec.name]) for spec in self.inputs}
         names = [spec.name for spec in self.outputs]
         try:

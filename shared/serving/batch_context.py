@@ -21,6 +21,7 @@ class BatchContext(CallContext):
             tenant=runs[0].tenant if len({run.tenant for run in runs}) == 1 else "",
         )
         self._members = tuple(runs)
+        self.media = runs[0].media
 
     def _report_to_members(self, fraction: float, note: str | None) -> None:
         for run in self._members:

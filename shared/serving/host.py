@@ -32,9 +32,6 @@ from shared.serving.oip import tensors
 from shared.serving.thread_stream import iterate_in_thread
 from shared.settings import Settings
 
-_WHOLE_REQUESTS = "requests"
-"""Batch key of whole requests."""
-
 
 @dataclass(frozen=True, slots=True)
 class _TensorKey:
@@ -194,7 +191,7 @@ class Host:
     # Calls.
 
     async def predict(self, name: str, request: BaseModel, run: CallContext) -> BaseModel:
-        """Answer one request, micro-batched with others.
+        """Answer one request, micro-batched with others that are rendered in the same form.
 
         Raises:
             FoveaError: What the model says of this request, or QueueFull, DeadlineExceeded, Cancelled, NotReady.
@@ -202,7 +199,7 @@ class Host:
         _, batcher = self._models.ready(name)
         if pictures := servable_schema.count_pictures(request):
             run.consume(pictures=pictures)
-        answer: BaseModel = await batcher.submit(request, run, key=_WHOLE_REQUESTS)
+        answer: BaseModel = await batcher.submit(request, run, key=run.media)
         return answer
 
     async def infer(

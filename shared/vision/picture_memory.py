@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+
+import numpy as np
 
 from shared.errors import QueueFull, TooLarge
 
@@ -28,7 +31,7 @@ class PictureMemory:
         """Allow `total` bytes; a reservation waits for up to `patience_s` until others are given back."""
         self.total = self._left = total
         self._patience_s = patience_s
-        self._freed = threading.Condition()
+        self._freed = threading.Condition(threading.RLock())  # a picture may be let go in the middle of a call
 
     @contextmanager
     def reserve(self, size: int, what: str) -> Iterator[None]:
@@ -47,9 +50,22 @@ class PictureMemory:
         try:
             yield
         finally:
-            with self._freed:
-                self._left += size
-                self._freed.notify_all()
+            self._release(size)
+
+    def keep(self, pixels: np.ndarray) -> np.ndarray | None:
+        """The pixels, counted for as long as anybody holds them; None where that would leave others little."""
+        size = pixels.nbytes
+        with self._freed:
+            if self._left - size < self.total // 2:
+                return None
+            self._left -= size
+        weakref.finalize(pixels, self._release, size)
+        return pixels
+
+    def _release(self, size: int) -> None:
+        with self._freed:
+            self._left += size
+            self._freed.notify_all()
 
     def _take(self, size: int) -> None:
         until = time.monotonic() + self._patience_s

@@ -16,6 +16,7 @@ from shared.training.publish import arrays_of
 from shared.vision.decode import decode
 from shared.vision.draw import encode
 from tests.harness.models import toy_card
+from tests.harness.rendering import predict_as
 
 NAMES = ("a", "b", "c")
 
@@ -95,8 +96,8 @@ def test_work_stops_between_runs_and_tells_its_progress(tiny, page):
 
 def test_feature_maps_of_all_patches_come_as_an_archive(tiny, page):
     request = ClassifyIn(image=page, tile=65)
-    (answer,) = tiny.predict([request], CallContext())
-    archive = np.load(io.BytesIO(tiny.render(request, answer, "application/x-npz")))
+    answer, made = predict_as(tiny, request, "application/x-npz")
+    archive = np.load(io.BytesIO(made))
     assert (sorted(archive), archive["stage4"].shape) == (["boxes", "logits", *FEATURE_MAPS], (6, 256, 2, 2))
     assert archive["boxes"].tolist() == [list(result.box) for result in answer.results]
     assert archive["logits"].argmax(1).tolist() == [result.class_id for result in answer.results]
@@ -105,11 +106,10 @@ def test_feature_maps_of_all_patches_come_as_an_archive(tiny, page):
 @pytest.mark.parametrize(("media", "kind"), [("image/png", "PNG"), ("image/jpeg", "JPEG")])
 def test_the_picture_is_tinted(tiny, page, media, kind):
     request = ClassifyIn(image=page, tile=65)
-    (answer,) = tiny.predict([request], CallContext())
-    picture = decode(tiny.render(request, answer, media))
+    picture = decode(predict_as(tiny, request, media)[1])
     assert (picture.format, picture.pixels.shape) == (kind, (130, 200, 3))
     assert np.abs(picture.pixels.astype(int) - decode(page).pixels).mean() > 5
-    assert tiny.render(request, answer, "image/gif") is None
+    assert predict_as(tiny, request, "image/gif")[1] is None
 
 
 def test_weights_without_a_recipe_are_seen_as_imagenet_ones(place, page, tmp_path):

@@ -15,6 +15,7 @@ from shared.vision.decode import decode
 from shared.vision.servable import DataConfig
 from tests.bad_pictures import encoded, odd, quadrants
 from tests.harness.models import toy_card
+from tests.harness.rendering import predict_as
 
 
 class Small(Segmenter):
@@ -110,7 +111,7 @@ def test_overlay_is_drawn_on_the_upright_picture(blob):
 @pytest.mark.parametrize(("media", "kind"), [("image/png", "PNG"), ("image/jpeg", "JPEG")])
 def test_answer_is_rendered_whatever_it_includes(blob, media, kind, include):
     request = ask(encoded(quadrants(), "PNG"), include=include)
-    picture = decode(blob.render(request, one(blob, request), media))
+    picture = decode(predict_as(blob, request, media)[1])
     assert picture.format == kind
-    full = decode(blob.render(ask(request.image), one(blob, ask(request.image)), "image/png"))
+    full = decode(predict_as(blob, ask(request.image), "image/png")[1])
     assert np.abs(picture.pixels.astype(int) - full.pixels).mean() < 6

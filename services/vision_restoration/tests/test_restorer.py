@@ -17,6 +17,7 @@ from shared.registry import CallContext
 from shared.vision.decode import DEFAULT_BOUNDS
 from shared.vision.draw import encode
 from shared.vision.tiling import tiled
+from tests.harness.rendering import predict_as
 
 PIECES = {"tile_core": 64, "tile_context": 128}
 
@@ -205,9 +206,8 @@ def test_a_deep_picture_may_be_asked_for_as_jpeg(served):
 @pytest.mark.parametrize("media", ["image/png", "image/jpeg", "image/webp"])
 @pytest.mark.parametrize("picture", ["comparison", "restored", "reflection"])
 def test_a_picture_is_answered_where_one_is_asked_for(served, media, picture):
-    request = RestoreIn(image=encode(photo()), picture=picture)
-    (answer,) = served.predict([request], CallContext())
-    image = Image.open(io.BytesIO(served.render(request, answer, media)))
+    answer, made = predict_as(served, RestoreIn(image=encode(photo()), picture=picture), media)
+    image = Image.open(io.BytesIO(made))
     assert Image.MIME[image.format] == media
     assert image.size == ((188, 70) if picture == "comparison" else (90, 70))
     if picture == "restored" and media == "image/png":
@@ -215,11 +215,10 @@ def test_a_picture_is_answered_where_one_is_asked_for(served, media, picture):
 
 
 def test_a_picture_is_drawn_also_where_the_answer_does_not_hold_it(served):
-    request = RestoreIn(image=encode(photo()), include=("reflection",), picture="restored")
-    (answer,) = served.predict([request], CallContext())
-    assert np.array_equal(
-        pixels_of(served.render(request, answer, "image/png")), pixels_of(restored(served, photo()).restored)
-    )
+    for more in ({"include": ("reflection",)}, {"dry_run": True}):
+        request = RestoreIn(image=encode(photo()), picture="restored", **more)
+        _, made = predict_as(served, request, "image/png")
+        assert np.array_equal(pixels_of(made), pixels_of(restored(served, photo()).restored))
 
 
 def test_a_wide_comparison_is_scaled_down(served):

@@ -411,14 +411,12 @@ def _matters(loaded: Loaded, name: str, request: BaseModel) -> bool:
         if isinstance(after, FoveaError) or differences(before, after, tolerance=0):
             return True
     forms = loaded.servable.media_types()
-    return any(
-        _rendered(loaded, request, before, form) != _rendered(loaded, changed[0], before, form) for form in forms
-    )
+    return any(_rendered(loaded, request, form) != _rendered(loaded, changed[0], form) for form in forms)
 
 
-def _rendered(loaded: Loaded, request: BaseModel, answer: Any, form: str) -> bytes | None:
+def _rendered(loaded: Loaded, request: BaseModel, form: str) -> bytes | None:
     try:
-        return loaded.servable.render(request, answer, form)
+        return loaded.rendered(request, form)
     except FoveaError as error:
         return error.detail.encode()
 
@@ -447,14 +445,13 @@ def check_answer_is_rendered_in_every_form_it_offers(loaded: Loaded) -> None:
         assert loaded.servable.mode != "sync" or not loaded.pictures, "an answer about a picture has a picture"
         return
     request = loaded.servable.example()
-    answer = loaded.answer(request)
     for media in loaded.servable.media_types():
-        made = loaded.servable.render(request, answer, media)
+        made = loaded.rendered(request, media)
         assert isinstance(made, bytes)
         assert made, media
         if media.startswith("image/") and media != "image/svg+xml":
             assert f"image/{decode(made).format.lower()}" == media
-    assert loaded.servable.render(request, answer, "application/x-nobody") is None
+    assert loaded.rendered(request, "application/x-nobody") is None
 
 
 def check_graph_is_within_its_stated_parity(loaded: Loaded) -> None:
