@@ -30,6 +30,7 @@ class ObservedRequest:
     def __init__(self, service: str, method: str, path: str, trace: Context) -> None:
         self._service, self._method, self._path = service, method, path
         self._started = time.perf_counter()
+        self._span: Span = telemetry.NO_SPAN
         self.trace = trace
         self.status = 0
         self.route = "unmatched"
@@ -56,7 +57,7 @@ class ObservedRequest:
         trace = self.trace
         self._bound = telemetry.bind(request_id=trace.request_id, traceparent=trace.traceparent, service=self._service)
         self._bound.__enter__()
-        self._span: Span = telemetry.begin_http_span(self._method, self._path, trace.parent, trace.request_id)
+        self._span = telemetry.begin_http_span(self._method, self._path, trace.parent, trace.request_id)
         self._span.__enter__()
         return self
 

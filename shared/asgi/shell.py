@@ -1,6 +1,6 @@
 """ASGI shell: what every front does around a request, once. The gateway and the services say how it is answered.
 
-A front subclasses `Shell` and `HttpCall`: it opens a call, serves it, and turns what was raised into an answer. Request id,
+A front subclasses `Shell` and `HttpCall`: it opens a call, serves it, and turns what was raised into an answer. Its id,
 trace, deadline, body limits, disconnect, metrics and spans are here and in the modules of this package.
 """
 

@@ -83,12 +83,11 @@ def _scan(ctx: RequestContext, chunk: bytes) -> None:
 
 
 async def _send_start(ctx: RequestContext, response: aiohttp.ClientResponse) -> None:
-    ctx.status = response.status
     headers = add_security_headers([*build_response_headers(response.raw_headers), *ctx.extra_headers])
     ctx.streams_events = response.content_type == "text/event-stream"
     if ctx.recorder is not None:
         ctx.recorder.content_type = response.content_type
-    ctx.consumed = read_header(response.headers.get(USAGE_HEADER))
+    ctx.usage = read_header(response.headers.get(USAGE_HEADER))
     ctx.audit = _read_audit(response.headers.get(AUDIT_HEADER))
     if ctx.streams_events or response.content_type == "application/json":
         ctx.scanner = UsageScanner(is_stream=ctx.streams_events)
