@@ -164,7 +164,7 @@ class ReplicaServer:
             pid=os.getpid(),
             ready=self.host.settled,
             models=tuple(self.host.names()),
-            slots=self.host.slots,
+            slots=self.host.places,
             version=self._settings.service_version,
             memory=round(self._guard.share, 3) if self._guard else 0.0,
             seen=time.time(),
