@@ -5,6 +5,8 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 KERNELS := $(VENV)/.kernels
 EXTRAS ?= all,cpu,dev
+# Every plug-in of this repository; the example is for tests and for copying.
+PLUGINS := $(filter-out plugins/example/,$(sort $(dir $(wildcard plugins/*/pyproject.toml))))
 WORKERS ?= 2
 # Seconds for each decoder: with 24 of them ten minutes in all; 600 is ten minutes each.
 FUZZ_S ?= 25
@@ -42,7 +44,7 @@ format: setup  ## format and fix what ruff can
 
 setup: $(STAMP) $(KERNELS)  ## .venv with everything that running and testing need
 
-$(STAMP): pyproject.toml constraints.txt requirements-data.txt requirements-tools.txt
+$(STAMP): pyproject.toml $(PLUGINS:%=%pyproject.toml) constraints.txt requirements-data.txt requirements-tools.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Fovea needs Python 3.11 or newer; $$($(PYTHON) --version) is here. Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
@@ -50,7 +52,7 @@ $(STAMP): pyproject.toml constraints.txt requirements-data.txt requirements-tool
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) (a few minutes the first time) …"
 	@$(BIN)/python -m pip install --quiet --no-deps -r requirements-data.txt -r requirements-tools.txt
-	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS)]'
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS)]' $(PLUGINS:%=-e ./%)
 	@touch $@
 
 # C++ attention kernels, where a compiler is there; without one nothing is missing but speed.
@@ -87,4 +89,4 @@ generate: setup  ## everything that is generated and committed: gRPC stubs, mode
 	@$(BIN)/python -m tests.drift --write
 
 clean:  ## remove what setup and runs leave behind
-	@rm -rf $(VENV) .fovea out build *.egg-info
+	@rm -rf $(VENV) .fovea out build *.egg-info plugins/*/*.egg-info plugins/*/build

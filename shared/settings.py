@@ -114,15 +114,8 @@ class Settings(BaseSettings):
     dicomweb_authorization: SecretStr | None = Field(
         None, description="`Authorization` header for the PACS, such as `Basic …` or `Bearer …`."
     )
-    label_studio_url: str | None = Field(
-        None, description="Address of Label Studio, whose pictures and labels `fovea label-studio` reads."
-    )
-    label_studio_token: SecretStr | None = Field(None, description="Access token of an account there.")
 
     # Who may call.
-    label_studio_backend_password: SecretStr | None = Field(
-        None, description="Password that Label Studio must send to `fovea label-studio`; needed beyond loopback."
-    )
     auth: Literal["insecure-local", "keys"] = Field("insecure-local", description="`keys` demands an API key.")
     keys_file: Path | None = Field(None, description="JSON file of hashed API keys; default `<data_dir>/keys.json`.")
     oidc_issuer: str | None = Field(

@@ -3,8 +3,10 @@
 import json
 import pathlib
 import sys
+import tomllib
 import typing
 from collections.abc import Callable, Iterator
+from importlib.metadata import EntryPoint
 from typing import Any
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -82,6 +84,27 @@ def claims() -> Iterator[tuple[pathlib.Path, str]]:
             yield ROOT / room / "claims.json", json.dumps(facts, indent=1, sort_keys=True) + "\n"
 
 
+def known_plugins() -> Iterator[tuple[pathlib.Path, str]]:
+    """The commands, models and paths of the plug-ins in `plugins/`, so that the core can say which one is missing."""
+    files = [file for file in sorted(ROOT.glob("plugins/*/pyproject.toml")) if file.parent.name != "example"]
+    known = {file.parent.name: describe_plugin(file) for file in files}
+    yield ROOT / "shared/known_plugins.json", json.dumps(known, indent=1) + "\n"
+
+
+def describe_plugin(project: pathlib.Path) -> dict[str, list[str]]:
+    """What a plug-in brings, as its entry points say."""
+    from shared.registry.discovery import pick_servables, scan
+
+    groups = tomllib.loads(project.read_text("utf8"))["project"].get("entry-points", {})
+    loaded = {group: [EntryPoint(*named, group) for named in groups[group].items()] for group in groups}
+    models = {name for point in loaded.get("fovea.models", ()) for name in pick_servables(scan(point.module))}
+    routes = {route.path for point in loaded.get("fovea.routes", ()) for route in point.load().routes}
+    pages = {f"/console/{point.name}" for point in loaded.get("fovea.pages", ())}
+    return {
+        "commands": sorted(groups.get("fovea.commands", ())), "models": sorted(models), "paths": sorted(routes | pages),
+    }  # fmt: skip
+
+
 def mutation_page() -> Iterator[tuple[pathlib.Path, str]]:
     """The mutation scores of the core modules, from the last runs' results."""
     from tests.mutation.results import mutation_page as pages
@@ -97,7 +120,7 @@ CLAIMS = {
 """Room → the suite whose `claims` it ships."""
 
 GENERATORS: tuple[Callable[[], Iterator[tuple[pathlib.Path, str]]], ...] = (
-    stubs, model_pages, settings_page, claims, gpu_pages, mutation_page,
+    stubs, model_pages, settings_page, claims, gpu_pages, known_plugins, mutation_page,
 )  # fmt: skip
 
 

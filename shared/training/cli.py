@@ -1,4 +1,4 @@
-"""The verbs `fovea train`, `fovea recalibrate` and `fovea import`: plug-ins of the command line (group `fovea.verbs`).
+"""The verbs `fovea train`, `fovea recalibrate` and `fovea import`: plug-ins of the command line (`fovea.commands`).
 
 Knows the terminal: options in, a progress bar and plain sentences out; errors are left to the command line. Torch
 loads only when a verb runs, so that `fovea --help` stays quick.

@@ -1,4 +1,4 @@
-"""The verb `fovea export`: a plug-in of the command line (entry-point group `fovea.verbs`).
+"""The verb `fovea export`: a plug-in of the command line (entry-point group `fovea.commands`).
 
 Knows the terminal and which models there are; `shared.export` writes.
 """

@@ -66,7 +66,6 @@ class Stage:
     naming: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
 
     def send(self, who: str, method: str, path: str, **more: Any) -> Any:
-        """A request of one of the two."""
         return self.client.request(method, path, headers=self.headers[who], **more)
 
 

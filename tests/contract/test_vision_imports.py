@@ -6,7 +6,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from shared.errors import InvalidOption
 from shared.registry import network, networks
 from shared.registry.discovery import layouts
 from shared.registry.weights import read_weights
@@ -44,16 +43,3 @@ def test_a_checkpoint_of_an_official_layout_is_imported_key_by_key(tmp_path, nam
     assert all(torch.equal(torch.from_numpy(stored[key]).to(state[key].dtype), state[key]) for key in told)
     spec = found.manifest.network
     assert network(spec.name, **spec.config).state_dict().keys() == state.keys()
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_a_checkpoint_without_a_needed_tensor_is_refused_by_its_name(tmp_path, name):
-    state = state_of(name, layouts(name)[0])
-    with torch.device("meta"):
-        idle = tuple(getattr(network(name, **layouts(name)[0]), "idle", ()))
-    lost = next(key for key in state if key.endswith(".weight") and not key.startswith(idle))
-    del state[lost]
-    torch.save(state, tmp_path / "official.pth")
-    with pytest.raises(InvalidOption, match=lost.replace(".", r"\.")):
-        import_weights(name, tmp_path / "official.pth", tmp_path / "weights")
-    assert not (tmp_path / "weights").exists()

@@ -102,7 +102,6 @@ class ToyDecoder(DecoderModel):
 
     @classmethod
     def source(cls) -> Path:
-        """A folder of the test."""
         return cls.folder
 
 

@@ -137,31 +137,11 @@ def test_every_long_lived_container_that_serves_is_probed(documents):
             assert all("livenessProbe" in c and "readinessProbe" in c for c in probed), name
 
 
-def test_one_template_makes_the_same_things_for_each_service():
-    documents = render(*ALL_ON)
-    for service in SIX:
-        kinds = {d["kind"] for d in documents if d["metadata"]["name"] in {f"demo-{service}", f"demo-{service}-worker"}}
-        assert kinds == {"RayService", "Deployment", "ScaledObject"}
-
-
 def test_a_disruption_budget_lets_one_replica_go_and_names_a_whole_number():
     assert not [d for d in render() if d["kind"] == "PodDisruptionBudget" and "gateway" not in d["metadata"]["name"]]
     budget = named(render("services.medical-seg.replicas.min=3"), "PodDisruptionBudget", "demo-medical-seg")["spec"]
     assert budget["minAvailable"] == 2
     assert "maxUnavailable" not in budget
-
-
-def test_disabled_service_leaves_nothing_behind():
-    text = run_helm("template", "demo", str(CHART), "--set", "services.medical-seg.enabled=false").stdout
-    assert "medical-seg" not in text
-
-
-def test_ray_application_is_ours_and_runs_without_rays_proxy():
-    config = yaml.safe_load(named(render(), "RayService", "demo-medical-seg")["spec"]["serveConfigV2"])
-    assert config["proxy_location"] == "Disabled"
-    [application] = config["applications"]
-    assert application["import_path"] == "shared.serving.ray:application"
-    assert application["args"]["service"] == "medical-seg"
 
 
 def ray_cluster(service, *sets):
@@ -245,12 +225,6 @@ def test_the_operator_reaches_the_dashboard_of_heads_and_of_nobody_else():
     api = [ports for peer, ports in allowed(documents, head, "to") if peer == '"anybody"']
     assert api == [{443, 6443}]
     assert not [peer for peer, _ in allowed(documents, replica, "to") if peer == '"anybody"']
-
-
-def test_monitoring_reaches_the_metrics_port_alone():
-    documents = render()
-    gateway = named(documents, "Deployment", "demo-gateway")["spec"]["template"]["metadata"]["labels"]
-    assert [ports for peer, ports in allowed(documents, gateway, "from") if '"monitoring"' in peer] == [{9464}]
 
 
 def test_every_pod_with_metrics_has_the_port_that_the_monitor_names():
@@ -353,12 +327,6 @@ def test_without_workers_the_replicas_take_the_jobs():
     assert env_of_replica(off)["FOVEA_JOBS_IN_REPLICA"] == "1"
     assert "FOVEA_JOBS_IN_REPLICA" not in env_of_replica()
     assert not [d for d in render(off) if d["metadata"]["name"] == "demo-medical-seg-worker"]
-
-
-def test_replicas_announce_the_address_of_their_pod():
-    ray = named(render(), "RayService", "demo-medical-seg")["spec"]["rayClusterConfig"]
-    env = ray["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]["env"]
-    assert {"name": "FOVEA_REPLICA_ADVERTISED_HOST", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}} in env
 
 
 def test_environment_names_are_settings_that_exist():

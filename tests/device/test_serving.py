@@ -18,7 +18,7 @@ from services.llm_longctx.engine.taps import (
     RequestTaps,
     TokenRange,
 )
-from services.llm_longctx.tests.test_engine import Ear
+from services.llm_longctx.tests.conftest import Ear
 from shared.lm.builders import gemma3, gpt2, llama, qwen2
 from shared.lm.interventions import Add, Attend, Scale, Uniform
 from tests.device.pretend_cuda import PretendCuda, to_cuda

@@ -17,8 +17,6 @@ from tests.harness.waiting import wait_until
 
 @dataclass
 class Remembering:
-    """What is running."""
-
     url: str
     keys: KeyRing
 

@@ -1,7 +1,6 @@
 """`POST /v1/actions` as people use it: forms of features, what is found, what is drawn, each mistake."""
 
 import base64
-import csv
 import io
 from types import SimpleNamespace
 from typing import Any, cast
@@ -15,7 +14,6 @@ from services.detection.segments.proposals import interval_iou
 from services.detection.servables.action_detector import _list_proposals, resample
 from shared.api.actions import ActionsIn, ActionsOut
 from shared.registry.weights import read_weights
-from shared.vision.decode import decode
 from tests.contract.sameness import differences
 from tests.harness.models import answered, client_of, problem
 
@@ -89,21 +87,6 @@ def test_times_follow_duration_or_fps(client, held):
     assert seconds[0].proposals[0].end == pytest.approx(2 * seconds[2].proposals[0].end)
 
 
-def test_options_shape_the_list(client, held):
-    body = {"model": "bmn", "features": held.features[1].tolist(), "duration": 32}
-    every = answered(client.post("/v1/actions", json=body), ActionsOut).proposals
-    assert len(every) == 100
-    scores = [p.score for p in every]
-    assert scores == sorted(scores, reverse=True)
-    few = answered(client.post("/v1/actions", json={**body, "max_proposals": 3}), ActionsOut).proposals
-    assert few == every[:3]
-    good = answered(client.post("/v1/actions", json={**body, "min_score": scores[9]}), ActionsOut).proposals
-    assert good == every[:10]
-    soft = answered(client.post("/v1/actions", json={**body, "alpha": 50}), ActionsOut).proposals
-    assert soft != every
-    assert all(p.label is None for p in every)
-
-
 def test_a_score_that_was_shown_asks_for_its_proposal_again():
     request = ActionsIn.model_construct(min_score=0.123457, max_proposals=10, class_names=())
     video = SimpleNamespace(request=request, duration=10.0, classes=None)
@@ -134,16 +117,6 @@ def test_challenge_form_curves_and_map(client, held):
     row = answer.activitynet["results"]["v_1"][0]
     assert row["segment"] == [answer.proposals[0].start, answer.proposals[0].end]
     assert row["score"] == answer.proposals[0].score
-
-
-def test_table_and_picture_by_accept(client, held):
-    body = {"model": "bmn", "features": held.features[3].tolist()}
-    table = client.post("/v1/actions", json=body, headers={"accept": "text/csv"})
-    rows = list(csv.reader(io.StringIO(table.text)))
-    assert (rows[0], len(rows)) == (["start", "end", "score", "label"], 101)
-    picture = decode(client.post("/v1/actions", json=body, headers={"accept": "image/png"}).content)
-    assert picture.width == 960
-    assert len(np.unique(picture.pixels.reshape(-1, 3), axis=0)) > 50
 
 
 @pytest.mark.parametrize(

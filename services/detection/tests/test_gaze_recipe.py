@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from services.detection.recipes.collages import SpatialPolicy, describe_cells, fit_policy, read_collages
+from services.detection.recipes.collages import SpatialPolicy, fit_policy, read_collages
 from services.detection.recipes.oat_gaze import OatGaze
 from shared.errors import NotFound
 from shared.training.recipe import Schedule
@@ -40,13 +40,6 @@ def test_fixations_become_cells_and_long_paths_are_cut(tmp_path):
     assert all(path[-1] == each.target for each in whole for path in each.paths)
     with pytest.raises(NotFound, match="no searches"):
         read_collages(tmp_path / "elsewhere", GRID, 2)
-
-
-def test_the_policy_knows_seven_things():
-    known = describe_cells(GRID, np.array([[0, 5]]), np.array([5]))[0]
-    assert (known.shape, known[2].tolist()) == ((7, 7), [1, 1, 0, 0, 0, 0, 0])
-    assert (known[5].tolist(), known[0, 4]) == ([0, 0, 1, 1, 1, 0, 0], 1)
-    assert known[6].tolist() == [0, 0, 0, 0, 0, 1, 0]
 
 
 def test_the_fitted_policy_is_the_likeliest(tmp_path):

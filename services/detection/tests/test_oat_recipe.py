@@ -1,7 +1,5 @@
 """The synthetic shelves and their searchers, and the recipe of OAT."""
 
-import itertools
-
 import numpy as np
 import pytest
 
@@ -29,20 +27,6 @@ def test_paths_stop_at_the_target_or_are_cut():
     assert all(ended[index] for index in range(500) if len(paths[index]) < LONGEST)
     assert 0.7 < np.mean(ended) < 0.98
     assert (drawn.paths == 27).sum(1).tolist() == [1] * 500
-
-
-def test_searchers_refixate_as_often_as_the_policy_says_and_prefer_what_looks_alike():
-    drawn = trials(np.random.default_rng(2), 2000)
-    repeats = steps = alike = 0
-    for index in range(2000):
-        path, target = drawn.path(index), drawn.targets[index]
-        pairs = [(a, b) for a, b in itertools.pairwise(path) if a != target]
-        repeats += sum(a == b for a, b in pairs)
-        steps += len(pairs)
-        first, sought = drawn.items[index, path[0]], drawn.items[index, target]
-        alike += (first % 8 == sought % 8) or (first // 8 == sought // 8)
-    assert repeats / steps == pytest.approx(0.12, abs=0.01)
-    assert alike / 2000 > 0.7
 
 
 def test_a_short_fit_learns_and_is_measured(tmp_path):

@@ -5,10 +5,7 @@ import pytest
 import torch
 
 from services.detection.recipes.hieraedgenet.data import KINDS
-from services.detection.recipes.hieraedgenet.recipe import HieraEdgeNetDemo, predict_slides, rotate_slides
-from services.detection.recipes.patnet.data import draw_split
-from services.detection.recipes.sample_sheet import draw_sample_boxes
-from shared.vision.contact_sheet import GAP, contact_sheet
+from services.detection.recipes.hieraedgenet.recipe import HieraEdgeNetDemo, rotate_slides
 
 
 @pytest.fixture(scope="module")
@@ -48,22 +45,3 @@ def test_the_true_boxes_score_one_and_count_right(small, monkeypatch):
     monkeypatch.setattr("services.detection.recipes.hieraedgenet.recipe.predict_slides", perfect)
     found = small.measure(torch.nn.Identity())
     assert (found["map_50"], found["count_error"]) == (pytest.approx(1, abs=0.01), 0)
-
-
-def test_predictions_are_those_of_the_served_method(small):
-    torch.manual_seed(0)
-    net = small.network()
-    images = small.slides("valid").images
-    made = predict_slides(net, images, batch=1)
-    assert made.shape == (2, 12, 144 + 36 + 9)
-    assert torch.isfinite(made).all()
-
-
-def test_a_sheet_holds_all_pictures_in_rows():
-    pictures = list(draw_split("test", 5, seed=1).images)
-    pictures[0] = draw_sample_boxes(pictures[0], np.array([[1, 10, 30, 50, 60]], np.float32), ("a", "b"))
-    sheet = contact_sheet(pictures, 3)
-    assert sheet.size == (3 * 96 + 2 * GAP, 2 * 96 + GAP)
-    page = np.asarray(sheet.convert("RGB")).astype(int)
-    assert np.abs(page[:96, :96] - pictures[0]).mean() < 12
-    assert (page[100:, 200:] == 255).all()  # the sixth place is empty

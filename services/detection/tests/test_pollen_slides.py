@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from services.detection.recipes.hieraedgenet.data import KINDS, Grain, draw_slide, draw_split, slides
+from services.detection.recipes.hieraedgenet.data import KINDS, Grain, draw_slide, draw_split
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +39,3 @@ def test_a_box_is_tight_around_what_was_drawn(monkeypatch):
     assert np.abs(drawn - grain.box(192)).max() <= 5
     assert (drawn[:2] >= grain.box(192)[:2] - 1.5).all()
     assert (drawn[2:] <= grain.box(192)[2:] + 1.5).all()
-
-
-def test_cached_slides_are_the_drawn_ones(tmp_path):
-    first, drawn = slides("valid", 3, seed=1, cache=tmp_path), draw_split("valid", 3, seed=1)
-    again = slides("valid", 3, seed=1, cache=tmp_path)
-    for held in (first, again):
-        assert np.array_equal(held.images, drawn.images)
-        assert np.array_equal(held.grains, drawn.grains)
-        assert held.digest == drawn.digest

@@ -88,8 +88,6 @@ CARDS = {
 
 
 class Stub:
-    """The app, and what tests may change about it."""
-
     def __init__(self) -> None:
         self.seen: list[dict[str, Any]] = []
         self.busy = 0

@@ -32,8 +32,7 @@ async def test_every_experiment_answers_its_example_on_its_own_path(client, name
     del example["lm"]
     answer = await client.post(f"/v1/probe/{kind.route}", json=example)
     assert answer.status_code == 200, answer.text
-    assert answer.json()["manifest"]["experiment"] == name
-    assert answer.json()["spec"]["lm"] == kind.card.example["lm"]
+    assert (answer.json()["manifest"]["experiment"], answer.json()["spec"]["lm"]) == (name, kind.card.example["lm"])
 
 
 async def test_generic_route_names_the_experiment_in_model(client):

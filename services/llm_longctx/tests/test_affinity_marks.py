@@ -12,9 +12,6 @@ def test_chats_completions_responses_and_documents_are_affine():
         app.include_router(room.router)
     found = route_fields(app.openapi(), lambda path: path.startswith("/v1"))
     assert set(found["affine"]) == {
-        "/v1/chat/completions",
-        "/v1/completions",
-        "/v1/responses",
-        "/v1/documents/{document_id}",
-    }
+        "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/documents/{document_id}",
+    }  # fmt: skip
     assert "/v1/embeddings" in found["routes"]

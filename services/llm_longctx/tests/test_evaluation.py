@@ -9,16 +9,14 @@ import torch
 from PIL import Image
 
 from services.llm_longctx.engine import Engine
-from services.llm_longctx.engine.quality.fidelity import Fidelity, compare_to_dense
+from services.llm_longctx.engine.quality.fidelity import Fidelity
 from services.llm_longctx.evaluation.cli import fidelity, needle
 from services.llm_longctx.evaluation.heatmap import draw_heatmap
 from services.llm_longctx.evaluation.method_quality import FidelityRequest, NeedleRequest, run_fidelity, run_needle
 from services.llm_longctx.evaluation.text_corpus import load_library_prose
-from services.llm_longctx.methods import method
 from services.llm_longctx.serving.local_models import make_local_model
-from services.llm_longctx.tests.test_engine_pages import DUO, TINY_PLAN, prompt
+from services.llm_longctx.tests.test_engine_pages import prompt
 from services.llm_longctx.tests.test_scheduler import ask, run
-from shared.api.text import CompletionRequest
 from shared.errors import Cancelled, DeadlineExceeded, InvalidOption, Malformed
 from shared.lm.niah_prompts import build_haystack
 from shared.registry import CallContext, LoadContext
@@ -33,26 +31,6 @@ def model(folder, tmp_path_factory):
     loaded.close()
 
 
-def compare(engine, ids, answer, how):
-    results = []
-    for _ in compare_to_dense(engine.runner, ids, answer, engine.policy_of(how, TINY_PLAN), results.append):
-        pass
-    return results[0]
-
-
-def test_dense_agrees_with_itself_and_a_cut_method_does_not(tiny):
-    engine = Engine(tiny, page=8)
-    same, cut = (compare(engine, prompt(60), prompt(20, 3), how) for how in ("dense", method("duo", sink=1, recent=2)))
-    assert (same.agreement, same.divergence, same.delta) == (
-        1,
-        pytest.approx(0, abs=1e-12),
-        pytest.approx(0, abs=1e-12),
-    )
-    assert len(cut.kl) == 20
-    assert cut.divergence > 1e-3
-    assert engine.pool.held == 0
-
-
 def test_the_numbers_are_those_of_the_definition():
     found = Fidelity()
     p, q = torch.tensor([0.5, 0.25, 0.25]).log(), torch.tensor([0.25, 0.5, 0.25]).log()
@@ -61,16 +39,6 @@ def test_the_numbers_are_those_of_the_definition():
         0.5 * torch.tensor(2.0).log().item() - 0.25 * torch.tensor(2.0).log().item()
     )
     assert (found.agreement, found.right, found.delta) == (0, [False], pytest.approx(0))
-
-
-def test_a_comparison_that_is_given_up_leaves_no_pages(tiny):
-    engine = Engine(tiny, page=8)
-    work = compare_to_dense(engine.runner, prompt(40), prompt(9), engine.policy_of(DUO, TINY_PLAN), print)
-    for _ in range(4):
-        next(work)
-    assert engine.pool.held
-    work.close()
-    assert engine.pool.held == 0
 
 
 def test_work_that_can_wait_makes_room_and_hears_of_it(tiny):
@@ -93,8 +61,7 @@ def test_work_that_can_wait_makes_room_and_hears_of_it(tiny):
     assert engine.pool.held
     one = ask(engine, prompt(100), new=4)
     run(engine, one)
-    assert heard == ["closed"]
-    assert one[1][0].ends == [("length", 4)]
+    assert (heard, one[1][0].ends) == (["closed"], [("length", 4)])
     scheduler.run_when_idle(iter_that_fails())
     scheduler.step()
     assert not scheduler.backend.idle_work
@@ -103,16 +70,6 @@ def test_work_that_can_wait_makes_room_and_hears_of_it(tiny):
 def iter_that_fails():
     raise RuntimeError
     yield
-
-
-def test_a_breach_is_served_densely_and_said(model, monkeypatch):
-    speaker = model.adapter
-    monkeypatch.setattr(
-        speaker.engine.monitor, "held_back_reason", lambda p: "it strayed" if p.method.name == "power" else None
-    )
-    body = CompletionRequest.model_validate({"prompt": "Once", "max_tokens": 3, "longctx": {"method": "power"}})
-    *_, last = model.stream(body, CallContext())
-    assert (last.usage.longctx.method, last.usage.longctx.fallback) == ("dense", "it strayed")
 
 
 def test_fidelity_of_prose_and_copies(model):
@@ -180,8 +137,7 @@ def test_long_english_text_comes_with_python_in_the_order_of_a_seed():
     assert text == load_library_prose(20_000, seed=1) != load_library_prose(20_000, seed=2)
     assert text.count(" the ") > 100
     spec = FidelityRequest(lengths=[40], corpus="generated", seed=3)
-    assert spec.long_text(30) == build_haystack(240, 3)
-    assert FidelityRequest(text="my own").long_text(10**6) == "my own"
+    assert (spec.long_text(30), FidelityRequest(text="my own").long_text(10**6)) == (build_haystack(240, 3), "my own")
 
 
 def test_what_lies_before_a_needle_is_read_once(model, monkeypatch):

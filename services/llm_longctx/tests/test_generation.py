@@ -1,11 +1,12 @@
-"""From tokens to text: pieces of an answer, with a scripted engine in the place of a model."""
+"""From tokens to text: pieces of an answer, with a scripted engine in the place of a model, and stop texts."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from services.llm_longctx.engine import GenerationRequest, Sampling, ScoredToken
 from services.llm_longctx.serving.generation import Generation, TextOptions
+from services.llm_longctx.serving.stop_strings import StopStringFilter
 from shared.errors import Cancelled, QueueFull
 from shared.registry import CallContext
 
@@ -56,22 +57,16 @@ def joined(pieces, index=0):
 
 def test_pieces_are_whole_characters_and_the_end_has_the_reason(codec):
     pieces = run(codec, Script(codec.encode("a😀b")), ask([1]))
-    assert [p.text for p in pieces] == ["a", "😀", "b", ""]
-    assert [p.reason for p in pieces] == [None, None, None, "length"]
+    assert ([p.text for p in pieces], [p.reason for p in pieces]) == (
+        ["a", "😀", "b", ""],
+        [None, None, None, "length"],
+    )
     assert pieces[-1].produced == len("a😀b".encode())
     assert all(p.tokens == () for p in pieces), "no log-probabilities were asked for"
 
 
 def test_an_answer_cut_inside_a_character_ends_in_a_replacement(codec):
     assert joined(run(codec, Script(codec.encode("a😀")[:-1]), ask([1]))) == "a�"
-
-
-def test_answers_and_prompts_have_places_of_their_own(codec):
-    script = Script(*(codec.encode(text) for text in ("one", "two", "three", "four")))
-    pieces = run(codec, script, ask([1]), ask([2]), n=2)
-    assert [joined(pieces, i) for i in range(4)] == ["one", "two", "three", "four"]
-    assert [r.prompt_ids for r in script.requests] == [[1], [2]]
-    assert sum(p.produced for p in pieces) == len("onetwothreefour")
 
 
 @given(text=st.text("ab😀 ", max_size=20), stop=st.text("ab😀", min_size=1, max_size=3))
@@ -89,12 +84,6 @@ def test_tokens_that_are_told_spell_the_text_that_is_shown(codec, text, stop):
         assert all(s.offset < len(come) for s in piece.tokens), "a token comes with its text, not before"
 
 
-def test_a_stop_ends_the_answer_at_its_last_token(codec):
-    pieces = run(codec, Script(codec.encode("abcdef")), ask([1]), stops=["cd"])
-    assert joined(pieces) == "ab"
-    assert pieces[-1].produced == 4
-
-
 def test_an_echo_shows_the_prompt_once_for_each_answer(codec):
     ids = codec.encode("ü!")
     request = ask(ids, top_logprobs=1, score_prompt=True)
@@ -103,8 +92,7 @@ def test_an_echo_shows_the_prompt_once_for_each_answer(codec):
         assert joined(pieces, index) == "ü!x"
         told = [s for p in pieces if p.index == index for s in p.tokens]
         assert [s.token.id for s in told] == [*ids, *codec.encode("x")]
-        assert [s.token.logprob for s in told] == [None, -1.0, -1.0, -0.5]
-        assert [s.offset for s in told] == [0, 0, 1, 2]
+        assert ([s.token.logprob for s in told], [s.offset for s in told]) == ([None, -1.0, -1.0, -0.5], [0, 0, 1, 2])
 
 
 def test_an_echo_leaves_out_what_the_caller_did_not_write(codec):
@@ -140,3 +128,28 @@ def test_leaving_early_drops_all_requests(codec):
     next(pieces)
     pieces.close()
     assert script.aborted == script.requests
+
+
+TEXT = st.text("ab\n", max_size=20)
+
+
+@given(st.lists(TEXT, max_size=8), st.lists(st.text("ab\n", min_size=1, max_size=4), max_size=4))
+@example(["aa", "ab"], ["aab"])
+@example(["ab", "a", "b"], ["abab", "b\n"])
+@example(["ab", "b"], ["abb", "b"])
+def test_what_is_shown_is_the_text_before_the_first_stop_that_is_complete(pieces, stops):
+    watch, come, known = StopStringFilter(stops), "", None
+    shown = ""
+    for piece in pieces:
+        come += piece
+        met = [come.find(stop) for stop in stops if stop in come]
+        known = come[: min(met)] if met and known is None else known
+        shown += watch.feed(piece)
+        assert not any(stop in shown for stop in stops)
+    assert shown + watch.end() == (come if known is None else known)
+    assert watch.is_hit == (known is not None)
+
+
+def test_only_what_may_begin_a_stop_is_held_back():
+    watch = StopStringFilter(["END"])
+    assert [watch.feed("one E"), watch.feed("N"), watch.feed("Q E"), watch.end()] == ["one ", "", "ENQ ", "E"]

@@ -82,5 +82,4 @@ def test_a_preempted_answer_has_a_span_of_each_of_its_runs(decoder, recorded_spa
     assert all(is_child(one, parent) for one in runs)
     assert crowd.traceparent.split("-")[1] == f"{parent.context.trace_id:032x}"
     assert len(recorded_spans.named("queue")) == 3 + preempted
-    assert sum(bool(one.attributes.get("fovea.preempted")) for one in runs) == preempted
-    assert len(runs) == 3 + preempted
+    assert (sum(bool(one.attributes.get("fovea.preempted")) for one in runs), len(runs)) == (preempted, 3 + preempted)

@@ -84,12 +84,6 @@ def test_answers_meet_their_schema(codec, compiler, schema, temperature):
         jsonschema.validate(json.loads(text), schema)
 
 
-def test_json_object_is_any_object(codec, compiler):
-    for seed in range(6):
-        grammar = compile_options(compiler, response_format={"type": "json_object"})
-        assert isinstance(json.loads(write_answer(codec, grammar, seed)), dict)
-
-
 @pytest.mark.parametrize(
     ("form", "pattern"),
     [
@@ -205,8 +199,7 @@ def test_objects_that_list_properties_have_no_others_unless_they_say_so():
     for other in ({"additionalProperties": True}, {"patternProperties": {}}, {"anyOf": [{}]}):
         assert close_objects(plain | other).get("additionalProperties", True) is not False
     joined = {"allOf": [plain, {"properties": {"b": True}}]}
-    assert close_objects(joined) == joined
-    assert close_objects({"type": "object"}) == {"type": "object"}
+    assert (close_objects(joined), close_objects({"type": "object"})) == (joined, {"type": "object"})
 
 
 DEEP = {"type": "integer"}
@@ -302,24 +295,12 @@ def test_a_schema_is_endless_exactly_where_no_definition_can_be_met_first(defini
 @pytest.mark.parametrize(
     "form",
     [
-        {},
-        {"json_object": False},
-        {"regex": "a", "choice": ["b"]},
-        {"regex": "("},
-        {"regex": r"(?=a)b"},
-        {"regex": r"[^\s\S]"},
-        {"regex": "a" * 200_000},
-        {"choice": []},
-        {"choice": [""]},
-        {"choice": [str(i) for i in range(1001)]},
-        {"grammar": "start: foo"},
-        {"grammar": "start: start"},
-        {"grammar": "::= nothing"},
-        {"json": "{oops"},
-        {"json": "[1]"},
-        {"json": {"not": {"type": "string"}}},
+        {}, {"json_object": False}, {"regex": "a", "choice": ["b"]}, {"regex": "("}, {"regex": r"(?=a)b"},
+        {"regex": r"[^\s\S]"}, {"regex": "a" * 200_000}, {"choice": []}, {"choice": [""]},
+        {"choice": [str(i) for i in range(1001)]}, {"grammar": "start: foo"}, {"grammar": "start: start"},
+        {"grammar": "::= nothing"}, {"json": "{oops"}, {"json": "[1]"}, {"json": {"not": {"type": "string"}}},
     ],
-)
+)  # fmt: skip
 def test_bad_structured_outputs_are_refused(compiler, form):
     with pytest.raises(InvalidOption) as caught:
         structured(compiler, **form)

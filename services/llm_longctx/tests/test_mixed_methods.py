@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from services.llm_longctx.engine import CandidateSpec, Engine, GenerationRequest, Sampling, method_policy, prefix_cache
 from services.llm_longctx.methods import compose, method, methods
+from services.llm_longctx.tests.conftest import Ear
 from services.llm_longctx.tests.method_contract.oracle import trials
-from services.llm_longctx.tests.test_engine import Ear
 from services.llm_longctx.tests.test_engine_pages import TINY_PLAN, prompt
 from shared.errors import Cancelled
 from shared.registry import CallContext
@@ -31,6 +31,7 @@ COMPOSED = (
     compose(prefill=SINGLE["flexprefill"], decode=SINGLE["recycled"], plan=SINGLE["duo"]),
     compose(prefill=SINGLE["dhsa"], decode=SINGLE["power"], plan=SINGLE["razor"]),
     compose(prefill=SINGLE["power"], decode=SINGLE["recycled"]),
+    compose(prefill=SINGLE["power"], decode=SINGLE["recycled"], plan=method("snapkv", window=3, ratio=0.3)),
     compose(decode=SINGLE["recycled"], plan=method("duo", sink=2, recent=6, window="exact")),
     compose(plan=method("razor", sink=2, window_min=6, window_div=8, slide=True)),
     method("dhsa", variant="topk", block=8, key_block=8, density=0.4),

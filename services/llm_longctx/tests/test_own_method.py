@@ -9,12 +9,10 @@ import pytest
 
 from services.llm_longctx import methods as room
 from services.llm_longctx.api import methods as api_methods
-from services.llm_longctx.engine import Engine, Request
 from services.llm_longctx.evaluation.cli import needle
-from services.llm_longctx.methods import compose, method, methods
+from services.llm_longctx.methods import methods
 from services.llm_longctx.tests.conftest import Server, app_of
 from services.llm_longctx.tests.method_contract import CHECKS
-from services.llm_longctx.tests.test_engine_pages import TINY_PLAN, prompt
 from shared.errors import InvalidOption, Malformed
 
 OWN = ("dotted", "heaviest")
@@ -40,18 +38,6 @@ def _from_the_page(tmp_path_factory):
 @pytest.mark.parametrize("name", OWN)
 def test_they_keep_the_contract(name, check):
     CHECKS[check](methods()[name])
-
-
-def test_it_composes_and_answers_in_a_batch_what_it_answers_alone(tiny):
-    dotted = method("dotted", stride=3, window=5)
-    both = compose(prefill=dotted, plan=method("duo", sink=2, recent=6))
-    assert both.name == "dotted+duo"
-    requests = [
-        Request(prompt(30 + i, i), how, TINY_PLAN, max_tokens=8) for i, how in enumerate([dotted, both, "dense"])
-    ]
-    together = Engine(tiny, page=8).generate(requests)
-    assert [a.tokens for a in together] == [Engine(tiny, page=8).generate([r])[0].tokens for r in requests]
-    assert together[0].usage.prefill_density < 1
 
 
 def test_it_is_described_served_and_refused_over_http(folder, tmp_path):

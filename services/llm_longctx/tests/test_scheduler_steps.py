@@ -12,7 +12,7 @@ from services.llm_longctx.engine.scheduler import Scheduler, to_safe_error
 from services.llm_longctx.engine.sequence import SequenceStatus
 from services.llm_longctx.engine.waiting_queue import WaitingQueue
 from services.llm_longctx.kv_cache import PoolExhausted
-from services.llm_longctx.tests.test_engine import Ear
+from services.llm_longctx.tests.conftest import Ear
 from shared.errors import Cancelled, Fault, InvalidOption, NotReady, QueueFull, TooLarge
 from shared.registry import CallContext
 from tests.harness.waiting import wait_until as until

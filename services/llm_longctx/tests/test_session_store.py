@@ -17,10 +17,15 @@ MASTER = b"0123456789abcdef"
 
 
 @pytest.fixture
-async def store(redis_server):
-    client = RedisClient(redis_server.url)
-    yield SessionStore(client, TenantCipher(MASTER), ttl_s=60)
-    await client.close()
+async def client(redis_url):
+    made = RedisClient(redis_url)
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+def store(client):
+    return SessionStore(client, TenantCipher(MASTER), ttl_s=60)
 
 
 def everything(redis_server):
@@ -46,8 +51,7 @@ async def test_of_two_writers_from_one_version_one_is_told_to_come_again(store):
     results = await asyncio.gather(
         *(store.write_version("ann", head, b"%d" % n, tokens=n) for n in range(20)), return_exceptions=True
     )
-    assert [r for r in results if r == 1] == [1]
-    assert sum(isinstance(r, Conflict) for r in results) == 19
+    assert ([r for r in results if r == 1], sum(isinstance(r, Conflict) for r in results)) == ([1], 19)
     winner = results.index(1)
     assert await store.read_version("ann", head.id, 1) == b"%d" % winner
 
@@ -130,17 +134,14 @@ async def test_state_is_unreadable_in_redis_and_bound_to_its_place(store, redis_
         await store.read_version("ann", head.id, 0)
 
 
-async def test_other_master_key_opens_nothing(store, redis_server):
+async def test_other_master_key_opens_nothing(store, client):
     head = await store.create("ann", "m", "d", b"0")
-    client = RedisClient(redis_server.url)
     stranger = SessionStore(client, TenantCipher(b"another master key"), ttl_s=60)
     with pytest.raises(Conflict, match="key of sessions has changed"):
         await stranger.read_version("ann", head.id, 0)
-    await client.close()
 
 
-async def test_unused_session_is_forgotten_and_a_used_one_is_not(redis_server):
-    client = RedisClient(redis_server.url)
+async def test_unused_session_is_forgotten_and_a_used_one_is_not(client, redis_server):
     store = SessionStore(client, TenantCipher(MASTER), ttl_s=1000)
     idle, busy = await store.create("ann", "m", "d", b"0"), await store.create("ann", "m", "d", b"0")
     with sync_redis.Redis.from_url(redis_server.url) as raw:
@@ -159,7 +160,6 @@ async def test_unused_session_is_forgotten_and_a_used_one_is_not(redis_server):
     assert (await store.get("ann", busy.id)).version == 1
     with pytest.raises(NotFound):
         await store.get("ann", idle.id)
-    await client.close()
 
 
 @pytest.mark.parametrize("name", ["", "s_1", "s_" + "*" * 20, "s_0123456789abcdef0123}:head", "../../etc/passwd"])
@@ -186,11 +186,9 @@ async def test_redis_that_is_away_is_said(own_redis):
 
 def test_master_key_is_made_once_and_only_its_owner_may_read_it(tmp_path):
     first = load_master_key(None, tmp_path / "data")
-    assert first == load_master_key(None, tmp_path / "data")
-    assert len(first) == 32
+    assert (first, len(first)) == (load_master_key(None, tmp_path / "data"), 32)
     path = tmp_path / "data" / "session.key"
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert list(path.parent.iterdir()) == [path]
+    assert (stat.S_IMODE(path.stat().st_mode), list(path.parent.iterdir())) == (0o600, [path])
     assert load_master_key("a secret of my own", tmp_path / "none") == b"a secret of my own"
     assert not (tmp_path / "none").exists()
 
@@ -200,8 +198,7 @@ def test_short_master_key_is_refused():
         TenantCipher(b"short")
 
 
-async def test_a_tenant_opens_sessions_up_to_its_quota_of_bytes_and_again_when_some_are_gone(redis_url):
-    client = RedisClient(redis_url)
+async def test_a_tenant_opens_sessions_up_to_its_quota_of_bytes_and_again_when_some_are_gone(client):
     store = SessionStore(client, TenantCipher(MASTER), ttl_s=60, quota_bytes=10_000)
     record = await store.create("ann", "m", "w", b"x" * 4000, state_bytes=4000)
     version = await store.write_version("ann", record, b"x" * 4000, 1, 4000)
@@ -212,12 +209,9 @@ async def test_a_tenant_opens_sessions_up_to_its_quota_of_bytes_and_again_when_s
     await store.create("bob", "m", "w", b"x" * 4000, state_bytes=4000)
     await store.delete("ann", record.id)
     await store.create("ann", "m", "w", b"x" * 4000, state_bytes=4000)
-    await client.close()
 
 
-async def test_answers_of_long_sessions_are_trimmed_to_the_last(redis_url):
-    client = RedisClient(redis_url)
-    store = SessionStore(client, TenantCipher(MASTER), ttl_s=60)
+async def test_answers_of_long_sessions_are_trimmed_to_the_last(client, store):
     record = await store.create("ann", "m", "w", b"x")
     for turn in range(KEPT_ANSWERS + 5):
         await store.write_version("ann", record, b"x", turn, idempotency_key=f"k{turn}", answer=b"a")
@@ -226,11 +220,9 @@ async def test_answers_of_long_sessions_are_trimmed_to_the_last(redis_url):
     assert found == [None] * 5 + [b"a"] * KEPT_ANSWERS
     await store.delete("ann", record.id)
     assert [key async for key in client.client.scan_iter(f"*{record.id}*")] == [], "nothing of it is left"
-    await client.close()
 
 
-async def test_a_tenant_stores_documents_up_to_its_quota_of_bytes(redis_url):
-    client = RedisClient(redis_url)
+async def test_a_tenant_stores_documents_up_to_its_quota_of_bytes(client):
     store = DocumentStore(client, TenantCipher(MASTER), 60, 2**20, quota_bytes=10_000)
     names = [f"doc_{n:024x}" for n in range(4)]
     for name in names[:2]:
@@ -243,4 +235,3 @@ async def test_a_tenant_stores_documents_up_to_its_quota_of_bytes(redis_url):
     await store.delete("ann", names[0])
     await store.put("ann", names[2], b"x" * 4000)
     assert await store.list_ids("ann") == [names[2], names[1]]
-    await client.close()

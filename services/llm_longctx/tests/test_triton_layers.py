@@ -1,7 +1,6 @@
 """The Triton kernels of linear layers, norms, rotation, gates, merges and sampling against plain ones, interpreted."""
 
 import importlib
-import sys
 
 import numpy as np
 import pytest
@@ -9,34 +8,17 @@ import torch
 
 from services.llm_longctx.engine.request import Sampling
 from services.llm_longctx.engine.sampler import Sampler
-from services.llm_longctx.kernels import dispatch, layer_ops, merge
+from services.llm_longctx.kernels import layer_ops, merge
 from services.llm_longctx.kernels.merge_lse.reference import softmax_of_all
 from services.llm_longctx.kernels.quantized_linear import pack
 from services.llm_longctx.kernels.quantized_linear import reference as multiply_reference
 from services.llm_longctx.kernels.sampling import SamplingRows, sample
 from services.llm_longctx.kernels.sampling.reference import is_left
+from services.llm_longctx.tests.test_triton_kernels import KERNELS, interpreter  # noqa: F401  # a fixture
 from shared.lm.quantization import quantize
 from shared.lm.rope import rotate, rotation
 
-triton = pytest.importorskip("triton", reason="triton is not installed: its wheels are for Linux")
-
-KERNELS = "services.llm_longctx.kernels."
-
-
-def forget() -> None:
-    """A kernel's form is settled when its file is imported, and what is there when dispatch first looks."""
-    for name in [name for name in sys.modules if name.startswith(KERNELS) and name.endswith(".triton")]:
-        del sys.modules[name]
-    for cached in (dispatch._chosen, dispatch._absent):
-        cached.cache_clear()
-
-
-@pytest.fixture(autouse=True)
-def interpreter(monkeypatch):
-    monkeypatch.setattr(triton.knobs.runtime, "interpret", True)
-    forget()
-    yield
-    forget()
+pytestmark = pytest.mark.usefixtures("interpreter")
 
 
 def packed(rows, columns, bits):
@@ -158,15 +140,10 @@ def test_merges_are_one_softmax(count):
 
 
 LIMITS = [
-    {},
-    {"temperature": 0.0},
-    {"temperature": 0.6, "top_k": 5},
-    {"temperature": 1.3, "top_p": 0.8},
-    {"temperature": 0.9, "min_p": 0.1},
-    {"temperature": 2.0, "top_k": 12, "top_p": 0.7, "min_p": 0.01},
-    {"top_p": 0.0},
+    {}, {"temperature": 0.0}, {"temperature": 0.6, "top_k": 5}, {"temperature": 1.3, "top_p": 0.8},
+    {"temperature": 0.9, "min_p": 0.1}, {"temperature": 2.0, "top_k": 12, "top_p": 0.7, "min_p": 0.01}, {"top_p": 0.0},
     {"top_k": 1},
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("limits", LIMITS, ids=str)
@@ -200,5 +177,4 @@ def test_noise_depends_on_seed_and_step_and_nothing_else():
     rows = SamplingRows.of([7, 7, 8, 7])
     rows.step[3] = 1
     first, again, other_seed, other_step = sample(logits, rows, backend="reference").tolist()
-    assert first == again
-    assert len({first, other_seed, other_step}) == 3
+    assert (first, len({first, other_seed, other_step})) == (again, 3)

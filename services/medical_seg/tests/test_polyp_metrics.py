@@ -5,8 +5,6 @@ import math
 import numpy as np
 import py_sod_metrics as oracle
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from services.medical_seg.metrics import dataset_scores, segmentation_scores
 
@@ -17,21 +15,6 @@ def drawn(seed: int, height: int = 24, width: int = 31) -> tuple[np.ndarray, np.
     mask = (rows - rng.integers(6, 18)) ** 2 + (columns - rng.integers(6, 25)) ** 2 < rng.integers(9, 80)
     noisy = 0.4 * mask + rng.uniform(0.5, 0.6) * rng.random(mask.shape)
     return (noisy * 255).astype(np.uint8), mask
-
-
-def test_a_perfect_prediction_scores_one_everywhere_and_has_no_error():
-    _, mask = drawn(1)
-    scores = segmentation_scores(mask.astype(np.uint8) * 255, mask)
-    for key in ("max_dice", "max_iou", "dice_at_half", "iou_at_half", "weighted_f", "s_measure"):
-        assert scores[key] == pytest.approx(1, abs=1e-9), key
-    assert scores["mae"] == 0
-
-
-def test_an_all_zero_prediction_has_finite_scores_and_no_hit():
-    _, mask = drawn(2)
-    scores = segmentation_scores(np.zeros(mask.shape, np.uint8), mask)
-    assert all(math.isfinite(value) for value in scores.values())
-    assert (scores["dice_at_half"], scores["iou_at_half"], scores["mae"]) == (0, 0, pytest.approx(mask.mean()))
 
 
 def test_counting_scores_of_a_polyp_free_frame_are_zero_even_when_nothing_is_found():
@@ -61,14 +44,6 @@ def test_empty_masks_are_left_out_of_weighted_f_alone():
     scores = dataset_scores([some, empty])
     assert scores["weighted_f"] == segmentation_scores(*some)["weighted_f"]
     assert scores["dice_at_half"] == pytest.approx(segmentation_scores(*some)["dice_at_half"] / 2)
-
-
-@given(st.integers(0, 10_000))
-def test_scores_lie_between_zero_and_one(seed):
-    rng = np.random.default_rng(seed)
-    prediction = rng.integers(0, 256, (12, 9), dtype=np.uint8)
-    for value in segmentation_scores(prediction, rng.random((12, 9)) < rng.random()).values():
-        assert math.isnan(value) or -1e-9 <= value <= 1.02
 
 
 @pytest.mark.parametrize("seed", range(6))

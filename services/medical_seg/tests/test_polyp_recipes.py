@@ -5,15 +5,12 @@ import pytest
 import torch
 from PIL import Image
 
-from services.medical_seg.models.pranet_network import PraNetV2
 from services.medical_seg.recipes.evaluation import mean_dice_at_half, score_frames
 from services.medical_seg.recipes.folder_dataset import find_pairs
-from services.medical_seg.recipes.onnx_export import export_graph
 from services.medical_seg.recipes.polyps import draw_split
-from services.medical_seg.recipes.pranet_demo import PraNetDemo, PraNetV2Demo
+from services.medical_seg.recipes.pranet_demo import PraNetDemo
 from services.medical_seg.recipes.pranet_full import PraNetFull, PraNetV2Full
 from shared.errors import NotFound
-from shared.registry import network
 from shared.training.recipe import MultiScale, Schedule
 from shared.training.trainer import fit
 
@@ -52,28 +49,6 @@ def test_pictures_and_masks_are_flipped_together(tmp_path):
                     red = np.flip(candidate[..., 0], match[0]).astype(np.float32) / 255
                     np.testing.assert_allclose(image[0].numpy() * 0.229 + 0.485, red, atol=1e-4)
     assert flipped > 5
-
-
-def test_v2_trains_with_dual_supervision(tmp_path):
-    recipe = PraNetV2Demo(**SMALL)
-    fitted = fit(recipe, tmp_path)
-    assert isinstance(fitted.network, PraNetV2)
-    assert np.isfinite(fitted.progress.loss)
-
-
-@pytest.mark.parametrize("name", ["pranet", "pranet-v2"])
-def test_the_graph_equals_the_network_at_any_size(fill, tmp_path, name):
-    import onnxruntime
-
-    net = fill(network(name, **TINY, classifier=False))
-    parity = export_graph(net, tmp_path / "net.onnx")
-    assert parity.max_difference < 1e-5
-    assert len(parity.shapes) == 3
-    session = onnxruntime.InferenceSession(str(tmp_path / "net.onnx"), providers=["CPUExecutionProvider"])
-    x = torch.randn(1, 3, 160, 192, generator=torch.Generator().manual_seed(1))
-    (found,) = session.run(["logits"], {"image": x.numpy()})
-    with torch.no_grad():
-        np.testing.assert_allclose(found, net.prediction(x).numpy(), atol=1e-5)
 
 
 def test_scores_separate_found_polyps_from_false_alarms():

@@ -6,12 +6,6 @@ import torch
 
 from services.vision_restoration.recipes.evaluation import restore_pairs, score_pairs, tensor
 from services.vision_restoration.recipes.pairs import ReflectionPairs
-from services.vision_restoration.recipes.rrformer_demo import RRFormerDemo
-from shared.training.publish import publish
-from shared.training.recipe import Schedule
-from shared.training.trainer import fit
-
-SHORT = {"scenes": 3, "valid": 4, "test": 8, "size": 64, "held": 64}
 
 
 def pairs(plain: tuple[bool, ...] = (False, True)) -> ReflectionPairs:
@@ -19,16 +13,6 @@ def pairs(plain: tuple[bool, ...] = (False, True)) -> ReflectionPairs:
     clean = rng.integers(0, 200, (len(plain), 32, 32, 3)).astype(np.uint8)
     mixed = np.where(np.array(plain)[:, None, None, None], clean, clean + 30).astype(np.uint8)
     return ReflectionPairs(mixed, clean, np.array(plain))
-
-
-def test_a_fit_of_two_steps_is_measured_and_published(tmp_path):
-    recipe = RRFormerDemo(**SHORT, schedule=Schedule(steps=2, batch=2, rate=1e-4, validate_every=1))
-    fitted = fit(recipe, tmp_path / "fit")
-    manifest = publish(recipe, fitted, tmp_path / "out")
-    assert fitted.progress.step == 2
-    assert manifest.data["digest"].startswith("train:")
-    assert {"psnr", "ssim", "psnr_identity", "psnr_gain"} <= manifest.metrics.keys()
-    assert manifest.bytes < 2 * 2**20
 
 
 def test_scores_of_the_right_answer_are_perfect():

@@ -30,7 +30,6 @@ class Doubler:
         self.seconds = seconds
 
     def __call__(self, key, items, run):
-        """Double them."""
         self.gate.wait(5)
         self.threads.add(threading.get_ident())
         self.batches.append((key, list(items)))
@@ -505,11 +504,9 @@ class Clock:
         self.wall = self.processor = 100.0
 
     def perf_counter(self):
-        """Wall time."""
         return self.wall
 
     def process_time(self):
-        """Processor time."""
         return self.processor
 
 

@@ -234,29 +234,3 @@ async def test_port_in_use_is_an_error_and_not_shared(replica):
     second = ReplicaServer(build("toy", servables={}, settings=settings), settings, http_port=port)
     with pytest.raises(OSError, match="in use"):
         await second.start()
-
-
-async def test_loading_models_do_not_keep_the_service_from_living():
-    import threading
-
-    gate = threading.Event()
-
-    class Slow(TOYS["toy/echo"]):
-        card = TOYS["toy/echo"].card
-
-        @classmethod
-        def load(cls, place):
-            gate.wait(5)
-            return cls()
-
-    settings = Settings(redis_url=None)
-    made = ReplicaServer(build("toy", servables={"toy/echo": Slow}, settings=settings), settings)
-    await made.start()
-    async with httpx2.AsyncClient(base_url=made.http) as client:
-        assert (await client.get("/livez")).status_code == 200
-        assert (await client.get("/readyz")).status_code == 503
-        assert (await client.post("/v1/echo", json={})).status_code == 503
-        gate.set()
-        await until(lambda: made.host.ready)
-        assert (await client.get("/readyz")).status_code == 200
-    await made.stop()

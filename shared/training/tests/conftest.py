@@ -44,11 +44,9 @@ class LineRecipe(Recipe):
         return {"width": self.width}
 
     def network(self) -> nn.Module:
-        """A new line; no room has a builder of it."""
         return Line(**self.config())
 
     def prepare(self, cache: Path) -> str:
-        """A digest; there are no files."""
         cache.mkdir(parents=True, exist_ok=True)
         return f"line shifted by {self.shift}"
 

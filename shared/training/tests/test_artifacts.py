@@ -32,11 +32,9 @@ class Line(nn.Module):
         self.conv = nn.Conv1d(2, 3, kernel, padding=kernel // 2)
 
     def forward(self, x):
-        """The convolution."""
         return self.conv(x)
 
     def twice(self, x):
-        """Twice the convolution."""
         return 2 * self.conv(x)
 
 

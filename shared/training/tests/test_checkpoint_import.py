@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+import re
 import zipfile
 
 import pytest
@@ -44,8 +45,6 @@ def out(tmp_path):
 
 
 class Bomb:
-    """Writes a file when it is unpickled."""
-
     def __init__(self, path) -> None:
         self.path = path
 
@@ -110,12 +109,6 @@ def test_a_small_file_that_unpacks_to_a_large_one_is_refused(tmp_path, out):
         checkpoint_import.import_weights("toy", tmp_path / "a.pth", out)
 
 
-def test_a_whole_checkpoint_with_optimiser_state_is_no_state_dict(tmp_path, out, state):
-    torch.save({"network": state, "epoch": 19}, tmp_path / "a.pth")
-    with pytest.raises(Malformed, match="state dict"):
-        checkpoint_import.import_weights("toy", tmp_path / "a.pth", out)
-
-
 def test_what_no_prediction_needs_may_be_missing_and_is_reported(tmp_path, out, state):
     for key in ("fc.weight", "fc.bias", "bn.num_batches_tracked"):
         del state[key]
@@ -141,34 +134,22 @@ def test_a_network_without_a_layout_of_its_own_is_refused(tmp_path, out, state, 
         checkpoint_import.import_weights("toy", tmp_path / "a.pth", out)
 
 
-def test_a_missing_needed_tensor_is_refused_by_name(tmp_path, out, state):
-    del state["bn.running_var"]
-    torch.save(state, tmp_path / "a.pth")
-    with pytest.raises(InvalidOption, match=r"lacks 1 of 9 tensors, bn\.running_var"):
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda state: {"network": state, "epoch": 19}, "state dict"),
+        (lambda state: state | {"conv.bias": torch.full((2,), torch.nan)}, "not finite"),
+        (lambda state: state | {"conv.weight": torch.zeros(2, 1, 5, 5)}, r"\[2, 1, 5, 5\], \[2, 1, 3, 3\] is needed"),
+        (lambda state: {k: v for k, v in state.items() if "var" not in k}, r"lacks 1 of 9 tensors, bn\.running_var"),
+        (lambda _: {"encoder.weight": torch.zeros(1)}, r"conv\.weight(?s:.*)encoder\.weight"),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_named(tmp_path, out, state, change, told):
+    torch.save(change(state), tmp_path / "a.pth")
+    with pytest.raises((InvalidOption, Malformed)) as refused:
         checkpoint_import.import_weights("toy", tmp_path / "a.pth", out)
+    assert re.search(told, f"{refused.value.detail} {refused.value.hint}")
     assert not out.exists()
-
-
-def test_the_checkpoint_of_another_network_is_refused_with_keys_of_both(tmp_path, out):
-    torch.save({"encoder.weight": torch.zeros(1)}, tmp_path / "a.pth")
-    with pytest.raises(InvalidOption) as refused:
-        checkpoint_import.import_weights("toy", tmp_path / "a.pth", out)
-    assert "conv.weight" in refused.value.detail
-    assert "encoder.weight" in (refused.value.hint or "")
-
-
-def test_another_shape_is_refused_with_both_shapes(tmp_path, out, state):
-    state["conv.weight"] = torch.zeros(2, 1, 5, 5)
-    torch.save(state, tmp_path / "a.pth")
-    with pytest.raises(InvalidOption, match=r"\[2, 1, 5, 5\], \[2, 1, 3, 3\] is needed"):
-        checkpoint_import.import_weights("toy", tmp_path / "a.pth", out)
-
-
-def test_values_that_are_not_finite_are_refused(tmp_path, out, state):
-    state["conv.bias"][0] = float("nan")
-    torch.save(state, tmp_path / "a.pth")
-    with pytest.raises(InvalidOption, match="not finite"):
-        checkpoint_import.import_weights("toy", tmp_path / "a.pth", out)
 
 
 @pytest.mark.parametrize("wrapper", ["state_dict", "model"])
@@ -181,8 +162,6 @@ def test_a_state_dict_beside_the_notes_of_its_training_is_found(tmp_path, out, s
 
 
 class Sized(nn.Module):
-    """A network that was published in two widths."""
-
     def __init__(self, width: int = 2) -> None:
         super().__init__()
         self.first, self.second = nn.Linear(3, width), nn.Linear(width, 1)

@@ -15,8 +15,6 @@ from shared.training.safe_unpickler import read_unpickled
 
 
 class Net(nn.Module):
-    """A model object as training code pickles it."""
-
     def __init__(self) -> None:
         super().__init__()
         self.model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))

@@ -152,11 +152,6 @@ def test_a_loss_that_is_not_finite_stops_the_fit_and_names_the_step(line, tmp_pa
         fit(line(poison=7), tmp_path)
 
 
-def test_every_file_of_a_fit_is_safetensors_or_data(line, tmp_path):
-    fit(line(), tmp_path)
-    assert {p.name for p in tmp_path.iterdir()} == {"last.safetensors", "best.safetensors", "data"}
-
-
 def test_the_rate_follows_half_a_cosine_after_its_warm_up():
     schedule = Schedule(steps=100, batch=1, rate=1.0, floor=0.1, warm_up=10)
     rates = [schedule.rate_at(step) for step in range(100)]

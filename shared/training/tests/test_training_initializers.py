@@ -21,7 +21,6 @@ class Block(nn.Module):
         self.norm, self.qkv, self.proj = nn.LayerNorm(8), nn.Linear(8, 24), nn.Linear(24, 8, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Tokens in, tokens out."""
         return x + self.proj(self.qkv(self.norm(x)))
 
 
@@ -35,7 +34,6 @@ class Net(nn.Module):
         self.tower, self.head = nn.Sequential(Block(), Block()), nn.Linear(8, 5)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pictures in, numbers out."""
         x = self.stem(x).flatten(2).transpose(1, 2)
         for blocks in self.layers:
             for block in blocks:

@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 import torch
 import typer
-from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from shared.errors import InvalidOption, NotFound
 from shared.registry.weights import read_weights
 from shared.settings import Settings
-from shared.training import checkpoint_import, recipe
 from shared.training import cli as training_cli
+from shared.training import recipe
 from shared.training.cli import configure_recipe
 from shared.training.publish import publish
 from shared.training.recipe import recipe_named, recipes
@@ -100,20 +99,6 @@ def test_train_writes_weights_and_says_what_they_reach(cli, tmp_path):
     assert "error" in result.output
     assert (tmp_path / "out" / "line.safetensors").exists()
     assert (tmp_path / "data" / "training" / "line" / "last.safetensors").exists()
-
-
-def test_import_reports_what_was_missing_and_where_it_goes(cli, monkeypatch, line, tmp_path):
-    net = line().network()
-    monkeypatch.setattr(checkpoint_import, "network", lambda _name: line().network())
-    monkeypatch.setattr(checkpoint_import, "layouts", lambda _name: ({},))
-    state = {key: value for key, value in net.state_dict().items() if "tracked" not in key}
-    save_file(state | {"spare": torch.zeros(1)}, tmp_path / "line.safetensors")
-    result = cli("import", "line", tmp_path / "line.safetensors")
-    assert result.exit_code == 0, result.output
-    told = " ".join(result.output.split())
-    assert "norm.num_batches_tracked" in told
-    assert "spare" in told
-    assert read_weights(tmp_path / "data" / "weights" / "line.safetensors").manifest.origin == "imported"
 
 
 def test_verbs_load_no_torch_until_they_run():

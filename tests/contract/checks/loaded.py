@@ -21,17 +21,14 @@ class Loaded:
 
     @property
     def kind(self) -> type[Servable[Any, Any]]:
-        """Its class."""
         return type(self.servable)
 
     @property
     def card(self) -> Card:
-        """Its Card, refined."""
         return self.servable.card
 
     @property
     def pictures(self) -> list[str]:
-        """Fields of its requests that hold one picture."""
         return pictures_of(self.kind)
 
     def outcomes(self, requests: Sequence[BaseModel], run: CallContext | None = None) -> list[Any]:
@@ -54,7 +51,6 @@ class Loaded:
         return found
 
     def answer(self, request: BaseModel, run: CallContext | None = None) -> Any:
-        """The answer to one request."""
         return self.answers([request], run)[0]
 
     def rendered(self, request: BaseModel, media: str) -> bytes | None:
@@ -72,7 +68,6 @@ class CancelsAfter(CallContext):
         self._left = checks
 
     def check(self) -> None:
-        """Stop if it was asked often enough."""
         self._left -= 1
         if self._left < 0:
             self.cancel()

@@ -20,9 +20,7 @@ def test_each_question_has_its_answer_in_the_body(seed, body):
     assert drawn.ids.shape == (5, body + 12)
     for row, written in zip(drawn.ids.tolist(), drawn.written.tolist(), strict=True):
         for answer, at in zip(drawn.answers.tolist(), written, strict=True):
-            assert row[answer - 2] == recall.MARK
-            assert at % 2 == 0
-            assert row[at : at + 2] == row[answer - 1 : answer + 1]
+            assert (row[answer - 2], at % 2, row[at : at + 2]) == (recall.MARK, 0, row[answer - 1 : answer + 1])
         keys = [row[a - 1] for a in drawn.answers.tolist()]
         assert len(set(keys)) == 4
         assert all(recall.FILLERS <= key < recall.FILLERS + recall.KEYS for key in keys)

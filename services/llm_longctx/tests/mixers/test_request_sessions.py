@@ -13,7 +13,7 @@ from services.llm_longctx.mixers.titans.networks import titans_mac
 from services.llm_longctx.serving.adapters.landmark_session import LandmarkRequestSession
 from services.llm_longctx.serving.adapters.session import StatelessRequestSession
 from services.llm_longctx.serving.adapters.titans import TitansRequestSession
-from services.llm_longctx.tests.test_engine import Ear, most_running
+from services.llm_longctx.tests.conftest import Ear, most_running
 from shared.errors import Cancelled, DeadlineExceeded
 from shared.registry import CallContext
 

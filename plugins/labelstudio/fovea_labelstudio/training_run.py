@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from fovea_labelstudio.label_config import ControlTag, find_control
+from fovea_labelstudio.label_studio import LabelStudio
+from fovea_labelstudio.training_set import TrainingSet, pick_annotation
 from shared import telemetry
-from shared.annotation.label_config import ControlTag, find_control
-from shared.annotation.label_studio import LabelStudio
-from shared.annotation.training_set import TrainingSet, pick_annotation
 from shared.errors import Conflict, FoveaError, InvalidOption
 
 RunStatus = Literal["idle", "exporting", "training", "finished", "failed"]

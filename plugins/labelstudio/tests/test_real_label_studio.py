@@ -18,17 +18,17 @@ import httpx2
 import pytest
 import uvicorn
 
-from shared.annotation.backend import LabelStudioBackend, build_backend_app
-from shared.annotation.brush_codec import decode_brush, encode_brush
-from shared.annotation.label_studio import LabelStudio
-from shared.annotation.predictor import Predictor
-from shared.annotation.training_run import TrainingPlan, TrainingRuns
-from shared.settings import Settings
-from tests.annotation.stand import BRUSH, FRAME, gateway
-from tests.annotation.test_label_studio_backend import SHORT, draw_disc, truth
+from fovea_labelstudio.backend import LabelStudioBackend, build_backend_app
+from fovea_labelstudio.brush_codec import decode_brush, encode_brush
+from fovea_labelstudio.label_studio import LabelStudio
+from fovea_labelstudio.predictor import Predictor
+from fovea_labelstudio.settings import LabelStudioSettings
+from fovea_labelstudio.training_run import TrainingPlan, TrainingRuns
+from plugins.labelstudio.tests.stand import BRUSH, FRAME, gateway
+from plugins.labelstudio.tests.test_label_studio_backend import SHORT, draw_disc, truth
 from tests.harness.waiting import free_port, wait_until
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PROGRAM = shutil.which("label-studio") or shutil.which("label-studio", path=str(ROOT / ".label-studio/bin"))
 TOKEN = "0123456789abcdef0123456789abcdef01234567"
 PATIENCE_S = 900
@@ -78,7 +78,7 @@ def listening(url: str, studio: tuple[str, str], plan: TrainingPlan) -> Iterator
     port, files = free_port(), LabelStudio(*studio, limit=2**24)
     sdk = httpx2.AsyncClient(base_url=url, trust_env=False, timeout=90)
     backend = LabelStudioBackend(Predictor(sdk, files, [plan.name, "pranet"]), TrainingRuns(files, plan))
-    settings = Settings(_env_file=None)
+    settings = LabelStudioSettings(_env_file=None)
     server = uvicorn.Server(uvicorn.Config(build_backend_app(backend, settings), port=port, log_config=None))
 
     async def serve() -> None:

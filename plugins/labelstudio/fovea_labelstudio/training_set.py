@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from shared.annotation.brush_codec import decode_brush
-from shared.annotation.label_config import ControlTag
+from fovea_labelstudio.brush_codec import decode_brush
+from fovea_labelstudio.label_config import ControlTag
 from shared.api.coco import CocoDataset
 from shared.errors import Malformed, TooLarge, UnsupportedMedia
 

@@ -9,16 +9,17 @@ from typing import Any
 import httpx2
 from starlette.testclient import TestClient
 
+from fovea_labelstudio.backend import LabelStudioBackend, build_backend_app
+from fovea_labelstudio.label_studio import LabelStudio
+from fovea_labelstudio.predictor import Predictor
+from fovea_labelstudio.settings import LabelStudioSettings
+from fovea_labelstudio.training_run import TrainingPlan, TrainingRuns
 from services.gateway.tests.stage import fronted
 from services.medical_seg.models.pranet import PraNetSegmenter
-from shared.annotation.backend import LabelStudioBackend, build_backend_app
-from shared.annotation.label_studio import LabelStudio
-from shared.annotation.predictor import Predictor
-from shared.annotation.training_run import TrainingPlan, TrainingRuns
 from shared.serving.build_app import build
 from shared.settings import Settings
 
-FRAME = Path(__file__).parents[2] / "services/medical_seg/models/frame.jpg"
+FRAME = Path(__file__).parents[3] / "services/medical_seg/models/frame.jpg"
 
 TOKEN = "0123456789abcdef"
 
@@ -57,7 +58,7 @@ def backend(
     sdk = httpx2.AsyncClient(base_url=url, trust_env=False, timeout=60)
     runs = TrainingRuns(label_studio, plan) if plan else None
     answers = LabelStudioBackend(Predictor(sdk, label_studio, ["pranet-annotated", "pranet"]), runs, fit_every)
-    app = build_backend_app(answers, Settings(_env_file=None, **settings))
+    app = build_backend_app(answers, LabelStudioSettings(_env_file=None, **settings))
     with TestClient(app, base_url="http://127.0.0.1:9090") as client:
         try:
             yield client

@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from shared.annotation.brush_codec import encode_brush
-from shared.annotation.label_config import ControlTag
+from fovea_labelstudio.brush_codec import encode_brush
+from fovea_labelstudio.label_config import ControlTag
 from shared.api.boxes import DetectOut
 from shared.api.classes import ClassifyOut
 from shared.api.mask import Contour, SegmentOut

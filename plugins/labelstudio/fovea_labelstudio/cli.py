@@ -1,4 +1,4 @@
-"""The verb `fovea label-studio`: a plug-in of the command line (entry-point group `fovea.verbs`)."""
+"""The command `fovea label-studio`."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import typer
 import uvicorn
 from rich.console import Console
 
+from fovea_labelstudio.backend import LabelStudioBackend, build_backend_app
+from fovea_labelstudio.label_studio import LabelStudio
+from fovea_labelstudio.predictor import Predictor, version_of
+from fovea_labelstudio.settings import LabelStudioSettings
+from fovea_labelstudio.training_run import TrainingPlan, TrainingRuns
 from shared import telemetry
-from shared.annotation.backend import LabelStudioBackend, build_backend_app
-from shared.annotation.label_studio import LabelStudio
-from shared.annotation.predictor import Predictor, version_of
-from shared.annotation.training_run import TrainingPlan, TrainingRuns
 from shared.errors import InvalidOption
 from shared.local_names import is_loopback
-from shared.settings import Settings, settings
 from shared.storage.private_files import make_files_private
 
 PREDICT_TIMEOUT_S = 90
@@ -42,7 +42,7 @@ def label_studio(
     url: Annotated[str, typer.Option(envvar="FOVEA_URL", help="The gateway.")] = "http://127.0.0.1:8080",
 ) -> None:
     """Be an ML backend of Label Studio: a served model draws first labels, and people's labels train the next one."""
-    config = settings()
+    config = LabelStudioSettings()
     check_access(config, host)
     make_files_private(config.data_dir)
     telemetry.configure_logs(config.log_level, config.log_format)
@@ -62,7 +62,7 @@ class _Options:
     gateway: str
 
 
-def check_access(config: Settings, host: str) -> None:
+def check_access(config: LabelStudioSettings, host: str) -> None:
     """See that the backend can be started.
 
     Raises:
@@ -81,7 +81,7 @@ def check_access(config: Settings, host: str) -> None:
         )
 
 
-async def _serve(config: Settings, options: _Options, host: str, port: int) -> None:
+async def _serve(config: LabelStudioSettings, options: _Options, host: str, port: int) -> None:
     """Serve until a signal; a training ends with it."""
     token, key = config.label_studio_token, config.up_api_key
     files = LabelStudio(

@@ -1,20 +1,18 @@
-"""An eviction method: keeps entries whose keys are unlike their neighbours'."""
+"""An attention method: evict the entries whose keys are most like the key before."""
 
 from torch import Tensor
 
 from services.llm_longctx.methods.core.eviction.method import EvictionMethod
 from services.llm_longctx.methods.core.hook_inputs import ScoringView
 
-__all__ = ["ToyNovelKeys"]
 
+class NovelKeys(EvictionMethod):
+    """Keep keys that differ most from the key before."""
 
-class ToyNovelKeys(EvictionMethod):
-    """Keeps keys that differ most from the one before."""
-
-    name = "toy-novel-keys"
+    name = "novel-keys"
 
     def score(self, view: ScoringView) -> Tensor:
-        """Squared distance (G, n) to the key before; the first one's is its norm."""
+        """Return the squared distance (G, n) to the key before; for the first key, its squared norm."""
         step = view.k.clone()
         step[:, 1:] -= view.k[:, :-1]
         return step.square().sum(-1)

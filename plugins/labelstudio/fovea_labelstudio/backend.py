@@ -22,16 +22,16 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from fovea_labelstudio.label_config import ControlTag, find_control
+from fovea_labelstudio.predictor import Predictor, version_of
+from fovea_labelstudio.settings import LabelStudioSettings
+from fovea_labelstudio.training_run import TrainingRuns
 from shared import telemetry
-from shared.annotation.label_config import ControlTag, find_control
-from shared.annotation.predictor import Predictor, version_of
-from shared.annotation.training_run import TrainingRuns
 from shared.api.model import ModelEntry
 from shared.errors import FoveaError, InvalidOption, Malformed, PermissionDenied, Unauthenticated, UnsupportedMedia
 from shared.local_names import is_loopback, without_port
 from shared.serving.http.error_rendering import render, translate
 from shared.serving.http.middleware import ServiceMiddleware
-from shared.settings import Settings
 
 MAX_TASKS = 1000
 """Of one request."""
@@ -129,7 +129,7 @@ class LabelStudioBackend:
                 return error
 
 
-def build_backend_app(backend: LabelStudioBackend, settings: Settings) -> Starlette:
+def build_backend_app(backend: LabelStudioBackend, settings: LabelStudioSettings) -> Starlette:
     """The app of a backend; with a password, whoever calls must send it (Basic, any user name).
 
     Without one it answers to names of this machine only, which no foreign web page can be found under.

@@ -9,9 +9,9 @@ from typing import Any
 import httpx2
 from pydantic import BaseModel, ValidationError
 
-from shared.annotation.label_config import ControlTag
-from shared.annotation.label_studio import LabelStudio
-from shared.annotation.regions import boxes_to_regions, choices_to_regions, mask_to_regions
+from fovea_labelstudio.label_config import ControlTag
+from fovea_labelstudio.label_studio import LabelStudio
+from fovea_labelstudio.regions import boxes_to_regions, choices_to_regions, mask_to_regions
 from shared.api.boxes import DetectOut
 from shared.api.classes import ClassifyOut
 from shared.api.mask import SegmentOut
