@@ -59,7 +59,7 @@ class Catalog:
         """A model's slot, loaded or not; `NotFound` lists the known."""
         return self._slots.get(name) or self._slots[self.resolve(name)]
 
-    def loaded(self, name: str, version: str = "") -> tuple[Servable[Any, Any], Batcher[Any, Any]]:
+    def find_loaded(self, name: str, version: str = "") -> tuple[Servable[Any, Any], Batcher[Any, Any]]:
         """A loaded model.
 
         Raises:

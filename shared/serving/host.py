@@ -140,7 +140,7 @@ class Host(Catalog):
             InvalidOption: It is there, but does another task.
             NotReady: It is not loaded yet, or failed to load; the detail says which.
         """
-        return self.loaded(self.resolve(name, task))[0]
+        return self.find_loaded(self.resolve(name, task))[0]
 
     def tensors(self, name: str, version: str = "") -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         """Inputs and outputs of a model as tensors; both empty where tensors make no sense for it.
@@ -149,7 +149,7 @@ class Host(Catalog):
             NotFound: No such model or version.
             NotReady: Not loaded.
         """
-        engine = self.loaded(name, version)[0].engine
+        engine = self.find_loaded(name, version)[0].engine
         return (engine.inputs, engine.outputs) if engine else ((), ())
 
     # Calls.
@@ -160,7 +160,7 @@ class Host(Catalog):
         Raises:
             FoveaError: What the model says of this request, or QueueFull, DeadlineExceeded, Cancelled, NotReady.
         """
-        _, batcher = self.loaded(name)
+        _, batcher = self.find_loaded(name)
         if pictures := servable_schema.count_pictures(request):
             run.consume(pictures=pictures)
         answer: BaseModel = await batcher.submit(request, run, key=run.media)
@@ -176,7 +176,7 @@ class Host(Catalog):
             Malformed: One holds NaN or infinite values, and the settings refuse that.
             TooLarge: More rows than the model's batch limit.
         """
-        servable, batcher = self.loaded(name, version)
+        servable, batcher = self.find_loaded(name, version)
         engine = servable.engine
         if engine is None:
             task = servable.card.task
@@ -197,7 +197,7 @@ class Host(Catalog):
         Raises:
             QueueFull: The limit of open streams is reached.
         """
-        servable, _ = self.loaded(name)
+        servable, _ = self.find_loaded(name)
         if len(self._streams) >= self.settings.max_queue_size:
             raise QueueFull(f"{len(self._streams)} streams are open, which is the limit.", retry_after=1)
         self._streams.append(run)

@@ -103,8 +103,8 @@ class ReplayableBody:
     async def _read_chunk(self, *, must_keep: bool = False) -> bytes:
         message = await self._body.read()
         if message["type"] == "http.disconnect":
-            self.error = Cancelled("The caller went away while sending.")
-            raise self.error
+            gone = self.error = Cancelled("The caller went away while sending.")
+            raise gone
         chunk: bytes = message.get("body", b"")
         if chunk:
             self._keep(chunk, must_keep)
