@@ -13,7 +13,6 @@ from services.gateway.tests.stub_service import photograph
 from shared.api.boxes import DetectIn
 from shared.api.classes import ClassifyIn
 from shared.errors import InvalidOption
-from shared.training.data.box_sets import find_boxes
 
 FACTS = {"model": "m", "version": "1", "engine": "onnx", "width": 8, "height": 8, "times": {}}
 FOUND = {"box": (1, 2, 5, 6), "score": 0.9, "label": "crack", "class_id": 0, "area": 16, "radius": 2}
@@ -108,22 +107,17 @@ def test_answer_and_further_forms_are_written_where_asked(gateway, folder, capsy
     assert json.loads(capsys.readouterr().out)["file"].endswith("a.jpg")
 
 
-def test_detections_of_many_pictures_are_one_coco_file_that_recipes_read_back(gateway, folder):
+def test_detections_of_many_pictures_are_one_coco_file(gateway, folder):
     (folder / "b.jpg").write_bytes(photograph())
     call("detect", folder, output=folder / "out", also=["coco"])
-    (folder / "set").mkdir()
-    for name in ("a.jpg", "b.jpg"):
-        (folder / name).rename(folder / "set" / name)
-    (folder / "out" / "coco.json").rename(folder / "set" / "coco.json")
-    held = json.loads((folder / "set" / "coco.json").read_text())
+    held = json.loads((folder / "out" / "coco.json").read_text())
     assert [image["file_name"] for image in held["images"]] == ["a.jpg", "b.jpg"]
     assert held["annotations"][0] == {
         "id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 4, 4], "area": 16, "iscrowd": 0, "segmentation": [],
         "score": 0.9,
     }  # fmt: skip
-    found = find_boxes(folder / "set")
-    assert (found.names, [path.name for path in found.pictures]) == (("crack",), ["a.jpg", "b.jpg"])
-    assert [rows.tolist() for rows in found.rows] == [[[0, 1, 2, 5, 6]] * 2] * 2
+    assert [category["name"] for category in held["categories"]] == ["crack"]
+    assert [row["image_id"] for row in held["annotations"]] == [1, 1, 2, 2]
 
 
 @pytest.mark.parametrize(("also", "output"), [(["pdf"], "out"), (["csv"], None)])

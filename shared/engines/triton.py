@@ -69,6 +69,7 @@ class TritonEngine:
     """
 
     name = "triton"
+    reason = ""
 
     def __init__(
         self,

@@ -329,6 +329,21 @@ def test_without_workers_the_replicas_take_the_jobs():
     assert not [d for d in render(off) if d["metadata"]["name"] == "demo-medical-seg-worker"]
 
 
+@pytest.mark.parametrize(
+    ("service", "gpus", "processes"),
+    [
+        ("llm-longctx", 1, None),
+        ("llm-longctx", 4, "4"),
+        ("medical-seg", 2, None),
+    ],
+)
+def test_a_language_model_is_held_by_a_process_per_gpu(service, gpus, processes):
+    ray = named(render(f"services.{service}.gpus={gpus}"), "RayService", f"demo-{service}")["spec"]
+    assert f"num_gpus: {gpus}" in ray["serveConfigV2"]
+    env = ray["rayClusterConfig"]["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]["env"]
+    assert {e["name"]: e.get("value") for e in env}.get("FOVEA_LLM_TENSOR_PARALLEL") == processes
+
+
 def test_environment_names_are_settings_that_exist():
     from shared.settings import Settings
 

@@ -20,14 +20,14 @@ from fovea_labelstudio.regions import boxes_to_regions, choices_to_regions
 from fovea_labelstudio.settings import LabelStudioSettings
 from fovea_labelstudio.training_run import TrainingPlan, TrainingRuns
 from fovea_labelstudio.training_set import TrainingSet, pick_annotation
+from fovea_recipes.training.data.box_sets import find_boxes
+from fovea_recipes.training.data.class_folders import find_classes
+from fovea_recipes.training.data.mask_folders import find_masks, read_mask
 from plugins.labelstudio.tests.stand import BRUSH, FRAME, POLYGON, backend, files_of_label_studio, gateway
 from shared.api.boxes import Detection, DetectOut
 from shared.api.classes import Candidate, Classified, ClassifyOut
 from shared.api.timings import Times
 from shared.errors import InvalidOption, Malformed, PermissionDenied, TooLarge, UnsupportedMedia
-from shared.training.data.box_sets import find_boxes
-from shared.training.data.class_folders import find_classes
-from shared.training.data.mask_folders import find_masks, read_mask
 
 BOXES = """<View><Image name="img" value="$photo"/><RectangleLabels name="box" toName="img">
 <Label value="Pothole" predicted_values="D40"/><Label value="Crack" predicted_values="D00, D10"/>

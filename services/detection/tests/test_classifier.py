@@ -12,7 +12,6 @@ from shared.api.classes import ClassifyIn
 from shared.errors import InvalidOption, UnsupportedMedia
 from shared.registry import CallContext, LoadContext
 from shared.registry.weights import Manifest, NetworkSpec, write_weights
-from shared.training.publish import arrays_of
 from shared.vision.decode import decode
 from shared.vision.draw import encode
 from tests.harness.models import toy_card
@@ -33,7 +32,8 @@ def write(folder, **facts):
     net = PATNet("t0", classes=3)
     torch.nn.init.normal_(net.head.weight, std=3)
     spec = NetworkSpec(name="patnet", config={"size": "t0", "classes": 3})
-    write_weights(folder, arrays_of(net), Manifest(name="tiny", origin="trained", network=spec, **facts))
+    arrays = {key: tensor.numpy() for key, tensor in net.state_dict().items()}
+    write_weights(folder, arrays, Manifest(name="tiny", origin="trained", network=spec, **facts))
 
 
 @pytest.fixture(scope="module")

@@ -77,7 +77,6 @@ async def test_form_follows_accept_and_the_body(client):
         ("sinks", {**TEXT, "format": "gif"}, 422, "format"),
         ("attention", {**TEXT, "text": "x" * 1500}, 413, "queries"),
         ("attention", {**TEXT, "text": "x" * 9000}, 413, "text"),
-        ("routing", {"model": "smollm2", "text": "x"}, 404, "lm"),
         ("circuits/compare", {"first": "0" * 64, "second": "0" * 64}, 404, None),
         ("circuits/compare", {"first": {}, "second": {}}, 400, "first"),
         ("circuits/compare", {"first": {"title": "x"}, "second": {"title": "x"}}, 422, "first"),

@@ -1,9 +1,7 @@
 """The probes that one forward answers: what they say, and what they refuse."""
 
-import json
 from pathlib import Path
 
-import httpx2
 import numpy as np
 import pytest
 import torch
@@ -20,9 +18,7 @@ from services.interpretability.experiments.head_patterns import HeadPatterns
 from services.interpretability.experiments.indicators import Indicators, indicators
 from services.interpretability.experiments.influence import AttentionInfluence
 from services.interpretability.experiments.logit_lens import LogitLens
-from services.interpretability.experiments.needle_grid import NeedleGrid
-from services.interpretability.generation.endpoint import LongctxEndpoint
-from shared.errors import BadInput, InvalidOption, NotReady, TooLarge
+from shared.errors import InvalidOption, TooLarge
 from shared.lm.taps import trace
 from shared.registry import CallContext
 
@@ -59,7 +55,6 @@ def ask(study_type, context, /, **options):
         (ActivationPatching, {"corrupt": "longer than that"}, "corrupt"),
         (AttentionInfluence, {"heads": [[7, 0]]}, "heads"),
         (Deconstruction, {"kinds": ["average"], "corpus": "short"}, "corpus"),
-        (NeedleGrid, {"lengths": [3000]}, "lengths"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_by_name(context, study, options, field):
@@ -209,50 +204,3 @@ def test_hidden_column_is_seen_by_nobody_that_is_named(tiny):
     changed[0, 2] = (changed[0, 2] + 1) % 256
     seen = tiny.model(changed, attend=ColumnMaskedAttention([2], everyone))
     assert np.allclose(seen[0, 3:], first[0, 3:], atol=1e-5), "what nobody looks at can't matter"
-
-
-def test_hidden_heads_change_what_comes_back(context):
-    plain = ask(NeedleGrid, context)
-    hidden = ask(NeedleGrid, context, heads=[[l, h] for l in range(3) for h in range(4)])
-    assert (np.array(plain.grid("needle").values).shape, hidden.scalars["heads_hidden"].value) == ((2, 2), 12)
-
-
-def endpoint_that(answer):
-    return LongctxEndpoint("http://model.test", "key", transport=httpx2.MockTransport(answer))
-
-
-def test_method_is_asked_over_the_openai_protocol(context):
-    asked = []
-
-    def answer(request):
-        asked.append(json.loads(request.content))
-        return httpx2.Response(200, json={"choices": [{"message": {"content": "rent a blue rowing boat"}}]})
-
-    study = NeedleGrid.load(context)
-    study.endpoint = endpoint_that(answer)
-    method = {"method": "duo", "plan": {"schema": "head-plan/1", "roles": [[1]]}}
-    spec = study.In.model_validate({"lm": "tiny", "lengths": [600], "depths": [0], "longctx": method})
-    (report,) = study.predict([spec], CallContext())
-    assert 0.3 < report.scalars["recall"].value < 0.7
-    assert (asked[0]["longctx"], asked[0]["temperature"]) == (method, 0)
-
-
-@pytest.mark.parametrize(
-    ("answer", "error"),
-    [
-        (lambda _: httpx2.Response(400, json={"error": {"message": "no such method"}}), BadInput),
-        (lambda _: httpx2.Response(200, json={"nothing": 1}), BadInput),
-        (lambda _: httpx2.Response(503, text="not yet"), NotReady),
-    ],
-)
-def test_refusals_of_the_endpoint_are_passed_on(answer, error):
-    with pytest.raises(error):
-        endpoint_that(answer).chat("hello", max_tokens=3, longctx={"method": "duo"})
-
-
-def test_endpoint_that_is_not_there_is_said_so():
-    def gone(request):
-        raise httpx2.ConnectError("refused")
-
-    with pytest.raises(NotReady, match="does not answer"):
-        endpoint_that(gone).chat("hello", max_tokens=3, longctx={})

@@ -171,7 +171,7 @@ def go_on(client, prompt="Once upon", **more):
 
 
 class Ear:
-    """A callback that remembers."""
+    """A listener that remembers; see `tests.hooks`."""
 
     def __init__(self, stop_at=None) -> None:
         self.tokens, self.prompted, self.ends, self.stop_at = [], [], [], stop_at

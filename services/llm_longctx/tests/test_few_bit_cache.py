@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from services.llm_longctx.kv_cache import RECENT, Entries, FewBitCache, PagePool, PoolExhausted, SequenceCache
+from services.llm_longctx.kv_cache import RECENT, Entries, FewBitCache, PagedCache, PagePool, PoolExhausted
 
 L, G, D, P = 2, 2, 16, 16
 
@@ -17,14 +17,14 @@ def text(n: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(2, L, G, n, D, generator=torch.Generator().manual_seed(seed))
 
 
-def read(memory: SequenceCache, kv: torch.Tensor, begin: int, end: int) -> None:
+def read(memory: PagedCache, kv: torch.Tensor, begin: int, end: int) -> None:
     for layer in range(L):
         memory.append(layer, range(G), kv[0, layer, :, begin:end], kv[1, layer, :, begin:end])
         memory.end_chunk(layer)
     memory.length = end
 
 
-def step(memory: SequenceCache, kv: torch.Tensor, at: int) -> None:
+def step(memory: PagedCache, kv: torch.Tensor, at: int) -> None:
     slots = memory.begin_step()
     for layer in range(L):
         for g in range(G):
@@ -101,7 +101,7 @@ def test_eviction_in_the_middle_of_pages_leaves_other_pages_as_they_are():
 def test_a_sliding_head_holds_what_it_holds_in_whole_entries(sink, slide, n, absorb):
     kv, held = text(n + 200), {}
     for bits in (16, 8):
-        memory = SequenceCache(pool(), L, G) if bits == 16 else FewBitCache(pool(), L, G, 8)
+        memory = PagedCache(pool(), L, G) if bits == 16 else FewBitCache(pool(), L, G, 8)
         read(memory, kv, 0, n)
         for g in range(G):
             every = memory.entries(0, g)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from services.llm_longctx.engine import Engine
-from services.llm_longctx.engine.completion import Request
-from services.llm_longctx.engine.open_sequence import OpenSequence
+from services.llm_longctx.engine.offline.completion import Request
+from services.llm_longctx.engine.offline.open_sequence import OpenSequence
 from services.llm_longctx.engine.quality.fidelity_monitor import FidelityMonitor
 from services.llm_longctx.kernels import backends
 from services.llm_longctx.methods import method, methods
@@ -156,7 +156,7 @@ def test_dense_in_few_bits_is_watched(net):
     engine = Engine(net, page=16, cache_bits=4, monitor=FidelityMonitor(share=1.0, floor=0.0, seed=0))
     for bits, compared in ((16, 0), (4, 1)):
         engine.add_request(Request(IDS[:200], max_tokens=8, cache_bits=bits))
-        while engine.scheduler.in_flight or engine.scheduler.backend.idle_work:
+        while engine.scheduler.in_flight or engine.scheduler.backend.background_tasks:
             engine.scheduler.step()
         assert len(engine.monitor) == compared
     assert engine.policy.variant != engine.dense.variant

@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.engine.quality import fidelity_monitor as watches
-from services.llm_longctx.engine.quality.drift_gate import FORGOTTEN_S, HALF_LIFE_S, LEAST, WINDOW, DriftGate
+from services.llm_longctx.engine.quality.circuit_breaker import (
+    FORGOTTEN_S,
+    HALF_LIFE_S,
+    LEAST,
+    WINDOW,
+    FidelityCircuitBreaker,
+)
 from services.llm_longctx.engine.quality.fidelity_monitor import FidelityMonitor
 from services.llm_longctx.methods import method
 from services.llm_longctx.serving.method_selection import select_policy
@@ -45,7 +51,7 @@ def held_back(method, model):
 
 
 def test_it_comes_back_half_way_between_the_floor_and_full_agreement():
-    standing = DriftGate(FLOOR)
+    standing = FidelityCircuitBreaker(FLOOR)
     for _ in range(WINDOW):
         standing.add(0.1, 0)
     for _ in range(WINDOW):
@@ -63,7 +69,7 @@ def test_it_comes_back_half_way_between_the_floor_and_full_agreement():
 
 
 def test_what_is_old_weighs_less_and_is_forgotten():
-    standing = DriftGate(FLOOR)
+    standing = FidelityCircuitBreaker(FLOOR)
     for _ in range(LEAST):
         standing.add(0.1, 0)
     for _ in range(LEAST // 2 + 1):
@@ -75,7 +81,7 @@ def test_what_is_old_weighs_less_and_is_forgotten():
 
 
 def test_what_nothing_is_known_of_any_more_is_served_again():
-    standing = DriftGate(FLOOR)
+    standing = FidelityCircuitBreaker(FLOOR)
     for _ in range(LEAST):
         standing.add(0.1, 0)
     standing.add(0.1, 5)
@@ -90,7 +96,7 @@ def test_what_nothing_is_known_of_any_more_is_served_again():
 
 @given(st.lists(st.tuples(st.floats(0, HALF_LIFE_S), AGREEMENTS), max_size=120))
 def test_every_change_of_a_verdict_has_its_reason(findings):
-    standing, now = DriftGate(FLOOR), 0.0
+    standing, now = FidelityCircuitBreaker(FLOOR), 0.0
     for pause, agreement in findings:
         before, now = standing.held, now + pause
         standing.add(agreement, now)
@@ -124,12 +130,12 @@ def test_each_variant_is_judged_by_its_own_findings_and_few_are_remembered(engin
     policies = {recent: engine.policy_of(cut(recent=recent), TINY_PLAN) for recent in range(1, 13)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(watches, "MAX_VARIANTS", 8)
-        watch, known = FidelityMonitor(floor=FLOOR, clock=lambda: 0.0), dict[int, DriftGate]()
+        watch, known = FidelityMonitor(floor=FLOOR, clock=lambda: 0.0), dict[int, FidelityCircuitBreaker]()
         with telemetry.bind(model="property"):
             for recent, agreement in findings:
                 told(watch, policies[recent], agreement)
                 # The oracle: standings in order of use, cut at eight.
-                known[recent] = known.pop(recent, DriftGate(FLOOR))
+                known[recent] = known.pop(recent, FidelityCircuitBreaker(FLOOR))
                 known[recent].add(agreement, 0)
                 known = dict(list(known.items())[-8:])
             assert len(watch) == len(known)
@@ -152,7 +158,7 @@ def test_a_variant_that_is_asked_for_is_not_forgotten(engine, monkeypatch):
 
 
 def settle(engine):
-    while engine.scheduler.backend.idle_work:
+    while engine.scheduler.backend.background_tasks:
         engine.scheduler.step()
 
 
@@ -193,7 +199,7 @@ def test_a_method_is_held_back_for_those_knobs_only_and_comes_back_when_it_agree
 
         def tell(longctx, text, new=6):
             told = go_on(client, text, max_tokens=new, extra_body={"longctx": longctx}).usage.longctx
-            until(lambda: not scheduler.backend.idle_work)
+            until(lambda: not scheduler.backend.background_tasks)
             return told["method"], told["fallback"]
 
         for i in range(LEAST):

@@ -1,5 +1,7 @@
 """From tokens to text: pieces of an answer, with a scripted engine in the place of a model, and stop texts."""
 
+import asyncio
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -22,33 +24,42 @@ class Script:
         if not self.answers:
             raise QueueFull("full")
         self.requests.append(request)
-        for candidate in request.candidates:
+        for answer in range(len(request.samplings)):
             if request.score_prompt:
-                candidate.callback.on_prompt([ScoredToken(i, -1.0) for i in request.prompt_ids[1:]])
-            self._say(candidate.callback, self.answers.pop(0))
+                request.hooks.on_prompt(answer, [ScoredToken(i, -1.0) for i in request.prompt_ids[1:]])
+            self._say(request.hooks, answer, self.answers.pop(0))
 
     def abort(self, request):
         """Remember it."""
         self.aborted.append(request)
 
-    def _say(self, callback, tokens):
+    def _say(self, hooks, answer, tokens):
         for count, token in enumerate(tokens, 1):
-            if callback.on_token(ScoredToken(token, -0.5)):
-                callback.on_finish("stop", count)
+            if hooks.on_token(answer, ScoredToken(token, -0.5)):
+                hooks.on_finish(answer, "stop", count)
                 return
-        callback.on_finish(self.how, len(tokens))
-        callback.on_finish("length", 99)  # an end after the end says nothing
+        hooks.on_finish(answer, self.how, len(tokens))
+        hooks.on_finish(answer, "length", 99)  # an end after the end says nothing
 
 
 def ask(ids, **facts):
     return GenerationRequest(ids, max_tokens=9, **facts)
 
 
-def run(codec, script, *requests, n=1, **options):
-    generation = Generation(script, codec, CallContext())
-    for request in requests:
-        generation.begin(request, [Sampling()] * n, TextOptions(**options))
-    return list(generation)
+async def read(codec, script, *requests, n=1, most=None, **options):
+    """The pieces of all answers, or the first `most` of them."""
+    pieces = []
+    with Generation(script, codec, CallContext()) as generation:
+        for request in requests:
+            request.samplings = [Sampling()] * n
+            generation.begin(request, TextOptions(**options))
+        while len(pieces) != most and (piece := await generation.read()) is not None:
+            pieces.append(piece)
+    return pieces
+
+
+def run(codec, script, *requests, **how):
+    return asyncio.run(read(codec, script, *requests, **how))
 
 
 def joined(pieces, index=0):
@@ -75,7 +86,7 @@ def test_tokens_that_are_told_spell_the_text_that_is_shown(codec, text, stop):
     shown = joined(pieces)
     assert shown == text.split(stop)[0]
     told = [s for p in pieces for s in p.tokens]
-    assert b"".join(codec.token_bytes(s.token.id) for s in told).decode() == shown
+    assert b"".join(codec.token_bytes(s.id) for s in told).decode() == shown
     assert [s.offset for s in told] == sorted(s.offset for s in told)
     assert pieces[-1].reason == ("stop" if stop in text else "length")
     come = ""
@@ -91,8 +102,8 @@ def test_an_echo_shows_the_prompt_once_for_each_answer(codec):
     for index in (0, 1):
         assert joined(pieces, index) == "ü!x"
         told = [s for p in pieces if p.index == index for s in p.tokens]
-        assert [s.token.id for s in told] == [*ids, *codec.encode("x")]
-        assert ([s.token.logprob for s in told], [s.offset for s in told]) == ([None, -1.0, -1.0, -0.5], [0, 0, 1, 2])
+        assert [s.id for s in told] == [*ids, *codec.encode("x")]
+        assert ([s.logprob for s in told], [s.offset for s in told]) == ([None, -1.0, -1.0, -0.5], [0, 0, 1, 2])
 
 
 def test_an_echo_leaves_out_what_the_caller_did_not_write(codec):
@@ -103,31 +114,32 @@ def test_an_echo_leaves_out_what_the_caller_did_not_write(codec):
 
 def test_an_error_is_raised_where_the_pieces_are_read(codec):
     script = Script(codec.encode("ab"), end=Cancelled("gone"))
-    generation = Generation(script, codec, CallContext())
-    generation.begin(ask([1]), [Sampling()])
     with pytest.raises(Cancelled):
-        list(generation)
+        run(codec, script, ask([1]))
     assert script.aborted == script.requests
 
 
 def test_a_full_queue_drops_what_was_begun(codec):
     script = Script(codec.encode("ab"))
-    generation = Generation(script, codec, CallContext())
-    generation.begin(ask([1]), [Sampling()])
     with pytest.raises(QueueFull):
-        generation.begin(ask([1]), [Sampling()])
+        run(codec, script, ask([1]), ask([1]))
     assert script.requests[0] in script.aborted
 
 
 def test_leaving_early_drops_all_requests(codec):
     script = Script(codec.encode("ab"), codec.encode("cd"))
-    generation = Generation(script, codec, CallContext())
-    for _ in range(2):
-        generation.begin(ask([1]), [Sampling()])
-    pieces = iter(generation)
-    next(pieces)
-    pieces.close()
+    assert len(run(codec, script, ask([1]), ask([1]), most=1)) == 1
     assert script.aborted == script.requests
+
+
+def test_pieces_of_a_loop_that_is_closed_are_dropped(codec):
+    async def begin(script):
+        generation = Generation(script, codec, CallContext())
+        generation.begin(ask([1]))
+        return script.requests[0].hooks
+
+    hooks = asyncio.run(begin(Script(codec.encode("a"))))
+    assert hooks.on_token(0, ScoredToken(1)) is False
 
 
 TEXT = st.text("ab\n", max_size=20)

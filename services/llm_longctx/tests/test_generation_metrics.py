@@ -6,7 +6,7 @@ from prometheus_client import REGISTRY
 
 from services.llm_longctx import generation_metrics
 from services.llm_longctx.engine import Engine
-from services.llm_longctx.engine.completion import Request
+from services.llm_longctx.engine.offline.completion import Request
 from services.llm_longctx.tests.conftest import HELLO, MODEL, say
 from shared import telemetry
 from shared.tests.recorded_spans import is_child, recorded_spans  # noqa: F401  # a fixture

@@ -18,10 +18,12 @@ from services.llm_longctx.engine.sampler import Sampler
 from services.llm_longctx.serving.grammars.formats import find_grammar_source
 from services.llm_longctx.serving.grammars.json_schema import check_schema, close_objects
 from services.llm_longctx.serving.grammars.token_grammar import GrammarCompiler
-from services.llm_longctx.serving.toy_tokenizers import ByteTokenizer, RecallTokenizer
 from shared.api.text import GenerationOptions
 from shared.errors import InvalidOption
 from shared.lm.tokenizer import Tokenizer
+from tests.harness.toy_tokenizers import ByteTokenizer, WordTokenizer
+
+WORDS = "the red blue ?"
 
 VOCAB = 272
 PERSON = {
@@ -113,10 +115,10 @@ def test_white_space_in_a_row_ends(codec, compiler):
 
 
 def test_a_model_without_end_token_ends_with_the_grammar():
-    words = RecallTokenizer()
-    grammar = structured(GrammarCompiler(words, 42), choice=[" red", " blue"])
-    sampler = Sampler(Sampling(), [], 42, grammar)
-    assert words.decode([sampler.draw(torch.zeros(42)).id]) in {"red", "blue"}
+    words = WordTokenizer(WORDS)
+    grammar = structured(GrammarCompiler(words, 4), choice=[" red", " blue"])
+    sampler = Sampler(Sampling(), [], 4, grammar)
+    assert words.decode([sampler.draw(torch.zeros(4)).id]) in {"red", "blue"}
     assert sampler.is_finished
     bytewise = structured(GrammarCompiler(ByteTokenizer(), 256), choice=["no"])
     for letter in b"no":
@@ -334,12 +336,12 @@ def test_without_strict_what_can_not_be_enforced_is_left_to_the_model(codec, com
 @pytest.mark.parametrize("form", [{"json_object": True}, {"choice": ["red"]}, {"regex": "[0-9]+"}])
 def test_a_form_that_no_token_begins_is_refused(form):
     with pytest.raises(InvalidOption, match="No token of this model"):
-        structured(GrammarCompiler(RecallTokenizer(), 42), **form)
+        structured(GrammarCompiler(WordTokenizer(WORDS), 4), **form)
 
 
 def test_an_answer_whose_grammar_its_model_can_not_spell_ends_with_an_error():
-    grammar = structured(GrammarCompiler(RecallTokenizer(), 42), choice=[" red sky"])
-    sampler = Sampler(Sampling(), [], 42, grammar)
-    sampler.draw(torch.zeros(42))
+    grammar = structured(GrammarCompiler(WordTokenizer(WORDS), 4), choice=[" red sky"])
+    sampler = Sampler(Sampling(), [], 4, grammar)
+    sampler.draw(torch.zeros(4))
     with pytest.raises(InvalidOption, match="No token of this model"):
-        sampler.draw(torch.zeros(42))
+        sampler.draw(torch.zeros(4))

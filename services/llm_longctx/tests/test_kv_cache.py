@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
 
-from services.llm_longctx.kv_cache import Entries, PagePool, PoolExhausted, SequenceCache
+from services.llm_longctx.kv_cache import Entries, PagedCache, PagePool, PoolExhausted
 
 L, G, D, P = 2, 3, 4, 4
 
@@ -69,7 +69,7 @@ def cut(memory, layer, head, sink, recent, held=None):
 
 @pytest.mark.parametrize("n", [0, 1, 3, 4, 5, 17])
 def test_whole_heads_hold_all_entries_in_order_with_at_most_one_page_of_slack(n):
-    memory = SequenceCache(pool(), L, G)
+    memory = PagedCache(pool(), L, G)
     memory.reserve(np.full((L, G), n))
     if n:
         feed(memory, n)
@@ -85,7 +85,7 @@ def test_whole_heads_hold_all_entries_in_order_with_at_most_one_page_of_slack(n)
 
 @pytest.mark.parametrize("weighted", [True, False])
 def test_what_leaves_a_window_is_averaged_into_the_virtual_entry(weighted):
-    memory = SequenceCache(pool(), L, G)
+    memory = PagedCache(pool(), L, G)
     feed(memory, 12)
     held = memory.entries(0, 0)
     k, v = held.k[2:8].mean(0, keepdim=True), held.v[2:8].mean(0, keepdim=True)
@@ -108,14 +108,14 @@ def test_what_leaves_a_window_is_averaged_into_the_virtual_entry(weighted):
 
 
 def test_more_than_the_window_can_not_slide():
-    memory = SequenceCache(pool(), L, G)
+    memory = PagedCache(pool(), L, G)
     feed(memory, 9)
     with pytest.raises(ValueError, match="window of 3"):
         memory.keep(0, 0, memory.entries(0, 0), sink=1, slide=3)
 
 
 def test_a_span_crosses_from_shared_pages_into_own():
-    donor = SequenceCache(pool(), L, G)
+    donor = PagedCache(pool(), L, G)
     feed(donor, 8)
     twin = donor.fork()
     feed(twin, 5)
@@ -126,7 +126,7 @@ def test_a_span_crosses_from_shared_pages_into_own():
 
 
 def test_compact_copies_are_copies_counted_and_grow():
-    memory = SequenceCache(pool(), L, G)
+    memory = PagedCache(pool(), L, G)
     feed(memory, 10)
     before = memory.nbytes
     memory.copy_compact(0, 1, torch.tensor([1, 5, 8]), spare=4)
@@ -144,7 +144,7 @@ def test_compact_copies_are_copies_counted_and_grow():
 
 def test_memory_really_goes_back_to_the_system():
     big = PagePool(4096, 64, 64, torch.float32)
-    memory = SequenceCache(big, 1, 1)
+    memory = PagedCache(big, 1, 1)
     k = torch.ones(1, 64 * 1024, 64)
 
     def resident():
@@ -174,7 +174,7 @@ def test_small_pages_go_back_with_the_last_of_a_page_of_the_system():
 
 @pytest.mark.parametrize("n", [3, 4, 9])
 def test_a_fork_shares_whole_pages_and_copies_the_rest(n):
-    memory = SequenceCache(pool(), L, G)
+    memory = PagedCache(pool(), L, G)
     feed(memory, n)
     cut(memory, 1, 0, 1, 2)
     before = memory.pool.held
@@ -211,7 +211,7 @@ class Pages(RuleBasedStateMachine):
 
     @rule(target=sequences, room=st.integers(0, 20))
     def open(self, room):
-        memory = SequenceCache(self.pool, L, G)
+        memory = PagedCache(self.pool, L, G)
         if self.attempt(lambda: memory.reserve(np.full((L, G), room)) or True) is None:
             memory.close()
         self.live[memory] = {}
@@ -240,7 +240,7 @@ class Pages(RuleBasedStateMachine):
     @rule(target=sequences, memory=sequences)
     def fork(self, memory):
         if memory not in self.live or (twin := self.attempt(memory.fork)) is None:
-            return SequenceCache(self.pool, L, G)
+            return PagedCache(self.pool, L, G)
         self.live[twin] = dict(self.live[memory])
         return twin
 

@@ -12,13 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.llm_longctx.engine import CandidateSpec, Engine, GenerationRequest, Sampling, method_policy, prefix_cache
+from services.llm_longctx.engine import Engine, GenerationRequest, Sampling, prefix_cache
+from services.llm_longctx.engine.attention import method_policy
 from services.llm_longctx.methods import compose, method, methods
 from services.llm_longctx.tests.conftest import Ear
+from services.llm_longctx.tests.hooks import Listeners
 from services.llm_longctx.tests.method_contract.oracle import trials
 from services.llm_longctx.tests.test_engine_pages import TINY_PLAN, prompt
 from shared.errors import Cancelled
-from shared.registry import CallContext
 from tests.harness.hypothesis_profiles import fewer
 
 GRID = 32
@@ -66,11 +67,9 @@ def alone(tiny):
 
 def asked(engine, which, ids, new, seeds):
     ears = [Ear() for _ in seeds]
-    candidates = [
-        CandidateSpec(Sampling(temperature=seed % 2, seed=seed), ear) for seed, ear in zip(seeds, ears, strict=True)
-    ]
+    samplings = [Sampling(temperature=seed % 2, seed=seed) for seed in seeds]
     how = engine.policy_of(MIX[which], TINY_PLAN)
-    return GenerationRequest(list(ids), candidates, new, policy=how, run=CallContext()), ears
+    return GenerationRequest(list(ids), samplings, new, policy=how, hooks=Listeners(*ears)), ears
 
 
 def check_pages(engine):

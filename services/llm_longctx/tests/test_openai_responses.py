@@ -10,7 +10,7 @@ import pytest
 
 from services.llm_longctx.api import embeddings, responses
 from services.llm_longctx.models.all_minilm import AllMiniLM
-from services.llm_longctx.state import response_store
+from services.llm_longctx.serving import response_store
 from services.llm_longctx.tests.conftest import MODEL, Server, app_of, say, write_folder
 from shared.lm.bundled_models import MINILM
 from shared.lm.embedder import embed

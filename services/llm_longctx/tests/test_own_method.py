@@ -9,11 +9,9 @@ import pytest
 
 from services.llm_longctx import methods as room
 from services.llm_longctx.api import methods as api_methods
-from services.llm_longctx.evaluation.cli import needle
 from services.llm_longctx.methods import methods
 from services.llm_longctx.tests.conftest import Server, app_of
 from services.llm_longctx.tests.method_contract import CHECKS
-from shared.errors import InvalidOption, Malformed
 
 OWN = ("dotted", "heaviest")
 PAGE = Path(__file__).parents[3] / "docs/07-long-contexts.md"
@@ -53,12 +51,3 @@ def test_it_is_described_served_and_refused_over_http(folder, tmp_path):
         assert used["prefill_density"] < 1
         refused = http.post("/v1/completions", json=ask | {"longctx": {"method": "dotted", "stride": 0}})
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, "longctx.stride")
-
-
-def test_its_knobs_are_options_of_the_verbs(folder, capsys):
-    needle(str(folder), method="dotted", knob=["stride=2", "window=8"], lengths="150", depths="0", steps=2)
-    assert "recall, mean" in capsys.readouterr().out
-    with pytest.raises(InvalidOption, match="dotted can't take stride"):
-        needle(str(folder), method="dotted", knob=["stride=none"], lengths="150", depths="0", steps=2)
-    with pytest.raises(Malformed, match="has no value"):
-        needle(str(folder), method="dotted", knob=["stride"])

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from services.llm_longctx.engine import Engine, Request
-from services.llm_longctx.engine.backends import paged
-from services.llm_longctx.engine.prompt_lookup import DraftMeter, PromptLookup
+from services.llm_longctx.engine.drafting import drafter
+from services.llm_longctx.engine.drafting.prompt_lookup import DraftMeter, PromptLookup
 from services.llm_longctx.kernels import backends
-from services.llm_longctx.kv_cache import PagePool, SequenceCache
+from services.llm_longctx.kv_cache import PagedCache, PagePool
 from services.llm_longctx.methods import method
 from services.llm_longctx.tests.conftest import tiny_decoder
 
@@ -48,7 +48,7 @@ def test_a_meter_stops_what_does_not_pay_and_looks_again():
 
 def test_entries_are_taken_back_with_their_pages():
     pool = PagePool(100, 4, 8, torch.float32)
-    memory = SequenceCache(pool, 2, 2)
+    memory = PagedCache(pool, 2, 2)
     memory.reserve(np.full((2, 2), 12))
     for _ in range(9):
         memory.begin_step()
@@ -67,7 +67,7 @@ def test_entries_are_taken_back_with_their_pages():
 
 def answer(monkeypatch, most: int, how="dense", temperature=0.0, dtype=torch.float32, bits=16):
     """Tokens of one request, and how often the decoder ran, with drafts of at most so many tokens."""
-    monkeypatch.setattr(paged, "_DRAFT", most)
+    monkeypatch.setattr(drafter, "_DRAFT", most)
     monkeypatch.setattr(DraftMeter, "pays", lambda _meter: True)
     plan = {"schema": "head-plan/1", "roles": [[1, 0], [0, 1]], "heads": [[0, 1]]}
     engine, runs = Engine(tiny_decoder().to(dtype), page=4 if bits == 16 else 16, cache_bits=bits), []

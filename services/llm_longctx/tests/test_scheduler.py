@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from services.llm_longctx.engine import CandidateSpec, Engine, GenerationRequest, Sampling
-from services.llm_longctx.engine.method_policy import Policy
+from services.llm_longctx.engine import Engine, GenerationRequest, Sampling
+from services.llm_longctx.engine.attention.method_policy import Policy
 from services.llm_longctx.methods import method
 from services.llm_longctx.tests.conftest import Ear, most_running
+from services.llm_longctx.tests.hooks import Listeners
 from services.llm_longctx.tests.mutants_methods.sound import Window
 from services.llm_longctx.tests.test_engine_pages import ACT, DUO, POWER, RAZOR, RECYCLED, TINY_PLAN, prompt
 from shared.lm.builders import llama
@@ -21,9 +22,9 @@ def long():
 def ask(engine, ids, how="dense", n=1, new=8, **facts):
     ears = [Ear() for _ in range(n)]
     temperature = facts.pop("temperature", 0)
-    candidates = [CandidateSpec(Sampling(temperature=temperature, seed=i), ear) for i, ear in enumerate(ears)]
+    samplings = [Sampling(temperature=temperature, seed=i) for i in range(n)]
     policy = engine.policy_of(how, TINY_PLAN)
-    return GenerationRequest(ids, candidates, new, policy=policy, **facts), ears
+    return GenerationRequest(ids, samplings, new, policy=policy, hooks=Listeners(*ears), **facts), ears
 
 
 def run(engine, *requests, limit=4000):

@@ -12,8 +12,8 @@ from services.llm_longctx.serving.tools.parsers.hermes import HermesParser
 from services.llm_longctx.serving.tools.parsers.llama import LlamaParser
 from services.llm_longctx.serving.tools.parsers.qwen import QwenParser
 from services.llm_longctx.serving.tools.tool_use import ToolUse, find_parser
-from services.llm_longctx.serving.toy_tokenizers import ByteTokenizer
 from shared.api.tools import FunctionDefinition
+from tests.harness.toy_tokenizers import ByteTokenizer
 
 WEATHER = FunctionDefinition(
     name="get_weather",

@@ -548,7 +548,9 @@ async def test_calls_that_still_wait_are_expected_back():
 async def test_company_is_waited_for_only_if_it_left_just_now(monkeypatch, last_count, ended_ago, waits):
     clock, slept = Clock(), []
     made = batcher(Doubler(), size=8, wait=10.0)
-    await made.close(5)  # its thread must have ended, or it takes what is put into the queue below
+    await made.close()
+    for thread in made._threads:
+        thread.join()
     monkeypatch.setattr("shared.serving.batching.time", clock)
 
     def wait(seconds):
