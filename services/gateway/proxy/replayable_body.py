@@ -6,7 +6,7 @@ to. A body of more than `MAX_BUFFERED_BYTES` is streamed while it arrives. Knows
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from services.gateway.policy.memory_budget import MemoryBudget
 from shared.asgi.body import BoundedBody
@@ -17,12 +17,17 @@ MAX_BUFFERED_BYTES = 2**20
 
 
 class ReplayableBody:
-    """One request's body."""
+    """One request's body.
 
-    def __init__(self, body: BoundedBody, *, length: int | None, budget: MemoryBudget) -> None:
-        """Wrap a body, unread; `length` is the declared length."""
+    Attributes:
+        on_failure: Called when reading fails; who waits for an answer to this body waits in vain then.
+    """
+
+    def __init__(self, body: BoundedBody, *, length: int | None, budget: MemoryBudget, tenant: str = "") -> None:
+        """Wrap a body of a tenant, unread; `length` is the declared length."""
         self.length = length
-        self._body, self._budget = body, budget
+        self.on_failure: Callable[[], None] | None = None
+        self._body, self._budget, self._tenant = body, budget, tenant
         self._kept: list[bytes] = []
         self._reserved = 0
         self._joined: bytes | None = None
@@ -83,7 +88,7 @@ class ReplayableBody:
 
     def release(self) -> None:
         """Return kept memory to the budget."""
-        self._budget.left += self._reserved
+        self._budget.release(self._reserved, self._tenant)
         self._reserved = 0
         self._kept = []
         self._joined = None
@@ -101,17 +106,22 @@ class ReplayableBody:
                 yield chunk
 
     async def _read_chunk(self, *, must_keep: bool = False) -> bytes:
-        message = await self._body.read()
-        if message["type"] == "http.disconnect":
-            gone = self.error = Cancelled("The caller went away while sending.")
-            raise gone
+        try:
+            message = await self._body.read()
+            if message["type"] == "http.disconnect":
+                gone = self.error = Cancelled("The caller went away while sending.")
+                raise gone
+        except FoveaError:
+            if self.on_failure is not None:
+                self.on_failure()
+            raise
         chunk: bytes = message.get("body", b"")
         if chunk:
             self._keep(chunk, must_keep)
         return chunk
 
     def _keep(self, chunk: bytes, must_keep: bool) -> None:
-        reserved = self.replayable and self._budget.take(len(chunk))
+        reserved = self.replayable and self._budget.take(len(chunk), self._tenant)
         if reserved:
             self._reserved += len(chunk)
         if reserved or must_keep:
