@@ -34,9 +34,9 @@ from shared.export.artifacts import ExportedForms
 from shared.registry import CallContext, Card, LoadContext
 from shared.registry.weights import Weights
 from shared.telemetry import stage
-from shared.vision.decode import DecodeBounds
 from shared.vision.draw import encode
-from shared.vision.servable import DataConfig, Stopwatch, VisionItem, VisionServable, decode_bounds
+from shared.vision.limits import DecodeBounds, decode_bounds
+from shared.vision.servable import DataConfig, Stopwatch, VisionItem, VisionServable
 
 
 @dataclass(slots=True, kw_only=True)

@@ -28,9 +28,9 @@ from shared.export.artifacts import ExportedForms, open_engine_with_card
 from shared.registry import CallContext, Card, Engine, LoadContext, Servable
 from shared.registry.weights import Weights, find_weights, read_weights
 from shared.telemetry import stage
-from shared.vision.decode import DEFAULT_BOUNDS, DecodeBounds, DecodedImage, decode
+from shared.vision.decode import DecodedImage, decode
+from shared.vision.limits import DEFAULT_BOUNDS, DecodeBounds, decode_bounds
 from shared.vision.novelty import InDistributionModel
-from shared.vision.picture_memory import DEFAULT_MEMORY_BYTES, shared_memory
 
 if TYPE_CHECKING:
     from torch import nn
@@ -320,16 +320,3 @@ def add_features(forms: ExportedForms, familiar: InDistributionModel | None) -> 
 def reading_notes(how: str, image: DecodedImage) -> list[str]:
     """What an answer says about how its picture was read."""
     return [how, *(["Only the first frame was read."] if image.first_of_many else [])]
-
-
-def decode_bounds(card: Card, context: LoadContext) -> DecodeBounds:
-    """Bounds of the pictures that a served model decodes: what its Card says, within what `context` allows."""
-    limits, ours, options = card.limits, DEFAULT_BOUNDS, context.options
-    pixels, side = int(options.get("max_pixels", ours.pixels)), int(options.get("max_side", ours.max_side))
-    return DecodeBounds(
-        bytes=int(options.get("max_body_bytes", ours.bytes)),
-        pixels=min(pixels, limits.max_pixels or pixels),
-        min_side=limits.min_side or ours.min_side,
-        max_side=min(side, limits.max_side or side),
-        memory=shared_memory(int(options.get("picture_memory_bytes", DEFAULT_MEMORY_BYTES))),
-    )

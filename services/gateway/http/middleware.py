@@ -18,7 +18,7 @@ from services.gateway.policy.audit_log import STEERING_FIELDS, AuditLog
 from services.gateway.policy.caller import Caller, KeyScope
 from services.gateway.policy.fair_queue import FairQueue
 from services.gateway.policy.local_only import require_local_request
-from services.gateway.policy.rate_limits import QuotaSpent, RateLimiter
+from services.gateway.policy.quotas import QuotaSpent, RateLimiter
 from services.gateway.proxy.proxy import Proxy, QueueInstead
 from services.gateway.proxy.response_relay import abort_response
 from services.gateway.routes import jobs

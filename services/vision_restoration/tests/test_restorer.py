@@ -14,8 +14,8 @@ from services.vision_restoration.tiled_inference import plan_tiles
 from shared.api.restore import RestoreIn
 from shared.errors import Cancelled, DeadlineExceeded, InvalidOption, NotReady
 from shared.registry import CallContext
-from shared.vision.decode import DEFAULT_BOUNDS
 from shared.vision.draw import encode
+from shared.vision.limits import DEFAULT_BOUNDS
 from shared.vision.tiling import tiled
 from tests.harness.rendering import predict_as
 

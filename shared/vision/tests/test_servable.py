@@ -19,8 +19,8 @@ from shared.export.artifacts import ExportedForms
 from shared.registry import CallContext, Card, Limits, LoadContext, Paper
 from shared.registry.weights import Weights
 from shared.settings import Settings
-from shared.vision.decode import DEFAULT_BOUNDS, DecodeBounds, platform_bounds
 from shared.vision.draw import encode
+from shared.vision.limits import DEFAULT_BOUNDS, DecodeBounds, platform_bounds
 from shared.vision.servable import (
     DataConfig,
     Stopwatch,
