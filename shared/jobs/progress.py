@@ -77,4 +77,4 @@ class RemoteReport:
         await cancel_tasks(self._publishing)
 
     async def _write(self, fraction: float, note: str | None) -> None:
-        await self._redis.verb("progress", *self._job, f"{fraction:.4f}", note or "")
+        await self._redis.run_script("progress", *self._job, f"{fraction:.4f}", note or "")
