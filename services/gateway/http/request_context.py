@@ -10,7 +10,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from multidict import CIMultiDict
 
@@ -68,20 +68,24 @@ _OWN_RESPONSE_HEADERS = _HOP_BY_HOP | {
 """Response headers that the gateway writes itself."""
 
 
-class AnswerKeeper(Protocol):
-    """Keeps an answer on its way to the caller."""
+@dataclass(slots=True)
+class AnswerRecorder:
+    """Keeps a copy of an answer on its way to the caller, as long as it has at most `limit` bytes."""
 
-    version: str
-    content_type: str
-    is_whole: bool
+    limit: int
+    content_type: str = ""
+    is_whole: bool = True
+    size: int = 0
+    chunks: list[bytes] = field(default_factory=list)
 
     def feed(self, chunk: bytes) -> None:
-        """Keep a chunk."""
-        ...
-
-    def whole(self) -> Any:
-        """The answer."""
-        ...
+        """Keep a chunk; drop all of an answer that grows too large."""
+        self.size += len(chunk)
+        if self.size > self.limit:
+            self.is_whole = False
+            self.chunks = []
+        elif self.is_whole:
+            self.chunks.append(chunk)
 
 
 @dataclass(slots=True, eq=False)
@@ -101,7 +105,7 @@ class RequestContext:
         consumed: What the replica said that the request consumed.
         audit: What the replica said that the audit log is to say.
         scanner: Collects the tokens of its answer.
-        recorder: Keeps its answer, where that is to be compared.
+        recorder: Keeps a copy of its answer, where somebody wants one.
         may_queue: Whether a replica may have it queued as a job, although the caller did not ask for one.
     """
 
@@ -124,7 +128,7 @@ class RequestContext:
     consumed: dict[str, float] = field(default_factory=dict)
     audit: dict[str, str] = field(default_factory=dict)
     scanner: UsageScanner | None = None
-    recorder: AnswerKeeper | None = None
+    recorder: AnswerRecorder | None = None
 
     @classmethod
     def from_scope(cls, scope: Scope, receive: Receive, send: Send, deadline_s: float) -> RequestContext:
