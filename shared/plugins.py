@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from shared.errors import Fault, FoveaError, NotFound
 
-Kind = Literal["commands", "models", "paths"]
+Kind = Literal["commands", "fields", "models", "paths"]
 """What an error looks up in the list of known plug-ins. Console pages are paths."""
 
 _KNOWN = Path(__file__).with_name("known_plugins.json")
@@ -67,6 +67,11 @@ def find_known(kind: Kind, name: str) -> str | None:
     Call it only for what was not found: it does not look at what is installed.
     """
     return next((plugin for plugin, brings in _read_known().items() if _has(kind, brings.get(kind, ()), name)), None)
+
+
+def list_known(kind: Kind) -> list[str]:
+    """Return all that the known plug-ins bring of a kind, whether they are installed or not."""
+    return sorted({name for brings in _read_known().values() for name in brings.get(kind, ())})
 
 
 def explain_missing(kind: Kind, name: str, what: str, field: str | None = None) -> NotFound | None:

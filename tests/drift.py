@@ -67,12 +67,14 @@ def _default(value: object) -> str:
 
 
 def gpu_pages() -> Iterator[tuple[pathlib.Path, str]]:
-    """The table of kernels compiled ahead of time, from its recorded results, and the computed cost of a step."""
+    """Kernels compiled ahead of time and operators of graphs, from their records, and the computed cost of a step."""
     from services.llm_longctx.kernels import cost_model
     from services.llm_longctx.kernels.ahead_of_time import results
+    from shared.export import tensorrt_operators
 
     yield ROOT / "docs/gpu-kernels.md", results.render_page()
     yield ROOT / "docs/gpu-cost.md", cost_model.render_page()
+    yield ROOT / "docs/tensorrt-operators.md", tensorrt_operators.render_page()
 
 
 def claims() -> Iterator[tuple[pathlib.Path, str]]:
@@ -85,7 +87,7 @@ def claims() -> Iterator[tuple[pathlib.Path, str]]:
 
 
 def known_plugins() -> Iterator[tuple[pathlib.Path, str]]:
-    """The commands, models and paths of the plug-ins in `plugins/`, so that the core can say which one is missing."""
+    """What the plug-ins in `plugins/` bring, so that the core can say which one is missing."""
     files = [file for file in sorted(ROOT.glob("plugins/*/pyproject.toml")) if file.parent.name != "example"]
     known = {file.parent.name: describe_plugin(file) for file in files}
     yield ROOT / "shared/known_plugins.json", json.dumps(known, indent=1) + "\n"
@@ -101,7 +103,8 @@ def describe_plugin(project: pathlib.Path) -> dict[str, list[str]]:
     routes = {route.path for point in loaded.get("fovea.routes", ()) for route in point.load().routes}
     pages = {f"/console/{point.name}" for point in loaded.get("fovea.pages", ())}
     return {
-        "commands": sorted(groups.get("fovea.commands", ())), "models": sorted(models), "paths": sorted(routes | pages),
+        "commands": sorted(groups.get("fovea.commands", ())), "fields": sorted(groups.get("fovea.adapters", ())),
+        "models": sorted(models), "paths": sorted(routes | pages),
     }  # fmt: skip
 
 
@@ -114,7 +117,7 @@ def mutation_page() -> Iterator[tuple[pathlib.Path, str]]:
 
 CLAIMS = {
     "services/llm_longctx/methods/core": "sparsity",
-    "services/llm_longctx/models": "sparsity_mixers",
+    "plugins/memory/fovea_memory/models": "sparsity_mixers",
     "services/detection/models": "sparsity_partial",
 }
 """Room → the suite whose `claims` it ships."""

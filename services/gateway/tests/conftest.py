@@ -153,8 +153,6 @@ class Toy:
 
 @dataclass
 class Scene:
-    """A gateway and its upstreams."""
-
     app: FastAPI
     url: str
     client: httpx2.AsyncClient

@@ -25,7 +25,6 @@ class Issuer(ThreadingHTTPServer):
         self.rotate()
 
     def rotate(self) -> None:
-        """Replace the key."""
         self.key, self.key_id = ec.generate_private_key(ec.SECP256R1()), f"key-{time.monotonic_ns()}"
 
     def token(self, claims: dict[str, Any]) -> str:
@@ -38,10 +37,7 @@ class Issuer(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Its routes."""
-
     def do_GET(self) -> None:
-        """Answer."""
         issuer: Any = self.server
         parts = urlsplit(self.path)
         if parts.path == "/.well-known/openid-configuration":

@@ -32,7 +32,6 @@ class Replica(grpc.GenericRpcHandler):
     answer: bytes = b""
 
     def service(self, details: grpc.HandlerCallDetails) -> Any:
-        """The handler of every method."""
 
         async def unary(message: bytes, context: Any) -> bytes:
             sent = {k: v for k, v in context.invocation_metadata() if isinstance(v, str)}
