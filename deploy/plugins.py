@@ -3,8 +3,9 @@
     python deploy/plugins.py folders SERVICE          their folders, for `pip install --no-deps`
     python deploy/plugins.py requirements SERVICE     the libraries that they need there, beside Fovea
 
-The gateway needs every page, and the libraries only of plug-ins that bring routes or traffic policies to it. Images have
-no training code, so plug-ins with recipes stay out. Runs with Python's own library, because it runs before anything is installed.
+The gateway needs every page, and the libraries only of plug-ins that bring routes or traffic policies to it. Images
+have no training code, so plug-ins with recipes stay out. Runs with Python's own library, because it runs before
+anything is installed.
 """
 
 from __future__ import annotations
