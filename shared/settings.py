@@ -108,12 +108,6 @@ class Settings(BaseSettings):
     )
 
     # Whom we call.
-    dicomweb_url: str | None = Field(
-        None, description="DICOMweb root of a PACS, which `/studies` follows; studies are fetched and stored there."
-    )
-    dicomweb_authorization: SecretStr | None = Field(
-        None, description="`Authorization` header for the PACS, such as `Basic …` or `Bearer …`."
-    )
 
     # Who may call.
     auth: Literal["insecure-local", "keys"] = Field("insecure-local", description="`keys` demands an API key.")

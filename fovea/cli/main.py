@@ -20,11 +20,11 @@ from fovea.cli.commands import (
     run,
     segment,
     steer,
-    survey,
     task_aliases,
 )
 from fovea.cli.output import Screen
 from fovea.cli.plugins import PluginGroup
+from fovea.cli.source_handlers import SourcesCommand
 from shared.errors import FoveaError
 
 app = typer.Typer(
@@ -37,11 +37,12 @@ app = typer.Typer(
 )
 app.command("models")(models.models)
 app.command("methods")(methods.methods)
-app.command("segment", no_args_is_help=True, context_settings=segment.CONTEXT_SETTINGS)(segment.segment)
+app.command("segment", cls=SourcesCommand, no_args_is_help=True, context_settings=segment.CONTEXT_SETTINGS)(
+    segment.segment
+)
 app.command("detect", no_args_is_help=True, context_settings=detect.CONTEXT_SETTINGS)(detect.detect)
 app.command("classify", no_args_is_help=True, context_settings=classify.CONTEXT_SETTINGS)(classify.classify)
 app.command("restore", no_args_is_help=True)(restore.restore)
-app.command("survey", no_args_is_help=True)(survey.survey)
 app.command("chat")(chat.chat)
 app.command("actions", no_args_is_help=True, context_settings=task_aliases.CONTEXT_SETTINGS)(task_aliases.actions)
 app.command("scanpath", no_args_is_help=True, context_settings=task_aliases.CONTEXT_SETTINGS)(task_aliases.scanpath)

@@ -5,7 +5,7 @@ from importlib.metadata import EntryPoint
 
 import pytest
 
-from fovea.cli import plugins
+from fovea.cli import plugins, source_handlers
 
 PLUGIN = '''"""A module that is heavy to import."""
 import sys
@@ -60,6 +60,7 @@ def plug_in(monkeypatch, tmp_path):
         (tmp_path / "hole_digger/verbs.py").write_text(PLUGIN.format(imports=imports))
         made = [EntryPoint(name, value, plugins.GROUP) for name, value in points]
         monkeypatch.setattr(plugins, "entries", lambda group: made if group == plugins.GROUP else [])
+        monkeypatch.setattr(source_handlers, "entries", lambda *_: [])
         for name in [name for name in sys.modules if name.startswith("hole_digger")]:
             monkeypatch.delitem(sys.modules, name)
 

@@ -11,6 +11,7 @@ import pathlib
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 _SUPPORTED = (
     "Abs Acos Acosh Add And ArgMax ArgMin Asin Asinh Atan Atanh AveragePool BatchNormalization Cast Ceil Celu Clip "
@@ -46,7 +47,7 @@ def find_lacking(operators: Sequence[str]) -> list[str]:
     return sorted(set(operators) - SUPPORTED)
 
 
-def _nodes(graph: object) -> Iterator[object]:
+def _nodes(graph: object) -> Iterator[Any]:
     for node in graph.node:  # type: ignore[attr-defined]  # onnx has no types
         yield node
         for attribute in node.attribute:

@@ -311,9 +311,14 @@ def test_judges_ask_the_gateway_with_a_key_of_a_secret():
     assert named(documents, "Service", "demo-gateway")["spec"]["ports"][0]["port"] == 80
 
 
-@pytest.mark.parametrize(("service", "gpus", "processes"), [
-    ("llm-longctx", 1, None), ("llm-longctx", 4, "4"), ("medical-seg", 2, None),
-])
+@pytest.mark.parametrize(
+    ("service", "gpus", "processes"),
+    [
+        ("llm-longctx", 1, None),
+        ("llm-longctx", 4, "4"),
+        ("medical-seg", 2, None),
+    ],
+)
 def test_a_language_model_is_held_by_a_process_per_gpu(service, gpus, processes):
     ray = named(render(f"services.{service}.gpus={gpus}"), "RayService", f"demo-{service}")["spec"]
     assert f"num_gpus: {gpus}" in ray["serveConfigV2"]

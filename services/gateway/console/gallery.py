@@ -33,26 +33,6 @@ class GalleryEntry:
 
 GALLERY = (
     GalleryEntry(
-        user="Hospital",
-        title="A study becomes masks, areas and a report",
-        picture="gallery/study.jpg",
-        alt="Two frames of a colonoscopy, the polyp marked in both",
-        origin="real",
-        facts="A frame of HyperKvasir (CC BY 4.0) and its mirror image, marked by pranet. Not a medical device.",
-        command="fovea segment study/ -o out",
-        page="/console/study",
-    ),
-    GalleryEntry(
-        user="Road authority",
-        title="Photographs become a map of damage",
-        picture="gallery/survey.svg",
-        alt="A map: the road shaded by damage per kilometre, dots by class, a dashed inspection route",
-        origin="synthetic",
-        facts="Two real photographs, mirrored and in other light, 90 times along a made-up road, searched by yolo9tr.",
-        command="fovea survey drive/ -o out",
-        page="/console/survey",
-    ),
-    GalleryEntry(
         user="Search team",
         title="Is this judge worth believing?",
         picture="gallery/trust.svg",

@@ -97,8 +97,6 @@ class Console:
             "/console/sessions": self.sessions,
             "/console/judge": self.judge,
             "/console/probe": self.probe,
-            "/console/survey": self.survey,
-            "/console/study": self.study,
             "/console/jobs": self.jobs,
             "/console/run/{task}": self.run,
             "/console/models/{name:path}": self.card,
@@ -179,16 +177,6 @@ class Console:
         models = [entry.id for entry in await self._client.models(request) if entry.task == "judge"]
         templates = await self._client.templates(request) if models else []
         return self._render("judge.html", request, page="judge", models=models, templates=templates)
-
-    async def survey(self, request: Request) -> Response:
-        """Photographs of a drive, as a map; the request for the models only checks the key."""
-        await self._client.models(request)
-        return self._render("survey.html", request, page="detect")
-
-    async def study(self, request: Request) -> Response:
-        """Files of a DICOM study, as strips of series."""
-        await self._client.models(request)
-        return self._render("study.html", request, page="segment")
 
     async def probe(self, request: Request) -> Response:
         """Experiments on language models; a permalink holds the spec that fills the form."""

@@ -17,8 +17,8 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
-from services.medical_seg.dicom.schemas import StudyOptions
-from services.medical_seg.dicom.study import StudySegmenter
+from fovea_dicom.schemas import StudyOptions
+from fovea_dicom.study import StudySegmenter
 from shared.api.mask import Component
 from shared.registry import CallContext
 from shared.vision.draw import encode

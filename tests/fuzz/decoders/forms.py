@@ -11,10 +11,10 @@ import numpy as np
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
+from fovea_dicom.bodies import parse_related, unpack_zip
 from services.detection.segments.npy_inputs import read_matrices
 from services.gateway.batches.upload_form import parse_upload
 from services.gateway.routing.model_routing import _read_model
-from services.medical_seg.dicom.bodies import parse_related, unpack_zip
 from shared.api.mask import SegmentIn
 from shared.errors import FoveaError
 from shared.serving.http.request_parsing import build_requests, parse_request

@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from services.detection.survey.gpx import parse_gpx
-from services.detection.video.frame_parsers import choose_parser
+from fovea_survey.gpx import parse_gpx
+from fovea_survey.video.frame_parsers import choose_parser
 from shared.errors import Malformed
 from shared.vision.decode import DecodeBounds, decode
 from shared.vision.mask_regions import decode_run_lengths

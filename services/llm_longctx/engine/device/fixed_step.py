@@ -7,7 +7,7 @@ that a step lacks are empty: they write to a spare page and read nothing. Knows 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -130,17 +130,20 @@ class FixedStep:
         return decode_packed_device_runs(rows, packed, runs, backend=self._backend)
 
 
-class _Words(NamedTuple):
+Words = TypeVar("Words", np.ndarray, Tensor)
+
+
+class _Words(NamedTuple, Generic[Words]):
     """The parts of a buffer: tokens and positions [B], slots [L,R], runs [3,L,R] each, settings [5,B]."""
 
-    tokens: np.ndarray | Tensor
-    positions: np.ndarray | Tensor
-    slots: np.ndarray | Tensor
-    runs: list[np.ndarray | Tensor]
-    settings: np.ndarray | Tensor
+    tokens: Words
+    positions: Words
+    slots: Words
+    runs: list[Words]
+    settings: Words
 
 
-def _cut(words: np.ndarray | Tensor, shape: StepShape) -> _Words:
+def _cut(words: Words, shape: StepShape) -> _Words[Words]:
     B, L, R = shape.batch, shape.layers, shape.batch * shape.heads
     at = 2 * B + L * R
     runs = [words[at + 3 * L * R * i :][: 3 * L * R].reshape(3, L, R) for i in range(len(shape.runs))]

@@ -11,7 +11,6 @@ import { JudgeCorrected, JudgeNuggets, JudgeSignificance, JudgeTrust } from "./j
 import { Heads } from "./heads.js";
 import { JudgeAgreement, JudgeBoard, JudgeRankings } from "./judge_results.js";
 import { JudgeBatch, JudgePair } from "./judge.js";
-import { Study, Survey } from "./folders.js";
 import { ForgetKeyButton, ModelChoice } from "./page.js";
 import { LiveRegion, Ready } from "./live_region.js";
 import { ApiKeyForm } from "./api_key.js";
@@ -27,7 +26,7 @@ const ELEMENTS = {
   ready: Ready, "live-region": LiveRegion, key: ForgetKeyButton, "api-key": ApiKeyForm, model: ModelChoice, slider: Slider, code: Code, drop: Drop,
   result: ResultView, segment: Segment, detect: Detect, restore: Restore, chat: Chat, attention: Attention, "session-memory": SessionMemory,
   steering: Steering, heads: Heads,
-  survey: Survey, study: Study, jobs: Jobs, run: RunTask, probe: Probe, sessions: Sessions,
+  jobs: Jobs, run: RunTask, probe: Probe, sessions: Sessions,
   "judge-pair": JudgePair, "judge-batch": JudgeBatch, "judge-agreement": JudgeAgreement, "judge-rankings": JudgeRankings,
   "judge-trust": JudgeTrust, "judge-significance": JudgeSignificance, "judge-corrected": JudgeCorrected, "judge-nuggets": JudgeNuggets,
   "judge-board": JudgeBoard,
