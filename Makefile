@@ -12,7 +12,7 @@ WORKERS ?= 2
 FUZZ_S ?= 25
 SHELL  := /bin/bash
 
-.PHONY: help run test check test-all lint format setup bench chaos rehearse fuzz leaks mutants gallery images generate clean
+.PHONY: help run test check test-all lint format setup bench gpu chaos rehearse fuzz leaks mutants gallery images generate clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -62,6 +62,13 @@ $(KERNELS): $(STAMP) $(wildcard services/llm_longctx/kernels/*/*.cpp services/ll
 bench: setup  ## ratios against the baselines, as JSON and a table in docs/benchmarks.md
 	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS),bench]'
 	@$(BIN)/python -m loadtests.bench $(ARGS)
+
+gpu: EXTRAS := all,gpu,dev
+gpu: setup  ## the first ten minutes of a card: suites marked gpu, kernels, decode and vision; a report in docs/gpu-reports
+	@if $(BIN)/python -m pip show --quiet onnxruntime 2>/dev/null; then \
+	  $(BIN)/python -m pip uninstall --quiet --yes onnxruntime onnxruntime-gpu; fi  # both own the same files
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS)]'
+	@$(BIN)/python -m loadtests.gpu $(ARGS)
 
 chaos: setup  ## kill -9 of workers, replicas and Redis under load
 	@$(BIN)/python -m loadtests.chaos $(ARGS)

@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 from shared.errors import Fault, FoveaError, NotFound
 
-Kind = Literal["commands", "models", "pages", "paths"]
-"""What an error looks up in the list of known plug-ins."""
+Kind = Literal["commands", "fields", "models", "paths"]
+"""What an error looks up in the list of known plug-ins. Console pages are paths."""
 
 _KNOWN = Path(__file__).with_name("known_plugins.json")
 
@@ -62,26 +62,32 @@ def owner(point: EntryPoint) -> str:
 
 
 def find_known(kind: Kind, name: str) -> str | None:
-    """Return the known plug-in that brings a command, model, page or path; None if there is none.
+    """Return the known plug-in that brings a command, model or path; None if there is none.
 
     Call it only for what was not found: it does not look at what is installed.
     """
     return next((plugin for plugin, brings in _read_known().items() if _has(kind, brings.get(kind, ()), name)), None)
 
 
-def explain_missing(kind: Kind, name: str, what: str) -> NotFound | None:
+def list_known(kind: Kind) -> list[str]:
+    """Return all that the known plug-ins bring of a kind, whether they are installed or not."""
+    return sorted({name for brings in _read_known().values() for name in brings.get(kind, ())})
+
+
+def explain_missing(kind: Kind, name: str, what: str, field: str | None = None) -> NotFound | None:
     """Return the error that says which plug-in to install, or None if no known plug-in brings it.
 
     Args:
         kind: What `name` is.
         name: As the user wrote it.
         what: Begins the sentence, for example "The model 'x'".
+        field: Part of the request that named it.
     """
     plugin = find_known(kind, name)
     if plugin is None:
         return None
     detail = f"{what} comes with the plug-in {plugin}, which is not installed."
-    return NotFound(detail, hint=f"Try: pip install fovea-{plugin}")
+    return NotFound(detail, hint=f"Try: pip install fovea-{plugin}", field=field)
 
 
 @cache

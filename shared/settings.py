@@ -108,15 +108,8 @@ class Settings(BaseSettings):
     )
 
     # Whom we call.
-    label_studio_url: str | None = Field(
-        None, description="Address of Label Studio, whose pictures and labels `fovea label-studio` reads."
-    )
-    label_studio_token: SecretStr | None = Field(None, description="Access token of an account there.")
 
     # Who may call.
-    label_studio_backend_password: SecretStr | None = Field(
-        None, description="Password that Label Studio must send to `fovea label-studio`; needed beyond loopback."
-    )
     auth: Literal["insecure-local", "keys"] = Field("insecure-local", description="`keys` demands an API key.")
     keys_file: Path | None = Field(None, description="JSON file of hashed API keys; default `<data_dir>/keys.json`.")
     oidc_issuer: str | None = Field(
@@ -165,6 +158,9 @@ class Settings(BaseSettings):
         None,
         description="Folder of ONNX graphs that `fovea export graphs` wrote: served as they are, without torch.",
     )
+    vision_precision: Literal["fp32", "fp16"] = Field(
+        "fp32", description="Arithmetic of vision models on a GPU, with the engines `onnx` and `tensorrt`."
+    )
     triton_url: str | None = Field(None, description="host:port of an Open Inference v2 server for `engine=triton`.")
     triton_timeout_s: float = Field(60, gt=0, description="Seconds after which a call to `triton_url` is given up.")
     triton_connections: int = Field(8, ge=1, description="Calls to `triton_url` at once, per model.")
@@ -176,6 +172,9 @@ class Settings(BaseSettings):
     max_queue_size: int = Field(64, ge=1, description="Requests that may wait per model before 429.")
     llm_dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="Compute type of language models that interpretability looks into."
+    )
+    llm_tensor_parallel: Literal[1, 2, 4, 8] = Field(
+        1, description="Processes, each with a GPU of its own, that hold the served language model together."
     )
     llm_weights: Literal["auto", "bf16", "q8", "q4", "fp32"] = Field(
         "auto",

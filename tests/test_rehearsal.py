@@ -1,12 +1,11 @@
 """The report of a rehearsal says what happened, and an objective that was missed is missed."""
 
-import json
 from pathlib import Path
 
 import pytest
 
-from loadtests.rehearsal.report import SLOS, check_slos, render_html, summarise
-from loadtests.rehearsal.traffic import Call, Record, Sample, count_callers
+from loadtests.rehearsal.report import SLOS, check_slos, summarise
+from loadtests.rehearsal.traffic import Call, Record, Sample
 
 KEPT = """
 [all]
@@ -69,16 +68,3 @@ def test_what_is_missed_is_told(found, wanted, slos):
 
 def test_the_objectives_of_the_repository_name_figures_that_there_are():
     assert len(check_slos(summarise(record(200), 100, 8), SLOS)) == 4 + 2 * 3
-
-
-def test_the_page_holds_routes_events_and_replicas():
-    figures = summarise(record(200, 503), 100, 8)
-    page = render_html(json.loads(json.dumps(figures)), check_slos(figures))
-    for part in ("/v1/segment", "node killed: begins", 'class="no"', "<td>99</td><td>8</td><td>1</td>"):
-        assert part in page
-
-
-def test_callers_grow_to_a_third_and_then_step_up():
-    counts = [count_callers(share / 100, 32) for share in range(101)]
-    assert counts == sorted(counts)
-    assert (counts[0], counts[30], counts[39], counts[40], counts[100]) == (1, 11, 11, 32, 32)

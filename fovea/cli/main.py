@@ -10,7 +10,6 @@ from fovea.cli.commands import (
     chat,
     classify,
     detect,
-    documents,
     heads,
     jobs,
     judge,
@@ -20,7 +19,6 @@ from fovea.cli.commands import (
     restore,
     run,
     segment,
-    sessions,
     steer,
     task_aliases,
 )
@@ -54,8 +52,6 @@ app.command("probe", no_args_is_help=True)(probe.probe)
 app.add_typer(heads.app, name="heads")
 app.add_typer(judge.app, name="judge")
 app.add_typer(jobs.app, name="jobs")
-app.add_typer(sessions.app, name="sessions")
-app.add_typer(documents.app, name="documents")
 app.add_typer(steer.app, name="steer")
 
 

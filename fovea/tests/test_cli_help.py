@@ -67,36 +67,15 @@ def plug_in(monkeypatch, tmp_path):
     return install
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        [],
-        ["models"],
-        ["segment"],
-        ["chat"],
-        ["run"],
-        ["jobs"],
-        ["jobs", "list"],
-        ["jobs", "get"],
-        ["jobs", "watch"],
-        ["jobs", "cancel"],
-        ["jobs", "retry"],
-        ["jobs", "result"],
-        ["judge"],
-        ["judge", "pair"],
-        ["judge", "batch"],
-        ["judge", "agreement"],
-        ["judge", "rankings"],
-        ["judge", "ensemble"],
-        ["judge", "leaderboard"],
-        ["judge", "templates"],
-        ["judge", "calibrate"],
-    ],
-    ids=lambda words: " ".join(words) or "fovea",
-)
+JOBS = [f"jobs {verb}" for verb in ("list", "get", "watch", "cancel", "retry", "result")]
+JUDGED = ("pair", "batch", "agreement", "rankings", "ensemble", "leaderboard", "templates", "calibrate")
+VERBS = ["", "models", "segment", "chat", "run", "jobs", *JOBS, "judge", *(f"judge {verb}" for verb in JUDGED)]
+
+
+@pytest.mark.parametrize("words", VERBS, ids=lambda words: words or "fovea")
 def test_help_says_what_it_said(fovea, plug_in, snapshot, words):
     plug_in()
-    code, out, err = fovea(*words, "--help")
+    code, out, err = fovea(*words.split(), "--help")
     assert (code, err) == (0, "")
     assert out == snapshot
 

@@ -10,12 +10,16 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 from typer.testing import CliRunner
 
+from fovea.cli.commands import task_aliases
 from fovea.cli.input_files import find_images
 from fovea.cli.output import Screen
 from fovea.cli.schema_options import describe_options, is_picture, list_picture_fields, parse_options, split_arguments
 from fovea.cli.typed_options import add_request_options
+from shared.api.actions import ActionsIn
 from shared.api.image import ImageBytes
 from shared.api.mask import SegmentIn
+from shared.api.plan import PlanIn
+from shared.api.scanpath import ScanpathIn
 from shared.api.text import ChatRequest
 from shared.errors import InvalidOption, NotFound, TooLarge
 
@@ -66,21 +70,12 @@ def test_no_command_line_breaks_the_reader(words):
 @pytest.mark.parametrize(
     ("name", "text", "value"),
     [
-        ("threshold", "0.4", 0.4),
-        ("top_k", "3", 3),
-        ("keep", "true", True),
-        ("mode", "slow", "slow"),
-        ("words", "a, b", ["a", "b"]),
-        ("words", '["a, b"]', ["a, b"]),
-        ("point", '{"x": 1}', {"x": 1}),
-        ("prompt", "3", "3"),
-        ("prompt", "null", "null"),
-        ("threshold", "high", "high"),
-        ("top_k", "null", None),
-        ("words", "3", [3]),
-        ("words", "a", ["a"]),
+        ("threshold", "0.4", 0.4), ("top_k", "3", 3), ("keep", "true", True), ("mode", "slow", "slow"),
+        ("words", "a, b", ["a", "b"]), ("words", '["a, b"]', ["a, b"]), ("point", '{"x": 1}', {"x": 1}),
+        ("prompt", "3", "3"), ("prompt", "null", "null"), ("threshold", "high", "high"), ("top_k", "null", None),
+        ("words", "3", [3]), ("words", "a", ["a"]),
     ],
-)
+)  # fmt: skip
 def test_a_text_becomes_what_the_schema_asks_for_and_the_gateway_checks_the_rest(name, text, value):
     assert parse_options({name: text}, SCHEMA) == {name: value}
 
@@ -103,7 +98,19 @@ def test_pictures_are_found_in_lists_and_behind_null():
     assert list_picture_fields(SCHEMA) == ["image", "others"]
     assert list_picture_fields(SegmentIn.model_json_schema()) == ["image"]
     assert list_picture_fields(ChatRequest.model_json_schema()) == []
+    assert list_picture_fields(PlanIn.model_json_schema()) == []
+    assert list_picture_fields(ActionsIn.model_json_schema()) == ["features", "semantics", "class_scores"]
+    assert list_picture_fields(ScanpathIn.model_json_schema())[0] == "image"
     assert not is_picture({"type": "string"}, {})
+
+
+@pytest.mark.parametrize("task", ["actions", "scanpath", "plan"])
+def test_verbs_of_tasks_are_run_with_the_task_fixed(task, monkeypatch):
+    told = []
+    monkeypatch.setattr(task_aliases, "run", lambda *given, **more: told.append((given, more)))
+    getattr(task_aliases, task)(words=["a.npz"], model=None)
+    assert told == [((task,), {"words": ["a.npz"], "model": None})]
+    assert getattr(task_aliases, task).__doc__
 
 
 def test_options_are_described_with_choices_and_defaults():

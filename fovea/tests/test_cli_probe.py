@@ -26,13 +26,10 @@ HEADS = {
     ],
 }
 GRID = {
-    "title": "Needle grid",
-    "warnings": [],
-    "scalars": {"recall": {"value": 0.5, "unit": "", "note": ""}},
-    "tables": [],
+    "title": "Needle grid", "warnings": [], "scalars": {"recall": {"value": 0.5, "unit": "", "note": ""}}, "tables": [],
     "artefacts": [],
     "grids": [{"rows": {"ticks": ["0", "100"]}, "columns": {"ticks": ["350"]}, "values": [[1.0], [None]]}],
-}
+}  # fmt: skip
 
 
 class FakeClient:
@@ -83,8 +80,7 @@ def fovea(call_main, monkeypatch, capsys):
 
 def test_study_is_told_with_its_warnings_and_best_rows(fovea):
     code, out, err, client = fovea("retrieval-heads", "-O", "samples=4", "--lm", "tiny")
-    assert code == 0
-    assert client.asked == [("probe", {"model": "retrieval-heads", "lm": "tiny", "samples": 4})]
+    assert (code, client.asked) == (0, [("probe", {"model": "retrieval-heads", "lm": "tiny", "samples": 4})])
     assert "1-0" in out
     assert "Few samples." in err
 

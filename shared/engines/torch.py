@@ -48,6 +48,7 @@ class TorchEngine:
     """
 
     name = "torch"
+    reason = ""
 
     def __init__(
         self,

@@ -70,6 +70,7 @@ class TritonEngine:
     """
 
     name = "triton"
+    reason = ""
 
     def __init__(
         self,

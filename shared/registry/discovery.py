@@ -10,7 +10,7 @@ import importlib.util
 import inspect
 import pkgutil
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -74,30 +74,37 @@ def builder(name: str, layouts: Sequence[Mapping[str, Any]] = ()) -> Callable[[F
 
 def servables(service: str) -> dict[str, type[Servable[Any, Any]]]:
     """Servables of one service by model name, in name order."""
-    found = {
+    return dict(sorted(pick_servables(_modules(service)).items()))
+
+
+def pick_servables(modules: Iterable[ModuleType]) -> dict[str, type[Servable[Any, Any]]]:
+    """Servables that these modules define, by model name."""
+    return {
         cls.card.name: cls
-        for module in _modules(service)
+        for module in modules
         for cls in vars(module).values()
         if inspect.isclass(cls)
         and issubclass(cls, Servable)
         and "card" in vars(cls)
         and cls.__module__ == module.__name__
     }
-    return dict(sorted(found.items()))
 
 
 def shipped_weights() -> dict[str, Path]:
     """Weights that came with a package, by name: how one service finds a model of another."""
-    folders = (folder for service in SERVICES for folder in weight_folders(service))
+    folders = (folder for service in SERVICES for folder in data_folders(service, "weights"))
     return {file.stem: file for folder in folders for file in sorted(folder.glob("*.safetensors"))}
 
 
-def weight_folders(service: str) -> list[Path]:
-    """Return the folders with the weights of a service: its own, then those in or beside the rooms of plug-ins."""
+def data_folders(service: str, name: str) -> list[Path]:
+    """Return the folders of a name (`weights`, `templates`) of a service: its own, then those of plug-ins.
+
+    A plug-in's folder is in the package that is scanned, or next to it.
+    """
     packages = {service_package(service): None}
     for room in plugin_rooms(service):
-        packages |= {name: None for name in (room, room.rpartition(".")[0]) if name}
-    found = (Path(place) / "weights" for name in packages for place in _find_places(name))
+        packages |= {package: None for package in (room, room.rpartition(".")[0]) if package}
+    found = (Path(place) / name for package in packages for place in _find_places(package))
     return [folder for folder in found if folder.is_dir()]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, Protocol, Self, TypeVar
@@ -31,9 +31,13 @@ class Engine(Protocol):
     """Runs arrays → arrays. Implementations are in `shared.engines`; the first axis of every tensor is the batch.
 
     `run` may be called from several threads at once.
+
+    Attributes:
+        reason: Why this engine runs the network and not another, in a sentence or more; empty where nobody chose.
     """
 
     name: str
+    reason: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
@@ -58,7 +62,7 @@ class LoadContext:
         objects: What users made, shared by all processes; None where nothing outlives this one.
         threads: Intra-op threads; 0 means the library's default.
         options: Further facts, as text: `llm_model`, `llm_dtype`, `llm_weights`, `llm_kv_cache_dtype`, `triton_url`,
-            `triton_timeout_s`, `triton_connections`, `max_body_bytes`, `max_pixels`, `max_side`,
+            `vision_precision`, `triton_timeout_s`, `triton_connections`, `max_body_bytes`, `max_pixels`, `max_side`,
             `picture_memory_bytes`.
         graphs: Folder of exported graphs that came with an image; they win over the cache.
     """
@@ -87,6 +91,7 @@ class CallContext:
         cache_salt: Whose caches the call may use: calls of another salt never learn what this one sent.
         note: The last note of `progress`.
         usage: What the call consumed so far, by name: `pictures`, `cpu_seconds` (`shared.api.usage`).
+        state: What a route has loaded for the model to continue, if anything.
     """
 
     def __init__(
@@ -106,6 +111,7 @@ class CallContext:
         self.cache_salt = ""
         self.note: str | None = None
         self.usage: dict[str, float] = {}
+        self.state: Any = None
         self._report = report
         self._cancelled = False  # a plain flag: setting it is atomic
 
@@ -207,8 +213,8 @@ class Servable(ABC, Generic[Request, Answer]):
     def predict(self, batch: Sequence[Request], run: CallContext) -> list[Answer | FoveaError]:
         """Answer requests, in order; one that fails alone is answered by its error. A batch equals its singles."""
 
-    def stream(self, request: Request, run: CallContext) -> Iterator[BaseModel]:
-        """Answer one request piece by piece (mode `stream`)."""
+    def stream(self, request: Request, run: CallContext) -> AsyncGenerator[BaseModel, None]:
+        """Answer one request piece by piece (mode `stream`), on the event loop: what computes runs elsewhere."""
         raise NotImplementedError
 
     def render(self, request: Request, answer: Answer, media_type: str) -> bytes | None:

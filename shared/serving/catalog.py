@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from shared import plugins
 from shared.api.model import ModelEntry
 from shared.errors import InvalidOption, NotFound, NotReady
 from shared.registry import Card, Servable
@@ -96,6 +97,8 @@ class Catalog:
         if name is None and fitting:
             return fitting[0]
         if name is None or name not in self._slots:
+            if name and (error := plugins.explain_missing("models", name, f"The model {name!r}", "model")):
+                raise error
             known = ", ".join(fitting) or "none"
             missing = f"no model {name!r}" if name else f"no model for {task or 'anything'}"
             raise NotFound(f"There is {missing} here; known are: {known}.", field="model")

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
 import time
 from collections.abc import AsyncGenerator, Hashable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +18,7 @@ from pydantic import BaseModel
 from shared import telemetry
 from shared.api.model import ModelEntry
 from shared.api.tensors import TensorSpec
-from shared.errors import FoveaError, InvalidOption, QueueFull, TooLarge
+from shared.errors import DeadlineExceeded, FoveaError, InvalidOption, QueueFull, TooLarge
 from shared.registry import CallContext, Engine, Servable
 from shared.rpc.tensors import require_finite
 from shared.serving import servable_schema
@@ -29,7 +27,6 @@ from shared.serving.catalog import Catalog, ModelSlot
 from shared.serving.device_placement import load_context
 from shared.serving.http.errors import to_safe_error
 from shared.serving.oip import tensors
-from shared.serving.thread_stream import iterate_in_thread
 from shared.settings import Settings
 
 _WHOLE_REQUESTS = "requests"
@@ -54,7 +51,6 @@ class Host:
         self._streams: list[CallContext] = []
         self._no_streams = asyncio.Event()
         self._no_streams.set()
-        self._pool = ThreadPoolExecutor(settings.max_queue_size, thread_name_prefix="stream")
 
     # Lifecycle.
 
@@ -71,7 +67,6 @@ class Host:
         for run in self._streams:
             run.cancel()
         await asyncio.gather(*(self._release(slot, self.settings.shutdown_grace_s) for slot in self._models))
-        self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def load(self, name: str) -> None:
         """Load one model, if it is not loaded; a failure is logged and becomes its reason."""
@@ -235,16 +230,21 @@ class Host:
             raise QueueFull(f"{len(self._streams)} streams are open, which is the limit.", retry_after=1)
         self._streams.append(run)
         self._no_streams.clear()
+        events, is_over = servable.stream(request, run), False
         try:
-            with telemetry.bind(service=self.service, model=name):
-                context = contextvars.copy_context()
-            events = iterate_in_thread(lambda: servable.stream(request, run), run, self._pool, context=context)
-            async with contextlib.aclosing(events):
-                async for event in events:
+            while not is_over:
+                with telemetry.bind(service=self.service, model=name):
+                    event = await _next(events, run)
+                is_over = event is None
+                if event is not None:
                     yield event
         except Exception as error:
+            is_over = True
             raise to_safe_error(error, f"The model {name}") from error
         finally:
+            if not is_over:
+                run.cancel()
+            await events.aclose()
             self._streams.remove(run)
             if not self._streams:
                 self._no_streams.set()
@@ -276,5 +276,24 @@ def _warm_up(servable: Servable[Any, Any]) -> None:
         if isinstance(answer, FoveaError):
             raise answer
     elif servable.mode == "stream":
-        for _ in servable.stream(request, run):
-            break
+        asyncio.run(_read_first(servable.stream(request, run)))
+
+
+async def _read_first(events: AsyncGenerator[BaseModel, None]) -> None:
+    async with contextlib.aclosing(events):
+        await anext(events, None)
+
+
+async def _next(events: AsyncGenerator[BaseModel, None], run: CallContext) -> BaseModel | None:
+    """The next event; None at the end.
+
+    Raises:
+        DeadlineExceeded: None came before the run's deadline.
+    """
+    seconds = None if run.deadline is None else run.deadline - time.monotonic()
+    try:
+        async with asyncio.timeout(seconds):
+            return await anext(events, None)
+    except TimeoutError as error:
+        detail = "The deadline of the request passed before it was done."
+        raise DeadlineExceeded(detail, hint="Allow more time.") from error

@@ -8,21 +8,16 @@ from shared.telemetry.spans import use_recorder
 
 
 class RecordedSpans:
-    """Finished spans, by name."""
-
     def __init__(self, exporter):
         self._exporter = exporter
 
     def all(self):
-        """All of them, in the order of their ends."""
         return self._exporter.get_finished_spans()
 
     def named(self, name):
-        """Those of a name."""
         return [one for one in self.all() if one.name == name]
 
     def one(self, name):
-        """The only one of a name."""
         found = self.named(name)
         assert len(found) == 1, (name, [one.name for one in self.all()])
         return found[0]

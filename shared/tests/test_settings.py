@@ -56,15 +56,6 @@ def test_new_name_of_a_setting_wins_over_the_old_one(monkeypatch):
         assert Settings().max_batch_size == 5
 
 
-def test_nonsense_under_an_old_name_is_refused(monkeypatch):
-    monkeypatch.setenv("FOVEA_BATCH_MAX", "0")
-    with (
-        pytest.warns(DeprecationWarning, match="FOVEA_MAX_BATCH_SIZE"),
-        pytest.raises(ValidationError, match="max_batch_size"),
-    ):
-        Settings()
-
-
 def test_child_processes_are_given_the_new_names(monkeypatch):
     monkeypatch.setenv("FOVEA_DRAIN_S", "3")
     assert environment(FOVEA_X="1") == {**environment(), "FOVEA_X": "1"}

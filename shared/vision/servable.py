@@ -25,7 +25,7 @@ from shared.registry import CallContext, Card, Engine, LoadContext, Servable
 from shared.registry.weights import Weights, find_weights, read_weights
 from shared.telemetry import stage
 from shared.vision.decode import DEFAULT_BOUNDS, DecodeBounds, DecodedImage, decode
-from shared.vision.novelty import Familiar
+from shared.vision.novelty import InDistributionModel
 from shared.vision.picture_memory import DEFAULT_MEMORY_BYTES, shared_memory
 
 if TYPE_CHECKING:
@@ -101,11 +101,11 @@ class DataConfig:
     names: tuple[str, ...] = ()
     crop: float = 1.0
     constants: Mapping[str, float] = field(default_factory=dict)
-    familiar: Familiar | None = None
+    familiar: InDistributionModel | None = None
 
     def with_facts_of(self, weights: Weights) -> Self:
         """With the constants and the familiar features that came with weights."""
-        return replace(self, constants=weights.manifest.constants, familiar=Familiar.read(weights.familiar))
+        return replace(self, constants=weights.manifest.constants, familiar=InDistributionModel.read(weights.familiar))
 
     def warn(self, features: np.ndarray) -> list[str]:
         """What to say about a picture with these features (c,): nothing where it is of the kind that was learnt."""
@@ -290,7 +290,7 @@ class VisionServable(Servable[Request, Answer], Generic[Request, Answer, Item]):
             return decode(data, self.bounds)
 
 
-def add_features(forms: ExportedForms, familiar: Familiar | None) -> ExportedForms:
+def add_features(forms: ExportedForms, familiar: InDistributionModel | None) -> ExportedForms:
     """The forms with features (n, c) as their last output, where weights know their kind of picture.
 
     The network's method for both is `<call>_and_features`.

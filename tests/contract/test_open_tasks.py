@@ -18,7 +18,6 @@ from typer.testing import CliRunner
 
 from fovea.cli.main import app as command
 from services.gateway.tests.stage import fronted
-from shared.api.model import KNOWN_TASKS
 from shared.api.replica import EFFECTFUL, ENDLESS, ReplicaRecord
 from shared.serving.build_app import build
 from shared.serving.replica import ReplicaServer
@@ -41,7 +40,6 @@ class Echo(Response):
         self.request = request
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send chunk by chunk."""
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         async for chunk in self.request.stream():
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
@@ -73,10 +71,6 @@ def url(tmp_path_factory):
     app = service(Settings(data_dir=folder, redis_url=None, max_body_bytes=LIMIT))
     with fronted(app, "cells", folder, max_body_bytes=LIMIT) as (address, _, _):
         yield address
-
-
-def test_the_task_is_not_one_that_anything_knows():
-    assert TASK not in KNOWN_TASKS
 
 
 async def test_a_replica_announces_its_routes_and_their_marks():

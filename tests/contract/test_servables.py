@@ -60,7 +60,6 @@ class Shelf:
         return self._loaded
 
     def clear(self) -> None:
-        """Close what is loaded."""
         if self._loaded is not None:
             self._loaded.servable.close()
         self._loaded = None

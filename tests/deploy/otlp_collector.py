@@ -35,8 +35,6 @@ class CollectedSpan:
 
 
 class Collector:
-    """Where spans are sent to."""
-
     def __init__(self) -> None:
         self.spans: list[CollectedSpan] = []
         collector = self
@@ -63,16 +61,13 @@ class Collector:
 
     @property
     def endpoint(self) -> str:
-        """`OTEL_EXPORTER_OTLP_ENDPOINT` of those who send here."""
         return f"http://127.0.0.1:{self._server.server_port}"
 
     def of_trace(self, trace: str) -> list[CollectedSpan]:
-        """Spans of one trace, the longest first."""
         return sorted((one for one in self.spans if one.trace == trace), key=lambda one: -one.seconds)
 
     @contextlib.contextmanager
     def serve(self) -> Iterator[Collector]:
-        """Take spans while the block runs."""
         thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         thread.start()
         try:

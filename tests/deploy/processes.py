@@ -13,12 +13,10 @@ class Processes:
         self._started: list[subprocess.Popen[bytes]] = []
 
     def start(self, command: Sequence[str], env: Mapping[str, str]) -> None:
-        """Start one more."""
         with (self._folder / f"{len(self._started)}.log").open("wb") as log:
             self._started.append(subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT))
 
     def stop(self) -> None:
-        """End all, by force where one does not go."""
         for process in self._started:
             process.terminate()
         for process in self._started:

@@ -46,7 +46,6 @@ class RayCluster:
     """Head and nodes, each a session of processes with a data folder of its own, as each pod has."""
 
     def __init__(self, folder: pathlib.Path, redis_url: str, **settings: str) -> None:
-        """Prepare; `start_head` and `add_node` start processes."""
         self.gcs, self.dashboard = free_port(), free_port()
         self.sessions: dict[str, subprocess.Popen[bytes]] = {}
         self._nodes: set[str] = set()

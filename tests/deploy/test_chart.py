@@ -137,31 +137,11 @@ def test_every_long_lived_container_that_serves_is_probed(documents):
             assert all("livenessProbe" in c and "readinessProbe" in c for c in probed), name
 
 
-def test_one_template_makes_the_same_things_for_each_service():
-    documents = render(*ALL_ON)
-    for service in SIX:
-        kinds = {d["kind"] for d in documents if d["metadata"]["name"] in {f"demo-{service}", f"demo-{service}-worker"}}
-        assert kinds == {"RayService", "Deployment", "ScaledObject"}
-
-
 def test_a_disruption_budget_lets_one_replica_go_and_names_a_whole_number():
     assert not [d for d in render() if d["kind"] == "PodDisruptionBudget" and "gateway" not in d["metadata"]["name"]]
     budget = named(render("services.medical-seg.replicas.min=3"), "PodDisruptionBudget", "demo-medical-seg")["spec"]
     assert budget["minAvailable"] == 2
     assert "maxUnavailable" not in budget
-
-
-def test_disabled_service_leaves_nothing_behind():
-    text = run_helm("template", "demo", str(CHART), "--set", "services.medical-seg.enabled=false").stdout
-    assert "medical-seg" not in text
-
-
-def test_ray_application_is_ours_and_runs_without_rays_proxy():
-    config = yaml.safe_load(named(render(), "RayService", "demo-medical-seg")["spec"]["serveConfigV2"])
-    assert config["proxy_location"] == "Disabled"
-    [application] = config["applications"]
-    assert application["import_path"] == "shared.serving.ray:application"
-    assert application["args"]["service"] == "medical-seg"
 
 
 def ray_cluster(service, *sets):
@@ -245,12 +225,6 @@ def test_the_operator_reaches_the_dashboard_of_heads_and_of_nobody_else():
     api = [ports for peer, ports in allowed(documents, head, "to") if peer == '"anybody"']
     assert api == [{443, 6443}]
     assert not [peer for peer, _ in allowed(documents, replica, "to") if peer == '"anybody"']
-
-
-def test_monitoring_reaches_the_metrics_port_alone():
-    documents = render()
-    gateway = named(documents, "Deployment", "demo-gateway")["spec"]["template"]["metadata"]["labels"]
-    assert [ports for peer, ports in allowed(documents, gateway, "from") if '"monitoring"' in peer] == [{9464}]
 
 
 def test_every_pod_with_metrics_has_the_port_that_the_monitor_names():
@@ -337,19 +311,19 @@ def test_judges_ask_the_gateway_with_a_key_of_a_secret():
     assert named(documents, "Service", "demo-gateway")["spec"]["ports"][0]["port"] == 80
 
 
-def test_gpu_is_asked_for_by_replica_and_worker():
-    documents = render("services.llm-longctx.gpus=1")
-    ray = named(documents, "RayService", "demo-llm-longctx")["spec"]["rayClusterConfig"]
-    replica = ray["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]
-    worker = named(documents, "Deployment", "demo-llm-longctx-worker")["spec"]["template"]["spec"]["containers"][0]
-    assert replica["resources"]["limits"]["nvidia.com/gpu"] == 1
-    assert worker["resources"]["limits"]["nvidia.com/gpu"] == 1
-
-
-def test_replicas_announce_the_address_of_their_pod():
-    ray = named(render(), "RayService", "demo-medical-seg")["spec"]["rayClusterConfig"]
-    env = ray["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]["env"]
-    assert {"name": "FOVEA_REPLICA_ADVERTISED_HOST", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}} in env
+@pytest.mark.parametrize(
+    ("service", "gpus", "processes"),
+    [
+        ("llm-longctx", 1, None),
+        ("llm-longctx", 4, "4"),
+        ("medical-seg", 2, None),
+    ],
+)
+def test_a_language_model_is_held_by_a_process_per_gpu(service, gpus, processes):
+    ray = named(render(f"services.{service}.gpus={gpus}"), "RayService", f"demo-{service}")["spec"]
+    assert f"num_gpus: {gpus}" in ray["serveConfigV2"]
+    env = ray["rayClusterConfig"]["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]["env"]
+    assert {e["name"]: e.get("value") for e in env}.get("FOVEA_LLM_TENSOR_PARALLEL") == processes
 
 
 def test_environment_names_are_settings_that_exist():

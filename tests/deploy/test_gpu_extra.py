@@ -43,19 +43,6 @@ def test_tensorrt_is_an_extra_of_its_own():
     assert all(f"-cu{MAJOR}-" in one for one in EXTRAS["tensorrt"])
 
 
-@pytest.mark.parametrize(
-    ("packages", "found"),
-    [
-        ({"nvidia-cudnn-cu13": "9.2", "nvidia-cuda-runtime": "13.0.96"}, {"13"}),
-        ({"nvidia-cudnn-cu13": "9.2", "tensorrt-cu12-libs": "10.9"}, {"12", "13"}),
-        ({"nvidia-cuda-nvrtc": "12.9.1", "torch": "2.13.0"}, {"12"}),
-    ],
-)
-def test_majors_are_read_from_names_and_versions(packages, found):
-    report = {"install": [{"metadata": {"name": name, "version": v}} for name, v in packages.items()]}
-    assert set(majors(report).values()) == found
-
-
 @pytest.mark.release
 def test_the_extra_resolves_from_pypi_alone_with_one_cuda_major(tmp_path):
     report = tmp_path / "report.json"

@@ -106,7 +106,6 @@ class Scene:
         return f"http://127.0.0.1:{port}"
 
     def query(self, expression):
-        """The samples of an instant query."""
         with contextlib.suppress(httpx2.TransportError):
             answer = httpx2.get(f"{self.prometheus}/api/v1/query", params={"query": expression}, timeout=10)
             return answer.json()["data"]["result"]

@@ -9,7 +9,6 @@ import pytest
 from typer.testing import CliRunner
 
 from shared.errors import FoveaError, NotReady
-from shared.export.artifacts import ExportedForms
 from shared.registry import CallContext, LoadContext
 from shared.registry.discovery import servables
 from shared.vision.export_cli import export
@@ -76,15 +75,6 @@ def test_a_service_without_torch_answers_as_with_it(exported, tmp_path):
             served.close()
         assert not isinstance(expected, FoveaError)
         assert without_times(answers[name]) == without_times(json.loads(expected.model_dump_json(exclude_none=False)))
-
-
-def test_given_graphs_are_served_from_their_folder(exported, tmp_path, monkeypatch):
-    service, graphs = exported
-    monkeypatch.setattr(ExportedForms, "_export", lambda _: pytest.fail("was exported again"))
-    for kind in servables(service).values():
-        context = LoadContext(cache=tmp_path / "cache", weights=tmp_path / "none", graphs=graphs)
-        kind.load(context).close()
-    assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.usefixtures("fresh_exports")

@@ -81,13 +81,11 @@ class PretendCuda:
 
     @contextlib.contextmanager
     def active(self) -> Iterator[PretendCuda]:
-        """Pretend, on this thread, as long as the context lasts."""
         with _Calls(self), _Operations(self):
             yield self
 
     @contextlib.contextmanager
     def decoding(self) -> Iterator[None]:
-        """Waits and hidden copies are faults inside."""
         before, self.strict = self.strict, True
         try:
             yield
@@ -106,7 +104,6 @@ class PretendCuda:
             self.inherits = before
 
     def device_of(self, x: Tensor) -> torch.device:
-        """Where a tensor is said to lie."""
         if x.device.type != "cpu" or x.layout is not torch.strided:
             return x.device
         held = _ON_CUDA.get(x.untyped_storage()._cdata)
@@ -156,8 +153,6 @@ def to_cuda(module: nn.Module, device: PretendCuda) -> nn.Module:
 
 
 class _Operations(TorchDispatchMode):
-    """The lower layer: operands of each operation."""
-
     def __init__(self, device: PretendCuda) -> None:
         super().__init__()
         self._device = device

@@ -5,13 +5,13 @@ import copy
 import pytest
 import torch
 
-from services.llm_longctx.mixers.deconstructed.networks import DeconstructedLM
-from services.llm_longctx.mixers.landmark.networks import LandmarkGPT
-from services.llm_longctx.mixers.routing.networks import RoutingLM
-from services.llm_longctx.mixers.titans.networks import titans_mac
-from services.llm_longctx.serving.adapters.landmark_session import LandmarkRequestSession
-from services.llm_longctx.serving.adapters.session import StatelessRequestSession
-from services.llm_longctx.serving.adapters.titans import TitansRequestSession
+from fovea_memory.adapters.landmark_session import LandmarkRequestSession
+from fovea_memory.adapters.session import StatelessRequestSession
+from fovea_memory.adapters.titans import TitansRequestSession
+from fovea_memory.mixers.deconstructed.networks import DeconstructedLM
+from fovea_memory.mixers.landmark.networks import LandmarkGPT
+from fovea_memory.mixers.routing.networks import RoutingLM
+from fovea_memory.mixers.titans.networks import titans_mac
 from tests.device.pretend_cuda import PretendCuda, to_cuda
 
 VOCAB, PROMPT, STEPS = 42, 40, 4
@@ -71,35 +71,32 @@ def test_mixers_answer_as_on_a_cpu(name):
     assert close
 
 
-@pytest.mark.parametrize("offload", ["none", "cpu", "disk"])
-def test_a_landmark_session_is_restored_and_keeps_blocks_elsewhere(offload):
+def _restore_landmark(net, ids, offload):
+    first, second = (net.session(1, blocks=2, offload=offload) for _ in range(2))
+    first.feed(ids[:, :PROMPT])
+    second.restore(first.state(), PROMPT)
+    return second.feed(ids[:, PROMPT:]).logits
+
+
+def _restore_titans(net, ids, _offload):
+    session = net.session(1)
+    session.feed(ids[:, :PROMPT])
+    return net.restore(session.export()).feed(ids[:, PROMPT:])
+
+
+@pytest.mark.parametrize(
+    ("name", "restore", "offload"),
+    [
+        *(("landmark", _restore_landmark, where) for where in ("none", "cpu", "disk")),
+        ("titans", _restore_titans, "none"),
+    ],
+)
+def test_sessions_are_restored_and_keep_blocks_elsewhere(name, restore, offload):
     torch.manual_seed(0)
-    net = LandmarkGPT(VOCAB, 16, 2, 2, 4, 41, 64).eval().requires_grad_(requires_grad=False)
-
-    def run(net, put) -> torch.Tensor:
-        first, second = (net.session(1, blocks=2, offload=offload) for _ in range(2))
-        first.feed(put(torch.tensor([IDS[:PROMPT]])))
-        second.restore(first.state(), PROMPT)
-        return second.feed(put(torch.tensor([IDS[PROMPT:]]))).logits
-
-    wanted, device = run(net, lambda ids: ids), PretendCuda()
+    net = MIXERS[name][0]().eval().requires_grad_(requires_grad=False)
+    ids = torch.tensor([IDS])
+    wanted, device = restore(net, ids, offload), PretendCuda()
     with device.active():
-        found = run(to_cuda(copy.deepcopy(net), device), lambda ids: ids.cuda())
-        close = found.is_cuda and torch.allclose(found.cpu(), wanted, atol=1e-4)
-    assert close
-
-
-def test_a_titans_session_is_restored():
-    torch.manual_seed(0)
-    net = titans_mac(VOCAB, 16, 2, 2, segment=8).eval().requires_grad_(requires_grad=False)
-
-    def run(net, put) -> torch.Tensor:
-        session = net.session(1)
-        session.feed(put(torch.tensor([IDS[:PROMPT]])))
-        return net.restore(session.export()).feed(put(torch.tensor([IDS[PROMPT:]])))
-
-    wanted, device = run(net, lambda ids: ids), PretendCuda()
-    with device.active():
-        found = run(to_cuda(copy.deepcopy(net), device), lambda ids: ids.cuda())
+        found = restore(to_cuda(copy.deepcopy(net), device), ids.cuda(), offload)
         close = found.is_cuda and torch.allclose(found.cpu(), wanted, atol=1e-4)
     assert close

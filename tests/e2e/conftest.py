@@ -31,8 +31,6 @@ LIT = "Console http"
 
 @dataclass
 class Product:
-    """A running Fovea and where it listens."""
-
     http: int
     grpc: int
     folder: pathlib.Path
@@ -40,12 +38,10 @@ class Product:
 
     @property
     def url(self) -> str:
-        """Base URL of the gateway."""
         return f"http://127.0.0.1:{self.http}"
 
     @property
     def log(self) -> str:
-        """What `fovea up` has printed so far."""
         return (self.folder / "up.log").read_text("utf8", "replace")
 
     def processes(self, *words: str) -> list[psutil.Process]:

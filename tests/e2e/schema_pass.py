@@ -66,7 +66,6 @@ class Asked:
 
     @property
     def total(self) -> int:
-        """Requests sent."""
         return self.statuses.total()
 
 

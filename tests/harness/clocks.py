@@ -19,24 +19,19 @@ class Clock:
         self._monotonic, self._wall = time.monotonic(), time.time()
 
     def monotonic(self) -> float:
-        """Seconds of the monotonic clock."""
         return self._monotonic
 
     def perf_counter(self) -> float:
-        """Seconds of the same clock."""
         return self._monotonic
 
     def time(self) -> float:
-        """Seconds of the wall clock."""
         return self._wall
 
     def advance(self, seconds: float) -> None:
-        """Let time pass."""
         self._monotonic += seconds
         self._wall += seconds
 
     def govern(self, *modules: ModuleType) -> None:
-        """Be the `time` of these modules until the test ends."""
         for module in modules:
             self._monkeypatch.setattr(module, "time", self)
 

@@ -97,8 +97,6 @@ def copy(source: Path, target: Path) -> None:
 
 
 class GraphFolder:
-    """Exports a graph once."""
-
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.exports = 0

@@ -70,7 +70,6 @@ class FixtureClock:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item) -> Iterator[pytest.TestReport]:
-        """Let the report carry it, also from a worker."""
         report = yield
         if report.when == "setup":
             known = item._fixtureinfo.name2fixturedefs if isinstance(item, pytest.Function) else {}
@@ -98,13 +97,11 @@ class PhaseRecorder:
         self._write(test="", phase=phase, seconds=seconds, outcome=outcome, worker="master", began=int(self._began))
 
     def pytest_runtest_logstart(self) -> None:
-        """Write what passed before the first test."""
         if not self._collected:
             self._collected = True
             self._write_run("collection", "passed")
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Write one phase."""
         more: dict[str, Any] = {key: value for key, value in report.user_properties if key == "timed"}
         more |= {key: value for key, value in getattr(report, "shared", {}).items() if value}
         if (message := skip_message(report)) is not None:
@@ -116,7 +113,6 @@ class PhaseRecorder:
         )  # fmt: skip
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        """Write a module that was skipped as a whole."""
         if (message := skip_message(report)) is not None:
             self._write(
                 test=report.nodeid, phase="collection", seconds=0.0, outcome="skipped", worker="master", message=message
@@ -124,9 +120,7 @@ class PhaseRecorder:
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """Write how long the run took, and how it ended."""
         self._write_run("run", "passed" if session.exitstatus == pytest.ExitCode.OK else "failed")
 
     def pytest_unconfigure(self) -> None:
-        """Close the file."""
         self._file.close()

@@ -66,14 +66,12 @@ class RerunLedger:
         self.reasons: dict[str, str] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Note the reason of each timed test and each rerun."""
         if reason := dict(report.user_properties).get("timed"):
             self.reasons[report.nodeid] = str(reason)
         if report.outcome == "rerun":  # pytest-rerunfailures' own
             self.counts[report.nodeid] += 1
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """Say how many tests hold a clock, and which were run again."""
         if not self.reasons:
             return
         terminalreporter.section("timed tests")

@@ -19,8 +19,6 @@ LIST = Path(__file__).parents[1] / "skips.toml"
 
 @dataclass(frozen=True)
 class AllowedSkip:
-    """Tests that may be skipped for one reason."""
-
     test: str
     """Pattern of the node id, as of `fnmatch`; write parentheses for the brackets of parameters."""
     reason: str
@@ -76,22 +74,18 @@ class SkipLedger:
             self._skipped[report.nodeid] = message
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Note a test that was skipped."""
         self._note(report)
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        """Note a module that was skipped as a whole."""
         self._note(report)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """Fail the run."""
         good = (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
         if session.exitstatus in good and self.refused():
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """List the skips that nobody allowed."""
         if refused := self.refused():
             terminalreporter.section("skips that tests/skips.toml does not allow", red=True)
             for test, message in refused:

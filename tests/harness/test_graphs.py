@@ -1,7 +1,5 @@
 """Graphs are exported once for all: between folders, between processes, and again when anything of theirs changes."""
 
-import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -29,14 +27,6 @@ def test_a_second_cache_gets_the_graph_of_the_first(forms, tmp_path):
     assert one.read_bytes() == two.read_bytes()
 
 
-def test_two_that_want_it_at_once_export_it_once(forms, tmp_path):
-    folders = [GraphFolder(tmp_path / "kept") for _ in range(4)]
-    with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda at: folders[at].export(forms(str(at))), range(4)))
-    assert sum(folder.exports for folder in folders) == 1
-    assert len({parity.max_value for parity in found}) == 1
-
-
 def test_other_wishes_and_other_code_have_another_name(forms, monkeypatch):
     plain = forms("one")
     assert name_graph(plain) == name_graph(forms("elsewhere"))
@@ -52,15 +42,6 @@ def test_the_code_of_a_network_is_what_it_imports_and_nothing_that_computes_no_t
     }
     assert {"services/medical_seg/models/res2net.py", "services/medical_seg/models/pranet_network.py"} <= found
     assert not found & {"shared/settings.py", "services/medical_seg/segmenter.py"}
-
-
-def test_what_nobody_used_for_long_is_removed(tmp_path):
-    old, new = tmp_path / "old.onnx", tmp_path / "new.onnx"
-    for file in (old, new):
-        file.touch()
-    os.utime(old, (0, 0))
-    GraphFolder(tmp_path)
-    assert (old.exists(), new.exists()) == (False, True)
 
 
 @pytest.mark.release

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from packaging.markers import Marker
 
-from tests.harness.skips import AllowedSkip, read_allowed_skips
+from tests.harness.skips import read_allowed_skips
 
 ROOT = Path(__file__).parents[2]
 WAYS = {
@@ -61,11 +61,6 @@ def test_a_listed_test_may_not_be_skipped_for_another_reason(run_suite, pytester
     assert run_suite("skips", option, test_one=WAYS["call"]).ret == pytest.ExitCode.TESTS_FAILED
 
 
-def test_an_expected_failure_is_no_skip(run_suite, pytester):
-    failing = "import pytest\n@pytest.mark.xfail\ndef test_a(): assert 0"
-    assert run_suite("skips", allow(pytester, test="x", reason="y"), test_one=failing).ret == pytest.ExitCode.OK
-
-
 def test_more_skips_than_an_entry_allows_fail_the_run(run_suite, pytester):
     many = "import pytest\n@pytest.mark.parametrize('x', [1, 2, 3])\ndef test_a(x): pytest.skip('no tool')"
     option = allow(pytester, test="test_one.py*", reason="no tool", most=2)
@@ -80,12 +75,6 @@ def test_more_skips_than_an_entry_allows_fail_the_run(run_suite, pytester):
 def test_an_entry_holds_where_its_marker_does(where, expected, run_suite, pytester):
     option = allow(pytester, test="*", reason="no_such_module", where=where)
     assert run_suite("skips", option, test_one=WAYS["call"]).ret == expected
-
-
-def test_brackets_of_parameters_are_written_as_parentheses():
-    entry = AllowedSkip("a.py::test_x(gpt2)", "lens", "install it")
-    assert entry.covers("a.py::test_x[gpt2]", "no lens")
-    assert not entry.covers("a.py::test_x[llama]", "no lens")
 
 
 def test_each_entry_of_the_list_is_needed_and_says_how_to_run_the_tests():

@@ -19,8 +19,6 @@ from tests.harness.waiting import wait_until
 
 @dataclass
 class Judging:
-    """What is running."""
-
     url: str
     model: FakeModel
     queue: ForgetfulQueue

@@ -1,6 +1,5 @@
 """The judge's page in a real browser: a pair, a batch with progress, the grid, disagreements, rankings, the board."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -107,9 +106,3 @@ def test_the_leaderboard_shows_kappa_with_its_interval_beside_tau(judge):
     assert any(row.startswith("overlap") for row in rows)
     assert all("…" in row for row in rows)
     assert part.locator("[data-part=kappa-tau-dots] circle").count() <= len(rows)
-
-
-def test_the_page_fits_a_telephone_and_says_so_without_a_judge(judge, chromium, judging):
-    judge.set_viewport_size({"width": 390, "height": 844})
-    assert judge.evaluate("document.documentElement.scrollWidth") <= 390
-    assert json.loads(judge.evaluate("JSON.stringify([...document.querySelectorAll('h2')].map(h => h.textContent))"))[0]

@@ -32,21 +32,6 @@ def test_the_list_names_no_function_and_no_file_that_is_gone():
     assert not gone, "run `make test ARGS=--phases=all.phases`, then `python -m tests.slow all.phases`"
 
 
-def test_parameters_phases_and_reruns_are_added_up():
-    rows = [row("a.py::f[1]", 1, "setup"), row("a.py::f[1]", 2), row("a.py::f[x::y]", 4), row("a.py::K::g", 8)]
-    costs = slow.read_costs([*rows, row("", 30, "collection"), row("", 99, "run"), row("b.py", 0, "collection")])
-    assert (costs.own, costs.collection) == ({"a.py::f": 7, "a.py::K::g": 8}, 30)
-
-
-def test_the_most_expensive_go_until_the_rest_fits():
-    costs = slow.read_costs(
-        [row(f"a.py::{name}", seconds) for name, seconds in zip("abcd", (1, 2, 4, 30), strict=True)]
-    )
-    assert slow.list_slow(costs, budget=7) == ["a.py::d"]
-    assert slow.list_slow(costs, budget=6) == ["a.py::c", "a.py::d"]
-    assert slow.list_slow(costs, budget=100) == []
-
-
 def test_a_file_with_an_expensive_fixture_is_left_out_as_a_whole():
     fixture = {"uses": ["a.py::model"]}
     rows = [

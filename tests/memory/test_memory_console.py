@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-import pytest
 from playwright.sync_api import expect
 
 from services.gateway.tests.browsing import MARKS
@@ -58,12 +57,6 @@ def test_session_shows_its_size_and_what_surprised_it_and_can_go_back(page):
     expect(state).to_contain_text("8 tokens read")
     page.get_by_role("button", name="Delete the session").click()
     expect(state).to_have_text("The model keeps no memory between requests.")
-
-
-def test_model_of_one_task_is_asked_what_it_is_made_for(page):
-    page.goto("/console/chat?model=fovea-landmark-recall")
-    (starter,) = page.locator("[data-starter]").all_inner_texts()
-    assert starter.endswith("? dog")
 
 
 def test_model_without_memory_offers_none(page):
@@ -178,13 +171,3 @@ def test_session_that_is_gone_is_told_in_list_and_chat(page, remembering, compla
     expect(page.get_by_role("button", name="Open a session")).to_be_visible()
     assert ["404" in said for said in complaints] == [True, True]
     complaints.clear()
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_list_fits_narrow_screens_in_either_scheme(page, scheme):
-    _talked(page)
-    page.emulate_media(color_scheme=scheme)
-    page.set_viewport_size({"width": 360, "height": 780})
-    page.goto("/console/sessions")
-    page.locator(".session").first.wait_for()
-    assert page.locator("html").evaluate("element => element.scrollWidth") <= 360

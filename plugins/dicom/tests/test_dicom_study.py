@@ -75,7 +75,6 @@ class Bright:
         self.asked: list[SegmentIn] = []
 
     async def __call__(self, request: SegmentIn) -> SegmentOut:
-        """Segment one picture."""
         self.asked.append(request)
         mask = decode(request.image, DEFAULT_BOUNDS).pixels[..., 0] > 128
         regions, _ = find_regions(mask)

@@ -13,7 +13,6 @@ from fovea_survey.video.frame_parsers import (
     FrameParser,
     JpegParser,
     MultipartParser,
-    choose_parser,
     read_pages,
 )
 from shared.errors import FoveaError, InvalidOption, TooLarge, UnsupportedMedia
@@ -67,10 +66,6 @@ def test_garbage_between_frames_is_a_frame_that_nobody_can_decode():
     assert found == [JPEGS[0], b"garbage", JPEGS[1]]
     with pytest.raises(FoveaError):
         decode(found[1], BOUNDS)
-
-
-def test_line_ends_between_frames_are_nothing():
-    assert _run(JpegParser(BOUNDS), JPEGS[0] + b"\r\n\r\n" + JPEGS[1] + b"\r\n", 64) == JPEGS[:2]
 
 
 @given(st.binary(max_size=400), st.integers(1, 90))
@@ -160,17 +155,3 @@ def test_a_file_too_large_or_broken_is_left_to_the_decoder():
     assert list(read_pages(b"GIF89a broken", BOUNDS)) == [b"GIF89a broken"]
     with pytest.raises(TooLarge):
         _run(FileParser(DecodeBounds(bytes=100)), b"x" * 101, 60)
-
-
-@pytest.mark.parametrize(
-    ("media", "kind"),
-    [
-        ("video/x-motion-jpeg", JpegParser),
-        ("image/jpeg", JpegParser),
-        ("image/gif", FileParser),
-        ("", FileParser),
-        ("video/mp4", FileParser),
-    ],
-)
-def test_the_content_type_chooses(media, kind):
-    assert isinstance(choose_parser(media, BOUNDS), kind)

@@ -136,11 +136,6 @@ async def test_doubtful_detections_are_told_only_where_they_continue_a_track():
     assert [len(each.detections) for each in await _answers([_jpeg()] * 2, detect, confidence=0.5)] == [0, 1]
 
 
-async def test_without_tracking_there_are_no_ids():
-    (told,) = await _answers([_jpeg()], _detect, track=False)
-    assert told.detections[0].track_id is None
-
-
 async def test_leaving_early_stops_the_reading():
     read = 0
 
@@ -198,11 +193,9 @@ class Watching(Toy):
 
     @classmethod
     def load(cls, place: LoadContext) -> Toy:  # as services call it
-        """The toy; nothing is read."""
         return cls(CARD, Blobs(), DataConfig(64, NAMES))
 
     def example(self) -> DetectIn:
-        """A picture with a dark square."""
         return DetectIn(image=_jpeg())
 
 

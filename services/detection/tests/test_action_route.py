@@ -1,7 +1,6 @@
 """`POST /v1/actions` as people use it: forms of features, what is found, what is drawn, each mistake."""
 
 import base64
-import csv
 import io
 from types import SimpleNamespace
 from typing import Any, cast
@@ -10,12 +9,9 @@ import numpy as np
 import pytest
 
 from services.detection.models.bmn import BmnActionDetector, BmnCsaActionDetector
-from services.detection.recipes.bmn.data import Videos, videos
-from services.detection.segments.proposals import interval_iou
 from services.detection.servables.action_detector import _list_proposals, resample
 from shared.api.actions import ActionsIn, ActionsOut
 from shared.registry.weights import read_weights
-from shared.vision.decode import decode
 from tests.contract.sameness import differences
 from tests.harness.models import answered, client_of, problem
 
@@ -29,27 +25,15 @@ def client(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def held():
-    return videos("test", 30)
+    rng = np.random.default_rng(3)
+    shapes = {"features": (5, 64, 32), "semantics": (5, 8, 32), "scores": (5, 8, 32)}
+    return SimpleNamespace(**{name: rng.random(shape, np.float32) for name, shape in shapes.items()})
 
 
-def npz(held: Videos, video: int) -> bytes:
+def npz(held: SimpleNamespace, video: int) -> bytes:
     file = io.BytesIO()
     np.savez(file, features=held.features[video], semantics=held.semantics[video], class_scores=held.scores[video])
     return file.getvalue()
-
-
-def test_segments_of_unseen_videos_are_found_with_their_class(client, held):
-    hits = total = 0
-    for video in range(30):
-        answer = answered(
-            client.post("/v1/actions?model=bmn-csa&duration=32", files={"features": npz(held, video)}), ActionsOut
-        )
-        best = answer.proposals[:5]
-        for (start, end), label in zip(held.segments[video] * 32, held.labels[video], strict=True):
-            same = [p for p in best if p.class_id == label]
-            iou = interval_iou(np.array([p.start for p in same]), np.array([p.end for p in same]), start, end)
-            hits, total = hits + (iou.max(initial=0) >= 0.5), total + 1
-    assert hits / total > 0.5
 
 
 @pytest.mark.parametrize("form", ["multipart", "raw", "json rows", "json base64", "npy and fields"])
@@ -89,21 +73,6 @@ def test_times_follow_duration_or_fps(client, held):
     assert seconds[0].proposals[0].end == pytest.approx(2 * seconds[2].proposals[0].end)
 
 
-def test_options_shape_the_list(client, held):
-    body = {"model": "bmn", "features": held.features[1].tolist(), "duration": 32}
-    every = answered(client.post("/v1/actions", json=body), ActionsOut).proposals
-    assert len(every) == 100
-    scores = [p.score for p in every]
-    assert scores == sorted(scores, reverse=True)
-    few = answered(client.post("/v1/actions", json={**body, "max_proposals": 3}), ActionsOut).proposals
-    assert few == every[:3]
-    good = answered(client.post("/v1/actions", json={**body, "min_score": scores[9]}), ActionsOut).proposals
-    assert good == every[:10]
-    soft = answered(client.post("/v1/actions", json={**body, "alpha": 50}), ActionsOut).proposals
-    assert soft != every
-    assert all(p.label is None for p in every)
-
-
 def test_a_score_that_was_shown_asks_for_its_proposal_again():
     request = ActionsIn.model_construct(min_score=0.123457, max_proposals=10, class_names=())
     video = SimpleNamespace(request=request, duration=10.0, classes=None)
@@ -134,16 +103,6 @@ def test_challenge_form_curves_and_map(client, held):
     row = answer.activitynet["results"]["v_1"][0]
     assert row["segment"] == [answer.proposals[0].start, answer.proposals[0].end]
     assert row["score"] == answer.proposals[0].score
-
-
-def test_table_and_picture_by_accept(client, held):
-    body = {"model": "bmn", "features": held.features[3].tolist()}
-    table = client.post("/v1/actions", json=body, headers={"accept": "text/csv"})
-    rows = list(csv.reader(io.StringIO(table.text)))
-    assert (rows[0], len(rows)) == (["start", "end", "score", "label"], 101)
-    picture = decode(client.post("/v1/actions", json=body, headers={"accept": "image/png"}).content)
-    assert picture.width == 960
-    assert len(np.unique(picture.pixels.reshape(-1, 3), axis=0)) > 50
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,6 @@ class Blobs:
     runs: int = 0
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """A cell per connected dark region: its box; class by its shade."""
         self.runs += 1
         found = []
         for picture in feeds["images"]:

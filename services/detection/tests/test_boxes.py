@@ -8,9 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.detection.boxes import complete_iou, decode, letterbox, nms, unletterbox
-from services.detection.boxes.geometry import cells
-from services.detection.boxes.letterbox import GREY
+from services.detection.boxes import complete_iou, letterbox, nms, unletterbox
 from services.detection.tests.filling import read
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -47,14 +45,6 @@ def test_letterbox_pads_and_maps_back_as_published():
         np.testing.assert_allclose(mapped.ravel(), back, atol=1e-2)
 
 
-def test_letterbox_pads_with_grey_on_both_sides():
-    page, _, (pad_x, pad_y) = letterbox(np.zeros((100, 640, 3), np.uint8), 640, auto=False)
-    assert (pad_x, pad_y) == (0, 270)
-    assert (page[:270] == GREY).all()
-    assert (page[-270:] == GREY).all()
-    assert (page[270:370] == 0).all()
-
-
 def test_letterbox_of_a_needle_keeps_a_pixel():
     page, *_ = letterbox(np.zeros((1, 4000, 3), np.uint8), 640)
     assert page.shape == (32, 640, 3)
@@ -69,25 +59,6 @@ def test_boxes_come_back_from_the_letterbox(height, width, auto, size):
     back = unletterbox(scaled, page.shape[:2], (height, width))
     # The scale is found again from rounded shapes: up to a pixel of the input, as in the published code.
     np.testing.assert_allclose(back, box, atol=1.5 / ratio)
-
-
-def test_decoding_reads_the_expected_distances():
-    maps = torch.full((1, 4 * 16 + 2, 2, 3), -20.0)
-    for side, distance in enumerate((1, 2, 3, 4)):
-        maps[0, side * 16 + distance] = 20
-    maps[0, 64] = 0
-    found = decode([maps], 2, strides=(8,))[0]
-    left, top = found[0] - found[2] / 2, found[1] - found[3] / 2
-    np.testing.assert_allclose(left.numpy(), (np.array([0.5, 1.5, 2.5] * 2) - 1) * 8, atol=1e-4)
-    np.testing.assert_allclose(top.numpy(), (np.array([0.5] * 3 + [1.5] * 3) - 2) * 8, atol=1e-4)
-    np.testing.assert_allclose(found[2:4, 0].numpy(), [32, 48], atol=1e-4)
-    np.testing.assert_allclose(found[4].numpy(), 0.5)
-
-
-def test_cells_run_row_by_row_and_level_by_level():
-    points, scales = cells([torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 1, 1)], (8, 16))
-    assert points.tolist() == [[0.5, 0.5], [1.5, 0.5], [0.5, 1.5], [1.5, 1.5], [0.5, 0.5]]
-    assert scales.ravel().tolist() == [8, 8, 8, 8, 16]
 
 
 def _predictions(rng: np.random.Generator, count: int, classes: int) -> np.ndarray:

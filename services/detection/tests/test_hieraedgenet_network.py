@@ -89,14 +89,6 @@ def test_boxes_and_scores_equal_the_published_modules(published):
     np.testing.assert_allclose(made[..., golden["idx"]], golden["pred_at_idx"], rtol=0, atol=0.02)
 
 
-def test_filters_without_fft_give_the_same_boxes(published):
-    net, x, golden = published
-    with torch.no_grad():
-        made = with_transform(net).predictions(x).numpy()
-    np.testing.assert_allclose(made[:, :4], golden["boxes"], rtol=0, atol=0.02)
-    np.testing.assert_allclose(made[:, 4:].max(1), golden["cls_max"], rtol=0, atol=1e-4)
-
-
 def test_official_edges_do_not_see_the_picture_and_described_ones_do():
     a, b = torch.randn(2, 1, 8, 16, 16)
     for edge, seen in (("official", False), ("described", True)):

@@ -10,12 +10,9 @@ from hypothesis import strategies as st
 
 from services.detection.boxes.drawing import class_colour
 from services.detection.servables.patches import (
-    MEAN,
-    STD,
     classify,
     count_by_class,
     divide,
-    normalise,
     resize_patch,
     tint_patches,
     to_csv,
@@ -47,10 +44,6 @@ def test_patches_cover_every_pixel_once_and_have_about_the_size_asked_for(height
     assert len(made.boxes) == made.rows * made.columns
 
 
-def test_without_a_tile_the_picture_stays_whole():
-    assert divide(20, 30, None).boxes == [(0, 0, 30, 20)]
-
-
 def test_too_many_patches_are_refused_with_their_number():
     with pytest.raises(InvalidOption, match=r"4,096 patches; the limit is 1,024") as caught:
         divide(1024, 1024, 16)
@@ -76,12 +69,6 @@ def test_a_patch_is_squashed_whole_or_cropped_in_the_middle():
     assert cropped[0, [0, -1], 0].tolist() == [255, 0]
     assert cropped[0, 3, 0] > 128 > cropped[0, 4, 0]
     assert resize_patch(picture, (50, 0, 80, 40), 8, 0.9).max() == 0
-
-
-def test_inputs_have_the_mean_and_spread_of_imagenet():
-    made = normalise(np.stack([np.zeros((4, 4, 3), np.uint8), np.full((4, 4, 3), 255, np.uint8)]))
-    assert (made.shape, made.dtype) == ((2, 3, 4, 4), np.float32)
-    np.testing.assert_allclose(made[:, :, 0, 0], [-MEAN / STD, (1 - MEAN) / STD], rtol=1e-5)
 
 
 def test_tints_stay_inside_their_patch_and_follow_the_probability():

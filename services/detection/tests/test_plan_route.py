@@ -1,15 +1,11 @@
 """`POST /v1/plan` as people use it: points, detections, batches; the map, the table, each mistake."""
 
-import csv
-import io
-
 import numpy as np
 import pytest
 
 from services.detection.models.planner import FoveaPlanner
 from services.detection.planning.geometry import hull
 from shared.api.plan import PlanOut
-from shared.vision.decode import decode
 from tests.harness.models import answered, client_of, problem
 
 POINTS = np.random.default_rng(0).random((9, 2)).round(4)
@@ -53,16 +49,6 @@ def test_a_batch_is_answered_set_by_set(client):
         assert together.objective >= single.objective - 1e-9
         assert together.objective <= 1.1 * single.objective
         assert together.lower_bound <= single.objective + 1e-9
-
-
-def test_map_and_table_by_accept(client):
-    for task in ("hull", "delaunay", "tsp"):
-        body = {"task": task, "points": POINTS.tolist()}
-        picture = decode(client.post("/v1/plan", json=body, headers={"accept": "image/png"}).content).pixels
-        assert (picture == (38, 100, 214)).all(2).any()
-        rows = list(csv.reader(io.StringIO(client.post("/v1/plan", json=body, headers={"accept": "text/csv"}).text)))
-        assert rows[0] in (["step", "index", "x", "y"], ["a", "b", "c"])
-        assert len(rows) > 3
 
 
 @pytest.mark.parametrize(

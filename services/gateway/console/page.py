@@ -1,4 +1,4 @@
-"""`Page`: a page that a plug-in adds to the console, as an entry point of group `fovea.pages`; its name is in the URL."""
+"""`Page`: a page that a plug-in adds to the console, as an entry point of group `fovea.pages`: NAME is in its URL."""
 
 from __future__ import annotations
 

@@ -49,25 +49,12 @@ _NAVIGATION = (
     ("chat", "Chat", "/console/chat", "chat"),
     ("judge", "Judge", "/console/judge", "judge"),
     ("probe", "Probe", "/console/probe", "probe"),
-    ("leaderboard", "Leaderboard", "/console/leaderboard", "card"),
     ("jobs", "Jobs", "/console/jobs", "jobs"),
 )
 """Pages in the navigation: name, title, URL, icon."""
 
 PAGES = "fovea.pages"
 """Entry-point group of plug-ins' pages."""
-
-_BOARD_COLUMNS = (
-    ("method", "Method"),
-    ("budget", "Budget"),
-    ("bytes", "Bytes"),
-    ("mean", "Mean"),
-    ("low", "95 %"),
-    ("difference", "Against dense"),
-    ("worse", "Worse / better"),
-    ("n", "n"),
-)
-"""Columns of the leaderboard: key in the report, label."""
 
 _Handler = Callable[[Request], Awaitable[Response]]
 
@@ -110,7 +97,6 @@ class Console:
             "/console/sessions": self.sessions,
             "/console/judge": self.judge,
             "/console/probe": self.probe,
-            "/console/leaderboard": self.leaderboard,
             "/console/jobs": self.jobs,
             "/console/run/{task}": self.run,
             "/console/models/{name:path}": self.card,
@@ -191,21 +177,6 @@ class Console:
         models = [entry.id for entry in await self._client.models(request) if entry.task == "judge"]
         templates = await self._client.templates(request) if models else []
         return self._render("judge.html", request, page="judge", models=models, templates=templates)
-
-    async def leaderboard(self, request: Request) -> Response:
-        """Attention methods at equal bytes on RULER-form tasks."""
-        models = [entry.id for entry in await self._client.models(request) if entry.task == "chat"]
-        methods = [one["name"] for one in await self._client.methods(request)] if models else []
-        tasks = [one["name"] for one in await self._client.ruler_tasks(request) if one["offline"]] if methods else []
-        return self._render(
-            "leaderboard.html",
-            request,
-            page="leaderboard",
-            models=models,
-            methods=[name for name in methods if name != "dense"],
-            tasks=tasks,
-            columns=_BOARD_COLUMNS,
-        )
 
     async def probe(self, request: Request) -> Response:
         """Experiments on language models; a permalink holds the spec that fills the form."""

@@ -1,6 +1,7 @@
 """The standard gRPC health service (`grpc.health.v1`). What ready means is up to the caller.
 
-Anybody may ask, so a message is read in a turn of its own and only a short one is decoded.
+Anybody may ask, so messages are read apart from those of callers with a key, and few calls watch at a time; one poll
+serves all of them.
 """
 
 from __future__ import annotations
@@ -13,18 +14,20 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 
-from services.gateway.policy.memory_budget import MessageReader
+from services.gateway.grpc.anonymous_reader import AnonymousReader
+from services.gateway.grpc.status import abort
+from shared.errors import FoveaError, QueueFull
+
+MAX_WATCHES: Final = 100
+"""Calls that watch at a time; whoever comes later can still check."""
 
 _HEALTH_SERVICE: Final = "grpc.health.v1.Health"
 _CHECK_INTERVAL_S: Final = 0.5
-_READ_TIMEOUT_S: Final = 5.0
-_MAX_BYTES: Final = 1024
-_ANYBODY: Final = ""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
-def add_health(server: grpc.aio.Server, is_ready: Callable[[], bool], service: str, reader: MessageReader) -> None:
+def add_health(server: grpc.aio.Server, is_ready: Callable[[], bool], service: str, reader: AnonymousReader) -> None:
     """Add health for the whole server (`""`) and for `service`, both serving while `is_ready()`."""
     server.add_generic_rpc_handlers((_Health(is_ready, service, reader),))
 
@@ -32,8 +35,11 @@ def add_health(server: grpc.aio.Server, is_ready: Callable[[], bool], service: s
 class _Health(grpc.GenericRpcHandler):
     """Answers with the current state."""
 
-    def __init__(self, is_ready: Callable[[], bool], service: str, reader: MessageReader) -> None:
+    def __init__(self, is_ready: Callable[[], bool], service: str, reader: AnonymousReader) -> None:
         self._is_ready, self._known, self._reader = is_ready, frozenset({"", service, _HEALTH_SERVICE}), reader
+        self._watches = 0
+        self._woken = asyncio.Event()
+        self._poll: asyncio.Task[None] | None = None
         self._handlers: dict[str, Any] = {
             f"/{_HEALTH_SERVICE}/{name}": grpc.stream_stream_rpc_method_handler(
                 method, response_serializer=health_pb2.HealthCheckResponse.SerializeToString
@@ -55,18 +61,37 @@ class _Health(grpc.GenericRpcHandler):
 
     async def _watch(self, messages: AsyncIterator[bytes], context: Context) -> AsyncIterator[Any]:
         """The same, now and after every change."""
-        service, last = await self._read(messages, context), None
-        while True:
-            if (status := self._status(service)) != last:
-                yield (last := status)
+        if self._watches >= MAX_WATCHES:
+            detail = f"{MAX_WATCHES} calls watch already, which is the limit."
+            await abort(context, QueueFull(detail, hint="Use Check.", retry_after=5))
+        self._watches += 1
+        try:
+            service, last = await self._read(messages, context), None
+            if self._poll is None:
+                self._poll = asyncio.create_task(self._wake_watches())
+            while True:
+                if (status := self._status(service)) != last:
+                    yield (last := status)
+                await self._woken.wait()
+        finally:
+            self._watches -= 1
+
+    async def _wake_watches(self) -> None:
+        """Have every call that watches look again at intervals, as long as there is one."""
+        while self._watches:
             await asyncio.sleep(_CHECK_INTERVAL_S)
+            self._woken.set()
+            self._woken = asyncio.Event()
+        self._poll = None
 
     async def _read(self, messages: AsyncIterator[bytes], context: Context) -> str:
         """The service that is asked about."""
-        async with self._reader.turn(_ANYBODY, _READ_TIMEOUT_S), asyncio.timeout(_READ_TIMEOUT_S):
-            message = await anext(messages, b"")
         try:
-            service: str = health_pb2.HealthCheckRequest.FromString(message[: _MAX_BYTES + 1]).service
+            message = await self._reader.read(messages)
+        except FoveaError as error:
+            await abort(context, error)
+        try:
+            service: str = health_pb2.HealthCheckRequest.FromString(message).service
         except DecodeError:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "The bytes are not a HealthCheckRequest.")
         return service

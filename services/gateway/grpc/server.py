@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import math
-import time
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
@@ -18,39 +16,34 @@ from typing import Any, Final
 import grpc
 
 from services.gateway.app import Gateway
+from services.gateway.grpc.anonymous_reader import AnonymousReader
 from services.gateway.grpc.health import add_health
 from services.gateway.grpc.protobuf_peek import read_text_field
 from services.gateway.grpc.proxy import ChannelPool, GrpcCall, GrpcProxy
+from services.gateway.grpc.status import Observation, abort, abort_with
+from services.gateway.grpc.streams import InferStreams, read_first
 from services.gateway.policy.caller import LOCAL, Caller, KeyScope
 from services.gateway.policy.memory_budget import MessageReader
 from services.gateway.routes import health, oip_server
-from shared.api.problem import oip_error
-from shared.errors import DeadlineExceeded, FoveaError, Malformed, NotFound, QueueFull, TooLarge
+from shared.errors import FoveaError, Malformed, NotFound, TooLarge
 from shared.rpc import open_inference_pb2 as pb
-from shared.telemetry import (
-    ERRORS,
-    IN_FLIGHT,
-    REQUEST_LATENCY,
-    REQUESTS,
-    begin_rpc_span,
-    finish_rpc_span,
-    fresh_context,
-    observe,
-    span,
-)
 from shared.telemetry import Context as Ids
+from shared.telemetry import span
 
 SERVICE: Final = "inference.GRPCInferenceService"
 """The service name of Open Inference v2."""
 
-_MAX_DETAIL_CHARS: Final = 2000
-"""Characters of an error's text: it travels as a header, and those are limited to a few kilobytes."""
-
 _MAX_OWN_BYTES: Final = 2**16
 """Bytes of a message that is answered here: none of them has more than a name."""
 
-_MAX_STREAMS_PER_TENANT: Final = 16
-"""Open streams of one tenant; each may hold one message."""
+_ANONYMOUS: Final = frozenset({"ServerLive", "ServerReady"})
+"""Methods that need no key."""
+
+_MAX_CALLS: Final = 4096
+"""Calls at a time, of all callers; each caller's own limits are far below."""
+
+_MAX_CALLS_PER_CONNECTION: Final = 1024
+"""Calls that a connection may have open: HTTP/2 clients keep back those beyond it."""
 
 _MODEL_FIELDS: Final = {
     "ModelInfer": 1,
@@ -79,12 +72,13 @@ async def serve_grpc(gateway: Gateway, host: str, port: int) -> tuple[grpc.aio.S
     options = [
         ("grpc.max_receive_message_length", gateway.settings.max_body_bytes),
         ("grpc.max_send_message_length", -1),
+        ("grpc.max_concurrent_streams", _MAX_CALLS_PER_CONNECTION),
         ("grpc.so_reuseport", 0),  # a port in use is an error, and not shared in silence
     ]
-    server = grpc.aio.server(options=options)
-    reader = MessageReader(gateway.proxy.budget, gateway.settings.max_body_bytes)
-    server.add_generic_rpc_handlers((_InferenceHandler(gateway, reader),))
-    add_health(server, lambda: health.is_ready(gateway.registry), SERVICE, reader)
+    server = grpc.aio.server(options=options, maximum_concurrent_rpcs=_MAX_CALLS)
+    anonymous = AnonymousReader()
+    server.add_generic_rpc_handlers((_InferenceHandler(gateway, anonymous),))
+    add_health(server, lambda: health.is_ready(gateway.registry), SERVICE, anonymous)
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
         bound_port = server.add_insecure_port(address)
@@ -97,11 +91,12 @@ async def serve_grpc(gateway: Gateway, host: str, port: int) -> tuple[grpc.aio.S
 class _InferenceHandler(grpc.GenericRpcHandler):
     """The methods of the service, each from bytes to bytes."""
 
-    def __init__(self, gateway: Gateway, reader: MessageReader) -> None:
-        self._gateway, self._reader = gateway, reader
-        self._streams: Counter[str] = Counter()
+    def __init__(self, gateway: Gateway, anonymous: AnonymousReader) -> None:
+        self._gateway, self._anonymous = gateway, anonymous
+        self._reader = MessageReader(gateway.proxy.budget, gateway.settings.max_body_bytes)
         channels = ChannelPool(gateway.registry, gateway.settings.max_body_bytes)
         self._proxy = GrpcProxy(gateway.registry, channels, gateway.settings.replica_credentials)
+        self._streams = InferStreams(gateway, self._proxy, self._reader)
         own_methods: dict[str, Method] = {
             "ServerLive": self._live,
             "ServerReady": self._ready,
@@ -136,36 +131,29 @@ class _InferenceHandler(grpc.GenericRpcHandler):
         self, name: str, method: Method
     ) -> Callable[[AsyncIterator[bytes], Context], AsyncIterator[bytes]]:
         async def behaviour(messages: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
-            async with _Observation(name, context) as ids:
+            async with Observation(SERVICE, name, context) as ids:
                 try:
                     call = await self._admit(name, context, ids)
                     message, held = await self._read(messages, call)
-                    with self._hold(held):
+                    with self._hold(held, call.tenant):
                         yield await method(message, call)
                 except FoveaError as error:
-                    await _abort(context, error)
+                    await abort(context, error)
                 except grpc.aio.AioRpcError as error:
-                    await _abort_with(context, error)
+                    await abort_with(context, error)
 
         return behaviour
 
     async def _handle_stream(self, messages: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
-        async with _Observation("ModelStreamInfer", context) as ids:
+        async with Observation(SERVICE, "ModelStreamInfer", context) as ids:
             try:
                 call = await self._admit("ModelStreamInfer", context, ids)
-                with self._count_stream(call.tenant):
-                    first = await anext(messages, None)
-                    if first is None:
-                        return
-                    call.service = self._gateway.registry.routes.find_service(read_text_field(first, 1))
-                    async for answer in self._proxy.call_stream(call, first, self._count_each(messages, call)):
-                        yield answer
-                if call.refusal is not None:
-                    await _abort(context, call.refusal)
+                async for answer in self._streams.answer(call, messages):
+                    yield answer
             except FoveaError as error:
-                await _abort(context, error)
+                await abort(context, error)
             except grpc.aio.AioRpcError as error:
-                await _abort_with(context, error)
+                await abort_with(context, error)
 
     async def _read(self, messages: AsyncIterator[bytes], call: GrpcCall) -> tuple[bytes, int]:
         """Read the one message of a call; returns it and the bytes of memory that are held for it.
@@ -176,53 +164,25 @@ class _InferenceHandler(grpc.GenericRpcHandler):
             QueueFull: There is no memory for it.
             DeadlineExceeded: It does not arrive in time.
         """
-        budget, wait_s = self._gateway.proxy.budget, self._gateway.settings.body_read_timeout_s
-        async with self._reader.turn(call.tenant, min(wait_s, max(call.left_s, 0))):
-            try:
-                async with asyncio.timeout(min(wait_s, max(call.left_s, 0))):
-                    message = await anext(messages, None)
-            except TimeoutError as error:
-                raise DeadlineExceeded("The message did not arrive in time.", hint="Send it faster.") from error
+        if call.method in _ANONYMOUS:
+            return await self._anonymous.read(messages), 0
+        is_own = call.method not in _MODEL_FIELDS
+        wait_s = min(self._gateway.settings.body_read_timeout_s, max(call.left_s, 0))
+        async with self._reader.turn(call.tenant, wait_s, _MAX_OWN_BYTES if is_own else None):
+            message = await read_first(messages, wait_s)
             if message is None:
                 raise Malformed("The call ended without a message.")
-            held = len(message)
-        if call.method not in _MODEL_FIELDS and held > _MAX_OWN_BYTES:
+        if is_own and len(message) > _MAX_OWN_BYTES:
             raise TooLarge(f"{call.method} takes messages of at most {_MAX_OWN_BYTES:,} bytes.")
-        budget.left -= held
-        return message, held
+        self._gateway.proxy.budget.take_arrived(len(message), call.tenant)
+        return message, len(message)
 
     @contextmanager
-    def _hold(self, size: int) -> Iterator[None]:
+    def _hold(self, size: int, tenant: str) -> Iterator[None]:
         try:
             yield
         finally:
-            self._gateway.proxy.budget.left += size
-
-    @contextmanager
-    def _count_stream(self, tenant: str) -> Iterator[None]:
-        if self._streams[tenant] >= _MAX_STREAMS_PER_TENANT:
-            detail = f"{_MAX_STREAMS_PER_TENANT} streams of this tenant are open, which is the limit."
-            raise QueueFull(detail, hint="Send more messages in each stream.", retry_after=1)
-        self._streams[tenant] += 1
-        try:
-            yield
-        finally:
-            self._streams[tenant] -= 1
-            if not self._streams[tenant]:
-                del self._streams[tenant]
-
-    async def _count_each(self, messages: AsyncIterator[bytes], call: GrpcCall) -> AsyncIterator[bytes]:
-        """The messages of a stream, each counted against the caller's rate, up to the one that is over it.
-
-        The first was counted when the call began. What was sent before is answered before the stream is ended.
-        """
-        async for message in messages:
-            try:
-                await self._gateway.limits.count(call.caller)
-            except FoveaError as error:
-                call.refusal = error
-                return
-            yield message
+            self._gateway.proxy.budget.release(size, tenant)
 
     async def _admit(self, name: str, context: Context, trace: Ids) -> GrpcCall:
         """Check permission and rate limits; returns the call with its caller, deadline and ids."""
@@ -231,7 +191,7 @@ class _InferenceHandler(grpc.GenericRpcHandler):
         headers = {k.encode(): v.encode("utf-8", "replace") for k, v in metadata}
         context.set_trailing_metadata((("x-request-id", trace.request_id),))
         caller: Caller = LOCAL
-        if name not in {"ServerLive", "ServerReady"}:
+        if name not in _ANONYMOUS:
             with span("authenticate"):
                 caller = await gateway.authenticate(headers)
                 caller.require_scope(_find_scope(name))
@@ -285,55 +245,6 @@ class _InferenceHandler(grpc.GenericRpcHandler):
         index = await oip_server.list_repository(self._gateway, only_ready=only_ready)
         models = [pb.RepositoryIndexResponse.ModelIndex(**entry) for entry in index]
         return pb.RepositoryIndexResponse(models=models).SerializeToString()
-
-
-class _Observation:
-    """Metrics and the span of one call; gives the call's ids."""
-
-    def __init__(self, method: str, context: Context) -> None:
-        self._route, self._context = f"grpc {method}", context
-        self._ids = _read_ids(context)
-        self._span = begin_rpc_span(SERVICE, method, self._ids.parent, self._ids.request_id)
-
-    async def __aenter__(self) -> Ids:
-        self._started = time.perf_counter()
-        IN_FLIGHT.labels("gateway").inc()
-        self._span.__enter__()
-        return self._ids
-
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, _trace: object) -> None:
-        IN_FLIGHT.labels("gateway").dec()
-        REQUESTS.labels("gateway", "", self._route, "OK" if kind is None else "ERROR").inc()
-        observe(REQUEST_LATENCY.labels("gateway", self._route), time.perf_counter() - self._started)
-        finish_rpc_span(self._span, "OK" if kind is None else _name_status(self._context))
-        self._span.__exit__(None, None, None)
-
-
-def _read_ids(context: Context) -> Ids:
-    """Request id and trace that came with a call, or new ones."""
-    headers = {k: v for k, v in context.invocation_metadata() or () if isinstance(v, str)}
-    return fresh_context(headers.get("x-request-id"), headers.get("traceparent"), "")
-
-
-def _name_status(context: Context) -> str:
-    """Name of the status that a call was ended with."""
-    code: Any = context.code()
-    return code.name if isinstance(code, grpc.StatusCode) else "CANCELLED"
-
-
-async def _abort(context: Context, error: FoveaError) -> None:
-    """End a call with an error of the gateway."""
-    ERRORS.labels("gateway", "", error.code).inc()
-    trailers = context.trailing_metadata() or ()
-    if error.retry_after is not None:
-        trailers = (*trailers, ("retry-after", str(math.ceil(error.retry_after))))
-    await context.abort(grpc.StatusCode[error.grpc], oip_error(error)["error"][:_MAX_DETAIL_CHARS], tuple(trailers))
-
-
-async def _abort_with(context: Context, error: grpc.aio.AioRpcError) -> None:
-    """End a call with the error that a replica ended it with."""
-    ERRORS.labels("gateway", "", error.code().name.lower()).inc()
-    await context.abort(error.code(), error.details() or "", tuple(error.trailing_metadata() or ()))
 
 
 async def _not_offered(_messages: AsyncIterator[bytes], context: Context) -> None:

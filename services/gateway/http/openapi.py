@@ -7,16 +7,23 @@ Knows nothing about how the document is shown.
 from __future__ import annotations
 
 import asyncio
+import json
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any, TypeVar
 
 from services.gateway.proxy.http_client import UpstreamClient
 from services.gateway.routing.replica_registry import ReplicaRegistry
 from shared.api.problem import PROBLEM_CONTENT_TYPE, Problem
 
+Derived = TypeVar("Derived")
+
 MAX_AGE_S = 5.0
 """How old the document may be."""
+
+RETRY_S = 1.0
+"""How old it may be while a service gives none."""
 
 _ERROR_CONTENT = {PROBLEM_CONTENT_TYPE: {"schema": Problem.model_json_schema()}, "application/json": {}}
 
@@ -35,31 +42,58 @@ _METHODS = frozenset({"get", "put", "post", "delete", "patch", "head", "options"
 
 
 class OpenApiDocument:
-    """The joined document, built again when it is too old."""
+    """The joined document and what is made of it, kept until a service's own document changes."""
 
     def __init__(self, registry: ReplicaRegistry, client: UpstreamClient, *, keys: bool) -> None:
         """Fetch documents from the replicas of `registry` through `client`; `keys`: whether callers need a key."""
         self._registry, self._client, self._keys = registry, client, keys
-        self._services: dict[str, dict[str, Any]] = {}
-        self._fetched_at = float("-inf")
+        self._texts: dict[str, str] = {}
+        self._joined: dict[str, Any] | None = None
+        self._derived: dict[str, Any] = {}
+        self._due = float("-inf")
         self._lock = asyncio.Lock()
 
     async def get(self, own: Mapping[str, Any]) -> dict[str, Any]:
-        """Get the document; `own` is that of the gateway's own routes."""
+        """Get the document, which nobody changes; `own` is that of the gateway's own routes."""
         async with self._lock:
-            if time.monotonic() - self._fetched_at > MAX_AGE_S:
-                services = self._registry.services
-                documents = await asyncio.gather(*(self._fetch(service) for service in services))
-                self._services |= {s: d for s, d in zip(services, documents, strict=True) if d}
-                self._fetched_at = time.monotonic() if all(documents) and documents else self._fetched_at
-        return join_documents(own, self._services, keys=self._keys)
+            return await self._refresh(own)
 
-    async def _fetch(self, service: str) -> dict[str, Any]:
+    async def derive(self, own: Mapping[str, Any], name: str, build: Callable[[dict[str, Any]], Derived]) -> Derived:
+        """Get what `build` makes of the document, made once off the event loop; `name` is one of few."""
+        async with self._lock:
+            document = await self._refresh(own)
+            if name not in self._derived:
+                self._derived[name] = await asyncio.to_thread(build, document)
+            made: Derived = self._derived[name]
+            return made
+
+    async def _refresh(self, own: Mapping[str, Any]) -> dict[str, Any]:
+        if self._joined is None or time.monotonic() > self._due:
+            services = self._registry.services
+            found = await asyncio.gather(*(self._fetch(service) for service in services))
+            texts = self._texts | {s: text for s, text in zip(services, found, strict=True) if text}
+            if self._joined is None or texts != self._texts:
+                self._joined = await asyncio.to_thread(_join_texts, own, texts, keys=self._keys)
+                self._texts, self._derived = texts, {}
+            self._due = time.monotonic() + (MAX_AGE_S if found and all(found) else RETRY_S)
+        return self._joined
+
+    async def _fetch(self, service: str) -> str:
         for replica in self._registry.list_alive(service):
-            document = await self._client.fetch_json(replica, "/openapi.json")
+            if text := await self._client.fetch_text(replica, "/openapi.json"):
+                return text
+        return ""
+
+
+def _join_texts(own: Mapping[str, Any], texts: Mapping[str, str], *, keys: bool) -> dict[str, Any]:
+    """Join the documents that these texts hold; a text that is no document is left out."""
+    documents = {}
+    for service, text in texts.items():
+        with suppress(ValueError):
+            document = json.loads(text)
             if isinstance(document, dict) and isinstance(document.get("paths"), dict):
-                return document
-        return {}
+                documents[service] = document
+    return join_documents(own, documents, keys=keys)
 
 
 def join_documents(own: Mapping[str, Any], services: Mapping[str, Mapping[str, Any]], *, keys: bool) -> dict[str, Any]:

@@ -6,14 +6,16 @@ Knows nothing about where the document comes from.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request
 from jinja2 import Environment, FileSystemLoader, select_autoescape
-from starlette.responses import FileResponse, HTMLResponse, JSONResponse
+from starlette.responses import FileResponse, Response
+
+from services.gateway.http.static_document import StaticDocument
 
 _FOLDER = Path(__file__).parent / "reference"
 
@@ -39,21 +41,15 @@ class Operation:
 
 
 @router.get("/openapi.json")
-async def openapi(request: Request) -> JSONResponse:
+async def openapi(request: Request) -> Response:
     """The OpenAPI document of the gateway and all services."""
-    return JSONResponse(await _get_document(request))
+    return await _serve(request, "json", _write_json)
 
 
 @router.get("/docs")
-async def page(request: Request) -> HTMLResponse:
+async def page(request: Request) -> Response:
     """The reference page."""
-    document = await _get_document(request)
-    template = Environment(
-        loader=FileSystemLoader(_FOLDER), autoescape=select_autoescape(), trim_blocks=True, lstrip_blocks=True
-    ).get_template("page.html")
-    return HTMLResponse(
-        template.render(info=document["info"], groups=group_operations(document), keys="security" in document)
-    )
+    return await _serve(request, "page", _render_page)
 
 
 @router.get("/docs/style.css")
@@ -62,9 +58,23 @@ async def style() -> FileResponse:
     return FileResponse(_FOLDER / "style.css", media_type="text/css")
 
 
-async def _get_document(request: Request) -> dict[str, Any]:
-    document: dict[str, Any] = await request.app.state.gateway.document.get(request.app.openapi())
-    return document
+async def _serve(request: Request, name: str, build: Callable[[dict[str, Any]], StaticDocument]) -> Response:
+    """Answer with something made of the document: anybody may ask, so it is made once."""
+    made: StaticDocument = await request.app.state.gateway.document.derive(request.app.openapi(), name, build)
+    return made.respond(request.headers)
+
+
+def _write_json(document: dict[str, Any]) -> StaticDocument:
+    content = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
+    return StaticDocument.build(content, "application/json")
+
+
+def _render_page(document: dict[str, Any]) -> StaticDocument:
+    template = Environment(
+        loader=FileSystemLoader(_FOLDER), autoescape=select_autoescape(), trim_blocks=True, lstrip_blocks=True
+    ).get_template("page.html")
+    text = template.render(info=document["info"], groups=group_operations(document), keys="security" in document)
+    return StaticDocument.build(text.encode(), "text/html; charset=utf-8")
 
 
 def group_operations(document: Mapping[str, Any]) -> dict[str, list[Operation]]:

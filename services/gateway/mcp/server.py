@@ -5,22 +5,32 @@ So a tool may do what its caller's key may do, and no more. Knows the protocol; 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
 from fastapi import APIRouter, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from services.gateway.http.in_process import send_in_process
 from services.gateway.http.openapi import PROBLEMS
-from services.gateway.mcp.tool_list import McpTool, list_tools
+from services.gateway.mcp.tool_list import list_tools
 from services.gateway.routes.body_reading import read_json
 
 VERSIONS = ("2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05")
 """Versions of the protocol that are spoken, the newest first."""
 
 _NO_METHOD, _BAD_PARAMS, _BAD_REQUEST = -32601, -32602, -32600
+
+
+class _Tools:
+    """The tools of these tasks, and their listing as JSON: both take long to make."""
+
+    def __init__(self, document: Mapping[str, Any], tasks: Sequence[str]) -> None:
+        self.tools = list_tools(document, tasks)
+        self.listing = _encode({"tools": [tool.describe() for tool in self.tools]})
+
 
 router = APIRouter(tags=["mcp"], responses=PROBLEMS)
 
@@ -59,16 +69,17 @@ async def refuse_stream() -> Response:
     return Response(status_code=405, headers={"allow": "POST"})
 
 
-async def _dispatch(method: str, params: Mapping[str, Any], request: Request) -> dict[str, Any]:
+async def _dispatch(method: str, params: Mapping[str, Any], request: Request) -> bytes:
+    """Run a method; returns its result as JSON."""
     match method:
         case "initialize":
-            return _initialize(params)
+            return _encode(_initialize(params))
         case "ping":
-            return {}
+            return b"{}"
         case "tools/list":
-            return {"tools": [tool.describe() for tool in await _find_tools(request)]}
+            return (await _find_tools(request)).listing
         case "tools/call":
-            return await _call_tool(params, request)
+            return _encode(await _call_tool(params, request))
     raise _RpcError(_NO_METHOD, f"There is no method {method[:80]!r}.")
 
 
@@ -82,16 +93,18 @@ def _initialize(params: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-async def _find_tools(request: Request) -> list[McpTool]:
+async def _find_tools(request: Request) -> _Tools:
     gateway = request.app.state.gateway
-    document = await gateway.document.get(request.app.openapi())
-    tasks = {str(entry["task"]) for entry in await gateway.models.list_models()}
-    return list_tools(document, sorted(tasks))
+    tasks = sorted({str(entry["task"]) for entry in await gateway.models.list_models()})
+    name = f"tools of {', '.join(tasks)}"
+    made: _Tools = await gateway.document.derive(request.app.openapi(), name, lambda document: _Tools(document, tasks))
+    return made
 
 
 async def _call_tool(params: Mapping[str, Any], request: Request) -> dict[str, Any]:
     """Run a tool; what goes wrong in it is its answer, so that the assistant can read it."""
-    tool = next((one for one in await _find_tools(request) if one.name == params.get("name")), None)
+    tools = (await _find_tools(request)).tools
+    tool = next((one for one in tools if one.name == params.get("name")), None)
     if tool is None:
         raise _RpcError(_BAD_PARAMS, f"There is no tool {str(params.get('name'))[:80]!r}.")
     arguments = params.get("arguments") or {}
@@ -102,9 +115,13 @@ async def _call_tool(params: Mapping[str, Any], request: Request) -> dict[str, A
     return {"content": [{"type": "text", "text": answer.text}], "isError": answer.is_error}
 
 
-def _answer(
-    message_id: Any, result: Mapping[str, Any] | None = None, *, error: _RpcError | None = None, status: int = 200
-) -> Response:
-    body: dict[str, Any] = {"jsonrpc": "2.0", "id": message_id}
-    body |= {"result": result} if error is None else {"error": {"code": error.code, "message": str(error)}}
-    return JSONResponse(body, status)
+def _answer(message_id: Any, result: bytes = b"", *, error: _RpcError | None = None, status: int = 200) -> Response:
+    member = b'"result":' + result
+    if error is not None:
+        member = b'"error":' + _encode({"code": error.code, "message": str(error)})
+    body = b'{"jsonrpc":"2.0","id":%b,%b}' % (_encode(message_id), member)
+    return Response(body, status, media_type="application/json")
+
+
+def _encode(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()

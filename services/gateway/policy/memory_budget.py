@@ -1,7 +1,8 @@
 """Memory budget for request bodies, shared by HTTP and gRPC, and the turns in which gRPC messages are read.
 
-gRPC does not say how large a message will be before it is here, so the largest size is reserved while one is read, and
-all but its real size given back afterwards. Knows nothing about transports.
+A tenant may hold half of what the others leave: one alone half of the budget, a second one a quarter, and so on. So
+some is left for the next one. gRPC does not say how large a message will be before it is here: the largest size is
+reserved while one is read, and all but its real size released afterwards. Knows nothing about transports.
 """
 
 from __future__ import annotations
@@ -17,58 +18,104 @@ from shared.errors import QueueFull
 MAX_READS_PER_TENANT = 4
 """Messages of one tenant that are read at a time."""
 
+MAX_WAITING_PER_TENANT = 64
+"""Calls of one tenant that wait to have their message read."""
+
 READ_POLL_S = 0.005
 """Time between two looks for memory."""
 
 
 @dataclass(slots=True)
 class MemoryBudget:
-    """Memory budget, in bytes, that the kept bodies of all requests share."""
-
-    left: int
-
-    def take(self, size: int) -> bool:
-        """Reserve `size` bytes; False when there is not enough."""
-        if size > self.left:
-            return False
-        self.left -= size
-        return True
-
-
-@dataclass(slots=True)
-class MessageReader:
-    """Turns for reading messages whose size is not known before.
+    """Memory budget, in bytes, that the kept bodies of all requests share.
 
     Attributes:
-        budget: Shared with HTTP bodies.
-        largest: Bytes that a message may have.
+        left: Bytes that nobody holds.
+        shared: Whether several tenants share it; a single one may hold all of it.
     """
 
-    budget: MemoryBudget
-    largest: int
-    _reading: Counter[str] = field(default_factory=Counter)
+    left: int
+    shared: bool = False
+    _held: Counter[str] = field(default_factory=Counter)
+
+    def take(self, size: int, tenant: str = "") -> bool:
+        """Reserve `size` bytes for a tenant; False when there is not enough, or not for this tenant."""
+        if size > self.left:
+            return False
+        held = self._held[tenant]
+        # What a tenant may hold in all is half of what the others leave; its first piece it may have anyway.
+        if self.shared and held and 2 * (held + size) > held + self.left:
+            return False
+        self._hold(size, tenant)
+        return True
+
+    def take_arrived(self, size: int, tenant: str) -> None:
+        """Count bytes that are in memory already, whether there is room for them or not."""
+        self._hold(size, tenant)
+
+    def release(self, size: int, tenant: str = "") -> None:
+        """Return bytes of a tenant."""
+        self._hold(-size, tenant)
+        if not self._held[tenant]:
+            del self._held[tenant]
+
+    def _hold(self, size: int, tenant: str) -> None:
+        self.left -= size
+        self._held[tenant] += size
+
+
+class MessageReader:
+    """Turns for reading messages whose size is not known before."""
+
+    def __init__(self, budget: MemoryBudget, largest: int) -> None:
+        """Reserve from `budget`, which HTTP bodies share; `largest` is the most bytes that a message may have."""
+        self.budget, self.largest = budget, largest
+        self._turns: dict[str, asyncio.Semaphore] = {}
+        self._present: Counter[str] = Counter()
 
     @asynccontextmanager
-    async def turn(self, tenant: str, wait_s: float) -> AsyncIterator[None]:
-        """Hold memory for the largest message while the block reads one.
+    async def turn(self, tenant: str, wait_s: float, size: int | None = None) -> AsyncIterator[None]:
+        """Hold memory for a message of at most `size` bytes, or for the largest, while the block reads it.
 
         Raises:
-            QueueFull: Others held the memory for `wait_s`.
+            QueueFull: Others held the memory for `wait_s`, or too many calls of this tenant wait.
         """
-        await self._reserve(tenant, wait_s)
+        reserved = self.largest if size is None else size
+        if self._present[tenant] >= MAX_READS_PER_TENANT + MAX_WAITING_PER_TENANT:
+            detail = f"{MAX_WAITING_PER_TENANT} of your calls wait to be read, which is the limit."
+            raise QueueFull(detail, hint="Send fewer at a time, and each message with its call.", retry_after=1)
+        self._present[tenant] += 1
         try:
-            yield
+            async with self._turn_of(tenant, reserved, wait_s):
+                yield
         finally:
-            self.budget.left += self.largest
-            self._reading[tenant] -= 1
-            if not self._reading[tenant]:
-                del self._reading[tenant]
+            self._present[tenant] -= 1
+            if not self._present[tenant]:
+                del self._present[tenant]
+                self._turns.pop(tenant, None)
 
-    async def _reserve(self, tenant: str, wait_s: float) -> None:
+    @asynccontextmanager
+    async def _turn_of(self, tenant: str, size: int, wait_s: float) -> AsyncIterator[None]:
         until = asyncio.get_running_loop().time() + wait_s
-        while self._reading[tenant] >= MAX_READS_PER_TENANT or not self.budget.take(self.largest):
-            if asyncio.get_running_loop().time() > until:
-                detail = "There is no memory left to read this message."
-                raise QueueFull(detail, hint="Try again in a moment.", retry_after=1)
-            await asyncio.sleep(READ_POLL_S)
-        self._reading[tenant] += 1
+        turns = self._turns.setdefault(tenant, asyncio.Semaphore(MAX_READS_PER_TENANT))
+        try:
+            async with asyncio.timeout_at(until):
+                await turns.acquire()
+        except TimeoutError as error:
+            raise _build_full() from error
+        try:
+            while not self.budget.take(size, tenant):
+                if asyncio.get_running_loop().time() > until:
+                    raise _build_full()
+                await asyncio.sleep(READ_POLL_S)
+            try:
+                yield
+            finally:
+                self.budget.release(size, tenant)
+        finally:
+            turns.release()
+
+
+def _build_full() -> QueueFull:
+    detail = "There is no memory left to read this message."
+    return QueueFull(detail, hint="Try again in a moment.", retry_after=1)

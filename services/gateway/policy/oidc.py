@@ -15,13 +15,24 @@ from typing import Any, Final
 import aiohttp
 import jwt
 
-from services.gateway.policy.caller import SCOPES, TENANT_PATTERN, Caller
+from services.gateway.policy.caller import LOCAL, SCOPES, TENANT_PATTERN, Caller
 from shared.errors import NotReady, Unauthenticated
 from shared.settings import Settings
 from shared.telemetry import log
 
 _ALGORITHMS: Final = ("RS256", "RS384", "RS512", "PS256", "ES256", "ES384", "EdDSA")
 """Signatures that need the provider's private key; never `none`, and none that the public key can make."""
+
+_BAD_TOKEN: Final = (
+    jwt.PyJWTError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+"""What PyJWT raises for odd tokens: times without end, headers without form, brackets without number."""
 
 _REFETCH_S: Final = 5.0
 _KEEP_S: Final = 3600.0
@@ -37,7 +48,7 @@ class TokenVerifier:
         self._settings = settings
         self._keys: dict[str, jwt.PyJWK] = {}
         self._fetched_at = float("-inf")
-        self._fetching = asyncio.Lock()
+        self._fetching: asyncio.Task[None] | None = None
 
     def is_token(self, credential: str | None) -> bool:
         """Whether a credential is a token for us to verify, and not a key."""
@@ -62,25 +73,31 @@ class TokenVerifier:
                 leeway=_LEEWAY_S,
                 options={"require": ["exp", "iss", "aud"]},
             )
-        except jwt.PyJWTError as error:
+        except _BAD_TOKEN as error:
             raise Unauthenticated(f"The bearer token is not valid: {error}.", hint="Sign in again.") from error
         return self._caller_of(claims)
 
     def _caller_of(self, claims: dict[str, Any]) -> Caller:
         tenant = claims.get(self._settings.oidc_tenant_claim)
-        if not isinstance(tenant, str) or not re.fullmatch(TENANT_PATTERN, tenant):
+        if not isinstance(tenant, str) or not re.fullmatch(TENANT_PATTERN, tenant) or tenant == LOCAL.tenant:
             detail = f"The bearer token has no claim {self._settings.oidc_tenant_claim!r} that names a tenant."
             raise Unauthenticated(detail, hint="Have the identity provider add it.")
-        stated = claims.get(self._settings.oidc_scope_claim, ())
-        named = stated.split() if isinstance(stated, str) else [text for text in stated if isinstance(text, str)]
+        stated = claims.get(self._settings.oidc_scope_claim, [])
+        named = stated.split() if isinstance(stated, str) else stated
+        if not isinstance(named, list) or not all(isinstance(text, str) for text in named):
+            detail = f"The claim {self._settings.oidc_scope_claim!r} of the bearer token is not a list of scopes."
+            raise Unauthenticated(detail, hint="Have the identity provider write a text or a list of texts.")
         scopes = {name.removeprefix("fovea:") for name in named} & set(SCOPES)
         return Caller(tenant, frozenset(scopes), key=f"oidc:{str(claims.get('sub', ''))[:200]}")
 
     async def _find_key(self, key_id: str) -> jwt.PyJWK:
-        async with self._fetching:
-            age = time.monotonic() - self._fetched_at
-            if age > _KEEP_S or (key_id not in self._keys and age > _REFETCH_S):
-                await self._fetch()
+        age = time.monotonic() - self._fetched_at
+        if key_id not in self._keys or age > _KEEP_S:
+            if age > _REFETCH_S and self._fetching is None:
+                self._fetching = asyncio.create_task(self._fetch())
+            # A key that is known does not wait for a slow issuer, unless it has been old for as long again.
+            if self._fetching is not None and (key_id not in self._keys or age > 2 * _KEEP_S):
+                await asyncio.shield(self._fetching)
         if not self._keys:
             detail = "The identity provider can't be reached, so tokens can't be verified."
             raise NotReady(detail, hint="Use an API key, or try again soon.", retry_after=5)
@@ -100,6 +117,8 @@ class TokenVerifier:
             self._keys = {key.key_id: key for key in jwt.PyJWKSet.from_dict(found).keys if key.key_id}
         except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError, jwt.PyJWTError) as error:
             log().warning("the issuer's keys can't be fetched", issuer=issuer, reason=str(error))
+        finally:
+            self._fetching = None
 
     def _require_issuer(self, about: dict[str, Any]) -> None:
         if about.get("issuer") != self._settings.oidc_issuer:

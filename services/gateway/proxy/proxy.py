@@ -54,7 +54,7 @@ class Proxy:
         self._settings, self._registry, self._client = settings, registry, client
         self._retry = ReplicaRetryPolicy(registry)
         self.shadows = ShadowTraffic(registry, client)
-        self.budget = MemoryBudget(MAX_BUFFERED_BODIES * settings.max_body_bytes)
+        self.budget = MemoryBudget(MAX_BUFFERED_BODIES * settings.max_body_bytes, shared=settings.auth == "keys")
 
     def open_body(self, ctx: RequestContext, *, is_endless: bool = False) -> ReplayableBody:
         """Wrap the request's body, unread; of an endless one only a declared length is bounded, and nothing is kept.
@@ -71,6 +71,7 @@ class Proxy:
             limit=sys.maxsize if is_unbounded else limit,
             pause_s=self._settings.body_read_timeout_s,
             budget=MemoryBudget(0) if is_unbounded else self.budget,
+            tenant=ctx.caller.tenant,
         )
 
     async def forward(self, ctx: RequestContext, route: Route, body: ReplayableBody) -> None:
@@ -133,6 +134,7 @@ class Proxy:
             UpstreamLost: The connection failed, or the replica is not ready and there is another.
         """
         attempt = Attempt(replica)
+        body.on_failure = attempt.abort
         try:
             async with attempt, self._client.request(ctx, replica, body) as response:
                 if response.status == 503 and self._retry.has_untried(replica, state):
@@ -142,8 +144,7 @@ class Proxy:
                 self._note_answer(ctx, replica, response)
                 await relay_response(ctx, response)
         except aiohttp.ClientError as error:
-            if body.error is not None:
-                raise body.error from error
+            _require_whole(body, error)
             if ctx.status:
                 return await abort_response(ctx)
             is_unseen = isinstance(error, aiohttp.ClientConnectorError | aiohttp.ServerTimeoutError)
@@ -154,10 +155,13 @@ class Proxy:
         except TimeoutError as error:
             if not attempt.is_aborted:
                 raise
+            _require_whole(body, error)
             if ctx.status:
                 return await abort_response(ctx)
             reason = "it hangs: its record is not renewed"
             raise _build_lost(state, body, reason, is_unseen=False, is_idempotent=is_idempotent) from error
+        finally:
+            body.on_failure = None
 
     def _note_answer(self, ctx: RequestContext, replica: Replica, response: aiohttp.ClientResponse) -> None:
         if replica.record.version:
@@ -190,6 +194,12 @@ def _begin_attempt(ctx: RequestContext, replica: Replica, resends: int) -> Span:
         "fovea.replica": replica.id,
     }
     return span(f"{ctx.method} {ctx.route}", attributes, kind="client")
+
+
+def _require_whole(body: ReplayableBody, error: Exception) -> None:
+    """Raise why the body could not be read, where that is behind an error."""
+    if body.error is not None:
+        raise body.error from error
 
 
 def _build_lost(

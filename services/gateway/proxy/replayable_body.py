@@ -49,15 +49,25 @@ class ReplayableBody:
 
     Attributes:
         error: Why reading failed (too large, too slow, caller gone); the HTTP client hides what a body raises.
+        on_failure: Called when reading fails; who waits for an answer to this body waits in vain then.
     """
 
     def __init__(
-        self, receive: Receive, *, length: int | None, limit: int, pause_s: float, budget: MemoryBudget
+        self,
+        receive: Receive,
+        *,
+        length: int | None,
+        limit: int,
+        pause_s: float,
+        budget: MemoryBudget,
+        tenant: str = "",
     ) -> None:
-        """Wrap `receive`; `length` is the declared length, `pause_s` the longest wait for the next chunk."""
+        """Wrap `receive` of a tenant; `length` is the declared length, `pause_s` the longest wait for a chunk."""
         self.length = length
         self.error: FoveaError | None = None
+        self.on_failure: Callable[[], None] | None = None
         self._receive, self._limit, self._pause_s, self._budget = receive, limit, pause_s, budget
+        self._tenant = tenant
         self._kept: list[bytes] = []
         self._reserved = 0
         self._size = 0
@@ -106,7 +116,7 @@ class ReplayableBody:
 
     def release(self) -> None:
         """Return kept memory to the budget."""
-        self._budget.left += self._reserved
+        self._budget.release(self._reserved, self._tenant)
         self._reserved = 0
         self._kept = []
         self._joined = None
@@ -129,11 +139,9 @@ class ReplayableBody:
                 message = await self._receive()
         except TimeoutError as error:
             detail = f"No byte of the body arrived for {self._pause_s:g} s."
-            self.error = SlowBody(detail, hint="Send the body without pauses.")
-            raise self.error from error
+            raise self._fail(SlowBody(detail, hint="Send the body without pauses.")) from error
         if message["type"] == "http.disconnect":
-            self.error = Cancelled("The caller went away while sending.")
-            raise self.error
+            raise self._fail(Cancelled("The caller went away while sending."))
         chunk: bytes = message.get("body", b"")
         self.complete = not message.get("more_body", False)
         if chunk:
@@ -143,12 +151,18 @@ class ReplayableBody:
     def _keep(self, chunk: bytes, must_keep: bool) -> None:
         self._size += len(chunk)
         if self._size > self._limit:
-            self.error = build_too_large(self._size, self._limit)
-            raise self.error
-        reserved = self.replayable and self._budget.take(len(chunk))
+            raise self._fail(build_too_large(self._size, self._limit))
+        reserved = self.replayable and self._budget.take(len(chunk), self._tenant)
         if reserved:
             self._reserved += len(chunk)
         if reserved or must_keep:
             self._kept.append(chunk)
         else:
             self.replayable = False
+
+    def _fail(self, error: FoveaError) -> FoveaError:
+        """Note why reading failed, and tell whoever waits."""
+        self.error = error
+        if self.on_failure is not None:
+            self.on_failure()
+        return error

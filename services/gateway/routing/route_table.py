@@ -102,7 +102,7 @@ class RouteTable:
         """
         if model in self.models:
             return self.models[model]
-        if missing := plugins.explain_missing("models", model, f"The model {model[:200]!r}"):
+        if missing := plugins.explain_missing("models", model, f"The model {model[:200]!r}", "model"):
             raise missing
         known = ", ".join(sorted(self.models)) or "none yet"
         raise NotFound(f"There is no model {model[:200]!r}.", hint=f"Served models: {known}.", field="model")

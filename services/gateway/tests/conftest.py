@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import grpc
 import httpx2
 import pytest
 import uvicorn
@@ -18,9 +19,11 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from services.gateway.app import build_gateway
+from services.gateway.grpc.server import serve_grpc
 from services.gateway.routing.replica_registry import Replica, ServiceState
 from services.gateway.server import create_server
 from services.gateway.tests.browsing import browser, watched
+from services.gateway.tests.grpc_front import Replica as GrpcReplica
 from services.gateway.tests.stage import running
 from shared.api.replica import ReplicaRecord
 from shared.settings import Settings
@@ -153,8 +156,6 @@ class Toy:
 
 @dataclass
 class Scene:
-    """A gateway and its upstreams."""
-
     app: FastAPI
     url: str
     client: httpx2.AsyncClient
@@ -246,6 +247,37 @@ async def served(gateway, toy):
         return scene
 
     return start
+
+
+@pytest.fixture
+async def replica():
+    """Starts replicas; returns each with its address and server."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def start(name: str, port: int = 0) -> tuple[GrpcReplica, str, grpc.aio.Server]:
+            made, server = GrpcReplica(name), grpc.aio.server()
+            server.add_generic_rpc_handlers((made,))
+            taken = server.add_insecure_port(f"127.0.0.1:{port}")
+            await server.start()
+            stack.push_async_callback(server.stop, None)
+            return made, f"127.0.0.1:{taken}", server
+
+        yield start
+
+
+@pytest.fixture
+async def front(gateway):
+    """Starts a gateway with its gRPC front; returns the scene and a channel."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def start(**changed: Any) -> tuple[Any, grpc.aio.Channel]:
+            scene = await gateway(**changed)
+            server, port = await serve_grpc(scene.app.state.gateway, "127.0.0.1", 0)
+            stack.push_async_callback(server.stop, None)
+            channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{port}"))
+            return scene, channel
+
+        yield start
 
 
 @pytest.fixture(scope="module")

@@ -22,10 +22,10 @@ class Issuer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.fetches = 0
+        self.pause_s = 0.0
         self.rotate()
 
     def rotate(self) -> None:
-        """Replace the key."""
         self.key, self.key_id = ec.generate_private_key(ec.SECP256R1()), f"key-{time.monotonic_ns()}"
 
     def token(self, claims: dict[str, Any]) -> str:
@@ -33,25 +33,27 @@ class Issuer(ThreadingHTTPServer):
         headers = {"kid": claims.pop("kid", self.key_id)}
         if "exp" in claims:
             claims["exp"] = int(claims["exp"])
+        claims |= json.loads(claims.pop("raw", "{}"))
         known = {"iss": self.url, "aud": "fovea", "sub": "someone", "exp": int(time.time()) + 600}
         return jwt.encode({**known, **claims}, self.key, "ES256", headers)
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Its routes."""
-
     def do_GET(self) -> None:
-        """Answer."""
         issuer: Any = self.server
         parts = urlsplit(self.path)
         if parts.path == "/.well-known/openid-configuration":
             answer: Any = {"issuer": issuer.url, "jwks_uri": f"{issuer.url}/jwks"}
         elif parts.path == "/jwks":
             issuer.fetches += 1
+            time.sleep(issuer.pause_s)
             public = json.loads(ECAlgorithm.to_jwk(issuer.key.public_key()))
             answer = {"keys": [{**public, "kid": issuer.key_id, "use": "sig", "alg": "ES256"}]}
         elif parts.path == "/token":
             answer = {"token": issuer.token(dict(parse_qsl(parts.query)))}
+        elif parts.path == "/pause":
+            issuer.pause_s = float(parts.query)
+            answer = {}
         elif parts.path == "/fetches":
             answer = {"fetches": issuer.fetches}
         else:

@@ -25,13 +25,11 @@ class LoopWatch:
             self._shared = mmap.mmap(opened.fileno(), _VALUE.size)
 
     def take(self) -> float:
-        """The longest hold, which begins anew."""
         (longest,) = _VALUE.unpack(self._shared[:])
         self._shared[:] = _VALUE.pack(0.0)
         return float(longest)
 
     async def run(self) -> None:
-        """Watch the loop that this runs on, for as long as that does."""
         before = _clocks()
         while True:
             await asyncio.sleep(BEAT_S)

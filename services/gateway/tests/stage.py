@@ -130,8 +130,6 @@ class ForgetfulQueue:
 
 @dataclass
 class Stage:
-    """What is running."""
-
     url: str
     stub: Stub
     queue: ForgetfulQueue
@@ -139,9 +137,9 @@ class Stage:
 
 
 @contextlib.contextmanager
-def running(folder: Path, **settings: Any) -> Iterator[Stage]:
+def running(folder: Path, stub: Stub | None = None, **settings: Any) -> Iterator[Stage]:
     """A gateway and its stub service; keyword arguments are settings."""
-    stub = Stub()
+    stub = stub or Stub()
     with fronted(stub.app, "stub", folder, **settings) as (url, queue, keys):
         yield Stage(url, stub, queue, keys)
 

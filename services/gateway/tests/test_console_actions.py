@@ -1,14 +1,13 @@
 """A task without a page of its own that takes matrices and can draw its answer, in a real browser."""
 
 import base64
-from types import SimpleNamespace
 
 import pytest
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from services.gateway.tests.browsing import MARKS
-from services.gateway.tests.stage import fronted
+from services.gateway.tests.stage import running
 from services.gateway.tests.stub_service import Stub, card, photograph
 from shared.api.actions import ActionsIn
 
@@ -27,11 +26,9 @@ class Acting(Stub):
         self.app.add_api_route("/v1/actions", self.actions, methods=["POST"], response_model=None)
 
     async def example(self, name: str) -> dict[str, object]:
-        """Rows of numbers; no model, as models write their examples."""
         return {"model": None, "features": [[0.5, 1.0]], "semantics": None, "fps": None, "duration": 8}
 
     async def actions(self, request: Request) -> Response:
-        """One segment; the wire type refuses what is no matrix."""
         asked = await request.json()
         self.seen.append({"accept": request.headers["accept"], **asked})
         ActionsIn.model_validate(asked)
@@ -43,9 +40,8 @@ class Acting(Stub):
 
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory):
-    stub = Acting()
-    with fronted(stub.app, "stub", tmp_path_factory.mktemp("acting")) as (url, queue, _):
-        yield SimpleNamespace(url=url, stub=stub, queue=queue)
+    with running(tmp_path_factory.mktemp("acting"), Acting()) as made:
+        yield made
 
 
 def test_the_example_runs_on_the_model_that_was_chosen(page, stage, see):

@@ -2,7 +2,6 @@
 
 import base64
 import io
-from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -10,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from services.gateway.tests.browsing import MARKS, drawn, figure, kept
-from services.gateway.tests.stage import fronted
+from services.gateway.tests.stage import running
 from services.gateway.tests.stub_service import Stub, card
 from shared.api.boxes import DetectIn, Detection, DetectOut
 from shared.api.timings import Times
@@ -32,8 +31,6 @@ def grey() -> bytes:
 
 
 class Detecting(Stub):
-    """Finds the same three boxes in every picture."""
-
     def __init__(self) -> None:
         super().__init__()
         self.cards = {
@@ -44,7 +41,6 @@ class Detecting(Stub):
         self.app.add_api_route("/v1/detect", self.detect, methods=["POST"], response_model=None)
 
     async def example(self, name: str) -> dict[str, object]:
-        """A grey picture."""
         return {"model": None, "image": base64.b64encode(grey()).decode()}
 
     async def detect(self, request: Request) -> Response:
@@ -68,9 +64,8 @@ class Detecting(Stub):
 
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory):
-    stub = Detecting()
-    with fronted(stub.app, "stub", tmp_path_factory.mktemp("detecting")) as (url, queue, _):
-        yield SimpleNamespace(url=url, stub=stub, queue=queue)
+    with running(tmp_path_factory.mktemp("detecting"), Detecting()) as made:
+        yield made
 
 
 def detected(page):

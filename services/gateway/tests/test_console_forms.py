@@ -14,7 +14,6 @@ from services.gateway.console.schema_forms import build_fields
 from shared.api.arrays import ArrayBytes
 from shared.api.image import ImageBytes
 from shared.api.mask import SegmentIn
-from shared.api.text import ChatRequest
 
 
 class Colour(Enum):
@@ -119,14 +118,6 @@ def test_an_example_stands_for_the_defaults_and_a_page_may_keep_options_to_itsel
     assert found[0].default == 0.7
 
 
-def test_the_real_chat_request_has_its_sampling_options_with_their_bounds():
-    found = {field.name: field for field in build_fields(ChatRequest.model_json_schema())}
-    assert (found["temperature"].kind, found["temperature"].is_slider) == ("number", True)
-    assert found["seed"].kind == "integer"
-    assert found["messages"].required
-    assert (found["stop"].kind, found["logit_bias"].kind) == ("text", "json")
-
-
 def test_of_two_numbers_the_one_with_both_sides_is_the_headline():
     dice = {"name": "dice", "ours": 0.9, "paper": None, "data": "ours"}
     iou = {"name": "iou", "ours": 0.8, "paper": 0.7, "data": "both"}
@@ -147,14 +138,6 @@ def test_without_a_measurement_the_papers_number_stands_alone():
     told = pick_headline([{"name": "dice", "ours": None, "paper": 0.9, "data": "Kvasir"}])
     assert (told.ours, told.paper) == (None, 0.9)
     assert pick_headline([]) is None
-
-
-def test_limits_are_told_with_their_units():
-    card = {"task": "segment", "limits": {"max_side": 512, "deadline_s": 120.0, "max_tokens": None}, "weights": None}
-    told = {name: (value, remark) for name, value, remark in model_view.list_facts(card)}
-    assert (told["Max side"], told["Deadline"]) == (("512", "pixels"), ("120", "seconds"))
-    assert "Max tokens" not in told
-    assert told["Weights"][0] == "random"
 
 
 _PART = st.recursive(
@@ -178,11 +161,3 @@ _PART = st.recursive(
 def test_no_schema_breaks_the_form(properties):
     schema = {"type": "object", "properties": properties, "$defs": {"A": {"type": "integer"}}}
     assert {field.name for field in build_fields(schema)} == properties.keys()
-
-
-@pytest.mark.parametrize(
-    ("title", "label"), [("Value Words", "Value words"), ("", "Value words"), ("Words per value", "Words per value")]
-)
-def test_a_title_of_ones_own_is_the_label(title, label):
-    (found,) = build_fields({"properties": {"value_words": {"type": "integer", "title": title}}})
-    assert found.label == label

@@ -2,7 +2,6 @@
 
 import base64
 import io
-from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -10,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from services.gateway.tests.browsing import MARKS, figure, kept
-from services.gateway.tests.stage import fronted
+from services.gateway.tests.stage import running
 from services.gateway.tests.stub_service import Stub, card
 from shared.api.restore import Estimate, RestoreIn, RestoreOut, RestoreTimes
 
@@ -26,19 +25,15 @@ def picture(colour: tuple[int, int, int]) -> bytes:
 
 
 class Restoring(Stub):
-    """Answers every picture with a blue one."""
-
     def __init__(self) -> None:
         super().__init__()
         self.cards = {"pane": card("pane", "restore", RestoreIn, notes=["Takes reflections away."])}
         self.app.add_api_route("/v1/restore", self.restore, methods=["POST"], response_model=None)
 
     async def example(self, name: str) -> dict[str, object]:
-        """A red picture."""
         return {"model": name, "image": base64.b64encode(picture(BEFORE)).decode()}
 
     async def restore(self, request: Request) -> JSONResponse:
-        """A blue picture."""
         async with request.form() as form:
             asked = {name: value for name, value in form.items() if isinstance(value, str)}
         self.seen.append(asked)
@@ -61,9 +56,8 @@ class Restoring(Stub):
 
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory):
-    stub = Restoring()
-    with fronted(stub.app, "stub", tmp_path_factory.mktemp("restoring")) as (url, queue, _):
-        yield SimpleNamespace(url=url, stub=stub, queue=queue)
+    with running(tmp_path_factory.mktemp("restoring"), Restoring()) as made:
+        yield made
 
 
 def restored(page):

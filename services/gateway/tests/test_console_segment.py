@@ -78,14 +78,6 @@ def test_mask_overlay_and_json_can_be_kept(page, stage):
     assert Image.open(io.BytesIO(kept(page, "Overlay", "example.overlay.png"))).size == (320, 240)
 
 
-def test_the_mask_that_is_kept_is_the_one_that_is_seen(page, stage, see):
-    segmented(page)
-    page.locator("#live-threshold").fill("0.8")
-    see(page.locator("[data-part=threshold-figure]")).to_have_text("0.800")
-    mask = np.asarray(Image.open(io.BytesIO(kept(page, "Mask", "example.mask.png"))).convert("L"))
-    assert f"{(mask > 0).sum():,} px" == figure(page, "area")
-
-
 def test_a_chosen_picture_is_sent_with_the_options_of_the_form(page, stage, see):
     page.goto("/console/segment")
     page.locator("#option-min_area").fill("12")

@@ -22,8 +22,6 @@ from shared.api.replica import HOLDS_HEADER
 
 @dataclass
 class Stand:
-    """A replica as the balancer sees it."""
-
     id: str
     in_flight: int = 0
     slots: int = 16

@@ -156,13 +156,11 @@ class Gateways:
         self.one, self.two = (BatchService(*both, 60) for both in zip(records, self.files, strict=True))
 
     async def create(self, *ids):
-        """A batch by the first."""
         stored = self.files[0].add("ann", "x", "batch", jsonl(*map(line, ids)))
         body = BatchRequest(input_file_id=stored.id, endpoint="/v1/chat/completions")
         return await self.one.create("ann", body, "stub", self.queue)
 
     async def wait_for_jobs(self):
-        """Until all are over."""
         await asyncio.gather(*self.queue.tasks.values(), return_exceptions=True)
 
 

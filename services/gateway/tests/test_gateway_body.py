@@ -21,7 +21,6 @@ class Caller:
         self.pieces, self.hangs_up, self.asked = list(pieces), hangs_up, 0
 
     async def __call__(self) -> dict[str, Any]:
-        """Give the next message."""
         self.asked += 1
         await asyncio.sleep(0)
         if not self.pieces:

@@ -138,7 +138,6 @@ class Places:
         return name in self.order
 
     async def leave(self, name: str) -> None:
-        """Let a request leave its place."""
         self._leave[name].set()
         await settle()
 

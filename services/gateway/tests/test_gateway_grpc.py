@@ -1,100 +1,19 @@
 """The gRPC front before small real gRPC servers: what passes, what is answered here, who may call, who takes over."""
 
 import asyncio
-import contextlib
 import socket
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from services.gateway.grpc import proxy, server
-from services.gateway.grpc.server import SERVICE, serve_grpc
+from services.gateway.grpc import proxy, streams
+from services.gateway.grpc.server import SERVICE
 from services.gateway.policy.auth import KeyRing
+from services.gateway.tests.grpc_front import INFER, call
 from shared.rpc import open_inference_pb2 as pb
 from tests.harness.waiting import until
-
-INFER = pb.ModelInferRequest(model_name="pranet", id="7", raw_input_contents=[b"\x00" * 1000]).SerializeToString()
-
-
-@dataclass
-class Replica(grpc.GenericRpcHandler):
-    """A gRPC server that answers every unary call with its name and the message, and notes the call."""
-
-    name: str
-    seen: list[tuple[str, dict[str, str], float]] = field(default_factory=list)
-    fails: list[grpc.StatusCode] = field(default_factory=list)
-    gone: asyncio.Event = field(default_factory=asyncio.Event)
-    sleep_s: float = 0
-    answer: bytes = b""
-
-    def service(self, details: grpc.HandlerCallDetails) -> Any:
-        """The handler of every method."""
-
-        async def unary(message: bytes, context: Any) -> bytes:
-            sent = {k: v for k, v in context.invocation_metadata() if isinstance(v, str)}
-            self.seen.append((details.method, sent, context.time_remaining()))
-            if self.fails:
-                trailers = (("retry-after", "3"),)
-                await context.abort(self.fails.pop(0), f"{self.name} does not want to.", trailers)
-            try:
-                await asyncio.sleep(self.sleep_s)
-            except asyncio.CancelledError:
-                self.gone.set()
-                raise
-            return self.answer or self.name.encode() + b"|" + message
-
-        async def stream(messages: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
-            self.seen.append((details.method, {}, 0))
-            try:
-                async for message in messages:
-                    yield self.name.encode() + b"|" + message
-            except asyncio.CancelledError:
-                self.gone.set()
-                raise
-
-        if details.method.endswith("ModelStreamInfer"):
-            return grpc.stream_stream_rpc_method_handler(stream)
-        return grpc.unary_unary_rpc_method_handler(unary)
-
-
-@pytest.fixture
-async def replica():
-    """Starts replicas; returns each with its address and server."""
-    async with contextlib.AsyncExitStack() as stack:
-
-        async def start(name: str, port: int = 0) -> tuple[Replica, str, grpc.aio.Server]:
-            made, server = Replica(name), grpc.aio.server()
-            server.add_generic_rpc_handlers((made,))
-            taken = server.add_insecure_port(f"127.0.0.1:{port}")
-            await server.start()
-            stack.push_async_callback(server.stop, None)
-            return made, f"127.0.0.1:{taken}", server
-
-        yield start
-
-
-@pytest.fixture
-async def front(gateway):
-    """Starts a gateway with its gRPC front; returns the scene and a channel."""
-    async with contextlib.AsyncExitStack() as stack:
-
-        async def start(**changed: Any) -> tuple[Any, grpc.aio.Channel]:
-            scene = await gateway(**changed)
-            server, port = await serve_grpc(scene.app.state.gateway, "127.0.0.1", 0)
-            stack.push_async_callback(server.stop, None)
-            channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{port}"))
-            return scene, channel
-
-        yield start
-
-
-async def call(channel: Any, method: str, message: bytes = b"", **options: Any) -> bytes:
-    answer: bytes = await channel.unary_unary(f"/{SERVICE}/{method}")(message, **options)
-    return answer
 
 
 async def test_a_message_passes_untouched_to_the_model_that_it_names(front, replica):
@@ -146,7 +65,7 @@ async def test_each_message_of_a_stream_counts(front, replica, tmp_path):
 
 
 async def test_one_tenant_has_so_many_streams_open(front, replica, monkeypatch):
-    monkeypatch.setattr(server, "_MAX_STREAMS_PER_TENANT", 1)
+    monkeypatch.setattr(streams, "MAX_STREAMS_PER_TENANT", 1)
     scene, channel = await front()
     _, address, _ = await replica("one")
     scene.announce("http://127.0.0.1:1", grpc=address)

@@ -26,7 +26,6 @@ class HeldQueue(ForgetfulQueue):
     away, room = False, 100
 
     async def submit(self, payload, idempotency_key=None):
-        """Accept a job, if it is there and has room."""
         if self.away:
             raise NotReady("The job queue can't be reached.", retry_after=1)
         if len(self.jobs) >= self.room:
@@ -40,11 +39,9 @@ class HeldQueue(ForgetfulQueue):
         self.tasks[job_id] = asyncio.get_running_loop().create_future()
 
     def change(self, job_id, **facts):
-        """Change a job."""
         self._note(job_id, **facts)
 
     def finish(self, job_id, result):
-        """End a job with a result."""
         self.results[job_id] = result
         self._note(job_id, status="succeeded", progress=1.0)
 

@@ -1,5 +1,6 @@
 """Bearer tokens of a real identity provider in a process of its own."""
 
+import asyncio
 import base64
 import json
 import subprocess
@@ -58,6 +59,10 @@ async def test_a_token_names_tenant_and_scopes(ask, issuer):
         {"tenant": ""},
         {"tenant": "../alice"},
         {"kid": "unknown"},
+        {"tenant": "local"},
+        *({"raw": json.dumps({"scope": odd})} for odd in (None, 7, {"infer": 1}, [["infer"]], True)),
+        {"raw": '{"exp": 1e999}'},
+        {"raw": '{"aud": 7}'},
     ],
     ids=str,
 )
@@ -73,6 +78,30 @@ async def test_forged_tokens_are_refused(ask, issuer):
     none = base64.urlsafe_b64encode(json.dumps({"alg": "none"}).encode()).decode().rstrip("=")
     for forged in (f"{head}.{other}.{signature}", f"{none}.{body}.", f"{head}.{body}.", "a.b.c", "..", f"{good}x"):
         assert (await ask(forged))[0] == 401
+
+
+@pytest.mark.parametrize(
+    "header", ["[" * 8_000, "7", "null", '{"alg":"ES256","kid":[1]}', '{"alg":7}', "\x00"], ids=range(6)
+)
+async def test_odd_headers_of_tokens_are_refused(ask, issuer, header):
+    odd = base64.urlsafe_b64encode(header.encode()).decode().rstrip("=")
+    assert (await ask(f"{odd}.{odd}.{odd}"))[0] == 401
+
+
+async def test_a_known_key_does_not_wait_for_a_slow_issuer(ask, issuer, monkeypatch):
+    good = token(issuer)
+    assert (await ask(good))[0] == 200
+    monkeypatch.setattr(oidc, "_REFETCH_S", 0.0)
+    stranger = token(issuer, kid="unknown")
+    httpx2.get(f"{issuer}/pause?2")
+    try:
+        asking = asyncio.create_task(ask(stranger))
+        await asyncio.sleep(0.2)
+        assert (await ask(good))[0] == 200
+        assert not asking.done(), "it was answered while the issuer was still being asked"
+        assert (await asking)[0] == 401
+    finally:
+        httpx2.get(f"{issuer}/pause?0")
 
 
 async def test_the_issuer_may_rotate_its_key(ask, issuer, monkeypatch):

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from services.gateway.http import openapi
 from services.gateway.http.reference_page import group_operations
 
+LIST_TOOLS = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}
 CHAT = {
     "id": "smollm2", "object": "model", "created": 1, "owned_by": "fovea", "task": "chat", "service": "llm",
     "ready": True,
@@ -183,3 +185,46 @@ async def test_every_answer_has_security_headers_and_a_request_id(scene):
         assert answer.headers["x-frame-options"] == "DENY"
         assert answer.headers["x-request-id"]
         assert "server" not in answer.headers
+
+
+async def test_the_document_and_the_page_are_made_once(scene, monkeypatch):
+    made = []
+    join = openapi.join_documents
+    monkeypatch.setattr(openapi, "join_documents", lambda *given, **more: made.append(0) or join(*given, **more))
+    monkeypatch.setattr(openapi, "MAX_AGE_S", 0.0)
+    pages = [await scene.client.get(path) for path in ("/openapi.json", "/docs") * 3]
+    tools = [await scene.client.post("/v1/mcp", json=LIST_TOOLS) for _ in range(2)]
+    assert len(made) == 1
+    assert len({answer.content for answer in pages[::2]}) == len({answer.content for answer in tools}) == 1
+    scene.seg.documents["openapi"] = document("/v1/other", "Mask", "number")
+    changed = await scene.client.get("/openapi.json")
+    assert "/v1/other" in changed.json()["paths"]
+    assert "/v1/other" in (await scene.client.get("/docs")).text
+    assert len(made) == 2
+
+
+@pytest.mark.parametrize("path", ["/openapi.json", "/docs"])
+async def test_documents_are_compressed_and_known_by_their_etag(scene, path):
+    plain = await scene.client.get(path, headers={"accept-encoding": "identity"})
+    packed = await scene.client.get(path, headers={"accept-encoding": "br;q=1.0, gzip;q=0.8"})
+    assert (plain.headers.get("content-encoding"), packed.headers["content-encoding"]) == (None, "gzip")
+    assert packed.content == plain.content
+    assert int(packed.headers["content-length"]) < len(plain.content) / 2
+    assert "gzip" not in (await scene.client.get(path, headers={"accept-encoding": "gzip;q=0"})).headers.values()
+    tag = plain.headers["etag"]
+    assert packed.headers["etag"] == tag
+    same = await scene.client.get(path, headers={"if-none-match": f'"old", W/{tag}'})
+    assert (same.status_code, same.content) == (304, b"")
+    assert (await scene.client.get(path, headers={"if-none-match": '"old"'})).status_code == 200
+
+
+async def test_a_service_without_a_document_is_not_asked_at_every_request(scene):
+    asked = []
+
+    async def fetch_text(replica: Any, path: str) -> str | None:
+        asked.append(replica.id)
+
+    scene.app.state.gateway.client.fetch_text = fetch_text
+    for _ in range(5):
+        assert (await scene.client.get("/openapi.json")).status_code == 200
+    assert sorted(asked) == ["l", "s"]

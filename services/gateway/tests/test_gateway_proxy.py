@@ -111,21 +111,6 @@ async def test_status_and_errors_of_a_replica_pass_unchanged(served):
     assert (answer.status_code, answer.content) == (422, b"{}")
 
 
-async def test_models_are_found_by_name(gateway, toy):
-    first, second = await toy(name="a"), await toy(name="b")
-    scene = await gateway()
-    scene.announce(first.url, service="one", models=("pranet", "org/pranet"))
-    scene.announce(second.url, service="two", models=("smollm2",), routes=("/v1/chat/completions",))
-    for path, replica in {
-        "/v2/models/pranet/infer": "a",
-        "/v2/models/org/pranet/versions/1/infer": "a",
-        "/v2/models/smollm2": "b",
-        "/v2/models/smollm2/ready": "b",
-    }.items():
-        answer = await scene.client.request("POST" if "infer" in path else "GET", path)
-        assert answer.headers["x-replica"] == replica, path
-
-
 async def test_loading_reaches_every_replica(gateway, toy):
     first, second = await toy(name="a"), await toy(name="b")
     scene = await gateway()
@@ -145,22 +130,6 @@ async def test_requests_are_counted_under_their_route(served):
     assert 'fovea_requests_total{model="",route="/v1/echo",service="gateway",status="200"}' in text
     assert 'route="/v2/models/{name}/infer",service="gateway"' in text
     assert "/nobody" not in text
-
-
-async def test_a_service_that_two_offer_is_chosen_by_the_model_in_the_body(gateway, toy):
-    first, second = await toy(name="a"), await toy(name="b")
-    scene = await gateway()
-    scene.announce(first.url, service="one", models=("m1",), routes=("/v1/classify",))
-    scene.announce(second.url, service="two", models=("m2",), routes=("/v1/classify",))
-    post = scene.client.post
-    assert (await post("/v1/classify", json={"model": "m2"})).headers["x-replica"] == "b"
-    assert (await post("/v1/classify", json={"model": "m1"})).headers["x-replica"] == "a"
-    assert (await post("/v1/classify?model=m2", content=b"x")).headers["x-replica"] == "b"
-    form = await post("/v1/classify", data={"model": "m2"}, files={"image": b"x"})
-    assert form.headers["x-replica"] == "b"
-    assert (await post("/v1/classify", content=b"x")).headers["x-replica"] == "a"
-    unknown = await post("/v1/classify", json={"model": "m3"})
-    assert (unknown.status_code, unknown.json()["field"]) == (404, "model")
 
 
 async def test_head_is_answered_as_get_without_a_body(served):

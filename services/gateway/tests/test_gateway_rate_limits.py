@@ -143,18 +143,15 @@ class Storage:
         self.is_away = False
 
     async def incr(self, key: str, expiry: int, amount: int) -> int:
-        """Count."""
         self._note("incr", key, expiry, amount)
         self.used[key] = self.used.get(key, 0) + amount
         return self.used[key]
 
     async def get(self, key: str) -> int:
-        """The count."""
         self._note("get", key)
         return self.used.get(key, 0)
 
     async def get_expiry(self, key: str) -> float:
-        """When the window ends."""
         self._note("get_expiry", key)
         return self.ends[key]
 

@@ -2,45 +2,11 @@
 
 import asyncio
 import contextlib
-import os
-import random
-import signal
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 
-import httpx2
 import pytest
 
 from tests.harness.waiting import free_port
-
-SERVER = """
-import sys, time, uvicorn
-async def app(scope, receive, send):
-    body = b""
-    while (message := await receive())["type"] == "http.request":
-        body += message["body"]
-        if not message["more_body"]:
-            break
-    time.sleep(0.002)
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
-    await send({"type": "http.response.body", "body": body})
-uvicorn.run(app, port=int(sys.argv[1]), log_level="warning", lifespan="off", access_log=False)
-"""
-
-
-def spawn(port: int) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", SERVER, str(port)])
-
-
-async def up(port: int) -> None:
-    for _ in range(200):
-        with contextlib.suppress(OSError):
-            _, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.close()
-            return
-        await asyncio.sleep(0.05)
-    raise AssertionError("the replica did not start")
 
 
 @contextlib.asynccontextmanager
@@ -163,55 +129,3 @@ async def test_a_service_that_never_was_ready_is_not_waited_for(gateway):
     answer = await scene.client.post("/v1/echo", timeout=2)
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
     assert "loading" in answer.json()["detail"]
-
-
-async def test_a_large_upload_survives_the_death_of_its_replica(gateway, toy):
-    async def pieces() -> AsyncIterator[bytes]:
-        for at in range(0, len(body), 200_000):
-            yield body[at : at + 200_000]
-            await asyncio.sleep(0.005)
-
-    body = random.Random(1).randbytes(5_000_000)
-    upstream = await toy(name="good")
-    scene = await gateway()
-    async with cutting(b"") as (url, heard):
-        scene.announce(url, name="bad")
-        scene.announce(upstream.url, name="good").in_flight = 1
-        answer = await scene.client.post("/v1/echo", content=pieces())
-    assert answer.content == body
-    assert len(heard) == 1
-
-
-async def test_no_request_is_lost_while_replicas_are_killed(gateway):
-    ports = [free_port(), free_port()]
-    processes = [spawn(port) for port in ports]
-    scene = await gateway()
-    for number, port in enumerate(ports):
-        await up(port)
-        scene.announce(f"http://127.0.0.1:{port}", name=f"r{number}")
-    done = asyncio.Event()
-    statuses: list[int] = []
-
-    async def caller(client: httpx2.AsyncClient) -> None:
-        while not done.is_set():
-            body = os.urandom(3000)
-            answer = await client.post("/v1/echo", content=body)
-            statuses.append(answer.status_code if answer.content == body else 0)
-
-    try:
-        callers = [asyncio.create_task(caller(scene.client)) for _ in range(8)]
-        for turn in range(4):
-            await asyncio.sleep(0.4)
-            processes[turn % 2].send_signal(signal.SIGKILL)
-            processes[turn % 2].wait()
-            await asyncio.sleep(0.3)
-            processes[turn % 2] = spawn(ports[turn % 2])
-            await up(ports[turn % 2])
-        done.set()
-        await asyncio.gather(*callers)
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    assert len(statuses) > 200
-    assert set(statuses) == {200}

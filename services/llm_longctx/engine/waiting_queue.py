@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Generic
 
-from services.llm_longctx.engine.request import GenerationRequest
+from services.llm_longctx.engine.requests.request import GenerationRequest
 from services.llm_longctx.engine.sequence import S, Sequence, SequenceStatus
 from shared.errors import NotReady, QueueFull
 

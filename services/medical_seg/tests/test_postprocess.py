@@ -98,11 +98,6 @@ def _area(points):
     return int((x * np.roll(y, -1) - np.roll(x, -1) * y).sum()) / 2
 
 
-def test_only_the_forms_asked_for_are_made():
-    assert encode_forms(extract_mask(blobs(), 40, 40, asked()), asked(include=())) == {}
-    assert set(encode_forms(extract_mask(blobs(), 40, 40, asked()), asked(include=ALL))) == set(ALL)
-
-
 def test_mask_of_noise_lists_its_largest_components_only():
     noise = np.random.default_rng(6).standard_normal((120, 120)).astype(np.float32)
     found = extract_mask(noise, 360, 360, asked(threshold=0.7))

@@ -1,21 +1,17 @@
 """`POST /v1/segment` over the real model: masks, bad pictures, limits. What all routes share is tested with them."""
 
 import base64
-import io
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from services.medical_seg.models.pranet import PraNetSegmenter
-from services.medical_seg.recipes.polyps import draw_frame
 from shared.api.mask import SegmentOut
-from tests.bad_pictures import encoded, refused
+from tests.bad_pictures import encoded
 from tests.harness.models import answered, client_of, problem
 
 EXAMPLE = PraNetSegmenter.sample.read_bytes()
-SIZE = Image.open(io.BytesIO(EXAMPLE)).size
-REFUSED = ("truncated-png", "bomb-png", "gif")
 """One picture of each status; the contract suite sends all of them to the Servable."""
 
 
@@ -35,21 +31,6 @@ def plain(client):
     return answered(client.post("/v1/segment", json={"image": text(EXAMPLE)}), SegmentOut)
 
 
-def test_polyp_of_the_example_is_found(plain):
-    assert (plain.model, plain.engine, plain.width, plain.height) == ("pranet", "onnx", *SIZE)
-    assert not plain.empty
-    assert 1 < plain.area_percent < 40
-    assert plain.max_probability > 0.9
-    assert len(plain.components) == 1
-
-
-@pytest.mark.parametrize("sample", [one for one in refused() if one.name in REFUSED], ids=lambda sample: sample.name)
-def test_bad_picture_is_a_problem_that_says_why(client, sample):
-    status = 413 if len(sample.data) > 3_000_000 else sample.status
-    told = problem(client.post("/v1/segment", json={"image": text(sample.data)}), status, "image")
-    assert told["detail"]
-
-
 def test_limits_are_named_with_limit_and_value(client):
     big = encoded(Image.new("L", (2001, 1000)), "PNG")
     told = problem(client.post("/v1/segment", json={"image": text(big)}), 413, "image")
@@ -63,6 +44,7 @@ def test_limits_are_named_with_limit_and_value(client):
 def test_threshold_and_stretching_move_the_mask(client, plain):
     strict = answered(client.post("/v1/segment", json={"image": text(EXAMPLE), "threshold": 0.95}), SegmentOut)
     assert strict.area < plain.area
-    mucosa = text(encoded(Image.fromarray(draw_frame(np.random.default_rng(1), 160, empty=True).image), "PNG"))
+    far = np.prod(np.mgrid[:160, :160] / 160, axis=0)[..., None]
+    mucosa = text(encoded(Image.fromarray(np.uint8((120, 60, 50) + far * (100, 60, 40))), "PNG"))
     assert answered(client.post("/v1/segment", json={"image": mucosa}), SegmentOut).empty
     assert not answered(client.post("/v1/segment", json={"image": mucosa, "normalise": "minmax"}), SegmentOut).empty

@@ -36,7 +36,6 @@ class Blob:
         self.batches = []
 
     def run(self, feeds):
-        """The same map for each picture."""
         self.batches.append(len(feeds["image"]))
         return {"logits": np.repeat(self.map[None, None], len(feeds["image"]), axis=0)}
 
@@ -62,13 +61,6 @@ def test_weights_are_served_at_the_side_that_they_were_trained_with():
     manifest = Manifest(name="a", origin="imported", network=NetworkSpec(name="pranet"))
     trained = manifest.model_copy(update={"recipe": {"scale": {"side": 64}}})
     assert [Small.data_config(Weights({}, one)).side for one in (manifest, trained)] == [352, 64]
-
-
-@pytest.mark.parametrize("sample", odd(), ids=lambda sample: sample.name)
-def test_every_readable_picture_is_answered_in_its_upright_size(blob, sample):
-    answer = one(blob, ask(sample.data))
-    assert (answer.width, answer.height) == sample.size
-    assert decode(answer.mask).pixels.shape[:2] == sample.size[::-1]
 
 
 def test_turned_picture_is_answered_in_upright_pixels(blob):
@@ -104,13 +96,3 @@ def test_overlay_is_drawn_on_the_upright_picture(blob):
     change = np.abs(overlay.pixels - before).max(axis=2)
     assert change[mask].mean() > 30
     assert np.median(change[~mask]) < 10
-
-
-@pytest.mark.parametrize("include", [("mask",), (), ("rle",), ("overlay",)])
-@pytest.mark.parametrize(("media", "kind"), [("image/png", "PNG"), ("image/jpeg", "JPEG")])
-def test_answer_is_rendered_whatever_it_includes(blob, media, kind, include):
-    request = ask(encoded(quadrants(), "PNG"), include=include)
-    picture = decode(blob.render(request, one(blob, request), media))
-    assert picture.format == kind
-    full = decode(blob.render(ask(request.image), one(blob, ask(request.image)), "image/png"))
-    assert np.abs(picture.pixels.astype(int) - full.pixels).mean() < 6

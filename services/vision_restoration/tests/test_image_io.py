@@ -121,16 +121,6 @@ def test_a_tiff_hands_on_no_facts_about_its_own_file():
     assert set(tags) == {MAKE}
 
 
-def test_broken_exif_is_as_good_as_none():
-    data = saved("JPEG", exif=b"Exif\0\0no such thing")
-    assert opened(data).pixels.shape == (6, 9, 3)
-
-
-def test_a_file_without_facts_gets_none():
-    found = opened(saved("PNG"))
-    assert (found.icc, found.exif, found.notes) == (None, None, [])
-
-
 def test_only_the_first_frame_is_read_and_said_so():
     pages = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     found = opened(saved("TIFF", pages[0], save_all=True, append_images=pages[1:]))

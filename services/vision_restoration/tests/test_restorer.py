@@ -181,14 +181,6 @@ def test_deep_pictures_stay_deep(served):
     assert np.abs(to_8_bits(result).astype(int) - pixels_of(shallow.restored)).max() <= 2
 
 
-@pytest.mark.parametrize(("form", "kind"), [("jpeg", "JPEG"), ("webp", "WEBP"), ("png", "PNG")])
-def test_format_and_quality_are_options(served, form, kind):
-    good, bad = (restored(served, photo(), format=form, quality=q) for q in (95, 5))
-    assert Image.open(io.BytesIO(good.restored)).format == kind
-    assert good.format == form
-    assert form == "png" or len(bad.restored) < len(good.restored)
-
-
 def test_depths_and_forms_that_do_not_go_together_are_refused_by_name(served):
     answer = restored(served, photo(), format="jpeg", bit_depth="16")
     assert (type(answer), answer.field) == (InvalidOption, "bit_depth")
@@ -200,18 +192,6 @@ def test_a_deep_picture_may_be_asked_for_as_jpeg(served):
     given = write_image(PictureFile(to_16_bits(photo()), "png"), "png", 90)
     (answer,) = served.predict([RestoreIn(image=given, format="jpeg")], CallContext())
     assert (answer.format, answer.bit_depth) == ("jpeg", 8)
-
-
-@pytest.mark.parametrize("media", ["image/png", "image/jpeg", "image/webp"])
-@pytest.mark.parametrize("picture", ["comparison", "restored", "reflection"])
-def test_a_picture_is_answered_where_one_is_asked_for(served, media, picture):
-    request = RestoreIn(image=encode(photo()), picture=picture)
-    (answer,) = served.predict([request], CallContext())
-    image = Image.open(io.BytesIO(served.render(request, answer, media)))
-    assert Image.MIME[image.format] == media
-    assert image.size == ((188, 70) if picture == "comparison" else (90, 70))
-    if picture == "restored" and media == "image/png":
-        assert np.array_equal(np.asarray(image), pixels_of(answer.restored))
 
 
 def test_a_picture_is_drawn_also_where_the_answer_does_not_hold_it(served):

@@ -149,7 +149,7 @@ def test_tensorrt_asks_its_provider_first_and_keeps_what_it_builds(tmp_path, mon
     TensorRTEngine(identity("FP32"), device="cuda:1", cache=tmp_path)
     (first, options), (second, _), _ = asked["providers"]
     assert (first, second) == ("TensorrtExecutionProvider", "CUDAExecutionProvider")
-    assert (options["device_id"], options["trt_engine_cache_path"]) == (1, str(tmp_path / "tensorrt"))
+    assert (options["device_id"], options["trt_engine_cache_path"]) == (1, str(tmp_path / "tensorrt/unnamed-fp32"))
     assert (tmp_path / "tensorrt").is_dir()
 
 

@@ -21,14 +21,10 @@ def spec(name="x", datatype="FP32", shape=(-1, 3)):
 
 
 class Doubled(nn.Module):
-    """Two outputs, the first of them the input."""
-
     def forward(self, x):
-        """The input and its double."""
         return x, x + x
 
     def only_double(self, x):
-        """The double alone."""
         return (x + x,)
 
 

@@ -48,7 +48,6 @@ class Scaled(nn.Module):
     """Pictures, each scaled by a number of its own, and these numbers."""
 
     def forward(self, image: Tensor, by: Tensor) -> tuple[Tensor, Tensor]:
-        """Take images (b,3,h,w) and numbers (b,)."""
         return image * by[:, None, None, None], by + 0.0
 
 
@@ -56,7 +55,6 @@ class ScaledForms(ExportedForms):
     """Forms of the network above, which has no weights."""
 
     def network(self) -> nn.Module:
-        """The network above."""
         return Scaled().eval()
 
 

@@ -26,7 +26,6 @@ class Net(nn.Module):
     """Three scores of a picture, one number, and the picture halved."""
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Take an image (b,3,h,w)."""
         return image.mean((2, 3)), image.amax((1, 2, 3)), image[:, :, ::2, ::2]
 
 
@@ -34,7 +33,6 @@ class Forms(ExportedForms):
     """Forms whose network needs no weights."""
 
     def network(self) -> nn.Module:
-        """The network above."""
         return Net().eval()
 
 

@@ -35,11 +35,6 @@ def test_lua_and_python_name_the_same_keys():
     assert redis_keys.key("job", "x") == "{fovea:jobs}:job:x"
 
 
-@pytest.mark.parametrize(("priority", "level"), [(-100, 3), (-1, 3), (0, 2), (1, 1), (100, 1)])
-def test_priorities_become_three_streams(priority, level):
-    assert redis_keys.stream_of(priority) == level
-
-
 @given(st.tuples(st.text(), st.text()), st.tuples(st.text(), st.text()))
 def test_no_tenant_can_reach_anothers_idempotency_key(one, other):
     assert (redis_keys.idempotency_name(*one) == redis_keys.idempotency_name(*other)) == (one == other)
@@ -72,11 +67,6 @@ def test_a_fingerprint_tells_different_requests_apart(change):
 )
 def test_every_outcome_has_a_status(outcome, status):
     assert codec.get_status(outcome) == status
-
-
-def test_a_problem_is_kept_as_it_was_answered():
-    said = {"title": "Too large", "status": 413, "detail": "Big.", "code": "too_large", "limit": 5}
-    assert json.loads(codec.encode_problem(Result(413, "", json.dumps(said).encode()))) == said
 
 
 @given(

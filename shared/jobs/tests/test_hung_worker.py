@@ -70,7 +70,6 @@ class Rival:
         assert self.taken.wait(20)
 
     def end(self) -> None:
-        """Hand in an answer, if a job was taken."""
         self.finish.set()
         if self._thread.is_alive():
             self._thread.join()

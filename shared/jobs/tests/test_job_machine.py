@@ -31,8 +31,6 @@ FRONT = 0
 
 @dataclass
 class Expected:
-    """What the model knows about one job."""
-
     level: int
     at: int = 0
     """The stream that holds it."""

@@ -390,7 +390,6 @@ class Script:
         self.replies, self.calls = list(replies), list[tuple[object, ...]]()
 
     async def verb(self, *call: object) -> object:
-        """Answer."""
         self.calls.append(call)
         return self.replies.pop(0)
 

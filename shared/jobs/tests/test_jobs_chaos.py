@@ -133,33 +133,6 @@ async def test_accepted_jobs_survive_an_outage_longer_than_the_lease_and_run_onc
     assert ends == {job.id: 1 for job in (*running, *waiting)}
 
 
-async def test_a_job_that_ends_while_redis_is_away_hands_in_its_answer_later(
-    far_queue, own_redis, start_worker, ledger
-):
-    start_worker()
-    job, _ = await far_queue.submit(work(0.6))
-    await begun(far_queue, ledger, job)
-    own_redis.kill()
-    await until(lambda: lines(ledger, "end") == [job.id])
-    own_redis.start()
-    done = await ended(far_queue, job)
-    assert (done.status, done.attempts) == ("succeeded", 1)
-
-
-async def test_accepted_jobs_survive_the_death_of_both(far_queue, own_redis, start_worker, ledger):
-    victim = start_worker()
-    jobs = [(await far_queue.submit(work(0.3)))[0] for _ in range(6)]
-    await begun(far_queue, ledger, *jobs[:2])
-    own_redis.kill()
-    victim.kill()
-    own_redis.start()
-    start_worker()
-    for job in jobs:
-        done = await ended(far_queue, job)
-        assert done.status == "succeeded"
-        assert done.attempts <= 2
-
-
 async def test_a_frozen_worker_that_wakes_does_not_overwrite_the_newer_answer(far_queue, start_worker, ledger):
     workers = [start_worker(), start_worker()]
     job, frozen = await begin_one(far_queue, ledger, workers, 60, 0.1)

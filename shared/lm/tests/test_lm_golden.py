@@ -51,15 +51,6 @@ def test_uniform_masking_at_some_positions_is_golden(golden):
         assert golden.logit_diff(logits) == pytest.approx(case["logit_diff"], abs=1e-4)
 
 
-def test_ablation_of_a_group_of_heads_is_golden(golden):
-    group = golden.facts["group"]
-    zero = [Scale(f"z.{layer}", 0.0, head) for layer, head in group["heads"]]
-    uniform = [Uniform(layer, head) for layer, head in group["heads"]]
-    for name, edits in (("zero", zero), ("uniform", uniform)):
-        logits = trace(golden.model, golden.clean, edits=edits).logits
-        assert golden.logit_diff(logits) == pytest.approx(group[name], abs=1e-4)
-
-
 @pytest.mark.parametrize("name", ["zero_ablation_logit_diff", "uniform_attention_ablation_logit_diff"])
 def test_ablation_of_each_head_is_golden(golden, name):
     def edit(layer, head):

@@ -92,22 +92,6 @@ def test_uniform_over_visible_keys_leaves_left_padding_out(golden):
         assert seen[:left].eq(0).all(), "a padded query sees nothing"
 
 
-def test_a_padded_row_equals_the_row_alone(golden):
-    pad = torch.tensor([0, 3, 5, 0, 1, 2])
-    padded = trace(golden.model, golden.clean, pad=pad).logits
-    for row, left in enumerate(pad.tolist()):
-        alone = trace(golden.model, golden.clean[row : row + 1, left:]).logits
-        torch.testing.assert_close(padded[row, left:], alone[0], atol=1e-4, rtol=0)
-
-
-def test_the_decoders_values_override_is_a_pattern_edit(llama_golden):
-    t = trace(llama_golden.model, llama_golden.clean, capture=["pattern.1", "z.1"])
-    row = t["pattern.1"][0, 3, 7]
-    edit = Attend(1, 3, 7, range(T), row, rows=0)
-    again = trace(llama_golden.model, llama_golden.clean, capture=["z.1"], edits=[edit])
-    torch.testing.assert_close(again["z.1"], t["z.1"], atol=1e-5, rtol=0)
-
-
 EDITS = [Uniform(0, 1, positions=[3, 9]), Attend(1, 2, 8, [0, 4], [0.5, 1.5]), Scale("mlp_out.1", 0.5, positions=[10])]
 
 

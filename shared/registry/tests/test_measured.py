@@ -8,21 +8,11 @@ def manifest(data: dict[str, str], **metrics: float) -> Manifest:
     return Manifest(name="net", origin="trained", network=NetworkSpec(name="net"), data=data, metrics=metrics)
 
 
-def test_drawn_data_is_not_called_real():
-    (found,) = measured_metrics(manifest({"data": "synthetic frames, 160 px"}, dice=0.9))
-    assert found.data == "synthetic frames, 160 px"
-
-
 def test_a_figure_on_crops_says_how_many_there_were():
     real = {"measured_on": "Kvasir-SEG (real), 100 held-out pictures"}
     dice, clean = measured_metrics(manifest(real, dice=0.9, clean_crops=1.0, crops=58.0))
     assert dice.data == "Kvasir-SEG (real), 100 held-out pictures"
     assert clean.data == "Kvasir-SEG (real), 100 held-out pictures, 58 crops of them"
-
-
-def test_the_other_kind_of_picture_is_named():
-    (found,) = measured_metrics(manifest({"measured_on": "BCCD (real), 87 held-out pictures"}, auroc_clothing=1.0))
-    assert found.data == "BCCD (real), 87 held-out pictures, against pictures of clothing"
 
 
 def test_what_the_warning_learnt_from_is_said():

@@ -23,12 +23,6 @@ def test_weights_come_back_as_float32_with_the_facts_of_their_file(tmp_path):
     assert found.arrays["steps"] == 7
 
 
-def test_float32_is_stored_exactly_when_the_manifest_says_so(tmp_path):
-    write_weights(tmp_path, ARRAYS, manifest(dtype="float32"))
-    found = read_weights(tmp_path / "toy.safetensors")
-    np.testing.assert_array_equal(found.arrays["conv.weight"], ARRAYS["conv.weight"])
-
-
 def test_what_float16_cannot_hold_stays_float32(tmp_path):
     large = {"bn.running_var": np.array([1e6, 1.0], dtype=np.float32)}
     write_weights(tmp_path, large, manifest())

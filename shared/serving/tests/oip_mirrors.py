@@ -47,7 +47,6 @@ class MirrorEngine:
         self.runs: list[tuple[int, ...]] = []
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Mirror."""
         array = feeds["in"]
         self.runs.append(array.shape)
         sizes = np.full(array.shape[:1], array[0].size, np.int64)
@@ -151,11 +150,9 @@ class Gate:
         return array
 
     def open(self) -> None:
-        """Let everybody pass."""
         self._opened.set()
 
     async def holds(self, *, running: int, waiting: int) -> None:
-        """Return once so many runs have begun and so many calls wait."""
         until = time.monotonic() + 10
         wanted, found = (running, waiting), (0, 0)
         while found != wanted and time.monotonic() < until:

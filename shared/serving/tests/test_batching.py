@@ -29,7 +29,6 @@ class Doubler:
         self.seconds = seconds
 
     def __call__(self, key, items, run):
-        """Double them."""
         self.gate.wait(5)
         self.threads.add(threading.get_ident())
         self.batches.append((key, list(items)))
@@ -458,11 +457,9 @@ class Clock:
         self.wall = self.processor = 100.0
 
     def perf_counter(self):
-        """Wall time."""
         return self.wall
 
     def process_time(self):
-        """Processor time."""
         return self.processor
 
 
@@ -505,6 +502,8 @@ async def test_company_is_waited_for_only_if_it_left_just_now(monkeypatch, last_
     clock, slept = Clock(), []
     made = batcher(Doubler(), size=8, wait=10.0)
     await made.close()
+    for thread in made._threads:
+        thread.join()
     monkeypatch.setattr("shared.serving.batching.time", clock)
 
     def wait(seconds):

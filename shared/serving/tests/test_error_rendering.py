@@ -24,8 +24,6 @@ from shared.serving.http.errors import NotAcceptable, TooSlow, to_safe_error
 
 
 class Route:
-    """A route that states the form of its errors."""
-
     def __init__(self):
         self.openapi_extra = {"x-error-form": "openai"}
 

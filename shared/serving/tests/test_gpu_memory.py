@@ -6,22 +6,16 @@ from shared.serving.gpu_memory import GpuMemory
 
 
 class TwoDevices:
-    """`torch.cuda` of a machine with two GPUs."""
-
     def is_available(self):
-        """It has some."""
         return True
 
     def device_count(self):
-        """Two."""
         return 2
 
     def mem_get_info(self, device):
-        """Free and total bytes."""
         return (10 * (device + 1), 100)
 
     def memory_allocated(self, device):
-        """Bytes in tensors."""
         return 7 * device
 
 

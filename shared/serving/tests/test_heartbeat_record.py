@@ -118,14 +118,11 @@ def test_service_without_an_app_of_its_own_gets_a_plain_one():
 
 
 class Gateway:
-    """A gateway that knows what it is told."""
-
     def __init__(self):
         self.known = {}
         self.asked = 0
 
     async def __call__(self, scope, receive, send):
-        """Answer /readyz."""
         self.asked += 1
         body = json.dumps({"services": {name: {"ready": 1} for name in self.known}}).encode()
         await send({"type": "http.response.start", "status": 503, "headers": []})

@@ -63,20 +63,6 @@ async def test_failing_model_stays_listed_with_its_reason_and_the_others_serve()
     await host.stop()
 
 
-async def test_reason_of_a_refused_load_is_its_own_sentence():
-    class Unverified(Echo):
-        card = toys.card("u")
-
-        @classmethod
-        def load(cls, place: LoadContext):
-            raise NotReady("The weights are damaged.")
-
-    host = Host("toy", {"u": Unverified}, Settings())
-    await host.start()
-    assert host.missing() == {"u": "The weights are damaged."}
-    await host.stop()
-
-
 async def test_model_whose_own_example_fails_is_not_ready_and_is_closed():
     made = []
 
@@ -175,7 +161,7 @@ async def test_what_a_stream_tells_the_metrics_carries_its_service_and_model():
     class Telling(toys.Story):
         card = toys.card("telling", "plan")
 
-        def stream(self, request, run):
+        async def stream(self, request, run):
             begun = telemetry.context()
             yield request.model_copy(update={"text": f"{begun.service} {begun.model}"})
             yield request.model_copy(update={"text": telemetry.context().model})

@@ -21,8 +21,6 @@ from shared.serving.job_handler import AsgiJobHandler
 
 
 class Ticket:
-    """A ticket that remembers what it was told."""
-
     id = "j" * 32
     attempt = 1
 
@@ -31,11 +29,9 @@ class Ticket:
         self.stop = asyncio.Event()
 
     async def progress(self, fraction: float, note: str | None = None) -> None:
-        """Remember."""
         self.told.append((fraction, note))
 
     async def wait_until_cancelled(self) -> None:
-        """Wait for the test."""
         await self.stop.wait()
 
 
@@ -166,15 +162,12 @@ async def test_a_cancel_looks_to_the_app_like_a_caller_who_went_away():
 
 
 class Life:
-    """A lifespan that counts."""
-
     def __init__(self, failures: int = 0) -> None:
         self.starts = self.stops = 0
         self.failures = failures
 
     @contextlib.asynccontextmanager
     async def __call__(self, _app: Starlette) -> AsyncIterator[None]:
-        """Start, serve, stop."""
         self.starts += 1
         if self.starts <= self.failures:
             raise RuntimeError("weights are missing")

@@ -189,24 +189,6 @@ async def test_deadline_that_is_no_number_is_as_good_as_none(client, sent):
     assert answer.status_code == 200
 
 
-async def test_run_of_a_job_is_taken_as_it_comes():
-    from shared.registry import CallContext
-
-    app = build("toy", servables=TOYS, settings=Settings())
-    await app.state.host.start()
-    told, run = [], CallContext(report=lambda *news: told.append(news))
-
-    async def with_run(scope, receive, send):
-        await app({**scope, "fovea.run": run}, receive, send)
-
-    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=with_run), base_url="http://toy") as client:
-        assert (await client.post("/v1/probe", json={"text": "x"})).status_code == 200
-        run.cancel()
-        assert (await client.post("/v1/probe", json={"text": "x"})).status_code == 499
-    assert told[0] == (0.0, "step 0")
-    await app.state.host.stop()
-
-
 async def test_requests_are_counted_by_service_model_route_and_status(client):
     await client.post("/v1/echo", json={"text": "x"})
     await client.post("/v1/echo", json={"text": "x", "times": 99})
@@ -252,29 +234,3 @@ async def test_port_in_use_is_an_error_and_not_shared(replica):
     second = ReplicaServer(build("toy", servables={}, settings=settings), settings, http_port=port)
     with pytest.raises(OSError, match="in use"):
         await second.start()
-
-
-async def test_loading_models_do_not_keep_the_service_from_living():
-    import threading
-
-    gate = threading.Event()
-
-    class Slow(TOYS["toy/echo"]):
-        card = TOYS["toy/echo"].card
-
-        @classmethod
-        def load(cls, place):
-            gate.wait(5)
-            return cls()
-
-    settings = Settings(redis_url=None)
-    made = ReplicaServer(build("toy", servables={"toy/echo": Slow}, settings=settings), settings)
-    await made.start()
-    async with httpx2.AsyncClient(base_url=made.http) as client:
-        assert (await client.get("/livez")).status_code == 200
-        assert (await client.get("/readyz")).status_code == 503
-        assert (await client.post("/v1/echo", json={})).status_code == 503
-        gate.set()
-        await until(lambda: made.host.ready)
-        assert (await client.get("/readyz")).status_code == 200
-    await made.stop()

@@ -3,7 +3,7 @@
 import json
 import shlex
 
-from shared.serving.model_docs import render_page, render_pages
+from shared.serving.model_docs import render_page
 from shared.serving.tests.toys import Echo, Eye
 
 
@@ -29,10 +29,3 @@ def test_quotes_in_an_example_survive_the_shell():
     kind = type("Quoted", (Echo,), {"card": Echo.card.model_copy(update={"example": {"text": "it's"}})})
     [words] = called(render_page("toy", kind))
     assert json.loads(words[-1])["text"] == "it's"
-
-
-def test_every_model_that_is_found_has_a_page_and_a_row(tmp_path):
-    written = dict(render_pages(tmp_path))
-    index = written.pop(tmp_path / "README.md")
-    assert written
-    assert all(f"({path.name})" in index and "## Call it" in text for path, text in written.items())

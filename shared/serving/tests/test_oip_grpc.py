@@ -96,25 +96,6 @@ def test_bytes_that_are_no_message_are_the_callers_fault(channel):
     assert caught.value.details() == "The message ends in the middle of a number, or the number has no end."
 
 
-def test_typed_contents_are_answered_typed(channel):
-    message = asks()
-    del message.raw_input_contents[:]
-    message.inputs[0].contents.fp32_contents.extend([1, 2])
-    told = method(channel, "ModelInfer", pb.ModelInferResponse)(message)
-    assert not told.raw_output_contents
-    assert list(told.outputs[0].contents.fp32_contents) == [1, 2]
-
-
-@pytest.mark.parametrize(
-    "name", ["SystemSharedMemoryStatus", "CudaSharedMemoryRegister", "TraceSetting", "LogSettings"]
-)
-def test_methods_that_are_not_offered_say_so(name, channel):
-    with pytest.raises(grpc.RpcError) as caught:
-        method(channel, name, pb.ServerLiveResponse)(b"")
-    assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
-    assert "not offered" in caught.value.details()
-
-
 def test_calls_are_counted_under_their_status_and_known_models_only(channel):
     infer = method(channel, "ModelInfer", pb.ModelInferResponse)
 

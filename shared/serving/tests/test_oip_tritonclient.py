@@ -11,7 +11,7 @@ from google.protobuf.json_format import MessageToDict
 from tritonclient.utils import InferenceServerException
 
 from shared.rpc.tensors import DTYPES
-from shared.serving.tests.oip_mirrors import MIRRORS, engine, limited, mirror, sample, serving
+from shared.serving.tests.oip_mirrors import MIRRORS, limited, mirror, sample, serving
 
 
 @pytest.fixture(scope="module")
@@ -61,29 +61,6 @@ def test_every_datatype_comes_back_as_it_was_sent(datatype, triton):
     assert result.as_numpy("size").tolist() == [3, 3]
     told = plain(result.get_response())
     assert (told["id"], told["model_name"], told["model_version"]) == ("r-7", f"mirror/{datatype.lower()}", "3")
-
-
-@pytest.mark.parametrize("datatype", sorted(set(DTYPES) - {"BF16"}))  # the client has no JSON form of BF16
-def test_every_datatype_travels_as_json(datatype, http):
-    array = sample(datatype)
-    wanted = [triton_http.InferRequestedOutput("out", binary_data=False)]
-    result = http.infer(
-        f"mirror/{datatype.lower()}", feed(triton_http, array, datatype, binary_data=False), outputs=wanted
-    )
-    (output,) = result.get_response()["outputs"]
-    assert "parameters" not in output
-    values = array.reshape(-1).tolist()
-    assert output["data"] == ([value.decode() for value in values] if datatype == "BYTES" else values)
-
-
-def test_only_wanted_outputs_come_and_each_in_its_form(http):
-    wanted = [
-        triton_http.InferRequestedOutput("size", binary_data=False),
-        triton_http.InferRequestedOutput("out", binary_data=True),
-    ]
-    result = http.infer("mirror/fp32", feed(triton_http, sample("FP32")), outputs=wanted)
-    assert [(o["name"], "data" in o) for o in result.get_response()["outputs"]] == [("size", True), ("out", False)]
-    np.testing.assert_array_equal(result.as_numpy("out"), sample("FP32"))
 
 
 def test_health_and_metadata(triton):
@@ -248,28 +225,6 @@ def test_the_callers_timeout_is_a_deadline(triton):
     client, module = triton
     with pytest.raises(InferenceServerException, match="deadline"):
         client.infer("slow", feed(module, sample("FP32")), timeout=50_000)
-
-
-def test_async_infer_over_http_shares_a_batch(replica, http):
-    pending = [http.async_infer("slow", feed(triton_http, np.full((1, 3), i, np.float32))) for i in range(4)]
-    results = [request.get_result().as_numpy("out") for request in pending]
-    np.testing.assert_array_equal(np.concatenate(results)[:, 0], [0, 1, 2, 3])
-    assert max(shape[0] for shape in engine(replica, "slow").runs) > 1
-
-
-def test_a_stream_answers_in_order_and_outlives_a_bad_request(replica):
-    done: queue.Queue[tuple[Any, Any]] = queue.Queue()
-    with triton_grpc.InferenceServerClient(replica.grpc) as client:
-        client.start_stream(lambda result, error: done.put((result, error)))
-        for i in range(20):
-            model, array = ("slow" if i % 7 == 0 else "mirror/fp32"), np.full((1, 3), i, np.float32)
-            client.async_stream_infer("nobody" if i == 5 else model, feed(triton_grpc, array), request_id=str(i))
-        told = [done.get(timeout=10) for _ in range(20)]
-        client.stop_stream()
-    assert [str(i) for i in range(20) if i != 5] == [r.get_response().id for r, error in told if error is None]
-    assert [i for i, (_, error) in enumerate(told) if error] == [5]
-    assert "no model 'nobody'" in str(told[5][1])
-    assert [int(r.as_numpy("out")[0, 0]) for r, error in told if error is None] == [i for i in range(20) if i != 5]
 
 
 def test_a_stream_marks_final_answers_when_asked(replica):

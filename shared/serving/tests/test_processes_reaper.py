@@ -10,7 +10,6 @@ import time
 
 import pytest
 
-from shared.serving.up import reaper
 from shared.serving.up.processes import ProcessDied, ProcessGroup
 from tests.harness.waiting import until
 
@@ -128,15 +127,6 @@ async def test_grandchildren_are_ended_in_whatever_group_they_are(children):
 
 def started(code, **how):
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, **how)
-
-
-def test_members_of_a_session_are_all_its_living_processes():
-    leader = started(FAMILY, start_new_session=True)
-    pids = [int(word) for word in leader.stdout.readline().split()]
-    assert sorted(reaper.session_members(leader.pid)) == sorted([leader.pid, *pids])
-    reaper.end_sessions([leader.pid], 0.1)
-    leader.communicate()
-    assert reaper.session_members(leader.pid) == []
 
 
 def test_guard_ends_what_is_left_when_its_supervisor_is_gone():

@@ -87,8 +87,6 @@ def test_replicas_are_placed_on_loopback_healed_and_ended(cluster):
 
 
 class Context:
-    """What Ray gives an autoscaling policy."""
-
     capacity_adjusted_min_replicas = 1
     capacity_adjusted_max_replicas = 4
 

@@ -13,7 +13,7 @@ from shared.serving.build_app import build
 from shared.serving.replica import ReplicaServer
 from shared.serving.tests import toys
 from shared.serving.tests.toys import PNG
-from shared.serving.up.smoke_test import _failure, _summary, run_smoke_test
+from shared.serving.up.smoke_test import _failure, run_smoke_test
 from shared.settings import Settings, environment
 from tests.harness.waiting import until
 
@@ -80,23 +80,6 @@ async def test_key_is_sent_where_there_is_one(tmp_path):
             with pytest.raises(httpx2.HTTPStatusError, match="401"):
                 [light async for light in run_smoke_test(url, tmp_path, key)]
     assert ["authorization: bearer fovea_secret" in head for head in seen] == [False, True]
-
-
-@pytest.mark.parametrize(
-    ("answer", "words"),
-    [
-        ({"choices": [{"message": {"content": "Paris\n is it."}}]}, '"Paris is it."'),
-        ({"choices": [{"text": "é"}]}, '"é"'),
-        ({"choices": [{"message": {"content": None}}]}, '""'),
-        (
-            {"area": 3.14159, "empty": False, "mask": "x" * 99, "boxes": [1, 2], "more": {}},
-            "area 3.142, empty False, boxes 2×",
-        ),
-        ([1], ""),
-    ],
-)
-def test_few_words_say_what_came_back(answer, words):
-    assert _summary(answer) == words
 
 
 @pytest.mark.parametrize(

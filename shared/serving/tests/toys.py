@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -42,8 +42,6 @@ class Said(BaseModel):
 
 
 class PlusOne:
-    """An engine that adds one to `x`, row by row."""
-
     name = "plus-one"
     inputs = (TensorSpec(name="x", datatype="FP32", shape=(-1, 3)),)
     outputs = (TensorSpec(name="y", datatype="FP32", shape=(-1, 3)),)
@@ -115,7 +113,7 @@ class Story(Echo):
     card: ClassVar[Card] = card("toy/story", "plan")
     mode = "stream"
 
-    def stream(self, request: Text, run: CallContext) -> Iterator[BaseModel]:
+    async def stream(self, request: Text, run: CallContext) -> AsyncGenerator[BaseModel, None]:
         """One event per word; the word `bug` fails, `…` goes on for ever."""
         words = iter(lambda: "…", None) if request.text == "…" else request.text.split()
         for word in words:
@@ -172,7 +170,6 @@ class Eye(Servable[Picture, Seen]):
         return cls()
 
     def predict(self, batch: Sequence[Picture], run: CallContext) -> list[Seen | FoveaError]:
-        """Look; what is no PNG is malformed."""
         return [
             Seen(bytes=len(request.image), **request.model_dump(exclude={"image"}))
             if request.image.startswith(b"\x89PNG")
@@ -181,7 +178,6 @@ class Eye(Servable[Picture, Seen]):
         ]
 
     def render(self, request: Picture, answer: Seen, media_type: str) -> bytes | None:
-        """The picture itself; there is no PNG of an inverted one."""
         return None if request.invert else request.image
 
     @classmethod

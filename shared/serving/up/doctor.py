@@ -190,7 +190,7 @@ def _objects(config: Settings) -> list[Diagnosis]:
 
 def _weights(config: Settings) -> list[Diagnosis]:
     """Whether the weights files of the services and those that were imported are what their manifests say."""
-    packaged = [folder for service in discovery.SERVICES for folder in discovery.weight_folders(service)]
+    packaged = [folder for service in discovery.SERVICES for folder in discovery.data_folders(service, "weights")]
     return [
         _verify(file) for folder in (*packaged, config.weights_dir) for file in sorted(folder.glob("*.safetensors"))
     ]

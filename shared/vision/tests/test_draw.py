@@ -34,11 +34,6 @@ def test_outline_is_as_wide_as_asked_and_inside(width):
     assert (found[changed] == [1, 2, 3]).all()
 
 
-@pytest.mark.parametrize("draw", [tint_mask, outline_mask])
-def test_empty_mask_changes_nothing(draw):
-    assert (draw(GREY, np.zeros((40, 60), bool)) == GREY).all()
-
-
 @given(x=st.floats(-500, 500), y=st.floats(-500, 500), text=st.text(st.characters(codec="latin-1"), max_size=12))
 def test_label_is_drawn_inside_wherever_it_is_put(x, y, text):
     text = "".join(c for c in text if c.isprintable())
@@ -46,14 +41,6 @@ def test_label_is_drawn_inside_wherever_it_is_put(x, y, text):
     found = draw_label(page, [(x, y, text)], (255, 255, 0))
     assert found.shape == page.shape
     assert ((found == [255, 255, 0]).all(axis=2)).sum() > 60
-
-
-def test_label_ink_contrasts_with_its_box():
-    dark, bright = (
-        draw_label(np.full((40, 200, 3), 100, np.uint8), [(5, 35, "M")], c) for c in ((0, 0, 80), (255,) * 3)
-    )
-    assert dark.max() == 255
-    assert bright.min() == 0
 
 
 def test_row_holds_every_picture_in_its_own_size():

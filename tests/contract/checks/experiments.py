@@ -62,7 +62,6 @@ class Machines:
     _count: int = 0
 
     def fresh(self) -> Experiment[Any]:
-        """The experiment where nothing was computed yet."""
         self._count += 1
         return self.at(self.home / str(self._count))
 
@@ -73,7 +72,6 @@ class Machines:
 
     @property
     def example(self) -> Any:
-        """The spec of its Card's example, with smaller counts."""
         spec = self.fresh().example()
         fewer = {name: min(count, getattr(spec, name)) for name, count in FEWER.items() if hasattr(spec, name)}
         return updated(spec, **fewer) or spec
@@ -400,8 +398,6 @@ def _work(work: Callable[[], Any]) -> int:
 
 @dataclass
 class _Calls:
-    """Calls of a model and the tokens that went in."""
-
     forwards: int = 0
     tokens: int = 0
 

@@ -55,7 +55,6 @@ class Bench:
 
     @contextmanager
     def before(self, model: FakeModel) -> Iterator[Judge]:
-        """The judge, with this model at its endpoint."""
         server = model.serve()
         judge = self.kind.load(LoadContext(options={"judge_base_url": f"http://127.0.0.1:{server.server_port}"}))
         try:
@@ -66,7 +65,6 @@ class Bench:
             server.server_close()
 
     def request(self, judge: Judge, pairs: Sequence[tuple[str, str]], **options: Any) -> Any:
-        """The example's request about other pairs, under a seed."""
         told = [{"query": query, "passage": passage} for query, passage in pairs]
         found = updated(judge.example(), **{"pairs": told, "seed": 1, **options})
         assert found is not None, f"{options} can't be asked"

@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from shared.errors import FoveaError
 from shared.registry import CallContext, Card, LoadContext, Servable
+from tests.harness.streams import events_of
 
 
 @dataclass(frozen=True)
@@ -21,24 +22,24 @@ class Loaded:
 
     @property
     def kind(self) -> type[Servable[Any, Any]]:
-        """Its class."""
         return type(self.servable)
 
     @property
     def card(self) -> Card:
-        """Its Card, refined."""
         return self.servable.card
 
     @property
     def pictures(self) -> list[str]:
-        """Fields of its requests that hold one picture."""
         return pictures_of(self.kind)
 
     def outcomes(self, requests: Sequence[BaseModel], run: CallContext | None = None) -> list[Any]:
         """An answer or an error for each request, in order; of a model that streams, the list of its events."""
         run = run or CallContext()
         if self.servable.mode == "stream":
-            return [_or_error(lambda request=request: list(self.servable.stream(request, run))) for request in requests]
+            return [
+                _or_error(lambda request=request: list(events_of(self.servable.stream(request, run))))
+                for request in requests
+            ]
         return list(self.servable.predict(list(requests), run))
 
     def answers(self, requests: Sequence[BaseModel], run: CallContext | None = None) -> list[Any]:
@@ -54,7 +55,6 @@ class Loaded:
         return found
 
     def answer(self, request: BaseModel, run: CallContext | None = None) -> Any:
-        """The answer to one request."""
         return self.answers([request], run)[0]
 
 
@@ -66,7 +66,6 @@ class CancelsAfter(CallContext):
         self._left = checks
 
     def check(self) -> None:
-        """Stop if it was asked often enough."""
         self._left -= 1
         if self._left < 0:
             self.cancel()

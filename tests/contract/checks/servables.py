@@ -54,6 +54,7 @@ from tests.contract.checks.weights import (
     weights_file,
 )
 from tests.contract.sameness import differences
+from tests.harness.streams import events_of
 
 LENGTH = 64
 """Length of tensor axes that a spec leaves open, but for the batch."""
@@ -249,7 +250,7 @@ def _together(loaded: Loaded, requests: Sequence[BaseModel]) -> list[Any]:
     if loaded.servable.mode != "stream":
         return loaded.answers(requests)
     run = CallContext()
-    streams = [iter(loaded.servable.stream(request, run)) for request in requests]
+    streams = [events_of(loaded.servable.stream(request, run)) for request in requests]
     found: list[list[Any]] = [[] for _ in streams]
     reading = list(range(len(streams)))
     while reading:
@@ -313,7 +314,7 @@ def _stops_streaming(loaded: Loaded, request: BaseModel) -> None:
     long = updated(request, max_tokens=48, stop=None) or request
     whole, run, seen = len(loaded.answer(long)), CallContext(), 0
     try:
-        for seen, _ in enumerate(loaded.servable.stream(long, run), start=1):  # noqa: B007  # counted
+        for seen, _ in enumerate(events_of(loaded.servable.stream(long, run)), start=1):  # noqa: B007  # counted
             run.cancel()
     except Cancelled:
         return

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from services.llm_longctx.serving.adapters.titans import TitansAdapter
+from fovea_memory.adapters.titans import TitansAdapter
 from shared.registry import network
 from tests.fuzz.harness import Harness
 

@@ -10,7 +10,6 @@ import { Jobs } from "./jobs.js";
 import { JudgeCorrected, JudgeNuggets, JudgeSignificance, JudgeTrust } from "./judge_evidence.js";
 import { Heads } from "./heads.js";
 import { JudgeAgreement, JudgeBoard, JudgeRankings } from "./judge_results.js";
-import { Leaderboard } from "./leaderboard.js";
 import { JudgeBatch, JudgePair } from "./judge.js";
 import { ForgetKeyButton, ModelChoice } from "./page.js";
 import { LiveRegion, Ready } from "./live_region.js";
@@ -30,7 +29,7 @@ const ELEMENTS = {
   jobs: Jobs, run: RunTask, probe: Probe, sessions: Sessions,
   "judge-pair": JudgePair, "judge-batch": JudgeBatch, "judge-agreement": JudgeAgreement, "judge-rankings": JudgeRankings,
   "judge-trust": JudgeTrust, "judge-significance": JudgeSignificance, "judge-corrected": JudgeCorrected, "judge-nuggets": JudgeNuggets,
-  "judge-board": JudgeBoard, leaderboard: Leaderboard,
+  "judge-board": JudgeBoard,
 };
 
 for (const [name, element] of Object.entries(ELEMENTS)) customElements.define(`fovea-${name}`, element);

@@ -1,0 +1,77 @@
+"""How the gRPC server observes its calls and ends them: metrics, span, ids, and errors as status codes."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any, Final, NoReturn
+
+import grpc
+
+from shared.api.problem import oip_error
+from shared.errors import FoveaError
+from shared.telemetry import (
+    ERRORS,
+    IN_FLIGHT,
+    REQUEST_LATENCY,
+    REQUESTS,
+    begin_rpc_span,
+    finish_rpc_span,
+    fresh_context,
+    observe,
+)
+from shared.telemetry import Context as Ids
+
+_MAX_DETAIL_CHARS: Final = 2000
+"""Characters of an error's text: it travels as a header, and those are limited to a few kilobytes."""
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Observation:
+    """Metrics and the span of one call; gives the call's ids."""
+
+    def __init__(self, service: str, method: str, context: Context) -> None:
+        self._route, self._context = f"grpc {method}", context
+        self._ids = _read_ids(context)
+        self._span = begin_rpc_span(service, method, self._ids.parent, self._ids.request_id)
+
+    async def __aenter__(self) -> Ids:
+        self._started = time.perf_counter()
+        IN_FLIGHT.labels("gateway").inc()
+        self._span.__enter__()
+        return self._ids
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, _trace: object) -> None:
+        IN_FLIGHT.labels("gateway").dec()
+        REQUESTS.labels("gateway", "", self._route, "OK" if kind is None else "ERROR").inc()
+        observe(REQUEST_LATENCY.labels("gateway", self._route), time.perf_counter() - self._started)
+        finish_rpc_span(self._span, "OK" if kind is None else _name_status(self._context))
+        self._span.__exit__(None, None, None)
+
+
+async def abort(context: Context, error: FoveaError) -> NoReturn:
+    """End a call with an error of the gateway."""
+    ERRORS.labels("gateway", "", error.code).inc()
+    trailers = context.trailing_metadata() or ()
+    if error.retry_after is not None:
+        trailers = (*trailers, ("retry-after", str(math.ceil(error.retry_after))))
+    await context.abort(grpc.StatusCode[error.grpc], oip_error(error)["error"][:_MAX_DETAIL_CHARS], tuple(trailers))
+
+
+async def abort_with(context: Context, error: grpc.aio.AioRpcError) -> NoReturn:
+    """End a call with the error that a replica ended it with."""
+    ERRORS.labels("gateway", "", error.code().name.lower()).inc()
+    await context.abort(error.code(), error.details() or "", tuple(error.trailing_metadata() or ()))
+
+
+def _read_ids(context: Context) -> Ids:
+    """Request id and trace that came with a call, or new ones."""
+    headers = {k: v for k, v in context.invocation_metadata() or () if isinstance(v, str)}
+    return fresh_context(headers.get("x-request-id"), headers.get("traceparent"), "")
+
+
+def _name_status(context: Context) -> str:
+    """Name of the status that a call was ended with."""
+    code: Any = context.code()
+    return code.name if isinstance(code, grpc.StatusCode) else "CANCELLED"

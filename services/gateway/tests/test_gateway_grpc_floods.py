@@ -1,0 +1,156 @@
+"""Floods of gRPC calls that send nothing, or much: whoever sends them, others are answered."""
+
+import asyncio
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from services.gateway.grpc import anonymous_reader
+from services.gateway.grpc import health as grpc_health
+from services.gateway.grpc.server import SERVICE
+from services.gateway.policy.auth import KeyRing
+from services.gateway.policy.memory_budget import MAX_WAITING_PER_TENANT, MemoryBudget, MessageReader
+from services.gateway.tests.grpc_front import INFER, call
+from shared.errors import QueueFull
+from shared.rpc import open_inference_pb2 as pb
+
+CHECK = "/grpc.health.v1.Health/Check"
+SOON_S = 10.0  # a wait that a busy machine keeps; what is refused waits for longer limits
+
+
+def open_idle(channel: Any, method: str, count: int, **options: Any) -> list[Any]:
+    """Calls that have begun and send nothing."""
+    return [channel.stream_stream(method)(**options) for _ in range(count)]
+
+
+async def until_sent(calls: list[Any]) -> None:
+    """Give the calls' headers the time to arrive: each has been started, and one answered call came after them."""
+    await asyncio.gather(*(one.wait_for_connection() for one in calls))
+
+
+async def end(calls: list[Any]) -> None:
+    for one in calls:
+        one.cancel()
+    await asyncio.sleep(0)
+
+
+async def test_idle_calls_without_a_key_keep_nobody_from_an_answer(front, tmp_path, monkeypatch):
+    monkeypatch.setattr(anonymous_reader, "READ_TIMEOUT_S", 60.0)
+    _, key = KeyRing(tmp_path / "keys.json").add("bob", ("infer",))
+    scene, channel = await front(auth="keys")
+    before = scene.app.state.gateway.proxy.budget.left
+    idle = open_idle(channel, CHECK, 64) + open_idle(channel, f"/{SERVICE}/ServerLive", 32)
+    await until_sent(idle)
+    status = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=SOON_S)
+    assert status.status == health_pb2.HealthCheckResponse.NOT_SERVING
+    told = await call(channel, "ServerMetadata", metadata=(("x-api-key", key),), timeout=SOON_S)
+    assert pb.ServerMetadataResponse.FromString(told).name == "fovea"
+    assert scene.app.state.gateway.proxy.budget.left == before, "nothing is reserved for them"
+    codes = [await one.code() for one in idle[:8]]
+    assert set(codes) == {grpc.StatusCode.RESOURCE_EXHAUSTED}, "the oldest made room"
+    await end(idle)
+
+
+async def test_so_many_calls_watch(front, monkeypatch):
+    monkeypatch.setattr(grpc_health, "MAX_WATCHES", 3)
+    scene, channel = await front()
+    stub = health_pb2_grpc.HealthStub(channel)
+    watching = [stub.Watch(health_pb2.HealthCheckRequest()) for _ in range(3)]
+    kinds = health_pb2.HealthCheckResponse
+    assert {(await one.read()).status for one in watching} == {kinds.NOT_SERVING}
+    with pytest.raises(grpc.aio.AioRpcError, match="limit"):
+        await stub.Watch(health_pb2.HealthCheckRequest()).read()
+    scene.announce("http://127.0.0.1:1")
+    assert {(await one.read()).status for one in watching} == {kinds.SERVING}
+    assert (await stub.Check(health_pb2.HealthCheckRequest(), timeout=SOON_S)).status == kinds.SERVING
+    await end(watching)
+
+
+async def test_a_message_without_a_key_has_a_name_at_most(front):
+    _, channel = await front(auth="keys")
+    with pytest.raises(grpc.aio.AioRpcError, match="at most 1,024 bytes"):
+        await call(channel, "ServerLive", b"x" * 2000)
+
+
+async def test_idle_calls_of_one_tenant_leave_another_its_turn(front, replica, tmp_path):
+    ring = KeyRing(tmp_path / "keys.json")
+    (_, alice), (_, bob) = ring.add("alice", ("infer",)), ring.add("bob", ("infer",))
+    scene, channel = await front(auth="keys")
+    _, address, _ = await replica("one")
+    scene.announce("http://127.0.0.1:1", grpc=address)
+    idle = open_idle(channel, f"/{SERVICE}/ModelInfer", 40, metadata=(("x-api-key", alice),))
+    idle += open_idle(channel, f"/{SERVICE}/ModelStreamInfer", 16, metadata=(("x-api-key", alice),))
+    await until_sent(idle)
+    assert await call(channel, "ModelInfer", INFER, metadata=(("x-api-key", bob),), timeout=SOON_S) == b"one|" + INFER
+    await end(idle)
+
+
+async def test_so_many_calls_of_one_tenant_wait_to_be_read():
+    reader = MessageReader(MemoryBudget(10), 10)
+    async with reader.turn("alice", 1):
+        waiting = [
+            asyncio.create_task(reader.turn("alice", 60).__aenter__()) for _ in range(MAX_WAITING_PER_TENANT + 3)
+        ]
+        await asyncio.sleep(0)
+        with pytest.raises(QueueFull, match="limit"):
+            await reader.turn("alice", 60).__aenter__()
+        for one in waiting:
+            one.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+    async with reader.turn("alice", 0):
+        assert reader.budget.left == 0
+
+
+async def test_each_message_of_a_stream_passes_budget_place_and_ledger(front, replica, tmp_path):
+    _, key = KeyRing(tmp_path / "keys.json").add("alice", ("infer",))
+    scene, channel = await front(auth="keys", max_body_bytes=4096)
+    gateway = scene.app.state.gateway
+    one, address, _ = await replica("one")
+    one.holds = asyncio.Event()
+    scene.announce("http://127.0.0.1:1", grpc=address)
+    before = gateway.proxy.budget.left
+    stream = channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")(metadata=(("x-api-key", key),), timeout=60)
+    await stream.write(INFER)
+    await asyncio.wait_for(one.reached.wait(), SOON_S)
+    assert gateway.proxy.budget.left == before - len(INFER)
+    assert gateway.fair._services["svc"].in_flight == 1
+    one.holds.set()
+    assert await stream.read() == b"one|" + INFER
+    assert gateway.fair._services["svc"].in_flight == 0
+    await stream.write(INFER)
+    assert await stream.read() == b"one|" + INFER
+    await stream.done_writing()
+    assert await stream.read() is grpc.aio.EOF
+    assert gateway.proxy.budget.left == before
+    assert [
+        sums["requests"]
+        for (tenant, _, model), sums in gateway.usage._sums.items()
+        if (tenant, model) == ("alice", "pranet")
+    ] == [2.0]
+
+
+async def test_a_message_of_a_stream_that_finds_no_memory_ends_it(front, replica, tmp_path):
+    ring = KeyRing(tmp_path / "keys.json")
+    (_, alice), (_, bob) = ring.add("alice", ("infer",)), ring.add("bob", ("infer",))
+    scene, channel = await front(auth="keys", max_body_bytes=4096)
+    _, address, _ = await replica("one")
+    scene.announce("http://127.0.0.1:1", grpc=address)
+    budget = scene.app.state.gateway.proxy.budget
+    stream = channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")(metadata=(("x-api-key", alice),), timeout=60)
+    await stream.write(INFER)
+    assert await stream.read() == b"one|" + INFER
+    assert budget.take(budget.left // 2 - 2 * len(INFER), "alice"), "what alice's bodies hold meanwhile"
+    await stream.write(pb.ModelInferRequest(model_name="pranet", raw_input_contents=[b"x" * 4000]).SerializeToString())
+    with pytest.raises(grpc.aio.AioRpcError, match="no memory left"):
+        await stream.read()
+    assert await call(channel, "ModelInfer", INFER, metadata=(("x-api-key", bob),), timeout=SOON_S) == b"one|" + INFER
+
+
+async def test_a_first_message_that_does_not_come_ends_a_stream(front, monkeypatch):
+    scene, channel = await front(body_read_timeout_s=0.1)
+    stream = channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")(timeout=60)
+    with pytest.raises(grpc.aio.AioRpcError, match="did not arrive in time"):
+        await stream.read()
+    assert scene.app.state.gateway.proxy.budget.left == 8 * 64 * 2**20
