@@ -9,7 +9,6 @@ import asyncio
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 from multidict import CIMultiDict
 from starlette.types import Receive, Scope, Send
