@@ -41,7 +41,7 @@ from shared.serving.host import Host
 from shared.serving.http.negotiation import choose
 from shared.serving.http.openapi_routes import problems
 from shared.serving.http.request_parsing import open_form
-from shared.vision.decode import DecodeBounds, platform_bounds
+from shared.vision.limits import DecodeBounds, platform_bounds
 
 router = APIRouter(tags=["domain"])
 
