@@ -42,7 +42,7 @@ class Connection:
 
 
 @dataclass(frozen=True, slots=True)
-class Gateway(Connection):
+class GatewayOptions(Connection):
     """The gateway that a command talks to, and how it writes what it was answered. A group of options."""
 
     as_json: AsJson = False

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 from typer.testing import CliRunner
 
 from fovea.cli.commands import task_aliases
-from fovea.cli.common_options import Gateway
+from fovea.cli.common_options import GatewayOptions
 from fovea.cli.input_files import find_images
 from fovea.cli.option_groups import expand_options
 from fovea.cli.output import Screen
@@ -119,7 +119,7 @@ def test_a_group_s_options_are_where_the_group_is_and_arrive_as_one():
     seen = []
 
     @expand_options
-    def paint(wall: str, *, colour: Colour, coats: int = 1, gateway: Gateway) -> None:
+    def paint(wall: str, *, colour: Colour, coats: int = 1, gateway: GatewayOptions) -> None:
         """Paint."""
         seen.append((wall, colour, coats, gateway))
 
@@ -129,7 +129,7 @@ def test_a_group_s_options_are_where_the_group_is_and_arrive_as_one():
     places = [shown.index(f"--{name} ") for name in ("shade", "depth", "coats", "json", "url", "key")]
     assert places == sorted(places)
     assert CliRunner().invoke(app, ["north", "-s", "dark", "--json", "--key", "k"]).exit_code == 0
-    assert seen == [("north", Colour("dark", 2), 1, Gateway(key="k", as_json=True))]
+    assert seen == [("north", Colour("dark", 2), 1, GatewayOptions(key="k", as_json=True))]
     assert CliRunner().invoke(app, ["north"]).exit_code == 2
     assert CliRunner().invoke(app, ["north", "-s", "dark", "--depth", "0"]).exit_code == 2
 

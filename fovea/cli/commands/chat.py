@@ -15,7 +15,7 @@ from rich.markup import escape
 
 from fovea.chat import ChatOptions
 from fovea.cli.commands.methods import build_longctx
-from fovea.cli.common_options import Gateway, Model
+from fovea.cli.common_options import GatewayOptions, Model
 from fovea.cli.option_groups import expand_options
 from fovea.cli.output import Screen
 from fovea.client import Client
@@ -24,7 +24,7 @@ from shared.errors import FoveaError, Malformed
 
 
 @dataclass(frozen=True, slots=True)
-class Sampling:
+class ReplyOptions:
     """How an answer is drawn, and what it continues."""
 
     temperature: Annotated[
@@ -63,7 +63,7 @@ def chat(
     ] = None,
     system: Annotated[str | None, typer.Option("--system", "-s", help="System prompt.", show_default=False)] = None,
     *,
-    sampling: Sampling,
+    reply: ReplyOptions,
     method: Annotated[
         str | None, typer.Option(help="Attention method; `fovea methods` lists them.", show_default=False)
     ] = None,
@@ -72,13 +72,13 @@ def chat(
         typer.Option("--knob", "-K", metavar="NAME=VALUE", help="A setting of the method, or a memory budget."),
     ] = None,
     model: Model = None,
-    gateway: Gateway,
+    gateway: GatewayOptions,
 ) -> None:
     """Ask a language model a question, or hold a conversation with it.
 
     Without a prompt it starts a conversation; without a terminal the prompt is read from standard input.
     """
-    options = sampling.build()
+    options = reply.build()
     screen = gateway.screen
     with gateway.open() as client:
         options["longctx"] = build_longctx(client, method, knob or ())

@@ -12,7 +12,7 @@ import typer
 
 from fovea.async_client import AsyncClient
 from fovea.cli.batch_images import CONTEXT_SETTINGS, ImageBatch, ImageResult
-from fovea.cli.common_options import Gateway, Model
+from fovea.cli.common_options import GatewayOptions, Model
 from fovea.cli.input_files import ImageSource
 from fovea.cli.option_groups import expand_options
 from fovea.cli.typed_options import add_request_options
@@ -31,7 +31,7 @@ def _classify(
     model: Model = None,
     concurrency: Annotated[int, typer.Option("--concurrency", "-c", min=1, max=64, help="Pictures at a time.")] = 4,
     *,
-    gateway: Gateway,
+    gateway: GatewayOptions,
 ) -> None:
     """Classify pictures: FILE, FOLDER, "PATTERN*", URL, or - for standard input.
 

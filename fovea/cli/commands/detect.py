@@ -13,7 +13,7 @@ import typer
 
 from fovea.async_client import AsyncClient
 from fovea.cli.batch_images import CONTEXT_SETTINGS, ImageBatch, ImageResult
-from fovea.cli.common_options import Gateway, Model
+from fovea.cli.common_options import GatewayOptions, Model
 from fovea.cli.input_files import ImageSource
 from fovea.cli.option_groups import expand_options
 from fovea.cli.typed_options import add_request_options
@@ -47,7 +47,7 @@ def _detect(
     model: Model = None,
     concurrency: Annotated[int, typer.Option("--concurrency", "-c", min=1, max=64, help="Pictures at a time.")] = 4,
     *,
-    gateway: Gateway,
+    gateway: GatewayOptions,
 ) -> None:
     """Find objects in pictures: FILE, FOLDER, "PATTERN*", URL, or - for standard input.
 

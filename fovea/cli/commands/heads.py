@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from fovea.cli.commands.probe import print_report, run_study, save_report
-from fovea.cli.common_options import Gateway
+from fovea.cli.common_options import GatewayOptions
 from fovea.cli.option_groups import expand_options
 from fovea.cli.schema_options import parse_options, parse_pair
 from shared.errors import InvalidOption
@@ -45,7 +45,7 @@ def calibrate(
         Path | None, typer.Option("--output", "-o", help="Folder for reports and artefacts.", show_default=False)
     ] = None,
     *,
-    gateway: Gateway,
+    gateway: GatewayOptions,
 ) -> None:
     """Make a head plan and store it under a name.
 

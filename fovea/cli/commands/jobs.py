@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from fovea.cli.common_options import Connection, Gateway
+from fovea.cli.common_options import Connection, GatewayOptions
 from fovea.cli.job_progress import describe_state, follow_job
 from fovea.cli.option_groups import expand_options
 from fovea.cli.output import Screen, colour_status
@@ -27,7 +27,7 @@ def list_(
     limit: Annotated[int, typer.Option(min=1, max=500, help="Most jobs to list.")] = 20,
     dead: Annotated[bool, typer.Option("--dead", help="Only dead letters.")] = False,
     *,
-    gateway: Gateway,
+    gateway: GatewayOptions,
 ) -> None:
     """List jobs, newest first."""
     screen = gateway.screen
@@ -44,7 +44,7 @@ def list_(
 
 @app.command()
 @expand_options
-def get(job_id: JobId, *, gateway: Gateway) -> None:
+def get(job_id: JobId, *, gateway: GatewayOptions) -> None:
     """Show one job."""
     with gateway.open() as client:
         _print(gateway.screen, client.jobs.get(job_id))
@@ -52,7 +52,7 @@ def get(job_id: JobId, *, gateway: Gateway) -> None:
 
 @app.command()
 @expand_options
-def watch(job_id: JobId, *, gateway: Gateway) -> None:
+def watch(job_id: JobId, *, gateway: GatewayOptions) -> None:
     """Follow a job to its end; the exit code says whether it succeeded."""
     screen = gateway.screen
     with gateway.open() as client:
@@ -66,7 +66,7 @@ def watch(job_id: JobId, *, gateway: Gateway) -> None:
 
 @app.command()
 @expand_options
-def cancel(job_id: JobId, *, gateway: Gateway) -> None:
+def cancel(job_id: JobId, *, gateway: GatewayOptions) -> None:
     """Cancel a job, also while it runs."""
     with gateway.open() as client:
         _print(gateway.screen, client.jobs.cancel(job_id))
@@ -74,7 +74,7 @@ def cancel(job_id: JobId, *, gateway: Gateway) -> None:
 
 @app.command()
 @expand_options
-def retry(job_id: JobId, *, gateway: Gateway) -> None:
+def retry(job_id: JobId, *, gateway: GatewayOptions) -> None:
     """Queue a failed or cancelled job again."""
     with gateway.open() as client:
         _print(gateway.screen, client.jobs.retry(job_id))

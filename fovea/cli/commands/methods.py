@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from fovea import endpoints
-from fovea.cli.common_options import Gateway
+from fovea.cli.common_options import GatewayOptions
 from fovea.cli.option_groups import expand_options
 from fovea.cli.schema_options import describe_options, parse_options, parse_pair
 from fovea.client import Client
@@ -24,7 +24,7 @@ def methods(
         str | None, typer.Argument(metavar="NAME", help="Show the settings of this method.", show_default=False)
     ] = None,
     *,
-    gateway: Gateway,
+    gateway: GatewayOptions,
 ) -> None:
     """List attention methods, or show the settings of one."""
     screen = gateway.screen

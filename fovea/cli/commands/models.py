@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from fovea.cli.common_options import Gateway
+from fovea.cli.common_options import GatewayOptions
 from fovea.cli.option_groups import expand_options
 from fovea.cli.output import Screen
 from fovea.cli.schema_options import describe_options
@@ -24,7 +24,7 @@ def models(
     ] = None,
     task: Annotated[str | None, typer.Option(help="List only models of this task.", show_default=False)] = None,
     *,
-    gateway: Gateway,
+    gateway: GatewayOptions,
 ) -> None:
     """List the served models, or show one model's card."""
     screen = gateway.screen

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from fovea.cli.common_options import Gateway
+from fovea.cli.common_options import GatewayOptions
 from fovea.cli.job_progress import follow_job
 from fovea.cli.option_groups import expand_options
 from fovea.cli.output import Screen
@@ -54,7 +54,7 @@ def probe(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for reports and artefacts.", show_default=False)
     ] = None,
-    gateway: Gateway,
+    gateway: GatewayOptions,
 ) -> None:
     """Study a language model; with --then, use the heads that were found.
 

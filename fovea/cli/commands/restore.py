@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from fovea import endpoints
 from fovea.async_client import AsyncClient
 from fovea.call import Call
-from fovea.cli.common_options import Connection, Gateway, Model
+from fovea.cli.common_options import Connection, GatewayOptions, Model
 from fovea.cli.input_files import ImageSource, find_images
 from fovea.cli.option_groups import expand_options
 from fovea.cli.output import Screen
@@ -40,7 +40,7 @@ def _restore(
     ] = None,
     model: Model = None,
     *,
-    gateway: Gateway,
+    gateway: GatewayOptions,
 ) -> None:
     """Remove reflections from pictures: FILE, FOLDER, "PATTERN*", URL, or - for standard input.
 

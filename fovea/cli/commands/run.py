@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fovea.cli.common_options import Gateway, Model
+from fovea.cli.common_options import GatewayOptions, Model
 from fovea.cli.option_groups import expand_options
 from fovea.cli.output import Screen
 from fovea.cli.schema_options import list_picture_fields, parse_options, parse_pair, split_arguments
@@ -44,7 +44,7 @@ def run(
     ] = None,
     *,
     form: AnswerForm,
-    gateway: Gateway,
+    gateway: GatewayOptions,
 ) -> None:
     """Run any task; further options are those of the model.
 

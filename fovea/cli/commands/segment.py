@@ -14,7 +14,7 @@ import typer
 from fovea import endpoints
 from fovea.async_client import AsyncClient
 from fovea.cli.batch_images import CONTEXT_SETTINGS, ImageBatch, ImageResult
-from fovea.cli.common_options import Gateway, Model
+from fovea.cli.common_options import GatewayOptions, Model
 from fovea.cli.input_files import ImageSource
 from fovea.cli.option_groups import expand_options
 from fovea.cli.source_handlers import handle_sources
@@ -38,7 +38,7 @@ def _segment(
     model: Model = None,
     concurrency: Annotated[int, typer.Option("--concurrency", "-c", min=1, max=64, help="Pictures at a time.")] = 4,
     *,
-    gateway: Gateway,
+    gateway: GatewayOptions,
 ) -> None:
     """Segment pictures: FILE, FOLDER, "PATTERN*", URL, or - for standard input.
 

@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 
 from fovea.chat import ChatOptions
-from fovea.cli.common_options import Gateway, Model
+from fovea.cli.common_options import GatewayOptions, Model
 from fovea.cli.option_groups import expand_options
 from fovea.cli.output import Screen
 from shared.api.steering import SteeringVector
@@ -45,7 +45,7 @@ def make(
     mean: Annotated[bool, typer.Option("--mean", help="Average all tokens of a prompt, not the last alone.")] = False,
     model: Model = None,
     *,
-    gateway: Gateway,
+    gateway: GatewayOptions,
 ) -> None:
     """Make a vector: the mean difference of what the model computes for two kinds of text.
 
@@ -61,7 +61,7 @@ def make(
 
 @app.command("list")
 @expand_options
-def vectors(*, gateway: Gateway) -> None:
+def vectors(*, gateway: GatewayOptions) -> None:
     """List all vectors, newest first."""
     screen = gateway.screen
     with gateway.open() as client:
@@ -84,7 +84,7 @@ def vectors(*, gateway: Gateway) -> None:
 
 @app.command(no_args_is_help=True)
 @expand_options
-def show(name: Name, *, gateway: Gateway) -> None:
+def show(name: Name, *, gateway: GatewayOptions) -> None:
     """Show how long a vector is in each layer, and how well it tells its own prompts apart."""
     screen = gateway.screen
     with gateway.open() as client:
@@ -93,7 +93,7 @@ def show(name: Name, *, gateway: Gateway) -> None:
 
 @app.command(no_args_is_help=True)
 @expand_options
-def delete(name: Name, *, gateway: Gateway) -> None:
+def delete(name: Name, *, gateway: GatewayOptions) -> None:
     """Delete a version of a vector, or all versions of a name."""
     screen = gateway.screen
     with gateway.open() as client:
@@ -116,7 +116,7 @@ def compare(
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer, in tokens.")] = 64,
     model: Model = None,
     *,
-    gateway: Gateway,
+    gateway: GatewayOptions,
 ) -> None:
     """Answer a question without and with a vector, greedily.
 

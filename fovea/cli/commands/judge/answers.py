@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from fovea.cli.commands.judge.options import Llm, Passages, compute_as_job, format_figure
-from fovea.cli.common_options import Gateway
+from fovea.cli.common_options import GatewayOptions
 from fovea.cli.option_groups import expand_options
 from fovea.cli.text_files import read_text, write_text
 from shared.errors import Malformed
@@ -41,7 +41,7 @@ def nuggets(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="File for the nuggets, JSON.", show_default=False)
     ] = None,
-    gateway: Gateway,
+    gateway: GatewayOptions,
 ) -> None:
     """Make nuggets of passages, and with --answer find them in an answer: nugget recall and precision."""
     screen = gateway.screen
@@ -81,7 +81,7 @@ def support(
     answer: Annotated[Path, typer.Option(help="Text file of the answer, which cites passages as [id].")],
     *,
     check: SupportCheck,
-    gateway: Gateway,
+    gateway: GatewayOptions,
 ) -> None:
     """Check each sentence of an answer against the passages that it cites, and against all."""
     screen = gateway.screen

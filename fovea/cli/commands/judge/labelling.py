@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from fovea import judge_endpoints
 from fovea.cli.commands.judge.options import Llm, Output, compute, format_figure, read_runs
-from fovea.cli.common_options import Gateway
+from fovea.cli.common_options import GatewayOptions
 from fovea.cli.job_progress import run_as_job
 from fovea.cli.option_groups import expand_options
 from fovea.cli.output import Screen
@@ -73,7 +73,7 @@ class PairSource:
 
 
 @dataclass(frozen=True, slots=True)
-class BatchLimits:
+class SpendingLimits:
     """How much a batch may use."""
 
     budget: Annotated[int | None, typer.Option(help="Most tokens to spend.", show_default=False)] = None
@@ -91,7 +91,7 @@ def pair(
     *,
     choice: JudgeChoice,
     rationale: Annotated[bool, typer.Option("--rationale", help="Show the full answer of the model.")] = False,
-    gateway: Gateway,
+    gateway: GatewayOptions,
 ) -> None:
     """Grade one passage for one query; the exit code is 1 if there is no grade."""
     text = read_text(Path("-")) if passage == "-" else passage
@@ -117,9 +117,9 @@ def batch(
         Path | None,
         typer.Option("--options", help="JSON file with further options of the judge.", show_default=False),
     ] = None,
-    limits: BatchLimits,
+    limits: SpendingLimits,
     output: Output = None,
-    gateway: Gateway,
+    gateway: GatewayOptions,
 ) -> None:
     """Label many pairs as a job; the suffix of -o (x.qrels, x.jsonl, x.csv) is the format. Run it again to continue.
 
@@ -167,7 +167,7 @@ def templates(
     query: Annotated[str, typer.Option(help="With a name: fill it in.")] = "",
     passage: Annotated[str, typer.Option(help="With a name: fill it in.")] = "",
     *,
-    gateway: Gateway,
+    gateway: GatewayOptions,
 ) -> None:
     """List the prompt templates, or show one, filled in with a query and a passage; nothing is sent."""
     screen = gateway.screen
@@ -198,7 +198,7 @@ def calibrate(
     name: Annotated[str | None, typer.Option(help="Store the calibration under this name.", show_default=False)] = None,
     how: Annotated[str, typer.Option(help="quantile or kappa.")] = "quantile",
     *,
-    gateway: Gateway,
+    gateway: GatewayOptions,
 ) -> None:
     """Fit the thresholds that turn a judge's signal into grades; evaluated on queries that were left out."""
     body = {

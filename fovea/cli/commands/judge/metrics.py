@@ -20,7 +20,7 @@ from fovea.cli.commands.judge.options import (
     name_judge,
     read_runs,
 )
-from fovea.cli.common_options import Gateway
+from fovea.cli.common_options import GatewayOptions
 from fovea.cli.option_groups import expand_options
 from fovea.cli.output import Screen
 from fovea.cli.text_files import read_text, write_text
@@ -39,7 +39,7 @@ def agreement(
     ] = None,
     passages: Annotated[Path | None, typer.Option(help="JSON lines with id and text.", show_default=False)] = None,
     *,
-    gateway: Gateway,
+    gateway: GatewayOptions,
 ) -> None:
     """Compare a judge's labels with reference labels: kappa with its interval, alpha, confusion, bias."""
     names = {"reference": reference, "judge": judge, "topics": topics, "passages": passages}
@@ -86,7 +86,7 @@ def rankings(
         typer.Option("--family", help="SYSTEM=FAMILY, to measure self-preference.", show_default=False),
     ] = None,
     *,
-    gateway: Gateway,
+    gateway: GatewayOptions,
 ) -> None:
     """Rank systems under both label sets: tau, rho, kappa, and how far each system moved."""
     body = {
@@ -133,7 +133,7 @@ def ensemble(
         typer.Option("--output", "-o", help="File to write to; default: standard output.", show_default=False),
     ] = None,
     *,
-    gateway: Gateway,
+    gateway: GatewayOptions,
 ) -> None:
     """Combine several label sets into one; writes qrels to -o or to standard output."""
     body = {
@@ -166,7 +166,7 @@ def leaderboard(
         str | None, typer.Option(help="Store the table under this name, or show the stored one.", show_default=False)
     ] = None,
     *,
-    gateway: Gateway,
+    gateway: GatewayOptions,
 ) -> None:
     """Compare judges, best first: kappa with its interval, beside tau.
 

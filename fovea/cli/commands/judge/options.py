@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from fovea import judge_endpoints
-from fovea.cli.common_options import Connection, Gateway
+from fovea.cli.common_options import Connection, GatewayOptions
 from fovea.cli.job_progress import run_as_job
 from fovea.cli.text_files import read_text
 
@@ -28,7 +28,7 @@ def compute(what: str, body: dict[str, Any], gateway: Connection) -> Any:
         return client.send(judge_endpoints.compute(what, body))
 
 
-def compute_as_job(what: str, body: dict[str, Any], gateway: Gateway) -> Any:
+def compute_as_job(what: str, body: dict[str, Any], gateway: GatewayOptions) -> Any:
     """The same as a job with its progress: for what may take longer than a request."""
     with gateway.open() as client:
         return run_as_job(client, gateway.screen, judge_endpoints.compute(what, body))

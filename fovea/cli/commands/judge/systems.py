@@ -18,7 +18,7 @@ from fovea.cli.commands.judge.options import (
     format_interval,
     read_runs,
 )
-from fovea.cli.common_options import Gateway
+from fovea.cli.common_options import GatewayOptions
 from fovea.cli.option_groups import expand_options
 from fovea.cli.text_files import read_text
 
@@ -32,7 +32,7 @@ def significance(
     correction: Annotated[str, typer.Option(help="holm, fdr, max-t, bonferroni or none.")] = "holm",
     level: Annotated[float, typer.Option(help="Corrected p at which a difference counts.")] = 0.05,
     *,
-    gateway: Gateway,
+    gateway: GatewayOptions,
 ) -> None:
     """Test which differences between systems are more than chance, query by query."""
     body = {
@@ -63,7 +63,7 @@ def correct_scores(
     runs: Runs,
     measure: Measure = "ndcg_cut_10",
     *,
-    gateway: Gateway,
+    gateway: GatewayOptions,
 ) -> None:
     """Correct system scores under a judge's labels by a human sample of queries, with intervals."""
     body = {
@@ -117,7 +117,7 @@ def budget(
     *,
     target: PlanTarget,
     measure: Measure = "ndcg_cut_10",
-    gateway: Gateway,
+    gateway: GatewayOptions,
 ) -> None:
     """Plan how many queries people must label for an interval this wide, with the judge's help and without."""
     first, second = target.between or (None, None)

@@ -23,7 +23,7 @@ from fovea.cli.commands.judge.options import (
     format_interval,
     name_judge,
 )
-from fovea.cli.common_options import Gateway
+from fovea.cli.common_options import GatewayOptions
 from fovea.cli.option_groups import expand_options
 from fovea.cli.text_files import read_text, write_text
 from shared.errors import InvalidOption
@@ -37,7 +37,7 @@ def trust(
     passages: Passages,
     embedding: Annotated[bool, typer.Option(help="Compare with the sentence embedder too.")] = True,
     *,
-    gateway: Gateway,
+    gateway: GatewayOptions,
 ) -> None:
     """Say whether a judge is better than BM25 and embeddings on a labelled sample; exit code 1 if it is not."""
     body = {
@@ -70,7 +70,7 @@ def weights(
     judges: Annotated[list[Path], typer.Argument(metavar="JUDGE…", help="JSON lines of batches, one per judge.")],
     output: Output = None,
     *,
-    gateway: Gateway,
+    gateway: GatewayOptions,
 ) -> None:
     """Fit weights of several judges' signals; -o gets the options for `fovea judge batch -j ensemble --options`."""
     named = {name_judge(path): read_text(path) for path in judges}
@@ -109,7 +109,7 @@ def preferences(
     llm: Llm = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the draw.")] = 0,
     *,
-    gateway: Gateway,
+    gateway: GatewayOptions,
 ) -> None:
     """Compare passages in both orders with a pairwise judge, and measure its order and length bias."""
     body = {
