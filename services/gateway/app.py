@@ -26,7 +26,7 @@ from services.gateway.policy.auth import KeyRing, read_credentials
 from services.gateway.policy.caller import LOCAL, Caller
 from services.gateway.policy.fair_queue import FairQueue
 from services.gateway.policy.oidc import TokenVerifier
-from services.gateway.policy.rate_limits import RateLimiter
+from services.gateway.policy.quotas import RateLimiter
 from services.gateway.proxy.http_client import UpstreamClient
 from services.gateway.proxy.proxy import Proxy
 from services.gateway.routes import admin, files, health, jobs, metrics, model_list, oip_server, usage

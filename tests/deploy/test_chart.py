@@ -301,13 +301,31 @@ def test_gateways_and_replicas_share_a_secret():
 
 def test_judges_ask_the_gateway_with_a_key_of_a_secret():
     documents = render(*ALL_ON)
-    worker = named(documents, "Deployment", "demo-relevance-judge-worker")["spec"]["template"]["spec"]["containers"][0]
     [group] = ray_cluster("relevance-judge", *ALL_ON)["workerGroupSpecs"]
-    for container in (worker, group["template"]["spec"]["containers"][0]):
-        env = {e["name"]: e for e in container["env"]}
-        assert env["FOVEA_JUDGE_BASE_URL"]["value"] == "http://demo-gateway"
-        assert env["FOVEA_JUDGE_API_KEY"]["valueFrom"]["secretKeyRef"]["name"] == "fovea-judge"
+    env = {e["name"]: e for e in group["template"]["spec"]["containers"][0]["env"]}
+    assert env["FOVEA_JUDGE_BASE_URL"]["value"] == "http://demo-gateway"
+    assert env["FOVEA_JUDGE_API_KEY"]["valueFrom"]["secretKeyRef"]["name"] == "fovea-judge"
     assert named(documents, "Service", "demo-gateway")["spec"]["ports"][0]["port"] == 80
+
+
+def test_a_gpu_is_asked_for_by_the_replica_and_not_by_the_worker_that_sends_it_jobs():
+    documents = render("services.llm-longctx.gpus=1")
+    ray = named(documents, "RayService", "demo-llm-longctx")["spec"]["rayClusterConfig"]
+    replica = ray["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]
+    worker = named(documents, "Deployment", "demo-llm-longctx-worker")["spec"]["template"]["spec"]["containers"][0]
+    assert replica["resources"]["limits"]["nvidia.com/gpu"] == 1
+    assert worker["resources"]["limits"] == {"memory": "1Gi"}
+
+
+def test_without_workers_the_replicas_take_the_jobs():
+    def env_of_replica(*values):
+        [group] = ray_cluster("medical-seg", *values)["workerGroupSpecs"]
+        return {e["name"]: e.get("value") for e in group["template"]["spec"]["containers"][0]["env"]}
+
+    off = "services.medical-seg.worker.enabled=false"
+    assert env_of_replica(off)["FOVEA_JOBS_IN_REPLICA"] == "1"
+    assert "FOVEA_JOBS_IN_REPLICA" not in env_of_replica()
+    assert not [d for d in render(off) if d["metadata"]["name"] == "demo-medical-seg-worker"]
 
 
 @pytest.mark.parametrize(
