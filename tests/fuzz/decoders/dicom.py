@@ -17,6 +17,7 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
+from fovea_dicom.bodies import number_files
 from fovea_dicom.schemas import StudyOptions
 from fovea_dicom.study import StudySegmenter
 from shared.api.mask import Component
@@ -111,7 +112,7 @@ class _Segmenter(StudySegmenter):
 def _segment(data: bytes) -> object:
     options = StudyOptions(include=("segmentation", "report", "strip"))
     segmenter = _Segmenter(_predict, "stand-in", "1", BOUNDS)
-    return asyncio.run(segmenter.segment([data], options, CallContext())).model_dump_json()
+    return asyncio.run(segmenter.segment(number_files([data]), options, CallContext())).model_dump_json()
 
 
 HARNESSES: dict[str, Harness] = {
