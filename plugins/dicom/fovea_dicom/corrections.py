@@ -23,7 +23,8 @@ from fovea_dicom.schemas import CorrectionOut
 from fovea_dicom.sources import fill_identity
 from fovea_dicom.study import sort_out
 from shared.errors import InvalidOption, Malformed
-from shared.vision.decode import DecodeBounds, decode
+from shared.vision.decode import decode
+from shared.vision.limits import DecodeBounds
 from shared.vision.mask_regions import find_regions
 
 Mask = NDArray[np.bool_]

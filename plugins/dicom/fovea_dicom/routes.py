@@ -30,7 +30,7 @@ from shared.registry import CallContext
 from shared.serving.host import Host
 from shared.serving.http.openapi_routes import problems
 from shared.serving.http.request_parsing import open_form
-from shared.vision.decode import platform_bounds
+from shared.vision.limits import platform_bounds
 
 if TYPE_CHECKING:
     from fovea_dicom.study import StudySegmenter

@@ -34,8 +34,9 @@ from services.medical_seg.postprocess import draw_mask
 from shared.api.mask import SegmentIn, SegmentOut
 from shared.errors import FoveaError, UnsupportedMedia
 from shared.registry import CallContext
-from shared.vision.decode import DecodeBounds, decode
+from shared.vision.decode import decode
 from shared.vision.draw import encode
+from shared.vision.limits import DecodeBounds
 
 Predict = Callable[[SegmentIn], Awaitable[SegmentOut]]
 Masks = NDArray[np.bool_]

@@ -17,8 +17,8 @@ from fovea_dicom.schemas import SeriesOut
 from plugins.dicom.tests.test_dicom_objects import make_series, raw
 from plugins.dicom.tests.test_dicom_study import H, W, film, picture, read_masks, read_report, segment, to_file
 from shared.errors import InvalidOption, Malformed
-from shared.vision.decode import DEFAULT_BOUNDS
 from shared.vision.draw import encode
+from shared.vision.limits import DEFAULT_BOUNDS
 
 
 def png(mask: np.ndarray, name: str) -> NamedFile:

@@ -27,8 +27,9 @@ from shared.api.mask import Component, SegmentIn, SegmentOut
 from shared.api.timings import Times
 from shared.errors import UnsupportedMedia
 from shared.registry import CallContext
-from shared.vision.decode import DEFAULT_BOUNDS, DecodeBounds, decode
+from shared.vision.decode import decode
 from shared.vision.draw import encode
+from shared.vision.limits import DEFAULT_BOUNDS, DecodeBounds
 from shared.vision.mask_regions import find_regions
 
 H, W = 24, 36

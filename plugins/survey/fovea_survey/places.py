@@ -13,9 +13,9 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from shared.errors import TooLarge, UnsupportedMedia
-from shared.vision.decode import DecodeBounds
 from shared.vision.draw import encode
 from shared.vision.format_detection import detect_format
+from shared.vision.limits import DecodeBounds
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from fovea_survey.schemas import Observation, SeenObject
 from services.detection.models.planner import FoveaPlanner
 from services.detection.models.yolo9tr import Yolo9trBoxDetector as Detector
 from shared.errors import Malformed, TooLarge
-from shared.vision.decode import DecodeBounds
+from shared.vision.limits import DecodeBounds
 from tests.harness.models import client_of
 
 PAVEMENT = Detector.sample

@@ -12,7 +12,8 @@ from PIL import Image
 from fovea_survey.gpx import parse_gpx
 from fovea_survey.video.frame_parsers import choose_parser
 from shared.errors import Malformed
-from shared.vision.decode import DecodeBounds, decode
+from shared.vision.decode import decode
+from shared.vision.limits import DecodeBounds
 from shared.vision.mask_regions import decode_run_lengths
 from tests.fuzz.harness import Harness
 
