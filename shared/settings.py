@@ -216,12 +216,6 @@ class Settings(BaseSettings):
         pattern=r"^([a-z0-9][a-z0-9.-]{0,31})?$",
         description="Version of the service that this process serves, beside others; empty is the stable one.",
     )
-    traffic: str = Field(
-        "",
-        description="Who answers the requests of a service that has versions, as JSON: "
-        '`{"detection": {"percent": {"canary": 5}, "shadow": "next", "shadow_percent": 10}}`; '
-        "`/v1/admin/traffic` sets it for all gateways.",
-    )
     load_balancing: Literal["affinity", "least-loaded"] = Field(
         "affinity",
         description="How the gateway picks a replica where replicas remember: `affinity` sends what continues a "

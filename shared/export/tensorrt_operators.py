@@ -47,8 +47,8 @@ def find_lacking(operators: Sequence[str]) -> list[str]:
     return sorted(set(operators) - SUPPORTED)
 
 
-def _nodes(graph: object) -> Iterator[Any]:
-    for node in graph.node:  # type: ignore[attr-defined]  # onnx has no types
+def _nodes(graph: Any) -> Iterator[Any]:
+    for node in graph.node:
         yield node
         for attribute in node.attribute:
             for branch in (attribute.g, *attribute.graphs):

@@ -10,7 +10,6 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from shared.api.traffic import PLANS
 from tests.deploy.tools import helm
 
 CHART = pathlib.Path(__file__).parents[2] / "deploy/helm/fovea"
@@ -408,6 +407,8 @@ def test_dashboard_asks_only_for_metrics_that_exist():
 
 
 def test_versions_are_services_of_their_own_and_the_gateway_knows_their_shares():
+    from fovea_rollouts.plan import PLANS
+
     new = [
         f"services.medical-seg.versions[{place}].{name}={value}"
         for place, version in enumerate(

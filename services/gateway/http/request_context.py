@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Iterable
-from typing import Any, Protocol
+from dataclasses import dataclass, field
 
 from multidict import CIMultiDict
 from starlette.types import Receive, Scope, Send
@@ -65,20 +65,24 @@ _OWN_RESPONSE_HEADERS = _HOP_BY_HOP | {
 """Response headers that the gateway writes itself."""
 
 
-class AnswerKeeper(Protocol):
-    """Keeps an answer on its way to the caller."""
+@dataclass(slots=True)
+class AnswerRecorder:
+    """Keeps a copy of an answer on its way to the caller, as long as it has at most `limit` bytes."""
 
-    version: str
-    content_type: str
-    is_whole: bool
+    limit: int
+    content_type: str = ""
+    is_whole: bool = True
+    size: int = 0
+    chunks: list[bytes] = field(default_factory=list)
 
     def feed(self, chunk: bytes) -> None:
-        """Keep a chunk."""
-        ...
-
-    def whole(self) -> Any:
-        """The answer."""
-        ...
+        """Keep a chunk; drop all of an answer that grows too large."""
+        self.size += len(chunk)
+        if self.size > self.limit:
+            self.is_whole = False
+            self.chunks = []
+        elif self.is_whole:
+            self.chunks.append(chunk)
 
 
 class RequestContext(HttpCall):
@@ -94,7 +98,7 @@ class RequestContext(HttpCall):
         generated_key: Idempotency key for a caller that sends none: the same at every attempt.
         audit: What the replica said that the audit log is to say.
         scanner: Collects the tokens of its answer.
-        recorder: Keeps its answer, where that is to be compared.
+        recorder: Keeps a copy of its answer, where somebody wants one.
         may_queue: Whether a replica may have it queued as a job, although the caller did not ask for one.
     """
 
@@ -110,7 +114,7 @@ class RequestContext(HttpCall):
         self.may_queue = False
         self.audit: dict[str, str] = {}
         self.scanner: UsageScanner | None = None
-        self.recorder: AnswerKeeper | None = None
+        self.recorder: AnswerRecorder | None = None
 
     @property
     def traceparent(self) -> str:

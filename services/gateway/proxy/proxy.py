@@ -15,12 +15,12 @@ import aiohttp
 from services.gateway.http.request_context import RequestContext
 from services.gateway.metrics import count_version
 from services.gateway.policy.memory_budget import MemoryBudget
+from services.gateway.proxy.answer_watcher import build_answer_watcher
 from services.gateway.proxy.disconnect import DisconnectGuard
 from services.gateway.proxy.http_client import UpstreamClient
 from services.gateway.proxy.replayable_body import ReplayableBody
 from services.gateway.proxy.response_relay import abort_response, relay_response
 from services.gateway.proxy.retry import ReplicaRetryPolicy, RetryState, UpstreamLost
-from services.gateway.proxy.shadow import ShadowTraffic
 from services.gateway.routing.affinity import find_affinity_key, held_key
 from services.gateway.routing.replica_registry import Attempt, Replica, ReplicaRegistry
 from services.gateway.routing.route_table import Route
@@ -53,7 +53,7 @@ class Proxy:
         """Send to the replicas of `registry` through `client`."""
         self._registry, self._client = registry, client
         self._retry = ReplicaRetryPolicy(registry)
-        self.shadows = ShadowTraffic(registry, client)
+        self.watcher = build_answer_watcher(registry, client)
         self.budget = MemoryBudget(MAX_BUFFERED_BODIES * settings.max_body_bytes, shared=settings.auth == "keys")
 
     def open_body(self, ctx: RequestContext, *, is_endless: bool = False) -> ReplayableBody:
@@ -82,14 +82,14 @@ class Proxy:
         try:
             async with asyncio.timeout_at(until), DisconnectGuard(ctx):
                 await body.prefetch()
-                self.shadows.start_recording(ctx, route, body)
+                self.watcher.begin(ctx, route, body)
                 await (self._broadcast if route.is_broadcast else self._forward_with_retries)(ctx, route, body)
         except TimeoutError as error:
             if not ctx.status:
                 raise _build_timeout(body) from error
             await abort_response(ctx)
         else:
-            self.shadows.send(ctx, route, body)
+            self.watcher.end(ctx, route, body)
 
     async def read_body(self, ctx: RequestContext, body: ReplayableBody) -> bytes:
         """Read all of the body into memory.

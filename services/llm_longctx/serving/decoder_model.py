@@ -18,6 +18,7 @@ from services.llm_longctx.generation_metrics import watch_pages, watch_scheduler
 from services.llm_longctx.serving.adapters.decoder import DecoderAdapter
 from services.llm_longctx.serving.cache_dtype import read_cache_dtype
 from services.llm_longctx.serving.embeddings import DecoderEmbedder
+from services.llm_longctx.serving.engine_room import choose_room
 from services.llm_longctx.serving.parallel_processes import ParallelProcesses, load_shard, read_size
 from services.llm_longctx.serving.text_model import TextModel
 from services.llm_longctx.serving.weight_format import load_weights
@@ -71,6 +72,9 @@ class DecoderModel(TextModel):
             weights = load_shard(cls.source(), place.cache, wanted, place.device, others.team)
         else:
             weights = load_weights(cls.source(), place.cache, wanted, place.device)
+        kv_bytes, max_batch = choose_room(place.device, cache_bits)
+        if others is not None:
+            others.channel.send((kv_bytes, max_batch))
         model, digest, folder = weights.model, weights.sha256, weights.folder
         tokenizer, config = Tokenizer.from_folder(folder), model.config
         engine = Engine(
@@ -78,6 +82,8 @@ class DecoderModel(TextModel):
             weights_sha256=digest,
             packed=weights.packed,
             threads=place.threads,
+            kv_bytes=kv_bytes,
+            max_batch=max_batch,
             monitor=None if others else _monitor(place),
             prefix_block=_PREFIX_BLOCK,
             cache_bits=cache_bits,

@@ -117,7 +117,9 @@ def _follow(facts: dict[str, Any]) -> None:
     if facts["threads"]:
         torch.set_num_threads(facts["threads"])
     weights = load_shard(Path(facts["source"]), Path(facts["cache"]), facts["format"], facts["device"], team)
-    engine = Engine(weights.model, weights_sha256=weights.sha256, team=team, channel=channel, **facts["engine"])
+    kv_bytes, max_batch = channel.receive()
+    more = facts["engine"] | {"kv_bytes": kv_bytes, "max_batch": max_batch}
+    engine = Engine(weights.model, weights_sha256=weights.sha256, team=team, channel=channel, **more)
     with torch.inference_mode():
         engine.follow()
     leave_team()

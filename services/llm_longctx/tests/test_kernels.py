@@ -10,6 +10,7 @@ import torch
 from hypothesis import strategies as st
 
 from services.llm_longctx import kernels
+from services.llm_longctx.kernels import sdpa_lse as sdpa_lse_module
 from services.llm_longctx.kernels.block_sparse_prefill.reference import token_mask
 from services.llm_longctx.kernels.merge_lse.reference import softmax_of_all
 from services.llm_longctx.kernels.sdpa_lse import sdpa_lse, sdpa_lse_plain
@@ -173,6 +174,50 @@ def test_parts_merge_into_one_softmax_in_any_order(sizes, seed):
         assert differs(lse, sums) < 1e-12
     nested, lse = kernels.merge(parts[0], kernels.merge(*parts[1:])) if len(parts) > 1 else kernels.merge(*parts)
     assert differs(nested, wanted) < 1e-12
+
+
+def flash(wrong: float = 0.0):
+    """FlashAttention's operator as torch has it, by products: more results than two, and a padded LSE."""
+
+    def run(q, k, v, dropout, causal):
+        assert dropout == 0
+        out, lse = sdpa_lse_plain(q, k, v, causal=causal)
+        return out + wrong, torch.nn.functional.pad(lse, (0, 7)), None, None
+
+    return run
+
+
+def refuse(*_):
+    message = "no kernel for this card"
+    raise RuntimeError(message)
+
+
+def test_flash_attention_is_taken_where_nothing_is_added_to_scores(monkeypatch):
+    q, k, v = torch.randn(3, 1, 2, 9, 16)
+    monkeypatch.setattr(sdpa_lse_module, "has_flash", lambda _: True)
+    monkeypatch.setattr(sdpa_lse_module, "flash_operator", lambda: flash(wrong=1.0))
+    out, lse = sdpa_lse(q, k, v, causal=True)
+    wanted, sums = sdpa_lse_plain(q, k, v, causal=True)
+    assert torch.equal(out, wanted + 1)
+    assert torch.equal(lse, sums)
+    biased, _ = sdpa_lse(q, k, v, bias=torch.zeros(9, 9))
+    assert torch.allclose(biased, sdpa_lse_plain(q, k, v)[0], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("operator", "answers"),
+    [
+        (flash(), True),
+        (flash(wrong=0.1), False),
+        (refuse, False),
+        (None, False),
+    ],
+)
+def test_flash_attention_is_tried_before_it_is_used(operator, answers, monkeypatch):
+    monkeypatch.setattr(sdpa_lse_module, "flash_operator", lambda: operator)
+    try_again = sdpa_lse_module._flash_answers.__wrapped__
+    assert try_again(torch.bfloat16, torch.device("cpu")) is answers
+    assert not sdpa_lse_module.has_flash(torch.zeros(1, 1, 4, 16, dtype=torch.bfloat16)), "not on a CPU"
 
 
 def test_the_fused_operator_and_the_plain_product_agree():

@@ -6,9 +6,9 @@ causal routing, and hybrids of deconstructed mixers. Knows sessions by `feed` an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -177,15 +177,7 @@ class StatelessSessionAdapter(SessionAdapter):
         return self.build_session_request(ids, self.limit_tokens(ids, max_tokens), options, _StatelessSource(self))
 
 
-class HasParameters(Protocol):
-    """A network, or what stands for one."""
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """Its weights, of which the first says on which device it lies."""
-        ...
-
-
-def read_ids(net: HasParameters, tokens: Sequence[int]) -> Tensor:
+def read_ids(net: nn.Module, tokens: Sequence[int]) -> Tensor:
     """Tokens [1,t] where a network lies."""
     return to_device(list(tokens), next(net.parameters()).device, torch.long)[None]
 

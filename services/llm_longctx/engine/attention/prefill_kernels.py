@@ -5,6 +5,7 @@ Axes: H query heads, G key/value heads, T queries at positions offset …, S key
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from itertools import accumulate
 
@@ -12,9 +13,10 @@ import torch
 from torch import Tensor
 
 from services.llm_longctx.kernels import BlockCsr, block_sparse_prefill, merge, window_prefill
-from services.llm_longctx.kernels.dispatch import choose
-from services.llm_longctx.kernels.sdpa_lse import sdpa_lse
+from services.llm_longctx.kernels.dispatch import Backend, choose
+from services.llm_longctx.kernels.sdpa_lse import has_flash, sdpa_lse
 from services.llm_longctx.methods.core.hook_results import Blocks, Dense, PrefillPlan, TokenLists, WindowSink
+from shared.lm.host_transfer import to_device
 
 LEAST = 16
 """Queries below which a product is too small for blocks to pay."""
@@ -29,9 +31,9 @@ Part = tuple[Tensor, Tensor]
 def over_history(q: Tensor, k: Tensor, v: Tensor, plan: PrefillPlan, backend: str) -> Part:
     """The last T of S positions read their whole history: q [H,T,d], k and v [G,S,d] from position 0 on."""
     match plan:
-        case Dense() if q.shape[1] >= LEAST and _native(q, backend):
-            blocks = _causal(k.shape[0], k.shape[1], q.shape[1])
-            return block_sparse_prefill(q, k, v, blocks, backend="cpu_ext", return_lse=True)
+        case Dense() if q.shape[1] >= LEAST and (kernel := _dense_kernel(q, backend)) is not None:
+            blocks = _causal(k.shape[0], k.shape[1], q.shape[1], q.device)
+            return block_sparse_prefill(q, k, v, blocks, backend=kernel, return_lse=True)
         case Dense():
             return _dense(q, k, v)
         case Blocks(csr=csr):
@@ -69,11 +71,19 @@ def _native(q: Tensor, backend: str) -> bool:
     return choose("block_sparse_prefill", backend, q.dtype, q.device.type) == "cpu_ext"
 
 
+def _dense_kernel(q: Tensor, backend: str) -> Backend | None:
+    """The kernel of blocks that serves dense attention here, too: it keeps no scores. FlashAttention is faster."""
+    kernel = choose("block_sparse_prefill", backend, q.dtype, q.device.type)
+    return kernel if kernel == "cpu_ext" or (kernel == "triton" and not has_flash(q)) else None
+
+
 @lru_cache(maxsize=64)
-def _causal(heads: int, keys: int, queries: int) -> BlockCsr:
-    """All causal blocks of the last queries."""
+def _causal(heads: int, keys: int, queries: int, device: torch.device) -> BlockCsr:
+    """All causal blocks of the last queries, on a device: layers of a chunk share them."""
     first, end = (keys - queries) // BLOCK, -(-keys // BLOCK)
-    return BlockCsr.from_mask(torch.ones(heads, end - first, end, dtype=torch.bool, device="cpu"), BLOCK, first=first)
+    mask = torch.ones(heads, end - first, end, dtype=torch.bool, device="cpu")
+    blocks = BlockCsr.from_mask(mask, BLOCK, first=first)
+    return replace(blocks, row_ptr=to_device(blocks.row_ptr, device), cols=to_device(blocks.cols, device))
 
 
 def _dense(q: Tensor, k: Tensor, v: Tensor) -> Part:
