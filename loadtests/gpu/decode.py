@@ -16,7 +16,7 @@ import torch
 
 from loadtests.gpu.timing import Row, row_of
 from services.llm_longctx.engine import Engine
-from services.llm_longctx.engine.paged_state import PagedState
+from services.llm_longctx.engine.kv_manager import PagedState
 from services.llm_longctx.kernels.cost_model import Step, step_seconds
 from services.llm_longctx.kernels.device.cards import GpuCard
 from services.llm_longctx.kernels.device.shapes import MODELS, ModelShape
