@@ -50,8 +50,9 @@ class CudaRecorder:
 
     def __init__(self, device: torch.device) -> None:
         self._pool: Any = None
-        self._stream = torch.cuda.Stream(device)
-        with torch.cuda.stream(self._stream):
+        cuda: Any = torch.cuda  # torch leaves its streams without annotations
+        self._stream = cuda.Stream(device)
+        with cuda.stream(self._stream):
             counters(device, 1)  # kernels' counters must be zero before the first graph, whichever that is
 
     def record(self, run: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
