@@ -5,12 +5,14 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 KERNELS := $(VENV)/.kernels
 EXTRAS ?= all,cpu,dev
+# Every plug-in of this repository; the example is for tests and for copying.
+PLUGINS := $(filter-out plugins/example/,$(sort $(dir $(wildcard plugins/*/pyproject.toml))))
 WORKERS ?= 2
 # Seconds for each decoder: with 24 of them ten minutes in all; 600 is ten minutes each.
 FUZZ_S ?= 25
 SHELL  := /bin/bash
 
-.PHONY: help run test check test-all lint format setup bench chaos rehearse fuzz leaks mutants gallery images generate clean
+.PHONY: help run test check test-all lint format setup bench gpu chaos rehearse fuzz leaks mutants gallery images generate clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -34,7 +36,7 @@ test-all: setup  ## before a release: also what needs other programs or long run
 	  $(BIN)/python -m tests.report build/tests/all.phases --fuzz build/tests/fuzz.jsonl || failed=1; \
 	  exit $$failed
 
-lint: setup  ## ruff, mypy strict, import rules, names, circles, devices of tensors, drift of generated files, sparsity claims
+lint: setup  ## ruff, mypy strict, import rules, names, circles, lines per package, devices of tensors, drift, sparsity claims
 	@$(BIN)/python -m tests.lint
 
 format: setup  ## format and fix what ruff can
@@ -42,7 +44,7 @@ format: setup  ## format and fix what ruff can
 
 setup: $(STAMP) $(KERNELS)  ## .venv with everything that running and testing need
 
-$(STAMP): pyproject.toml constraints.txt requirements-data.txt requirements-tools.txt
+$(STAMP): pyproject.toml $(PLUGINS:%=%pyproject.toml) constraints.txt requirements-data.txt requirements-tools.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Fovea needs Python 3.11 or newer; $$($(PYTHON) --version) is here. Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
@@ -50,7 +52,7 @@ $(STAMP): pyproject.toml constraints.txt requirements-data.txt requirements-tool
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) (a few minutes the first time) …"
 	@$(BIN)/python -m pip install --quiet --no-deps -r requirements-data.txt -r requirements-tools.txt
-	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS)]'
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS)]' $(PLUGINS:%=-e ./%)
 	@touch $@
 
 # C++ attention kernels, where a compiler is there; without one nothing is missing but speed.
@@ -60,6 +62,13 @@ $(KERNELS): $(STAMP) $(wildcard services/llm_longctx/kernels/*/*.cpp services/ll
 bench: setup  ## ratios against the baselines, as JSON and a table in docs/benchmarks.md
 	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS),bench]'
 	@$(BIN)/python -m loadtests.bench $(ARGS)
+
+gpu: EXTRAS := all,gpu,dev
+gpu: setup  ## the first ten minutes of a card: suites marked gpu, kernels, decode and vision; a report in docs/gpu-reports
+	@if $(BIN)/python -m pip show --quiet onnxruntime 2>/dev/null; then \
+	  $(BIN)/python -m pip uninstall --quiet --yes onnxruntime onnxruntime-gpu; fi  # both own the same files
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS)]'
+	@$(BIN)/python -m loadtests.gpu $(ARGS)
 
 chaos: setup  ## kill -9 of workers, replicas and Redis under load
 	@$(BIN)/python -m loadtests.chaos $(ARGS)
@@ -87,4 +96,4 @@ generate: setup  ## everything that is generated and committed: gRPC stubs, mode
 	@$(BIN)/python -m tests.drift --write
 
 clean:  ## remove what setup and runs leave behind
-	@rm -rf $(VENV) .fovea out build *.egg-info
+	@rm -rf $(VENV) .fovea out build *.egg-info plugins/*/*.egg-info plugins/*/build

@@ -7,6 +7,7 @@ from each other.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pathlib
 
@@ -33,7 +34,11 @@ SLOW = frozenset((ROOT / "tests/slow.txt").read_text("utf8").split())
 
 
 def pytest_ignore_collect(collection_path: pathlib.Path, config: pytest.Config) -> bool | None:
-    """Do not even import a file of which `make check` runs nothing."""
+    """Do not even import a file of which `make check` runs nothing, nor tests of a plug-in that is not installed."""
+    if ROOT / "plugins" in collection_path.parents:
+        name = collection_path.relative_to(ROOT).parts[1].partition(".")[0]
+        if importlib.util.find_spec(f"fovea_{name}") is None:
+            return True
     leaves_out = "not slow" in config.option.markexpr and collection_path.is_relative_to(ROOT)
     return True if leaves_out and collection_path.relative_to(ROOT).as_posix() in SLOW else None
 

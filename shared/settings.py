@@ -108,21 +108,8 @@ class Settings(BaseSettings):
     )
 
     # Whom we call.
-    dicomweb_url: str | None = Field(
-        None, description="DICOMweb root of a PACS, which `/studies` follows; studies are fetched and stored there."
-    )
-    dicomweb_authorization: SecretStr | None = Field(
-        None, description="`Authorization` header for the PACS, such as `Basic …` or `Bearer …`."
-    )
-    label_studio_url: str | None = Field(
-        None, description="Address of Label Studio, whose pictures and labels `fovea label-studio` reads."
-    )
-    label_studio_token: SecretStr | None = Field(None, description="Access token of an account there.")
 
     # Who may call.
-    label_studio_backend_password: SecretStr | None = Field(
-        None, description="Password that Label Studio must send to `fovea label-studio`; needed beyond loopback."
-    )
     auth: Literal["insecure-local", "keys"] = Field("insecure-local", description="`keys` demands an API key.")
     keys_file: Path | None = Field(None, description="JSON file of hashed API keys; default `<data_dir>/keys.json`.")
     oidc_issuer: str | None = Field(
@@ -171,6 +158,9 @@ class Settings(BaseSettings):
         None,
         description="Folder of ONNX graphs that `fovea export graphs` wrote: served as they are, without torch.",
     )
+    vision_precision: Literal["fp32", "fp16"] = Field(
+        "fp32", description="Arithmetic of vision models on a GPU, with the engines `onnx` and `tensorrt`."
+    )
     triton_url: str | None = Field(None, description="host:port of an Open Inference v2 server for `engine=triton`.")
     triton_timeout_s: float = Field(60, gt=0, description="Seconds after which a call to `triton_url` is given up.")
     triton_connections: int = Field(8, ge=1, description="Calls to `triton_url` at once, per model.")
@@ -182,6 +172,9 @@ class Settings(BaseSettings):
     max_queue_size: int = Field(64, ge=1, description="Requests that may wait per model before 429.")
     llm_dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="Compute type of language models that interpretability looks into."
+    )
+    llm_tensor_parallel: Literal[1, 2, 4, 8] = Field(
+        1, description="Processes, each with a GPU of its own, that hold the served language model together."
     )
     llm_weights: Literal["auto", "bf16", "q8", "q4", "fp32"] = Field(
         "auto",
@@ -223,12 +216,6 @@ class Settings(BaseSettings):
         pattern=r"^([a-z0-9][a-z0-9.-]{0,31})?$",
         description="Version of the service that this process serves, beside others; empty is the stable one.",
     )
-    traffic: str = Field(
-        "",
-        description="Who answers the requests of a service that has versions, as JSON: "
-        '`{"detection": {"percent": {"canary": 5}, "shadow": "next", "shadow_percent": 10}}`; '
-        "`/v1/admin/traffic` sets it for all gateways.",
-    )
     load_balancing: Literal["affinity", "least-loaded"] = Field(
         "affinity",
         description="How the gateway picks a replica where replicas remember: `affinity` sends what continues a "
@@ -265,6 +252,12 @@ class Settings(BaseSettings):
     )
     job_lease_s: float = Field(4.0, gt=0, description="A silent worker loses its job after this long.")
     job_max_attempts: int = Field(3, ge=1, description="Deliveries before a job becomes a dead letter.")
+    jobs_in_replica: bool = Field(
+        default=False,
+        description="Whether each replica runs the jobs of its service, so that they need no second copy of the "
+        "models; `fovea up` and Compose do so. Otherwise start workers (`python -m shared.serving.worker SERVICE`), "
+        "which send them to the replicas.",
+    )
     job_concurrency: int = Field(2, ge=1, description="Jobs that one worker runs at a time.")
     job_queue_max: int = Field(1000, ge=1, description="Jobs that may wait per service before 429.")
     job_dead_letter_max: int = Field(1000, ge=1, description="Dead letters kept per tenant; beyond it the oldest go.")

@@ -3,8 +3,10 @@
 import json
 import pathlib
 import sys
+import tomllib
 import typing
 from collections.abc import Callable, Iterator
+from importlib.metadata import EntryPoint
 from typing import Any
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -65,12 +67,14 @@ def _default(value: object) -> str:
 
 
 def gpu_pages() -> Iterator[tuple[pathlib.Path, str]]:
-    """The table of kernels compiled ahead of time, from its recorded results, and the computed cost of a step."""
+    """Kernels compiled ahead of time and operators of graphs, from their records, and the computed cost of a step."""
     from services.llm_longctx.kernels import cost_model
     from services.llm_longctx.kernels.ahead_of_time import results
+    from shared.export import tensorrt_operators
 
     yield ROOT / "docs/gpu-kernels.md", results.render_page()
     yield ROOT / "docs/gpu-cost.md", cost_model.render_page()
+    yield ROOT / "docs/tensorrt-operators.md", tensorrt_operators.render_page()
 
 
 def claims() -> Iterator[tuple[pathlib.Path, str]]:
@@ -82,6 +86,28 @@ def claims() -> Iterator[tuple[pathlib.Path, str]]:
             yield ROOT / room / "claims.json", json.dumps(facts, indent=1, sort_keys=True) + "\n"
 
 
+def known_plugins() -> Iterator[tuple[pathlib.Path, str]]:
+    """What the plug-ins in `plugins/` bring, so that the core can say which one is missing."""
+    files = [file for file in sorted(ROOT.glob("plugins/*/pyproject.toml")) if file.parent.name != "example"]
+    known = {file.parent.name: describe_plugin(file) for file in files}
+    yield ROOT / "shared/known_plugins.json", json.dumps(known, indent=1) + "\n"
+
+
+def describe_plugin(project: pathlib.Path) -> dict[str, list[str]]:
+    """What a plug-in brings, as its entry points say."""
+    from shared.registry.discovery import pick_servables, scan
+
+    groups = tomllib.loads(project.read_text("utf8"))["project"].get("entry-points", {})
+    loaded = {group: [EntryPoint(*named, group) for named in groups[group].items()] for group in groups}
+    models = {name for point in loaded.get("fovea.models", ()) for name in pick_servables(scan(point.module))}
+    routes = {route.path for point in loaded.get("fovea.routes", ()) for route in point.load().routes}
+    pages = {f"/console/{point.name}" for point in loaded.get("fovea.pages", ())}
+    return {
+        "commands": sorted(groups.get("fovea.commands", ())), "fields": sorted(groups.get("fovea.adapters", ())),
+        "models": sorted(models), "paths": sorted(routes | pages),
+    }  # fmt: skip
+
+
 def mutation_page() -> Iterator[tuple[pathlib.Path, str]]:
     """The mutation scores of the core modules, from the last runs' results."""
     from tests.mutation.results import mutation_page as pages
@@ -91,13 +117,13 @@ def mutation_page() -> Iterator[tuple[pathlib.Path, str]]:
 
 CLAIMS = {
     "services/llm_longctx/methods/core": "sparsity",
-    "services/llm_longctx/models": "sparsity_mixers",
+    "plugins/memory/fovea_memory/models": "sparsity_mixers",
     "services/detection/models": "sparsity_partial",
 }
 """Room → the suite whose `claims` it ships."""
 
 GENERATORS: tuple[Callable[[], Iterator[tuple[pathlib.Path, str]]], ...] = (
-    stubs, model_pages, settings_page, claims, gpu_pages, mutation_page,
+    stubs, model_pages, settings_page, claims, gpu_pages, known_plugins, mutation_page,
 )  # fmt: skip
 
 

@@ -4,8 +4,8 @@ import pytest
 
 from fovea.cli.commands.models import _list_facts
 from fovea.results import ModelCard
+from fovea_memory.models.fovea_landmark_recall import LandmarkRecall
 from services.gateway.console.model_view import list_facts
-from services.llm_longctx.models.fovea_landmark_recall import LandmarkRecall
 from shared.registry import servables
 from shared.registry.discovery import SERVICES
 from shared.registry.discovery import claims as published

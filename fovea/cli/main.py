@@ -10,7 +10,6 @@ from fovea.cli.commands import (
     chat,
     classify,
     detect,
-    documents,
     heads,
     jobs,
     judge,
@@ -20,13 +19,12 @@ from fovea.cli.commands import (
     restore,
     run,
     segment,
-    sessions,
     steer,
-    survey,
     task_aliases,
 )
 from fovea.cli.output import Screen
 from fovea.cli.plugins import PluginGroup
+from fovea.cli.source_handlers import SourcesCommand
 from shared.errors import FoveaError
 
 app = typer.Typer(
@@ -39,11 +37,12 @@ app = typer.Typer(
 )
 app.command("models")(models.models)
 app.command("methods")(methods.methods)
-app.command("segment", no_args_is_help=True, context_settings=segment.CONTEXT_SETTINGS)(segment.segment)
+app.command("segment", cls=SourcesCommand, no_args_is_help=True, context_settings=segment.CONTEXT_SETTINGS)(
+    segment.segment
+)
 app.command("detect", no_args_is_help=True, context_settings=detect.CONTEXT_SETTINGS)(detect.detect)
 app.command("classify", no_args_is_help=True, context_settings=classify.CONTEXT_SETTINGS)(classify.classify)
 app.command("restore", no_args_is_help=True)(restore.restore)
-app.command("survey", no_args_is_help=True)(survey.survey)
 app.command("chat")(chat.chat)
 app.command("actions", no_args_is_help=True, context_settings=task_aliases.CONTEXT_SETTINGS)(task_aliases.actions)
 app.command("scanpath", no_args_is_help=True, context_settings=task_aliases.CONTEXT_SETTINGS)(task_aliases.scanpath)
@@ -53,8 +52,6 @@ app.command("probe", no_args_is_help=True)(probe.probe)
 app.add_typer(heads.app, name="heads")
 app.add_typer(judge.app, name="judge")
 app.add_typer(jobs.app, name="jobs")
-app.add_typer(sessions.app, name="sessions")
-app.add_typer(documents.app, name="documents")
 app.add_typer(steer.app, name="steer")
 
 

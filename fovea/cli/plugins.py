@@ -1,4 +1,4 @@
-"""Plug-in commands: entry points of group `fovea.verbs`, loaded only when they are invoked.
+"""Plug-in commands: entry points of group `fovea.commands`, loaded only when they are invoked.
 
 `fovea --help` shows their names and first lines, which are read from the source without importing it. The extras of
 an entry point (`up = "shared.serving.up.launch:up [serving]"`) say what to install when a command can't be loaded.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 from shared.errors import FoveaError, NotReady
+from shared.plugins import entries, explain_missing, owner
 
-GROUP = "fovea.verbs"
+GROUP = "fovea.commands"
 """Entry-point group; a value is a `typer.Typer` or a function."""
 
 
@@ -27,14 +28,23 @@ class PluginGroup(TyperGroup):
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
-        self._plugins = {point.name: point for point in entry_points(group=GROUP) if point.name not in self.commands}
-        for name, point in sorted(self._plugins.items()):
-            self.add_command(TyperCommand(name, help=read_first_line(point), rich_help_panel="On this machine"))
+        self._plugins = {point.name: point for point in entries(GROUP) if point.name not in self.commands}
+        for name, point in self._plugins.items():
+            panel = "On this machine" if owner(point) == "fovea" else "Plug-ins"
+            self.add_command(TyperCommand(name, help=read_first_line(point), rich_help_panel=panel))
 
     def resolve_command(self, ctx: typer.Context, args: list[str]) -> Any:  # type: ignore[override]  # typer's own context
-        """Find the invoked command; a plug-in is loaded here."""
-        point = self._plugins.get(args[0])
+        """Find the invoked command; a plug-in is loaded here.
+
+        Raises:
+            NotFound: A known plug-in brings the command and is not installed.
+        """
+        name = args[0]
+        point = self._plugins.get(name)
         if point is None:
+            missing = None if name in self.commands else explain_missing("commands", name, f"The command {name!r}")
+            if missing is not None:
+                raise missing
             return super().resolve_command(ctx, args)
         return point.name, load_plugin(point), args[1:]
 

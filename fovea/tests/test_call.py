@@ -44,8 +44,7 @@ def answer(status: int, body: Any = None, **headers: str) -> httpx2.Response:
 
 def test_options_without_pictures_go_out_as_json_without_the_unset_ones():
     request = sent(endpoints.task("classify", {"top_k": 3, "model": None}, {}))
-    assert (request.method, request.url.path) == ("POST", "/v1/classify")
-    assert json.loads(request.content) == {"top_k": 3}
+    assert (request.method, request.url.path, json.loads(request.content)) == ("POST", "/v1/classify", {"top_k": 3})
 
 
 def test_pictures_go_out_as_multipart_with_their_bytes_as_they_are():
@@ -114,8 +113,7 @@ def test_an_address_that_is_none_is_refused_before_anything_is_sent(url):
 def test_a_problem_becomes_the_class_it_was(kind):
     body = problem(kind("why", hint="try", field="threshold")).model_dump()
     error = parse_error(answer(kind.status, body))
-    assert error.status == kind.status
-    assert (error.detail, error.hint, error.field) == ("why", "try", "threshold")
+    assert (error.status, error.detail, error.hint, error.field) == (kind.status, "why", "try", "threshold")
 
 
 def test_openais_and_open_inferences_forms_become_the_same_classes():
@@ -174,8 +172,7 @@ def chunk(**fields: Any) -> str:
 def test_a_piece_says_what_it_adds_to_the_first_choice():
     stream = StreamCall(endpoints.chat([], None, {}), ChatPiece.model_validate_json)
     both = [{"index": 1, "delta": {"content": "no"}}, {"index": 0, "delta": {"content": "yes"}}]
-    assert stream.parse_event(event(chunk(choices=both))).text == "yes"
-    assert stream.parse_event(event(chunk())).text == ""
+    assert (stream.parse_event(event(chunk(choices=both))).text, stream.parse_event(event(chunk())).text) == ("yes", "")
     assert stream.is_end(event("[DONE]"))
 
 
@@ -246,16 +243,11 @@ def test_a_watch_tells_each_state_once():
 @pytest.mark.parametrize(
     ("start", "kind"),
     [
-        (b"\x89PNG\r\n\x1a\n", "image/png"),
-        (b"\xff\xd8\xff\xe0", "image/jpeg"),
-        (b"II*\x00", "image/tiff"),
-        (b"MM\x00*", "image/tiff"),
-        (b"BM", "image/bmp"),
-        (b"RIFF....WEBP", "image/webp"),
-        (b"RIFF....WAVE", "application/octet-stream"),
-        (b"", "application/octet-stream"),
+        (b"\x89PNG\r\n\x1a\n", "image/png"), (b"\xff\xd8\xff\xe0", "image/jpeg"), (b"II*\x00", "image/tiff"),
+        (b"MM\x00*", "image/tiff"), (b"BM", "image/bmp"), (b"RIFF....WEBP", "image/webp"),
+        (b"RIFF....WAVE", "application/octet-stream"), (b"", "application/octet-stream"),
     ],
-)
+)  # fmt: skip
 def test_media_type_is_what_the_first_bytes_say(start, kind):
     assert detect_media_type(start) == kind
 

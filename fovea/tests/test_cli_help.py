@@ -5,7 +5,7 @@ from importlib.metadata import EntryPoint
 
 import pytest
 
-from fovea.cli import plugins
+from fovea.cli import plugins, source_handlers
 
 PLUGIN = '''"""A module that is heavy to import."""
 import sys
@@ -59,43 +59,23 @@ def plug_in(monkeypatch, tmp_path):
         (tmp_path / "hole_digger/__init__.py").write_text("")
         (tmp_path / "hole_digger/verbs.py").write_text(PLUGIN.format(imports=imports))
         made = [EntryPoint(name, value, plugins.GROUP) for name, value in points]
-        monkeypatch.setattr(plugins, "entry_points", lambda group: made if group == plugins.GROUP else [])
+        monkeypatch.setattr(plugins, "entries", lambda group: made if group == plugins.GROUP else [])
+        monkeypatch.setattr(source_handlers, "entries", lambda *_: [])
         for name in [name for name in sys.modules if name.startswith("hole_digger")]:
             monkeypatch.delitem(sys.modules, name)
 
     return install
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        [],
-        ["models"],
-        ["segment"],
-        ["chat"],
-        ["run"],
-        ["jobs"],
-        ["jobs", "list"],
-        ["jobs", "get"],
-        ["jobs", "watch"],
-        ["jobs", "cancel"],
-        ["jobs", "retry"],
-        ["jobs", "result"],
-        ["judge"],
-        ["judge", "pair"],
-        ["judge", "batch"],
-        ["judge", "agreement"],
-        ["judge", "rankings"],
-        ["judge", "ensemble"],
-        ["judge", "leaderboard"],
-        ["judge", "templates"],
-        ["judge", "calibrate"],
-    ],
-    ids=lambda words: " ".join(words) or "fovea",
-)
+JOBS = [f"jobs {verb}" for verb in ("list", "get", "watch", "cancel", "retry", "result")]
+JUDGED = ("pair", "batch", "agreement", "rankings", "ensemble", "leaderboard", "templates", "calibrate")
+VERBS = ["", "models", "segment", "chat", "run", "jobs", *JOBS, "judge", *(f"judge {verb}" for verb in JUDGED)]
+
+
+@pytest.mark.parametrize("words", VERBS, ids=lambda words: words or "fovea")
 def test_help_says_what_it_said(fovea, plug_in, snapshot, words):
     plug_in()
-    code, out, err = fovea(*words, "--help")
+    code, out, err = fovea(*words.split(), "--help")
     assert (code, err) == (0, "")
     assert out == snapshot
 
@@ -104,7 +84,7 @@ def test_plug_ins_are_named_with_their_first_line_and_not_loaded(fovea, plug_in)
     plug_in(("dig", "hole_digger.verbs:dig"), ("many", "hole_digger.verbs:app"), ("gone", "not_there.at_all:x"))
     code, out, _ = fovea("--help")
     assert code == 0
-    panel = out.partition("On this machine")[2]
+    panel = out.partition("Plug-ins")[2]
     assert "Dig a hole." in panel
     assert "A module that is heavy to import." in panel
     assert "gone" in panel

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from fovea.cli.commands import heads, probe
+from fovea.cli.commands import probe
+from fovea.cli.common_options import Connection
 from fovea.cli.output import Screen
 
 EVIDENCE = {"schema": "retrieval-report/1", "scores": [[0.5, 0.0]]}
@@ -26,13 +27,10 @@ HEADS = {
     ],
 }
 GRID = {
-    "title": "Needle grid",
-    "warnings": [],
-    "scalars": {"recall": {"value": 0.5, "unit": "", "note": ""}},
-    "tables": [],
+    "title": "Needle grid", "warnings": [], "scalars": {"recall": {"value": 0.5, "unit": "", "note": ""}}, "tables": [],
     "artefacts": [],
     "grids": [{"rows": {"ticks": ["0", "100"]}, "columns": {"ticks": ["350"]}, "values": [[1.0], [None]]}],
-}
+}  # fmt: skip
 
 
 class FakeClient:
@@ -69,8 +67,7 @@ class FakeClient:
 @pytest.fixture
 def fovea(call_main, monkeypatch, capsys):
     client = FakeClient({"retrieval-heads": HEADS, "head-plans": HEADS, "needle-grid": GRID})
-    for verb in (probe, heads):
-        monkeypatch.setattr(verb, "Connection", lambda *_: SimpleNamespace(open=lambda: client))
+    monkeypatch.setattr(Connection, "open", lambda _: client)
     monkeypatch.setenv("NO_COLOR", "1")
 
     def run(*words, verb="probe"):
@@ -83,8 +80,7 @@ def fovea(call_main, monkeypatch, capsys):
 
 def test_study_is_told_with_its_warnings_and_best_rows(fovea):
     code, out, err, client = fovea("retrieval-heads", "-O", "samples=4", "--lm", "tiny")
-    assert code == 0
-    assert client.asked == [("probe", {"model": "retrieval-heads", "lm": "tiny", "samples": 4})]
+    assert (code, client.asked) == (0, [("probe", {"model": "retrieval-heads", "lm": "tiny", "samples": 4})])
     assert "1-0" in out
     assert "Few samples." in err
 

@@ -17,19 +17,10 @@ from shared.errors import DeadlineExceeded, TooLarge
 
 def answer(**changed: object) -> RestoreOut:
     facts = {
-        "model": "rrformer",
-        "version": "1",
-        "engine": "onnx",
-        "variant": "paper",
-        "width": 640,
-        "height": 480,
-        "format": "jpeg",
-        "bit_depth": 8,
-        "times": RestoreTimes(),
-        "restored": b"\xff\xd8\xff",
-        "mean_change": 0.125,
+        "model": "rrformer", "version": "1", "engine": "onnx", "variant": "paper", "width": 640, "height": 480,
+        "format": "jpeg", "bit_depth": 8, "times": RestoreTimes(), "restored": b"\xff\xd8\xff", "mean_change": 0.125,
         "estimate": Estimate(seconds=12.34, memory_mib=1234, tiles=6, tile_core=256, tile_context=128),
-    }
+    }  # fmt: skip
     return RestoreOut(**{**facts, **changed})
 
 
@@ -114,11 +105,8 @@ def test_one_failure_is_told_and_counted(work, capfd):
 def test_all_layers_that_came_are_written(tmp_path):
     files = restore.write_result(answer(format="png", reflection=b"r", comparison=b"c"), tmp_path, "a")
     assert {file.rpartition("/")[2] for file in files} == {
-        "a.restored.png",
-        "a.reflection.png",
-        "a.comparison.jpg",
-        "a.json",
-    }
+        "a.restored.png", "a.reflection.png", "a.comparison.jpg", "a.json",
+    }  # fmt: skip
 
 
 def test_a_dry_run_tells_its_cost():

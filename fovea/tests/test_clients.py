@@ -47,8 +47,7 @@ def test_segments_bytes_a_path_and_a_file_alike(client, tmp_path):
     with file.open("rb") as opened:
         answers = [client.segment(source, threshold=0.4) for source in (PICTURE, file, opened)]
     assert isinstance(answers[0], SegmentOut)
-    assert len({answer.area for answer in answers}) == 1
-    assert (answers[0].width, answers[0].height) == (320, 240)
+    assert (len({answer.area for answer in answers}), answers[0].width, answers[0].height) == (1, 320, 240)
 
 
 def test_the_forms_that_were_asked_for_come_back_as_bytes(client):
@@ -82,10 +81,8 @@ def test_what_a_service_makes_a_job_of_is_waited_for_and_answered_alike(client, 
 def test_chat_answers_whole_and_streamed_alike(client):
     whole = client.chat("one two three", system="Repeat.", temperature=0)
     pieces = list(client.chat_stream([{"role": "user", "content": "one two three"}]))
-    assert whole.text == "You said: one two three"
-    assert "".join(piece.text for piece in pieces) == whole.text
-    assert pieces[-1].usage == whole.usage
-    assert whole.usage.completion_tokens == 5
+    assert (whole.text, "".join(piece.text for piece in pieces)) == ("You said: one two three", whole.text)
+    assert (pieces[-1].usage, whole.usage.completion_tokens) == (whole.usage, 5)
 
 
 def test_a_refused_stream_raises_before_its_first_piece(client):
@@ -106,8 +103,7 @@ def test_a_job_is_followed_to_its_end_and_gives_what_the_call_gives(client):
     states = [event.status for event in client.jobs.events(job.id)]
     assert (states[-1], "running" in states) == ("succeeded", True)
     later = client.jobs.result(job.id).parse(SegmentOut)
-    assert later.mask == client.segment(PICTURE, threshold=0.4).mask
-    assert client.jobs.get(job.id).status == "succeeded"
+    assert (later.mask, client.jobs.get(job.id).status) == (client.segment(PICTURE, threshold=0.4).mask, "succeeded")
     assert job.id in {kept.id for kept in client.jobs.list()}
 
 
@@ -117,8 +113,7 @@ def test_waiting_tells_every_change_and_has_an_end(client):
     with pytest.raises(errors.DeadlineExceeded):
         client.jobs.wait(job.id, timeout=0.01)
     last = client.jobs.wait(job.id, timeout=20, on_change=lambda seen: heard.append(seen.progress))
-    assert last.status == "succeeded"
-    assert heard == sorted(set(heard))
+    assert (last.status, heard) == ("succeeded", sorted(set(heard)))
     assert client.jobs.result(job.id).json()["choices"][0]["message"]["content"] == "You said: hi"
 
 
@@ -136,8 +131,7 @@ def test_a_failed_job_raises_what_the_call_would_have_raised_and_can_be_retried(
     assert "not a picture" in str((last.error or {})["detail"])
     with pytest.raises(errors.BadInput, match="not a picture"):
         client.jobs.result(job.id)
-    assert client.jobs.retry(job.id).status == "queued"
-    assert client.jobs.wait(job.id, timeout=20).status == "failed"
+    assert (client.jobs.retry(job.id).status, client.jobs.wait(job.id, timeout=20).status) == ("queued", "failed")
 
 
 def test_a_cancelled_job_stays_cancelled(client, stage, monkeypatch):

@@ -7,7 +7,6 @@ from shared.registry.discovery import servables
 
 MADE = {
     "detection": ["bmn", "bmn-csa", "fovea-planner", "hieraedgenet-synthetic-pollen", "oat"],
-    "llm-longctx": ["fovea-landmark-recall", *(f"fovea-titans-{layout}" for layout in ("lmm", "mac", "mag", "mal"))],
 }
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from services.llm_longctx.engine.open_sequence import OpenSequence
+from services.llm_longctx.engine.offline.open_sequence import OpenSequence
 from shared.errors import NotReady
 from shared.lm.bundled_models import bundled_gguf
 from shared.lm.decoder import Decoder

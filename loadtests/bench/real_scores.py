@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from shared.training.data.box_sets import BoxSet
-from shared.training.data.class_folders import ClassSet
-from shared.training.data.mask_folders import MaskSet, read_mask
+from fovea_recipes.training.data.box_sets import BoxSet
+from fovea_recipes.training.data.class_folders import ClassSet
+from fovea_recipes.training.data.mask_folders import MaskSet, read_mask
 
 Ask = Callable[[str, bytes, dict[str, str]], dict[str, Any]]
 """Task, picture and options to an answer."""

@@ -1,7 +1,7 @@
 """Make the pictures of the gallery: `make gallery`, with Fovea running beside it (`make run`).
 
 Runs the shell blocks of `docs/gallery.md` as they stand, in a folder with the samples, and writes their pictures to
-where the console's first page shows them.
+where the console's first page shows them, those of plug-ins included.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from services.interpretability.rendering.render import render
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/gallery.md"
 PICTURES = ROOT / "services/gateway/console/static/gallery"
+STUDY = ROOT / "plugins/dicom/fovea_dicom/console/static/study.jpg"
+SURVEY = ROOT / "plugins/survey/fovea_survey/console/static/survey.svg"
 URL = "http://127.0.0.1:8080"
 
 
@@ -87,15 +89,15 @@ def keep_pictures(out: Path) -> list[Path]:
     study = io.BytesIO()
     strip.save(study, "JPEG", quality=85)
     files = {
-        "study.jpg": study.getvalue(),
-        "survey.svg": (out / "survey.svg").read_bytes(),
-        "trust.svg": draw_trust(json.loads((out / "trust.json").read_text("utf8"))).encode(),
-        "heads.svg": _drop_tips((out / "heads.svg").read_bytes()),
-        "edges.svg": draw_circuit((out / "edge-attribution.json").read_text("utf8")),
+        STUDY: study.getvalue(),
+        SURVEY: (out / "survey.svg").read_bytes(),
+        PICTURES / "trust.svg": draw_trust(json.loads((out / "trust.json").read_text("utf8"))).encode(),
+        PICTURES / "heads.svg": _drop_tips((out / "heads.svg").read_bytes()),
+        PICTURES / "edges.svg": draw_circuit((out / "edge-attribution.json").read_text("utf8")),
     }
-    for name, content in files.items():
-        (PICTURES / name).write_bytes(content)
-    return [PICTURES / name for name in files]
+    for path, content in files.items():
+        path.write_bytes(content)
+    return list(files)
 
 
 if __name__ == "__main__":

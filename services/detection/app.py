@@ -1,7 +1,5 @@
-"""The app of `detection`: models are found by the package scan; streams and surveys have routes of their own."""
+"""The app of `detection`: models are found by the package scan; routes of plug-ins are added by `build`."""
 
-from services.detection.survey.routes import router as survey_router
-from services.detection.video.stream_route import router
 from shared.registry.discovery import servables
 from shared.serving.build_app import build
 
@@ -10,4 +8,4 @@ DEFAULTS = ("yolo9tr", "patnet")
 
 _found = servables("detection")
 _first = {name: _found[name] for name in DEFAULTS if name in _found}
-app = build("detection", routers=[router, survey_router], servables={**_first, **_found})
+app = build("detection", servables={**_first, **_found})

@@ -27,13 +27,14 @@ from services.gateway.policy.bad_keys import BadKeys
 from services.gateway.policy.caller import LOCAL, Caller
 from services.gateway.policy.fair_queue import FairQueue
 from services.gateway.policy.oidc import TokenVerifier
-from services.gateway.policy.rate_limits import RateLimiter
+from services.gateway.policy.quotas import RateLimiter
 from services.gateway.policy.revocation import Revocations
 from services.gateway.proxy.http_client import UpstreamClient
 from services.gateway.proxy.proxy import Proxy
-from services.gateway.routes import admin, files, health, jobs, metrics, model_list, oip_server, traffic, usage
+from services.gateway.routes import admin, files, health, jobs, metrics, model_list, oip_server, usage
 from services.gateway.routes.model_list import ModelIndex
 from services.gateway.routing.replica_registry import ReplicaRegistry
+from shared import plugins
 from shared.errors import BadInput, InvalidOption, MethodNotAllowed, NotFound, NotReady, Unauthenticated
 from shared.jobs.queue import JobQueue
 from shared.jobs.usage_ledger import UsageLedger
@@ -50,9 +51,10 @@ _ROUTERS = (
     mcp_server.router,
     usage.router,
     admin.router,
-    traffic.router,
     reference_page.router,
 )
+ROUTES = "fovea.routes"
+"""Entry-point group of plug-ins' routers; the gateway's are named `gateway` or `gateway.x`."""
 
 
 @dataclass(slots=True)
@@ -126,7 +128,7 @@ class Gateway:
 
     async def stop(self) -> None:
         """Close all connections."""
-        await self.proxy.shadows.stop()
+        await self.proxy.watcher.stop()
         await self.registry.stop()
         await self.client.stop()
         await self.revocations.stop()
@@ -156,7 +158,7 @@ def build_gateway(settings: Settings, queue: JobQueue | None = None) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.gateway = Gateway.from_settings(settings, queue)
-    for router in _ROUTERS:
+    for router in (*_ROUTERS, *plugins.load_all(ROUTES, "gateway").values()):
         app.include_router(router)
     app.router.routes.extend(_console_routes(settings))
     app.add_middleware(GatewayMiddleware, gateway=app.state.gateway)
@@ -202,12 +204,15 @@ async def _on_http(request: Request, raised: Exception) -> NoReturn:
     if request.method == "POST" and not registry.is_complete:
         detail = f"No service answers {path} yet: not all of them have announced themselves."
         raise NotReady(detail, hint="`/readyz` shows which services are ready.", retry_after=2)
+    if missing := plugins.explain_missing("paths", path, path):
+        raise missing
     raise NotFound(f"There is no {path}.", hint="`/docs` lists everything.")
 
 
 def _allowed_methods(request: Request) -> tuple[str, ...]:
     """All methods of a path, which several routes may share."""
-    routes = [*request.app.routes, *(route for router in _ROUTERS for route in router.routes)]
+    routers = (*_ROUTERS, *plugins.load_all(ROUTES, "gateway").values())
+    routes = [*request.app.routes, *(route for router in routers for route in router.routes)]
     known = [r for r in routes if isinstance(r, Route) and r.matches(request.scope)[0] is not Match.NONE]
     return tuple(sorted({method for route in known for method in route.methods or ()}))
 

@@ -1,6 +1,5 @@
-"""The app of medical-seg: its models behind `POST /v1/segment` and Open Inference v2, and studies of DICOM."""
+"""The app of medical-seg: its models behind `POST /v1/segment` and Open Inference v2."""
 
-from services.medical_seg.dicom.routes import router
 from shared.serving.build_app import build
 
-app = build("medical-seg", routers=[router])
+app = build("medical-seg")

@@ -14,13 +14,13 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from services.relevance_judge.parsing.grades import ParsedGrade, parse
 from shared.errors import NotFound
+from shared.registry.discovery import data_folders
 
 Kind = Annotated[str, Field(pattern=r"^[a-z0-9-]+$")]
 """What reads a template: a judge lists its kinds, so a new judge may come with a kind of its own."""
@@ -134,9 +134,9 @@ def render_prompt(
 
 @cache
 def load_templates() -> Mapping[str, Template]:
-    """The templates that come with the service, by id."""
-    folder = resources.files("services.relevance_judge").joinpath("templates")
-    texts = [file.read_text("utf8") for file in folder.iterdir() if file.name.endswith(".toml")]
+    """The templates that come with the service and its plug-ins, by id."""
+    folders = data_folders("relevance-judge", "templates")
+    texts = [file.read_text("utf8") for folder in folders for file in folder.glob("*.toml")]
     found = [Template.model_validate(tomllib.loads(text)) for text in texts]
     return {one.id: one for one in sorted(found, key=lambda one: one.id)}
 

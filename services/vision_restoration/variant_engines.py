@@ -62,7 +62,7 @@ class VariantEngines:
 
     def describe(self, card: Card) -> Card:
         """The Card with the facts of the weights and of the default variant's engine."""
-        refined = refine_card(card, self._artifacts(self.default), self.open(self.default).engine.name)
+        refined = refine_card(card, self._artifacts(self.default), self.open(self.default).engine)
         return refined.model_copy(update={"variant": self.default})
 
     def _remote_name(self, variant: Variant) -> str:

@@ -18,6 +18,8 @@ from shared.telemetry import log
 if TYPE_CHECKING:
     from torch import nn
 
+    from shared.engines.gpu_providers import Precision
+
 _LIBRARIES = {"onnx": "onnxruntime", "torch": "torch", "tensorrt": "onnxruntime", "triton": "tritonclient"}
 
 _AUTO_ORDER = ("onnx", "torch")
@@ -55,7 +57,9 @@ def open_engine(context: LoadContext, artifacts: ModelArtifacts) -> Engine:
         NotReady: It can't run here; the detail says why, for `auto` of each that was tried.
     """
     if context.engine != "auto":
-        return _OPENERS[context.engine](context, artifacts)
+        engine = _OPENERS[context.engine](context, artifacts)
+        engine.reason = f"FOVEA_ENGINE={context.engine}."
+        return engine
     reasons: list[str] = []
     for choice in _AUTO_ORDER:
         try:
@@ -64,7 +68,8 @@ def open_engine(context: LoadContext, artifacts: ModelArtifacts) -> Engine:
             log().warning("engine not opened", engine=choice, network=artifacts.name, reason=error.detail)
             reasons.append(f"{choice}: {error.detail}")
         else:
-            log().info("engine taken", engine=choice, network=artifacts.name, reason=" ".join([*reasons, _AUTO_REASON]))
+            engine.reason = " ".join([*reasons, _AUTO_REASON])
+            log().info("engine taken", engine=choice, network=artifacts.name, reason=engine.reason)
             return engine
     raise NotReady(f"No engine opens {artifacts.name!r}. {' '.join(reasons)}")
 
@@ -95,16 +100,27 @@ def _graph(artifacts: ModelArtifacts) -> Path:
     return artifacts.graph()
 
 
+def _precision(context: LoadContext) -> Precision:
+    return "fp16" if context.options.get("vision_precision") == "fp16" else "fp32"
+
+
 def _onnx(context: LoadContext, artifacts: ModelArtifacts) -> Engine:
-    engine: Engine = _module("onnx").OnnxEngine(_graph(artifacts), device=context.device, threads=context.threads)
+    graph = _graph(artifacts)
+    if context.device != "cpu" and _precision(context) == "fp16":
+        graph = _module("half_precision").halve(graph, context.cache)
+    engine: Engine = _module("onnx").OnnxEngine(graph, device=context.device, threads=context.threads)
     return engine
 
 
 def _tensorrt(context: LoadContext, artifacts: ModelArtifacts) -> Engine:
-    module = _module("tensorrt")
-    device = context.device if context.device.startswith("cuda") else "cuda"
-    engine: Engine = module.TensorRTEngine(
-        _graph(artifacts), device=device, cache=context.cache, threads=context.threads
+    engine: Engine = _module("tensorrt").TensorRTEngine(
+        _graph(artifacts),
+        device=context.device if context.device.startswith("cuda") else "cuda",
+        cache=context.cache,
+        threads=context.threads,
+        inputs=artifacts.inputs,
+        precision=_precision(context),
+        objects=context.objects,
     )
     return engine
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -13,11 +14,9 @@ import numpy as np
 import onnxruntime
 
 from shared.api.tensors import Datatype, TensorSpec
-from shared.engines.validation import check_feeds, to_error
+from shared.engines.gpu_providers import Provider, cuda_provider
+from shared.engines.validation import to_error
 from shared.errors import Malformed, NotReady
-
-Provider = tuple[str, dict[str, Any]]
-"""Name and options of an execution provider."""
 
 ONNX_DATATYPES: Mapping[str, Datatype] = {
     "tensor(bool)": "BOOL",
@@ -58,6 +57,7 @@ class OnnxEngine:
     """
 
     name = "onnx"
+    reason = ""
 
     def __init__(
         self, graph: Path | bytes, *, device: str = "cpu", threads: int = 0, providers: Sequence[Provider] | None = None
@@ -73,20 +73,22 @@ class OnnxEngine:
             raise NotReady(f"{wanted[0][0]} did not start.", hint="Check the driver and CUDA libraries: fovea doctor.")
         self.inputs = tuple(map(_spec, self._session.get_inputs()))
         self.outputs = tuple(map(_spec, self._session.get_outputs()))
+        self.provider = wanted[0][0]
+        self._gpu = None if self.provider == "CPUExecutionProvider" else int(wanted[0][1]["device_id"])
         self._plain = all(spec.datatype != "BF16" for spec in (*self.inputs, *self.outputs))
+        self._buffers = threading.local()
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Compute all outputs.
 
         Raises:
-            InvalidOption: A tensor is not as `inputs` states, or of a size that the graph can't take.
+            InvalidOption: The graph can't take a tensor.
             TooLarge: There is not enough memory.
         """
-        check_feeds(feeds, self.inputs)
         ready = {spec.name: _ready(spec, feeds[spec.name]) for spec in self.inputs}
         names = [spec.name for spec in self.outputs]
         try:
-            results = self._session.run(names, ready) if self._plain else self._run_values(names, ready)
+            results = self._run(names, ready)
         except Exception as error:
             raise to_error(error, feeds) from error
         return {
@@ -97,6 +99,32 @@ class OnnxEngine:
     def close(self) -> None:
         """Free the graph; calls that still run finish first."""
         del self._session
+
+    def _run(self, names: Sequence[str], feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        if not self._plain:
+            return self._run_values(names, feeds)
+        if self._gpu is None or any(spec.datatype == "BYTES" for spec in (*self.inputs, *self.outputs)):
+            return cast("list[np.ndarray]", self._session.run(names, feeds))
+        return self._run_on_gpu(self._gpu, names, feeds)
+
+    def _run_on_gpu(self, index: int, names: Sequence[str], feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Run on tensors that lie on the GPU: one copy in, into memory that each thread keeps, and one copy out."""
+        binding = self._session.io_binding()
+        for name, array in feeds.items():
+            binding.bind_ortvalue_input(name, self._on_gpu(index, name, array))
+        for name in names:
+            binding.bind_output(name, "cuda", index)
+        self._session.run_with_iobinding(binding)
+        return cast("list[np.ndarray]", binding.copy_outputs_to_cpu())
+
+    def _on_gpu(self, index: int, name: str, array: np.ndarray) -> Any:
+        held = self._buffers.__dict__
+        value = held.get(name)
+        if value is None or tuple(value.shape()) != array.shape:
+            held[name] = value = onnxruntime.OrtValue.ortvalue_from_numpy(array, "cuda", index)
+        else:
+            value.update_inplace(array)
+        return value
 
     def _run_values(self, names: Sequence[str], feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Run with ONNX Runtime's own values: it has no numpy form of bfloat16."""
@@ -127,7 +155,7 @@ def _providers(device: str) -> list[Provider]:
     if kind != "cuda" or "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         raise NotReady(f"This build of ONNX Runtime has no {device}.", hint="Install the extra `gpu` instead of `cpu`.")
     onnxruntime.preload_dlls(directory="")  # CUDA and cuDNN from their wheels, where nobody has imported torch
-    return [("CUDAExecutionProvider", {"device_id": int(index or 0)}), ("CPUExecutionProvider", {})]
+    return [cuda_provider(int(index or 0)), ("CPUExecutionProvider", {})]
 
 
 def _spec(node: Any) -> TensorSpec:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnxruntime
 
-from shared.engines.onnx import OnnxEngine, Provider
+from shared.api.tensors import TensorSpec
+from shared.engines.gpu_providers import BuiltEngines, Precision, Provider, cuda_provider, tensorrt_provider
+from shared.engines.onnx import OnnxEngine
 from shared.errors import NotReady
+from shared.storage import ObjectStore
 
 _PROVIDER = "TensorrtExecutionProvider"
 
@@ -25,6 +29,9 @@ class TensorRTEngine(OnnxEngine):
         device: `cuda` or `cuda:N`.
         cache: Folder for built engines; the first start takes minutes, later ones read them.
         threads: Intra-op threads of what is left to the CPU.
+        inputs: The graph's, -1 for axes of any length: engines are built for a range of them.
+        precision: fp16 lets TensorRT choose half precision where it is faster.
+        objects: The object store, through which nodes share built engines; None shares nothing.
 
     Raises:
         NotReady: There is no TensorRT here; the detail says what is missing.
@@ -32,10 +39,28 @@ class TensorRTEngine(OnnxEngine):
 
     name = "tensorrt"
 
-    def __init__(self, graph: Path | bytes, *, device: str = "cuda", cache: Path, threads: int = 0) -> None:
+    def __init__(
+        self,
+        graph: Path | bytes,
+        *,
+        device: str = "cuda",
+        cache: Path,
+        threads: int = 0,
+        inputs: Sequence[TensorSpec] = (),
+        precision: Precision = "fp32",
+        objects: ObjectStore | None = None,
+    ) -> None:
         if (lack := missing()) is not None:
             raise NotReady(f"TensorRT is not available: {lack}.", hint="Choose the engine `onnx` or `auto`.")
-        super().__init__(graph, threads=threads, providers=_providers(device, cache))
+        name = graph.stem if isinstance(graph, Path) else "unnamed"
+        self._built = BuiltEngines(cache / "tensorrt", f"{name}-{precision}", objects)
+        self._built.fetch()
+        super().__init__(graph, threads=threads, providers=_providers(device, self._built, inputs, precision))
+        self._built.share()
+
+    def close(self) -> None:
+        self._built.share()
+        super().close()
 
 
 def missing() -> str | None:
@@ -63,15 +88,7 @@ def _load_libraries() -> None:
         ctypes.CDLL(str(file) if file.is_file() else name, mode=ctypes.RTLD_GLOBAL)
 
 
-def _providers(device: str, cache: Path) -> list[Provider]:
+def _providers(device: str, built: BuiltEngines, inputs: Sequence[TensorSpec], precision: Precision) -> list[Provider]:
     index = int(device.partition(":")[2] or 0)
-    folder = cache / "tensorrt"
-    folder.mkdir(parents=True, exist_ok=True)
-    built = {
-        "device_id": index,
-        "trt_engine_cache_enable": True,
-        "trt_engine_cache_path": str(folder),
-        "trt_timing_cache_enable": True,
-        "trt_timing_cache_path": str(folder),
-    }
-    return [(_PROVIDER, built), ("CUDAExecutionProvider", {"device_id": index}), ("CPUExecutionProvider", {})]
+    first = tensorrt_provider(index, built.folder, inputs, precision)
+    return [first, cuda_provider(index), ("CPUExecutionProvider", {})]

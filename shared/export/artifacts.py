@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from shared.api.tensors import TensorSpec
 from shared.engines import ModelArtifacts, open_engine
@@ -28,6 +28,13 @@ if TYPE_CHECKING:
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Input → a shape to trace or to compare at."""
+
+
+@runtime_checkable
+class HasProvider(Protocol):
+    """An engine that has a choice of execution providers."""
+
+    provider: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +167,7 @@ def open_engine_with_card(card: Card, artifacts: ExportedForms, context: LoadCon
     artifacts = replace(artifacts, given=context.graphs)
     engine = open_engine(context, artifacts.forms(card.name, context.objects))
     check_tensors(engine, artifacts)
-    return engine, refine_card(card, artifacts, engine.name)
+    return engine, refine_card(card, artifacts, engine)
 
 
 def check_tensors(engine: Engine, artifacts: ExportedForms) -> None:
@@ -179,13 +186,16 @@ def check_tensors(engine: Engine, artifacts: ExportedForms) -> None:
     raise NotReady(f"The {engine.name} engine holds another network: {found}.", hint=f"It must take {expected}.")
 
 
-def refine_card(card: Card, artifacts: ExportedForms, engine: str) -> Card:
-    """Refine a Card with the facts of the loaded weights: digest, size, measured metrics, parity of the graph."""
+def refine_card(card: Card, artifacts: ExportedForms, engine: Engine) -> Card:
+    """Refine a Card with the facts of the loaded weights: digest, size, measured metrics, parity, what runs it."""
     manifest, notes = artifacts.weights.manifest, list(card.notes)
     measured = manifest.metrics if manifest.origin == "trained" else {}
     metrics = tuple(m.model_copy(update={"ours": measured.get(m.name)}) for m in card.metrics)
-    if engine != "torch" and (parity := artifacts.parity()) is not None:
+    if engine.name != "torch" and (parity := artifacts.parity()) is not None:
         size = f"{parity.max_difference:.1e} on values up to {parity.max_value:.1f}"
         notes.append(f"The ONNX graph differs from torch by at most {size}, measured at export.")
+    if engine.reason:
+        on = f" ({engine.provider})" if isinstance(engine, HasProvider) else ""
+        notes.append(f"Runs on {engine.name}{on}: {engine.reason}")
     facts = {"weights": manifest.sha256, "parameters": manifest.parameters, "metrics": metrics, "notes": tuple(notes)}
     return card.model_copy(update=facts)

@@ -36,6 +36,12 @@ def to_host(x: Tensor) -> Tensor:
     return x.cpu()
 
 
+def overwrite(held: Tensor, words: np.ndarray) -> None:
+    """Write numbers to a tensor of their type and size, in one copy."""
+    sent = torch.from_numpy(words)
+    held.copy_(sent if held.device.type == "cpu" else sent.pin_memory(), non_blocking=True)
+
+
 class DeviceBuffer:
     """Memory on a device that is written anew in each step and stays at one address while it is large enough."""
 
@@ -45,13 +51,12 @@ class DeviceBuffer:
 
     def send(self, words: np.ndarray) -> Tensor:
         """Write int64 numbers [n] to the front of the buffer, in one copy; return them there."""
-        sent = torch.from_numpy(words)
         if self._device.type == "cpu":
-            return sent
+            return torch.from_numpy(words)
         if self._held is None or len(self._held) < len(words):
             self._held = torch.empty(2 * len(words), dtype=torch.int64, device=self._device)
         found = self._held[: len(words)]
-        found.copy_(sent.pin_memory(), non_blocking=True)
+        overwrite(found, words)
         return found
 
 

@@ -1,6 +1,6 @@
-"""Discovery of Servables and network builders by scanning packages; there is no global table.
+"""Discovery of Servables and network builders by scanning packages, those of plug-ins too; there is no global table.
 
-A room whose extra is not installed is skipped; `skipped_modules()` says which, and why, for `fovea doctor`.
+A module whose library is not installed is skipped; `skipped_modules()` lists these for `fovea doctor`.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ import importlib.util
 import inspect
 import pkgutil
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
+from shared import plugins
 from shared.errors import NotFound
 from shared.registry.card import Card
 from shared.registry.servable import Servable
@@ -24,7 +26,10 @@ SERVICES = ("vision-restoration", "medical-seg", "detection", "llm-longctx", "in
 """The six services by the name that images, URLs, queues and metric labels carry."""
 
 ROOMS = ("models", "methods", "mixers", "judges", "experiments")
-"""Rooms of a service that are scanned."""
+"""Packages of a service that are scanned."""
+
+MODELS = "fovea.models"
+"""Entry-point group of plug-ins' packages, which are scanned with the service's own."""
 
 _ONE_AT_A_TIME = threading.RLock()
 """Models load in threads. Where two threads wait for each other's imports, Python lets one see half a module."""
@@ -38,6 +43,16 @@ F = TypeVar("F", bound=Callable[..., Any])
 def service_package(service: str) -> str:
     """Import name of a service: `medical-seg` → `services.medical_seg`. The one place that knows the rule."""
     return "services." + service.replace("-", "_")
+
+
+def rooms(service: str) -> tuple[str, ...]:
+    """Return the import names of the packages that are scanned for a service: its own, then those of plug-ins."""
+    return (*(f"{service_package(service)}.{room}" for room in ROOMS), *plugin_rooms(service))
+
+
+def plugin_rooms(service: str) -> tuple[str, ...]:
+    """Return the import names of the packages that plug-ins add to a service."""
+    return tuple(point.module for point in plugins.entries(MODELS, service))
 
 
 def builder(name: str, layouts: Sequence[Mapping[str, Any]] = ()) -> Callable[[F], F]:
@@ -59,43 +74,49 @@ def builder(name: str, layouts: Sequence[Mapping[str, Any]] = ()) -> Callable[[F
 
 def servables(service: str) -> dict[str, type[Servable[Any, Any]]]:
     """Servables of one service by model name, in name order."""
-    found = {
+    return dict(sorted(pick_servables(_modules(service)).items()))
+
+
+def pick_servables(modules: Iterable[ModuleType]) -> dict[str, type[Servable[Any, Any]]]:
+    """Servables that these modules define, by model name."""
+    return {
         cls.card.name: cls
-        for module in _modules(service)
+        for module in modules
         for cls in vars(module).values()
         if inspect.isclass(cls)
         and issubclass(cls, Servable)
         and "card" in vars(cls)
         and cls.__module__ == module.__name__
     }
-    return dict(sorted(found.items()))
 
 
 def shipped_weights() -> dict[str, Path]:
-    """Weights that came with the package, of all services, by name: how one service finds a model of another."""
-    found: dict[str, Path] = {}
-    for service in SERVICES:
-        spec = importlib.util.find_spec(service_package(service))
-        for place in (spec.submodule_search_locations or []) if spec else []:
-            found |= {file.stem: file for file in sorted((Path(place) / "weights").glob("*.safetensors"))}
-    return found
+    """Weights that came with a package, by name: how one service finds a model of another."""
+    folders = (folder for service in SERVICES for folder in data_folders(service, "weights"))
+    return {file.stem: file for folder in folders for file in sorted(folder.glob("*.safetensors"))}
+
+
+def data_folders(service: str, name: str) -> list[Path]:
+    """Return the folders of a name (`weights`, `templates`) of a service: its own, then those of plug-ins.
+
+    A plug-in's folder is in the package that is scanned, or next to it.
+    """
+    packages = {service_package(service): None}
+    for room in plugin_rooms(service):
+        packages |= {package: None for package in (room, room.rpartition(".")[0]) if package}
+    found = (Path(place) / name for package in packages for place in _find_places(package))
+    return [folder for folder in found if folder.is_dir()]
 
 
 def services_with_models() -> tuple[str, ...]:
-    """Services whose code holds a Card: told from its source, because importing all rooms loads all their libraries."""
-    found = {name: importlib.util.find_spec(service_package(name)) for name in SERVICES}
-    return tuple(
-        name
-        for name, spec in found.items()
-        for place in (spec.submodule_search_locations or () if spec else ())
-        if any("Card(" in file.read_text("utf-8") for file in Path(place).rglob("*.py") if "tests" not in file.parts)
-    )
+    """Services whose code holds a Card, which the source shows: importing all rooms would load all their libraries."""
+    return tuple(n for n in SERVICES if any(_holds_card(p) for p in (service_package(n), *plugin_rooms(n))))
 
 
 def networks() -> dict[str, Callable[..., Any]]:
     """All marked builders by name, from every service room and `shared.lm`."""
     found: dict[str, Callable[..., Any]] = {}
-    for module in (*_package_modules("shared.lm"), *(m for s in SERVICES for m in _modules(s))):
+    for module in (*scan("shared.lm"), *(m for s in SERVICES for m in _modules(s))):
         for thing in vars(module).values():
             # The mark is the thing's own: a subclass of a marked class is not that network.
             name = getattr(thing, "__dict__", {}).get(_MARK) if callable(thing) else None
@@ -149,8 +170,8 @@ def module_names(package: str) -> list[str]:
 
     Imports packages on the way down, but no module. Test folders are left out.
     """
-    parent = package.rpartition(".")[0]
-    if importlib.util.find_spec(parent) is None or (spec := importlib.util.find_spec(package)) is None:
+    spec = _find_spec(package)
+    if spec is None:
         return []
     below = pkgutil.iter_modules(spec.submodule_search_locations or [])
     names = [
@@ -165,18 +186,35 @@ def module_names(package: str) -> list[str]:
 def skipped_modules() -> dict[str, str]:
     """Modules that could not be imported because a library is missing: module name → missing library."""
     missing: dict[str, str] = {}
-    for package in ("shared.lm", *(f"{service_package(s)}.{room}" for s in SERVICES for room in ROOMS)):
+    for package in ("shared.lm", *(room for service in SERVICES for room in rooms(service))):
         missing |= {name: found for name, found in _load_all(package).items() if isinstance(found, str)}
     return missing
 
 
 def _modules(service: str) -> Iterator[ModuleType]:
-    for room in ROOMS:
-        yield from _package_modules(f"{service_package(service)}.{room}")
+    for room in rooms(service):
+        yield from scan(room)
 
 
-def _package_modules(package: str) -> Iterator[ModuleType]:
+def scan(package: str) -> Iterator[ModuleType]:
+    """Import all modules of a package, at any depth, except those whose library is not installed."""
     yield from (found for found in _load_all(package).values() if isinstance(found, ModuleType))
+
+
+def _find_spec(package: str) -> ModuleSpec | None:
+    """Find a package without importing it; its parents are imported."""
+    parent = package.rpartition(".")[0]
+    return None if parent and importlib.util.find_spec(parent) is None else importlib.util.find_spec(package)
+
+
+def _find_places(package: str) -> list[str]:
+    spec = _find_spec(package)
+    return list(spec.submodule_search_locations or ()) if spec else []
+
+
+def _holds_card(package: str) -> bool:
+    files = (file for place in _find_places(package) for file in Path(place).rglob("*.py"))
+    return any("Card(" in file.read_text("utf-8") for file in files if "tests" not in file.parts)
 
 
 def _load_all(package: str) -> dict[str, ModuleType | str]:
@@ -190,6 +228,7 @@ def _load(name: str) -> ModuleType | str:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] in {"fovea", "services", "shared"}:
+        own = {"fovea", "services", "shared", name.partition(".")[0]}
+        if error.name is None or error.name.partition(".")[0] in own:
             raise
         return error.name

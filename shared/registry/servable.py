@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, Protocol, Self, TypeVar
@@ -31,14 +31,18 @@ class Engine(Protocol):
     """Runs arrays → arrays. Implementations are in `shared.engines`; the first axis of every tensor is the batch.
 
     `run` may be called from several threads at once.
+
+    Attributes:
+        reason: Why this engine runs the network and not another, in a sentence or more; empty where nobody chose.
     """
 
     name: str
+    reason: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Compute all outputs for `feeds` (input name → array of the stated dtype and shape)."""
+        """Compute all outputs for `feeds` (input name → array); the caller has checked names, dtypes and shapes."""
         ...
 
     def close(self) -> None:
@@ -58,7 +62,7 @@ class LoadContext:
         objects: What users made, shared by all processes; None where nothing outlives this one.
         threads: Intra-op threads; 0 means the library's default.
         options: Further facts, as text: `llm_model`, `llm_dtype`, `llm_weights`, `llm_kv_cache_dtype`, `triton_url`,
-            `triton_timeout_s`, `triton_connections`, `max_body_bytes`, `max_pixels`, `max_side`,
+            `vision_precision`, `triton_timeout_s`, `triton_connections`, `max_body_bytes`, `max_pixels`, `max_side`,
             `picture_memory_bytes`.
         graphs: Folder of exported graphs that came with an image; they win over the cache.
     """
@@ -85,8 +89,11 @@ class CallContext:
         scopes: What the caller's key allows; None where nobody says, as without a gateway: everything.
         audit: What the audit log is to say about the call, by name; empty for nothing.
         cache_salt: Whose caches the call may use: calls of another salt never learn what this one sent.
+        media: Content type that the answer is rendered in.
+        model: Name of the model that answers, for metrics.
         note: The last note of `progress`.
         usage: What the call consumed so far, by name: `pictures`, `cpu_seconds` (`shared.api.usage`).
+        state: What a route has loaded for the model to continue, if anything.
     """
 
     def __init__(
@@ -104,8 +111,11 @@ class CallContext:
         self.scopes: frozenset[str] | None = None
         self.audit: dict[str, str] = {}
         self.cache_salt = ""
+        self.media = "application/json"
+        self.model = ""
         self.note: str | None = None
         self.usage: dict[str, float] = {}
+        self.state: Any = None
         self._report = report
         self._cancelled = False  # a plain flag: setting it is atomic
 
@@ -163,7 +173,7 @@ class _PartContext(CallContext):
 
     def __init__(self, whole: CallContext, index: int, count: int) -> None:
         super().__init__(deadline=whole.deadline, job=whole.job, tenant=whole.tenant)
-        self.scopes, self.cache_salt = whole.scopes, whole.cache_salt
+        self.scopes, self.cache_salt, self.media = whole.scopes, whole.cache_salt, whole.media
         self._whole, self._index, self._count = whole, index, count
 
     def progress(self, fraction: float, note: str | None = None) -> None:
@@ -207,8 +217,8 @@ class Servable(ABC, Generic[Request, Answer]):
     def predict(self, batch: Sequence[Request], run: CallContext) -> list[Answer | FoveaError]:
         """Answer requests, in order; one that fails alone is answered by its error. A batch equals its singles."""
 
-    def stream(self, request: Request, run: CallContext) -> Iterator[BaseModel]:
-        """Answer one request piece by piece (mode `stream`)."""
+    def stream(self, request: Request, run: CallContext) -> AsyncGenerator[BaseModel, None]:
+        """Answer one request piece by piece (mode `stream`), on the event loop: what computes runs elsewhere."""
         raise NotImplementedError
 
     def render(self, request: Request, answer: Answer, media_type: str) -> bytes | None:

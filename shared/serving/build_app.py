@@ -1,6 +1,7 @@
 """`build(...)`: the FastAPI app of a service from its Servables, the same under uvicorn, Ray Serve and in a container.
 
-Around a `Host` it adds health, metrics, models, task routes, Open Inference v2 and the service's own routers.
+Around a `Host` it adds health, metrics, models, task routes, Open Inference v2, the service's own routers and those of
+plug-ins.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
+from shared import plugins
 from shared.registry import Servable
 from shared.registry.discovery import servables as discover
 from shared.registry.imported_weights import fetch_weights
@@ -32,6 +34,9 @@ from shared.settings import Settings
 from shared.settings import settings as read_settings
 from shared.storage import open_object_store
 
+ROUTES = "fovea.routes"
+"""Entry-point group of plug-ins' routers, by service."""
+
 
 def build(
     service: str,
@@ -44,7 +49,7 @@ def build(
 
     Args:
         service: Its name with `-`, as in URLs and metric labels.
-        routers: The service's own routes; they win over the generic ones.
+        routers: The service's own routes; they win over those of plug-ins, and these over the generic ones.
         servables: Model name → class; left out, the rooms of the service are scanned.
         settings: Left out, read from the environment.
 
@@ -72,7 +77,8 @@ def build(
     app.state.settings = config
     app.state.objects = objects
     app.router.routes.extend(rest.router.routes)  # the hot path: first, and not behind a router of its own
-    for router in (*routers, system_routes.router, task_routes.build_router(host)):
+    added = plugins.load_all(ROUTES, service).values()
+    for router in (*routers, *added, system_routes.router, task_routes.build_router(host)):
         app.include_router(router)
     app.add_middleware(ServiceMiddleware, service=service, settings=config)
     return app

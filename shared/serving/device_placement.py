@@ -20,10 +20,12 @@ def load_context(settings: Settings) -> LoadContext:
     options = {
         "llm_model": settings.llm_model,
         "llm_dtype": settings.llm_dtype,
+        "llm_tensor_parallel": str(settings.llm_tensor_parallel),
         "llm_weights": settings.llm_weights,
         "llm_kv_cache_dtype": settings.llm_kv_cache_dtype,
         "llm_fidelity_sample_rate": str(settings.llm_fidelity_sample_rate),
         "llm_fidelity_min_agreement": str(settings.llm_fidelity_min_agreement),
+        "vision_precision": settings.vision_precision,
         "max_body_bytes": str(settings.max_body_bytes),
         "max_pixels": str(settings.max_pixels),
         "max_side": str(settings.max_side),

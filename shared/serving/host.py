@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
 import time
 from collections.abc import AsyncGenerator, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,9 +16,8 @@ import numpy as np
 from pydantic import BaseModel
 
 from shared import telemetry
-from shared.api.model import ModelEntry
 from shared.api.tensors import TensorSpec
-from shared.errors import FoveaError, InvalidOption, QueueFull, TooLarge
+from shared.errors import DeadlineExceeded, FoveaError, InvalidOption, QueueFull, TooLarge
 from shared.registry import CallContext, Engine, Servable
 from shared.rpc.tensors import require_finite
 from shared.serving import servable_schema
@@ -28,12 +26,8 @@ from shared.serving.catalog import Catalog, ModelSlot
 from shared.serving.device_placement import load_context
 from shared.serving.http.errors import to_safe_error
 from shared.serving.oip import tensors
-from shared.serving.thread_stream import iterate_in_thread
-from shared.serving.watched_work import WatchedExecutor, WatchedWork
+from shared.serving.watched_work import WatchedWork
 from shared.settings import Settings
-
-_WHOLE_REQUESTS = "requests"
-"""Batch key of whole requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,25 +38,28 @@ class _TensorKey:
     engine: Engine = field(compare=False)
 
 
-class Host:
+class Host(Catalog):
     """Loads the Servables of one service and runs their calls off the event loop, micro-batched and bounded."""
 
     def __init__(self, service: str, servables: Mapping[str, type[Servable[Any, Any]]], settings: Settings) -> None:
-        self.service = service
-        self.settings = settings
-        self._models = Catalog(service, servables, settings)
+        super().__init__(service, servables, settings)
         self._streams: list[CallContext] = []
+        self.work = WatchedWork()
+        self._loaded = asyncio.Event()
         self._no_streams = asyncio.Event()
         self._no_streams.set()
-        self.work = WatchedWork()
-        self._pool = WatchedExecutor(self.work, settings.max_queue_size, thread_name_prefix="stream")
 
     # Lifecycle.
 
     async def start(self) -> None:
         """Load and warm up all Servables at once; one that fails stays listed, not ready, with its reason."""
-        waiting = [name for name in self.names() if self._models.slot(name).state == "waiting"]
+        waiting = [name for name in self.names() if self.slot(name).state == "waiting"]
         await asyncio.gather(*(self.load(name) for name in waiting))
+        self._loaded.set()
+
+    async def wait_until_loaded(self) -> None:
+        """Return once all models are loaded, or have failed to."""
+        await self._loaded.wait()
 
     async def stop(self) -> None:
         """Finish running calls, for up to `shutdown_grace_s`, and free the models."""
@@ -71,12 +68,11 @@ class Host:
                 await self._no_streams.wait()
         for run in self._streams:
             run.cancel()
-        await asyncio.gather(*(self._release(slot, self.settings.shutdown_grace_s) for slot in self._models))
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        await asyncio.gather(*(self._release(slot, self.settings.shutdown_grace_s) for slot in self.slots))
 
     async def load(self, name: str) -> None:
         """Load one model, if it is not loaded; a failure is logged and becomes its reason."""
-        slot = self._models.slot(name)
+        slot = self.slot(name)
         if slot.state in {"loading", "ready"}:
             return
         slot.state, slot.reason = "loading", None
@@ -88,14 +84,14 @@ class Host:
                 slot.state, slot.reason = "failed", to_safe_error(error, f"Loading {name}").detail
                 telemetry.log().warning("model not loaded", reason=slot.reason)
                 return
-            work, options = self._work(slot.servable), self._models.batch_options(slot)
+            work, options = self._work(slot.servable), self.batch_options(slot)
             slot.batcher = Batcher(work, options, service=self.service, model=name, watched=self.work)
             slot.state = "ready"
             telemetry.log().info("model ready", seconds=round(time.monotonic() - started, 2))
 
     async def unload(self, name: str) -> None:
         """Take one model out of service, after its waiting calls."""
-        await self._release(self._models.slot(name), self.settings.shutdown_grace_s)
+        await self._release(self.slot(name), self.settings.shutdown_grace_s)
 
     def _load(self, kind: type[Servable[Any, Any]]) -> Servable[Any, Any]:
         servable = kind.load(load_context(self.settings))
@@ -123,16 +119,27 @@ class Host:
 
     @property
     def settled(self) -> bool:
-        """Whether it can answer: nothing is still loading, not every model failed to, and nothing is stuck."""
-        return self._models.is_settled() and not self.find_trouble()
+        return super().settled and not self.find_trouble()
 
     @property
     def is_loading(self) -> bool:
         """Whether a model waits to be loaded, or is being loaded."""
-        return any(slot.state in {"waiting", "loading"} for slot in self._models)
+        return any(slot.state in {"waiting", "loading"} for slot in self.slots)
+
+    def missing(self) -> dict[str, str]:
+        trouble = self.find_trouble()
+        return super().missing() | ({"watchdog": trouble} if trouble else {})
+
+    def find_trouble(self, lasting_s: float = 0.0) -> str:
+        """What has been stuck for so many seconds or more, in a sentence; empty where nothing has."""
+        dead = [slot.kind.card.name for slot in self.slots if slot.batcher is not None and slot.batcher.is_dead]
+        if dead:
+            return f"A thread of {', '.join(dead)} has died."
+        overdue = self.work.list_overdue(lasting_s)
+        return f"{len(overdue)} threads work past their deadline: {', '.join(overdue[:3])}." if overdue else ""
 
     @property
-    def slots(self) -> int:
+    def places(self) -> int:
         """Requests that are worked on at once: text models batch continuously, others answer one batch at a time."""
         kinds = [self.servable_type(name) for name in self.names()]
         is_text = any(kind.mode == "stream" or kind.card.task in {"chat", "complete"} for kind in kinds)
@@ -141,32 +148,7 @@ class Host:
     @property
     def busy(self) -> int:
         """Calls that wait or run, and streams that are open."""
-        return len(self._streams) + sum(slot.batcher.busy for slot in self._models if slot.batcher)
-
-    def missing(self) -> dict[str, str]:
-        """Models that should be loaded and are not, with the reason; and what is stuck, where something is."""
-        trouble = self.find_trouble()
-        return {**self._models.missing(), **({"watchdog": trouble} if trouble else {})}
-
-    def find_trouble(self, lasting_s: float = 0.0) -> str:
-        """What has been stuck for so many seconds or more, in a sentence; empty where nothing has."""
-        dead = [slot.kind.card.name for slot in self._models if slot.batcher is not None and slot.batcher.is_dead]
-        if dead:
-            return f"A thread of {', '.join(dead)} has died."
-        overdue = self.work.list_overdue(lasting_s)
-        return f"{len(overdue)} threads work past their deadline: {', '.join(overdue[:3])}." if overdue else ""
-
-    def names(self) -> list[str]:
-        """Names of all models, loaded or not."""
-        return self._models.names()
-
-    def tasks(self) -> dict[str, list[str]]:
-        """Task → names of the models that do it, the default first."""
-        return self._models.tasks()
-
-    def resolve(self, name: str | None, task: str | None = None) -> str:
-        """The name that `servable(name, task)` stands for, whether loaded or not."""
-        return self._models.resolve(name, task)
+        return len(self._streams) + sum(slot.batcher.busy for slot in self.slots if slot.batcher)
 
     def servable(self, name: str | None, task: str | None = None) -> Servable[Any, Any]:
         """A loaded model by name, or the default of a task.
@@ -176,19 +158,7 @@ class Host:
             InvalidOption: It is there, but does another task.
             NotReady: It is not loaded yet, or failed to load; the detail says which.
         """
-        return self._models.ready(self.resolve(name, task))[0]
-
-    def servable_type(self, name: str) -> type[Servable[Any, Any]]:
-        """The class of a model, loaded or not."""
-        return self._models.slot(name).kind
-
-    def entries(self) -> list[ModelEntry]:
-        """One entry per model for `/v1/models`: OpenAI's fields and the Card's facts."""
-        return self._models.entries()
-
-    def card(self, name: str) -> dict[str, Any]:
-        """Everything known about a model: its Card, tensors, limits in force and schemas."""
-        return self._models.describe(name)
+        return self.find_loaded(self.resolve(name, task))[0]
 
     def tensors(self, name: str, version: str = "") -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         """Inputs and outputs of a model as tensors; both empty where tensors make no sense for it.
@@ -197,21 +167,21 @@ class Host:
             NotFound: No such model or version.
             NotReady: Not loaded.
         """
-        engine = self._models.ready(name, version)[0].engine
+        engine = self.find_loaded(name, version)[0].engine
         return (engine.inputs, engine.outputs) if engine else ((), ())
 
     # Calls.
 
     async def predict(self, name: str, request: BaseModel, run: CallContext) -> BaseModel:
-        """Answer one request, micro-batched with others.
+        """Answer one request, micro-batched with others that are rendered in the same form.
 
         Raises:
             FoveaError: What the model says of this request, or QueueFull, DeadlineExceeded, Cancelled, NotReady.
         """
-        _, batcher = self._models.ready(name)
+        _, batcher = self.find_loaded(name)
         if pictures := servable_schema.count_pictures(request):
             run.consume(pictures=pictures)
-        answer: BaseModel = await batcher.submit(request, run, key=_WHOLE_REQUESTS)
+        answer: BaseModel = await batcher.submit(request, run, key=run.media)
         return answer
 
     async def infer(
@@ -224,7 +194,7 @@ class Host:
             Malformed: One holds NaN or infinite values, and the settings refuse that.
             TooLarge: More rows than the model's batch limit.
         """
-        servable, batcher = self._models.ready(name, version)
+        servable, batcher = self.find_loaded(name, version)
         engine = servable.engine
         if engine is None:
             task = servable.card.task
@@ -245,21 +215,26 @@ class Host:
         Raises:
             QueueFull: The limit of open streams is reached.
         """
-        servable, _ = self._models.ready(name)
+        servable, _ = self.find_loaded(name)
         if len(self._streams) >= self.settings.max_queue_size:
             raise QueueFull(f"{len(self._streams)} streams are open, which is the limit.", retry_after=1)
         self._streams.append(run)
         self._no_streams.clear()
+        events, is_over = servable.stream(request, run), False
         try:
-            with telemetry.bind(service=self.service, model=name):
-                context = contextvars.copy_context()
-            events = iterate_in_thread(lambda: servable.stream(request, run), run, self._pool, context=context)
-            async with contextlib.aclosing(events):
-                async for event in events:
+            while not is_over:
+                with telemetry.bind(service=self.service, model=name):
+                    event = await _next(events, run)
+                is_over = event is None
+                if event is not None:
                     yield event
         except Exception as error:
+            is_over = True
             raise to_safe_error(error, f"The model {name}") from error
         finally:
+            if not is_over:
+                run.cancel()
+            await events.aclose()
             self._streams.remove(run)
             if not self._streams:
                 self._no_streams.set()
@@ -291,5 +266,24 @@ def _warm_up(servable: Servable[Any, Any]) -> None:
         if isinstance(answer, FoveaError):
             raise answer
     elif servable.mode == "stream":
-        for _ in servable.stream(request, run):
-            break
+        asyncio.run(_read_first(servable.stream(request, run)))
+
+
+async def _read_first(events: AsyncGenerator[BaseModel, None]) -> None:
+    async with contextlib.aclosing(events):
+        await anext(events, None)
+
+
+async def _next(events: AsyncGenerator[BaseModel, None], run: CallContext) -> BaseModel | None:
+    """The next event; None at the end.
+
+    Raises:
+        DeadlineExceeded: None came before the run's deadline.
+    """
+    seconds = None if run.deadline is None else run.deadline - time.monotonic()
+    try:
+        async with asyncio.timeout(seconds):
+            return await anext(events, None)
+    except TimeoutError as error:
+        detail = "The deadline of the request passed before it was done."
+        raise DeadlineExceeded(detail, hint="Allow more time.") from error

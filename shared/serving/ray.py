@@ -58,6 +58,9 @@ _MAX_BUSY_PER_REPLICA = 8
 """Requests in flight per replica beyond which another replica is worth its memory."""
 
 
+_REPLICA_CPUS = 0.1
+
+
 class Placement(BaseModel):
     """Placement of a service: how many replicas, and the GPUs of each."""
 
@@ -205,7 +208,13 @@ def application(args: Mapping[str, Any] | Placement) -> serve.Application:
                 },
             }
         }
-    if placement.max_per_node is not None:
+    actor = {"num_cpus": _REPLICA_CPUS, "num_gpus": placement.num_gpus}
+    if placement.num_gpus > 1:
+        # One group on one node: what holds a model together talks through that node's memory and links. A node whose
+        # GPUs are taken gets no other replica, and Ray refuses a limit per node beside a group.
+        scaling["placement_group_bundles"] = [{"CPU": _REPLICA_CPUS, "GPU": placement.num_gpus}]
+        scaling["placement_group_strategy"] = "STRICT_PACK"
+    elif placement.max_per_node is not None:
         scaling["max_replicas_per_node"] = placement.max_per_node
     deploy_as: Any = serve.deployment(
         name=placement.service,
@@ -213,7 +222,7 @@ def application(args: Mapping[str, Any] | Placement) -> serve.Application:
         health_check_timeout_s=10.0,
         graceful_shutdown_timeout_s=settings().shutdown_grace_s + 5,
         graceful_shutdown_wait_loop_s=0.1,
-        ray_actor_options={"num_cpus": 0.1, "num_gpus": placement.num_gpus},
+        ray_actor_options=actor,
         **scaling,
     )
     return cast("serve.Application", deploy_as(_Replica).bind(placement))

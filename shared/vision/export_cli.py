@@ -1,4 +1,4 @@
-"""The verb `fovea export`: a plug-in of the command line (entry-point group `fovea.verbs`).
+"""The verb `fovea export`: a plug-in of the command line (entry-point group `fovea.commands`).
 
 Knows the terminal and which models there are; `shared.export` writes.
 """
@@ -43,7 +43,7 @@ def export_triton(
     """Write a model repository for NVIDIA Triton: config.pbtxt, ONNX graph, batching, warm-up and labels."""
     console = Console()
     for kind in [find_exportable(name) for name in models]:
-        weights, config = _read(kind)
+        weights, config = read_exportable(kind)
         forms = kind.artifacts(weights, config, settings().cache_dir)
         batch = min(max_batch, kind.card.limits.max_batch or max_batch)
         options = TritonOptions(batch, delay_us, instances, gpu, tensorrt)
@@ -65,7 +65,7 @@ def export_graphs(
     if not kinds:
         raise InvalidOption("No model is named.", hint="Name some, or a service with --service.", field="models")
     for kind in kinds:
-        for forms in kind.all_artifacts(*_read(kind), folder):
+        for forms in kind.all_artifacts(*read_exportable(kind), folder):
             graph = forms.graph()
             console.print(f"{kind.card.name}: {graph.name}, {graph.stat().st_size:,} bytes")
 
@@ -89,7 +89,7 @@ def _vision_models(known: Mapping[str, type[Servable[Any, Any]]]) -> dict[str, K
     return {name: kind for name, kind in known.items() if issubclass(kind, VisionServable)}
 
 
-def _read(kind: Kind) -> tuple[Weights, DataConfig]:
+def read_exportable(kind: Kind) -> tuple[Weights, DataConfig]:
     """The weights that a model serves here, and how their pictures must be prepared."""
     weights = read_weights(find_weights(kind.weights, kind.folder, settings().weights_dir))
     return weights, kind.data_config(weights).with_facts_of(weights)

@@ -1,10 +1,9 @@
-"""A plug-in of each kind is one new file: a copy of the tree with seven of them passes the contract suites.
+"""Plug-ins outside of the tree are found, keep all contracts, and need no edited file.
 
-The plug-ins in `plugins/` go into their rooms in a copy; nothing else of the copy is changed.
+Two are installed into a folder: the wheel of `plugins/example`, and a package of the toys in `plugins/`, with weights
+and a template. Each test is a process that finds the folder on its path.
 """
 
-import contextlib
-import json
 import os
 import re
 import shutil
@@ -19,18 +18,23 @@ import pytest
 from shared.registry.weights import Manifest, NetworkSpec, write_weights
 
 ROOT = Path(__file__).parents[2]
-PLUGINS = Path(__file__).parent / "plugins"
+EXAMPLE = ROOT / "plugins/example"
+TOYS = Path(__file__).parent / "plugins"
 
-ROOMS = {
-    "network.py": "services/medical_seg/models/toy_colour_network.py",
-    "model.py": "services/medical_seg/models/toy_colour.py",
-    "method.py": "services/llm_longctx/methods/toy_novel_keys.py",
-    "experiment.py": "services/interpretability/experiments/toy_surprise.py",
-    "judge.py": "services/relevance_judge/judges/toy_strict.py",
-    "template.toml": "services/relevance_judge/templates/toy-strict.toml",
-    "task.py": "services/detection/models/toy_word_counter.py",
+PLACES = {
+    "network.py": "colours/network.py",
+    "model.py": "colours/model.py",
+    "experiment.py": "experiments/surprise.py",
+    "judge.py": "judges/strict.py",
+    "template.toml": "judges/templates/strict.toml",
 }
-"""Plug-in → the one file that it becomes."""
+"""File in `plugins/` → its place in the package."""
+
+POINTS = """[fovea.models]
+medical-seg.toys = fovea_toys.colours
+interpretability.toys = fovea_toys.experiments
+relevance-judge.toys = fovea_toys.judges
+"""
 
 SUITES = (
     "tests/contract/test_servables.py",
@@ -39,34 +43,21 @@ SUITES = (
     "services/llm_longctx/tests/test_method_contract.py",
 )
 
-JOINED = ("detection/toy-word-counter", "medical-seg/toy-colour", "toy-surprise", "toy-strict", "toy-novel-keys")
+JOINED = ("detection/word-counter", "medical-seg/toy-colour", "toy-surprise", "toy-strict", "novel-keys")
 """What the suites must have checked."""
 
-LISTING = """
-import json
-from services.llm_longctx.methods import methods
-from services.relevance_judge.prompt_template import load_templates
-from shared.registry import servables
-from shared.registry.discovery import SERVICES, networks
-print(json.dumps({
-    "networks": sorted(networks()),
-    "methods": sorted(methods()),
-    "templates": sorted(load_templates()),
-    "models": {name: kind.card.task for service in SERVICES for name, kind in servables(service).items()},
-}))
-"""
 
-
-def _link(source: str, target: str) -> None:
-    """Hard links are quick and cost no space; another file system takes a copy."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
+def _run(*words: object, path: str = str(ROOT)) -> str:
+    where = os.environ | {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", *map(str, words)], cwd=ROOT, env=where, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    return done.stdout
 
 
 def _write_weights(folder: Path) -> str:
-    """Weights that mark red pixels; gives their digest."""
+    """Write weights that mark red pixels; return their digest."""
     kernel = np.zeros((1, 3, 3, 3), np.float32)
     kernel[0, :, 1, 1] = 2.0, -1.5, -1.0
     arrays = {"score.weight": kernel, "score.bias": np.array([-0.25], np.float32)}
@@ -75,40 +66,45 @@ def _write_weights(folder: Path) -> str:
     return write_weights(folder, arrays, manifest).sha256
 
 
+def _install_toys(site: Path) -> None:
+    package, facts = site / "fovea_toys", site / "fovea_toys-1.0.dist-info"
+    digest = _write_weights(package / "colours/weights")
+    for name, place in PLACES.items():
+        (package / place).parent.mkdir(parents=True, exist_ok=True)
+        (package / place).write_text((TOYS / name).read_text("utf8").replace("DIGEST", digest), "utf8")
+    for folder in ("", "colours", "experiments", "judges"):
+        (package / folder / "__init__.py").write_text('"""Toys."""\n', "utf8")
+    facts.mkdir()
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: fovea-toys\nVersion: 1.0\n", "utf8")
+    (facts / "entry_points.txt").write_text(POINTS, "utf8")
+
+
 @pytest.fixture(scope="module")
-def tree(tmp_path_factory):
-    copy = tmp_path_factory.mktemp("tree")
-    skipped = shutil.ignore_patterns("__pycache__", "node_modules")
-    for name in ("fovea", "services", "shared", "tests"):
-        shutil.copytree(ROOT / name, copy / name, copy_function=_link, ignore=skipped)
-    _link(str(ROOT / "pyproject.toml"), str(copy / "pyproject.toml"))
-    digest = _write_weights(copy / "services/medical_seg/weights")
-    for plugin, room in ROOMS.items():
-        assert not (copy / room).exists()
-        (copy / room).write_text((PLUGINS / plugin).read_text("utf8").replace("DIGEST", digest), "utf8")
-    yield copy
-    with contextlib.suppress(OSError):
-        shutil.rmtree(copy)
+def path(tmp_path_factory):
+    """A path with the tree and a folder into which the example's wheel and the toys were installed."""
+    folder = tmp_path_factory.mktemp("plugins")
+    shutil.copytree(EXAMPLE, folder / "source", ignore=shutil.ignore_patterns("*.egg-info", "build", "__pycache__"))
+    # This environment's setuptools builds it: an isolated build would need an index.
+    pip = ("pip", "--quiet", "--disable-pip-version-check")
+    _run(*pip, "wheel", "--no-deps", "--no-index", "--no-build-isolation", "-w", folder, folder / "source")
+    (wheel,) = folder.glob("fovea_example-*.whl")
+    _run(*pip, "install", "--no-deps", "--no-index", "--target", folder / "site", wheel)
+    _install_toys(folder / "site")
+    return os.pathsep.join((str(ROOT), str(folder / "site")))
 
 
-def _python(tree: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    where = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
-    return subprocess.run([sys.executable, *words], cwd=tree, env=where, capture_output=True, text=True, check=False)
+def test_the_example_s_wheel_brings_a_model_a_method_a_route_a_command_and_a_page(path):
+    out = _run("pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "-rp", EXAMPLE / "tests", path=path)
+    assert len(re.findall("^PASSED", out, re.MULTILINE)) == 5
 
 
-def test_all_are_found(tree):
-    listed = _python(tree, "-c", LISTING)
-    assert listed.returncode == 0, listed.stderr
-    found = json.loads(listed.stdout)
-    assert "toy-colour" in found["networks"]
-    assert "toy-novel-keys" in found["methods"]
-    assert "toy-strict" in found["templates"]
-    models = {"toy-colour": "segment", "toy-surprise": "probe", "toy-strict": "judge"}
-    assert found["models"].items() >= (models | {"toy-word-counter": "count-words"}).items()
-
-
-def test_all_keep_their_contracts(tree):
-    ran = _python(tree, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "toy", "-rp", *SUITES)
-    assert ran.returncode == 0, ran.stdout[-6000:]
+def test_plug_ins_keep_the_contracts_of_the_core(path):
+    chosen = "toy-colour or toy-surprise or toy-strict or word-counter or novel-keys"
+    out = _run("pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "-k", chosen, "-rpf", *SUITES, path=path)
     for name in JOINED:
-        assert re.search(rf"^PASSED .*[\[-]{name}[\]-]", ran.stdout, re.MULTILINE), name
+        assert re.search(rf"^PASSED .*[\[-]{name}[\]-]", out, re.MULTILINE), name
+
+
+def test_the_example_is_short():
+    files = [file for ending in ("py", "js", "html") for file in (EXAMPLE / "fovea_example").rglob(f"*.{ending}")]
+    assert sum(len(file.read_text("utf8").splitlines()) for file in files) < 150

@@ -1,18 +1,12 @@
 """What one machine makes, another with another folder has: everything goes through a real S3 server."""
 
-import os
-import subprocess
-import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import save_file
 from starlette.testclient import TestClient
-from torch import nn
 
 from services.gateway.app import build_gateway
 from services.interpretability.routes import build_router
@@ -22,11 +16,9 @@ from shared.lm.head_plan_store import HeadPlanStore
 from shared.registry import servables
 from shared.serving.build_app import build
 from shared.serving.tests.ready_client import ready_client
-from shared.settings import Settings, environment
+from shared.settings import Settings
 from shared.storage import open_object_store
 from shared.storage.tests.s3_server import run_s3_server
-from shared.training import checkpoint_import
-from shared.training import cli as training_cli
 from tests.contract.language_model import answering
 
 Machine = Callable[[str], Settings]
@@ -51,32 +43,6 @@ def machine(variables, tmp_path, monkeypatch):
 def _serving(service: str, router: Any, kinds: Any, settings: Settings) -> Iterator[TestClient]:
     with ready_client(build(service, routers=[router], servables=kinds, settings=settings)) as client:
         yield client
-
-
-READ = """
-import sys
-from pathlib import Path
-from shared.registry.imported_weights import fetch_weights
-from shared.registry.weights import read_weights
-from shared.settings import settings
-from shared.storage import open_object_store
-fetch_weights(open_object_store(settings()), settings().weights_dir)
-weights = read_weights(settings().weights_dir / "toy.safetensors")
-print(weights.manifest.origin, float(weights.arrays["weight"].sum()))
-"""
-
-
-def test_fovea_import_reaches_a_process_with_another_folder(machine, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint_import, "network", lambda _name: nn.Linear(2, 2))
-    monkeypatch.setattr(checkpoint_import, "layouts", lambda _name: ({},))
-    monkeypatch.setattr(training_cli, "settings", lambda: machine("workstation"))
-    monkeypatch.setattr(os, "umask", lambda _mask: 0)  # this process goes on to other tests
-    save_file({"weight": torch.full((2, 2), 0.5), "bias": torch.zeros(2)}, tmp_path / "toy.safetensors")
-    training_cli.import_checkpoint("toy", tmp_path / "toy.safetensors")
-    other = machine("pod")
-    told = environment(FOVEA_DATA_DIR=str(other.data_dir), FOVEA_OBJECT_STORE=str(other.object_store))
-    found = subprocess.run([sys.executable, "-c", READ], env=told, capture_output=True, text=True, check=True)
-    assert found.stdout.split() == ["imported", "2.0"]
 
 
 def test_calibrations_leaderboards_and_labels_of_one_replica_serve_on_another(machine):

@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 from services.gateway.app import build_gateway
 from services.gateway.policy.auth import KeyRing
 from services.interpretability.routes import build_router
-from services.llm_longctx.api import documents, openai, responses, sessions, steering
+from services.llm_longctx.api import openai, responses, steering
 from services.llm_longctx.serving.local_models import make_local_model
 from services.llm_longctx.tests.conftest import write_folder
 from services.relevance_judge.routes import router as judge_router
@@ -120,7 +120,7 @@ def text(tmp_path_factory, module_redis_url):
     steerable = make_local_model(write_folder(tmp_path_factory.mktemp("models") / "Tiny Llama"))
     kinds[steerable.card.name] = steerable
     settings = Settings(data_dir=tmp_path_factory.mktemp("text"), intra_op_threads=1, redis_url=module_redis_url)
-    routers = [openai.router, responses.router, sessions.router, documents.router, steering.router]
+    routers = [openai.router, responses.router, steering.router]
     app = build("llm-longctx", routers=routers, servables=kinds, settings=settings)
     with ready_client(app) as client:
         stage = Stage(app, client, BY_HEADER)

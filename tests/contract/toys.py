@@ -24,7 +24,6 @@ from services.medical_seg.segmenter import Segmenter
 from services.vision_restoration.restorer import Restorer
 from shared.registry import Card, Servable, network
 from shared.registry.weights import Manifest, NetworkSpec, write_weights
-from shared.training.publish import arrays_of
 from shared.vision.draw import encode
 from shared.vision.servable import VisionServable
 from tests.contract.checks.weights import known_files
@@ -130,7 +129,7 @@ def write_toy(name: str, folder: Path) -> Kind:
             enliven(net, toy)
     spec = NetworkSpec(name=toy.network, config=dict(toy.config))
     manifest = Manifest(name=name, origin="trained", network=spec, **toy.facts)
-    digest = write_weights(folder, arrays_of(net), manifest).sha256
+    digest = write_weights(folder, {key: tensor.numpy() for key, tensor in net.state_dict().items()}, manifest).sha256
     known_files()[digest] = folder / f"{name}.safetensors"
     kind.card, kind.folder = kind.card.model_copy(update={"weights": digest}), folder
     kind.sample = folder / "sample.png"

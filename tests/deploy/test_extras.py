@@ -1,4 +1,4 @@
-"""Extras bring all that a service imports: whatever else is installed here is hidden, as it is not in its image."""
+"""Extras bring all that a service imports: whatever else is installed here is hidden, plug-ins too."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 from tests.deploy.test_hashes import hashes, needed
 
 HIDE = """
-import importlib.abc, json, sys
+import importlib.abc, importlib.metadata, json, sys
 
 class Hidden(importlib.abc.MetaPathFinder):
     def __init__(self, names):
@@ -21,6 +21,10 @@ class Hidden(importlib.abc.MetaPathFinder):
             raise ModuleNotFoundError(f"{name} is not among what the extras bring", name=name)
 
 sys.meta_path.insert(0, Hidden(set(json.loads(sys.argv[1]))))
+points = importlib.metadata.entry_points
+importlib.metadata.entry_points = lambda **which: importlib.metadata.EntryPoints(
+    point for point in points(**which) if not point.dist.name.startswith("fovea-")
+)
 """
 REPLICA = """
 import shared.serving.__main__, shared.serving.worker, shared.serving.drain, shared.serving.health_check

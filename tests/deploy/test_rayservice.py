@@ -72,6 +72,17 @@ def test_every_serve_config_is_valid_and_becomes_an_application(configs, service
     )
 
 
+@pytest.mark.parametrize(("gpus", "bundles", "per_node"), [(0, None, 1), (1, None, 1), (4, [4], None)])
+def test_gpus_that_hold_one_model_are_one_placement_group(gpus, bundles, per_node):
+    ours = importlib.import_module("shared.serving.ray")
+    built = ours.application({"service": "llm-longctx", "num_gpus": gpus, "max_per_node": 1})._bound_deployment
+    group = built._replica_config.placement_group_bundles
+    assert (group and [one["GPU"] for one in group]) == bundles
+    assert built._replica_config.placement_group_strategy == ("STRICT_PACK" if bundles else None)
+    assert built._replica_config.max_replicas_per_node == per_node
+    assert built._replica_config.ray_actor_options["num_gpus"] == gpus
+
+
 def test_a_replica_without_a_node_asks_for_one_until_it_is_there(cluster):
     add_nodes(cluster, NODES[0])
     cluster.submit(serve_config(2, 2))

@@ -5,13 +5,13 @@ import copy
 import pytest
 import torch
 
-from services.llm_longctx.mixers.deconstructed.networks import DeconstructedLM
-from services.llm_longctx.mixers.landmark.networks import LandmarkGPT
-from services.llm_longctx.mixers.routing.networks import RoutingLM
-from services.llm_longctx.mixers.titans.networks import titans_mac
-from services.llm_longctx.serving.adapters.landmark_session import LandmarkRequestSession
-from services.llm_longctx.serving.adapters.session import StatelessRequestSession
-from services.llm_longctx.serving.adapters.titans import TitansRequestSession
+from fovea_memory.adapters.landmark_session import LandmarkRequestSession
+from fovea_memory.adapters.session import StatelessRequestSession
+from fovea_memory.adapters.titans import TitansRequestSession
+from fovea_memory.mixers.deconstructed.networks import DeconstructedLM
+from fovea_memory.mixers.landmark.networks import LandmarkGPT
+from fovea_memory.mixers.routing.networks import RoutingLM
+from fovea_memory.mixers.titans.networks import titans_mac
 from tests.device.pretend_cuda import PretendCuda, to_cuda
 
 VOCAB, PROMPT, STEPS = 42, 40, 4

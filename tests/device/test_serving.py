@@ -7,9 +7,7 @@ import pytest
 import torch
 
 from services.llm_longctx.engine import Engine, GenerationRequest, Request, Sampling
-from services.llm_longctx.engine.completion import TokenCollector
 from services.llm_longctx.engine.quality.fidelity import compare_to_dense
-from services.llm_longctx.engine.request import CandidateSpec
 from services.llm_longctx.engine.taps import (
     ActivationCapture,
     AttentionCapture,
@@ -18,7 +16,8 @@ from services.llm_longctx.engine.taps import (
     RequestTaps,
     TokenRange,
 )
-from services.llm_longctx.tests.test_engine import Ear
+from services.llm_longctx.tests.conftest import Ear
+from services.llm_longctx.tests.hooks import Listeners
 from shared.lm.builders import gemma3, gpt2, llama, qwen2
 from shared.lm.interventions import Add, Attend, Scale, Uniform
 from tests.device.pretend_cuda import PretendCuda, to_cuda
@@ -86,8 +85,8 @@ def test_every_knob_draws_the_same_tokens_with_one_read_per_step():
         engine = engine_on(device)
         ears = [Ear() for _ in KNOBS]
         for i, (knobs, ear) in enumerate(zip(KNOBS, ears, strict=True)):
-            candidate = CandidateSpec(Sampling(**knobs), ear)
-            engine.scheduler.add_request(GenerationRequest(IDS[i : N + i], [candidate], 9, top_logprobs=i % 3 or None))
+            how = {"top_logprobs": i % 3 or None, "hooks": Listeners(ear)}
+            engine.scheduler.add_request(GenerationRequest(IDS[i : N + i], [Sampling(**knobs)], 9, **how))
         scheduler, steps = engine.scheduler, []
         while scheduler.in_flight:
             if device is None or scheduler.waiting or scheduler.prefilling or len(scheduler.running) < len(KNOBS):
@@ -117,10 +116,9 @@ def test_prefixes_forks_and_scored_prompts_are_the_same():
             for end in (70, 60):
                 policy = engine.policy_of(cache_bits=bits)
                 ears = [Ear(), Ear()]
-                made = [CandidateSpec(Sampling(temperature=1.0, seed=i), ear) for i, ear in enumerate(ears)]
-                request = GenerationRequest(
-                    IDS[:end], made, 4, policy=policy, score_prompt=end == 70, score_from=1, top_logprobs=1
-                )
+                samplings = [Sampling(temperature=1.0, seed=i) for i in range(2)]
+                scored = {"score_prompt": end == 70, "score_from": 1, "top_logprobs": 1}
+                request = GenerationRequest(IDS[:end], samplings, 4, policy=policy, hooks=Listeners(*ears), **scored)
                 engine.scheduler.add_request(request)
                 while engine.scheduler.in_flight:
                     engine.scheduler.step()
@@ -179,10 +177,8 @@ def test_interventions_in_a_step_do_not_make_the_host_wait():
     with device.active():
         engine = engine_on(device)
         for kind in ("added", "heads", "queries"):
-            collector = TokenCollector()
             taps = RequestTaps(tuple(EDITS[kind]))
-            made = [CandidateSpec(Sampling(), collector)]
-            engine.scheduler.add_request(GenerationRequest(IDS[:N], made, 6, taps=taps))
+            engine.scheduler.add_request(GenerationRequest(IDS[:N], max_tokens=6, taps=taps))
         while engine.scheduler.waiting or engine.scheduler.prefilling:
             engine.scheduler.step()
         with device.decoding():

@@ -1,5 +1,6 @@
 """Decode steps by Triton kernels on a pretended device: launches run in the interpreter, all else is watched."""
 
+import copy
 import importlib
 import sys
 
@@ -8,9 +9,11 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 from services.llm_longctx.engine import Engine
-from services.llm_longctx.kernels import dispatch
+from services.llm_longctx.kernels import dispatch, pack
+from services.llm_longctx.kernels.decode_step import HEAD
 from services.llm_longctx.methods import method
-from tests.device.pretend_cuda import PretendCuda
+from shared.lm.quantization import quantize
+from tests.device.pretend_cuda import PretendCuda, to_cuda
 from tests.device.test_engine import IDS, PLAN, PROMPT, STEPS, knobs_of, net, on_cuda, play
 
 triton = pytest.importorskip("triton", reason="triton is not installed: its wheels are for Linux")
@@ -61,3 +64,28 @@ def test_a_step_is_sent_once_and_answers_as_on_a_cpu(launches, name, bits):
         assert not device.transfers["read"]
         assert torch.allclose(torch.stack(rows).cpu(), wanted, atol=5e-4)
     assert len(launches) >= STEPS * net().config.layers
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_few_bit_weights_are_read_as_they_are_packed(launches, bits):
+    matrices = {name: x for name, x in net().state_dict().items() if x.dim() == 2 and ".layers." in name}
+    matrices[HEAD] = net().output_matrix
+    packed = {name: pack(quantize(x.numpy(), bits)) for name, x in matrices.items()}
+    plain = copy.deepcopy(net())
+    plain.load_state_dict(
+        plain.state_dict() | {name: torch.from_numpy(one.unpack().dequantize()) for name, one in packed.items()}
+    )
+    wanted, device = play(plain, method("dense"), 16), PretendCuda()
+    with device.active():
+        model = to_cuda(plain, device)
+        on_device = {name: one.to("cuda") for name, one in packed.items()}
+        engine = Engine(model, page=16, backend="triton", kv_bytes=1 << 20, packed=on_device)
+        s = engine.open()
+        s.prefill(IDS[:PROMPT])
+        launches.clear()
+        with device.decoding():
+            found = s.step(IDS[PROMPT])
+        # Queries, keys, values, output, gate with up, and down; then the logits.
+        assert launches.count("_multiply") == 6 * net().config.layers + 1
+        close = torch.allclose(found.cpu(), wanted[1], atol=5e-4)
+    assert close

@@ -1,10 +1,13 @@
 """`python -m tests.lint.circles`: no module imports itself by way of others. Reads import-linter's own graph."""
 
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 
 import grimp
 
-PACKAGES = ("fovea", "services", "shared")
+PLUGINS = sorted(file.parent.name for file in Path(__file__).parents[2].glob("plugins/*/fovea_*/__init__.py"))
+PACKAGES = ("fovea", "services", "shared", *(name for name in PLUGINS if find_spec(name) is not None))
 
 
 def find_circles(graph: grimp.ImportGraph) -> list[list[str]]:

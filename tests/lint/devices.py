@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 PACKAGES = (
     "services/llm_longctx/engine", "services/llm_longctx/kv_cache", "services/llm_longctx/methods",
-    "services/llm_longctx/mixers", "services/llm_longctx/serving", "shared/lm",
+    "plugins/memory/fovea_memory", "services/llm_longctx/serving", "shared/lm",
 )  # fmt: skip
 """Packages whose tensors may lie on a device."""
 
@@ -31,10 +31,11 @@ EXCEPTIONS: dict[str, str] = {
     "services/llm_longctx/methods/core/eviction/budget.py::*": "random tensors for estimates, which no model reads",
     "services/llm_longctx/methods/flexprefill.py::_coverage": "NumPy's sort, on a CPU alone",
     "services/llm_longctx/methods/razor.py::_stepped": "the oracle's steps",
-    "services/llm_longctx/kv_cache/page_store.py::storage": "the CPU's pool; a device's is made beside it",
-    "services/llm_longctx/mixers/titans/state.py::_tensors": "bytes of a file; `restore` sends them to the network",
-    "services/llm_longctx/mixers/landmark/block_store.py::_place": "a block on disk",
-    "services/llm_longctx/serving/session_model.py::*": "weights of a file, before the network is moved",
+    "services/llm_longctx/kv_cache/allocator/page_store.py::storage": "the CPU's pool; a device's is made beside it",
+    "plugins/memory/fovea_memory/mixers/titans/state.py::_tensors": "of a file; `restore` sends them to the network",
+    "plugins/memory/fovea_memory/mixers/landmark/block_store.py::_place": "a block on disk",
+    "plugins/memory/fovea_memory/experiments/routing_clusters.py::_load_model": "weights of a file, likewise",
+    "plugins/memory/fovea_memory/session_model.py::*": "weights of a file, before the network is moved",
     "services/llm_longctx/serving/grammars/token_grammar.py::mask": "a matcher's mask, which the sampler sends",
     "shared/lm/bert.py::forward": "casts of what modules return",
     "shared/lm/weights.py::read_tensors": "weights of a file; `load_decoder` sends them",

@@ -49,7 +49,7 @@ def is_participle(name: str) -> bool:
 
 def iter_definitions(root: pathlib.Path) -> Iterator[tuple[str, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]]:
     """Place and node of every class, function and method outside of tests and stubs."""
-    for room in ("fovea", "shared", "services"):
+    for room in ("fovea", "shared", "services", "plugins"):
         for file in sorted((root / room).rglob("*.py")):
             if "tests" in file.parts or "_pb2" in file.name:
                 continue

@@ -18,6 +18,7 @@ FEW = {
     "_queue_timer": "services and models",
     "_timer": "services, models and stages",
     "count": "lives as long as the one group of samples that it is made for",
+    "entries": "groups of entry points and services",
     "inline_refs": "types of this code",
     "read_measurements": "files that come with the product",
     "shared_memory": "settings of the process",
@@ -27,7 +28,7 @@ FEW = {
 
 
 def cached():
-    for room in ("fovea", "shared", "services"):
+    for room in ("fovea", "shared", "services", "plugins"):
         for file in (ROOT / room).rglob("*.py"):
             if "tests" in file.parts:
                 continue

@@ -7,7 +7,7 @@ import pytest
 
 from services.gateway.policy.auth import KeyRing
 from services.gateway.tests.stage import fronted
-from services.llm_longctx.api import documents, openai, sessions
+from services.llm_longctx.api import openai
 from shared.jobs.redis_server import RedisServer
 from shared.registry.discovery import servables
 from shared.serving.build_app import build
@@ -28,7 +28,7 @@ def remembering(request, tmp_path_factory):
     with RedisServer(Settings(_env_file=None, data_dir=folder / "redis")) as redis:
         app = build(
             "llm-longctx",
-            routers=[openai.router, sessions.router, documents.router],
+            routers=[openai.router],
             servables=kinds,
             settings=Settings(_env_file=None, data_dir=folder, intra_op_threads=1, redis_url=redis.url),
         )

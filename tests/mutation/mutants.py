@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from difflib import ndiff
 from pathlib import Path
 
-from tests.mutation.workspace import ROOT
+from tests.mutation.workspace import ROOT, import_path
 
 SEED = 25
 
@@ -53,7 +53,7 @@ def find_mutants(file: str) -> Iterator[Mutant]:
         changes = [line for line in ndiff(before, after) if line[0] in "+-"]
         was, now = ("\n".join(line[2:].strip() for line in changes if line[0] == sign) for sign in "-+")
         if not rewords_message(was, now):
-            yield Mutant(get_mutant_name(Path(file), name), file, was, now)
+            yield Mutant(get_mutant_name(Path(import_path(file)), name), file, was, now)
 
 
 def rewords_message(was: str, now: str) -> bool:

@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("fovea", "services", "shared")
-ALSO_COPY = ("conftest.py", "deploy", "docs", "example.py", "loadtests", "proto", "tests")
+PLUGINS = {folder.name: folder for folder in sorted(ROOT.glob("plugins/*/fovea_*"))}
+"""Packages of plug-ins. Mutmut names a mutant by its path, so each lies where its import name says."""
+PACKAGES = ("fovea", "services", "shared", *PLUGINS)
+ALSO_COPY = ("conftest.py", "deploy", "docs", "example.py", "loadtests", "plugins", "proto", "tests")
 _SETTINGS = {
     "source_paths": list(PACKAGES),
     "also_copy": list(ALSO_COPY),
@@ -49,6 +51,14 @@ def load_modules() -> dict[str, Module]:
     return {name: Module(name, tuple(row["files"]), tuple(row["tests"])) for name, row in rows.items()}
 
 
+def import_path(file: str) -> str:
+    """Return a file's path below the folder that Python imports its package from."""
+    for package, folder in PLUGINS.items():
+        if (ROOT / file).is_relative_to(folder):
+            return str(Path(package) / (ROOT / file).relative_to(folder))
+    return file
+
+
 class Workspace:
     """One module's working folder, made anew."""
 
@@ -58,9 +68,9 @@ class Workspace:
         # Python remembers folders of PYTHONPATH that are missing when it starts, so mutmut's must be there.
         (self.folder / "mutants").mkdir(parents=True)
         for name in (*PACKAGES, *ALSO_COPY):
-            (self.folder / name).symlink_to(ROOT / name)
+            (self.folder / name).symlink_to(PLUGINS.get(name, ROOT / name))
         own: dict[str, Any] = {
-            "only_mutate": list(module.files),
+            "only_mutate": [import_path(file) for file in module.files],
             "pytest_add_cli_args_test_selection": list(module.tests),
         }
         lines = [f"{key} = {json.dumps(value)}" for key, value in (_SETTINGS | own).items()]
@@ -96,6 +106,6 @@ class Workspace:
 
         rows: dict[str, int | None] = {}
         for file in files:
-            meta = self.folder / "mutants" / f"{file}.meta"
+            meta = self.folder / "mutants" / f"{import_path(file)}.meta"
             rows |= json.loads(meta.read_text("utf8"))["exit_code_by_key"]
         return {name: status_by_exit_code[code] for name, code in rows.items() if code is not None}

@@ -16,10 +16,10 @@ import torch
 import torchvision
 from torch import nn
 
+from fovea_recipes.training.recipe import Recipe
+from fovea_recipes.training.trainer import FitResult
 from shared.registry import network
 from shared.registry.weights import Manifest, find_weights, read_manifest, read_weights
-from shared.training.recipe import Recipe
-from shared.training.trainer import FitResult
 
 HERE = Path(__file__).parent
 

@@ -16,6 +16,14 @@ import torch
 from torch import Tensor, nn
 
 import services.detection
+from fovea_recipes.detection.box_recipe import BoxRecipe
+from fovea_recipes.detection.hieraedgenet_cells import HieraEdgeNetCells
+from fovea_recipes.detection.metrics.boxes import box_scores, resampled_map50
+from fovea_recipes.detection.yolo9tr_roads import Yolo9trRoads
+from fovea_recipes.training.data.box_sets import BoxSet
+from fovea_recipes.training.intervals import bootstrap
+from fovea_recipes.training.recipe import Batch
+from fovea_recipes.training.trainer import fit
 from loadtests.bench.baselines.comparison import (
     describe_machine,
     describe_ours,
@@ -26,14 +34,6 @@ from loadtests.bench.baselines.comparison import (
     write,
 )
 from loadtests.bench.baselines.ssdlite import SsdLite
-from services.detection.metrics.boxes import box_scores, resampled_map50
-from services.detection.recipes.box_recipe import BoxRecipe
-from services.detection.recipes.hieraedgenet_cells import HieraEdgeNetCells
-from services.detection.recipes.yolo9tr_roads import Yolo9trRoads
-from shared.training.data.box_sets import BoxSet
-from shared.training.intervals import bootstrap
-from shared.training.recipe import Batch
-from shared.training.trainer import fit
 
 WEIGHTS = Path(services.detection.__path__[0]) / "weights"
 

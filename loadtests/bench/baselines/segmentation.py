@@ -16,6 +16,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 import services.medical_seg
+from fovea_recipes.medical_seg.evaluation import mean_dice_at_half, predict_maps
+from fovea_recipes.medical_seg.pranet_lite import PraNetLiteRecipe
+from fovea_recipes.training.intervals import mean_interval
+from fovea_recipes.training.trainer import fit
 from loadtests.bench.baselines.comparison import (
     describe_machine,
     describe_ours,
@@ -26,10 +30,6 @@ from loadtests.bench.baselines.comparison import (
     write,
 )
 from loadtests.bench.baselines.semantic_fpn import SemanticFpn
-from services.medical_seg.recipes.evaluation import mean_dice_at_half, predict_maps
-from services.medical_seg.recipes.pranet_lite import PraNetLiteRecipe
-from shared.training.intervals import mean_interval
-from shared.training.trainer import fit
 
 WEIGHTS = Path(services.medical_seg.__path__[0]) / "weights"
 OURS = "pranet"

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork
 
-from shared.vision.backbones.efficientnet_lite import MEAN, STD, EfficientNetLite0, load_imagenet
+from fovea_recipes.training.imagenet import load_imagenet
+from shared.vision.backbones.efficientnet_lite import MEAN, STD, EfficientNetLite0
 
 WIDTH = 96
 """Channels of every level."""

@@ -17,7 +17,8 @@ from torchvision.models.detection.ssdlite import SSDLiteHead
 from torchvision.ops import FeaturePyramidNetwork, box_iou
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from shared.vision.backbones.efficientnet_lite import MEAN, STD, EfficientNetLite0, load_imagenet
+from fovea_recipes.training.imagenet import load_imagenet
+from shared.vision.backbones.efficientnet_lite import MEAN, STD, EfficientNetLite0
 
 STRIDES = (8, 16, 32, 64, 128)
 

@@ -10,7 +10,7 @@ import asyncio
 import os
 import sys
 
-from services.llm_longctx.api import openai, sessions
+from services.llm_longctx.api import openai
 from shared.registry import servables
 from shared.serving.build_app import build
 from shared.serving.replica import ReplicaServer
@@ -24,7 +24,7 @@ async def main(port: int) -> None:
     alone = settings().model_copy(update={"redis_url": os.environ["BENCH_REDIS_ALONE"]})
     for config, own_port in (*((settings(), 0) for _ in range(4)), (alone, port)):
         models = {MODEL: servables("llm-longctx")[MODEL]}
-        app = build("llm-longctx", routers=[openai.router, sessions.router], servables=models, settings=config)
+        app = build("llm-longctx", routers=[openai.router], servables=models, settings=config)
         server = ReplicaServer(app, config, http_port=own_port)
         await server.start()
         while not server.host.settled:  # noqa: ASYNC110  # one after another: loading takes more memory than serving

@@ -17,12 +17,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fovea_lab.text_corpus import load_library_prose
 from loadtests.bench.longctx import cpu_seconds, gguf, read, threads
 from loadtests.bench.result import Row, Table, row
 from services.llm_longctx.engine import Engine
-from services.llm_longctx.engine.method_policy import Policy
-from services.llm_longctx.engine.open_sequence import OpenSequence
-from services.llm_longctx.evaluation.text_corpus import load_library_prose
+from services.llm_longctx.engine.attention.method_policy import Policy
+from services.llm_longctx.engine.offline.open_sequence import OpenSequence
 from services.llm_longctx.kv_cache import CacheBits
 from services.llm_longctx.methods import method
 from services.llm_longctx.serving.weight_format import load_weights

@@ -18,9 +18,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from loadtests.bench.result import Row, Table
-from services.llm_longctx.evaluation.heatmap import draw_contact_sheet, draw_heatmap
-from services.llm_longctx.evaluation.method_quality import (
+from fovea_lab.heatmap import draw_contact_sheet, draw_heatmap
+from fovea_lab.method_quality import (
     FidelityReport,
     FidelityRequest,
     NeedleReport,
@@ -28,6 +27,7 @@ from services.llm_longctx.evaluation.method_quality import (
     run_fidelity,
     run_needle,
 )
+from loadtests.bench.result import Row, Table
 from services.llm_longctx.models.smollm2 import SmolLM2
 from services.llm_longctx.serving.adapters.decoder import DecoderAdapter
 from shared.registry import CallContext, LoadContext

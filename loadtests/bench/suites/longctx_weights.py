@@ -19,7 +19,7 @@ from torch import Tensor
 from loadtests.bench.longctx import cpu_seconds, gguf, threads
 from loadtests.bench.result import Row, Table, row
 from services.llm_longctx.engine import Engine
-from services.llm_longctx.engine.open_sequence import OpenSequence
+from services.llm_longctx.engine.offline.open_sequence import OpenSequence
 from services.llm_longctx.serving.weight_format import ModelWeights, load_weights
 from shared.lm.niah_prompts import build_haystack
 from shared.lm.tokenizer import Tokenizer

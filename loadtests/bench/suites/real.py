@@ -25,19 +25,19 @@ from pathlib import Path
 import numpy as np
 
 import loadtests.bench.baselines
+from fovea_recipes.detection.metrics.boxes import box_average_precision
+from fovea_recipes.training.data.box_sets import find_boxes
+from fovea_recipes.training.data.class_folders import find_classes
+from fovea_recipes.training.data.mask_folders import find_masks
+from fovea_recipes.training.data.splits import held_out
 from loadtests.bench.real_scores import Ask, ask, score_boxes, score_classes, score_masks
 from loadtests.bench.result import Row, Table, row
-from services.detection.metrics.boxes import box_average_precision
 from services.detection.models.hieraedgenet_cells import HieraEdgeNetCellsBoxDetector
 from services.detection.models.patnet import PATNetClassifier
 from services.detection.models.yolo9tr import Yolo9trBoxDetector
 from services.medical_seg.models.pranet import PraNetSegmenter
 from services.vision_restoration.models.rrformer import RRFormerRestorer
 from shared.registry.weights import Manifest, read_manifest
-from shared.training.data.box_sets import find_boxes
-from shared.training.data.class_folders import find_classes
-from shared.training.data.mask_folders import find_masks
-from shared.training.data.splits import held_out
 from shared.vision.servable import VisionServable
 
 MODELS: tuple[tuple[str, str, type[VisionServable], tuple[str, ...]], ...] = (

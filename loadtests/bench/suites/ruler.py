@@ -22,15 +22,15 @@ from typing import Any
 
 import torch
 
+from fovea_lab.ruler import peers, plots
+from fovea_lab.ruler.leaderboard import write_page
+from fovea_lab.ruler.report import RulerReport
+from fovea_lab.ruler.run import EvaluatedModel, export_samples, run_ruler
+from fovea_lab.ruler.spec import RulerSpec
 from loadtests.bench.longctx import gguf
 from loadtests.bench.peers.environment import ENVIRONMENTS, PeerMissing, prepare_environment
 from loadtests.bench.result import Row, Table, machine
 from services.llm_longctx.engine import Engine
-from services.llm_longctx.evaluation.ruler import peers, plots
-from services.llm_longctx.evaluation.ruler.leaderboard import write_page
-from services.llm_longctx.evaluation.ruler.local import run_at_once
-from services.llm_longctx.evaluation.ruler.report import RulerReport
-from services.llm_longctx.evaluation.ruler.run import EvaluatedModel, RulerSpec, export_samples, run_ruler
 from shared.lm.gguf_file import unpack
 from shared.lm.head_plan import HeadPlan
 from shared.lm.tokenizer import Tokenizer
@@ -114,7 +114,7 @@ def _ours_and_theirs(
 ) -> RulerReport:
     tokenizer = Tokenizer.from_folder(files)
     plans = {file.stem: HeadPlan.read(file) for file in PLANS.glob("*.json")}
-    on = EvaluatedModel(engine, tokenizer, plans, "SmolLM2-135M-Instruct", run_at_once)
+    on = EvaluatedModel(engine, tokenizer, plans, "SmolLM2-135M-Instruct")
     samples = files / "samples.jsonl"
     samples.write_text("".join(json.dumps(row) + "\n" for row in export_samples(on, spec)), "utf8")
     theirs = {name: store.with_name(f"{store.stem}_{name}.jsonl") for name in ("kvpress", "vllm")}

@@ -23,7 +23,7 @@ import torch
 from loadtests.bench.claiming import Claims, timing
 from loadtests.bench.result import Row, row
 from services.llm_longctx.engine import Engine
-from services.llm_longctx.engine.open_sequence import OpenSequence
+from services.llm_longctx.engine.offline.open_sequence import OpenSequence
 from services.llm_longctx.methods import AttentionMethod, method, methods
 from services.llm_longctx.methods.core.eviction.method import EvictionMethod
 from services.llm_longctx.models.smollm2 import SmolLM2

@@ -17,16 +17,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fovea_memory.mixers.rope import rotate_pairs
+from fovea_recipes.llm_longctx.landmark_recall import STREAM_CHUNK, with_landmarks
+from fovea_recipes.llm_longctx.recall import RecallBatch, draw
+from fovea_recipes.training.text_corpus import corpus
 from loadtests.bench.claiming import Claims, timing
 from loadtests.bench.result import Row, row
 from loadtests.bench.turns import milliseconds
-from services.llm_longctx.mixers.rope import rotate_pairs
-from services.llm_longctx.recipes.landmark_recall import STREAM_CHUNK, with_landmarks
-from services.llm_longctx.recipes.recall import RecallBatch, draw
 from shared.registry import network
 from shared.registry.discovery import shipped_weights
 from shared.registry.weights import Manifest, read_weights
-from shared.training.text_corpus import corpus
 
 RUNS, TOKENS, BLOCKS = 40, 8192, 2
 RECALLED, ROWS = 1024, 48

@@ -12,10 +12,10 @@ from shared.api.classes import ClassifyIn
 from shared.errors import InvalidOption, UnsupportedMedia
 from shared.registry import CallContext, LoadContext
 from shared.registry.weights import Manifest, NetworkSpec, write_weights
-from shared.training.publish import arrays_of
 from shared.vision.decode import decode
 from shared.vision.draw import encode
 from tests.harness.models import toy_card
+from tests.harness.rendering import predict_as
 
 NAMES = ("a", "b", "c")
 
@@ -32,7 +32,8 @@ def write(folder, **facts):
     net = PATNet("t0", classes=3)
     torch.nn.init.normal_(net.head.weight, std=3)
     spec = NetworkSpec(name="patnet", config={"size": "t0", "classes": 3})
-    write_weights(folder, arrays_of(net), Manifest(name="tiny", origin="trained", network=spec, **facts))
+    arrays = {key: tensor.numpy() for key, tensor in net.state_dict().items()}
+    write_weights(folder, arrays, Manifest(name="tiny", origin="trained", network=spec, **facts))
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +88,8 @@ def test_pictures_with_different_grids_share_a_batch_and_errors_stay_alone(tiny,
 
 def test_feature_maps_of_all_patches_come_as_an_archive(tiny, page):
     request = ClassifyIn(image=page, tile=65)
-    (answer,) = tiny.predict([request], CallContext())
-    archive = np.load(io.BytesIO(tiny.render(request, answer, "application/x-npz")))
+    answer, made = predict_as(tiny, request, "application/x-npz")
+    archive = np.load(io.BytesIO(made))
     assert (sorted(archive), archive["stage4"].shape) == (["boxes", "logits", *FEATURE_MAPS], (6, 256, 2, 2))
     assert archive["boxes"].tolist() == [list(result.box) for result in answer.results]
     assert archive["logits"].argmax(1).tolist() == [result.class_id for result in answer.results]

@@ -6,18 +6,21 @@ import numpy as np
 import pytest
 
 from services.detection.models.oat import OatScanpathPredictor
-from services.detection.recipes.oat.data import products, trials
 from shared.api.scanpath import ScanpathOut
 from shared.vision.draw import encode
 from tests.harness.models import answered, client_of, problem
 
-TRIAL = trials(np.random.default_rng(5), 1)
-TARGET = int(TRIAL.targets[0])
-CROPS = [encode(np.rint(products()[item] * 255).astype(np.uint8)) for item in TRIAL.items[0]]
-PAGE = np.concatenate(
-    [np.concatenate([products()[item] for item in TRIAL.items[0][row : row + 9]], axis=1) for row in (0, 9, 18)]
-)
-PICTURE = encode(np.rint(PAGE * 255).astype(np.uint8))
+
+def draw_product(colour: int, height: int) -> np.ndarray:
+    product = np.full((48, 32, 3), (232, 228, 220), np.uint8)
+    product[40 - height : 40, 6:26] = ((214, 40, 57), (38, 100, 214), (34, 150, 70))[colour]
+    return product
+
+
+PRODUCTS = [draw_product(index % 3, 5 + 4 * (index // 3)) for index in range(27)]
+TARGET = 14
+CROPS = [encode(product) for product in PRODUCTS]
+PICTURE = encode(np.concatenate([np.concatenate(PRODUCTS[row : row + 9], axis=1) for row in (0, 9, 18)]))
 BOXES = [(32.0 * (i % 9), 48.0 * (i // 9), 32.0 * (i % 9) + 32, 48.0 * (i // 9) + 48) for i in range(27)]
 
 

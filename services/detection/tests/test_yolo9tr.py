@@ -12,8 +12,6 @@ from services.detection.layers import AveragedConv, Conv, PositionAttention, Rep
 from services.detection.tests.filling import checksum, filled, picture, read
 from shared.errors import InvalidOption
 from shared.registry import network
-from shared.registry.weights import read_weights
-from shared.training.checkpoint_import import import_weights
 
 SIZES = ("s", "l")
 STEM = {"s": "yolov9tr.nc7", "l": "yolov9tr-l.nc7"}
@@ -117,16 +115,3 @@ def test_fusing_changes_nothing_but_the_steps(block, channels):
     assert torch.allclose(fuse_batch_norms(once)(x), once(x))
     assert not any(isinstance(m, nn.BatchNorm2d) for m in once.modules())
     assert any(isinstance(m, nn.BatchNorm2d) for m in block.modules())
-
-
-def test_an_official_checkpoint_is_imported_with_its_classes_and_names(tmp_path):
-    net = network("yolo9tr", classes=3, size="l")
-    net.names = ["D00", "D10", "D20"]
-    torch.save({"model": net.half(), "epoch": 7}, tmp_path / "best.pt")
-    imported = import_weights("yolo9tr", tmp_path / "best.pt", tmp_path)
-    assert imported.manifest.network.config == {"size": "l", "classes": 3}
-    assert imported.manifest.data["names"] == "D00,D10,D20"
-    assert (imported.missing, imported.unexpected) == ([], [])
-    stored = read_weights(tmp_path / "yolo9tr.safetensors")
-    key = "model.35.cv4.0.2.bias"
-    np.testing.assert_array_equal(stored.arrays[key], net.float().state_dict()[key].numpy())

@@ -13,7 +13,7 @@ class GalleryEntry:
     Attributes:
         user: Who works so.
         title: What it shows.
-        picture: File in `static/gallery`.
+        picture: File in `static`.
         alt: The picture in words.
         origin: Whether its data are real.
         facts: What the data are.
@@ -33,29 +33,9 @@ class GalleryEntry:
 
 GALLERY = (
     GalleryEntry(
-        user="Hospital",
-        title="A study becomes masks, areas and a report",
-        picture="study.jpg",
-        alt="Two frames of a colonoscopy, the polyp marked in both",
-        origin="real",
-        facts="A frame of HyperKvasir (CC BY 4.0) and its mirror image, marked by pranet. Not a medical device.",
-        command="fovea segment study/ -o out",
-        page="/console/study",
-    ),
-    GalleryEntry(
-        user="Road authority",
-        title="Photographs become a map of damage",
-        picture="survey.svg",
-        alt="A map: the road shaded by damage per kilometre, dots by class, a dashed inspection route",
-        origin="synthetic",
-        facts="Two real photographs, mirrored and in other light, 90 times along a made-up road, searched by yolo9tr.",
-        command="fovea survey drive/ -o out",
-        page="/console/survey",
-    ),
-    GalleryEntry(
         user="Search team",
         title="Is this judge worth believing?",
-        picture="trust.svg",
+        picture="gallery/trust.svg",
         alt="Pair order of the judge beside word overlap, BM25 and the embedder, with intervals",
         origin="synthetic",
         facts="24 topics whose labels one language model wrote. The report: no better than the embedder alone.",
@@ -66,7 +46,7 @@ GALLERY = (
     GalleryEntry(
         user="Researcher",
         title="Which heads do what",
-        picture="heads.svg",
+        picture="gallery/heads.svg",
         alt="Maps of heads of SmolLM2: previous token, duplicate token, induction",
         origin="real",
         facts="Weights of SmolLM2-135M-Instruct, on 32 random tokens that come twice.",

@@ -49,14 +49,6 @@ class InProcessClient:
             return []
         return found
 
-    async def ruler_tasks(self, request: Request) -> list[dict[str, Any]]:
-        """Fetch the RULER-form tasks; none where no service has them."""
-        try:
-            found: list[dict[str, Any]] = await self._get(request, "/v1/longctx/ruler/tasks")
-        except (NotFound, NotReady):
-            return []
-        return found
-
     async def steering_vectors(self, request: Request) -> list[dict[str, Any]] | None:
         """Fetch the reader's steering vectors, newest first; None where no service has any.
 

@@ -1,4 +1,4 @@
-"""Pages of the console: the data that each needs, and the template that renders it.
+"""Pages of the console, those of plug-ins too: the data that each needs, and the template that renders it.
 
 A reader without a valid key gets the page that asks for one; every other error is a page that says what to try.
 """
@@ -6,7 +6,7 @@ A reader without a valid key gets the page that asks for one; every other error 
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,12 @@ from fovea.endpoints import task_path
 from services.gateway.console import model_view, task_options
 from services.gateway.console.gallery import GALLERY
 from services.gateway.console.gateway_client import InProcessClient
+from services.gateway.console.page import STATIC, Page
 from services.gateway.console.schema_forms import build_fields
 from services.gateway.console.snippets import build_snippets
+from shared import plugins
 from shared.api.model import ModelEntry, title_task
-from shared.errors import FoveaError, InvalidOption, PermissionDenied
-
-ASSETS = "/console/static"
-"""Where style sheets, modules and icons are served."""
+from shared.errors import FoveaError, InvalidOption, NotFound, PermissionDenied
 
 _FOLDER = Path(__file__).parent
 _STYLE_SHEETS = (
@@ -44,28 +43,20 @@ _STYLE_SHEETS = (
     "steering.css",
 )
 _NAVIGATION = (
-    ("models", "/", "models"),
-    ("segment", "/console/segment", "segment"),
-    ("detect", "/console/detect", "detect"),
-    ("chat", "/console/chat", "chat"),
-    ("judge", "/console/judge", "judge"),
-    ("probe", "/console/probe", "probe"),
-    ("leaderboard", "/console/leaderboard", "card"),
-    ("jobs", "/console/jobs", "jobs"),
+    ("models", "Models", "/", "models"),
+    ("segment", "Segment", "/console/segment", "segment"),
+    ("detect", "Detect", "/console/detect", "detect"),
+    ("chat", "Chat", "/console/chat", "chat"),
+    ("judge", "Judge", "/console/judge", "judge"),
+    ("probe", "Probe", "/console/probe", "probe"),
+    ("jobs", "Jobs", "/console/jobs", "jobs"),
 )
-_BOARD_COLUMNS = (
-    ("method", "Method"),
-    ("budget", "Budget"),
-    ("bytes", "Bytes"),
-    ("mean", "Mean"),
-    ("low", "95 %"),
-    ("difference", "Against dense"),
-    ("worse", "Worse / better"),
-    ("n", "n"),
-)
-"""Columns of the leaderboard: key in the report, label."""
+"""Pages in the navigation: name, title, URL, icon."""
 
-_Page = Callable[[Request], Awaitable[Response]]
+PAGES = "fovea.pages"
+"""Entry-point group of plug-ins' pages."""
+
+_Handler = Callable[[Request], Awaitable[Response]]
 
 
 class Console:
@@ -78,8 +69,10 @@ class Console:
 
     def __init__(self, client: InProcessClient, *, keys: bool) -> None:
         self._client, self._keys = client, keys
+        self._plugins: dict[str, Page] = plugins.load_all(PAGES)
+        added = {slug: jinja2.FileSystemLoader(page.folder) for slug, page in self._plugins.items()}
         self._templates = jinja2.Environment(
-            loader=jinja2.FileSystemLoader(_FOLDER / "templates"),
+            loader=jinja2.ChoiceLoader([jinja2.FileSystemLoader(_FOLDER / "templates"), jinja2.PrefixLoader(added)]),
             autoescape=True,
             trim_blocks=True,
             lstrip_blocks=True,
@@ -87,12 +80,15 @@ class Console:
         )
         self._templates.filters["prose"] = _render_code_marks
         self._templates.globals.update(
-            asset=lambda name: f"{ASSETS}/{name}", sheets=_STYLE_SHEETS, navigation=_NAVIGATION
+            asset=lambda name: f"{STATIC}/{name}",
+            sheets=_STYLE_SHEETS,
+            navigation=[*_NAVIGATION, *_list_navigation(self._plugins)],
+            links=_list_links(self._plugins),
         )
 
     def routes(self) -> list[Route | Mount]:
         """Build the routes of all pages and of their static files."""
-        pages: dict[str, _Page] = {
+        pages: dict[str, _Handler] = {
             "/": self.home,
             "/console/segment": self.segment,
             "/console/detect": self.detect,
@@ -101,15 +97,22 @@ class Console:
             "/console/sessions": self.sessions,
             "/console/judge": self.judge,
             "/console/probe": self.probe,
-            "/console/leaderboard": self.leaderboard,
-            "/console/survey": self.survey,
-            "/console/study": self.study,
             "/console/jobs": self.jobs,
             "/console/run/{task}": self.run,
             "/console/models/{name:path}": self.card,
         }
-        found: list[Route | Mount] = [Route(path, self._with_errors(page)) for path, page in pages.items()]
-        return [*found, Mount(ASSETS, StaticFiles(directory=_FOLDER / "static"))]
+        for slug, added in self._plugins.items():
+            pages[f"/console/{slug}"] = self._render_plugin(slug, added)
+        mounts = [
+            Mount(f"{STATIC}/plugins/{slug}", StaticFiles(directory=page.folder / "static", check_dir=False))
+            for slug, page in self._plugins.items()
+        ]
+        return [
+            *(Route(path, self._with_errors(page)) for path, page in pages.items()),
+            *mounts,
+            Mount(STATIC, StaticFiles(directory=_FOLDER / "static")),
+            Route("/console/{rest:path}", self._with_errors(self.missing)),
+        ]
 
     async def home(self, request: Request) -> Response:
         """The gallery, all services and models."""
@@ -123,7 +126,7 @@ class Console:
             services=model_view.group_by_service(entries),
             counts=counts,
             tasks=tasks,
-            gallery=GALLERY,
+            gallery=[*GALLERY, *(entry for s, page in self._plugins.items() for entry in page.place_gallery(s))],
         )
 
     async def segment(self, request: Request) -> Response:
@@ -175,31 +178,6 @@ class Console:
         templates = await self._client.templates(request) if models else []
         return self._render("judge.html", request, page="judge", models=models, templates=templates)
 
-    async def survey(self, request: Request) -> Response:
-        """Photographs of a drive, as a map; the request for the models only checks the key."""
-        await self._client.models(request)
-        return self._render("survey.html", request, page="detect")
-
-    async def study(self, request: Request) -> Response:
-        """Files of a DICOM study, as strips of series."""
-        await self._client.models(request)
-        return self._render("study.html", request, page="segment")
-
-    async def leaderboard(self, request: Request) -> Response:
-        """Attention methods at equal bytes on RULER-form tasks."""
-        models = [entry.id for entry in await self._client.models(request) if entry.task == "chat"]
-        methods = [one["name"] for one in await self._client.methods(request)] if models else []
-        tasks = [one["name"] for one in await self._client.ruler_tasks(request) if one["offline"]] if methods else []
-        return self._render(
-            "leaderboard.html",
-            request,
-            page="leaderboard",
-            models=models,
-            methods=[name for name in methods if name != "dense"],
-            tasks=tasks,
-            columns=_BOARD_COLUMNS,
-        )
-
     async def probe(self, request: Request) -> Response:
         """Experiments on language models; a permalink holds the spec that fills the form."""
         return await self._render_task_page(request, "probe", "probe.html", page="probe", spec=_read_spec(request))
@@ -235,6 +213,24 @@ class Console:
             facts=list(model_view.list_facts(card)),
             snippets=build_snippets(card, _origin(request), keys=self._keys),
         )
+
+    async def missing(self, request: Request) -> Response:
+        """An unknown page.
+
+        Raises:
+            NotFound: Always; the hint names the plug-in that brings the page, where one is known.
+        """
+        path = request.url.path[:200]
+        error = plugins.explain_missing("paths", path, f"The page {path}")
+        raise error or NotFound(f"There is no page {path}.", hint="Choose one from the navigation.")
+
+    def _render_plugin(self, slug: str, page: Page) -> _Handler:
+        async def handle(request: Request) -> Response:
+            facts = await page.fetch(self._client, request)
+            own = {"page": page.under or slug, "slug": slug, "added": page}
+            return self._render(f"{slug}/{page.template}", request, **{**facts, **own})
+
+        return handle
 
     async def _render_task_page(
         self,
@@ -273,7 +269,7 @@ class Console:
             downloads=task_options.list_downloads(card or {}),
         )
 
-    def _with_errors(self, page: _Page) -> _Page:
+    def _with_errors(self, page: _Handler) -> _Handler:
         async def handle(request: Request) -> Response:
             try:
                 return await page(request)
@@ -286,6 +282,20 @@ class Console:
     def _render(self, template: str, request: Request, *, status: int = 200, **facts: Any) -> HTMLResponse:
         text = self._templates.get_template(template).render(request=request, **facts)
         return HTMLResponse(text, status, {"cache-control": "no-store"})
+
+
+def _list_navigation(pages: Mapping[str, Page]) -> list[tuple[str, str, str, str]]:
+    """List the plug-ins' pages that are in the navigation."""
+    return [(slug, page.title, f"/console/{slug}", page.icon) for slug, page in pages.items() if page.under is None]
+
+
+def _list_links(pages: Mapping[str, Page]) -> dict[str, list[tuple[str, str, str]]]:
+    """List the plug-ins' pages by the core's page that links to them: slug, title, URL."""
+    found: dict[str, list[tuple[str, str, str]]] = {}
+    for slug, page in pages.items():
+        if page.under is not None:
+            found.setdefault(page.under, []).append((slug, page.title, f"/console/{slug}"))
+    return found
 
 
 def _select_model(models: list[ModelEntry], name: str | None) -> ModelEntry | None:

@@ -1,6 +1,6 @@
 """`fovea keys`: makes, lists and revokes API keys on the gateway's machine.
 
-A plug-in of the command line (entry-point group `fovea.verbs`). Works on the key file; needs no running gateway.
+A plug-in of the command line (entry-point group `fovea.commands`). Works on the key file; needs no running gateway.
 """
 
 from __future__ import annotations

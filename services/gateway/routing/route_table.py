@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
+from shared import plugins
 from shared.api.replica import ReplicaRecord
 from shared.errors import NotFound
 
@@ -101,6 +102,8 @@ class RouteTable:
         """
         if model in self.models:
             return self.models[model]
+        if missing := plugins.explain_missing("models", model, f"The model {model[:200]!r}", "model"):
+            raise missing
         known = ", ".join(sorted(self.models)) or "none yet"
         raise NotFound(f"There is no model {model[:200]!r}.", hint=f"Served models: {known}.", field="model")
 

@@ -106,7 +106,6 @@ class Stub:
             ("/v1/judge", self.judge, ["POST"]),
             ("/v1/longctx/methods", self.methods, ["GET"]),
             ("/v1/steering-vectors", self.steering_vectors, ["GET"]),
-            ("/v1/longctx/ruler/tasks", self.ruler_tasks, ["GET"]),
         ):
             self.app.add_api_route(path, endpoint, methods=methods, response_model=None)
 
@@ -134,9 +133,6 @@ class Stub:
         facts = {"version": 1, "tokens": "mean", "positive": 2, "negative": 2, "layers": [layer]}
         models = {"louder@1": "parrot", "slower@1": "turtle"}
         return {"object": "list", "data": [{"id": name, "model": model, **facts} for name, model in models.items()]}
-
-    async def ruler_tasks(self) -> list[dict[str, Any]]:
-        return [{"name": "niah_single_1", "offline": True}, {"name": "qa_1", "offline": False}]
 
     async def models(self) -> dict[str, Any]:
         known = ModelEntry.model_fields.keys() | {"summary", "paper", "licence", "metrics", "variant", "notes"}

@@ -1,1 +1,1 @@
-"""Generation for experiments: forced and free decoding, shared prefixes, needle maps, the llm-longctx client."""
+"""Generation for experiments: forced and free decoding, shared prefixes, needle maps."""

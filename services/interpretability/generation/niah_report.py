@@ -12,13 +12,13 @@ from services.interpretability.core.report import Axis, HeatMap
 
 def build_niah_map(
     lengths: Sequence[int],
-    depths: Sequence[int],
+    depths: Sequence[float],
     cells: Sequence[tuple[Mapping[str, Any], float]],
     name: str = "needle",
 ) -> HeatMap:
     """Build the map of mean recall per depth (row) and length (column) from cells with `length` and `depth`."""
 
-    def mean_recall(length: int, depth: int) -> float | None:
+    def mean_recall(length: int, depth: float) -> float | None:
         recalls = [recall for facts, recall in cells if (facts["length"], facts["depth"]) == (length, depth)]
         return float(np.mean(recalls)) if recalls else None
 

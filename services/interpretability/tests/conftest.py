@@ -54,26 +54,15 @@ class Golden:
     model: Decoder = field(repr=False)
     facts: dict[str, Any] = field(repr=False)
     extra: dict[str, Any] = field(repr=False)
+    clean: Tensor = field(repr=False)
+    corrupt: Tensor = field(repr=False)
+    answers: Tensor = field(repr=False)
+    """Correct and wrong [B,2]; prompts are [B,T]."""
 
     @property
     def given(self) -> tuple[Decoder, Tensor, Tensor, Tensor]:
         """What measurements take: the model, both prompts and the answers."""
         return self.model, self.clean, self.corrupt, self.answers
-
-    @property
-    def clean(self) -> Tensor:
-        """Clean prompts [B,T]."""
-        return torch.tensor(self.facts["clean_ids"])
-
-    @property
-    def corrupt(self) -> Tensor:
-        """Corrupt prompts [B,T]."""
-        return torch.tensor(self.facts["corrupt_ids"])
-
-    @property
-    def answers(self) -> Tensor:
-        """Correct and wrong answer [B,2]."""
-        return torch.tensor(self.facts["answer_ids_correct_wrong"])
 
 
 def load_golden(family: str) -> Golden:
@@ -81,7 +70,8 @@ def load_golden(family: str) -> Golden:
     model = getattr(builders, facts["network"]["name"])(**facts["network"]["config"]).eval()
     with np.load(WEIGHTS / f"tiny_{family}_weights.npz", allow_pickle=False) as weights:
         model.load_state_dict({key: torch.from_numpy(weights[key]) for key in weights}, strict=False)
-    return Golden(family, model, facts, read(f"tiny_{family}_extra.json"))
+    ids = (torch.tensor(facts[name]) for name in ("clean_ids", "corrupt_ids", "answer_ids_correct_wrong"))
+    return Golden(family, model, facts, read(f"tiny_{family}_extra.json"), *ids)
 
 
 def write_gpt2(folder: Path, facts: dict[str, Any], weights: dict[str, Tensor], letters: int = 256) -> Path:

@@ -22,20 +22,16 @@ LINE = {"clean": "abc", "corrupt": "abd", "correct": "x", "wrong": ["y", "z"]}
 def test_own_pairs_become_cases_by_length(tiny):
     lines = [LINE, {**LINE, "clean": "abcd", "corrupt": "abce"}, LINE]
     found = group_by_length(parse_pairs(tiny, "\n".join(map(json.dumps, lines))))
-    assert [len(batch.cases) for batch in found] == [2, 1]
-    assert len(found[0].answers[0]) == 3
+    assert ([len(batch.cases) for batch in found], len(found[0].answers[0])) == ([2, 1], 3)
 
 
 @pytest.mark.parametrize(
     ("line", "error"),
     [
-        ({**LINE, "corrupt": "abcd"}, InvalidOption),
-        ({**LINE, "wrong": []}, InvalidOption),
-        ({**LINE, "correct": ""}, InvalidOption),
-        ({"clean": "a"}, Malformed),
-        ([1], Malformed),
+        ({**LINE, "corrupt": "abcd"}, InvalidOption), ({**LINE, "wrong": []}, InvalidOption),
+        ({**LINE, "correct": ""}, InvalidOption), ({"clean": "a"}, Malformed), ([1], Malformed),
     ],
-)
+)  # fmt: skip
 def test_bad_line_is_refused_by_its_number(tiny, line, error):
     with pytest.raises(error, match="Line 2") as caught:
         parse_pairs(tiny, json.dumps(LINE) + "\n" + json.dumps(line))
@@ -68,11 +64,9 @@ def test_prompts_of_the_real_tokenizer_are_minimal_pairs(smollm2):
     for case in (*make_indirect_objects(smollm2, 8), *make_indirect_objects(smollm2, 4, counterfactual="abc")):
         assert len(case.clean) == len(case.corrupt)
         assert {"IO", "S1", "S2", "END"} <= set(case.marks)
-        assert case.clean[case.marks["IO"][0]] == case.correct
-        assert case.clean[case.marks["S2"][0]] == case.wrong[0]
+        assert (case.clean[case.marks["IO"][0]], case.clean[case.marks["S2"][0]]) == (case.correct, case.wrong[0])
     for case in make_coloured_objects(smollm2, 6):
-        assert len(case.clean) == len(case.corrupt)
-        assert len(set(case.wrong) | {case.correct}) == 3
+        assert (len(case.clean), len(set(case.wrong) | {case.correct})) == (len(case.corrupt), 3)
         assert case.text.endswith("A:")
 
 

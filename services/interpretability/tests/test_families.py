@@ -4,14 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from services.interpretability.causal import patching
 from services.interpretability.causal.activation_cache import run_with_cache
-from services.interpretability.causal.patching import (
-    activation_patch,
-    attribute_logits,
-    attribution_patch,
-    logit_difference,
-    path_patch,
-)
 from services.interpretability.causal.simplified_attention import SimplifiedAttention
 from services.interpretability.tests.test_patching import naive
 from shared.lm.builders import gemma3, llama
@@ -51,44 +45,38 @@ def test_every_rerun_is_the_plain_forward(model, prompts):
 
 def test_activation_patching_is_a_whole_forward_with_one_head_replaced(model, prompts):
     clean, corrupt, answers = prompts
-    found = activation_patch(model, clean, corrupt, answers)
+    found = patching.activation_patch(model, clean, corrupt, answers)
     for layer, head in ((0, 1), (1, 3), (2, 0)):
         other = trace(model, corrupt, capture=[f"z.{layer}"])[f"z.{layer}"]
         logits = trace(model, clean, edits=[Replace(f"z.{layer}", other, heads=head)]).logits[:, -1]
-        assert found[layer, head] == pytest.approx(logit_difference(logits, answers), abs=1e-9)
+        assert found[layer, head] == pytest.approx(patching.logit_difference(logits, answers), abs=1e-9)
 
 
 @pytest.mark.parametrize("receivers", ["final", [(2, "q", 1), (1, "v", 0), (2, "k", 1)]])
 def test_path_patching_is_two_whole_forwards(model, prompts, receivers):
-    found = path_patch(model, *prompts, receivers=receivers)
+    found = patching.path_patch(model, *prompts, receivers=receivers)
     assert found.patched[0, 2] == pytest.approx(naive(model, *prompts, (0, 2), receivers), abs=1e-9)
 
 
 def test_attributions_sum_to_the_logit_difference(model, prompts):
-    found = attribute_logits(run_with_cache(model, prompts[0]), prompts[2])
+    found = patching.attribute_logits(run_with_cache(model, prompts[0]), prompts[2])
     assert found.total == pytest.approx(found.actual, abs=1e-9)
     assert np.abs(found.heads).max() > 1e-3
 
 
 def test_attribution_patching_is_the_slope(model, prompts):
     clean, corrupt, answers = prompts
-    estimated = attribution_patch(model, clean, corrupt, answers)
+    estimated = patching.attribution_patch(model, clean, corrupt, answers)
     run, other, step = run_with_cache(model, clean), run_with_cache(model, corrupt), 1e-6
     from services.interpretability.causal.patching import patch_heads
 
     near = [z + step * (there - z) for z, there in zip(run.z, other.z, strict=True)]
-    moved = (patch_heads(run, near, answers) - logit_difference(run.last, answers)) / step
+    moved = (patch_heads(run, near, answers) - patching.logit_difference(run.last, answers)) / step
     np.testing.assert_allclose(moved, estimated, rtol=1e-3, atol=1e-5)
 
 
-def test_attention_without_simplified_heads_is_the_models_own(model, prompts):
-    attend = SimplifiedAttention("uniform", [], windows=model.config.windows)
-    torch.testing.assert_close(model(prompts[0], attend=attend), model(prompts[0]))
-
-
-def test_uniform_mixing_is_over_what_a_layer_sees(model, prompts):
-    heads = [(0, head) for head in range(4)]
-    attend = SimplifiedAttention("uniform", heads, windows=model.config.windows)
-    edits = [Uniform(0, range(4))]
-    expected = trace(model, prompts[0], edits=edits).logits
-    torch.testing.assert_close(model(prompts[0], attend=attend), expected)
+def test_uniform_mixing_is_over_what_a_layer_sees_and_no_heads_are_the_models_own(model, prompts):
+    for heads in ([], range(4)):
+        attend = SimplifiedAttention("uniform", [(0, head) for head in heads], windows=model.config.windows)
+        expected = trace(model, prompts[0], edits=[Uniform(0, heads)] if heads else []).logits
+        torch.testing.assert_close(model(prompts[0], attend=attend), expected)

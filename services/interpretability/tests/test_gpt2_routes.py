@@ -75,8 +75,7 @@ async def test_retrieval_heads_are_those_of_its_own_pattern_rows(client, data):
     assert np.allclose(grid["values"], np.mean(expected, 0))
     plan = next(one for one in report["artefacts"] if one["name"] == "head-plan.json")
     roles = (await client.get(f"/v1/probe/artefacts/{plan['sha256']}")).json()["roles"]
-    assert np.array(roles).shape == (LAYERS, HEADS)
-    assert np.sum(roles) == LAYERS * HEADS / 2
+    assert (np.array(roles).shape, np.sum(roles)) == ((LAYERS, HEADS), LAYERS * HEADS / 2)
 
 
 @pytest.mark.parametrize("name", [name for name in servables("interpretability") if name not in OWN])

@@ -8,21 +8,8 @@ import torch
 
 from services.interpretability.core.model_registry import TINY
 from services.interpretability.core.result_store import ResultStore
-from services.interpretability.experiments.head_plans import (
-    HeadPlans,
-    HeadPlansSpec,
-    duo_gate_loss,
-    duo_gates,
-    echo_induction,
-    razor_plan,
-)
-from services.interpretability.head_plans.act import (
-    SinkCalibration,
-    count_sinks,
-    make_questions,
-    try_heads_alone,
-    try_heads_together,
-)
+from services.interpretability.experiments import head_plans
+from services.interpretability.head_plans import act
 from services.interpretability.head_plans.passkey_data import PasskeyTexts, make_passkey_text
 from services.interpretability.head_plans.statistic import mean_reach
 from shared.errors import Cancelled, Conflict, FoveaError, InvalidOption, NotFound
@@ -82,7 +69,7 @@ def test_a_model_without_rotary_positions_has_no_reach():
 
 
 def test_echo_and_induction_are_the_published_scores(net):
-    scores = echo_induction(net, GOLDEN["razor_repeat_ids"], 24)
+    scores = head_plans.echo_induction(net, GOLDEN["razor_repeat_ids"], 24)
     assert np.abs(scores.numpy() - GOLDEN["razor_scores_q"]).max() < 1e-7
     for kind in (0, 1):
         table = np.array(grouped_max(scores[:, kind].tolist(), 2))
@@ -91,7 +78,7 @@ def test_echo_and_induction_are_the_published_scores(net):
 
 def test_the_loss_of_gates_and_its_gradient_are_the_published_ones(net):
     gates = torch.from_numpy(GOLDEN["duo_train_gates"]).requires_grad_()
-    loss = duo_gate_loss(net, GOLDEN["ids"][:160], ANSWER, gates, sink=8, recent=24)
+    loss = head_plans.duo_gate_loss(net, GOLDEN["ids"][:160], ANSWER, gates, sink=8, recent=24)
     loss.total.backward()
     found = [float(x.detach()) for x in (loss.distill, loss.sparsity, loss.total)]
     assert np.abs(np.array(found) - GOLDEN["duo_train_losses"]).max() < 2e-5
@@ -99,13 +86,13 @@ def test_the_loss_of_gates_and_its_gradient_are_the_published_ones(net):
 
 
 def test_open_gates_cost_their_sparsity_only(net):
-    loss = duo_gate_loss(net, GOLDEN["ids"][:60], torch.arange(40, 60), torch.ones(3, 2), sink=2, recent=4)
+    loss = head_plans.duo_gate_loss(net, GOLDEN["ids"][:60], torch.arange(40, 60), torch.ones(3, 2), sink=2, recent=4)
     assert float(loss.distill) < 1e-20
     assert float(loss.total) == pytest.approx(0.05)
 
 
 def test_razor_takes_at_least_one_head_by_each_score(net):
-    plan = razor_plan(net, period=20, echo=0.001, induction=0.3)
+    plan = head_plans.razor_plan(net, period=20, echo=0.001, induction=0.3)
     assert 1 <= sum(map(sum, plan.roles)) <= 3
     best = np.unravel_index(np.argmax(plan.scores["echo"]), (3, 2))
     assert (plan.roles[best[0]][best[1]], plan.made_by.spec["period"]) == (1, 20)
@@ -115,7 +102,7 @@ def test_razor_takes_at_least_one_head_by_each_score(net):
 def test_trained_gates_become_a_plan_with_progress(net):
     seen = []
     data = [(torch.from_numpy(GOLDEN["ids"][:80]), torch.arange(60, 80))] * 3
-    plan = duo_gates(net, data, steps=3, sink=2, recent=8, share=0.5, progress=seen.append)
+    plan = head_plans.duo_gates(net, data, steps=3, sink=2, recent=8, share=0.5, progress=seen.append)
     assert sum(map(sum, plan.roles)) == 3
     assert all(0 <= gate <= 1 for row in plan.scores["duo_gate"] for gate in row)
     assert len({gate for row in plan.scores["duo_gate"] for gate in row}) > 1
@@ -139,7 +126,7 @@ def test_texts_too_short_for_their_passkeys_are_refused(tiny):
 
 
 def test_a_question_has_its_answer_in_the_facts(tiny):
-    for question in make_questions(tiny.tokenizer, 5, facts=6):
+    for question in act.make_questions(tiny.tokenizer, 5, facts=6):
         text = tiny.tokenizer.decode(question.ids)
         facts = dict(line.split(": ") for line in text.split("\n")[:-1])
         asked = text.split("\n")[-1].removesuffix(": ")
@@ -148,20 +135,20 @@ def test_a_question_has_its_answer_in_the_facts(tiny):
 
 
 def test_a_head_calibrated_alone_is_the_map_form_of_the_rule(tiny):
-    rule = SinkCalibration(beta=0.2, threshold=0.05)
-    question = make_questions(tiny.tokenizer, 1, facts=5)[0]
-    counts = np.array(count_sinks(tiny.model, question, rule))
+    rule = act.SinkCalibration(beta=0.2, threshold=0.05)
+    question = act.make_questions(tiny.tokenizer, 1, facts=5)[0]
+    counts = np.array(act.count_sinks(tiny.model, question, rule))
     heads = [(int(l), int(h)) for l, h in np.argwhere(counts > 0)]
     assert heads
-    plain, *alone = try_heads_alone(tiny.model, question, rule, heads)
-    assert plain == try_heads_together(tiny.model, question, rule, [])
-    assert alone == [try_heads_together(tiny.model, question, rule, [head]) for head in heads]
+    plain, *alone = act.try_heads_alone(tiny.model, question, rule, heads)
+    assert plain == act.try_heads_together(tiny.model, question, rule, [])
+    assert alone == [act.try_heads_together(tiny.model, question, rule, [head]) for head in heads]
 
 
 def test_sinks_are_those_of_the_shared_rule_less_the_excused_one():
     pattern = torch.rand(12, 12, dtype=torch.float64).tril()
     pattern /= pattern.sum(-1, keepdim=True)
-    rule = SinkCalibration(threshold=0.2, excuse="zero", min_rows=3)
+    rule = act.SinkCalibration(threshold=0.2, excuse="zero", min_rows=3)
     over = (column_mean(pattern) > 0.2).nonzero()[:, 0]
     assert rule.sinks(pattern).tolist() == excuse_sink(over[over <= 9], "zero").tolist()
     assert calibrate(pattern, rule.sinks(pattern), 0.3).sum(-1) == pytest.approx(1)
@@ -169,11 +156,11 @@ def test_sinks_are_those_of_the_shared_rule_less_the_excused_one():
 
 @pytest.fixture
 def study(context):
-    return HeadPlans.load(context)
+    return head_plans.HeadPlans.load(context)
 
 
 def made(study, run=None, **options):
-    (report,) = study.predict([HeadPlansSpec(lm=TINY, **options)], run or CallContext())
+    (report,) = study.predict([head_plans.HeadPlansSpec(lm=TINY, **options)], run or CallContext())
     if isinstance(report, FoveaError):
         raise report
     return report
@@ -197,7 +184,7 @@ def elsewhere(folder):
 )
 def test_the_same_spec_makes_the_same_plan_and_it_fits_the_model(study, tiny, options, tmp_path):
     first = plan_of(made(study, **options))
-    other = HeadPlans(study.models, elsewhere(tmp_path))
+    other = head_plans.HeadPlans(study.models, elsewhere(tmp_path))
     assert plan_of(made(other, **options)).digest == first.digest
     first.check(tiny.model.config, tiny.weights_sha256)
     assert (first.model.name, first.made_by.seed) == (TINY, options.get("seed", 0))
@@ -211,7 +198,7 @@ def test_a_plan_with_a_name_is_stored_where_it_is_served_from(study, context):
     with pytest.raises(Conflict, match="another head plan called 'mine'"):
         made(study, **options | {"seed": 1})
     with pytest.raises(ValueError, match="name"):
-        HeadPlansSpec(name="../up")
+        head_plans.HeadPlansSpec(name="../up")
 
 
 def test_training_that_was_stopped_goes_on_and_ends_in_the_same_plan(study, context):
@@ -225,7 +212,7 @@ def test_training_that_was_stopped_goes_on_and_ends_in_the_same_plan(study, cont
     told = []
     resumed = made(study, CallContext(report=lambda share, _note: told.append(share)), **QUICK)
     assert told[-1] == 1
-    whole = made(HeadPlans(study.models, elsewhere(context.cache)), **QUICK)
+    whole = made(head_plans.HeadPlans(study.models, elsewhere(context.cache)), **QUICK)
     assert plan_of(resumed).digest == plan_of(whole).digest
 
 
@@ -248,8 +235,7 @@ def test_a_search_that_finds_nothing_says_so(study):
 def test_plans_from_evidence_and_from_published_tables(study, tiny):
     evidence = {"schema": "retrieval-report/1", "scores": np.eye(3, 4).tolist(), "model": {"name": TINY}}
     plan = plan_of(made(study, kind="retrieval", report=evidence, share=0.5))
-    assert sum(map(sum, plan.roles)) == 3
-    assert plan.made_by.experiment == "retrieval_heads"
+    assert (sum(map(sum, plan.roles)), plan.made_by.experiment) == (3, "retrieval_heads")
     table = "0.1\t0.9\n0.5\t0.4\n1.0\t0.0\n"
     assert plan_of(made(study, kind="table", table=table)).roles == [[0, 1], [1, 0], [1, 0]]
     for options, error in (

@@ -6,10 +6,9 @@ import torch
 
 from services.interpretability.causal.patching import path_patch
 from services.interpretability.core.model_registry import TINY, ModelRegistry
-from services.interpretability.experiments.circuits import Circuits, logit_difference
+from services.interpretability.experiments.circuits import logit_difference
 from services.interpretability.tests.conftest import WEIGHTS, load_golden, read, write_gpt2
 from shared.errors import NotFound, NotReady
-from shared.registry import CallContext, LoadContext
 
 
 def gpt2_folder(folder):
@@ -35,16 +34,6 @@ def test_folder_under_the_weights_is_studied_by_its_name(registry):
     assert logit_difference(subject.model(golden.clean)[:, -1], golden.answers) == pytest.approx(found.clean, abs=1e-5)
 
 
-def test_circuits_of_ones_own_pairs_run_on_a_gpt2_folder(tmp_path):
-    gpt2_folder(tmp_path / "weights" / "gpt2-tiny")
-    study = Circuits.load(LoadContext(cache=tmp_path / "cache", weights=tmp_path / "weights", threads=1))
-    pairs = '{"clean": "ABCABC", "corrupt": "ABDABD", "correct": "A", "wrong": ["B", "C"]}'
-    spec = study.In.model_validate({"lm": "gpt2-tiny", "task": "own", "pairs": pairs, "knockout": 0, "stages": 3})
-    (report,) = study.predict([spec], CallContext())
-    assert report.manifest.model == "gpt2-tiny"
-    assert np.array(report.grid("effect on final").values).shape == (3, 4)
-
-
 def test_second_full_size_model_is_refused_with_the_list(registry, monkeypatch):
     monkeypatch.setattr("services.interpretability.core.model_registry.SMALL_MODEL_BYTES", 0)
     registry.get("gpt2-tiny")
@@ -54,14 +43,11 @@ def test_second_full_size_model_is_refused_with_the_list(registry, monkeypatch):
     assert registry.get(TINY).name == TINY, "the package's own is always there"
 
 
-def test_small_models_live_beside_each_other(registry):
-    assert {registry.get(name).name for name in ("gpt2-tiny", "gpt2-other", TINY)} == {"gpt2-tiny", "gpt2-other", TINY}
-
-
 def test_unknown_model_is_not_found_and_names_may_be_shortened(registry):
     with pytest.raises(NotFound, match="gpt2-other, gpt2-tiny"):
         registry.get("gpt3")
-    assert registry.get("tiny").name == TINY
+    names = {registry.get(name).name for name in ("gpt2-tiny", "gpt2-other", "tiny")}
+    assert names == {"gpt2-tiny", "gpt2-other", TINY}, "small models live beside each other"
 
 
 def test_model_is_loaded_once_however_many_ask(registry):

@@ -35,14 +35,10 @@ NASTY = '<script>alert(1)</script>&"\n\x07'
 
 def head_map(values, scale="sequential", text="some text"):
     return HeatMap(
-        name="scores",
-        values=values,
-        rows=Axis(label="layer", ticks=[str(i) for i in range(len(values))]),
-        columns=Axis(label="head", ticks=[str(i) for i in range(len(values[0]))]),
-        scale=scale,
-        text=text,
+        name="scores", values=values, rows=Axis(label="layer", ticks=[str(i) for i in range(len(values))]),
+        columns=Axis(label="head", ticks=[str(i) for i in range(len(values[0]))]), scale=scale, text=text,
         caption="How to read it.",
-    )
+    )  # fmt: skip
 
 
 def whole_report(text="a b"):

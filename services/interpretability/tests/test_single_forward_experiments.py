@@ -1,9 +1,7 @@
 """The probes that one forward answers: what they say, and what they refuse."""
 
-import json
 from pathlib import Path
 
-import httpx2
 import numpy as np
 import pytest
 import torch
@@ -13,14 +11,14 @@ from services.interpretability.causal.simplified_attention import SimplifiedAtte
 from services.interpretability.experiments.ablation import Ablation
 from services.interpretability.experiments.activation_patching import ActivationPatching
 from services.interpretability.experiments.attention import AttentionPatterns, rollout
+from services.interpretability.experiments.attention_sinks import AttentionSinks
 from services.interpretability.experiments.attribution import LogitAttribution
 from services.interpretability.experiments.deconstruction import Deconstruction
 from services.interpretability.experiments.head_patterns import HeadPatterns
 from services.interpretability.experiments.indicators import Indicators, indicators
+from services.interpretability.experiments.influence import AttentionInfluence
 from services.interpretability.experiments.logit_lens import LogitLens
-from services.interpretability.experiments.needle_grid import NeedleGrid
-from services.interpretability.generation.endpoint import LongctxEndpoint
-from shared.errors import BadInput, InvalidOption, NotReady, TooLarge
+from shared.errors import InvalidOption, TooLarge
 from shared.lm.taps import trace
 from shared.registry import CallContext
 
@@ -29,6 +27,40 @@ def ask(study_type, context, /, **options):
     study = study_type.load(context)
     spec = study.In.model_validate({**study.card.example, **options})
     return study.predict([spec], CallContext())[0]
+
+
+@pytest.mark.parametrize(
+    ("study", "options", "field"),
+    [
+        (AttentionPatterns, {"text": None, "messages": [{"role": "user", "content": "x"}]}, "messages"),
+        (AttentionPatterns, {"text": None, "ids": [1, 256]}, "ids"),
+        (AttentionPatterns, {"text": "a", "ids": [1]}, "text"),
+        (AttentionPatterns, {"layers": [3]}, "layers"),
+        (AttentionPatterns, {"layers": []}, "layers"),
+        (AttentionPatterns, {"heads": [4]}, "heads"),
+        (AttentionPatterns, {"queries": [99]}, "queries"),
+        (AttentionSinks, {"text": "too short"}, "text"),
+        (AttentionSinks, {"text": "x" * 2049}, "text"),
+        (AttentionSinks, {"remove": 400}, "remove"),
+        (AttentionSinks, {"remove": 0, "heads": [[9, 0]]}, "heads"),
+        (AttentionSinks, {"remove": 0, "heads": [[1]]}, "heads"),
+        (LogitLens, {"text": "x" * 600}, "text"),
+        (LogitLens, {"text": "abc", "position": 3}, "position"),
+        (HeadPatterns, {"text": "k"}, "text"),
+        (HeadPatterns, {"half": 2000}, "half"),
+        (Indicators, {"layers": [3]}, "layers"),
+        (Indicators, {"text": "x" * 1100}, "text"),
+        (Ablation, {"kind": "override", "continuation": 0}, "keys"),
+        (Ablation, {"kind": "override", "keys": [2], "continuation": 3}, "continuation"),
+        (ActivationPatching, {"corrupt": "longer than that"}, "corrupt"),
+        (AttentionInfluence, {"heads": [[7, 0]]}, "heads"),
+        (Deconstruction, {"kinds": ["average"], "corpus": "short"}, "corpus"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_by_name(context, study, options, field):
+    error = ask(study, context, **options)
+    assert isinstance(error, InvalidOption | TooLarge)
+    assert error.field == field
 
 
 def test_rows_are_those_of_the_pattern(context, tiny):
@@ -44,6 +76,7 @@ def test_queries_slice_the_rows(context):
         whole[3],
         whole[-1],
     ]
+    assert ask(AttentionPatterns, context, text=None, ids=[1, 2, 3]).scalars["tokens"].value == 3
 
 
 @pytest.mark.parametrize("reduce", ["mean", "max", "rollout"])
@@ -59,26 +92,12 @@ def test_reduced_rows_follow_the_whole_ones(context, reduce):
     assert np.allclose(report.grids[0].values, expected, atol=1e-5)
 
 
-def test_conversation_needs_a_template_and_tokens_a_vocabulary(context):
-    assert ask(AttentionPatterns, context, text=None, messages=[{"role": "user", "content": "x"}]).field == "messages"
-    assert ask(AttentionPatterns, context, text=None, ids=[1, 256]).field == "ids"
-    assert ask(AttentionPatterns, context, text=None, ids=[1, 2, 3]).scalars["tokens"].value == 3
-    assert ask(AttentionPatterns, context, text="a", ids=[1]).field == "text"
-
-
 def test_dump_over_four_million_cells_is_refused_with_sizes_and_ways_out(context):
     error = ask(AttentionPatterns, context, text="x" * 1500, layers=None)
     assert isinstance(error, TooLarge)
     assert "3·4·1500·1500 = 27,000,000" in error.detail
     assert "queries" in error.hint
     assert ask(AttentionPatterns, context, text="x" * 1500, layers=None, queries=[-1]).scalars["queries"].value == 1
-
-
-@pytest.mark.parametrize("options", [{"layers": [3]}, {"heads": [4]}, {"queries": [99]}, {"layers": []}])
-def test_rows_that_do_not_exist_are_refused_by_name(context, options):
-    error = ask(AttentionPatterns, context, **options)
-    assert isinstance(error, InvalidOption)
-    assert error.field in options
 
 
 def test_rows_of_a_long_text_never_make_a_whole_map(tiny):
@@ -104,17 +123,9 @@ def test_last_layer_of_the_lens_is_the_model(context, tiny):
     assert np.allclose(report.grid("next_token").values[-1], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize(("text", "options", "field"), [("x" * 600, {}, "text"), ("abc", {"position": 3}, "position")])
-def test_lens_refuses_what_it_cannot_show(context, text, options, field):
-    assert ask(LogitLens, context, text=text, **options).field == field
-
-
 def test_text_said_twice_gives_patterns_with_that_text(context):
     report = ask(HeadPatterns, context, text="kqzwx")
-    assert report.grid("induction").text == "kqzwxkqzwx"
-    assert report.scalars["tokens"].value == 10
-    assert ask(HeadPatterns, context, text="k").field == "text"
-    assert ask(HeadPatterns, context, half=2000).field == "half"
+    assert (report.grid("induction").text, report.scalars["tokens"].value) == ("kqzwxkqzwx", 10)
 
 
 def test_indicators_of_a_layers_maps_equal_the_golden_ones():
@@ -122,11 +133,6 @@ def test_indicators_of_a_layers_maps_equal_the_golden_ones():
     found = indicators(torch.from_numpy(golden["maps"]))
     for name in ("entropy", "concentration", "sink", "local_focus"):
         assert np.allclose(getattr(found, name), golden[name], atol=1e-6), name
-
-
-def test_indicators_refuse_unknown_layers_and_long_texts(context):
-    assert ask(Indicators, context, layers=[3]).field == "layers"
-    assert isinstance(ask(Indicators, context, text="x" * 1100), TooLarge)
 
 
 def test_scaling_by_one_changes_nothing(context):
@@ -147,11 +153,6 @@ def test_ablation_at_a_position_moves_nothing_before_it(context):
     report = ask(Ablation, context, positions=[9], continuation=0)
     assert max(report.strips[0].values[:9]) == pytest.approx(0, abs=1e-6)
     assert max(report.strips[0].values[9:]) > 0
-
-
-def test_override_needs_keys_and_has_no_continuation(context):
-    assert ask(Ablation, context, kind="override", continuation=0).field == "keys"
-    assert ask(Ablation, context, kind="override", keys=[2], continuation=3).field == "continuation"
     assert ask(Ablation, context, kind="override", keys=[2], continuation=0).scalars["kl"].value > 0
 
 
@@ -168,10 +169,6 @@ def test_sites_with_heads_are_exchanged_by_head(context, site, places):
     assert np.array(report.grid("effect").values).shape == (3, places)
 
 
-def test_pairs_of_unequal_length_are_refused(context):
-    assert ask(ActivationPatching, context, corrupt="longer than that").field == "corrupt"
-
-
 @pytest.mark.parametrize("back", [1, 2])
 def test_queries_of_the_layer_itself_change_nothing(tiny, back):
     ids = tiny.tensor([tiny.encode("kqzwxm kqzwx")])
@@ -179,11 +176,10 @@ def test_queries_of_the_layer_itself_change_nothing(tiny, back):
     assert np.allclose(found, tiny.model(ids), atol=1e-4), "below the first layer there is none: its own are used"
 
 
-def test_average_of_the_text_itself_changes_nothing_and_needs_a_corpus(context):
+def test_average_of_the_text_itself_changes_nothing(context):
     text = "kqzwxm kqzwxm kqzwxm"
     report = ask(Deconstruction, context, kinds=["average"], corpus=text, text=text)
     assert np.allclose(np.array(report.grid("layers").values, float), 0, atol=1e-4)
-    assert ask(Deconstruction, context, kinds=["average"], corpus="short").field == "corpus"
 
 
 def test_a_relaxation_that_is_named_twice_is_measured_once(context):
@@ -208,55 +204,3 @@ def test_hidden_column_is_seen_by_nobody_that_is_named(tiny):
     changed[0, 2] = (changed[0, 2] + 1) % 256
     seen = tiny.model(changed, attend=ColumnMaskedAttention([2], everyone))
     assert np.allclose(seen[0, 3:], first[0, 3:], atol=1e-5), "what nobody looks at can't matter"
-
-
-def test_hidden_heads_change_what_comes_back(context):
-    plain = ask(NeedleGrid, context)
-    hidden = ask(NeedleGrid, context, heads=[[l, h] for l in range(3) for h in range(4)])
-    assert np.array(plain.grid("needle").values).shape == (2, 2)
-    assert hidden.scalars["heads_hidden"].value == 12
-
-
-def test_length_over_the_window_is_refused(context):
-    assert ask(NeedleGrid, context, lengths=[3000]).field == "lengths"
-
-
-def endpoint_that(answer):
-    return LongctxEndpoint("http://model.test", "key", transport=httpx2.MockTransport(answer))
-
-
-def test_method_is_asked_over_the_openai_protocol(context):
-    asked = []
-
-    def answer(request):
-        asked.append(json.loads(request.content))
-        return httpx2.Response(200, json={"choices": [{"message": {"content": "rent a blue rowing boat"}}]})
-
-    study = NeedleGrid.load(context)
-    study.endpoint = endpoint_that(answer)
-    method = {"method": "duo", "plan": {"schema": "head-plan/1", "roles": [[1]]}}
-    spec = study.In.model_validate({"lm": "tiny", "lengths": [600], "depths": [0], "longctx": method})
-    (report,) = study.predict([spec], CallContext())
-    assert 0.3 < report.scalars["recall"].value < 0.7
-    assert (asked[0]["longctx"], asked[0]["temperature"]) == (method, 0)
-
-
-@pytest.mark.parametrize(
-    ("answer", "error"),
-    [
-        (lambda _: httpx2.Response(400, json={"error": {"message": "no such method"}}), BadInput),
-        (lambda _: httpx2.Response(200, json={"nothing": 1}), BadInput),
-        (lambda _: httpx2.Response(503, text="not yet"), NotReady),
-    ],
-)
-def test_refusals_of_the_endpoint_are_passed_on(answer, error):
-    with pytest.raises(error):
-        endpoint_that(answer).chat("hello", max_tokens=3, longctx={"method": "duo"})
-
-
-def test_endpoint_that_is_not_there_is_said_so():
-    def gone(request):
-        raise httpx2.ConnectError("refused")
-
-    with pytest.raises(NotReady, match="does not answer"):
-        endpoint_that(gone).chat("hello", max_tokens=3, longctx={})

@@ -45,8 +45,7 @@ def test_claims_are_complete_but_for_quality_and_masked_dense_is_called_so(conte
     (report,) = study.predict([spec], CallContext())
     rows = {row[0]: row for row in report.tables[1].rows}
     claims = {name: SparsityClaim.model_validate_json(row[-1]) for name, row in rows.items()}
-    assert {f.rule for f in lint(claims["0.5"])} == {"S7"}
-    assert {f.rule for f in lint(claims["2:4"])} == {"S6", "S7"}
+    assert ({f.rule for f in lint(claims["0.5"])}, {f.rule for f in lint(claims["2:4"])}) == ({"S7"}, {"S6", "S7"})
     assert claims["0.5"].sparsity_global == pytest.approx(0.5, abs=0.001)
     assert claims["2:4"].nm_verified
     assert not any(claim.measured.kernel_sparse for claim in claims.values())
@@ -54,9 +53,8 @@ def test_claims_are_complete_but_for_quality_and_masked_dense_is_called_so(conte
     assert all(sparsity_of(weight) < 0.4 for weight in before.values() if weight.dim() >= 2)
 
 
-@pytest.mark.parametrize("name", ["fovea-routing-bytes", "fasternet"])
-def test_other_shipped_networks_are_pruned_too(context, name):
+def test_other_shipped_networks_are_pruned_too(context):
     study = SparsityStudy.load(context)
-    (report,) = study.predict([study.In.model_validate({**study.card.example, "lm": name})], CallContext())
+    (report,) = study.predict([study.In.model_validate({**study.card.example, "lm": "fasternet"})], CallContext())
     assert [row[0] for row in report.tables[0].rows] == ["0.9", "2:4"]
     assert report.tables[0].rows[0][1] == pytest.approx(0.9, abs=0.01)

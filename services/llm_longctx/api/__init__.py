@@ -1,1 +1,1 @@
-"""HTTP routes: OpenAI's, documents, sessions, methods, evaluations. Knows HTTP; `serving` and `state` do the work."""
+"""HTTP routes: OpenAI's, documents, sessions, methods. Knows HTTP; `serving` and `state` do the work."""

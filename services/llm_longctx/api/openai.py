@@ -14,15 +14,11 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel
 from starlette.responses import Response, StreamingResponse
 
-from services.llm_longctx.api.documents import get_document_service
-from services.llm_longctx.api.model_lookup import find_document_adapter, find_model, find_session_adapter
-from services.llm_longctx.api.sessions import get_session_service
+from services.llm_longctx.api.model_lookup import find_model
+from services.llm_longctx.api.state_loading import load_state
 from services.llm_longctx.serving.chat import ChatProtocol
 from services.llm_longctx.serving.completions import TextCompletionProtocol
 from services.llm_longctx.serving.protocol import AnswerT, ChunkT, CompletionProtocol, RequestT
-from services.llm_longctx.serving.request_state import PreparedRequest
-from services.llm_longctx.serving.steering.admission import admit_taps
-from services.llm_longctx.state.session_service import digest_request
 from shared import telemetry
 from shared.api.openai_error import OpenAIError
 from shared.api.problem import openai_error
@@ -37,7 +33,7 @@ from shared.api.text import (
     Tokenized,
     TokenizeRequest,
 )
-from shared.errors import FoveaError, InvalidOption
+from shared.errors import FoveaError
 from shared.registry import CallContext
 from shared.serving.host import Host
 from shared.serving.http.errors import to_safe_error
@@ -102,11 +98,10 @@ async def detokenize(body: DetokenizeRequest, request: Request, host: HostDep) -
 async def _answer(
     body: RequestT, request: Request, host: Host, protocol: CompletionProtocol[RequestT, ChunkT, AnswerT]
 ) -> Response:
-    """Answer as one body or as events; a repeated request of a session gets the answer that it got before."""
-    prepared = await prepare(body, request, host)
-    if isinstance(prepared, str):
-        return _replay(prepared, body, protocol)
-    events = host.stream(request.scope["fovea.model"], prepared, request.scope["fovea.run"])
+    """Answer as one body or as events; a repeated request may get the answer that it got before."""
+    if (before := await prepare(body, request, host)) is not None:
+        return _replay(before, body, protocol)
+    events = host.stream(request.scope["fovea.model"], body, request.scope["fovea.run"])
     if not body.stream:
         answer = protocol.gather([event async for event in events if isinstance(event, protocol.chunk_type)])
         return Response(answer.model_dump_json(), media_type="application/json")
@@ -117,28 +112,19 @@ async def _answer(
     return StreamingResponse(lines, media_type="text/event-stream", headers=SSE_HEADERS)
 
 
-async def prepare(body: TextRequest, request: Request, host: Host) -> TextRequest | PreparedRequest | str:
-    """The request with the state of its session or document; or the answer (JSON) that it got before.
+async def prepare(body: TextRequest, request: Request, host: Host) -> str | None:
+    """Find the model, and load into the call what the request continues; or return the answer that it got before.
 
     Raises:
-        PermissionDenied: The caller's key does not allow to look inside the model.
-        InvalidOption: It names both a session and a document, or the model takes no such thing.
+        InvalidOption: It names two things to continue, or the model does not take such a thing.
     """
-    admit_taps(body, request.scope["fovea.run"])
-    if body.session_id is not None and body.document_id is not None:
-        detail = "A request continues a session or a document, not both."
-        raise InvalidOption(detail, hint="Leave one of them out.", field="document_id")
-    if body.session_id is not None:
-        adapter, sessions = find_session_adapter(host, body.model, request), get_session_service(request)
-        digest = digest_request(body.model_dump_json(exclude={"stream", "stream_options"}))
-        idempotency_key = request.scope["fovea.run"].job or request.headers.get("idempotency-key")
-        transaction = await sessions.begin(body.session_id, adapter, digest, idempotency_key)
-        return transaction if isinstance(transaction, str) else PreparedRequest(request=body, state=transaction)
-    if body.document_id is not None:
-        reader, documents = find_document_adapter(host, body.model, request), get_document_service(request)
-        return PreparedRequest(request=body, state=await documents.open(body.document_id, reader))
-    find_model(host, body.model, request)
-    return body
+    state = await load_state(body, request, host)
+    if isinstance(state, str):
+        return state
+    request.scope["fovea.run"].state = state
+    if state is None:
+        find_model(host, body.model, request)
+    return None
 
 
 def _replay(answer: str, body: RequestT, protocol: CompletionProtocol[RequestT, ChunkT, AnswerT]) -> Response:

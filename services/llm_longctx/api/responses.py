@@ -20,8 +20,8 @@ from starlette.responses import Response, StreamingResponse
 
 from services.llm_longctx.api.openai import ERROR_RESPONSES, OPENAI_ERRORS, SSE_HEADERS, prepare
 from services.llm_longctx.serving.chat import ChatProtocol
+from services.llm_longctx.serving.response_store import ResponseStore, StoredResponse
 from services.llm_longctx.serving.responses import Event, ResponseBuilder, build_chat_request, list_input, rename_fields
-from services.llm_longctx.state.response_store import ResponseStore, StoredResponse
 from shared.api.replica import AFFINE, HOLDS_HEADER
 from shared.api.responses import InputItem, InputItemList, ResponseObject, ResponsesRequest
 from shared.api.sessions import Deleted
@@ -53,7 +53,7 @@ StoreDep = Annotated[ResponseStore, Depends(get_response_store)]
 async def respond(
     body: ResponsesRequest, request: Request, host: Annotated[Host, Depends(host_of)], store: StoreDep
 ) -> Response:
-    """Answer items with items, also after a stored response; a model with a memory takes `session_id`."""
+    """Answer items with items, also after a stored response."""
     _check_characters(body)
     earlier = []
     if (before := body.previous_response_id) is not None:
@@ -138,15 +138,15 @@ def _to_chat(body: ResponsesRequest, earlier: list[InputItem]) -> ChatRequest:
 async def _open_chunks(chat: ChatRequest, request: Request, host: Host) -> AsyncIterator[ChatChunk]:
     """The chunks of the chat; of one that was answered before, those that it had."""
     with _own_names():
-        prepared = await prepare(chat, request, host)
+        before = await prepare(chat, request, host)
 
     async def chunks() -> AsyncIterator[ChatChunk]:
-        if isinstance(prepared, str):
-            for chunk in ChatProtocol().replay(prepared):
+        if before is not None:
+            for chunk in ChatProtocol().replay(before):
                 yield chunk
             return
         with _own_names():
-            async for event in host.stream(request.scope["fovea.model"], prepared, request.scope["fovea.run"]):
+            async for event in host.stream(request.scope["fovea.model"], chat, request.scope["fovea.run"]):
                 if isinstance(event, ChatChunk):
                     yield event
 

@@ -1,23 +1,19 @@
 """Runs decoders for many requests at once: prefill in chunks, one decode batch a step. Knows token ids, not text."""
 
-from services.llm_longctx.engine.backends import PagedBackend, SequenceBackend, SessionBackend
-from services.llm_longctx.engine.completion import Completion, CompletionUsage, Request, RequestOutput, TokenCollector
-from services.llm_longctx.engine.llm_engine import Engine
-from services.llm_longctx.engine.request import (
-    CandidateSpec,
-    FinishReason,
-    GenerationRequest,
-    Grammar,
-    RequestStats,
-    Sampling,
-    ScoredToken,
-    TokenCallback,
+from services.llm_longctx.engine.backend import PagedBackend, SequenceBackend
+from services.llm_longctx.engine.engine import Engine
+from services.llm_longctx.engine.offline.completion import (
+    Completion,
+    CompletionUsage,
+    Request,
+    RequestOutput,
+    TokenCollector,
 )
+from services.llm_longctx.engine.requests.request import FinishReason, GenerationRequest, RequestHooks, RequestStats
+from services.llm_longctx.engine.requests.sampling import Grammar, Sampling, ScoredToken
 from services.llm_longctx.engine.scheduler import Scheduler
-from services.llm_longctx.engine.session import RequestSession, SessionSource
 
 __all__ = [
-    "CandidateSpec",
     "Completion",
     "CompletionUsage",
     "Engine",
@@ -26,15 +22,12 @@ __all__ = [
     "Grammar",
     "PagedBackend",
     "Request",
+    "RequestHooks",
     "RequestOutput",
-    "RequestSession",
     "RequestStats",
     "Sampling",
     "Scheduler",
     "ScoredToken",
     "SequenceBackend",
-    "SessionBackend",
-    "SessionSource",
-    "TokenCallback",
     "TokenCollector",
 ]

@@ -12,22 +12,27 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from services.llm_longctx.engine.decode_attention import StepAttention
-from services.llm_longctx.engine.layer_inputs import LayerInputs
-from services.llm_longctx.engine.method_policy import Policy
-from services.llm_longctx.engine.paged_state import PagedState, count_bytes
-from services.llm_longctx.engine.prefill_attention import ChunkAttention
-from services.llm_longctx.engine.prompt_end import end_prompt
+from services.llm_longctx.engine.attention.decode import StepAttention
+from services.llm_longctx.engine.attention.layer_inputs import LayerInputs
+from services.llm_longctx.engine.attention.method_policy import Policy
+from services.llm_longctx.engine.attention.prefill import ChunkAttention
+from services.llm_longctx.engine.attention.prompt_end import end_prompt
+from services.llm_longctx.engine.device.fixed_step import FixedStep
+from services.llm_longctx.engine.device.graph_steps import CudaRecorder, GraphSteps
+from services.llm_longctx.engine.device.step_draws import StepDraws
+from services.llm_longctx.engine.kv_manager import PagedState, count_bytes
 from services.llm_longctx.engine.taps import SequenceTaps
-from services.llm_longctx.engine.taps.sequence_taps import ForwardTap, tap_rows
-from services.llm_longctx.kernels import Addition, NativeDecoder, PackedMatrix, layer_ops
-from services.llm_longctx.kernels.decode_step import is_supported
+from services.llm_longctx.engine.taps.sequence_taps import tap_rows
+from services.llm_longctx.engine.taps.tapped_steps import open_tap, sort_taps, tap_of
+from services.llm_longctx.kernels import Addition, NativeDecoder, PackedMatrix, layer_ops, sample
+from services.llm_longctx.kernels.decode_step import HEAD, is_supported
 from services.llm_longctx.kernels.dispatch import choose
 from services.llm_longctx.kv_cache import PagePool, PoolExhausted
-from shared.lm.attention import Tap, ignore_taps
+from shared.lm.attention import Tap
 from shared.lm.decoder import Decoder
 from shared.lm.host_transfer import DeviceBuffer, to_device
 from shared.lm.ops import Ops
+from shared.lm.tensor_parallel import SummedOps, Team
 
 
 class ModelRunner:
@@ -37,9 +42,11 @@ class ModelRunner:
         model: The decoder, in eval mode.
         pool: The pages.
         backend: Name of the kernels' back end, or `auto`.
-        packed: Few-bit matrices that layers are multiplied with, where there are C++ kernels; see `NativeDecoder`.
+        packed: Few-bit matrices by official key that C++ and Triton multiply with; see `NativeDecoder`.
         weights_sha256: Digest of the weights, on which cached prefixes depend.
         dense: Policy of dense attention, with which methods are compared.
+        team: The processes that hold the model together; `model` is this one's part then.
+        graphs: Decode steps that are recorded, on a device that can.
     """
 
     def __init__(
@@ -49,8 +56,10 @@ class ModelRunner:
         backend: str,
         weights_sha256: str = "",
         packed: Mapping[str, PackedMatrix] = MappingProxyType({}),
+        team: Team | None = None,
     ) -> None:
         self.model = model
+        self.team = team
         self.packed = packed
         self._native: NativeDecoder | None = None
         self._packed_layers = _layers_of(model, packed)
@@ -60,6 +69,14 @@ class ModelRunner:
         self.dense = Policy.of(model.config, "dense")
         self._open: list[PagedState] = []
         self._buffer = DeviceBuffer(pool.device)
+        self.graphs: GraphSteps | None = None
+        kind = pool.device.type
+        if (
+            kind == "cuda"
+            and torch.cuda.is_available()
+            and choose("decode", backend, pool.keys.dtype, kind) == "triton"
+        ):
+            self.graphs = GraphSteps(self.run_fixed, pool, CudaRecorder(pool.device), backend)
 
     def open(self, policy: Policy) -> PagedState:
         """State of a new sequence, which has read nothing."""
@@ -106,8 +123,8 @@ class ModelRunner:
         inputs, method = LayerInputs(self.model, [state.policy.method.needs]), state.policy.method
         seam = ChunkAttention(state, last=last, boundaries=borders, backend=self.backend, inputs=inputs)
         device, offset = self.model.output_matrix.device, state.cache.length
-        forward = None if taps is None else _open_tap(taps, state, offset, chunk)
-        tap = _tap_of(inputs, forward)
+        forward = None if taps is None else open_tap(taps, state, offset, chunk)
+        tap = tap_of(inputs, forward)
         ids, ops = to_device(list(chunk), device)[None], self._layer_ops()
         logits: Tensor = self.model(ids, attend=seam, offset=offset, keep=keep, ops=ops, tap=tap)
         if forward is not None:
@@ -121,7 +138,11 @@ class ModelRunner:
 
     @torch.inference_mode()
     def decode(
-        self, states: Sequence[PagedState], tokens: Sequence[int], taps: Sequence[SequenceTaps | None] = ()
+        self,
+        states: Sequence[PagedState],
+        tokens: Sequence[int],
+        taps: Sequence[SequenceTaps | None] = (),
+        draws: StepDraws | None = None,
     ) -> Tensor:
         """Feed one token to each sequence, whose caches grow by one: logits [B,V].
 
@@ -134,6 +155,7 @@ class ModelRunner:
             taps: What their requests change and read. In C++ who adds vectors to the residual stream stays in
                 the step of all, anything else is a step of its own; in torch it is one step with taps. Either way the
                 logits of the others are what they would be without, bit for bit.
+            draws: What a token is drawn with from each row of logits, where they lie; not in C++ steps.
 
         Raises:
             PoolExhausted: The step needs more pages than are free; then nothing has changed. Or addresses ran out in
@@ -144,10 +166,10 @@ class ModelRunner:
             message = f"a step needs {wanted} pages, and {self.pool.free} are free"
             raise PoolExhausted(message)
         if not any(taps):
-            return self._decode_together(states, tokens)
+            return self._decode_together(states, tokens, draws=draws)
         if not self._has_native_step() or self._inputs_of(states).is_tapped:
-            return self._decode_together(states, tokens, taps=taps)
-        additions, alone = _sort_taps(states, taps)
+            return self._decode_together(states, tokens, taps=taps, draws=draws)
+        additions, alone = sort_taps(states, taps)
         if not alone:
             return self._decode_together(states, tokens, additions)
         together = [i for i in range(len(states)) if i not in alone]
@@ -165,6 +187,7 @@ class ModelRunner:
         tokens: Sequence[int],
         additions: Sequence[Addition] = (),
         taps: Sequence[SequenceTaps | None] = (),
+        draws: StepDraws | None = None,
     ) -> Tensor:
         fed: Counter[PagedState] = Counter()
         positions = []
@@ -175,13 +198,13 @@ class ModelRunner:
         seam = StepAttention(states, self.backend, inputs)
         if taps:
             opened = zip(states, tokens, positions, taps, strict=True)
-            rows = [None if one is None else _open_tap(one, s, at, [token]) for s, token, at, one in opened]
-            logits = self._step_by_torch(tokens, positions, seam, _tap_of(inputs, tap_rows(rows)))
+            rows = [None if one is None else open_tap(one, s, at, [token]) for s, token, at, one in opened]
+            logits = self._step_by_torch(tokens, positions, seam, tap_of(inputs, tap_rows(rows)), draws)
             for forward in rows:
                 if forward is not None:
                     forward.end()
         else:
-            logits = self._step(tokens, positions, seam, inputs, additions)
+            logits = self._step(tokens, positions, seam, inputs, additions, draws)
         for s in states:
             s.cache.end_step()
         return logits
@@ -216,18 +239,39 @@ class ModelRunner:
         seam: StepAttention,
         inputs: LayerInputs,
         additions: Sequence[Addition],
+        draws: StepDraws | None,
     ) -> Tensor:
         if not inputs.is_tapped and self._has_native_step():
             native = self._native_decoder()
             if seam.is_plain:
                 return native.step(tokens, positions, seam.rows.entry_runs(), additions)
             return native.step_through(tokens, positions, seam, additions)
-        return self._step_by_torch(tokens, positions, seam, _tap_of(inputs))
+        if self.graphs is not None and seam.is_plain and not inputs.is_tapped:
+            logits = self.graphs.step(seam.rows, tokens, positions, draws)
+            if logits is not None:
+                return logits
+        return self._step_by_torch(tokens, positions, seam, tap_of(inputs), draws)
 
-    def _step_by_torch(self, tokens: Sequence[int], positions: Sequence[int], seam: StepAttention, tap: Tap) -> Tensor:
-        ids, at = seam.rows.send(tokens, positions, self._buffer)
+    def _step_by_torch(
+        self,
+        tokens: Sequence[int],
+        positions: Sequence[int],
+        seam: StepAttention,
+        tap: Tap,
+        draws: StepDraws | None = None,
+    ) -> Tensor:
+        ids, at = seam.rows.send(tokens, positions, self._buffer, draws)
         logits: Tensor = self.model(ids, attend=seam, positions=at, ops=self._layer_ops(), tap=tap)[:, 0]
+        if draws is not None:
+            draws.draw(logits)
         return logits
+
+    def run_fixed(self, step: FixedStep) -> tuple[Tensor, Tensor]:
+        """Launch a step whose numbers lie on the device: logits [B,V], and tokens float64 [B] drawn from them."""
+        step.mark()
+        ids, at = step.ids, step.positions
+        logits: Tensor = self.model(ids, attend=step.attend, positions=at, ops=self._layer_ops())[:, 0]
+        return logits, sample(logits, step.settings, backend=self.backend).double()
 
     def _inputs_of(self, states: Sequence[PagedState]) -> LayerInputs:
         """What the methods of a step want to see of its layers."""
@@ -242,12 +286,13 @@ class ModelRunner:
         """Whether a step is one C++ call; no layer's inputs can be looked at then."""
         like = self.model.output_matrix
         kernel = choose("decode_step", self.backend, like.dtype, like.device.type)
-        return is_supported(self.model) and kernel == "cpu_ext"
+        return self.team is None and is_supported(self.model) and kernel == "cpu_ext"
 
     def _layer_ops(self) -> Ops:
         """Linear layers of one pass; asked for each time, because kernel calls are counted."""
         device = self.model.output_matrix.device.type
-        return layer_ops(self.backend, self.pool.keys.dtype, device, self._packed_layers)
+        ops = layer_ops(self.backend, self.pool.keys.dtype, device, self._packed_layers, self.packed.get(HEAD))
+        return ops if self.team is None else SummedOps(ops, self.team, self.model)
 
     def _track(self, state: PagedState) -> PagedState:
         self._open = [s for s in self._open if not s.is_closed]
@@ -258,33 +303,3 @@ class ModelRunner:
 def _layers_of(model: Decoder, packed: Mapping[str, PackedMatrix]) -> dict[nn.Linear, PackedMatrix]:
     linears = {f"{name}.weight": part for name, part in model.named_modules() if isinstance(part, nn.Linear)}
     return {linears[key]: matrix for key, matrix in packed.items() if key in linears}
-
-
-def _tap_of(inputs: LayerInputs, forward: Tap | None = None) -> Tap:
-    """Only a pass that somebody looks at is tapped: the decoder leaves work out where nobody does."""
-    if forward is None:
-        return inputs.tap if inputs.is_tapped else ignore_taps
-
-    def tap(site: str, layer: int, x: Tensor) -> Tensor:
-        return inputs.tap(site, layer, forward(site, layer, x))
-
-    return tap if inputs.is_tapped else forward
-
-
-def _open_tap(taps: SequenceTaps, state: PagedState, offset: int, tokens: Sequence[int]) -> ForwardTap | None:
-    """The tap of a forward; None where it has nothing to do."""
-    return None if taps.is_idle(offset, offset + len(tokens)) else taps.open(state, offset, tokens)
-
-
-def _sort_taps(
-    states: Sequence[PagedState], taps: Sequence[SequenceTaps | None]
-) -> tuple[list[Addition], dict[int, SequenceTaps]]:
-    """What is added in the step of all, its rows counted without those who step alone; and those."""
-    additions: list[Addition] = []
-    alone: dict[int, SequenceTaps] = {}
-    for i, (state, one) in enumerate(zip(states, taps, strict=True)):
-        found = [] if one is None else one.find_additions(state.cache.length, i - len(alone))
-        if one is not None and found is None:
-            alone[i] = one
-        additions += found or ()
-    return additions, alone

@@ -13,11 +13,11 @@ from itertools import count
 
 import numpy as np
 
-from services.llm_longctx.engine.method_policy import CHUNK, Policy
+from services.llm_longctx.engine.attention.method_policy import CHUNK, Policy
+from services.llm_longctx.engine.kv_manager import PagedState
 from services.llm_longctx.engine.model_runner import ModelRunner
-from services.llm_longctx.engine.paged_state import PagedState
-from services.llm_longctx.engine.request import GenerationRequest
-from services.llm_longctx.kv_cache import PoolExhausted, SequenceCache
+from services.llm_longctx.engine.requests.request import GenerationRequest
+from services.llm_longctx.kv_cache import PagedCache, PoolExhausted
 from shared.errors import InvalidOption
 
 
@@ -31,7 +31,7 @@ class _Node:
         children: Prefixes that are one block longer.
     """
 
-    cache: SequenceCache
+    cache: PagedCache
     memos: tuple[object, ...]
     parent: bytes
     used: int

@@ -6,16 +6,14 @@ Each answer has a generator of its own, so that its draws do not depend on its n
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from services.llm_longctx.engine.request import Grammar, Sampling, ScoredToken
+from services.llm_longctx.engine.device.step_draws import Choice, DrawnRow
+from services.llm_longctx.engine.requests.sampling import Grammar, Sampling, ScoredToken
+from services.llm_longctx.kernels import GREEDY_BELOW, RowSettings, SamplingRows, sample
 from shared.lm.host_transfer import to_device, to_host
-
-_GREEDY_BELOW = 1e-5
-"""Temperatures below this are greedy: dividing by them says nothing but the maximum."""
 
 
 class Sampler:
@@ -37,31 +35,53 @@ class Sampler:
             self._seen[torch.tensor(list(prompt), dtype=torch.long, device="cpu")] = True
         self._bias = self._bias_of(sampling, vocab)
         self._top: int | None = None
+        self._share: float | None = None
 
-    def choose(self, logits: Tensor, top: int | None = None) -> Tensor:
-        """Choose from logits [V]: float64 numbers for `accept`, which may lie on a device.
+    def settings(self) -> RowSettings:
+        """What the next token is drawn with; the same until one is accepted."""
+        sampling = self._sampling
+        if sampling.temperature < GREEDY_BELOW:
+            return RowSettings()
+        if self._share is None:
+            self._share = float(torch.rand((), dtype=torch.float64, device="cpu", generator=self._generator))
+        return RowSettings(sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p, self._share)
+
+    def choose(self, row: Tensor | DrawnRow, top: int | None = None) -> Choice:
+        """Choose from logits [V], by the token drawn from them where nothing changes them: for `accept`, once read.
 
         Args:
-            logits: Float32.
-            top: Log-probabilities of so many of the likeliest, and of the choice, are among them; None leaves both out.
+            row: Logits, float32 unless a token was drawn from them.
+            top: Log-probabilities of so many of the likeliest, and of the choice, are read, too; None leaves both out.
         """
-        self._move(logits.device)
-        adjusted, self._top = self._adjust(logits), top
-        if self._grammar is not None and (mask := self._grammar.mask()) is not None:
-            adjusted = adjusted.masked_fill(~to_device(mask, logits.device), -torch.inf)
-        if self._sampling.temperature >= _GREEDY_BELOW:
-            chosen = self._sample(adjusted)
-        elif logits.device.type == "cpu":  # NumPy's is several times faster
-            chosen = torch.tensor([int(adjusted.numpy().argmax())], device="cpu")
+        drawn = row if isinstance(row, DrawnRow) else None
+        logits = row.logits if isinstance(row, DrawnRow) else row
+        mask, self._top = None if self._grammar is None else self._grammar.mask(), top
+        is_plain = mask is None and self._bias is None and not self._marks and not self._counts
+        if drawn is not None and is_plain:
+            if top is None:
+                return drawn.choice
+            tokens, begin, _ = drawn.choice
+            chosen = tokens[begin : begin + 1].long()
         else:
-            chosen = adjusted.argmax(-1, keepdim=True)
-        if top is None:
-            return chosen.double()
-        return torch.cat((chosen.double(), _logprobs(logits[None], chosen, top)[0]))
+            chosen = self._draw(logits.float(), mask, drawn)
+        words = chosen.double()
+        if top is not None:
+            words = torch.cat((words, _logprobs(logits[None].float(), chosen, top)[0]))
+        return Choice(words, 0, len(words))
+
+    def _draw(self, logits: Tensor, mask: Tensor | None, drawn: DrawnRow | None) -> Tensor:
+        """A token [1] from logits after bias, penalties and grammar."""
+        self._move(logits.device)
+        adjusted = self._adjust(logits)
+        if mask is not None:
+            adjusted = adjusted.masked_fill(~to_device(mask, logits.device), -torch.inf)
+        if drawn is None:
+            return sample(adjusted[None], SamplingRows.of([self.settings()]))
+        return sample(adjusted[None], drawn.settings, backend=drawn.backend)
 
     def accept(self, words: Sequence[float]) -> ScoredToken:
         """Take what `choose` found, once it was read, and remember the choice for the penalties."""
-        chosen = int(words[0])
+        chosen, self._share = int(words[0]), None
         if self._counts:
             self._produced[chosen] += 1
         if self._marks:
@@ -99,23 +119,6 @@ class Sampler:
         self._produced, self._seen = to_device(self._produced, device), to_device(self._seen, device)
         self._bias = None if self._bias is None else to_device(self._bias, device)
 
-    def _sample(self, logits: Tensor) -> Tensor:
-        """One token [1], by one number of the answer's own generator: the same on every device."""
-        sampling = self._sampling
-        probs, ids = ((logits - logits.max()) / sampling.temperature).softmax(-1), None
-        if sampling.min_p > 0:
-            probs = probs.where(probs >= sampling.min_p * probs.max(), 0.0)
-        if sampling.top_k or sampling.top_p < 1:
-            probs, ids = probs.topk(min(sampling.top_k or len(probs), len(probs)))
-        if sampling.top_p < 1:
-            # A token stays while those before it hold less than top_p of what top_k left; the first always stays.
-            before = probs.cumsum(-1) - probs
-            probs = probs.where(before < max(sampling.top_p, 1e-9) * probs.sum(), 0.0)
-        below = probs.cumsum(-1, dtype=torch.float64)
-        share = float(torch.rand((), dtype=torch.float64, device="cpu", generator=self._generator))
-        drawn = torch.searchsorted(below, below[-1:] * share, right=True).clamp(max=len(probs) - 1)
-        return drawn if ids is None else ids.gather(0, drawn)
-
     @staticmethod
     def _bias_of(sampling: Sampling, vocab: int) -> Tensor | None:
         if not sampling.logit_bias:
@@ -125,14 +128,17 @@ class Sampler:
         return bias
 
 
-def read_choices(choices: Sequence[Tensor]) -> list[list[float]]:
+def read_choices(choices: Sequence[Choice]) -> list[list[float]]:
     """Read what several samplers chose, all of it at once."""
     if not choices:
         return []
-    sizes = [len(one) for one in choices]
-    read = to_host(torch.cat(list(choices))).tolist()
-    ends = list(accumulate(sizes))
-    return [read[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+    parts = {id(one.words): one.words for one in choices}
+    offsets, end = {}, 0
+    for key, words in parts.items():
+        offsets[key], end = end, end + len(words)
+    read = to_host(torch.cat(list(parts.values())) if len(parts) > 1 else choices[0].words).tolist()
+    begins = [offsets[id(one.words)] + one.begin for one in choices]
+    return [read[begin : begin + one.size] for begin, one in zip(begins, choices, strict=True)]
 
 
 def token_logprobs(logits: Tensor, chosen: Sequence[int], top: int) -> list[ScoredToken]:

@@ -13,20 +13,21 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterable
 from itertools import count
-from typing import Any, Generic
+from typing import Generic
 
 import torch
 from torch import Tensor
 
-from services.llm_longctx.engine import observations
-from services.llm_longctx.engine.backends.protocol import SequenceBackend
-from services.llm_longctx.engine.request import FinishReason, GenerationRequest
+from services.llm_longctx.engine.backend import SequenceBackend
+from services.llm_longctx.engine.device.step_draws import Choice, DrawnRow
+from services.llm_longctx.engine.quality import observations
+from services.llm_longctx.engine.requests.failures import to_safe_error, too_large
+from services.llm_longctx.engine.requests.request import FinishReason, GenerationRequest
+from services.llm_longctx.engine.requests.waiting_queue import WaitingQueue
 from services.llm_longctx.engine.sampler import read_choices
 from services.llm_longctx.engine.sequence import S, Sequence, SequenceStatus
-from services.llm_longctx.engine.waiting_queue import WaitingQueue
 from services.llm_longctx.kv_cache import PoolExhausted
-from shared import telemetry
-from shared.errors import Cancelled, Fault, FoveaError, TooLarge
+from shared.errors import Cancelled, FoveaError
 
 
 class Scheduler(Generic[S]):
@@ -63,14 +64,15 @@ class Scheduler(Generic[S]):
     # On the threads of requests.
 
     def add_request(self, request: GenerationRequest) -> None:
-        """Line up a request; its callbacks are called from now on.
+        """Line up a request; its hooks are called from now on.
 
         Raises:
             QueueFull: As many sequences wait as may.
             NotReady: The scheduler is closed.
         """
         arrival, vocab, context = next(self._arrivals), self.backend.vocab, contextvars.copy_context()
-        first, *siblings = (Sequence[S](request, one, arrival, vocab, context) for one in request.candidates)
+        answers = range(len(request.samplings))
+        first, *siblings = (Sequence[S](request, answer, arrival, vocab, context) for answer in answers)
         first.siblings = siblings
         self.waiting.add(first)
 
@@ -87,7 +89,7 @@ class Scheduler(Generic[S]):
             NotReady: The scheduler is closed.
         """
         self.waiting.require_open()
-        self.backend.idle_work.add(work)
+        self.backend.background_tasks.add(work)
         self.waiting.wake()
 
     @property
@@ -105,7 +107,7 @@ class Scheduler(Generic[S]):
         if self._thread.is_alive():
             self._thread.join()
         self.end_all(Cancelled("The model was taken out of service."))
-        self.backend.idle_work.clear()
+        self.backend.background_tasks.clear()
         self.backend.reclaim()
 
     # On the scheduler's thread: one step, in order.
@@ -119,7 +121,7 @@ class Scheduler(Generic[S]):
         if (sequence := self.schedule_prefill()) is not None:
             self._prefill(sequence)
         elif not self.in_flight:
-            self.backend.idle_work.run_one()
+            self.backend.background_tasks.run_one()
 
     def schedule_decode(self) -> list[Sequence[S]]:
         """The sequences to decode in this step: all that run, once as many were preempted as must be."""
@@ -146,7 +148,7 @@ class Scheduler(Generic[S]):
         if self.running:
             self._requeue_preempted(victim)
         else:
-            self._end(victim, _too_large())
+            self._end(victim, too_large())
 
     def end_all(self, error: FoveaError) -> None:
         """End everything that is in flight."""
@@ -232,12 +234,12 @@ class Scheduler(Generic[S]):
         self.running += begun
         self._append_tokens(begun, [logits] * len(begun))
 
-    def _append_tokens(self, batch: list[Sequence[S]], logits: Iterable[Tensor | Exception]) -> None:
+    def _append_tokens(self, batch: list[Sequence[S]], logits: Iterable[Tensor | DrawnRow | Exception]) -> None:
         """Draw a token for each from its logits [V]; remove finished sequences. One that fails, fails alone."""
-        found = [_choose_token(sequence, row) for sequence, row in zip(batch, logits, strict=True)]
-        read = iter(read_choices([one for one in found if isinstance(one, Tensor)]))
+        found = [sequence.try_choose(row) for sequence, row in zip(batch, logits, strict=True)]
+        read = iter(read_choices([one for one in found if isinstance(one, Choice)]))
         for sequence, one in zip(batch, found, strict=True):
-            reason = self._append_token(sequence, next(read) if isinstance(one, Tensor) else one)
+            reason = self._append_token(sequence, next(read) if isinstance(one, Choice) else one)
             if reason is not None:
                 self._end(sequence, reason)
         for sequence in batch:
@@ -278,7 +280,7 @@ class Scheduler(Generic[S]):
         self.backend.release(sequence)
         if not self.running:
             if sequence.is_last_try:
-                self._end(sequence, _too_large())
+                self._end(sequence, too_large())
                 return
             # Pages that cached prefixes share are copied where a run must move: give them up, and leave none behind.
             sequence.is_last_try = True
@@ -296,30 +298,8 @@ class Scheduler(Generic[S]):
     def _serve(self) -> None:
         if self._threads:
             torch.set_num_threads(self._threads)
-        while self.waiting.wait_for(lambda: self.in_flight or self.backend.idle_work):
+        while self.waiting.wait_for(lambda: self.in_flight or self.backend.background_tasks):
             try:
                 self.step()
             except Exception as error:  # noqa: BLE001  # whatever a step hits, the next request must be served
                 self.end_all(to_safe_error(error))
-
-
-def _choose_token(sequence: Sequence[Any], logits: Tensor | Exception) -> Tensor | FinishReason | FoveaError | None:
-    if isinstance(logits, Exception):
-        return to_safe_error(logits)
-    try:
-        return sequence.choose_token(logits)
-    except Exception as error:  # noqa: BLE001  # one that fails, fails alone
-        return to_safe_error(error)
-
-
-def to_safe_error(error: Exception) -> FoveaError:
-    """What a caller may know of a failure of ours; the rest goes to the log."""
-    if isinstance(error, FoveaError):
-        return error
-    telemetry.log().error("engine failed", exc_info=error)
-    detail = "The model failed on this request."
-    return Fault(detail, hint="The log of the service says why.")
-
-
-def _too_large() -> TooLarge:
-    return TooLarge("The request needs more memory for keys and values than this model has.")

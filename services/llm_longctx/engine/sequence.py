@@ -13,9 +13,12 @@ from typing import Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from services.llm_longctx.engine.request import CandidateSpec, FinishReason, GenerationRequest
+from services.llm_longctx.engine.device.step_draws import Choice, DrawnRow
+from services.llm_longctx.engine.requests.failures import to_safe_error
+from services.llm_longctx.engine.requests.request import FinishReason, GenerationRequest
 from services.llm_longctx.engine.sampler import Sampler, token_logprobs
 from services.llm_longctx.engine.taps import SequenceTaps
+from services.llm_longctx.kernels import RowSettings
 from shared.errors import FoveaError, InvalidOption
 from shared.lm.host_transfer import to_host
 
@@ -45,10 +48,10 @@ class Sequence(Generic[S]):
 
     Attributes:
         request: What was asked.
+        answer: Which of the request's answers it is.
         context: The caller's context, so that metrics carry its service and model.
         arrival: Its request's place in the order of arrival.
         status: Where it stands.
-        callback: Receives its tokens.
         arrived_at: When it was made, and `first_token_at`, when its first token was drawn (`time.perf_counter`).
         since: When it joined the queue, when its prefill began, then when its decoding did (`time.perf_counter`).
         siblings: Further answers of the request, which begin with this one's prefill; empty once it is done.
@@ -58,10 +61,9 @@ class Sequence(Generic[S]):
         taps: What it changes and reads inside the model, once it was allocated.
     """
 
-    def __init__(
-        self, request: GenerationRequest, candidate: CandidateSpec, arrival: int, vocab: int, context: Context
-    ) -> None:
+    def __init__(self, request: GenerationRequest, answer: int, arrival: int, vocab: int, context: Context) -> None:
         self.request = request
+        self.answer = answer
         self.context = context
         self.arrival = arrival
         self.status = SequenceStatus.WAITING
@@ -73,8 +75,8 @@ class Sequence(Generic[S]):
         self.is_last_try = False
         self.taps: SequenceTaps | None = None
         self._state: S | None = None
-        self.callback = candidate.callback
-        self._sampler = Sampler(candidate.sampling, request.prompt_ids, vocab, candidate.grammar)
+        sampling, grammar = request.samplings[answer], request.hooks.open_grammar(answer)
+        self._sampler = Sampler(sampling, request.prompt_ids, vocab, grammar)
         self._next = 0  # index of the token to feed next
         self._num_scored = 0
 
@@ -146,9 +148,14 @@ class Sequence(Generic[S]):
             rows = logits[first - 1 - begin :][: len(known)]
             tokens = token_logprobs(rows, known, self.request.top_logprobs or 0)
             for one in (self, *self.siblings):
-                one.callback.on_prompt(tokens)
+                one.request.hooks.on_prompt(one.answer, tokens)
 
-    def choose_token(self, logits: Tensor) -> Tensor | FinishReason | None:
+    def draw_settings(self) -> RowSettings:
+        """What `choose_token` will draw with after the next step; greedy where it will draw nothing."""
+        draws = self.request.max_tokens != 0 and self._next + 1 >= len(self.output_ids)
+        return self._sampler.settings() if draws else RowSettings()
+
+    def choose_token(self, row: Tensor | DrawnRow) -> Choice | FinishReason | None:
         """Choose the next token from the logits [V] after what was fed: for `append_token`, once the choice was read.
 
         After a preemption the tokens that were drawn already are fed again first: then there is nothing to choose.
@@ -157,20 +164,31 @@ class Sequence(Generic[S]):
             InvalidOption: Its interventions have made the logits useless.
         """
         if self.taps is not None:
-            self._report_taps(self.taps, logits)
+            self._report_taps(self.taps, row.logits if isinstance(row, DrawnRow) else row)
         if self.request.max_tokens == 0:
             return "length"
         self._next += 1
         if self._next < len(self.output_ids):
             return None
         self._next = len(self.output_ids)
-        return self._sampler.choose(logits, self.request.top_logprobs)
+        return self._sampler.choose(row, self.request.top_logprobs)
+
+    def try_choose(self, row: Tensor | DrawnRow | Exception) -> Choice | FinishReason | FoveaError | None:
+        """As `choose_token`; a failure, also of the step, ends this answer alone."""
+        try:
+            return to_safe_error(row) if isinstance(row, Exception) else self.choose_token(row)
+        except Exception as error:  # noqa: BLE001  # one that fails, fails alone
+            return to_safe_error(error)
 
     def append_token(self, words: list[float]) -> FinishReason | None:
         """Append the token that was chosen; why the answer is over, if it is."""
         token = self._sampler.accept(words)
         self.output_ids.append(token.id)
-        if token.id in self.request.stop_token_ids or self.callback.on_token(token) or self._sampler.is_finished:
+        if (
+            token.id in self.request.stop_token_ids
+            or self.request.hooks.on_token(self.answer, token)
+            or self._sampler.is_finished
+        ):
             return "stop"
         return "length" if len(self.output_ids) >= self.request.max_tokens else None
 
@@ -183,11 +201,11 @@ class Sequence(Generic[S]):
     def finish(self, reason: FinishReason | FoveaError) -> None:
         """Report that the answer is over."""
         self.status = SequenceStatus.FINISHED
-        self.callback.on_finish(reason, len(self.output_ids))
+        self.request.hooks.on_finish(self.answer, reason, len(self.output_ids))
 
     def _report_taps(self, taps: SequenceTaps, logits: Tensor) -> None:
         if captured := taps.take():
-            self.callback.on_capture(captured)
+            self.request.hooks.on_capture(self.answer, captured)
         if taps.request.edits and not bool(to_host(torch.isfinite(logits).all())):
             detail = "Under these interventions the model's activations are not finite any more."
             raise InvalidOption(detail, hint="Choose smaller scales and factors.", field="interventions")

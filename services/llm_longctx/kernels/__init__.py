@@ -22,11 +22,12 @@ from services.llm_longctx.kernels.last_query_scores import last_query_scores
 from services.llm_longctx.kernels.merge_lse import merge
 from services.llm_longctx.kernels.packed_pages import PackedLayout, pack_pages, unpack_pages
 from services.llm_longctx.kernels.quantized_linear import PackedMatrix, pack
-from services.llm_longctx.kernels.sampling import SamplingRows, sample
+from services.llm_longctx.kernels.sampling import GREEDY_BELOW, RowSettings, SamplingRows, sample
 from services.llm_longctx.kernels.window_prefill import window_prefill
 
 __all__ = [
     "ADDABLE_SITES",
+    "GREEDY_BELOW",
     "Addition",
     "BlockCsr",
     "DeviceRuns",
@@ -35,6 +36,7 @@ __all__ = [
     "PackedLayout",
     "PackedMatrix",
     "PageTable",
+    "RowSettings",
     "SamplingRows",
     "backends",
     "block_sparse_prefill",

@@ -100,7 +100,7 @@ class Step:
 
 def cost_of_step(step: Step, card: GpuCard) -> list[Work]:
     """List the kernels of a step."""
-    return [_products(step, card), _logits(step), _attention(step, card), *_others(step, card)]
+    return [_products(step, card), _logits(step, card), _attention(step, card), *_others(step, card)]
 
 
 def floor_seconds(step: Step, card: GpuCard) -> float:
@@ -132,20 +132,27 @@ def _products(step: Step, card: GpuCard) -> Work:
     activations = (
         step.batch * model.layers * (4 * model.width + 2 * model.heads * model.head_dim + 3 * model.hidden) * 2
     )
-    issued, launches = 0.0, 7 * model.layers
-    if bits != 16:
-        rows = next((rows for rows in (16, 32, 64) if rows >= step.batch), 64)
-        # A tile is 128 rows of the matrix (64 on Blackwell) times 32 columns, for `rows` rows of x.
-        tiles = weights / ((128 if card.capability < 100 else 64) * 32) * -(-step.batch // rows)
-        issued = tiles * _issued(f"quantized_linear/Llama-3-8B, {bits} bits, {rows} rows", card)
-        launches = 6 * model.layers  # gate and up are one
+    launches = 7 * model.layers if bits == 16 else 6 * model.layers  # few-bit gate and up are one
+    issued = _issued_by_products(weights, bits, step.batch, card)
     return Work("linear layers", moved + activations, moved, 2.0 * weights * step.batch, issued, launches)
 
 
-def _logits(step: Step) -> Work:
-    weights = step.model.vocab * step.model.width
-    moved = 2.0 * weights
-    return Work("logits", moved + 2.0 * step.batch * step.model.vocab, moved, 2.0 * weights * step.batch, 0, 1)
+def _issued_by_products(weights: float, bits: int, batch: int, card: GpuCard) -> float:
+    """Warp instructions of products with few-bit matrices; whole ones are the vendor's, and bound by memory."""
+    if bits == 16:
+        return 0.0
+    rows = next((rows for rows in (16, 32, 64) if rows >= batch), 64)
+    # A tile is 128 rows of the matrix (64 on Blackwell) times 32 columns, for `rows` rows of x.
+    tiles = weights / ((128 if card.capability < 100 else 64) * 32) * -(-batch // rows)
+    return tiles * _issued(f"quantized_linear/Llama-3-8B, {bits} bits, {rows} rows", card)
+
+
+def _logits(step: Step, card: GpuCard) -> Work:
+    weights, bits = step.model.vocab * step.model.width, 16 if step.weight_bits == 16 else 8
+    moved = _CODE_BYTES[bits] * weights
+    issued = _issued_by_products(weights, bits, step.batch, card)
+    whole = moved + 2.0 * step.batch * step.model.vocab
+    return Work("logits", whole, moved, 2.0 * weights * step.batch, issued, 1)
 
 
 def _attention(step: Step, card: GpuCard) -> Work:
@@ -173,10 +180,10 @@ def _others(step: Step, card: GpuCard) -> Iterator[Work]:
     if step.weight_bits == 16:
         yield Work("gates", rows * model.hidden * 6.0, launches=model.layers)
     yield Work("residual sums", rows * 2 * model.width * 10.0, launches=2 * model.layers)
-    # Six passes over the logits: the largest, the mass of what is left, and two candidates. A row has one processor,
-    # so the others' slots are lost. The k-th largest, where top-k and top-p meet, takes 32 passes more.
-    issued = _issued("sampling/logits in bf16", card) * 6 * model.vocab / 4096 * max(card.processors, step.batch)
-    yield Work("sampling", 6.0 * step.batch * model.vocab * 2, instructions=issued, launches=1)
+    # Three passes over the logits: the largest, the mass of what is left, and the token. The loop on record has four of
+    # them and more. A row has one processor, so the others' slots are lost. A limit (top_k or top_p) adds 18 passes.
+    issued = _issued("sampling/logits in bf16", card) * model.vocab / 4096 * max(card.processors, step.batch)
+    yield Work("sampling", 3.0 * step.batch * model.vocab * 2, instructions=issued, launches=1)
 
 
 def _power_of_two(n: int) -> int:

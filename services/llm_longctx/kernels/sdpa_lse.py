@@ -1,7 +1,7 @@
-"""Scaled dot-product attention with its log-sum-exp: torch's fused operator, or a plain product in its place.
+"""Scaled dot-product attention with its log-sum-exp: torch's fused operators, or a plain product in their place.
 
-The operator that returns the log-sum-exp on a CPU is not public: it is looked for once, tried on a tiny example, and
-where it is gone or has changed a plain product takes its place. Knows shapes only.
+The operators that return the log-sum-exp, FlashAttention's on a GPU, are not public: they are looked for once, tried on
+a tiny example, and where one is gone or has changed a plain product takes its place. Knows shapes only.
 """
 
 from __future__ import annotations
@@ -11,6 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+_HALVES = (torch.bfloat16, torch.float16)
+_MOST_CHANNELS = 256
+"""Channels of a head up to which FlashAttention works."""
 
 
 def sdpa_lse(
@@ -29,6 +33,9 @@ def sdpa_lse(
         out [b,h,t,d] in q's dtype; natural-log lse [b,h,t], float32 or, for float64, float64. A row that sees nothing
         has out 0 and lse −inf.
     """
+    if bias is None and has_flash(q):
+        out, lse, *_ = flash_operator()(q, k, v, 0.0, causal)
+        return out, lse[..., : q.shape[2]]
     if q.device.type != "cpu" or (fused := _fused()) is None:
         return sdpa_lse_plain(q, k, v, causal=causal, bias=bias)
     if bias is not None:
@@ -54,6 +61,30 @@ def sdpa_lse_plain(
     lse = scores.logsumexp(-1)
     shares = torch.exp(scores - torch.where(lse.isneginf(), torch.zeros_like(lse), lse)[..., None])
     return (shares @ v.to(wide)).to(q.dtype), lse
+
+
+def has_flash(q: Tensor) -> bool:
+    """Whether FlashAttention takes such queries, where nothing is added to their scores."""
+    fits = q.dtype in _HALVES and q.shape[-1] <= _MOST_CHANNELS and q.shape[-1] % 8 == 0
+    return q.device.type == "cuda" and fits and _flash_answers(q.dtype, q.device)
+
+
+def flash_operator() -> Any:
+    """FlashAttention as torch has it: out, lse and more; None where it is gone."""
+    return getattr(torch.ops.aten, "_scaled_dot_product_flash_attention", None)
+
+
+@cache
+def _flash_answers(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether it answers as a plain product on this device."""
+    q, k, v = torch.linspace(-2, 2, 3 * 2 * 16 * 64, device="cpu").view(3, 1, 2, 16, 64).to(device, dtype)
+    try:
+        out, lse, *_ = flash_operator()(q, k, v, 0.0, True)
+    except (TypeError, RuntimeError, ValueError):
+        return False
+    wanted, sums = sdpa_lse_plain(q, k, v, causal=True)
+    is_close = torch.allclose(out.float(), wanted.float(), atol=2e-2) and torch.allclose(lse[..., :16], sums, atol=1e-2)
+    return bool(is_close)
 
 
 @cache

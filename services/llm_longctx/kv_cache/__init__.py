@@ -3,11 +3,11 @@
 Knows entries, pages and lengths. Knows nothing about attention methods, kernels, requests or the decoder.
 """
 
-from services.llm_longctx.kv_cache.few_bit_cache import RECENT, FewBitCache
-from services.llm_longctx.kv_cache.packed_store import CacheBits
-from services.llm_longctx.kv_cache.page_pool import PagePool, PoolExhausted
-from services.llm_longctx.kv_cache.page_store import PageStore
-from services.llm_longctx.kv_cache.sequence_cache import Entries, ReadRun, SequenceCache, SharedPrefix
+from services.llm_longctx.kv_cache.allocator.packed_store import CacheBits
+from services.llm_longctx.kv_cache.allocator.page_pool import PagePool, PoolExhausted
+from services.llm_longctx.kv_cache.allocator.page_store import PageStore
+from services.llm_longctx.kv_cache.paged_cache.few_bit_cache import RECENT, FewBitCache
+from services.llm_longctx.kv_cache.paged_cache.sequence_cache import Entries, PagedCache, ReadRun, SharedPrefix
 
 __all__ = [
     "RECENT",
@@ -16,8 +16,8 @@ __all__ = [
     "FewBitCache",
     "PagePool",
     "PageStore",
+    "PagedCache",
     "PoolExhausted",
     "ReadRun",
-    "SequenceCache",
     "SharedPrefix",
 ]

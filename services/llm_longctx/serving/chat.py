@@ -6,13 +6,13 @@ Knows the protocol's chunks; knows nothing about HTTP or the engine.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 from uuid import uuid4
 
-from services.llm_longctx.serving.adapters.base import TextModelAdapter, build_samplings, check_options
-from services.llm_longctx.serving.generation import Generation, OutputChunk, StreamedToken, TextOptions
+from services.llm_longctx.engine import ScoredToken
+from services.llm_longctx.serving.adapters.base import TextModelAdapter, check_options
+from services.llm_longctx.serving.generation import Generation, OutputChunk, TextOptions
 from services.llm_longctx.serving.grammars.token_grammar import TokenGrammar
 from services.llm_longctx.serving.protocol import CompletionProtocol
 from services.llm_longctx.serving.request_state import RequestState
@@ -36,7 +36,6 @@ from shared.api.text import (
 from shared.api.tools import FunctionCall, FunctionCallDelta, ToolCall, ToolCallDelta
 from shared.errors import InvalidOption
 from shared.lm.tokenizer import Tokenizer
-from shared.registry import CallContext
 
 _MIN_LOGPROB = -9999.0
 """OpenAI's stand-in for minus infinity."""
@@ -51,8 +50,8 @@ class ChatProtocol(CompletionProtocol[ChatRequest, ChatChunk, ChatCompletion]):
     chunk_type = ChatChunk
 
     def begin(
-        self, adapter: TextModelAdapter, request: ChatRequest, run: CallContext, state: RequestState | None
-    ) -> Generation:
+        self, generation: Generation, adapter: TextModelAdapter, request: ChatRequest, state: RequestState | None
+    ) -> None:
         _check(request)
         tools = read_tool_use(request, adapter.tokenizer.chat_template)
         grammar = _compile_grammar(adapter, request, tools)
@@ -63,14 +62,10 @@ class ChatProtocol(CompletionProtocol[ChatRequest, ChatChunk, ChatCompletion]):
             raise InvalidOption(detail, field="messages")
         most = request.max_completion_tokens or request.max_tokens
         engine_request = adapter.build_request(ids, most, request, "messages", text=text, state=state)
-        top = (request.top_logprobs or 0) if request.logprobs else None
-        make_parser = None if tools is None else partial(tools.parser, tools.functions)
-        generation = Generation(adapter.scheduler, adapter.tokenizer, run, make_parser)
-        options = TextOptions(request.stop or ())
-        generation.begin(
-            replace(engine_request, top_logprobs=top), build_samplings(request, adapter.sampling), options, grammar
-        )
-        return generation
+        engine_request.top_logprobs = (request.top_logprobs or 0) if request.logprobs else None
+        if tools is not None:
+            generation.use_parser(partial(tools.parser, tools.functions))
+        generation.begin(engine_request, TextOptions(request.stop or ()), grammar)
 
     def wants_logprobs(self, request: ChatRequest) -> bool:
         return request.logprobs
@@ -218,11 +213,10 @@ def _whole_delta(message: Reply) -> Delta:
     return Delta(role="assistant", content=message.content, **({"tool_calls": calls} if calls else {}))
 
 
-def _score(streamed: StreamedToken, tokenizer: Tokenizer) -> TokenLogprob:
+def _score(token: ScoredToken, tokenizer: Tokenizer) -> TokenLogprob:
     def entry(token: int, logprob: float) -> dict[str, Any]:
         raw = list(tokenizer.token_bytes(token))
         return {"token": tokenizer.token_text(token), "logprob": max(logprob, _MIN_LOGPROB), "bytes": raw}
 
-    token = streamed.token
     top = [TopLogprob(**entry(i, logprob)) for i, logprob in token.top]
     return TokenLogprob(**entry(token.id, token.logprob or 0.0), top_logprobs=top)

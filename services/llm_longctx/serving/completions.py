@@ -6,13 +6,12 @@ Knows the protocol's chunks; knows nothing about HTTP or the engine.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import ClassVar, cast
 
-from services.llm_longctx.engine import GenerationRequest
+from services.llm_longctx.engine import GenerationRequest, ScoredToken
 from services.llm_longctx.engine.taps import CaptureSize
-from services.llm_longctx.serving.adapters.base import TextModelAdapter, build_samplings, check_options
-from services.llm_longctx.serving.generation import Generation, OutputChunk, StreamedToken, TextOptions
+from services.llm_longctx.serving.adapters.base import TextModelAdapter, check_options
+from services.llm_longctx.serving.generation import Generation, OutputChunk, TextOptions
 from services.llm_longctx.serving.protocol import CompletionProtocol
 from services.llm_longctx.serving.request_state import RequestState
 from services.llm_longctx.serving.steering.build_taps import check_captured
@@ -21,7 +20,6 @@ from shared.api.interventions import Captured
 from shared.api.text import Completion, CompletionChoice, CompletionLogprobs, CompletionRequest
 from shared.errors import InvalidOption
 from shared.lm.tokenizer import Tokenizer
-from shared.registry import CallContext
 
 MAX_PROMPTS = 32
 """Most prompts in one request; each waits and runs by itself."""
@@ -39,8 +37,8 @@ class TextCompletionProtocol(CompletionProtocol[CompletionRequest, Completion, C
     chunk_type = Completion
 
     def begin(
-        self, adapter: TextModelAdapter, request: CompletionRequest, run: CallContext, state: RequestState | None
-    ) -> Generation:
+        self, generation: Generation, adapter: TextModelAdapter, request: CompletionRequest, state: RequestState | None
+    ) -> None:
         _check(request)
         prompts = _list_prompts(request)
         if state is not None and len(prompts) > 1:
@@ -49,10 +47,8 @@ class TextCompletionProtocol(CompletionProtocol[CompletionRequest, Completion, C
         grammar = adapter.compile_grammar(request)
         built = [_build_request(adapter, prompt, request, state) for prompt in prompts]
         check_captured(sum((one.taps.size for one, _ in built if one.taps is not None), CaptureSize()))
-        generation = Generation(adapter.scheduler, adapter.tokenizer, run)
         for engine_request, options in built:
-            generation.begin(engine_request, build_samplings(request, adapter.sampling), options, grammar)
-        return generation
+            generation.begin(engine_request, options, grammar)
 
     def wants_logprobs(self, request: CompletionRequest) -> bool:
         return request.logprobs is not None
@@ -120,24 +116,21 @@ def _build_request(
     text = prompt if isinstance(prompt, str) and not hidden else None
     built = adapter.build_request(ids, request.max_tokens, request, "prompt", text=text, state=state)
     score_from = (request.longctx.logprobs_from if request.longctx else None) or 0
-    built = replace(
-        built,
-        top_logprobs=request.logprobs,
-        score_prompt=request.echo and request.logprobs is not None,
-        score_from=min(score_from, len(ids)),
-    )
+    built.top_logprobs = request.logprobs
+    built.score_prompt = request.echo and request.logprobs is not None
+    built.score_from = min(score_from, len(ids))
     return built, TextOptions(request.stop or (), request.echo, hidden)
 
 
-def _to_logprobs(tokens: Sequence[StreamedToken], tokenizer: Tokenizer) -> CompletionLogprobs:
+def _to_logprobs(tokens: Sequence[ScoredToken], tokenizer: Tokenizer) -> CompletionLogprobs:
     text = tokenizer.token_text
     top = [
-        {text(i): max(logprob, _MIN_LOGPROB) for i, logprob in one.token.top} if one.token.logprob is not None else None
+        {text(i): max(logprob, _MIN_LOGPROB) for i, logprob in one.top} if one.logprob is not None else None
         for one in tokens
     ]
-    logprobs = [None if one.token.logprob is None else max(one.token.logprob, _MIN_LOGPROB) for one in tokens]
+    logprobs = [None if one.logprob is None else max(one.logprob, _MIN_LOGPROB) for one in tokens]
     return CompletionLogprobs(
-        tokens=[text(one.token.id) for one in tokens],
+        tokens=[text(one.id) for one in tokens],
         token_logprobs=logprobs,
         top_logprobs=top,
         text_offset=[one.offset for one in tokens],

@@ -18,10 +18,12 @@ from services.llm_longctx.generation_metrics import watch_pages, watch_scheduler
 from services.llm_longctx.serving.adapters.decoder import DecoderAdapter
 from services.llm_longctx.serving.cache_dtype import read_cache_dtype
 from services.llm_longctx.serving.embeddings import DecoderEmbedder
+from services.llm_longctx.serving.engine_room import choose_room
+from services.llm_longctx.serving.parallel_processes import ParallelProcesses, load_shard, read_size
 from services.llm_longctx.serving.text_model import TextModel
 from services.llm_longctx.serving.weight_format import load_weights
 from shared.api.text import ChatRequest, CompletionRequest
-from shared.errors import Malformed
+from shared.errors import InvalidOption, Malformed
 from shared.lm.head_plan_store import HeadPlanStore
 from shared.lm.tokenizer import Tokenizer
 from shared.lm.weights import read_json
@@ -42,6 +44,7 @@ class DecoderModel(TextModel):
     """
 
     adapter: DecoderAdapter
+    _others: ParallelProcesses | None = None
 
     def __init__(self, adapter: DecoderAdapter) -> None:
         """Serve a loaded decoder; the Card names how it draws tokens."""
@@ -61,7 +64,17 @@ class DecoderModel(TextModel):
             NotFound: The files are not there.
             FoveaError: They are no model that the decoder has a form for.
         """
-        weights = load_weights(cls.source(), place.cache, place.options.get("llm_weights", "auto"), place.device)
+        cache_bits = read_cache_dtype(place.options.get("llm_kv_cache_dtype", "auto"))
+        shared_facts = {"prefix_block": _PREFIX_BLOCK, "cache_bits": cache_bits}
+        others, wanted = None, place.options.get("llm_weights", "auto")
+        if (size := read_size(place)) > 1:
+            others = ParallelProcesses(cls.source(), place, size, shared_facts)
+            weights = load_shard(cls.source(), place.cache, wanted, place.device, others.team)
+        else:
+            weights = load_weights(cls.source(), place.cache, wanted, place.device)
+        kv_bytes, max_batch = choose_room(place.device, cache_bits)
+        if others is not None:
+            others.channel.send((kv_bytes, max_batch))
         model, digest, folder = weights.model, weights.sha256, weights.folder
         tokenizer, config = Tokenizer.from_folder(folder), model.config
         engine = Engine(
@@ -69,9 +82,13 @@ class DecoderModel(TextModel):
             weights_sha256=digest,
             packed=weights.packed,
             threads=place.threads,
-            monitor=_monitor(place),
+            kv_bytes=kv_bytes,
+            max_batch=max_batch,
+            monitor=None if others else _monitor(place),
             prefix_block=_PREFIX_BLOCK,
-            cache_bits=read_cache_dtype(place.options.get("llm_kv_cache_dtype", "auto")),
+            cache_bits=cache_bits,
+            team=None if others is None else others.team,
+            channel=None if others is None else others.channel,
         )
         engine.scheduler.start()
         watch_scheduler(cls.card.name, engine.scheduler)
@@ -91,11 +108,25 @@ class DecoderModel(TextModel):
             place.objects,
             sampling=sampling,
         )
-        return cls(adapter)
+        made = cls(adapter)
+        made._others = others
+        return made
+
+    def close(self) -> None:
+        super().close()
+        if self._others is not None:
+            self._others.stop()
 
     @cached_property
     def embedder(self) -> DecoderEmbedder:
-        """Embeds texts by this decoder's states."""
+        """Embeds texts by this decoder's states.
+
+        Raises:
+            InvalidOption: Several processes hold it.
+        """
+        if self._others is not None:
+            detail = "Embeddings need the whole model in one process, and several hold this one."
+            raise InvalidOption(detail, hint="Set FOVEA_LLM_TENSOR_PARALLEL=1.")
         return DecoderEmbedder(self.adapter.engine.model, self.adapter.tokenizer)
 
     def details(self) -> dict[str, Any]:

@@ -6,7 +6,8 @@ No text of prompts and answers is recorded.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from services.llm_longctx.engine import GenerationRequest
@@ -29,28 +30,20 @@ class GenerationSpan:
                 {"gen_ai.operation.name": operation, "gen_ai.request.model": model, **_describe(options)}
             )
 
-    def begin(self, make: Any) -> Any:
-        """What `make()` returns; the work that it begins belongs to this span."""
-        try:
-            with self._span.activate():
-                return make()
-        except BaseException as error:
-            self._span.fail(error)
-            self._span.end()
-            raise
+    def activate(self) -> AbstractContextManager[object]:
+        """A block whose work belongs to this span."""
+        return self._span.activate()
 
-    def watch(self, pieces: Iterable[OutputChunk]) -> Iterator[OutputChunk]:
-        """The same pieces, timed; it fails with them."""
-        try:
-            for piece in pieces:
-                if self._first_s is None and (piece.text or piece.calls):
-                    self._first_s = time.perf_counter() - self._started
-                if piece.reason is not None:
-                    self._reasons.append(piece.reason)
-                yield piece
-        except Exception as error:
-            self._span.fail(error)
-            raise
+    def note(self, piece: OutputChunk) -> None:
+        """Note when the first text came, and why answers ended."""
+        if self._first_s is None and (piece.text or piece.calls):
+            self._first_s = time.perf_counter() - self._started
+        if piece.reason is not None:
+            self._reasons.append(piece.reason)
+
+    def fail(self, error: Exception) -> None:
+        """Mark the request as failed."""
+        self._span.fail(error)
 
     def describe_answer(self, answer_id: str, usage: Usage, requests: Sequence[GenerationRequest]) -> None:
         """Say what the answer cost, and what was held of the method that it was asked for."""
@@ -102,6 +95,6 @@ def _judge(request: GenerationRequest, method: str) -> str | None:
     """Whether the answer is dense attention's: `exact`, `held_back` where dense served in place, or `trusted`."""
     if request.policy is None:
         return None
-    if request.requested_policy is not None:
+    if request.fallback_from is not None:
         return "held_back"
     return "exact" if method == "dense" else "trusted"

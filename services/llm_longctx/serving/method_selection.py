@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from services.llm_longctx.engine import Engine, GenerationRequest
-from services.llm_longctx.engine.method_policy import Policy
+from services.llm_longctx.engine.attention.method_policy import Policy
 from services.llm_longctx.kv_cache import CacheBits
 from services.llm_longctx.methods import AttentionMethod, compose, method
 from services.llm_longctx.serving.cache_dtype import name_cache_dtype, read_cache_dtype

@@ -6,9 +6,10 @@ Subclasses know the chunks of theirs. Knows nothing about HTTP or the engine.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 from uuid import uuid4
 
@@ -42,10 +43,10 @@ class CompletionProtocol(ABC, Generic[RequestT, ChunkT, AnswerT]):
     operation: ClassVar[str]
     chunk_type: type[ChunkT]
 
-    def stream(
-        self, adapter: TextModelAdapter, request: RequestT, run: CallContext, state: RequestState | None = None
-    ) -> Iterator[ChunkT]:
-        """Begin to answer; the last chunk has the usage and no choices.
+    async def stream(
+        self, adapter: TextModelAdapter, request: RequestT, run: CallContext
+    ) -> AsyncGenerator[ChunkT, None]:
+        """Answer; the last chunk has the usage and no choices.
 
         Raises:
             InvalidOption: An option that is not served.
@@ -54,14 +55,35 @@ class CompletionProtocol(ABC, Generic[RequestT, ChunkT, AnswerT]):
             PermissionDenied: The caller's key does not allow to look inside the model.
         """
         admit_taps(request, run)
-        observed = GenerationSpan(self.operation, adapter.name, request)
-        generation = observed.begin(lambda: self.begin(adapter, request, run, state))
-        return self._stream(adapter, generation, observed, has_logprobs=self.wants_logprobs(request))
+        state: RequestState | None = run.state
+        span = GenerationSpan(self.operation, adapter.name, request)
+        try:
+            with Generation(adapter.scheduler, adapter.tokenizer, run) as generation:
+                with span.activate():
+                    await asyncio.to_thread(self.begin, generation, adapter, request, state)
+                chunks = _ChunkBuilder(self, adapter, generation, has_logprobs=self.wants_logprobs(request))
+                sent: list[ChunkT] = []
+                while (piece := await generation.read()) is not None:
+                    span.note(piece)
+                    for chunk in await chunks.add(piece):
+                        sent += [chunk] if state is not None else ()
+                        yield chunk
+            last: list[ChunkT] = await chunks.end(span)
+            if state is not None:  # what the last chunks report must be true when they are read
+                await state.commit(self.gather(sent + last).model_dump_json())
+            wants_usage = not request.stream or (request.stream_options and request.stream_options.include_usage)
+            for chunk in last if wants_usage else last[:-1]:
+                yield chunk
+        except Exception as error:
+            span.fail(error)
+            raise
+        finally:
+            span.end()
 
     @abstractmethod
     def begin(
-        self, adapter: TextModelAdapter, request: RequestT, run: CallContext, state: RequestState | None
-    ) -> Generation:
+        self, generation: Generation, adapter: TextModelAdapter, request: RequestT, state: RequestState | None
+    ) -> None:
         """Check a request and hand it to the engine; raises as `stream`."""
 
     @abstractmethod
@@ -88,48 +110,65 @@ class CompletionProtocol(ABC, Generic[RequestT, ChunkT, AnswerT]):
     def replay(self, answer: str) -> list[ChunkT]:
         """The chunks of a whole answer (JSON) that was given before, the usage last."""
 
-    def _stream(
-        self, adapter: TextModelAdapter, generation: Generation, observed: GenerationSpan, *, has_logprobs: bool
-    ) -> Iterator[ChunkT]:
-        try:
-            yield from self._build_chunks(adapter, generation, observed, has_logprobs=has_logprobs)
-        finally:
-            observed.end()
 
-    def _build_chunks(
-        self, adapter: TextModelAdapter, generation: Generation, observed: GenerationSpan, *, has_logprobs: bool
-    ) -> Iterator[ChunkT]:
-        stamp: dict[str, Any] = {
-            "id": f"{self.id_prefix}-{uuid4().hex}",
-            "object": self.object_name,
+class _ChunkBuilder(Generic[ChunkT]):
+    """Makes the chunks of one answer: stamps them, and holds back what may be the last one with choices."""
+
+    def __init__(
+        self,
+        protocol: CompletionProtocol[Any, ChunkT, Any],
+        adapter: TextModelAdapter,
+        generation: Generation,
+        *,
+        has_logprobs: bool,
+    ) -> None:
+        self._protocol: CompletionProtocol[Any, ChunkT, Any] = protocol
+        self._adapter, self._generation = adapter, generation
+        self._has_logprobs = has_logprobs
+        self._stamp: dict[str, Any] = {
+            "id": f"{protocol.id_prefix}-{uuid4().hex}",
+            "object": protocol.object_name,
             "created": int(time.time()),
             "model": adapter.name,
             "system_fingerprint": adapter.fingerprint,
         }
-        begun: set[int] = set()
-        writer = adapter.open_captures(generation.requests[0])
-        produced, last = 0, None
-        for piece in observed.watch(generation):
-            produced += piece.produced
-            is_first = piece.index not in begun
-            captured = [] if writer is None else _write_captured(writer, piece)
-            for choice in self.to_choices(
-                piece, adapter.tokenizer, is_first=is_first, has_logprobs=has_logprobs, captured=captured
-            ):
-                if last is not None:
-                    yield last
-                last = self.chunk_type(**stamp, choices=[choice], usage=None)
-            begun.add(piece.index)
-            if last is not None and piece.reason is None:  # only what may be the last of all waits for the end
-                yield last
-                last = None
-        payload = adapter.extra_payload(generation.requests[0])
+        self._begun: set[int] = set()
+        self._writer = adapter.open_captures(generation.requests[0])
+        self._produced = 0
+        self._held: ChunkT | None = None
+
+    async def add(self, piece: OutputChunk) -> list[ChunkT]:
+        """The chunks that can be sent once this piece is there."""
+        self._produced += piece.produced
+        captured: list[Captured] = []
+        if self._writer is not None and (piece.captured or piece.reason is not None):
+            captured = await asyncio.to_thread(_write_captured, self._writer, piece)
+        choices = self._protocol.to_choices(
+            piece,
+            self._adapter.tokenizer,
+            is_first=piece.index not in self._begun,
+            has_logprobs=self._has_logprobs,
+            captured=captured,
+        )
+        self._begun.add(piece.index)
+        chunks = [self._protocol.chunk_type(**self._stamp, choices=[choice], usage=None) for choice in choices]
+        if self._held is not None and chunks:
+            chunks.insert(0, self._held)
+            self._held = None
+        if piece.reason is not None and chunks:  # only what may be the last of all waits for the end
+            self._held = chunks.pop()
+        return chunks
+
+    async def end(self, span: GenerationSpan) -> list[ChunkT]:
+        """The last chunk with choices, which has the extra payload, and the one with the usage."""
+        requests, adapter = self._generation.requests, self._adapter
+        payload = await adapter.extra_payload(requests[0])
         extra: dict[str, Any] = {} if payload is None else {"longctx": payload}
-        if last is not None:
-            yield last.model_copy(update=extra)
-        usage = build_usage(generation.requests, produced, adapter)
-        observed.describe_answer(stamp["id"], usage, generation.requests)
-        yield self.chunk_type(**stamp, **extra, choices=[], usage=usage)
+        usage = build_usage(requests, self._produced, adapter)
+        span.describe_answer(self._stamp["id"], usage, requests)
+        last: list[ChunkT] = [] if self._held is None else [self._held.model_copy(update=extra)]
+        last.append(self._protocol.chunk_type(**self._stamp, **extra, choices=[], usage=usage))
+        return last
 
 
 def _write_captured(writer: CaptureWriter, piece: OutputChunk) -> list[Captured]:

@@ -1,88 +1,20 @@
-"""Request state: what is loaded for a request before the model reads it, a session or a document.
+"""Request state: what a plug-in loads for a request before the model reads it, such as a session or a document.
 
-Knows bytes and tokens; knows neither where they are stored nor what a model makes of them.
+Knows neither where it is stored nor what a model makes of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-
-from pydantic import BaseModel, ConfigDict
-
-from services.llm_longctx.serving.adapters.landmark_options import LandmarkOptions
-from shared.api.text import ChatRequest, CompletionRequest
+from typing import Protocol
 
 
-@dataclass(frozen=True, slots=True)
-class StoredDocument:
-    """A stored document, which a request asks about.
+class RequestState(Protocol):
+    """State of one request; the adapter of its model knows the class. A plug-in loads it (`api.state_loading`)."""
 
-    Attributes:
-        id: Its id.
-        tenant: Its owner; cached prefixes are never shared between tenants.
-        text: Its text.
-        ids: Its tokens.
-        options: How it is read.
-        on_prefilled: Called once its last checkpoint was read here, to share it with other replicas. Must not block.
-    """
+    async def commit(self, answer: str) -> None:
+        """Store what the request changed, with its whole answer (JSON), before the end of the answer is sent.
 
-    id: str
-    tenant: str
-    text: str
-    ids: tuple[int, ...]
-    options: LandmarkOptions
-    on_prefilled: Callable[[], None] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class TokenUpdate:
-    """The update that one token made to the memory, means over layers and heads.
-
-    Attributes:
-        token: Its id.
-        loss: Error of the memory before the update: the surprise.
-        rate: Learning rate theta.
-        forgotten: Share of the memory that was forgotten, alpha.
-    """
-
-    token: int
-    loss: float
-    rate: float
-    forgotten: float
-
-
-@dataclass(eq=False, slots=True)
-class SessionTransaction:
-    """One request of a session: the state it begins with, and the state it will commit.
-
-    Attributes:
-        id: The session's id.
-        version: Version of the state that the request begins with.
-        state: That state.
-        commit: Writes the new state, with the request's answer as JSON. Blocks; raises Conflict if another request has
-            written since.
-        new_state: The new state, once the answer is complete.
-        tokens: Tokens that the session has read then.
-        updates: Memory updates of the request's tokens.
-    """
-
-    id: str
-    version: int
-    state: bytes
-    commit: Callable[[SessionTransaction, str], None]
-    new_state: bytes = b""
-    tokens: int = 0
-    updates: list[TokenUpdate] = field(default_factory=list)
-
-
-RequestState = SessionTransaction | StoredDocument
-
-
-class PreparedRequest(BaseModel):
-    """A request with the state that was loaded for it."""
-
-    model_config = ConfigDict(arbitrary_types_allowed=True)
-
-    request: ChatRequest | CompletionRequest
-    state: RequestState
+        Raises:
+            Conflict: Another request has written since.
+        """
+        ...

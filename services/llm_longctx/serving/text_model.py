@@ -5,18 +5,16 @@ An adapter answers for the model, whatever family it is of. Knows the protocol's
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from typing import ClassVar
 
 from pydantic import BaseModel
 
 from services.llm_longctx.serving.adapters.base import TextModelAdapter
 from services.llm_longctx.serving.chat import ChatProtocol
 from services.llm_longctx.serving.completions import TextCompletionProtocol
-from services.llm_longctx.serving.protocol import AnswerT, ChunkT, CompletionProtocol, RequestT
-from services.llm_longctx.serving.request_state import PreparedRequest, RequestState, SessionTransaction
 from shared.api.text import (
-    ChatChunk,
     ChatCompletion,
     ChatRequest,
     CompletionRequest,
@@ -33,8 +31,7 @@ class TextModel(Servable[ChatRequest, ChatCompletion]):
     """Serves a language model through its adapter; subclasses load it.
 
     Class attributes:
-        takes_sessions: Whether requests may name a session.
-        takes_documents: Whether requests may name a document.
+        takes: Request fields of plug-ins that the model understands, such as `session_id`.
     """
 
     In = ChatRequest
@@ -42,25 +39,18 @@ class TextModel(Servable[ChatRequest, ChatCompletion]):
     mode = "stream"
 
     adapter: TextModelAdapter
-    takes_sessions: ClassVar[bool] = False
-    takes_documents: ClassVar[bool] = False
+    takes: ClassVar[frozenset[str]] = frozenset()
 
     def predict(self, batch: Sequence[ChatRequest], run: CallContext) -> list[ChatCompletion | FoveaError]:
-        chat, begun = ChatProtocol(), list[Iterator[ChatChunk] | FoveaError]()
-        for request in batch:
-            try:
-                begun.append(chat.stream(self.adapter, request, run))
-            except FoveaError as error:
-                begun.append(error)
-        return [one if isinstance(one, FoveaError) else chat.gather(one) for one in begun]
+        return asyncio.run(self._answer_together(batch, run))
 
-    def stream(self, request: BaseModel, run: CallContext) -> Iterator[BaseModel]:
-        body, state = (request.request, request.state) if isinstance(request, PreparedRequest) else (request, None)
-        if isinstance(body, ChatRequest):
-            return self._stream(ChatProtocol(), body, run, state)
-        if isinstance(body, CompletionRequest):
-            return self._stream(TextCompletionProtocol(), body, run, state)
-        message = f"{type(body).__name__} is no request of a language model"
+    def stream(self, request: BaseModel, run: CallContext) -> AsyncGenerator[BaseModel, None]:
+        adapter = self.adapter.of_tenant(run.tenant)
+        if isinstance(request, ChatRequest):
+            return ChatProtocol().stream(adapter, request, run)
+        if isinstance(request, CompletionRequest):
+            return TextCompletionProtocol().stream(adapter, request, run)
+        message = f"{type(request).__name__} is not a request of a language model"
         raise TypeError(message)
 
     def tokenize(self, request: TokenizeRequest) -> Tokenized:
@@ -93,36 +83,17 @@ class TextModel(Servable[ChatRequest, ChatCompletion]):
             raise InvalidOption(detail, field="tokens")
         return Detokenized(prompt=self.adapter.tokenizer.decode(request.tokens))
 
-    def details(self) -> dict[str, Any]:
-        return {"remembers": self.takes_sessions, "cites": self.takes_documents}
-
     def close(self) -> None:
         self.adapter.scheduler.close()
 
-    def _stream(
-        self,
-        protocol: CompletionProtocol[RequestT, ChunkT, AnswerT],
-        body: RequestT,
-        run: CallContext,
-        state: RequestState | None,
-    ) -> Iterator[ChunkT]:
-        chunks = protocol.stream(self.adapter.of_tenant(run.tenant), body, run, state)
-        if isinstance(state, SessionTransaction):
-            chunks = _commit_before_end(chunks, protocol, state)
-        wants_usage = not body.stream or (body.stream_options is not None and body.stream_options.include_usage)
-        return chunks if wants_usage else (chunk for chunk in chunks if chunk.choices)
+    async def _answer_together(
+        self, batch: Sequence[ChatRequest], run: CallContext
+    ) -> list[ChatCompletion | FoveaError]:
+        return list(await asyncio.gather(*(self._answer(request, run) for request in batch)))
 
-
-def _commit_before_end(
-    chunks: Iterator[ChunkT], protocol: CompletionProtocol[RequestT, ChunkT, AnswerT], transaction: SessionTransaction
-) -> Iterator[ChunkT]:
-    """The same chunks; the new state is stored before those that report it are let through, so that they are true."""
-    passed, held_back = list[ChunkT](), list[ChunkT]()
-    for chunk in chunks:
-        passed.append(chunk)
-        if chunk.longctx is not None:
-            held_back.append(chunk)
-        else:
-            yield chunk
-    transaction.commit(transaction, protocol.gather(passed).model_dump_json())
-    yield from held_back
+    async def _answer(self, request: ChatRequest, run: CallContext) -> ChatCompletion | FoveaError:
+        chat, whole = ChatProtocol(), request.model_copy(update={"stream": False})
+        try:
+            return chat.gather([chunk async for chunk in chat.stream(self.adapter.of_tenant(run.tenant), whole, run)])
+        except FoveaError as error:
+            return error

@@ -1,8 +1,8 @@
 """Weight formats of a served decoder: which one a file and a machine call for, and its few-bit matrices, packed once.
 
 Packed matrices lie in the cache folder, named by the digest of the weights and by format. The same weights, widened,
-are what torch multiplies with where no C++ kernel serves. Knows files and formats; knows nothing about engines or
-requests.
+are what torch multiplies with where no kernel serves: for prompts on a device, for example. Knows files and formats;
+knows nothing about engines or requests.
 """
 
 from __future__ import annotations
@@ -59,11 +59,11 @@ def load_weights(source: Path, cache: Path, wanted: str, device: str = "cpu") ->
         source: A Hugging Face folder, or a GGUF file, which is unpacked into the cache the first time.
         cache: Folder for what is derived.
         wanted: A `WeightFormat`, or `auto`: what the file holds, as far as this machine has kernels for it.
-        device: Where the decoder runs; few bits are for CPUs.
+        device: Where the decoder runs.
 
     Raises:
         InvalidOption: There is no such format, or this decoder has no form for it.
-        NotReady: The format needs the C++ kernels, and they are not there.
+        NotReady: The format needs C++ kernels, or Triton on a device, and they are not there.
         FoveaError: The files are not there, or they are no model that the decoder has a form for.
     """
     if wanted not in {"auto", *get_args(WeightFormat)}:
@@ -81,6 +81,7 @@ def load_weights(source: Path, cache: Path, wanted: str, device: str = "cpu") ->
     packed = (
         _packed(source, model, cache / "lm" / f"{digest[:32]}-{chosen}-{LAYOUT}", chosen) if chosen[0] == "q" else {}
     )
+    packed = {key: matrix.to(device) for key, matrix in packed.items()}
     return ModelWeights(model, folder, digest, chosen, packed)
 
 
@@ -95,28 +96,37 @@ def _check_source(source: Path) -> None:
 
 def _choose_format(source: Path, device: str) -> WeightFormat:
     """What the file holds most of; without kernels for it float32 on a CPU, bfloat16 elsewhere."""
-    if device != "cpu":
-        return "bf16"
-    if "cpu_ext" not in backends():
-        return "fp32"
-    if source.is_dir():
+    is_cpu, kernels = device == "cpu", _few_bit_backend(device) in backends()
+    if source.is_dir() or not kernels:
+        if not is_cpu:
+            return "bf16"
+        if not kernels:
+            return "fp32"
         held = {x.dtype for file in weights_files(source) for x in read_tensors(file).values() if x.dim() > 1}
         return "fp32" if held & {torch.float32, torch.float64} else "bf16"
     (kind, _), *_ = count_kinds(source).most_common(1)
     if kind in _WHOLE_BITS:
-        return cast("WeightFormat", _WHOLE_BITS[kind])
+        return cast("WeightFormat", _WHOLE_BITS[kind]) if is_cpu else "bf16"
     return "q4" if kind in _FOUR_BITS else "q8"  # other kinds of few bits are rounded anew, and 8 bits lose nothing
 
 
 def _unfit(model: Decoder, device: str) -> InvalidOption | NotReady | None:
     """Why this decoder can't have few bits here, if it can't."""
-    if device != "cpu" or not is_supported(model):
-        detail = f"Weights of few bits are for Llama-like decoders on a CPU, not for {model.config.path} on {device}."
+    if not is_supported(model):
+        detail = f"Weights of few bits are for Llama-like decoders, not for {model.config.path}."
         return InvalidOption(detail, hint="Use bf16.", field="llm_weights")
-    if "cpu_ext" not in backends():
-        detail = "Weights of few bits need the C++ kernels, which are not built."
-        return NotReady(detail, hint="`fovea build-kernels` builds them where a C++ compiler is installed.")
-    return None
+    if (backend := _few_bit_backend(device)) in backends():
+        return None
+    if backend == "triton":
+        detail = f"Weights of few bits need Triton on {device}, which can't be used."
+        return NotReady(detail, hint="The extra `gpu` brings it.")
+    detail = "Weights of few bits need the C++ kernels, which are not built."
+    return NotReady(detail, hint="`fovea build-kernels` builds them where a C++ compiler is installed.")
+
+
+def _few_bit_backend(device: str) -> str:
+    """The back end that multiplies with few bits."""
+    return "cpu_ext" if device == "cpu" else "triton"
 
 
 def _packed(source: Path, model: Decoder, folder: Path, name: WeightFormat) -> dict[str, PackedMatrix]:
@@ -142,7 +152,7 @@ def _matrices(model: Decoder) -> dict[str, Tensor]:
 def _round(held: QuantizedMatrix | None, weight: Tensor, key: str, name: WeightFormat) -> Tensor:
     if held is None or (name == "q8" and held.bits == 4):
         # Logits suffer most from few bits, so the output matrix keeps 8.
-        held = quantize(weight.float().numpy(), 8 if name == "q8" or key == HEAD else 4)
+        held = quantize(weight.float().cpu().numpy(), 8 if name == "q8" or key == HEAD else 4)
     return pack(held).data
 
 

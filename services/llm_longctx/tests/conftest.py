@@ -168,3 +168,38 @@ def text_of(client, **more) -> str:
 
 def go_on(client, prompt="Once upon", **more):
     return client.completions.create(**{"model": MODEL, "prompt": prompt, "max_tokens": 12, "temperature": 0} | more)
+
+
+class Ear:
+    """A listener that remembers; see `tests.hooks`."""
+
+    def __init__(self, stop_at=None) -> None:
+        self.tokens, self.prompted, self.ends, self.stop_at = [], [], [], stop_at
+
+    def on_prompt(self, tokens):
+        self.prompted += tokens
+
+    def on_token(self, token):
+        self.tokens.append(token)
+        return token.id == self.stop_at
+
+    def on_finish(self, reason, produced):
+        self.ends.append((reason, produced))
+
+    @property
+    def ids(self):
+        return [t.id for t in self.tokens]
+
+    @property
+    def reason(self):
+        ((reason, _),) = self.ends
+        return reason
+
+
+def most_running(scheduler):
+    """Step until all have ended; how many ran at once."""
+    most = 0
+    while scheduler.in_flight:
+        scheduler.step()
+        most = max(most, len(scheduler.running))
+    return most

@@ -2,19 +2,14 @@
 
 from fastapi import FastAPI
 
-from services.llm_longctx.api import documents, embeddings, openai, responses, sessions
+from services.llm_longctx.api import embeddings, openai, responses
 from shared.api.replica import route_fields
 
 
-def test_chats_completions_responses_and_documents_are_affine():
+def test_chats_completions_and_responses_are_affine():
     app = FastAPI()
-    for room in (documents, embeddings, openai, responses, sessions):
-        app.include_router(room.router)
+    for module in (embeddings, openai, responses):
+        app.include_router(module.router)
     found = route_fields(app.openapi(), lambda path: path.startswith("/v1"))
-    assert set(found["affine"]) == {
-        "/v1/chat/completions",
-        "/v1/completions",
-        "/v1/responses",
-        "/v1/documents/{document_id}",
-    }
+    assert set(found["affine"]) == {"/v1/chat/completions", "/v1/completions", "/v1/responses"}
     assert "/v1/embeddings" in found["routes"]

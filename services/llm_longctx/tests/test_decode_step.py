@@ -66,14 +66,11 @@ def test_a_step_is_the_decoders(family):
 @pytest.mark.parametrize(
     "how",
     [
-        method("duo", sink=4, recent=20),
-        method("razor", window_min=24, window_div=8),
-        method("recycled", budget=24, stride=2),
-        method("act"),
-        method("power"),
+        method("duo", sink=4, recent=20), method("razor", window_min=24, window_div=8),
+        method("recycled", budget=24, stride=2), method("act"), method("power"),
     ],
     ids=lambda m: m.name,
-)
+)  # fmt: skip
 def test_a_step_under_a_method_is_the_decoders(how):
     net = build("llama")
     torch.testing.assert_close(decode(net, how), decode(net, how, backend="cpu_torch"), atol=5e-5, rtol=1e-5)
@@ -129,34 +126,11 @@ def test_two_engines_may_step_at_once():
         torch.testing.assert_close(one, alone, atol=2e-5, rtol=1e-5)
 
 
-def test_a_shared_prefix_is_read_where_it_lies():
-    net = build("llama")
-    engine = Engine(net, page=16)
-    first = engine.open()
-    first.prefill(IDS[:100])
-    state = engine.runner.fork(first.state)
-    logits = engine.runner.decode([state, first.state], [5, 5])
-    state.close()
-    torch.testing.assert_close(logits[0], logits[1], atol=1e-5, rtol=1e-5)
-    first.close()
-
-
 def test_a_token_that_is_none_is_refused():
     engine = Engine(build("llama"))
     engine.prefill(IDS[:4])
     with pytest.raises(IndexError, match="below 61"):
         engine.step(61)
-
-
-def test_steps_run_in_one_call(monkeypatch):
-    calls = []
-    real = bindings.decode_step
-    monkeypatch.setattr(bindings, "decode_step", lambda *given: calls.append(given) or real(*given))
-    net = build("llama")
-    engine = Engine(net)
-    engine.prefill(IDS[:40])
-    engine.step(3)
-    assert len(calls) == 1
 
 
 def steer(net, sites, backend="auto", how="dense", threads=1):
@@ -193,11 +167,12 @@ def test_vectors_are_added_in_a_step_as_by_torch(family, how):
         assert torch.equal(steer(net, sites, how=how), steer(net, sites, how=how, threads=3))
 
 
-def test_a_step_with_vectors_runs_in_one_call_and_its_neighbour_keeps_every_bit(monkeypatch):
+def test_a_step_with_and_without_vectors_runs_in_one_call_and_its_neighbour_keeps_every_bit(monkeypatch):
     net, calls, real = build("llama"), [], bindings.decode_step
-    plain = steer(net, [])
     monkeypatch.setattr(bindings, "decode_step", lambda *given: calls.append(given) or real(*given))
-    steered = steer(net, SITES)
+    plain = steer(net, [])
     assert len(calls) == 2
+    steered = steer(net, SITES)
+    assert len(calls) == 4
     assert torch.equal(steered[:, 0], plain[:, 0])
     assert not torch.equal(steered[:, 1], plain[:, 1])

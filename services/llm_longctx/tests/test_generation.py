@@ -1,11 +1,14 @@
-"""From tokens to text: pieces of an answer, with a scripted engine in the place of a model."""
+"""From tokens to text: pieces of an answer, with a scripted engine in the place of a model, and stop texts."""
+
+import asyncio
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from services.llm_longctx.engine import GenerationRequest, Sampling, ScoredToken
 from services.llm_longctx.serving.generation import Generation, TextOptions
+from services.llm_longctx.serving.stop_strings import StopStringFilter
 from shared.errors import Cancelled, QueueFull
 from shared.registry import CallContext
 
@@ -21,33 +24,42 @@ class Script:
         if not self.answers:
             raise QueueFull("full")
         self.requests.append(request)
-        for candidate in request.candidates:
+        for answer in range(len(request.samplings)):
             if request.score_prompt:
-                candidate.callback.on_prompt([ScoredToken(i, -1.0) for i in request.prompt_ids[1:]])
-            self._say(candidate.callback, self.answers.pop(0))
+                request.hooks.on_prompt(answer, [ScoredToken(i, -1.0) for i in request.prompt_ids[1:]])
+            self._say(request.hooks, answer, self.answers.pop(0))
 
     def abort(self, request):
         """Remember it."""
         self.aborted.append(request)
 
-    def _say(self, callback, tokens):
+    def _say(self, hooks, answer, tokens):
         for count, token in enumerate(tokens, 1):
-            if callback.on_token(ScoredToken(token, -0.5)):
-                callback.on_finish("stop", count)
+            if hooks.on_token(answer, ScoredToken(token, -0.5)):
+                hooks.on_finish(answer, "stop", count)
                 return
-        callback.on_finish(self.how, len(tokens))
-        callback.on_finish("length", 99)  # an end after the end says nothing
+        hooks.on_finish(answer, self.how, len(tokens))
+        hooks.on_finish(answer, "length", 99)  # an end after the end says nothing
 
 
 def ask(ids, **facts):
     return GenerationRequest(ids, max_tokens=9, **facts)
 
 
-def run(codec, script, *requests, n=1, **options):
-    generation = Generation(script, codec, CallContext())
-    for request in requests:
-        generation.begin(request, [Sampling()] * n, TextOptions(**options))
-    return list(generation)
+async def read(codec, script, *requests, n=1, most=None, **options):
+    """The pieces of all answers, or the first `most` of them."""
+    pieces = []
+    with Generation(script, codec, CallContext()) as generation:
+        for request in requests:
+            request.samplings = [Sampling()] * n
+            generation.begin(request, TextOptions(**options))
+        while len(pieces) != most and (piece := await generation.read()) is not None:
+            pieces.append(piece)
+    return pieces
+
+
+def run(codec, script, *requests, **how):
+    return asyncio.run(read(codec, script, *requests, **how))
 
 
 def joined(pieces, index=0):
@@ -56,8 +68,10 @@ def joined(pieces, index=0):
 
 def test_pieces_are_whole_characters_and_the_end_has_the_reason(codec):
     pieces = run(codec, Script(codec.encode("a😀b")), ask([1]))
-    assert [p.text for p in pieces] == ["a", "😀", "b", ""]
-    assert [p.reason for p in pieces] == [None, None, None, "length"]
+    assert ([p.text for p in pieces], [p.reason for p in pieces]) == (
+        ["a", "😀", "b", ""],
+        [None, None, None, "length"],
+    )
     assert pieces[-1].produced == len("a😀b".encode())
     assert all(p.tokens == () for p in pieces), "no log-probabilities were asked for"
 
@@ -66,33 +80,19 @@ def test_an_answer_cut_inside_a_character_ends_in_a_replacement(codec):
     assert joined(run(codec, Script(codec.encode("a😀")[:-1]), ask([1]))) == "a�"
 
 
-def test_answers_and_prompts_have_places_of_their_own(codec):
-    script = Script(*(codec.encode(text) for text in ("one", "two", "three", "four")))
-    pieces = run(codec, script, ask([1]), ask([2]), n=2)
-    assert [joined(pieces, i) for i in range(4)] == ["one", "two", "three", "four"]
-    assert [r.prompt_ids for r in script.requests] == [[1], [2]]
-    assert sum(p.produced for p in pieces) == len("onetwothreefour")
-
-
 @given(text=st.text("ab😀 ", max_size=20), stop=st.text("ab😀", min_size=1, max_size=3))
 def test_tokens_that_are_told_spell_the_text_that_is_shown(codec, text, stop):
     pieces = run(codec, Script(codec.encode(text)), ask([1], top_logprobs=0), stops=[stop])
     shown = joined(pieces)
     assert shown == text.split(stop)[0]
     told = [s for p in pieces for s in p.tokens]
-    assert b"".join(codec.token_bytes(s.token.id) for s in told).decode() == shown
+    assert b"".join(codec.token_bytes(s.id) for s in told).decode() == shown
     assert [s.offset for s in told] == sorted(s.offset for s in told)
     assert pieces[-1].reason == ("stop" if stop in text else "length")
     come = ""
     for piece in pieces:
         come += piece.text
         assert all(s.offset < len(come) for s in piece.tokens), "a token comes with its text, not before"
-
-
-def test_a_stop_ends_the_answer_at_its_last_token(codec):
-    pieces = run(codec, Script(codec.encode("abcdef")), ask([1]), stops=["cd"])
-    assert joined(pieces) == "ab"
-    assert pieces[-1].produced == 4
 
 
 def test_an_echo_shows_the_prompt_once_for_each_answer(codec):
@@ -102,9 +102,8 @@ def test_an_echo_shows_the_prompt_once_for_each_answer(codec):
     for index in (0, 1):
         assert joined(pieces, index) == "ü!x"
         told = [s for p in pieces if p.index == index for s in p.tokens]
-        assert [s.token.id for s in told] == [*ids, *codec.encode("x")]
-        assert [s.token.logprob for s in told] == [None, -1.0, -1.0, -0.5]
-        assert [s.offset for s in told] == [0, 0, 1, 2]
+        assert [s.id for s in told] == [*ids, *codec.encode("x")]
+        assert ([s.logprob for s in told], [s.offset for s in told]) == ([None, -1.0, -1.0, -0.5], [0, 0, 1, 2])
 
 
 def test_an_echo_leaves_out_what_the_caller_did_not_write(codec):
@@ -115,28 +114,54 @@ def test_an_echo_leaves_out_what_the_caller_did_not_write(codec):
 
 def test_an_error_is_raised_where_the_pieces_are_read(codec):
     script = Script(codec.encode("ab"), end=Cancelled("gone"))
-    generation = Generation(script, codec, CallContext())
-    generation.begin(ask([1]), [Sampling()])
     with pytest.raises(Cancelled):
-        list(generation)
+        run(codec, script, ask([1]))
     assert script.aborted == script.requests
 
 
 def test_a_full_queue_drops_what_was_begun(codec):
     script = Script(codec.encode("ab"))
-    generation = Generation(script, codec, CallContext())
-    generation.begin(ask([1]), [Sampling()])
     with pytest.raises(QueueFull):
-        generation.begin(ask([1]), [Sampling()])
+        run(codec, script, ask([1]), ask([1]))
     assert script.requests[0] in script.aborted
 
 
 def test_leaving_early_drops_all_requests(codec):
     script = Script(codec.encode("ab"), codec.encode("cd"))
-    generation = Generation(script, codec, CallContext())
-    for _ in range(2):
-        generation.begin(ask([1]), [Sampling()])
-    pieces = iter(generation)
-    next(pieces)
-    pieces.close()
+    assert len(run(codec, script, ask([1]), ask([1]), most=1)) == 1
     assert script.aborted == script.requests
+
+
+def test_pieces_of_a_loop_that_is_closed_are_dropped(codec):
+    async def begin(script):
+        generation = Generation(script, codec, CallContext())
+        generation.begin(ask([1]))
+        return script.requests[0].hooks
+
+    hooks = asyncio.run(begin(Script(codec.encode("a"))))
+    assert hooks.on_token(0, ScoredToken(1)) is False
+
+
+TEXT = st.text("ab\n", max_size=20)
+
+
+@given(st.lists(TEXT, max_size=8), st.lists(st.text("ab\n", min_size=1, max_size=4), max_size=4))
+@example(["aa", "ab"], ["aab"])
+@example(["ab", "a", "b"], ["abab", "b\n"])
+@example(["ab", "b"], ["abb", "b"])
+def test_what_is_shown_is_the_text_before_the_first_stop_that_is_complete(pieces, stops):
+    watch, come, known = StopStringFilter(stops), "", None
+    shown = ""
+    for piece in pieces:
+        come += piece
+        met = [come.find(stop) for stop in stops if stop in come]
+        known = come[: min(met)] if met and known is None else known
+        shown += watch.feed(piece)
+        assert not any(stop in shown for stop in stops)
+    assert shown + watch.end() == (come if known is None else known)
+    assert watch.is_hit == (known is not None)
+
+
+def test_only_what_may_begin_a_stop_is_held_back():
+    watch = StopStringFilter(["END"])
+    assert [watch.feed("one E"), watch.feed("N"), watch.feed("Q E"), watch.end()] == ["one ", "", "ENQ ", "E"]

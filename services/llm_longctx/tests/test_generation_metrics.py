@@ -6,7 +6,7 @@ from prometheus_client import REGISTRY
 
 from services.llm_longctx import generation_metrics
 from services.llm_longctx.engine import Engine
-from services.llm_longctx.engine.completion import Request
+from services.llm_longctx.engine.offline.completion import Request
 from services.llm_longctx.tests.conftest import HELLO, MODEL, say
 from shared import telemetry
 from shared.tests.recorded_spans import is_child, recorded_spans  # noqa: F401  # a fixture
@@ -82,5 +82,4 @@ def test_a_preempted_answer_has_a_span_of_each_of_its_runs(decoder, recorded_spa
     assert all(is_child(one, parent) for one in runs)
     assert crowd.traceparent.split("-")[1] == f"{parent.context.trace_id:032x}"
     assert len(recorded_spans.named("queue")) == 3 + preempted
-    assert sum(bool(one.attributes.get("fovea.preempted")) for one in runs) == preempted
-    assert len(runs) == 3 + preempted
+    assert (sum(bool(one.attributes.get("fovea.preempted")) for one in runs), len(runs)) == (preempted, 3 + preempted)

@@ -1,6 +1,7 @@
 """Every kernel back end against its float64 oracle, on shapes that nothing divides."""
 
 import math
+from functools import partial
 
 import hypothesis
 import numpy as np
@@ -8,24 +9,14 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from services.llm_longctx.kernels import (
-    BlockCsr,
-    PageTable,
-    backends,
-    block_sparse_prefill,
-    decode,
-    decode_pages,
-    decode_runs,
-    last_query_scores,
-    merge,
-    window_prefill,
-)
+from services.llm_longctx import kernels
+from services.llm_longctx.kernels import sdpa_lse as sdpa_lse_module
 from services.llm_longctx.kernels.block_sparse_prefill.reference import token_mask
 from services.llm_longctx.kernels.merge_lse.reference import softmax_of_all
 from services.llm_longctx.kernels.sdpa_lse import sdpa_lse, sdpa_lse_plain
 from shared.errors import BadInput, NotReady
 
-FAST = [name for name in backends() if name not in {"reference", "triton"}]
+FAST = [name for name in kernels.backends() if name not in {"reference", "triton"}]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6, torch.bfloat16: 4e-2}
 
 
@@ -39,40 +30,45 @@ def differs(found: torch.Tensor, wanted: torch.Tensor) -> float:
     return float((found.double() - wanted.double())[finite].abs().max()) if finite.any() else 0.0
 
 
-def agree(q, out, wanted, lse, sums) -> None:
-    assert out.dtype == q.dtype
-    assert differs(out, wanted) < TOLERANCE[q.dtype]
-    assert differs(lse, sums) < max(TOLERANCE[q.dtype], 1e-5 if q.dtype != torch.float64 else 0)
+def agree(q, found, expected, tolerance=None, lse_within=None) -> None:
+    (out, lse), (wanted, sums) = found, expected
+    tolerance = tolerance or TOLERANCE[q.dtype]
+    assert (out.shape, out.dtype, lse.dtype) == (q.shape, q.dtype, torch.promote_types(q.dtype, torch.float32))
+    assert differs(out, wanted) < tolerance
+    assert differs(lse, sums) < (lse_within or max(tolerance, 1e-5 if q.dtype != torch.float64 else 0))
+
+
+def prefill_problem(dtype, heads, queries, keys, d, block, key_block, mask_heads, density=0.4):
+    q, (k, v) = torch.randn(heads[0], queries, d).to(dtype), torch.randn(2, heads[1], keys, d).to(dtype)
+    first = (keys - queries) // block
+    mask = torch.rand(mask_heads, -(-keys // block) - first, -(-keys // key_block)) < density
+    return q, k, v, kernels.BlockCsr.from_mask(mask, block, key_block=key_block, first=first)
 
 
 @st.composite
-def prefills(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, BlockCsr]:
+def prefills(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, kernels.BlockCsr]:
     kv_heads, group = draw(st.integers(1, 3)), draw(st.integers(1, 3))
     keys = draw(st.integers(1, 150))
     queries = draw(st.one_of(st.just(keys), st.integers(1, keys)))
     d = draw(st.sampled_from([2, 8, 16, 20, 64, 72]))
     block, key_block = draw(st.integers(1, 40)), draw(st.integers(1, 40))
     key_block = draw(st.sampled_from([block, key_block]))
-    first = (keys - queries) // block
-    shape = (draw(st.sampled_from([kv_heads, kv_heads * group])), -(-keys // block) - first, -(-keys // key_block))
+    mask_heads = draw(st.sampled_from([kv_heads, kv_heads * group]))
     torch.manual_seed(draw(st.integers(0, 9)))
-    mask = torch.rand(shape) < draw(st.sampled_from([0.0, 0.3, 1.0]))
-    dtype = draw(st.sampled_from(list(TOLERANCE)))
-    q = torch.randn(kv_heads * group, queries, d).to(dtype)
-    k, v = torch.randn(2, kv_heads, keys, d).to(dtype)
-    return q, k, v, BlockCsr.from_mask(mask, block, key_block=key_block, first=first)
+    dtype, density = draw(st.sampled_from(list(TOLERANCE))), draw(st.sampled_from([0.0, 0.3, 1.0]))
+    heads = (kv_heads * group, kv_heads)
+    return prefill_problem(dtype, heads, queries, keys, d, block, key_block, mask_heads, density)
+
+
+def prefill(case, backend):
+    return kernels.block_sparse_prefill(*case, backend=backend, return_lse=True)
 
 
 @pytest.mark.parametrize("backend", FAST)
 @hypothesis.given(prefills())
 def test_prefill_agrees_with_the_oracle(backend, case):
-    q, k, v, blocks = case
-    hypothesis.assume(takes(backend, q.dtype))
-    wanted, sums = block_sparse_prefill(q, k, v, blocks, backend="reference", return_lse=True)
-    out, lse = block_sparse_prefill(q, k, v, blocks, backend=backend, return_lse=True)
-    assert out.shape == q.shape
-    assert lse.dtype == (torch.float64 if q.dtype == torch.float64 else torch.float32)
-    agree(q, out, wanted, lse, sums)
+    hypothesis.assume(takes(backend, case[0].dtype))
+    agree(case[0], prefill(case, backend), prefill(case, "reference"))
 
 
 @st.composite
@@ -87,59 +83,48 @@ def problems(draw: st.DrawFn):
         draw(st.sampled_from([None, torch.randn(n), torch.where(torch.rand(n) < 0.5, 0.0, -torch.inf)]))
         for n in lengths
     ]
-    return q, entries, weights
+    return q, [e[0] for e in entries], [e[1] for e in entries], weights
 
 
-@pytest.mark.parametrize("backend", FAST)
-@hypothesis.given(problems())
-def test_ragged_decode_agrees_with_the_oracle(backend, case):
-    q, entries, weights = case
-    hypothesis.assume(takes(backend, q.dtype))
-    keys, values = [e[0] for e in entries], [e[1] for e in entries]
-    wanted, sums = decode(q, keys, values, log_weights=weights, backend="reference")
-    out, lse = decode(q, keys, values, log_weights=weights, backend=backend)
-    agree(q, out, wanted, lse, sums)
+def in_tensors(q, keys, values, weights, backend):
+    return kernels.decode(q, keys, values, log_weights=weights, backend=backend)
 
 
-@pytest.mark.parametrize("backend", FAST)
-@hypothesis.given(problems(), st.sampled_from([4, 16, 64]))
-def test_decode_from_pages_is_decode_from_tensors(backend, case, size):
-    q, entries, weights = case
-    hypothesis.assume(takes(backend, q.dtype))
-    d = q.shape[2]
-    counts = [-(-e.shape[1] // size) for e in entries]
-    pool = torch.randn(sum(counts) + 3, 2, size, d).to(q.dtype)
+def in_pages(q, keys, values, weights, backend, size=16):
+    counts = [-(-len(k) // size) for k in keys]
+    pool = torch.full((sum(counts) + 3, 2, size, q.shape[2]), torch.nan, dtype=q.dtype)
     free = torch.randperm(len(pool)).tolist()
     tables = [[free.pop() for _ in range(n)] for n in counts]
-    for table, held in zip(tables, entries, strict=True):
+    for table, k, v in zip(tables, keys, values, strict=True):
         for i, page in enumerate(table):
-            part = held[:, i * size : (i + 1) * size]
-            pool[page, :, : part.shape[1]] = part
-    pages = PageTable.of(tables, [e.shape[1] for e in entries])
-    keys, values = [e[0] for e in entries], [e[1] for e in entries]
-    wanted, sums = decode(q, keys, values, log_weights=weights, backend="reference")
-    out, lse = decode_pages(q, pool, pages, log_weights=weights, backend=backend)
-    agree(q, out, wanted, lse, sums)
+            part = slice(i * size, (i + 1) * size)
+            pool[page, 0, : len(k[part])], pool[page, 1, : len(k[part])] = k[part], v[part]
+    pages = kernels.PageTable.of(tables, [len(k) for k in keys])
+    return kernels.decode_pages(q, pool, pages, log_weights=weights, backend=backend)
 
 
+def in_runs(q, keys, values, weights, backend):
+    n = np.array([len(k) for k in keys], np.int64)
+    start = np.cumsum(n + 2) - n  # behind two entries that belong to nobody
+    stores = torch.randn(2, int((n + 2).sum()), q.shape[2]).to(q.dtype)
+    logs = torch.randn(stores.shape[1], dtype=torch.promote_types(q.dtype, torch.float32))
+    for first, k, v, weight in zip(start.tolist(), keys, values, weights, strict=True):
+        at = slice(first, first + len(k))
+        stores[0, at], stores[1, at] = k, v
+        logs[at] = logs[at] if weight is None else weight
+    weighted = np.array([weight is not None for weight in weights])
+    return kernels.decode_runs(q, (*stores, logs), start, n, weighted, backend=backend)
+
+
+READERS = {"tensors": in_tensors, **{f"pages of {n}": partial(in_pages, size=n) for n in (4, 16, 64)}, "runs": in_runs}
+
+
+@pytest.mark.parametrize("place", READERS)
 @pytest.mark.parametrize("backend", FAST)
 @hypothesis.given(problems())
-def test_decode_from_runs_of_stores_is_decode_from_tensors(backend, case):
-    q, entries, weights = case
-    hypothesis.assume(takes(backend, q.dtype))
-    n = np.array([e.shape[1] for e in entries], np.int64)
-    start = np.cumsum(n + 2) - n  # behind two entries that belong to nobody
-    keys, values = torch.randn(2, int((n + 2).sum()), q.shape[2]).to(q.dtype)
-    store = torch.randn(len(keys), dtype=torch.promote_types(q.dtype, torch.float32))
-    for first, held, weight in zip(start.tolist(), entries, weights, strict=True):
-        at = slice(first, first + held.shape[1])
-        keys[at], values[at] = held
-        if weight is not None:
-            store[at] = weight
-    weighted = np.array([weight is not None for weight in weights])
-    wanted, sums = decode(q, [e[0] for e in entries], [e[1] for e in entries], log_weights=weights, backend="reference")
-    out, lse = decode_runs(q, (keys, values, store), start, n, weighted, backend=backend)
-    agree(q, out, wanted, lse, sums)
+def test_ragged_decode_agrees_with_the_oracle_wherever_entries_lie(backend, place, case):
+    hypothesis.assume(takes(backend, case[0].dtype))
+    agree(case[0], READERS[place](*case, backend), in_tensors(*case, "reference"))
 
 
 @pytest.mark.parametrize("backend", FAST)
@@ -147,9 +132,8 @@ def test_decode_from_runs_of_stores_is_decode_from_tensors(backend, case):
 def test_a_window_and_sinks_are_the_mask_they_name(backend, case, sink, window):
     q, k, v, _ = case
     hypothesis.assume(takes(backend, q.dtype))
-    wanted, sums = window_prefill(q, k, v, sink, window, backend="reference")
-    out, lse = window_prefill(q, k, v, sink, window, backend=backend)
-    agree(q, out, wanted, lse, sums)
+    found, wanted = (kernels.window_prefill(q, k, v, sink, window, backend=name) for name in (backend, "reference"))
+    agree(q, found, wanted)
 
 
 @pytest.mark.parametrize("backend", FAST)
@@ -158,9 +142,8 @@ def test_a_probe_sums_what_the_last_queries_see(backend, case):
     q, k, _, _ = case
     hypothesis.assume(takes(backend, q.dtype))
     q = q[:, -9:]
-    for found, wanted in zip(
-        last_query_scores(q, k, backend=backend), last_query_scores(q, k, backend="reference"), strict=True
-    ):
+    both = (kernels.last_query_scores(q, k, backend=name) for name in (backend, "reference"))
+    for found, wanted in zip(*both, strict=True):
         assert found.dtype == torch.promote_types(q.dtype, torch.float32)
         torch.testing.assert_close(found.double(), wanted, atol=max(1e-4 * TOLERANCE[q.dtype], 1e-5), rtol=1e-5)
         assert (found.sum(-1) - q.shape[1]).abs().max() < 1e-4
@@ -171,9 +154,9 @@ def test_a_virtual_entry_with_weight_ln_n_stands_for_n_equal_keys(backend):
     torch.manual_seed(0)
     q, k, v = torch.randn(1, 3, 16), torch.randn(9, 16), torch.randn(9, 16)
     k[:5], v[:5] = k[0], v[0]
-    many, sums = decode(q, [k], [v], backend=backend)
+    many, sums = kernels.decode(q, [k], [v], backend=backend)
     one = [torch.cat((torch.tensor([math.log(5.0)]), torch.zeros(4)))]
-    few, same = decode(q, [k[4:]], [v[4:]], log_weights=one, backend=backend)
+    few, same = kernels.decode(q, [k[4:]], [v[4:]], log_weights=one, backend=backend)
     torch.testing.assert_close(few, many, atol=1e-6, rtol=0)
     torch.testing.assert_close(same, sums, atol=1e-6, rtol=0)
 
@@ -186,11 +169,55 @@ def test_parts_merge_into_one_softmax_in_any_order(sizes, seed):
     parts = [softmax_of_all(s, v) for s, v in zip(logits, values, strict=True)]
     wanted, sums = softmax_of_all(torch.cat(logits, 1), torch.cat(values, 1))
     for order in (parts, parts[::-1]):
-        out, lse = merge(*order)
+        out, lse = kernels.merge(*order)
         assert differs(out, wanted) < 1e-12
         assert differs(lse, sums) < 1e-12
-    nested, lse = merge(parts[0], merge(*parts[1:])) if len(parts) > 1 else merge(*parts)
+    nested, lse = kernels.merge(parts[0], kernels.merge(*parts[1:])) if len(parts) > 1 else kernels.merge(*parts)
     assert differs(nested, wanted) < 1e-12
+
+
+def flash(wrong: float = 0.0):
+    """FlashAttention's operator as torch has it, by products: more results than two, and a padded LSE."""
+
+    def run(q, k, v, dropout, causal):
+        assert dropout == 0
+        out, lse = sdpa_lse_plain(q, k, v, causal=causal)
+        return out + wrong, torch.nn.functional.pad(lse, (0, 7)), None, None
+
+    return run
+
+
+def refuse(*_):
+    message = "no kernel for this card"
+    raise RuntimeError(message)
+
+
+def test_flash_attention_is_taken_where_nothing_is_added_to_scores(monkeypatch):
+    q, k, v = torch.randn(3, 1, 2, 9, 16)
+    monkeypatch.setattr(sdpa_lse_module, "has_flash", lambda _: True)
+    monkeypatch.setattr(sdpa_lse_module, "flash_operator", lambda: flash(wrong=1.0))
+    out, lse = sdpa_lse(q, k, v, causal=True)
+    wanted, sums = sdpa_lse_plain(q, k, v, causal=True)
+    assert torch.equal(out, wanted + 1)
+    assert torch.equal(lse, sums)
+    biased, _ = sdpa_lse(q, k, v, bias=torch.zeros(9, 9))
+    assert torch.allclose(biased, sdpa_lse_plain(q, k, v)[0], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("operator", "answers"),
+    [
+        (flash(), True),
+        (flash(wrong=0.1), False),
+        (refuse, False),
+        (None, False),
+    ],
+)
+def test_flash_attention_is_tried_before_it_is_used(operator, answers, monkeypatch):
+    monkeypatch.setattr(sdpa_lse_module, "flash_operator", lambda: operator)
+    try_again = sdpa_lse_module._flash_answers.__wrapped__
+    assert try_again(torch.bfloat16, torch.device("cpu")) is answers
+    assert not sdpa_lse_module.has_flash(torch.zeros(1, 1, 4, 16, dtype=torch.bfloat16)), "not on a CPU"
 
 
 def test_the_fused_operator_and_the_plain_product_agree():
@@ -205,7 +232,7 @@ def test_the_fused_operator_and_the_plain_product_agree():
 
 def test_blocks_come_back_as_the_mask_they_were_made_of():
     mask = torch.rand(2, 5, 5, generator=torch.Generator().manual_seed(1)) < 0.5
-    blocks = BlockCsr.from_mask(mask, 8)
+    blocks = kernels.BlockCsr.from_mask(mask, 8)
     kept = mask & torch.ones(5, 5, dtype=torch.bool).tril()
     assert torch.equal(blocks.mask(5), kept)
     assert blocks.row_ptr.dtype == blocks.cols.dtype == torch.int32
@@ -216,36 +243,33 @@ def test_blocks_come_back_as_the_mask_they_were_made_of():
 
 
 def test_dense_blocks_are_the_causal_triangle():
-    blocks = BlockCsr.dense(2, 37, 8)
+    blocks = kernels.BlockCsr.dense(2, 37, 8)
     assert blocks.density() == 1.0
     assert torch.equal(token_mask(blocks, 37, 37)[0], torch.ones(37, 37, dtype=torch.bool).tril())
 
 
 def test_an_absent_back_end_raises_and_auto_passes_it_over():
     q, k = torch.randn(1, 2, 4), torch.randn(1, 2, 4)
-    blocks = BlockCsr.dense(1, 2, 2)
-    absent = [name for name in ("cpu_ext", "triton") if name not in backends()]
+    blocks = kernels.BlockCsr.dense(1, 2, 2)
+    absent = [name for name in ("cpu_ext", "triton") if name not in kernels.backends()]
     for name in absent:
         with pytest.raises(NotReady, match=name):
-            block_sparse_prefill(q, k, k, blocks, backend=name)
+            kernels.block_sparse_prefill(q, k, k, blocks, backend=name)
     with pytest.raises(BadInput, match="known are auto"):
-        block_sparse_prefill(q, k, k, blocks, backend="cuda_graph")
+        kernels.block_sparse_prefill(q, k, k, blocks, backend="cuda_graph")
 
 
 @pytest.mark.parametrize(
     ("q", "k", "heads", "block"),
     [
-        ((4, 8, 4), (3, 8, 4), 3, 4),
-        ((2, 9, 4), (2, 8, 4), 2, 4),
-        ((2, 8, 4), (2, 8, 6), 2, 4),
-        ((2, 8, 4), (2, 8, 4), 1, 4),
-        ((2, 8, 4), (2, 8, 4), 2, 8),
+        ((4, 8, 4), (3, 8, 4), 3, 4), ((2, 9, 4), (2, 8, 4), 2, 4), ((2, 8, 4), (2, 8, 6), 2, 4),
+        ((2, 8, 4), (2, 8, 4), 1, 4), ((2, 8, 4), (2, 8, 4), 2, 8),
     ],
-)
+)  # fmt: skip
 def test_shapes_that_do_not_fit_are_refused(q, k, heads, block):
-    blocks = BlockCsr.from_mask(torch.ones(heads, 2, 2, dtype=torch.bool), block)
+    blocks = kernels.BlockCsr.from_mask(torch.ones(heads, 2, 2, dtype=torch.bool), block)
     with pytest.raises(ValueError, match="queries"):
-        block_sparse_prefill(torch.zeros(q), torch.zeros(k), torch.zeros(k), blocks)
+        kernels.block_sparse_prefill(torch.zeros(q), torch.zeros(k), torch.zeros(k), blocks)
 
 
 ONE, THREE = torch.zeros(1, 2, 4), torch.zeros(3, 4)
@@ -254,15 +278,15 @@ ONE, THREE = torch.zeros(1, 2, 4), torch.zeros(3, 4)
 @pytest.mark.parametrize(
     ("call", "told"),
     [
-        (lambda: window_prefill(torch.zeros(2, 3, 8), *torch.zeros(2, 1, 3, 8), 1, 0), "window of 1 or more"),
-        (lambda: last_query_scores(torch.zeros(2, 4, 8), torch.zeros(1, 3, 8)), "last b of N"),
-        (lambda: last_query_scores(torch.zeros(2, 3, 8), torch.zeros(1, 3, 8).double()), "of their dtype"),
-        (merge, "one part"),
-        (lambda: decode(ONE, [THREE], []), "log-weights"),
-        (lambda: decode(ONE, [torch.zeros(3, 5)], [torch.zeros(3, 5)]), "problem 0"),
-        (lambda: decode(ONE, [THREE], [THREE], log_weights=[torch.zeros(2)]), "3 entries"),
-        (lambda: BlockCsr.from_mask(torch.ones(1, 2, 2), 4), "bool"),
-        (lambda: BlockCsr.from_mask(torch.ones(1, 2, 2, dtype=torch.bool), 0), "bool"),
+        (lambda: kernels.window_prefill(torch.zeros(2, 3, 8), *torch.zeros(2, 1, 3, 8), 1, 0), "window of 1 or more"),
+        (lambda: kernels.last_query_scores(torch.zeros(2, 4, 8), torch.zeros(1, 3, 8)), "last b of N"),
+        (lambda: kernels.last_query_scores(torch.zeros(2, 3, 8), torch.zeros(1, 3, 8).double()), "of their dtype"),
+        (kernels.merge, "one part"),
+        (lambda: kernels.decode(ONE, [THREE], []), "log-weights"),
+        (lambda: kernels.decode(ONE, [torch.zeros(3, 5)], [torch.zeros(3, 5)]), "problem 0"),
+        (lambda: kernels.decode(ONE, [THREE], [THREE], log_weights=[torch.zeros(2)]), "3 entries"),
+        (lambda: kernels.BlockCsr.from_mask(torch.ones(1, 2, 2), 4), "bool"),
+        (lambda: kernels.BlockCsr.from_mask(torch.ones(1, 2, 2, dtype=torch.bool), 0), "bool"),
     ],
 )
 def test_what_does_not_fit_is_refused(call, told):

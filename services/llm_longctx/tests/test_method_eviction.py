@@ -12,18 +12,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.llm_longctx.engine import Engine, Request
-from services.llm_longctx.methods import compose, method
+from services.llm_longctx.methods import method
 from services.llm_longctx.methods.core.eviction.allocation import count_kept, keep_per_layer, pyramid_counts
 from services.llm_longctx.methods.core.eviction.method import EvictionMethod
+from services.llm_longctx.methods.core.hook_inputs import CacheView
+from services.llm_longctx.methods.core.hook_results import RetentionPolicy
 from services.llm_longctx.methods.keydiff import KeyDiff
 from services.llm_longctx.methods.knorm import KNorm
 from services.llm_longctx.methods.snapkv import SnapKv
 from services.llm_longctx.methods.streaming_llm import StreamingLlm
 from services.llm_longctx.methods.tova import Tova
 from services.llm_longctx.tests.conftest import tiny_decoder
-from services.llm_longctx.tests.test_engine_pages import TINY_PLAN, prompt
+from services.llm_longctx.tests.test_engine_pages import prompt
 from shared.errors import InvalidOption
-from shared.lm.head_plan import HeadPlan
 from shared.lm.rope import rotate, rotation
 from tests.harness.golden_llama import fill_llama, uniform
 
@@ -146,14 +147,10 @@ def test_cuts_while_decoding_are_the_published_ones(golden_llama, how):
 @pytest.mark.parametrize(
     ("tokens", "ratio", "budget", "kept"),
     [
-        (100, 0.1, None, 10),
-        (100, 1 - 0.9, None, 10),
-        (10, 0.01, None, 1),
-        (0, 0.5, None, 0),
-        (9, 0.5, 20, 9),
+        (100, 0.1, None, 10), (100, 1 - 0.9, None, 10), (10, 0.01, None, 1), (0, 0.5, None, 0), (9, 0.5, 20, 9),
         (9, 1, 4, 4),
     ],
-)
+)  # fmt: skip
 def test_counts(tokens, ratio, budget, kept):
     assert count_kept(tokens, ratio, budget) == kept
     assert StreamingLlm(ratio=ratio, budget=budget).counts(tokens, 3) == [kept] * 3
@@ -172,6 +169,13 @@ def test_counts(tokens, ratio, budget, kept):
 def test_pyramids_are_the_published_ones(tokens, window, beta, ratio, counts):
     assert pyramid_counts(tokens, 8, ratio * tokens, window, beta) == counts
     assert SnapKv(window=window, allocation="pyramid", beta=beta, ratio=ratio).counts(tokens, 8) == counts
+
+
+@pytest.mark.parametrize(("n", "kept"), [(3, None), (5, None), (9, [0, 1, 6, 7, 8])])
+def test_keeping_the_ends_cuts_only_what_is_longer(n, kept):
+    order = RetentionPolicy.ends(torch.arange(n), 2, 3, slide=True)
+    assert (None if order.positions is None else order.positions.tolist()) == kept
+    assert (order.sink, order.slide) == (2, 3)
 
 
 def test_the_newer_of_equal_entries_stays():
@@ -220,8 +224,6 @@ def test_the_order_in_which_entries_are_held_changes_nothing():
     q, k, v = inputs(0, 96)
     how = KeyDiff(ratio=0.3)
     shuffled = torch.randperm(96, generator=torch.Generator().manual_seed(1))
-    from services.llm_longctx.methods.core.hook_inputs import CacheView
-
     heads = [[CacheView(k[g][at], v[g][at], at) for g in range(2)] for at in (torch.arange(96), shuffled)]
     one, other = (how.keep_positions(held, q[:, -1:], 96, 0, 28) for held in heads)
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
@@ -254,24 +256,3 @@ def test_cuts_while_decoding_need_no_pages_in_a_full_pool(tiny):
     pressed = Engine(tiny, page=8, kv_bytes=1).generate(asked)
     for request, answer in zip(asked, pressed, strict=True):
         assert answer.tokens == Engine(tiny, page=8).generate([request])[0].tokens
-
-
-@pytest.mark.parametrize("knobs", [{}, {"every": 4, "budget": 9}, {"prefill": "chunk", "budget": 9}])
-def test_it_composes_with_reading_and_decoding_of_full_heads(tiny, knobs):
-    heads = SnapKv(window=3, ratio=0.3, **knobs)
-    both = compose(
-        prefill=method("power", block=4, window=2), decode=method("recycled", budget=8, stride=3), plan=heads
-    )
-    parts = Engine(tiny, both, TINY_PLAN, page=8)
-    alone = Engine(tiny, compose(plan=heads), TINY_PLAN, page=8)
-    for engine in (parts, alone):
-        s = engine.open()
-        s.prefill(prompt(40), None if "prefill" not in knobs else [25, 15])
-        for token in prompt(10, 3):
-            s.step(token)
-        full = HeadPlan.parse(TINY_PLAN).roles
-        for layer in range(2):
-            for g in range(2):
-                n = len(s.entries(layer, g).positions)
-                most = 9 + 4 if "every" in knobs else (9 if knobs else 12) + 10
-                assert n == 50 if full[layer][g] else n <= most

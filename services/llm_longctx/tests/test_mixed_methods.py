@@ -12,13 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.llm_longctx.engine import CandidateSpec, Engine, GenerationRequest, Sampling, method_policy, prefix_cache
+from services.llm_longctx.engine import Engine, GenerationRequest, Sampling, prefix_cache
+from services.llm_longctx.engine.attention import method_policy
 from services.llm_longctx.methods import compose, method, methods
+from services.llm_longctx.tests.conftest import Ear
+from services.llm_longctx.tests.hooks import Listeners
 from services.llm_longctx.tests.method_contract.oracle import trials
-from services.llm_longctx.tests.test_engine import Ear
 from services.llm_longctx.tests.test_engine_pages import TINY_PLAN, prompt
 from shared.errors import Cancelled
-from shared.registry import CallContext
 from tests.harness.hypothesis_profiles import fewer
 
 GRID = 32
@@ -31,6 +32,7 @@ COMPOSED = (
     compose(prefill=SINGLE["flexprefill"], decode=SINGLE["recycled"], plan=SINGLE["duo"]),
     compose(prefill=SINGLE["dhsa"], decode=SINGLE["power"], plan=SINGLE["razor"]),
     compose(prefill=SINGLE["power"], decode=SINGLE["recycled"]),
+    compose(prefill=SINGLE["power"], decode=SINGLE["recycled"], plan=method("snapkv", window=3, ratio=0.3)),
     compose(decode=SINGLE["recycled"], plan=method("duo", sink=2, recent=6, window="exact")),
     compose(plan=method("razor", sink=2, window_min=6, window_div=8, slide=True)),
     method("dhsa", variant="topk", block=8, key_block=8, density=0.4),
@@ -65,11 +67,9 @@ def alone(tiny):
 
 def asked(engine, which, ids, new, seeds):
     ears = [Ear() for _ in seeds]
-    candidates = [
-        CandidateSpec(Sampling(temperature=seed % 2, seed=seed), ear) for seed, ear in zip(seeds, ears, strict=True)
-    ]
+    samplings = [Sampling(temperature=seed % 2, seed=seed) for seed in seeds]
     how = engine.policy_of(MIX[which], TINY_PLAN)
-    return GenerationRequest(list(ids), candidates, new, policy=how, run=CallContext()), ears
+    return GenerationRequest(list(ids), samplings, new, policy=how, hooks=Listeners(*ears)), ears
 
 
 def check_pages(engine):

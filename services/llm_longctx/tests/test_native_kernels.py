@@ -3,16 +3,17 @@
 import pytest
 import torch
 
-from services.llm_longctx.kernels import BlockCsr, block_sparse_prefill, decode
+from services.llm_longctx.kernels import BlockCsr
 from services.llm_longctx.kernels.block_sparse_prefill import cpu_ext as prefill_ext
 from services.llm_longctx.kernels.decode import cpu_ext as decode_ext
 from services.llm_longctx.kernels.native import bindings, isa_targets
 from services.llm_longctx.kernels.native import build as building
+from services.llm_longctx.tests.test_kernels import agree, in_tensors, prefill, prefill_problem
 from shared.errors import Fault
 
 PROCESSOR = bindings._processor()
 BUILT = [target for target in isa_targets.runnable_targets(PROCESSOR) if isa_targets.library_file(target).exists()]
-TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 4e-2}
+DTYPES = [torch.float32, torch.bfloat16]
 
 if not BUILT:
     pytest.skip("no C++ kernels are built here", allow_module_level=True)
@@ -25,25 +26,17 @@ def level(request, monkeypatch):
     return request.param
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("d", "block", "key_block", "group"), [(64, 32, 32, 3), (24, 20, 7, 2), (1, 5, 5, 1), (130, 64, 16, 2)]
 )
 def test_every_level_prefills_like_the_oracle(level, dtype, d, block, key_block, group):
     torch.manual_seed(1)
-    q, k, v = torch.randn(2 * group, 90, d).to(dtype), *torch.randn(2, 2, 170, d).to(dtype)
-    first = 80 // block
-    mask = torch.rand(2 * group, -(-170 // block) - first, -(-170 // key_block)) < 0.4
-    blocks = BlockCsr.from_mask(mask, block, key_block=key_block, first=first)
-    wanted, sums = block_sparse_prefill(q, k, v, blocks, backend="reference", return_lse=True)
-    out, lse = prefill_ext.prefill(q, k, v, blocks)
-    seen = ~sums.isneginf()
-    assert (out - wanted).abs().max() < TOLERANCE[dtype]
-    assert torch.equal(seen, ~lse.isneginf())
-    assert (lse - sums)[seen].abs().max() < 1e-5
+    case = prefill_problem(dtype, (2 * group, 2), 90, 170, d, block, key_block, 2 * group)
+    agree(case[0], prefill_ext.prefill(*case), prefill(case, "reference"), lse_within=1e-5)
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("d", "group"), [(64, 3), (24, 5), (1, 1), (130, 8)])
 def test_every_level_decodes_like_the_oracle_from_strided_views(level, dtype, d, group):
     torch.manual_seed(1)
@@ -52,12 +45,8 @@ def test_every_level_decodes_like_the_oracle_from_strided_views(level, dtype, d,
     stores = [torch.randn(n, 2, d).to(dtype) for n in lengths]
     keys, values = [s[:, 0] for s in stores], [s[:, 1] for s in stores]
     weights = [None, torch.full((1,), -torch.inf), torch.randn(15), None, torch.randn(2500)]
-    wanted, sums = decode(q, keys, values, log_weights=weights, backend="reference")
-    out, lse = decode_ext.decode(q, keys, values, weights)
-    seen = ~sums.isneginf()
-    assert (out - wanted).abs().max() < TOLERANCE[dtype]
-    assert torch.equal(seen, ~lse.isneginf())
-    assert (lse - sums)[seen].abs().max() < 1e-5
+    found = decode_ext.decode(q, keys, values, weights)
+    agree(q, found, in_tensors(q, keys, values, weights, "reference"), lse_within=1e-5)
 
 
 def test_large_scores_do_not_overflow(level):
@@ -91,12 +80,17 @@ def test_libraries_fit_the_processor_best_first():
     assert isa_targets.runnable_targets([]) == [t for t in isa_targets.TARGETS if not t.needs]
 
 
-def test_an_unbuilt_library_is_told_and_not_an_error(monkeypatch, tmp_path):
-    monkeypatch.setattr(isa_targets, "PLACE", tmp_path)
+@pytest.fixture
+def place(monkeypatch, tmp_path):
+    for module in (isa_targets, building):
+        monkeypatch.setattr(module, "PLACE", tmp_path)
+    return tmp_path
+
+
+def test_an_unbuilt_library_is_told_and_not_an_error(monkeypatch, place):
     bindings.load_library.cache_clear()
     try:
-        assert bindings.explain_absence() == "it is not built"
-        assert bindings.describe()[0] == "note"
+        assert (bindings.explain_absence(), bindings.describe()[0]) == ("it is not built", "note")
         assert "fovea build-kernels" in bindings.describe()[1]
     finally:
         bindings.load_library.cache_clear()
@@ -114,27 +108,23 @@ def test_what_is_built_is_kept():
     assert building.build("no-such-compiler", BUILT[0]) == isa_targets.library_file(BUILT[0])
 
 
-def test_a_failing_compiler_is_quoted(monkeypatch, tmp_path):
-    monkeypatch.setattr(isa_targets, "PLACE", tmp_path)
-    monkeypatch.setattr(building, "PLACE", tmp_path)
-    monkeypatch.setattr(building, "sources", lambda: [tmp_path / "gone.cpp"])
+def test_a_failing_compiler_is_quoted(monkeypatch, place):
+    monkeypatch.setattr(building, "sources", lambda: [place / "gone.cpp"])
     compiler = building.shutil.which("g++")
     if compiler is None:
         pytest.skip("no compiler")
     with pytest.raises(Fault, match="can't build") as caught:
         building.build(compiler, BUILT[0])
     assert "gone.cpp" in caught.value.hint
-    assert not list(tmp_path.iterdir())
+    assert not list(place.iterdir())
 
 
-def test_a_level_that_the_compiler_does_not_know_is_left_out(monkeypatch, tmp_path, capsys):
+def test_a_level_that_the_compiler_does_not_know_is_left_out(monkeypatch, place, capsys):
     unknown = isa_targets.Target("later", ("-mno-such-instruction",), frozenset())
-    monkeypatch.setattr(isa_targets, "PLACE", tmp_path)
-    monkeypatch.setattr(building, "PLACE", tmp_path)
     if building.shutil.which("g++") is None:
         pytest.skip("no compiler")
-    (tmp_path / "one.cpp").write_text('extern "C" int fovea_ready() { return 1; }\n')
-    monkeypatch.setattr(building, "sources", lambda: [tmp_path / "one.cpp"])
+    (place / "one.cpp").write_text('extern "C" int fovea_ready() { return 1; }\n')
+    monkeypatch.setattr(building, "sources", lambda: [place / "one.cpp"])
     monkeypatch.setattr(building, "TARGETS", (unknown, BUILT[-1]))
     building.build_kernels(force=True)
     told = capsys.readouterr().out

@@ -12,8 +12,7 @@ from services.llm_longctx.tests.conftest import CONTEXT, HELLO, MODEL, go_on, sa
 
 def test_the_served_model_is_listed_under_its_files_name(client):
     (model,) = client.models.list().data
-    assert (model.id, model.object) == (MODEL, "model")
-    assert client.models.retrieve(MODEL).id == MODEL
+    assert (model.id, model.object, client.models.retrieve(MODEL).id) == (MODEL, "model", MODEL)
 
 
 def test_a_chat_is_answered_with_its_usage(client):
@@ -163,8 +162,7 @@ def test_a_text_is_gone_on_with(client):
 def test_prompts_may_be_texts_or_token_ids_one_or_many(client, server):
     ids = [httpx2.post(f"{server.url}/tokenize", json={"prompt": text}).json()["tokens"] for text in ("ab", "xyz")]
     texts = go_on(client, ["ab", "xyz"], n=2)
-    assert [c.index for c in texts.choices] == [0, 1, 2, 3]
-    assert go_on(client, ids, n=2).choices == texts.choices
+    assert ([c.index for c in texts.choices], go_on(client, ids, n=2).choices) == ([0, 1, 2, 3], texts.choices)
     assert go_on(client, ids[1]).choices[0].text == go_on(client, "xyz").choices[0].text == texts.choices[2].text
     assert (texts.usage.prompt_tokens, texts.usage.completion_tokens) == (5, 48)
 
@@ -180,13 +178,6 @@ def test_echo_with_log_probabilities_scores_a_prompt(client):
     longer = go_on(client, "Once upon a time", echo=True, logprobs=0, max_tokens=2).choices[0].logprobs
     assert longer.token_logprobs[1:9] == pytest.approx(choice.logprobs.token_logprobs[1:], abs=1e-4)
     assert len(longer.tokens) == len("Once upon a time") + 2
-
-
-def test_generated_log_probabilities_equal_those_of_scoring_the_same_text(client):
-    made = go_on(client, "Once upon", logprobs=2)
-    scored = go_on(client, "Once upon" + made.choices[0].text, echo=True, logprobs=2, max_tokens=0).choices[0].logprobs
-    if "�" not in made.choices[0].text:
-        assert scored.token_logprobs[9:] == pytest.approx(made.choices[0].logprobs.token_logprobs, abs=1e-3)
 
 
 def test_an_empty_prompt_begins_with_the_models_own_token(client):

@@ -12,7 +12,6 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-import fovea
 from fovea.cli.main import app
 from services.llm_longctx.api import responses, steering
 from services.llm_longctx.tests.conftest import HELLO, MODEL, Server, app_of, go_on, say, text_of
@@ -65,8 +64,7 @@ def test_a_stream_brings_captures_token_by_token(client):
     activation, attention, lens = whole.choices[0].captured
     assert activation["positions"] == [PROMPT, PROMPT + 1, PROMPT + 2, PROMPT + 3]
     said = [one.token for one in whole.choices[0].logprobs.content]
-    assert activation["tokens"] == said[:4]
-    assert np.array(activation["values"]).shape == (4, WIDTH)
+    assert (activation["tokens"], np.array(activation["values"]).shape) == (said[:4], (4, WIDTH))
     assert [one["positions"] for one in streamed[0]] == [[at] for at in activation["positions"]]
     assert [value for one in streamed[0] for value in one["values"]] == activation["values"]
     assert (attention["layers"], attention["heads"], attention["positions"]) == ([1], [0, 2], [PROMPT - 1, PROMPT])
@@ -213,28 +211,15 @@ def test_a_steering_vector_is_made_listed_used_and_deleted(client, server, decod
 @pytest.mark.parametrize(
     ("more", "status"),
     [
-        ({"name": "A B"}, 400),
-        ({"layers": [7]}, 400),
-        ({"positive": []}, 400),
-        ({"positive": [""]}, 400),
-        ({"negative": ["x" * 5000]}, 400),
-        ({"tokens": "first"}, 400),
-        ({"model": "nobody"}, 404),
+        ({"name": "A B"}, 400), ({"layers": [7]}, 400), ({"positive": []}, 400), ({"positive": [""]}, 400),
+        ({"negative": ["x" * 5000]}, 400), ({"tokens": "first"}, 400), ({"model": "nobody"}, 404),
         ({"unknown": 1}, 400),
     ],
-)
+)  # fmt: skip
 def test_bad_vectors_are_refused(server, more, status):
     answer = vector_of(server, **more)
     assert answer.status_code == status, answer.text
     assert "error" in answer.json()
-
-
-def test_tenants_see_their_own_vectors_only(server):
-    mine = {"x-fovea-tenant": "alice"}
-    body = {"name": "own", "positive": ["a"], "negative": ["b"]}
-    assert httpx2.post(f"{server.url}/v1/steering-vectors", json=body, headers=mine, timeout=60).status_code == 200
-    assert httpx2.get(f"{server.url}/v1/steering-vectors/own", headers=mine).status_code == 200
-    assert httpx2.get(f"{server.url}/v1/steering-vectors/own").status_code == 404
 
 
 def test_a_key_without_the_scope_is_refused_and_audit_is_told(server):
@@ -290,26 +275,10 @@ def test_a_response_keeps_scope_limits_and_audit_of_steering(client, server):
     assert httpx2.post(url, json=body, headers={"x-fovea-scopes": "infer"}).status_code == 403
     answer = httpx2.post(url, json=body, headers={"x-fovea-scopes": "infer,interventions"})
     assert json.loads(answer.headers["x-fovea-audit"])["interventions"] == "add"
-    for fields, param in (
-        ({"interventions": [{"vector": [1.0] * WIDTH, "site": "resid_post.9"}]}, "interventions"),
-        ({"interventions": [UP] * 33}, "interventions"),
-        ({"capture": [{"type": "gradient"}]}, "capture"),
-        ({"capture": [{"type": "logit_lens", "layers": [2]}]}, "capture"),
-    ):
+    for field in ("interventions", "capture"):
         with pytest.raises(openai.BadRequestError) as caught:
-            respond(client, extra_body=fields)
-        assert caught.value.body["param"].startswith(param)
-
-
-def test_the_sdk_makes_fetches_and_deletes_vectors(server):
-    with fovea.Client(server.url) as client:
-        made = client.steering_vectors.create("sdk", ["calm"], ["loud"], layers=[1], tokens="mean")
-        assert made.id == "sdk@1"
-        assert client.steering_vectors.get("sdk", values=True).layers[0].values
-        assert "sdk@1" in [one.id for one in client.steering_vectors.list()]
-        steered = client.chat("Hello", max_tokens=8, temperature=0, interventions=[{"vector": "sdk", "scale": 20.0}])
-        assert steered.text != client.chat("Hello", max_tokens=8, temperature=0).text
-        assert client.steering_vectors.delete("sdk").versions == [1]
+            respond(client, extra_body={field: [{"type": "gradient"}]})
+        assert caught.value.body["param"].startswith(field)
 
 
 def test_the_commands_of_the_documentation_run(server, monkeypatch):

@@ -9,13 +9,9 @@ import pytest
 
 from services.llm_longctx import methods as room
 from services.llm_longctx.api import methods as api_methods
-from services.llm_longctx.engine import Engine, Request
-from services.llm_longctx.evaluation.cli import needle
-from services.llm_longctx.methods import compose, method, methods
+from services.llm_longctx.methods import methods
 from services.llm_longctx.tests.conftest import Server, app_of
 from services.llm_longctx.tests.method_contract import CHECKS
-from services.llm_longctx.tests.test_engine_pages import TINY_PLAN, prompt
-from shared.errors import InvalidOption, Malformed
 
 OWN = ("dotted", "heaviest")
 PAGE = Path(__file__).parents[3] / "docs/07-long-contexts.md"
@@ -42,18 +38,6 @@ def test_they_keep_the_contract(name, check):
     CHECKS[check](methods()[name])
 
 
-def test_it_composes_and_answers_in_a_batch_what_it_answers_alone(tiny):
-    dotted = method("dotted", stride=3, window=5)
-    both = compose(prefill=dotted, plan=method("duo", sink=2, recent=6))
-    assert both.name == "dotted+duo"
-    requests = [
-        Request(prompt(30 + i, i), how, TINY_PLAN, max_tokens=8) for i, how in enumerate([dotted, both, "dense"])
-    ]
-    together = Engine(tiny, page=8).generate(requests)
-    assert [a.tokens for a in together] == [Engine(tiny, page=8).generate([r])[0].tokens for r in requests]
-    assert together[0].usage.prefill_density < 1
-
-
 def test_it_is_described_served_and_refused_over_http(folder, tmp_path):
     app = app_of(folder, tmp_path, api_methods.router)
     ask = {"prompt": "Once upon a time there was a mill by the river", "max_tokens": 3}
@@ -67,12 +51,3 @@ def test_it_is_described_served_and_refused_over_http(folder, tmp_path):
         assert used["prefill_density"] < 1
         refused = http.post("/v1/completions", json=ask | {"longctx": {"method": "dotted", "stride": 0}})
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, "longctx.stride")
-
-
-def test_its_knobs_are_options_of_the_verbs(folder, capsys):
-    needle(str(folder), method="dotted", knob=["stride=2", "window=8"], lengths="150", depths="0", steps=2)
-    assert "recall, mean" in capsys.readouterr().out
-    with pytest.raises(InvalidOption, match="dotted can't take stride"):
-        needle(str(folder), method="dotted", knob=["stride=none"], lengths="150", depths="0", steps=2)
-    with pytest.raises(Malformed, match="has no value"):
-        needle(str(folder), method="dotted", knob=["stride"])

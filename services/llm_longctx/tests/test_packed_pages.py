@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from services.llm_longctx.kernels import backends, decode_packed, merge
-from services.llm_longctx.kernels.decode import reference as decode_reference
+from services.llm_longctx.kernels import backends, decode_packed
 from services.llm_longctx.kernels.packed_pages import PackedLayout, pack_pages, reference, unpack_pages
 
 native = pytest.mark.skipif("cpu_ext" not in backends(), reason="the C++ kernels are not built")
@@ -38,11 +37,6 @@ def test_an_entry_errs_by_half_a_scale_at_most(bits, d):
         span = part.amax(-1) - part.amin(-1)
         step = 1.125 * torch.maximum(span / (2**bits - 1), part.abs().amax(-1) / 127) + 2**-20
         assert ((v_back - v)[..., begin : begin + 64].abs() <= 0.501 * step[..., None]).all()
-
-
-def test_a_page_of_the_served_model_takes_less_than_three_tenths():
-    assert PackedLayout(4, 64).nbytes / (16 * 2 * 64 * 2) == pytest.approx(0.289, abs=1e-3)
-    assert PackedLayout(8, 64).nbytes / (16 * 2 * 64 * 2) == pytest.approx(0.539, abs=1e-3)
 
 
 def test_a_page_lies_as_documented():
@@ -101,18 +95,3 @@ def test_decode_reads_packed_pages_like_the_reference(bits, d, group, dtype):
     torch.testing.assert_close(lse.double(), exact_lse, atol=3e-4 if dtype == torch.float32 else 1e-2, rtol=1e-5)
     assert (out[6] == 0).all()
     assert (lse[6] == -torch.inf).all()
-
-
-@native
-def test_a_run_in_pieces_is_the_run():
-    layout, (k, v) = PackedLayout(4, 64), entries(40, 64, 3)
-    store, weights = reference.pack(layout, k / 10, v), torch.zeros(640)
-    q, no = torch.randn(1, 3, 64), np.zeros(1, bool)
-    whole = decode_packed(q, (layout, store, weights), np.array([7]), np.array([600]), no)
-    parts = [
-        decode_packed(q, (layout, store, weights), np.array([a]), np.array([b - a]), no)
-        for a, b in ((7, 93), (93, 607))
-    ]
-    torch.testing.assert_close(merge(*parts), whole, atol=1e-4, rtol=1e-4)
-    plain = decode_reference.decode(q, *([x.flatten(0, 1)[7:607]] for x in reference.unpack(layout, store)), [None])
-    torch.testing.assert_close(whole[0].double(), plain[0], atol=1e-3, rtol=1e-3)

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from services.llm_longctx.kv_cache import PagePool, PoolExhausted
-from services.llm_longctx.kv_cache.page_runs import PageRuns
-from services.llm_longctx.kv_cache.range_allocator import RangeAllocator
+from services.llm_longctx.kv_cache.allocator.page_runs import PageRuns
+from services.llm_longctx.kv_cache.allocator.range_allocator import RangeAllocator
 
 P = 4
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from services.llm_longctx.engine.prefill_kernels import over_history
+from services.llm_longctx.engine.attention.prefill_kernels import over_history
 from services.llm_longctx.kernels import backends
 from services.llm_longctx.methods.core.hook_results import TokenLists, TokenRows
 

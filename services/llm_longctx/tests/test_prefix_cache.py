@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from services.llm_longctx.engine.method_policy import CHUNK
+from services.llm_longctx.engine.attention.method_policy import CHUNK
 from services.llm_longctx.engine.prefix_cache import PrefixCache
 from services.llm_longctx.kv_cache import PoolExhausted
 from shared.errors import InvalidOption

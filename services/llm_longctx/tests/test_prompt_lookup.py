@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from services.llm_longctx.engine import Engine, Request
-from services.llm_longctx.engine.backends import paged
-from services.llm_longctx.engine.prompt_lookup import DraftMeter, PromptLookup
+from services.llm_longctx.engine.drafting import drafter
+from services.llm_longctx.engine.drafting.prompt_lookup import DraftMeter, PromptLookup
 from services.llm_longctx.kernels import backends
-from services.llm_longctx.kv_cache import PagePool, SequenceCache
+from services.llm_longctx.kv_cache import PagedCache, PagePool
 from services.llm_longctx.methods import method
 from services.llm_longctx.tests.conftest import tiny_decoder
 
@@ -21,8 +21,7 @@ def test_what_followed_the_same_tokens_is_drafted():
     assert lookup.draft([1, 2, 3, 4, 5, 1, 2, 3], 4) == [4, 5, 1, 2]
     assert lookup.draft([1, 2, 3, 4, 5, 1, 2, 3, 9], 4) == []
     assert lookup.draft([1, 2, 3, 4, 5, 1, 2, 3, 9, 8, 1, 2, 3], 2) == [9, 8], "the last occurrence counts"
-    assert lookup.draft([1, 2, 3, 4, 5, 1, 2, 3, 9, 8, 1, 2, 3], 0) == []
-    assert PromptLookup().draft([1, 2], 4) == []
+    assert (lookup.draft([1, 2, 3, 4, 5, 1, 2, 3, 9, 8, 1, 2, 3], 0), PromptLookup().draft([1, 2], 4)) == ([], [])
 
 
 def test_a_meter_stops_what_does_not_pay_and_looks_again():
@@ -49,7 +48,7 @@ def test_a_meter_stops_what_does_not_pay_and_looks_again():
 
 def test_entries_are_taken_back_with_their_pages():
     pool = PagePool(100, 4, 8, torch.float32)
-    memory = SequenceCache(pool, 2, 2)
+    memory = PagedCache(pool, 2, 2)
     memory.reserve(np.full((2, 2), 12))
     for _ in range(9):
         memory.begin_step()
@@ -66,12 +65,12 @@ def test_entries_are_taken_back_with_their_pages():
     assert pool.held == 0
 
 
-def answer(monkeypatch, most: int, how="dense", temperature=0.0, dtype=torch.float32):
+def answer(monkeypatch, most: int, how="dense", temperature=0.0, dtype=torch.float32, bits=16):
     """Tokens of one request, and how often the decoder ran, with drafts of at most so many tokens."""
-    monkeypatch.setattr(paged, "_DRAFT", most)
+    monkeypatch.setattr(drafter, "_DRAFT", most)
     monkeypatch.setattr(DraftMeter, "pays", lambda _meter: True)
     plan = {"schema": "head-plan/1", "roles": [[1, 0], [0, 1]], "heads": [[0, 1]]}
-    engine, runs = Engine(tiny_decoder().to(dtype), page=4), []
+    engine, runs = Engine(tiny_decoder().to(dtype), page=4 if bits == 16 else 16, cache_bits=bits), []
     real = engine.runner.decode
     monkeypatch.setattr(
         engine.runner, "decode", lambda states, tokens, *more: runs.append(len(tokens)) or real(states, tokens, *more)
@@ -86,12 +85,11 @@ def answer(monkeypatch, most: int, how="dense", temperature=0.0, dtype=torch.flo
 
 @native
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_an_answer_is_the_same_with_drafts(monkeypatch, temperature, dtype):
-    tokens, runs, usage = answer(monkeypatch, 4, temperature=temperature, dtype=dtype)
-    plain, single, plain_usage = answer(monkeypatch, 0, temperature=temperature, dtype=dtype)
-    assert tokens == plain
-    assert set(single) == {1}
+@pytest.mark.parametrize(("dtype", "bits"), [(torch.float32, 16), (torch.bfloat16, 16), (torch.float32, 4)])
+def test_an_answer_is_the_same_with_drafts(monkeypatch, temperature, dtype, bits):
+    tokens, runs, usage = answer(monkeypatch, 4, temperature=temperature, dtype=dtype, bits=bits)
+    plain, single, plain_usage = answer(monkeypatch, 0, temperature=temperature, dtype=dtype, bits=bits)
+    assert (tokens, set(single)) == (plain, {1})
     assert temperature or max(runs) > 1, "drafts were made"
     assert usage.kv_bytes == plain_usage.kv_bytes
     assert len(runs) <= len(single)

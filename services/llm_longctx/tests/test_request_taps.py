@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from services.llm_longctx.engine import Engine, Request
-from services.llm_longctx.engine.completion import TokenCollector
-from services.llm_longctx.engine.request import CandidateSpec, GenerationRequest, Sampling
+from services.llm_longctx.engine import Engine, GenerationRequest, Request, Sampling
+from services.llm_longctx.engine.offline.completion import TokenCollector
 from services.llm_longctx.engine.taps import (
     ActivationCapture,
     AttentionCapture,
@@ -19,7 +18,8 @@ from services.llm_longctx.engine.taps import (
 )
 from services.llm_longctx.kernels import backends
 from services.llm_longctx.methods import method, methods
-from services.llm_longctx.tests.conftest import tiny_decoder
+from services.llm_longctx.tests.conftest import Ear, tiny_decoder
+from services.llm_longctx.tests.hooks import Listeners
 from services.llm_longctx.tests.method_contract.oracle import PLAN
 from services.llm_longctx.tests.test_decode_step import IDS, ROLES, build
 from shared.lm.interventions import Add, Attend, Scale, Uniform
@@ -139,9 +139,7 @@ def _logprobs(net, taps, others: int = 0, method_name: str = "dense"):
     def request(ids, taps):
         collector = _Scores()
         collectors.append(collector)
-        return GenerationRequest(
-            ids, [CandidateSpec(Sampling(), collector)], 8, policy=engine.policy, top_logprobs=3, taps=taps
-        )
+        return GenerationRequest(ids, max_tokens=8, policy=engine.policy, top_logprobs=3, taps=taps, hooks=collector)
 
     first = request(IDS[:N], None if others else taps)
     engine.scheduler.add_request(first)
@@ -157,9 +155,9 @@ class _Scores(TokenCollector):
         super().__init__()
         self.scores = []
 
-    def on_token(self, token):
+    def on_token(self, answer, token):
         self.scores.append((token.id, token.logprob, token.top))
-        return super().on_token(token)
+        return super().on_token(answer, token)
 
 
 @pytest.mark.parametrize("kind", ["residual", "heads", "attend"])
@@ -186,32 +184,38 @@ def test_a_steered_prefix_is_never_reused_by_an_unsteered_request_nor_the_other_
         return found.tokens, found.usage.cached_tokens
 
     fresh = {name: answer(net, taps).tokens for name, taps in (("plain", None), ("steered", steered), ("other", other))}
-    assert ask(steered) == (fresh["steered"], 0)
-    assert ask(None) == (fresh["plain"], 0)
-    assert ask(other) == (fresh["other"], 0)
-    assert ask(steered) == (fresh["steered"], 64)
-    assert ask(None) == (fresh["plain"], 64)
+    assert (ask(steered), ask(None)) == ((fresh["steered"], 0), (fresh["plain"], 0))
+    assert (ask(other), ask(steered), ask(None)) == ((fresh["other"], 0), (fresh["steered"], 64), (fresh["plain"], 64))
     assert ask(decoding)[1] == 64, "a prompt that no edit touches is like any other"
     assert ask(RequestTaps(captures=(ActivationCapture("z.0", TokenRange(20, 21, (20,))),)))[1] == 16
+
+
+class _Ear(Ear):
+    def __init__(self):
+        super().__init__()
+        self.captured = []
+
+    def on_capture(self, captured):
+        self.captured += captured
 
 
 def test_each_of_n_answers_is_steered_and_captures_prompt_and_answer():
     net = build("llama")
     engine = Engine(net, page=16)
     taps = RequestTaps(tuple(edits_of("residual")), (ActivationCapture("z.1", TokenRange.of([-1, N, N + 1], N, 600)),))
-    collectors = [TokenCollector(), TokenCollector()]
+    collectors = [_Ear(), _Ear()]
     samplings = [Sampling(temperature=1.0, seed=seed) for seed in (1, 2)]
-    specs = [CandidateSpec(s, c) for s, c in zip(samplings, collectors, strict=True)]
-    engine.scheduler.add_request(GenerationRequest(IDS[:N], specs, 6, policy=engine.policy, taps=taps))
+    hooks = Listeners(*collectors)
+    engine.scheduler.add_request(GenerationRequest(IDS[:N], samplings, 6, policy=engine.policy, taps=taps, hooks=hooks))
     while engine.scheduler.in_flight:
         engine.scheduler.step()
     for collector in collectors:
-        ids = [*IDS[:N], *collector.tokens[:-1]]
+        ids = [*IDS[:N], *collector.ids[:-1]]
         oracle = traced(net, ids, edits_of("residual"), ["z.1"])
         assert [p for one in collector.captured for p in one.positions] == [N - 1, N, N + 1]
         rows = np.stack([row for one in collector.captured for row in one.values])
         np.testing.assert_allclose(rows, oracle["z.1"][0, N - 1 : N + 2], atol=2e-4, rtol=1e-4)
-    assert collectors[0].tokens != collectors[1].tokens
+    assert collectors[0].ids != collectors[1].ids
 
 
 @pytest.mark.parametrize("name", methods())

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from services.llm_longctx.engine import CandidateSpec, Engine, GenerationRequest, Sampling
-from services.llm_longctx.engine.method_policy import Policy
+from services.llm_longctx.engine import Engine, GenerationRequest, Sampling
+from services.llm_longctx.engine.attention.method_policy import Policy
 from services.llm_longctx.methods import method
+from services.llm_longctx.tests.conftest import Ear, most_running
+from services.llm_longctx.tests.hooks import Listeners
 from services.llm_longctx.tests.mutants_methods.sound import Window
-from services.llm_longctx.tests.test_engine import Ear, most_running
 from services.llm_longctx.tests.test_engine_pages import ACT, DUO, POWER, RAZOR, RECYCLED, TINY_PLAN, prompt
 from shared.lm.builders import llama
 
@@ -21,9 +22,9 @@ def long():
 def ask(engine, ids, how="dense", n=1, new=8, **facts):
     ears = [Ear() for _ in range(n)]
     temperature = facts.pop("temperature", 0)
-    candidates = [CandidateSpec(Sampling(temperature=temperature, seed=i), ear) for i, ear in enumerate(ears)]
+    samplings = [Sampling(temperature=temperature, seed=i) for i in range(n)]
     policy = engine.policy_of(how, TINY_PLAN)
-    return GenerationRequest(ids, candidates, new, policy=policy, **facts), ears
+    return GenerationRequest(ids, samplings, new, policy=policy, hooks=Listeners(*ears), **facts), ears
 
 
 def run(engine, *requests, limit=4000):
@@ -36,11 +37,14 @@ def run(engine, *requests, limit=4000):
     pytest.fail("the scheduler does not come to an end")
 
 
-def alone(model, ids, how, new=8, **facts):
-    engine = Engine(model, page=8)
-    one, ears = ask(engine, ids, how, new=new, **facts)
-    run(engine, (one, ears))
-    return ears[0].ids
+def test_end_tokens_end_an_answer_and_are_not_told(tiny):
+    engine = Engine(tiny, page=8)
+    free, (known,) = ask(engine, [1, 2, 3], new=6)
+    run(engine, (free, known))
+    first = known.ids.index(known.ids[3])
+    ended, (ear,) = ask(engine, [1, 2, 3], new=50, stop_token_ids=frozenset({known.ids[3]}))
+    run(engine, (ended, ear))
+    assert (ear.ids, ear.ends) == (known.ids[:first], [("stop", first + 1)]), "the end token was produced, too"
 
 
 def test_a_pool_admits_more_of_those_who_hold_less(tiny):
@@ -107,21 +111,6 @@ def test_prefixes_of_another_tenant_are_never_met(long):
         run(engine, one)
         cached.append(one[0].stats.cached_tokens)
     assert cached == [0, 0, 688, 0]
-
-
-def test_prefixes_mix_only_under_one_fingerprint(long):
-    ids = [(3 * i) % 64 for i in range(700)]
-    engine = Engine(long)
-    run(engine, ask(engine, ids, "dense", new=1))
-    cached = {}
-    for how in (RECYCLED, RAZOR, POWER.with_knobs(block=64), DUO):
-        one = ask(engine, ids, how, new=1)
-        run(engine, one)
-        cached[how.name] = one[0].stats.cached_tokens
-    assert cached == {"recycled": 688, "razor": 688, "power": 0, "duo": 0}
-    other = ask(engine, ids, POWER.with_knobs(block=64, window=3), new=1)
-    run(engine, other)
-    assert other[0].stats.cached_tokens == 0
 
 
 def test_cached_prefixes_give_way_before_anybody_is_preempted(long):

@@ -6,13 +6,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from services.llm_longctx.engine.backends.protocol import IdleWork
-from services.llm_longctx.engine.request import CandidateSpec, GenerationRequest, Sampling
-from services.llm_longctx.engine.scheduler import Scheduler, to_safe_error
+from services.llm_longctx.engine import GenerationRequest, Sampling
+from services.llm_longctx.engine.quality.background_tasks import BackgroundTasks
+from services.llm_longctx.engine.requests.failures import to_safe_error
+from services.llm_longctx.engine.requests.waiting_queue import WaitingQueue
+from services.llm_longctx.engine.scheduler import Scheduler
 from services.llm_longctx.engine.sequence import SequenceStatus
-from services.llm_longctx.engine.waiting_queue import WaitingQueue
 from services.llm_longctx.kv_cache import PoolExhausted
-from services.llm_longctx.tests.test_engine import Ear
+from services.llm_longctx.tests.conftest import Ear
+from services.llm_longctx.tests.hooks import Listeners
 from shared.errors import Cancelled, Fault, InvalidOption, NotReady, QueueFull, TooLarge
 from shared.registry import CallContext
 from tests.harness.waiting import wait_until as until
@@ -25,13 +27,13 @@ class TokenCounter:
 
     def __init__(self, room=100, chunk=4):
         self.room, self.chunk = room, chunk
-        self.idle_work = IdleWork()
+        self.background_tasks = BackgroundTasks()
         self.events, self.held, self.stubborn, self.failing = [], {}, set(), {}
 
     def name(self, sequence):
         """The request's first token as a letter; siblings in capitals."""
         letter = "abcdefgh"[sequence.request.prompt_ids[0]]
-        return letter if sequence.callback is sequence.request.candidates[0].callback else letter.upper()
+        return letter.upper() if sequence.answer else letter
 
     def fits(self, sequence, running):
         """Whether the whole prompt has room."""
@@ -106,7 +108,7 @@ def scheduler(backend):
 def ask(letter, length=3, new=2, n=1, **facts):
     ears = [Ear() for _ in range(n)]
     ids = ["abcdefgh".index(letter)] + [1] * (length - 1)
-    return GenerationRequest(ids, [CandidateSpec(Sampling(), ear) for ear in ears], new, **facts), *ears
+    return GenerationRequest(ids, [Sampling()] * n, new, hooks=Listeners(*ears), **facts), *ears
 
 
 def step(scheduler, times=1):
@@ -320,7 +322,7 @@ def test_idle_work_runs_only_while_nobody_is_served(scheduler):
     scheduler.step()
     assert len(done) >= 1
     scheduler.close()
-    assert len(scheduler.backend.idle_work) == 0
+    assert len(scheduler.backend.background_tasks) == 0
     with pytest.raises(NotReady):
         scheduler.run_when_idle(work())
 

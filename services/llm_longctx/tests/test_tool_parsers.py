@@ -12,8 +12,8 @@ from services.llm_longctx.serving.tools.parsers.hermes import HermesParser
 from services.llm_longctx.serving.tools.parsers.llama import LlamaParser
 from services.llm_longctx.serving.tools.parsers.qwen import QwenParser
 from services.llm_longctx.serving.tools.tool_use import ToolUse, find_parser
-from services.llm_longctx.serving.toy_tokenizers import ByteTokenizer
 from shared.api.tools import FunctionDefinition
+from tests.harness.toy_tokenizers import ByteTokenizer
 
 WEATHER = FunctionDefinition(
     name="get_weather",
@@ -68,15 +68,13 @@ def test_text_without_a_call_comes_through_whole(parser, text, places):
 
 @pytest.mark.parametrize("text", [" {", '\n {"name": 3}', '<|python_tag|> {"a": 1}', ';{"a'])
 def test_what_stands_before_braces_that_are_no_call_is_kept(text):
-    assert read(LlamaParser, [text]) == (text, [])
-    assert read(LlamaParser, list(text)) == (text, [])
+    assert (read(LlamaParser, [text]), read(LlamaParser, list(text))) == ((text, []), (text, []))
 
 
 @pytest.mark.parametrize("parser", [HermesParser, QwenParser])
 def test_text_before_a_call_is_content(parser):
     content, calls = read(parser, ["Let me look.\n", parser.write_call("get_weather", '{"city": "Rome"}')])
-    assert content == "Let me look.\n"
-    assert calls == [("get_weather", '{"city": "Rome"}')]
+    assert (content, calls) == ("Let me look.\n", [("get_weather", '{"city": "Rome"}')])
 
 
 @pytest.mark.parametrize("parser", [HermesParser, LlamaParser])
@@ -91,8 +89,7 @@ def test_a_call_that_is_cut_off_keeps_what_came(parser):
     written = parser.write_call("get_weather", json.dumps(ARGUMENTS))
     place = written.index("Paris") + 3
     content, calls = read(parser, [written[:place]])
-    assert content == ""
-    assert calls == [("get_weather", '{"city": "Par')]
+    assert (content, calls) == ("", [("get_weather", '{"city": "Par')])
 
 
 def test_other_orders_and_words_are_understood():

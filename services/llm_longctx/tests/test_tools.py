@@ -1,23 +1,18 @@
-"""Tools over HTTP: choices, forced calls, streams, results in the conversation, templates with and without tools."""
+"""Tools and structured output over HTTP: choices, forced calls, streams, results, templates, forms of answers."""
 
 import json
+import re
 
 import jsonschema
 import pytest
+from pydantic import BaseModel
 
 from services.llm_longctx.serving.tools.tool_use import read_tool_use
-from services.llm_longctx.tests.conftest import HELLO, say
+from services.llm_longctx.tests.conftest import HELLO, MODEL, go_on, say
+from services.llm_longctx.tests.test_call_grammar import PARAMETERS, TOOLS
 from shared.api.text import ChatRequest
 
-PARAMETERS = {
-    "type": "object",
-    "properties": {"city": {"enum": ["Rome", "Paris"]}, "days": {"type": "boolean"}},
-    "required": ["city", "days"],
-    "additionalProperties": False,
-}
-WEATHER = {"type": "function", "function": {"name": "get_weather", "description": "Now.", "parameters": PARAMETERS}}
-NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}
-TIME = {"type": "function", "function": {"name": "get_time", "parameters": NOTHING}}
+WEATHER, TIME = TOOLS
 SHORT = [{"role": "user", "content": "?"}]
 
 
@@ -96,3 +91,39 @@ def test_a_template_with_tools_gets_them_as_they_are(folder):
     assert use.is_native
     text = native.chat(HELLO, tools=use.describe())
     assert json.loads(text.partition("user:")[0])[0]["function"]["name"] == "get_weather"
+
+
+class Flags(BaseModel):
+    """Small enough to be finished by a random model."""
+
+    on: bool
+    level: int | None
+
+
+FLAGS = {
+    "type": "object", "properties": {"on": {"type": "boolean"}, "level": {"enum": [1, 20, 300]}},
+    "required": ["on", "level"], "additionalProperties": False,
+}  # fmt: skip
+FORM = {"type": "json_schema", "json_schema": {"name": "flags", "strict": True, "schema": FLAGS}}
+
+
+def test_a_schema_is_met_under_a_method(client):
+    longctx = {"method": "streamingllm", "sink": 4, "recent": 16}
+    answer = say(client, response_format=FORM, extra_body={"longctx": longctx}, temperature=1.2, n=2, max_tokens=100)
+    for choice in answer.choices:
+        assert (choice.finish_reason, set(json.loads(choice.message.content))) == ("stop", {"on", "level"})
+
+
+def test_completions_take_the_same_forms(client):
+    text = go_on(client, extra_body={"structured_outputs": {"regex": "[ab]{3}"}}, temperature=1.0).choices[0].text
+    assert re.fullmatch("[ab]{3}", text)
+    several = go_on(client, ["x", "y"], extra_body={"structured_outputs": {"choice": ["ab", "cd"]}}, n=2)
+    assert {choice.text for choice in several.choices} <= {"ab", "cd"}
+    assert json.loads(go_on(client, extra_body={"response_format": FORM}, max_tokens=100).choices[0].text)
+
+
+def test_openais_parse_returns_the_object(client):
+    answer = client.chat.completions.parse(
+        model=MODEL, messages=HELLO, response_format=Flags, max_tokens=150, temperature=0, logit_bias={"125": 8}
+    )
+    assert isinstance(answer.choices[0].message.parsed, Flags)

@@ -7,36 +7,23 @@ import numpy as np
 import pytest
 import torch
 
-from services.llm_longctx.kernels import (
-    BlockCsr,
-    DeviceRuns,
-    PackedLayout,
-    PageTable,
-    backends,
-    block_sparse_prefill,
-    decode,
-    decode_device_runs,
-    decode_packed,
-    decode_pages,
-    dispatch,
-    last_query_scores,
-    window_prefill,
-)
+from services.llm_longctx import kernels
 from services.llm_longctx.kernels.packed_pages.reference import pack as pack_reference
+from services.llm_longctx.tests.test_kernels import agree, in_pages, in_tensors, prefill, prefill_problem
 from shared.errors import NotReady
 from shared.telemetry import KERNEL_CALLS
 
 triton = pytest.importorskip("triton", reason="triton is not installed: its wheels are for Linux")
 
 KERNELS = "services.llm_longctx.kernels."
-TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 4e-2}
+DTYPES = [torch.float32, torch.bfloat16]
 
 
 def forget() -> None:
     """A kernel's form is settled when its file is imported, and what is there when dispatch first looks."""
     for name in [name for name in sys.modules if name.startswith(KERNELS) and name.endswith(".triton")]:
         del sys.modules[name]
-    for cached in (dispatch._chosen, dispatch._absent):
+    for cached in (kernels.dispatch._chosen, kernels.dispatch._absent):
         cached.cache_clear()
 
 
@@ -48,15 +35,7 @@ def interpreter(monkeypatch):
     forget()
 
 
-def close(found, wanted, tolerance) -> None:
-    (out, lse), (oracle, sums) = found, wanted
-    seen = ~sums.isneginf()
-    assert torch.equal(seen, ~lse.isneginf())
-    assert (out.double() - oracle).abs().max() < tolerance
-    assert not seen.any() or (lse.double() - sums)[seen].abs().max() < max(tolerance, 1e-5)
-
-
-@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("shape", "queries", "keys", "d", "block", "key_block", "heads"),
     [
@@ -69,22 +48,15 @@ def close(found, wanted, tolerance) -> None:
 )
 def test_prefill_agrees_with_the_oracle(interpreter, dtype, shape, queries, keys, d, block, key_block, heads):
     torch.manual_seed(keys + d)
-    q, (k, v) = torch.randn(shape[0], queries, d).to(dtype), torch.randn(2, shape[1], keys, d).to(dtype)
-    first = (keys - queries) // block
-    mask = torch.rand(heads, -(-keys // block) - first, -(-keys // key_block)) < 0.4
-    blocks = BlockCsr.from_mask(mask, block, key_block=key_block, first=first)
-    wanted = block_sparse_prefill(q, k, v, blocks, backend="reference", return_lse=True)
-    found = block_sparse_prefill(q, k, v, blocks, backend="triton", return_lse=True)
-    assert found[0].dtype == dtype
-    close(found, wanted, TOLERANCE[dtype])
+    case = prefill_problem(dtype, shape, queries, keys, d, block, key_block, heads)
+    agree(case[0], prefill(case, "triton"), prefill(case, "reference"))
 
 
 def test_prefill_reads_tensors_that_lie_crosswise(interpreter):
     torch.manual_seed(0)
     q, k, v = (torch.randn(40, heads, 16).transpose(0, 1) for heads in (4, 2, 2))
-    blocks = BlockCsr.dense(2, 40, 12)
-    wanted = block_sparse_prefill(q, k, v, blocks, backend="reference", return_lse=True)
-    close(block_sparse_prefill(q, k, v, blocks, backend="triton", return_lse=True), wanted, 3e-6)
+    case = (q, k, v, kernels.BlockCsr.dense(2, 40, 12))
+    agree(q, prefill(case, "triton"), prefill(case, "reference"))
 
 
 LENGTHS = [0, 1, 15, 64, 129, 300]
@@ -98,60 +70,47 @@ def problems(dtype, d, group):
     return q, [s[:, 0] for s in stores], [s[:, 1] for s in stores], weights
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("d", "group"), [(64, 3), (24, 5), (1, 1), (80, 17)])
 def test_decode_agrees_with_the_oracle_on_ragged_problems(interpreter, dtype, d, group):
-    q, keys, values, weights = problems(dtype, d, group)
-    wanted = decode(q, keys, values, log_weights=weights, backend="reference")
-    found = decode(q, keys, values, log_weights=weights, backend="triton")
-    assert found[0].dtype == dtype
-    close(found, wanted, TOLERANCE[dtype])
+    case = problems(dtype, d, group)
+    agree(case[0], in_tensors(*case, "triton"), in_tensors(*case, "reference"))
 
 
 def test_parts_of_a_long_problem_make_one_softmax(interpreter):
-    q, keys, values, weights = problems(torch.float32, 32, 2)
-    wanted = decode(q, keys, values, log_weights=weights, backend="reference")
+    case = problems(torch.float32, 32, 2)
     kernel = importlib.import_module(f"{KERNELS}decode.triton")
     for parts in (kernel.Parts(3, 100), kernel.Parts(5, 64)):
-        close(kernel.decode(q, keys, values, weights, parts), wanted, 3e-6)
+        agree(case[0], kernel.decode(*case, parts), in_tensors(*case, "reference"))
 
 
 @pytest.mark.parametrize("size", [4, 64])
 def test_pages_are_read_where_they_lie(interpreter, size):
-    q, keys, values, weights = problems(torch.float32, 24, 3)
-    counts = [-(-n // size) for n in LENGTHS]
-    pool = torch.full((sum(counts) + 3, 2, size, 24), torch.nan)
-    free = torch.randperm(len(pool)).tolist()
-    tables = [[free.pop() for _ in range(n)] for n in counts]
-    for table, k, v in zip(tables, keys, values, strict=True):
-        for i, page in enumerate(table):
-            part = slice(i * size, (i + 1) * size)
-            pool[page, 0, : len(k[part])], pool[page, 1, : len(k[part])] = k[part], v[part]
-    pages = PageTable.of(tables, LENGTHS)
-    wanted = decode(q, keys, values, log_weights=weights, backend="reference")
-    close(decode_pages(q, pool, pages, log_weights=weights, backend="triton"), wanted, 3e-6)
-    plain = decode(q, keys, values, backend="reference")
-    close(decode_pages(q, pool, pages, backend="triton"), plain, 3e-6)
+    *entries, weights = problems(torch.float32, 24, 3)
+    for logs in (weights, None):
+        agree(entries[0], in_pages(*entries, logs, "triton", size), in_tensors(*entries, logs, "reference"))
 
 
 def test_large_scores_do_not_overflow(interpreter):
     q, keys = torch.full((1, 2, 64), 40.0), torch.full((3, 64), 40.0)
     keys[1] = -40.0
     values = torch.tensor([1.0, 2.0, 3.0])[:, None].expand(3, 64)
-    out, _ = decode(q, [keys], [values], backend="triton")
+    out, _ = kernels.decode(q, [keys], [values], backend="triton")
     assert torch.allclose(out, torch.full((1, 2, 64), 2.0))
 
 
 def test_the_interpreter_runs_only_for_who_asks_and_calls_are_counted(interpreter):
-    assert "triton" in backends()
+    assert "triton" in kernels.backends()
     q, k = torch.randn(1, 2, 4), torch.randn(1, 2, 4)
     before = calls("triton"), calls("cpu_ext") + calls("cpu_torch")
-    block_sparse_prefill(q, k, k, BlockCsr.dense(1, 2, 2))
+    kernels.block_sparse_prefill(q, k, k, kernels.BlockCsr.dense(1, 2, 2))
     assert (calls("triton"), calls("cpu_ext") + calls("cpu_torch")) == (before[0], before[1] + 1)
-    block_sparse_prefill(q, k, k, BlockCsr.dense(1, 2, 2), backend="triton")
+    kernels.block_sparse_prefill(q, k, k, kernels.BlockCsr.dense(1, 2, 2), backend="triton")
     assert calls("triton") == before[0] + 1
     with pytest.raises(NotReady, match="float64"):
-        block_sparse_prefill(q.double(), k.double(), k.double(), BlockCsr.dense(1, 2, 2), backend="triton")
+        kernels.block_sparse_prefill(
+            q.double(), k.double(), k.double(), kernels.BlockCsr.dense(1, 2, 2), backend="triton"
+        )
 
 
 def calls(backend: str) -> float:
@@ -168,15 +127,15 @@ def test_without_a_gpu_the_back_end_is_absent_and_says_what_to_try(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     forget()
     try:
-        assert "triton" not in backends()
+        assert "triton" not in kernels.backends()
         with pytest.raises(NotReady, match="no GPU") as caught:
-            decode(torch.zeros(1, 1, 4), [torch.zeros(2, 4)], [torch.zeros(2, 4)], backend="triton")
+            kernels.decode(torch.zeros(1, 1, 4), [torch.zeros(2, 4)], [torch.zeros(2, 4)], backend="triton")
         assert "TRITON_INTERPRET" in caught.value.hint
     finally:
         forget()
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("heads", "queries", "keys", "d", "sink", "window"),
     [
@@ -189,10 +148,8 @@ def test_without_a_gpu_the_back_end_is_absent_and_says_what_to_try(monkeypatch):
 def test_windows_agree_with_the_oracle(interpreter, dtype, heads, queries, keys, d, sink, window):
     torch.manual_seed(keys)
     q, (k, v) = torch.randn(heads[0], queries, d).to(dtype), torch.randn(2, heads[1], keys, d).to(dtype)
-    wanted = window_prefill(q, k, v, sink, window, backend="reference")
-    found = window_prefill(q, k, v, sink, window, backend="triton")
-    assert found[0].dtype == dtype
-    close(found, wanted, TOLERANCE[dtype])
+    found, wanted = (kernels.window_prefill(q, k, v, sink, window, backend=name) for name in ("triton", "reference"))
+    agree(q, found, wanted)
 
 
 @pytest.mark.parametrize(
@@ -207,8 +164,8 @@ def test_windows_agree_with_the_oracle(interpreter, dtype, heads, queries, keys,
 def test_last_query_scores_agree_with_the_oracle(interpreter, heads, b, keys, d, dtype):
     torch.manual_seed(keys)
     q, k = torch.randn(heads[0], b, d).to(dtype), torch.randn(heads[1], keys, d).to(dtype)
-    wanted = last_query_scores(q, k, backend="reference")
-    found = last_query_scores(q, k, backend="triton")
+    wanted = kernels.last_query_scores(q, k, backend="reference")
+    found = kernels.last_query_scores(q, k, backend="triton")
     for one, oracle in zip(found, wanted, strict=True):
         assert one.dtype == torch.float32
         assert (one.double() - oracle).abs().max() < 2e-5
@@ -223,11 +180,11 @@ def test_runs_whose_numbers_lie_on_the_device_are_the_same_runs(interpreter):
     for first, k, v, w in zip(start.tolist(), keys, values, weights, strict=True):
         stores[0, first : first + len(k)], stores[1, first : first + len(v)] = k, v
         logs[first : first + len(k)] = 0 if w is None else w
-    wanted = decode(q, keys, values, log_weights=weights, backend="reference")
-    runs = DeviceRuns(start, n, torch.tensor([w is not None for w in weights]), longest=1000)
+    wanted = in_tensors(q, keys, values, weights, "reference")
+    runs = kernels.DeviceRuns(start, n, torch.tensor([w is not None for w in weights]), longest=1000)
     for backend in ("triton", "cpu_torch"):
-        found = decode_device_runs(q, (*stores, logs), runs, backend=backend)
-        close(found, wanted, TOLERANCE[torch.bfloat16])
+        found = kernels.decode_device_runs(q, (*stores, logs), runs, backend=backend)
+        agree(q, found, wanted)
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -237,15 +194,15 @@ def test_runs_whose_numbers_lie_on_the_device_are_the_same_runs(interpreter):
 )
 def test_packed_pages_are_read_as_they_lie(interpreter, bits, d, group, dtype):
     torch.manual_seed(d)
-    layout = PackedLayout(bits, d)
+    layout = kernels.PackedLayout(bits, d)
     whole = torch.randn(2, 9, 16, d) * torch.tensor([1.0, 30.0])[:, None, None, None] - 2
     pages = pack_reference(layout, *whole)
     logs = torch.randn(9 * 16)
     start, n = np.array([0, 5, 40, 16, 100]), np.array([64, 90, 0, 1, 44])
     weighted = np.array([True, False, True, True, True])
     q, tolerance = torch.randn(5, group, d).to(dtype), 3e-5 if dtype == torch.float32 else 0.5
-    wanted = decode_packed(q, (layout, pages, logs), start, n, weighted, backend="reference")
-    close(decode_packed(q, (layout, pages, logs), start, n, weighted, backend="triton"), wanted, tolerance)
+    wanted = kernels.decode_packed(q, (layout, pages, logs), start, n, weighted, backend="reference")
+    agree(q, kernels.decode_packed(q, (layout, pages, logs), start, n, weighted, backend="triton"), wanted, tolerance)
     kernel = importlib.import_module(f"{KERNELS}packed_pages.triton")
-    runs = DeviceRuns(*(torch.from_numpy(x) for x in (start, n, weighted)), longest=90)
-    close(kernel.decode_packed(q, (layout, pages, logs), runs, kernel.Parts(4, 32)), wanted, tolerance)
+    runs = kernels.DeviceRuns(*(torch.from_numpy(x) for x in (start, n, weighted)), longest=90)
+    agree(q, kernel.decode_packed(q, (layout, pages, logs), runs, kernel.Parts(4, 32)), wanted, tolerance)

@@ -1,42 +1,23 @@
 """The Triton kernels of linear layers, norms, rotation, gates, merges and sampling against plain ones, interpreted."""
 
 import importlib
-import sys
 
 import numpy as np
 import pytest
 import torch
 
-from services.llm_longctx.engine.request import Sampling
-from services.llm_longctx.engine.sampler import Sampler
-from services.llm_longctx.kernels import dispatch, layer_ops, merge
+from services.llm_longctx.kernels import layer_ops, merge
 from services.llm_longctx.kernels.merge_lse.reference import softmax_of_all
 from services.llm_longctx.kernels.quantized_linear import pack
 from services.llm_longctx.kernels.quantized_linear import reference as multiply_reference
 from services.llm_longctx.kernels.sampling import SamplingRows, sample
-from services.llm_longctx.kernels.sampling.reference import is_left
+from services.llm_longctx.kernels.sampling.reference import keep_likeliest
+from services.llm_longctx.kernels.sampling.rows import RowSettings
+from services.llm_longctx.tests.test_triton_kernels import KERNELS, interpreter  # noqa: F401  # a fixture
 from shared.lm.quantization import quantize
 from shared.lm.rope import rotate, rotation
 
-triton = pytest.importorskip("triton", reason="triton is not installed: its wheels are for Linux")
-
-KERNELS = "services.llm_longctx.kernels."
-
-
-def forget() -> None:
-    """A kernel's form is settled when its file is imported, and what is there when dispatch first looks."""
-    for name in [name for name in sys.modules if name.startswith(KERNELS) and name.endswith(".triton")]:
-        del sys.modules[name]
-    for cached in (dispatch._chosen, dispatch._absent):
-        cached.cache_clear()
-
-
-@pytest.fixture(autouse=True)
-def interpreter(monkeypatch):
-    monkeypatch.setattr(triton.knobs.runtime, "interpret", True)
-    forget()
-    yield
-    forget()
+pytestmark = pytest.mark.usefixtures("interpreter")
 
 
 def packed(rows, columns, bits):
@@ -158,47 +139,40 @@ def test_merges_are_one_softmax(count):
 
 
 LIMITS = [
-    {},
-    {"temperature": 0.0},
-    {"temperature": 0.6, "top_k": 5},
-    {"temperature": 1.3, "top_p": 0.8},
-    {"temperature": 0.9, "min_p": 0.1},
-    {"temperature": 2.0, "top_k": 12, "top_p": 0.7, "min_p": 0.01},
-    {"top_p": 0.0},
+    {}, {"temperature": 0.0}, {"temperature": 0.6, "top_k": 5}, {"temperature": 1.3, "top_p": 0.8},
+    {"temperature": 0.9, "min_p": 0.1}, {"temperature": 2.0, "top_k": 12, "top_p": 0.7, "min_p": 0.01}, {"top_p": 0.0},
     {"top_k": 1},
-]
+]  # fmt: skip
 
 
+def rows_of(limits: dict, shares) -> SamplingRows:
+    return SamplingRows.of([RowSettings(**{"temperature": 1.0} | limits)._replace(share=share) for share in shares])
+
+
+@pytest.mark.parametrize("backend", ["cpu_torch", "triton"])
 @pytest.mark.parametrize("limits", LIMITS, ids=str)
-def test_draws_are_those_of_the_oracle(limits):
+def test_draws_are_those_of_the_oracle(limits, backend, monkeypatch):
+    monkeypatch.setattr(importlib.import_module(f"{KERNELS}sampling.triton"), "_BLOCK", 32)  # a row is several blocks
     torch.manual_seed(len(str(limits)))
     logits = torch.randn(12, 77) * 3
     logits[0] = 1.5  # all alike: those with lower numbers come first
     logits[1, ::2] = -torch.inf
     logits[2] = logits[2].round()
-    rows = SamplingRows.of([*range(10), -1, 2**62 + 5], step=3, **limits)
-    wanted = sample(logits, rows, backend="reference")
-    assert torch.equal(sample(logits, rows, backend="triton"), wanted)
+    rows = rows_of(limits, np.random.default_rng(len(str(limits))).random(12))
+    assert torch.equal(sample(logits, rows, backend=backend), sample(logits, rows, backend="reference"))
 
 
-def test_the_oracle_draws_from_the_distribution_of_the_engines_sampler():
-    limits = {"temperature": 0.8, "top_k": 6, "top_p": 0.9, "min_p": 0.02}
+def test_the_first_and_the_last_share_take_tokens_that_are_left():
+    logits = torch.tensor([[1.0, 4.0, 2.0, 3.0, -torch.inf]])
+    for share, wanted in ((0.0, 1), (1 - 2**-53, 3)):  # in float32 the share is 1
+        assert sample(logits, rows_of({"top_k": 2}, [share]), backend="triton").tolist() == [wanted]
+
+
+def test_the_oracle_draws_from_the_distribution():
     logits = torch.randn(20, generator=torch.Generator().manual_seed(3)) * 2
-    rows = SamplingRows.of(list(range(3000)), **limits)
+    limits = {"temperature": 0.8, "top_k": 6, "top_p": 0.9, "min_p": 0.02}
+    rows = rows_of(limits, (np.arange(3000) + 0.5) / 3000)
     found = torch.bincount(sample(logits.expand(3000, 20), rows, backend="reference"), minlength=20)
-    sampler = Sampler(Sampling(seed=1, **limits), [], 20)
-    drawn = torch.bincount(torch.tensor([sampler.draw(logits).id for _ in range(3000)]), minlength=20)
-    assert torch.equal(found > 0, drawn > 0)
-    left = is_left(logits.double(), 0.8, 6, 0.9, 0.02)
-    share = (logits.double() / 0.8).masked_fill(~left, -torch.inf).softmax(-1)
-    for counts in (found, drawn):
-        assert (counts / 3000 - share).abs().max() < 4 * (0.25 / 3000) ** 0.5
-
-
-def test_noise_depends_on_seed_and_step_and_nothing_else():
-    logits = torch.zeros(4, 500)
-    rows = SamplingRows.of([7, 7, 8, 7])
-    rows.step[3] = 1
-    first, again, other_seed, other_step = sample(logits, rows, backend="reference").tolist()
-    assert first == again
-    assert len({first, other_seed, other_step}) == 3
+    kept = keep_likeliest(logits.double(), RowSettings(**limits))
+    assert 1 < int((kept > 0).sum()) <= 6
+    assert (found / 3000 - kept / kept.sum()).abs().max() < 1e-3

@@ -1,4 +1,4 @@
-"""Both networks against the published models' behaviour: layout, outputs, losses and one training step."""
+"""Both networks against the published models' behaviour: layout and outputs."""
 
 import zlib
 
@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from services.medical_seg.losses import structure_loss
-from services.medical_seg.metrics import segmentation_scores
 from shared.registry import network
 
 LATERAL = [f"lateral_map_{level}" for level in (5, 4, 3, 2)]
@@ -38,16 +36,13 @@ def test_state_dict_has_the_official_names_order_shapes_and_types(golden, name, 
 
 
 @pytest.mark.parametrize(("height", "width"), [(352, 352), (256, 320)])
-def test_pranet_maps_and_losses_equal_the_published_models(golden, pranet, picture, mask, height, width):
-    expected, x, truth = golden(f"pranet_1x3x{height}x{width}.npz"), picture(1, height, width), mask(1, height, width)
-    assert (crc(x), crc(truth)) == (expected["input_crc32"], expected["mask_crc32"])
+def test_pranet_maps_equal_the_published_models(golden, pranet, picture, height, width):
+    expected, x = golden(f"pranet_1x3x{height}x{width}.npz"), picture(1, height, width)
+    assert crc(x) == expected["input_crc32"]
     with torch.no_grad():
         maps = pranet(x)
     for name, found in zip(LATERAL, maps, strict=True):
         assert_map_matches(found, expected, name)
-    for form, key in (("released", "structure_loss_official"), ("paper", "structure_loss_reduction_none")):
-        losses = [structure_loss(found, truth, form).item() for found in maps]
-        np.testing.assert_allclose(losses, expected[key], rtol=1e-5, atol=1e-5)
 
 
 def test_pranet_v2_maps_equal_the_published_models(golden, fill, picture):
@@ -58,32 +53,7 @@ def test_pranet_v2_maps_equal_the_published_models(golden, fill, picture):
         assert_map_matches(found, expected, name)
 
 
-def test_one_training_step_has_the_golden_losses_gradients_and_statistics(golden, fill, picture, mask):
-    net, expected = fill(network("pranet")).train(), golden("pranet_trainstep_2x3x96x96.npz")
-    truth = mask(2, 96, 96)
-    losses = [structure_loss(found, truth, "released") for found in net(picture(2, 96, 96))]
-    torch.stack(losses).sum().backward()
-    np.testing.assert_allclose([loss.item() for loss in losses], expected["losses_5432"], rtol=1e-4)
-    parameters = dict(net.named_parameters())
-    norms = [parameters[name].grad.norm().item() for name in golden("pranet_trainstep_grad_names.json")]
-    # Biases in front of another batch norm have gradient zero; what is left of it there is rounding.
-    np.testing.assert_allclose(norms, expected["grad_l2"], rtol=1e-2, atol=1e-6)
-    state = net.state_dict()
-    for key in (key for key in expected if key.startswith("buf:")):
-        np.testing.assert_allclose(state[key[4:]].numpy(), expected[key], rtol=1e-3, atol=1e-6)
-
-
 def test_the_classifier_is_the_only_part_without_a_gradient(golden):
     net = network("pranet", width=0.25, decoder=16)
     net(torch.randn(2, 3, 64, 64))[-1].sum().backward()
     assert {n for n, p in net.named_parameters() if p.grad is None} == {"resnet.fc.weight", "resnet.fc.bias"}
-
-
-def test_metrics_equal_the_toolbox_on_every_case(golden):
-    pairs, cases = golden("polyp_metrics.npz"), golden("polyp_metrics.json")["cases"]
-    assert len(cases) == 6
-    for prediction, truth, expected in zip(pairs["pred_u8"], pairs["gt"], cases, strict=True):
-        scores = segmentation_scores(prediction, truth)
-        assert scores.keys() == expected.keys()
-        for key, value in expected.items():
-            assert scores[key] == pytest.approx(value, abs=1e-6, nan_ok=True), key

@@ -7,7 +7,6 @@ import pytest
 from PIL import Image
 
 from services.medical_seg.models.pranet import PraNetSegmenter
-from services.medical_seg.recipes.polyps import draw_frame
 from shared.api.mask import SegmentOut
 from tests.bad_pictures import encoded
 from tests.harness.models import answered, client_of, problem
@@ -45,6 +44,7 @@ def test_limits_are_named_with_limit_and_value(client):
 def test_threshold_and_stretching_move_the_mask(client, plain):
     strict = answered(client.post("/v1/segment", json={"image": text(EXAMPLE), "threshold": 0.95}), SegmentOut)
     assert strict.area < plain.area
-    mucosa = text(encoded(Image.fromarray(draw_frame(np.random.default_rng(1), 160, empty=True).image), "PNG"))
+    far = np.prod(np.mgrid[:160, :160] / 160, axis=0)[..., None]
+    mucosa = text(encoded(Image.fromarray(np.uint8((120, 60, 50) + far * (100, 60, 40))), "PNG"))
     assert answered(client.post("/v1/segment", json={"image": mucosa}), SegmentOut).empty
     assert not answered(client.post("/v1/segment", json={"image": mucosa, "normalise": "minmax"}), SegmentOut).empty

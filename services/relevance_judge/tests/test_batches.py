@@ -84,8 +84,7 @@ def test_a_run_with_its_qrels_has_its_holes_filled_down_to_the_depth(stage):
 def test_pairs_with_the_same_texts_are_asked_once_and_labelled_under_every_id(stage):
     rows = [{"qid": q, "docid": d, "query": "same", "passage": "passage number 3"} for q, d in ("ab", "cd", "ef")]
     found = stage.post(pairs="\n".join(map(json.dumps, rows))).json()
-    assert (found["pairs"], found["distinct"], found["graded"]) == (3, 1, 3)
-    assert stage.asked() == 1
+    assert (found["pairs"], found["distinct"], found["graded"], stage.asked()) == (3, 1, 3, 1)
 
 
 def test_sent_again_or_overlapping_another_batch_nothing_is_asked_twice(stage):
@@ -142,8 +141,7 @@ def test_the_budget_stops_with_what_there_is_and_counts_over_all_attempts(stage)
     more = stage.post(**body, budget_tokens=35).json()
     assert (more["id"], more["graded"]) == (found["id"], 5)
     priced = {**body, "options": {"price": 1e6}, "budget_cost": 14.0}
-    assert stage.post(**priced).json()["graded"] == 2
-    assert stage.post(**priced).json()["cost"] == pytest.approx(14.0)
+    assert (stage.post(**priced).json()["graded"], stage.post(**priced).json()["cost"]) == (2, pytest.approx(14.0))
 
 
 def test_the_rate_limit_paces_the_pairs(stage):
@@ -237,8 +235,7 @@ def test_progress_ends_at_one_and_names_the_pairs(tmp_path):
     run = CallContext(report=lambda fraction, note: told.append((fraction, note)))
     with label_log.open_label_log(path, run) as log:
         batch_runner.run_batch(plan, judge, request, log, batch_runner.BatchLimits(max_concurrent=1), run)
-    assert [fraction for fraction, _ in told] == [0, 0.25, 0.5, 0.75, 1]
-    assert told[-1][1] == "4 of 4 pairs"
+    assert ([fraction for fraction, _ in told], told[-1][1]) == ([0, 0.25, 0.5, 0.75, 1], "4 of 4 pairs")
 
 
 def test_half_a_line_counts_for_nothing_and_a_spoilt_one_costs_its_own_pair(tmp_path):

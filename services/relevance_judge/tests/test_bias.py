@@ -21,8 +21,7 @@ def test_a_judge_that_likes_long_passages_shows_it_by_length():
     fond = {(q, d): min(g + (lengths[d] > middle), 3) for (q, d), g in MINI.labels.items()}
     found = measure_bias(MINI.labels, fond, MINI.topics, MINI.passages)
     assert found.pairs == sum(part.pairs for part in found.by_length) == 192
-    assert [part.pairs for part in found.by_length] == [64, 64, 64]
-    assert found.by_length[0].bias == 0
+    assert ([part.pairs for part in found.by_length], found.by_length[0].bias) == ([64, 64, 64], 0)
     assert found.by_length[2].bias > 0.5
     assert found.by_length[0].highest <= found.by_length[1].lowest
 
@@ -63,15 +62,11 @@ def test_labels_go_out_and_come_in_again_in_both_forms():
 @pytest.mark.parametrize(
     "text",
     [
-        '{"qid": "1"}',
-        '{"qid": "1", "docid": "a", "grade": 1.5}',
-        "{]",
-        '{"qid": "1", "docid": "a", "grade": true}',
-        '{"qid": 1, "docid": "a", "grade": 1}\n{"qid": 1, "docid": "a", "grade": 2}',
-        '{"a": 1}\n[1]',
+        '{"qid": "1"}', '{"qid": "1", "docid": "a", "grade": 1.5}', "{]", '{"qid": "1", "docid": "a", "grade": true}',
+        '{"qid": 1, "docid": "a", "grade": 1}\n{"qid": 1, "docid": "a", "grade": 2}', '{"a": 1}\n[1]',
         '{"qid": 1, "docid": "a", "grade": 1000000000000000000000000000000}',
     ],
-)
+)  # fmt: skip
 def test_broken_json_lines_are_named_by_their_number(text):
     with pytest.raises(Malformed, match=r"Line [12] of judge"):
         parse_labels(text, "judge")
@@ -97,24 +92,18 @@ def test_over_http_bias_invalid_shares_and_disagreements_come_with_the_agreement
         for q, d in MINI.labels
     )
     body = {
-        "reference": format_qrels(MINI.labels),
-        "judge": judge,
-        "draws": 50,
-        "topics": (MINI.folder / "topics.tsv").read_text(),
-        "passages": (MINI.folder / "passages.jsonl").read_text(),
-    }
+        "reference": format_qrels(MINI.labels), "judge": judge, "draws": 50,
+        "topics": (MINI.folder / "topics.tsv").read_text(), "passages": (MINI.folder / "passages.jsonl").read_text(),
+    }  # fmt: skip
     with serve_judges(tmp_path, {}) as c:
         found = c.post("/v1/judge/agreement", json=body).json()
         runs = "1 Q0 m01-1 0 2 ours\n1 Q0 m01-4 0 1 ours\n1 Q0 m01-1 0 1 theirs\n1 Q0 m01-4 0 2 theirs\n"
         liked = "1 0 m01-1 0\n1 0 m01-4 3\n"
         ranked = {"reference": body["reference"], "judge": liked, "runs": runs, "families": {"theirs": "llm"}}
         preference = c.post("/v1/judge/rankings", json=ranked).json()
-    assert (found["invalid"], found["pairs"]) == (1, 191)
-    assert found["invalid_by_grade"] == [0, 0, 0, pytest.approx(1 / 48)]
-    assert found["bias_by_text"]["pairs"] == 191
-    assert {row["reference"] for row in found["disagreements"][:48]} == {0}
-    assert found["disagreements"][-1]["reference"] == 2
-    assert preference["self_preference"] == pytest.approx(2.0)
+    assert (found["invalid"], found["pairs"], found["invalid_by_grade"]) == (1, 191, [0, 0, 0, pytest.approx(1 / 48)])
+    assert (found["bias_by_text"]["pairs"], {row["reference"] for row in found["disagreements"][:48]}) == (191, {0})
+    assert (found["disagreements"][-1]["reference"], preference["self_preference"]) == (2, pytest.approx(2.0))
     (family,) = preference["families"]
     assert (family["family"], family["systems"], family["shift"]) == ("llm", 1, 1.0)
     assert [row["family"] for row in preference["systems"]] == [None, "llm"]

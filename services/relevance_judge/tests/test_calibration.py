@@ -62,23 +62,14 @@ def test_a_signal_that_is_not_finite_has_no_grade():
 @pytest.mark.parametrize(
     ("signals", "grades", "queries"),
     [
-        ([], [], []),
-        ([1.0], [0, 1], ["a"]),
-        ([math.nan], [0], ["a"]),
-        ([1.0], [4], ["a"]),
+        ([], [], []), ([1.0], [0, 1], ["a"]), ([math.nan], [0], ["a"]), ([1.0], [4], ["a"]),
         *(([signal, 0.1], [1, 0], ["1", "2"]) for signal in (1e308, -1e101)),
         *(([0.5, 0.1], [grade, 0], ["1", "2"]) for grade in (2**70, -(2**70))),
     ],
-)
+)  # fmt: skip
 def test_broken_training_data_is_refused(signals, grades, queries):
     with pytest.raises(InvalidOption):
         fit(signals, grades, queries)
-
-
-def test_the_digest_names_the_cuts_and_what_they_belong_to():
-    first = fit(GRADES, GRADES, QUERIES)
-    assert first.digest == fit(GRADES, GRADES, QUERIES).digest
-    assert first.digest != first.model_copy(update={"model": "another"}).digest
 
 
 def test_many_pairs_of_one_query_and_a_long_name_take_little_memory():

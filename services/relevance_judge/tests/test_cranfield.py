@@ -46,11 +46,6 @@ def test_what_was_decided_is_said():
     assert "1 of the documents have no text" in notes
 
 
-def test_another_reading_of_the_codes_may_be_given():
-    found = parse_collection(DOCUMENTS, TOPICS, "1 1 4\n3 2 -1\n", grades={4: 3, -1: 0})
-    assert found.labels == {("1", "1"): 3, ("3", "2"): 0}
-
-
 def test_topics_numbered_without_gaps_keep_their_ids():
     topics = ".I 1\n.W\na\n.I 2\n.W\nb\n"
     found = parse_collection(DOCUMENTS, topics, "01 1 1\n")
@@ -58,13 +53,18 @@ def test_topics_numbered_without_gaps_keep_their_ids():
     assert not any("position" in note for note in found.notes)
 
 
-@pytest.mark.parametrize("line", ["1 2 0 0.000000", "01 2  0 0"])
-def test_relevance_without_a_grade_as_cisi_and_cacm_have_it(line):
-    assert parse_collection(DOCUMENTS, TOPICS, f"{line}\n").labels == {("1", "2"): 2}
-
-
-def test_trec_lines_keep_their_grades():
-    assert parse_collection(DOCUMENTS, TOPICS, "1 0 2 3\n2 0 1 0\n").labels == {("1", "2"): 3, ("2", "1"): 0}
+@pytest.mark.parametrize(
+    ("relevance", "grades", "labels"),
+    [
+        ("1 1 4\n3 2 -1\n", {4: 3, -1: 0}, {("1", "1"): 3, ("3", "2"): 0}),  # another reading of the codes
+        ("1 2 0 0.000000\n", None, {("1", "2"): 2}),  # no grade, as in CISI and CACM
+        ("01 2  0 0\n", None, {("1", "2"): 2}),
+        ("1 0 2 3\n2 0 1 0\n", None, {("1", "2"): 3, ("2", "1"): 0}),  # TREC's lines keep their grades
+    ],
+)
+def test_relevance_lines_of_relatives_are_read(relevance, grades, labels):
+    options = {} if grades is None else {"grades": grades}
+    assert parse_collection(DOCUMENTS, TOPICS, relevance, **options).labels == labels
 
 
 @pytest.mark.parametrize(

@@ -38,8 +38,7 @@ def ensemble():
 def test_judges_of_all_kinds_vote_and_their_signals_are_shown(ensemble):
     members = ["direct", "log-odds", {"judge": "query-likelihood", "calibration": CUTS.model_dump()}]
     found = _one(ensemble, members=members, combine="median")
-    assert found.votes == [1, 2, 3]
-    assert (found.grade, found.valid) == (2, True)
+    assert (found.votes, found.grade, found.valid) == ([1, 2, 3], 2, True)
     assert found.signals is not None
     assert [signal is None for signal in found.signals] == [True, False, False]
     names = [f"{name}@{get_template(name).digest}" for name in ("direct", "digits", "query-lift")]

@@ -58,22 +58,15 @@ def test_an_invalid_answer_says_why(answer, reason):
 
 
 def test_the_scale_is_an_argument():
-    assert parse("score: 5", highest=5).grade == 5
-    assert parse("score: 0", lowest=1).reason == "out_of_range"
+    assert (parse("score: 5", highest=5).grade, parse("score: 0", lowest=1).reason) == (5, "out_of_range")
     assert parse("score: 4/5", highest=5).grade == 4
 
 
 @pytest.mark.parametrize(
     "hostile",
     [
-        "{" * 100_000,
-        '{"a":' * 20_000,
-        "##final score" * 8_000,
-        "score " * 17_000,
-        "<think>" * 15_000,
-        " " * 100_000,
-        "1" * 100_000,
-        "(" * 100_000,
+        *(letter * 100_000 for letter in "{ 1("),
+        *(word * (100_000 // len(word)) for word in ('{"a":', "##final score", "score ", "<think>")),
         "score:" + " " * 99_000 + "x",
     ],
 )

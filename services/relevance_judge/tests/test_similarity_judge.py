@@ -9,6 +9,7 @@ from services.relevance_judge.chat_client import ChatClient
 from services.relevance_judge.embeddings import cosines, split_windows
 from services.relevance_judge.evaluate import measure_judge
 from services.relevance_judge.judge import Judge
+from services.relevance_judge.judges.query_likelihood import QueryLikelihood
 from services.relevance_judge.judges.similarity import Similarity
 from services.relevance_judge.judges.word_overlap import WordOverlap
 from services.relevance_judge.parsing.label_formats import parse_signals
@@ -27,11 +28,11 @@ def verdicts(judge: Judge, qid: str) -> dict[tuple[str, str], Any]:
     return dict(zip(pairs, answer.results, strict=True))
 
 
-def test_the_recorded_similarity_is_what_the_card_says_and_beats_overlap_by_far():
-    text = (MINI.folder / "judgements" / "similarity.jsonl").read_text()
-    rows = [{**row, "signal": row["signal"]} for row in parse_signals(text, "similarity").rows]
+@pytest.mark.parametrize(("judge", "recorded"), [(Similarity, "similarity"), (QueryLikelihood, "query-lift")])
+def test_recorded_verdicts_are_what_the_card_says_and_beat_overlap_by_far(judge, recorded):
+    rows = parse_signals((MINI.folder / "judgements" / f"{recorded}.jsonl").read_text(), recorded).rows
     found = measure_judge(rows, MINI)
-    for metric in Similarity.card.metrics:
+    for metric in judge.card.metrics:
         assert metric.ours == pytest.approx(found[metric.name], abs=6e-4), metric.name
     assert (found["pair_order"] or 0) > WordOverlap.card.metrics[0].ours + 0.1
 

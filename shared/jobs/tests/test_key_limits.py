@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 
 from services.gateway.policy.caller import Caller, KeyLimits
-from services.gateway.policy.rate_limits import RateLimiter
+from services.gateway.policy.quotas import RateLimiter
 from shared.errors import RateLimited
 from shared.jobs.key_limits import JobKeyLimits
 from shared.jobs.queue import Payload, Result
 from shared.jobs.usage_ledger import UsageLedger
-from shared.serving.worker import charge_jobs
+from shared.serving.jobs.job_runner import charge_jobs
 from shared.settings import Settings
 
 ANSWER = {"model": "smol", "usage": {"prompt_tokens": 7, "completion_tokens": 8}}

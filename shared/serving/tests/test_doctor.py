@@ -22,7 +22,7 @@ def machine(monkeypatch, tmp_path):
     """A machine with free ports, no models and no weights, so that nothing heavy is looked at."""
     monkeypatch.setattr(discovery, "skipped_modules", dict)
     monkeypatch.setattr(discovery, "servables", lambda service: {"eye": object} if service == "medical-seg" else {})
-    monkeypatch.setattr(room, "_packages", lambda: iter(()))
+    monkeypatch.setattr(discovery, "data_folders", lambda *_: [])
 
     def make(**fields):
         with socket.socket() as one, socket.socket() as two:

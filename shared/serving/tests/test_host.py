@@ -161,7 +161,7 @@ async def test_what_a_stream_tells_the_metrics_carries_its_service_and_model():
     class Telling(toys.Story):
         card = toys.card("telling", "plan")
 
-        def stream(self, request, run):
+        async def stream(self, request, run):
             begun = telemetry.context()
             yield request.model_copy(update={"text": f"{begun.service} {begun.model}"})
             yield request.model_copy(update={"text": telemetry.context().model})

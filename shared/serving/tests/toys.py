@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -113,7 +114,7 @@ class Story(Echo):
     card: ClassVar[Card] = card("toy/story", "plan")
     mode = "stream"
 
-    def stream(self, request: Text, run: CallContext) -> Iterator[BaseModel]:
+    async def stream(self, request: Text, run: CallContext) -> AsyncGenerator[BaseModel, None]:
         """One event per word; the word `bug` fails, `…` goes on for ever."""
         words = iter(lambda: "…", None) if request.text == "…" else request.text.split()
         for word in words:
@@ -121,6 +122,7 @@ class Story(Echo):
             if word == "bug":
                 raise ZeroDivisionError
             yield Said(text=word, together=1)
+            await asyncio.sleep(0)  # an endless story must leave the loop a turn
 
 
 class Long(Echo):

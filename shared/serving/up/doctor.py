@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import json
 import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.machinery import ModuleSpec
-from importlib.metadata import PackageNotFoundError, entry_points, version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,6 +17,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from shared import plugins
 from shared.engines import missing_parts
 from shared.errors import FoveaError, NotReady
 from shared.jobs import redis_server
@@ -164,8 +162,8 @@ def _triton(config: Settings) -> Diagnosis:
 
 
 def _findings(_: Settings) -> list[Diagnosis]:
-    """Checks of rooms: entry points of group `fovea.findings`, functions that return verdict and text."""
-    return [Diagnosis(point.name, *point.load()()) for point in entry_points(group="fovea.findings")]
+    """Checks of packages: entry points of group `fovea.findings`, functions that return verdict and text."""
+    return [Diagnosis(name, *find()) for name, find in plugins.load_all("fovea.findings").items()]
 
 
 def _rooms(_: Settings) -> list[Diagnosis]:
@@ -192,7 +190,7 @@ def _objects(config: Settings) -> list[Diagnosis]:
 
 def _weights(config: Settings) -> list[Diagnosis]:
     """Whether the weights files of the services and those that were imported are what their manifests say."""
-    packaged = [Path(place) / "weights" for spec in _packages() for place in spec.submodule_search_locations or ()]
+    packaged = [folder for service in discovery.SERVICES for folder in discovery.data_folders(service, "weights")]
     return [
         _verify(file) for folder in (*packaged, config.weights_dir) for file in sorted(folder.glob("*.safetensors"))
     ]
@@ -204,12 +202,6 @@ def _verify(file: Path) -> Diagnosis:
     except (FoveaError, OSError, ValueError) as error:
         return Diagnosis("weights", "bad", f"{file.name}: {getattr(error, 'detail', error)}")
     return Diagnosis("weights", "good", f"{file.name}: verified, sha256 {weights.manifest.sha256[:12]}…")
-
-
-def _packages() -> Iterator[ModuleSpec]:
-    for service in discovery.SERVICES:
-        if spec := importlib.util.find_spec(discovery.service_package(service)):
-            yield spec
 
 
 def _version(package: str) -> str:

@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from shared.errors import FoveaError
 from shared.registry import CallContext, Card, LoadContext, Servable
+from tests.harness.streams import events_of
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,10 @@ class Loaded:
         """An answer or an error for each request, in order; of a model that streams, the list of its events."""
         run = run or CallContext()
         if self.servable.mode == "stream":
-            return [_or_error(lambda request=request: list(self.servable.stream(request, run))) for request in requests]
+            return [
+                _or_error(lambda request=request: list(events_of(self.servable.stream(request, run))))
+                for request in requests
+            ]
         return list(self.servable.predict(list(requests), run))
 
     def answers(self, requests: Sequence[BaseModel], run: CallContext | None = None) -> list[Any]:
@@ -52,6 +56,12 @@ class Loaded:
 
     def answer(self, request: BaseModel, run: CallContext | None = None) -> Any:
         return self.answers([request], run)[0]
+
+    def rendered(self, request: BaseModel, media: str) -> bytes | None:
+        """The answer to one request in a form other than JSON, as the platform asks for it."""
+        run = CallContext()
+        run.media = media
+        return self.servable.render(request, self.answer(request, run), media)
 
 
 class CancelsAfter(CallContext):

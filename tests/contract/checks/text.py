@@ -15,6 +15,7 @@ from tests.contract.checks.kinds import applies_to, writes_with_named_weights
 from tests.contract.checks.loaded import Loaded
 from tests.contract.checks.requests import distinct_requests
 from tests.contract.checks.weights import disturbed, network_of, weights_file
+from tests.harness.streams import events_of
 
 LONGEST = 64
 """Tokens of a prompt that are looked at."""
@@ -58,7 +59,7 @@ def _served(loaded: Loaded, ids: Sequence[int]) -> np.ndarray:
 
 
 def _pieces(loaded: Loaded, asked: CompletionRequest) -> list[Any]:
-    return [piece for event in loaded.servable.stream(asked, CallContext()) for piece in event.choices]
+    return [piece for event in events_of(loaded.servable.stream(asked, CallContext())) for piece in event.choices]
 
 
 def _likely(net: nn.Module, ids: Sequence[int]) -> np.ndarray:

@@ -1,14 +1,14 @@
 """Servables that are wrong, and for each the checks that must refuse it; and one that is new and right."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
 from pydantic import BaseModel
 
+from fovea_memory.models.fovea_titans import TitansMAG
 from services.detection.models.planner import FoveaPlanner
-from services.llm_longctx.models.fovea_titans import TitansMAG
 from shared.api.mask import SegmentIn, SegmentOut
 from shared.errors import FoveaError
 from shared.registry import CallContext, LoadContext, Servable
@@ -83,7 +83,7 @@ class AnswersLate(TitansMAG):
 
     before: BaseModel | None = None
 
-    def stream(self, request: BaseModel, run: CallContext) -> Iterator[BaseModel]:
+    def stream(self, request: BaseModel, run: CallContext) -> AsyncGenerator[BaseModel, None]:
         asked, self.before = self.before or request, request
         return super().stream(asked, run)
 
@@ -91,7 +91,7 @@ class AnswersLate(TitansMAG):
 class SpeaksOn(TitansMAG):
     """Goes on speaking when nobody listens."""
 
-    def stream(self, request: BaseModel, run: CallContext) -> Iterator[BaseModel]:
+    def stream(self, request: BaseModel, run: CallContext) -> AsyncGenerator[BaseModel, None]:
         return super().stream(request, CallContext())
 
 

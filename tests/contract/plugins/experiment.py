@@ -10,8 +10,6 @@ from services.interpretability.core.report import Report, Scalar
 from services.interpretability.core.studied_model import StudiedModel
 from shared.registry import Card, Paper
 
-__all__ = ["ToySurprise", "ToySurpriseSpec"]
-
 
 class ToySurpriseSpec(Spec):
     """A text."""

@@ -6,8 +6,6 @@ from services.relevance_judge.judge import EXAMPLE, NO_GRAPH, PAPER
 from services.relevance_judge.judges.prompted_grade import PromptedGrade
 from shared.registry import Card
 
-__all__ = ["ToyStrictGrade"]
-
 
 class ToyStrictGrade(PromptedGrade):
     """Grades by a strict template."""

@@ -1,15 +1,16 @@
-"""A served model: a Card and the name of its weights."""
+"""A served model: a Card, the name of its weights and where they are."""
+
+from pathlib import Path
 
 from services.medical_seg.segmenter import Segmenter
 from shared.registry import Card, Paper
-
-__all__ = ["ColourSegmenter"]
 
 
 class ColourSegmenter(Segmenter):
     """Marks what is red."""
 
     weights = "toy-colour"
+    folder = Path(__file__).parent / "weights"
     card = Card(
         name="toy-colour", task="segment", summary="Marks red pixels.",
         paper=Paper(title="Colours", venue="none", year=2026), licence="Apache-2.0", weights="DIGEST",

@@ -4,8 +4,6 @@ from torch import Tensor, nn
 
 from shared.registry import builder
 
-__all__ = ["ColourNet", "colour_net"]
-
 
 class ColourNet(nn.Module):
     """Scores each pixel by the colours around it."""

@@ -9,8 +9,6 @@ from pydantic import BaseModel, Field
 from shared.errors import FoveaError
 from shared.registry import CallContext, Card, LoadContext, Paper, Servable
 
-__all__ = ["ToyWordCounter"]
-
 
 class CountWordsIn(BaseModel):
     """A text."""

@@ -10,7 +10,6 @@ from pydantic import BaseModel, ValidationError
 
 from services.llm_longctx.serving.grammars.formats import find_grammar_source
 from services.llm_longctx.serving.grammars.token_grammar import GrammarCompiler
-from services.llm_longctx.serving.toy_tokenizers import ByteTokenizer
 from services.relevance_judge.parsing import parse
 from services.relevance_judge.parsing.cranfield import parse_collection
 from services.relevance_judge.parsing.label_formats import parse_labels, parse_signals
@@ -21,6 +20,7 @@ from services.relevance_judge.routes.significance import SignificanceIn, compare
 from shared.api.text import GenerationOptions
 from shared.errors import FoveaError, InvalidOption, Malformed
 from tests.fuzz.harness import Harness, with_file
+from tests.harness.toy_tokenizers import ByteTokenizer
 
 _STEPS = 6
 """Tokens of an answer under a grammar."""

@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from services.llm_longctx.engine.method_policy import Policy
+from services.llm_longctx.engine.attention.method_policy import Policy
+from services.llm_longctx.engine.kv_manager import PagedState
 from services.llm_longctx.engine.model_runner import ModelRunner
+from services.llm_longctx.engine.offline.decode_loop import decode, read_prompt
 
 
 @dataclass(slots=True)
@@ -70,24 +72,33 @@ def compare_to_dense(
     Pages are given back whether it runs to its end or is closed before.
     """
     found = Fidelity()
-    pair = [runner.open(p) for p in (runner.dense, policy)]
+    pair = [_Forced(runner.open(one), answer) for one in (runner.dense, policy)]
     try:
-        last = []
-        for s in pair:
-            s.reserve(len(prompt), len(answer))
-            logits = runner.model.output_matrix.new_zeros(0, runner.model.config.vocab)
-            while (begin := s.cache.length) < len(prompt):
-                end = begin + s.policy.next_chunk(begin, len(prompt))
-                at_end = end == len(prompt)
-                logits = runner.prefill(s, prompt[begin:end], last=at_end, keep=int(at_end))
-                yield
-            last.append(logits[-1])
-        for place, token in enumerate(answer):
-            found.add(last[0], last[1], token)
-            if place + 1 < len(answer):
-                last = list(runner.decode(pair, [token, token]))
-                yield
+        for one in pair:
+            one.state.reserve(len(prompt), len(answer))
+            one.logits = (yield from read_prompt(runner, one.state, prompt))[-1]
+        if answer:
+            found.add(pair[0].logits, pair[1].logits, answer[0])
+        for place, _ in enumerate(decode(runner, pair), 1):
+            found.add(pair[0].logits, pair[1].logits, answer[place])
+            yield
         on_result(found)
     finally:
-        for s in pair:
-            s.close()
+        for one in pair:
+            one.state.close()
+
+
+class _Forced:
+    """A sequence that is fed a known answer, whatever it would have said."""
+
+    logits: Tensor
+
+    def __init__(self, state: PagedState, answer: Sequence[int]) -> None:
+        self.state = state
+        self._rest = iter(answer[:-1])  # there is nothing to compare behind the last token
+
+    def next_token(self) -> int | None:
+        return next(self._rest, None)
+
+    def take(self, logits: Tensor) -> None:
+        self.logits = logits

@@ -14,10 +14,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Generator
 from contextvars import Context
 
-from services.llm_longctx.engine.method_policy import Policy
+from services.llm_longctx.engine.attention.method_policy import Policy
+from services.llm_longctx.engine.kv_manager import PagedState
 from services.llm_longctx.engine.model_runner import ModelRunner
-from services.llm_longctx.engine.paged_state import PagedState
-from services.llm_longctx.engine.quality.drift_gate import DriftGate
+from services.llm_longctx.engine.quality.circuit_breaker import FidelityCircuitBreaker
 from services.llm_longctx.engine.quality.fidelity import Fidelity, compare_to_dense
 from services.llm_longctx.engine.sequence import Sequence
 from shared import telemetry
@@ -48,7 +48,8 @@ class FidelityMonitor:
         self._floor = floor
         self._random = random.Random(seed)
         self._clock = clock
-        self._gates: OrderedDict[tuple[str, str], DriftGate] = OrderedDict()  # by method's name and variant
+        # By name and variant of the method.
+        self._gates: OrderedDict[tuple[str, str], FidelityCircuitBreaker] = OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -58,7 +59,7 @@ class FidelityMonitor:
     def sample(self, runner: ModelRunner, sequence: Sequence[PagedState]) -> Generator[None, None, None] | None:
         """For a share of the sequences that end: a comparison to run when there is time; None for the others."""
         context, request = sequence.context, sequence.request
-        policy = request.requested_policy or sequence.state.policy
+        policy = request.fallback_from or sequence.state.policy
         is_dense = policy.method.name == runner.dense.method.name and policy.cache_bits == 16
         if is_dense or not sequence.output_ids or self._random.random() >= self._share:
             return None
@@ -96,7 +97,7 @@ class FidelityMonitor:
         name = policy.method.name
         key = name, policy.variant
         with self._lock:
-            gate = self._gates.setdefault(key, DriftGate(self._floor))
+            gate = self._gates.setdefault(key, FidelityCircuitBreaker(self._floor))
             self._gates.move_to_end(key)
             gate.add(found.agreement, self._clock())
             changed = {name}

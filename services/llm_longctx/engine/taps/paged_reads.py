@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from services.llm_longctx.engine.paged_state import PagedState
+from services.llm_longctx.engine.kv_manager import PagedState
 from services.llm_longctx.kv_cache import Entries
 from shared.lm.host_transfer import take_rows
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from services.llm_longctx.engine.paged_state import PagedState
+from services.llm_longctx.engine.kv_manager import PagedState
 from services.llm_longctx.engine.taps.paged_reads import PagedValues, attention_rows
 from services.llm_longctx.engine.taps.request_taps import (
     ActivationCapture,

@@ -24,6 +24,7 @@ def layer_ops(
     dtype: torch.dtype,
     device: str,
     packed: Mapping[nn.Linear, PackedMatrix] = MappingProxyType({}),
+    head: PackedMatrix | None = None,
 ) -> Ops:
     """The operations for a model of this dtype on this device.
 
@@ -32,6 +33,7 @@ def layer_ops(
         dtype: Of the model.
         device: Its device's type.
         packed: Few-bit matrices of its layers, which `cpu_ext` and `triton` multiply with instead of their weights.
+        head: Few-bit matrix of its logits, which `triton` multiplies with instead of the whole one.
 
     Raises:
         BadInput: No back end has this name.
@@ -40,5 +42,5 @@ def layer_ops(
     if (chosen := choose("layer", backend, dtype, device)) == "triton":
         from services.llm_longctx.kernels.decoder_ops.triton import TritonOps  # noqa: PLC0415  # may not be installed
 
-        return TritonOps(packed)
+        return TritonOps(packed, head)
     return NativeOps(packed) if chosen == "cpu_ext" else TORCH

@@ -32,9 +32,11 @@ _BLOCK = 2048
 class TritonOps:
     """`shared.lm.ops.Ops`; the residual stream is float32, as on a CPU, so that near ties do not turn over."""
 
-    def __init__(self, packed: Mapping[nn.Linear, PackedMatrix] = MappingProxyType({})) -> None:
-        """Take the few-bit matrices of layers, which stand in for their weights."""
-        self._packed = packed
+    def __init__(
+        self, packed: Mapping[nn.Linear, PackedMatrix] = MappingProxyType({}), head: PackedMatrix | None = None
+    ) -> None:
+        """Take the few-bit matrices of layers, and of the logits, which stand in for their weights."""
+        self._packed, self._head = packed, head
 
     def widen(self, x: Tensor) -> Tensor:
         """See `Ops`."""
@@ -64,10 +66,16 @@ class TritonOps:
 
     def logits(self, x: Tensor, matrix: Tensor) -> Tensor:
         """See `Ops`."""
+        if self._head is not None and _has_few_rows(x):
+            return multiply(x, [(self._head, None)])[0]
         return functional.linear(x, matrix)
 
     def _has_few_bits(self, x: Tensor, layers: Sequence[nn.Linear]) -> bool:
-        return x.numel() <= FEW * x.shape[-1] and all(layer in self._packed for layer in layers)
+        return _has_few_rows(x) and all(layer in self._packed for layer in layers)
+
+
+def _has_few_rows(x: Tensor) -> bool:
+    return x.numel() <= FEW * x.shape[-1]
 
 
 def normalize(x: Tensor, weight: Tensor, eps: float, offset: float) -> Tensor:

@@ -18,7 +18,7 @@ from services.llm_longctx.kernels.decode.triton import Parts, cut
 from services.llm_longctx.kernels.device.cards import GpuCard
 from services.llm_longctx.kernels.device.launch import Launch, Variant, card_for, counters, power_of_two, precision
 from services.llm_longctx.kernels.device.shapes import DECODERS
-from services.llm_longctx.kernels.device.triton import LOG2E, absorb, finish
+from services.llm_longctx.kernels.device.triton import LOG2E, absorb, begin_rows, finish
 from services.llm_longctx.kernels.dispatch import is_interpreted
 from services.llm_longctx.kernels.packed_pages.layout import PAGE, VALUE_GROUP, PackedLayout
 
@@ -149,9 +149,7 @@ def _decode(
     if WIDEN:
         rows = rows.to(tl.float32)
         kind = tl.float32
-    most = tl.full((ROWS,), float("-inf"), tl.float32)
-    total = tl.zeros((ROWS,), tl.float32)
-    mixed = tl.zeros((ROWS, WIDE), tl.float32)
+    most, total, mixed = begin_rows(ROWS, WIDE)
     end = tl.minimum((part + 1) * span, n)
     weighted_end = end
     if WEIGHTED:
@@ -164,7 +162,7 @@ def _decode(
         values = _values(
             words, pages, page.to(tl.int64), held, BITS, BYTES, WIDTH, CODES, VALUE_GROUPS, WIDE, KEYS, PAGE, GROUPS
         ).to(kind)
-        scores = tl.dot(rows, keys, input_precision=PRECISION) * scale
+        scores = tl.dot(rows, tl.trans(keys), input_precision=PRECISION) * scale
         if WEIGHTED:
             log_weight = tl.load(weights + position, (position >= skip) & (position < weighted_end), 0.0)
             scores += log_weight[None, :] * 1.4426950408889634
@@ -221,19 +219,21 @@ def _keys(
     KEYS: tl.constexpr,
     PAGE: tl.constexpr,
 ):
-    """Keys [WIDE,KEYS] of pages: a channel has a scale and a zero per page."""
+    """Keys [KEYS,WIDE] of pages: a channel has a scale and a zero per page."""
     STEPS: tl.constexpr = 32 // BITS
     i, d = tl.arange(0, WIDE // STEPS * PAGE), tl.arange(0, WIDE)
     there = held[:, None] & (i < WIDTH // STEPS * PAGE)[None, :]
     flat = tl.load(words + (page * (BYTES // 4))[:, None] + i[None, :], there, 0)
     codes = _codes(tl.reshape(flat, (KEYS // PAGE, WIDE // STEPS, PAGE)), BITS)
-    codes = tl.reshape(codes, (KEYS // PAGE, WIDE, PAGE))
     byte = pages + (page * BYTES)[:, None] + 2 * CODES + d[None, :]
     some = held[:, None] & (d < WIDTH)[None, :]
     by = _scale_of(tl.load(byte, some, 0))
     zero = tl.load(byte + WIDTH, some, 0).to(tl.int8, bitcast=True).to(tl.float32)
-    wide = (codes + zero[:, :, None]) * by[:, :, None]
-    return tl.reshape(tl.permute(wide, (1, 0, 2)), (WIDE, KEYS))
+    # The codes of a word are neighbours, [page, entry, word, step]: they are stored for the product in vectors.
+    by = tl.reshape(by, (KEYS // PAGE, WIDE // STEPS, STEPS))
+    zero = tl.reshape(zero, (KEYS // PAGE, WIDE // STEPS, STEPS))
+    wide = (tl.permute(codes, (0, 3, 1, 2)) + zero[:, None, :, :]) * by[:, None, :, :]
+    return tl.reshape(wide, (KEYS, WIDE))
 
 
 @triton.jit

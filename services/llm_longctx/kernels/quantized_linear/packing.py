@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -48,6 +49,11 @@ class PackedMatrix:
             message = f"{data.dtype} {list(data.shape)} is no packed matrix of {rows} x {columns}"
             raise ValueError(message)
         return cls(bits, rows, columns, data)
+
+    def to(self, device: torch.device | str) -> Self:
+        """The matrix on a device; itself where it lies there already."""
+        data = self.data.to(device)
+        return self if data is self.data else type(self)(self.bits, self.rows, self.columns, data)
 
     def unpack(self) -> QuantizedMatrix:
         """The matrix that was packed."""

@@ -1,8 +1,8 @@
-"""Sampling of a batch's next tokens: temperature, top-k, top-p and min-p, with noise that seeds and steps fix.
+"""Sampling of a batch's next tokens: temperature, top-k, top-p and min-p, each row by one number of its own.
 
-A token is the largest of logit / temperature + Gumbel noise among those that the limits leave, which is a draw from
-their softmax. The noise of a token depends on its row's seed and step alone, so that a row's draws do not depend on its
-neighbours, and are the same on every back end but for rounding. Knows logits; knows nothing about answers.
+A token is the first at which the mass of the tokens that the limits leave, in the order of the vocabulary, exceeds the
+row's share of all of it. The share comes from the caller, so a row's token does not depend on its neighbours and is the
+same on every back end but for rounding. Knows logits; knows nothing about answers.
 """
 
 from __future__ import annotations
@@ -12,13 +12,10 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 
 from services.llm_longctx.kernels.dispatch import Backend, choose
-from services.llm_longctx.kernels.sampling import reference
-from services.llm_longctx.kernels.sampling.rows import SamplingRows
+from services.llm_longctx.kernels.sampling import cpu_torch, reference
+from services.llm_longctx.kernels.sampling.rows import GREEDY_BELOW, RowSettings, SamplingRows
 
-__all__ = ["GREEDY_BELOW", "SamplingRows", "sample"]
-
-GREEDY_BELOW = reference.GREEDY_BELOW
-"""Temperatures below this take the largest logit."""
+__all__ = ["GREEDY_BELOW", "RowSettings", "SamplingRows", "sample"]
 
 
 def _triton(logits: Tensor, rows: SamplingRows) -> Tensor:
@@ -27,21 +24,16 @@ def _triton(logits: Tensor, rows: SamplingRows) -> Tensor:
     return triton.sample(logits, rows)
 
 
-def _plain(logits: Tensor, rows: SamplingRows) -> Tensor:
-    limits = rows.temperature, rows.top_k, rows.top_p, rows.min_p, rows.seed, rows.step
-    return reference.sample(logits, *limits)
-
-
 _RUN: Mapping[Backend, Callable[[Tensor, SamplingRows], Tensor]] = {
-    "reference": _plain,
-    "cpu_torch": _plain,
-    "cpu_ext": _plain,
+    "reference": reference.sample,
+    "cpu_torch": cpu_torch.sample,
+    "cpu_ext": cpu_torch.sample,
     "triton": _triton,
 }
 
 
 def sample(logits: Tensor, rows: SamplingRows, *, backend: str = "auto") -> Tensor:
-    """Draw a token per row of logits [B,V]: [B] int64.
+    """Draw a token per row of logits [B,V]: [B] int64, where the logits lie.
 
     Of equal logits, the one with the lower number comes first.
 
@@ -49,7 +41,7 @@ def sample(logits: Tensor, rows: SamplingRows, *, backend: str = "auto") -> Tens
         ValueError: The shapes don't fit each other.
         NotReady: The named back end is not there or can't take these tensors.
     """
-    if logits.dim() != 2 or any(x.shape != logits.shape[:1] for x in (rows.temperature, rows.seed, rows.step)):
-        message = f"logits are [B,V] with settings [B], not {list(logits.shape)} with {list(rows.temperature.shape)}"
+    if logits.dim() != 2 or len(logits) != len(rows):
+        message = f"logits are [B,V] with settings for B rows, not {list(logits.shape)} with settings for {len(rows)}"
         raise ValueError(message)
     return _RUN[choose("sample", backend, logits.dtype, logits.device.type)](logits, rows)

@@ -1,8 +1,8 @@
 """Sampling on a GPU, or in Triton's interpreter: a program per row, without sorting.
 
-The kernel takes the largest noisy logit and checks the limits for it: how many tokens come before it, and how much
-probability they hold. If it is out, everything from it on downwards is out, and the next largest is taken. As the noise
-stays, the last one is the largest of those that are left. Imported only where Triton is installed.
+The limits leave the first tokens of an order, by logit and then by number. Where they end is found by narrowing the
+range of all logits, in each pass to a quarter; then the mass of what is left is added up to the row's share of it.
+Imported only where Triton is installed.
 """
 
 from __future__ import annotations
@@ -16,35 +16,34 @@ from torch import Tensor
 
 from services.llm_longctx.kernels.device.cards import GpuCard
 from services.llm_longctx.kernels.device.launch import Launch, Variant, power_of_two
-from services.llm_longctx.kernels.sampling.reference import GREEDY_BELOW
-from services.llm_longctx.kernels.sampling.rows import SamplingRows
+from services.llm_longctx.kernels.sampling.rows import GREEDY_BELOW, SamplingRows
 
 _BLOCK = 4096
 
 
 def sample(logits: Tensor, rows: SamplingRows) -> Tensor:
     """See `sample`."""
-    logits = logits.contiguous()
+    logits = logits if logits.stride(1) == 1 else logits.contiguous()
     B, V = logits.shape
     chosen = torch.empty(B, dtype=torch.int64, device=logits.device)
     if B:
-        limits = rows.temperature, rows.top_k, rows.top_p, rows.min_p, rows.seed, rows.step
-        _launch(V)((B,), logits, *limits, chosen, V)
+        settings = rows.on(logits.device)
+        _launch(V)((B,), logits, settings, chosen, logits.stride(0), settings.stride(0), V)
     return chosen
 
 
 def _launch(vocab: int) -> Launch:
     block = min(power_of_two(vocab, 16), _BLOCK)
-    return Launch(_sample, {"BLOCK": block, "GREEDY_BELOW": GREEDY_BELOW}, max(min(block // 512, 8), 1), 2)
+    constants = {"BLOCK": block, "QUARTERS": 4, "GREEDY_BELOW": GREEDY_BELOW}
+    return Launch(_sample, constants, max(min(block // 512, 8), 1), 2)
 
 
 def variants(card: GpuCard) -> Iterator[Variant]:
     """Yield logits in float32 and bfloat16."""
-    types = dict.fromkeys(("temperature", "top_p", "min_p"), "*fp32") | dict.fromkeys(("top_k", "step"), "*i32")
-    types |= dict.fromkeys(("seed", "chosen"), "*i64")
+    types = {"settings": "*fp64", "chosen": "*i64"}
+    aligned = frozenset(("V", "row_stride"))
     for kind in ("fp32", "bf16"):
         launch = _launch(1 << 17)
-        aligned = frozenset(("V",))
         yield Variant(
             "sampling", f"logits in {kind}", launch, types | {"logits": f"*{kind}"}, aligned, False, False, 0.85
         )
@@ -63,114 +62,132 @@ def _load(logits, i, V):
 
 
 @triton.jit
-def _largest(logits, V, heat, low, least, bound, bound_at, seed, step, NOISY: tl.constexpr, BLOCK: tl.constexpr):
-    """Number of the largest (noisy) logit of at least `least`, below the bound."""
+def _likeliest(logits, V, BLOCK: tl.constexpr):
+    """Number of the largest logit."""
     best = float("-inf")
-    chosen = V
+    chosen = 0
     for begin in range(0, V, BLOCK):
         i = begin + tl.arange(0, BLOCK)
         x = _load(logits, i, V)
-        order = _order(x)
-        score = x
-        if NOISY:
-            number, _, _, _ = tl.philox(seed, i.to(tl.uint32), step + tl.zeros_like(i), 0 * i, 0 * i)
-            u = (number.to(tl.uint32, bitcast=True).to(tl.float32) + 0.5) * 2.3283064365386963e-10
-            # 1 − u loses what a small u knows, and small ones make the largest noise.
-            waiting = tl.where(
-                u < 0.01, u * (1 + u * (0.5 + u * (1 / 3 + u * 0.25))), -tl.log(1 - tl.minimum(u, 0.99999994))
-            )
-            score = x * heat - tl.log(waiting)
-        open_ = (order > bound) | ((order == bound) & (i < bound_at))
-        score = tl.where(open_ & (x >= least) & (i < V), score, float("-inf"))
-        most = tl.max(score, 0)
-        at = tl.min(tl.where((score == most) & (score > float("-inf")), i, V), 0)
+        most = tl.max(x, 0)
+        at = tl.min(tl.where((x == most) & (i < V), i, V), 0)
         chosen = tl.where(most > best, at, chosen)
         best = tl.maximum(best, most)
     return chosen
 
 
 @triton.jit
-def _kth(logits, V, k, BLOCK: tl.constexpr):
-    """Order of the k-th largest logit, found by halving the range of all orders."""
-    low, high = tl.full((), -2147483648, tl.int64), tl.full((), 2147483647, tl.int64)
-    # The smallest order that fewer than k logits exceed.
-    while low < high:
-        middle = (low + high) >> 1
-        above = 0
-        for begin in range(0, V, BLOCK):
-            i = begin + tl.arange(0, BLOCK)
-            above += tl.sum(((_order(_load(logits, i, V)).to(tl.int64) > middle) & (i < V)).to(tl.int32), 0)
-        low = tl.where(above < k, low, middle + 1)
-        high = tl.where(above < k, middle, high)
-    return low
+def _weigh(x, i, V, by, top, least, mass):
+    """Masses of logits, relative to the largest; zero under `least`. Without masses, each token counts 1."""
+    weights = tl.where(mass, tl.where(x >= least, tl.exp((x - top) * by), 0.0), 1.0)
+    return tl.where(i < V, weights, 0.0)
 
 
 @triton.jit
-def _held(logits, V, heat, top, least, bound, bound_at, BLOCK: tl.constexpr):
-    """How many logits come before (bound, bound_at), and the mass of those of at least `least`."""
-    count = 0
-    mass = 0.0
+def _mass(logits, V, by, top, least, bound, bound_at, mass, BLOCK: tl.constexpr):
+    """Weight of the tokens before (bound, bound_at)."""
+    whole = 0.0
     for begin in range(0, V, BLOCK):
         i = begin + tl.arange(0, BLOCK)
         x = _load(logits, i, V)
-        order = _order(x).to(tl.int64)
-        first = ((order > bound) | ((order == bound) & (i < bound_at))) & (x >= least) & (i < V)
-        count += tl.sum(first.to(tl.int32), 0)
-        mass += tl.sum(tl.where(first, tl.exp((x - top) * heat), 0.0), 0)
-    return count, mass
+        order = _order(x)
+        before = (order > bound) | ((order == bound) & (i < bound_at))
+        whole += tl.sum(tl.where(before, _weigh(x, i, V, by, top, least, mass), 0.0), 0)
+    return whole
+
+
+@triton.jit
+def _left(logits, begin, V, by, top, least, bound, bound_at, ties, BLOCK: tl.constexpr):
+    """Masses of a block's tokens before (bound, bound_at); with ties, 1 for each that equals the bound."""
+    i = begin + tl.arange(0, BLOCK)
+    x = _load(logits, i, V)
+    order = _order(x)
+    same = (order == bound) & (ties | (i < bound_at))
+    counts = same | ((order > bound) & (not ties))
+    return tl.where(counts, _weigh(x, i, V, by, top, least, not ties), 0.0)
+
+
+@triton.jit
+def _find(logits, V, by, top, least, bound, bound_at, target, ties, BLOCK: tl.constexpr):
+    """First token at which what is left exceeds the target; with ties, tokens that equal the bound count instead."""
+    begin = 0
+    held = 0.0
+    searching = True
+    while searching:
+        more = tl.sum(_left(logits, begin, V, by, top, least, bound, bound_at, ties, BLOCK), 0)
+        if (held + more > target) | (begin + BLOCK >= V):
+            searching = False
+        else:
+            held += more
+            begin += BLOCK
+    weights = _left(logits, begin, V, by, top, least, bound, bound_at, ties, BLOCK)
+    i = begin + tl.arange(0, BLOCK)
+    at = tl.min(tl.where((held + tl.cumsum(weights, 0) > target) & (weights > 0), i, V), 0)
+    # Sums are rounded: where none exceeds the target, it is the last one's.
+    return tl.where(at < V, at, tl.max(tl.where(weights > 0, i, -1), 0))
+
+
+@triton.jit
+def _cut(logits, V, by, top, least, target, mass, QUARTERS: tl.constexpr, BLOCK: tl.constexpr):
+    """Where a prefix of the order ends: tokens stay while those before them weigh less than the target."""
+    low = -2147483648
+    step = 1 << 30
+    quarter = tl.arange(0, QUARTERS)
+    # The smallest logit with less than the target above it.
+    while step > 0:
+        marks = low + step * quarter
+        above = tl.zeros((QUARTERS,), tl.float32)
+        for begin in range(0, V, BLOCK):
+            i = begin + tl.arange(0, BLOCK)
+            x = _load(logits, i, V)
+            weights = _weigh(x, i, V, by, top, least, mass)
+            above += tl.sum(tl.where(_order(x)[:, None] >= marks[None, :], weights[:, None], 0.0), 0)
+        low += step * tl.sum(((above >= target) & (quarter > 0)).to(tl.int32), 0)
+        step = step >> 2
+    above = _mass(logits, V, by, top, least, low, 0, mass, BLOCK)
+    # Of those that equal it, as many as still fit.
+    same = tl.where(low >= 0, low, low ^ 0x7FFFFFFF).to(tl.float32, bitcast=True)
+    weight = tl.maximum(_weigh(same, 0, V, by, top, least, mass), 1e-38)
+    many = tl.maximum(tl.ceil((target - above) / weight), 1.0)
+    return low, _find(logits, V, by, top, least, low, V, many - 1, True, BLOCK) + 1
 
 
 @triton.jit
 def _sample(
     logits,
-    temperature,
-    top_k,
-    top_p,
-    min_p,
-    seed,
-    step,
+    settings,
     chosen,
+    row_stride,
+    stride,
     V,
     BLOCK: tl.constexpr,
+    QUARTERS: tl.constexpr,
     GREEDY_BELOW: tl.constexpr,
 ):
     row = tl.program_id(0)
-    logits += row.to(tl.int64) * V
-    heat, k, p, share = (tl.load(temperature + row), tl.load(top_k + row), tl.load(top_p + row), tl.load(min_p + row))
-    number, at = tl.load(seed + row), tl.load(step + row)
-    none = tl.full((), -2147483648, tl.int64)
-    lowest = tl.full((), float("-inf"), tl.float32)
-    likeliest = _largest(logits, V, 1.0, 0, lowest, none, V, number, at, False, BLOCK)
-    if heat < GREEDY_BELOW:
-        tl.store(chosen + row, likeliest.to(tl.int64))
-    else:
-        top = tl.load(logits + likeliest).to(tl.float32)
+    logits += row.to(tl.int64) * row_stride
+    settings += row
+    heat = tl.load(settings).to(tl.float32)
+    k = tl.load(settings + stride).to(tl.int32)
+    p = tl.load(settings + 2 * stride).to(tl.float32)
+    min_p = tl.load(settings + 3 * stride).to(tl.float32)
+    share = tl.load(settings + 4 * stride).to(tl.float32)
+    token = _likeliest(logits, V, BLOCK)
+    if heat >= GREEDY_BELOW:
+        top = tl.load(logits + token).to(tl.float32)
         by = 1 / heat
-        least = tl.where(share > 0, top + tl.log(tl.maximum(share, 1e-38)) * heat, lowest)
-        whole = 0.0
-        if p < 1:
-            end = none
-            if (k > 0) & (k < V):
-                end = _kth(logits, V, k, BLOCK)
-            above, mass = _held(logits, V, by, top, least, end, 0, BLOCK)
-            whole = mass
-            if (k > 0) & (k < V):
-                # Of those that equal the k-th largest, as many as are missing.
-                same = tl.where(end >= 0, end, end ^ 0x7FFFFFFF).to(tl.int32).to(tl.float32, bitcast=True)
-                weight = tl.where(same >= least, tl.exp((same - top) * by), 0.0)
-                whole = mass + (k - above) * weight
-        bound = none
+        least = tl.where(min_p > 0, top + tl.log(tl.maximum(min_p, 1e-38)) * heat, float("-inf"))
+        bound = -2147483648
         bound_at = V
-        token = _largest(logits, V, by, 0, least, bound, bound_at, number, at, True, BLOCK)
-        searching = (p < 1) | (k > 0)
-        while searching:
-            order = _order(tl.load(logits + token).to(tl.float32)).to(tl.int64)
-            rank, before = _held(logits, V, by, top, least, order, token, BLOCK)
-            left = ((k <= 0) | (rank < k)) & ((p >= 1) | (before < tl.maximum(p, 1e-9) * whole))
-            if left:
-                searching = False
-            else:
-                bound = order
-                bound_at = token
-                token = _largest(logits, V, by, 0, least, bound, bound_at, number, at, True, BLOCK)
-        tl.store(chosen + row, token.to(tl.int64))
+        whole = _mass(logits, V, by, top, least, bound, bound_at, True, BLOCK)
+        for limit in range(0, 2):  # first top_k, then top_p of what it left
+            mass = limit == 1
+            if tl.where(mass, p < 1, (k > 0) & (k < V)):
+                target = tl.where(mass, tl.maximum(p, 1e-9) * whole, k.to(tl.float32))
+                end, end_at = _cut(logits, V, by, top, least, target, mass, QUARTERS, BLOCK)
+                closer = (end > bound) | ((end == bound) & (end_at < bound_at))
+                bound, bound_at = tl.where(closer, end, bound), tl.where(closer, end_at, bound_at)
+                whole = _mass(logits, V, by, top, least, bound, bound_at, True, BLOCK)
+        found = _find(logits, V, by, top, least, bound, bound_at, share * whole, False, BLOCK)
+        token = tl.where(found < 0, token, found)
+    tl.store(chosen + row, token.to(tl.int64))

@@ -1,8 +1,7 @@
-"""Registry of attention methods, found by scanning `methods`: a class with a `name` per file or folder."""
+"""Registry of attention methods, found by scanning `methods` and plug-ins: a class with a `name` per file or folder."""
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Mapping
 from functools import cache
@@ -12,18 +11,18 @@ from pydantic import ValidationError
 
 from services.llm_longctx.methods.core.attention_method import AttentionMethod
 from shared.errors import InvalidOption
-from shared.registry.discovery import module_names
+from shared.registry.discovery import plugin_rooms, scan
 from shared.validation_errors import list_errors
 
 
 @cache
 def methods() -> Mapping[str, type[AttentionMethod]]:
     """Methods by name, in name order."""
-    room = __name__.rpartition(".core.")[0]
-    modules = [importlib.import_module(name) for name in module_names(room)]
+    own = __name__.rpartition(".core.")[0]
     found = {
         cls.name: cls
-        for module in modules
+        for package in (own, *plugin_rooms("llm-longctx"))
+        for module in scan(package)
         for cls in vars(module).values()
         if inspect.isclass(cls)
         and issubclass(cls, AttentionMethod)

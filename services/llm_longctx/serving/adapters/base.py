@@ -121,7 +121,9 @@ class TextModelAdapter(ABC):
         if not self.takes_interventions and (tapped := _find_tap_field(options)) is not None:
             detail = f"The model {self.name!r} takes no {tapped}: it has no named activations."
             raise InvalidOption(detail, hint="Decoders with pages do, such as smollm2-135m-instruct.", field=tapped)
-        return self.prepare(ids, max_tokens, options, field, text, state)
+        request = self.prepare(ids, max_tokens, options, field, text, state)
+        request.samplings = build_samplings(options, self.sampling)
+        return request
 
     @cached_property
     def grammars(self) -> GrammarCompiler:
@@ -167,11 +169,11 @@ class TextModelAdapter(ABC):
     def usage(self, requests: Sequence[GenerationRequest]) -> LongctxUsage:
         """What the prompts of one HTTP request cost together."""
 
-    def open_captures(self, _request: GenerationRequest) -> CaptureWriter | None:
+    def open_captures(self, request: GenerationRequest) -> CaptureWriter | None:
         """What writes the captures of a request into its answer; None where it has none."""
         return None
 
-    def extra_payload(self, _request: GenerationRequest) -> LongctxAnswer | None:
+    async def extra_payload(self, request: GenerationRequest) -> LongctxAnswer | None:
         """The `longctx` field of the answer, once all answers to a request are over."""
         return None
 
@@ -210,7 +212,7 @@ def build_usage(requests: Sequence[GenerationRequest], produced: int, adapter: T
     """Usage of all prompts of one HTTP request; `produced` are tokens of its answers."""
     read = sum(len(request.prompt_ids) for request in requests)
     longctx = adapter.usage(requests)
-    if len(requests) == 1 and len(requests[0].candidates) == 1:
+    if len(requests) == 1 and len(requests[0].samplings) == 1:
         longctx = longctx.model_copy(update={"context_left": max(adapter.context - read - produced, 0)})
     return Usage(
         prompt_tokens=read,

@@ -81,7 +81,7 @@ class DecoderAdapter(TextModelAdapter):
             ids,
             max_tokens=most,
             policy=policy if held_back is None else self.engine.dense,
-            requested_policy=None if held_back is None else policy,
+            fallback_from=None if held_back is None else policy,
             boundaries=None if longctx is None else longctx.boundaries,
             stop_token_ids=self.tokenizer.eos,
             priority=priority_of(options),

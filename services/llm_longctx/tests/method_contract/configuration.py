@@ -8,22 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from services.llm_longctx.methods import AttentionMethod
-from services.llm_longctx.tests.method_contract.oracle import (
-    CLOSE,
-    MINE,
-    NEW,
-    OTHER_PLAN,
-    PLAN,
-    acts_on,
-    borders,
-    model,
-    near,
-    of_layer,
-    parse,
-    play,
-    tokens,
-    trials,
-)
+from services.llm_longctx.tests.method_contract import oracle
 from shared.errors import InvalidOption
 
 
@@ -37,12 +22,15 @@ def check_facts(cls: type[AttentionMethod]) -> None:
     json.dumps(cls.model_json_schema())
     with pytest.raises(ValidationError):
         cls.model_validate({"no_such_knob": 1})
-    for how in trials(cls):
+    for how in oracle.trials(cls):
         before = how.model_dump_json()
         again = cls.model_validate_json(before)
         assert again == how, f"{cls.name} does not survive JSON: {before}"
-        played, same = play(how, tokens(31, 31), MINE[:NEW]), play(again, tokens(31, 31), MINE[:NEW], fresh=True)
-        near(played.logits, same.logits, f"{cls.name} read back from JSON")
+        played, same = (
+            oracle.play(how, oracle.tokens(31, 31), oracle.MINE[: oracle.NEW]),
+            oracle.play(again, oracle.tokens(31, 31), oracle.MINE[: oracle.NEW], fresh=True),
+        )
+        oracle.near(played.logits, same.logits, f"{cls.name} read back from JSON")
         assert how.model_dump_json() == before, f"{cls.name} changes its own knobs while it runs"
         for knob in cls.model_fields:
             with pytest.raises(ValidationError):
@@ -51,9 +39,9 @@ def check_facts(cls: type[AttentionMethod]) -> None:
 
 def check_knobs(cls: type[AttentionMethod]) -> None:
     """Every knob changes what is computed or held, from one of the contract's settings at least."""
-    bases = trials(cls)
+    bases = oracle.trials(cls)
     ways: list[dict] = [{}]
-    ways += [{"boundaries": borders(61)}] if "boundaries" in inspect.signature(cls.reference).parameters else []
+    ways += [{"boundaries": oracle.borders(61)}] if "boundaries" in inspect.signature(cls.reference).parameters else []
     ways += [{"chunks": [32, 29]}] if not all(how.chunk_invariant for how in bases) else []
     for knob in cls.model_fields:
         changed = knob in cls.optional_knobs
@@ -68,10 +56,10 @@ def check_knobs(cls: type[AttentionMethod]) -> None:
 def _differ(how: AttentionMethod, other: AttentionMethod, way: dict) -> bool:
     """Whether two settings read or hold a prompt differently; not where one refuses to work for the model."""
     try:
-        a, b = (play(one, tokens(61, 8), MINE[:NEW], **way) for one in (how, other))
+        a, b = (oracle.play(one, oracle.tokens(61, 8), oracle.MINE[: oracle.NEW], **way) for one in (how, other))
     except InvalidOption:
         return False
-    return a.positions != b.positions or a.pages != b.pages or float((a.logits - b.logits).abs().max()) > CLOSE
+    return a.positions != b.positions or a.pages != b.pages or float((a.logits - b.logits).abs().max()) > oracle.CLOSE
 
 
 def _others(how: AttentionMethod, knob: str, bases: Sequence[AttentionMethod]) -> Iterator[AttentionMethod]:
@@ -105,19 +93,19 @@ def _named(schema: Mapping) -> list:
 
 def check_plan(cls: type[AttentionMethod]) -> None:
     """A method that works by a head plan follows it, and says so where there is none."""
-    config = model().config
+    config = oracle.model().config
     plain = cls()
     if cls.needs_plan:
         with pytest.raises(InvalidOption):
             plain.head_plan(config, None)
-        told = [plain.head_plan(config, parse(plan)) for plan in (PLAN, OTHER_PLAN)]
+        told = [plain.head_plan(config, oracle.parse(plan)) for plan in (oracle.PLAN, oracle.OTHER_PLAN)]
         assert told[0] != told[1], f"{cls.name} needs a head plan and ignores it"
-    for how in trials(cls) if plain.overrides("head_plan") else ():
-        for plan in (PLAN, OTHER_PLAN):
-            heads = how.head_plan(config, parse(plan))
+    for how in oracle.trials(cls) if plain.overrides("head_plan") else ():
+        for plan in (oracle.PLAN, oracle.OTHER_PLAN):
+            heads = how.head_plan(config, oracle.parse(plan))
             if (
                 cls.needs_plan
-                and plan is PLAN
+                and plan is oracle.PLAN
                 and how.model_dump(include={"roles", "share", "heads"})
                 == plain.model_dump(include={"roles", "share", "heads"})
             ):
@@ -125,8 +113,10 @@ def check_plan(cls: type[AttentionMethod]) -> None:
                     assert [list(map(int, row)) for row in heads.full] == plan["roles"], f"{cls.name}: other roles"
                 if heads.calibrated:
                     assert heads.calibrated == {tuple(x) for x in plan["heads"]}, f"{cls.name}: other heads"
-            played = play(how, tokens(31, 31), MINE[:NEW], plan=plan)
+            played = oracle.play(how, oracle.tokens(31, 31), oracle.MINE[: oracle.NEW], plan=plan)
             for layer, (*_, out) in enumerate(played.layers):
-                wanted, acted = of_layer(how, played, layer).out, acts_on(how, heads, layer, config)
+                wanted, acted = oracle.of_layer(how, played, layer).out, oracle.acts_on(how, heads, layer, config)
                 for name, rows in (("leaves alone", [not one for one in acted]), ("acts on", acted)):
-                    near(out[rows], wanted[rows], f"{how.name}, layer {layer}, plan {plan}: a head that it {name}")
+                    oracle.near(
+                        out[rows], wanted[rows], f"{how.name}, layer {layer}, plan {plan}: a head that it {name}"
+                    )

@@ -125,12 +125,9 @@ def _check_stand_in(played: Played, layer: int, g: int, step: int, out, where: s
     R = q.shape[0] // k.shape[0]
     keys, values = torch.cat((held.k, k[g, now : now + 1])), torch.cat((held.v, v[g, now : now + 1]))
     mine = softmax_under(
-        q[g * R : (g + 1) * R, now : now + 1],
-        keys[None],
-        values[None],
-        torch.ones(1, len(keys), dtype=torch.bool),
+        q[g * R : (g + 1) * R, now : now + 1], keys[None], values[None], torch.ones(1, len(keys), dtype=torch.bool),
         torch.cat((weight, weight.new_zeros(1))),
-    )
+    )  # fmt: skip
     near(out[g * R : (g + 1) * R, now : now + 1], mine, f"{where}: step {step + 1} against what head {g} holds")
 
 

@@ -1,29 +1,19 @@
 """What a method holds, against what it foresaw and what it was allowed."""
 
 from services.llm_longctx.methods import AttentionMethod
-from services.llm_longctx.tests.method_contract.oracle import (
-    MINE,
-    NEW,
-    default,
-    model,
-    parse,
-    play,
-    tokens,
-    trials,
-    usual_plan,
-)
+from services.llm_longctx.tests.method_contract import oracle
 from shared.errors import InvalidOption
 
 
 def check_estimate(cls: type[AttentionMethod]) -> None:
     """What is foreseen is at least what is held, and at most a page per run above it, at every moment."""
-    config = model().config
-    for how in (*trials(cls), *default(cls)):
-        footprint = how.estimate(config, how.head_plan(config, parse(usual_plan(how))), 31, NEW)
+    config = oracle.model().config
+    for how in (*oracle.trials(cls), *oracle.default(cls)):
+        footprint = how.estimate(config, how.head_plan(config, oracle.parse(oracle.usual_plan(how))), 31, oracle.NEW)
         runs = config.layers * config.kv_heads * (2 if footprint.compact is not None else 1)
         for n in (1, 2, 3, 6, 9, 13, 31):
-            fed = NEW if n < 14 else 13
-            played = play(how, tokens(n, n), MINE[:fed])
+            fed = oracle.NEW if n < 14 else 13
+            played = oracle.play(how, oracle.tokens(n, n), oracle.MINE[:fed])
             for new, (held, foreseen) in enumerate(zip(played.pages, played.foreseen, strict=True)):
                 where = f"{how.name} {how.model_dump_json()}, {n} tokens and {new} more"
                 assert held <= foreseen, f"{where}: {held} pages are held, and {foreseen} were foreseen"
@@ -32,14 +22,14 @@ def check_estimate(cls: type[AttentionMethod]) -> None:
 
 
 def _pages(entries: int, page: int = 4) -> int:
-    return model().config.layers * model().config.kv_heads * -(-entries // page)
+    return oracle.model().config.layers * oracle.model().config.kv_heads * -(-entries // page)
 
 
 def check_fit(cls: type[AttentionMethod]) -> None:
     """Fitted knobs meet their budget in what is held; what fits already is not refused."""
-    config, n = model().config, 47
-    dense = config.layers * config.kv_heads * (n + NEW)
-    for how in trials(cls):
+    config, n = oracle.model().config, 47
+    dense = config.layers * config.kv_heads * (n + oracle.NEW)
+    for how in oracle.trials(cls):
         own = _entries(how, n)
         budgets = [int(dense * share) for share in (1.5, 1, 0.9, 0.7, 0.5, 0.3, 0.1)]
         met = 0
@@ -50,7 +40,7 @@ def check_fit(cls: type[AttentionMethod]) -> None:
             assert isinstance(fitted, cls), f"{how.name} is fitted to {budget} as {type(fitted).__name__}"
             where = f"{how.name} fitted to {budget} entries is {fitted.model_dump_json()}"
             assert _entries(fitted, n) <= budget, f"{where}: it foresees {_entries(fitted, n)}"
-            held = max(play(fitted, tokens(n), MINE[:NEW], page=1).pages)
+            held = max(oracle.play(fitted, oracle.tokens(n), oracle.MINE[: oracle.NEW], page=1).pages)
             assert held <= budget, f"{where}: it holds {held}"
             met += budget < dense
         assert met or "eviction" not in how.actions, f"{how.name} evicts, and meets no budget below dense"
@@ -58,12 +48,12 @@ def check_fit(cls: type[AttentionMethod]) -> None:
 
 def _fitted(how: AttentionMethod, budget: int, n: int) -> AttentionMethod | None:
     try:
-        return how.fit(budget, model().config, parse(usual_plan(how)), n, NEW)
+        return how.fit(budget, oracle.model().config, oracle.parse(oracle.usual_plan(how)), n, oracle.NEW)
     except InvalidOption:
         return None
 
 
 def _entries(how: AttentionMethod, n: int) -> int:
-    config = model().config
-    told = how.estimate(config, how.head_plan(config, parse(usual_plan(how))), n, NEW)
+    config = oracle.model().config
+    told = how.estimate(config, how.head_plan(config, oracle.parse(oracle.usual_plan(how))), n, oracle.NEW)
     return sum(map(sum, told.entries)) + (sum(map(sum, told.compact)) if told.compact is not None else 0)

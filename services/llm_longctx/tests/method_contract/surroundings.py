@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from services.llm_longctx.engine import Engine, Request, method_policy, prefix_cache
+from services.llm_longctx.engine import Engine, Request, prefix_cache
+from services.llm_longctx.engine.attention import method_policy
 from services.llm_longctx.methods import AttentionMethod, method
 from services.llm_longctx.tests.method_contract.oracle import (
     MINE,

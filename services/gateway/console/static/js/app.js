@@ -10,9 +10,7 @@ import { Jobs } from "./jobs.js";
 import { JudgeCorrected, JudgeNuggets, JudgeSignificance, JudgeTrust } from "./judge_evidence.js";
 import { Heads } from "./heads.js";
 import { JudgeAgreement, JudgeBoard, JudgeRankings } from "./judge_results.js";
-import { Leaderboard } from "./leaderboard.js";
 import { JudgeBatch, JudgePair } from "./judge.js";
-import { Study, Survey } from "./folders.js";
 import { ForgetKeyButton, ModelChoice } from "./page.js";
 import { LiveRegion, Ready } from "./live_region.js";
 import { ApiKeyForm } from "./api_key.js";
@@ -28,10 +26,10 @@ const ELEMENTS = {
   ready: Ready, "live-region": LiveRegion, key: ForgetKeyButton, "api-key": ApiKeyForm, model: ModelChoice, slider: Slider, code: Code, drop: Drop,
   result: ResultView, segment: Segment, detect: Detect, restore: Restore, chat: Chat, attention: Attention, "session-memory": SessionMemory,
   steering: Steering, heads: Heads,
-  survey: Survey, study: Study, jobs: Jobs, run: RunTask, probe: Probe, sessions: Sessions,
+  jobs: Jobs, run: RunTask, probe: Probe, sessions: Sessions,
   "judge-pair": JudgePair, "judge-batch": JudgeBatch, "judge-agreement": JudgeAgreement, "judge-rankings": JudgeRankings,
   "judge-trust": JudgeTrust, "judge-significance": JudgeSignificance, "judge-corrected": JudgeCorrected, "judge-nuggets": JudgeNuggets,
-  "judge-board": JudgeBoard, leaderboard: Leaderboard,
+  "judge-board": JudgeBoard,
 };
 
 for (const [name, element] of Object.entries(ELEMENTS)) customElements.define(`fovea-${name}`, element);

@@ -31,7 +31,7 @@ export class Probe extends RunTask {
       const nodes = await this.fetchReport({ model: selectedModel(this), ...this.spec }, this.part("as-job").checked);
       this.part("answer").replaceChildren(...nodes);
       this.show(true, "answer", "download", "link");
-      this.show(this.findPlan() !== null, "loop");
+      this.show("grid" in this.dataset && this.findPlan() !== null, "loop");
     } catch (problem) {
       this.showError(problem);
     } finally {

@@ -1,0 +1,84 @@
+"""Timing on a device, and rows of the report: what was computed beside what was measured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from services.llm_longctx.kernels.device.cards import CARDS, GpuCard
+
+_WARM_UPS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the report.
+
+    Attributes:
+        part: What it belongs to: `kernels`, `decode`, `vision` …
+        name: What was timed.
+        by: What ran it.
+        computed_ms: By the cost model, for our own kernels.
+        measured_ms: Median; None where it did not run.
+        note: Why not, or what else is to be known.
+    """
+
+    part: str
+    name: str
+    by: str
+    computed_ms: float | None = None
+    measured_ms: float | None = None
+    note: str = ""
+
+    def as_json(self) -> Mapping[str, Any]:
+        """The row, as JSON has it."""
+        return asdict(self)
+
+
+def measure_ms(run: Callable[[], object], device: torch.device, rounds: int = 10) -> float:
+    """Median milliseconds of a call, by the device's own clock where it has one."""
+    for _ in range(_WARM_UPS):
+        run()
+    times = []
+    for _ in range(rounds):
+        if device.type == "cuda":
+            cuda: Any = torch.cuda  # torch leaves its events without annotations
+            begin, end = (cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            run()
+            end.record()
+            end.synchronize()
+            times.append(begin.elapsed_time(end))
+        else:
+            before = time.perf_counter()
+            run()
+            times.append(1e3 * (time.perf_counter() - before))
+    return float(np.median(times))
+
+
+def row_of(
+    part: str,
+    name: str,
+    by: str,
+    run: Callable[[], object],
+    device: torch.device,
+    *,
+    computed_ms: float | None = None,
+    rounds: int = 10,
+) -> Row:
+    """Time a call; what fails or does not fit becomes a row that says why."""
+    try:
+        found = measure_ms(run, device, rounds)
+    except (RuntimeError, ImportError, ValueError, TypeError, NotImplementedError, AttributeError) as error:
+        return Row(part, name, by, computed_ms, None, f"{type(error).__name__}: {str(error).splitlines()[0][:120]}")
+    return Row(part, name, by, computed_ms, found)
+
+
+def card_named(name: str) -> GpuCard | None:
+    """The card of the cost model that a device's name means; None for a card it does not know."""
+    return next((card for card in CARDS if card.name in name), None)

@@ -1,0 +1,69 @@
+"""Vision networks on a card: our ONNX and TensorRT engines beside plain ONNX Runtime, which copies in each run."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnxruntime
+import torch
+
+from loadtests.gpu.timing import Row, row_of
+from shared.engines.factory import ModelArtifacts, open_engine
+from shared.engines.onnx import OnnxEngine
+from shared.errors import FoveaError
+from shared.registry import LoadContext
+
+NETWORKS = ("pranet", "yolo9tr", "rrformer-restorer")
+_BATCH, _SIDE = 4, 640
+
+
+def time_vision(device: torch.device, cache: Path, networks: Sequence[str] = NETWORKS) -> Iterator[Row]:
+    """Yield each network by plain ONNX Runtime, by our engines, and in half precision."""
+    for name in networks:
+        yield from time_graph(name, _graph(name, cache), device, cache)
+
+
+def time_graph(name: str, graph: Path, device: torch.device, cache: Path) -> Iterator[Row]:
+    """Yield one graph."""
+    cases: list[tuple[Literal["onnx", "tensorrt"], str]]
+    cases = [("onnx", "fp32"), ("onnx", "fp16"), ("tensorrt", "fp16")] if device.type == "cuda" else [("onnx", "fp32")]
+    plain, inputs = _plain_session(graph, device), OnnxEngine(graph).inputs
+    feeds = {
+        one.name: np.random.default_rng(0).normal(size=_shape(one.shape)).astype(np.float32)
+        for one in plain.get_inputs()
+    }
+    yield row_of("vision", name, "ONNX Runtime", functools.partial(plain.run, None, feeds), torch.device("cpu"))
+    for engine, precision in cases:
+        by = f"ours, {engine}, {precision}"
+        context: Any = LoadContext(
+            device=str(device), engine=engine, cache=cache, options={"vision_precision": precision}
+        )
+        try:
+            made = open_engine(context, ModelArtifacts(name, inputs, graph=lambda: graph))
+        except FoveaError as error:
+            yield Row("vision", name, by, note=error.detail)
+            continue
+        # A run ends with the answer on the host, so the host's clock is the right one.
+        yield row_of("vision", name, by, functools.partial(made.run, feeds), torch.device("cpu"))
+        made.close()
+
+
+def _plain_session(graph: Path, device: torch.device) -> Any:
+    providers = ["CUDAExecutionProvider"] if device.type == "cuda" else []
+    return onnxruntime.InferenceSession(str(graph), providers=[*providers, "CPUExecutionProvider"])
+
+
+def _shape(axes: Sequence[Any]) -> list[int]:
+    sizes = [_BATCH, *(_SIDE if axis > 1 else _BATCH for axis in range(1, len(axes)))]
+    return [n if isinstance(n, int) else size for n, size in zip(axes, sizes, strict=True)]
+
+
+def _graph(name: str, cache: Path) -> Path:
+    from shared.vision.export_cli import find_exportable, read_exportable  # noqa: PLC0415  # it imports all services
+
+    kind = find_exportable(name)
+    return next(iter(kind.all_artifacts(*read_exportable(kind), cache))).graph()

@@ -1,0 +1,84 @@
+"""Bodies of several DICOM files: `multipart/related` of DICOMweb (PS3.18 8.7) in and out, and zip archives in."""
+
+from __future__ import annotations
+
+import io
+import secrets
+import zipfile
+from collections.abc import Iterable, Sequence
+from email.message import Message
+from typing import NamedTuple
+
+from shared.errors import FoveaError, Malformed, TooLarge
+
+DICOM = "application/dicom"
+
+MAX_FILES = 2000
+MAX_UNPACKED_BYTES = 2**30
+"""Of an archive."""
+
+
+class NamedFile(NamedTuple):
+    """A file, and the name that its sender knows it by."""
+
+    name: str
+    data: bytes
+
+
+def number_files(files: Iterable[bytes]) -> list[NamedFile]:
+    """Name files without names by their places."""
+    return [NamedFile(f"File {place}", data) for place, data in enumerate(files, 1)]
+
+
+def parse_related(content_type: str, body: bytes) -> list[bytes]:
+    """The parts of a body, without their headers.
+
+    Raises:
+        Malformed: The content type names no boundary, or the body does not keep to it.
+    """
+    header = Message()
+    header["content-type"] = content_type
+    boundary = header.get_param("boundary")
+    if header.get_content_type() != "multipart/related" or not isinstance(boundary, str) or not boundary:
+        raise Malformed("The body must be multipart/related with a boundary.", field="content-type")
+    mark = b"--" + boundary.encode("latin-1", "replace")
+    pieces = (b"\r\n" + body).split(b"\r\n" + mark)
+    if len(pieces) < 2 or not pieces[-1].startswith(b"--"):
+        raise Malformed("The body does not end with its boundary; parts of it may be missing.", field="body")
+    found = []
+    for piece in pieces[1:-1]:
+        head, blank, content = piece.partition(b"\r\n\r\n")
+        if not blank or len(head) > 8192:
+            raise Malformed("A part of the body has no end to its header.", field="body")
+        found.append(content)
+    return found
+
+
+def build_related(files: Sequence[bytes]) -> tuple[str, bytes]:
+    """Content type and body of DICOM files."""
+    boundary = secrets.token_hex(16)
+    head = f"--{boundary}\r\nContent-Type: {DICOM}\r\n\r\n".encode()
+    body = b"".join(head + file + b"\r\n" for file in files) + f"--{boundary}--\r\n".encode()
+    return f'multipart/related; type="{DICOM}"; boundary={boundary}', body
+
+
+def unpack_zip(data: bytes) -> list[NamedFile]:
+    """Return the files of a zip archive.
+
+    Raises:
+        Malformed: It is no zip archive.
+        TooLarge: It has too many files, or they are too large unpacked.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            entries = [entry for entry in archive.infolist() if not entry.is_dir()]
+            if len(entries) > MAX_FILES or sum(entry.file_size for entry in entries) > MAX_UNPACKED_BYTES:
+                detail = f"An archive may hold {MAX_FILES} files and {MAX_UNPACKED_BYTES // 2**20} MB unpacked."
+                raise TooLarge(detail)  # noqa: TRY301  # beside what it is about
+            return [NamedFile(entry.filename, archive.read(entry)) for entry in entries]
+    except FoveaError:
+        raise
+    except (
+        Exception
+    ) as error:  # broken bytes lead the reader and its four decompressors to a dozen unrelated exceptions
+        raise Malformed("The archive can't be read as zip.", field="files") from error

@@ -1,0 +1,27 @@
+"""The console's page of a study, and its result on the first page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from services.gateway.console.gallery import GalleryEntry
+from services.gateway.console.page import Page
+
+page = Page(
+    title="DICOM? Open a study",
+    folder=Path(__file__).parent,
+    module="study.js",
+    under="segment",
+    gallery=(
+        GalleryEntry(
+            user="Hospital",
+            title="A study becomes masks, areas and a report",
+            picture="study.jpg",
+            alt="Two frames of a colonoscopy, the polyp marked in both",
+            origin="real",
+            facts="A frame of HyperKvasir (CC BY 4.0) and its mirror image, marked by pranet. Not a medical device.",
+            command="fovea segment study/ -o out",
+            page="/console/study",
+        ),
+    ),
+)

@@ -1,0 +1,38 @@
+/** Page of a DICOM study: files in, strips of series and derived objects out. */
+
+import { FolderForm } from "/console/static/js/folder_form.js";
+import { save } from "/console/static/js/save.js";
+
+class Study extends FolderForm {
+  async request(form, signal) {
+    form.append("include", "segmentation,report,strip");
+    const { series } = await this.submitForm("/v1/segment/dicom", form, signal);
+    this.part("result").replaceChildren(...series.map((one) => this.createSeries(one)));
+  }
+
+  createSeries(one) {
+    const section = this.cloneTemplate("series");
+    const [title, strip, facts, warnings, actions] = section.children;
+    const frames = one.instances.flatMap((instance) => instance.frames);
+    const found = frames.filter((frame) => !frame.empty);
+    title.textContent = `Series ${one.series}`;
+    strip.src = `data:image/jpeg;base64,${one.strip}`;
+    const areas = found.map((frame) => (frame.area_mm2 === null ? `${frame.area} px` : `${frame.area_mm2.toFixed(1)} mm²`));
+    facts.textContent = found.length ? `Found in ${found.length} of ${frames.length} frames: ${areas.slice(0, 8).join(", ")}` : `Nothing found in ${frames.length} frames.`;
+    warnings.textContent = one.warnings.join(" ");
+    for (const [name, label, suffix] of [["segmentation", "Segmentation", "seg.dcm"], ["report", "Report", "sr.dcm"]]) {
+      if (one[name]) actions.append(this.createButton(label, one[name], `${one.series}.${suffix}`));
+    }
+    return section;
+  }
+
+  createButton(label, base64, name) {
+    const button = this.cloneTemplate("keep");
+    button.textContent = label;
+    const bytes = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
+    button.addEventListener("click", () => save(new Blob([bytes], { type: "application/dicom" }), name));
+    return button;
+  }
+}
+
+customElements.define("fovea-study", Study);

@@ -1,0 +1,238 @@
+"""DICOM objects made of masks: a segmentation (SEG) of a series, and a structured report (TID 1500) of its areas.
+
+Knows highdicom, pixel data and geometry; knows nothing about networks and HTTP.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import highdicom as hd
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes
+from pydicom.uid import ExplicitVRLittleEndian
+
+from fovea_dicom.frames import count_frames
+from fovea_dicom.geometry import find_pixel_size
+from fovea_dicom.sources import has_geometry, make_geometry, remove_geometry
+
+MANUFACTURER = "Fovea"
+POLYP = hd.sr.CodedConcept("41329004", "SCT", "Polyp")
+SEG_SERIES, REPORT_SERIES = 9001, 9002
+
+Masks = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class MaskFinding:
+    """A component of a mask.
+
+    Attributes:
+        frame: 0-based, over all frames of the series' objects in order.
+        area: Pixels; `area_mm2` where the pixels' size is known.
+        probability: Mean over its pixels; None where a person drew it.
+    """
+
+    frame: int
+    area: int
+    area_mm2: float | None
+    probability: float | None
+
+
+def build_segmentation(
+    sources: Sequence[Dataset],
+    masks: Masks,
+    *,
+    label: str,
+    model: str,
+    version: str,
+    corrects: Dataset | None = None,
+    creator: str = "",
+) -> Dataset:
+    """Build a binary segmentation of one segment.
+
+    Args:
+        sources: One multi-frame object, or single-frame objects of one series and one size, from `fill_identity`.
+        masks: (frames, h, w), some pixel set; empty frames are left out of the object.
+        label: What was segmented.
+        model: The model's name.
+        version: Its version.
+        corrects: The version before, which a person corrected: the new one is in the same series and tracks the same.
+        creator: Who corrected it.
+    """
+    algorithm = hd.AlgorithmIdentificationSequence(
+        name=model, version=version, family=codes.DCM.ArtificialIntelligence, source=MANUFACTURER
+    )
+    segment = hd.seg.SegmentDescription(
+        segment_number=1,
+        segment_label=label,
+        segmented_property_category=codes.SCT.MorphologicallyAbnormalStructure,
+        segmented_property_type=POLYP if label == "polyp" else codes.SCT.Lesion,
+        algorithm_type=hd.seg.SegmentAlgorithmTypeValues.SEMIAUTOMATIC
+        if corrects is not None
+        else hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_identification=algorithm,
+        tracking_uid=hd.UID() if corrects is None else corrects.SegmentSequence[0].get("TrackingUID") or hd.UID(),
+        tracking_id=f"{label} 1",
+    )
+    number = 1 if corrects is None else int(corrects.get("InstanceNumber") or 1) + 1
+    is_placed = has_geometry(sources)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = hd.seg.Segmentation(
+            source_images=sources if is_placed else make_geometry(sources),
+            pixel_array=masks,
+            segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+            segment_descriptions=[segment],
+            series_instance_uid=hd.UID() if corrects is None else corrects.SeriesInstanceUID,
+            series_number=SEG_SERIES if corrects is None else corrects.get("SeriesNumber") or SEG_SERIES,
+            sop_instance_uid=hd.UID(),
+            instance_number=number,
+            content_description=None if corrects is None else f"Version {number}, corrected",
+            content_creator_name=creator or None,
+            manufacturer=MANUFACTURER,
+            manufacturer_model_name=model,
+            software_versions=version,
+            device_serial_number="0",
+            content_label="SEGMENTATION",
+            series_description=f"{label}, {model}",
+        )
+    if not is_placed:
+        remove_geometry(found, keep_size=find_pixel_size(sources[0]) is not None)
+    if corrects is not None:
+        found.ReferencedInstanceSequence = [_refer_version(corrects)]
+    return found
+
+
+def _refer_version(before: Dataset) -> Dataset:
+    """A reference to the version that is corrected."""
+    item = Dataset()
+    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = before.SOPClassUID, before.SOPInstanceUID
+    item.PurposeOfReferenceCodeSequence = [hd.sr.CodedConcept("corrects", "99FOVEA", "Version that this one corrects")]
+    return item
+
+
+def build_report(
+    sources: Sequence[Dataset], segmentation: Dataset, findings: Sequence[MaskFinding], *, model: str, version: str
+) -> Dataset:
+    """A structured report: for every frame with findings the area of its mask, and their mean probability.
+
+    Args:
+        sources: The objects given to `build_segmentation`, in the same order.
+        segmentation: The object that `build_segmentation` returned; the report refers to its frames.
+        findings: Components of all frames.
+        model: The model's name.
+        version: Its version.
+    """
+    observer = hd.sr.ObserverContext(
+        observer_type=codes.DCM.Device,
+        observer_identifying_attributes=hd.sr.DeviceObserverIdentifyingAttributes(
+            uid=hd.UID(), name=model, manufacturer_name=MANUFACTURER, model_name=model, serial_number="0"
+        ),
+    )
+    places = _find_places(sources, segmentation)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        groups = [
+            _measure_frame(segmentation, places[frame], [one for one in findings if one.frame == frame], model, version)
+            for frame in sorted({finding.frame for finding in findings})
+        ]
+        content = hd.sr.MeasurementReport(
+            observation_context=hd.sr.ObservationContext(observer_device_context=observer),
+            procedure_reported=codes.SCT.ImagingProcedure,
+            imaging_measurements=groups,
+            title=codes.DCM.ImagingMeasurementReport,
+        )
+        return hd.sr.ComprehensiveSR(
+            evidence=[*sources, segmentation],
+            content=content,
+            series_instance_uid=hd.UID(),
+            series_number=REPORT_SERIES,
+            sop_instance_uid=hd.UID(),
+            instance_number=1,
+            manufacturer=MANUFACTURER,
+            is_complete=True,
+            series_description=f"Areas, {model}",
+        )
+
+
+def to_bytes(dataset: Dataset) -> bytes:
+    """A DICOM file of an object."""
+    out = io.BytesIO()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.save_as(out, enforce_file_format=True)
+    return out.getvalue()
+
+
+def _measure_frame(
+    segmentation: Dataset, place: int, findings: Sequence[MaskFinding], model: str, version: str
+) -> hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations:
+    """The measurements of one frame of the segmentation, 1-based."""
+    area, sizes = sum(one.area for one in findings), [one.area_mm2 for one in findings]
+    is_sized = all(size is not None for size in sizes)
+    measured = [
+        hd.sr.Measurement(
+            name=codes.SCT.Area,
+            value=round(sum(size or 0.0 for size in sizes), 4) if is_sized else float(area),
+            unit=codes.UCUM.SquareMillimeter if is_sized else hd.sr.CodedConcept("{pixels}", "UCUM", "pixels"),
+        ),
+        hd.sr.Measurement(
+            name=hd.sr.CodedConcept("components", "99FOVEA", "Components of the mask"),
+            value=float(len(findings)),
+            unit=codes.UCUM.NoUnits,
+        ),
+    ]
+    weighted = [one.probability * one.area for one in findings if one.probability is not None]
+    if len(weighted) == len(findings):
+        probability = hd.sr.Measurement(
+            name=hd.sr.CodedConcept("mean-probability", "99FOVEA", "Mean probability of the mask"),
+            value=round(sum(weighted) / area, 6),
+            unit=codes.UCUM.NoUnits,
+        )
+        measured.insert(1, probability)
+    return hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations(
+        tracking_identifier=hd.sr.TrackingIdentifier(uid=hd.UID(), identifier=f"finding {place}"),
+        referenced_segment=_refer(segmentation, place),
+        finding_type=codes.SCT.Lesion,
+        algorithm_id=hd.sr.AlgorithmIdentification(name=model, version=version),
+        measurements=measured,
+    )
+
+
+def _find_places(sources: Sequence[Dataset], segmentation: Dataset) -> dict[int, int]:
+    """The segmentation's frame (1-based) for each frame of the sources (0-based, over all objects in order).
+
+    Frames of a segmentation lie in the order of their positions in space, so only their references tell which is which.
+    """
+    places = {}
+    for place, group in enumerate(segmentation.PerFrameFunctionalGroupsSequence, 1):
+        source = group.DerivationImageSequence[0].SourceImageSequence[0]
+        places[str(source.ReferencedSOPInstanceUID), int(source.get("ReferencedFrameNumber") or 1)] = place
+    frames = [(str(one.SOPInstanceUID), number) for one in sources for number in range(1, count_frames(one) + 1)]
+    return {index: places[frame] for index, frame in enumerate(frames) if frame in places}
+
+
+def _refer(segmentation: Dataset, place: int) -> hd.sr.ReferencedSegmentationFrame:
+    """A reference to a frame of the segmentation, 1-based, and to what it derives from."""
+    group = segmentation.PerFrameFunctionalGroupsSequence[place - 1]
+    source = group.DerivationImageSequence[0].SourceImageSequence[0]
+    frame = source.get("ReferencedFrameNumber")
+    reference = hd.sr.ReferencedSegmentationFrame(
+        sop_class_uid=segmentation.SOPClassUID,
+        sop_instance_uid=segmentation.SOPInstanceUID,
+        frame_number=place,
+        segment_number=1,
+        source_image=hd.sr.SourceImageForSegmentation(
+            referenced_sop_class_uid=source.ReferencedSOPClassUID,
+            referenced_sop_instance_uid=source.ReferencedSOPInstanceUID,
+            referenced_frame_numbers=None if frame is None else [int(frame)],
+        ),
+    )
+    # The standard (PS3.3, C.17.3) allows a frame or a segment, and a frame of a binary segmentation has one segment.
+    del reference[0].ReferencedSOPSequence[0].ReferencedSegmentNumber
+    return reference

@@ -1,0 +1,180 @@
+"""DICOM objects → frames as RGB pictures: all transfer syntaxes that pydicom's plugins decode, one frame at a time.
+
+What a dataset says of a patient is neither logged nor put into an error: pydicom's own messages quote values, so they
+are silenced for the whole process.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import logging
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import config, dcmread
+from pydicom.dataset import Dataset, FileDataset
+from pydicom.pixels.processing import apply_color_lut
+from pydicom.pixels.utils import pixel_array
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGExtended12Bit
+
+from fovea_dicom.frames import count_frames
+from fovea_dicom.windowing import GreyWindow, to_grey
+from shared.errors import Malformed, TooLarge, UnsupportedMedia
+from shared.vision.limits import DEFAULT_BOUNDS, DecodeBounds
+
+MAX_FRAMES = 2000
+MIN_BYTES = 16
+GPL_HINT = "The plugin pylibjpeg-libjpeg reads it; its licence is GPL-3.0, so install it yourself."
+
+Picture = NDArray[np.uint8]
+
+config.settings.reading_validation_mode = config.IGNORE
+logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+logging.getLogger("highdicom").setLevel(logging.CRITICAL)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    rows: int
+    columns: int
+    frames: int
+    samples: int
+
+
+def is_dicom(data: bytes) -> bool:
+    """Whether bytes carry the mark of a DICOM file."""
+    return data[128:132] == b"DICM"
+
+
+def read_object(data: bytes) -> FileDataset:
+    """Read a DICOM file, without decoding its pixels; elements that can't be read count as missing.
+
+    Raises:
+        Malformed: It is no DICOM file, or ends early.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = dcmread(io.BytesIO(data), force=is_dicom(data) or _begins_with_tags(data))
+            _drop_unreadable(found)
+    except Exception as error:  # pydicom raises whatever a damaged file trips over
+        hint = "A DICOM file has the letters DICM behind its first 128 bytes."
+        raise Malformed("The file can't be read as DICOM.", hint=hint, field="files") from error
+    if "TransferSyntaxUID" not in found.file_meta:
+        is_implicit, is_little = found.original_encoding
+        explicit = ExplicitVRLittleEndian if is_little else ExplicitVRBigEndian
+        found.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if is_implicit else explicit
+    return found
+
+
+def _drop_unreadable(dataset: Dataset) -> None:
+    """Read every element, which pydicom does when it is asked for, and leave out those whose value is nonsense."""
+    for tag in list(dataset.keys()):
+        try:
+            element = dataset[tag]
+        except Exception:  # noqa: BLE001  # see read_object
+            del dataset[tag]
+            continue
+        for item in element.value or () if element.VR == "SQ" else ():
+            _drop_unreadable(item)
+
+
+def _begins_with_tags(data: bytes) -> bool:
+    """Whether bytes begin with an element of group 2 or 8, as datasets without a preamble do."""
+    return data[:2] in {b"\x02\x00", b"\x08\x00", b"\x00\x08"} and len(data) > MIN_BYTES
+
+
+def has_pixels(dataset: FileDataset) -> bool:
+    """Whether an object is a picture: reports, plans and waveforms have none, and dose grids are no pictures."""
+    return "PixelData" in dataset and "Rows" in dataset and dataset.get("Modality") not in {"SEG", "RTDOSE"}
+
+
+def read_frame(
+    dataset: FileDataset, index: int = 0, window: GreyWindow | None = None, bounds: DecodeBounds = DEFAULT_BOUNDS
+) -> Picture:
+    """One frame as RGB (h, w, 3) uint8, as a viewer shows it.
+
+    Grey frames go through the modality's rescaling and a window: the one given, the object's own, or from the least to
+    the greatest value. MONOCHROME1 is inverted, palettes and YBR become RGB, 16-bit colour keeps its high byte.
+
+    Raises:
+        TooLarge: The header says more pixels or frames than `bounds` and `MAX_FRAMES` allow.
+        UnsupportedMedia: There are no pixels, or no plugin decodes them.
+    """
+    layout = _check(dataset, bounds)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            raw = _decode(dataset, index)
+            photometric = str(dataset.PhotometricInterpretation)
+            if photometric == "PALETTE COLOR":
+                raw = np.asarray(apply_color_lut(raw, _with_little_endian_palette(dataset)))
+    except Exception as error:  # pydicom raises whatever a damaged file trips over
+        syntax = getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", None)
+        name = getattr(syntax, "name", "an unnamed transfer syntax")
+        hint = GPL_HINT if syntax == JPEGExtended12Bit else "The file may be damaged."
+        raise UnsupportedMedia(f"Frame {index} can't be decoded ({name}).", hint=hint, field="files") from error
+    if raw.ndim == 3:
+        return _eight_bits(raw[..., :3], dataset, is_palette=photometric == "PALETTE COLOR")
+    if raw.shape != (layout.rows, layout.columns):
+        raise UnsupportedMedia(f"Frame {index} is not {layout.columns} × {layout.rows} as its header says.")
+    grey = to_grey(raw, dataset, index, window)
+    if photometric == "MONOCHROME1":
+        grey = 255 - grey
+    return np.ascontiguousarray(np.broadcast_to(grey[..., None], (*grey.shape, 3)))
+
+
+def _decode(dataset: FileDataset, index: int) -> NDArray[Any]:
+    """Pixels of a frame as they are stored.
+
+    Raises:
+        ValueError: Among others: the plugin for run lengths, which is written in Rust, panicked.
+    """
+    try:
+        return np.asarray(pixel_array(dataset, index=index))
+    except BaseException as error:
+        # A panic is no Exception, so it would pass by whoever answers for errors, and its class can't be imported.
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ValueError("The decoder broke off.") from None
+
+
+def _with_little_endian_palette(dataset: FileDataset) -> Dataset:
+    """The dataset, with palettes in the byte order in which pydicom reads them."""
+    if dataset.original_encoding[1] is not False:
+        return dataset
+    turned = copy.copy(dataset)
+    for colour in ("Red", "Green", "Blue"):
+        name = f"{colour}PaletteColorLookupTableData"
+        if name in dataset:
+            setattr(turned, name, np.frombuffer(dataset[name].value, ">u2").astype("<u2").tobytes())
+    return turned
+
+
+def _check(dataset: FileDataset, bounds: DecodeBounds) -> _Layout:
+    """The size that the header says, within bounds."""
+    if not has_pixels(dataset):
+        raise UnsupportedMedia("The object holds no picture.", field="files")
+    try:
+        layout = _Layout(
+            int(dataset.Rows), int(dataset.Columns), count_frames(dataset), int(dataset.get("SamplesPerPixel", 1))
+        )
+    except (AttributeError, TypeError, ValueError) as error:
+        raise Malformed("The object does not say how large its picture is.", field="files") from error
+    if layout.frames > MAX_FRAMES:
+        raise TooLarge(f"The object has {layout.frames} frames; at most {MAX_FRAMES} are read.", field="files")
+    if layout.rows * layout.columns > bounds.pixels:
+        detail = f"A frame has {layout.columns} × {layout.rows} pixels; at most {bounds.pixels} are read."
+        raise TooLarge(detail, field="files")
+    return layout
+
+
+def _eight_bits(raw: NDArray[np.generic], dataset: FileDataset, *, is_palette: bool) -> Picture:
+    if raw.dtype == np.uint8:
+        return np.ascontiguousarray(raw)
+    bits = 16 if is_palette else int(dataset.get("BitsStored", 8 * raw.dtype.itemsize))
+    return np.ascontiguousarray((raw.astype(np.uint64) >> max(bits - 8, 0)).clip(0, 255).astype(np.uint8))

@@ -1,0 +1,282 @@
+"""A study: reads its files, segments every frame with a served model, and makes SEG and SR of each series."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pydicom.dataset import FileDataset
+
+from fovea_dicom import derived_objects
+from fovea_dicom.bodies import NamedFile
+from fovea_dicom.burnt_in import inspect_text
+from fovea_dicom.derived_objects import MaskFinding
+from fovea_dicom.frames import count_frames
+from fovea_dicom.geometry import find_edges, find_pixel_size
+from fovea_dicom.reading import has_pixels, read_frame, read_object
+from fovea_dicom.schemas import (
+    BurntInText,
+    FrameOut,
+    InstanceOut,
+    PixelSizeOut,
+    SeriesOut,
+    StudyOptions,
+    StudyOut,
+)
+from fovea_dicom.sources import fill_identity
+from fovea_dicom.windowing import GreyWindow, parse_window
+from services.medical_seg.postprocess import draw_mask
+from shared.api.mask import SegmentIn, SegmentOut
+from shared.errors import FoveaError, UnsupportedMedia
+from shared.registry import CallContext
+from shared.vision.decode import decode
+from shared.vision.draw import encode
+from shared.vision.limits import DecodeBounds
+
+Predict = Callable[[SegmentIn], Awaitable[SegmentOut]]
+Masks = NDArray[np.bool_]
+
+AT_ONCE = 4
+STRIP_HEIGHT, STRIP_FRAMES = 160, 24
+DETECTOR_NOTE = (
+    "The pixels' size is that of the detector: areas in mm² are too large by the square of the magnification."
+)
+TEXT_NOTE = "There may be text in the pixels, such as a name; removing header fields does not remove it."
+
+
+@dataclass
+class _Series:
+    """Objects of one series and one size, with what was found in them."""
+
+    objects: list[FileDataset] = field(default_factory=list)
+    answers: list[InstanceOut] = field(default_factory=list)
+    masks: list[Masks] = field(default_factory=list)
+    findings: list[MaskFinding] = field(default_factory=list)
+    tiles: list[NDArray[np.uint8]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class StudySegmenter:
+    """Segments studies.
+
+    Attributes:
+        predict: A served model's answer to one picture.
+        model, version: What it is called in derived objects.
+        label: What it segments.
+        bounds: Limits of a frame.
+    """
+
+    predict: Predict
+    model: str
+    version: str
+    bounds: DecodeBounds
+    label: str = "polyp"
+
+    async def segment(self, files: Sequence[NamedFile], options: StudyOptions, run: CallContext) -> StudyOut:
+        """Segment the pictures among files.
+
+        Raises:
+            UnsupportedMedia: None of them is a picture.
+        """
+        window = parse_window(options.window)
+        objects, skipped = await asyncio.to_thread(sort_out, files)
+        groups: dict[tuple[str, ...], _Series] = {}
+        total, done = sum(count_frames(one) for _, one in objects), 0
+
+        def advance(frames: int) -> None:
+            nonlocal done
+            run.check()
+            run.progress(done / total, f"{done} of {total} frames")
+            done += frames
+
+        for name, one in objects:
+            key: tuple[str, ...] = (
+                str(one.get("StudyInstanceUID")),
+                str(one.get("SeriesInstanceUID")),
+                f"{one.Rows}x{one.Columns}",
+            )
+            if count_frames(one) > 1:
+                key = (*key, str(one.get("SOPInstanceUID")))
+            try:
+                await self._segment_object(name, one, groups.setdefault(key, _Series()), options, window, advance)
+            except FoveaError as error:
+                if not groups[key].objects:
+                    groups.pop(key)
+                skipped.append(f"{name}: {error.detail}")
+        if not groups:
+            hint = skipped[0] if skipped else None
+            raise UnsupportedMedia("There is no picture that can be read.", hint=hint, field="files")
+        series = [await asyncio.to_thread(self._finish, group, options) for group in groups.values()]
+        frames = sum(len(one.frames) for group in series for one in group.instances)
+        return StudyOut(model=self.model, version=self.version, series=series, frames=frames, skipped=skipped)
+
+    async def _segment_object(
+        self,
+        name: str,
+        one: FileDataset,
+        group: _Series,
+        options: StudyOptions,
+        window: GreyWindow | None,
+        advance: Callable[[int], None],
+    ) -> None:
+        indices, frames = range(count_frames(one)), list[FrameOut]()
+        masks, findings, tiles = list[Masks](), list[MaskFinding](), list[NDArray[np.uint8]]()
+        text = await asyncio.to_thread(lambda: inspect_text(one, read_frame(one, 0, window, self.bounds)))
+        parts = [indices[begin : begin + AT_ONCE] for begin in range(0, len(indices), AT_ONCE)]
+        coming = asyncio.create_task(asyncio.to_thread(self._read, one, parts[0], window))
+        for part, following in zip(parts, [*parts[1:], None], strict=True):
+            read = await coming
+            advance(len(part))
+            if following is not None:  # the next frames are decoded while the network looks at these
+                coming = asyncio.create_task(asyncio.to_thread(self._read, one, following, window))
+            try:
+                answers = await asyncio.gather(*(self.predict(self._request(data, options)) for _, data in read))
+            except BaseException:
+                coming.cancel()
+                raise
+            for index, (picture, _), answer in zip(part, read, answers, strict=True):
+                mask = decode(answer.mask or b"", self.bounds).pixels[..., 0] > 0
+                size = find_pixel_size(one, index)
+                place = sum(map(len, group.masks)) + index
+                for found in answer.components:
+                    area = found.area * size.area_mm2 if size else None
+                    findings.append(MaskFinding(place, found.area, area, found.probability))
+                described = _describe(answer, index, size.area_mm2 if size else None)
+                shown = answer.mask if "masks" in options.include else None
+                frames.append(described.model_copy(update={"mask": shown}))
+                masks.append(mask)
+                if "strip" in options.include and len(group.tiles) + len(tiles) < STRIP_FRAMES:
+                    tiles.append(_shrink(draw_mask(picture, mask)))
+        group.objects.append(one)
+        group.masks.append(np.stack(masks))
+        group.findings += findings
+        group.tiles += tiles
+        size = find_pixel_size(one)
+        group.answers.append(
+            InstanceOut(
+                file=name,
+                instance=str(one.get("SOPInstanceUID")),
+                modality=str(one.get("Modality") or ""),
+                rows=one.Rows,
+                columns=one.Columns,
+                pixel_size=PixelSizeOut(row_mm=size.row_mm, column_mm=size.column_mm, source=size.source)
+                if size
+                else None,
+                edges=find_edges(one),
+                burnt_in_text=BurntInText(declared=text.declared, suspected=text.is_suspected, lines=text.lines),
+                frames=frames,
+            )
+        )
+
+    def _read(
+        self, one: FileDataset, part: Sequence[int], window: GreyWindow | None
+    ) -> list[tuple[NDArray[np.uint8], bytes]]:
+        """Frames, and each as a file that costs no time to pack."""
+        pictures = [read_frame(one, index, window, self.bounds) for index in part]
+        return [(picture, _to_bitmap(picture)) for picture in pictures]
+
+    def _request(self, picture: bytes, options: StudyOptions) -> SegmentIn:
+        return SegmentIn(
+            image=picture,
+            model=self.model,
+            threshold=options.threshold,
+            min_area=options.min_area,
+            keep_largest=options.keep_largest,
+            include=("mask",),
+        )
+
+    def _finish(self, group: _Series, options: StudyOptions) -> SeriesOut:
+        """The series' answer, with its derived objects."""
+        warnings, masks = [], np.concatenate(group.masks)
+        if any(one.burnt_in_text.suspected for one in group.answers):
+            warnings.append(TEXT_NOTE)
+        if any(size.is_at_detector for size in map(find_pixel_size, group.objects) if size is not None):
+            warnings.append(DETECTOR_NOTE)
+        if any(one.pixel_size is None for one in group.answers):
+            warnings.append("The objects do not state their pixels' size, so areas are in pixels only.")
+        segmentation = report = None
+        if masks.any() and not {"segmentation", "report"}.isdisjoint(options.include):
+            try:
+                sources = fill_identity(group.objects)
+                seg = derived_objects.build_segmentation(
+                    sources, masks, label=self.label, model=self.model, version=self.version
+                )
+                if "segmentation" in options.include:
+                    segmentation = derived_objects.to_bytes(seg)
+                if "report" in options.include:
+                    built = derived_objects.build_report(
+                        sources, seg, group.findings, model=self.model, version=self.version
+                    )
+                    report = derived_objects.to_bytes(built)
+            except (ValueError, AttributeError, TypeError, KeyError) as error:
+                kind = type(error).__name__
+                warnings.append(f"The objects lack what a DICOM segmentation must repeat of them ({kind}).")
+        return SeriesOut.model_construct(
+            series=str(group.objects[0].get("SeriesInstanceUID")),
+            study=str(group.objects[0].get("StudyInstanceUID")),
+            instances=group.answers,
+            segmentation=segmentation,
+            report=report,
+            strip=_join(group.tiles) if group.tiles else None,
+            warnings=warnings,
+        )
+
+
+def sort_out(files: Sequence[NamedFile]) -> tuple[list[tuple[str, FileDataset]], list[str]]:
+    """Return pictures with their names in the order of series and instances, and why the others were skipped."""
+    pictures, skipped = list[tuple[str, FileDataset]](), list[str]()
+    for name, data in files:
+        try:
+            found = read_object(data)
+        except FoveaError as error:
+            skipped.append(f"{name}: {error.detail}")
+            continue
+        if has_pixels(found):
+            pictures.append((name, found))
+        elif "DirectoryRecordSequence" in found:
+            skipped.append(f"{name}: an index of files (DICOMDIR) without a picture.")
+        else:
+            skipped.append(f"{name}: {found.get('Modality') or 'an object'} without a picture.")
+    pictures.sort(key=lambda row: (str(row[1].get("SeriesInstanceUID")), _number(row[1].get("InstanceNumber"))))
+    return pictures, skipped
+
+
+def _number(value: object) -> int:
+    try:
+        return int(value)  # type: ignore[call-overload,no-any-return]  # whatever a file holds
+    except (TypeError, ValueError):
+        return 0
+
+
+def _describe(answer: SegmentOut, index: int, pixel_mm2: float | None) -> FrameOut:
+    return FrameOut(
+        frame=index + 1,
+        empty=answer.empty,
+        area=answer.area,
+        area_mm2=None if pixel_mm2 is None else round(answer.area * pixel_mm2, 4),
+        component_count=answer.component_count,
+        max_probability=answer.max_probability,
+        mean_probability=answer.mean_probability,
+        warnings=answer.warnings,
+    )
+
+
+def _to_bitmap(picture: NDArray[np.uint8]) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(picture).save(out, "BMP")
+    return out.getvalue()
+
+
+def _shrink(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    width = max(1, round(picture.shape[1] * STRIP_HEIGHT / picture.shape[0]))
+    return np.asarray(Image.fromarray(picture).resize((width, STRIP_HEIGHT), Image.Resampling.BILINEAR))
+
+
+def _join(tiles: Sequence[NDArray[np.uint8]]) -> bytes:
+    """Frames side by side as JPEG."""
+    return encode(np.ascontiguousarray(np.concatenate(tiles, axis=1)), "image/jpeg")

@@ -1,0 +1,126 @@
+"""Grey values of a frame → what a viewer shows: modality rescaling, then a window (DICOM PS3.3 C.11.1 and C.11.2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.pixels.processing import apply_modality_lut
+
+from fovea_dicom.frames import find_functional_item
+from shared.errors import InvalidOption
+
+Floats = NDArray[np.float64]
+Function = Literal["LINEAR", "LINEAR_EXACT", "SIGMOID"]
+
+
+@dataclass(frozen=True)
+class GreyWindow:
+    """Values around `center`, `width` wide, are spread over black to white."""
+
+    center: float
+    width: float
+    function: Function = "LINEAR"
+
+    def apply(self, values: Floats) -> Floats:
+        """Shades 0…1 of values."""
+        if self.function == "SIGMOID":
+            return np.asarray(1 / (1 + np.exp(np.clip(-4 * (values - self.center) / self.width, -80, 80))))
+        if self.function == "LINEAR_EXACT":
+            return np.asarray(np.clip((values - self.center) / self.width + 0.5, 0, 1))
+        if self.width <= 1:  # a threshold, as the standard defines it
+            return np.asarray((values > self.center - 0.5).astype(float))
+        return np.asarray(np.clip((values - (self.center - 0.5)) / (self.width - 1) + 0.5, 0, 1))
+
+
+def parse_window(text: str | None) -> GreyWindow | None:
+    """A window from `center,width`.
+
+    Raises:
+        InvalidOption: It is not two numbers, or the width is not positive.
+    """
+    if not text:
+        return None
+    try:
+        center, width = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise InvalidOption(f"The window {text[:40]!r} is not `center,width`.", field="window") from error
+    if not (np.isfinite(center) and np.isfinite(width) and width > 0):
+        raise InvalidOption("The window's width must be above 0.", field="window")
+    return GreyWindow(center, width)
+
+
+def to_grey(raw: NDArray[Any], dataset: Dataset, index: int, window: GreyWindow | None) -> NDArray[np.uint8]:
+    """Shades (h, w) uint8 of one frame's stored values."""
+    values = _rescale(raw, dataset, index)
+    used = window or find_window(dataset, index)
+    if used is None and "VOILUTSequence" in dataset:
+        shades = _apply_table(values, dataset.VOILUTSequence[0])
+    elif used is None:
+        shades = _stretch(values, _padding_mask(raw, dataset))
+    else:
+        shades = used.apply(values)
+    return np.asarray(np.rint(shades * 255), np.uint8)
+
+
+def find_window(dataset: Dataset, index: int) -> GreyWindow | None:
+    """The first window of a frame, from its functional groups or the object itself; None where it has none."""
+    item = find_functional_item(dataset, "FrameVOILUTSequence", index) or dataset
+    center, width = (_first_number(item.get(name)) for name in ("WindowCenter", "WindowWidth"))
+    if center is None or width is None or width <= 0:
+        return None
+    function = str(item.get("VOILUTFunction") or "LINEAR").upper()
+    return GreyWindow(center, width, "SIGMOID" if function == "SIGMOID" else _linear(function))
+
+
+def _linear(function: str) -> Function:
+    return "LINEAR_EXACT" if function == "LINEAR_EXACT" else "LINEAR"
+
+
+def _rescale(raw: NDArray[Any], dataset: Dataset, index: int) -> Floats:
+    item = find_functional_item(dataset, "PixelValueTransformationSequence", index)
+    if item is not None:
+        slope, intercept = (_first_number(item.get(name)) for name in ("RescaleSlope", "RescaleIntercept"))
+        return raw.astype(np.float64) * (1.0 if slope is None else slope) + (intercept or 0.0)
+    return np.asarray(apply_modality_lut(raw, dataset), np.float64)
+
+
+def _apply_table(values: Floats, item: Dataset) -> Floats:
+    """A look-up table's shades 0…1."""
+    entries, first, bits = (int(number) for number in item.LUTDescriptor)
+    data = item.LUTData
+    table = np.frombuffer(data, np.uint16) if isinstance(data, bytes) else np.asarray(data)
+    if first >= 2**15 and values.min() < 0:
+        first -= 2**16  # a signed first value that was stored unsigned
+    places = np.clip(values.astype(np.int64) - first, 0, (entries or 2**16) - 1)
+    return np.asarray(table[np.minimum(places, len(table) - 1)] / (2**bits - 1)).clip(0, 1)
+
+
+def _stretch(values: Floats, padding: NDArray[np.bool_]) -> Floats:
+    """Least to greatest value over black to white; padding is black and does not count."""
+    known = values[~padding]
+    if not known.size or known.max() <= known.min():
+        return np.zeros(values.shape)
+    shades = (values - known.min()) / (known.max() - known.min())
+    return np.where(padding, 0.0, shades.clip(0, 1))
+
+
+def _padding_mask(raw: NDArray[Any], dataset: Dataset) -> NDArray[np.bool_]:
+    low = _first_number(dataset.get("PixelPaddingValue"))
+    if low is None:
+        return np.zeros(raw.shape, bool)
+    high = _first_number(dataset.get("PixelPaddingRangeLimit"))
+    ends = sorted((low, low if high is None else high))
+    return np.asarray((raw >= ends[0]) & (raw <= ends[1]))
+
+
+def _first_number(value: Any) -> float | None:
+    """The first of one or several numbers, None where there is none."""
+    try:
+        first = value[0] if not isinstance(value, str | bytes) and hasattr(value, "__len__") else value
+        return None if first is None or first == "" else float(first)
+    except (TypeError, ValueError, IndexError):
+        return None

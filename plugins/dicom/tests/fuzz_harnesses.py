@@ -1,0 +1,148 @@
+"""DICOM files as callers send them: read, shown, segmented by a stand-in, and answered with derived objects."""
+
+import asyncio
+import io
+import warnings
+import zipfile
+from functools import cache
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.uid import (
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    MultiFrameTrueColorSecondaryCaptureImageStorage,
+    RLELossless,
+    SecondaryCaptureImageStorage,
+)
+
+from fovea_dicom.bodies import number_files, parse_related, unpack_zip
+from fovea_dicom.schemas import StudyOptions
+from fovea_dicom.study import StudySegmenter
+from shared.api.mask import Component
+from shared.registry import CallContext
+from shared.vision.draw import encode
+from tests.fuzz.decoders.forms import make_zip
+from tests.fuzz.decoders.pictures import BOUNDS
+from tests.fuzz.harness import Harness
+
+_SIDE = 8
+
+
+def _file(syntax: str, *, is_colour: bool = False, **more: Any) -> bytes:
+    """A small object; keyword arguments are further attributes."""
+    storage = MultiFrameTrueColorSecondaryCaptureImageStorage if is_colour else SecondaryCaptureImageStorage
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = storage, "1.2.3.4"
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian if syntax == RLELossless else syntax
+    one = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
+    one.SOPClassUID, one.SOPInstanceUID, one.StudyInstanceUID, one.SeriesInstanceUID = storage, "1.2.3.4", "1.2", "1.3"
+    one.PatientName, one.PatientID, one.Modality, one.StudyDate, one.StudyTime = "A^B", "C", "OT", "20260102", "120000"
+    one.AccessionNumber, one.StudyID, one.InstanceNumber, one.PatientBirthDate, one.PatientSex = "", "", 1, "", ""
+    one.Rows = one.Columns = _SIDE
+    one.PixelRepresentation = 0
+    if is_colour:
+        one.SamplesPerPixel, one.PhotometricInterpretation, one.PlanarConfiguration = 3, "RGB", 0
+        one.BitsAllocated, one.BitsStored, one.HighBit, one.NumberOfFrames = 8, 8, 7, 2
+        one.PixelData = (np.arange(2 * _SIDE * _SIDE * 3) % 251).astype(np.uint8).tobytes()
+    else:
+        one.SamplesPerPixel, one.PhotometricInterpretation = 1, "MONOCHROME2"
+        one.BitsAllocated, one.BitsStored, one.HighBit = 16, 12, 11
+        one.PixelData = (np.arange(_SIDE * _SIDE) * 37 % 4096).astype("<u2").tobytes()
+    for name, value in more.items():
+        setattr(one, name, value)
+    if syntax == RLELossless:
+        one.compress(RLELossless)
+    out = io.BytesIO()
+    one.save_as(out, enforce_file_format=True)
+    return out.getvalue()
+
+
+def _item(**attributes: Any) -> Dataset:
+    item = Dataset()
+    for name, value in attributes.items():
+        setattr(item, name, value)
+    return item
+
+
+@cache
+def _seeds() -> tuple[bytes, ...]:
+    plain = {"WindowCenter": 2000, "WindowWidth": 1000, "RescaleSlope": "2", "RescaleIntercept": "-3"}
+    table = _item(LUTDescriptor=[4, 0, 8], LUTData=b"\0\0\x5a\0\xc8\0\xff\0")
+    units = {"PhysicalUnitsXDirection": 3, "PhysicalUnitsYDirection": 3, "PhysicalDeltaX": 0.1, "PhysicalDeltaY": 0.1}
+    measures = _item(PixelMeasuresSequence=[_item(PixelSpacing=[0.5, 0.5])])
+    colours = {f"{name}PaletteColorLookupTableDescriptor": [16, 0, 16] for name in ("Red", "Green", "Blue")}
+    colours |= {f"{name}PaletteColorLookupTableData": bytes(range(32)) for name in ("Red", "Green", "Blue")}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return (
+            _file(
+                ExplicitVRLittleEndian, **plain, PixelSpacing=[0.5, 0.25], ImageOrientationPatient=[1, 0, 0, 0, 1, 0]
+            ),
+            _file(ImplicitVRLittleEndian, PixelPaddingValue=0, PatientOrientation=["L", "P"]),
+            _file(RLELossless, **plain),
+            _file(ExplicitVRLittleEndian, VOILUTSequence=[table], PhotometricInterpretation="MONOCHROME1"),
+            _file(ExplicitVRLittleEndian, PhotometricInterpretation="PALETTE COLOR", **colours),
+            _file(
+                ExplicitVRLittleEndian,
+                is_colour=True,
+                SequenceOfUltrasoundRegions=[_item(**units)],
+                SharedFunctionalGroupsSequence=[measures],
+            ),
+        )
+
+
+async def _predict(request: Any) -> Any:
+    mask = np.zeros((*request.size, 3), np.uint8)
+    mask[:2, :2] = 255
+    found = Component(box=(0, 0, 2, 2), area=4, centre=(1, 1), probability=0.9)
+    facts = {"empty": False, "area": 4, "component_count": 1, "max_probability": 0.9, "mean_probability": 0.9}
+    return SimpleNamespace(mask=encode(mask), components=[found], warnings=[], **facts)
+
+
+class _Segmenter(StudySegmenter):
+    """Tells the stand-in how large the picture is, so that it need not be decoded again."""
+
+    def _request(self, picture: bytes, options: StudyOptions) -> Any:
+        from shared.vision.decode import decode
+
+        return SimpleNamespace(size=decode(picture, self.bounds).pixels.shape[:2])
+
+
+def _segment(data: bytes) -> object:
+    options = StudyOptions(include=("segmentation", "report", "strip"))
+    segmenter = _Segmenter(_predict, "stand-in", "1", BOUNDS)
+    return asyncio.run(segmenter.segment(number_files([data]), options, CallContext())).model_dump_json()
+
+
+_RELATED = b"multipart/related; boundary=x\n--x\r\ncontent-type: application/dicom\r\n\r\nabc\r\n--x--"
+
+
+def _related(data: bytes) -> object:
+    """The first line is the content type."""
+    media, _, body = data.partition(b"\n")
+    return parse_related(media.decode("latin-1"), body)
+
+
+HARNESSES: dict[str, Harness] = {
+    "related": Harness(
+        _related,
+        (_RELATED,),
+        words=(b"--x\r\n", b"\r\n\r\n", b"--x--", b"boundary=", b"; charset=none", b'"', b";"),
+    ),
+    "zip": Harness(
+        unpack_zip,
+        (make_zip(), make_zip(zipfile.ZIP_DEFLATED), make_zip(zipfile.ZIP_BZIP2), make_zip(zipfile.ZIP_LZMA)),
+        words=(b"PK\x05\x06", b"PK\x01\x02", b"PK\x03\x04", b"PK\x06\x06", b"\x0e\0", b"\x0c\0", b"\xff\xfe"),
+    ),
+    "dicom": Harness(
+        _segment,
+        _seeds(),
+        words=(
+            b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0", b"\xff\xff\xff\xff", b"SQ\0\0", b"DS", b"IS", b"US\x02\0",
+            b"OW", b"\x28\0\x10\0", b"\x28\0\x08\0", b"nan", b"1e999", b"1\\2", b"\0\0", b"YBR_FULL_422", b"-1",
+        ),
+    )
+}  # fmt: skip

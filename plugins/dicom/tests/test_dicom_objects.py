@@ -1,0 +1,334 @@
+"""DICOM objects read as viewers show them, and derived objects that point back to them. Files are pydicom's own."""
+
+import copy
+import io
+import logging
+import shutil
+import subprocess
+import warnings
+import zipfile
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import highdicom as hd
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+from pydicom import dcmread
+from pydicom.data import get_testdata_file
+from pydicom.dataset import Dataset, FileDataset
+from pydicom.uid import RLELossless, generate_uid
+
+from fovea_dicom.bodies import build_related, parse_related, unpack_zip
+from fovea_dicom.burnt_in import find_text_lines, inspect_text
+from fovea_dicom.derived_objects import MaskFinding, build_report, build_segmentation, to_bytes
+from fovea_dicom.frames import count_frames
+from fovea_dicom.geometry import PixelSize, find_edges, find_pixel_size
+from fovea_dicom.reading import has_pixels, read_frame, read_object
+from fovea_dicom.sources import fill_identity, has_geometry
+from fovea_dicom.windowing import GreyWindow, parse_window
+from shared.errors import InvalidOption, Malformed, TooLarge, UnsupportedMedia
+from shared.vision.limits import DecodeBounds
+
+
+@cache
+def raw(name: str) -> bytes:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = get_testdata_file(name, download=False)
+    if found is None:
+        pytest.fail(f"{name} is not there: pip install pydicom-data")
+    return Path(str(found)).read_bytes()
+
+
+def load(name: str) -> FileDataset:
+    return read_object(raw(name))
+
+
+@pytest.mark.parametrize(
+    ("coded", "plain"),
+    [
+        ("MR_small_RLE.dcm", "MR_small.dcm"),
+        ("MR_small_jp2klossless.dcm", "MR_small.dcm"),
+        ("MR_small_jpeg_ls_lossless.dcm", "MR_small.dcm"),
+        ("MR_small_bigendian.dcm", "MR_small.dcm"),
+        ("MR_small_implicit.dcm", "MR_small.dcm"),
+        ("SC_rgb_rle.dcm", "SC_rgb.dcm"),
+        ("emri_small_RLE.dcm", "emri_small.dcm"),
+        ("OBXXXX1A_expb.dcm", "OBXXXX1A.dcm"),
+    ],
+)
+def test_a_transfer_syntax_without_loss_changes_no_pixel(coded, plain):
+    assert (read_frame(load(coded)) == read_frame(load(plain))).all()
+    assert np.ptp(read_frame(load(plain))) > 50
+
+
+@pytest.mark.parametrize(
+    "name", ["SC_rgb_jpeg_dcmtk.dcm", "SC_rgb_dcmtk_+eb+cy+np.dcm", "SC_ybr_full_422_uncompressed.dcm"]
+)
+def test_colours_are_right_however_they_were_coded(name):
+    assert np.abs(read_frame(load(name)).astype(int) - read_frame(load("SC_rgb.dcm"))).mean() < 3
+
+
+def test_lossless_jpeg_and_twelve_bits_are_decoded():
+    assert np.ptp(read_frame(load("JPGLosslessP14SV1_1s_1f_8b.dcm"))) > 100
+    assert np.ptp(read_frame(load("JPGExtended.dcm"))) > 100
+
+
+def test_frames_of_a_film_come_in_order_and_differ():
+    film = load("examples_ybr_color.dcm")
+    frames = [read_frame(film), read_frame(film, 29)]
+    assert count_frames(film) == 30
+    assert frames[0].shape == (240, 320, 3)
+    assert (frames[0] != frames[1]).any()
+
+
+def grey(values: Any, **more: Any) -> FileDataset:
+    stored = np.asarray(values, np.int16)
+    found = copy.copy(load("CT_small.dcm"))
+    found.Rows, found.Columns, found.PixelData = *stored.shape, stored.tobytes()
+    for name in ("WindowCenter", "WindowWidth", "PixelPaddingValue"):
+        if name in found:
+            delattr(found, name)
+    for name, value in {"RescaleSlope": 1, "RescaleIntercept": 0, **more}.items():
+        setattr(found, name, value)
+    return found
+
+
+def test_a_window_is_applied_to_rescaled_values_as_the_standard_writes_it():
+    one = grey([[0, 500], [1000, 2000]], RescaleSlope=2, RescaleIntercept=-1000, WindowCenter=0.5, WindowWidth=2001)
+    assert read_frame(one)[..., 0].tolist() == [[0, 128], [255, 255]]
+    assert read_frame(one, window=GreyWindow(1000.5, 2001))[..., 0].tolist() == [[0, 0], [128, 255]]
+    exact = GreyWindow(1000, 2000, "LINEAR_EXACT").apply(np.asarray([0.0, 1000.0, 2000.0]))
+    assert exact.tolist() == [0, 0.5, 1]
+    assert GreyWindow(0, 1).apply(np.asarray([-1.0, 0.0])).tolist() == [0, 1]
+    assert GreyWindow(0, 4, "SIGMOID").apply(np.asarray([0.0, 1.0]))[1] == pytest.approx(1 / (1 + np.exp(-1)))
+
+
+def test_monochrome1_is_inverted_and_padding_does_not_count():
+    plain = read_frame(grey([[0, 10], [20, 30]]))
+    assert (read_frame(grey([[0, 10], [20, 30]], PhotometricInterpretation="MONOCHROME1")) == 255 - plain).all()
+    padded = read_frame(grey([[-2000, 0], [50, 100]], PixelPaddingValue=-2000))
+    assert padded[..., 0].tolist() == [[0, 0], [128, 255]]
+
+
+def test_the_window_of_an_enhanced_object_stands_in_its_functional_groups():
+    one = load("eCT_Supplemental.dcm")
+    first = one.PerFrameFunctionalGroupsSequence[0].get("FrameVOILUTSequence")
+    shared = one.SharedFunctionalGroupsSequence[0].get("FrameVOILUTSequence")
+    item = (first or shared)[0]
+    item.WindowCenter, item.WindowWidth = -5000, 1
+    assert read_frame(one).min() == 255
+
+
+@pytest.mark.parametrize("text", ["1", "a,b", "1,0", "nan,1", "1,2,3"])
+def test_a_window_that_is_none_is_refused(text):
+    with pytest.raises(InvalidOption, match="window"):
+        parse_window(text)
+
+
+def test_pixel_sizes_and_sides_are_read_where_each_kind_states_them():
+    ct = load("CT_small.dcm")
+    assert find_pixel_size(ct) == PixelSize(0.661468, 0.661468, "PixelSpacing")
+    assert find_edges(ct) == {"left": "R", "right": "L", "top": "A", "bottom": "P"}
+    ultrasound = find_pixel_size(load("examples_palette.dcm"))
+    assert ultrasound is not None
+    assert (ultrasound.source, ultrasound.row_mm) == ("UltrasoundRegion", pytest.approx(0.2623, abs=1e-4))
+    enhanced = find_pixel_size(load("eCT_Supplemental.dcm"))
+    assert enhanced is not None
+    assert enhanced.row_mm == pytest.approx(0.388672)
+    plate = Dataset()
+    plate.ImagerPixelSpacing, plate.PatientOrientation = [0.2, 0.1], ["L", "FP"]
+    size = find_pixel_size(plate)
+    assert size is not None
+    assert (size.is_at_detector, size.area_mm2) == (True, pytest.approx(0.02))
+    assert find_edges(plate) == {"left": "R", "right": "L", "top": "HA", "bottom": "FP"}
+    oblique = Dataset()
+    oblique.ImageOrientationPatient = [0.8, 0.6, 0, 0, 0, -1]
+    assert find_edges(oblique) == {"left": "RA", "right": "LP", "top": "H", "bottom": "F"}
+    assert find_pixel_size(Dataset()) is None
+
+
+def test_text_in_pixels_is_seen_where_it_is_and_not_where_it_is_not():
+    for name, expected in (("examples_palette.dcm", True), ("US1_UNCR.dcm", True), ("CT_small.dcm", False)):
+        one = load(name)
+        assert inspect_text(one, read_frame(one)).is_suspected is expected, name
+    draw = np.random.default_rng(0)
+    plain = np.asarray(draw.normal(90, 12, (300, 400, 3)).clip(0, 255), np.uint8)
+    assert find_text_lines(plain) == []
+    picture = Image.fromarray(plain)
+    ImageDraw.Draw(picture).text((40, 200), "DOE JANE 1961-04-05", fill="white", font_size=18)
+    (line,) = find_text_lines(np.asarray(picture))
+    assert line[0] >= 38
+    assert 200 <= line[1] < line[3] <= 225
+    declared = Dataset()
+    declared.BurnedInAnnotation = "YES"
+    assert inspect_text(declared, plain).is_suspected
+
+
+def make_series(z: Sequence[float | None]) -> list[Dataset]:
+    """Single-frame objects of one series at these places along its axis; None leaves the geometry out."""
+    series = []
+    for number, place in enumerate(z, 1):
+        one = copy.deepcopy(load("CT_small.dcm"))
+        one.SOPInstanceUID, one.InstanceNumber = generate_uid(), number
+        if place is None:
+            del one.FrameOfReferenceUID, one.ImagePositionPatient, one.ImageOrientationPatient
+        else:
+            one.ImagePositionPatient = [-158.135803, -179.035797, place]
+        series.append(one)
+    return series
+
+
+SOURCES: dict[str, Callable[[], Sequence[Dataset]]] = {
+    "four pictures without geometry": lambda: make_series([None] * 4),
+    "four slices, out of order": lambda: make_series([-70, -75, -60, -65]),
+    "one picture": lambda: make_series([None]),
+    "one slice": lambda: make_series([-70]),
+    "a film without geometry": lambda: [load("examples_ybr_color.dcm")],
+    "a film in RLE": lambda: [load("emri_small_RLE.dcm")],
+    "a film in JPEG 2000": lambda: [load("emri_small_jpeg_2k_lossless.dcm")],
+    "an enhanced object": lambda: [load("emri_small.dcm")],
+    "an enhanced object with geometry": lambda: [load("eCT_Supplemental.dcm")],
+}
+
+
+@pytest.fixture(scope="module", params=SOURCES)
+def segmented(request):
+    """Sources, masks of another size in every frame (the second is empty), and the SEG and SR that are made of them."""
+    sources = fill_identity(SOURCES[request.param]())
+    masks = np.zeros((sum(map(count_frames, sources)), sources[0].Rows, sources[0].Columns), bool)
+    for frame in range(len(masks)):
+        masks[frame, 1 : 2 + frame % 40, 3 : 10 + frame // 40] = frame != 1
+    found = [MaskFinding(frame, int(area), None, 0.5) for frame, area in enumerate(masks.sum((1, 2)).tolist()) if area]
+    seg = build_segmentation(sources, masks, label="polyp", model="toy", version="1")
+    report = build_report(sources, seg, found, model="toy", version="1")
+    return sources, masks, to_bytes(seg), to_bytes(report)
+
+
+def test_each_area_of_a_report_is_that_of_the_frame_it_refers_to(segmented):
+    sources, masks, seg, report = segmented
+    frames = [(one.SOPInstanceUID, number) for one in sources for number in range(1, count_frames(one) + 1)]
+    objects = dcmread(io.BytesIO(seg))
+    stored = objects.pixel_array.reshape(-1, *masks.shape[1:])
+    groups = hd.sr.srread(io.BytesIO(report)).content.get_planar_roi_measurement_groups()
+    seen = set()
+    for group in groups:
+        reference = group.referenced_segmentation_frame[0].ReferencedSOPSequence[0]
+        source = group.referenced_segmentation_frame[1].ReferencedSOPSequence[0]
+        frame = frames.index((source.ReferencedSOPInstanceUID, int(source.get("ReferencedFrameNumber") or 1)))
+        (area,) = [one.value for one in group.get_measurements() if one.name.meaning == "Area"]
+        assert reference.ReferencedSOPInstanceUID == objects.SOPInstanceUID
+        assert area == masks[frame].sum()
+        assert (stored[reference.ReferencedFrameNumber - 1] == masks[frame]).all()
+        seen.add(frame)
+    assert seen == {frame for frame in range(len(masks)) if frame != 1}
+
+
+def test_highdicom_finds_each_mask_by_its_source(segmented):
+    sources, masks, seg, _ = segmented
+    back = hd.seg.segread(io.BytesIO(seg))
+    frames = [index for index in range(len(masks)) if index != 1]
+    if count_frames(sources[0]) > 1:
+        pixels = back.get_pixels_by_source_frame(
+            sources[0].SOPInstanceUID, [index + 1 for index in frames], combine_segments=True
+        )
+    else:
+        pixels = back.get_pixels_by_source_instance(
+            [sources[index].SOPInstanceUID for index in frames], combine_segments=True
+        )
+    assert (pixels.astype(bool) == masks[frames]).all()
+
+
+@pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dciodvfy is not installed")
+def test_dciodvfy_finds_no_error(segmented, tmp_path):
+    for name, data in zip(("seg", "report"), segmented[2:], strict=True):
+        path = tmp_path / f"{name}.dcm"
+        path.write_bytes(data)
+        said = subprocess.run(["dciodvfy", path], capture_output=True, text=True, check=False)
+        assert "Error" not in said.stderr + said.stdout
+
+
+def test_geometry_is_kept_where_there_is_one_and_not_made_up_where_there_is_none(segmented):
+    sources, _, seg, _ = segmented
+    back = dcmread(io.BytesIO(seg))
+    assert ("PixelMeasuresSequence" in back.SharedFunctionalGroupsSequence[0]) == (
+        find_pixel_size(sources[0]) is not None
+    )
+    reference = sources[0].get("FrameOfReferenceUID") if has_geometry(sources) else None
+    assert back.get("FrameOfReferenceUID") == reference
+    assert ("PlanePositionSequence" in back.PerFrameFunctionalGroupsSequence[0]) == (reference is not None)
+
+
+def test_what_is_no_picture_or_too_large_or_broken_is_refused():
+    assert not has_pixels(load("test-SR.dcm"))
+    with pytest.raises(UnsupportedMedia, match="no picture"):
+        read_frame(load("test-SR.dcm"))
+    with pytest.raises(TooLarge, match="128 × 128"):
+        read_frame(load("CT_small.dcm"), bounds=DecodeBounds(pixels=1000))
+    with pytest.raises(UnsupportedMedia, match="can't be decoded"):
+        read_frame(load("MR_truncated.dcm"))
+    for data in (b"", b"hello" * 100, b"\x89PNG\r\n\x1a\n" + bytes(200)):
+        with pytest.raises(Malformed, match="DICOM"):
+            read_object(data)
+
+
+def test_run_lengths_at_which_the_plugin_panics_are_a_damaged_file():
+    whole = grey(np.arange(64).reshape(8, 8))
+    whole.compress(RLELossless)
+    file = io.BytesIO()
+    whole.save_as(file)
+    broken = bytearray(file.getvalue())
+    # The second segment begins with a run of more bytes than there are pixels.
+    item = broken.rindex(b"\xfe\xff\x00\xe0") + 8
+    broken[item + int.from_bytes(broken[item + 8 : item + 12], "little")] = 129
+    with pytest.raises(UnsupportedMedia, match="RLE Lossless"):
+        read_frame(read_object(bytes(broken)))
+
+
+def test_elements_that_can_not_be_read_count_as_missing():
+    data = raw("MR_small.dcm")
+    at = data.index(b"\x08\x00\x70\x00LO")  # the manufacturer, whose kind of value becomes one that there is not
+    broken = read_object(data[: at + 4] + b"C\xfe" + data[at + 6 :])
+    assert "Manufacturer" not in broken
+    assert np.array_equal(read_frame(broken), read_frame(load("MR_small.dcm")))
+
+
+def test_nothing_of_a_patient_is_logged_or_told(caplog, capfd):
+    caplog.set_level(logging.DEBUG)
+    one = load("CT_small.dcm")
+    one.PatientName, one.PatientID, one.PatientBirthDate = "SECRET^NAME", "SECRET-ID", "SECRETDATE"
+    one.Rows = 9999
+    out = io.BytesIO()
+    one.save_as(out)
+    with pytest.raises(UnsupportedMedia) as told:
+        read_frame(read_object(out.getvalue()))
+    everything = caplog.text + "".join(capfd.readouterr()) + str(told.value) + repr(vars(told.value))
+    assert "SECRET" not in everything
+
+
+def test_multipart_comes_back_and_a_cut_body_is_refused():
+    files = [b"a\r\n--b\r\n", bytes(range(256)), b""]
+    kind, body = build_related(files)
+    assert parse_related(kind, body) == files
+    assert parse_related(kind.replace("boundary=", 'boundary="') + '"', body) == files
+    with pytest.raises(Malformed, match="may be missing"):
+        parse_related(kind, body[:-8])
+    with pytest.raises(Malformed, match="boundary"):
+        parse_related("multipart/form-data; boundary=x", body)
+
+
+@pytest.mark.parametrize("kind", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2, zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED])
+def test_archives_that_are_broken_anywhere_are_refused(kind):
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", kind) as archive:
+        archive.writestr("ö.dcm", b"abc" * 30)
+    data = out.getvalue()
+    for at in range(0, len(data), 3):
+        for piece in (b"\xff" * 3, b"\0" * 3):
+            try:
+                unpack_zip(data[:at] + piece + data[at + 3 :])
+            except (Malformed, TooLarge):
+                continue

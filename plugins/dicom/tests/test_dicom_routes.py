@@ -1,0 +1,279 @@
+"""Studies over HTTP: as forms, archives and stored by a PACS; and against a real Orthanc."""
+
+import base64
+import io
+import json
+import shutil
+import subprocess
+import zipfile
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+import pytest
+from PIL import Image
+from pydicom import dcmread
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, MultiFrameTrueColorSecondaryCaptureImageStorage, generate_uid
+from starlette.testclient import TestClient
+
+from fovea_dicom.bodies import build_related
+from fovea_dicom.web_client import DicomWebClient
+from plugins.dicom.tests.test_dicom_objects import raw
+from services.medical_seg.models.pranet import PraNetSegmenter
+from shared.errors import InvalidOption, NotFound, NotReady
+from tests.harness.models import client_of
+from tests.harness.waiting import free_port, wait_until
+
+EXAMPLE = PraNetSegmenter.folder.parent / "models" / "example.jpg"
+ORTHANC = shutil.which("Orthanc") or shutil.which("orthanc")
+PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
+
+
+def endoscopy(frames: int = 2, spacing: list[float] | None = None) -> bytes:
+    """A film of the example picture, as an endoscope's system would export it."""
+    pixels = np.asarray(Image.open(EXAMPLE).convert("RGB"))
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = MultiFrameTrueColorSecondaryCaptureImageStorage
+    meta.MediaStorageSOPInstanceUID, meta.TransferSyntaxUID = generate_uid(), ExplicitVRLittleEndian
+    one = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
+    one.SOPClassUID, one.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    one.StudyInstanceUID, one.SeriesInstanceUID = generate_uid(), generate_uid()
+    one.PatientName, one.PatientID, one.Modality = "SECRET^NAME", "SECRET-ID", "ES"
+    one.Rows, one.Columns = pixels.shape[:2]
+    one.SamplesPerPixel, one.PhotometricInterpretation, one.PlanarConfiguration = 3, "RGB", 0
+    one.BitsAllocated, one.BitsStored, one.HighBit, one.PixelRepresentation = 8, 8, 7, 0
+    one.NumberOfFrames, one.InstanceNumber, one.BurnedInAnnotation = frames, 1, "NO"
+    one.StudyDate, one.StudyTime, one.AccessionNumber, one.StudyID = "20260102", "120000", "", ""
+    if spacing:
+        one.PixelSpacing = spacing
+    one.PixelData = np.stack([pixels] * frames).tobytes()
+    out = io.BytesIO()
+    one.save_as(out, enforce_file_format=True)
+    return out.getvalue()
+
+
+def served(folder: Path, **more: Any) -> AbstractContextManager[TestClient]:
+    return client_of(folder, "medical-seg", {"pranet": PraNetSegmenter}, **more)
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory):
+    with served(tmp_path_factory.mktemp("fovea")) as made:
+        yield made
+
+
+def test_a_study_is_segmented_with_areas_in_square_millimetres(client):
+    film = endoscopy(spacing=[0.2, 0.1])
+    files = [("files", ("a.dcm", film)), ("files", ("b.dcm", raw("CT_small.dcm"))), ("files", ("c.txt", b"no"))]
+    answer = client.post("/v1/segment/dicom", files=files, params={"include": "segmentation,report,strip"})
+    assert answer.status_code == 200, answer.text
+    assert "SECRET" not in json.dumps({k: v for k, v in answer.json().items() if k != "series"})
+    found = answer.json()
+    assert (found["frames"], len(found["series"])) == (3, 2)
+    assert found["skipped"] == ["c.txt: The file can't be read as DICOM."]
+    series = next(one for one in found["series"] if one["instances"][0]["modality"] == "ES")
+    frames = series["instances"][0]["frames"]
+    picture = client.post("/v1/segment", files={"image": example_png()}).json()
+    assert frames[0]["area"] == frames[1]["area"] == picture["area"] > 0
+    assert frames[0]["area_mm2"] == pytest.approx(frames[0]["area"] * 0.02)
+    assert [frame["frame"] for frame in frames] == [1, 2]
+    seg, report = (dcmread(io.BytesIO(base64.b64decode(series[name]))) for name in ("segmentation", "report"))
+    assert (seg.Modality, report.Modality, int(seg.NumberOfFrames)) == ("SEG", "SR", 2)
+    assert seg.pixel_array[0].sum() == frames[0]["area"]
+    assert str(seg.PatientName) == "SECRET^NAME"  # a derived object belongs to its patient
+    assert Image.open(io.BytesIO(base64.b64decode(series["strip"]))).format == "JPEG"
+
+
+def example_png() -> bytes:
+    out = io.BytesIO()
+    Image.open(EXAMPLE).convert("RGB").save(out, "PNG")
+    return out.getvalue()
+
+
+def test_an_archive_or_one_file_will_do(client):
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr("study/a.dcm", raw("MR_small.dcm"))
+        archive.writestr("study/report.dcm", raw("test-SR.dcm"))
+    answer = client.post(
+        "/v1/segment/dicom",
+        content=out.getvalue(),
+        headers={"content-type": "application/zip"},
+        params={"window": "600,1600"},
+    )
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["skipped"] == ["study/report.dcm: SR without a picture."]
+    headers = {"content-type": "application/dicom"}
+    one = client.post("/v1/segment/dicom", content=raw("MR_small.dcm"), headers=headers).json()
+    assert one["series"][0]["instances"][0]["pixel_size"]["row_mm"] == 0.3125
+
+
+def test_each_file_is_known_by_its_name_and_include_may_be_repeated(client):
+    film = endoscopy(frames=2)
+    files = [
+        ("files", ("IM0", film)),
+        ("files", ("cut.dcm", raw("MR_small.dcm")[:4000])),
+        ("files", ("DICOMDIR", raw("DICOMDIR"))),
+        ("files", ("empty.dcm", b"")),
+    ]
+    url = "/v1/segment/dicom?include=segmentation&include=report"
+    answer = client.post(url, files=files, data={"threshold": "0.5"})
+    assert answer.status_code == 200, answer.text
+    found = answer.json()
+    assert [one["instances"][0]["file"] for one in found["series"]] == ["IM0"]
+    assert [text.partition(":")[0] for text in found["skipped"]] == ["DICOMDIR", "empty.dcm", "cut.dcm"]
+    assert "index of files" in found["skipped"][0]
+    (series,) = found["series"]
+    assert (series["segmentation"] is not None, series["report"] is not None, series["strip"]) == (True, True, None)
+
+
+def test_a_corrected_mask_is_sent_back(client):
+    film = endoscopy(frames=2)
+    answer = client.post("/v1/segment/dicom?include=segmentation,masks", files={"files": ("a.dcm", film)}).json()
+    (series,) = answer["series"]
+    frames = series["instances"][0]["frames"]
+    mask = np.asarray(Image.open(io.BytesIO(base64.b64decode(frames[0]["mask"])))).copy()
+    mask[:4, :5] = 255 - mask[:4, :5]
+    out = io.BytesIO()
+    Image.fromarray(mask).save(out, "PNG")
+    uid = series["instances"][0]["instance"]
+    parts = [
+        ("files", ("a.dcm", film)),
+        ("segmentation", ("s.dcm", base64.b64decode(series["segmentation"]))),
+        ("corrected0", (f"{uid}.1.png", out.getvalue())),
+    ]
+    done = client.post("/v1/segment/dicom/corrections", files=parts, data={"creator": "Doe"})
+    assert done.status_code == 200, done.text
+    assert (done.json()["version"], done.json()["changed"]) == (2, [f"{uid}.1"])
+    assert done.json()["area"] == frames[1]["area"] + int((mask > 0).sum())
+    back = dcmread(io.BytesIO(base64.b64decode(done.json()["segmentation"])))
+    assert (back.InstanceNumber, str(back.ContentCreatorName)) == (2, "Doe")
+    for missing, told in ((1, "Send one segmentation"), (0, "is missing"), (2, "no corrected mask")):
+        refused = client.post("/v1/segment/dicom/corrections", files=[p for n, p in enumerate(parts) if n != missing])
+        assert (refused.status_code, told in refused.text) == (422, True), refused.text
+    odd = client.post("/v1/segment/dicom/corrections", files=[*parts, ("mask", ("m.png", b"x"))])
+    assert (odd.status_code, odd.json()["field"]) == (422, "mask")
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "told"),
+    [
+        ({"content": b"x", "headers": {"content-type": "application/dicom"}}, 415, "no picture"),
+        ({"content": b"x", "headers": {"content-type": "application/zip"}}, 400, "zip"),
+        ({"content": b"x", "headers": {"content-type": "image/png"}}, 415, "image/png"),
+        ({"files": {}}, 422, "no file"),
+        ({"params": {"study": "1.2.3"}}, 409, "No PACS"),
+        ({"params": {"nope": "1"}}, 422, "nope"),
+        ({"params": {"window": "x"}, "files": [("files", ("a", b"x"))]}, 422, "window"),
+    ],
+)
+def test_mistakes_are_named(client, request_, status, told):
+    answer = client.post("/v1/segment/dicom", **request_)
+    assert answer.status_code == status, answer.text
+    assert told in answer.text
+
+
+def test_what_is_stored_here_is_queued_where_somebody_waits_and_segmented_by_the_worker(client):
+    kind, body = build_related([raw("MR_small.dcm"), raw("test-SR.dcm")])
+    waits = {"content-type": kind, "x-fovea-deadline-ms": "60000"}
+    answer = client.post("/v1/dicomweb/studies", content=body, headers=waits)
+    assert (answer.status_code, answer.headers["x-fovea-wants"]) == (409, "respond-async")
+    done = client.post("/v1/dicomweb/studies", content=body, headers={"content-type": kind})
+    assert done.status_code == 200, done.text
+    assert done.headers["content-type"].startswith("application/dicom+json")
+    taken = done.json()["00081199"]["Value"]
+    assert taken[0]["00081155"]["Value"] == [str(dcmread(io.BytesIO(raw("MR_small.dcm"))).SOPInstanceUID)]
+    assert len(done.json()["00081198"]["Value"]) == 1
+    assert client.post("/v1/dicomweb/studies", content=b"x", headers={"content-type": kind}).status_code == 400
+
+
+def test_a_pacs_that_fails_is_a_problem_with_a_reason():
+    def refuses(request: httpx2.Request) -> httpx2.Response:
+        return httpx2.Response(404 if "9.9" in str(request.url) else 401)
+
+    pacs = DicomWebClient("http://pacs.test/dicom-web", transport=httpx2.MockTransport(refuses))
+    with pytest.raises(NotReady, match="401"):
+        pacs.search_studies()
+    with pytest.raises(NotFound):
+        pacs.retrieve("9.9")
+    with pytest.raises(InvalidOption, match="UID"):
+        pacs.retrieve("../instances")
+    nobody = DicomWebClient("http://127.0.0.1:9")
+    with pytest.raises(NotReady, match="can't be reached"):
+        nobody.store([b"x"])
+    nobody.close()
+    pacs.close()
+
+
+@pytest.fixture(scope="module")
+def orthanc(tmp_path_factory):
+    if ORTHANC is None or not PLUGIN.exists():
+        pytest.skip("Orthanc is not installed: apt-get install orthanc orthanc-dicomweb")
+    folder = tmp_path_factory.mktemp("orthanc")
+    port = free_port()
+    config = {
+        "Name": "TEST", "StorageDirectory": str(folder / "db"), "IndexDirectory": str(folder / "db"),
+        "HttpPort": port, "DicomPort": free_port(), "RemoteAccessAllowed": False, "AuthenticationEnabled": True,
+        "RegisteredUsers": {"fovea": "secret"}, "Plugins": [str(PLUGIN)],
+        "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
+    }  # fmt: skip
+    (folder / "orthanc.json").write_text(json.dumps(config))
+    server = subprocess.Popen(
+        [ORTHANC, str(folder / "orthanc.json")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    url = f"http://127.0.0.1:{port}/dicom-web"
+
+    def answers() -> bool:
+        assert server.poll() is None, "Orthanc did not start"
+        with suppress(httpx2.HTTPError):
+            return httpx2.get(f"{url}/studies") is not None
+        return False
+
+    try:
+        wait_until(answers, 60, "an answer of Orthanc")
+        yield url
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+LOGIN = "Basic " + base64.b64encode(b"fovea:secret").decode()
+
+
+@pytest.mark.release
+def test_a_study_goes_from_orthanc_to_a_segmentation_in_orthanc(orthanc, tmp_path, monkeypatch):
+    pacs, film = DicomWebClient(orthanc, authorization=LOGIN), endoscopy()
+    ct = raw("CT_small.dcm")
+    assert len(pacs.store([film, ct])) == 2
+    study = str(dcmread(io.BytesIO(film)).StudyInstanceUID)
+    stranger = DicomWebClient(orthanc)
+    with pytest.raises(NotReady, match="401"):
+        stranger.search_studies()
+    stranger.close()
+    monkeypatch.setenv("FOVEA_DICOMWEB_URL", orthanc)
+    monkeypatch.setenv("FOVEA_DICOMWEB_AUTHORIZATION", LOGIN)
+    with served(tmp_path) as client:
+        listed = client.get("/v1/dicomweb/studies").json()
+        assert {row["StudyInstanceUID"] for row in listed} == {study, str(dcmread(io.BytesIO(ct)).StudyInstanceUID)}
+        assert "SECRET" not in json.dumps(listed)
+        assert (
+            client.get("/v1/dicomweb/studies", params={"StudyInstanceUID": study}).json()[0]["ModalitiesInStudy"]
+            == "ES"
+        )
+        assert client.get("/v1/dicomweb/studies", params={"PatientName": "x"}).status_code == 422
+        answer = client.post("/v1/segment/dicom", params={"study": study, "store": True})
+        assert answer.status_code == 200, answer.text
+        found = answer.json()
+        assert (found["frames"], len(found["stored"])) == (2, 2)
+        assert client.post("/v1/segment/dicom", params={"study": "1.2.3.4"}).status_code == 404
+    back = [dcmread(io.BytesIO(data)) for data in pacs.retrieve(study)]
+    pacs.close()
+    kinds = {one.Modality: one for one in back}
+    assert set(kinds) == {"ES", "SEG", "SR"}
+    assert {str(kinds[name].SOPInstanceUID) for name in ("SEG", "SR")} == set(found["stored"])
+    reference = kinds["SEG"].ReferencedSeriesSequence[0].ReferencedInstanceSequence[0]
+    assert reference.ReferencedSOPInstanceUID == kinds["ES"].SOPInstanceUID
+    assert kinds["SEG"].pixel_array[0].sum() == found["series"][0]["instances"][0]["frames"][0]["area"]

@@ -1,0 +1,423 @@
+"""Studies of tiny films whose bright squares are the findings: which frame has which area, in pictures, SEG and SR."""
+
+import io
+import types
+from typing import Any
+
+import highdicom as hd
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from pydicom import dcmread
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.uid import (
+    ExplicitVRLittleEndian,
+    MultiFrameTrueColorSecondaryCaptureImageStorage,
+    SecondaryCaptureImageStorage,
+    generate_uid,
+)
+
+from fovea_dicom.bodies import number_files
+from fovea_dicom.frames import count_frames, find_functional_item
+from fovea_dicom.geometry import PixelSize, find_edges, find_pixel_size
+from fovea_dicom.schemas import SeriesOut, StudyOptions
+from fovea_dicom.study import DETECTOR_NOTE, TEXT_NOTE, StudySegmenter
+from shared.api.mask import Component, SegmentIn, SegmentOut
+from shared.api.timings import Times
+from shared.errors import UnsupportedMedia
+from shared.registry import CallContext
+from shared.vision.decode import decode
+from shared.vision.draw import encode
+from shared.vision.limits import DEFAULT_BOUNDS, DecodeBounds
+from shared.vision.mask_regions import find_regions
+
+H, W = 24, 36
+SERIES = generate_uid()
+
+
+def picture(*squares: tuple[int, int, int]) -> NDArray[np.uint8]:
+    found = np.full((H, W, 3), 20, np.uint8)
+    for x, y, side in squares:
+        found[y : y + side, x : x + side] = 250
+    return found
+
+
+def film(*pictures: NDArray[np.uint8], **facts: Any) -> FileDataset:
+    """An object of colour frames without a place in space; one frame is a single-frame object."""
+    meta, is_film = FileMetaDataset(), len(pictures) > 1
+    kinds = SecondaryCaptureImageStorage, MultiFrameTrueColorSecondaryCaptureImageStorage
+    meta.MediaStorageSOPClassUID = kinds[is_film]
+    meta.MediaStorageSOPInstanceUID, meta.TransferSyntaxUID = generate_uid(), ExplicitVRLittleEndian
+    one = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
+    one.SOPClassUID, one.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    one.StudyInstanceUID, one.SeriesInstanceUID, one.Modality, one.InstanceNumber = "1.2.3", SERIES, "ES", 1
+    one.Rows, one.Columns = pictures[0].shape[:2]
+    one.SamplesPerPixel, one.PhotometricInterpretation, one.PlanarConfiguration = 3, "RGB", 0
+    one.BitsAllocated, one.BitsStored, one.HighBit, one.PixelRepresentation = 8, 8, 7, 0
+    one.PixelData, one.BurnedInAnnotation = np.stack(pictures).tobytes(), "NO"
+    if is_film:
+        one.NumberOfFrames = len(pictures)
+    one.StudyDate, one.StudyTime, one.AccessionNumber, one.StudyID = "20260102", "120000", "", ""
+    for name, value in facts.items():
+        setattr(one, name, value)
+    return one
+
+
+def to_file(one: FileDataset) -> bytes:
+    out = io.BytesIO()
+    one.save_as(out, enforce_file_format=True)
+    return out.getvalue()
+
+
+class Bright:
+    """A model that finds what is bright, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[SegmentIn] = []
+
+    async def __call__(self, request: SegmentIn) -> SegmentOut:
+        self.asked.append(request)
+        mask = decode(request.image, DEFAULT_BOUNDS).pixels[..., 0] > 128
+        regions, _ = find_regions(mask)
+        parts = [
+            Component(box=(0, 0, 1, 1), area=one.area, centre=(0, 0), probability=round(0.5 + one.area / 100, 2))
+            for one in regions
+        ]
+        area, height, width = int(mask.sum()), *mask.shape
+        return SegmentOut(
+            model="bright", version="1", engine="torch", width=width, height=height, empty=not area, area=area,
+            area_percent=0.0, max_probability=0.75, mean_probability=0.6, components=parts, component_count=len(parts),
+            mask=encode(mask.astype(np.uint8) * 255), times=Times.model_construct(), warnings=[f"{area} pixels"],
+        )  # fmt: skip
+
+
+async def segment(*objects: FileDataset | bytes, model=None, label="polyp", **options: Any):
+    files = number_files(one if isinstance(one, bytes) else to_file(one) for one in objects)
+    segmenter = StudySegmenter(model or Bright(), "bright", "7", DEFAULT_BOUNDS, label)
+    return await segmenter.segment(files, StudyOptions(**options), CallContext())
+
+
+def read_report(series: SeriesOut) -> list[dict[str, float]]:
+    groups = hd.sr.srread(io.BytesIO(series.report)).content.get_planar_roi_measurement_groups()
+    return [{one.name.meaning: one.value for one in group.get_measurements()} for group in groups]
+
+
+def read_masks(series: SeriesOut) -> dict[tuple[str, int], NDArray[np.bool_]]:
+    """Masks of a segmentation by what they derive from: object and frame."""
+    found = dcmread(io.BytesIO(series.segmentation))
+    masks = {}
+    for group, mask in zip(found.PerFrameFunctionalGroupsSequence, found.pixel_array.reshape(-1, H, W), strict=True):
+        source = group.DerivationImageSequence[0].SourceImageSequence[0]
+        masks[source.ReferencedSOPInstanceUID, int(source.get("ReferencedFrameNumber", 1))] = mask.astype(bool)
+    return masks
+
+
+def check_references(series: SeriesOut) -> None:
+    """Each group of a report points to another frame of its segmentation, and to what that frame derives from."""
+    seg = dcmread(io.BytesIO(series.segmentation))
+    groups = hd.sr.srread(io.BytesIO(series.report)).content.get_planar_roi_measurement_groups()
+    frames = [group.referenced_segmentation_frame for group in groups]
+    numbers = [int(np.atleast_1d(frame.referenced_frame_numbers)[0]) for frame in frames]
+    assert sorted(numbers) == list(range(1, int(seg.NumberOfFrames) + 1))
+    for number, frame in zip(numbers, frames, strict=True):
+        assert frame.referenced_sop_instance_uid == seg.SOPInstanceUID
+        assert frame.referenced_sop_class_uid == seg.SOPClassUID
+        assert frame.referenced_segment_numbers is None  # the standard allows a frame or a segment
+        source = seg.PerFrameFunctionalGroupsSequence[number - 1].DerivationImageSequence[0].SourceImageSequence[0]
+        named = frame.source_image_for_segmentation
+        assert named.referenced_sop_instance_uid == source.ReferencedSOPInstanceUID
+        assert named.referenced_sop_class_uid == source.ReferencedSOPClassUID
+        place = source.get("ReferencedFrameNumber")
+        assert (named.referenced_frame_numbers or None) == (place and [int(place)])
+
+
+async def test_every_frame_of_a_film_has_its_own_area_in_answer_segmentation_and_report():
+    frames = (picture((2, 2, 4)), picture(), picture((5, 5, 6), (20, 10, 3)), picture((1, 1, 2)), picture((9, 9, 5)))
+    one = film(*frames, PixelSpacing=[0.5, 0.2])
+    found = await segment(one)
+    (series,) = found.series
+    (instance,) = series.instances
+    assert (found.model, found.version, found.frames, found.skipped) == ("bright", "7", 5, [])
+    assert (series.series, series.study, series.warnings, series.strip) == (SERIES, "1.2.3", [], None)
+    assert [frame.frame for frame in instance.frames] == [1, 2, 3, 4, 5]
+    assert [frame.area for frame in instance.frames] == [16, 0, 45, 4, 25]
+    assert [frame.area_mm2 for frame in instance.frames] == [1.6, 0.0, 4.5, 0.4, 2.5]
+    assert [frame.component_count for frame in instance.frames] == [1, 0, 2, 1, 1]
+    assert [frame.empty for frame in instance.frames] == [False, True, False, False, False]
+    assert [frame.warnings for frame in instance.frames][:2] == [["16 pixels"], ["0 pixels"]]
+    assert {(frame.max_probability, frame.mean_probability) for frame in instance.frames} == {(0.75, 0.6)}
+    assert (instance.instance, instance.modality, instance.rows, instance.columns) == (one.SOPInstanceUID, "ES", H, W)
+    assert instance.pixel_size is not None
+    assert instance.pixel_size.model_dump() == {"row_mm": 0.5, "column_mm": 0.2, "source": "PixelSpacing"}
+    masks = read_masks(series)
+    assert {key: int(mask.sum()) for key, mask in masks.items()} == {
+        (one.SOPInstanceUID, 1): 16,
+        (one.SOPInstanceUID, 3): 45,
+        (one.SOPInstanceUID, 4): 4,
+        (one.SOPInstanceUID, 5): 25,
+    }
+    assert (masks[one.SOPInstanceUID, 3] == (frames[2][..., 0] > 128)).all()
+    check_references(series)
+    rows = read_report(series)
+    assert [numbers["Area"] for numbers in rows] == [1.6, 4.5, 0.4, 2.5]
+    assert [numbers["Components of the mask"] for numbers in rows] == [1, 2, 1, 1]
+    means = [0.66, round((0.86 * 36 + 0.59 * 9) / 45, 6), 0.54, 0.75]
+    assert [numbers["Mean probability of the mask"] for numbers in rows] == pytest.approx(means)
+
+
+async def test_single_frames_of_a_series_are_one_segmentation_in_the_order_of_their_numbers():
+    objects = [
+        film(picture((2, 2, side)), InstanceNumber=number) for number, side in ((3, 3), (10, 5), (1, 2), ("", 6))
+    ]
+    found = await segment(*objects)
+    (series,) = found.series
+    assert [one.frames[0].area for one in series.instances] == [36, 4, 9, 25]
+    assert [one.frames[0].area_mm2 for one in series.instances] == [None] * 4
+    assert series.warnings == ["The objects do not state their pixels' size, so areas are in pixels only."]
+    check_references(series)
+    areas = [int(mask.sum()) for one in objects for mask in [read_masks(series)[one.SOPInstanceUID, 1]]]
+    assert areas == [9, 25, 4, 36]
+    assert [numbers["Area"] for numbers in read_report(series)] == [36, 4, 9, 25]
+    group = hd.sr.srread(io.BytesIO(series.report)).content.get_planar_roi_measurement_groups()[0]
+    assert [one.unit.value for one in group.get_measurements()] == ["{pixels}", "1", "1"]
+    unit = group.get_measurements()[0].unit
+    assert (unit.scheme_designator, unit.meaning) == ("UCUM", "pixels")
+    names = [(one.name.value, one.name.scheme_designator) for one in group.get_measurements()]
+    assert names[1:] == [("mean-probability", "99FOVEA"), ("components", "99FOVEA")]
+
+
+async def test_films_other_series_other_studies_and_other_sizes_are_apart():
+    found = await segment(
+        film(picture(), picture()),
+        film(picture(), picture()),
+        film(picture()),
+        film(picture()),
+        film(picture()[:, :30].copy()),
+        film(picture(), SeriesInstanceUID="9.1"),
+        film(picture(), SeriesInstanceUID="9.1", StudyInstanceUID="9.2"),
+    )
+    assert sorted(sum(len(one.frames) for one in series.instances) for series in found.series) == [1, 1, 1, 2, 2, 2]
+    assert found.frames == 9
+    assert {series.segmentation for series in found.series} == {series.report for series in found.series} == {None}
+
+
+async def test_what_is_no_picture_is_skipped_and_says_why():
+    report = film(picture())
+    del report.PixelData
+    report.Modality = "SR"
+    nothing = film(picture())
+    del nothing.PixelData, nothing.Modality
+    broken = film(picture(), SOPInstanceUID="4.5.6")
+    broken.PixelData = broken.PixelData[:100]
+    found = await segment(b"no", film(picture((1, 1, 3))), report, nothing, broken)
+    assert found.frames == 1
+    assert found.skipped[:3] == [
+        "File 1: The file can't be read as DICOM.",
+        "File 3: SR without a picture.",
+        "File 4: an object without a picture.",
+    ]
+    assert found.skipped[3].startswith("File 5: ")
+    assert len(found.series) == 1
+    with pytest.raises(UnsupportedMedia) as refused:
+        await segment(report)
+    assert refused.value.detail == "There is no picture that can be read."
+    assert (refused.value.hint, refused.value.field) == ("File 1: SR without a picture.", "files")
+    with pytest.raises(UnsupportedMedia) as refused:
+        await segment()
+    assert refused.value.hint is None
+
+
+async def test_options_go_to_the_model_and_choose_the_forms():
+    model, frames = Bright(), [picture((x, 2, 3)) for x in range(5)]
+    found = await segment(film(*frames), model=model, threshold=0.3, min_area=7, keep_largest=True, include="strip")
+    (series,) = found.series
+    assert (series.segmentation, series.report) == (None, None)
+    strip = Image.open(io.BytesIO(series.strip))
+    assert (strip.format, strip.size) == ("JPEG", (5 * round(W * 160 / H), 160))
+    assert {(one.model, one.threshold, one.min_area, one.keep_largest) for one in model.asked} == {
+        ("bright", 0.3, 7, True)
+    }
+    assert {one.include for one in model.asked} == {("mask",)}
+    assert [decode(one.image, DEFAULT_BOUNDS).pixels.tolist() for one in model.asked] == [
+        one.tolist() for one in frames
+    ]
+    (series,) = (await segment(film(*frames), include="segmentation")).series
+    assert (series.segmentation is None, series.report, series.strip) == (False, None, None)
+    (series,) = (await segment(film(*frames), include="report,strip")).series
+    assert (series.segmentation, series.report is None, series.strip is None) == (None, False, False)
+
+
+async def test_grey_frames_are_seen_through_the_window_that_is_asked_for():
+    def grey() -> FileDataset:
+        pixels = np.full((H, W), 18, np.uint8)
+        pixels[3:6, 3:6] = 22
+        facts = {"SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2"}
+        one = film(pixels, **facts, WindowCenter="128", WindowWidth="256")
+        del one.PlanarConfiguration
+        return one
+
+    for window, area in ((None, 0), ("20,3", 9)):
+        (series,) = (await segment(grey(), window=window)).series
+        assert series.instances[0].frames[0].area == area
+
+
+async def test_a_strip_is_of_the_first_twenty_four_frames_of_a_series():
+    objects = [film(picture((2, 2, 3)), InstanceNumber=number) for number in range(26)]
+    (series,) = (await segment(*objects, include="strip")).series
+    assert Image.open(io.BytesIO(series.strip)).width == 24 * 240
+
+
+async def test_warnings_are_of_text_and_of_sizes_at_the_detector():
+    (series,) = (await segment(film(picture(), BurnedInAnnotation="YES", ImagerPixelSpacing=[0.2, 0.2]))).series
+    assert (series.warnings, series.instances[0].burnt_in_text.declared) == ([TEXT_NOTE, DETECTOR_NOTE], "YES")
+    assert series.instances[0].burnt_in_text.suspected
+
+
+async def test_objects_that_no_segmentation_can_repeat_are_answered_without_one():
+    odd = film(picture((1, 1, 3)), PixelSpacing=[1, 1], SOPClassUID=MultiFrameTrueColorSecondaryCaptureImageStorage)
+    (series,) = (await segment(odd)).series
+    assert series.instances[0].frames[0].area == 9
+    assert (series.segmentation, series.report) == (None, None)
+    assert series.warnings == ["The objects lack what a DICOM segmentation must repeat of them (AttributeError)."]
+
+
+async def test_progress_is_told_and_a_cancelled_run_stops():
+    told: list[tuple[float, str | None]] = []
+    run = CallContext(report=lambda *news: told.append(news))
+    files = number_files(to_file(film(*[picture()] * number, InstanceNumber=number)) for number in (1, 6))
+    segmenter = StudySegmenter(Bright(), "bright", "7", DEFAULT_BOUNDS)
+    await segmenter.segment(files, StudyOptions(), run)
+    assert told == [(0.0, "0 of 7 frames"), (1 / 7, "1 of 7 frames"), (5 / 7, "5 of 7 frames")]
+    with pytest.raises(UnsupportedMedia):
+        await StudySegmenter(Bright(), "bright", "7", DecodeBounds(pixels=100)).segment(files, StudyOptions(), run)
+
+
+async def test_derived_objects_name_what_made_them():
+    (series,) = (await segment(film(picture((2, 2, 4))), label="ulcer")).series
+    seg, report = (dcmread(io.BytesIO(data)) for data in (series.segmentation, series.report))
+    assert (seg.Manufacturer, seg.ManufacturerModelName, seg.SoftwareVersions) == ("Fovea", "bright", "7")
+    assert (seg.SeriesNumber, seg.InstanceNumber, seg.SeriesDescription) == (9001, 1, "ulcer, bright")
+    assert (seg.ContentLabel, seg.DeviceSerialNumber, seg.SegmentationType) == ("SEGMENTATION", "0", "BINARY")
+    (segment_,) = seg.SegmentSequence
+    assert (segment_.SegmentNumber, segment_.SegmentLabel, segment_.TrackingID) == (1, "ulcer", "ulcer 1")
+    assert segment_.SegmentAlgorithmType == "AUTOMATIC"
+    assert segment_.SegmentedPropertyTypeCodeSequence[0].CodeMeaning == "Lesion"
+    category = segment_.SegmentedPropertyCategoryCodeSequence[0]
+    assert category.CodeMeaning == "Morphologically Abnormal Structure"
+    (algorithm,) = segment_.SegmentationAlgorithmIdentificationSequence
+    assert (algorithm.AlgorithmName, algorithm.AlgorithmVersion, algorithm.AlgorithmSource) == ("bright", "7", "Fovea")
+    assert algorithm.AlgorithmFamilyCodeSequence[0].CodeMeaning == "Artificial Intelligence"
+    assert (report.SeriesNumber, report.InstanceNumber, report.SeriesDescription) == (9002, 1, "Areas, bright")
+    assert (report.Manufacturer, report.CompletionFlag) == ("Fovea", "COMPLETE")
+    assert report.ConceptNameCodeSequence[0].CodeMeaning == "Imaging Measurement Report"
+    text = str(report)
+    for part in ("finding 1", "bright", "Lesion", "Device Observer Manufacturer", "mean-probability", "components"):
+        assert part in text, part
+    assert report.file_meta.TransferSyntaxUID == ExplicitVRLittleEndian
+    assert "Algorithm Name" in text
+    assert "Algorithm Version" in text
+    ids = [one.get(name) for one in (seg, report) for name in ("SeriesInstanceUID", "SOPInstanceUID")]
+    assert len({str(one) for one in ids} - {"None", "", SERIES}) == 4
+    evidence = report.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence
+    named = {one.ReferencedSOPInstanceUID for each in evidence for one in each.ReferencedSOPSequence}
+    assert seg.SOPInstanceUID in named
+    assert len(named) == 2
+    (series,) = (await segment(film(picture((2, 2, 4))))).series
+    kind = dcmread(io.BytesIO(series.segmentation)).SegmentSequence[0].SegmentedPropertyTypeCodeSequence[0]
+    assert (kind.CodeValue, kind.CodingSchemeDesignator, kind.CodeMeaning) == ("41329004", "SCT", "Polyp")
+
+
+def holding(**values: Any) -> Dataset:
+    found = Dataset()
+    for name, value in values.items():
+        setattr(found, name, value)
+    return found
+
+
+@pytest.mark.parametrize(("said", "frames"), [(None, 1), (0, 1), (1, 1), (7, 7), (-3, 1), ("two", 1), ([2, 3], 1)])
+def test_frames_are_counted_whatever_an_object_says(said, frames):
+    assert count_frames(types.SimpleNamespace(get={"NumberOfFrames": said}.get)) == frames
+
+
+def test_a_frame_s_own_item_counts_before_the_shared_one():
+    def measured(row: float) -> Dataset:
+        return holding(PixelMeasuresSequence=[holding(PixelSpacing=[row, 1])])
+
+    one = holding(PerFrameFunctionalGroupsSequence=[measured(1), Dataset(), measured(3)])
+    one.SharedFunctionalGroupsSequence = [measured(9), measured(8)]
+    sizes = [find_pixel_size(one, index) for index in range(4)]
+    assert [size.row_mm for size in sizes if size] == [1, 9, 3, 9]
+    assert find_pixel_size(one) == sizes[0]
+    assert find_functional_item(one, "PlaneOrientationSequence", 0) is None
+    assert find_functional_item(Dataset(), "PixelMeasuresSequence", 0) is None
+
+
+@pytest.mark.parametrize(
+    ("facts", "size"),
+    [
+        ({"PixelSpacing": [0.5, 0.2], "ImagerPixelSpacing": [9, 9]}, PixelSize(0.5, 0.2, "PixelSpacing")),
+        ({"NominalScannedPixelSpacing": [3, 4]}, PixelSize(3, 4, "NominalScannedPixelSpacing")),
+        ({"ImagerPixelSpacing": [0.5, 0.5]}, PixelSize(0.5, 0.5, "ImagerPixelSpacing")),
+        ({"PixelSpacing": [0, 1]}, None),
+        ({"PixelSpacing": [-1, 1]}, None),
+        ({"PixelSpacing": [1]}, None),
+        ({"PixelSpacing": [1, 1, 1]}, None),
+        ({"PixelSpacing": 1.0}, None),
+        ({"PixelSpacing": ["x", "y"]}, None),
+        ({"PixelSpacing": [float("inf"), 1]}, None),
+        ({"PixelSpacing": [0, 1], "ImagerPixelSpacing": [2, 3]}, PixelSize(2, 3, "ImagerPixelSpacing")),
+    ],
+)
+def test_a_size_is_two_positive_numbers(facts, size):
+    assert find_pixel_size(types.SimpleNamespace(get=facts.get)) == size
+
+
+def region(x: object = 0.01, y: object = 0.02, units: tuple[int, int] = (3, 3)) -> Dataset:
+    found = types.SimpleNamespace()
+    facts = {"PhysicalUnitsXDirection": units[0], "PhysicalUnitsYDirection": units[1]}
+    facts |= {"PhysicalDeltaX": x, "PhysicalDeltaY": y}
+    found.get = facts.get
+    return found
+
+
+@pytest.mark.parametrize(
+    ("regions", "size"),
+    [
+        ([region()], (0.2, 0.1)),
+        ([region(-0.01, -0.02)], (0.2, 0.1)),
+        ([region(), region(), region(units=(4, 3))], (0.2, 0.1)),
+        ([region(units=(3, 4))], None),
+        ([region(), region(0.03)], None),
+        ([region(0.0)], None),
+        ([region(None)], None),
+        ([], None),
+    ],
+)
+def test_ultrasound_has_a_size_where_its_regions_agree(regions, size):
+    found = find_pixel_size(types.SimpleNamespace(get={"SequenceOfUltrasoundRegions": regions}.get))
+    assert (found and (found.row_mm, found.column_mm, found.source)) == (size and (*size, "UltrasoundRegion"))
+
+
+@pytest.mark.parametrize(
+    ("cosines", "right", "left", "bottom", "top"),
+    [
+        ([1, 0, 0, 0, 1, 0], "L", "R", "P", "A"),
+        ([0, 1, 0, 0, 0, -1], "P", "A", "F", "H"),
+        ([-0.6, 0, 0.8, 0, -1, 0], "HR", "FL", "A", "P"),
+        ([1, 0.08, 0.09, 0, 1, 0], "LH", "RF", "P", "A"),
+        ([0.6, -0.6, 0.5, 0, 1, 0], "LAH", "RPF", "P", "A"),
+        ([1, 0.087, 0, 0, 1, 0], "L", "R", "P", "A"),
+    ],
+)
+def test_edges_are_named_by_the_nearest_axes_first(cosines, right, left, bottom, top):
+    expected = {"left": left, "right": right, "top": top, "bottom": bottom}
+    assert find_edges(holding(ImageOrientationPatient=cosines)) == expected
+    own = holding(PlaneOrientationSequence=[holding(ImageOrientationPatient=cosines)])
+    enhanced = holding(PerFrameFunctionalGroupsSequence=[Dataset(), own])
+    assert (find_edges(enhanced, 1), find_edges(enhanced)) == (expected, None)
+
+
+@pytest.mark.parametrize("named", [[], ["L"], ["L", ""], ["L", "P", "F"]])
+def test_edges_that_are_not_both_named_are_not_known(named):
+    assert find_edges(types.SimpleNamespace(get={"PatientOrientation": named}.get)) is None

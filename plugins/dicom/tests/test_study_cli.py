@@ -1,0 +1,98 @@
+"""`fovea segment STUDY/` and a PACS that stores: through the gateway, as jobs, to files."""
+
+import io
+import json
+from pathlib import Path
+
+import httpx2
+import pytest
+from pydicom import dcmread
+
+from fovea_dicom.bodies import build_related
+from plugins.dicom.tests.test_dicom_objects import raw
+from plugins.dicom.tests.test_dicom_routes import endoscopy
+from services.gateway.tests.stage import fronted
+from services.medical_seg.models.pranet import PraNetSegmenter
+from shared.serving.build_app import build
+from shared.settings import Settings
+from tests.command import command_runner
+from tests.harness.waiting import wait_until
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    settings = Settings(_env_file=None, data_dir=folder, intra_op_threads=1)
+    app = build("medical-seg", servables={"pranet": PraNetSegmenter}, settings=settings)
+    with fronted(app, "medical-seg", folder) as (found, _, _):
+        wait_until(lambda: is_ready(found), 90, "the service's readiness")
+        yield found
+
+
+def is_ready(url: str) -> bool:
+    ready = any(entry["ready"] for entry in httpx2.get(f"{url}/v1/models").json()["data"])
+    return ready and httpx2.get(f"{url}/v1/dicomweb/studies").status_code != 404
+
+
+@pytest.fixture
+def fovea(url, monkeypatch, capfdbinary):
+    """Run a command; gives its exit code, what it wrote and what it said beside."""
+    monkeypatch.setenv("FOVEA_URL", url)
+    return command_runner(monkeypatch, capfdbinary)
+
+
+def test_a_folder_of_dicom_becomes_segmentations_and_reports(fovea, tmp_path):
+    study = tmp_path / "study"
+    (study / "series1").mkdir(parents=True)
+    (study / "series1" / "IM0").write_bytes(endoscopy(spacing=[0.1, 0.1]))
+    (study / "IM1").write_bytes(raw("test-SR.dcm"))
+    (study / "readme.txt").write_text("no picture")
+    (study / "empty.dcm").write_bytes(b"")
+    (study / "cut.dcm").write_bytes(raw("MR_small.dcm")[:4000])
+    (study / "ct.dcm").write_bytes(raw("CT_small.dcm"))
+    code, out, err = fovea("segment", study, "-o", tmp_path / "out")
+    assert code == 0, err
+    assert "found in 2 of 2 frames" in out
+    assert "mm²" in out
+    for told in (
+        "IM1: SR without a picture",
+        "readme.txt is not a DICOM file",
+        "empty.dcm is empty",
+        "skipped: cut.dcm:",
+    ):
+        assert told in err, told
+    films = [one for one in (tmp_path / "out").glob("*.json") if "series1/IM0" in one.read_text()]
+    (facts,), others = films, set((tmp_path / "out").glob("*.json")) - set(films)
+    told = {
+        text
+        for one in others
+        for frame in json.loads(one.read_text())["instances"][0]["frames"]
+        for text in frame["warnings"]
+    }
+    assert told
+    assert all(text.split(".")[0][:60] in " ".join(err.split()) for text in told)
+    stem = facts.with_suffix("")
+    assert {dcmread(f"{stem}.{kind}.dcm").Modality for kind in ("seg", "sr")} == {"SEG", "SR"}
+    assert json.loads(facts.read_text())["instances"][0]["frames"][0]["area_mm2"] > 0
+    assert "SECRET" not in out + err + facts.read_text()
+    masks = Path(f"{stem}.masks")
+    assert len(list(masks.iterdir())) == 2
+    code, out, err = fovea("correct", f"{stem}.seg.dcm", masks, "-p", study, "-o", tmp_path / "new", "--creator", "Doe")
+    assert code == 0, err
+    assert "0 frames changed" in out
+    assert dcmread(tmp_path / "new" / f"{stem.name}.v2.seg.dcm").InstanceNumber == 2
+    code, _, err = fovea("segment", "pacs:1.2.3", "-o", tmp_path / "out")
+    assert (code, "No PACS is configured" in err) == (1, True)
+
+
+def test_what_a_pacs_stores_is_accepted_as_a_job_and_segmented(url):
+    kind, body = build_related([endoscopy(frames=1)])
+    answer = httpx2.post(f"{url}/v1/dicomweb/studies", content=body, headers={"content-type": kind}, timeout=60)
+    assert answer.status_code == 202, answer.text
+    job = answer.headers["location"]
+    ends = {"done", "failed", "succeeded"}
+    wait_until(lambda: httpx2.get(f"{url}{job}").json()["status"] in ends, 60, "the job's end")
+    result = httpx2.get(f"{url}{job}/result")
+    assert result.status_code == 200, result.text
+    assert len(result.json()["00081199"]["Value"]) == 1
+    assert dcmread(io.BytesIO(endoscopy(frames=1))).Modality == "ES"

@@ -1,0 +1,15 @@
+"""A command that asks the gateway for the plug-in's task."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from fovea.cli.common_options import Connection, Key, Url
+from fovea.transport import LOCAL
+
+
+def count_words(text: Annotated[str, typer.Argument(help="A text.")], url: Url = LOCAL, key: Key = None) -> None:
+    """Count the words of a text."""
+    with Connection(url, key).open() as client:
+        typer.echo(json.dumps(client.run("count-words", {"text": text})["words"]))

@@ -1,0 +1,1 @@
+"""Models of this plug-in: every `Servable` in this package is found."""

@@ -1,0 +1,132 @@
+"""The commands `fovea needle` and `fovea fidelity`: command-line plug-ins that evaluate an attention method locally.
+
+Knows the terminal; `local_run` measures, and is imported only when a command runs, because it loads torch.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import BaseModel
+from rich.console import Console
+from rich.table import Table
+
+from fovea_lab.heatmap import draw_heatmap
+from shared.errors import InvalidOption, Malformed
+
+Model = Annotated[str | None, typer.Option(help="A served name, a Hugging Face folder or a GGUF file.")]
+Longctx = Annotated[str, typer.Option(help='Method and knobs as JSON, for example \'{"method": "power"}\'.')]
+Method = Annotated[str | None, typer.Option(help="The method by name; `fovea methods` lists them.", show_default=False)]
+Knobs = Annotated[
+    list[str] | None, typer.Option("--knob", "-K", metavar="NAME=VALUE", help="A knob of the method, or a budget.")
+]
+Lengths = Annotated[str, typer.Option(help="Tokens of the prompts, comma-separated.")]
+Text = Annotated[
+    Path | None, typer.Option(help="Own text; left out, Python's help topics.", exists=True, dir_okay=False)
+]
+Steps = Annotated[int, typer.Option(help="Tokens of an answer.")]
+Out = Annotated[Path | None, typer.Option(help="Write the report here as JSON, and a grid as PNG beside it.")]
+
+
+def needle(
+    model: Model = None,
+    longctx: Longctx = "{}",
+    method: Method = None,
+    knob: Knobs = None,
+    lengths: Lengths = "512,1024,2048",
+    depths: Annotated[str, typer.Option(help="Percent, comma-separated.")] = "0,50,100",
+    text: Text = None,
+    steps: Steps = 40,
+    seed: int = 0,
+    out: Out = None,
+) -> None:
+    """Hide sentences in long prompts and measure how much of them the model recalls."""
+    from fovea_lab import local_run  # noqa: PLC0415  # loads torch
+
+    options = {"lengths": parse_numbers(lengths), "depths": parse_numbers(depths), "steps": steps, "seed": seed}
+    report = local_run.needle(model, options | _request(longctx, method, knob, text))
+    rows, columns = [f"{depth:g} %" for depth in report.depths], list(map(str, report.lengths))
+    table = Table("depth \\ tokens", *columns, title=f"recall, mean {report.mean:.2f}")
+    for label, row in zip(rows, report.recall, strict=True):
+        table.add_row(label, *(f"{x:.2f}" for x in row))
+    Console().print(table)
+    save_report(report, out)
+    if out is not None:
+        out.with_suffix(".png").write_bytes(draw_heatmap(report.recall, rows, columns))
+
+
+def fidelity(
+    model: Model = None,
+    longctx: Longctx = "{}",
+    method: Method = None,
+    knob: Knobs = None,
+    lengths: Lengths = "512,1024,2048",
+    text: Text = None,
+    steps: Steps = 64,
+    seed: int = 0,
+    out: Out = None,
+) -> None:
+    """Compare a method with dense attention on the same tokens: KL, agreement and perplexity."""
+    from fovea_lab import local_run  # noqa: PLC0415  # loads torch
+
+    options = {"lengths": parse_numbers(lengths), "steps": steps, "seed": seed}
+    report = local_run.fidelity(model, options | _request(longctx, method, knob, text))
+    table = Table("task", "tokens", "KL (nats)", "top-1 agreement", "perplexity dense", "perplexity", "right")
+    for row in report.rows:
+        table.add_row(
+            row.task,
+            str(row.length),
+            f"{row.kl:.4f}",
+            f"{row.agreement:.3f}",
+            f"{row.perplexity_dense:.2f}",
+            f"{row.perplexity:.2f}",
+            f"{row.right:.3f}",
+        )
+    Console().print(table)
+    save_report(report, out)
+
+
+def parse_numbers(given: str) -> list[float]:
+    """Comma-separated numbers."""
+    try:
+        return [float(part) if "." in part else int(part) for part in given.split(",") if part.strip()]
+    except ValueError as error:
+        raise InvalidOption(f"{given!r} is no comma-separated list of numbers.") from error
+
+
+def _request(longctx: str, method: str | None, knobs: list[str] | None, text: Path | None) -> dict[str, Any]:
+    """The method with its knobs, from JSON and from options of their own, which win; and the text."""
+    options = _parse(longctx)
+    if not isinstance(options, dict):
+        raise Malformed("--longctx is not a JSON object.", hint='For example {"method": "power"}.')
+    options |= {} if method is None else {"method": method}
+    options |= dict(map(parse_knob, knobs or ()))
+    return {"longctx": options, "text": None if text is None else text.read_text("utf-8")}
+
+
+def parse_knob(text: str) -> tuple[str, Any]:
+    """`NAME=VALUE`; what is JSON is read as JSON, and the method checks the rest."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise Malformed(f"--knob {text!r} has no value.", hint="Write -K name=value.")
+    try:
+        return name.replace("-", "_"), json.loads(value)
+    except json.JSONDecodeError:
+        return name.replace("-", "_"), value
+
+
+def _parse(given: str) -> Any:
+    try:
+        return json.loads(given)
+    except json.JSONDecodeError as error:
+        raise Malformed(f"--longctx is no JSON: {error}.", hint='For example {"method": "power"}.') from error
+
+
+def save_report(report: BaseModel, out: Path | None) -> None:
+    """Write a report as JSON where a file is named."""
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(report.model_dump_json(indent=1, by_alias=True) + "\n", "utf-8")

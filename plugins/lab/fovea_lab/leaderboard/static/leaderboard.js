@@ -1,0 +1,63 @@
+/** Leaderboard page: compares attention methods at equal bytes as a job, and sorts the ranking. */
+
+import { JudgeForm } from "/console/static/js/judge.js";
+import { jobNote, submit } from "/console/static/js/submit.js";
+import { save } from "/console/static/js/save.js";
+
+const TEXTS = {
+  budget: (row) => row.budget ?? "–",
+  bytes: (row) => row.bytes.toFixed(3),
+  mean: (row) => row.mean.toFixed(2),
+  low: (row) => `${row.low.toFixed(2)} – ${row.high.toFixed(2)}`,
+  difference: (row) => `${row.difference.mean >= 0 ? "+" : ""}${row.difference.mean.toFixed(2)}`,
+  worse: (row) => `${row.worse} / ${row.better}`,
+};
+
+const sortValue = (row, key) => (key === "difference" ? row.difference.mean : row[key] ?? 2);
+
+class Leaderboard extends JudgeForm {
+  connectedCallback() {
+    super.connectedCallback();
+    this.on("click", "sort", (_, button) => this.sort(button.dataset.key));
+    this.on("click", "download", () => save(new Blob([JSON.stringify(this.report, null, 1)], { type: "application/json" }), "ruler.json"));
+  }
+
+  async request(form, signal) {
+    const data = new FormData(form);
+    const json = {
+      model: data.get("model"), tasks: data.getAll("tasks"), protocol: data.get("protocol"),
+      methods: data.getAll("methods").map((method) => ({ method })),
+      budgets: data.get("budgets").split(",").map(Number), lengths: [Number(data.get("length"))], n: Number(data.get("n")),
+    };
+    const onJob = (job) => this.showProgress(job.status === "queued" ? undefined : job.progress, jobNote(job));
+    this.report = await (await submit("/v1/longctx/ruler", { json, signal, asJob: true, onJob })).json();
+    this.draw();
+  }
+
+  draw() {
+    const all = this.report.leaderboards;
+    const informative = all.filter((row) => row.informative);
+    this.ranking = informative.length ? informative : all;
+    const tasks = this.ranking[0]?.tasks.join(", ");
+    this.setText("about", informative.length ? `Over tasks that dense attention can do: ${tasks}.` : `Over all tasks: ${tasks}. Dense attention does too few of them to tell methods apart.`);
+    this.sort("mean");
+    this.show(true, "result");
+  }
+
+  /** Sort by a column, largest first; by the same one again the other way round. */
+  sort(key) {
+    this.turn = this.sorted === key ? -this.turn : 1;
+    this.sorted = key;
+    const order = (a, b) => (typeof sortValue(a, key) === "string" ? a[key].localeCompare(b[key]) : sortValue(b, key) - sortValue(a, key));
+    this.part("rows").replaceChildren(...[...this.ranking].sort((a, b) => this.turn * order(a, b)).map((row) => this.createRow(row)));
+  }
+
+  createRow(row) {
+    const line = this.cloneTemplate("row");
+    const keys = [...this.querySelectorAll("[data-part=sort]")].map((button) => button.dataset.key);
+    keys.forEach((key, at) => { line.children[at].textContent = TEXTS[key]?.(row) ?? row[key]; });
+    return line;
+  }
+}
+
+customElements.define("fovea-leaderboard", Leaderboard);

@@ -1,0 +1,37 @@
+"""Needle cells, which every needle evaluation shares: prompts by needle, length and depth, recall, and the map of it.
+
+Knows prompts and texts; who answers is up to the evaluation: the engine, a model with hidden heads, or a server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from services.interpretability.attention.retrieval_score import rouge1_recall
+from services.interpretability.core.report import HeatMap
+from services.interpretability.generation.niah_report import build_niah_map
+from shared.lm.niah_prompts import Codec, Needle, Prompt, build_needle_prompt
+
+
+class NeedleCell(NamedTuple):
+    """One prompt of a grid: number of the needle, tokens of the prompt, percent of the context before the needle."""
+
+    needle: int
+    length: int
+    depth: float
+
+    def build_prompt(self, codec: Codec, needles: Sequence[Needle], corpus: str | None, seed: int) -> Prompt:
+        """Build the prompt. Generated text differs from needle to needle."""
+        what = needles[self.needle]
+        return build_needle_prompt(codec, what, self.length, self.depth, corpus=corpus, seed=seed + self.needle)
+
+
+def score_recall(answer: str, text: str) -> float:
+    """Return the share of the right answer's words in a generated text (ROUGE-1 recall)."""
+    return rouge1_recall(answer, text)
+
+
+def map_recall(lengths: Sequence[int], depths: Sequence[float], recalls: Sequence[tuple[NeedleCell, float]]) -> HeatMap:
+    """Build the map of mean recall, depths by lengths."""
+    return build_niah_map(lengths, depths, [(cell._asdict(), recall) for cell, recall in recalls])

@@ -1,0 +1,89 @@
+"""Leaderboard page of a RULER-form report, as Markdown. Knows reports only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fovea_lab.ruler.report import Cell, Leader, RulerReport
+
+TOLERANCE = 0.05
+"""Who holds less than the budget by more than this share of it is marked."""
+
+FEW = 40
+"""Answers per row under which nothing can be ranked."""
+
+
+def write_page(report: RulerReport, machine: str, picture: str = "images/ruler.png") -> str:
+    """The page: ranking per budget, then every task."""
+    facts, spec = report.manifest, report.spec
+    cut = f", answers cut at {spec['max_answer']} tokens" if spec.get("max_answer") else ""
+    lines = [
+        "# Leaderboard: attention methods at equal bytes",
+        "",
+        "`make bench ARGS=ruler` writes this page. RULER-form: tasks, counts, placement and metric are RULER's; prose,",
+        "words and seeds are not, so these numbers compare methods here and **never with published RULER tables**.",
+        "Question-agnostic: a method compresses the context, then the question comes. Budgets are shares of the bytes",
+        "that dense holds of the context, whole pages counted; knobs follow by rules, never from these samples.",
+        f"{facts.get('model')}, {facts.get('dtype')}, pages of {facts.get('page')} entries, {machine};",
+        f"seed {spec.get('seed')}, n samples a task: {spec.get('n')}{cut}.",
+        "Marked †: more than 5 % under the budget, because pages are whole.",
+        "Intervals: 95 % bootstrap. kvpress (0.5.4) and vLLM have the same prompts and weights; bytes (*) are entries.",
+        "",
+        f"![Mean score over bytes of dense, a line per method]({picture})",
+    ]
+    if all(one.n < FEW for one in report.leaderboards):
+        lines += ["", f"**Fewer than {FEW} answers a row: this shows that everything runs, and ranks nothing.**"]
+    lines += _rankings(report)
+    lines += _tasks(report)
+    return "\n".join(lines) + "\n"
+
+
+def _rankings(report: RulerReport) -> Iterator[str]:
+    shown = [one for one in report.leaderboards if one.informative] or report.leaderboards
+    for protocol, length in dict.fromkeys((one.protocol, one.length) for one in shown):
+        rows = [one for one in shown if (one.protocol, one.length) == (protocol, length)]
+        yield from ("", f"## {length:,} tokens, {protocol}", "")
+        known = report.informative.get(str(length)) or rows[0].tasks
+        yield f"Over the tasks that dense can do (lower bound ≥ .2), of equal weight: {', '.join(known)}."
+        free = [one for one in rows if one.budget is None]
+        if free:
+            yield from ("", "### Without a budget", "", *_head(), *map(_row, sorted(free, key=lambda x: -x.mean)))
+        for budget in sorted({one.budget for one in rows if one.budget is not None}, reverse=True):
+            mine = sorted((one for one in rows if one.budget == budget), key=lambda x: -x.mean)
+            yield from ("", f"### {budget:g} of dense's bytes", "", *_head(), *map(_row, mine))
+
+
+def _head() -> tuple[str, str]:
+    return "| method | bytes | mean | 95 % | against dense | worse / better | n |", "|---|---|---|---|---|---|---|"
+
+
+def _row(one: Leader) -> str:
+    is_under = one.budget is not None and one.bytes < (1 - TOLERANCE) * one.budget
+    held = f"{one.bytes:.3f}" + (" *" if one.nominal else "") + (" †" if is_under else "")
+    low, high = one.difference.low, one.difference.high
+    return (
+        f"| {one.method} | {held} | {one.mean:.2f} | {one.low:.2f} – {one.high:.2f} | {one.difference.mean:+.2f} "
+        f"({low:+.2f} – {high:+.2f}) | {one.worse} / {one.better} | {one.n} |"
+    )
+
+
+def _tasks(report: RulerReport) -> Iterator[str]:
+    measured = [cell for cell in report.cells if cell.mean is not None]
+    tasks = list(dict.fromkeys(cell.task for cell in measured))
+    yield from (
+        "",
+        "## Every task",
+        "",
+        f"| method | budget | {' | '.join(tasks)} |",
+        "|---|---|" + "---|" * len(tasks),
+    )
+    by_key: dict[tuple[str, float | None], dict[str, Cell]] = {}
+    for cell in measured:
+        by_key.setdefault((cell.method, cell.budget), {})[cell.task] = cell
+    for (name, budget), cells in sorted(by_key.items(), key=lambda x: (-(x[0][1] or 2), x[0][0])):
+        scores = [f"{cells[task].mean:.2f}" if task in cells else "" for task in tasks]
+        yield f"| {name} | {'' if budget is None else f'{budget:g}'} | {' | '.join(scores)} |"
+    reasons = list(dict.fromkeys((c.method, c.budget, c.reason) for c in report.cells if c.reason))
+    if reasons:
+        yield from ("", "Budgets that a method can't meet:", "")
+        yield from (f"* {name} at {budget:g}: {reason}" for name, budget, reason in reasons)

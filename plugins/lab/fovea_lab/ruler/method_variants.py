@@ -1,0 +1,73 @@
+"""Method variants of a RULER-form evaluation: methods fitted to a share of dense's bytes, and baselines beside them.
+
+Knobs follow from the budget by rules that are written here, never from the samples that are judged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from services.llm_longctx.engine import Engine
+from services.llm_longctx.engine.attention.method_policy import Policy
+from services.llm_longctx.serving.method_selection import build_method, find_plan, fit_policy
+from shared.api.text import LongctxOptions
+from shared.lm.head_plan import HeadPlan
+
+BASELINES = ("truncate", "empty")
+"""Dense on the context's two ends, and on nothing."""
+
+
+@dataclass(frozen=True)
+class MethodVariant:
+    """What is measured at one budget.
+
+    Attributes:
+        name: The method's, or a baseline's; `label` of the options where they give one.
+        budget: Share of dense's bytes, or None: as its knobs say.
+        options: As a request would give them.
+    """
+
+    name: str
+    budget: float | None
+    options: LongctxOptions
+
+    def policy(self, engine: Engine, plans: Mapping[str, HeadPlan], tokens: int) -> Policy:
+        """The method, fitted to what dense would hold of so many tokens.
+
+        Raises:
+            FoveaError: It can't be met.
+        """
+        if self.name in BASELINES or self.name == "dense":
+            return engine.dense
+        # Without a plan of their own evicting methods cut all heads; the default plan is for those that work by one.
+        wanted = build_method(self.options)
+        plan = find_plan(self.options.plan, plans) if self.options.plan is not None or wanted.needs_plan else None
+        if self.budget is None:
+            return engine.policy_of(wanted, plan)
+        return fit_policy(engine, wanted, plan, int(self.budget * engine.dense_bytes(tokens)), tokens, 0)
+
+    def trim(self, context_ids: Sequence[int], seen: int) -> list[int]:
+        """The context as the variant reads it, of `seen` tokens that methods compress."""
+        if self.name == "empty":
+            return list(context_ids[:1])
+        if self.name == "truncate" and self.budget is not None:
+            beside = seen - len(context_ids)
+            half = max((int(seen * self.budget) - beside) // 2, 1)
+            return [*context_ids[:half], *context_ids[-half:]]
+        return list(context_ids)
+
+
+def list_variants(methods: Sequence[LongctxOptions], budgets: Sequence[float]) -> list[MethodVariant]:
+    """Dense first, then baselines, then each method at each budget; those that free nothing once."""
+    dense = LongctxOptions()
+    found = [MethodVariant("dense", None, dense), MethodVariant("empty", None, dense)]
+    found += [MethodVariant("truncate", budget, dense) for budget in budgets]
+    for options in methods:
+        facts = options.model_dump(exclude_unset=True)
+        label = facts.pop("label", None)
+        plain = LongctxOptions.model_validate(facts)
+        wanted = build_method(plain)
+        shares = budgets if "eviction" in wanted.actions else (None,)
+        found += [MethodVariant(str(label or wanted.name), budget, plain) for budget in shares]
+    return found

@@ -1,0 +1,49 @@
+"""Scores of RULER-form answers: the share of the references that stand in an answer, or whether any does."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from fovea_lab.ruler.samples.task import TASKS
+from shared.errors import InvalidOption
+
+_CONTROL = re.compile("[\x00-\x1f]")
+
+
+def clean(text: str) -> str:
+    """The text without white space around it, control characters as line breaks."""
+    return _CONTROL.sub("\n", text.strip()).strip()
+
+
+def score(task: str, prediction: str, references: Sequence[str]) -> float:
+    """Score of one answer, 0 … 1, by its task's metric.
+
+    Raises:
+        InvalidOption: No such task, or no reference, or an empty one.
+    """
+    if task not in TASKS:
+        detail = f"There is no RULER-form task {task!r}; known are {', '.join(TASKS)}."
+        raise InvalidOption(detail, field="tasks")
+    found = _hits(prediction, references)
+    return sum(found) / len(found) if TASKS[task].metric == "all" else float(any(found))
+
+
+def string_match_all(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """Mean share of the references that were found, in percent with two decimals."""
+    scores = [sum(found) / len(found) for found in (_hits(*both) for both in zip(predictions, references, strict=True))]
+    return round(100 * sum(scores) / len(scores), 2)
+
+
+def string_match_part(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """Share of the answers in which any reference was found, in percent with two decimals."""
+    scores = [any(found) for found in (_hits(*both) for both in zip(predictions, references, strict=True))]
+    return round(100 * sum(scores) / len(scores), 2)
+
+
+def _hits(prediction: str, references: Sequence[str]) -> list[bool]:
+    if not references or not all(references):
+        detail = "A sample needs references, and none may be empty: that would match every answer."
+        raise InvalidOption(detail, field="references")
+    answer = clean(prediction).lower()
+    return [one.lower() in answer for one in references]

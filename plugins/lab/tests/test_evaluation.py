@@ -1,0 +1,125 @@
+"""Fidelity, needles and their commands on small models."""
+
+import io
+import json
+import time
+
+import pytest
+from PIL import Image
+
+from fovea_lab.cli import fidelity, needle
+from fovea_lab.heatmap import draw_heatmap
+from fovea_lab.method_quality import FidelityRequest, NeedleRequest, run_fidelity, run_needle
+from fovea_lab.text_corpus import load_library_prose
+from services.llm_longctx.serving.local_models import make_local_model
+from shared.errors import Cancelled, DeadlineExceeded, InvalidOption, Malformed
+from shared.lm.niah_prompts import build_haystack
+from shared.registry import CallContext, LoadContext
+
+
+@pytest.fixture(scope="module")
+def model(folder, tmp_path_factory):
+    loaded = make_local_model(folder).load(
+        LoadContext(cache=tmp_path_factory.mktemp("cache"), weights=tmp_path_factory.mktemp("w"), threads=1)
+    )
+    yield loaded
+    loaded.close()
+
+
+def test_fidelity_of_prose_and_copies(model):
+    spec = FidelityRequest(lengths=[40, 80], steps=12, longctx={"method": "recycled", "budget": 4, "stride": 50})
+    report = run_fidelity(model.adapter, spec, CallContext())
+    assert [(r.task, r.length, r.tokens) for r in report.rows] == [
+        ("text", 40, 12), ("text", 80, 12), ("copy", 40, 12), ("copy", 80, 12),
+    ]  # fmt: skip
+    assert all(r.kl > 0 and 0 <= r.agreement <= 1 and r.perplexity > 1 for r in report.rows)
+    dense = run_fidelity(model.adapter, FidelityRequest(lengths=[40], steps=5), CallContext())
+    assert all(
+        r.agreement == 1 and r.kl < 1e-6 and r.perplexity == pytest.approx(r.perplexity_dense) for r in dense.rows
+    )
+
+
+@pytest.mark.parametrize(
+    ("call", "word"),
+    [
+        (lambda s: run_needle(s, NeedleRequest(lengths=[5000]), CallContext()), "exceed the context"),
+        (
+            lambda s: run_fidelity(s, FidelityRequest(lengths=[100], steps=20, text="short"), CallContext()),
+            "The text has",
+        ),
+        (
+            lambda s: run_fidelity(
+                s, FidelityRequest(lengths=[20], longctx={"method": "none"}, steps=3), CallContext()
+            ),
+            "no attention",
+        ),
+    ],
+)
+def test_what_can_not_be_measured_is_refused(model, call, word):
+    with pytest.raises(InvalidOption, match=word):
+        call(model.adapter)
+
+
+def test_a_grid_is_drawn_as_a_picture():
+    picture = Image.open(io.BytesIO(draw_heatmap([[0.0, 0.5], [1.0, 0.25]], ["0 %", "100 %"], ["512", "1024"])))
+    assert picture.format == "PNG"
+    low, high = picture.getpixel((66, 34)), picture.getpixel((66, 82))
+    assert low[0] > low[1]
+    assert high[1] > high[0]
+
+
+def test_the_verbs_print_and_save(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    needle(str(folder), lengths="150", depths="0,100", steps=3, out=tmp_path / "needle.json")
+    fidelity(str(folder), longctx='{"method": "power", "block": 16}', lengths="48", steps=4, out=tmp_path / "f.json")
+    said = capsys.readouterr().out
+    assert "recall, mean" in said
+    assert "top-1" in said
+    assert json.loads((tmp_path / "needle.json").read_text())["lengths"] == [150]
+    assert (tmp_path / "needle.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(Malformed, match="no JSON"):
+        fidelity(str(folder), longctx="{")
+    with pytest.raises(InvalidOption, match="comma-separated"):
+        fidelity(str(folder), lengths="a")
+    with pytest.raises(InvalidOption, match="lengths"):
+        needle(str(folder), lengths="3")
+
+
+def test_long_english_text_comes_with_python_in_the_order_of_a_seed():
+    text = load_library_prose(20_000, seed=1)
+    assert 20_000 <= len(text) < 200_000
+    assert text == load_library_prose(20_000, seed=1) != load_library_prose(20_000, seed=2)
+    assert text.count(" the ") > 100
+    spec = FidelityRequest(lengths=[40], corpus="generated", seed=3)
+    assert (spec.long_text(30), FidelityRequest(text="my own").long_text(10**6)) == (build_haystack(240, 3), "my own")
+
+
+def test_what_lies_before_a_needle_is_read_once(model, monkeypatch):
+    monkeypatch.setattr("shared.lm.niah_prompts.QUESTION_TOKENS", 0)
+    requests, add = [], model.adapter.scheduler.add_request
+    monkeypatch.setattr(model.adapter.scheduler, "add_request", lambda one: (requests.append(one), add(one)))
+    run_needle(model.adapter, NeedleRequest(lengths=[180], depths=[90, 100], steps=3, text="Go. " * 60), CallContext())
+    assert [one.stats.cached_tokens for one in requests] == [0, 64]
+
+
+def test_a_comparison_that_is_given_up_before_its_turn_says_so(model, monkeypatch):
+    monkeypatch.setattr(model.adapter.scheduler, "run_when_idle", lambda work: work.close())
+    with pytest.raises(Cancelled, match="given up"):
+        run_fidelity(model.adapter, FidelityRequest(lengths=[40], steps=5), CallContext())
+
+
+def test_nobody_waits_longer_than_the_deadline_for_a_quiet_moment(model, monkeypatch):
+    monkeypatch.setattr(model.adapter.scheduler, "run_when_idle", lambda _work: None)
+    with pytest.raises(DeadlineExceeded):
+        run_fidelity(
+            model.adapter, FidelityRequest(lengths=[40], steps=5), CallContext(deadline=time.monotonic() + 0.05)
+        )
+
+
+def test_knobs_of_a_method_are_options(folder, capsys):
+    needle(str(folder), method="power", knob=["block=16"], lengths="150", depths="0", steps=2)
+    assert "recall, mean" in capsys.readouterr().out
+    with pytest.raises(InvalidOption, match="power can't take block"):
+        needle(str(folder), method="power", knob=["block=none"], lengths="150", depths="0", steps=2)
+    with pytest.raises(Malformed, match="has no value"):
+        needle(str(folder), method="power", knob=["block"])

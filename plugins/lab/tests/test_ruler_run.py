@@ -1,0 +1,193 @@
+"""RULER-form evaluation of a tiny model: equal bytes, both protocols, resumed runs, peers, routes, the command."""
+
+import io
+import json
+
+import httpx2
+import pytest
+from PIL import Image
+
+from fovea_lab import routes
+from fovea_lab.ruler import leaderboard, peers, plots
+from fovea_lab.ruler.cli import ruler
+from fovea_lab.ruler.method_variants import MethodVariant
+from fovea_lab.ruler.run import EvaluatedModel, export_samples, run_ruler
+from fovea_lab.ruler.spec import RulerSpec
+from services.llm_longctx.engine import Engine
+from services.llm_longctx.tests.conftest import Server, app_of, tiny_decoder, write_folder
+from services.llm_longctx.tests.test_engine_pages import TINY_PLAN
+from shared.api.text import LongctxOptions
+from shared.errors import InvalidOption
+from shared.lm.builders import llama
+from shared.lm.head_plan import HeadPlan
+from shared.lm.tokenizer import Tokenizer
+
+FEW = {"tasks": ["niah_single_1"], "lengths": [600], "n": 2, "max_answer": 4}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("tiny") / "Tiny Llama", positions=1024)
+
+
+@pytest.fixture(scope="module")
+def tiny(folder):
+    codec = Tokenizer.from_folder(folder)
+    engine = Engine(tiny_decoder(positions=1024), page=8)
+    return EvaluatedModel(engine, codec, {"gates": HeadPlan.parse(TINY_PLAN)}, "tiny")
+
+
+def asked(**more):
+    return RulerSpec.model_validate(FEW | more)
+
+
+def test_methods_are_fitted_to_the_bytes_of_dense_and_paired_with_it(tiny):
+    methods = [
+        {"method": "snapkv", "window": 8},
+        {"method": "duo", "plan": "gates", "sink": 2, "recent": 5, "label": "duo, short"},
+        {"method": "power", "block": 16},
+        {"method": "razor", "plan": "gates"},
+    ]
+    report = run_ruler(tiny, asked(methods=methods, budgets=[0.7, 0.1], protocol="both"))
+    cells = {(c.protocol, c.method, c.budget): c for c in report.cells}
+    for protocol in ("agnostic", "aware"):
+        dense = cells[protocol, "dense", None]
+        assert (dense.n, dense.difference.mean, dense.equal, dense.kv_bytes) == (2, 0, 2, dense.kv_bytes_dense)
+        for budget in (0.7, 0.1):
+            held = cells[protocol, "snapkv", budget]
+            assert 0.9 * budget < held.kv_bytes / held.kv_bytes_dense <= budget
+            # The question alone holds more than a tenth.
+            if (protocol, budget) != ("aware", 0.1):
+                held = cells[protocol, "truncate", budget]
+                assert held.kv_bytes / dense.kv_bytes == pytest.approx(budget, abs=0.03)
+        assert cells[protocol, "duo, short", 0.7].kv_bytes <= 0.7 * dense.kv_bytes
+        assert "holds at least" in cells[protocol, "razor", 0.1].reason
+        assert cells[protocol, "power", None].prefill_density < 1
+        assert cells[protocol, "empty", None].kv_bytes < 0.7 * dense.kv_bytes
+    assert {x.method for x in report.leaderboards} >= {"dense", "snapkv", "truncate", "empty"}
+    assert "razor at 0.1" in leaderboard.write_page(report, "a machine")
+    assert Image.open(io.BytesIO(plots.draw_means(report))).format == "PNG"
+
+
+def test_methods_that_read_densely_share_one_reading_of_a_context(tiny, monkeypatch):
+    runner, lengths = tiny.engine.runner, []
+    tiny.engine.prefix_cache.clear()
+    read = runner.prefill
+    monkeypatch.setattr(runner, "prefill", lambda s, ids, **more: (lengths.append(len(ids)), read(s, ids, **more))[1])
+    methods = [{"method": name, **knobs} for name, knobs in (("snapkv", {"window": 8}), ("knorm", {}), ("tova", {}))]
+    report = run_ruler(tiny, asked(methods=methods, budgets=[0.5, 0.25], n=1))
+    assert all(cell.n == 1 for cell in report.cells)
+    # Seven times the same context, and the ends of it twice; each but the first reads a page and a window at most.
+    assert sum(lengths) < 600 + (0.5 + 0.25) * 600 + 7 * 16 + 1
+    alone = run_ruler(tiny, asked(methods=methods[1:2], budgets=[0.25], n=1))
+    assert [c.mean for c in alone.cells if c.method == "knorm"] == [
+        c.mean for c in report.cells if (c.method, c.budget) == ("knorm", 0.25)
+    ]
+
+
+def test_no_address_is_kept_when_all_is_answered(folder):
+    on = EvaluatedModel(Engine(tiny_decoder(positions=1024), page=8), Tokenizer.from_folder(folder), {}, "tiny")
+    pool, methods = on.engine.pool, [{"method": "knorm"}, {"method": "snapkv", "window": 8}]
+    run_ruler(on, asked(methods=methods, budgets=[0.5]))
+    on.engine.prefix_cache.clear()
+    pool.unreserve(pool.reserve(pool.addresses), pool.addresses)
+
+
+def test_dense_answers_alike_under_both_protocols(tiny, tmp_path):
+    stores = []
+    for protocol in ("agnostic", "aware"):
+        stores.append(tmp_path / protocol)
+        run_ruler(tiny, asked(methods=[], protocol=protocol, n=3, max_answer=8), store=stores[-1])
+    told = [
+        [json.loads(x)["prediction"] for x in store.read_text().splitlines() if json.loads(x)["method"] == "dense"]
+        for store in stores
+    ]
+    assert told[0] == told[1]
+    assert any(told[0])
+
+
+def count_calls(on, counted):
+    def do(work):
+        counted.append(1)
+        return on.do(work)
+
+    return EvaluatedModel(on.engine, on.tokenizer, on.plans, on.name, do)
+
+
+def test_a_run_goes_on_where_it_stopped_and_says_the_same(tiny, tmp_path):
+    store, spec, counted = tmp_path / "store.jsonl", asked(methods=[{"method": "knorm"}], budgets=[0.5]), []
+    whole = run_ruler(tiny, spec, store=store)
+    lines = store.read_text().splitlines()
+    store.write_text("\n".join(lines[:3]) + "\n")
+    resumed = run_ruler(count_calls(tiny, counted), spec, store=store)
+    assert counted
+    assert len(store.read_text().splitlines()) == len(lines)
+    assert [(c.task, c.method, c.mean, c.kv_bytes) for c in sorted(whole.cells, key=lambda c: c.method)] == [
+        (c.task, c.method, c.mean, c.kv_bytes) for c in sorted(resumed.cells, key=lambda c: c.method)
+    ]
+    counted.clear()
+    run_ruler(count_calls(tiny, counted), spec, store=store)
+    assert not counted
+
+
+def test_a_peers_answers_are_scored_here(tiny, tmp_path):
+    rows = list(export_samples(tiny, asked()))
+    assert all(len(row["context_ids"]) + len(row["question_ids"]) <= 600 for row in rows)
+    facts = ("digest", "task", "length", "index", "group", "references")
+    held = {"method": "kvpress snapkv", "budget": 0.5, "kv_bytes": 1, "kv_bytes_dense": 2}
+    told = [
+        {k: row[k] for k in facts} | held | {"answer_ids": tiny.tokenizer.encode(row["references"][0])} for row in rows
+    ]
+    file = tmp_path / "peer.jsonl"
+    file.write_text("".join(json.dumps(one) + "\n" for one in told))
+    found = peers.read_predictions(file, lambda ids: tiny.tokenizer.decode(ids, special=False))
+    report = run_ruler(tiny, asked(methods=[]), extra=found)
+    cell = next(c for c in report.cells if c.method == "kvpress snapkv")
+    assert (cell.mean, cell.better) == (1, 2)
+    assert next(x for x in report.leaderboards if x.method == "kvpress snapkv").nominal
+
+
+@pytest.mark.parametrize(("page", "recent", "full"), [(64, 128, 5), (16, 128, 9), (1, 128, 10), (64, 47, 17)])
+def test_pages_decide_how_many_full_heads_a_budget_buys(page, recent, full):
+    """Over 960 tokens at a quarter of dense's bytes, on a model with SmolLM2's 90 key/value heads."""
+    net = llama(
+        vocab=8, width=18, layers=30, heads=9, kv_heads=3, hidden=8, positions=1024, norm_eps=1e-5, head_dim=2
+    ).eval()
+    scores = [[(3 * layer + g) / 90 for g in range(3)] for layer in range(30)]
+    plan = HeadPlan.parse({"schema": "head-plan/1", "roles": [[1, 1, 1]] * 30, "scores": {"duo_gate": scores}})
+    options = {"method": "duo", "plan": "gates", "sink": 16, "recent": recent}
+    variant = MethodVariant("duo", 0.25, LongctxOptions.model_validate(options))
+    engine = Engine(net, page=page)
+    policy = variant.policy(engine, {"gates": plan}, 960)
+    assert int(policy.full.sum()) == full
+    assert policy.pages(960, 0, page) * engine.pool.page_bytes <= 0.25 * engine.dense_bytes(960)
+
+
+def test_it_is_served_as_json_and_picture(folder, tmp_path):
+    app = app_of(folder, tmp_path, routes.router)
+    body = FEW | {"n": 1, "methods": [{"method": "streamingllm"}], "budgets": [0.5]}
+    with Server(app) as server, httpx2.Client(base_url=server.url, timeout=120) as http:
+        report = http.post("/v1/longctx/ruler", json=body).json()
+        assert report["schema"] == "ruler-report/1"
+        assert {c["method"] for c in report["cells"]} == {"dense", "empty", "truncate", "streamingllm"}
+        drawn = http.post("/v1/longctx/ruler", json=body, headers={"accept": "image/png"})
+        assert drawn.headers["content-type"] == "image/png"
+        assert http.post("/v1/longctx/ruler", json=body | {"tasks": ["cats"]}).status_code == 422
+        assert http.post("/v1/longctx/ruler", json=body | {"n": 0}).status_code == 422
+        tasks = http.get("/v1/longctx/ruler/tasks").json()
+        assert [t["name"] for t in tasks if not t["offline"]] == ["qa_1", "qa_2"]
+
+
+def test_the_command_writes_report_predictions_and_picture(folder, tmp_path, capsys):
+    out = tmp_path / "ruler.json"
+    some = {"tasks": "niah_single_1", "lengths": "600", "n": 1, "budgets": "0.5"}
+    ruler(str(folder), method=["knorm"], out=out, **some)
+    assert "RULER-form" in capsys.readouterr().out
+    assert json.loads(out.read_text())["schema"] == "ruler-report/1"
+    assert out.with_suffix(".png").is_file()
+    ruler(compare=(out, out))
+    assert "+0.00" in capsys.readouterr().out
+    with pytest.raises(InvalidOption, match="n: Input should be greater than or equal to 1"):
+        ruler(str(folder), **some | {"n": 0})
+    ruler(str(folder), export=tmp_path / "samples.jsonl", **some)
+    assert len((tmp_path / "samples.jsonl").read_text().splitlines()) == 1

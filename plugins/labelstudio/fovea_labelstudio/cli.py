@@ -1,0 +1,108 @@
+"""The command `fovea label-studio`."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Annotated
+
+import httpx2
+import typer
+import uvicorn
+from rich.console import Console
+
+from fovea_labelstudio.backend import LabelStudioBackend, build_backend_app
+from fovea_labelstudio.label_studio import LabelStudio
+from fovea_labelstudio.predictor import Predictor, version_of
+from fovea_labelstudio.settings import LabelStudioSettings
+from fovea_labelstudio.training_run import TrainingPlan, TrainingRuns
+from shared import telemetry
+from shared.errors import InvalidOption
+from shared.local_names import is_loopback
+from shared.storage.private_files import make_files_private
+
+PREDICT_TIMEOUT_S = 90
+"""Label Studio itself waits for 100 s."""
+
+
+def label_studio(
+    model: Annotated[str, typer.Argument(help="The served model that draws first labels, for example `pranet`.")],
+    recipe: Annotated[
+        str | None, typer.Option(help="Recipe that trains on labels; left out, nothing is trained.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="What the trained model is called; by default MODEL-annotated.")
+    ] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="A knob of the recipe, `name=value`.")] = None,
+    fit_every: Annotated[
+        int, typer.Option(min=0, help="Train after so many new labels; 0: when a person asks for it.")
+    ] = 0,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")] = 9090,
+    url: Annotated[str, typer.Option(envvar="FOVEA_URL", help="The gateway.")] = "http://127.0.0.1:8080",
+) -> None:
+    """Be an ML backend of Label Studio: a served model draws first labels, and people's labels train the next one."""
+    config = LabelStudioSettings()
+    check_access(config, host)
+    make_files_private(config.data_dir)
+    telemetry.configure_logs(config.log_level, config.log_format)
+    options = _Options(model, name or f"{model}-annotated", recipe, tuple(set_ or ()), fit_every, url)
+    asyncio.run(_serve(config, options, host, port))
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    """What the backend predicts with, and trains."""
+
+    model: str
+    trained: str
+    recipe: str | None
+    knobs: tuple[str, ...]
+    fit_every: int
+    gateway: str
+
+
+def check_access(config: LabelStudioSettings, host: str) -> None:
+    """See that the backend can be started.
+
+    Raises:
+        InvalidOption: Label Studio's address or token is missing, or others could reach it without a password.
+    """
+    if not config.label_studio_url or config.label_studio_token is None:
+        raise InvalidOption(
+            "Label Studio's address or its token is missing.",
+            hint="Set FOVEA_LABEL_STUDIO_URL and FOVEA_LABEL_STUDIO_TOKEN (Account & Settings, Access token).",
+        )
+    if config.label_studio_backend_password is None and not is_loopback(host):
+        raise InvalidOption(
+            f"On {host} others could reach the backend without a password.",
+            hint="Set FOVEA_LABEL_STUDIO_BACKEND_PASSWORD, and enter it in Label Studio.",
+            field="host",
+        )
+
+
+async def _serve(config: LabelStudioSettings, options: _Options, host: str, port: int) -> None:
+    """Serve until a signal; a training ends with it."""
+    token, key = config.label_studio_token, config.up_api_key
+    files = LabelStudio(
+        config.label_studio_url or "", token.get_secret_value() if token else "", limit=config.max_body_bytes
+    )
+    headers = {"authorization": f"Bearer {key.get_secret_value()}"} if key else {}
+    async with httpx2.AsyncClient(
+        base_url=options.gateway, headers=headers, timeout=PREDICT_TIMEOUT_S, trust_env=False
+    ) as gateway:
+        predictor = Predictor(gateway, files, [options.trained, options.model])
+        model = await predictor.find_model()
+        runs = None
+        if options.recipe is not None:
+            folder = config.data_dir / "label-studio" / options.trained
+            plan = TrainingPlan(model.task, options.recipe, options.trained, folder, config.max_pixels, options.knobs)
+            runs = TrainingRuns(files, plan)
+        app = build_backend_app(LabelStudioBackend(predictor, runs, options.fit_every), config)
+        Console().print(f"{version_of(model)} for Label Studio at http://{host}:{port}", highlight=False)
+        try:
+            await uvicorn.Server(uvicorn.Config(app, host=host, port=port, log_config=None)).serve()
+        finally:
+            if runs is not None:
+                await runs.stop()
+            await files.close()

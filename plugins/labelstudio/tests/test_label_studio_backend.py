@@ -1,0 +1,406 @@
+"""The ML backend of Label Studio: its protocol, its regions against the masks that they are of, its training sets."""
+
+import asyncio
+import base64
+import io
+import time
+from typing import Any
+
+import cv2
+import httpx2
+import numpy as np
+import pytest
+from PIL import Image
+
+from fovea_labelstudio.brush_codec import decode_brush, encode_brush
+from fovea_labelstudio.cli import check_access
+from fovea_labelstudio.label_config import find_control
+from fovea_labelstudio.label_studio import LabelStudio
+from fovea_labelstudio.regions import boxes_to_regions, choices_to_regions
+from fovea_labelstudio.settings import LabelStudioSettings
+from fovea_labelstudio.training_run import TrainingPlan, TrainingRuns
+from fovea_labelstudio.training_set import TrainingSet, pick_annotation
+from fovea_recipes.training.data.box_sets import find_boxes
+from fovea_recipes.training.data.class_folders import find_classes
+from fovea_recipes.training.data.mask_folders import find_masks, read_mask
+from plugins.labelstudio.tests.stand import BRUSH, FRAME, POLYGON, backend, files_of_label_studio, gateway
+from shared.api.boxes import Detection, DetectOut
+from shared.api.classes import Candidate, Classified, ClassifyOut
+from shared.api.timings import Times
+from shared.errors import InvalidOption, Malformed, PermissionDenied, TooLarge, UnsupportedMedia
+
+BOXES = """<View><Image name="img" value="$photo"/><RectangleLabels name="box" toName="img">
+<Label value="Pothole" predicted_values="D40"/><Label value="Crack" predicted_values="D00, D10"/>
+</RectangleLabels></View>"""
+CHOICES = """<View><Image name="i" value="$image"/><Choices name="c" toName="i">
+<Choice value="sound"/><Choice value="crack"/></Choices></View>"""
+
+LABEL_STUDIOS_BYTES = [0, 0, 0, 140, 57, 27, 254, 35, 0, 191, 255, 108, 2, 255, 254, 31, 0, 143, 255, 11, 128, 0]
+"""A mask of 5 × 7 pixels as the converter of label-studio-sdk 2.1.2 writes it."""
+
+
+@pytest.fixture(scope="module")
+def fovea(tmp_path_factory):
+    with gateway(tmp_path_factory.mktemp("fovea")) as url:
+        yield url
+
+
+def task(number: int = 1, **data: str) -> dict[str, Any]:
+    return {"id": number, "data": data or {"image": "/data/upload/1/frame.jpg"}}
+
+
+def truth(url: str) -> np.ndarray:
+    answer = httpx2.post(f"{url}/v1/segment", files={"image": FRAME.read_bytes()}, timeout=60).json()
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(answer["mask"])))) > 0
+
+
+def test_the_brush_reads_what_label_studio_writes_and_any_mask_comes_back():
+    drawn = np.zeros((5, 7), bool)
+    drawn[1:3, 2:6] = drawn[4, 0] = True
+    assert (decode_brush(LABEL_STUDIOS_BYTES, 5, 7) == drawn).all()
+    rng = np.random.default_rng(0)
+    for mask in (drawn, rng.random((31, 17)) > 0.5, np.ones((300, 200), bool), np.zeros((1, 1), bool)):
+        assert (decode_brush(encode_brush(mask), *mask.shape) == mask).all()
+    for broken in ([1, 2], LABEL_STUDIOS_BYTES[:9], [*LABEL_STUDIOS_BYTES[:4], 999], "text", 10**12):
+        with pytest.raises(Malformed):
+            decode_brush(broken, 5, 7)  # type: ignore[arg-type]
+    with pytest.raises(Malformed, match="6 × 5"):
+        decode_brush(LABEL_STUDIOS_BYTES, 5, 6)
+
+
+def test_a_mask_becomes_a_brush_exactly_and_outlines_within_a_pixel(fovea):
+    mask = truth(fovea)
+    studio = files_of_label_studio({"/data/upload/1/frame.jpg": FRAME.read_bytes()})
+    with backend(fovea, studio) as client:
+        body = {"tasks": [task()], "project": "1.17", "label_config": BRUSH, "params": {}}
+        found = client.post("/predict", json=body)
+        assert found.status_code == 200, found.text
+        (prediction,) = found.json()["results"]
+        (brush,) = prediction["result"]
+        assert (brush["type"], brush["from_name"], brush["to_name"]) == ("brushlabels", "tag", "img")
+        assert brush["value"]["brushlabels"] == ["Polyp"]
+        assert (decode_brush(brush["value"]["rle"], *mask.shape) == mask).all()
+        assert 0.5 < prediction["score"] <= 1
+        assert prediction["model_version"] == client.post("/setup", json={"schema": BRUSH}).json()["model_version"]
+        assert client.get("/versions").json()["versions"] == [prediction["model_version"]]
+        outlines = client.post("/predict", json={**body, "label_config": POLYGON}).json()["results"][0]["result"]
+        redrawn = np.zeros(mask.shape, np.uint8)
+        for region in outlines:
+            points = np.asarray(region["value"]["points"]) / 100 * (mask.shape[1], mask.shape[0])
+            cv2.fillPoly(redrawn, [np.rint(points).astype(np.int32)], 1)
+            assert len(points) < 100
+        assert (redrawn & mask).sum() / (redrawn | mask).sum() > 0.97
+
+
+def test_a_task_that_fails_gets_no_prediction_and_the_others_get_theirs(fovea):
+    studio = files_of_label_studio({"/data/upload/1/frame.jpg": FRAME.read_bytes(), "/data/broken.jpg": b"no picture"})
+    with backend(fovea, studio) as client:
+        tasks = [
+            task(1, image="/data/broken.jpg"),
+            task(2),
+            task(3, image="s3://bucket/a.jpg"),
+            task(4, image="http://127.0.0.1:1/a.jpg"),
+            task(5, text="nothing"),
+        ]
+        found = client.post("/predict", json={"tasks": tasks, "label_config": BRUSH}).json()["results"]
+        assert [bool(each) for each in found] == [False, True, False, False, False]
+        alone = client.post("/predict", json={"tasks": tasks[2:3], "label_config": BRUSH})
+        assert (alone.status_code, alone.json()["code"]) == (422, "invalid_option")
+        assert "nobody here can read" in alone.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "says"),
+    [
+        ("/setup", {"schema": BOXES}, 422, "BrushLabels or PolygonLabels"),
+        ("/setup", {"schema": "<View>"}, 400, "XML"),
+        ("/setup", {"schema": '<!DOCTYPE x [<!ENTITY a "b">]><View>&a;</View>'}, 400, "XML"),
+        ("/predict", {"tasks": "no", "label_config": BRUSH}, 422, "tasks"),
+        ("/webhook", {"action": "START_TRAINING", "project": {"id": 1}}, 422, "--recipe"),
+        ("/webhook", {"action": "START_TRAINING", "project": "x"}, 422, "project"),
+        ("/webhook", {"action": "START_TRAINING", "project": "²"}, 422, "project"),
+        ("/webhook", {"action": "START_TRAINING", "project": "9" * 5000}, 422, "project"),
+        ("/predict", {"tasks": [{"id": 1, "data": "x"}], "label_config": BRUSH}, 422, "no picture"),
+        ("/predict", {"tasks": [{"data": {"image": "http://["}}], "label_config": BRUSH}, 422, "address"),
+        ("/train", {"project": "3.1"}, 422, "--recipe"),
+        ("/nothing", {}, 404, "no such route"),
+    ],
+)
+def test_mistakes_are_named(fovea, path, body, status, says):
+    with backend(fovea, files_of_label_studio({})) as client:
+        answer = client.post(path, json=body)
+        assert answer.status_code == status, answer.text
+        assert says in answer.text
+
+
+def test_a_body_that_is_nested_too_deeply_is_refused(fovea):
+    with backend(fovea, files_of_label_studio({})) as client:
+        sent = client.post("/train", content=b"[" * 200_000, headers={"content-type": "application/json"})
+        assert (sent.status_code, sent.json()["code"]) == (400, "malformed")
+
+
+def test_a_password_is_asked_for_and_a_web_page_can_not_post_here(fovea):
+    with backend(fovea, files_of_label_studio({}), label_studio_backend_password="p w") as client:
+        assert client.get("/health").json()["status"] == "UP"
+        for auth in (None, ("x", "wrong")):
+            assert client.get("/versions", auth=auth).status_code == 401
+        for header in (b"Basic !", b"Basic \xe4"):
+            assert client.get("/versions", headers={b"authorization": header}).status_code == 401
+        assert client.get("/versions", auth=("anybody", "p w")).status_code == 200
+    with backend(fovea, files_of_label_studio({})) as client:
+        sent = client.post("/webhook", content=b'{"action":"START_TRAINING"}', headers={"content-type": "text/plain"})
+        assert sent.status_code == 415
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("evil.test", 403),
+        ("evil.test:9090", 403),
+        ("127.0.0.1.evil.test", 403),
+        ("10.0.0.7:9090", 403),
+        ("localhost:9090", 200),
+        ("127.0.0.1:9090", 200),
+        ("[::1]:9090", 200),
+    ],
+)
+def test_without_a_password_only_names_of_this_machine_are_answered(fovea, host, status):
+    with backend(fovea, files_of_label_studio({})) as client:
+        found = client.get("/versions", headers={"host": host})
+        assert found.status_code == status, found.text
+        assert client.get("/health", headers={"host": host}).status_code == status
+
+
+def test_others_reach_the_backend_with_a_password_only():
+    ready = LabelStudioSettings(_env_file=None, label_studio_url="http://studio.test", label_studio_token="t")
+    check_access(ready, "127.0.0.1")
+    with pytest.raises(InvalidOption, match="without a password"):
+        check_access(ready, "0.0.0.0")
+    check_access(ready.model_copy(update={"label_studio_backend_password": "p"}), "0.0.0.0")
+    with pytest.raises(InvalidOption, match="token"):
+        check_access(LabelStudioSettings(_env_file=None), "127.0.0.1")
+
+
+def test_detections_become_rectangles_of_the_labels_that_stand_for_their_classes():
+    def seen(label: str, score: float) -> Detection:
+        return Detection(box=(20, 10, 60, 35), score=score, label=label, class_id=0, area=1000, radius=16)
+
+    answer = DetectOut(
+        model="m", version="1", engine="onnx", width=200, height=100, times=Times(), counts={},
+        detections=[seen("D40", 0.9), seen("d10", 0.6), seen("D43", 0.5)],
+    )  # fmt: skip
+    pothole, crack = boxes_to_regions(answer, find_control(BOXES, "detect"))
+    assert pothole["value"] == {
+        "x": 10, "y": 10, "width": 20, "height": 25, "rotation": 0, "rectanglelabels": ["Pothole"],
+    }  # fmt: skip
+    assert (crack["value"]["rectanglelabels"], crack["score"]) == (["Crack"], 0.6)
+    assert (pothole["original_width"], pothole["original_height"]) == (200, 100)
+
+
+def test_the_first_class_that_is_a_choice_is_chosen():
+    top = [Candidate(label=name, class_id=0, probability=p) for name, p in (("snow", 0.6), ("Crack", 0.3))]
+    whole = Classified(**top[0].model_dump(), box=(0, 0, 9, 9), top=top)
+    answer = ClassifyOut(
+        model="m", version="1", engine="onnx", width=9, height=9, rows=1, columns=1, results=[whole], counts={},
+        times=Times(),
+    )  # fmt: skip
+    (region,) = choices_to_regions(answer, find_control(CHOICES, "classify"))
+    assert (region["value"], region["score"]) == ({"choices": ["crack"]}, 0.3)
+
+
+def png(width: int = 40, height: int = 20, **exif: int) -> bytes:
+    out = io.BytesIO()
+    tags = Image.Exif()
+    tags.update({274: exif["orientation"]} if exif else {})
+    Image.new("RGB", (width, height), (90, 90, 90)).save(out, "PNG", exif=tags)
+    return out.getvalue()
+
+
+def region(kind: str, name: str = "box", **value: Any) -> dict[str, Any]:
+    return {"type": kind, "from_name": name, "value": value}
+
+
+def test_boxes_of_people_are_read_back_by_the_recipes(tmp_path):
+    data = TrainingSet(tmp_path, find_control(BOXES, "detect"), 10_000)
+    upright = {"x": 25, "y": 50, "width": 50, "height": 25, "rectanglelabels": ["Crack"]}
+    turned = {"x": 50, "y": 50, "width": 25, "height": 25, "rotation": 90, "rectanglelabels": ["Pothole"]}
+    assert data.add(7, png(), [region("r", **upright), region("r", **turned), region("r", name="other", **upright)])
+    assert data.add(8, png(20, 40, orientation=6), [region("r", **upright)])
+    assert data.add(9, png(), [])
+    with pytest.raises(UnsupportedMedia):
+        data.add(10, b"x", [])
+    with pytest.raises(TooLarge):
+        data.add(11, png(200, 100), [])
+    data.close()
+    found = find_boxes(tmp_path)
+    assert found.names == ("Pothole", "Crack")
+    assert [path.name for path in found.pictures] == ["task-000007.png", "task-000008.png", "task-000009.png"]
+    assert found.rows[0].tolist() == [[1, 10, 10, 30, 15], [0, 15, 10, 20, 20]]
+    assert found.rows[1].tolist() == [[1, 10, 10, 30, 15]]  # the picture is upright now, as people saw it
+    assert not len(found.rows[2])
+
+
+def test_outlines_and_brushes_become_masks_and_choices_folders(tmp_path):
+    drawn = np.zeros((20, 40), bool)
+    drawn[2:9, 3:30] = True
+    data = TrainingSet(tmp_path / "a", find_control(BRUSH, "segment"), 10_000)
+    assert data.add(1, png(), [region("b", "tag", rle=encode_brush(drawn))])
+    assert data.add(2, png(), [region("p", "tag", points=[[0, 0], [50, 0], [50, 100], [0, 100]])])
+    data.close()
+    pairs, problems = find_masks(tmp_path / "a")
+    assert not problems
+    assert ((read_mask(pairs.masks[0]) > 0) == drawn).all()
+    half = read_mask(pairs.masks[1]) > 0
+    assert half[:, :20].all()
+    assert not half[:, 22:].any()
+    folders = TrainingSet(tmp_path / "b", find_control(CHOICES, "classify"), 10_000)
+    assert folders.add(1, png(), [region("choices", "c", choices=["crack"])])
+    assert not folders.add(2, png(), [region("choices", "c", choices=["unheard of"])])
+    assert find_classes(tmp_path / "b")[0].names == ("crack",)
+
+
+@pytest.mark.parametrize("value", [{"points": [[1, "x"]]}, {"points": [[1]]}, {"points": [[float("nan"), 1]] * 3}, "x"])
+def test_a_region_that_can_not_be_read_leaves_its_task_out(tmp_path, value):
+    data = TrainingSet(tmp_path, find_control(BRUSH, "segment"), 10_000)
+    with pytest.raises(Malformed):
+        data.add(1, png(), [{"from_name": "tag", "value": value}])
+    assert not data.pictures
+
+
+def test_the_ground_truth_counts_else_the_newest_and_never_a_skipped_one():
+    def said(when: str, **more: Any) -> dict[str, Any]:
+        return {"updated_at": when, "result": [{"id": when}], **more}
+
+    newest = {"annotations": [said("2026-02"), said("2026-03"), said("2026-04", was_cancelled=True)]}
+    assert pick_annotation(newest) == [{"id": "2026-03"}]
+    assert pick_annotation({"annotations": [said("2026-01", ground_truth=True), said("2026-03")]}) == [
+        {"id": "2026-01"}
+    ]
+    assert pick_annotation({"annotations": [said("x", was_cancelled=True)]}) is None
+
+
+async def test_label_studio_says_no_and_nothing_of_elsewhere_is_fetched():
+    studio = files_of_label_studio({"/data/big": bytes(2**20 + 1)})
+    with pytest.raises(TooLarge):
+        await studio.fetch_picture("/data/big")
+    for elsewhere in ("http://169.254.169.254/latest", "//evil.test/a", "http://studio.test:9/a", "file:///etc/passwd"):
+        with pytest.raises(InvalidOption):
+            await studio.fetch_picture(elsewhere)
+    studio._token = "wrong"
+    with pytest.raises(PermissionDenied, match="token"):
+        await studio.fetch_picture("http://studio.test:8080/data/big")
+
+
+def asked_studio(url: str = "http://studio.test:8080") -> tuple[LabelStudio, list[httpx2.URL]]:
+    asked: list[httpx2.URL] = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        asked.append(request.url)
+        return httpx2.Response(200, content=b"{}")
+
+    return LabelStudio(url, "t", limit=9, transport=httpx2.MockTransport(answer)), asked
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "/data/upload/1/a%20b.jpg", "/data/local-files/?d=roads/a.jpg",
+        "http://studio.test:8080/data/upload/1/a.jpg", "/storage-data/uploaded/?filepath=upload/1/a.jpg",
+        "/tasks/7/resolve/?fileuri=czM6Ly9hL2I=", "/projects/7/resolve/?fileuri=czM6Ly9hL2I=",
+    ],
+)  # fmt: skip
+async def test_files_of_tasks_are_fetched_from_label_studio(address):
+    studio, asked = asked_studio()
+    assert await studio.fetch_picture(address) == b"{}"
+    assert [(url.host, url.port) for url in asked] == [("studio.test", 8080)]
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "/http://evil.test/a", "http://studio.test:8080/http://evil.test/a", "////evil.test/a", "/\\evil.test/a",
+        "/api/current-user/token", "/api/projects/1/export?exportType=JSON", "/user/account", "/", "/data",
+        "/database.sqlite", "/data/../api/current-user/token", "/data/%2e%2e/api/current-user/token",
+        "/data/%2E./api/current-user/token", "/data/..\\api", "/data//evil.test", "//data/upload/1/a.jpg",
+        "/tasks/7/annotations/", "/tasks/x/resolve/?fileuri=a", "/tasks/7/resolve/../../../api/users",
+    ],
+)  # fmt: skip
+async def test_what_is_no_file_of_a_task_is_not_fetched(address):
+    studio, asked = asked_studio()
+    with pytest.raises(InvalidOption):
+        await studio.fetch_picture(address)
+    assert not asked
+
+
+async def test_a_label_studio_below_a_path_is_asked_for_its_files_there():
+    studio, asked = asked_studio("http://studio.test/label")
+    for address in ("/label/data/a.png", "http://studio.test/label/data/a.png"):
+        await studio.fetch_picture(address)
+    with pytest.raises(InvalidOption):
+        await studio.fetch_picture("/data/a.png")
+    await studio.label_config(3)
+    assert [url.path for url in asked] == ["/label/data/a.png", "/label/data/a.png", "/label/api/projects/3"]
+
+
+@pytest.mark.parametrize("address", ["http://[", "/a\x00b", "/" + "a" * 70_000])
+async def test_an_address_that_is_none_is_named(address):
+    with pytest.raises(InvalidOption, match="address"):
+        await files_of_label_studio({}).fetch_picture(address)
+
+
+def draw_disc(number: int) -> tuple[bytes, np.ndarray]:
+    rng, (rows, columns) = np.random.default_rng(number), np.mgrid[:96, :96]
+    y, x = rng.uniform(30, 66, 2)
+    mask = (rows - y) ** 2 + (columns - x) ** 2 < 15**2
+    pixels = np.where(mask[..., None], (230, 160, 140), (120, 60, 50)) + rng.normal(0, 8, (96, 96, 3))
+    out = io.BytesIO()
+    Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(out, "PNG")
+    return out.getvalue(), mask
+
+
+def project(pictures: int) -> dict[str, Any]:
+    """What Label Studio exports: discs, each with its brush, and a task whose picture is gone."""
+    files: dict[str, Any] = {"/api/projects/3": {"label_config": BRUSH}}
+    tasks: list[dict[str, Any]] = [{"id": 99, "data": {"image": "/data/gone.png"}, "annotations": [{"result": []}]}]
+    for number in range(pictures):
+        files[f"/data/{number}.png"], mask = draw_disc(number)
+        brush = region("brushlabels", "tag", rle=encode_brush(mask))
+        tasks.append({"id": number, "data": {"image": f"/data/{number}.png"}, "annotations": [{"result": [brush]}]})
+    files["/api/projects/3/export"] = tasks
+    return files
+
+
+SHORT = ("schedule.steps=2", "schedule.batch=4", "schedule.validate_every=2", "choose=4", "scale.side=96")
+
+
+@pytest.mark.release  # a real training in a process of its own
+def test_labels_are_trained_on_by_fovea_train(fovea, tmp_path, monkeypatch):
+    monkeypatch.setenv("FOVEA_DATA_DIR", str(tmp_path / "data"))
+    plan = TrainingPlan("segment", "pranet", "pranet-annotated", tmp_path / "runs", 10_000, SHORT)
+    with backend(fovea, files_of_label_studio(project(20)), plan, fit_every=2) as client:
+        event = {"action": "ANNOTATION_CREATED", "project": {"id": 3}}
+        assert client.post("/webhook", json=event).json() == {"status": "counted", "new_annotations": 1}
+        assert client.post("/webhook", json=event).status_code == 201
+        again = client.post("/webhook", json={"action": "START_TRAINING", "project": {"id": 3}})
+        assert (again.status_code, again.json()["code"]) == (409, "conflict")
+        until = time.monotonic() + 900
+        while client.get("/status").json()["status"] in {"exporting", "training"}:
+            assert time.monotonic() < until
+            time.sleep(0.2)
+        state = client.get("/status").json()
+    log = (tmp_path / "runs/project-3.log").read_text()
+    assert state["status"] == "finished", log
+    assert (state["pictures"], state["left_out"]) == (20, {"99": "Label Studio answered 404."})
+    assert "17 pictures to train on, 3 held out" in log
+    assert (tmp_path / "data/weights/pranet-annotated.safetensors").exists()
+
+
+async def test_a_training_that_can_not_be_says_why(tmp_path):
+    plan = TrainingPlan("segment", "no-such-recipe", "x", tmp_path / "runs", 10_000)
+    runs = TrainingRuns(files_of_label_studio(project(1)), plan)
+    runs.start(3)
+    state = await asyncio.wait_for(runs.wait(), 120)
+    assert (state.status, "ended with 1" in state.detail) == ("failed", True)
+    assert "no-such-recipe" in (tmp_path / "runs/project-3.log").read_text()
+    runs.start(4)
+    assert (await runs.wait()).detail == "Label Studio answered 404."

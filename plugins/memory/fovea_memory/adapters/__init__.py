@@ -1,0 +1,1 @@
+"""How each family of models answers a text request: one adapter per family."""

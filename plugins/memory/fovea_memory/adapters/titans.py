@@ -1,0 +1,234 @@
+"""Titans adapter: models whose memory learns while they read, and is kept in a session where the request names one.
+
+Knows sessions, their bytes and the update of each token; knows nothing about where sessions are stored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from fovea_memory import metrics
+from fovea_memory.adapters.landmark_options import refuse_knobs
+from fovea_memory.adapters.session import NonFinite, SessionAdapter, check_finite, read_ids
+from fovea_memory.mixers.titans import StateError, StateMismatch, TitansSession
+from fovea_memory.request_state import SessionTransaction, TokenUpdate
+from services.llm_longctx.engine import GenerationRequest
+from services.llm_longctx.serving.request_state import RequestState
+from shared.api.text import GenerationOptions, LongctxAnswer, Surprise
+from shared.errors import Conflict, InvalidOption, Malformed
+
+CHUNK_TOKENS = 64
+"""Tokens read at a time; outputs do not depend on it."""
+
+MAX_UPDATES = 2048
+"""Most tokens of a request whose memory updates are kept, the last ones."""
+
+
+class TitansRequestSession:
+    """A Titans session as the scheduler runs it; see `RequestSession`."""
+
+    def __init__(
+        self,
+        model: str,
+        session: TitansSession,
+        muted: Sequence[int],
+        dense_token_bytes: int,
+        num_read: int = 0,
+        traces: Sequence[tuple[list[int], Tensor]] = (),
+    ) -> None:
+        self.session, self.num_read, self._model = session, num_read, model
+        self._muted, self._dense_token_bytes = list(muted), dense_token_bytes
+        self._traces = list(traces)
+
+    @property
+    def max_chunk(self) -> int:
+        """Any chunk size gives the same outputs."""
+        return CHUNK_TOKENS
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the memory; constant."""
+        return self.session.nbytes
+
+    @property
+    def dense_nbytes(self) -> int:
+        """Bytes of keys and values of every token that the session has read."""
+        return self.session.index * self._dense_token_bytes
+
+    @property
+    def updates(self) -> list[TokenUpdate]:
+        """Memory updates of this request's tokens."""
+        return [
+            TokenUpdate(token, *(float(x) for x in row))
+            for tokens, trace in self._traces
+            for token, row in zip(tokens, trace.tolist(), strict=True)
+        ][-MAX_UPDATES:]
+
+    @property
+    def density(self) -> float:
+        """It reads all that it remembers."""
+        return 1.0
+
+    def feed(self, tokens: Sequence[int]) -> Tensor:
+        """Read tokens and update the memory; their logits [t,V]."""
+        logits = self.session.feed(read_ids(self.session.net, tokens))[0]
+        try:
+            check_finite(logits)
+        except NonFinite:
+            metrics.count_nonfinite_state(self._model)
+            raise
+        self.num_read += len(tokens)
+        self._traces.append((list(tokens), self.session.trace[0].mean(1)))
+        for token in self._muted:
+            logits[:, token] = -torch.inf
+        return logits
+
+    def fork(self) -> Self:
+        """An independent copy."""
+        session, muted, dense = self.session.fork(), self._muted, self._dense_token_bytes
+        return type(self)(self._model, session, muted, dense, self.num_read, self._traces)
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+@dataclass(eq=False)
+class _TitansSource:
+    """Opens the session of one request, and keeps it at the end of its answer; see `SessionSource`.
+
+    Attributes:
+        start: The session that it begins with.
+        transaction: The stored session that it continues, if there is one.
+        finished: The first answer's session at its end.
+    """
+
+    adapter: TitansAdapter
+    start: TitansSession
+    transaction: SessionTransaction | None
+    finished: TitansRequestSession | None = None
+
+    @property
+    def max_bytes(self) -> int:
+        """Constant, however much it reads."""
+        return self.start.nbytes
+
+    def open(self) -> TitansRequestSession:
+        """A session that continues from `start`."""
+        adapter = self.adapter
+        return TitansRequestSession(adapter.name, self.start, adapter.muted, adapter.dense_token_bytes)
+
+    def on_finish(self, session: TitansRequestSession, last: Sequence[int]) -> None:
+        """Keep the session; a stored one must have read the whole answer."""
+        if self.transaction is not None and last:
+            session.feed(last)
+        self.finished = self.finished or session
+
+
+@dataclass(frozen=True)
+class TitansAdapter(SessionAdapter):
+    """Adapter of a Titans network.
+
+    Attributes:
+        muted: Tokens that are never sampled.
+        dense_token_bytes: Bytes of a token's keys and values in dense attention of the same sizes.
+    """
+
+    muted: tuple[int, ...] = ()
+    dense_token_bytes: int = 0
+
+    def prepare(
+        self,
+        ids: Sequence[int],
+        max_tokens: int | None,
+        options: GenerationOptions,
+        field: str,
+        text: str | None,
+        state: RequestState | None,
+    ) -> GenerationRequest:
+        """A request that continues a stored session, or begins with an empty memory.
+
+        Raises:
+            InvalidOption: A knob, or more than one answer from a session.
+            Conflict: The session's state is not of these weights.
+        """
+        refuse_knobs(options.longctx, self.name)
+        transaction = state if isinstance(state, SessionTransaction) else None
+        if transaction is not None and options.n != 1:
+            detail = "A session gives one answer at a time."
+            raise InvalidOption(detail, hint="Leave n out.", field="n")
+        start = self.restore(transaction.state) if transaction is not None else self.net.session(1)
+        source = _TitansSource(self, start, transaction)
+        return self.build_session_request(ids, self.limit_tokens(ids, max_tokens), options, source)
+
+    async def extra_payload(self, request: GenerationRequest) -> LongctxAnswer | None:
+        source = request.source
+        if not isinstance(source, _TitansSource) or source.finished is None:
+            return None
+        return await asyncio.to_thread(self._describe, source.finished, source.transaction)
+
+    def restore(self, state: bytes) -> TitansSession:
+        """Restore a stored session.
+
+        Raises:
+            Conflict: The bytes are damaged, or of other weights.
+        """
+        try:
+            session: TitansSession = self.net.restore(state, self.digest)
+        except StateError as error:
+            detail = f"The session can't go on: {error}."
+            raise Conflict(detail, hint="Its model was loaded anew with other weights: start a new session.") from error
+        return session
+
+    def import_state(self, state: bytes) -> TitansSession:
+        """Restore a session from exported bytes that a caller uploads.
+
+        Raises:
+            Malformed: The bytes are no state of this model.
+            Conflict: They are of other weights.
+        """
+        try:
+            session: TitansSession = self.net.restore(state, self.digest)
+        except StateMismatch as error:
+            hint = "Import it into a session of the model that exported it."
+            raise Conflict(f"The state can't be taken: {error}.", hint=hint) from error
+        except StateError as error:
+            raise Malformed(f"These bytes are no state: {error}.", field="state") from error
+        if session.batch != 1 or not 0 <= session.index < 2**53:
+            raise Malformed("These bytes are no state of one stream.", field="state")
+        return session
+
+    def serialize(self, session: TitansSession, version: int) -> bytes:
+        """Serialise a session.
+
+        Raises:
+            NonFinite: Its state is not finite.
+        """
+        try:
+            return session.export(self.digest, version)
+        except StateError as error:
+            metrics.count_nonfinite_state(self.name)
+            detail = f"What the model would remember can't be kept: {error}."
+            raise NonFinite(detail, hint="The session stays at its last good version.") from error
+
+    def _describe(self, session: TitansRequestSession, transaction: SessionTransaction | None) -> LongctxAnswer:
+        updates, surprise = session.updates, None
+        if updates:
+            losses = [update.loss for update in updates]
+            surprise = Surprise(tokens=len(losses), mean=sum(losses) / len(losses), max=max(losses))
+        if transaction is not None:
+            transaction.new_state = self.serialize(session.session, transaction.version + 1)
+            transaction.updates, transaction.tokens = updates, session.session.index
+        state_bytes = len(transaction.new_state) if transaction is not None else session.nbytes
+        metrics.observe_titans_request(self.name, state_bytes, surprise.mean if surprise else None)
+        return LongctxAnswer(
+            session_id=transaction.id if transaction else None,
+            state_version=transaction.version + 1 if transaction else None,
+            state_bytes=state_bytes,
+            surprise=surprise,
+        )

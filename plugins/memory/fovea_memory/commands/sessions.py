@@ -1,0 +1,177 @@
+"""Sessions of models with a memory: open, list, fork, export, import, roll back, delete."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from fovea import sessions_documents
+from fovea.call import Call
+from fovea.cli.common_options import AsJson, Connection, Key, Model, Url
+from fovea.cli.output import Screen
+from fovea.transport import LOCAL
+from shared.api.sessions import Session
+
+app = typer.Typer(
+    help="Sessions of models with a memory: open, list, fork, export, import, roll back, delete.",
+    no_args_is_help=True,
+    add_completion=False,
+)
+
+Id = Annotated[str, typer.Argument(metavar="ID", help="As printed by open.")]
+
+
+@app.command("open")
+def open_(model: Model = None, as_json: AsJson = False, url: Url = LOCAL, key: Key = None) -> None:
+    """Open a session; use it with `fovea chat --session ID`."""
+    _print(sessions_documents.open_session(model), as_json=as_json, url=url, key=key)
+
+
+@app.command("list")
+def list_(
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Most sessions to list.")] = 100,
+    after: Annotated[
+        str | None, typer.Option(metavar="ID", help="List those after this one.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+    url: Url = LOCAL,
+    key: Key = None,
+) -> None:
+    """List sessions, newest first."""
+    screen = Screen(as_json=as_json)
+    with Connection(url, key).open() as client:
+        found = client.send(sessions_documents.sessions(limit, after))
+    if as_json:
+        for one in found.data:
+            screen.line(one)
+        return
+    if not found.data:
+        screen.note("No sessions. `fovea sessions open` opens one.")
+        return
+    rows = (
+        (s.id, s.model, str(s.version), str(s.tokens), f"{s.state_bytes:,}", _format_age(s.updated)) for s in found.data
+    )
+    screen.table(("session", "model", "version", "tokens", "bytes", "last used"), rows)
+    if found.has_more:
+        screen.note(f"There are more: --after {escape(found.data[-1].id)}")
+
+
+@app.command()
+def show(session: Id, as_json: AsJson = False, url: Url = LOCAL, key: Key = None) -> None:
+    """Show a session."""
+    _print(sessions_documents.session(session), as_json=as_json, url=url, key=key)
+
+
+@app.command()
+def fork(session: Id, as_json: AsJson = False, url: Url = LOCAL, key: Key = None) -> None:
+    """Open a new session with a copy of another's memory."""
+    _print(sessions_documents.fork(session), as_json=as_json, url=url, key=key)
+
+
+@app.command()
+def rollback(
+    session: Id,
+    version: Annotated[int, typer.Argument(min=0, help="One of the kept versions.")],
+    as_json: AsJson = False,
+    url: Url = LOCAL,
+    key: Key = None,
+) -> None:
+    """Go back to an earlier version, which becomes the newest."""
+    _print(sessions_documents.rollback(session, version), as_json=as_json, url=url, key=key)
+
+
+@app.command("export")
+def export(
+    session: Id,
+    output: Annotated[Path, typer.Argument(metavar="FILE", dir_okay=False, help="File to write the state to.")],
+    url: Url = LOCAL,
+    key: Key = None,
+) -> None:
+    """Export the memory of a session to a file."""
+    with Connection(url, key).open() as client:
+        state = client.send(sessions_documents.export_state(session))
+    output.write_bytes(state)
+    Screen().note(f"{len(state):,} bytes → {escape(str(output))}")
+
+
+@app.command("import")
+def load(
+    session: Id,
+    state: Annotated[
+        Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="A file that export wrote.")
+    ],
+    as_json: AsJson = False,
+    url: Url = LOCAL,
+    key: Key = None,
+) -> None:
+    """Import the memory of a session from a file."""
+    _print(sessions_documents.import_state(session, state.read_bytes()), as_json=as_json, url=url, key=key)
+
+
+@app.command()
+def surprise(
+    session: Id,
+    version: Annotated[
+        int | None, typer.Option(min=0, help="Version; default: the newest.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+    url: Url = LOCAL,
+    key: Key = None,
+) -> None:
+    """Show how much each token of the last request surprised the model and changed its memory."""
+    screen = Screen(as_json=as_json)
+    with Connection(url, key).open() as client:
+        trace = client.send(sessions_documents.surprise(session, version))
+    if as_json:
+        screen.line(trace)
+        return
+    rows = (
+        (escape(t.text.strip() or "␣"), f"{t.loss:.3f}", f"{t.rate:.4f}", f"{t.forgotten:.4f}") for t in trace.tokens
+    )
+    screen.table(("token", "surprise", "learnt at", "forgotten"), rows)
+
+
+@app.command()
+def delete(session: Id, as_json: AsJson = False, url: Url = LOCAL, key: Key = None) -> None:
+    """Delete a session: its memory, its versions and its answers."""
+    _print_deleted(sessions_documents.delete_session(session), as_json=as_json, url=url, key=key)
+
+
+def _format_age(at: int) -> str:
+    """Format how long ago a Unix time was."""
+    ago = max(0, int(time.time()) - at)
+    unit, size = next(((u, s) for u, s in (("d", 86_400), ("h", 3_600), ("min", 60)) if ago >= s), ("s", 1))
+    return f"{ago // size} {unit} ago"
+
+
+def _print_deleted(call: Call[Any], *, as_json: bool, url: str, key: str | None) -> None:
+    screen = Screen(as_json=as_json)
+    with Connection(url, key).open() as client:
+        answer = client.send(call)
+    if as_json:
+        screen.line(answer)
+    else:
+        screen.note(f"Deleted {escape(answer.id)}.")
+
+
+def _print(call: Call[Session], *, as_json: bool, url: str, key: str | None) -> None:
+    screen = Screen(as_json=as_json)
+    with Connection(url, key).open() as client:
+        session = client.send(call)
+    if as_json:
+        screen.line(session)
+        return
+    screen.facts(
+        {
+            "session": session.id,
+            "model": session.model,
+            "version": session.version,
+            "can go back to": ", ".join(map(str, session.versions)),
+            "tokens read": session.tokens,
+            "remembers": f"{session.state_bytes:,} bytes",
+        }
+    )

@@ -1,0 +1,1 @@
+"""Experiments of the service interpretability on models with a memory."""

@@ -1,0 +1,1 @@
+"""Models with a memory, one per file, found by scanning this package."""

@@ -1,0 +1,48 @@
+"""Model lookup: the adapter of the model that a request names, if the model takes sessions or documents."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from fastapi import Request
+
+from fovea_memory.adapters.landmark import LandmarkAdapter
+from fovea_memory.adapters.session import SessionAdapter
+from fovea_memory.adapters.titans import TitansAdapter
+from services.llm_longctx.api.model_lookup import find_model, resolve_model
+from shared.errors import InvalidOption
+from shared.serving.host import Host
+
+_Adapter = TypeVar("_Adapter", bound=SessionAdapter)
+
+
+def find_session_adapter(host: Host, name: str | None, request: Request) -> TitansAdapter:
+    """The adapter of a model by name; by default of the first model that takes sessions.
+
+    Raises:
+        InvalidOption: The model does not take sessions.
+    """
+    return _find_adapter(host, name, request, TitansAdapter, "session_id", "remembers nothing between requests")
+
+
+def find_document_adapter(host: Host, name: str | None, request: Request) -> LandmarkAdapter:
+    """The adapter of a model by name; by default of the first model that takes documents.
+
+    Raises:
+        InvalidOption: The model does not take documents.
+    """
+    return _find_adapter(host, name, request, LandmarkAdapter, "document_id", "reads no documents")
+
+
+def _find_adapter(
+    host: Host, name: str | None, request: Request, kind: type[_Adapter], field: str, lack: str
+) -> _Adapter:
+    chat = host.tasks().get("chat", [])
+    able = [known for known in chat if field in getattr(host.servable_type(known), "takes", ())]
+    resolved = resolve_model(host, name if name or not able else able[0])
+    if resolved in able:
+        adapter = find_model(host, resolved, request).adapter
+        if isinstance(adapter, kind):
+            return adapter
+    hint = f"Models that do: {', '.join(able) or 'none is served'}."
+    raise InvalidOption(f"The model {resolved!r} {lack}.", hint=hint, field="model")

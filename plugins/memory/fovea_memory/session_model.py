@@ -1,0 +1,110 @@
+"""A trained mixer as a Servable: its weights, or random ones that say so, and one session per request.
+
+Subclasses say how the network is built and make the adapter. Knows weights and schedulers; knows no HTTP.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import nn
+
+from fovea_memory.adapters.session import SessionAdapter
+from fovea_memory.request_session import RequestSession
+from fovea_memory.session_backend import SessionBackend
+from services.llm_longctx.engine import Scheduler
+from services.llm_longctx.generation_metrics import watch_scheduler
+from services.llm_longctx.serving.text_model import TextModel
+from shared.errors import NotReady
+from shared.registry import Card, LoadContext, network
+from shared.registry.weights import NetworkSpec, find_weights, read_weights
+
+PREFILL_TOKENS = 64
+"""Prompt tokens read per step: sessions are slow, and those that run must not wait for long."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedNetwork:
+    """A network with its weights.
+
+    Attributes:
+        net: The network, in eval mode.
+        digest: Digest of the weights, or of what random ones were drawn from.
+        card: The Card with the facts of these weights.
+    """
+
+    net: nn.Module
+    digest: str
+    card: Card
+
+
+class SessionModel(TextModel):
+    """Serves one network through its sessions.
+
+    Class attributes:
+        folder: Where weights come with the package.
+        untrained: The network that is built where there are no weights.
+    """
+
+    folder: ClassVar[Path] = Path(__file__).parent / "weights"
+    adapter: SessionAdapter
+    untrained: ClassVar[NetworkSpec]
+
+    def __init__(self, adapter: SessionAdapter, card: Card) -> None:
+        self.adapter = adapter
+        self.card = card  # type: ignore[misc]  # the class's Card with the facts of the loaded weights
+
+    @classmethod
+    def load(cls, place: LoadContext) -> Self:
+        """Read the weights, if there are any, and start the scheduler.
+
+        Raises:
+            NotReady: Weights are not what their manifest says.
+        """
+        loaded = _load_network(cls.card, cls.untrained, cls.folder, place)
+        adapter = cls.make_adapter(loaded, place.threads)
+        adapter.scheduler.start()
+        watch_scheduler(cls.card.name, adapter.scheduler)
+        return cls(adapter, loaded.card)
+
+    def details(self) -> dict[str, Any]:
+        return {"remembers": "session_id" in self.takes, "cites": "document_id" in self.takes}
+
+    @classmethod
+    @abstractmethod
+    def make_adapter(cls, loaded: LoadedNetwork, threads: int) -> SessionAdapter:
+        """The adapter of a loaded network."""
+
+
+def make_session_scheduler(vocab: int, threads: int) -> Scheduler[RequestSession]:
+    """A scheduler of sessions, not started yet."""
+    return Scheduler(SessionBackend(vocab), prefill_tokens=PREFILL_TOKENS, threads=threads)
+
+
+def _load_network(card: Card, untrained: NetworkSpec, folder: Path, context: LoadContext) -> LoadedNetwork:
+    try:
+        file = find_weights(card.name, folder, context.weights)
+    except NotReady:
+        torch.manual_seed(0)
+        net = network(untrained.name, **untrained.config)
+        digest = hashlib.sha256(f"{card.name} {untrained.model_dump_json()} random".encode()).hexdigest()
+        note = "There are no trained weights here: random ones are served, which know nothing."
+        card = card.model_copy(update={"notes": (note, *card.notes), "weights": None})
+        return LoadedNetwork(_freeze(net), digest, card)
+    weights = read_weights(file)
+    manifest = weights.manifest
+    net = network(manifest.network.name, **manifest.network.config)
+    net.load_state_dict({key: torch.from_numpy(array) for key, array in weights.arrays.items()})
+    metrics = tuple(m.model_copy(update={"ours": manifest.metrics.get(m.name, m.ours)}) for m in card.metrics)
+    facts = {"weights": manifest.sha256, "parameters": manifest.parameters, "metrics": metrics}
+    return LoadedNetwork(_freeze(net), manifest.sha256, card.model_copy(update=facts))
+
+
+def _freeze(net: nn.Module) -> nn.Module:
+    """Eval mode, without gradients."""
+    return net.eval().requires_grad_(requires_grad=False)

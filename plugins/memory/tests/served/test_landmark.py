@@ -1,0 +1,160 @@
+"""A landmark model behind OpenAI's routes: documents are read once, answers are cited, knobs are checked."""
+
+import json
+
+import pytest
+
+from fovea_memory.state.document_cache import CHECKPOINT_TOKENS
+from fovea_memory.toy_tokenizers import FILLERS
+from plugins.memory.tests.served.conftest import metric
+
+MODEL = "fovea-landmark-recall"
+FILL = " ".join([FILLERS] * 20)
+TEXT = f"{FILL} dog red {FILL} owl teal {FILL}"
+
+
+def _complete(http, prompt, **more):
+    body = {"model": MODEL, "prompt": prompt, "max_tokens": 1, "temperature": 0, "logprobs": 20, **more}
+    answer = http.post("/v1/completions", json=body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def _store(http, text=TEXT, **more):
+    answer = http.post("/v1/documents", json={"model": MODEL, "text": text, **more})
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def _top(answer):
+    return answer["choices"][0]["logprobs"]["top_logprobs"]
+
+
+def _alike(ours, theirs, tolerance=1e-4):
+    for one, other in zip(_top(ours), _top(theirs), strict=True):
+        assert {k for k, v in one.items() if v > -20} <= other.keys() | {k for k, v in one.items() if v < -15}
+        assert all(abs(one[k] - other[k]) < tolerance for k in one.keys() & other.keys())
+
+
+def test_question_about_a_document_is_answered_as_if_all_had_been_sent(http):
+    document = _store(http)
+    assert (document["tokens"], document["blocks"]) == (len(TEXT.split()), document["tokens"] // 8)
+    whole = _complete(http, f"{TEXT} ? dog", max_tokens=3)
+    asked = _complete(http, "? dog", max_tokens=3, document_id=document["id"])
+    assert asked["choices"][0]["text"] == whole["choices"][0]["text"]
+    _alike(asked, whole)
+    assert asked["usage"]["prompt_tokens"] == document["tokens"] + 2
+    assert asked["usage"]["longctx"]["cached_tokens"] == document["tokens"] // CHECKPOINT_TOKENS * CHECKPOINT_TOKENS
+    assert whole["usage"]["longctx"]["cached_tokens"] == 0
+
+
+def test_stored_twice_it_is_one_document_and_a_shared_beginning_is_shared(http):
+    first, again = _store(http, name="first"), _store(http, name="again")
+    assert first["id"] == again["id"]
+    longer = _store(http, f"{TEXT} {FILL} ant blue")
+    assert longer["id"] != first["id"]
+    assert longer["cached_tokens"] >= first["tokens"] // CHECKPOINT_TOKENS * CHECKPOINT_TOKENS - CHECKPOINT_TOKENS
+    other = _store(http, longctx={"blocks": 1})
+    assert (other["id"] != first["id"], other["cached_tokens"]) == (True, 0)
+    assert metric(http, "landmark_blocks_resident") > 0
+
+
+def test_document_that_fell_off_the_shelf_is_fetched_again(http, adapter):
+    document = _store(http, f"by {TEXT}")
+    before = _complete(http, "? owl", document_id=document["id"])
+    cache = adapter(MODEL).cache
+    cache._checkpoints.clear()
+    cache.nbytes = cache.num_blocks = 0
+    after = _complete(http, "? owl", document_id=document["id"])
+    assert after["usage"]["longctx"]["cached_tokens"] == document["tokens"] // CHECKPOINT_TOKENS * CHECKPOINT_TOKENS
+    assert (after["choices"], after["longctx"]) == (before["choices"], before["longctx"])
+
+
+def test_citations_point_at_what_was_read(http):
+    document = _store(http)
+    told = _complete(http, "and of the ? dog", max_tokens=2, document_id=document["id"], longctx={"blocks": 3})
+    told = told["longctx"]
+    assert told["citations"]
+    assert sum(c["weight"] for c in told["citations"]) <= 1 + 1e-9
+    for cited in told["citations"]:
+        assert (cited["end"] - cited["start"], cited["start"]) == (8, 8 * cited["block"])
+        source = TEXT if cited["document"] == document["id"] else "and of the ? dog"
+        assert source[cited["char_start"] : cited["char_end"]] == cited["text"]
+    inside = [c for c in told["citations"] if c["end"] <= document["tokens"]]
+    assert all(c["document"] == document["id"] and len(c["text"].split()) == 8 for c in inside)
+    # One layer behind the first, four heads, two tokens, three blocks each.
+    assert sum(c["hits"] for c in told["citations"]) <= 1 * 4 * 2 * 3
+    assert len(told["cited_tokens"]) == 2
+    assert {b for token in told["cited_tokens"] for b in token["blocks"]} >= {c["block"] for c in told["citations"]}
+    assert told["blocks_total"] >= document["blocks"]
+    assert (told["state_version"], _complete(http, "? dog", longctx={"cite": False})["longctx"]["citations"]) == (1, [])
+
+
+def test_stream_carries_its_citations_in_the_last_chunk(http):
+    body = {"model": MODEL, "messages": [{"role": "user", "content": f"{TEXT} ? dog"}], "max_tokens": 2, "stream": True}
+    for usage in (False, True):
+        asked = {**body, "stream_options": {"include_usage": usage}}
+        lines = [line[6:] for line in http.post("/v1/chat/completions", json=asked).text.split("\n\n") if line]
+        assert lines[-1] == "[DONE]"
+        chunks = [json.loads(line) for line in lines[:-1]]
+        assert chunks[-1]["longctx"]["citations"]
+        assert bool(chunks[-1]["choices"]) is not usage
+        assert not any("longctx" in chunk for chunk in chunks[: -1 - usage])
+
+
+@pytest.mark.parametrize(
+    ("knobs", "param"),
+    [
+        ({"block": 2}, "longctx.block"), ({"method": "duo"}, "longctx.method"), ({"blocks": 0}, "longctx.blocks"),
+        ({"selection": "best"}, "longctx.selection"), ({"offload": "tape"}, "longctx.offload"),
+        ({"capacity": 0}, "longctx.capacity"), ({"knobs": {"speed": 1}}, "longctx.speed"),
+    ],
+)  # fmt: skip
+def test_unknown_knobs_are_refused_by_name(http, knobs, param):
+    answer = http.post("/v1/completions", json={"model": MODEL, "prompt": "? dog", "longctx": knobs})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+    answer = http.post("/v1/documents", json={"model": MODEL, "text": FILL, "longctx": knobs})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+def test_empty_blocks_and_unknown_words_are_refused(http):
+    for prompt in ([1, 41, 41, 2], [41]):
+        answer = http.post("/v1/completions", json={"model": MODEL, "prompt": prompt})
+        assert answer.status_code == 400
+        assert "landmark" in answer.json()["error"]["message"]
+    answer = http.post("/v1/completions", json={"model": MODEL, "prompt": "the zebra"})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "prompt")
+    assert "'zebra' is no word" in answer.json()["error"]["message"]
+
+
+def test_documents_are_listed_shown_and_deleted_for_their_tenant_only(http, adapter):
+    mine = {"x-fovea-tenant": "ann"}
+    stored = http.post("/v1/documents", json={"model": MODEL, "text": f"in {TEXT}", "name": "notes"}, headers=mine)
+    name = stored.json()["id"]
+    listed = http.get("/v1/documents", headers=mine).json()["data"]
+    assert [(d["id"], d["name"]) for d in listed] == [(name, "notes")]
+    assert http.get(f"/v1/documents/{name}", headers=mine).json()["text"] == f"in {TEXT}"
+    assert http.get(f"/v1/documents/{name}").status_code == 404
+    assert http.delete(f"/v1/documents/{name}").status_code == 404
+    blocks = adapter(MODEL).cache.num_blocks
+    assert http.delete(f"/v1/documents/{name}", headers=mine).json()["deleted"] is True
+    assert adapter(MODEL).cache.num_blocks < blocks
+    assert http.get("/v1/documents", headers=mine).json()["data"] == []
+    body = {"model": MODEL, "prompt": "? dog", "document_id": name}
+    assert http.post("/v1/completions", json=body, headers=mine).status_code == 404
+
+
+def test_document_of_one_model_is_no_others(http):
+    document = _store(http)
+    body = {"prompt": "? dog", "document_id": document["id"]}
+    answer = http.post("/v1/completions", json={**body, "model": "fovea-titans-mac"})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "model")
+    knobs = {"offload": "cpu"}
+    answer = http.post("/v1/completions", json={**body, "model": MODEL, "longctx": knobs})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "longctx.offload")
+
+
+def test_more_than_the_context_is_refused(http):
+    for path, body in (("completions", {"prompt": [1] * 32_769}), ("documents", {"text": "the " * 32_769})):
+        answer = http.post(f"/v1/{path}", json={"model": MODEL, **body})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")

@@ -1,0 +1,1 @@
+"""Training for Fovea: recipes of its models, import of official checkpoints, calibration."""

@@ -1,0 +1,150 @@
+"""Recipes of the demo weights of BMN, without and with class-semantics attention, on synthetic videos.
+
+Knows how the committed weights are made and measured; its numbers say nothing about real videos.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from pydantic import Field, PrivateAttr
+from torch import Tensor, nn
+
+from fovea_recipes.detection.bmn.data import CLASSES, FEATURES, LENGTH, Split, Videos, videos
+from fovea_recipes.detection.bmn.loss import boundary_matching_loss
+from fovea_recipes.detection.metrics import average_recall, temporal_average_precision
+from fovea_recipes.training.recipe import Batch, Recipe, Schedule
+from services.detection.segments.proposals import boundary_labels, classify_proposals, score_proposals, soft_nms
+from shared.registry.weights import Dtype
+
+__all__ = ["THRESHOLDS", "BmnCsaDemo", "BmnDemo"]
+
+Row = tuple[Any, ...]
+"""A segment, its video first."""
+
+THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())
+
+
+class BmnDemo(Recipe):
+    """BMN, 0.3 million parameters, on synthetic videos of 32 cells: about 5 minutes on one CPU core."""
+
+    name: ClassVar[str] = "bmn-demo"
+    weights: ClassVar[str] = "bmn"
+
+    schedule: Schedule = Schedule(steps=1000, batch=16, rate=1e-3, floor=2e-5, decay=1e-4, ema=0.995)
+    hidden: tuple[int, int, int] = (64, 32, 128)
+    train: int = Field(2000, ge=1, description="Videos to train on.")
+    valid: int = Field(100, ge=1, description="Videos that choose the checkpoint.")
+    test: int = Field(400, ge=1, description="Videos that are only measured, once.")
+    world: int = Field(0, ge=0, description="Which classes and videos; `seed` draws weights and the order.")
+
+    _data: dict[str, Videos] = PrivateAttr(default_factory=dict)
+    _labels: tuple[np.ndarray, ...] = PrivateAttr(())
+
+    def config(self) -> dict[str, Any]:
+        return {"features": FEATURES, "length": LENGTH, "hidden": self.hidden}
+
+    def prepare(self, cache: Path) -> str:
+        held = self.videos("train")
+        labelled = (boundary_labels(segments, LENGTH) for segments in held.segments)
+        self._labels = tuple(np.stack(part).astype(np.float32) for part in zip(*labelled, strict=True))
+        return f"train:{held.digest} valid:{self.videos('valid').digest}"
+
+    def videos(self, split: Split) -> Videos:
+        """The videos of one split, drawn once."""
+        if split not in self._data:
+            self._data[split] = videos(split, getattr(self, split), self.world)
+        return self._data[split]
+
+    def batches(self, step: int, rng: np.random.Generator) -> Iterator[Batch]:
+        held = self.videos("train")
+        chosen = rng.integers(len(held.features), size=self.schedule.batch)
+        overlap, start, end = (torch.from_numpy(part[chosen]) for part in self._labels)
+        yield {
+            "x": torch.from_numpy(held.features[chosen]),
+            "r": torch.from_numpy(held.semantics[chosen]),
+            "overlap": overlap,
+            "start": start,
+            "end": end,
+            "chance": torch.from_numpy(rng.random(overlap.shape, np.float32)),
+        }
+
+    def loss(self, network: nn.Module, batch: Batch) -> Tensor:
+        maps = self.answer(network, batch["x"], batch["r"])
+        return boundary_matching_loss(maps, batch["overlap"], batch["start"], batch["end"], batch["chance"])
+
+    def answer(self, network: nn.Module, x: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What the network says; plain BMN does not see the semantics."""
+        maps: tuple[Tensor, Tensor, Tensor] = network(x)
+        return maps
+
+    def score(self, network: nn.Module) -> float:
+        return self.metrics(network, "valid")["average_map"]
+
+    def measure(self, network: nn.Module) -> dict[str, float]:
+        return self.metrics(network, "test")
+
+    def metrics(self, network: nn.Module, split: Split) -> dict[str, float]:
+        """All measures on a split."""
+        truth, found, bare = self.proposals(network, split)
+        precision = temporal_average_precision(truth, found, THRESHOLDS).mean(0)
+        return {
+            "average_map": float(precision.mean()),
+            "map_50": float(precision[0]),
+            "map_75": float(precision[5]),
+            "ar_10": average_recall(truth, bare, 10, THRESHOLDS),
+            "ar_100": average_recall(truth, bare, 100, THRESHOLDS),
+        }
+
+    def proposals(self, network: nn.Module, split: Split) -> tuple[list[Row], list[Row], list[Row]]:
+        """Rows of a split: truth (video, start, end, label), what was found with label and score, and without label.
+
+        A proposal's class is the mean of the recogniser's probabilities inside it.
+        """
+        held, found, bare = self.videos(split), list[Row](), list[Row]()
+        for video, (confidence, start, end) in enumerate(self._maps(network, held)):
+            starts, ends, scores = soft_nms(*score_proposals(confidence, start, end))
+            bare += [(video, a, b, s) for a, b, s in zip(starts, ends, scores, strict=True)]
+            rows = classify_proposals(starts, ends, scores, held.scores[video], best=2)
+            found += [(video, *row) for row in zip(*rows, strict=True)]
+        truth: list[Row] = [
+            (video, *span, label)
+            for video, spans in enumerate(held.segments)
+            for span, label in zip(spans, held.labels[video], strict=True)
+        ]
+        return truth, found, bare
+
+    @torch.no_grad()
+    def _maps(self, network: nn.Module, held: Videos) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        for first in range(0, len(held.features), 50):
+            x, r = (torch.from_numpy(part[first : first + 50]) for part in (held.features, held.semantics))
+            yield from zip(*(part.numpy() for part in self.answer(network, x, r)), strict=True)
+
+    def facts(self) -> dict[str, str]:
+        return {
+            "data": f"synthetic videos of fovea_recipes.detection.bmn.data, {LENGTH} cells, {CLASSES} classes",
+            "test_digest": self.videos("test").digest,
+            "departures": "cosine schedule and averaged weights (EMA)",
+        }
+
+
+class BmnCsaDemo(BmnDemo):
+    """BMN with class-semantics attention, on the same videos."""
+
+    name: ClassVar[str] = "bmn-csa-demo"
+    weights: ClassVar[str] = "bmn-csa"
+    dtype: ClassVar[Dtype] = "int8"
+
+    channel: bool = Field(True, description="False leaves the attention over channels out: an ablation.")
+    time: bool = Field(True, description="False leaves the attention over time out: an ablation.")
+
+    def config(self) -> dict[str, Any]:
+        return {**super().config(), "semantics": CLASSES, "channel": self.channel, "time": self.time}
+
+    def answer(self, network: nn.Module, x: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        maps: tuple[Tensor, Tensor, Tensor] = network(x, r)
+        return maps

@@ -1,0 +1,94 @@
+"""Recipes of BMN, without and with class-semantics attention, on recordings of skeletons: measured, never shipped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, PrivateAttr
+from torch import nn
+
+from fovea_recipes.detection.bmn.data import Split, Videos
+from fovea_recipes.detection.bmn.recipe import THRESHOLDS, BmnCsaDemo, BmnDemo
+from fovea_recipes.detection.metrics.temporal import resampled_precision, resampled_recall
+from fovea_recipes.detection.skeletons import CHANNELS, Recording, recordings, windows
+from fovea_recipes.training.intervals import bootstraps
+from fovea_recipes.training.recipe import Schedule
+from services.detection.segments import boundary_labels
+
+
+class _Skeletons(BmnDemo):
+    """What both have in common: persons to train on, persons to measure on."""
+
+    schedule: Schedule = Schedule(steps=600, batch=8, rate=1e-3, floor=2e-5, decay=1e-3, ema=0.99, validate_every=600)
+    data: Path = Field(description="UTKinect-Action3D's joints_*.txt and actionLabel.txt.")
+    held_out: tuple[str, ...] = Field(("s05", "s06"), description="Persons that are only measured.")
+    length: int = Field(64, ge=8, description="Cells of a window.")
+    train: int = Field(800, ge=1, description="Windows drawn to train on.")
+
+    _names: tuple[str, ...] = PrivateAttr(())
+    _known: list[Recording] = PrivateAttr(default_factory=list)
+    _intervals: dict[str, tuple[float, float]] = PrivateAttr(default_factory=dict)
+
+    def config(self) -> dict[str, Any]:
+        return {"features": CHANNELS, "length": self.length, "hidden": self.hidden}
+
+    def prepare(self, cache: Path) -> str:
+        self._known, self._names = recordings(self.data)
+        held = self.videos("train")
+        labelled = (boundary_labels(segments, self.length) for segments in held.segments)
+        self._labels = tuple(np.stack(part).astype(np.float32) for part in zip(*labelled, strict=True))
+        return f"train:{held.digest} held-out:{self.videos('test').digest}"
+
+    def videos(self, split: Split) -> Videos:
+        if split not in self._data:
+            mine = [each for each in self._known if (each.person in self.held_out) == (split == "test")]
+            teachers = [each for each in self._known if each.person not in self.held_out]
+            count = {"train": self.train, "valid": 16, "test": 0}[split]
+            self._data[split] = windows(mine, teachers, count, self.length, len(self._names), self.seed)
+        return self._data[split]
+
+    def measure(self, network: nn.Module) -> dict[str, float]:
+        truth, found, bare = self.proposals(network, "test")
+        precision = resampled_precision(truth, found, THRESHOLDS)
+        recalls = {count: resampled_recall(truth, bare, count, THRESHOLDS) for count in (10, 100)}
+
+        def scores(videos: NDArray[np.int64]) -> dict[str, float]:
+            of_level = precision(videos).mean(0)
+            parts = {"average_map": float(of_level.mean()), "map_50": float(of_level[0]), "map_75": float(of_level[5])}
+            return parts | {f"ar_{count}": recall(videos) for count, recall in recalls.items()}
+
+        count = len(self.videos("test").features)
+        self._intervals = bootstraps(count, scores)
+        return scores(np.arange(count))
+
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        return self._intervals
+
+    def facts(self) -> dict[str, str]:
+        return {
+            "data": f"UTKinect-Action3D, {len(self._known)} recordings, {len(self.videos('test').features)} held-out "
+            f"windows of {', '.join(self.held_out)}",
+            "departures": "skeletons for video features; cosine schedule and averaged weights (EMA)",
+        }
+
+
+class BmnSkeletons(_Skeletons):
+    """BMN on skeletons (UTKinect-Action3D)."""
+
+    name: ClassVar[str] = "bmn-skeletons"
+    weights: ClassVar[str] = "bmn-skeletons"
+    builds: ClassVar[str | None] = "bmn"
+
+
+class BmnCsaSkeletons(_Skeletons, BmnCsaDemo):
+    """BMN with class-semantics attention on the same skeletons."""
+
+    name: ClassVar[str] = "bmn-csa-skeletons"
+    weights: ClassVar[str] = "bmn-csa-skeletons"
+    builds: ClassVar[str | None] = "bmn-csa"
+
+    def config(self) -> dict[str, Any]:
+        return {**super().config(), "semantics": len(self._names), "channel": self.channel, "time": self.time}

@@ -1,0 +1,149 @@
+"""Recipes of the demo weights of PATNet and FasterNet: six classes of pavement patches, same data, steps and seed.
+
+Knows how such weights are made, measured and compared; its numbers say nothing about photographs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from pydantic import Field, PrivateAttr
+from torch import Tensor, nn
+
+from fovea_recipes.detection.patnet.data import NAMES, Patches, Split, patches
+from fovea_recipes.training.recipe import Batch, Recipe, Schedule
+from services.detection.models.fasternet import FasterNet
+from services.detection.models.patnet import PATNet
+from services.detection.servables.patches import MEAN, STD
+from shared.registry.discovery import shipped_weights
+from shared.registry.weights import Dtype, read_weights
+
+NORMAL_95 = 1.96
+"""Standard deviations to either side that hold 95 % of a normal distribution."""
+
+
+class FasterNetDemo(Recipe):
+    """FasterNet-T0 with six classes, 2.6 million parameters: two or three minutes on one CPU core."""
+
+    name: ClassVar[str] = "fasternet-demo"
+    weights: ClassVar[str] = "fasternet-synthetic"
+    builds: ClassVar[str | None] = "fasternet"
+    serves: ClassVar[str | None] = "fasternet"
+    dtype: ClassVar[Dtype] = "int8"
+
+    schedule: Schedule = Schedule(
+        steps=600, batch=32, rate=1e-3, floor=1e-5, warm_up=100, decay=0.01, ema=0.995, validate_every=200
+    )
+    classes: tuple[str, ...] = Field(NAMES, description="Names of the classes, by id.")
+    side: int = Field(96, description="Pixels of a patch.")
+    train: int = Field(6000, ge=6, description="Patches to train on.")
+    valid: int = Field(300, ge=6, description="Patches that choose the checkpoint.")
+    test: int = Field(1200, ge=6, description="Patches that are only measured, once.")
+
+    _cache: Path | None = PrivateAttr(None)
+
+    def config(self) -> dict[str, Any]:
+        return {"size": "t0", "classes": len(self.classes)}
+
+    def network(self) -> nn.Module:
+        return FasterNet(**self.config())
+
+    def prepare(self, cache: Path) -> str:
+        self._cache = cache
+        return f"train:{self.patches('train').digest} valid:{self.patches('valid').digest}"
+
+    def patches(self, split: Split) -> Patches:
+        """The patches of one split; no patch is in two of them."""
+        return patches(split, getattr(self, split), seed=self.seed, side=self.side, cache=self._cache)
+
+    def batches(self, step: int, rng: np.random.Generator) -> Iterator[Batch]:
+        held, count = self.patches("train"), self.schedule.batch
+        chosen = rng.integers(len(held.images), size=count)
+        light = torch.from_numpy(rng.uniform(0.8, 1.2, (count, 1, 1, 1)).astype(np.float32))
+        image = normalise_patches(held.images[chosen], light)
+        for axis in (-1, -2):
+            turned = torch.from_numpy(rng.random(count) < 0.5).view(-1, 1, 1, 1)
+            image = image.where(~turned, image.flip(axis))
+        yield {"image": image, "label": torch.from_numpy(held.labels[chosen])}
+
+    def loss(self, network: nn.Module, batch: Batch) -> Tensor:
+        image = batch["image"].to(memory_format=torch.channels_last)
+        return F.cross_entropy(network(image), batch["label"], label_smoothing=0.1)
+
+    def score(self, network: nn.Module) -> float:
+        held = self.patches("valid")
+        logits = predict_classes(network, held.images)
+        right = float((logits.argmax(1).numpy() == held.labels).mean())
+        return right - 1e-3 * float(F.cross_entropy(logits, torch.from_numpy(held.labels)))
+
+    def measure(self, network: nn.Module) -> dict[str, float]:
+        held = self.patches("test")
+        right = self._right(network)
+        found = {"top_1": float(right.mean()), "patches": float(len(right))}
+        return found | {
+            f"recall.{name}": float(right[held.labels == index].mean()) for index, name in enumerate(self.classes)
+        }
+
+    def _right(self, network: nn.Module) -> NDArray[np.bool_]:
+        """Which test patches are classified right."""
+        held = self.patches("test")
+        return np.asarray(predict_classes(network, held.images).argmax(1).numpy() == held.labels)
+
+    def facts(self) -> dict[str, str]:
+        return {
+            "data": f"synthetic patches of fovea_recipes.detection.patnet.data, {self.side} px, balanced classes",
+            "test_digest": self.patches("test").digest,
+            "departures": "AdamW for 600 steps at 96 px; no mixup, cutmix or RandAugment; averaged weights (EMA)",
+        }
+
+
+class PATNetDemo(FasterNetDemo):
+    """PATNet-T0 with six classes, 2.2 million parameters: two or three minutes on one CPU core."""
+
+    name: ClassVar[str] = "patnet-demo"
+    weights: ClassVar[str] = "patnet-synthetic"
+    builds: ClassVar[str | None] = "patnet"
+    serves: ClassVar[str | None] = "patnet"
+
+    def network(self) -> nn.Module:
+        return PATNet(**self.config())
+
+    def measure(self, network: nn.Module) -> dict[str, float]:
+        found = super().measure(network)
+        if (file := shipped_weights().get("fasternet-synthetic")) is not None:
+            baseline = FasterNet(**self.config())
+            baseline.load_state_dict({key: torch.from_numpy(array) for key, array in read_weights(file).arrays.items()})
+            low, mean, high = paired_difference(self._right(network), self._right(baseline))
+            found |= {"top_1_over_fasternet": mean, "top_1_over_fasternet.low": low, "top_1_over_fasternet.high": high}
+        return found
+
+
+def paired_difference(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> tuple[float, float, float]:
+    """Mean difference of two scores on the same samples, between the ends of its 95 % interval: low, mean, high."""
+    apart = first.astype(np.float64) - second
+    mean, half = apart.mean(), NORMAL_95 * apart.std(ddof=1) / len(apart) ** 0.5
+    return float(mean - half), float(mean), float(mean + half)
+
+
+def normalise_patches(images: NDArray[np.uint8], light: Tensor | float = 1.0) -> Tensor:
+    """Patches (n, h, w, 3) as network input (n, 3, h, w), their brightness times `light`."""
+    x = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float().div(255)
+    x = (x * light).clamp(0, 1)
+    return (x - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+
+
+@torch.no_grad()
+def predict_classes(network: nn.Module, images: NDArray[np.uint8], batch: int = 60) -> Tensor:
+    """Logits (n, classes) of patches (n, h, w, 3)."""
+    network.eval()
+    device = next(network.parameters()).device
+    parts = [
+        network(normalise_patches(images[at : at + batch]).to(device)).cpu() for at in range(0, len(images), batch)
+    ]
+    return torch.cat(parts)

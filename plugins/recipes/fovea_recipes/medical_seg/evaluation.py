@@ -1,0 +1,64 @@
+"""From frames to tensors and from networks to scores: what all recipes of this service share.
+
+Knows arrays of frames; knows nothing about where they come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fovea_recipes.medical_seg.metrics import dataset_scores
+from services.medical_seg.models.polyp_network import PolypNetwork
+from services.medical_seg.preprocess import MEAN, STD
+
+Maps = NDArray[np.float32]
+Masks = NDArray[np.bool_]
+
+
+def normalise_frames(images: NDArray[np.uint8]) -> Tensor:
+    """Frames (n, h, w, 3) uint8 as network input (n, 3, h, w)."""
+    x = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float().div(255)
+    return (x - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+
+
+@torch.no_grad()
+def predict_maps(network: nn.Module, images: NDArray[np.uint8], batch: int = 16) -> Maps:
+    """Polyp probability (n, h, w) of each pixel: the sigmoid of the served map."""
+    served, device = cast("PolypNetwork", network.eval()).prediction, next(network.parameters()).device
+    parts = [served(normalise_frames(images[at : at + batch]).to(device)).cpu() for at in range(0, len(images), batch)]
+    return np.asarray(torch.cat(parts)[:, 0].sigmoid().numpy())
+
+
+def mean_dice_at_half(maps: Maps, masks: Masks) -> float:
+    """Dice at 0.5, averaged over the frames (n, h, w) that have a polyp."""
+    found, some = maps >= 0.5, masks.any(axis=(1, 2))
+    overlap, total = (found & masks).sum(axis=(1, 2)), found.sum(axis=(1, 2)) + masks.sum(axis=(1, 2))
+    return float((2 * overlap / np.maximum(total, 1))[some].mean())
+
+
+def score_frames(maps: Maps, masks: Masks) -> dict[str, float]:
+    """All metrics of a data set (section 7 of the spec, over frames that have a polyp), and the false alarms.
+
+    Args:
+        maps: Polyp probability (n, h, w).
+        masks: Ground truth (n, h, w).
+
+    Returns:
+        `empty_with_any_pixel` is the share of polyp-free frames in which at least one pixel reaches 0.5.
+    """
+    some = masks.any(axis=(1, 2))
+    scores = dataset_scores(_pairs(maps[some], masks[some]))
+    if (~some).any():
+        scores["empty_with_any_pixel"] = float((maps[~some] >= 0.5).any(axis=(1, 2)).mean())
+    return scores | {"frames": float(len(masks)), "empty_frames": float((~some).sum())}
+
+
+def _pairs(maps: Maps, masks: Masks) -> Iterable[tuple[NDArray[np.uint8], Masks]]:
+    """Predictions in 8 bits, as the toolbox takes them, with their masks."""
+    return zip((maps * 255).round().astype(np.uint8), masks, strict=True)

@@ -1,0 +1,111 @@
+"""Recipes of the slim demo weights: PraNet and PraNet-V2 at a quarter of the width, on synthetic frames.
+
+Knows how the committed weights are made and measured; its numbers say nothing about real endoscopy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from pydantic import Field, PrivateAttr
+from torch import Tensor, nn
+
+from fovea_recipes.medical_seg.evaluation import mean_dice_at_half, normalise_frames, predict_maps, score_frames
+from fovea_recipes.medical_seg.losses import deep_supervision, dual_supervision
+from fovea_recipes.medical_seg.onnx_export import export_graph
+from fovea_recipes.medical_seg.polyps import PolypFrames, Split, frames
+from fovea_recipes.training.recipe import Batch, MultiScale, Recipe, Schedule
+from shared.export.onnx_export import Parity
+from shared.registry.weights import Dtype
+
+
+class PraNetDemo(Recipe):
+    """PraNet, 2.06 million parameters, `paper` loss: about 40 minutes on one CPU core."""
+
+    name: ClassVar[str] = "pranet-demo"
+    weights: ClassVar[str] = "pranet-synthetic"
+    builds: ClassVar[str | None] = "pranet"
+    serves: ClassVar[str | None] = "pranet"
+    dtype: ClassVar[Dtype] = "int8"
+
+    schedule: Schedule = Schedule(
+        steps=3000, batch=16, rate=3e-4, floor=1e-5, decay=0.01, clamp=0.5, ema=0.995, validate_every=250
+    )
+    scale: MultiScale = MultiScale(side=160)
+    width: float = 0.25
+    decoder: int = 16
+    train: int = Field(4000, ge=1, description="Frames to train on.")
+    valid: int = Field(100, ge=1, description="Frames that choose the checkpoint.")
+    test: int = Field(400, ge=1, description="Frames that are only measured, once.")
+    reverse: bool = Field(True, description="False trains the ablation: reverse attention replaced by ones.")
+
+    _cache: Path | None = PrivateAttr(None)
+
+    def config(self) -> dict[str, Any]:
+        slim = {"width": self.width, "decoder": self.decoder, "classifier": False}
+        return slim if self.reverse else slim | {"reverse": False}
+
+    def prepare(self, cache: Path) -> str:
+        self._cache = cache
+        return f"train:{self.frames('train').digest} valid:{self.frames('valid').digest}"
+
+    def frames(self, split: Split) -> PolypFrames:
+        """The frames of one split; no frame is in two of them."""
+        counts = {"train": self.train, "valid": self.valid, "test": self.test}
+        return frames(split, counts[split], seed=self.seed, size=self.scale.side, cache=self._cache)
+
+    def batches(self, step: int, rng: np.random.Generator) -> Iterator[Batch]:
+        data = self.frames("train")
+        chosen = rng.integers(len(data.images), size=self.schedule.batch)
+        image, mask = (
+            normalise_frames(data.images[chosen]),
+            torch.from_numpy(data.masks[chosen, None].astype(np.float32)),
+        )
+        for axis in (-1, -2):
+            turned = torch.from_numpy(rng.random(self.schedule.batch) < 0.5).view(-1, 1, 1, 1)
+            image, mask = image.where(~turned, image.flip(axis)), mask.where(~turned, mask.flip(axis))
+        for side in self.scale.sides(rng):
+            yield {"image": self.scale.resize(image, side), "mask": self.scale.resize(mask, side)}
+
+    def loss(self, network: nn.Module, batch: Batch) -> Tensor:
+        image = batch["image"].to(memory_format=torch.channels_last)
+        return deep_supervision(network(image), batch["mask"])
+
+    def score(self, network: nn.Module) -> float:
+        data = self.frames("valid")
+        return mean_dice_at_half(predict_maps(network, data.images), data.masks)
+
+    def measure(self, network: nn.Module) -> dict[str, float]:
+        data = self.frames("test")
+        return score_frames(predict_maps(network, data.images), data.masks)
+
+    def facts(self) -> dict[str, str]:
+        return {
+            "data": f"synthetic frames of fovea_recipes.medical_seg.polyps, {self.scale.side} px, one in ten empty",
+            "test_digest": self.frames("test").digest,
+            "loss": "paper",
+            "departures": "averaged weights (EMA); no pretrained backbone; a quarter of the channels",
+        }
+
+    def export(self, network: nn.Module, path: Path) -> Parity:
+        return export_graph(network, path)
+
+
+class PraNetV2Demo(PraNetDemo):
+    """PraNet-V2 with one class, dual supervision."""
+
+    name: ClassVar[str] = "pranet-v2-demo"
+    weights: ClassVar[str] = "pranet-v2"
+    builds: ClassVar[str | None] = "pranet-v2"
+    serves: ClassVar[str | None] = "pranet-v2"
+
+    def loss(self, network: nn.Module, batch: Batch) -> Tensor:
+        image = batch["image"].to(memory_format=torch.channels_last)
+        return dual_supervision(network(image), batch["mask"])
+
+    def facts(self) -> dict[str, str]:
+        return {**super().facts(), "loss": "paper on the foreground maps, 0.8 BCE on the background maps"}

@@ -1,0 +1,197 @@
+"""The verbs `fovea train`, `fovea recalibrate` and `fovea import`: plug-ins of the command line (`fovea.commands`).
+
+Knows the terminal: options in, a progress bar and plain sentences out; errors are left to the command line. Torch
+loads only when a verb runs, so that `fovea --help` stays quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from shared.errors import InvalidOption
+from shared.registry.imported_weights import publish_weights
+from shared.settings import settings
+from shared.storage import open_object_store
+from shared.storage.private_files import make_files_private
+
+if TYPE_CHECKING:
+    from fovea_recipes.training.recipe import Recipe
+    from fovea_recipes.training.trainer import FitResult
+
+
+def import_checkpoint(
+    model: Annotated[str, typer.Argument(help="What it is a checkpoint of, for example `pranet`.")],
+    file: Annotated[Path, typer.Argument(help="`.safetensors`, `.pth`, `.pt`, or `.onnx` with nothing folded.")],
+) -> None:
+    """Serve an official checkpoint instead of the demo weights. No code in the file is ever run."""
+    console = Console()
+    config = settings()
+    make_files_private(config.data_dir)
+    importing = importlib.import_module("fovea_recipes.training.checkpoint_import")
+    imported = importing.import_weights(model, file, config.weights_dir)
+    publish_weights(open_object_store(config), config.weights_dir, model)
+    for label, keys in (("missing, kept at their initial values", imported.missing), ("left out", imported.unexpected)):
+        if keys:
+            console.print(f"{len(keys)} tensors {label}: {', '.join(keys)}", highlight=False)
+    facts = imported.manifest
+    console.print(f"Imported {facts.tensors} tensors, {facts.parameters:,} parameters, sha256 {facts.sha256[:12]}….")
+    console.print(f"{model} is served with them after the next start.")
+
+
+def train(
+    recipe: Annotated[str | None, typer.Argument(help="Name of the recipe; left out, they are listed.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of your own pictures with labels; the result is served by name.")
+    ] = None,
+    group_by: Annotated[
+        str, typer.Option(help="Pattern in file names of what is never split: a road, a patient.")
+    ] = "",
+    name: Annotated[str | None, typer.Option(help="What the model is called; by default recipe and folder.")] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="Checkpoints and derived data; goes on from what is there.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Where weights, manifest and ONNX graph go.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:0 … or auto.")] = "auto",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="A knob, `name=value` or `schedule.steps=100`.")
+    ] = None,
+) -> None:
+    """Train weights by a recipe, measure them on held-out data, write them with their manifest and ONNX graph."""
+    found = importlib.import_module("fovea_recipes.training.recipe")
+    if recipe is None:
+        _list(found.recipes())
+        return
+    kind = found.recipe_named(recipe)
+    make_files_private(settings().data_dir)
+    if data is None:
+        chosen = configure_recipe(kind, set_ or [])
+        folder = folder or settings().data_dir / "training" / recipe
+        _publish(chosen, _fit(chosen, folder, device), out or folder / "result", name)
+        return
+    own = [f"data={data.resolve()}", *([f"group_by={group_by}"] if group_by else [])]
+    chosen = configure_recipe(kind, [*own, *(set_ or [])])
+    name = model_name(name or f"{recipe}-{data.resolve().name}")
+    folder = folder or settings().data_dir / "training" / name
+    _look(chosen, folder)
+    _publish(chosen, _fit(chosen, folder, device), out or settings().weights_dir, name)
+
+
+def recalibrate(
+    file: Annotated[Path, typer.Argument(help="The weights, beside their manifest.")],
+    data: Annotated[Path, typer.Option(help="The folder that they learnt from.")],
+    others: Annotated[list[Path] | None, typer.Option(help="Pictures of another kind, measured on.")] = None,
+    foreign: Annotated[list[Path] | None, typer.Option(help="Pictures of another kind, half of them learnt.")] = None,
+) -> None:
+    """Learn anew which pictures trained weights know and which they warn of; the network stays as it is."""
+    recalibrating = importlib.import_module("fovea_recipes.training.recalibrate")
+    manifest = recalibrating.recalibrate(file, data, tuple(others or ()), tuple(foreign or ()))
+    for key, value in manifest.metrics.items():
+        if key.startswith(("auroc_", "warned_", "false_")):
+            typer.echo(f"{key} {value:.3f}")
+
+
+def model_name(text: str) -> str:
+    """A name as models have them: lower case, digits, dots and dashes."""
+    return re.sub(r"[^a-z0-9._]+", "-", text.lower()).strip("-._") or "model"
+
+
+def configure_recipe(kind: type[Recipe], assignments: list[str]) -> Recipe:
+    """The recipe with knobs set from `name=value`; dots reach into groups of knobs.
+
+    Raises:
+        InvalidOption: No such knob, or no such value.
+    """
+    knobs: dict[str, Any] = {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals:
+            raise InvalidOption(f"{assignment!r} is not `name=value`.", field="set")
+        group, _, knob = name.rpartition(".")
+        value = _parsed(text)
+        if group:
+            knobs.setdefault(group, _defaults(kind, group))[knob] = value
+        else:
+            knobs[knob] = value
+    try:
+        return kind.model_validate(knobs)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InvalidOption(f"{where}: {first['msg']}.", hint=f"Knobs: {', '.join(kind.model_fields)}.") from error
+
+
+def _parsed(text: str) -> Any:
+    """Lists and groups are written as JSON; all else is read by the knob itself."""
+    if not text.startswith(("[", "{")):
+        return text
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _defaults(kind: type[Recipe], group: str) -> dict[str, Any]:
+    field = kind.model_fields.get(group)
+    if field is None or not hasattr(field.default, "model_dump"):
+        raise InvalidOption(f"{kind.name} has no group of knobs {group!r}.", field="set")
+    values: dict[str, Any] = field.default.model_dump()
+    return values
+
+
+def _fit(recipe: Recipe, folder: Path, device: str) -> FitResult:
+    fit = importlib.import_module("fovea_recipes.training.trainer").fit
+    if device == "auto":
+        device = "cuda" if importlib.import_module("torch").cuda.is_available() else "cpu"
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns) as bar:
+        task = bar.add_task(recipe.name, total=recipe.schedule.steps)
+
+        def show(progress: Any) -> None:
+            bar.update(task, completed=progress.step, description=f"{recipe.name}  loss {progress.loss:.3f}")
+
+        fitted: FitResult = fit(recipe, folder, device=device, on_step=show)
+    return fitted
+
+
+def _look(recipe: Recipe, folder: Path) -> None:
+    """Say what is in the folder, before anything is trained on it."""
+    console = Console()
+    recipe.prepare(folder / "data")
+    if (survey := getattr(recipe, "survey", lambda: None)()) is not None:
+        for line in survey.lines():
+            console.print(line, highlight=False)
+
+
+def _publish(recipe: Recipe, fitted: FitResult, out: Path, name: str | None = None) -> None:
+    console = Console()
+    console.print("Measuring on held-out data …")
+    manifest = importlib.import_module("fovea_recipes.training.publish").publish(recipe, fitted, out, name=name)
+    for metric, value in manifest.metrics.items():
+        low_high = manifest.intervals.get(metric)
+        console.print(f"  {metric:24} {value:.4f}{f'  ({low_high[0]:.3f} to {low_high[1]:.3f})' if low_high else ''}")
+    if (parity := recipe.export(fitted.network, out / f"{manifest.name}.onnx")) is not None:
+        console.print(f"ONNX graph within {parity.max_difference:.1e} of torch (values up to {parity.max_value:.1f}).")
+    minutes, speed = manifest.notes["training_seconds"] / 60, manifest.notes["pictures_per_second"]
+    console.print(
+        f"Trained for {minutes:.1f} minutes, {speed} pictures per second. Wrote {manifest.bytes:,} bytes to {out}."
+    )
+    if out == settings().weights_dir:
+        publish_weights(open_object_store(settings()), out, manifest.name)
+        console.print(f"{manifest.name} is served after the next start: fovea up.")
+    else:
+        console.print(f"In {settings().weights_dir} they would be served.")
+
+
+def _list(recipes: dict[str, type[Recipe]]) -> None:
+    console = Console()
+    for name, kind in recipes.items():
+        console.print(f"{name:18} {(kind.__doc__ or '').splitlines()[0]}")

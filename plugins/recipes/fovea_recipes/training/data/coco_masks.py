@@ -1,0 +1,174 @@
+"""Masks from COCO files: outlines and run lengths become one picture of a mask each, which is drawn once.
+
+Knows the format, and that a pixel belongs to an outline where its centre does. What can't be drawn is named and left
+out, the rest is used.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from skimage.draw import polygon
+
+from fovea_recipes.training.data.survey import FileProblem
+from shared.errors import InvalidOption
+
+Mask = NDArray[np.bool_]
+NEEDED = {"images": {"id", "file_name"}, "categories": {"id", "name"}, "annotations": {"image_id", "category_id"}}
+"""Parts of a COCO file, and what each of their entries has."""
+
+Found = tuple[list[tuple[Path, Path]], list[FileProblem]]
+
+
+def draw_coco_masks(folder: Path, pictures: Sequence[Path], drawn: Path, names: Sequence[str] = ()) -> Found:
+    """Pairs of a picture and its mask, and what was wrong.
+
+    All classes are marked alike. A picture without any label has an empty mask; one that no file lists is left out.
+
+    Args:
+        folder: Where files are sought; a picture that several of them list has the labels of all.
+        pictures: The pictures that may be meant.
+        drawn: Where masks of one bit are written.
+        names: Classes that are marked; empty: all.
+
+    Raises:
+        InvalidOption: A file is no JSON, lacks a part, or has no class of a name.
+    """
+    files = {file: held for file in sorted(folder.rglob("*.json")) if (held := _read(file)) is not None}
+    known = {str(kind["name"]) for held in files.values() for kind in held["categories"]}
+    if files and (gone := sorted(set(names) - known)):
+        detail = f"The COCO files in {folder} have no class {', '.join(gone)}."
+        raise InvalidOption(detail, hint=f"Known are {', '.join(sorted(known))}.", field="names")
+    masks, problems = dict[Path, Mask](), list[FileProblem]()
+    for file, held in files.items():
+        _draw(file, held, pictures, set(names) or known, masks, problems)
+    pairs = [(path, drawn / f"{'-'.join(path.relative_to(folder).parts)}.png") for path in sorted(masks)]
+    drawn.mkdir(parents=True, exist_ok=True)
+    for picture, mask in pairs:
+        Image.fromarray(masks[picture]).save(mask)
+    return pairs, problems
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    """What a COCO file holds; None of any other JSON."""
+    try:
+        held = json.loads(file.read_text("utf8"))
+    except ValueError as error:
+        raise InvalidOption(f"{file} is no JSON: {error}.", hint="Mend or remove it.", field="data") from error
+    if not isinstance(held, dict) or not all(isinstance(held.get(part), list) for part in NEEDED):
+        return None
+    for part, needed in NEEDED.items():
+        if any(not isinstance(each, dict) or needed - each.keys() for each in held[part]):
+            detail = f"Not all {part} of {file} have {' and '.join(sorted(needed))}."
+            raise InvalidOption(detail, hint="Write it again with the tool it is from.", field="data")
+    return held
+
+
+def _draw(
+    file: Path,
+    held: Mapping[str, Any],
+    pictures: Sequence[Path],
+    names: set[str],
+    masks: dict[Path, Mask],
+    problems: list[FileProblem],
+) -> None:
+    """Add the labels of one file to the masks of its pictures."""
+    kinds = {kind["id"]: str(kind["name"]) for kind in held["categories"]}
+    places = dict(_places(file, held["images"], pictures, problems))
+    for path, (height, width) in places.values():
+        masks.setdefault(path, np.zeros((height, width), bool))
+    listed = {image["id"] for image in held["images"]}
+    for each in held["annotations"]:
+        name = f"label {each.get('id', '?')}"
+        if each["image_id"] not in listed:
+            problems.append(FileProblem(file, "has labels of pictures that it does not list, left out", name))
+        elif each["category_id"] not in kinds:
+            problems.append(FileProblem(file, "has labels of classes that it does not list, left out", name))
+        elif each["image_id"] in places and kinds[each["category_id"]] in names:
+            path, size = places[each["image_id"]]
+            try:
+                masks[path] |= _region(each.get("segmentation"), *size)
+            except (ValueError, TypeError, KeyError) as error:
+                problems.append(FileProblem(file, "has labels that can't be drawn, left out", f"{name}, {error}"))
+
+
+def _places(
+    file: Path, images: Sequence[Mapping[str, Any]], pictures: Sequence[Path], problems: list[FileProblem]
+) -> Iterator[tuple[Any, tuple[Path, tuple[int, int]]]]:
+    """Path and (height, width) of every picture that is there and has the size that the file says, by its id."""
+    for image in images:
+        named = Path(str(image["file_name"]))
+        alike = [path for path in pictures if path.name == named.name]
+        if not alike:
+            problems.append(FileProblem(file.parent / named, "is not there, left out"))
+            continue
+        path = min(alike, key=lambda each: _strangeness(each, named, file))
+        try:
+            with Image.open(path) as picture:
+                width, height = picture.size
+        except (OSError, Image.DecompressionBombError) as error:
+            problems.append(FileProblem(path, "can't be read, left out", str(error).partition(":")[0][:80]))
+            continue
+        said = (image.get("width", width), image.get("height", height))
+        if said != (width, height):
+            detail = f"{width}×{height}, not {said[0]}×{said[1]}"
+            problems.append(FileProblem(path, "has another size than its COCO file says, left out", detail))
+            continue
+        yield image["id"], (path, (height, width))
+
+
+def _strangeness(path: Path, named: Path, file: Path) -> tuple[bool, bool]:
+    """Of pictures of one name the one is meant that ends as the file says, and lies below it."""
+    return path.parts[-len(named.parts) :] != named.parts, not path.is_relative_to(file.parent)
+
+
+def _region(segmentation: Any, height: int, width: int) -> Mask:
+    """What a label marks (height, width).
+
+    Raises:
+        ValueError: It is neither outlines nor run lengths of that size.
+    """
+    if isinstance(segmentation, dict):
+        runs = segmentation["counts"]
+        lengths = np.array(_unpacked(runs) if isinstance(runs, str) else runs, np.int64)
+        if list(segmentation["size"]) != [height, width] or (lengths < 0).any() or lengths.sum() != height * width:
+            raise ValueError("its run lengths do not fill the picture")
+        return np.repeat(np.arange(len(lengths)) % 2 == 1, lengths).reshape(width, height).T
+    if not segmentation or not isinstance(segmentation, list):
+        raise ValueError("it has no outline")
+    region = np.zeros((height, width), bool)
+    for outline in segmentation:
+        corners = np.asarray(outline, float)
+        if corners.ndim != 1 or len(corners) < 6 or len(corners) % 2 or not np.isfinite(corners).all():
+            raise ValueError("an outline has fewer than three corners")
+        rows, columns = polygon(corners[1::2] - 0.5, corners[::2] - 0.5, region.shape)  # type: ignore[no-untyped-call]
+        region[rows, columns] = True
+    return region
+
+
+def _unpacked(text: str) -> list[int]:
+    """Run lengths of COCO's text: five bits a character, lowest first; from the fourth on, less the last but one.
+
+    Raises:
+        ValueError: It ends within a number, or has other characters.
+    """
+    runs, value, shift = list[int](), 0, 0
+    for code in text.encode("ascii"):
+        bits = code - 48
+        if not 0 <= bits < 64 or shift > 30:
+            raise ValueError("its run lengths are no text of COCO's")
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            signed = value - (1 << shift) if bits & 16 else value
+            runs.append(signed + (runs[-2] if len(runs) > 2 else 0))
+            value, shift = 0, 0
+    if shift:
+        raise ValueError("its run lengths end too early")
+    return runs

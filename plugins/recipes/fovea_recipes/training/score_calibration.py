@@ -1,0 +1,81 @@
+"""Fitting of calibrated scores, and how reliable they are.
+
+Knows arrays of logits, scores and hits; knows no network. One temperature for logits of classes or pixels (Guo et al.,
+*On Calibration of Modern Neural Networks*, ICML 2017); slope and offset in logits for boxes, whose scores start biased
+(Platt, 1999).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import minimize, minimize_scalar
+
+from shared.vision.calibration import Platt, logit
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Reliability:
+    """How far scores are from the share that is right.
+
+    Attributes:
+        error: Expected calibration error: the mean over answers of |mean score - share right| in their bin.
+        scores: Mean score of each bin that holds any.
+        right: Share right in each.
+        counts: Answers in each.
+    """
+
+    error: float
+    scores: tuple[float, ...]
+    right: tuple[float, ...]
+    counts: tuple[int, ...]
+
+
+def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
+    """The T for which softmax(logits / T) has the least cross-entropy.
+
+    Args:
+        logits: (n, k), or (n,) of a yes or no.
+        labels: (n,) class, or 0 and 1.
+    """
+    x, wanted = np.asarray(logits, np.float64), np.asarray(labels)
+    if x.ndim == 1:
+        x = np.column_stack([np.zeros_like(x), x])
+    wanted = wanted.astype(np.int64)
+
+    def loss(log_t: float) -> float:
+        scaled = x / np.exp(log_t)
+        top = scaled.max(axis=1)
+        total = top + np.log(np.exp(scaled - top[:, None]).sum(axis=1))
+        return float((total - scaled[np.arange(len(x)), wanted]).mean())
+
+    return float(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x))
+
+
+def fit_platt(scores: ArrayLike, hits: ArrayLike) -> Platt:
+    """Slope and offset with the least cross-entropy; the identity where hits are all alike."""
+    x, y = logit(scores), np.asarray(hits, np.float64)
+    if len(y) < 2 or y.min() == y.max():
+        return Platt()
+
+    def loss(knobs: Array) -> float:
+        z = np.exp(knobs[0]) * x + knobs[1]
+        return float((np.logaddexp(0, z) - y * z).mean())
+
+    slope, offset = minimize(loss, np.zeros(2), method="L-BFGS-B", bounds=((-3, 3), (-10, 10))).x
+    return Platt(float(np.exp(slope)), float(offset))
+
+
+def reliability(scores: ArrayLike, hits: ArrayLike, bins: int = 10) -> Reliability:
+    """Compare scores (n,) in 0..1 with hits (n,), in bins of equal width."""
+    p, y = np.asarray(scores, np.float64), np.asarray(hits, np.float64)
+    place = np.minimum((p * bins).astype(np.int64), bins - 1)
+    some = np.flatnonzero(np.bincount(place, minlength=bins))
+    means = [(float(p[place == b].mean()), float(y[place == b].mean()), int((place == b).sum())) for b in some]
+    error = sum(abs(score - right) * count for score, right, count in means) / max(len(p), 1)
+    shown, right, counts = zip(*means, strict=True) if means else ((), (), ())
+    return Reliability(float(error), shown, right, counts)

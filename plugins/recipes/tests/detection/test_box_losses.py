@@ -1,0 +1,66 @@
+"""Losses of box detectors: golden items, who gets which cell, and what happens without objects."""
+
+import numpy as np
+import pytest
+import torch
+
+from fovea_recipes.detection.losses import assign, dual_detection_loss
+from plugins.recipes.tests.golden_files import read
+
+
+def _golden() -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor, dict[str, np.ndarray]]:
+    golden = read("yolo9tr-loss.npz")  # inputs are kept in 16 bits: half the bytes, and within the tolerance
+    main, auxiliary = ([torch.from_numpy(golden[f"raw_{b}_{i}"]).float() for i in range(3)] for b in ("main", "aux"))
+    return main, auxiliary, torch.from_numpy(golden["targets"]), golden
+
+
+def test_items_and_total_equal_the_published_ones():
+    main, auxiliary, targets, golden = _golden()
+    total, items = dual_detection_loss(main, auxiliary, targets, 7)
+    np.testing.assert_allclose(items.numpy(), golden["items_box_cls_dfl"], rtol=2e-4, atol=1e-3)
+    assert total.item() == pytest.approx(golden["loss"][0], rel=2e-4, abs=1e-3)
+
+
+def test_pictures_without_objects_have_a_finite_loss_of_classes_alone():
+    main, auxiliary, _, _ = _golden()
+    leaves = [level.clone().requires_grad_() for level in main]
+    total, items = dual_detection_loss(leaves, auxiliary, torch.zeros(0, 6), 7)
+    total.backward()  # type: ignore[no-untyped-call]
+    assert items[0] == items[2] == 0
+    assert items[1] > 0
+    assert all(bool(leaf.grad.isfinite().all()) for leaf in leaves if leaf.grad is not None)
+
+
+def _grid(side: int) -> torch.Tensor:
+    at = torch.arange(side) * 8 + 4.0
+    return torch.stack(torch.meshgrid(at, at, indexing="xy"), dim=-1).reshape(-1, 2)
+
+
+def test_cells_outside_an_object_never_get_it():
+    centres = _grid(8)
+    boxes = torch.tensor([[8.0, 8, 40, 40]]).expand(64, 4)
+    found = assign(torch.full((64, 3), 0.5), boxes, centres, torch.tensor([[2.0, 8, 8, 40, 40]]))
+    inside = ((centres > 8) & (centres < 40)).all(dim=1)
+    assert not found.chosen[~inside].any()
+    assert int(found.chosen.sum()) == 10
+    assert found.scores[found.chosen, 2].gt(0).all()
+    assert not found.scores[:, :2].any()
+
+
+def test_a_cell_claimed_twice_goes_to_the_object_that_its_box_fits_best():
+    centres = _grid(4)
+    small, large = [4.0, 4, 28, 28], [0.0, 0, 32, 32]
+    boxes = torch.tensor([small]).repeat(16, 1)
+    found = assign(torch.full((16, 2), 0.5), boxes, centres, torch.tensor([[0.0, *large], [1.0, *small]]))
+    contested = ((centres > 4) & (centres < 28)).all(dim=1)
+    assert contested.sum() == 4
+    assert torch.equal(found.boxes[contested], torch.tensor([small]).expand(4, 4))
+
+
+def test_the_best_cell_of_an_object_is_asked_for_its_overlap():
+    boxes = torch.tensor([[0.0, 0, 16, 16], [0.0, 0, 16, 12], [40.0, 40, 50, 50], [40.0, 40, 50, 50]])
+    centres = torch.tensor([[6.0, 6], [8.0, 8], [10.0, 6], [100.0, 100]])
+    found = assign(torch.full((4, 1), 0.5), boxes, centres, torch.tensor([[0.0, 0, 0, 16, 16]]))
+    assert found.scores[0, 0].item() == pytest.approx(1, abs=1e-3)
+    assert 0 < found.scores[1, 0] < found.scores[0, 0]
+    assert found.scores[3, 0] == 0

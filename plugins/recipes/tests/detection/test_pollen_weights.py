@@ -1,0 +1,51 @@
+"""The committed HieraEdgeNet of pollen: its graph, and that it finds large spiny grains of new slides."""
+
+import numpy as np
+import onnx
+import pytest
+
+from fovea_recipes.detection.hieraedgenet.data import draw_split
+from services.detection.models.hieraedgenet import HieraEdgeNetBoxDetector
+from shared.api.boxes import DetectIn
+from shared.errors import InvalidOption
+from shared.registry import CallContext, LoadContext
+from shared.vision.draw import encode
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    home = tmp_path_factory.mktemp("place")
+    return LoadContext(cache=home / "cache", weights=home / "none", threads=1)
+
+
+@pytest.fixture(scope="module")
+def served(place):
+    servable = HieraEdgeNetBoxDetector.load(place)
+    yield servable
+    servable.close()
+
+
+def test_the_served_graph_has_no_fourier_operator_and_takes_one_size(served, place):
+    (graph,) = place.cache.glob("hieraedgenet-synthetic-pollen-*.onnx")
+    assert not {"DFT", "STFT"} & {node.op_type for node in onnx.load(graph).graph.node}
+    assert (served.engine.name, served.engine.inputs[0].shape) == ("onnx", (-1, 3, 192, 192))
+    (refused,) = served.predict([DetectIn(image=served.example().image, size=320)], CallContext())
+    assert isinstance(refused, InvalidOption)
+    assert refused.field == "size"
+
+
+def test_most_large_spiny_grains_of_new_slides_are_found(served):
+    held = draw_split("test", 24, seed=88)
+    answers = served.predict(
+        [DetectIn(image=encode(image), classes=("spiny-large",)) for image in held.images], CallContext()
+    )
+    hits = []
+    for index, answer in enumerate(answers):
+        for kind, *box in held.of(index).tolist():
+            if kind == 7:
+                centre = np.array([box[0] + box[2], box[1] + box[3]]) / 2
+                hits.append(
+                    any((np.abs(np.array(d.box).reshape(2, 2).mean(0) - centre) < 6).all() for d in answer.detections)
+                )
+    assert len(hits) >= 5
+    assert np.mean(hits) >= 0.8

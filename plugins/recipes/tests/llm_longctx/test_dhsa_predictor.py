@@ -1,0 +1,109 @@
+"""DHSA's boundary predictor: its form, its labels, and that it learns borders which its keys show."""
+
+import pytest
+import torch
+
+from fovea_recipes.llm_longctx.dhsa_predictor import (
+    BoundaryPredictor,
+    agreement,
+    focal_loss,
+    predict_boundaries,
+    targets,
+    train,
+)
+from services.llm_longctx.engine import Engine
+from services.llm_longctx.methods import method
+from services.llm_longctx.tests.conftest import tiny_decoder
+
+
+def text(seed, topics=6, channels=8):
+    """Keys of stretches that each have a direction of their own, and ratios that are large between them."""
+    draw = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(12, 24, (topics,), generator=draw).tolist()
+    keys = torch.cat(
+        [torch.randn(channels, generator=draw) + 0.2 * torch.randn(n, channels, generator=draw) for n in lengths]
+    )
+    ratios = torch.ones(len(keys), dtype=torch.float64)
+    ratios[torch.tensor(lengths[:-1]).cumsum(0) - 1] = 5.0
+    return keys, ratios
+
+
+def test_its_modules_have_the_official_names_and_shapes():
+    shapes = {name: tuple(x.shape) for name, x in BoundaryPredictor(8).state_dict().items()}
+    assert {name.rpartition(".")[0] for name in shapes} == {"enc.mha", "enc.mha.out_proj", "enc.norm", "mlp.0", "mlp.2"}
+    assert (shapes["mlp.0.weight"], shapes["mlp.2.weight"]) == ((256, 4 * 8 + 1), (1, 256))
+
+
+def test_a_gap_is_judged_by_the_eight_tokens_around_it_and_ends_never_win():
+    torch.manual_seed(0)
+    predictor, keys = BoundaryPredictor(8).eval(), torch.randn(40, 8)
+    logits = predictor(keys)
+    assert (logits[:7] == -100).all()
+    assert (logits[-8:] == -100).all()
+    far = keys.clone()
+    far[25:] = 9.0
+    assert torch.allclose(predictor(far)[20], logits[20])
+    near = keys.clone()
+    near[24] = 9.0
+    assert not torch.allclose(predictor(near)[20], logits[20])
+
+
+def test_labels_are_ratios_of_two_and_more():
+    assert targets(torch.tensor([0.0, 1.9, 2.0, 7.0])).tolist() == [0, 0, 1, 1]
+
+
+def test_the_loss_is_the_focal_one():
+    logits, labels = torch.tensor([0.0, 2.0]), torch.tensor([1.0, 0.0])
+    p = torch.sigmoid(logits)
+    by_hand = (1.3 * (1 - p[0]) ** 2 * -p[0].log() + p[1] ** 2 * -(1 - p[1]).log()) / 2
+    assert focal_loss(logits, labels) == pytest.approx(float(by_hand), rel=1e-6)
+
+
+def score(predictor, texts=10):
+    found = []
+    for seed in range(1000, 1000 + texts):
+        keys, ratios = text(seed)
+        inner = [i + 1 for i in (ratios > 2).nonzero()[:, 0].tolist() if 7 <= i < len(keys) - 8]
+        borders = predict_boundaries(predictor, keys, theta=-50, limit=len(inner) + 1, instruction=0)
+        found.append(agreement(borders, [0, *inner, len(keys)]).f1)
+    return sum(found) / texts
+
+
+def test_it_learns_borders_that_its_keys_show():
+    torch.manual_seed(0)
+    losses = []
+    predictor = train(
+        BoundaryPredictor(8), (text(seed) for seed in range(150)), rate=5e-3, on_step=lambda _step, x: losses.append(x)
+    )
+    assert sum(losses[-20:]) < sum(losses[:20])
+    assert score(predictor) > 0.5
+    assert score(BoundaryPredictor(8).eval()) < 0.3
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted", "told"),
+    [
+        ([0, 5, 9, 20], [0, 5, 12, 20], (0.5, 0.5, 0.5, 1 / 3)),
+        ([0, 20], [0, 20], (1, 1, 1, 1)),
+        ([0, 20], [0, 7, 20], (0, 0, 0, 0)),
+        ([0, 7, 20], [0, 20], (0, 1, 0, 0)),
+    ],
+)
+def test_borders_are_compared_as_sets(found, wanted, told):
+    score = agreement(found, wanted)
+    assert (score.precision, score.recall, score.f1, score.overlap) == pytest.approx(told)
+
+
+def test_predicted_borders_serve_as_the_methods_own():
+    model, ids = tiny_decoder(), [i % 250 for i in range(150)]
+    engine = Engine(model, page=8)
+    first = engine.open()
+    first.prefill(ids)
+    keys = torch.cat([first.entries(0, g).k for g in range(model.config.kv_heads)], -1)
+    borders = predict_boundaries(BoundaryPredictor(keys.shape[1], heads=4).eval(), keys, theta=-50, instruction=16)
+    assert (borders[0], borders[-1]) == (0, 150)
+    assert len(borders) > 3
+    how = method("dhsa", block=16, budget=64, global_tokens=8, local_tokens=16, instruction=16)
+    logits = engine.open(how).prefill(ids, boundaries=borders)
+    assert logits.isfinite().all()
+    assert not torch.equal(logits, engine.open(how).prefill(ids))

@@ -1,0 +1,99 @@
+"""The recipes: what they draw, that they learn, and that their graph fits."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fovea_recipes.medical_seg.evaluation import mean_dice_at_half, score_frames
+from fovea_recipes.medical_seg.folder_dataset import find_pairs
+from fovea_recipes.medical_seg.polyps import draw_split
+from fovea_recipes.medical_seg.pranet_demo import PraNetDemo
+from fovea_recipes.medical_seg.pranet_full import PraNetFull, PraNetV2Full
+from fovea_recipes.training.recipe import MultiScale, Schedule
+from fovea_recipes.training.trainer import fit
+from shared.errors import NotFound
+
+TINY = {"width": 0.0625, "decoder": 4}
+SOON = Schedule(steps=4, batch=4, rate=3e-3, floor=1e-3, clamp=0.5, validate_every=2)
+SMALL = {**TINY, "schedule": SOON, "train": 12, "valid": 10, "test": 20, "scale": MultiScale(side=64)}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Pictures and masks as data sets hold them: other sizes, other suffixes."""
+    drawn = draw_split("train", 10, seed=5, size=96)
+    for kind in ("images", "masks"):
+        (tmp_path / "set" / kind).mkdir(parents=True)
+    for index, (image, mask) in enumerate(zip(drawn.images, drawn.masks, strict=True)):
+        Image.fromarray(image).resize((120, 90)).save(tmp_path / "set" / "images" / f"{index}.jpg")
+        Image.fromarray(mask).convert("L").resize((120, 90)).save(tmp_path / "set" / "masks" / f"{index}.png")
+    return tmp_path / "set"
+
+
+def test_pictures_and_masks_are_flipped_together(tmp_path):
+    """Polyps differ from mucosa in colour: where masks and pictures part ways, that contrast is lost."""
+    recipe = PraNetDemo(**{**SMALL, "train": 40, "scale": MultiScale(side=160, rates=(1.0,))})
+    recipe.prepare(tmp_path)
+    data = recipe.frames("train")
+    originals = {mask.tobytes() for mask in data.masks}
+    flipped = 0
+    for step in range(6):
+        (batch,) = recipe.batches(step, np.random.default_rng(step))
+        for image, mask in zip(batch["image"], batch["mask"], strict=True):
+            flipped += mask[0].numpy().astype(bool).tobytes() not in originals
+            for candidate, truth in zip(data.images, data.masks, strict=True):
+                turned = [(s, np.flip(truth, s)) for s in ((), (0,), (1,), (0, 1))]
+                match = [s for s, t in turned if t.any() and np.array_equal(t, mask[0].numpy().astype(bool))]
+                if match:
+                    red = np.flip(candidate[..., 0], match[0]).astype(np.float32) / 255
+                    np.testing.assert_allclose(image[0].numpy() * 0.229 + 0.485, red, atol=1e-4)
+    assert flipped > 5
+
+
+def test_scores_separate_found_polyps_from_false_alarms():
+    masks = np.zeros((4, 8, 8), bool)
+    masks[:2, 2:5, 2:5] = True
+    maps = np.where(masks, 0.9, 0.1).astype(np.float32)
+    maps[3, 0, 0] = 0.5
+    scores = score_frames(maps, masks)
+    assert scores["dice_at_half"] == mean_dice_at_half(maps, masks) == 1
+    assert (scores["empty_with_any_pixel"], scores["frames"], scores["empty_frames"]) == (0.5, 4, 2)
+
+
+def test_the_full_recipe_steps_at_three_sizes_over_every_picture_once_per_epoch(folder):
+    recipe = PraNetFull(folder=folder, schedule=SOON, valid=0.2, **TINY)
+    recipe.prepare(folder)
+    seen = [list(recipe.batches(step, np.random.default_rng(step))) for step in range(2)]
+    assert [batch["image"].shape[-1] for batch in seen[0]] == [256, 352, 448]
+    pictures = torch.cat([draw[1]["image"] for draw in seen])
+    assert len({picture.numpy().tobytes() for picture in pictures}) == len(pictures) == 8
+    assert ((seen[0][1]["mask"] > 0) & (seen[0][1]["mask"] < 1)).any()  # resizing makes masks soft
+
+
+@pytest.mark.parametrize("kind", [PraNetFull, PraNetV2Full])
+def test_a_full_recipe_trains_and_measures_on_the_folder_it_is_given(folder, tmp_path, kind):
+    schedule = Schedule(steps=1, batch=4, rate=1e-4, validate_every=1)
+    recipe = kind(folder=folder, held_out=folder, schedule=schedule, scale=MultiScale(side=64, mode="each"), **TINY)
+    fitted = fit(recipe, tmp_path / "run")
+    assert set(recipe.measure(fitted.network)) >= {"mean_dice", "s_measure", "empty_with_any_pixel"}
+    assert "held-out" in recipe.facts()["measured_on"]
+
+
+def test_a_picture_without_a_mask_is_named(folder):
+    (folder / "masks" / "4.png").unlink()
+    with pytest.raises(NotFound, match="'4'"):
+        find_pairs(folder)
+
+
+def test_a_folder_without_pictures_says_what_it_should_hold(tmp_path):
+    with pytest.raises(NotFound) as refused:
+        find_pairs(tmp_path)
+    assert "images/ and masks/" in (refused.value.hint or "")
+
+
+def test_the_digest_of_pairs_changes_with_any_byte(folder):
+    before = find_pairs(folder).digest
+    mask = folder / "masks" / "0.png"
+    mask.write_bytes(mask.read_bytes() + b"\0")
+    assert find_pairs(folder).digest != before

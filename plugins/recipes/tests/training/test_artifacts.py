@@ -1,0 +1,133 @@
+"""A set of weights becomes a network and a graph that agree; what a foreign engine holds is looked at before use."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from shared.api.tensors import TensorSpec
+from shared.engines import open_engine
+from shared.errors import NotReady
+from shared.export import torch_form as module
+from shared.export.artifacts import ExportedForms, check_tensors, refine_card
+from shared.registry import Card, LoadContext, Metric, Paper
+from shared.registry.weights import Manifest, NetworkSpec, read_weights, write_weights
+from shared.storage import ObjectStore
+
+pytestmark = pytest.mark.usefixtures("fresh_exports")
+
+torch.set_num_threads(1)
+
+GIVEN = TensorSpec(name="x", datatype="FP32", shape=(-1, 2, -1))
+WANTED = TensorSpec(name="y", datatype="FP32", shape=(-1, 3, -1))
+
+
+class Line(nn.Module):
+    """A convolution over a line, and twice of it under another name."""
+
+    def __init__(self, kernel=3):
+        super().__init__()
+        self.conv = nn.Conv1d(2, 3, kernel, padding=kernel // 2)
+
+    def forward(self, x):
+        return self.conv(x)
+
+    def twice(self, x):
+        return 2 * self.conv(x)
+
+
+@pytest.fixture
+def weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "network", lambda name, **config: {"line": Line}[name](**config))
+    net = Line(5)
+    arrays = {key: value.numpy() for key, value in net.state_dict().items()}
+    facts = {"origin": "trained", "dtype": "float32", "parameters": 33, "metrics": {"m": 0.5}}
+    manifest = Manifest(name="line", network=NetworkSpec(name="line", config={"kernel": 5}), **facts)
+    write_weights(tmp_path, arrays, manifest)
+    return read_weights(tmp_path / "line.safetensors")
+
+
+def made(weights, tmp_path, **more):
+    shapes = ({"x": (1, 2, 7)}, {"x": (2, 2, 9)})
+    return ExportedForms(weights, tmp_path / "cache", (GIVEN,), (WANTED,), tag="v1", shapes=shapes, **more)
+
+
+@pytest.mark.parametrize("call", [None, "twice"])
+def test_graph_and_network_agree_at_any_length(weights, tmp_path, call):
+    artefacts, x = made(weights, tmp_path, call=call), np.random.default_rng(1).normal(size=(3, 2, 11))
+    answers = [
+        open_engine(LoadContext(engine=engine), artefacts.forms("line")).run({"x": x.astype(np.float32)})["y"]
+        for engine in ("onnx", "torch")
+    ]
+    assert answers[0].shape == (3, 3, 11)
+    assert np.abs(answers[0] - answers[1]).max() < 1e-5
+    expected = artefacts.network()(torch.from_numpy(x).float()).detach().numpy() * (2 if call else 1)
+    assert np.abs(answers[1] - expected).max() < 1e-6
+
+
+def test_graph_is_exported_once_and_its_parity_kept(weights, tmp_path, monkeypatch):
+    artefacts = made(weights, tmp_path)
+    assert artefacts.parity() is None
+    path = artefacts.graph()
+    monkeypatch.setattr(ExportedForms, "_export", lambda _: pytest.fail("was exported again"))
+    assert artefacts.graph() == path
+    assert weights.manifest.sha256 in path.name
+    assert artefacts.parity().max_difference == json.loads(path.with_suffix(".json").read_text())["max_difference"]
+
+
+def test_network_is_prepared_before_it_is_served(weights, tmp_path):
+    def halved(net):
+        with torch.no_grad():
+            net.conv.weight.mul_(0.5)
+            net.conv.bias.mul_(0.5)
+        return net
+
+    x = torch.randn(1, 2, 7)
+    plain, prepared = made(weights, tmp_path).network()(x), made(weights, tmp_path, prepare=halved).network()(x)
+    assert torch.allclose(prepared, plain / 2)
+    assert not made(weights, tmp_path, prepare=halved).network().training
+
+
+@pytest.mark.parametrize(
+    ("shape", "outputs"), [((-1, 4, -1), (WANTED,)), ((-1, 2, 8), (WANTED,)), ((-1, 2, -1), (WANTED, WANTED))]
+)
+def test_engine_with_other_tensors_is_closed_and_refused(weights, tmp_path, shape, outputs):
+    class Other:
+        name = "triton"
+        inputs = (TensorSpec(name="x", datatype="FP32", shape=shape),)
+        closed = False
+
+        def close(self):
+            self.closed = True
+
+    other = Other()
+    other.outputs = outputs
+    with pytest.raises(NotReady, match="triton engine holds another network"):
+        check_tensors(other, made(weights, tmp_path))
+    assert other.closed
+
+
+def test_card_tells_what_was_loaded(weights, tmp_path):
+    facts = {"task": "segment", "summary": "s", "paper": Paper(title="t", venue="v", year=2020), "licence": "l"}
+    metrics = (Metric(name="m", ours=None, data="d"), Metric(name="other", ours=None, data="d"))
+    card, artefacts = Card(name="line", notes=("First.",), metrics=metrics, **facts), made(weights, tmp_path)
+    torch_engine = SimpleNamespace(name="torch", reason="")
+    assert refine_card(card, artefacts, torch_engine).notes == ("First.",)
+    artefacts.graph()
+    served = refine_card(card, artefacts, SimpleNamespace(name="onnx", reason="It is first.", provider="CUDA"))
+    assert (served.weights, served.parameters) == (weights.manifest.sha256, 33)
+    assert [metric.ours for metric in served.metrics] == [0.5, None]
+    assert "differs from torch" in served.notes[1]
+    assert served.notes[2] == "Runs on onnx (CUDA): It is first."
+
+
+def test_a_graph_is_exported_by_one_process_and_fetched_by_the_next(weights, tmp_path, monkeypatch):
+    objects = ObjectStore.open((tmp_path / "objects").as_uri())
+    first = made(weights, tmp_path / "one").graph(objects)
+    monkeypatch.setattr(ExportedForms, "_export", lambda _self: pytest.fail("exported again"))
+    other = made(weights, tmp_path / "two")
+    assert other.graph(objects).read_bytes() == first.read_bytes()
+    assert other.parity() == made(weights, tmp_path / "one").parity()

@@ -1,0 +1,185 @@
+"""Official checkpoints: read without running their code, refused when they don't fit, stored with what was missing."""
+
+import hashlib
+import pickle
+import re
+import zipfile
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from fovea_recipes.training import checkpoint_import
+from shared.errors import InvalidOption, Malformed, TooLarge, UnsupportedMedia
+from shared.registry.weights import read_weights
+
+
+class Net(nn.Module):
+    """One layer that predicts, one that no prediction touches."""
+
+    idle = ("fc.",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 3)
+        self.bn = nn.BatchNorm2d(2)
+        self.fc = nn.Linear(2, 2)
+
+
+@pytest.fixture(autouse=True)
+def _toy(monkeypatch):
+    monkeypatch.setattr(checkpoint_import, "network", lambda _name: Net())
+    monkeypatch.setattr(checkpoint_import, "layouts", lambda _name: ({},))
+
+
+@pytest.fixture
+def state():
+    torch.manual_seed(3)
+    return {key: torch.rand_like(value.float()).to(value.dtype) for key, value in Net().state_dict().items()}
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "weights"
+
+
+class Bomb:
+    def __init__(self, path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".safetensors", ".PTH"])
+def test_both_formats_are_stored_exactly(tmp_path, out, state, suffix):
+    file = tmp_path / f"official{suffix}"
+    (save_file if "safe" in suffix else torch.save)(state, file)
+    imported = checkpoint_import.import_weights("toy", file, out)
+    found = read_weights(out / "toy.safetensors")
+    assert torch.equal(torch.from_numpy(found.arrays["conv.weight"]), state["conv.weight"])
+    assert (imported.missing, imported.unexpected) == ([], [])
+    assert (found.manifest.origin, found.manifest.dtype) == ("imported", "float32")
+    assert found.manifest.data["source_sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def test_a_leading_module_is_removed(tmp_path, out, state):
+    torch.save({f"module.{key}": value for key, value in state.items()}, tmp_path / "a.pth")
+    assert checkpoint_import.import_weights("toy", tmp_path / "a.pth", out).unexpected == []
+
+
+def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path, out, state):
+    trap = tmp_path / "trap"
+    torch.save(state | {"extra": Bomb(trap)}, tmp_path / "a.pth")
+    (tmp_path / "b.pth").write_bytes(pickle.dumps({"conv.weight": Bomb(trap)}))
+    for name in ("a.pth", "b.pth"):
+        with pytest.raises(Malformed, match="run code"):
+            checkpoint_import.import_weights("toy", tmp_path / name, out)
+    assert not trap.exists()
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 half a zip"])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_broken_files_are_malformed_not_a_crash(tmp_path, out, content, suffix):
+    file = tmp_path / f"a{suffix}"
+    file.write_bytes(content)
+    with pytest.raises(Malformed):
+        checkpoint_import.import_weights("toy", file, out)
+
+
+def test_a_file_of_another_kind_is_named_as_such(tmp_path, out):
+    (tmp_path / "a.ckpt").write_bytes(b"x")
+    with pytest.raises(UnsupportedMedia, match="safetensors"):
+        checkpoint_import.import_weights("toy", tmp_path / "a.ckpt", out)
+
+
+def test_a_checkpoint_that_is_too_large_is_refused_before_it_is_read(tmp_path, out):
+    (tmp_path / "a.pth").write_bytes(b"\0" * (2 * 2**20))
+    with pytest.raises(TooLarge, match="2,097,152"):
+        checkpoint_import.import_weights("toy", tmp_path / "a.pth", out)
+
+
+def test_a_small_file_that_unpacks_to_a_large_one_is_refused(tmp_path, out):
+    with zipfile.ZipFile(tmp_path / "a.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/data.pkl", b"\0" * (8 * 2**20))
+    assert (tmp_path / "a.pth").stat().st_size < 2**20
+    with pytest.raises(TooLarge):
+        checkpoint_import.import_weights("toy", tmp_path / "a.pth", out)
+
+
+def test_what_no_prediction_needs_may_be_missing_and_is_reported(tmp_path, out, state):
+    for key in ("fc.weight", "fc.bias", "bn.num_batches_tracked"):
+        del state[key]
+    torch.save(state | {"more": torch.zeros(1)}, tmp_path / "a.pth")
+    imported = checkpoint_import.import_weights("toy", tmp_path / "a.pth", out)
+    assert set(imported.missing) == {"fc.weight", "fc.bias", "bn.num_batches_tracked"}
+    assert imported.unexpected == ["more"]
+    assert imported.manifest.notes == {"missing": imported.missing, "unexpected": ["more"]}
+    assert set(read_weights(out / "toy.safetensors").arrays) == set(Net().state_dict())
+
+
+def test_importing_twice_stores_the_same_bytes_whatever_was_missing(tmp_path, out, state):
+    del state["fc.weight"]
+    torch.save(state, tmp_path / "a.pth")
+    first, second = (checkpoint_import.import_weights("toy", tmp_path / "a.pth", out).manifest for _ in range(2))
+    assert first.sha256 == second.sha256
+
+
+def test_a_network_without_a_layout_of_its_own_is_refused(tmp_path, out, state, monkeypatch):
+    monkeypatch.setattr(checkpoint_import, "network", lambda _name: nn.Linear())
+    torch.save(state, tmp_path / "a.pth")
+    with pytest.raises(InvalidOption, match="official layout"):
+        checkpoint_import.import_weights("toy", tmp_path / "a.pth", out)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda state: {"network": state, "epoch": 19}, "state dict"),
+        (lambda state: state | {"conv.bias": torch.full((2,), torch.nan)}, "not finite"),
+        (lambda state: state | {"conv.weight": torch.zeros(2, 1, 5, 5)}, r"\[2, 1, 5, 5\], \[2, 1, 3, 3\] is needed"),
+        (lambda state: {k: v for k, v in state.items() if "var" not in k}, r"lacks 1 of 9 tensors, bn\.running_var"),
+        (lambda _: {"encoder.weight": torch.zeros(1)}, r"conv\.weight(?s:.*)encoder\.weight"),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_named(tmp_path, out, state, change, told):
+    torch.save(change(state), tmp_path / "a.pth")
+    with pytest.raises((InvalidOption, Malformed)) as refused:
+        checkpoint_import.import_weights("toy", tmp_path / "a.pth", out)
+    assert re.search(told, f"{refused.value.detail} {refused.value.hint}")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("wrapper", ["state_dict", "model"])
+def test_a_state_dict_beside_the_notes_of_its_training_is_found(tmp_path, out, state, wrapper):
+    file = tmp_path / "official.pth"
+    torch.save({wrapper: state, "epoch": 300, "optimizer": {"lr": 0.1}}, file)
+    checkpoint_import.import_weights("toy", file, out)
+    arrays = read_weights(out / "toy.safetensors").arrays
+    assert all(torch.equal(torch.from_numpy(arrays[key]).view(value.shape), value) for key, value in state.items())
+
+
+class Sized(nn.Module):
+    def __init__(self, width: int = 2) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, width), nn.Linear(width, 1)
+
+
+@pytest.mark.parametrize("width", [2, 5])
+def test_of_several_official_layouts_the_one_that_fits_is_taken(tmp_path, out, monkeypatch, width):
+    monkeypatch.setattr(checkpoint_import, "network", lambda _name, **config: Sized(**config))
+    monkeypatch.setattr(checkpoint_import, "layouts", lambda _name: ({"width": 2}, {"width": 5}))
+    torch.save(Sized(width).state_dict(), tmp_path / "official.pt")
+    imported = checkpoint_import.import_weights("sized", tmp_path / "official.pt", out)
+    assert imported.manifest.network.config == {"width": width}
+
+
+def test_a_checkpoint_of_no_layout_is_compared_with_the_nearest(tmp_path, out, monkeypatch):
+    monkeypatch.setattr(checkpoint_import, "network", lambda _name, **config: Sized(**config))
+    monkeypatch.setattr(checkpoint_import, "layouts", lambda _name: ({"width": 2}, {"width": 5}))
+    state = Sized(5).state_dict() | {"second.bias": torch.zeros(2)}
+    torch.save(state, tmp_path / "official.pt")
+    with pytest.raises(InvalidOption, match=r"second.bias is \[2\], \[1\] is needed"):
+        checkpoint_import.import_weights("sized", tmp_path / "official.pt", out)

@@ -1,0 +1,190 @@
+"""Data sets as people have them: every format says the same boxes, and what is wrong is named before training."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fovea_recipes.training.data.box_sets import check_boxes, find_boxes, mask_boxes
+from fovea_recipes.training.data.class_folders import find_classes
+from fovea_recipes.training.data.mask_folders import find_masks, read_mask
+from fovea_recipes.training.data.splits import group_of, held_out
+from fovea_recipes.training.data.survey import Survey, near_copies, unreadable
+from shared.errors import InvalidOption, NotFound
+
+BOXES = {"a": [("cat", 10, 20, 50, 60)], "b": [("dog", 0, 0, 30, 40), ("cat", 60, 10, 90, 70)]}
+
+
+def noise(path: Path, seed: int, size: tuple[int, int] = (100, 80)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    coarse = np.random.default_rng(seed).integers(0, 256, (9, 12, 3), np.uint8)
+    Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(path)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    for seed, name in enumerate(BOXES):
+        noise(tmp_path / f"{name}.png", seed)
+    return tmp_path
+
+
+def as_voc(folder: Path) -> None:
+    for stem, boxes in BOXES.items():
+        objects = "".join(
+            f"<object><name>{name}</name><bndbox><xmin>{x1}</xmin><ymin>{y1}</ymin><xmax>{x2}</xmax><ymax>{y2}</ymax>"
+            "</bndbox></object>"
+            for name, x1, y1, x2, y2 in boxes
+        )
+        (folder / f"{stem}.xml").write_text(f"<annotation>{objects}</annotation>")
+
+
+def as_coco(folder: Path) -> None:
+    kinds = [{"id": 7, "name": "cat"}, {"id": 9, "name": "dog"}]
+    ids = {"cat": 7, "dog": 9}
+    images = [{"id": index, "file_name": f"{stem}.png"} for index, stem in enumerate(BOXES)]
+    notes = [
+        {"image_id": index, "category_id": ids[name], "bbox": [x1, y1, x2 - x1, y2 - y1]}
+        for index, boxes in enumerate(BOXES.values())
+        for name, x1, y1, x2, y2 in boxes
+    ]
+    (folder / "instances.json").write_text(json.dumps({"images": images, "annotations": notes, "categories": kinds}))
+
+
+def as_yolo(folder: Path) -> None:
+    (folder / "labels").mkdir()
+    (folder / "data.yaml").write_text("names: [cat, dog]\n")
+    for stem, boxes in BOXES.items():
+        rows = [
+            f"{['cat', 'dog'].index(name)} {(x1 + x2) / 200} {(y1 + y2) / 160} {(x2 - x1) / 100} {(y2 - y1) / 80}"
+            for name, x1, y1, x2, y2 in boxes
+        ]
+        (folder / "labels" / f"{stem}.txt").write_text("\n".join(rows))
+
+
+@pytest.mark.parametrize("write", [as_voc, as_coco, as_yolo])
+def test_every_format_says_the_same(pictures, write):  # type: ignore[no-untyped-def]
+    write(pictures)
+    found = find_boxes(pictures)
+    assert found.names == ("cat", "dog")
+    assert [path.stem for path in found.pictures] == ["a", "b"]
+    assert np.allclose(found.rows[0], [[0, 10, 20, 50, 60]], atol=1e-4)
+    assert np.allclose(found.rows[1], [[1, 0, 0, 30, 40], [0, 60, 10, 90, 70]], atol=1e-4)
+    assert found.counts == {"cat": 2, "dog": 1}
+
+
+def test_a_class_beyond_the_names_is_refused(pictures):
+    as_yolo(pictures)
+    (pictures / "data.yaml").write_text("names: [cat]\n")
+    with pytest.raises(InvalidOption, match="class 1"):
+        find_boxes(pictures)
+
+
+def test_no_labels_is_said_with_the_formats(pictures):
+    with pytest.raises(NotFound, match="no boxes") as caught:
+        find_boxes(pictures)
+    assert "Pascal VOC" in str(caught.value.hint)
+
+
+def test_xml_that_reads_other_files_is_refused(pictures):
+    (pictures / "a.xml").write_text(
+        '<!DOCTYPE x [<!ENTITY e SYSTEM "file:///etc/passwd">]><annotation>&e;</annotation>'
+    )
+    with pytest.raises(Exception, match="Entit"):
+        find_boxes(pictures)
+
+
+def test_boxes_outside_and_broken_files_are_named(pictures):
+    as_voc(pictures)
+    text = (pictures / "a.xml").read_text().replace("<xmax>50", "<xmax>500")
+    (pictures / "a.xml").write_text(text)
+    (pictures / "b.png").write_bytes((pictures / "b.png").read_bytes()[:200])
+    found, problems, sizes = check_boxes(find_boxes(pictures))
+    assert [path.stem for path in found.pictures] == ["a"]
+    assert found.rows[0][0].tolist() == [0, 10, 20, 100, 60]
+    assert sizes == [(80, 100)]
+    assert {problem.path.stem: problem.kind.split()[0] for problem in problems} == {"b": "can't", "a": "has"}
+
+
+def test_parts_of_masks_join_when_they_are_near():
+    mask = np.zeros((100, 100), np.uint8)
+    mask[10:20, 10:20] = 1
+    mask[10:20, 26:30] = 1
+    mask[60:70, 60:70] = 2
+    assert mask_boxes(mask, grow=2).tolist() == [[0, 8, 8, 22, 22], [0, 24, 8, 32, 22], [1, 58, 58, 72, 72]]
+    assert len(mask_boxes(mask, grow=4)) == 2
+
+
+@pytest.mark.parametrize(
+    ("mode", "values"),
+    [("1", (0, 1)), ("L", (0, 255)), ("L", (0, 1)), ("P", (0, 3)), ("I;16", (0, 65535)), ("I;16", (0, 1))],
+)
+def test_masks_of_every_depth_mark_the_same(tmp_path, mode, values):
+    marked = np.zeros((20, 30), bool)
+    marked[5:10, 5:20] = True
+    array = np.where(marked, values[1], values[0])
+    if mode == "1":
+        mask = Image.fromarray(marked)
+    elif mode == "P":
+        mask = Image.fromarray(array.astype(np.uint8), mode="L").convert("P")
+        mask.putdata(array.ravel().tolist())
+    else:
+        mask = Image.fromarray(array.astype(np.uint16 if mode == "I;16" else np.uint8))
+    mask.save(tmp_path / "mask.png")
+    assert ((read_mask(tmp_path / "mask.png") > 128) == marked).all()
+
+
+def test_pictures_find_their_masks(tmp_path):
+    for split in ("train", "validation"):
+        noise(tmp_path / split / "images" / "x.jpg", 1)
+        noise(tmp_path / split / "masks" / "x.png", 2)
+    noise(tmp_path / "train" / "images" / "lonely.jpg", 3)
+    pairs, problems = find_masks(tmp_path)
+    assert len(pairs) == 2
+    assert [problem.path.name for problem in problems] == ["lonely.jpg"]
+    assert held_out(pairs.pictures, tmp_path).tolist() == [False, True]
+
+
+def test_groups_are_never_split(tmp_path):
+    paths = [tmp_path / f"{index}_road{index % 6}_x.png" for index in range(60)]
+    out = held_out(paths, tmp_path, group_by=r"_(road\d)_", share=0.3)
+    roads = {side: {group_of(path, r"_(road\d)_") for path in np.array(paths)[out == side]} for side in (True, False)}
+    assert not roads[True] & roads[False]
+    assert 0.15 < out.mean() < 0.5
+
+
+def test_a_pattern_that_holds_nothing_out_is_refused(tmp_path):
+    with pytest.raises(InvalidOption, match="Nothing is left to hold out"):
+        held_out([tmp_path / "a.png", tmp_path / "b.png"], tmp_path, pattern="nowhere")
+    with pytest.raises(InvalidOption, match="no pattern"):
+        held_out([tmp_path / "a.png"], tmp_path, pattern="(")
+
+
+def test_a_list_says_what_is_held_out(tmp_path):
+    (tmp_path / "val.txt").write_text("b\n")
+    assert held_out([tmp_path / "a.png", tmp_path / "b.png"], tmp_path).tolist() == [False, True]
+
+
+def test_near_copies_across_a_split_are_found(tmp_path):
+    for seed in range(8):
+        noise(tmp_path / f"{seed}.png", seed)
+    with Image.open(tmp_path / "3.png") as picture:
+        picture.resize((90, 72)).save(tmp_path / "copy.jpg", quality=70)
+    train = [tmp_path / f"{seed}.png" for seed in range(6)]
+    found = near_copies(train, [tmp_path / "6.png", tmp_path / "7.png", tmp_path / "copy.jpg"])
+    assert found == [(tmp_path / "3.png", tmp_path / "copy.jpg")]
+    lines = list(Survey(6, 3, copies=found).lines())
+    assert "3.png and copy.jpg" in lines[-1]
+    assert "--group-by" in lines[-1]
+
+
+def test_class_folders(tmp_path):
+    for index, name in enumerate(("hat", "shoe")):
+        for seed in range(3):
+            noise(tmp_path / name / f"{seed}.jpg", 10 * index + seed)
+    (tmp_path / "hat" / "bad.jpg").write_bytes(b"no picture")
+    found, problems = find_classes(tmp_path)
+    assert (found.names, found.counts) == (("hat", "shoe"), {"hat": 3, "shoe": 3})
+    assert [problem.path.name for problem in problems] == ["bad.jpg"]
+    assert unreadable(found.pictures) == []

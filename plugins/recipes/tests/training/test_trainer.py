@@ -1,0 +1,187 @@
+"""The fit loop: the same from a seed, the same after an interruption, and honest about what it keeps."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from fovea_recipes.training.recipe import MultiScale, Schedule
+from fovea_recipes.training.trainer import FitProgress, fit
+from shared.errors import Cancelled, Conflict, InvalidOption
+from shared.registry import CallContext
+
+
+def weights(fitted):
+    return {name: tensor.clone() for name, tensor in fitted.network.state_dict().items()}
+
+
+def assert_same(one, other):
+    assert one.keys() == other.keys()
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
+
+
+def test_a_fit_learns_what_its_recipe_asks_for(line, tmp_path):
+    fitted = fit(line(), tmp_path)
+    assert fitted.progress.step == 60
+    assert line().measure(fitted.network)["error"] < 0.3
+    assert not fitted.network.training
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(line, tmp_path):
+    one, two, three = (fit(line(seed=seed), tmp_path / str(i)) for i, seed in enumerate((1, 1, 2)))
+    assert_same(weights(one), weights(two))
+    assert not torch.equal(weights(one)["layer.weight"], weights(three)["layer.weight"])
+
+
+def test_the_global_random_state_is_neither_used_nor_changed(line, tmp_path):
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    fit(line(), tmp_path)
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_an_interrupted_fit_ends_where_an_uninterrupted_one_does(line, tmp_path):
+    whole = fit(line(), tmp_path / "whole")
+    run = CallContext()
+
+    def stop(progress: FitProgress) -> None:
+        if progress.step == 33:
+            run.cancel()
+
+    with pytest.raises(Cancelled):
+        fit(line(), tmp_path / "parts", run=run, on_step=stop)
+    seen: list[int] = []
+    resumed = fit(line(), tmp_path / "parts", on_step=lambda progress: seen.append(progress.step))
+    assert seen[0] == 21  # the last checkpoint was after step 20
+    assert_same(weights(whole), weights(resumed))
+    assert resumed.progress.scores == whole.progress.scores
+
+
+def test_a_job_hears_how_far_its_fit_is(line, tmp_path):
+    told: list[float] = []
+    fit(line(), tmp_path, run=CallContext(report=lambda fraction, _note: told.append(fraction)))
+    assert told == pytest.approx([(step + 1) / 60 for step in range(60)])
+
+
+def test_a_finished_fit_is_not_trained_again(line, tmp_path):
+    first = fit(line(), tmp_path)
+    again = fit(line(), tmp_path, on_step=lambda _p: pytest.fail("no step was left"))
+    assert_same(weights(first), weights(again))
+
+
+@pytest.mark.parametrize("knobs", [{"seed": 9}, {"shift": 2.0}, {"width": 2}])
+def test_a_checkpoint_of_other_knobs_or_data_is_not_continued(line, tmp_path, knobs):
+    fit(line(), tmp_path)
+    with pytest.raises(Conflict, match="another recipe"):
+        fit(line(**knobs), tmp_path)
+
+
+def test_the_weights_with_the_best_score_are_kept_not_the_last(line, tmp_path):
+    class Worsening(line):
+        def score(self, network):
+            return -float(network.norm.num_batches_tracked)
+
+    fitted = fit(Worsening(), tmp_path)
+    assert fitted.progress.best_step == 20
+    with safe_open(tmp_path / "last.safetensors", framework="pt") as last:
+        assert not torch.equal(last.get_tensor("average/layer.weight"), weights(fitted)["layer.weight"])
+
+
+def test_patience_ends_a_fit_that_no_longer_gets_better(line, tmp_path):
+    class Flat(line):
+        def score(self, network):
+            return 0.0
+
+    schedule = Schedule(steps=60, batch=4, rate=0.1, validate_every=5, patience=3)
+    assert fit(Flat(schedule=schedule), tmp_path).progress.step == 20
+
+
+def test_gradients_are_clipped_by_their_common_norm(line, tmp_path):
+    """With plain gradient descent a step is as long as the rate, however steep the loss."""
+
+    class Steep(line):
+        def loss(self, network, batch):
+            return 1e4 * super().loss(network, batch)
+
+        def optimizer(self, network):
+            return torch.optim.SGD(network.parameters(), lr=self.schedule.rate)
+
+    knobs = {"steps": 1, "batch": 16, "rate": 0.1, "floor": 0.1, "validate_every": 1}
+    clipped = Steep(schedule=Schedule(**knobs, clip=1.0))
+    with torch.random.fork_rng():
+        torch.manual_seed(clipped.seed)
+        before = [p.detach().clone() for p in clipped.network().parameters()]
+    after = [p.detach() for p in fit(clipped, tmp_path).network.parameters()]
+    moved = sum(float((a - b).square().sum()) for a, b in zip(after, before, strict=True)) ** 0.5
+    assert moved == pytest.approx(0.1, rel=1e-3)
+
+
+def test_gradients_are_clamped_element_by_element(line, tmp_path):
+    seen = []
+
+    class Watched(line):
+        def optimizer(self, network):
+            made = super().optimizer(network)
+            made.register_step_pre_hook(
+                lambda opt, _a, _k: seen.extend(p.grad.clone() for g in opt.param_groups for p in g["params"])
+            )
+            return made
+
+    fit(Watched(), tmp_path)
+    assert max(float(g.abs().max()) for g in seen) == pytest.approx(0.5)
+    # A clamp by norm would have scaled the rest of the same gradient with it.
+    assert any((g.abs() < 0.5).all() and g.abs().max() > 0.1 for g in seen)
+
+
+def test_averaged_weights_are_smoother_than_the_last_ones(line, tmp_path):
+    noisy = Schedule(steps=40, batch=2, rate=0.5, floor=0.5, ema=0.9, validate_every=40)
+    fit(line(schedule=noisy), tmp_path)
+    with safe_open(tmp_path / "last.safetensors", framework="pt") as last:
+        live, average = (last.get_tensor(f"{part}/layer.weight") for part in ("live", "average"))
+        counted = last.get_tensor("average/norm.num_batches_tracked")
+    assert not torch.equal(live, average)
+    assert counted == 40
+
+
+def test_a_loss_that_is_not_finite_stops_the_fit_and_names_the_step(line, tmp_path):
+    with pytest.raises(InvalidOption, match="nan at step 7"):
+        fit(line(poison=7), tmp_path)
+
+
+def test_the_rate_follows_half_a_cosine_after_its_warm_up():
+    schedule = Schedule(steps=100, batch=1, rate=1.0, floor=0.1, warm_up=10)
+    rates = [schedule.rate_at(step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == pytest.approx(rates[9], abs=0.02)
+    assert (rates[50], rates[10:]) == (pytest.approx(0.55), sorted(rates[10:], reverse=True))
+    assert rates[-1] == pytest.approx(0.1, abs=1e-3)
+
+
+def test_scales_are_multiples_of_32_as_in_the_published_training():
+    each = MultiScale(side=352, mode="each")
+    assert list(each.sides(np.random.default_rng(0))) == [256, 352, 448]
+    drawn = MultiScale(side=160)
+    rng = np.random.default_rng(0)
+    assert {side for _ in range(40) for side in drawn.sides(rng)} == {128, 160, 192}
+    assert len(drawn.sides(rng)) == 1
+
+
+def test_resizing_aligns_corners_and_leaves_the_right_size_alone():
+    x = torch.arange(4.0).view(1, 1, 2, 2)
+    assert MultiScale.resize(x, 2) is x
+    bigger = MultiScale.resize(x, 3)
+    assert (bigger[0, 0, 0].tolist(), bigger[0, 0, -1, -1]) == ([0, 0.5, 1], 3)
+
+
+def test_a_score_that_is_no_number_still_leaves_weights(line, tmp_path):
+    class Unscored(line):
+        def score(self, network):
+            return math.nan
+
+    fitted = fit(Unscored(), tmp_path)
+    assert fitted.progress.best_step == 20
+    assert weights(fitted)

@@ -1,0 +1,58 @@
+"""Official checkpoints of every vision network come in: each layout, each kind of file, key by key."""
+
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from fovea_recipes.training.checkpoint_import import import_weights
+from shared.registry import network, networks
+from shared.registry.discovery import layouts
+from shared.registry.weights import read_weights
+
+NETWORKS = tuple(name for name, build in networks().items() if ".models." in build.__module__)
+"""Every network that has a file of its own in a service's room of models."""
+
+
+def layout_names() -> list[Any]:
+    """The first and the last official layout of every vision network; the last ones are large: before a release."""
+    return [
+        pytest.param(
+            name, layout, id="-".join([name, *map(str, layout.values())]), marks=[pytest.mark.release] * bool(at)
+        )
+        for name in NETWORKS
+        for at, layout in enumerate(layouts(name)[:1] + layouts(name)[1:][-1:])
+    ]
+
+
+def state_of(name: str, layout: dict[str, Any]) -> dict[str, torch.Tensor]:
+    torch.manual_seed(1)
+    return {key: value.contiguous().clone() for key, value in network(name, **layout).state_dict().items()}
+
+
+@pytest.mark.parametrize(("name", "layout"), layout_names())
+def test_a_checkpoint_of_an_official_layout_is_imported_key_by_key(tmp_path, name, layout):
+    state = state_of(name, layout)
+    save_file(state, tmp_path / "official.safetensors")
+    found = import_weights(name, tmp_path / "official.safetensors", tmp_path / "weights")
+    assert (found.missing, found.unexpected) == ([], [])
+    stored = read_weights(tmp_path / "weights" / f"{name}.safetensors").arrays
+    told = {key for key in state if not key.endswith("num_batches_tracked")}
+    assert stored.keys() - {key for key in state if key not in told} == told
+    assert all(torch.equal(torch.from_numpy(stored[key]).to(state[key].dtype), state[key]) for key in told)
+    spec = found.manifest.network
+    assert network(spec.name, **spec.config).state_dict().keys() == state.keys()
+
+
+def test_an_official_checkpoint_is_imported_with_its_classes_and_names(tmp_path):
+    net = network("yolo9tr", classes=3, size="l")
+    net.names = ["D00", "D10", "D20"]
+    torch.save({"model": net.half(), "epoch": 7}, tmp_path / "best.pt")
+    imported = import_weights("yolo9tr", tmp_path / "best.pt", tmp_path)
+    assert imported.manifest.network.config == {"size": "l", "classes": 3}
+    assert imported.manifest.data["names"] == "D00,D10,D20"
+    assert (imported.missing, imported.unexpected) == ([], [])
+    stored = read_weights(tmp_path / "yolo9tr.safetensors")
+    key = "model.35.cv4.0.2.bias"
+    assert torch.equal(torch.from_numpy(stored.arrays[key]), net.float().state_dict()[key])

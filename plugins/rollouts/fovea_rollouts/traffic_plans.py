@@ -1,0 +1,88 @@
+"""Traffic plans: which version of a service may answer, which one does, and which is shown copies.
+
+A plan comes from the setting `traffic`, or from Redis, where an admin puts it for all gateways; Redis wins. Without a
+plan, replicas of all versions answer alike. Knows nothing about requests.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from pydantic import ValidationError
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from fovea_rollouts.plan import PLANS, TRAFFIC_KEY, TrafficPlan
+from fovea_rollouts.settings import RolloutSettings
+from services.gateway.routing.affinity import AffinityKey
+from services.gateway.routing.version_policy import VersionPolicy
+from shared.errors import NotReady
+
+
+class TrafficPlans(VersionPolicy):
+    """The plans that hold now, by service."""
+
+    def __init__(self, redis: Redis | None) -> None:
+        super().__init__(redis)
+        self._redis = redis
+        text = RolloutSettings().traffic
+        self._stated: dict[str, TrafficPlan] = PLANS.validate_json(text) if text else {}
+        self._set: dict[str, TrafficPlan] = {}
+
+    def find(self, service: str) -> TrafficPlan | None:
+        """The plan of a service, if it has one."""
+        return self._set.get(service) or self._stated.get(service)
+
+    async def poll(self) -> None:
+        if self._redis is None:
+            return
+        raw: Mapping[Any, Any] = await self._redis.hgetall(TRAFFIC_KEY)
+        found = {}
+        for service, blob in raw.items():
+            with suppress(ValidationError):  # what can't be read is as if it were not there
+                found[service.decode()] = TrafficPlan.model_validate_json(blob)
+        self._set = found
+
+    async def set_plan(self, service: str, plan: TrafficPlan | None) -> None:
+        """Write the plan of a service for all gateways, or take it away, and hold it at once.
+
+        Raises:
+            NotReady: There is no Redis, or it does not answer.
+        """
+        if self._redis is None:
+            raise NotReady("Traffic plans are shared through Redis, and none is configured.", hint="Set FOVEA_TRAFFIC.")
+        try:
+            if plan is None:
+                await self._redis.hdel(TRAFFIC_KEY, service)
+            else:
+                await self._redis.hset(TRAFFIC_KEY, service, plan.model_dump_json())
+            await self.poll()
+        except (RedisError, OSError, TimeoutError) as error:
+            raise NotReady("Redis is away.", hint="Try again in a moment.", retry_after=1) from error
+
+    def may_answer(self, service: str, version: str) -> bool:
+        plan = self.find(service)
+        return plan is None or (version != plan.shadow and plan.percent_of(version) > 0)
+
+    def choose_version(self, service: str, versions: Sequence[str], key: AffinityKey | None) -> str | None:
+        plan = self.find(service)
+        if plan is None or len(versions) < 2:
+            return None
+        point = random.random() if key is None else int.from_bytes(key.home[:7]) / 2**56
+        ordered = sorted(versions)
+        point *= sum(plan.percent_of(version) for version in ordered)
+        for version in ordered:
+            point -= plan.percent_of(version)
+            if point < 0:
+                return version
+        return None
+
+    def draw_shadow(self, service: str) -> str | None:
+        """The version that gets a copy of this request; None for most."""
+        plan = self.find(service)
+        if plan is None or plan.shadow is None or random.random() * 100 >= plan.shadow_percent:
+            return None
+        return plan.shadow

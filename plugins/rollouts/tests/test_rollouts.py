@@ -1,0 +1,269 @@
+"""Versions of a service answer their shares; a shadow answers nobody, delays nobody, and is compared."""
+
+import asyncio
+import base64
+import io
+import json
+import time
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from prometheus_client import REGISTRY
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route as ToyRoute
+
+from fovea_rollouts import shadow
+from fovea_rollouts.answer_agreement import TooLargeToCompare, WholeAnswer, measure_agreement
+from fovea_rollouts.plan import TrafficPlan
+from fovea_rollouts.shadow import SHADOW_TENANT
+from services.gateway.policy.auth import KeyRing
+from services.gateway.tests.test_gateway_affinity import LONG, chat, key
+from shared.api.replica import SCOPES_HEADER
+from shared.errors import InvalidOption
+
+
+def png(pixels: Any) -> str:
+    out = io.BytesIO()
+    Image.fromarray(np.asarray(pixels, np.uint8)).save(out, "PNG")
+    return base64.b64encode(out.getvalue()).decode()
+
+
+def sample(name: str, **labels: str) -> float:
+    return REGISTRY.get_sample_value(name, labels) or 0.0
+
+
+def of_json(**fields: Any) -> WholeAnswer:
+    return WholeAnswer("application/json; charset=utf-8", json.dumps(fields).encode())
+
+
+def completion(text: str, **more: Any) -> WholeAnswer:
+    return of_json(choices=[{"message": {"content": text}}], **more)
+
+
+def box(x: float, class_id: int = 0) -> dict[str, Any]:
+    return {"box": [x, 0, x + 10, 10], "class_id": class_id, "score": 0.5}
+
+
+HALF = np.zeros((8, 8), np.uint8)
+HALF[:4] = 255
+EVENTS = "".join(
+    f"data: {json.dumps({'choices': [{'delta': {'content': word}}]})}\n\n" for word in ("a", " b", " c", " d")
+)
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "wanted"),
+    [
+        (completion("a b c d", id="1"), completion("a b c d", id="2"), {"text": 1.0}),
+        (completion("a b c d"), completion("a b x y"), {"text": 0.5}),
+        (of_json(detections=[box(0), box(50)]), of_json(detections=[box(50), box(1)]), {"boxes": 1.0}),
+        (of_json(detections=[box(0), box(50)]), of_json(detections=[box(0), box(50, 1)]), {"boxes": 0.5}),
+        (of_json(detections=[]), of_json(detections=[]), {"boxes": 1.0}),
+        (of_json(detections=[box(0)]), of_json(detections=[]), {"boxes": 0.0}),
+        (of_json(mask=png(HALF)), of_json(mask=png(HALF)), {"mask": 1.0}),
+        (of_json(mask=png(HALF)), of_json(mask=png(HALF[::-1])), {"mask": 0.0}),
+        (of_json(mask=png(HALF)), of_json(mask=png(np.full((8, 8), 255))), {"mask": 2 / 3}),
+        (of_json(restored=png(HALF)), of_json(restored=png(HALF[:4])), {"picture": 0.0}),
+        (of_json(a=1, b=[1, 2], times={"x": 1}), of_json(a=1.001, b=[1, 3], times={"x": 2}), {"json": 2 / 3}),
+        (WholeAnswer("text/event-stream", EVENTS.encode()), WholeAnswer("text/event-stream", b""), {"text": 0.0}),
+        (WholeAnswer("text/csv", b"a"), WholeAnswer("text/csv", b"a"), {}),
+        (completion("a"), WholeAnswer("text/plain", b"a"), {}),
+    ],
+)
+def test_agreement_is_of_what_the_answers_hold(left, right, wanted):
+    assert measure_agreement(left, right) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("kind", ["restored", "mask"])
+def test_a_picture_of_too_many_pixels_is_not_compared(kind):
+    out = io.BytesIO()
+    Image.new("1", (6000, 6000)).save(out, "PNG")
+    answer = of_json(**{kind: base64.b64encode(out.getvalue()).decode()})
+    with pytest.raises(TooLargeToCompare, match="36,000,000 pixels"):
+        measure_agreement(answer, answer)
+
+
+def test_too_many_boxes_are_not_compared():
+    answer = of_json(detections=[box(x) for x in range(3000)])
+    with pytest.raises(TooLargeToCompare, match="3,000 boxes"):
+        measure_agreement(answer, answer)
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        {"percent": {"a": 60, "b": 41}},
+        {"percent": {"a": -1}},
+        {"percent": {"a": float("nan")}},
+        {"percent": {"": 30}},
+        {"percent": {"a": 5}, "shadow": "a"},
+        {"shadow": "A B"},
+    ],
+)
+def test_a_plan_that_makes_no_sense_is_refused(plan):
+    with pytest.raises(ValueError, match=r"percent|pattern|finite"):
+        TrafficPlan.model_validate(plan)
+
+
+async def versions(planned: Any, toy: Any, plan: dict[str, Any], *names: str, **changed: Any) -> Any:
+    scene = await planned(traffic=json.dumps({"svc": plan}) if plan else "", **changed)
+    for name in ("", *names):
+        upstream = await toy(name=name or "stable")
+        scene.announce(upstream.url, name=name or "stable", version=name)
+        scene.toys = {**getattr(scene, "toys", {}), name: upstream}
+    return scene
+
+
+async def answered_by(scene: Any, times: int) -> Counter[str]:
+    return Counter([(await scene.client.post("/v1/echo", content=b"x")).headers["x-replica"] for _ in range(times)])
+
+
+async def test_a_canary_answers_about_its_share(planned, toy):
+    scene = await versions(planned, toy, {"percent": {"canary": 30}}, "canary", "idle")
+    before = sample("fovea_version_requests_total", service="svc", version="canary", status="200")
+    found = await answered_by(scene, 200)
+    assert set(found) == {"stable", "canary"}
+    assert 30 < found["canary"] < 95
+    after = sample("fovea_version_requests_total", service="svc", version="canary", status="200")
+    assert after - before == found["canary"]
+
+
+async def test_a_canary_that_is_gone_leaves_its_share_to_the_others(planned, toy):
+    scene = await versions(planned, toy, {"percent": {"canary": 90}}, "canary")
+    scene.registry._services["svc"].replicas.pop("canary")
+    assert set(await answered_by(scene, 20)) == {"stable"}
+
+
+async def test_a_conversation_keeps_its_version(planned, toy):
+    scene = await versions(planned, toy, {"percent": {"canary": 50}}, "canary")
+    picked = [[scene.registry.pick("svc", (), key(f"{n}" + LONG)).id for _ in range(4)] for n in range(20)]
+    assert all(len(set(each)) == 1 for each in picked)
+    assert len({each[0] for each in picked}) == 2
+
+
+async def settled(outcome: str, version: str, more: int, before: float) -> None:
+    for _ in range(200):
+        now = sample("fovea_shadow_requests_total", service="svc", version=version, outcome=outcome)
+        if now - before == more:
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError(f"{now - before} {outcome}, not {more}")
+
+
+async def test_a_shadow_sees_copies_answers_nobody_and_is_compared(planned, toy):
+    scene = await versions(planned, toy, {"shadow": "next1", "shadow_percent": 100}, "next1")
+    for number in range(5):
+        answer = await scene.client.post("/v1/echo", json={"detections": [box(number)]})
+        assert answer.headers["x-replica"] == "stable"
+        await settled("compared", "next1", number + 1, 0)
+    labels = {"service": "svc", "version": "next1", "kind": "boxes"}
+    assert sample("fovea_shadow_agreement_count", **labels) == 5
+    assert sample("fovea_shadow_agreement_sum", **labels) == 5
+    seen = scene.toys["next1"].seen
+    assert {json.loads(each["body"])["detections"][0]["box"][0] for each in seen} == set(range(5))
+    assert {each["headers"]["x-fovea-tenant"] for each in seen} == {SHADOW_TENANT}
+    assert {each["headers"][SCOPES_HEADER] for each in seen} == {"infer"}
+    assert "interventions" in scene.toys[""].seen[0]["headers"][SCOPES_HEADER]
+    assert len(scene.toys[""].seen) == 5
+
+
+def test_nobody_can_have_the_tenant_of_copies(tmp_path):
+    with pytest.raises(InvalidOption):
+        KeyRing(tmp_path / "keys.json").add(SHADOW_TENANT, ("infer",))
+
+
+async def test_copies_of_two_callers_have_idempotency_keys_of_their_own(planned, toy):
+    scene = await versions(planned, toy, {"shadow": "next4", "shadow_percent": 100}, "next4")
+    for number in range(2):
+        await scene.client.post("/v1/echo", json={}, headers={"idempotency-key": "1"})
+        await settled("compared", "next4", number + 1, 0)
+    keys = {each["headers"]["idempotency-key"] for each in scene.toys["next4"].seen}
+    assert len(keys) == 2
+    assert "1" not in keys
+
+
+async def test_what_is_stored_or_steers_is_not_copied(planned, toy):
+    scene = await versions(planned, toy, {"shadow": "next5", "shadow_percent": 100}, "next5")
+    kind = {"content-type": "application/json"}
+    for body in (
+        b'{"store": true}',
+        b'{"interventions": [{}]}',
+        b'{"captur\\u0065": [{}]}',
+        b'{"store": false, "a": 1}',
+    ):
+        assert (await scene.client.post("/v1/echo", content=body, headers=kind)).status_code == 200
+    await settled("compared", "next5", 1, 0)
+    assert [json.loads(each["body"]) for each in scene.toys["next5"].seen] == [{"store": False, "a": 1}]
+
+
+async def test_nobody_waits_for_a_shadow_that_hangs_and_few_copies_are_under_way(planned, toy):
+    scene = await planned(traffic=json.dumps({"svc": {"shadow": "slow", "shadow_percent": 100}}))
+
+    async def hang(_request: Request) -> Response:
+        await asyncio.Event().wait()
+        return JSONResponse({})
+
+    scene.announce((await toy(name="stable")).url, name="stable")
+    slow = await toy(name="slow", extra=[ToyRoute("/v1/echo", hang, methods=["POST"])])
+    scene.announce(slow.url, name="slow", version="slow")
+    for _ in range(7):
+        assert (await scene.client.post("/v1/echo", json={})).status_code == 200
+    assert sample("fovea_shadow_requests_total", service="svc", version="slow", outcome="dropped") == 3
+
+
+async def test_what_leaves_something_behind_is_not_copied(planned, toy):
+    scene = await versions(planned, toy, {"shadow": "next2", "shadow_percent": 100}, "next2")
+    for replica in scene.registry._services["svc"].replicas.values():
+        replica.record = replica.record.model_copy(update={"affine": ("/v1/echo",)})
+    scene.registry._update_routes()
+    kind = {"content-type": "application/json"}
+    await scene.client.post("/v1/sessions", json={})
+    await scene.client.post("/v1/echo", content=chat("hi", session_id="s"), headers=kind)
+    await scene.client.post("/v1/echo", content=chat("hi"), headers=kind)
+    await settled("compared", "next2", 1, 0)
+    assert [each["path"] for each in scene.toys["next2"].seen] == ["/v1/echo"]
+
+
+async def test_a_shadow_that_fails_is_counted_and_nobody_hears_of_it(planned, toy):
+    scene = await versions(planned, toy, {"shadow": "next3", "shadow_percent": 100}, "next3")
+    scene.toys["next3"].status = 500
+    assert (await scene.client.post("/v1/echo", json={})).status_code == 200
+    await settled("failed", "next3", 1, 0)
+
+
+async def test_an_answer_that_is_too_large_to_keep_is_counted_as_skipped(planned, toy):
+    scene = await versions(planned, toy, {"shadow": "next6", "shadow_percent": 100}, "next6")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(shadow, "MAX_ANSWER_BYTES", 100)
+        assert (await scene.client.post("/v1/echo", content=b"x" * 200)).status_code == 200
+    await settled("skipped", "next6", 1, 0)
+    assert scene.toys["next6"].seen == []
+
+
+async def test_an_admin_sets_the_plan_for_all_gateways(planned, toy, redis_url):
+    scene = await versions(planned, toy, {}, "next", redis_url=redis_url)
+    other = await planned(redis_url=redis_url)
+    for _ in range(2):
+        # Records of this test are in memory only, and polls of Redis would take them away.
+        scene.registry._frozen_at = time.monotonic()
+        put = await scene.client.put("/v1/admin/traffic/svc", json={"percent": {"next": 100}})
+        assert put.status_code == 200, put.text
+    assert (put.json()["plan"]["percent"], put.json()["versions"]) == ({"next": 100}, {"": 1, "next": 1})
+    await other.registry.poll_redis()
+    assert other.registry.versions.find("svc").percent == {"next": 100}
+    assert scene.registry.pick("svc").id == "next"
+    assert (await scene.client.put("/v1/admin/traffic/none", json={})).status_code == 404
+    assert (await scene.client.put("/v1/admin/traffic/svc", json={"percent": {"a": 101}})).status_code == 422
+    assert (await scene.client.delete("/v1/admin/traffic/svc")).json()["plan"] is None
+    assert (await scene.client.get("/v1/admin/traffic")).json()["services"][0]["service"] == "svc"
+
+
+async def test_without_redis_a_plan_can_not_be_set(planned, toy):
+    scene = await versions(planned, toy, {})
+    answer = await scene.client.put("/v1/admin/traffic/svc", json={})
+    assert answer.status_code == 503
+    assert "FOVEA_TRAFFIC" in answer.text

@@ -1,0 +1,184 @@
+"""`POST /v1/detect/survey`: photographs of a drive in, damage on a map out, in the form that `Accept` names."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any, TypeVar
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from pydantic import ValidationError
+from starlette.datastructures import UploadFile
+
+from fovea_survey import counting, forms
+from fovea_survey.geodesy import to_metres
+from fovea_survey.placing import name_apart, place_pictures
+from fovea_survey.schemas import (
+    Damage,
+    DamagePoint,
+    InspectionRoute,
+    Observation,
+    SurveyIn,
+    SurveyOptions,
+    SurveyOut,
+)
+from fovea_survey.search import Search
+from shared.api.plan import PlanIn
+from shared.errors import FoveaError, InvalidOption, Malformed
+from shared.registry import CallContext
+from shared.serving.host import Host
+from shared.serving.http.negotiation import choose
+from shared.serving.http.openapi_routes import problems
+from shared.serving.http.request_parsing import open_form
+from shared.validation_errors import list_errors
+
+router = APIRouter(tags=["domain"])
+
+MAX_ROUTE_POINTS = 2000
+AnyDamage = TypeVar("AnyDamage", bound=Damage)
+
+_PARAMETERS = [
+    {"name": name, "in": "query", "required": False, "schema": prop, "description": prop.get("description", "")}
+    for name, prop in SurveyOptions.model_json_schema()["properties"].items()
+]
+_FILES = {"type": "array", "items": {"type": "string", "format": "binary"}}
+_FORM = {
+    "type": "object",
+    "properties": {
+        "images": {**_FILES, "description": "Photographs with a place in their EXIF: JPEG, PNG, TIFF, WebP, HEIC."},
+        "video": {"type": "string", "format": "binary", "description": "A film; it needs `gpx`."},
+        "gpx": {
+            "type": "string",
+            "format": "binary",
+            "description": "Track, for a film or for photographs without place.",
+        },
+    },
+}
+
+
+@router.post(
+    "/v1/detect/survey",
+    operation_id="survey_road",
+    response_model=SurveyOut,
+    responses={
+        200: {"content": {forms.GEOJSON: {}, forms.SVG: {}, forms.CSV: {}, forms.ZIP: {}}},
+        **problems(400, 413, 415, 422, 503),
+    },
+    openapi_extra={
+        "parameters": _PARAMETERS,
+        "requestBody": {
+            "content": {
+                "multipart/form-data": {"schema": _FORM},
+                forms.JSON: {
+                    "schema": SurveyIn.model_json_schema(ref_template="#/components/schemas/{model}")["properties"]
+                },
+            }
+        },
+    },
+)
+async def survey_road(request: Request) -> Response:
+    """Find damage in photographs or a film of a drive: where, how much per kilometre, and a route to inspect it."""
+    media = choose(request.headers.get("accept"), [forms.JSON, forms.GEOJSON, forms.SVG, forms.CSV, forms.ZIP])
+    host: Host = request.app.state.host
+    run: CallContext = request.scope["fovea.run"]
+    if request.headers.get("content-type", "").startswith("multipart/form-data"):
+        async with open_form(request, max_files=2000, max_fields=100) as form:
+            texts = {name: value for name, value in form.multi_items() if isinstance(value, str)}
+            options = _validate(SurveyOptions, {**dict(request.query_params), **texts})
+            uploads = [(name, value) for name, value in form.multi_items() if isinstance(value, UploadFile)]
+            files = [(name, value.filename or name, await value.read()) for name, value in uploads]
+        if media == forms.ZIP:  # an archive holds the pictures that its map links to
+            options = options.model_copy(update={"boxed": True})
+        observations = await Search.of(host, options, run).observe(files)
+    else:
+        body = _validate(SurveyIn, {**dict(request.query_params), **_read_json(await request.body())})
+        options, observations = body, body.observations
+    if media == forms.ZIP:
+        observations = forms.link_pictures(observations)
+    found = await _count(observations, options, host, run)
+    return await asyncio.to_thread(forms.render, found, media or forms.JSON)
+
+
+def _read_json(body: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(body or b"{}")
+    except ValueError as error:
+        raise Malformed("The body is not JSON.", field="body") from error
+    if not isinstance(found, dict):
+        raise Malformed("The body is not a JSON object.", field="body")
+    return found
+
+
+def _validate(kind: type[Any], values: dict[str, Any]) -> Any:
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = list_errors(error)[0]
+        raise InvalidOption(first["msg"], field=".".join(map(str, first["loc"]))) from error
+
+
+async def _count(observations: list[Observation], options: SurveyOptions, host: Host, run: CallContext) -> SurveyOut:
+    observations = name_apart(observations)
+    placed = await asyncio.to_thread(place_pictures, observations, options.far_m)
+    driven = placed.driven
+    merged = await asyncio.to_thread(counting.merge_damage, driven, options.merge_m)
+    damages = [_grade(one, options) for one in merged]
+    not_placed = [_grade(one, options) for one in counting.list_unplaced(observations, placed.problems)]
+    steps = counting.measure_road(driven, options.max_gap_m)
+    length = sum(step or 0.0 for step in steps) / 1000
+    segments = counting.cut_segments(driven, steps, damages, options.segment_m)
+    route, notes = await _plan(damages, options, host, run)
+    counts = counting.count_by_class(damages)
+    if any(one.time is None for one in driven):
+        notes.append("Some pictures state no time; they follow the others, ordered by name.")
+    return SurveyOut(
+        model=options.model or (host.resolve(None, "detect") if "detect" in host.tasks() else None),
+        pictures=len(observations),
+        without_place=[observations[number].name for number in placed.problems],
+        place_problems=[f"{observations[number].name}: {why}" for number, why in placed.problems.items()],
+        failed=[f"{one.name}: {one.problem}" for one in observations if one.problem],
+        damages=damages,
+        counts=counts,
+        not_placed=not_placed,
+        counts_not_placed=counting.count_by_class(not_placed),
+        length_km=round(length, 6),
+        per_km=round(len(damages) / length, 3) if length else None,
+        per_km_by_class={label: round(count / length, 3) for label, count in counts.items()} if length else {},
+        segments=segments,
+        route=route,
+        observations=observations,
+        geojson=counting.build_geojson(damages, segments, route, not_placed),
+        notes=[*placed.notes, *notes],
+    )
+
+
+def _grade(one: AnyDamage, options: SurveyOptions) -> AnyDamage:
+    return one.model_copy(update={"severity": counting.grade_damage(one, options)})
+
+
+async def _plan(
+    damages: list[DamagePoint], options: SurveyOptions, host: Host, run: CallContext
+) -> tuple[InspectionRoute | None, list[str]]:
+    """A closed tour in metres by the service's own planner."""
+    if not options.route or len(damages) < 2:
+        return None, []
+    if len(damages) > MAX_ROUTE_POINTS:
+        return None, [f"A route is planned through {MAX_ROUTE_POINTS} places at most; raise merge_m."]
+    if "plan" not in host.tasks():
+        return None, ["No planner is served, so there is no route."]
+    metres = to_metres([(one.latitude, one.longitude) for one in damages])
+    request = PlanIn(task="tsp", points=tuple((float(x), float(y)) for x, y in metres))
+    try:
+        found: Any = await host.predict(host.resolve(None, "plan"), request, run)
+    except FoveaError as error:
+        return None, [f"There is no route: {error.detail}"]
+    return (
+        InspectionRoute(
+            length_m=round(found.objective, 2),
+            lower_bound_m=round(found.lower_bound, 2),
+            certified=found.certified,
+            order=found.order or [],
+        ),
+        [],
+    )

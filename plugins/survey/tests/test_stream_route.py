@@ -1,0 +1,289 @@
+"""Streams: every frame answered or the oldest dropped, broken frames told, ids kept, memory flat; and the route."""
+
+import asyncio
+import io
+import itertools
+import json
+import tracemalloc
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import cv2
+import httpx2
+import numpy as np
+import pytest
+from PIL import Image
+
+from fovea_survey.video.frame_parsers import JpegParser
+from fovea_survey.video.stream_pipeline import DetectStreamOptions, FrameQueue, detect_frames
+from services.detection.tests.test_box_detector import CARD, NAMES, Blobs, Toy
+from shared.api.boxes import DetectedFrame, DetectIn, Detection, DetectOut
+from shared.api.timings import Times
+from shared.errors import InvalidOption, Malformed, NotReady
+from shared.registry import CallContext, LoadContext
+from shared.serving.build_app import build
+from shared.settings import Settings
+from shared.vision.limits import DecodeBounds
+from shared.vision.servable import DataConfig
+
+
+def _jpeg(x: int = 20, side: int = 64) -> bytes:
+    pixels = np.full((side, side, 3), 200, np.uint8)
+    pixels[20:36, x : x + 16] = 0
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "JPEG", quality=95)
+    return out.getvalue()
+
+
+def _found(score: float = 0.9, x: float = 0) -> DetectOut:
+    each = Detection(box=(x, 0, x + 10, 10), score=score, label="hole", class_id=0, area=100, radius=5)
+    return DetectOut(
+        model="toy", version="1", engine="toy", width=64, height=64, detections=[each], counts={}, times=Times()
+    )
+
+
+async def _detect(_: DetectIn) -> DetectOut:
+    await asyncio.sleep(0)
+    return _found()
+
+
+async def _chunks(frames: list[bytes], wait: Callable[[], Any] | None = None) -> AsyncIterator[bytes]:
+    for frame in frames:
+        if wait is not None:
+            await wait()
+        yield frame
+
+
+async def _answers(frames: list[bytes], detect: Any, **options: Any) -> list[DetectedFrame]:
+    source = detect_frames(_chunks(frames), JpegParser(DecodeBounds()), DetectStreamOptions(**options), detect)
+    return [told async for told, _ in source]
+
+
+async def test_every_frame_is_answered_in_order_when_none_is_dropped():
+    told = await _answers([_jpeg()] * 20, _detect, queue=2)
+    assert [each.frame for each in told] == list(range(20))
+    assert {each.dropped for each in told} == {0}
+    assert {each.detections[0].track_id for each in told} == {1}
+
+
+async def test_the_oldest_are_dropped_and_counted_when_detection_is_slow():
+    arrived, count = asyncio.Semaphore(0), itertools.count(1)
+
+    async def slow(_: DetectIn) -> DetectOut:
+        for _frame in range(5):  # takes as long as five frames take to arrive
+            await arrived.acquire()
+        return _found()
+
+    async def pause() -> None:
+        for _frame in range(1 if next(count) < 60 else 1000):
+            arrived.release()
+        await asyncio.sleep(0)
+
+    source = detect_frames(
+        _chunks([_jpeg()] * 60, pause), JpegParser(DecodeBounds()), DetectStreamOptions(drop="oldest", queue=2), slow
+    )
+    told = [each async for each, _ in source]
+    assert 2 < len(told) < 50
+    assert (told[-1].frame, told[-1].dropped_total) == (59, 60 - len(told))
+    numbers = [each.frame for each in told]
+    assert all(b - a == each.dropped + 1 for a, b, each in zip(numbers, numbers[1:], told[1:], strict=False))
+
+
+async def test_a_broken_frame_is_told_and_the_stream_goes_on():
+    async def detect(call: DetectIn) -> DetectOut:
+        if call.image == b"junk":
+            raise Malformed("It is broken.", field="image")
+        return _found()
+
+    told = await _answers([_jpeg(), b"junk", _jpeg()], detect)
+    assert [each.problem is not None for each in told] == [False, True, False]
+    assert told[1].problem is not None
+    assert (told[1].problem["code"], told[2].detections[0].track_id) == ("malformed", 1)
+
+
+@pytest.mark.parametrize("error", [NotReady("away"), InvalidOption("no such class", field="classes")])
+async def test_what_is_wrong_with_every_frame_ends_the_stream(error):
+    async def detect(_: DetectIn) -> DetectOut:
+        raise error
+
+    with pytest.raises(type(error)):
+        await _answers([_jpeg()] * 3, detect)
+
+
+async def test_what_the_sender_breaks_is_raised_after_the_frames_before():
+    async def broken() -> AsyncIterator[bytes]:
+        yield _jpeg()
+        raise ConnectionError
+
+    source = detect_frames(broken(), JpegParser(DecodeBounds()), DetectStreamOptions(), _detect)
+    assert (await anext(source))[0].frame == 0
+    with pytest.raises(ConnectionError):
+        await anext(source)
+
+
+async def test_doubtful_detections_are_told_only_where_they_continue_a_track():
+    scores = iter((0.9, 0.15, 0.15))
+    asked = []
+
+    async def detect(call: DetectIn) -> DetectOut:
+        asked.append(call.confidence)
+        return _found(next(scores))
+
+    told = await _answers([_jpeg()] * 3, detect, confidence=0.5)
+    assert [len(each.detections) for each in told] == [1, 1, 1]
+    assert asked == [0.1] * 3
+    scores = iter((0.15, 0.9))
+    assert [len(each.detections) for each in await _answers([_jpeg()] * 2, detect, confidence=0.5)] == [0, 1]
+
+
+async def test_leaving_early_stops_the_reading():
+    read = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal read
+        while True:
+            read += 1
+            yield _jpeg()
+            await asyncio.sleep(0)
+
+    source = detect_frames(endless(), JpegParser(DecodeBounds()), DetectStreamOptions(queue=3), _detect)
+    await anext(source)
+    await source.aclose()
+    seen = read
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert read == seen <= 8
+
+
+async def test_memory_stays_flat_over_three_thousand_frames():
+    frame, peaks = _jpeg(side=64), []
+
+    async def endless() -> AsyncIterator[bytes]:
+        for _ in range(3_000):
+            yield frame
+
+    tracemalloc.start()
+    try:
+        async for told, _ in detect_frames(
+            endless(), JpegParser(DecodeBounds()), DetectStreamOptions(drop="none", queue=4), _detect
+        ):
+            if told.frame in {500, 2999}:
+                peaks.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    assert told.frame == 2999
+    assert peaks[1] - peaks[0] < 50_000
+
+
+async def test_the_inbox_makes_room_or_waits():
+    inbox = FrameQueue(2, "oldest")
+    for data in (b"a", b"b", b"c"):
+        await inbox.put(data)
+    frame = await inbox.get()
+    assert frame is not None
+    assert (frame.number, frame.data, frame.dropped) == (1, b"b", 1)
+    waiting = FrameQueue(1, "none")
+    await waiting.put(b"a")
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(waiting.put(b"b"), 0.02)
+
+
+class Watching(Toy):
+    """The toy detector, as a service loads it."""
+
+    @classmethod
+    def load(cls, place: LoadContext) -> Toy:  # as services call it
+        return cls(CARD, Blobs(), DataConfig(64, NAMES))
+
+    def example(self) -> DetectIn:
+        return DetectIn(image=_jpeg())
+
+
+@pytest.fixture
+async def client(tmp_path):
+    settings = Settings(_env_file=None, data_dir=tmp_path, max_body_bytes=20_000, shutdown_grace_s=1)
+    app = build("detection", servables={"toy-detector": Watching}, settings=settings)
+    async with app.router.lifespan_context(app):
+        async with asyncio.timeout(60):
+            while not app.state.host.ready:  # noqa: ASYNC110  # readiness is a flag
+                await asyncio.sleep(0.01)
+        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://test") as session:
+            yield session
+
+
+MJPEG = {"content-type": "video/x-motion-jpeg"}
+
+
+async def test_a_stream_is_answered_line_by_line(client):
+    body = _jpeg(4) + b"nonsense" + _jpeg(8)
+    answer = await client.post("/v1/detect/stream", content=body, headers=MJPEG)
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-type"].startswith("application/x-ndjson")
+    lines = [json.loads(line) for line in answer.text.splitlines()]
+    assert [line["frame"] for line in lines] == [0, 1, 2]
+    assert lines[1]["problem"]["status"] == 415
+    assert lines[0]["detections"][0]["track_id"] == lines[2]["detections"][0]["track_id"] == 1
+    np.testing.assert_allclose(lines[2]["detections"][0]["box"], (8, 20, 24, 36), atol=1)
+
+
+async def test_a_film_is_answered_frame_by_frame_and_a_job_hears_how_far_it_is(client, tmp_path, monkeypatch):
+    out = cv2.VideoWriter(str(tmp_path / "film.webm"), cv2.VideoWriter.fourcc(*"VP80"), 10, (64, 64))
+    for x in range(10):
+        frame = np.full((64, 64, 3), 200, np.uint8)
+        frame[20:36, x : x + 16] = 0
+        out.write(frame)
+    out.release()
+    heard: list[tuple[float, str | None]] = []
+    monkeypatch.setattr(CallContext, "progress", lambda _, fraction, note=None: heard.append((fraction, note)))
+    film = (tmp_path / "film.webm").read_bytes()
+    answer = await client.post("/v1/detect/stream?every=4", content=film, headers={"content-type": "video/webm"})
+    assert answer.status_code == 200, answer.text
+    lines = [json.loads(line) for line in answer.text.splitlines()]
+    assert [line["frame"] for line in lines] == [0, 4, 8]
+    assert [line["detections"][0]["track_id"] for line in lines] == [1, 1, 1]
+    assert heard == [(0.1, "frame 1 of 10"), (0.5, "frame 5 of 10"), (0.9, "frame 9 of 10")]
+
+
+async def test_dropped_frames_are_counted(client):
+    answer = await client.post("/v1/detect/stream?drop=oldest&queue=1", content=_jpeg() * 15, headers=MJPEG)
+    dropped = json.loads(answer.text.splitlines()[-1])["dropped_total"]
+    assert dropped > 0
+    metrics = (await client.get("/metrics")).text
+    line = next(line for line in metrics.splitlines() if line.startswith("fovea_dropped_frames_total{"))
+    assert float(line.rpartition(" ")[2]) >= dropped
+
+
+async def test_a_stream_may_be_longer_than_any_body(client):
+    async def body() -> AsyncIterator[bytes]:
+        for _ in range(40):
+            yield _jpeg()
+
+    assert 40 * len(_jpeg()) > 20_000
+    answer = await client.post("/v1/detect/stream", content=body(), headers=MJPEG)
+    assert len(answer.text.splitlines()) == 40
+
+
+async def test_a_film_of_drawn_frames_by_accept(client):
+    headers = {**MJPEG, "accept": "multipart/x-mixed-replace"}
+    answer = await client.post("/v1/detect/stream", content=_jpeg() * 2, headers=headers)
+    assert answer.headers["content-type"] == "multipart/x-mixed-replace; boundary=frame"
+    assert answer.content.count(b"content-type: image/jpeg") == 2
+
+
+@pytest.mark.parametrize(
+    ("query", "headers", "body", "status", "field"),
+    [
+        ("?confidence=7", MJPEG, b"x", 422, "confidence"),
+        ("?colour=red", MJPEG, b"x", 422, "colour"),
+        ("?classes=whale", MJPEG, _jpeg(), 422, "classes"),
+        ("?model=nobody", MJPEG, b"x", 404, "model"),
+        ("", {"content-type": "text/plain"}, b"x", 415, None),
+        ("", MJPEG, b"", 400, "body"),
+        ("", {"content-type": "multipart/x-mixed-replace"}, b"x", 400, None),
+        ("", {**MJPEG, "accept": "image/png"}, b"x", 406, None),
+    ],
+)
+async def test_a_bad_stream_is_an_ordinary_problem(client, query, headers, body, status, field):
+    answer = await client.post(f"/v1/detect/stream{query}", content=body, headers=headers)
+    assert answer.status_code == status, answer.text
+    assert answer.json().get("field") == field

@@ -1,0 +1,270 @@
+"""Surveys: places from EXIF and GPX, damage merged and counted per kilometre, routes in metres, maps and GeoJSON."""
+
+import csv
+import datetime as dt
+import io
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from defusedxml import ElementTree
+from PIL import ExifTags, Image, TiffImagePlugin
+
+from fovea_survey.counting import build_geojson, cut_segments, measure_road, merge_damage
+from fovea_survey.geodesy import RADIUS_M, distances, to_metres
+from fovea_survey.gpx import parse_gpx
+from fovea_survey.places import _read_time, heic_to_png, read_place, read_time
+from fovea_survey.placing import drive_in_order
+from fovea_survey.schemas import Observation, SeenObject
+from services.detection.models.planner import FoveaPlanner
+from services.detection.models.yolo9tr import Yolo9trBoxDetector as Detector
+from shared.errors import Malformed, TooLarge
+from shared.vision.limits import DecodeBounds
+from tests.harness.models import client_of
+
+PAVEMENT = Detector.sample
+DEGREE_M = RADIUS_M * math.pi / 180
+
+
+def photograph(latitude: float, longitude: float, second: int = 0, form: str = "JPEG") -> bytes:
+    image = Image.open(PAVEMENT).convert("RGB")
+    exif = Image.Exif()
+    gps: dict[int, Any] = exif.get_ifd(ExifTags.IFD.GPSInfo)
+    tags = ExifTags.GPS
+
+    def parts(degrees: float) -> tuple[Any, ...]:
+        whole = abs(degrees)
+        minutes = (whole % 1) * 60
+        values = (int(whole), int(minutes), round((minutes % 1) * 60, 5))
+        return tuple(TiffImagePlugin.IFDRational(int(value * 100_000), 100_000) for value in values)
+
+    gps[tags.GPSLatitudeRef], gps[tags.GPSLatitude] = "NS"[latitude < 0], parts(latitude)
+    gps[tags.GPSLongitudeRef], gps[tags.GPSLongitude] = "EW"[longitude < 0], parts(longitude)
+    gps[tags.GPSDateStamp], gps[tags.GPSTimeStamp] = "2026:05:04", (10.0, 0.0, float(second))
+    exif[ExifTags.Base.DateTime] = "2026:05:04 12:00:00"
+    if form == "TIFF":  # its writer takes the directory as a tag's value
+        exif[ExifTags.IFD.GPSInfo] = dict(gps)
+    out = io.BytesIO()
+    if form == "HEIF":
+        import pillow_heif
+
+        pillow_heif.from_pillow(image).save(out, exif=exif.tobytes())
+    else:
+        image.save(out, form, exif=exif)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF", "HEIF"])
+@pytest.mark.parametrize(("latitude", "longitude"), [(52.5163, 13.3777), (-33.8568, 151.2153), (40.6892, -74.0445)])
+def test_a_photograph_states_its_place_and_time(form, latitude, longitude):
+    found = read_place(photograph(latitude, longitude, 7, form))
+    assert found is not None
+    assert (found.latitude, found.longitude) == (pytest.approx(latitude, abs=1e-6), pytest.approx(longitude, abs=1e-6))
+    assert found.time == dt.datetime(2026, 5, 4, 10, 0, 7, tzinfo=dt.UTC)
+
+
+def test_no_place_an_impossible_one_and_no_picture_are_none():
+    assert read_place(PAVEMENT.read_bytes()) is None
+    assert read_place(b"not a picture") is None
+    assert read_place(photograph(0, 0)) is None
+    out = io.BytesIO()
+    exif = Image.Exif()
+    exif[ExifTags.Base.DateTime] = "2026:05:04 12:00:00"
+    Image.new("RGB", (8, 8)).save(out, "JPEG", exif=exif)
+    assert read_place(out.getvalue()) is None
+    assert read_time(out.getvalue()) == dt.datetime(2026, 5, 4, 12, tzinfo=dt.UTC)
+
+
+@pytest.mark.parametrize("hours", [1e300, 2e7])
+def test_times_that_there_are_not_are_none(hours):
+    exif = Image.Exif()
+    gps = exif.get_ifd(ExifTags.IFD.GPSInfo)
+    gps[ExifTags.GPS.GPSDateStamp], gps[ExifTags.GPS.GPSTimeStamp] = "9999:12:31", (hours, 0.0, 0.0)
+    own = exif.get_ifd(ExifTags.IFD.Exif)
+    own[ExifTags.Base.DateTimeOriginal], own[ExifTags.Base.OffsetTimeOriginal] = "9999:12:31 23:00:00", "-05:00"
+    assert _read_time(gps, exif) is None
+
+
+def test_heic_becomes_a_picture_that_every_reader_takes():
+    data = photograph(1, 1, form="HEIF")
+    png = Image.open(io.BytesIO(heic_to_png(data, DecodeBounds())))
+    original = Image.open(PAVEMENT).convert("RGB")
+    assert png.size == original.size
+    assert np.abs(np.asarray(png, int) - np.asarray(original, int)).mean() < 8
+    assert heic_to_png(b"\xff\xd8\xff", DecodeBounds()) == b"\xff\xd8\xff"
+    with pytest.raises(TooLarge):
+        heic_to_png(data, DecodeBounds(pixels=10))
+
+
+def test_distances_are_those_of_the_sphere_and_the_plane_keeps_them():
+    assert distances([(0, 0), (0, 1), (1, 1)]) == pytest.approx([DEGREE_M, DEGREE_M])
+    assert distances([(60, 10), (60, 11)])[0] == pytest.approx(DEGREE_M / 2, rel=1e-4)
+    assert distances([(0, 179.9), (0, -179.9)])[0] == pytest.approx(0.2 * DEGREE_M)
+    points = [(52.5 + 0.001 * n, 13.4 + 0.0013 * n * n) for n in range(6)]
+    plane = to_metres(points)
+    assert np.linalg.norm(np.diff(plane, axis=0), axis=1) == pytest.approx(distances(points), rel=1e-3)
+    assert to_metres([(0, 179.999), (0, -179.999)])[1, 0] == pytest.approx(0.002 * DEGREE_M, rel=1e-6)
+
+
+GPX = """<?xml version="1.0"?><gpx xmlns="http://www.topografix.com/GPX/1/1"><trk><trkseg>
+<trkpt lat="10.0" lon="20.0"><time>2026-05-04T10:00:00Z</time></trkpt>
+<trkpt lat="10.001" lon="20.0"><time>2026-05-04T10:00:10Z</time></trkpt>
+<trkpt lat="10.5" lon="20.0"><time>2026-05-04T11:00:00+00:00</time></trkpt>
+<trkpt lat="99" lon="20.0"><time>2026-05-04T10:00:05Z</time></trkpt><trkpt lat="1" lon="1"/>
+</trkseg></trk></gpx>"""
+
+
+def test_a_track_is_read_and_interpolated_but_not_over_gaps():
+    track = parse_gpx(GPX.encode())
+    assert len(track.points) == 3
+    middle = track.locate(track.start + dt.timedelta(seconds=5))
+    assert middle is not None
+    assert middle.latitude == pytest.approx(10.0005)
+    assert track.locate(track.start + dt.timedelta(minutes=30)) is None
+    assert track.locate(track.start - dt.timedelta(seconds=1)) is None
+    outside = GPX.replace("2026-05-04T11:00:00+00:00", "9999-12-31T23:00:00-05:00")  # in UTC the year 10000
+    assert len(parse_gpx(outside.encode()).points) == 2
+    bomb = '<!DOCTYPE x [<!ENTITY a "aaaa">]><gpx>&a;</gpx>'
+    for text in ("no xml", "<gpx/>", bomb):
+        with pytest.raises(Malformed):
+            parse_gpx(text.encode())
+
+
+def seen(name: str, north_m: float, *labels: str, second: int = 0) -> Observation:
+    found = [SeenObject(label=label, score=0.5 + 0.01 * second, box=(0, 0, 1, 1)) for label in labels]
+    moment = dt.datetime(2026, 1, 1, tzinfo=dt.UTC) + dt.timedelta(seconds=second)
+    return Observation(name=name, latitude=50 + north_m / DEGREE_M, longitude=8, time=moment, detections=found)
+
+
+def test_damage_seen_twice_counts_once_and_two_of_one_picture_count_twice():
+    drive = [
+        seen("a", 0, "D40", "D40"),
+        seen("b", 2, "D40", second=1),
+        seen("c", 2, "D00", second=2),
+        seen("d", 50, "D40"),
+    ]
+    assert [one.label for one in merge_damage(drive, 3)] == ["D40", "D40", "D40", "D00"]
+    assert len(merge_damage(drive, 0)) == 5
+    best = merge_damage(drive, 3)[0]
+    assert (best.pictures[0], len(best.pictures)) == ("b", 2)
+
+
+def test_kilometres_and_segments_follow_the_drive_without_its_gaps():
+    drive = drive_in_order(
+        [seen(str(n), 50.5 * n, *(["D40"] if n % 2 else []), second=n) for n in range(11)]
+        + [seen("far", 9000, "D00", second=11), seen("far2", 9050, second=12)]
+        + [Observation(name="nowhere")]
+    )
+    assert [one.name for one in drive][-2:] == ["far", "far2"]
+    steps = measure_road(drive, 500)
+    assert sum(step or 0 for step in steps) == pytest.approx(555, rel=1e-3)
+    assert steps[11] is None
+    damages = merge_damage(drive, 0)
+    segments = cut_segments(drive, steps, damages, 100)
+    assert sum(one.damages for one in segments) == len(damages) == 6
+    assert sum(one.end_m - one.start_m for one in segments) == pytest.approx(555, rel=1e-3)
+    assert segments[0].per_km == pytest.approx(1000 / 101, rel=0.01)
+    features = build_geojson(damages, segments, None)["features"]
+    southernmost = min(one["geometry"]["coordinates"][1] for one in features[: len(damages)])
+    assert southernmost == pytest.approx(50 + 50.5 / DEGREE_M, abs=1e-6)
+    assert {one["geometry"]["coordinates"][0] for one in features[: len(damages)]} == {8.0}
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory):
+    servables = {"yolo9tr": Detector, "planner": FoveaPlanner}
+    with client_of(tmp_path_factory.mktemp("fovea"), "detection", servables) as made:
+        yield made
+
+
+def drive_of(count: int) -> list[tuple[str, tuple[str, bytes]]]:
+    return [
+        ("images", (f"{n}.jpg", photograph(50 + 40 * n / DEGREE_M, 8 + (n % 2) * 30 / DEGREE_M, n)))
+        for n in range(count)
+    ]
+
+
+def test_photographs_become_a_map_with_damage_per_kilometre_and_a_route(client):
+    files = [*drive_of(4), ("images", ("plain.jpg", PAVEMENT.read_bytes())), ("images", ("bad.jpg", b"no picture"))]
+    answer = client.post("/v1/detect/survey", files=files, params={"merge_m": 0, "confidence": 0.3})
+    assert answer.status_code == 200, answer.text
+    found = answer.json()
+    alone = client.post("/v1/detect", files={"image": PAVEMENT.read_bytes()}, data={"confidence": "0.3"}).json()
+    assert len(found["damages"]) == 4 * len(alone["detections"]) > 0
+    assert found["without_place"] == ["plain.jpg", "bad.jpg"]
+    assert [text.split(":")[0] for text in found["failed"]] == ["bad.jpg"]
+    assert found["length_km"] == pytest.approx(3 * math.hypot(40, 30 * math.cos(math.radians(50))) / 1000, rel=1e-3)
+    assert found["per_km"] == pytest.approx(len(found["damages"]) / found["length_km"], rel=1e-3)
+    assert sorted(found["route"]["order"]) == list(range(len(found["damages"])))
+    points = to_metres([(one["latitude"], one["longitude"]) for one in found["damages"]])
+    tour = points[[*found["route"]["order"], found["route"]["order"][0]]]
+    assert found["route"]["length_m"] == pytest.approx(np.linalg.norm(np.diff(tour, axis=0), axis=1).sum(), abs=0.1)
+    kinds = {feature["properties"]["kind"] for feature in found["geojson"]["features"]}
+    assert kinds == {"damage", "segment", "route"}
+
+
+def test_observations_are_counted_again_and_go_out_as_geojson_svg_and_csv(client):
+    body = {
+        "observations": [json.loads(seen(f"<{n}>", 30 * n, "D40", second=n).model_dump_json()) for n in range(5)],
+        "merge_m": 1,
+    }
+    forms = {
+        media: client.post("/v1/detect/survey", json=body, headers={"accept": media})
+        for media in ("application/geo+json", "image/svg+xml", "text/csv")
+    }
+    assert {answer.status_code for answer in forms.values()} == {200}
+    assert (
+        len([f for f in forms["application/geo+json"].json()["features"] if f["properties"]["kind"] == "damage"]) == 5
+    )
+    svg = ElementTree.fromstring(forms["image/svg+xml"].text)
+    space = "{http://www.w3.org/2000/svg}"
+    assert len([c for c in svg.iter(f"{space}circle") if c.find(f"{space}title") is not None]) == 5
+    assert "http" not in forms["image/svg+xml"].text.replace("http://www.w3.org/2000/svg", "")
+    rows = list(csv.DictReader(io.StringIO(forms["text/csv"].text)))
+    assert {row["label"] for row in rows} == {"D40"}
+
+
+def test_a_film_is_placed_by_its_track(client, tmp_path, monkeypatch):
+    import cv2
+
+    picture, file = cv2.imread(str(PAVEMENT)), tmp_path / "drive.mp4"
+    out = cv2.VideoWriter(str(file), cv2.VideoWriter_fourcc(*"mp4v"), 10, (picture.shape[1], picture.shape[0]))
+    for _ in range(21):
+        out.write(picture)
+    out.release()
+    files = [("video", ("drive.mp4", file.read_bytes())), ("gpx", ("drive.gpx", GPX.encode()))]
+    answer = client.post("/v1/detect/survey", files=files, params={"every": 10})  # it says itself: 10 a second
+    assert answer.status_code == 200, answer.text
+    found = answer.json()["observations"]
+    assert [one["name"] for one in found] == ["drive.mp4#0", "drive.mp4#10", "drive.mp4#20"]
+    assert [one["latitude"] for one in found] == pytest.approx([10.0, 10.0001, 10.0002])
+    slow = client.post("/v1/detect/survey", files=files, params={"every": 10, "fps": 5}).json()["observations"]
+    assert [one["latitude"] for one in slow] == pytest.approx([10.0, 10.0002, 10.0004])
+    later = {"every": 20, "start": "2026-05-04T10:00:01Z"}
+    assert client.post("/v1/detect/survey", files=files, params=later).json()["observations"][0]["latitude"] > 10
+    for beyond in ({"start": "9999-12-31T23:59:59Z"}, {"start": "9999-12-31T23:59:59-01:00"}, {"fps": 1e-300}):
+        late = client.post("/v1/detect/survey", files=files, params={"every": 20, **beyond})
+        assert (late.status_code, "leaves the years" in late.text) == (422, True)
+    monkeypatch.setattr("fovea_survey.search.MAX_FRAMES", 2)
+    much = client.post("/v1/detect/survey", files=files, params={"every": 7})
+    assert (much.status_code, "at most 2" in much.text) == (422, True)  # rather than a survey that ends too early
+    assert client.post("/v1/detect/survey", files=files[:1]).status_code == 422
+
+
+@pytest.mark.parametrize(
+    ("more", "status", "told"),
+    [
+        ({"json": {}}, 422, "observations"),
+        ({"json": {"observations": [{"name": "a", "latitude": 91, "longitude": 0}]}}, 422, "latitude"),
+        ({"content": b"{", "headers": {"content-type": "application/json"}}, 400, "JSON"),
+        ({"files": {"gpx": b"x"}}, 400, "GPX"),
+        ({"files": {"images": b"x"}, "params": {"nope": 1}}, 422, "nope"),
+        ({"files": {"images": b"x"}, "params": {"model": "nope"}}, 404, "nope"),
+    ],
+)
+def test_mistakes_are_named(client, more, status, told):
+    answer = client.post("/v1/detect/survey", **more)
+    assert answer.status_code == status, answer.text
+    assert told in answer.text

@@ -1,0 +1,54 @@
+"""`Page`: a page that a plug-in adds to the console, as an entry point of group `fovea.pages`: NAME is in its URL."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from starlette.requests import Request
+
+from services.gateway.console.gallery import GalleryEntry
+from services.gateway.console.gateway_client import InProcessClient
+
+Facts = Mapping[str, Any]
+
+STATIC = "/console/static"
+"""Where style sheets, modules and icons are served; a page's own are below `plugins/SLUG`."""
+
+
+async def fetch_models(client: InProcessClient, request: Request) -> Facts:
+    """Fetch the list of models, which checks the reader's key."""
+    return {"models": await client.models(request)}
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A page at `/console/SLUG`.
+
+    Attributes:
+        title: Its words in the navigation, or in the link on the page that it belongs to.
+        folder: Holds the template and a folder `static` with the ES module, style sheets and pictures.
+        template: A Jinja template in `folder` that extends `layout.html`.
+        module: ES module in `static`; it defines the page's custom elements.
+        styles: Style sheets in `static`.
+        under: Page of the core that links to it (`segment`, `detect`, `chat`, …); None: it is in the navigation.
+        icon: Its icon in the navigation, one of `templates/icons`.
+        gallery: Results that the first page shows; their pictures are in `static`.
+        fetch: Fetches what the template shows, with the reader's key.
+    """
+
+    title: str
+    folder: Path
+    template: str = "page.html"
+    module: str | None = None
+    styles: tuple[str, ...] = ()
+    under: str | None = None
+    icon: str = "run"
+    gallery: tuple[GalleryEntry, ...] = ()
+    fetch: Callable[[InProcessClient, Request], Awaitable[Facts]] = fetch_models
+
+    def place_gallery(self, slug: str) -> list[GalleryEntry]:
+        """Return the results of the gallery with the URLs of their pictures."""
+        return [replace(entry, picture=f"plugins/{slug}/{entry.picture}") for entry in self.gallery]

@@ -1,0 +1,1 @@
+"""Drafts of an answer's next tokens, which the decoder verifies."""

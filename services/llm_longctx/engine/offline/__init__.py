@@ -1,0 +1,1 @@
+"""The engine without a service: requests of scripts and tests, and sequences driven by hand."""

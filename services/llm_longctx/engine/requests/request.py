@@ -1,0 +1,109 @@
+"""Generation requests: a prompt and the answers wanted, the hooks that receive tokens, and what the request cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from services.llm_longctx.engine.attention.method_policy import Policy
+from services.llm_longctx.engine.requests.sampling import Grammar, Sampling, ScoredToken
+from services.llm_longctx.engine.taps import CapturedTokens, RequestTaps
+from shared.errors import FoveaError
+from shared.registry import CallContext
+
+FinishReason = Literal["stop", "length"]
+
+
+class RequestHooks:
+    """What takes part in one request from outside the engine: it receives the tokens and brings the grammars.
+
+    Each method gets the index of the answer. All but `open_grammar` are called on the scheduler's thread, so they must
+    be quick.
+    """
+
+    def open_grammar(self, answer: int) -> Grammar | None:
+        """Return what the answer may say, where it may not say everything."""
+        return None
+
+    def on_prompt(self, answer: int, tokens: Sequence[ScoredToken]) -> None:
+        """Receive the next part of the prompt with its log-probabilities; only where the request asks for them."""
+
+    def on_capture(self, answer: int, captured: Sequence[CapturedTokens]) -> None:
+        """Receive what was captured since the last call, before the next token; only where the request asks for it."""
+
+    def on_token(self, answer: int, token: ScoredToken) -> bool:
+        """Receive the next token; True ends the answer here."""
+        return False
+
+    def on_finish(self, answer: int, reason: FinishReason | FoveaError, produced: int) -> None:
+        """Receive the end of the answer after `produced` tokens, a stop token included. The last call."""
+
+
+@dataclass(slots=True)
+class RequestStats:
+    """What a request cost; filled in while it is served.
+
+    Attributes:
+        kv_bytes: Most bytes that its answers held at the end of one.
+        kv_bytes_dense: What dense answers of these lengths would hold.
+        prefill_density: Share of causal pairs or blocks that was read, mean over layers; 1 for dense prefill.
+        full_steps: Decode steps that looked at everything, where the method skips.
+        cached_tokens: Tokens of the prompt that came from the prefix cache.
+        fallback: Why dense was served instead of the requested method, or None.
+        preempted: How often an answer lost its pages and was prefilled again.
+    """
+
+    kv_bytes: int = 0
+    kv_bytes_dense: int = 0
+    prefill_density: float = 1.0
+    full_steps: int = 0
+    cached_tokens: int = 0
+    fallback: str | None = None
+    preempted: int = 0
+
+    @property
+    def kv_ratio(self) -> float:
+        """Bytes held, of those that dense answers would hold."""
+        return self.kv_bytes / self.kv_bytes_dense if self.kv_bytes_dense else 1.0
+
+
+@dataclass(eq=False, slots=True)
+class GenerationRequest:
+    """A prompt and the answers wanted.
+
+    Attributes:
+        prompt_ids: The prompt.
+        samplings: How each of the answers is drawn; they share the prefill.
+        max_tokens: Longest answer; 0 only reads the prompt.
+        policy: The method that serves it; None takes the engine's.
+        fallback_from: The method that was asked for, where another serves in its place.
+        boundaries: Chunk borders for methods that would predict them.
+        stop_token_ids: Token ids that end an answer and are not part of it.
+        top_logprobs: Log-probabilities of so many likeliest tokens beside the chosen one's; None computes none.
+        score_prompt: Whether the prompt's own log-probabilities are reported.
+        score_from: With `score_prompt`: tokens before this one are not scored, so that they may come from the cache.
+        priority: Higher classes are admitted first.
+        run: Deadline and cancellation.
+        source: With what a plug-in's backend reads it; None for the paged backend.
+        taps: What it changes and reads inside the model.
+        hooks: Receives its tokens.
+        stats: What it cost.
+    """
+
+    prompt_ids: Sequence[int]
+    samplings: Sequence[Sampling] = (Sampling(),)
+    max_tokens: int = 16
+    policy: Policy | None = None
+    fallback_from: Policy | None = None
+    boundaries: Sequence[int] | None = None
+    stop_token_ids: frozenset[int] = frozenset()
+    top_logprobs: int | None = None
+    score_prompt: bool = False
+    score_from: int = 0
+    priority: int = 0
+    run: CallContext = field(default_factory=CallContext)
+    source: Any = None
+    taps: RequestTaps | None = None
+    hooks: RequestHooks = field(default_factory=RequestHooks)
+    stats: RequestStats = field(default_factory=RequestStats)

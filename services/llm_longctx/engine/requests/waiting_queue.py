@@ -1,0 +1,128 @@
+"""Waiting queue: sequences that are not admitted yet, in order of priority and arrival.
+
+It is what the threads of requests and the scheduler's thread share, so all locking is here.
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import insort
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Generic
+
+from services.llm_longctx.engine.requests.request import GenerationRequest
+from services.llm_longctx.engine.sequence import S, Sequence, SequenceStatus
+from shared.errors import NotReady, QueueFull
+
+
+class WaitingQueue(Generic[S]):
+    """Sequences by rank, each told its place whenever that changes.
+
+    Attributes:
+        max_waiting: Sequences that may wait, each with its siblings.
+    """
+
+    def __init__(self, max_waiting: int) -> None:
+        self.max_waiting = max_waiting
+        self._sequences: deque[Sequence[S]] = deque()
+        self._aborted: set[GenerationRequest] = set()
+        self._changed = threading.Condition()
+        self._is_closed = False
+
+    def __len__(self) -> int:
+        return len(self._sequences)
+
+    def __iter__(self) -> Iterator[Sequence[S]]:
+        """The sequences as they are now, the next one first."""
+        with self._changed:
+            return iter(list(self._sequences))
+
+    # On the threads of requests.
+
+    def add(self, sequence: Sequence[S]) -> None:
+        """Line up.
+
+        Raises:
+            QueueFull: As many sequences wait as may.
+            NotReady: The queue is closed.
+        """
+        with self._changed:
+            self.require_open()
+            if len(self) >= self.max_waiting:
+                detail = f"{len(self)} requests wait for this model, and no more may."
+                raise QueueFull(detail, hint="Try again shortly.", retry_after=1)
+            self._insert(sequence)
+            self._changed.notify()
+
+    def abort(self, request: GenerationRequest) -> None:
+        """Note that nobody reads a request any more."""
+        with self._changed:
+            self._aborted.add(request)
+
+    def wake(self) -> None:
+        """Let the scheduler look for work.
+
+        Raises:
+            NotReady: The queue is closed.
+        """
+        with self._changed:
+            self.require_open()
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Accept no more, and let the scheduler come to its end."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify()
+
+    def require_open(self) -> None:
+        """Check that sequences are accepted.
+
+        Raises:
+            NotReady: They are not.
+        """
+        if self._is_closed:
+            detail = "The model was taken out of service."
+            raise NotReady(detail)
+
+    # On the scheduler's thread.
+
+    def wait_for(self, has_work: Callable[[], object]) -> bool:
+        """Wait until there is work or the queue is closed; whether it is still open."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_closed or has_work())
+            return not self._is_closed
+
+    def pop_if(self, fits: Callable[[Sequence[S]], bool]) -> Sequence[S] | None:
+        """The next sequence, if there is one and it fits."""
+        with self._changed:
+            if not self._sequences or not fits(self._sequences[0]):
+                return None
+            sequence = self._sequences.popleft()
+            self._report_places()
+            return sequence
+
+    def put_back(self, sequence: Sequence[S]) -> None:
+        """Line up again, by arrival in front of later ones; there is always room."""
+        with self._changed:
+            self._insert(sequence)
+
+    def take_aborted(self) -> set[GenerationRequest]:
+        """Requests that were aborted since the last time."""
+        with self._changed:
+            aborted, self._aborted = self._aborted, set()
+            return aborted
+
+    def drop_finished(self) -> None:
+        """Forget sequences that came to their end while they waited."""
+        with self._changed:
+            self._sequences = deque(s for s in self._sequences if s.status is not SequenceStatus.FINISHED)
+
+    def _insert(self, sequence: Sequence[S]) -> None:
+        insort(self._sequences, sequence, key=lambda s: s.rank)
+        self._report_places()
+
+    def _report_places(self) -> None:
+        for place, sequence in enumerate(self._sequences, 1):
+            sequence.request.run.progress(0.0, f"{place} in the queue")

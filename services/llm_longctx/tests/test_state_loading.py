@@ -1,0 +1,59 @@
+"""What a request continues is loaded by plug-ins; without them a request is told which one to install."""
+
+import pytest
+from fastapi import FastAPI
+
+from services.llm_longctx.api import openai, state_loading
+from shared import plugins
+from shared.api.text import ChatRequest
+from shared.errors import InvalidOption, NotFound
+
+FIELDS = ("session_id", "document_id")
+
+
+def chat(**more):
+    return ChatRequest(messages=[{"role": "user", "content": "hello"}], **more)
+
+
+@pytest.fixture
+def loaders(monkeypatch):
+    found = {}
+    monkeypatch.setattr(plugins, "load_all", lambda _group: found)
+    monkeypatch.setattr(plugins, "_read_known", lambda: {"memory": {"fields": list(FIELDS)}})
+    return found
+
+
+def schema_of(app):
+    return app.openapi()["components"]["schemas"]["ChatRequest"]["properties"]
+
+
+async def test_a_field_of_a_plug_in_that_is_not_installed_names_it(loaders):
+    with pytest.raises(NotFound, match="'session_id' comes with the plug-in memory") as caught:
+        await state_loading.load_state(chat(session_id="s"), None, None)
+    assert caught.value.hint == "Try: pip install fovea-memory"
+
+
+async def test_a_request_that_continues_nothing_needs_no_plug_in(loaders):
+    assert await state_loading.load_state(chat(), None, None) is None
+
+
+async def test_a_request_continues_one_thing_by_the_loader_of_its_field(loaders):
+    class Loader:
+        async def load(self, body, request, host):
+            return f"{body.session_id} {request} {host}"
+
+    loaders["session_id"] = Loader()
+    assert await state_loading.load_state(chat(session_id="s"), 1, 2) == "s 1 2"
+    with pytest.raises(InvalidOption, match="document_id and session_id") as caught:
+        await state_loading.load_state(chat(session_id="s", document_id="d"), 1, 2)
+    assert caught.value.field == "document_id"
+
+
+def test_the_document_leaves_out_fields_that_nobody_reads(loaders):
+    for installed in ((), ("session_id",)):
+        loaders |= dict.fromkeys(installed)
+        app = FastAPI()
+        app.include_router(openai.router)
+        state_loading.hide_missing_fields(app)
+        assert [field for field in FIELDS if field in schema_of(app)] == list(installed)
+        assert "temperature" in schema_of(app)

@@ -1,0 +1,201 @@
+"""Providers for GPUs, with stubs in the place of a card: options, profiles, binding, half precision, shared engines."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto
+
+from shared.api.tensors import TensorSpec
+from shared.engines import onnx as onnx_engine
+from shared.engines import tensorrt as tensorrt_engine
+from shared.engines.factory import ModelArtifacts, open_engine
+from shared.engines.gpu_providers import BuiltEngines, profile, tensorrt_provider
+from shared.engines.half_precision import halve
+from shared.engines.onnx import OnnxEngine
+from shared.engines.tensorrt import TensorRTEngine
+from shared.engines.tests.graphs import graph, identity
+from shared.errors import NotReady
+from shared.registry import LoadContext
+from shared.storage import ObjectStore
+
+PICTURES = TensorSpec(name="image", datatype="FP32", shape=(-1, 3, -1, -1))
+CELLS = TensorSpec(name="cells", datatype="FP32", shape=(-1, -1, 2))
+FIXED = TensorSpec(name="x", datatype="FP32", shape=(1, 3))
+
+
+def test_profiles_name_all_inputs_where_any_axis_is_free():
+    assert profile([FIXED]) == {}
+    named = profile([PICTURES, CELLS, FIXED])
+    assert named["trt_profile_min_shapes"] == "image:1x3x32x32,cells:1x1x2,x:1x3"
+    assert named["trt_profile_opt_shapes"] == "image:4x3x640x640,cells:4x32x2,x:1x3"
+    assert named["trt_profile_max_shapes"] == "image:16x3x2048x2048,cells:16x256x2,x:1x3"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_tensorrt_keeps_what_it_builds_in_its_precision(tmp_path, precision):
+    name, options = tensorrt_provider(2, tmp_path, [PICTURES], precision)
+    assert name == "TensorrtExecutionProvider"
+    assert options["device_id"] == 2
+    assert options["trt_fp16_enable"] == (precision == "fp16")
+    assert options["trt_engine_cache_path"] == options["trt_timing_cache_path"] == str(tmp_path)
+    assert "trt_profile_max_shapes" in options
+
+
+class Card:
+    """ONNX Runtime with a GPU that is only said to be there: sessions run on the CPU and note what was bound."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.wanted: list = []
+        self.sent: list[tuple[str, tuple[int, ...]]] = []
+        self.outputs: list[tuple[str, str, int]] = []
+        real, value, card = onnxruntime.InferenceSession, onnxruntime.OrtValue, self
+
+        class Session:
+            def __init__(self, source, options, providers) -> None:
+                card.wanted = providers
+                self._real = real(source, options, providers=["CPUExecutionProvider"])
+                self.get_inputs, self.get_outputs = self._real.get_inputs, self._real.get_outputs
+
+            def get_providers(self):
+                return [name for name, _ in card.wanted]
+
+            def run(self, *_):
+                pytest.fail("a run with hidden copies")
+
+            def io_binding(self):
+                binding = self._real.io_binding()
+                return SimpleNamespace(
+                    bind_ortvalue_input=binding.bind_ortvalue_input,
+                    bind_output=lambda *where: (card.outputs.append(where), binding.bind_output(where[0], "cpu")),
+                    copy_outputs_to_cpu=lambda: [one.numpy() for one in binding.get_outputs()],
+                    bound=binding,
+                )
+
+            def run_with_iobinding(self, binding):
+                self._real.run_with_iobinding(binding.bound)
+
+        class Value:
+            @staticmethod
+            def ortvalue_from_numpy(array, device, index):
+                card.sent.append((f"{device}:{index}", array.shape))
+                return value.ortvalue_from_numpy(array)
+
+        monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+        monkeypatch.setattr(onnxruntime, "OrtValue", Value)
+        monkeypatch.setattr(onnxruntime, "preload_dlls", lambda **_: None, raising=False)
+        every = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: every)
+        monkeypatch.setattr(tensorrt_engine, "_load_libraries", lambda: None)
+
+
+@pytest.fixture
+def card(monkeypatch):
+    return Card(monkeypatch)
+
+
+def test_a_run_binds_tensors_on_the_card_and_keeps_memory_of_one_shape(card):
+    engine = OnnxEngine(identity("FP32"), device="cuda:1")
+    for rows in (2, 2, 3):
+        x = np.random.default_rng(rows).normal(size=(rows, 3)).astype(np.float32)
+        assert np.array_equal(engine.run({"x": x})["y"], x)
+    assert card.sent == [("cuda:1", (2, 3)), ("cuda:1", (3, 3))]
+    assert card.outputs == [("y", "cuda", 1)] * 3
+    assert engine.provider == "CUDAExecutionProvider"
+    assert dict(card.wanted)["CUDAExecutionProvider"]["device_id"] == 1
+
+
+def test_text_stays_with_the_host(card, monkeypatch):
+    monkeypatch.setattr(onnx_engine.OnnxEngine, "_run_on_gpu", lambda *_: pytest.fail("text on a card"))
+    engine = OnnxEngine(identity("BYTES"), device="cuda")
+    engine._session.run = lambda _, feeds: [feeds["x"]]
+    assert engine.run({"x": np.array([[b"a", b"b", b"c"]], object)})["y"].tolist() == [[b"a", b"b", b"c"]]
+
+
+@pytest.fixture
+def stored(tmp_path):
+    return ObjectStore.open((tmp_path / "objects").as_uri())
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "net-0123.onnx"
+    path.write_bytes(identity("FP32"))
+    return path
+
+
+def test_engines_that_one_node_built_are_there_on_the_next(card, stored, file, tmp_path):
+    artifacts = ModelArtifacts("net", (FIXED,), (FIXED,), graph=lambda: file)
+    options = {"vision_precision": "fp16"}
+
+    def start(node: str) -> TensorRTEngine:
+        context = LoadContext(engine="tensorrt", device="cuda", cache=tmp_path / node, objects=stored, options=options)
+        return open_engine(context, artifacts)
+
+    first = start("one")
+    built = tmp_path / "one/tensorrt/net-0123-fp16"
+    (built / "engine_sm90.engine").write_bytes(b"built")
+    (built / "cache_sm90.timing").write_bytes(b"times")
+    first.close()
+    second = start("two")
+    fetched = tmp_path / "two/tensorrt/net-0123-fp16"
+    assert {one.name: one.read_bytes() for one in fetched.iterdir()} == {
+        "engine_sm90.engine": b"built", "cache_sm90.timing": b"times",
+    }  # fmt: skip
+    assert dict(card.wanted)["TensorrtExecutionProvider"]["trt_engine_cache_path"] == str(fetched)
+    assert (second.provider, second.reason) == ("TensorrtExecutionProvider", "FOVEA_ENGINE=tensorrt.")
+    (fetched / "cache_sm90.timing").write_bytes(b"more times")
+    second.close()
+    assert stored.get("tensorrt/net-0123-fp16/cache_sm90.timing") == b"more times"
+
+
+def test_a_store_that_is_away_shares_nothing_and_stops_nothing(tmp_path):
+    (tmp_path / "taken").write_text("a file")
+    built = BuiltEngines(tmp_path / "here", "net", ObjectStore.open((tmp_path / "taken").as_uri()))
+    (built.folder / "one.engine").write_bytes(b"built")
+    built.fetch()
+    built.share()
+    BuiltEngines(tmp_path / "alone", "net", None).fetch()
+
+
+def test_half_precision_keeps_the_tensors_outside_and_the_answer(tmp_path):
+    path = tmp_path / "net.onnx"
+    shape = {"x": ("FP32", ["n", 8]), "w": ("FP32", [8, 4])}
+    path.write_bytes(graph([("MatMul", ["x", "w"], ["h"]), ("Relu", ["h"], ["y"])], shape, {"y": ("FP32", ["n", 4])}))
+    half = halve(path, tmp_path / "cache")
+    assert half.name == "net-fp16.onnx"
+    before = half.stat().st_mtime_ns
+    assert halve(path, tmp_path / "cache").stat().st_mtime_ns == before, "it is made once"
+    draw = np.random.default_rng(0)
+    feeds = {"x": draw.normal(size=(3, 8)).astype(np.float32), "w": draw.normal(size=(8, 4)).astype(np.float32)}
+    whole, found = OnnxEngine(path).run(feeds)["y"], OnnxEngine(half).run(feeds)["y"]
+    assert found.dtype == np.float32
+    assert np.abs(found - whole).max() < 0.02  # on a CPU it is often computed in float32
+    casts = [node for node in onnx.load(half).graph.node if node.op_type == "Cast"]
+    assert sorted(cast.attribute[0].i for cast in casts) == [
+        TensorProto.FLOAT,
+        TensorProto.FLOAT16,
+        TensorProto.FLOAT16,
+    ]
+
+
+def test_auto_on_a_card_takes_half_precision_and_says_why(card, file, tmp_path):
+    context = LoadContext(device="cuda", cache=tmp_path / "cache", options={"vision_precision": "fp16"})
+    engine = open_engine(context, ModelArtifacts("net", (FIXED,), (FIXED,), graph=lambda: file))
+    assert (tmp_path / "cache/net-0123-fp16.onnx").exists()
+    assert "auto takes the first of onnx, torch that opens" in engine.reason
+
+
+def test_a_graph_that_can_not_be_halved_is_not_ready(tmp_path, monkeypatch):
+    path = tmp_path / "net.onnx"
+    path.write_bytes(identity("FP32"))
+
+    def refuse(*_, **__):
+        message = "no"
+        raise ValueError(message)
+
+    monkeypatch.setattr("onnxruntime.transformers.float16.convert_float_to_float16", refuse)
+    with pytest.raises(NotReady, match="can't be converted to float16"):
+        halve(path, tmp_path)

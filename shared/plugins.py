@@ -1,0 +1,102 @@
+"""Plug-ins: everything that another installed package adds, found through entry points and only through them.
+
+Groups (the guide is `plugins/README.md`): `fovea.models`, `fovea.routes`, `fovea.commands`, `fovea.pages`,
+`fovea.adapters`, `fovea.traffic`, `fovea.findings`. Names of the first two begin with a service, as `detection.survey`.
+`known_plugins.json` lists what the project's own plug-ins bring, so that an error can say which one is missing.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import re
+from functools import cache
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any, Literal
+
+from shared.errors import Fault, FoveaError, NotFound
+
+Kind = Literal["commands", "fields", "models", "paths"]
+"""What an error looks up in the list of known plug-ins. Console pages are paths."""
+
+_KNOWN = Path(__file__).with_name("known_plugins.json")
+
+
+@cache
+def entries(group: str, prefix: str | None = None) -> tuple[EntryPoint, ...]:
+    """Return the entry points of a group, in order of name and value.
+
+    Args:
+        group: For example `fovea.models`.
+        prefix: Only entry points of this name, or whose name begins with it and a dot.
+    """
+    found = importlib.metadata.entry_points(group=group)
+    wanted = [p for p in found if prefix is None or p.name == prefix or p.name.startswith(f"{prefix}.")]
+    return tuple(sorted(wanted, key=lambda point: (point.name, point.value)))
+
+
+def load(point: EntryPoint) -> Any:
+    """Load what an entry point names.
+
+    Raises:
+        Fault: The package is broken; the detail names it.
+    """
+    try:
+        return point.load()
+    except FoveaError:
+        raise
+    except Exception as error:
+        detail = f"The plug-in {owner(point)} can't be loaded: {point.value} raises {type(error).__name__}: {error}."
+        raise Fault(detail, hint=f"Install it again, or remove it: pip uninstall {owner(point)}") from error
+
+
+def load_all(group: str, prefix: str | None = None) -> dict[str, Any]:
+    """Load all entry points of a group: name → value. See `entries` and `load`."""
+    return {point.name: load(point) for point in entries(group, prefix)}
+
+
+def owner(point: EntryPoint) -> str:
+    """Return the name of the distribution that an entry point belongs to."""
+    return point.dist.name if point.dist is not None else "unknown"
+
+
+def find_known(kind: Kind, name: str) -> str | None:
+    """Return the known plug-in that brings a command, model or path; None if there is none.
+
+    Call it only for what was not found: it does not look at what is installed.
+    """
+    return next((plugin for plugin, brings in _read_known().items() if _has(kind, brings.get(kind, ()), name)), None)
+
+
+def list_known(kind: Kind) -> list[str]:
+    """Return all that the known plug-ins bring of a kind, whether they are installed or not."""
+    return sorted({name for brings in _read_known().values() for name in brings.get(kind, ())})
+
+
+def explain_missing(kind: Kind, name: str, what: str, field: str | None = None) -> NotFound | None:
+    """Return the error that says which plug-in to install, or None if no known plug-in brings it.
+
+    Args:
+        kind: What `name` is.
+        name: As the user wrote it.
+        what: Begins the sentence, for example "The model 'x'".
+        field: Part of the request that named it.
+    """
+    plugin = find_known(kind, name)
+    if plugin is None:
+        return None
+    detail = f"{what} comes with the plug-in {plugin}, which is not installed."
+    return NotFound(detail, hint=f"Try: pip install fovea-{plugin}", field=field)
+
+
+@cache
+def _read_known() -> dict[str, dict[str, list[str]]]:
+    known: dict[str, dict[str, list[str]]] = json.loads(_KNOWN.read_text("utf8"))
+    return known
+
+
+def _has(kind: Kind, names: list[str] | tuple[str, ...], name: str) -> bool:
+    if kind != "paths":
+        return name in names
+    return any(re.fullmatch(re.sub(r"\\\{[^}]*\\\}", "[^/]+", re.escape(path)), name) for path in names)

@@ -1,0 +1,149 @@
+"""What `make gpu` asks of a card, asked of stand-ins: its checks, its timings, its report and its limits of time."""
+
+import importlib
+import json
+import sys
+from datetime import date
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from loadtests.gpu import __main__ as command
+from loadtests.gpu.decode import time_decode
+from loadtests.gpu.kernels import Shape, time_kernels
+from loadtests.gpu.report import render
+from loadtests.gpu.timing import Row, card_named, row_of
+from loadtests.gpu.vision import time_graph
+from services.llm_longctx.engine.device.graph_steps import GraphSteps
+from services.llm_longctx.kernels import sample
+from services.llm_longctx.kernels.device.shapes import ModelShape
+from shared.engines.tests.graphs import identity
+from tests.device.test_engine import net
+from tests.gpu import checks
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_checks_of_kernels_hold_for_plain_ones(dtype):
+    checks.check_decode(CPU, "cpu_torch", dtype, (33, 0, 1, 70), 3, 16)
+    checks.check_prefill(CPU, "cpu_torch", dtype, 150, 16)
+    checks.check_merge(CPU, "cpu_torch", dtype)
+    checks.check_sampling(CPU, "cpu_torch", 50)
+
+
+def test_the_checks_of_kernels_find_a_wrong_one(monkeypatch):
+    monkeypatch.setattr(
+        checks,
+        "sample",
+        lambda logits, *a, **b: sample(logits, *a, **b) if b.get("backend") == "reference" else logits.argmax(1),
+    )
+    with pytest.raises(AssertionError):
+        checks.check_sampling(CPU, "cpu_torch", 50)
+    monkeypatch.setattr(checks, "merge", lambda *parts, **_: parts[0])
+    with pytest.raises(AssertionError):
+        checks.check_merge(CPU, "cpu_torch", torch.float32)
+
+
+def test_the_check_of_an_engine_compares_tokens():
+    engine = checks.check_engine(lambda model: model, net(), "cpu_torch", 16, 4)
+    assert engine.runner.graphs is None
+
+    def broken(model: nn.Module) -> nn.Module:
+        model.lm_head.weight.data.neg_()
+        return model
+
+    with pytest.raises(AssertionError):
+        checks.check_engine(broken, net(), "cpu_torch", 16, 4)
+
+
+@pytest.mark.filterwarnings("ignore")  # FlexAttention asks to be compiled, which takes half a minute here
+def test_kernels_are_timed_beside_their_rivals(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    shape = Shape(heads=2, kv_heads=1, head_dim=16, batch=2, contexts=(256,), dtype=torch.float32)
+    rows = list(time_kernels(CPU, card_named("NVIDIA H100 80GB HBM3"), shape, "cpu_torch"))
+    by = {(row.name, row.by): row for row in rows}
+    assert by["decode, 2 × 256", "ours"].measured_ms > 0
+    assert by["prefill, 256, sparse", "ours"].computed_ms < by["prefill, 256", "ours"].computed_ms
+    assert by["prefill, 256", "SDPA"].measured_ms > 0
+    assert by["decode, 2 × 256", "FlashAttention"].note.startswith("ModuleNotFoundError")
+    assert by["prefill, 256, sparse", "FlexAttention"].measured_ms > 0
+
+
+def test_decode_is_timed_recorded_and_not(monkeypatch):
+    shape = ModelShape("tiny", 2, 32, 4, 2, 16, 48, 64)
+    runner = importlib.import_module("services.llm_longctx.engine.model_runner")
+    plain = runner.ModelRunner.__init__
+
+    class Stand:
+        def record(self, run):
+            outputs = run()
+            return lambda: None, outputs
+
+    def with_graphs(self, *arguments, **more):
+        plain(self, *arguments, **more)
+        self.graphs = GraphSteps(self.run_fixed, self.pool, Stand(), self.backend)
+
+    monkeypatch.setattr(runner.ModelRunner, "__init__", with_graphs)
+    rows = list(time_decode(CPU, None, shape, 2, 40, torch.float32, "cpu_torch"))
+    assert [(row.name, row.by, row.measured_ms is not None) for row in rows] == [
+        ("tiny, 2 × 40, bf16", "ours, recorded", True),
+        ("tiny, 2 × 40, bf16", "ours, step by step", True),
+        ("tiny, 2 × 40, 4-bit cache", "ours, recorded", True),
+        ("tiny, 2 × 40, 4-bit cache", "ours, step by step", True),
+        ("tiny, 2 × 40, bf16", "vLLM", False),
+    ]
+    assert rows[-1].note == "it is not installed"
+
+
+def test_vision_is_timed_beside_plain_onnx_runtime(tmp_path):
+    graph = tmp_path / "net.onnx"
+    graph.write_bytes(identity("FP32"))
+    rows = list(time_graph("net", graph, CPU, tmp_path))
+    assert [(row.by, row.measured_ms > 0) for row in rows] == [("ONNX Runtime", True), ("ours, onnx, fp32", True)]
+
+
+def test_a_case_that_fails_is_a_row_that_says_why():
+    def fail():
+        message = "CUDA out of memory\nmore"
+        raise RuntimeError(message)
+
+    assert row_of("kernels", "a", "b", fail, CPU).note == "RuntimeError: CUDA out of memory"
+
+
+def test_the_report_has_computed_beside_measured():
+    rows = [
+        Row("kernels", "decode", "ours", 2.0, 3.0),
+        Row("kernels", "decode", "SDPA", None, 4.0),
+        Row("suites", "tests marked gpu", "pytest", note="failed: 1 failed | 2 passed"),
+    ]
+    page = render("NVIDIA L4", date(2026, 12, 1), {"torch": "2.12"}, rows)
+    assert page.startswith("# NVIDIA L4, 2026-12-01\n")
+    assert "| decode | ours | 2 | 3 | 1.50× |  |" in page
+    assert "| decode | SDPA |  | 4 |  |  |" in page
+    assert page.index("## Suites") < page.index("## Attention kernels")
+    assert "1 failed / 2 passed" in page
+
+
+def test_a_part_that_hangs_or_fails_keeps_its_rows(tmp_path):
+    script = tmp_path / "part.py"
+    script.write_text(
+        "import json, sys, time\n"
+        "rows = sys.argv[sys.argv.index('--rows') + 1]\n"
+        f"open(rows, 'w').write({json.dumps(json.dumps(Row('decode', 'one', 'ours').as_json()))} + '\\n')\n"
+        "time.sleep(60) if sys.argv[2] == 'decode' else sys.exit(3)\n"
+    )
+    kept, end = command.run_apart("decode", 1.5, (sys.executable, str(script)))
+    assert (kept.name, end.note) == ("one", "failed: it took longer than 2 s")
+    *_, end = command.run_apart("vision", 30, (sys.executable, str(script)))
+    assert end.note == "failed: the process ended with 3"
+
+
+def test_without_a_card_nothing_is_written(tmp_path, capsys):
+    assert command.main(["--out", str(tmp_path)]) == 1
+    assert "There is no GPU" in capsys.readouterr().err
+    assert sum(command.LIMITS_S.values()) <= 600
+    assert not any(tmp_path.iterdir())
+    assert np.isfinite(list(command.LIMITS_S.values())).all()

@@ -1,0 +1,207 @@
+"""Recorded decode steps, with a stand-in for CUDA's graphs: replays answer as steps that run as they are."""
+
+import copy
+import importlib
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import _disable_current_modes
+
+from services.llm_longctx.engine import Engine, GenerationRequest, Sampling
+from services.llm_longctx.engine.attention.step_rows import RowRuns
+from services.llm_longctx.engine.device.fixed_step import FixedStep, StepShape
+from services.llm_longctx.engine.device.graph_steps import GraphSteps
+from services.llm_longctx.kv_cache import PagePool
+from services.llm_longctx.methods import method, methods
+from services.llm_longctx.tests.conftest import Ear
+from services.llm_longctx.tests.hooks import Listeners
+from tests.device.pretend_cuda import PretendCuda, to_cuda
+from tests.device.stand_in_graph import StandInGraph
+from tests.device.test_engine import IDS, PLAN, knobs_of, net
+from tests.device.test_triton import forget
+
+triton = pytest.importorskip("triton", reason="triton is not installed: its wheels are for Linux")
+interpreter = importlib.import_module("triton.runtime.interpreter")
+
+KNOBS = [
+    {},
+    {"temperature": 1.1, "seed": 3, "top_p": 0.9},
+    {"temperature": 0.9, "seed": 5, "repetition_penalty": 1.3},
+]
+
+
+@pytest.fixture
+def graph(monkeypatch):
+    """A recorder that sees launches of the interpreter, too."""
+    made, plain = StandInGraph(), interpreter.GridExecutor.__call__
+
+    def launch(self, *args, **kwargs):
+        def run():
+            with torch._C.DisableTorchFunction(), _disable_current_modes():
+                plain(self, *args, **kwargs)
+
+        run()
+        if made.launches is not None:
+            made.launches.append(run)
+
+    monkeypatch.setattr(triton.knobs.runtime, "interpret", True)
+    monkeypatch.setattr(interpreter.GridExecutor, "__call__", launch)
+    forget()
+    yield made
+    forget()
+
+
+def answers(how, bits: int, recorder: StandInGraph | None, device: PretendCuda) -> list[list[int]]:
+    """Three answers of different lengths whose batch shrinks while they are decoded; the third shares a prefix."""
+    model = to_cuda(copy.deepcopy(net()), device)
+    engine = Engine(model, how, PLAN, page=16, backend="triton", cache_bits=bits, kv_bytes=1 << 20, prefix_block=16)
+    runner = engine.runner
+    if recorder is not None:
+        runner.graphs = GraphSteps(runner.run_fixed, engine.pool, recorder, "triton", batches=(1, 3))
+    ears = [Ear() for _ in KNOBS]
+    for i, (knobs, ear) in enumerate(zip(KNOBS, ears, strict=True)):
+        begin = 0 if i == 2 else 3 * i
+        ids, drawn = IDS[begin : begin + 20 + i], [Sampling(**knobs)]
+        engine.scheduler.add_request(GenerationRequest(ids, drawn, 7 - i, hooks=Listeners(ear)))
+    scheduler = engine.scheduler
+    while scheduler.in_flight:
+        if scheduler.waiting or scheduler.prefilling:
+            scheduler.step()
+            continue
+        before = device.transfers["read"], device.transfers["sent"]
+        with device.decoding():
+            scheduler.step()
+        packs = bits != 16  # pages that have become full are packed where the host says
+        assert device.transfers["read"] - before[0] == 1
+        assert device.transfers["sent"] - before[1] == 1 or packs
+    scheduler.close()
+    return [ear.ids for ear in ears]
+
+
+@pytest.mark.parametrize(("name", "bits"), [("dense", 16), ("duo", 16), ("dense", 4)])
+def test_replays_answer_as_steps_that_run_as_they_are(graph, name, bits):
+    how, device = method(name, **knobs_of(name)[0]), PretendCuda()
+    with device.active():
+        wanted = answers(how, bits, None, device)
+        found = answers(how, bits, graph, device)
+    assert found == wanted
+    assert graph.records >= 1
+    assert graph.replays >= 3
+
+
+def test_a_method_that_chooses_what_it_reads_is_not_recorded(graph):
+    name = next(name for name in methods() if method(name, **knobs_of(name)[0]).overrides("decode_plan"))
+    device = PretendCuda()
+    with device.active():
+        engine = Engine(
+            to_cuda(copy.deepcopy(net()), device),
+            method(name, **knobs_of(name)[0]),
+            PLAN,
+            page=16,
+            backend="triton",
+            kv_bytes=1 << 20,
+        )
+        engine.runner.graphs = GraphSteps(engine.runner.run_fixed, engine.pool, graph, "triton")
+        s = engine.open()
+        s.prefill(IDS[:20])
+        for i in range(3):
+            s.step(IDS[20 + i])
+        s.close()
+    assert graph.records == 0
+
+
+class Rows:
+    """A step of some sequences with a run of some entries each."""
+
+    def __init__(self, batch: int, longest: int = 5) -> None:
+        shape = (2, 3 * batch)
+        self.is_marked = False
+        self.slots = np.arange(6 * batch).reshape(shape)
+        weighted = np.zeros(shape, bool)
+        self.own = RowRuns(None, 0, np.full(shape, 7), np.full(shape, longest), weighted)
+
+    def groups(self):
+        return []
+
+
+class Plain:
+    """A recorder whose replays run the function again."""
+
+    def __init__(self, fails: bool = False) -> None:
+        self.records, self._fails = 0, fails
+
+    def record(self, run):
+        self.records += 1
+        if self._fails:
+            message = "operation not permitted when stream is capturing"
+            raise RuntimeError(message)
+        outputs = run()
+
+        def replay():
+            for old, new in zip(outputs, run(), strict=True):
+                old.copy_(new)
+
+        return replay, outputs
+
+
+def double(step: FixedStep):
+    """Logits that show what a step was given."""
+    logits = torch.cat((step.ids, step.positions, step._slots[0].view(len(step.ids), -1)), 1).double()
+    return logits, 2 * step.ids[:, 0].double()
+
+
+def steps_of(recorder, **facts) -> GraphSteps:
+    return GraphSteps(double, PagePool(64, 16, 8, torch.float32), recorder, "cpu_torch", **facts)
+
+
+def test_batches_are_filled_up_with_rows_that_write_to_a_spare_page():
+    recorder = Plain()
+    graphs = steps_of(recorder, batches=(1, 4))
+    for token in (10, 20, 30):
+        logits = graphs.step(Rows(2), [token, token + 1], [5, 6], None)
+        assert logits[:, :2].tolist() == [[token, 5], [token + 1, 6]]
+        assert logits[1, 2:].tolist() == [3, 4, 5]
+    held = next(iter(graphs._held.values())).step
+    assert held.shape.batch == 4
+    spare = held._slots[:, 6:].unique()
+    assert len(spare) == 1
+    assert int(spare) % 16 == 0
+    assert graphs._pool.held == 1
+    assert (recorder.records, len(graphs)) == (1, 1)
+
+
+def test_a_larger_batch_than_any_runs_as_it_is():
+    assert steps_of(Plain(), batches=(1, 2)).step(Rows(3), [1, 2, 3], [0, 0, 0], None) is None
+
+
+def test_a_full_pool_has_no_spare_page_and_runs_as_it_is():
+    pool = PagePool(1, 16, 8, torch.float32)
+    page = pool.reserve(1)
+    pool.commit(np.array([page]))
+    assert GraphSteps(double, pool, Plain(), "cpu_torch").step(Rows(1), [1], [0], None) is None
+
+
+def test_what_cannot_be_recorded_runs_as_it_is_and_is_tried_once():
+    recorder = Plain(fails=True)
+    graphs = steps_of(recorder)
+    for token in range(4):
+        assert graphs.step(Rows(1), [token], [0], None)[0, 0] == token
+    assert (recorder.records, len(graphs)) == (1, 0)
+
+
+def test_each_shape_is_recorded_and_the_oldest_goes():
+    recorder = Plain()
+    graphs = steps_of(recorder, most=2)
+    for longest in (5, 200, 300, 600):  # up to 256 entries are one shape
+        for _ in range(2):
+            graphs.step(Rows(1, longest), [1], [0], None)
+    assert (recorder.records, len(graphs)) == (3, 2)
+
+
+def test_a_shape_has_all_that_decides_on_launches():
+    rows = Rows(2, 300)
+    plain = StepShape.of(rows, 2, 4)
+    assert plain == StepShape(4, 2, 3, ((0, 512),), weighted=False, marked=False)
+    rows.own.weighted[0, 0], rows.is_marked = True, True
+    assert StepShape.of(rows, 2, 4) == plain._replace(weighted=True, marked=True)

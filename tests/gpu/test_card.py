@@ -1,0 +1,57 @@
+"""Kernels, recorded steps and a model on two GPUs, on a real card. Run by `make gpu`."""
+
+import pytest
+import torch
+
+from services.llm_longctx.engine import Engine, Request
+from services.llm_longctx.serving.local_models import make_local_model
+from services.llm_longctx.tests.conftest import tiny_decoder, write_folder
+from shared.registry import LoadContext
+from tests.gpu import checks
+
+pytestmark = pytest.mark.gpu
+
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("d", [64, 80, 96, 128, 256])
+def test_decode(dtype, d):
+    checks.check_decode("cuda", "triton", dtype, (700, 0, 1, 5000, 16), 3, d)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("d", [64, 128, 256])
+def test_prefill(dtype, d):
+    checks.check_prefill("cuda", "triton", dtype, 1000, d)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_merge(dtype):
+    checks.check_merge("cuda", "triton", dtype)
+
+
+@pytest.mark.parametrize("vocab", [50, 128_256])
+def test_sampling(vocab):
+    checks.check_sampling("cuda", "triton", vocab)
+
+
+@pytest.mark.parametrize("bits", [16, 8, 4])
+def test_recorded_steps_answer_as_a_cpu(bits):
+    engine = checks.check_engine(lambda model: model.cuda(), tiny_decoder(), "auto", bits, 12)
+    assert engine.runner.graphs is not None
+    assert len(engine.runner.graphs) > 0, "nothing was recorded"
+
+
+@pytest.mark.skipif("torch.cuda.device_count() < 2", reason="a model on two GPUs needs two")
+def test_two_gpus_answer_as_one(tmp_path):
+    ids = [(11 * i + i * i) % 250 for i in range(100)]
+    asked = [Request(ids, max_tokens=6), Request(ids[:60], max_tokens=6)]
+    wanted = [one.tokens for one in Engine(tiny_decoder()).generate(asked)]
+    options = {"llm_weights": "fp32", "llm_tensor_parallel": "2"}
+    place = LoadContext(cache=tmp_path / "cache", device="cuda", options=options)
+    together = make_local_model(write_folder(tmp_path / "model")).load(place)
+    try:
+        assert [one.tokens for one in together.adapter.engine.generate(asked)] == wanted
+    finally:
+        together.close()
