@@ -27,8 +27,9 @@ from shared.api.boxes import DEFAULT_CONFIDENCE, DetectIn, Detection, DetectOut
 from shared.errors import FoveaError, InvalidOption
 from shared.registry import CallContext
 from shared.serving.host import Host
-from shared.vision.decode import DecodeBounds, decode, platform_bounds
+from shared.vision.decode import decode
 from shared.vision.draw import encode
+from shared.vision.limits import DecodeBounds, platform_bounds
 
 AT_ONCE = 4
 USUAL_FPS = 30.0
