@@ -18,7 +18,7 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
-from fovea_dicom.bodies import parse_related, unpack_zip
+from fovea_dicom.bodies import number_files, parse_related, unpack_zip
 from fovea_dicom.schemas import StudyOptions
 from fovea_dicom.study import StudySegmenter
 from shared.api.mask import Component
@@ -114,7 +114,7 @@ class _Segmenter(StudySegmenter):
 def _segment(data: bytes) -> object:
     options = StudyOptions(include=("segmentation", "report", "strip"))
     segmenter = _Segmenter(_predict, "stand-in", "1", BOUNDS)
-    return asyncio.run(segmenter.segment([data], options, CallContext())).model_dump_json()
+    return asyncio.run(segmenter.segment(number_files([data]), options, CallContext())).model_dump_json()
 
 
 _RELATED = b"multipart/related; boundary=x\n--x\r\ncontent-type: application/dicom\r\n\r\nabc\r\n--x--"
