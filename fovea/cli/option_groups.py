@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 def expand_options(command: Callable[..., None]) -> Callable[..., None]:
     """Replace each parameter that is a group by the options of the group's fields; the command gets the group."""
     given = inspect.signature(command, eval_str=True).parameters.values()
-    groups = {each.name: each.annotation for each in given if dataclasses.is_dataclass(each.annotation)}
+    groups: dict[str, Any] = {each.name: each.annotation for each in given if dataclasses.is_dataclass(each.annotation)}
     parameters = [
         option.replace(kind=inspect.Parameter.KEYWORD_ONLY)
         for each in given

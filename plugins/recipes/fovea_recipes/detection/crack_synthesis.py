@@ -1,6 +1,6 @@
 """Damage of asphalt, drawn from a generator of random numbers: cracks, alligator skin, potholes, patches.
 
-Each kind is a pure function from (rng, side) to a `SurfaceDamage`: what it covers, and by how much it darkens or lights.
+Each kind is a pure function from (rng, side) to a `SurfaceDamage`: what it covers, and how much it darkens or lights.
 Knows nothing about the road around it. The codes are those of road surveys.
 """
 
