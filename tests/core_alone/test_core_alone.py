@@ -82,5 +82,5 @@ def test_the_core_s_wheel_alone_starts(tmp_path):
 @pytest.mark.release
 def test_the_core_passes_its_tests_alone(libraries):
     quick = "not slow and not e2e and not browser and not release and not timed"
-    done = run_alone(libraries, "-m", "pytest", "-q", "-x", "-n", "0", "-m", quick, "fovea", "shared", "services")
+    done = run_alone(libraries, "-m", "pytest", "-q", "-n", "0", "-m", quick, "fovea", "shared", "services")
     assert done.returncode == 0, done.stdout[-6000:]
