@@ -1,10 +1,15 @@
-# One file for the gateway and all services:
+# One file for the gateway and all services, with the plug-ins that each needs (`deploy/plugins.py`):
 #   docker build --build-arg SERVICE=medical-seg --build-arg FLAVOUR=cpu -t fovea-medical-seg .
 # FLAVOUR is cpu, gpu or, for medical-seg and vision-restoration, onnx: without torch, with graphs that the build exports.
 # BASE is any Debian or Ubuntu image with python3 (3.11+), python3-venv and ca-certificates; name it by digest
 # (`python:3.13-slim@sha256:…`) for builds that can be repeated.
 # TORCH_INDEX is an index of CPU builds of torch, which keeps the cpu flavour small; `none` takes torch from PyPI.
 ARG BASE=python:3.13-slim
+# The plug-ins' projects without their code, so that a change of the code leaves the layer of dependencies as it is.
+FROM ${BASE} AS projects
+COPY plugins /plugins
+RUN find /plugins -type f ! -name pyproject.toml -delete
+
 FROM ${BASE} AS build
 ARG SERVICE=gateway
 ARG FLAVOUR=cpu
@@ -18,25 +23,29 @@ SHELL ["/bin/bash", "-eo", "pipefail", "-c"]
 # Dependencies first, with empty packages in place of ours: a change of the code leaves this layer as it is.
 # What pip would install is installed by hash; only PyTorch and what comes with it alone follow without one.
 COPY pyproject.toml constraints.txt requirements-data.txt requirements-hashes.txt ./
-COPY deploy/hashes.py deploy/
+COPY deploy/hashes.py deploy/plugins.py deploy/
+COPY --from=projects /plugins plugins
 # The gateway has no flavour: it runs no model. Only the language services carry the embedded language model.
 RUN mkdir fovea shared services && touch README.md LICENSE {fovea,shared,services}/__init__.py \
  && python3 -m venv /opt/pip && python3 -m venv --without-pip /opt/fovea \
  && extras="${SERVICE}"; [ "${SERVICE}" = gateway ] || extras="${SERVICE},${FLAVOUR}" \
  && index=(); [[ "${SERVICE}" = gateway || "${FLAVOUR}" != cpu || "${TORCH_INDEX}" = none ]] || index=(--extra-index-url "${TORCH_INDEX}") \
+ && python3 deploy/plugins.py requirements "${SERVICE}" > plugins.txt \
  && install="/opt/pip/bin/pip install --no-cache-dir --no-compile" \
- && /opt/pip/bin/pip install --quiet --dry-run --ignore-installed --report all.json "${index[@]}" -c constraints.txt ".[${extras}]" \
+ && /opt/pip/bin/pip install --quiet --dry-run --ignore-installed --report all.json "${index[@]}" -c constraints.txt -r plugins.txt ".[${extras}]" \
  && python3 deploy/hashes.py select all.json > locked.txt \
  && case "${SERVICE}" in llm-longctx|interpretability|relevance-judge) \
       /opt/pip/bin/pip install --quiet --dry-run --ignore-installed --no-deps --report data.json -r requirements-data.txt \
       && python3 deploy/hashes.py select data.json >> locked.txt ;; esac \
  && ${install} --no-deps --require-hashes -r locked.txt \
- && ${install} "${index[@]}" -c constraints.txt ".[${extras}]"
+ && ${install} "${index[@]}" -c constraints.txt -r plugins.txt ".[${extras}]"
 COPY README.md LICENSE ./
 COPY fovea fovea
 COPY shared shared
 COPY services services
-RUN /opt/pip/bin/pip install --no-cache-dir --no-compile --no-deps --force-reinstall .
+COPY plugins plugins
+RUN mapfile -t plugins < <(python3 deploy/plugins.py folders "${SERVICE}") \
+ && /opt/pip/bin/pip install --no-cache-dir --no-compile --no-deps --force-reinstall . "${plugins[@]}"
 # Kernels of language services. The compiler stays behind; the library that they share threads by lies beside them.
 # hadolint ignore=DL3008  # whatever compiler the base's distribution has
 RUN case "${SERVICE}" in llm-longctx|interpretability|relevance-judge) \
@@ -49,7 +58,9 @@ RUN mkdir -p /opt/fovea/graphs \
  && [ "${FLAVOUR}" != onnx ] || { \
       index=(); [ "${TORCH_INDEX}" = none ] || index=(--extra-index-url "${TORCH_INDEX}"); \
       python3 -m venv /opt/export \
-      && env -u PIP_PYTHON /opt/export/bin/pip install --no-cache-dir "${index[@]}" -c constraints.txt ".[${SERVICE},cpu]" \
+      && env -u PIP_PYTHON /opt/export/bin/pip install --no-cache-dir "${index[@]}" -c constraints.txt -r plugins.txt ".[${SERVICE},cpu]" \
+      && mapfile -t plugins < <(python3 deploy/plugins.py folders "${SERVICE}") \
+      && env -u PIP_PYTHON /opt/export/bin/pip install --no-cache-dir --no-deps . "${plugins[@]}" \
       && /opt/export/bin/fovea export graphs /opt/fovea/graphs --service "${SERVICE}" && rm -rf /opt/export; }
 # What is inside, for whoever must know (`cat /opt/fovea/sbom.json`).
 RUN /opt/pip/bin/pip inspect | /opt/fovea/bin/python -m shared.serving.sbom "fovea-${SERVICE}" > /opt/fovea/sbom.json

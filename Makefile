@@ -36,7 +36,7 @@ test-all: setup  ## before a release: also what needs other programs or long run
 	  $(BIN)/python -m tests.report build/tests/all.phases --fuzz build/tests/fuzz.jsonl || failed=1; \
 	  exit $$failed
 
-lint: setup  ## ruff, mypy strict, import rules, names, circles, devices of tensors, drift of generated files, sparsity claims
+lint: setup  ## ruff, mypy strict, import rules, names, circles, lines per package, devices of tensors, drift, sparsity claims
 	@$(BIN)/python -m tests.lint
 
 format: setup  ## format and fix what ruff can

@@ -14,6 +14,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ UNHASHED = re.compile(r"torch|triton|tensorrt|nvidia-|cuda-")
 
 HEAD = """\
 # Hashes of what images install, for every platform: `python deploy/hashes.py write` makes this file from
-# pyproject.toml, constraints.txt and requirements-data.txt. The Dockerfile passes what it needs of it to
+# all pyproject.toml, constraints.txt and requirements-data.txt. The Dockerfile passes what it needs of it to
 # `pip install --require-hashes`.
 """
 
@@ -58,7 +59,7 @@ def select(report: Any, known: dict[str, tuple[str, str]]) -> str:
     lines, missing = [], []
     for entry in report["install"]:
         name, version = normalise(entry["metadata"]["name"]), entry["metadata"]["version"]
-        if name == "fovea" or not is_hashed(name):
+        if name.startswith("fovea") or not is_hashed(name):
             continue
         if known.get(name, ("",))[0] != version:
             missing.append(f"{name}=={version}")
@@ -74,11 +75,19 @@ def write() -> None:
     """Resolve again and write the file."""
     # The extra gpu adds ONNX Runtime's own build, and packages that can be asked about only where there is a GPU.
     extras = ["--extra", "all", "--extra", "cpu"]
-    resolved = _compile("pyproject.toml", *extras, "--universal", "--python-version", "3.11")
+    universal = ("--universal", "--python-version", "3.11")
+    resolved = _compile("pyproject.toml", "-", *extras, *universal, given="\n".join(list_requirements()))
     resolved += _compile("-", "--no-deps", given="onnxruntime-gpu")
     blocks = {**read_hashes(resolved), **read_hashes(_compile("requirements-data.txt", "--no-deps"))}
     kept = [block.strip() for name, (_, block) in sorted(blocks.items()) if is_hashed(name)]
     FILE.write_text(HEAD + "\n".join(kept) + "\n", "utf8")
+
+
+def list_requirements() -> list[str]:
+    """Requirements of all plug-ins, without Fovea and other plug-ins."""
+    projects = (tomllib.loads(file.read_text("utf8"))["project"] for file in ROOT.glob("plugins/*/pyproject.toml"))
+    lines = {line for project in projects for line in project["dependencies"]}
+    return sorted(line for line in lines if not line.startswith("fovea"))
 
 
 def _compile(source: str, *options: str, given: str | None = None) -> str:

@@ -216,12 +216,6 @@ class Settings(BaseSettings):
         pattern=r"^([a-z0-9][a-z0-9.-]{0,31})?$",
         description="Version of the service that this process serves, beside others; empty is the stable one.",
     )
-    traffic: str = Field(
-        "",
-        description="Who answers the requests of a service that has versions, as JSON: "
-        '`{"detection": {"percent": {"canary": 5}, "shadow": "next", "shadow_percent": 10}}`; '
-        "`/v1/admin/traffic` sets it for all gateways.",
-    )
     load_balancing: Literal["affinity", "least-loaded"] = Field(
         "affinity",
         description="How the gateway picks a replica where replicas remember: `affinity` sends what continues a "
@@ -258,6 +252,12 @@ class Settings(BaseSettings):
     )
     job_lease_s: float = Field(4.0, gt=0, description="A silent worker loses its job after this long.")
     job_max_attempts: int = Field(3, ge=1, description="Deliveries before a job becomes a dead letter.")
+    jobs_in_replica: bool = Field(
+        default=False,
+        description="Whether each replica runs the jobs of its service, so that they need no second copy of the "
+        "models; `fovea up` and Compose do so. Otherwise start workers (`python -m shared.serving.worker SERVICE`), "
+        "which send them to the replicas.",
+    )
     job_concurrency: int = Field(2, ge=1, description="Jobs that one worker runs at a time.")
     job_queue_max: int = Field(1000, ge=1, description="Jobs that may wait per service before 429.")
     job_dead_letter_max: int = Field(1000, ge=1, description="Dead letters kept per tenant; beyond it the oldest go.")

@@ -26,10 +26,10 @@ from services.gateway.policy.auth import KeyRing, read_credentials
 from services.gateway.policy.caller import LOCAL, Caller
 from services.gateway.policy.fair_queue import FairQueue
 from services.gateway.policy.oidc import TokenVerifier
-from services.gateway.policy.rate_limits import RateLimiter
+from services.gateway.policy.quotas import RateLimiter
 from services.gateway.proxy.http_client import UpstreamClient
 from services.gateway.proxy.proxy import Proxy
-from services.gateway.routes import admin, files, health, jobs, metrics, model_list, oip_server, traffic, usage
+from services.gateway.routes import admin, files, health, jobs, metrics, model_list, oip_server, usage
 from services.gateway.routes.model_list import ModelIndex
 from services.gateway.routing.replica_registry import ReplicaRegistry
 from shared import plugins
@@ -49,7 +49,6 @@ _ROUTERS = (
     mcp_server.router,
     usage.router,
     admin.router,
-    traffic.router,
     reference_page.router,
 )
 ROUTES = "fovea.routes"
@@ -116,7 +115,7 @@ class Gateway:
 
     async def stop(self) -> None:
         """Close all connections."""
-        await self.proxy.shadows.stop()
+        await self.proxy.watcher.stop()
         await self.registry.stop()
         await self.client.stop()
         await self.limits.stop()

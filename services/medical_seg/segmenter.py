@@ -5,9 +5,9 @@ Knows pictures and the wire type; the networks are in `models`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import numpy as np
 from pydantic import BaseModel
@@ -17,11 +17,18 @@ from services.medical_seg.preprocess import resize_and_normalise
 from shared.api.mask import SegmentIn, SegmentOut
 from shared.api.tensors import TensorSpec
 from shared.export.artifacts import ExportedForms
-from shared.registry import Card
+from shared.registry import CallContext, Card
 from shared.registry.weights import Weights
-from shared.vision.decode import decode
 from shared.vision.draw import encode
-from shared.vision.servable import DataConfig, Stopwatch, VisionItem, VisionServable, add_features, reading_notes
+from shared.vision.servable import (
+    DataConfig,
+    Stopwatch,
+    VisionItem,
+    VisionServable,
+    add_features,
+    decode_field,
+    reading_notes,
+)
 
 TENSOR_NAMES = ("image", "logits")
 """Input and output of the network as tensors, in the ONNX graph and on the Open Inference route."""
@@ -40,9 +47,10 @@ _NO_CONTRAST = (
 
 @dataclass(slots=True, kw_only=True)
 class _Frame(VisionItem[SegmentIn]):
-    """A picture of this size (h, w), ready for the network; its pixels are let go."""
+    """A picture of this size (h, w), ready for the network, and the mask (h, w) that was found in it."""
 
     size: tuple[int, int]
+    mask: np.ndarray | None = field(default=None, init=False)
 
 
 class Segmenter(VisionServable[SegmentIn, SegmentOut, _Frame]):
@@ -77,8 +85,9 @@ class Segmenter(VisionServable[SegmentIn, SegmentOut, _Frame]):
         forms = ExportedForms(weights, cache, (given,), (wanted,), tag=f"{config.side}px-v1", call="prediction")
         return add_features(forms, config.familiar)
 
-    def read(self, request: SegmentIn, watch: Stopwatch) -> _Frame:
-        image, side = self.decode(request.image), self.config.side
+    def read(self, request: SegmentIn, watch: Stopwatch, run: CallContext) -> _Frame:
+        image, side = decode_field(request.image, self.bounds), self.config.side
+        is_drawn = run.media in self.forms or "overlay" in request.include
         watch.lap("decode")
         how = f"Squashed to {side}×{side} (antialiased bilinear); logits enlarged bilinearly, align_corners=False."
         return _Frame(
@@ -87,6 +96,7 @@ class Segmenter(VisionServable[SegmentIn, SegmentOut, _Frame]):
             inputs=(resize_and_normalise(image.pixels, side),),
             notes=reading_notes(how, image),
             size=(image.height, image.width),
+            pixels=self.bounds.memory.keep(image.pixels) if is_drawn else None,
         )
 
     def postprocess(self, item: _Frame) -> SegmentOut:
@@ -102,19 +112,19 @@ class Segmenter(VisionServable[SegmentIn, SegmentOut, _Frame]):
             request = request.model_copy(update={"min_peak": constants.get("peak", 0.0)})
         scaled = logits[0] / np.float32(constants.get("temperature", 1.0))
         found = extract_mask(scaled, *item.size, request, check)
-        made = encode_forms(found, item.request, check)
+        made, item.mask = encode_forms(found, item.request, check), found.mask
         if "overlay" in item.request.include:
-            # Decoded anew: holding the pixels of a whole batch until here would cost three bytes for each of them.
-            made["overlay"] = encode(draw_mask(self.decode(item.request.image).pixels, found.mask), "image/jpeg")
+            made["overlay"] = self._drawn(item, "image/jpeg")
         blind = float(item.inputs[0].std(axis=(1, 2)).max()) < MIN_CONTRAST
         warnings = [_NO_CONTRAST] if blind else [text for row in features for text in self.config.warn(row)]
         return SegmentOut(**self.facts(item), warnings=warnings, **measure(found), **made)
 
-    def render(self, request: SegmentIn, answer: SegmentOut, media_type: str) -> bytes | None:
-        if media_type not in self.forms:
-            return None
+    def draw(self, item: _Frame, answer: SegmentOut, media_type: str) -> bytes | None:
         if media_type == "image/jpeg" and answer.overlay is not None:
             return answer.overlay
-        encoded = answer.mask or self.predict_again(request, include=("mask",)).mask or b""
-        mask: np.ndarray = decode(encoded, self.bounds).pixels[..., 0] > 0
-        return encode(draw_mask(self.decode(request.image).pixels, mask), media_type)
+        return self._drawn(item, media_type)
+
+    def _drawn(self, item: _Frame, media_type: str) -> bytes:
+        """The picture with its mask; decoded anew where there was no memory to keep it."""
+        pixels = item.pixels if item.pixels is not None else decode_field(item.request.image, self.bounds).pixels
+        return encode(draw_mask(pixels, cast("np.ndarray", item.mask)), media_type)

@@ -23,7 +23,8 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from shared.errors import InvalidOption
-from shared.vision.decode import DecodeBounds, decode
+from shared.vision.decode import decode
+from shared.vision.limits import DecodeBounds
 
 Format = Literal["png", "jpeg", "webp"]
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar, Self, get_args
+from typing import ClassVar, Self, cast, get_args
 
 import numpy as np
 from pydantic import BaseModel
@@ -34,14 +34,19 @@ from shared.export.artifacts import ExportedForms
 from shared.registry import CallContext, Card, LoadContext
 from shared.registry.weights import Weights
 from shared.telemetry import stage
-from shared.vision.decode import DecodeBounds
 from shared.vision.draw import encode
-from shared.vision.servable import DataConfig, Stopwatch, VisionItem, VisionServable, decode_bounds
+from shared.vision.limits import DecodeBounds, decode_bounds
+from shared.vision.servable import DataConfig, Stopwatch, VisionItem, VisionServable
 
 
 @dataclass(slots=True, kw_only=True)
 class _Photograph(VisionItem[RestoreIn]):
-    """A picture whose tiles are planned, and what became of it."""
+    """A picture whose tiles are planned, and what became of it.
+
+    Attributes:
+        restored: The network's answer, in 0..1.
+        result: The same in the bits per channel of the answer.
+    """
 
     picture: PictureFile
     variant: Variant
@@ -49,6 +54,7 @@ class _Photograph(VisionItem[RestoreIn]):
     estimate: Estimate
     form: Format
     restored: np.ndarray | None = field(default=None, init=False)
+    result: np.ndarray | None = field(default=None, init=False)
 
     @property
     def bit_depth(self) -> int:
@@ -94,7 +100,7 @@ class Restorer(VisionServable[RestoreIn, RestoreOut, _Photograph]):
     def close(self) -> None:
         self.engines.close()
 
-    def read(self, request: RestoreIn, watch: Stopwatch) -> _Photograph:
+    def read(self, request: RestoreIn, watch: Stopwatch, run: CallContext) -> _Photograph:
         """Read the picture and plan its tiles.
 
         Raises:
@@ -138,7 +144,7 @@ class Restorer(VisionServable[RestoreIn, RestoreOut, _Photograph]):
             DeadlineExceeded: It would take longer than the caller waits, or did.
         """
         for item in items:
-            if not item.request.dry_run:
+            if not item.request.dry_run or run.media in self.forms:
                 _require_time(item.estimate, run)
                 self._restore(item, run)
 
@@ -154,6 +160,7 @@ class Restorer(VisionServable[RestoreIn, RestoreOut, _Photograph]):
     def postprocess(self, item: _Photograph) -> RestoreOut:
         height, width = item.picture.pixels.shape[:2]
         made = {} if item.restored is None else self._made(item, item.restored)
+        item.restored = None  # four bytes for each sample, which nobody needs any more
         item.watch.lap("encode")
         return RestoreOut(
             **self.facts(item),
@@ -170,9 +177,9 @@ class Restorer(VisionServable[RestoreIn, RestoreOut, _Photograph]):
         """The pictures and numbers that were asked for."""
         given, request = item.picture, item.request
         made: dict[str, object] = {"mean_change": round(mean_change(given.pixels, pixels), 6)}
+        item.result = to_16_bits(pixels) if item.bit_depth == 16 else to_8_bits(pixels)
         if "restored" in request.include:
-            kept = to_16_bits(pixels) if item.bit_depth == 16 else to_8_bits(pixels)
-            made["restored"] = write_image(replace(given, pixels=kept), item.form, request.quality)
+            made["restored"] = write_image(replace(given, pixels=item.result), item.form, request.quality)
         if "reflection" in request.include:
             made["reflection"] = encode(to_8_bits(subtract_result(given.pixels, pixels)))
         if "comparison" in request.include:
@@ -182,21 +189,16 @@ class Restorer(VisionServable[RestoreIn, RestoreOut, _Photograph]):
             made |= {"likeness": _likeness(pixels, wanted), "input_likeness": _likeness(given.pixels, wanted)}
         return made
 
-    def render(self, request: RestoreIn, answer: RestoreOut, media_type: str) -> bytes | None:
-        if media_type not in self.forms:
-            return None
-        if answer.restored is None:
-            answer = self.predict_again(request, include=("restored",), dry_run=False)
-        form = _format(media_type.removeprefix("image/"))
-        if request.shown == "restored" and answer.format == form:
-            return answer.restored
-        result = read_image(answer.restored or b"", self.bounds)
+    def draw(self, item: _Photograph, answer: RestoreOut, media_type: str) -> bytes | None:
+        form, request, given = _format(media_type.removeprefix("image/")), item.request, item.picture
+        result = cast("np.ndarray", item.result)
         if request.shown == "restored":
-            pixels = result.pixels if form == "png" else to_8_bits(result.pixels)
-            return write_image(replace(result, pixels=pixels), form, request.quality)
+            if answer.restored is not None and answer.format == form:
+                return answer.restored
+            pixels = result if form == "png" else to_8_bits(result)
+            return write_image(replace(given, pixels=pixels), form, request.quality)
         draw = subtract_result if request.shown == "reflection" else compare_side_by_side
-        given = self._read_image(request.image, "image").pixels
-        return encode(draw(to_8_bits(given), to_8_bits(result.pixels)), media_type, quality=request.quality)
+        return encode(draw(to_8_bits(given.pixels), to_8_bits(result)), media_type, quality=request.quality)
 
 
 def _format(wanted: str) -> Format:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat
 
 from shared.api.arrays import ArrayBytes
 from shared.api.csv_fields import split_commas
+from shared.api.drawable import Drawable
 
 Form = Literal["curves", "confidence", "activitynet"]
 """What an answer may hold beside its proposals."""
@@ -77,7 +78,7 @@ class ActionTimes(BaseModel):
     post: float = 0.0
 
 
-class ActionsOut(BaseModel):
+class ActionsOut(Drawable):
     """What was found in one video."""
 
     model: str

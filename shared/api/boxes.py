@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from shared.api.csv_fields import split_commas
+from shared.api.drawable import Drawable
 from shared.api.image import ImageBytes
 from shared.api.timings import Times
 
@@ -129,7 +130,7 @@ class Tally(BaseModel):
     mean_radius_um: float | None = Field(None, description="Where microns_per_pixel is given.")
 
 
-class DetectOut(BaseModel):
+class DetectOut(Drawable):
     """What was found in one picture."""
 
     model: str

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from shared.api.drawable import Drawable
 from shared.api.image import ImageBytes
 from shared.api.timings import Times
 
@@ -43,7 +44,7 @@ class Classified(Candidate):
     top: list[Candidate] = Field(description="The most likely classes, best first; the first is the answer.")
 
 
-class ClassifyOut(BaseModel):
+class ClassifyOut(Drawable):
     """What a picture shows, patch by patch."""
 
     model: str

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from shared.api.csv_fields import split_commas
+from shared.api.drawable import Drawable
 from shared.api.image import ImageBytes
 from shared.api.timings import Times
 
@@ -67,7 +68,7 @@ class RunLengths(BaseModel):
     counts: str = Field(description="Compressed runs, column by column.")
 
 
-class SegmentOut(BaseModel):
+class SegmentOut(Drawable):
     """What was found in one picture."""
 
     model: str

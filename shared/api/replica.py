@@ -26,6 +26,9 @@ _AFFINE_KEY: Final = "x-fovea-affine"
 SCOPES_HEADER: Final = "x-fovea-scopes"
 """Header, or gRPC metadata, by which the gateway says what the caller's key allows, with commas between."""
 
+JOB_HEADER: Final = "x-fovea-job"
+"""Header by which a worker says that a request is a job: its id and the number of the attempt, with a space between."""
+
 AUDIT_HEADER: Final = "x-fovea-audit"
 """Response header of a replica: what the gateway writes into its audit log, as a JSON object. Callers don't get it."""
 

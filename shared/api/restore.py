@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from shared.api.csv_fields import split_commas
+from shared.api.drawable import Drawable
 from shared.api.image import ImageBytes
 
 Layer = Literal["restored", "reflection", "comparison"]
@@ -96,7 +97,7 @@ class RestoreTimes(BaseModel):
     encode: float = 0.0
 
 
-class RestoreOut(BaseModel):
+class RestoreOut(Drawable):
     """A restored picture."""
 
     model: str

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from shared.api.boxes import Box, DetectOut
+from shared.api.drawable import Drawable
 from shared.api.image import ImageBytes
 
 
@@ -105,7 +106,7 @@ class ScanpathTimes(BaseModel):
     post: float = 0.0
 
 
-class ScanpathOut(BaseModel):
+class ScanpathOut(Drawable):
     """How the shelf is searched."""
 
     model: str

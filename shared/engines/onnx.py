@@ -15,7 +15,7 @@ import onnxruntime
 
 from shared.api.tensors import Datatype, TensorSpec
 from shared.engines.gpu_providers import Provider, cuda_provider
-from shared.engines.validation import check_feeds, to_error
+from shared.engines.validation import to_error
 from shared.errors import Malformed, NotReady
 
 ONNX_DATATYPES: Mapping[str, Datatype] = {
@@ -82,10 +82,9 @@ class OnnxEngine:
         """Compute all outputs.
 
         Raises:
-            InvalidOption: A tensor is not as `inputs` states, or of a size that the graph can't take.
+            InvalidOption: The graph can't take a tensor.
             TooLarge: There is not enough memory.
         """
-        check_feeds(feeds, self.inputs)
         ready = {spec.name: _ready(spec, feeds[spec.name]) for spec in self.inputs}
         names = [spec.name for spec in self.outputs]
         try:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from shared.api.tensors import Datatype, TensorSpec
-from shared.engines.validation import check_feeds, to_error
+from shared.engines.validation import to_error
 from shared.errors import FoveaError, NotReady
 
 TORCH_DATATYPES: Mapping[torch.dtype, Datatype] = {
@@ -74,10 +74,9 @@ class TorchEngine:
         """Compute all outputs.
 
         Raises:
-            InvalidOption: A tensor is not as `inputs` states, or of a size that the network can't take.
+            InvalidOption: The network can't take a tensor.
             TooLarge: There is not enough memory.
         """
-        check_feeds(feeds, self.inputs)
         try:
             with torch.inference_mode():
                 results = self._call(*(_tensor(feeds[spec.name]).to(self._device) for spec in self.inputs))

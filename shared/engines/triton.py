@@ -16,7 +16,6 @@ from tritonclient.utils.shared_memory import SharedMemoryException
 
 from shared.api.tensors import TensorSpec
 from shared.engines.triton_connections import ConnectionPool, InputRegion, TritonConnection, is_this_host
-from shared.engines.validation import check_feeds
 from shared.errors import (
     Cancelled,
     Conflict,
@@ -107,7 +106,6 @@ class TritonEngine:
         Raises:
             FoveaError: What the server answers, by its status; NotReady when it is gone, DeadlineExceeded when slow.
         """
-        check_feeds(feeds, self.inputs)
         arrays = [np.ascontiguousarray(feeds[spec.name]) for spec in self.inputs]
         outputs = [self._library.InferRequestedOutput(spec.name) for spec in self.outputs]
         answer = self._ask(lambda connection: self._infer(connection, arrays, outputs))

@@ -50,7 +50,7 @@ class Delivery:
 
     @property
     def key(self) -> Attempt:
-        """What names this attempt: a worker may be given its own job again."""
+        """Id of this delivery attempt: a worker can receive the same job twice."""
         return self.id, self.attempt
 
 
@@ -79,7 +79,7 @@ class QueueConsumer:
     async def take(self, *, reclaim: bool) -> Delivery | NothingToDo:
         """Take the next job; `reclaim` also takes jobs whose workers are silent for longer than the lease."""
         lease = str(int(self._settings.job_lease_s * 1000)) if reclaim else ""
-        how, *rest = await self._redis.verb(
+        how, *rest = await self._redis.run_script(
             "take",
             self.service,
             self.consumer,
@@ -123,12 +123,12 @@ class QueueConsumer:
             running=tuple(dict.fromkeys(job_id for job_id, _ in attempts)),
         )
         pairs = [part for attempt in attempts for part in attempt]
-        lost = await self._redis.verb("renew", self.service, self.consumer, record.model_dump_json(), *pairs)
+        lost = await self._redis.run_script("renew", self.service, self.consumer, record.model_dump_json(), *pairs)
         return {(job_id.decode(), int(number)) for job_id, number in lost}
 
     async def progress(self, delivery: Delivery, fraction: float, note: str | None) -> None:
         """Publish the progress of a job; ignored once the job is lost."""
-        await self._redis.verb("progress", delivery.id, delivery.attempt, f"{fraction:.4f}", note or "")
+        await self._redis.run_script("progress", delivery.id, delivery.attempt, f"{fraction:.4f}", note or "")
 
     async def succeed(self, delivery: Delivery, result: Result) -> bool:
         """Record the answer; False when the job was taken from this attempt, whose answer is then dropped."""
@@ -136,7 +136,7 @@ class QueueConsumer:
         if len(result.body) > self._settings.job_inline_max_bytes:
             answer = ("answer_blob", f"{delivery.id}/answer-{delivery.attempt}")
             await self._payloads.put(str(answer[1]), result.body)
-        how = await self._redis.verb(
+        how = await self._redis.run_script(
             "succeed",
             delivery.id,
             delivery.attempt,
@@ -156,7 +156,7 @@ class QueueConsumer:
         answer: list[str | bytes | int] = []
         if isinstance(outcome, Result) and len(outcome.body) <= self._settings.job_inline_max_bytes:
             answer = [*codec.encode_answer(outcome), "answer", outcome.body]
-        how = await self._redis.verb(
+        how = await self._redis.run_script(
             "fail",
             delivery.id,
             delivery.attempt,
@@ -167,9 +167,9 @@ class QueueConsumer:
         )
         return bool(how != b"lost")
 
-    async def again(self, delivery: Delivery, outcome: Result | BaseException, delay_s: float) -> bool:
+    async def retry(self, delivery: Delivery, outcome: Result | BaseException, delay_s: float) -> bool:
         """Queue for another attempt after `delay_s`, or make it a dead letter when the attempts are used up."""
-        how = await self._redis.verb(
+        how = await self._redis.run_script(
             "again",
             delivery.id,
             delivery.attempt,
@@ -180,17 +180,17 @@ class QueueConsumer:
         )
         return bool(how != b"lost")
 
-    async def hand_back(self, delivery: Delivery) -> None:
+    async def release(self, delivery: Delivery) -> None:
         """Give an unfinished job to the next free worker, before all others; the attempt is not counted."""
-        await self._redis.verb("hand_back", delivery.id, delivery.attempt)
+        await self._redis.run_script("hand_back", delivery.id, delivery.attempt)
 
     async def sweep(self) -> int:
         """Forget expired jobs and their payloads; return how many. Any number of workers may sweep at once."""
-        expired: list[bytes] = await self._redis.verb("expired", _SWEEP_BATCH)
+        expired: list[bytes] = await self._redis.run_script("expired", _SWEEP_BATCH)
         for raw in expired:
             # Payloads first: a death in between leaves a job that the next sweep finds again.
             await self._payloads.delete_job(raw.decode())
-            await self._redis.verb("forget", raw)
+            await self._redis.run_script("forget", raw)
         return len(expired)
 
     async def sweep_orphans(self) -> None:
@@ -204,11 +204,11 @@ class QueueConsumer:
             rows: Any = await self._redis.client.hgetall(redis_keys.key("workers", self.service))
         for row in rows.values():
             if time.time() - (other := Worker.model_validate_json(row)).seen > FORGET_S:
-                await self._redis.verb("leave", self.service, other.id)
+                await self._redis.run_script("leave", self.service, other.id)
 
     async def leave(self) -> None:
         """Remove this worker's record; jobs that it still holds go to others when their lease ends."""
-        await self._redis.verb("leave", self.service, self.consumer)
+        await self._redis.run_script("leave", self.service, self.consumer)
 
     async def close(self) -> None:
         """Close the connections."""

@@ -43,6 +43,10 @@ class Result:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
+TRANSFER_HEADERS = frozenset({"content-length", "content-type", "connection", "date", "server", "transfer-encoding"})
+"""Response headers of one transfer, or with a field of their own in `Result`."""
+
+
 class Ticket(Protocol):
     """The handle of a running job on its worker: progress out, cancellation in."""
 

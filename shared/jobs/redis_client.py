@@ -109,7 +109,7 @@ class RedisClient:
         self._states: Any = self.client.register_script(_script())
         self._states_when_full: Any = self.client.register_script(f"#!lua flags=allow-oom\n{_script()}")
 
-    async def verb(self, name: str, *args: str | bytes | float) -> Any:
+    async def run_script(self, name: str, *args: str | bytes | float) -> Any:
         """Run one verb of `states.lua`. A full Redis takes no new job, but those that it has go on.
 
         Raises:

@@ -44,7 +44,7 @@ class RedisJobQueue:
         inline = len(payload.body) <= self._settings.job_inline_max_bytes
         if not inline:
             await self._payloads.put(f"{job_id}/request", payload.body)
-        how, known = await self._redis.verb(
+        how, known = await self._redis.run_script(
             "submit",
             job_id,
             payload.tenant,
@@ -73,7 +73,7 @@ class RedisJobQueue:
 
     async def get(self, job_id: str, tenant: str) -> Job:
         """The job as it stands; see `JobQueue.get`."""
-        found = await self._redis.verb("look", _check_id(job_id), tenant, *codec.JOB_FIELDS)
+        found = await self._redis.run_script("look", _check_id(job_id), tenant, *codec.JOB_FIELDS)
         if found is None:
             raise _unknown_job(job_id)
         return codec.decode_job(job_id, *found)
@@ -88,7 +88,7 @@ class RedisJobQueue:
 
     async def result(self, job_id: str, tenant: str) -> Result:
         """The answer of a finished job; where it has none, the problem that says why. See `JobQueue.result`."""
-        found = await self._redis.verb("look", _check_id(job_id), tenant, *codec.JOB_FIELDS, *codec.ANSWER_FIELDS)
+        found = await self._redis.run_script("look", _check_id(job_id), tenant, *codec.JOB_FIELDS, *codec.ANSWER_FIELDS)
         if found is None:
             raise _unknown_job(job_id)
         rank, values = found
@@ -104,7 +104,7 @@ class RedisJobQueue:
     async def cancel(self, job_id: str, tenant: str) -> Job:
         """Cancel, also while running; the state is final when this returns. See `JobQueue.cancel`."""
         ttl_s = min(self._settings.job_ttl_s, self._settings.job_cancelled_ttl_s)
-        if await self._redis.verb("cancel", _check_id(job_id), tenant, ttl_s * 1000) == b"missing":
+        if await self._redis.run_script("cancel", _check_id(job_id), tenant, ttl_s * 1000) == b"missing":
             raise _unknown_job(job_id)
         return await self.get(job_id, tenant)
 
@@ -113,12 +113,12 @@ class RedisJobQueue:
         job = await self.get(job_id, tenant)
         if job.status not in FINAL:
             return await self.cancel(job_id, tenant)
-        await self._redis.verb("delete", job_id, tenant)
+        await self._redis.run_script("delete", job_id, tenant)
         return job
 
     async def retry(self, job_id: str, tenant: str) -> Job:
         """Queue an unsuccessful job again, with its whole budget of attempts. See `JobQueue.retry`."""
-        how = await self._redis.verb("retry", _check_id(job_id), tenant, self._settings.job_queue_max)
+        how = await self._redis.run_script("retry", _check_id(job_id), tenant, self._settings.job_queue_max)
         if how == b"missing":
             raise _unknown_job(job_id)
         job = await self.get(job_id, tenant)
@@ -151,7 +151,7 @@ class RedisJobQueue:
 
     async def counts(self, service: str) -> Counts:
         """Jobs that wait and jobs that run; a worker must not be scaled away while one runs."""
-        return Counts(*await self._redis.verb("counts", service))
+        return Counts(*await self._redis.run_script("counts", service))
 
     async def workers(self, service: str) -> list[Worker]:
         """The workers that are alive."""
@@ -165,7 +165,9 @@ class RedisJobQueue:
         await self._redis.close()
 
     async def _list(self, kind: str, tenant: str, limit: int) -> list[Job]:
-        found: list[Any] = await self._redis.verb("list", kind, tenant, max(1, min(limit, 1000)), *codec.JOB_FIELDS)
+        found: list[Any] = await self._redis.run_script(
+            "list", kind, tenant, max(1, min(limit, 1000)), *codec.JOB_FIELDS
+        )
         return [codec.decode_job(job_id.decode(), *row) for job_id, row in found]
 
 

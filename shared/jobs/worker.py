@@ -1,15 +1,13 @@
-"""Job worker: takes jobs, runs them through a `Handler`, renews their leases and records the outcomes.
+"""Job worker: takes jobs, runs them through a `Handler` and records the outcomes.
 
-An outage of Redis stops the taking, not the running: outcomes wait until Redis is back. A worker that hung for longer
-than its lease renews before it takes or writes anything, and so learns which of its attempts have lost their jobs.
-Since it may be given a job of its own again, whatever belongs to an attempt goes by job and number.
+An outage of Redis stops the taking, not the running: outcomes wait until Redis is back. A worker may be given a job of
+its own again, so whatever belongs to an attempt goes by job and number.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from random import uniform
@@ -18,13 +16,11 @@ from typing import Final, NamedTuple
 from shared.errors import Cancelled, FoveaError
 from shared.jobs import codec
 from shared.jobs.consumer import Attempt, Delivery, NothingToDo, QueueConsumer
+from shared.jobs.lease import JobLeases, JobTicket
 from shared.jobs.queue import Handler, Result
 from shared.jobs.redis_client import UNUSABLE, cancel_tasks, retry_until_connected
 from shared.settings import Settings
 from shared.telemetry import Span, bind, log, span
-
-_PROGRESS_INTERVAL_S: Final = 0.2
-"""Shortest time between two writes of a job's progress; faster updates replace what was not written yet."""
 
 _STOP_GRACE_S: Final = 0.5
 """How long a handler has to stop by itself after a cancel before its task is cancelled."""
@@ -32,62 +28,12 @@ _STOP_GRACE_S: Final = 0.5
 _CANCEL_GRACE_S: Final = 2.0
 """How long a cancelled task has to end before its slot is given to another job."""
 
-_RECLAIM_GRACE_S: Final = 2.0
-"""How long after an outage of Redis (or our own start, which may be one) others may still be renewing their leases:
-they try twice a second while Redis is away."""
-
 _MAX_BACKOFF_S: Final = 60.0
 _SWEEP_INTERVAL_S: Final = 30.0
 _ORPHAN_SWEEP_INTERVAL_S: Final = 3600.0
 
 _RETRYABLE: Final = frozenset({408, 425, 429, 499})
 """Statuses below 500 after which another attempt may succeed."""
-
-
-class JobTicket:
-    """The `Ticket` of one attempt. `progress` never waits for Redis and never fails."""
-
-    def __init__(self, delivery: Delivery, held_at: float) -> None:
-        """Open the ticket of a delivery whose lease was sure at `held_at`, an instant of the monotonic clock."""
-        self.id = delivery.id
-        self.attempt = delivery.attempt
-        self._latest: tuple[float, str | None] = (0.0, None)
-        self._changed = asyncio.Event()
-        self._stop = asyncio.Event()
-        self.held_at = held_at
-        self.is_lost = False
-
-    async def progress(self, fraction: float, note: str | None = None) -> None:
-        """Publish how far the work is, soon."""
-        self._latest = (min(max(fraction, 0.0), 1.0), note)
-        self._changed.set()
-
-    async def wait_until_cancelled(self) -> None:
-        """Return when the work should stop: cancelled, lost to another worker, or this process ends."""
-        await self._stop.wait()
-
-    def stop(self) -> None:
-        """Ask the work to stop."""
-        self._stop.set()
-
-    def lose(self) -> None:
-        """The job is no longer this attempt's: the work stops, and what comes of it is dropped."""
-        self.is_lost = True
-        self.stop()
-
-    @property
-    def stopped(self) -> bool:
-        """Whether the work was asked to stop."""
-        return self._stop.is_set()
-
-    async def publish(self, write: Callable[[float, str | None], Awaitable[None]]) -> None:
-        """Write the latest progress whenever there is one, until cancelled."""
-        while True:
-            await self._changed.wait()
-            self._changed.clear()
-            with suppress(*UNUSABLE):
-                await write(*self._latest)
-            await asyncio.sleep(_PROGRESS_INTERVAL_S)
 
 
 class _Running(NamedTuple):
@@ -106,16 +52,22 @@ class JobWorker:
         self._consumer = consumer
         self._handler = handler
         self._settings = settings
+        self._leases = JobLeases(consumer, settings.job_lease_s)
         self._running: dict[Attempt, _Running] = {}
-        self._renewed_at = time.monotonic()
         self._stopping = asyncio.Event()
+        self._is_hurried = False
         self._slot_free = asyncio.Event()
-        self._connected_since: float | None = None
         self._log = log("jobs")
 
+    @property
+    def busy(self) -> int:
+        """Jobs that run."""
+        return len(self._running)
+
     def stop(self) -> None:
-        """Take no more jobs; `run` returns once those that run are finished or handed back. A second call hurries."""
+        """Take no more jobs; `run` returns once those that run are finished or released. A second call hurries."""
         if self._stopping.is_set():
+            self._is_hurried = True
             self._stop_all()
         self._stopping.set()
         self._slot_free.set()
@@ -128,7 +80,10 @@ class JobWorker:
     async def run(self) -> None:
         """Work until `stop`."""
         async with asyncio.TaskGroup() as group:
-            background = [group.create_task(self._renew_leases()), group.create_task(self._sweep_periodically())]
+            background = [
+                group.create_task(self._leases.keep_renewing()),
+                group.create_task(self._sweep_periodically()),
+            ]
             await self._take_jobs()
             await self._drain()
             await cancel_tasks(*background)
@@ -142,59 +97,40 @@ class JobWorker:
                 await self._slot_free.wait()
                 continue
             try:
-                if self._is_overdue(self._renewed_at):
-                    await self._renew()
-                    self._connected_since = time.monotonic()  # others may have hung with us, and renew now
+                await self._leases.require_fresh()
                 asked_at = time.monotonic()
-                found = await self._consumer.take(reclaim=self._may_reclaim())
-                self._connected_since = self._connected_since or time.monotonic()
+                found = await self._consumer.take(reclaim=self._leases.may_reclaim)
+                self._leases.note_connection(is_up=True)
                 if isinstance(found, NothingToDo):
                     await self._consumer.wait(found)
                 else:
                     self._begin(found, asked_at)
             except UNUSABLE:
-                self._connected_since = None
+                self._leases.note_connection(is_up=False)
                 await asyncio.sleep(uniform(0.1, 0.3))
 
-    def _may_reclaim(self) -> bool:
-        """Whether an expired lease means a dead worker: after an outage of Redis all get time to renew first."""
-        grace = min(self._settings.job_lease_s, _RECLAIM_GRACE_S)
-        return self._connected_since is not None and time.monotonic() - self._connected_since >= grace
-
-    def _is_overdue(self, held_at: float) -> bool:
-        """Whether a lease that was sure then may be over: this process hung, or Redis was away."""
-        return time.monotonic() - held_at > self._settings.job_lease_s
-
-    async def _holds(self, ticket: JobTicket) -> bool:
-        """Whether an attempt may write: asked of Redis when its lease may be over. Its writes are fenced, too."""
-        if not ticket.is_lost and self._is_overdue(ticket.held_at):
-            await self._renew()
-        return not ticket.is_lost
-
     def _begin(self, delivery: Delivery, held_at: float) -> None:
-        for running in self._running.values():
-            if running.delivery.id == delivery.id:
-                running.ticket.lose()
-        ticket = JobTicket(delivery, held_at)
+        ticket = self._leases.open(delivery, held_at)
         task = asyncio.create_task(self._attempt(delivery, ticket))
         self._running[delivery.key] = _Running(delivery, ticket, task)
         task.add_done_callback(lambda _: self._end(delivery))
 
     def _end(self, delivery: Delivery) -> None:
         self._running.pop(delivery.key, None)
+        self._leases.close(delivery)
         self._slot_free.set()
 
     async def _attempt(self, delivery: Delivery, ticket: JobTicket) -> None:
         ids = {"service": delivery.service, "request_id": delivery.headers.get("x-request-id", "")}
         with bind(**ids), _begin_span(delivery) as attempt:
             self._log.info("job begins", job=delivery.id, attempt=delivery.attempt, path=delivery.path)
-            publishing = asyncio.create_task(ticket.publish(partial(self._write_progress, delivery, ticket)))
+            publishing = asyncio.create_task(ticket.latest.publish(partial(self._write_progress, delivery, ticket)))
             work = asyncio.create_task(self._work(delivery, ticket))
             try:
                 await _until_done_or_stopped(work, ticket)
             finally:
                 await cancel_tasks(publishing)
-            if await retry_until_connected(lambda: self._holds(ticket)):
+            if await retry_until_connected(lambda: self._leases.holds(ticket)):
                 await retry_until_connected(lambda: self._record_outcome(delivery, ticket, work))
             else:
                 dropped = "answer dropped: cancelled, or another attempt has the job"
@@ -205,12 +141,12 @@ class JobWorker:
                 attempt.fail(str(status))
 
     async def _work(self, delivery: Delivery, ticket: JobTicket) -> Result:
-        if not await retry_until_connected(lambda: self._holds(ticket)):
+        if not await retry_until_connected(lambda: self._leases.holds(ticket)):
             raise asyncio.CancelledError  # it hung between the taking and here
         return await self._handler(await self._consumer.payload(delivery), ticket)
 
     async def _write_progress(self, delivery: Delivery, ticket: JobTicket, fraction: float, note: str | None) -> None:
-        if await self._holds(ticket):
+        if await self._leases.holds(ticket):
             await self._consumer.progress(delivery, fraction, note)
 
     async def _record_outcome(self, delivery: Delivery, ticket: JobTicket, work: asyncio.Task[Result]) -> None:
@@ -220,7 +156,7 @@ class JobWorker:
         status = codec.get_status(outcome)
         if ticket.stopped and status == Cancelled.status:
             # This process is going, or Redis has not told yet that the job is lost: then this changes nothing.
-            await self._consumer.hand_back(delivery)
+            await self._consumer.release(delivery)
             self._log.info("job stopped", **job)
         elif isinstance(outcome, Result) and status < 400:
             accepted = await self._consumer.succeed(delivery, outcome)
@@ -229,32 +165,9 @@ class JobWorker:
             await self._consumer.fail(delivery, outcome)
             self._log.info("job failed", status=status, **job)
         else:
-            await self._consumer.again(delivery, outcome, _backoff(delivery.tries, outcome))
+            await self._consumer.retry(delivery, outcome, _backoff(delivery.tries, outcome))
             cause = outcome if isinstance(outcome, BaseException) else None
             self._log.warning("job attempt failed", status=status, tries=delivery.tries, exc_info=cause, **job)
-
-    async def _renew_leases(self) -> None:
-        """Renew often enough that two renewals may fail; at once when a job is cancelled."""
-        with self._consumer.stops.watch() as cancelled:
-            while True:
-                await retry_until_connected(self._renew)
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(min(1.0, self._settings.job_lease_s / 4)):
-                        await cancelled.wait()
-                cancelled.clear()
-
-    async def _renew(self) -> None:
-        asked_at, held = time.monotonic(), dict(self._running)
-        try:
-            lost = await self._consumer.renew(tuple(held))
-        except UNUSABLE:
-            self._connected_since = None
-            raise
-        self._renewed_at = asked_at
-        for attempt, running in held.items():
-            running.ticket.held_at = asked_at
-            if attempt in lost:
-                running.ticket.lose()
 
     async def _sweep_periodically(self) -> None:
         period = max(0.5, min(_SWEEP_INTERVAL_S, self._settings.job_ttl_s / 4))
@@ -269,10 +182,10 @@ class JobWorker:
             await asyncio.sleep(period)
 
     async def _drain(self) -> None:
-        """Let jobs finish within the grace period, then hand the rest back at once."""
+        """Let jobs finish within the grace period, then release the rest at once."""
         tasks = [running.task for running in self._running.values()]
         if tasks:
-            await asyncio.wait(tasks, timeout=self._settings.shutdown_grace_s)
+            await asyncio.wait(tasks, timeout=0 if self._is_hurried else self._settings.shutdown_grace_s)
             self._stop_all()
             await asyncio.wait(tasks, timeout=_STOP_GRACE_S + _CANCEL_GRACE_S + self._settings.job_lease_s)
 

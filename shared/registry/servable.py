@@ -42,7 +42,7 @@ class Engine(Protocol):
     outputs: tuple[TensorSpec, ...]
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Compute all outputs for `feeds` (input name → array of the stated dtype and shape)."""
+        """Compute all outputs for `feeds` (input name → array); the caller has checked names, dtypes and shapes."""
         ...
 
     def close(self) -> None:
@@ -89,6 +89,8 @@ class CallContext:
         scopes: What the caller's key allows; None where nobody says, as without a gateway: everything.
         audit: What the audit log is to say about the call, by name; empty for nothing.
         cache_salt: Whose caches the call may use: calls of another salt never learn what this one sent.
+        media: Content type that the answer is rendered in.
+        model: Name of the model that answers, for metrics.
         note: The last note of `progress`.
         usage: What the call consumed so far, by name: `pictures`, `cpu_seconds` (`shared.api.usage`).
         state: What a route has loaded for the model to continue, if anything.
@@ -109,6 +111,8 @@ class CallContext:
         self.scopes: frozenset[str] | None = None
         self.audit: dict[str, str] = {}
         self.cache_salt = ""
+        self.media = "application/json"
+        self.model = ""
         self.note: str | None = None
         self.usage: dict[str, float] = {}
         self.state: Any = None
@@ -169,7 +173,7 @@ class _PartContext(CallContext):
 
     def __init__(self, whole: CallContext, index: int, count: int) -> None:
         super().__init__(deadline=whole.deadline, job=whole.job, tenant=whole.tenant)
-        self.scopes, self.cache_salt = whole.scopes, whole.cache_salt
+        self.scopes, self.cache_salt, self.media = whole.scopes, whole.cache_salt, whole.media
         self._whole, self._index, self._count = whole, index, count
 
     def progress(self, fraction: float, note: str | None = None) -> None:

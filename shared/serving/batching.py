@@ -4,6 +4,9 @@ The event loop puts calls into a bounded queue; the thread takes those that may 
 runs them and returns the answers to the loop they came from. The work is a function from a list of items to a list of
 answers, so nothing here depends on models or transports.
 
+Calls of jobs are served after all others, until they have waited for `_JOB_PATIENCE_S`, and have a bound of their own:
+jobs neither delay nor displace those who wait for an answer.
+
 The delay is adaptive. While a batch runs, arrivals gather by themselves; only when the batch before had several calls,
 and ended a moment ago, are its callers likely to come back soon, and the thread waits for them.
 """
@@ -23,6 +26,7 @@ from typing import Any, Generic, TypeVar
 from shared import telemetry
 from shared.errors import Cancelled, DeadlineExceeded, FoveaError, NotReady, QueueFull
 from shared.registry import CallContext
+from shared.serving.batch_context import BatchContext, BatchSpan
 from shared.serving.http.errors import to_safe_error
 
 Item = TypeVar("Item")
@@ -30,6 +34,10 @@ Answer = TypeVar("Answer")
 
 Work = Callable[[Hashable, Sequence[Item], CallContext], Sequence[Answer | FoveaError]]
 """Runs items that share a key: (key, items, run) → one answer or error per item, in order."""
+
+
+_JOB_PATIENCE_S = 10.0
+"""How long a call of a job lets others pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,32 +68,10 @@ class _Call(Generic[Item]):
     since: float = field(default_factory=time.perf_counter)
     queued: bool = True
 
-
-class BatchContext(CallContext):
-    """Context of a batch: it stops when every member has stopped, and reports progress to every member."""
-
-    def __init__(self, runs: Sequence[CallContext]) -> None:
-        deadlines = [math.inf if run.deadline is None else run.deadline for run in runs]
-        super().__init__(
-            deadline=None if math.inf in deadlines else max(deadlines),
-            report=self._report_to_members,
-            # Of several tenants it is nobody's: what a batch stores or reads would be all of theirs.
-            tenant=runs[0].tenant if len({run.tenant for run in runs}) == 1 else "",
-        )
-        self._members = tuple(runs)
-
-    def _report_to_members(self, fraction: float, note: str | None) -> None:
-        for run in self._members:
-            run.progress(fraction, note)
-
     @property
-    def cancelled(self) -> bool:
-        return all(run.cancelled for run in self._members)
-
-    def check(self) -> None:
-        if self.cancelled:
-            self.cancel()
-        super().check()
+    def is_job(self) -> bool:
+        """Whether nobody waits for the answer on a connection."""
+        return self.run.job is not None
 
 
 class Batcher(Generic[Item, Answer]):
@@ -172,14 +158,23 @@ class Batcher(Generic[Item, Answer]):
         with self._ready:
             if self._closed:
                 raise NotReady("The model is being unloaded.", hint="Send the request again.", retry_after=1)
-            if len(self._queue) >= self._options.depth:
-                raise self._full()
-            self._queue.append(call)
+            waiting = sum(other.is_job == call.is_job for other in self._queue)
+            if waiting >= self._options.depth:
+                raise self._full(waiting)
+            self._queue.insert(self._place(call), call)
             if len(self._queue) >= self._wake_at:
                 self._ready.notify()
 
-    def _full(self) -> QueueFull:
-        waiting = len(self._queue)
+    def _place(self, call: _Call[Item]) -> int:
+        """Where a new call stands in the queue: at the end, but before calls of jobs that can wait."""
+        place = len(self._queue)
+        if not call.is_job:
+            patient_since = call.since - _JOB_PATIENCE_S
+            while place and self._queue[place - 1].is_job and self._queue[place - 1].since > patient_since:
+                place -= 1
+        return place
+
+    def _full(self, waiting: int) -> QueueFull:
         seconds = math.ceil(waiting / self._options.size) * self._mean_seconds
         detail = f"{waiting} requests wait for {self._names['model']}; the limit is {self._options.depth}."
         return QueueFull(detail, hint="Send it again later, or as a job.", retry_after=max(seconds, 0.1))
@@ -260,7 +255,10 @@ class Batcher(Generic[Item, Answer]):
         """Run a batch; when it fails as a whole, run its members alone, so that one bad call fails alone."""
         run = batch[0].run if len(batch) == 1 else BatchContext([call.run for call in batch])
         try:
-            with telemetry.bind(request_id=",".join(call.request_id for call in batch)), _BatchSpan(batch):
+            with (
+                telemetry.bind(request_id=",".join(call.request_id for call in batch)),
+                BatchSpan([call.traceparent for call in batch], sum(call.rows for call in batch)),
+            ):
                 return self._answers(batch, run)
         except (Cancelled, DeadlineExceeded) as error:
             return [error] * len(batch)
@@ -275,30 +273,6 @@ class Batcher(Generic[Item, Answer]):
         if len(answers) != len(batch):
             raise RuntimeError(f"the model answered {len(answers)} of {len(batch)} requests")
         return answers
-
-
-class _BatchSpan:
-    """A span for each member of a batch, linked to the others; what the batch does is done in the traces of all."""
-
-    def __init__(self, batch: Sequence[_Call[Any]]) -> None:
-        parents = [call.traceparent for call in batch]
-        size = {"fovea.batch.size": len(batch), "fovea.batch.rows": sum(call.rows for call in batch)}
-        self._spans = [
-            telemetry.span("batch", size, parent=parent, links=(*parents[:i], *parents[i + 1 :]))
-            for i, parent in enumerate(parents)
-            if parent and telemetry.is_tracing()
-        ]
-        self._bound = telemetry.bind(traceparent=",".join(one.traceparent for one in self._spans))
-
-    def __enter__(self) -> None:
-        self._bound.__enter__()
-
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        self._bound.__exit__()
-        for one in self._spans:
-            if error is not None:
-                one.fail(error)
-            one.end()
 
 
 def _end_reason(call: _Call[Any]) -> FoveaError | None:

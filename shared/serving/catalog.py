@@ -1,9 +1,9 @@
-"""Model catalog of a host: models by name and task, their states, and everything that is known about each."""
+"""Model catalog of a service: models by name and task, their states, and everything that is known about each."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -46,18 +46,20 @@ class Catalog:
 
     def __init__(self, service: str, servables: Mapping[str, type[Servable[Any, Any]]], settings: Settings) -> None:
         self.service = service
-        self._settings = settings
+        self.settings = settings
         self._slots = {name: ModelSlot(kind) for name, kind in servables.items()}
         self._created = int(time.time())
 
-    def __iter__(self) -> Iterator[ModelSlot]:
-        return iter(self._slots.values())
+    @property
+    def slots(self) -> tuple[ModelSlot, ...]:
+        """All models' slots."""
+        return tuple(self._slots.values())
 
     def slot(self, name: str) -> ModelSlot:
         """A model's slot, loaded or not; `NotFound` lists the known."""
-        return self._slots.get(name) or self._slots[self.resolve(name, None)]
+        return self._slots.get(name) or self._slots[self.resolve(name)]
 
-    def ready(self, name: str, version: str = "") -> tuple[Servable[Any, Any], Batcher[Any, Any]]:
+    def find_loaded(self, name: str, version: str = "") -> tuple[Servable[Any, Any], Batcher[Any, Any]]:
         """A loaded model.
 
         Raises:
@@ -75,6 +77,10 @@ class Catalog:
             )
         return slot.servable, slot.batcher
 
+    def servable_type(self, name: str) -> type[Servable[Any, Any]]:
+        """The class of a model, loaded or not."""
+        return self.slot(name).kind
+
     def names(self) -> list[str]:
         """Names of all models."""
         return list(self._slots)
@@ -86,7 +92,7 @@ class Catalog:
             found.setdefault(self._slots[name].kind.card.task, []).append(name)
         return found
 
-    def resolve(self, name: str | None, task: str | None) -> str:
+    def resolve(self, name: str | None, task: str | None = None) -> str:
         """The name itself, or the default of a task.
 
         Raises:
@@ -116,16 +122,17 @@ class Catalog:
             if slot.state not in {"ready", "unloaded"}
         }
 
-    def is_settled(self) -> bool:
+    @property
+    def settled(self) -> bool:
         """Whether requests can be answered: nothing is still loading, and not every model failed to."""
-        states = {slot.state for slot in self}
+        states = {slot.state for slot in self.slots}
         return not states & {"waiting", "loading"} and states != {"failed"}
 
     def entries(self) -> list[ModelEntry]:
         """One entry per model: OpenAI's fields and the Card's facts."""
         return [self._entry(name, self._slots[name]) for names in self.tasks().values() for name in names]
 
-    def describe(self, name: str) -> dict[str, Any]:
+    def card(self, name: str) -> dict[str, Any]:
         """A model's whole Card, its tensors, the limits in force and its schemas."""
         slot = self.slot(name)
         engine = slot.servable.engine if slot.servable else None
@@ -143,7 +150,7 @@ class Catalog:
 
     def batch_options(self, slot: ModelSlot) -> BatchOptions:
         """How a model batches: jobs run alone, and a streaming model schedules its calls for itself."""
-        settings, mode = self._settings, slot.kind.mode
+        settings, mode = self.settings, slot.kind.mode
         size = (
             min(settings.max_batch_size, slot.card.limits.max_batch or settings.max_batch_size) if mode == "sync" else 1
         )
@@ -155,7 +162,7 @@ class Catalog:
     def _rank(self, name: str) -> tuple[bool, bool, bool]:
         """Order of models within a task: the configured one, then loaded before failed, then real weights first."""
         slot = self._slots[name]
-        return (not name.startswith(self._settings.llm_model), slot.state == "failed", slot.card.weights is None)
+        return (not name.startswith(self.settings.llm_model), slot.state == "failed", slot.card.weights is None)
 
     def _entry(self, name: str, slot: ModelSlot) -> ModelEntry:
         facts = slot.card.model_dump(mode="json", exclude={"name", "task", "example", "limits"})
@@ -172,7 +179,7 @@ class Catalog:
         )
 
     def _limits(self, slot: ModelSlot) -> dict[str, Any]:
-        settings = self._settings
+        settings = self.settings
         own = slot.card.limits
         return {
             **own.model_dump(mode="json"),

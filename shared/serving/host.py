@@ -16,7 +16,6 @@ import numpy as np
 from pydantic import BaseModel
 
 from shared import telemetry
-from shared.api.model import ModelEntry
 from shared.api.tensors import TensorSpec
 from shared.errors import DeadlineExceeded, FoveaError, InvalidOption, QueueFull, TooLarge
 from shared.registry import CallContext, Engine, Servable
@@ -29,9 +28,6 @@ from shared.serving.http.errors import to_safe_error
 from shared.serving.oip import tensors
 from shared.settings import Settings
 
-_WHOLE_REQUESTS = "requests"
-"""Batch key of whole requests."""
-
 
 @dataclass(frozen=True, slots=True)
 class _TensorKey:
@@ -41,14 +37,13 @@ class _TensorKey:
     engine: Engine = field(compare=False)
 
 
-class Host:
+class Host(Catalog):
     """Loads the Servables of one service and runs their calls off the event loop, micro-batched and bounded."""
 
     def __init__(self, service: str, servables: Mapping[str, type[Servable[Any, Any]]], settings: Settings) -> None:
-        self.service = service
-        self.settings = settings
-        self._models = Catalog(service, servables, settings)
+        super().__init__(service, servables, settings)
         self._streams: list[CallContext] = []
+        self._loaded = asyncio.Event()
         self._no_streams = asyncio.Event()
         self._no_streams.set()
 
@@ -56,8 +51,13 @@ class Host:
 
     async def start(self) -> None:
         """Load and warm up all Servables at once; one that fails stays listed, not ready, with its reason."""
-        waiting = [name for name in self.names() if self._models.slot(name).state == "waiting"]
+        waiting = [name for name in self.names() if self.slot(name).state == "waiting"]
         await asyncio.gather(*(self.load(name) for name in waiting))
+        self._loaded.set()
+
+    async def wait_until_loaded(self) -> None:
+        """Return once all models are loaded, or have failed to."""
+        await self._loaded.wait()
 
     async def stop(self) -> None:
         """Finish running calls, for up to `shutdown_grace_s`, and free the models."""
@@ -66,11 +66,11 @@ class Host:
                 await self._no_streams.wait()
         for run in self._streams:
             run.cancel()
-        await asyncio.gather(*(self._release(slot, self.settings.shutdown_grace_s) for slot in self._models))
+        await asyncio.gather(*(self._release(slot, self.settings.shutdown_grace_s) for slot in self.slots))
 
     async def load(self, name: str) -> None:
         """Load one model, if it is not loaded; a failure is logged and becomes its reason."""
-        slot = self._models.slot(name)
+        slot = self.slot(name)
         if slot.state in {"loading", "ready"}:
             return
         slot.state, slot.reason = "loading", None
@@ -82,14 +82,14 @@ class Host:
                 slot.state, slot.reason = "failed", to_safe_error(error, f"Loading {name}").detail
                 telemetry.log().warning("model not loaded", reason=slot.reason)
                 return
-            work, options = self._work(slot.servable), self._models.batch_options(slot)
+            work, options = self._work(slot.servable), self.batch_options(slot)
             slot.batcher = Batcher(work, options, service=self.service, model=name)
             slot.state = "ready"
             telemetry.log().info("model ready", seconds=round(time.monotonic() - started, 2))
 
     async def unload(self, name: str) -> None:
         """Take one model out of service, after its waiting calls."""
-        await self._release(self._models.slot(name), self.settings.shutdown_grace_s)
+        await self._release(self.slot(name), self.settings.shutdown_grace_s)
 
     def _load(self, kind: type[Servable[Any, Any]]) -> Servable[Any, Any]:
         servable = kind.load(load_context(self.settings))
@@ -116,12 +116,7 @@ class Host:
         return not self.missing()
 
     @property
-    def settled(self) -> bool:
-        """Whether it can answer: nothing is still loading, and not every model failed to."""
-        return self._models.is_settled()
-
-    @property
-    def slots(self) -> int:
+    def places(self) -> int:
         """Requests that are worked on at once: text models batch continuously, others answer one batch at a time."""
         kinds = [self.servable_type(name) for name in self.names()]
         is_text = any(kind.mode == "stream" or kind.card.task in {"chat", "complete"} for kind in kinds)
@@ -130,23 +125,7 @@ class Host:
     @property
     def busy(self) -> int:
         """Calls that wait or run, and streams that are open."""
-        return len(self._streams) + sum(slot.batcher.busy for slot in self._models if slot.batcher)
-
-    def missing(self) -> dict[str, str]:
-        """Models that should be loaded and are not, with the reason."""
-        return self._models.missing()
-
-    def names(self) -> list[str]:
-        """Names of all models, loaded or not."""
-        return self._models.names()
-
-    def tasks(self) -> dict[str, list[str]]:
-        """Task → names of the models that do it, the default first."""
-        return self._models.tasks()
-
-    def resolve(self, name: str | None, task: str | None = None) -> str:
-        """The name that `servable(name, task)` stands for, whether loaded or not."""
-        return self._models.resolve(name, task)
+        return len(self._streams) + sum(slot.batcher.busy for slot in self.slots if slot.batcher)
 
     def servable(self, name: str | None, task: str | None = None) -> Servable[Any, Any]:
         """A loaded model by name, or the default of a task.
@@ -156,19 +135,7 @@ class Host:
             InvalidOption: It is there, but does another task.
             NotReady: It is not loaded yet, or failed to load; the detail says which.
         """
-        return self._models.ready(self.resolve(name, task))[0]
-
-    def servable_type(self, name: str) -> type[Servable[Any, Any]]:
-        """The class of a model, loaded or not."""
-        return self._models.slot(name).kind
-
-    def entries(self) -> list[ModelEntry]:
-        """One entry per model for `/v1/models`: OpenAI's fields and the Card's facts."""
-        return self._models.entries()
-
-    def card(self, name: str) -> dict[str, Any]:
-        """Everything known about a model: its Card, tensors, limits in force and schemas."""
-        return self._models.describe(name)
+        return self.find_loaded(self.resolve(name, task))[0]
 
     def tensors(self, name: str, version: str = "") -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         """Inputs and outputs of a model as tensors; both empty where tensors make no sense for it.
@@ -177,21 +144,21 @@ class Host:
             NotFound: No such model or version.
             NotReady: Not loaded.
         """
-        engine = self._models.ready(name, version)[0].engine
+        engine = self.find_loaded(name, version)[0].engine
         return (engine.inputs, engine.outputs) if engine else ((), ())
 
     # Calls.
 
     async def predict(self, name: str, request: BaseModel, run: CallContext) -> BaseModel:
-        """Answer one request, micro-batched with others.
+        """Answer one request, micro-batched with others that are rendered in the same form.
 
         Raises:
             FoveaError: What the model says of this request, or QueueFull, DeadlineExceeded, Cancelled, NotReady.
         """
-        _, batcher = self._models.ready(name)
+        _, batcher = self.find_loaded(name)
         if pictures := servable_schema.count_pictures(request):
             run.consume(pictures=pictures)
-        answer: BaseModel = await batcher.submit(request, run, key=_WHOLE_REQUESTS)
+        answer: BaseModel = await batcher.submit(request, run, key=run.media)
         return answer
 
     async def infer(
@@ -204,7 +171,7 @@ class Host:
             Malformed: One holds NaN or infinite values, and the settings refuse that.
             TooLarge: More rows than the model's batch limit.
         """
-        servable, batcher = self._models.ready(name, version)
+        servable, batcher = self.find_loaded(name, version)
         engine = servable.engine
         if engine is None:
             task = servable.card.task
@@ -225,7 +192,7 @@ class Host:
         Raises:
             QueueFull: The limit of open streams is reached.
         """
-        servable, _ = self._models.ready(name)
+        servable, _ = self.find_loaded(name)
         if len(self._streams) >= self.settings.max_queue_size:
             raise QueueFull(f"{len(self._streams)} streams are open, which is the limit.", retry_after=1)
         self._streams.append(run)

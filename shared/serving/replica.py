@@ -1,4 +1,4 @@
-"""One running replica of a service: its app under uvicorn, its Open Inference gRPC front, and its record in Redis.
+"""One running replica of a service: its app under uvicorn, its gRPC front, its record in Redis and, if asked, its jobs.
 
 The same class runs in a process of its own, in a Ray actor and in tests. Knows nothing about who started it.
 """
@@ -28,6 +28,7 @@ from shared.serving.drain import DrainFiles
 from shared.serving.gateway_only import GatewayOnlyMiddleware
 from shared.serving.heartbeat import Heartbeat
 from shared.serving.host import Host
+from shared.serving.jobs.embedded import EmbeddedJobs
 from shared.serving.memory_guard import EXIT_STATUS, MemoryGuard, find_memory_limit
 from shared.serving.metrics_server import MetricsServer
 from shared.serving.oip.grpc import serve_grpc
@@ -92,6 +93,7 @@ class ReplicaServer:
         self._draining: asyncio.Task[None] | None = None
         self._routes: dict[str, tuple[str, ...]] = {}
         self._guard: MemoryGuard | None = None
+        self._jobs: EmbeddedJobs | None = None
 
     async def start(self) -> None:
         """Listen, load the models in the background, and make the replica known.
@@ -114,6 +116,9 @@ class ReplicaServer:
             self._presence.start()
             self._files.create()
             self._draining = asyncio.create_task(self._drain_when_asked())
+            if self._settings.jobs_in_replica:
+                self._jobs = EmbeddedJobs(self._settings.redis_url, self.host, self._settings)
+                self._jobs.start()
         self._metrics.start()
         self._guard = MemoryGuard(find_memory_limit(self._settings), self._die_of_memory)
 
@@ -128,6 +133,8 @@ class ReplicaServer:
         if self._presence is not None:
             await self._presence.stop()
             await asyncio.sleep(min(RENEW_S, self._settings.shutdown_grace_s))  # the gateway hears of it
+        if self._jobs is not None:
+            await self._jobs.stop()
         if self._grpc is not None:
             await self._grpc.stop(self._settings.shutdown_grace_s)
         if self._server is not None and self._serving is not None:
@@ -137,9 +144,10 @@ class ReplicaServer:
 
     @property
     def in_flight(self) -> int:
-        """Requests that are being served, streams included."""
+        """Requests that are being served, streams and jobs included."""
         over_http = len(self._server.server_state.tasks) if self._server is not None else 0
-        return max(over_http, self.host.busy)
+        jobs = self._jobs.busy if self._jobs is not None else 0
+        return max(over_http, self.host.busy, jobs)
 
     @property
     def alive(self) -> bool:
@@ -156,7 +164,7 @@ class ReplicaServer:
             pid=os.getpid(),
             ready=self.host.settled,
             models=tuple(self.host.names()),
-            slots=self.host.slots,
+            slots=self.host.places,
             version=self._settings.service_version,
             memory=round(self._guard.share, 3) if self._guard else 0.0,
             seen=time.time(),
@@ -167,6 +175,8 @@ class ReplicaServer:
         """Withdraw when somebody asks this machine's replicas to drain, and say so once nothing is in flight."""
         await _poll_until(self._files.is_requested)
         log().info("draining", service=self.host.service)
+        if self._jobs is not None:
+            self._jobs.stop_taking()
         if self._before_withdrawal is not None:
             await self._before_withdrawal()
         if self._presence is not None:
@@ -178,6 +188,8 @@ class ReplicaServer:
     def _die_of_memory(self) -> None:
         """Tell the gateway why, and end: what runs here must not be tried again on another replica."""
         log().error("out of memory: this replica ends itself", service=self.host.service, replica=self.id)
+        if self._jobs is not None:
+            self._jobs.fail_all()
         if self._presence is not None:
             self._presence.announce_last(self.record().model_copy(update={"out_of_memory": True, "ready": False}))
         os._exit(EXIT_STATUS)

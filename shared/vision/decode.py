@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
@@ -25,9 +25,8 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from shared.errors import FoveaError, Malformed, TooLarge, UnsupportedMedia
-from shared.settings import Settings
 from shared.vision.format_detection import detect_format, webp_canvas
-from shared.vision.picture_memory import DEFAULT_MEMORY_BYTES, PictureMemory, shared_memory
+from shared.vision.limits import DEFAULT_BOUNDS, DecodeBounds, check_size
 
 _PARSERS: dict[str, Callable[[io.BytesIO], ImageFile]] = {
     "PNG": PngImageFile,
@@ -54,41 +53,6 @@ _UPRIGHT = {
 """EXIF orientation → what makes the picture upright."""
 
 _TIFF_BITS, _TIFF_TILE_WIDTH, _TIFF_TILE_HEIGHT = 258, 322, 323
-
-
-@dataclass(frozen=True, slots=True)
-class DecodeBounds:
-    """How large a picture may be; all but `bytes` are judged from the header, before a pixel is decoded.
-
-    Attributes:
-        bytes: Size of the file.
-        pixels: Width times height.
-        min_side: Shortest side, pixels.
-        max_side: Longest side, pixels.
-        memory: What decoding takes is reserved here first.
-    """
-
-    bytes: int = 64 * 2**20
-    pixels: int = 64_000_000
-    min_side: int = 1
-    max_side: int = 16_384
-    memory: PictureMemory = field(
-        default_factory=lambda: shared_memory(DEFAULT_MEMORY_BYTES), repr=False, compare=False
-    )
-
-
-DEFAULT_BOUNDS = DecodeBounds()
-"""What holds where nobody says otherwise."""
-
-
-def platform_bounds(settings: Settings) -> DecodeBounds:
-    """Bounds of what a route decodes itself, before a model is asked: those of the settings."""
-    return DecodeBounds(
-        bytes=settings.max_body_bytes,
-        pixels=settings.max_pixels,
-        max_side=settings.max_side,
-        memory=shared_memory(settings.picture_memory_bytes),
-    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -134,11 +98,11 @@ def decode(data: bytes, bounds: DecodeBounds = DEFAULT_BOUNDS) -> DecodedImage:
     """
     kind = _kind(data, bounds)
     if kind == "WebP" and (canvas := webp_canvas(data)) != (0, 0):
-        _check_size(*canvas, bounds)
+        check_size(*canvas, bounds)
     try:
         image = _PARSERS[kind](io.BytesIO(data))
         width, height = _claimed(image)
-        _check_size(width, height, bounds)
+        check_size(width, height, bounds)
         with bounds.memory.reserve(width * height * _decoded_bytes(image), f"A picture of {width:,}×{height:,} pixels"):
             return _read(image, kind, data)
     except FoveaError:
@@ -171,17 +135,6 @@ def _claimed(image: ImageFile) -> tuple[int, int]:
         width = max(width, int(image.tag_v2.get(_TIFF_TILE_WIDTH, 0)))
         height = max(height, int(image.tag_v2.get(_TIFF_TILE_HEIGHT, 0)))
     return width, height
-
-
-def _check_size(width: int, height: int, bounds: DecodeBounds) -> None:
-    size = f"The picture is {width:,}×{height:,} pixels"
-    hint = "Scale it before sending."
-    if width * height > bounds.pixels:
-        raise TooLarge(f"{size}, {width * height:,} in all; the limit is {bounds.pixels:,}.", hint=hint)
-    if max(width, height) > bounds.max_side:
-        raise TooLarge(f"{size}; the longest side may have {bounds.max_side:,}.", hint=hint)
-    if min(width, height) < bounds.min_side:
-        raise Malformed(f"{size}; the shortest side must have at least {bounds.min_side:,}.", hint=hint)
 
 
 def _decoded_bytes(image: ImageFile) -> int:

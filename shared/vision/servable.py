@@ -1,9 +1,12 @@
 """VisionServable: what every served vision network shares; a family of models says how it reads and answers.
 
-    load → [read each request → infer the batch → postprocess each item] → render on demand
+    load → [read each request → infer the batch → postprocess each item] → draw where a picture is asked for
+
+A picture is decoded once and its network runs once: what an answer is drawn from (pixels, masks, boxes) goes with it
+where the caller asks for a form other than JSON.
 
 Owns weights, engine, batching, an error per item and the time of each stage. A family (`Segmenter`, `BoxDetector`, …)
-writes `artifacts`, `read`, `postprocess` and `render`; a model file adds a card, the name of its weights and a network.
+writes `artifacts`, `read`, `postprocess` and `draw`; a model file adds a card, the name of its weights and a network.
 """
 
 from __future__ import annotations
@@ -18,15 +21,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, cast
 import numpy as np
 from pydantic import BaseModel
 
+from shared.api.drawable import Drawable
 from shared.api.tensors import TensorSpec
 from shared.errors import Cancelled, FoveaError, in_field
 from shared.export.artifacts import ExportedForms, open_engine_with_card
 from shared.registry import CallContext, Card, Engine, LoadContext, Servable
 from shared.registry.weights import Weights, find_weights, read_weights
 from shared.telemetry import stage
-from shared.vision.decode import DEFAULT_BOUNDS, DecodeBounds, DecodedImage, decode
+from shared.vision.decode import DecodedImage, decode
+from shared.vision.limits import DEFAULT_BOUNDS, DecodeBounds, decode_bounds
 from shared.vision.novelty import InDistributionModel
-from shared.vision.picture_memory import DEFAULT_MEMORY_BYTES, shared_memory
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,7 +46,7 @@ _OUTDATED = (
 )
 
 Request = TypeVar("Request", bound=BaseModel)
-Answer = TypeVar("Answer", bound=BaseModel)
+Answer = TypeVar("Answer", bound=Drawable)
 Item = TypeVar("Item", bound="VisionItem[Any]")
 
 
@@ -75,6 +79,7 @@ class VisionItem(Generic[Request]):
         notes: What the answer tells people about the reading.
         context: The call that it belongs to; long post-processing calls its `check` between steps.
         outputs: Tensors that the network gave, in the order of the engine's outputs, without the batch axis.
+        pixels: The decoded picture, where it is drawn on later and there is memory to keep it.
     """
 
     request: Request
@@ -83,6 +88,7 @@ class VisionItem(Generic[Request]):
     notes: list[str] = field(default_factory=list)
     context: CallContext = field(default_factory=CallContext, init=False)
     outputs: tuple[np.ndarray, ...] = field(default=(), init=False)
+    pixels: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,8 +191,8 @@ class VisionServable(Servable[Request, Answer], Generic[Request, Answer, Item]):
         return card
 
     @abstractmethod
-    def read(self, request: Request, watch: Stopwatch) -> Item:
-        """Decode and preprocess a request.
+    def read(self, request: Request, watch: Stopwatch, run: CallContext) -> Item:
+        """Decode and preprocess a request; `run.media` is the form that its answer is rendered in.
 
         Raises:
             FoveaError: It can't be read; the other requests of the batch are answered all the same.
@@ -221,7 +227,7 @@ class VisionServable(Servable[Request, Answer], Generic[Request, Answer, Item]):
         run.check()
         watch = Stopwatch()
         try:
-            item = self.read(request, watch)
+            item = self.read(request, watch, run)
         except FoveaError as error:
             return error
         item.context = run
@@ -255,9 +261,12 @@ class VisionServable(Servable[Request, Answer], Generic[Request, Answer, Item]):
         run.check()
         item.watch.start()
         try:
-            return self.postprocess(item)
+            answer = self.postprocess(item)
         except FoveaError as error:
             return error
+        if run.media in self.forms:
+            answer.attach(item)
+        return answer
 
     def facts(self, item: Item) -> dict[str, Any]:
         """The fields that every answer has; call it last, because it ends the item's last stage."""
@@ -270,12 +279,13 @@ class VisionServable(Servable[Request, Answer], Generic[Request, Answer, Item]):
             "notes": item.notes,
         }
 
-    def predict_again(self, request: Request, **changes: Any) -> Answer:
-        """The answer to the same request with other options, for a rendering that needs what an answer left out."""
-        (answer,) = self.predict([request.model_copy(update=changes)], CallContext())
-        if isinstance(answer, FoveaError):
-            raise answer
-        return answer
+    def render(self, request: Request, answer: Answer, media_type: str) -> bytes | None:
+        item: Item | None = answer.scene
+        return None if item is None or media_type not in self.forms else self.draw(item, answer, media_type)
+
+    def draw(self, item: Item, answer: Answer, media_type: str) -> bytes | None:
+        """The answer in one of `forms`, from the item that it was made of."""
+        return None
 
     @classmethod
     def media_types(cls) -> tuple[str, ...]:
@@ -284,10 +294,11 @@ class VisionServable(Servable[Request, Answer], Generic[Request, Answer, Item]):
     def example(self) -> Request:
         return cast("Request", self.In.model_validate({"image": self.sample.read_bytes(), **self.card.example}))
 
-    def decode(self, data: bytes, name: str = "image") -> DecodedImage:
-        """The picture in the field `name`, within the bounds of the model and the platform."""
-        with in_field(name):
-            return decode(data, self.bounds)
+
+def decode_field(data: bytes, bounds: DecodeBounds, name: str = "image") -> DecodedImage:
+    """The picture in the field `name` of a request."""
+    with in_field(name):
+        return decode(data, bounds)
 
 
 def add_features(forms: ExportedForms, familiar: InDistributionModel | None) -> ExportedForms:
@@ -309,16 +320,3 @@ def add_features(forms: ExportedForms, familiar: InDistributionModel | None) -> 
 def reading_notes(how: str, image: DecodedImage) -> list[str]:
     """What an answer says about how its picture was read."""
     return [how, *(["Only the first frame was read."] if image.first_of_many else [])]
-
-
-def decode_bounds(card: Card, context: LoadContext) -> DecodeBounds:
-    """Bounds of the pictures that a served model decodes: what its Card says, within what `context` allows."""
-    limits, ours, options = card.limits, DEFAULT_BOUNDS, context.options
-    pixels, side = int(options.get("max_pixels", ours.pixels)), int(options.get("max_side", ours.max_side))
-    return DecodeBounds(
-        bytes=int(options.get("max_body_bytes", ours.bytes)),
-        pixels=min(pixels, limits.max_pixels or pixels),
-        min_side=limits.min_side or ours.min_side,
-        max_side=min(side, limits.max_side or side),
-        memory=shared_memory(int(options.get("picture_memory_bytes", DEFAULT_MEMORY_BYTES))),
-    )

@@ -57,7 +57,7 @@ def test_batch_and_threads_of_the_server_keep_rows_apart(remote, replica):
 
 async def test_model_that_is_unloaded_there_is_not_ready_here(replica, kind, tmp_path):
     place = LoadContext(engine="triton", cache=tmp_path, options={"triton_url": replica.http})
-    slot = replica.host._models.slot(NAME)
+    slot = replica.host.slot(NAME)
     kept, slot.servable, slot.state = slot.servable, None, "unloaded"
     try:
         with pytest.raises((NotReady, NotFound)):

@@ -10,7 +10,6 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from shared.api.traffic import PLANS
 from tests.deploy.tools import helm
 
 CHART = pathlib.Path(__file__).parents[2] / "deploy/helm/fovea"
@@ -302,13 +301,31 @@ def test_gateways_and_replicas_share_a_secret():
 
 def test_judges_ask_the_gateway_with_a_key_of_a_secret():
     documents = render(*ALL_ON)
-    worker = named(documents, "Deployment", "demo-relevance-judge-worker")["spec"]["template"]["spec"]["containers"][0]
     [group] = ray_cluster("relevance-judge", *ALL_ON)["workerGroupSpecs"]
-    for container in (worker, group["template"]["spec"]["containers"][0]):
-        env = {e["name"]: e for e in container["env"]}
-        assert env["FOVEA_JUDGE_BASE_URL"]["value"] == "http://demo-gateway"
-        assert env["FOVEA_JUDGE_API_KEY"]["valueFrom"]["secretKeyRef"]["name"] == "fovea-judge"
+    env = {e["name"]: e for e in group["template"]["spec"]["containers"][0]["env"]}
+    assert env["FOVEA_JUDGE_BASE_URL"]["value"] == "http://demo-gateway"
+    assert env["FOVEA_JUDGE_API_KEY"]["valueFrom"]["secretKeyRef"]["name"] == "fovea-judge"
     assert named(documents, "Service", "demo-gateway")["spec"]["ports"][0]["port"] == 80
+
+
+def test_a_gpu_is_asked_for_by_the_replica_and_not_by_the_worker_that_sends_it_jobs():
+    documents = render("services.llm-longctx.gpus=1")
+    ray = named(documents, "RayService", "demo-llm-longctx")["spec"]["rayClusterConfig"]
+    replica = ray["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]
+    worker = named(documents, "Deployment", "demo-llm-longctx-worker")["spec"]["template"]["spec"]["containers"][0]
+    assert replica["resources"]["limits"]["nvidia.com/gpu"] == 1
+    assert worker["resources"]["limits"] == {"memory": "1Gi"}
+
+
+def test_without_workers_the_replicas_take_the_jobs():
+    def env_of_replica(*values):
+        [group] = ray_cluster("medical-seg", *values)["workerGroupSpecs"]
+        return {e["name"]: e.get("value") for e in group["template"]["spec"]["containers"][0]["env"]}
+
+    off = "services.medical-seg.worker.enabled=false"
+    assert env_of_replica(off)["FOVEA_JOBS_IN_REPLICA"] == "1"
+    assert "FOVEA_JOBS_IN_REPLICA" not in env_of_replica()
+    assert not [d for d in render(off) if d["metadata"]["name"] == "demo-medical-seg-worker"]
 
 
 @pytest.mark.parametrize(
@@ -390,6 +407,8 @@ def test_dashboard_asks_only_for_metrics_that_exist():
 
 
 def test_versions_are_services_of_their_own_and_the_gateway_knows_their_shares():
+    from fovea_rollouts.plan import PLANS
+
     new = [
         f"services.medical-seg.versions[{place}].{name}={value}"
         for place, version in enumerate(

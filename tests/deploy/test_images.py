@@ -52,12 +52,13 @@ def test_compose_environment_names_are_settings_that_exist():
         assert set(body["environment"]) <= known, name
 
 
-def test_each_profile_has_a_replica_and_a_worker_of_each_service():
+def test_each_profile_has_a_replica_of_each_service_which_runs_its_jobs():
     for profile, suffix in {"cpu": "", "gpu": "-gpu"}.items():
         found = {name for name, body in SERVICES.items() if body.get("profiles") == [profile]}
-        assert found == {f"{name}{part}{suffix}" for name in SIX for part in ("", "-worker")}
+        assert found == {f"{name}{suffix}" for name in SIX}
         for name in found:
             assert SERVICES[name]["image"].endswith(f":{profile}")
+            assert SERVICES[name]["environment"]["FOVEA_JOBS_IN_REPLICA"] == "1"
             reserved = SERVICES[name].get("deploy", {}).get("resources", {}).get("reservations", {}).get("devices")
             assert bool(reserved) == (profile == "gpu"), name
 

@@ -20,6 +20,7 @@ LINTERS = (
     (sys.executable, "-m", "tests.lint.names"),
     (BIN / "ruff", "check", "."),
     (sys.executable, "-m", "tests.lint.circles"),
+    (sys.executable, "-m", "tests.lint.budget"),
     (sys.executable, "-m", "tests.lint.devices"),
     (BIN / "ruff", "format", "--check", "."),
 )

@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 PACKAGES = (
     "services/llm_longctx/engine", "services/llm_longctx/kv_cache", "services/llm_longctx/methods",
-    "plugins/memory/fovea_memory/mixers", "services/llm_longctx/serving", "shared/lm",
+    "plugins/memory/fovea_memory", "services/llm_longctx/serving", "shared/lm",
 )  # fmt: skip
 """Packages whose tensors may lie on a device."""
 
@@ -34,6 +34,7 @@ EXCEPTIONS: dict[str, str] = {
     "services/llm_longctx/kv_cache/allocator/page_store.py::storage": "the CPU's pool; a device's is made beside it",
     "plugins/memory/fovea_memory/mixers/titans/state.py::_tensors": "of a file; `restore` sends them to the network",
     "plugins/memory/fovea_memory/mixers/landmark/block_store.py::_place": "a block on disk",
+    "plugins/memory/fovea_memory/experiments/routing_clusters.py::_load_model": "weights of a file, likewise",
     "plugins/memory/fovea_memory/session_model.py::*": "weights of a file, before the network is moved",
     "services/llm_longctx/serving/grammars/token_grammar.py::mask": "a matcher's mask, which the sampler sends",
     "shared/lm/bert.py::forward": "casts of what modules return",

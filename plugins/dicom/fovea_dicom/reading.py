@@ -24,7 +24,7 @@ from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRL
 from fovea_dicom.frames import count_frames
 from fovea_dicom.windowing import GreyWindow, to_grey
 from shared.errors import Malformed, TooLarge, UnsupportedMedia
-from shared.vision.decode import DEFAULT_BOUNDS, DecodeBounds
+from shared.vision.limits import DEFAULT_BOUNDS, DecodeBounds
 
 MAX_FRAMES = 2000
 MIN_BYTES = 16

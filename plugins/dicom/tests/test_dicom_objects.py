@@ -30,7 +30,7 @@ from fovea_dicom.reading import has_pixels, read_frame, read_object
 from fovea_dicom.sources import fill_identity, has_geometry
 from fovea_dicom.windowing import GreyWindow, parse_window
 from shared.errors import InvalidOption, Malformed, TooLarge, UnsupportedMedia
-from shared.vision.decode import DecodeBounds
+from shared.vision.limits import DecodeBounds
 
 
 @cache

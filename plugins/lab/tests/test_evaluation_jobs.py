@@ -9,8 +9,12 @@ from PIL import Image
 
 from fovea_lab import routes
 from services.llm_longctx.tests.conftest import MODEL, app_of
-from shared.jobs.queue import Payload
-from shared.serving.job_handler import AsgiJobHandler
+from shared.errors import Cancelled
+from shared.jobs.progress import RemoteProgress
+from shared.jobs.queue import Payload, Result
+from shared.serving.jobs.replica_directory import ReplicaDirectory
+from shared.serving.jobs.replica_handler import ReplicaJobHandler
+from shared.serving.replica import ReplicaServer
 from tests.harness.waiting import wait_until as until
 
 
@@ -36,16 +40,42 @@ class Ticket:
         await self.stop.wait()
 
 
-@pytest.fixture
-def app(folder, tmp_path):
-    return app_of(folder, tmp_path, routes.router, llm_fidelity_sample_rate=1.0)
+class Reported:
+    """Progress of a replica that goes to the ticket of the test, not to Redis."""
+
+    def __init__(self, ticket: Ticket) -> None:
+        self._ticket, self._loop = ticket, asyncio.get_running_loop()
+
+    def __call__(self, fraction: float, note: str | None) -> None:
+        """Pass it on, from any thread."""
+        asyncio.run_coroutine_threadsafe(self._ticket.progress(fraction, note), self._loop)
+
+    async def stop(self) -> None:
+        """Nothing is held."""
 
 
 @pytest.fixture
-async def worker(app):
-    replay = AsgiJobHandler(lambda: app)
-    yield replay
-    await replay.close()
+def app(folder, tmp_path, redis_url):
+    return app_of(
+        folder, tmp_path, routes.router, llm_fidelity_sample_rate=1.0, redis_url=redis_url, shutdown_grace_s=0.1
+    )
+
+
+@pytest.fixture
+async def worker(app, monkeypatch):
+    """Jobs on a replica of the app."""
+    settings = app.state.settings
+    replica = ReplicaServer(app, settings)
+    await replica.start()
+    handler = ReplicaJobHandler(ReplicaDirectory(settings.redis_url, replica.host.service, ""), settings)
+
+    async def run(sent: Payload, ticket: Ticket) -> Result:
+        monkeypatch.setattr(RemoteProgress, "open", lambda *_: Reported(ticket))
+        return await handler(sent, ticket)
+
+    yield run
+    await handler.close()
+    await replica.stop()
 
 
 def payload(kind, accept="application/json", **spec):
@@ -84,7 +114,8 @@ async def test_a_job_that_is_cancelled_stops_and_frees_its_pages(app, worker, ki
     running = asyncio.create_task(worker(payload(kind, **spec), ticket))
     await asyncio.wait_for(ticket.heard.wait(), 60)
     ticket.stop.set()
-    assert (await running).status == 499
+    with pytest.raises(Cancelled):
+        await running
     assert max(share for share, _ in ticket.told) < 1
     engine = app.state.host.servable(MODEL).adapter.engine
     await asyncio.to_thread(

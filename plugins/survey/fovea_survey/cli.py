@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
+import zipfile
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
+from fovea import endpoints
 from fovea.call import Call, read_json
 from fovea.cli.common_options import AsJson, Connection, Key, Model, Url
-from fovea.cli.job_progress import run_as_job
+from fovea.cli.job_progress import follow_job, run_as_job
 from fovea.cli.output import Screen
 from fovea.client import Client
 from fovea.transport import LOCAL
@@ -21,7 +26,7 @@ from shared.errors import NotFound
 PHOTOGRAPHS = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".heic", ".heif"})
 FILMS = frozenset({".mp4", ".webm", ".mkv", ".mov"})
 MAX_REQUEST_BYTES = 40 * 2**20
-FORMS = {"geojson": "application/geo+json", "svg": "image/svg+xml", "csv": "text/csv"}
+FORMS = ("survey.json", "survey.geojson", "survey.svg", "survey.csv")
 PATH = "/v1/detect/survey"
 
 
@@ -33,9 +38,11 @@ def survey(
     confidence: Annotated[
         float | None, typer.Option(help="A detection scores more than this; left out, as the weights count best.")
     ] = None,
-    merge_m: Annotated[float, typer.Option("--merge", help="Damage so near in other pictures counts once, m.")] = 3.0,
-    every: Annotated[int, typer.Option(min=1, help="Of a film, every so many frames.")] = 10,
-    fps: Annotated[float | None, typer.Option(help="Frames per second of a film; left out, as it says.")] = None,
+    merge_m: Annotated[
+        float, typer.Option("--merge", help="Merge detections of different pictures within N metres.", metavar="N")
+    ] = 3.0,
+    every: Annotated[int, typer.Option(min=1, help="Search every N-th frame of a film.", metavar="N")] = 10,
+    fps: Annotated[float | None, typer.Option(help="Frames per second of a film; left out, its own.")] = None,
     start: Annotated[
         datetime | None, typer.Option(help="When a film starts, UTC; left out, with the track's first point.")
     ] = None,
@@ -43,7 +50,7 @@ def survey(
     url: Url = LOCAL,
     key: Key = None,
 ) -> None:
-    """Survey a road: writes survey.json, survey.geojson, survey.svg and survey.csv."""
+    """Survey a road: writes survey.json, survey.geojson, survey.svg, survey.csv and pictures of the damage."""
     options: dict[str, Any] = {"model": model, "confidence": confidence, "merge_m": merge_m, "every": every, "fps": fps}
     options["start"] = start.isoformat() if start else None
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
@@ -51,53 +58,53 @@ def survey(
     files = list(_find_files(sources))
     if not files:
         raise NotFound("There is no photograph and no film among the sources.")
+    output.mkdir(parents=True, exist_ok=True)
     with Connection(url, key).open() as client:
         observations: list[Any] = []
         for part in _split(files):
-            observations += _observe(client, screen, part, gpx, {**given, "route": False})
-        body = {**given, "observations": observations}
-        found = client.send(Call("POST", PATH, read_json, json=body))
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "survey.json").write_text(json.dumps({k: v for k, v in found.items() if k != "geojson"}, indent=1))
-        for suffix, media in FORMS.items():
-            call = Call("POST", PATH, lambda answer: answer.content, json=body, headers={"accept": media})
-            (output / f"survey.{suffix}").write_bytes(client.send(call))
+            seen = _observe(client, screen, part, gpx, {**given, "route": False, "boxed": True})
+            _save_pictures(seen, output, len(observations))
+            observations += seen
+        found = _count(client, screen, {**given, "observations": observations}, output)
     _print(screen, found, output)
 
 
-def _find_files(sources: Sequence[Path]) -> Iterator[Path]:
+def _find_files(sources: Sequence[Path]) -> Iterator[tuple[str, Path]]:
+    """Photographs and films with their names: below a folder, its path from there."""
     for source in sources:
         inside = sorted(source.rglob("*")) if source.is_dir() else [source]
-        yield from (path for path in inside if path.suffix.lower() in PHOTOGRAPHS | FILMS and path.is_file())
+        for path in inside:
+            if path.suffix.lower() in PHOTOGRAPHS | FILMS and path.is_file():
+                yield path.relative_to(source).as_posix() if source.is_dir() else path.name, path
 
 
-def _split(files: Sequence[Path]) -> Iterator[list[Path]]:
+def _split(files: Sequence[tuple[str, Path]]) -> Iterator[list[tuple[str, Path]]]:
     """Parts below the gateway's limit; a film goes alone."""
-    part: list[Path] = []
+    part: list[tuple[str, Path]] = []
     size = 0
-    for file in files:
+    for name, file in files:
         length = file.stat().st_size
         is_film = file.suffix.lower() in FILMS
         if part and (is_film or size + length > MAX_REQUEST_BYTES):
             yield part
             part, size = [], 0
         if is_film:
-            yield [file]
+            yield [(name, file)]
             continue
-        part.append(file)
+        part.append((name, file))
         size += length
     if part:
         yield part
 
 
 def _observe(
-    client: Client, screen: Screen, files: Sequence[Path], gpx: Path | None, options: dict[str, Any]
+    client: Client, screen: Screen, files: Sequence[tuple[str, Path]], gpx: Path | None, options: dict[str, Any]
 ) -> list[Any]:
     """Search one part as a job; its field names say which is the film."""
     parts = {}
-    for place, file in enumerate(files):
+    for place, (name, file) in enumerate(files):
         field = "video" if file.suffix.lower() in FILMS else f"image{place}"
-        parts[field] = (file.name, file.read_bytes(), "application/octet-stream")
+        parts[field] = (name, file.read_bytes(), "application/octet-stream")
     if gpx is not None:
         parts["gpx"] = (gpx.name, gpx.read_bytes(), "application/gpx+xml")
     form = {name: str(value) for name, value in options.items()}
@@ -106,19 +113,49 @@ def _observe(
     return observations
 
 
+def _save_pictures(observations: Sequence[dict[str, Any]], output: Path, first: int) -> None:
+    """Write the pictures with boxes, and put their links into the observations instead."""
+    for number, one in enumerate(observations, first):
+        boxed = one.pop("boxed", None)
+        if boxed is not None:
+            stem = "".join(letter if letter.isalnum() or letter in "._#" else "-" for letter in Path(one["name"]).name)
+            one["picture"] = f"pictures/{number:04d}-{stem.replace('#', '-')[:60]}.jpg"
+            (output / "pictures").mkdir(exist_ok=True)
+            (output / one["picture"]).write_bytes(base64.b64decode(boxed))
+
+
+def _count(client: Client, screen: Screen, body: dict[str, Any], output: Path) -> dict[str, Any]:
+    """Count the observations in one job, write all forms of the survey, and return it."""
+    headers = {"accept": "application/zip"}
+    job = client.send(endpoints.as_job(Call("POST", PATH, read_json, json=body, headers=headers), None))
+    follow_job(client, screen, job, title="counting")
+    with zipfile.ZipFile(io.BytesIO(client.jobs.result(job.id).content)) as archive:
+        for name in FORMS:
+            (output / name).write_bytes(archive.read(name))
+    found: dict[str, Any] = json.loads((output / "survey.json").read_text("utf8"))
+    return found
+
+
 def _print(screen: Screen, found: dict[str, Any], output: Path) -> None:
-    facts = {name: value for name, value in found.items() if name not in {"geojson", "observations", "segments"}}
+    facts = {name: value for name, value in found.items() if name not in {"observations", "segments"}}
     if screen.as_json:
         screen.line(facts)
         return
     route = found["route"]
-    screen.facts(
-        {
-            "pictures": f"{found['pictures']} ({len(found['without_place'])} without a place)",
-            "road": f"{found['length_km']:.3f} km",
-            "damage": ", ".join(f"{label} {count}" for label, count in found["counts"].items()) or "none found",
-            "per km": "–" if found["per_km"] is None else f"{found['per_km']:.1f}",
-            "route": f"{route['length_m']:.0f} m" if route else "–",
-        }
-    )
-    screen.note(f"wrote {output}/survey.json, .geojson, .svg, .csv")
+    lost = _list_counts(found["counts_not_placed"])
+    rows = {
+        "pictures": f"{found['pictures']} ({len(found['without_place'])} without a place)",
+        "road": f"{found['length_km']:.3f} km",
+        "damage": _list_counts(found["counts"]) or ("none with a place" if lost else "none found"),
+        "found, not placed": lost,
+        "per km": "–" if found["per_km"] is None else f"{found['per_km']:.1f}",
+        "route": f"{route['length_m']:.0f} m" if route else "–",
+    }
+    screen.facts({name: value for name, value in rows.items() if value})
+    for text in (*found["place_problems"], *found["failed"], *found["notes"]):
+        screen.note(f"[yellow]{escape(text)}[/]")
+    screen.note(f"wrote {output}/survey.json, .geojson, .svg, .csv and pictures/")
+
+
+def _list_counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{label} {count}" for label, count in counts.items())

@@ -3,132 +3,211 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from scipy.spatial import cKDTree
 
 from fovea_survey.geodesy import distances, to_metres
-from fovea_survey.schemas import DamagePoint, InspectionRoute, Observation, RoadSegment
+from fovea_survey.schemas import (
+    Damage,
+    DamagePoint,
+    InspectionRoute,
+    Observation,
+    RoadSegment,
+    SeenObject,
+    Severity,
+    SurveyOptions,
+    UnplacedDamage,
+)
 
 FIGURES = 7
 """Decimals of degrees: a centimetre."""
 
 
-def drive_in_order(observations: Sequence[Observation]) -> list[Observation]:
-    """Pictures with a place, in order of time; those without a time behind the others, by name."""
-    placed = [one for one in observations if one.latitude is not None and one.longitude is not None]
-    return sorted(placed, key=lambda one: (one.time is None, one.time.timestamp() if one.time else 0.0, one.name))
+@dataclass(frozen=True)
+class _Sighting:
+    """One damage as one picture shows it, or a film's track: detections with their pictures, the best first."""
+
+    rows: tuple[tuple[int, Observation, SeenObject], ...]
+
+    @property
+    def best(self) -> tuple[Observation, SeenObject]:
+        return self.rows[0][1:]
+
+    @property
+    def pictures(self) -> frozenset[int]:
+        return frozenset(number for number, _, _ in self.rows)
 
 
 def merge_damage(observations: Sequence[Observation], merge_m: float) -> list[DamagePoint]:
-    """Damage of one class within `merge_m` metres in different pictures as one; of one picture each counts."""
-    rows = [(one, seen) for one in observations for seen in one.detections]
-    damages: list[DamagePoint] = []
-    for label in dict.fromkeys(seen.label for _, seen in rows):
-        own = [(one, seen) for one, seen in rows if seen.label == label]
-        metres = to_metres([(one.latitude or 0.0, one.longitude or 0.0) for one, _ in own])
+    """Merge damage of one class within `merge_m` metres in different pictures; each detection of one picture counts.
+
+    Detections of one track of a film are one damage. Two tracks that share a frame are two.
+    """
+    sightings, damages = list(_iter_sightings(observations)), list[DamagePoint]()
+    for label in dict.fromkeys(one.best[1].label for one in sightings):
+        own = [one for one in sightings if one.best[1].label == label]
+        metres = to_metres([_degrees(one.best[0]) for one in own])
         near = cKDTree(metres).query_ball_point(metres, merge_m) if merge_m else [[place] for place in range(len(own))]
         used: set[int] = set()
-        for place in sorted(range(len(own)), key=lambda place: -own[place][1].score):
+        for place in sorted(range(len(own)), key=lambda place: -own[place].best[1].score):
             if place in used:
                 continue
-            group, pictures = [place], {own[place][0].name}
-            for other in sorted(near[place], key=lambda other: -own[other][1].score):
-                if other not in used and own[other][0].name not in pictures:
+            group, pictures = [place], own[place].pictures
+            for other in sorted(near[place], key=lambda other: -own[other].best[1].score):
+                if other not in used and other != place and not own[other].pictures & pictures:
                     group.append(other)
-                    pictures.add(own[other][0].name)
+                    pictures |= own[other].pictures
             used.update(group)
-            one, seen = own[place]
-            damages.append(
-                DamagePoint(
-                    label=label,
-                    latitude=one.latitude or 0.0,
-                    longitude=one.longitude or 0.0,
-                    score=seen.score,
-                    pictures=[own[member][0].name for member in group],
-                    time=one.time,
-                )
-            )
+            latitude, longitude = _degrees(own[place].best[0])
+            facts = _describe([own[member] for member in group])
+            damages.append(DamagePoint(**facts, latitude=latitude, longitude=longitude))
     return damages
 
 
+def list_unplaced(observations: Sequence[Observation], problems: Mapping[int, str]) -> list[UnplacedDamage]:
+    """List the damage of pictures without a place: each detection, or each track of a film, counts."""
+    pictures = [observations[number] for number in problems]
+    reasons = list(problems.values())
+    return [UnplacedDamage(**_describe([one]), reason=reasons[one.rows[0][0]]) for one in _iter_sightings(pictures)]
+
+
+def grade_damage(damage: Damage, options: SurveyOptions) -> Severity | None:
+    """Return the severity of a damage by its share of the picture; None where that is not known."""
+    if damage.size is None:
+        return None
+    if damage.size >= options.high_size:
+        return "high"
+    return "medium" if damage.size >= options.medium_size else "low"
+
+
+def _iter_sightings(observations: Sequence[Observation]) -> Iterator[_Sighting]:
+    tracks: dict[tuple[str, str], list[tuple[int, Observation, SeenObject]]] = {}
+    for number, one in enumerate(observations):
+        for place, seen in enumerate(one.detections):
+            key = (seen.label, seen.track) if seen.track else ("", f"{number}/{place}")
+            tracks.setdefault(key, []).append((number, one, seen))
+    for rows in tracks.values():
+        yield _Sighting(tuple(sorted(rows, key=lambda row: -row[2].score)))
+
+
+def _describe(group: Sequence[_Sighting]) -> dict[str, Any]:
+    """The facts of a damage that one or several sightings show."""
+    one, seen = group[0].best
+    rows = [row for sighting in group for row in sighting.rows]
+    sizes = [shown.size for _, _, shown in rows if shown.size is not None]
+    links = [picture.picture for _, picture, _ in rows if picture.picture]
+    return {
+        "label": seen.label,
+        "score": seen.score,
+        "pictures": list(dict.fromkeys(picture.name for _, picture, _ in rows)),
+        "time": one.time,
+        "size": max(sizes, default=None),
+        "picture": one.picture or next(iter(links), None),
+    }
+
+
 def measure_road(driven: Sequence[Observation], max_gap_m: float) -> list[float | None]:
-    """Metres from the picture before, for each picture; None where a stretch of road begins."""
-    steps = distances([(one.latitude or 0.0, one.longitude or 0.0) for one in driven])
+    """Return metres from the picture before, for each picture; None where a stretch of road begins."""
+    steps = distances([_degrees(one) for one in driven])
     return [None, *(float(step) if step <= max_gap_m else None for step in steps)][: len(driven)]
 
 
 def cut_segments(
     driven: Sequence[Observation], steps: Sequence[float | None], damages: Sequence[DamagePoint], segment_m: float
 ) -> list[RoadSegment]:
-    """Segments of the driven road, about `segment_m` long, with the damage whose best picture lies in each."""
-    at, stretch, positions = 0.0, 0, []
-    for step in steps:
-        if step is None:
-            stretch += 1
-        at += step or 0.0
-        positions.append((stretch, int(at // segment_m), at))
-    where = {one.name: place for place, one in enumerate(driven)}
-    counts = Counter(positions[where[damage.pictures[0]]][:2] for damage in damages if damage.pictures[0] in where)
-    found = []
-    for key in dict.fromkeys(position[:2] for position in positions):
-        places = [place for place, position in enumerate(positions) if position[:2] == key]
+    """Cut the driven road into segments of about `segment_m`, each with the damage whose best picture lies in it."""
+    keys, ends = _number_segments(steps, segment_m)
+    where = {(one.name, *_degrees(one)): place for place, one in enumerate(driven)}
+    found = [where.get((damage.pictures[0], damage.latitude, damage.longitude)) for damage in damages]
+    counts = Counter(keys[place] for place in found if place is not None)
+    segments = []
+    for key in dict.fromkeys(keys):
+        places = [place for place, own in enumerate(keys) if own == key]
         last = places[-1]
         if last + 1 < len(driven) and steps[last + 1] is not None:
             places.append(last + 1)  # up to the first picture of the next segment
-        length = positions[places[-1]][2] - positions[places[0]][2]
-        line = [(round(driven[p].longitude or 0.0, FIGURES), round(driven[p].latitude or 0.0, FIGURES)) for p in places]
-        found.append(
+        length = ends[places[-1]] - ends[places[0]]
+        segments.append(
             RoadSegment(
-                start_m=round(positions[places[0]][2], 2),
-                end_m=round(positions[places[-1]][2], 2),
-                line=line,
+                start_m=round(ends[places[0]], 2),
+                end_m=round(ends[places[-1]], 2),
+                line=[_round(driven[place]) for place in places],
                 damages=counts[key],
                 per_km=round(counts[key] / length * 1000, 3) if length > 0 else 0.0,
             )
         )
-    return found
+    return segments
+
+
+def _number_segments(steps: Sequence[float | None], segment_m: float) -> tuple[list[tuple[int, int]], list[float]]:
+    """Stretch and segment of each picture, and its metres from the start; a stretch's last one starts no segment."""
+    at, stretch = 0.0, 0
+    keys, ends = list[tuple[int, int]](), list[float]()
+    for place, step in enumerate(steps):
+        stretch += step is None
+        at += step or 0.0
+        key = (stretch, int(at // segment_m))
+        is_last = place + 1 == len(steps) or steps[place + 1] is None
+        if is_last and step is not None and keys[-1][0] == stretch:
+            key = keys[-1]
+        keys.append(key)
+        ends.append(at)
+    return keys, ends
 
 
 def build_geojson(
-    damages: Sequence[DamagePoint], segments: Sequence[RoadSegment], route: InspectionRoute | None
+    damages: Sequence[DamagePoint],
+    segments: Sequence[RoadSegment],
+    route: InspectionRoute | None,
+    not_placed: Sequence[UnplacedDamage] = (),
 ) -> dict[str, Any]:
-    """A FeatureCollection (RFC 7946): longitude before latitude, WGS 84."""
-    features = [
-        _feature(
-            "Point",
-            _position(one),
-            {
-                "kind": "damage",
-                "label": one.label,
-                "score": round(one.score, 4),
-                "pictures": one.pictures,
-                "time": one.time.isoformat() if one.time else None,
-            },
-        )
-        for one in damages
-    ]
+    """Build a FeatureCollection (RFC 7946): longitude first, WGS 84; damage without a place has no geometry."""
+    features = [_feature("Point", _round(one), _list_facts(one)) for one in damages]
     features += [
-        _feature("LineString", one.line, {"kind": "segment", **one.model_dump(exclude={"line"})})
-        for one in segments
-        if len(one.line) > 1
+        {"type": "Feature", "geometry": None, "properties": {**_list_facts(one), "reason": one.reason}}
+        for one in not_placed
     ]
+    for one in segments:
+        facts = {"kind": "segment", **one.model_dump(exclude={"line"})}
+        is_line = len(one.line) > 1
+        features.append(_feature("LineString" if is_line else "Point", one.line if is_line else one.line[0], facts))
     if route is not None and len(route.order) > 1:
-        tour = [_position(damages[place]) for place in [*route.order, route.order[0]]]
+        tour = [_round(damages[place]) for place in [*route.order, route.order[0]]]
         facts = {"kind": "route", "length_m": route.length_m, "certified": route.certified}
         features.append(_feature("LineString", tour, facts))
     return {"type": "FeatureCollection", "features": features}
 
 
-def _position(one: DamagePoint) -> tuple[float, float]:
-    return round(one.longitude, FIGURES), round(one.latitude, FIGURES)
+def _list_facts(one: Damage) -> dict[str, Any]:
+    return {
+        "kind": "damage",
+        "label": one.label,
+        "score": round(one.score, 4),
+        "size": one.size,
+        "severity": one.severity,
+        "picture": one.picture,
+        "pictures": one.pictures,
+        "time": one.time.isoformat() if one.time else None,
+    }
+
+
+def _degrees(one: Observation | DamagePoint) -> tuple[float, float]:
+    return one.latitude or 0.0, one.longitude or 0.0
+
+
+def _round(one: Observation | DamagePoint) -> tuple[float, float]:
+    """Longitude and latitude, as GeoJSON wants them."""
+    latitude, longitude = _degrees(one)
+    return round(longitude, FIGURES), round(latitude, FIGURES)
 
 
 def _feature(kind: str, coordinates: Any, properties: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "Feature", "geometry": {"type": kind, "coordinates": coordinates}, "properties": dict(properties)}
 
 
-def count_by_class(damages: Sequence[DamagePoint]) -> dict[str, int]:
-    """Damage by class, most frequent first."""
+def count_by_class(damages: Sequence[Damage]) -> dict[str, int]:
+    """Count damage by class, most frequent first."""
     return dict(Counter(one.label for one in damages).most_common())

@@ -13,9 +13,9 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from shared.errors import TooLarge, UnsupportedMedia
-from shared.vision.decode import DecodeBounds
 from shared.vision.draw import encode
 from shared.vision.format_detection import detect_format
+from shared.vision.limits import DecodeBounds
 
 
 @dataclass(frozen=True)
@@ -30,18 +30,26 @@ class Place:
 
 
 def read_place(data: bytes) -> Place | None:
-    """The place of a JPEG, PNG, TIFF, WebP or HEIC; None where it states none, or an impossible one."""
+    """Return the place of a JPEG, PNG, TIFF, WebP or HEIC; None where `find_place` says why there is none."""
+    found = find_place(data)
+    return found if isinstance(found, Place) else None
+
+
+def find_place(data: bytes) -> Place | str:
+    """Return the place of a photograph, or why it has none. Nothing is guessed: both hemispheres must be stated."""
     exif = _read_exif(data)
-    if exif is None:
-        return None
-    gps = exif.get_ifd(ExifTags.IFD.GPSInfo)
+    gps = exif.get_ifd(ExifTags.IFD.GPSInfo) if exif is not None else {}
     tags = ExifTags.GPS
-    latitude = _degrees(gps.get(tags.GPSLatitude), gps.get(tags.GPSLatitudeRef), "S")
-    longitude = _degrees(gps.get(tags.GPSLongitude), gps.get(tags.GPSLongitudeRef), "W")
-    if latitude is None or longitude is None or abs(latitude) > 90 or abs(longitude) > 180:
-        return None
-    if latitude == longitude == 0:  # what cameras write before they know
-        return None
+    if exif is None or tags.GPSLatitude not in gps or tags.GPSLongitude not in gps:
+        return "The file states no GPS position."
+    latitude = _read_angle("latitude", gps[tags.GPSLatitude], gps.get(tags.GPSLatitudeRef), "NS", 90)
+    if isinstance(latitude, str):
+        return latitude
+    longitude = _read_angle("longitude", gps[tags.GPSLongitude], gps.get(tags.GPSLongitudeRef), "EW", 180)
+    if isinstance(longitude, str):
+        return longitude
+    if latitude == longitude == 0:
+        return "The position is 0, 0, which cameras write before they know their place."
     altitude, below = _number(gps.get(tags.GPSAltitude)), gps.get(tags.GPSAltitudeRef) in {1, b"\x01"}
     return Place(
         latitude,
@@ -108,17 +116,21 @@ def _read_exif(data: bytes) -> Image.Exif | None:
         return None
 
 
-def _degrees(value: Any, side: Any, negative: str) -> float | None:
-    """Degrees of degrees, minutes and seconds."""
+def _read_angle(name: str, value: Any, side: Any, letters: str, most: int) -> float | str:
+    """Degrees of degrees, minutes and seconds, or what is wrong; `letters` are the positive and the negative side."""
     try:
         parts = [float(part) for part in value]
     except (TypeError, ValueError, ZeroDivisionError):
-        return None
-    if not parts or len(parts) > 3 or not all(math.isfinite(part) for part in parts):
-        return None
+        parts = []
+    if not 1 <= len(parts) <= 3 or not all(math.isfinite(part) for part in parts):
+        return f"The {name} can't be read."
     found = math.fsum(part / 60**place for place, part in enumerate(parts))
-    letter = side.decode("latin-1") if isinstance(side, bytes) else str(side or "")
-    return -found if letter.strip("\0 ").upper() == negative else found
+    letter = (side.decode("latin-1") if isinstance(side, bytes) else str(side or "")).strip("\0 ").upper()
+    if letter not in tuple(letters):
+        return f"The {name} is stated without {letters[0]} or {letters[1]}, so it could be on either side."
+    if not 0 <= found <= most:
+        return f"The {name} {found:g} is impossible; the largest is {most}."
+    return -found if letter == letters[1] else found
 
 
 def _number(value: Any) -> float | None:

@@ -16,7 +16,8 @@ from fovea_survey.video.frame_parsers import (
     read_pages,
 )
 from shared.errors import FoveaError, InvalidOption, TooLarge, UnsupportedMedia
-from shared.vision.decode import DecodeBounds, decode
+from shared.vision.decode import decode
+from shared.vision.limits import DecodeBounds
 
 BOUNDS = DecodeBounds(bytes=200_000, pixels=100_000)
 

@@ -23,7 +23,7 @@ from shared.errors import InvalidOption, Malformed, NotReady
 from shared.registry import CallContext, LoadContext
 from shared.serving.build_app import build
 from shared.settings import Settings
-from shared.vision.decode import DecodeBounds
+from shared.vision.limits import DecodeBounds
 from shared.vision.servable import DataConfig
 
 

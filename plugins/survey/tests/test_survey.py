@@ -12,15 +12,16 @@ import pytest
 from defusedxml import ElementTree
 from PIL import ExifTags, Image, TiffImagePlugin
 
-from fovea_survey.counting import build_geojson, cut_segments, drive_in_order, measure_road, merge_damage
+from fovea_survey.counting import build_geojson, cut_segments, measure_road, merge_damage
 from fovea_survey.geodesy import RADIUS_M, distances, to_metres
 from fovea_survey.gpx import parse_gpx
 from fovea_survey.places import _read_time, heic_to_png, read_place, read_time
+from fovea_survey.placing import drive_in_order
 from fovea_survey.schemas import Observation, SeenObject
 from services.detection.models.planner import FoveaPlanner
 from services.detection.models.yolo9tr import Yolo9trBoxDetector as Detector
 from shared.errors import Malformed, TooLarge
-from shared.vision.decode import DecodeBounds
+from shared.vision.limits import DecodeBounds
 from tests.harness.models import client_of
 
 PAVEMENT = Detector.sample
@@ -246,7 +247,7 @@ def test_a_film_is_placed_by_its_track(client, tmp_path, monkeypatch):
     for beyond in ({"start": "9999-12-31T23:59:59Z"}, {"start": "9999-12-31T23:59:59-01:00"}, {"fps": 1e-300}):
         late = client.post("/v1/detect/survey", files=files, params={"every": 20, **beyond})
         assert (late.status_code, "leaves the years" in late.text) == (422, True)
-    monkeypatch.setattr("fovea_survey.routes.MAX_FRAMES", 2)
+    monkeypatch.setattr("fovea_survey.search.MAX_FRAMES", 2)
     much = client.post("/v1/detect/survey", files=files, params={"every": 7})
     assert (much.status_code, "at most 2" in much.text) == (422, True)  # rather than a survey that ends too early
     assert client.post("/v1/detect/survey", files=files[:1]).status_code == 422

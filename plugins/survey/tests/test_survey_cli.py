@@ -16,9 +16,10 @@ from tests.harness.waiting import wait_until
 
 def test_a_folder_of_photographs_becomes_a_map(tmp_path, monkeypatch, capfdbinary):
     drive = tmp_path / "drive"
-    drive.mkdir()
     for number in range(3):
-        (drive / f"{number}.jpg").write_bytes(photograph(50 + number * 0.0004, 8, number))
+        (drive / str(number)).mkdir(parents=True)
+        (drive / str(number) / "p.jpg").write_bytes(photograph(50 + number * 0.0004, 8, number))
+    (drive / "plain.jpg").write_bytes(Yolo9trBoxDetector.sample.read_bytes())
     settings = Settings(_env_file=None, data_dir=tmp_path, intra_op_threads=1)
     servables = {"yolo9tr": Yolo9trBoxDetector, "planner": FoveaPlanner}
     app = build("detection", servables=servables, settings=settings)
@@ -28,11 +29,16 @@ def test_a_folder_of_photographs_becomes_a_map(tmp_path, monkeypatch, capfdbinar
         code, out, err = command_runner(monkeypatch, capfdbinary)("survey", drive, "-o", tmp_path / "out")
     assert not code, err
     assert "0.089 km" in out
+    assert "found, not placed" in out
+    assert "plain.jpg: The file states no GPS position." in err
     found = json.loads((tmp_path / "out" / "survey.json").read_text())
+    assert {name for one in found["damages"] for name in one["pictures"]} == {f"{number}/p.jpg" for number in range(3)}
     points = json.loads((tmp_path / "out" / "survey.geojson").read_text())["features"]
-    assert sum(one["properties"]["kind"] == "damage" for one in points) == len(found["damages"]) > 0
+    damages = [one["properties"] for one in points if one["properties"]["kind"] == "damage"]
+    assert len(damages) == len(found["damages"]) + len(found["not_placed"]) > len(found["damages"]) > 0
+    assert all((tmp_path / "out" / one["picture"]).read_bytes()[:3] == b"\xff\xd8\xff" for one in damages)
     assert (tmp_path / "out" / "survey.svg").read_text().startswith("<svg")
-    assert (tmp_path / "out" / "survey.csv").read_text().startswith("label,latitude")
+    assert (tmp_path / "out" / "survey.csv").read_text().startswith("label,place,latitude")
 
 
 def is_ready(url: str) -> bool:

@@ -1,5 +1,6 @@
 """The console's page of a road survey in a real browser: a map with figures."""
 
+import zipfile
 from pathlib import Path
 
 import httpx2
@@ -38,7 +39,7 @@ def is_ready(url: str) -> bool:
     )
 
 
-def test_a_survey_is_a_map_with_figures(page, tmp_path):
+def test_a_survey_is_a_map_whose_markers_lead_to_pictures(page, tmp_path):
     for number in range(3):
         (tmp_path / f"{number}.jpg").write_bytes(photograph(50 + number * 0.0004, 8, number))
     page.goto("/console/detect")
@@ -47,7 +48,24 @@ def test_a_survey_is_a_map_with_figures(page, tmp_path):
     page.get_by_role("button", name="Survey", exact=True).click()
     page.locator("fovea-survey [data-part=result]").wait_for(timeout=60_000)
     assert figure(page.locator("fovea-survey"), "road") == "0.09 km"
-    page.locator("[data-part=map]").evaluate("image => image.decode()")
+    link = page.locator("[data-part=map] svg a").first
+    target = page.locator(link.get_attribute("href"))
+    assert target.locator("img").evaluate("image => image.decode().then(() => image.naturalWidth)") > 100
     with page.expect_download() as waiting:
         page.get_by_role("button", name="GeoJSON").click()
     assert '"FeatureCollection"' in Path(waiting.value.path()).read_text()
+    with page.expect_download() as waiting:
+        page.get_by_role("button", name="Everything").click()
+    with zipfile.ZipFile(waiting.value.path()) as archive:
+        assert sum(name.startswith("pictures/") for name in archive.namelist()) == 3
+
+
+def test_damage_without_a_place_is_not_reported_as_nothing(page, tmp_path):
+    (tmp_path / "plain.jpg").write_bytes(Yolo9trBoxDetector.sample.read_bytes())
+    page.goto("/console/survey")
+    page.get_by_label("Photographs").set_input_files(tmp_path / "plain.jpg")
+    page.get_by_role("button", name="Survey", exact=True).click()
+    page.locator("fovea-survey [data-part=result]").wait_for(timeout=60_000)
+    assert figure(page.locator("fovea-survey"), "damage") == "none with a place"
+    assert figure(page.locator("fovea-survey"), "not-placed")[-1].isdigit()
+    page.get_by_text("plain.jpg: The file states no GPS position.").wait_for()

@@ -11,7 +11,8 @@ import pytest
 from fovea_survey.video.frame_parsers import FileParser
 from fovea_survey.video.video_decoder import VideoFile
 from shared.errors import Malformed, TooLarge
-from shared.vision.decode import DecodeBounds, decode
+from shared.vision.decode import decode
+from shared.vision.limits import DecodeBounds
 
 BOUNDS = DecodeBounds(bytes=10_000_000, pixels=200_000)
 SHADES = tuple(range(0, 240, 20))

@@ -21,6 +21,7 @@ from shared.api.actions import ActionsIn, ActionsOut, Curves, Proposal
 from shared.api.tensors import TensorSpec
 from shared.errors import InvalidOption
 from shared.export.artifacts import ExportedForms
+from shared.registry import CallContext
 from shared.registry.weights import Weights
 from shared.vision.draw import encode
 from shared.vision.servable import DataConfig, Stopwatch, VisionItem, VisionServable
@@ -74,7 +75,7 @@ class ActionDetector(VisionServable[ActionsIn, ActionsOut, _Video]):
         rows = tuple(map(tuple, features.round(3).tolist()))
         return ActionsIn(features=rows, **more, **self.card.example)
 
-    def read(self, request: ActionsIn, watch: Stopwatch) -> _Video:
+    def read(self, request: ActionsIn, watch: Stopwatch, run: CallContext) -> _Video:
         matrices = read_matrices(request.features, "features")
         for name in ("semantics", "class_scores"):
             if (given := getattr(request, name)) is not None:
@@ -110,22 +111,24 @@ class ActionDetector(VisionServable[ActionsIn, ActionsOut, _Video]):
         kept = soft_nms(*score_proposals(confidence, start, end), request.alpha, request.low, request.high)
         found = _list_proposals(kept, item)
         more: dict[str, Any] = {}
-        if "curves" in request.include:
-            more["curves"] = Curves(start=_rounded(start), end=_rounded(end))
-        if "confidence" in request.include:
-            more["confidence"] = [_rounded(row) for row in np.triu(confidence[0] * confidence[1])]
+        more |= {name: value for name, value in _signals(item).items() if name in request.include}
         if "activitynet" in request.include:
             more["activitynet"] = _activitynet(found, request.video, self.card.name)
         return ActionsOut(**self.facts(item), duration=item.duration, cells=len(start), proposals=found, **more)
 
-    def render(self, request: ActionsIn, answer: ActionsOut, media_type: str) -> bytes | None:
+    def draw(self, item: _Video, answer: ActionsOut, media_type: str) -> bytes | None:
         if media_type == "text/csv":
             return _csv(answer)
-        if media_type != "image/png":
-            return None
-        if answer.curves is None or answer.confidence is None:
-            answer = self.predict_again(request, include=("curves", "confidence"))
-        return encode(draw_timeline(answer))
+        return encode(draw_timeline(answer.model_copy(update=_signals(item))))
+
+
+def _signals(item: _Video) -> dict[str, Any]:
+    """What the network gave, as an answer shows it: the curves, and the confidence of each pair of cells."""
+    confidence, start, end = item.outputs
+    return {
+        "curves": Curves(start=_rounded(start), end=_rounded(end)),
+        "confidence": [_rounded(row) for row in np.triu(confidence[0] * confidence[1])],
+    }
 
 
 def resample(matrix: np.ndarray, length: int) -> np.ndarray:

@@ -34,7 +34,15 @@ from shared.registry import CallContext, Card
 from shared.registry.weights import Weights
 from shared.vision.calibration import Platt
 from shared.vision.draw import encode
-from shared.vision.servable import DataConfig, Stopwatch, VisionItem, VisionServable, add_features, reading_notes
+from shared.vision.servable import (
+    DataConfig,
+    Stopwatch,
+    VisionItem,
+    VisionServable,
+    add_features,
+    decode_field,
+    reading_notes,
+)
 
 TENSOR_NAMES = ("images", "predictions")
 """Input and output of the network as tensors, in the ONNX graph and on the Open Inference route."""
@@ -43,15 +51,18 @@ VIEWS_PER_RUN = 8
 """Inputs per run of the engine: more would need memory and save no time."""
 
 _DRAWN = ("image/png", "image/jpeg")
+_OF_PICTURE = (*_DRAWN, formats.CROPS)
+"""Forms that need the picture's pixels."""
 
 
 @dataclass(slots=True, kw_only=True)
 class _Frame(VisionItem[DetectIn]):
-    """A picture's views, ready for the network, and ids of the classes asked for; its pixels are let go."""
+    """A picture's views, ready for the network, ids of the classes asked for, and what was found."""
 
     classes: list[int] | None
     picture: LetterboxedImage
     warnings: list[str] = field(default_factory=list, init=False)
+    found: list[Detection] = field(default_factory=list, init=False)
 
 
 class BoxDetector(VisionServable[DetectIn, DetectOut, _Frame]):
@@ -110,17 +121,25 @@ class BoxDetector(VisionServable[DetectIn, DetectOut, _Frame]):
         size = f"Pictures are letterboxed to {config.side} pixels unless `size` says other."
         return card.model_copy(update={"notes": (*card.notes, f"Classes: {listed}.", size)})
 
-    def read(self, request: DetectIn, watch: Stopwatch) -> _Frame:
+    def read(self, request: DetectIn, watch: Stopwatch, run: CallContext) -> _Frame:
         if request.confidence is None:
             least = self.config.constants.get("confidence", DEFAULT_CONFIDENCE)
             request = request.model_copy(update={"confidence": least})
         classes = resolve_classes(request.classes, self.config.names)
         side = self._side(request)
-        image = self.decode(request.image)
+        image = decode_field(request.image, self.bounds)
+        is_drawn = run.media in _OF_PICTURE or bool({"crops", "overlay"} & set(request.include))
         watch.lap("decode")
         picture = letterbox_views(image.pixels, request, side, self.strides[-1], square=self.square)
         how = f"Letterboxed to {picture.letterbox.width}×{picture.letterbox.height} (bilinear, grey 114)."
-        return _Frame(request=request, watch=watch, notes=reading_notes(how, image), classes=classes, picture=picture)
+        return _Frame(
+            request=request,
+            watch=watch,
+            notes=reading_notes(how, image),
+            classes=classes,
+            picture=picture,
+            pixels=self.bounds.memory.keep(image.pixels) if is_drawn else None,
+        )
 
     def _side(self, request: DetectIn) -> int:
         """Longest side of the network's input.
@@ -148,8 +167,8 @@ class BoxDetector(VisionServable[DetectIn, DetectOut, _Frame]):
     def postprocess(self, item: _Frame) -> DetectOut:
         request, picture = item.request, item.picture
         rows = collect_boxes(picture, item.outputs, request, item.classes, self.sureness)
-        found = build_detections(rows, self.config.names, request.microns_per_pixel)
-        extras = self._extras(request, picture, found)
+        found = item.found = build_detections(rows, self.config.names, request.microns_per_pixel)
+        extras = self._extras(item)
         return DetectOut(
             **self.facts(item),
             width=picture.width,
@@ -171,16 +190,15 @@ class BoxDetector(VisionServable[DetectIn, DetectOut, _Frame]):
         constants = self.config.constants
         return Platt(constants.get("slope", 1.0), constants.get("offset", 0.0))
 
-    def _extras(self, request: DetectIn, picture: LetterboxedImage, found: list[Detection]) -> dict[str, Any]:
-        """What the request includes beside the detections."""
-        made: dict[str, Any] = {}
+    def _extras(self, item: _Frame) -> dict[str, Any]:
+        """What the request includes next to the detections."""
+        request, found, made = item.request, item.found, dict[str, Any]()
         if "columns" in request.include:
             made["columns"] = to_columns(found)
         if "letterbox" in request.include:
-            made["letterbox"] = picture.letterbox
+            made["letterbox"] = item.picture.letterbox
         if {"crops", "overlay"} & set(request.include):
-            # Decoded anew: holding the pixels of a whole batch until here would cost three bytes for each of them.
-            pixels = self.decode(request.image).pixels
+            pixels = self._pixels(item)
             if "crops" in request.include:
                 made["crops"] = [
                     Crop(index=i, image=encode(crop_box(pixels, each.box))) for i, each in enumerate(found)
@@ -189,19 +207,22 @@ class BoxDetector(VisionServable[DetectIn, DetectOut, _Frame]):
                 made["overlay"] = _drawn(request, pixels, found, "image/jpeg")
         return made
 
-    def render(self, request: DetectIn, answer: DetectOut, media_type: str) -> bytes | None:
-        if "columns" in request.include:
-            answer = self.predict_again(request, include=())
+    def draw(self, item: _Frame, answer: DetectOut, media_type: str) -> bytes | None:
+        answer = answer.model_copy(update={"detections": item.found})
         if media_type in _DRAWN:
-            return _drawn(request, self.decode(request.image).pixels, answer.detections, media_type)
+            return _drawn(item.request, self._pixels(item), item.found, media_type)
         if media_type == formats.CROPS:
-            return formats.to_crops_zip(answer, self.decode(request.image).pixels)
+            return formats.to_crops_zip(answer, self._pixels(item))
         texts: Mapping[str, Callable[[], bytes]] = {
             formats.CSV: lambda: formats.to_csv(answer),
             formats.COCO: lambda: formats.to_coco(answer, self.config.names),
             formats.YOLO: lambda: formats.to_yolo(answer),
         }
-        return texts[media_type]() if media_type in texts else None
+        return texts[media_type]()
+
+    def _pixels(self, item: _Frame) -> np.ndarray:
+        """The item's picture; decoded anew where there was no memory to keep it."""
+        return item.pixels if item.pixels is not None else decode_field(item.request.image, self.bounds).pixels
 
 
 def _drawn(request: DetectIn, pixels: np.ndarray, found: Sequence[Detection], media_type: str) -> bytes:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -33,7 +33,7 @@ from shared.registry.sparsity_claims import build_claim, read_measurements
 from shared.registry.weights import Weights
 from shared.sparsity import SparsityClaim
 from shared.vision.draw import encode
-from shared.vision.servable import DataConfig, Stopwatch, VisionItem, VisionServable, reading_notes
+from shared.vision.servable import DataConfig, Stopwatch, VisionItem, VisionServable, decode_field, reading_notes
 
 FEATURE_MAPS = ("stage1", "stage2", "stage3", "stage4")
 """Feature maps beside `logits`: outputs of the network on the Open Inference route, and of `application/x-npz`."""
@@ -48,17 +48,23 @@ PATCHES_PER_RUN = 32
 """Patches per run of the engine: more would need memory and save no time."""
 
 _NPZ = "application/x-npz"
+_DRAWN = ("image/png", "image/jpeg")
 
 Arrays = tuple[np.ndarray, ...]
 
 
 @dataclass(slots=True, kw_only=True)
 class _Frame(VisionItem[ClassifyIn]):
-    """A picture of this size (h, w) as patches (n, s, s, 3), still in bytes; its pixels are let go."""
+    """A picture of this size (h, w) as patches (n, s, s, 3), still in bytes.
+
+    Attributes:
+        maps: Logits and feature maps of all patches, where they are what was asked for.
+    """
 
     patches: np.ndarray
     grid: PatchGrid
     size: tuple[int, int]
+    maps: list[np.ndarray] = field(default_factory=list, init=False)
 
 
 class Classifier(VisionServable[ClassifyIn, ClassifyOut, _Frame]):
@@ -68,7 +74,7 @@ class Classifier(VisionServable[ClassifyIn, ClassifyOut, _Frame]):
     Out: ClassVar[type[BaseModel]] = ClassifyOut
     folder: ClassVar[Path] = Path(__file__).parents[1] / "weights"
     sample: ClassVar[Path] = Path(__file__).parents[1] / "models" / "clothes.jpg"
-    forms: ClassVar[tuple[str, ...]] = ("image/png", "image/jpeg", "text/csv", _NPZ)
+    forms: ClassVar[tuple[str, ...]] = (*_DRAWN, "text/csv", _NPZ)
 
     @classmethod
     def data_config(cls, weights: Weights) -> DataConfig:
@@ -88,8 +94,8 @@ class Classifier(VisionServable[ClassifyIn, ClassifyOut, _Frame]):
         )
         return ExportedForms(weights, cache, (given,), (logits, *maps), tag=f"{side}px-v1", call="everything")
 
-    def read(self, request: ClassifyIn, watch: Stopwatch) -> _Frame:
-        image = self.decode(request.image)
+    def read(self, request: ClassifyIn, watch: Stopwatch, run: CallContext) -> _Frame:
+        image = decode_field(request.image, self.bounds)
         watch.lap("decode")
         grid, side = divide(image.height, image.width, request.tile), self.config.side
         # Patches of a grid are shown whole: a crop would leave gaps between them.
@@ -102,15 +108,20 @@ class Classifier(VisionServable[ClassifyIn, ClassifyOut, _Frame]):
             patches=np.stack([resize_patch(image.pixels, box, side, crop) for box in grid.boxes]),
             grid=grid,
             size=(image.height, image.width),
+            pixels=self.bounds.memory.keep(image.pixels) if run.media in _DRAWN else None,
         )
 
     def infer(self, items: Sequence[_Frame], run: CallContext) -> None:
-        logits, features = self._run(np.concatenate([item.patches for item in items]), run, _logits_and_features)
+        whole = run.media == _NPZ
+        columns = self._run(
+            np.concatenate([item.patches for item in items]), run, tuple if whole else _logits_and_features
+        )
         ends = np.cumsum([len(item.patches) for item in items])[:-1]
-        for item, *rows in zip(items, np.split(logits, ends), np.split(features, ends), strict=True):
-            item.outputs = tuple(rows)
+        for item, *rows in zip(items, *(np.split(column, ends) for column in columns), strict=True):
+            item.maps = rows if whole else []
+            item.outputs = _pool(rows) if whole else tuple(rows)
 
-    def _run(self, patches: np.ndarray, run: CallContext, keep: Callable[[Arrays], Arrays] = tuple) -> list[np.ndarray]:
+    def _run(self, patches: np.ndarray, run: CallContext, keep: Callable[[Arrays], Arrays]) -> list[np.ndarray]:
         """What is to be kept of the network's outputs (n, …) for any number of patches (n, s, s, 3)."""
         (given,), rows = self.engine.inputs, list[tuple[np.ndarray, ...]]()
         for first in range(0, len(patches), PATCHES_PER_RUN):
@@ -136,22 +147,27 @@ class Classifier(VisionServable[ClassifyIn, ClassifyOut, _Frame]):
             warnings=self.config.warn(features.mean(axis=0)),
         )
 
-    def render(self, request: ClassifyIn, answer: ClassifyOut, media_type: str) -> bytes | None:
+    def draw(self, item: _Frame, answer: ClassifyOut, media_type: str) -> bytes | None:
         if media_type == "text/csv":
             return to_csv(answer)
         if media_type == _NPZ:
-            return self._feature_maps(request)
-        if media_type not in self.forms:
-            return None
-        return encode(tint_patches(self.decode(request.image).pixels, answer), media_type)
+            return _archive(item)
+        pixels = item.pixels if item.pixels is not None else decode_field(item.request.image, self.bounds).pixels
+        return encode(tint_patches(pixels, answer), media_type)
 
-    def _feature_maps(self, request: ClassifyIn) -> bytes:
-        """The four maps and the logits of all patches, as an npz archive."""
-        item, out = self.read(request, Stopwatch()), io.BytesIO()
-        names = ("logits", *FEATURE_MAPS)
-        made: dict[str, Any] = dict(zip(names, self._run(item.patches, CallContext()), strict=True))
-        np.savez_compressed(out, boxes=np.array(item.grid.boxes), **made)
-        return out.getvalue()
+
+def _archive(item: _Frame) -> bytes:
+    """The four maps and the logits of all patches, as an npz archive."""
+    made: dict[str, Any] = dict(zip(("logits", *FEATURE_MAPS), item.maps, strict=True))
+    out = io.BytesIO()
+    np.savez_compressed(out, boxes=np.array(item.grid.boxes), **made)
+    return out.getvalue()
+
+
+def _pool(columns: Sequence[np.ndarray]) -> Arrays:
+    """Logits and pooled features of many patches."""
+    logits, *stages = columns
+    return logits, pool_stages(stages)
 
 
 def _logits_and_features(row: Arrays) -> Arrays:

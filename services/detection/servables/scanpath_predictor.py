@@ -36,7 +36,7 @@ from shared.registry import CallContext, Engine
 from shared.registry.weights import Weights
 from shared.telemetry import stage
 from shared.vision.draw import encode
-from shared.vision.servable import DataConfig, Stopwatch, VisionItem, VisionServable
+from shared.vision.servable import DataConfig, Stopwatch, VisionItem, VisionServable, decode_field
 
 MAX_GRID_SIDE = 24
 """Most rows or columns of a shelf that is served; position rows that the weights lack are fitted."""
@@ -107,14 +107,18 @@ class ScanpathPredictor(VisionServable[ScanpathIn, ScanpathOut, _Search]):
             crops.append(file.getvalue())
         return ScanpathIn(crops=tuple(crops), grid=(3, 9), **self.card.example)
 
-    def read(self, request: ScanpathIn, watch: Stopwatch) -> _Search:
+    def read(self, request: ScanpathIn, watch: Stopwatch, run: CallContext) -> _Search:
         if (request.image is None) == (not request.crops):
             detail = "Send a picture of the shelf with its objects, or crops with their grid."
             raise InvalidOption(detail, field="image" if request.image is None else "crops")
         if getattr(request, idle := "objects" if request.image is None else "grid") is not None:
             owner = "a picture of the shelf" if idle == "objects" else "crops"
             raise InvalidOption(f"{idle} belongs to {owner}, which was not sent.", hint="Leave it out.", field=idle)
-        item = self._read_picture(request, watch) if request.image is not None else self._read_crops(request, watch)
+        is_drawn = run.media in self.forms
+        if request.image is not None:
+            item = self._read_picture(request, watch, is_drawn=is_drawn)
+        else:
+            item = self._read_crops(request, watch)
         count = len(item.crops)
         for name, ids in (("target", (request.target,)), ("reference", request.reference)):
             if any(not 0 <= index < count for index in ids):
@@ -126,10 +130,10 @@ class ScanpathPredictor(VisionServable[ScanpathIn, ScanpathOut, _Search]):
         watch.lap("decode")
         return item
 
-    def _read_picture(self, request: ScanpathIn, watch: Stopwatch) -> _Search:
+    def _read_picture(self, request: ScanpathIn, watch: Stopwatch, *, is_drawn: bool) -> _Search:
         if not request.objects:
             raise InvalidOption("A picture of a shelf needs its objects.", hint="Send boxes.", field="objects")
-        pixels, labels = self._pixels(request), None
+        pixels, labels = decode_field(request.image or b"", self.bounds).pixels, None
         if isinstance(request.objects, DetectOut):
             labels = [found.label for found in request.objects.detections]
             boxes = tuple(found.box for found in request.objects.detections)
@@ -142,7 +146,14 @@ class ScanpathPredictor(VisionServable[ScanpathIn, ScanpathOut, _Search]):
         note = f"{len(boxes)} boxes arranged in {objects.grid[0]} rows and {objects.grid[1]} columns."
         size = (pixels.shape[1], pixels.shape[0])
         return _Search(
-            request=request, watch=watch, notes=[note], objects=objects, crops=crops, size=size, labels=labels
+            request=request,
+            watch=watch,
+            notes=[note],
+            objects=objects,
+            crops=crops,
+            size=size,
+            labels=labels,
+            pixels=self.bounds.memory.keep(pixels) if is_drawn else None,
         )
 
     def _read_crops(self, request: ScanpathIn, watch: Stopwatch) -> _Search:
@@ -150,13 +161,10 @@ class ScanpathPredictor(VisionServable[ScanpathIn, ScanpathOut, _Search]):
             raise InvalidOption("Crops need their grid.", hint="Send rows and columns, as [3, 9].", field="grid")
         height, width = self._crop_size
         objects = layout_from_grid(len(request.crops), request.grid, self._crop_size)
-        pages = [self.decode(raw, "crops").pixels for raw in request.crops]
+        pages = [decode_field(raw, self.bounds, "crops").pixels for raw in request.crops]
         whole = [crop_objects(page, [(0, 0, page.shape[1], page.shape[0])], self._crop_size)[0] for page in pages]
         size = (objects.grid[1] * width, objects.grid[0] * height)
         return _Search(request=request, watch=watch, objects=objects, crops=np.stack(whole), size=size)
-
-    def _pixels(self, request: ScanpathIn) -> np.ndarray:
-        return self.decode(request.image or b"").pixels
 
     @property
     def _crop_size(self) -> tuple[int, int]:
@@ -211,14 +219,16 @@ class ScanpathPredictor(VisionServable[ScanpathIn, ScanpathOut, _Search]):
             found_share=round(sum(path.found for path in paths) / len(paths), 4),
         )
 
-    def render(self, request: ScanpathIn, answer: ScanpathOut, media_type: str) -> bytes | None:
-        if media_type not in self.forms:
-            return None
-        item = self.read(request, Stopwatch())
-        pixels = self._pixels(request) if request.image is not None else render_layout(item.crops, item.objects)
+    def draw(self, item: _Search, answer: ScanpathOut, media_type: str) -> bytes | None:
         centres = [fixation.centre for fixation in answer.paths[0].fixations]
-        x, y = item.objects.centres[request.target].tolist()
-        return encode(draw_scanpath(pixels, centres, (x, y)), media_type)
+        x, y = item.objects.centres[item.request.target].tolist()
+        return encode(draw_scanpath(self._page(item), centres, (x, y)), media_type)
+
+    def _page(self, item: _Search) -> np.ndarray:
+        """The picture of the shelf, decoded anew where there was no memory to keep it; or a page of the crops."""
+        if item.request.image is None:
+            return render_layout(item.crops, item.objects)
+        return item.pixels if item.pixels is not None else decode_field(item.request.image, self.bounds).pixels
 
 
 @dataclass(frozen=True, slots=True)

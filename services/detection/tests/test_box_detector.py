@@ -21,6 +21,7 @@ from shared.errors import InvalidOption, TooLarge
 from shared.registry import CallContext
 from shared.vision.servable import DataConfig
 from tests.harness.models import toy_card
+from tests.harness.rendering import predict_as
 
 NAMES = ("crack", "hole", "=patch")
 CARD = toy_card("toy-detector", "detect")
@@ -177,7 +178,7 @@ def test_too_many_slices_are_refused():
 
 def _render(media: str, **options: Any) -> bytes:
     toy, request = _toy(), DetectIn(image=_squares((20, 30, 0), (80, 60, 50)), **options)
-    made = toy.render(request, _one(toy, request), media)
+    _, made = predict_as(toy, request, media)
     assert made is not None
     return made
 
@@ -197,7 +198,7 @@ def test_csv_has_a_row_per_detection_and_no_formulas():
     assert [float(rows[0][name]) for name in names] == [20, 30, 36, 46, 8, 16]
     toy = Toy(CARD, Blobs(), DataConfig(128, ("=1+1", "b", "c")))
     request = DetectIn(image=_squares((20, 30, 0)))
-    table = toy.render(request, _one(toy, request), "text/csv")
+    _, table = predict_as(toy, request, "text/csv")
     assert table is not None
     assert b"'=1+1" in table
 

@@ -15,6 +15,7 @@ from shared.registry.weights import Manifest, NetworkSpec, write_weights
 from shared.vision.decode import decode
 from shared.vision.draw import encode
 from tests.harness.models import toy_card
+from tests.harness.rendering import predict_as
 
 NAMES = ("a", "b", "c")
 
@@ -87,8 +88,8 @@ def test_pictures_with_different_grids_share_a_batch_and_errors_stay_alone(tiny,
 
 def test_feature_maps_of_all_patches_come_as_an_archive(tiny, page):
     request = ClassifyIn(image=page, tile=65)
-    (answer,) = tiny.predict([request], CallContext())
-    archive = np.load(io.BytesIO(tiny.render(request, answer, "application/x-npz")))
+    answer, made = predict_as(tiny, request, "application/x-npz")
+    archive = np.load(io.BytesIO(made))
     assert (sorted(archive), archive["stage4"].shape) == (["boxes", "logits", *FEATURE_MAPS], (6, 256, 2, 2))
     assert archive["boxes"].tolist() == [list(result.box) for result in answer.results]
     assert archive["logits"].argmax(1).tolist() == [result.class_id for result in answer.results]

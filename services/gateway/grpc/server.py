@@ -20,7 +20,7 @@ from services.gateway.grpc.anonymous_reader import AnonymousReader
 from services.gateway.grpc.health import add_health
 from services.gateway.grpc.protobuf_peek import read_text_field
 from services.gateway.grpc.proxy import ChannelPool, GrpcCall, GrpcProxy
-from services.gateway.grpc.status import Observation, abort, abort_with
+from services.gateway.grpc.status import ObservedCall, abort, abort_with
 from services.gateway.grpc.streams import InferStreams, read_first
 from services.gateway.policy.caller import LOCAL, Caller, KeyScope
 from services.gateway.policy.memory_budget import MessageReader
@@ -131,7 +131,7 @@ class _InferenceHandler(grpc.GenericRpcHandler):
         self, name: str, method: Method
     ) -> Callable[[AsyncIterator[bytes], Context], AsyncIterator[bytes]]:
         async def behaviour(messages: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
-            async with Observation(SERVICE, name, context) as ids:
+            async with ObservedCall(SERVICE, name, context) as ids:
                 try:
                     call = await self._admit(name, context, ids)
                     message, held = await self._read(messages, call)
@@ -145,7 +145,7 @@ class _InferenceHandler(grpc.GenericRpcHandler):
         return behaviour
 
     async def _handle_stream(self, messages: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
-        async with Observation(SERVICE, "ModelStreamInfer", context) as ids:
+        async with ObservedCall(SERVICE, "ModelStreamInfer", context) as ids:
             try:
                 call = await self._admit("ModelStreamInfer", context, ids)
                 async for answer in self._streams.answer(call, messages):

@@ -28,7 +28,7 @@ _MAX_DETAIL_CHARS: Final = 2000
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
-class Observation:
+class ObservedCall:
     """Metrics and the span of one call; gives the call's ids."""
 
     def __init__(self, service: str, method: str, context: Context) -> None:

@@ -6,16 +6,11 @@ Knows nothing about how requests are routed or checked.
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any
 
-from shared.api.problem import PROBLEM_CONTENT_TYPE, oip_error, openai_error, problem
-from shared.errors import BadInput, FoveaError, MethodNotAllowed
-
-ErrorFormat = Literal["oip", "openai", "problem"]
-RawHeaders = list[tuple[bytes, bytes]]
+from shared.asgi.errors import ErrorForm, RawHeaders, build_error_headers, render_error
+from shared.errors import FoveaError
 
 SECURITY_HEADERS: tuple[tuple[bytes, bytes], ...] = (
     (b"x-content-type-options", b"nosniff"),
@@ -69,43 +64,12 @@ def add_security_headers(headers: RawHeaders) -> RawHeaders:
     return [*headers, *(header for header in wanted if header[0] not in present)]
 
 
-class SlowBody(BadInput):
-    """The caller paused for too long while sending its body."""
-
-    status, grpc, title = 408, "DEADLINE_EXCEEDED", "Request timeout"
-
-
-def find_error_format(path: str) -> ErrorFormat:
+def find_error_format(path: str) -> ErrorForm:
     """Find the error format that callers of `path` expect."""
     for prefix in _OPENAI_PATHS:
         if path.startswith(prefix) and path[len(prefix) : len(prefix) + 1] in {"", "/"}:
             return "openai"
     return "oip" if path.startswith("/v2") else "problem"
-
-
-def render_error(error: FoveaError, error_format: ErrorFormat, request_id: str) -> tuple[int, str, bytes]:
-    """Render status, content type and body of an error; Open Inference and OpenAI have no 422, so theirs is 400."""
-    status = 400 if error_format != "problem" and error.status == 422 else error.status
-    body: Any
-    if error_format == "oip":
-        body = oip_error(error)
-    elif error_format == "openai":
-        body = openai_error(error, request_id)
-    else:
-        body = problem(error, request_id).model_dump(exclude_none=True)
-    return status, PROBLEM_CONTENT_TYPE if error_format == "problem" else "application/json", json.dumps(body).encode()
-
-
-def build_error_headers(error: FoveaError) -> RawHeaders:
-    """Build the headers of an error: when to retry, how to authenticate, which methods are allowed."""
-    headers: RawHeaders = []
-    if error.retry_after is not None:
-        headers.append((b"retry-after", str(math.ceil(error.retry_after)).encode()))
-    if isinstance(error, MethodNotAllowed) and error.allowed:
-        headers.append((b"allow", ", ".join(error.allowed).encode()))
-    if error.status == 401:
-        headers.append((b"www-authenticate", b'Bearer realm="fovea"'))
-    return headers
 
 
 async def send_error(

@@ -6,10 +6,8 @@ Plain ASGI, so that proxied requests pass through no web framework. Each decisio
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Mapping, MutableMapping
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
-from dataclasses import replace
 from typing import Any, Protocol
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -20,7 +18,7 @@ from services.gateway.policy.audit_log import STEERING_FIELDS, AuditLog
 from services.gateway.policy.caller import Caller, KeyScope
 from services.gateway.policy.fair_queue import FairQueue
 from services.gateway.policy.local_only import require_local_request
-from services.gateway.policy.rate_limits import QuotaSpent, RateLimiter
+from services.gateway.policy.quotas import QuotaSpent, RateLimiter
 from services.gateway.proxy.proxy import Proxy, QueueInstead
 from services.gateway.proxy.response_relay import abort_response
 from services.gateway.routes import jobs
@@ -28,21 +26,13 @@ from services.gateway.routing.json_peek import has_json_field
 from services.gateway.routing.model_routing import resolve_service
 from services.gateway.routing.replica_registry import ReplicaRegistry
 from services.gateway.routing.route_table import Route
+from shared.asgi.body import read_coding
+from shared.asgi.shell import Shell
 from shared.errors import Fault, FoveaError, UnsupportedMedia
 from shared.jobs.queue import JobQueue
 from shared.jobs.usage_ledger import UsageLedger
 from shared.settings import Settings
-from shared.telemetry import (
-    ERRORS,
-    IN_FLIGHT,
-    REQUEST_LATENCY,
-    REQUESTS,
-    begin_http_span,
-    finish_http_span,
-    log,
-    observe,
-    span,
-)
+from shared.telemetry import log, span
 
 DRAIN_BODY_S, DRAIN_BODY_BYTES = 2.0, 2**26
 """How long, and for how many bytes, a refused body is still read, so that the caller can read the answer."""
@@ -69,64 +59,44 @@ class GatewayDependencies(Protocol):
         ...
 
 
-class GatewayMiddleware:
-    """ASGI middleware around the gateway's own app."""
+class GatewayMiddleware(Shell[RequestContext]):
+    """The gateway's side of the ASGI shell, around the gateway's own app."""
 
     def __init__(self, app: ASGIApp, gateway: GatewayDependencies) -> None:
         """Serve the replicas' routes here, and everything else from `app`."""
-        self._app, self._gateway = app, gateway
+        super().__init__(app)
+        self._gateway = gateway
         self._local = gateway.settings.auth == "insecure-local"
-        self._in_flight = IN_FLIGHT.labels("gateway")
         self._log = log()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request; scopes other than HTTP go to the app."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+    def open(self, scope: Scope, receive: Receive, send: Send) -> RequestContext:
         if scope["method"] == "HEAD":  # as GET; the server itself sends no body to a HEAD
             scope = {**scope, "method": "GET"}
-        ctx = RequestContext.from_scope(scope, receive, send, self._gateway.settings.request_timeout_s)
-        self._in_flight.inc()
-        with begin_http_span(ctx.method, ctx.path, ctx.trace.parent, ctx.trace.request_id) as server:
-            if server.traceparent:
-                ctx.trace = replace(ctx.trace, traceparent=server.traceparent)
-            await self._serve_safely(ctx)
-            finish_http_span(server, ctx.method, ctx.route, ctx.status)
-            server.set_attributes({"fovea.tenant": ctx.caller.tenant, "fovea.model": ctx.model or None})
+        return RequestContext(scope, receive, send, self._gateway.settings)
 
-    async def _serve_safely(self, ctx: RequestContext) -> None:
-        """Answer a request; whatever is raised becomes an answer, too."""
-        try:
-            await self._serve(ctx)
-        except FoveaError as error:
-            await self._send_error(ctx, error)
-        except Exception as error:  # noqa: BLE001 - the last resort: a problem for the caller, the cause for the log
-            self._log.error("failed", request_id=ctx.trace.request_id, path=ctx.path, exc_info=error)
-            await self._send_error(
-                ctx, Fault("The gateway failed on this request.", hint="See its log for the reason.")
-            )
-        finally:
-            self._in_flight.dec()
-            self._record_metrics(ctx)
+    async def refuse(self, ctx: RequestContext, error: Exception) -> None:
+        if not isinstance(error, FoveaError):
+            self._log.error("failed", request_id=ctx.id, path=ctx.path, exc_info=error)
+            error = Fault("The gateway failed on this request.", hint="See its log for the reason.")
+        await self._send_error(ctx, error)
 
-    def _record_metrics(self, ctx: RequestContext) -> None:
-        """Count the answer, and log it: at WARNING where the fault is on this side, else at DEBUG."""
-        seconds = time.perf_counter() - ctx.started
-        REQUESTS.labels("gateway", ctx.model, ctx.route, str(ctx.status)).inc()
-        observe(REQUEST_LATENCY.labels("gateway", ctx.route), seconds)
+    def close(self, ctx: RequestContext) -> None:
+        """Log the answer: at WARNING where the fault is on this side, else at DEBUG."""
+        observed = ctx.observed
+        observed.route, observed.model = ctx.route, ctx.model
+        observed.facts = {"fovea.tenant": ctx.caller.tenant, "fovea.model": ctx.model or None}
         write = self._log.warning if ctx.status >= 500 else self._log.debug
         write(
             "answered",
-            request_id=ctx.trace.request_id,
+            request_id=ctx.id,
             method=ctx.method,
             path=ctx.path,
             status=ctx.status,
-            seconds=round(seconds, 4),
+            seconds=round(observed.seconds, 4),
             tenant=ctx.caller.tenant,
         )
 
-    async def _serve(self, ctx: RequestContext) -> None:
+    async def serve(self, ctx: RequestContext) -> None:
         gateway, path = self._gateway, ctx.path
         if self._local:
             require_local_request(ctx, gateway.settings.host)
@@ -161,7 +131,7 @@ class GatewayMiddleware:
     async def _forward(self, ctx: RequestContext, route: Route) -> None:
         proxy = self._gateway.proxy
         as_job = ctx.method == "POST" and not route.is_broadcast and jobs.prefers_async(ctx.headers)
-        body = ctx.body = proxy.open_body(ctx, is_endless=route.is_endless and not as_job)
+        body = proxy.open_body(ctx, is_endless=route.is_endless and not as_job)
         try:
             if as_job:
                 ctx.caller.require_scope("jobs")
@@ -198,15 +168,15 @@ class GatewayMiddleware:
         if act := ctx.audit.pop("act", None):
             self._audit(ctx, act, **ctx.audit)
         scanner = ctx.scanner
-        tokens = scanner.sum_up(time.perf_counter() - ctx.started) if scanner else {}
+        tokens = scanner.sum_up(ctx.observed.seconds) if scanner else {}
         model = ctx.model or (scanner.model if scanner else "")
-        self._gateway.usage.add(ctx.caller.tenant, model, {**ctx.consumed, **tokens})
+        self._gateway.usage.add(ctx.caller.tenant, model, {**ctx.usage, **tokens})
         spent = tokens.get("tokens_in", 0) + tokens.get("tokens_out", 0)
         await self._gateway.limits.spend_tokens(ctx.caller, int(spent))
 
     def _audit(self, ctx: RequestContext, act: str, **details: str) -> None:
         actor = f"{ctx.caller.tenant}/{ctx.caller.key}"
-        self._gateway.audit.write(actor, act, ctx.path[:200], request_id=ctx.trace.request_id, **details)
+        self._gateway.audit.write(actor, act, ctx.path[:200], request_id=ctx.id, **details)
 
     def _place(self, ctx: RequestContext, route: Route) -> AbstractAsyncContextManager[None]:
         """The caller's place at the service; a local caller, a broadcast and what never ends need none."""
@@ -222,17 +192,16 @@ class GatewayMiddleware:
     async def _run_own_app(self, ctx: RequestContext) -> None:
         async def send(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
-                ctx.status = message["status"]
                 headers = [*message.get("headers", ()), *ctx.extra_headers]
                 message = {**message, "headers": add_security_headers(headers)}
             await ctx.send(message)
 
         ctx.scope["fovea.request_context"] = ctx
-        await self._app(ctx.scope, ctx.receive, send)
+        await self.app(ctx.scope, ctx.receive, send)
         ctx.route = getattr(ctx.scope.get("route"), "path", "other")
 
     async def _send_error(self, ctx: RequestContext, error: FoveaError) -> None:
-        ERRORS.labels("gateway", ctx.model, error.code).inc()
+        ctx.observed.error = error.code
         if ctx.status:
             await abort_response(ctx)
         elif error.status == 499:
@@ -240,7 +209,7 @@ class GatewayMiddleware:
         else:
             must_close = ctx.has_unread_body
             extra = [*ctx.extra_headers, (b"connection", b"close")] if must_close else ctx.extra_headers
-            ctx.status = await send_error(ctx.send, error, ctx.path, ctx.trace.request_id, extra)
+            ctx.status = await send_error(ctx.send, error, ctx.path, ctx.id, extra)
             if must_close:
                 await _drain_body(ctx)
 
@@ -263,9 +232,8 @@ def _require_readable(ctx: RequestContext) -> None:
     Raises:
         UnsupportedMedia: It is.
     """
-    coding = ctx.headers.get(b"content-encoding", b"identity").strip().lower()
-    if coding not in {b"identity", b""}:
-        detail = f"{ctx.path[:200]} takes no compressed body ({coding[:40].decode('latin-1')})."
+    if coding := read_coding(ctx.headers):
+        detail = f"{ctx.path[:200]} takes no compressed body ({coding[:40]})."
         raise UnsupportedMedia(detail, hint="Send it without content-encoding.")
 
 

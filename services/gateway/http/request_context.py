@@ -7,22 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
 
 from multidict import CIMultiDict
+from starlette.types import Receive, Scope, Send
 
 from services.gateway.policy.caller import LOCAL, Caller
-from services.gateway.proxy.replayable_body import Receive, ReplayableBody
 from shared.api.replica import AUDIT_HEADER, HOLDS_HEADER, SCOPES_HEADER
 from shared.api.usage import USAGE_HEADER, UsageScanner
+from shared.asgi.shell import HttpCall
 from shared.errors import InvalidOption
-from shared.telemetry import Context, context, fresh_context
-
-Scope = MutableMapping[str, Any]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+from shared.settings import Settings
+from shared.telemetry import context
 
 MAX_IGNORED_BODY_BYTES = 2**16
 """After refusing a body of at most this many bytes the connection stays open: the server reads the rest by itself."""
@@ -68,94 +65,61 @@ _OWN_RESPONSE_HEADERS = _HOP_BY_HOP | {
 """Response headers that the gateway writes itself."""
 
 
-class AnswerKeeper(Protocol):
-    """Keeps an answer on its way to the caller."""
+@dataclass(slots=True)
+class AnswerRecorder:
+    """Keeps a copy of an answer on its way to the caller, as long as it has at most `limit` bytes."""
 
-    version: str
-    content_type: str
-    is_whole: bool
+    limit: int
+    content_type: str = ""
+    is_whole: bool = True
+    size: int = 0
+    chunks: list[bytes] = field(default_factory=list)
 
     def feed(self, chunk: bytes) -> None:
-        """Keep a chunk."""
-        ...
+        """Keep a chunk; drop all of an answer that grows too large."""
+        self.size += len(chunk)
+        if self.size > self.limit:
+            self.is_whole = False
+            self.chunks = []
+        elif self.is_whole:
+            self.chunks.append(chunk)
 
-    def whole(self) -> Any:
-        """The answer."""
-        ...
 
-
-@dataclass(slots=True, eq=False)
-class RequestContext:
+class RequestContext(HttpCall):
     """One HTTP request and what is known about it.
 
     Attributes:
-        trace: Request id and trace parent.
-        deadline: Event-loop time at which the caller stops waiting.
+        receive: ASGI's.
+        caller: Who sent it.
         route: Label for metrics: a template, never the raw path.
+        model: Name of the model that answers, or empty.
         extra_headers: Headers for the answer (request id, rate limits).
-        status: Status of the answer; 0 before it is sent.
         streams_events: Whether the answer is an event stream.
-        body: The body, once it is opened.
-        started: When it arrived, `time.perf_counter()`.
         generated_key: Idempotency key for a caller that sends none: the same at every attempt.
-        consumed: What the replica said that the request consumed.
         audit: What the replica said that the audit log is to say.
         scanner: Collects the tokens of its answer.
-        recorder: Keeps its answer, where that is to be compared.
+        recorder: Keeps a copy of its answer, where somebody wants one.
         may_queue: Whether a replica may have it queued as a job, although the caller did not ask for one.
     """
 
-    scope: Scope
-    receive: Receive
-    send: Send
-    headers: dict[bytes, bytes]
-    trace: Context
-    deadline: float
-    caller: Caller = LOCAL
-    route: str = "other"
-    model: str = ""
-    extra_headers: list[tuple[bytes, bytes]] = field(default_factory=list)
-    status: int = 0
-    streams_events: bool = False
-    body: ReplayableBody | None = None
-    started: float = field(default_factory=time.perf_counter)
-    generated_key: str = field(default_factory=lambda: f"{random.getrandbits(128):032x}")
-    may_queue: bool = False
-    consumed: dict[str, float] = field(default_factory=dict)
-    audit: dict[str, str] = field(default_factory=dict)
-    scanner: UsageScanner | None = None
-    recorder: AnswerKeeper | None = None
-
-    @classmethod
-    def from_scope(cls, scope: Scope, receive: Receive, send: Send, deadline_s: float) -> RequestContext:
-        """Start a request that takes at most `deadline_s`."""
-        headers = dict(scope["headers"])
-        request_id, traceparent = headers.get(b"x-request-id"), headers.get(b"traceparent")
-        trace = fresh_context(
-            request_id.decode("latin-1") if request_id and request_id.isascii() else None,
-            traceparent.decode("latin-1") if traceparent else None,
-            "",
-        )
-        ctx = cls(scope, receive, send, headers, trace, asyncio.get_running_loop().time() + deadline_s)
-        ctx.extra_headers.append((b"x-request-id", trace.request_id.encode()))
-        return ctx
+    def __init__(self, scope: Scope, receive: Receive, send: Send, settings: Settings) -> None:
+        super().__init__("gateway", scope, receive, send, settings)
+        self.receive = receive
+        self.caller: Caller = LOCAL
+        self.route = "other"
+        self.model = ""
+        self.extra_headers: list[tuple[bytes, bytes]] = [(b"x-request-id", self.id.encode())]
+        self.streams_events = False
+        self.generated_key = f"{random.getrandbits(128):032x}"
+        self.may_queue = False
+        self.audit: dict[str, str] = {}
+        self.scanner: UsageScanner | None = None
+        self.recorder: AnswerRecorder | None = None
 
     @property
     def traceparent(self) -> str:
         """Trace parent of what is called now: of the current span, where there is one."""
-        return context().traceparent or self.trace.traceparent
-
-    @property
-    def path(self) -> str:
-        """The decoded path."""
-        path: str = self.scope["path"]
-        return path
-
-    @property
-    def method(self) -> str:
-        """The HTTP method."""
-        method: str = self.scope["method"]
-        return method
+        return context().traceparent or self.observed.traceparent
 
     @property
     def raw_target(self) -> str:
@@ -165,14 +129,9 @@ class RequestContext:
         return (raw + b"?" + query if query else raw).decode("latin-1")
 
     @property
-    def left_s(self) -> float:
-        """Seconds until the deadline."""
-        return self.deadline - asyncio.get_running_loop().time()
-
-    @property
     def has_unread_body(self) -> bool:
         """Whether the caller may still be sending more than the server reads by itself."""
-        if self.body is not None and (self.body.complete or self.body.error is not None):
+        if self.body.complete or self.body.error is not None:
             return not self.body.complete
         length = self.headers.get(b"content-length", b"0")
         return b"transfer-encoding" in self.headers or not length.isdigit() or int(length) > MAX_IGNORED_BODY_BYTES

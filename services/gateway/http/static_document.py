@@ -1,4 +1,4 @@
-"""Static document: bytes for many callers, kept ready, also compressed, with an ETag. Knows nothing about their meaning."""
+"""Static document: bytes for many callers, kept ready, compressed, with an ETag. Knows nothing about their meaning."""
 
 from __future__ import annotations
 

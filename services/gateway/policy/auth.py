@@ -1,6 +1,6 @@
 """Authentication by API key: the keys of a file (`key_file`), read again when it changes, and when each was last used.
 
-Knows nothing about counting requests (`rate_limits`) and nothing about HTTP beyond two header names.
+Knows nothing about counting requests (`quotas`) and nothing about HTTP beyond two header names.
 """
 
 from __future__ import annotations

@@ -12,20 +12,20 @@ import sys
 
 import aiohttp
 
-from services.gateway.http.errors import SlowBody
 from services.gateway.http.request_context import RequestContext
 from services.gateway.metrics import count_version
 from services.gateway.policy.memory_budget import MemoryBudget
+from services.gateway.proxy.answer_watcher import build_answer_watcher
 from services.gateway.proxy.disconnect import DisconnectGuard
 from services.gateway.proxy.http_client import UpstreamClient
-from services.gateway.proxy.replayable_body import ReplayableBody, read_content_length
+from services.gateway.proxy.replayable_body import ReplayableBody
 from services.gateway.proxy.response_relay import abort_response, relay_response
 from services.gateway.proxy.retry import ReplicaRetryPolicy, RetryState, UpstreamLost
-from services.gateway.proxy.shadow import ShadowTraffic
 from services.gateway.routing.affinity import find_affinity_key, held_key
 from services.gateway.routing.replica_registry import Attempt, Replica, ReplicaRegistry
 from services.gateway.routing.route_table import Route
 from shared.api.replica import HOLDS_HEADER
+from shared.asgi.body import SlowBody, read_content_length
 from shared.errors import DeadlineExceeded, FoveaError, NotReady
 from shared.settings import Settings
 from shared.telemetry import Span, span
@@ -51,9 +51,9 @@ class Proxy:
 
     def __init__(self, settings: Settings, registry: ReplicaRegistry, client: UpstreamClient) -> None:
         """Send to the replicas of `registry` through `client`."""
-        self._settings, self._registry, self._client = settings, registry, client
+        self._registry, self._client = registry, client
         self._retry = ReplicaRetryPolicy(registry)
-        self.shadows = ShadowTraffic(registry, client)
+        self.watcher = build_answer_watcher(registry, client)
         self.budget = MemoryBudget(MAX_BUFFERED_BODIES * settings.max_body_bytes, shared=settings.auth == "keys")
 
     def open_body(self, ctx: RequestContext, *, is_endless: bool = False) -> ReplayableBody:
@@ -62,17 +62,12 @@ class Proxy:
         Raises:
             TooLarge: It declares more bytes than the limit.
         """
-        limit = self._settings.max_body_bytes
-        length = read_content_length(ctx.headers, limit)
+        length = read_content_length(ctx.headers, ctx.body.limit)
         is_unbounded = is_endless and length is None
-        return ReplayableBody(
-            ctx.receive,
-            length=length,
-            limit=sys.maxsize if is_unbounded else limit,
-            pause_s=self._settings.body_read_timeout_s,
-            budget=MemoryBudget(0) if is_unbounded else self.budget,
-            tenant=ctx.caller.tenant,
-        )
+        if is_unbounded:
+            ctx.body.limit = sys.maxsize
+        budget = MemoryBudget(0) if is_unbounded else self.budget
+        return ReplayableBody(ctx.body, length=length, budget=budget, tenant=ctx.caller.tenant)
 
     async def forward(self, ctx: RequestContext, route: Route, body: ReplayableBody) -> None:
         """Answer a request from a replica of the route's service, or by all of them where the route is a broadcast.
@@ -85,16 +80,16 @@ class Proxy:
         """
         until = None if route.is_endless else ctx.deadline + DEADLINE_GRACE_S
         try:
-            async with asyncio.timeout_at(until), DisconnectGuard(ctx, body):
+            async with asyncio.timeout_at(until), DisconnectGuard(ctx):
                 await body.prefetch()
-                self.shadows.start_recording(ctx, route, body)
+                self.watcher.begin(ctx, route, body)
                 await (self._broadcast if route.is_broadcast else self._forward_with_retries)(ctx, route, body)
         except TimeoutError as error:
             if not ctx.status:
                 raise _build_timeout(body) from error
             await abort_response(ctx)
         else:
-            self.shadows.send(ctx, route, body)
+            self.watcher.end(ctx, route, body)
 
     async def read_body(self, ctx: RequestContext, body: ReplayableBody) -> bytes:
         """Read all of the body into memory.
@@ -215,7 +210,7 @@ def _build_timeout(body: ReplayableBody) -> FoveaError:
     """The error for a passed deadline: the caller's fault where the body has not arrived."""
     if not body.complete:
         detail = "The body had not arrived when the deadline of the request passed."
-        body.error = SlowBody(detail, hint="Send it faster.")
-        return body.error
+        slow = body.error = SlowBody(detail, hint="Send it faster.")
+        return slow
     detail = "The deadline of the request passed before it was answered."
     return DeadlineExceeded(detail, hint="Allow more time, or send it with `Prefer: respond-async`.")

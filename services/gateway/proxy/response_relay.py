@@ -11,10 +11,11 @@ import json
 
 import aiohttp
 
-from services.gateway.http.errors import add_security_headers, find_error_format, render_error
+from services.gateway.http.errors import add_security_headers, find_error_format
 from services.gateway.http.request_context import RequestContext, build_response_headers
 from shared.api.replica import AUDIT_HEADER
 from shared.api.usage import USAGE_HEADER, UsageScanner, read_header
+from shared.asgi.errors import render_error
 from shared.errors import Fault
 from shared.telemetry import log
 
@@ -82,12 +83,11 @@ def _scan(ctx: RequestContext, chunk: bytes) -> None:
 
 
 async def _send_start(ctx: RequestContext, response: aiohttp.ClientResponse) -> None:
-    ctx.status = response.status
     headers = add_security_headers([*build_response_headers(response.raw_headers), *ctx.extra_headers])
     ctx.streams_events = response.content_type == "text/event-stream"
     if ctx.recorder is not None:
         ctx.recorder.content_type = response.content_type
-    ctx.consumed = read_header(response.headers.get(USAGE_HEADER))
+    ctx.usage = read_header(response.headers.get(USAGE_HEADER))
     ctx.audit = _read_audit(response.headers.get(AUDIT_HEADER))
     if ctx.streams_events or response.content_type == "application/json":
         ctx.scanner = UsageScanner(is_stream=ctx.streams_events)

@@ -18,7 +18,7 @@ async def read_whole_body(request: Request) -> bytes:
         SlowBody: It has not arrived by the deadline, or pauses too long.
     """
     ctx, proxy = get_context(request), request.app.state.gateway.proxy
-    body = ctx.body = proxy.open_body(ctx)
+    body = proxy.open_body(ctx)
     try:
         whole: bytes = await proxy.read_body(ctx, body)
     finally:

@@ -25,10 +25,8 @@ from services.gateway.routing.affinity import AffinityKey
 from services.gateway.routing.load_balancer import LoadBalancer
 from services.gateway.routing.route_table import RouteTable
 from services.gateway.routing.static_upstreams import StaticUpstream
-from services.gateway.routing.traffic_plans import TrafficPlans
+from services.gateway.routing.version_policy import VersionPolicy, build_version_policy
 from shared.api.replica import LEASE_S, ReplicaRecord, replicas_key
-from shared.api.traffic import TrafficPlan
-from shared.errors import NotReady
 from shared.jobs.redis_connection import open_async_redis
 from shared.settings import Settings
 from shared.telemetry import log
@@ -118,7 +116,7 @@ class ReplicaRegistry:
 
     Attributes:
         routes: The routes of all replicas; a new table whenever they change.
-        traffic: Which versions of a service answer.
+        versions: Which versions of a service answer.
         redis_up: Whether Redis answered last time; None where none is configured.
     """
 
@@ -132,7 +130,7 @@ class ReplicaRegistry:
             for name, urls in settings.upstream_addresses.items()
         }
         self._services = {name: ServiceState() for name in (*settings.enabled_service_names, *self._upstreams)}
-        self.traffic = TrafficPlans(settings.traffic)
+        self.versions: VersionPolicy = build_version_policy(self._redis)
         self._balancer, self._has_affinity = LoadBalancer(), settings.load_balancing == "affinity"
         self._wanted = frozenset(self._services)
         self._redis_answered_at = self._thaw_at = float("-inf")
@@ -170,7 +168,7 @@ class ReplicaRegistry:
     def list_ready(self, service: str) -> list[Replica]:
         """List replicas of a service that are alive, ready, and of a version that answers."""
         ready = [replica for replica in self.list_alive(service) if replica.record.ready]
-        return [replica for replica in ready if self.traffic.may_answer(service, replica.record.version)]
+        return [replica for replica in ready if self.versions.may_answer(service, replica.record.version)]
 
     def list_alive(self, service: str) -> list[Replica]:
         """List replicas of a service that are alive, ready or not."""
@@ -206,7 +204,7 @@ class ReplicaRegistry:
         ready = [r for r in self.list_ready(service) if r.suspect_until <= now]
         untried = [r for r in ready if r.id not in avoid] if avoid else ready
         candidates = untried or ready
-        version = self.traffic.choose_version(service, sorted({r.record.version for r in candidates}), key)
+        version = self.versions.choose_version(service, sorted({r.record.version for r in candidates}), key)
         if version is not None:
             candidates = [r for r in candidates if r.record.version == version]
         return self._balancer.pick(service, candidates, key if self._has_affinity else None)
@@ -224,19 +222,6 @@ class ReplicaRegistry:
         """Pass over a replica that refused a connection until it renews its record, or for a second."""
         replica.suspect_until = time.monotonic() + SUSPECT_S
 
-    async def set_plan(self, service: str, plan: TrafficPlan | None) -> None:
-        """Write the plan of a service for all gateways, or take it away.
-
-        Raises:
-            NotReady: There is no Redis, or it does not answer.
-        """
-        if self._redis is None:
-            raise NotReady("Traffic plans are shared through Redis, and none is configured.", hint="Set FOVEA_TRAFFIC.")
-        try:
-            await self.traffic.store(self._redis, service, plan)
-        except (RedisError, OSError, TimeoutError) as error:
-            raise NotReady("Redis is away.", hint="Try again in a moment.", retry_after=1) from error
-
     # Polling.
 
     async def poll_redis(self) -> None:
@@ -245,7 +230,7 @@ class ReplicaRegistry:
             return
         try:
             await self._discover_services(self._redis)
-            await self.traffic.poll(self._redis)
+            await self.versions.poll()
             for name in [n for n in self._services if n not in self._upstreams]:
                 raw: Mapping[Any, Any] = await self._redis.hgetall(replicas_key(name))
                 self._update_service(name, raw)

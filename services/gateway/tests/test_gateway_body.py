@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.gateway.http.errors import SlowBody
 from services.gateway.policy.memory_budget import MemoryBudget
-from services.gateway.proxy.replayable_body import MAX_BUFFERED_BYTES, ReplayableBody, read_content_length
+from services.gateway.proxy.replayable_body import MAX_BUFFERED_BYTES, ReplayableBody
+from shared.asgi.body import BoundedBody, SlowBody, read_content_length
 from shared.errors import Cancelled, FoveaError, Malformed, QueueFull, TooLarge
 
 
@@ -30,7 +30,8 @@ class Caller:
 
 
 def body(caller, *, length=None, limit=10**9, budget=None):
-    return ReplayableBody(caller, length=length, limit=limit, pause_s=0.2, budget=budget or MemoryBudget(10**9))
+    bounded = BoundedBody(caller, limit=limit, pause_s=0.2)
+    return ReplayableBody(bounded, length=length, budget=budget or MemoryBudget(10**9))
 
 
 async def sent(payload: bytes | AsyncIterator[bytes]) -> bytes:

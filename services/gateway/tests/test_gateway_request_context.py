@@ -14,6 +14,7 @@ from services.gateway.routing.route_table import RouteTable
 from shared.api.replica import ReplicaRecord
 from shared.errors import InvalidOption, NotFound, PermissionDenied
 from shared.local_names import is_loopback
+from shared.settings import Settings
 
 NAMES = st.text("abcdefghijklmnopqrstuvwxyz-", min_size=1, max_size=20).map(lambda n: n.encode())
 VALUES = st.text(st.characters(min_codepoint=32, max_codepoint=255), max_size=30).map(lambda v: v.encode("latin-1"))
@@ -31,7 +32,7 @@ def make_context(headers: list[tuple[bytes, bytes]] | None = None, **scope: Any)
             "type": "http", "method": "POST", "path": "/v1/echo", "raw_path": b"/v1/echo", "query_string": b"",
             "headers": headers or [], **scope,
         }  # fmt: skip
-        return RequestContext.from_scope(facts, nothing, nothing, 60)
+        return RequestContext(facts, nothing, nothing, Settings(_env_file=None, request_timeout_s=60))
 
     return asyncio.run(make())
 

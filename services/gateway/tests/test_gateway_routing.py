@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.gateway.http.errors import find_error_format, render_error
+from services.gateway.http.errors import find_error_format
 from services.gateway.routing.route_table import RouteTable
 from shared.api.replica import ReplicaRecord
+from shared.asgi.errors import render_error
 from shared.errors import InvalidOption, NotFound, TooLarge
 
 

@@ -18,9 +18,9 @@ from services.medical_seg.segmenter import MAX_PIXELS
 from shared.api.mask import SegmentIn
 from shared.errors import Cancelled, QueueFull, TooLarge
 from shared.registry import CallContext, LoadContext
-from shared.vision.decode import DecodeBounds, decode
+from shared.vision.decode import decode
+from shared.vision.limits import DecodeBounds, PictureMemory
 from shared.vision.mask_regions import find_regions
-from shared.vision.picture_memory import PictureMemory
 
 ALL = ("mask", "contours", "rle", "probability", "overlay")
 

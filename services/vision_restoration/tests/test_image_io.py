@@ -10,7 +10,7 @@ from PIL import Image, ImageCms
 
 from services.vision_restoration.image_io import PictureFile, deep_png, read_image, write_image
 from shared.errors import InvalidOption
-from shared.vision.decode import DEFAULT_BOUNDS
+from shared.vision.limits import DEFAULT_BOUNDS
 
 ORIENTATION, MAKE = 0x0112, 0x010F
 

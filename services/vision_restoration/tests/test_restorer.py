@@ -14,9 +14,10 @@ from services.vision_restoration.tiled_inference import plan_tiles
 from shared.api.restore import RestoreIn
 from shared.errors import Cancelled, DeadlineExceeded, InvalidOption, NotReady
 from shared.registry import CallContext
-from shared.vision.decode import DEFAULT_BOUNDS
 from shared.vision.draw import encode
+from shared.vision.limits import DEFAULT_BOUNDS
 from shared.vision.tiling import tiled
+from tests.harness.rendering import predict_as
 
 PIECES = {"tile_core": 64, "tile_context": 128}
 
@@ -195,11 +196,10 @@ def test_a_deep_picture_may_be_asked_for_as_jpeg(served):
 
 
 def test_a_picture_is_drawn_also_where_the_answer_does_not_hold_it(served):
-    request = RestoreIn(image=encode(photo()), include=("reflection",), picture="restored")
-    (answer,) = served.predict([request], CallContext())
-    assert np.array_equal(
-        pixels_of(served.render(request, answer, "image/png")), pixels_of(restored(served, photo()).restored)
-    )
+    for more in ({"include": ("reflection",)}, {"dry_run": True}):
+        request = RestoreIn(image=encode(photo()), picture="restored", **more)
+        _, made = predict_as(served, request, "image/png")
+        assert np.array_equal(pixels_of(made), pixels_of(restored(served, photo()).restored))
 
 
 def test_a_wide_comparison_is_scaled_down(served):

@@ -40,22 +40,6 @@ def test_array_that_is_not_in_one_piece_is_taken():
     assert (OnnxEngine(identity("BF16"), threads=1).run({"x": wide})["y"] == wide).all()
 
 
-@pytest.mark.parametrize(
-    ("feeds", "field"),
-    [
-        ({}, "x"),
-        ({"x": np.zeros((2, 3), np.float32), "z": np.zeros(1)}, "z"),
-        ({"x": np.zeros((2, 3), np.float64)}, "x"),
-        ({"x": np.zeros((2, 4), np.float32)}, "x"),
-        ({"x": np.zeros(3, np.float32)}, "x"),
-    ],
-)
-def test_tensor_that_does_not_fit_is_named(feeds, field):
-    with pytest.raises(InvalidOption) as caught:
-        OnnxEngine(identity("FP32"), threads=1).run(feeds)
-    assert caught.value.field == field
-
-
 def test_sizes_that_the_graph_cannot_take_are_the_callers_mistake(capfd):
     engine = OnnxEngine(adder(), threads=1)
     with pytest.raises(InvalidOption, match=r"can't run a FP32 \[2, 3\], b FP32 \[2, 4\]"):

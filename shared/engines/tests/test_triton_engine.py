@@ -18,7 +18,6 @@ from shared.errors import (
     BadInput,
     DeadlineExceeded,
     Fault,
-    InvalidOption,
     NotFound,
     NotReady,
     RateLimited,
@@ -229,13 +228,6 @@ def test_lost_connection_is_tried_once_more(opened):
     assert (opened("hang-up-once").run({"x": X})["y"] == X).all()
     with pytest.raises(NotReady, match="can't be reached"):
         opened("hang-up").run({"x": X})
-
-
-def test_tensor_that_does_not_fit_never_leaves(opened, server):
-    sent = len(server.paths)
-    with pytest.raises(InvalidOption, match="FP32"):
-        opened("echo-FP32").run({"x": X.astype(np.float64)})
-    assert len(server.paths) == sent
 
 
 def test_version_is_asked_for(opened, server):

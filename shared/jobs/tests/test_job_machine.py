@@ -173,7 +173,7 @@ class Machine(RuleBasedStateMachine):
             job.status = "failed"
 
     def again(self, delivery: Delivery, job: Expected, mine: bool) -> None:
-        self.run(self.inbox.again(delivery, Fault("no"), 0))
+        self.run(self.inbox.retry(delivery, Fault("no"), 0))
         if mine and job.tries >= ATTEMPTS:
             job.status, job.dead = "failed", True
         elif mine:
@@ -181,7 +181,7 @@ class Machine(RuleBasedStateMachine):
             job.delayed = True
 
     def hand_back(self, delivery: Delivery, job: Expected, mine: bool) -> None:
-        self.run(self.inbox.hand_back(delivery))
+        self.run(self.inbox.release(delivery))
         if mine:
             job.tries -= 1
             self.enqueue(job, FRONT)

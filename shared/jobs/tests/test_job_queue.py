@@ -225,7 +225,7 @@ async def test_a_retry_into_a_full_queue_is_refused_and_keeps_the_job(queue, pay
 async def die(queue: RedisJobQueue, inbox: QueueConsumer, payload: Payload, attempts: int) -> str:
     job, _ = await queue.submit(payload)
     for _ in range(attempts):
-        await inbox.again(await take(inbox), Fault("Out of luck."), 0)
+        await inbox.retry(await take(inbox), Fault("Out of luck."), 0)
     return job.id
 
 
@@ -389,7 +389,7 @@ class Script:
     def __init__(self, *replies: object) -> None:
         self.replies, self.calls = list(replies), list[tuple[object, ...]]()
 
-    async def verb(self, *call: object) -> object:
+    async def run_script(self, *call: object) -> object:
         self.calls.append(call)
         return self.replies.pop(0)
 

@@ -72,9 +72,9 @@ async def test_a_late_zombie_changes_nothing(queue, inbox, other, payload, job_s
     newer = await take(other, reclaim=True)
     assert await inbox.renew([zombie.key]) == {zombie.key}
     await inbox.progress(zombie, 0.9, "late")
-    await inbox.hand_back(zombie)
+    await inbox.release(zombie)
     assert not await inbox.fail(zombie, Fault("late"))
-    assert not await inbox.again(zombie, Fault("late"), 0)
+    assert not await inbox.retry(zombie, Fault("late"), 0)
     assert not await inbox.succeed(zombie, replace(DONE, body=b"late"))
     running = await queue.get(job.id, "ann")
     assert (running.status, running.progress, running.note) == ("running", 0.0, None)
@@ -132,7 +132,7 @@ async def test_a_job_handed_back_comes_first_and_costs_no_attempt(queue, inbox, 
     low, _ = await queue.submit(replace(payload, priority=-1))
     delivery = await take(inbox)
     high, _ = await queue.submit(replace(payload, priority=1))
-    await inbox.hand_back(delivery)
+    await inbox.release(delivery)
     back = await queue.get(low.id, "ann")
     assert (back.status, back.position) == ("queued", 0)
     assert (await queue.get(high.id, "ann")).position == 1
@@ -144,7 +144,7 @@ async def test_a_job_handed_back_comes_first_and_costs_no_attempt(queue, inbox, 
 async def test_a_failed_attempt_waits_out_its_delay(queue, inbox, payload, monkeypatch):
     monkeypatch.setattr(consumer, "_BLOCK_MS", 4500)  # less than the timeout of Redis's socket
     job, _ = await queue.submit(payload)
-    await inbox.again(await take(inbox), Fault("x"), 0.2)
+    await inbox.retry(await take(inbox), Fault("x"), 0.2)
     waiting = await queue.get(job.id, "ann")
     assert (waiting.status, waiting.position, waiting.error) == ("queued", 0, None)
     quiet = await inbox.take(reclaim=True)
@@ -158,7 +158,7 @@ async def test_a_failed_attempt_waits_out_its_delay(queue, inbox, payload, monke
 
 async def test_a_delayed_job_can_be_cancelled(queue, inbox, payload):
     job, _ = await queue.submit(payload)
-    await inbox.again(await take(inbox), Fault("x"), 0.01)
+    await inbox.retry(await take(inbox), Fault("x"), 0.01)
     await queue.cancel(job.id, "ann")
     await asyncio.sleep(0.02)
     assert isinstance(await inbox.take(reclaim=True), NothingToDo)
@@ -220,7 +220,7 @@ async def test_a_late_answer_of_an_attempt_that_was_handed_back_leaves_the_reque
     large = replace(payload, body=b"x" * 2000)
     job, _ = await queue.submit(large)
     delivery = await take(inbox)
-    await inbox.hand_back(delivery)
+    await inbox.release(delivery)
     assert not await inbox.succeed(delivery, Result(200, "text/plain", b"y" * 2000))
     assert (await inbox.payload(await take(inbox))).body == large.body
     assert await queue._payloads.older_than(-60) == [job.id]
@@ -246,10 +246,10 @@ async def test_what_is_asked_of_redis_names_worker_attempt_and_limits(job_settin
     )
     one = Delivery("a" * 32, 4, 1, "svc", "/v1/x", "ann", {}, 5, b"")
     await inbox.progress(one, 0.123456, None)
-    assert await inbox.again(one, Fault("no"), 1.5) is True
+    assert await inbox.retry(one, Fault("no"), 1.5) is True
     assert await inbox.fail(one, Result(500, "text/plain", b"no")) is False
     assert await inbox.fail(one, Fault("no")) is True
-    await inbox.hand_back(one)
+    await inbox.release(one)
     await inbox.leave()
     who, limits = ("svc", inbox.consumer), (job_settings.job_max_attempts, job_settings.job_dead_letter_max)
     problem = codec.encode_problem(Fault("no"))

@@ -5,12 +5,10 @@ A route says so with `openapi_extra={"x-error-form": "openai"}`; the paths of th
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from collections.abc import Mapping, MutableMapping, Sequence
 from http import HTTPStatus
-from typing import Any, Literal
+from typing import Any
 
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -18,11 +16,10 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from shared import telemetry
-from shared.api.problem import PROBLEM_CONTENT_TYPE, oip_error, openai_error, problem
+from shared.asgi.body import SlowBody
+from shared.asgi.errors import ErrorForm, build_error_headers, render_error
 from shared.errors import Cancelled, FoveaError, InvalidOption, Malformed, MethodNotAllowed, NotFound, by_status
-from shared.serving.http.errors import NotAcceptable, TooSlow, to_safe_error
-
-ErrorForm = Literal["problem", "openai", "oip"]
+from shared.serving.http.errors import NotAcceptable, to_safe_error
 
 _FORMS: Mapping[str, ErrorForm] = {
     "/v2": "oip",
@@ -35,7 +32,7 @@ _FORMS: Mapping[str, ErrorForm] = {
 _FORM = re.compile(r"^(?:str|int|float|bool)$|^constrained-|^\w+\[.*\]$")
 """What pydantic calls one of several forms that a value may have: `str`, `constrained-str`, `list[float]` …"""
 
-_BY_STATUS: Mapping[int, type[FoveaError]] = {405: MethodNotAllowed, 406: NotAcceptable, 408: TooSlow}
+_BY_STATUS: Mapping[int, type[FoveaError]] = {405: MethodNotAllowed, 406: NotAcceptable, 408: SlowBody}
 
 
 def translate(error: BaseException) -> FoveaError:
@@ -55,16 +52,9 @@ def render(scope: MutableMapping[str, Any], error: FoveaError, headers: Mapping[
     Leaves the error's code in `scope["fovea.error"]`, for the metrics.
     """
     scope["fovea.error"] = error.code
-    form, request_id = _form(scope), telemetry.context().request_id
-    status = 400 if error.status == 422 and form != "problem" else error.status
-    extra = dict(headers or {})
-    if error.retry_after is not None:
-        extra["retry-after"] = str(math.ceil(error.retry_after))
-    if form == "problem":
-        body = problem(error, request_id).model_dump_json(exclude_none=True).encode()
-        return Response(body, status, extra, PROBLEM_CONTENT_TYPE)
-    body_fields = openai_error(error, request_id) if form == "openai" else oip_error(error)
-    return Response(json.dumps(body_fields).encode(), status, extra, "application/json")
+    status, content_type, body = render_error(error, _form(scope), telemetry.context().request_id)
+    found = {name.decode(): value.decode() for name, value in build_error_headers(error)}
+    return Response(body, status, {**found, **(headers or {})}, content_type)
 
 
 def _form(scope: Mapping[str, Any]) -> ErrorForm:

@@ -14,12 +14,6 @@ class NotAcceptable(BadInput):
     status, title = 406, "Not acceptable"
 
 
-class TooSlow(BadInput):
-    """The body stopped arriving."""
-
-    status, grpc, title = 408, "DEADLINE_EXCEEDED", "Request timeout"
-
-
 def to_safe_error(error: BaseException, what: str) -> FoveaError:
     """A FoveaError as it is; any other exception is logged, and becomes a `Fault` without its text.
 

@@ -1,9 +1,7 @@
-"""Service middleware: request ids, trace, body limits, the CallContext, metrics, and errors turned into responses.
+"""Service shell: a service's side of the ASGI shell. It gives each request a `CallContext` and renders its errors.
 
-Pure ASGI, one class, because it lies on the hot path. Routes put the model's name into `scope["fovea.model"]` for the
-metrics. `scope["fovea.run"]` is the request's CallContext, made here unless a job brought one; a request with
-`scope["fovea.is_probe"]` is not traced. Of a route with the mark `ENDLESS` (`shared.api.replica`) only a stated length
-counts against the limit.
+Routes find the context in `scope["fovea.run"]`, and put the model's name into it or into `scope["fovea.model"]`. Of a
+route with the mark `ENDLESS` (`shared.api.replica`) only a stated length counts against the limit.
 """
 
 from __future__ import annotations
@@ -11,246 +9,169 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import time
-import zlib
-from collections.abc import Mapping
-from functools import cache
-from typing import Any
+import sys
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shared import telemetry
-from shared.api.replica import AUDIT_HEADER, SCOPES_HEADER, is_endless
+from shared.api.replica import AUDIT_HEADER, JOB_HEADER, SCOPES_HEADER, is_endless
 from shared.api.usage import USAGE_HEADER
-from shared.errors import FoveaError, Malformed, TooLarge, UnsupportedMedia
+from shared.asgi.body import Inflater, read_coding, read_content_length
+from shared.asgi.errors import RawHeaders
+from shared.asgi.shell import HttpCall, ObservedRequest, Shell
+from shared.errors import FoveaError
+from shared.jobs.progress import RemoteProgress, RemoteReport
 from shared.registry import CallContext
 from shared.serving.http.error_rendering import render, translate
-from shared.serving.http.errors import TooSlow
 from shared.settings import Settings
-
-_WATCH_DISCONNECT_AFTER_S = 0.05
-"""Requests that take longer than this are watched for a disconnect."""
-
-_REQUEST_HEADERS = (
-    b"x-request-id",
-    b"traceparent",
-    b"x-fovea-deadline-ms",
-    b"x-fovea-tenant",
-    SCOPES_HEADER.encode(),
-    b"content-length",
-    b"content-encoding",
-)
-
-_WINDOW_BITS = {"gzip": 31, "deflate": 15}
-"""Content codings that are inflated, and how zlib is told which."""
 
 _CLOSE = {"connection": "close"}
 """Sent with errors that leave part of the body unread."""
 
 
-class ServiceMiddleware:
-    """The outermost layer of a service's app."""
+class ServiceCall(HttpCall):
+    """One request to a service.
 
-    def __init__(self, app: ASGIApp, service: str, settings: Settings) -> None:
-        self.app = app
-        self.service = service
-        self.settings = settings
-        self._in_flight = telemetry.IN_FLIGHT.labels(service)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one HTTP request; pass anything else on."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        started = time.perf_counter()
-        headers = {name: value.decode("latin-1") for name, value in scope["headers"] if name in _REQUEST_HEADERS}
-        context = telemetry.fresh_context(headers.get(b"x-request-id"), headers.get(b"traceparent"), self.service)
-        call = _Call(scope, receive, send, self.settings, headers)
-        self._in_flight.inc()
-        server = telemetry.NO_SPAN
-        if "fovea.is_probe" not in scope:
-            server = telemetry.begin_http_span(scope["method"], scope["path"], context.parent, context.request_id)
-        with (
-            telemetry.bind(request_id=context.request_id, traceparent=context.traceparent, service=self.service),
-            server,
-        ):
-            try:
-                await self._answer(call)
-            finally:
-                self._in_flight.dec()
-                call.close()
-                self._count(scope, call, time.perf_counter() - started)
-                self._finish_span(server, scope, call)
-
-    async def _answer(self, call: _Call) -> None:
-        try:
-            call.check_size()
-            await self.app(call.scope, call.receive, call.send)
-            if call.refused is not None and not call.status:
-                raise call.refused  # noqa: TRY301  # the app rendered an error of its own for it
-        except Exception as error:
-            if call.status:  # too late for an error: break off, so that the caller sees a truncated response
-                raise
-            failure = translate(call.refused or error)
-            self._log(failure)
-            headers = {**getattr(failure, "headers", {}), **({} if call.complete else _CLOSE)}
-            call.refused = None
-            await render(call.scope, failure, headers)(call.scope, call.receive, call.send)
-
-    def _log(self, error: FoveaError) -> None:
-        logger = telemetry.log()
-        (logger.warning if error.status >= 500 else logger.info)(
-            "refused", status=error.status, code=error.code, detail=error.detail
-        )
-
-    def _count(self, scope: Scope, call: _Call, seconds: float) -> None:
-        route = getattr(scope.get("route"), "path", "unmatched")
-        model = scope.get("fovea.model", "")
-        _requests(self.service, model, route, call.status).inc()
-        telemetry.observe(_latency(self.service, route), seconds)
-        if call.status >= 400:
-            telemetry.ERRORS.labels(self.service, model, scope.get("fovea.error", call.status)).inc()
-
-    def _finish_span(self, server: telemetry.Span, scope: Scope, call: _Call) -> None:
-        if server.is_recording:
-            route = getattr(scope.get("route"), "path", "unmatched")
-            telemetry.finish_http_span(server, scope["method"], route, call.status)
-            run = scope["fovea.run"]
-            server.set_attributes({"fovea.model": scope.get("fovea.model"), "fovea.tenant": run.tenant})
-            server.set_attributes({f"fovea.usage.{name}": value for name, value in run.usage.items()})
-
-
-_requests = cache(telemetry.REQUESTS.labels)
-_latency = cache(telemetry.REQUEST_LATENCY.labels)
-
-
-class _Call:
-    """One request: its receive and send with limits around them."""
+    Attributes:
+        run: Its context, as the routes see it.
+        report: Where its progress goes, if it is a job of a worker elsewhere.
+    """
 
     def __init__(
-        self, scope: Scope, receive: Receive, send: Send, settings: Settings, headers: Mapping[bytes, str]
+        self,
+        service: str,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        settings: Settings,
+        progress: RemoteProgress | None,
     ) -> None:
-        self.scope = scope
-        self.status = 0
-        self.complete = False  # whether the whole body has been read
-        self.refused: FoveaError | None = None
-        self._receive = receive
-        self._send = send
-        self._settings = settings
-        self._length = int(headers.get(b"content-length", "0"))
-        self._read = 0
-        self._disconnect: asyncio.Task[Message] | None = None
-        self._watch_timer: asyncio.TimerHandle | None = None
-        self.has_own_context = "fovea.run" not in scope
-        if self.has_own_context:
-            scope["fovea.run"] = CallContext(
-                deadline=time.monotonic() + _timeout_seconds(headers.get(b"x-fovea-deadline-ms"), settings),
-                tenant=headers.get(b"x-fovea-tenant", "local"),
-            )
-        if (scopes := headers.get(SCOPES_HEADER.encode())) is not None:
-            scope["fovea.run"].scopes = frozenset(scopes.split(","))
-        if not (settings.prefix_cache_shared or scope["fovea.run"].cache_salt):
-            scope["fovea.run"].cache_salt = headers.get(b"x-fovea-tenant", "local")
-        self._coding = headers.get(b"content-encoding", "identity").strip().lower()
-        self._inflater: Any = None
-        # Open Inference inflates its own bodies, and answers in kind.
-        if self._coding not in {"identity", ""} and not scope["path"].startswith("/v2"):
-            self._inflater = zlib.decompressobj(_WINDOW_BITS.get(self._coding, 0))
-            dropped = (b"content-encoding", b"content-length")
-            scope["headers"] = [(name, value) for name, value in scope["headers"] if name not in dropped]
+        super().__init__(service, scope, receive, send, settings)
+        self.tenant = self._header("x-fovea-tenant") or "local"
+        job_id, _, attempt = self._header(JOB_HEADER).partition(" ")
+        self.report: RemoteReport | None = progress.open(job_id, attempt) if progress and attempt else None
+        if (seconds := _read_timeout(self._header("x-fovea-deadline-ms"))) is not None:
+            self.deadline = asyncio.get_running_loop().time() + seconds
+        self.run = scope["fovea.run"] = CallContext(
+            deadline=None if job_id else self.deadline, report=self.report, job=job_id or None, tenant=self.tenant
+        )
+        scopes = self.headers.get(SCOPES_HEADER.encode())
+        self.run.scopes = None if scopes is None else frozenset(scopes.decode("latin-1").split(","))
+        self.run.cache_salt = "" if settings.prefix_cache_shared else self.tenant
+        self.run.usage = self.usage
+        self.on_cancel = self.run.cancel
+        self.is_refused = False
 
-    def check_size(self) -> None:
-        """Refuse a body whose stated length is too large, before reading any of it."""
-        if self._length > self._settings.max_body_bytes:
-            raise self._too_large(self._length)
-        if self._inflater is not None and self._coding not in _WINDOW_BITS:
-            detail = f"The content encoding {self._coding[:40]!r} is not read here."
-            raise UnsupportedMedia(detail, hint="Known are gzip and deflate.")
+    def open_body(self) -> None:
+        """Check the stated length and coding of the body, before any of it is read.
+
+        Raises:
+            TooLarge: Its stated length is too large.
+            UnsupportedMedia: Its coding is unknown.
+        """
+        read_content_length(self.headers, self.body.limit)
+        coding = read_coding(self.headers)
+        if coding and not self.path.startswith("/v2"):  # Open Inference inflates its own bodies, and answers in kind
+            self.body.inflater = Inflater(coding)
+            dropped = (b"content-encoding", b"content-length")
+            self.scope["headers"] = [(name, value) for name, value in self.scope["headers"] if name not in dropped]
 
     async def receive(self) -> Message:
         """The next chunk of the body; after the last, the disconnect."""
-        if self.refused is not None:
-            raise self.refused
-        if self.complete:
-            return await asyncio.shield(self._watch())
-        try:
-            async with asyncio.timeout(self._settings.body_read_timeout_s):
-                message = await self._receive()
-        except TimeoutError as error:
-            pause = self._settings.body_read_timeout_s
-            self.refused = TooSlow(f"The body stopped arriving for {pause:g} s.", hint="Send the whole request again.")
-            raise self.refused from error
-        if self._inflater is not None and message.get("body"):
-            message = {**message, "body": await self._inflate(message["body"])}
-        self._read += len(message.get("body", b""))
-        if self._read > self._settings.max_body_bytes and not self._is_endless():
-            self.refused = self._too_large(self._read)
-            raise self.refused
+        if self.body.complete and self.body.error is None:
+            return await self.watch.wait()
+        if is_endless(getattr(self.scope.get("route"), "openapi_extra", None)):
+            self.body.limit = sys.maxsize
+        message = await self.body.read()
         if message["type"] == "http.disconnect":
-            self.scope["fovea.run"].cancel()
-        elif not message.get("more_body", False):
-            self.complete = True
-            if self.has_own_context:
-                self._watch_timer = asyncio.get_running_loop().call_later(_WATCH_DISCONNECT_AFTER_S, self._watch)
+            self.cancel()
         return message
-
-    async def _inflate(self, chunk: bytes) -> bytes:
-        """The next part of a compressed body, up to one byte more than is allowed in all."""
-        left = max(self._settings.max_body_bytes - self._read, 0) + 1
-        try:
-            return bytes(await asyncio.to_thread(self._inflater.decompress, chunk, left))
-        except zlib.error as error:
-            self.refused = Malformed(f"The body is not {self._coding}: {error}.")
-            raise self.refused from error
-
-    def _is_endless(self) -> bool:
-        """Whether the route that was found keeps nothing of its body."""
-        return is_endless(getattr(self.scope.get("route"), "openapi_extra", None))
 
     async def send(self, message: Message) -> None:
-        """Pass the response on, with the request's id; the app's own error for a refused body is dropped."""
-        if self.refused is not None:
+        """Pass the answer on, with the request's id; the app's own error for a refused body is dropped."""
+        if self.body.error is not None and not self.is_refused:
             return
         if message["type"] == "http.response.start":
-            self.status = message["status"]
-            request_id = telemetry.context().request_id.encode("latin-1", "replace")
-            message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
-            for name, facts in (
-                (USAGE_HEADER, self.scope["fovea.run"].usage),
-                (AUDIT_HEADER, self.scope["fovea.run"].audit),
-            ):
-                if facts:
-                    message["headers"].append((name.encode(), json.dumps(facts).encode()))
-        await self._send(message)
+            message["headers"] = [*message.get("headers", ()), *build_facts_headers(self.id, self.run)]
+        await super().send(message)
 
-    def close(self) -> None:
-        """Stop watching."""
-        if self._watch_timer is not None:
-            self._watch_timer.cancel()
-        if self._disconnect is not None:
-            self._disconnect.cancel()
-
-    def _watch(self) -> asyncio.Task[Message]:
-        """The one task that waits for the disconnect, and cancels the call then."""
-        if self._disconnect is None:
-            self._disconnect = asyncio.ensure_future(self._await_disconnect())
-        return self._disconnect
-
-    async def _await_disconnect(self) -> Message:
-        message = await self._receive()
-        if message["type"] == "http.disconnect":
-            self.scope["fovea.run"].cancel()
-        return message
-
-    def _too_large(self, size: int) -> TooLarge:
-        limit = self._settings.max_body_bytes
-        return TooLarge(f"The body has {size:,} bytes or more; the limit is {limit:,}.", hint="Send less at a time.")
+    def _header(self, name: str) -> str:
+        return self.headers.get(name.encode(), b"").decode("latin-1")
 
 
-def _timeout_seconds(deadline_ms: str | None, settings: Settings) -> float:
-    """Seconds that the caller allows; a value that is no number is ignored."""
+class ServiceMiddleware(Shell[ServiceCall]):
+    """The outermost layer of a service's app."""
+
+    def __init__(self, app: ASGIApp, service: str, settings: Settings) -> None:
+        super().__init__(app)
+        self.service = service
+        self.settings = settings
+        self._progress = RemoteProgress(settings.redis_url) if settings.redis_url else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await super().__call__(scope, receive, send)
+        if scope["type"] == "lifespan" and self._progress is not None:
+            await self._progress.close()
+
+    def open(self, scope: Scope, receive: Receive, send: Send) -> ServiceCall:
+        return ServiceCall(self.service, scope, receive, send, self.settings, self._progress)
+
+    async def serve(self, call: ServiceCall) -> None:
+        try:
+            call.open_body()
+            call.watch.start()
+            await self.app(call.scope, call.receive, call.send)
+        finally:
+            if call.report is not None:
+                await call.report.stop()
+        if call.body.error is not None and not call.status:
+            raise call.body.error  # the app rendered an error of its own for it
+
+    async def refuse(self, call: ServiceCall, error: Exception) -> None:
+        if call.status:  # too late for an error: break off, so that the caller sees a truncated response
+            raise error
+        failure = translate(call.body.error or error)
+        log_refusal(failure)
+        headers = {**getattr(failure, "headers", {}), **({} if call.body.complete else _CLOSE)}
+        call.is_refused = True
+        await render(call.scope, failure, headers)(call.scope, call.receive, call.send)
+
+    def close(self, call: ServiceCall) -> None:
+        call.run.model = call.scope.get("fovea.model") or call.run.model
+        route = getattr(call.scope.get("route"), "path", "unmatched")
+        observe_outcome(call.observed, call.run, route, call.scope.get("fovea.error", ""))
+
+
+def _read_timeout(deadline_ms: str) -> float | None:
+    """Seconds that the caller allows; None where it states no number."""
     try:
-        seconds = float(deadline_ms or "") / 1000
+        seconds = float(deadline_ms) / 1000
     except ValueError:
-        return settings.request_timeout_s
-    return seconds if math.isfinite(seconds) else settings.request_timeout_s
+        return None
+    return seconds if math.isfinite(seconds) else None
+
+
+def build_facts_headers(request_id: str, run: CallContext) -> RawHeaders:
+    """Build the headers that every answer has: the request's id, what it consumed, and what the audit log is to say."""
+    headers = [(b"x-request-id", request_id.encode("latin-1", "replace"))]
+    for name, facts in ((USAGE_HEADER, run.usage), (AUDIT_HEADER, run.audit)):
+        if facts:
+            headers.append((name.encode(), json.dumps(facts).encode()))
+    return headers
+
+
+def observe_outcome(observed: ObservedRequest, run: CallContext, route: str, error: str) -> None:
+    """Complete what is observed of a call; `error` is the code of the error that it was answered with, if known."""
+    observed.route, observed.model = route, run.model
+    if observed.status >= 400:
+        observed.error = error or str(observed.status)
+    if observed.is_recorded:
+        observed.facts = {"fovea.model": run.model or None, "fovea.tenant": run.tenant}
+        observed.facts |= {f"fovea.usage.{name}": value for name, value in run.usage.items()}
+
+
+def log_refusal(error: FoveaError) -> None:
+    """Log an error that is the answer: at WARNING where the fault is on this side."""
+    logger = telemetry.log()
+    write = logger.warning if error.status >= 500 else logger.info
+    write("refused", status=error.status, code=error.code, detail=error.detail)

@@ -6,17 +6,18 @@ apart, `build_requests` builds one `In` per picture.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
 import pydantic_core
 from pydantic import BaseModel, ValidationError
-from starlette.datastructures import FormData, UploadFile
+from starlette.datastructures import FormData, Headers, QueryParams, UploadFile
+from starlette.formparsers import FormParser, MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from shared.errors import FoveaError, InvalidOption, Malformed, TooLarge, UnsupportedMedia
+from shared.errors import BadInput, FoveaError, InvalidOption, Malformed, TooLarge, UnsupportedMedia
 from shared.serving import servable_schema
 
 _FILES = ("file", "image", "files", "images")
@@ -50,7 +51,24 @@ class ParsedRequest:
         return name or None
 
 
-async def parse_request(request: Request) -> ParsedRequest:
+@dataclass(frozen=True, slots=True)
+class JobRequest:
+    """What a job carries of a request, read as an HTTP request is."""
+
+    headers: Headers
+    query_params: QueryParams
+    content: bytes
+
+    async def stream(self) -> AsyncGenerator[bytes, None]:
+        """The body."""
+        yield self.content
+
+    async def body(self) -> bytes:
+        """The body."""
+        return self.content
+
+
+async def parse_request(request: Request | JobRequest) -> ParsedRequest:
     """Take a request apart by its content type.
 
     Raises:
@@ -71,14 +89,24 @@ async def parse_request(request: Request) -> ParsedRequest:
 
 
 @asynccontextmanager
-async def open_form(request: Request, *, max_files: int, max_fields: int) -> AsyncIterator[FormData]:
+async def open_form(request: Request | JobRequest, *, max_files: int, max_fields: int) -> AsyncIterator[FormData]:
     """The form of a request; its files go with the block.
 
     Raises:
         Malformed: Its charset can't be read, for example `undefined`.
+        BadInput: It is broken, or has too many fields.
     """
+    is_multipart = request.headers.get("content-type", "").strip().lower().startswith("multipart/form-data")
     try:
-        form = await request.form(max_files=max_files, max_fields=max_fields)
+        async with aclosing(request.stream()) as stream:
+            parser = (
+                MultiPartParser(request.headers, stream, max_files=max_files, max_fields=max_fields)
+                if is_multipart
+                else FormParser(request.headers, stream, max_fields=max_fields)
+            )
+            form = await parser.parse()
+    except MultiPartException as error:
+        raise BadInput(error.message) from error
     except ValueError as error:
         raise Malformed(f"The form can't be read: {error}.", hint="Send it with charset=utf-8, or without.") from error
     try:
@@ -87,7 +115,7 @@ async def open_form(request: Request, *, max_files: int, max_fields: int) -> Asy
         await form.close()
 
 
-async def _read_form(request: Request, parsed: ParsedRequest) -> None:
+async def _read_form(request: Request | JobRequest, parsed: ParsedRequest) -> None:
     async with open_form(request, max_files=1000, max_fields=1000) as form:
         for name, value in form.multi_items():
             if isinstance(value, UploadFile):

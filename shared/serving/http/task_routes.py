@@ -23,7 +23,7 @@ from shared.serving.host import Host
 from shared.serving.http import openapi_routes
 from shared.serving.http.errors import NotAcceptable, to_safe_error
 from shared.serving.http.negotiation import choose
-from shared.serving.http.request_parsing import ParsedRequest, build_requests, parse_request
+from shared.serving.http.request_parsing import JobRequest, build_requests, parse_request
 from shared.serving.http.url_images import Fetcher, fetch_pictures
 
 _PROTOCOL_TASKS = frozenset({"chat", "complete"})
@@ -55,19 +55,30 @@ def build_router(host: Host) -> APIRouter:
 
 def _endpoint(host: Host, task: str) -> Callable[[Request], Awaitable[Response]]:
     async def answer(request: Request) -> Response:
-        parsed = await parse_request(request)
-        name = host.resolve(parsed.model, task)
-        request.scope["fovea.model"] = name
-        return await _answer(host, name, parsed, request)
+        run: CallContext = request.scope["fovea.run"]
+        return await answer_task(host, task, request, run)
 
     answer.__doc__ = openapi_routes.describe_task(host, task)
     return answer
 
 
-async def _answer(host: Host, name: str, parsed: ParsedRequest, request: Request) -> Response:
-    kind, run = host.servable_type(name), request.scope["fovea.run"]
+def find_task(host: Host, path: str) -> str | None:
+    """The task that a path asks for; None where it is a route of another kind."""
+    task = path.removeprefix("/v1/")
+    return task if path.startswith("/v1/") and task in host.tasks() and task not in _PROTOCOL_TASKS else None
+
+
+async def answer_task(host: Host, task: str, request: Request | JobRequest, run: CallContext) -> Response:
+    """Answer a request for a task, whether it came over HTTP or as a job.
+
+    Raises:
+        FoveaError: Whatever is wrong with the request, or what its model says of it.
+    """
+    parsed = await parse_request(request)
+    name = run.model = host.resolve(parsed.model, task)
+    kind = host.servable_type(name)
     offered = ["application/json", *kind.media_types(), *(_STREAM_MEDIA_TYPES if kind.mode == "stream" else ())]
-    media = choose(request.headers.get("accept"), offered)
+    media = run.media = choose(request.headers.get("accept"), offered)
     host.servable(name)  # a model that is not ready is refused before the body is parsed
     if host.settings.allow_image_urls:
         parsed = await fetch_pictures(parsed, kind.In, Fetcher(host.settings.max_body_bytes))

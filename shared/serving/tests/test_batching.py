@@ -13,7 +13,8 @@ from shared import telemetry
 from shared.errors import Cancelled, DeadlineExceeded, Fault, InvalidOption, NotReady, QueueFull
 from shared.registry import CallContext
 from shared.serving import batching
-from shared.serving.batching import BatchContext, Batcher, BatchOptions
+from shared.serving.batch_context import BatchContext
+from shared.serving.batching import Batcher, BatchOptions
 from shared.tests.recorded_spans import recorded_spans  # noqa: F401  # a fixture
 from tests.harness.waiting import until
 
@@ -140,6 +141,52 @@ async def test_work_that_answers_too_few_is_a_fault_of_ours():
     made = batcher(lambda _key, _items, _run: [])
     with pytest.raises(Fault):
         await made.submit(1, CallContext())
+    await made.close()
+
+
+def job():
+    return CallContext(job="j")
+
+
+async def test_calls_of_jobs_let_all_others_pass():
+    work = Doubler()
+    made = batcher(work, size=1)
+    first, jobs = await behind_gate(work, made, [1, 2], job)
+    others = [asyncio.create_task(made.submit(item, CallContext())) for item in (3, 4)]
+    await asyncio.sleep(0)
+    jobs.append(asyncio.create_task(made.submit(5, job())))
+    await asyncio.sleep(0)
+    work.gate.set()
+    await asyncio.gather(first, *jobs, *others)
+    assert [items for _, items in work.batches] == [[0], [3], [4], [1], [2], [5]]
+    await made.close()
+
+
+async def test_calls_of_jobs_that_have_waited_long_let_nobody_pass_any_more():
+    work = Doubler()
+    made = batcher(work, size=1)
+    first, jobs = await behind_gate(work, made, [1, 2], job)
+    made._queue[0].since -= batching._JOB_PATIENCE_S
+    other = asyncio.create_task(made.submit(3, CallContext()))
+    await asyncio.sleep(0)
+    work.gate.set()
+    await asyncio.gather(first, *jobs, other)
+    assert [items for _, items in work.batches] == [[0], [1], [3], [2]]
+    await made.close()
+
+
+async def test_jobs_and_others_have_a_bound_of_their_own():
+    work = Doubler()
+    made = batcher(work, size=1, depth=2)
+    first, tasks = await behind_gate(work, made, [1, 2], job)
+    with pytest.raises(QueueFull, match="2 requests wait"):
+        await made.submit(3, job())
+    tasks += [asyncio.create_task(made.submit(item, CallContext())) for item in (4, 5)]
+    await asyncio.sleep(0)
+    with pytest.raises(QueueFull, match="2 requests wait"):
+        await made.submit(6, CallContext())
+    work.gate.set()
+    await asyncio.gather(first, *tasks)
     await made.close()
 
 

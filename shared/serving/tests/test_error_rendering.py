@@ -7,6 +7,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from shared.asgi.body import SlowBody
 from shared.errors import (
     Cancelled,
     Conflict,
@@ -20,7 +21,7 @@ from shared.errors import (
     Unauthenticated,
 )
 from shared.serving.http.error_rendering import render, translate
-from shared.serving.http.errors import NotAcceptable, TooSlow, to_safe_error
+from shared.serving.http.errors import NotAcceptable, to_safe_error
 
 
 class Route:
@@ -63,7 +64,7 @@ def invalid(**first):
         (HTTPException(404, "No such document."), NotFound, None),
         (HTTPException(405, headers={"Allow": "GET"}), MethodNotAllowed, None),
         (HTTPException(406, "x"), NotAcceptable, None),
-        (HTTPException(408, "x"), TooSlow, None),
+        (HTTPException(408, "x"), SlowBody, None),
         (HTTPException(413, "x"), TooLarge, None),
         (HTTPException(401, "x"), Unauthenticated, None),
         (HTTPException(500, "x"), Fault, None),

@@ -135,19 +135,15 @@ async def test_app_sees_the_context_and_a_run_with_the_deadline():
     assert telemetry.context().request_id == ""
 
 
-async def test_run_that_a_job_brought_is_kept_and_not_watched():
-    run = CallContext()
+async def test_request_that_is_a_job_has_its_id_and_all_the_time_it_needs():
+    seen = {}
 
     async def app(scope, receive, send):
-        assert scope["fovea.run"] is run
-        await receive()
-        await asyncio.sleep(0.08)
+        seen["run"] = scope["fovea.run"]
         await send(dict(START))
 
-    caller = Caller(request())
-    caller.gone.set()
-    await through(app, caller, scope(**{"fovea.run": run}))
-    assert not run.cancelled
+    await through(app, Caller(request()), scope(sent={"x-fovea-job": "j1 2", "x-fovea-deadline-ms": "5"}))
+    assert (seen["run"].job, seen["run"].deadline) == ("j1", None)
 
 
 async def test_app_that_listens_for_the_caller_hears_it_go_once_for_all():

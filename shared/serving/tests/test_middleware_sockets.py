@@ -79,7 +79,7 @@ def head(length, path="/v1/segment", more=""):
 
 async def test_health_says_what_is_missing(client, replica):
     assert (await client.get("/readyz")).json() == {"status": "ready", "service": "toy", "missing": {}}
-    replica.host._models.slot("toy/eye").state = "loading"
+    replica.host.slot("toy/eye").state = "loading"
     answer = await client.get("/readyz")
     assert (answer.status_code, answer.json()["missing"]) == (503, {"toy/eye": "loading"})
     assert (await client.get("/livez")).status_code == 200

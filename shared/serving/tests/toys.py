@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -121,6 +122,7 @@ class Story(Echo):
             if word == "bug":
                 raise ZeroDivisionError
             yield Said(text=word, together=1)
+            await asyncio.sleep(0)  # an endless story must leave the loop a turn
 
 
 class Long(Echo):

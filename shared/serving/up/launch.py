@@ -1,4 +1,4 @@
-"""`fovea up`: starts Redis, Ray with the services, a worker per service and the gateway, and keeps them until Ctrl-C.
+"""`fovea up`: starts Redis, Ray with the services, which run the jobs, too, and the gateway, until Ctrl-C.
 
 It shows progress, sends one real request to each service, prints the URLs, and at the end stops everything in reverse
 order.
@@ -132,8 +132,6 @@ class _Product:
             async with asyncio.timeout(_START_TIMEOUT_S):
                 async for news in readiness.news():
                     self._show_progress(news)
-                    if news.stage == "placed":
-                        await children.add(f"worker {news.service}", "shared.serving.worker", news.service)
         except TimeoutError:
             raise NotReady(f"Not ready after {_START_TIMEOUT_S:g} s.", hint="See the logs.") from None
         await self._send_first_requests()
@@ -177,6 +175,7 @@ class _Product:
             "FOVEA_HTTP_PORT": str(config.http_port),
             "FOVEA_GRPC_PORT": str(config.grpc_port),
             "FOVEA_REPLICA_SECRET": ",".join(config.replica_secrets),
+            "FOVEA_JOBS_IN_REPLICA": "1",
             "PYTHONUNBUFFERED": "1",
             # Services share the cores, so threads that wait must not spin for long; but the gaps inside one decode step
             # are shorter than falling asleep and waking up, which nearly doubles its time.

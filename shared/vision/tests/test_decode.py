@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from shared.errors import BadInput, Malformed, TooLarge, UnsupportedMedia
-from shared.vision.decode import READABLE, DecodeBounds, decode
+from shared.vision.decode import READABLE, decode
 from shared.vision.format_detection import detect_format, webp_canvas
+from shared.vision.limits import DecodeBounds
 from tests.bad_pictures import CORNERS, encoded, odd, quadrants, refused
 
 ODD = {picture.name: picture for picture in odd()}

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
+from shared.api.drawable import Drawable
 from shared.api.image import ImageBytes
 from shared.api.tensors import TensorSpec
 from shared.api.timings import Times
@@ -18,9 +19,17 @@ from shared.export.artifacts import ExportedForms
 from shared.registry import CallContext, Card, Limits, LoadContext, Paper
 from shared.registry.weights import Weights
 from shared.settings import Settings
-from shared.vision.decode import DEFAULT_BOUNDS, DecodeBounds, platform_bounds
 from shared.vision.draw import encode
-from shared.vision.servable import DataConfig, Stopwatch, VisionItem, VisionServable, decode_bounds, reading_notes
+from shared.vision.limits import DEFAULT_BOUNDS, DecodeBounds, platform_bounds
+from shared.vision.servable import (
+    DataConfig,
+    Stopwatch,
+    VisionItem,
+    VisionServable,
+    decode_bounds,
+    decode_field,
+    reading_notes,
+)
 
 
 class GreyIn(BaseModel):
@@ -32,7 +41,7 @@ class GreyIn(BaseModel):
     fail: str = ""
 
 
-class GreyOut(BaseModel):
+class GreyOut(Drawable):
     """Its mean, and the means of its rows."""
 
     model: str
@@ -84,8 +93,8 @@ class Grey(VisionServable[GreyIn, GreyOut, VisionItem[GreyIn]]):
     def artifacts(cls, weights: Weights, config: DataConfig, cache: Path) -> ExportedForms:
         raise NotImplementedError
 
-    def read(self, request: GreyIn, watch: Stopwatch) -> VisionItem[GreyIn]:
-        image = self.decode(request.image)
+    def read(self, request: GreyIn, watch: Stopwatch, run: CallContext) -> VisionItem[GreyIn]:
+        image = decode_field(request.image, self.bounds)
         watch.lap("decode")
         if request.fail == "read":
             raise InvalidOption("Not this one.", field="fail")
@@ -99,12 +108,8 @@ class Grey(VisionServable[GreyIn, GreyOut, VisionItem[GreyIn]]):
         time.sleep(0.001)
         return GreyOut(**self.facts(item), mean=float(mean), rows=rows.tolist() if item.request.rows else None)
 
-    def render(self, request: GreyIn, answer: GreyOut, media_type: str) -> bytes | None:
-        if media_type not in self.forms:
-            return None
-        if answer.rows is None:
-            answer = self.predict_again(request, rows=True)
-        return " ".join(f"{row:.0f}" for row in answer.rows or []).encode()
+    def draw(self, item: VisionItem[GreyIn], answer: GreyOut, media_type: str) -> bytes | None:
+        return " ".join(f"{row:.0f}" for row in item.outputs[1]).encode()
 
 
 class OneByOne(Grey):
@@ -174,14 +179,22 @@ def test_one_that_is_too_late_leaves_the_others_their_answers():
         slow.predict([GreyIn(image=picture(10), fail="cancel"), good], CallContext())
 
 
-def test_a_rendering_asks_again_for_what_the_answer_leaves_out(grey):
-    request = GreyIn(image=picture(30))
-    (answer,) = grey.predict([request], CallContext())
+def test_a_rendering_has_what_the_answer_leaves_out_and_needs_no_second_run(grey):
+    request, run = GreyIn(image=picture(30)), CallContext()
+    run.media = "text/plain"
+    (answer,) = grey.predict([request], run)
     assert grey.render(request, answer, "text/plain") == b"30 30 30 30 30 30 30 30"
     assert grey.render(request, answer, "image/png") is None
     assert grey.media_types() == ("text/plain",)
-    with pytest.raises(InvalidOption):
-        grey.predict_again(request, fail="post")
+    assert grey.engine.batches == [1]
+    assert "scene" not in answer.model_dump_json()
+
+
+def test_an_answer_in_json_holds_nothing_of_its_making(grey):
+    request = GreyIn(image=picture(30))
+    (answer,) = grey.predict([request], CallContext())
+    assert answer.scene is None
+    assert grey.render(request, answer, "text/plain") is None
 
 
 def test_bounds_are_the_cards_and_the_platforms():

@@ -57,6 +57,12 @@ class Loaded:
     def answer(self, request: BaseModel, run: CallContext | None = None) -> Any:
         return self.answers([request], run)[0]
 
+    def rendered(self, request: BaseModel, media: str) -> bytes | None:
+        """The answer to one request in a form other than JSON, as the platform asks for it."""
+        run = CallContext()
+        run.media = media
+        return self.servable.render(request, self.answer(request, run), media)
+
 
 class CancelsAfter(CallContext):
     """A run that somebody cancels once it was asked `checks` times whether to go on."""

@@ -178,10 +178,10 @@ class StatelessSessionAdapter(SessionAdapter):
 
 
 class HasParameters(Protocol):
-    """A network, or what stands for one."""
+    """A network, of which only the device counts here."""
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """Its weights, of which the first says on which device it lies."""
+        """Its weights."""
         ...
 
 

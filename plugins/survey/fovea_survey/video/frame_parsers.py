@@ -22,8 +22,8 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from fovea_survey.video.video_decoder import VideoFile, can_decode
 from shared.errors import InvalidOption, Malformed, TooLarge, UnsupportedMedia
-from shared.vision.decode import DecodeBounds
 from shared.vision.format_detection import detect_format, webp_canvas
+from shared.vision.limits import DecodeBounds
 
 _PARSERS: dict[str, Callable[[io.BytesIO], ImageFile]] = {
     "GIF": GifImageFile,

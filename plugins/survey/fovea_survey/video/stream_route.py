@@ -30,8 +30,9 @@ from shared.serving.host import Host
 from shared.serving.http.errors import to_safe_error
 from shared.serving.http.negotiation import choose
 from shared.telemetry import DROPPED_FRAMES
-from shared.vision.decode import DecodeBounds, decode, platform_bounds
+from shared.vision.decode import decode
 from shared.vision.draw import encode
+from shared.vision.limits import DecodeBounds, platform_bounds
 
 NDJSON, MULTIPART = "application/x-ndjson", "multipart/x-mixed-replace"
 

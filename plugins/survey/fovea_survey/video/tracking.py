@@ -48,12 +48,12 @@ class _Track:
 class Tracker:
     """Gives the detections of one stream's frames ids, in the order of the frames.
 
-    Memory: the tracks that were seen in the last `MAX_FRAMES_AWAY` frames.
+    Memory: the tracks that were seen in the last `max_away` frames.
     """
 
-    def __init__(self, certain: float) -> None:
+    def __init__(self, certain: float, max_away: int = MAX_FRAMES_AWAY) -> None:
         """Start a stream; detections that score less than `certain` never begin a track."""
-        self.certain = certain
+        self.certain, self._max_away = certain, max_away
         self._tracks: list[_Track] = []
         self._next = 1
 
@@ -61,6 +61,17 @@ class Tracker:
     def alive(self) -> int:
         """Tracks that are remembered."""
         return len(self._tracks)
+
+    @property
+    def boxes(self) -> np.ndarray:
+        """Corners (n, 4) of the tracks, where they were last."""
+        return np.array([track.box for track in self._tracks], np.float64).reshape(-1, 4)
+
+    def carry(self, boxes: np.ndarray) -> None:
+        """Move the tracks to these corners (n, 4), in the order of `boxes`; those that are not a number have left."""
+        for track, box in zip(self._tracks, boxes, strict=True):
+            track.box, track.speed = box, np.zeros(4)
+        self._tracks = [track for track in self._tracks if np.isfinite(track.box).all()]
 
     def update(self, rows: np.ndarray) -> list[int | None]:
         """Ids of the detections (m, 6) of the next frame: x1, y1, x2, y2, score, class; None where there is none."""
@@ -72,7 +83,7 @@ class Tracker:
         lost = self._match(recent, rows, rest, MIN_IOU_UNCERTAIN, ids) + [track for track in waiting if track.away]
         for track in lost:
             track.away += 1
-        self._tracks = [track for track in self._tracks if track.away <= MAX_FRAMES_AWAY]
+        self._tracks = [track for track in self._tracks if track.away <= self._max_away]
         for index in sure:
             if ids[index] is None:
                 ids[index] = self._begin(rows[index])

@@ -21,7 +21,7 @@ from PIL import Image
 
 from shared.errors import Malformed, TooLarge
 from shared.settings import environment
-from shared.vision.decode import DecodeBounds
+from shared.vision.limits import DecodeBounds
 
 CHILD_MEMORY_BYTES = 2 * 2**30
 """Address space of the child."""

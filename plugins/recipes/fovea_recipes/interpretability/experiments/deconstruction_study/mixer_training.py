@@ -14,7 +14,8 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from fovea_recipes.interpretability.experiments.deconstruction_study.spec import Layout, ModelSize, Variant
+from fovea_memory.mixers.deconstructed.mixers import Variant
+from fovea_recipes.interpretability.experiments.deconstruction_study.spec import Layout, ModelSize
 from fovea_recipes.training.byte_recipe import BYTES, ByteRecipe, bits_of, bits_per_byte
 from fovea_recipes.training.recipe import Schedule
 from fovea_recipes.training.text_corpus import Corpus, Split, corpus, corpus_of

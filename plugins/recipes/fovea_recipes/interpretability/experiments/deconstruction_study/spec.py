@@ -6,9 +6,9 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from fovea_memory.mixers.deconstructed.mixers import Variant
 from services.interpretability.core.experiment import Spec
 
-Variant = Literal["standard", "mlp", "approximate", "nonapproximate", "random_qk", "fixed_qk", "static_qk"]
 Layout = Literal["uniform", "hybrid"]
 
 LAYOUTS: tuple[Layout, ...] = ("uniform", "hybrid")

@@ -1,4 +1,4 @@
-"""Rate limits: requests and tokens per minute and per day, counted in Redis so that all gateways agree.
+"""Quotas: requests and tokens per minute and per day, counted in Redis so that all gateways agree.
 
 While Redis is away each gateway counts for itself, so that requests are served rather than refused. Counting is done by
 the library `limits`; this file says what is counted under which name. Knows nothing about keys and routes.

@@ -13,55 +13,61 @@ from typing import Any
 
 from pydantic import ValidationError
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
+from fovea_rollouts.plan import PLANS, TRAFFIC_KEY, TrafficPlan
+from fovea_rollouts.settings import RolloutSettings
 from services.gateway.routing.affinity import AffinityKey
-from shared.api.traffic import PLANS, TRAFFIC_KEY, TrafficPlan
+from services.gateway.routing.version_policy import VersionPolicy
+from shared.errors import NotReady
 
 
-class TrafficPlans:
+class TrafficPlans(VersionPolicy):
     """The plans that hold now, by service."""
 
-    def __init__(self, text: str) -> None:
-        """Read the setting `traffic`: JSON, empty for none."""
+    def __init__(self, redis: Redis | None) -> None:
+        super().__init__(redis)
+        self._redis = redis
+        text = RolloutSettings().traffic
         self._stated: dict[str, TrafficPlan] = PLANS.validate_json(text) if text else {}
         self._set: dict[str, TrafficPlan] = {}
-
-    @property
-    def all(self) -> dict[str, TrafficPlan]:
-        """Service → plan."""
-        return {**self._stated, **self._set}
 
     def find(self, service: str) -> TrafficPlan | None:
         """The plan of a service, if it has one."""
         return self._set.get(service) or self._stated.get(service)
 
-    async def poll(self, redis: Redis) -> None:
-        """Read what was set in Redis; what can't be read is as if it were not there."""
-        raw: Mapping[Any, Any] = await redis.hgetall(TRAFFIC_KEY)
+    async def poll(self) -> None:
+        if self._redis is None:
+            return
+        raw: Mapping[Any, Any] = await self._redis.hgetall(TRAFFIC_KEY)
         found = {}
         for service, blob in raw.items():
-            with suppress(ValidationError):
+            with suppress(ValidationError):  # what can't be read is as if it were not there
                 found[service.decode()] = TrafficPlan.model_validate_json(blob)
         self._set = found
 
-    async def store(self, redis: Redis, service: str, plan: TrafficPlan | None) -> None:
-        """Write a plan into Redis, or take it away, and hold it at once."""
-        if plan is None:
-            await redis.hdel(TRAFFIC_KEY, service)
-        else:
-            await redis.hset(TRAFFIC_KEY, service, plan.model_dump_json())
-        await self.poll(redis)
+    async def set_plan(self, service: str, plan: TrafficPlan | None) -> None:
+        """Write the plan of a service for all gateways, or take it away, and hold it at once.
+
+        Raises:
+            NotReady: There is no Redis, or it does not answer.
+        """
+        if self._redis is None:
+            raise NotReady("Traffic plans are shared through Redis, and none is configured.", hint="Set FOVEA_TRAFFIC.")
+        try:
+            if plan is None:
+                await self._redis.hdel(TRAFFIC_KEY, service)
+            else:
+                await self._redis.hset(TRAFFIC_KEY, service, plan.model_dump_json())
+            await self.poll()
+        except (RedisError, OSError, TimeoutError) as error:
+            raise NotReady("Redis is away.", hint="Try again in a moment.", retry_after=1) from error
 
     def may_answer(self, service: str, version: str) -> bool:
-        """Whether replicas of a version answer requests."""
         plan = self.find(service)
         return plan is None or (version != plan.shadow and plan.percent_of(version) > 0)
 
     def choose_version(self, service: str, versions: Sequence[str], key: AffinityKey | None) -> str | None:
-        """One of several versions that are ready, by their shares; None where any will do.
-
-        What continues a session, a document or a prompt gets the same version each time.
-        """
         plan = self.find(service)
         if plan is None or len(versions) < 2:
             return None

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from services.gateway.policy.auth import KeyRing
 from services.gateway.policy.caller import LOCAL, Caller, KeyLimits
-from services.gateway.policy.rate_limits import QuotaSpent, RateLimiter, RateLimitStatus
+from services.gateway.policy.quotas import QuotaSpent, RateLimiter, RateLimitStatus
 from shared.errors import RateLimited
 from shared.settings import Settings
 
@@ -129,7 +129,7 @@ async def test_headers_say_where_a_caller_stands_and_when_to_come_back(served, t
 def clock(monkeypatch):
     now = types.SimpleNamespace(seconds=1000.0)
     fake = types.SimpleNamespace(time=lambda: now.seconds, monotonic=lambda: now.seconds)
-    monkeypatch.setattr("services.gateway.policy.rate_limits.time", fake)
+    monkeypatch.setattr("services.gateway.policy.quotas.time", fake)
     return now
 
 
@@ -267,7 +267,7 @@ async def test_a_window_that_another_gateway_began_ends_when_that_one_says(store
 
 
 async def test_ended_windows_are_dropped_once_there_are_many(clock, monkeypatch):
-    monkeypatch.setattr("services.gateway.policy.rate_limits._MAX_WINDOWS", 2)
+    monkeypatch.setattr("services.gateway.policy.quotas._MAX_WINDOWS", 2)
     limits = RateLimiter(Settings(auth="keys"))
     for second, name in enumerate("abc"):
         clock.seconds = 1000.0 + second

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, cast
 
 from fastapi import APIRouter, Path, Request
 from pydantic import BaseModel, Field
 
+from fovea_rollouts.plan import TrafficPlan
+from fovea_rollouts.traffic_plans import TrafficPlans
 from services.gateway.http.openapi import PROBLEMS
 from services.gateway.routes.dependencies import get_caller
 from services.gateway.routing.replica_registry import ReplicaRegistry
-from shared.api.traffic import TrafficPlan
 from shared.errors import NotFound
 
 router = APIRouter(prefix="/v1/admin/traffic", tags=["admin"], responses=PROBLEMS)
@@ -56,7 +57,7 @@ async def _store(request: Request, service: str, plan: TrafficPlan | None) -> Se
     if service not in gateway.registry.services:
         known = ", ".join(gateway.registry.services) or "none yet"
         raise NotFound(f"There is no service {service[:64]!r}.", hint=f"Known: {known}.")
-    await gateway.registry.set_plan(service, plan)
+    await _find_plans(gateway.registry).set_plan(service, plan)
     stated = None if plan is None else plan.model_dump()
     gateway.audit.write(f"{caller.tenant}/{caller.key or 'local'}", "traffic set", service, plan=stated)
     return _describe(gateway.registry, service)
@@ -66,4 +67,8 @@ def _describe(registry: ReplicaRegistry, service: str) -> ServiceTraffic:
     ready = [replica for replica in registry.list_alive(service) if replica.record.ready]
     versions = {replica.record.version for replica in ready}
     counts = {name: sum(replica.record.version == name for replica in ready) for name in sorted(versions)}
-    return ServiceTraffic(service=service, plan=registry.traffic.find(service), versions=counts)
+    return ServiceTraffic(service=service, plan=_find_plans(registry).find(service), versions=counts)
+
+
+def _find_plans(registry: ReplicaRegistry) -> TrafficPlans:
+    return cast("TrafficPlans", registry.versions)

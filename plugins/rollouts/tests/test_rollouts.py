@@ -16,13 +16,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route as ToyRoute
 
+from fovea_rollouts import shadow
+from fovea_rollouts.answer_agreement import TooLargeToCompare, WholeAnswer, measure_agreement
+from fovea_rollouts.plan import TrafficPlan
+from fovea_rollouts.shadow import SHADOW_TENANT
 from services.gateway.policy.auth import KeyRing
-from services.gateway.proxy import shadow
-from services.gateway.proxy.answer_agreement import TooLargeToCompare, WholeAnswer, measure_agreement
-from services.gateway.proxy.shadow import SHADOW_TENANT
 from services.gateway.tests.test_gateway_affinity import LONG, chat, key
 from shared.api.replica import SCOPES_HEADER
-from shared.api.traffic import TrafficPlan
 from shared.errors import InvalidOption
 
 
@@ -109,8 +109,8 @@ def test_a_plan_that_makes_no_sense_is_refused(plan):
         TrafficPlan.model_validate(plan)
 
 
-async def versions(gateway: Any, toy: Any, plan: dict[str, Any], *names: str, **changed: Any) -> Any:
-    scene = await gateway(traffic=json.dumps({"svc": plan}) if plan else "", **changed)
+async def versions(planned: Any, toy: Any, plan: dict[str, Any], *names: str, **changed: Any) -> Any:
+    scene = await planned(traffic=json.dumps({"svc": plan}) if plan else "", **changed)
     for name in ("", *names):
         upstream = await toy(name=name or "stable")
         scene.announce(upstream.url, name=name or "stable", version=name)
@@ -122,8 +122,8 @@ async def answered_by(scene: Any, times: int) -> Counter[str]:
     return Counter([(await scene.client.post("/v1/echo", content=b"x")).headers["x-replica"] for _ in range(times)])
 
 
-async def test_a_canary_answers_about_its_share(gateway, toy):
-    scene = await versions(gateway, toy, {"percent": {"canary": 30}}, "canary", "idle")
+async def test_a_canary_answers_about_its_share(planned, toy):
+    scene = await versions(planned, toy, {"percent": {"canary": 30}}, "canary", "idle")
     before = sample("fovea_version_requests_total", service="svc", version="canary", status="200")
     found = await answered_by(scene, 200)
     assert set(found) == {"stable", "canary"}
@@ -132,14 +132,14 @@ async def test_a_canary_answers_about_its_share(gateway, toy):
     assert after - before == found["canary"]
 
 
-async def test_a_canary_that_is_gone_leaves_its_share_to_the_others(gateway, toy):
-    scene = await versions(gateway, toy, {"percent": {"canary": 90}}, "canary")
+async def test_a_canary_that_is_gone_leaves_its_share_to_the_others(planned, toy):
+    scene = await versions(planned, toy, {"percent": {"canary": 90}}, "canary")
     scene.registry._services["svc"].replicas.pop("canary")
     assert set(await answered_by(scene, 20)) == {"stable"}
 
 
-async def test_a_conversation_keeps_its_version(gateway, toy):
-    scene = await versions(gateway, toy, {"percent": {"canary": 50}}, "canary")
+async def test_a_conversation_keeps_its_version(planned, toy):
+    scene = await versions(planned, toy, {"percent": {"canary": 50}}, "canary")
     picked = [[scene.registry.pick("svc", (), key(f"{n}" + LONG)).id for _ in range(4)] for n in range(20)]
     assert all(len(set(each)) == 1 for each in picked)
     assert len({each[0] for each in picked}) == 2
@@ -154,8 +154,8 @@ async def settled(outcome: str, version: str, more: int, before: float) -> None:
     raise AssertionError(f"{now - before} {outcome}, not {more}")
 
 
-async def test_a_shadow_sees_copies_answers_nobody_and_is_compared(gateway, toy):
-    scene = await versions(gateway, toy, {"shadow": "next1", "shadow_percent": 100}, "next1")
+async def test_a_shadow_sees_copies_answers_nobody_and_is_compared(planned, toy):
+    scene = await versions(planned, toy, {"shadow": "next1", "shadow_percent": 100}, "next1")
     for number in range(5):
         answer = await scene.client.post("/v1/echo", json={"detections": [box(number)]})
         assert answer.headers["x-replica"] == "stable"
@@ -176,8 +176,8 @@ def test_nobody_can_have_the_tenant_of_copies(tmp_path):
         KeyRing(tmp_path / "keys.json").add(SHADOW_TENANT, ("infer",))
 
 
-async def test_copies_of_two_callers_have_idempotency_keys_of_their_own(gateway, toy):
-    scene = await versions(gateway, toy, {"shadow": "next4", "shadow_percent": 100}, "next4")
+async def test_copies_of_two_callers_have_idempotency_keys_of_their_own(planned, toy):
+    scene = await versions(planned, toy, {"shadow": "next4", "shadow_percent": 100}, "next4")
     for number in range(2):
         await scene.client.post("/v1/echo", json={}, headers={"idempotency-key": "1"})
         await settled("compared", "next4", number + 1, 0)
@@ -186,8 +186,8 @@ async def test_copies_of_two_callers_have_idempotency_keys_of_their_own(gateway,
     assert "1" not in keys
 
 
-async def test_what_is_stored_or_steers_is_not_copied(gateway, toy):
-    scene = await versions(gateway, toy, {"shadow": "next5", "shadow_percent": 100}, "next5")
+async def test_what_is_stored_or_steers_is_not_copied(planned, toy):
+    scene = await versions(planned, toy, {"shadow": "next5", "shadow_percent": 100}, "next5")
     kind = {"content-type": "application/json"}
     for body in (
         b'{"store": true}',
@@ -200,8 +200,8 @@ async def test_what_is_stored_or_steers_is_not_copied(gateway, toy):
     assert [json.loads(each["body"]) for each in scene.toys["next5"].seen] == [{"store": False, "a": 1}]
 
 
-async def test_nobody_waits_for_a_shadow_that_hangs_and_few_copies_are_under_way(gateway, toy):
-    scene = await gateway(traffic=json.dumps({"svc": {"shadow": "slow", "shadow_percent": 100}}))
+async def test_nobody_waits_for_a_shadow_that_hangs_and_few_copies_are_under_way(planned, toy):
+    scene = await planned(traffic=json.dumps({"svc": {"shadow": "slow", "shadow_percent": 100}}))
 
     async def hang(_request: Request) -> Response:
         await asyncio.Event().wait()
@@ -215,8 +215,8 @@ async def test_nobody_waits_for_a_shadow_that_hangs_and_few_copies_are_under_way
     assert sample("fovea_shadow_requests_total", service="svc", version="slow", outcome="dropped") == 3
 
 
-async def test_what_leaves_something_behind_is_not_copied(gateway, toy):
-    scene = await versions(gateway, toy, {"shadow": "next2", "shadow_percent": 100}, "next2")
+async def test_what_leaves_something_behind_is_not_copied(planned, toy):
+    scene = await versions(planned, toy, {"shadow": "next2", "shadow_percent": 100}, "next2")
     for replica in scene.registry._services["svc"].replicas.values():
         replica.record = replica.record.model_copy(update={"affine": ("/v1/echo",)})
     scene.registry._update_routes()
@@ -228,15 +228,15 @@ async def test_what_leaves_something_behind_is_not_copied(gateway, toy):
     assert [each["path"] for each in scene.toys["next2"].seen] == ["/v1/echo"]
 
 
-async def test_a_shadow_that_fails_is_counted_and_nobody_hears_of_it(gateway, toy):
-    scene = await versions(gateway, toy, {"shadow": "next3", "shadow_percent": 100}, "next3")
+async def test_a_shadow_that_fails_is_counted_and_nobody_hears_of_it(planned, toy):
+    scene = await versions(planned, toy, {"shadow": "next3", "shadow_percent": 100}, "next3")
     scene.toys["next3"].status = 500
     assert (await scene.client.post("/v1/echo", json={})).status_code == 200
     await settled("failed", "next3", 1, 0)
 
 
-async def test_an_answer_that_is_too_large_to_keep_is_counted_as_skipped(gateway, toy):
-    scene = await versions(gateway, toy, {"shadow": "next6", "shadow_percent": 100}, "next6")
+async def test_an_answer_that_is_too_large_to_keep_is_counted_as_skipped(planned, toy):
+    scene = await versions(planned, toy, {"shadow": "next6", "shadow_percent": 100}, "next6")
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(shadow, "MAX_ANSWER_BYTES", 100)
         assert (await scene.client.post("/v1/echo", content=b"x" * 200)).status_code == 200
@@ -244,9 +244,9 @@ async def test_an_answer_that_is_too_large_to_keep_is_counted_as_skipped(gateway
     assert scene.toys["next6"].seen == []
 
 
-async def test_an_admin_sets_the_plan_for_all_gateways(gateway, toy, redis_url):
-    scene = await versions(gateway, toy, {}, "next", redis_url=redis_url)
-    other = await gateway(redis_url=redis_url)
+async def test_an_admin_sets_the_plan_for_all_gateways(planned, toy, redis_url):
+    scene = await versions(planned, toy, {}, "next", redis_url=redis_url)
+    other = await planned(redis_url=redis_url)
     for _ in range(2):
         # Records of this test are in memory only, and polls of Redis would take them away.
         scene.registry._frozen_at = time.monotonic()
@@ -254,7 +254,7 @@ async def test_an_admin_sets_the_plan_for_all_gateways(gateway, toy, redis_url):
         assert put.status_code == 200, put.text
     assert (put.json()["plan"]["percent"], put.json()["versions"]) == ({"next": 100}, {"": 1, "next": 1})
     await other.registry.poll_redis()
-    assert other.registry.traffic.find("svc").percent == {"next": 100}
+    assert other.registry.versions.find("svc").percent == {"next": 100}
     assert scene.registry.pick("svc").id == "next"
     assert (await scene.client.put("/v1/admin/traffic/none", json={})).status_code == 404
     assert (await scene.client.put("/v1/admin/traffic/svc", json={"percent": {"a": 101}})).status_code == 422
@@ -262,8 +262,8 @@ async def test_an_admin_sets_the_plan_for_all_gateways(gateway, toy, redis_url):
     assert (await scene.client.get("/v1/admin/traffic")).json()["services"][0]["service"] == "svc"
 
 
-async def test_without_redis_a_plan_can_not_be_set(gateway, toy):
-    scene = await versions(gateway, toy, {})
+async def test_without_redis_a_plan_can_not_be_set(planned, toy):
+    scene = await versions(planned, toy, {})
     answer = await scene.client.put("/v1/admin/traffic/svc", json={})
     assert answer.status_code == 503
     assert "FOVEA_TRAFFIC" in answer.text

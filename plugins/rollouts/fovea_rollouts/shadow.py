@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import aiohttp
 
-from services.gateway.http.request_context import AnswerKeeper, RequestContext, build_request_headers
-from services.gateway.metrics import count_shadow, observe_shadow
+from fovea_rollouts.answer_agreement import TooLargeToCompare, WholeAnswer, measure_agreement
+from fovea_rollouts.metrics import count_shadow, observe_shadow
+from fovea_rollouts.traffic_plans import TrafficPlans
+from services.gateway.http.request_context import AnswerRecorder, RequestContext, build_request_headers
 from services.gateway.policy.caller import KeyScope
-from services.gateway.proxy.answer_agreement import TooLargeToCompare, WholeAnswer, measure_agreement
+from services.gateway.proxy.answer_watcher import AnswerWatcher
 from services.gateway.proxy.http_client import UpstreamClient
 from services.gateway.proxy.replayable_body import ReplayableBody
 from services.gateway.routing.affinity import MAX_TOKENS, find_affinity_key
@@ -45,53 +47,42 @@ _LASTING_FIELDS = frozenset({"store", "interventions", "capture"})
 
 
 @dataclass(slots=True)
-class AnswerRecorder:
-    """Keeps an answer on its way to the caller, as long as it is small."""
+class ShadowRecorder(AnswerRecorder):
+    """Keeps an answer that a shadow's is compared with."""
 
-    version: str
-    content_type: str = ""
-    is_whole: bool = True
-    size: int = 0
-    chunks: list[bytes] = field(default_factory=list)
-
-    def feed(self, chunk: bytes) -> None:
-        """Keep a chunk; an answer that grows too large is forgotten."""
-        self.size += len(chunk)
-        if self.size > MAX_ANSWER_BYTES:
-            self.is_whole = False
-            self.chunks = []
-        elif self.is_whole:
-            self.chunks.append(chunk)
+    version: str = ""
 
     def whole(self) -> WholeAnswer:
-        """The answer."""
+        """Return the answer."""
         return WholeAnswer(self.content_type, b"".join(self.chunks))
 
 
-class ShadowTraffic:
+class ShadowTraffic(AnswerWatcher):
     """Sends copies. Belongs to one event loop."""
 
     def __init__(self, registry: ReplicaRegistry, client: UpstreamClient) -> None:
         """Send to the shadows in `registry`."""
+        super().__init__(registry, client)
         self._registry, self._client = registry, client
         self._under_way: set[asyncio.Task[None]] = set()
         self._comparing = asyncio.Lock()  # a comparison holds pictures
 
-    def start_recording(self, ctx: RequestContext, route: Route, body: ReplayableBody) -> None:
+    def begin(self, ctx: RequestContext, route: Route, body: ReplayableBody) -> None:
         """Record the answer of a request that is to be copied: one that leaves nothing behind, and names no state."""
         if ctx.method != "POST" or route.is_effectful or route.is_broadcast or route.is_endless:
             return
-        version = self._registry.traffic.draw_shadow(route.services[0])
+        plans = self._registry.versions
+        version = plans.draw_shadow(route.services[0]) if isinstance(plans, TrafficPlans) else None
         if version is None or (whole := body.whole()) is None:
             return
         key = find_affinity_key(ctx, route, whole) if route.is_affine else None
         if (key is None or not key.is_state) and not has_json_field(whole, _LASTING_FIELDS, MAX_TOKENS):
-            ctx.recorder = AnswerRecorder(version)
+            ctx.recorder = ShadowRecorder(MAX_ANSWER_BYTES, version=version)
 
-    def send(self, ctx: RequestContext, route: Route, body: ReplayableBody) -> None:
+    def end(self, ctx: RequestContext, route: Route, body: ReplayableBody) -> None:
         """Send the copy of a recorded request, without waiting for it."""
         recorder, whole = ctx.recorder, body.whole()
-        if recorder is None or whole is None or ctx.status != 200:
+        if not isinstance(recorder, ShadowRecorder) or whole is None or ctx.status != 200:
             return
         if not recorder.is_whole:
             count_shadow(route.services[0], recorder.version, "skipped")
@@ -104,12 +95,11 @@ class ShadowTraffic:
         task.add_done_callback(self._under_way.discard)
 
     async def stop(self) -> None:
-        """Give up what is under way."""
         for task in self._under_way:
             task.cancel()
         await asyncio.gather(*self._under_way, return_exceptions=True)
 
-    async def _compare(self, ctx: RequestContext, service: str, body: bytes, recorder: AnswerKeeper) -> None:
+    async def _compare(self, ctx: RequestContext, service: str, body: bytes, recorder: ShadowRecorder) -> None:
         outcome = "failed"
         try:
             async with asyncio.timeout(TIMEOUT_S):

@@ -1,0 +1,20 @@
+"""Gateways with traffic plans: the core's fixtures, and `traffic`, which is the environment's FOVEA_TRAFFIC."""
+
+from typing import Any
+
+import pytest
+
+from services.gateway.tests.conftest import Scene, gateway, gateway_settings, toy
+
+__all__ = ["gateway", "gateway_settings", "toy"]
+
+
+@pytest.fixture
+def planned(gateway, monkeypatch):
+    """Starts gateways as `gateway` does; `traffic` are the plans as JSON."""
+
+    async def start(traffic: str = "", **changed: Any) -> Scene:
+        monkeypatch.setenv("FOVEA_TRAFFIC", traffic)
+        return await gateway(**changed)
+
+    return start

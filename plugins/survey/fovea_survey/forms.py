@@ -1,0 +1,112 @@
+"""The forms of a survey: JSON, GeoJSON, a map, CSV, and an archive of all of them with the pictures."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import zipfile
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+
+from fastapi.responses import JSONResponse, Response
+
+from fovea_survey.road_map import draw_map
+from fovea_survey.schemas import Damage, Observation, SurveyOut
+
+JSON, GEOJSON, SVG, CSV, ZIP = (
+    "application/json",
+    "application/geo+json",
+    "image/svg+xml",
+    "text/csv",
+    "application/zip",
+)
+COLUMNS = (
+    "label",
+    "place",
+    "latitude",
+    "longitude",
+    "score",
+    "severity",
+    "size",
+    "time",
+    "picture",
+    "pictures",
+)
+"""Of the CSV; `place` is `found` or the reason why there is none."""
+
+
+def render(found: SurveyOut, media: str) -> Response:
+    """Return a survey in a form."""
+    if media == GEOJSON:
+        return JSONResponse(found.geojson, media_type=GEOJSON)
+    if media == SVG:
+        return Response(draw_map(found), media_type=SVG)
+    if media == CSV:
+        return Response(write_csv(found), media_type=CSV)
+    if media == ZIP:
+        return Response(build_archive(found), media_type=ZIP)
+    return Response(found.model_dump_json(), media_type=JSON)
+
+
+def write_csv(found: SurveyOut) -> str:
+    """Write a line for each damage, those without a place too."""
+    out = io.StringIO()
+    sheet = csv.writer(out, lineterminator="\n")
+    sheet.writerow(COLUMNS)
+    for one in found.damages:
+        sheet.writerow(_row(one, "found", one.latitude, one.longitude))
+    for lost in found.not_placed:
+        sheet.writerow(_row(lost, f"not placed: {lost.reason}", "", ""))
+    return out.getvalue()
+
+
+def _row(one: Damage, place: str, latitude: float | str, longitude: float | str) -> tuple[object, ...]:
+    return (
+        _plain(one.label),
+        _plain(place),
+        latitude,
+        longitude,
+        round(one.score, 4),
+        one.severity or "",
+        "" if one.size is None else one.size,
+        one.time.isoformat() if one.time else "",
+        _plain(one.picture or ""),
+        _plain(" ".join(one.pictures)),
+    )
+
+
+def _plain(text: str) -> str:
+    """Text that no spreadsheet takes for a formula."""
+    return f"'{text}" if text[:1] in {"=", "+", "-", "@"} else text
+
+
+def build_archive(found: SurveyOut) -> bytes:
+    """Pack survey.json, .geojson, .svg and .csv, and the pictures with boxes that the answer holds."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        facts = found.model_dump_json(exclude={"geojson": True, "observations": {"__all__": {"boxed"}}}, indent=1)
+        archive.writestr("survey.json", facts)
+        archive.writestr("survey.geojson", json.dumps(found.geojson))
+        archive.writestr("survey.svg", draw_map(found))
+        archive.writestr("survey.csv", write_csv(found))
+        for one in found.observations:
+            if one.boxed is not None and one.picture is not None:
+                archive.writestr(one.picture, one.boxed, zipfile.ZIP_STORED)
+    return out.getvalue()
+
+
+def link_pictures(observations: Sequence[Observation], first: int = 0) -> list[Observation]:
+    """Return the pictures with the links of their boxed copies: `pictures/0003-road.jpg`, counted from `first`."""
+    return [
+        one if one.boxed is None else one.model_copy(update={"picture": f"pictures/{number:04d}-{_stem(one.name)}.jpg"})
+        for number, one in enumerate(observations, first)
+    ]
+
+
+def _stem(name: str) -> str:
+    """The name of a file or of a film's frame, in letters that every file system takes."""
+    last = PurePosixPath(name).name
+    stem = last if "#" in last else PurePosixPath(last).stem
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.")[:60] or "picture"

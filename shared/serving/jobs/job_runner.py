@@ -1,0 +1,63 @@
+"""Job runner: takes the jobs of one service from the queue, runs them through a handler and books their usage.
+
+The same in a replica and in a worker process; they differ in the handler only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from shared.api.usage import USAGE_HEADER, UsageScanner, read_header
+from shared.errors import FoveaError
+from shared.jobs.consumer import QueueConsumer
+from shared.jobs.queue import Handler, Payload, Result, Ticket
+from shared.jobs.usage_ledger import UsageLedger
+from shared.jobs.worker import JobWorker
+from shared.settings import Settings
+from shared.telemetry import log
+
+
+class JobRunner:
+    """Runs the jobs of one service. Belongs to one event loop."""
+
+    def __init__(self, url: str, service: str, handler: Handler, settings: Settings) -> None:
+        """Take jobs from the Redis at `url`."""
+        self._handler = handler
+        self._consumer = QueueConsumer(url, service, settings)
+        self._ledger = UsageLedger(url)
+        self._worker = JobWorker(self._consumer, self._run_and_charge, settings)
+        self._log = log("jobs")
+
+    @property
+    def busy(self) -> int:
+        """Jobs that run."""
+        return self._worker.busy
+
+    async def run(self) -> None:
+        """Work until `stop`; then finish or release what runs, and close the connections."""
+        self._log.info("working", service=self._consumer.service, worker=self._consumer.consumer)
+        try:
+            await self._worker.run()
+        finally:
+            await self._consumer.close()
+            await self._ledger.stop()
+
+    def stop(self) -> None:
+        """Take no more jobs. A second call hurries those that run."""
+        self._worker.stop()
+
+    def fail_all(self, error: FoveaError, loop: asyncio.AbstractEventLoop) -> None:
+        """Fail every running job for good, from another thread: this process ends, and no other is to try them."""
+        asyncio.run_coroutine_threadsafe(self._worker.fail_all(error), loop).result(timeout=2.0)
+
+    async def _run_and_charge(self, payload: Payload, ticket: Ticket) -> Result:
+        """Run a job, and write what its answer consumed into the ledger under the job's tenant."""
+        started = time.monotonic()
+        result = await self._handler(payload, ticket)
+        if result.status < 400:
+            scanner = UsageScanner(is_stream=result.content_type.startswith("text/event-stream"))
+            scanner.feed(result.body)
+            consumed = read_header(result.headers.get(USAGE_HEADER)) | scanner.sum_up(time.monotonic() - started)
+            self._ledger.add(payload.tenant, scanner.model, consumed)
+        return result

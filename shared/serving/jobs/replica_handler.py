@@ -1,0 +1,130 @@
+"""Replica handler: sends a job to a replica of its service over HTTP, and waits for the answer however long it takes.
+
+Progress does not come this way: the replica writes it to Redis under the job's id (`shared.jobs.progress`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import httpx2
+
+from shared.api.replica import JOB_HEADER, ReplicaRecord
+from shared.errors import Cancelled, NotReady, TooLarge
+from shared.jobs.queue import TRANSFER_HEADERS, Payload, Result, Ticket
+from shared.serving.jobs.replica_directory import ReplicaDirectory
+from shared.settings import Settings
+from shared.telemetry import context, is_tracing, log
+
+_CONNECT_S = 3.0
+_LOOK_S = 0.5
+"""Seconds between two looks for a replica that is ready."""
+
+_BUSY = frozenset({429, 503})
+"""Statuses of a replica that can't take the job now: an attempt asks again so often before it fails."""
+
+_MAX_REFUSALS = 30
+_BUSY_PAUSE_S = 1.0
+
+
+class ReplicaJobHandler:
+    """Runs jobs on the replicas of a directory. `close` it in the loop that runs it."""
+
+    def __init__(self, replicas: ReplicaDirectory, settings: Settings) -> None:
+        """Show the replicas the credentials of `settings`."""
+        self._replicas = replicas
+        self._client = httpx2.AsyncClient(
+            trust_env=False,
+            timeout=httpx2.Timeout(None, connect=_CONNECT_S),
+            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=0),
+            headers={"accept-encoding": "identity", **settings.replica_credentials},
+        )
+
+    async def __call__(self, payload: Payload, ticket: Ticket) -> Result:
+        """The replica's answer; streams are collected whole. See `shared.jobs.queue.Handler`.
+
+        Raises:
+            Cancelled: The job was cancelled; the replica was told by the closed connection.
+            NotReady: The replica was lost while it ran the job.
+            TooLarge: It ran out of memory over the job.
+        """
+        work = asyncio.create_task(self._send_until_taken(payload, ticket))
+        stopped = asyncio.create_task(ticket.wait_until_cancelled())
+        try:
+            await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                return work.result()
+            raise Cancelled("The job was cancelled.")
+        finally:
+            stopped.cancel()
+            work.cancel()
+            await asyncio.wait({work})
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+        await self._replicas.close()
+
+    async def _send_until_taken(self, payload: Payload, ticket: Ticket) -> Result:
+        refusals = 0
+        while True:
+            replica = await self._wait_for_replica(ticket)
+            with self._replicas.occupy(replica):
+                result = await self._send(replica, payload, ticket)
+            if result is None:
+                continue
+            if result.status not in _BUSY or refusals == _MAX_REFUSALS:
+                return result
+            refusals += 1
+            await asyncio.sleep(_BUSY_PAUSE_S)
+
+    async def _wait_for_replica(self, ticket: Ticket) -> ReplicaRecord:
+        if (replica := await self._replicas.pick()) is not None:
+            return replica
+        await ticket.progress(0.0, "waiting for a replica")
+        while replica is None:
+            await asyncio.sleep(_LOOK_S)
+            replica = await self._replicas.pick()
+        return replica
+
+    async def _send(self, replica: ReplicaRecord, payload: Payload, ticket: Ticket) -> Result | None:
+        """The answer of one replica; None where it can't be reached, so that it has seen nothing of the job."""
+        answer = asyncio.create_task(self._post(replica, payload, ticket))
+        silent = asyncio.create_task(self._replicas.wait_until_silent(replica))
+        try:
+            await asyncio.wait({answer, silent}, return_when=asyncio.FIRST_COMPLETED)
+            if not answer.done():
+                raise NotReady("The replica that ran this job hangs.", hint="Send the request again.", retry_after=1)
+            return answer.result()
+        except httpx2.ConnectError:
+            self._replicas.avoid(replica)
+            return None
+        except httpx2.TransportError as error:
+            log("jobs").warning("lost a replica", job=ticket.id, replica=replica.id, reason=repr(error))
+            raise await self._describe_loss(replica) from error
+        finally:
+            for task in (answer, silent):
+                task.cancel()
+            await asyncio.wait({answer, silent})
+
+    async def _post(self, replica: ReplicaRecord, payload: Payload, ticket: Ticket) -> Result:
+        headers = {**payload.headers, JOB_HEADER: f"{ticket.id} {ticket.attempt}"}
+        headers.pop("x-fovea-deadline-ms", None)  # it was for the 202: a job has all the time it needs
+        if is_tracing():
+            headers["traceparent"] = context().traceparent
+        request = self._client.build_request("POST", replica.http + payload.path, content=payload.body, headers=headers)
+        return _to_result(await self._client.send(request))
+
+    async def _describe_loss(self, replica: ReplicaRecord) -> NotReady | TooLarge:
+        """The error for a connection that broke: the job's doing, where the replica died of memory over it alone."""
+        if await self._replicas.has_died_of_memory(replica) and not self._replicas.is_shared(replica):
+            detail = "A replica ran out of memory on this job."
+            return TooLarge(detail, hint="Send less at a time, or raise FOVEA_REPLICA_MEMORY_BYTES of the replicas.")
+        return NotReady("The replica was lost while it ran this job.", hint="Send the request again.", retry_after=1)
+
+
+def _to_result(response: Any) -> Result:
+    headers = {name: value for name, value in response.headers.items() if name not in TRANSFER_HEADERS}
+    content_type = response.headers.get("content-type", "application/octet-stream")
+    return Result(response.status_code, content_type, response.content, headers)

@@ -1,0 +1,85 @@
+"""Jobs in the replica: on the models that serve requests, after them, and released when the replica stops."""
+
+import asyncio
+import json
+
+import pytest
+
+from shared.jobs.queue import Payload
+from shared.jobs.redis_queue import RedisJobQueue
+from shared.serving.build_app import build
+from shared.serving.replica import ReplicaServer
+from shared.serving.tests.toys import TOYS
+from shared.settings import Settings
+from tests.harness.waiting import until
+
+
+@pytest.fixture
+def chosen(redis_url, tmp_path):
+    return Settings(
+        redis_url=redis_url, data_dir=tmp_path, shutdown_grace_s=0.2, jobs_in_replica=True, replica_secret="s1"
+    )  # fmt: skip
+
+
+@pytest.fixture
+async def queue(chosen):
+    made = RedisJobQueue(chosen.redis_url, chosen)
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+async def replica(chosen):
+    made = ReplicaServer(build("toy", servables=TOYS, settings=chosen), chosen)
+    await made.start()
+    yield made
+    await made.stop()
+
+
+def ask(path, **body):
+    return Payload("toy", path, json.dumps(body).encode(), {"content-type": "application/json"})
+
+
+async def last_state(queue, job):
+    async with asyncio.timeout(30):
+        return [now async for now in queue.events(job.id, "local")][-1]
+
+
+async def test_a_task_runs_on_the_models_that_serve(replica, queue):
+    job, _ = await queue.submit(ask("/v1/echo", text="ab"))
+    assert (await last_state(queue, job)).status == "succeeded"
+    assert replica.host.servable("toy/echo").seen == ["hello", "ab"]
+    assert json.loads((await queue.result(job.id, "local")).body)["text"] == "ab"
+
+
+async def test_another_route_is_answered_by_a_replica_of_the_service(replica, queue):
+    job, _ = await queue.submit(ask("/v2/models/toy/echo/infer", inputs=[
+        {"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}
+    ]))  # fmt: skip
+    assert (await last_state(queue, job)).status == "succeeded"
+    assert json.loads((await queue.result(job.id, "local")).body)["outputs"][0]["data"] == [2, 3, 4]
+    job, _ = await queue.submit(ask("/v1/nowhere"))
+    ended = await last_state(queue, job)
+    assert (ended.status, ended.error["status"], ended.attempts) == ("failed", 404, 1)
+
+
+async def test_a_replica_that_stops_releases_what_it_has_not_finished(queue, chosen):
+    made = ReplicaServer(build("toy", servables=TOYS, settings=chosen), chosen)
+    await made.start()
+    job, _ = await queue.submit(ask("/v1/probe", text="a", sleep=30))
+    await until(lambda: made.host.busy)
+    assert made.in_flight
+    await made.stop()
+    released = await queue.get(job.id, "local")
+    assert (released.status, released.position) == ("queued", 0)
+    assert await queue.workers("toy") == []
+
+
+async def test_a_replica_that_dies_of_memory_fails_its_jobs_for_good(replica, queue, monkeypatch):
+    ends = []
+    monkeypatch.setattr("shared.serving.replica.os._exit", ends.append)
+    job, _ = await queue.submit(ask("/v1/probe", text="a", sleep=30))
+    await until(lambda: replica.host.busy)
+    await asyncio.to_thread(replica._die_of_memory)
+    ended = await last_state(queue, job)
+    assert (ended.status, ended.error["status"], ends) == ("failed", 413, [137])

@@ -1,0 +1,80 @@
+"""The core alone imports, starts, shows no trace of a plug-in, and says how to install the one that is asked for."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.core_alone.environment import ROOT, link_libraries, run_alone
+
+KNOWN = json.loads((ROOT / "shared/known_plugins.json").read_text("utf8"))
+
+
+def _examine(libraries, tree=ROOT):
+    done = run_alone(libraries, "-W", "ignore", "-m", "tests.core_alone.examine", tree=tree)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def libraries(tmp_path_factory):
+    """The libraries of this environment without plug-ins."""
+    return link_libraries(tmp_path_factory.mktemp("alone") / "libraries", with_core=True)
+
+
+@pytest.fixture(scope="module")
+def alone(libraries):
+    """What the core says in an environment without plug-ins."""
+    return _examine(libraries)
+
+
+def _check(alone):
+    assert alone["plugins"] == []
+    points = [value for group in alone["entries"].values() for value in group]
+    assert points
+    assert all(value.startswith(("services.", "shared.", "fovea.")) for value in points)
+    brought = {kind: {name for plugin in KNOWN.values() for name in plugin[kind]} for kind in ("models", "paths")}
+    for service, found in alone["services"].items():
+        assert found["models"], service
+        assert not brought["models"].intersection(found["models"]), service
+        assert not brought["paths"].intersection(found["paths"]), service
+    assert alone["gateway"]["linked"] == []
+
+
+def test_the_core_imports_starts_and_shows_no_trace_of_a_plug_in(alone):
+    _check(alone)
+    listed = re.findall(r"^│ ([a-z-]+) ", alone["commands"]["help"], re.MULTILINE)
+    assert {"segment", "up"} <= set(listed)
+    assert not {verb for plugin in KNOWN.values() for verb in plugin["commands"]}.intersection(listed)
+
+
+@pytest.mark.parametrize("name", sorted(KNOWN))
+def test_a_request_for_a_known_plug_in_is_answered_with_how_to_install_it(alone, name):
+    hint = f"pip install fovea-{name}"
+    for path, (status, text) in alone["gateway"]["answers"][name].items():
+        assert (status, hint in text) == (404, True), (path, text)
+    for model, text in alone["models"][name].items():
+        assert hint in text, model
+    for verb, text in alone["commands"]["answers"][name].items():
+        assert hint in text, verb
+
+
+@pytest.mark.release
+def test_the_core_s_wheel_alone_starts(tmp_path):
+    libraries = link_libraries(tmp_path / "libraries", with_core=False)
+    pip = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
+    options = ("--no-deps", "--no-index", "--no-build-isolation")
+    subprocess.run([*pip, "wheel", *options, "-w", tmp_path, ROOT], check=True)
+    (wheel,) = tmp_path.glob("fovea-*.whl")
+    subprocess.run([*pip, "install", "--no-deps", "--no-index", "--target", tmp_path / "site", wheel], check=True)
+    (tmp_path / "site/tests").symlink_to(ROOT / "tests")
+    _check(_examine(libraries, tmp_path / "site"))
+
+
+@pytest.mark.release
+def test_the_core_passes_its_tests_alone(libraries):
+    quick = "not slow and not e2e and not browser and not release and not timed"
+    done = run_alone(libraries, "-m", "pytest", "-q", "-x", "-n", "0", "-m", quick, "fovea", "shared", "services")
+    assert done.returncode == 0, done.stdout[-6000:]
