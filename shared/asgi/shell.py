@@ -7,17 +7,135 @@ trace, deadline, body limits, disconnect, metrics and spans are here and in the 
 from __future__ import annotations
 
 import asyncio
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from functools import cache
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from shared import telemetry
 from shared.asgi.body import BoundedBody, Message
-from shared.asgi.disconnect import DisconnectWatch
-from shared.asgi.observation import ObservedRequest
 from shared.settings import Settings
-from shared.telemetry import Context, fresh_context
+from shared.telemetry import Context, Span, fresh_context
+
+FIRST_CHECK_S = 0.02
+"""A request that is answered sooner is not watched at all, which saves a task."""
+
+CHECK_INTERVAL_S = 0.1
+"""Seconds between two checks whether the body has arrived; only then can a disconnect be received."""
+
+_in_flight = cache(telemetry.IN_FLIGHT.labels)
+_requests = cache(telemetry.REQUESTS.labels)
+_latency = cache(telemetry.REQUEST_LATENCY.labels)
+
+
+class ObservedRequest:
+    """One request while it is served. Whoever answers it fills the attributes; leaving the block records them.
+
+    Attributes:
+        trace: Request id and trace parent of the request.
+        status: Status of the answer; 0 before it is sent.
+        route: Template of the path, for metrics.
+        model: Name of the model that answers, or empty.
+        error: Code of the error that it was answered with, or empty.
+        facts: Attributes of the span that are known at the end; those that are None are left out.
+    """
+
+    def __init__(self, service: str, method: str, path: str, trace: Context) -> None:
+        self._service, self._method, self._path = service, method, path
+        self._started = time.perf_counter()
+        self._span: Span = telemetry.NO_SPAN
+        self.trace = trace
+        self.status = 0
+        self.route = "unmatched"
+        self.model = self.error = ""
+        self.facts: dict[str, Any] = {}
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since it began."""
+        return time.perf_counter() - self._started
+
+    @property
+    def traceparent(self) -> str:
+        """Trace parent of what is called from here: of the request's own span, where there is one."""
+        return self._span.traceparent or self.trace.traceparent
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether facts are of use."""
+        return self._span.is_recording
+
+    def __enter__(self) -> Self:
+        _in_flight(self._service).inc()
+        trace = self.trace
+        self._bound = telemetry.bind(request_id=trace.request_id, traceparent=trace.traceparent, service=self._service)
+        self._bound.__enter__()
+        self._span = telemetry.begin_http_span(self._method, self._path, trace.parent, trace.request_id)
+        self._span.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _in_flight(self._service).dec()
+        _requests(self._service, self.model, self.route, str(self.status)).inc()
+        telemetry.observe(_latency(self._service, self.route), self.seconds)
+        if self.error:
+            telemetry.ERRORS.labels(self._service, self.model, self.error).inc()
+        if self._span.is_recording:
+            telemetry.finish_http_span(self._span, self._method, self.route, self.status)
+            self._span.set_attributes(self.facts)
+        self._span.__exit__(kind, error, trace)
+        self._bound.__exit__()
+
+
+class DisconnectWatch:
+    """Calls `on_gone` once when the caller of a request hangs up after all of its body has arrived."""
+
+    __slots__ = ("_body", "_listener", "_loop", "_on_gone", "_receive", "_timer")
+
+    def __init__(self, receive: Receive, body: BoundedBody, on_gone: Callable[[], None]) -> None:
+        """Watch from `start` on, or from when somebody waits for the disconnect."""
+        self._receive, self._body, self._on_gone = receive, body, on_gone
+        self._loop = asyncio.get_running_loop()
+        self._listener: asyncio.Task[Message] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Watch, unless the request is over in a moment."""
+        self._timer = self._loop.call_later(FIRST_CHECK_S, self._check_body)
+
+    def stop(self) -> None:
+        """Watch no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._listener is not None:
+            self._listener.cancel()
+
+    async def wait(self) -> Message:
+        """Return the disconnect."""
+        return await asyncio.shield(self._listen())
+
+    def _check_body(self) -> None:
+        if self._body.complete:
+            self._listen()
+        else:
+            self._timer = self._loop.call_later(CHECK_INTERVAL_S, self._check_body)
+
+    def _listen(self) -> asyncio.Task[Message]:
+        if self._listener is None:
+            self._listener = self._loop.create_task(self._wait_for_disconnect())
+        return self._listener
+
+    async def _wait_for_disconnect(self) -> Message:
+        while (message := await self._receive())["type"] != "http.disconnect":
+            pass
+        self._on_gone()
+        return message
 
 
 class HttpCall:

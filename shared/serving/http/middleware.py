@@ -7,18 +7,22 @@ route with the mark `ENDLESS` (`shared.api.replica`) only a stated length counts
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import sys
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from shared.api.replica import JOB_HEADER, SCOPES_HEADER, is_endless
+from shared import telemetry
+from shared.api.replica import AUDIT_HEADER, JOB_HEADER, SCOPES_HEADER, is_endless
+from shared.api.usage import USAGE_HEADER
 from shared.asgi.body import Inflater, read_coding, read_content_length
-from shared.asgi.shell import HttpCall, Shell
+from shared.asgi.errors import RawHeaders
+from shared.asgi.shell import HttpCall, ObservedRequest, Shell
+from shared.errors import FoveaError
 from shared.jobs.progress import RemoteProgress, RemoteReport
 from shared.registry import CallContext
 from shared.serving.http.error_rendering import render, translate
-from shared.serving.http.outcome import build_facts_headers, log_refusal, observe_outcome
 from shared.settings import Settings
 
 _CLOSE = {"connection": "close"}
@@ -145,3 +149,29 @@ def _read_timeout(deadline_ms: str) -> float | None:
     except ValueError:
         return None
     return seconds if math.isfinite(seconds) else None
+
+
+def build_facts_headers(request_id: str, run: CallContext) -> RawHeaders:
+    """Build the headers that every answer has: the request's id, what it consumed, and what the audit log is to say."""
+    headers = [(b"x-request-id", request_id.encode("latin-1", "replace"))]
+    for name, facts in ((USAGE_HEADER, run.usage), (AUDIT_HEADER, run.audit)):
+        if facts:
+            headers.append((name.encode(), json.dumps(facts).encode()))
+    return headers
+
+
+def observe_outcome(observed: ObservedRequest, run: CallContext, route: str, error: str) -> None:
+    """Complete what is observed of a call; `error` is the code of the error that it was answered with, if known."""
+    observed.route, observed.model = route, run.model
+    if observed.status >= 400:
+        observed.error = error or str(observed.status)
+    if observed.is_recorded:
+        observed.facts = {"fovea.model": run.model or None, "fovea.tenant": run.tenant}
+        observed.facts |= {f"fovea.usage.{name}": value for name, value in run.usage.items()}
+
+
+def log_refusal(error: FoveaError) -> None:
+    """Log an error that is the answer: at WARNING where the fault is on this side."""
+    logger = telemetry.log()
+    write = logger.warning if error.status >= 500 else logger.info
+    write("refused", status=error.status, code=error.code, detail=error.detail)
