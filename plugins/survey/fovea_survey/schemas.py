@@ -99,14 +99,14 @@ class FoundDamage(BaseModel):
 
 
 class DamagePoint(FoundDamage):
-    """FoundDamage at a place."""
+    """Damage at a place."""
 
     latitude: float
     longitude: float
 
 
 class UnplacedDamage(FoundDamage):
-    """FoundDamage that was found in a picture without a place."""
+    """Damage that was found in a picture without a place."""
 
     reason: str = Field(description="Why it is not placed.")
 
