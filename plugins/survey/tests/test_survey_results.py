@@ -84,6 +84,8 @@ def test_a_photograph_far_from_all_others_is_not_placed_but_two_areas_are():
     assert list(placed.problems) == [4]
     assert "10 km from nearly all others" in placed.problems[4]
     assert len(place_pictures([*road, wrong], 0).driven) == 9
+    for metres, count in ((10_500, 1), (9_500, 0)):
+        assert len(place_pictures([*road, far("n", 50 + (280 + metres) / DEGREE_M, 8)], 10_000).problems) == count
     second = [far(f"b{n}", 51 + n / 1000, 8) for n in range(8)]
     both = place_pictures([*road, *second], 10_000)
     assert (len(both.driven), both.problems) == (16, {})
