@@ -68,10 +68,14 @@ def merge_damage(observations: Sequence[Observation], merge_m: float) -> list[Da
 
 
 def list_unplaced(observations: Sequence[Observation], problems: Mapping[int, str]) -> list[UnplacedDamage]:
-    """List the damage of pictures without a place: each detection, or each track of a film, counts."""
-    pictures = [observations[number] for number in problems]
-    reasons = list(problems.values())
-    return [UnplacedDamage(**_describe([one]), reason=reasons[one.rows[0][0]]) for one in _iter_sightings(pictures)]
+    """List the damage of pictures without a place: each detection, or each track that has no place at all."""
+    pictures, reasons = [observations[number] for number in problems], list(problems.values())
+    placed = {seen.track for n, one in enumerate(observations) if n not in problems for seen in one.detections}
+    return [
+        UnplacedDamage(**_describe([one]), reason=reasons[one.rows[0][0]])
+        for one in _iter_sightings(pictures)
+        if one.best[1].track is None or one.best[1].track not in placed
+    ]
 
 
 def grade_damage(damage: FoundDamage, options: SurveyOptions) -> Severity | None:
