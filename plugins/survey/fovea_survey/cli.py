@@ -129,8 +129,10 @@ def _save_pictures(observations: Sequence[dict[str, Any]], output: Path, first: 
     for number, one in enumerate(observations, first):
         boxed = one.pop("boxed", None)
         if boxed is not None:
-            stem = "".join(letter if letter.isalnum() or letter in "._#" else "-" for letter in Path(one["name"]).name)
-            one["picture"] = f"pictures/{number:04d}-{stem.replace('#', '-')[:60]}.jpg"
+            path = Path(one["name"])
+            letters = path.name if "#" in path.name else path.stem
+            stem = "".join(letter if letter.isalnum() or letter in "._" else "-" for letter in letters)[:60]
+            one["picture"] = f"pictures/{number:04d}-{stem}.jpg"
             (output / "pictures").mkdir(exist_ok=True)
             (output / one["picture"]).write_bytes(base64.b64decode(boxed))
 
