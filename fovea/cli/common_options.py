@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from fovea.async_client import AsyncClient
+from fovea.cli.output import Screen
 from fovea.client import Client
 from fovea.transport import LOCAL
 
@@ -26,10 +27,10 @@ Model = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """The gateway that a command talks to; opens clients."""
+    """The gateway that a command talks to; opens clients. A group of options (`expand_options`)."""
 
-    url: str = LOCAL
-    key: str | None = field(default=None, repr=False)
+    url: Url = LOCAL
+    key: Key = field(default=None, repr=False)
 
     def open(self) -> Client:
         """Open a synchronous client."""
@@ -38,3 +39,15 @@ class Connection:
     def open_async(self) -> AsyncClient:
         """Open an asynchronous client."""
         return AsyncClient(self.url, key=self.key)
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayOptions(Connection):
+    """The gateway that a command talks to, and how it writes what it was answered. A group of options."""
+
+    as_json: AsJson = False
+
+    @property
+    def screen(self) -> Screen:
+        """Where the command writes."""
+        return Screen(as_json=self.as_json)

@@ -1,6 +1,7 @@
 """Options from schemas and wire types, sources from words, and what the screen writes."""
 
 import json
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import pytest
@@ -11,7 +12,9 @@ from pydantic import BaseModel, Field
 from typer.testing import CliRunner
 
 from fovea.cli.commands import task_aliases
+from fovea.cli.common_options import GatewayOptions
 from fovea.cli.input_files import find_images
+from fovea.cli.option_groups import expand_options
 from fovea.cli.output import Screen
 from fovea.cli.schema_options import describe_options, is_picture, list_picture_fields, parse_options, split_arguments
 from fovea.cli.typed_options import add_request_options
@@ -104,12 +107,39 @@ def test_pictures_are_found_in_lists_and_behind_null():
     assert not is_picture({"type": "string"}, {})
 
 
+@dataclass(frozen=True)
+class Colour:
+    """A group of options."""
+
+    shade: Annotated[str, typer.Option("--shade", "-s", help="How dark.")]
+    depth: Annotated[int, typer.Option(min=1)] = 2
+
+
+def test_a_group_s_options_are_where_the_group_is_and_arrive_as_one():
+    seen = []
+
+    @expand_options
+    def paint(wall: str, *, colour: Colour, coats: int = 1, gateway: GatewayOptions) -> None:
+        """Paint."""
+        seen.append((wall, colour, coats, gateway))
+
+    app = typer.Typer()
+    app.command()(paint)
+    shown = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "100", "NO_COLOR": "1"}).stdout
+    places = [shown.index(f"--{name} ") for name in ("shade", "depth", "coats", "json", "url", "key")]
+    assert places == sorted(places)
+    assert CliRunner().invoke(app, ["north", "-s", "dark", "--json", "--key", "k"]).exit_code == 0
+    assert seen == [("north", Colour("dark", 2), 1, GatewayOptions(key="k", as_json=True))]
+    assert CliRunner().invoke(app, ["north"]).exit_code == 2
+    assert CliRunner().invoke(app, ["north", "-s", "dark", "--depth", "0"]).exit_code == 2
+
+
 @pytest.mark.parametrize("task", ["actions", "scanpath", "plan"])
 def test_verbs_of_tasks_are_run_with_the_task_fixed(task, monkeypatch):
     told = []
-    monkeypatch.setattr(task_aliases, "run", lambda *given, **more: told.append((given, more)))
+    monkeypatch.setattr(task_aliases, "run", lambda **given: told.append(given))
     getattr(task_aliases, task)(words=["a.npz"], model=None)
-    assert told == [((task,), {"words": ["a.npz"], "model": None})]
+    assert told == [{"task": task, "words": ["a.npz"], "model": None}]
     assert getattr(task_aliases, task).__doc__
 
 

@@ -8,7 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 from fovea.cli.commands import classify, detect
+from fovea.cli.common_options import Connection
 from fovea.cli.concurrency import run_concurrently
+from fovea.cli.output import Screen
 from services.gateway.tests.stub_service import photograph
 from shared.api.boxes import DetectIn
 from shared.api.classes import ClassifyIn
@@ -64,13 +66,14 @@ class AnsweringGateway:
 @pytest.fixture
 def gateway(monkeypatch):
     made = AnsweringGateway()
-    for verb in (classify, detect):
-        monkeypatch.setattr(verb, "Connection", lambda *_: made)
+    monkeypatch.setattr(Connection, "open_async", lambda _: made.open_async())
     return made
 
 
 def call(verb, picture, options=None, **more):
-    {"classify": classify._classify, "detect": detect._detect}[verb]([str(picture)], options or {}, **more)
+    {"classify": classify._classify, "detect": detect._detect}[verb](
+        sources=[str(picture)], options=options or {}, **more
+    )
 
 
 @pytest.mark.parametrize(
@@ -137,5 +140,5 @@ def test_deeds_never_run_more_than_so_many_at_a_time():
         await asyncio.sleep(0.01)
         running -= 1
 
-    asyncio.run(run_concurrently([deed] * 9, 3, classify.Screen(as_json=True), "doing"))
+    asyncio.run(run_concurrently([deed] * 9, 3, Screen(as_json=True), "doing"))
     assert (running, most) == (0, 3)

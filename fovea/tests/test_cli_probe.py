@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from fovea.cli.commands import heads, probe
+from fovea.cli.commands import probe
+from fovea.cli.common_options import Connection
 from fovea.cli.output import Screen
 
 EVIDENCE = {"schema": "retrieval-report/1", "scores": [[0.5, 0.0]]}
@@ -66,8 +67,7 @@ class FakeClient:
 @pytest.fixture
 def fovea(call_main, monkeypatch, capsys):
     client = FakeClient({"retrieval-heads": HEADS, "head-plans": HEADS, "needle-grid": GRID})
-    for verb in (probe, heads):
-        monkeypatch.setattr(verb, "Connection", lambda *_: SimpleNamespace(open=lambda: client))
+    monkeypatch.setattr(Connection, "open", lambda _: client)
     monkeypatch.setenv("NO_COLOR", "1")
 
     def run(*words, verb="probe"):

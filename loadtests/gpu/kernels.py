@@ -6,6 +6,7 @@ import functools
 import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -107,14 +108,14 @@ def _flex_sparse(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Callable[[], 
 
     @functools.cache
     def prepare() -> Callable[[], Tensor]:
-        flex = importlib.import_module("torch.nn.attention.flex_attention")
+        flex, compiled = importlib.import_module("torch.nn.attention.flex_attention"), cast("Any", torch.compile)
 
         def kept(_: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
             return (j <= i) & mask[h // per_group, i // _BLOCK, j // _BLOCK]
 
-        make = torch.compile(flex.create_block_mask)
+        make = compiled(flex.create_block_mask)
         chosen = make(kept, None, q.shape[1], n, n, device=q.device, BLOCK_SIZE=_BLOCK)
-        attend = torch.compile(flex.flex_attention)
+        attend = compiled(flex.flex_attention)
         return lambda: attend(q, k, v, block_mask=chosen, enable_gqa=True)
 
     def run() -> Tensor:

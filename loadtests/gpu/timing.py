@@ -47,7 +47,8 @@ def measure_ms(run: Callable[[], object], device: torch.device, rounds: int = 10
     times = []
     for _ in range(rounds):
         if device.type == "cuda":
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            cuda: Any = torch.cuda  # torch leaves its events without annotations
+            begin, end = (cuda.Event(enable_timing=True) for _ in range(2))
             begin.record()
             run()
             end.record()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnxruntime
@@ -29,6 +29,7 @@ def time_vision(device: torch.device, cache: Path, networks: Sequence[str] = NET
 
 def time_graph(name: str, graph: Path, device: torch.device, cache: Path) -> Iterator[Row]:
     """Yield one graph."""
+    cases: list[tuple[Literal["onnx", "tensorrt"], str]]
     cases = [("onnx", "fp32"), ("onnx", "fp16"), ("tensorrt", "fp16")] if device.type == "cuda" else [("onnx", "fp32")]
     plain, inputs = _plain_session(graph, device), OnnxEngine(graph).inputs
     feeds = {

@@ -42,7 +42,7 @@ class LongctxOptions(BaseModel):
     """Ours: how attention is computed for this request, and how much memory it may hold.
 
     A method's knobs are given in `knobs` or beside the other fields. Models with attention of their own have knobs of
-    their own: `fovea-landmark-*` takes `blocks`, `selection`, `offload`, `capacity` and `cite`.
+    their own, which their cards name.
     """
 
     model_config = ConfigDict(extra="allow")

@@ -7,6 +7,7 @@ import importlib
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
@@ -14,36 +15,55 @@ from rich.markup import escape
 
 from fovea.chat import ChatOptions
 from fovea.cli.commands.methods import build_longctx
-from fovea.cli.common_options import AsJson, Connection, Key, Model, Url
+from fovea.cli.common_options import GatewayOptions, Model
+from fovea.cli.option_groups import expand_options
 from fovea.cli.output import Screen
 from fovea.client import Client
-from fovea.transport import LOCAL
 from shared.api.text import ChatMessage, Usage
 from shared.errors import FoveaError, Malformed
 
 
+@dataclass(frozen=True, slots=True)
+class ReplyOptions:
+    """How an answer is drawn, and what it continues."""
+
+    temperature: Annotated[
+        float | None,
+        typer.Option(
+            "--temperature", "-t", min=0, max=2, help="Sampling temperature; 0 is greedy.", show_default=False
+        ),
+    ] = None
+    max_tokens: Annotated[
+        int | None, typer.Option("--max-tokens", "-n", min=1, help="Longest answer, in tokens.", show_default=False)
+    ] = None
+    seed: Annotated[int | None, typer.Option(help="Random seed, to repeat an answer.", show_default=False)] = None
+    session: Annotated[
+        str | None, typer.Option(help="Continue this session (`fovea sessions open`).", show_default=False)
+    ] = None
+    document: Annotated[
+        str | None, typer.Option(help="Ask about this document (`fovea documents add`).", show_default=False)
+    ] = None
+
+    def build(self) -> ChatOptions:
+        """Return the options of a chat request."""
+        return ChatOptions(
+            temperature=self.temperature,
+            max_tokens=self.max_tokens,
+            seed=self.seed,
+            session_id=self.session,
+            document_id=self.document,
+        )
+
+
+@expand_options
 def chat(
     prompt: Annotated[
         list[str] | None,
         typer.Argument(metavar="PROMPT", help="The question; - is standard input.", show_default=False),
     ] = None,
     system: Annotated[str | None, typer.Option("--system", "-s", help="System prompt.", show_default=False)] = None,
-    temperature: Annotated[
-        float | None,
-        typer.Option(
-            "--temperature", "-t", min=0, max=2, help="Sampling temperature; 0 is greedy.", show_default=False
-        ),
-    ] = None,
-    max_tokens: Annotated[
-        int | None, typer.Option("--max-tokens", "-n", min=1, help="Longest answer, in tokens.", show_default=False)
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Random seed, to repeat an answer.", show_default=False)] = None,
-    session: Annotated[
-        str | None, typer.Option(help="Continue this session (`fovea sessions open`).", show_default=False)
-    ] = None,
-    document: Annotated[
-        str | None, typer.Option(help="Ask about this document (`fovea documents add`).", show_default=False)
-    ] = None,
+    *,
+    reply: ReplyOptions,
     method: Annotated[
         str | None, typer.Option(help="Attention method; `fovea methods` lists them.", show_default=False)
     ] = None,
@@ -52,19 +72,15 @@ def chat(
         typer.Option("--knob", "-K", metavar="NAME=VALUE", help="A setting of the method, or a memory budget."),
     ] = None,
     model: Model = None,
-    as_json: AsJson = False,
-    url: Url = LOCAL,
-    key: Key = None,
+    gateway: GatewayOptions,
 ) -> None:
     """Ask a language model a question, or hold a conversation with it.
 
     Without a prompt it starts a conversation; without a terminal the prompt is read from standard input.
     """
-    options = ChatOptions(
-        temperature=temperature, max_tokens=max_tokens, seed=seed, session_id=session, document_id=document
-    )
-    screen = Screen(as_json=as_json)
-    with Connection(url, key).open() as client:
+    options = reply.build()
+    screen = gateway.screen
+    with gateway.open() as client:
         options["longctx"] = build_longctx(client, method, knob or ())
         conversation = _Conversation(client, screen, model or client.default_model("chat"), system, options)
         if not prompt and _at_terminal():

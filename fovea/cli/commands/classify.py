@@ -12,16 +12,16 @@ import typer
 
 from fovea.async_client import AsyncClient
 from fovea.cli.batch_images import CONTEXT_SETTINGS, ImageBatch, ImageResult
-from fovea.cli.common_options import AsJson, Connection, Key, Model, Url
+from fovea.cli.common_options import GatewayOptions, Model
 from fovea.cli.input_files import ImageSource
-from fovea.cli.output import Screen
+from fovea.cli.option_groups import expand_options
 from fovea.cli.typed_options import add_request_options
-from fovea.transport import LOCAL
 from shared.api.classes import ClassifyIn, ClassifyOut
 
 __all__ = ["CONTEXT_SETTINGS", "classify"]
 
 
+@expand_options
 def _classify(
     sources: Annotated[list[str], typer.Argument(metavar="SOURCE", help="Pictures to classify.")],
     options: dict[str, Any],
@@ -30,16 +30,15 @@ def _classify(
     ] = None,
     model: Model = None,
     concurrency: Annotated[int, typer.Option("--concurrency", "-c", min=1, max=64, help="Pictures at a time.")] = 4,
-    as_json: AsJson = False,
-    url: Url = LOCAL,
-    key: Key = None,
+    *,
+    gateway: GatewayOptions,
 ) -> None:
     """Classify pictures: FILE, FOLDER, "PATTERN*", URL, or - for standard input.
 
     Prints the class of each, or with --tile the number of patches of each class. The exit code is 1 if any failed.
     """
-    batch = _ClassifyBatch(Screen(as_json=as_json), {**options, "model": model}, output=output)
-    batch.run(sources, concurrency, Connection(url, key))
+    batch = _ClassifyBatch(gateway.screen, {**options, "model": model}, output=output)
+    batch.run(sources, concurrency, gateway)
 
 
 classify = add_request_options(_classify, ClassifyIn, without=frozenset({"image", "model"}))

@@ -13,11 +13,10 @@ import typer
 
 from fovea.async_client import AsyncClient
 from fovea.cli.batch_images import CONTEXT_SETTINGS, ImageBatch, ImageResult
-from fovea.cli.common_options import AsJson, Connection, Key, Model, Url
+from fovea.cli.common_options import GatewayOptions, Model
 from fovea.cli.input_files import ImageSource
-from fovea.cli.output import Screen
+from fovea.cli.option_groups import expand_options
 from fovea.cli.typed_options import add_request_options
-from fovea.transport import LOCAL
 from shared.api.boxes import DetectIn, DetectOut
 from shared.api.coco import CocoDataset
 from shared.errors import InvalidOption
@@ -35,6 +34,7 @@ COCO = "coco"
 """One file of all pictures together, as data sets are distributed, and as `fovea train` reads it."""
 
 
+@expand_options
 def _detect(
     sources: Annotated[list[str], typer.Argument(metavar="SOURCE", help="Pictures to search.")],
     options: dict[str, Any],
@@ -46,18 +46,17 @@ def _detect(
     ] = None,
     model: Model = None,
     concurrency: Annotated[int, typer.Option("--concurrency", "-c", min=1, max=64, help="Pictures at a time.")] = 4,
-    as_json: AsJson = False,
-    url: Url = LOCAL,
-    key: Key = None,
+    *,
+    gateway: GatewayOptions,
 ) -> None:
     """Find objects in pictures: FILE, FOLDER, "PATTERN*", URL, or - for standard input.
 
     Prints the number of objects of each class. The exit code is 1 if any failed.
     """
     formats = _choose_formats(also or (), output)
-    batch = _DetectBatch(Screen(as_json=as_json), {**options, "model": model}, output=output, formats=formats)
+    batch = _DetectBatch(gateway.screen, {**options, "model": model}, output=output, formats=formats)
     batch.in_coco = {} if COCO in (also or ()) else None
-    batch.run(sources, concurrency, Connection(url, key))
+    batch.run(sources, concurrency, gateway)
 
 
 detect = add_request_options(_detect, DetectIn, without=frozenset({"image", "model", "include"}))

@@ -12,10 +12,9 @@ from typing import Annotated, Any, Literal
 import typer
 
 from fovea.cli.commands.probe import print_report, run_study, save_report
-from fovea.cli.common_options import AsJson, Connection, Key, Url
-from fovea.cli.output import Screen
+from fovea.cli.common_options import GatewayOptions
+from fovea.cli.option_groups import expand_options
 from fovea.cli.schema_options import parse_options, parse_pair
-from fovea.transport import LOCAL
 from shared.errors import InvalidOption
 
 app = typer.Typer(no_args_is_help=True, help="Head plans: which heads keep the whole cache, and which only its ends.")
@@ -29,6 +28,7 @@ def heads() -> None:
 
 
 @app.command(no_args_is_help=True)
+@expand_options
 def calibrate(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the plan in requests.")],
     kind: Annotated[
@@ -44,20 +44,19 @@ def calibrate(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for reports and artefacts.", show_default=False)
     ] = None,
-    as_json: AsJson = False,
-    url: Url = LOCAL,
-    key: Key = None,
+    *,
+    gateway: GatewayOptions,
 ) -> None:
     """Make a head plan and store it under a name.
 
     [bold]fovea heads calibrate mine[/] finds retrieval heads and makes a plan of them. Other kinds: razor finds
     echo and induction heads, duo trains gates, act searches for heads to calibrate.
     """
-    screen = Screen(as_json=as_json)
+    screen = gateway.screen
     lm_option = {"lm": lm} if lm else {}
     request: dict[str, Any] = {"model": "head-plans", "kind": kind, "name": name, **lm_option}
     request |= {} if share is None else {"share": share}
-    with Connection(url, key).open() as client:
+    with gateway.open() as client:
         study = "retrieval-heads" if kind == "retrieval" else "head-plans"
         options = parse_options(dict(parse_pair(text) for text in option or ()), client.model(study).request_schema)
         if kind == "retrieval":

@@ -10,10 +10,10 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from fovea.cli.common_options import AsJson, Connection, Key, Url
+from fovea.cli.common_options import Connection, GatewayOptions
 from fovea.cli.job_progress import describe_state, follow_job
+from fovea.cli.option_groups import expand_options
 from fovea.cli.output import Screen, colour_status
-from fovea.transport import LOCAL
 from shared.api.job import Job
 
 app = typer.Typer(help="List, follow, cancel and retry queued requests.", no_args_is_help=True)
@@ -22,18 +22,18 @@ JobId = Annotated[str, typer.Argument(metavar="ID", help="As printed by list.")]
 
 
 @app.command("list")
+@expand_options
 def list_(
     limit: Annotated[int, typer.Option(min=1, max=500, help="Most jobs to list.")] = 20,
     dead: Annotated[bool, typer.Option("--dead", help="Only dead letters.")] = False,
-    as_json: AsJson = False,
-    url: Url = LOCAL,
-    key: Key = None,
+    *,
+    gateway: GatewayOptions,
 ) -> None:
     """List jobs, newest first."""
-    screen = Screen(as_json=as_json)
-    with Connection(url, key).open() as client:
+    screen = gateway.screen
+    with gateway.open() as client:
         found = client.jobs.list(limit, dead=dead)
-    if as_json:
+    if gateway.as_json:
         for job in found:
             screen.line(job)
     elif not found:
@@ -43,51 +43,56 @@ def list_(
 
 
 @app.command()
-def get(job_id: JobId, as_json: AsJson = False, url: Url = LOCAL, key: Key = None) -> None:
+@expand_options
+def get(job_id: JobId, *, gateway: GatewayOptions) -> None:
     """Show one job."""
-    with Connection(url, key).open() as client:
-        _print(Screen(as_json=as_json), client.jobs.get(job_id))
+    with gateway.open() as client:
+        _print(gateway.screen, client.jobs.get(job_id))
 
 
 @app.command()
-def watch(job_id: JobId, as_json: AsJson = False, url: Url = LOCAL, key: Key = None) -> None:
+@expand_options
+def watch(job_id: JobId, *, gateway: GatewayOptions) -> None:
     """Follow a job to its end; the exit code says whether it succeeded."""
-    screen = Screen(as_json=as_json)
-    with Connection(url, key).open() as client:
-        on_change = screen.line if as_json else None
+    screen = gateway.screen
+    with gateway.open() as client:
+        on_change = screen.line if gateway.as_json else None
         last = follow_job(client, screen, client.jobs.get(job_id), on_change=on_change)
-    if not as_json:
+    if not gateway.as_json:
         _print(screen, last)
     if last.status != "succeeded":
         raise typer.Exit(1)
 
 
 @app.command()
-def cancel(job_id: JobId, as_json: AsJson = False, url: Url = LOCAL, key: Key = None) -> None:
+@expand_options
+def cancel(job_id: JobId, *, gateway: GatewayOptions) -> None:
     """Cancel a job, also while it runs."""
-    with Connection(url, key).open() as client:
-        _print(Screen(as_json=as_json), client.jobs.cancel(job_id))
+    with gateway.open() as client:
+        _print(gateway.screen, client.jobs.cancel(job_id))
 
 
 @app.command()
-def retry(job_id: JobId, as_json: AsJson = False, url: Url = LOCAL, key: Key = None) -> None:
+@expand_options
+def retry(job_id: JobId, *, gateway: GatewayOptions) -> None:
     """Queue a failed or cancelled job again."""
-    with Connection(url, key).open() as client:
-        _print(Screen(as_json=as_json), client.jobs.retry(job_id))
+    with gateway.open() as client:
+        _print(gateway.screen, client.jobs.retry(job_id))
 
 
 @app.command()
+@expand_options
 def result(
     job_id: JobId,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="File to write to; default: standard output.", show_default=False),
     ] = None,
-    url: Url = LOCAL,
-    key: Key = None,
+    *,
+    gateway: Connection,
 ) -> None:
     """Write the answer of a finished job, byte for byte."""
-    with Connection(url, key).open() as client:
+    with gateway.open() as client:
         found = client.jobs.result(job_id)
     if output is None:
         sys.stdout.buffer.write(found.content)

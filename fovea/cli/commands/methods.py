@@ -9,29 +9,28 @@ import typer
 from rich.markup import escape
 
 from fovea import endpoints
-from fovea.cli.common_options import AsJson, Connection, Key, Url
-from fovea.cli.output import Screen
+from fovea.cli.common_options import GatewayOptions
+from fovea.cli.option_groups import expand_options
 from fovea.cli.schema_options import describe_options, parse_options, parse_pair
 from fovea.client import Client
 from fovea.results import MethodCard
-from fovea.transport import LOCAL
 from shared.api.text import LongctxOptions
 from shared.errors import NotFound
 
 
+@expand_options
 def methods(
     name: Annotated[
         str | None, typer.Argument(metavar="NAME", help="Show the settings of this method.", show_default=False)
     ] = None,
-    as_json: AsJson = False,
-    url: Url = LOCAL,
-    key: Key = None,
+    *,
+    gateway: GatewayOptions,
 ) -> None:
     """List attention methods, or show the settings of one."""
-    screen = Screen(as_json=as_json)
-    with Connection(url, key).open() as client:
+    screen = gateway.screen
+    with gateway.open() as client:
         found = client.send(endpoints.methods()) if name is None else [_fetch_method(client, name)]
-    if as_json:
+    if gateway.as_json:
         for one in found:
             screen.line(one)
     elif name is None:

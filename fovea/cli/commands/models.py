@@ -8,32 +8,32 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from fovea.cli.common_options import AsJson, Connection, Key, Url
+from fovea.cli.common_options import GatewayOptions
+from fovea.cli.option_groups import expand_options
 from fovea.cli.output import Screen
 from fovea.cli.schema_options import describe_options
 from fovea.headline_metric import pick_headline
 from fovea.results import ModelCard
-from fovea.transport import LOCAL
 from shared.api.model import ModelEntry, sparsity_in_words
 
 
+@expand_options
 def models(
     name: Annotated[
         str | None, typer.Argument(metavar="ID", help="Show this model's card.", show_default=False)
     ] = None,
     task: Annotated[str | None, typer.Option(help="List only models of this task.", show_default=False)] = None,
-    as_json: AsJson = False,
-    url: Url = LOCAL,
-    key: Key = None,
+    *,
+    gateway: GatewayOptions,
 ) -> None:
     """List the served models, or show one model's card."""
-    screen = Screen(as_json=as_json)
-    with Connection(url, key).open() as client:
+    screen = gateway.screen
+    with gateway.open() as client:
         if name is not None:
             _print_card(screen, client.model(name))
             return
         entries = client.models(task)
-    if as_json:
+    if gateway.as_json:
         for entry in entries:
             screen.line(entry)
         return

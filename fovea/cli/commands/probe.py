@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 
-from fovea.cli.common_options import AsJson, Connection, Key, Url
+from fovea.cli.common_options import GatewayOptions
 from fovea.cli.job_progress import follow_job
+from fovea.cli.option_groups import expand_options
 from fovea.cli.output import Screen
 from fovea.cli.schema_options import parse_options, parse_pair
 from fovea.client import Client
-from fovea.transport import LOCAL
 from shared.errors import InvalidOption
 
 PLAN_FILE = "head-plan.json"
@@ -29,32 +30,39 @@ MAX_ROWS = 12
 _SHADES = " ░▒▓█"
 
 
+@dataclass(frozen=True, slots=True)
+class FollowUp:
+    """A needle grid with the heads that a study found."""
+
+    then: Annotated[
+        str | None,
+        typer.Option(metavar="METHOD", help="Serve with this method and the plan that was found, for example duo."),
+    ] = None
+    lengths: Annotated[str, typer.Option(help="Context lengths of the needle grid after --then.")] = "350,700,1200"
+    depths: Annotated[str, typer.Option(help="Depths of the needle grid, in percent.")] = "0,50,100"
+
+
+@expand_options
 def probe(
     experiment: Annotated[str, typer.Argument(metavar="EXPERIMENT", help="retrieval-heads, circuits, needle-grid …")],
     lm: Annotated[str | None, typer.Option(help="Language model to study.", show_default=False)] = None,
     option: Annotated[
         list[str] | None, typer.Option("--option", "-O", metavar="NAME=VALUE", help="An option of the experiment.")
     ] = None,
-    then: Annotated[
-        str | None,
-        typer.Option(metavar="METHOD", help="Serve with this method and the plan that was found, for example duo."),
-    ] = None,
-    lengths: Annotated[str, typer.Option(help="Context lengths of the needle grid after --then.")] = "350,700,1200",
-    depths: Annotated[str, typer.Option(help="Depths of the needle grid, in percent.")] = "0,50,100",
+    *,
+    follow_up: FollowUp,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for reports and artefacts.", show_default=False)
     ] = None,
-    as_json: AsJson = False,
-    url: Url = LOCAL,
-    key: Key = None,
+    gateway: GatewayOptions,
 ) -> None:
     """Study a language model; with --then, use the heads that were found.
 
     [bold]fovea probe retrieval-heads --then duo[/] finds retrieval heads, compresses the cache with them, and shows
     what the model still recalls.
     """
-    screen = Screen(as_json=as_json)
-    with Connection(url, key).open() as client:
+    screen = gateway.screen
+    with gateway.open() as client:
         schema = client.model(experiment).request_schema
         texts = dict(parse_pair(text) for text in option or ())
         lm_option = {"lm": lm} if lm else {}
@@ -62,15 +70,15 @@ def probe(
         report = run_study(client, screen, request)
         save_report(report, experiment, output, screen)
         print_report(screen, report)
-        if then is None:
+        if follow_up.then is None:
             return
         grid = {
             "model": "needle-grid",
-            "lengths": _parse_numbers(lengths),
-            "depths": _parse_numbers(depths),
+            "lengths": _parse_numbers(follow_up.lengths),
+            "depths": _parse_numbers(follow_up.depths),
             **lm_option,
         }
-        for method in ({"method": "dense"}, {"method": then, "plan": _read_plan(report)}):
+        for method in ({"method": "dense"}, {"method": follow_up.then, "plan": _read_plan(report)}):
             grid_report = run_study(client, screen, {**grid, "longctx": method})
             save_report(grid_report, f"needle-{method['method']}", output, screen)
             _print_grid(screen, str(method["method"]), grid_report)

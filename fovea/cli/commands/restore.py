@@ -18,11 +18,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from fovea import endpoints
 from fovea.async_client import AsyncClient
 from fovea.call import Call
-from fovea.cli.common_options import AsJson, Connection, Key, Model, Url
+from fovea.cli.common_options import Connection, GatewayOptions, Model
 from fovea.cli.input_files import ImageSource, find_images
+from fovea.cli.option_groups import expand_options
 from fovea.cli.output import Screen
 from fovea.cli.typed_options import add_request_options
-from fovea.transport import LOCAL
 from shared.api.job import Job
 from shared.api.restore import RestoreIn, RestoreOut
 from shared.errors import DeadlineExceeded, FoveaError, InvalidOption
@@ -30,6 +30,7 @@ from shared.errors import DeadlineExceeded, FoveaError, InvalidOption
 _SUFFIXES = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 
 
+@expand_options
 def _restore(
     sources: Annotated[list[str], typer.Argument(metavar="SOURCE", help="Pictures to restore.")],
     options: dict[str, Any],
@@ -38,16 +39,15 @@ def _restore(
         Path | None, typer.Option(help="The view without reflections, to compare the result with.")
     ] = None,
     model: Model = None,
-    as_json: AsJson = False,
-    url: Url = LOCAL,
-    key: Key = None,
+    *,
+    gateway: GatewayOptions,
 ) -> None:
     """Remove reflections from pictures: FILE, FOLDER, "PATTERN*", URL, or - for standard input.
 
     For each picture NAME, writes NAME.restored.png (or its format) and NAME.json. The exit code is 1 if any failed.
     """
-    batch = _RestoreBatch(output, Screen(as_json=as_json), reference, {**options, "model": model})
-    asyncio.run(_run(batch, sources, Connection(url, key)))
+    batch = _RestoreBatch(output, gateway.screen, reference, {**options, "model": model})
+    asyncio.run(_run(batch, sources, gateway))
     if batch.failed:
         raise typer.Exit(1)
 

@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from fovea.cli.common_options import AsJson, Connection, Key, Model, Url
+from fovea.cli.common_options import GatewayOptions, Model
+from fovea.cli.option_groups import expand_options
 from fovea.cli.output import Screen
 from fovea.cli.schema_options import list_picture_fields, parse_options, parse_pair, split_arguments
-from fovea.transport import LOCAL
 from shared.errors import InvalidOption
 
 CONTEXT_SETTINGS = {"ignore_unknown_options": True}
 """Typer keeps options that it does not know, which are the served model's, among the arguments."""
 
 
+@dataclass(frozen=True, slots=True)
+class AnswerForm:
+    """What becomes of the answer."""
+
+    accept: Annotated[
+        str | None, typer.Option(help="Media type of the answer, for example image/png.", show_default=False)
+    ] = None
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write the answer to.", show_default=False)
+    ] = None
+    job: Annotated[bool, typer.Option("--job", help="Queue the request, and print the job.")] = False
+
+
+@expand_options
 def run(
     task: Annotated[str, typer.Argument(metavar="TASK", help="For example classify; `fovea models` lists tasks.")],
     arguments: Annotated[
@@ -27,34 +42,27 @@ def run(
     option: Annotated[
         list[str] | None, typer.Option("--option", "-O", metavar="NAME=VALUE", help="An option of the model.")
     ] = None,
-    accept: Annotated[
-        str | None, typer.Option(help="Media type of the answer, for example image/png.", show_default=False)
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File to write the answer to.", show_default=False)
-    ] = None,
-    job: Annotated[bool, typer.Option("--job", help="Queue the request, and print the job.")] = False,
-    as_json: AsJson = False,
-    url: Url = LOCAL,
-    key: Key = None,
+    *,
+    form: AnswerForm,
+    gateway: GatewayOptions,
 ) -> None:
     """Run any task; further options are those of the model.
 
     [bold]fovea models ID[/] lists a model's options; write them as --top-k 3.
     """
-    screen = Screen(as_json=as_json)
-    with Connection(url, key).open() as client:
+    screen = gateway.screen
+    with gateway.open() as client:
         name = model or client.default_model(task)
         schema = client.model(name).request_schema
         files, texts = split_arguments(arguments or [], schema)
         texts |= dict(parse_pair(text) for text in option or ())
         request = {"model": name, **parse_options(texts, schema)}
         pictures = dict(zip(_match_fields(schema, files), files, strict=True))
-        if job:
-            screen.line(client.jobs.submit(task, request, pictures=pictures, accept=accept))
+        if form.job:
+            screen.line(client.jobs.submit(task, request, pictures=pictures, accept=form.accept))
             return
-        answer = client.run(task, request, pictures=pictures, accept=accept)
-    _write_answer(screen, answer, output)
+        answer = client.run(task, request, pictures=pictures, accept=form.accept)
+    _write_answer(screen, answer, form.output)
 
 
 def _match_fields(schema: dict[str, Any], files: list[str]) -> list[str]:

@@ -14,12 +14,11 @@ import typer
 from fovea import endpoints
 from fovea.async_client import AsyncClient
 from fovea.cli.batch_images import CONTEXT_SETTINGS, ImageBatch, ImageResult
-from fovea.cli.common_options import AsJson, Connection, Key, Model, Url
+from fovea.cli.common_options import GatewayOptions, Model
 from fovea.cli.input_files import ImageSource
-from fovea.cli.output import Screen
+from fovea.cli.option_groups import expand_options
 from fovea.cli.source_handlers import handle_sources
 from fovea.cli.typed_options import add_request_options
-from fovea.transport import LOCAL
 from shared.api.coco import CocoDataset
 from shared.api.mask import Contour, SegmentIn, SegmentOut
 
@@ -28,6 +27,7 @@ __all__ = ["CONTEXT_SETTINGS", "segment"]
 _INCLUDE = ("mask", "contours", "overlay")
 
 
+@expand_options
 def _segment(
     sources: Annotated[list[str], typer.Argument(metavar="SOURCE", help="Pictures to segment.")],
     options: dict[str, Any],
@@ -37,15 +37,14 @@ def _segment(
     ] = None,
     model: Model = None,
     concurrency: Annotated[int, typer.Option("--concurrency", "-c", min=1, max=64, help="Pictures at a time.")] = 4,
-    as_json: AsJson = False,
-    url: Url = LOCAL,
-    key: Key = None,
+    *,
+    gateway: GatewayOptions,
 ) -> None:
     """Segment pictures: FILE, FOLDER, "PATTERN*", URL, or - for standard input.
 
     For each picture NAME, writes NAME.mask.png, NAME.overlay.jpg and NAME.json. The exit code is 1 if any failed.
     """
-    screen, connection = Screen(as_json=as_json), Connection(url, key)
+    screen, connection = gateway.screen, gateway
     if pictures := handle_sources("segment", sources, {**options, "model": model}, output, screen, connection):
         batch = _SegmentBatch(screen, {**options, "model": model}, output=output, class_name=coco)
         batch.run(pictures, concurrency, connection)

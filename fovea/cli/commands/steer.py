@@ -12,9 +12,9 @@ import typer
 from rich.markup import escape
 
 from fovea.chat import ChatOptions
-from fovea.cli.common_options import AsJson, Connection, Key, Model, Url
+from fovea.cli.common_options import GatewayOptions, Model
+from fovea.cli.option_groups import expand_options
 from fovea.cli.output import Screen
-from fovea.transport import LOCAL
 from shared.api.steering import SteeringVector
 from shared.errors import Malformed
 
@@ -30,6 +30,7 @@ def steer() -> None:
 
 
 @app.command(no_args_is_help=True)
+@expand_options
 def make(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name in requests; the version is counted up.")],
     positive: Annotated[
@@ -43,16 +44,15 @@ def make(
     ] = None,
     mean: Annotated[bool, typer.Option("--mean", help="Average all tokens of a prompt, not the last alone.")] = False,
     model: Model = None,
-    as_json: AsJson = False,
-    url: Url = LOCAL,
-    key: Key = None,
+    *,
+    gateway: GatewayOptions,
 ) -> None:
     """Make a vector: the mean difference of what the model computes for two kinds of text.
 
     [bold]fovea steer make cheerful -p @cheerful.txt -n @gloomy.txt[/]
     """
-    screen = Screen(as_json=as_json)
-    with Connection(url, key).open() as client:
+    screen = gateway.screen
+    with gateway.open() as client:
         tokens = "mean" if mean else "last"
         sides = _read_texts(positive, "--positive"), _read_texts(negative, "--negative")
         made = client.steering_vectors.create(name, *sides, layers=layer or None, model=model, tokens=tokens)
@@ -60,12 +60,13 @@ def make(
 
 
 @app.command("list")
-def vectors(as_json: AsJson = False, url: Url = LOCAL, key: Key = None) -> None:
+@expand_options
+def vectors(*, gateway: GatewayOptions) -> None:
     """List all vectors, newest first."""
-    screen = Screen(as_json=as_json)
-    with Connection(url, key).open() as client:
+    screen = gateway.screen
+    with gateway.open() as client:
         found = client.steering_vectors.list()
-    if as_json:
+    if gateway.as_json:
         for one in found:
             screen.line(one)
         return
@@ -82,26 +83,29 @@ def vectors(as_json: AsJson = False, url: Url = LOCAL, key: Key = None) -> None:
 
 
 @app.command(no_args_is_help=True)
-def show(name: Name, as_json: AsJson = False, url: Url = LOCAL, key: Key = None) -> None:
+@expand_options
+def show(name: Name, *, gateway: GatewayOptions) -> None:
     """Show how long a vector is in each layer, and how well it tells its own prompts apart."""
-    screen = Screen(as_json=as_json)
-    with Connection(url, key).open() as client:
+    screen = gateway.screen
+    with gateway.open() as client:
         _print_vector(screen, client.steering_vectors.get(name))
 
 
 @app.command(no_args_is_help=True)
-def delete(name: Name, as_json: AsJson = False, url: Url = LOCAL, key: Key = None) -> None:
+@expand_options
+def delete(name: Name, *, gateway: GatewayOptions) -> None:
     """Delete a version of a vector, or all versions of a name."""
-    screen = Screen(as_json=as_json)
-    with Connection(url, key).open() as client:
+    screen = gateway.screen
+    with gateway.open() as client:
         gone = client.steering_vectors.delete(name)
-    if as_json:
+    if gateway.as_json:
         screen.line(gone)
     else:
         screen.text(f"deleted: {gone.id}, versions {', '.join(map(str, gone.versions))}")
 
 
 @app.command(no_args_is_help=True)
+@expand_options
 def compare(
     name: Name,
     prompt: Annotated[list[str], typer.Argument(metavar="PROMPT", help="The question.")],
@@ -111,23 +115,22 @@ def compare(
     ] = None,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer, in tokens.")] = 64,
     model: Model = None,
-    as_json: AsJson = False,
-    url: Url = LOCAL,
-    key: Key = None,
+    *,
+    gateway: GatewayOptions,
 ) -> None:
     """Answer a question without and with a vector, greedily.
 
     [bold]fovea steer compare cheerful "How was your day?" --scale 2[/]
     """
-    screen, question = Screen(as_json=as_json), " ".join(prompt)
+    screen, question = gateway.screen, " ".join(prompt)
     change: dict[str, object] = {"vector": name, "scale": scale}
     if layer is not None:
         change["site"] = f"resid_post.{layer}"
-    with Connection(url, key).open() as client:
+    with gateway.open() as client:
         plain = ChatOptions(temperature=0.0, max_tokens=max_tokens)
         steered = ChatOptions(temperature=0.0, max_tokens=max_tokens, interventions=[change])
         answers = [client.chat(question, model=model, **options) for options in (plain, steered)]
-    if as_json:
+    if gateway.as_json:
         for answer in answers:
             screen.line(answer)
         return

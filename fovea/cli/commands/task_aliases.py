@@ -15,7 +15,7 @@ def _make_alias(task: str, help_text: str) -> Callable[..., None]:
     """Make a command that runs one task; its options are those of `run` and of the served model."""
 
     def command(**options: Any) -> None:
-        run(task, **options)
+        run(task=task, **options)
 
     types = {name: kind for name, kind in get_type_hints(run, include_extras=True).items() if name != "task"}
     known = inspect.signature(run).parameters

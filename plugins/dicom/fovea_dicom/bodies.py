@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import secrets
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from email.message import Message
+from typing import NamedTuple
 
 from shared.errors import FoveaError, Malformed, TooLarge
 
@@ -15,6 +16,18 @@ DICOM = "application/dicom"
 MAX_FILES = 2000
 MAX_UNPACKED_BYTES = 2**30
 """Of an archive."""
+
+
+class NamedFile(NamedTuple):
+    """A file, and the name that its sender knows it by."""
+
+    name: str
+    data: bytes
+
+
+def number_files(files: Iterable[bytes]) -> list[NamedFile]:
+    """Name files without names by their places."""
+    return [NamedFile(f"File {place}", data) for place, data in enumerate(files, 1)]
 
 
 def parse_related(content_type: str, body: bytes) -> list[bytes]:
@@ -49,8 +62,8 @@ def build_related(files: Sequence[bytes]) -> tuple[str, bytes]:
     return f'multipart/related; type="{DICOM}"; boundary={boundary}', body
 
 
-def unpack_zip(data: bytes) -> list[bytes]:
-    """Files of a zip archive.
+def unpack_zip(data: bytes) -> list[NamedFile]:
+    """Return the files of a zip archive.
 
     Raises:
         Malformed: It is no zip archive.
@@ -62,7 +75,7 @@ def unpack_zip(data: bytes) -> list[bytes]:
             if len(entries) > MAX_FILES or sum(entry.file_size for entry in entries) > MAX_UNPACKED_BYTES:
                 detail = f"An archive may hold {MAX_FILES} files and {MAX_UNPACKED_BYTES // 2**20} MB unpacked."
                 raise TooLarge(detail)  # noqa: TRY301  # beside what it is about
-            return [archive.read(entry) for entry in entries]
+            return [NamedFile(entry.filename, archive.read(entry)) for entry in entries]
     except FoveaError:
         raise
     except (

@@ -35,17 +35,26 @@ class MaskFinding:
     Attributes:
         frame: 0-based, over all frames of the series' objects in order.
         area: Pixels; `area_mm2` where the pixels' size is known.
-        probability: Mean over its pixels.
+        probability: Mean over its pixels; None where a person drew it.
     """
 
     frame: int
     area: int
     area_mm2: float | None
-    probability: float
+    probability: float | None
 
 
-def build_segmentation(sources: Sequence[Dataset], masks: Masks, *, label: str, model: str, version: str) -> Dataset:
-    """A binary segmentation of one segment.
+def build_segmentation(
+    sources: Sequence[Dataset],
+    masks: Masks,
+    *,
+    label: str,
+    model: str,
+    version: str,
+    corrects: Dataset | None = None,
+    creator: str = "",
+) -> Dataset:
+    """Build a binary segmentation of one segment.
 
     Args:
         sources: One multi-frame object, or single-frame objects of one series and one size, from `fill_identity`.
@@ -53,6 +62,8 @@ def build_segmentation(sources: Sequence[Dataset], masks: Masks, *, label: str, 
         label: What was segmented.
         model: The model's name.
         version: Its version.
+        corrects: The version before, which a person corrected: the new one is in the same series and tracks the same.
+        creator: Who corrected it.
     """
     algorithm = hd.AlgorithmIdentificationSequence(
         name=model, version=version, family=codes.DCM.ArtificialIntelligence, source=MANUFACTURER
@@ -62,11 +73,14 @@ def build_segmentation(sources: Sequence[Dataset], masks: Masks, *, label: str, 
         segment_label=label,
         segmented_property_category=codes.SCT.MorphologicallyAbnormalStructure,
         segmented_property_type=POLYP if label == "polyp" else codes.SCT.Lesion,
-        algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_type=hd.seg.SegmentAlgorithmTypeValues.SEMIAUTOMATIC
+        if corrects is not None
+        else hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
         algorithm_identification=algorithm,
-        tracking_uid=hd.UID(),
+        tracking_uid=hd.UID() if corrects is None else corrects.SegmentSequence[0].get("TrackingUID") or hd.UID(),
         tracking_id=f"{label} 1",
     )
+    number = 1 if corrects is None else int(corrects.get("InstanceNumber") or 1) + 1
     is_placed = has_geometry(sources)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -75,10 +89,12 @@ def build_segmentation(sources: Sequence[Dataset], masks: Masks, *, label: str, 
             pixel_array=masks,
             segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
             segment_descriptions=[segment],
-            series_instance_uid=hd.UID(),
-            series_number=SEG_SERIES,
+            series_instance_uid=hd.UID() if corrects is None else corrects.SeriesInstanceUID,
+            series_number=SEG_SERIES if corrects is None else corrects.get("SeriesNumber") or SEG_SERIES,
             sop_instance_uid=hd.UID(),
-            instance_number=1,
+            instance_number=number,
+            content_description=None if corrects is None else f"Version {number}, corrected",
+            content_creator_name=creator or None,
             manufacturer=MANUFACTURER,
             manufacturer_model_name=model,
             software_versions=version,
@@ -88,7 +104,17 @@ def build_segmentation(sources: Sequence[Dataset], masks: Masks, *, label: str, 
         )
     if not is_placed:
         remove_geometry(found, keep_size=find_pixel_size(sources[0]) is not None)
+    if corrects is not None:
+        found.ReferencedInstanceSequence = [_refer_version(corrects)]
     return found
+
+
+def _refer_version(before: Dataset) -> Dataset:
+    """A reference to the version that is corrected."""
+    item = Dataset()
+    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = before.SOPClassUID, before.SOPInstanceUID
+    item.PurposeOfReferenceCodeSequence = [hd.sr.CodedConcept("corrects", "99FOVEA", "Version that this one corrects")]
+    return item
 
 
 def build_report(
@@ -156,16 +182,19 @@ def _measure_frame(
             unit=codes.UCUM.SquareMillimeter if is_sized else hd.sr.CodedConcept("{pixels}", "UCUM", "pixels"),
         ),
         hd.sr.Measurement(
-            name=hd.sr.CodedConcept("mean-probability", "99FOVEA", "Mean probability of the mask"),
-            value=round(sum(one.probability * one.area for one in findings) / area, 6),
-            unit=codes.UCUM.NoUnits,
-        ),
-        hd.sr.Measurement(
             name=hd.sr.CodedConcept("components", "99FOVEA", "Components of the mask"),
             value=float(len(findings)),
             unit=codes.UCUM.NoUnits,
         ),
     ]
+    weighted = [one.probability * one.area for one in findings if one.probability is not None]
+    if len(weighted) == len(findings):
+        probability = hd.sr.Measurement(
+            name=hd.sr.CodedConcept("mean-probability", "99FOVEA", "Mean probability of the mask"),
+            value=round(sum(weighted) / area, 6),
+            unit=codes.UCUM.NoUnits,
+        )
+        measured.insert(1, probability)
     return hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations(
         tracking_identifier=hd.sr.TrackingIdentifier(uid=hd.UID(), identifier=f"finding {place}"),
         referenced_segment=_refer(segmentation, place),

@@ -7,36 +7,69 @@ segmentations and reports go back to the PACS that is configured. DICOM's librar
 from __future__ import annotations
 
 import asyncio
+import importlib
+import json
+import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from contextlib import closing
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+from starlette.datastructures import UploadFile
 
-from fovea_dicom.bodies import DICOM, parse_related, unpack_zip
-from fovea_dicom.schemas import StudyOptions, StudyOut
+from fovea_dicom.bodies import DICOM, MAX_FILES, NamedFile, number_files, parse_related, unpack_zip
+from fovea_dicom.schemas import CorrectionOptions, CorrectionOut, StudyOptions, StudyOut
 from fovea_dicom.settings import PacsSettings
 from fovea_dicom.web_client import DicomWebClient
 from shared.api.mask import SegmentIn, SegmentOut
 from shared.api.replica import EFFECTFUL
-from shared.errors import Conflict, InvalidOption, NotReady, UnsupportedMedia
+from shared.errors import Conflict, InvalidOption, Malformed, NotReady, UnsupportedMedia
 from shared.registry import CallContext
 from shared.serving.host import Host
 from shared.serving.http.openapi_routes import problems
-from shared.serving.http.request_parsing import ParsedRequest, parse_request
+from shared.serving.http.request_parsing import open_form
 from shared.vision.limits import platform_bounds
 
 if TYPE_CHECKING:
     from fovea_dicom.study import StudySegmenter
 
 router = APIRouter(tags=["domain"])
+Options = TypeVar("Options", bound=BaseModel)
 
 SEARCHABLE = ("StudyInstanceUID", "StudyDate", "ModalitiesInStudy", "AccessionNumber", "PatientID")
-_PARAMETERS = [
-    {"name": name, "in": "query", "required": False, "schema": prop, "description": prop.get("description", "")}
-    for name, prop in StudyOptions.model_json_schema()["properties"].items()
-]
+
+
+def describe_query(options: type[BaseModel]) -> list[dict[str, Any]]:
+    """Return the parameters of a query for the OpenAPI document."""
+    return [
+        {"name": name, "in": "query", "required": False, "schema": prop, "description": prop.get("description", "")}
+        for name, prop in options.model_json_schema()["properties"].items()
+    ]
+
+
+_FILES = {"type": "array", "items": {"type": "string", "format": "binary"}}
+_CORRECTION: dict[str, Any] = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["segmentation", "corrected"],
+                "properties": {
+                    "files": {**_FILES, "description": "DICOM files of the pictures."},
+                    "segmentation": {
+                        "type": "string",
+                        "format": "binary",
+                        "description": "The DICOM SEG to correct.",
+                    },
+                    "corrected": {**_FILES, "description": "PNGs named INSTANCE.FRAME.png, or a DICOM SEG."},
+                },
+            }
+        }
+    },
+}
 _BODY: dict[str, Any] = {
     "required": False,
     "content": {
@@ -62,21 +95,54 @@ class StoredAsJob(Conflict):
     "/v1/segment/dicom",
     operation_id="segment_dicom",
     responses=problems(400, 409, 413, 415, 422, 503),
-    openapi_extra={"parameters": _PARAMETERS, "requestBody": _BODY},
+    openapi_extra={"parameters": describe_query(StudyOptions), "requestBody": _BODY},
 )
 async def segment_study(request: Request) -> StudyOut:
     """Segment a study: DICOM files as a form, one file, a zip archive, or a UID to fetch from the PACS."""
-    parsed = await parse_request(request)
-    options = _options(parsed)
+    options, files = await _read_request(request)
     if options.study is not None:
         client = _open_pacs()
         try:
-            files = await asyncio.to_thread(client.retrieve, options.study, options.series)
+            files = number_files(await asyncio.to_thread(client.retrieve, options.study, options.series))
         finally:
             client.close()
-    else:
-        files = _files(parsed)
+    elif not files:
+        raise InvalidOption("There is no file.", hint="Send DICOM files, or name a study of the PACS.", field="files")
     return await _segment(request, files, options)
+
+
+@router.post(
+    "/v1/segment/dicom/corrections",
+    operation_id="correct_segmentation",
+    responses=problems(400, 409, 413, 415, 422, 503),
+    openapi_extra={"parameters": describe_query(CorrectionOptions), "requestBody": _CORRECTION},
+)
+async def correct(request: Request) -> CorrectionOut:
+    """Make a new version of a segmentation from corrected masks: PNGs, or a segmentation that a viewer saved."""
+    form, texts = await read_form(request)
+    given = {name: request.query_params.getlist(name) for name in request.query_params} | texts
+    options = _validate(given, CorrectionOptions)
+    parts: dict[str, list[NamedFile]] = {"files": [], "segmentation": [], "corrected": []}
+    for field, file in form:
+        parts.setdefault(re.sub(r"(\d+|\[\])$", "", field), []).append(file)
+    if unknown := set(parts) - {"files", "segmentation", "corrected"}:
+        hint = "Available: files, segmentation, corrected."
+        raise InvalidOption(f"There is no file field {min(unknown)!r}.", hint=hint, field=min(unknown))
+    if len(parts["segmentation"]) != 1:
+        raise InvalidOption("Send one segmentation, the version to correct.", field="segmentation")
+    pictures = parts["files"]
+    if options.study is not None:
+        with closing(_open_pacs()) as client:
+            pictures = number_files(await asyncio.to_thread(client.retrieve, options.study, options.series))
+    bounds = platform_bounds(request.app.state.host.settings)
+    make = _import_dicom("corrections").correct_segmentation
+    before = parts["segmentation"][0].data
+    found: CorrectionOut = await asyncio.to_thread(make, pictures, before, parts["corrected"], bounds, options.creator)
+    if options.store:
+        with closing(_open_pacs()) as client:
+            stored = await asyncio.to_thread(client.store, [found.segmentation, found.report])
+        found = found.model_copy(update={"stored": stored})
+    return found
 
 
 @router.get("/v1/dicomweb/studies", operation_id="search_studies", responses=problems(409, 422, 503))
@@ -102,7 +168,7 @@ async def search_studies(request: Request, limit: int = 50) -> list[dict[str, An
 async def store_instances(request: Request) -> JSONResponse:
     """Take DICOM files as STOW-RS does; they are segmented as a job, whose results go to the PACS."""
     run: CallContext = request.scope["fovea.run"]
-    files = parse_related(request.headers.get("content-type", ""), await request.body())
+    files = number_files(parse_related(request.headers.get("content-type", ""), await request.body()))
     if run.job is None and "x-fovea-deadline-ms" in request.headers:  # a gateway, which can make it a job
         hint = "Send it through a gateway that has a queue, or use POST /v1/segment/dicom."
         raise StoredAsJob("What is stored here is segmented as a job, and there is no queue.", hint=hint)
@@ -110,7 +176,7 @@ async def store_instances(request: Request) -> JSONResponse:
     return JSONResponse(_stow_answer(found), media_type="application/dicom+json")
 
 
-async def _segment(request: Request, files: Sequence[bytes], options: StudyOptions) -> StudyOut:
+async def _segment(request: Request, files: Sequence[NamedFile], options: StudyOptions) -> StudyOut:
     host: Host = request.app.state.host
     run: CallContext = request.scope["fovea.run"]
     found = await _segmenter(host, options.model, run).segment(files, options, run)
@@ -126,12 +192,7 @@ async def _segment(request: Request, files: Sequence[bytes], options: StudyOptio
 
 
 def _segmenter(host: Host, name: str | None, run: CallContext) -> StudySegmenter:
-    try:
-        from fovea_dicom.study import StudySegmenter  # noqa: PLC0415  # slow, and not needed by pictures
-    except ModuleNotFoundError as error:
-        hint = "Try: pip install fovea-dicom"
-        raise NotReady(f"DICOM needs the package {error.name}, which is not installed.", hint=hint) from error
-
+    segmenter: type[StudySegmenter] = _import_dicom("study").StudySegmenter
     model = host.resolve(name, "segment")
     card = host.servable(model, "segment").card
 
@@ -139,29 +200,72 @@ def _segmenter(host: Host, name: str | None, run: CallContext) -> StudySegmenter
         return cast("SegmentOut", await host.predict(model, request, run))
 
     bounds = platform_bounds(host.settings)
-    return StudySegmenter(predict, model, card.version, bounds)
+    return segmenter(predict, model, card.version, bounds)
 
 
-def _options(parsed: ParsedRequest) -> StudyOptions:
-    texts = {name: values[-1] for name, values in parsed.texts.items()}
+def _import_dicom(module: str) -> Any:
+    """A module that needs DICOM's libraries: they are slow to import, and pictures don't need them."""
     try:
-        return StudyOptions.model_validate({**texts, **parsed.options})
+        return importlib.import_module(f"fovea_dicom.{module}")
+    except ModuleNotFoundError as error:
+        hint = "Try: pip install fovea-dicom"
+        raise NotReady(f"DICOM needs the package {error.name}, which is not installed.", hint=hint) from error
+
+
+async def _read_request(request: Request) -> tuple[StudyOptions, list[NamedFile]]:
+    """Options and named files of a request: a form, an archive, or one file."""
+    given = {name: request.query_params.getlist(name) for name in request.query_params}
+    media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media == "multipart/form-data":
+        files, texts = await read_form(request)
+        return _validate(given | texts, StudyOptions), [file for _, file in files]
+    body = await request.body()
+    if media.endswith("json"):
+        return _validate(given | _read_json(body), StudyOptions), []
+    options = _validate(given, StudyOptions)
+    if not body:
+        return options, []
+    if media in {"application/zip", "application/x-zip-compressed"}:
+        return options, unpack_zip(body)
+    if media in {"", DICOM, "application/octet-stream"}:
+        return options, number_files([body])
+    raise UnsupportedMedia(f"{media} is not read; send {DICOM}, application/zip or a form.")
+
+
+async def read_form(request: Request) -> tuple[list[tuple[str, NamedFile]], dict[str, list[str]]]:
+    """Return the files of a form with their fields and names, and its texts."""
+    files, texts = list[tuple[str, NamedFile]](), dict[str, list[str]]()
+    async with open_form(request, max_files=MAX_FILES, max_fields=1000) as form:
+        for name, value in form.multi_items():
+            if isinstance(value, UploadFile):
+                file = NamedFile(value.filename or f"File {len(files) + 1}", await value.read())
+                files.append((name, file))
+            else:
+                texts.setdefault(name, []).append(value)
+    return files, texts
+
+
+def _read_json(body: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(body or b"{}")
+    except ValueError as error:
+        raise Malformed("The body is not JSON.", field="body") from error
+    if not isinstance(found, dict):
+        raise Malformed("The body is not a JSON object.", field="body")
+    return found
+
+
+def _validate(given: Mapping[str, Any], kind: type[Options]) -> Options:
+    """Options; of one that is given several times the last counts, and `include` may name a form each time."""
+    values = {
+        name: value if not isinstance(value, list) else ",".join(map(str, value)) if name == "include" else value[-1]
+        for name, value in given.items()
+    }
+    try:
+        return kind.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise InvalidOption(first["msg"], field=".".join(map(str, first["loc"]))) from error
-
-
-def _files(parsed: ParsedRequest) -> list[bytes]:
-    if parsed.body is not None and parsed.media in {"application/zip", "application/x-zip-compressed"}:
-        return unpack_zip(parsed.body)
-    if parsed.body is not None and parsed.media in {DICOM, "application/octet-stream"}:
-        return [parsed.body]
-    if parsed.body is not None:
-        raise UnsupportedMedia(f"{parsed.media} is not read; send {DICOM}, application/zip or a form.")
-    files = [data for _, data in parsed.files]
-    if not files:
-        raise InvalidOption("There is no file.", hint="Send DICOM files, or name a study of the PACS.", field="files")
-    return files
 
 
 def _open_pacs() -> DicomWebClient:

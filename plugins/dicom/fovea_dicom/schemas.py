@@ -8,7 +8,7 @@ from pydantic import Base64Bytes, BaseModel, BeforeValidator, ConfigDict, Field
 
 from shared.api.csv_fields import split_commas
 
-StudyForm = Literal["segmentation", "report", "strip"]
+StudyForm = Literal["segmentation", "report", "strip", "masks"]
 
 
 class StudyOptions(BaseModel):
@@ -22,7 +22,8 @@ class StudyOptions(BaseModel):
     keep_largest: bool = Field(False, description="Keep the largest component only.")
     window: str | None = Field(None, description="`center,width` for grey frames; left out, the object's own window.")
     include: Annotated[tuple[StudyForm, ...], BeforeValidator(split_commas)] = Field(
-        ("segmentation", "report"), description="DICOM SEG and SR of each series; `strip` is a JPEG of its frames."
+        ("segmentation", "report"),
+        description="DICOM SEG and SR of each series; `strip` is a JPEG of its frames, `masks` a PNG of each frame.",
     )
     study: str | None = Field(None, description="Fetch this study from the PACS instead of sending files.")
     series: str | None = Field(None, description="Only this series of it.")
@@ -56,11 +57,13 @@ class FrameOut(BaseModel):
     max_probability: float
     mean_probability: float
     warnings: list[str] = []
+    mask: Base64Bytes | None = Field(None, description="PNG of the mask, if asked for.")
 
 
 class InstanceOut(BaseModel):
     """One object."""
 
+    file: str = Field(description="Name of the file that it came in.")
     instance: str = Field(description="Its SOP Instance UID.")
     modality: str
     rows: int
@@ -90,6 +93,32 @@ class StudyOut(BaseModel):
     version: str
     series: list[SeriesOut]
     frames: int
-    skipped: list[str] = Field(description="Files that are no pictures or can't be read, by their place, and why.")
+    skipped: list[str] = Field(description="Files that are no pictures or can't be read, by name, and why.")
     stored: list[str] = Field([], description="UIDs of the objects that the PACS took.")
     warnings: list[str] = []
+
+
+class CorrectionOptions(BaseModel):
+    """Where the pictures of a corrected segmentation are, and who corrected it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    study: str | None = Field(None, description="Fetch the pictures of this study from the PACS.")
+    series: str | None = Field(None, description="Only this series of it.")
+    creator: str = Field("", max_length=64, description="Who corrected it; stored as Content Creator's Name.")
+    store: bool = Field(False, description="Store the new version and its report in the PACS.")
+
+
+class CorrectionOut(BaseModel):
+    """A new version of a segmentation."""
+
+    corrects: str = Field(description="SOP Instance UID of the version before.")
+    instance: str = Field(description="SOP Instance UID of the new version, in the same series.")
+    version: int = Field(description="Its instance number.")
+    frames: int = Field(description="Frames with a mask.")
+    changed: list[str] = Field(description="Changed frames, as INSTANCE.FRAME.")
+    area: int = Field(description="Pixels in all masks.")
+    segmentation: Base64Bytes = Field(description="DICOM SEG.")
+    report: Base64Bytes = Field(description="DICOM SR of the new areas.")
+    skipped: list[str]
+    stored: list[str] = []

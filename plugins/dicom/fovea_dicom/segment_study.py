@@ -10,6 +10,7 @@ import base64
 import io
 import json
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,90 +24,126 @@ from fovea.cli.job_progress import follow_job
 from fovea.cli.output import Screen
 
 PACS = "pacs:"
+PATH = "/v1/segment/dicom"
+MIN_BYTES = 16
 MAX_ARCHIVE_BYTES = 48 * 2**20
 _OPTIONS = frozenset({"model", "threshold", "min_area", "keep_largest"})
 
 
 def accepts(source: str) -> bool:
     """Whether a source is a DICOM file, a folder that holds one, or names a study of the PACS."""
-    return source.startswith(PACS) or next(_find_files(source), None) is not None
+    return source.startswith(PACS) or any(is_dicom(path) for _, path in list_files(source))
 
 
 def run(
     sources: Sequence[str], options: Mapping[str, Any], output: Path, screen: Screen, connection: Connection
 ) -> None:
-    """Segment studies as jobs, and save SEG, report, strip and facts of each series to a folder."""
+    """Segment studies as jobs, and save SEG, report, strip, masks and facts of each series to a folder."""
     known = {name: str(value) for name, value in options.items() if name in _OPTIONS and value is not None}
-    params = {**known, "include": "segmentation,report,strip"}
+    params = {**known, "include": "segmentation,report,strip,masks"}
     with connection.open() as client:
         for source in sources:
+            for name, path in list_files(source):
+                if not is_dicom(path):
+                    reason = "is empty" if path.stat().st_size == 0 else "is not a DICOM file"
+                    screen.note(f"[yellow]skipped: {escape(name)} {reason}.[/]")
             for call in _build_calls(source, params):
                 job = client.send(endpoints.as_job(call, None))
                 follow_job(client, screen, job, title=source)
-                _save(client.jobs.result(job.id).json(), output, screen)
+                save_series(client.jobs.result(job.id).json(), output, screen)
 
 
 def _build_calls(source: str, params: Mapping[str, str]) -> Iterator[Call[Any]]:
     if source.startswith(PACS):
-        yield Call("POST", "/v1/segment/dicom", read_json, params={**params, "study": source.removeprefix(PACS)})
+        yield Call("POST", PATH, read_json, params={**params, "study": source.removeprefix(PACS)})
         return
-    for archive in _pack(_find_files(source)):
+    for archive in _pack([(name, path) for name, path in list_files(source) if is_dicom(path)]):
         headers = {"content-type": "application/zip"}
-        yield Call("POST", "/v1/segment/dicom", read_json, content=archive, params=dict(params), headers=headers)
+        yield Call("POST", PATH, read_json, content=archive, params=dict(params), headers=headers)
 
 
-def _find_files(source: str) -> Iterator[Path]:
-    """DICOM files of a folder and those below, in the order of their names; or the file itself."""
+def list_files(source: str) -> list[tuple[str, Path]]:
+    """Return the files of a folder and those below by their paths from there, in order; or the file itself."""
     path = Path(source)
-    files = (
-        sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path] if path.is_file() else []
-    )
-    for file in files:
-        with file.open("rb") as opened:
-            if opened.read(132)[128:] == b"DICM":
-                yield file
+    if path.is_dir():
+        return sorted((one.relative_to(path).as_posix(), one) for one in path.rglob("*") if one.is_file())
+    return [(path.name, path)] if path.is_file() else []
 
 
-def _pack(files: Iterator[Path]) -> Iterator[bytes]:
+def is_dicom(file: Path) -> bool:
+    """Whether a file has DICOM's mark, or begins with an element of group 2 or 8, as files without a preamble do."""
+    with file.open("rb") as opened:
+        head = opened.read(132)
+    return head[128:] == b"DICM" or (len(head) > MIN_BYTES and head[:2] in {b"\x02\x00", b"\x08\x00", b"\x00\x08"})
+
+
+def _pack(files: Sequence[tuple[str, Path]]) -> Iterator[bytes]:
     """Archives of files, each below the limit; a file that is larger goes alone."""
-    part: list[Path] = []
+    part: list[tuple[str, Path]] = []
     size = 0
-    for file in files:
+    for name, file in files:
         length = file.stat().st_size
         if part and size + length > MAX_ARCHIVE_BYTES:
-            yield _zip(part)
+            yield zip_files(part)
             part, size = [], 0
-        part.append(file)
+        part.append((name, file))
         size += length
     if part:
-        yield _zip(part)
+        yield zip_files(part)
 
 
-def _zip(files: Sequence[Path]) -> bytes:
+def zip_files(files: Sequence[tuple[str, Path]]) -> bytes:
+    """Pack files under their names."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as archive:
-        for place, file in enumerate(files):
-            archive.writestr(f"{place:05d}.dcm", file.read_bytes())
+        for name, file in files:
+            archive.writestr(name, file.read_bytes())
     return out.getvalue()
 
 
-def _save(found: dict[str, Any], output: Path, screen: Screen) -> None:
+def save_series(found: dict[str, Any], output: Path, screen: Screen) -> None:
+    """Write what was found in a study to a folder, and print it with all its warnings."""
     output.mkdir(parents=True, exist_ok=True)
     for series in found["series"]:
-        stem, written = f"series-{series['series']}", []
+        stem, written = f"series-{series['series']}", list[str]()
         for name, suffix in (("segmentation", "seg.dcm"), ("report", "sr.dcm"), ("strip", "strip.jpg")):
             if series.get(name) is not None:
                 (output / f"{stem}.{suffix}").write_bytes(base64.b64decode(series.pop(name)))
                 written.append(f"{stem}.{suffix}")
+        written += _save_masks(series, output, f"{stem}.masks")
         (output / f"{stem}.json").write_text(json.dumps({**series, "model": found["model"]}, indent=1))
         if screen.as_json:
             screen.line({**series, "model": found["model"], "written": [*written, f"{stem}.json"]})
-            continue
-        screen.out.print(f"[bold]{escape(stem)}[/] {_summarise(series)}", highlight=False)
-        for warning in series["warnings"]:
+        else:
+            screen.out.print(f"[bold]{escape(stem)}[/] {_summarise(series)}", highlight=False)
+        for warning in (*series["warnings"], *_sum_frame_warnings(series)):
             screen.note(f"[yellow]{escape(warning)}[/]")
+    for warning in found["warnings"]:
+        screen.note(f"[yellow]{escape(warning)}[/]")
     for reason in found["skipped"]:
         screen.note(f"[yellow]skipped: {escape(reason)}[/]")
+
+
+def _save_masks(series: dict[str, Any], output: Path, folder: str) -> list[str]:
+    """Write the masks of frames as `INSTANCE.FRAME.png`, which can be edited and sent back as a correction."""
+    written = []
+    for instance in series["instances"]:
+        for frame in instance["frames"]:
+            mask = frame.pop("mask", None)
+            if mask is not None:
+                (output / folder).mkdir(exist_ok=True)
+                name = f"{folder}/{instance['instance']}.{frame['frame']}.png"
+                (output / name).write_bytes(base64.b64decode(mask))
+                written.append(name)
+    return written
+
+
+def _sum_frame_warnings(series: Mapping[str, Any]) -> Iterator[str]:
+    """Each warning of frames once, with the frames that it is about."""
+    frames = [frame for one in series["instances"] for frame in one["frames"]]
+    counts = Counter(warning for frame in frames for warning in frame["warnings"])
+    for warning, count in counts.items():
+        yield f"{warning} ({count} of {len(frames)} frames)"
 
 
 def _summarise(series: Mapping[str, Any]) -> str:

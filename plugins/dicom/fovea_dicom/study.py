@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -12,6 +13,7 @@ from PIL import Image
 from pydicom.dataset import FileDataset
 
 from fovea_dicom import derived_objects
+from fovea_dicom.bodies import NamedFile
 from fovea_dicom.burnt_in import inspect_text
 from fovea_dicom.derived_objects import MaskFinding
 from fovea_dicom.frames import count_frames
@@ -75,18 +77,24 @@ class StudySegmenter:
     bounds: DecodeBounds
     label: str = "polyp"
 
-    async def segment(self, files: Sequence[bytes], options: StudyOptions, run: CallContext) -> StudyOut:
+    async def segment(self, files: Sequence[NamedFile], options: StudyOptions, run: CallContext) -> StudyOut:
         """Segment the pictures among files.
 
         Raises:
             UnsupportedMedia: None of them is a picture.
         """
         window = parse_window(options.window)
-        objects, skipped = await asyncio.to_thread(_sort_out, files)
+        objects, skipped = await asyncio.to_thread(sort_out, files)
         groups: dict[tuple[str, ...], _Series] = {}
-        for done, one in enumerate(objects):
+        total, done = sum(count_frames(one) for _, one in objects), 0
+
+        def advance(frames: int) -> None:
+            nonlocal done
             run.check()
-            run.progress(done / len(objects), f"{done} of {len(objects)} objects")
+            run.progress(done / total, f"{done} of {total} frames")
+            done += frames
+
+        for name, one in objects:
             key: tuple[str, ...] = (
                 str(one.get("StudyInstanceUID")),
                 str(one.get("SeriesInstanceUID")),
@@ -95,11 +103,11 @@ class StudySegmenter:
             if count_frames(one) > 1:
                 key = (*key, str(one.get("SOPInstanceUID")))
             try:
-                await self._segment_object(one, groups.setdefault(key, _Series()), options, window)
+                await self._segment_object(name, one, groups.setdefault(key, _Series()), options, window, advance)
             except FoveaError as error:
                 if not groups[key].objects:
                     groups.pop(key)
-                skipped.append(f"{one.get('SOPInstanceUID')}: {error.detail}")
+                skipped.append(f"{name}: {error.detail}")
         if not groups:
             hint = skipped[0] if skipped else None
             raise UnsupportedMedia("There is no picture that can be read.", hint=hint, field="files")
@@ -108,24 +116,39 @@ class StudySegmenter:
         return StudyOut(model=self.model, version=self.version, series=series, frames=frames, skipped=skipped)
 
     async def _segment_object(
-        self, one: FileDataset, group: _Series, options: StudyOptions, window: GreyWindow | None
+        self,
+        name: str,
+        one: FileDataset,
+        group: _Series,
+        options: StudyOptions,
+        window: GreyWindow | None,
+        advance: Callable[[int], None],
     ) -> None:
         indices, frames = range(count_frames(one)), list[FrameOut]()
         masks, findings, tiles = list[Masks](), list[MaskFinding](), list[NDArray[np.uint8]]()
         text = await asyncio.to_thread(lambda: inspect_text(one, read_frame(one, 0, window, self.bounds)))
-        for begin in range(0, len(indices), AT_ONCE):
-            part = indices[begin : begin + AT_ONCE]
-            pictures = [await asyncio.to_thread(read_frame, one, index, window, self.bounds) for index in part]
-            requests = [self._request(encode(picture), options) for picture in pictures]
-            answers = await asyncio.gather(*map(self.predict, requests))
-            for index, picture, answer in zip(part, pictures, answers, strict=True):
+        parts = [indices[begin : begin + AT_ONCE] for begin in range(0, len(indices), AT_ONCE)]
+        coming = asyncio.create_task(asyncio.to_thread(self._read, one, parts[0], window))
+        for part, following in zip(parts, [*parts[1:], None], strict=True):
+            read = await coming
+            advance(len(part))
+            if following is not None:  # the next frames are decoded while the network looks at these
+                coming = asyncio.create_task(asyncio.to_thread(self._read, one, following, window))
+            try:
+                answers = await asyncio.gather(*(self.predict(self._request(data, options)) for _, data in read))
+            except BaseException:
+                coming.cancel()
+                raise
+            for index, (picture, _), answer in zip(part, read, answers, strict=True):
                 mask = decode(answer.mask or b"", self.bounds).pixels[..., 0] > 0
                 size = find_pixel_size(one, index)
                 place = sum(map(len, group.masks)) + index
                 for found in answer.components:
                     area = found.area * size.area_mm2 if size else None
                     findings.append(MaskFinding(place, found.area, area, found.probability))
-                frames.append(_describe(answer, index, size.area_mm2 if size else None))
+                described = _describe(answer, index, size.area_mm2 if size else None)
+                shown = answer.mask if "masks" in options.include else None
+                frames.append(described.model_copy(update={"mask": shown}))
                 masks.append(mask)
                 if "strip" in options.include and len(group.tiles) + len(tiles) < STRIP_FRAMES:
                     tiles.append(_shrink(draw_mask(picture, mask)))
@@ -136,6 +159,7 @@ class StudySegmenter:
         size = find_pixel_size(one)
         group.answers.append(
             InstanceOut(
+                file=name,
                 instance=str(one.get("SOPInstanceUID")),
                 modality=str(one.get("Modality") or ""),
                 rows=one.Rows,
@@ -148,6 +172,13 @@ class StudySegmenter:
                 frames=frames,
             )
         )
+
+    def _read(
+        self, one: FileDataset, part: Sequence[int], window: GreyWindow | None
+    ) -> list[tuple[NDArray[np.uint8], bytes]]:
+        """Frames, and each as a file that costs no time to pack."""
+        pictures = [read_frame(one, index, window, self.bounds) for index in part]
+        return [(picture, _to_bitmap(picture)) for picture in pictures]
 
     def _request(self, picture: bytes, options: StudyOptions) -> SegmentIn:
         return SegmentIn(
@@ -169,7 +200,7 @@ class StudySegmenter:
         if any(one.pixel_size is None for one in group.answers):
             warnings.append("The objects do not state their pixels' size, so areas are in pixels only.")
         segmentation = report = None
-        if masks.any() and options.include != ("strip",):
+        if masks.any() and not {"segmentation", "report"}.isdisjoint(options.include):
             try:
                 sources = fill_identity(group.objects)
                 seg = derived_objects.build_segmentation(
@@ -196,20 +227,22 @@ class StudySegmenter:
         )
 
 
-def _sort_out(files: Sequence[bytes]) -> tuple[list[FileDataset], list[str]]:
-    """Pictures in the order of their series and instances, and why the others were skipped."""
-    pictures, skipped = [], []
-    for place, data in enumerate(files, 1):
+def sort_out(files: Sequence[NamedFile]) -> tuple[list[tuple[str, FileDataset]], list[str]]:
+    """Return pictures with their names in the order of series and instances, and why the others were skipped."""
+    pictures, skipped = list[tuple[str, FileDataset]](), list[str]()
+    for name, data in files:
         try:
             found = read_object(data)
         except FoveaError as error:
-            skipped.append(f"File {place}: {error.detail}")
+            skipped.append(f"{name}: {error.detail}")
             continue
         if has_pixels(found):
-            pictures.append(found)
+            pictures.append((name, found))
+        elif "DirectoryRecordSequence" in found:
+            skipped.append(f"{name}: an index of files (DICOMDIR) without a picture.")
         else:
-            skipped.append(f"File {place}: {found.get('Modality') or 'an object'} without a picture.")
-    pictures.sort(key=lambda one: (str(one.get("SeriesInstanceUID")), _number(one.get("InstanceNumber"))))
+            skipped.append(f"{name}: {found.get('Modality') or 'an object'} without a picture.")
+    pictures.sort(key=lambda row: (str(row[1].get("SeriesInstanceUID")), _number(row[1].get("InstanceNumber"))))
     return pictures, skipped
 
 
@@ -231,6 +264,12 @@ def _describe(answer: SegmentOut, index: int, pixel_mm2: float | None) -> FrameO
         mean_probability=answer.mean_probability,
         warnings=answer.warnings,
     )
+
+
+def _to_bitmap(picture: NDArray[np.uint8]) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(picture).save(out, "BMP")
+    return out.getvalue()
 
 
 def _shrink(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:

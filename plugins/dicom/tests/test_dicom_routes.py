@@ -73,7 +73,7 @@ def test_a_study_is_segmented_with_areas_in_square_millimetres(client):
     assert "SECRET" not in json.dumps({k: v for k, v in answer.json().items() if k != "series"})
     found = answer.json()
     assert (found["frames"], len(found["series"])) == (3, 2)
-    assert found["skipped"] == ["File 3: The file can't be read as DICOM."]
+    assert found["skipped"] == ["c.txt: The file can't be read as DICOM."]
     series = next(one for one in found["series"] if one["instances"][0]["modality"] == "ES")
     frames = series["instances"][0]["frames"]
     picture = client.post("/v1/segment", files={"image": example_png()}).json()
@@ -105,10 +105,57 @@ def test_an_archive_or_one_file_will_do(client):
         params={"window": "600,1600"},
     )
     assert answer.status_code == 200, answer.text
-    assert answer.json()["skipped"] == ["File 2: SR without a picture."]
+    assert answer.json()["skipped"] == ["study/report.dcm: SR without a picture."]
     headers = {"content-type": "application/dicom"}
     one = client.post("/v1/segment/dicom", content=raw("MR_small.dcm"), headers=headers).json()
     assert one["series"][0]["instances"][0]["pixel_size"]["row_mm"] == 0.3125
+
+
+def test_each_file_is_known_by_its_name_and_include_may_be_repeated(client):
+    film = endoscopy(frames=2)
+    files = [
+        ("files", ("IM0", film)),
+        ("files", ("cut.dcm", raw("MR_small.dcm")[:4000])),
+        ("files", ("DICOMDIR", raw("DICOMDIR"))),
+        ("files", ("empty.dcm", b"")),
+    ]
+    url = "/v1/segment/dicom?include=segmentation&include=report"
+    answer = client.post(url, files=files, data={"threshold": "0.5"})
+    assert answer.status_code == 200, answer.text
+    found = answer.json()
+    assert [one["instances"][0]["file"] for one in found["series"]] == ["IM0"]
+    assert [text.partition(":")[0] for text in found["skipped"]] == ["DICOMDIR", "empty.dcm", "cut.dcm"]
+    assert "index of files" in found["skipped"][0]
+    (series,) = found["series"]
+    assert (series["segmentation"] is not None, series["report"] is not None, series["strip"]) == (True, True, None)
+
+
+def test_a_corrected_mask_is_sent_back(client):
+    film = endoscopy(frames=2)
+    answer = client.post("/v1/segment/dicom?include=segmentation,masks", files={"files": ("a.dcm", film)}).json()
+    (series,) = answer["series"]
+    frames = series["instances"][0]["frames"]
+    mask = np.asarray(Image.open(io.BytesIO(base64.b64decode(frames[0]["mask"])))).copy()
+    mask[:4, :5] = 255 - mask[:4, :5]
+    out = io.BytesIO()
+    Image.fromarray(mask).save(out, "PNG")
+    uid = series["instances"][0]["instance"]
+    parts = [
+        ("files", ("a.dcm", film)),
+        ("segmentation", ("s.dcm", base64.b64decode(series["segmentation"]))),
+        ("corrected0", (f"{uid}.1.png", out.getvalue())),
+    ]
+    done = client.post("/v1/segment/dicom/corrections", files=parts, data={"creator": "Doe"})
+    assert done.status_code == 200, done.text
+    assert (done.json()["version"], done.json()["changed"]) == (2, [f"{uid}.1"])
+    assert done.json()["area"] == frames[1]["area"] + int((mask > 0).sum())
+    back = dcmread(io.BytesIO(base64.b64decode(done.json()["segmentation"])))
+    assert (back.InstanceNumber, str(back.ContentCreatorName)) == (2, "Doe")
+    for missing, told in ((1, "Send one segmentation"), (0, "is missing"), (2, "no corrected mask")):
+        refused = client.post("/v1/segment/dicom/corrections", files=[p for n, p in enumerate(parts) if n != missing])
+        assert (refused.status_code, told in refused.text) == (422, True), refused.text
+    odd = client.post("/v1/segment/dicom/corrections", files=[*parts, ("mask", ("m.png", b"x"))])
+    assert (odd.status_code, odd.json()["field"]) == (422, "mask")
 
 
 @pytest.mark.parametrize(

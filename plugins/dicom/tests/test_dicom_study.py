@@ -18,6 +18,7 @@ from pydicom.uid import (
     generate_uid,
 )
 
+from fovea_dicom.bodies import number_files
 from fovea_dicom.frames import count_frames, find_functional_item
 from fovea_dicom.geometry import PixelSize, find_edges, find_pixel_size
 from fovea_dicom.schemas import SeriesOut, StudyOptions
@@ -92,7 +93,7 @@ class Bright:
 
 
 async def segment(*objects: FileDataset | bytes, model=None, label="polyp", **options: Any):
-    files = [one if isinstance(one, bytes) else to_file(one) for one in objects]
+    files = number_files(one if isinstance(one, bytes) else to_file(one) for one in objects)
     segmenter = StudySegmenter(model or Bright(), "bright", "7", DEFAULT_BOUNDS, label)
     return await segmenter.segment(files, StudyOptions(**options), CallContext())
 
@@ -216,7 +217,7 @@ async def test_what_is_no_picture_is_skipped_and_says_why():
         "File 3: SR without a picture.",
         "File 4: an object without a picture.",
     ]
-    assert found.skipped[3].startswith("4.5.6: ")
+    assert found.skipped[3].startswith("File 5: ")
     assert len(found.series) == 1
     with pytest.raises(UnsupportedMedia) as refused:
         await segment(report)
@@ -284,10 +285,10 @@ async def test_objects_that_no_segmentation_can_repeat_are_answered_without_one(
 async def test_progress_is_told_and_a_cancelled_run_stops():
     told: list[tuple[float, str | None]] = []
     run = CallContext(report=lambda *news: told.append(news))
-    files = [to_file(film(picture(), InstanceNumber=number)) for number in (1, 2)]
+    files = number_files(to_file(film(*[picture()] * number, InstanceNumber=number)) for number in (1, 6))
     segmenter = StudySegmenter(Bright(), "bright", "7", DEFAULT_BOUNDS)
     await segmenter.segment(files, StudyOptions(), run)
-    assert told == [(0.0, "0 of 2 objects"), (0.5, "1 of 2 objects")]
+    assert told == [(0.0, "0 of 7 frames"), (1 / 7, "1 of 7 frames"), (5 / 7, "5 of 7 frames")]
     with pytest.raises(UnsupportedMedia):
         await StudySegmenter(Bright(), "bright", "7", DecodeBounds(pixels=100)).segment(files, StudyOptions(), run)
 

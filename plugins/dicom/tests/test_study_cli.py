@@ -2,6 +2,7 @@
 
 import io
 import json
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -46,16 +47,40 @@ def test_a_folder_of_dicom_becomes_segmentations_and_reports(fovea, tmp_path):
     (study / "series1" / "IM0").write_bytes(endoscopy(spacing=[0.1, 0.1]))
     (study / "IM1").write_bytes(raw("test-SR.dcm"))
     (study / "readme.txt").write_text("no picture")
+    (study / "empty.dcm").write_bytes(b"")
+    (study / "cut.dcm").write_bytes(raw("MR_small.dcm")[:4000])
+    (study / "ct.dcm").write_bytes(raw("CT_small.dcm"))
     code, out, err = fovea("segment", study, "-o", tmp_path / "out")
     assert code == 0, err
     assert "found in 2 of 2 frames" in out
     assert "mm²" in out
-    assert "SR without a picture" in err
-    (facts,) = (tmp_path / "out").glob("*.json")
+    for told in (
+        "IM1: SR without a picture",
+        "readme.txt is not a DICOM file",
+        "empty.dcm is empty",
+        "skipped: cut.dcm:",
+    ):
+        assert told in err, told
+    films = [one for one in (tmp_path / "out").glob("*.json") if "series1/IM0" in one.read_text()]
+    (facts,), others = films, set((tmp_path / "out").glob("*.json")) - set(films)
+    told = {
+        text
+        for one in others
+        for frame in json.loads(one.read_text())["instances"][0]["frames"]
+        for text in frame["warnings"]
+    }
+    assert told
+    assert all(text.split(".")[0][:60] in " ".join(err.split()) for text in told)
     stem = facts.with_suffix("")
     assert {dcmread(f"{stem}.{kind}.dcm").Modality for kind in ("seg", "sr")} == {"SEG", "SR"}
     assert json.loads(facts.read_text())["instances"][0]["frames"][0]["area_mm2"] > 0
     assert "SECRET" not in out + err + facts.read_text()
+    masks = Path(f"{stem}.masks")
+    assert len(list(masks.iterdir())) == 2
+    code, out, err = fovea("correct", f"{stem}.seg.dcm", masks, "-p", study, "-o", tmp_path / "new", "--creator", "Doe")
+    assert code == 0, err
+    assert "0 frames changed" in out
+    assert dcmread(tmp_path / "new" / f"{stem.name}.v2.seg.dcm").InstanceNumber == 2
     code, _, err = fovea("segment", "pacs:1.2.3", "-o", tmp_path / "out")
     assert (code, "No PACS is configured" in err) == (1, True)
 

@@ -210,7 +210,7 @@ def _build_timeout(body: ReplayableBody) -> FoveaError:
     """The error for a passed deadline: the caller's fault where the body has not arrived."""
     if not body.complete:
         detail = "The body had not arrived when the deadline of the request passed."
-        late = body.error = SlowBody(detail, hint="Send it faster.")
-        return late
+        slow = body.error = SlowBody(detail, hint="Send it faster.")
+        return slow
     detail = "The deadline of the request passed before it was answered."
     return DeadlineExceeded(detail, hint="Allow more time, or send it with `Prefer: respond-async`.")

@@ -52,7 +52,7 @@ StoreDep = Annotated[ResponseStore, Depends(get_response_store)]
 async def respond(
     body: ResponsesRequest, request: Request, host: Annotated[Host, Depends(host_of)], store: StoreDep
 ) -> Response:
-    """Answer items with items, also after a stored response; a model with a memory takes `session_id`."""
+    """Answer items with items, also after a stored response."""
     _check_characters(body)
     earlier = []
     if (before := body.previous_response_id) is not None:

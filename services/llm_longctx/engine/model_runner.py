@@ -76,7 +76,7 @@ class ModelRunner:
             and torch.cuda.is_available()
             and choose("decode", backend, pool.keys.dtype, kind) == "triton"
         ):
-            self.graphs = GraphSteps(self.run_fixed, pool, CudaRecorder(), backend)
+            self.graphs = GraphSteps(self.run_fixed, pool, CudaRecorder(pool.device), backend)
 
     def open(self, policy: Policy) -> PagedState:
         """State of a new sequence, which has read nothing."""

@@ -23,9 +23,9 @@ from services.llm_longctx.engine.device.step_draws import Choice, DrawnRow
 from services.llm_longctx.engine.quality import observations
 from services.llm_longctx.engine.requests.failures import to_safe_error, too_large
 from services.llm_longctx.engine.requests.request import FinishReason, GenerationRequest
+from services.llm_longctx.engine.requests.waiting_queue import WaitingQueue
 from services.llm_longctx.engine.sampler import read_choices
 from services.llm_longctx.engine.sequence import S, Sequence, SequenceStatus
-from services.llm_longctx.engine.waiting_queue import WaitingQueue
 from services.llm_longctx.kv_cache import PoolExhausted
 from shared.errors import Cancelled, FoveaError
 

@@ -9,9 +9,9 @@ import torch
 from services.llm_longctx.engine import GenerationRequest, Sampling
 from services.llm_longctx.engine.quality.background_tasks import BackgroundTasks
 from services.llm_longctx.engine.requests.failures import to_safe_error
+from services.llm_longctx.engine.requests.waiting_queue import WaitingQueue
 from services.llm_longctx.engine.scheduler import Scheduler
 from services.llm_longctx.engine.sequence import SequenceStatus
-from services.llm_longctx.engine.waiting_queue import WaitingQueue
 from services.llm_longctx.kv_cache import PoolExhausted
 from services.llm_longctx.tests.conftest import Ear
 from services.llm_longctx.tests.hooks import Listeners

@@ -3,7 +3,10 @@
 import pytest
 import torch
 
-from services.llm_longctx.engine import Engine, Request
+from services.llm_longctx.engine import Engine, GenerationRequest, Request, Sampling
+from services.llm_longctx.engine import backend as backend_module
+from services.llm_longctx.engine.device.parallel_backend import open_backend
+from services.llm_longctx.engine.scheduler import Scheduler
 from services.llm_longctx.methods import method
 from services.llm_longctx.serving.local_models import make_local_model
 from services.llm_longctx.tests.conftest import tiny_decoder, write_folder
@@ -81,3 +84,48 @@ def test_what_can_not_be_divided_is_refused(model, size, said):
 def test_sizes_that_there_are_not_are_refused(tmp_path):
     with pytest.raises(InvalidOption, match="1, 2, 4 or 8 processes, not by 3"):
         load(write_folder(tmp_path / "model"), tmp_path, 3)
+
+
+class Record:
+    """Messages of a leader and what it held in between, for one follower that reads them later."""
+
+    def __init__(self) -> None:
+        self.sent: list = []
+        self.follower = None
+        self.looks = 0
+
+    def send(self, message) -> None:
+        self.sent.append(message)
+
+    def receive(self):
+        while self.sent[0][0] == "held":
+            assert held_by(self.follower) == self.sent.pop(0)[1]
+            self.looks += 1
+        return self.sent.pop(0)
+
+
+def held_by(backend) -> tuple[int, int]:
+    return backend.runner.pool.held, len(backend.prefix_cache)
+
+
+def test_a_follower_holds_the_pages_that_its_leader_holds(monkeypatch):
+    """Preemption, lost prefixes and forks, in a pool that is too small: whatever happens there, happens here."""
+    monkeypatch.setattr(backend_module, "_FORESEEN_NEW", 0)
+    channel = Record()
+    engines = [Engine(tiny_decoder(), kv_bytes=1) for _ in range(2)]
+    leader, channel.follower = (
+        open_backend(channel, Team(rank, 2), one.runner, one.policy, 6, None, 16) for rank, one in enumerate(engines)
+    )
+    scheduler = Scheduler(leader)
+    requests = [GenerationRequest(IDS[i : 70 + 5 * i], [Sampling(seed=i)] * (1 + i % 2), 30) for i in range(4)]
+    for request in requests:
+        scheduler.add_request(request)
+    while scheduler.in_flight:
+        scheduler.step()
+        channel.send(("held", held_by(leader)))
+    assert sum(request.stats.preempted for request in requests) > 0, "the pool was large enough"
+    assert any(message[0] == "make_room" for message in channel.sent), "no prefix was given up"
+    channel.send(("stop",))
+    channel.follower.follow(channel)
+    assert channel.looks > 30
+    assert not channel.sent

@@ -21,7 +21,7 @@ from pydantic_core import PydanticSerializationError
 from shared.errors import Cancelled, DeadlineExceeded, FoveaError, InvalidOption
 from shared.registry import CallContext
 from shared.rpc.tensors import DTYPES
-from shared.serving.oip.tensors import check_feeds
+from shared.serving.oip import tensors
 from shared.vision.decode import decode
 from tests.bad_pictures import odd, refused
 from tests.contract.checks.kinds import (
@@ -504,7 +504,7 @@ def check_tensors_that_do_not_fit_are_the_callers_mistake(loaded: Loaded) -> Non
     name = next(iter(feeds))
     for wrong in (feeds[name].astype(np.float64), feeds[name][0], feeds[name][..., :3], None):
         with pytest.raises(InvalidOption) as caught:  # what the host asks before it runs the engine
-            check_feeds({**feeds, name: wrong} if wrong is not None else {}, loaded.servable.engine.inputs)
+            tensors.check_feeds({**feeds, name: wrong} if wrong is not None else {}, loaded.servable.engine.inputs)
         assert caught.value.field == name
 
 

@@ -1,4 +1,4 @@
-"""Bodies of several parts: forms, DICOMweb's `multipart/related`, zip archives and matrices."""
+"""Bodies of several parts: forms and matrices."""
 
 import asyncio
 import io
@@ -11,7 +11,6 @@ import numpy as np
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from fovea_dicom.bodies import parse_related, unpack_zip
 from services.detection.segments.npy_inputs import read_matrices
 from services.gateway.batches.upload_form import parse_upload
 from services.gateway.routing.model_routing import _read_model
@@ -31,7 +30,6 @@ _UPLOAD = (
     b'--x\r\ncontent-disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
     b'--x\r\ncontent-disposition: form-data; name="file"; filename="a.jsonl"\r\n\r\n{}\n\r\n--x--\r\n'
 )
-_RELATED = b"multipart/related; boundary=x\n--x\r\ncontent-type: application/dicom\r\n\r\nabc\r\n--x--"
 
 
 def _request(data: bytes) -> tuple[Request, bytes]:
@@ -77,12 +75,11 @@ def _multipart(data: bytes) -> object:
     return [
         _is_refused(lambda: asyncio.run(_read_form(data))),
         _is_refused(lambda: asyncio.run(_read_file(data))),
-        _is_refused(lambda: parse_related(request.headers["content-type"], body)),
         _is_refused(lambda: _read_model(context, body)),
     ]
 
 
-def _zip(kind: int = zipfile.ZIP_STORED) -> bytes:
+def make_zip(kind: int = zipfile.ZIP_STORED) -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", kind) as archive:
         archive.writestr("a/b.dcm", b"abc" * 9)
@@ -102,21 +99,16 @@ def _matrices(*, is_archive: bool) -> bytes:
 HARNESSES: dict[str, Harness] = {
     "multipart": Harness(
         _multipart,
-        (_FORM, _UPLOAD, _RELATED, b"application/x-www-form-urlencoded\nmodel=a&threshold=%zz&images=b"),
+        (_FORM, _UPLOAD, b"application/x-www-form-urlencoded\nmodel=a&threshold=%zz&images=b"),
         words=(
             b"--x\r\n", b"\r\n\r\n", b"--x--", b'; filename=""', b"; filename*=utf-8''%ff", b'; name="images"',
             b"; charset=utf-7", b"; charset=none", b"; charset=undefined", b"; charset=idna",
             b"content-transfer-encoding: base64\r\n", b"boundary=", b'"', b";",
         ),
     ),
-    "zip": Harness(
-        unpack_zip,
-        (_zip(), _zip(zipfile.ZIP_DEFLATED), _zip(zipfile.ZIP_BZIP2), _zip(zipfile.ZIP_LZMA)),
-        words=(b"PK\x05\x06", b"PK\x01\x02", b"PK\x03\x04", b"PK\x06\x06", b"\x0e\0", b"\x0c\0", b"\xff\xfe"),
-    ),
     "matrices": Harness(
         lambda data: read_matrices(data, "features"),
-        (_matrices(is_archive=True), _matrices(is_archive=False), _zip(zipfile.ZIP_LZMA).replace(b".dcm", b".npy")),
+        (_matrices(is_archive=True), _matrices(is_archive=False), make_zip(zipfile.ZIP_LZMA).replace(b".dcm", b".npy")),
         words=(b"(-1,)", b"(9999999999, 9)", b"True", b"'O'", b"'<U9'", b"'V1'", b"(", b"\x0e\0", b"[" * 100),
     ),
 }  # fmt: skip

@@ -1,16 +1,10 @@
-"""Pictures, films, masks and tracks, as callers send them."""
+"""Pictures and masks, as callers send them."""
 
 import io
-import tempfile
-from functools import cache
-from pathlib import Path
 
-import cv2
 import numpy as np
 from PIL import Image
 
-from fovea_survey.gpx import parse_gpx
-from fovea_survey.video.frame_parsers import choose_parser
 from shared.errors import Malformed
 from shared.vision.decode import decode
 from shared.vision.limits import DecodeBounds
@@ -19,32 +13,16 @@ from tests.fuzz.harness import Harness
 
 BOUNDS = DecodeBounds(bytes=2**20, pixels=10_000, max_side=500)
 
-_TRACK = b"""<gpx><trk><trkseg>
-<trkpt lat="52.5" lon="13.4"><time>2026-01-02T10:00:00Z</time></trkpt>
-<trkpt lat="52.6" lon="13.5"><time>2026-01-02T10:00:09Z</time></trkpt>
-</trkseg></trk></gpx>"""
-
 
 def _page(shade: int = 0) -> Image.Image:
     return Image.fromarray((np.arange(12 * 9 * 3) + shade).astype(np.uint8).reshape(12, 9, 3))
 
 
-def _encode(form: str, pages: int = 1) -> bytes:
+def encode_page(form: str, pages: int = 1) -> bytes:
     out = io.BytesIO()
     more = {"save_all": True, "append_images": [_page(50 * number) for number in range(1, pages)]} if pages > 1 else {}
     _page().save(out, form, **more)
     return out.getvalue()
-
-
-@cache
-def _film() -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "x.mp4"
-        writer = cv2.VideoWriter(str(file), cv2.VideoWriter.fourcc(*"mp4v"), 5, (16, 16))
-        for shade in range(3):
-            writer.write(np.full((16, 16, 3), 60 * shade, np.uint8))
-        writer.release()
-        return file.read_bytes()
 
 
 def _run_lengths(data: bytes) -> object:
@@ -54,40 +32,9 @@ def _run_lengths(data: bytes) -> object:
         raise Malformed("no run lengths") from error
 
 
-def _frames(data: bytes) -> object:
-    """The first line is the content type; what follows comes in two pieces."""
-    media, _, body = data.partition(b"\n")
-    parser = choose_parser(media.decode("latin-1"), BOUNDS)
-    for piece in (body[: len(body) // 2], body[len(body) // 2 :]):
-        for _, _frame in zip(range(20), parser.feed(piece), strict=False):
-            pass
-    return [frame for _, frame in zip(range(20), parser.close(), strict=False)]
-
-
-def _part(media: bytes, *files: bytes) -> bytes:
-    parts = b"".join(b"--x\r\ncontent-type: image/jpeg\r\n\r\n" + file + b"\r\n" for file in files)
-    return media + b"\n" + parts + b"--x--\r\n"
-
-
 HARNESSES: dict[str, Harness] = {
     "picture": Harness(
-        lambda data: decode(data, BOUNDS), tuple(_encode(form) for form in ("PNG", "JPEG", "WEBP", "TIFF", "BMP"))
+        lambda data: decode(data, BOUNDS), tuple(encode_page(form) for form in ("PNG", "JPEG", "WEBP", "TIFF", "BMP"))
     ),
     "run-lengths": Harness(_run_lengths, (b"632NO010O0124", b"?")),
-    "frames": Harness(
-        _frames,
-        (
-            *(b"image/gif\n" + _encode(form, 3) for form in ("GIF", "TIFF", "WEBP", "PNG")),
-            b"video/x-motion-jpeg\n" + _encode("JPEG") * 2,
-            _part(b"multipart/x-mixed-replace; boundary=x", _encode("JPEG"), _encode("GIF", 2)),
-            b'multipart/form-data; boundary="x"\n--x\r\ncontent-disposition: form-data; name="a"\r\n\r\n1\r\n--x--',
-        ),
-        words=(b"--x", b"\r\n\r\n", b"\xff\xd8\xff", b"\xff\xd9", b"\xff\xda\0\0", b"boundary=", b'name*="', b"\n"),
-    ),
-    "film": Harness(lambda data: _frames(b"video/mp4\n" + data), (_film(),), words=(b"moov", b"mdat", b"\0\0\0\1")),
-    "gpx": Harness(
-        parse_gpx,
-        (_TRACK,),
-        words=(b"-0001-01-01", b"9999-12-31T23:59:59-23:59", b"nan", b"1e999", b"<!DOCTYPE a>", b"&a;", b"+24:00"),
-    ),
 }

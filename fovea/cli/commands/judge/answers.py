@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,17 +11,24 @@ import typer
 from rich.markup import escape
 
 from fovea.cli.commands.judge.options import Llm, Passages, compute_as_job, format_figure
-from fovea.cli.common_options import AsJson, Key, Url
-from fovea.cli.output import Screen
+from fovea.cli.common_options import GatewayOptions
+from fovea.cli.option_groups import expand_options
 from fovea.cli.text_files import read_text, write_text
-from fovea.transport import LOCAL
 from shared.errors import Malformed
 
 Query = Annotated[str, typer.Argument(help="The query.")]
-How = Annotated[str, typer.Option(help="model, or similarity, which needs no language model.")]
 Answer = Annotated[Path | None, typer.Option(help="Text file of the answer; - is standard input.", show_default=False)]
 
 
+@dataclass(frozen=True, slots=True)
+class SupportCheck:
+    """How it is decided whether a text supports a fact."""
+
+    how: Annotated[str, typer.Option(help="model, or similarity, which needs no language model.")] = "model"
+    llm: Llm = None
+
+
+@expand_options
 def nuggets(
     query: Query,
     passages: Annotated[Path | None, typer.Option(help="Make nuggets of these JSON lines.", show_default=False)] = None,
@@ -28,33 +36,31 @@ def nuggets(
         Path | None, typer.Option("--nuggets", help="Look for the nuggets of this file.", show_default=False)
     ] = None,
     answer: Answer = None,
-    how: How = "model",
-    llm: Llm = None,
+    *,
+    check: SupportCheck,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="File for the nuggets, JSON.", show_default=False)
     ] = None,
-    as_json: AsJson = False,
-    url: Url = LOCAL,
-    key: Key = None,
+    gateway: GatewayOptions,
 ) -> None:
     """Make nuggets of passages, and with --answer find them in an answer: nugget recall and precision."""
-    screen = Screen(as_json=as_json)
-    options = {"query": query, "how": how, "llm": llm}
+    screen = gateway.screen
+    options = {"query": query, "how": check.how, "llm": check.llm}
     if facts is not None:
         known = _load(facts)
     else:
-        known = compute_as_job("nuggets", {**options, "passages": _passages(passages)}, screen, url, key)["nuggets"]
+        known = compute_as_job("nuggets", {**options, "passages": _passages(passages)}, gateway)["nuggets"]
     if output is not None:
         write_text(output, json.dumps(known, indent=1, ensure_ascii=False).encode())
     if answer is None:
-        screen.line(known) if as_json else screen.table(
+        screen.line(known) if gateway.as_json else screen.table(
             ("importance", "nugget", "passages"),
             ((one["importance"], escape(one["text"]), escape(" ".join(one["passages"]))) for one in known),
         )
         return
     body = {**options, "answer": read_text(answer), "nuggets": known}
-    found = compute_as_job("nuggets/assign", body, screen, url, key)
-    if as_json:
+    found = compute_as_job("nuggets/assign", body, gateway)
+    if gateway.as_json:
         screen.line(found)
         return
     names = ("vital_recall", "strict_vital_recall", "all_recall", "strict_all_recall", "precision", "f1")
@@ -68,22 +74,21 @@ def nuggets(
     )
 
 
+@expand_options
 def support(
     query: Query,
     passages: Passages,
     answer: Annotated[Path, typer.Option(help="Text file of the answer, which cites passages as [id].")],
-    how: How = "model",
-    llm: Llm = None,
-    as_json: AsJson = False,
-    url: Url = LOCAL,
-    key: Key = None,
+    *,
+    check: SupportCheck,
+    gateway: GatewayOptions,
 ) -> None:
     """Check each sentence of an answer against the passages that it cites, and against all."""
-    screen = Screen(as_json=as_json)
-    options = {"query": query, "how": how, "llm": llm}
+    screen = gateway.screen
+    options = {"query": query, "how": check.how, "llm": check.llm}
     body = {**options, "passages": _passages(passages), "answer": read_text(answer)}
-    found = compute_as_job("support", body, screen, url, key)
-    if as_json:
+    found = compute_as_job("support", body, gateway)
+    if gateway.as_json:
         screen.line(found)
         return
     names = ("citation_precision", "citation_recall", "faithfulness")

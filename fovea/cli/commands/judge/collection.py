@@ -8,14 +8,16 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from fovea.cli.commands.judge.options import compute_as_job
-from fovea.cli.common_options import Key, Url
+from fovea import judge_endpoints
+from fovea.cli.common_options import Connection
+from fovea.cli.job_progress import run_as_job
+from fovea.cli.option_groups import expand_options
 from fovea.cli.output import Screen
 from fovea.cli.text_files import read_text
-from fovea.transport import LOCAL
 from shared.errors import InvalidOption
 
 
+@expand_options
 def import_collection(
     documents: Annotated[Path, typer.Argument(help="Documents, records `.I .T .W`; may be .gz.")],
     topics: Annotated[Path, typer.Argument(help="Topics, records `.I .W`.")],
@@ -26,8 +28,8 @@ def import_collection(
         list[str] | None,
         typer.Option("--grade", help="CODE=GRADE; left out, 1=3 2=2 3=1 4=1 5=0.", show_default=False),
     ] = None,
-    url: Url = LOCAL,
-    key: Key = None,
+    *,
+    gateway: Connection,
 ) -> None:
     """Import a collection of Cranfield's form: topics.tsv, passages.jsonl, qrels.txt and a BM25 run."""
     body = {
@@ -38,7 +40,8 @@ def import_collection(
         "grades": dict(_parse_grade(pair) for pair in grades) if grades else None,
     }
     screen = Screen(as_json=False)
-    found = compute_as_job("collection", body, screen, url, key)
+    with gateway.open() as client:
+        found = run_as_job(client, screen, judge_endpoints.compute("collection", body))
     output.mkdir(parents=True, exist_ok=True)
     names = {"topics": "topics.tsv", "passages": "passages.jsonl", "qrels": "qrels.txt", "run": "bm25.trec"}
     for field, name in names.items():

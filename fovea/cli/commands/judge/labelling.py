@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,45 +12,95 @@ from rich.markup import escape
 
 from fovea import judge_endpoints
 from fovea.cli.commands.judge.options import Llm, Output, compute, format_figure, read_runs
-from fovea.cli.common_options import AsJson, Connection, Key, Url
+from fovea.cli.common_options import GatewayOptions
 from fovea.cli.job_progress import run_as_job
+from fovea.cli.option_groups import expand_options
 from fovea.cli.output import Screen
 from fovea.cli.text_files import read_text, write_text
-from fovea.transport import LOCAL
 from shared.errors import Malformed
 
-Judge = Annotated[str | None, typer.Option("--judge", "-j", help="prompted-grade, log-odds …", show_default=False)]
-Template = Annotated[
-    str | None,
-    typer.Option("--template", "-t", help="Prompt template; `fovea judge templates` lists them.", show_default=False),
-]
-Cuts = Annotated[
-    str | None, typer.Option("--calibration", help="Stored calibration: name or name@version.", show_default=False)
-]
+
+@dataclass(frozen=True, slots=True)
+class JudgeChoice:
+    """Who labels, and how."""
+
+    judge: Annotated[
+        str | None, typer.Option("--judge", "-j", help="prompted-grade, log-odds …", show_default=False)
+    ] = None
+    template: Annotated[
+        str | None,
+        typer.Option(
+            "--template", "-t", help="Prompt template; `fovea judge templates` lists them.", show_default=False
+        ),
+    ] = None
+    llm: Llm = None
+    calibration: Annotated[
+        str | None, typer.Option(help="Stored calibration: name or name@version.", show_default=False)
+    ] = None
+
+    @property
+    def options(self) -> dict[str, str]:
+        """The judge's options that were given."""
+        found = {"template": self.template, "llm": self.llm, "calibration": self.calibration}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class PairSource:
+    """Where the pairs of a batch come from."""
+
+    topics: Annotated[Path | None, typer.Option(help="qid<TAB>text lines, or JSON lines.", show_default=False)] = None
+    passages: Annotated[Path | None, typer.Option(help="JSON lines with id and text.", show_default=False)] = None
+    runs: Annotated[list[Path] | None, typer.Option("--run", help="TREC run; may be repeated.")] = None
+    depth: Annotated[int, typer.Option("--depth", "-k", min=1, help="Ranks to take from each run.")] = 10
+    qrels: Annotated[
+        Path | None, typer.Option(help="Existing labels; only missing ones are made.", show_default=False)
+    ] = None
+    pairs: Annotated[
+        Path | None, typer.Option(help="JSON lines with qid, docid, query, passage.", show_default=False)
+    ] = None
+
+    def read(self) -> dict[str, Any]:
+        """Read the files, as fields of a batch."""
+        return {
+            "topics": read_text(self.topics),
+            "passages": read_text(self.passages),
+            "pairs": read_text(self.pairs),
+            "runs": read_runs(self.runs),
+            "qrels": read_text(self.qrels),
+            "depth": self.depth,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class SpendingLimits:
+    """How much a batch may use."""
+
+    budget: Annotated[int | None, typer.Option(help="Most tokens to spend.", show_default=False)] = None
+    per_minute: Annotated[float | None, typer.Option(help="Most pairs per minute.", show_default=False)] = None
+    at_once: Annotated[int, typer.Option(min=1, max=32, help="Pairs at a time.")] = 4
+
 
 _FORMATS = {".jsonl": "jsonl", ".csv": "csv"}
 
 
+@expand_options
 def pair(
     query: Annotated[str, typer.Argument(help="The query.")],
     passage: Annotated[str, typer.Argument(help="The passage; - is standard input.")],
-    judge: Judge = None,
-    template: Template = None,
-    llm: Llm = None,
-    calibration: Cuts = None,
+    *,
+    choice: JudgeChoice,
     rationale: Annotated[bool, typer.Option("--rationale", help="Show the full answer of the model.")] = False,
-    as_json: AsJson = False,
-    url: Url = LOCAL,
-    key: Key = None,
+    gateway: GatewayOptions,
 ) -> None:
     """Grade one passage for one query; the exit code is 1 if there is no grade."""
     text = read_text(Path("-")) if passage == "-" else passage
-    options = {"template": template, "llm": llm, "calibration": calibration, "rationale": rationale or None}
-    screen = Screen(as_json=as_json)
-    with Connection(url, key).open() as client:
-        answer = client.run("judge", {"model": judge, "pairs": [{"query": query, "passage": text}], **options})
+    body = {"model": choice.judge, "pairs": [{"query": query, "passage": text}], "rationale": rationale or None}
+    screen = gateway.screen
+    with gateway.open() as client:
+        answer = client.run("judge", {**body, **choice.options})
     verdict = answer["results"][0]
-    if as_json:
+    if gateway.as_json:
         screen.line(verdict)
     else:
         _print_verdict(screen, answer["model"], verdict)
@@ -57,60 +108,40 @@ def pair(
         raise typer.Exit(1)
 
 
+@expand_options
 def batch(
-    topics: Annotated[Path | None, typer.Option(help="qid<TAB>text lines, or JSON lines.", show_default=False)] = None,
-    passages: Annotated[Path | None, typer.Option(help="JSON lines with id and text.", show_default=False)] = None,
-    runs: Annotated[list[Path] | None, typer.Option("--run", help="TREC run; may be repeated.")] = None,
-    depth: Annotated[int, typer.Option("--depth", "-k", min=1, help="Ranks to take from each run.")] = 10,
-    qrels: Annotated[
-        Path | None, typer.Option(help="Existing labels; only missing ones are made.", show_default=False)
-    ] = None,
-    pairs: Annotated[
-        Path | None, typer.Option(help="JSON lines with qid, docid, query, passage.", show_default=False)
-    ] = None,
-    judge: Judge = None,
-    template: Template = None,
-    llm: Llm = None,
-    calibration: Cuts = None,
+    *,
+    source: PairSource,
+    choice: JudgeChoice,
     more: Annotated[
         Path | None,
         typer.Option("--options", help="JSON file with further options of the judge.", show_default=False),
     ] = None,
-    budget: Annotated[int | None, typer.Option(help="Most tokens to spend.", show_default=False)] = None,
-    per_minute: Annotated[float | None, typer.Option(help="Most pairs per minute.", show_default=False)] = None,
-    at_once: Annotated[int, typer.Option(min=1, max=32, help="Pairs at a time.")] = 4,
+    limits: SpendingLimits,
     output: Output = None,
-    as_json: AsJson = False,
-    url: Url = LOCAL,
-    key: Key = None,
+    gateway: GatewayOptions,
 ) -> None:
     """Label many pairs as a job; the suffix of -o (x.qrels, x.jsonl, x.csv) is the format. Run it again to continue.
 
     The pairs are those of --pairs, or the top of each --run, or every topic with every passage.
     """
-    options = {"template": template, "llm": llm, "calibration": calibration}
     body = {
-        "model": judge,
-        "options": {**_read_options(more), **{name: value for name, value in options.items() if value is not None}},
-        "topics": read_text(topics),
-        "passages": read_text(passages),
-        "pairs": read_text(pairs),
-        "runs": read_runs(runs),
-        "qrels": read_text(qrels),
-        "depth": depth,
-        "budget_tokens": budget,
-        "per_minute": per_minute,
-        "at_once": at_once,
+        "model": choice.judge,
+        "options": {**_read_options(more), **choice.options},
+        **source.read(),
+        "budget_tokens": limits.budget,
+        "per_minute": limits.per_minute,
+        "at_once": limits.at_once,
     }
-    screen = Screen(as_json=as_json)
-    with Connection(url, key).open() as client:
+    screen = gateway.screen
+    with gateway.open() as client:
         done = run_as_job(client, screen, judge_endpoints.compute("batches", body))
         if output is not None:
             file_format = _FORMATS.get(
                 output.with_suffix("").suffix if output.suffix == ".gz" else output.suffix, "qrels"
             )
             write_text(output, client.send(judge_endpoints.labels(done["id"], file_format)))
-    if as_json:
+    if gateway.as_json:
         screen.line(done)
     else:
         _print_summary(screen, done, output)
@@ -130,27 +161,27 @@ def _read_options(path: Path | None) -> dict[str, Any]:
     return found
 
 
+@expand_options
 def templates(
     name: Annotated[str | None, typer.Argument(help="Show this template.", show_default=False)] = None,
     query: Annotated[str, typer.Option(help="With a name: fill it in.")] = "",
     passage: Annotated[str, typer.Option(help="With a name: fill it in.")] = "",
-    as_json: AsJson = False,
-    url: Url = LOCAL,
-    key: Key = None,
+    *,
+    gateway: GatewayOptions,
 ) -> None:
     """List the prompt templates, or show one, filled in with a query and a passage; nothing is sent."""
-    screen = Screen(as_json=as_json)
-    with Connection(url, key).open() as client:
+    screen = gateway.screen
+    with gateway.open() as client:
         if name is not None:
             body = {"query": query or "{query}", "passage": passage or "{passage}"}
             shown = client.send(judge_endpoints.compute(f"templates/{name}/render", body))
-            if as_json:
+            if gateway.as_json:
                 screen.line(shown)
             else:
                 screen.text("\n\n".join(filter(None, [shown["system"], *("\n".join(turn) for turn in shown["turns"])])))
             return
         found = client.send(judge_endpoints.fetch("templates"))
-    if as_json:
+    if gateway.as_json:
         for one in found:
             screen.line(one)
         return
@@ -160,14 +191,14 @@ def templates(
     screen.table(("template", "kind", "digest", "what it does"), (tuple(map(escape, row)) for row in rows))
 
 
+@expand_options
 def calibrate(
     signals: Annotated[Path, typer.Argument(metavar="BATCH.jsonl", help="Labels of a batch with their signals.")],
     reference: Annotated[Path, typer.Argument(metavar="QRELS", help="Labels to fit the cuts to.")],
     name: Annotated[str | None, typer.Option(help="Store the calibration under this name.", show_default=False)] = None,
     how: Annotated[str, typer.Option(help="quantile or kappa.")] = "quantile",
-    as_json: AsJson = False,
-    url: Url = LOCAL,
-    key: Key = None,
+    *,
+    gateway: GatewayOptions,
 ) -> None:
     """Fit the thresholds that turn a judge's signal into grades; evaluated on queries that were left out."""
     body = {
@@ -175,9 +206,9 @@ def calibrate(
         "how": how,
         "name": name,
     }
-    screen = Screen(as_json=as_json)
-    found = compute("calibrations", body, url, key)
-    if as_json:
+    screen = gateway.screen
+    found = compute("calibrations", body, gateway)
+    if gateway.as_json:
         screen.line(found)
         return
     cuts = found["calibration"]

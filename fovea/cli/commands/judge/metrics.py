@@ -20,16 +20,17 @@ from fovea.cli.commands.judge.options import (
     name_judge,
     read_runs,
 )
-from fovea.cli.common_options import AsJson, Connection, Key, Url
+from fovea.cli.common_options import GatewayOptions
+from fovea.cli.option_groups import expand_options
 from fovea.cli.output import Screen
 from fovea.cli.text_files import read_text, write_text
-from fovea.transport import LOCAL
 
 Reference = Annotated[Path, typer.Argument(metavar="REFERENCE", help="Reference qrels; may be .gz.")]
 Labels = Annotated[Path, typer.Argument(metavar="JUDGE", help="Qrels of the judge, or JSON lines of a batch.")]
 Runs = Annotated[list[Path] | None, typer.Option("--run", help="TREC run; may be repeated.", show_default=False)]
 
 
+@expand_options
 def agreement(
     reference: Reference,
     judge: Labels,
@@ -37,15 +38,14 @@ def agreement(
         Path | None, typer.Option(help="With --passages: bias by length and overlap of the texts.", show_default=False)
     ] = None,
     passages: Annotated[Path | None, typer.Option(help="JSON lines with id and text.", show_default=False)] = None,
-    as_json: AsJson = False,
-    url: Url = LOCAL,
-    key: Key = None,
+    *,
+    gateway: GatewayOptions,
 ) -> None:
     """Compare a judge's labels with reference labels: kappa with its interval, alpha, confusion, bias."""
     names = {"reference": reference, "judge": judge, "topics": topics, "passages": passages}
-    found = compute("agreement", {name: read_text(path) for name, path in names.items()}, url, key)
-    screen = Screen(as_json=as_json)
-    if as_json:
+    found = compute("agreement", {name: read_text(path) for name, path in names.items()}, gateway)
+    screen = gateway.screen
+    if gateway.as_json:
         screen.line(found)
         return
     screen.facts(
@@ -75,6 +75,7 @@ def agreement(
             _print_terciles(screen, name, block)
 
 
+@expand_options
 def rankings(
     reference: Reference,
     judge: Labels,
@@ -84,9 +85,8 @@ def rankings(
         list[str] | None,
         typer.Option("--family", help="SYSTEM=FAMILY, to measure self-preference.", show_default=False),
     ] = None,
-    as_json: AsJson = False,
-    url: Url = LOCAL,
-    key: Key = None,
+    *,
+    gateway: GatewayOptions,
 ) -> None:
     """Rank systems under both label sets: tau, rho, kappa, and how far each system moved."""
     body = {
@@ -96,9 +96,9 @@ def rankings(
         "runs": read_runs(runs),
         "families": dict(pair.partition("=")[::2] for pair in families or ()),
     }
-    found = compute("rankings", body, url, key)
-    screen = Screen(as_json=as_json)
-    if as_json:
+    found = compute("rankings", body, gateway)
+    screen = gateway.screen
+    if gateway.as_json:
         screen.line(found)
         return
     screen.facts(
@@ -119,6 +119,7 @@ def rankings(
     screen.table(("system", "reference", "judge", "shift"), rows)
 
 
+@expand_options
 def ensemble(
     judges: Annotated[list[Path], typer.Argument(metavar="JUDGE…", help="Label files of the judges.")],
     combine: Annotated[str, typer.Option(help="majority, average or median.")] = "majority",
@@ -131,9 +132,8 @@ def ensemble(
         Path | None,
         typer.Option("--output", "-o", help="File to write to; default: standard output.", show_default=False),
     ] = None,
-    as_json: AsJson = False,
-    url: Url = LOCAL,
-    key: Key = None,
+    *,
+    gateway: GatewayOptions,
 ) -> None:
     """Combine several label sets into one; writes qrels to -o or to standard output."""
     body = {
@@ -143,9 +143,9 @@ def ensemble(
         "rounding": rounding,
         "weights": weights,
     }
-    found = compute("ensembles", body, url, key)
-    screen = Screen(as_json=as_json)
-    if as_json:
+    found = compute("ensembles", body, gateway)
+    screen = gateway.screen
+    if gateway.as_json:
         screen.line(found)
         return
     write_text(output, found["qrels"].encode("utf8"))
@@ -153,6 +153,7 @@ def ensemble(
         screen.note(f"wrote {output} ({found['pairs']} pairs, {' · '.join(map(str, found['counts']))} per grade)")
 
 
+@expand_options
 def leaderboard(
     labels: Annotated[
         list[Path] | None,
@@ -164,15 +165,14 @@ def leaderboard(
     name: Annotated[
         str | None, typer.Option(help="Store the table under this name, or show the stored one.", show_default=False)
     ] = None,
-    as_json: AsJson = False,
-    url: Url = LOCAL,
-    key: Key = None,
+    *,
+    gateway: GatewayOptions,
 ) -> None:
     """Compare judges, best first: kappa with its interval, beside tau.
 
     With files: the first is the reference, the others are the judges.
     """
-    screen = Screen(as_json=as_json)
+    screen = gateway.screen
     if labels:
         reference, *judges = labels
         body = {
@@ -183,11 +183,11 @@ def leaderboard(
             "sort": sort,
             "name": name,
         }
-        found = compute("leaderboard", body, url, key)
+        found = compute("leaderboard", body, gateway)
     else:
-        with Connection(url, key).open() as client:
+        with gateway.open() as client:
             found = client.send(judge_endpoints.fetch("leaderboard", name=name, sort=sort))
-    if as_json:
+    if gateway.as_json:
         for row in found["rows"]:
             screen.line(row)
         return

@@ -8,9 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from fovea import judge_endpoints
-from fovea.cli.common_options import Connection
+from fovea.cli.common_options import Connection, GatewayOptions
 from fovea.cli.job_progress import run_as_job
-from fovea.cli.output import Screen
 from fovea.cli.text_files import read_text
 
 Reference = Annotated[Path, typer.Argument(metavar="REFERENCE", help="Qrels by people; may be .gz.")]
@@ -23,16 +22,16 @@ Llm = Annotated[str | None, typer.Option(help="Language model at the judge's end
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="File to write to.", show_default=False)]
 
 
-def compute(what: str, body: dict[str, Any], url: str, key: str | None) -> Any:
+def compute(what: str, body: dict[str, Any], gateway: Connection) -> Any:
     """Send a body to `/v1/judge/<what>`; returns the JSON answer."""
-    with Connection(url, key).open() as client:
+    with gateway.open() as client:
         return client.send(judge_endpoints.compute(what, body))
 
 
-def compute_as_job(what: str, body: dict[str, Any], screen: Screen, url: str, key: str | None) -> Any:
+def compute_as_job(what: str, body: dict[str, Any], gateway: GatewayOptions) -> Any:
     """The same as a job with its progress: for what may take longer than a request."""
-    with Connection(url, key).open() as client:
-        return run_as_job(client, screen, judge_endpoints.compute(what, body))
+    with gateway.open() as client:
+        return run_as_job(client, gateway.screen, judge_endpoints.compute(what, body))
 
 
 def read_runs(paths: list[Path] | None) -> str:

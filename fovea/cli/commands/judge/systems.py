@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -17,12 +18,12 @@ from fovea.cli.commands.judge.options import (
     format_interval,
     read_runs,
 )
-from fovea.cli.common_options import AsJson, Key, Url
-from fovea.cli.output import Screen
+from fovea.cli.common_options import GatewayOptions
+from fovea.cli.option_groups import expand_options
 from fovea.cli.text_files import read_text
-from fovea.transport import LOCAL
 
 
+@expand_options
 def significance(
     labels: Annotated[Path, typer.Argument(metavar="LABELS", help="Qrels, or JSON lines of a batch.")],
     runs: Runs,
@@ -30,9 +31,8 @@ def significance(
     baseline: Annotated[str | None, typer.Option(help="Compare with this system only.", show_default=False)] = None,
     correction: Annotated[str, typer.Option(help="holm, fdr, max-t, bonferroni or none.")] = "holm",
     level: Annotated[float, typer.Option(help="Corrected p at which a difference counts.")] = 0.05,
-    as_json: AsJson = False,
-    url: Url = LOCAL,
-    key: Key = None,
+    *,
+    gateway: GatewayOptions,
 ) -> None:
     """Test which differences between systems are more than chance, query by query."""
     body = {
@@ -43,9 +43,9 @@ def significance(
         "correction": correction,
         "level": level,
     }
-    screen = Screen(as_json=as_json)
-    found = compute_as_job("significance", body, screen, url, key)
-    if as_json:
+    screen = gateway.screen
+    found = compute_as_job("significance", body, gateway)
+    if gateway.as_json:
         screen.line(found)
         return
     screen.table(
@@ -56,14 +56,14 @@ def significance(
         screen.out.print(escape(row["statement"]), highlight=False)
 
 
+@expand_options
 def correct_scores(
     human: Annotated[Path, typer.Argument(metavar="HUMAN", help="Qrels by people, of some queries.")],
     judge: Annotated[Path, typer.Argument(metavar="JUDGE", help="The judge's labels of all queries.")],
     runs: Runs,
     measure: Measure = "ndcg_cut_10",
-    as_json: AsJson = False,
-    url: Url = LOCAL,
-    key: Key = None,
+    *,
+    gateway: GatewayOptions,
 ) -> None:
     """Correct system scores under a judge's labels by a human sample of queries, with intervals."""
     body = {
@@ -72,9 +72,9 @@ def correct_scores(
         "runs": read_runs(runs),
         "measure": measure,
     }
-    screen = Screen(as_json=as_json)
-    found = compute_as_job("corrected", body, screen, url, key)
-    if as_json:
+    screen = gateway.screen
+    found = compute_as_job("corrected", body, gateway)
+    if gateway.as_json:
         screen.line(found)
         return
     screen.table(
@@ -96,37 +96,44 @@ def correct_scores(
         screen.out.print(escape(row["statement"]), highlight=False)
 
 
+@dataclass(frozen=True, slots=True)
+class PlanTarget:
+    """The interval that the labels are planned for."""
+
+    half_width: Annotated[float, typer.Option("--half-width", "-w", help="Half the width of the interval.")]
+    between: Annotated[
+        tuple[str, str] | None, typer.Option(help="Plan for the difference of two systems.", show_default=False)
+    ] = None
+    total: Annotated[
+        int | None, typer.Option(help="Queries there will be; left out, the judge's.", show_default=False)
+    ] = None
+
+
+@expand_options
 def budget(
     human: Annotated[Path, typer.Argument(metavar="PILOT", help="Qrels by people, of a few queries.")],
     judge: Annotated[Path, typer.Argument(metavar="JUDGE", help="The judge's labels of all queries.")],
     runs: Runs,
-    half_width: Annotated[float, typer.Option("--half-width", "-w", help="Half the width of the interval.")],
-    between: Annotated[
-        tuple[str, str] | None, typer.Option(help="Plan for the difference of two systems.", show_default=False)
-    ] = None,
-    total: Annotated[
-        int | None, typer.Option(help="Queries there will be; left out, the judge's.", show_default=False)
-    ] = None,
+    *,
+    target: PlanTarget,
     measure: Measure = "ndcg_cut_10",
-    as_json: AsJson = False,
-    url: Url = LOCAL,
-    key: Key = None,
+    gateway: GatewayOptions,
 ) -> None:
     """Plan how many queries people must label for an interval this wide, with the judge's help and without."""
-    first, second = between or (None, None)
+    first, second = target.between or (None, None)
     body = {
         "human": read_text(human),
         "judge": read_text(judge),
         "runs": read_runs(runs),
         "measure": measure,
-        "half_width": half_width,
-        "total": total,
+        "half_width": target.half_width,
+        "total": target.total,
         "first": first,
         "second": second,
     }
-    found = compute("budget", body, url, key)
-    screen = Screen(as_json=as_json)
-    if as_json:
+    found = compute("budget", body, gateway)
+    screen = gateway.screen
+    if gateway.as_json:
         screen.line(found)
         return
     for plan in found["plans"]:

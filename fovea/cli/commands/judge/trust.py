@@ -23,22 +23,21 @@ from fovea.cli.commands.judge.options import (
     format_interval,
     name_judge,
 )
-from fovea.cli.common_options import AsJson, Key, Url
-from fovea.cli.output import Screen
+from fovea.cli.common_options import GatewayOptions
+from fovea.cli.option_groups import expand_options
 from fovea.cli.text_files import read_text, write_text
-from fovea.transport import LOCAL
 from shared.errors import InvalidOption
 
 
+@expand_options
 def trust(
     reference: Reference,
     judge: JudgeLabels,
     topics: Topics,
     passages: Passages,
     embedding: Annotated[bool, typer.Option(help="Compare with the sentence embedder too.")] = True,
-    as_json: AsJson = False,
-    url: Url = LOCAL,
-    key: Key = None,
+    *,
+    gateway: GatewayOptions,
 ) -> None:
     """Say whether a judge is better than BM25 and embeddings on a labelled sample; exit code 1 if it is not."""
     body = {
@@ -49,9 +48,9 @@ def trust(
         "name": name_judge(judge)[:60],
         "embedding": embedding,
     }
-    screen = Screen(as_json=as_json)
-    found = compute_as_job("trust", body, screen, url, key)
-    if as_json:
+    screen = gateway.screen
+    found = compute_as_job("trust", body, gateway)
+    if gateway.as_json:
         screen.line(found)
     else:
         screen.out.print(f"[bold]{escape(found['statement'])}[/]")
@@ -65,19 +64,19 @@ def trust(
         raise typer.Exit(1)
 
 
+@expand_options
 def weights(
     reference: Reference,
     judges: Annotated[list[Path], typer.Argument(metavar="JUDGE…", help="JSON lines of batches, one per judge.")],
     output: Output = None,
-    as_json: AsJson = False,
-    url: Url = LOCAL,
-    key: Key = None,
+    *,
+    gateway: GatewayOptions,
 ) -> None:
     """Fit weights of several judges' signals; -o gets the options for `fovea judge batch -j ensemble --options`."""
     named = {name_judge(path): read_text(path) for path in judges}
-    found = compute("ensembles/weights", {"reference": read_text(reference), "judges": named}, url, key)
-    screen = Screen(as_json=as_json)
-    if as_json:
+    found = compute("ensembles/weights", {"reference": read_text(reference), "judges": named}, gateway)
+    screen = gateway.screen
+    if gateway.as_json:
         screen.line(found)
     else:
         screen.facts(
@@ -101,6 +100,7 @@ def weights(
         write_text(output, json.dumps(found["options"], indent=1).encode())
 
 
+@expand_options
 def preferences(
     topics: Topics,
     passages: Passages,
@@ -108,9 +108,8 @@ def preferences(
     sample: Annotated[int, typer.Option("--sample", "-n", min=2, max=500, help="Comparisons to draw.")] = 40,
     llm: Llm = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the draw.")] = 0,
-    as_json: AsJson = False,
-    url: Url = LOCAL,
-    key: Key = None,
+    *,
+    gateway: GatewayOptions,
 ) -> None:
     """Compare passages in both orders with a pairwise judge, and measure its order and length bias."""
     body = {
@@ -121,9 +120,9 @@ def preferences(
         "llm": llm,
         "seed": seed,
     }
-    screen = Screen(as_json=as_json)
-    found = compute_as_job("preferences", body, screen, url, key)
-    if as_json:
+    screen = gateway.screen
+    found = compute_as_job("preferences", body, gateway)
+    if gateway.as_json:
         screen.line(found)
         return
     screen.out.print(escape(found["statement"]), highlight=False)

@@ -6,9 +6,9 @@ causal routing, and hybrids of deconstructed mixers. Knows sessions by `feed` an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -177,7 +177,15 @@ class StatelessSessionAdapter(SessionAdapter):
         return self.build_session_request(ids, self.limit_tokens(ids, max_tokens), options, _StatelessSource(self))
 
 
-def read_ids(net: nn.Module, tokens: Sequence[int]) -> Tensor:
+class HasParameters(Protocol):
+    """A network, of which only the device counts here."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Its weights."""
+        ...
+
+
+def read_ids(net: HasParameters, tokens: Sequence[int]) -> Tensor:
     """Tokens [1,t] where a network lies."""
     return to_device(list(tokens), next(net.parameters()).device, torch.long)[None]
 

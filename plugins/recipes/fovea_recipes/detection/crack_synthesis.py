@@ -1,6 +1,6 @@
 """Damage of asphalt, drawn from a generator of random numbers: cracks, alligator skin, potholes, patches.
 
-Each kind is a pure function from (rng, side) to a `Damage`: what it covers, and by how much it darkens or lights.
+Each kind is a pure function from (rng, side) to a `SurfaceDamage`: what it covers, and how much it darkens or lights.
 Knows nothing about the road around it. The codes are those of road surveys.
 """
 
@@ -26,7 +26,7 @@ LEAN = 20.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Damage:
+class SurfaceDamage:
     """One place of damage on a square of ground.
 
     Attributes:
@@ -46,19 +46,19 @@ class Damage:
         return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
-def longitudinal(rng: np.random.Generator, side: int) -> Damage:
+def longitudinal(rng: np.random.Generator, side: int) -> SurfaceDamage:
     """D00: a crack along the road, three in ten with a branch."""
     start = (rng.uniform(0.08, 0.92) * side, rng.uniform(-0.05, 0.5) * side)
     return _crack(rng, side, start, axis=90.0)
 
 
-def transverse(rng: np.random.Generator, side: int) -> Damage:
+def transverse(rng: np.random.Generator, side: int) -> SurfaceDamage:
     """D10: a crack across the road, three in ten with a branch."""
     start = (rng.uniform(-0.05, 0.5) * side, rng.uniform(0.08, 0.92) * side)
     return _crack(rng, side, start, axis=0.0)
 
 
-def alligator(rng: np.random.Generator, side: int) -> Damage:
+def alligator(rng: np.random.Generator, side: int) -> SurfaceDamage:
     """D20: a net of cracks, the edges between the Voronoi cells of random points inside a blob."""
     blob = _blob(rng, side, 20, 50)
     y, x = np.mgrid[:side, :side].astype(np.float32)
@@ -70,10 +70,10 @@ def alligator(rng: np.random.Generator, side: int) -> Damage:
     net = (nearest[1] - nearest[0] < rng.uniform(1.2, 2.6)) & blob
     soft = ndimage.gaussian_filter(net.astype(np.float32), 0.5)
     shade = 1 - 0.6 * np.minimum(soft * 1.3, 1) - 0.06 * blob
-    return Damage(blob, shade.astype(np.float32))
+    return SurfaceDamage(blob, shade.astype(np.float32))
 
 
-def pothole(rng: np.random.Generator, side: int) -> Damage:
+def pothole(rng: np.random.Generator, side: int) -> SurfaceDamage:
     """D40: an irregular hole, dark inside, with a rim that the light catches on one side."""
     hole = _blob(rng, side, 12, 35)
     inside = ndimage.distance_transform_edt(hole)
@@ -82,10 +82,10 @@ def pothole(rng: np.random.Generator, side: int) -> Damage:
     towards = rng.uniform(0, 2 * math.pi)
     light = slope[0] * math.sin(towards) + slope[1] * math.cos(towards)
     shade = 1 - 0.5 * depth + 2.0 * np.clip(light, 0, None)
-    return Damage(hole, shade.astype(np.float32))
+    return SurfaceDamage(hole, shade.astype(np.float32))
 
 
-def patch(rng: np.random.Generator, side: int) -> Damage:
+def patch(rng: np.random.Generator, side: int) -> SurfaceDamage:
     """A rectangle of newer, darker asphalt with a sharp seam."""
     width, height = np.minimum(rng.integers(30, 81, size=2), side)
     left, top = rng.integers(0, side - width + 1), rng.integers(0, side - height + 1)
@@ -94,10 +94,10 @@ def patch(rng: np.random.Generator, side: int) -> Damage:
     seam = mask & ~ndimage.binary_erosion(mask, iterations=int(rng.integers(1, 3)))
     shade = np.where(mask, np.float32(0.85), np.float32(1))
     shade[seam] = 0.6
-    return Damage(mask, shade)
+    return SurfaceDamage(mask, shade)
 
 
-DAMAGE: Mapping[str, Callable[[np.random.Generator, int], Damage]] = {
+DAMAGE: Mapping[str, Callable[[np.random.Generator, int], SurfaceDamage]] = {
     "D00": longitudinal,
     "D10": transverse,
     "D20": alligator,
@@ -107,7 +107,7 @@ DAMAGE: Mapping[str, Callable[[np.random.Generator, int], Damage]] = {
 """Class name → what draws it, in order of the class ids."""
 
 
-def _crack(rng: np.random.Generator, side: int, start: tuple[float, float], axis: float) -> Damage:
+def _crack(rng: np.random.Generator, side: int, start: tuple[float, float], axis: float) -> SurfaceDamage:
     """A crack of 60 to 180 pixels along an axis (degrees), dark with a slightly lighter rim."""
     page = Image.new("L", (side * FINE, side * FINE))
     pen = ImageDraw.Draw(page)
@@ -121,7 +121,7 @@ def _crack(rng: np.random.Generator, side: int, start: tuple[float, float], axis
     mask = core > 0.3
     rim = ndimage.binary_dilation(mask, iterations=2) & ~mask
     shade = (1 - 0.65 * core) * np.where(rim, np.float32(1.1), np.float32(1))
-    return Damage(mask, shade.astype(np.float32))
+    return SurfaceDamage(mask, shade.astype(np.float32))
 
 
 def _walk(rng: np.random.Generator, start: tuple[float, float], axis: float, length: float) -> NDArray[np.float64]:

@@ -19,6 +19,7 @@ from torch import Tensor
 from services.llm_longctx.engine.attention.step_rows import StepRows
 from services.llm_longctx.engine.device.fixed_step import FixedStep, StepShape
 from services.llm_longctx.engine.device.step_draws import StepDraws
+from services.llm_longctx.kernels.device.launch import counters
 from services.llm_longctx.kv_cache import PagePool, PoolExhausted
 from shared import telemetry
 
@@ -45,16 +46,20 @@ class GraphRecorder(Protocol):
 
 
 class CudaRecorder:
-    """CUDA graphs, which share one pool of memory: only one of them runs at a time."""
+    """CUDA graphs, which share one pool of memory and one stream: only one of them runs at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
         self._pool: Any = None
+        cuda: Any = torch.cuda  # torch leaves its streams without annotations
+        self._stream = cuda.Stream(device)
+        with cuda.stream(self._stream):
+            counters(device, 1)  # kernels' counters must be zero before the first graph, whichever that is
 
     def record(self, run: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
         """Record a function: what replays it, and its outputs; see `GraphRecorder`."""
         graph = torch.cuda.CUDAGraph()
         # Other threads may use the device meanwhile, for example to compare answers or to segment pictures.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             outputs = run()
         self._pool = self._pool or graph.pool()
         return graph.replay, outputs

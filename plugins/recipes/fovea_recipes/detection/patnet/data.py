@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fovea_recipes.detection.crack_synthesis import Damage, alligator, longitudinal, patch, pothole, transverse
+from fovea_recipes.detection.crack_synthesis import SurfaceDamage, alligator, longitudinal, patch, pothole, transverse
 from fovea_recipes.detection.yolo9tr.data import ground
 
 Split = Literal["train", "valid", "test"]
@@ -26,7 +26,7 @@ SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 SIDE = 96
 """Pixels of a patch."""
 
-KINDS: Mapping[str, Callable[[np.random.Generator, int], Damage] | None] = {
+KINDS: Mapping[str, Callable[[np.random.Generator, int], SurfaceDamage] | None] = {
     "longitudinal": longitudinal,
     "transverse": transverse,
     "alligator": alligator,
@@ -86,7 +86,7 @@ def draw_patch(rng: np.random.Generator, kind: int, side: int = SIDE) -> NDArray
 
 
 def _shade(
-    rng: np.random.Generator, draw: Callable[[np.random.Generator, int], Damage], side: int
+    rng: np.random.Generator, draw: Callable[[np.random.Generator, int], SurfaceDamage], side: int
 ) -> NDArray[np.float32]:
     """The darkening (side, side) of a damage that is seen in part at least: a window of a slightly larger place."""
     while True:

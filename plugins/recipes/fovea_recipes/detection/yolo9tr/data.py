@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fovea_recipes.detection.crack_synthesis import DAMAGE, Damage
+from fovea_recipes.detection.crack_synthesis import DAMAGE, SurfaceDamage
 
 Split = Literal["train", "valid", "test"]
 
@@ -107,7 +107,7 @@ def draw_scene(rng: np.random.Generator, side: int = SIDE) -> Scene:
 
 def _placed(
     rng: np.random.Generator, side: int, kind: int, taken: NDArray[np.float32]
-) -> tuple[Damage, tuple[int, int, int, int]] | None:
+) -> tuple[SurfaceDamage, tuple[int, int, int, int]] | None:
     """A damage of that class whose box is large enough and overlaps none of `taken` by a third; None after 6 tries."""
     for _ in range(6):
         damage = DAMAGE[NAMES[kind]](rng, side)

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import warnings
+import zipfile
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -17,11 +18,13 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
+from fovea_dicom.bodies import number_files, parse_related, unpack_zip
 from fovea_dicom.schemas import StudyOptions
 from fovea_dicom.study import StudySegmenter
 from shared.api.mask import Component
 from shared.registry import CallContext
 from shared.vision.draw import encode
+from tests.fuzz.decoders.forms import make_zip
 from tests.fuzz.decoders.pictures import BOUNDS
 from tests.fuzz.harness import Harness
 
@@ -111,10 +114,29 @@ class _Segmenter(StudySegmenter):
 def _segment(data: bytes) -> object:
     options = StudyOptions(include=("segmentation", "report", "strip"))
     segmenter = _Segmenter(_predict, "stand-in", "1", BOUNDS)
-    return asyncio.run(segmenter.segment([data], options, CallContext())).model_dump_json()
+    return asyncio.run(segmenter.segment(number_files([data]), options, CallContext())).model_dump_json()
+
+
+_RELATED = b"multipart/related; boundary=x\n--x\r\ncontent-type: application/dicom\r\n\r\nabc\r\n--x--"
+
+
+def _related(data: bytes) -> object:
+    """The first line is the content type."""
+    media, _, body = data.partition(b"\n")
+    return parse_related(media.decode("latin-1"), body)
 
 
 HARNESSES: dict[str, Harness] = {
+    "related": Harness(
+        _related,
+        (_RELATED,),
+        words=(b"--x\r\n", b"\r\n\r\n", b"--x--", b"boundary=", b"; charset=none", b'"', b";"),
+    ),
+    "zip": Harness(
+        unpack_zip,
+        (make_zip(), make_zip(zipfile.ZIP_DEFLATED), make_zip(zipfile.ZIP_BZIP2), make_zip(zipfile.ZIP_LZMA)),
+        words=(b"PK\x05\x06", b"PK\x01\x02", b"PK\x03\x04", b"PK\x06\x06", b"\x0e\0", b"\x0c\0", b"\xff\xfe"),
+    ),
     "dicom": Harness(
         _segment,
         _seeds(),

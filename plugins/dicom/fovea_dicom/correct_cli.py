@@ -1,0 +1,64 @@
+"""`fovea correct …`: corrected masks become a new version of a DICOM segmentation."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from fovea.call import Call, read_json
+from fovea.cli.common_options import AsJson, Connection, Key, Url
+from fovea.cli.job_progress import run_as_job
+from fovea.cli.output import Screen
+from fovea.transport import LOCAL
+from fovea_dicom.segment_study import PACS, PATH, is_dicom, list_files
+from shared.errors import NotFound
+
+
+def correct(
+    segmentation: Annotated[Path, typer.Argument(metavar="SEGMENTATION", help="The *.seg.dcm to correct.")],
+    corrected: Annotated[
+        list[Path], typer.Argument(metavar="MASK…", help="Edited PNGs, their folder, or a DICOM segmentation.")
+    ],
+    pictures: Annotated[
+        str, typer.Option("--pictures", "-p", help="The study that was segmented: FILE, FOLDER or pacs:STUDY_UID.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")] = Path("out"),
+    creator: Annotated[str, typer.Option(help="Who corrected it; stored in the segmentation.")] = "",
+    as_json: AsJson = False,
+    url: Url = LOCAL,
+    key: Key = None,
+) -> None:
+    """Send corrected masks back: writes a new version of the segmentation, and a report of its areas."""
+    screen, form = Screen(as_json=as_json), {"creator": creator}
+    parts = {"segmentation": _read(segmentation.name, segmentation)}
+    masks = [row for one in corrected for row in list_files(str(one))]
+    parts |= {f"corrected{place}": _read(*row) for place, row in enumerate(masks)}
+    if pictures.startswith(PACS):
+        form["study"] = pictures.removeprefix(PACS)
+    else:
+        files = [row for row in list_files(pictures) if is_dicom(row[1])]
+        if not files:
+            raise NotFound(f"There is no DICOM file in {pictures}.", hint="Name the study that was segmented.")
+        parts |= {f"files{place}": _read(*row) for place, row in enumerate(files)}
+    with Connection(url, key).open() as client:
+        call = Call("POST", f"{PATH}/corrections", read_json, files=parts, form=form)
+        found: dict[str, Any] = run_as_job(client, screen, call)
+    output.mkdir(parents=True, exist_ok=True)
+    stem = f"{segmentation.name.removesuffix('.seg.dcm')}.v{found['version']}"
+    for name, suffix in (("segmentation", "seg.dcm"), ("report", "sr.dcm")):
+        (output / f"{stem}.{suffix}").write_bytes(base64.b64decode(found.pop(name)))
+    if screen.as_json:
+        screen.line({**found, "written": [f"{stem}.seg.dcm", f"{stem}.sr.dcm"]})
+    else:
+        changed = f"{len(found['changed'])} frames changed, {found['area']} px in {found['frames']} frames"
+        screen.facts({"version": found["version"], "corrected": changed, "wrote": output / f"{stem}.seg.dcm, .sr.dcm"})
+    for reason in found["skipped"]:
+        screen.note(f"[yellow]skipped: {escape(reason)}[/]")
+
+
+def _read(name: str, path: Path) -> tuple[str, bytes, str]:
+    return name, path.read_bytes(), "application/octet-stream"

@@ -1,0 +1,183 @@
+"""Corrected masks → a new version of their segmentation, and a report of its areas.
+
+A correction is an edited PNG for each changed frame, named `INSTANCE.FRAME.png` as `include=masks` gives them, or a
+DICOM segmentation that a viewer saved. Frames without a PNG keep their masks.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset, FileDataset
+
+from fovea_dicom.bodies import NamedFile
+from fovea_dicom.derived_objects import MaskFinding, build_report, build_segmentation, to_bytes
+from fovea_dicom.frames import count_frames
+from fovea_dicom.geometry import find_pixel_size
+from fovea_dicom.reading import is_dicom, read_object
+from fovea_dicom.schemas import CorrectionOut
+from fovea_dicom.sources import fill_identity
+from fovea_dicom.study import sort_out
+from shared.errors import InvalidOption, Malformed
+from shared.vision.decode import decode
+from shared.vision.limits import DecodeBounds
+from shared.vision.mask_regions import find_regions
+
+Mask = NDArray[np.bool_]
+Frame = tuple[str, int]
+"""SOP Instance UID, and the 1-based number of a frame."""
+
+
+def correct_segmentation(
+    pictures: Sequence[NamedFile],
+    segmentation: bytes,
+    corrected: Sequence[NamedFile],
+    bounds: DecodeBounds,
+    creator: str = "",
+) -> CorrectionOut:
+    """Make a new version of a segmentation.
+
+    Args:
+        pictures: DICOM files of the series that was segmented; others are left out.
+        segmentation: The version that is corrected.
+        corrected: Edited masks.
+        bounds: Limits of a PNG.
+        creator: Who corrected it.
+
+    Raises:
+        InvalidOption: The parts do not belong together, or nothing is left in any mask.
+        Malformed: A part can't be read.
+    """
+    before = _read_segmentation(NamedFile("segmentation", segmentation))
+    sources, skipped = _find_sources(pictures, before)
+    frames = [(str(one.SOPInstanceUID), number) for one in sources for number in range(1, count_frames(one) + 1)]
+    shape = int(sources[0].Rows), int(sources[0].Columns)
+    old = read_masks(before)
+    new = old | _read_corrections(corrected, frames, shape, bounds)
+    _check_frames(new, frames, shape)
+    masks = np.stack([new.get(frame, np.zeros(shape, bool)) for frame in frames])
+    if not masks.any():
+        hint = "Delete the segmentation in the PACS instead."
+        raise InvalidOption(
+            "Nothing is left in any mask, and a segmentation can't be empty.", hint=hint, field="corrected"
+        )
+    copies, (segment, *_) = fill_identity(sources), before.SegmentSequence
+    model, version = str(before.get("ManufacturerModelName") or "unknown"), str(before.get("SoftwareVersions") or "1")
+    facts = {"model": model, "version": version}
+    label = str(segment.get("SegmentLabel") or "lesion")
+    seg = build_segmentation(copies, masks, label=label, corrects=before, creator=creator, **facts)
+    report = build_report(copies, seg, _measure(copies, masks), **facts)
+    empty = np.zeros(shape, bool)
+    changed = [frame for frame in frames if (old.get(frame, empty) != new.get(frame, empty)).any()]
+    return CorrectionOut.model_construct(
+        corrects=str(before.SOPInstanceUID),
+        instance=str(seg.SOPInstanceUID),
+        version=int(seg.InstanceNumber),
+        frames=int(masks.any((1, 2)).sum()),
+        changed=[f"{instance}.{number}" for instance, number in changed],
+        area=int(masks.sum()),
+        segmentation=to_bytes(seg),
+        report=to_bytes(report),
+        skipped=skipped,
+        stored=[],
+    )
+
+
+def read_masks(segmentation: Dataset) -> dict[Frame, Mask]:
+    """Return the masks of a segmentation by the frames that they derive from; segments of one frame are united.
+
+    Raises:
+        Malformed: Its pixels or references can't be read.
+    """
+    try:
+        return _collect_masks(segmentation)
+    except Exception as error:  # pydicom raises whatever a damaged file trips over
+        detail = "The segmentation's masks can't be read."
+        raise Malformed(detail, hint="Export it again as a DICOM segmentation.", field="segmentation") from error
+
+
+def _collect_masks(segmentation: Dataset) -> dict[Frame, Mask]:
+    pixels = np.asarray(segmentation.pixel_array).astype(bool)
+    found: dict[Frame, Mask] = {}
+    for group, mask in zip(
+        segmentation.PerFrameFunctionalGroupsSequence, pixels.reshape(-1, *pixels.shape[-2:]), strict=True
+    ):
+        for item in group.get("DerivationImageSequence") or ():
+            for source in item.get("SourceImageSequence") or ():
+                numbers = source.get("ReferencedFrameNumber") or 1
+                for number in numbers if isinstance(numbers, Sequence) else (numbers,):
+                    frame = str(source.ReferencedSOPInstanceUID), int(number)
+                    found[frame] = found[frame] | mask if frame in found else mask
+    return found
+
+
+def _read_segmentation(file: NamedFile) -> FileDataset:
+    found = read_object(file.data)
+    if found.get("Modality") != "SEG" or not found.get("SegmentSequence") or "PixelData" not in found:
+        raise InvalidOption(f"{file.name} is not a DICOM segmentation.", field="segmentation")
+    return found
+
+
+def _find_sources(pictures: Sequence[NamedFile], before: Dataset) -> tuple[list[FileDataset], list[str]]:
+    """The pictures of the series that a segmentation is of, and why others are left out."""
+    series = {str(one.get("SeriesInstanceUID")) for one in before.get("ReferencedSeriesSequence") or ()}
+    rows, skipped = sort_out(pictures)
+    own = [one for _, one in rows if str(one.get("SeriesInstanceUID")) in series]
+    skipped += [f"{name}: of another series." for name, one in rows if str(one.get("SeriesInstanceUID")) not in series]
+    instances = {instance for instance, _ in read_masks(before)}
+    sized = [one for one in own if (one.Rows, one.Columns) == (before.Rows, before.Columns)]
+    if any(count_frames(one) > 1 for one in sized):
+        sized = [one for one in sized if str(one.get("SOPInstanceUID")) in instances]
+    if missing := instances - {str(one.get("SOPInstanceUID")) for one in sized}:
+        hint = "Send the DICOM files that were segmented as `files`, or name their `study` in the PACS."
+        raise InvalidOption(f"The picture {min(missing)} of the segmentation is missing.", hint=hint, field="files")
+    return sized, skipped
+
+
+def _read_corrections(
+    corrected: Sequence[NamedFile], frames: Sequence[Frame], shape: tuple[int, int], bounds: DecodeBounds
+) -> dict[Frame, Mask]:
+    if not corrected:
+        hint = "Send edited PNGs named INSTANCE.FRAME.png, or a DICOM segmentation, as `corrected`."
+        raise InvalidOption("There is no corrected mask.", hint=hint, field="corrected")
+    found: dict[Frame, Mask] = {}
+    for file in corrected:
+        if is_dicom(file.data):
+            given = read_masks(_read_segmentation(file))
+            # A viewer leaves frames without a mask out: what it saves is the whole of its segmentation.
+            found |= {frame: given.get(frame, np.zeros(shape, bool)) for frame in frames} | given
+            continue
+        named = re.fullmatch(r"([0-9.]+)\.([0-9]+)\.png", PurePosixPath(file.name).name)
+        if named is None:
+            raise InvalidOption(f"{file.name} is not named INSTANCE.FRAME.png.", field="corrected")
+        try:
+            pixels = decode(file.data, bounds).pixels
+        except Malformed as error:
+            raise Malformed(f"{file.name}: {error.detail}", field="corrected") from error
+        found[named[1], int(named[2])] = pixels.max(axis=-1) > 127
+    return found
+
+
+def _check_frames(masks: Mapping[Frame, Mask], frames: Sequence[Frame], shape: tuple[int, int]) -> None:
+    for (instance, number), mask in masks.items():
+        if (instance, number) not in set(frames):
+            raise InvalidOption(f"The pictures have no frame {number} of {instance}.", field="corrected")
+        if mask.shape != shape:
+            detail = f"The mask of {instance}, frame {number}, is {mask.shape[1]} × {mask.shape[0]}; its picture is "
+            raise InvalidOption(f"{detail}{shape[1]} × {shape[0]}.", field="corrected")
+
+
+def _measure(sources: Sequence[Dataset], masks: Mask) -> list[MaskFinding]:
+    """The components of all masks; nobody knows a probability of what a person drew."""
+    owners = [(one, number) for one in sources for number in range(count_frames(one))]
+    found = []
+    for place, ((one, number), mask) in enumerate(zip(owners, masks, strict=True)):
+        size = find_pixel_size(one, number)
+        for region in find_regions(mask)[0]:
+            area_mm2 = region.area * size.area_mm2 if size else None
+            found.append(MaskFinding(place, region.area, area_mm2, None))
+    return found

@@ -1,0 +1,124 @@
+"""Corrected masks become a new version: edited PNGs, or what a viewer saved, on films and on single frames."""
+
+import io
+import shutil
+import subprocess
+
+import highdicom as hd
+import numpy as np
+import pytest
+from PIL import Image
+from pydicom import dcmread
+
+from fovea_dicom import corrections
+from fovea_dicom.bodies import NamedFile
+from fovea_dicom.corrections import correct_segmentation
+from fovea_dicom.schemas import SeriesOut
+from plugins.dicom.tests.test_dicom_objects import make_series, raw
+from plugins.dicom.tests.test_dicom_study import H, W, film, picture, read_masks, read_report, segment, to_file
+from shared.errors import InvalidOption, Malformed
+from shared.vision.draw import encode
+from shared.vision.limits import DEFAULT_BOUNDS
+
+
+def png(mask: np.ndarray, name: str) -> NamedFile:
+    return NamedFile(name, encode(np.asarray(mask, np.uint8) * 255))
+
+
+def square(x: int, y: int, side: int) -> np.ndarray:
+    mask = np.zeros((H, W), bool)
+    mask[y : y + side, x : x + side] = True
+    return mask
+
+
+async def make_film() -> tuple[NamedFile, SeriesOut]:
+    """A film whose frames have squares of 2, no and 4 pixels side, and what was found in it."""
+    one = film(picture((2, 2, 2)), picture(), picture((9, 9, 4)), PixelSpacing=[0.5, 0.5])
+    (series,) = (await segment(one, include=("segmentation", "report", "masks"))).series
+    return NamedFile("film.dcm", to_file(one)), series
+
+
+def check_with_dciodvfy(tmp_path, *files: bytes) -> None:
+    if shutil.which("dciodvfy") is None:
+        return
+    for place, data in enumerate(files):
+        (tmp_path / f"{place}.dcm").write_bytes(data)
+        said = subprocess.run(["dciodvfy", tmp_path / f"{place}.dcm"], capture_output=True, text=True, check=False)
+        assert "Error" not in said.stderr + said.stdout
+
+
+async def test_edited_masks_become_a_new_version_in_the_same_series(tmp_path):
+    source, series = await make_film()
+    (instance,) = series.instances
+    shown = [np.asarray(Image.open(io.BytesIO(frame.mask))) > 0 for frame in instance.frames]
+    assert [int(mask.sum()) for mask in shown] == [4, 0, 16]
+    edited = [
+        png(square(20, 3, 5), f"{instance.instance}.2.png"),
+        png(np.zeros((H, W)), f"m/{instance.instance}.1.png"),
+    ]
+    found = correct_segmentation([source], series.segmentation, edited, DEFAULT_BOUNDS, "Doe")
+    before, after = (dcmread(io.BytesIO(data)) for data in (series.segmentation, found.segmentation))
+    assert (found.version, found.area, found.frames) == (2, 25 + 16, 2)
+    assert found.changed == [f"{instance.instance}.1", f"{instance.instance}.2"]
+    assert (after.SeriesInstanceUID, after.InstanceNumber) == (before.SeriesInstanceUID, 2)
+    assert after.SOPInstanceUID == found.instance != before.SOPInstanceUID == found.corrects
+    assert after.ReferencedInstanceSequence[0].ReferencedSOPInstanceUID == before.SOPInstanceUID
+    assert after.SegmentSequence[0].TrackingUID == before.SegmentSequence[0].TrackingUID
+    assert after.SegmentSequence[0].SegmentAlgorithmType == "SEMIAUTOMATIC"
+    assert (str(after.ContentCreatorName), after.ContentDescription) == ("Doe", "Version 2, corrected")
+    again = SeriesOut.model_construct(segmentation=found.segmentation, report=found.report)
+    masks = read_masks(again)
+    assert set(masks) == {(instance.instance, 2), (instance.instance, 3)}
+    assert (masks[instance.instance, 2] == square(20, 3, 5)).all()
+    assert [row["Area"] for row in read_report(again)] == [25 * 0.25, 16 * 0.25]
+    hd.seg.segread(io.BytesIO(found.segmentation))
+    check_with_dciodvfy(tmp_path, found.segmentation, found.report)
+    third = correct_segmentation([source], found.segmentation, edited[:1], DEFAULT_BOUNDS)
+    assert (third.version, third.changed) == (3, [])
+
+
+async def test_what_a_viewer_saved_replaces_all_masks_also_of_single_slices(tmp_path):
+    slices = make_series([-70, -75, -60])
+    files = [NamedFile(f"{n}.dcm", to_file(one)) for n, one in enumerate(slices)]
+    sources = [dcmread(io.BytesIO(file.data)) for file in files]
+    masks = np.zeros((3, slices[0].Rows, slices[0].Columns), bool)
+    masks[0, 1:3, 4:9] = masks[2, 5:7, 5:7] = True
+    first = corrections.build_segmentation(
+        corrections.fill_identity(sources), masks, label="polyp", model="toy", version="1"
+    )
+    viewed = np.roll(masks, 3, axis=1)
+    viewed[1, 7, 7], viewed[2] = True, False
+    saved = corrections.build_segmentation(
+        corrections.fill_identity(sources), viewed, label="x", model="viewer", version="9"
+    )
+    given = NamedFile("edited.dcm", corrections.to_bytes(saved))
+    found = correct_segmentation(files, corrections.to_bytes(first), [given], DEFAULT_BOUNDS)
+    back = corrections.read_masks(dcmread(io.BytesIO(found.segmentation)))
+    assert {uid for uid, _ in back} == {str(one.SOPInstanceUID) for one in slices[:2]}
+    assert (back[str(slices[0].SOPInstanceUID), 1] == viewed[0]).all()
+    assert (found.version, len(found.changed), found.area) == (2, 3, 11)
+    assert dcmread(io.BytesIO(found.segmentation)).ManufacturerModelName == "toy"
+    check_with_dciodvfy(tmp_path, found.segmentation, found.report)
+
+
+async def test_parts_that_do_not_belong_together_are_named():
+    source, series = await make_film()
+    uid = series.instances[0].instance
+    good = png(square(1, 1, 2), f"{uid}.1.png")
+
+    def refuse(told: str, kind: type[Exception], *, files=(source,), seg=series.segmentation, masks=(good,)) -> None:
+        with pytest.raises(kind, match=told):
+            correct_segmentation(list(files), seg, list(masks), DEFAULT_BOUNDS)
+
+    refuse("not a DICOM segmentation", InvalidOption, seg=raw("CT_small.dcm"))
+    refuse("can't be read as DICOM", Malformed, seg=b"x")
+    refuse(f"picture {uid} .* is missing", InvalidOption, files=[NamedFile("ct", raw("CT_small.dcm"))])
+    refuse("no corrected mask", InvalidOption, masks=[])
+    refuse("x.png is not named", InvalidOption, masks=[good._replace(name="x.png")])
+    refuse("no frame 4", InvalidOption, masks=[good._replace(name=f"{uid}.4.png")])
+    refuse("is 8 × 9; its picture is 36 × 24", InvalidOption, masks=[png(np.ones((9, 8)), f"{uid}.1.png")])
+    nothing = [png(np.zeros((H, W)), f"{uid}.{frame}.png") for frame in (1, 3)]
+    refuse("Nothing is left", InvalidOption, masks=nothing)
+    broken = dcmread(io.BytesIO(series.segmentation))
+    del broken.PerFrameFunctionalGroupsSequence
+    refuse("masks can't be read", Malformed, seg=corrections.to_bytes(broken))
