@@ -263,7 +263,8 @@ class Console:
         return handle
 
     def _render(self, template: str, request: Request, *, status: int = 200, **facts: Any) -> HTMLResponse:
-        extensions = self._templates.globals["panels"].get(facts.get("page"), [])
+        panels: Any = self._templates.globals["panels"]
+        extensions = panels.get(facts.get("page"), [])
         text = self._templates.get_template(template).render({"extensions": extensions, **facts}, request=request)
         return HTMLResponse(text, status, {"cache-control": "no-store"})
 
