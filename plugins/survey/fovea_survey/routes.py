@@ -15,8 +15,8 @@ from fovea_survey import counting, forms
 from fovea_survey.geodesy import to_metres
 from fovea_survey.placing import name_apart, place_pictures
 from fovea_survey.schemas import (
-    Damage,
     DamagePoint,
+    FoundDamage,
     InspectionRoute,
     Observation,
     SurveyIn,
@@ -36,7 +36,7 @@ from shared.validation_errors import list_errors
 router = APIRouter(tags=["domain"])
 
 MAX_ROUTE_POINTS = 2000
-AnyDamage = TypeVar("AnyDamage", bound=Damage)
+AnyDamage = TypeVar("AnyDamage", bound=FoundDamage)
 
 _PARAMETERS = [
     {"name": name, "in": "query", "required": False, "schema": prop, "description": prop.get("description", "")}
