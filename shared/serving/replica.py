@@ -133,14 +133,20 @@ class ReplicaServer:
         if self._presence is not None:
             await self._presence.stop()
             await asyncio.sleep(min(RENEW_S, self._settings.shutdown_grace_s))  # the gateway hears of it
+        begun = time.monotonic()
         if self._jobs is not None:
-            await self._jobs.stop()
+            await self._jobs.stop()  # first: jobs of other routes than tasks are requests to our own server
         if self._grpc is not None:
-            await self._grpc.stop(self._settings.shutdown_grace_s)
+            await self._grpc.stop(self._left(begun))
         if self._server is not None and self._serving is not None:
+            self._server.config.timeout_graceful_shutdown = max(1, round(self._left(begun)))
             self._server.should_exit = True
             await self._serving
         self._files.remove()
+
+    def _left(self, begun: float) -> float:
+        """What is left of the grace period since the instant `begun`."""
+        return max(0.0, self._settings.shutdown_grace_s - (time.monotonic() - begun))
 
     @property
     def in_flight(self) -> int:
