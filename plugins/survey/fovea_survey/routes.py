@@ -15,8 +15,8 @@ from fovea_survey import counting, forms
 from fovea_survey.geodesy import to_metres
 from fovea_survey.placing import name_apart, place_pictures
 from fovea_survey.schemas import (
-    Damage,
     DamagePoint,
+    FoundDamage,
     InspectionRoute,
     Observation,
     SurveyIn,
@@ -35,7 +35,7 @@ from shared.serving.http.request_parsing import open_form
 router = APIRouter(tags=["domain"])
 
 MAX_ROUTE_POINTS = 2000
-AnyDamage = TypeVar("AnyDamage", bound=Damage)
+AnyDamage = TypeVar("AnyDamage", bound=FoundDamage)
 
 _PARAMETERS = [
     {"name": name, "in": "query", "required": False, "schema": prop, "description": prop.get("description", "")}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import getpass
 import json
 import re
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
@@ -15,6 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from fovea.cli.option_groups import expand_options
 from services.gateway.policy.audit_log import AuditLog
 from services.gateway.policy.auth import KeyRing
 from services.gateway.policy.caller import SCOPES, KeyScope
@@ -32,17 +34,26 @@ Scopes = Annotated[
 _SPANS = {"h": "hours", "d": "days", "w": "weeks"}
 
 
+@dataclass(frozen=True, slots=True)
+class LimitOptions:
+    """How much a key allows."""
+
+    rate: Annotated[int | None, typer.Option(min=1, help="Requests per minute; unset, the tenant's common rate.")] = (
+        None
+    )
+    quota: Annotated[int | None, typer.Option(min=1, help="Requests per day.")] = None
+    tokens: Annotated[int | None, typer.Option(min=1, help="Tokens per minute.")] = None
+    tokens_per_day: Annotated[int | None, typer.Option(min=1, help="Tokens per day.")] = None
+    weight: Annotated[float, typer.Option(min=0.01, max=100, help="Share of a busy service beside others.")] = 1.0
+
+
 @keys.command()
+@expand_options
 def add(
     tenant: Annotated[str, typer.Argument(help="Owner of the key: letters, digits, dots, dashes.")],
     scope: Scopes = ["infer", "jobs"],  # noqa: B006 - typer copies it
-    rate: Annotated[
-        int | None, typer.Option(min=1, help="Requests per minute; unset, the tenant's common rate.")
-    ] = None,
-    quota: Annotated[int | None, typer.Option(min=1, help="Requests per day.")] = None,
-    tokens: Annotated[int | None, typer.Option(min=1, help="Tokens per minute.")] = None,
-    tokens_per_day: Annotated[int | None, typer.Option(min=1, help="Tokens per day.")] = None,
-    weight: Annotated[float, typer.Option(min=0.01, max=100, help="Share of a busy service beside others.")] = 1.0,
+    *,
+    limits: LimitOptions,
     expires: Annotated[str | None, typer.Option(help="After a span (12h, 30d, 4w) or on a date (2027-01-31).")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -51,11 +62,11 @@ def add(
         key, secret = _open_key_ring().add(
             tenant,
             _parse_scopes(scope),
-            rate_per_minute=rate,
-            quota_per_day=quota,
-            tokens_per_minute=tokens,
-            tokens_per_day=tokens_per_day,
-            weight=weight,
+            rate_per_minute=limits.rate,
+            quota_per_day=limits.quota,
+            tokens_per_minute=limits.tokens,
+            tokens_per_day=limits.tokens_per_day,
+            weight=limits.weight,
             expires=_parse_expiry(expires),
         )
         _audit("key made", key)
