@@ -31,6 +31,7 @@ from shared.serving.host import Host
 from shared.serving.http.negotiation import choose
 from shared.serving.http.openapi_routes import problems
 from shared.serving.http.request_parsing import open_form
+from shared.validation_errors import list_errors
 
 router = APIRouter(tags=["domain"])
 
@@ -113,7 +114,7 @@ def _validate(kind: type[Any], values: dict[str, Any]) -> Any:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        first = list_errors(error)[0]
         raise InvalidOption(first["msg"], field=".".join(map(str, first["loc"]))) from error
 
 

@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
 import typer
+from redis.exceptions import RedisError
 from rich.console import Console
 from rich.table import Table
 
@@ -21,7 +22,9 @@ from services.gateway.policy.audit_log import AuditLog
 from services.gateway.policy.auth import KeyRing
 from services.gateway.policy.caller import SCOPES, KeyScope
 from services.gateway.policy.key_file import Key
-from shared.errors import FoveaError, InvalidOption
+from shared.errors import Conflict, FoveaError, InvalidOption
+from shared.jobs.key_limits import REVOKED_KEYS
+from shared.jobs.redis_connection import open_redis
 from shared.settings import settings
 
 keys = typer.Typer(help="Make, list and revoke API keys of the gateway on this machine.", no_args_is_help=True)
@@ -111,10 +114,31 @@ def revoke(key_id: Annotated[str, typer.Argument(help="The id, as `fovea keys li
     """Revoke a key. The gateway refuses it within a second."""
     try:
         key = _open_key_ring().revoke(key_id)
-        _audit("key revoked", key)
+    except Conflict as error:
+        if not _publish_revoked(key_id):
+            raise _exit_with(error) from error
+        _write_audit("key revoked, but not in the key file", key_id, reason=error.detail)
+        typer.echo(f"{error.detail} The key {key_id} is revoked in Redis: gateways and workers refuse it.", err=True)
+        return
     except FoveaError as error:
         raise _exit_with(error) from error
+    _audit("key revoked", key)
+    _publish_revoked(key.id)
     typer.echo(f"Key {key.id} of {key.tenant} is revoked.")
+
+
+def _publish_revoked(key_id: str) -> bool:
+    """Have gateways and workers refuse a key, whatever their key file says; False where Redis can't tell them."""
+    if not (url := settings().redis_url) or not re.fullmatch(r"[0-9a-f]{8}", key_id):
+        return False
+    client = open_redis(url, socket_timeout=2, socket_connect_timeout=2)
+    try:
+        client.sadd(REVOKED_KEYS, key_id)
+    except (RedisError, OSError):
+        return False
+    finally:
+        client.close()
+    return True
 
 
 @keys.command()
@@ -138,7 +162,11 @@ def rotate(
 
 
 def _audit(act: str, key: Key, **details: str) -> None:
-    AuditLog(settings().audit_path).write(f"command/{getpass.getuser()}", act, key.id, tenant=key.tenant, **details)
+    _write_audit(act, key.id, tenant=key.tenant, **details)
+
+
+def _write_audit(act: str, key_id: str, **details: str) -> None:
+    AuditLog(settings().audit_path).write(f"command/{getpass.getuser()}", act, key_id, **details)
 
 
 def _format_use(at: datetime | None) -> str:
