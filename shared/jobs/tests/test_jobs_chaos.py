@@ -113,6 +113,7 @@ async def test_the_job_of_a_killed_worker_is_done_by_an_idle_one_within_ten_seco
     assert time.monotonic() - killed < REDELIVERED_S
 
 
+@pytest.mark.timed("After the outage a worker has one lease, a second, to renew before another one may take its job.")
 async def test_accepted_jobs_survive_an_outage_longer_than_the_lease_and_run_once(
     far_queue, own_redis, start_worker, ledger, short_lease
 ):

@@ -146,7 +146,7 @@ async def test_sentinel_leads_to_the_master_also_after_it_died(payload, tmp_path
         job, _ = await queue.submit(payload)
         await queue._redis.client.wait(1, 5000)
         fleet.master.kill()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):  # for a machine that does much else
             while True:
                 with contextlib.suppress(NotReady):
                     await queue.submit(replace(payload, body=b"after"))
