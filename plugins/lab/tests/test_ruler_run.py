@@ -180,13 +180,13 @@ def test_it_is_served_as_json_and_picture(folder, tmp_path):
 def test_the_command_writes_report_predictions_and_picture(folder, tmp_path, capsys):
     out = tmp_path / "ruler.json"
     some = {"tasks": "niah_single_1", "lengths": "600", "n": 1, "budgets": "0.5"}
-    ruler(str(folder), method=["knorm"], out=out, **some)
+    ruler(model=str(folder), method=["knorm"], out=out, **some)
     assert "RULER-form" in capsys.readouterr().out
     assert json.loads(out.read_text())["schema"] == "ruler-report/1"
     assert out.with_suffix(".png").is_file()
     ruler(compare=(out, out))
     assert "+0.00" in capsys.readouterr().out
     with pytest.raises(InvalidOption, match="n: Input should be greater than or equal to 1"):
-        ruler(str(folder), **some | {"n": 0})
-    ruler(str(folder), export=tmp_path / "samples.jsonl", **some)
+        ruler(model=str(folder), **some | {"n": 0})
+    ruler(model=str(folder), export=tmp_path / "samples.jsonl", **some)
     assert len((tmp_path / "samples.jsonl").read_text().splitlines()) == 1
