@@ -10,7 +10,8 @@ from typing import Any
 
 from shared.api.model import sparsity_in_words
 from shared.registry import Card, Servable, servables
-from shared.registry.discovery import SERVICES
+from shared.registry.discovery import SERVICES, shipped_weights
+from shared.registry.weights import read_manifest
 from shared.sparsity import SparsityClaim, lint
 
 _BASE_URL = "http://127.0.0.1:8080"
@@ -39,7 +40,7 @@ def render_pages(folder: Path) -> Iterator[tuple[Path, str]]:
 
 def render_page(service: str, cls: type[Servable[Any, Any]]) -> str:
     """Render the page of one model as Markdown."""
-    card = cls.card
+    card = fill_in_measurements(cls.card)
     parts = [
         f"# {card.name}",
         card.summary,
@@ -50,6 +51,19 @@ def render_page(service: str, cls: type[Servable[Any, Any]]) -> str:
         _curl_example(cls),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def fill_in_measurements(card: Card) -> Card:
+    """Return a Card with what its shipped manifest measured: some models fill their Cards only when they are loaded."""
+    file = shipped_weights().get(card.name)
+    if file is None or card.weights:
+        return card
+    manifest = read_manifest(file)
+    metrics = [
+        one if one.ours is not None else one.model_copy(update={"ours": manifest.metrics.get(one.name)})
+        for one in card.metrics
+    ]
+    return card.model_copy(update={"metrics": tuple(metrics), "weights": manifest.sha256})
 
 
 def _facts(service: str, card: Card) -> str:
