@@ -10,7 +10,7 @@ from importlib.metadata import EntryPoint
 from typing import Any
 
 from loadtests.bench.freshness import explain_staleness
-from tests.figures import copied_by_hand, included_figures
+from tests.figures import complete_card, copied_by_hand, included_figures
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -24,7 +24,7 @@ def stubs() -> Iterator[tuple[pathlib.Path, str]]:
 def model_pages() -> Iterator[tuple[pathlib.Path, str]]:
     from shared.serving.model_docs import render_pages
 
-    yield from render_pages(ROOT / "docs/models")
+    yield from render_pages(ROOT / "docs/models", complete_card)
 
 
 def settings_page() -> Iterator[tuple[pathlib.Path, str]]:

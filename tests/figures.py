@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
-from shared.registry import Card, servables
+from shared.registry import Card, Metric, servables
 from shared.registry.discovery import SERVICES, claims, shipped_weights
 from shared.registry.weights import Manifest, read_manifest
 
@@ -139,6 +139,23 @@ def published_claims() -> Mapping[str, Any]:
 @cache
 def _cards() -> Mapping[str, Card]:
     return {name: kind.card for service in SERVICES for name, kind in servables(service).items()}
+
+
+def complete_card(card: Card) -> Card:
+    """Return a Card with what its manifest measured, and no paper's figure beside one of synthetic data."""
+    manifest = manifests().get(card.name)
+    found = dict(manifest.metrics) if manifest is not None and not card.weights else {}
+    metrics = [one.model_copy(update={"ours": found.get(one.name, one.ours)}) for one in card.metrics]
+    facts = {"metrics": tuple(map(_without_unlike_paper, metrics))}
+    return card.model_copy(update={**facts, "weights": manifest.sha256} if found and manifest else facts)
+
+
+def _without_unlike_paper(metric: Metric) -> Metric:
+    """Move the paper's figure from its column into the note, where ours is of synthetic data."""
+    if metric.paper is None or metric.ours is None or "synthetic" not in metric.data.lower():
+        return metric
+    note = " ".join(filter(None, (f"The paper has {metric.paper:g} on its own data.", metric.note)))
+    return metric.model_copy(update={"paper": None, "note": note})
 
 
 def render_models() -> str:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import mimetypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from shared.api.model import sparsity_in_words
 from shared.registry import Card, Servable, servables
-from shared.registry.discovery import SERVICES, shipped_weights
-from shared.registry.weights import read_manifest
+from shared.registry.discovery import SERVICES
 from shared.sparsity import SparsityClaim, lint
 
 _BASE_URL = "http://127.0.0.1:8080"
@@ -27,20 +26,19 @@ Generated from the Cards; `make generate` rewrites it.
 """
 
 
-def render_pages(folder: Path) -> Iterator[tuple[Path, str]]:
-    """Render every model's page, and the index: paths and texts."""
+def render_pages(folder: Path, complete: Callable[[Card], Card]) -> Iterator[tuple[Path, str]]:
+    """Render every model's page, and the index. `complete` fills in what a Card learns only when it is loaded."""
     rows = []
     for service in SERVICES:
         for name, cls in servables(service).items():
             file = folder / f"{name.replace('/', '_')}.md"
             rows.append(f"| [{name}]({file.name}) | {service} | {cls.card.task} | {cls.card.summary} |")
-            yield file, render_page(service, cls)
+            yield file, render_page(service, cls, complete(cls.card))
     yield folder / "README.md", _INDEX + "\n".join(rows) + "\n"
 
 
-def render_page(service: str, cls: type[Servable[Any, Any]]) -> str:
+def render_page(service: str, cls: type[Servable[Any, Any]], card: Card) -> str:
     """Render the page of one model as Markdown."""
-    card = fill_in_measurements(cls.card)
     parts = [
         f"# {card.name}",
         card.summary,
@@ -51,19 +49,6 @@ def render_page(service: str, cls: type[Servable[Any, Any]]) -> str:
         _curl_example(cls),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def fill_in_measurements(card: Card) -> Card:
-    """Return a Card with what its shipped manifest measured: some models fill their Cards only when they are loaded."""
-    file = shipped_weights().get(card.name)
-    if file is None or card.weights:
-        return card
-    manifest = read_manifest(file)
-    metrics = [
-        one if one.ours is not None else one.model_copy(update={"ours": manifest.metrics.get(one.name)})
-        for one in card.metrics
-    ]
-    return card.model_copy(update={"metrics": tuple(metrics), "weights": manifest.sha256})
 
 
 def _facts(service: str, card: Card) -> str:
