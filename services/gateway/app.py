@@ -23,17 +23,19 @@ from services.gateway.http.openapi import OpenApiDocument
 from services.gateway.mcp import server as mcp_server
 from services.gateway.policy.audit_log import AuditLog
 from services.gateway.policy.auth import KeyRing, read_credentials
+from services.gateway.policy.bad_keys import BadKeys
 from services.gateway.policy.caller import LOCAL, Caller
 from services.gateway.policy.fair_queue import FairQueue
 from services.gateway.policy.oidc import TokenVerifier
 from services.gateway.policy.quotas import RateLimiter
+from services.gateway.policy.revocation import Revocations
 from services.gateway.proxy.http_client import UpstreamClient
 from services.gateway.proxy.proxy import Proxy
 from services.gateway.routes import admin, files, health, jobs, metrics, model_list, oip_server, usage
 from services.gateway.routes.model_list import ModelIndex
 from services.gateway.routing.replica_registry import ReplicaRegistry
 from shared import plugins
-from shared.errors import BadInput, InvalidOption, MethodNotAllowed, NotFound, NotReady
+from shared.errors import BadInput, InvalidOption, MethodNotAllowed, NotFound, NotReady, Unauthenticated
 from shared.jobs.queue import JobQueue
 from shared.jobs.usage_ledger import UsageLedger
 from shared.settings import Settings
@@ -64,6 +66,8 @@ class Gateway:
     client: UpstreamClient
     proxy: Proxy
     keys: KeyRing
+    revocations: Revocations
+    bad_keys: BadKeys
     tokens: TokenVerifier
     audit: AuditLog
     limits: RateLimiter
@@ -81,12 +85,15 @@ class Gateway:
         registry, client = ReplicaRegistry(settings), UpstreamClient(settings.replica_credentials)
         objects = open_object_store(settings)
         stored = FileStore(objects, settings.file_quota_bytes)
+        keys = KeyRing(settings.keys_path)
         return cls(
             settings=settings,
             registry=registry,
             client=client,
             proxy=Proxy(settings, registry, client),
-            keys=KeyRing(settings.keys_path),
+            keys=keys,
+            revocations=Revocations(keys, settings.redis_url if settings.auth == "keys" else None),
+            bad_keys=BadKeys(),
             tokens=TokenVerifier(settings),
             audit=AuditLog(settings.audit_path),
             limits=RateLimiter(settings),
@@ -99,25 +106,32 @@ class Gateway:
             queue=queue,
         )
 
-    async def authenticate(self, headers: Mapping[bytes, bytes]) -> Caller:
-        """Find the caller by the key or the token in a request's headers.
+    async def authenticate(self, headers: Mapping[bytes, bytes], address: str) -> Caller:
+        """Find the caller by the key or the token in the headers of a request from an address.
 
         Raises:
             Unauthenticated: There is none, or it is not valid.
+            RateLimited: It is not valid, as many before it from this address.
             NotReady: The issuer of a token can't be reached.
         """
         if self.settings.auth == "insecure-local":
             return LOCAL
         credential = read_credentials(headers)
-        if credential is not None and self.tokens.is_token(credential):
-            return await self.tokens.authenticate(credential)
-        return self.keys.authenticate(credential)
+        try:
+            if credential is not None and self.tokens.is_token(credential):
+                return await self.tokens.authenticate(credential)
+            return self.keys.authenticate(credential)
+        except Unauthenticated:
+            if credential is not None:
+                self.bad_keys.note(address)
+            raise
 
     async def stop(self) -> None:
         """Close all connections."""
         await self.proxy.watcher.stop()
         await self.registry.stop()
         await self.client.stop()
+        await self.revocations.stop()
         await self.limits.stop()
         await self.usage.stop()
 
@@ -168,6 +182,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         queue = importlib.import_module("shared.jobs.redis_queue").RedisJobQueue
         gateway.queue = queue(gateway.settings.redis_url, gateway.settings)
     await gateway.registry.start()
+    await gateway.revocations.start()
     try:
         yield
     finally:

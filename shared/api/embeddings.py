@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from shared.api.bounded_lists import Texts, Tokens
+
 MAX_INPUTS = 256
 """Texts in one request."""
 
@@ -21,7 +23,7 @@ class EmbeddingsRequest(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     model: str | None = Field(None, description="An embedding model, or a language model whose states are averaged.")
-    input: str | list[str] | list[TokenId] | list[list[TokenId]] = Field(
+    input: str | Texts[str] | Tokens[TokenId] | Texts[Tokens[TokenId]] = Field(
         description=f"A text or its token ids, or up to {MAX_INPUTS} of them."
     )
     encoding_format: Literal["float", "base64"] = Field("float", description="`base64`: little-endian float32.")

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from shared.api.bounded_lists import Messages, Tools
 from shared.api.interventions import MAX_CAPTURES, MAX_INTERVENTIONS, Capture, Captured, Intervention
 from shared.api.structured import JsonSchemaFormat
 from shared.api.text import LongctxOptions, LongctxUsage, PromptTokensDetails
@@ -27,11 +28,11 @@ class InputItem(BaseModel):
 
     type: Literal["message", "function_call", "function_call_output", "reasoning"] = "message"
     role: Literal["system", "developer", "user", "assistant"] | None = None
-    content: str | list[InputPart] | None = None
+    content: str | Messages[InputPart] | None = None
     call_id: str | None = None
     name: str | None = None
     arguments: str | None = None
-    output: str | list[InputPart] | None = None
+    output: str | Messages[InputPart] | None = None
 
 
 class FunctionTool(BaseModel):
@@ -66,14 +67,14 @@ class ResponsesRequest(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     model: str | None = None
-    input: str | list[InputItem] = Field(description="A text, or items: messages, calls and their results.")
+    input: str | Messages[InputItem] = Field(description="A text, or items: messages, calls and their results.")
     instructions: str | None = Field(None, description="A system message in front.")
     max_output_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
     stream: bool = False
     text: TextOutput | None = Field(None, description="The form of the answer.")
-    tools: list[FunctionTool] | None = None
+    tools: Tools[FunctionTool] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     previous_response_id: str | None = Field(None, description="Go on after this stored response.")

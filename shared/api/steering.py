@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from shared.api.bounded_lists import FailFast, Messages
 from shared.api.interventions import Layers
 from shared.api.text import ChatMessage
 
@@ -16,8 +17,8 @@ VECTOR_NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 MAX_PROMPTS = 256
 """Prompts of each side."""
 
-Prompt = Annotated[str, StringConstraints(min_length=1)] | Annotated[list[ChatMessage], Field(min_length=1)]
-Prompts = Annotated[list[Prompt], Field(min_length=1, max_length=MAX_PROMPTS)]
+Prompt = Annotated[str, StringConstraints(min_length=1)] | Annotated[Messages[ChatMessage], Field(min_length=1)]
+Prompts = Annotated[list[Prompt], FailFast(), Field(min_length=1, max_length=MAX_PROMPTS)]
 
 
 class SteeringVectorRequest(BaseModel):

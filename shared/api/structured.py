@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from shared.api.bounded_lists import Texts
+
 Schema = dict[str, Any] | bool
 
 
@@ -29,7 +31,7 @@ class ResponseFormat(BaseModel):
 
     type: Literal["text", "json_object", "json_schema", "choice"] = "text"
     json_schema: JsonSchemaFormat | None = Field(None, description="With `json_schema`.")
-    choices: list[str] | None = Field(None, description="Ours, with `choice`: one of them is answered.")
+    choices: Texts[str] | None = Field(None, description="Ours, with `choice`: one of them is answered.")
 
 
 class StructuredOutputs(BaseModel):
@@ -40,7 +42,7 @@ class StructuredOutputs(BaseModel):
     json_: Schema | str | None = Field(None, alias="json", description="A JSON Schema, or its text.")
     json_object: bool | None = Field(None, description="Any JSON object.")
     regex: str | None = Field(None, description="A regular expression that the whole answer matches; no look-around.")
-    choice: list[str] | None = Field(None, description="One of these texts.")
+    choice: Texts[str] | None = Field(None, description="One of these texts.")
     grammar: str | None = Field(None, description="A context-free grammar, in Lark's form or GBNF.")
     disable_any_whitespace: bool = Field(False, description="Write JSON without white space.")
     whitespace_pattern: str | None = Field(None, description="White space in JSON, as a regular expression.")

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema, model_validator
 
+from shared.api.bounded_lists import Messages, Texts, Tokens, Tools
 from shared.api.interventions import MAX_CAPTURES, MAX_INTERVENTIONS, Capture, Captured, Intervention
 from shared.api.structured import ResponseFormat, StructuredOutputs
 from shared.api.tools import Tool, ToolCall, ToolCallDelta, ToolChoice
@@ -63,7 +64,7 @@ class LongctxOptions(BaseModel):
         ge=0,
         description="With echo: log-probabilities before this token are null, so that a cached prefix serves.",
     )
-    boundaries: list[Annotated[int, Field(ge=0)]] | None = Field(
+    boundaries: Tokens[Annotated[int, Field(ge=0)]] | None = Field(
         None, max_length=65536, description="Chunk borders for methods that would predict them, 0 and the end included."
     )
     priority: Literal["interactive", "batch"] = Field("interactive", description="Batch requests wait for the others.")
@@ -202,21 +203,21 @@ class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[ContentPart] | None = None
+    content: str | Messages[ContentPart] | None = None
     name: str | None = None
-    tool_calls: list[ToolCall] | None = Field(None, description="Of an assistant: what it called.")
+    tool_calls: Tools[ToolCall] | None = Field(None, description="Of an assistant: what it called.")
     tool_call_id: str | None = Field(None, description="Of a tool: the call that it answers.")
 
 
 class ChatRequest(GenerationOptions):
     """A conversation to go on with."""
 
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: Messages[ChatMessage] = Field(min_length=1)
     max_tokens: int | None = Field(None, ge=1, description="Longest answer, in tokens.")
     max_completion_tokens: int | None = Field(None, ge=1, description="The newer name of max_tokens; it wins.")
     logprobs: bool = Field(False, description="Tell the log-probability of each token.")
     top_logprobs: int | None = Field(None, ge=0, le=20, description="And of so many likeliest ones; needs logprobs.")
-    tools: list[Tool] | None = Field(None, description="Functions that the model may call.")
+    tools: Tools[Tool] | None = Field(None, description="Functions that the model may call.")
     tool_choice: ToolChoice | None = Field(None, description="`none`, `auto`, `required`, or one function by name.")
     parallel_tool_calls: bool | None = Field(None, description="With `required`: whether several calls may come.")
 
@@ -224,7 +225,7 @@ class ChatRequest(GenerationOptions):
 class CompletionRequest(GenerationOptions):
     """Text to go on with."""
 
-    prompt: str | list[TokenId] | list[str] | list[list[TokenId]] = Field(
+    prompt: str | Tokens[TokenId] | Texts[str] | Texts[Tokens[TokenId]] = Field(
         description="A text or its token ids, or several."
     )
     max_tokens: int | None = Field(16, ge=0, description="Longest answer; 0 with echo only scores the prompt.")
@@ -373,7 +374,7 @@ class TokenizeRequest(BaseModel):
 
     model: str | None = None
     prompt: str | None = None
-    messages: list[ChatMessage] | None = None
+    messages: Messages[ChatMessage] | None = None
     add_generation_prompt: bool = True
     add_special_tokens: bool = Field(True, description="Put the model's first token in front of a plain text.")
     return_token_strs: bool = Field(False, description="Whether the answer has each token's text, too.")
@@ -393,7 +394,7 @@ class DetokenizeRequest(BaseModel):
     """Ours: tokens to be joined into text."""
 
     model: str | None = None
-    tokens: list[TokenId]
+    tokens: Tokens[TokenId]
 
 
 class Detokenized(BaseModel):

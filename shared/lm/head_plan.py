@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from shared.errors import BadInput, Malformed, TooLarge
 from shared.lm.config import DecoderConfig
+from shared.validation_errors import list_errors
 
 MAX_BYTES = 16 * 2**20
 """Largest file that is read: a plan of 128 layers of 128 heads with ten scores takes 3 MB."""
@@ -95,7 +96,7 @@ class HeadPlan(BaseModel):
         try:
             return cls.model_validate_json(source) if isinstance(source, str | bytes) else cls.model_validate(source)
         except ValidationError as error:
-            first = error.errors()[0]
+            first = list_errors(error)[0]
             location = ".".join(map(str, first["loc"])) or "it"
             detail = f"The head plan can't be used: {location}: {first['msg']}."
             raise Malformed(detail, hint="See head-plan/1: schema, and roles or heads.", field="plan") from error

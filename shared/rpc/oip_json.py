@@ -18,6 +18,7 @@ from shared.errors import Malformed, TooLarge
 from shared.rpc.oip import InferAnswer, InferCall, Parameter, refuse_unoffered, to_mapping
 from shared.rpc.oip_wire import InferRequest, InferResponse, Tensor
 from shared.rpc.tensors import datatype_of, from_raw, from_values, to_raw, to_values
+from shared.validation_errors import list_errors
 
 HEADER_LENGTH: Final = "inference-header-content-length"
 """HTTP header that says how many bytes of the body are JSON; absent when all are."""
@@ -138,7 +139,7 @@ def _split_body(
 
 def _validation_error(error: ValidationError, raw: Any, part: str) -> Malformed:
     """The first validation error of the JSON, with the tensor's name where there is one."""
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    first = list_errors(error)[0]
     path = first["loc"]
     where = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).lstrip(".")
     name = raw[part][path[1]].get("name") if len(path) > 2 and path[0] == part else None

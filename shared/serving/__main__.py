@@ -41,7 +41,7 @@ async def _serve(service: str, config: Settings, http_port: int, grpc_port: int)
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    replica = ReplicaServer(load_app(service), config, http_port=http_port, grpc_port=grpc_port)
+    replica = ReplicaServer(load_app(service), config, http_port=http_port, grpc_port=grpc_port, owns_process=True)
     await replica.start()
     telemetry.log().info("serving", service=service, http=replica.http, grpc=replica.grpc)
     await stopping.wait()

@@ -28,6 +28,7 @@ from shared.errors import Cancelled, DeadlineExceeded, FoveaError, NotReady, Que
 from shared.registry import CallContext
 from shared.serving.batch_context import BatchContext, BatchSpan
 from shared.serving.http.errors import to_safe_error
+from shared.serving.watched_work import WatchedWork
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -77,8 +78,17 @@ class _Call(Generic[Item]):
 class Batcher(Generic[Item, Answer]):
     """The queue and the thread of one model. `submit` may be called from any event loop."""
 
-    def __init__(self, work: Work[Item, Answer], options: BatchOptions, *, service: str, model: str) -> None:
+    def __init__(
+        self,
+        work: Work[Item, Answer],
+        options: BatchOptions,
+        *,
+        service: str,
+        model: str,
+        watched: WatchedWork | None = None,
+    ) -> None:
         self._work = work
+        self._watched = watched or WatchedWork()
         self._options = options
         self._names = {"service": service, "model": model}
         self._queue: deque[_Call[Item]] = deque()
@@ -130,6 +140,11 @@ class Batcher(Generic[Item, Answer]):
                 self._remove(call)
 
     @property
+    def is_dead(self) -> bool:
+        """Whether a thread has ended although it should go on."""
+        return not self._closed and not all(thread.is_alive() for thread in self._threads)
+
+    @property
     def busy(self) -> int:
         """Calls that wait or run."""
         with self._ready:
@@ -156,7 +171,7 @@ class Batcher(Generic[Item, Answer]):
 
     def _put(self, call: _Call[Item]) -> None:
         with self._ready:
-            if self._closed:
+            if self._closed or self.is_dead:
                 raise NotReady("The model is being unloaded.", hint="Send the request again.", retry_after=1)
             waiting = sum(other.is_job == call.is_job for other in self._queue)
             if waiting >= self._options.depth:
@@ -185,8 +200,32 @@ class Batcher(Generic[Item, Answer]):
 
     def _run_batches(self) -> None:
         with telemetry.bind(**self._names):
-            while batch := self._next_batch():
-                self._run(batch)
+            try:
+                while batch := self._next_batch():
+                    try:
+                        self._run(batch)
+                    except BaseException as error:  # noqa: BLE001  # a thread that ends leaves its callers waiting
+                        self._give_up_on(batch, error)
+            finally:
+                self._fail_waiting()
+
+    def _give_up_on(self, batch: Sequence[_Call[Item]], error: BaseException) -> None:
+        """Answer the callers of a batch that ended in no way that models end."""
+        failure = to_safe_error(RuntimeError(repr(error)), f"The model {self._names['model']}")
+        telemetry.log().error("a batch broke off", reason=repr(error), **self._names)
+        with self._ready:
+            self._running.pop(threading.get_ident(), None)
+        _deliver((call, failure) for call in batch)
+
+    def _fail_waiting(self) -> None:
+        """Answer who waits when the last thread ends: nobody else would."""
+        with self._ready:
+            others = any(thread.is_alive() for thread in self._threads if thread is not threading.current_thread())
+            if others or not self._queue:
+                return
+            left = list(self._queue)
+            self._queue.clear()
+        _deliver((call, NotReady("The model's thread has ended.", hint="Send the request again.")) for call in left)
 
     def _next_batch(self) -> list[_Call[Item]]:
         """The next batch; empty when closed and done."""
@@ -256,6 +295,7 @@ class Batcher(Generic[Item, Answer]):
         run = batch[0].run if len(batch) == 1 else BatchContext([call.run for call in batch])
         try:
             with (
+                self._watched.watch(self._names["model"], run),
                 telemetry.bind(request_id=",".join(call.request_id for call in batch)),
                 BatchSpan([call.traceparent for call in batch], sum(call.rows for call in batch)),
             ):

@@ -28,6 +28,7 @@ from shared.serving.host import Host
 from shared.serving.http import system_routes, task_routes
 from shared.serving.http.error_rendering import render, translate
 from shared.serving.http.middleware import ServiceMiddleware
+from shared.serving.http.validation import bound_validation
 from shared.serving.oip import rest
 from shared.settings import Settings
 from shared.settings import settings as read_settings
@@ -61,6 +62,7 @@ def build(
     fetch_weights(objects, config.weights_dir)
     known = discover(service) if servables is None else servables
     host = Host(service, {**known, **trained_servables(known, config.weights_dir)}, config)
+    bound_validation()
     app = _App(
         title=f"Fovea {service}",
         version="1",

@@ -26,6 +26,7 @@ from shared.serving.catalog import Catalog, ModelSlot
 from shared.serving.device_placement import load_context
 from shared.serving.http.errors import to_safe_error
 from shared.serving.oip import tensors
+from shared.serving.watched_work import WatchedWork
 from shared.settings import Settings
 
 
@@ -43,6 +44,7 @@ class Host(Catalog):
     def __init__(self, service: str, servables: Mapping[str, type[Servable[Any, Any]]], settings: Settings) -> None:
         super().__init__(service, servables, settings)
         self._streams: list[CallContext] = []
+        self.work = WatchedWork()
         self._loaded = asyncio.Event()
         self._no_streams = asyncio.Event()
         self._no_streams.set()
@@ -83,7 +85,7 @@ class Host(Catalog):
                 telemetry.log().warning("model not loaded", reason=slot.reason)
                 return
             work, options = self._work(slot.servable), self.batch_options(slot)
-            slot.batcher = Batcher(work, options, service=self.service, model=name)
+            slot.batcher = Batcher(work, options, service=self.service, model=name, watched=self.work)
             slot.state = "ready"
             telemetry.log().info("model ready", seconds=round(time.monotonic() - started, 2))
 
@@ -114,6 +116,27 @@ class Host(Catalog):
     def ready(self) -> bool:
         """Whether every model that should be loaded is."""
         return not self.missing()
+
+    @property
+    def settled(self) -> bool:
+        return super().settled and not self.find_trouble()
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether a model waits to be loaded, or is being loaded."""
+        return any(slot.state in {"waiting", "loading"} for slot in self.slots)
+
+    def missing(self) -> dict[str, str]:
+        trouble = self.find_trouble()
+        return super().missing() | ({"watchdog": trouble} if trouble else {})
+
+    def find_trouble(self, lasting_s: float = 0.0) -> str:
+        """What has been stuck for so many seconds or more, in a sentence; empty where nothing has."""
+        dead = [slot.kind.card.name for slot in self.slots if slot.batcher is not None and slot.batcher.is_dead]
+        if dead:
+            return f"A thread of {', '.join(dead)} has died."
+        overdue = self.work.list_overdue(lasting_s)
+        return f"{len(overdue)} threads work past their deadline: {', '.join(overdue[:3])}." if overdue else ""
 
     @property
     def places(self) -> int:

@@ -28,6 +28,7 @@ from pydantic import BaseModel
 
 from shared import telemetry
 from shared.registry.discovery import SERVICES, services_with_models
+from shared.serving.host import Host
 from shared.serving.replica import ReplicaServer, load_app
 from shared.settings import Settings, export, settings
 from shared.storage.private_files import make_files_private
@@ -45,8 +46,13 @@ from ray import serve  # noqa: E402
 _OBJECT_STORE = 80 * 2**20
 """Bytes of shared memory; nothing of ours goes through it."""
 
+_INSIDE = "r"
+"""Ray's own folder, which it opens for everybody, inside of a private one; short, because paths of sockets are."""
+
 _MAX_TEMP_PATH = 107 - len("/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store")
 """Longest temporary folder under which Ray's unix sockets still have a legal path."""
+
+_LOAD_POLL_S = 0.1
 
 _MAX_BUSY_PER_REPLICA = 8
 """Requests in flight per replica beyond which another replica is worth its memory."""
@@ -69,6 +75,8 @@ class Placement(BaseModel):
     """Requests in flight per replica beyond which another replica is started."""
     upscale_delay_s: float = 10.0
     """Seconds that the load must last before a replica is added."""
+    must_load: bool = True
+    """Whether a replica none of whose models load fails to start: an upgrade to it then never takes over."""
 
 
 class _Replica:
@@ -88,6 +96,8 @@ class _Replica:
         self._thread = threading.Thread(target=self._main, args=(placement, config), name="replica", daemon=True)
         self._thread.start()
         self._server = self._started.result()
+        # Ray takes a replica that has been made for one that can answer, and gives up the one before it.
+        wait_until_loaded(self._server.host, must_load=placement.must_load)
 
     def _main(self, placement: Placement, config: Settings) -> None:
         try:
@@ -100,7 +110,9 @@ class _Replica:
     async def _serve(self, placement: Placement, config: Settings) -> None:
         self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
         app = load_app(placement.service, placement.app)
-        server = ReplicaServer(app, config, before_withdrawal=lambda: _leave_node(config.shutdown_grace_s / 2))
+        server = ReplicaServer(
+            app, config, before_withdrawal=lambda: _leave_node(config.shutdown_grace_s / 2), owns_process=True
+        )
         await server.start()
         self._started.set_result(server)
         await self._stopping.wait()
@@ -124,6 +136,18 @@ class _Replica:
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._stopping.set)
             self._thread.join(settings().shutdown_grace_s + 5)
+
+
+def wait_until_loaded(host: Host, *, must_load: bool) -> None:
+    """Wait until no model is loading any more.
+
+    Raises:
+        RuntimeError: All models failed to load, and one must.
+    """
+    while host.is_loading:
+        time.sleep(_LOAD_POLL_S)
+    if must_load and not host.settled:
+        raise RuntimeError(f"no model of {host.service} loads: {host.missing()}")
 
 
 async def _leave_node(wait_s: float) -> None:
@@ -207,15 +231,13 @@ def application(args: Mapping[str, Any] | Placement) -> serve.Application:
 def start(config: Settings) -> Path | None:
     """Start a Ray on loopback, without dashboard, proxy or telemetry; returns the folder to remove at the end."""
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    preferred = (config.data_dir / "ray").resolve()
-    folder = preferred if len(str(preferred)) <= _MAX_TEMP_PATH else Path(tempfile.mkdtemp(prefix="fovea-"))
-    shutil.rmtree(folder, ignore_errors=True)  # what a killed Ray left
+    folder = _make_private_folder(config.data_dir)
     ray.init(
         num_cpus=len(SERVICES) * config.replicas,
         include_dashboard=False,
         object_store_memory=_OBJECT_STORE,
         logging_level=logging.WARNING,
-        _temp_dir=str(folder),
+        _temp_dir=str(folder / _INSIDE),
         _node_ip_address=_LOOPBACK,
         namespace="fovea",
     )
@@ -223,8 +245,19 @@ def start(config: Settings) -> Path | None:
     return folder
 
 
+def _make_private_folder(data_dir: Path) -> Path:
+    """An empty folder that nobody else looks into: in the data folder, or a temporary one where that can't be it."""
+    preferred = (data_dir / "ray").resolve()
+    if len(str(preferred / _INSIDE)) <= _MAX_TEMP_PATH:
+        shutil.rmtree(preferred, ignore_errors=True)  # what a killed Ray left
+        with contextlib.suppress(OSError):
+            preferred.mkdir(mode=0o700, parents=True)
+            return preferred
+    return Path(tempfile.mkdtemp(prefix="fovea-"))
+
+
 def deploy(placements: Sequence[Placement]) -> None:
-    """Place all services at once; returns when their replicas listen (models may still be loading)."""
+    """Place all services at once; returns when their replicas have loaded what loads."""
     quiet = {"log_level": "WARNING", "enable_access_log": False}
     targets = [
         serve.RunTarget(application(placement), placement.service, route_prefix=None, logging_config=quiet)
@@ -253,7 +286,10 @@ def main() -> None:
     try:
         services = config.enabled_service_names or services_with_models()
         deploy(
-            [Placement(service=name, min_replicas=config.replicas, max_replicas=config.replicas) for name in services]
+            [
+                Placement(service=name, min_replicas=config.replicas, max_replicas=config.replicas, must_load=False)
+                for name in services
+            ]
         )
         telemetry.log().info("placed", services=", ".join(services))
         stopping.wait()

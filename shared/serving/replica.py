@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import importlib
 import importlib.util
 import os
@@ -32,6 +33,9 @@ from shared.serving.jobs.embedded import EmbeddedJobs
 from shared.serving.memory_guard import EXIT_STATUS, MemoryGuard, find_memory_limit
 from shared.serving.metrics_server import MetricsServer
 from shared.serving.oip.grpc import serve_grpc
+from shared.serving.watchdog import EXIT_STATUS as STUCK_STATUS
+from shared.serving.watchdog import LoopTimer, Watchdog, bound_memory
+from shared.serving.watched_work import WatchedExecutor
 from shared.settings import Settings
 from shared.telemetry import log
 
@@ -65,6 +69,7 @@ class ReplicaServer:
         http_port: int = 0,
         grpc_port: int = 0,
         before_withdrawal: Callable[[], Awaitable[None]] | None = None,
+        owns_process: bool = False,
     ) -> None:
         """Prepare to serve on `settings.replica_host`; port 0 takes a free one.
 
@@ -74,6 +79,7 @@ class ReplicaServer:
             http_port: REST.
             grpc_port: Open Inference.
             before_withdrawal: What is awaited before a replica that is asked to drain withdraws its record.
+            owns_process: Whether it may end the process that it is in, and bound its memory.
         """
         self._before_withdrawal = before_withdrawal
         self.host: Host = app.state.host
@@ -93,6 +99,8 @@ class ReplicaServer:
         self._draining: asyncio.Task[None] | None = None
         self._routes: dict[str, tuple[str, ...]] = {}
         self._guard: MemoryGuard | None = None
+        self._watchdog = Watchdog(self.host.find_trouble, self._give_up) if owns_process else None
+        self._loop_timer = LoopTimer()
         self._jobs: EmbeddedJobs | None = None
 
     async def start(self) -> None:
@@ -102,6 +110,7 @@ class ReplicaServer:
             OSError: A port is in use.
         """
         listener = _listen(self._settings.replica_host, self._ports[0])
+        asyncio.get_running_loop().set_default_executor(WatchedExecutor(self.host.work))
         self.http = f"http://{_address(self._reached_at, listener.getsockname()[1])}"
         self._server = _Server(_config(GatewayOnlyMiddleware(self._app, self._settings), self._settings))
         self._serving = asyncio.create_task(self._server.serve([listener]))
@@ -121,11 +130,18 @@ class ReplicaServer:
                 self._jobs.start()
         self._metrics.start()
         self._guard = MemoryGuard(find_memory_limit(self._settings), self._die_of_memory)
+        if self._watchdog is not None:
+            bound_memory(self._guard.limit)
+            self._watchdog.start()
+            self._loop_timer.start()
 
     async def stop(self) -> None:
         """Withdraw the record, finish what has begun for up to `shutdown_grace_s`, then free the models."""
         if self._guard is not None:
             self._guard.stop()
+        if self._watchdog is not None:
+            self._watchdog.stop()
+            self._loop_timer.stop()
         await self._metrics.stop()
         if self._draining is not None:
             self._draining.cancel()
@@ -133,14 +149,20 @@ class ReplicaServer:
         if self._presence is not None:
             await self._presence.stop()
             await asyncio.sleep(min(RENEW_S, self._settings.shutdown_grace_s))  # the gateway hears of it
+        begun = time.monotonic()
         if self._jobs is not None:
-            await self._jobs.stop()
+            await self._jobs.stop()  # first: jobs of other routes than tasks are requests to our own server
         if self._grpc is not None:
-            await self._grpc.stop(self._settings.shutdown_grace_s)
+            await self._grpc.stop(self._left(begun))
         if self._server is not None and self._serving is not None:
+            self._server.config.timeout_graceful_shutdown = max(1, round(self._left(begun)))
             self._server.should_exit = True
             await self._serving
         self._files.remove()
+
+    def _left(self, begun: float) -> float:
+        """What is left of the grace period since the instant `begun`."""
+        return max(0.0, self._settings.shutdown_grace_s - (time.monotonic() - begun))
 
     @property
     def in_flight(self) -> int:
@@ -193,6 +215,14 @@ class ReplicaServer:
         if self._presence is not None:
             self._presence.announce_last(self.record().model_copy(update={"out_of_memory": True, "ready": False}))
         os._exit(EXIT_STATUS)
+
+    def _give_up(self, trouble: str) -> None:
+        """End a process that is stuck, after whoever else is in it has had its time."""
+        log().error("this replica ends itself", reason=trouble, service=self.host.service, replica=self.id)
+        faulthandler.dump_traceback(file=2)
+        if self._presence is not None:
+            self._presence.announce_last(self.record().model_copy(update={"ready": False}))
+        os._exit(STUCK_STATUS)
 
     async def _start_grpc(self) -> None:
         self._grpc, port = await serve_grpc(self.host, self._settings.replica_host, self._ports[1], self._settings)

@@ -23,6 +23,7 @@ from shared.serving.jobs.replica_directory import ReplicaDirectory
 from shared.serving.jobs.replica_handler import ReplicaJobHandler
 from shared.serving.memory_guard import EXIT_STATUS, MemoryGuard, find_memory_limit
 from shared.serving.metrics_server import MetricsServer
+from shared.serving.watchdog import LoopTimer, bound_memory
 from shared.settings import Settings, settings
 from shared.storage.private_files import make_files_private
 
@@ -48,7 +49,9 @@ async def _work(service: str, config: Settings, url: str) -> NoReturn:
         asyncio.get_running_loop().add_signal_handler(number, runner.stop)
     metrics = MetricsServer(config.replica_host, config.metrics_port)
     metrics.start()
-    guard = _guard_memory(runner, config)
+    guard, timer = _guard_memory(runner, config), LoopTimer()
+    bound_memory(guard.limit)
+    timer.start()
     logger, code = telemetry.log("jobs"), 0
     try:
         await runner.run()
@@ -56,6 +59,7 @@ async def _work(service: str, config: Settings, url: str) -> NoReturn:
         logger.exception("the worker broke; its jobs go to others when their leases end")
         code = 1
     guard.stop()
+    timer.stop()
     await handler.close()
     await metrics.stop()
     logger.info("stopped", service=service)

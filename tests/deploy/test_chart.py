@@ -44,6 +44,18 @@ SETTINGS = {
     ],
     "traced": ["tracing.endpoint=https://otel.example", "tracing.headersSecret=otel", "tracing.ports={443}"],
     "password": ["redis.passwordSecret=cache", "redis.maxMemory=2gb"],
+    "placed": [
+        *("ray.upgradeStrategy=NewCluster", "keda.authModes=bearer", "keda.triggerAuthentication=thanos"),
+        *(
+            "ingress.enabled=true",
+            "ingress.host=fovea.example",
+            "ingress.tlsSecret=tls",
+            "gateway.priorityClassName=high",
+        ),
+        *("services.medical-seg.runtimeClassName=nvidia", "services.medical-seg.podAnnotations.team=a"),
+        *("services.medical-seg.tolerations[0].key=team", "services.medical-seg.env[0].name=A"),
+        *("redis.url=rediss://fovea@cache:6380", "redis.passwordSecret=cache"),
+    ],
     "many": ["services.medical-seg.replicas.min=3", "services.medical-seg.replicas.max=9", "gateway.preStopSeconds=0"],
 }
 CUSTOM = {"RayService", "ScaledObject", "PodMonitor", "PrometheusRule"}
@@ -171,7 +183,7 @@ def test_the_head_has_what_kuberay_looks_for():
 @pytest.mark.parametrize(
     ("url", "address"),
     [
-        ("rediss://me:secret@cache.example:6380/2", "rediss://cache.example:6380"),
+        ("rediss://me@cache.example:6380/2", "rediss://cache.example:6380"),
         ("redis://cache", "redis://cache:6379"),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 
 from tests.deploy.test_hashes import hashes, needed
 
-HIDE = """
+HIDDEN = """
 import importlib.abc, importlib.metadata, json, sys
 
 class Hidden(importlib.abc.MetaPathFinder):
@@ -21,11 +21,18 @@ class Hidden(importlib.abc.MetaPathFinder):
             raise ModuleNotFoundError(f"{name} is not among what the extras bring", name=name)
 
 sys.meta_path.insert(0, Hidden(set(json.loads(sys.argv[1]))))
+"""
+"""Takes away the modules that the first argument names."""
+
+HIDE = (
+    HIDDEN
+    + """
 points = importlib.metadata.entry_points
 importlib.metadata.entry_points = lambda **which: importlib.metadata.EntryPoints(
     point for point in points(**which) if not point.dist.name.startswith("fovea-")
 )
 """
+)
 REPLICA = """
 import shared.serving.__main__, shared.serving.worker, shared.serving.drain, shared.serving.health_check
 from shared.registry.discovery import servables

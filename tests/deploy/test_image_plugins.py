@@ -2,11 +2,14 @@
 
 import importlib.util
 import json
+import subprocess
+import sys
 
 import pytest
 from packaging.requirements import Requirement
 
 from shared.registry.discovery import SERVICES
+from tests.deploy.test_extras import HIDDEN, hidden_modules
 from tests.deploy.test_hashes import KNOWN, ROOT, hashes
 
 SPEC = importlib.util.spec_from_file_location("plugins", ROOT / "deploy/plugins.py")
@@ -57,3 +60,19 @@ def test_every_library_of_an_image_s_plug_ins_has_hashes(service):
 
 def test_the_gateway_s_image_has_canaries():
     assert "./plugins/rollouts" in plugins.list_folders("gateway")
+
+
+def test_what_the_gateway_loads_of_plug_ins_needs_its_own_libraries_alone():
+    program = """
+from shared.plugins import load_all
+loaded = [*load_all("fovea.pages"), *load_all("fovea.traffic"), *load_all("fovea.routes", "gateway")]
+print(*loaded, "torch" in sys.modules)
+"""
+    hidden = [name for name in hidden_modules({"gateway"}) if not name.startswith("fovea")]
+    done = subprocess.run(
+        [sys.executable, "-c", HIDDEN + program, json.dumps(hidden)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-1500:]
+    *loaded, has_torch = done.stdout.split()
+    assert {"sessions", "study", "survey", "answers", "gateway.rollouts"} <= set(loaded)
+    assert has_torch == "False"

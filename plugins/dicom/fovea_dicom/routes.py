@@ -30,6 +30,7 @@ from shared.registry import CallContext
 from shared.serving.host import Host
 from shared.serving.http.openapi_routes import problems
 from shared.serving.http.request_parsing import open_form
+from shared.validation_errors import list_errors
 from shared.vision.limits import platform_bounds
 
 if TYPE_CHECKING:
@@ -264,7 +265,7 @@ def _validate(given: Mapping[str, Any], kind: type[Options]) -> Options:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        first = list_errors(error)[0]
         raise InvalidOption(first["msg"], field=".".join(map(str, first["loc"]))) from error
 
 

@@ -6,6 +6,7 @@ Knows the terminal; `local_run` measures, and is imported only when a command ru
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,12 +15,11 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
+from fovea.cli.option_groups import expand_options
 from fovea_lab.heatmap import draw_heatmap
 from shared.errors import InvalidOption, Malformed
 
 Model = Annotated[str | None, typer.Option(help="A served name, a Hugging Face folder or a GGUF file.")]
-Longctx = Annotated[str, typer.Option(help='Method and knobs as JSON, for example \'{"method": "power"}\'.')]
-Method = Annotated[str | None, typer.Option(help="The method by name; `fovea methods` lists them.", show_default=False)]
 Knobs = Annotated[
     list[str] | None, typer.Option("--knob", "-K", metavar="NAME=VALUE", help="A knob of the method, or a budget.")
 ]
@@ -31,11 +31,30 @@ Steps = Annotated[int, typer.Option(help="Tokens of an answer.")]
 Out = Annotated[Path | None, typer.Option(help="Write the report here as JSON, and a grid as PNG beside it.")]
 
 
+@dataclass(frozen=True, slots=True)
+class MethodOptions:
+    """The language model, and the method that it runs with."""
+
+    model: Model = None
+    longctx: Annotated[str, typer.Option(help='Method and knobs as JSON, for example \'{"method": "power"}\'.')] = "{}"
+    method: Annotated[
+        str | None, typer.Option(help="The method by name; `fovea methods` lists them.", show_default=False)
+    ] = None
+    knob: Knobs = None
+
+    def build(self) -> dict[str, Any]:
+        """Return the method with its knobs, from JSON and from options of their own, which win."""
+        options = _parse(self.longctx)
+        if not isinstance(options, dict):
+            raise Malformed("--longctx is not a JSON object.", hint='For example {"method": "power"}.')
+        options |= {} if self.method is None else {"method": self.method}
+        return options | dict(map(parse_knob, self.knob or ()))
+
+
+@expand_options
 def needle(
-    model: Model = None,
-    longctx: Longctx = "{}",
-    method: Method = None,
-    knob: Knobs = None,
+    *,
+    tested: MethodOptions,
     lengths: Lengths = "512,1024,2048",
     depths: Annotated[str, typer.Option(help="Percent, comma-separated.")] = "0,50,100",
     text: Text = None,
@@ -47,7 +66,7 @@ def needle(
     from fovea_lab import local_run  # noqa: PLC0415  # loads torch
 
     options = {"lengths": parse_numbers(lengths), "depths": parse_numbers(depths), "steps": steps, "seed": seed}
-    report = local_run.needle(model, options | _request(longctx, method, knob, text))
+    report = local_run.needle(tested.model, options | _request(tested, text))
     rows, columns = [f"{depth:g} %" for depth in report.depths], list(map(str, report.lengths))
     table = Table("depth \\ tokens", *columns, title=f"recall, mean {report.mean:.2f}")
     for label, row in zip(rows, report.recall, strict=True):
@@ -58,11 +77,10 @@ def needle(
         out.with_suffix(".png").write_bytes(draw_heatmap(report.recall, rows, columns))
 
 
+@expand_options
 def fidelity(
-    model: Model = None,
-    longctx: Longctx = "{}",
-    method: Method = None,
-    knob: Knobs = None,
+    *,
+    tested: MethodOptions,
     lengths: Lengths = "512,1024,2048",
     text: Text = None,
     steps: Steps = 64,
@@ -73,7 +91,7 @@ def fidelity(
     from fovea_lab import local_run  # noqa: PLC0415  # loads torch
 
     options = {"lengths": parse_numbers(lengths), "steps": steps, "seed": seed}
-    report = local_run.fidelity(model, options | _request(longctx, method, knob, text))
+    report = local_run.fidelity(tested.model, options | _request(tested, text))
     table = Table("task", "tokens", "KL (nats)", "top-1 agreement", "perplexity dense", "perplexity", "right")
     for row in report.rows:
         table.add_row(
@@ -97,14 +115,8 @@ def parse_numbers(given: str) -> list[float]:
         raise InvalidOption(f"{given!r} is no comma-separated list of numbers.") from error
 
 
-def _request(longctx: str, method: str | None, knobs: list[str] | None, text: Path | None) -> dict[str, Any]:
-    """The method with its knobs, from JSON and from options of their own, which win; and the text."""
-    options = _parse(longctx)
-    if not isinstance(options, dict):
-        raise Malformed("--longctx is not a JSON object.", hint='For example {"method": "power"}.')
-    options |= {} if method is None else {"method": method}
-    options |= dict(map(parse_knob, knobs or ()))
-    return {"longctx": options, "text": None if text is None else text.read_text("utf-8")}
+def _request(tested: MethodOptions, text: Path | None) -> dict[str, Any]:
+    return {"longctx": tested.build(), "text": None if text is None else text.read_text("utf-8")}
 
 
 def parse_knob(text: str) -> tuple[str, Any]:

@@ -70,19 +70,21 @@ def test_a_grid_is_drawn_as_a_picture():
 
 def test_the_verbs_print_and_save(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    needle(str(folder), lengths="150", depths="0,100", steps=3, out=tmp_path / "needle.json")
-    fidelity(str(folder), longctx='{"method": "power", "block": 16}', lengths="48", steps=4, out=tmp_path / "f.json")
+    needle(model=str(folder), lengths="150", depths="0,100", steps=3, out=tmp_path / "needle.json")
+    fidelity(
+        model=str(folder), longctx='{"method": "power", "block": 16}', lengths="48", steps=4, out=tmp_path / "f.json"
+    )
     said = capsys.readouterr().out
     assert "recall, mean" in said
     assert "top-1" in said
     assert json.loads((tmp_path / "needle.json").read_text())["lengths"] == [150]
     assert (tmp_path / "needle.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(Malformed, match="no JSON"):
-        fidelity(str(folder), longctx="{")
+        fidelity(model=str(folder), longctx="{")
     with pytest.raises(InvalidOption, match="comma-separated"):
-        fidelity(str(folder), lengths="a")
+        fidelity(model=str(folder), lengths="a")
     with pytest.raises(InvalidOption, match="lengths"):
-        needle(str(folder), lengths="3")
+        needle(model=str(folder), lengths="3")
 
 
 def test_long_english_text_comes_with_python_in_the_order_of_a_seed():
@@ -117,9 +119,9 @@ def test_nobody_waits_longer_than_the_deadline_for_a_quiet_moment(model, monkeyp
 
 
 def test_knobs_of_a_method_are_options(folder, capsys):
-    needle(str(folder), method="power", knob=["block=16"], lengths="150", depths="0", steps=2)
+    needle(model=str(folder), method="power", knob=["block=16"], lengths="150", depths="0", steps=2)
     assert "recall, mean" in capsys.readouterr().out
     with pytest.raises(InvalidOption, match="power can't take block"):
-        needle(str(folder), method="power", knob=["block=none"], lengths="150", depths="0", steps=2)
+        needle(model=str(folder), method="power", knob=["block=none"], lengths="150", depths="0", steps=2)
     with pytest.raises(Malformed, match="has no value"):
-        needle(str(folder), method="power", knob=["block"])
+        needle(model=str(folder), method="power", knob=["block"])

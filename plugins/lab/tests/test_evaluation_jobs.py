@@ -7,7 +7,6 @@ import json
 import pytest
 from PIL import Image
 
-from fovea_lab import routes
 from services.llm_longctx.tests.conftest import MODEL, app_of
 from shared.errors import Cancelled
 from shared.jobs.progress import RemoteProgress
@@ -56,9 +55,7 @@ class Reported:
 
 @pytest.fixture
 def app(folder, tmp_path, redis_url):
-    return app_of(
-        folder, tmp_path, routes.router, llm_fidelity_sample_rate=1.0, redis_url=redis_url, shutdown_grace_s=0.1
-    )
+    return app_of(folder, tmp_path, llm_fidelity_sample_rate=1.0, redis_url=redis_url, shutdown_grace_s=0.1)
 
 
 @pytest.fixture

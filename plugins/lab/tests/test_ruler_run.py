@@ -7,7 +7,6 @@ import httpx2
 import pytest
 from PIL import Image
 
-from fovea_lab import routes
 from fovea_lab.ruler import leaderboard, peers, plots
 from fovea_lab.ruler.cli import ruler
 from fovea_lab.ruler.method_variants import MethodVariant
@@ -164,7 +163,7 @@ def test_pages_decide_how_many_full_heads_a_budget_buys(page, recent, full):
 
 
 def test_it_is_served_as_json_and_picture(folder, tmp_path):
-    app = app_of(folder, tmp_path, routes.router)
+    app = app_of(folder, tmp_path)
     body = FEW | {"n": 1, "methods": [{"method": "streamingllm"}], "budgets": [0.5]}
     with Server(app) as server, httpx2.Client(base_url=server.url, timeout=120) as http:
         report = http.post("/v1/longctx/ruler", json=body).json()

@@ -11,6 +11,7 @@ import typer
 import uvicorn
 from rich.console import Console
 
+from fovea.cli.option_groups import expand_options
 from fovea_labelstudio.backend import LabelStudioBackend, build_backend_app
 from fovea_labelstudio.label_studio import LabelStudio
 from fovea_labelstudio.predictor import Predictor, version_of
@@ -25,18 +26,27 @@ PREDICT_TIMEOUT_S = 90
 """Label Studio itself waits for 100 s."""
 
 
-def label_studio(
-    model: Annotated[str, typer.Argument(help="The served model that draws first labels, for example `pranet`.")],
-    recipe: Annotated[
-        str | None, typer.Option(help="Recipe that trains on labels; left out, nothing is trained.")
-    ] = None,
-    name: Annotated[
-        str | None, typer.Option(help="What the trained model is called; by default MODEL-annotated.")
-    ] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="A knob of the recipe, `name=value`.")] = None,
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What people's labels train, and when."""
+
+    recipe: Annotated[str | None, typer.Option(help="Recipe that trains on labels; left out, nothing is trained.")] = (
+        None
+    )
+    name: Annotated[str | None, typer.Option(help="What the trained model is called; by default MODEL-annotated.")] = (
+        None
+    )
+    set_: Annotated[list[str] | None, typer.Option("--set", help="A knob of the recipe, `name=value`.")] = None
     fit_every: Annotated[
         int, typer.Option(min=0, help="Train after so many new labels; 0: when a person asks for it.")
-    ] = 0,
+    ] = 0
+
+
+@expand_options
+def label_studio(
+    model: Annotated[str, typer.Argument(help="The served model that draws first labels, for example `pranet`.")],
+    *,
+    training: Training,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")] = 9090,
     url: Annotated[str, typer.Option(envvar="FOVEA_URL", help="The gateway.")] = "http://127.0.0.1:8080",
@@ -46,20 +56,7 @@ def label_studio(
     check_access(config, host)
     make_files_private(config.data_dir)
     telemetry.configure_logs(config.log_level, config.log_format)
-    options = _Options(model, name or f"{model}-annotated", recipe, tuple(set_ or ()), fit_every, url)
-    asyncio.run(_serve(config, options, host, port))
-
-
-@dataclass(frozen=True, slots=True)
-class _Options:
-    """What the backend predicts with, and trains."""
-
-    model: str
-    trained: str
-    recipe: str | None
-    knobs: tuple[str, ...]
-    fit_every: int
-    gateway: str
+    asyncio.run(_serve(config, model, training, url, (host, port)))
 
 
 def check_access(config: LabelStudioSettings, host: str) -> None:
@@ -81,25 +78,27 @@ def check_access(config: LabelStudioSettings, host: str) -> None:
         )
 
 
-async def _serve(config: LabelStudioSettings, options: _Options, host: str, port: int) -> None:
+async def _serve(config: LabelStudioSettings, model: str, training: Training, url: str, place: tuple[str, int]) -> None:
     """Serve until a signal; a training ends with it."""
+    host, port = place
+    trained = training.name or f"{model}-annotated"
     token, key = config.label_studio_token, config.up_api_key
     files = LabelStudio(
         config.label_studio_url or "", token.get_secret_value() if token else "", limit=config.max_body_bytes
     )
     headers = {"authorization": f"Bearer {key.get_secret_value()}"} if key else {}
-    async with httpx2.AsyncClient(
-        base_url=options.gateway, headers=headers, timeout=PREDICT_TIMEOUT_S, trust_env=False
-    ) as gateway:
-        predictor = Predictor(gateway, files, [options.trained, options.model])
-        model = await predictor.find_model()
+    async with httpx2.AsyncClient(base_url=url, headers=headers, timeout=PREDICT_TIMEOUT_S, trust_env=False) as gateway:
+        predictor = Predictor(gateway, files, [trained, model])
+        served = await predictor.find_model()
         runs = None
-        if options.recipe is not None:
-            folder = config.data_dir / "label-studio" / options.trained
-            plan = TrainingPlan(model.task, options.recipe, options.trained, folder, config.max_pixels, options.knobs)
+        if training.recipe is not None:
+            folder = config.data_dir / "label-studio" / trained
+            plan = TrainingPlan(
+                served.task, training.recipe, trained, folder, config.max_pixels, tuple(training.set_ or ())
+            )
             runs = TrainingRuns(files, plan)
-        app = build_backend_app(LabelStudioBackend(predictor, runs, options.fit_every), config)
-        Console().print(f"{version_of(model)} for Label Studio at http://{host}:{port}", highlight=False)
+        app = build_backend_app(LabelStudioBackend(predictor, runs, training.fit_every), config)
+        Console().print(f"{version_of(served)} for Label Studio at http://{host}:{port}", highlight=False)
         try:
             await uvicorn.Server(uvicorn.Config(app, host=host, port=port, log_config=None)).serve()
         finally:

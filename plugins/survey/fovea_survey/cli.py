@@ -7,6 +7,7 @@ import io
 import json
 import zipfile
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,11 +17,11 @@ from rich.markup import escape
 
 from fovea import endpoints
 from fovea.call import Call, read_json
-from fovea.cli.common_options import AsJson, Connection, Key, Model, Url
+from fovea.cli.common_options import GatewayOptions, Model
 from fovea.cli.job_progress import follow_job, run_as_job
+from fovea.cli.option_groups import expand_options
 from fovea.cli.output import Screen
 from fovea.client import Client
-from fovea.transport import LOCAL
 from shared.errors import NotFound
 
 PHOTOGRAPHS = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".heic", ".heif"})
@@ -30,36 +31,46 @@ FORMS = ("survey.json", "survey.geojson", "survey.svg", "survey.csv")
 PATH = "/v1/detect/survey"
 
 
+@dataclass(frozen=True, slots=True)
+class SearchOptions:
+    """How damage is searched and counted."""
+
+    model: Model = None
+    confidence: Annotated[
+        float | None, typer.Option(help="A detection scores more than this; left out, as the weights count best.")
+    ] = None
+    merge_m: Annotated[
+        float, typer.Option("--merge", help="Merge detections of different pictures within N metres.", metavar="N")
+    ] = 3.0
+    every: Annotated[int, typer.Option(min=1, help="Search every N-th frame of a film.", metavar="N")] = 10
+    fps: Annotated[float | None, typer.Option(help="Frames per second of a film; left out, its own.")] = None
+    start: Annotated[
+        datetime | None, typer.Option(help="When a film starts, UTC; left out, with the track's first point.")
+    ] = None
+
+    def build(self) -> dict[str, Any]:
+        """Return the options that were given, as fields of a request."""
+        start = self.start.isoformat() if self.start else None
+        found = {**asdict(self), "start": start}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+@expand_options
 def survey(
     sources: Annotated[list[Path], typer.Argument(metavar="SOURCE…", help="Photographs, folders of them, or a film.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")] = Path("out"),
     gpx: Annotated[Path | None, typer.Option(help="Track of a film or of the photographs.", show_default=False)] = None,
-    model: Model = None,
-    confidence: Annotated[
-        float | None, typer.Option(help="A detection scores more than this; left out, as the weights count best.")
-    ] = None,
-    merge_m: Annotated[
-        float, typer.Option("--merge", help="Merge detections of different pictures within N metres.", metavar="N")
-    ] = 3.0,
-    every: Annotated[int, typer.Option(min=1, help="Search every N-th frame of a film.", metavar="N")] = 10,
-    fps: Annotated[float | None, typer.Option(help="Frames per second of a film; left out, its own.")] = None,
-    start: Annotated[
-        datetime | None, typer.Option(help="When a film starts, UTC; left out, with the track's first point.")
-    ] = None,
-    as_json: AsJson = False,
-    url: Url = LOCAL,
-    key: Key = None,
+    *,
+    search: SearchOptions,
+    gateway: GatewayOptions,
 ) -> None:
     """Survey a road: writes survey.json, survey.geojson, survey.svg, survey.csv and pictures of the damage."""
-    options: dict[str, Any] = {"model": model, "confidence": confidence, "merge_m": merge_m, "every": every, "fps": fps}
-    options["start"] = start.isoformat() if start else None
-    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-    screen = Screen(as_json=as_json)
+    given, screen = search.build(), gateway.screen
     files = list(_find_files(sources))
     if not files:
         raise NotFound("There is no photograph and no film among the sources.")
     output.mkdir(parents=True, exist_ok=True)
-    with Connection(url, key).open() as client:
+    with gateway.open() as client:
         observations: list[Any] = []
         for part in _split(files):
             seen = _observe(client, screen, part, gpx, {**given, "route": False, "boxed": True})
@@ -118,8 +129,10 @@ def _save_pictures(observations: Sequence[dict[str, Any]], output: Path, first: 
     for number, one in enumerate(observations, first):
         boxed = one.pop("boxed", None)
         if boxed is not None:
-            stem = "".join(letter if letter.isalnum() or letter in "._#" else "-" for letter in Path(one["name"]).name)
-            one["picture"] = f"pictures/{number:04d}-{stem.replace('#', '-')[:60]}.jpg"
+            path = Path(one["name"])
+            letters = path.name if "#" in path.name else path.stem
+            stem = "".join(letter if letter.isalnum() or letter in "._" else "-" for letter in letters)[:60]
+            one["picture"] = f"pictures/{number:04d}-{stem}.jpg"
             (output / "pictures").mkdir(exist_ok=True)
             (output / one["picture"]).write_bytes(base64.b64decode(boxed))
 

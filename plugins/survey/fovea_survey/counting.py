@@ -11,8 +11,8 @@ from scipy.spatial import cKDTree
 
 from fovea_survey.geodesy import distances, to_metres
 from fovea_survey.schemas import (
-    Damage,
     DamagePoint,
+    FoundDamage,
     InspectionRoute,
     Observation,
     RoadSegment,
@@ -68,13 +68,17 @@ def merge_damage(observations: Sequence[Observation], merge_m: float) -> list[Da
 
 
 def list_unplaced(observations: Sequence[Observation], problems: Mapping[int, str]) -> list[UnplacedDamage]:
-    """List the damage of pictures without a place: each detection, or each track of a film, counts."""
-    pictures = [observations[number] for number in problems]
-    reasons = list(problems.values())
-    return [UnplacedDamage(**_describe([one]), reason=reasons[one.rows[0][0]]) for one in _iter_sightings(pictures)]
+    """List the damage of pictures without a place: each detection, or each track that has no place at all."""
+    pictures, reasons = [observations[number] for number in problems], list(problems.values())
+    placed = {seen.track for n, one in enumerate(observations) if n not in problems for seen in one.detections}
+    return [
+        UnplacedDamage(**_describe([one]), reason=reasons[one.rows[0][0]])
+        for one in _iter_sightings(pictures)
+        if one.best[1].track is None or one.best[1].track not in placed
+    ]
 
 
-def grade_damage(damage: Damage, options: SurveyOptions) -> Severity | None:
+def grade_damage(damage: FoundDamage, options: SurveyOptions) -> Severity | None:
     """Return the severity of a damage by its share of the picture; None where that is not known."""
     if damage.size is None:
         return None
@@ -181,7 +185,7 @@ def build_geojson(
     return {"type": "FeatureCollection", "features": features}
 
 
-def _list_facts(one: Damage) -> dict[str, Any]:
+def _list_facts(one: FoundDamage) -> dict[str, Any]:
     return {
         "kind": "damage",
         "label": one.label,
@@ -208,6 +212,6 @@ def _feature(kind: str, coordinates: Any, properties: Mapping[str, Any]) -> dict
     return {"type": "Feature", "geometry": {"type": kind, "coordinates": coordinates}, "properties": dict(properties)}
 
 
-def count_by_class(damages: Sequence[Damage]) -> dict[str, int]:
+def count_by_class(damages: Sequence[FoundDamage]) -> dict[str, int]:
     """Count damage by class, most frequent first."""
     return dict(Counter(one.label for one in damages).most_common())

@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 from fastapi.responses import JSONResponse, Response
 
 from fovea_survey.road_map import draw_map
-from fovea_survey.schemas import Damage, Observation, SurveyOut
+from fovea_survey.schemas import FoundDamage, Observation, SurveyOut
 
 JSON, GEOJSON, SVG, CSV, ZIP = (
     "application/json",
@@ -62,7 +62,7 @@ def write_csv(found: SurveyOut) -> str:
     return out.getvalue()
 
 
-def _row(one: Damage, place: str, latitude: float | str, longitude: float | str) -> tuple[object, ...]:
+def _row(one: FoundDamage, place: str, latitude: float | str, longitude: float | str) -> tuple[object, ...]:
     return (
         _plain(one.label),
         _plain(place),

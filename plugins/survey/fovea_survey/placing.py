@@ -64,7 +64,7 @@ def group_near(points: Sequence[tuple[float, float]], far_m: float) -> NDArray[n
     """Return the group of each point of latitude and longitude: neighbours at most about `far_m` apart share one.
 
     Points are counted by cells of a grid in space, so that memory does not grow with the pairs; points in neighbouring
-    cells share a group, which joins some that are up to 3.5 times as far apart.
+    cells share a group, which joins some that are up to 3.5 times as far apart. A point without any neighbour is alone.
     """
     lat, lon = np.radians(np.asarray(points, float)).T
     space = np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=1)
@@ -72,7 +72,11 @@ def group_near(points: Sequence[tuple[float, float]], far_m: float) -> NDArray[n
     pairs = cKDTree(cells).query_pairs(1.8, output_type="ndarray")
     edges = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(len(cells), len(cells)))
     _, labels = connected_components(edges, directed=False)
-    return np.asarray(labels[member.ravel()], np.intp)
+    groups = np.asarray(labels[member.ravel()], np.intp)
+    nearest = cKDTree(space * RADIUS_M).query(space * RADIUS_M, k=min(2, len(space)))[0].reshape(len(space), -1)[:, -1]
+    alone = np.flatnonzero(nearest > far_m)
+    groups[alone] = groups.max(initial=0) + 1 + np.arange(len(alone))
+    return groups
 
 
 def name_apart(observations: Sequence[Observation]) -> list[Observation]:

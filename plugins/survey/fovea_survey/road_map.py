@@ -171,8 +171,8 @@ def _legend(survey: SurveyOut, colours: dict[str, str]) -> list[str]:
         rows.append(f'<text x="24" y="{y}">found, not placed: {len(survey.not_placed)}</text>')
         y += 20
     for place, name in enumerate(RADII if survey.damages else ()):
-        rows.append(f'<circle cx="{28 + 74 * place}" cy="{y - 4}" r="{RADII[name]}" fill="none" stroke="#222"/>')
-        rows.append(f'<text x="{40 + 74 * place}" y="{y}">{name}</text>')
+        rows.append(f'<circle cx="{28 + 96 * place}" cy="{y - 4}" r="{RADII[name]}" fill="none" stroke="#222"/>')
+        rows.append(f'<text x="{42 + 96 * place}" y="{y}">{name}</text>')
     return rows
 
 

@@ -15,8 +15,8 @@ from fovea_survey import counting, forms
 from fovea_survey.geodesy import to_metres
 from fovea_survey.placing import name_apart, place_pictures
 from fovea_survey.schemas import (
-    Damage,
     DamagePoint,
+    FoundDamage,
     InspectionRoute,
     Observation,
     SurveyIn,
@@ -31,11 +31,12 @@ from shared.serving.host import Host
 from shared.serving.http.negotiation import choose
 from shared.serving.http.openapi_routes import problems
 from shared.serving.http.request_parsing import open_form
+from shared.validation_errors import list_errors
 
 router = APIRouter(tags=["domain"])
 
 MAX_ROUTE_POINTS = 2000
-AnyDamage = TypeVar("AnyDamage", bound=Damage)
+AnyDamage = TypeVar("AnyDamage", bound=FoundDamage)
 
 _PARAMETERS = [
     {"name": name, "in": "query", "required": False, "schema": prop, "description": prop.get("description", "")}
@@ -113,7 +114,7 @@ def _validate(kind: type[Any], values: dict[str, Any]) -> Any:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        first = list_errors(error)[0]
         raise InvalidOption(first["msg"], field=".".join(map(str, first["loc"]))) from error
 
 

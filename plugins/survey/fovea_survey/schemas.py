@@ -86,7 +86,7 @@ class SurveyIn(SurveyOptions):
     observations: list[Observation] = Field(min_length=1, max_length=100_000)
 
 
-class Damage(BaseModel):
+class FoundDamage(BaseModel):
     """One damage: what one or several pictures show of it."""
 
     label: str
@@ -98,14 +98,14 @@ class Damage(BaseModel):
     picture: str | None = Field(None, description="Link to the picture with its boxes.")
 
 
-class DamagePoint(Damage):
+class DamagePoint(FoundDamage):
     """Damage at a place."""
 
     latitude: float
     longitude: float
 
 
-class UnplacedDamage(Damage):
+class UnplacedDamage(FoundDamage):
     """Damage that was found in a picture without a place."""
 
     reason: str = Field(description="Why it is not placed.")

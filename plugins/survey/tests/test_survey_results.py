@@ -15,7 +15,7 @@ import pytest
 from defusedxml import ElementTree
 from PIL import ExifTags, Image, TiffImagePlugin
 
-from fovea_survey.counting import build_geojson, cut_segments, merge_damage
+from fovea_survey.counting import build_geojson, cut_segments, list_unplaced, merge_damage
 from fovea_survey.places import find_place, read_place
 from fovea_survey.placing import make_unique, place_pictures
 from fovea_survey.schemas import Observation, SeenObject
@@ -84,6 +84,8 @@ def test_a_photograph_far_from_all_others_is_not_placed_but_two_areas_are():
     assert list(placed.problems) == [4]
     assert "10 km from nearly all others" in placed.problems[4]
     assert len(place_pictures([*road, wrong], 0).driven) == 9
+    for metres, count in ((10_500, 1), (9_500, 0)):
+        assert len(place_pictures([*road, far("n", 50 + (280 + metres) / DEGREE_M, 8)], 10_000).problems) == count
     second = [far(f"b{n}", 51 + n / 1000, 8) for n in range(8)]
     both = place_pictures([*road, *second], 10_000)
     assert (len(both.driven), both.problems) == (16, {})
@@ -134,6 +136,15 @@ def test_a_track_is_one_damage_and_tracks_that_share_a_frame_are_two():
     assert len(merge_damage(both, 3)) == 2
     again = [*(tracked(f"f#{n}", 2.2 * n, "a") for n in range(3)), tracked("f#9", 2.5, "b")]  # lost, and found again
     assert len(merge_damage(again, 3)) == 1
+
+
+def test_a_track_that_leaves_the_gpx_track_counts_where_it_was_placed():
+    lost = tracked("f#2", 0, "a", "b").model_copy(update={"latitude": None, "place_problem": "No track."})
+    frames = [tracked("f#0", 0, "a"), tracked("f#1", 2, "a"), lost]
+    placed = place_pictures(frames, 10_000)
+    assert len(merge_damage(placed.driven, 3)) == 1
+    (left,) = list_unplaced(frames, placed.problems)
+    assert (left.pictures, left.reason) == (["f#2"], "No track.")
 
 
 class Holes(Toy):

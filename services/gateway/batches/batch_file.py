@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from services.gateway.http.bounded_json import parse_json
 from shared.errors import InvalidOption, Malformed
 from shared.jobs.queue import Result
+from shared.validation_errors import list_errors
 
 MAX_LINES = 500
 """Requests in one batch."""
@@ -53,8 +54,8 @@ def _parse_line(row: bytes, number: int) -> BatchLine:
     try:
         return BatchLine.model_validate(parse_json(row))
     except (ValidationError, Malformed) as error:
-        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error.detail
-        where = error.errors()[0]["loc"] if isinstance(error, ValidationError) else ()
+        reason = list_errors(error)[0]["msg"] if isinstance(error, ValidationError) else error.detail
+        where = list_errors(error)[0]["loc"] if isinstance(error, ValidationError) else ()
         detail = f"Line {number} is no request: {'.'.join(map(str, where))} {reason.rstrip('.')}.".replace("  ", " ")
         raise InvalidOption(detail, field="input_file_id") from error
 

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from hashlib import sha256
 from uuid import uuid4
 
@@ -17,11 +17,15 @@ from services.gateway.batches.batch_file import BatchLine, parse_lines, write_an
 from services.gateway.batches.batch_records import BatchEntry, BatchLineOut, BatchRecord, BatchRecords, Lines
 from services.gateway.batches.file_store import FileStore
 from services.gateway.policy.audit_log import STEERING_FIELDS
+from services.gateway.policy.caller import Caller
+from services.gateway.policy.scopes import INSIDE_PATHS
 from shared.api.batches import Batch, BatchCounts, BatchRequest
 from shared.api.job import FINAL
-from shared.api.replica import SCOPES_HEADER
 from shared.errors import Conflict, FoveaError, NotFound
 from shared.jobs.queue import JobQueue, Payload
+
+_READ_AT_ONCE = 8
+"""Answers of one batch that are read at a time."""
 
 
 class BatchService:
@@ -33,36 +37,38 @@ class BatchService:
 
     async def create(
         self,
-        tenant: str,
+        caller: Caller,
         body: BatchRequest,
         service: str,
         queue: JobQueue,
-        scopes: str = "",
         *,
+        admit: Callable[[int], Awaitable[None]],
         audit: Callable[[], None] = lambda: None,
     ) -> Batch:
         """Queue a job for each request of the input file.
 
         Args:
-            tenant: Whose file it is.
+            caller: Whose file it is.
             body: What the caller asks for.
             service: Service that answers the endpoint.
             queue: Where the jobs go.
-            scopes: Those of the caller's key, as replicas read them.
+            admit: Called with the number of requests before one is queued; raises where they are too many.
             audit: Called once the jobs are queued, if one of them steers a model or looks inside.
 
         Raises:
             NotFound: There is no such file.
             InvalidOption: It holds no requests that can be run.
             QueueFull: The queue does not take all of them; none is run then.
-            RateLimited: The tenant's files hold as many bytes as they may.
+            RateLimited: The tenant's files hold as many bytes as they may, or so many requests are not left to it.
         """
+        tenant = caller.tenant
         data = await asyncio.to_thread(self._files.read, tenant, body.input_file_id)
         lines = await asyncio.to_thread(parse_lines, data, body.endpoint)
         now, batch_id = int(time.time()), f"batch-{uuid4().hex}"
         await asyncio.to_thread(self._files.check_room, tenant)
-        entries = await _submit_all(lines, batch_id, tenant, service, queue, scopes)
-        if any(line.body.keys() & set(STEERING_FIELDS) for line in lines):
+        await admit(len(lines))
+        entries = await _submit_all(lines, batch_id, caller, service, queue)
+        if body.endpoint.startswith(INSIDE_PATHS) or any(line.body.keys() & set(STEERING_FIELDS) for line in lines):
             audit()
         batch = Batch(
             id=batch_id,
@@ -120,7 +126,8 @@ class BatchService:
     async def _update_lines(self, tenant: str, record: BatchRecord, lines: Lines, queue: JobQueue) -> Lines:
         """All lines there are, with new ones stored, because jobs are forgotten."""
         pending = [entry for entry in record.entries if entry.job not in lines]
-        found = await asyncio.gather(*(_write_line(entry, tenant, queue) for entry in pending))
+        turns = asyncio.Semaphore(_READ_AT_ONCE)
+        found = await asyncio.gather(*(_write_line(entry, tenant, queue, turns) for entry in pending))
         new = {entry.job: line for entry, line in zip(pending, found, strict=True) if line is not None}
         if new:
             lines = lines | new
@@ -155,11 +162,10 @@ def _count(record: BatchRecord, lines: Lines) -> Batch:
 
 
 async def _submit_all(
-    lines: Sequence[BatchLine], batch_id: str, tenant: str, service: str, queue: JobQueue, scopes: str
+    lines: Sequence[BatchLine], batch_id: str, caller: Caller, service: str, queue: JobQueue
 ) -> list[BatchEntry]:
-    entries: list[BatchEntry] = []
-    headers = {"content-type": "application/json", "accept": "application/json"}
-    headers |= {"x-fovea-tenant": tenant, SCOPES_HEADER: scopes}
+    entries, tenant = list[BatchEntry](), caller.tenant
+    headers = {"content-type": "application/json", "accept": "application/json", **caller.job_headers}
     try:
         for number, line in enumerate(lines):
             body = json.dumps(line.body).encode()
@@ -186,8 +192,13 @@ async def _cancel_all(entries: Sequence[BatchEntry], tenant: str, queue: JobQueu
             raise error
 
 
-async def _write_line(entry: BatchEntry, tenant: str, queue: JobQueue) -> BatchLineOut | None:
+async def _write_line(entry: BatchEntry, tenant: str, queue: JobQueue, turns: asyncio.Semaphore) -> BatchLineOut | None:
     """The line of a request whose job is over, or is not known any more; None while it is not."""
+    async with turns:
+        return await _read_line(entry, tenant, queue)
+
+
+async def _read_line(entry: BatchEntry, tenant: str, queue: JobQueue) -> BatchLineOut | None:
     try:
         job = await queue.get(entry.job, tenant)
         if job.status not in FINAL:
@@ -195,8 +206,8 @@ async def _write_line(entry: BatchEntry, tenant: str, queue: JobQueue) -> BatchL
         if job.status == "cancelled":
             return _failure(entry, "batch_cancelled", "The batch was cancelled.")
         result = await queue.result(entry.job, tenant)
-        line = write_answer(entry.custom_id, entry.job, result).decode()
-        return BatchLineOut(line=line, has_failed=result.status >= 400)
+        line = await asyncio.to_thread(write_answer, entry.custom_id, entry.job, result)
+        return BatchLineOut(line=line.decode(), has_failed=result.status >= 400)
     except NotFound:
         return _failure(entry, "batch_expired", "The answer was forgotten before it was fetched.")
     except Conflict as error:

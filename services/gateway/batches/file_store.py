@@ -7,7 +7,9 @@ tenants/<digest>/openai/files/<id>.json     the facts; there is a file as long a
 from __future__ import annotations
 
 import re
+import threading
 import time
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from uuid import uuid4
 
@@ -30,6 +32,7 @@ class FileStore:
     def __init__(self, objects: ObjectStore, quota_bytes: int) -> None:
         """Keep them below each tenant's path of `objects`; a tenant's hold at most `quota_bytes`."""
         self._objects, self._quota_bytes = objects, quota_bytes
+        self._adding: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
     def add(self, tenant: str, name: str, purpose: str, data: bytes) -> FileObject:
         """Store a file.
@@ -38,8 +41,9 @@ class FileStore:
             QueueFull: The tenant has too many.
             RateLimited: They hold as many bytes as they may.
         """
-        self.check_room(tenant, len(data))
-        return self.put(tenant, f"file-{uuid4().hex}", name, purpose, data)
+        with self._adding[tenant]:  # uploads of one tenant one by one: together they would all find the same room
+            self.check_room(tenant, len(data))
+            return self.put(tenant, f"file-{uuid4().hex}", name, purpose, data)
 
     def put(self, tenant: str, file_id: str, name: str, purpose: str, data: bytes) -> FileObject:
         """Store a file under an id, also beyond the quota: answers that there are must not be lost."""

@@ -34,6 +34,9 @@ class Page:
         module: ES module in `static`; it defines the page's custom elements.
         styles: Style sheets in `static`.
         under: Page of the core that links to it (`segment`, `detect`, `chat`, …); None: it is in the navigation.
+        panel: A template in `folder` that the page `under` includes in its form, with the module and the style sheets;
+            only `chat` has a place for one. Its element has `data-part="panel"`, and for the chat the properties
+            `requestFields`, `newMessages(messages)` and `showLongctx(facts, turn)`.
         icon: Its icon in the navigation, one of `templates/icons`.
         gallery: Results that the first page shows; their pictures are in `static`.
         fetch: Fetches what the template shows, with the reader's key.
@@ -45,6 +48,7 @@ class Page:
     module: str | None = None
     styles: tuple[str, ...] = ()
     under: str | None = None
+    panel: str | None = None
     icon: str = "run"
     gallery: tuple[GalleryEntry, ...] = ()
     fetch: Callable[[InProcessClient, Request], Awaitable[Facts]] = fetch_models

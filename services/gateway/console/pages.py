@@ -30,18 +30,9 @@ from shared.errors import FoveaError, InvalidOption, NotFound, PermissionDenied
 
 _FOLDER = Path(__file__).parent
 _STYLE_SHEETS = (
-    "tokens.css",
-    "page.css",
-    "controls.css",
-    "models.css",
-    "gallery.css",
-    "bench.css",
-    "result_view.css",
-    "sessions.css",
-    "judge.css",
-    "probe.css",
-    "steering.css",
-)
+    "tokens.css", "page.css", "controls.css", "models.css", "gallery.css", "bench.css", "result_view.css", "judge.css",
+    "probe.css", "steering.css",
+)  # fmt: skip
 _NAVIGATION = (
     ("models", "Models", "/", "models"),
     ("segment", "Segment", "/console/segment", "segment"),
@@ -52,9 +43,6 @@ _NAVIGATION = (
     ("jobs", "Jobs", "/console/jobs", "jobs"),
 )
 """Pages in the navigation: name, title, URL, icon."""
-
-PAGES = "fovea.pages"
-"""Entry-point group of plug-ins' pages."""
 
 _Handler = Callable[[Request], Awaitable[Response]]
 
@@ -69,7 +57,7 @@ class Console:
 
     def __init__(self, client: InProcessClient, *, keys: bool) -> None:
         self._client, self._keys = client, keys
-        self._plugins: dict[str, Page] = plugins.load_all(PAGES)
+        self._plugins: dict[str, Page] = plugins.load_all("fovea.pages")
         added = {slug: jinja2.FileSystemLoader(page.folder) for slug, page in self._plugins.items()}
         self._templates = jinja2.Environment(
             loader=jinja2.ChoiceLoader([jinja2.FileSystemLoader(_FOLDER / "templates"), jinja2.PrefixLoader(added)]),
@@ -84,6 +72,7 @@ class Console:
             sheets=_STYLE_SHEETS,
             navigation=[*_NAVIGATION, *_list_navigation(self._plugins)],
             links=_list_links(self._plugins),
+            panels={"chat": [item for item in self._plugins.items() if item[1].under == "chat" and item[1].panel]},
         )
 
     def routes(self) -> list[Route | Mount]:
@@ -94,7 +83,6 @@ class Console:
             "/console/detect": self.detect,
             "/console/restore": self.restore,
             "/console/chat": self.chat,
-            "/console/sessions": self.sessions,
             "/console/judge": self.judge,
             "/console/probe": self.probe,
             "/console/jobs": self.jobs,
@@ -167,11 +155,6 @@ class Console:
             return None
         return {"is_locked": False, "vectors": [one for one in vectors if one["model"] == card["id"]]}
 
-    async def sessions(self, request: Request) -> Response:
-        """The reader's sessions, which the browser fetches; the request here only checks the key."""
-        models = [entry for entry in await self._client.models(request) if entry.task == "chat"]
-        return self._render("sessions.html", request, page="chat", models=models)
-
     async def judge(self, request: Request) -> Response:
         """Relevance labels: pairs, batches, and the metrics computed from them."""
         models = [entry.id for entry in await self._client.models(request) if entry.task == "judge"]
@@ -227,8 +210,8 @@ class Console:
     def _render_plugin(self, slug: str, page: Page) -> _Handler:
         async def handle(request: Request) -> Response:
             facts = await page.fetch(self._client, request)
-            own = {"page": page.under or slug, "slug": slug, "added": page}
-            return self._render(f"{slug}/{page.template}", request, **{**facts, **own})
+            shown = {"page": page.under or slug, "extensions": [(slug, page)]}
+            return self._render(f"{slug}/{page.template}", request, **{**facts, **shown})
 
         return handle
 
@@ -280,7 +263,9 @@ class Console:
         return handle
 
     def _render(self, template: str, request: Request, *, status: int = 200, **facts: Any) -> HTMLResponse:
-        text = self._templates.get_template(template).render(request=request, **facts)
+        panels: Any = self._templates.globals["panels"]
+        extensions = panels.get(facts.get("page"), [])
+        text = self._templates.get_template(template).render({"extensions": extensions, **facts}, request=request)
         return HTMLResponse(text, status, {"cache-control": "no-store"})
 
 

@@ -134,9 +134,11 @@ class _InferenceHandler(grpc.GenericRpcHandler):
             async with ObservedCall(SERVICE, name, context) as ids:
                 try:
                     call = await self._admit(name, context, ids)
-                    message, held = await self._read(messages, call)
-                    with self._hold(held, call.tenant):
-                        yield await method(message, call)
+                    async with self._gateway.revocations.end_when_revoked(call.caller):
+                        message, held = await self._read(messages, call)
+                        with self._hold(held, call.tenant):
+                            answer = await method(message, call)
+                    yield answer
                 except FoveaError as error:
                     await abort(context, error)
                 except grpc.aio.AioRpcError as error:
@@ -148,8 +150,9 @@ class _InferenceHandler(grpc.GenericRpcHandler):
         async with ObservedCall(SERVICE, "ModelStreamInfer", context) as ids:
             try:
                 call = await self._admit("ModelStreamInfer", context, ids)
-                async for answer in self._streams.answer(call, messages):
-                    yield answer
+                async with self._gateway.revocations.end_when_revoked(call.caller):
+                    async for answer in self._streams.answer(call, messages):
+                        yield answer
             except FoveaError as error:
                 await abort(context, error)
             except grpc.aio.AioRpcError as error:
@@ -193,7 +196,7 @@ class _InferenceHandler(grpc.GenericRpcHandler):
         caller: Caller = LOCAL
         if name not in _ANONYMOUS:
             with span("authenticate"):
-                caller = await gateway.authenticate(headers)
+                caller = await gateway.authenticate(headers, _read_address(context))
                 caller.require_scope(_find_scope(name))
                 await gateway.limits.count(caller)
         left = context.time_remaining()
@@ -250,6 +253,11 @@ class _InferenceHandler(grpc.GenericRpcHandler):
 async def _not_offered(_messages: AsyncIterator[bytes], context: Context) -> None:
     detail = "This method is not offered: shared memory, trace and log settings are up to the operator."
     await context.abort(grpc.StatusCode.UNIMPLEMENTED, detail)
+
+
+def _read_address(context: Context) -> str:
+    """The caller's address without its port, from `ipv4:1.2.3.4:5` or `ipv6:%5B::1%5D:5`."""
+    return str(context.peer()).rpartition(":")[0]
 
 
 def _find_scope(name: str) -> KeyScope:

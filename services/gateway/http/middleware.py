@@ -15,10 +15,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from services.gateway.http.errors import add_security_headers, send_error
 from services.gateway.http.request_context import RequestContext
 from services.gateway.policy.audit_log import STEERING_FIELDS, AuditLog
-from services.gateway.policy.caller import Caller, KeyScope
+from services.gateway.policy.caller import Caller
 from services.gateway.policy.fair_queue import FairQueue
 from services.gateway.policy.local_only import require_local_request
 from services.gateway.policy.quotas import QuotaSpent, RateLimiter
+from services.gateway.policy.revocation import Revocations
+from services.gateway.policy.scopes import INSIDE_PATHS, find_scope
 from services.gateway.proxy.proxy import Proxy, QueueInstead
 from services.gateway.proxy.response_relay import abort_response
 from services.gateway.routes import jobs
@@ -37,7 +39,6 @@ from shared.telemetry import log, span
 DRAIN_BODY_S, DRAIN_BODY_BYTES = 2.0, 2**26
 """How long, and for how many bytes, a refused body is still read, so that the caller can read the answer."""
 
-_STEERING_PATHS = ("/v1/steering-vectors", "/v1/captures")
 _GUARDED_PATHS = ("/v1/", "/v2", "/metrics")
 _OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready"})
 
@@ -49,13 +50,14 @@ class GatewayDependencies(Protocol):
     registry: ReplicaRegistry
     proxy: Proxy
     limits: RateLimiter
+    revocations: Revocations
     fair: FairQueue
     usage: UsageLedger
     queue: JobQueue | None
     audit: AuditLog
 
-    async def authenticate(self, headers: Mapping[bytes, bytes]) -> Caller:
-        """Find the caller of a request."""
+    async def authenticate(self, headers: Mapping[bytes, bytes], address: str) -> Caller:
+        """Find the caller of a request from an address."""
         ...
 
 
@@ -108,17 +110,18 @@ class GatewayMiddleware(Shell[RequestContext]):
         ctx.apply_caller_deadline()
         if is_guarded:
             route = gateway.registry.routes.find(path)
-        if route is None:
-            _require_readable(ctx)
-            await self._run_own_app(ctx)
-        else:
-            ctx.route, ctx.model = route.label, route.model
-            await self._forward(ctx, route)
+        async with gateway.revocations.end_when_revoked(ctx.caller):
+            if route is None:
+                _require_readable(ctx)
+                await self._run_own_app(ctx)
+            else:
+                ctx.route, ctx.model = route.label, route.model
+                await self._forward(ctx, route)
 
     async def _admit(self, ctx: RequestContext) -> None:
         gateway = self._gateway
-        caller = await gateway.authenticate(ctx.headers)
-        caller.require_scope(_find_scope(ctx.path))
+        caller = await gateway.authenticate(ctx.headers, (ctx.scope.get("client") or ("",))[0])
+        caller.require_scope(find_scope(ctx.path, ctx.method))
         ctx.caller = caller
         try:
             status = await gateway.limits.count(caller)
@@ -158,7 +161,7 @@ class GatewayMiddleware(Shell[RequestContext]):
     async def _submit(self, ctx: RequestContext, route: Route, body: bytes) -> None:
         """Queue a request as a job. What it does to a model no replica will tell us, so its body is asked."""
         await jobs.submit_job(ctx, self._gateway.queue, route.services[0], body)
-        if await _may_steer(body):
+        if ctx.path.startswith(INSIDE_PATHS) or await _may_steer(body):
             self._audit(ctx, "interventions queued")
 
     async def _charge(self, ctx: RequestContext) -> None:
@@ -242,13 +245,3 @@ async def _may_steer(body: bytes) -> bool:
     if any(f'"{name}"'.encode() in body for name in STEERING_FIELDS):
         return True
     return b"\\u" in body and await asyncio.to_thread(has_json_field, body, STEERING_FIELDS)
-
-
-def _find_scope(path: str) -> KeyScope:
-    if path.startswith("/v1/jobs"):
-        return "jobs"
-    if path.startswith(_STEERING_PATHS):
-        return "interventions"
-    if path.startswith(("/v2/repository/models/", "/v1/admin/")):
-        return "admin"
-    return "metrics" if path.startswith("/metrics") else "infer"

@@ -53,13 +53,14 @@ class OpenApiDocument:
         self._due = float("-inf")
         self._lock = asyncio.Lock()
 
-    async def get(self, own: Mapping[str, Any]) -> dict[str, Any]:
-        """Get the document, which nobody changes; `own` is that of the gateway's own routes."""
-        async with self._lock:
-            return await self._refresh(own)
-
     async def derive(self, own: Mapping[str, Any], name: str, build: Callable[[dict[str, Any]], Derived]) -> Derived:
-        """Get what `build` makes of the document, made once off the event loop; `name` is one of few."""
+        """Get what `build` makes of the document, made once off the event loop.
+
+        Args:
+            own: Document of the gateway's own routes.
+            name: What is made; one of few.
+            build: Makes it, and leaves the document as it is.
+        """
         async with self._lock:
             document = await self._refresh(own)
             if name not in self._derived:

@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from shared.telemetry import log
+
 STEERING_FIELDS = ("interventions", "capture")
 """Fields of a body that steer a model or look inside: a request that is queued with one is audited."""
 
@@ -23,12 +25,25 @@ class AuditLog:
         self._path = path
 
     def write(self, actor: str, act: str, target: str, **details: Any) -> None:
-        """Write one act; a line is one write, so that processes may share the file."""
+        """Write one act; a line is one write, so that processes may share the file.
+
+        What was done is not undone for want of room in the file: the process' own log gets the act then.
+        """
         entry = {"time": datetime.now(UTC).isoformat(), "actor": actor, "act": act, "target": target, **details}
+        try:
+            self._append(json.dumps(entry, default=str).encode() + b"\n")
+        except OSError as error:
+            facts = {f"audit_{name}": str(value) for name, value in entry.items()}
+            log().error("the audit log can't be written", reason=str(error), **facts)
+
+    def _append(self, line: bytes) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         handle = os.open(self._path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
         try:
-            os.write(handle, json.dumps(entry, default=str).encode() + b"\n")
+            end = os.fstat(handle).st_size
+            if os.write(handle, line) < len(line):
+                os.ftruncate(handle, end)
+                raise OSError(28, "No space left on device")
         finally:
             os.close(handle)
 

@@ -5,6 +5,7 @@ Knows nothing about counting requests (`quotas`) and nothing about HTTP beyond t
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
 import re
@@ -44,6 +45,7 @@ class KeyRing:
         self._callers: dict[str, tuple[Key, Caller]] = {}
         self._file_state: tuple[int, int, int] | None = None
         self._reload_due = float("-inf")
+        self._blocked: set[str] = set()
         self._used: dict[str, datetime] = {}
         self._used_path = path.with_name(path.stem + ".used.json")
         self._used_due = float("-inf")
@@ -61,12 +63,30 @@ class KeyRing:
         entry = self._callers.get(key[6:14])
         digest = hash_key(key)
         is_known = hmac.compare_digest(digest, entry[0].sha256 if entry else "0" * 64)
-        if entry is None or not is_known:
+        if entry is None or not is_known or entry[0].id in self._blocked:
             raise Unauthenticated("The API key is not known.", hint="Check it, or ask for a new one.")
         if entry[0].is_expired:
             raise Unauthenticated(f"The API key expired at {entry[0].expires:%Y-%m-%d %H:%M} UTC.")
         self._note_use(entry[0].id)
         return entry[1]
+
+    def knows(self, key_id: str) -> bool:
+        """Whether this is the id of one of the keys."""
+        return key_id in self._callers
+
+    def describe(self, key_id: str) -> Key:
+        """A key as it was last read; raises KeyError."""
+        return self._callers[key_id][0]
+
+    def is_valid(self, key_id: str) -> bool:
+        """Whether requests of a key may go on: it is there, neither revoked nor expired."""
+        self._refresh()
+        entry = self._callers.get(key_id)
+        return entry is not None and not entry[0].is_expired and key_id not in self._blocked
+
+    def block(self, key_ids: Iterable[str]) -> None:
+        """Refuse keys whatever the file says."""
+        self._blocked.update(key_ids)
 
     def list_keys(self) -> list[Key]:
         """List all keys, oldest first.
@@ -158,6 +178,12 @@ class KeyRing:
         if time.monotonic() < self._used_due:
             return
         self._used_due = time.monotonic() + USED_INTERVAL_S
+        try:  # not on the event loop: a disk may take its time
+            asyncio.get_running_loop().run_in_executor(None, self._write_used)
+        except RuntimeError:  # there is none
+            self._write_used()
+
+    def _write_used(self) -> None:
         try:
             known = {key: at.isoformat() for key, at in self.read_last_used().items()}
             replace_file(self._used_path, known)

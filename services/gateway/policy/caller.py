@@ -7,7 +7,9 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from shared.api.replica import SCOPES_HEADER
 from shared.errors import PermissionDenied
+from shared.jobs.key_limits import describe_key
 
 KeyScope = Literal["infer", "jobs", "admin", "metrics", "interventions"]
 
@@ -48,6 +50,12 @@ class Caller:
     def scope_header(self) -> str:
         """Its permissions as replicas read them (`shared.api.replica.SCOPES_HEADER`)."""
         return ",".join(sorted(self.scopes))
+
+    @property
+    def job_headers(self) -> dict[str, str]:
+        """Headers by which a job carries its tenant, its permissions and its key."""
+        limits = describe_key(self.key, self.limits.tokens_per_minute, self.limits.tokens_per_day)
+        return {"x-fovea-tenant": self.tenant, SCOPES_HEADER: self.scope_header, **limits}
 
     def require_scope(self, scope: KeyScope) -> None:
         """Check that the key has a scope.

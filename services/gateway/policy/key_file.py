@@ -21,7 +21,9 @@ from typing import Any
 from pydantic import ConfigDict, Field, ValidationError
 
 from services.gateway.policy.caller import TENANT_PATTERN, KeyLimits, KeyScope
+from services.gateway.policy.reserved_file import replace_reserved
 from shared.errors import Conflict, InvalidOption
+from shared.validation_errors import list_errors
 
 
 class KeyFacts(KeyLimits):
@@ -68,7 +70,7 @@ def build_key(fields: Mapping[str, Any]) -> Key:
     try:
         return Key.model_validate(fields)
     except ValidationError as error:
-        first = error.errors()[0]
+        first = list_errors(error)[0]
         field = ".".join(str(part) for part in first["loc"])
         raise InvalidOption(f"{field}: {first['msg']}.", field=field) from error
 
@@ -100,7 +102,8 @@ def edit_keys(path: Path) -> Iterator[list[Key]]:
         with _locked(path):
             keys = read_keys(path)
             yield keys
-            replace_file(path, {"keys": [key.model_dump(mode="json") for key in keys]})
+            content = json.dumps({"keys": [key.model_dump(mode="json") for key in keys]}, indent=2)
+            replace_reserved(path, content.encode())
     except OSError as error:
         raise Conflict(
             f"The key file {path} can't be changed: {error.strerror or error}.",

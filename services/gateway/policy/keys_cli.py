@@ -8,18 +8,23 @@ from __future__ import annotations
 import getpass
 import json
 import re
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
 import typer
+from redis.exceptions import RedisError
 from rich.console import Console
 from rich.table import Table
 
+from fovea.cli.option_groups import expand_options
 from services.gateway.policy.audit_log import AuditLog
 from services.gateway.policy.auth import KeyRing
 from services.gateway.policy.caller import SCOPES, KeyScope
 from services.gateway.policy.key_file import Key
-from shared.errors import FoveaError, InvalidOption
+from shared.errors import Conflict, FoveaError, InvalidOption
+from shared.jobs.key_limits import REVOKED_KEYS
+from shared.jobs.redis_connection import open_redis
 from shared.settings import settings
 
 keys = typer.Typer(help="Make, list and revoke API keys of the gateway on this machine.", no_args_is_help=True)
@@ -32,17 +37,26 @@ Scopes = Annotated[
 _SPANS = {"h": "hours", "d": "days", "w": "weeks"}
 
 
+@dataclass(frozen=True, slots=True)
+class LimitOptions:
+    """How much a key allows."""
+
+    rate: Annotated[int | None, typer.Option(min=1, help="Requests per minute; unset, the tenant's common rate.")] = (
+        None
+    )
+    quota: Annotated[int | None, typer.Option(min=1, help="Requests per day.")] = None
+    tokens: Annotated[int | None, typer.Option(min=1, help="Tokens per minute.")] = None
+    tokens_per_day: Annotated[int | None, typer.Option(min=1, help="Tokens per day.")] = None
+    weight: Annotated[float, typer.Option(min=0.01, max=100, help="Share of a busy service beside others.")] = 1.0
+
+
 @keys.command()
+@expand_options
 def add(
     tenant: Annotated[str, typer.Argument(help="Owner of the key: letters, digits, dots, dashes.")],
     scope: Scopes = ["infer", "jobs"],  # noqa: B006 - typer copies it
-    rate: Annotated[
-        int | None, typer.Option(min=1, help="Requests per minute; unset, the tenant's common rate.")
-    ] = None,
-    quota: Annotated[int | None, typer.Option(min=1, help="Requests per day.")] = None,
-    tokens: Annotated[int | None, typer.Option(min=1, help="Tokens per minute.")] = None,
-    tokens_per_day: Annotated[int | None, typer.Option(min=1, help="Tokens per day.")] = None,
-    weight: Annotated[float, typer.Option(min=0.01, max=100, help="Share of a busy service beside others.")] = 1.0,
+    *,
+    limits: LimitOptions,
     expires: Annotated[str | None, typer.Option(help="After a span (12h, 30d, 4w) or on a date (2027-01-31).")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -51,11 +65,11 @@ def add(
         key, secret = _open_key_ring().add(
             tenant,
             _parse_scopes(scope),
-            rate_per_minute=rate,
-            quota_per_day=quota,
-            tokens_per_minute=tokens,
-            tokens_per_day=tokens_per_day,
-            weight=weight,
+            rate_per_minute=limits.rate,
+            quota_per_day=limits.quota,
+            tokens_per_minute=limits.tokens,
+            tokens_per_day=limits.tokens_per_day,
+            weight=limits.weight,
             expires=_parse_expiry(expires),
         )
         _audit("key made", key)
@@ -100,10 +114,31 @@ def revoke(key_id: Annotated[str, typer.Argument(help="The id, as `fovea keys li
     """Revoke a key. The gateway refuses it within a second."""
     try:
         key = _open_key_ring().revoke(key_id)
-        _audit("key revoked", key)
+    except Conflict as error:
+        if not _publish_revoked(key_id):
+            raise _exit_with(error) from error
+        _write_audit("key revoked, but not in the key file", key_id, reason=error.detail)
+        typer.echo(f"{error.detail} The key {key_id} is revoked in Redis: gateways and workers refuse it.", err=True)
+        return
     except FoveaError as error:
         raise _exit_with(error) from error
+    _audit("key revoked", key)
+    _publish_revoked(key.id)
     typer.echo(f"Key {key.id} of {key.tenant} is revoked.")
+
+
+def _publish_revoked(key_id: str) -> bool:
+    """Have gateways and workers refuse a key, whatever their key file says; False where Redis can't tell them."""
+    if not (url := settings().redis_url) or not re.fullmatch(r"[0-9a-f]{8}", key_id):
+        return False
+    client = open_redis(url, socket_timeout=2, socket_connect_timeout=2)
+    try:
+        client.sadd(REVOKED_KEYS, key_id)
+    except (RedisError, OSError):
+        return False
+    finally:
+        client.close()
+    return True
 
 
 @keys.command()
@@ -127,7 +162,11 @@ def rotate(
 
 
 def _audit(act: str, key: Key, **details: str) -> None:
-    AuditLog(settings().audit_path).write(f"command/{getpass.getuser()}", act, key.id, tenant=key.tenant, **details)
+    _write_audit(act, key.id, tenant=key.tenant, **details)
+
+
+def _write_audit(act: str, key_id: str, **details: str) -> None:
+    AuditLog(settings().audit_path).write(f"command/{getpass.getuser()}", act, key_id, **details)
 
 
 def _format_use(at: datetime | None) -> str:

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 from limits import RateLimitItem, RateLimitItemPerDay, RateLimitItemPerMinute
 from limits.aio.storage import RedisStorage
@@ -19,14 +17,13 @@ from redis.exceptions import RedisError
 
 from services.gateway.policy.caller import Caller, KeyLimits
 from shared.errors import RateLimited
-from shared.jobs.redis_connection import open_redis_pool
+from shared.jobs.key_limits import list_token_windows, name_tokens, open_limit_windows
 from shared.settings import Settings
 from shared.telemetry import log
 
 REDIS_RETRY_S = 2.0
 """How long this process counts for itself before it tries Redis again."""
 
-_MAX_CONNECTIONS = 32
 _MAX_WINDOWS = 10_000
 
 
@@ -92,13 +89,7 @@ class RateLimiter:
         self._redis_retry_at = 0.0
         self._windows: dict[str, _Window] = {}
         if settings.redis_url and self._is_limited:
-            # Callers beyond the pool wait for a connection: an error would read as if Redis were away.
-            url = settings.redis_url
-            self._pool = open_redis_pool(url, max_connections=_MAX_CONNECTIONS, timeout=2, socket_timeout=1)
-            options: dict[str, Any] = {"connection_pool": self._pool}
-            self._shared = RedisStorage(
-                "async+redis://", implementation="redispy", key_prefix="fovea:limits", **options
-            )
+            self._pool, self._shared = open_limit_windows(settings.redis_url)
 
     async def count(self, caller: Caller) -> RateLimitStatus | None:
         """Count one request; None where nothing is limited (a local machine whose owner set no rate).
@@ -109,25 +100,45 @@ class RateLimiter:
         """
         if not self._is_limited:
             return None
-        own = caller.limits.rate_per_minute
-        minute = RateLimitItemPerMinute(own or self._default_rate)
-        name = f"key/{caller.key}" if own else f"tenant/{caller.tenant}"
-        status = await self._hit(minute, name, 1)
-        _require_within(status, "requests per minute")
-        if (quota := caller.limits.quota_per_day) is not None:
-            day = RateLimitItemPerDay(quota)
-            _require_within(await self._hit(day, f"key/{caller.key}", 1), "requests per day")
+        first: RateLimitStatus | None = None
+        for item, name, unit in self._request_windows(caller):
+            status = await self._hit(item, name, 1)
+            first = first or status
+            _require_within(status, unit)
         for item, unit in _token_limits(caller.limits):
-            spent = await self._hit(item, f"tokens/{caller.key}", 0)
+            spent = await self._hit(item, name_tokens(caller.key), 0)
             # What a request will take is not known before it is answered: the last one may go over.
             _require_within(replace(spent, used=spent.used + 1), unit)
-        return status
+        return first
+
+    async def count_many(self, caller: Caller, requests: int) -> None:
+        """Count requests that come together; all or none of them.
+
+        Raises:
+            RateLimited: Fewer are left of the caller's minute or day.
+        """
+        if not self._is_limited:
+            return
+        windows = self._request_windows(caller)
+        for item, name, unit in windows:
+            _require_room(await self._hit(item, name, 0), requests, unit)
+        for item, name, _ in windows:
+            await self._hit(item, name, requests)
+
+    def _request_windows(self, caller: Caller) -> list[tuple[RateLimitItem, str, str]]:
+        """The windows in which a caller's requests are counted: item, name and unit of each."""
+        own, quota = caller.limits.rate_per_minute, caller.limits.quota_per_day
+        name = f"key/{caller.key}" if own else f"tenant/{caller.tenant}"
+        minute = (RateLimitItemPerMinute(own or self._default_rate), name, "requests per minute")
+        if quota is None:
+            return [minute]
+        return [minute, (RateLimitItemPerDay(quota), f"key/{caller.key}", "requests per day")]
 
     async def spend_tokens(self, caller: Caller, tokens: int) -> None:
         """Count the tokens of an answered request against the caller's quotas of tokens."""
         if self._is_limited and tokens > 0:
             for item, _ in _token_limits(caller.limits):
-                await self._hit(item, f"tokens/{caller.key}", tokens)
+                await self._hit(item, name_tokens(caller.key), tokens)
 
     async def stop(self) -> None:
         """Close the connections to Redis."""
@@ -174,15 +185,20 @@ class RateLimiter:
         return window
 
 
-def _token_limits(limits: KeyLimits) -> Iterator[tuple[RateLimitItem, str]]:
-    if limits.tokens_per_minute is not None:
-        yield RateLimitItemPerMinute(limits.tokens_per_minute), "tokens per minute"
-    if limits.tokens_per_day is not None:
-        yield RateLimitItemPerDay(limits.tokens_per_day), "tokens per day"
+def _token_limits(limits: KeyLimits) -> list[tuple[RateLimitItem, str]]:
+    return list_token_windows(limits.tokens_per_minute, limits.tokens_per_day)
 
 
 def _require_within(status: RateLimitStatus, unit: str) -> None:
     if status.used > status.limit:
         detail = f"{status.limit} {unit} are allowed, and all are used."
         hint = f"Try again in {math.ceil(status.wait_s)} s."
+        raise QuotaSpent(detail, status, hint=hint)
+
+
+def _require_room(status: RateLimitStatus, requests: int, unit: str) -> None:
+    left = max(status.limit - status.used, 0)
+    if requests > left:
+        detail = f"These are {requests} requests; {left} of {status.limit} {unit} are left."
+        hint = "Send fewer at a time, or try again later."
         raise QuotaSpent(detail, status, hint=hint)

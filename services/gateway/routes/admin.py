@@ -15,6 +15,7 @@ from services.gateway.policy.auth import KeyRing
 from services.gateway.policy.caller import TENANT_PATTERN, KeyLimits, KeyScope
 from services.gateway.policy.key_file import Key, KeyFacts
 from services.gateway.routes.dependencies import get_caller
+from shared.errors import Conflict
 
 router = APIRouter(prefix="/v1/admin", tags=["admin"], responses=PROBLEMS)
 
@@ -128,9 +129,20 @@ async def rotate_key(request: Request, key_id: KeyId, how: Rotation | None = Non
 async def revoke_key(request: Request, key_id: KeyId) -> KeyInfo:
     """Revoke a key; it is refused within a second."""
     ring, audit, actor = _parts(request)
-    used = ring.read_last_used().get(key_id)
-    key = await asyncio.to_thread(ring.revoke, key_id)
+    revocations, used = request.app.state.gateway.revocations, ring.read_last_used().get(key_id)
+    try:
+        key = await asyncio.to_thread(ring.revoke, key_id)
+    except Conflict as error:
+        if not ring.knows(key_id):
+            raise
+        key = ring.describe(key_id)
+        audit.write(actor, "key revoked, but not in the key file", key.id, tenant=key.tenant, reason=error.detail)
+        if not await revocations.publish(key.id):
+            error.detail += " This gateway refuses the key until it restarts."
+            raise
+        return _describe(key, used)
     audit.write(actor, "key revoked", key.id, tenant=key.tenant)
+    await revocations.publish(key.id)
     return _describe(key, used)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
@@ -12,10 +13,12 @@ from services.gateway.batches.batch_service import BatchService
 from services.gateway.batches.file_store import FileStore
 from services.gateway.batches.upload_form import parse_upload
 from services.gateway.http.openapi import PROBLEMS
+from services.gateway.policy.scopes import find_scope
 from services.gateway.routes.body_reading import read_json, read_whole_body
 from services.gateway.routes.dependencies import get_caller, get_context, get_queue
 from shared.api.batches import Batch, BatchList, BatchRequest, DeletedFile, FileList, FileObject
 from shared.errors import InvalidOption
+from shared.validation_errors import list_errors
 
 router = APIRouter(tags=["batches"], responses=PROBLEMS)
 
@@ -78,20 +81,22 @@ async def create_batch(request: Request) -> Batch:
     try:
         body = BatchRequest.model_validate(await read_json(request))
     except ValidationError as error:
-        first = error.errors()[0]
+        first = list_errors(error)[0]
         field = ".".join(str(part) for part in first["loc"])
         raise InvalidOption(f"{field}: {first['msg']}.", field=field) from error
     route = gateway.registry.routes.find(body.endpoint)
     if route is None or not body.endpoint.startswith("/v1/"):
         raise InvalidOption(f"No service answers {body.endpoint[:80]}.", field="endpoint")
     ctx = get_context(request)
+    ctx.caller.require_scope(find_scope(body.endpoint))
 
     def audit() -> None:
         actor, target = f"{ctx.caller.tenant}/{ctx.caller.key}", f"{request.url.path} {body.input_file_id}"
         gateway.audit.write(actor, "interventions queued", target, request_id=ctx.trace.request_id)
 
-    scopes = ctx.caller.scope_header
-    return await _batches(request).create(_tenant(request), body, route.services[0], queue, scopes, audit=audit)
+    ctx.caller.require_scope("jobs")
+    admit = partial(gateway.limits.count_many, ctx.caller)
+    return await _batches(request).create(ctx.caller, body, route.services[0], queue, admit=admit, audit=audit)
 
 
 @router.get("/v1/batches")

@@ -17,7 +17,6 @@ from services.gateway.http.openapi import PROBLEMS
 from services.gateway.http.request_context import RequestContext, build_response_headers
 from services.gateway.routes.dependencies import get_caller, get_queue, require_queue
 from shared.api.job import Job, JobList
-from shared.api.replica import SCOPES_HEADER
 from shared.errors import FoveaError, InvalidOption
 from shared.jobs.queue import JobQueue, Payload
 from shared.telemetry import span
@@ -55,8 +54,7 @@ async def submit_job(ctx: RequestContext, queue: JobQueue | None, service: str, 
         Conflict: The idempotency key was used for another request.
     """
     headers = {n.decode(): ctx.headers[n].decode("latin-1") for n in _KEPT_HEADERS if n in ctx.headers}
-    headers["x-fovea-tenant"] = ctx.caller.tenant
-    headers[SCOPES_HEADER] = ctx.caller.scope_header
+    headers |= ctx.caller.job_headers
     with span(f"send {service}", _describe_send(service), kind="producer") as sent:
         headers |= {"x-request-id": ctx.trace.request_id, "traceparent": ctx.traceparent}
         payload = Payload(service, ctx.raw_target, body, headers, tenant=ctx.caller.tenant)

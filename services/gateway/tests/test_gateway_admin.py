@@ -63,8 +63,8 @@ async def test_only_admins_may(admin):
 
 
 async def test_a_key_file_that_can_not_be_written_is_no_fault(admin, monkeypatch):
-    monkeypatch.setattr("tempfile.mkstemp", _refuse)
-    for method, path, body in (("POST", "keys", {"tenant": "bob"}), ("DELETE", f"keys/{admin.id}", None)):
+    monkeypatch.setattr("services.gateway.policy.key_file.replace_reserved", _refuse)
+    for method, path, body in (("POST", "keys", {"tenant": "bob"}), ("PATCH", f"keys/{admin.id}", {"weight": 2})):
         answer = await admin(method, f"/v1/admin/{path}", body)
         assert (answer.status_code, answer.json()["code"]) == (409, "conflict")
         assert "FOVEA_KEYS_FILE" in answer.json()["hint"]

@@ -1,8 +1,11 @@
 """Files and batches by the `openai` package, over jobs; tenants, refusals, cancellation, and two gateways."""
 
 import asyncio
+import contextlib
 import json
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 import openai
@@ -12,12 +15,17 @@ from services.gateway.batches.batch_file import parse_lines
 from services.gateway.batches.batch_records import BatchRecords
 from services.gateway.batches.batch_service import BatchService
 from services.gateway.batches.file_store import FileStore
+from services.gateway.policy.auth import KeyRing
+from services.gateway.policy.caller import Caller, KeyLimits
 from services.gateway.tests.stage import ForgetfulQueue
 from services.gateway.tests.stub_service import Stub
 from shared.api.batches import BatchRequest
 from shared.errors import Conflict, InvalidOption, NotFound, RateLimited, StorageFull
 from shared.storage import ObjectStore
 from tests.harness.waiting import wait_until
+
+FEW = ({"rate_per_minute": 6}, {"quota_per_day": 20})
+ANN = Caller("ann", frozenset({"infer", "jobs"}), "0123abcd", KeyLimits(tokens_per_day=20))
 
 
 def line(custom_id, body=None, **more):
@@ -150,7 +158,7 @@ class Gateways:
     """Two gateways with one object store and one queue, whose jobs can be forgotten."""
 
     def __init__(self, folder, quota_bytes=2**20):
-        self.queue = ForgetfulQueue(Stub().app, step_s=0.01)
+        self.queue, self.admitted = ForgetfulQueue(Stub().app, step_s=0.01), []
         self.files = [FileStore(ObjectStore.open(folder.as_uri()), quota_bytes) for _ in range(2)]
         records = [BatchRecords(ObjectStore.open(folder.as_uri())) for _ in range(2)]
         self.one, self.two = (BatchService(*both, 60) for both in zip(records, self.files, strict=True))
@@ -158,7 +166,10 @@ class Gateways:
     async def create(self, *ids):
         stored = self.files[0].add("ann", "x", "batch", jsonl(*map(line, ids)))
         body = BatchRequest(input_file_id=stored.id, endpoint="/v1/chat/completions")
-        return await self.one.create("ann", body, "stub", self.queue)
+        return await self.one.create(ANN, body, "stub", self.queue, admit=self.admit)
+
+    async def admit(self, requests):
+        self.admitted.append(requests)
 
     async def wait_for_jobs(self):
         await asyncio.gather(*self.queue.tasks.values(), return_exceptions=True)
@@ -212,10 +223,11 @@ async def test_answers_are_kept_beyond_the_quota_but_no_batch_begins_then(tmp_pa
     assert gateways.files[0].read("ann", end.output_file_id)
     with pytest.raises(RateLimited):
         await gateways.one.create(
-            "ann",
+            ANN,
             BatchRequest(input_file_id=end.input_file_id, endpoint="/v1/chat/completions"),
             "stub",
             gateways.queue,
+            admit=gateways.admit,
         )
     assert len(gateways.queue.jobs) == 2
 
@@ -230,3 +242,56 @@ async def test_a_batch_that_can_not_be_stored_leaves_no_job_running(tmp_path, mo
     with pytest.raises(StorageFull):
         await gateways.create("a", "b")
     assert {job.status for job in gateways.queue.jobs.values()} == {"cancelled"}
+
+
+async def test_the_requests_of_a_batch_are_admitted_together_before_one_is_queued(tmp_path):
+    gateways = Gateways(tmp_path)
+    await gateways.create("a", "b")
+    assert gateways.admitted == [2]
+    carried = [json.loads(payload.headers["x-fovea-key"]) for payload in gateways.queue.payloads.values()]
+    assert carried == [{"id": "0123abcd", "tokens_per_minute": None, "tokens_per_day": 20}] * 2
+
+    async def refuse(_requests):
+        raise RateLimited("too many")
+
+    gateways.admit = refuse
+    with pytest.raises(RateLimited):
+        await gateways.create("c")
+    assert len(gateways.queue.jobs) == 2
+
+
+async def test_a_batch_counts_its_lines_against_rate_and_quota(served, tmp_path):
+    ring = KeyRing(tmp_path / "keys.json")
+    few, day = (ring.add("ann", ("infer", "jobs"), **limit)[1] for limit in FEW)
+    scene = await served(ForgetfulQueue(Stub().app), auth="keys")
+    scene.announce(scene.upstream.url, name="c", service="chat", routes=("/v1/chat/completions",))
+
+    async def create(key, lines):
+        data = jsonl(*(line(str(n)) for n in range(lines)))
+        form = {"purpose": (None, "batch"), "file": ("a.jsonl", data)}
+        stored = (await scene.client.post("/v1/files", files=form, headers={"x-api-key": key})).json()["id"]
+        body = {"input_file_id": stored, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+        return await scene.client.post("/v1/batches", json=body, headers={"x-api-key": key})
+
+    refused = await create(few, 5)
+    assert refused.status_code == 429
+    assert "5 requests; 4 of 6 requests per minute are left" in refused.text
+    assert (await create(few, 2)).status_code == 200, "the refused batch counted only itself"
+    assert (await scene.client.get("/v1/files", headers={"x-api-key": few})).status_code == 429
+    assert (await create(day, 19)).status_code == 429
+    assert (await create(day, 3)).status_code == 200
+
+
+def test_uploads_at_once_do_not_pass_the_quota_together(tmp_path, monkeypatch):
+    store, checked = FileStore(ObjectStore.open(tmp_path.as_uri()), 10_000), threading.Barrier(4)
+    check = store.check_room
+
+    def meet(*given):
+        check(*given)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            checked.wait(0.2)
+
+    monkeypatch.setattr(store, "check_room", meet)
+    with ThreadPoolExecutor(4) as threads:
+        added = [threads.submit(store.add, "a", "x", "batch", b"1" * 6_000) for _ in range(4)]
+    assert sum(one.exception() is None for one in added) == 1

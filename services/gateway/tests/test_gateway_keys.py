@@ -24,7 +24,7 @@ def test_only_a_hash_is_kept_and_only_the_owner_can_read_it(ring, tmp_path):
     assert text.rpartition("_")[2] not in kept
     assert key.sha256 in kept
     assert (tmp_path / "keys.json").stat().st_mode & 0o077 == 0
-    assert {p.name for p in tmp_path.iterdir()} == {"keys.json", "keys.json.lock"}
+    assert {p.name for p in tmp_path.iterdir()} == {"keys.json", "keys.json.lock", "keys.json.spare"}
 
 
 def test_a_key_names_its_tenant_scopes_and_limits(ring):

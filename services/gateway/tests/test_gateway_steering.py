@@ -12,6 +12,7 @@ from services.gateway.batches.batch_service import BatchService
 from services.gateway.batches.file_store import FileStore
 from services.gateway.http.middleware import _may_steer
 from services.gateway.policy.auth import KeyRing
+from services.gateway.policy.caller import Caller
 from services.gateway.tests.stage import ForgetfulQueue
 from services.gateway.tests.stub_service import Stub
 from shared.api.batches import BatchRequest
@@ -63,15 +64,54 @@ async def test_a_job_that_may_steer_is_audited_however_its_fields_are_written(bo
     assert await _may_steer(body) is is_audited
 
 
-@pytest.mark.parametrize("more", [{}, {"interventions": [{}]}, {"capture": [{}]}])
-async def test_a_batch_that_steers_is_audited(tmp_path, more):
+@pytest.mark.parametrize(
+    ("more", "path"),
+    [
+        ({}, "/v1/chat/completions"),
+        ({"interventions": [{}]}, "/v1/chat/completions"),
+        ({"capture": [{}]}, "/v1/chat/completions"),
+        ({}, "/v1/steering-vectors"),
+    ],
+)
+async def test_a_batch_that_steers_is_audited(tmp_path, more, path):
     objects, audited = ObjectStore.open(tmp_path.as_uri()), list[str]()
     files = FileStore(objects, 10_000)
     service = BatchService(BatchRecords(objects), files, 60)
-    line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"prompt": "x", **more}}
+    line = {"custom_id": "a", "method": "POST", "url": path, "body": {"prompt": "x", **more}}
     stored = files.add("ann", "a.jsonl", "batch", json.dumps(line).encode())
-    request = BatchRequest(input_file_id=stored.id, endpoint="/v1/chat/completions")
-    await service.create(
-        "ann", request, "stub", ForgetfulQueue(Stub().app, step_s=0.01), audit=lambda: audited.append("queued")
-    )
-    assert audited == ["queued"] * bool(more)
+    request = BatchRequest(input_file_id=stored.id, endpoint=path)
+
+    async def admit(_requests: int) -> None:
+        pass
+
+    queue = ForgetfulQueue(Stub().app, step_s=0.01)
+    ann = Caller("ann", frozenset({"infer", "jobs", "interventions"}))
+    await service.create(ann, request, "stub", queue, admit=admit, audit=lambda: audited.append("queued"))
+    assert audited == ["queued"] * (bool(more) or "steering" in path)
+
+
+async def test_a_job_that_makes_a_vector_is_audited(served, ring):
+    _, text = ring.add("ann", ("infer", "jobs", "interventions"))
+    scene = await served(ForgetfulQueue(Stub().app), auth="keys")
+    scene.announce(scene.upstream.url, name="v", service="vectors", routes=("/v1/steering-vectors",))
+    headers = {"x-api-key": text, "prefer": "respond-async"}
+    assert (await scene.client.post("/v1/steering-vectors", json={}, headers=headers)).status_code == 202
+    assert [entry["act"] for entry in scene.app.state.gateway.audit.read(5)] == ["interventions queued"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("POST", "/v1/probe", 403),
+        ("POST", "/v1/probe/activations", 403),
+        ("GET", "/v1/probe/models", 200),
+        ("POST", "/v1/probes", 404),
+    ],
+)
+async def test_studies_need_the_scope_that_looks_inside(served, ring, method, path, status):
+    (_, plain), (_, inside) = ring.add("ann", ("infer",)), ring.add("bob", ("infer", "interventions"))
+    scene = await served(auth="keys")
+    routes = ("/v1/probe", "/v1/probe/activations", "/v1/probe/models")
+    scene.announce(scene.upstream.url, name="p", service="probe", routes=routes)
+    asked = [await scene.client.request(method, path, headers={"x-api-key": key}) for key in (plain, inside)]
+    assert [answer.status_code for answer in asked] == [status, 404 if status == 404 else 200]

@@ -31,6 +31,7 @@ from shared.serving.host import Host
 from shared.serving.http.errors import to_safe_error
 from shared.serving.http.system_routes import host_of
 from shared.serving.http.tenant import tenant_store
+from shared.validation_errors import list_errors
 
 router = APIRouter(tags=["openai"])
 
@@ -129,7 +130,7 @@ def _to_chat(body: ResponsesRequest, earlier: list[InputItem]) -> ChatRequest:
     try:
         return build_chat_request(body, earlier)
     except ValidationError as error:
-        first = error.errors()[0]
+        first = list_errors(error)[0]
         field = ".".join(str(part) for part in first["loc"])
         raise InvalidOption(f"{field}: {first['msg']}.", field=field) from error
 

@@ -18,7 +18,7 @@ from services.llm_longctx.engine.attention.method_policy import Policy
 from services.llm_longctx.engine.attention.prefill import ChunkAttention
 from services.llm_longctx.engine.attention.prompt_end import end_prompt
 from services.llm_longctx.engine.device.fixed_step import FixedStep
-from services.llm_longctx.engine.device.graph_steps import CudaRecorder, GraphSteps
+from services.llm_longctx.engine.device.graph_steps import open_graphs
 from services.llm_longctx.engine.device.step_draws import StepDraws
 from services.llm_longctx.engine.kv_manager import PagedState, count_bytes
 from services.llm_longctx.engine.taps import SequenceTaps
@@ -69,14 +69,7 @@ class ModelRunner:
         self.dense = Policy.of(model.config, "dense")
         self._open: list[PagedState] = []
         self._buffer = DeviceBuffer(pool.device)
-        self.graphs: GraphSteps | None = None
-        kind = pool.device.type
-        if (
-            kind == "cuda"
-            and torch.cuda.is_available()
-            and choose("decode", backend, pool.keys.dtype, kind) == "triton"
-        ):
-            self.graphs = GraphSteps(self.run_fixed, pool, CudaRecorder(pool.device), backend)
+        self.graphs = open_graphs(self.run_fixed, pool, backend)
 
     def open(self, policy: Policy) -> PagedState:
         """State of a new sequence, which has read nothing."""

@@ -81,9 +81,9 @@ class Sequence(Generic[S]):
         self._num_scored = 0
 
     @property
-    def rank(self) -> tuple[int, int]:
-        """Sorts by priority class, then by arrival."""
-        return -self.request.priority, self.arrival
+    def rank(self) -> tuple[int, bool, int]:
+        """Sorts by priority class, jobs behind the others of their class, then by arrival."""
+        return -self.request.priority, self.request.run.job is not None, self.arrival
 
     @property
     def is_prefilled(self) -> bool:

@@ -11,6 +11,7 @@ from services.llm_longctx.tests.hooks import Listeners
 from services.llm_longctx.tests.mutants_methods.sound import Window
 from services.llm_longctx.tests.test_engine_pages import ACT, DUO, POWER, RAZOR, RECYCLED, TINY_PLAN, prompt
 from shared.lm.builders import llama
+from shared.registry import CallContext
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +46,19 @@ def test_end_tokens_end_an_answer_and_are_not_told(tiny):
     ended, (ear,) = ask(engine, [1, 2, 3], new=50, stop_token_ids=frozenset({known.ids[3]}))
     run(engine, (ended, ear))
     assert (ear.ids, ear.ends) == (known.ids[:first], [("stop", first + 1)]), "the end token was produced, too"
+
+
+def test_a_job_waits_for_all_others_of_its_class(tiny):
+    engine = Engine(tiny, page=8, max_batch=1)
+    job, (late,) = ask(engine, [1, 2, 3], new=4, run=CallContext(job="j1"))
+    other, (soon,) = ask(engine, [4, 5, 6], new=4)
+    for one in (job, other):
+        engine.scheduler.add_request(one)
+    while not soon.ends:
+        assert not late.ids
+        engine.scheduler.step()
+    while not late.ends:
+        engine.scheduler.step()
 
 
 def test_a_pool_admits_more_of_those_who_hold_less(tiny):

@@ -22,6 +22,7 @@ from shared.registry import CallContext
 from shared.serving.http.negotiation import choose
 from shared.serving.http.openapi_routes import problems
 from shared.serving.http.tenant import tenant_store
+from shared.validation_errors import list_errors
 
 router = APIRouter()
 
@@ -111,7 +112,7 @@ def _options(judge: Judge, options: dict[str, Any]) -> JudgeIn:
     try:
         return judge.In.model_validate({**options, "pairs": [{"query": "-", "passage": "-"}]})
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        first = list_errors(error)[0]
         raise InvalidOption(first["msg"], field=".".join(map(str, ("options", *first["loc"])))) from error
 
 

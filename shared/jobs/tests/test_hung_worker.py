@@ -19,7 +19,7 @@ from shared.settings import Settings
 Attempts = Collection[tuple[str, int]]
 
 DONE = Result(200, "text/plain", b"done")
-WRITES = ("progress", "succeed", "fail", "again", "hand_back")
+WRITES = ("progress", "succeed", "fail", "retry", "release")
 
 
 @pytest.fixture(autouse=True)

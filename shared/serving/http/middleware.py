@@ -19,10 +19,12 @@ from shared.api.usage import USAGE_HEADER
 from shared.asgi.body import Inflater, read_coding, read_content_length
 from shared.asgi.errors import RawHeaders
 from shared.asgi.shell import HttpCall, ObservedRequest, Shell
-from shared.errors import FoveaError
+from shared.errors import FoveaError, TooLarge
 from shared.jobs.progress import RemoteProgress, RemoteReport
 from shared.registry import CallContext
 from shared.serving.http.error_rendering import render, translate
+from shared.serving.http.json_bounds import PartsCounter
+from shared.serving.watched_work import CURRENT_RUN
 from shared.settings import Settings
 
 _CLOSE = {"connection": "close"}
@@ -61,6 +63,7 @@ class ServiceCall(HttpCall):
         self.run.usage = self.usage
         self.on_cancel = self.run.cancel
         self.is_refused = False
+        self._parts = PartsCounter(self.path, self._header("content-type"))
 
     def open_body(self) -> None:
         """Check the stated length and coding of the body, before any of it is read.
@@ -83,6 +86,11 @@ class ServiceCall(HttpCall):
         if is_endless(getattr(self.scope.get("route"), "openapi_extra", None)):
             self.body.limit = sys.maxsize
         message = await self.body.read()
+        try:
+            self._parts.feed(message.get("body", b""))
+        except TooLarge as error:
+            self.body.error = error
+            raise
         if message["type"] == "http.disconnect":
             self.cancel()
         return message
@@ -117,6 +125,7 @@ class ServiceMiddleware(Shell[ServiceCall]):
         return ServiceCall(self.service, scope, receive, send, self.settings, self._progress)
 
     async def serve(self, call: ServiceCall) -> None:
+        CURRENT_RUN.set(call.run)
         try:
             call.open_body()
             call.watch.start()

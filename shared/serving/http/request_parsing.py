@@ -19,6 +19,7 @@ from starlette.requests import Request
 
 from shared.errors import BadInput, FoveaError, InvalidOption, Malformed, TooLarge, UnsupportedMedia
 from shared.serving import servable_schema
+from shared.validation_errors import list_errors
 
 _FILES = ("file", "image", "files", "images")
 """Form fields that fill the model's first field of bytes."""
@@ -235,7 +236,7 @@ def _validate(model: type[BaseModel], values: Mapping[str, Any]) -> BaseModel:
     try:
         request = model.model_validate(values)
     except ValidationError as error:
-        raise _first_error(error.errors(include_url=False)) from error
+        raise _first_error(list_errors(error)) from error
     for name in servable_schema.blob_fields(model):
         if getattr(request, name, None) == b"":
             raise Malformed(f"{name} is empty.", field=name)

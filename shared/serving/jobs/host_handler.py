@@ -22,6 +22,7 @@ from shared.jobs.queue import TRANSFER_HEADERS, Handler, Payload, Result, Ticket
 from shared.registry import CallContext
 from shared.serving.host import Host
 from shared.serving.http.error_rendering import render, translate
+from shared.serving.http.json_bounds import PartsCounter
 from shared.serving.http.middleware import build_facts_headers, log_refusal, observe_outcome
 from shared.serving.http.request_parsing import JobRequest
 from shared.serving.http.task_routes import answer_task, find_task
@@ -84,6 +85,7 @@ class HostJobHandler:
         if coding := read_coding({name.encode(): value.encode("latin-1") for name, value in headers.items()}):
             body.inflater = Inflater(coding)
         content: bytes = (await body.read())["body"]
+        PartsCounter(payload.path, headers.get("content-type", "")).feed(content)
         return JobRequest(Headers(headers), QueryParams(payload.path.partition("?")[2]), content)
 
 

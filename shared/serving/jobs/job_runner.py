@@ -11,6 +11,7 @@ import time
 from shared.api.usage import USAGE_HEADER, UsageScanner, read_header
 from shared.errors import FoveaError
 from shared.jobs.consumer import QueueConsumer
+from shared.jobs.key_limits import JobKeyLimits
 from shared.jobs.queue import Handler, Payload, Result, Ticket
 from shared.jobs.usage_ledger import UsageLedger
 from shared.jobs.worker import JobWorker
@@ -23,10 +24,9 @@ class JobRunner:
 
     def __init__(self, url: str, service: str, handler: Handler, settings: Settings) -> None:
         """Take jobs from the Redis at `url`."""
-        self._handler = handler
         self._consumer = QueueConsumer(url, service, settings)
-        self._ledger = UsageLedger(url)
-        self._worker = JobWorker(self._consumer, self._run_and_charge, settings)
+        self._ledger, self._limits = UsageLedger(url), JobKeyLimits(url)
+        self._worker = JobWorker(self._consumer, charge_jobs(handler, self._ledger, self._limits), settings)
         self._log = log("jobs")
 
     @property
@@ -42,6 +42,7 @@ class JobRunner:
         finally:
             await self._consumer.close()
             await self._ledger.stop()
+            await self._limits.stop()
 
     def stop(self) -> None:
         """Take no more jobs. A second call hurries those that run."""
@@ -51,13 +52,20 @@ class JobRunner:
         """Fail every running job for good, from another thread: this process ends, and no other is to try them."""
         asyncio.run_coroutine_threadsafe(self._worker.fail_all(error), loop).result(timeout=2.0)
 
-    async def _run_and_charge(self, payload: Payload, ticket: Ticket) -> Result:
-        """Run a job, and write what its answer consumed into the ledger under the job's tenant."""
+
+def charge_jobs(handler: Handler, ledger: UsageLedger, limits: JobKeyLimits) -> Handler:
+    """The handler, whose answers go into the ledger under the job's tenant and count against its key's tokens."""
+
+    async def run(payload: Payload, ticket: Ticket) -> Result:
+        await limits.require_usable(payload.headers)
         started = time.monotonic()
-        result = await self._handler(payload, ticket)
+        result = await handler(payload, ticket)
         if result.status < 400:
             scanner = UsageScanner(is_stream=result.content_type.startswith("text/event-stream"))
             scanner.feed(result.body)
-            consumed = read_header(result.headers.get(USAGE_HEADER)) | scanner.sum_up(time.monotonic() - started)
-            self._ledger.add(payload.tenant, scanner.model, consumed)
+            spent = scanner.sum_up(time.monotonic() - started)
+            ledger.add(payload.tenant, scanner.model, read_header(result.headers.get(USAGE_HEADER)) | spent)
+            await limits.spend(payload.headers, int(spent.get("tokens_in", 0) + spent.get("tokens_out", 0)))
         return result
+
+    return run

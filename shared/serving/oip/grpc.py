@@ -34,6 +34,7 @@ from shared.serving.http.errors import to_safe_error
 from shared.serving.oip import metadata
 from shared.serving.oip.grpc_health_reflection import SERVICE, add_standard_services
 from shared.serving.ordered_map import map_in_order
+from shared.serving.watched_work import CURRENT_RUN
 from shared.settings import Settings
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -167,6 +168,7 @@ class _OpenInferenceService(grpc.GenericRpcHandler):
         run = CallContext(deadline=time.monotonic() + seconds, tenant=tenant)
         if (scopes := headers.get(SCOPES_HEADER)) is not None:
             run.scopes = frozenset(scopes.split(","))
+        CURRENT_RUN.set(run)
         fields = {"request_id": ids.request_id, "traceparent": ids.traceparent, "service": ids.service}
         trailers = [("x-request-id", ids.request_id)]
         server = telemetry.begin_rpc_span(SERVICE, name, ids.parent, ids.request_id)

@@ -4,7 +4,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -28,7 +30,8 @@ folder = ray.start(settings())
 signal.signal(signal.SIGTERM, lambda *_: over.set())
 app = "shared.serving.tests.toy_app:app"
 ray.application({"service": "toy", "app": app, "max_replicas": 2, "max_per_node": 1})  # a Serve config is a mapping
-ray.deploy([ray.Placement(service="toy", app=app), ray.Placement(service="two", app=app, max_replicas=2)])
+slow = ray.Placement(service="slow", app="shared.serving.tests.slow_app:app")
+ray.deploy([ray.Placement(service="toy", app=app), ray.Placement(service="two", app=app, max_replicas=2), slow])
 print("placed", flush=True)
 over.wait()
 ray.stop(folder)
@@ -36,13 +39,21 @@ ray.stop(folder)
 
 
 @pytest.fixture
-def cluster(redis_url, tmp_path):
-    env = environment(FOVEA_REDIS_URL=redis_url, FOVEA_DATA_DIR=str(tmp_path), FOVEA_SHUTDOWN_GRACE_S="1")
-    driver = subprocess.Popen([sys.executable, "-c", DRIVER], env=env, start_new_session=True)
+def data_dir():
+    """A folder with a short path: Ray's sockets are below it."""
+    with tempfile.TemporaryDirectory(prefix="f") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def cluster(redis_url, data_dir):
+    env = environment(FOVEA_REDIS_URL=redis_url, FOVEA_DATA_DIR=str(data_dir), FOVEA_SHUTDOWN_GRACE_S="1")
+    command = [sys.executable, "-c", DRIVER]
+    driver = subprocess.Popen(command, env=env, start_new_session=True, stdout=subprocess.PIPE, text=True)
     with redis.Redis.from_url(redis_url) as link:
         yield driver, link
     reaper.end_sessions([driver.pid], 5)
-    driver.wait()
+    driver.communicate()
 
 
 def ready(link):
@@ -69,8 +80,14 @@ def listening(session):
     return found
 
 
-def test_replicas_are_placed_on_loopback_healed_and_ended(cluster):
+def test_replicas_are_placed_on_loopback_healed_and_ended(cluster, data_dir):
     driver, link = cluster
+    assert any(line == "placed\n" for line in driver.stdout)
+    (slow,) = (ReplicaRecord.model_validate_json(value) for value in link.hvals(replicas_key("slow")))
+    asked = httpx2.get(f"{slow.http}/readyz")
+    assert asked.status_code == 200, "placed means that it can answer"
+    assert (data_dir / "ray" / "r").exists()
+    assert (data_dir / "ray").stat().st_mode & 0o777 == 0o700, "Ray opens its own folder for everybody"
     first, second = wait_until(lambda: len(found := ready(link)) == 2 and found, 90)
     assert httpx2.post(f"{first.http}/v1/echo", json={"text": "a"}).json()["text"] == "a"
     ours = listening(driver.pid)
@@ -84,6 +101,35 @@ def test_replicas_are_placed_on_loopback_healed_and_ended(cluster):
     wait_until(lambda: not reaper.session_members(driver.pid), 10)
     left = {name.decode() for name in link.hkeys(replicas_key("toy"))}
     assert left == {first.id}  # the others withdrew; the killed one could not
+
+
+class Loading:
+    """A host that has loaded after so many looks."""
+
+    service = "toy"
+
+    def __init__(self, looks, settled):
+        self.looks, self.settled = looks, settled
+
+    @property
+    def is_loading(self):
+        self.looks -= 1
+        return self.looks >= 0
+
+    def missing(self):
+        return {"echo": "no weights"}
+
+
+def test_a_replica_is_made_when_its_models_are_loaded(monkeypatch):
+    from shared.serving import ray
+
+    monkeypatch.setattr(ray, "_LOAD_POLL_S", 0.0)
+    host = Loading(3, settled=True)
+    ray.wait_until_loaded(host, must_load=True)
+    assert host.looks == -1
+    ray.wait_until_loaded(Loading(0, settled=False), must_load=False)
+    with pytest.raises(RuntimeError, match="no weights"):
+        ray.wait_until_loaded(Loading(0, settled=False), must_load=True)
 
 
 class Context:

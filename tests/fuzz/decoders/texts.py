@@ -115,6 +115,16 @@ def _asked(**form: object) -> bytes:
     return json.dumps({"structured_outputs": form}).encode()
 
 
+def _share_references(depth: int) -> dict[str, object]:
+    """A schema each of whose definitions needs the next one twice: there are 2^depth ways through it."""
+    twice = {f"a{i}": {"$ref": f"#/$defs/a{i + 1}"} for i in range(depth)}
+    shared = {
+        name: {"type": "object", "properties": {"l": next_, "r": next_}, "required": ["l", "r"]}
+        for name, next_ in twice.items()
+    }
+    return {"$ref": "#/$defs/a0", "$defs": {**shared, f"a{depth}": {"type": "null"}}}
+
+
 _SCHEMA = {
     "type": "object",
     "properties": {"a": {"type": "string", "pattern": "^[a-z]+$"}, "b": {"$ref": "#/$defs/n"}},
@@ -167,6 +177,9 @@ HARNESSES: dict[str, Harness] = {
             _asked(grammar='start: "a" b+\nb: /[0-9]/ | "(" start ")"'),
             _asked(grammar='root ::= "a" x*\nx ::= [0-9] | "(" root ")"'),
             json.dumps({"response_format": {"type": "json_schema", "json_schema": {"schema": _SCHEMA}}}).encode(),
+            _asked(json=_share_references(20)),
+            _asked(json={"anyOf": [{"const": i} for i in range(500)]}),
+            _asked(json={"type": "object", "properties": {f"p{i}": {"type": "null"} for i in range(300)}}),
         ),
         words=(
             b'"\\ud800"', b"1e999", b"NaN", b"null", b"[]", b"{}", b'"$ref": "#"', b'"not": {}', b'"minItems": 1e9',

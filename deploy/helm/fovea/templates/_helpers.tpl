@@ -25,6 +25,57 @@ app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 helm.sh/chart: {{ $root.Chart.Name }}-{{ $root.Chart.Version }}
 {{- end }}
 
+{{/* Settings that the chart writes itself: twice in a pod, one of them would win by chance. */}}
+{{- define "fovea.ownSettings" -}}
+[REDIS_URL, REDIS_PASSWORD, REDIS_CA_FILE, OBJECT_STORE, REPLICA_SECRET, METRICS_PORT, AUTH, KEYS_FILE, SHUTDOWN_GRACE_S,
+ TRAFFIC, SESSION_KEY, JUDGE_BASE_URL, JUDGE_API_KEY, REPLICA_ADVERTISED_HOST, SERVICE_VERSION
+ {{- if not (or .Values.objectStore.url .Values.objectStore.volume.enabled) }}, JOB_INLINE_MAX_BYTES{{ end }}]
+{{- end }}
+
+{{/* A setting as text: YAML makes a float of each number, and a large one would be written with an exponent. */}}
+{{- define "fovea.text" -}}
+{{- if and (kindIs "float64" .) (eq . (floor .)) }}{{ int64 . }}{{ else }}{{ . }}{{ end -}}
+{{- end }}
+
+{{/* Name of a RayService; KubeRay refuses a longer one, by an event that nobody reads. */}}
+{{- define "fovea.rayService" -}}
+{{- $name := join "-" (compact .) -}}
+{{- if gt (len $name) 47 -}}
+{{- fail (printf "%s has %d characters and KubeRay takes 47: choose a shorter name of the release or the version" $name (len $name)) -}}
+{{- end -}}
+{{- $name -}}
+{{- end }}
+
+{{/* What the pods of a part get of the values: labels and annotations beyond ours. */}}
+{{- define "fovea.podMetadata" -}}
+{{- $root := index . 0 -}}{{- $part := index . 1 -}}{{- $values := index . 2 -}}
+labels:
+  {{- include "fovea.selector" (list $root $part) | nindent 2 }}
+  {{- if gt (len .) 3 }}
+  fovea.dev/version: {{ index . 3 | default "stable" }}
+  {{- end }}
+  {{- with $values.podLabels }}{{ toYaml . | nindent 2 }}{{ end }}
+{{- with $values.podAnnotations }}
+annotations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{/* Where the pods of a part may run, and before which others. */}}
+{{- define "fovea.placement" -}}
+{{- range $field := list "nodeSelector" "affinity" "topologySpreadConstraints" "priorityClassName" "runtimeClassName" }}
+{{- with index $.values $field }}
+{{ $field }}: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+{{- if or .values.tolerations .usesGPU }}
+tolerations:
+  {{- if .usesGPU }}
+  - {key: nvidia.com/gpu, operator: Exists, effect: NoSchedule}
+  {{- end }}
+  {{- with .values.tolerations }}{{ toYaml . | nindent 2 }}{{ end }}
+{{- end }}
+{{- end }}
+
 {{/* Whether Redis is somebody else's. */}}
 {{- define "fovea.hasOutsideRedis" -}}
 {{- if or .Values.redis.url .Values.redis.urlSecret.name }}true{{ end }}
@@ -54,7 +105,10 @@ helm.sh/chart: {{ $root.Chart.Name }}-{{ $root.Chart.Version }}
 - name: FOVEA_REPLICA_SECRET
   valueFrom: {secretKeyRef: {name: {{ .Values.auth.replicaSecret }}, key: replica-secret, optional: true}}
 {{- range $name, $value := .Values.settings }}
-- {name: FOVEA_{{ $name }}, value: {{ $value | quote }}}
+{{- if has $name (include "fovea.ownSettings" $ | fromYamlArray) }}
+{{- fail (printf "settings.%s can't be set: the chart writes FOVEA_%s itself, from its other values" $name $name) }}
+{{- end }}
+- {name: FOVEA_{{ $name }}, value: {{ include "fovea.text" $value | quote }}}
 {{- end }}
 - {name: FOVEA_METRICS_PORT, value: "9464"}
 {{- with .Values.tracing }}
@@ -105,11 +159,7 @@ serviceAccountName: {{ . }}
 
 {{- define "fovea.podSecurity" -}}
 securityContext:
-  runAsNonRoot: true
-  runAsUser: 65532
-  runAsGroup: 65532
-  fsGroup: 65532
-  seccompProfile: {type: RuntimeDefault}
+  {{- toYaml .Values.podSecurityContext | nindent 2 }}
 enableServiceLinks: false
 {{- with .Values.image.pullSecrets }}
 imagePullSecrets: {{ toYaml . | nindent 2 }}
@@ -161,21 +211,20 @@ limits:
   {{- end }}
 {{- end }}
 
-{{/* Which nodes a pod that runs models may go to. */}}
+{{/* Where a pod that runs models may go: to nodes with a GPU or a part of one, where it has that. */}}
 {{- define "fovea.modelNodes" -}}
-{{- with .nodeSelector }}
-nodeSelector: {{- toYaml . | nindent 2 }}
-{{- end }}
-{{- if .gpus }}
-tolerations:
-  - {key: nvidia.com/gpu, operator: Exists, effect: NoSchedule}
-{{- end }}
+{{- $usesGPU := .gpus -}}
+{{- range $resource, $_ := .resources.limits }}{{ if hasPrefix "nvidia.com/" $resource }}{{ $usesGPU = true }}{{ end }}{{ end -}}
+{{- include "fovea.placement" (dict "values" . "usesGPU" $usesGPU) -}}
 {{- end }}
 
 {{/* Where the heads of Ray keep their state. */}}
 {{- define "fovea.faultTolerance" -}}
 {{- $tolerance := .Values.ray.faultTolerance -}}
 {{- $place := urlParse (.Values.redis.url | default (printf "redis://%s-redis:6379/0" .Release.Name)) -}}
+{{- if contains ":" $place.userinfo -}}
+{{- fail "redis.url holds a password, which every pod would show in clear: put it into redis.passwordSecret, or the whole URL into redis.urlSecret" -}}
+{{- end -}}
 {{- $host := ternary $place.host (printf "%s:6379" $place.host) (regexMatch ":[0-9]+$" $place.host) -}}
 {{- $address := $tolerance.redisAddress | default (printf "%s://%s" $place.scheme $host) -}}
 {{- if and (or .Values.redis.urlSecret.name (contains "sentinel" .Values.redis.url)) (not $tolerance.redisAddress) -}}
@@ -183,6 +232,9 @@ tolerations:
 {{- end -}}
 gcsFaultToleranceOptions:
   redisAddress: {{ $address }}
+  {{- with $place.userinfo }}
+  redisUsername: {value: {{ . | quote }}}
+  {{- end }}
   {{- with $tolerance.passwordSecret | default .Values.redis.passwordSecret }}
   redisPassword: {valueFrom: {secretKeyRef: {name: {{ . }}, key: password}}}
   {{- end }}

@@ -6,6 +6,7 @@ Knows the terminal; what is measured is in `run`, and is imported only when the 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,36 +14,61 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from fovea.cli.option_groups import expand_options
 from fovea_lab.cli import Knobs, Model, parse_knob, parse_numbers, save_report
 
-Methods = Annotated[list[str] | None, typer.Option("--method", help="Methods; several times for several.")]
-Budgets = Annotated[str, typer.Option(help="Bytes as shares of dense, comma-separated.")]
-Lengths = Annotated[str, typer.Option(help="Tokens of prompt and answer, comma-separated.")]
-Tasks = Annotated[str, typer.Option(help="Names, comma-separated, or `all`.")]
-Samples = Annotated[int, typer.Option("--n", help="Samples per task and length.")]
-Questions = Annotated[int, typer.Option(help="Questions per context.")]
-Protocol = Annotated[str, typer.Option(help="agnostic, aware or both.")]
-Qa = Annotated[Path | None, typer.Option(help="Questions for qa_1 and qa_2.", exists=True, dir_okay=False)]
-Text = Annotated[Path | None, typer.Option(help="Own prose for haystacks.", exists=True, dir_okay=False)]
 Out = Annotated[Path | None, typer.Option(help="Report as JSON; predictions (JSONL) and a PNG lie beside.")]
 Export = Annotated[Path | None, typer.Option(help="Write the samples as JSONL for a peer, and stop.")]
 Peers = Annotated[list[Path] | None, typer.Option("--score", help="A peer's predictions (JSONL) on the same samples.")]
 Compare = Annotated[tuple[Path, Path] | None, typer.Option(help="Two reports, side by side; nothing is run.")]
 
 
+@dataclass(frozen=True, slots=True)
+class RulerOptions:
+    """Which methods are compared, and on what."""
+
+    method: Annotated[list[str] | None, typer.Option(help="Methods; several times for several.")] = None
+    knob: Knobs = None
+    budgets: Annotated[str, typer.Option(help="Bytes as shares of dense, comma-separated.")] = "0.5,0.25"
+    lengths: Annotated[str, typer.Option(help="Tokens of prompt and answer, comma-separated.")] = "1024"
+    tasks: Annotated[str, typer.Option(help="Names, comma-separated, or `all`.")] = ""
+    n: Annotated[int, typer.Option("--n", help="Samples per task and length.")] = 10
+    questions: Annotated[int, typer.Option(help="Questions per context.")] = 1
+    protocol: Annotated[str, typer.Option(help="agnostic, aware or both.")] = "agnostic"
+    seed: int = 42
+
+    def build(self) -> dict[str, Any]:
+        """Return the options of an evaluation."""
+        knobs = dict(map(parse_knob, self.knob or ()))
+        return {
+            "methods": [{"method": name, **knobs} for name in self.method or ("snapkv",)],
+            "budgets": parse_numbers(self.budgets),
+            "lengths": parse_numbers(self.lengths),
+            "n": self.n,
+            "questions": self.questions,
+            "protocol": self.protocol,
+            "seed": self.seed,
+        } | ({"tasks": self.tasks.split(",")} if self.tasks else {})
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """What samples are made of."""
+
+    qa: Annotated[Path | None, typer.Option(help="Questions for qa_1 and qa_2.", exists=True, dir_okay=False)] = None
+    text: Annotated[Path | None, typer.Option(help="Own prose for haystacks.", exists=True, dir_okay=False)] = None
+
+    def read(self) -> str | None:
+        """Read the prose; None where none is given."""
+        return None if self.text is None else self.text.read_text("utf-8")
+
+
+@expand_options
 def ruler(
     model: Model = None,
-    method: Methods = None,
-    knob: Knobs = None,
-    budgets: Budgets = "0.5,0.25",
-    lengths: Lengths = "1024",
-    tasks: Tasks = "",
-    n: Samples = 10,
-    questions: Questions = 1,
-    protocol: Protocol = "agnostic",
-    seed: int = 42,
-    qa: Qa = None,
-    text: Text = None,
+    *,
+    asked: RulerOptions,
+    texts: Texts,
     out: Out = None,
     export: Export = None,
     score: Peers = None,
@@ -54,22 +80,12 @@ def ruler(
         return
     from fovea_lab.ruler import local, plots  # noqa: PLC0415  # load torch
 
-    knobs = dict(map(parse_knob, knob or ()))
-    options: dict[str, Any] = {
-        "methods": [{"method": name, **knobs} for name in method or ("snapkv",)],
-        "budgets": parse_numbers(budgets),
-        "lengths": parse_numbers(lengths),
-        "n": n,
-        "questions": questions,
-        "protocol": protocol,
-        "seed": seed,
-    } | ({"tasks": tasks.split(",")} if tasks else {})
-    corpus = None if text is None else text.read_text("utf-8")
+    options, corpus = asked.build(), texts.read()
     if export is not None:
-        local.write_samples(model, options, export, qa=qa, corpus=corpus)
+        local.write_samples(model, options, export, qa=texts.qa, corpus=corpus)
         return
     store = None if out is None else out.with_suffix(".jsonl")
-    report = local.evaluate(model, options, qa=qa, corpus=corpus, store=store, peers=score or ())
+    report = local.evaluate(model, options, qa=texts.qa, corpus=corpus, store=store, peers=score or ())
     print_leaderboards(report.model_dump(by_alias=True, mode="json"))
     save_report(report, out)
     if out is not None:

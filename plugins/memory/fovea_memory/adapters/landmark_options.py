@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from shared.api.text import GenerationOptions, LongctxOptions
 from shared.errors import InvalidOption
+from shared.validation_errors import list_errors
 
 _COMMON = frozenset({"priority"})
 """Fields of `longctx` that concern no method."""
@@ -41,7 +42,7 @@ class LandmarkOptions(BaseModel):
         try:
             return cls.model_validate(_written_fields(longctx))
         except ValidationError as error:
-            first = error.errors()[0]
+            first = list_errors(error)[0]
             name = str(first["loc"][0])
             hint = f"Knobs are {', '.join(cls.model_fields)}."
             is_unknown = first["type"] == "extra_forbidden"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from fovea.cli.option_groups import expand_options
 from shared.errors import InvalidOption
 from shared.registry.imported_weights import publish_weights
 from shared.settings import settings
@@ -47,14 +49,26 @@ def import_checkpoint(
     console.print(f"{model} is served with them after the next start.")
 
 
-def train(
-    recipe: Annotated[str | None, typer.Argument(help="Name of the recipe; left out, they are listed.")] = None,
+@dataclass(frozen=True, slots=True)
+class OwnData:
+    """Data of the user's own, and how they are split."""
+
     data: Annotated[
         Path | None, typer.Option(help="Folder of your own pictures with labels; the result is served by name.")
-    ] = None,
-    group_by: Annotated[
-        str, typer.Option(help="Pattern in file names of what is never split: a road, a patient.")
-    ] = "",
+    ] = None
+    group_by: Annotated[str, typer.Option(help="Pattern in file names of what is never split: a road, a patient.")] = ""
+
+    def build(self) -> list[str]:
+        """Return them as knobs of a recipe; none without data."""
+        grouping = [f"group_by={self.group_by}"] if self.group_by else []
+        return [] if self.data is None else [f"data={self.data.resolve()}", *grouping]
+
+
+@expand_options
+def train(
+    recipe: Annotated[str | None, typer.Argument(help="Name of the recipe; left out, they are listed.")] = None,
+    *,
+    own: OwnData,
     name: Annotated[str | None, typer.Option(help="What the model is called; by default recipe and folder.")] = None,
     folder: Annotated[
         Path | None, typer.Option(help="Checkpoints and derived data; goes on from what is there.")
@@ -72,14 +86,12 @@ def train(
         return
     kind = found.recipe_named(recipe)
     make_files_private(settings().data_dir)
-    if data is None:
-        chosen = configure_recipe(kind, set_ or [])
+    chosen = configure_recipe(kind, [*own.build(), *(set_ or [])])
+    if own.data is None:
         folder = folder or settings().data_dir / "training" / recipe
         _publish(chosen, _fit(chosen, folder, device), out or folder / "result", name)
         return
-    own = [f"data={data.resolve()}", *([f"group_by={group_by}"] if group_by else [])]
-    chosen = configure_recipe(kind, [*own, *(set_ or [])])
-    name = model_name(name or f"{recipe}-{data.resolve().name}")
+    name = model_name(name or f"{recipe}-{own.data.resolve().name}")
     folder = folder or settings().data_dir / "training" / name
     _look(chosen, folder)
     _publish(chosen, _fit(chosen, folder, device), out or settings().weights_dir, name)

@@ -30,6 +30,7 @@ from shared.serving.host import Host
 from shared.serving.http.errors import to_safe_error
 from shared.serving.http.negotiation import choose
 from shared.telemetry import DROPPED_FRAMES
+from shared.validation_errors import list_errors
 from shared.vision.decode import decode
 from shared.vision.draw import encode
 from shared.vision.limits import DecodeBounds, platform_bounds
@@ -89,7 +90,7 @@ def _options(request: Request) -> DetectStreamOptions:
     try:
         return DetectStreamOptions.model_validate(given)
     except ValidationError as error:
-        wrong = error.errors(include_url=False)[0]
+        wrong = list_errors(error)[0]
         field = str(wrong["loc"][0]) if wrong["loc"] else "query"
         raise InvalidOption(f"{field}: {wrong['msg']}.", field=field) from error
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from services.llm_longctx.engine.attention.step_rows import RowRuns, StepRows
+from services.llm_longctx.engine.attention.step_rows import StepRows
 from services.llm_longctx.engine.device.step_draws import StepDraws
 from services.llm_longctx.kernels import (
     DeviceRuns,
@@ -96,7 +96,9 @@ class FixedStep:
         host.slots.fill(self._spare)
         host.tokens[:B], host.positions[:B], host.slots[:, :R] = tokens, positions, rows.slots
         for run, group in zip(host.runs, [rows.own, *rows.groups()], strict=True):
-            _place(run, group, R)
+            at = slice(0, R) if group.rows is None else group.rows
+            for field, values in zip(run, (group.start, group.n, group.weighted), strict=True):
+                field[:, at] = values
         if draws is not None:
             host.settings[:, :B] = draws.words()
         overwrite(self._held, self._words)
@@ -149,13 +151,6 @@ def _cut(words: Words, shape: StepShape) -> _Words[Words]:
     runs = [words[at + 3 * L * R * i :][: 3 * L * R].reshape(3, L, R) for i in range(len(shape.runs))]
     settings = words[at + 3 * L * R * len(runs) :].reshape(-1, B)
     return _Words(words[:B], words[B : 2 * B], words[2 * B : at].reshape(L, R), runs, settings)
-
-
-def _place(into: np.ndarray, group: RowRuns, rows: int) -> None:
-    """Write runs [L,r] to their rows of [3,L,R]."""
-    at = slice(0, rows) if group.rows is None else group.rows
-    for field, values in zip(into, (group.start, group.n, group.weighted), strict=True):
-        field[:, at] = values
 
 
 def _next_power(n: int) -> int:

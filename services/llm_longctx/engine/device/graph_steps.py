@@ -20,6 +20,7 @@ from services.llm_longctx.engine.attention.step_rows import StepRows
 from services.llm_longctx.engine.device.fixed_step import FixedStep, StepShape
 from services.llm_longctx.engine.device.step_draws import StepDraws
 from services.llm_longctx.kernels.device.launch import counters
+from services.llm_longctx.kernels.dispatch import choose
 from services.llm_longctx.kv_cache import PagePool, PoolExhausted
 from shared import telemetry
 
@@ -162,3 +163,11 @@ class GraphSteps:
             self._pool.commit(np.array([page]))
             self._spare = page * self._pool.page
         return self._spare
+
+
+def open_graphs(run: Callable[[FixedStep], Outputs], pool: PagePool, backend: str) -> GraphSteps | None:
+    """Recorded steps, where a device can record and Triton decodes; see `GraphSteps`."""
+    kind = pool.device.type
+    if kind != "cuda" or not torch.cuda.is_available() or choose("decode", backend, pool.keys.dtype, kind) != "triton":
+        return None
+    return GraphSteps(run, pool, CudaRecorder(pool.device), backend)

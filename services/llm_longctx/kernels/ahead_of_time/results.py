@@ -50,19 +50,22 @@ class Row:
 
 
 def digest_sources(operation: str) -> str:
-    """Return a digest of what decides on an operation's machine code; comments and docstrings don't."""
+    """Return a digest of what decides on an operation's machine code; comments, docstrings and `__all__` don't."""
     whole = hashlib.sha256()
     for file in (_KERNELS / operation / "triton.py", *sorted((_KERNELS / "device").glob("*.py"))):
         tree = ast.parse(file.read_text("utf8"))
         for node in ast.walk(tree):
             body = getattr(node, "body", None)
             if isinstance(body, list):
-                node.body = [one for one in body if not _is_text(one)]  # type: ignore[attr-defined]
+                node.body = [one for one in body if not _is_idle(one)]  # type: ignore[attr-defined]
         whole.update(ast.dump(tree).encode())
     return whole.hexdigest()[:16]
 
 
-def _is_text(node: ast.AST) -> bool:
+def _is_idle(node: ast.AST) -> bool:
+    """Whether a statement is a text, or the list of public names."""
+    if isinstance(node, ast.Assign):
+        return any(isinstance(target, ast.Name) and target.id == "__all__" for target in node.targets)
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 

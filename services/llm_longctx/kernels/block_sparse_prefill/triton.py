@@ -18,7 +18,7 @@ from services.llm_longctx.kernels.device.cards import GpuCard
 from services.llm_longctx.kernels.device.launch import Launch, Variant, card_for, power_of_two, with_near_rows
 from services.llm_longctx.kernels.device.shapes import DECODERS
 from services.llm_longctx.kernels.device.tiles import Tiles, prefill_tiles
-from services.llm_longctx.kernels.device.triton import LOG2E, absorb, begin_rows, load_tile, store_rows
+from services.llm_longctx.kernels.device.triton import LN2, LOG2E, absorb, normalize
 
 
 def prefill(q: Tensor, k: Tensor, v: Tensor, blocks: BlockCsr) -> tuple[Tensor, Tensor]:
@@ -121,7 +121,9 @@ def _prefill(
     kv = (head * SHARE // group).to(tl.int64)
     k += kv * k_head
     v += kv * v_head
-    most, total, mixed = begin_rows(ROWS, WIDE)
+    most = tl.full((ROWS,), float("-inf"), tl.float32)
+    total = tl.zeros((ROWS,), tl.float32)
+    mixed = tl.zeros((ROWS, WIDE), tl.float32)
     begin = tl.load(row_ptr + head * (block_rows + 1) + block_row)
     end = tl.load(row_ptr + head * (block_rows + 1) + block_row + 1)
     for c in range(begin, end):
@@ -130,10 +132,15 @@ def _prefill(
             i = inner + tl.arange(0, KEYS)
             key = column * KEY_BLOCK + i
             there = (i < KEY_BLOCK) & (key < N)
-            keys, values = load_tile(k, v, key * k_row, key * v_row, there, d, D, WIDEN)
+            keys = tl.load(k + key[None, :] * k_row + d[:, None], there[None, :] & (d < D)[:, None], 0.0)
+            values = tl.load(v + key[:, None] * v_row + d[None, :], there[:, None] & (d < D)[None, :], 0.0)
+            if WIDEN:
+                keys, values = keys.to(tl.float32), values.to(tl.float32)
             scores = tl.dot(rows, keys, input_precision=PRECISION) * scale
             seen = there[None, :] & (key[None, :] <= position[:, None]) & mine[:, None]
             scores = tl.where(seen, scores, float("-inf"))
             most, total, mixed = absorb(scores, values, most, total, mixed, PRECISION)
+    mixed, logs = normalize(most, total, mixed)
     place = query_head * T + at
-    store_rows(most, total, mixed, out, lse, place, mine, d, D)
+    tl.store(out + place[:, None] * D + d[None, :], mixed.to(out.dtype.element_ty), mine[:, None] & (d < D)[None, :])
+    tl.store(lse + place, logs * LN2, mine)

@@ -28,7 +28,7 @@ from services.llm_longctx.kernels.device.launch import (
     precision,
 )
 from services.llm_longctx.kernels.device.shapes import DECODERS
-from services.llm_longctx.kernels.device.triton import LOG2E, absorb, begin_rows, finish, load_tile
+from services.llm_longctx.kernels.device.triton import LOG2E, absorb, finish
 from services.llm_longctx.kernels.dispatch import is_interpreted
 
 MOST_PARTS = 64
@@ -274,7 +274,9 @@ def _decode(
     rows = tl.load(q + (problem * G + row)[:, None] * D + d[None, :], inside, 0.0)
     if WIDEN:
         rows = rows.to(tl.float32)
-    most, total, mixed = begin_rows(ROWS, WIDE)
+    most = tl.full((ROWS,), float("-inf"), tl.float32)
+    total = tl.zeros((ROWS,), tl.float32)
+    mixed = tl.zeros((ROWS, WIDE), tl.float32)
     end = tl.minimum((part + 1) * span, n)
     weighted_end = end
     if WEIGHTED:
@@ -288,7 +290,10 @@ def _decode(
             at = _paged(pages + first_k, begin, end, page_stride, k_row, PAGE, KEYS)
             k_from = tl.multiple_of(at, UNIT)
             v_from = k_from
-        keys, values = load_tile(k, v, k_from, v_from, there, d, D, WIDEN)
+        keys = tl.load(k + k_from[None, :] + d[:, None], there[None, :] & (d < D)[:, None], 0.0)
+        values = tl.load(v + v_from[:, None] + d[None, :], there[:, None] & (d < D)[None, :], 0.0)
+        if WIDEN:
+            keys, values = keys.to(tl.float32), values.to(tl.float32)
         scores = tl.dot(rows, keys, input_precision=PRECISION) * scale
         if WEIGHTED:
             scores += tl.load(weights + entry, entry < weighted_end, 0.0)[None, :] * 1.4426950408889634

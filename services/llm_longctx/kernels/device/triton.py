@@ -14,31 +14,6 @@ LN2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
-def begin_rows(ROWS: tl.constexpr, WIDE: tl.constexpr):
-    """(most, total, mixed) of rows that have seen nothing yet."""
-    most = tl.full((ROWS,), float("-inf"), tl.float32)
-    return most, tl.zeros((ROWS,), tl.float32), tl.zeros((ROWS, WIDE), tl.float32)
-
-
-@triton.jit
-def load_tile(k, v, k_from, v_from, there, d, D: tl.constexpr, WIDEN: tl.constexpr):
-    """Keys [WIDE,keys] and values [keys,WIDE] of entries that begin at k_from and v_from."""
-    keys = tl.load(k + k_from[None, :] + d[:, None], there[None, :] & (d < D)[:, None], 0.0)
-    values = tl.load(v + v_from[:, None] + d[None, :], there[:, None] & (d < D)[None, :], 0.0)
-    if WIDEN:
-        keys, values = keys.to(tl.float32), values.to(tl.float32)
-    return keys, values
-
-
-@triton.jit
-def store_rows(most, total, mixed, out, lse, place, mine, d, D: tl.constexpr):
-    """Store finished rows at their places, those that are mine."""
-    mixed, logs = normalize(most, total, mixed)
-    tl.store(out + place[:, None] * D + d[None, :], mixed.to(out.dtype.element_ty), mine[:, None] & (d < D)[None, :])
-    tl.store(lse + place, logs * LN2, mine)
-
-
-@triton.jit
 def absorb(scores, values, most, total, mixed, PRECISION: tl.constexpr):
     """Add a tile [rows,keys] of scores, −inf where hidden, with its values: the new (most, total, mixed)."""
     now = tl.maximum(most, tl.max(scores, 1))

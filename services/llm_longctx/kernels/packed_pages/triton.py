@@ -18,7 +18,7 @@ from services.llm_longctx.kernels.decode.triton import Parts, cut
 from services.llm_longctx.kernels.device.cards import GpuCard
 from services.llm_longctx.kernels.device.launch import Launch, Variant, card_for, counters, power_of_two, precision
 from services.llm_longctx.kernels.device.shapes import DECODERS
-from services.llm_longctx.kernels.device.triton import LOG2E, absorb, begin_rows, finish
+from services.llm_longctx.kernels.device.triton import LOG2E, absorb, finish
 from services.llm_longctx.kernels.dispatch import is_interpreted
 from services.llm_longctx.kernels.packed_pages.layout import PAGE, VALUE_GROUP, PackedLayout
 
@@ -62,7 +62,7 @@ def _launch(card: GpuCard, layout: PackedLayout, dtype: torch.dtype, G: int, *, 
     d = layout.head_dim
     wide = power_of_two(d, 16)
     keys = min(max(16384 // (wide * dtype.itemsize), 32), 128)
-    if layout.bits == 4 and layout.width < wide:
+    if layout.width < wide:
         keys = 32  # masks take registers
     constants = {
         "BITS": layout.bits,
@@ -149,7 +149,9 @@ def _decode(
     if WIDEN:
         rows = rows.to(tl.float32)
         kind = tl.float32
-    most, total, mixed = begin_rows(ROWS, WIDE)
+    most = tl.full((ROWS,), float("-inf"), tl.float32)
+    total = tl.zeros((ROWS,), tl.float32)
+    mixed = tl.zeros((ROWS, WIDE), tl.float32)
     end = tl.minimum((part + 1) * span, n)
     weighted_end = end
     if WEIGHTED:

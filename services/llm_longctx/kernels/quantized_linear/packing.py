@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -51,9 +51,8 @@ class PackedMatrix:
         return cls(bits, rows, columns, data)
 
     def to(self, device: torch.device | str) -> Self:
-        """The matrix on a device; itself where it lies there already."""
-        data = self.data.to(device)
-        return self if data is self.data else type(self)(self.bits, self.rows, self.columns, data)
+        """The matrix on a device."""
+        return replace(self, data=self.data.to(device))
 
     def unpack(self) -> QuantizedMatrix:
         """The matrix that was packed."""

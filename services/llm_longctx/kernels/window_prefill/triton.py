@@ -17,7 +17,7 @@ from services.llm_longctx.kernels.device.cards import GpuCard
 from services.llm_longctx.kernels.device.launch import Launch, Variant, card_for, power_of_two, with_near_rows
 from services.llm_longctx.kernels.device.shapes import DECODERS
 from services.llm_longctx.kernels.device.tiles import Tiles, prefill_tiles
-from services.llm_longctx.kernels.device.triton import LOG2E, absorb, begin_rows, load_tile, store_rows
+from services.llm_longctx.kernels.device.triton import LN2, LOG2E, absorb, normalize
 
 
 def prefill(q: Tensor, k: Tensor, v: Tensor, sink: int, window: int) -> tuple[Tensor, Tensor]:
@@ -92,7 +92,9 @@ def _window(
         rows = rows.to(tl.float32)
     k += kv * k_head
     v += kv * v_head
-    most, total, mixed = begin_rows(ROWS, WIDE)
+    most = tl.full((ROWS,), float("-inf"), tl.float32)
+    total = tl.zeros((ROWS,), tl.float32)
+    mixed = tl.zeros((ROWS, WIDE), tl.float32)
     first = N - T + tile * ROWS // SHARE
     end = tl.minimum(N - T + (tile * ROWS + ROWS - 1) // SHARE + 1, N)
     # Tiles of the sinks that lie before the window's first tile, then those of the window.
@@ -102,11 +104,16 @@ def _window(
         begin = tl.where(step * KEYS < far, step * KEYS, step * KEYS - far + near)
         key = begin + tl.arange(0, KEYS)
         there = key < end
-        keys, values = load_tile(k, v, key * k_row, key * v_row, there, d, D, WIDEN)
+        keys = tl.load(k + key[None, :] * k_row + d[:, None], there[None, :] & (d < D)[:, None], 0.0)
+        values = tl.load(v + key[:, None] * v_row + d[None, :], there[:, None] & (d < D)[None, :], 0.0)
+        if WIDEN:
+            keys, values = keys.to(tl.float32), values.to(tl.float32)
         scores = tl.dot(rows, keys, input_precision=PRECISION) * scale
         # Rows beyond the last query see something, too; they are not stored.
         seen = (key[None, :] <= position[:, None]) & ((key < sink)[None, :] | (key[None, :] > before[:, None]))
         scores = tl.where(seen, scores, float("-inf"))
         most, total, mixed = absorb(scores, values, most, total, mixed, PRECISION)
+    mixed, logs = normalize(most, total, mixed)
     place = head * T + at
-    store_rows(most, total, mixed, out, lse, place, mine, d, D)
+    tl.store(out + place[:, None] * D + d[None, :], mixed.to(out.dtype.element_ty), mine[:, None] & (d < D)[None, :])
+    tl.store(lse + place, logs * LN2, mine)

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from services.llm_longctx.methods.core.attention_method import AttentionMethod
 from shared.errors import InvalidOption
 from shared.registry.discovery import plugin_rooms, scan
+from shared.validation_errors import list_errors
 
 
 @cache
@@ -44,7 +45,7 @@ def method(name: str, **knobs: Any) -> AttentionMethod:
     try:
         return known[name].model_validate(knobs)
     except ValidationError as error:
-        first = error.errors()[0]
+        first = list_errors(error)[0]
         knob = ".".join(map(str, first["loc"])) or name
         detail = f"{name} can't take {knob}={first.get('input')!r}: {first['msg']}."
         hint = f"Knobs of {name}: {', '.join(known[name].model_fields) or 'none'}."

@@ -6,7 +6,8 @@ import { save } from "/console/static/js/save.js";
 class Study extends FolderForm {
   async request(form, signal) {
     form.append("include", "segmentation,report,strip");
-    const { series } = await this.submitForm("/v1/segment/dicom", form, signal);
+    const { series, skipped } = await this.submitForm("/v1/segment/dicom", form, signal);
+    this.setText("skipped", skipped.length ? `Skipped: ${skipped.join(" · ")}` : "");
     this.part("result").replaceChildren(...series.map((one) => this.createSeries(one)));
   }
 
@@ -19,7 +20,7 @@ class Study extends FolderForm {
     strip.src = `data:image/jpeg;base64,${one.strip}`;
     const areas = found.map((frame) => (frame.area_mm2 === null ? `${frame.area} px` : `${frame.area_mm2.toFixed(1)} mm²`));
     facts.textContent = found.length ? `Found in ${found.length} of ${frames.length} frames: ${areas.slice(0, 8).join(", ")}` : `Nothing found in ${frames.length} frames.`;
-    warnings.textContent = one.warnings.join(" ");
+    warnings.textContent = [...new Set([...one.warnings, ...frames.flatMap((frame) => frame.warnings)])].join(" ");
     for (const [name, label, suffix] of [["segmentation", "Segmentation", "seg.dcm"], ["report", "Report", "sr.dcm"]]) {
       if (one[name]) actions.append(this.createButton(label, one[name], `${one.series}.${suffix}`));
     }

@@ -14,19 +14,17 @@ import { JudgeBatch, JudgePair } from "./judge.js";
 import { ForgetKeyButton, ModelChoice } from "./page.js";
 import { LiveRegion, Ready } from "./live_region.js";
 import { ApiKeyForm } from "./api_key.js";
-import { SessionMemory } from "./session_memory.js";
 import { Probe } from "./probe.js";
 import { Restore } from "./restore.js";
 import { RunTask } from "./run.js";
 import { Segment } from "./segment.js";
-import { Sessions } from "./sessions.js";
 import { Steering } from "./steering.js";
 
 const ELEMENTS = {
   ready: Ready, "live-region": LiveRegion, key: ForgetKeyButton, "api-key": ApiKeyForm, model: ModelChoice, slider: Slider, code: Code, drop: Drop,
-  result: ResultView, segment: Segment, detect: Detect, restore: Restore, chat: Chat, attention: Attention, "session-memory": SessionMemory,
+  result: ResultView, segment: Segment, detect: Detect, restore: Restore, chat: Chat, attention: Attention,
   steering: Steering, heads: Heads,
-  jobs: Jobs, run: RunTask, probe: Probe, sessions: Sessions,
+  jobs: Jobs, run: RunTask, probe: Probe,
   "judge-pair": JudgePair, "judge-batch": JudgeBatch, "judge-agreement": JudgeAgreement, "judge-rankings": JudgeRankings,
   "judge-trust": JudgeTrust, "judge-significance": JudgeSignificance, "judge-corrected": JudgeCorrected, "judge-nuggets": JudgeNuggets,
   "judge-board": JudgeBoard,

@@ -166,7 +166,7 @@ export class Chat extends CustomElement {
 
   /** The session and document panel, where the model has one. */
   get memory() {
-    return this.querySelector("fovea-session-memory");
+    return this.querySelector('[data-part="panel"]');
   }
 
   /** The messages of a request, with the answers of the steered conversation or of the plain one. */

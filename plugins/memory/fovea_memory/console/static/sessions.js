@@ -3,14 +3,15 @@
  * Chatting with a session is `chat.js` and `session_memory.js`.
  */
 
-import { call } from "./gateway.js";
-import { CustomElement } from "./custom_element.js";
-import { save } from "./save.js";
+import { call } from "/console/static/js/gateway.js";
+import { CustomElement } from "/console/static/js/custom_element.js";
+import { save } from "/console/static/js/save.js";
+import { SessionMemory } from "./session_memory.js";
 
 const PAGE = 50;
 const UNITS = [["day", 86_400], ["hour", 3600], ["minute", 60]];
 
-export class Sessions extends CustomElement {
+class Sessions extends CustomElement {
   connectedCallback() {
     this.on("click", "fork", (_, button) => this.runAction(button, (row) => this.fork(row)));
     this.on("click", "export", (_, button) => this.runAction(button, (row) => this.export(row)));
@@ -121,3 +122,6 @@ function ago(time) {
   if (unit === "second") return "just now";
   return new Intl.RelativeTimeFormat("en", { numeric: "always" }).format(-Math.floor(seconds / length), unit);
 }
+
+customElements.define("fovea-sessions", Sessions);
+customElements.define("fovea-session-memory", SessionMemory);

@@ -1,0 +1,67 @@
+"""Jobs within the limits of their keys: tokens that a job spends count where requests count, and stop the next job."""
+
+import json
+from typing import Any
+
+import pytest
+
+from services.gateway.policy.caller import Caller, KeyLimits
+from services.gateway.policy.quotas import RateLimiter
+from shared.errors import RateLimited
+from shared.jobs.key_limits import JobKeyLimits
+from shared.jobs.queue import Payload, Result
+from shared.jobs.usage_ledger import UsageLedger
+from shared.serving.jobs.job_runner import charge_jobs
+from shared.settings import Settings
+
+ANSWER = {"model": "smol", "usage": {"prompt_tokens": 7, "completion_tokens": 8}}
+
+
+@pytest.fixture
+async def limits(redis_url):
+    made = JobKeyLimits(redis_url)
+    yield made
+    await made.stop()
+
+
+async def answer(_payload: Payload, _ticket: Any) -> Result:
+    return Result(200, "application/json", json.dumps(ANSWER).encode())
+
+
+@pytest.mark.parametrize("quota", ["tokens_per_day", "tokens_per_minute"])
+async def test_tokens_of_jobs_count_against_the_quota_of_their_key(redis_url, limits, quota):
+    ann = Caller("ann", frozenset({"infer"}), "k1", KeyLimits(**{quota: 20}))
+    bob = Caller("bob", frozenset({"infer"}), "k2", KeyLimits(**{quota: 20}))
+    gateway = RateLimiter(Settings(auth="keys", redis_url=redis_url))
+    run: Any = charge_jobs(answer, UsageLedger(None), limits)
+
+    async def job(caller: Caller) -> None:
+        await run(Payload("svc", "/v1/chat", b"", caller.job_headers, tenant=caller.tenant), None)
+
+    await job(ann)
+    await gateway.count(ann)
+    await job(ann)
+    with pytest.raises(RateLimited, match="20 tokens"):
+        await gateway.count(ann)
+    with pytest.raises(RateLimited, match="20 tokens") as refused:
+        await job(ann)
+    assert refused.value.retry_after > 1, "a job waits until there are new tokens"
+    await job(bob)
+    await gateway.count(bob)
+    await gateway.stop()
+
+
+async def test_tokens_of_requests_stop_the_jobs_of_their_key(redis_url, limits):
+    ann = Caller("ann", frozenset({"infer"}), "k1", KeyLimits(tokens_per_day=20))
+    gateway = RateLimiter(Settings(auth="keys", redis_url=redis_url))
+    await limits.require_usable(ann.job_headers)
+    await gateway.spend_tokens(ann, 20)
+    with pytest.raises(RateLimited):
+        await limits.require_usable(ann.job_headers)
+    await gateway.stop()
+
+
+async def test_a_job_without_a_key_has_no_limits(limits):
+    await limits.require_usable({})
+    await limits.spend({}, 100)
+    assert Caller("local", frozenset()).job_headers.keys() == {"x-fovea-tenant", "x-fovea-scopes"}

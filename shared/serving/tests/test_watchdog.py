@@ -1,0 +1,244 @@
+"""What is stuck is noticed: work past its deadline, a dead thread, a deaf loop, memory that runs away."""
+
+import asyncio
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from typing import Any
+
+import httpx2
+import pytest
+
+from shared.errors import FoveaError, NotReady
+from shared.registry import CallContext
+from shared.serving import watchdog, watched_work
+from shared.serving.batching import Batcher, BatchOptions
+from shared.serving.build_app import build
+from shared.serving.watchdog import EXIT_STATUS, RESTART_AFTER_S, Watchdog
+from shared.serving.watched_work import CURRENT_RUN, OVERDUE_S, WatchedExecutor, WatchedWork
+from shared.settings import Settings
+
+
+async def test_work_past_its_deadline_makes_a_replica_not_ready_until_it_ends(tmp_path, clock):
+    clock.govern(watched_work)
+    app = build("toy", servables={}, settings=Settings(data_dir=tmp_path))
+    host, release = app.state.host, threading.Event()
+    CURRENT_RUN.set(CallContext(deadline=clock.monotonic() + 2))
+    with WatchedExecutor(host.work, 1) as pool:
+        stuck = asyncio.get_running_loop().run_in_executor(pool, release.wait)
+        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://toy") as client:
+            clock.advance(2 + OVERDUE_S - 0.1)
+            assert (await client.get("/readyz")).status_code == 200
+            clock.advance(0.2)
+            told = await client.get("/readyz")
+            assert told.status_code == 503
+            assert "1 threads work past their deadline: Event.wait" in told.json()["missing"]["watchdog"]
+            assert not host.settled, "the gateway sends no new work"
+            release.set()
+            await stuck
+            assert (await client.get("/readyz")).status_code == 200
+
+
+async def test_requests_give_their_deadline_to_the_threads_that_work_for_them(tmp_path, clock):
+    from fastapi import APIRouter, Request
+
+    routes, seen = APIRouter(), list[Any]()
+
+    @routes.post("/v1/think")
+    async def think(request: Request) -> None:
+        loop = asyncio.get_running_loop()
+        with WatchedExecutor(request.app.state.host.work, 1) as pool:
+            await loop.run_in_executor(pool, lambda: seen.extend(request.app.state.host.work._running.values()))
+
+    app = build("toy", routers=[routes], servables={}, settings=Settings(data_dir=tmp_path))
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://toy") as client:
+        await client.post("/v1/think", headers={"x-fovea-deadline-ms": "5000"})
+    ((_, run, _),) = seen
+    assert 4 < run.deadline - time.monotonic() <= 5
+    assert app.state.host.work._running == {}
+
+
+def test_work_without_a_deadline_is_never_overdue(clock):
+    clock.govern(watched_work)
+    work = WatchedWork()
+    frame = CallContext(deadline=clock.monotonic() - 1000)
+    late = CallContext(deadline=clock.monotonic())
+    with work.watch("job", CallContext()), work.watch("late", late):
+        clock.advance(1)
+        with work.watch("frame", frame):
+            clock.advance(OVERDUE_S - 0.5)
+            assert work.list_overdue() == ["late"], "a frame has its time from its beginning"
+        clock.advance(-OVERDUE_S - 0.5)
+        clock.advance(OVERDUE_S + 1)
+        assert work.list_overdue() == ["late"]
+        assert work.list_overdue(5) == []
+        clock.advance(5)
+        assert work.list_overdue(5) == ["late"]
+    assert work.list_overdue() == []
+
+
+def test_a_process_ends_only_for_trouble_that_lasts():
+    trouble, ended = {"lasting": 0.0}, list[str]()
+    dog = Watchdog(lambda lasting: "stuck" if trouble["lasting"] > lasting else "", ended.append)
+    for lasting, ends in ((0.0, 0), (5.0, 0), (RESTART_AFTER_S - 1, 0), (0.0, 0), (RESTART_AFTER_S + 1, 1)):
+        trouble["lasting"] = lasting
+        dog.check()
+        assert len(ended) == ends
+
+
+class Broken(BaseException):
+    """What no model should raise."""
+
+
+async def test_callers_of_a_batch_that_breaks_off_are_answered_and_the_thread_goes_on():
+    breaks = [True]
+
+    def work(_key: Any, items: Any, _run: CallContext) -> Any:
+        if breaks.pop() if breaks else False:
+            raise Broken
+        return items
+
+    batcher: Batcher[int, int] = Batcher(work, BatchOptions(), service="toy", model="broken")
+    with pytest.raises(FoveaError):
+        await asyncio.wait_for(batcher.submit(1, CallContext()), 10)
+    assert await asyncio.wait_for(batcher.submit(2, CallContext()), 10) == 2
+    assert not batcher.is_dead
+    await batcher.close(1)
+    assert not batcher.is_dead
+
+
+async def test_a_thread_that_dies_leaves_nobody_waiting(monkeypatch):
+    begun, go = threading.Event(), threading.Event()
+
+    def work(_key: Any, items: Any, _run: CallContext) -> Any:
+        begun.set()
+        go.wait(10)
+        return items
+
+    batcher: Batcher[int, int] = Batcher(work, BatchOptions(size=1), service="toy", model="dead")
+    first = asyncio.create_task(batcher.submit(1, CallContext()))
+    await asyncio.to_thread(begun.wait, 10)
+    second = asyncio.create_task(batcher.submit(2, CallContext()))
+    await asyncio.sleep(0)
+    monkeypatch.setattr(batcher, "_select", lambda: 1 / 0)
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    go.set()
+    assert await asyncio.wait_for(first, 10) == 1
+    with pytest.raises(NotReady, match="has ended"):
+        await asyncio.wait_for(second, 10)
+    batcher._threads[0].join(10)
+    assert batcher.is_dead
+    with pytest.raises(NotReady):
+        await batcher.submit(3, CallContext())
+
+
+def run_until_it_ends(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+def test_a_process_whose_loop_is_deaf_is_ended_with_its_stacks_also_while_the_interpreter_is_held():
+    done = run_until_it_ends(
+        """
+        import asyncio, re
+        from shared.serving.watchdog import LoopTimer
+
+        async def main():
+            LoopTimer(1.0).start()
+            await asyncio.sleep(2.5)
+            print("a loop that runs is left alone", flush=True)
+            hold_the_interpreter()
+
+        def hold_the_interpreter():
+            re.match(r"(a+)+$", "a" * 60 + "b")
+
+        asyncio.run(main())
+        """
+    )
+    assert done.returncode == 1
+    assert "left alone" in done.stdout
+    assert "Timeout" in done.stderr
+    assert "hold_the_interpreter" in done.stderr
+
+
+def test_a_timer_that_is_stopped_ends_nothing():
+    done = run_until_it_ends(
+        """
+        import asyncio, time
+        from shared.serving.watchdog import LoopTimer
+
+        async def main():
+            timer = LoopTimer(0.2)
+            timer.start()
+            timer.stop()
+            time.sleep(0.6)
+
+        asyncio.run(main())
+        """
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_kernel_refuses_memory_beyond_the_limit_in_one_piece_or_many():
+    done = run_until_it_ends(
+        """
+        from shared.serving.watchdog import bound_memory
+        bound_memory(200 * 2**20)
+        for size in (2**30, 2**20):
+            held = []
+            try:
+                while True:
+                    held.append(bytearray(size))
+            except MemoryError:
+                got = len(held) * size
+                del held
+                print(got < 320 * 2**20)
+        """
+    )
+    assert done.stdout.split() == ["True", "True"], done.stderr
+
+
+def test_memory_is_not_bounded_where_there_is_no_limit_or_a_gpu(monkeypatch):
+    asked = []
+    monkeypatch.setattr(watchdog.resource, "setrlimit", lambda *given: asked.append(given))
+    watchdog.bound_memory(0)
+    monkeypatch.setattr(watchdog.Path, "exists", lambda _: True)
+    watchdog.bound_memory(2**30)
+    assert asked == []
+
+
+STUCK = """
+import asyncio, sys, threading, time
+from shared.registry import CallContext
+from shared.serving import watchdog, watched_work
+from shared.serving.build_app import build
+from shared.serving.replica import ReplicaServer
+from shared.serving.watched_work import CURRENT_RUN
+from shared.settings import Settings
+
+watched_work.OVERDUE_S, watchdog.RESTART_AFTER_S, watchdog.CHECK_INTERVAL_S = 0.2, 0.5, 0.05
+
+async def main():
+    settings = Settings(data_dir=sys.argv[1], shutdown_grace_s=0.5)
+    server = ReplicaServer(build("toy", servables={}, settings=settings), settings, owns_process=True)
+    await server.start()
+    CURRENT_RUN.set(CallContext(deadline=time.monotonic()))
+    await asyncio.to_thread(never_ends)
+
+def never_ends():
+    threading.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+def test_a_replica_that_does_not_recover_ends_itself_and_shows_where_it_is_stuck(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", STUCK, str(tmp_path)], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == EXIT_STATUS, done.stderr
+    assert "never_ends" in done.stderr
+    assert "takes no new work" in done.stdout + done.stderr

@@ -1,0 +1,18 @@
+"""Errors of pydantic as few facts: a body of a million wrong values is one sentence, and not a million dictionaries."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+MAX_ERRORS: Final = 100
+"""Errors that are looked at; pydantic makes a dictionary of each, which takes microseconds and a kilobyte."""
+
+
+def list_errors(error: ValidationError) -> list[Any]:
+    """The errors as pydantic lists them, or a single one that counts them where there are many."""
+    count = error.error_count()
+    if count <= MAX_ERRORS:
+        return list(error.errors(include_url=False))
+    return [{"type": "many", "loc": ("body",), "msg": f"{count:,} values are not valid", "input": None}]

@@ -1,0 +1,209 @@
+"""Values that clusters need: each reaches its pods, and what a cluster would refuse is refused before it is sent."""
+
+import json
+
+import pytest
+import yaml
+
+from tests.deploy import test_chart
+from tests.deploy.test_chart import CHART, named, pod_specs, render, run_helm
+
+pytestmark = test_chart.pytestmark
+
+OURS = "app.kubernetes.io/"
+
+
+def render_file(folder, values, **more):
+    path = folder / "values.yaml"
+    path.write_text(yaml.safe_dump(values))
+    done = run_helm("template", more.get("release", "demo"), str(CHART), "-f", str(path), check=False)
+    return done if done.returncode else [d for d in yaml.load_all(done.stdout, yaml.CSafeLoader) if d]
+
+
+def refusal(folder, values, **more):
+    done = render_file(folder, values, **more)
+    assert not isinstance(done, list), "the chart takes what a cluster refuses"
+    return done.stderr
+
+
+def env_of(spec):
+    return {e["name"]: e.get("value") for container in spec["containers"] for e in container.get("env", [])}
+
+
+def service(**values):
+    return {"services": {"medical-seg": values}}
+
+
+@pytest.mark.parametrize(("value", "text"), [(1_000_000_000, "1000000000"), (0.25, "0.25"), (True, "true"), (0, "0")])
+def test_numbers_of_a_values_file_are_written_in_full(tmp_path, value, text):
+    specs = dict(pod_specs(render_file(tmp_path, {"settings": {"MAX_BODY_BYTES": value}})))
+    assert env_of(specs["demo-gateway"])["FOVEA_MAX_BODY_BYTES"] == text
+    assert env_of(specs["demo-medical-seg"])["FOVEA_MAX_BODY_BYTES"] == text
+
+
+@pytest.mark.parametrize("name", ["REDIS_URL", "METRICS_PORT", "KEYS_FILE", "SHUTDOWN_GRACE_S", "TRAFFIC"])
+def test_a_setting_that_the_chart_writes_itself_is_refused(tmp_path, name):
+    assert f"settings.{name} can't be set" in refusal(tmp_path, {"settings": {name: "x"}})
+
+
+def test_names_that_kuberay_refuses_are_refused(tmp_path):
+    assert "takes 47" in refusal(tmp_path, {}, release="averyveryverylongreleasenameprod-for-everybody")
+    dotted = service(versions=[{"name": "v1.2"}])
+    assert "v1.2" in refusal(tmp_path, dotted) or "pattern" in refusal(tmp_path, dotted)
+    assert render_file(tmp_path, service(versions=[{"name": "v1-2"}]))
+
+
+def test_no_service_is_a_valid_release(tmp_path):
+    documents = render_file(
+        tmp_path, {"services": {name: {"enabled": False} for name in ("medical-seg", "llm-longctx")}}
+    )
+    policies = [d for d in documents if d["kind"] == "NetworkPolicy"]
+    assert [d["metadata"]["name"] for d in policies] == ["demo-inside", "demo-gateway"]
+
+
+def test_no_pod_has_a_label_that_changes_with_the_chart():
+    for document in render("services.medical-seg.versions[0].name=next"):
+        template = json.dumps(document.get("spec", {}))
+        assert "helm.sh/chart" not in template
+        assert "app.kubernetes.io/version" not in template
+
+
+def test_a_budget_counts_the_pods_that_answer():
+    documents = render("services.medical-seg.replicas.min=3", "services.medical-seg.versions[0].name=next")
+    selector = named(documents, "PodDisruptionBudget", "demo-medical-seg")["spec"]["selector"]["matchLabels"]
+    chosen = []
+    for name in ("demo-medical-seg", "demo-medical-seg-next"):
+        (group,) = named(documents, "RayService", name)["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+        labels = group["template"]["metadata"]["labels"]
+        chosen.append(selector.items() <= labels.items())
+    assert chosen == [True, False]
+
+
+def test_a_single_gateway_does_not_keep_a_node_from_being_drained():
+    budget = named(render("gateway.replicas=1"), "PodDisruptionBudget", "demo-gateway")["spec"]
+    assert budget["maxUnavailable"] == 1
+    assert "minAvailable" not in budget
+
+
+def test_placement_and_additions_reach_the_pods(tmp_path):
+    more = {
+        "tolerations": [{"key": "team", "operator": "Exists"}], "affinity": {"nodeAffinity": {}},
+        "topologySpreadConstraints": [{"maxSkew": 1}], "priorityClassName": "high", "runtimeClassName": "nvidia",
+        "env": [{"name": "FOVEA_LLM_MODEL", "value": "x"}], "volumes": [{"name": "weights", "emptyDir": {}}],
+        "volumeMounts": [{"name": "weights", "mountPath": "/weights"}], "podAnnotations": {"team": "a"},
+        "podLabels": {"team": "a"}, "gpus": 1,
+    }  # fmt: skip
+    documents = render_file(tmp_path, service(**more))
+    specs = dict(pod_specs(documents))
+    for name in ("demo-medical-seg", "demo-medical-seg-worker"):
+        spec = specs[name]
+        own = ["nvidia.com/gpu"] if name == "demo-medical-seg" else []  # workers hold no models
+        assert [one["key"] for one in spec["tolerations"]] == [*own, "team"]
+        assert (spec["priorityClassName"], spec["runtimeClassName"]) == ("high", "nvidia")
+        assert spec["affinity"] == more["affinity"]
+        assert spec["topologySpreadConstraints"] == more["topologySpreadConstraints"]
+        assert env_of(spec)["FOVEA_LLM_MODEL"] == "x"
+    replica = specs["demo-medical-seg"]
+    assert "weights" in {volume["name"] for volume in replica["volumes"]}
+    assert "/weights" in {mount["mountPath"] for mount in replica["containers"][0]["volumeMounts"]}
+    (group,) = named(documents, "RayService", "demo-medical-seg")["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    metadata = group["template"]["metadata"]
+    assert metadata["annotations"] == {"team": "a"}
+    assert metadata["labels"]["team"] == "a"
+    assert metadata["labels"]["fovea.dev/version"] == "stable"
+    assert "FOVEA_LLM_MODEL" not in env_of(specs["demo-llm-longctx"]), "a service's own setting is its own"
+
+
+@pytest.mark.parametrize("part", ["gateway", "redis", "ray.head"])
+def test_other_pods_can_be_placed_too(tmp_path, part):
+    values = {"nodeSelector": {"kubernetes.io/arch": "arm64"}, "tolerations": [{"key": "team", "operator": "Exists"}]}
+    for name in reversed(part.split(".")):
+        values = {name: values}
+    spec = dict(pod_specs(render_file(tmp_path, values)))[
+        {"gateway": "demo-gateway", "redis": "demo-redis", "ray.head": "demo-medical-seg-head"}[part]
+    ]
+    assert spec["nodeSelector"] == {"kubernetes.io/arch": "arm64"}
+    assert spec["tolerations"] == [{"key": "team", "operator": "Exists"}]
+
+
+def test_a_slice_of_a_gpu_is_tolerated_and_seen():
+    sets = r"services.medical-seg.resources.limits.nvidia\.com/mig-1g\.10gb=1"
+    spec = dict(pod_specs(render(sets)))["demo-medical-seg"]
+    assert spec["tolerations"][0]["key"] == "nvidia.com/gpu"
+    assert env_of(spec)["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] == "0"
+    assert "tolerations" not in dict(pod_specs(render()))["demo-medical-seg"]
+
+
+def egress(documents, name):
+    return named(documents, "NetworkPolicy", name)["spec"].get("egress", [])
+
+
+def test_networks_of_identity_providers_name_servers_and_clouds_are_reached(tmp_path):
+    plain = render()
+    rules = egress(plain, "demo-inside")
+    names = next(rule for rule in rules if {"port": 53, "protocol": "UDP"} in rule.get("ports", ()))
+    assert {"port": 5353, "protocol": "UDP"} in names["ports"]
+    assert {"ipBlock": {"cidr": "169.254.20.10/32"}} in names["to"]
+    assert egress(plain, "demo-gateway") == []
+    for issuer, port in (("https://id.example/realm", 443), ("https://id.example:8443/x", 8443)):
+        documents = render_file(tmp_path, {"settings": {"OIDC_ISSUER": issuer}})
+        assert egress(documents, "demo-gateway") == [{"ports": [{"port": port}]}]
+    rules = egress(render("objectStore.url=s3://b/p", "objectStore.serviceAccount=fovea"), "demo-inside")
+    assert any({"ipBlock": {"cidr": "169.254.170.23/32"}} in rule.get("to", []) for rule in rules)
+
+
+def test_openshift_gives_pods_users_of_its_own(tmp_path):
+    unset = {"podSecurityContext": dict.fromkeys(("runAsUser", "runAsGroup", "fsGroup"))}
+    for _, spec in pod_specs(render_file(tmp_path, unset)):
+        assert spec["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+
+
+def test_upgrades_wait_for_what_can_answer():
+    service = named(
+        render("ray.deletionDelaySeconds=300", "ray.upgradeStrategy=None"), "RayService", "demo-medical-seg"
+    )
+    assert service["spec"]["rayClusterDeletionDelaySeconds"] == 300
+    assert service["spec"]["upgradeStrategy"] == {"type": "None"}
+    assert "upgradeStrategy" not in named(render(), "RayService", "demo-medical-seg")["spec"]
+
+
+def test_no_answer_of_prometheus_is_no_empty_queue():
+    scaled = named(
+        render("keda.authModes=bearer", "keda.triggerAuthentication=thanos"), "ScaledObject", "demo-medical-seg-worker"
+    )
+    (trigger,) = scaled["spec"]["triggers"]
+    assert (trigger["metadata"]["ignoreNullValues"], trigger["metadata"]["authModes"]) == ("false", "bearer")
+    assert trigger["authenticationRef"] == {"name": "thanos"}
+    assert scaled["spec"]["fallback"]["behavior"] == "currentReplicasIfHigher"
+
+
+def test_a_password_in_the_url_of_redis_is_refused(tmp_path):
+    assert "redis.passwordSecret" in refusal(tmp_path, {"redis": {"url": "rediss://fovea:pw@cache:6380"}})
+    values = {"redis": {"url": "rediss://fovea@cache:6380", "passwordSecret": "cache"}}
+    cluster = named(render_file(tmp_path, values), "RayService", "demo-medical-seg")["spec"]["rayClusterConfig"]
+    assert cluster["gcsFaultToleranceOptions"] == {
+        "redisAddress": "rediss://cache:6380", "redisUsername": {"value": "fovea"},
+        "redisPassword": {"valueFrom": {"secretKeyRef": {"name": "cache", "key": "password"}}},
+    }  # fmt: skip
+
+
+def test_an_ingress_and_further_objects_are_part_of_the_release(tmp_path):
+    values = {
+        "ingress": {"enabled": True, "host": "fovea.example", "tlsSecret": "tls", "className": "nginx"},
+        "extraObjects": [{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "{{ .Release.Name }}-more"}}],
+    }
+    documents = render_file(tmp_path, values)
+    ingress = named(documents, "Ingress", "demo-gateway")["spec"]
+    assert ingress["rules"][0]["host"] == "fovea.example"
+    assert ingress["tls"] == [{"secretName": "tls", "hosts": ["fovea.example"]}]
+    assert named(documents, "ConfigMap", "demo-more")
+    assert not [
+        d for d in render() if d["kind"] in {"Ingress", "ConfigMap"} and d["metadata"]["name"] == "demo-gateway"
+    ]
+
+
+@pytest.mark.parametrize(("name", "megabytes"), [("relevance-judge", 737), ("medical-seg", 1188), ("detection", 1525)])
+def test_pods_ask_for_what_they_were_measured_to_take(name, megabytes):
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    asked = values["services"][name]["resources"]["requests"]["memory"]
+    assert int(asked[:-2]) * {"Mi": 1, "Gi": 1024}[asked[-2:]] >= megabytes

@@ -1,0 +1,94 @@
+"""Validating any request model takes time in proportion to the body, whatever is wrong with it."""
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from shared.errors import FoveaError
+from shared.serving.http.json_bounds import MAX_PARTS, PartsCounter
+from shared.serving.http.request_parsing import ParsedRequest, build_requests
+from shared.validation_errors import MAX_ERRORS, list_errors
+from tests.fuzz.request_models import list_request_models
+
+MODELS = list_request_models()
+SIZES = (1_000, 2_000, 4_000)
+FLOOR_S = 0.1
+"""Processor seconds below which a ratio says nothing on a busy machine."""
+
+MOST_S = 2.0
+"""For the widest body that is let through, on a busy machine."""
+
+WRONG: dict[str, Callable[[int], Any]] = {
+    "lists": lambda n: [[] for _ in range(n)],
+    "numbers": lambda n: [-1.5] * n,
+    "texts": lambda n: ["\ud800" if i == n - 1 else "x" for i in range(n)],
+    "objects": lambda n: [{} for _ in range(n)],
+    "fields": lambda n: {f"k{i}": i for i in range(n)},
+    "mixed": lambda n: [("x", 1, None, [1], {"type": "text"})[i % 5] for i in range(n)],
+    "deep": lambda n: [[[[1] * 10] * 10] * max(n // 100, 1)],
+    "text": lambda n: "a" * n,
+}
+"""Values of n parts that some field may not have."""
+
+
+def list_bodies(model: type[BaseModel], n: int) -> list[tuple[str, dict[str, Any]]]:
+    """Bodies of about n parts: each kind of wrong value in each field, and fields that are not known."""
+    fields = [f"{name} {kind}" for name in model.model_fields for kind in WRONG]
+    bodies = [{name: make(n)} for name in model.model_fields for make in WRONG.values()]
+    unknown = {f"unknown{i}": i for i in range(n)}
+    return [*zip(fields, bodies, strict=True), ("unknown fields", unknown)]
+
+
+def validate(model: type[BaseModel], body: dict[str, Any]) -> float:
+    """Processor seconds of a validation and of listing what is wrong."""
+    begun = time.process_time()
+    try:
+        model.model_validate(body)
+    except ValidationError as error:
+        listed = len(list_errors(error))
+    except FoveaError:
+        listed = 1  # a validator of ours refuses by itself
+    else:
+        listed = 0
+    assert listed <= MAX_ERRORS
+    return time.process_time() - begun
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_validation_grows_no_faster_than_the_body(name):
+    model = MODELS[name]
+    bodies = [list_bodies(model, n) for n in SIZES]
+    for (what, small), (_, middle), (_, large) in zip(*bodies, strict=True):
+        seconds = validate(model, large)
+        if seconds > FLOOR_S:  # once more, all three: a collection of garbage is no growth
+            first, second, third = (min(validate(model, body) for _ in range(2)) for body in (small, middle, large))
+            assert third <= max(6 * first, 3 * second, FLOOR_S), f"{what}: {first:.3f}, {second:.3f}, {third:.3f} s"
+
+
+@pytest.mark.release
+@pytest.mark.parametrize("name", MODELS)
+def test_the_widest_body_that_is_let_through_is_validated_in_bounded_time(name):
+    model = MODELS[name]
+    widest = max(model.model_fields, key=lambda field: "list" in str(model.model_fields[field].annotation))
+    for body in ({widest: [[]] * (MAX_PARTS // 2 - 1)}, {f"k{i}": 0 for i in range(MAX_PARTS - 2)}):
+        PartsCounter("/v1/x", "application/json").feed(json.dumps(body).encode())
+        assert validate(model, body) < MOST_S
+
+
+def test_a_task_route_refuses_many_unknown_fields_by_the_first():
+    (name,) = [name for name in MODELS if name.endswith("SegmentIn")][:1] or [next(iter(MODELS))]
+    begun = time.process_time()
+    with pytest.raises(FoveaError, match="no option"):
+        build_requests(ParsedRequest(options={f"k{i}": 0 for i in range(MAX_PARTS)}), MODELS[name], 10)
+    assert time.process_time() - begun < MOST_S
+
+
+def test_every_service_has_request_models():
+    services = {name.split(".")[1] for name in MODELS if name.startswith("services.")}
+    assert {"interpretability", "relevance_judge", "llm_longctx"} <= services
+    assert "shared.api.text.ChatRequest" in MODELS
+    assert len(MODELS) > 20
