@@ -41,7 +41,8 @@ CODE: Mapping[str, tuple[str, ...]] = {
     "real": VISION,
     "restoration": ("services/vision_restoration/**/*.py", *VISION),
     "serving": (*GATEWAY, *VISION),
-    "sparsity_mixers": ("plugins/memory/fovea_memory/**/*.py",),
+    "longctx_memory": ("services/llm_longctx/kv_cache/**/*.py", "services/llm_longctx/methods/**/*.py"),
+    "sparsity_mixers": ("plugins/memory/fovea_memory/mixers/**/*.py",),
     "sparsity_partial": PARTIAL,
     "vision_engines": VISION,
 }
