@@ -51,8 +51,8 @@ $(STAMP): pyproject.toml $(PLUGINS:%=%pyproject.toml) constraints.txt requiremen
 	  { echo "Python's venv module is missing. Try: apt-get install python3-venv"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) (a few minutes the first time) …"
-	@$(BIN)/python -m pip install --quiet --no-deps -r requirements-data.txt -r requirements-tools.txt
 	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS)]' $(PLUGINS:%=-e ./%)
+	@$(BIN)/python -m pip install --quiet --no-deps -r requirements-data.txt -r requirements-tools.txt
 	@touch $@
 
 # C++ attention kernels, where a compiler is there; without one nothing is missing but speed.

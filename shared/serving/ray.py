@@ -284,13 +284,9 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):  # after Ray has set its own
         signal.signal(number, lambda *_: stopping.set())
     try:
-        services = config.enabled_service_names or services_with_models()
-        deploy(
-            [
-                Placement(service=name, min_replicas=config.replicas, max_replicas=config.replicas, must_load=False)
-                for name in services
-            ]
-        )
+        services, count = config.enabled_service_names or services_with_models(), config.replicas
+        local = {"min_replicas": count, "max_replicas": count, "must_load": False}
+        deploy([Placement.model_validate({"service": name, **local}) for name in services])
         telemetry.log().info("placed", services=", ".join(services))
         stopping.wait()
     finally:

@@ -89,6 +89,6 @@ def test_a_task_route_refuses_many_unknown_fields_by_the_first():
 
 def test_every_service_has_request_models():
     services = {name.split(".")[1] for name in MODELS if name.startswith("services.")}
-    assert {"interpretability", "relevance_judge", "llm_longctx"} <= services
+    assert {"interpretability", "relevance_judge"} <= services
     assert "shared.api.text.ChatRequest" in MODELS
     assert len(MODELS) > 20
