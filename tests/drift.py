@@ -9,6 +9,9 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint
 from typing import Any
 
+from loadtests.bench.freshness import explain_staleness
+from tests.figures import complete_card, copied_by_hand, included_figures
+
 ROOT = pathlib.Path(__file__).parents[1]
 
 
@@ -21,7 +24,7 @@ def stubs() -> Iterator[tuple[pathlib.Path, str]]:
 def model_pages() -> Iterator[tuple[pathlib.Path, str]]:
     from shared.serving.model_docs import render_pages
 
-    yield from render_pages(ROOT / "docs/models")
+    yield from render_pages(ROOT / "docs/models", complete_card)
 
 
 def settings_page() -> Iterator[tuple[pathlib.Path, str]]:
@@ -115,6 +118,18 @@ def mutation_page() -> Iterator[tuple[pathlib.Path, str]]:
     yield from pages()
 
 
+def benchmark_page() -> Iterator[tuple[pathlib.Path, str]]:
+    """The results of `make bench`, those marked as stale whose code or weights have changed."""
+    from loadtests.bench.__main__ import PAGE, render_page
+
+    yield PAGE, render_page()
+
+
+def figures() -> Iterator[tuple[pathlib.Path, str]]:
+    """Pages that include figures by key."""
+    yield from included_figures()
+
+
 CLAIMS = {
     "services/llm_longctx/methods/core": "sparsity",
     "plugins/memory/fovea_memory/models": "sparsity_mixers",
@@ -123,12 +138,13 @@ CLAIMS = {
 """Room → the suite whose `claims` it ships."""
 
 GENERATORS: tuple[Callable[[], Iterator[tuple[pathlib.Path, str]]], ...] = (
-    stubs, model_pages, settings_page, claims, gpu_pages, known_plugins, mutation_page,
+    stubs, model_pages, settings_page, claims, gpu_pages, known_plugins, mutation_page, benchmark_page,
+    figures,
 )  # fmt: skip
 
 
 def main(write: bool) -> int:
-    """Compare, or write; return the number of files that differ."""
+    """Compare, or write; return the number of files that differ, figures copied by hand and outdated claims."""
     wanted = {path: text for generate in GENERATORS for path, text in generate()}
     stale = [path for path, text in wanted.items() if not path.exists() or path.read_text("utf8") != text]
     for path in stale:
@@ -138,7 +154,17 @@ def main(write: bool) -> int:
         sys.stdout.write(f"{'wrote' if write else 'differs from its generator'}: {path.relative_to(ROOT)}\n")
     if stale and not write:
         sys.stdout.write("Run `make generate` and commit what it writes.\n")
-    return 0 if write else len(stale)
+    wrong = [*copied_by_hand(), *outdated_claims()]
+    sys.stdout.write("".join(f"{one}\n" for one in wrong))
+    return len(wrong) + (0 if write else len(stale))
+
+
+def outdated_claims() -> Iterator[str]:
+    """Each claim whose weights are not those that are served."""
+    for suite in CLAIMS.values():
+        reason = explain_staleness(json.loads((ROOT / f"loadtests/bench/results/{suite}.json").read_text("utf8")))
+        if "weights of" in reason:
+            yield f"the claims of {suite} are outdated: {reason}. Run `make bench ARGS={suite}`."
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from importlib import metadata
+from typing import Annotated
 
 import typer
 
@@ -55,8 +57,20 @@ app.add_typer(jobs.app, name="jobs")
 app.add_typer(steer.app, name="steer")
 
 
+def print_version(wanted: bool) -> None:
+    """Print the installed version and stop."""
+    if wanted:
+        typer.echo(f"fovea {metadata.version('fovea')}")
+        raise typer.Exit
+
+
 @app.callback()
-def fovea() -> None:
+def fovea(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=print_version, help="Print the version.")
+    ] = False,
+) -> None:
     """Use the models of a Fovea gateway: segment pictures, chat, run any other task.
 
     Commands talk to the gateway at FOVEA_URL (--url), with the key in FOVEA_API_KEY (--key).

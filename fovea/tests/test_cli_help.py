@@ -1,6 +1,7 @@
 """What `--help` says, word for word, and plug-in verbs: named without being loaded, loaded when invoked."""
 
 import sys
+from importlib import metadata
 from importlib.metadata import EntryPoint
 
 import pytest
@@ -122,3 +123,7 @@ def test_a_misspelt_verb_is_answered_with_the_one_that_was_meant(fovea, plug_in)
     code, _, err = fovea("segmnt", "x.png")
     assert (code, "segment" in err) == (2, True)
     assert "dig" in fovea("digg")[2]
+
+
+def test_version_is_that_of_the_distribution(fovea):
+    assert fovea("--version") == (0, f"fovea {metadata.version('fovea')}", "")

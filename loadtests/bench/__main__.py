@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtests.bench import suites
+from loadtests.bench.freshness import explain_staleness, identify
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -20,7 +21,8 @@ INTRO = """# Benchmarks
 
 `make bench` measures every table here and rewrites this page; `make bench ARGS="serving"` measures one suite.
 Contenders take turns in one run; a figure is the median over rounds, the spread its lowest and highest round. Ratios
-are to be trusted across machines, milliseconds only on the machine that is named.
+are to be trusted across machines, milliseconds only on the machine that is named. A table is marked **stale** when the
+code or the weights that it measures have changed since.
 """
 
 
@@ -39,6 +41,7 @@ def main() -> None:
         print(rendered(table))
         if not asked.quick:
             RESULTS.mkdir(exist_ok=True)
+            table["measures"] = identify(name)
             (RESULTS / f"{name}.json").write_text(json.dumps(table, indent=1) + "\n", "utf8")
     if not asked.quick:
         write_page()
@@ -46,8 +49,13 @@ def main() -> None:
 
 def write_page() -> None:
     """Write docs/benchmarks.md from all results."""
+    PAGE.write_text(render_page(), "utf8")
+
+
+def render_page() -> str:
+    """The page of all results, stale ones marked."""
     tables = [json.loads(file.read_text("utf8")) for file in sorted(RESULTS.glob("*.json"))]
-    PAGE.write_text(INTRO + "".join(rendered(table) for table in tables), "utf8")
+    return INTRO + "".join(rendered(table) for table in tables)
 
 
 def rendered(table: dict[str, Any]) -> str:
@@ -59,6 +67,8 @@ def rendered(table: dict[str, Any]) -> str:
         f"{table['how']}. {on['cpu']}, {on['cores']} cores, Python {on['python']}, {table['measured']}.",
         "",
     ]
+    if reason := explain_staleness(table):
+        lines[2:2] = [f"**Stale**: {reason}. Run `make bench ARGS={table['suite']}` again before you rely on it.", ""]
     lines += [f"| | | median | low – high | × {table['baseline']} | |", "|---|---|---|---|---|---|"]
     lines += [
         f"| {r['name']} | {r['unit']} | {r['median']:.3g} | {r['low']:.3g} – {r['high']:.3g} | {r['ratio']:.2f} "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import mimetypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +26,19 @@ Generated from the Cards; `make generate` rewrites it.
 """
 
 
-def render_pages(folder: Path) -> Iterator[tuple[Path, str]]:
-    """Render every model's page, and the index: paths and texts."""
+def render_pages(folder: Path, complete: Callable[[Card], Card]) -> Iterator[tuple[Path, str]]:
+    """Render every model's page, and the index. `complete` fills in what a Card learns only when it is loaded."""
     rows = []
     for service in SERVICES:
         for name, cls in servables(service).items():
             file = folder / f"{name.replace('/', '_')}.md"
             rows.append(f"| [{name}]({file.name}) | {service} | {cls.card.task} | {cls.card.summary} |")
-            yield file, render_page(service, cls)
+            yield file, render_page(service, cls, complete(cls.card))
     yield folder / "README.md", _INDEX + "\n".join(rows) + "\n"
 
 
-def render_page(service: str, cls: type[Servable[Any, Any]]) -> str:
+def render_page(service: str, cls: type[Servable[Any, Any]], card: Card) -> str:
     """Render the page of one model as Markdown."""
-    card = cls.card
     parts = [
         f"# {card.name}",
         card.summary,

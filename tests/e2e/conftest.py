@@ -118,6 +118,7 @@ def stop(product: Product) -> None:
     _, alive = psutil.wait_procs(family, 60)
     for process in alive:
         process.kill()
+    product.process.wait(60)  # psutil has collected it, of which Popen must hear
 
 
 @pytest.fixture(scope="package")

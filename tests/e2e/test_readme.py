@@ -1,5 +1,6 @@
 """The blocks of the README and of the docs are run against the product as they stand, ports aside."""
 
+import json
 import os
 import pathlib
 import re
@@ -33,13 +34,13 @@ def steps(block):
     """The steps of a block in every run, and all of them before a release."""
     line, code = block
     quick = [step for step in code.splitlines() if not step.startswith(LONG)]
-    yield pytest.param(quick, id=f"README.md-{line}")
+    yield pytest.param(quick, id=f"01-use.md-{line}")
     if len(quick) < len(code.splitlines()):
-        yield pytest.param(code.splitlines(), id=f"README.md-{line}-all", marks=pytest.mark.release)
+        yield pytest.param(code.splitlines(), id=f"01-use.md-{line}-all", marks=pytest.mark.release)
 
 
 PYTHON = [(page, line, code) for page in PAGES for line, code in blocks(page, "python")]
-STEPS = [(line, code) for line, code in blocks(PAGES[0], "shell")]
+STEPS = [(line, code) for line, code in blocks(PAGES[1], "shell")]
 CURL = [(page, line, code) for page in PAGES for line, code in blocks(page, "bash")]
 
 
@@ -57,7 +58,7 @@ PROOFS = {
     "fovea probe retrieval-heads": r"wrote out/heads/retrieval-heads.json",
     "fovea probe circuits": r"wrote out/heads/circuits.json",
 }
-"""How a step of the README begins, and what it says."""
+"""How a step of the quick starts begins, and what it says."""
 
 
 def placed(code, product):
@@ -67,8 +68,8 @@ def placed(code, product):
 
 
 def test_there_are_blocks_to_run():
-    assert len(PYTHON) >= 2
-    assert len(CURL) >= 3
+    assert len(PYTHON) >= 4
+    assert len(CURL) >= 4
     assert [len(code.splitlines()) for _, code in STEPS] == [3] * 4
 
 
@@ -96,7 +97,7 @@ def test_python_block_runs_and_prints(product, page, line, code):
 
 
 @pytest.mark.parametrize("steps", [one for block in STEPS for one in steps(block)])
-def test_first_steps_lead_where_the_readme_says(product, steps, tmp_path):
+def test_quick_starts_lead_where_the_page_says(product, steps, tmp_path):
     write_study(tmp_path / "study")
     write_drive(tmp_path / "drive", 12)
     write_collection(tmp_path / "collection")
@@ -114,6 +115,19 @@ def test_first_steps_lead_where_the_readme_says(product, steps, tmp_path):
         [proof] = [proof for start, proof in PROOFS.items() if step.startswith(start)]
         assert done.returncode == (1 if "judge trust" in step else 0), (step, done.stdout, done.stderr)
         assert re.search(proof, done.stdout + done.stderr), (step, done.stdout, done.stderr)
+
+
+def test_the_first_result_is_what_the_readme_shows(product):
+    [shown] = [json.loads(code) for _, code in blocks(PAGES[0], "json")]
+    _, command = blocks(PAGES[0], "bash")[0]
+    done = subprocess.run(
+        ["bash", "-ec", placed(command, product)], capture_output=True, text=True, check=True, timeout=120, cwd=ROOT
+    )
+    answer = json.loads(done.stdout)
+    [component], [of_readme] = answer.pop("components"), shown.pop("components")
+    assert {key: answer[key] for key in shown} == shown
+    assert (component["box"], component["area"]) == (of_readme["box"], of_readme["area"])
+    assert component["probability"] == pytest.approx(of_readme["probability"], abs=0.001)
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="no curl")

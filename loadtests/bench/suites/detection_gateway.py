@@ -113,7 +113,7 @@ def _table(speed: dict[str, list[float]]) -> Table:
     return Table(
         suite="detection_gateway",
         title="YOLO9tr through the gateway",
-        how=f"demo weights, {SIDE}×{SIDE}, one thread for the model, 2 connections; client on the same cores",
+        how=f"weights of the package, {SIDE}×{SIDE}, one thread for the model, 2 connections; client on the same cores",
         baseline=BASELINE,
         rows=rows,
         targets={

@@ -13,7 +13,7 @@ from services.llm_longctx.engine import Engine
 from services.llm_longctx.methods import AttentionMethod, method
 from shared.lm.builders import llama
 
-LAYERS, HEADS, D, PAGE = 5, 4, 64, 64
+LAYERS, HEADS, D, PAGE = 5, 4, 64, 16
 N = LAYERS * HEADS
 """Key/value heads of the model."""
 

@@ -15,7 +15,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -192,8 +192,9 @@ def _table(report: RulerReport) -> Table:
     ]
     return Table(
         suite="ruler",
-        title="Attention methods at equal bytes, RULER-form (never to be compared with published RULER tables)",
-        how="SmolLM2-135M-Instruct in bfloat16, question-agnostic; mean over tasks that dense can do, 95 % bootstrap",
+        title=f"Attention methods at equal bytes, RULER form: {_describe(report.spec)}",
+        how="SmolLM2-135M-Instruct in bfloat16, question-agnostic; mean over tasks that dense can do, 95 % bootstrap; "
+        "never to be compared with published RULER tables",
         baseline="dense",
         rows=rows,
     )
@@ -227,3 +228,8 @@ if __name__ == "__main__":
     theirs = asked.press if asked.press is not None else list_presses(PRESSES, wanted.budgets)
     table = evaluate(wanted, theirs, asked.peers, threads=asked.threads, page=asked.page, suffix=asked.suffix)
     (RESULTS / f"ruler{asked.suffix}.json").write_text(json.dumps(table.as_dict(), indent=1) + "\n", "utf8")
+
+
+def _describe(spec: Mapping[str, Any]) -> str:
+    """Lengths and budgets, which tell the tables of several runs apart."""
+    return ", ".join((*(f"{n:,} tokens" for n in spec["lengths"]), *(f"budget {one:g}" for one in spec["budgets"])))

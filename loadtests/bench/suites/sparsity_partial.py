@@ -25,7 +25,7 @@ from loadtests.bench.turns import milliseconds
 from services.detection.layers.partial import PartialConv
 from shared.registry import network
 from shared.registry.discovery import shipped_weights
-from shared.registry.weights import read_weights
+from shared.registry.weights import read_manifest, read_weights
 
 RUNS, CALLS = 40, 5
 MODELS = ("fasternet", "patnet")
@@ -34,11 +34,12 @@ MODELS = ("fasternet", "patnet")
 def measure(rounds: int = RUNS, count: int = CALLS) -> Claims:
     """Claims' facts; `rounds` times `count` pictures each (at most 5)."""
     made = [_model(name, rounds, min(count, CALLS)) for name in MODELS]
+    sizes = ", ".join(f"{name} at {_side(name)} px" for name in MODELS)
     return Claims(
         suite="sparsity_partial",
         title="What the claims of PATNet and FasterNet rest on",
         baseline="full convolutions",
-        how=f"the served classifiers (T0, 96 px), batch 1, ONNX Runtime, CPU time of one thread, {rounds} in turn",
+        how=f"the served classifiers ({sizes}), batch 1, ONNX Runtime, CPU time of one thread, {rounds} in turn",
         rows=[one for _, rows in made for one in rows],
         claims={name: facts for name, (facts, _) in zip(MODELS, made, strict=True)},
     )
@@ -77,6 +78,10 @@ def _model(name: str, rounds: int, calls: int) -> tuple[dict[str, Any], list[Row
         row(name, "CPU ms", taken[name], base, note),
     ]
     return facts, rows
+
+
+def _side(name: str) -> int:
+    return int(read_manifest(shipped_weights()[name]).recipe["side"])
 
 
 def _dense(net: nn.Module) -> nn.Module:

@@ -122,16 +122,19 @@ def test_of_two_numbers_the_one_with_both_sides_is_the_headline():
     dice = {"name": "dice", "ours": 0.9, "paper": None, "data": "ours"}
     iou = {"name": "iou", "ours": 0.8, "paper": 0.7, "data": "both"}
     told = pick_headline([dice, iou])
-    assert (told.name, told.ours, told.paper, told.paper_data) == ("iou", 0.8, 0.7, "")
+    assert (told.name, told.ours, told.paper) == ("iou", 0.8, 0.7)
 
 
-def test_a_number_of_the_papers_own_data_stands_beside_ours_and_says_so():
+def test_a_number_of_the_papers_own_data_does_not_stand_beside_ours():
     ours = {"name": "dice", "ours": 0.9, "paper": None, "data": "frames of ours"}
     theirs = {"name": "dice.kvasir", "ours": None, "paper": 0.898, "data": "Kvasir"}
-    told = pick_headline([{"name": "empty", "ours": 0.0, "paper": None, "data": "x"}, ours, theirs])
-    assert (told.name, told.ours, told.paper, told.data, told.paper_data) == (
-        "dice", 0.9, 0.898, "frames of ours", "Kvasir",
-    )  # fmt: skip
+    told = pick_headline([ours, theirs])
+    assert (told.name, told.ours, told.paper, told.data) == ("dice", 0.9, None, "frames of ours")
+
+
+def test_no_number_of_a_paper_stands_beside_a_synthetic_one():
+    told = pick_headline([{"name": "map", "ours": 0.57, "paper": 0.95, "data": "400 synthetic slides"}])
+    assert (told.ours, told.paper, told.is_synthetic) == (0.57, None, True)
 
 
 def test_without_a_measurement_the_papers_number_stands_alone():

@@ -23,7 +23,7 @@ from services.relevance_judge.prompt_template import Template, make_fence, rende
 from services.relevance_judge.schemas import JudgeIn, Pair, Verdict
 from shared.registry import CallContext, Card, Metric
 
-_MEASURED = "the service's mini-collection, 192 pairs, SmolLM2-135M-Instruct"
+_MEASURED = "192 synthetic pairs, passages and labels by one language model, SmolLM2-135M-Instruct"
 
 
 _CUTS = {"cuts": (0.1512, 0.93565, 1.8029), "how": "quantile", "pairs": 192, "queries": 24}

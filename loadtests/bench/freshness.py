@@ -1,0 +1,104 @@
+"""Whether a result still describes what is served: digests of the weights and the code that each suite measures.
+
+A suite's result records both when it is measured. docs/benchmarks.md marks a table as stale where one of them differs.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from shared.registry.discovery import shipped_weights
+from shared.registry.weights import read_manifest
+
+ROOT = Path(__file__).parents[2]
+
+VISION = ("shared/engines/*.py", "shared/vision/*.py")
+ENGINE = (
+    "services/llm_longctx/engine/**/*.py",
+    "services/llm_longctx/kv_cache/**/*.py",
+    "services/llm_longctx/methods/**/*.py",
+    *(f"services/llm_longctx/kernels/**/*.{ending}" for ending in ("py", "cpp", "h")),
+)
+GATEWAY = ("services/gateway/**/*.py", "shared/serving/**/*.py", "shared/api/**/*.py")
+PARTIAL = (
+    "services/detection/layers/partial.py",
+    "services/detection/models/patnet.py",
+    "services/detection/models/fasternet.py",
+)
+
+CODE: Mapping[str, tuple[str, ...]] = {
+    "detection": ("services/detection/layers/*.py", "services/detection/models/yolo9tr.py"),
+    "detection_gateway": (*GATEWAY, *VISION),
+    "fairness": GATEWAY,
+    "hieraedgenet_graphs": ("services/detection/layers/*.py", "services/detection/models/hieraedgenet.py"),
+    "interpretability": ("services/interpretability/**/*.py", "shared/lm/*.py"),
+    "judge": ("services/relevance_judge/**/*.py", *ENGINE),
+    "partial_networks": PARTIAL,
+    "real": VISION,
+    "restoration": ("services/vision_restoration/**/*.py", *VISION),
+    "serving": (*GATEWAY, *VISION),
+    "longctx_memory": ("services/llm_longctx/kv_cache/**/*.py", "services/llm_longctx/methods/**/*.py"),
+    "sparsity_mixers": ("plugins/memory/fovea_memory/mixers/**/*.py",),
+    "sparsity_partial": PARTIAL,
+    "vision_engines": VISION,
+}
+"""Suite → the files whose change makes its result stale; `ENGINE` for suites that are not listed."""
+
+WEIGHTS: Mapping[str, tuple[str, ...]] = {
+    "detection_gateway": ("yolo9tr",),
+    "real": ("pranet", "hieraedgenet-cells", "yolo9tr", "patnet", "fasternet", "rrformer-restorer"),
+    "restoration": ("rrformer-restorer",),
+    "sparsity_mixers": ("fovea-landmark-recall", "fovea-routing-bytes"),
+    "sparsity_partial": ("fasternet", "patnet"),
+    "vision_engines": (
+        "rrformer-restorer", "pranet", "pranet-v2", "bmn", "bmn-csa", "fasternet", "hieraedgenet-cells",
+        "hieraedgenet-synthetic-pollen", "oat", "patnet", "yolo9tr",
+    ),
+}  # fmt: skip
+"""Suite → the shipped weights that it runs. Suites with random weights, and those of SmolLM2 alone, have none."""
+
+
+def identify(suite: str) -> dict[str, Any]:
+    """Digests of the weights and the code that a suite measures today."""
+    shipped = shipped_weights()
+    weights = {name: read_manifest(shipped[name]).sha256 for name in WEIGHTS.get(suite, ())}
+    return {"weights": weights, "code": digest_code(CODE.get(suite, ENGINE))}
+
+
+def explain_staleness(table: Mapping[str, Any]) -> str:
+    """Return why a result no longer describes what is served, or an empty string."""
+    now, then = identify(table["suite"]), table.get("measures", {})
+    changed = [name for name, digest in now["weights"].items() if then.get("weights", {}).get(name) != digest]
+    if changed and "weights" in then:
+        return f"the weights of {', '.join(changed)} have changed since"
+    if "code" not in then:
+        return "measured before results recorded their code and weights"
+    return "" if then["code"] == now["code"] else "its code has changed since"
+
+
+def digest_code(patterns: tuple[str, ...]) -> str:
+    """Digest the files of these patterns; docstrings, comments and tests do not count."""
+    files = {file for pattern in patterns for file in ROOT.glob(pattern) if "tests" not in file.parts}
+    whole = hashlib.sha256()
+    for file in sorted(files):
+        text = file.read_text("utf8")
+        whole.update(f"{file.relative_to(ROOT)}\0{dump_code(text) if file.suffix == '.py' else text}\0".encode())
+    return whole.hexdigest()[:16]
+
+
+def dump_code(source: str) -> str:
+    """The syntax tree of a module without its docstrings."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [one for one in body if not _is_text(one)]  # type: ignore[attr-defined]
+    return ast.dump(tree)
+
+
+def _is_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
