@@ -25,7 +25,7 @@ class ImportedCollection:
 
     Attributes:
         topics: {qid: text}; passages: {docid: text}, title first.
-        labels: {(qid, docid): grade}.
+        labels: {(qid, docid): grade}, also of documents that have no text, which no system can find.
         notes: What had to be decided on the way.
     """
 
@@ -47,26 +47,32 @@ def parse_collection(
         grades: Code → grade of three-field lines; lines of other codes are left out and counted in a note.
 
     Raises:
-        Malformed: A file has no records, a line has another form, or an id is not known.
+        Malformed: A file has no records, a line has another form, no line names a document, or a topic is not known.
     """
     notes: list[str] = []
     passages = _texts(documents, "documents", notes)
     queries = _texts(topics, "topics", notes)
     rows = _relevance_rows(relevance)
+    if rows and not any(docid in passages for _, docid, _ in rows):
+        raise Malformed(f"No relevance line names a document that there is; the first names {rows[0][1]!r}.")
     names = _topic_names([qid for qid, _, _ in rows], queries, notes)
     labels: dict[tuple[str, str], int] = {}
     odd: dict[int, int] = {}
+    absent: dict[str, int] = {}
     for qid, docid, code in rows:
         grade = code if isinstance(code, str) else grades.get(code)
         if grade is None:
             odd[int(code)] = odd.get(int(code), 0) + 1
             continue
         if docid not in passages:
-            raise Malformed(f"The relevance lines name the document {docid!r}, which the documents do not hold.")
+            absent[docid] = absent.get(docid, 0) + 1
         pair = (names[qid], docid)
         labels[pair] = max(labels.get(pair, 0), int(grade))
     for code, count in sorted(odd.items()):
         notes.append(f"{count} relevance lines have the code {code}, which has no grade; they were left out.")
+    if absent:
+        lines, named = sum(absent.values()), ", ".join(list(absent)[:5])
+        notes.append(f"{lines} relevance lines name documents without a text ({named}); their labels were kept.")
     return ImportedCollection(queries, passages, labels, notes)
 
 

@@ -73,7 +73,7 @@ def test_relevance_lines_of_relatives_are_read(relevance, grades, labels):
         ("just text", "1 1 1", "outside a record"),
         ("", "1 1 1", "no records"),
         (".I 1\n.W\na\n.I 1\n.W\nb\n", "1 1 1", "comes again"),
-        (DOCUMENTS, "1 9 1", "document '9'"),
+        (DOCUMENTS, "1 9 1", "names a document"),
         (DOCUMENTS, "7 1 1", "topic '7'"),
         (DOCUMENTS, "1 1", "Line 1 of the relevance lines"),
         (DOCUMENTS, "1 1 x", "Line 1 of the relevance lines"),
@@ -82,6 +82,17 @@ def test_relevance_lines_of_relatives_are_read(relevance, grades, labels):
 def test_what_is_wrong_is_named(documents, relevance, told):
     with pytest.raises(Malformed, match=told):
         parse_collection(documents, TOPICS, relevance)
+
+
+def test_labels_of_documents_that_are_empty_or_missing_are_kept_counted_and_told():
+    documents = ".I 1\n.W\nwings\n.I 995\n.T\n.W\n.I 3\n.W\nflow\n"
+    found = parse_collection(documents, TOPICS, "1 1 2\n1 995 3\n2 995 1\n2 1400 2\n")
+    assert found.passages == {"1": "wings", "3": "flow"}
+    assert found.labels == {("1", "1"): 2, ("1", "995"): 1, ("2", "995"): 3, ("2", "1400"): 2}
+    assert [note for note in found.notes if "without a text" in note] == [
+        "3 relevance lines name documents without a text (995, 1400); their labels were kept."
+    ]
+    assert any("no text" in note and "995" in note for note in found.notes)
 
 
 def test_a_dot_inside_text_starts_no_field():
