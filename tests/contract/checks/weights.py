@@ -151,7 +151,8 @@ def _parts(thing: Any) -> list[Any]:
         return list(thing.values())
     if isinstance(thing, list | tuple | set):
         return list(thing)
-    if type(thing).__module__.split(".")[0] not in {"services", "shared", "tests"}:
+    package = type(thing).__module__.split(".")[0]
+    if package not in {"services", "shared", "tests"} and not package.startswith("fovea_"):  # the core or a plug-in
         return []
     slots = [name for kind in type(thing).__mro__ for name in getattr(kind, "__slots__", ())]
     return [*getattr(thing, "__dict__", {}).values(), *(getattr(thing, name, None) for name in slots)]
