@@ -6,7 +6,7 @@ a tiny example, and where one is gone or has changed a plain product takes its p
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -74,7 +74,7 @@ def flash_operator() -> Any:
     return getattr(torch.ops.aten, "_scaled_dot_product_flash_attention", None)
 
 
-@cache
+@lru_cache(maxsize=16)
 def _flash_answers(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether it answers as a plain product on this device."""
     q, k, v = torch.linspace(-2, 2, 3 * 2 * 16 * 64, device="cpu").view(3, 1, 2, 16, 64).to(device, dtype)
