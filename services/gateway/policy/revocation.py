@@ -91,7 +91,8 @@ class Revocations:
                 del self._open[caller.key]
 
     async def _watch(self) -> None:
-        while True:
+        task = asyncio.current_task()
+        while task is None or not task.cancelling():  # as in the registry: a client of Redis may swallow it
             await asyncio.sleep(CHECK_INTERVAL_S)
             await self._check()
 

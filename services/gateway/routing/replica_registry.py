@@ -140,7 +140,9 @@ class ReplicaRegistry:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Poll once, then keep polling."""
+        """Poll once, then keep polling; nothing where it polls already."""
+        if self._tasks:
+            return
         polls: list[Callable[[], Awaitable[None]]] = [
             self.poll_redis,
             *(partial(self._poll_upstream, upstream) for upstream in self._upstreams.values()),
@@ -153,6 +155,7 @@ class ReplicaRegistry:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
         for upstream in self._upstreams.values():
             await upstream.close()
         if self._redis is not None:
@@ -324,6 +327,8 @@ class ReplicaRegistry:
 
 
 async def _repeat(poll: Callable[[], Awaitable[None]]) -> None:
-    while True:
+    task = asyncio.current_task()
+    # A client of Redis that is cancelled while it connects may raise its own error instead, and the poll goes on.
+    while task is None or not task.cancelling():
         await asyncio.sleep(POLL_INTERVAL_S)
         await poll()

@@ -1,6 +1,8 @@
 """Which replicas count: records in a real Redis, renewals, silence, an outage, and fixed upstreams."""
 
+import asyncio
 import time
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -196,3 +198,17 @@ async def test_a_fixed_upstream_wins_over_records(redis_url, toy):
     await registry.start()
     assert [t.record.http for t in registry.list_ready("svc")] == [upstream.url]
     await registry.stop()
+
+
+async def test_watching_ends_though_the_client_of_redis_swallows_the_cancellation(registry, monkeypatch):
+    asked = asyncio.Event()
+
+    async def poll():
+        asked.set()
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+
+    monkeypatch.setattr(replica_registry, "POLL_INTERVAL_S", 0)
+    monkeypatch.setattr(registry, "_tasks", [asyncio.create_task(replica_registry._repeat(poll))])
+    await asked.wait()
+    await asyncio.wait_for(registry.stop(), 10)
