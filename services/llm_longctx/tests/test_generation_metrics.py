@@ -46,6 +46,7 @@ def test_counts_are_those_of_the_answers_usage(client):
 
 def test_pages_and_answers_in_the_engine_are_asked_at_each_scrape(client, server):
     adapter = server.app.state.host.servable(MODEL).adapter
+    generation_metrics.watch_scheduler(MODEL, adapter.scheduler)  # another test's app may serve a model of this name
     used, free = read("kv_pages_used", model=MODEL), read("kv_pages_free", model=MODEL)
     assert used + free == adapter.engine.pool.capacity
     assert (read("requests_running", model=MODEL), read("requests_waiting", model=MODEL)) == (0, 0)
