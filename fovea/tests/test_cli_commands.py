@@ -47,11 +47,11 @@ def lines(out):
     return [json.loads(line) for line in out.splitlines()]
 
 
-def test_models_are_listed_with_their_measured_number_beside_the_papers(fovea):
+def test_models_are_listed_with_their_measured_number_and_no_papers_beside_a_synthetic_one(fovea):
     code, out, _ = fovea("models")
     assert code == 0
     row = next(line for line in out.decode().splitlines() if line.startswith("disc "))
-    assert row.split()[1:] == ["segment", "stub", "yes", "0.873", "synthetic", "/", "0.912", "dice_at_half"]
+    assert row.split()[1:] == ["segment", "stub", "yes", "0.873", "synthetic", "/", "–", "dice_at_half"]
 
 
 def test_models_can_be_narrowed_to_a_task_and_read_by_programs(fovea):
