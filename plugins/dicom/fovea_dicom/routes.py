@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -25,11 +24,11 @@ from fovea_dicom.settings import PacsSettings
 from fovea_dicom.web_client import DicomWebClient
 from shared.api.mask import SegmentIn, SegmentOut
 from shared.api.replica import EFFECTFUL
-from shared.errors import Conflict, InvalidOption, Malformed, NotReady, UnsupportedMedia
+from shared.errors import Conflict, InvalidOption, NotReady, UnsupportedMedia
 from shared.registry import CallContext
 from shared.serving.host import Host
 from shared.serving.http.openapi_routes import problems
-from shared.serving.http.request_parsing import open_form
+from shared.serving.http.request_parsing import open_form, read_json_object
 from shared.validation_errors import list_errors
 from shared.vision.limits import platform_bounds
 
@@ -222,7 +221,7 @@ async def _read_request(request: Request) -> tuple[StudyOptions, list[NamedFile]
         return _validate(given | texts, StudyOptions), [file for _, file in files]
     body = await request.body()
     if media.endswith("json"):
-        return _validate(given | _read_json(body), StudyOptions), []
+        return _validate(given | read_json_object(body), StudyOptions), []
     options = _validate(given, StudyOptions)
     if not body:
         return options, []
@@ -244,16 +243,6 @@ async def read_form(request: Request) -> tuple[list[tuple[str, NamedFile]], dict
             else:
                 texts.setdefault(name, []).append(value)
     return files, texts
-
-
-def _read_json(body: bytes) -> dict[str, Any]:
-    try:
-        found = json.loads(body or b"{}")
-    except ValueError as error:
-        raise Malformed("The body is not JSON.", field="body") from error
-    if not isinstance(found, dict):
-        raise Malformed("The body is not a JSON object.", field="body")
-    return found
 
 
 def _validate(given: Mapping[str, Any], kind: type[Options]) -> Options:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import hmac
-import json
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
@@ -28,10 +27,11 @@ from fovea_labelstudio.settings import LabelStudioSettings
 from fovea_labelstudio.training_run import TrainingRuns
 from shared import telemetry
 from shared.api.model import ModelEntry
-from shared.errors import FoveaError, InvalidOption, Malformed, PermissionDenied, Unauthenticated, UnsupportedMedia
+from shared.errors import FoveaError, InvalidOption, PermissionDenied, Unauthenticated, UnsupportedMedia
 from shared.local_names import is_loopback, without_port
 from shared.serving.http.error_rendering import render, translate
 from shared.serving.http.middleware import ServiceMiddleware
+from shared.serving.http.request_parsing import read_json_object
 
 MAX_TASKS = 1000
 """Of one request."""
@@ -190,13 +190,7 @@ async def _read_json(request: Request) -> dict[str, Any]:
     """The body; only JSON that says so, which no foreign web page can send without being asked."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise UnsupportedMedia("The body must be application/json.", field="content-type")
-    try:
-        found = json.loads(await request.body() or b"{}")
-    except (ValueError, RecursionError) as error:
-        raise Malformed("The body is not JSON.", field="body") from error
-    if not isinstance(found, dict):
-        raise Malformed("The body is not a JSON object.", field="body")
-    return found
+    return read_json_object(await request.body())
 
 
 def _project_id(body: Mapping[str, Any]) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
@@ -25,12 +24,12 @@ from fovea_survey.schemas import (
 )
 from fovea_survey.search import Search
 from shared.api.plan import PlanIn
-from shared.errors import FoveaError, InvalidOption, Malformed
+from shared.errors import FoveaError, InvalidOption
 from shared.registry import CallContext
 from shared.serving.host import Host
 from shared.serving.http.negotiation import choose
 from shared.serving.http.openapi_routes import problems
-from shared.serving.http.request_parsing import open_form
+from shared.serving.http.request_parsing import open_form, read_json_object
 from shared.validation_errors import list_errors
 
 router = APIRouter(tags=["domain"])
@@ -92,22 +91,12 @@ async def survey_road(request: Request) -> Response:
             options = options.model_copy(update={"boxed": True})
         observations = await Search.of(host, options, run).observe(files)
     else:
-        body = _validate(SurveyIn, {**dict(request.query_params), **_read_json(await request.body())})
+        body = _validate(SurveyIn, {**dict(request.query_params), **read_json_object(await request.body())})
         options, observations = body, body.observations
     if media == forms.ZIP:
         observations = forms.link_pictures(observations)
     found = await _count(observations, options, host, run)
     return await asyncio.to_thread(forms.render, found, media or forms.JSON)
-
-
-def _read_json(body: bytes) -> dict[str, Any]:
-    try:
-        found = json.loads(body or b"{}")
-    except ValueError as error:
-        raise Malformed("The body is not JSON.", field="body") from error
-    if not isinstance(found, dict):
-        raise Malformed("The body is not a JSON object.", field="body")
-    return found
 
 
 def _validate(kind: type[Any], values: dict[str, Any]) -> Any:

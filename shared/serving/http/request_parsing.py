@@ -6,6 +6,7 @@ apart, `build_requests` builds one `In` per picture.
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
@@ -23,6 +24,20 @@ from shared.validation_errors import list_errors
 
 _FILES = ("file", "image", "files", "images")
 """Form fields that fill the model's first field of bytes."""
+
+
+def read_json_object(body: bytes) -> dict[str, Any]:
+    """The JSON object of a body; an empty one of an empty body.
+
+    Raises:
+        Malformed: It is no JSON object.
+    """
+    try:
+        if isinstance(found := json.loads(body or b"{}"), dict):
+            return found
+    except (ValueError, RecursionError) as error:
+        raise Malformed("The body is not JSON.", field="body") from error
+    raise Malformed("The body is not a JSON object.", field="body")
 
 
 @dataclass(slots=True)

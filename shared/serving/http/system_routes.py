@@ -36,10 +36,7 @@ async def livez() -> dict[str, str]:
 
 
 @router.get(
-    "/health",
-    tags=["health"],
-    response_class=Response,
-    responses={503: {"description": "Some models are not loaded."}},
+    "/health", tags=["health"], response_class=Response, responses={503: {"description": "Some models are not loaded."}}
 )
 async def get_health(host: HostOf) -> Response:
     """Whether every model is ready, without a body, as vLLM's load clients ask."""

@@ -73,19 +73,16 @@ class _PartsResponse(Response):
 
 def _inflate(data: bytes, coding: str, limit: int) -> bytes:
     if coding not in _WBITS:
-        detail = f"The content encoding {coding[:40]!r} is unknown."
-        raise UnsupportedMedia(detail, hint="Known are gzip and deflate.")
+        raise UnsupportedMedia(f"The content encoding {coding[:40]!r} is unknown.", hint="Known are gzip and deflate.")
     inflater = zlib.decompressobj(_WBITS[coding])
     try:
         inflated = inflater.decompress(data, limit + 1)
     except zlib.error as error:
-        detail = f"The body is not {coding}: {error}."
-        raise Malformed(detail) from error
+        raise Malformed(f"The body is not {coding}: {error}.") from error
     if len(inflated) > limit:
         raise _too_large(limit)
     if not inflater.eof or inflater.unused_data:
-        detail = f"The body is not one whole {coding} stream."
-        raise Malformed(detail)
+        raise Malformed(f"The body is not one whole {coding} stream.")
     return inflated
 
 

@@ -103,8 +103,7 @@ async def load_model(host: Host, name: str, parameters: Mapping[str, Any]) -> No
         raise InvalidOption(detail, field="parameters")
     await host.load(name)
     if reason := host.missing().get(name):
-        detail = f"The model {name!r} did not load: {reason}"
-        raise NotReady(detail, field="model")
+        raise NotReady(f"The model {name!r} did not load: {reason}", field="model")
 
 
 async def unload_model(host: Host, name: str) -> None:

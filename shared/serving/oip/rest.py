@@ -7,7 +7,6 @@ without dependency solving, since inference lies on the hot path and reads its b
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Callable, Coroutine
 from inspect import signature
@@ -25,6 +24,7 @@ from shared.rpc.oip import InferCall, build_answer, check_outputs
 from shared.rpc.oip_json import HEADER_LENGTH, EncodedBody, decode_request, encode_answer
 from shared.rpc.oip_wire import InferRequest, InferResponse
 from shared.serving.host import Host
+from shared.serving.http.request_parsing import read_json_object
 from shared.serving.oip import metadata
 from shared.serving.oip.body import build_response, read_body
 
@@ -127,8 +127,7 @@ async def ready(request: Request) -> Response:
     """Whether every model is loaded."""
     missing = _host(request).missing()
     if missing:
-        detail = f"Not ready: {', '.join(f'{name} ({why})' for name, why in missing.items())}."
-        raise NotReady(detail, retry_after=2)
+        raise NotReady(f"Not ready: {', '.join(f'{name} ({why})' for name, why in missing.items())}.", retry_after=2)
     return JSONResponse({"ready": True})
 
 
@@ -181,8 +180,8 @@ async def model_metadata(request: Request, name: str) -> Response:
 @router.post("/repository/index")
 async def repository_index(request: Request) -> Response:
     """All models with their state; only the ready ones for `{"ready": true}`."""
-    options = await _options(request)
-    return JSONResponse(metadata.list_models(_host(request), ready=options.get("ready") is True))
+    ready = (await _options(request)).get("ready") is True
+    return JSONResponse(metadata.list_models(_host(request), ready=ready))
 
 
 @router.post("/repository/models/{name:path}/load")
@@ -224,8 +223,7 @@ def _header_length(request: Request) -> int | None:
     if stated is None:
         return None
     if not (stated.isascii() and stated.isdecimal() and len(stated) <= 12):
-        detail = f"Inference-Header-Content-Length is {stated[:40]!r}, which is not a number of bytes."
-        raise Malformed(detail)
+        raise Malformed(f"Inference-Header-Content-Length is {stated[:40]!r}, which is not a number of bytes.")
     return int(stated)
 
 
@@ -243,13 +241,7 @@ async def _maybe_off_loop(slow: bool, work: Callable[..., Any], *args: Any) -> A
 
 async def _options(request: Request) -> dict[str, Any]:
     """The small JSON object that repository calls may carry."""
-    text = bytes(await read_body(request, None, _OFF_LOOP_BYTES))
-    try:
-        options = json.loads(text) if text.strip() else {}
-    except (ValueError, RecursionError) as error:
-        detail = "The body is not JSON."
-        raise Malformed(detail) from error
-    if not isinstance(options, dict) or not isinstance(options.get("parameters") or {}, dict):
-        detail = "The body is not a JSON object with `parameters`."
-        raise Malformed(detail)
+    options = read_json_object(bytes(await read_body(request, None, _OFF_LOOP_BYTES)).strip())
+    if not isinstance(options.get("parameters") or {}, dict):
+        raise Malformed("The body is not a JSON object with `parameters`.")
     return options

@@ -6,7 +6,9 @@ import json
 import httpx2
 import pytest
 
+from shared.errors import Malformed
 from shared.serving.build_app import build
+from shared.serving.http.request_parsing import read_json_object
 from shared.serving.tests import toys
 from shared.serving.tests.toys import PNG, TOYS
 from shared.settings import Settings
@@ -246,3 +248,13 @@ async def test_model_that_is_not_ready_is_said_before_the_body_is_looked_at():
         answer = await made.post("/v1/segment", json={"image": "§"})
     assert problem(answer, 503)["code"] == "not_ready"
     assert answer.headers["retry-after"] == "2"
+
+
+@pytest.mark.parametrize("body", [b"no JSON", b"[1]", b"null", b'{"a": ' + b"[" * 200_000, b"\xff{}"])
+def test_a_body_that_is_no_json_object_is_the_callers_mistake(body):
+    with pytest.raises(Malformed, match="The body is not"):
+        read_json_object(body)
+
+
+def test_an_empty_body_is_an_empty_object():
+    assert (read_json_object(b""), read_json_object(b'{"a": [1]}')) == ({}, {"a": [1]})
