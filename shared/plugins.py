@@ -1,7 +1,7 @@
 """Plug-ins: everything that another installed package adds, found through entry points and only through them.
 
-Groups (the guide is `plugins/README.md`): `fovea.models`, `fovea.routes`, `fovea.commands`, `fovea.pages`,
-`fovea.adapters`, `fovea.traffic`, `fovea.findings`. Names of the first two begin with a service, as `detection.survey`.
+The guide, `plugins/README.md`, lists the groups. Names in `fovea.models` and `fovea.routes` begin with a service, as
+`detection.survey`.
 `known_plugins.json` lists what the project's own plug-ins bring, so that an error can say which one is missing.
 """
 
