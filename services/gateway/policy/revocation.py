@@ -17,6 +17,7 @@ from services.gateway.policy.auth import KeyRing
 from services.gateway.policy.caller import Caller
 from shared.errors import Unauthenticated
 from shared.jobs.key_limits import REVOKED_KEYS
+from shared.jobs.redis_client import cancel_tasks
 from shared.jobs.redis_connection import open_async_redis
 from shared.telemetry import log
 
@@ -42,7 +43,7 @@ class Revocations:
     async def stop(self) -> None:
         """Stop looking, and close the connection."""
         if self._task is not None:
-            self._task.cancel()
+            await cancel_tasks(self._task)
         if self._redis is not None:
             await self._redis.aclose()
 
@@ -91,8 +92,7 @@ class Revocations:
                 del self._open[caller.key]
 
     async def _watch(self) -> None:
-        task = asyncio.current_task()
-        while task is None or not task.cancelling():  # as in the registry: a client of Redis may swallow it
+        while True:
             await asyncio.sleep(CHECK_INTERVAL_S)
             await self._check()
 

@@ -27,6 +27,7 @@ from services.gateway.routing.route_table import RouteTable
 from services.gateway.routing.static_upstreams import StaticUpstream
 from services.gateway.routing.version_policy import VersionPolicy, build_version_policy
 from shared.api.replica import LEASE_S, ReplicaRecord, replicas_key
+from shared.jobs.redis_client import cancel_tasks
 from shared.jobs.redis_connection import open_async_redis
 from shared.settings import Settings
 from shared.telemetry import log
@@ -152,9 +153,7 @@ class ReplicaRegistry:
 
     async def stop(self) -> None:
         """Stop polling and close the connections."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancel_tasks(*self._tasks)
         self._tasks = []
         for upstream in self._upstreams.values():
             await upstream.close()
@@ -327,8 +326,6 @@ class ReplicaRegistry:
 
 
 async def _repeat(poll: Callable[[], Awaitable[None]]) -> None:
-    task = asyncio.current_task()
-    # A client of Redis that is cancelled while it connects may raise its own error instead, and the poll goes on.
-    while task is None or not task.cancelling():
+    while True:
         await asyncio.sleep(POLL_INTERVAL_S)
         await poll()

@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -201,14 +200,19 @@ async def test_a_fixed_upstream_wins_over_records(redis_url, toy):
 
 
 async def test_watching_ends_though_the_client_of_redis_swallows_the_cancellation(registry, monkeypatch):
-    asked = asyncio.Event()
+    asked, swallowed = asyncio.Event(), asyncio.Event()
 
     async def poll():
         asked.set()
-        with suppress(asyncio.CancelledError):
+        try:
             await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            if swallowed.is_set():
+                raise
+            swallowed.set()
 
     monkeypatch.setattr(replica_registry, "POLL_INTERVAL_S", 0)
     monkeypatch.setattr(registry, "_tasks", [asyncio.create_task(replica_registry._repeat(poll))])
     await asked.wait()
     await asyncio.wait_for(registry.stop(), 10)
+    assert swallowed.is_set()

@@ -13,6 +13,7 @@ import httpx2
 from shared.api.replica import JOB_HEADER, ReplicaRecord
 from shared.errors import Cancelled, NotReady, TooLarge
 from shared.jobs.queue import TRANSFER_HEADERS, Payload, Result, Ticket
+from shared.jobs.redis_client import cancel_tasks
 from shared.serving.jobs.replica_directory import ReplicaDirectory
 from shared.settings import Settings
 from shared.telemetry import context, is_tracing, log
@@ -57,9 +58,7 @@ class ReplicaJobHandler:
                 return work.result()
             raise Cancelled("The job was cancelled.")
         finally:
-            stopped.cancel()
-            work.cancel()
-            await asyncio.wait({work})
+            await cancel_tasks(stopped, work)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -104,9 +103,7 @@ class ReplicaJobHandler:
             log("jobs").warning("lost a replica", job=ticket.id, replica=replica.id, reason=repr(error))
             raise await self._describe_loss(replica) from error
         finally:
-            for task in (answer, silent):
-                task.cancel()
-            await asyncio.wait({answer, silent})
+            await cancel_tasks(answer, silent)
 
     async def _post(self, replica: ReplicaRecord, payload: Payload, ticket: Ticket) -> Result:
         headers = {**payload.headers, JOB_HEADER: f"{ticket.id} {ticket.attempt}"}

@@ -210,3 +210,22 @@ async def test_progress_of_a_replica_reaches_the_job_in_redis(replica, handler, 
     runner.stop()
     await working
     await queue.close()
+
+
+async def test_an_answer_comes_though_the_client_of_redis_swallows_a_cancel(handler, replica, monkeypatch):
+    swallowed = asyncio.Event()
+
+    async def watch(self, record):
+        while True:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                if swallowed.is_set():
+                    raise
+                swallowed.set()
+
+    monkeypatch.setattr(ReplicaDirectory, "wait_until_silent", watch)
+    async with asyncio.timeout(20):
+        answer = await handler(payload(text="ab"), Ticket())
+    assert answer.status == 200
+    assert swallowed.is_set()
