@@ -156,7 +156,8 @@ class Settings(BaseSettings):
     )
     graphs_dir: Path | None = Field(
         None,
-        description="Folder of ONNX graphs that `fovea export graphs` wrote: served as they are, without torch.",
+        description="Folder of ONNX graphs that `fovea export graphs` wrote: served as they are, without torch. Unset, "
+        "`graphs` in the environment's folder, where `make run` puts them.",
     )
     vision_precision: Literal["fp32", "fp16"] = Field(
         "fp32", description="Arithmetic of vision models on a GPU, with the engines `onnx` and `tensorrt`."
