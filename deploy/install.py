@@ -78,7 +78,11 @@ def install_packages(services: Sequence[str], source: Sequence[str], flavour: st
         _pip("--no-deps", *source, find_requirement("torch"))
     extras = ",".join([*list_extras(services, flavour), *(["dev"] if test else [])])
     folders = [part for folder in list_plugins(services) for part in ("-e", folder)]
-    _pip("-e", f".[{extras}]", *folders)
+    if services:  # a page of a plug-in needs none of the libraries of its models
+        _pip("-e", f".[{extras}]", *sorted({one for name in services for one in plugins.list_requirements(name)}))
+        _pip("--no-deps", *folders)
+    else:
+        _pip("-e", f".[{extras}]", *folders)
     files = ["requirements-data.txt"] if not {*services} <= {*VISION} or not services else []
     for file in [*files, *(["requirements-tools.txt"] if test else [])]:
         _pip("--no-deps", "-r", file)
