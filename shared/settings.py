@@ -113,7 +113,7 @@ class Settings(BaseSettings):
     auth: Literal["insecure-local", "keys"] = Field("insecure-local", description="`keys` demands an API key.")
     keys_file: Path | None = Field(None, description="JSON file of hashed API keys; default `<data_dir>/keys.json`.")
     oidc_issuer: str | None = Field(
-        None, description="Issuer whose bearer tokens are taken beside API keys under `auth=keys`; its exact URL."
+        None, description="Issuer whose bearer tokens are taken besides API keys under `auth=keys`; its exact URL."
     )
     oidc_audience: str = Field("fovea", description="Audience that a token must be meant for.")
     oidc_tenant_claim: str = Field("tenant", description="Claim of a token that names the tenant.")
@@ -214,7 +214,7 @@ class Settings(BaseSettings):
     service_version: str = Field(
         "",
         pattern=r"^([a-z0-9][a-z0-9.-]{0,31})?$",
-        description="Version of the service that this process serves, beside others; empty is the stable one.",
+        description="Version of the service that this process serves, next to others; empty is the stable one.",
     )
     load_balancing: Literal["affinity", "least-loaded"] = Field(
         "affinity",

@@ -142,7 +142,7 @@ def _cards() -> Mapping[str, Card]:
 
 
 def complete_card(card: Card) -> Card:
-    """Return a Card with what its manifest measured, and no paper's figure beside one of synthetic data."""
+    """Return a Card with what its manifest measured, and no paper's figure next to one of synthetic data."""
     manifest = manifests().get(card.name)
     found = dict(manifest.metrics) if manifest is not None and not card.weights else {}
     metrics = [one.model_copy(update={"ours": found.get(one.name, one.ours)}) for one in card.metrics]

@@ -34,7 +34,7 @@ StopTexts = Annotated[
 
 
 class StreamOptions(BaseModel):
-    """What a stream tells beside the answer."""
+    """What a stream tells next to the answer."""
 
     include_usage: bool = Field(False, description="Send the usage in a last chunk without choices.")
 
@@ -42,7 +42,7 @@ class StreamOptions(BaseModel):
 class LongctxOptions(BaseModel):
     """Ours: how attention is computed for this request, and how much memory it may hold.
 
-    A method's knobs are given in `knobs` or beside the other fields. Models with attention of their own have knobs of
+    A method's knobs are given in `knobs` or next to the other fields. Models with attention of their own have knobs of
     their own, which their cards name.
     """
 
@@ -118,7 +118,7 @@ class Surprise(BaseModel):
 
 
 class LongctxAnswer(BaseModel):
-    """Ours: what a model with attention of its own has to tell beside its answer."""
+    """Ours: what a model with attention of its own has to tell next to its answer."""
 
     citations: list[Citation] = Field([], description="Blocks that were fetched for the answer, most votes first.")
     cited_tokens: list[CitedToken] = Field([], description="The same per token of the first answer.")

@@ -227,7 +227,7 @@ class Servable(ABC, Generic[Request, Answer]):
 
     @classmethod
     def media_types(cls) -> tuple[str, ...]:
-        """What `render` offers beside JSON, for content negotiation and docs."""
+        """What `render` offers besides JSON, for content negotiation and docs."""
         return ()
 
     def example(self) -> Request:

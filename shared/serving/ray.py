@@ -211,7 +211,7 @@ def application(args: Mapping[str, Any] | Placement) -> serve.Application:
     actor = {"num_cpus": _REPLICA_CPUS, "num_gpus": placement.num_gpus}
     if placement.num_gpus > 1:
         # One group on one node: what holds a model together talks through that node's memory and links. A node whose
-        # GPUs are taken gets no other replica, and Ray refuses a limit per node beside a group.
+        # GPUs are taken gets no other replica, and Ray refuses a limit per node next to a group.
         scaling["placement_group_bundles"] = [{"CPU": _REPLICA_CPUS, "GPU": placement.num_gpus}]
         scaling["placement_group_strategy"] = "STRICT_PACK"
     elif placement.max_per_node is not None:

@@ -1,6 +1,6 @@
 """gRPC server for Open Inference v2: passes messages as bytes to a replica that has the model.
 
-Of a message only the model's name is read. Calls about the server itself are answered here, beside the standard health
+Of a message only the model's name is read. Calls about the server itself are answered here, next to the standard health
 service. Knows nothing about HTTP and nothing about tensors.
 """
 

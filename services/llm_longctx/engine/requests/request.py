@@ -80,7 +80,7 @@ class GenerationRequest:
         fallback_from: The method that was asked for, where another serves in its place.
         boundaries: Chunk borders for methods that would predict them.
         stop_token_ids: Token ids that end an answer and are not part of it.
-        top_logprobs: Log-probabilities of so many likeliest tokens beside the chosen one's; None computes none.
+        top_logprobs: Log-probabilities of so many likeliest tokens next to the chosen one's; None computes none.
         score_prompt: Whether the prompt's own log-probabilities are reported.
         score_from: With `score_prompt`: tokens before this one are not scored, so that they may come from the cache.
         priority: Higher classes are admitted first.
