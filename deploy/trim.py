@@ -84,7 +84,7 @@ def main(service: str) -> None:
         drop_symbols(file)
     remove_bytecode(root)
     import_what_starts(service)
-    print(f"{root}: {before / 1e6:.0f} MB before, {size(root) / 1e6:.0f} MB after")  # noqa: T201  # the build log
+    print(f"{root}: {before / 1e6:.0f} MB before, {size(root) / 1e6:.0f} MB after")  # the build log
 
 
 def size(folder: Path) -> int:

@@ -156,7 +156,8 @@ class Settings(BaseSettings):
     )
     graphs_dir: Path | None = Field(
         None,
-        description="Folder of ONNX graphs that `fovea export graphs` wrote: served as they are, without torch.",
+        description="Folder of ONNX graphs that `fovea export graphs` wrote: served as they are, without torch. Unset, "
+        "`graphs` in the environment's folder, where `make run` puts them.",
     )
     vision_precision: Literal["fp32", "fp16"] = Field(
         "fp32", description="Arithmetic of vision models on a GPU, with the engines `onnx` and `tensorrt`."
@@ -168,6 +169,11 @@ class Settings(BaseSettings):
     intra_op_threads: int = Field(0, ge=0, description="Intra-op threads of one model; 0 means all cores.")
     max_batch_size: int = Field(8, ge=1, description="Largest micro-batch.")
     replicas: int = Field(1, ge=1, description="Replicas of each service that `fovea up` places.")
+    placement: Literal["processes", "ray"] = Field(
+        "processes",
+        description="What keeps the replicas of `fovea up` alive: `processes` forks them from one process, which takes "
+        "less memory and time; `ray` starts Ray Serve, as a cluster does.",
+    )
     max_batch_delay_ms: float = Field(2.0, ge=0, description="Longest wait for a micro-batch to fill; 0 never waits.")
     max_queue_size: int = Field(64, ge=1, description="Requests that may wait per model before 429.")
     llm_dtype: Literal["float32", "bfloat16"] = Field(
