@@ -39,6 +39,8 @@ export(
     RAY_USAGE_STATS_ENABLED="0",
     RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",  # what makes Ray name itself by the loopback address, on any system
     RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",  # replicas that reserve no GPU still see it: services share one
+    RAY_worker_niceness="0",  # Ray's default of 15 lets every other program on the machine go first
+    RAY_memory_monitor_refresh_ms="0",  # it kills replicas because others use memory; MemoryGuard bounds each one
 )
 import ray  # noqa: E402  # it reads these variables when imported
 from ray import serve  # noqa: E402
