@@ -26,6 +26,9 @@ _AFFINE_KEY: Final = "x-fovea-affine"
 SCOPES_HEADER: Final = "x-fovea-scopes"
 """Header, or gRPC metadata, by which the gateway says what the caller's key allows, with commas between."""
 
+STREAM_HEADER: Final = "x-fovea-stream-ms"
+"""Header by which the gateway says how long a stream may take as a whole, in milliseconds; 0 for any time."""
+
 JOB_HEADER: Final = "x-fovea-job"
 """Header by which a worker says that a request is a job: its id and the number of the attempt, with a space between."""
 

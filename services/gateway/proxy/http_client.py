@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ from yarl import URL
 from services.gateway.http.request_context import RequestContext, build_request_headers
 from services.gateway.proxy.replayable_body import ReplayableBody
 from services.gateway.routing.replica_registry import Replica
+from shared.api.replica import STREAM_HEADER
 
 CONNECT_TIMEOUT_S = 3.0
 """Longest wait for a connection to a replica."""
@@ -48,6 +50,8 @@ class UpstreamClient:
         """Send a request to a replica; `async with` gives its answer, unread."""
         headers = build_request_headers(ctx)
         headers["x-fovea-deadline-ms"] = str(max(int(ctx.left_s * 1000), 1))
+        whole_s = ctx.ends_at - asyncio.get_running_loop().time()
+        headers[STREAM_HEADER] = "0" if whole_s == math.inf else str(max(int(whole_s * 1000), 1))
         if body.length and not body.complete:
             headers["content-length"] = str(body.length)
         payload = None if body.length == 0 else body.payload()
