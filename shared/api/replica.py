@@ -85,6 +85,7 @@ class ReplicaRecord(BaseModel):
     version: str = Field("", description="Version of the service that it serves; empty is the stable one.")
     slots: int = Field(1, ge=1, description="Requests that it works on at once without one delaying the others much.")
     memory: float = Field(0.0, description="Share of its memory that the replica has taken.")
+    trouble: str = Field("", description="Why it is not ready, or why it ended itself, in a sentence.")
     out_of_memory: bool = Field(False, description="Whether it ended because it outgrew its memory.")
     seen: float = Field(description="Unix time of the last renewal.")
 

@@ -20,6 +20,7 @@ from shared import telemetry
 from shared.api.tensors import TensorSpec
 from shared.errors import FoveaError, InvalidOption, QueueFull, TooLarge
 from shared.registry import CallContext, Engine, Servable
+from shared.retry_after import PlaceEstimate
 from shared.rpc.tensors import require_finite
 from shared.serving import servable_schema
 from shared.serving.batching import Batcher, Work
@@ -45,6 +46,7 @@ class Host(Catalog):
     def __init__(self, service: str, servables: Mapping[str, type[Servable[Any, Any]]], settings: Settings) -> None:
         super().__init__(service, servables, settings)
         self._streams: list[CallContext] = []
+        self._stream_places = PlaceEstimate()
         self.work = WatchedWork()
         self._loaded = asyncio.Event()
         self._no_streams = asyncio.Event()
@@ -218,8 +220,10 @@ class Host(Catalog):
         """
         servable, _ = self.find_loaded(name)
         if len(self._streams) >= self.settings.max_queue_size:
-            raise QueueFull(f"{len(self._streams)} streams are open, which is the limit.", retry_after=1)
+            detail = f"{len(self._streams)} streams are open, which is the limit."
+            raise QueueFull(detail, retry_after=self._stream_places.send_away())
         self._streams.append(run)
+        self._stream_places.enter(run)
         self._no_streams.clear()
         events, is_over = servable.stream(request, run), False
         try:
@@ -238,6 +242,7 @@ class Host(Catalog):
                 run.cancel()
             await events.aclose()
             self._streams.remove(run)
+            self._stream_places.leave(run)
             if not self._streams:
                 self._no_streams.set()
 

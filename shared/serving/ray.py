@@ -221,7 +221,7 @@ def application(args: Mapping[str, Any] | Placement) -> serve.Application:
     deploy_as: Any = serve.deployment(
         name=placement.service,
         health_check_period_s=1.0,
-        health_check_timeout_s=10.0,
+        health_check_timeout_s=60.0,  # one that is starved of processor time is late; our watchdog ends a stuck one
         graceful_shutdown_timeout_s=settings().shutdown_grace_s + 5,
         graceful_shutdown_wait_loop_s=0.1,
         ray_actor_options=actor,

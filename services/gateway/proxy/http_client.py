@@ -30,6 +30,9 @@ IDLE_CONNECTION_S = 4.0
 DOCUMENT_TIMEOUT_S = 2.0
 """Longest wait for a small document."""
 
+ASK_TIMEOUT_S = 10.0
+"""Longest wait for a replica that is asked whether it serves on."""
+
 _NO_AUTO_HEADERS = (istr("User-Agent"), istr("Accept"), istr("Accept-Encoding"), istr("Content-Type"))
 
 
@@ -68,6 +71,16 @@ class UpstreamClient:
         return self._get_session().request(
             ctx.method, url, headers=headers, data=body, allow_redirects=False, skip_auto_headers=_NO_AUTO_HEADERS
         )
+
+    async def is_serving(self, replica: Replica) -> bool:
+        """Ask a replica whether it serves on, with patience: it may be short of processor time."""
+        url = replica.record.http + "/readyz"
+        try:
+            async with asyncio.timeout(ASK_TIMEOUT_S), self._get_session().get(url) as response:
+                document = await response.json()
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
+            return False
+        return isinstance(document, dict) and document.get("service") == replica.record.service
 
     async def fetch_json(self, replica: Replica, path: str) -> Any:
         """Fetch a small JSON document of a replica; None when it does not arrive within two seconds."""
