@@ -147,7 +147,14 @@ class Settings(BaseSettings):
         default=False, description="Fetch pictures that requests name by URL, from public addresses only."
     )
     body_read_timeout_s: float = Field(30, gt=0, description="Longest pause between two reads of a request body.")
-    request_timeout_s: float = Field(120, gt=0, description="Default deadline of a synchronous request.")
+    request_timeout_s: float = Field(
+        120,
+        gt=0,
+        description="Deadline of an answer that comes whole; of a stream, to its first piece and between two.",
+    )
+    stream_timeout_s: float = Field(
+        0, ge=0, description="Longest that a stream may take as a whole, however lively; 0 sets no limit."
+    )
     shutdown_grace_s: float = Field(10, gt=0, description="How long a stopping process finishes what it has begun.")
 
     # How we run models.

@@ -39,6 +39,8 @@ export(
     RAY_USAGE_STATS_ENABLED="0",
     RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",  # what makes Ray name itself by the loopback address, on any system
     RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",  # replicas that reserve no GPU still see it: services share one
+    RAY_worker_niceness="0",  # Ray's default of 15 lets every other program on the machine go first
+    RAY_memory_monitor_refresh_ms="0",  # it kills replicas because others use memory; MemoryGuard bounds each one
 )
 import ray  # noqa: E402  # it reads these variables when imported
 from ray import serve  # noqa: E402
@@ -219,7 +221,7 @@ def application(args: Mapping[str, Any] | Placement) -> serve.Application:
     deploy_as: Any = serve.deployment(
         name=placement.service,
         health_check_period_s=1.0,
-        health_check_timeout_s=10.0,
+        health_check_timeout_s=60.0,  # one that is starved of processor time is late; our watchdog ends a stuck one
         graceful_shutdown_timeout_s=settings().shutdown_grace_s + 5,
         graceful_shutdown_wait_loop_s=0.1,
         ray_actor_options=actor,

@@ -199,14 +199,16 @@ class _InferenceHandler(grpc.GenericRpcHandler):
                 caller = await gateway.authenticate(headers, _read_address(context))
                 caller.require_scope(_find_scope(name))
                 await gateway.limits.count(caller)
-        left = context.time_remaining()
-        seconds = min(gateway.settings.request_timeout_s, math.inf if left is None else left)
+        now, left, settings = asyncio.get_running_loop().time(), context.time_remaining(), gateway.settings
+        ends_at = now + min(math.inf if left is None else left, settings.stream_timeout_s or math.inf)
         return GrpcCall(
             path=f"/{SERVICE}/{name}",
             metadata=metadata,
             caller=caller,
             trace=trace,
-            deadline=asyncio.get_running_loop().time() + seconds,
+            deadline=now + min(settings.request_timeout_s, math.inf if left is None else left),
+            pause_s=settings.request_timeout_s,
+            ends_at=ends_at,
         )
 
     # The methods.

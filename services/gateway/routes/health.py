@@ -56,6 +56,7 @@ async def readyz(request: Request) -> JSONResponse:
         "status": "ready" if all_ready else "not ready",
         "services": services,
         "not_ready": registry.unready_services,
+        "reasons": {name: registry.explain_unready(name) for name in registry.unready_services},
         "redis": redis,
     }
     return JSONResponse(body, 200 if all_ready else 503)

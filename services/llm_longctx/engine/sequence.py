@@ -184,6 +184,7 @@ class Sequence(Generic[S]):
         """Append the token that was chosen; why the answer is over, if it is."""
         token = self._sampler.accept(words)
         self.output_ids.append(token.id)
+        self.request.run.extend()
         if (
             token.id in self.request.stop_token_ids
             or self.request.hooks.on_token(self.answer, token)
