@@ -1,33 +1,39 @@
-/** Registers the console's custom elements. Pages use them by tag; nothing else runs on load. */
+/** Loads the modules of the custom elements that a page has, and no others; each module defines its elements. */
 
-import { ResultView } from "./result_view.js";
-import { Attention } from "./attention.js";
-import { Chat } from "./chat.js";
-import { Code, Slider } from "./snippet.js";
-import { Detect } from "./detect.js";
-import { Drop } from "./drop.js";
-import { Jobs } from "./jobs.js";
-import { JudgeCorrected, JudgeNuggets, JudgeSignificance, JudgeTrust } from "./judge_evidence.js";
-import { Heads } from "./heads.js";
-import { JudgeAgreement, JudgeBoard, JudgeRankings } from "./judge_results.js";
-import { JudgeBatch, JudgePair } from "./judge.js";
-import { ForgetKeyButton, ModelChoice } from "./page.js";
-import { LiveRegion, Ready } from "./live_region.js";
-import { ApiKeyForm } from "./api_key.js";
-import { Probe } from "./probe.js";
-import { Restore } from "./restore.js";
-import { RunTask } from "./run.js";
-import { Segment } from "./segment.js";
-import { Steering } from "./steering.js";
+import "./frame.js";
+import { wasUsed } from "./gateway.js";
 
-const ELEMENTS = {
-  ready: Ready, "live-region": LiveRegion, key: ForgetKeyButton, "api-key": ApiKeyForm, model: ModelChoice, slider: Slider, code: Code, drop: Drop,
-  result: ResultView, segment: Segment, detect: Detect, restore: Restore, chat: Chat, attention: Attention,
-  steering: Steering, heads: Heads,
-  jobs: Jobs, run: RunTask, probe: Probe,
-  "judge-pair": JudgePair, "judge-batch": JudgeBatch, "judge-agreement": JudgeAgreement, "judge-rankings": JudgeRankings,
-  "judge-trust": JudgeTrust, "judge-significance": JudgeSignificance, "judge-corrected": JudgeCorrected, "judge-nuggets": JudgeNuggets,
-  "judge-board": JudgeBoard,
+const MODULES = {
+  "./page.js": ["key", "model"],
+  "./snippet.js": ["slider", "code"],
+  "./api_key.js": ["api-key"],
+  "./drop.js": ["drop"],
+  "./result_view.js": ["result"],
+  "./segment.js": ["segment"],
+  "./detect.js": ["detect"],
+  "./restore.js": ["restore"],
+  "./chat.js": ["chat"],
+  "./attention.js": ["attention"],
+  "./steering.js": ["steering"],
+  "./heads.js": ["heads"],
+  "./jobs.js": ["jobs"],
+  "./run.js": ["run"],
+  "./probe.js": ["probe"],
+  "./judge.js": ["judge-pair", "judge-batch"],
+  "./judge_results.js": ["judge-agreement", "judge-rankings", "judge-board"],
+  "./judge_evidence.js": ["judge-trust", "judge-significance", "judge-corrected", "judge-nuggets"],
+  "./tabs.js": ["tabs"],
+  "./model_list.js": ["models"],
+  "./live_region.js": ["ready", "readiness"],
+  "./run_view.js": wasUsed() ? ["runs", "recent-runs"] : ["runs"],
 };
 
-for (const [name, element] of Object.entries(ELEMENTS)) customElements.define(`fovea-${name}`, element);
+/** Load what the elements of a document need; also called after a part of the page was replaced. */
+export function loadElements() {
+  for (const [module, names] of Object.entries(MODULES)) {
+    if (document.querySelector(names.map((name) => `fovea-${name}`).join())) import(module);
+  }
+}
+
+loadElements();
+document.addEventListener("fovea-page", loadElements);

@@ -179,3 +179,5 @@ function createToken(text, index, isFirst) {
   token.dataset.token = index;
   return Object.assign(token, { textContent: text, role: "button", tabIndex: isFirst ? 0 : -1, ariaPressed: "false" });
 }
+
+customElements.define("fovea-heads", Heads);

@@ -136,3 +136,5 @@ function duration(job) {
   const seconds = (new Date(job.finished) - new Date(job.started)) / 1000;
   return `${job.status === "succeeded" ? "Took" : "After"} ${seconds < 10 ? seconds.toFixed(1) : Math.round(seconds)} s`;
 }
+
+customElements.define("fovea-jobs", Jobs);

@@ -15,6 +15,7 @@ export async function fetchPage(url) {
 export function replacePage(fetched) {
   document.title = fetched.title;
   document.querySelector("main").replaceWith(document.adoptNode(fetched.querySelector("main")));
+  document.dispatchEvent(new Event("fovea-page"));
 }
 
 /** The choice of a model: redraws its options and keeps everything else, such as the picture. */
@@ -46,3 +47,6 @@ export class ForgetKeyButton extends CustomElement {
     });
   }
 }
+
+customElements.define("fovea-key", ForgetKeyButton);
+customElements.define("fovea-model", ModelChoice);
