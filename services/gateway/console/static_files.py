@@ -48,7 +48,9 @@ def digest_folders(folders: Iterable[Path]) -> str:
     return digest.hexdigest()[:12]
 
 
-def build_static_routes(root: str, folders: Mapping[str, Path], sheets: Iterable[Path]) -> tuple[str, list[Route | Mount]]:
+def build_static_routes(
+    root: str, folders: Mapping[str, Path], sheets: Iterable[Path]
+) -> tuple[str, list[Route | Mount]]:
     """Build the routes of all static files.
 
     Args:

@@ -17,7 +17,7 @@ export class ApiKeyForm extends CustomElement {
   async openPage(refusal) {
     this.classList.add("busy");
     try {
-      replacePage(await fetchPage(location.href));
+      await replacePage(await fetchPage(location.href));
       document.querySelector("fovea-key").hidden = false;
     } catch (problem) {
       if (problem.status === 401) forgetKey();

@@ -34,7 +34,7 @@ export class Filmstrip {
     const { items } = this.page;
     if (items.length < 2) return;
     const [gone] = items.splice(index, 1);
-    gone.frame.remove();
+    gone.frame?.remove();
     this.page.select(items[Math.min(index, items.length - 1)]);
   }
 
@@ -42,6 +42,7 @@ export class Filmstrip {
   draw() {
     const { items, current } = this.page;
     this.part.hidden = items.length < 2;
+    if (this.part.hidden) return;
     const frames = items.map((item) => (item.frame ??= createFrame(item)));
     if (frames.length !== this.part.children.length || frames.some((frame, at) => this.part.children[at] !== frame)) this.part.replaceChildren(...frames);
     for (const item of items) {

@@ -4,7 +4,7 @@
  */
 
 import { CustomElement } from "./custom_element.js";
-import { wasUsed } from "./gateway.js";
+import { forgetKey, storedKey, wasUsed } from "./gateway.js";
 
 const CHECK_MS = 4000;
 const THEMES = ["system", "light", "dark"];
@@ -70,6 +70,17 @@ class Outage extends CustomElement {
   }
 }
 
+/** The button that forgets the key; shown only while there is one. */
+class ForgetKeyButton extends CustomElement {
+  connectedCallback() {
+    this.hidden = !storedKey();
+    this.on("click", "forget", () => {
+      forgetKey();
+      location.reload();
+    });
+  }
+}
+
 /** Files dropped beside their target would replace the page. The page's drop target or its input of many files gets them. */
 function guardDrops() {
   const isInput = ({ target }) => target.closest?.("input[type=file]");
@@ -99,6 +110,7 @@ function listenForKeys() {
   document.querySelector('[data-part="open-code"]')?.addEventListener("click", () => open("./api_code.js"));
 }
 
+customElements.define("fovea-key", ForgetKeyButton);
 customElements.define("fovea-theme", Theme);
 customElements.define("fovea-outage", Outage);
 guardDrops();
@@ -107,4 +119,5 @@ const loadTray = () => import("./tray.js");
 document.querySelector('[data-part="open-tray"]')?.addEventListener("click", loadTray, { once: true });
 document.addEventListener("fovea-job", loadTray, { once: true });
 if (wasUsed()) requestIdleCallback(loadTray, { timeout: 2000 });
+if (wasUsed() && document.querySelector("fovea-recent-runs")) import("./run_view.js");
 

@@ -6,6 +6,7 @@
 import { FINAL, jobNote, jobs } from "./submit.js";
 import { CustomElement } from "./custom_element.js";
 import { save } from "./save.js";
+import "./result_view.js";
 
 const POLL_INTERVAL_MS = 3000;
 const MAX_FOLLOWED = 3;

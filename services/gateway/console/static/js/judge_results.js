@@ -93,14 +93,20 @@ export class JudgeRankings extends JudgeForm {
 }
 
 export class JudgeBoard extends CustomElement {
-  async connectedCallback() {
-    try {
-      const board = await (await call("/v1/judge/leaderboard")).json();
-      this.part("rows").replaceChildren(...board.rows.map((row) => this.createRow(row)));
-      scatter(this, "kappa-tau", board.rows.map((row) => ({ x: row.kappa, y: row.tau_b, label: row.judge })));
-    } catch (problem) {
-      this.showError(problem);
-    }
+  /** The board is fetched when its tab is opened. */
+  connectedCallback() {
+    const seen = new IntersectionObserver(([{ isIntersecting }]) => {
+      if (!isIntersecting) return;
+      seen.disconnect();
+      this.attempt(() => this.load());
+    });
+    seen.observe(this);
+  }
+
+  async load() {
+    const board = await (await call("/v1/judge/leaderboard")).json();
+    this.part("rows").replaceChildren(...board.rows.map((row) => this.createRow(row)));
+    scatter(this, "kappa-tau", board.rows.map((row) => ({ x: row.kappa, y: row.tau_b, label: row.judge })));
   }
 
   createRow(row) {

@@ -8,6 +8,7 @@ import { decodePicture } from "./canvas.js";
 import { Filmstrip } from "./filmstrip.js";
 import { describeSize, findExcess, measurePicture, scalePicture } from "./picture_size.js";
 import { RunForm } from "./run_form.js";
+import "./drop.js";
 import "./viewer.js";
 
 /** Pixels that a picture is scaled to where the request would take too long. */

@@ -9,6 +9,8 @@ import { call } from "./gateway.js";
 import { CustomElement } from "./custom_element.js";
 import { selectedModel } from "./form.js";
 import { jobNote, submit } from "./submit.js";
+import "./page.js";
+import "./snippet.js";
 
 /** Statuses after which the same request may succeed. */
 const PASSING = new Set([0, 429, 502, 503, 504]);
