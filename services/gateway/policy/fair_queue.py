@@ -69,6 +69,11 @@ class FairQueue:
             service, caller.tenant, capacity=capacity, share=sum(slots), deadline=deadline, weight=caller.limits.weight
         )
 
+    def count_requests(self, service: str) -> int:
+        """Count the requests that a service answers or keeps waiting, of all tenants."""
+        found = self._services.get(service)
+        return sum(line.in_flight + len(line.waiting) for line in found.lines.values()) if found else 0
+
     @asynccontextmanager
     async def place(
         self, service: str, tenant: str, *, capacity: int, share: int, deadline: float, weight: float = 1.0
