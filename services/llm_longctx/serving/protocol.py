@@ -133,7 +133,7 @@ class _ChunkBuilder(Generic[ChunkT]):
             "system_fingerprint": adapter.fingerprint,
         }
         self._begun: set[int] = set()
-        self._writer = adapter.open_captures(generation.requests[0])
+        self._writer = adapter.open_captures(generation.requests)
         self._produced = 0
         self._held: ChunkT | None = None
 
