@@ -31,7 +31,7 @@ def main(names: list[str]) -> int:
         return 2
     for name in names or parts:
         part = parts[name](_read())
-        RESULTS.write_text(json.dumps({**_read(), "machine": machine(), name: part}, indent=1) + "\n", "utf8")
+        _write({**_read(), "machine": machine(), name: part})
         print(f"{name}: done", flush=True)
     return 0
 
@@ -39,6 +39,12 @@ def main(names: list[str]) -> int:
 def _read() -> dict[str, Any]:
     found: dict[str, Any] = json.loads(RESULTS.read_text("utf8")) if RESULTS.exists() else {}
     return found
+
+
+def _write(found: dict[str, Any]) -> None:
+    """A line for each part."""
+    lines = (f" {json.dumps(name)}: {json.dumps(part)}" for name, part in found.items())
+    RESULTS.write_text("{\n" + ",\n".join(lines) + "\n}\n", "utf8")
 
 
 def _costs(known: dict[str, Any]) -> Costs:

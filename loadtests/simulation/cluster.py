@@ -1,7 +1,7 @@
 """What the simulation is held against: a real Ray cluster of four nodes behind a real gateway, under known load.
 
-The cluster is that of `loadtests.chaos.cluster`: everything listens on loopback. A request asks the toy model to sleep,
-so that the processor, which other work may use, decides little. Also measures the Ray head's processor time by replicas.
+The cluster is that of `loadtests.chaos.cluster`: everything listens on loopback. A request asks the toy model to
+sleep, so that the processor, which other work may use, decides little. Also measures the Ray head's processor time.
 """
 
 from __future__ import annotations

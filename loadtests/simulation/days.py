@@ -24,7 +24,7 @@ LOW, HIGH, IN_FLIGHT = 2, 16, 8
 """Fewest and most replicas, and the requests in flight beyond which another one is started: those of the chart."""
 
 REPLICA_START_S = 30.0
-"""Until a new pod's replica is ready: 12 to 19 s for Ray's node and 11 to 18 s for the replica, on a real Ray."""
+"""Until a new pod's replica is ready: 12 to 19 s for a node of Ray and 11 to 18 s for its replica."""
 
 DEADLINE_S = 60.0
 GATEWAYS = 3

@@ -1,4 +1,4 @@
-"""Gateways of the simulation: the real registry, rate limits, fair queue, balancer and retry policy of `services.gateway`.
+"""Gateways of the simulation: the real registry, rate limits, fair queue, load balancer and retry policy.
 
 Only what they stand on is simulated: the clock, Redis, the connection to a replica, and the processor, whose time per
 request and per record was measured.
@@ -46,6 +46,17 @@ class Answers:
 
     retried: int = 0
     queue_s: float = 0.0
+
+
+class _Nobody:
+    """Stands for a replica that is gone."""
+
+    async def answer(self, _work: Work) -> None:
+        """Refuse the connection."""
+        raise ReplicaGone(was_sent=False)
+
+
+_GONE = _Nobody()
 
 
 class SimulatedGateway:
@@ -105,9 +116,7 @@ class SimulatedGateway:
         lost = NotReady("the simulated connection broke")
         try:
             async with attempt:
-                if server is None:
-                    raise ReplicaGone(was_sent=False)
-                await server.answer(work)
+                await (server or _GONE).answer(work)
         except ReplicaGone as gone:
             self.answers.retried += 1
             if not gone.was_sent:

@@ -13,10 +13,7 @@ from loadtests.simulation.fleet import Costs, Fleet, simulated_time
 from loadtests.simulation.replicas import Work
 from services.gateway.policy.caller import Caller
 
-POINTS = (
-    *((1, 1), (10, 2), (100, 4)),
-    *((count, gateways) for count in (500, 1000, 2000) for gateways in (4, 16, 100)),
-)
+POINTS = ((1, 1), (10, 2), *((count, gateways) for gateways in (4, 16, 100) for count in (100, 500, 1000, 2000)))
 """Replicas and gateways."""
 
 LOAD = 0.6

@@ -1,8 +1,9 @@
-"""docs/19-scale.md and its curves, from `results.json`: what limits a fleet, what a replica costs, and what to shard."""
+"""docs/19-scale.md and its curves, from `results.json`: what limits a fleet, what a replica costs, what to shard."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,19 @@ from typing import Any
 from loadtests.dashboard.chart import Panel, draw_panels
 
 ROOT = Path(__file__).parents[2]
-RESULTS = Path(__file__).with_name("results.json")
-PAGE, DAYS_PICTURE, GRID_PICTURE = (
-    ROOT / "docs/19-scale.md", ROOT / "docs/images/scale-days.svg", ROOT / "docs/images/scale-fleets.svg",
-)  # fmt: skip
+RESULTS, TEMPLATE = Path(__file__).with_name("results.json"), Path(__file__).with_name("page_template.md")
+PAGE = ROOT / "docs/19-scale.md"
+PICTURES = ROOT / "docs/images"
+
 FULL = 0.7
 """Share of a core, or of a link, beyond which a part counts as full."""
 
-POLLS_PER_SECOND, SCRAPE_S = 2, 15
-LINK_BYTES = 1.25e9
-"""10 Gbit/s, assumed."""
+POLLS_PER_SECOND, SCRAPE_S, LINK_BYTES = 2, 15, 1.25e9
+MOST_REPLICAS = 20_000
+"""Limits beyond this say nothing: other parts are full long before."""
+
+CASES = tuple((gateways, rate) for gateways in (4, 16, 100) for rate in (0.5, 5.0))
+"""Gateways, and requests a second of each replica, for which limits are computed."""
 
 
 def read_request_cost() -> float:
@@ -32,77 +36,84 @@ def read_request_cost() -> float:
 def render_page() -> Iterator[tuple[Path, str]]:
     """The page and its pictures."""
     found = json.loads(RESULTS.read_text("utf8"))
-    yield DAYS_PICTURE, _draw_days(found["days"])
-    yield GRID_PICTURE, _draw_grid(found["grid"])
-    yield PAGE, _write(found)
+    yield PICTURES / "scale-days.svg", draw_days(found["days"])
+    yield PICTURES / "scale-fleets.svg", draw_grid(found["grid"])
+    yield PAGE, write_page(found)
 
 
-def compare(predicted: Mapping[str, Any]) -> list[tuple[str, str, float, float, float]]:
-    """Scenario, figure, measured, simulated and the difference as a share, of all scenarios but the first."""
-    rows = []
+def compare(predicted: Mapping[str, Any]) -> list[tuple[str, str, float, float]]:
+    """Scenario, figure, measured and simulated, of all scenarios but the first, which calibrates."""
+    rows: list[tuple[str, str, float, float]] = []
     for title, both in list(predicted.items())[1:]:
         measured, simulated = both["measured"], both["simulated"]
-        for tenant in measured["tenants"]:
-            for figure, name in (("per_second", "requests / s"), ("mean_s", "mean, s")):
-                pair = [part["tenants"][tenant][figure] for part in (measured, simulated)]
-                rows.append((title, f"{tenant}: {name}", *pair, pair[1] / pair[0] - 1))
+        for tenant, figures in measured["tenants"].items():
+            for figure, name in (("per_second", "requests / s"), ("mean_s", "mean time, s")):
+                rows.append((title, f"{tenant}: {name}", figures[figure], simulated["tenants"][tenant][figure]))
+        rows.append((title, "requests in a batch", measured["together"], simulated["together"]))
         if measured["queue_s"] > 0.01:
-            pair = [measured["queue_s"], simulated["queue_s"]]
-            rows.append((title, "wait at the gateway, s", *pair, pair[1] / pair[0] - 1))
+            rows.append((title, "wait at the gateway, s", measured["queue_s"], simulated["queue_s"]))
     return rows
 
 
-def find_limits(found: Mapping[str, Any], gateways: int, per_replica: float) -> dict[str, float]:
-    """Replicas at which each part is `FULL`, by unit costs alone, with so many requests a second of each replica."""
+def find_limits(found: Mapping[str, Any], gateways: int, rate: float) -> dict[str, float]:
+    """Replicas at which each part is `FULL`, with so many requests a second of each replica."""
     redis, most = found["units"]["redis"], found["units"]["gateway"][-1]
     polls = POLLS_PER_SECOND * gateways
     limits = {
-        "Redis, processor": FULL / (redis["renewal_s"] + polls * redis["record_s"] + per_replica * redis["count_s"]),
+        "Redis, processor": FULL / (redis["renewal_s"] + polls * redis["record_s"] + rate * redis["count_s"]),
         "Redis, network": FULL * LINK_BYTES / (polls * redis["record_bytes"]),
-        "Gateway, reading the registry": FULL * most["replicas"] / (POLLS_PER_SECOND * most["refresh_s"]),
-        "Ray head of the service": _head_limit(found["cluster"]["head"]),
+        "a gateway, reading records": FULL * most["replicas"] / (POLLS_PER_SECOND * most["refresh_s"]),
+        "the gateways, requests": _limit_requests(most, gateways, rate),
+        "the service's Ray head": _limit_head(found["cluster"]["head"]),
     }
-    if scraped := found["units"].get("prometheus"):
+    if scraped := found["units"]["prometheus"]:
         limits["Prometheus, processor"] = FULL * SCRAPE_S / (scraped["sample_s"] * scraped["samples_of_a_pod"])
     return limits
 
 
-def _head_limit(head: Sequence[Mapping[str, float]]) -> float:
+def _limit_requests(most: Mapping[str, float], gateways: int, rate: float) -> float:
+    """Where place and pick, which grow with the replicas, and the rest of each request fill the gateways.
+
+    A gateway's share is `n (2 r + c q / g) + n² p q / g`: r per record, c per request, p per replica and request.
+    """
+    route = (most["place_s"] + most["pick_known_s"]) / most["replicas"] * rate / gateways
+    linear = POLLS_PER_SECOND * most["refresh_s"] / most["replicas"] + read_request_cost() * rate / gateways
+    return float(((linear**2 + 4 * route * FULL) ** 0.5 - linear) / (2 * route))
+
+
+def _limit_head(head: Sequence[Mapping[str, float]]) -> float:
     first, last = head[0], head[-1]
     slope = (last["processor_share"] - first["processor_share"]) / (last["replicas"] - first["replicas"])
-    return last["replicas"] + (FULL - last["processor_share"]) / slope
+    return last["replicas"] + (FULL - last["processor_share"]) / max(slope, 1e-9)
 
 
-def _draw_days(days: Mapping[str, Any]) -> str:
-    series = {
-        key: [(bucket["hours"], bucket[key]) for bucket in days["buckets"]]
-        for key in ("per_second", "replicas", "median_s", "p99_s", "alice_p99_s")
-    }
+def draw_days(days: Mapping[str, Any]) -> str:
+    """The course of the days."""
+
+    def line(key: str) -> list[tuple[float, float]]:
+        return [(bucket["hours"], bucket[key]) for bucket in days["buckets"]]
+
     panels = [
-        Panel("Requests answered a second", "", {"requests": series["per_second"]}),
-        Panel("Replicas", "", {"replicas": series["replicas"]}),
-        Panel("Median", "s", {"all tenants": series["median_s"]}),
-        Panel("99th percentile", "s", {"all tenants": series["p99_s"], "alice": series["alice_p99_s"]}),
+        Panel("Requests answered a second", "", {"requests": line("per_second")}),
+        Panel("Replicas", "", {"replicas": line("replicas")}),
+        Panel("Median", "s", {"all tenants": line("median_s")}),
+        Panel("99th percentile", "s", {"all tenants": line("p99_s"), "alice": line("alice_p99_s")}),
     ]
     return draw_panels(panels, 0, 24 * days["days"], f"{days['days']:g} days")
 
 
-def _draw_grid(grid: Sequence[Mapping[str, Any]]) -> str:
+def draw_grid(grid: Sequence[Mapping[str, Any]]) -> str:
+    """Each fleet's figures by its replicas, a line for each number of gateways."""
     most = max(point["replicas"] for point in grid)
     counts = sorted({point["gateways"] for point in grid if point["replicas"] == most})
 
     def lines(key: str) -> dict[str, list[tuple[float, float]]]:
-        small = [point for point in grid if point["gateways"] not in counts or point["replicas"] < 500]
-        return {
-            f"{count} gateways": [
-                (point["replicas"], point[key]) for point in grid if point in small or point["gateways"] == count
-            ]
-            for count in counts
-        }
+        chosen = {count: [p for p in grid if p["gateways"] == count] for count in counts}
+        return {f"{count} gateways": [(p["replicas"], p[key] or 0.0) for p in chosen[count]] for count in counts}
 
     titles = {
         "redis_share": ("Redis, share of its core", "percentunit"),
-        "gateway_share": ("Each gateway, share of its core", "percentunit"),
+        "gateway_share": ("A gateway, share of its core", "percentunit"),
         "answered_per_second": ("Requests answered a second", ""),
         "median_s": ("Median", "s"),
     }
@@ -110,116 +121,98 @@ def _draw_grid(grid: Sequence[Mapping[str, Any]]) -> str:
     return draw_panels(panels, 0, most, f"{most:,} replicas")
 
 
+def write_page(found: Mapping[str, Any]) -> str:
+    """The page's text."""
+    rows, days, redis = compare(found["predict"]), found["days"], found["units"]["redis"]
+    events = Counter(what for _, what in days["events"])
+    failed = [f"{count} × {code}" for code, count in sorted(days["statuses"].items()) if code not in {"200", "429"}]
+    facts = {
+        "cpu": found["machine"]["cpu"],
+        "sleep": found["cluster"]["sleep_s"],
+        "figures": len(rows),
+        "within": sum(abs(simulated / measured - 1) <= 0.15 for _, _, measured, simulated in rows),
+        "lost": sum(run["lost"] for run in found["cluster"]["runs"].values()),
+        "check": _write_check(rows),
+        "units": _write_units(found),
+        "full": f"{FULL:.0%}",
+        "heads": found["cluster"]["head"][-1]["replicas"],
+        "limits": _write_limits(found),
+        "grid": _write_grid(found["grid"]),
+        "gateways": days["gateways"],
+        "requests": f"{sum(days['statuses'].values()):,}",
+        **{name: events[name] for name in ("burst", "kill", "rollout", "redis")},
+        "refused": f"{days['statuses'].get('429', 0):,}",
+        "failed": ", ".join(failed) or "none",
+        "retried": days["retried"],
+        "held": f"{days['held_share']:.0%}",
+        "redis_share": f"{days['redis_share']:.2%}",
+        "gateway_share": f"{days['gateway_share']:.2%}",
+        "job_median": f"{days['jobs']['wait_median_s']:.0f}",
+        "job_longest": f"{days['jobs']['wait_longest_s']:.0f}",
+        "pod_hours": days["jobs"]["pod_hours"],
+        "renewal": f"{1e6 * redis['renewal_s']:.0f}",
+        "volatile": f"{1e6 * redis['renewal_volatile_s']:.0f}",
+    }
+    return TEMPLATE.read_text("utf8").format(**facts)
+
+
 def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
-def _write(found: Mapping[str, Any]) -> str:
-    parts = [_INTRODUCTION.format(cpu=found["machine"]["cpu"]), _write_check(found), _write_units(found)]
-    return "\n\n".join([*parts, _write_limits(found), _write_grid(found), _write_days(found["days"]), _SHARDING]) + "\n"
-
-
-def _write_check(found: Mapping[str, Any]) -> str:
-    rows = compare(found["predict"])
-    within = sum(abs(row[4]) <= 0.15 for row in rows)
-    lost = sum(both["measured"]["lost"] for both in found["predict"].values())
-    table = _table(
-        ["scenario", "figure", "cluster", "simulated", "difference"],
-        [(title, name, f"{a:g}", f"{b:g}", f"{share:+.0%}") for title, name, a, b, share in rows],
-    )
-    return (
-        f"## Check against a real cluster\n\n{within} of {len(rows)} figures are within 15 %. The cluster lost {lost} requests.\n"
-        f"One caller at one replica gives the simulation the time that a request takes beyond its {found['cluster']['sleep_s']} s of\n"
-        f"sleep; all else is predicted.\n\n{table}"
-    )
+def _write_check(rows: Sequence[tuple[str, str, float, float]]) -> str:
+    cells = [(title, name, f"{a:.3g}", f"{b:.3g}", f"{b / a - 1:+.0%}") for title, name, a, b in rows]
+    return _table(["scenario", "figure", "cluster", "simulated", "difference"], cells)
 
 
 def _write_units(found: Mapping[str, Any]) -> str:
     redis, gateway = found["units"]["redis"], found["units"]["gateway"][-1]
-    count, head = gateway["replicas"], found["cluster"]["head"]
+    count, head, scraped = gateway["replicas"], found["cluster"]["head"], found["units"]["prometheus"]
+    known, new = (1e3 * (gateway["place_s"] + gateway[f"pick_{kind}_s"]) for kind in ("known", "new"))
+    shares = ", ".join(f"{one['processor_share']:.1%} at {one['replicas']}" for one in head)
     rows = [
-        ("Redis, a renewal (one a second and replica)", f"{1e6 * redis['renewal_s']:.0f} µs", f"{1e6 * redis['renewal_volatile_s']:.0f} µs without a file"),
-        ("Redis, a counted request", f"{1e6 * redis['count_s']:.0f} µs", f"{1e6 * redis['count_volatile_s']:.0f} µs without a file"),
-        ("Redis, a record that a gateway reads (two a second)", f"{1e6 * redis['record_s']:.2f} µs", f"{redis['record_bytes']:,} bytes on the wire"),
-        ("Redis, memory of a record", f"{redis['memory_bytes']:,} bytes", ""),
-        ("Gateway, a request", f"{1e3 * read_request_cost():.2f} ms", "without routing; `make bench ARGS=serving`"),
-        ("Gateway, a record that it reads", f"{1e6 * gateway['refresh_s'] / count:.1f} µs", f"{1e3 * gateway['refresh_s']:.0f} ms of the event loop at {count:,} replicas"),
-        (f"Gateway, a place and a pick among {count:,}, known key", f"{1e3 * (gateway['place_s'] + gateway['pick_known_s']):.2f} ms", f"{1e3 * (gateway['place_s'] + gateway['pick_new_s']):.2f} ms for a new key"),
-        ("Replica, a renewal", f"{1e6 * found['units']['heartbeat_s']:.0f} µs", ""),
-        ("Ray head, processor", f"{head[-1]['processor_share']:.1%} of a core at {head[-1]['replicas']}", ", ".join(f"{one['processor_share']:.1%} at {one['replicas']}" for one in head[:-1])),
-    ]  # fmt: skip
-    if scraped := found["units"].get("prometheus"):
-        rows += [
-            ("Prometheus, a scraped sample", f"{1e6 * scraped['sample_s']:.2f} µs", f"{scraped['samples_of_a_pod']} samples of a pod, assumed"),
-            ("Prometheus, memory of a series", f"{scraped['series_bytes']:,.0f} bytes", ""),
-        ]  # fmt: skip
-    table = _table(["unit", "cost", "note"], rows)
-    return f"## Unit costs\n\nProcessor time of the process that does the work, measured here.\n\n{table}"
+        ("Redis: a renewal, one per second and replica", f"{1e6 * redis['renewal_s']:.0f} µs"),
+        ("Redis: a request that is counted", f"{1e6 * redis['count_s']:.0f} µs"),
+        ("Redis: a record that a gateway reads, two per second", f"{1e6 * redis['record_s']:.2f} µs"),
+        ("Redis: size of a record, on the wire and in memory", f"{redis['record_bytes']:,} bytes"),
+        ("gateway: a request, without routing", f"{1e3 * read_request_cost():.2f} ms"),
+        ("gateway: a record that it reads", f"{1e6 * gateway['refresh_s'] / count:.1f} µs"),
+        (f"gateway: a place and a pick among {count:,}, known session", f"{known:.2f} ms"),
+        (f"gateway: a place and a pick among {count:,}, new session", f"{new:.2f} ms"),
+        ("replica: a renewal", f"{1e6 * found['units']['heartbeat_s']:.0f} µs"),
+        ("Ray head: share of a core by replicas", shares),
+    ]
+    if scraped:
+        samples = scraped["samples_of_a_pod"]
+        rows.append((f"Prometheus: a sample ({samples} per pod assumed)", f"{1e6 * scraped['sample_s']:.2f} µs"))
+        rows.append(("Prometheus: memory of a series", f"{scraped['series_bytes']:,.0f} bytes"))
+    return _table(["unit", "cost"], rows)
 
 
 def _write_limits(found: Mapping[str, Any]) -> str:
-    cases = [(gateways, rate) for gateways in (4, 16, 100) for rate in (0.5, 5.0)]
-    limits = [find_limits(found, *case) for case in cases]
-    head = ["part", *(f"{gateways} gateways, {rate:g} requests / s" for gateways, rate in cases)]
-    rows = [[part, *(f"{each[part]:,.0f}" for each in limits)] for part in limits[0]]
-    note = f"Replicas of one service at which a part is {FULL:.0%} busy, by the unit costs; requests are those of one replica."
-    return f"## Limits\n\n{note}\nThe head is extrapolated from few replicas and says only the order.\n\n{_table(head, rows)}"
+    limits = [find_limits(found, *case) for case in CASES]
+
+    def write(value: float) -> str:
+        return f"{round(value, -2):,.0f}" if value < MOST_REPLICAS else f"over {MOST_REPLICAS:,}"
+
+    head = ["part", *(f"{gateways} gateways, {rate:g} requests" for gateways, rate in CASES)]
+    return _table(head, [[part, *(write(each[part]) for each in limits)] for part in limits[0]])
 
 
-def _write_grid(found: Mapping[str, Any]) -> str:
+def _write_grid(grid: Sequence[Mapping[str, Any]]) -> str:
     rows = [
         (
-            f"{p['replicas']:,}", p["gateways"], f"{p['asked_per_second']:,.0f}", f"{p['answered_per_second']:,.0f}",
-            "–" if p["median_s"] is None else f"{p['median_s']:.2f}", f"{p['redis_share']:.0%}", f"{p['gateway_share']:.0%}",
-            f"{p['redis_bytes_per_second'] / 1e6:,.0f}",
+            f"{point['replicas']:,}",
+            point["gateways"],
+            f"{point['asked_per_second']:,.0f}",
+            f"{point['answered_per_second']:,.0f}",
+            "–" if point["median_s"] is None else f"{point['median_s']:.2f}",
+            f"{point['redis_share']:.0%}",
+            f"{point['gateway_share']:.0%}",
+            f"{point['redis_bytes_per_second'] / 1e6:,.1f}",
         )
-        for p in found["grid"]
-    ]  # fmt: skip
-    head = ["replicas", "gateways", "asked / s", "answered / s", "median s", "Redis", "a gateway", "Redis MB / s"]
-    return (
-        "## Fleets\n\nEach fleet is asked for 60 % of what its replicas can do. Where less is answered, the part at 100 % is full.\n\n"
-        f"{_table(head, rows)}\n\n![Fleets of 1 to 2,000 replicas](images/{GRID_PICTURE.name})"
-    )
-
-
-def _write_days(days: Mapping[str, Any]) -> str:
-    statuses, jobs = days["statuses"], days["jobs"]
-    total = sum(statuses.values())
-    failed = {status: count for status, count in statuses.items() if status not in {"200", "429"}}
-    kinds: dict[str, int] = {}
-    for _, what in days["events"]:
-        kinds[what] = kinds.get(what, 0) + 1
-    listed = ", ".join(f"{count} × {status}" for status, count in sorted(failed.items())) or "none"
-    return (
-        f"## {days['days']:g} days\n\n{days['gateways']} gateways, {total:,} requests in daily waves; "
-        f"{kinds.get('burst', 0)} bursts of one tenant, {kinds.get('kill', 0)} killed\nreplicas, {kinds.get('rollout', 0)} rollouts, "
-        f"and Redis away for a minute {kinds.get('redis', 0)} times. {days['retried']} attempts were sent again.\n"
-        f"Refused with 429: {statuses.get('429', 0):,}. Failed otherwise: {listed}. {days['held_share']:.0%} of the requests met a replica that\n"
-        f"held their session. Redis was {days['redis_share']:.2%} busy, a gateway {days['gateway_share']:.2%}.\n\n"
-        f"KEDA's workers took {jobs['count']:,} jobs, which came 400 at a time at night, when no worker ran. The first waited for a scrape\n"
-        f"(15 s), KEDA's poll (30 s) and a pod; the median job waited {jobs['wait_median_s']:.0f} s, the last {jobs['wait_longest_s']:.0f} s. "
-        f"Workers ran for {jobs['pod_hours']} pod hours.\nThe polls are one query per service and 30 s, whatever the number of replicas.\n\n"
-        f"![Requests, replicas and times over {days['days']:g} days](images/{DAYS_PICTURE.name})"
-    )
-
-
-_INTRODUCTION = """# Scale
-
-How many replicas and gateways one installation holds, what each replica costs, and what to shard then. The gateway's own load
-balancer, affinity, fair queue, rate limits, retries and registry, the replicas' heartbeat and Ray's autoscaling with our policy run
-on a simulated clock ([loadtests/simulation](../loadtests/simulation)). Redis, connections and models are simulated, with times measured on {cpu}
-(text: `make bench ARGS=judge` and `longctx_serving`). KEDA is written by its documentation.
-Assumed are 0.3 ms of network, 30 s until a new replica is ready, and 8 s until a pod runs.
-
-Run `python -m loadtests.simulation` to measure and simulate again, and `make generate` to write this page."""
-
-_SHARDING = """## What to shard, and when
-
-* **Redis first.** It pays for its file with each renewal and each counted request, although both may be lost. Keep jobs on a
-  Redis with a file. Where Redis is more than half busy, give each group of services a release and a Redis of its own.
-* **Gateways.** Every gateway reads every record twice a second, so that the cost grows with replicas times gateways. Use as few
-  gateways as carry the requests. Beyond about 1,000 replicas run cells: releases of their own behind one DNS name.
-* **Ray.** Each service has a head of its own already. A service that outgrows its head becomes two releases.
-* **Prometheus.** Split the pods over several servers by `hashmod`, or scrape less often: set `monitoring.interval`.
-* **KEDA.** Its load does not grow with replicas. Its delay does not shrink: set `worker.min` to 1 where jobs must begin at once."""
+        for point in grid
+    ]
+    head = ["replicas", "gateways", "asked / s", "answered / s", "median, s", "Redis", "a gateway", "MB / s from Redis"]
+    return _table(head, rows)

@@ -12,9 +12,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from loadtests.simulation.clock import SimulatedClock, simulate
 from loadtests.simulation.cluster import SCENARIOS, WARM_S
 from loadtests.simulation.fleet import Costs, Fleet, simulated_time
-from loadtests.simulation.clock import SimulatedClock, simulate
 from loadtests.simulation.replicas import BatchEngine, Model, Work
 from services.gateway.policy.caller import Caller
 

@@ -1,4 +1,4 @@
-"""A Redis of the simulation: the commands that the registry, heartbeats and rate limits send, each at its measured cost.
+"""A Redis of the simulation: the commands of the registry, heartbeats and rate limits, each at its measured cost.
 
 One thread serves one command after another, as Redis does. Also what is wanted of `limits`' storage.
 """

@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ import psutil
 
 from services.gateway.policy.caller import Caller
 from services.gateway.policy.fair_queue import FairQueue
-from services.gateway.routing.affinity import held_key
+from services.gateway.routing.affinity import AffinityKey, held_key
 from services.gateway.routing.replica_registry import ReplicaRegistry
 from shared.api.replica import ReplicaRecord, replicas_key
 from shared.jobs.key_limits import open_limit_windows
@@ -75,8 +75,7 @@ def measure_redis() -> dict[str, float]:
         tempfile.TemporaryDirectory() as name,
         RedisServer(Settings(data_dir=Path(name), redis_url=None)) as server,
     ):
-        assert server.process is not None
-        process, link = psutil.Process(server.process.pid), open_redis(server.url)
+        process, link = psutil.Process(server.process.pid if server.process else None), open_redis(server.url)
         key = replicas_key(SERVICE)
         blobs = [build_record(number, 1e9 + number).model_dump_json() for number in range(2000)]
         link.delete("nothing")
@@ -120,59 +119,55 @@ def spend_on_counts(url: str, process: psutil.Process) -> float:
 
 def measure_gateway() -> list[dict[str, float]]:
     """Processor seconds of a gateway per refresh of the registry and per request's place and pick, by replicas."""
-    found = []
-    for count in COUNTS:
-        registry = ReplicaRegistry(Settings(redis_url=None, enabled_services=SERVICE, auth="keys"))
-        fair, caller = FairQueue(Settings(), registry), Caller("alice", frozenset({"infer"}))
-        turns = iter(range(1_000_000))
+    return [_time_gateway(count) for count in COUNTS]
 
-        def refresh(registry: ReplicaRegistry = registry, count: int = count) -> None:
-            seen = time.time() + next(turns) / 1000
-            records = [build_record(n, seen) for n in range(count)]
-            raw = {record.id.encode(): record.model_dump_json().encode() for record in records}
-            begun = time.process_time()
-            registry._update_service(SERVICE, raw)
-            registry._update_routes()
-            spent.append(time.process_time() - begun)
 
-        async def take_places(
-            fair: FairQueue = fair, caller: Caller = caller, times: int = 2000 // count + 30
-        ) -> float:
-            begun = time.process_time()
-            for _ in range(times):
-                async with fair.place_of(caller, SERVICE, asyncio.get_running_loop().time() + 60):
-                    pass
-            return (time.process_time() - begun) / times
+def _time_gateway(count: int) -> dict[str, float]:
+    registry = ReplicaRegistry(Settings(redis_url=None, enabled_services=SERVICE, auth="keys"))
+    fair, caller, times = FairQueue(Settings(), registry), Caller("alice", frozenset({"infer"})), 2000 // count + 30
 
-        spent: list[float] = []
-        for _ in range(5):
-            refresh()
-        keys = [held_key("alice", f"session-{n}") for n in range(2000 // count + 30)]
-        picks = []
-        for wanted in (keys, keys, [None] * len(keys)):  # new to the gateway, known to it, and without a key
-            begun = time.process_time()
-            for key in wanted:
-                registry.pick(SERVICE, (), key)
-            picks.append((time.process_time() - begun) / len(keys))
-        found.append(
-            {
-                "replicas": count,
-                "refresh_s": min(spent[1:]),
-                "place_s": asyncio.run(take_places()),
-                "pick_new_s": picks[0],
-                "pick_known_s": picks[1],
-                "pick_s": picks[2],
-            }  # fmt: skip
-        )
-    return found
+    async def take_places() -> None:
+        for _ in range(times):
+            async with fair.place_of(caller, SERVICE, asyncio.get_running_loop().time() + 60):
+                pass
+
+    def pick_all(wanted: Sequence[AffinityKey | None]) -> float:
+        return _spend(lambda: [registry.pick(SERVICE, (), key) for key in wanted]) / times
+
+    keys = [held_key("alice", f"session-{n}") for n in range(times)]
+    refreshes = [_refresh(registry, count, turn) for turn in range(5)]
+    return {
+        "replicas": count,
+        "refresh_s": min(refreshes[1:]),
+        "place_s": _spend(lambda: asyncio.run(take_places())) / times,
+        "pick_new_s": pick_all(keys),
+        "pick_known_s": pick_all(keys),
+        "pick_s": pick_all([None] * times),
+    }
+
+
+def _refresh(registry: ReplicaRegistry, count: int, turn: int) -> float:
+    """Processor seconds in which a gateway takes over what all replicas renewed."""
+    records = [build_record(number, time.time() + turn / 1000) for number in range(count)]
+    raw = {record.id.encode(): record.model_dump_json().encode() for record in records}
+
+    def take_over() -> None:
+        registry._update_service(SERVICE, raw)
+        registry._update_routes()
+
+    return _spend(take_over)
+
+
+def _spend(work: Callable[[], object]) -> float:
+    """Processor seconds of some work of this process."""
+    begun = time.process_time()
+    work()
+    return time.process_time() - begun
 
 
 def measure_heartbeat() -> float:
     """Processor seconds of a replica per renewal of its record, without the connection."""
-    begun = time.process_time()
-    for number in range(5000):
-        build_record(1, 1e9 + number).model_dump_json()
-    return (time.process_time() - begun) / 5000
+    return _spend(lambda: [build_record(1, 1e9 + n).model_dump_json() for n in range(5000)]) / 5000
 
 
 def measure_prometheus() -> dict[str, float] | None:
@@ -198,7 +193,7 @@ def _scrape(binary: str, targets: int) -> dict[str, float]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
-        def do_GET(self) -> None:  # noqa: N802  # the library's name
+        def do_GET(self) -> None:  # the library's name
             self.send_response(200)
             self.send_header("content-type", "text/plain; version=0.0.4")
             self.send_header("content-length", str(len(page)))

@@ -1,7 +1,7 @@
 """Workers of jobs, scaled by KEDA: Prometheus scrapes the number of jobs, KEDA asks it, and Kubernetes starts pods.
 
-KEDA and the HorizontalPodAutoscaler are written here by their documentation, with the chart's numbers; the jobs' requests
-go through the simulated gateways.
+KEDA and the HorizontalPodAutoscaler are written here by their documentation, with the chart's numbers; the requests
+of jobs go through the simulated gateways.
 """
 
 from __future__ import annotations
