@@ -21,7 +21,7 @@ RUNNABLE := $(VENV)/.runnable-$(if $(SERVICES),$(subst $(comma),-,$(SERVICES)),a
 FUZZ_S ?= 25
 SHELL  := /bin/bash
 
-.PHONY: help run test check test-all lint format setup bench gpu chaos rehearse fuzz leaks mutants gallery images generate clean
+.PHONY: help run test check test-all lint format setup bench gpu scale chaos rehearse fuzz leaks mutants gallery images generate clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -86,6 +86,9 @@ gpu: setup  ## the first ten minutes of a card: suites marked gpu, kernels, deco
 	  $(BIN)/python -m pip uninstall --quiet --yes onnxruntime onnxruntime-gpu; fi  # both own the same files
 	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS)]'
 	@$(BIN)/python -m loadtests.gpu $(ARGS)
+
+scale: setup  ## measure unit costs and a cluster, and simulate 1 to 2,000 replicas and three days (ARGS="grid days": parts)
+	@$(BIN)/python -m loadtests.simulation $(ARGS)
 
 chaos: setup  ## kill -9 of workers, replicas and Redis under load
 	@$(BIN)/python -m loadtests.chaos $(ARGS)

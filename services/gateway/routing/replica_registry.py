@@ -176,13 +176,17 @@ class ReplicaRegistry:
     def list_ready(self, service: str) -> list[Replica]:
         """List replicas of a service that are alive, ready, and of a version that answers."""
         ready = [replica for replica in self.list_alive(service) if replica.record.ready]
-        return [replica for replica in ready if self.versions.may_answer(service, replica.record.version)]
+        versions = {replica.record.version for replica in ready}
+        silent = {version for version in versions if not self.versions.may_answer(service, version)}
+        return [replica for replica in ready if replica.record.version not in silent] if silent else ready
 
     def list_alive(self, service: str) -> list[Replica]:
         """List replicas of a service that are alive, ready or not."""
         state = self._services.get(service)
-        now = time.monotonic()
-        return [r for r in state.replicas.values() if self._is_alive(r, now)] if state else []
+        if state is None or service in self._upstreams:
+            return list(state.replicas.values()) if state else []
+        silent_since = (time.monotonic() if self._frozen_at is None else self._frozen_at) - LEASE_S
+        return [replica for replica in state.replicas.values() if replica.changed > silent_since]
 
     @property
     def unready_services(self) -> list[str]:
@@ -318,11 +322,6 @@ class ReplicaRegistry:
             state.replicas[record.id] = Replica(record, changed=now - age)
         elif record.seen != replica.record.seen:
             replica.record, replica.changed, replica.suspect_until = record, now, 0.0
-
-    def _is_alive(self, replica: Replica, now: float) -> bool:
-        if replica.record.service in self._upstreams:
-            return True
-        return (now if self._frozen_at is None else self._frozen_at) - replica.changed < LEASE_S
 
     def _abort_hung(self) -> None:
         """End what is under way to replicas that hang, where another replica is ready to take it."""
