@@ -23,7 +23,16 @@ from shared.registry.weights import Manifest, read_manifest
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "loadtests/bench/results"
 PLACE = re.compile(r"<!--=(?P<key>[^\n]+?)-->(?P<text>.*?)<!--/-->", re.DOTALL)
-GENERATED = ("19-scale", "benchmarks", "gpu-cost", "gpu-kernels", "leaderboard*", "mutation", "settings", "tensorrt-operators")
+GENERATED = (
+    "19-scale",
+    "benchmarks",
+    "gpu-cost",
+    "gpu-kernels",
+    "leaderboard*",
+    "mutation",
+    "settings",
+    "tensorrt-operators",
+)
 
 MODELS: Mapping[str, tuple[str, str]] = {
     "pranet": ("mean_dice", "mean Dice"),
