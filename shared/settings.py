@@ -140,6 +140,9 @@ class Settings(BaseSettings):
         "not tried again. Unset, 80 % of what the machine or container has; 0 never.",
     )
     max_images: int = Field(16, ge=1, description="Most pictures in one request.")
+    weights_licences: str = Field(
+        "", description="Comma-separated SPDX expressions of weights that may be served; empty allows all."
+    )
     refuse_non_finite: bool = Field(
         default=False, description="Refuse tensors (Open Inference) that hold NaN or infinite values."
     )
