@@ -41,7 +41,7 @@ NIGHT_JOBS, NIGHT_AT = 400, 2 * 3600.0
 
 
 def read_model() -> tuple[Model, float, float]:
-    """A text model with the judge's times, measured: seconds of a prompt that is new, and of one whose start is held."""
+    """A text model with the judge's times, measured: seconds of a prompt that is new, and of a held one."""
     rows = {row["name"]: row["median"] for row in json.loads((RESULTS / "judge.json").read_text("utf8"))["rows"]}
     serving = json.loads((RESULTS / "longctx_serving.json").read_text("utf8"))["rows"]
     together = {row["name"]: row["median"] for row in serving}

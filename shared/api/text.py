@@ -34,7 +34,7 @@ StopTexts = Annotated[
 
 
 class StreamOptions(BaseModel):
-    """What a stream tells beside the answer."""
+    """What a stream tells next to the answer."""
 
     include_usage: bool = Field(False, description="Send the usage in a last chunk without choices.")
 
@@ -42,7 +42,7 @@ class StreamOptions(BaseModel):
 class LongctxOptions(BaseModel):
     """Ours: how attention is computed for this request, and how much memory it may hold.
 
-    A method's knobs are given in `knobs` or beside the other fields. Models with attention of their own have knobs of
+    A method's knobs are given in `knobs` or next to the other fields. Models with attention of their own have knobs of
     their own, which their cards name.
     """
 
@@ -88,6 +88,18 @@ class LongctxUsage(BaseModel):
     context_left: int | None = Field(None, description="Tokens that still fit behind one prompt and its one answer.")
 
 
+class ComparedAnswer(BaseModel):
+    """Ours: one of several methods that answered the same request, beside the first of them."""
+
+    index: int = Field(description="Its choice.")
+    longctx: LongctxUsage = Field(description="The method, and the bytes that it held.")
+    kl: list[float] | None = Field(
+        None, description="KL(first ‖ this) before each token of the first answer, in nats; null for the first itself."
+    )
+    mean_kl: float | None = None
+    agreement: float | None = Field(None, description="Share of these tokens for which both find the same likeliest.")
+
+
 class Citation(BaseModel):
     """Ours: a block of the text that the model fetched while it answered."""
 
@@ -118,7 +130,7 @@ class Surprise(BaseModel):
 
 
 class LongctxAnswer(BaseModel):
-    """Ours: what a model with attention of its own has to tell beside its answer."""
+    """Ours: what a model with attention of its own has to tell next to its answer."""
 
     citations: list[Citation] = Field([], description="Blocks that were fetched for the answer, most votes first.")
     cited_tokens: list[CitedToken] = Field([], description="The same per token of the first answer.")
@@ -169,6 +181,12 @@ class GenerationOptions(BaseModel):
         None, description="As vLLM's: `json`, `json_object`, `regex`, `choice` or `grammar` that the answer meets."
     )
     longctx: LongctxOptions | None = Field(None, description="Ours: attention method, budget, plan.")
+    compare: list[str | LongctxOptions] | None = Field(
+        None,
+        min_length=2,
+        max_length=8,
+        description="Ours: methods that each answer (a name, or as `longctx`): a choice each, and `comparison`.",
+    )
     interventions: list[Intervention] | None = Field(
         None,
         max_length=MAX_INTERVENTIONS,
@@ -302,6 +320,7 @@ class ChatCompletion(BaseModel):
     choices: list[ChatChoice]
     usage: Usage
     longctx: LongctxAnswer | None = Field(None, description="Ours: citations, and what is remembered.")
+    comparison: list[ComparedAnswer] | None = Field(None, description="Ours: what `compare` found.")
 
 
 class Delta(BaseModel):
@@ -333,6 +352,7 @@ class ChatChunk(BaseModel):
     choices: list[ChunkChoice]
     usage: Usage | None = None
     longctx: LongctxAnswer | None = Field(None, description="Ours: citations, and what is remembered.")
+    comparison: list[ComparedAnswer] | None = Field(None, description="Ours: what `compare` found.")
 
 
 class CompletionLogprobs(BaseModel):
@@ -365,6 +385,7 @@ class Completion(BaseModel):
     choices: list[CompletionChoice]
     usage: Usage | None = None
     longctx: LongctxAnswer | None = Field(None, description="Ours: citations, and what is remembered.")
+    comparison: list[ComparedAnswer] | None = Field(None, description="Ours: what `compare` found.")
 
 
 class TokenizeRequest(BaseModel):

@@ -99,7 +99,7 @@ def pod_specs(documents):
 
 
 def autoscaler(cluster, head):
-    """The container that KubeRay puts beside the head where `enableInTreeAutoscaling` is set."""
+    """The container that KubeRay puts next to the head where `enableInTreeAutoscaling` is set."""
     assert cluster["enableInTreeAutoscaling"]
     options = cluster["autoscalerOptions"]
     assert set(options) <= {"resources", "securityContext", "env", "volumeMounts"}

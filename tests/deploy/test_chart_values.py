@@ -130,7 +130,8 @@ def test_a_slice_of_a_gpu_is_tolerated_and_seen():
     sets = r"services.medical-seg.resources.limits.nvidia\.com/mig-1g\.10gb=1"
     spec = dict(pod_specs(render(sets)))["demo-medical-seg"]
     assert spec["tolerations"][0]["key"] == "nvidia.com/gpu"
-    assert env_of(spec)["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] == "0"
+    for name in ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "RAY_worker_niceness", "RAY_memory_monitor_refresh_ms"):
+        assert env_of(spec)[name] == "0"
     assert "tolerations" not in dict(pod_specs(render()))["demo-medical-seg"]
 
 

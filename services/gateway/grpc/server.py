@@ -1,6 +1,6 @@
 """gRPC server for Open Inference v2: passes messages as bytes to a replica that has the model.
 
-Of a message only the model's name is read. Calls about the server itself are answered here, beside the standard health
+Of a message only the model's name is read. Calls about the server itself are answered here, next to the standard health
 service. Knows nothing about HTTP and nothing about tensors.
 """
 
@@ -198,14 +198,16 @@ class _InferenceHandler(grpc.GenericRpcHandler):
                 caller = await gateway.authenticate(headers, _read_address(context))
                 caller.require_scope(_find_scope(name))
                 await gateway.limits.count(caller)
-        left = context.time_remaining()
-        seconds = min(gateway.settings.request_timeout_s, math.inf if left is None else left)
+        now, left, settings = asyncio.get_running_loop().time(), context.time_remaining(), gateway.settings
+        ends_at = now + min(math.inf if left is None else left, settings.stream_timeout_s or math.inf)
         return GrpcCall(
             path=f"/{SERVICE}/{name}",
             metadata=metadata,
             caller=caller,
             trace=trace,
-            deadline=asyncio.get_running_loop().time() + seconds,
+            deadline=now + min(settings.request_timeout_s, math.inf if left is None else left),
+            pause_s=settings.request_timeout_s,
+            ends_at=ends_at,
         )
 
     # The methods.

@@ -133,6 +133,7 @@ class ChatProtocol(CompletionProtocol[ChatRequest, ChatChunk, ChatCompletion]):
             choices=choices,
             usage=last.usage,
             longctx=last.longctx,
+            comparison=last.comparison,
         )
 
     def replay(self, answer: str) -> list[ChatChunk]:

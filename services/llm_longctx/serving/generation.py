@@ -20,6 +20,7 @@ from services.llm_longctx.engine import (
     Scheduler,
     ScoredToken,
 )
+from services.llm_longctx.engine.requests.request import AnswerRecorder
 from services.llm_longctx.engine.taps import CapturedTokens
 from services.llm_longctx.serving.grammars.token_grammar import TokenGrammar
 from services.llm_longctx.serving.stop_strings import StopStringFilter
@@ -75,6 +76,7 @@ class Generation:
 
     Attributes:
         requests: What was begun.
+        recorder: Receives logits and tokens of the first request's one answer.
     """
 
     def __init__(self, scheduler: Scheduler[Any], tokenizer: Tokenizer, run: CallContext) -> None:
@@ -86,6 +88,7 @@ class Generation:
         self._loop = asyncio.get_running_loop()
         self._news: asyncio.Queue[OutputChunk | FoveaError] = asyncio.Queue()
         self.requests: list[GenerationRequest] = []
+        self.recorder: AnswerRecorder | None = None
         self._open = 0
 
     def __enter__(self) -> Self:
@@ -114,6 +117,7 @@ class Generation:
         """
         request.hooks = _TextHooks(self._open, request, options, grammar, self._tokenizer, self._put)
         request.run = self._run
+        request.recorder = None if self.requests else self.recorder
         self._open += len(request.samplings)
         self.requests.append(request)
         self._scheduler.add_request(request)

@@ -14,13 +14,14 @@ from typing import Any, ClassVar, Generic, TypeVar
 from uuid import uuid4
 
 from services.llm_longctx.serving.adapters.base import TextModelAdapter, build_usage
+from services.llm_longctx.serving.comparison import open_comparison
 from services.llm_longctx.serving.generation import Generation, OutputChunk
 from services.llm_longctx.serving.generation_span import GenerationSpan
 from services.llm_longctx.serving.request_state import RequestState
 from services.llm_longctx.serving.steering.admission import admit_taps
 from services.llm_longctx.serving.steering.capture_writer import CaptureWriter
 from shared.api.interventions import Captured
-from shared.api.text import ChatChunk, ChatCompletion, ChatRequest, Completion, CompletionRequest
+from shared.api.text import ChatChunk, ChatCompletion, ChatRequest, ComparedAnswer, Completion, CompletionRequest
 from shared.lm.tokenizer import Tokenizer
 from shared.registry import CallContext
 
@@ -59,8 +60,10 @@ class CompletionProtocol(ABC, Generic[RequestT, ChunkT, AnswerT]):
         span = GenerationSpan(self.operation, adapter.name, request)
         try:
             with Generation(adapter.scheduler, adapter.tokenizer, run) as generation:
+                comparison = open_comparison(adapter, request, generation, state)
                 with span.activate():
-                    await asyncio.to_thread(self.begin, generation, adapter, request, state)
+                    for one in [request] if comparison is None else comparison.variants:
+                        await asyncio.to_thread(self.begin, generation, adapter, one, state)
                 chunks = _ChunkBuilder(self, adapter, generation, has_logprobs=self.wants_logprobs(request))
                 sent: list[ChunkT] = []
                 while (piece := await generation.read()) is not None:
@@ -68,7 +71,8 @@ class CompletionProtocol(ABC, Generic[RequestT, ChunkT, AnswerT]):
                     for chunk in await chunks.add(piece):
                         sent += [chunk] if state is not None else ()
                         yield chunk
-            last: list[ChunkT] = await chunks.end(span)
+                compared = None if comparison is None else await comparison.measure()
+            last: list[ChunkT] = await chunks.end(span, compared)
             if state is not None:  # what the last chunks report must be true when they are read
                 await state.commit(self.gather(sent + last).model_dump_json())
             wants_usage = not request.stream or (request.stream_options and request.stream_options.include_usage)
@@ -133,7 +137,7 @@ class _ChunkBuilder(Generic[ChunkT]):
             "system_fingerprint": adapter.fingerprint,
         }
         self._begun: set[int] = set()
-        self._writer = adapter.open_captures(generation.requests[0])
+        self._writer = adapter.open_captures(generation.requests)
         self._produced = 0
         self._held: ChunkT | None = None
 
@@ -159,11 +163,12 @@ class _ChunkBuilder(Generic[ChunkT]):
             self._held = chunks.pop()
         return chunks
 
-    async def end(self, span: GenerationSpan) -> list[ChunkT]:
+    async def end(self, span: GenerationSpan, compared: list[ComparedAnswer] | None) -> list[ChunkT]:
         """The last chunk with choices, which has the extra payload, and the one with the usage."""
         requests, adapter = self._generation.requests, self._adapter
         payload = await adapter.extra_payload(requests[0])
         extra: dict[str, Any] = {} if payload is None else {"longctx": payload}
+        extra |= {} if compared is None else {"comparison": compared}
         usage = build_usage(requests, self._produced, adapter)
         span.describe_answer(self._stamp["id"], usage, requests)
         last: list[ChunkT] = [] if self._held is None else [self._held.model_copy(update=extra)]
