@@ -36,6 +36,8 @@ def read_request_cost() -> float:
 def render_page() -> Iterator[tuple[Path, str]]:
     """The page and its pictures."""
     found = json.loads(RESULTS.read_text("utf8"))
+    if not {"days", "grid"} <= found.keys():
+        return
     yield PICTURES / "scale-days.svg", draw_days(found["days"])
     yield PICTURES / "scale-fleets.svg", draw_grid(found["grid"])
     yield PAGE, write_page(found)
