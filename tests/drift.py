@@ -143,7 +143,7 @@ def notice() -> Iterator[tuple[pathlib.Path, str]]:
         for one in manifests
         if "title" in one.data
     ]
-    head = "Fovea\n\nThe data that weights in these packages were trained on. Weights (their licence): data, terms, source.\n"
+    head = "Fovea\n\nData that the weights in these packages were trained on: weights (licence): data, terms, source.\n"
     yield ROOT / "NOTICE", "\n".join([head, *lines]) + "\n"
 
 
