@@ -1,6 +1,6 @@
 # One file for the gateway and all services, with the plug-ins that each needs (`deploy/plugins.py`):
 #   docker build --build-arg SERVICE=medical-seg --build-arg FLAVOUR=cpu -t fovea-medical-seg .
-# FLAVOUR is cpu, gpu or, for medical-seg and vision-restoration, onnx: without torch, with graphs that the build exports.
+# FLAVOUR is cpu, gpu or, for vision services, onnx: without torch, with graphs that the build exports.
 # BASE is any Debian or Ubuntu image with python3 (3.11+), python3-venv and ca-certificates; name it by digest
 # (`python:3.13-slim@sha256:…`) for builds that can be repeated.
 # TORCH_INDEX is an index of CPU builds of torch, which keeps the cpu flavour small; `none` takes torch from PyPI.

@@ -178,6 +178,17 @@ class Settings(BaseSettings):
     device: str = Field("auto", description="cpu, cuda, cuda:0 … or auto.")
     intra_op_threads: int = Field(0, ge=0, description="Intra-op threads of one model; 0 means all cores.")
     max_batch_size: int = Field(8, ge=1, description="Largest micro-batch.")
+    preload: str = Field(
+        "all",
+        description="Models that are loaded at start: `all`, `default` (the first of each service), names, with commas "
+        "between. Others are loaded by their first request, where their kind allows it; `fovea up` sets `default`.",
+    )
+    model_memory_bytes: int = Field(
+        0,
+        ge=0,
+        description="Memory of a replica above which models that a request has loaded are unloaded again, the longest "
+        "unused first; 0 keeps all.",
+    )
     replicas: int = Field(1, ge=1, description="Replicas of each service that `fovea up` places.")
     placement: Literal["processes", "ray"] = Field(
         "processes",
