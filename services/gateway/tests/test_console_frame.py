@@ -275,6 +275,10 @@ def test_a_run_has_an_address_that_shows_it_again(page, see):
     see(page.get_by_role("heading", name="No runs yet")).to_be_visible()
 
 
+def has_files(url: str, key: str) -> bool:
+    return bool(httpx2.get(f"{url}/v1/files", headers={"authorization": f"Bearer {key}"}).json()["data"])
+
+
 def test_with_a_key_runs_are_on_the_server_for_the_tenants_other_browsers(chromium, tmp_path, see):
     with running(tmp_path, auth="keys") as locked:
         _, text = locked.keys.add("lab", ("infer", "jobs"))
@@ -288,8 +292,7 @@ def test_with_a_key_runs_are_on_the_server_for_the_tenants_other_browsers(chromi
                 page.locator("#option-prompt").fill("shared words")
                 page.get_by_role("button", name="Run", exact=True).click()
                 page.locator("fovea-result").wait_for()
-                headers = {"authorization": f"Bearer {text}"}
-                wait_until(lambda: httpx2.get(f"{locked.url}/v1/files", headers=headers).json()["data"], 10, "the run")
+                wait_until(lambda: has_files(locked.url, text), 10, "the run")
                 other = page.context.new_page()  # the key is on the device: a new tab asks for none
                 other.goto("/console/jobs")
                 see(other.get_by_role("heading", name="Jobs", exact=True)).to_be_visible()

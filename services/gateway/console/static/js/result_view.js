@@ -79,7 +79,7 @@ function createTable(name, rows) {
   return createNode("section", "", createNode("h3", "", caption), region);
 }
 
-const isMatrix = (value) => Array.isArray(value) && value.length > 1 && value.every((row) => Array.isArray(row) && row.length === value[0].length && row.length > 1 && row.every((cell) => cell === null || typeof cell === "number"));
+const isMatrix = (value) => Array.isArray(value) && value.length > 1 && value.every((row) => Array.isArray(row) && row.length === value[0].length && (row.length > 2 || row.length === value.length) && row.every((cell) => cell === null || typeof cell === "number"));
 
 /** The matrices of numbers in an answer, with the name of each. */
 function findMatrices(value, name = "") {
