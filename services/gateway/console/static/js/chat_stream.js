@@ -47,11 +47,3 @@ export function describeUsage({ usage, started, first }) {
   if (longctx?.context_left != null) parts.push(`${longctx.context_left.toLocaleString("en")} tokens of context left`);
   return parts.join(" · ");
 }
-
-/** Requests that a model's service answers or keeps waiting besides this one; null where nobody knows. */
-export async function countOthers(model) {
-  const [models, ready] = await Promise.all([call("/v1/models"), fetch("/readyz")].map(async (answer) => (await answer).json()));
-  const service = models.data?.find(({ id }) => id === model)?.service;
-  const requests = ready.services?.[service]?.requests;
-  return requests === undefined ? null : Math.max(0, requests - 1);
-}
