@@ -234,7 +234,7 @@ def test_the_embedding_model_knows_what_is_alike(served, friend):
     ("bad", "param"),
     [
         ({"input": ""}, "input"), ({"input": []}, "input"), ({"input": [[5, 999]]}, "input"),
-        ({"input": ["a"] * 257}, "input"), ({"input": "x" * 2000}, "input"), ({"dimensions": 33}, "dimensions"),
+        ({"input": ["a"] * 2049}, "input"), ({"input": "x" * 2000}, "input"), ({"dimensions": 33}, "dimensions"),
         ({"encoding_format": "hex"}, "encoding_format"), ({"model": "none"}, "model"),
     ],
 )  # fmt: skip
