@@ -11,13 +11,14 @@ from typing import Any, ClassVar
 from uuid import uuid4
 
 from services.llm_longctx.engine import ScoredToken
-from services.llm_longctx.serving.adapters.base import TextModelAdapter, build_text_options
+from services.llm_longctx.serving.adapters.base import TextModelAdapter
 from services.llm_longctx.serving.answer_text import OutputChunk
 from services.llm_longctx.serving.chat_template import read_template_options
 from services.llm_longctx.serving.generation import Generation
 from services.llm_longctx.serving.grammars.token_grammar import TokenGrammar
 from services.llm_longctx.serving.protocol import MIN_LOGPROB, CompletionProtocol, to_prompt_logprobs
 from services.llm_longctx.serving.reasoning.reasoning_parser import find_reasoning_parser
+from services.llm_longctx.serving.request_options import build_text_options
 from services.llm_longctx.serving.request_state import RequestState
 from services.llm_longctx.serving.steering.capture_writer import join_captured
 from services.llm_longctx.serving.tools.call_grammar import CallGrammar

@@ -10,10 +10,11 @@ from typing import Any, ClassVar, cast
 
 from services.llm_longctx.engine import GenerationRequest, ScoredToken
 from services.llm_longctx.engine.taps import CaptureSize
-from services.llm_longctx.serving.adapters.base import TextModelAdapter, build_text_options
+from services.llm_longctx.serving.adapters.base import TextModelAdapter
 from services.llm_longctx.serving.answer_text import OutputChunk, TextOptions
 from services.llm_longctx.serving.generation import Generation
 from services.llm_longctx.serving.protocol import MIN_LOGPROB, CompletionProtocol, to_prompt_logprobs
+from services.llm_longctx.serving.request_options import build_text_options
 from services.llm_longctx.serving.request_state import RequestState
 from services.llm_longctx.serving.steering.build_taps import check_captured
 from services.llm_longctx.serving.steering.capture_writer import join_captured

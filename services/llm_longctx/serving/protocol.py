@@ -14,10 +14,11 @@ from typing import Any, ClassVar, Generic, TypeVar
 from uuid import uuid4
 
 from services.llm_longctx.engine import ScoredToken
-from services.llm_longctx.serving.adapters.base import TextModelAdapter, build_usage, check_options
+from services.llm_longctx.serving.adapters.base import TextModelAdapter, build_usage
 from services.llm_longctx.serving.answer_text import OutputChunk
 from services.llm_longctx.serving.generation import Generation
 from services.llm_longctx.serving.generation_span import GenerationSpan
+from services.llm_longctx.serving.request_options import check_options
 from services.llm_longctx.serving.request_state import RequestState
 from services.llm_longctx.serving.steering.admission import admit_taps
 from services.llm_longctx.serving.steering.capture_writer import CaptureWriter

@@ -16,15 +16,14 @@ from typing import Any, ClassVar, Self
 
 from services.llm_longctx.api.errors import ContextLengthExceeded
 from services.llm_longctx.engine import GenerationRequest, Sampling, Scheduler
-from services.llm_longctx.serving.answer_text import TextOptions
 from services.llm_longctx.serving.chat_template import END_MARK, TemplateOptions, cut_at_mark
 from services.llm_longctx.serving.grammars.formats import find_grammar_source
 from services.llm_longctx.serving.grammars.token_grammar import GrammarCompiler, TokenGrammar
 from services.llm_longctx.serving.grammars.token_rules import OpeningGrammar, TokenRules
+from services.llm_longctx.serving.request_options import truncate_prompt
 from services.llm_longctx.serving.request_state import RequestState
 from services.llm_longctx.serving.steering.capture_writer import CaptureWriter
 from services.llm_longctx.serving.tools.tool_use import ToolUse, has_tools, spell_message, to_plain
-from shared.api.request_fields import check_fields
 from shared.api.sampling import SamplingOptions
 from shared.api.text import ChatMessage, GenerationOptions, LongctxAnswer, LongctxUsage, PromptTokensDetails, Usage
 from shared.errors import InvalidOption, Malformed, in_field
@@ -134,7 +133,7 @@ class TextModelAdapter(ABC):
             ContextLengthExceeded: The prompt alone does not fit.
             InvalidOption: A token id that the model does not know, or options that can't be served.
         """
-        if (kept := self._truncate(ids, max_tokens, options)) is not ids:
+        if (kept := truncate_prompt(ids, self.context, max_tokens, options)) is not ids:
             ids, text = kept, None
         self.check_length(ids, field)
         if any(i >= self.vocab for i in ids):
@@ -174,11 +173,11 @@ class TextModelAdapter(ABC):
         self._check_tokens(options)
         ends = {*(options.stop_token_ids or ()), *(() if options.ignore_eos else self.tokenizer.eos)}
         spelled = (f"{space}{word.lstrip()}" for word in options.bad_words or () for space in ("", " "))
-        words = {tuple(self.tokenize(text, "bad_words", special=False)) for text in spelled}
+        words = {tuple(self.tokenize(text, "bad_words", special=False)) for text in spelled} - {()}
         return TokenRules.of(
             self.vocab,
             allowed=options.allowed_token_ids,
-            words=[word for word in words if word],
+            words=words,
             ends=[token for token in ends if token < self.vocab],
             min_tokens=options.min_tokens,
             grammar=grammar,
@@ -221,16 +220,6 @@ class TextModelAdapter(ABC):
     async def extra_payload(self, request: GenerationRequest) -> LongctxAnswer | None:
         """The `longctx` field of the answer, once all answers to a request are over."""
         return None
-
-    def _truncate(self, ids: Sequence[int], max_tokens: int | None, options: GenerationOptions) -> Sequence[int]:
-        """The tokens of a prompt that are kept."""
-        if (size := options.truncate_prompt_tokens) is None:
-            return ids
-        if size < 1:
-            size = max(self.context - (max_tokens or 1), 1)
-        if len(ids) <= size:
-            return ids
-        return ids[:size] if options.truncation_side == "right" else ids[-size:]
 
     def _check_tokens(self, options: SamplingOptions) -> None:
         for field in ("logit_bias", "allowed_token_ids", "stop_token_ids"):
@@ -278,36 +267,6 @@ def build_usage(requests: Sequence[GenerationRequest], produced: int, adapter: T
         prompt_tokens_details=PromptTokensDetails(cached_tokens=longctx.cached_tokens),
         longctx=longctx,
     )
-
-
-def build_text_options(options: SamplingOptions, **more: Any) -> TextOptions:
-    """How the answers to a request become text; `more` are fields of `TextOptions`."""
-    return TextOptions(
-        stops=options.stop or (),
-        keeps_stop=options.include_stop_str_in_output,
-        shows_special=not options.skip_special_tokens,
-        min_tokens=options.min_tokens,
-        named_ends=frozenset(options.stop_token_ids or ()),
-        **more,
-    )
-
-
-def check_options(options: GenerationOptions) -> list[str]:
-    """Refuse options that are well formed but not served.
-
-    Returns:
-        A sentence for each field that is ignored.
-
-    Raises:
-        InvalidOption: A field that is not served, or options that exclude each other.
-    """
-    warnings = check_fields(options, is_strict=options.strict)
-    if (most := options.longest) is not None and options.min_tokens > most:
-        detail = f"min_tokens is {options.min_tokens}, and the answer has at most {most} tokens."
-        raise InvalidOption(detail, field="min_tokens")
-    if options.prompt_logprobs is not None and options.stream:
-        raise InvalidOption("prompt_logprobs come with whole answers only.", hint="Leave stream out.", field="stream")
-    return warnings
 
 
 def _find_tap_field(options: GenerationOptions) -> str | None:

@@ -5,7 +5,7 @@ To the engine's sampler a rule is a grammar, so that answers without rules cost 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -30,14 +30,14 @@ class TokenRules:
 
     Attributes:
         barred: Tokens that never may: bool [V], or None.
-        words: Tokens in a row that may not come: two or more.
+        words: Tokens in a row that may not come, two or more: those before the last → what may be the last.
         ends: Tokens that end an answer: bool [V].
         min_tokens: Before so many tokens none of `ends` may come.
         grammar: What holds beside the rules, or None.
     """
 
     barred: Tensor | None
-    words: Sequence[Sequence[int]]
+    words: Mapping[tuple[int, ...], Sequence[int]]
     ends: Tensor
     min_tokens: int
     grammar: OpeningGrammar | None
@@ -48,7 +48,7 @@ class TokenRules:
         vocab: int,
         *,
         allowed: Collection[int] | None,
-        words: Sequence[Sequence[int]],
+        words: Collection[tuple[int, ...]],
         ends: Collection[int],
         min_tokens: int,
         grammar: OpeningGrammar | None,
@@ -71,7 +71,11 @@ class TokenRules:
             barred = torch.full((vocab,), allowed is not None, device="cpu")
             barred[list(allowed or ())] = False
             barred[single] = True
-        return cls(barred, [word for word in words if len(word) > 1], _mark(ends, vocab), min_tokens, grammar)
+        longer: dict[tuple[int, ...], list[int]] = {}
+        for word in words:
+            if len(word) > 1:
+                longer.setdefault(word[:-1], []).append(word[-1])
+        return cls(barred, longer, _mark(ends, vocab), min_tokens, grammar)
 
     def fork(self) -> Grammar:
         """The rules of one answer."""
@@ -85,7 +89,8 @@ class _RuledAnswer:
         self._rules = rules
         self._grammar = None if rules.grammar is None else rules.grammar.fork()
         self._count = 0
-        self._kept = max((len(word) - 1 for word in rules.words), default=0)
+        self._sizes = sorted({len(begin) for begin in rules.words})
+        self._kept = max(self._sizes, default=0)
         self._tail: list[int] = []  # the last tokens, as many as the longest word needs
 
     def mask(self) -> Tensor | None:
@@ -124,7 +129,7 @@ class _RuledAnswer:
         return self._grammar is not None and self._grammar.is_finished
 
     def _find_barred(self) -> Tensor | None:
-        last = [word[-1] for word in self._rules.words if self._tail[len(self._tail) - len(word) + 1 :] == [*word[:-1]]]
+        last = [token for n in self._sizes for token in self._rules.words.get(tuple(self._tail[-n:]), ())]
         if not last:
             return self._rules.barred
         barred = torch.zeros_like(self._rules.ends) if self._rules.barred is None else self._rules.barred.clone()
