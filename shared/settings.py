@@ -113,7 +113,7 @@ class Settings(BaseSettings):
     auth: Literal["insecure-local", "keys"] = Field("insecure-local", description="`keys` demands an API key.")
     keys_file: Path | None = Field(None, description="JSON file of hashed API keys; default `<data_dir>/keys.json`.")
     oidc_issuer: str | None = Field(
-        None, description="Issuer whose bearer tokens are taken beside API keys under `auth=keys`; its exact URL."
+        None, description="Issuer whose bearer tokens are taken besides API keys under `auth=keys`; its exact URL."
     )
     oidc_audience: str = Field("fovea", description="Audience that a token must be meant for.")
     oidc_tenant_claim: str = Field("tenant", description="Claim of a token that names the tenant.")
@@ -147,7 +147,14 @@ class Settings(BaseSettings):
         default=False, description="Fetch pictures that requests name by URL, from public addresses only."
     )
     body_read_timeout_s: float = Field(30, gt=0, description="Longest pause between two reads of a request body.")
-    request_timeout_s: float = Field(120, gt=0, description="Default deadline of a synchronous request.")
+    request_timeout_s: float = Field(
+        120,
+        gt=0,
+        description="Deadline of an answer that comes whole; of a stream, to its first piece and between two.",
+    )
+    stream_timeout_s: float = Field(
+        0, ge=0, description="Longest that a stream may take as a whole, however lively; 0 sets no limit."
+    )
     shutdown_grace_s: float = Field(10, gt=0, description="How long a stopping process finishes what it has begun.")
 
     # How we run models.
@@ -156,7 +163,8 @@ class Settings(BaseSettings):
     )
     graphs_dir: Path | None = Field(
         None,
-        description="Folder of ONNX graphs that `fovea export graphs` wrote: served as they are, without torch.",
+        description="Folder of ONNX graphs that `fovea export graphs` wrote: served as they are, without torch. Unset, "
+        "`graphs` in the environment's folder, where `make run` puts them.",
     )
     vision_precision: Literal["fp32", "fp16"] = Field(
         "fp32", description="Arithmetic of vision models on a GPU, with the engines `onnx` and `tensorrt`."
@@ -168,6 +176,11 @@ class Settings(BaseSettings):
     intra_op_threads: int = Field(0, ge=0, description="Intra-op threads of one model; 0 means all cores.")
     max_batch_size: int = Field(8, ge=1, description="Largest micro-batch.")
     replicas: int = Field(1, ge=1, description="Replicas of each service that `fovea up` places.")
+    placement: Literal["processes", "ray"] = Field(
+        "processes",
+        description="What keeps the replicas of `fovea up` alive: `processes` forks them from one process, which takes "
+        "less memory and time; `ray` starts Ray Serve, as a cluster does.",
+    )
     max_batch_delay_ms: float = Field(2.0, ge=0, description="Longest wait for a micro-batch to fill; 0 never waits.")
     max_queue_size: int = Field(64, ge=1, description="Requests that may wait per model before 429.")
     llm_dtype: Literal["float32", "bfloat16"] = Field(
@@ -218,7 +231,7 @@ class Settings(BaseSettings):
     service_version: str = Field(
         "",
         pattern=r"^([a-z0-9][a-z0-9.-]{0,31})?$",
-        description="Version of the service that this process serves, beside others; empty is the stable one.",
+        description="Version of the service that this process serves, next to others; empty is the stable one.",
     )
     load_balancing: Literal["affinity", "least-loaded"] = Field(
         "affinity",

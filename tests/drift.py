@@ -155,6 +155,13 @@ def benchmark_page() -> Iterator[tuple[pathlib.Path, str]]:
     yield PAGE, render_page()
 
 
+def scale_page() -> Iterator[tuple[pathlib.Path, str]]:
+    """What limits a fleet, as measured and simulated."""
+    from loadtests.simulation.page import render_page
+
+    yield from render_page()
+
+
 def figures() -> Iterator[tuple[pathlib.Path, str]]:
     """Pages that include figures by key."""
     yield from included_figures()
@@ -169,7 +176,7 @@ CLAIMS = {
 
 GENERATORS: tuple[Callable[[], Iterator[tuple[pathlib.Path, str]]], ...] = (
     stubs, model_pages, settings_page, compatibility_page, claims, gpu_pages, known_plugins, mutation_page,
-    benchmark_page, figures,
+    benchmark_page, scale_page, figures,
 )  # fmt: skip
 
 

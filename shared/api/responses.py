@@ -49,7 +49,7 @@ class FunctionTool(BaseModel):
 
 
 class TextFormat(JsonSchemaFormat):
-    """The form of the answer; `json_schema` has its schema beside the type."""
+    """The form of the answer; `json_schema` has its schema next to the type."""
 
     type: Literal["text", "json_object", "json_schema"] = "text"
 

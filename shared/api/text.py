@@ -20,7 +20,7 @@ FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class StreamOptions(BaseModel):
-    """What a stream tells beside the answer."""
+    """What a stream tells next to the answer."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -30,7 +30,7 @@ class StreamOptions(BaseModel):
 class LongctxOptions(BaseModel):
     """Ours: how attention is computed for this request, and how much memory it may hold.
 
-    A method's knobs are given in `knobs` or beside the other fields. Models with attention of their own have knobs of
+    A method's knobs are given in `knobs` or next to the other fields. Models with attention of their own have knobs of
     their own, which their cards name.
     """
 
@@ -76,6 +76,18 @@ class LongctxUsage(BaseModel):
     context_left: int | None = Field(None, description="Tokens that still fit behind one prompt and its one answer.")
 
 
+class ComparedAnswer(BaseModel):
+    """Ours: one of several methods that answered the same request, beside the first of them."""
+
+    index: int = Field(description="Its choice.")
+    longctx: LongctxUsage = Field(description="The method, and the bytes that it held.")
+    kl: list[float] | None = Field(
+        None, description="KL(first ‖ this) before each token of the first answer, in nats; null for the first itself."
+    )
+    mean_kl: float | None = None
+    agreement: float | None = Field(None, description="Share of these tokens for which both find the same likeliest.")
+
+
 class Citation(BaseModel):
     """Ours: a block of the text that the model fetched while it answered."""
 
@@ -106,7 +118,7 @@ class Surprise(BaseModel):
 
 
 class LongctxAnswer(BaseModel):
-    """Ours: what a model with attention of its own has to tell beside its answer."""
+    """Ours: what a model with attention of its own has to tell next to its answer."""
 
     citations: list[Citation] = Field([], description="Blocks that were fetched for the answer, most votes first.")
     cited_tokens: list[CitedToken] = Field([], description="The same per token of the first answer.")
@@ -146,6 +158,12 @@ class GenerationOptions(SamplingOptions):
         "is answered.",
     )
     longctx: LongctxOptions | None = Field(None, description="Ours: attention method, budget, plan.")
+    compare: list[str | LongctxOptions] | None = Field(
+        None,
+        min_length=2,
+        max_length=8,
+        description="Ours: methods that each answer (a name, or as `longctx`): a choice each, and `comparison`.",
+    )
     interventions: list[Intervention] | None = Field(
         None,
         max_length=MAX_INTERVENTIONS,
@@ -311,6 +329,7 @@ class ChatCompletion(BaseModel):
     usage: Usage
     prompt_logprobs: PromptLogprobs | None = None
     longctx: LongctxAnswer | None = Field(None, description="Ours: citations, and what is remembered.")
+    comparison: list[ComparedAnswer] | None = Field(None, description="Ours: what `compare` found.")
     warnings: list[str] | None = Field(None, description="Ours: fields that were ignored, a sentence each.")
 
 
@@ -346,6 +365,7 @@ class ChatChunk(BaseModel):
     usage: Usage | None = None
     prompt_logprobs: PromptLogprobs | None = None
     longctx: LongctxAnswer | None = Field(None, description="Ours: citations, and what is remembered.")
+    comparison: list[ComparedAnswer] | None = Field(None, description="Ours: what `compare` found.")
     warnings: list[str] | None = Field(None, description="Ours: fields that were ignored, a sentence each.")
 
 
@@ -381,6 +401,7 @@ class Completion(BaseModel):
     choices: list[CompletionChoice]
     usage: Usage | None = None
     longctx: LongctxAnswer | None = Field(None, description="Ours: citations, and what is remembered.")
+    comparison: list[ComparedAnswer] | None = Field(None, description="Ours: what `compare` found.")
     warnings: list[str] | None = Field(None, description="Ours: fields that were ignored, a sentence each.")
 
 

@@ -1,4 +1,4 @@
-"""Weights by digest: a safetensors file, and beside it a manifest that says what it is and what its bytes must be.
+"""Weights by digest: a safetensors file, and next to it a manifest that says what it is and what its bytes must be.
 
 Knows files and numpy arrays; knows no framework and no model. Nothing here unpickles anything.
 
@@ -45,7 +45,7 @@ class NetworkSpec(_Facts):
 
 
 class Manifest(_Facts):
-    """What a weights file is. `sha256`, `bytes`, `dtype` and `tensors` are those of the file beside it."""
+    """What a weights file is. `sha256`, `bytes`, `dtype` and `tensors` are those of the file next to it."""
 
     name: str
     origin: Literal["trained", "imported"]
@@ -99,7 +99,7 @@ def find_weights(name: str, packaged: Path, imported: Path) -> Path:
 
 
 def read_manifest(file: Path) -> Manifest:
-    """The manifest beside a weights file.
+    """The manifest next to a weights file.
 
     Raises:
         NotReady: It is missing or malformed.

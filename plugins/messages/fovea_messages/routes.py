@@ -39,6 +39,7 @@ async def answer(body: MessagesRequest, request: Request, host: HostDep) -> Resp
     warnings = check_fields(body, is_strict=body.strict, refused=REFUSED, accepted=ACCEPTED)
     with _own_names():
         chat = build_chat(body)
+        request.scope["fovea.run"].is_stream = body.stream
         find_model(host, chat.model, request)
         chunks = _stream(chat, request, host)
         first = await anext(chunks)  # what goes wrong at once is an ordinary error

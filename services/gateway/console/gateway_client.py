@@ -16,21 +16,38 @@ from shared.errors import Fault, FoveaError, NotFound, NotReady
 
 
 class InProcessClient:
-    """Sends requests to the app that serves a page, on behalf of the page's reader."""
+    """Sends requests to the app that serves a page, on behalf of the page's reader.
+
+    Attributes:
+        known_tasks: The tasks that were served when somebody last asked.
+    """
+
+    def __init__(self) -> None:
+        self.known_tasks: frozenset[str] = frozenset()
+        self._cards: dict[str, dict[str, Any]] = {}
 
     async def models(self, request: Request) -> list[ModelEntry]:
         """Fetch the list of all models."""
-        return ModelList.model_validate(await self._get(request, "/v1/models")).data
+        found = ModelList.model_validate(await self._get(request, "/v1/models")).data
+        self.known_tasks = frozenset(entry.task for entry in found)
+        return found
 
     async def card(self, request: Request, name: str) -> dict[str, Any]:
-        """Fetch the card of one model.
+        """Fetch the card of one model; its last known one, marked not ready, while its service does not answer.
 
         Raises:
             NotFound: There is no such model.
+            NotReady: Its service does not answer, and nobody has fetched the card before.
         """
-        card = await self._get(request, f"/v1/models/{name}")
+        try:
+            card = await self._get(request, f"/v1/models/{name}")
+        except FoveaError as error:
+            if error.status not in {502, 503, 504} or name not in self._cards:
+                raise
+            return {**self._cards[name], "ready": False}
         if not isinstance(card, dict):
             raise Fault("The model's card is not an object.")
+        self._cards[name] = card
         return card
 
     async def example(self, request: Request, name: str) -> dict[str, Any]:

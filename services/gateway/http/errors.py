@@ -26,7 +26,7 @@ _POLICY = (
 )
 
 PAGE_HEADERS: tuple[tuple[bytes, bytes], ...] = ((b"content-security-policy", _POLICY.encode()),)
-"""On HTML answers, beside the security headers."""
+"""On HTML answers, next to the security headers."""
 
 _OPENAI_PATHS = (
     "/v1/chat",

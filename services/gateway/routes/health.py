@@ -45,10 +45,14 @@ async def get_version() -> dict[str, str]:
 
 @router.get("/readyz", responses={503: {"description": "Some service has no ready replica."}})
 async def readyz(request: Request) -> JSONResponse:
-    """Whether every known service has a ready replica; lists those without one, and whether Redis answers."""
+    """Whether every known service has a ready replica; lists those without one, the load, and whether Redis answers."""
     registry: ReplicaRegistry = request.app.state.gateway.registry
     services = {
-        name: {"ready": len(registry.list_ready(name)), "alive": len(registry.list_alive(name))}
+        name: {
+            "ready": len(registry.list_ready(name)),
+            "alive": len(registry.list_alive(name)),
+            "requests": request.app.state.gateway.fair.count_requests(name),
+        }
         for name in registry.services
     }
     redis = {None: "none", True: "up", False: "away"}[registry.redis_up]
@@ -57,6 +61,7 @@ async def readyz(request: Request) -> JSONResponse:
         "status": "ready" if all_ready else "not ready",
         "services": services,
         "not_ready": registry.unready_services,
+        "reasons": {name: registry.explain_unready(name) for name in registry.unready_services},
         "redis": redis,
     }
     return JSONResponse(body, 200 if all_ready else 503)

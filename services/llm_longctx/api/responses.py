@@ -60,6 +60,7 @@ async def respond(
     earlier = []
     if (before := body.previous_response_id) is not None:
         earlier = (await asyncio.to_thread(store.get, before, "previous_response_id")).conversation
+    request.scope["fovea.run"].is_stream = bool(body.stream)
     chunks = await _open_chunks(_to_chat(body, earlier), request, host)
     answer = _Answer.begin(body, earlier, store, warnings)
     holds = {HOLDS_HEADER: answer.builder.response.id}

@@ -32,7 +32,7 @@ from shared.serving.http.system_routes import host_of
 from shared.serving.http.tenant import tenant_store
 
 MAX_TOKENS = 32_768
-"""Tokens of all prompts of one vector: they are read one after the other, beside what is served."""
+"""Tokens of all prompts of one vector: they are read one after the other, next to what is served."""
 
 router = APIRouter(tags=["steering"], responses=ERROR_RESPONSES)
 

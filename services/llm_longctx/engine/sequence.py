@@ -172,6 +172,8 @@ class Sequence(Generic[S]):
         if self._next < len(self.output_ids):
             return None
         self._next = len(self.output_ids)
+        if self.request.recorder is not None:
+            self.request.recorder.add_logits(row.logits if isinstance(row, DrawnRow) else row)
         return self._sampler.choose(row, self.request.top_logprobs)
 
     def try_choose(self, row: Tensor | DrawnRow | Exception) -> Choice | FinishReason | FoveaError | None:
@@ -185,6 +187,9 @@ class Sequence(Generic[S]):
         """Append the token that was chosen; why the answer is over, if it is."""
         token = self._sampler.accept(words)
         self.output_ids.append(token.id)
+        self.request.run.extend()
+        if self.request.recorder is not None:
+            self.request.recorder.add_token(token.id)
         if token.id in self.request.stop_token_ids:
             self.request.hooks.on_stop_token(self.answer, token)
             return "stop"

@@ -160,6 +160,7 @@ class ChatProtocol(CompletionProtocol[ChatRequest, ChatChunk, ChatCompletion]):
             longctx=last.longctx,
             prompt_logprobs=prompt or None,
             warnings=last.warnings,
+            comparison=last.comparison,
         )
 
     def replay(self, answer: str) -> list[ChatChunk]:

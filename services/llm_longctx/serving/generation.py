@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any, Self
 
 from services.llm_longctx.engine import GenerationRequest, Scheduler
+from services.llm_longctx.engine.requests.request import AnswerRecorder
 from services.llm_longctx.serving.answer_text import OutputChunk, TextHooks, TextOptions
 from services.llm_longctx.serving.grammars.token_rules import OpeningGrammar
 from services.llm_longctx.serving.reasoning.reasoning_parser import ReasoningParser
@@ -38,6 +39,7 @@ class Generation:
 
     Attributes:
         requests: What was begun.
+        recorder: Receives logits and tokens of the first request's one answer.
     """
 
     def __init__(self, scheduler: Scheduler[Any], tokenizer: Tokenizer, run: CallContext) -> None:
@@ -52,6 +54,7 @@ class Generation:
         self._loop = asyncio.get_running_loop()
         self._news: asyncio.Queue[OutputChunk | FoveaError] = asyncio.Queue()
         self.requests: list[GenerationRequest] = []
+        self.recorder: AnswerRecorder | None = None
         self._open = 0  # answers that did not end
         self._running = 0  # those of them that the scheduler has
         self._waiting: deque[GenerationRequest] = deque()
@@ -86,6 +89,7 @@ class Generation:
         """
         request.hooks = TextHooks(self._open, request, options, grammar, self._tokenizer, self._put)
         request.run = self._run
+        request.recorder = None if self.requests else self.recorder
         self._open += len(request.samplings)
         self.requests.append(request)
         self._waiting.append(request)

@@ -16,6 +16,7 @@ from uuid import uuid4
 from services.llm_longctx.engine import ScoredToken
 from services.llm_longctx.serving.adapters.base import TextModelAdapter, build_usage
 from services.llm_longctx.serving.answer_text import OutputChunk
+from services.llm_longctx.serving.comparison import open_comparison
 from services.llm_longctx.serving.generation import Generation
 from services.llm_longctx.serving.generation_span import GenerationSpan
 from services.llm_longctx.serving.request_options import check_options
@@ -27,6 +28,7 @@ from shared.api.text import (
     ChatChunk,
     ChatCompletion,
     ChatRequest,
+    ComparedAnswer,
     Completion,
     CompletionRequest,
     PromptLogprob,
@@ -75,8 +77,10 @@ class CompletionProtocol(ABC, Generic[RequestT, ChunkT, AnswerT]):
         span = GenerationSpan(self.operation, adapter.name, request)
         try:
             with Generation(adapter.scheduler, adapter.tokenizer, run) as generation:
+                comparison = open_comparison(adapter, request, generation, state)
                 with span.activate():
-                    await asyncio.to_thread(self.begin, generation, adapter, request, state)
+                    for one in [request] if comparison is None else comparison.variants:
+                        await asyncio.to_thread(self.begin, generation, adapter, one, state)
                 has_logprobs = self.wants_logprobs(request)
                 chunks = _ChunkBuilder(self, adapter, generation, warnings, has_logprobs=has_logprobs)
                 sent: list[ChunkT] = []
@@ -85,7 +89,8 @@ class CompletionProtocol(ABC, Generic[RequestT, ChunkT, AnswerT]):
                     for chunk in await chunks.add(piece):
                         sent += [chunk] if state is not None else ()
                         yield chunk
-            last: list[ChunkT] = await chunks.end(span)
+                compared = None if comparison is None else await comparison.measure()
+            last: list[ChunkT] = await chunks.end(span, compared)
             if state is not None:  # what the last chunks report must be true when they are read
                 await state.commit(self.gather(sent + last).model_dump_json())
             wants_usage = not request.stream or (request.stream_options and request.stream_options.include_usage)
@@ -155,7 +160,7 @@ class _ChunkBuilder(Generic[ChunkT]):
             "system_fingerprint": adapter.fingerprint,
         }
         self._begun: set[int] = set()
-        self._writer = adapter.open_captures(generation.requests[0])
+        self._writer = adapter.open_captures(generation.requests)
         self._produced = 0
         self._held: ChunkT | None = None
 
@@ -182,11 +187,12 @@ class _ChunkBuilder(Generic[ChunkT]):
             self._held = chunks.pop()
         return chunks
 
-    async def end(self, span: GenerationSpan) -> list[ChunkT]:
+    async def end(self, span: GenerationSpan, compared: list[ComparedAnswer] | None) -> list[ChunkT]:
         """The last chunk with choices, which has the extra payload and the warnings, and the one with the usage."""
         requests, adapter = self._generation.requests, self._adapter
         payload = await adapter.extra_payload(requests[0])
         extra: dict[str, Any] = {} if payload is None else {"longctx": payload}
+        extra |= {} if compared is None else {"comparison": compared}
         extra |= {"warnings": self._warnings} if self._warnings else {}
         usage = build_usage(requests, self._produced, adapter)
         span.describe_answer(self._stamp["id"], usage, requests)

@@ -213,8 +213,8 @@ class TextModelAdapter(ABC):
     def usage(self, requests: Sequence[GenerationRequest]) -> LongctxUsage:
         """What the prompts of one HTTP request cost together."""
 
-    def open_captures(self, request: GenerationRequest) -> CaptureWriter | None:
-        """What writes the captures of a request into its answer; None where it has none."""
+    def open_captures(self, requests: Sequence[GenerationRequest]) -> CaptureWriter | None:
+        """What writes the captures of an HTTP request into its answers; None where it has none."""
         return None
 
     async def extra_payload(self, request: GenerationRequest) -> LongctxAnswer | None:

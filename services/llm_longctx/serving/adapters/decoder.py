@@ -51,11 +51,16 @@ class DecoderAdapter(TextModelAdapter):
         """The tenant's steering vectors."""
         return VectorStore(None if self.objects is None else self.objects.of_tenant(self.tenant))
 
-    def open_captures(self, request: GenerationRequest) -> CaptureWriter | None:
-        if request.taps is None or not request.taps.captures:
+    @property
+    def captures(self) -> CaptureStore | None:
+        """The tenant's captures; None where nothing is stored."""
+        return None if self.objects is None else CaptureStore(self.objects.of_tenant(self.tenant))
+
+    def open_captures(self, requests: Sequence[GenerationRequest]) -> CaptureWriter | None:
+        taps, prompts = requests[0].taps, [len(one.prompt_ids) for one in requests for _ in one.samplings]
+        if taps is None or not taps.captures:
             return None
-        store = None if self.objects is None else CaptureStore(self.objects.of_tenant(self.tenant))
-        return CaptureWriter(request.taps.captures, self.tokenizer, store)
+        return CaptureWriter(taps.captures, self.tokenizer, self.captures, prompts, self.engine.runner.weights_sha256)
 
     def prepare(
         self,
@@ -70,10 +75,7 @@ class DecoderAdapter(TextModelAdapter):
         most, longctx = room if max_tokens is None else min(max_tokens, room), options.longctx
         planned = min(most, DEFAULT_BUDGET_TOKENS) if max_tokens is None else most
         policy, too_short = select_policy_or_dense(self.engine, longctx, self.plans, len(ids), planned)
-        has_files = self.objects is not None
-        taps = TapBuilder(
-            self.engine.model.config, self.engine.runner.weights_sha256, self.vectors, has_files=has_files
-        )
+        taps = TapBuilder(self.engine.model.config, self.engine.runner.weights_sha256, self.vectors, self.captures)
         monitor = self.engine.monitor
         held_back = None if monitor is None else monitor.held_back_reason(policy)
         fallback = too_short or held_back

@@ -22,7 +22,7 @@ export function colourOfClass(kind) {
   return `hsl(${hue} ${(100 * (value - light)) / Math.min(light, 1 - light)}% ${100 * light}%)`;
 }
 
-export class Detect extends PicturePage {
+class Detect extends PicturePage {
   static progressLabel = "Detecting";
   static hiddenNote = "this browser shows only its boxes";
 
@@ -136,7 +136,10 @@ export class Detect extends PicturePage {
     this.show(all.length > 0, "tally");
     this.show(all.length === 0, "verdict");
     const best = Math.max(0, ...this.answer.detections.map((each) => each.score));
-    this.setText("verdict", `Nothing here scores more than ${this.confidence.toFixed(2)}. The best candidate has ${best.toFixed(2)}.`);
+    const warning = this.answer.warnings?.[0];
+    if (warning) this.show(true, "verdict");
+    this.setText("verdict", warning ?? `No objects above ${this.confidence.toFixed(2)}. Highest score: ${best.toFixed(2)}.`);
+    this.part("figures").classList.toggle("doubtful", warning !== undefined);
     this.setText("radius-head", all[0]?.microns ? "Mean radius, µm" : "Mean radius, px");
     const focused = document.activeElement?.closest?.("tr")?.dataset.name;
     this.part("classes").replaceChildren(...groupByClass(all).map((group) => this.createRow(group)));
@@ -196,3 +199,5 @@ function createSwatch(colour) {
   context.fillRect(0, 0, 12, 12);
   return context.canvas;
 }
+
+customElements.define("fovea-detect", Detect);

@@ -6,6 +6,7 @@
 import { FINAL, jobNote, jobs } from "./submit.js";
 import { CustomElement } from "./custom_element.js";
 import { save } from "./save.js";
+import "./result_view.js";
 
 const POLL_INTERVAL_MS = 3000;
 const MAX_FOLLOWED = 3;
@@ -136,3 +137,5 @@ function duration(job) {
   const seconds = (new Date(job.finished) - new Date(job.started)) / 1000;
   return `${job.status === "succeeded" ? "Took" : "After"} ${seconds < 10 ? seconds.toFixed(1) : Math.round(seconds)} s`;
 }
+
+customElements.define("fovea-jobs", Jobs);

@@ -97,3 +97,5 @@ function createJson(value) {
   const text = JSON.stringify(value, (_, part) => (typeof part === "string" && part.length > 400 ? `${part.slice(0, 60)}… (${part.length} characters)` : part), 2);
   return createNode("details", "answer-raw", createNode("summary", "", "JSON"), createNode("pre", "", createNode("code", "", text)));
 }
+
+customElements.define("fovea-result", ResultView);

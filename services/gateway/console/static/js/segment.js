@@ -14,7 +14,7 @@ const MAX_DRAWN_SIDE = 1280;
 /** Parts of the answer that this page needs. */
 const INCLUDE = ["mask", "contours", "probability"];
 
-export class Segment extends PicturePage {
+class Segment extends PicturePage {
   static progressLabel = "Segmenting";
   static hiddenNote = "this browser shows only its mask";
 
@@ -24,7 +24,7 @@ export class Segment extends PicturePage {
     this.on("click", "save-mask", () => this.saveMask());
     this.on("click", "save-overlay", () => this.saveOverlay());
     this.on("click", "save-json", () => saveJson(this.answer, `${this.stem}.json`));
-    this.addEventListener("fovea-model", () => this.file && this.run());
+    this.addEventListener("fovea-model", () => this.run());
   }
 
   clearAnswer() {
@@ -109,7 +109,8 @@ export class Segment extends PicturePage {
     this.setText("mean", area ? mean.toFixed(3) : "–");
     const warning = answer.warnings?.[0];
     this.show(area === 0 || warning !== undefined, "verdict");
-    this.setText("verdict", warning ?? `Nothing here reaches a probability of ${threshold.toFixed(2)}. The highest is ${highest.toFixed(2)}.`);
+    this.setText("verdict", warning ?? `No region above ${threshold.toFixed(2)}. Highest probability: ${highest.toFixed(2)}.`);
+    this.part("figures").classList.toggle("doubtful", warning !== undefined);
     this.part("canvas").setAttribute("aria-label", `${this.file.name} with its mask: ${share.toFixed(1)} percent of the picture`);
   }
 
@@ -130,3 +131,5 @@ export class Segment extends PicturePage {
     save(await toBlob(context), `${this.stem}.overlay.png`);
   }
 }
+
+customElements.define("fovea-segment", Segment);

@@ -2,7 +2,7 @@
  * Sends a request, at once or as a job, and follows the job to its end.
  */
 
-import { call, events, Problem } from "./gateway.js";
+import { call, events, noteUse, Problem } from "./gateway.js";
 
 export const FINAL = new Set(["succeeded", "failed", "cancelled"]);
 
@@ -44,6 +44,8 @@ export async function submit(path, { asJob, onJob, signal, ...request }) {
   const cancel = () => jobs.cancel(job.id).catch(() => {});
   signal?.addEventListener("abort", cancel, { once: true });
   onJob?.(job);
+  noteUse();
+  document.dispatchEvent(new Event("fovea-job"));
   for await (job of jobs.follow(job.id, signal)) onJob?.(job);
   signal?.removeEventListener("abort", cancel);
   if (job.status === "failed") throw new Problem(job.error?.status ?? 500, job.error);
