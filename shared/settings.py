@@ -210,6 +210,10 @@ class Settings(BaseSettings):
     llm_kv_cache_dtype: Literal["auto", "q8", "q4"] = Field(
         "auto", description="Older keys and values of language models in 8 or 4 bits; auto: the model's own type."
     )
+    llm_request_templates: bool = Field(
+        default=False,
+        description="Take chat templates from requests (`chat_template`). They run in a sandbox, but may run for long.",
+    )
     llm_model: str = Field("smollm2", description="Default chat model: a served name, an HF folder or a GGUF file.")
 
     llm_fidelity_sample_rate: float = Field(
