@@ -13,6 +13,7 @@ from uuid import uuid4
 from services.llm_longctx.engine import ScoredToken
 from services.llm_longctx.serving.adapters.base import TextModelAdapter, check_options
 from services.llm_longctx.serving.generation import Generation, OutputChunk, TextOptions
+from services.llm_longctx.serving.grammars.formats import find_unenforced_keywords
 from services.llm_longctx.serving.grammars.token_grammar import TokenGrammar
 from services.llm_longctx.serving.protocol import CompletionProtocol
 from services.llm_longctx.serving.request_state import RequestState
@@ -64,7 +65,10 @@ class ChatProtocol(CompletionProtocol[ChatRequest, ChatChunk, ChatCompletion]):
         engine_request = adapter.build_request(ids, most, request, "messages", text=text, state=state)
         engine_request.top_logprobs = (request.top_logprobs or 0) if request.logprobs else None
         if tools is not None:
-            generation.use_parser(partial(tools.parser, tools.functions))
+            generation.use_parser(partial(tools.parser, tools.functions), is_forced=tools.is_forced)
+        generation.unenforced += [] if tools is None else tools.unenforced
+        if tools is None or not tools.is_forced:
+            generation.unenforced += find_unenforced_keywords(request)
         generation.begin(engine_request, TextOptions(request.stop or ()), grammar)
 
     def wants_logprobs(self, request: ChatRequest) -> bool:
@@ -83,13 +87,14 @@ class ChatProtocol(CompletionProtocol[ChatRequest, ChatChunk, ChatCompletion]):
             return ChunkChoice(**{"index": piece.index, "delta": delta, "logprobs": None, "finish_reason": None} | more)
 
         if is_first:
-            yield choice(Delta(role="assistant", content=""))
+            yield choice(Delta(role="assistant", content="" if piece.has_text else None))
         if captured:
             yield choice(Delta(), captured=list(captured))
         if piece.text or piece.tokens:
             scores = [_score(token, tokenizer) for token in piece.tokens]
             yield choice(
-                Delta(content=piece.text), logprobs=ChatLogprobs(content=scores, refusal=None) if has_logprobs else None
+                Delta(content=piece.text if piece.has_text else None),
+                logprobs=ChatLogprobs(content=scores, refusal=None) if has_logprobs else None,
             )
         for update in piece.calls:
             yield choice(Delta(tool_calls=[_to_delta(update)]))
@@ -97,7 +102,7 @@ class ChatProtocol(CompletionProtocol[ChatRequest, ChatChunk, ChatCompletion]):
             yield choice(Delta(), finish_reason=piece.reason)
 
     def gather(self, chunks: Iterable[ChatChunk]) -> ChatCompletion:
-        texts: dict[int, str] = {}
+        texts: dict[int, str | None] = {}
         calls: dict[int, dict[int, ToolCall]] = {}
         scores: dict[int, list[TokenLogprob]] = {}
         reasons: dict[int, Any] = {}
@@ -106,7 +111,9 @@ class ChatProtocol(CompletionProtocol[ChatRequest, ChatChunk, ChatCompletion]):
         for chunk in chunks:
             last = chunk
             for choice in chunk.choices:
-                texts[choice.index] = texts.get(choice.index, "") + (choice.delta.content or "")
+                texts.setdefault(choice.index, None)
+                if (text := choice.delta.content) is not None:
+                    texts[choice.index] = (texts[choice.index] or "") + text
                 reasons[choice.index] = choice.finish_reason
                 _add_calls(calls.setdefault(choice.index, {}), choice.delta.tool_calls or ())
                 captured.setdefault(choice.index, []).extend(choice.captured or ())
@@ -200,7 +207,7 @@ def _add_calls(calls: dict[int, ToolCall], deltas: Iterable[ToolCallDelta]) -> N
         calls[delta.index].function.arguments += function.arguments or ""
 
 
-def _to_reply(text: str, calls: list[ToolCall]) -> Reply:
+def _to_reply(text: str | None, calls: list[ToolCall]) -> Reply:
     return Reply(content=text if text or not calls else None, tool_calls=calls or None)
 
 

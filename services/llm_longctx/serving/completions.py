@@ -12,6 +12,7 @@ from services.llm_longctx.engine import GenerationRequest, ScoredToken
 from services.llm_longctx.engine.taps import CaptureSize
 from services.llm_longctx.serving.adapters.base import TextModelAdapter, check_options
 from services.llm_longctx.serving.generation import Generation, OutputChunk, TextOptions
+from services.llm_longctx.serving.grammars.formats import find_unenforced_keywords
 from services.llm_longctx.serving.protocol import CompletionProtocol
 from services.llm_longctx.serving.request_state import RequestState
 from services.llm_longctx.serving.steering.build_taps import check_captured
@@ -45,6 +46,7 @@ class TextCompletionProtocol(CompletionProtocol[CompletionRequest, Completion, C
             detail = "A session or a document takes one prompt at a time."
             raise InvalidOption(detail, field="prompt")
         grammar = adapter.compile_grammar(request)
+        generation.unenforced += find_unenforced_keywords(request)
         built = [_build_request(adapter, prompt, request, state) for prompt in prompts]
         check_captured(sum((one.taps.size for one, _ in built if one.taps is not None), CaptureSize()))
         for engine_request, options in built:

@@ -164,7 +164,7 @@ class _ChunkBuilder(Generic[ChunkT]):
         requests, adapter = self._generation.requests, self._adapter
         payload = await adapter.extra_payload(requests[0])
         extra: dict[str, Any] = {} if payload is None else {"longctx": payload}
-        usage = build_usage(requests, self._produced, adapter)
+        usage = build_usage(requests, self._produced, adapter, self._generation.unenforced)
         span.describe_answer(self._stamp["id"], usage, requests)
         last: list[ChunkT] = [] if self._held is None else [self._held.model_copy(update=extra)]
         last.append(self._protocol.chunk_type(**self._stamp, **extra, choices=[], usage=usage))
