@@ -42,6 +42,11 @@ class LongctxOptions(BaseModel):
     decode: str | dict[str, Any] | None = Field(None, description="Another method by which full heads decode.")
     kv_bytes: int | None = Field(None, ge=1, description="Budget: most bytes of keys and values; knobs are fitted.")
     kv_ratio: float | None = Field(None, gt=0, le=1, description="Budget as a share of what dense would hold.")
+    on_miss: Literal["nearest", "error", "dense"] = Field(
+        "nearest",
+        description="What serves where a method can't keep within the budget: the same with the fewest bytes that its "
+        "pages allow, an error, or dense attention.",
+    )
     kv_cache_dtype: Literal["auto", "q8", "q4"] | None = Field(
         None,
         description="Older keys and values in 8 or 4 bits, or (auto) in the model's own type; null is the server's.",
@@ -73,6 +78,7 @@ class LongctxUsage(BaseModel):
     cached_tokens: int = Field(description="Tokens of the prompt that came from the prefix cache.")
     preempted: int = Field(description="How often an answer lost its pages to others and was read again.")
     fallback: str | None = Field(description="Why dense served instead of the method asked for.")
+    budget_missed: str | None = Field(None, description="How the budget was missed, which pages of 16 could not meet.")
     context_left: int | None = Field(None, description="Tokens that still fit behind one prompt and its one answer.")
 
 
@@ -258,6 +264,9 @@ class Usage(BaseModel):
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails = PromptTokensDetails(cached_tokens=0)
     longctx: LongctxUsage | None = None
+    unenforced: list[str] | None = Field(
+        None, description="Ours: keywords of JSON Schemas that were left to the model, as no `strict` refused them."
+    )
 
 
 class TopLogprob(BaseModel):

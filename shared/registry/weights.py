@@ -173,9 +173,7 @@ def _stored(array: np.ndarray, dtype: str) -> np.ndarray:
 def _require_allowed(manifest: Manifest) -> None:
     allowed = [one.strip() for one in settings().weights_licences.split(",") if one.strip()]
     if allowed and manifest.licence not in allowed:
-        detail = (
-            f"The weights {manifest.name!r} have the licence {manifest.licence or '(none)'}, which is not allowed."
-        )
+        detail = f"The weights {manifest.name!r} have the licence {manifest.licence or '(none)'}, which is not allowed."
         hint = f"FOVEA_WEIGHTS_LICENCES allows {', '.join(allowed)}. Add the licence, or import other weights."
         raise NotReady(detail, hint=hint)
 
