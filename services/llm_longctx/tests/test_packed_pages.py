@@ -109,8 +109,11 @@ def test_a_rotated_entry_errs_as_the_table_of_levels_says(form, error, d):
     assert all((one == 0).all() for one in reference.unpack(layout, reference.pack(layout, zero, zero)))
 
 
-def test_an_entry_of_128_channels_takes_132_and_100_bytes_and_a_page_four_for_its_head():
-    assert [PackedLayout(form, 128).nbytes for form in (R4, R3)] == [16 * 132 + 4, 16 * 100 + 4]
+def test_an_entry_of_128_channels_takes_132_and_100_bytes_and_a_page_knows_its_head():
+    assert [PackedLayout(form, 128).nbytes for form in (R4, R3)] == [16 * 132, 16 * 100]
+    layout, numbers = PackedLayout(R3, 10), [0, 1, 4097, 2**31 - 1]
+    pages = reference.pack(layout, *entries(4, 10), torch.tensor(numbers))
+    assert reference.heads_of(pages).tolist() == numbers
 
 
 @native
@@ -118,7 +121,7 @@ def test_an_entry_of_128_channels_takes_132_and_100_bytes_and_a_page_four_for_it
 @pytest.mark.parametrize("form", CACHE_FORMATS)
 @pytest.mark.parametrize("d", WIDTHS)
 def test_cpp_packs_and_unpacks_as_the_reference(form, d, dtype):
-    layout, heads = PackedLayout(form, d), np.array([3, 0, 3, 119, 5])
+    layout, heads = PackedLayout(form, d), np.array([3, 0, 3, 70_000, 5])
     k, v = (x.to(dtype) for x in entries(5, d, 1))
     store = torch.full((9, layout.nbytes), 255, dtype=torch.uint8)
     order = np.array([7, 0, 3, 8, 2])

@@ -39,8 +39,8 @@ def is_cache_format(bits: int) -> TypeGuard[CacheBits]:
 class PackedLayout:
     """Sizes of a page; after the codes come scales, then zeros, of channels of keys, then of entries of values.
 
-    A rotated page has a scale per key and per value instead, 16 of half precision each, and last, in 32 bits, the number
-    of its head, which seeds the rotation.
+    A rotated page has a scale per key and per value instead, 16 of half precision each. Scales are positive: their signs
+    are, from the lowest bit up, the number of the page's head, which seeds the rotation.
 
     Attributes:
         bits: The format: 8 or 4, or R4 or R3.
@@ -96,7 +96,7 @@ class PackedLayout:
     @property
     def nbytes(self) -> int:
         """Bytes of a page."""
-        scales = 4 * PAGE + 4 if self.is_rotated else 2 * self.width + 2 * PAGE * self.value_groups
+        scales = 4 * PAGE if self.is_rotated else 2 * self.width + 2 * PAGE * self.value_groups
         return 2 * self.code_bytes + scales
 
     def shift(self, step: int) -> int:

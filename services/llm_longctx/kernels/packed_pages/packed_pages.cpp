@@ -165,8 +165,8 @@ void pack_rotated(const T* keys, const T* values, int d, int32_t head, uint8_t* 
     transpose(lines, reinterpret_cast<uint32_t*>(turned), LANES);
     CodeBlock<BITS>::put(to + page.code_bytes(), block, page.blocks, turned);
   }
+  for (int i = 0; i < 2 * PAGE; i++) scales[i / PAGE][i % PAGE] |= uint16_t((uint32_t(head) >> i & 1) << 15);
   std::memcpy(to + page.scales_at(0), scales, sizeof scales);
-  std::memcpy(to + page.scales_at(2), &head, 4);
 }
 
 template <int BITS, typename T>

@@ -59,7 +59,8 @@ def unpack(layout: PackedLayout, pages: Tensor) -> tuple[Tensor, Tensor]:
 
 def heads_of(pages: Tensor) -> Tensor:
     """Numbers of the heads [m] of rotated pages [m,bytes]."""
-    return pages[:, -4:].contiguous().view(torch.int32).flatten()
+    negative = pages[:, -4 * PAGE :].contiguous().view(torch.int16) < 0
+    return (negative.long() << torch.arange(2 * PAGE, device=pages.device)).sum(1)
 
 
 def _pack_rotated(layout: PackedLayout, k: Tensor, v: Tensor, heads: Tensor) -> Tensor:
@@ -72,11 +73,12 @@ def _pack_rotated(layout: PackedLayout, k: Tensor, v: Tensor, heads: Tensor) -> 
         codes.append(torch.bucketize(turned, (levels[1:] + levels[:-1]) / 2))
         scales.append((norm / levels[codes[-1]].norm(dim=-1, keepdim=True)).clamp(max=65504.0).half())
     lanes_of_values = _pad(codes[1], width).transpose(1, 2).reshape(m, -1, LANES, PAGE)
+    both = torch.cat([scale.view(m, PAGE) for scale in scales], 1)
+    bits = heads.long()[:, None] >> torch.arange(2 * PAGE, device=k.device) & 1
     parts = [
         _to_planes(layout, _pad(codes[0], width)[:, None]),
         _to_planes(layout, lanes_of_values),
-        *(scale.view(m, PAGE).view(torch.uint8) for scale in scales),
-        heads.int()[:, None].contiguous().view(torch.uint8),
+        torch.where(bits > 0, -both, both).view(torch.uint8),
     ]
     return torch.cat(parts, 1)
 
@@ -84,10 +86,10 @@ def _pack_rotated(layout: PackedLayout, k: Tensor, v: Tensor, heads: Tensor) -> 
 def _unpack_rotated(layout: PackedLayout, pages: Tensor) -> tuple[Tensor, Tensor]:
     d, n, width = layout.head_dim, layout.code_bytes, layout.width
     levels, by = torch.tensor(LEVELS[layout.code_bits], device=pages.device), signs(heads_of(pages), d)
-    keys, values, scales, _ = torch.split(pages, [n, n, 4 * PAGE, 4], 1)
+    keys, values, scales = torch.split(pages, [n, n, 4 * PAGE], 1)
     k_codes = _from_planes(layout, keys, 1)[:, 0]
     v_codes = _from_planes(layout, values, width // LANES).flatten(1, 2).transpose(1, 2)
-    wide = scales.contiguous().view(torch.float16).view(-1, 2, PAGE, 1).float()
+    wide = scales.contiguous().view(torch.float16).view(-1, 2, PAGE, 1).float().abs()
     k, v = (rotate_back(levels[x[..., :d].long()] * wide[:, i], by) for i, x in enumerate((k_codes, v_codes)))
     return k.contiguous(), v.contiguous()
 

@@ -160,22 +160,26 @@ struct LevelPair<BITS, bf16> {
 };
 #endif
 
-// A page: codes of keys, codes of values, scales of keys and of values, and the number of its head.
+// A page: codes of keys, codes of values, scales of keys and of values, whose signs are the bits of its head's number.
 template <int BITS>
 struct RotatedPage {
   using Block = CodeBlock<BITS>;
 
   RotatedPage(const uint8_t* from, int d) : from(from), blocks((d + LANES - 1) / LANES) {}
 
-  static int64_t bytes(int d) { return int64_t(round_up(d, LANES)) * PAGE * BITS / 4 + 4 * PAGE + 4; }
+  static int64_t bytes(int d) { return int64_t(round_up(d, LANES)) * PAGE * BITS / 4 + 4 * PAGE; }
 
   Block keys(int block) const { return Block::at(from, block, blocks); }
   Block values(int block) const { return Block::at(from + code_bytes(), block, blocks); }
   vec key_scales() const { return load_scales(0); }
   vec value_scales() const { return load_scales(1); }
   uint32_t head() const {
-    uint32_t number;
-    std::memcpy(&number, from + scales_at(2), 4);
+    uint32_t number = 0;
+    for (int side = 0; side < 2; side++) {
+      uint16_t halves[PAGE];
+      std::memcpy(halves, from + scales_at(side), sizeof halves);
+      for (int i = 0; i < PAGE; i++) number |= uint32_t(halves[i] >> 15) << (PAGE * side + i);
+    }
     return number;
   }
   int code_bytes() const { return blocks * Block::bytes; }
@@ -188,7 +192,7 @@ struct RotatedPage {
   vec load_scales(int side) const {
     uint16_t halves[PAGE];
     std::memcpy(halves, from + scales_at(side), sizeof halves);
-    return load_half(halves);
+    return (vec)((uvec)load_half(halves) & 0x7fffffffu);
   }
 };
 
