@@ -207,8 +207,8 @@ class Settings(BaseSettings):
         "auto",
         description="Format of a served language model's weights; auto: the file's own, as far as this machine has it.",
     )
-    llm_kv_cache_dtype: Literal["auto", "q8", "q4"] = Field(
-        "auto", description="Older keys and values of language models in 8 or 4 bits; auto: the model's own type."
+    llm_kv_cache_dtype: Literal["auto", "q8", "q4", "r4", "r3"] = Field(
+        "auto", description="Older keys and values of language models in 8, 4 or 3 bits; auto: the model's own type."
     )
     llm_request_templates: bool = Field(
         default=False,

@@ -17,6 +17,7 @@ from shared.api.structured import ResponseFormat
 from shared.api.tools import Tool, ToolCall, ToolCallDelta, ToolChoice
 
 FinishReason = Literal["stop", "length", "tool_calls"]
+CacheDtype = Literal["auto", "q8", "q4", "r4", "r3"]
 
 
 class StreamOptions(BaseModel):
@@ -47,9 +48,10 @@ class LongctxOptions(BaseModel):
         description="What serves where a method can't keep within the budget: the same with the fewest bytes that its "
         "pages allow, an error, or dense attention.",
     )
-    kv_cache_dtype: Literal["auto", "q8", "q4"] | None = Field(
+    kv_cache_dtype: CacheDtype | None = Field(
         None,
-        description="Older keys and values in 8 or 4 bits, or (auto) in the model's own type; null is the server's.",
+        description="Older keys and values in 8, 4 or 3 bits (r: rotated first), or (auto) in the model's own type; "
+        "null is the server's.",
     )
     plan: str | dict[str, Any] | None = Field(None, description="Head plan: a name known here, or head-plan/1 itself.")
     logprobs_from: int | None = Field(
@@ -71,7 +73,7 @@ class LongctxUsage(BaseModel):
     kv_bytes: int = Field(description="Bytes of the pages held at the end.")
     kv_bytes_dense: int = Field(description="What dense attention would hold.")
     kv_ratio: float
-    kv_cache_dtype: Literal["auto", "q8", "q4"] = Field("auto", description="Type of older keys and values.")
+    kv_cache_dtype: CacheDtype = Field("auto", description="Type of older keys and values.")
     prefill_density: float = Field(description="Share of causal blocks that were read, mean over layers.")
     full_steps: int = Field(description="Decode steps that looked at everything, where the method skips.")
     backend: str = Field(description="Back end of the kernels.")

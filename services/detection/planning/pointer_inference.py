@@ -124,7 +124,7 @@ class PointerInference:
         x = x + self._linear(layer + "self_attn.out_proj", mixed)
         inner = self._linear(layer + "linear1", self._norm(layer + "norm2", x))
         gelu: np.ndarray = inner * (1 + erf(inner / np.float32(np.sqrt(2)))) / 2
-        return x + self._linear(layer + "linear2", gelu)
+        return np.asarray(x + self._linear(layer + "linear2", gelu))
 
     def _point(self, encoded: np.ndarray, decoded: np.ndarray) -> np.ndarray:
         """Logits (b, w, n + 1) from W1 e (b, 1, n + 1, h) and decoder states (b, w, h)."""

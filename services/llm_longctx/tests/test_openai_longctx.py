@@ -40,7 +40,7 @@ def test_usage_says_what_served_and_what_it_held(client):
     assert duo["kv_ratio"] == pytest.approx(duo["kv_bytes"] / duo["kv_bytes_dense"])
 
 
-@pytest.mark.parametrize(("dtype", "most"), [("q8", 0.95), ("q4", 0.85)])
+@pytest.mark.parametrize(("dtype", "most"), [("q8", 0.95), ("q4", 0.85), ("r4", 0.85), ("r3", 0.8)])
 def test_older_keys_and_values_take_few_bits_where_a_request_wants(client, dtype, most):
     text = (LONG * 2)[:170]
     few = used(ask(client, {"method": "dense", "kv_cache_dtype": dtype}, text))
