@@ -152,6 +152,7 @@ def write_page(found: Mapping[str, Any]) -> str:
         "job_median": f"{days['jobs']['wait_median_s']:.0f}",
         "job_longest": f"{days['jobs']['wait_longest_s']:.0f}",
         "pod_hours": days["jobs"]["pod_hours"],
+        "alone": f"{1e6 * redis['renewal_alone_s']:.0f}",
         "renewal": f"{1e6 * redis['renewal_s']:.0f}",
         "volatile": f"{1e6 * redis['renewal_volatile_s']:.0f}",
     }
