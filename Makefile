@@ -21,7 +21,7 @@ RUNNABLE := $(VENV)/.runnable-$(if $(SERVICES),$(subst $(comma),-,$(SERVICES)),a
 FUZZ_S ?= 25
 SHELL  := /bin/bash
 
-.PHONY: help run test check test-all lint format setup bench gpu chaos rehearse fuzz weight leaks mutants gallery images generate clean
+.PHONY: help run test check test-all lint format setup bench gpu scale chaos rehearse fuzz weight leaks mutants gallery images release generate clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -87,6 +87,9 @@ gpu: setup  ## the first ten minutes of a card: suites marked gpu, kernels, deco
 	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS)]'
 	@$(BIN)/python -m loadtests.gpu $(ARGS)
 
+scale: setup  ## measure unit costs and a cluster, and simulate 1 to 2,000 replicas and three days (ARGS="grid days": parts)
+	@$(BIN)/python -m loadtests.simulation $(ARGS)
+
 chaos: setup  ## kill -9 of workers, replicas and Redis under load
 	@$(BIN)/python -m loadtests.chaos $(ARGS)
 
@@ -108,6 +111,9 @@ mutants: setup  ## mutation testing of ten core modules, into docs/mutation.md (
 
 gallery: setup  ## the pictures of docs/gallery.md again, by its own commands (`make run` beside it)
 	@$(BIN)/python -m loadtests.gallery
+
+release: setup  ## wheels, source archives, chart, SBOM, checksums and provenance of this version, in out/release (ARGS=--tag)
+	@$(BIN)/python deploy/release.py $(ARGS)
 
 images: setup  ## build one service's image with buildah and run it (BASE=… names a local base image)
 	@deploy/images.sh $(ARGS)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import AsyncGenerator, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,8 +18,9 @@ from pydantic import BaseModel
 
 from shared import telemetry
 from shared.api.tensors import TensorSpec
-from shared.errors import DeadlineExceeded, FoveaError, InvalidOption, QueueFull, TooLarge
+from shared.errors import FoveaError, InvalidOption, QueueFull, TooLarge
 from shared.registry import CallContext, Engine, Servable
+from shared.retry_after import PlaceEstimate
 from shared.rpc.tensors import require_finite
 from shared.serving import servable_schema
 from shared.serving.batching import Batcher, Work
@@ -45,6 +47,7 @@ class Host(Catalog):
     def __init__(self, service: str, servables: Mapping[str, type[Servable[Any, Any]]], settings: Settings) -> None:
         super().__init__(service, servables, settings)
         self._streams: list[CallContext] = []
+        self._stream_places = PlaceEstimate()
         self._waking: dict[str, asyncio.Task[None]] = {}
         self._woken: dict[str, None] = {}  # the longest unused first
         self.work = WatchedWork()
@@ -271,8 +274,10 @@ class Host(Catalog):
         """
         servable, _ = self.find_loaded(name)
         if len(self._streams) >= self.settings.max_queue_size:
-            raise QueueFull(f"{len(self._streams)} streams are open, which is the limit.", retry_after=1)
+            detail = f"{len(self._streams)} streams are open, which is the limit."
+            raise QueueFull(detail, retry_after=self._stream_places.send_away())
         self._streams.append(run)
+        self._stream_places.enter(run)
         self._no_streams.clear()
         events, is_over = servable.stream(request, run), False
         try:
@@ -281,6 +286,7 @@ class Host(Catalog):
                     event = await _next(events, run)
                 is_over = event is None
                 if event is not None:
+                    run.extend()
                     yield event
         except Exception as error:
             is_over = True
@@ -290,6 +296,7 @@ class Host(Catalog):
                 run.cancel()
             await events.aclose()
             self._streams.remove(run)
+            self._stream_places.leave(run)
             if not self._streams:
                 self._no_streams.set()
 
@@ -332,12 +339,25 @@ async def _next(events: AsyncGenerator[BaseModel, None], run: CallContext) -> Ba
     """The next event; None at the end.
 
     Raises:
-        DeadlineExceeded: None came before the run's deadline.
+        DeadlineExceeded: None came before the run's deadline, which tokens that show nothing yet may have moved.
     """
-    seconds = None if run.deadline is None else run.deadline - time.monotonic()
+    loop = asyncio.get_running_loop()
+    timer: asyncio.TimerHandle | None = None
+
+    def check_deadline() -> None:
+        nonlocal timer
+        left = math.inf if run.deadline is None else run.deadline - time.monotonic()
+        if left <= 0:
+            limit.reschedule(loop.time())
+        elif left < math.inf:
+            timer = loop.call_later(left, check_deadline)
+
     try:
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(None) as limit:
+            check_deadline()
             return await anext(events, None)
     except TimeoutError as error:
-        detail = "The deadline of the request passed before it was done."
-        raise DeadlineExceeded(detail, hint="Allow more time.") from error
+        raise run.build_late() from error
+    finally:
+        if timer is not None:
+            timer.cancel()

@@ -11,9 +11,9 @@ import importlib
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar, cast
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import UploadFile
@@ -146,7 +146,9 @@ async def correct(request: Request) -> CorrectionOut:
 
 
 @router.get("/v1/dicomweb/studies", operation_id="search_studies", responses=problems(409, 422, 503))
-async def search_studies(request: Request, limit: int = 50) -> list[dict[str, Any]]:
+async def search_studies(
+    request: Request, limit: Annotated[int, Query(description="Most studies.")] = 50
+) -> list[dict[str, Any]]:
     """Search the PACS: UIDs, dates, modalities and counts of studies; no names."""
     filters = {name: value for name, value in request.query_params.items() if name != "limit"}
     if unknown := set(filters) - set(SEARCHABLE):

@@ -77,7 +77,7 @@ class HieraEdgeNetBoxDetector(BoxDetector):
                 "have twice as many: they find grains and miss or confuse many. They know no real pollen."
             ),
             (
-                "Variant: in the official release the edge layer reads the padding beside its picture, so its output "
+                "Variant: in the official release the edge layer reads the padding next to its picture, so its output "
                 "is 0 whatever is seen. `official` reproduces that, for official weights; `described` has the edges "
                 "of the paper, and is what the demo weights were trained with."
             ),

@@ -111,6 +111,7 @@ class DecoderModel(TextModel):
             plans,
             place.objects,
             sampling=sampling,
+            takes_templates=place.options.get("llm_request_templates") == "True",
         )
         made = cls(adapter, folder)
         made._others = others

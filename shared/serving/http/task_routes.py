@@ -92,6 +92,7 @@ async def answer_task(host: Host, task: str, request: Request | JobRequest, run:
     if isinstance(call, FoveaError):
         raise call
     if media in _STREAM_MEDIA_TYPES:
+        run.is_stream = True
         return await _stream(host.stream(name, call, run), media)
     answer = await host.predict(name, call, run)
     if media == "application/json":

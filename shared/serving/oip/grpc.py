@@ -1,4 +1,4 @@
-"""Open Inference v2 over gRPC, beside the standard health and reflection services.
+"""Open Inference v2 over gRPC, next to the standard health and reflection services.
 
 The messages are our own package's, served under the public name `inference.GRPCInferenceService`
 (docs/adr/0003-open-inference.md).
@@ -305,11 +305,11 @@ def _check_fields(data: bytes) -> None:
 
     Raises:
         Malformed: It has more fields than any request.
-        TooLarge: It has too much beside raw tensors.
+        TooLarge: It has too much besides raw tensors.
     """
     decoded = sum(field.end - field.start for field in iterate_fields(data) if field.number != _RAW_FIELD)
     if decoded > _MAX_DECODED_BYTES:
-        detail = f"The message has {decoded:,} bytes beside raw tensors; the limit is {_MAX_DECODED_BYTES:,}."
+        detail = f"The message has {decoded:,} bytes besides raw tensors; the limit is {_MAX_DECODED_BYTES:,}."
         raise TooLarge(detail, hint="Send tensors in raw_input_contents.")
 
 

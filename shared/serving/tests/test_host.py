@@ -1,14 +1,18 @@
 """The host loads its models side by side, says which it has and why not, and runs their calls off the loop."""
 
 import asyncio
+import math
+import re
 import threading
 import time
 
 import numpy as np
 import pytest
 
+import shared.registry.servable
+import shared.serving.host
 from shared import telemetry
-from shared.errors import Cancelled, InvalidOption, NotFound, NotReady, QueueFull
+from shared.errors import Cancelled, DeadlineExceeded, InvalidOption, NotFound, NotReady, QueueFull
 from shared.registry import CallContext, LoadContext
 from shared.serving.host import Host
 from shared.serving.tests import toys
@@ -173,6 +177,59 @@ async def test_what_a_stream_tells_the_metrics_carries_its_service_and_model():
     first = await asyncio.ensure_future(anext(events))  # the first reader may be another task than the others
     assert [first.text, *[event.text async for event in events]] == ["toy telling", "telling"]
     await host.stop()
+
+
+@pytest.mark.parametrize(
+    ("facts", "gap_s", "told"),
+    [
+        ({"is_stream": True}, 1, None),
+        ({"is_stream": True}, 121, "nothing new .* FOVEA_REQUEST_TIMEOUT_S"),
+        ({"is_stream": True, "lasts_s": 7_000}, 1, "FOVEA_STREAM_TIMEOUT_S"),
+        ({}, 1, "FOVEA_REQUEST_TIMEOUT_S"),
+    ],
+)
+async def test_deadline_of_a_stream_counts_from_each_piece(clock, facts, gap_s, told):
+    class Slow(toys.Story):
+        card = toys.card("slow", "plan")
+
+        async def stream(self, request, run):
+            for _ in range(8_000):
+                clock.advance(gap_s if request.text == "a" else 0)
+                run.check()
+                yield toys.Said(text="b", together=1)
+
+    host = Host("toy", {"slow": Slow}, Settings())
+    await host.start()
+    clock.govern(shared.registry.servable, shared.serving.host)
+    run, begun = CallContext(deadline=clock.monotonic() + 120), clock.monotonic()
+    run.pause_s, run.ends_at = 120, begun + facts.get("lasts_s", math.inf)
+    run.is_stream = facts.get("is_stream", False)
+    count, failed = 0, None
+    try:
+        async for _ in host.stream("slow", Text(text="a"), run):
+            count += 1
+    except DeadlineExceeded as error:
+        failed = f"{error.detail} {error.hint}"
+    assert (failed is None) == (told is None) == (count == 8_000)
+    assert told is None or re.search(told, failed)
+    await host.stop()
+
+
+async def test_tokens_that_show_nothing_yet_keep_a_stream_alive(host, monkeypatch):
+    async def stream(_, run):
+        for _ in range(4):
+            await asyncio.sleep(0.1)
+            run.extend()
+        yield toys.Said(text="late", together=1)
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(host.servable("toy/story"), "stream", stream)
+    run = CallContext(deadline=time.monotonic() + 0.25)
+    run.is_stream, run.pause_s = True, 0.25
+    events = host.stream("toy/story", Text(text="a"), run)
+    assert (await anext(events)).text == "late"
+    with pytest.raises(DeadlineExceeded, match="nothing new"):
+        await anext(events)
 
 
 async def test_more_streams_than_may_be_open_are_refused():
