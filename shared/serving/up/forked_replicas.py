@@ -36,7 +36,7 @@ SHARED_MODULES = (
 TORCH_SERVICES = ("llm-longctx", "interpretability")
 """Services that run torch: they are forked from a process of their own, which has imported it."""
 
-TORCH_MODULES = ("torch", "shared.lm.decoder", "shared.lm.taps", "transformers")
+TORCH_MODULES = ("torch", "shared.lm.decoder", "shared.lm.taps", "shared.lm.tokenizer", "shared.lm.embedder")
 
 _SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT)
 _FIRST_PAUSE_S = 0.5
