@@ -122,7 +122,8 @@ def _redis(config: Settings) -> list[Diagnosis]:
 
 
 def _ray(config: Settings) -> list[Diagnosis]:
-    found, lack = _version("ray"), "bad" if config.placement == "ray" else "note"
+    found = _version("ray")
+    lack: Verdict = "bad" if config.placement == "ray" else "note"
     missing = "missing; FOVEA_PLACEMENT=ray and clusters need it. Try: pip install 'fovea[cluster]'"
     return [Diagnosis("ray", "good" if found else lack, found or missing)]
 
