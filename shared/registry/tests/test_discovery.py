@@ -99,11 +99,11 @@ def test_our_own_broken_import_is_raised_not_hidden(toy_room):
 
 def test_networks_are_imported_for_their_name_and_not_for_servables(toy_room):
     (toy_room / "net.py").write_text(
-        'from shared.registry import builder\n@builder("toy-net")\ndef toy_net(width=2):\n    return width\n'
+        'from shared.registry import builder\n@builder("wide-net")\ndef wide_net(width=2):\n    return width\n'
     )
     (toy_room / "other_net.py").write_text('raise ImportError\n# @builder("other-net")\n')
     assert "toy" in servables("relevance-judge")
-    assert network("toy-net", width=5) == 5
+    assert network("wide-net", width=5) == 5
 
 
 def test_unknown_network_lists_the_known():
