@@ -47,10 +47,13 @@ def needs_torch(services: Sequence[str]) -> bool:
 
 
 def list_plugins(services: Sequence[str]) -> list[str]:
-    """Folders of the plug-ins of these services; all where none is named."""
-    if not services:
-        return [f"./{folder.relative_to(ROOT)}" for folder, _ in plugins.iter_projects(ROOT)]
-    return sorted({folder for name in ("gateway", *services) for folder in plugins.list_folders(name)})
+    """Folders of the plug-ins whose code these services or the gateway call; all where none is named."""
+    names = ("gateway", *services)
+    return [
+        f"./{folder.relative_to(ROOT)}"
+        for folder, project in plugins.iter_projects(ROOT)
+        if not services or any(plugins.is_called(project, name) for name in names)
+    ]
 
 
 def torch_source(index: str, devices: Sequence[str] = DEVICES) -> list[str]:
@@ -78,11 +81,7 @@ def install_packages(services: Sequence[str], source: Sequence[str], flavour: st
         _pip("--no-deps", *source, find_requirement("torch"))
     extras = ",".join([*list_extras(services, flavour), *(["cluster", "dev"] if test else [])])
     folders = [part for folder in list_plugins(services) for part in ("-e", folder)]
-    if services:  # a page of a plug-in needs none of the libraries of its models
-        _pip("-e", f".[{extras}]", *sorted({one for name in services for one in plugins.list_requirements(name)}))
-        _pip("--no-deps", *folders)
-    else:
-        _pip("-e", f".[{extras}]", *folders)
+    _pip("-e", f".[{extras}]", *folders)
     files = ["requirements-data.txt"] if not {*services} <= {*VISION} or not services else []
     for file in [*files, *(["requirements-tools.txt"] if test else [])]:
         _pip("--no-deps", "-r", file)
