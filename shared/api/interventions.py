@@ -185,7 +185,7 @@ class LensToken(BaseModel):
 
 
 class Captured(BaseModel):
-    """What was read by one capture, at one or more tokens.
+    """Values read by one capture, at one or more tokens.
 
     `values` has one entry per position, in their order:
 

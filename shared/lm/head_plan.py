@@ -107,7 +107,7 @@ class HeadPlan(BaseModel):
 
         Raises:
             TooLarge: The file is larger than any plan.
-            Malformed: It is no plan.
+            Malformed: It is not a plan.
         """
         if path.stat().st_size > MAX_BYTES:
             detail = f"{path.name} has {path.stat().st_size:,} bytes; a head plan has at most {MAX_BYTES:,}."
@@ -140,10 +140,10 @@ class HeadPlan(BaseModel):
             kv_heads: G, where the report's model does not say it; default: as many as query heads.
 
         Raises:
-            Malformed: It is no such report.
+            Malformed: It is not a retrieval report.
         """
         if report.get("schema") != "retrieval-report/1" or not report.get("scores"):
-            detail = f"This is no retrieval report: its schema is {report.get('schema')!r}."
+            detail = f"This is not a retrieval report: its schema is {report.get('schema')!r}."
             raise Malformed(detail, field="report")
         facts, scores = dict(report.get("model") or {}), report["scores"]
         L, H = len(scores), len(scores[0])

@@ -320,7 +320,7 @@ class RetrievalPlanMaker(_PlanMaker):
         try:
             evidence: Mapping[str, Any] = json.loads(self.read_artefact(report))
         except ValueError as error:
-            detail = f"The artefact {report[:12]}… is no retrieval report."
+            detail = f"The artefact {report[:12]}… is not a retrieval report."
             raise Malformed(detail, field="report") from error
         return evidence
 

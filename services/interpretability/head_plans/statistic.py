@@ -35,7 +35,7 @@ def mean_reach(net: Decoder, ids: Tensor | Sequence[int], positions: int = POSIT
         positions: Of the layout.
 
     Raises:
-        InvalidOption: Positions are learnt (GPT-2).
+        InvalidOption: Positions are trained embeddings (GPT-2).
     """
     config, device = net.config, net.output_matrix.device
     tokens = to_device(ids, device)

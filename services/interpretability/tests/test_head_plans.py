@@ -208,7 +208,7 @@ def test_training_that_was_stopped_goes_on_and_ends_in_the_same_plan(study, cont
 
     with pytest.raises(Cancelled, match="kept"):
         made(study, StopsAfterOne(), name="mine", **QUICK)
-    assert "mine" not in HeadPlanStore(TINY, None, context.objects), "half a training is no plan"
+    assert "mine" not in HeadPlanStore(TINY, None, context.objects), "half a training is not a plan"
     told = []
     resumed = made(study, CallContext(report=lambda share, _note: told.append(share)), **QUICK)
     assert told[-1] == 1

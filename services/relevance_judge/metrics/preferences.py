@@ -10,7 +10,7 @@ from scipy import stats
 
 @dataclass(frozen=True)
 class Preference:
-    """What a judge prefers, asked in both orders.
+    """A judge's preferences, asked in both orders.
 
     Attributes:
         forward: Probability that it prefers the first passage when that is shown first; `backward` when second.

@@ -20,7 +20,7 @@ BASELINES = ("truncate", "empty")
 
 @dataclass(frozen=True)
 class MethodVariant:
-    """What is measured at one budget.
+    """A method as it is measured at one budget.
 
     Attributes:
         name: The method's, or a baseline's; `label` of the options where they give one.
