@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scipy import stats
+from shared.lazy_module import LazyModule
+
+stats = LazyModule("scipy.stats")
 
 
 @dataclass(frozen=True)
