@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,9 @@ _STYLE_SHEETS = (
     "tokens.css", "page.css", "frame.css", "controls.css", "models.css", "gallery.css", "bench.css", "pictures.css",
     "chat.css", "result_view.css", "judge.css", "probe.css", "steering.css", "runs.css",
 )  # fmt: skip
+
+_PICTURE_TASKS = ("segment", "detect", "restore")
+"""Tasks whose pages show a picture; nothing else is special about them here."""
 
 _THEMES = ("light", "dark")
 """Themes that a reader can choose, besides the system's; the cookie is set by `frame.js`."""
@@ -76,9 +80,7 @@ class Console:
         """Build the routes of all pages and of their static files."""
         pages: dict[str, _Handler] = {
             "/": self.home,
-            "/console/segment": self.segment,
-            "/console/detect": self.detect,
-            "/console/restore": self.restore,
+            **{f"/console/{task}": partial(self._render_task_page, task=task) for task in _PICTURE_TASKS},
             "/console/chat": self.chat,
             "/console/judge": self.judge,
             "/console/probe": self.probe,
@@ -119,18 +121,6 @@ class Console:
         await self._client.models(request)
         return self._render("runs.html", request, page="runs", run=request.path_params.get("id"))
 
-    async def segment(self, request: Request) -> Response:
-        """A picture and its mask."""
-        return await self._render_task_page(request, "segment", "segment.html", page="segment")
-
-    async def detect(self, request: Request) -> Response:
-        """A picture and the boxes in it."""
-        return await self._render_task_page(request, "detect", "detect.html", page="detect")
-
-    async def restore(self, request: Request) -> Response:
-        """A picture before and after."""
-        return await self._render_task_page(request, "restore", "restore.html", page="restore")
-
     async def chat(self, request: Request) -> Response:
         """A conversation; models other than the default start with their own example."""
         models = [entry for entry in await self._client.models(request) if entry.task == "chat"]
@@ -143,9 +133,7 @@ class Console:
             methods = task_options.build_method_forms(card, await self._client.methods(request))
             steering = await self._find_steering(request, card)
         starters = task_options.build_starters(example)
-        return await self._render_task_page(
-            request, "chat", "chat.html", page="chat", starters=starters, methods=methods, steering=steering
-        )
+        return await self._render_task_page(request, "chat", starters=starters, methods=methods, steering=steering)
 
     async def _find_steering(self, request: Request, card: dict[str, Any]) -> dict[str, Any] | None:
         """The steering vectors made with a model, or that the key may not steer; None where no service steers."""
@@ -165,12 +153,11 @@ class Console:
 
     async def probe(self, request: Request) -> Response:
         """Experiments on language models; a permalink holds the spec that fills the form."""
-        return await self._render_task_page(request, "probe", "probe.html", page="probe", spec=_read_spec(request))
+        return await self._render_task_page(request, "probe", spec=_read_spec(request))
 
     async def run(self, request: Request) -> Response:
         """The generic page, for any task without a page of its own."""
-        task = request.path_params["task"]
-        return await self._render_task_page(request, task, "run.html", page=task)
+        return await self._render_task_page(request, request.path_params["task"], "run.html")
 
     async def jobs(self, request: Request) -> Response:
         """The reader's jobs, which the browser fetches; the request here only checks the key."""
@@ -222,8 +209,7 @@ class Console:
         self,
         request: Request,
         task: str,
-        template: str,
-        page: str,
+        template: str | None = None,
         *,
         spec: dict[str, Any] | None = None,
         starters: Sequence[str] = (),
@@ -235,9 +221,9 @@ class Console:
         model = _select_model(models, request.query_params.get("model"))
         card = await self._client.card(request, model.id) if model else None
         return self._render(
-            template,
+            template or f"{task}.html",
             request,
-            page=page,
+            page=task,
             task=task,
             title=title_task(task),
             path=task_path(task),
