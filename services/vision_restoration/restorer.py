@@ -215,7 +215,7 @@ def _require_time(estimate: Estimate, run: CallContext) -> None:
     """
     if run.deadline is not None and time.monotonic() + estimate.seconds > run.deadline:
         raise DeadlineExceeded(
-            f"{estimate.tiles} tiles would take about {timedelta(seconds=round(estimate.seconds))} (h:mm:ss), longer than "
+            f"{estimate.tiles} tiles take about {timedelta(seconds=round(estimate.seconds))} (h:mm:ss), more than "
             "the request may.",
             hint="Send it with `Prefer: respond-async`: it then runs as a job, with progress.",
         )
