@@ -84,12 +84,13 @@ class Console:
             "/console/chat": self.chat,
             "/console/judge": self.judge,
             "/console/probe": self.probe,
-            "/console/jobs": self.jobs,
+            "/console/jobs": partial(self.plain, name="jobs"),
+            "/console/admin": partial(self.plain, name="admin"),
             "/console/run/{task}": self.run,
             "/console/models": self.models,
             "/console/models/{name:path}": self.card,
-            "/runs": self.runs,
-            "/runs/{id}": self.runs,
+            "/runs": partial(self.plain, name="runs"),
+            "/runs/{id}": partial(self.plain, name="runs"),
         }
         for slug, added in self._plugins.items():
             pages[f"/console/{slug}"] = self._render_plugin(slug, added)
@@ -116,10 +117,11 @@ class Console:
         entries = await self._client.models(request)
         return self._render("models.html", request, page="models", services=model_view.group_by_service(entries))
 
-    async def runs(self, request: Request) -> Response:
-        """The reader's runs, or one of them; the browser fetches them, and the request here only checks the key."""
+    async def plain(self, request: Request, *, name: str) -> Response:
+        """A page whose content the browser fetches, because it belongs to a key; the request here checks the key."""
         await self._client.models(request)
-        return self._render("runs.html", request, page="runs", run=request.path_params.get("id"))
+        run = request.path_params.get("id")
+        return self._render(f"{name}.html", request, page=name, origin=_origin(request), run=run)
 
     async def chat(self, request: Request) -> Response:
         """A conversation; models other than the default start with their own example."""
@@ -158,11 +160,6 @@ class Console:
     async def run(self, request: Request) -> Response:
         """The generic page, for any task without a page of its own."""
         return await self._render_task_page(request, request.path_params["task"], "run.html")
-
-    async def jobs(self, request: Request) -> Response:
-        """The reader's jobs, which the browser fetches; the request here only checks the key."""
-        await self._client.models(request)
-        return self._render("jobs.html", request, page="jobs", origin=_origin(request))
 
     async def card(self, request: Request) -> Response:
         """One model."""
