@@ -20,7 +20,7 @@ PICTURE = photograph()
 
 @pytest.fixture
 def fovea(stage, call_main, monkeypatch, capfdbinary):
-    """Run a command; gives its exit code, what it wrote and what it said beside."""
+    """Run a command; gives its exit code, what it wrote and its standard error."""
     monkeypatch.setenv("FOVEA_URL", stage.url)
     monkeypatch.setenv("COLUMNS", "120")
 

@@ -207,6 +207,21 @@ async def test_a_caller_that_leaves_stops_the_replica(front, replica):
     await until(lambda: replica.in_flight == 0)
 
 
+async def test_a_live_stream_is_not_cut_and_a_silent_one_is(front, replica, monkeypatch):
+    monkeypatch.setattr("services.gateway.grpc.proxy.DEADLINE_GRACE_S", 0.1)
+    scene, channel = await front(request_timeout_s=0.3)
+    _, address, _ = await replica("one")
+    scene.announce("http://127.0.0.1:1", grpc=address)
+    stream = channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")()
+    for _ in range(8):
+        await stream.write(INFER)
+        assert await stream.read() == b"one|" + INFER
+        await asyncio.sleep(0.1)
+    with pytest.raises(grpc.aio.AioRpcError, match="FOVEA_REQUEST_TIMEOUT_S") as failed:
+        await asyncio.wait_for(stream.read(), 5)
+    assert failed.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
 async def test_streams_pass_message_by_message(front, replica):
     scene, channel = await front()
     _, address, _ = await replica("one")

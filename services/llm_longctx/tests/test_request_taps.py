@@ -1,4 +1,4 @@
-"""Interventions and captures of one request: against a traced forward, beside others, over cached prefixes, n times."""
+"""Interventions and captures of one request: against a traced forward, in a batch, over cached prefixes, n times."""
 
 from collections.abc import Mapping
 
@@ -145,7 +145,7 @@ def test_captures_alone_change_no_bit():
 
 
 def _logprobs(net, taps, others: int = 0, method_name: str = "dense"):
-    """Tokens and log-probabilities of an untapped request beside `others` requests with taps, or of a tapped one."""
+    """Tokens and log-probabilities of an untapped request next to `others` requests with taps, or of a tapped one."""
     engine = Engine(net, method_name, None if method_name == "dense" else ROLES, page=16)
     collectors = []
 

@@ -1,4 +1,4 @@
-"""Tool parsers: whatever the pieces of an answer, its calls and the text beside them are the same."""
+"""Tool parsers: whatever the pieces of an answer, its calls and the text next to them are the same."""
 
 import itertools
 import json

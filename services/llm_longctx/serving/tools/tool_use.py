@@ -9,14 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib import import_module
-from pkgutil import iter_modules
 from typing import Any
 
 from llguidance import LLMatcher
 
 from services.llm_longctx.serving.grammars.sources import HEADER, json_expression, json_source
+from services.llm_longctx.serving.scan_forms import scan_forms
 from services.llm_longctx.serving.tools import parsers
 from services.llm_longctx.serving.tools.parsers.hermes import HermesParser
 from services.llm_longctx.serving.tools.tool_parser import ToolParser
@@ -97,7 +95,8 @@ def spell_message(message: Mapping[str, Any], parser: type[ToolParser] = HermesP
         parser.write_call(call["function"]["name"], json.dumps(call["function"]["arguments"]))
         for call in message.get("tool_calls") or ()
     ]
-    return {"role": role, "content": "\n".join([*([content] if content else []), *calls])}
+    thoughts = {"reasoning_content": message["reasoning_content"]} if message.get("reasoning_content") else {}
+    return {"role": role, "content": "\n".join([*([content] if content else []), *calls]), **thoughts}
 
 
 def read_tool_use(request: ChatRequest, template: str | None) -> ToolUse | None:
@@ -137,21 +136,10 @@ def has_tools(template: str | None) -> bool:
     return template is not None and "tools" in template
 
 
-@cache
-def _parsers() -> tuple[type[ToolParser], ...]:
-    """All forms, by their files."""
-    modules = [import_module(f"{parsers.__name__}.{found.name}") for found in iter_modules(parsers.__path__)]
-    return tuple(
-        one
-        for module in modules
-        for one in vars(module).values()
-        if isinstance(one, type) and issubclass(one, ToolParser) and one.__module__ == module.__name__
-    )
-
-
 def find_parser(template: str) -> type[ToolParser]:
     """The form that a chat template teaches; Hermes' where it is none that is known."""
-    return next((parser for parser in _parsers() if parser.detects(template)), HermesParser)
+    known = scan_forms(parsers.__name__, ToolParser)
+    return next((parser for parser in known if parser.detects(template)), HermesParser)
 
 
 def _to_rule(schema: Mapping[str, Any]) -> str:
@@ -191,6 +179,8 @@ def to_plain(message: ChatMessage, content: str) -> dict[str, Any]:
             }
             for c in message.tool_calls
         ]
+    if message.reasoning_content:
+        plain["reasoning_content"] = message.reasoning_content
     if message.role == "tool":
         plain |= {"tool_call_id": message.tool_call_id or "", "name": message.name or ""}
     return plain

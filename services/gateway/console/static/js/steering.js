@@ -105,3 +105,5 @@ export class Steering extends CustomElement {
 }
 
 const lines = (text) => text.split("\n").map((line) => line.trim()).filter(Boolean);
+
+customElements.define("fovea-steering", Steering);
