@@ -21,7 +21,7 @@ RUNNABLE := $(VENV)/.runnable-$(if $(SERVICES),$(subst $(comma),-,$(SERVICES)),a
 FUZZ_S ?= 25
 SHELL  := /bin/bash
 
-.PHONY: help run test check test-all lint format setup bench gpu scale chaos rehearse fuzz leaks mutants gallery images generate clean
+.PHONY: help run test check test-all lint format setup bench gpu scale chaos rehearse fuzz weight leaks mutants gallery images release generate clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -99,6 +99,9 @@ rehearse: setup  ## ten minutes of production traffic with restarts and a kill, 
 fuzz: setup  ## fuzz each decoder of bytes from outside for a minute (ARGS=600 for ten)
 	@$(BIN)/python -m tests.fuzz $(ARGS)
 
+weight: setup  ## seconds until each service answers, then memory and processor of each idle process (ARGS="--services detection")
+	@$(BIN)/python -m loadtests.weight $(ARGS)
+
 leaks: setup  ## memory of each process over ten minutes of mixed load and broken requests (ARGS="--services detection")
 	@$(BIN)/python -m loadtests.leaks $(ARGS)
 
@@ -108,6 +111,9 @@ mutants: setup  ## mutation testing of ten core modules, into docs/mutation.md (
 
 gallery: setup  ## the pictures of docs/gallery.md again, by its own commands (`make run` beside it)
 	@$(BIN)/python -m loadtests.gallery
+
+release: setup  ## wheels, source archives, chart, SBOM, checksums and provenance of this version, in out/release (ARGS=--tag)
+	@$(BIN)/python deploy/release.py $(ARGS)
 
 images: setup  ## build one service's image with buildah and run it (BASE=… names a local base image)
 	@deploy/images.sh $(ARGS)

@@ -82,7 +82,7 @@ class SimulatedGateway:
             self._limits = quotas.RateLimiter(settings)
         finally:
             replica_registry.open_async_redis, quotas.open_limit_windows = before
-        self.registry.versions = VersionPolicy(None)
+        self.registry.versions, self.registry.ask = VersionPolicy(None), self._is_reachable
         self._fair = FairQueue(settings, self.registry)
         self._retry = ReplicaRetryPolicy(self.registry)
 
@@ -98,6 +98,10 @@ class SimulatedGateway:
             self.answers.seconds.append((self._clock.now, caller.tenant, self._clock.now - began))
         self.answers.statuses[status] += 1
         return status
+
+    async def _is_reachable(self, replica: Replica) -> bool:
+        """Whether a replica answers that has not renewed its record."""
+        return replica.id in self._fleet
 
     async def _serve(self, caller: Caller, service: str, work: Work, deadline: float) -> None:
         await self.processor.work(self._costs.request + self._costs.route * len(self._fleet))

@@ -36,6 +36,8 @@ def read_request_cost() -> float:
 def render_page() -> Iterator[tuple[Path, str]]:
     """The page and its pictures."""
     found = json.loads(RESULTS.read_text("utf8"))
+    if not {"days", "grid"} <= found.keys():
+        return
     yield PICTURES / "scale-days.svg", draw_days(found["days"])
     yield PICTURES / "scale-fleets.svg", draw_grid(found["grid"])
     yield PAGE, write_page(found)
@@ -150,6 +152,7 @@ def write_page(found: Mapping[str, Any]) -> str:
         "job_median": f"{days['jobs']['wait_median_s']:.0f}",
         "job_longest": f"{days['jobs']['wait_longest_s']:.0f}",
         "pod_hours": days["jobs"]["pod_hours"],
+        "alone": f"{1e6 * redis['renewal_alone_s']:.0f}",
         "renewal": f"{1e6 * redis['renewal_s']:.0f}",
         "volatile": f"{1e6 * redis['renewal_volatile_s']:.0f}",
     }

@@ -27,7 +27,7 @@ from services.gateway.routing.affinity import AffinityKey, held_key
 from services.gateway.routing.replica_registry import ReplicaRegistry
 from shared.api.replica import ReplicaRecord, replicas_key
 from shared.jobs.key_limits import open_limit_windows
-from shared.jobs.redis_connection import open_redis
+from shared.jobs.redis_connection import open_async_redis, open_redis
 from shared.jobs.redis_server import RedisServer
 from shared.settings import Settings
 from tests.harness.waiting import free_port
@@ -35,6 +35,9 @@ from tests.harness.waiting import free_port
 SERVICE = "llm-longctx"
 COUNTS = (1, 250, 1000, 2000)
 """Replicas at which the gateway's code is timed."""
+
+CONNECTIONS = 32
+"""Connections that send to Redis at once."""
 
 SAMPLES = 600
 """Time series of one pod: what a replica or a gateway that has served for a while shows on /metrics."""
@@ -69,52 +72,73 @@ def build_record(number: int, seen: float, service: str = SERVICE, slots: int = 
 def measure_redis() -> dict[str, float]:
     """Processor seconds of a real Redis per command, per renewal, per record that is read and per count of a rate.
 
-    As the product runs it, with each write on disk before its answer; `…_volatile_s` are those without a file.
+    As the product runs it, with each write on disk before its answer. `CONNECTIONS` that write at once share the
+    disk's time, as a fleet does; `renewal_alone_s` is one that shares it with nobody, `…_volatile_s` one without.
     """
     with (
         tempfile.TemporaryDirectory() as name,
         RedisServer(Settings(data_dir=Path(name), redis_url=None)) as server,
     ):
-        process, link = psutil.Process(server.process.pid if server.process else None), open_redis(server.url)
-        key = replicas_key(SERVICE)
+        process = psutil.Process(server.process.pid if server.process else None)
         blobs = [build_record(number, 1e9 + number).model_dump_json() for number in range(2000)]
-        link.delete("nothing")
+        key = replicas_key(SERVICE)
 
-        def spend(work: Callable[[], object], times: int) -> float:
-            before = sum(process.cpu_times()[:2])
-            for _ in range(times):
-                work()
-            return (sum(process.cpu_times()[:2]) - before) / times
+        def spend(commands: Sequence[tuple[str, ...]], connections: int = CONNECTIONS) -> float:
+            return asyncio.run(_send(server.url, commands, connections, process))
 
-        command = spend(lambda: link.hget("nothing", "x"), 4000)
-        renewal = spend(lambda: link.hset(key, "one", blobs[0]), 4000)
-        link.hset(key, mapping=dict(zip(map(str, range(2000)), blobs, strict=True)))
-        record = spend(lambda: link.hgetall(key), 300) / 2000
-        count = spend_on_counts(server.url, process)
-        link.config_set("appendonly", "no")
-        volatile = spend(lambda: link.hset(key, "one", blobs[0]), 4000)
-        count_volatile = spend_on_counts(server.url, process)
-        memory = int(link.memory_usage(key, samples=0)) / 2000
-    size = len(blobs[0])
+        renewals = [("HSET", key, str(n), blob) for n, blob in enumerate(blobs)]
+        command = spend([("HGET", "nothing", "x")] * 6000)
+        renewal, alone = spend(renewals * 3), spend(renewals, 1)
+        record = spend([("HGETALL", key)] * 200, 4) / len(blobs)
+        count = asyncio.run(_spend_on_counts(server.url, process))
+        with open_redis(server.url) as link:
+            memory = int(link.memory_usage(key, samples=0)) / len(blobs)
+            link.config_set("appendonly", "no")
+        volatile, count_volatile = spend(renewals * 3), asyncio.run(_spend_on_counts(server.url, process))
     return {
-        "command_s": command, "renewal_s": renewal, "record_s": record, "count_s": count,
-        "renewal_volatile_s": volatile, "count_volatile_s": count_volatile,
-        "record_bytes": size, "memory_bytes": round(memory),
-    }  # fmt: skip
+        "command_s": command,
+        "renewal_s": renewal,
+        "renewal_alone_s": alone,
+        "renewal_volatile_s": volatile,
+        "record_s": record,
+        "count_s": count,
+        "count_volatile_s": count_volatile,
+        "record_bytes": len(blobs[0]),
+        "memory_bytes": round(memory),
+    }
 
 
-def spend_on_counts(url: str, process: psutil.Process) -> float:
+async def _send(url: str, commands: Sequence[tuple[str, ...]], connections: int, process: psutil.Process) -> float:
+    """Processor seconds of Redis per command, of so many connections that send one after another."""
+    links = [open_async_redis(url, max_connections=1) for _ in range(connections)]
+    left = iter(commands)
+
+    async def send(link: Any) -> None:
+        for command in left:
+            await link.execute_command(*command)
+
+    await asyncio.gather(*(link.ping() for link in links))
+    before = sum(process.cpu_times()[:2])
+    await asyncio.gather(*map(send, links))
+    spent = sum(process.cpu_times()[:2]) - before
+    for link in links:
+        await link.aclose()
+    return spent / len(commands)
+
+
+async def _spend_on_counts(url: str, process: psutil.Process) -> float:
     """Processor seconds of Redis per request that is counted."""
+    pool, windows = open_limit_windows(url)
+    turns = iter(range(6000))
 
-    async def count() -> float:
-        pool, windows = open_limit_windows(url)
-        before = sum(process.cpu_times()[:2])
-        for number in range(3000):
+    async def count() -> None:
+        for number in turns:
             await windows.incr(f"fovea:limits/tenant-{number % 50}", 60, 1)
-        await pool.disconnect()
-        return (sum(process.cpu_times()[:2]) - before) / 3000
 
-    return asyncio.run(count())
+    before = sum(process.cpu_times()[:2])
+    await asyncio.gather(*(count() for _ in range(CONNECTIONS)))
+    await pool.disconnect()
+    return (sum(process.cpu_times()[:2]) - before) / 6000
 
 
 def measure_gateway() -> list[dict[str, float]]:

@@ -17,6 +17,7 @@ from shared.api.structured import ResponseFormat
 from shared.api.tools import Tool, ToolCall, ToolCallDelta, ToolChoice
 
 FinishReason = Literal["stop", "length", "tool_calls"]
+CacheDtype = Literal["auto", "q8", "q4", "r4", "r3"]
 
 
 class StreamOptions(BaseModel):
@@ -42,9 +43,15 @@ class LongctxOptions(BaseModel):
     decode: str | dict[str, Any] | None = Field(None, description="Another method by which full heads decode.")
     kv_bytes: int | None = Field(None, ge=1, description="Budget: most bytes of keys and values; knobs are fitted.")
     kv_ratio: float | None = Field(None, gt=0, le=1, description="Budget as a share of what dense would hold.")
-    kv_cache_dtype: Literal["auto", "q8", "q4"] | None = Field(
+    on_miss: Literal["nearest", "error", "dense"] = Field(
+        "nearest",
+        description="What serves where a method can't keep within the budget: the same with the fewest bytes that its "
+        "pages allow, an error, or dense attention.",
+    )
+    kv_cache_dtype: CacheDtype | None = Field(
         None,
-        description="Older keys and values in 8 or 4 bits, or (auto) in the model's own type; null is the server's.",
+        description="Older keys and values in 8, 4 or 3 bits (r: rotated first), or (auto) in the model's own type; "
+        "null is the server's.",
     )
     plan: str | dict[str, Any] | None = Field(None, description="Head plan: a name known here, or head-plan/1 itself.")
     logprobs_from: int | None = Field(
@@ -66,13 +73,14 @@ class LongctxUsage(BaseModel):
     kv_bytes: int = Field(description="Bytes of the pages held at the end.")
     kv_bytes_dense: int = Field(description="What dense attention would hold.")
     kv_ratio: float
-    kv_cache_dtype: Literal["auto", "q8", "q4"] = Field("auto", description="Type of older keys and values.")
+    kv_cache_dtype: CacheDtype = Field("auto", description="Type of older keys and values.")
     prefill_density: float = Field(description="Share of causal blocks that were read, mean over layers.")
     full_steps: int = Field(description="Decode steps that looked at everything, where the method skips.")
     backend: str = Field(description="Back end of the kernels.")
     cached_tokens: int = Field(description="Tokens of the prompt that came from the prefix cache.")
     preempted: int = Field(description="How often an answer lost its pages to others and was read again.")
     fallback: str | None = Field(description="Why dense served instead of the method asked for.")
+    budget_missed: str | None = Field(None, description="How the budget was missed, which pages of 16 could not meet.")
     context_left: int | None = Field(None, description="Tokens that still fit behind one prompt and its one answer.")
 
 
@@ -258,6 +266,9 @@ class Usage(BaseModel):
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails = PromptTokensDetails(cached_tokens=0)
     longctx: LongctxUsage | None = None
+    unenforced: list[str] | None = Field(
+        None, description="Ours: keywords of JSON Schemas that were left to the model, as no `strict` refused them."
+    )
 
 
 class TopLogprob(BaseModel):

@@ -216,12 +216,14 @@ class Servable(ABC, Generic[Request, Answer]):
         card: Its facts; an instance may carry a refined copy (digest and metrics of the loaded weights).
         In, Out: Pydantic models; fields of `In` are the request's options, and fields typed `ImageBytes` its pictures.
         mode: `sync` answers at once, `stream` yields events, `job` is long and is offered as a job.
+        on_demand: Whether its first request may load it, where the settings say so.
     """
 
     card: ClassVar[Card]
     In: ClassVar[type[BaseModel]]
     Out: ClassVar[type[BaseModel]]
     mode: ClassVar[Mode] = "sync"
+    on_demand: ClassVar[bool] = False
 
     engine: Engine | None = None
     """The engine behind `predict`, where tensors in and out make sense: offered as Open Inference v2."""

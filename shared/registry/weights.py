@@ -23,6 +23,7 @@ from safetensors.numpy import load, save
 
 from shared.errors import NotReady
 from shared.registry.int8 import pack_kernels, unpack_kernels
+from shared.settings import settings
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -49,6 +50,7 @@ class Manifest(_Facts):
 
     name: str
     origin: Literal["trained", "imported"]
+    licence: str = Field("", description="SPDX expression of the weights; empty where nobody stated one.")
     network: NetworkSpec
     sha256: str = ""
     bytes: int = 0
@@ -116,9 +118,11 @@ def read_weights(file: Path) -> Weights:
     """Verify a weights file against its manifest, then read it; float16 comes back as float32.
 
     Raises:
-        NotReady: Size or digest differ from the manifest; nothing has been parsed then.
+        NotReady: The operator does not allow its licence, or size or digest differ from the manifest; nothing has been
+            parsed then.
     """
     manifest = read_manifest(file)
+    _require_allowed(manifest)
     if (size := file.stat().st_size) != manifest.bytes:
         _refuse(file, f"{size} bytes instead of {manifest.bytes}")
     raw = file.read_bytes()
@@ -164,6 +168,14 @@ def _stored(array: np.ndarray, dtype: str) -> np.ndarray:
     with np.errstate(over="ignore"):
         narrow = array.astype(dtype)
     return np.ascontiguousarray(narrow if np.isfinite(narrow).all() else array)
+
+
+def _require_allowed(manifest: Manifest) -> None:
+    allowed = [one.strip() for one in settings().weights_licences.split(",") if one.strip()]
+    if allowed and manifest.licence not in allowed:
+        detail = f"The weights {manifest.name!r} have the licence {manifest.licence or '(none)'}, which is not allowed."
+        hint = f"FOVEA_WEIGHTS_LICENCES allows {', '.join(allowed)}. Add the licence, or import other weights."
+        raise NotReady(detail, hint=hint)
 
 
 def _refuse(file: Path, difference: str) -> None:

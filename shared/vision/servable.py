@@ -142,6 +142,7 @@ class VisionServable(Servable[Request, Answer], Generic[Request, Answer, Item]):
     sample: ClassVar[Path]
     forms: ClassVar[tuple[str, ...]] = ()
     one_at_a_time: ClassVar[bool] = False
+    on_demand: ClassVar[bool] = True
     engine: Engine
 
     def __init__(

@@ -271,6 +271,7 @@ class Console:
             "extensions": panels.get(facts.get("page"), []),
             "navigation": build_navigation(self._client.known_tasks, self._plugins),
             "known_tasks": self._client.known_tasks,
+            "has_outage": self._client.has_outage,
             "theme": request.cookies.get("fovea-theme") if request.cookies.get("fovea-theme") in _THEMES else "system",
             **facts,
         }

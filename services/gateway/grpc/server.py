@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from services.gateway.app import Gateway
 from services.gateway.grpc.anonymous_reader import AnonymousReader
@@ -245,7 +246,10 @@ class _InferenceHandler(grpc.GenericRpcHandler):
         return pb.ServerMetadataResponse(**metadata).SerializeToString()
 
     async def _index(self, message: bytes, _call: GrpcCall) -> bytes:
-        only_ready = pb.RepositoryIndexRequest.FromString(message).ready
+        try:
+            only_ready = pb.RepositoryIndexRequest.FromString(message).ready
+        except DecodeError as error:
+            raise Malformed("The bytes are not a RepositoryIndexRequest.") from error
         index = await oip_server.list_repository(self._gateway, only_ready=only_ready)
         models = [pb.RepositoryIndexResponse.ModelIndex(**entry) for entry in index]
         return pb.RepositoryIndexResponse(models=models).SerializeToString()

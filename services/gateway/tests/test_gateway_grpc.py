@@ -45,6 +45,14 @@ async def test_an_unknown_model_is_told_with_those_there_are(front, replica):
     assert not pb.ModelReadyResponse.FromString(ready).ready
 
 
+@pytest.mark.parametrize("message", [b"\x0a" + b"\xff" * 9 + b"\x01", b"\x0b" * 1000, b"\x08"])
+async def test_bytes_that_are_no_request_are_the_callers_fault(front, message):
+    _, channel = await front()
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await call(channel, "RepositoryIndex", message)
+    assert failed.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
 async def test_each_message_of_a_stream_counts(front, replica, tmp_path):
     _, key = KeyRing(tmp_path / "keys.json").add("alice", ("infer",), rate_per_minute=5)
     scene, channel = await front(auth="keys")

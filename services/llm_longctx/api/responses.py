@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 from uuid import uuid4
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Path, Request
 from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError
 from starlette.responses import Response, StreamingResponse
@@ -35,6 +35,8 @@ from shared.serving.http.tenant import tenant_store
 from shared.validation_errors import list_errors
 
 router = APIRouter(tags=["openai"])
+
+ResponseId = Annotated[str, Path(description="Id of a response that was asked for with `store: true`.")]
 
 
 def get_response_store(request: Request) -> ResponseStore:
@@ -75,13 +77,13 @@ async def respond(
 
 
 @router.get("/v1/responses/{response_id}", responses=ERROR_RESPONSES, openapi_extra=OPENAI_ERRORS)
-def show(response_id: str, store: StoreDep) -> ResponseObject:
+def show(response_id: ResponseId, store: StoreDep) -> ResponseObject:
     """Show a stored response."""
     return store.get(response_id).response
 
 
 @router.get("/v1/responses/{response_id}/input_items", responses=ERROR_RESPONSES, openapi_extra=OPENAI_ERRORS)
-def list_input_items(response_id: str, store: StoreDep) -> InputItemList:
+def list_input_items(response_id: ResponseId, store: StoreDep) -> InputItemList:
     """List what a stored response was made from: the conversation before it, oldest first."""
     items = store.get(response_id).input
     ids = [item["id"] for item in items]
@@ -89,7 +91,7 @@ def list_input_items(response_id: str, store: StoreDep) -> InputItemList:
 
 
 @router.delete("/v1/responses/{response_id}", responses=ERROR_RESPONSES, openapi_extra=OPENAI_ERRORS)
-def delete(response_id: str, store: StoreDep) -> Deleted:
+def delete(response_id: ResponseId, store: StoreDep) -> Deleted:
     """Delete a stored response; those that went on from it keep the conversation."""
     store.delete(response_id)
     return Deleted(id=response_id, object="response")

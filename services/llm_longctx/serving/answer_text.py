@@ -56,6 +56,7 @@ class OutputChunk:
         stop: The stop text or the named stop token that ended it.
         thought: What is new in what the model thinks before it answers.
         scored: The next tokens of the prompt with their log-probabilities.
+        has_text: Whether the answer is a text, which a forced call is not.
     """
 
     index: int
@@ -68,6 +69,7 @@ class OutputChunk:
     stop: str | int | None = None
     thought: str = ""
     scored: tuple[ScoredToken, ...] = ()
+    has_text: bool = True
 
 
 class TextHooks(RequestHooks):

@@ -15,6 +15,7 @@ from services.llm_longctx.serving.adapters.base import TextModelAdapter
 from services.llm_longctx.serving.answer_text import OutputChunk
 from services.llm_longctx.serving.chat_template import read_template_options
 from services.llm_longctx.serving.generation import Generation
+from services.llm_longctx.serving.grammars.formats import find_unenforced_keywords
 from services.llm_longctx.serving.grammars.token_grammar import TokenGrammar
 from services.llm_longctx.serving.protocol import MIN_LOGPROB, CompletionProtocol, to_prompt_logprobs
 from services.llm_longctx.serving.reasoning.reasoning_parser import find_reasoning_parser
@@ -71,7 +72,10 @@ class ChatProtocol(CompletionProtocol[ChatRequest, ChatChunk, ChatCompletion]):
         engine_request = adapter.build_request(ids, request.longest, request, "messages", text=text, state=state)
         engine_request.top_logprobs = (request.top_logprobs or 0) if request.logprobs else None
         if tools is not None:
-            generation.use_parser(partial(tools.parser, tools.functions))
+            generation.use_parser(partial(tools.parser, tools.functions), is_forced=tools.is_forced)
+        generation.unenforced += [] if tools is None else tools.unenforced
+        if tools is None or not tools.is_forced:
+            generation.unenforced += find_unenforced_keywords(request)
         if (reasoner := find_reasoning_parser(template)) is not None:
             generation.use_reasoner(partial(reasoner, text), is_shown=request.include_reasoning)
         options = build_text_options(request, prompt_logprobs=request.prompt_logprobs)
@@ -93,14 +97,15 @@ class ChatProtocol(CompletionProtocol[ChatRequest, ChatChunk, ChatCompletion]):
             return ChunkChoice(**{"index": piece.index, "delta": delta, "logprobs": None, "finish_reason": None} | more)
 
         if is_first:
-            yield choice(Delta(role="assistant", content=""))
+            yield choice(Delta(role="assistant", content="" if piece.has_text else None))
         elif piece.scored:
             yield choice(Delta())
         if captured:
             yield choice(Delta(), captured=list(captured))
         if piece.text or piece.thought or piece.tokens:
             scores = [_score(token, tokenizer) for token in piece.tokens]
-            delta = Delta(**({"content": piece.text} if piece.text or not piece.thought else {}))
+            shows_text = piece.has_text and (piece.text or not piece.thought)
+            delta = Delta(**({"content": piece.text} if shows_text else {}))
             if piece.thought:
                 delta.reasoning_content = piece.thought
             yield choice(delta, logprobs=ChatLogprobs(content=scores, refusal=None) if has_logprobs else None)
@@ -116,7 +121,7 @@ class ChatProtocol(CompletionProtocol[ChatRequest, ChatChunk, ChatCompletion]):
         return {"prompt_logprobs": to_prompt_logprobs(piece.scored, tokenizer)}
 
     def gather(self, chunks: Iterable[ChatChunk]) -> ChatCompletion:
-        texts: dict[int, str] = {}
+        texts: dict[int, str | None] = {}
         thoughts: dict[int, str] = {}
         stops: dict[int, StopReason | None] = {}
         prompt: PromptLogprobs = []
@@ -129,7 +134,9 @@ class ChatProtocol(CompletionProtocol[ChatRequest, ChatChunk, ChatCompletion]):
             last = chunk
             prompt += chunk.prompt_logprobs or ()
             for choice in chunk.choices:
-                texts[choice.index] = texts.get(choice.index, "") + (choice.delta.content or "")
+                texts.setdefault(choice.index, None)
+                if (text := choice.delta.content) is not None:
+                    texts[choice.index] = (texts[choice.index] or "") + text
                 thoughts[choice.index] = thoughts.get(choice.index, "") + (choice.delta.reasoning_content or "")
                 reasons[choice.index], stops[choice.index] = choice.finish_reason, choice.stop_reason
                 _add_calls(calls.setdefault(choice.index, {}), choice.delta.tool_calls or ())
@@ -222,7 +229,7 @@ def _add_calls(calls: dict[int, ToolCall], deltas: Iterable[ToolCallDelta]) -> N
         calls[delta.index].function.arguments += function.arguments or ""
 
 
-def _to_reply(text: str, thoughts: str, calls: list[ToolCall]) -> Reply:
+def _to_reply(text: str | None, thoughts: str, calls: list[ToolCall]) -> Reply:
     content = text if text or not (calls or thoughts) else None
     return Reply(content=content, reasoning_content=thoughts or None, tool_calls=calls or None)
 

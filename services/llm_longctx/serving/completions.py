@@ -13,6 +13,7 @@ from services.llm_longctx.engine.taps import CaptureSize
 from services.llm_longctx.serving.adapters.base import TextModelAdapter
 from services.llm_longctx.serving.answer_text import OutputChunk, TextOptions
 from services.llm_longctx.serving.generation import Generation
+from services.llm_longctx.serving.grammars.formats import find_unenforced_keywords
 from services.llm_longctx.serving.protocol import MIN_LOGPROB, CompletionProtocol, to_prompt_logprobs
 from services.llm_longctx.serving.request_options import build_text_options
 from services.llm_longctx.serving.request_state import RequestState
@@ -43,6 +44,7 @@ class TextCompletionProtocol(CompletionProtocol[CompletionRequest, Completion, C
             detail = "A session or a document takes one prompt at a time."
             raise InvalidOption(detail, field="prompt")
         grammar = adapter.add_rules(adapter.compile_grammar(request), request)
+        generation.unenforced += find_unenforced_keywords(request)
         built = [_build_request(adapter, prompt, request, state) for prompt in prompts]
         check_captured(sum((one.taps.size for one, _ in built if one.taps is not None), CaptureSize()))
         for engine_request, options in built:

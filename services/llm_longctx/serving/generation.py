@@ -40,10 +40,13 @@ class Generation:
     Attributes:
         requests: What was begun.
         recorder: Receives logits and tokens of the first request's one answer.
+        unenforced: Keywords of its schemas that are left to the model.
     """
 
     def __init__(self, scheduler: Scheduler[Any], tokenizer: Tokenizer, run: CallContext) -> None:
         self._make_parser: Callable[[], ToolParser] | None = None
+        self._is_forced = False
+        self.unenforced: list[str] = []
         self._parsers: dict[int, ToolParser] = {}
         self._make_reasoner: Callable[[], ReasoningParser] | None = None
         self._reasoners: dict[int, ReasoningParser] = {}
@@ -72,9 +75,9 @@ class Generation:
         """Take what the model thinks out of each answer with a parser of its own, and pass it on if `is_shown`."""
         self._make_reasoner, self._shows_thoughts = make_reasoner, is_shown
 
-    def use_parser(self, make_parser: Callable[[], ToolParser]) -> None:
-        """Read the calls of each answer with a parser of its own."""
-        self._make_parser = make_parser
+    def use_parser(self, make_parser: Callable[[], ToolParser], *, is_forced: bool = False) -> None:
+        """Read the calls of each answer with a parser of its own; a forced answer is calls and has no text."""
+        self._make_parser, self._is_forced = make_parser, is_forced
 
     def begin(
         self,
@@ -148,8 +151,11 @@ class Generation:
         """The piece with the calls taken out of its text."""
         parser = self._parsers.setdefault(piece.index, make_parser())
         text, calls = parser.feed(piece.text)
-        if piece.reason is None:
-            return replace(piece, text=text, calls=tuple(calls))
-        rest, last = parser.end()
-        reason = "tool_calls" if parser.num_calls and piece.reason == "stop" else piece.reason
-        return replace(piece, text=text + rest, calls=(*calls, *last), reason=reason)
+        reason = piece.reason
+        if reason is not None:
+            rest, last = parser.end()
+            text, calls = text + rest, [*calls, *last]
+            reason = "tool_calls" if parser.num_calls and reason == "stop" else reason
+        if self._is_forced:  # what is left of a call that was cut is no text
+            return replace(piece, text="", calls=tuple(calls), reason=reason, has_text=False)
+        return replace(piece, text=text, calls=tuple(calls), reason=reason)

@@ -194,7 +194,7 @@ class _ChunkBuilder(Generic[ChunkT]):
         extra: dict[str, Any] = {} if payload is None else {"longctx": payload}
         extra |= {} if compared is None else {"comparison": compared}
         extra |= {"warnings": self._warnings} if self._warnings else {}
-        usage = build_usage(requests, self._produced, adapter)
+        usage = build_usage(requests, self._produced, adapter, self._generation.unenforced)
         span.describe_answer(self._stamp["id"], usage, requests)
         last: list[ChunkT] = [] if self._held is None else [self._held.model_copy(update=extra)]
         last.append(self._protocol.chunk_type(**self._stamp, **extra, choices=[], usage=usage))

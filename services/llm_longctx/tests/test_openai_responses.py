@@ -197,13 +197,6 @@ def test_small_print(served, friend):
     assert httpx2.get(f"{served.url}/version").json()["version"]
 
 
-def test_a_budget_that_a_short_prompt_can_not_use_is_served_densely(friend):
-    longctx = {"method": "streamingllm", "sink": 4, "recent": 64, "kv_ratio": 0.05}
-    usage = say(friend, extra_body={"longctx": longctx}).usage.longctx
-    assert usage["method"] == "dense"
-    assert "too short" in usage["fallback"]
-
-
 def test_a_decoders_embeddings_are_means_of_its_states(friend):
     rows = friend.embeddings.create(model=MODEL, input=["Hello there", "Bye"])
     assert rows.usage.prompt_tokens == 14

@@ -198,10 +198,13 @@ class _Product:
             "FOVEA_REPLICA_SECRET": ",".join(config.replica_secrets),
             "FOVEA_JOBS_IN_REPLICA": "1",
             "PYTHONUNBUFFERED": "1",
+            "MALLOC_ARENA_MAX": "2",  # each more is memory that one thread has freed and no other takes
             # Services share the cores, so threads that wait must not spin for long; but the gaps inside one decode step
             # are shorter than falling asleep and waking up, which nearly doubles its time.
             "GOMP_SPINCOUNT": "10000",
         }
+        if "preload" not in config.model_fields_set:
+            variables["FOVEA_PRELOAD"] = "default"
         if "judge_base_url" not in config.model_fields_set:
             variables["FOVEA_JUDGE_BASE_URL"] = self._gateway
         return variables

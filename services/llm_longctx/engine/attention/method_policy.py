@@ -64,7 +64,7 @@ class Policy:
         full: [L,G], heads that keep their whole history.
         config: The model's facts.
         layers: The method of each layer: the request's, or the layer's own window.
-        cache_bits: Of the entries of older pages: 8, 4, or 16 for the decoder's own type.
+        cache_bits: Format of older pages, or 16 for the decoder's own type.
         asked: What a request asked for instead of these knobs, which were fitted to its budget; empty where it didn't.
     """
 

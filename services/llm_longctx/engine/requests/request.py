@@ -68,6 +68,7 @@ class RequestStats:
         full_steps: Decode steps that looked at everything, where the method skips.
         cached_tokens: Tokens of the prompt that came from the prefix cache.
         fallback: Why dense was served instead of the requested method, or None.
+        budget_missed: How the budget is missed by what serves, or None.
         preempted: How often an answer lost its pages and was prefilled again.
     """
 
@@ -77,6 +78,7 @@ class RequestStats:
     full_steps: int = 0
     cached_tokens: int = 0
     fallback: str | None = None
+    budget_missed: str | None = None
     preempted: int = 0
 
     @property

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Self
@@ -254,8 +254,10 @@ def priority_of(options: GenerationOptions) -> int:
     return -1 if options.longctx is not None and options.longctx.priority == "batch" else 0
 
 
-def build_usage(requests: Sequence[GenerationRequest], produced: int, adapter: TextModelAdapter) -> Usage:
-    """Usage of all prompts of one HTTP request; `produced` are tokens of its answers."""
+def build_usage(
+    requests: Sequence[GenerationRequest], produced: int, adapter: TextModelAdapter, unenforced: Iterable[str] = ()
+) -> Usage:
+    """Usage of all prompts of one HTTP request; `produced` are tokens of its answers, `unenforced` keywords."""
     read = sum(len(request.prompt_ids) for request in requests)
     longctx = adapter.usage(requests)
     if len(requests) == 1 and len(requests[0].samplings) == 1:
@@ -266,6 +268,7 @@ def build_usage(requests: Sequence[GenerationRequest], produced: int, adapter: T
         total_tokens=read + produced,
         prompt_tokens_details=PromptTokensDetails(cached_tokens=longctx.cached_tokens),
         longctx=longctx,
+        unenforced=sorted(set(unenforced)) or None,
     )
 
 

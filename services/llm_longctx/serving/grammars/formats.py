@@ -8,6 +8,7 @@ from typing import Any
 from services.llm_longctx.serving.grammars.sources import (
     FREE_WHITESPACE,
     choice_source,
+    find_unenforced,
     json_source,
     lark_source,
     regex_source,
@@ -37,6 +38,14 @@ def find_grammar_source(options: GenerationOptions) -> GrammarSource | None:
         return _structured_source(structured), "structured_outputs"
     source = None if response is None else _response_source(response, "response_format")
     return None if source is None else (source, "response_format")
+
+
+def find_unenforced_keywords(options: GenerationOptions) -> tuple[str, ...]:
+    """Keywords of the request's schema that are left to the model, because the schema is not strict."""
+    given = options.response_format.json_schema if options.response_format is not None else None
+    if given is None or given.strict or given.schema_ is None:
+        return ()
+    return find_unenforced(given.schema_)
 
 
 def _response_source(response: ResponseFormat, field: str) -> str | None:

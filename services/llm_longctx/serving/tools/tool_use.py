@@ -13,7 +13,13 @@ from typing import Any
 
 from llguidance import LLMatcher
 
-from services.llm_longctx.serving.grammars.sources import HEADER, json_expression, json_source
+from services.llm_longctx.serving.grammars.sources import (
+    HEADER,
+    describe_error,
+    find_unenforced,
+    json_expression,
+    json_source,
+)
 from services.llm_longctx.serving.scan_forms import scan_forms
 from services.llm_longctx.serving.tools import parsers
 from services.llm_longctx.serving.tools.parsers.hermes import HermesParser
@@ -64,6 +70,11 @@ class ToolUse:
         choice = " | ".join(f"call_{i}" for i in range(len(calls)))
         more = f' ("\\n" call){{0,{MAX_CALLS - 1}}}' if self.is_parallel else ""
         return "\n".join([f"{HEADER}start: call{more}", f"call: {choice}", *rules])
+
+    @property
+    def unenforced(self) -> list[str]:
+        """Keywords of the functions' schemas that are left to the model."""
+        return [name for f in self.functions if not f.strict for name in find_unenforced(f.arguments_schema)]
 
     def describe(self) -> list[dict[str, Any]]:
         """The functions as templates take them."""
@@ -156,10 +167,11 @@ def _check_functions(functions: Sequence[FunctionDefinition]) -> None:
             detail = f"Two tools are called {function.name!r}."
             raise InvalidOption(detail, field="tools")
         names.add(function.name)
-        source = json_source(function.parameters or {"type": "object"}, "tools", is_strict=bool(function.strict))
+        source = json_source(function.arguments_schema, "tools", is_strict=bool(function.strict))
         if (error := LLMatcher.validate_grammar(source)) and not error.startswith("WARNING"):
-            reason = error.partition("\n")[0].rstrip(".")[:300]
-            detail = f"The parameters of {function.name!r} are no JSON Schema that can be used: {reason}."
+            detail = (
+                f"The parameters of {function.name!r} are no JSON Schema that can be used: {describe_error(error)}."
+            )
             raise InvalidOption(detail, field="tools")
 
 

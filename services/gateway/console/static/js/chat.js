@@ -4,11 +4,12 @@
  */
 
 import { load } from "./chat_history.js";
-import { countOthers, describeUsage, streamAnswer, takeAnswer } from "./chat_stream.js";
+import { describeUsage, streamAnswer, takeAnswer } from "./chat_stream.js";
 import { Conversation } from "./chat_tree.js";
 import { ChatTurns } from "./chat_turns.js";
 import { readValues, selectedModel } from "./form.js";
 import { RunForm } from "./run_form.js";
+import { countOthers } from "./submit.js";
 import "./attention.js";
 import "./heads.js";
 import "./steering.js";
