@@ -18,31 +18,36 @@ from fovea.cli.output import Screen
 from shared.api.steering import SteeringVector
 from shared.errors import Malformed
 
-app = typer.Typer(no_args_is_help=True, help="Steering vectors: directions inside a model that a chat may add.")
+app = typer.Typer(
+    no_args_is_help=True, help="Make, list and try steering vectors: directions that a chat adds inside the model."
+)
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="`name@version`, or `name` for its newest version.")]
-Scale = Annotated[float, typer.Option("--scale", "-s", help="Strength; negative ones point the other way.")]
+Scale = Annotated[float, typer.Option("--scale", "-s", help="Strength; a negative value reverses the direction.")]
 
 
 @app.callback()
 def steer() -> None:
-    """Steering vectors: directions inside a model that a chat may add."""
+    """Make, list and try steering vectors: directions that a chat adds inside the model."""
 
 
 @app.command(no_args_is_help=True)
 @expand_options
 def make(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Name in requests; the version is counted up.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name in requests; each call makes a new version.")],
     positive: Annotated[
-        list[str], typer.Option("--positive", "-p", help="A text that shows what is wanted, or @FILE with one a line.")
+        list[str], typer.Option("--positive", "-p", help="A text with the wanted property, or @FILE with one per line.")
     ],
     negative: Annotated[
-        list[str], typer.Option("--negative", "-n", help="A text that shows the opposite, or @FILE with one a line.")
+        list[str],
+        typer.Option("--negative", "-n", help="A text with the opposite property, or @FILE with one per line."),
     ],
     layer: Annotated[
-        list[int] | None, typer.Option("--layer", "-l", help="Layer; left out, the middle third.", show_default=False)
+        list[int] | None, typer.Option("--layer", "-l", help="Layer; default: the middle third.", show_default=False)
     ] = None,
-    mean: Annotated[bool, typer.Option("--mean", help="Average all tokens of a prompt, not the last alone.")] = False,
+    mean: Annotated[
+        bool, typer.Option("--mean", help="Average over all tokens of a prompt instead of the last one.")
+    ] = False,
     model: Model = None,
     *,
     gateway: GatewayOptions,
@@ -111,7 +116,7 @@ def compare(
     prompt: Annotated[list[str], typer.Argument(metavar="PROMPT", help="The question.")],
     scale: Scale = 1.0,
     layer: Annotated[
-        int | None, typer.Option("--layer", "-l", help="One layer of it; left out, all.", show_default=False)
+        int | None, typer.Option("--layer", "-l", help="One layer; default: all.", show_default=False)
     ] = None,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer, in tokens.")] = 64,
     model: Model = None,

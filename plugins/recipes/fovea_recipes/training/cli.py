@@ -103,7 +103,7 @@ def recalibrate(
     others: Annotated[list[Path] | None, typer.Option(help="Pictures of another kind, measured on.")] = None,
     foreign: Annotated[list[Path] | None, typer.Option(help="Pictures of another kind, half of them learnt.")] = None,
 ) -> None:
-    """Learn anew which pictures trained weights know and which they warn of; the network stays as it is."""
+    """Fit again which pictures trained weights know; the network stays as it is."""
     recalibrating = importlib.import_module("fovea_recipes.training.recalibrate")
     manifest = recalibrating.recalibrate(file, data, tuple(others or ()), tuple(foreign or ()))
     for key, value in manifest.metrics.items():
