@@ -73,8 +73,21 @@ class Host(Catalog):
     async def load(self, name: str) -> None:
         """Load one model, if it is not loaded; a failure is logged and becomes its reason."""
         slot = self.slot(name)
-        if slot.state in {"loading", "ready"}:
+        if slot.state not in {"loading", "ready"}:
+            await self._fill(name, slot)
+
+    async def adopt(self, name: str, kind: type[Servable[Any, Any]]) -> None:
+        """Serve a model that came after the start, or came anew, once it is loaded; one that can't be is left out."""
+        slot = ModelSlot(kind)
+        await self._fill(name, slot)
+        if slot.state != "ready":
             return
+        before = self._slots.get(name)
+        self._slots[name] = slot
+        if before is not None:
+            await self._release(before, self.settings.shutdown_grace_s)
+
+    async def _fill(self, name: str, slot: ModelSlot) -> None:
         slot.state, slot.reason = "loading", None
         with telemetry.bind(service=self.service, model=name):
             started = time.monotonic()
