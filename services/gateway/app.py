@@ -84,6 +84,7 @@ class Gateway:
     def from_settings(cls, settings: Settings, queue: JobQueue | None) -> Gateway:
         """Build one; nothing is opened yet."""
         registry, client = ReplicaRegistry(settings), UpstreamClient(settings.replica_credentials)
+        registry.ask = client.is_serving
         objects = open_object_store(settings)
         stored = FileStore(objects, settings.file_quota_bytes)
         keys = KeyRing(settings.keys_path)

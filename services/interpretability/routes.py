@@ -148,7 +148,7 @@ class StudiedModelInfo(BaseModel):
     weights_sha256: str | None = None
     tokenizer_sha256: str | None = None
     licence: str | None = None
-    rows: list[str] = Field(["eager, beside the fused kernel"], description="Kernels that can return pattern rows.")
+    rows: list[str] = Field(["eager, next to the fused kernel"], description="Kernels that can return pattern rows.")
 
 
 async def list_models(host: HostOf) -> list[StudiedModelInfo]:

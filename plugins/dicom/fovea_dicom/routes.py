@@ -181,6 +181,7 @@ async def store_instances(request: Request) -> JSONResponse:
 async def _segment(request: Request, files: Sequence[NamedFile], options: StudyOptions) -> StudyOut:
     host: Host = request.app.state.host
     run: CallContext = request.scope["fovea.run"]
+    await host.wake(host.resolve(options.model, "segment"))
     found = await _segmenter(host, options.model, run).segment(files, options, run)
     if options.store:
         made = [data for series in found.series for data in (series.segmentation, series.report) if data is not None]

@@ -35,7 +35,8 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
 """`responses` of the gateway's own routes: errors as problems, or in the error format of the path."""
 
 _GATEWAY_PATHS = (
-    "/livez", "/readyz", "/health", "/version", "/metrics", "/v1/models", "/openapi.json", "/docs", "/v2/models/stats",
+    "/livez", "/readyz", "/health", "/ping", "/version", "/metrics", "/v1/models", "/openapi.json", "/docs",
+    "/v2/models/stats",
 )  # fmt: skip
 """Paths that services describe but the gateway answers; below `/v1/models` services answer again."""
 

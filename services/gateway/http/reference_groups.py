@@ -71,11 +71,7 @@ GROUPS = (
     PathGroup("Find models", "Every model has a Card, an example request and its limits.", ("/v1/models",)),
     PathGroup("Use Open Inference v2", "Tensors in and out, as Triton's clients send them.", ("/v2",)),
     PathGroup("Manage keys, usage and traffic", "These need a key with the scope `admin`.", ("/v1/admin", "/v1/usage")),
-    PathGroup(
-        "Check health and metrics",
-        "No key is needed.",
-        ("/livez", "/readyz", "/health", "/version", "/metrics"),
-    ),
+    PathGroup("Check health and metrics", "No key needed.", ("/livez", "/readyz", "/health", "/version", "/metrics")),
 )
 
 

@@ -120,7 +120,7 @@ async def change_key(request: Request, key_id: KeyId, changes: KeyChanges) -> Ke
 
 @router.post("/keys/{key_id}/rotate", status_code=201)
 async def rotate_key(request: Request, key_id: KeyId, how: Rotation | None = None) -> MadeKey:
-    """Make a key like this one, which stays valid for a while beside it."""
+    """Make a key like this one, which stays valid for a while next to it."""
     ring, audit, actor = _parts(request)
     overlap = timedelta(hours=(how or Rotation(overlap_hours=24.0)).overlap_hours)
     key, text = await asyncio.to_thread(ring.rotate, key_id, overlap)

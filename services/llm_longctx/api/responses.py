@@ -23,6 +23,7 @@ from services.llm_longctx.serving.chat import ChatProtocol
 from services.llm_longctx.serving.response_store import ResponseStore, StoredResponse
 from services.llm_longctx.serving.responses import Event, ResponseBuilder, build_chat_request, list_input, rename_fields
 from shared.api.replica import AFFINE, HOLDS_HEADER
+from shared.api.request_fields import check_fields
 from shared.api.responses import InputItem, InputItemList, ResponseObject, ResponsesRequest
 from shared.api.sessions import Deleted
 from shared.api.text import ChatChunk, ChatRequest
@@ -57,11 +58,13 @@ async def respond(
 ) -> Response:
     """Answer items with items, also after a stored response."""
     _check_characters(body)
+    warnings = check_fields(body, is_strict=body.strict)
     earlier = []
     if (before := body.previous_response_id) is not None:
         earlier = (await asyncio.to_thread(store.get, before, "previous_response_id")).conversation
+    request.scope["fovea.run"].is_stream = bool(body.stream)
     chunks = await _open_chunks(_to_chat(body, earlier), request, host)
-    answer = _Answer.begin(body, earlier, store)
+    answer = _Answer.begin(body, earlier, store, warnings)
     holds = {HOLDS_HEADER: answer.builder.response.id}
     if body.stream:
         first = await anext(chunks)  # what goes wrong at once is an ordinary error
@@ -103,8 +106,10 @@ class _Answer:
     store: ResponseStore | None
 
     @classmethod
-    def begin(cls, body: ResponsesRequest, earlier: list[InputItem], store: ResponseStore) -> _Answer:
-        return cls(ResponseBuilder(body), [*earlier, *list_input(body)], store if body.store else None)
+    def begin(
+        cls, body: ResponsesRequest, earlier: list[InputItem], store: ResponseStore, warnings: list[str]
+    ) -> _Answer:
+        return cls(ResponseBuilder(body, warnings), [*earlier, *list_input(body)], store if body.store else None)
 
     async def end(self) -> list[Event]:
         """The last events; what is kept is kept before anybody reads that it is complete."""
@@ -116,7 +121,13 @@ class _Answer:
 
 
 def _dump_item(item: InputItem) -> dict[str, Any]:
+    """An item as OpenAI lists it: texts of messages are parts."""
     found = item.model_dump(exclude_none=True)
+    if item.type == "message" and isinstance(item.content, str):
+        kind = "output_text" if item.role == "assistant" else "input_text"
+        found["content"] = [
+            {"type": kind, "text": item.content} | ({"annotations": []} if kind == "output_text" else {})
+        ]
     return found if isinstance(found.get("id"), str) else found | {"id": f"msg_{uuid4().hex}"}
 
 

@@ -15,6 +15,7 @@ from starlette.responses import Response
 from services.llm_longctx.api.model_lookup import find_model
 from services.llm_longctx.api.openai import ERROR_RESPONSES, OPENAI_ERRORS
 from services.llm_longctx.serving.adapters.decoder import DecoderAdapter
+from services.llm_longctx.serving.chat_template import TemplateOptions
 from services.llm_longctx.serving.steering.admission import SCOPE
 from services.llm_longctx.serving.steering.capture_store import CaptureStore
 from services.llm_longctx.serving.steering.mean_difference import compute_directions
@@ -31,7 +32,7 @@ from shared.serving.http.system_routes import host_of
 from shared.serving.http.tenant import tenant_store
 
 MAX_TOKENS = 32_768
-"""Tokens of all prompts of one vector: they are read one after the other, beside what is served."""
+"""Tokens of all prompts of one vector: they are read one after the other, next to what is served."""
 
 router = APIRouter(tags=["steering"], responses=ERROR_RESPONSES)
 
@@ -160,7 +161,7 @@ def _tokenize(adapter: DecoderAdapter, prompts: list[str | list[ChatMessage]], f
                 ids = adapter.tokenize(prompt, name)
             else:
                 is_open = prompt[-1].role != "assistant"
-                text = adapter.render_chat(prompt, add_generation_prompt=is_open)
+                text = adapter.render_chat(prompt, TemplateOptions(add_generation_prompt=is_open))
                 ids = adapter.tokenize(text, name, special=False)
             if not ids:
                 raise InvalidOption("A prompt has no tokens.")

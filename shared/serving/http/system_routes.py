@@ -75,6 +75,7 @@ async def models(host: HostOf, task: str | None = None) -> ModelList:
 @router.get("/v1/models/{name:path}/example", tags=["models"], responses=problems(404, 422, 503))
 async def example(name: Name, host: HostOf) -> dict[str, Any]:
     """A request that can be sent as it is; its pictures are base64."""
+    await host.wake(name)
     request = host.servable(name).example().model_dump(mode="json")
     return {**request, "model": host.resolve(name)}  # requests have a field of that name, which is empty
 
@@ -99,4 +100,5 @@ async def sparsity(name: Name, host: HostOf) -> LintedClaim:
 @router.get("/v1/models/{name:path}", tags=["models"], responses=problems(404, 422))
 async def model(name: Name, host: HostOf) -> dict[str, Any]:
     """Everything about one model: its Card, tensors, limits in force and the schema of its requests."""
+    await host.wake(name)
     return host.card(name)

@@ -93,6 +93,7 @@ Name = Annotated[str, Path(description="Name of the model, as in `GET /v1/models
 async def infer(request: Request, name: Name) -> Response:
     """Tensors in, tensors out: as JSON, or as bytes behind the JSON. Also under `/versions/{version}/infer`."""
     host, version = _host(request), _version(request)
+    await host.wake(name)
     _, outputs = host.tensors(name, version)  # an unknown or unloaded model is refused before the body is read
     request.scope["fovea.model"] = name
     head = _header_length(request)
@@ -154,7 +155,7 @@ async def all_statistics(request: Request) -> Response:
 @router.get("/models/{name:path}/versions/{version}/ready", include_in_schema=False)
 async def model_ready(request: Request, name: Name) -> Response:
     """Whether a model is loaded."""
-    _host(request).tensors(name, _version(request))
+    _host(request).check_ready(name, _version(request))
     return JSONResponse({"name": name, "ready": True})
 
 
@@ -162,6 +163,7 @@ async def model_ready(request: Request, name: Name) -> Response:
 @router.get("/models/{name:path}/versions/{version}/config", include_in_schema=False)
 async def model_config(request: Request, name: Name) -> Response:
     """The part of a model's configuration that clients read."""
+    await _host(request).wake(name)
     return JSONResponse(metadata.describe_config(_host(request), name, _version(request)))
 
 
@@ -176,6 +178,7 @@ async def model_statistics(request: Request, name: Name) -> Response:
 @router.get("/models/{name:path}/versions/{version}", include_in_schema=False)
 async def model_metadata(request: Request, name: Name) -> Response:
     """Inputs, outputs and versions of a model."""
+    await _host(request).wake(name)
     return JSONResponse(metadata.describe_model(_host(request), name, _version(request)))
 
 

@@ -64,7 +64,7 @@ class Policy:
         full: [L,G], heads that keep their whole history.
         config: The model's facts.
         layers: The method of each layer: the request's, or the layer's own window.
-        cache_bits: Of the entries of older pages: 8, 4, or 16 for the decoder's own type.
+        cache_bits: Format of older pages, or 16 for the decoder's own type.
         asked: What a request asked for instead of these knobs, which were fitted to its budget; empty where it didn't.
     """
 
@@ -163,7 +163,7 @@ class Policy:
         return min((read // CHUNK + 1) * CHUNK, prompt) - read
 
     def fingerprint(self, model: str, dtype: torch.dtype, backend: str) -> str:
-        """What a cached prefix depends on beside its tokens; methods that read prompts densely share one."""
+        """What a cached prefix depends on besides its tokens; methods that read prompts densely share one."""
         identity = self.method.identity()
         facts = {
             "model": model,
@@ -186,7 +186,7 @@ class Policy:
 
     @cached_property
     def variant(self) -> str:
-        """What its fidelity is judged by beside the method's name: knobs, or the budget they follow from, and plan."""
+        """What its fidelity is judged by next to the method's name: knobs, or the budget they follow from, and plan."""
         facts = self.asked or {"knobs": self.method.model_dump(mode="json")}
         return _digest(
             {**facts, "cache_bits": self.cache_bits, "plan": None if self.plan is None else self.plan.digest}

@@ -16,6 +16,7 @@ from torch import Tensor
 from services.llm_longctx.engine.device.step_draws import StepDraws
 from services.llm_longctx.engine.kv_manager import PagedState
 from services.llm_longctx.kernels import DeviceRuns, EntryRuns
+from services.llm_longctx.kernels.packed_pages import CACHE_FORMATS
 from services.llm_longctx.kv_cache import PagePool, ReadRun
 from shared.lm.host_transfer import DeviceBuffer, to_device
 
@@ -26,7 +27,7 @@ class RowRuns:
 
     Attributes:
         rows: Which rows of the step [r]; None is all of them.
-        bits: 0 for whole entries, 8 or 4.
+        bits: 0 for whole entries, else the format of their pages.
         start, n: First entry in the store and entries [L,r] int64.
         weighted: Whether log-weights count [L,r].
         changed: Layers whose arrays were changed since they were sent.
@@ -87,7 +88,7 @@ class StepRows:
         pool: Where entries lie.
         slots: Where the step's own entries go [L,R].
         own: The runs that the sequences write; its arrays may be changed layer by layer.
-        more: What is read beside them, by sequence.
+        more: What is read next to them, by sequence.
     """
 
     def __init__(self, states: Sequence[PagedState]) -> None:
@@ -136,7 +137,7 @@ class StepRows:
         )
 
     def groups(self, which: Sequence[int] | None = None) -> list[RowRuns]:
-        """What is read beside the own runs by all sequences, or by some: runs of one kind of store together."""
+        """What is read next to the own runs by all sequences, or by some: runs of one kind of store together."""
         if which is not None and len(which) < len(self.more):
             return self._group(which)
         if self._grouped is None:
@@ -183,7 +184,7 @@ class StepRows:
     def _group(self, which: Sequence[int]) -> list[RowRuns]:
         found: list[RowRuns] = []
         for at in range(max((len(self.more[b]) for b in which), default=0)):
-            for bits in (0, 8, 4):
+            for bits in (0, *CACHE_FORMATS):
                 runs = [(b, run) for b in which if len(self.more[b]) > at and (run := self.more[b][at]).bits == bits]
                 if runs:
                     found.append(self._join(runs, bits))
