@@ -1,4 +1,4 @@
-"""The verb `fovea export`: a plug-in of the command line (entry-point group `fovea.commands`).
+"""Export served networks, for example as a model repository of a Triton server.
 
 Knows the terminal and which models there are; `shared.export` writes.
 """

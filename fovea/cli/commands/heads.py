@@ -17,14 +17,16 @@ from fovea.cli.option_groups import expand_options
 from fovea.cli.schema_options import parse_options, parse_pair
 from shared.errors import InvalidOption
 
-app = typer.Typer(no_args_is_help=True, help="Head plans: which heads keep the whole cache, and which only its ends.")
+app = typer.Typer(
+    no_args_is_help=True, help="Make plans of which heads keep the whole cache and which keep only its ends."
+)
 
 EVIDENCE = "retrieval-report.json"
 
 
 @app.callback()
 def heads() -> None:
-    """Head plans: which heads keep the whole cache, and which only its ends."""
+    """Make plans of which heads keep the whole cache and which keep only its ends."""
 
 
 @app.command(no_args_is_help=True)
@@ -36,7 +38,7 @@ def calibrate(
     ] = "retrieval",
     lm: Annotated[str | None, typer.Option(help="Language model to study.", show_default=False)] = None,
     share: Annotated[
-        float | None, typer.Option(help="Share of key/value heads that keep the whole cache.", show_default=False)
+        float | None, typer.Option(help="Fraction of key/value heads that keep the whole cache.", show_default=False)
     ] = None,
     option: Annotated[
         list[str] | None, typer.Option("--option", "-O", metavar="NAME=VALUE", help="An option of the study.")

@@ -18,7 +18,9 @@ from fovea.cli.output import Screen
 from shared.api.steering import SteeringVector
 from shared.errors import Malformed
 
-app = typer.Typer(no_args_is_help=True, help="Steering vectors: directions inside a model that a chat may add.")
+app = typer.Typer(
+    no_args_is_help=True, help="Make, list and try steering vectors: directions that a chat adds inside the model."
+)
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="`name@version`, or `name` for its newest version.")]
 Strength = Annotated[
@@ -26,7 +28,7 @@ Strength = Annotated[
     typer.Option(
         "--strength",
         "-s",
-        help="Length beside an activation's, 0.2 being a fifth; left out, the vector's own. A minus turns it round.",
+        help="Length relative to an activation's (0.2: a fifth); default: the vector's own. Negative values reverse it.",
         show_default=False,
     ),
 ]
@@ -34,23 +36,26 @@ Strength = Annotated[
 
 @app.callback()
 def steer() -> None:
-    """Steering vectors: directions inside a model that a chat may add."""
+    """Make, list and try steering vectors: directions that a chat adds inside the model."""
 
 
 @app.command(no_args_is_help=True)
 @expand_options
 def make(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Name in requests; the version is counted up.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name in requests; each call makes a new version.")],
     positive: Annotated[
-        list[str], typer.Option("--positive", "-p", help="A text that shows what is wanted, or @FILE with one a line.")
+        list[str], typer.Option("--positive", "-p", help="A text with the wanted property, or @FILE with one per line.")
     ],
     negative: Annotated[
-        list[str], typer.Option("--negative", "-n", help="A text that shows the opposite, or @FILE with one a line.")
+        list[str],
+        typer.Option("--negative", "-n", help="A text with the opposite property, or @FILE with one per line."),
     ],
     layer: Annotated[
-        list[int] | None, typer.Option("--layer", "-l", help="Layer; left out, the middle third.", show_default=False)
+        list[int] | None, typer.Option("--layer", "-l", help="Layer; default: the middle third.", show_default=False)
     ] = None,
-    mean: Annotated[bool, typer.Option("--mean", help="Average all tokens of a prompt, not the last alone.")] = False,
+    mean: Annotated[
+        bool, typer.Option("--mean", help="Average over all tokens of a prompt instead of the last one.")
+    ] = False,
     model: Model = None,
     *,
     gateway: GatewayOptions,
@@ -119,7 +124,7 @@ def compare(
     prompt: Annotated[list[str], typer.Argument(metavar="PROMPT", help="The question.")],
     strength: Strength = None,
     layer: Annotated[
-        int | None, typer.Option("--layer", "-l", help="Its layer; left out, the vector's own.", show_default=False)
+        int | None, typer.Option("--layer", "-l", help="One layer; default: the vector's own.", show_default=False)
     ] = None,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer, in tokens.")] = 64,
     model: Model = None,

@@ -51,7 +51,7 @@ def label_studio(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")] = 9090,
     url: Annotated[str, typer.Option(envvar="FOVEA_URL", help="The gateway.")] = "http://127.0.0.1:8080",
 ) -> None:
-    """Be an ML backend of Label Studio: a served model draws first labels, and people's labels train the next one."""
+    """Run an ML backend for Label Studio: a served model pre-labels, and corrected labels train the next model."""
     config = LabelStudioSettings()
     check_access(config, host)
     make_files_private(config.data_dir)

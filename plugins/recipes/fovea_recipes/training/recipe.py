@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -44,7 +44,7 @@ class Schedule(_Knobs):
     batch: int = Field(ge=1, description="Samples per batch.")
     rate: float = Field(gt=0, description="Learning rate at the first step, after `warm_up`.")
     floor: float = Field(0.0, ge=0, description="Learning rate at the last step; equal to `rate` for a constant one.")
-    warm_up: int = Field(0, ge=0, description="Steps over which the rate rises from zero.")
+    warm_up: int = Field(0, ge=0, description="Steps over which the rate rises from zero; a quarter at most.")
     decay: float = Field(0.0, ge=0, description="Weight decay of AdamW; 0 makes it Adam.")
     clamp: float | None = Field(None, gt=0, description="Each element of each gradient is clamped to this.")
     clip: float | None = Field(None, gt=0, description="The norm of all gradients together is clipped to this.")
@@ -55,7 +55,8 @@ class Schedule(_Knobs):
 
     def rate_at(self, step: int) -> float:
         """Learning rate of a step, 0-based."""
-        rise = min(1.0, (step + 1) / self.warm_up) if self.warm_up else 1.0
+        warm_up = min(self.warm_up, self.steps // 4)  # a short training must not end before its rate has risen
+        rise = min(1.0, (step + 1) / warm_up) if warm_up else 1.0
         turn = math.pi * min(step / self.steps, 1.0)
         return rise * (self.floor + (self.rate - self.floor) * (1 + math.cos(turn)) / 2)
 
@@ -117,6 +118,9 @@ class Recipe(_Knobs, ABC):
     @abstractmethod
     def prepare(self, cache: Path) -> str:
         """Get the data ready, with derived files under `cache`; return a digest that names exactly this data."""
+
+    def pretrain(self, cache: Path, on_step: Callable[[Recipe, Any], None] | None) -> None:  # few need it
+        """Train what this training needs, for example a teacher, under `cache`; called after `prepare`."""
 
     @abstractmethod
     def batches(self, step: int, rng: np.random.Generator) -> Iterator[Batch]:
