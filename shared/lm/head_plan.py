@@ -124,7 +124,9 @@ class HeadPlan(BaseModel):
             first = list_errors(error)[0]
             location = ".".join(map(str, first["loc"])) or "it"
             detail = f"The head plan can't be used: {location}: {first['msg']}."
-            raise Malformed(detail, hint="See head-plan/1: schema, and roles, heads or centres.", field="plan") from error
+            raise Malformed(
+                detail, hint="See head-plan/1: schema, and roles, heads or centres.", field="plan"
+            ) from error
 
     @classmethod
     def read(cls, path: Path) -> Self:

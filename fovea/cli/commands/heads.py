@@ -32,7 +32,8 @@ def heads() -> None:
 def calibrate(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the plan in requests.")],
     kind: Annotated[
-        Literal["retrieval", "razor", "duo", "act", "statistic", "centres"], typer.Option(help="How the heads are chosen.")
+        Literal["retrieval", "razor", "duo", "act", "statistic", "centres"],
+        typer.Option(help="How the heads are chosen."),
     ] = "retrieval",
     lm: Annotated[str | None, typer.Option(help="Language model to study.", show_default=False)] = None,
     share: Annotated[

@@ -15,8 +15,8 @@ class HeadPlansSpec(Spec):
 
     kind: Literal["razor", "duo", "act", "statistic", "centres", "retrieval", "table"] = Field(
         "razor",
-        description="Razor's scores, Duo's gates, ACT's heads, Duo's statistic of mean queries and keys, TriAttention's "
-        "query centres, a retrieval report, or a published gate table.",
+        description="Razor's scores, Duo's gates, ACT's heads, Duo's statistic of mean queries and keys, "
+        "TriAttention's query centres, a retrieval report, or a published gate table.",
     )
     name: str | None = Field(
         None, pattern=PLAN_NAME, description="Store the plan for llm-longctx as `longctx.plan` NAME; left out, don't."

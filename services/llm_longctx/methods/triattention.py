@@ -1,4 +1,4 @@
-"""TriAttention (2026): before rotation a head's queries lie near a centre, so a series of cosines says what it reads."""
+"""TriAttention (2026): a head's queries lie near a centre before rotation, and a series of cosines scores keys."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ class TriAttention(EvictionMethod):
     recent: int = Field(128, ge=1, le=1 << 16, description="Newest entries, which stay as far as the budget goes.")
     protect_prompt: bool = Field(True, description="Keep the whole prompt, beside the budget.")
     mode: Literal["union", "per_head", "per_layer_head"] = Field(
-        "per_head", description="One set for all heads of a layer, one per key/value head, or those with a shared budget."
+        "per_head",
+        description="One set for all heads of a layer, one per key/value head, or those with a shared budget.",
     )
 
     _centres: _Centres | None = PrivateAttr(None)
@@ -72,7 +73,8 @@ class TriAttention(EvictionMethod):
         if plan is None or plan.centres is None:
             return self
         bound = self.model_copy()
-        bound._centres = _Centres(*(torch.tensor(x) for x in (plan.centres.real, plan.centres.imag, plan.centres.size)))
+        tables = plan.centres.real, plan.centres.imag, plan.centres.size
+        bound._centres = _Centres(*(torch.tensor(x) for x in tables))  # noqa: SLF001  # its own copy
         return bound
 
     def summarize(self, summary: object, tokens: ReadTokens) -> object:
@@ -85,7 +87,7 @@ class TriAttention(EvictionMethod):
         return replace(added, count=before.count + added.count, sums=before.sums.add(added.sums))
 
     def score(self, view: ScoringView) -> Tensor:
-        (G, n, d), R = view.k.shape, len(view.q) // len(view.k)
+        (G, _, d), R = view.k.shape, len(view.q) // len(view.k)
         centres = self._find_centres(view, [g * R + i for g in view.kv_heads for i in range(R)])
         if view.theta is None:
             turn = torch.ones(d // 2, dtype=torch.complex64, device=view.k.device)

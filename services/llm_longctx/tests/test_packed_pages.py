@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from services.llm_longctx.kernels import backends, decode_packed
-from services.llm_longctx.kernels.packed_pages import CACHE_FORMATS, R3, R4, PackedLayout, pack_pages, reference, unpack_pages
+from services.llm_longctx.kernels.packed_pages import (
+    CACHE_FORMATS,
+    R3,
+    R4,
+    PackedLayout,
+    pack_pages,
+    reference,
+    unpack_pages,
+)
 
 native = pytest.mark.skipif("cpu_ext" not in backends(), reason="the C++ kernels are not built")
 WIDTHS = (2, 10, 16, 24, 64, 80, 128)
@@ -73,8 +81,10 @@ def sign(head: int, channel: int) -> int:
     return -1 if (x ^ x >> 16) & 1 else 1
 
 
-@pytest.mark.parametrize(("form", "levels"), [
-    (R3, (0.2451, 0.7560, 1.3439, 2.1519)), (R4, (0.1284, 0.3880, 0.6568, 0.9423, 1.2562, 1.6180, 2.0690, 2.7326))])
+@pytest.mark.parametrize(
+    ("form", "levels"),
+    [(R3, (0.2451, 0.7560, 1.3439, 2.1519)), (R4, (0.1284, 0.3880, 0.6568, 0.9423, 1.2562, 1.6180, 2.0690, 2.7326))],
+)
 @pytest.mark.parametrize("d", WIDTHS)
 def test_a_rotated_entry_is_its_nearest_levels_by_the_definition(form, levels, d):
     layout, (k, v) = PackedLayout(form, d), entries(2, d, 3)

@@ -58,7 +58,9 @@ def test_scores_are_the_mean_logits_of_the_centre_over_distances_and_what_the_sp
             expected[h, i] = sum(logits) / 17 + ((size[1, h] - mean[1, h].abs()) * key.abs()).sum()
     expected = (expected - expected.mean(1, keepdim=True)) / expected.std(1, correction=0, keepdim=True)
     best = expected.view(G, 2, N).amax(1)
-    torch.testing.assert_close(found.double(), best.amax(0).expand(G, N) if mode == "union" else best, atol=2e-3, rtol=0)
+    torch.testing.assert_close(
+        found.double(), best.amax(0).expand(G, N) if mode == "union" else best, atol=2e-3, rtol=0
+    )
 
 
 def test_where_queries_are_their_centre_scores_are_in_the_order_of_logits(monkeypatch):

@@ -202,7 +202,10 @@ def test_packed_pages_are_read_as_they_lie(interpreter, bits, d, group, dtype):
     start, n = np.array([0, 5, 40, 16, 100]), np.array([64, 90, 0, 1, 44])
     weighted = np.array([True, False, True, True, True])
     exact = 1e-4 if layout.is_rotated else 3e-5
-    q, tolerance = torch.randn(5, group, d).to(dtype), exact if dtype == torch.float32 else 1.0 if layout.is_rotated else 0.5
+    q, tolerance = (
+        torch.randn(5, group, d).to(dtype),
+        exact if dtype == torch.float32 else 1.0 if layout.is_rotated else 0.5,
+    )
     wanted = kernels.decode_packed(q, (layout, pages, logs), start, n, weighted, backend="reference")
     agree(q, kernels.decode_packed(q, (layout, pages, logs), start, n, weighted, backend="triton"), wanted, tolerance)
     kernel = importlib.import_module(f"{KERNELS}packed_pages.triton")

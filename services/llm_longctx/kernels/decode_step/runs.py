@@ -41,5 +41,7 @@ class EntryRuns:
             at.ctypes.data for at in (self.slots, self.start, self.n, self.weighted, self.bits)
         )
         stores = (self.keys.data_ptr(), self.values.data_ptr(), self.log_weights.data_ptr())
-        pages, weights = ([self.packed[b][i].data_ptr() if b in self.packed else 0 for b in CACHE_FORMATS] for i in (0, 1))
+        pages, weights = (
+            [self.packed[b][i].data_ptr() if b in self.packed else 0 for b in CACHE_FORMATS] for i in (0, 1)
+        )
         return [slots, len(self.start), start, n, weighted, bits, *stores, *pages, *weights]

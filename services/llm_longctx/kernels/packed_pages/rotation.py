@@ -17,9 +17,7 @@ _HALVES = {
     4: (0.1284, 0.3880, 0.6568, 0.9423, 1.2562, 1.6180, 2.0690, 2.7326),
 }
 
-LEVELS: dict[int, tuple[float, ...]] = {
-    bits: (*(-x for x in reversed(half)), *half) for bits, half in _HALVES.items()
-}
+LEVELS: dict[int, tuple[float, ...]] = {bits: (*(-x for x in reversed(half)), *half) for bits, half in _HALVES.items()}
 """Lloyd–Max levels of a standard normal variable by bits, ascending; a code counts them."""
 
 
