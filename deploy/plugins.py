@@ -1,7 +1,7 @@
 """Which plug-ins an image needs: those that bring something to its service, as their entry points say.
 
     python deploy/plugins.py folders SERVICE          their folders, for `pip install --no-deps`
-    python deploy/plugins.py requirements SERVICE     the libraries that they need there, beside Fovea
+    python deploy/plugins.py requirements SERVICE     the libraries that they need there, next to Fovea
 
 The gateway needs every page, and the libraries only of plug-ins that bring routes or traffic policies to it. Images
 have no training code, so plug-ins with recipes stay out. Runs with Python's own library, because it runs before

@@ -42,7 +42,7 @@ NEVER_READ = (
 """Patterns of files and folders under site-packages."""
 
 STILL_READ = ("numpy/_core/tests/__init__.py", "numpy/_core/tests/_natype.py")
-"""Files in folders of tests that modules beside them import."""
+"""Files in folders of tests that modules next to them import."""
 
 LOADED_LATER = (
     "onnxruntime",
@@ -70,7 +70,7 @@ RAY_STARTS = (
     "ray._private.log_monitor",
     "ray._private.runtime_env.agent.runtime_env_agent",
 )
-"""Programs of Ray, beside what our own import."""
+"""Programs of Ray, besides what our own import."""
 
 
 def main(service: str) -> None:
@@ -84,7 +84,7 @@ def main(service: str) -> None:
         drop_symbols(file)
     remove_bytecode(root)
     import_what_starts(service)
-    print(f"{root}: {before / 1e6:.0f} MB before, {size(root) / 1e6:.0f} MB after")  # noqa: T201  # the build log
+    print(f"{root}: {before / 1e6:.0f} MB before, {size(root) / 1e6:.0f} MB after")  # the build log
 
 
 def size(folder: Path) -> int:

@@ -1,4 +1,4 @@
-"""Result types of the clients, beside the wire types of `shared.api`."""
+"""Result types of the clients, next to the wire types of `shared.api`."""
 
 from __future__ import annotations
 

@@ -165,6 +165,19 @@ class DeadlineExceeded(FoveaError):
 
     status, grpc, title = 504, "DEADLINE_EXCEEDED", "Deadline exceeded"
 
+    @classmethod
+    def build(cls, *, is_stream: bool = False, is_total: bool = False) -> DeadlineExceeded:
+        """Build the error for a request, or a stream that paused or as a whole (`is_total`) took too long."""
+        job = "send it with `Prefer: respond-async`"
+        if not is_stream:
+            detail = "The answer took longer than FOVEA_REQUEST_TIMEOUT_S or the caller's own deadline allows."
+            return cls(detail, hint=f"Stream the answer where that is offered, {job}, or allow more time.")
+        if is_total:
+            detail = "The stream took longer than FOVEA_STREAM_TIMEOUT_S or the caller's own deadline allows."
+        else:
+            detail = "The stream produced nothing new for as long as FOVEA_REQUEST_TIMEOUT_S allows."
+        return cls(detail, hint=f"Allow more time, or {job}.")
+
 
 class StorageFull(FoveaError):
     """No room for what would have to be stored: a full disk or a full Redis."""

@@ -56,6 +56,12 @@ def load_all(group: str, prefix: str | None = None) -> dict[str, Any]:
     return {point.name: load(point) for point in entries(group, prefix)}
 
 
+def packages(service: str) -> list[str]:
+    """Return the top packages of the plug-ins that bring models or routes of a service."""
+    points = [*entries("fovea.models", service), *entries("fovea.routes", service)]
+    return list(dict.fromkeys(point.module.partition(".")[0] for point in points))
+
+
 def owner(point: EntryPoint) -> str:
     """Return the name of the distribution that an entry point belongs to."""
     return point.dist.name if point.dist is not None else "unknown"

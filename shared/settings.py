@@ -113,7 +113,7 @@ class Settings(BaseSettings):
     auth: Literal["insecure-local", "keys"] = Field("insecure-local", description="`keys` demands an API key.")
     keys_file: Path | None = Field(None, description="JSON file of hashed API keys; default `<data_dir>/keys.json`.")
     oidc_issuer: str | None = Field(
-        None, description="Issuer whose bearer tokens are taken beside API keys under `auth=keys`; its exact URL."
+        None, description="Issuer whose bearer tokens are taken besides API keys under `auth=keys`; its exact URL."
     )
     oidc_audience: str = Field("fovea", description="Audience that a token must be meant for.")
     oidc_tenant_claim: str = Field("tenant", description="Claim of a token that names the tenant.")
@@ -140,6 +140,9 @@ class Settings(BaseSettings):
         "not tried again. Unset, 80 % of what the machine or container has; 0 never.",
     )
     max_images: int = Field(16, ge=1, description="Most pictures in one request.")
+    weights_licences: str = Field(
+        "", description="Comma-separated SPDX expressions of weights that may be served; empty allows all."
+    )
     refuse_non_finite: bool = Field(
         default=False, description="Refuse tensors (Open Inference) that hold NaN or infinite values."
     )
@@ -147,7 +150,14 @@ class Settings(BaseSettings):
         default=False, description="Fetch pictures that requests name by URL, from public addresses only."
     )
     body_read_timeout_s: float = Field(30, gt=0, description="Longest pause between two reads of a request body.")
-    request_timeout_s: float = Field(120, gt=0, description="Default deadline of a synchronous request.")
+    request_timeout_s: float = Field(
+        120,
+        gt=0,
+        description="Deadline of an answer that comes whole; of a stream, to its first piece and between two.",
+    )
+    stream_timeout_s: float = Field(
+        0, ge=0, description="Longest that a stream may take as a whole, however lively; 0 sets no limit."
+    )
     shutdown_grace_s: float = Field(10, gt=0, description="How long a stopping process finishes what it has begun.")
 
     # How we run models.
@@ -156,7 +166,8 @@ class Settings(BaseSettings):
     )
     graphs_dir: Path | None = Field(
         None,
-        description="Folder of ONNX graphs that `fovea export graphs` wrote: served as they are, without torch.",
+        description="Folder of ONNX graphs that `fovea export graphs` wrote: served as they are, without torch. Unset, "
+        "`graphs` in the environment's folder, where `make run` puts them.",
     )
     vision_precision: Literal["fp32", "fp16"] = Field(
         "fp32", description="Arithmetic of vision models on a GPU, with the engines `onnx` and `tensorrt`."
@@ -167,7 +178,23 @@ class Settings(BaseSettings):
     device: str = Field("auto", description="cpu, cuda, cuda:0 … or auto.")
     intra_op_threads: int = Field(0, ge=0, description="Intra-op threads of one model; 0 means all cores.")
     max_batch_size: int = Field(8, ge=1, description="Largest micro-batch.")
+    preload: str = Field(
+        "all",
+        description="Models that are loaded at start: `all`, `default` (the first of each service), names, with commas "
+        "between. Others are loaded by their first request, where their kind allows it; `fovea up` sets `default`.",
+    )
+    model_memory_bytes: int = Field(
+        0,
+        ge=0,
+        description="Memory of a replica above which models that a request has loaded are unloaded again, the longest "
+        "unused first; 0 keeps all.",
+    )
     replicas: int = Field(1, ge=1, description="Replicas of each service that `fovea up` places.")
+    placement: Literal["processes", "ray"] = Field(
+        "processes",
+        description="What keeps the replicas of `fovea up` alive: `processes` forks them from one process, which takes "
+        "less memory and time; `ray` starts Ray Serve, as a cluster does.",
+    )
     max_batch_delay_ms: float = Field(2.0, ge=0, description="Longest wait for a micro-batch to fill; 0 never waits.")
     max_queue_size: int = Field(64, ge=1, description="Requests that may wait per model before 429.")
     llm_dtype: Literal["float32", "bfloat16"] = Field(
@@ -182,6 +209,10 @@ class Settings(BaseSettings):
     )
     llm_kv_cache_dtype: Literal["auto", "q8", "q4", "r4", "r3"] = Field(
         "auto", description="Older keys and values of language models in 8, 4 or 3 bits; auto: the model's own type."
+    )
+    llm_request_templates: bool = Field(
+        default=False,
+        description="Take chat templates from requests (`chat_template`). They run in a sandbox, but may run for long.",
     )
     llm_model: str = Field("smollm2", description="Default chat model: a served name, an HF folder or a GGUF file.")
 
@@ -214,7 +245,7 @@ class Settings(BaseSettings):
     service_version: str = Field(
         "",
         pattern=r"^([a-z0-9][a-z0-9.-]{0,31})?$",
-        description="Version of the service that this process serves, beside others; empty is the stable one.",
+        description="Version of the service that this process serves, next to others; empty is the stable one.",
     )
     load_balancing: Literal["affinity", "least-loaded"] = Field(
         "affinity",

@@ -5,7 +5,7 @@ was counted, and against which dense baseline it was measured. Pure data: tensor
 methods, so a Card can hold a claim without torch.
 
     S0 the record validates              S6 N:M runs on a sparse kernel, or is "masked dense"
-    S1 kind and granularity              S7 quality beside three dense baselines, 3 seeds or an interval
+    S1 kind and granularity              S7 quality against three dense baselines, 3 seeds or an interval
     S2 when, path, mask                  S8 attention says which phases are sparse, headlines respect it
     S3 layers counted in the artefact    S9 attention states memory and KV bytes
     S4 speed measured, not derived       S10 attention shows retrieval at 3 depths or more
@@ -65,7 +65,7 @@ class Headline(_Record):
 
 
 class Quality(_Record):
-    """What the sparse model is worth, beside dense models of equal parameters, equal compute and small size."""
+    """What the sparse model is worth, against dense models of equal parameters, equal compute and small size."""
 
     metric: str
     value: float
@@ -208,7 +208,7 @@ def _n_of_m(c: SparsityClaim) -> Iterator[str]:
 def _quality(c: SparsityClaim) -> Iterator[str]:
     q = c.quality
     if q is None or None in (q.dense_same_parameters, q.dense_same_compute, q.small_dense):
-        yield "Quality must stand beside dense models of equal parameters, of equal compute, and a small one."
+        yield "Quality must stand against dense models of equal parameters, of equal compute, and a small one."
     elif q.seeds < 3 and q.interval is None:
         yield "Fewer than 3 seeds need an interval."
 

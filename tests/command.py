@@ -12,7 +12,7 @@ from fovea.cli.main import main
 __all__ = ["Command", "command_runner"]
 
 Command = Callable[..., tuple[int, str, str]]
-"""Words of a command, and its `stdin`, to its exit code, what it wrote and what it said beside."""
+"""Words of a command, and its `stdin`, to its exit code, what it wrote and its standard error."""
 
 
 def command_runner(monkeypatch: pytest.MonkeyPatch, captured: pytest.CaptureFixture[bytes]) -> Command:

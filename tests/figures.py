@@ -23,7 +23,16 @@ from shared.registry.weights import Manifest, read_manifest
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "loadtests/bench/results"
 PLACE = re.compile(r"<!--=(?P<key>[^\n]+?)-->(?P<text>.*?)<!--/-->", re.DOTALL)
-GENERATED = ("benchmarks", "gpu-cost", "gpu-kernels", "leaderboard*", "mutation", "settings", "tensorrt-operators")
+GENERATED = (
+    "19-scale",
+    "benchmarks",
+    "gpu-cost",
+    "gpu-kernels",
+    "leaderboard*",
+    "mutation",
+    "settings",
+    "tensorrt-operators",
+)
 
 MODELS: Mapping[str, tuple[str, str]] = {
     "pranet": ("mean_dice", "mean Dice"),
@@ -142,7 +151,7 @@ def _cards() -> Mapping[str, Card]:
 
 
 def complete_card(card: Card) -> Card:
-    """Return a Card with what its manifest measured, and no paper's figure beside one of synthetic data."""
+    """Return a Card with what its manifest measured, and no paper's figure next to one of synthetic data."""
     manifest = manifests().get(card.name)
     found = dict(manifest.metrics) if manifest is not None and not card.weights else {}
     metrics = [one.model_copy(update={"ours": found.get(one.name, one.ours)}) for one in card.metrics]

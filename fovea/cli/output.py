@@ -49,7 +49,7 @@ class Screen:
         self.out.print(text, markup=False)
 
     def note(self, text: str) -> None:
-        """Write a note beside the answer (rich markup)."""
+        """Write a note next to the answer (rich markup)."""
         self.err.print(text)
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -22,7 +22,7 @@ def add_request_options(
     """Add the fields of a request to a command as options; those that were given arrive as `options`.
 
     Args:
-        command: Takes `options: dict[str, Any]` beside its own parameters.
+        command: Takes `options: dict[str, Any]` next to its own parameters.
         kind: Type of the request.
         without: Fields that the command declares itself.
     """

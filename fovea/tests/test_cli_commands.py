@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from fovea.cli.commands import chat as chat_verb
-from fovea.cli.commands.chat import summarise_usage
+from fovea.cli.commands.chat import list_deviations, summarise_usage
 from services.gateway.tests.stage import running
 from services.gateway.tests.stub_service import photograph
 from shared.api.text import LongctxUsage, PromptTokensDetails, Usage
@@ -20,7 +20,7 @@ PICTURE = photograph()
 
 @pytest.fixture
 def fovea(stage, call_main, monkeypatch, capfdbinary):
-    """Run a command; gives its exit code, what it wrote and what it said beside."""
+    """Run a command; gives its exit code, what it wrote and its standard error."""
     monkeypatch.setenv("FOVEA_URL", stage.url)
     monkeypatch.setenv("COLUMNS", "120")
 
@@ -326,6 +326,7 @@ def test_the_line_below_an_answer_says_what_it_cost_and_what_is_left():
     longctx = LongctxUsage(
         method="duo", knobs={}, kv_bytes=50, kv_bytes_dense=100, kv_ratio=0.5, prefill_density=1, full_steps=0,
         backend="cpu_ext", cached_tokens=1200, preempted=0, fallback=None, context_left=6000,
+        budget_missed="duo can't keep within 40 bytes.",
     )  # fmt: skip
     cached = PromptTokensDetails(cached_tokens=1200)
     usage = Usage(
@@ -333,5 +334,6 @@ def test_the_line_below_an_answer_says_what_it_cost_and_what_is_left():
     )
     assert summarise_usage(usage, 2.0) == (
         "2,000 tokens in (1,200 from the cache) · 10 out · 5.0 tokens per second"
-        " · duo attention, 50% of dense memory · 6,000 tokens of context left"
+        " · duo attention, 50% of dense memory · duo can't keep within 40 bytes · 6,000 tokens of context left"
     )
+    assert list_deviations(usage) == ["duo can't keep within 40 bytes."]

@@ -24,8 +24,8 @@ class Panel:
     series: Series
 
 
-def draw_panels(panels: Sequence[Panel], begin: float, end: float) -> str:
-    """An SVG of all panels in two columns, over the time from `begin` to `end` (seconds)."""
+def draw_panels(panels: Sequence[Panel], begin: float, end: float, span: str = "") -> str:
+    """An SVG of all panels in two columns, over the time from `begin` to `end`: seconds, or what `span` calls it."""
     rows = -(-len(panels) // _COLUMNS)
     parts = [
         (
@@ -36,18 +36,19 @@ def draw_panels(panels: Sequence[Panel], begin: float, end: float) -> str:
     ]
     for number, panel in enumerate(panels):
         x, y = number % _COLUMNS * _WIDTH, number // _COLUMNS * _HEIGHT
-        parts.append(f'<g transform="translate({x},{y})">{_draw(panel, begin, end)}</g>')
+        parts.append(f'<g transform="translate({x},{y})">{_draw(panel, begin, end, span)}</g>')
     return "\n".join([*parts, "</svg>\n"])
 
 
-def _draw(panel: Panel, begin: float, end: float) -> str:
+def _draw(panel: Panel, begin: float, end: float, span: str) -> str:
     top = max((value for points in panel.series.values() for _, value in points), default=0.0) or 1.0
+    right, span = _LEFT + _PLOT_WIDTH, span or f"{end - begin:.0f} s"
     parts = [
         f'<text x="8" y="18" font-size="12" font-weight="bold">{escape(panel.title)}</text>',
         f'<rect x="{_LEFT}" y="{_TOP}" width="{_PLOT_WIDTH}" height="{_PLOT_HEIGHT}" fill="#f7f8fa"/>',
         _label(top, panel.unit, _TOP + 8),
         _label(0, panel.unit, _TOP + _PLOT_HEIGHT),
-        f'<text x="{_LEFT + _PLOT_WIDTH}" y="{_TOP + _PLOT_HEIGHT + 13}" text-anchor="end">{end - begin:.0f} s</text>',
+        f'<text x="{right}" y="{_TOP + _PLOT_HEIGHT + 13}" text-anchor="end">{span}</text>',
     ]
     if not panel.series:
         parts.append(f'<text x="{_LEFT + 90}" y="{_TOP + 68}" fill="#888888">no data</text>')

@@ -1,4 +1,4 @@
-"""Make the pictures of the gallery: `make gallery`, with Fovea running beside it (`make run`).
+"""Make the pictures of the gallery: `make gallery`, with Fovea running next to it (`make run`).
 
 Runs the shell blocks of `docs/gallery.md` as they stand, in a folder with the samples, and writes their pictures to
 where the console's first page shows them, those of plug-ins included.

@@ -18,7 +18,7 @@ from pydicom.uid import ExplicitVRLittleEndian, MultiFrameTrueColorSecondaryCapt
 ROOT = Path(__file__).parents[2]
 FRAME = ROOT / "services/medical_seg/models/frame.jpg"
 DAMAGED, SOUND = ROOT / "services/detection/models/pavement.jpg", Path(__file__).with_name("road.jpg")
-"""Real roads of Brazil's DNIT (CC BY 4.0): see NOTICE.md beside each."""
+"""Real roads of Brazil's DNIT (CC BY 4.0): see NOTICE.md next to each."""
 
 MINI = ROOT / "services/relevance_judge/data/mini"
 CODES = {3: 1, 2: 2, 1: 3, 0: 5}

@@ -1,4 +1,4 @@
-"""Decode steps of a decoder with random weights on a card, recorded and not, beside vLLM where it is installed."""
+"""Decode steps of a decoder with random weights on a card, recorded and not, against vLLM where it is installed."""
 
 from __future__ import annotations
 

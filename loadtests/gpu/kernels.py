@@ -1,4 +1,4 @@
-"""Attention kernels on a card, beside SDPA, FlexAttention and FlashAttention, over long contexts in bfloat16."""
+"""Attention kernels on a card, against SDPA, FlexAttention and FlashAttention, over long contexts in bfloat16."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Report of a card: a dated page with what was computed beside what was measured. Knows rows; knows no device."""
+"""Report of a card: a dated page with what was computed against what was measured. Knows rows; knows no device."""
 
 from __future__ import annotations
 

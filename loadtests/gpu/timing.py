@@ -1,4 +1,4 @@
-"""Timing on a device, and rows of the report: what was computed beside what was measured."""
+"""Timing on a device, and rows of the report: what was computed against what was measured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Vision networks on a card: our ONNX and TensorRT engines beside plain ONNX Runtime, which copies in each run."""
+"""Vision networks on a card: our ONNX and TensorRT engines against plain ONNX Runtime, which copies in each run."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from shared.settings import Settings
 
 
 class _QuietServer(uvicorn.Server):
-    """Uvicorn, leaving signals to the server beside it."""
+    """Uvicorn, leaving signals to the server next to it."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -1,6 +1,6 @@
 """From a logit map to an answer: probabilities at the picture's size, the mask, its components and their forms.
 
-Knows arrays and the wire type; knows no network and no engine. Memory: three bytes per pixel of the picture beside its
+Knows arrays and the wire type; knows no network and no engine. Memory: three bytes per pixel of the picture next to its
 labels, however the map was made.
 """
 

@@ -33,7 +33,7 @@ def load_embedder() -> SentenceEmbedder:
     try:
         from shared.lm.embedder import load_embedder as load  # noqa: PLC0415  # loads torch
     except ModuleNotFoundError as error:
-        hint = "Install the extra cpu or gpu beside relevance-judge."
+        hint = "Install the extra cpu or gpu next to relevance-judge."
         raise NotReady(f"The embedder needs the package {error.name}, which is not installed.", hint=hint) from error
     return load()
 

@@ -15,7 +15,7 @@ from shared.api.csv_fields import split_commas
 from shared.api.drawable import Drawable
 
 Form = Literal["curves", "confidence", "activitynet"]
-"""What an answer may hold beside its proposals."""
+"""What an answer may hold besides its proposals."""
 
 
 class ActionsIn(BaseModel):

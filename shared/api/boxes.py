@@ -21,7 +21,7 @@ Box = tuple[float, float, float, float]
 """x1, y1, x2, y2 in pixels."""
 
 Extra = Literal["columns", "crops", "letterbox", "overlay"]
-"""What an answer may hold beside its detections."""
+"""What an answer may hold besides its detections."""
 
 
 class DetectOptions(BaseModel):
@@ -53,7 +53,7 @@ class DetectOptions(BaseModel):
         None,
         ge=64,
         le=4096,
-        description="Search slices of this side (pixels of the original) beside the whole: finds what is small in a "
+        description="Search slices of this side (pixels of the original) next to the whole: finds what is small in a "
         "large picture.",
     )
     tile_overlap: float = Field(0.2, ge=0, le=0.5, description="Share of a slice that its neighbour sees too.")
@@ -145,7 +145,7 @@ class DetectOut(Drawable):
     crops: list[Crop] | None = None
     letterbox: Letterbox | None = None
     overlay: ImageBytes | None = Field(None, description="JPEG of the original with the boxes drawn on it.")
-    slices: int = Field(0, description="Slices that were searched beside the whole picture.")
+    slices: int = Field(0, description="Slices that were searched next to the whole picture.")
     times: Times
     warnings: list[str] = Field(default_factory=list, description="Why the boxes should not be believed, if so.")
     notes: list[str] = Field(default_factory=list, description="How it was resized, and what was odd about the file.")

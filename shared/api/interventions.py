@@ -1,14 +1,15 @@
 """Interventions and captures on the wire: what a request changes inside the model, what it reads, and what comes back.
 
-Sites are named as in `shared.lm.activation_names`: `resid_post.14`, `z.9`, `final`. Positions count tokens of the whole
+Sites are named as in `shared.lm.activation_names`: `resid_post.14`, `z.9`, `final`; TransformerLens' names work, too
+(`shared.lm.hook_names`). Positions count tokens of the whole
 sequence, the prompt's first is 0; negative ones count back from the prompt's end, so −1 is its last token.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 MAX_INTERVENTIONS = 32
 """Interventions of one request."""
@@ -32,6 +33,10 @@ Layers = Annotated[list[Layer], Field(min_length=1, max_length=256)]
 Heads = Annotated[list[Annotated[int, Field(ge=0, lt=2**16)]], Field(min_length=1, max_length=1024)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Site = Annotated[str, Field(min_length=1, max_length=64)]
+CaptureId = Annotated[str, Field(max_length=64)]
+Vector = Annotated[list[Finite], Field(min_length=1, max_length=65536)]
+Row = Vector | Annotated[list[Vector], Field(min_length=1, max_length=1024)]
+"""Of one position: as wide as the site, or at sites with heads one list per chosen head."""
 
 
 class _Strict(BaseModel):
@@ -47,12 +52,50 @@ class AddIntervention(_Strict):
     site: Site | None = Field(
         None, description="Where. Left out, the sites of a stored vector: it is added in each of its layers."
     )
-    vector: Annotated[str, Field(max_length=128)] | Annotated[list[Finite], Field(min_length=1, max_length=65536)] = (
-        Field(description="A steering vector's name, with `@version` or its newest; or the numbers.")
+    vector: Annotated[str, Field(max_length=128)] | Vector = Field(
+        description="A steering vector's name, with `@version` or its newest; or the numbers."
     )
     scale: float = Field(1.0, ge=-MAX_SCALE, le=MAX_SCALE, allow_inf_nan=False, description="Strength.")
     heads: Heads | None = Field(None, description="At sites with heads: which; all if left out.")
     positions: Where = Field("all", description="Which tokens.")
+
+
+class SetIntervention(_Strict):
+    """Replace an activation (activation patching); exactly one of `vector`, `values` and `from` says by what."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True, serialize_by_alias=True)
+
+    type: Literal["set"]
+    site: Site
+    vector: Vector | None = Field(None, description="The same numbers at all positions.")
+    values: Annotated[list[Row], Field(min_length=1, max_length=4096)] | None = Field(
+        None, description="A row per position, in the order of `positions`, which is a list then."
+    )
+    source: CaptureId | Annotated[list[CaptureId], Field(min_length=1, max_length=100)] | None = Field(
+        None, alias="from", description="Id of a capture with `keep`, which has this site; several with `mean`."
+    )
+    from_positions: Positions | None = Field(
+        None, description="With `from`: its positions, one for each of `positions`; left out, the same ones."
+    )
+    mean: bool = Field(False, description="With `from`: the mean of all rows, at all positions (mean ablation).")
+    heads: Heads | None = Field(None, description="At sites with heads: which; all if left out.")
+    positions: Where = Field("all", description="Which tokens; `all` with `from`: those that were captured.")
+
+    @model_validator(mode="after")
+    def _check_source(self) -> Self:
+        given = [name for name in ("vector", "values", "source") if getattr(self, name) is not None]
+        if len(given) != 1:
+            named = ", ".join(given).replace("source", "from") or "none of them"
+            raise ValueError(f"set takes exactly one of vector, values and from, not {named}")
+        if self.source is None and (self.mean or self.from_positions):
+            raise ValueError("mean and from_positions need from")
+        if isinstance(self.source, list) and not self.mean:
+            raise ValueError("several captures need mean")
+        listed = [self.positions] if self.values or (self.from_positions and not self.mean) else []
+        rows = self.values or self.from_positions or ()
+        if any(isinstance(one, str) or len(one) != len(rows) for one in listed):
+            raise ValueError(f"{len(rows)} rows need a list of as many positions")
+        return self
 
 
 class ScaleIntervention(_Strict):
@@ -93,6 +136,7 @@ def _kind(given: Any) -> Any:
 
 Intervention = Annotated[
     Annotated[AddIntervention, Tag("add")]
+    | Annotated[SetIntervention, Tag("set")]
     | Annotated[ScaleIntervention, Tag("scale")]
     | Annotated[UniformIntervention, Tag("uniform")]
     | Annotated[AttendIntervention, Tag("attend")],
@@ -107,6 +151,7 @@ class CaptureActivation(_Strict):
     type: Literal["activation"]
     site: Site
     positions: Where = Field("decode", description="Which tokens.")
+    keep: bool = Field(False, description="Store it for a day; its `id` can be the `from` of a `set`.")
 
 
 class CaptureAttention(_Strict):
@@ -161,3 +206,4 @@ class Captured(BaseModel):
     values: list[Any] | None = None
     lens: list[list[list[LensToken]]] | None = None
     url: str | None = Field(None, description="Where the NPZ file is, for what is too large to be inline.")
+    id: str | None = Field(None, description="Id of that file, and of a capture with `keep`: the `from` of a `set`.")

@@ -15,7 +15,7 @@ from shared.api.image import ImageBytes
 from shared.api.timings import Times
 
 Form = Literal["mask", "contours", "rle", "probability", "overlay"]
-"""What an answer may hold beside its numbers."""
+"""What an answer may hold besides its numbers."""
 
 
 class SegmentIn(BaseModel):

@@ -26,6 +26,9 @@ _AFFINE_KEY: Final = "x-fovea-affine"
 SCOPES_HEADER: Final = "x-fovea-scopes"
 """Header, or gRPC metadata, by which the gateway says what the caller's key allows, with commas between."""
 
+STREAM_HEADER: Final = "x-fovea-stream-ms"
+"""Header by which the gateway says how long a stream may take as a whole, in milliseconds; 0 for any time."""
+
 JOB_HEADER: Final = "x-fovea-job"
 """Header by which a worker says that a request is a job: its id and the number of the attempt, with a space between."""
 
@@ -82,6 +85,7 @@ class ReplicaRecord(BaseModel):
     version: str = Field("", description="Version of the service that it serves; empty is the stable one.")
     slots: int = Field(1, ge=1, description="Requests that it works on at once without one delaying the others much.")
     memory: float = Field(0.0, description="Share of its memory that the replica has taken.")
+    trouble: str = Field("", description="Why it is not ready, or why it ended itself, in a sentence.")
     out_of_memory: bool = Field(False, description="Whether it ended because it outgrew its memory.")
     seen: float = Field(description="Unix time of the last renewal.")
 

@@ -15,7 +15,7 @@ from shared.api.drawable import Drawable
 from shared.api.image import ImageBytes
 
 Layer = Literal["restored", "reflection", "comparison"]
-"""What an answer may hold beside its numbers."""
+"""What an answer may hold besides its numbers."""
 
 
 class RestoreIn(BaseModel):

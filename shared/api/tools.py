@@ -21,6 +21,13 @@ class FunctionDefinition(BaseModel):
     )
     strict: bool | None = Field(None, description="Refuse keywords of the schema that can't be enforced.")
 
+    @property
+    def arguments_schema(self) -> dict[str, Any]:
+        """The schema of its arguments: without `parameters`, of an empty object; `{}` allows any object."""
+        if self.parameters is None:
+            return {"type": "object", "properties": {}, "additionalProperties": False}
+        return self.parameters or {"type": "object"}
+
 
 class Tool(BaseModel):
     """Something that a model may call; only functions are understood."""

@@ -7,6 +7,7 @@ trace, deadline, body limits, disconnect, metrics and spans are here and in the 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -145,7 +146,8 @@ class HttpCall:
         scope: ASGI's.
         headers: Headers by lower-case name; of a repeated one the last.
         observed: Its span and metrics; holds request id and trace parent.
-        deadline: Event-loop time at which the caller stops waiting.
+        deadline: Event-loop time at which the caller stops waiting: of a stream, for its next piece.
+        ends_at: Event-loop time at which a stream ends, however lively; infinite for none.
         tenant: Who calls.
         usage: What it consumed, by name.
         body: Its body as it arrives.
@@ -157,7 +159,9 @@ class HttpCall:
         self.scope = scope
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.observed = ObservedRequest(service, scope["method"], scope["path"], _trace(self.headers, service))
-        self.deadline = asyncio.get_running_loop().time() + settings.request_timeout_s
+        now = asyncio.get_running_loop().time()
+        self.deadline = now + settings.request_timeout_s
+        self.ends_at = now + (settings.stream_timeout_s or math.inf)
         self.tenant = "local"
         self.usage: dict[str, float] = {}
         self.body = BoundedBody(receive, limit=settings.max_body_bytes, pause_s=settings.body_read_timeout_s)

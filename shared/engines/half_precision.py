@@ -1,4 +1,4 @@
-"""Half precision: an ONNX graph in float16 beside the one in float32, for CUDA's provider. TensorRT does its own.
+"""Half precision: an ONNX graph in float16 next to the one in float32, for CUDA's provider. TensorRT does its own.
 
 Inputs and outputs stay as they are. Knows graphs' files; knows nothing about engines.
 """

@@ -1,13 +1,15 @@
 """Artifacts of a set of weights: a torch network, and an ONNX graph that is exported once into the cache.
 
-Imports no torch: where graphs were exported before, they are served without it. `torch_form` makes networks and graphs.
+Imports no torch: a process that serves graphs needs none. `torch_form` makes networks and graphs, in a child process.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from shared.api.tensors import TensorSpec
 from shared.engines import ModelArtifacts, open_engine
 from shared.errors import FoveaError, NotReady
+from shared.export.child import EXPORT_CHILD
 from shared.export.parity import Parity
 from shared.registry import Card, Engine, LoadContext
 from shared.registry.weights import Weights
@@ -133,6 +136,9 @@ class ExportedForms:
         return getattr(net, self.call) if self.call else None
 
     def _export(self) -> Parity:
+        """Export in a child process, unless torch is loaded here anyway."""
+        if "torch" not in sys.modules and importlib.util.find_spec("torch") is not None:
+            return EXPORT_CHILD.export(self, self._graph)
         parity: Parity = self._torch_form().export_graph(self, self._graph)
         return parity
 

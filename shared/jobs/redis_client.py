@@ -103,7 +103,8 @@ class RedisClient:
             socket_timeout=_TIMEOUT_S,
             socket_connect_timeout=1.0,
             protocol=2,
-            retry=Retry(ConstantBackoff(0.1), 2),
+            # One that is silent will be so a moment later, too: its callers have waited long enough.
+            retry=Retry(ConstantBackoff(0.1), 2, supported_errors=(exceptions.ConnectionError,)),
         )
         self.client: Any = aioredis.Redis.from_pool(pool)
         self._states: Any = self.client.register_script(_script())

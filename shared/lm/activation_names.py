@@ -6,7 +6,7 @@ Knows names and shapes. Knows nothing about edits, captures or how a decoder com
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from shared.errors import InvalidOption, TooLarge
@@ -79,16 +79,20 @@ class Site:
         """Letters of its axes."""
         return SITES[self.name]
 
+    def __str__(self) -> str:
+        """Return its name, as it is parsed."""
+        return self.name if self.name in UNLAYERED_SITES else f"{self.name}.{self.layer}"
 
-def parse_site(text: str, config: DecoderConfig) -> Site:
-    """Parse `z.3` or `final`.
+
+def parse_site(text: str, config: DecoderConfig, sites: Collection[str] = tuple(SITES)) -> Site:
+    """Parse `z.3` or `final`, one of `sites`.
 
     Raises:
         InvalidTap: No such site, or no such layer.
     """
     name, dot, number = text.partition(".")
-    if name not in SITES or (name in UNLAYERED_SITES) == bool(dot):
-        known = ", ".join(s if s in UNLAYERED_SITES else f"{s}.<layer>" for s in SITES)
+    if name not in sites or (name in UNLAYERED_SITES) == bool(dot):
+        known = ", ".join(s if s in UNLAYERED_SITES else f"{s}.<layer>" for s in sites)
         detail = f"There is no site {text!r}; sites are {known}."
         raise InvalidTap(detail, field=text)
     if name in UNLAYERED_SITES:

@@ -7,9 +7,10 @@ TransformerLens loads weights without processing (its default since 4.0). Knows 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import Literal
 
-from shared.lm.activation_names import InvalidTap, parse_site
+from shared.lm.activation_names import SITES, InvalidTap, parse_site
 from shared.lm.config import DecoderConfig
 
 Naming = Literal["fovea", "transformerlens", "modules"]
@@ -82,24 +83,24 @@ def to_hook_name(site: str, config: DecoderConfig) -> str | None:
     return None if point is None else f"blocks.{found.layer}.{point}"
 
 
-def from_hook_name(name: str, config: DecoderConfig) -> str:
-    """Return the site that TransformerLens calls `name`; sites of our own are returned as they are.
+def from_hook_name(name: str, config: DecoderConfig, among: Collection[str] = tuple(SITES)) -> str:
+    """Return the site that TransformerLens calls `name`, one of `among`; sites of our own are returned as they are.
 
     Raises:
         InvalidTap: It is neither; the detail lists the hook points.
     """
-    match, sites = _HOOK.fullmatch(name), {point: site for site, point in HOOK_POINTS.items()}
+    match, sites = _HOOK.fullmatch(name), {point: site for site, point in HOOK_POINTS.items() if site in among}
     if match and match[2] in sites:
         name = f"{sites[match[2]]}.{match[1]}"
     elif name == "ln_final.hook_out":
         name = "normed"
     elif match or name.startswith("hook_"):
         if name != "hook_embed" or config.path == "gpt2":
-            known = ", ".join(f"blocks.<layer>.{point}" for point in HOOK_POINTS.values())
+            known = ", ".join(f"blocks.<layer>.{point}" for point in sites)
             detail = f"There is no hook point {name!r} here; there are hook_embed (not in GPT-2), {known}."
             raise InvalidTap(detail, field=name)
         name = "embed"
-    parse_site(name, config)
+    parse_site(name, config, among)
     return name
 
 

@@ -1,4 +1,4 @@
-"""Operations of a layer beside attention, replaceable per call: torch's own, or an engine's faster ones.
+"""Operations of a layer besides attention, replaceable per call: torch's own, or an engine's faster ones.
 
 A replacement keeps the maths: sums in float32 or wider, the model's dtype out. The residual stream may be wider. Knows
 nothing about layers' order, caches or attention.

@@ -26,7 +26,7 @@ class Paper(_Facts):
 
 
 class Metric(_Facts):
-    """One measured number beside the paper's."""
+    """One measured number against the paper's."""
 
     name: str = Field(description="For example `dice_at_half`.")
     ours: float | None = Field(description="Measured with the served weights, or null when not measured.")

@@ -1,6 +1,7 @@
 """Discovery of Servables and network builders by scanning packages, those of plug-ins too; there is no global table.
 
-A module whose library is not installed is skipped; `skipped_modules()` lists these for `fovea doctor`.
+A module whose library is not installed is skipped; `skipped_modules()` lists these for `fovea doctor`. Servables are
+found in modules whose source assigns a `card`: a service does not import the networks that it serves as graphs.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.machinery import ModuleSpec
@@ -33,6 +35,9 @@ MODELS = "fovea.models"
 
 _ONE_AT_A_TIME = threading.RLock()
 """Models load in threads. Where two threads wait for each other's imports, Python lets one see half a module."""
+
+_CARD = re.compile(r"^[ \t]+card\b[^=\n]*=", re.MULTILINE)
+"""How the source of a Servable gives it a Card."""
 
 _MARK = "__fovea_network__"
 _LAYOUTS = "__fovea_layouts__"
@@ -74,7 +79,10 @@ def builder(name: str, layouts: Sequence[Mapping[str, Any]] = ()) -> Callable[[F
 
 def servables(service: str) -> dict[str, type[Servable[Any, Any]]]:
     """Servables of one service by model name, in name order."""
-    return dict(sorted(pick_servables(_modules(service)).items()))
+    names = (name for room in rooms(service) for name in module_names(room) if _may_hold_servable(name))
+    with _ONE_AT_A_TIME:
+        loaded = [module for name in names if isinstance(module := _load(name), ModuleType)]
+    return dict(sorted(pick_servables(loaded).items()))
 
 
 def pick_servables(modules: Iterable[ModuleType]) -> dict[str, type[Servable[Any, Any]]]:
@@ -110,7 +118,7 @@ def data_folders(service: str, name: str) -> list[Path]:
 
 def services_with_models() -> tuple[str, ...]:
     """Services whose code holds a Card, which the source shows: importing all rooms would load all their libraries."""
-    return tuple(n for n in SERVICES if any(_holds_card(p) for p in (service_package(n), *plugin_rooms(n))))
+    return tuple(n for n in SERVICES if any(_has_servable(p) for p in (service_package(n), *plugin_rooms(n))))
 
 
 def networks() -> dict[str, Callable[..., Any]]:
@@ -212,9 +220,20 @@ def _find_places(package: str) -> list[str]:
     return list(spec.submodule_search_locations or ()) if spec else []
 
 
-def _holds_card(package: str) -> bool:
+def _has_servable(package: str) -> bool:
     files = (file for place in _find_places(package) for file in Path(place).rglob("*.py"))
-    return any("Card(" in file.read_text("utf-8") for file in files if "tests" not in file.parts)
+    return any(_assigns_card(file) for file in files if "tests" not in file.parts)
+
+
+def _may_hold_servable(module: str) -> bool:
+    """Whether a module's source assigns a Card, or cannot be read."""
+    spec = importlib.util.find_spec(module)
+    file = Path(spec.origin or "") if spec else Path()
+    return file.suffix != ".py" or _assigns_card(file)
+
+
+def _assigns_card(file: Path) -> bool:
+    return _CARD.search(file.read_text("utf-8")) is not None
 
 
 def _load_all(package: str) -> dict[str, ModuleType | str]:

@@ -20,7 +20,7 @@ LEAST = 512
 
 
 def pack_kernels(arrays: Arrays) -> dict[str, np.ndarray]:
-    """Arrays of two or more axes as int8 beside their scales (first axis,); all others as they are."""
+    """Arrays of two or more axes as int8 next to their scales (first axis,); all others as they are."""
     packed = dict[str, np.ndarray]()
     for key, array in arrays.items():
         if array.ndim < 2 or array.size < LEAST or not np.issubdtype(array.dtype, np.floating):

@@ -11,7 +11,7 @@ from shared.registry.card import Card, Metric
 from shared.registry.weights import Manifest, read_manifest
 
 COUNTS = frozenset({"frames", "empty_frames", "pictures", "crops", "pairs", "clean_pairs", "scenes", "patches"})
-"""How much was measured, which is said beside each figure."""
+"""How much was measured, which is said next to each figure."""
 
 
 def measured_card(card: Card, folder: Path, weights: str | None = None) -> Card:

@@ -6,6 +6,7 @@ event loop and turns errors into answers.
 
 from __future__ import annotations
 
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -84,6 +85,9 @@ class CallContext:
 
     Attributes:
         deadline: A `time.monotonic()` instant, or None.
+        is_stream: Whether the answer is streamed: its deadline counts anew from each piece.
+        pause_s: Seconds that may pass between two pieces of a stream.
+        ends_at: A `time.monotonic()` instant at which a stream ends, however lively; infinite for none.
         job: The job's id when it runs as one.
         tenant: Who calls; what the call stores or reads is this tenant's.
         scopes: What the caller's key allows; None where nobody says, as without a gateway: everything.
@@ -106,6 +110,8 @@ class CallContext:
     ) -> None:
         """Start a call; `deadline` is a `time.monotonic()` instant, `job` the id when it runs as a job."""
         self.deadline = deadline
+        self.is_stream = False
+        self.pause_s = self.ends_at = math.inf
         self.job = job
         self.tenant = tenant
         self.scopes: frozenset[str] | None = None
@@ -149,6 +155,16 @@ class CallContext:
         """Whether the call was cancelled."""
         return self._cancelled
 
+    def extend(self) -> None:
+        """Count the deadline of a stream anew, as it has just produced a piece; any other deadline stands."""
+        if self.is_stream and self.deadline is not None:
+            self.deadline = min(time.monotonic() + self.pause_s, self.ends_at)
+
+    def build_late(self) -> DeadlineExceeded:
+        """Build the error for the deadline that has passed."""
+        is_total = self.deadline is not None and self.deadline >= self.ends_at
+        return DeadlineExceeded.build(is_stream=self.is_stream, is_total=is_total)
+
     def part(self, index: int, count: int) -> CallContext:
         """The context of one of `count` equal parts of the work: its progress is a share of the whole's."""
         return self if count == 1 else _PartContext(self, index, count)
@@ -164,8 +180,7 @@ class CallContext:
             detail = "The request was cancelled."
             raise Cancelled(detail)
         if self.deadline is not None and time.monotonic() > self.deadline:
-            detail = "The deadline of the request passed before it was done."
-            raise DeadlineExceeded(detail, hint="Send it with `Prefer: respond-async`, or allow more time.")
+            raise self.build_late()
 
 
 class _PartContext(CallContext):
@@ -183,6 +198,9 @@ class _PartContext(CallContext):
     def cancel(self) -> None:
         self._whole.cancel()
 
+    def extend(self) -> None:
+        self._whole.extend()
+
     @property
     def cancelled(self) -> bool:
         return self._whole.cancelled
@@ -198,12 +216,14 @@ class Servable(ABC, Generic[Request, Answer]):
         card: Its facts; an instance may carry a refined copy (digest and metrics of the loaded weights).
         In, Out: Pydantic models; fields of `In` are the request's options, and fields typed `ImageBytes` its pictures.
         mode: `sync` answers at once, `stream` yields events, `job` is long and is offered as a job.
+        on_demand: Whether its first request may load it, where the settings say so.
     """
 
     card: ClassVar[Card]
     In: ClassVar[type[BaseModel]]
     Out: ClassVar[type[BaseModel]]
     mode: ClassVar[Mode] = "sync"
+    on_demand: ClassVar[bool] = False
 
     engine: Engine | None = None
     """The engine behind `predict`, where tensors in and out make sense: offered as Open Inference v2."""
@@ -227,7 +247,7 @@ class Servable(ABC, Generic[Request, Answer]):
 
     @classmethod
     def media_types(cls) -> tuple[str, ...]:
-        """What `render` offers beside JSON, for content negotiation and docs."""
+        """What `render` offers besides JSON, for content negotiation and docs."""
         return ()
 
     def example(self) -> Request:

@@ -1,4 +1,4 @@
-"""Weights by digest: a safetensors file, and beside it a manifest that says what it is and what its bytes must be.
+"""Weights by digest: a safetensors file, and next to it a manifest that says what it is and what its bytes must be.
 
 Knows files and numpy arrays; knows no framework and no model. Nothing here unpickles anything.
 
@@ -23,6 +23,7 @@ from safetensors.numpy import load, save
 
 from shared.errors import NotReady
 from shared.registry.int8 import pack_kernels, unpack_kernels
+from shared.settings import settings
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -45,10 +46,11 @@ class NetworkSpec(_Facts):
 
 
 class Manifest(_Facts):
-    """What a weights file is. `sha256`, `bytes`, `dtype` and `tensors` are those of the file beside it."""
+    """What a weights file is. `sha256`, `bytes`, `dtype` and `tensors` are those of the file next to it."""
 
     name: str
     origin: Literal["trained", "imported"]
+    licence: str = Field("", description="SPDX expression of the weights; empty where nobody stated one.")
     network: NetworkSpec
     sha256: str = ""
     bytes: int = 0
@@ -99,7 +101,7 @@ def find_weights(name: str, packaged: Path, imported: Path) -> Path:
 
 
 def read_manifest(file: Path) -> Manifest:
-    """The manifest beside a weights file.
+    """The manifest next to a weights file.
 
     Raises:
         NotReady: It is missing or malformed.
@@ -116,9 +118,11 @@ def read_weights(file: Path) -> Weights:
     """Verify a weights file against its manifest, then read it; float16 comes back as float32.
 
     Raises:
-        NotReady: Size or digest differ from the manifest; nothing has been parsed then.
+        NotReady: The operator does not allow its licence, or size or digest differ from the manifest; nothing has been
+            parsed then.
     """
     manifest = read_manifest(file)
+    _require_allowed(manifest)
     if (size := file.stat().st_size) != manifest.bytes:
         _refuse(file, f"{size} bytes instead of {manifest.bytes}")
     raw = file.read_bytes()
@@ -164,6 +168,14 @@ def _stored(array: np.ndarray, dtype: str) -> np.ndarray:
     with np.errstate(over="ignore"):
         narrow = array.astype(dtype)
     return np.ascontiguousarray(narrow if np.isfinite(narrow).all() else array)
+
+
+def _require_allowed(manifest: Manifest) -> None:
+    allowed = [one.strip() for one in settings().weights_licences.split(",") if one.strip()]
+    if allowed and manifest.licence not in allowed:
+        detail = f"The weights {manifest.name!r} have the licence {manifest.licence or '(none)'}, which is not allowed."
+        hint = f"FOVEA_WEIGHTS_LICENCES allows {', '.join(allowed)}. Add the licence, or import other weights."
+        raise NotReady(detail, hint=hint)
 
 
 def _refuse(file: Path, difference: str) -> None:

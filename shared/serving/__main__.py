@@ -22,17 +22,27 @@ def main(
     grpc_port: Annotated[int, typer.Option(help="Open Inference gRPC; 0 takes a free port.")] = 0,
 ) -> None:
     """Serve one service until SIGTERM or Ctrl-C, then finish what has begun."""
+    if service not in SERVICES:
+        raise typer.BadParameter(f"{service!r} is not a service; choose one of {', '.join(SERVICES)}.")
+    try:
+        run_replica(service, http_port, grpc_port)
+    except OSError as error:
+        typer.echo(f"Can't listen: {error}. Try other ports: --http-port, --grpc-port.", err=True)
+        raise typer.Exit(1) from error
+
+
+def run_replica(service: str, http_port: int = 0, grpc_port: int = 0) -> None:
+    """Serve one service in this process until SIGTERM or SIGINT.
+
+    Raises:
+        OSError: A port is in use.
+    """
     config = settings()
     telemetry.configure_logs(config.log_level, config.log_format)
     telemetry.configure_tracing(config.traces_endpoint, f"fovea-{service}")
     make_files_private(config.data_dir)
-    if service not in SERVICES:
-        raise typer.BadParameter(f"{service!r} is not a service; choose one of {', '.join(SERVICES)}.")
     try:
         uvloop.run(_serve(service, config, http_port, grpc_port))
-    except OSError as error:
-        typer.echo(f"Can't listen: {error}. Try other ports: --http-port, --grpc-port.", err=True)
-        raise typer.Exit(1) from error
     finally:
         telemetry.shut_down_tracing()
 

@@ -127,7 +127,7 @@ class Batcher(Generic[Item, Answer]):
         ids = telemetry.context()
         call = _Call(item, key, rows, run, loop, loop.create_future(), ids.request_id, ids.traceparent)
         self._put(call)
-        alarm = None if run.deadline is None else loop.call_later(run.deadline - time.monotonic(), _expire, call.future)
+        alarm = None if run.deadline is None else loop.call_later(run.deadline - time.monotonic(), _expire, call)
         try:
             return await call.future  # type: ignore[no-any-return]  # the future carries what the work answered
         except asyncio.CancelledError:
@@ -323,10 +323,9 @@ def _end_reason(call: _Call[Any]) -> FoveaError | None:
     return Cancelled("The caller has gone away.") if call.future.done() else None
 
 
-def _expire(future: asyncio.Future[Any]) -> None:
-    if not future.done():
-        detail = "The deadline of the request passed before it was done."
-        future.set_exception(DeadlineExceeded(detail, hint="Send it with `Prefer: respond-async`, or allow more time."))
+def _expire(call: _Call[Any]) -> None:
+    if not call.future.done():
+        call.future.set_exception(call.run.build_late())
 
 
 def _deliver(pairs: Iterable[tuple[_Call[Any], Any]]) -> None:

@@ -20,6 +20,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from shared import plugins
+from shared.api.examples import attach_examples
 from shared.registry import Servable
 from shared.registry.discovery import servables as discover
 from shared.registry.imported_weights import fetch_weights
@@ -76,6 +77,7 @@ def build(
     app.state.host = host
     app.state.settings = config
     app.state.objects = objects
+    app.state.packages = ["shared.serving", f"services.{service.replace('-', '_')}", *plugins.packages(service)]
     app.router.routes.extend(rest.router.routes)  # the hot path: first, and not behind a router of its own
     added = plugins.load_all(ROUTES, service).values()
     for router in (*routers, *added, system_routes.router, task_routes.build_router(host)):
@@ -86,6 +88,12 @@ def build(
 
 class _App(FastAPI):
     """FastAPI without its outer layers for errors, telemetry and body size: `ServiceMiddleware` does that, once."""
+
+    def openapi(self) -> dict[str, Any]:
+        """The document with the examples of its packages."""
+        if self.openapi_schema is None:
+            attach_examples(super().openapi(), self.state.packages)
+        return super().openapi()
 
     def build_middleware_stack(self) -> ASGIApp:
         """Our middleware, the exception handlers, the router."""

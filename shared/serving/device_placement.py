@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import sys
+from pathlib import Path
 from typing import Any
 
 from shared.errors import NotReady
@@ -23,6 +25,7 @@ def load_context(settings: Settings) -> LoadContext:
         "llm_tensor_parallel": str(settings.llm_tensor_parallel),
         "llm_weights": settings.llm_weights,
         "llm_kv_cache_dtype": settings.llm_kv_cache_dtype,
+        "llm_request_templates": str(settings.llm_request_templates),
         "llm_fidelity_sample_rate": str(settings.llm_fidelity_sample_rate),
         "llm_fidelity_min_agreement": str(settings.llm_fidelity_min_agreement),
         "vision_precision": settings.vision_precision,
@@ -43,11 +46,17 @@ def load_context(settings: Settings) -> LoadContext:
         engine=settings.engine,
         cache=settings.cache_dir,
         weights=settings.weights_dir,
-        graphs=settings.graphs_dir,
+        graphs=settings.graphs_dir or _installed_graphs(),
         threads=settings.intra_op_threads,
         objects=open_object_store(settings),
         options=options,
     )
+
+
+def _installed_graphs() -> Path | None:
+    """Graphs that were exported into this environment when it was installed."""
+    folder = Path(sys.prefix) / "graphs"
+    return folder if folder.is_dir() else None
 
 
 def choose_device(device: str) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import AsyncGenerator, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,14 +18,16 @@ from pydantic import BaseModel
 
 from shared import telemetry
 from shared.api.tensors import TensorSpec
-from shared.errors import DeadlineExceeded, FoveaError, InvalidOption, QueueFull, TooLarge
+from shared.errors import FoveaError, InvalidOption, QueueFull, TooLarge
 from shared.registry import CallContext, Engine, Servable
+from shared.retry_after import PlaceEstimate
 from shared.rpc.tensors import require_finite
 from shared.serving import servable_schema
 from shared.serving.batching import Batcher, Work
 from shared.serving.catalog import Catalog, ModelSlot
 from shared.serving.device_placement import load_context
 from shared.serving.http.errors import to_safe_error
+from shared.serving.memory_guard import read_resident_bytes
 from shared.serving.oip import tensors
 from shared.serving.watched_work import WatchedWork
 from shared.settings import Settings
@@ -44,6 +47,9 @@ class Host(Catalog):
     def __init__(self, service: str, servables: Mapping[str, type[Servable[Any, Any]]], settings: Settings) -> None:
         super().__init__(service, servables, settings)
         self._streams: list[CallContext] = []
+        self._stream_places = PlaceEstimate()
+        self._waking: dict[str, asyncio.Task[None]] = {}
+        self._woken: dict[str, None] = {}  # the longest unused first
         self.work = WatchedWork()
         self._loaded = asyncio.Event()
         self._no_streams = asyncio.Event()
@@ -73,9 +79,14 @@ class Host(Catalog):
     async def load(self, name: str) -> None:
         """Load one model, if it is not loaded; a failure is logged and becomes its reason."""
         slot = self.slot(name)
-        if slot.state in {"loading", "ready"}:
-            return
-        slot.state, slot.reason = "loading", None
+        if slot.state == "on_demand":
+            await self.wake(name)
+        elif slot.state not in {"loading", "ready"}:
+            slot.state = "loading"
+            await self._load_into(slot, name)
+
+    async def _load_into(self, slot: ModelSlot, name: str) -> None:
+        slot.reason = None
         with telemetry.bind(service=self.service, model=name):
             started = time.monotonic()
             try:
@@ -92,6 +103,50 @@ class Host(Catalog):
     async def unload(self, name: str) -> None:
         """Take one model out of service, after its waiting calls."""
         await self._release(self.slot(name), self.settings.shutdown_grace_s)
+
+    def check_ready(self, name: str, version: str = "") -> None:
+        """Check that a model answers requests: it is loaded, or its first one loads it.
+
+        Raises:
+            NotFound: No such model or version.
+            NotReady: It is not; the detail says why.
+        """
+        if self.slot(name).state != "on_demand":
+            self.find_loaded(name, version)
+
+    async def wake(self, name: str) -> None:
+        """Load a model that its first request loads; return at once where it is loaded, or failed to be."""
+        if self.slot(name).state == "on_demand":
+            self._begin_waking(name)
+        elif name in self._woken:
+            self._woken[name] = self._woken.pop(name)
+        if (waking := self._waking.get(name)) is not None:
+            await asyncio.shield(waking)
+
+    def find_loaded(self, name: str, version: str = "") -> tuple[Servable[Any, Any], Batcher[Any, Any]]:
+        if self.slot(name).state == "on_demand":  # of a route that does not `wake` it: the next try finds it loaded
+            with contextlib.suppress(RuntimeError):  # no loop runs here
+                self._begin_waking(name)
+        return super().find_loaded(name, version)
+
+    def _begin_waking(self, name: str) -> None:
+        loop = asyncio.get_running_loop()
+        if name not in self._waking:
+            self._waking[name] = loop.create_task(self._wake(name))
+            self._waking[name].add_done_callback(lambda _: self._waking.pop(name))
+
+    async def _wake(self, name: str) -> None:
+        await self._load_into(self.slot(name), name)  # its state stays, so that the service counts as ready meanwhile
+        limit, others = self.settings.model_memory_bytes, tuple(self._woken)
+        self._woken[name] = None
+        for other in others:
+            if not limit or read_resident_bytes() <= limit:
+                return
+            slot = self.slot(other)
+            if slot.batcher is not None and not slot.batcher.busy:
+                del self._woken[other]
+                await self._release(slot, 0.0)
+                slot.state = "on_demand"
 
     def _load(self, kind: type[Servable[Any, Any]]) -> Servable[Any, Any]:
         servable = kind.load(load_context(self.settings))
@@ -178,6 +233,7 @@ class Host(Catalog):
         Raises:
             FoveaError: What the model says of this request, or QueueFull, DeadlineExceeded, Cancelled, NotReady.
         """
+        await self.wake(name)
         _, batcher = self.find_loaded(name)
         if pictures := servable_schema.count_pictures(request):
             run.consume(pictures=pictures)
@@ -194,6 +250,7 @@ class Host(Catalog):
             Malformed: One holds NaN or infinite values, and the settings refuse that.
             TooLarge: More rows than the model's batch limit.
         """
+        await self.wake(name)
         servable, batcher = self.find_loaded(name, version)
         engine = servable.engine
         if engine is None:
@@ -217,8 +274,10 @@ class Host(Catalog):
         """
         servable, _ = self.find_loaded(name)
         if len(self._streams) >= self.settings.max_queue_size:
-            raise QueueFull(f"{len(self._streams)} streams are open, which is the limit.", retry_after=1)
+            detail = f"{len(self._streams)} streams are open, which is the limit."
+            raise QueueFull(detail, retry_after=self._stream_places.send_away())
         self._streams.append(run)
+        self._stream_places.enter(run)
         self._no_streams.clear()
         events, is_over = servable.stream(request, run), False
         try:
@@ -227,6 +286,7 @@ class Host(Catalog):
                     event = await _next(events, run)
                 is_over = event is None
                 if event is not None:
+                    run.extend()
                     yield event
         except Exception as error:
             is_over = True
@@ -236,6 +296,7 @@ class Host(Catalog):
                 run.cancel()
             await events.aclose()
             self._streams.remove(run)
+            self._stream_places.leave(run)
             if not self._streams:
                 self._no_streams.set()
 
@@ -278,12 +339,25 @@ async def _next(events: AsyncGenerator[BaseModel, None], run: CallContext) -> Ba
     """The next event; None at the end.
 
     Raises:
-        DeadlineExceeded: None came before the run's deadline.
+        DeadlineExceeded: None came before the run's deadline, which tokens that show nothing yet may have moved.
     """
-    seconds = None if run.deadline is None else run.deadline - time.monotonic()
+    loop = asyncio.get_running_loop()
+    timer: asyncio.TimerHandle | None = None
+
+    def check_deadline() -> None:
+        nonlocal timer
+        left = math.inf if run.deadline is None else run.deadline - time.monotonic()
+        if left <= 0:
+            limit.reschedule(loop.time())
+        elif left < math.inf:
+            timer = loop.call_later(left, check_deadline)
+
     try:
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(None) as limit:
+            check_deadline()
             return await anext(events, None)
     except TimeoutError as error:
-        detail = "The deadline of the request passed before it was done."
-        raise DeadlineExceeded(detail, hint="Allow more time.") from error
+        raise run.build_late() from error
+    finally:
+        if timer is not None:
+            timer.cancel()

@@ -39,6 +39,8 @@ export(
     RAY_USAGE_STATS_ENABLED="0",
     RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",  # what makes Ray name itself by the loopback address, on any system
     RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",  # replicas that reserve no GPU still see it: services share one
+    RAY_worker_niceness="0",  # Ray's default of 15 lets every other program on the machine go first
+    RAY_memory_monitor_refresh_ms="0",  # it kills replicas because others use memory; MemoryGuard bounds each one
 )
 import ray  # noqa: E402  # it reads these variables when imported
 from ray import serve  # noqa: E402
@@ -211,7 +213,7 @@ def application(args: Mapping[str, Any] | Placement) -> serve.Application:
     actor = {"num_cpus": _REPLICA_CPUS, "num_gpus": placement.num_gpus}
     if placement.num_gpus > 1:
         # One group on one node: what holds a model together talks through that node's memory and links. A node whose
-        # GPUs are taken gets no other replica, and Ray refuses a limit per node beside a group.
+        # GPUs are taken gets no other replica, and Ray refuses a limit per node next to a group.
         scaling["placement_group_bundles"] = [{"CPU": _REPLICA_CPUS, "GPU": placement.num_gpus}]
         scaling["placement_group_strategy"] = "STRICT_PACK"
     elif placement.max_per_node is not None:
@@ -219,7 +221,7 @@ def application(args: Mapping[str, Any] | Placement) -> serve.Application:
     deploy_as: Any = serve.deployment(
         name=placement.service,
         health_check_period_s=1.0,
-        health_check_timeout_s=10.0,
+        health_check_timeout_s=60.0,  # one that is starved of processor time is late; our watchdog ends a stuck one
         graceful_shutdown_timeout_s=settings().shutdown_grace_s + 5,
         graceful_shutdown_wait_loop_s=0.1,
         ray_actor_options=actor,

@@ -30,7 +30,7 @@ from shared.serving.gateway_only import GatewayOnlyMiddleware
 from shared.serving.heartbeat import Heartbeat
 from shared.serving.host import Host
 from shared.serving.jobs.embedded import EmbeddedJobs
-from shared.serving.memory_guard import EXIT_STATUS, MemoryGuard, find_memory_limit
+from shared.serving.memory_guard import EXIT_STATUS, MemoryGuard, find_memory_limit, read_resident_bytes
 from shared.serving.metrics_server import MetricsServer
 from shared.serving.oip.grpc import serve_grpc
 from shared.serving.watchdog import EXIT_STATUS as STUCK_STATUS
@@ -44,6 +44,9 @@ _KEEP_ALIVE_S = 75
 
 _DRAIN_POLL_S = 0.2
 """Seconds between two looks whether somebody asks to drain, and whether something is in flight."""
+
+_MAX_TROUBLE = 500
+"""Characters of what a replica says about its trouble."""
 
 _EVERYWHERE = ("/v2", "/v1/models", "/livez", "/readyz", "/health", "/version", "/metrics")
 """Where every service answers: the gateway does so itself, or routes by the model's name."""
@@ -189,9 +192,15 @@ class ReplicaServer:
             slots=self.host.places,
             version=self._settings.service_version,
             memory=round(self._guard.share, 3) if self._guard else 0.0,
+            trouble=self._describe_trouble(),
             seen=time.time(),
             **self._routes,
         )
+
+    def _describe_trouble(self) -> str:
+        if self.host.is_loading or self.host.settled:
+            return ""
+        return " ".join(f"{name}: {reason}" for name, reason in self.host.missing().items())[:_MAX_TROUBLE]
 
     async def _drain_when_asked(self) -> None:
         """Withdraw when somebody asks this machine's replicas to drain, and say so once nothing is in flight."""
@@ -209,11 +218,14 @@ class ReplicaServer:
 
     def _die_of_memory(self) -> None:
         """Tell the gateway why, and end: what runs here must not be tried again on another replica."""
-        log().error("out of memory: this replica ends itself", service=self.host.service, replica=self.id)
+        limit = self._guard.limit if self._guard else 0
+        told = f"It outgrew its memory ({read_resident_bytes():,} of {limit:,} bytes; FOVEA_REPLICA_MEMORY_BYTES)."
+        log().error("out of memory: this replica ends itself", reason=told, service=self.host.service, replica=self.id)
         if self._jobs is not None:
             self._jobs.fail_all()
         if self._presence is not None:
-            self._presence.announce_last(self.record().model_copy(update={"out_of_memory": True, "ready": False}))
+            last = {"out_of_memory": True, "ready": False, "trouble": told}
+            self._presence.announce_last(self.record().model_copy(update=last))
         os._exit(EXIT_STATUS)
 
     def _give_up(self, trouble: str) -> None:
@@ -221,7 +233,8 @@ class ReplicaServer:
         log().error("this replica ends itself", reason=trouble, service=self.host.service, replica=self.id)
         faulthandler.dump_traceback(file=2)
         if self._presence is not None:
-            self._presence.announce_last(self.record().model_copy(update={"ready": False}))
+            last = {"ready": False, "trouble": f"It was stuck and ended itself: {trouble}"}
+            self._presence.announce_last(self.record().model_copy(update=last))
         os._exit(STUCK_STATUS)
 
     async def _start_grpc(self) -> None:

@@ -127,11 +127,11 @@ class VisionServable(Servable[Request, Answer], Generic[Request, Answer, Item]):
     """A vision network behind an engine.
 
     Class attributes:
-        weights: Name of its weights, `<weights>.safetensors` beside its manifest.
+        weights: Name of its weights, `<weights>.safetensors` next to its manifest.
         imports: Network whose imported checkpoints it serves under that network's name, where its own name is another.
         folder: Where the weights that come with the package are.
         sample: The picture that `example` sends.
-        forms: Content types that `render` offers beside JSON.
+        forms: Content types that `render` offers besides JSON.
         one_at_a_time: Whether requests of a batch are read, run and answered one after another, because they are too
             large to be held together, or because a run depends on the run before.
     """
@@ -142,6 +142,7 @@ class VisionServable(Servable[Request, Answer], Generic[Request, Answer, Item]):
     sample: ClassVar[Path]
     forms: ClassVar[tuple[str, ...]] = ()
     one_at_a_time: ClassVar[bool] = False
+    on_demand: ClassVar[bool] = True
     engine: Engine
 
     def __init__(

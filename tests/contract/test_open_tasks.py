@@ -1,4 +1,4 @@
-"""A task that nothing here knows, with an endless route beside it: one file in a service, and no edited file anywhere.
+"""A task that nothing here knows, with an endless route next to it: one file in a service, and no edited file anywhere.
 
 A real replica serves it; it must be routed, listed, shown and run by its own record and schema alone.
 """

@@ -1,6 +1,6 @@
 """A real Ray cluster on loopback addresses, started as KubeRay starts pods: a head without CPUs, and nodes of one CPU.
 
-Also what stands beside it in a cluster: a gateway in a process of its own. Everything ends with `stop`.
+Also what stands next to it in a cluster: a gateway in a process of its own. Everything ends with `stop`.
 """
 
 import contextlib

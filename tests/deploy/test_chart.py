@@ -47,6 +47,8 @@ SETTINGS = {
     "placed": [
         *("ray.upgradeStrategy=NewCluster", "keda.authModes=bearer", "keda.triggerAuthentication=thanos"),
         *(
+            "httpRoute.enabled=true",
+            "httpRoute.parentRefs[0].name=public",
             "ingress.enabled=true",
             "ingress.host=fovea.example",
             "ingress.tlsSecret=tls",
@@ -58,7 +60,7 @@ SETTINGS = {
     ],
     "many": ["services.medical-seg.replicas.min=3", "services.medical-seg.replicas.max=9", "gateway.preStopSeconds=0"],
 }
-CUSTOM = {"RayService", "ScaledObject", "PodMonitor", "PrometheusRule"}
+CUSTOM = {"HTTPRoute", "RayService", "ScaledObject", "PodMonitor", "PrometheusRule"}
 """Kinds that Kubernetes' own schemas don't know."""
 
 pytestmark = pytest.mark.skipif(helm() is None, reason="no helm: neither on PATH nor in the carrier wheel")
@@ -97,7 +99,7 @@ def pod_specs(documents):
 
 
 def autoscaler(cluster, head):
-    """The container that KubeRay puts beside the head where `enableInTreeAutoscaling` is set."""
+    """The container that KubeRay puts next to the head where `enableInTreeAutoscaling` is set."""
     assert cluster["enableInTreeAutoscaling"]
     options = cluster["autoscalerOptions"]
     assert set(options) <= {"resources", "securityContext", "env", "volumeMounts"}
@@ -384,6 +386,8 @@ def test_own_redis_syncs_every_write_and_an_outside_one_starts_none():
     [
         ("gateway.replicas=0", "minimum"),
         ("services.medical-seg.gpus=-1", "minimum"),
+        ("services.medical-seg.image.digest=sha256:beef", "pattern"),
+        ("httpRoute.enabled=true", "httpRoute.parentRefs"),
         ("services.unknown.enabled=true", "unknown"),
         ("image.pullPolicy=Sometimes", "pullPolicy"),
         ("redis.url=http://x", "pattern"),

@@ -130,8 +130,70 @@ def test_a_slice_of_a_gpu_is_tolerated_and_seen():
     sets = r"services.medical-seg.resources.limits.nvidia\.com/mig-1g\.10gb=1"
     spec = dict(pod_specs(render(sets)))["demo-medical-seg"]
     assert spec["tolerations"][0]["key"] == "nvidia.com/gpu"
-    assert env_of(spec)["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] == "0"
+    for name in ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "RAY_worker_niceness", "RAY_memory_monitor_refresh_ms"):
+        assert env_of(spec)[name] == "0"
     assert "tolerations" not in dict(pod_specs(render()))["demo-medical-seg"]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "pods", "per_pod"), [(0.25, (1, 3), 4), (0.5, (2, 5), 2), (0, (3, 10), 1), (1, (3, 10), 1)]
+)
+def test_replicas_with_a_part_of_a_gpu_share_the_gpu_of_a_pod(tmp_path, gpus, pods, per_pod):
+    documents = render_file(tmp_path, service(gpus=gpus, replicas={"min": 3, "max": 10}))
+    assert "gpus" in refusal(tmp_path, service(gpus=gpus + 0.6)), "replicas can't span GPUs by parts"
+    spec = named(documents, "RayService", "demo-medical-seg")["spec"]
+    [application] = yaml.safe_load(spec["serveConfigV2"])["applications"]
+    args = {name: application["args"][name] for name in ("num_gpus", "max_per_node", "min_replicas", "max_replicas")}
+    assert args == {"num_gpus": gpus, "max_per_node": per_pod, "min_replicas": 3, "max_replicas": 10}
+    [group] = spec["rayClusterConfig"]["workerGroupSpecs"]
+    assert (group["replicas"], group["minReplicas"], group["maxReplicas"]) == (pods[0], *pods)
+    limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert limits.get("nvidia.com/gpu") == (1 if gpus else None)
+    budgets = [
+        d["spec"]["minAvailable"]
+        for d in documents
+        if d["metadata"]["name"] == "demo-medical-seg" and "minAvailable" in d["spec"]
+    ]
+    assert budgets == ([pods[0] - 1] if pods[0] > 1 else [])
+
+
+def images(documents):
+    return {name: spec["containers"][0]["image"] for name, spec in pod_specs(documents)}
+
+
+def test_each_service_can_have_an_image_of_its_own_by_tag_or_digest(tmp_path):
+    one, two = (f"sha256:{digit * 64}" for digit in "ab")
+    own = service(
+        image={"repository": "r.example/seg", "tag": "7", "digest": one},
+        versions=[{"name": "next", "tag": "8"}, {"name": "after", "digest": two}],
+    )
+    found = images(
+        render_file(
+            tmp_path, {**own, "image": {"registry": "r.example/x", "tag": "6"}, "gateway": {"image": {"tag": "9"}}}
+        )
+    )
+    assert {found[f"demo-medical-seg{part}"] for part in ("", "-head", "-worker")} == {f"r.example/seg@{one}"}
+    assert found["demo-medical-seg-next"] == "r.example/seg:8", "the digest is that of the stable version"
+    assert found["demo-medical-seg-after"] == found["demo-medical-seg-after-head"] == f"r.example/seg@{two}"
+    assert (found["demo-llm-longctx"], found["demo-gateway"]) == (
+        "r.example/x/fovea-llm-longctx:6",
+        "r.example/x/fovea-gateway:9",
+    )
+
+
+def test_a_route_of_the_gateway_api_reaches_the_gateway_and_cuts_no_stream(tmp_path):
+    parents = [{"name": "public", "namespace": "infra", "sectionName": "https"}]
+    route = named(
+        render_file(tmp_path, {"httpRoute": {"enabled": True, "parentRefs": parents, "hostnames": ["fovea.example"]}}),
+        "HTTPRoute", "demo-gateway",
+    )  # fmt: skip
+    assert route["apiVersion"] == "gateway.networking.k8s.io/v1"
+    assert (route["spec"]["parentRefs"], route["spec"]["hostnames"]) == (parents, ["fovea.example"])
+    [rule] = route["spec"]["rules"]
+    assert rule["timeouts"] == {"request": "0s"}
+    [target] = rule["backendRefs"]
+    assert target["port"] in {port["port"] for port in named(render(), "Service", target["name"])["spec"]["ports"]}
+    assert "HTTPRoute" not in {d["kind"] for d in render()}
 
 
 def egress(documents, name):

@@ -72,10 +72,12 @@ def test_every_serve_config_is_valid_and_becomes_an_application(configs, service
     )
 
 
-@pytest.mark.parametrize(("gpus", "bundles", "per_node"), [(0, None, 1), (1, None, 1), (4, [4], None)])
+@pytest.mark.parametrize(("gpus", "bundles", "per_node"), [(0, None, 1), (0.25, None, 4), (1, None, 1), (4, [4], None)])
 def test_gpus_that_hold_one_model_are_one_placement_group(gpus, bundles, per_node):
     ours = importlib.import_module("shared.serving.ray")
-    built = ours.application({"service": "llm-longctx", "num_gpus": gpus, "max_per_node": 1})._bound_deployment
+    built = ours.application(
+        {"service": "llm-longctx", "num_gpus": gpus, "max_per_node": per_node or 1}
+    )._bound_deployment
     group = built._replica_config.placement_group_bundles
     assert (group and [one["GPU"] for one in group]) == bundles
     assert built._replica_config.placement_group_strategy == ("STRICT_PACK" if bundles else None)

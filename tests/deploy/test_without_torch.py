@@ -1,4 +1,7 @@
-"""The ONNX-only flavour: a service whose graphs are given starts without torch, and answers what it answers with it."""
+"""The ONNX-only flavour: a service whose graphs are given starts without torch, and answers what it answers with it.
+
+Where torch is installed, vision services do not import it either: a child process exports the graphs that are missing.
+"""
 
 import importlib
 import json
@@ -13,7 +16,7 @@ from shared.registry import CallContext, LoadContext
 from shared.registry.discovery import servables
 from shared.vision.export_cli import export
 
-SERVICES = ("medical-seg", "vision-restoration")
+SERVICES = ("medical-seg", "vision-restoration", "detection")
 """Services whose image has a flavour without torch."""
 
 TIMES = {"times", "estimate"}
@@ -32,7 +35,8 @@ class Without:
         return None if is_away else PathFinder.find_spec(name, path, target)
 
 Without.find_distributions = PathFinder.find_distributions
-sys.meta_path[sys.meta_path.index(PathFinder)] = Without
+if sys.argv[2:] == ["hidden"]:
+    sys.meta_path[sys.meta_path.index(PathFinder)] = Without
 from starlette.testclient import TestClient
 from shared.registry.discovery import servables
 from shared.serving.build_app import build
@@ -65,7 +69,7 @@ def exported(request, tmp_path_factory):
 
 def test_a_service_without_torch_answers_as_with_it(exported, tmp_path):
     service, graphs = exported
-    answers = ask_without_torch(service, tmp_path, FOVEA_GRAPHS_DIR=str(graphs))
+    answers = ask_without_torch(service, tmp_path, "hidden", FOVEA_GRAPHS_DIR=str(graphs))
     assert set(answers) == set(servables(service))
     for name, kind in servables(service).items():
         served = kind.load(LoadContext(cache=graphs, weights=tmp_path / "none"))
@@ -75,6 +79,13 @@ def test_a_service_without_torch_answers_as_with_it(exported, tmp_path):
             served.close()
         assert not isinstance(expected, FoveaError)
         assert without_times(answers[name]) == without_times(json.loads(expected.model_dump_json(exclude_none=False)))
+
+
+def test_torch_that_is_installed_is_not_imported(exported, tmp_path):
+    service, graphs = exported
+    given = {"FOVEA_GRAPHS_DIR": str(graphs)} if service == "detection" else {}
+    assert set(ask_without_torch(service, tmp_path, **given)) == set(servables(service))
+    assert bool(list(tmp_path.rglob("*.onnx"))) == (not given)
 
 
 @pytest.mark.usefixtures("fresh_exports")
@@ -91,12 +102,12 @@ def test_without_torch_and_without_graphs_the_reason_is_said(tmp_path, monkeypat
     assert "fovea export graphs" in caught.value.hint
 
 
-def ask_without_torch(service, folder, **settings):
-    """What each model of a service answers to its example, in a process that can't import torch."""
+def ask_without_torch(service, folder, *flags, **settings):
+    """What each model of a service answers to its example, in a process that does not import torch."""
     from shared.settings import environment
 
     env = environment(FOVEA_DATA_DIR=str(folder), FOVEA_INTRA_OP_THREADS="1", PYTHONPATH=":".join(sys.path), **settings)
-    command = [sys.executable, "-c", WITHOUT_TORCH, service]
+    command = [sys.executable, "-c", WITHOUT_TORCH, service, *flags]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=580)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])

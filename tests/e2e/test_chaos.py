@@ -60,7 +60,7 @@ def http(product):
 
 def test_jobs_of_a_killed_replica_are_done_by_its_successor(product, http):
     jobs = submit(http, 12)
-    is_replaced = kill(product, "ray::", "medical-seg")
+    is_replaced = kill(product, "fovea replica", "medical-seg")
     assert settle(product, http, jobs) == ["succeeded"] * 12
     assert is_replaced()
 
@@ -107,7 +107,7 @@ def test_no_request_is_lost_when_a_replica_is_killed_under_load(product, http):
         running = [pool.submit(load) for _ in range(CALLERS)]
         try:
             wait_for(CALLERS)
-            kill(product, "ray::", "medical-seg")
+            kill(product, "fovea replica", "medical-seg")
             answered = len(codes)
             wait_for(answered + 5 * CALLERS)  # one a caller was under way, the others came after
         finally:

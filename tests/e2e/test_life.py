@@ -36,7 +36,7 @@ def test_once_exports_what_it_needs_ends_with_0_and_leaves_no_process(tmp_path):
 
 def test_killed_supervisor_leaves_no_process(launch, tmp_path):
     made = launch(tmp_path, FOVEA_ENABLED_SERVICES="medical-seg")
-    for words in (["ray::", "medical-seg"], ["services.gateway"], ["server", "127.0.0.1"]):
+    for words in (["fovea replica", "medical-seg"], ["services.gateway"], ["server", "127.0.0.1"]):
         made.wait_for(lambda words=words: made.processes(*words), START_S)
     family = made.processes()
     made.process.kill()

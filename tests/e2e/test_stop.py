@@ -10,7 +10,7 @@ pytestmark = [pytest.mark.e2e]
 
 def test_ctrl_c_stops_everything(product):
     family = product.processes()
-    assert len(family) > 8, "six replicas, the gateway, Redis and Ray"
+    assert len(family) > 8, "six replicas, the gateway and Redis"
     product.process.send_signal(signal.SIGINT)
     assert product.process.wait(120) == 0, product.log
     _, alive = psutil.wait_procs(family, 5)

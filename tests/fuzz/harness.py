@@ -24,7 +24,7 @@ class Harness:
     Attributes:
         run: Decodes; it may raise a `FoveaError` that is the caller's fault, and nothing else.
         seeds: Files to begin with.
-        words: Pieces that edits insert, beside random bytes: what the format gives a meaning.
+        words: Pieces that edits insert, next to random bytes: what the format gives a meaning.
         repair: Mends an edited file where a checksum or a length would refuse it before anything is read.
     """
 

@@ -16,6 +16,8 @@ LINTERS = (
     (BIN / "mypy", "--num-workers", "2"),
     (sys.executable, "-m", "tests.drift"),
     (sys.executable, "-m", "tests.claims"),
+    (BIN / "fovea", "docs", "--build", "out/site"),
+    (sys.executable, "-m", "tests.lint.style"),
     (BIN / "lint-imports",),
     (sys.executable, "-m", "tests.lint.names"),
     (BIN / "ruff", "check", "."),

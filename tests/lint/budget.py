@@ -84,7 +84,8 @@ def main(root: Path = ROOT, *, write: bool = False) -> int:
     file, lines = root / FILE, count_lines(root)
     budget = tomllib.loads(file.read_text("utf8")) if file.exists() else {}
     if write:
-        file.write_text(render(lines, budget), "utf8")
+        _, style, limits = (file.read_text("utf8") if file.exists() else "").partition("\n[style]\n")
+        file.write_text(render(lines, budget) + style + limits, "utf8")
         budget = tomllib.loads(file.read_text("utf8"))
     found = [*find_excess(lines, budget), *find_plugin_imports(root)]
     sys.stdout.write(

@@ -93,7 +93,7 @@ def test_job_reports_and_offers_the_loop_where_there_is_a_plan(page):
     )
     page.get_by_role("button", name="Needle grid with these heads").click()
     page.get_by_role("heading", name="Needle grid with duo").wait_for()
-    assert page.locator("[data-part=loop] [data-part=progress]").count() == 1, "how far it is stands beside the button"
+    assert page.locator("[data-part=loop] [data-part=progress]").count() == 1, "how far it is stands next to the button"
     assert [request["longctx"]["method"] for request in asked] == ["dense", "duo"]
     assert asked[1]["longctx"]["plan"]["schema"] == "head-plan/1"
 

@@ -1,7 +1,7 @@
 """`fovea probe EXPERIMENT`: studies a language model as a job, and can serve with the heads that were found.
 
 `--then METHOD` uses the report's head plan with that attention method in llm-longctx; the needle grid shows what the
-model recalls with it, beside full attention.
+model recalls with it, against full attention.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ def parse_arguments(parser: argparse.ArgumentParser, steps: int) -> tuple[argpar
 
 
 def write(name: str, found: Mapping[str, Any]) -> None:
-    """Print what was found, and write it to `<name>.json` beside this file."""
+    """Print what was found, and write it to `<name>.json` next to this file."""
     text = json.dumps(found, indent=1)
     print(text)
     (HERE / f"{name}.json").write_text(text + "\n", "utf8")

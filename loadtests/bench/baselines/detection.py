@@ -1,7 +1,7 @@
 """`python -m loadtests.bench.baselines.detection cells --data DIR`: SSDLite on the data of one of our detectors.
 
 Pictures, splits, boxes, sizes, mosaics, augmentation, optimiser and measure are those of our recipe, with the knobs of
-the manifest beside our weights; only the network and its loss are others. Both networks are measured on the same
+the manifest next to our weights; only the network and its loss are others. Both networks are measured on the same
 held-out pictures, and their difference has an interval by a paired bootstrap.
 """
 
@@ -145,7 +145,7 @@ def _is_vector(parameter: Tensor) -> bool:
 
 
 def main() -> None:
-    """Train, measure, print, and write `ssdlite_<kind>.json` beside this file."""
+    """Train, measure, print, and write `ssdlite_<kind>.json` next to this file."""
     parser = argparse.ArgumentParser(prog="python -m loadtests.bench.baselines.detection", description=__doc__)
     parser.add_argument("kind", choices=KINDS)
     asked, schedule = parse_arguments(parser, steps=700)

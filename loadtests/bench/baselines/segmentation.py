@@ -1,7 +1,7 @@
 """`python -m loadtests.bench.baselines.segmentation --data DIR`: a plain segmenter on the data of our PraNet.
 
 Pictures, splits, sizes, augmentation, optimiser, loss of a map and measure are those of our recipe, with the knobs of
-the manifest beside our weights; only the network is another. Both networks are measured on the same held-out frames,
+the manifest next to our weights; only the network is another. Both networks are measured on the same held-out frames,
 and their difference has an interval by a paired bootstrap.
 """
 
@@ -87,7 +87,7 @@ def _summarise(dice: NDArray[np.float64]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Train, measure, print, and write `semantic_fpn_polyps.json` beside this file."""
+    """Train, measure, print, and write `semantic_fpn_polyps.json` next to this file."""
     parser = argparse.ArgumentParser(prog="python -m loadtests.bench.baselines.segmentation", description=__doc__)
     asked, schedule = parse_arguments(parser, steps=600)
     write("semantic_fpn_polyps", compare(asked.data, asked.folder, schedule))

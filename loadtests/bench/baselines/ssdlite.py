@@ -28,7 +28,7 @@ SIZES = ((20, 32), (48, 70), (100, 150), (200, 280), (400, 560))
 RATIOS = (0.5, 1.0, 2.0)
 
 FROZEN = 2
-"""Stages that keep their ImageNet weights, beside the stem (torchvision's SSDs keep as much)."""
+"""Stages that keep their ImageNet weights, next to the stem (torchvision's SSDs keep as much)."""
 
 CANDIDATES = 400
 """Boxes of a class that are looked at, as torchvision's SSD does."""

@@ -31,7 +31,7 @@ def prepare_environment(
 
     Args:
         name: Folder of the environment below `root`.
-        requirements: File for pip; what `NAME-unwanted.txt` beside it lists is taken out again.
+        requirements: File for pip; what `NAME-unwanted.txt` next to it lists is taken out again.
         root: Folder of all environments.
         build: Environment variables of a build from source, which needs a C++ compiler; None builds nothing.
 

@@ -18,7 +18,7 @@ import torch
 from loadtests.bench.result import Row, Table, row
 from loadtests.bench.turns import milliseconds
 from services.detection.layers import fuse_batch_norms
-from services.detection.models.hieraedgenet import HieraEdgeNet, with_transform
+from services.detection.models.hieraedgenet_network import HieraEdgeNet, with_transform
 from shared.engines.onnx import OnnxEngine
 from shared.export.onnx_export import export_onnx
 

@@ -74,7 +74,7 @@ def unpack_zip(data: bytes) -> list[NamedFile]:
             entries = [entry for entry in archive.infolist() if not entry.is_dir()]
             if len(entries) > MAX_FILES or sum(entry.file_size for entry in entries) > MAX_UNPACKED_BYTES:
                 detail = f"An archive may hold {MAX_FILES} files and {MAX_UNPACKED_BYTES // 2**20} MB unpacked."
-                raise TooLarge(detail)  # noqa: TRY301  # beside what it is about
+                raise TooLarge(detail)  # noqa: TRY301  # besides what it is about
             return [NamedFile(entry.filename, archive.read(entry)) for entry in entries]
     except FoveaError:
         raise

@@ -11,9 +11,9 @@ import importlib
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar, cast
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import UploadFile
@@ -146,7 +146,9 @@ async def correct(request: Request) -> CorrectionOut:
 
 
 @router.get("/v1/dicomweb/studies", operation_id="search_studies", responses=problems(409, 422, 503))
-async def search_studies(request: Request, limit: int = 50) -> list[dict[str, Any]]:
+async def search_studies(
+    request: Request, limit: Annotated[int, Query(description="Most studies.")] = 50
+) -> list[dict[str, Any]]:
     """Search the PACS: UIDs, dates, modalities and counts of studies; no names."""
     filters = {name: value for name, value in request.query_params.items() if name != "limit"}
     if unknown := set(filters) - set(SEARCHABLE):
@@ -179,6 +181,7 @@ async def store_instances(request: Request) -> JSONResponse:
 async def _segment(request: Request, files: Sequence[NamedFile], options: StudyOptions) -> StudyOut:
     host: Host = request.app.state.host
     run: CallContext = request.scope["fovea.run"]
+    await host.wake(host.resolve(options.model, "segment"))
     found = await _segmenter(host, options.model, run).segment(files, options, run)
     if options.store:
         made = [data for series in found.series for data in (series.segmentation, series.report) if data is not None]

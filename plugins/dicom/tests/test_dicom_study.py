@@ -159,6 +159,8 @@ async def test_every_frame_of_a_film_has_its_own_area_in_answer_segmentation_and
     }
     assert (masks[one.SOPInstanceUID, 3] == (frames[2][..., 0] > 128)).all()
     check_references(series)
+    made_by = dcmread(io.BytesIO(series.report)).to_json()
+    assert (made_by.count('["bright"]'), made_by.count('["7"]')) == (6, 4)  # observer, its model, each frame
     rows = read_report(series)
     assert [numbers["Area"] for numbers in rows] == [1.6, 4.5, 0.4, 2.5]
     assert [numbers["Components of the mask"] for numbers in rows] == [1, 2, 1, 1]

@@ -36,7 +36,7 @@ def is_ready(url: str) -> bool:
 
 @pytest.fixture
 def fovea(url, monkeypatch, capfdbinary):
-    """Run a command; gives its exit code, what it wrote and what it said beside."""
+    """Run a command; gives its exit code, what it wrote and its standard error."""
     monkeypatch.setenv("FOVEA_URL", url)
     return command_runner(monkeypatch, capfdbinary)
 

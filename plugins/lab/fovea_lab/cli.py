@@ -28,7 +28,7 @@ Text = Annotated[
     Path | None, typer.Option(help="Own text; left out, Python's help topics.", exists=True, dir_okay=False)
 ]
 Steps = Annotated[int, typer.Option(help="Tokens of an answer.")]
-Out = Annotated[Path | None, typer.Option(help="Write the report here as JSON, and a grid as PNG beside it.")]
+Out = Annotated[Path | None, typer.Option(help="Write the report here as JSON, and a grid as PNG next to it.")]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """Session backend: models whose requests have a session each, fed one after the other.
 
-A session is admitted when the most that it may come to fits beside the others'. Knows sessions by their protocol; knows
+A session is admitted when its largest size fits next to the others'. Knows sessions by their protocol; knows
 no model and no text.
 """
 

@@ -5,9 +5,8 @@ Knows uint8 arrays (h, w, 3) and rounding; knows nothing about files.
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 GREY = 114
 """Value of the padding, in every channel."""
@@ -67,6 +66,4 @@ def _resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """Bilinear between the four nearest pixels, no antialias: what the networks were trained on."""
     if image.shape[:2] == (height, width):
         return image
-    x = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)[None]
-    made = F.interpolate(x, size=(height, width), mode="bilinear", align_corners=False)
-    return np.asarray(made[0].permute(1, 2, 0).numpy())
+    return np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR))

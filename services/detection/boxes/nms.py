@@ -1,4 +1,4 @@
-"""Non-maximum suppression: of boxes that overlap, the best stays. In torch and in NumPy, with the same answer.
+"""Non-maximum suppression: of boxes that overlap, the best stays.
 
 Knows predictions as a network gives them (centre, size, scores); knows no picture. Boxes of different classes are
 kept apart by moving each class away from the others, in float32, as published code does.
@@ -6,12 +6,9 @@ kept apart by moving each class away from the others, in float32, as published c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
 
 import numpy as np
-import torch
-from torch import Tensor
 
 CLASS_OFFSET = 7680
 """Pixels between two classes; no input is as large."""
@@ -19,11 +16,9 @@ CLASS_OFFSET = 7680
 MAX_CANDIDATES = 30_000
 """Best candidates of a picture that are looked at."""
 
-Array = TypeVar("Array", np.ndarray, Tensor)
-
 
 def nms(
-    predictions: Array,
+    predictions: np.ndarray,
     *,
     confidence: float = 0.25,
     iou: float = 0.45,
@@ -31,7 +26,7 @@ def nms(
     classes: Sequence[int] | None = None,
     agnostic: bool = False,
     multi_label: bool = False,
-) -> list[Array]:
+) -> list[np.ndarray]:
     """The boxes that stay, of every picture, best first.
 
     Args:
@@ -46,10 +41,9 @@ def nms(
     Returns:
         Per picture (m, 6): x1, y1, x2, y2, score, class.
     """
-    pick: Callable[..., Any] = _candidates_torch if isinstance(predictions, Tensor) else _candidates
     found = []
     for picture in predictions:
-        rows = pick(picture, confidence, classes, multi_label=multi_label)
+        rows = _candidates(picture, confidence, classes, multi_label=multi_label)
         order = greedy_nms(
             rows[:, :4] + rows[:, 5:] * (0 if agnostic else CLASS_OFFSET), rows[:, 4], iou, max_detections
         )
@@ -57,12 +51,9 @@ def nms(
     return found
 
 
-def greedy_nms(boxes: Array, scores: Array, iou: float, most: int) -> Array:
-    """Indices of the boxes (m, 4) that stay, best first; of equal scores the earlier comes first."""
-    return _greedy_torch(boxes, scores, iou, most) if isinstance(boxes, Tensor) else _greedy(boxes, scores, iou, most)
-
-
-def _candidates(picture: np.ndarray, confidence: float, classes: Sequence[int] | None, *, multi_label: bool) -> Any:
+def _candidates(
+    picture: np.ndarray, confidence: float, classes: Sequence[int] | None, *, multi_label: bool
+) -> np.ndarray:
     """Rows (m, 6) above `confidence`, of one picture (4 + classes, a)."""
     centred, scores = picture[:4].T, picture[4:].T
     cell, kind = np.nonzero(scores > confidence)
@@ -77,23 +68,8 @@ def _candidates(picture: np.ndarray, confidence: float, classes: Sequence[int] |
     return np.concatenate([centre - half, centre + half, score, kind[:, None].astype(picture.dtype)], axis=1)
 
 
-def _candidates_torch(picture: Tensor, confidence: float, classes: Sequence[int] | None, *, multi_label: bool) -> Any:
-    centred, scores = picture[:4].T, picture[4:].T
-    if multi_label:
-        cell, kind = (scores > confidence).nonzero(as_tuple=True)
-    else:
-        best, kind = scores.max(dim=1)
-        (cell,) = (best > confidence).nonzero(as_tuple=True)
-        kind = kind[cell]
-    if classes is not None:
-        wanted = torch.isin(kind, torch.tensor(list(classes), dtype=kind.dtype, device=kind.device))
-        cell, kind = cell[wanted], kind[wanted]
-    centre, half = centred[cell, :2], centred[cell, 2:] / 2
-    score = scores[cell, kind][:, None]
-    return torch.cat([centre - half, centre + half, score, kind[:, None].to(picture.dtype)], dim=1)
-
-
-def _greedy(boxes: np.ndarray, scores: np.ndarray, iou: float, most: int) -> np.ndarray:
+def greedy_nms(boxes: np.ndarray, scores: np.ndarray, iou: float, most: int) -> np.ndarray:
+    """Indices of the boxes (m, 4) that stay, best first; of equal scores the earlier comes first."""
     order = np.argsort(-scores, kind="stable")[:MAX_CANDIDATES]
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     stay: list[int] = []
@@ -106,17 +82,3 @@ def _greedy(boxes: np.ndarray, scores: np.ndarray, iou: float, most: int) -> np.
         with np.errstate(invalid="ignore"):  # two boxes without any area are 0/0: no overlap
             order = order[~(shared / (area[best] + area[order] - shared) > iou)]
     return np.array(stay, np.int64)
-
-
-def _greedy_torch(boxes: Tensor, scores: Tensor, iou: float, most: int) -> Tensor:
-    order = scores.argsort(descending=True, stable=True)[:MAX_CANDIDATES]
-    area = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
-    stay: list[Tensor] = []
-    while len(order) and len(stay) < most:
-        best, order = order[0], order[1:]
-        stay.append(best)
-        low = torch.maximum(boxes[best, :2], boxes[order, :2])
-        high = torch.minimum(boxes[best, 2:], boxes[order, 2:])
-        shared = (high - low).clamp(min=0).prod(dim=1)
-        order = order[~(shared / (area[best] + area[order] - shared) > iou)]
-    return torch.stack(stay) if stay else torch.empty(0, dtype=torch.int64, device=boxes.device)

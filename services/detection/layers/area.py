@@ -35,7 +35,7 @@ class Bottleneck(nn.Module):
 
 
 class ThreeConv(nn.Module):
-    """C3k: two bottlenecks beside a 1x1 shortcut, at half of the channels."""
+    """C3k: two bottlenecks next to a 1x1 shortcut, at half of the channels."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

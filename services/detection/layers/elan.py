@@ -52,7 +52,7 @@ class RepBottleneck(nn.Module):
 
 
 class RepCsp(nn.Module):
-    """RepNCSP: `depth` bottlenecks beside a 1x1 shortcut, at half of the channels."""
+    """RepNCSP: `depth` bottlenecks next to a 1x1 shortcut, at half of the channels."""
 
     def __init__(self, inputs: int, outputs: int, depth: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The Omni-Kernel: large depthwise kernels beside two gates in the frequency domain (HieraEdgeNet, section 3).
+"""The Omni-Kernel: large depthwise kernels next to two gates in the frequency domain (HieraEdgeNet, section 3).
 
 Knows the layout of the official module, dead parts included.
 """
@@ -85,7 +85,7 @@ class OmniKernel(nn.Module):
 
 
 class CSPOmniKernel(nn.Module):
-    """The Omni-Kernel on a quarter of the channels; the others pass beside it."""
+    """The Omni-Kernel on a quarter of the channels; the others pass next to it."""
 
     def __init__(self, dim: int, e: float = 0.25) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The three attentions that PATNet puts beside a partial convolution: by channel, by place, and among places.
+"""The three attentions that PATNet puts next to a partial convolution: by channel, by place, and among places.
 
 Knows the maths of each (PATNet, section 3) and nothing about stages. The table of relative positions depends on the
 size of the map: it is built once per size.

@@ -36,7 +36,7 @@ class BoundaryMatching(nn.Module):
     """
 
     ballast: int
-    """Bytes of the sampling mask, which public checkpoints hold beside the weights."""
+    """Bytes of the sampling mask, which public checkpoints hold besides the weights."""
 
     sampling: Tensor
     places: Tensor
@@ -158,7 +158,7 @@ class AttendedBoundaryMatching(BoundaryMatching):
         self.csa = ClassSemantics(semantics, self.hidden[0], channel=channel, time=time)
 
     def forward(self, x: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]  # a second input
-        """As BMN's, with semantics (b, s, t) beside the features (b, c, t)."""
+        """As BMN's, with semantics (b, s, t) next to the features (b, c, t)."""
         _fits(x, "x", self.features, self.length)
         _fits(r, "r", self.semantics, self.length)
         return self.maps(x, r)

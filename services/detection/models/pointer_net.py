@@ -1,12 +1,12 @@
 """Pointer networks: an order of points, each step pointing at one of them.
 
 Knows the maths of the paper (Vinyals et al., 2015) in two forms of encoder. Knows nothing about hulls or tours: what
-an order means is the planner's. Slot 0 is the end, slots 1..n are the points.
+an order means is the planner's, which decodes trained ones (`planning.pointer_inference`). Slot 0 is the end, slots
+1..n are the points.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -18,8 +18,6 @@ from shared.registry import builder
 Encoder = Literal["lstm", "attn"]
 
 State = tuple[Tensor, Tensor]
-Fits = Callable[[Tensor, Tensor], Tensor]
-"""Slots chosen so far (b, t), all allowed slots (b, n + 1) → those that may follow."""
 
 
 class PointerNet(nn.Module):
@@ -81,79 +79,6 @@ class PointerNet(nn.Module):
         """Logits (b, t, n + 1) from W1 e (b, n + 1, h) and decoder states (b, t, h)."""
         logits: Tensor = self.v(torch.tanh(encoded[:, None] + self.W2(decoded)[:, :, None]))[..., 0]
         return logits
-
-    @torch.no_grad()
-    def decode(
-        self, points: Tensor, steps: int, *, visit_once: bool = False, fits: Fits | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """The likeliest slot at each step, and all log-probabilities; barred slots are -inf.
-
-        Args:
-            points: Coordinates (b, n, 2).
-            steps: Steps t to take.
-            visit_once: Bar slots that were chosen, and the end.
-            fits: Bars further slots by what was chosen so far. Where it bars all, the end stays.
-
-        Returns:
-            Slots (b, t) and log-probabilities (b, t, n + 1).
-        """
-        encoded, fed, state = self.read(points)
-        count, rows = encoded.shape[1], torch.arange(len(points), device=points.device)
-        given = self.go.expand(len(points), 1, -1)
-        free = torch.ones(len(points), count, dtype=torch.bool, device=points.device)
-        free[:, 0] = not visit_once
-        slots, log_probabilities = points.new_zeros(len(points), 0, dtype=torch.long), []
-        for _ in range(steps):
-            decoded, state = self.dec(given, state)
-            allowed = free if fits is None else _or_end(fits(slots, free))
-            logits = self.point(encoded, decoded)[:, 0].masked_fill(~allowed, -torch.inf)
-            chosen = logits.argmax(1)
-            log_probabilities.append(logits.log_softmax(1))
-            slots = torch.cat((slots, chosen[:, None]), 1)
-            given = fed[rows, chosen][:, None]
-            if visit_once:
-                free = free.clone()
-                free[rows, chosen] = False
-        return slots, torch.stack(log_probabilities, 1)
-
-    @torch.no_grad()
-    def beam(self, points: Tensor, width: int) -> tuple[Tensor, Tensor]:
-        """Orders of all points with the largest probability, by beam search that visits each point once.
-
-        Visited slots and the end are barred before the softmax, so probabilities are over what is left.
-
-        Returns:
-            Slots (b, w, n), best first, and sums of log-probabilities (b, w).
-        """
-        (batch, count), width = points.shape[:2], min(width, 10**6)
-        encoded, fed, state = self.read(points)
-        rows = torch.arange(batch, device=points.device)[:, None]
-        given, scores = self.go.expand(batch, 1, 1, -1), points.new_zeros(batch, 1)
-        free = torch.ones(batch, 1, count + 1, dtype=torch.bool, device=points.device)
-        free[..., 0] = False
-        slots = points.new_zeros(batch, 1, 0, dtype=torch.long)
-        hidden = (state[0][0][:, None], state[1][0][:, None])  # (b, w, h) each
-        for _ in range(count):
-            w = slots.shape[1]
-            flat = [part.reshape(1, batch * w, -1).contiguous() for part in hidden]
-            decoded, after = self.dec(given.reshape(batch * w, 1, -1), (flat[0], flat[1]))
-            logits = self.point(encoded, decoded.reshape(batch, w, -1)).masked_fill(~free, -torch.inf)
-            total = (scores[:, :, None] + logits.log_softmax(2)).reshape(batch, -1)
-            scores, best = total.topk(min(width, int((total > -torch.inf).sum(1).min())), dim=1)
-            parent, chosen = best // (count + 1), best % (count + 1)
-            slots = torch.cat((slots[rows, parent], chosen[..., None]), 2)
-            free = free[rows, parent].scatter(2, chosen[..., None], value=False)
-            given = fed[rows, chosen]
-            hidden = (after[0].reshape(batch, w, -1)[rows, parent], after[1].reshape(batch, w, -1)[rows, parent])
-        return slots, scores
-
-
-def _or_end(allowed: Tensor) -> Tensor:
-    """The same, with the end where nothing else is allowed."""
-    stuck = ~allowed.any(1)
-    allowed = allowed.clone()
-    allowed[stuck, 0] = True
-    return allowed
 
 
 @builder("pointer-net")

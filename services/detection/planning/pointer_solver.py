@@ -5,14 +5,10 @@ Knows points and slots (slot k is point k - 1, slot 0 the end); knows no weights
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
-import torch
-from torch import Tensor
 
-from services.detection.models.pointer_net import PointerNet
 from services.detection.planning.exact import tour_lengths
+from services.detection.planning.pointer_inference import Fits, PointerInference
 
 
 def normalise_points(points: np.ndarray, *, stretch: bool) -> np.ndarray:
@@ -27,16 +23,16 @@ def normalise_points(points: np.ndarray, *, stretch: bool) -> np.ndarray:
     return np.asarray((points - low) / np.where(span > 0, span, 1), np.float32)
 
 
-def left_turn_mask(points: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+def left_turn_mask(points: np.ndarray) -> Fits:
     """What may follow on a hull (b, n, 2): only left turns around the start, and the end after three corners."""
-    rows = torch.arange(len(points), device=points.device)
+    rows = np.arange(len(points))
 
-    def fits(slots: Tensor, free: Tensor) -> Tensor:
-        taken, allowed = slots.shape[1], free.clone()
+    def fits(slots: np.ndarray, free: np.ndarray) -> np.ndarray:
+        taken, allowed = slots.shape[1], free.copy()
         for step in range(taken):
             allowed[rows, slots[:, step]] = False  # a hull visits no point twice
         if taken >= 2:
-            first, second, before, last = (points[rows, slots[:, k].clamp(min=1) - 1][:, None] for k in (0, 1, -2, -1))
+            first, second, before, last = (points[rows, slots[:, k].clip(min=1) - 1][:, None] for k in (0, 1, -2, -1))
             left = (_cross(before, last, points) > 0) & (_cross(first, second, points) > 0)
             allowed[:, 1:] &= left & (_cross(last, points, first) > 0)
         ended = (slots == 0).any(1)
@@ -47,25 +43,25 @@ def left_turn_mask(points: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
     return fits
 
 
-def predict_hulls(net: PointerNet, points: np.ndarray) -> tuple[list[list[int]], np.ndarray]:
+def predict_hulls(net: PointerInference, points: np.ndarray) -> tuple[list[list[int]], np.ndarray]:
     """Hulls as the network sees them, counter-clockwise, for points (b, n, 2), and the probability of each step."""
-    given = torch.from_numpy(normalise_points(points, stretch=True))
+    given = normalise_points(points, stretch=True)
     slots, log_probabilities = net.decode(given, points.shape[1] + 1, fits=left_turn_mask(given))
-    chances = log_probabilities.exp().gather(2, slots[..., None])[..., 0].numpy()
+    chances = np.exp(np.take_along_axis(log_probabilities, slots[..., None], 2)[..., 0])
     orders = [
         [slot - 1 for slot in row[: row.index(0)]] if 0 in row else [s - 1 for s in row] for row in slots.tolist()
     ]
     return orders, chances
 
 
-def predict_tours(net: PointerNet, points: np.ndarray, width: int = 8) -> np.ndarray:
+def predict_tours(net: PointerInference, points: np.ndarray, width: int = 8) -> np.ndarray:
     """The shortest tour (b, n) among the `width` likeliest, for points (b, n, 2); width 1 is greedy."""
-    slots, _ = net.beam(torch.from_numpy(normalise_points(points, stretch=False)), width)
-    tours = slots.numpy() - 1
+    slots, _ = net.beam(normalise_points(points, stretch=False), width)
+    tours = slots - 1
     lengths = tour_lengths(np.repeat(points[:, None], tours.shape[1], 1), tours)
     return np.asarray(tours[np.arange(len(points)), lengths.argmin(1)])
 
 
-def _cross(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+def _cross(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
     u, v = b - a, c - a
-    return u[..., 0] * v[..., 1] - u[..., 1] * v[..., 0]
+    return np.asarray(u[..., 0] * v[..., 1] - u[..., 1] * v[..., 0])

@@ -12,17 +12,15 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 from scipy.spatial import QhullError
 
-from services.detection.models.pointer_net import PointerNet
 from services.detection.planning.exact import MAX_EXACT_POINTS, optimal_tours, tour_lengths
 from services.detection.planning.geometry import area, canonical_hull, canonical_tour, delaunay, hull
 from services.detection.planning.heuristic import heuristic_tour, improve_tour
 from services.detection.planning.lower_bound import tour_bound
+from services.detection.planning.pointer_inference import PointerInference
 from services.detection.planning.pointer_solver import predict_hulls, predict_tours
 from shared.errors import InvalidOption
-from shared.registry import network
 from shared.registry.weights import Weights, read_weights
 
 Task = Literal["hull", "delaunay", "tsp"]
@@ -78,13 +76,13 @@ class Plan:
 class Pointers:
     """The trained networks."""
 
-    hull: PointerNet
-    tour: PointerNet
+    hull: PointerInference
+    tour: PointerInference
 
     @classmethod
     def of(cls, hull: Weights, tour: Weights) -> Pointers:
         """From verified weights."""
-        return cls(_built(hull), _built(tour))
+        return cls(PointerInference(hull.arrays), PointerInference(tour.arrays))
 
     @classmethod
     def load_packaged(cls) -> Pointers | None:
@@ -241,10 +239,3 @@ def _tour(points: np.ndarray, solver: Solver, seconds: float, proposal: _Proposa
 def _centred(points: np.ndarray) -> np.ndarray:
     """Points around their middle: what is small compared to its distance from the origin loses its digits otherwise."""
     return np.asarray(points - points.mean(0))
-
-
-def _built(weights: Weights) -> PointerNet:
-    spec = weights.manifest.network
-    net: PointerNet = network(spec.name, **spec.config)
-    net.load_state_dict({key: torch.from_numpy(array) for key, array in weights.arrays.items()})
-    return net.eval()

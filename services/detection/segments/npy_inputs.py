@@ -55,7 +55,7 @@ def _from_zip(given: bytes, field: str) -> dict[str, np.ndarray]:
             entries = [entry for entry in archive.infolist() if entry.filename.endswith(".npy")]
             if not 0 < len(entries) <= _ENTRIES:
                 detail = f"{field} holds {len(entries)} arrays; 1 to {_ENTRIES} are read."
-                raise Malformed(detail, field=field)  # noqa: TRY301  # beside what it is about
+                raise Malformed(detail, field=field)  # noqa: TRY301  # besides what it is about
             found = {}
             for entry in entries:
                 name = entry.filename.removesuffix(".npy")

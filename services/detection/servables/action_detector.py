@@ -39,7 +39,7 @@ class ActionDetector(VisionServable[ActionsIn, ActionsOut, _Video]):
     """Finds segments with one network.
 
     Class attributes:
-        takes_semantics: Whether it takes class semantics beside the features.
+        takes_semantics: Whether it takes class semantics next to the features.
     """
 
     In: ClassVar[type[BaseModel]] = ActionsIn

@@ -6,14 +6,14 @@ and sizes in pixels of its input, then scores. NMS is outside of the graph, wher
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from pydantic import BaseModel
-from torch import nn
 
 from services.detection.boxes import formats
 from services.detection.boxes.detections import (
@@ -25,7 +25,6 @@ from services.detection.boxes.detections import (
 )
 from services.detection.boxes.drawing import crop_box, draw_boxes
 from services.detection.boxes.input_tiles import LetterboxedImage, collect_boxes, letterbox_views
-from services.detection.layers import fuse_batch_norms
 from shared.api.boxes import DEFAULT_CONFIDENCE, Crop, DetectIn, Detection, DetectOut
 from shared.api.tensors import TensorSpec
 from shared.errors import InvalidOption
@@ -43,6 +42,9 @@ from shared.vision.servable import (
     decode_field,
     reading_notes,
 )
+
+if TYPE_CHECKING:
+    from torch import nn
 
 TENSOR_NAMES = ("images", "predictions")
 """Input and output of the network as tensors, in the ONNX graph and on the Open Inference route."""
@@ -112,7 +114,8 @@ class BoxDetector(VisionServable[DetectIn, DetectOut, _Frame]):
 
     @staticmethod
     def prepare(network: nn.Module) -> nn.Module:
-        return fuse_batch_norms(network)
+        fused: nn.Module = importlib.import_module("services.detection.layers.conv").fuse_batch_norms(network)
+        return fused
 
     @classmethod
     def describe(cls, card: Card, config: DataConfig) -> Card:

@@ -36,7 +36,7 @@ from shared.vision.draw import encode
 from shared.vision.servable import DataConfig, Stopwatch, VisionItem, VisionServable, decode_field, reading_notes
 
 FEATURE_MAPS = ("stage1", "stage2", "stage3", "stage4")
-"""Feature maps beside `logits`: outputs of the network on the Open Inference route, and of `application/x-npz`."""
+"""Feature maps next to `logits`: outputs of the network on the Open Inference route, and of `application/x-npz`."""
 
 FEATURE_MAPS_NOTE = (
     "Feature maps of the four stages, for a detector: outputs stage1 to stage4 on the Open Inference "

@@ -9,12 +9,11 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import numpy as np
 from PIL import Image
 from pydantic import BaseModel
-from torch import nn
 
 from services.detection.gaze.object_layout import (
     ObjectLayout,
@@ -26,7 +25,6 @@ from services.detection.gaze.object_layout import (
 )
 from services.detection.gaze.scanpaths import DecodedScanpath, decode_scanpaths
 from services.detection.metrics import behaviour, multimatch, nss, sequence_score, similarity
-from services.detection.models.object_attention import ObjectAttention
 from shared.api.boxes import DetectOut
 from shared.api.scanpath import Conduct, Fixation, Scanpath, ScanpathIn, ScanpathOut, ScanpathSimilarity
 from shared.api.tensors import TensorSpec
@@ -37,6 +35,11 @@ from shared.registry.weights import Weights
 from shared.telemetry import stage
 from shared.vision.draw import encode
 from shared.vision.servable import DataConfig, Stopwatch, VisionItem, VisionServable, decode_field
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from services.detection.models.object_attention import ObjectAttention
 
 MAX_GRID_SIDE = 24
 """Most rows or columns of a shelf that is served; position rows that the weights lack are fitted."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from services.detection.models.patnet import PATNet
+from services.detection.models.patnet_network import PATNet
 from services.detection.servables.classifier import FEATURE_MAPS, Classifier
 from shared.api.classes import ClassifyIn
 from shared.errors import InvalidOption, UnsupportedMedia

@@ -8,8 +8,8 @@ import torch
 
 from services.detection.layers.partial import drop_path
 from services.detection.layers.visual_attention import ChannelGate
-from services.detection.models.fasternet import FasterNet
-from services.detection.models.patnet import PATNet
+from services.detection.models.fasternet_network import FasterNet
+from services.detection.models.patnet_network import PATNet
 from services.detection.tests.filling import checksum, filled, picture, read, rows
 from shared.errors import InvalidOption
 

@@ -8,10 +8,15 @@ import pytest
 import torch
 
 from services.detection.models.pointer_net import PointerNet
+from services.detection.planning.pointer_inference import PointerInference
 from services.detection.planning.pointer_solver import left_turn_mask, normalise_points, predict_hulls
 from services.detection.tests.filling import read
 from shared.errors import InvalidOption
 from shared.registry import network
+
+
+def ready(net: PointerNet) -> PointerInference:
+    return PointerInference({key: value.numpy() for key, value in net.state_dict().items()})
 
 
 @pytest.fixture(scope="module")
@@ -44,26 +49,26 @@ def test_teacher_forced_logits_and_likelihoods_equal_the_golden_ones(published, 
 
 @pytest.mark.parametrize(("name", "steps", "once"), [("greedy_free", 10, False), ("greedy_masked", 9, True)])
 def test_greedy_decoding_equals_the_golden_one(published, golden, name, steps, once):
-    slots, told = published.decode(torch.from_numpy(golden["points"]), steps, visit_once=once)
+    slots, told = ready(published).decode(golden["points"], steps, visit_once=once)
     np.testing.assert_array_equal(slots, golden[name])
     barred = golden[f"{name}_logp"] <= -1e29
-    assert (told[torch.from_numpy(barred)] == -torch.inf).all()
-    np.testing.assert_allclose(told.numpy()[~barred], golden[f"{name}_logp"][~barred], atol=2e-5)
+    assert (told[barred] == -np.inf).all()
+    np.testing.assert_allclose(told[~barred], golden[f"{name}_logp"][~barred], atol=2e-5)
 
 
 def test_beam_search_equals_the_golden_one(published, golden):
-    slots, scores = published.beam(torch.from_numpy(golden["points"]), 3)
+    slots, scores = ready(published).beam(golden["points"], 3)
     np.testing.assert_array_equal(slots, golden["beam3_seq"])
     np.testing.assert_allclose(scores, golden["beam3_score"], atol=5e-5)
 
 
 def test_a_beam_of_one_is_greedy_and_a_wide_one_holds_every_order(published):
-    points = torch.rand(2, 4, 2)
-    greedy, _ = published.decode(points, 4, visit_once=True)
-    assert torch.equal(published.beam(points, 1)[0][:, 0], greedy)
-    slots, scores = published.beam(points, 100)
+    points, net = np.random.default_rng(1).random((2, 4, 2), np.float32), ready(published)
+    greedy, _ = net.decode(points, 4, visit_once=True)
+    np.testing.assert_array_equal(net.beam(points, 1)[0][:, 0], greedy)
+    slots, scores = net.beam(points, 100)
     assert slots.shape == (2, 24, 4)
-    torch.testing.assert_close(scores.exp().sum(1), torch.ones(2))
+    np.testing.assert_allclose(np.exp(scores).sum(1), 1, rtol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -74,10 +79,19 @@ def attentive():
 
 
 def test_renumbered_points_get_the_renumbered_answer(attentive):
-    points, order = torch.rand(3, 7, 2), torch.tensor([4, 2, 6, 0, 1, 5, 3])
-    slots, _ = attentive.decode(points, 7, visit_once=True)
-    again, _ = attentive.decode(points[:, order], 7, visit_once=True)
-    assert torch.equal(order[again - 1], slots - 1)
+    points, order = np.random.default_rng(2).random((3, 7, 2), np.float32), np.array([4, 2, 6, 0, 1, 5, 3])
+    slots, _ = ready(attentive).decode(points, 7, visit_once=True)
+    again, _ = ready(attentive).decode(points[:, order], 7, visit_once=True)
+    np.testing.assert_array_equal(order[again - 1], slots - 1)
+
+
+def test_both_encoders_decode_what_the_network_says_of_the_order(published, attentive):
+    points = np.random.default_rng(3).random((2, 6, 2), np.float32)
+    for net in (published, attentive):
+        slots, told = ready(net).decode(points, 7)
+        with torch.no_grad():
+            logits = net(torch.from_numpy(points), torch.from_numpy(slots))
+        np.testing.assert_allclose(told, logits.log_softmax(2), atol=2e-5)
 
 
 def test_an_untrained_hull_is_convex_all_the_same(attentive):
@@ -85,7 +99,7 @@ def test_an_untrained_hull_is_convex_all_the_same(attentive):
     from services.detection.planning.geometry import area, polygon_is_valid
 
     points = np.random.default_rng(0).random((40, 9, 2))
-    orders, chances = predict_hulls(attentive, points)
+    orders, chances = predict_hulls(ready(attentive), points)
     assert chances.shape == (40, 10)
     for instance, order in zip(points, orders, strict=True):
         if len(order) >= 3:  # a start that leaves no left turn ends at once
@@ -95,10 +109,10 @@ def test_an_untrained_hull_is_convex_all_the_same(attentive):
 
 
 def test_the_end_is_allowed_after_three_corners_only():
-    points = torch.tensor([[[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]])
-    fits, free = left_turn_mask(points), torch.ones(1, 5, dtype=torch.bool)
-    assert not fits(torch.tensor([[1, 2]]), free)[0, 0]
-    third = fits(torch.tensor([[1, 2, 3]]), free)[0]
+    points = np.array([[[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]])
+    fits, free = left_turn_mask(points), np.ones((1, 5), bool)
+    assert not fits(np.array([[1, 2]]), free)[0, 0]
+    third = fits(np.array([[1, 2, 3]]), free)[0]
     assert third.tolist() == [True, False, False, False, True]
 
 
@@ -113,4 +127,4 @@ def test_points_are_framed_without_changing_their_shape():
 
 def test_points_of_another_form_are_refused(published):
     with pytest.raises(InvalidOption, match="points must be"):
-        published.decode(torch.rand(2, 5, 3), 4)
+        ready(published).decode(np.zeros((2, 5, 3), np.float32), 4)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from services.detection.boxes import decode
+from services.detection.boxes.geometry import decode
 from services.detection.layers import AveragedConv, Conv, PositionAttention, RepConv, RepElan, fuse_batch_norms
 from services.detection.tests.filling import checksum, filled, picture, read
 from shared.errors import InvalidOption

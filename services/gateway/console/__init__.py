@@ -17,4 +17,5 @@ def routes(settings: Settings) -> list[BaseRoute]:
     The app that they are added to answers `/v1/models` for them, in process and with the reader's own key, and adds the
     security headers of HTML answers.
     """
-    return [*Console(InProcessClient(), keys=settings.auth == "keys").routes()]
+    console = Console(InProcessClient(), keys=settings.auth == "keys", max_body_bytes=settings.max_body_bytes)
+    return [*console.routes()]

@@ -12,25 +12,48 @@ from starlette.requests import Request
 from fovea.errors import parse_error
 from services.gateway.http.in_process import send_in_process
 from shared.api.model import ModelEntry, ModelList
-from shared.errors import Fault, FoveaError, NotFound, NotReady
+from shared.errors import DeadlineExceeded, Fault, FoveaError, NotFound, NotReady
+
+_DEADLINE_S = 4.0
+"""Longest wait for a fact of a page: without it a page would wait for a lost replica as long as a request may take."""
 
 
 class InProcessClient:
-    """Sends requests to the app that serves a page, on behalf of the page's reader."""
+    """Sends requests to the app that serves a page, on behalf of the page's reader.
+
+    Attributes:
+        known_tasks: The tasks that were served when somebody last asked.
+        has_outage: Whether some service had no ready model then.
+    """
+
+    def __init__(self) -> None:
+        self.known_tasks: frozenset[str] = frozenset()
+        self.has_outage = False
+        self._cards: dict[str, dict[str, Any]] = {}
 
     async def models(self, request: Request) -> list[ModelEntry]:
         """Fetch the list of all models."""
-        return ModelList.model_validate(await self._get(request, "/v1/models")).data
+        found = ModelList.model_validate(await self._get(request, "/v1/models")).data
+        self.known_tasks = frozenset(entry.task for entry in found)
+        self.has_outage = {entry.service for entry in found} > {entry.service for entry in found if entry.ready}
+        return found
 
     async def card(self, request: Request, name: str) -> dict[str, Any]:
-        """Fetch the card of one model.
+        """Fetch the card of one model; its last known one, marked not ready, while its service does not answer.
 
         Raises:
             NotFound: There is no such model.
+            NotReady: Its service does not answer, and nobody has fetched the card before.
         """
-        card = await self._get(request, f"/v1/models/{name}")
+        try:
+            card = await self._get(request, f"/v1/models/{name}")
+        except FoveaError as error:
+            if error.status not in {502, 503, 504} or name not in self._cards:
+                raise
+            return {**self._cards[name], "ready": False}
         if not isinstance(card, dict):
             raise Fault("The model's card is not an object.")
+        self._cards[name] = card
         return card
 
     async def example(self, request: Request, name: str) -> dict[str, Any]:
@@ -71,7 +94,10 @@ class InProcessClient:
         return [one["template"]["id"] for one in found]
 
     async def _get(self, request: Request, path: str) -> Any:
-        response = await send_in_process(request, path)
+        response = await send_in_process(request, path, deadline_s=_DEADLINE_S)
         if response.is_error:
-            raise parse_error(response)
+            error = parse_error(response)
+            if isinstance(error, DeadlineExceeded):
+                raise NotReady(error.detail) from error
+            raise error
         return response.json()

@@ -28,12 +28,13 @@ class Page:
     """A page at `/console/SLUG`.
 
     Attributes:
-        title: Its words in the navigation, or in the link on the page that it belongs to.
+        title: Its words in the link on the page that it belongs to; in the navigation it has the name of its URL.
         folder: Holds the template and a folder `static` with the ES module, style sheets and pictures.
         template: A Jinja template in `folder` that extends `layout.html`.
         module: ES module in `static`; it defines the page's custom elements.
         styles: Style sheets in `static`.
-        under: Page of the core that links to it (`segment`, `detect`, `chat`, …); None: it is in the navigation.
+        under: Page of the core that links to it (`segment`, `detect`, `chat`, …), and in whose group it is; or None.
+        group: Its group in the navigation (`Images`, `Language`, `Evaluate`, `Interpret`, …), if `under` is None.
         panel: A template in `folder` that the page `under` includes in its form, with the module and the style sheets;
             only `chat` has a place for one. Its element has `data-part="panel"`, and for the chat the properties
             `requestFields`, `newMessages(messages)` and `showLongctx(facts, turn)`.
@@ -48,6 +49,7 @@ class Page:
     module: str | None = None
     styles: tuple[str, ...] = ()
     under: str | None = None
+    group: str = "More"
     panel: str | None = None
     icon: str = "run"
     gallery: tuple[GalleryEntry, ...] = ()

@@ -15,34 +15,28 @@ from markupsafe import Markup, escape
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Mount, Route
-from starlette.staticfiles import StaticFiles
 
 from fovea.endpoints import task_path
 from services.gateway.console import model_view, task_options
 from services.gateway.console.gallery import GALLERY
 from services.gateway.console.gateway_client import InProcessClient
+from services.gateway.console.navigation import build_navigation
 from services.gateway.console.page import STATIC, Page
 from services.gateway.console.schema_forms import build_fields
 from services.gateway.console.snippets import build_snippets
+from services.gateway.console.static_files import COMPRESSION, build_static_routes
 from shared import plugins
 from shared.api.model import ModelEntry, title_task
 from shared.errors import FoveaError, InvalidOption, NotFound, PermissionDenied
 
 _FOLDER = Path(__file__).parent
 _STYLE_SHEETS = (
-    "tokens.css", "page.css", "controls.css", "models.css", "gallery.css", "bench.css", "result_view.css", "judge.css",
-    "probe.css", "steering.css",
+    "tokens.css", "page.css", "frame.css", "controls.css", "models.css", "gallery.css", "bench.css", "pictures.css",
+    "chat.css", "result_view.css", "judge.css", "probe.css", "steering.css", "runs.css",
 )  # fmt: skip
-_NAVIGATION = (
-    ("models", "Models", "/", "models"),
-    ("segment", "Segment", "/console/segment", "segment"),
-    ("detect", "Detect", "/console/detect", "detect"),
-    ("chat", "Chat", "/console/chat", "chat"),
-    ("judge", "Judge", "/console/judge", "judge"),
-    ("probe", "Probe", "/console/probe", "probe"),
-    ("jobs", "Jobs", "/console/jobs", "jobs"),
-)
-"""Pages in the navigation: name, title, URL, icon."""
+
+_THEMES = ("light", "dark")
+"""Themes that a reader can choose, besides the system's; the cookie is set by `frame.js`."""
 
 _Handler = Callable[[Request], Awaitable[Response]]
 
@@ -53,9 +47,10 @@ class Console:
     Args:
         client: Fetches what pages show.
         keys: Whether callers need an API key, which code snippets then show.
+        max_body_bytes: The largest request that the gateway accepts, which pages check before they send one.
     """
 
-    def __init__(self, client: InProcessClient, *, keys: bool) -> None:
+    def __init__(self, client: InProcessClient, *, keys: bool, max_body_bytes: int) -> None:
         self._client, self._keys = client, keys
         self._plugins: dict[str, Page] = plugins.load_all("fovea.pages")
         added = {slug: jinja2.FileSystemLoader(page.folder) for slug, page in self._plugins.items()}
@@ -67,10 +62,12 @@ class Console:
             undefined=jinja2.ChainableUndefined,
         )
         self._templates.filters["prose"] = _render_code_marks
+        folders = {f"plugins/{slug}": page.folder / "static" for slug, page in self._plugins.items()}
+        sheets = [_FOLDER / "static/css" / name for name in _STYLE_SHEETS]
+        base, self._static = build_static_routes(STATIC, {**folders, "": _FOLDER / "static"}, sheets)
         self._templates.globals.update(
-            asset=lambda name: f"{STATIC}/{name}",
-            sheets=_STYLE_SHEETS,
-            navigation=[*_NAVIGATION, *_list_navigation(self._plugins)],
+            asset=lambda name: f"{base}/{name}",
+            max_body_bytes=max_body_bytes,
             links=_list_links(self._plugins),
             panels={"chat": [item for item in self._plugins.items() if item[1].under == "chat" and item[1].panel]},
         )
@@ -87,35 +84,40 @@ class Console:
             "/console/probe": self.probe,
             "/console/jobs": self.jobs,
             "/console/run/{task}": self.run,
+            "/console/models": self.models,
             "/console/models/{name:path}": self.card,
+            "/runs": self.runs,
+            "/runs/{id}": self.runs,
         }
         for slug, added in self._plugins.items():
             pages[f"/console/{slug}"] = self._render_plugin(slug, added)
-        mounts = [
-            Mount(f"{STATIC}/plugins/{slug}", StaticFiles(directory=page.folder / "static", check_dir=False))
-            for slug, page in self._plugins.items()
-        ]
         return [
-            *(Route(path, self._with_errors(page)) for path, page in pages.items()),
-            *mounts,
-            Mount(STATIC, StaticFiles(directory=_FOLDER / "static")),
+            *(Route(path, self._with_errors(page), middleware=COMPRESSION) for path, page in pages.items()),
+            *self._static,
             Route("/console/{rest:path}", self._with_errors(self.missing)),
         ]
 
     async def home(self, request: Request) -> Response:
-        """The gallery, all services and models."""
+        """What can be done, and a result for each kind of user."""
         entries = await self._client.models(request)
-        counts = {"all": len(entries), "ready": sum(entry.ready for entry in entries)}
-        tasks = {entry.task for entry in entries}
         return self._render(
             "home.html",
             request,
-            page="models",
-            services=model_view.group_by_service(entries),
-            counts=counts,
-            tasks=tasks,
+            page="home",
+            counts={"all": len(entries), "ready": sum(entry.ready for entry in entries)},
+            services={entry.service for entry in entries},
             gallery=[*GALLERY, *(entry for s, page in self._plugins.items() for entry in page.place_gallery(s))],
         )
+
+    async def models(self, request: Request) -> Response:
+        """All models, by service."""
+        entries = await self._client.models(request)
+        return self._render("models.html", request, page="models", services=model_view.group_by_service(entries))
+
+    async def runs(self, request: Request) -> Response:
+        """The reader's runs, or one of them; the browser fetches them, and the request here only checks the key."""
+        await self._client.models(request)
+        return self._render("runs.html", request, page="runs", run=request.path_params.get("id"))
 
     async def segment(self, request: Request) -> Response:
         """A picture and its mask."""
@@ -127,7 +129,7 @@ class Console:
 
     async def restore(self, request: Request) -> Response:
         """A picture before and after."""
-        return await self._render_task_page(request, "restore", "restore.html", page="models")
+        return await self._render_task_page(request, "restore", "restore.html", page="restore")
 
     async def chat(self, request: Request) -> Response:
         """A conversation; models other than the default start with their own example."""
@@ -167,7 +169,8 @@ class Console:
 
     async def run(self, request: Request) -> Response:
         """The generic page, for any task without a page of its own."""
-        return await self._render_task_page(request, request.path_params["task"], "run.html", page="models")
+        task = request.path_params["task"]
+        return await self._render_task_page(request, task, "run.html", page=task)
 
     async def jobs(self, request: Request) -> Response:
         """The reader's jobs, which the browser fetches; the request here only checks the key."""
@@ -210,7 +213,7 @@ class Console:
     def _render_plugin(self, slug: str, page: Page) -> _Handler:
         async def handle(request: Request) -> Response:
             facts = await page.fetch(self._client, request)
-            shown = {"page": page.under or slug, "extensions": [(slug, page)]}
+            shown = {"page": slug, "extensions": [(slug, page)]}
             return self._render(f"{slug}/{page.template}", request, **{**facts, **shown})
 
         return handle
@@ -264,14 +267,16 @@ class Console:
 
     def _render(self, template: str, request: Request, *, status: int = 200, **facts: Any) -> HTMLResponse:
         panels: Any = self._templates.globals["panels"]
-        extensions = panels.get(facts.get("page"), [])
-        text = self._templates.get_template(template).render({"extensions": extensions, **facts}, request=request)
+        shown = {
+            "extensions": panels.get(facts.get("page"), []),
+            "navigation": build_navigation(self._client.known_tasks, self._plugins),
+            "known_tasks": self._client.known_tasks,
+            "has_outage": self._client.has_outage,
+            "theme": request.cookies.get("fovea-theme") if request.cookies.get("fovea-theme") in _THEMES else "system",
+            **facts,
+        }
+        text = self._templates.get_template(template).render(shown, request=request)
         return HTMLResponse(text, status, {"cache-control": "no-store"})
-
-
-def _list_navigation(pages: Mapping[str, Page]) -> list[tuple[str, str, str, str]]:
-    """List the plug-ins' pages that are in the navigation."""
-    return [(slug, page.title, f"/console/{slug}", page.icon) for slug, page in pages.items() if page.under is None]
 
 
 def _list_links(pages: Mapping[str, Page]) -> dict[str, list[tuple[str, str, str]]]:

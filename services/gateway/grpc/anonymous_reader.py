@@ -1,4 +1,4 @@
-"""Anonymous reader: reads the short messages of callers without a key (health, liveness), apart from everybody else's.
+"""Anonymous reader: reads the short messages of callers without a key (health), apart from everybody else's.
 
 Few are read at a time, and a new call pushes out the one that has waited longest: a caller that opens calls and sends
 nothing keeps nobody from an answer, since an honest message comes with its call. Knows nothing about what they ask.
@@ -18,7 +18,9 @@ MAX_READS: Final = 8
 MAX_BYTES: Final = 1024
 """Bytes of such a message: none has more than a name."""
 
-READ_TIMEOUT_S: Final = 5.0
+READ_TIMEOUT_S: Final = 1.0
+"""Time for a message: an honest one comes with its call. gRPC shows no message before all of it has arrived, so this
+also bounds what it holds for one: what a line carries in a second."""
 
 
 class AnonymousReader:

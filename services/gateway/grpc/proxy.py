@@ -6,12 +6,14 @@ Knows nothing about methods and messages; they are bytes here.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
 
+from services.gateway.http.request_context import DEADLINE_GRACE_S
 from services.gateway.policy.caller import Caller
 from services.gateway.proxy.retry import ReplicaRetryPolicy, RetryState, UpstreamLost
 from services.gateway.routing.replica_registry import Attempt, Replica, ReplicaRegistry
@@ -31,7 +33,9 @@ class GrpcCall:
     """One call on its way.
 
     Attributes:
-        deadline: Event-loop time.
+        deadline: Event-loop time; of a stream, for its next message in either direction.
+        pause_s: Seconds that may pass between two messages of a stream.
+        ends_at: Event-loop time at which a stream ends, however lively; infinite for none.
         service: The service that answers it.
         refusal: Why a later message of its stream was refused, after which the stream ends.
     """
@@ -41,8 +45,11 @@ class GrpcCall:
     caller: Caller
     trace: Context
     deadline: float
+    pause_s: float
+    ends_at: float
     service: str = ""
     refusal: FoveaError | None = None
+    timer: asyncio.Timeout | None = None
 
     @property
     def tenant(self) -> str:
@@ -58,6 +65,12 @@ class GrpcCall:
     def left_s(self) -> float:
         """Seconds until the deadline."""
         return self.deadline - asyncio.get_running_loop().time()
+
+    def extend(self) -> None:
+        """Count the deadline of a stream anew: a message has just passed, or it begins."""
+        self.deadline = min(asyncio.get_running_loop().time() + self.pause_s, self.ends_at)
+        if self.timer is not None and not self.timer.expired():
+            self.timer.reschedule(self.deadline + DEADLINE_GRACE_S)
 
     @property
     def upstream_metadata(self) -> list[tuple[str, str]]:
@@ -145,13 +158,16 @@ class GrpcProxy:
         """
         replica, channel = await self._connect_ready(call)
         replica.in_flight += 1
+        call.extend()
         try:
             with _begin_attempt(call, replica):
                 method: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(call.path)
                 messages = _prepend(first, rest)
                 metadata = (*call.upstream_metadata, *self._credentials)
-                answers = method(messages, timeout=_timeout_of(call), metadata=metadata)
+                left_s = call.ends_at - asyncio.get_running_loop().time()
+                answers = method(messages, timeout=None if left_s == math.inf else left_s, metadata=metadata)
                 while (answer := await self._read_answer(replica, call, answers)) is not grpc.aio.EOF:
+                    call.extend()
                     yield answer
         finally:
             replica.in_flight -= 1
@@ -161,15 +177,18 @@ class GrpcProxy:
 
         Raises:
             NotReady: The replica hangs.
+            DeadlineExceeded: No message passed in either direction for too long, or the stream has lasted too long.
         """
         under_way = Attempt(replica)
         try:
-            async with under_way:
+            async with asyncio.timeout_at(call.deadline + DEADLINE_GRACE_S) as call.timer, under_way:
                 return await answers.read()
         except TimeoutError as error:
             if not under_way.is_aborted:
-                raise
+                raise DeadlineExceeded.build(is_stream=True, is_total=call.deadline >= call.ends_at) from error
             raise self._build_hung(call).answer from error
+        finally:
+            call.timer = None
 
     async def broadcast(self, call: GrpcCall, message: bytes) -> bytes:
         """Send one message to every replica in turn; returns the last answer, or raises the first error."""

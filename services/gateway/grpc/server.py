@@ -1,6 +1,6 @@
 """gRPC server for Open Inference v2: passes messages as bytes to a replica that has the model.
 
-Of a message only the model's name is read. Calls about the server itself are answered here, beside the standard health
+Of a message only the model's name is read. Calls about the server itself are answered here, next to the standard health
 service. Knows nothing about HTTP and nothing about tensors.
 """
 
@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from services.gateway.app import Gateway
 from services.gateway.grpc.anonymous_reader import AnonymousReader
@@ -76,9 +77,8 @@ async def serve_grpc(gateway: Gateway, host: str, port: int) -> tuple[grpc.aio.S
         ("grpc.so_reuseport", 0),  # a port in use is an error, and not shared in silence
     ]
     server = grpc.aio.server(options=options, maximum_concurrent_rpcs=_MAX_CALLS)
-    anonymous = AnonymousReader()
-    server.add_generic_rpc_handlers((_InferenceHandler(gateway, anonymous),))
-    add_health(server, lambda: health.is_ready(gateway.registry), SERVICE, anonymous)
+    server.add_generic_rpc_handlers((_InferenceHandler(gateway),))
+    add_health(server, lambda: health.is_ready(gateway.registry), SERVICE, AnonymousReader())
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
         bound_port = server.add_insecure_port(address)
@@ -91,8 +91,8 @@ async def serve_grpc(gateway: Gateway, host: str, port: int) -> tuple[grpc.aio.S
 class _InferenceHandler(grpc.GenericRpcHandler):
     """The methods of the service, each from bytes to bytes."""
 
-    def __init__(self, gateway: Gateway, anonymous: AnonymousReader) -> None:
-        self._gateway, self._anonymous = gateway, anonymous
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
         self._reader = MessageReader(gateway.proxy.budget, gateway.settings.max_body_bytes)
         channels = ChannelPool(gateway.registry, gateway.settings.max_body_bytes)
         self._proxy = GrpcProxy(gateway.registry, channels, gateway.settings.replica_credentials)
@@ -159,7 +159,7 @@ class _InferenceHandler(grpc.GenericRpcHandler):
                 await abort_with(context, error)
 
     async def _read(self, messages: AsyncIterator[bytes], call: GrpcCall) -> tuple[bytes, int]:
-        """Read the one message of a call; returns it and the bytes of memory that are held for it.
+        """Read the one message of a call, unless it can't matter; returns it and the bytes of memory held for it.
 
         Raises:
             Malformed: There is none.
@@ -168,7 +168,7 @@ class _InferenceHandler(grpc.GenericRpcHandler):
             DeadlineExceeded: It does not arrive in time.
         """
         if call.method in _ANONYMOUS:
-            return await self._anonymous.read(messages), 0
+            return b"", 0  # their message is empty, and gRPC would hold all that a caller without a key sends
         is_own = call.method not in _MODEL_FIELDS
         wait_s = min(self._gateway.settings.body_read_timeout_s, max(call.left_s, 0))
         async with self._reader.turn(call.tenant, wait_s, _MAX_OWN_BYTES if is_own else None):
@@ -199,14 +199,16 @@ class _InferenceHandler(grpc.GenericRpcHandler):
                 caller = await gateway.authenticate(headers, _read_address(context))
                 caller.require_scope(_find_scope(name))
                 await gateway.limits.count(caller)
-        left = context.time_remaining()
-        seconds = min(gateway.settings.request_timeout_s, math.inf if left is None else left)
+        now, left, settings = asyncio.get_running_loop().time(), context.time_remaining(), gateway.settings
+        ends_at = now + min(math.inf if left is None else left, settings.stream_timeout_s or math.inf)
         return GrpcCall(
             path=f"/{SERVICE}/{name}",
             metadata=metadata,
             caller=caller,
             trace=trace,
-            deadline=asyncio.get_running_loop().time() + seconds,
+            deadline=now + min(settings.request_timeout_s, math.inf if left is None else left),
+            pause_s=settings.request_timeout_s,
+            ends_at=ends_at,
         )
 
     # The methods.
@@ -244,7 +246,10 @@ class _InferenceHandler(grpc.GenericRpcHandler):
         return pb.ServerMetadataResponse(**metadata).SerializeToString()
 
     async def _index(self, message: bytes, _call: GrpcCall) -> bytes:
-        only_ready = pb.RepositoryIndexRequest.FromString(message).ready
+        try:
+            only_ready = pb.RepositoryIndexRequest.FromString(message).ready
+        except DecodeError as error:
+            raise Malformed("The bytes are not a RepositoryIndexRequest.") from error
         index = await oip_server.list_repository(self._gateway, only_ready=only_ready)
         models = [pb.RepositoryIndexResponse.ModelIndex(**entry) for entry in index]
         return pb.RepositoryIndexResponse(models=models).SerializeToString()

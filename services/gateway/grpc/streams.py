@@ -110,6 +110,7 @@ class _Passage:
     async def iterate_rest(self) -> AsyncIterator[bytes]:
         """The messages after the first, up to the one that may not pass; the call notes why."""
         async for message in self._messages:
+            self._call.extend()
             try:
                 await self._gateway.limits.count(self._call.caller)
                 await self.begin(message)

@@ -24,6 +24,9 @@ from shared.telemetry import context
 MAX_IGNORED_BODY_BYTES = 2**16
 """After refusing a body of at most this many bytes the connection stays open: the server reads the rest by itself."""
 
+DEADLINE_GRACE_S = 1.0
+"""How much longer than the deadline we wait, so that the replica's own answer about it comes first."""
+
 _HOP_BY_HOP = frozenset(
     {
         b"connection",
@@ -95,6 +98,7 @@ class RequestContext(HttpCall):
         model: Name of the model that answers, or empty.
         extra_headers: Headers for the answer (request id, rate limits).
         streams_events: Whether the answer is an event stream.
+        timer: Ends the request after its deadline; None where it may take any time.
         generated_key: Idempotency key for a caller that sends none: the same at every attempt.
         audit: What the replica said that the audit log is to say.
         scanner: Collects the tokens of its answer.
@@ -110,6 +114,8 @@ class RequestContext(HttpCall):
         self.model = ""
         self.extra_headers: list[tuple[bytes, bytes]] = [(b"x-request-id", self.id.encode())]
         self.streams_events = False
+        self.timer: asyncio.Timeout | None = None
+        self._pause_s = settings.request_timeout_s
         self.generated_key = f"{random.getrandbits(128):032x}"
         self.may_queue = False
         self.audit: dict[str, str] = {}
@@ -148,7 +154,14 @@ class RequestContext(HttpCall):
         if not text.isdigit() or len(text) > 12 or int(text) == 0:
             detail = "x-fovea-deadline-ms must be a positive whole number of milliseconds."
             raise InvalidOption(detail, field="x-fovea-deadline-ms")
-        self.deadline = min(self.deadline, asyncio.get_running_loop().time() + int(text) / 1000)
+        until = asyncio.get_running_loop().time() + int(text) / 1000
+        self.deadline, self.ends_at = min(self.deadline, until), min(self.ends_at, until)
+
+    def extend(self) -> None:
+        """Count the deadline anew: a piece of a streamed answer has just been passed on."""
+        if self.timer is not None and not self.timer.expired():
+            self.deadline = min(asyncio.get_running_loop().time() + self._pause_s, self.ends_at)
+            self.timer.reschedule(self.deadline + DEADLINE_GRACE_S)
 
 
 def build_request_headers(ctx: RequestContext) -> CIMultiDict[str]:

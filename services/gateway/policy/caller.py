@@ -30,7 +30,7 @@ class KeyLimits(BaseModel):
     quota_per_day: int | None = Field(None, ge=1, description="Requests per day; null for no quota.")
     tokens_per_minute: int | None = Field(None, ge=1, description="Tokens read and written per minute; null for none.")
     tokens_per_day: int | None = Field(None, ge=1, description="Tokens read and written per day; null for none.")
-    weight: float = Field(1.0, gt=0, le=100, description="Share of a busy service beside other tenants.")
+    weight: float = Field(1.0, gt=0, le=100, description="Share of a busy service next to other tenants.")
 
 
 UNLIMITED: Final = KeyLimits()

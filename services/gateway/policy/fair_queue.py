@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from services.gateway.policy.caller import Caller
 from services.gateway.routing.replica_registry import ReplicaRegistry
 from shared.errors import DeadlineExceeded, QueueFull
+from shared.retry_after import PlaceEstimate
 from shared.settings import Settings
 from shared.telemetry import QUEUE_TIME, observe, record_span
 
@@ -34,6 +35,7 @@ class _Line:
     finish_tag: float = 0.0
     last_seen: float = float("-inf")
     waiting: deque[asyncio.Future[None]] = field(default_factory=deque)
+    places: PlaceEstimate = field(default_factory=PlaceEstimate)
 
 
 @dataclass(slots=True)
@@ -66,6 +68,11 @@ class FairQueue:
         return self.place(
             service, caller.tenant, capacity=capacity, share=sum(slots), deadline=deadline, weight=caller.limits.weight
         )
+
+    def count_requests(self, service: str) -> int:
+        """Count the requests that a service answers or keeps waiting, of all tenants."""
+        found = self._services.get(service)
+        return sum(line.in_flight + len(line.waiting) for line in found.lines.values()) if found else 0
 
     @asynccontextmanager
     async def place(
@@ -105,9 +112,11 @@ class FairQueue:
             return
         if len(line.waiting) >= self._max_waiting:
             detail = f"{len(line.waiting)} of your requests wait for {service}; the limit is {self._max_waiting}."
-            raise QueueFull(detail, hint="Send fewer at a time, or send them as jobs.", retry_after=1)
+            hint = "Send fewer at a time, or send them as jobs."
+            raise QueueFull(detail, hint=hint, retry_after=line.places.send_away())
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         line.waiting.append(turn)
+        line.places.enter(turn)
         try:
             async with asyncio.timeout_at(deadline):
                 await turn
@@ -118,9 +127,11 @@ class FairQueue:
             elif turn in line.waiting:
                 line.waiting.remove(turn)
             if isinstance(error, TimeoutError):
-                detail = f"No place at {service} was free before the deadline."
+                detail = f"No place at {service} was free before the deadline (FOVEA_REQUEST_TIMEOUT_S)."
                 raise DeadlineExceeded(detail, hint="Send it as a job, or allow more time.") from error
             raise
+        finally:
+            line.places.leave(turn)
 
     def _may_start(self, state: _Service, line: _Line) -> bool:
         limit = state.capacity

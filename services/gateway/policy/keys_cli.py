@@ -47,7 +47,7 @@ class LimitOptions:
     quota: Annotated[int | None, typer.Option(min=1, help="Requests per day.")] = None
     tokens: Annotated[int | None, typer.Option(min=1, help="Tokens per minute.")] = None
     tokens_per_day: Annotated[int | None, typer.Option(min=1, help="Tokens per day.")] = None
-    weight: Annotated[float, typer.Option(min=0.01, max=100, help="Share of a busy service beside others.")] = 1.0
+    weight: Annotated[float, typer.Option(min=0.01, max=100, help="Share of a busy service next to others.")] = 1.0
 
 
 @keys.command()
@@ -147,7 +147,7 @@ def rotate(
     overlap: Annotated[str, typer.Option(help="How long the old key stays valid: 12h, 7d, 4w.")] = "24h",
     as_json: AsJson = False,
 ) -> None:
-    """Make a key like another, which stays valid for a while beside it."""
+    """Make a key like another, which stays valid for a while next to it."""
     try:
         end = _parse_expiry(overlap) or datetime.now(UTC)
         key, secret = _open_key_ring().rotate(key_id, max(end - datetime.now(UTC), timedelta()))

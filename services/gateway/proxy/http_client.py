@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ from yarl import URL
 from services.gateway.http.request_context import RequestContext, build_request_headers
 from services.gateway.proxy.replayable_body import ReplayableBody
 from services.gateway.routing.replica_registry import Replica
+from shared.api.replica import STREAM_HEADER
 
 CONNECT_TIMEOUT_S = 3.0
 """Longest wait for a connection to a replica."""
@@ -27,6 +29,9 @@ IDLE_CONNECTION_S = 4.0
 
 DOCUMENT_TIMEOUT_S = 2.0
 """Longest wait for a small document."""
+
+ASK_TIMEOUT_S = 10.0
+"""Longest wait for a replica that is asked whether it serves on."""
 
 _NO_AUTO_HEADERS = (istr("User-Agent"), istr("Accept"), istr("Accept-Encoding"), istr("Content-Type"))
 
@@ -48,6 +53,8 @@ class UpstreamClient:
         """Send a request to a replica; `async with` gives its answer, unread."""
         headers = build_request_headers(ctx)
         headers["x-fovea-deadline-ms"] = str(max(int(ctx.left_s * 1000), 1))
+        whole_s = ctx.ends_at - asyncio.get_running_loop().time()
+        headers[STREAM_HEADER] = "0" if whole_s == math.inf else str(max(int(whole_s * 1000), 1))
         if body.length and not body.complete:
             headers["content-length"] = str(body.length)
         payload = None if body.length == 0 else body.payload()
@@ -64,6 +71,16 @@ class UpstreamClient:
         return self._get_session().request(
             ctx.method, url, headers=headers, data=body, allow_redirects=False, skip_auto_headers=_NO_AUTO_HEADERS
         )
+
+    async def is_serving(self, replica: Replica) -> bool:
+        """Ask a replica whether it serves on, with patience: it may be short of processor time."""
+        url = replica.record.http + "/readyz"
+        try:
+            async with asyncio.timeout(ASK_TIMEOUT_S), self._get_session().get(url) as response:
+                document = await response.json()
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
+            return False
+        return isinstance(document, dict) and document.get("service") == replica.record.service
 
     async def fetch_json(self, replica: Replica, path: str) -> Any:
         """Fetch a small JSON document of a replica; None when it does not arrive within two seconds."""

@@ -12,7 +12,7 @@ import sys
 
 import aiohttp
 
-from services.gateway.http.request_context import RequestContext
+from services.gateway.http.request_context import DEADLINE_GRACE_S, RequestContext
 from services.gateway.metrics import count_version
 from services.gateway.policy.memory_budget import MemoryBudget
 from services.gateway.proxy.answer_watcher import build_answer_watcher
@@ -32,9 +32,6 @@ from shared.telemetry import Span, span
 
 WANTS_HEADER = "x-fovea-wants"
 """Header of a refusal: `respond-async` where the same request would be served as a job."""
-
-DEADLINE_GRACE_S = 1.0
-"""How much longer than the deadline we wait, so that the replica's own answer about it comes first."""
 
 MAX_BUFFERED_BODIES = 8
 """Memory for kept bodies of all requests, in bodies of the largest size."""
@@ -80,14 +77,16 @@ class Proxy:
         """
         until = None if route.is_endless else ctx.deadline + DEADLINE_GRACE_S
         try:
-            async with asyncio.timeout_at(until), DisconnectGuard(ctx):
+            async with asyncio.timeout_at(until) as timer, DisconnectGuard(ctx):
+                ctx.timer = None if until is None else timer
                 await body.prefetch()
                 self.watcher.begin(ctx, route, body)
                 await (self._broadcast if route.is_broadcast else self._forward_with_retries)(ctx, route, body)
         except TimeoutError as error:
             if not ctx.status:
                 raise _build_timeout(body) from error
-            await abort_response(ctx)
+            is_total = ctx.deadline >= ctx.ends_at
+            await abort_response(ctx, DeadlineExceeded.build(is_stream=True, is_total=is_total))
         else:
             self.watcher.end(ctx, route, body)
 
@@ -212,5 +211,4 @@ def _build_timeout(body: ReplayableBody) -> FoveaError:
         detail = "The body had not arrived when the deadline of the request passed."
         slow = body.error = SlowBody(detail, hint="Send it faster.")
         return slow
-    detail = "The deadline of the request passed before it was answered."
-    return DeadlineExceeded(detail, hint="Allow more time, or send it with `Prefer: respond-async`.")
+    return DeadlineExceeded.build()

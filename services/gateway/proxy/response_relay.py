@@ -16,7 +16,7 @@ from services.gateway.http.request_context import RequestContext, build_response
 from shared.api.replica import AUDIT_HEADER
 from shared.api.usage import USAGE_HEADER, UsageScanner, read_header
 from shared.asgi.errors import render_error
-from shared.errors import Fault
+from shared.errors import Fault, FoveaError
 from shared.telemetry import log
 
 MAX_BUFFERED_BYTES = 8 * 2**20
@@ -44,11 +44,12 @@ async def relay_response(ctx: RequestContext, response: aiohttp.ClientResponse) 
     while chunk:
         _scan(ctx, chunk)
         await ctx.send({"type": "http.response.body", "body": chunk, "more_body": True})
+        ctx.extend()
         chunk = await response.content.readany()
     await ctx.send({"type": "http.response.body", "body": b""})
 
 
-async def abort_response(ctx: RequestContext) -> None:
+async def abort_response(ctx: RequestContext, error: FoveaError | None = None) -> None:
     """End an answer that can't be finished.
 
     An event stream ends with an error event in the form of its route family. For anything else the connection is
@@ -56,12 +57,11 @@ async def abort_response(ctx: RequestContext) -> None:
     """
     log().warning("an answer broke off", request_id=ctx.trace.request_id, path=ctx.path)
     if ctx.streams_events:
-        error = Fault(
-            "The answer broke off: its replica was lost, or the deadline passed.", hint="Send the request again."
-        )
+        error = error or Fault("The answer broke off: its replica was lost.", hint="Send the request again.")
         body = json.loads(render_error(error, find_error_format(ctx.path), ctx.trace.request_id)[2])
         event = body if "error" in body else {"error": body}
-        message = {"type": "http.response.body", "body": b"data: %b\n\n" % json.dumps(event).encode()}
+        name = b"event: error\n" if body.get("type") == "error" else b""
+        message = {"type": "http.response.body", "body": b"%bdata: %b\n\n" % (name, json.dumps(event).encode())}
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LAST_EVENT_TIMEOUT_S):
                 await ctx.send(message)

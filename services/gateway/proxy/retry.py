@@ -109,8 +109,7 @@ class ReplicaRetryPolicy:
 
     def build_not_ready(self, service: str) -> NotReady:
         """Build the error for a service without a ready replica."""
-        reason = "its replicas are still loading" if self._registry.list_alive(service) else "none has announced itself"
-        detail = f"No replica of {service} is ready: {reason}."
+        detail = f"No replica of {service} is ready: {self._registry.explain_unready(service)}."
         return NotReady(detail, hint="`/readyz` shows which services are ready.", retry_after=5)
 
     async def _wait_for_replica(self, state: RetryState) -> Replica:
@@ -153,7 +152,8 @@ def _build_out_of_memory(replica: Replica, state: RetryState) -> FoveaError:
         detail = f"A replica of {state.service} ran out of memory; this request was in it, and may be the reason."
         return NotReady(detail, hint="Send the request again, alone or smaller.", retry_after=5)
     detail = f"This request took more memory than a replica of {state.service} has."
-    return TooLarge(detail, hint="Send less at a time: smaller pictures, fewer rows, shorter texts.")
+    hint = "Send less at a time (smaller pictures, fewer rows, shorter texts), or raise FOVEA_REPLICA_MEMORY_BYTES."
+    return TooLarge(detail, hint=hint)
 
 
 def _build_late(state: RetryState) -> FoveaError:

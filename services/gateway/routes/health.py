@@ -1,4 +1,4 @@
-"""Health routes: `/livez`, `/readyz`, `/health`, `/version` and the gateway's own `/metrics`."""
+"""Health routes: `/livez`, `/readyz`, `/health`, `/ping`, `/version` and the gateway's own `/metrics`."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ async def livez() -> dict[str, str]:
     return {"status": "alive"}
 
 
+@router.get("/ping", response_class=Response, responses={503: {"description": "Some service has no ready replica."}})
 @router.get("/health", response_class=Response, responses={503: {"description": "Some service has no ready replica."}})
 async def get_health(request: Request) -> Response:
     """Whether every known service has a ready replica, without a body, as vLLM's load clients ask."""
@@ -44,10 +45,14 @@ async def get_version() -> dict[str, str]:
 
 @router.get("/readyz", responses={503: {"description": "Some service has no ready replica."}})
 async def readyz(request: Request) -> JSONResponse:
-    """Whether every known service has a ready replica; lists those without one, and whether Redis answers."""
+    """Whether every known service has a ready replica; lists those without one, the load, and whether Redis answers."""
     registry: ReplicaRegistry = request.app.state.gateway.registry
     services = {
-        name: {"ready": len(registry.list_ready(name)), "alive": len(registry.list_alive(name))}
+        name: {
+            "ready": len(registry.list_ready(name)),
+            "alive": len(registry.list_alive(name)),
+            "requests": request.app.state.gateway.fair.count_requests(name),
+        }
         for name in registry.services
     }
     redis = {None: "none", True: "up", False: "away"}[registry.redis_up]
@@ -56,6 +61,7 @@ async def readyz(request: Request) -> JSONResponse:
         "status": "ready" if all_ready else "not ready",
         "services": services,
         "not_ready": registry.unready_services,
+        "reasons": {name: registry.explain_unready(name) for name in registry.unready_services},
         "redis": redis,
     }
     return JSONResponse(body, 200 if all_ready else 503)

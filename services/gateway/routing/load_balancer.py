@@ -13,7 +13,7 @@ import hashlib
 import math
 import random
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol, TypeVar
 
 from services.gateway.metrics import count_affinity
@@ -72,19 +72,16 @@ class LoadBalancer:
             self._places.popitem(last=False)
 
     def _pick_by_key(self, service: str, replicas: Sequence[ReplicaT], key: AffinityKey) -> ReplicaT:
-        order = sorted(replicas, key=lambda replica: _score(key.home, replica.id), reverse=True)
         holder = self._find_holder(replicas, key)
-        if holder is not None:
-            order = [holder, *(replica for replica in order if replica is not holder)]
         mean = (sum(replica.in_flight for replica in replicas) + 1) / len(replicas)
-        for place, replica in enumerate(order):
+        for place, replica in enumerate(_iterate_order(replicas, key, holder)):
             if replica.in_flight < max(math.ceil(LOAD_FACTOR * mean), min(replica.slots, FREE_SLOTS)):
                 if not place:
                     self.note_holder(key, replica.id)
                 count_affinity(service, "spilled" if place else "held" if holder else "home")
                 return replica
         count_affinity(service, "spilled")
-        return min(order, key=lambda replica: replica.in_flight)
+        return min(replicas, key=lambda replica: replica.in_flight)
 
     def _find_holder(self, replicas: Sequence[ReplicaT], key: AffinityKey) -> ReplicaT | None:
         """The replica that was sent the longest beginning, if that is most of it."""
@@ -100,6 +97,15 @@ def _pick_least_loaded(replicas: Sequence[ReplicaT]) -> ReplicaT | None:
         return replicas[0] if replicas else None
     fewest = min(replica.in_flight for replica in replicas)
     return random.choice([replica for replica in replicas if replica.in_flight == fewest])
+
+
+def _iterate_order(replicas: Sequence[ReplicaT], key: AffinityKey, holder: ReplicaT | None) -> Iterator[ReplicaT]:
+    """The holder, then all others by their weights, which a fleet of thousands computes for a new key alone."""
+    if holder is not None:
+        yield holder
+    for replica in sorted(replicas, key=lambda replica: _score(key.home, replica.id), reverse=True):
+        if replica is not holder:
+            yield replica
 
 
 def _score(home: bytes, replica: str) -> bytes:

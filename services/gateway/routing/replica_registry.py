@@ -44,6 +44,9 @@ NO_MEMORY_SHARE = 0.9
 RECOVERY_S = 60.0
 """How long requests wait for a service that lost its last ready replica."""
 
+ASK_AFTER_S = LEASE_S / 2
+"""How long all ready replicas of a service are silent before they are asked: one may be short of processor time."""
+
 FORGET_S = 600.0
 """How long a silent replica's service, routes and models stay known."""
 
@@ -116,6 +119,7 @@ class ReplicaRegistry:
     """All services and their replicas.
 
     Attributes:
+        ask: Asks a replica that renews its record no more whether it serves on.
         routes: The routes of all replicas; a new table whenever they change.
         versions: Which versions of a service answer.
         redis_up: Whether Redis answered last time; None where none is configured.
@@ -139,6 +143,8 @@ class ReplicaRegistry:
         self._scan_due = 0.0
         self._routed: frozenset[tuple[Any, ...]] = frozenset()
         self._tasks: list[asyncio.Task[None]] = []
+        self.ask: Callable[[Replica], Awaitable[bool]] | None = None
+        self._asking: dict[str, asyncio.Task[None]] = {}
 
     async def start(self) -> None:
         """Poll once, then keep polling; nothing where it polls already."""
@@ -153,8 +159,8 @@ class ReplicaRegistry:
 
     async def stop(self) -> None:
         """Stop polling and close the connections."""
-        await cancel_tasks(*self._tasks)
-        self._tasks = []
+        await cancel_tasks(*self._tasks, *self._asking.values())
+        self._tasks, self._asking = [], {}
         for upstream in self._upstreams.values():
             await upstream.close()
         if self._redis is not None:
@@ -170,18 +176,36 @@ class ReplicaRegistry:
     def list_ready(self, service: str) -> list[Replica]:
         """List replicas of a service that are alive, ready, and of a version that answers."""
         ready = [replica for replica in self.list_alive(service) if replica.record.ready]
-        return [replica for replica in ready if self.versions.may_answer(service, replica.record.version)]
+        versions = {replica.record.version for replica in ready}
+        silent = {version for version in versions if not self.versions.may_answer(service, version)}
+        return [replica for replica in ready if replica.record.version not in silent] if silent else ready
 
     def list_alive(self, service: str) -> list[Replica]:
         """List replicas of a service that are alive, ready or not."""
         state = self._services.get(service)
-        now = time.monotonic()
-        return [r for r in state.replicas.values() if self._is_alive(r, now)] if state else []
+        if state is None or service in self._upstreams:
+            return list(state.replicas.values()) if state else []
+        silent_since = (time.monotonic() if self._frozen_at is None else self._frozen_at) - LEASE_S
+        return [replica for replica in state.replicas.values() if replica.changed > silent_since]
 
     @property
     def unready_services(self) -> list[str]:
         """Services without a ready replica."""
         return [name for name in self.services if not self.list_ready(name)]
+
+    def explain_unready(self, service: str) -> str:
+        """Explain in half a sentence why a service has no ready replica, by the last record that it wrote."""
+        state = self._services.get(service)
+        if state is None or not state.replicas:
+            return "none has announced itself"
+        last = max(state.replicas.values(), key=lambda replica: replica.changed)
+        silent_s = time.monotonic() - last.changed
+        if last.record.trouble:
+            return f"the last one reported {last.record.trouble.removesuffix('.')!r} {max(silent_s, 0):.0f} s ago"
+        if self.list_alive(service):
+            return "its replicas are still loading"
+        memory = f", with {last.record.memory:.0%} of its memory taken" if last.record.memory else ""
+        return f"the last one fell silent {silent_s:.0f} s ago{memory}, and does not answer"
 
     @property
     def is_complete(self) -> bool:
@@ -241,6 +265,7 @@ class ReplicaRegistry:
         else:
             self._note_redis_answer()
             self._abort_hung()
+            self._ask_silent()
         self._update_routes()
 
     async def _poll_upstream(self, upstream: StaticUpstream) -> None:
@@ -298,11 +323,6 @@ class ReplicaRegistry:
         elif record.seen != replica.record.seen:
             replica.record, replica.changed, replica.suspect_until = record, now, 0.0
 
-    def _is_alive(self, replica: Replica, now: float) -> bool:
-        if replica.record.service in self._upstreams:
-            return True
-        return (now if self._frozen_at is None else self._frozen_at) - replica.changed < LEASE_S
-
     def _abort_hung(self) -> None:
         """End what is under way to replicas that hang, where another replica is ready to take it."""
         silent_since = (self._frozen_at or time.monotonic()) - ABORT_AFTER_S
@@ -311,6 +331,22 @@ class ReplicaRegistry:
             if hung and self.list_ready(name):
                 for attempt in [attempt for replica in hung for attempt in replica.attempts]:
                     attempt.abort()
+
+    def _ask_silent(self) -> None:
+        """Where all replicas of a service are silent that were ready, ask them: those that answer keep their places."""
+        self._asking = {name: task for name, task in self._asking.items() if not task.done()}
+        since = time.monotonic() - ASK_AFTER_S
+        for service in set(self._services) - set(self._upstreams):
+            ready = [replica for replica in self._services[service].replicas.values() if replica.record.ready]
+            if self.ask is not None and all(replica.changed < since for replica in ready):
+                for replica in ready:
+                    if replica.id not in self._asking:
+                        self._asking[replica.id] = asyncio.create_task(self._ask(self.ask, replica))
+
+    async def _ask(self, ask: Callable[[Replica], Awaitable[bool]], replica: Replica) -> None:
+        if await ask(replica):
+            log().warning("a replica renews its record late, and serves on", replica=replica.id)
+            replica.changed = max(replica.changed, time.monotonic())
 
     def _update_routes(self) -> None:
         """Note which services are ready now, and build a new route table where the replicas' routes changed."""

@@ -13,7 +13,8 @@ pytestmark = MARKS
 
 PICTURE = photograph()
 PLACES = (
-    "/", "/console/segment", "/console/chat", "/console/probe", "/console/jobs", "/console/run/classify",
+    "/", "/console/models", "/runs", "/console/judge", "/console/segment", "/console/chat", "/console/probe",
+    "/console/jobs", "/console/run/classify",
     "/console/models/disc",
 )  # fmt: skip
 
@@ -51,13 +52,13 @@ def test_a_page_of_ours_cannot_run_what_is_not_ours(page, complaints):
     )
     while len(complaints) < 2:  # the test's own time limit ends it
         page.wait_for_event("console")
-    assert page.title() == "Models · Fovea"
+    assert page.title() == "Home · Fovea"
     assert all("Content Security Policy" in said for said in complaints)
     complaints.clear()
 
 
-def test_readiness_on_the_home_page_follows_the_fleet(page, stage, see):
-    page.goto("/")
+def test_readiness_on_the_page_of_models_follows_the_fleet(page, stage, see):
+    page.goto("/console/models")
     place = page.locator('[data-model="disc-large"]')
     see(place).to_have_text("Not ready")
     stage.stub.cards["disc-large"]["ready"] = True
@@ -215,7 +216,7 @@ def test_a_gateway_that_is_gone_is_said_in_words(page, see, complaints):
     page.route("**/v1/judge", lambda route: route.abort())
     page.locator("#option-prompt").fill("x")
     page.get_by_role("button", name="Run", exact=True).click()
-    see(page.get_by_role("alert")).to_contain_text("The gateway does not answer.")
+    see(page.get_by_role("alert")).to_contain_text("Can’t reach Fovea.")
     see(page.get_by_role("alert")).to_contain_text("make run")
     assert ["ERR_FAILED" in said for said in complaints] == [True]
     complaints.clear()

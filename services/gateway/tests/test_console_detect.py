@@ -109,7 +109,7 @@ def test_confidence_moves_on_the_client_until_it_falls_below_what_was_asked(page
     see(page.locator("[data-part=found]")).to_have_text("3")
     assert rows(page) == ["crack 2 0.75 12.5", "hole 1 0.20 12.5"]
     page.locator("#live-confidence").fill("0.95")
-    see(page.locator("[data-part=verdict]")).to_contain_text("more than 0.95. The best candidate has 0.90")
+    see(page.locator("[data-part=verdict]")).to_contain_text("No objects above 0.95. Highest score: 0.90")
     assert len(stage.stub.seen) == asked
     with page.expect_response("**/v1/detect"):
         page.locator("#live-confidence").fill("0.01")

@@ -16,7 +16,8 @@ from services.gateway.tests.stub_service import CARDS
 
 STATIC = Path(console.__file__).parent / "static"
 PAGES = (
-    "/", "/console/segment", "/console/segment?model=disc-large", "/console/chat", "/console/jobs",
+    "/", "/console/models", "/runs", "/runs/none", "/console/segment", "/console/segment?model=disc-large",
+    "/console/chat", "/console/jobs",
     "/console/judge", "/console/probe", "/console/run/classify",
     "/console/run/judge", "/console/run/none", "/console/models/disc", "/console/models/patches/tiny",
     "/console/models/parrot", "/console/models/nope",
@@ -115,7 +116,7 @@ def test_pages_carry_the_strict_policy_and_are_not_kept(site):
 
 
 def test_modules_and_style_sheets_have_their_types(site):
-    assert site.get("/console/static/js/app.js").headers["content-type"].startswith("text/javascript")
+    assert site.get("/console/static/js/frame.js").headers["content-type"].startswith("text/javascript")
     assert site.get("/console/static/css/page.css").headers["content-type"].startswith("text/css")
     assert site.get("/console/static/favicon.svg").headers["content-type"] == "image/svg+xml"
     assert site.get("/console/static/../pages.py").status_code == 404
@@ -123,8 +124,8 @@ def test_modules_and_style_sheets_have_their_types(site):
 
 
 def test_home_shows_each_model_with_its_readiness_and_the_papers_number_beside_ours(site):
-    text = site.get("/").text
-    assert "4 of 5 models ready in 1 service." in " ".join(text.split())
+    assert "4 of 5 models ready in 1 service." in " ".join(site.get("/").text.split())
+    text = site.get("/console/models").text
     for name in CARDS:
         assert f'href="/console/models/{name}"' in text
     assert "0.873" in text
@@ -212,10 +213,10 @@ def test_with_keys_a_page_asks_for_one_and_opens_with_it(tmp_path):
         locked = [site.get(path) for path in ("/", "/console/segment", "/console/jobs", "/console/models/disc")]
         assert {answer.status_code for answer in locked} == {401}
         assert all("This gateway asks for a key" in answer.text and "disc" not in answer.text for answer in locked)
-        assert site.get("/console/static/js/app.js").status_code == 200
+        assert site.get("/console/static/js/frame.js").status_code == 200
         _, text = stage.keys.add("lab", ("infer", "jobs"))
         headers = {"authorization": f"Bearer {text}"}
-        assert "disc" in site.get("/", headers=headers).text
+        assert "disc" in site.get("/console/models", headers=headers).text
         assert "Authorization: Bearer" in site.get("/console/models/disc", headers=headers).text
 
 
@@ -237,9 +238,9 @@ def test_the_fovea_snippet_runs_as_it_stands(stage, capsys, tmp_path, monkeypatc
 
 
 def _palettes():
-    light, dark = (STATIC / "css/tokens.css").read_text("utf8").split("prefers-color-scheme: dark")
-    found = [dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", text)) for text in (light, dark)]
-    return {"light": found[0], "dark": {**found[0], **found[1]}}
+    text = (STATIC / "css/tokens.css").read_text("utf8")
+    pairs = re.findall(r"--([\w-]+): light-dark\((#[0-9a-f]{6}), (#[0-9a-f]{6})\)", text)
+    return {"light": {name: light for name, light, _ in pairs}, "dark": {name: dark for name, _, dark in pairs}}
 
 
 def _luminance(colour):

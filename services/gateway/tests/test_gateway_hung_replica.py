@@ -17,7 +17,7 @@ from services.gateway.grpc.server import serve_grpc
 from services.gateway.routing import replica_registry
 from services.gateway.server import create_server
 from services.gateway.tests.conftest import listening
-from shared.api.replica import ReplicaRecord, replicas_key
+from shared.api.replica import LEASE_S, ReplicaRecord, replicas_key
 from shared.rpc import open_inference_pb2 as pb
 from shared.settings import Settings, environment
 from tests.harness.waiting import until, wait_until
@@ -69,6 +69,22 @@ async def test_requests_under_way_to_a_replica_that_hangs_are_answered_by_anothe
         answers = await asyncio.gather(*asking)
         assert [answer.status_code for answer in answers] == [200] * 6
         assert [answer.json()["text"] for answer in answers] == [str(n) for n in range(6)]
+
+
+async def test_replicas_whose_records_are_not_renewed_are_asked_and_serve_on(app, replicas, monkeypatch):
+    registry = app.state.gateway.registry
+    known = registry.list_ready("toy")
+    monkeypatch.setattr(registry, "_update_service", lambda *_: None)  # as if no renewal came through
+    for replica in known:
+        replica.changed -= LEASE_S - 0.2
+    await asyncio.sleep(2)
+    assert set(registry.list_ready("toy")) == set(known)
+    for pid in replicas:
+        os.kill(pid, signal.SIGKILL)
+    for replica in known:
+        replica.changed -= LEASE_S
+    await asyncio.sleep(1)
+    assert registry.list_ready("toy") == []
 
 
 async def test_a_call_over_grpc_is_answered_by_another(app, replicas):

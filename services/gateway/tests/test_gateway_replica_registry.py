@@ -78,6 +78,50 @@ async def test_silence_ends_a_replica_and_its_routes_stay_known(redis_url, regis
     assert registry.pick("svc").id == "r1"
 
 
+async def test_a_starved_replica_keeps_its_place_as_long_as_it_answers(redis_url, registry, clock):
+    starved, asked = {"r1"}, []
+
+    async def ask(replica):
+        asked.append(replica.id)
+        return replica.id in starved
+
+    registry.ask = ask
+    announce(redis_url)
+    announce(redis_url, "loading", ready=False)
+    for _ in range(9):
+        await registry.poll_redis()
+        await asyncio.sleep(0)
+        assert registry.pick("svc").id == "r1"
+        clock.advance(LEASE_S / 3)
+    assert set(asked) == {"r1"}
+    starved.clear()
+    clock.advance(LEASE_S)
+    await registry.poll_redis()
+    await asyncio.sleep(0)
+    assert registry.pick("svc") is None
+    assert "fell silent" in registry.explain_unready("svc")
+    announce(redis_url, "r2", seen=clock.time())
+    await registry.poll_redis()
+    asked.clear()
+    await registry.poll_redis()
+    assert (registry.pick("svc").id, asked) == ("r2", []), "who has another need not ask"
+
+
+@pytest.mark.parametrize(
+    ("facts", "told"),
+    [
+        (None, "none has announced itself"),
+        ({}, "its replicas are still loading"),
+        ({"trouble": "It outgrew its memory (9 of 8 bytes).", "out_of_memory": True}, "outgrew its memory"),
+    ],
+)
+async def test_what_a_replica_said_of_its_end_is_the_reason(redis_url, registry, facts, told):
+    if facts is not None:
+        announce(redis_url, ready=False, **facts)
+    await registry.poll_redis()
+    assert told in registry.explain_unready("svc")
+
+
 async def test_a_record_that_was_old_when_we_came_does_not_count(redis_url, registry):
     announce(redis_url, seen=time.time() - 100)
     await registry.poll_redis()

@@ -6,7 +6,7 @@ documentation, a `cost` and a `run`. It joins the platform as a Servable of the 
     class Sinks(Experiment[SinksSpec]):
         card = Card(name="attention-sinks", task="probe", …)
         In = SinksSpec
-        route = "sinks"                 # POST /v1/probe/sinks, beside POST /v1/probe with model=attention-sinks
+        route = "sinks"                 # POST /v1/probe/sinks, next to POST /v1/probe with model=attention-sinks
 
         def cost(self, spec, subject): return Cost(forwards=1, tokens=…, cells=1)
         def run(self, spec, subject, progress): return Report(…)
@@ -135,7 +135,7 @@ class Progress:
         """Return the value of one cell, as JSON.
 
         Args:
-            content: What it depends on beside the scope, as JSON.
+            content: What it depends on besides the scope, as JSON.
             work: Computes it; its answer must be JSON without NaN (see `report.to_matrix`).
             note: What it is, for people who watch.
 
@@ -322,7 +322,7 @@ class Experiment(Servable[S, Report], Generic[S]):
 
 
 def _identity(subject: StudiedModel) -> dict[str, str]:
-    """What numbers depend on beside the spec."""
+    """What numbers depend on next to the spec."""
     return {
         "weights_sha256": subject.weights_sha256,
         "tokenizer_sha256": subject.tokenizer_sha256,

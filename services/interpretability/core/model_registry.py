@@ -29,7 +29,7 @@ TINY = "tiny-induction"
 """The model of the examples: trained in minutes to copy, with heads that do it."""
 
 SMALL_MODEL_BYTES = 64 * 2**20
-"""Models with at most so many bytes of weights may live beside others."""
+"""Models with at most so many bytes of weights may live next to others."""
 
 _BUNDLED_WEIGHTS = Path(__file__).parents[1] / "weights"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -44,7 +44,7 @@ class _ModelFiles:
 
     @property
     def is_small(self) -> bool:
-        """Whether it may live beside others."""
+        """Whether it may live next to others."""
         files = self.source.glob("*.safetensors") if self.source.is_dir() else (self.source,)
         return sum(file.stat().st_size for file in files) <= SMALL_MODEL_BYTES
 

@@ -32,7 +32,7 @@ class ResultStore:
 
     @classmethod
     def of_context(cls, context: LoadContext) -> Self:
-        """The store of a LoadContext; without an object store, results are kept beside the caches."""
+        """The store of a LoadContext; without an object store, results are kept next to the caches."""
         folder = context.cache / "probe"
         return cls(context.objects or ObjectStore.open(folder.absolute().as_uri()), folder)
 

@@ -66,7 +66,7 @@ class AttentionPatterns(Experiment[AttentionPatternsSpec]):
             url="https://arxiv.org/abs/2005.00928",
         ),
         notes=(
-            "Rows are computed in blocks beside the fast kernel: a long text with few queries costs one plain forward.",
+            "Rows are computed in blocks next to the fast kernel: a long text with few queries costs a plain forward.",
             "A wide row is no explanation; what a head writes is found by attribution and patching.",
             NO_GRAPH,
         ),

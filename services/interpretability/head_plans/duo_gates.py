@@ -1,6 +1,6 @@
 """DuoAttention gates: one per key/value head, trained on the frozen model by distillation with a sparsity penalty.
 
-"DuoAttention" (2024), section 4 of its spec: a dense teacher beside a stream that mixes dense and streaming attention
+"DuoAttention" (2024), section 4 of its spec: a dense teacher next to a stream that mixes dense and streaming attention
 by the gates. Training can be saved between any two steps and resumes bit for bit. Knows nothing about experiments or
 how plans are used.
 """

@@ -1,4 +1,4 @@
-"""Families beside the golden ones in every measurement of heads: Qwen 3 (norms per head), Gemma 3 (windows, norms)."""
+"""Families next to the golden ones in every measurement of heads: Qwen 3 (norms per head), Gemma 3 (windows, norms)."""
 
 import numpy as np
 import pytest

@@ -47,7 +47,7 @@ def test_unknown_model_is_not_found_and_names_may_be_shortened(registry):
     with pytest.raises(NotFound, match="gpt2-other, gpt2-tiny"):
         registry.get("gpt3")
     names = {registry.get(name).name for name in ("gpt2-tiny", "gpt2-other", "tiny")}
-    assert names == {"gpt2-tiny", "gpt2-other", TINY}, "small models live beside each other"
+    assert names == {"gpt2-tiny", "gpt2-other", TINY}, "small models live next to each other"
 
 
 def test_model_is_loaded_once_however_many_ask(registry):

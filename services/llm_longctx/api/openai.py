@@ -101,6 +101,7 @@ async def _answer(
     """Answer as one body or as events; a repeated request may get the answer that it got before."""
     if (before := await prepare(body, request, host)) is not None:
         return _replay(before, body, protocol)
+    request.scope["fovea.run"].is_stream = bool(body.stream)
     events = host.stream(request.scope["fovea.model"], body, request.scope["fovea.run"])
     if not body.stream:
         answer = protocol.gather([event async for event in events if isinstance(event, protocol.chunk_type)])

@@ -9,12 +9,13 @@ import asyncio
 from datetime import UTC, datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Path, Query, Request
 from starlette.responses import Response
 
 from services.llm_longctx.api.model_lookup import find_model
 from services.llm_longctx.api.openai import ERROR_RESPONSES, OPENAI_ERRORS
 from services.llm_longctx.serving.adapters.decoder import DecoderAdapter
+from services.llm_longctx.serving.chat_template import TemplateOptions
 from services.llm_longctx.serving.steering.admission import SCOPE
 from services.llm_longctx.serving.steering.capture_store import CaptureStore
 from services.llm_longctx.serving.steering.mean_difference import compute_directions
@@ -31,9 +32,12 @@ from shared.serving.http.system_routes import host_of
 from shared.serving.http.tenant import tenant_store
 
 MAX_TOKENS = 32_768
-"""Tokens of all prompts of one vector: they are read one after the other, beside what is served."""
+"""Tokens of all prompts of one vector: they are read one after the other, next to what is served."""
 
 router = APIRouter(tags=["steering"], responses=ERROR_RESPONSES)
+
+VectorName = Annotated[str, Path(description="Name of a stored steering vector.")]
+CaptureId = Annotated[str, Path(description="Id at the end of the `url` of a large capture.")]
 
 _EFFECTFUL = {**OPENAI_ERRORS, **EFFECTFUL}
 
@@ -73,7 +77,7 @@ async def list_all(vectors: VectorsDep) -> SteeringVectorList:
 
 @router.get("/v1/steering-vectors/{name}", openapi_extra=OPENAI_ERRORS)
 async def get(
-    name: str,
+    name: VectorName,
     vectors: VectorsDep,
     values: Annotated[bool, Query(description="Whether the numbers are part of the answer.")] = False,
 ) -> SteeringVector:
@@ -87,7 +91,7 @@ async def get(
 
 
 @router.delete("/v1/steering-vectors/{name}", openapi_extra=OPENAI_ERRORS)
-async def delete(name: str, request: Request, vectors: VectorsDep) -> SteeringVectorDeleted:
+async def delete(name: VectorName, request: Request, vectors: VectorsDep) -> SteeringVectorDeleted:
     """Delete `name@version`, or every version of `name`."""
     versions = await asyncio.to_thread(vectors.delete, name)
     _call_of(request).audit = {"act": "steering vector deleted", "vector": name}
@@ -100,7 +104,7 @@ async def delete(name: str, request: Request, vectors: VectorsDep) -> SteeringVe
     response_class=Response,
     responses={200: {"content": {"application/x-npz": {}}}},
 )
-async def read_capture(capture_id: str, request: Request) -> Response:
+async def read_capture(capture_id: CaptureId, request: Request) -> Response:
     """The arrays of a capture that was too large for its answer, as NPZ; kept for a day."""
     _call_of(request).require_scope(SCOPE, "Captures")
     npz = await asyncio.to_thread(CaptureStore(tenant_store(request)).read, capture_id)
@@ -109,7 +113,7 @@ async def read_capture(capture_id: str, request: Request) -> Response:
 
 
 @router.delete("/v1/captures/{capture_id}", openapi_extra=OPENAI_ERRORS)
-async def delete_capture(capture_id: str, request: Request) -> Deleted:
+async def delete_capture(capture_id: CaptureId, request: Request) -> Deleted:
     """Delete the file of a capture."""
     _call_of(request).require_scope(SCOPE, "Captures")
     await asyncio.to_thread(CaptureStore(tenant_store(request)).delete, capture_id)
@@ -157,7 +161,7 @@ def _tokenize(adapter: DecoderAdapter, prompts: list[str | list[ChatMessage]], f
                 ids = adapter.tokenize(prompt, name)
             else:
                 is_open = prompt[-1].role != "assistant"
-                text = adapter.render_chat(prompt, add_generation_prompt=is_open)
+                text = adapter.render_chat(prompt, TemplateOptions(add_generation_prompt=is_open))
                 ids = adapter.tokenize(text, name, special=False)
             if not ids:
                 raise InvalidOption("A prompt has no tokens.")

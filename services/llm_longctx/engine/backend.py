@@ -47,7 +47,7 @@ class SequenceBackend(ABC, Generic[S]):
 
     @abstractmethod
     def fits(self, sequence: Sequence[S], running: Collection[Sequence[S]]) -> bool:
-        """Whether a sequence and its siblings can be admitted beside those that run."""
+        """Whether a sequence and its siblings can be admitted next to those that run."""
 
     @abstractmethod
     def allocate(self, sequence: Sequence[S], parent: Sequence[S] | None = None) -> None:
@@ -185,7 +185,7 @@ class PagedBackend(SequenceBackend[PagedState]):
         return [logits[s] for s in batch]
 
     def _run_on_device(self, batch: list[Sequence[PagedState]]) -> list[DrawnRow]:
-        """A step whose tokens are drawn beside the logits; drafts don't pay there."""
+        """A step whose tokens are drawn next to the logits; drafts don't pay there."""
         draws = StepDraws([s.draw_settings() for s in batch], self.runner.backend)
         taps = [s.taps for s in batch] if any(s.taps for s in batch) else ()
         self.runner.decode([s.state for s in batch], [s.next_token for s in batch], taps, draws)

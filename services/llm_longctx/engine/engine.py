@@ -122,7 +122,7 @@ class Engine:
         """
         backend = self.scheduler.backend
         if self._channel is None or not isinstance(backend, FollowingBackend):
-            message = "only a process beside the first one follows"
+            message = "only a process next to the first one follows"
             raise TypeError(message)
         backend.follow(self._channel)
 

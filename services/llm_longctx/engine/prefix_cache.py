@@ -125,15 +125,16 @@ class PrefixCache:
     def _keys(self, policy: Policy, request: GenerationRequest, length: int) -> Iterator[tuple[bytes, int]]:
         """(key, end) of each prefix of whole blocks among a prompt's first tokens, shortest first.
 
-        Prefixes of another salt have other keys, and so have those that were read under other interventions.
+        Prefixes of another salt have other keys, and so have those that were read under other interventions. Before the
+        first token that an intervention changes, a prefix is everybody's.
         """
         runner, dtype = self._runner, self._runner.model.output_matrix.dtype
         block = self._block if policy.is_chunk_invariant else CHUNK
-        ids, salt = request.prompt_ids, request.run.cache_salt
-        steered = "" if request.taps is None else request.taps.digest(len(ids))
+        ids, salt, taps = request.prompt_ids, request.run.cache_salt, request.taps
         facts = policy.fingerprint(runner.weights_sha256, dtype, runner.backend)
-        key = f"{facts}\0{salt}\0{steered}".encode()
+        key = hashlib.sha256(f"{facts}\0{salt}".encode()).digest()
         for end in range(block, length + 1, block):
             tokens = np.asarray(ids[end - block : end], np.int64).tobytes()
-            key = hashlib.sha256(key + tokens).digest()
+            steered = "" if taps is None else taps.digest(end)
+            key = hashlib.sha256(key + tokens + steered.encode()).digest()
             yield key, end

@@ -146,7 +146,8 @@ class Sequence(Generic[S]):
         if known := list(self.request.prompt_ids[first : self.num_computed + 1]):
             self._num_scored = first + len(known)
             rows = logits[first - 1 - begin :][: len(known)]
-            tokens = token_logprobs(rows, known, self.request.top_logprobs or 0)
+            top = max(self.request.top_logprobs or 0, self.request.top_prompt_logprobs)
+            tokens = token_logprobs(rows, known, top)
             for one in (self, *self.siblings):
                 one.request.hooks.on_prompt(one.answer, tokens)
 
@@ -171,6 +172,8 @@ class Sequence(Generic[S]):
         if self._next < len(self.output_ids):
             return None
         self._next = len(self.output_ids)
+        if self.request.recorder is not None:
+            self.request.recorder.add_logits(row.logits if isinstance(row, DrawnRow) else row)
         return self._sampler.choose(row, self.request.top_logprobs)
 
     def try_choose(self, row: Tensor | DrawnRow | Exception) -> Choice | FinishReason | FoveaError | None:
@@ -184,11 +187,13 @@ class Sequence(Generic[S]):
         """Append the token that was chosen; why the answer is over, if it is."""
         token = self._sampler.accept(words)
         self.output_ids.append(token.id)
-        if (
-            token.id in self.request.stop_token_ids
-            or self.request.hooks.on_token(self.answer, token)
-            or self._sampler.is_finished
-        ):
+        self.request.run.extend()
+        if self.request.recorder is not None:
+            self.request.recorder.add_token(token.id)
+        if token.id in self.request.stop_token_ids:
+            self.request.hooks.on_stop_token(self.answer, token)
+            return "stop"
+        if self.request.hooks.on_token(self.answer, token) or self._sampler.is_finished:
             return "stop"
         return "length" if len(self.output_ids) >= self.request.max_tokens else None
 

@@ -38,7 +38,7 @@ class ExpectedAttention(EvictionMethod):
     sink: int = Field(
         4, ge=0, le=65536, description="First entries, which are always kept, and whose queries don't count."
     )
-    covariance: bool = Field(True, description="Whether the queries' spread counts, beside their mean.")
+    covariance: bool = Field(True, description="Whether the queries' spread counts, next to their mean.")
     value_norm: bool = Field(True, description="Whether scores are multiplied by the values' norms.")
     epsilon: float = Field(0.0, ge=0, description="Added to the expected attention before that.")
 

@@ -1,4 +1,4 @@
-"""PowerAttention (2025): blocks at power-of-two distances, beside a window and sinks; a static pattern."""
+"""PowerAttention (2025): blocks at power-of-two distances, next to a window and sinks; a static pattern."""
 
 from __future__ import annotations
 

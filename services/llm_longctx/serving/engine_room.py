@@ -20,7 +20,7 @@ _DEVICE_BATCH = 64
 def choose_room(device: str, cache_bits: int) -> tuple[int, int]:
     """Bytes of keys and values, and sequences that are decoded at a time; asked once the weights are loaded.
 
-    On a GPU, pages take their memory when an engine is made, those of few bits beside whole ones: each kind gets half.
+    On a GPU, pages take their memory when an engine is made, those of few bits next to whole ones: each kind gets half.
     """
     if not device.startswith("cuda"):
         return _HOST_BYTES, _HOST_BATCH

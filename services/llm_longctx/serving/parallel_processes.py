@@ -30,7 +30,7 @@ _END_S = 20.0
 
 
 class ParallelProcesses:
-    """The processes beside this one; this one leads.
+    """The processes next to this one; this one leads.
 
     Attributes:
         team, channel: Of this process.

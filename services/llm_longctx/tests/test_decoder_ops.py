@@ -1,4 +1,4 @@
-"""What a layer computes beside attention: the C++ operations against torch's in float64, at every level built here."""
+"""What a layer computes besides attention: the C++ operations against torch's in float64, at every level built here."""
 
 import pytest
 import torch

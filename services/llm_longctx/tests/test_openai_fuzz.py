@@ -19,7 +19,7 @@ OPERATIONS = list_operations(APP, "/v1/chat/completions", "/v1/completions", "/t
 
 def change(body):
     body["model"] = None  # else nearly every request stops at an unknown model
-    for remembered in ("session_id", "document_id"):  # needs Redis, and is fuzzed beside the routes that store it
+    for remembered in ("session_id", "document_id"):  # needs Redis, and is fuzzed next to the routes that store it
         body.pop(remembered, None)
 
 

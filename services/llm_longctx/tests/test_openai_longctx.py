@@ -6,10 +6,11 @@ import pytest
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.kernels import backends
 from services.llm_longctx.methods import method
-from services.llm_longctx.serving import decoder_model
+from services.llm_longctx.serving import comparison, decoder_model
 from services.llm_longctx.serving.method_selection import select_policy
-from services.llm_longctx.tests.conftest import MODEL, Server, app_of, go_on, tiny_decoder
+from services.llm_longctx.tests.conftest import MODEL, Server, app_of, go_on, say, tiny_decoder
 from shared.api.text import LongctxOptions
+from shared.lm.builders import llama
 from shared.lm.head_plan import HeadPlan
 from shared.lm.head_plan_store import save_plan
 from shared.storage import ObjectStore
@@ -83,6 +84,29 @@ def test_a_budget_is_kept_whatever_the_method(client, name, knobs):
         assert told["kv_bytes"] <= most
 
 
+@pytest.mark.parametrize(
+    ("on_miss", "served"), [("nearest", "snapkv"), (None, "snapkv"), ("dense", "dense"), ("error", None)]
+)
+def test_a_budget_that_no_pages_meet_is_handled_as_asked(client, on_miss, served):
+    longctx = {"method": "snapkv", "window": 8, "kv_bytes": 600} | ({} if on_miss is None else {"on_miss": on_miss})
+    if served is None:
+        with pytest.raises(openai.BadRequestError, match="can't keep within 600 bytes"):
+            ask(client, longctx, prompt=LONG[:150], max_tokens=20)
+        return
+    told = used(ask(client, longctx, prompt=LONG[:150], max_tokens=20))
+    assert told["method"] == served
+    told_by = {"snapkv": "budget_missed", "dense": "fallback"}
+    assert "can't keep within 600 bytes" in told[told_by.pop(served)]
+    assert told[next(iter(told_by.values()))] is None
+    assert (told["kv_ratio"] < 0.6) is (served == "snapkv")
+
+
+def test_two_budgets_in_one_request_are_refused(client):
+    for more in ({"budget": 10}, {"knobs": {"ratio": 0.3}}, {"kv_bytes": 9_000}):
+        with pytest.raises(openai.BadRequestError, match="Give either"):
+            ask(client, {"method": "snapkv", "kv_ratio": 0.5, **more})
+
+
 def test_a_budget_below_dense_is_refused_by_methods_that_free_nothing(client):
     with pytest.raises(openai.BadRequestError, match="frees no memory"):
         ask(client, {"method": "recycled", "kv_ratio": 0.5})
@@ -130,6 +154,32 @@ def engine():
     return Engine(tiny_decoder(), page=8)
 
 
+@pytest.fixture(scope="module")
+def deep():
+    """As many heads and layers as SmolLM2: pages of many heads round up at different budgets."""
+    shape = {"width": 72, "layers": 30, "heads": 9, "kv_heads": 3, "hidden": 8, "positions": 512}
+    return Engine(llama(vocab=64, norm_eps=1e-5, tied=True, **shape).eval())
+
+
+EVICTION = (
+    "snapkv", "pyramidkv", "adakv", "criticalkv", "keydiff", "knorm", "lagkv", "tova", "streamingllm",
+    "expected_attention", "kvzip",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "ratio", "new", "dtype"),
+    [
+        *((name, 0.5, 16, None) for name in EVICTION),
+        *(("kvzip", 0.4, 8, None), ("kvzip", 0.6, 24, None), ("pyramidkv", 0.6, 1, "q8"), ("pyramidkv", 0.4, 24, "q4")),
+    ],
+)
+def test_a_budget_that_pages_can_meet_is_met_and_used(deep, name, ratio, new, dtype):
+    longctx = LongctxOptions(method=name, kv_ratio=ratio, kv_cache_dtype=dtype)
+    held = select_policy(deep, longctx, {}, 329, new).nbytes(329, new, deep.pool) / deep.dense_bytes(329 + new)
+    assert ratio - 0.06 < held <= ratio
+
+
 def test_nothing_asked_is_the_engines_own(engine):
     assert select_policy(engine, None, {}, 10, 5) is engine.policy
 
@@ -138,3 +188,57 @@ def test_knobs_may_stand_beside_or_apart(engine):
     beside = select_policy(engine, LongctxOptions.model_validate({"method": "power", "block": 64}), {}, 10, 5)
     apart = select_policy(engine, LongctxOptions(method="power", knobs={"block": 64}), {}, 10, 5)
     assert beside.method == apart.method == method("power", block=64)
+
+
+def test_methods_are_compared_on_one_request(client, codec):
+    asked = {"compare": ["dense", DUO, {"method": "dense"}], "logit_bias": {"256": -100}}
+    found = go_on(client, LONG[:120], extra_body=asked, max_tokens=9)
+    ways = [{"method": "dense"}, DUO, {"method": "dense"}]
+    assert [one.text for one in found.choices] == [
+        ask(client, one, max_tokens=9, logit_bias={"256": -100}).choices[0].text for one in ways
+    ]
+    first, duo, same = found.comparison
+    assert (first["index"], first["kl"], same["kl"], same["agreement"]) == (0, None, [0.0] * 9, 1.0)
+    assert duo["longctx"]["kv_bytes"] < first["longctx"]["kv_bytes"] == same["longctx"]["kv_bytes"]
+    engine = Engine(tiny_decoder())
+    pair = [engine.open(), engine.open(method("duo", roles=ROLES, sink=4, recent=16))]
+    logits = [one.prefill(codec.encode(LONG[:120], special=False))[-1] for one in pair]
+    wanted, agrees = [], []
+    for _ in range(9):
+        p, q = (one.double().log_softmax(-1) for one in logits)
+        wanted.append(float((p.exp() * (p - q)).sum()))
+        agrees.append(bool(p.argmax() == q.argmax()))
+        logits = [one.step(int(p.argmax())) for one in pair]
+    assert duo["kl"] == pytest.approx(wanted, abs=1e-5)
+    assert max(wanted) > 0.01
+    assert (duo["mean_kl"], duo["agreement"]) == pytest.approx((sum(wanted) / 9, sum(agrees) / 9), abs=1e-5)
+
+
+def test_a_compared_chat_streams_every_answer_and_counts_the_tokens_that_are_held(client, monkeypatch):
+    monkeypatch.setattr(comparison, "MAX_NUMBERS", 4 * 272)
+    body = {"compare": ["dense", DUO], "interventions": [{"type": "scale", "site": "z.1", "factor": 0, "heads": [1]}]}
+    whole = say(client, extra_body=body, max_tokens=8)
+    texts, compared = {0: "", 1: ""}, []
+    for chunk in say(client, extra_body=body, max_tokens=8, stream=True):
+        for one in chunk.choices:
+            texts[one.index] += one.delta.content or ""
+        compared += getattr(chunk, "comparison", None) or []
+    assert list(texts.values()) == [one.message.content for one in whole.choices]
+    assert [one.get("kl") for one in compared] == [one["kl"] for one in whole.comparison]
+    assert len(compared[1]["kl"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("more", "what"),
+    [
+        ({"compare": ["dense", "nothing"]}, "nothing"),
+        ({"compare": ["dense"]}, "at least 2"),
+        ({"compare": ["dense", DUO], "n": 2}, "one prompt, n = 1"),
+        ({"compare": ["dense", DUO], "longctx": DUO}, "no longctx beside it"),
+        ({"compare": ["dense", DUO], "prompt": ["a", "b"]}, "one prompt"),
+    ],
+)
+def test_what_can_not_be_compared_is_a_clear_400(client, more, what):
+    with pytest.raises(openai.BadRequestError, match=what) as caught:
+        go_on(client, extra_body=more)
+    assert caught.value.body["param"]

@@ -1,4 +1,4 @@
-"""Interventions and captures of one request: against a traced forward, beside others, over cached prefixes, n times."""
+"""Interventions and captures of one request: against a traced forward, in a batch, over cached prefixes, n times."""
 
 from collections.abc import Mapping
 
@@ -22,12 +22,13 @@ from services.llm_longctx.tests.conftest import Ear, tiny_decoder
 from services.llm_longctx.tests.hooks import Listeners
 from services.llm_longctx.tests.method_contract.oracle import PLAN
 from services.llm_longctx.tests.test_decode_step import IDS, ROLES, build
-from shared.lm.interventions import Add, Attend, Scale, Uniform
+from shared.lm.interventions import Add, Attend, Replace, Scale, Uniform
 from shared.lm.taps import trace
 
 N = 70
 DECODE = TokenRange(N)
 ALL = TokenRange()
+ROWS = TokenRange.of([3, 64, N - 1, N + 2], N, 600)
 FAMILIES = ["llama", "gemma3", "gpt2"]
 BACKENDS = ["auto", "cpu_torch"] if "cpu_ext" in backends() else ["cpu_torch"]
 
@@ -48,6 +49,11 @@ def edits_of(kind: str) -> list[PlacedEdit]:
         "keys": [PlacedEdit(Scale("k.1", 1.5, heads=[0]), ALL), PlacedEdit(Scale("v.2", -1.0), DECODE)],
         "attend": [PlacedEdit(Attend(2, [0, 2], [], [3, 5, N + 1], [0.25, 0.5, 1.0]), ALL)],
         "normed": [PlacedEdit(Scale("normed", 2.0), ALL)],
+        "set": [PlacedEdit(Replace("resid_post.1", vector()[None, None]), TokenRange.of([5, N - 1, N + 1], N, 600))],
+        "rows": [
+            PlacedEdit(Replace("z.1", vector(4, seed=5).view(1, 4, 1, 1), [0, 3]), ROWS),
+            PlacedEdit(Replace("v.0", vector(4).view(1, 4, 1, 1)), ROWS),
+        ],
         "listed": [PlacedEdit(Add("resid_pre.2", 3 * vector()), TokenRange.of([0, -1, N + 2], N, 600))],
     }
     return known[kind]
@@ -63,7 +69,12 @@ def traced(net, ids: list[int], edits: list[PlacedEdit], capture=()):
                 keys, weights = [k for k, _ in seen], [w for _, w in seen]
                 placed += [Attend(one.edit.layer, h, query, keys or [0], weights or [0.0]) for h in one.edit.head]
         else:
-            placed.append(type(one.edit)(**{f: getattr(one.edit, f) for f in one.edit.__slots__} | {"positions": at}))
+            fields = {f: getattr(one.edit, f) for f in one.edit.__slots__} | {"positions": at}
+            if isinstance(one.edit, Replace) and one.edit.value.shape[1] > 1:
+                fields["value"] = torch.zeros(1, len(ids), *one.edit.value.shape[2:])
+                for row, position in enumerate(at):
+                    fields["value"][0, position] = one.edit.value[0, row]
+            placed.append(type(one.edit)(**fields))
     return trace(net, torch.tensor([ids]), edits=placed, capture=capture)
 
 
@@ -75,7 +86,9 @@ def answer(net, taps: RequestTaps | None, backend: str = "auto", how="dense", **
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("kind", ["residual", "middle", "heads", "queries", "keys", "attend", "normed", "listed"])
+@pytest.mark.parametrize(
+    "kind", ["residual", "middle", "heads", "queries", "keys", "attend", "normed", "listed", "set", "rows"]
+)
 def test_a_served_request_computes_what_a_traced_forward_does(kind, family, backend):
     net, edits = build(family), edits_of(kind)
     lens = LensCapture(tuple(range(3)), 4, ALL)
@@ -132,7 +145,7 @@ def test_captures_alone_change_no_bit():
 
 
 def _logprobs(net, taps, others: int = 0, method_name: str = "dense"):
-    """Tokens and log-probabilities of an untapped request beside `others` requests with taps, or of a tapped one."""
+    """Tokens and log-probabilities of an untapped request next to `others` requests with taps, or of a tapped one."""
     engine = Engine(net, method_name, None if method_name == "dense" else ROLES, page=16)
     collectors = []
 
@@ -160,7 +173,7 @@ class _Scores(TokenCollector):
         return super().on_token(answer, token)
 
 
-@pytest.mark.parametrize("kind", ["residual", "heads", "attend"])
+@pytest.mark.parametrize("kind", ["residual", "heads", "attend", "rows"])
 @pytest.mark.parametrize("how", ["dense", "streamingllm", "recycled"])
 def test_neighbours_without_taps_get_the_same_bits(kind, how):
     net = build("llama")
@@ -187,6 +200,10 @@ def test_a_steered_prefix_is_never_reused_by_an_unsteered_request_nor_the_other_
     assert (ask(steered), ask(None)) == ((fresh["steered"], 0), (fresh["plain"], 0))
     assert (ask(other), ask(steered), ask(None)) == ((fresh["other"], 0), (fresh["steered"], 64), (fresh["plain"], 64))
     assert ask(decoding)[1] == 64, "a prompt that no edit touches is like any other"
+    assert ask(RequestTaps(tuple(edits_of("set"))))[1] == 0
+    late = RequestTaps((PlacedEdit(Replace("resid_post.1", vector()[None, None]), TokenRange.of([40], N, 600)),))
+    assert ask(late) == (answer(net, late).tokens, 32), "what lies before the first changed token is everybody's"
+    assert (ask(late)[1], ask(None)) == (64, (fresh["plain"], 64))
     assert ask(RequestTaps(captures=(ActivationCapture("z.0", TokenRange(20, 21, (20,))),)))[1] == 16
 
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import shared.registry.servable
 from services.llm_longctx.engine import GenerationRequest, Sampling
 from services.llm_longctx.engine.quality.background_tasks import BackgroundTasks
 from services.llm_longctx.engine.requests.failures import to_safe_error
@@ -133,6 +134,20 @@ def test_a_step_decodes_all_and_reads_a_budget_of_one_prompt(scheduler, backend)
     assert step(scheduler) == ["decode b", "complete b", "release b", "allocate c", "prefill c"]
     assert step(scheduler, 2) == ["decode c", "complete c", "release c"]
     assert scheduler.in_flight == 0
+
+
+@pytest.mark.parametrize(("is_stream", "tokens"), [(True, 8_000), (False, 120)])
+def test_a_long_stream_on_a_slow_machine_is_whole(scheduler, backend, clock, is_stream, tokens):
+    clock.govern(shared.registry.servable)
+    backend.room = 10_000
+    request, ear = ask("a", new=8_000, run=CallContext(deadline=clock.monotonic() + 120))
+    request.run.is_stream, request.run.pause_s = is_stream, 120
+    scheduler.add_request(request)
+    while scheduler.in_flight:
+        scheduler.step()
+        clock.advance(1)
+    assert len(ear.ids) - tokens in {0, 1}
+    assert (ear.reason == "length") is is_stream
 
 
 def test_siblings_begin_with_the_prompt_that_was_read_once(scheduler, backend):

@@ -8,6 +8,7 @@ import torch
 from services.llm_longctx.engine.taps import ActivationCapture, TokenRange
 from services.llm_longctx.serving.steering import build_taps, vector_store
 from services.llm_longctx.serving.steering.build_taps import TapBuilder
+from services.llm_longctx.serving.steering.capture_store import CaptureStore
 from services.llm_longctx.serving.steering.capture_writer import INLINE_NUMBERS
 from services.llm_longctx.serving.steering.vector_store import VectorStore
 from services.llm_longctx.tests.conftest import tiny_decoder
@@ -65,9 +66,8 @@ def test_a_captured_activation_counts_what_its_site_holds(site):
 
 def build(capture, *, max_tokens=5, n=1, has_files=True):
     options = GenerationOptions(capture=capture, n=n)
-    return TapBuilder(tiny_decoder().config, "", VectorStore(None), has_files=has_files).build(
-        options, PROMPT, max_tokens
-    )
+    files = CaptureStore(ObjectStore.open("memory://")) if has_files else None
+    return TapBuilder(tiny_decoder().config, "", VectorStore(None), files).build(options, PROMPT, max_tokens)
 
 
 def lens(**more):

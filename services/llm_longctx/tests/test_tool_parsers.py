@@ -1,4 +1,4 @@
-"""Tool parsers: whatever the pieces of an answer, its calls and the text beside them are the same."""
+"""Tool parsers: whatever the pieces of an answer, its calls and the text next to them are the same."""
 
 import itertools
 import json
@@ -46,6 +46,16 @@ def read(parser_type, pieces, functions=(WEATHER,)):
 def cut(text, places):
     borders = sorted({0, len(text), *(place % (len(text) + 1) for place in places)})
     return [text[a:b] for a, b in itertools.pairwise(borders)]
+
+
+@pytest.mark.parametrize("parser", PARSERS)
+@pytest.mark.parametrize(("parameters", "takes"), [(None, False), ({"type": "object", "properties": {}}, False)])
+def test_a_function_without_parameters_takes_none(parser, parameters, takes):
+    function = FunctionDefinition(name="ping", parameters=parameters)
+    use = ToolUse((function,), parser, is_native=True, is_forced=True, is_parallel=False)
+    grammar = GrammarCompiler(ByteTokenizer(), 256).compile(use.grammar_source(), "tools")
+    assert grammar.accepts(list(parser.write_call("ping", "{}").encode()))
+    assert grammar.accepts(list(parser.write_call("ping", '{"name": "ping"}').encode())) is takes
 
 
 @pytest.mark.parametrize("parser", PARSERS)

@@ -27,7 +27,7 @@ _OVER = "Mean over 256 thresholds, over frames with a polyp; the prediction is s
 
 
 def _published(metric: str, note: str, **values: float) -> tuple[Metric, ...]:
-    """The paper's numbers by data set. Ours can't be set beside them: other pictures, another size of network."""
+    """The paper's numbers by data set. Ours can't be set next to them: other pictures, another size of network."""
     names = {
         "kvasir": "Kvasir",
         "clinicdb": "CVC-ClinicDB",

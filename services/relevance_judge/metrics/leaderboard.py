@@ -1,4 +1,4 @@
-"""Leaderboard of judges: agreement with its interval, and beside it how alike they rank systems.
+"""Leaderboard of judges: agreement with its interval, and next to it how alike they rank systems.
 
 Over the published judges kappa and tau are unrelated, so a row always has both columns; a row without an interval is
 not shown, because nobody could tell it from its neighbours.

@@ -1,4 +1,4 @@
-"""Trust report: a judge beside lexical and embedding baselines on a labelled sample, before a batch of it is believed.
+"""Trust report: a judge against lexical and embedding baselines on a labelled sample, before a batch of it is believed.
 
 Pair order, τ and κ each come with an interval from a bootstrap over queries, and a sentence says whether the judge is
 better than what costs nothing. Computes from signals; asks no model.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import Response
 from pydantic import Field, ValidationError
 
@@ -75,13 +75,15 @@ def label(request: Request, body: BatchIn, form: Form = None) -> Any:
 
 
 @router.get("/batches")
-def list_batches(request: Request, limit: Annotated[int, Query(ge=1, le=500)] = 50) -> list[BatchRow]:
+def list_batches(
+    request: Request, limit: Annotated[int, Query(ge=1, le=500, description="Most batches.")] = 50
+) -> list[BatchRow]:
     """List the caller's batches, newest first."""
     return _open_store(request).list_batches(limit)
 
 
 @router.get("/batches/{name}", responses=problems(404) | _FILES, response_model=BatchOut)
-def show_batch(request: Request, name: str, form: Form = None) -> Any:
+def show_batch(request: Request, name: Annotated[str, Path(description="Id of the batch.")], form: Form = None) -> Any:
     """Show a batch, also while it runs: its summary, or with `form` its labels."""
     return _answer(_open_store(request), name, form or _form_by_accept(request))
 
@@ -108,7 +110,7 @@ def _open_store(request: Request) -> BatchStore:
 def _options(judge: Judge, options: dict[str, Any]) -> JudgeIn:
     """The judge's request, with one placeholder pair."""
     if misplaced := {"pairs", "query", "passages"} & set(options):
-        raise InvalidOption("Pairs go beside the options, not into them.", field=f"options.{min(misplaced)}")
+        raise InvalidOption("Pairs go next to the options, not into them.", field=f"options.{min(misplaced)}")
     try:
         return judge.In.model_validate({**options, "pairs": [{"query": "-", "passage": "-"}]})
     except ValidationError as error:

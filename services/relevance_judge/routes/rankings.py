@@ -52,7 +52,7 @@ class FamilyRow(BaseModel):
 
 
 class RankingsOut(BaseModel):
-    """Correlation of the two rankings, with kappa and alpha beside it: they are unrelated, so look at both."""
+    """Correlation of the two rankings, with kappa and alpha next to it: they are unrelated, so look at both."""
 
     tau_b: float | None
     rho: float | None

@@ -1,4 +1,4 @@
-"""`POST /v1/judge/trust`: a judge beside lexical and embedding baselines on a labelled sample. Stores nothing."""
+"""`POST /v1/judge/trust`: a judge against lexical and embedding baselines on a labelled sample. Stores nothing."""
 
 from __future__ import annotations
 

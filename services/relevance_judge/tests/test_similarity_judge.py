@@ -1,4 +1,4 @@
-"""The similarity judge on its real embedder, and word overlap beside it."""
+"""The similarity judge on its real embedder, and word overlap next to it."""
 
 from typing import Any
 

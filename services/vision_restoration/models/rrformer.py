@@ -9,7 +9,7 @@ from shared.registry.measured import measured_card
 
 
 def _published(metric: str, **values: float) -> tuple[Metric, ...]:
-    """The paper's numbers by data set; ours can't be set beside them: other pictures, another size of network."""
+    """The paper's numbers by data set; ours can't be set next to them: other pictures, another size of network."""
     names = {"uhd4k": "UHDRR4K", "uhd8k": "UHDRR8K", "cdr": "CDR, real"}
     note = "dB, full size." if metric == "psnr" else "Full size."
     return tuple(

@@ -1,4 +1,4 @@
-"""A worker that runs beside a test, and waiting for what becomes of a job."""
+"""A worker that runs next to a test, and waiting for what becomes of a job."""
 
 import asyncio
 from collections.abc import AsyncIterator

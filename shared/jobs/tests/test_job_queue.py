@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from shared.errors import Conflict, Fault, InvalidOption, NotFound, NotReady, QueueFull, RateLimited, StorageFull
-from shared.jobs import redis_keys
+from shared.jobs import redis_client, redis_keys
 from shared.jobs.consumer import Delivery, NothingToDo, QueueConsumer
 from shared.jobs.queue import JobQueue, Payload, Result
 from shared.jobs.redis_queue import RedisJobQueue
@@ -364,6 +364,19 @@ async def test_every_method_raises_not_ready_while_redis_is_away(job_settings, p
         assert isinstance(answer, NotReady)
         assert answer.retry_after
     await queue.close()
+
+
+async def test_a_redis_that_is_silent_is_asked_once(job_settings, payload, monkeypatch):
+    monkeypatch.setattr(redis_client, "_TIMEOUT_S", 0.3)
+    connections: list[asyncio.StreamWriter] = []
+    silent = await asyncio.start_server(lambda _, writer: connections.append(writer), "127.0.0.1", 0)
+    queue = RedisJobQueue(f"redis://127.0.0.1:{silent.sockets[0].getsockname()[1]}", job_settings)
+    with pytest.raises(NotReady, match="can't be reached"):
+        await queue.submit(payload)
+    assert len(connections) == 1, "a second try would have the caller wait as long again"
+    await queue.close()
+    connections[0].close()
+    silent.close()
 
 
 async def test_a_wrong_password_is_said_so(redis_url, job_settings):

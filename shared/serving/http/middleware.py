@@ -14,7 +14,7 @@ import sys
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shared import telemetry
-from shared.api.replica import AUDIT_HEADER, JOB_HEADER, SCOPES_HEADER, is_endless
+from shared.api.replica import AUDIT_HEADER, JOB_HEADER, SCOPES_HEADER, STREAM_HEADER, is_endless
 from shared.api.usage import USAGE_HEADER
 from shared.asgi.body import Inflater, read_coding, read_content_length
 from shared.asgi.errors import RawHeaders
@@ -52,11 +52,15 @@ class ServiceCall(HttpCall):
         self.tenant = self._header("x-fovea-tenant") or "local"
         job_id, _, attempt = self._header(JOB_HEADER).partition(" ")
         self.report: RemoteReport | None = progress.open(job_id, attempt) if progress and attempt else None
+        now = asyncio.get_running_loop().time()
         if (seconds := _read_timeout(self._header("x-fovea-deadline-ms"))) is not None:
-            self.deadline = asyncio.get_running_loop().time() + seconds
+            self.deadline = self.ends_at = now + seconds  # a caller's own deadline is for the whole answer
+        if (whole := _read_timeout(self._header(STREAM_HEADER))) is not None:
+            self.ends_at = now + (whole or math.inf)
         self.run = scope["fovea.run"] = CallContext(
             deadline=None if job_id else self.deadline, report=self.report, job=job_id or None, tenant=self.tenant
         )
+        self.run.pause_s, self.run.ends_at = settings.request_timeout_s, self.ends_at
         scopes = self.headers.get(SCOPES_HEADER.encode())
         self.run.scopes = None if scopes is None else frozenset(scopes.decode("latin-1").split(","))
         self.run.cache_salt = "" if settings.prefix_cache_shared else self.tenant

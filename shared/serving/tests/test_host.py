@@ -1,13 +1,18 @@
 """The host loads its models side by side, says which it has and why not, and runs their calls off the loop."""
 
 import asyncio
+import math
+import re
 import threading
+import time
 
 import numpy as np
 import pytest
 
+import shared.registry.servable
+import shared.serving.host
 from shared import telemetry
-from shared.errors import Cancelled, InvalidOption, NotFound, NotReady, QueueFull
+from shared.errors import Cancelled, DeadlineExceeded, InvalidOption, NotFound, NotReady, QueueFull
 from shared.registry import CallContext, LoadContext
 from shared.serving.host import Host
 from shared.serving.tests import toys
@@ -174,6 +179,59 @@ async def test_what_a_stream_tells_the_metrics_carries_its_service_and_model():
     await host.stop()
 
 
+@pytest.mark.parametrize(
+    ("facts", "gap_s", "told"),
+    [
+        ({"is_stream": True}, 1, None),
+        ({"is_stream": True}, 121, "nothing new .* FOVEA_REQUEST_TIMEOUT_S"),
+        ({"is_stream": True, "lasts_s": 7_000}, 1, "FOVEA_STREAM_TIMEOUT_S"),
+        ({}, 1, "FOVEA_REQUEST_TIMEOUT_S"),
+    ],
+)
+async def test_deadline_of_a_stream_counts_from_each_piece(clock, facts, gap_s, told):
+    class Slow(toys.Story):
+        card = toys.card("slow", "plan")
+
+        async def stream(self, request, run):
+            for _ in range(8_000):
+                clock.advance(gap_s if request.text == "a" else 0)
+                run.check()
+                yield toys.Said(text="b", together=1)
+
+    host = Host("toy", {"slow": Slow}, Settings())
+    await host.start()
+    clock.govern(shared.registry.servable, shared.serving.host)
+    run, begun = CallContext(deadline=clock.monotonic() + 120), clock.monotonic()
+    run.pause_s, run.ends_at = 120, begun + facts.get("lasts_s", math.inf)
+    run.is_stream = facts.get("is_stream", False)
+    count, failed = 0, None
+    try:
+        async for _ in host.stream("slow", Text(text="a"), run):
+            count += 1
+    except DeadlineExceeded as error:
+        failed = f"{error.detail} {error.hint}"
+    assert (failed is None) == (told is None) == (count == 8_000)
+    assert told is None or re.search(told, failed)
+    await host.stop()
+
+
+async def test_tokens_that_show_nothing_yet_keep_a_stream_alive(host, monkeypatch):
+    async def stream(_, run):
+        for _ in range(4):
+            await asyncio.sleep(0.1)
+            run.extend()
+        yield toys.Said(text="late", together=1)
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(host.servable("toy/story"), "stream", stream)
+    run = CallContext(deadline=time.monotonic() + 0.25)
+    run.is_stream, run.pause_s = True, 0.25
+    events = host.stream("toy/story", Text(text="a"), run)
+    assert (await anext(events)).text == "late"
+    with pytest.raises(DeadlineExceeded, match="nothing new"):
+        await anext(events)
+
+
 async def test_more_streams_than_may_be_open_are_refused():
     host = Host("toy", {"toy/story": toys.Story}, Settings(max_queue_size=1))
     await host.start()
@@ -243,4 +301,65 @@ async def test_tensors_of_a_model_that_can_t_batch_run_alone():
     await host.start()
     await asyncio.gather(*(host.infer("alone", feeds(), CallContext()) for _ in range(5)))
     assert host.servable("alone").engine.batches == [1] * 5
+    await host.stop()
+
+
+class Lazy(Echo):
+    """Its first request loads it; counts how often that happens."""
+
+    on_demand = True
+    loads = 0
+
+    @classmethod
+    def load(cls, place: LoadContext):
+        cls.loads += 1
+        time.sleep(0.1)
+        return cls()
+
+
+async def test_models_wait_for_their_first_request_which_all_that_come_meanwhile_share():
+    kinds = {name: named(Lazy, name) for name in ("one", "two")} | {"eager": named(Echo, "eager")}
+    host = Host("toy", kinds, Settings(preload="default"))
+    await host.start()
+    assert [host.slot(name).state for name in ("one", "two", "eager")] == ["ready", "on_demand", "ready"]
+    assert host.ready
+    assert all(entry.ready for entry in host.entries())
+    host.check_ready("two")
+    with pytest.raises(NotReady, match="loaded by its first request") as caught:
+        host.servable("two")  # a route that does not wait for it
+    assert caught.value.retry_after == 2
+    asking = asyncio.gather(*(host.predict("two", Text(text="x"), CallContext()) for _ in range(3)))
+    await asyncio.sleep(0.05)
+    assert host.settled, "other models go on being served"
+    said = await asking
+    assert {answer.text for answer in said} == {"x"}
+    assert (kinds["one"].loads, kinds["two"].loads) == (1, 1)
+    await host.stop()
+
+
+async def test_beyond_the_budget_the_longest_unused_model_is_unloaded_and_comes_back():
+    kinds = {name: named(Lazy, name) for name in ("first", "one", "two")}
+    host = Host("toy", kinds, Settings(preload="first", model_memory_bytes=1))
+    await host.start()
+    for name, states in (
+        ("one", ["ready", "on_demand"]),
+        ("two", ["on_demand", "ready"]),
+        ("one", ["ready", "on_demand"]),
+    ):
+        await host.infer(name, feeds(), CallContext())
+        assert [host.slot(each).state for each in ("one", "two")] == states
+    assert host.slot("first").state == "ready"
+    assert kinds["one"].loads == 2
+    await host.stop()
+
+
+async def test_model_that_fails_at_its_first_request_says_why():
+    class Broken(toys.Broken):
+        on_demand = True
+
+    host = Host("toy", {"toy/echo": Echo, "toy/broken": Broken}, Settings(preload="toy/echo"))
+    await host.start()
+    with pytest.raises(NotReady, match="not available"):
+        await host.predict("toy/broken", Text(text="x"), CallContext())
+    assert list(host.missing()) == ["toy/broken"]
     await host.stop()

@@ -46,6 +46,8 @@ def test_a_replica_that_outgrows_its_memory_says_so_in_its_last_record(redis_url
     assert last.out_of_memory
     assert not last.ready
     assert last.memory > 1
+    assert "FOVEA_REPLICA_MEMORY_BYTES" in last.trouble
+    assert last.trouble in done.stdout + done.stderr
 
 
 def test_memory_is_limited_even_where_nobody_says_so():

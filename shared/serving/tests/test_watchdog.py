@@ -1,6 +1,7 @@
 """What is stuck is noticed: work past its deadline, a dead thread, a deaf loop, memory that runs away."""
 
 import asyncio
+import math
 import subprocess
 import sys
 import textwrap
@@ -41,7 +42,8 @@ async def test_work_past_its_deadline_makes_a_replica_not_ready_until_it_ends(tm
             assert (await client.get("/readyz")).status_code == 200
 
 
-async def test_requests_give_their_deadline_to_the_threads_that_work_for_them(tmp_path, clock):
+@pytest.mark.parametrize(("stream_ms", "whole_s"), [(None, 5), ("0", math.inf), ("9000", 9)])
+async def test_requests_give_their_deadline_to_the_threads_that_work_for_them(tmp_path, stream_ms, whole_s):
     from fastapi import APIRouter, Request
 
     routes, seen = APIRouter(), list[Any]()
@@ -53,10 +55,12 @@ async def test_requests_give_their_deadline_to_the_threads_that_work_for_them(tm
             await loop.run_in_executor(pool, lambda: seen.extend(request.app.state.host.work._running.values()))
 
     app = build("toy", routers=[routes], servables={}, settings=Settings(data_dir=tmp_path))
+    headers = {"x-fovea-deadline-ms": "5000"} | ({} if stream_ms is None else {"x-fovea-stream-ms": stream_ms})
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://toy") as client:
-        await client.post("/v1/think", headers={"x-fovea-deadline-ms": "5000"})
+        await client.post("/v1/think", headers=headers)
     ((_, run, _),) = seen
     assert 4 < run.deadline - time.monotonic() <= 5
+    assert whole_s - 1 <= run.ends_at - time.monotonic() <= whole_s
     assert app.state.host.work._running == {}
 
 

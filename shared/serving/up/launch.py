@@ -1,4 +1,4 @@
-"""`fovea up`: starts Redis, Ray with the services, which run the jobs, too, and the gateway, until Ctrl-C.
+"""`fovea up`: starts Redis, the services, which run the jobs, too, and the gateway, until Ctrl-C.
 
 It shows progress, sends one real request to each service, prints the URLs, and at the end stops everything in reverse
 order.
@@ -23,6 +23,7 @@ from shared import telemetry
 from shared.errors import FoveaError, NotReady
 from shared.jobs.redis_server import RedisServer
 from shared.registry.discovery import services_with_models
+from shared.serving.up import forked_replicas
 from shared.serving.up.processes import ProcessDied, ProcessGroup
 from shared.serving.up.smoke_test import SmokeResult, run_smoke_test
 from shared.serving.up.startup_progress import ServiceProgress, StartupProgress
@@ -125,28 +126,48 @@ class _Product:
 
     async def _work(self, server: RedisServer, children: ProcessGroup, *, once: bool) -> None:
         """Start the children, follow them until they are ready, and send the first requests."""
-        await children.add("ray", "shared.serving.ray")
+        if self._settings.placement == "ray":
+            await children.add("ray", "shared.serving.ray")
+        else:
+            for name, services in self._groups().items():
+                await children.add(name, forked_replicas.__name__, *services)
         await children.add("gateway", "services.gateway")
+        if self._settings.auth == "keys" and self._settings.up_api_key is None:
+            self._warn("FOVEA_AUTH=keys and FOVEA_UP_API_KEY is not set: no first requests are sent.")
         readiness = StartupProgress(self._services, server.url, self._gateway, self._settings.replica_credentials)
+        unanswered = set(self._services)
         try:
-            async with asyncio.timeout(_START_TIMEOUT_S):
+            async with asyncio.timeout(_START_TIMEOUT_S), asyncio.TaskGroup() as asking:
                 async for news in readiness.news():
                     self._show_progress(news)
+                    if news.stage != "placed":
+                        asking.create_task(self._ask_first(news.service, unanswered))
         except TimeoutError:
             raise NotReady(f"Not ready after {_START_TIMEOUT_S:g} s.", hint="See the logs.") from None
-        await self._send_first_requests()
+        for service in sorted(unanswered):  # one that asks another service answers when that one is there
+            await self._ask_first(service, unanswered, is_last=True)
         self._urls()
         if not once:
             await asyncio.Event().wait()
 
-    async def _send_first_requests(self) -> None:
-        """Send one request to each service; warn where a key is required and none is set."""
+    def _groups(self) -> dict[str, list[str]]:
+        """Services by the process that they are forked from."""
+        groups: dict[str, list[str]] = {}
+        for service in self._services:
+            name = "language services" if service in forked_replicas.TORCH_SERVICES else "services"
+            groups.setdefault(name, []).append(service)
+        return groups
+
+    async def _ask_first(self, service: str, unanswered: set[str], *, is_last: bool = False) -> None:
+        """Send a service its first request; a failure is shown, and counts, only where nothing else is waited for."""
         key = self._settings.up_api_key
         if self._settings.auth == "keys" and key is None:
-            self._warn("FOVEA_AUTH=keys and FOVEA_UP_API_KEY is not set: no first requests are sent.")
             return
-        async for result in run_smoke_test(self._gateway, _OUTPUT_FOLDER, key.get_secret_value() if key else None):
-            self._show(result)
+        secret = key.get_secret_value() if key else None
+        async for result in run_smoke_test(self._gateway, _OUTPUT_FOLDER, secret, {service}):
+            if result.is_ok or is_last:
+                unanswered.discard(service)
+                self._show(result)
 
     async def _keep_redis(self, server: RedisServer, children: ProcessGroup) -> None:
         """Start our Redis again, with its data and port, whenever it dies."""
@@ -177,10 +198,13 @@ class _Product:
             "FOVEA_REPLICA_SECRET": ",".join(config.replica_secrets),
             "FOVEA_JOBS_IN_REPLICA": "1",
             "PYTHONUNBUFFERED": "1",
+            "MALLOC_ARENA_MAX": "2",  # each more is memory that one thread has freed and no other takes
             # Services share the cores, so threads that wait must not spin for long; but the gaps inside one decode step
             # are shorter than falling asleep and waking up, which nearly doubles its time.
             "GOMP_SPINCOUNT": "10000",
         }
+        if "preload" not in config.model_fields_set:
+            variables["FOVEA_PRELOAD"] = "default"
         if "judge_base_url" not in config.model_fields_set:
             variables["FOVEA_JUDGE_BASE_URL"] = self._gateway
         return variables

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,20 +29,24 @@ class SmokeResult:
     files: tuple[Path, ...] = ()
 
 
-async def run_smoke_test(gateway: str, out: Path, key: str | None = None) -> AsyncIterator[SmokeResult]:
+async def run_smoke_test(
+    gateway: str, out: Path, key: str | None = None, services: Collection[str] | None = None
+) -> AsyncIterator[SmokeResult]:
     """Ask one model of each service for its own example, and write the answers under `out/<service>/`.
 
     Args:
         gateway: Its URL.
         out: Where answers go.
         key: API key to send, where the gateway demands one.
+        services: Services to ask; None for all.
     """
     headers = {"authorization": f"Bearer {key}"} if key else {}
     async with httpx2.AsyncClient(base_url=gateway, timeout=_TIMEOUT_S, headers=headers) as client:
         entries = (await client.get("/v1/models")).raise_for_status().json()["data"]
         first: dict[str, Mapping[str, Any]] = {}
         for entry in sorted(entries, key=lambda entry: not entry["ready"]):
-            first.setdefault(entry["service"], entry)
+            if services is None or entry["service"] in services:
+                first.setdefault(entry["service"], entry)
         for entry in first.values():
             yield await _send(client, entry, out / entry["service"])
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import httpx2
@@ -39,21 +39,20 @@ class StartupProgress:
         self._gateway = gateway
         self._credentials = dict(credentials or {})
         self._stages: dict[str, str] = {}
-        self._has_models: dict[str, bool] = {}  # whether any model of the service is there, so that it can be routed to
 
     async def news(self) -> AsyncIterator[ServiceProgress]:
-        """Yield each step of each service once; ends when all are done and the gateway routes to them."""
+        """Yield each step of each service once; ready is one to which the gateway routes. Ends when all are done."""
         async with _connect(self._url) as redis_client, httpx2.AsyncClient(timeout=2.0) as client:
-            while True:
+            while any(self._stages.get(service) not in {"ready", "incomplete"} for service in self._services):
+                routed = await self._routed(client)
                 for service in self._services:
-                    for news in await self._step(redis_client, client, service):
+                    for news in await self._step(redis_client, client, service, routed):
                         yield news
-                is_done = all(self._stages.get(service) in {"ready", "incomplete"} for service in self._services)
-                if is_done and await self._routed(client):
-                    return
                 await asyncio.sleep(_POLL_S)
 
-    async def _step(self, redis_client: Any, client: httpx2.AsyncClient, service: str) -> list[ServiceProgress]:
+    async def _step(
+        self, redis_client: Any, client: httpx2.AsyncClient, service: str, routed: Collection[str]
+    ) -> list[ServiceProgress]:
         stage = self._stages.get(service)
         if stage in {"ready", "incomplete"}:
             return []
@@ -62,10 +61,11 @@ class StartupProgress:
             return []
         now = await _progress_of(client, replicas[0], self._credentials)
         found = [ServiceProgress(service, "placed", replicas[0].models)] if stage is None else []
+        if now.models and service not in routed:
+            now = replace(now, stage="placed")
         if now.stage != "placed":
             found.append(now)
         self._stages[service] = now.stage
-        self._has_models[service] = bool(now.models)
         return found
 
     async def _replicas(self, redis_client: Any, service: str) -> list[ReplicaRecord]:
@@ -77,14 +77,13 @@ class StartupProgress:
         living = [replica for replica in found if time.time() - replica.seen < LEASE_S]
         return sorted(living, key=lambda replica: not replica.ready)
 
-    async def _routed(self, client: httpx2.AsyncClient) -> bool:
+    async def _routed(self, client: httpx2.AsyncClient) -> set[str]:
+        """Services to which the gateway routes."""
         try:
             known = (await client.get(f"{self._gateway}/readyz")).json().get("services", {})
         except (httpx2.HTTPError, ValueError):
-            return False
-        return all(
-            known.get(service, {}).get("ready") or not self._has_models.get(service) for service in self._services
-        )
+            return set()
+        return {service for service, facts in known.items() if facts.get("ready")}
 
 
 async def _progress_of(

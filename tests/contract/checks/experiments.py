@@ -31,7 +31,7 @@ from tests.contract.checks.weights import disturbed, weights_file
 from tests.contract.sameness import differences
 
 SEEDS = range(1, 6)
-"""Seeds that are tried beside the example's; that a draw comes out the same under all of them is no chance."""
+"""Seeds that are tried next to the example's; that a draw comes out the same under all of them is no chance."""
 
 SHARED = 1.25
 """Most calls of an interrupted run and its continuation together, as a share of an undisturbed one's."""

@@ -79,7 +79,7 @@ FREE: Mapping[tuple[str, str], str] = {
 
 
 def situations(task: str, example: BaseModel, option: str | None = None) -> list[dict[str, Any]]:
-    """Changes to an example of a task, beside the example itself; or those in which one option shows."""
+    """Changes to an example of a task, next to the example itself; or those in which one option shows."""
     changes = _CONTEXTS.get(task, ()) if option is None else _OWN_CONTEXTS.get((task, option), ())
     return [{name: _drawn(value, example) for name, value in change.items()} for change in changes]
 

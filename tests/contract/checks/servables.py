@@ -1,7 +1,7 @@
 """What every Servable owes the platform. Each check is told one that is loaded, and raises AssertionError.
 
 The answer is what the Card's network computes with the weights that the Card names; it depends on the request, on each
-of its options, and on nothing else: neither on what came before nor on what is answered beside it.
+of its options, and on nothing else: neither on what came before nor on what is answered next to it.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What every Servable that writes text owes beside the others: its probabilities are those of the Card's network."""
+"""What every Servable that writes text owes next to the others: its probabilities are those of the Card's network."""
 
 from collections.abc import Sequence
 from typing import Any

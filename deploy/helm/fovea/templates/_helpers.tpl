@@ -1,9 +1,21 @@
 {{/* Names, labels and the pieces that every pod shares. */}}
 {{- define "fovea.image" -}}
-{{- $root := index . 0 -}}{{- $service := index . 1 -}}
-{{- $tag := $root.Values.image.tag | default $root.Chart.AppVersion -}}
-{{- if gt (len .) 2 }}{{ $tag = index . 2 | default $tag }}{{ end -}}
-{{- with $root.Values.image.registry }}{{ . }}/{{ end }}fovea-{{ $service }}:{{ $tag }}
+{{- $root := index . 0 -}}{{- $name := index . 1 -}}{{- $own := index . 2 | default dict -}}
+{{- $version := dict -}}{{- if gt (len .) 3 }}{{ $version = index . 3 }}{{ end -}}
+{{- $registry := $root.Values.image.registry -}}
+{{- $repository := $own.repository | default (join "/" (compact (list $registry (printf "fovea-%s" $name)))) -}}
+{{- $digest := $version.digest | default (ternary "" $own.digest (not (empty $version.tag))) -}}
+{{- if $digest -}}
+{{ $repository }}@{{ $digest }}
+{{- else -}}
+{{ $repository }}:{{ $version.tag | default $own.tag | default $root.Values.image.tag | default $root.Chart.AppVersion }}
+{{- end -}}
+{{- end }}
+
+{{/* Pods that so many replicas take: several share the GPU of a pod where each has a part of it. */}}
+{{- define "fovea.pods" -}}
+{{- $gpus := float64 (index . 1) -}}
+{{- if and (gt $gpus 0.0) (lt $gpus 1.0) }}{{ ceil (mulf (index . 0) $gpus) }}{{ else }}{{ index . 0 }}{{ end -}}
 {{- end }}
 
 {{- define "fovea.release" -}}
@@ -207,7 +219,7 @@ requests: {{- toYaml .resources.requests | nindent 2 }}
 limits:
   {{- toYaml .resources.limits | nindent 2 }}
   {{- if .gpus }}
-  nvidia.com/gpu: {{ .gpus }}
+  nvidia.com/gpu: {{ ceil .gpus }}
   {{- end }}
 {{- end }}
 

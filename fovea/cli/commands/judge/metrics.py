@@ -168,7 +168,7 @@ def leaderboard(
     *,
     gateway: GatewayOptions,
 ) -> None:
-    """Compare judges, best first: kappa with its interval, beside tau.
+    """Compare judges, best first: kappa with its interval, next to tau.
 
     With files: the first is the reference, the others are the judges.
     """

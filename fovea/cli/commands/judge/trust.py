@@ -1,4 +1,4 @@
-"""Commands of `fovea judge` about a judge's worth: beside baselines, among other judges, in both orders."""
+"""Commands of `fovea judge` about a judge's worth: against baselines, among other judges, in both orders."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ page = Page(
     folder=Path(__file__).parent,
     module="study.js",
     under="segment",
+    icon="card",
     gallery=(
         GalleryEntry(
             user="Hospital",

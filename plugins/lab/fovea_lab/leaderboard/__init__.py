@@ -36,5 +36,10 @@ async def fetch_choices(client: InProcessClient, request: Request) -> Facts:
 
 
 PAGE = Page(
-    title="Leaderboard", folder=Path(__file__).parent, module="leaderboard.js", icon="card", fetch=fetch_choices
+    title="Leaderboard",
+    folder=Path(__file__).parent,
+    module="leaderboard.js",
+    icon="card",
+    group="Evaluate",
+    fetch=fetch_choices,
 )

@@ -101,7 +101,7 @@ def answer_prompts(
         protocol: What a method compresses.
 
     Raises:
-        PoolExhausted: They don't fit beside what is held; ask for fewer at a time.
+        PoolExhausted: They don't fit next to what is held; ask for fewer at a time.
     """
     begun, running = time.perf_counter(), list[_Running]()
     try:

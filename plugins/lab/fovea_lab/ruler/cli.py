@@ -17,7 +17,7 @@ from rich.table import Table
 from fovea.cli.option_groups import expand_options
 from fovea_lab.cli import Knobs, Model, parse_knob, parse_numbers, save_report
 
-Out = Annotated[Path | None, typer.Option(help="Report as JSON; predictions (JSONL) and a PNG lie beside.")]
+Out = Annotated[Path | None, typer.Option(help="Report as JSON; predictions (JSONL) and a PNG lie next to.")]
 Export = Annotated[Path | None, typer.Option(help="Write the samples as JSONL for a peer, and stop.")]
 Peers = Annotated[list[Path] | None, typer.Option("--score", help="A peer's predictions (JSONL) on the same samples.")]
 Compare = Annotated[tuple[Path, Path] | None, typer.Option(help="Two reports, side by side; nothing is run.")]
@@ -115,7 +115,7 @@ def print_leaderboards(report: dict[str, Any]) -> None:
 
 
 def _compare(first: Path, second: Path) -> None:
-    """Means of two reports beside each other."""
+    """Means of two reports next to each other."""
     reports = [json.loads(path.read_text("utf-8")) for path in (first, second)]
     tables = [
         {

@@ -1,4 +1,4 @@
-"""Method variants of a RULER-form evaluation: methods fitted to a share of dense's bytes, and baselines beside them.
+"""Method variants of a RULER-form evaluation: methods fitted to a share of dense's bytes, and baselines next to them.
 
 Knobs follow from the budget by rules that are written here, never from the samples that are judged.
 """

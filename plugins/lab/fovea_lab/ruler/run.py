@@ -78,7 +78,7 @@ def run_ruler(
     store: Path | None = None,
     extra: Iterable[Prediction] = (),
 ) -> RulerReport:
-    """Evaluate methods, dense beside them on the same samples.
+    """Evaluate methods, dense next to them on the same samples.
 
     Args:
         on: The model.
@@ -244,7 +244,7 @@ def _key(on: EvaluatedModel, spec: RulerSpec, protocol: str, variant: MethodVari
 
 
 def _manifest(on: EvaluatedModel, samples: Mapping[tuple[int, str], Sequence[RulerSample]]) -> dict[str, Any]:
-    """What numbers depend on beside the spec."""
+    """What numbers depend on next to the spec."""
     digests = {
         f"{task}/{length}": hashlib.sha256("".join(one.digest for one in rows).encode()).hexdigest()
         for (length, task), rows in samples.items()

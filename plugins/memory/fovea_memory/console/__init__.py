@@ -21,6 +21,7 @@ PAGE = Page(
     module="sessions.js",
     styles=("sessions.css",),
     under="chat",
+    icon="fork",
     panel="panel.html",
     fetch=fetch_chat_models,
 )

@@ -15,7 +15,7 @@ from fovea_recipes.detection.losses import detection_loss
 from fovea_recipes.training.data.augment import Augment
 from fovea_recipes.training.recipe import MultiScale, Schedule
 from services.detection.layers.edge import Edge
-from services.detection.models.hieraedgenet import STRIDES
+from services.detection.models.hieraedgenet_network import STRIDES
 
 
 class HieraEdgeNetCells(BoxRecipe):

@@ -19,7 +19,7 @@ GAINS = (7.5, 0.5, 1.5)
 """Weights of box, class and distribution loss."""
 
 AUXILIARY = 0.25
-"""Weight of the auxiliary branch beside the main one."""
+"""Weight of the auxiliary branch next to the main one."""
 
 ALPHA, BETA, TOP = 0.5, 6.0, 10
 """Powers of score and overlap in the alignment, and cells per object."""

@@ -1,4 +1,4 @@
-"""Recipe of OAT on searches of people: measured beside other people and a policy of places, never shipped.
+"""Recipe of OAT on searches of people: measured next to other people and a policy of places, never shipped.
 
 The data set has no pictures, so every cover looks the same to the network: it learns from places alone.
 """

@@ -28,7 +28,7 @@ INSIDE = 0.99
 
 @dataclass(frozen=True, slots=True)
 class ServingFacts:
-    """Facts beside the weights.
+    """Facts next to the weights.
 
     Attributes:
         constants: Of post-processing.
@@ -105,7 +105,7 @@ def reliability_facts(raw: NDArray[Any], calibrated: NDArray[Any], hits: NDArray
 
 
 def sample_pictures(folder: Path, most: int, seed: int = 0) -> list[Path]:
-    """Some pictures below a folder; masks, in folders of their own or as a PNG beside a JPEG, are left out."""
+    """Some pictures below a folder; masks, in folders of their own or as a PNG next to a JPEG, are left out."""
     paths = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES]
     photographs = {path.with_suffix("") for path in paths if path.suffix.lower() in {".jpg", ".jpeg"}}
     found = [

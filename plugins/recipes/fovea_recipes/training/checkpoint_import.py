@@ -161,7 +161,7 @@ def read_checkpoint_file(file: Path, limit: int, nested: str | None = None) -> C
     Args:
         file: The checkpoint.
         limit: Most bytes it may have, unpacked; checked before anything is read.
-        nested: A further name under which training code puts the state dict beside its own notes.
+        nested: A further name under which training code puts the state dict next to its own notes.
     """
     readers = {
         ".safetensors": _read_safetensors,
@@ -183,7 +183,7 @@ def read_checkpoint_file(file: Path, limit: int, nested: str | None = None) -> C
 
 
 def _unwrapped(held: object, *names: str) -> object:
-    """The state dict itself, where training code put it beside its own notes, as one of `names` or a usual name."""
+    """The state dict itself, where training code put it next to its own notes, as one of `names` or a usual name."""
     for name in (*names, "state_dict", "model"):
         if isinstance(held, Mapping) and isinstance(inner := held.get(name), Mapping):
             return inner

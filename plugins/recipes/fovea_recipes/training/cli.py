@@ -98,7 +98,7 @@ def train(
 
 
 def recalibrate(
-    file: Annotated[Path, typer.Argument(help="The weights, beside their manifest.")],
+    file: Annotated[Path, typer.Argument(help="The weights, next to their manifest.")],
     data: Annotated[Path, typer.Option(help="The folder that they learnt from.")],
     others: Annotated[list[Path] | None, typer.Option(help="Pictures of another kind, measured on.")] = None,
     foreign: Annotated[list[Path] | None, typer.Option(help="Pictures of another kind, half of them learnt.")] = None,

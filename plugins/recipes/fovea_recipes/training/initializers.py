@@ -29,7 +29,7 @@ def read_initializers(file: Path) -> dict[str, Tensor]:
     """All stored tensors of a graph; nothing of the graph is run, and no other file is read.
 
     Raises:
-        Malformed: It is no ONNX file, or keeps its tensors in files beside it.
+        Malformed: It is no ONNX file, or keeps its tensors in files next to it.
     """
     try:
         graph = onnx.load(file, load_external_data=False).graph

@@ -33,7 +33,7 @@ def publish(
         fitted: The finished fit; its network holds the rounded weights afterwards.
         folder: Where `<name>.safetensors` and `<name>.json` go.
         name: Of the weights, and of the model that they are served as; left out, the recipe's own.
-        notes: What else a reader of the manifest should know, for example an ablation that was measured beside it.
+        notes: What else a reader of the manifest should know, for example an ablation that was measured next to it.
     """
     _round(fitted.network, recipe.dtype)
     network, config = recipe.strip_training_parts(fitted.network)

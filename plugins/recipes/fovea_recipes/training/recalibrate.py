@@ -21,7 +21,7 @@ def recalibrate(file: Path, data: Path, others: tuple[Path, ...] = (), foreign: 
     """Write weights again with what `FolderRecipe.calibrate_warnings` finds; the network's tensors stay as they are.
 
     Args:
-        file: The weights, beside their manifest.
+        file: The weights, next to their manifest.
         data: The folder that they learnt from.
         others: As the recipe's.
         foreign: As the recipe's.

@@ -86,7 +86,7 @@ class Recipe(_Knobs, ABC):
 
     Class attributes:
         name: What `fovea train` calls it.
-        weights: Name of the weights that it makes: `<weights>.safetensors` beside `<weights>.json`.
+        weights: Name of the weights that it makes: `<weights>.safetensors` next to `<weights>.json`.
         builds: Name under which `network()` knows what is trained, where it is not that of the weights.
         serves: Name of the model that serves such weights under any name; None: only under that of the weights.
         dtype: How their file holds numbers.
@@ -139,7 +139,7 @@ class Recipe(_Knobs, ABC):
         return {}
 
     def calibrate(self, network: nn.Module) -> ServingFacts:
-        """What those who serve the weights must know beside them, chosen on pictures that were not trained on."""
+        """What those who serve the weights must know next to them, chosen on pictures that were not trained on."""
         return ServingFacts()
 
     def facts(self) -> dict[str, str]:

@@ -119,7 +119,7 @@ _REAL: Mapping[tuple[str, str], Callable[..., Any]] = {
     ("builtins", "set"): set,
     ("__builtin__", "set"): set,
 }
-"""All that the file can have made beside stubs."""
+"""All that the file can have made next to stubs."""
 
 
 def read_unpickled(file: Path) -> CheckpointTensors:

@@ -35,7 +35,7 @@ def restore_pairs(network: nn.Module, mixed: Picture, batch: int = 8) -> Picture
 
 
 def score_pairs(restored: Picture, pairs: ReflectionPairs) -> dict[str, float]:
-    """Mean PSNR and SSIM over pairs with a reflection, beside those of the input itself; and clean pairs apart."""
+    """Mean PSNR and SSIM over pairs with a reflection, next to those of the input itself; and clean pairs apart."""
     found = np.array([_scores(*pair) for pair in zip(restored, pairs.clean, strict=True)])
     given = np.array([_scores(*pair) for pair in zip(pairs.mixed, pairs.clean, strict=True)])
     some = ~pairs.plain

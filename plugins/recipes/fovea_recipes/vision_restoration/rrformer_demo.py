@@ -40,7 +40,7 @@ class RRFormerDemo(Recipe):
     variant: Variant = "paper"
     size: int = Field(96, ge=64, description="Side of a training crop, pixels.")
     held: int = Field(128, ge=64, description="Side of the held-out crops, pixels.")
-    scenes: int = Field(400, ge=1, description="Procedural scenes to train on, beside the photographs.")
+    scenes: int = Field(400, ge=1, description="Procedural scenes to train on, next to the photographs.")
     plain: float = Field(0.2, ge=0, le=1, description="Share of training pairs without a reflection; held out: 0.1.")
     even: float = Field(1.0, ge=0, description="Weight of the plain L1 that is added to the paper's pixel loss.")
     valid: int = Field(40, ge=1, description="Pairs that choose the checkpoint.")

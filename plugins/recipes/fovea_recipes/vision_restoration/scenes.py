@@ -1,4 +1,4 @@
-"""Procedural scenes: gradients, polygons, ellipses, strokes, checkers and 1/f texture, as sources beside photographs.
+"""Procedural scenes: gradients, polygons, ellipses, strokes, checkers and 1/f texture, as sources next to photographs.
 
 Knows how to draw one picture from a seed; knows nothing about reflections.
 """

@@ -8,7 +8,7 @@ from fovea_recipes.detection.yolo9tr.recipe import Yolo9trDemo
 from fovea_recipes.training.publish import publish
 from fovea_recipes.training.recipe import Schedule
 from fovea_recipes.training.trainer import fit
-from services.detection.models.yolo9tr import Yolo9tr
+from services.detection.models.yolo9tr_network import Yolo9tr
 from shared.registry import network
 from shared.registry.weights import read_weights
 

@@ -1,4 +1,4 @@
-"""The deconstruction study sets its table beside the paper's; clusters of a routing model are shown."""
+"""The deconstruction study sets its table against the paper's; clusters of a routing model are shown."""
 
 import pytest
 

@@ -12,6 +12,7 @@ page = Page(
     folder=Path(__file__).parent,
     module="survey.js",
     under="detect",
+    icon="survey",
     gallery=(
         GalleryEntry(
             user="Road authority",

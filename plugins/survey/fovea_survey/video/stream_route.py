@@ -66,6 +66,7 @@ async def detect_stream(request: Request) -> Response:
     options = _options(request)
     name = host.resolve(options.model, "detect")
     request.scope["fovea.model"] = name
+    await host.wake(name)
     host.servable(name)
     media = choose(request.headers.get("accept"), [NDJSON, MULTIPART])
     bounds = platform_bounds(host.settings)

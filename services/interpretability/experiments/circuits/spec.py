@@ -43,7 +43,7 @@ class CircuitsSpec(TaskSpec):
     freeze_mlps: bool = Field(False, description="Only direct paths: MLP outputs stay clean.")
     stages: int = Field(1, ge=1, le=4, description="Go on to the q of what was found, its v, and its k.")
     fraction: float = Field(0.02, gt=0, le=1, description="Share of all heads that a stage keeps.")
-    knockout: int = Field(5, ge=0, le=200, description="Zero so many heads of largest attribution, beside random ones.")
+    knockout: int = Field(5, ge=0, le=200, description="Number of top heads to zero, compared with random ones.")
     controls: int = Field(10, ge=10, le=100, description="Random draws of as many heads.")
     override: list[list[int]] = Field(
         default_factory=list,

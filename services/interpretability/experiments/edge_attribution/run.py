@@ -2,7 +2,7 @@
 
 "Have Faith in Faithfulness: Going Beyond Circuit Overlap When Finding Model Mechanisms" (2024): edges scored by
 gradients integrated between counterfactual and prompt (EAP-IG), a circuit grown greedily from the answer down, and its
-faithfulness at growing size, beside circuits grown from random scores.
+faithfulness at growing size, against circuits grown from random scores.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ class RetrievalHeadsSpec(Spec):
     hide: list[Annotated[int, Field(ge=1)]] = Field(
         default_factory=list,
         max_length=8,
-        description="Masking study: hide so many top heads, beside random ones.",
+        description="Masking study: hide so many top heads, against random ones.",
     )
     hide_samples: int = Field(4, ge=1, le=100, description="Samples of the masking study.")
     controls: int = Field(10, ge=10, le=100, description="Random draws of as many heads, for each entry of `hide`.")

@@ -1,4 +1,4 @@
-"""Layer inputs: what some methods want to see of a layer beside queries and entries. Read only where one asks for it.
+"""Layer inputs: what some methods want to see of a layer besides queries and entries. Read only where one asks for it.
 
 The attention input is the residual stream behind the layer's first norm; the output matrix joins the heads. Knows the
 decoder's blocks; knows no method.

@@ -164,7 +164,7 @@ class Policy:
         return min((read // CHUNK + 1) * CHUNK, prompt) - read
 
     def fingerprint(self, model: str, dtype: torch.dtype, backend: str) -> str:
-        """What a cached prefix depends on beside its tokens; methods that read prompts densely share one."""
+        """What a cached prefix depends on besides its tokens; methods that read prompts densely share one."""
         identity = self.method.identity()
         facts = {
             "model": model,
@@ -187,7 +187,7 @@ class Policy:
 
     @cached_property
     def variant(self) -> str:
-        """What its fidelity is judged by beside the method's name: knobs, or the budget they follow from, and plan."""
+        """What its fidelity is judged by next to the method's name: knobs, or the budget they follow from, and plan."""
         facts = self.asked or {"knobs": self.method.model_dump(mode="json")}
         return _digest(
             {**facts, "cache_bits": self.cache_bits, "plan": None if self.plan is None else self.plan.digest}

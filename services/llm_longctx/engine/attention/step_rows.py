@@ -88,7 +88,7 @@ class StepRows:
         pool: Where entries lie.
         slots: Where the step's own entries go [L,R].
         own: The runs that the sequences write; its arrays may be changed layer by layer.
-        more: What is read beside them, by sequence.
+        more: What is read next to them, by sequence.
     """
 
     def __init__(self, states: Sequence[PagedState]) -> None:
@@ -137,7 +137,7 @@ class StepRows:
         )
 
     def groups(self, which: Sequence[int] | None = None) -> list[RowRuns]:
-        """What is read beside the own runs by all sequences, or by some: runs of one kind of store together."""
+        """What is read next to the own runs by all sequences, or by some: runs of one kind of store together."""
         if which is not None and len(which) < len(self.more):
             return self._group(which)
         if self._grouped is None:

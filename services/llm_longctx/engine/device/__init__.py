@@ -1,1 +1,1 @@
-"""What the engine does otherwise on a device: tokens drawn beside the logits, and steps recorded as graphs."""
+"""What the engine does otherwise on a device: tokens drawn next to the logits, and steps recorded as graphs."""

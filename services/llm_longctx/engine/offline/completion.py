@@ -70,6 +70,7 @@ class CompletionUsage:
     full_steps: int
     cached_tokens: int
     fallback: str | None
+    budget_missed: str | None
     preempted: int
 
 

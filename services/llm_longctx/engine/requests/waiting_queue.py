@@ -14,6 +14,7 @@ from typing import Generic
 from services.llm_longctx.engine.requests.request import GenerationRequest
 from services.llm_longctx.engine.sequence import S, Sequence, SequenceStatus
 from shared.errors import NotReady, QueueFull
+from shared.retry_after import PlaceEstimate
 
 
 class WaitingQueue(Generic[S]):
@@ -29,6 +30,7 @@ class WaitingQueue(Generic[S]):
         self._aborted: set[GenerationRequest] = set()
         self._changed = threading.Condition()
         self._is_closed = False
+        self._places = PlaceEstimate()
 
     def __len__(self) -> int:
         return len(self._sequences)
@@ -51,7 +53,7 @@ class WaitingQueue(Generic[S]):
             self.require_open()
             if len(self) >= self.max_waiting:
                 detail = f"{len(self)} requests wait for this model, and no more may."
-                raise QueueFull(detail, hint="Try again shortly.", retry_after=1)
+                raise QueueFull(detail, hint="Try again later.", retry_after=self._places.send_away())
             self._insert(sequence)
             self._changed.notify()
 
@@ -100,6 +102,7 @@ class WaitingQueue(Generic[S]):
             if not self._sequences or not fits(self._sequences[0]):
                 return None
             sequence = self._sequences.popleft()
+            self._places.leave(sequence)
             self._report_places()
             return sequence
 
@@ -117,10 +120,13 @@ class WaitingQueue(Generic[S]):
     def drop_finished(self) -> None:
         """Forget sequences that came to their end while they waited."""
         with self._changed:
-            self._sequences = deque(s for s in self._sequences if s.status is not SequenceStatus.FINISHED)
+            for sequence in [s for s in self._sequences if s.status is SequenceStatus.FINISHED]:
+                self._sequences.remove(sequence)
+                self._places.leave(sequence)
 
     def _insert(self, sequence: Sequence[S]) -> None:
         insort(self._sequences, sequence, key=lambda s: s.rank)
+        self._places.enter(sequence)
         self._report_places()
 
     def _report_places(self) -> None:

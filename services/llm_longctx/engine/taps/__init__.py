@@ -1,4 +1,4 @@
-"""Taps of served requests: what one changes and reads inside the decoder while it is served beside others.
+"""Taps of served requests: what one changes and reads inside the decoder while it is served next to others.
 
 Sites, edits and their application are those of `shared.lm`. Knows pages and steps; knows nothing about text or HTTP.
 """

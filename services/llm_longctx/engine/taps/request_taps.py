@@ -18,7 +18,7 @@ from torch import Tensor
 from services.llm_longctx.engine.taps.token_range import TokenRange
 from shared.lm.activation_names import parse_site
 from shared.lm.config import DecoderConfig
-from shared.lm.interventions import Add, Attend, Scale, Uniform
+from shared.lm.interventions import Add, Attend, Replace, Scale, Uniform
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,20 +26,22 @@ class PlacedEdit:
     """An edit and the tokens that it changes.
 
     Attributes:
-        edit: Without positions of its own; of an `Attend` the weights are one per key.
+        edit: Without positions of its own; of an `Attend` the weights are one per key. The value of a `Replace` is one
+            row [1,1,…] for all tokens, or one per listed token [1,n,…].
         tokens: Which tokens.
     """
 
-    edit: Add | Scale | Uniform | Attend
+    edit: Add | Replace | Scale | Uniform | Attend
     tokens: TokenRange
 
 
 @dataclass(frozen=True, slots=True)
 class ActivationCapture:
-    """A named activation of some tokens."""
+    """A named activation of some tokens; `keep` if it is to be stored however small it is."""
 
     site: str
     tokens: TokenRange
+    keep: bool = False
 
     def count(self, _position: int, config: DecoderConfig) -> int:
         """Numbers that one token brings: the product of the site's axes behind batch and token."""
@@ -122,7 +124,7 @@ class RequestTaps:
         return [(one.tokens.begin, b"\1".join(_spell(one))) for one in self.edits]
 
     def digest(self, prompt: int) -> str:
-        """What keys and values of a prompt of so many tokens depend on; empty where no edit touches it."""
+        """What keys and values of a prompt's first tokens depend on; empty where no edit touches them."""
         touching = [spelled for begin, spelled in self._digests if begin < prompt]
         return hashlib.sha256(b"\0".join(touching)).hexdigest() if touching else ""
 

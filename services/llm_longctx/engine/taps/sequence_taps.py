@@ -23,12 +23,13 @@ from services.llm_longctx.engine.taps.request_taps import (
     PlacedEdit,
     RequestTaps,
 )
+from services.llm_longctx.engine.taps.token_range import TokenRange
 from services.llm_longctx.kernels import ADDABLE_SITES, Addition
 from shared.lm.activation_names import Extent, parse_site
 from shared.lm.attention import Tap
 from shared.lm.decoder import Decoder
 from shared.lm.host_transfer import take_rows, to_device, to_host
-from shared.lm.interventions import Add, Attend, Edit, Scale
+from shared.lm.interventions import Add, Attend, Edit, Replace, Scale
 from shared.lm.tap_attention import TapRecorder
 
 LENS_ROWS = 64
@@ -217,6 +218,9 @@ def _place(placed: PlacedEdit, begin: int, end: int) -> Iterator[Edit]:
     at = placed.tokens.within(begin, end)
     if not at:
         return
+    if isinstance(placed.edit, Replace) and placed.edit.value.shape[1] > 1:
+        yield replace(placed.edit, value=_spread_rows(placed.edit.value, placed.tokens, begin, end), positions=at)
+        return
     if not isinstance(placed.edit, Attend):
         yield replace(placed.edit, positions=at)
         return
@@ -227,6 +231,14 @@ def _place(placed: PlacedEdit, begin: int, end: int) -> Iterator[Edit]:
     yield replace(placed.edit, query=at, keys=keys, weights=weights * visible)
 
 
+def _spread_rows(rows: Tensor, tokens: TokenRange, begin: int, end: int) -> Tensor:
+    """One row per listed token [1,n,…], for the tokens of one forward [1,T,…]; zero where none is listed."""
+    inside = [(i, at - begin) for i, at in enumerate(tokens.listed or ()) if begin <= at < end]
+    spread = rows.new_zeros(1, end - begin, *rows.shape[2:])
+    spread[0, [at for _, at in inside]] = rows[0, [i for i, _ in inside]]
+    return spread
+
+
 def _move_edits(request: RequestTaps, device: torch.device) -> RequestTaps:
     """The request with what it adds and multiplies by where the model lies: sent once, not in every step."""
     if device.type == "cpu":
@@ -234,7 +246,7 @@ def _move_edits(request: RequestTaps, device: torch.device) -> RequestTaps:
     moved = []
     for placed in request.edits:
         edit = placed.edit
-        if isinstance(edit, Add):
+        if isinstance(edit, Add | Replace):
             edit = replace(edit, value=to_device(edit.value, device))
         elif isinstance(edit, Scale) and isinstance(edit.factor, Tensor):
             edit = replace(edit, factor=to_device(edit.factor, device))

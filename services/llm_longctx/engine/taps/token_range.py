@@ -19,11 +19,16 @@ class TokenRange:
     listed: tuple[int, ...] | None = None
 
     @classmethod
-    def of(cls, where: Literal["all", "prompt", "decode"] | Iterable[int], prompt: int, context: int) -> Self:
+    def of(cls, where: Literal["all", "prompt", "decode"] | Iterable[int], prompt: int, end: int) -> Self:
         """The tokens that a request means, given the length of its prompt; negative ones count back from its end.
 
+        Args:
+            where: Which, in words or as positions.
+            prompt: Tokens of the prompt.
+            end: Tokens of the prompt and of the answer that are ever fed.
+
         Raises:
-            InvalidOption: A position before the first token, or behind the context.
+            InvalidOption: A position before the first token, or at or behind `end`.
         """
         if where == "all":
             return cls()
@@ -32,9 +37,11 @@ class TokenRange:
         if where == "decode":
             return cls(prompt)
         listed = sorted({position + prompt if position < 0 else position for position in map(int, where)})
-        if listed[0] < 0 or listed[-1] >= context:
-            detail = f"The prompt has {prompt} tokens, the context {context:,}: positions are −{prompt}…{context - 1}."
-            raise InvalidOption(detail, field="positions")
+        if listed[0] < 0 or listed[-1] >= end:
+            wrong = listed[0] - prompt if listed[0] < 0 else listed[-1]
+            detail = f"There will be no token {wrong}: the prompt has {prompt} tokens, and {end - prompt} of the answer"
+            detail += f" are fed at most (its last one never is), so positions are −{prompt}…{end - 1}."
+            raise InvalidOption(detail, hint="Choose another position, or a larger max_tokens.", field="positions")
         return cls(listed[0], listed[-1] + 1, tuple(listed))
 
     def within(self, begin: int, end: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Ragged decode by the C++ kernel beside this file, float32 or bfloat16 on a CPU."""
+"""Ragged decode by the C++ kernel next to this file, float32 or bfloat16 on a CPU."""
 
 from __future__ import annotations
 

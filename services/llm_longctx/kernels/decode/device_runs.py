@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False, slots=True)
 class DeviceRuns:
-    """Where the entries of R problems lie in stores of many, as tensors beside the stores.
+    """Where the entries of R problems lie in stores of many, as tensors next to the stores.
 
     Attributes:
         start: [R] int64, first entry of each problem.

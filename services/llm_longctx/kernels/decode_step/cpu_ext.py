@@ -1,4 +1,4 @@
-"""Decode steps by the C++ kernel beside this file, float32 or bfloat16 on a CPU, without gradients."""
+"""Decode steps by the C++ kernel next to this file, float32 or bfloat16 on a CPU, without gradients."""
 
 from __future__ import annotations
 

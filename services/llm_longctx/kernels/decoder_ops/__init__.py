@@ -1,4 +1,4 @@
-"""Decoder-layer operations beside attention (norm, projections, rotation, MLP gate): torch's, C++ or Triton's.
+"""Decoder-layer operations besides attention (norm, projections, rotation, MLP gate): torch's, C++ or Triton's.
 
 The oracle is `shared.lm.ops.TORCH`, in float64. Knows tensors and linear layers; knows nothing about models.
 """

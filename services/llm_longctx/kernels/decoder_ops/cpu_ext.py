@@ -1,4 +1,4 @@
-"""Decoder-layer operations by the C++ kernels beside this file, float32 or bfloat16 on a CPU, without gradients.
+"""Decoder-layer operations by the C++ kernels next to this file, float32 or bfloat16 on a CPU, without gradients.
 
 Few rows are multiplied by kernels that read a matrix once, more by tiles where the processor has them; the rest is left
 to torch, whose products are faster there. Many rows are multiplied with a layer's few-bit matrix, if it has one.

@@ -1,4 +1,4 @@
-"""Last-query scores by the C++ kernel beside this file, float32 or bfloat16 on a CPU."""
+"""Last-query scores by the C++ kernel next to this file, float32 or bfloat16 on a CPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Products with few-bit matrices by the C++ kernel beside this file, on a CPU."""
+"""Products with few-bit matrices by the C++ kernel next to this file, on a CPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings of a batch's rows, on the host and beside the logits. Knows nothing about how tokens are drawn."""
+"""Settings of a batch's rows, on the host and next to the logits. Knows nothing about how tokens are drawn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Page pool: entries in pages of P, in the decoder's type, and beside it stores of pages in few bits, in one budget.
+"""Page pool: entries in pages of P, in the decoder's type, and next to it stores of pages in few bits, in one budget.
 
 Knows nothing about sequences, layers or heads.
 """

@@ -1,4 +1,4 @@
-"""KV cache of one sequence: a run of pages per (layer, key/value head), shared pages before it, compact copies beside.
+"""KV cache of one sequence: a run of pages per (layer, key/value head), shared pages before it, compact copies next to.
 
 A head is either whole (all entries in order of position, appended to) or cut (chosen entries with positions; in decode
 perhaps a ring from which the oldest leaves). Knows nothing about who decides what is kept.
@@ -88,7 +88,7 @@ class SharedPrefix:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ReadRun:
-    """A run of entries that a decode step reads in every head, beside others.
+    """A run of entries that a decode step reads in every head, next to others.
 
     Attributes:
         bits: 0 for whole entries, else the format of their pages.
@@ -140,7 +140,7 @@ class PagedCache:
         return {self.pool: self.pages()}
 
     def read_runs(self) -> list[ReadRun]:
-        """What a step reads beside the own runs, which come last."""
+        """What a step reads besides the own runs, which come last."""
         return [ReadRun(0, part.start, np.where(part.start < 0, 0, part.n)) for part in self.shared]
 
     def pages(self) -> np.ndarray:

@@ -80,7 +80,7 @@ class AttentionMethod(BaseModel):
         needs_plan: Whether it can't work without a HeadPlan (or a knob in its place).
         sparsity: What it claims about its sparsity; owed before anybody calls it sparse.
         contract_knobs: Small knobs, or several sets of them, under which the method does something on prompts of a few
-            dozen tokens; its contract test runs with each. Every knob must matter beside one of the sets.
+            dozen tokens; its contract test runs with each. Every knob must matter next to one of the sets.
         optional_knobs: Knobs of a family of methods that some of its members have no use for.
     """
 

@@ -168,7 +168,7 @@ class RetentionPolicy:
 
     Attributes:
         positions: Ascending logical positions [m] that stay, int64; None keeps all. The pages of the others go back.
-        virtual: An entry to hold beside them, or None.
+        virtual: An entry to hold besides them, or None.
         sink: With `slide`: positions below it never leave.
         slide: While decoding, at most so many entries beyond the sinks are held *between* steps: a step appends its own
             entry, attends to everything (sink + slide + itself), then the oldest leaves. None: nothing leaves.

@@ -1,6 +1,6 @@
 """Sparsity claims of attention methods: what each says of itself, and what was measured of it.
 
-The measured part lies beside this file as `claims.json`, written from the results of `make bench ARGS=sparsity`. A
+The measured part lies next to this file as `claims.json`, written from the results of `make bench ARGS=sparsity`. A
 method that was not measured claims all the same, and the lint says what it owes. Knows claims; knows no method.
 """
 

@@ -11,7 +11,7 @@ from typing import ClassVar, Self
 
 from services.llm_longctx.engine import Engine, GenerationRequest, RequestStats
 from services.llm_longctx.serving.adapters.base import TextModelAdapter, priority_of
-from services.llm_longctx.serving.method_selection import build_method_usage, select_policy_or_dense
+from services.llm_longctx.serving.method_selection import build_method_usage, select_served_policy
 from services.llm_longctx.serving.request_state import RequestState
 from services.llm_longctx.serving.steering.build_taps import TapBuilder
 from services.llm_longctx.serving.steering.capture_store import CaptureStore
@@ -51,11 +51,16 @@ class DecoderAdapter(TextModelAdapter):
         """The tenant's steering vectors."""
         return VectorStore(None if self.objects is None else self.objects.of_tenant(self.tenant))
 
-    def open_captures(self, request: GenerationRequest) -> CaptureWriter | None:
-        if request.taps is None or not request.taps.captures:
+    @property
+    def captures(self) -> CaptureStore | None:
+        """The tenant's captures; None where nothing is stored."""
+        return None if self.objects is None else CaptureStore(self.objects.of_tenant(self.tenant))
+
+    def open_captures(self, requests: Sequence[GenerationRequest]) -> CaptureWriter | None:
+        taps, prompts = requests[0].taps, [len(one.prompt_ids) for one in requests for _ in one.samplings]
+        if taps is None or not taps.captures:
             return None
-        store = None if self.objects is None else CaptureStore(self.objects.of_tenant(self.tenant))
-        return CaptureWriter(request.taps.captures, self.tokenizer, store)
+        return CaptureWriter(taps.captures, self.tokenizer, self.captures, prompts, self.engine.runner.weights_sha256)
 
     def prepare(
         self,
@@ -69,14 +74,10 @@ class DecoderAdapter(TextModelAdapter):
         room = self.context - len(ids)
         most, longctx = room if max_tokens is None else min(max_tokens, room), options.longctx
         planned = min(most, DEFAULT_BUDGET_TOKENS) if max_tokens is None else most
-        policy, too_short = select_policy_or_dense(self.engine, longctx, self.plans, len(ids), planned)
-        has_files = self.objects is not None
-        taps = TapBuilder(
-            self.engine.model.config, self.engine.runner.weights_sha256, self.vectors, has_files=has_files
-        )
+        policy, unmet, missed = select_served_policy(self.engine, longctx, self.plans, len(ids), planned)
+        taps = TapBuilder(self.engine.model.config, self.engine.runner.weights_sha256, self.vectors, self.captures)
         monitor = self.engine.monitor
         held_back = None if monitor is None else monitor.held_back_reason(policy)
-        fallback = too_short or held_back
         return GenerationRequest(
             ids,
             max_tokens=most,
@@ -85,7 +86,7 @@ class DecoderAdapter(TextModelAdapter):
             boundaries=None if longctx is None else longctx.boundaries,
             stop_token_ids=self.tokenizer.eos,
             priority=priority_of(options),
-            stats=RequestStats(fallback=fallback),
+            stats=RequestStats(fallback=unmet or held_back, budget_missed=None if held_back else missed),
             taps=taps.build(options, len(ids), most),
         )
 

@@ -20,14 +20,17 @@ from services.llm_longctx.engine.taps import (
     RequestTaps,
     TokenRange,
 )
+from services.llm_longctx.serving.steering.capture_store import CaptureStore
 from services.llm_longctx.serving.steering.capture_writer import INLINE_NUMBERS
+from services.llm_longctx.serving.steering.patches import PatchBuilder, shape_vector
 from services.llm_longctx.serving.steering.vector_store import VectorStore
 from shared.api import interventions as wire
 from shared.api.text import GenerationOptions
 from shared.errors import InvalidOption, in_field
-from shared.lm.activation_names import WEIGHT_SITES, Site, parse_layer, parse_site, resolve_indices
+from shared.lm.activation_names import SITES, WEIGHT_SITES, Site, parse_layer, parse_site, resolve_indices
 from shared.lm.config import DecoderConfig
-from shared.lm.interventions import Add, Attend, Scale, Uniform
+from shared.lm.hook_names import HOOK_POINTS, from_hook_name
+from shared.lm.interventions import Add, Attend, Replace, Scale, Uniform
 
 MAX_CAPTURED = 2**24
 """Numbers that the captures of one request may come to, answers of the longest length: 64 MiB in float32."""
@@ -41,8 +44,8 @@ MAX_STEP_ROWS = 128
 MAX_ROWS = 2**15
 """Those of prompts and answers together: 1,092 tokens through 30 layers."""
 
-MAX_STRENGTH = 10_000.0
-"""Largest entry of a vector times its scale: beyond it float16 overflows."""
+SERVED_SITES = tuple(site for site in SITES if site not in WEIGHT_SITES)
+"""Sites that are computed while serving."""
 
 
 class TapBuilder:
@@ -52,11 +55,12 @@ class TapBuilder:
         config: Its sizes.
         weights: Digest of its weights, to which stored vectors belong.
         vectors: The tenant's.
-        has_files: Whether captures that are too large for an answer have a place.
+        files: The tenant's captures; None where there is no place for them.
     """
 
-    def __init__(self, config: DecoderConfig, weights: str, vectors: VectorStore, *, has_files: bool) -> None:
-        self._config, self._weights, self._vectors, self._has_files = config, weights, vectors, has_files
+    def __init__(self, config: DecoderConfig, weights: str, vectors: VectorStore, files: CaptureStore | None) -> None:
+        self._config, self._weights, self._vectors, self._files = config, weights, vectors, files
+        self._patches = PatchBuilder(config, weights, files)
 
     def build(self, options: GenerationOptions, prompt: int, max_tokens: int) -> RequestTaps | None:
         """The taps of a request with so many tokens; None where it asks for none.
@@ -68,33 +72,38 @@ class TapBuilder:
         if not options.interventions and not options.capture:
             return None
         edits: list[PlacedEdit] = []
+        end = prompt + max(max_tokens - 1, 0)  # the last token is drawn, but never fed
         for i, one in enumerate(options.interventions or ()):
             with in_field(f"interventions[{i}]"):
-                edits += self._build_edits(one, prompt)
+                edits += self._build_edits(one, prompt, end)
         captures: list[Capture] = []
         for i, asked in enumerate(options.capture or ()):
             with in_field(f"capture[{i}]"):
-                captures.append(self._build_capture(asked, prompt))
-        size = self._measure(captures, prompt, max_tokens, options.n)
+                captures.append(self._build_capture(asked, prompt, end))
+        size = self._measure(captures, prompt, end, options.n)
         check_captured(size)
-        if not self._has_files and (each := size.numbers // options.n) > INLINE_NUMBERS:
+        if self._files is None and (each := size.numbers // options.n) > INLINE_NUMBERS:
             detail = f"Captures of {each:,} numbers need an object store; without one an answer has {INLINE_NUMBERS:,}."
             hint = "Name fewer layers, heads or positions, or set max_tokens."
             raise InvalidOption(detail, hint=hint, field="capture")
         return RequestTaps(tuple(edits), tuple(captures), size)
 
-    def _build_edits(self, given: wire.Intervention, prompt: int) -> list[PlacedEdit]:
-        tokens, config = TokenRange.of(given.positions, prompt, self._config.positions), self._config
+    def _build_edits(self, given: wire.Intervention, prompt: int, end: int) -> list[PlacedEdit]:
+        tokens, config = TokenRange.of(given.positions, prompt, end), self._config
         if isinstance(given, wire.AddIntervention):
             return [PlacedEdit(Add(site, value, given.heads), tokens) for site, value in self._find_vectors(given)]
         if isinstance(given, wire.ScaleIntervention):
             site = self._parse_site(given.site)
-            return [PlacedEdit(Scale(given.site, given.factor, self._check_heads(given.heads, site)), tokens)]
+            return [PlacedEdit(Scale(str(site), given.factor, self._check_heads(given.heads, site)), tokens)]
+        if isinstance(given, wire.SetIntervention):
+            site, heads = self._parse_site(given.site), self._check_heads(given.heads, self._parse_site(given.site))
+            tokens, value = self._patches.build(given, site, heads, tokens, prompt, end)
+            return [PlacedEdit(Replace(str(site), value, heads), tokens)]
         layer = parse_layer(given.layer, config, f"layer {given.layer}")
         if isinstance(given, wire.UniformIntervention):
             return [PlacedEdit(Uniform(layer, self._check_heads(given.heads, Site("q", layer))), tokens)]
         heads = self._check_heads(given.heads, Site("z", layer))
-        keys, weights = _read_weights(given, prompt, config)
+        keys, weights = _read_weights(given, prompt, end)
         return [PlacedEdit(Attend(layer, heads or [], [], keys, torch.tensor(weights, device="cpu")), tokens)]
 
     def _find_vectors(self, given: wire.AddIntervention) -> list[tuple[str, Tensor]]:
@@ -105,7 +114,10 @@ class TapBuilder:
             raise InvalidOption("A vector of numbers needs a site, such as resid_post.14.")
         else:
             found = [(given.site, torch.tensor(given.vector, device="cpu"))]
-        return [(site, self._shape(self._parse_site(site), value * given.scale, given.heads)) for site, value in found]
+        config, parsed = self._config, [(self._parse_site(site), value * given.scale) for site, value in found]
+        for site, _ in parsed:
+            self._check_heads(given.heads, site)
+        return [(str(site), shape_vector(config, site, value)) for site, value in parsed]
 
     def _read_stored(self, name: str, site: str | None) -> list[tuple[str, Tensor]]:
         facts = self._vectors.get(name)
@@ -121,24 +133,12 @@ class TapBuilder:
             raise InvalidOption(f"{facts.id} has no vector for {site}; it has layers {known}.")
         return [(site, directions[layer])]
 
-    def _shape(self, site: Site, value: Tensor, heads: list[int] | None) -> Tensor:
-        self._check_heads(heads, site)
-        if not (strongest := float(value.abs().max())) <= MAX_STRENGTH:  # 0 times infinity is neither
-            detail = (
-                f"The vector's largest entry times its scale is {strongest:.3g}; at most {MAX_STRENGTH:g} is added."
-            )
-            raise InvalidOption(detail, hint="Choose a smaller scale.")
-        width = self._config.head_dim if site.axes.endswith("d") else self._config.width
-        if len(value) != width:
-            of = "a head of this site" if site.axes.endswith("d") else "this site"
-            raise InvalidOption(f"The vector has {len(value)} numbers; {of} has {width}.")
-        return value.view(1, 1, 1, width) if site.axes.endswith("d") else value.view(1, 1, width)
-
-    def _build_capture(self, given: wire.Capture, prompt: int) -> Capture:
-        tokens = TokenRange.of(given.positions, prompt, self._config.positions)
+    def _build_capture(self, given: wire.Capture, prompt: int, end: int) -> Capture:
+        tokens = TokenRange.of(given.positions, prompt, end)
         if isinstance(given, wire.CaptureActivation):
-            self._parse_site(given.site)
-            return ActivationCapture(given.site, tokens)
+            if given.keep and self._files is None:
+                raise InvalidOption("Captures are kept in the object store, and this service has none.", field="keep")
+            return ActivationCapture(str(self._parse_site(given.site)), tokens, given.keep)
         asked = range(self._config.layers) if given.layers is None else given.layers
         layers = tuple(dict.fromkeys(parse_layer(layer, self._config, f"layer {layer}") for layer in asked))
         if isinstance(given, wire.CaptureLogitLens):
@@ -146,10 +146,9 @@ class TapBuilder:
         heads = self._check_heads(given.heads, Site("q", 0))
         return AttentionCapture(layers, tuple(range(self._config.heads) if heads is None else heads), tokens)
 
-    def _measure(self, captures: list[Capture], prompt: int, max_tokens: int, n: int) -> CaptureSize:
+    def _measure(self, captures: list[Capture], prompt: int, end: int, n: int) -> CaptureSize:
         """What the captures may come to, answers of the longest length."""
         size, steps = CaptureSize(), Counter[int]()
-        end = prompt + max(max_tokens - 1, 0)  # the last token is drawn, but never fed
         for capture in captures:
             at = capture.tokens.within(0, end)
             numbers = [capture.count(position, self._config) for position in at]
@@ -162,11 +161,10 @@ class TapBuilder:
         return size + CaptureSize(step_rows=n * max(steps.values(), default=0))
 
     def _parse_site(self, text: str) -> Site:
-        site = parse_site(text, self._config)
-        if site.name in WEIGHT_SITES:
+        if text.partition(".")[0] in WEIGHT_SITES or text.endswith(tuple(HOOK_POINTS[one] for one in WEIGHT_SITES)):
             detail = f"{text} is computed nowhere while serving."
             raise InvalidOption(detail, hint="Read it by a capture of type attention; change it by attend or uniform.")
-        return site
+        return parse_site(from_hook_name(text, self._config, SERVED_SITES), self._config)
 
     def _check_heads(self, heads: list[int] | None, site: Site) -> list[int] | None:
         if heads is None:
@@ -194,9 +192,9 @@ def check_captured(size: CaptureSize) -> None:
             raise InvalidOption(what.format(asked, most), hint=hint, field="capture")
 
 
-def _read_weights(given: wire.AttendIntervention, prompt: int, config: DecoderConfig) -> tuple[list[int], list[float]]:
+def _read_weights(given: wire.AttendIntervention, prompt: int, end: int) -> tuple[list[int], list[float]]:
     """Keys in ascending order, and the weight of each."""
-    keys = list(TokenRange.of(given.keys, prompt, config.positions).listed or ())
+    keys = list(TokenRange.of(given.keys, prompt, end).listed or ())
     if given.weights is None:
         return keys, [1 / len(keys)] * len(keys)
     if not len(given.weights) == len(given.keys) == len(keys):

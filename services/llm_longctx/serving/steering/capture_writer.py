@@ -29,9 +29,18 @@ INLINE_NUMBERS = 2**16
 class CaptureWriter:
     """Writes the captures of the answers to one request."""
 
-    def __init__(self, captures: Sequence[Capture], tokenizer: Tokenizer, store: CaptureStore | None) -> None:
-        """Write captures; without a store everything is inline."""
+    def __init__(
+        self,
+        captures: Sequence[Capture],
+        tokenizer: Tokenizer,
+        store: CaptureStore | None,
+        prompts: Sequence[int],
+        weights: str,
+    ) -> None:
+        """Write captures of answers to prompts of so many tokens; without a store everything is inline."""
         self._captures, self._tokenizer, self._store = captures, tokenizer, store
+        self._prompts, self._weights = prompts, weights
+        self._keeps = any(isinstance(one, ActivationCapture) and one.keep for one in captures)
         self._taken: dict[int, list[CapturedTokens]] = {}
         self._numbers: dict[int, int] = {}
 
@@ -42,17 +51,24 @@ class CaptureWriter:
         return [] if self._is_large(index) else [self._to_wire(one) for one in news]
 
     def end(self, index: int) -> list[Captured]:
-        """Where the file of an ended answer is, for each capture; empty where all was inline."""
-        if self._store is None or not self._is_large(index):
+        """Where the file of an ended answer is, for each capture; empty where all was inline and nothing is kept."""
+        is_large, taken = self._is_large(index), self._taken.pop(index, [])
+        if self._store is None or not taken or not (is_large or self._keeps):
             return []
-        taken = self._taken.pop(index)
-        url = f"/v1/captures/{self._store.add(_to_npz(taken, self._captures))}"
+        name = self._store.add(_to_npz(taken, self._captures, self._prompts[index], self._weights))
+        if not is_large:
+            kept = sorted({one.capture for one in taken})
+            return [Captured(capture=i, positions=[], tokens=[], id=name, **self._facts(i)) for i in kept]
         found = []
         for i in sorted({one.capture for one in taken}):
             mine = [one for one in taken if one.capture == i]
             positions = [at for one in mine for at in one.positions]
             texts = [self._tokenizer.token_text(token) for one in mine for token in one.tokens]
-            found.append(Captured(capture=i, positions=positions, tokens=texts, url=url, **self._facts(i)))
+            found.append(
+                Captured(
+                    capture=i, positions=positions, tokens=texts, url=f"/v1/captures/{name}", id=name, **self._facts(i)
+                )
+            )
         return found
 
     def _is_large(self, index: int) -> bool:
@@ -95,7 +111,7 @@ def join_captured(pieces: Iterable[Captured]) -> list[Captured]:
                 for name in ("positions", "tokens", "values", "lens")
                 if (new := getattr(piece, name))
             }
-            whole[piece.capture] = begun.model_copy(update=more)
+            whole[piece.capture] = begun.model_copy(update=more | ({"id": piece.id} if piece.id else {}))
     return [whole[i] for i in sorted(whole)]
 
 
@@ -106,9 +122,9 @@ def _round(value: Any) -> Any:
     return float(f"{float(value):.7g}")
 
 
-def _to_npz(taken: Sequence[CapturedTokens], captures: Sequence[Capture]) -> bytes:
+def _to_npz(taken: Sequence[CapturedTokens], captures: Sequence[Capture], prompt: int, weights: str) -> bytes:
     """Arrays `<capture>.<name>`; attention rows [n, layers, heads, keys] are zero behind their own token."""
-    arrays: dict[str, np.ndarray] = {}
+    arrays = {"prompt": np.array(prompt), "weights": np.array(weights[:16])}
     for i, capture in enumerate(captures):
         mine = [one for one in taken if one.capture == i]
         values = [value for one in mine for value in one.values]
@@ -116,6 +132,8 @@ def _to_npz(taken: Sequence[CapturedTokens], captures: Sequence[Capture]) -> byt
             continue
         arrays[f"{i}.positions"] = np.array([at for one in mine for at in one.positions], np.int64)
         arrays[f"{i}.tokens"] = np.array([token for one in mine for token in one.tokens], np.int64)
+        if isinstance(capture, ActivationCapture):
+            arrays[f"{i}.site"] = np.array(capture.site)
         if isinstance(capture, AttentionCapture):
             arrays[f"{i}.heads"] = np.array(capture.heads, np.int64)
         if isinstance(capture, LensCapture):

@@ -308,7 +308,7 @@ def _of_layer(how: AttentionMethod, played: Played, layer: int, **way) -> Expect
 
 
 def facts_of(played: Played, layer: int, groups: Sequence[bool], rows: Sequence[bool]) -> dict:
-    """What a reference may want to know beside queries, keys and values of some heads of a layer."""
+    """What a reference may want to know besides queries, keys and values of some heads of a layer."""
     config, columns = model().config, torch.tensor(rows).repeat_interleave(model().config.head_dim)
     return {
         "layer": layer,

@@ -40,7 +40,7 @@ def check_chunks(cls: type[AttentionMethod]) -> None:
 
 
 def check_neighbours(cls: type[AttentionMethod]) -> None:
-    """In a ragged batch, of its own kind and others, and beside its own forks, each sequence is as it is alone."""
+    """In a ragged batch, of its own kind and others, and next to its own forks, each sequence is as it is alone."""
     for how in trials(cls):
         engine = Engine(model(), page=8)
         mix = [(how, 23), (method("dense"), 11), (how, 1), (how, 41), (method("duo", sink=1, recent=4), 29), (how, 2)]
@@ -54,7 +54,7 @@ def check_neighbours(cls: type[AttentionMethod]) -> None:
                 logits[i].append(answers[s][None])
         for i, (one, n) in enumerate(mix):
             alone = play(one, tokens(n, i), MINE[i : i + NEW], page=8, plan=PLAN)
-            near(torch.cat(logits[i]), alone.logits, f"{one.name} beside {how.name} in a batch, sequence {i}")
+            near(torch.cat(logits[i]), alone.logits, f"{one.name} next to {how.name} in a batch, sequence {i}")
         _check_fork(how, engine)
 
 

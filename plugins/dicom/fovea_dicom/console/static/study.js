@@ -1,14 +1,19 @@
 /** Page of a DICOM study: files in, strips of series and derived objects out. */
 
-import { FolderForm } from "/console/static/js/folder_form.js";
-import { save } from "/console/static/js/save.js";
+import { FolderForm } from "../../js/folder_form.js";
+import { save } from "../../js/save.js";
 
 class Study extends FolderForm {
-  async request(form, signal) {
+  static answerParts = ["nothing", "result"];
+
+  async request(signal) {
+    const form = this.readForm();
     form.append("include", "segmentation,report,strip");
-    const { series, skipped } = await this.submitForm("/v1/segment/dicom", form, signal);
+    const { series, skipped } = await this.submitForm(this.dataset.path, form, signal);
     this.setText("skipped", skipped.length ? `Skipped: ${skipped.join(" · ")}` : "");
     this.part("result").replaceChildren(...series.map((one) => this.createSeries(one)));
+    this.show(true, "result");
+    this.remember({ path: this.dataset.path, request: Object.fromEntries(form), answer: { series, skipped } }).catch(() => {});
   }
 
   createSeries(one) {

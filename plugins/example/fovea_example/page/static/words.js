@@ -1,7 +1,7 @@
 /** Page of the words: sends the text and shows how often each word occurs. */
 
-import { CustomElement } from "/console/static/js/custom_element.js";
-import { call } from "/console/static/js/gateway.js";
+import { CustomElement } from "../../js/custom_element.js";
+import { call } from "../../js/gateway.js";
 
 class Words extends CustomElement {
   connectedCallback() {

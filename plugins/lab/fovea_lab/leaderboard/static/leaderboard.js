@@ -1,8 +1,7 @@
 /** Leaderboard page: compares attention methods at equal bytes as a job, and sorts the ranking. */
 
-import { JudgeForm } from "/console/static/js/judge.js";
-import { jobNote, submit } from "/console/static/js/submit.js";
-import { save } from "/console/static/js/save.js";
+import { RunForm } from "../../js/run_form.js";
+import { save } from "../../js/save.js";
 
 const TEXTS = {
   budget: (row) => row.budget ?? "–",
@@ -15,23 +14,28 @@ const TEXTS = {
 
 const sortValue = (row, key) => (key === "difference" ? row.difference.mean : row[key] ?? 2);
 
-class Leaderboard extends JudgeForm {
+class Leaderboard extends RunForm {
   connectedCallback() {
     super.connectedCallback();
     this.on("click", "sort", (_, button) => this.sort(button.dataset.key));
     this.on("click", "download", () => save(new Blob([JSON.stringify(this.report, null, 1)], { type: "application/json" }), "ruler.json"));
   }
 
-  async request(form, signal) {
-    const data = new FormData(form);
+  async describeRequest() {
+    const data = new FormData(this.form);
     const json = {
       model: data.get("model"), tasks: data.getAll("tasks"), protocol: data.get("protocol"),
       methods: data.getAll("methods").map((method) => ({ method })),
       budgets: data.get("budgets").split(",").map(Number), lengths: [Number(data.get("length"))], n: Number(data.get("n")),
     };
-    const onJob = (job) => this.showProgress(job.status === "queued" ? undefined : job.progress, jobNote(job));
-    this.report = await (await submit("/v1/longctx/ruler", { json, signal, asJob: true, onJob })).json();
+    return { path: "/v1/longctx/ruler", json };
+  }
+
+  async request(signal) {
+    const { path, json } = await this.describeRequest();
+    this.report = await (await this.send(path, { json, signal, asJob: true })).json();
     this.draw();
+    this.remember({ path, request: json, answer: this.report }).catch(() => {});
   }
 
   draw() {

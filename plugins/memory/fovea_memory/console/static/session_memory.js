@@ -3,9 +3,9 @@
  * Shows citations and surprise; the conversation itself is `chat.js`.
  */
 
-import { call } from "/console/static/js/gateway.js";
-import { selectedModel } from "/console/static/js/form.js";
-import { CustomElement } from "/console/static/js/custom_element.js";
+import { call } from "../../js/gateway.js";
+import { selectedModel } from "../../js/form.js";
+import { CustomElement } from "../../js/custom_element.js";
 
 const LEVELS = 4;
 

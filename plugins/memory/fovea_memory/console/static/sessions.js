@@ -3,9 +3,9 @@
  * Chatting with a session is `chat.js` and `session_memory.js`.
  */
 
-import { call } from "/console/static/js/gateway.js";
-import { CustomElement } from "/console/static/js/custom_element.js";
-import { save } from "/console/static/js/save.js";
+import { call } from "../../js/gateway.js";
+import { CustomElement } from "../../js/custom_element.js";
+import { save } from "../../js/save.js";
 import { SessionMemory } from "./session_memory.js";
 
 const PAGE = 50;

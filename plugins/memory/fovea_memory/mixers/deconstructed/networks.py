@@ -1,7 +1,7 @@
 """Language models of deconstructed mixers: one decoder whose layers take their mixer from a layout.
 
 Queries and keys of every dot-product variant have rotary positions; `nonapproximate` has no positions at all. A fixed
-stream (noise, or the first tokens of a text) runs through all layers beside the batch where a layer needs it.
+stream (noise, or the first tokens of a text) runs through all layers next to the batch where a layer needs it.
 A session caches what each mixer needs, and no more. Knows mixers by the functions of `mixers`.
 """
 

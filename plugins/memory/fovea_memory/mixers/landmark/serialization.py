@@ -55,7 +55,7 @@ def unpack_blocks(data: bytes, prefix_key: str, empty: LandmarkSession, tokens: 
 
 
 def _read_header(data: bytes) -> object:
-    """The metadata beside the tensors, which safetensors' reader of bytes leaves out."""
+    """The metadata next to the tensors, which safetensors' reader of bytes leaves out."""
     (size,) = _LENGTH.unpack_from(data)
     return json.loads(data[_LENGTH.size : _LENGTH.size + size]).get("__metadata__")
 

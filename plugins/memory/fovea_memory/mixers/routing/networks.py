@@ -1,4 +1,4 @@
-"""Routing Transformer language model: local heads beside routing heads, key for key as in the PyTorch port.
+"""Routing Transformer language model: local heads next to routing heads, key for key as in the PyTorch port.
 
 In `port` mode it computes what the port computes, look-ahead included; in `causal` mode the same weights are a language
 model token by token. Knows the checkpoint's layout; attention inside clusters is in `attention`.

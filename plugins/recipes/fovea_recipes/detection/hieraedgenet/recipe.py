@@ -21,7 +21,7 @@ from fovea_recipes.detection.metrics.boxes import box_average_precision
 from fovea_recipes.training.recipe import Batch, Recipe, Schedule
 from services.detection.boxes import nms
 from services.detection.layers.edge import Edge
-from services.detection.models.hieraedgenet import STRIDES, HieraEdgeNet
+from services.detection.models.hieraedgenet_network import STRIDES, HieraEdgeNet
 from shared.registry.weights import Dtype
 
 THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())
@@ -86,9 +86,9 @@ class HieraEdgeNetDemo(Recipe):
         held = self.slides(split)
         truth = [held.of(index) for index in range(len(held.images))]
         made = predict_slides(network, held.images)
-        loose = nms(made, confidence=0.001, iou=0.7, multi_label=True)
-        precision = box_average_precision(truth, [found.numpy() for found in loose], THRESHOLDS)
-        counts = [len(found) for found in nms(made)]
+        loose = nms(made.numpy(), confidence=0.001, iou=0.7, multi_label=True)
+        precision = box_average_precision(truth, loose, THRESHOLDS)
+        counts = [len(found) for found in nms(made.numpy())]
         off = np.abs(np.array(counts) - np.array([len(rows) for rows in truth]))
         present = np.unique(np.concatenate(truth)[:, 0]).astype(int)
         by_class = {f"ap_50.{self.classes[k]}": float(v) for k, v in zip(present, precision[:, 0], strict=True)}

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from fovea_recipes.detection.patnet.data import NAMES, Patches, Split, patches
 from fovea_recipes.training.recipe import Batch, Recipe, Schedule
-from services.detection.models.fasternet import FasterNet
-from services.detection.models.patnet import PATNet
+from services.detection.models.fasternet_network import FasterNet
+from services.detection.models.patnet_network import PATNet
 from services.detection.servables.patches import MEAN, STD
 from shared.registry.discovery import shipped_weights
 from shared.registry.weights import Dtype, read_weights

@@ -22,6 +22,7 @@ from fovea_recipes.training.recipe import Batch, Recipe, Schedule
 from services.detection.models.pointer_net import PointerNet
 from services.detection.planning.exact import optimal_tours, tour_lengths
 from services.detection.planning.geometry import area, canonical_hull, hull, hull_successors, polygon_is_valid
+from services.detection.planning.pointer_inference import PointerInference
 from services.detection.planning.pointer_solver import normalise_points, predict_hulls, predict_tours
 from shared.registry.weights import Dtype
 
@@ -102,7 +103,7 @@ class PointerHull(_Pointer):
 
     def _exact(self, net: PointerNet, points: np.ndarray) -> tuple[float, float, float]:
         """Shares of exact polygons, of the true area (over valid ones), and of invalid polygons."""
-        orders, _ = predict_hulls(net, points)
+        orders, _ = predict_hulls(_ready(net), points)
         exact, shares, invalid = 0, list[float](), 0
         for instance, order in zip(points, orders, strict=True):
             if not polygon_is_valid(instance, order):
@@ -165,8 +166,12 @@ class PointerTour(_Pointer):
         return found
 
     def _ratio(self, net: PointerNet, points: np.ndarray, width: int) -> float:
-        lengths = tour_lengths(points, predict_tours(net, points, width))
+        lengths = tour_lengths(points, predict_tours(_ready(net), points, width))
         return float((lengths / optimal_tours(points)[1]).mean())
+
+
+def _ready(net: PointerNet) -> PointerInference:
+    return PointerInference({key: value.numpy(force=True) for key, value in net.state_dict().items()})
 
 
 def _hull_slots(points: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ from fovea_recipes.detection.losses import dual_detection_loss
 from fovea_recipes.detection.metrics.boxes import box_scores
 from fovea_recipes.detection.yolo9tr.data import NAMES, SIDE, Scenes, Split, scenes
 from fovea_recipes.training.recipe import Batch, Recipe, Schedule
-from services.detection.models.yolo9tr import Yolo9tr
+from services.detection.models.yolo9tr_network import Yolo9tr
 from shared.registry import network
 from shared.registry.weights import Dtype
 

@@ -68,7 +68,7 @@ def find_boxes(folder: Path, names: Sequence[str] = (), grow: int = 10) -> BoxSe
     """The data set in a folder; its files say which format it has.
 
     Args:
-        folder: Holds pictures and, beside or below, `.xml` (VOC), `.json` (COCO), `labels/*.txt` (YOLO) or masks.
+        folder: Holds pictures and, next to or below, `.xml` (VOC), `.json` (COCO), `labels/*.txt` (YOLO) or masks.
         names: Classes, where the format does not name them (YOLO without `data.yaml`, masks), or in another order.
         grow: Pixels by which parts of masks grow before they are joined and boxed.
 
@@ -192,7 +192,7 @@ def _yolo_names(folder: Path) -> tuple[str, ...]:
 
 
 def _masks(folder: Path) -> list[tuple[Path, Path]]:
-    """Pairs of a picture and its mask: a JPEG beside a PNG of its name."""
+    """Pairs of a picture and its mask: a JPEG next to a PNG of its name."""
     masks = {path.stem: path for path in sorted(folder.rglob("*.png"))}
     pictures = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in {".jpg", ".jpeg"}]
     return [(path, masks[path.stem]) for path in pictures if path.stem in masks]

@@ -26,7 +26,7 @@ MASKS = ("masks", "mask", "labels", "annotations")
 """Names of folders of masks; pictures are in any other folder."""
 
 ENDINGS = ("_mask", "-mask", "_seg", "_label")
-"""What the name of a mask may end with beside that of its picture."""
+"""What the name of a mask may end with next to that of its picture."""
 
 FEW = 16
 """Grey masks whose largest value is no larger hold numbers of classes, not grey levels."""

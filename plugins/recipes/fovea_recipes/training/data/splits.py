@@ -17,7 +17,7 @@ from shared.errors import InvalidOption
 TRAIN = "train"
 
 HELD_OUT = ("validation", "valid", "val", "test")
-"""Names of a folder beside `train`, or of a list `<name>.txt`; the first that is there."""
+"""Names of a folder next to `train`, or of a list `<name>.txt`; the first that is there."""
 
 
 def held_out(

@@ -1,45 +1,109 @@
-/** Page of a road survey: photographs in; a map, figures and pictures with boxes out. */
+/** Page of a road survey: photographs in; a map, figures, and a strip of pictures with boxes out. */
 
-import { FolderForm } from "/console/static/js/folder_form.js";
-import { call } from "/console/static/js/gateway.js";
-import { save } from "/console/static/js/save.js";
-
-const PATH = "/v1/detect/survey";
+import { FolderForm } from "../../js/folder_form.js";
+import { call } from "../../js/gateway.js";
+import { save } from "../../js/save.js";
 
 class Survey extends FolderForm {
+  static answerParts = ["nothing", "result"];
+
   connectedCallback() {
     super.connectedCallback();
-    this.on("click", "keep", async (_, button) => save(await (await this.fetchAs(button.dataset.form)).blob(), button.dataset.name));
+    this.on("click", "keep", (_, button) => this.attempt(async () => save(await (await this.fetchAs(button.dataset.form)).blob(), button.dataset.name)));
+    this.on("input", "filters", () => this.filter());
+    this.on("change", "merge", () => this.found && this.attempt(() => this.showMerged()));
+    this.on("click", "add-track", () => this.form.elements.gpx.click());
+    this.on("click", "map", (event) => this.openMarker(event));
   }
 
-  async request(form, signal) {
+  async request(signal) {
+    const form = this.readForm();
     form.append("boxed", "true");
-    this.found = await this.submitForm(PATH, form, signal);
-    const { counts, counts_not_placed: lost, length_km, per_km, route, place_problems, failed, notes } = this.found;
-    const isLost = Object.keys(lost).length > 0;
-    this.setText("damage", listCounts(counts) || (isLost ? "none with a place" : "none found"));
+    await this.showFound(await this.submitForm(this.dataset.path, form, signal));
+    const { observations, ...answer } = this.found;
+    this.remember({ path: this.dataset.path, request: { merge_m: form.get("merge_m") }, answer: { ...answer, observations: observations.map(({ boxed, ...one }) => one) } }).catch(() => {});
+  }
+
+  async showFound(found) {
+    this.found = found;
+    this.showFigures();
+    this.showPictures();
+    await this.showMap();
+    this.show(true, "result");
+  }
+
+  showFigures() {
+    const { counts, counts_not_placed: lost, length_km, per_km, route, place_problems, failed, notes, observations } = this.found;
+    const isPlaced = observations.some((one) => one.latitude !== null);
+    this.setText("verdict", summarize(this.found));
+    this.setText("damage", listCounts(counts) || (Object.keys(lost).length ? "none with a position" : "none found"));
     this.setText("not-placed", listCounts(lost) || "–");
-    this.setText("road", `${length_km.toFixed(2)} km`);
+    this.setText("road", length_km > 0 ? `${length_km.toFixed(2)} km` : "–");
     this.setText("per-km", per_km === null ? "–" : per_km.toFixed(1));
     this.setText("route", route ? `${Math.round(route.length_m)} m` : "–");
     this.part("left-out").replaceChildren(...[...place_problems, ...failed, ...notes].map(createItem));
-    this.showPictures();
-    const drawn = new DOMParser().parseFromString(await (await this.fetchAs("image/svg+xml", "#picture-")).text(), "image/svg+xml");
+    this.show(isPlaced, "map");
+    this.show(!isPlaced, "no-track");
+  }
+
+  /** The pictures with boxes, which markers of the map link to; those without a position are a group of their own. */
+  showPictures() {
+    const shown = this.found.observations.map((one, number) => ({ ...one, number })).filter((one) => one.boxed);
+    const labels = [...new Set(shown.flatMap((one) => one.detections.map(({ label }) => label)))].sort();
+    const choice = this.part("label");
+    choice.replaceChildren(choice.options[0], ...labels.map((label) => new Option(label)));
+    for (const [name, hasPlace] of [["pictures", true], ["pictures-lost", false]]) {
+      this.part(name).replaceChildren(...shown.filter((one) => (one.latitude !== null) === hasPlace).map((one) => this.createPicture(one)));
+    }
+    this.filter();
+  }
+
+  createPicture(one) {
+    const figure = this.cloneTemplate("picture");
+    figure.id = `picture-${one.number}`;
+    figure.dataset.labels = one.detections.map(({ label }) => label).join("|");
+    figure.dataset.score = Math.max(0, ...one.detections.map(({ score }) => score ?? 1));
+    figure.querySelector("img").src = `data:image/jpeg;base64,${one.boxed}`;
+    figure.querySelector("img").alt = `${one.name} with boxes`;
+    const place = one.place_problem ? `no position: ${one.place_problem}` : "";
+    figure.querySelector("figcaption").textContent = [one.name, listScores(one.detections), place].filter(Boolean).join(" · ");
+    return figure;
+  }
+
+  /** Show only pictures with damage of a class, above a score. */
+  filter() {
+    const [label, least] = [this.part("label").value, this.part("score").valueAsNumber];
+    this.setText("score-figure", least.toFixed(2));
+    const figures = [...this.querySelectorAll("figure[data-labels]")];
+    for (const figure of figures) figure.hidden = (label && !figure.dataset.labels.split("|").includes(label)) || Number(figure.dataset.score) < least;
+    for (const name of ["pictures", "pictures-lost"]) this.show(this.part(name).querySelector("figure:not([hidden])") !== null, `${name}-group`);
+    this.setText("shown", `${figures.filter((figure) => !figure.hidden).length} of ${figures.length} photos`);
+  }
+
+  openMarker(event) {
+    const link = event.target.closest("a");
+    const id = link?.getAttribute("href") ?? link?.getAttributeNS("http://www.w3.org/1999/xlink", "href");
+    if (!id?.startsWith("#picture-")) return;
+    event.preventDefault();
+    const figure = document.getElementById(id.slice(1));
+    figure?.scrollIntoView({ block: "center" });
+    figure?.focus();
+  }
+
+  async showMap() {
+    const text = await (await this.fetchAs("image/svg+xml", "#picture-")).text();
+    const drawn = new DOMParser().parseFromString(text, "image/svg+xml");
     this.part("map").replaceChildren(document.importNode(drawn.documentElement, true));
   }
 
-  /** The pictures with boxes, which markers of the map link to. */
-  showPictures() {
-    const shown = this.found.observations.map((one, number) => ({ ...one, number })).filter((one) => one.boxed);
-    this.part("pictures").replaceChildren(...shown.map((one) => {
-      const figure = this.cloneTemplate("picture");
-      figure.id = `picture-${one.number}`;
-      figure.querySelector("img").src = `data:image/jpeg;base64,${one.boxed}`;
-      figure.querySelector("img").alt = `${one.name} with boxes`;
-      const place = one.place_problem ? `not placed: ${one.place_problem}` : "";
-      figure.querySelector("figcaption").textContent = [one.name, one.detections.map((seen) => seen.label).join(", "), place].filter(Boolean).join(" · ");
-      return figure;
-    }));
+  /** Merge the same observations again, within another radius. */
+  async showMerged() {
+    const boxed = this.found.observations.map((one) => one.boxed);
+    const merged = await (await this.fetchAs("application/json")).json();
+    merged.observations?.forEach((one, at) => (one.boxed ??= boxed[at]));
+    this.found = { ...this.found, ...merged, observations: merged.observations ?? this.found.observations };
+    this.showFigures();
+    await this.showMap();
   }
 
   /** The survey in a form; an archive gets the pictures, others at most links to those on this page. */
@@ -48,14 +112,24 @@ class Survey extends FolderForm {
     const observations = this.found.observations.map((one, number) => ({
       ...one, boxed: isArchive ? one.boxed : null, picture: link && one.boxed ? `${link}${number}` : null,
     }));
-    const json = { observations, merge_m: Number(this.part("form").elements.merge_m.value) };
-    return call(PATH, { method: "POST", json, headers: { Accept: media } });
+    const json = { observations, merge_m: Number(this.form.elements.merge_m.value) };
+    return call(this.dataset.path, { method: "POST", json, headers: { Accept: media } });
   }
 }
 
-function listCounts(counts) {
-  return Object.entries(counts).map(([label, count]) => `${label} ${count}`).join(", ");
+/** What was found in one sentence, with what has no position. */
+function summarize({ counts, counts_not_placed: lost, observations }) {
+  const all = {};
+  for (const [label, count] of [...Object.entries(counts), ...Object.entries(lost)]) all[label] = (all[label] ?? 0) + count;
+  const photos = `${observations.length} photo${observations.length === 1 ? "" : "s"}`;
+  const missing = observations.filter((one) => one.latitude === null).length;
+  const places = missing === 0 ? "" : missing === observations.length ? "; none has a position, so there is no map" : `; ${missing} without a position`;
+  return `${listCounts(all) || "No damage"} in ${photos}${places}.`;
 }
+
+const listCounts = (counts) => Object.entries(counts).map(([label, count]) => `${count} ${label}`).join(", ");
+
+const listScores = (detections) => detections.map(({ label, score }) => (score === undefined ? label : `${label} ${score.toFixed(2)}`)).join(", ");
 
 function createItem(text) {
   const item = document.createElement("li");

@@ -8,16 +8,16 @@ export class ApiKeyForm extends CustomElement {
   connectedCallback() {
     this.on("submit", "form", (event) => {
       event.preventDefault();
-      storeKey(this.part("key").value.trim());
+      storeKey(this.part("key").value.trim(), this.part("for-good").checked);
       this.openPage("The gateway does not accept this key.");
     });
-    if (storedKey()) this.openPage("The key of this tab is no longer accepted.");
+    if (storedKey()) this.openPage("The stored key is no longer accepted.");
   }
 
   async openPage(refusal) {
     this.classList.add("busy");
     try {
-      replacePage(await fetchPage(location.href));
+      await replacePage(await fetchPage(location.href));
       document.querySelector("fovea-key").hidden = false;
     } catch (problem) {
       if (problem.status === 401) forgetKey();
@@ -27,3 +27,5 @@ export class ApiKeyForm extends CustomElement {
     }
   }
 }
+
+customElements.define("fovea-api-key", ApiKeyForm);

@@ -24,3 +24,5 @@ export class Attention extends CustomElement {
     return knobs ? { longctx: { method: this.method, ...readValues(knobs) } } : {};
   }
 }
+
+customElements.define("fovea-attention", Attention);

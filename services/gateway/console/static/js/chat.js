@@ -1,157 +1,228 @@
 /**
- * A conversation with a model over OpenAI's chat protocol: streamed, or as a job. With a steering vector each question
- * has two answers beside each other, and each of them goes on in a conversation of its own.
+ * A conversation with a model: questions, answers beside each other where two are compared, branches and history. How an
+ * answer is fetched is `chat_stream.js`, what a turn looks like `chat_turns.js`, the tree of turns `chat_tree.js`.
  */
 
-import { call, events } from "./gateway.js";
-import { selectedModel, readValues } from "./form.js";
-import { jobNote, submit } from "./submit.js";
-import { CustomElement } from "./custom_element.js";
+import { load } from "./chat_history.js";
+import { describeUsage, streamAnswer, takeAnswer } from "./chat_stream.js";
+import { Conversation } from "./chat_tree.js";
+import { ChatTurns } from "./chat_turns.js";
+import { readValues, selectedModel } from "./form.js";
+import { RunForm } from "./run_form.js";
+import { countOthers } from "./submit.js";
+import "./attention.js";
+import "./heads.js";
+import "./steering.js";
 
-export class Chat extends CustomElement {
+const CONTINUE = "Continue exactly where your last answer stopped. Do not repeat any of it.";
+
+class Chat extends RunForm {
+  static answerParts = [];
+
   connectedCallback() {
-    this.messages = [];
-    this.on("submit", "composer", (event) => this.onSubmit(event));
+    super.connectedCallback();
+    this.conversation = new Conversation();
+    this.turns = new ChatTurns(this);
     this.on("submit", "options", (event) => event.preventDefault());
-    this.on("keydown", "message", (event) => {
-      if (event.key === "Enter" && !event.shiftKey && !event.isComposing) this.onSubmit(event);
-    });
-    this.on("click", "stop", () => this.running?.abort());
+    this.on("keydown", "message", (event) => this.onKey(event));
     this.on("click", "clear", () => this.clear());
     this.addEventListener("click", ({ target }) => target.closest("[data-starter]") && this.ask(target.textContent));
+    this.openChat();
   }
 
-  onSubmit(event) {
+  get form() {
+    return this.part("composer");
+  }
+
+  /** Enter sends, Escape stops, the up arrow in an empty field edits the last question. */
+  onKey(event) {
+    const { key, shiftKey, isComposing } = event;
+    if (key === "Escape") this.running?.abort();
+    else if (key === "ArrowUp" && !this.part("message").value) this.edit(this.conversation.path().findLast(({ role }) => role === "user"));
+    else if (key === "Enter" && !shiftKey && !isComposing) this.run();
+    else return;
     event.preventDefault();
+  }
+
+  run() {
     const text = this.part("message").value.trim();
-    if (text && !this.running) this.ask(text);
+    return text && !this.isWriting ? this.ask(text) : undefined;
   }
 
-  clear() {
-    this.running?.abort();
-    this.messages = [];
-    this.querySelectorAll(".turn, .turn-pair").forEach((turn) => turn.remove());
-    this.heads?.close();
-    this.show(true, "nothing");
-    this.showError(null);
-    this.setText("usage", "\u00a0");
-    this.part("message").focus();
-  }
-
-  async ask(text) {
+  ask(text) {
     this.part("message").value = "";
-    this.messages.push({ role: "user", content: text });
-    const question = this.addTurn("You", text);
-    question.classList.add("turn-mine");
-    this.setBusy(true);
-    const answers = this.addAnswers();
-    const problems = await this.writeAnswers(answers);
-    const problem = problems.find((one) => one.name !== "AbortError");
-    if (problem) this.restoreQuestion(problem, text, question, answers);
-    else this.storeAnswers(answers, problems.length > 0);
-    this.setBusy(false);
+    if (this.edited) this.conversation.leave(this.edited);
+    this.edited = null;
+    this.conversation.add("user", { content: text });
+    return this.answer();
   }
 
-  /** The answers to write: one, or one without the steering vector and one with it. */
-  addAnswers() {
+  /** Write an answer behind the present turn, or go on with one. */
+  answer(continued = null) {
+    this.continued = continued;
+    return super.run();
+  }
+
+  async request(signal) {
+    const { conversation, continued } = this;
+    const node = continued ?? conversation.add("assistant", { contents: [], labels: [] });
+    node.cut = null;
+    this.turns.draw();
+    const answers = this.turns.begin(node, this.listVariants());
+    const problems = await this.writeAnswers(answers, node, signal);
+    const problem = problems.find((one) => one.name !== "AbortError");
+    if (this.conversation !== conversation) return; // a new one was begun meanwhile
+    Object.assign(node, { contents: answers.map(({ text }) => text), labels: answers.map(({ label }) => label) });
+    if (problem && !node.contents.some(Boolean)) this.giveBack(node);
+    else await this.keep(node, answers, problems);
+    if (problem) throw problem;
+  }
+
+  /** What is asked: once, or twice where a steering vector, another model or another attention method is compared. */
+  listVariants() {
     const model = selectedModel(this);
     const intervention = this.steering?.intervention;
-    if (!intervention) return [this.addAnswer(this.part("turns"), model, null)];
-    const pair = this.cloneTemplate("answers");
-    this.part("turns").append(pair);
-    return [this.addAnswer(pair, `${model}, as it is`, null), this.addAnswer(pair, `${model}, ${this.steering.label}`, intervention)];
-  }
-
-  addAnswer(place, who, intervention) {
-    const turn = this.addTurn(who, "", place);
-    turn.classList.add("turn-writing");
-    turn.setAttribute("aria-busy", "true");
-    return { turn, output: turn.querySelector('[data-part="text"]'), intervention, scores: [], started: performance.now() };
+    if (intervention) return [{ label: `${model}, as it is`, model }, { label: `${model}, ${this.steering.label}`, model, intervention }];
+    const [other, method] = ["compare-model", "compare-method"].map((name) => this.part(name)?.value);
+    if (!other && !method) return [{ label: model, model }];
+    const mine = this.querySelector("fovea-attention")?.method;
+    const second = { model: other || model, ...(method && { longctx: { method } }) };
+    return [{ label: [model, mine].filter(Boolean).join(", "), model }, { label: [second.model, method || mine].filter(Boolean).join(", "), ...second }];
   }
 
   /** Write all answers; returns what went wrong, and ends all when one does. */
-  async writeAnswers(answers) {
+  async writeAnswers(answers, node, signal) {
+    this.started = performance.now();
     const { running } = this;
-    const seed = Math.floor(Math.random() * 2 ** 31); // so that two answers differ by the vector, not by chance
-    const written = await Promise.allSettled(
-      answers.map((answer) =>
-        this.requestAnswer(answer, seed).catch((problem) => {
-          running.abort();
-          throw problem;
-        }),
-      ),
-    );
-    for (const { turn } of answers) {
-      turn.classList.remove("turn-writing");
-      turn.setAttribute("aria-busy", "false");
+    const seed = Math.floor(Math.random() * 2 ** 31); // so that two answers differ by what is compared, not by chance
+    const written = await Promise.allSettled(answers.map((answer, column) => this.writeAnswer(answer, this.buildRequest(answer, { seed, column, count: answers.length, isContinued: this.continued === node }), signal).catch((problem) => {
+      running.abort();
+      throw problem;
+    })));
+    this.milliseconds = performance.now() - this.started;
+    return written.filter(({ status }) => status === "rejected").map(({ reason }) => reason);
+  }
+
+  async writeAnswer(answer, json, signal) {
+    answer.request = json;
+    const wait = this.turns.wait(answer, () => countOthers(json.model));
+    try {
+      if (this.runsAsJob) takeAnswer(await (await this.send(this.dataset.path, { json, signal })).json(), answer);
+      else await streamAnswer(this.dataset.path, json, answer, signal, () => this.turns.write(answer));
+    } finally {
+      clearInterval(wait);
+      this.turns.finish(answer);
     }
-    return written.filter((one) => one.status === "rejected").map((one) => one.reason);
+    if (answer.longctx && this.memory) await this.memory.showLongctx(answer.longctx, answer.turn);
+    if (answer.usage && !answer.intervention && answer.column === 0) this.setText("usage", describeUsage(answer));
   }
 
-  /** Keep the answers for the next question, unless the conversation was cleared meanwhile. */
-  storeAnswers(answers, isCut) {
-    if (!answers[0].turn.isConnected) return;
-    const [plain, steered] = answers.map(({ output }) => output.textContent);
-    this.messages.push({ role: "assistant", content: plain, steered });
-    for (const answer of answers) {
-      answer.turn.classList.toggle("turn-cut", isCut);
-      if (answer.usage) this.heads?.trace(answer);
-    }
-    this.scrollToEnd();
-  }
-
-  /** Put the question back into the input, so that nothing typed is lost. */
-  restoreQuestion(problem, text, question, answers) {
-    this.showError(problem);
-    question.remove();
-    for (const { turn } of answers) (turn.closest(".turn-pair") ?? turn).remove();
-    this.messages.pop();
-    this.part("message").value ||= text;
-  }
-
-  async requestAnswer(answer, seed) {
+  /** The request of an answer; without one, that of the text in the composer. */
+  buildRequest(answer, { seed, column = 0, count = 1, isContinued = false } = {}) {
     const system = this.part("system").value.trim();
-    const asJob = this.part("as-job").checked;
-    const json = {
-      ...(this.steering?.isOpen && { seed, logprobs: true }),
+    const messages = this.conversation.messages(column);
+    if (isContinued) messages.push({ role: "user", content: CONTINUE });
+    return {
+      ...((this.steering?.isOpen || count > 1) && { seed }),
+      ...(this.steering?.isOpen && { logprobs: true }),
       ...readValues(this.part("options")),
-      model: selectedModel(this),
-      messages: [...(system ? [{ role: "system", content: system }] : []), ...this.newMessages(answer.intervention)],
+      model: answer.model,
+      messages: [...(system ? [{ role: "system", content: system }] : []), ...(this.memory?.newMessages(messages) ?? messages)],
       ...this.memory?.requestFields,
       ...this.querySelector("fovea-attention")?.requestFields,
+      ...(answer.settings && { longctx: answer.settings }),
       ...(answer.intervention && { interventions: [answer.intervention] }),
     };
-    answer.request = json;
-    const { signal } = this.running;
-    if (!asJob) return this.stream({ ...json, stream: true, stream_options: { include_usage: true } }, answer);
-    const onJob = (job) => this.showProgress(job.status === "queued" ? undefined : job.progress, jobNote(job));
-    const completion = await (await submit(this.dataset.path, { json, signal, asJob, onJob })).json();
-    const [choice] = completion.choices;
-    answer.output.textContent = choice.message.content;
-    answer.scores = choice.logprobs?.content ?? [];
-    await this.showLongctx(completion.longctx, answer.output);
-    return this.showUsage(completion.usage, answer, null);
   }
 
-  async stream(json, answer) {
-    const response = await call(this.dataset.path, { method: "POST", json, signal: this.running.signal });
-    let first = null;
-    let longctx = null;
-    for await (const data of events(response)) {
-      if (data === "[DONE]") break;
-      const chunk = JSON.parse(data);
-      if (chunk.error) throw Object.assign(new Error(chunk.error.message), { title: "The answer broke off" });
-      const text = chunk.choices?.[0]?.delta?.content;
-      answer.scores.push(...(chunk.choices?.[0]?.logprobs?.content ?? []));
-      if (text) {
-        first ??= performance.now();
-        answer.output.append(text);
-        this.scrollToEnd();
-      }
-      longctx = chunk.longctx ?? longctx;
-      if (chunk.usage) this.showUsage(chunk.usage, answer, first);
+  async describeRequest() {
+    const json = this.buildRequest(this.listVariants()[0]);
+    const text = this.part("message").value.trim();
+    if (text || !json.messages.length) json.messages.push({ role: "user", content: text || "Say hello." });
+    return { path: this.dataset.path, json };
+  }
+
+  /** Keep an answer, also one that broke off: what was written is never dropped. */
+  async keep(node, answers, problems) {
+    const isLong = answers.some(({ finish }) => finish === "length");
+    const [problem] = problems.filter((one) => one.name !== "AbortError");
+    node.cut = problem ? "cut off" : problems.length ? "stopped" : isLong ? "longest answer reached" : null;
+    this.turns.draw(answers);
+    if (!node.cut) for (const answer of answers) if (answer.usage && answer.scores.length) this.heads?.trace(answer);
+    await this.history?.keep(this.conversation, selectedModel(this));
+    const url = new URL(location.href);
+    url.searchParams.set("chat", this.conversation.id);
+    history.replaceState(null, "", url);
+    const [{ request, text, usage }] = answers;
+    this.remember({ path: this.dataset.path, request, answer: { model: request.model, choices: [{ message: { content: text } }], usage } }).catch(() => {});
+  }
+
+  /** Put a question that got no answer back into the input, so that nothing typed is lost. */
+  giveBack(node) {
+    const question = this.conversation.find(node.parent);
+    this.conversation.drop(node);
+    const isFirst = this.conversation.siblings(question).length === 1 || this.conversation.nodes.at(-1) === question;
+    if (isFirst) this.conversation.drop(question);
+    this.part("message").value ||= question.content;
+    this.turns.draw();
+  }
+
+  actionsFor(problem, wantsJob) {
+    const last = this.conversation.path().at(-1);
+    const actions = last?.cut ? [["Continue", () => this.answer(last)], ["Try again", () => this.retry(last)]] : [["Try again", () => this.run()]];
+    if (!this.runsAsJob && (wantsJob || problem.status !== 422)) {
+      actions.push(["Run as a job", () => {
+        this.part("as-job").checked = true;
+        return last?.cut ? this.retry(last) : this.run();
+      }]);
     }
-    await this.showLongctx(longctx, answer.output);
+    return [400, 401, 403, 422].includes(problem.status) ? [] : actions;
+  }
+
+  /** Another answer to the same question, as a branch. */
+  retry(node) {
+    this.conversation.leave(node);
+    return this.answer();
+  }
+
+  /** Edit a question: its text goes into the input, and sending it begins a branch. */
+  edit(node) {
+    if (!node) return;
+    this.edited = node;
+    Object.assign(this.part("message"), { value: node.content }).focus();
+  }
+
+  choose(node) {
+    this.conversation.choose(node);
+    this.turns.draw();
+  }
+
+  /** Begin a new conversation; the last one is in the history. */
+  clear() {
+    this.running?.abort();
+    this.conversation = new Conversation();
+    this.edited = null;
+    this.heads?.close();
+    this.turns.draw();
+    this.showError(null);
+    this.setText("usage", "\u00a0");
+    const url = new URL(location.href);
+    url.searchParams.delete("chat");
+    history.replaceState(null, "", url);
+    this.part("message").focus();
+  }
+
+  /** Show the conversation of the page's address. */
+  async openChat() {
+    const id = new URL(location.href).searchParams.get("chat");
+    const stored = id && (await load(id).catch(() => null));
+    if (!stored || this.conversation.nodes.length) return;
+    this.conversation = new Conversation(stored);
+    this.turns.draw();
+  }
+
+  get history() {
+    return this.querySelector("fovea-chat-history");
   }
 
   /** The drawer that steers, where a model can be steered. */
@@ -169,60 +240,13 @@ export class Chat extends CustomElement {
     return this.querySelector('[data-part="panel"]');
   }
 
-  /** The messages of a request, with the answers of the steered conversation or of the plain one. */
-  newMessages(isSteered) {
-    const messages = this.messages.map(({ role, content, steered }) => ({ role, content: isSteered ? (steered ?? content) : content }));
-    return this.memory?.newMessages(messages) ?? messages;
-  }
-
-  /** Show what came with the answer: citations and the state of the memory. */
-  async showLongctx(longctx, output) {
-    if (longctx && this.memory) await this.memory.showLongctx(longctx, output.closest(".turn"));
-    this.scrollToEnd();
-  }
-
-  showUsage(usage, answer, first) {
-    answer.usage = usage;
-    if (answer.intervention) return; // the line below is about the answer without
-    const { started } = answer;
-    const now = performance.now();
-    const seconds = (now - (first ?? started)) / 1000;
-    // The first token includes the prefill, so the rate counts those after it.
-    const rate = first === null ? usage.completion_tokens / seconds : (usage.completion_tokens - 1) / seconds;
-    const { longctx } = usage;
-    const cached = longctx?.cached_tokens ? ` (${longctx.cached_tokens} from the cache)` : "";
-    const parts = [`${usage.prompt_tokens} tokens in${cached}`, `${usage.completion_tokens} out`];
-    if (Number.isFinite(rate) && rate > 0) parts.push(`${rate.toFixed(1)} tokens/s`);
-    if (longctx && longctx.method !== "dense") parts.push(`${longctx.method}: ${Math.round(100 * longctx.kv_ratio)} % of dense memory`);
-    if (longctx?.fallback) parts.push(longctx.fallback);
-    if (first !== null) parts.push(`first after ${((first - started) / 1000).toFixed(2)} s`);
-    if (longctx?.context_left != null) parts.push(`${longctx.context_left.toLocaleString("en")} tokens of context left`);
-    this.setText("usage", parts.join(" · "));
-  }
-
-  addTurn(who, text, place = this.part("turns")) {
-    this.show(false, "nothing");
-    const turn = this.cloneTemplate("turn");
-    turn.querySelector('[data-part="who"]').textContent = who;
-    turn.querySelector('[data-part="text"]').textContent = text;
-    place.append(turn);
-    this.scrollToEnd(true);
-    return turn;
-  }
-
-  /** Scroll to the end, unless the reader has scrolled away from it. */
-  scrollToEnd(always = false) {
-    const turns = this.part("turns");
-    const near = turns.scrollHeight - turns.scrollTop - turns.clientHeight < 80;
-    if (always || near) turns.scrollTop = turns.scrollHeight;
-  }
-
   setBusy(on) {
-    this.running = on ? new AbortController() : null;
-    if (on) this.showError(null);
-    else this.showProgress(null);
-    this.show(on, "stop");
+    this.isWriting = on;
+    super.setBusy(on);
+    if (on) this.show(false, "progress"); // the turn itself says that it waits
     this.show(!on, "send");
     if (!on) this.part("message").focus();
   }
 }
+
+customElements.define("fovea-chat", Chat);

@@ -6,7 +6,7 @@
 export class CustomElement extends HTMLElement {
   /** The descendant with `data-part=name`. */
   part(name) {
-    return this.querySelector(`[data-part="${name}"]`);
+    return partOf(this, name);
   }
 
   /** Listen to events of a part, also of one that is added later. */
@@ -36,15 +36,31 @@ export class CustomElement extends HTMLElement {
     return this.querySelector(`template[data-part="${name}"]`).content.firstElementChild.cloneNode(true);
   }
 
-  /** Show what went wrong and what to try; `null` hides it. An abort is not an error. */
-  showError(problem) {
+  /**
+   * Show what went wrong and what to try; `null` hides it. An abort is not an error. Each of `actions` is a button:
+   * its words, and what it does.
+   */
+  showError(problem, actions = []) {
     const isVisible = problem !== null && problem.name !== "AbortError";
     this.show(isVisible, "fault");
     if (!isVisible) return;
     this.setText("fault-title", problem.title ?? "Something went wrong");
-    this.setText("fault-detail", problem.message);
-    this.setText("fault-hint", problem.hint);
+    this.part("fault-detail")?.replaceChildren(...withCode(problem.message));
+    this.part("fault-hint")?.replaceChildren(...withCode(problem.hint ?? ""));
     this.setText("fault-id", problem.requestId ? `Request ${problem.requestId}` : "");
+    this.part("fault-actions")?.replaceChildren(...actions.map(([words, act]) => createButton(words, () => {
+      this.showError(null);
+      act();
+    })));
+  }
+
+  /** Do something and show what goes wrong. */
+  async attempt(action) {
+    try {
+      await action();
+    } catch (problem) {
+      this.showError(problem);
+    }
   }
 
   /** Show the progress of a request: a fraction, `undefined` when unknown, null when it has ended. */
@@ -58,3 +74,24 @@ export class CustomElement extends HTMLElement {
     if (note) this.setText("progress-note", note);
   }
 }
+
+/** The descendant of a node with `data-part=name`. */
+export const partOf = (node, name) => node.querySelector(`[data-part="${name}"]`);
+
+/** An element with a class and children. */
+export function createNode(tag, className, ...children) {
+  const node = document.createElement(tag);
+  if (className) node.className = className;
+  node.append(...children);
+  return node;
+}
+
+export function createButton(words, act, className = "button secondary small") {
+  const button = createNode("button", className, words);
+  button.type = "button";
+  button.addEventListener("click", act);
+  return button;
+}
+
+/** Text as nodes, in which `backticks` mark code. */
+const withCode = (text) => String(text).split("`").map((part, place) => (place % 2 ? createNode("code", "", part) : part));

@@ -4,6 +4,7 @@
  */
 
 import { createContext } from "./canvas.js";
+import { Findings } from "./findings.js";
 import { PicturePage } from "./picture.js";
 import { save } from "./save.js";
 import { submit } from "./submit.js";
@@ -22,14 +23,17 @@ export function colourOfClass(kind) {
   return `hsl(${hue} ${(100 * (value - light)) / Math.min(light, 1 - light)}% ${100 * light}%)`;
 }
 
-export class Detect extends PicturePage {
+class Detect extends PicturePage {
   static progressLabel = "Detecting";
   static hiddenNote = "this browser shows only its boxes";
 
   connectedCallback() {
     super.connectedCallback();
     this.hiddenClasses = new Set();
+    this.highlight = null;
+    this.findings = new Findings(this);
     this.on("input", "confidence", () => this.redraw());
+    this.on("input", "confidence", () => this.answer && this.listFindings());
     this.on("input", "iou", () => this.redraw());
     this.on("input", "names", () => this.redraw());
     this.on("change", "confidence", () => this.answer && this.requestedConfidence > this.confidence - 1e-9 && this.run());
@@ -73,7 +77,16 @@ export class Detect extends PicturePage {
     this.setText("infer", `${Math.round(answer.times.infer)} ms`);
     this.setText("time", `${Math.round(milliseconds)} ms`);
     this.show(true, "result");
+    this.listFindings();
     this.redraw();
+  }
+
+  /** List the boxes above the confidence, of the classes that are shown. */
+  listFindings() {
+    const shown = this.detections.filter((each) => !this.hiddenClasses.has(each.label));
+    this.findings.show(shown.map(({ label, score, box }) => ({
+      words: `${label} ${score.toFixed(2)}`, box, key: box.join(), row: { label, score, x1: box[0], y1: box[1], x2: box[2], y2: box[3] },
+    })), this.current);
   }
 
   /** Resize the canvas for a picture. */
@@ -91,6 +104,7 @@ export class Detect extends PicturePage {
     const name = box.closest("tr").dataset.name;
     if (box.checked) this.hiddenClasses.delete(name);
     else this.hiddenClasses.add(name);
+    this.listFindings();
     this.redraw();
   }
 
@@ -115,7 +129,7 @@ export class Detect extends PicturePage {
     const [x1, y1, x2, y2] = box.map((corner) => corner * scale);
     const line = Math.max(2, Math.max(context.canvas.width, context.canvas.height) / 400);
     context.strokeStyle = context.fillStyle = colourOfClass(kind);
-    context.lineWidth = line;
+    context.lineWidth = this.highlight?.box === box ? 3 * line : line;
     context.strokeRect(x1, y1, x2 - x1, y2 - y1);
     if (!this.part("names").checked) return;
     const size = Math.max(10, context.canvas.width / 60);
@@ -136,7 +150,10 @@ export class Detect extends PicturePage {
     this.show(all.length > 0, "tally");
     this.show(all.length === 0, "verdict");
     const best = Math.max(0, ...this.answer.detections.map((each) => each.score));
-    this.setText("verdict", `Nothing here scores more than ${this.confidence.toFixed(2)}. The best candidate has ${best.toFixed(2)}.`);
+    const warning = this.answer.warnings?.[0];
+    if (warning) this.show(true, "verdict");
+    this.setText("verdict", warning ?? `No objects above ${this.confidence.toFixed(2)}. Highest score: ${best.toFixed(2)}.`);
+    this.part("figures").classList.toggle("doubtful", warning !== undefined);
     this.setText("radius-head", all[0]?.microns ? "Mean radius, µm" : "Mean radius, px");
     const focused = document.activeElement?.closest?.("tr")?.dataset.name;
     this.part("classes").replaceChildren(...groupByClass(all).map((group) => this.createRow(group)));
@@ -196,3 +213,5 @@ function createSwatch(colour) {
   context.fillRect(0, 0, 12, 12);
   return context.canvas;
 }
+
+customElements.define("fovea-detect", Detect);

@@ -1,21 +1,20 @@
-/** Picture input: takes a dropped, pasted or chosen file, and dispatches `fovea-picture`. */
+/** Input of pictures: takes dropped files and folders, pasted and chosen ones, and dispatches `fovea-pictures`. */
 
 import { CustomElement } from "./custom_element.js";
 
-export class Drop extends CustomElement {
+class Drop extends CustomElement {
   connectedCallback() {
     this.target = this.closest("[data-path]");
+    this.target.dataset.drops = "";
     this.listeners = new AbortController();
     const options = { signal: this.listeners.signal };
     for (const type of ["dragover", "dragenter"]) this.target.addEventListener(type, (e) => this.markDragging(e, true), options);
     this.target.addEventListener("dragleave", (e) => this.markDragging(e, this.target.contains(e.relatedTarget)), options);
-    this.target.addEventListener("drop", (e) => {
-      this.markDragging(e, false);
-      this.dispatchPicture(e.dataTransfer.files[0]);
-    }, options);
-    document.addEventListener("paste", (e) => this.dispatchPicture(e.clipboardData.files[0]), options);
+    this.target.addEventListener("drop", (e) => this.takeDrop(e), options);
+    this.target.addEventListener("fovea-files", (e) => this.dispatchFiles(e.detail), options);
+    document.addEventListener("paste", (e) => this.dispatchFiles([...e.clipboardData.files]), options);
     this.on("change", "file", (_, input) => {
-      this.dispatchPicture(input.files[0]);
+      this.dispatchFiles([...input.files]);
       input.value = "";
     });
   }
@@ -29,7 +28,30 @@ export class Drop extends CustomElement {
     this.target.classList.toggle("dragging", over);
   }
 
-  dispatchPicture(file) {
-    if (file) this.dispatchEvent(new CustomEvent("fovea-picture", { bubbles: true, detail: file }));
+  async takeDrop(event) {
+    event.stopPropagation();
+    this.markDragging(event, false);
+    const { files } = event.dataTransfer;
+    const entries = [...(event.dataTransfer.items ?? [])].map((item) => item.webkitGetAsEntry?.()).filter((entry) => entry?.isDirectory);
+    this.dispatchFiles(entries.length ? (await Promise.all(entries.map(readFolder))).flat() : [...files]);
+  }
+
+  dispatchFiles(files) {
+    if (files.length) this.dispatchEvent(new CustomEvent("fovea-pictures", { bubbles: true, detail: files }));
   }
 }
+
+/** The pictures in a dropped folder and below it, by name. */
+async function readFolder(folder) {
+  const reader = folder.createReader();
+  const entries = [];
+  for (;;) {
+    const some = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
+    if (!some.length) break;
+    entries.push(...some);
+  }
+  const found = await Promise.all(entries.map((entry) => (entry.isDirectory ? readFolder(entry) : new Promise((resolve, reject) => entry.file(resolve, reject)))));
+  return found.flat().filter((file) => file.type.startsWith("image/") || /\.tiff?$/i.test(file.name)).sort((a, b) => a.name.localeCompare(b.name));
+}
+
+customElements.define("fovea-drop", Drop);

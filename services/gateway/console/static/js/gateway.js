@@ -4,10 +4,23 @@
 
 const KEY = "fovea-key";
 
-/** The API key of this tab, or null. */
-export const storedKey = () => sessionStorage.getItem(KEY);
-export const storeKey = (key) => sessionStorage.setItem(KEY, key);
-export const forgetKey = () => sessionStorage.removeItem(KEY);
+/** The API key of this tab or of this device, or null. */
+export const storedKey = () => sessionStorage.getItem(KEY) ?? localStorage.getItem(KEY);
+
+/** Whether this reader may have jobs and runs: on a first visit nothing asks for them. */
+export const wasUsed = () => storedKey() !== null || localStorage.getItem("fovea-used") !== null;
+export const noteUse = () => localStorage.setItem("fovea-used", "yes");
+
+/** Store a key: in this tab, or with `forGood` on this device. */
+export function storeKey(key, forGood = false) {
+  forgetKey();
+  (forGood ? localStorage : sessionStorage).setItem(KEY, key);
+}
+
+export function forgetKey() {
+  sessionStorage.removeItem(KEY);
+  localStorage.removeItem(KEY);
+}
 
 /** An error of the gateway, in any of its three formats. */
 export class Problem extends Error {
@@ -25,7 +38,7 @@ export class Problem extends Error {
 
 const TITLES = {
   400: "Bad input", 401: "Not authenticated", 403: "Not allowed", 404: "Not found", 409: "Conflict", 413: "Too large",
-  415: "Unsupported media type", 422: "Invalid option", 429: "Too many requests", 503: "Not ready", 504: "Deadline exceeded",
+  415: "Not an image", 422: "Invalid option", 429: "Too many requests", 503: "Not ready", 504: "Deadline exceeded",
 };
 
 /** Send a request with this tab's key. Throws a `Problem` unless it succeeds. */
@@ -36,14 +49,16 @@ export async function call(path, { json, headers = {}, ...rest } = {}) {
   const body = json === undefined ? rest.body : JSON.stringify(json);
   const response = await fetch(path, { ...rest, headers: requestHeaders, body }).catch(throwUnreachable);
   if (response.ok) return response;
+  if (response.status === 503) document.dispatchEvent(new Event("fovea-outage"));
   const problem = await response.json().catch(() => null);
   throw new Problem(response.status, problem, response.headers.get("x-request-id"));
 }
 
 function throwUnreachable(error) {
   if (error.name === "AbortError") throw error;
-  const body = { title: "No answer", detail: "The gateway does not answer.", hint: "Check that it is running; start it with make run." };
-  throw new Problem(0, body);
+  document.dispatchEvent(new Event("fovea-outage"));
+  const hint = "Check your connection and try again. Operators: start Fovea with make run.";
+  throw new Problem(0, { title: "No answer", detail: "Can’t reach Fovea.", hint });
 }
 
 /** The data of each server-sent event of a response, as text, until the stream ends. */

@@ -4,7 +4,7 @@
  */
 
 import { call } from "./gateway.js";
-import { CustomElement } from "./custom_element.js";
+import { CustomElement, partOf } from "./custom_element.js";
 import { readNpz } from "./npz.js";
 import { moveFocus, splitTokens } from "./answer_tokens.js";
 
@@ -14,7 +14,7 @@ const SHADES = 5;
 export class Heads extends CustomElement {
   connectedCallback() {
     this.traces = new WeakMap();
-    const turns = this.chat.part("turns");
+    const turns = partOf(this.chat, "turns"); // the chat itself may not be defined yet
     turns.addEventListener("click", ({ target }) => target.dataset.token && this.open(target));
     turns.addEventListener("keydown", (event) => this.onKey(event, event.target.closest("[data-token]"), "[data-token]"));
     this.on("keydown", "head", (event, button) => this.onKey(event, button, '[data-part="head"]'));
@@ -29,7 +29,7 @@ export class Heads extends CustomElement {
 
   /** Make the tokens of a finished answer clickable, where the answer came with them. */
   trace(answer) {
-    const pieces = splitTokens(answer.scores, answer.output.textContent);
+    const pieces = splitTokens(answer.scores, answer.text);
     if (!pieces) return;
     this.traces.set(answer.output, answer);
     answer.output.replaceChildren(...pieces.map(({ text, index }, at) => createToken(text, index, at === 0)));
@@ -179,3 +179,5 @@ function createToken(text, index, isFirst) {
   token.dataset.token = index;
   return Object.assign(token, { textContent: text, role: "button", tabIndex: isFirst ? 0 : -1, ariaPressed: "false" });
 }
+
+customElements.define("fovea-heads", Heads);

@@ -1,8 +1,7 @@
 /** Judge page: one pair, and a batch as a job. What is computed from labels is in `judge_results.js`. */
 
 import { call } from "./gateway.js";
-import { CustomElement } from "./custom_element.js";
-import { jobNote, submit } from "./submit.js";
+import { RunForm } from "./run_form.js";
 import { fillTexts, readTexts } from "./texts.js";
 import { save } from "./save.js";
 
@@ -14,46 +13,38 @@ function readText(form) {
   return Object.fromEntries(entries);
 }
 
-/** Base class of the judge's elements: one form, one request at a time, and its progress. */
-export class JudgeForm extends CustomElement {
-  connectedCallback() {
-    this.on("submit", "form", (event) => {
-      event.preventDefault();
-      this.submitForm();
-    });
-    this.on("click", "stop", () => this.running?.abort());
-    this.on("click", "example", () => this.attempt(() => this.fillExample()));
+/** Base class of the judge's elements. */
+export class JudgeForm extends RunForm {
+  static answerParts = ["nothing", "result"];
+
+  async request(signal) {
+    this.sent = null;
+    await this.requestForm(this.form, signal);
+    if (this.sent) this.remember(this.sent).catch(() => {});
   }
 
-  async submitForm() {
-    this.running = new AbortController();
-    this.setBusy(true);
-    await this.attempt(() => this.request(this.part("form"), this.running.signal));
-    this.setBusy(false);
+  /** Read the form, send it with `ask` and show the answer. */
+  async requestForm(form, signal) {}
+
+  /** Send JSON and return the answer; while the request is only described, end with it. */
+  async ask(path, json, signal, asJob = false) {
+    if (this.isDescribing) throw Object.assign(new Error("described"), { described: { path, json } });
+    const answer = await (await this.send(path, { json, signal, asJob })).json();
+    this.sent = { path, request: json, answer };
+    return answer;
   }
 
-  /** Fill the form with an example. */
-  async fillExample() {}
-
-  /** Send the form and show the answer. */
-  async request(form, signal) {}
-
-  async attempt(action) {
+  async describeRequest() {
+    this.isDescribing = true;
     try {
-      await action();
+      await this.requestForm(this.form, null);
     } catch (problem) {
-      this.showError(problem);
+      if (problem.described) return problem.described;
+      throw problem;
+    } finally {
+      this.isDescribing = false;
     }
-  }
-
-  setBusy(on) {
-    if (on) {
-      this.showError(null);
-      this.show(false, "nothing", "result");
-    }
-    this.showProgress(on ? undefined : null);
-    this.show(on, "stop");
-    this.show(!on, "go");
+    return null;
   }
 
   async fetchCollection() {
@@ -61,18 +52,17 @@ export class JudgeForm extends CustomElement {
   }
 }
 
-export class JudgePair extends JudgeForm {
-  async fillExample() {
+class JudgePair extends JudgeForm {
+  async useExample() {
     const { pairs } = await (await call(`/v1/models/${this.part("form").elements.model.value}/example`)).json();
     Object.assign(this.part("form").elements.query, { value: pairs[0].query });
     Object.assign(this.part("form").elements.passage, { value: pairs[0].passage });
   }
 
-  async request(form, signal) {
+  async requestForm(form, signal) {
     const { query, passage, ...rest } = readText(form);
     const json = { ...rest, pairs: [{ query, passage }], rationale: true };
-    const answer = await (await call("/v1/judge", { method: "POST", json, signal })).json();
-    this.draw(answer.results[0]);
+    this.draw((await this.ask("/v1/judge", json, signal)).results[0]);
   }
 
   draw(verdict) {
@@ -98,28 +88,26 @@ export class JudgePair extends JudgeForm {
   }
 }
 
-export class JudgeBatch extends JudgeForm {
+class JudgeBatch extends JudgeForm {
   connectedCallback() {
     super.connectedCallback();
     this.on("click", "keep", (_, button) => this.attempt(() => this.saveLabels(button.dataset.form)));
     this.on("click", "compare", () => this.attempt(() => this.compare()));
   }
 
-  async fillExample() {
+  async useExample() {
     const { topics, passages, runs } = await this.fetchCollection();
     fillTexts(this.part("form"), { topics, passages, runs }, "the mini-collection");
     this.showError(null);
   }
 
-  async request(form, signal) {
+  async requestForm(form, signal) {
     const { template, depth, budget_tokens, model } = readText(form);
     const json = {
       model, ...(await readTexts(form)), depth: Number(depth ?? 10), options: template ? { template } : {},
       ...(budget_tokens ? { budget_tokens: Number(budget_tokens) } : {}),
     };
-    const onJob = (job) => this.showProgress(job.status === "queued" ? undefined : job.progress, jobNote(job));
-    const response = await submit("/v1/judge/batches", { json, signal, asJob: true, onJob });
-    this.draw(await response.json());
+    this.draw(await this.ask("/v1/judge/batches", json, signal, true));
   }
 
   draw(batch) {
@@ -157,3 +145,6 @@ export class JudgeBatch extends JudgeForm {
     document.querySelector("fovea-judge-agreement").compareLabels({ judge, ...(await readTexts(this.part("form"))) }, "the batch");
   }
 }
+
+customElements.define("fovea-judge-pair", JudgePair);
+customElements.define("fovea-judge-batch", JudgeBatch);

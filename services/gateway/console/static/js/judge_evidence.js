@@ -1,7 +1,7 @@
 /** Judge page, evidence: the trust report, significance, scores corrected by people, facts of an answer. */
 
 import { JudgeForm } from "./judge.js";
-import { fillTableRow, firstJudge, formatFigure, formatInterval, post } from "./judge_results.js";
+import { fillTableRow, firstJudge, formatFigure, formatInterval } from "./judge_results.js";
 import { forest } from "./plot.js";
 import { fillTexts, indexById, readTexts } from "./texts.js";
 
@@ -28,13 +28,13 @@ class EvidenceForm extends JudgeForm {
 }
 
 export class JudgeTrust extends EvidenceForm {
-  async fillExample() {
+  async useExample() {
     const { qrels, topics, passages, judgements } = await this.fetchCollection();
     await this.fillWith({ reference: qrels, judge: firstJudge(judgements), topics, passages });
   }
 
-  async request(form, signal) {
-    const found = await post("trust", await readTexts(form), signal);
+  async requestForm(form, signal) {
+    const found = await this.ask("/v1/judge/trust", await readTexts(form), signal);
     const raters = [found.judge, ...found.baselines];
     this.setText("statement", found.statement);
     this.part("statement").classList.toggle("verdict-good", found.is_better);
@@ -50,14 +50,14 @@ export class JudgeTrust extends EvidenceForm {
 }
 
 export class JudgeSignificance extends EvidenceForm {
-  async fillExample() {
+  async useExample() {
     const { qrels, runs } = await this.fetchCollection();
     await this.fillWith({ labels: qrels, runs });
   }
 
-  async request(form, signal) {
+  async requestForm(form, signal) {
     const { measure, correction } = form.elements;
-    const found = await post("significance", { ...(await readTexts(form)), measure: measure.value, correction: correction.value }, signal);
+    const found = await this.ask("/v1/judge/significance", { ...(await readTexts(form)), measure: measure.value, correction: correction.value }, signal);
     const name = (pair) => `${pair.first} − ${pair.second}`;
     this.fillRows("pairs", found.comparisons.map((pair) => [
       name(pair), formatSigned(pair.difference), formatInterval(pair.interval), pair.p.toPrecision(2), pair.p_corrected.toPrecision(2),
@@ -71,7 +71,7 @@ export class JudgeSignificance extends EvidenceForm {
 
 export class JudgeCorrected extends EvidenceForm {
   /** The labels of every third topic stand for what people labelled. */
-  async fillExample() {
+  async useExample() {
     const { qrels, judgements, runs } = await this.fetchCollection();
     const lines = qrels.split("\n").filter((line) => line.trim());
     const some = new Set([...new Set(lines.map((line) => line.split(/\s+/)[0]))].filter((_, place) => place % 3 === 0));
@@ -79,8 +79,8 @@ export class JudgeCorrected extends EvidenceForm {
     await this.fillWith({ human, judge: firstJudge(judgements), runs });
   }
 
-  async request(form, signal) {
-    const found = await post("corrected", { ...(await readTexts(form)), measure: form.elements.measure.value }, signal);
+  async requestForm(form, signal) {
+    const found = await this.ask("/v1/judge/corrected", { ...(await readTexts(form)), measure: form.elements.measure.value }, signal);
     this.setText("labelled", String(found.labelled));
     this.setText("queries", String(found.queries));
     this.fillRows("systems", found.systems.map((one) => [
@@ -94,7 +94,7 @@ export class JudgeCorrected extends EvidenceForm {
 
 export class JudgeNuggets extends EvidenceForm {
   /** A topic with its two best passages; the answer is the longest sentence of each, the second cited wrongly. */
-  async fillExample() {
+  async useExample() {
     const { qrels, topics, passages } = await this.fetchCollection();
     const [queries, texts] = [indexById(topics), indexById(passages)];
     const best = qrels.split("\n").map((line) => line.trim().split(/\s+/)).filter((cells) => cells[3] === "3");
@@ -109,13 +109,13 @@ export class JudgeNuggets extends EvidenceForm {
     this.part("form").requestSubmit();
   }
 
-  async request(form, signal) {
+  async requestForm(form, signal) {
     const { query, answer, how } = Object.fromEntries(new FormData(form));
     const texts = form.elements.passages.value.split(/\n\s*\n/).map((text) => text.trim()).filter(Boolean);
     const passages = Object.fromEntries(texts.map((text, place) => [String(place + 1), text]));
-    const { nuggets } = await post("nuggets", { query, passages, how }, signal);
-    const held = await post("nuggets/assign", { query, answer, nuggets, how }, signal);
-    const support = await post("support", { query, answer, passages, how }, signal);
+    const { nuggets } = await this.ask("/v1/judge/nuggets", { query, passages, how }, signal);
+    const held = await this.ask("/v1/judge/nuggets/assign", { query, answer, nuggets, how }, signal);
+    const support = await this.ask("/v1/judge/support", { query, answer, passages, how }, signal);
     for (const name of ["vital_recall", "all_recall", "precision"]) this.setText(name, formatFigure(held[name], 2));
     for (const name of ["citation_precision", "citation_recall", "faithfulness"]) this.setText(name, formatFigure(support[name], 2));
     this.fillRows("facts", nuggets.map((one, place) => [one.text, one.importance, one.passages.join(", "), inWords(held.supports[place])]));
@@ -125,3 +125,8 @@ export class JudgeNuggets extends EvidenceForm {
     this.show(true, "result");
   }
 }
+
+customElements.define("fovea-judge-trust", JudgeTrust);
+customElements.define("fovea-judge-significance", JudgeSignificance);
+customElements.define("fovea-judge-corrected", JudgeCorrected);
+customElements.define("fovea-judge-nuggets", JudgeNuggets);

@@ -15,10 +15,8 @@ export const formatInterval = (ends) => (ends ? `${ends[0].toFixed(3)} … ${end
 /** The labels of the mini-collection's first judge. */
 export const firstJudge = (judgements) => judgements["query-lift"] ?? Object.values(judgements)[0];
 
-export const post = async (what, json, signal) => (await call(`/v1/judge/${what}`, { method: "POST", json, signal })).json();
-
 export class JudgeAgreement extends JudgeForm {
-  async fillExample() {
+  async useExample() {
     const { topics, passages, qrels, judgements } = await this.fetchCollection();
     this.compareLabels({ reference: qrels, judge: firstJudge(judgements), topics, passages }, "the mini-collection");
   }
@@ -27,13 +25,13 @@ export class JudgeAgreement extends JudgeForm {
   compareLabels(labels, origin) {
     const form = this.part("form");
     fillTexts(form, labels, origin);
-    this.scrollIntoView({ behavior: "smooth", block: "start" });
+    document.querySelector('[data-tab="agreement"]')?.click();
     form.requestSubmit();
   }
 
-  async request(form, signal) {
+  async requestForm(form, signal) {
     const labels = await readTexts(form);
-    const found = await post("agreement", labels, signal);
+    const found = await this.ask("/v1/judge/agreement", labels, signal);
     const numbers = {
       kappa: formatFigure(found.kappa), interval: formatInterval(found.kappa_interval), alpha: formatFigure(found.alpha),
       quadratic: formatFigure(found.kappa_quadratic), bias: formatFigure(found.bias, 3), pairs: found.pairs,
@@ -73,14 +71,14 @@ export class JudgeAgreement extends JudgeForm {
 }
 
 export class JudgeRankings extends JudgeForm {
-  async fillExample() {
+  async useExample() {
     const { qrels, judgements, runs } = await this.fetchCollection();
     fillTexts(this.part("form"), { reference: qrels, judge: firstJudge(judgements), runs }, "the mini-collection");
     this.part("form").requestSubmit();
   }
 
-  async request(form, signal) {
-    const found = await post("rankings", { ...(await readTexts(form)), measure: form.elements.measure.value }, signal);
+  async requestForm(form, signal) {
+    const found = await this.ask("/v1/judge/rankings", { ...(await readTexts(form)), measure: form.elements.measure.value }, signal);
     const numbers = { tau: found.tau_b, rho: found.rho, "tau-ap": found.tau_ap, kappa: found.kappa, alpha: found.alpha };
     for (const [name, value] of Object.entries(numbers)) this.setText(name, formatFigure(value));
     this.part("systems").replaceChildren(...found.systems.map((one) => this.createSystemRow(one)));
@@ -95,14 +93,20 @@ export class JudgeRankings extends JudgeForm {
 }
 
 export class JudgeBoard extends CustomElement {
-  async connectedCallback() {
-    try {
-      const board = await (await call("/v1/judge/leaderboard")).json();
-      this.part("rows").replaceChildren(...board.rows.map((row) => this.createRow(row)));
-      scatter(this, "kappa-tau", board.rows.map((row) => ({ x: row.kappa, y: row.tau_b, label: row.judge })));
-    } catch (problem) {
-      this.showError(problem);
-    }
+  /** The board is fetched when its tab is opened. */
+  connectedCallback() {
+    const seen = new IntersectionObserver(([{ isIntersecting }]) => {
+      if (!isIntersecting) return;
+      seen.disconnect();
+      this.attempt(() => this.load());
+    });
+    seen.observe(this);
+  }
+
+  async load() {
+    const board = await (await call("/v1/judge/leaderboard")).json();
+    this.part("rows").replaceChildren(...board.rows.map((row) => this.createRow(row)));
+    scatter(this, "kappa-tau", board.rows.map((row) => ({ x: row.kappa, y: row.tau_b, label: row.judge })));
   }
 
   createRow(row) {
@@ -120,3 +124,7 @@ export function fillTableRow(table, cells) {
   cells.forEach((text, index) => (row.children[index].textContent = text));
   return row;
 }
+
+customElements.define("fovea-judge-agreement", JudgeAgreement);
+customElements.define("fovea-judge-rankings", JudgeRankings);
+customElements.define("fovea-judge-board", JudgeBoard);

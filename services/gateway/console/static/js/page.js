@@ -2,8 +2,7 @@
  * Fetches pages of the console as documents: to send the tab's key, which the browser does not, and to redraw a part.
  */
 
-import { call, forgetKey, storedKey } from "./gateway.js";
-import { CustomElement } from "./custom_element.js";
+import { call } from "./gateway.js";
 
 /** A page of this console, fetched with the key. */
 export async function fetchPage(url) {
@@ -11,14 +10,15 @@ export async function fetchPage(url) {
   return new DOMParser().parseFromString(await response.text(), "text/html");
 }
 
-/** Replace title and content by those of a fetched page. */
-export function replacePage(fetched) {
+/** Replace title and content by those of a fetched page, once its modules are there. */
+export async function replacePage(fetched) {
+  await Promise.all([...fetched.querySelectorAll("script[type=module]")].map((script) => import(script.src)));
   document.title = fetched.title;
   document.querySelector("main").replaceWith(document.adoptNode(fetched.querySelector("main")));
 }
 
 /** The choice of a model: redraws its options and keeps everything else, such as the picture. */
-export class ModelChoice extends HTMLElement {
+class ModelChoice extends HTMLElement {
   connectedCallback() {
     this.addEventListener("change", () => this.redraw());
   }
@@ -26,7 +26,7 @@ export class ModelChoice extends HTMLElement {
   async redraw() {
     const url = new URL(location.href);
     url.searchParams.set("model", this.querySelector("select").value);
-    url.searchParams.delete("session"); // it belongs to the other model
+    for (const name of ["session", "run"]) url.searchParams.delete(name); // they belong to the other model
     const form = this.closest("form");
     const newForm = (await fetchPage(url)).querySelector('form[data-part="options"]');
     history.replaceState(null, "", url);
@@ -36,13 +36,4 @@ export class ModelChoice extends HTMLElement {
   }
 }
 
-/** The button that forgets the key; shown only while there is one. */
-export class ForgetKeyButton extends CustomElement {
-  connectedCallback() {
-    this.hidden = !storedKey();
-    this.on("click", "forget", () => {
-      forgetKey();
-      location.reload();
-    });
-  }
-}
+customElements.define("fovea-model", ModelChoice);

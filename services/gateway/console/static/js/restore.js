@@ -8,7 +8,7 @@ import { save } from "./save.js";
 /** Longest side, in pixels, at which the page draws; the download has the picture's own size. */
 const MAX_DRAWN_SIDE = 1280;
 
-export class Restore extends PicturePage {
+class Restore extends PicturePage {
   static progressLabel = "Restoring";
   static hiddenNote = "this browser shows only the result";
 
@@ -57,3 +57,5 @@ export class Restore extends PicturePage {
     context.fillRect(border - 1, 0, 2, canvas.height);
   }
 }
+
+customElements.define("fovea-restore", Restore);

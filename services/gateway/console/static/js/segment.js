@@ -4,6 +4,7 @@
 
 import { drawBinary, drawOverlay, measure, thresholdMask } from "./mask.js";
 import { blend, createContext, readColour, decodePicture, toBlob, fitSize, readMap } from "./canvas.js";
+import { Findings } from "./findings.js";
 import { decodeBase64 } from "./form.js";
 import { PicturePage } from "./picture.js";
 import { save, saveJson } from "./save.js";
@@ -14,17 +15,19 @@ const MAX_DRAWN_SIDE = 1280;
 /** Parts of the answer that this page needs. */
 const INCLUDE = ["mask", "contours", "probability"];
 
-export class Segment extends PicturePage {
+class Segment extends PicturePage {
   static progressLabel = "Segmenting";
   static hiddenNote = "this browser shows only its mask";
 
   connectedCallback() {
     super.connectedCallback();
+    this.highlight = null;
+    this.findings = new Findings(this);
     for (const name of ["threshold", "opacity", "outline", "heat", "options"]) this.on("input", name, () => this.redraw());
     this.on("click", "save-mask", () => this.saveMask());
     this.on("click", "save-overlay", () => this.saveOverlay());
     this.on("click", "save-json", () => saveJson(this.answer, `${this.stem}.json`));
-    this.addEventListener("fovea-model", () => this.file && this.run());
+    this.addEventListener("fovea-model", () => this.run());
   }
 
   clearAnswer() {
@@ -49,6 +52,7 @@ export class Segment extends PicturePage {
     this.map = readMap(probability, this.resizeCanvas(answer));
     this.show(true, "result");
     this.setText("time", `${Math.round(milliseconds)} ms`);
+    this.findings.show((answer.components ?? []).map(describeRegion), this.current);
     this.redraw();
   }
 
@@ -88,9 +92,18 @@ export class Segment extends PicturePage {
       if (!this.map) return;
       const scale = (this.answer.width * this.answer.height) / (width * height);
       const region = thresholdMask(this.map, width, height, { ...this.settings, minArea: this.settings.minArea / scale });
+      if (this.highlight) this.drawHighlight(context, width / this.answer.width);
       blend(context, drawOverlay(this.map, region.mask, width, height, this.drawingOptions));
       this.showMeasures({ ...measure(this.map, region.mask), regions: region.regions.length }, scale);
     });
+  }
+
+  /** Draw a frame around the region that is chosen in the list. */
+  drawHighlight(context, scale) {
+    const [x1, y1, x2, y2] = this.highlight.box.map((corner) => corner * scale);
+    context.strokeStyle = "#fff";
+    context.lineWidth = 3;
+    context.strokeRect(x1 - 4, y1 - 4, x2 - x1 + 8, y2 - y1 + 8);
   }
 
   /** Show the numbers of the drawn mask: those of the answer where nothing was changed, else counted here. */
@@ -109,7 +122,8 @@ export class Segment extends PicturePage {
     this.setText("mean", area ? mean.toFixed(3) : "–");
     const warning = answer.warnings?.[0];
     this.show(area === 0 || warning !== undefined, "verdict");
-    this.setText("verdict", warning ?? `Nothing here reaches a probability of ${threshold.toFixed(2)}. The highest is ${highest.toFixed(2)}.`);
+    this.setText("verdict", warning ?? `No region above ${threshold.toFixed(2)}. Highest probability: ${highest.toFixed(2)}.`);
+    this.part("figures").classList.toggle("doubtful", warning !== undefined);
     this.part("canvas").setAttribute("aria-label", `${this.file.name} with its mask: ${share.toFixed(1)} percent of the picture`);
   }
 
@@ -130,3 +144,12 @@ export class Segment extends PicturePage {
     save(await toBlob(context), `${this.stem}.overlay.png`);
   }
 }
+
+/** A region of the answer as a finding. */
+function describeRegion(region, at) {
+  const { area, box, ...rest } = region;
+  const figures = Object.fromEntries(Object.entries(rest).filter(([, value]) => typeof value === "number"));
+  return { words: `Region ${at + 1}: ${area.toLocaleString()} px`, box, key: String(at), row: { region: at + 1, area, x1: box[0], y1: box[1], x2: box[2], y2: box[3], ...figures } };
+}
+
+customElements.define("fovea-segment", Segment);

@@ -20,3 +20,6 @@ export class Code extends CustomElement {
     });
   }
 }
+
+customElements.define("fovea-slider", Slider);
+customElements.define("fovea-code", Code);

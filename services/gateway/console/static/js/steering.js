@@ -113,3 +113,5 @@ function range(numbers) {
   const [low, high] = [Math.min(...numbers), Math.max(...numbers)];
   return low === high ? `${low}` : `${low}–${high}`;
 }
+
+customElements.define("fovea-steering", Steering);

@@ -5,6 +5,26 @@
 
 const examples = new WeakMap();
 
+/** Files that were chosen in any form of the page, by what they are: a collection is chosen once. */
+const chosen = new Map();
+
+const KINDS = { topics: "topics", passages: "passages", runs: "runs", reference: "labels", labels: "labels", judge: "judge" };
+
+/** The file of another form that a control without one uses: a required one, or texts to read results by. */
+function sharedFile(input) {
+  const { text: name, needed } = input.dataset;
+  return needed || name === "topics" || name === "passages" ? chosen.get(KINDS[name]) : undefined;
+}
+
+document.addEventListener("change", ({ target }) => {
+  if (!target.files?.length || !KINDS[target.dataset.text]) return;
+  chosen.set(KINDS[target.dataset.text], target.files[0]);
+  for (const input of document.querySelectorAll("[data-text]")) {
+    const file = input.files.length || examples.has(input) ? undefined : sharedFile(input);
+    if (file) setNote(input.form, input, `Uses ${file.name}. `);
+  }
+});
+
 const textInputs = (form) => [...form.querySelectorAll("[data-text]")];
 
 /** Fill the controls of a form with texts, by name; a file that is chosen later replaces them. */
@@ -22,7 +42,8 @@ export function fillTexts(form, texts, origin) {
 export async function readTexts(form) {
   const result = {};
   for (const input of textInputs(form)) {
-    const text = input.files.length ? await readFile(input.files[0]) : examples.get(input);
+    const file = input.files[0] ?? (examples.has(input) ? undefined : sharedFile(input));
+    const text = file ? await readFile(file) : examples.get(input);
     if (text === undefined && input.dataset.needed) throw createMissingError(input);
     if (text !== undefined) result[input.dataset.text] = text;
     if (input.files.length) setNote(form, input, "");

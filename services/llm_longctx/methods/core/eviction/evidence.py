@@ -1,4 +1,4 @@
-"""What eviction scores rest on beside a head's own entries: summaries, rotations, the output matrix.
+"""What eviction scores rest on next to a head's own entries: summaries, rotations, the output matrix.
 
 Knows tensors; knows no score and no cut.
 """

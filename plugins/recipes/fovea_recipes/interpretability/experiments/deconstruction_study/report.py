@@ -1,4 +1,4 @@
-"""Report of the deconstruction study: the paper's table beside ours, decode state, speed, curves and indicators.
+"""Report of the deconstruction study: the paper's table next to ours, decode state, speed, curves and indicators.
 
 Knows the measurements of runs; trains nothing.
 """

@@ -121,6 +121,6 @@ def _run_of(spec: DeconstructionStudySpec, cell: MixerCell) -> MixerRun:
 
 
 def _cell_content(spec: DeconstructionStudySpec, cell: MixerCell) -> dict[str, Any]:
-    """What a run depends on, beside code and versions."""
+    """What a run depends on, next to code and versions."""
     run = _run_of(spec, cell)
     return {**cell._asdict(), "steps": spec.steps, "size": spec.size.model_dump(), "data": run.split("train").digest}

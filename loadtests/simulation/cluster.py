@@ -1,0 +1,204 @@
+"""What the simulation is held against: a real Ray cluster of four nodes behind a real gateway, under known load.
+
+The cluster is that of `loadtests.chaos.cluster`: everything listens on loopback. A request asks the toy model to
+sleep, so that the processor, which other work may use, decides little. Also measures the Ray head's processor time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import signal
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import psutil
+
+from loadtests.chaos.cluster import SERVICE, node_of, serve_config
+from services.gateway.policy.auth import KeyRing
+from shared.jobs.redis_server import RedisServer
+from shared.serving.up import reaper
+from shared.settings import Settings
+from tests.deploy.ray_cluster import HEAD, RayCluster
+from tests.harness.waiting import free_port, wait_until
+
+NODES = ("127.0.0.2", "127.0.0.3", "127.0.0.5", "127.0.0.6")
+SLEEP_S = 0.5
+WARM_S = 3.0
+SCENARIOS: Mapping[str, Mapping[str, Any]] = {
+    "one caller": {"callers": {"alice": 1}, "replicas": 1, "seconds": 15},
+    "few callers": {"callers": {"alice": 4}, "replicas": 4, "seconds": 25},
+    "busy": {"callers": {"alice": 16}, "replicas": 4, "seconds": 25},
+    "full": {"callers": {"alice": 80}, "replicas": 4, "seconds": 30},
+    "two tenants": {"callers": {"alice": 80, "bob": 2}, "replicas": 4, "seconds": 30},
+    "a node is killed": {"callers": {"alice": 16}, "replicas": 4, "seconds": 30, "kill_at": 10.0},
+}
+"""Callers of each tenant, who send one request after another, and the replicas; `kill_at` is in seconds."""
+
+HEAD_REPLICAS = (1, 4, 8, 12)
+"""Replicas at which the head's processor time is measured."""
+
+HEAD_WINDOW_S = 20.0
+
+
+class Callers:
+    """Threads that send requests one after another; what was answered between two times is kept."""
+
+    def __init__(self, url: str, keys: Mapping[str, str], callers: Mapping[str, int]) -> None:
+        self.answers: list[tuple[str, float, float, int, int]] = []
+        """Tenant, when it was sent, seconds, status, size of the batch."""
+        self._url, self._keys = url, keys
+        self._over = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._call, args=(name,)) for name, count in callers.items() for _ in range(count)
+        ]
+
+    @contextlib.contextmanager
+    def run(self) -> Iterator[None]:
+        """Send while the block runs."""
+        for thread in self._threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            self._over.set()
+            for thread in self._threads:
+                thread.join()
+
+    def _call(self, tenant: str) -> None:
+        headers = {"authorization": f"Bearer {self._keys[tenant]}"}
+        with httpx2.Client(base_url=self._url, timeout=120, headers=headers) as client:
+            while not self._over.is_set():
+                sent = time.monotonic()
+                answer = client.post("/v1/echo", json={"text": "hello", "sleep": SLEEP_S})
+                together = answer.json().get("together", 0)
+                self.answers.append((tenant, sent, time.monotonic() - sent, answer.status_code, together))
+
+
+def summarise(answers: Sequence[tuple[str, float, float, int, int]], begin: float, end: float) -> dict[str, Any]:
+    """Figures of the requests that were answered between two times, by tenant and together."""
+    found: dict[str, Any] = {}
+    for tenant in sorted({one[0] for one in answers}):
+        times = [one[2] for one in answers if one[0] == tenant and begin <= one[1] + one[2] < end and one[3] == 200]
+        found[tenant] = {
+            "per_second": round(len(times) / (end - begin), 3),
+            "mean_s": round(statistics.fmean(times), 4),
+            "p90_s": round(statistics.quantiles(times, n=10)[-1], 4),
+            "longest_s": round(max(times), 3),
+        }
+    batches = [one[4] for one in answers if begin <= one[1] + one[2] < end and one[3] == 200]
+    return {
+        "tenants": found,
+        "together": round(statistics.fmean(batches), 3),
+        "lost": sum(one[3] != 200 for one in answers),
+    }
+
+
+def read_queue(metrics: str) -> tuple[float, float]:
+    """Seconds that requests waited for their turn at the gateway so far, and how many did."""
+    text = httpx2.get(metrics).text
+    values = [
+        re.search(
+            rf'^fovea_request_queue_time_seconds_{end}{{[^}}]*service="gateway"[^}}]*}} (\S+)', text, re.MULTILINE
+        )
+        for end in ("sum", "count")
+    ]
+    waited, count = (float(value[1]) if value else 0.0 for value in values)
+    return waited, count
+
+
+def measure_scenario(
+    cluster: RayCluster, place: tuple[str, str], keys: Mapping[str, str], scenario: Mapping[str, Any]
+) -> dict[str, Any]:
+    """One scenario on the cluster."""
+    if len(cluster.list_replicas(SERVICE)) != scenario["replicas"]:
+        cluster.submit(serve_config(scenario["replicas"], scenario["replicas"]))
+        cluster.wait_replicas(SERVICE, scenario["replicas"], 240)
+    time.sleep(2)  # the gateway sees them
+    url, metrics = place
+    callers = Callers(url, keys, scenario["callers"])
+    with callers.run():
+        time.sleep(WARM_S)
+        begin, (waited, asked) = time.monotonic(), read_queue(metrics)
+        if kill_at := scenario.get("kill_at"):
+            time.sleep(kill_at)
+            cluster.signal(node_of(cluster, cluster.list_replicas(SERVICE)[0].pid), signal.SIGKILL)
+        time.sleep(scenario["seconds"] - (kill_at or 0))
+        end, (waited_then, asked_then) = time.monotonic(), read_queue(metrics)
+    queue_s = (waited_then - waited) / max(asked_then - asked, 1)
+    return {**summarise(callers.answers, begin, end), "queue_s": round(queue_s, 4)}
+
+
+def processor_seconds(leader: int) -> float:
+    """Processor time of all processes of a session so far."""
+    total = 0.0
+    for pid in reaper.session_members(leader):
+        with contextlib.suppress(psutil.Error):
+            times = psutil.Process(pid).cpu_times()
+            total += times.user + times.system
+    return total
+
+
+def measure_head(cluster: RayCluster) -> list[dict[str, float]]:
+    """Processor time that the head takes in a second, by the number of replicas; nobody sends requests.
+
+    Ends early where so many replicas do not come up here.
+    """
+    found = []
+    for count in HEAD_REPLICAS:
+        cluster.submit(serve_config(count, count, max_per_node=-(-HEAD_REPLICAS[-1] // len(NODES))))
+        try:
+            cluster.wait_replicas(SERVICE, count, 150)
+        except AssertionError:
+            break
+        time.sleep(10)
+        leader = cluster.sessions[HEAD].pid
+        began, spent = time.monotonic(), processor_seconds(leader)
+        time.sleep(HEAD_WINDOW_S)
+        share = (processor_seconds(leader) - spent) / (time.monotonic() - began)
+        found.append({"replicas": count, "processor_share": round(share, 4)})
+        print(json.dumps(found[-1]), flush=True)
+    return found
+
+
+def measure() -> dict[str, Any]:
+    """Everything, on one cluster."""
+    with (
+        tempfile.TemporaryDirectory() as name,
+        RedisServer(Settings(data_dir=Path(name), redis_url=None)) as server,
+    ):
+        ring, metrics_port = KeyRing(Path(name) / "keys.json"), free_port()
+        keys = {tenant: ring.add(tenant, ("infer",), rate_per_minute=1_000_000)[1] for tenant in ("alice", "bob")}
+        secret = secrets.token_hex(16)
+        cluster = RayCluster(Path(name), server.url, FOVEA_SHUTDOWN_GRACE_S="2", FOVEA_REPLICA_SECRET=secret)
+        try:
+            cluster.start_head()
+            for node in NODES:
+                cluster.add_node(node)
+            cluster.submit(serve_config(1, 1))
+            cluster.wait_replicas(SERVICE, 1, 240)
+            url = cluster.start_gateway(
+                FOVEA_AUTH="keys",
+                FOVEA_KEYS_FILE=str(Path(name) / "keys.json"),
+                FOVEA_METRICS_PORT=str(metrics_port),
+            )
+            wait_until(lambda: httpx2.get(f"{url}/readyz").status_code == 200, 60, "the gateway is ready")
+            slots = cluster.list_replicas(SERVICE)[0].slots
+            runs = {}
+            for title, scenario in SCENARIOS.items():
+                place = (url, f"http://127.0.0.1:{metrics_port}/metrics")
+                runs[title] = measure_scenario(cluster, place, keys, scenario)
+                print(json.dumps({title: runs[title]}), flush=True)
+            head = measure_head(cluster)
+        finally:
+            cluster.stop()
+    return {"head": head, "slots": slots, "sleep_s": SLEEP_S, "load_average": os.getloadavg()[1], "runs": runs}

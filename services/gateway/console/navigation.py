@@ -1,0 +1,61 @@
+"""Navigation of the console: every page in groups, with the pages of plug-ins and of the tasks that are served."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from services.gateway.console.page import Page
+from shared.api.model import sort_tasks, title_task
+
+_ALWAYS = ("segment", "detect", "restore", "chat", "judge", "probe")
+"""Tasks whose pages are shown whatever is served."""
+
+_GROUP_OF_TASK = {
+    **dict.fromkeys(("segment", "detect", "restore", "classify", "actions", "scanpath", "plan"), "Images"),
+    **dict.fromkeys(("chat", "complete", "embed", "rerank", "score"), "Language"),
+    "judge": "Evaluate",
+    "probe": "Interpret",
+}
+
+_PLATFORM = (
+    ("runs", "Runs", "/runs", "play"),
+    ("jobs", "Jobs", "/console/jobs", "jobs"),
+    ("models", "Models", "/console/models", "models"),
+    ("", "API reference", "/docs", "api"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class NavLink:
+    """A link of the navigation: the page's name, its words, URL and icon."""
+
+    name: str
+    title: str
+    href: str
+    icon: str
+
+
+def build_navigation(tasks: Iterable[str], pages: Mapping[str, Page]) -> dict[str, list[NavLink]]:
+    """Build the navigation by group.
+
+    Args:
+        tasks: The tasks that are served; those with a page of their own are listed without it, too.
+        pages: Pages of plug-ins by slug.
+    """
+    groups: dict[str, list[NavLink]] = {"Images": [], "Language": [], "Evaluate": [], "Interpret": []}
+    for task in sort_tasks({*_ALWAYS, *tasks} - {"infer"}):
+        url = f"/console/{task}" if task in _ALWAYS else f"/console/run/{task}"
+        link = NavLink(task, title_task(task), url, _choose_icon(task))
+        groups.setdefault(_GROUP_OF_TASK.get(task, "More tasks"), []).append(link)
+    for slug, page in pages.items():
+        link = NavLink(slug, title_task(slug), f"/console/{slug}", page.icon)
+        groups.setdefault(_GROUP_OF_TASK.get(page.under or "", page.group), []).append(link)
+    groups["Platform"] = [NavLink(*entry) for entry in _PLATFORM]
+    return {title: links for title, links in groups.items() if links}
+
+
+def _choose_icon(task: str) -> str:
+    if task == "restore":
+        return "picture"
+    return task if task in _ALWAYS else "run"

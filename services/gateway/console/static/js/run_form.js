@@ -1,0 +1,160 @@
+/**
+ * Base class of every form that runs something: one request at a time, progress with the elapsed time and the place in
+ * the queue, stop, errors with what can be done about them, the code for “Use via API”, and the run for the history.
+ *
+ * A subclass implements `request(signal)`; it sends with `send`, shows the answer, and calls `remember`.
+ */
+
+import { call } from "./gateway.js";
+import { CustomElement } from "./custom_element.js";
+import { selectedModel } from "./form.js";
+import { countOthers, jobNote, submit } from "./submit.js";
+import "./page.js";
+import "./snippet.js";
+
+/** Seconds after which a running request asks how busy its service is. */
+const ASK_AFTER_S = 3;
+
+/** Statuses after which the same request may succeed. */
+const PASSING = new Set([0, 429, 502, 503, 504]);
+
+export class RunForm extends CustomElement {
+  /** Text of the progress bar. */
+  static progressLabel = "Working";
+
+  /** Parts that are hidden while a request runs, besides the button that started it. */
+  static answerParts = ["nothing", "answer", "result"];
+
+  connectedCallback() {
+    this.on("submit", this.form.dataset.part, (event) => {
+      event.preventDefault();
+      this.run();
+    });
+    this.on("click", "stop", () => this.running?.abort());
+    this.on("click", "example", () => this.attempt(() => this.useExample()));
+  }
+
+  get form() {
+    return this.part("options") ?? this.part("form");
+  }
+
+  /** Fill the form with the model's example. */
+  async useExample() {}
+
+  /** Send the form and show the answer. */
+  async request(signal) {}
+
+  /** What `request` would send, for code that calls the API: `{ path, json }` or `{ path, body, file }`. */
+  async describeRequest() {
+    return null;
+  }
+
+  get runsAsJob() {
+    return this.part("as-job")?.checked ?? false;
+  }
+
+  /** Run `request`; a run that is still going is ended. */
+  async run() {
+    this.running?.abort();
+    const running = (this.running = new AbortController());
+    this.setBusy(true);
+    try {
+      await this.request(running.signal);
+    } catch (problem) {
+      if (this.running === running) this.showProblem(problem);
+    } finally {
+      if (this.running === running) this.setBusy(false);
+    }
+  }
+
+  /** Send a request to a path and wait for its answer. */
+  async send(path, { signal, asJob = this.runsAsJob, ...request }) {
+    this.started = performance.now();
+    const onJob = (job) => {
+      this.job = job;
+      this.showProgress(job.status === "queued" ? undefined : job.progress, jobNote(job));
+    };
+    const response = await submit(path, { signal, asJob, onJob, ...request });
+    this.milliseconds = performance.now() - this.started;
+    return response;
+  }
+
+  /**
+   * Store a run in the history.
+   *
+   * `facts` has `path`, `request` (without pictures), `answer`, and where there are some `file`, `model` and `version`.
+   */
+  async remember(facts) {
+    const { store } = await import("./runs.js");
+    const page = location.pathname;
+    const run = await store({ page, title: document.title.split(" · ")[0], milliseconds: Math.round(this.milliseconds ?? 0), job: this.job?.id, ...facts });
+    this.job = null;
+    this.runId = run?.id;
+    this.dispatchEvent(new CustomEvent("fovea-run-stored", { bubbles: true, detail: run }));
+    return run;
+  }
+
+  /** Show an error with buttons for what can be done about it. */
+  showProblem(problem) {
+    const wantsJob = /respond-async/.test(problem.hint ?? "");
+    const shown = wantsJob && this.part("as-job") ? Object.assign(problem, { hint: "A job has no deadline, and you can follow it from any page." }) : problem;
+    this.showError(shown, this.actionsFor(problem, wantsJob));
+  }
+
+  /** What to offer after an error: words and what they do. */
+  actionsFor({ status }, wantsJob) {
+    const actions = [];
+    if (wantsJob && this.part("as-job")) actions.push(["Run as a job", () => this.runAsJob()]);
+    else if (PASSING.has(status)) actions.push(["Try again", () => this.run()]);
+    return actions;
+  }
+
+  runAsJob() {
+    this.part("as-job").checked = true;
+    return this.run();
+  }
+
+  setBusy(on) {
+    if (on) {
+      this.showError(null);
+      this.show(false, ...this.constructor.answerParts);
+    }
+    this.showProgress(on ? undefined : null, this.constructor.progressLabel);
+    this.setText("progress-elapsed", "");
+    clearInterval(this.clock);
+    if (on) this.startClock();
+    this.classList.toggle("busy", on);
+    this.show(on, "stop");
+    this.show(!on, "go");
+  }
+
+  /** Show the elapsed time, and after some seconds what else the service has to do. */
+  startClock() {
+    const began = Date.now();
+    let others = null;
+    this.clock = setInterval(() => {
+      const seconds = Math.round((Date.now() - began) / 1000);
+      if (seconds === ASK_AFTER_S) document.dispatchEvent(new Event("fovea-outage")); // or is the service away?
+      if (seconds === ASK_AFTER_S) countOthers(selectedModel(this)).then((count) => (others = count), () => {});
+      this.setText("progress-elapsed", formatSeconds(seconds) + (others ? ` · ${others} other request${others === 1 ? "" : "s"}` : ""));
+    }, 1000);
+  }
+
+  disconnectedCallback() {
+    clearInterval(this.clock);
+  }
+
+  /** The example request of the selected model. */
+  async fetchExample() {
+    return (await call(`/v1/models/${selectedModel(this)}/example`)).json();
+  }
+}
+
+/** Seconds as `12 s`, `3 min 05 s` or `7 h 14 min`. */
+export function formatSeconds(seconds) {
+  const whole = Math.round(seconds);
+  if (whole < 60) return `${whole} s`;
+  const minutes = Math.floor(whole / 60);
+  if (minutes < 60) return `${minutes} min ${String(whole % 60).padStart(2, "0")} s`;
+  return `${Math.floor(minutes / 60)} h ${String(minutes % 60).padStart(2, "0")} min`;
+}

@@ -1,0 +1,93 @@
+/**
+ * The history of runs: in this browser, and for a reader with a key also as files of the tenant on the server
+ * (`/v1/files`, purpose `run`), where other devices find them. Pictures stay in the browser; a run has a thumbnail.
+ */
+
+import { records } from "./database.js";
+import { call, noteUse, storedKey } from "./gateway.js";
+
+const MOST = 200;
+const LONGEST_TEXT = 20_000;
+const THUMBNAIL = 160;
+const PURPOSE = "run";
+
+const local = records("runs");
+
+/** Store a run; returns it with its id. */
+export async function store({ file, ...facts }) {
+  const { answer, request } = facts;
+  const run = {
+    id: crypto.randomUUID?.() ?? String(Math.random()).slice(2), time: new Date().toISOString(),
+    model: answer?.model ?? request?.model, version: answer?.version, seed: request?.seed ?? answer?.seed,
+    ...facts, request: shorten(request), input: file?.name, thumbnail: file && (await drawThumbnail(file)),
+  };
+  await local.put({ ...run, answer: shorten(answer, 8_000_000), file });
+  noteUse();
+  await prune();
+  if (storedKey()) await upload({ ...run, answer: shorten(answer) }).catch(() => {}); // a key may lack the scope
+  return run;
+}
+
+/** The newest runs, without their files. */
+export async function list() {
+  const mine = (await local.list()).map(({ file, ...run }) => run);
+  const known = new Set(mine.map(({ id }) => id));
+  const others = (await listRemote()).filter(({ id }) => !known.has(id));
+  return [...mine, ...others].sort((a, b) => b.time.localeCompare(a.time));
+}
+
+/** One run, from this browser or from the server. */
+export async function load(id) {
+  const found = await local.get(id);
+  if (found) return found;
+  const remote = (await listRemote()).find((run) => run.id === id);
+  return remote ? (await call(`/v1/files/${remote.remote}/content`)).json() : null;
+}
+
+export async function remove(id) {
+  await local.remove(id);
+  const remote = (await listRemote()).filter((run) => run.id === id);
+  await Promise.all(remote.map((run) => call(`/v1/files/${run.remote}`, { method: "DELETE" })));
+}
+
+async function prune() {
+  const old = (await local.list()).sort((a, b) => b.time.localeCompare(a.time)).slice(MOST);
+  await Promise.all(old.map(({ id }) => local.remove(id)));
+}
+
+/** A stored run's facts are in the name of its file, so that a list needs no content. */
+async function upload(run) {
+  const body = new FormData();
+  const name = [run.id, run.time, run.title, run.model ?? "", run.page].map(encodeURIComponent).join(" ");
+  body.append("purpose", PURPOSE);
+  body.append("file", new Blob([JSON.stringify(run)], { type: "application/json" }), name.slice(0, 200));
+  await call("/v1/files", { method: "POST", body });
+  const old = (await listRemote()).slice(MOST);
+  await Promise.all(old.map((one) => call(`/v1/files/${one.remote}`, { method: "DELETE" })));
+}
+
+async function listRemote() {
+  if (!storedKey()) return [];
+  const { data } = await call(`/v1/files?purpose=${PURPOSE}`).then((answer) => answer.json()).catch(() => ({ data: [] }));
+  return data.map(({ id: remote, filename }) => {
+    const [id, time, title, model, page] = filename.split(" ").map((part) => decodeURIComponent(part));
+    return { id, time, title, model, page, remote };
+  });
+}
+
+/** A value in which long texts, such as encoded pictures, are replaced by their length. */
+function shorten(value, longest = LONGEST_TEXT) {
+  if (value === undefined || value === null) return value;
+  const replace = (_, part) => (typeof part === "string" && part.length > longest ? `… ${part.length} characters` : part);
+  return JSON.parse(JSON.stringify(value, replace));
+}
+
+/** A small JPEG of a picture as a data URL; undefined for anything else. */
+async function drawThumbnail(file) {
+  const picture = await createImageBitmap(file, { resizeHeight: THUMBNAIL, resizeQuality: "medium" }).catch(() => null);
+  if (!picture) return undefined;
+  const canvas = document.createElement("canvas");
+  Object.assign(canvas, { width: picture.width, height: picture.height });
+  canvas.getContext("2d").drawImage(picture, 0, 0);
+  return canvas.toDataURL("image/jpeg", 0.8);
+}

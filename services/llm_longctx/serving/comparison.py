@@ -1,0 +1,179 @@
+"""Comparison of attention methods on one request: an answer by each, and how far each strays from the first.
+
+Each method reads the first answer again, token by token, and its next-token distributions are compared with those that
+the first answer was drawn from. Knows requests and logits; knows nothing about the protocols' forms.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from services.llm_longctx.engine import FinishReason, GenerationRequest, Grammar, RequestHooks
+from services.llm_longctx.serving.adapters.base import TextModelAdapter
+from services.llm_longctx.serving.adapters.decoder import DecoderAdapter
+from services.llm_longctx.serving.generation import Generation
+from services.llm_longctx.serving.request_state import RequestState
+from shared.api.text import ChatRequest, ComparedAnswer, CompletionRequest, LongctxOptions
+from shared.errors import FoveaError, InvalidOption
+from shared.lm.host_transfer import to_host
+
+RequestT = TypeVar("RequestT", ChatRequest, CompletionRequest)
+
+MAX_NUMBERS = 2**24
+"""Log-probabilities of the first answer that are held: 64 MiB, 341 tokens of SmolLM2. Later tokens are not compared."""
+
+
+@dataclass(slots=True)
+class _Recorded:
+    """The first answer: log-probabilities [V] before each of its tokens, and the tokens."""
+
+    most: int
+    logprobs: list[Tensor] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+
+    def add_logits(self, logits: Tensor) -> None:
+        if len(self.logprobs) < self.most:
+            self.logprobs.append(to_host(logits.float().log_softmax(-1)))
+
+    def add_token(self, token: int) -> None:
+        if len(self.tokens) < self.most:
+            self.tokens.append(token)
+
+
+@dataclass(slots=True)
+class _Compared:
+    """How far one method strays from the first answer, per token."""
+
+    first: _Recorded
+    kl: list[float] = field(default_factory=list)
+    agrees: list[bool] = field(default_factory=list)
+
+    def add_logits(self, logits: Tensor) -> None:
+        p, q = self.first.logprobs[len(self.kl)], to_host(logits.float().log_softmax(-1))
+        self.kl.append(max(float((p.exp() * (p - q)).sum()), 0.0))
+        self.agrees.append(bool(p.argmax() == q.argmax()))
+
+    def add_token(self, token: int) -> None:
+        """The token is the first answer's."""
+
+
+class Comparison(Generic[RequestT]):
+    """One request that several methods answer.
+
+    Attributes:
+        variants: The request for each of them.
+    """
+
+    def __init__(self, adapter: DecoderAdapter, variants: list[RequestT], generation: Generation) -> None:
+        self.variants: list[RequestT] = variants
+        self._adapter, self._generation = adapter, generation
+        self._first = _Recorded(max(MAX_NUMBERS // adapter.vocab, 1))
+        generation.recorder = self._first
+
+    async def measure(self) -> list[ComparedAnswer]:
+        """Compare the methods once all have answered.
+
+        Raises:
+            FoveaError: A method could not read the first answer: cancelled, too late, or too large.
+        """
+        first, *others = self._generation.requests
+        replays = [_Replay(request, self._first) for request in others]
+        try:
+            for one in replays:
+                self._adapter.scheduler.add_request(one.request)
+            await asyncio.gather(*(one.ended for one in replays))
+        finally:
+            for one in replays:
+                if not one.ended.done():
+                    self._adapter.scheduler.abort(one.request)
+        found = [ComparedAnswer(index=0, longctx=self._adapter.usage([first]))]
+        for i, (request, one) in enumerate(zip(others, replays, strict=True), 1):
+            kl, agrees = one.found.kl, one.found.agrees
+            mean, agreement = sum(kl) / max(len(kl), 1), sum(agrees) / max(len(agrees), 1)
+            usage = self._adapter.usage([request])
+            found.append(ComparedAnswer(index=i, longctx=usage, kl=kl, mean_kl=mean, agreement=agreement))
+        return found
+
+
+class _Replay(RequestHooks):
+    """The first answer, read by another method."""
+
+    def __init__(self, asked: GenerationRequest, first: _Recorded) -> None:
+        self.found = _Compared(first)
+        self._loop = asyncio.get_running_loop()
+        self.ended: asyncio.Future[None] = self._loop.create_future()
+        self._tokens = first.tokens
+        taps = None if asked.taps is None or not asked.taps.edits else replace(asked.taps, captures=())
+        self.request = GenerationRequest(
+            asked.prompt_ids,
+            max_tokens=len(first.tokens),
+            policy=asked.policy,
+            boundaries=asked.boundaries,
+            priority=asked.priority,
+            run=asked.run,
+            taps=taps,
+            recorder=self.found,
+            hooks=self,
+        )
+
+    def open_grammar(self, answer: int) -> Grammar | None:
+        return _Forced(self._tokens, len(self.found.first.logprobs[0]))
+
+    def on_finish(self, answer: int, reason: FinishReason | FoveaError, produced: int) -> None:
+        self._loop.call_soon_threadsafe(self._settle, reason)
+
+    def _settle(self, reason: FinishReason | FoveaError) -> None:
+        if self.ended.done():
+            return
+        if isinstance(reason, FoveaError):
+            self.ended.set_exception(reason)
+        else:
+            self.ended.set_result(None)
+
+
+class _Forced:
+    """A grammar of one answer."""
+
+    is_finished = False
+
+    def __init__(self, tokens: Sequence[int], vocab: int) -> None:
+        self._tokens, self._vocab, self._next = tokens, vocab, 0
+
+    def mask(self) -> Tensor:
+        allowed = torch.zeros(self._vocab, dtype=torch.bool, device="cpu")
+        allowed[self._tokens[self._next]] = True
+        return allowed
+
+    def advance(self, token: int) -> None:
+        self._next += 1
+
+
+def open_comparison(
+    adapter: TextModelAdapter, request: RequestT, generation: Generation, state: RequestState | None
+) -> Comparison[RequestT] | None:
+    """The comparison that a request asks for; None where it asks for none.
+
+    Raises:
+        InvalidOption: It can't be compared.
+    """
+    if request.compare is None:
+        return None
+    if not isinstance(adapter, DecoderAdapter):
+        detail = f"The model {adapter.name!r} has one way to read: it can't compare methods."
+        raise InvalidOption(detail, hint="Decoders with pages can, such as smollm2-135m-instruct.", field="compare")
+    many = (
+        isinstance(request, CompletionRequest)
+        and isinstance(request.prompt, list)
+        and not (request.prompt and isinstance(request.prompt[0], int))
+    )
+    if request.n != 1 or many or state is not None or request.longctx is not None:
+        detail = "compare takes one prompt, n = 1, no longctx beside it, and no session or document."
+        raise InvalidOption(detail, field="compare")
+    asked = [LongctxOptions(method=one) if isinstance(one, str) else one for one in request.compare]
+    return Comparison(adapter, [request.model_copy(update={"longctx": one}) for one in asked], generation)

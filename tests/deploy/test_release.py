@@ -1,0 +1,111 @@
+"""`make release` on a small repository: real wheels, chart, checksums and provenance, and refusals by name."""
+
+import json
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.deploy.tools import helm
+
+ROOT = Path(__file__).parents[2]
+PROJECT = """
+[build-system]
+requires = ["setuptools>=77"]
+build-backend = "setuptools.build_meta"
+[project]
+name = "{name}"
+version = "{version}"
+[tool.setuptools]
+py-modules = ["{name}"]
+"""
+
+
+def git(root: Path, *words: str) -> str:
+    who = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+    return subprocess.run(["git", *who, *words], cwd=root, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture
+def project(tmp_path):
+    root = tmp_path / "project"
+    for folder, name in ((root, "small"), (root / "plugins/more", "small_more")):
+        folder.mkdir(parents=True)
+        (folder / "pyproject.toml").write_text(PROJECT.format(name=name, version="0.2.0"))
+        (folder / f"{name}.py").write_text("VALUE = 7\n")
+    chart = root / "deploy/helm/fovea"
+    chart.mkdir(parents=True)
+    (chart / "Chart.yaml").write_text('apiVersion: v2\nname: small\nversion: 0.2.0\nappVersion: "0.2.0"\n')
+    (root / "CHANGELOG.md").write_text("# Changelog\n\n## [0.2.0] - 2026-12-01\n")
+    (root / "constraints.txt").write_text("")
+    (root / ".gitignore").write_text("out\n")
+    git(root, "init", "--quiet")
+    git(root, "add", ".")
+    git(root, "commit", "--quiet", "--message", "all")
+    return root
+
+
+def release(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    code = "import sys, release, pathlib; release.main(pathlib.Path(sys.argv.pop(1)))"
+    return subprocess.run(
+        [sys.executable, "-c", code, root, *words], cwd=ROOT / "deploy", check=False, capture_output=True, text=True
+    )
+
+
+@pytest.mark.skipif(helm() is None, reason="helm is not installed")
+def test_a_release_is_whole_checked_and_the_same_again(project):
+    done = release(project, "--tag")
+    assert done.returncode == 0, done.stderr
+    out = project / "out/release/0.2.0"
+    names = {file.name for file in out.iterdir()}
+    assert names == {
+        "small-0.2.0-py3-none-any.whl", "small-0.2.0.tar.gz", "small_more-0.2.0-py3-none-any.whl",
+        "small_more-0.2.0.tar.gz", "small-0.2.0.tgz", "fovea-0.2.0.cdx.json", "provenance.json", "SHA256SUMS",
+    }  # fmt: skip
+    subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=out, check=True, capture_output=True)
+    assert "small.py" in zipfile.ZipFile(out / "small-0.2.0-py3-none-any.whl").namelist()
+    with tarfile.open(out / "small-0.2.0.tgz") as chart:
+        assert "small/Chart.yaml" in chart.getnames()
+    provenance = json.loads((out / "provenance.json").read_text())
+    assert {one["name"] for one in provenance["subject"]} == names - {"provenance.json", "SHA256SUMS"}
+    commit = provenance["predicate"]["buildDefinition"]["resolvedDependencies"][0]["digest"]["gitCommit"]
+    assert commit == git(project, "rev-parse", "HEAD").strip() == git(project, "rev-parse", "v0.2.0^{commit}").strip()
+    assert any(one["name"] == "numpy" for one in json.loads((out / "fovea-0.2.0.cdx.json").read_text())["components"])
+    wheels = [one for one in provenance["subject"] if one["name"].endswith(".whl")]
+    assert release(project).returncode == 0
+    again = json.loads((out / "provenance.json").read_text())["subject"]
+    assert [one for one in again if one["name"].endswith(".whl")] == wheels
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "commit", "told"),
+    [
+        ("plugins/more/pyproject.toml", "0.2.0", "0.1.9", True, "more/pyproject.toml (0.1.9)"),
+        ("deploy/helm/fovea/Chart.yaml", 'appVersion: "0.2.0"', 'appVersion: "0.1.0"', True, "appVersion (0.1.0)"),
+        ("CHANGELOG.md", "[0.2.0] - 2026-12-01", "[Unreleased]", True, "has no section [0.2.0]"),
+        ("small.py", "7", "8", False, "small.py"),
+    ],
+)
+def test_a_tree_that_is_not_this_version_is_refused_by_name(project, file, old, new, commit, told):
+    (project / file).write_text((project / file).read_text().replace(old, new))
+    if commit:
+        git(project, "commit", "--quiet", "--all", "--message", "change")
+    done = release(project)
+    assert done.returncode == 1
+    assert told in done.stderr
+    assert not (project / "out").exists()
+
+
+def test_this_tree_has_one_version():
+    sys.path.insert(0, str(ROOT / "deploy"))
+    try:
+        import release as module
+    finally:
+        sys.path.pop(0)
+    found = module.Release(ROOT, ROOT / "out")
+    assert {module._read_version(project / "pyproject.toml") for project in found.projects} == {found.version}
+    assert f'appVersion: "{found.version}"' in (ROOT / "deploy/helm/fovea/Chart.yaml").read_text()
+    assert f"version: {found.version}" in (ROOT / "CITATION.cff").read_text()

@@ -1,0 +1,196 @@
+"""The simulation of scale: time passes as it says, real policies decide, and what it says holds on a real cluster."""
+
+import asyncio
+import itertools
+import json
+import time
+
+import pytest
+
+from loadtests.simulation import days, grid, page, predict
+from loadtests.simulation.clock import START_S, Processor, SimulatedClock, simulate
+from loadtests.simulation.fleet import Autoscaler, Fleet, read_costs, simulated_time
+from loadtests.simulation.replicas import ContinuousEngine, Model, Work
+from loadtests.simulation.workers import Workers
+from services.gateway.policy.caller import Caller, KeyLimits
+
+# Ray's own use of pydantic, which it has to mend.
+pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
+RESULTS = json.loads(page.RESULTS.read_text("utf8"))
+COSTS = read_costs(RESULTS["units"], page.read_request_cost())
+TEXT = Model(base=0.75, each=0.25, most=4, slots=4, is_continuous=True, keys=10)
+
+
+def run(work):
+    """What a coroutine function of the clock comes to."""
+    with simulated_time() as clock:
+        return simulate(clock, work(clock))
+
+
+async def start(clock, replicas, gateways, model=TEXT):
+    fleet = Fleet(clock, COSTS, "svc", model)
+    for _ in range(replicas):
+        fleet.add_replica()
+    await asyncio.sleep(1)
+    await fleet.add_gateways(gateways)
+    return fleet
+
+
+def test_days_pass_in_no_time_and_a_core_does_one_thing_at_a_time():
+    clock = SimulatedClock()
+
+    async def work():
+        core = Processor(clock)
+        await asyncio.gather(core.work(30), core.work(12, delay_s=1))
+        assert (clock.now - START_S, core.used_s) == (43, 42)
+        await asyncio.sleep(3 * 86_400)
+        return clock.time() - START_S
+
+    began = time.monotonic()
+    assert simulate(clock, work()) == pytest.approx(3 * 86_400 + 43)
+    assert time.monotonic() - began < 30
+    with pytest.raises(RuntimeError, match="stuck"):
+        simulate(clock, asyncio.Event().wait())
+
+
+def test_requests_share_the_time_of_an_engine():
+    async def work(clock):
+        loop, ends = asyncio.get_running_loop(), {}
+        engine = ContinuousEngine(TEXT, loop)
+        for seconds in (1.0, 3.0):
+            done = loop.create_future()
+            done.add_done_callback(lambda _, seconds=seconds: ends.update({seconds: clock.now - START_S}))
+            engine.begin(seconds, done)
+        await asyncio.sleep(60)
+        assert engine.busy == 0
+        return ends
+
+    # Two at a time take 1.25 times as long; the second is alone after the first.
+    assert run(work) == {1.0: pytest.approx(1.25), 3.0: pytest.approx(1.25 + 2)}
+
+
+def test_what_is_predicted_holds_on_the_real_cluster():
+    predicted = predict.predict(RESULTS["cluster"], COSTS)
+    rows = [row for row in page.compare(predicted) if "wait" not in row[1]]
+    assert len(rows) >= 15
+    assert {row[:2]: row[3] for row in rows} == {row[:2]: pytest.approx(row[2], rel=0.15) for row in rows}
+
+
+def test_a_flood_waits_behind_itself_and_rates_of_keys_are_kept():
+    async def work(clock):
+        fleet, statuses, times = await start(clock, 2, 1), [], []
+        alice, bob = (Caller(name, frozenset({"infer"}), key=name) for name in ("alice", "bob"))
+        slow = Caller("slow", frozenset({"infer"}), key="slow", limits=KeyLimits(rate_per_minute=3))
+
+        async def flood():
+            while True:
+                await fleet.gateways[0].serve(alice, "svc", Work(1.0), 60)
+
+        flooding = [asyncio.create_task(flood()) for _ in range(60)]
+        await asyncio.sleep(20)
+        for _ in range(5):
+            statuses.append(await fleet.gateways[0].serve(slow, "svc", Work(0.1), 60))
+            began = clock.now
+            assert await fleet.gateways[0].serve(bob, "svc", Work(1.0), 60) == 200
+            times.append(clock.now - began)
+        for task in flooding:
+            task.cancel()
+        return statuses, max(times)
+
+    statuses, longest = run(work)
+    assert statuses == [200, 200, 200, 429, 429]
+    assert longest < 6, "the flood itself waits 13 s"
+
+
+def test_no_request_is_lost_to_a_killed_replica_a_rollout_or_a_redis_that_is_away():
+    async def work(clock):
+        fleet, caller = await start(clock, 4, 2), Caller("alice", frozenset({"infer"}), key="alice")
+        numbers = itertools.count()
+
+        async def ask():
+            while True:
+                gateway = fleet.gateways[next(numbers) % 2]
+                await gateway.serve(caller, "svc", Work(1.0, 0.5, bytes([next(numbers) % 7])), 60)
+
+        asking = [asyncio.create_task(ask()) for _ in range(12)]
+        await asyncio.sleep(10)
+        fleet.kill(next(iter(fleet.replicas.values())))
+        await asyncio.sleep(10)
+        fleet.redis.is_up = False
+        await asyncio.sleep(30)
+        fleet.redis.is_up = True
+        old = list(fleet.replicas.values())
+        for _ in old:
+            fleet.add_replica()
+        await asyncio.sleep(10)
+        await asyncio.gather(*map(fleet.remove, old))
+        await asyncio.sleep(10)
+        for task in asking:
+            task.cancel()
+        alive = [len(gateway.registry.list_alive("svc")) for gateway in fleet.gateways]
+        return [gateway.answers for gateway in fleet.gateways], alive, list(fleet.replicas.values())
+
+    answers, alive, replicas = run(work)
+    assert {status for one in answers for status in one.statuses} == {200}
+    assert sum(one.retried for one in answers) >= 3, "those that the killed replica had"
+    assert alive == [3, 3]
+    assert sum(each.hits for each in replicas) > sum(each.misses for each in replicas), "sessions go where they were"
+
+
+def test_replicas_follow_the_load_with_rays_delays():
+    scaler, target, seen = Autoscaler(2, 16, 8), 2, []
+    for second in range(0, 900, 10):
+        target = scaler.decide(50.0 if 100 <= second < 200 else 3.0, target, 1000.0 + second)
+        seen.append(target)
+    assert (seen[9], seen[10], seen[11]) == (2, 2, 7), "more after ten seconds of load"
+    assert (seen[70], seen[-1]) == (7, 2), "fewer after ten minutes without"
+
+
+def test_workers_start_for_jobs_and_end_when_there_are_none():
+    async def work(_clock):
+        workers = Workers(lambda: asyncio.sleep(30), per_worker=2, most=4, at_once=2)
+        scaling = asyncio.create_task(workers.scale())
+        await asyncio.sleep(100)
+        for _ in range(20):
+            workers.submit()
+        await asyncio.sleep(3600)
+        busy = workers.pod_seconds
+        await asyncio.sleep(3600)
+        scaling.cancel()
+        return workers.waits, busy, workers.pod_seconds
+
+    waits, busy, later = run(work)
+    assert len(waits) == 20
+    assert 8 < min(waits) < 55, "a scrape, a poll and a pod"
+    assert busy == later < 4 * 900, "no pod stays"
+
+
+def test_the_same_fleet_answers_the_same_twice_at_the_cost_of_its_parts():
+    first, again = (grid.run(COSTS, 40, 4) for _ in range(2))
+    assert first == again
+    assert first["answered_per_second"] == pytest.approx(first["asked_per_second"], rel=0.25)
+    redis, asked = RESULTS["units"]["redis"], first["asked_per_second"]
+    renewals, reads = 40 * redis["renewal_s"], 40 * 2 * 4 * redis["record_s"]
+    assert first["redis_share"] == pytest.approx(renewals + reads + asked * redis["count_s"], rel=0.25)
+
+
+def test_a_burst_a_kill_a_rollout_and_jobs_in_one_hour(monkeypatch):
+    course = {"BURST_EVERY_S": 900.0, "BURST_S": 300.0, "KILL_EVERY_S": 1500.0, "ROLLOUT_AT": 2100.0, "NIGHT_AT": 300.0}
+    for name, value in {**course, "BUCKET_S": 600.0, "NIGHT_JOBS": 40}.items():
+        monkeypatch.setattr(days, name, value)
+    found = days.run(COSTS, 1 / 24)
+    assert [what for _, what in found["events"]][:4] == ["burst", "kill", "rollout", "burst"]
+    assert found["statuses"]["200"] > 10_000
+    late = {status: count for status, count in found["statuses"].items() if status not in {"200", "429"}}
+    assert set(late) <= {"504"}
+    assert sum(late.values()) < 100, "what the burst found before replicas were added"
+    assert max(bucket["replicas"] for bucket in found["buckets"]) > 4, "the burst has more replicas started"
+    assert found["jobs"]["count"] == 40
+
+
+def test_a_part_that_costs_twice_is_full_at_half_the_replicas():
+    limits = page.find_limits(RESULTS, 16, 0.5)
+    redis = {**RESULTS["units"]["redis"], "record_bytes": 2 * RESULTS["units"]["redis"]["record_bytes"]}
+    doubled = page.find_limits({**RESULTS, "units": {**RESULTS["units"], "redis": redis}}, 16, 0.5)
+    assert doubled["Redis, network"] == pytest.approx(limits["Redis, network"] / 2)
+    assert {part for part in limits if doubled[part] != limits[part]} == {"Redis, network"}
