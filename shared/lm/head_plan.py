@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -61,6 +62,11 @@ class QueryCentres(BaseModel):
     real: list[Score]
     imag: list[Score]
     size: list[Score]
+
+    @cached_property
+    def tables(self) -> np.ndarray:
+        """All three [3,L,H,d/2] float32."""
+        return np.array([self.real, self.imag, self.size], np.float32)
 
     @model_validator(mode="after")
     def _is_regular(self) -> Self:

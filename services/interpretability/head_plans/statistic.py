@@ -89,7 +89,7 @@ def query_centres(net: Decoder, texts: Sequence[Sequence[int]]) -> QueryCentres:
         net(to_device(ids, device)[None], attend=attend, keep=1)
     means = to_host(sums / max(sum(map(len, texts)), 1)).float()
     real, imag, size = (
-        [[[float(f"{x:.5g}") for x in row] for row in rows] for rows in table.tolist()] for table in means
+        [[[float(f"{x:.4g}") for x in row] for row in rows] for rows in table.tolist()] for table in means
     )
     return QueryCentres(real=real, imag=imag, size=size)
 

@@ -73,8 +73,7 @@ class TriAttention(EvictionMethod):
         if plan is None or plan.centres is None:
             return self
         bound = self.model_copy()
-        tables = plan.centres.real, plan.centres.imag, plan.centres.size
-        bound._centres = _Centres(*(torch.tensor(x) for x in tables))  # noqa: SLF001  # its own copy
+        bound._centres = _Centres(*torch.from_numpy(plan.centres.tables))  # noqa: SLF001  # its own copy
         return bound
 
     def summarize(self, summary: object, tokens: ReadTokens) -> object:

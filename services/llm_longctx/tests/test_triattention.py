@@ -1,7 +1,9 @@
 """TriAttention: its scores by brute force, the order of true logits, calibrated centres, and what decoding keeps."""
 
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from scipy.stats import rankdata
@@ -15,6 +17,7 @@ from shared.errors import BadInput
 from shared.lm.attention import sdpa
 from shared.lm.head_plan import HeadPlan
 
+BUNDLED = Path(__file__).parents[1] / "weights/heads/smollm2-135m-instruct"
 THETA = 1 / 10000.0 ** (torch.arange(0, 16, 2).double() / 16)
 H, G, D, N = 4, 2, 16, 50
 
@@ -100,7 +103,7 @@ def test_calibration_averages_queries_before_their_rotation(net):
         mean, size = every.mean(0), every.abs().mean(0)
         for name, wanted in (("real", mean.real), ("imag", mean.imag), ("size", size)):
             got = torch.tensor(getattr(found, name)[layer]).double()
-            torch.testing.assert_close(got, wanted, atol=1e-4 * float(size.max()), rtol=1e-4)
+            torch.testing.assert_close(got, wanted, atol=1e-3 * float(size.max()), rtol=1e-3)
     plan = HeadPlan.parse({"schema": "head-plan/1", "centres": found.model_dump()}).check(config)
     assert HeadPlan.parse(plan.text()).digest == plan.digest
     with pytest.raises(BadInput, match="query centres"):
@@ -136,3 +139,12 @@ def test_decoding_keeps_the_prompt_the_newest_and_the_budget_and_frees_pages(net
 def test_the_paper_calls_every_beta():
     assert method("triattention", beta=64).every == 64
     assert method("triattention", mode="per_layer_head").allocation == "layer"
+
+
+def test_the_plan_that_comes_with_smollm2_has_centres_of_all_its_heads():
+    plan = HeadPlan.read(BUNDLED / "centres.json")
+    assert plan.centres.tables.shape == (3, 30, 9, 32)
+    real, imag, size = plan.centres.tables
+    concentration = np.hypot(real, imag) / size
+    assert 0.6 < concentration.mean() < 0.8  # queries lie near their centres, as the paper says
+    assert (concentration <= 1 + 1e-3).all()
