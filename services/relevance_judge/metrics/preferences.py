@@ -12,7 +12,7 @@ stats = LazyModule("scipy.stats")
 
 @dataclass(frozen=True)
 class Preference:
-    """What a judge prefers, asked in both orders.
+    """A judge's preferences, asked in both orders.
 
     Attributes:
         forward: Probability that it prefers the first passage when that is shown first; `backward` when second.
