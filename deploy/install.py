@@ -13,9 +13,9 @@ import argparse
 import importlib
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
-import tempfile
 import tomllib
 import urllib.error
 import urllib.request
@@ -90,12 +90,14 @@ def install_packages(services: Sequence[str], source: Sequence[str], flavour: st
 def export_graphs(services: Sequence[str], source: Sequence[str]) -> None:
     """Export the graphs of vision services into the environment, with a torch of their own where there is none."""
     importlib.invalidate_caches()
-    with tempfile.TemporaryDirectory(dir=sys.prefix) as folder:
-        if services and importlib.util.find_spec("torch") is None:
-            _pip("--target", folder, *(["--no-deps", *source] if source else []), find_requirement("torch"))
-            _pip("--target", folder, *map(find_requirement, ("onnx", "onnxscript")), *(_TORCH_NEEDS if source else ()))
-        for service in services:
-            _call([f"{sys.prefix}/bin/fovea", "export", "graphs", f"{sys.prefix}/graphs", "--service", service], folder)
+    folder = f"{sys.prefix}/exporting"
+    shutil.rmtree(folder, ignore_errors=True)  # of an installation that was ended
+    if services and importlib.util.find_spec("torch") is None:
+        _pip("--target", folder, *(["--no-deps", *source] if source else []), find_requirement("torch"))
+        _pip("--target", folder, *map(find_requirement, ("onnx", "onnxscript")), *(_TORCH_NEEDS if source else ()))
+    for service in services:
+        _call([f"{sys.prefix}/bin/fovea", "export", "graphs", f"{sys.prefix}/graphs", "--service", service], folder)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 _TORCH_NEEDS = ("filelock", "fsspec", "jinja2", "networkx", "setuptools", "sympy", "typing-extensions")
