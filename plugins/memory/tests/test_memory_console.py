@@ -69,7 +69,7 @@ def test_what_the_memory_refuses_is_told(page, complaints):
     page.goto("/console/chat?model=fovea-landmark-recall")
     page.locator("#document-text").fill("a zebra")
     page.get_by_role("button", name="Add the document").click()
-    expect(page.get_by_role("alert")).to_contain_text("is no word of this model")
+    expect(page.get_by_role("alert")).to_contain_text("is not a word of this model")
     assert len(complaints) == 1
     complaints.clear()
 
