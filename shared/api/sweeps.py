@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from shared.api.bounded_lists import Messages, Tokens
 from shared.api.interventions import Heads, Layers, Positions
-from shared.api.text import ChatMessage, TokenId
+from shared.api.sampling import TokenId
+from shared.api.text import ChatMessage
 
 SweptPrompt = (
     Annotated[str, Field(min_length=1)]

@@ -15,6 +15,7 @@ from torch import Tensor
 from services.llm_longctx.api.model_lookup import find_model
 from services.llm_longctx.api.openai import ERROR_RESPONSES, OPENAI_ERRORS
 from services.llm_longctx.serving.adapters.decoder import DecoderAdapter
+from services.llm_longctx.serving.chat_template import TemplateOptions
 from services.llm_longctx.serving.steering.admission import SCOPE
 from services.llm_longctx.serving.steering.build_taps import SERVED_SITES
 from services.llm_longctx.serving.steering.patch_sweep import Cell, PatchSweep
@@ -126,7 +127,7 @@ def _tokenize(adapter: DecoderAdapter, prompt: SweptPrompt, field: str) -> list[
             raise InvalidOption(detail, field=field)
     else:
         messages = [message for message in prompt if not isinstance(message, int)]
-        text = adapter.render_chat(messages, add_generation_prompt=messages[-1].role != "assistant")
+        text = adapter.render_chat(messages, TemplateOptions(add_generation_prompt=messages[-1].role != "assistant"))
         ids = adapter.tokenize(text, field, special=False)
     if not ids:
         raise InvalidOption("It has no tokens.", field=field)
