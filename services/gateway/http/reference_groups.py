@@ -50,8 +50,8 @@ GROUPS = (
     ),
     PathGroup(
         "Steer generation",
-        "Steering vectors, and activations captured while a model generates.",
-        ("/v1/steering-vectors", "/v1/captures"),
+        "Steering vectors, activations captured while a model generates, and sweeps of patches.",
+        ("/v1/steering-vectors", "/v1/captures", "/v1/sweeps"),
     ),
     PathGroup(
         "Judge relevance and rerank",
