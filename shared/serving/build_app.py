@@ -31,6 +31,7 @@ from shared.serving.http.error_rendering import render, translate
 from shared.serving.http.middleware import ServiceMiddleware
 from shared.serving.http.validation import bound_validation
 from shared.serving.oip import rest
+from shared.serving.trained_models import load_new_models
 from shared.settings import Settings
 from shared.settings import settings as read_settings
 from shared.storage import open_object_store
@@ -77,6 +78,7 @@ def build(
     app.state.host = host
     app.state.settings = config
     app.state.objects = objects
+    app.state.known = known
     app.state.packages = ["shared.serving", f"services.{service.replace('-', '_')}", *plugins.packages(service)]
     app.router.routes.extend(rest.router.routes)  # the hot path: first, and not behind a router of its own
     added = plugins.load_all(ROUTES, service).values()
@@ -107,13 +109,16 @@ class _App(FastAPI):
 @contextlib.asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     host: Host = app.state.host
-    loading = asyncio.create_task(host.start())
+    tasks = [
+        asyncio.create_task(host.start()),
+        asyncio.create_task(load_new_models(host, app.state.known, app.state.objects)),
+    ]
     try:
         yield
     finally:
-        loading.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await loading
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await host.stop()
 
 

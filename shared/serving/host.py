@@ -85,6 +85,17 @@ class Host(Catalog):
             slot.state = "loading"
             await self._load_into(slot, name)
 
+    async def adopt(self, name: str, kind: type[Servable[Any, Any]]) -> None:
+        """Serve a model that came after the start, or came anew, once it is loaded; one that can't be is left out."""
+        slot = ModelSlot(kind, "loading")
+        await self._load_into(slot, name)
+        if slot.state != "ready":
+            return
+        before = self._slots.get(name)
+        self._slots[name] = slot
+        if before is not None:
+            await self._release(before, self.settings.shutdown_grace_s)
+
     async def _load_into(self, slot: ModelSlot, name: str) -> None:
         slot.reason = None
         with telemetry.bind(service=self.service, model=name):

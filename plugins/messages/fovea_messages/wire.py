@@ -87,7 +87,7 @@ class OutputConfig(_Open):
 
 
 class Conversation(NullIsAbsent):
-    """What is answered, and with which tools."""
+    """The conversation to answer, and its tools."""
 
     model: str | None = Field(None, description="Name of the model; left out, the default one.")
     messages: Messages[Turn] = Field(min_length=1)
