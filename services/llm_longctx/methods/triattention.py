@@ -98,7 +98,7 @@ class TriAttention(EvictionMethod):
         mean = torch.complex(centres.real, centres.imag) * turn
         rows = torch.cat((mean.real, mean.imag), -1).view(G, R, d).to(view.k.dtype)
         spread = (centres.size - mean_size(centres)).view(G, R, d // 2).to(view.k.dtype)
-        lengths = view.k.unflatten(-1, (2, d // 2)).norm(dim=-2)
+        lengths = view.k.reshape(*view.k.shape[:2], 2, d // 2).norm(dim=-2)
         logits = rows @ view.k.mT + spread @ lengths.mT
         standard = (logits - logits.mean(-1, keepdim=True)) / logits.std(-1, keepdim=True, correction=0).clamp(min=1e-9)
         best: Tensor = standard.amax(1)
@@ -184,5 +184,5 @@ def _sum_queries(tokens: ReadTokens) -> _Centres:
         at = torch.arange(tokens.offset, tokens.offset + x.shape[1], device=x.device)
         cos, sin = rotation(tokens.theta, at, torch.float32)
         x = rotate(x.transpose(0, 1)[None], (cos, -sin))[0].transpose(0, 1)
-    pairs = x.unflatten(-1, (2, -1))
+    pairs = x.reshape(*x.shape[:2], 2, -1)
     return _Centres(pairs[:, :, 0].sum(1), pairs[:, :, 1].sum(1), pairs.norm(dim=-2).sum(1))
