@@ -19,8 +19,8 @@ POINTS = ((1, 1), (10, 2), *((count, gateways) for gateways in (4, 16, 100) for 
 LOAD = 0.6
 """Share of what the replicas can do that is asked of them."""
 
-WARM_S, WINDOW_S = 3.0, 2.0
-SETTLE_S = 2.0
+WARM_S, WINDOW_S = 2.5, 1.5
+SETTLE_S = 1.0
 SESSIONS_PER_REPLICA = 8
 
 

@@ -116,7 +116,7 @@ def draw_grid(grid: Sequence[Mapping[str, Any]]) -> str:
     titles = {
         "redis_share": ("Redis, share of its core", "percentunit"),
         "gateway_share": ("A gateway, share of its core", "percentunit"),
-        "answered_per_second": ("Requests answered a second", ""),
+        "gateway_backlog_s": ("Backlog of a gateway", "s"),
         "median_s": ("Median", "s"),
     }
     panels = [Panel(title, unit, lines(key)) for key, (title, unit) in titles.items()]
@@ -209,13 +209,13 @@ def _write_grid(grid: Sequence[Mapping[str, Any]]) -> str:
             f"{point['replicas']:,}",
             point["gateways"],
             f"{point['asked_per_second']:,.0f}",
-            f"{point['answered_per_second']:,.0f}",
             "–" if point["median_s"] is None else f"{point['median_s']:.2f}",
             f"{point['redis_share']:.0%}",
             f"{point['gateway_share']:.0%}",
+            f"{point['gateway_backlog_s']:.2f}",
             f"{point['redis_bytes_per_second'] / 1e6:,.1f}",
         )
         for point in grid
     ]
-    head = ["replicas", "gateways", "asked / s", "answered / s", "median, s", "Redis", "a gateway", "MB / s from Redis"]
+    head = ["replicas", "gateways", "requests / s", "median, s", "Redis", "a gateway", "backlog, s", "MB / s from Redis"]
     return _table(head, rows)
