@@ -107,7 +107,8 @@ def draw_days(days: Mapping[str, Any]) -> str:
 def draw_grid(grid: Sequence[Mapping[str, Any]]) -> str:
     """Each fleet's figures by its replicas, a line for each number of gateways."""
     most = max(point["replicas"] for point in grid)
-    counts = sorted({point["gateways"] for point in grid if point["replicas"] == most})
+    sizes = Counter(point["gateways"] for point in grid)
+    counts = sorted(count for count, points in sizes.items() if points > 1)
 
     def lines(key: str) -> dict[str, list[tuple[float, float]]]:
         chosen = {count: [p for p in grid if p["gateways"] == count] for count in counts}
