@@ -36,7 +36,7 @@ async def _run(clock: SimulatedClock, costs: Costs, replicas: int, gateways: int
     for _ in range(replicas):
         await asyncio.sleep(1 / replicas)
         fleet.add_replica()
-    # What they cost together while they start is not what is asked here.
+    # (their start is not measured)
     await asyncio.sleep(1)
     await fleet.add_gateways(gateways)
     mean_s = 0.9 * held_s + 0.1 * new_s
