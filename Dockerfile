@@ -1,6 +1,6 @@
 # One file for the gateway and all services, with the plug-ins that each needs (`deploy/plugins.py`):
 #   docker build --build-arg SERVICE=medical-seg --build-arg FLAVOUR=cpu -t fovea-medical-seg .
-# FLAVOUR is cpu, gpu or, for medical-seg and vision-restoration, onnx: without torch, with graphs that the build exports.
+# FLAVOUR is cpu, gpu or, for vision services, onnx: without torch, with graphs that the build exports.
 # BASE is any Debian or Ubuntu image with python3 (3.11+), python3-venv and ca-certificates; name it by digest
 # (`python:3.13-slim@sha256:…`) for builds that can be repeated.
 # TORCH_INDEX is an index of CPU builds of torch, which keeps the cpu flavour small; `none` takes torch from PyPI.
@@ -26,9 +26,9 @@ COPY pyproject.toml constraints.txt requirements-data.txt requirements-hashes.tx
 COPY deploy/hashes.py deploy/plugins.py deploy/
 COPY --from=projects /plugins plugins
 # The gateway has no flavour: it runs no model. Only the language services carry the embedded language model.
-RUN mkdir fovea shared services && touch README.md LICENSE {fovea,shared,services}/__init__.py \
+RUN mkdir fovea shared services LICENSES && touch README.md LICENSE LICENSES/empty.txt NOTICE {fovea,shared,services}/__init__.py \
  && python3 -m venv /opt/pip && python3 -m venv --without-pip /opt/fovea \
- && extras="${SERVICE}"; [ "${SERVICE}" = gateway ] || extras="${SERVICE},${FLAVOUR}" \
+ && extras="${SERVICE}"; [ "${SERVICE}" = gateway ] || extras="cluster,${SERVICE},${FLAVOUR}" \
  && index=(); [[ "${SERVICE}" = gateway || "${FLAVOUR}" != cpu || "${TORCH_INDEX}" = none ]] || index=(--extra-index-url "${TORCH_INDEX}") \
  && python3 deploy/plugins.py requirements "${SERVICE}" > plugins.txt \
  && install="/opt/pip/bin/pip install --no-cache-dir --no-compile" \
@@ -39,7 +39,8 @@ RUN mkdir fovea shared services && touch README.md LICENSE {fovea,shared,service
       && python3 deploy/hashes.py select data.json >> locked.txt ;; esac \
  && ${install} --no-deps --require-hashes -r locked.txt \
  && ${install} "${index[@]}" -c constraints.txt -r plugins.txt ".[${extras}]"
-COPY README.md LICENSE ./
+COPY README.md LICENSE NOTICE ./
+COPY LICENSES LICENSES
 COPY fovea fovea
 COPY shared shared
 COPY services services

@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 KERNELS := $(VENV)/.kernels
 # What runs models: cpu or gpu.
 FLAVOUR ?= cpu
-EXTRAS = all,$(FLAVOUR),dev
+EXTRAS = all,cluster,$(FLAVOUR),dev
 # Every plug-in of this repository; the example is for tests and for copying.
 PLUGINS := $(filter-out plugins/example/,$(sort $(dir $(wildcard plugins/*/pyproject.toml))))
 WORKERS ?= 2
@@ -21,7 +21,7 @@ RUNNABLE := $(VENV)/.runnable-$(if $(SERVICES),$(subst $(comma),-,$(SERVICES)),a
 FUZZ_S ?= 25
 SHELL  := /bin/bash
 
-.PHONY: help run test check test-all lint format setup bench gpu scale chaos rehearse fuzz leaks mutants gallery images release generate clean
+.PHONY: help run test check test-all lint format setup bench gpu scale chaos rehearse fuzz weight leaks mutants gallery images release generate clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -98,6 +98,9 @@ rehearse: setup  ## ten minutes of production traffic with restarts and a kill, 
 
 fuzz: setup  ## fuzz each decoder of bytes from outside for a minute (ARGS=600 for ten)
 	@$(BIN)/python -m tests.fuzz $(ARGS)
+
+weight: setup  ## seconds until each service answers, then memory and processor of each idle process (ARGS="--services detection")
+	@$(BIN)/python -m loadtests.weight $(ARGS)
 
 leaks: setup  ## memory of each process over ten minutes of mixed load and broken requests (ARGS="--services detection")
 	@$(BIN)/python -m loadtests.leaks $(ARGS)

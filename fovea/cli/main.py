@@ -24,6 +24,7 @@ from fovea.cli.commands import (
     steer,
     task_aliases,
 )
+from fovea.cli.exit_codes import HELP, INTERRUPTED, choose_exit_code
 from fovea.cli.output import Screen
 from fovea.cli.plugins import PluginGroup
 from fovea.cli.source_handlers import SourcesCommand
@@ -32,7 +33,7 @@ from shared.errors import FoveaError
 app = typer.Typer(
     cls=PluginGroup,
     no_args_is_help=True,
-    add_completion=False,
+    epilog=HELP,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
@@ -50,7 +51,7 @@ app.command("actions", no_args_is_help=True, context_settings=task_aliases.CONTE
 app.command("scanpath", no_args_is_help=True, context_settings=task_aliases.CONTEXT_SETTINGS)(task_aliases.scanpath)
 app.command("plan", no_args_is_help=True, context_settings=task_aliases.CONTEXT_SETTINGS)(task_aliases.plan)
 app.command("run", no_args_is_help=True, context_settings=run.CONTEXT_SETTINGS)(run.run)
-app.command("probe", no_args_is_help=True)(probe.probe)
+app.command("probe")(probe.probe)
 app.add_typer(heads.app, name="heads")
 app.add_typer(judge.app, name="judge")
 app.add_typer(jobs.app, name="jobs")
@@ -78,11 +79,11 @@ def fovea(
 
 
 def main() -> None:
-    """Run the command line; an error is printed in one line and ends with exit code 1."""
+    """Run the command line; an error is printed in one line, and its kind is the exit code."""
     try:
         app(prog_name="fovea")
     except FoveaError as error:
         Screen(as_json="--json" in sys.argv).error(error)
-        sys.exit(1)
+        sys.exit(choose_exit_code(error))
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(INTERRUPTED)

@@ -1,4 +1,4 @@
-"""Output of the command line: tables and notes for people, or JSON lines for programs.
+"""Output of the command line: tables and notes for people, rows and records for programs.
 
 Answers go to standard output, everything else (progress, notes, errors) to standard error.
 """
@@ -6,6 +6,7 @@ Answers go to standard output, everything else (progress, notes, errors) to stan
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -14,9 +15,12 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from shared.api.problem import problem
-from shared.errors import FoveaError
+from shared.errors import FoveaError, InvalidOption
+
+_PIPE_WIDTH = 10_000
 
 _STATES = {"succeeded": "green", "failed": "red", "running": "cyan", "queued": "yellow", "cancelled": "dim"}
 
@@ -25,18 +29,35 @@ class Screen:
     """The output of one command.
 
     Args:
-        as_json: Whether answers are JSON lines instead of text for people.
+        form: `table` or `tsv` for texts; `json` for a JSON line per record, `name` for its id or name, or a template
+            with fields in braces, as `{id} {error.detail}`. None is a table on a terminal and tsv elsewhere.
+        as_json: Short for the form `json`.
+
+    Raises:
+        InvalidOption: There is no such form.
     """
 
-    def __init__(self, *, as_json: bool = False) -> None:
-        self.as_json = as_json
+    def __init__(self, form: str | None = None, *, as_json: bool = False) -> None:
+        form = "json" if as_json else form
+        if form not in {None, "table", "tsv", "json", "name"} and "{" not in str(form):
+            hint = "Use table, tsv, json, name, or a template such as '{id} {status}'."
+            raise InvalidOption(f"{form!r} is not a form of output.", hint=hint, field="format")
+        self.form = form
+        self.as_json = form not in {None, "table", "tsv"}
         self.out = Console(highlight=False, soft_wrap=True)
+        if not self.out.is_terminal:
+            self.out.width = _PIPE_WIDTH  # a table in a file is not cut
         self.err = Console(stderr=True, highlight=False, soft_wrap=True)
 
+    @property
+    def is_tsv(self) -> bool:
+        """Whether tables are tab-separated rows."""
+        return self.form == "tsv" or (self.form is None and not self.out.is_terminal)
+
     def line(self, value: Any) -> None:
-        """Write one JSON line."""
+        """Write one record: as JSON, its name, or the template filled in."""
         body = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
-        sys.stdout.write(json.dumps(body, ensure_ascii=False) + "\n")
+        sys.stdout.write(_format_record(body, self.form) + "\n")
         sys.stdout.flush()
 
     @staticmethod
@@ -52,32 +73,62 @@ class Screen:
         """Write a note next to the answer (rich markup)."""
         self.err.print(text)
 
-    def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-        """Write a table; cells may hold rich markup."""
+    def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]], *, head: bool = True) -> None:
+        """Write a table; cells may hold rich markup. In a pipe: whole cells between tabs, with a head where asked."""
+        if self.is_tsv:
+            if head:
+                self._write_tsv([columns])
+            self._write_tsv(tuple(Text.from_markup(cell).plain for cell in row) for row in rows)
+            return
         table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 3, 0, 0))
-        for column in columns:
-            table.add_column(column, overflow="fold")
+        for number, column in enumerate(columns):
+            table.add_column(column, overflow="fold", no_wrap=number == 0)
         for row in rows:
             table.add_row(*row)
         self.out.print(table)
 
     def facts(self, facts: Mapping[str, Any]) -> None:
         """Write names and values, one pair a line; empty values are left out."""
+        pairs = [(name, str(value)) for name, value in facts.items() if value not in (None, "", [], ())]
+        if self.is_tsv:
+            self._write_tsv(pairs)
+            return
         table = Table.grid(padding=(0, 3, 0, 0))
         table.add_column(style="dim", no_wrap=True)
         table.add_column(overflow="fold")
-        for name, value in facts.items():
-            if value not in (None, "", [], ()):
-                table.add_row(escape(name), escape(str(value)))
+        for name, value in pairs:
+            table.add_row(escape(name), escape(value))
         self.out.print(table)
+
+    def _write_tsv(self, rows: Iterable[Sequence[str]]) -> None:
+        for row in rows:
+            sys.stdout.write("\t".join(re.sub(r"[\t\r\n]+", " ", cell) for cell in row) + "\n")
+        sys.stdout.flush()
 
     def error(self, error: FoveaError, about: str = "") -> None:
         """Write what went wrong and what to try, in one line."""
-        if self.as_json:
+        if self.form == "json":
             self.line({**({"file": about} if about else {}), "error": problem(error).model_dump(exclude_none=True)})
             return
         hint = f" [dim]{escape(error.hint)}[/]" if error.hint else ""
         self.err.print(f"[bold red]{escape(about or error.title)}:[/] {escape(error.detail)}{hint}")
+
+
+def _format_record(body: Any, form: str | None) -> str:
+    if form == "name":
+        return str(next((body[key] for key in ("id", "name", "file") if key in body), ""))
+    if form is not None and "{" in form:
+        return re.sub(r"\{([\w.]+)\}", lambda found: _look_up(body, found.group(1)), form.replace("\\t", "\t"))
+    return json.dumps(body, ensure_ascii=False)
+
+
+def _look_up(body: Any, path: str) -> str:
+    for name in path.split("."):
+        if not isinstance(body, dict) or name not in body:
+            known = ", ".join(body) if isinstance(body, dict) else "none"
+            raise InvalidOption(f"The answer has no field {path!r}.", hint=f"Fields: {known}.", field="format")
+        body = body[name]
+    return body if isinstance(body, str) else json.dumps(body, ensure_ascii=False)
 
 
 def colour_status(status: str) -> str:

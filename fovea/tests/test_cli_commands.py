@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from fovea.cli.commands import chat as chat_verb
-from fovea.cli.commands.chat import summarise_usage
+from fovea.cli.commands.chat import list_deviations, summarise_usage
 from services.gateway.tests.stage import running
 from services.gateway.tests.stub_service import photograph
 from shared.api.text import LongctxUsage, PromptTokensDetails, Usage
@@ -50,8 +50,8 @@ def lines(out):
 def test_models_are_listed_with_their_measured_number_and_no_papers_beside_a_synthetic_one(fovea):
     code, out, _ = fovea("models")
     assert code == 0
-    row = next(line for line in out.decode().splitlines() if line.startswith("disc "))
-    assert row.split()[1:] == ["segment", "stub", "yes", "0.873", "synthetic", "/", "–", "dice_at_half"]
+    row = next(line for line in out.decode().splitlines() if line.startswith("disc\t"))
+    assert row.split("\t") == ["disc", "segment", "stub", "yes", "0.873 synthetic / – dice_at_half"]
 
 
 def test_models_can_be_narrowed_to_a_task_and_read_by_programs(fovea):
@@ -74,9 +74,9 @@ def test_a_card_names_facts_limits_notes_and_the_models_own_options(fovea):
     assert lines(out)[0]["schema"]["properties"]["threshold"]["default"] == 0.5
 
 
-def test_an_unknown_model_is_one_line_and_exit_code_one(fovea):
+def test_an_unknown_model_is_one_line_and_not_found(fovea):
     code, out, err = fovea("models", "nope")
-    assert (code, out, len(err.splitlines())) == (1, b"", 1)
+    assert (code, out, len(err.splitlines())) == (4, b"", 1)
     assert "nope" in err
     assert "disc" in err
 
@@ -124,7 +124,7 @@ def test_a_dash_reads_standard_input(fovea, tmp_path):
     code, out, _ = fovea("segment", "-", "-o", tmp_path, stdin=PICTURE)
     assert (code, b"stdin" in out) == (0, True)
     assert (tmp_path / "stdin.mask.png").exists()
-    assert fovea("segment", "-", "-o", tmp_path)[0] == 1
+    assert fovea("segment", "-", "-o", tmp_path)[0] == 3  # it is empty
 
 
 @pytest.fixture
@@ -155,7 +155,7 @@ def test_a_url_is_fetched_here_and_sent_as_bytes(fovea, site, stage, tmp_path):
 
 def test_a_url_that_holds_nothing_is_reported(fovea, site, tmp_path):
     code, _, err = fovea("segment", f"{site}/none", "http://127.0.0.1:9/x.png", "-o", tmp_path)
-    assert code == 1
+    assert code == 4  # both failed alike
     assert "answered 404" in err
     assert "can't be downloaded" in err
 
@@ -163,13 +163,13 @@ def test_a_url_that_holds_nothing_is_reported(fovea, site, tmp_path):
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (["none*.png"], 1, "No file matches"),
-        (["empty"], 1, ".tiff"),
-        (["a.jpg", "--bogus", "3"], 1, "no option --bogus"),
-        (["a.jpg", "--thresold=0.2"], 1, "--threshold?"),
+        (["none*.png"], 4, "No file matches"),
+        (["empty"], 4, ".tiff"),
+        (["a.jpg", "--bogus", "3"], 2, "no option --bogus"),
+        (["a.jpg", "--thresold=0.2"], 2, "--threshold?"),
         (["a.jpg", "--threshold", "7"], 2, "--threshold"),
         (["a.jpg", "--normalise", "median"], 2, "median"),
-        (["a.jpg", "--model", "nope"], 1, "nope"),
+        (["a.jpg", "--model", "nope"], 4, "nope"),
     ],
 )
 def test_mistakes_are_answered_before_any_picture_is_sent(fovea, folder, monkeypatch, stage, words, code, said):
@@ -212,7 +212,7 @@ def test_a_chats_method_takes_the_knobs_that_the_service_describes(fovea, stage)
     fovea("chat", "hi", "--method", "nearby", "-K", "near=3", "-K", "echo=true", "-K", "kv_ratio=0.5")
     assert stage.stub.seen[-1]["longctx"] == {"method": "nearby", "near": 3, "echo": True, "kv_ratio": 0.5}
     code, _, err = fovea("chat", "hi", "--method", "nearby", "-K", "neer=3")
-    assert code == 1
+    assert code == 2
     assert "Did you mean --near?" in err
     fovea("chat", "hi")
     assert "longctx" not in stage.stub.seen[-1]
@@ -222,7 +222,7 @@ def test_chat_reads_standard_input_where_there_is_no_prompt_or_a_dash(fovea):
     assert fovea("chat", stdin=b"from a pipe\n")[1] == b"You said: from a pipe\n"
     assert fovea("chat", "Summarise:", "-", stdin=b"a text")[1] == b"You said: Summarise: a text\n"
     code, _, err = fovea("chat")
-    assert (code, "There is no prompt" in err) == (1, True)
+    assert (code, "There is no prompt" in err) == (3, True)
 
 
 def test_chat_as_json_is_the_whole_completion(fovea):
@@ -273,7 +273,7 @@ def test_an_answer_can_be_a_picture_and_go_to_a_file_or_a_pipe(fovea, folder):
 def test_mistakes_of_run_say_what_to_try(fovea, folder, monkeypatch, words, said):
     monkeypatch.chdir(folder)
     code, _, err = fovea("run", *words)
-    assert code == 1
+    assert code == (4 if said in {"no file", "Tasks: chat, segment, classify, judge."} else 2)
     assert said in err
 
 
@@ -282,8 +282,14 @@ def test_a_job_is_submitted_watched_and_its_result_written(fovea, folder):
     code, out, _ = fovea("jobs", "watch", job)
     assert (code, b"succeeded" in out) == (0, True)
     _, out, _ = fovea("jobs", "list")
-    assert out.splitlines()[0].split()[:2] == [b"id", b"status"]
-    assert any(row.startswith(job.encode()) for row in out.splitlines())
+    assert out.splitlines()[0].split(b"\t")[:3] == [job.encode(), b"succeeded", b"/v1/segment"]
+    assert fovea("jobs", "list", "--format", "table")[1].split()[:2] == [b"id", b"status"]
+    assert fovea("jobs", "list", "--format", "name", "--limit", "1")[1] == f"{job}\n".encode()
+    assert fovea("jobs", "list", "--format", "{status}\\t{id}")[1].splitlines()[0] == f"succeeded\t{job}".encode()
+    assert lines(fovea("jobs", "list", "--format", "json")[1])[0]["id"] == job
+    for form, said in (("xml", "not a form"), ("{nope}", "no field 'nope'. Fields: id, service")):
+        code, out, err = fovea("jobs", "list", "--format", form)
+        assert (code, out, said in err) == (2, b"", True)
     fovea("jobs", "result", job, "-o", folder / "r.json")
     assert json.loads((folder / "r.json").read_text())["width"] == 320
     assert json.loads(fovea("jobs", "result", job)[1])["width"] == 320
@@ -303,7 +309,7 @@ def test_watching_a_job_that_fails_ends_with_exit_code_one(fovea, folder, stage,
 
 def test_no_gateway_is_one_line_that_names_make_run(fovea):
     code, out, err = fovea("models", "--url", "http://127.0.0.1:9")
-    assert (code, out, len(err.splitlines())) == (1, b"", 1)
+    assert (code, out, len(err.splitlines())) == (6, b"", 1)
     assert "make run" in err
     told = lines(fovea("models", "--url", "http://127.0.0.1:9", "--json")[1])
     assert told[0]["error"]["code"] == "not_ready"
@@ -319,13 +325,14 @@ def test_the_key_comes_from_the_environment_or_the_flag(fovea, tmp_path, monkeyp
         assert fovea("models")[0] == 0
         monkeypatch.setenv("FOVEA_API_KEY", "fovea_wrong")
         code, _, err = fovea("models")
-        assert (code, "fovea_wrong" in err) == (1, False)
+        assert (code, "fovea_wrong" in err) == (5, False)
 
 
 def test_the_line_below_an_answer_says_what_it_cost_and_what_is_left():
     longctx = LongctxUsage(
         method="duo", knobs={}, kv_bytes=50, kv_bytes_dense=100, kv_ratio=0.5, prefill_density=1, full_steps=0,
         backend="cpu_ext", cached_tokens=1200, preempted=0, fallback=None, context_left=6000,
+        budget_missed="duo can't keep within 40 bytes.",
     )  # fmt: skip
     cached = PromptTokensDetails(cached_tokens=1200)
     usage = Usage(
@@ -333,5 +340,6 @@ def test_the_line_below_an_answer_says_what_it_cost_and_what_is_left():
     )
     assert summarise_usage(usage, 2.0) == (
         "2,000 tokens in (1,200 from the cache) · 10 out · 5.0 tokens per second"
-        " · duo attention, 50% of dense memory · 6,000 tokens of context left"
+        " · duo attention, 50% of dense memory · duo can't keep within 40 bytes · 6,000 tokens of context left"
     )
+    assert list_deviations(usage) == ["duo can't keep within 40 bytes."]

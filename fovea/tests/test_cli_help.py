@@ -1,4 +1,4 @@
-"""What `--help` says, word for word, and plug-in verbs: named without being loaded, loaded when invoked."""
+"""Texts of `--help`, word for word, and plug-in verbs: named without being loaded, loaded when invoked."""
 
 import sys
 from importlib import metadata
@@ -108,7 +108,7 @@ def test_a_plug_in_app_brings_its_own_commands(fovea, plug_in):
 def test_a_plug_in_whose_library_is_missing_says_what_to_install(fovea, plug_in):
     plug_in(("dig", "hole_digger.verbs:dig [cpu,vision]"), imports="import a_library_nobody_has")
     code, _, err = fovea("dig")
-    assert code == 1
+    assert code == 6
     assert "a_library_nobody_has" in err
     assert "pip install 'fovea[cpu,vision]'" in err
 
@@ -127,3 +127,12 @@ def test_a_misspelt_verb_is_answered_with_the_one_that_was_meant(fovea, plug_in)
 
 def test_version_is_that_of_the_distribution(fovea):
     assert fovea("--version") == (0, f"fovea {metadata.version('fovea')}", "")
+
+
+def test_the_shell_completes_commands_and_those_of_plug_ins(fovea, plug_in, monkeypatch):
+    plug_in(("many", "hole_digger.verbs:app"))
+    monkeypatch.setenv("_FOVEA_COMPLETE", "complete_bash")
+    for typed, wanted in (("fovea jo", "jobs"), ("fovea jobs wa", "watch"), ("fovea many o", "one")):
+        monkeypatch.setenv("COMP_WORDS", typed)
+        monkeypatch.setenv("COMP_CWORD", str(len(typed.split()) - 1))
+        assert fovea()[1] == wanted

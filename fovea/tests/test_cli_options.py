@@ -129,7 +129,7 @@ def test_a_group_s_options_are_where_the_group_is_and_arrive_as_one():
     places = [shown.index(f"--{name} ") for name in ("shade", "depth", "coats", "json", "url", "key")]
     assert places == sorted(places)
     assert CliRunner().invoke(app, ["north", "-s", "dark", "--json", "--key", "k"]).exit_code == 0
-    assert seen == [("north", Colour("dark", 2), 1, GatewayOptions(key="k", as_json=True))]
+    assert seen == [("north", Colour("dark", 2), 1, GatewayOptions(key="k", json_lines=True))]
     assert CliRunner().invoke(app, ["north"]).exit_code == 2
     assert CliRunner().invoke(app, ["north", "-s", "dark", "--depth", "0"]).exit_code == 2
 

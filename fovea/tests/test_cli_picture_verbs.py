@@ -103,7 +103,7 @@ def test_a_picture_is_told_in_a_line_and_options_reach_the_model(gateway, folder
     ],
 )
 def test_answer_and_further_forms_are_written_where_asked(gateway, folder, capsys, verb, more, files):
-    call(verb, folder / "a.jpg", output=folder / "out", as_json=True, **more)
+    call(verb, folder / "a.jpg", output=folder / "out", json_lines=True, **more)
     answer = json.loads((folder / "out" / "a.json").read_text())
     assert (answer.get("results") or answer["detections"])[0]["label"] == "crack"
     assert {path.name: path.read_bytes() for path in (folder / "out").iterdir() if path.suffix != ".json"} == files

@@ -9,6 +9,8 @@ import pytest
 from fovea.cli.commands import probe
 from fovea.cli.common_options import Connection
 from fovea.cli.output import Screen
+from shared.api.model import ModelEntry
+from shared.errors import NotReady
 
 EVIDENCE = {"schema": "retrieval-report/1", "scores": [[0.5, 0.0]]}
 PLAN = {"schema": "head-plan/1", "roles": [[1, 0]]}
@@ -45,6 +47,19 @@ class FakeClient:
 
     def __exit__(self, *_):
         """Nothing to close."""
+
+    def models(self, task):
+        """The experiments that it has reports of."""
+        entry = {"object": "model", "created": 1, "owned_by": "fovea", "task": task, "service": "probes", "ready": True}
+        return [ModelEntry(id=name, summary=f"Studies {name}.", **entry) for name in self.reports]
+
+    def run(self, task, request, *, accept):
+        """The same report in another form."""
+        return f"{request['model']} as {accept}".encode()
+
+    def send(self, call):
+        """A stored report in another form."""
+        return f"{call.path} as {call.params['format']}".encode()
 
     def model(self, name):
         """Its schema."""
@@ -85,6 +100,41 @@ def test_study_is_told_with_its_warnings_and_best_rows(fovea):
     assert "Few samples." in err
 
 
+def test_experiments_alone_are_listed_and_suggested(fovea):
+    code, out, _, _ = fovea()
+    assert (code, out.splitlines()[0]) == (0, "retrieval-heads\tStudies retrieval-heads.")
+    code, _, err, client = fovea("retrieval-head")
+    assert (code, "Did you mean retrieval-heads?" in err, client.asked) == (4, True, [])
+    assert "Experiments: retrieval-heads, head-plans, needle-grid." in fovea("yolo9tr")[2]
+
+
+def test_a_long_table_says_how_much_is_shown_and_a_pipe_gets_all(fovea, monkeypatch):
+    rows = [[f"{n}-0", n / 100] for n in range(100)]
+    monkeypatch.setitem(HEADS, "tables", [{"name": "top", "columns": ["head", "score"], "rows": rows}])
+    _, out, err, _ = fovea("retrieval-heads", "--format", "table")
+    assert ("59-0" in out, "60-0" in out, "60 of 100 rows" in err) == (True, False, True)
+    assert len(fovea("retrieval-heads")[1].splitlines()) == 104  # a title, two numbers, a head and the rows
+
+
+def test_a_stored_report_is_fetched_as_page_and_figure(fovea, monkeypatch, tmp_path):
+    monkeypatch.setitem(HEADS, "manifest", {"report": "abc"})
+    fovea("retrieval-heads", "-o", tmp_path)
+    assert (tmp_path / "retrieval-heads.html").read_text() == "/v1/probe/reports/abc as html"
+
+
+@pytest.mark.parametrize("error", [NotReady("The connection broke.", hint="Try again."), KeyboardInterrupt()])
+def test_a_lost_connection_names_the_job_and_how_to_go_on(fovea, monkeypatch, error):
+    def events(self, job_id):
+        yield SimpleNamespace(progress=0.5, note="1 of 2 cells", status="running")
+        raise error
+
+    monkeypatch.setattr(FakeClient, "events", events)
+    code, _, err, _ = fovea("retrieval-heads")
+    assert code == (130 if isinstance(error, KeyboardInterrupt) else 6)
+    assert "The job retrieval-heads goes on. Follow it: fovea jobs watch retrieval-heads." in err
+    assert "fovea jobs result retrieval-heads -o FILE" in err
+
+
 def test_loop_hands_the_plan_to_the_method_and_shows_both_grids(fovea, tmp_path):
     code, out, _, client = fovea("retrieval-heads", "--then", "duo", "--lengths", "350", "-o", str(tmp_path / "out"))
     assert code == 0
@@ -92,14 +142,17 @@ def test_loop_hands_the_plan_to_the_method_and_shows_both_grids(fovea, tmp_path)
     assert methods == [None, {"method": "dense"}, {"method": "duo", "plan": PLAN}]
     assert "needle grid with duo" in out
     assert json.loads((tmp_path / "out" / "head-plan.json").read_text()) == PLAN
+    kinds = ("json", "html", "svg")
     assert {file.name for file in (tmp_path / "out").iterdir()} == {
-        "head-plan.json", "retrieval-report.json", "retrieval-heads.json", "needle-dense.json", "needle-duo.json",
+        "head-plan.json", "retrieval-report.json",
+        *(f"{name}.{kind}" for name in ("retrieval-heads", "needle-dense", "needle-duo") for kind in kinds),
     }  # fmt: skip
+    assert (tmp_path / "out" / "needle-duo.svg").read_text() == "needle-grid as image/svg+xml"
 
 
 def test_study_without_a_plan_ends_the_loop_in_words(fovea):
     code, _, err, client = fovea("needle-grid", "--then", "duo")
-    assert code == 1
+    assert code == 2
     assert "no head plan" in err
     assert len(client.asked) == 1
 
@@ -107,7 +160,7 @@ def test_study_without_a_plan_ends_the_loop_in_words(fovea):
 @pytest.mark.parametrize("words", [["-O", "samples"], ["--then", "duo", "--lengths", "many"]])
 def test_bad_words_are_told(fovea, words):
     code, _, err, _ = fovea("retrieval-heads", *words)
-    assert code == 1
+    assert code == 2
     assert err
 
 
@@ -139,7 +192,7 @@ def test_other_kinds_take_the_options_themselves(fovea):
 def test_calibration_that_finds_nothing_says_so(fovea, monkeypatch):
     monkeypatch.setitem(HEADS, "artefacts", [])
     code, _, err, _ = fovea("calibrate", "mine", verb="heads")
-    assert code == 1
+    assert code == 2
     assert "no retrieval heads" in err
 
 

@@ -1,4 +1,4 @@
-"""docs/19-scale.md and its curves, from `results.json`: what limits a fleet, what a replica costs, what to shard."""
+"""docs/20-scale.md and its curves, from `results.json`: what limits a fleet, what a replica costs, what to shard."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from loadtests.dashboard.chart import Panel, draw_panels
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).with_name("results.json")
 TEMPLATE, DAYS_TEMPLATE = (Path(__file__).with_name(f"{name}_template.md") for name in ("page", "days"))
-PAGE = ROOT / "docs/19-scale.md"
+PAGE = ROOT / "docs/20-scale.md"
 PICTURES = ROOT / "docs/images"
 
 FULL = 0.7

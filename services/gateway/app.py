@@ -35,6 +35,7 @@ from services.gateway.routes import admin, files, health, jobs, metrics, model_l
 from services.gateway.routes.model_list import ModelIndex
 from services.gateway.routing.replica_registry import ReplicaRegistry
 from shared import plugins
+from shared.api.examples import attach_examples
 from shared.errors import BadInput, InvalidOption, MethodNotAllowed, NotFound, NotReady, Unauthenticated
 from shared.jobs.queue import JobQueue
 from shared.jobs.usage_ledger import UsageLedger
@@ -163,6 +164,7 @@ def build_gateway(settings: Settings, queue: JobQueue | None = None) -> FastAPI:
         app.include_router(router)
     app.router.routes.extend(_console_routes(settings))
     app.add_middleware(GatewayMiddleware, gateway=app.state.gateway)
+    attach_examples(app.openapi(), ["services.gateway", *plugins.packages("gateway")])
     return app
 
 

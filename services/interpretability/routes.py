@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, cast
 
 import numpy as np
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
@@ -33,6 +33,9 @@ from shared.serving.http.system_routes import host_of
 from shared.serving.http.tenant import get_tenant
 
 HostOf = Annotated[Host, Depends(host_of)]
+Key = Annotated[str, Path(description="Key of a report: `manifest.report`.")]
+Digest = Annotated[str, Path(description="SHA-256 of an artefact, as in its report.")]
+Form = Annotated[str | None, Query(description="json, html, png, svg or npz; left out, by Accept.")]
 
 FORMATS: Mapping[str, str] = {
     "json": "application/json",
@@ -176,14 +179,14 @@ def _describe_model(subject: StudiedModel | None, name: str, *, default: bool) -
     )
 
 
-async def read_report(key: str, request: Request, host: HostOf, format: str | None = None) -> Response:  # noqa: A002  # as everywhere
+async def read_report(key: Key, request: Request, host: HostOf, format: Form = None) -> Response:  # noqa: A002  # as everywhere
     """Return the report of a job, complete or as far as it came before it was stopped."""
     return await _render_response(
         await asyncio.to_thread(_results(request, host).read_report, key), _media_type_of(format, request)
     )
 
 
-async def read_artefact(sha256: str, request: Request, host: HostOf) -> Response:
+async def read_artefact(sha256: Digest, request: Request, host: HostOf) -> Response:
     """Return an artefact of a report: evidence, a head plan, rated documents, arrays."""
     content = await asyncio.to_thread(_results(request, host).read_artefact_bytes, sha256)
     if content.startswith(b"PK"):
@@ -252,13 +255,13 @@ def _resolve_report(side: str | dict[str, Any], results: TenantResults, field: s
     try:
         return Report.model_validate(side)
     except ValueError as error:
-        detail = f"{field} is no report."
+        detail = f"{field} is not a report."
         raise Malformed(detail, field=field) from error
 
 
 def _effect_maps(report: Report, field: str) -> list[np.ndarray]:
     maps = [np.array(grid.values, dtype=float) for grid in report.grids if grid.name.startswith("effect")]
     if not maps:
-        detail = f"{field} has no effect map: it is no report of circuits."
+        detail = f"{field} has no effect map: it is not a report of circuits."
         raise InvalidOption(detail, field=field)
     return maps

@@ -40,6 +40,14 @@ SCORERS: Mapping[str, Scorer] = {MINILM: score_embeddings, "bm25": score_bm25}
 _HIGHEST_GRADE = 3
 
 
+def count_tokens(name: str, texts: Sequence[str]) -> int:
+    """Tokens of different texts that a scorer reads; BM25 reads words."""
+    if name != MINILM:
+        return 0
+    embedder = load_embedder()
+    return sum(min(len(embedder.tokenize(text)), embedder.max_tokens) for text in texts)
+
+
 def default_scorer() -> str | None:
     """The scorer of requests that name none: embeddings where they are installed, else the default judge."""
     has_embedder = find_spec("torch") is not None and bundled_embedder() is not None

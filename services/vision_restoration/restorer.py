@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import ClassVar, Self, cast, get_args
 
@@ -214,7 +215,8 @@ def _require_time(estimate: Estimate, run: CallContext) -> None:
     """
     if run.deadline is not None and time.monotonic() + estimate.seconds > run.deadline:
         raise DeadlineExceeded(
-            f"{estimate.tiles} tiles would take about {estimate.seconds:.0f} s, longer than the request may.",
+            f"{estimate.tiles} tiles take about {timedelta(seconds=round(estimate.seconds))} (h:mm:ss), more than "
+            "the request may.",
             hint="Send it with `Prefer: respond-async`: it then runs as a job, with progress.",
         )
 

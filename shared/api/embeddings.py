@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field
 
 from shared.api.bounded_lists import Texts, Tokens
+from shared.api.sampling import NullIsAbsent, TokenId
 
-MAX_INPUTS = 256
+MAX_INPUTS = 2048
 """Texts in one request."""
 
-TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
-
-class EmbeddingsRequest(BaseModel):
+class EmbeddingsRequest(NullIsAbsent):
     """Texts to embed."""
-
-    model_config = ConfigDict(extra="allow")
 
     model: str | None = Field(None, description="An embedding model, or a language model whose states are averaged.")
     input: str | Texts[str] | Tokens[TokenId] | Texts[Tokens[TokenId]] = Field(
@@ -29,12 +26,10 @@ class EmbeddingsRequest(BaseModel):
     encoding_format: Literal["float", "base64"] = Field("float", description="`base64`: little-endian float32.")
     dimensions: int | None = Field(None, ge=1, description="Keep so many first numbers, scaled to length 1 again.")
     truncate: bool = Field(False, description="Ours: cut what is too long instead of refusing it.")
+    truncate_prompt_tokens: int | None = Field(
+        None, ge=-1, description="Keep the first so many tokens of each text; -1: as many as the model reads."
+    )
     user: str | None = Field(None, description="Taken and ignored.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _null_is_absent(cls, given: Any) -> Any:
-        return {k: v for k, v in given.items() if v is not None} if isinstance(given, dict) else given
 
     def list_inputs(self) -> list[str | list[int]]:
         """The texts, each as text or as token ids."""
@@ -67,6 +62,7 @@ class Embeddings(BaseModel):
     data: list[Embedding]
     model: str
     usage: EmbeddingUsage
+    warnings: list[str] | None = Field(None, description="Ours: fields that were ignored, a sentence each.")
 
 
 def build_embeddings(model: str, rows: Sequence[np.ndarray], tokens: int, request: EmbeddingsRequest) -> Embeddings:

@@ -1,4 +1,4 @@
-"""Errors on the wire: RFC 9457 problems, OpenAI's form and Open Inference's form, all from one `FoveaError`."""
+"""Errors on the wire: RFC 9457 problems and the forms of three protocols, all from one `FoveaError`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Problem(BaseModel):
     type: str = Field("about:blank", description="Stable URI reference of the kind of problem.")
     title: str = Field(description="The kind of problem in words.")
     status: int = Field(description="HTTP status.")
-    detail: str = Field(description="What happened, and why.")
+    detail: str = Field(description="The problem and its cause.")
     code: str = Field(description="Machine-readable word for the kind.")
     hint: str | None = Field(None, description="What to try.")
     field: str | None = Field(None, description="The offending option, tensor or parameter.")
@@ -62,6 +62,16 @@ def openai_error(error: FoveaError, request_id: str | None = None) -> dict[str, 
             "request_id": request_id,
         }
     }
+
+
+def anthropic_error(error: FoveaError, request_id: str | None = None) -> dict[str, Any]:
+    """Anthropic's error body."""
+    kinds = {
+        401: "authentication_error", 403: "permission_error", 404: "not_found_error", 413: "request_too_large",
+        429: "rate_limit_error", 503: "overloaded_error", 504: "timeout_error",
+    }  # fmt: skip
+    kind = kinds.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
+    return {"type": "error", "error": {"type": kind, "message": _sentence(error)}, "request_id": request_id}
 
 
 def oip_error(error: FoveaError) -> dict[str, str]:

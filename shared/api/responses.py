@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from shared.api.bounded_lists import Messages, Tools
 from shared.api.interventions import MAX_CAPTURES, MAX_INTERVENTIONS, Capture, Captured, Intervention
+from shared.api.sampling import SamplingOptions
 from shared.api.structured import JsonSchemaFormat
 from shared.api.text import LongctxOptions, LongctxUsage, PromptTokensDetails
 
@@ -61,24 +62,27 @@ class TextOutput(BaseModel):
     format: TextFormat | None = None
 
 
-class ResponsesRequest(BaseModel):
-    """What to answer, and how."""
+class Reasoning(BaseModel):
+    """How much a model thinks before it answers."""
 
     model_config = ConfigDict(extra="allow")
+
+    effort: str | None = None
+
+
+class ResponsesRequest(SamplingOptions):
+    """A request for an answer."""
 
     model: str | None = None
     input: str | Messages[InputItem] = Field(description="A text, or items: messages, calls and their results.")
     instructions: str | None = Field(None, description="A system message in front.")
     max_output_tokens: int | None = Field(None, ge=1)
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, ge=0, le=1)
     stream: bool = False
     text: TextOutput | None = Field(None, description="The form of the answer.")
     tools: Tools[FunctionTool] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     previous_response_id: str | None = Field(None, description="Go on after this stored response.")
-    background: bool | None = Field(None, description="Not served: `Prefer: respond-async` makes it a job.")
     store: bool = Field(False, description="Keep the response and its conversation for 30 days.")
     metadata: dict[str, Any] | None = None
     user: str | None = None
@@ -90,11 +94,10 @@ class ResponsesRequest(BaseModel):
         None, max_length=MAX_CAPTURES, description="Ours, as in chats: what to read inside the model."
     )
     session_id: str | None = Field(None, description="Ours: the session that remembers, for models with a memory.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _null_is_absent(cls, given: Any) -> Any:
-        return {k: v for k, v in given.items() if v is not None} if isinstance(given, dict) else given
+    chat_template_kwargs: dict[str, Any] | None = Field(None, description="As in chats: more names for the template.")
+    include_reasoning: bool = Field(True, description="As in chats: return what the model thinks.")
+    reasoning: Reasoning | None = Field(None, description="How much a model with a thinking mode thinks.")
+    strict: bool = Field(False, description="Ours: refuse fields that are not known here.")
 
 
 class OutputTokensDetails(BaseModel):
@@ -140,6 +143,7 @@ class ResponseObject(BaseModel):
     usage: ResponseUsage | None = None
     user: str | None = None
     captured: list[Captured] | None = Field(None, description="Ours: what `capture` read.")
+    warnings: list[str] | None = Field(None, description="Ours: fields that were ignored, a sentence each.")
 
 
 class InputItemList(BaseModel):

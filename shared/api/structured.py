@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -10,13 +10,16 @@ from shared.api.bounded_lists import Texts
 
 Schema = dict[str, Any] | bool
 
+MAX_TAGS: Final = 128
+"""Tags in one request."""
+
 
 class JsonSchemaFormat(BaseModel):
     """A JSON Schema that the answer meets."""
 
     model_config = ConfigDict(extra="allow", populate_by_name=True)
 
-    name: str = Field("answer", pattern=r"^[a-zA-Z0-9_-]{1,64}$", description="What the answer is called.")
+    name: str = Field("answer", pattern=r"^[a-zA-Z0-9_-]{1,64}$", description="Name of the answer.")
     description: str | None = None
     schema_: Schema | None = Field(None, alias="schema", description="The schema; left out, any object.")
     strict: bool | None = Field(
@@ -24,18 +27,30 @@ class JsonSchemaFormat(BaseModel):
     )
 
 
+class TagStructure(BaseModel):
+    """A part of a free answer that a schema describes: it stands between two texts."""
+
+    begin: str = Field(min_length=1, description="Begins with a trigger; from there on the schema holds.")
+    schema_: Schema | None = Field(None, alias="schema", description="The schema; left out, any JSON.")
+    end: str = Field(description="The text behind it; may be empty.")
+
+
 class ResponseFormat(BaseModel):
-    """The form of the answer: free text, any JSON object, one that meets a schema, or one of several texts."""
+    """The form of the answer: free text, any JSON object, one that meets a schema, one of several texts, or tags."""
 
     model_config = ConfigDict(extra="allow")
 
-    type: Literal["text", "json_object", "json_schema", "choice"] = "text"
+    type: Literal["text", "json_object", "json_schema", "choice", "structural_tag"] = "text"
     json_schema: JsonSchemaFormat | None = Field(None, description="With `json_schema`.")
     choices: Texts[str] | None = Field(None, description="Ours, with `choice`: one of them is answered.")
+    structures: list[TagStructure] | None = Field(None, max_length=MAX_TAGS, description="With `structural_tag`.")
+    triggers: list[Annotated[str, Field(min_length=1)]] | None = Field(
+        None, max_length=MAX_TAGS, description="With `structural_tag`: each begins the `begin` of one tag or more."
+    )
 
 
 class StructuredOutputs(BaseModel):
-    """The form of the answer as vLLM takes it: one of `json`, `json_object`, `regex`, `choice` and `grammar`."""
+    """The form of the answer as vLLM takes it: one of its fields, but for the last two."""
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
@@ -44,5 +59,6 @@ class StructuredOutputs(BaseModel):
     regex: str | None = Field(None, description="A regular expression that the whole answer matches; no look-around.")
     choice: Texts[str] | None = Field(None, description="One of these texts.")
     grammar: str | None = Field(None, description="A context-free grammar, in Lark's form or GBNF.")
+    structural_tag: str | None = Field(None, description="JSON text of `structures` and `triggers`.")
     disable_any_whitespace: bool = Field(False, description="Write JSON without white space.")
     whitespace_pattern: str | None = Field(None, description="White space in JSON, as a regular expression.")

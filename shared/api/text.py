@@ -1,40 +1,29 @@
 """Text on the wire: OpenAI's chat and completion protocol, and the tokenizer's two routes.
 
-Unknown fields are taken and ignored unless `strict` is set. Fields that OpenAI does not have are marked as ours.
+Fields of vLLM have its names and meanings; those that neither has are marked as ours. `shared.api.request_fields`
+says what becomes of all others.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from shared.api.bounded_lists import Messages, Texts, Tokens, Tools
 from shared.api.interventions import MAX_CAPTURES, MAX_INTERVENTIONS, Capture, Captured, Intervention
-from shared.api.structured import ResponseFormat, StructuredOutputs
+from shared.api.sampling import SamplingOptions, TokenId
+from shared.api.structured import ResponseFormat
 from shared.api.tools import Tool, ToolCall, ToolCallDelta, ToolChoice
 
 FinishReason = Literal["stop", "length", "tool_calls"]
-Bias = Annotated[float, Field(ge=-100, le=100)]
-TokenId = Annotated[int, Field(ge=0, lt=2**31)]
-StopTexts = Annotated[
-    list[Annotated[str, StringConstraints(min_length=1)]],
-    Field(max_length=4),
-    BeforeValidator(lambda given: [given] if isinstance(given, str) else given),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "string", "minLength": 1},
-                {"type": "array", "items": {"type": "string", "minLength": 1}, "maxItems": 4},
-            ]
-        }
-    ),
-]
-"""One text or several, always a list in Python."""
+CacheDtype = Literal["auto", "q8", "q4", "r4", "r3"]
 
 
 class StreamOptions(BaseModel):
-    """What a stream tells next to the answer."""
+    """Facts of a stream besides the answer."""
+
+    model_config = ConfigDict(extra="allow")
 
     include_usage: bool = Field(False, description="Send the usage in a last chunk without choices.")
 
@@ -54,9 +43,15 @@ class LongctxOptions(BaseModel):
     decode: str | dict[str, Any] | None = Field(None, description="Another method by which full heads decode.")
     kv_bytes: int | None = Field(None, ge=1, description="Budget: most bytes of keys and values; knobs are fitted.")
     kv_ratio: float | None = Field(None, gt=0, le=1, description="Budget as a share of what dense would hold.")
-    kv_cache_dtype: Literal["auto", "q8", "q4"] | None = Field(
+    on_miss: Literal["nearest", "error", "dense"] = Field(
+        "nearest",
+        description="What serves where a method can't keep within the budget: the same with the fewest bytes that its "
+        "pages allow, an error, or dense attention.",
+    )
+    kv_cache_dtype: CacheDtype | None = Field(
         None,
-        description="Older keys and values in 8 or 4 bits, or (auto) in the model's own type; null is the server's.",
+        description="Older keys and values in 8, 4 or 3 bits (r: rotated first), or (auto) in the model's own type; "
+        "null is the server's.",
     )
     plan: str | dict[str, Any] | None = Field(None, description="Head plan: a name known here, or head-plan/1 itself.")
     logprobs_from: int | None = Field(
@@ -76,15 +71,16 @@ class LongctxUsage(BaseModel):
     method: str
     knobs: dict[str, Any]
     kv_bytes: int = Field(description="Bytes of the pages held at the end.")
-    kv_bytes_dense: int = Field(description="What dense attention would hold.")
+    kv_bytes_dense: int = Field(description="Bytes that dense attention would hold.")
     kv_ratio: float
-    kv_cache_dtype: Literal["auto", "q8", "q4"] = Field("auto", description="Type of older keys and values.")
+    kv_cache_dtype: CacheDtype = Field("auto", description="Type of older keys and values.")
     prefill_density: float = Field(description="Share of causal blocks that were read, mean over layers.")
     full_steps: int = Field(description="Decode steps that looked at everything, where the method skips.")
     backend: str = Field(description="Back end of the kernels.")
     cached_tokens: int = Field(description="Tokens of the prompt that came from the prefix cache.")
     preempted: int = Field(description="How often an answer lost its pages to others and was read again.")
     fallback: str | None = Field(description="Why dense served instead of the method asked for.")
+    budget_missed: str | None = Field(None, description="How the budget was missed, which pages of 16 could not meet.")
     context_left: int | None = Field(None, description="Tokens that still fit behind one prompt and its one answer.")
 
 
@@ -143,42 +139,31 @@ class LongctxAnswer(BaseModel):
     surprise: Surprise | None = Field(None, description="Of the tokens of this request.")
 
 
-class GenerationOptions(BaseModel):
-    """How an answer is drawn; the same for chat and completion."""
-
-    model_config = ConfigDict(extra="allow")
+class GenerationOptions(SamplingOptions):
+    """What a chat and a completion may ask for beside the prompt."""
 
     model: str | None = Field(None, description="Name of the model; left out, the default one.")
-    temperature: float | None = Field(
-        None, ge=0, le=2, description="0 always takes the likeliest token. Left out, this and the others: see the Card."
-    )
-    top_p: float | None = Field(None, ge=0, le=1, description="Draw from the likeliest tokens that hold this much.")
-    top_k: int | None = Field(None, ge=0, description="Ours: draw from so many likeliest tokens; 0 means all.")
-    min_p: float | None = Field(None, ge=0, le=1, description="Ours: least probability, as a share of the likeliest's.")
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="Makes the answer repeatable.")
-    presence_penalty: float = Field(0.0, ge=-2, le=2)
-    frequency_penalty: float = Field(0.0, ge=-2, le=2)
-    repetition_penalty: float | None = Field(
-        None, ge=0.1, le=10, description="Ours: above 1 makes repetition less likely."
-    )
-    logit_bias: dict[TokenId, Bias] | None = Field(
-        None,
-        description="Token id → added to its logit.",
-        json_schema_extra={"propertyNames": {"pattern": "^[0-9]{1,9}$"}},
-    )
-    stop: StopTexts | None = Field(None, description="Up to four texts that end the answer and are not part of it.")
-    n: int = Field(1, ge=1, le=8, description="Answers per prompt.")
+    n: int = Field(1, ge=1, le=64, description="Answers per prompt.")
     stream: bool = Field(False, description="Answer as server-sent events.")
     stream_options: StreamOptions | None = None
+    prompt_logprobs: int | None = Field(
+        None, ge=0, le=20, description="Return the prompt's log-probabilities, and of so many likeliest tokens."
+    )
+    truncate_prompt_tokens: int | None = Field(
+        None, ge=-1, description="Keep so many tokens of the prompt; -1: as many as leave room for the answer."
+    )
+    truncation_side: Literal["left", "right"] = Field("left", description="Which end of the prompt is cut off.")
+    add_special_tokens: bool | None = Field(
+        None, description="Put the model's first token in front of the prompt; left out, not in chats."
+    )
     user: str | None = Field(None, description="Taken and ignored.")
     service_tier: str | None = Field(None, description="Taken and ignored; `longctx.priority` is ours.")
     metadata: dict[str, Any] | None = Field(None, description="Taken and ignored.")
     store: bool | None = Field(None, description="Taken and ignored: nothing is stored.")
     response_format: ResponseFormat | None = Field(
-        None, description="`text`, `json_object`, `json_schema`, or ours: `choice`, one of whose `choices` is answered."
-    )
-    structured_outputs: StructuredOutputs | None = Field(
-        None, description="As vLLM's: `json`, `json_object`, `regex`, `choice` or `grammar` that the answer meets."
+        None,
+        description="`text`, `json_object`, `json_schema`, `structural_tag`, or ours: `choice`, one of whose `choices` "
+        "is answered.",
     )
     longctx: LongctxOptions | None = Field(None, description="Ours: attention method, budget, plan.")
     compare: list[str | LongctxOptions] | None = Field(
@@ -198,12 +183,13 @@ class GenerationOptions(BaseModel):
     session_id: str | None = Field(None, description="Ours: the session that remembers, for models with a memory.")
     document_id: str | None = Field(None, description="Ours: the document that the prompt is about, read once before.")
     strict: bool = Field(False, description="Ours: refuse fields that are not known here.")
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
 
-    @model_validator(mode="before")
-    @classmethod
-    def _null_is_absent(cls, given: Any) -> Any:
-        """Clients send null for what they leave to the server."""
-        return {k: v for k, v in given.items() if v is not None} if isinstance(given, dict) else given
+    @property
+    def longest(self) -> int | None:
+        """Longest answer in tokens, by the newer name if it is given."""
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
 
 class ContentPart(BaseModel):
@@ -223,6 +209,7 @@ class ChatMessage(BaseModel):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | Messages[ContentPart] | None = None
     name: str | None = None
+    reasoning_content: str | None = Field(None, description="Of an assistant: what it thought, for its template.")
     tool_calls: Tools[ToolCall] | None = Field(None, description="Of an assistant: what it called.")
     tool_call_id: str | None = Field(None, description="Of a tool: the call that it answers.")
 
@@ -238,6 +225,18 @@ class ChatRequest(GenerationOptions):
     tools: Tools[Tool] | None = Field(None, description="Functions that the model may call.")
     tool_choice: ToolChoice | None = Field(None, description="`none`, `auto`, `required`, or one function by name.")
     parallel_tool_calls: bool | None = Field(None, description="With `required`: whether several calls may come.")
+    add_generation_prompt: bool | None = Field(None, description="Whether an answer begins after the last message.")
+    continue_final_message: bool = Field(False, description="Go on with the last message instead of answering it.")
+    chat_template: str | None = Field(
+        None, description="Jinja source in place of the model's own; only with FOVEA_LLM_REQUEST_TEMPLATES."
+    )
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        None, description="More names for the template, such as `enable_thinking`."
+    )
+    reasoning_effort: str | None = Field(
+        None, description="For models whose template knows it; `none` turns thinking off."
+    )
+    include_reasoning: bool = Field(True, description="Return what the model thinks as `reasoning_content`.")
 
 
 class CompletionRequest(GenerationOptions):
@@ -247,9 +246,9 @@ class CompletionRequest(GenerationOptions):
         description="A text or its token ids, or several."
     )
     max_tokens: int | None = Field(16, ge=0, description="Longest answer; 0 with echo only scores the prompt.")
+    max_completion_tokens: int | None = Field(None, ge=0, description="The newer name of max_tokens; it wins.")
     logprobs: int | None = Field(None, ge=0, le=20, description="Tell log-probabilities, and of so many likeliest.")
     echo: bool = Field(False, description="Answer with the prompt in front.")
-    suffix: str | None = Field(None, description="Not served: these models only read forwards.")
     best_of: int | None = Field(None, ge=1, description="Not served beyond n.")
 
 
@@ -267,6 +266,9 @@ class Usage(BaseModel):
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails = PromptTokensDetails(cached_tokens=0)
     longctx: LongctxUsage | None = None
+    unenforced: list[str] | None = Field(
+        None, description="Ours: keywords of JSON Schemas that were left to the model, as no `strict` refused them."
+    )
 
 
 class TopLogprob(BaseModel):
@@ -290,11 +292,27 @@ class ChatLogprobs(BaseModel):
     refusal: None = None
 
 
+class PromptLogprob(BaseModel):
+    """A token of the prompt, or one that was likely in its place, as vLLM returns it."""
+
+    logprob: float
+    rank: int | None = Field(None, description="1 is the likeliest; null behind those asked for.")
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[int, PromptLogprob] | None]
+"""At each place of the prompt: token id → its log-probability; null for the first, which nothing precedes."""
+
+StopReason = int | str
+"""What ended an answer: the stop text, or the id of the stop token that the request named."""
+
+
 class Reply(BaseModel):
     """The model's message."""
 
     role: Literal["assistant"] = "assistant"
     content: str | None = None
+    reasoning_content: str | None = Field(None, description="What the model thought before it answered.")
     refusal: None = None
     tool_calls: list[ToolCall] | None = None
 
@@ -306,6 +324,7 @@ class ChatChoice(BaseModel):
     message: Reply
     logprobs: ChatLogprobs | None = None
     finish_reason: FinishReason
+    stop_reason: StopReason | None = None
     captured: list[Captured] | None = Field(None, description="Ours: what `capture` read.")
 
 
@@ -319,25 +338,29 @@ class ChatCompletion(BaseModel):
     system_fingerprint: str | None = None
     choices: list[ChatChoice]
     usage: Usage
+    prompt_logprobs: PromptLogprobs | None = None
     longctx: LongctxAnswer | None = Field(None, description="Ours: citations, and what is remembered.")
     comparison: list[ComparedAnswer] | None = Field(None, description="Ours: what `compare` found.")
+    warnings: list[str] | None = Field(None, description="Ours: fields that were ignored, a sentence each.")
 
 
 class Delta(BaseModel):
-    """What a chunk adds to the message."""
+    """Addition of a chunk to the message."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
+    reasoning_content: str | None = None
     tool_calls: list[ToolCallDelta] | None = None
 
 
 class ChunkChoice(BaseModel):
-    """What a chunk adds to one answer."""
+    """Addition of a chunk to one answer."""
 
     index: int
     delta: Delta
     logprobs: ChatLogprobs | None = None
     finish_reason: FinishReason | None = None
+    stop_reason: StopReason | None = None
     captured: list[Captured] | None = Field(None, description="Ours: what `capture` read.")
 
 
@@ -351,8 +374,10 @@ class ChatChunk(BaseModel):
     system_fingerprint: str | None = None
     choices: list[ChunkChoice]
     usage: Usage | None = None
+    prompt_logprobs: PromptLogprobs | None = None
     longctx: LongctxAnswer | None = Field(None, description="Ours: citations, and what is remembered.")
     comparison: list[ComparedAnswer] | None = Field(None, description="Ours: what `compare` found.")
+    warnings: list[str] | None = Field(None, description="Ours: fields that were ignored, a sentence each.")
 
 
 class CompletionLogprobs(BaseModel):
@@ -371,6 +396,8 @@ class CompletionChoice(BaseModel):
     text: str
     logprobs: CompletionLogprobs | None = None
     finish_reason: FinishReason | None = None
+    stop_reason: StopReason | None = None
+    prompt_logprobs: PromptLogprobs | None = None
     captured: list[Captured] | None = Field(None, description="Ours: what `capture` read.")
 
 
@@ -386,6 +413,7 @@ class Completion(BaseModel):
     usage: Usage | None = None
     longctx: LongctxAnswer | None = Field(None, description="Ours: citations, and what is remembered.")
     comparison: list[ComparedAnswer] | None = Field(None, description="Ours: what `compare` found.")
+    warnings: list[str] | None = Field(None, description="Ours: fields that were ignored, a sentence each.")
 
 
 class TokenizeRequest(BaseModel):

@@ -21,6 +21,13 @@ class FunctionDefinition(BaseModel):
     )
     strict: bool | None = Field(None, description="Refuse keywords of the schema that can't be enforced.")
 
+    @property
+    def arguments_schema(self) -> dict[str, Any]:
+        """The schema of its arguments: without `parameters`, of an empty object; `{}` allows any object."""
+        if self.parameters is None:
+            return {"type": "object", "properties": {}, "additionalProperties": False}
+        return self.parameters or {"type": "object"}
+
 
 class Tool(BaseModel):
     """Something that a model may call; only functions are understood."""
@@ -63,14 +70,14 @@ class ToolCall(BaseModel):
 
 
 class FunctionCallDelta(BaseModel):
-    """What a chunk adds to a call: its name comes first, its arguments piece by piece."""
+    """Addition of a chunk to a call: its name comes first, its arguments piece by piece."""
 
     name: str | None = None
     arguments: str | None = None
 
 
 class ToolCallDelta(BaseModel):
-    """What a chunk adds to the call with this index."""
+    """Addition of a chunk to the call with this index."""
 
     index: int
     id: str | None = None

@@ -28,7 +28,7 @@ _MAX_EVENT_BYTES: Final = 2**16
 
 
 class UsageRecord(BaseModel):
-    """What one tenant consumed of one model on one day (UTC)."""
+    """One tenant's use of one model on one day (UTC)."""
 
     day: date
     tenant: str
@@ -55,7 +55,7 @@ def find_model(body: bytes) -> str:
 
 
 def read_header(text: str | None) -> dict[str, float]:
-    """The numbers of `USAGE_HEADER`; what is no such object counts as nothing."""
+    """The numbers of `USAGE_HEADER`; anything else counts as nothing."""
     try:
         document = json.loads(text) if text else {}
     except ValueError:
@@ -94,12 +94,17 @@ class UsageScanner:
         found = {
             "tokens_in": usage.get("prompt_tokens", usage.get("input_tokens", 0)),
             "tokens_out": usage.get("completion_tokens", usage.get("output_tokens", 0 if usage else self._events)),
-            "cached_tokens": details.get("cached_tokens", 0) if isinstance(details, Mapping) else 0,
+            "cached_tokens": details.get("cached_tokens", 0)
+            if isinstance(details, Mapping)
+            else usage.get("cache_read_input_tokens", 0),
             "kv_byte_seconds": (longctx.get("kv_bytes") or 0) * seconds if isinstance(longctx, Mapping) else 0,
         }
         if isinstance(longctx, Mapping) and not found["cached_tokens"]:
             found["cached_tokens"] = longctx.get("cached_tokens") or 0
-        return _only_numbers(found)
+        known = _only_numbers(found)
+        if "cache_read_input_tokens" in usage:  # Anthropic's input tokens leave these out
+            known["tokens_in"] = known.get("tokens_in", 0) + known.get("cached_tokens", 0)
+        return known
 
     def _read_usage(self, document: bytes) -> None:
         at = document.rfind(b'"usage"')

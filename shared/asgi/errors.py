@@ -1,6 +1,6 @@
 """Errors as HTTP answers: one error, in the form that callers of a route expect.
 
-RFC 9457 everywhere, except where a protocol demands its own form: Open Inference and OpenAI.
+RFC 9457 everywhere, except where a protocol demands its own form: Open Inference, OpenAI and Anthropic.
 """
 
 from __future__ import annotations
@@ -9,21 +9,21 @@ import json
 import math
 from typing import Any, Literal
 
-from shared.api.problem import PROBLEM_CONTENT_TYPE, oip_error, openai_error, problem
+from shared.api.problem import PROBLEM_CONTENT_TYPE, anthropic_error, oip_error, openai_error, problem
 from shared.errors import FoveaError, MethodNotAllowed
 
-ErrorForm = Literal["problem", "openai", "oip"]
+ErrorForm = Literal["problem", "openai", "anthropic", "oip"]
 RawHeaders = list[tuple[bytes, bytes]]
 
 
 def render_error(error: FoveaError, form: ErrorForm, request_id: str) -> tuple[int, str, bytes]:
-    """Render status, content type and body of an error; Open Inference and OpenAI have no 422, so theirs is 400."""
+    """Render status, content type and body of an error; only problems have a 422, the others have a 400."""
     status = 400 if form != "problem" and error.status == 422 else error.status
     body: Any
     if form == "oip":
         body = oip_error(error)
-    elif form == "openai":
-        body = openai_error(error, request_id)
+    elif form in {"openai", "anthropic"}:
+        body = (openai_error if form == "openai" else anthropic_error)(error, request_id)
     else:
         body = problem(error, request_id).model_dump(exclude_none=True)
     return status, PROBLEM_CONTENT_TYPE if form == "problem" else "application/json", json.dumps(body).encode()

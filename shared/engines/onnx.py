@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
 import threading
@@ -15,6 +16,7 @@ import onnxruntime
 
 from shared.api.tensors import Datatype, TensorSpec
 from shared.engines.gpu_providers import Provider, cuda_provider
+from shared.engines.idle_memory import IDLE_SHRINKER
 from shared.engines.validation import to_error
 from shared.errors import Malformed, NotReady
 
@@ -77,6 +79,7 @@ class OnnxEngine:
         self._gpu = None if self.provider == "CPUExecutionProvider" else int(wanted[0][1]["device_id"])
         self._plain = all(spec.datatype != "BF16" for spec in (*self.inputs, *self.outputs))
         self._buffers = threading.local()
+        self._smallest: Mapping[str, np.ndarray] = {}
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Compute all outputs.
@@ -91,6 +94,8 @@ class OnnxEngine:
             results = self._run(names, ready)
         except Exception as error:
             raise to_error(error, feeds) from error
+        if self._gpu is None:
+            self._note_run(ready)
         return {
             spec.name: _bytes(array) if spec.datatype == "BYTES" else array
             for spec, array in zip(self.outputs, results, strict=True)
@@ -99,6 +104,22 @@ class OnnxEngine:
     def close(self) -> None:
         """Free the graph; calls that still run finish first."""
         del self._session
+
+    def shrink(self) -> None:
+        """Run zeros of the smallest sizes that were seen, and have ONNX Runtime give back what larger ones needed."""
+        options = onnxruntime.RunOptions()
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        with contextlib.suppress(Exception):  # closed meanwhile, or zeros are no input of this graph
+            self._session.run(None, {name: np.array(array) for name, array in self._smallest.items()}, options)
+
+    def _note_run(self, feeds: Mapping[str, np.ndarray]) -> None:
+        if not self._plain or any(array.dtype == object for array in feeds.values()):
+            return
+        size, least = (sum(array.size for array in some.values()) for some in (feeds, self._smallest))
+        if not self._smallest or size < least:
+            # Zeros without memory of their own: one number, seen at every place.
+            self._smallest = {name: np.broadcast_to(array.dtype.type(0), array.shape) for name, array in feeds.items()}
+        IDLE_SHRINKER.note_run(self)
 
     def _run(self, names: Sequence[str], feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         if not self._plain:

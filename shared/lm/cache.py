@@ -67,6 +67,10 @@ class KVCache:
         values[:, :, offset:] = v.transpose(1, 2)
         return keys, values
 
+    def keys(self, layer: int, end: int) -> Tensor:
+        """Return the keys of the first `end` tokens, [B,end,G,d]."""
+        return self._layers[layer][0, :, :, :end].transpose(1, 2)
+
     def values(self, layer: int, end: int) -> Tensor:
         """Return the values of the first `end` tokens, [B,end,G,d]."""
         return self._layers[layer][1, :, :, :end].transpose(1, 2)

@@ -76,7 +76,7 @@ class SentenceEmbedder:
     @torch.inference_mode()
     def embed_tokens(self, texts: Sequence[list[int]]) -> npt.NDArray[np.float32]:
         """As `embed`, of texts that are tokens already, the special ones included."""
-        cut = [self._cut(ids) for ids in texts]
+        cut = [self.cut(ids, self.max_tokens) for ids in texts]
         found = np.zeros((len(cut), self.width), np.float32)
         order = sorted(range(len(cut)), key=lambda i: len(cut[i]))
         for begin in range(0, len(order), _BATCH):
@@ -96,9 +96,9 @@ class SentenceEmbedder:
         found: npt.NDArray[np.float32] = to_host(rows).numpy()
         return found
 
-    def _cut(self, ids: list[int]) -> list[int]:
-        """The first tokens, and the last special one."""
-        return ids if len(ids) <= self.max_tokens else [*ids[: self.max_tokens - 1], ids[-1]]
+    def cut(self, ids: list[int], size: int) -> list[int]:
+        """Return so many tokens of a text: the first ones, and the last, which is special."""
+        return ids if len(ids) <= size else [*ids[: size - 1], ids[-1]]
 
 
 @lru_cache(maxsize=1)

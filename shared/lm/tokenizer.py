@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 import jinja2
@@ -20,18 +21,18 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, pre_tokenizers
 
-from shared.errors import InvalidOption, Malformed, NotFound
+from shared.errors import InvalidOption, Malformed, NotFound, in_field
 from shared.lm.weights import read_json
 
 _ENDS = frozenset({"<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<|end|>", "<end_of_turn>", "</s>"})
-"""Special tokens that end an answer whether or not a config says so."""
+"""Special tokens that end an answer whatever a config lists."""
 
 _SPACE = "▁"
 """How SentencePiece writes a space."""
 
 
 _SHIELD = "\ufdd0"
-"""Marks where the name of a special token in a user's text is broken; a code point that is no character in any text."""
+"""Marks where the name of a special token in a user's text is broken; a code point that no text has as a character."""
 
 
 class Tokenizer:
@@ -56,7 +57,7 @@ class Tokenizer:
         """Wrap a library tokenizer; `names` are the special tokens that templates may use (`bos_token`, …)."""
         self._library = library
         self._added = library.get_added_tokens_decoder()
-        self._template = _compile(chat_template) if chat_template else None
+        self._template = compile_template(chat_template) if chat_template else None
         self._names = dict(names or {})
         self.chat_template = chat_template
         self.size = library.get_vocab_size(with_added_tokens=True)
@@ -130,22 +131,33 @@ class Tokenizer:
         *,
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        template: str | None = None,
+        names: Mapping[str, Any] = MappingProxyType({}),
     ) -> str:
-        """Render the prompt of a conversation with the model's own template; `tools` only where it takes them.
+        """Render the prompt of a conversation.
+
+        Args:
+            messages: The conversation.
+            add_generation_prompt: Whether an answer begins where the prompt ends.
+            tools: Functions, only where the template takes them.
+            template: Jinja source in place of the model's own template.
+            names: More names for the template.
 
         Raises:
             InvalidOption: The model has no template, or its template refuses the messages.
         """
-        if self._template is None:
+        with in_field("chat_template"):
+            compiled = self._template if template is None else compile_template(template)
+        if compiled is None:
             detail = "This model has no chat template."
             raise InvalidOption(detail, hint="Use /v1/completions, or another model.", field="messages")
         messages = [self._shield(dict(message)) for message in messages]
         try:
-            return self._template.render(
+            return compiled.render(
+                self._names | self._shield(dict(names)),
                 messages=[dict(m) for m in messages],
                 add_generation_prompt=add_generation_prompt,
                 tools=None if tools is None else [dict(tool) for tool in tools],
-                **self._names,
             )
         except (jinja2.TemplateError, TypeError, ValueError, KeyError, OverflowError) as error:
             detail = f"The model's chat template refuses these messages: {error}."
@@ -251,7 +263,13 @@ def _chat_template(folder: Path, facts: Mapping[str, Any]) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _compile(source: str) -> jinja2.Template:
+def compile_template(source: str) -> jinja2.Template:
+    """Compile a chat template in a sandbox.
+
+    Raises:
+        Malformed: It is not Jinja.
+    """
+
     def refuse(message: str) -> None:
         raise jinja2.TemplateError(message)
 

@@ -23,6 +23,7 @@ from safetensors.numpy import load, save
 
 from shared.errors import NotReady
 from shared.registry.int8 import pack_kernels, unpack_kernels
+from shared.settings import settings
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -45,10 +46,11 @@ class NetworkSpec(_Facts):
 
 
 class Manifest(_Facts):
-    """What a weights file is. `sha256`, `bytes`, `dtype` and `tensors` are those of the file next to it."""
+    """Description of a weights file. `sha256`, `bytes`, `dtype` and `tensors` are those of the file next to it."""
 
     name: str
     origin: Literal["trained", "imported"]
+    licence: str = Field("", description="SPDX expression of the weights; empty where nobody stated one.")
     network: NetworkSpec
     sha256: str = ""
     bytes: int = 0
@@ -67,7 +69,7 @@ class Manifest(_Facts):
         description="Of post-processing (temperature, thresholds), chosen on pictures that were not trained on.",
     )
     serves: str | None = Field(None, description="Name of the model that serves these weights, where it is another.")
-    notes: dict[str, Any] = Field(default_factory=dict, description="What else a reader should know.")
+    notes: dict[str, Any] = Field(default_factory=dict, description="Further facts for a reader.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,7 @@ class Weights:
 
     Attributes:
         arrays: Tensors of the network by key, floats as float32.
-        manifest: What is known about them.
+        manifest: Their description.
         familiar: Tensors under `familiar.`: features of the pictures that the network knows.
     """
 
@@ -116,9 +118,11 @@ def read_weights(file: Path) -> Weights:
     """Verify a weights file against its manifest, then read it; float16 comes back as float32.
 
     Raises:
-        NotReady: Size or digest differ from the manifest; nothing has been parsed then.
+        NotReady: The operator does not allow its licence, or size or digest differ from the manifest; nothing has been
+            parsed then.
     """
     manifest = read_manifest(file)
+    _require_allowed(manifest)
     if (size := file.stat().st_size) != manifest.bytes:
         _refuse(file, f"{size} bytes instead of {manifest.bytes}")
     raw = file.read_bytes()
@@ -164,6 +168,14 @@ def _stored(array: np.ndarray, dtype: str) -> np.ndarray:
     with np.errstate(over="ignore"):
         narrow = array.astype(dtype)
     return np.ascontiguousarray(narrow if np.isfinite(narrow).all() else array)
+
+
+def _require_allowed(manifest: Manifest) -> None:
+    allowed = [one.strip() for one in settings().weights_licences.split(",") if one.strip()]
+    if allowed and manifest.licence not in allowed:
+        detail = f"The weights {manifest.name!r} have the licence {manifest.licence or '(none)'}, which is not allowed."
+        hint = f"FOVEA_WEIGHTS_LICENCES allows {', '.join(allowed)}. Add the licence, or import other weights."
+        raise NotReady(detail, hint=hint)
 
 
 def _refuse(file: Path, difference: str) -> None:

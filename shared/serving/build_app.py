@@ -20,6 +20,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from shared import plugins
+from shared.api.examples import attach_examples
 from shared.registry import Servable
 from shared.registry.discovery import servables as discover
 from shared.registry.imported_weights import fetch_weights
@@ -30,6 +31,7 @@ from shared.serving.http.error_rendering import render, translate
 from shared.serving.http.middleware import ServiceMiddleware
 from shared.serving.http.validation import bound_validation
 from shared.serving.oip import rest
+from shared.serving.trained_models import load_new_models
 from shared.settings import Settings
 from shared.settings import settings as read_settings
 from shared.storage import open_object_store
@@ -76,6 +78,8 @@ def build(
     app.state.host = host
     app.state.settings = config
     app.state.objects = objects
+    app.state.known = known
+    app.state.packages = ["shared.serving", f"services.{service.replace('-', '_')}", *plugins.packages(service)]
     app.router.routes.extend(rest.router.routes)  # the hot path: first, and not behind a router of its own
     added = plugins.load_all(ROUTES, service).values()
     for router in (*routers, *added, system_routes.router, task_routes.build_router(host)):
@@ -86,6 +90,12 @@ def build(
 
 class _App(FastAPI):
     """FastAPI without its outer layers for errors, telemetry and body size: `ServiceMiddleware` does that, once."""
+
+    def openapi(self) -> dict[str, Any]:
+        """The document with the examples of its packages."""
+        if self.openapi_schema is None:
+            attach_examples(super().openapi(), self.state.packages)
+        return super().openapi()
 
     def build_middleware_stack(self) -> ASGIApp:
         """Our middleware, the exception handlers, the router."""
@@ -99,13 +109,16 @@ class _App(FastAPI):
 @contextlib.asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     host: Host = app.state.host
-    loading = asyncio.create_task(host.start())
+    tasks = [
+        asyncio.create_task(host.start()),
+        asyncio.create_task(load_new_models(host, app.state.known, app.state.objects)),
+    ]
     try:
         yield
     finally:
-        loading.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await loading
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await host.stop()
 
 

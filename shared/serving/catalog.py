@@ -14,10 +14,11 @@ from shared.registry import Card, Servable
 from shared.serving.batching import Batcher, BatchOptions
 from shared.settings import Settings
 
-State = Literal["waiting", "loading", "ready", "failed", "unloaded"]
+State = Literal["waiting", "on_demand", "loading", "ready", "failed", "unloaded"]
 
 _STATE_TEXTS: Mapping[State, str] = {
     "waiting": "not loaded yet",
+    "on_demand": "loaded by its first request; it is being loaded now",
     "loading": "still loading",
     "failed": "not available",
     "unloaded": "unloaded",
@@ -49,6 +50,7 @@ class Catalog:
         self.settings = settings
         self._slots = {name: ModelSlot(kind) for name, kind in servables.items()}
         self._created = int(time.time())
+        self._leave_for_demand()
 
     @property
     def slots(self) -> tuple[ModelSlot, ...]:
@@ -71,7 +73,7 @@ class Catalog:
             raise NotFound(f"The model {name!r} has version {slot.card.version}, not {version!r}.", field="version")
         if slot.servable is None or slot.batcher is None:
             why = f": {slot.reason}" if slot.reason else ""
-            retry_after = 2 if slot.state in {"waiting", "loading"} else None
+            retry_after = 2 if slot.state in {"waiting", "on_demand", "loading"} else None
             raise NotReady(
                 f"The model {name!r} is {_STATE_TEXTS[slot.state]}{why}.", retry_after=retry_after, field="model"
             )
@@ -119,7 +121,7 @@ class Catalog:
         return {
             name: slot.reason or slot.state
             for name, slot in self._slots.items()
-            if slot.state not in {"ready", "unloaded"}
+            if slot.state not in {"ready", "on_demand", "unloaded"}
         }
 
     @property
@@ -159,6 +161,17 @@ class Catalog:
             size=size, wait=settings.max_batch_delay_ms / 1000, depth=settings.max_queue_size, threads=threads
         )
 
+    def _leave_for_demand(self) -> None:
+        """Leave models to their first request that may wait for it and that `preload` does not name."""
+        names = {name.strip() for name in self.settings.preload.split(",")}
+        if "all" in names or not self._slots:
+            return
+        if "default" in names:
+            names.add(next(iter(self.tasks().values()))[0])
+        for name, slot in self._slots.items():
+            if slot.kind.on_demand and name not in names:
+                slot.state = "on_demand"
+
     def _rank(self, name: str) -> tuple[bool, bool, bool]:
         """Order of models within a task: the configured one, then loaded before failed, then real weights first."""
         slot = self._slots[name]
@@ -171,7 +184,7 @@ class Catalog:
             created=self._created,
             task=slot.card.task,
             service=self.service,
-            ready=slot.state == "ready",
+            ready=slot.state in {"ready", "on_demand"},
             state=slot.state,
             reason=slot.reason,
             mode=slot.kind.mode,

@@ -25,6 +25,7 @@ def load_context(settings: Settings) -> LoadContext:
         "llm_tensor_parallel": str(settings.llm_tensor_parallel),
         "llm_weights": settings.llm_weights,
         "llm_kv_cache_dtype": settings.llm_kv_cache_dtype,
+        "llm_request_templates": str(settings.llm_request_templates),
         "llm_fidelity_sample_rate": str(settings.llm_fidelity_sample_rate),
         "llm_fidelity_min_agreement": str(settings.llm_fidelity_min_agreement),
         "vision_precision": settings.vision_precision,

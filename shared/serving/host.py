@@ -27,6 +27,7 @@ from shared.serving.batching import Batcher, Work
 from shared.serving.catalog import Catalog, ModelSlot
 from shared.serving.device_placement import load_context
 from shared.serving.http.errors import to_safe_error
+from shared.serving.memory_guard import read_resident_bytes
 from shared.serving.oip import tensors
 from shared.serving.watched_work import WatchedWork
 from shared.settings import Settings
@@ -47,6 +48,8 @@ class Host(Catalog):
         super().__init__(service, servables, settings)
         self._streams: list[CallContext] = []
         self._stream_places = PlaceEstimate()
+        self._waking: dict[str, asyncio.Task[None]] = {}
+        self._woken: dict[str, None] = {}  # the longest unused first
         self.work = WatchedWork()
         self._loaded = asyncio.Event()
         self._no_streams = asyncio.Event()
@@ -76,9 +79,25 @@ class Host(Catalog):
     async def load(self, name: str) -> None:
         """Load one model, if it is not loaded; a failure is logged and becomes its reason."""
         slot = self.slot(name)
-        if slot.state in {"loading", "ready"}:
+        if slot.state == "on_demand":
+            await self.wake(name)
+        elif slot.state not in {"loading", "ready"}:
+            slot.state = "loading"
+            await self._load_into(slot, name)
+
+    async def adopt(self, name: str, kind: type[Servable[Any, Any]]) -> None:
+        """Serve a model that came after the start, or came anew, once it is loaded; one that can't be is left out."""
+        slot = ModelSlot(kind, "loading")
+        await self._load_into(slot, name)
+        if slot.state != "ready":
             return
-        slot.state, slot.reason = "loading", None
+        before = self._slots.get(name)
+        self._slots[name] = slot
+        if before is not None:
+            await self._release(before, self.settings.shutdown_grace_s)
+
+    async def _load_into(self, slot: ModelSlot, name: str) -> None:
+        slot.reason = None
         with telemetry.bind(service=self.service, model=name):
             started = time.monotonic()
             try:
@@ -95,6 +114,50 @@ class Host(Catalog):
     async def unload(self, name: str) -> None:
         """Take one model out of service, after its waiting calls."""
         await self._release(self.slot(name), self.settings.shutdown_grace_s)
+
+    def check_ready(self, name: str, version: str = "") -> None:
+        """Check that a model answers requests: it is loaded, or its first one loads it.
+
+        Raises:
+            NotFound: No such model or version.
+            NotReady: It is not; the detail says why.
+        """
+        if self.slot(name).state != "on_demand":
+            self.find_loaded(name, version)
+
+    async def wake(self, name: str) -> None:
+        """Load a model that its first request loads; return at once where it is loaded, or failed to be."""
+        if self.slot(name).state == "on_demand":
+            self._begin_waking(name)
+        elif name in self._woken:
+            self._woken[name] = self._woken.pop(name)
+        if (waking := self._waking.get(name)) is not None:
+            await asyncio.shield(waking)
+
+    def find_loaded(self, name: str, version: str = "") -> tuple[Servable[Any, Any], Batcher[Any, Any]]:
+        if self.slot(name).state == "on_demand":  # of a route that does not `wake` it: the next try finds it loaded
+            with contextlib.suppress(RuntimeError):  # no loop runs here
+                self._begin_waking(name)
+        return super().find_loaded(name, version)
+
+    def _begin_waking(self, name: str) -> None:
+        loop = asyncio.get_running_loop()
+        if name not in self._waking:
+            self._waking[name] = loop.create_task(self._wake(name))
+            self._waking[name].add_done_callback(lambda _: self._waking.pop(name))
+
+    async def _wake(self, name: str) -> None:
+        await self._load_into(self.slot(name), name)  # its state stays, so that the service counts as ready meanwhile
+        limit, others = self.settings.model_memory_bytes, tuple(self._woken)
+        self._woken[name] = None
+        for other in others:
+            if not limit or read_resident_bytes() <= limit:
+                return
+            slot = self.slot(other)
+            if slot.batcher is not None and not slot.batcher.busy:
+                del self._woken[other]
+                await self._release(slot, 0.0)
+                slot.state = "on_demand"
 
     def _load(self, kind: type[Servable[Any, Any]]) -> Servable[Any, Any]:
         servable = kind.load(load_context(self.settings))
@@ -181,6 +244,7 @@ class Host(Catalog):
         Raises:
             FoveaError: What the model says of this request, or QueueFull, DeadlineExceeded, Cancelled, NotReady.
         """
+        await self.wake(name)
         _, batcher = self.find_loaded(name)
         if pictures := servable_schema.count_pictures(request):
             run.consume(pictures=pictures)
@@ -197,6 +261,7 @@ class Host(Catalog):
             Malformed: One holds NaN or infinite values, and the settings refuse that.
             TooLarge: More rows than the model's batch limit.
         """
+        await self.wake(name)
         servable, batcher = self.find_loaded(name, version)
         engine = servable.engine
         if engine is None:

@@ -17,6 +17,10 @@ EXIT_STATUS = 137
 """As of a process that the kernel ends for its memory."""
 
 _POLL_S = 0.05
+_LONGEST_POLL_S = 0.5
+_GROWTH_PER_S = 8 * 2**30
+"""Bytes per second by which a process may grow: the more is free, the longer the guard sleeps."""
+
 _DEFAULT_SHARE = 0.8
 """Share of the machine's or the container's memory that one process may take where nobody says otherwise."""
 
@@ -45,10 +49,13 @@ class MemoryGuard:
         self._stopping.set()
 
     def _watch(self) -> None:
-        while not self._stopping.wait(_POLL_S):
-            if read_resident_bytes() > self.limit:
+        pause = _POLL_S
+        while not self._stopping.wait(pause):
+            left = self.limit - read_resident_bytes()
+            if left < 0:
                 self._on_breach()
                 return
+            pause = min(max(left / _GROWTH_PER_S, _POLL_S), _LONGEST_POLL_S)
 
 
 def read_resident_bytes() -> int:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from shared.telemetry.spans import NO_SPAN, Span, span
 
-_UNTRACED = frozenset(
-    {"/livez", "/readyz", "/health", "/version", "/metrics", "/metrics/services", "/v2/health/live", "/v2/health/ready"}
-)
-"""What probes and scrapers ask for all the time."""
+_UNTRACED = frozenset((
+    "/livez", "/readyz", "/health", "/ping", "/version", "/metrics", "/metrics/services", "/v2/health/live",
+    "/v2/health/ready",
+))  # fmt: skip
+"""Paths that probes and scrapers ask for all the time."""
 
 _UNTRACED_METHODS = frozenset({"ServerLive", "ServerReady", "ModelReady"})
 

@@ -1,4 +1,4 @@
-"""The verb `fovea export`: a plug-in of the command line (entry-point group `fovea.commands`).
+"""Export served networks, for example as a model repository of a Triton server.
 
 Knows the terminal and which models there are; `shared.export` writes.
 """
@@ -81,7 +81,7 @@ def find_exportable(name: str) -> Kind:
         found |= _vision_models(servables(service))
     if name not in found:
         hint = f"Models with an ONNX form: {', '.join(sorted(found))}."
-        raise InvalidOption(f"{name!r} is no vision model.", hint=hint, field="models")
+        raise InvalidOption(f"{name!r} is not a vision model.", hint=hint, field="models")
     return found[name]
 
 

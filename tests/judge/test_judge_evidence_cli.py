@@ -76,7 +76,7 @@ def test_a_collection_of_cranfields_form_is_imported_in_one_command(fovea, tmp_p
     assert read_qrels(tmp_path / "out/qrels.txt") == {("1", "1"): 3, ("2", "2"): 1, ("2", "1"): 0}
     code, _, err = fovea("judge", "import", *sources, "-o", tmp_path / "out", "--grade", "1=2", "--grade", "3=0")
     assert (code, read_qrels(tmp_path / "out/qrels.txt")) == (0, {("1", "1"): 2, ("2", "2"): 0}), err
-    assert fovea("judge", "import", *sources, "-o", tmp_path / "out", "--grade", "x")[0] == 1
+    assert fovea("judge", "import", *sources, "-o", tmp_path / "out", "--grade", "x")[0] == 2
 
 
 def test_preferences_show_the_bias_of_a_model_that_does_not_choose(fovea, files, judging):

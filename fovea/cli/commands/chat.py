@@ -164,7 +164,16 @@ class _Conversation:
             self._screen.note(f"[dim]block {cited.block}, {cited.weight:.0%}: {escape(cited.text)}[/]")
         if usage is not None and self._screen.err.is_terminal:
             self._screen.note(f"[dim]{summarise_usage(usage, time.monotonic() - started)}[/]")
+        elif usage is not None:
+            for told in list_deviations(usage):
+                self._screen.note(escape(told))
         return "".join(parts)
+
+
+def list_deviations(usage: Usage) -> list[str]:
+    """Sentences on how the answer was served otherwise than asked: densely, or beyond its budget."""
+    longctx = usage.longctx
+    return [] if longctx is None else [told for told in (longctx.fallback, longctx.budget_missed) if told]
 
 
 def summarise_usage(usage: Usage, seconds: float) -> str:
@@ -179,8 +188,7 @@ def summarise_usage(usage: Usage, seconds: float) -> str:
     if (longctx := usage.longctx) is not None:
         share = f", {longctx.kv_ratio:.0%} of dense memory" if longctx.method != "dense" else ""
         parts.append(f"{longctx.method} attention{share}")
-        if longctx.fallback:
-            parts.append(longctx.fallback.rstrip("."))
+        parts += [told.rstrip(".") for told in list_deviations(usage)]
         if longctx.context_left is not None:
             parts.append(f"{longctx.context_left:,} tokens of context left")
     return " · ".join(parts)

@@ -17,14 +17,16 @@ from fovea.cli.option_groups import expand_options
 from fovea.cli.schema_options import parse_options, parse_pair
 from shared.errors import InvalidOption
 
-app = typer.Typer(no_args_is_help=True, help="Head plans: which heads keep the whole cache, and which only its ends.")
+app = typer.Typer(
+    no_args_is_help=True, help="Make plans of which heads keep the whole cache and which keep only its ends."
+)
 
 EVIDENCE = "retrieval-report.json"
 
 
 @app.callback()
 def heads() -> None:
-    """Head plans: which heads keep the whole cache, and which only its ends."""
+    """Make plans of which heads keep the whole cache and which keep only its ends."""
 
 
 @app.command(no_args_is_help=True)
@@ -32,11 +34,12 @@ def heads() -> None:
 def calibrate(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the plan in requests.")],
     kind: Annotated[
-        Literal["retrieval", "razor", "duo", "act", "statistic"], typer.Option(help="How the heads are chosen.")
+        Literal["retrieval", "razor", "duo", "act", "statistic", "centres"],
+        typer.Option(help="How the heads are chosen."),
     ] = "retrieval",
     lm: Annotated[str | None, typer.Option(help="Language model to study.", show_default=False)] = None,
     share: Annotated[
-        float | None, typer.Option(help="Share of key/value heads that keep the whole cache.", show_default=False)
+        float | None, typer.Option(help="Fraction of key/value heads that keep the whole cache.", show_default=False)
     ] = None,
     option: Annotated[
         list[str] | None, typer.Option("--option", "-O", metavar="NAME=VALUE", help="An option of the study.")
@@ -50,7 +53,8 @@ def calibrate(
     """Make a head plan and store it under a name.
 
     [bold]fovea heads calibrate mine[/] finds retrieval heads and makes a plan of them. Other kinds: razor finds
-    echo and induction heads, duo trains gates, act searches for heads to calibrate.
+    echo and induction heads, duo trains gates, act searches for heads to calibrate, centres averages queries for
+    triattention.
     """
     screen = gateway.screen
     lm_option = {"lm": lm} if lm else {}
@@ -68,7 +72,8 @@ def calibrate(
         report = run_study(client, screen, request)
     save_report(report, "head-plans", output, screen)
     print_report(screen, report)
-    screen.note(f'"longctx": {{"method": "{"act" if kind == "act" else "duo"}", "plan": "{name}"}}')
+    method = {"act": "act", "centres": "triattention"}.get(kind, "duo")
+    screen.note(f'"longctx": {{"method": "{method}", "plan": "{name}"}}')
 
 
 def _read_evidence(report: dict[str, Any]) -> Any:

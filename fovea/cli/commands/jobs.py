@@ -18,14 +18,14 @@ from shared.api.job import Job
 
 app = typer.Typer(help="List, follow, cancel and retry queued requests.", no_args_is_help=True)
 
-JobId = Annotated[str, typer.Argument(metavar="ID", help="As printed by list.")]
+JobId = Annotated[str, typer.Argument(metavar="ID", help="Id of the job, as `fovea jobs list` prints it.")]
 
 
 @app.command("list")
 @expand_options
 def list_(
-    limit: Annotated[int, typer.Option(min=1, max=500, help="Most jobs to list.")] = 20,
-    dead: Annotated[bool, typer.Option("--dead", help="Only dead letters.")] = False,
+    limit: Annotated[int, typer.Option(min=1, max=500, help="Maximum number of jobs.")] = 20,
+    dead: Annotated[bool, typer.Option("--dead", help="Only jobs that failed on every attempt.")] = False,
     *,
     gateway: GatewayOptions,
 ) -> None:
@@ -37,9 +37,9 @@ def list_(
         for job in found:
             screen.line(job)
     elif not found:
-        screen.note("No jobs. Queue any request with `fovea run … --job` or `Prefer: respond-async`.")
+        screen.note("No jobs. Queue any request with `fovea run … --job`.")
     else:
-        screen.table(("id", "status", "request", "progress", "age", "note"), map(_row, found))
+        screen.table(("id", "status", "request", "progress", "age", "note"), map(_row, found), head=False)
 
 
 @app.command()

@@ -35,7 +35,7 @@ def methods(
             screen.line(one)
     elif name is None:
         rows = [(f"[bold]{escape(one.name)}[/]", ", ".join(one.phases), escape(one.summary)) for one in found]
-        screen.table(("method", "acts in", "what it does"), rows)
+        screen.table(("method", "acts in", "what it does"), rows, head=False)
     else:
         screen.text(found[0].help)
         screen.out.print()

@@ -40,7 +40,7 @@ def models(
     if not entries:
         screen.note("No model is served yet. `fovea doctor` shows what is missing.")
         return
-    screen.table(("model", "task", "service", "ready", "here / paper"), map(_row, entries))
+    screen.table(("model", "task", "service", "ready", "here / paper"), map(_row, entries), head=False)
 
 
 def _row(entry: ModelEntry) -> tuple[str, ...]:

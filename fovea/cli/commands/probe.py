@@ -8,24 +8,31 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 
+from fovea import endpoints
 from fovea.cli.common_options import GatewayOptions
 from fovea.cli.job_progress import follow_job
 from fovea.cli.option_groups import expand_options
 from fovea.cli.output import Screen
 from fovea.cli.schema_options import parse_options, parse_pair
 from fovea.client import Client
-from shared.errors import InvalidOption
+from shared.api.model import ModelEntry
+from shared.errors import FoveaError, InvalidOption, NotFound
 
 PLAN_FILE = "head-plan.json"
-MAX_ROWS = 12
-"""Printed rows of a report's first table."""
+MAX_ROWS = 60
+"""Printed rows of a table of a report; a note says how many more there are."""
+
+FORMS = {"html": "text/html", "svg": "image/svg+xml"}
+"""Suffix → media type of the forms of a report that are written beside its JSON."""
 
 _SHADES = " ░▒▓█"
 
@@ -44,7 +51,10 @@ class FollowUp:
 
 @expand_options
 def probe(
-    experiment: Annotated[str, typer.Argument(metavar="EXPERIMENT", help="retrieval-heads, circuits, needle-grid …")],
+    experiment: Annotated[
+        str | None,
+        typer.Argument(metavar="EXPERIMENT", help="Without it, the experiments are listed.", show_default=False),
+    ] = None,
     lm: Annotated[str | None, typer.Option(help="Language model to study.", show_default=False)] = None,
     option: Annotated[
         list[str] | None, typer.Option("--option", "-O", metavar="NAME=VALUE", help="An option of the experiment.")
@@ -52,23 +62,30 @@ def probe(
     *,
     follow_up: FollowUp,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder for reports and artefacts.", show_default=False)
+        Path | None,
+        typer.Option("--output", "-o", help="Folder for reports, pages, figures and artefacts.", show_default=False),
     ] = None,
     gateway: GatewayOptions,
 ) -> None:
-    """Study a language model; with --then, use the heads that were found.
+    """Study a language model, or list the experiments; with --then, use the heads that were found.
 
     [bold]fovea probe retrieval-heads --then duo[/] finds retrieval heads, compresses the cache with them, and shows
     what the model still recalls.
     """
     screen = gateway.screen
     with gateway.open() as client:
+        experiments = client.models("probe")
+        if experiment is None:
+            list_experiments(screen, experiments)
+            return
+        _check_name(experiment, [one.id for one in experiments])
         schema = client.model(experiment).request_schema
         texts = dict(parse_pair(text) for text in option or ())
         lm_option = {"lm": lm} if lm else {}
         request = {"model": experiment, **lm_option, **parse_options(texts, schema)}
         report = run_study(client, screen, request)
         save_report(report, experiment, output, screen)
+        save_figures(client, request, report, output, screen)
         print_report(screen, report)
         if follow_up.then is None:
             return
@@ -81,7 +98,25 @@ def probe(
         for method in ({"method": "dense"}, {"method": follow_up.then, "plan": _read_plan(report)}):
             grid_report = run_study(client, screen, {**grid, "longctx": method})
             save_report(grid_report, f"needle-{method['method']}", output, screen)
+            save_figures(client, {**grid, "longctx": method}, grid_report, output, screen, f"needle-{method['method']}")
             _print_grid(screen, str(method["method"]), grid_report)
+
+
+def list_experiments(screen: Screen, experiments: Sequence[ModelEntry]) -> None:
+    """Write the experiments with what they find out."""
+    if screen.as_json:
+        for one in experiments:
+            screen.line(one)
+        return
+    rows = [(f"[bold]{escape(one.id)}[/]", escape((one.model_extra or {}).get("summary", ""))) for one in experiments]
+    screen.table(("experiment", "what it does"), rows, head=False)
+
+
+def _check_name(name: str, known: Sequence[str]) -> None:
+    if name not in known:
+        near = get_close_matches(name, known, 1)
+        hint = f"Did you mean {near[0]}?" if near else f"Experiments: {', '.join(known) or 'none'}."
+        raise NotFound(f"There is no experiment {name!r}.", hint=hint, field="experiment")
 
 
 def run_study(client: Client, screen: Screen, request: dict[str, Any]) -> dict[str, Any]:
@@ -93,7 +128,7 @@ def run_study(client: Client, screen: Screen, request: dict[str, Any]) -> dict[s
 
 
 def print_report(screen: Screen, report: dict[str, Any]) -> None:
-    """Print a report: warnings, numbers and the beginning of its first table."""
+    """Print a report: warnings, numbers and tables; a note says what is not shown."""
     if screen.as_json:
         screen.line(report)
         return
@@ -101,9 +136,16 @@ def print_report(screen: Screen, report: dict[str, Any]) -> None:
     for warning in report["warnings"]:
         screen.note(f"[yellow]{escape(warning)}[/]")
     screen.facts({name.replace("_", " "): _format_scalar(one) for name, one in report["scalars"].items()})
-    for table in report["tables"][:1]:
-        rows = ([escape(_format_figure(cell)) for cell in row] for row in table["rows"][:MAX_ROWS])
-        screen.table(table["columns"], rows)
+    for table in report["tables"]:
+        rows = table["rows"]
+        if len(report["tables"]) > 1:
+            screen.note(f"\n[bold]{escape(table['name'].replace('_', ' '))}[/]")
+        shown = rows if screen.is_tsv else rows[:MAX_ROWS]
+        screen.table(table["columns"], ([escape(_format_figure(cell)) for cell in row] for row in shown))
+        if len(shown) < len(rows):
+            screen.note(f"{len(shown)} of {len(rows)} rows are shown. --format tsv or -o FOLDER gives all.")
+    if grids := [escape(str(grid["name"]).replace("_", " ")) for grid in report["grids"] if "name" in grid]:
+        screen.note(f"[dim]Figures: {', '.join(grids)}. -o FOLDER writes them as a page and as SVG.[/]")
 
 
 def _print_grid(screen: Screen, method: str, report: dict[str, Any]) -> None:
@@ -131,6 +173,35 @@ def save_report(report: dict[str, Any], name: str, folder: Path | None, screen: 
         data = base64.b64decode(text) if artefact.get("encoding") == "base64" else text.encode()
         (folder / Path(artefact["name"]).name).write_bytes(data)
     screen.note(f"wrote {folder / name}.json and {len(report['artefacts'])} artefacts")
+
+
+def save_figures(
+    client: Client,
+    request: Mapping[str, Any],
+    report: Mapping[str, Any],
+    folder: Path | None,
+    screen: Screen,
+    name: str | None = None,
+) -> None:
+    """Write a report as a page (HTML) and a figure (SVG), where a folder is given.
+
+    A stored report is fetched in these forms. A quick one is not stored; its request is sent again and gives the same.
+    """
+    if folder is None:
+        return
+    key = report.get("manifest", {}).get("report")
+    written = []
+    for suffix, media in FORMS.items():
+        try:
+            content = client.send(endpoints.report(key, suffix)) if key else client.run("probe", request, accept=media)
+        except FoveaError as error:  # the report itself is written
+            screen.note(f"[yellow]No {suffix}: {escape(error.detail)}[/]")
+            continue
+        file = folder / f"{name or request['model']}.{suffix}"
+        file.write_bytes(content)
+        written.append(str(file))
+    if written:
+        screen.note(f"wrote {escape(' and '.join(written))}")
 
 
 def _read_plan(report: dict[str, Any]) -> Any:

@@ -36,7 +36,7 @@ def _restore(
     options: dict[str, Any],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")] = Path("out"),
     reference: Annotated[
-        Path | None, typer.Option(help="The view without reflections, to compare the result with.")
+        Path | None, typer.Option(help="The same view without reflections, to score the result (PSNR, SSIM).")
     ] = None,
     model: Model = None,
     *,

@@ -29,7 +29,7 @@ class AnswerForm:
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="File to write the answer to.", show_default=False)
     ] = None
-    job: Annotated[bool, typer.Option("--job", help="Queue the request, and print the job.")] = False
+    job: Annotated[bool, typer.Option("--job", help="Queue the request and print the job.")] = False
 
 
 @expand_options

@@ -33,7 +33,7 @@ def _segment(
     options: dict[str, Any],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")] = Path("out"),
     coco: Annotated[
-        str | None, typer.Option(help="Also write coco.json of all pictures; the mask's parts are of this class.")
+        str | None, typer.Option(help="Also write coco.json of all pictures, with this class name for the regions.")
     ] = None,
     model: Model = None,
     concurrency: Annotated[int, typer.Option("--concurrency", "-c", min=1, max=64, help="Pictures at a time.")] = 4,

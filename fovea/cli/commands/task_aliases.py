@@ -33,10 +33,10 @@ def _make_alias(task: str, help_text: str) -> Callable[..., None]:
 
 actions = _make_alias(
     "actions",
-    "Find actions in a video: FILE has its features (.npz or .npy); for example --duration 90 --model bmn-csa.",
+    "Find actions in a video. FILE holds its features (.npz or .npy).",
 )
 scanpath = _make_alias(
     "scanpath",
-    "Predict where people look: FILE is the picture of the shelf; --target ID, and --objects with boxes as JSON.",
+    "Predict where people look. FILE is a picture of a shelf.",
 )
-plan = _make_alias("plan", "Plan over points: --task hull, delaunay or tsp, and --points as JSON.")
+plan = _make_alias("plan", "Plan over points: their hull, triangulation or shortest tour.")

@@ -1,6 +1,6 @@
 """Routes of studies: `/v1/segment/dicom`, and DICOMweb: a search of the PACS and a STOW target.
 
-What a PACS stores here becomes a job: the gateway queues the request and answers 202, the worker segments, and
+A study that a PACS stores here becomes a job: the gateway queues the request and answers 202, the worker segments, and
 segmentations and reports go back to the PACS that is configured. DICOM's libraries are imported at the first request.
 """
 
@@ -11,9 +11,9 @@ import importlib
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar, cast
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import UploadFile
@@ -86,7 +86,7 @@ _BODY: dict[str, Any] = {
 
 
 class StoredAsJob(Conflict):
-    """What is stored becomes a job; the header asks a gateway to queue the request."""
+    """A stored study becomes a job; the header asks a gateway to queue the request."""
 
     headers: ClassVar[Mapping[str, str]] = {"x-fovea-wants": "respond-async"}
 
@@ -146,7 +146,9 @@ async def correct(request: Request) -> CorrectionOut:
 
 
 @router.get("/v1/dicomweb/studies", operation_id="search_studies", responses=problems(409, 422, 503))
-async def search_studies(request: Request, limit: int = 50) -> list[dict[str, Any]]:
+async def search_studies(
+    request: Request, limit: Annotated[int, Query(description="Most studies.")] = 50
+) -> list[dict[str, Any]]:
     """Search the PACS: UIDs, dates, modalities and counts of studies; no names."""
     filters = {name: value for name, value in request.query_params.items() if name != "limit"}
     if unknown := set(filters) - set(SEARCHABLE):
@@ -179,6 +181,7 @@ async def store_instances(request: Request) -> JSONResponse:
 async def _segment(request: Request, files: Sequence[NamedFile], options: StudyOptions) -> StudyOut:
     host: Host = request.app.state.host
     run: CallContext = request.scope["fovea.run"]
+    await host.wake(host.resolve(options.model, "segment"))
     found = await _segmenter(host, options.model, run).segment(files, options, run)
     if options.store:
         made = [data for series in found.series for data in (series.segmentation, series.report) if data is not None]

@@ -82,7 +82,7 @@ def test_a_folder_of_dicom_becomes_segmentations_and_reports(fovea, tmp_path):
     assert "0 frames changed" in out
     assert dcmread(tmp_path / "new" / f"{stem.name}.v2.seg.dcm").InstanceNumber == 2
     code, _, err = fovea("segment", "pacs:1.2.3", "-o", tmp_path / "out")
-    assert (code, "No PACS is configured" in err) == (1, True)
+    assert (code, "No PACS is configured" in err) == (3, True)
 
 
 def test_what_a_pacs_stores_is_accepted_as_a_job_and_segmented(url):

@@ -1,6 +1,7 @@
 """The page Leaderboard: what it offers, and that its module imports what the console has."""
 
 import re
+from urllib.parse import urljoin
 
 import httpx2
 import pytest
@@ -25,8 +26,9 @@ def test_it_offers_models_methods_and_tasks_that_need_no_file(site):
 
 
 def test_its_module_imports_modules_of_the_console(site):
-    text = site.get("/console/static/plugins/leaderboard/leaderboard.js").text
+    place = "/console/static/plugins/leaderboard/leaderboard.js"
+    text = site.get(place).text
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", text)
     names = re.findall(r'from "([^"]+)"', text)
     assert names
-    assert {site.get(name).status_code for name in names} == {200}
+    assert {site.get(urljoin(place, name)).status_code for name in names} == {200}

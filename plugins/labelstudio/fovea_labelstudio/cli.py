@@ -28,7 +28,7 @@ PREDICT_TIMEOUT_S = 90
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """What people's labels train, and when."""
+    """The training on people's labels, and its schedule."""
 
     recipe: Annotated[str | None, typer.Option(help="Recipe that trains on labels; left out, nothing is trained.")] = (
         None
@@ -51,7 +51,7 @@ def label_studio(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")] = 9090,
     url: Annotated[str, typer.Option(envvar="FOVEA_URL", help="The gateway.")] = "http://127.0.0.1:8080",
 ) -> None:
-    """Be an ML backend of Label Studio: a served model draws first labels, and people's labels train the next one."""
+    """Run an ML backend for Label Studio: a served model pre-labels, and corrected labels train the next model."""
     config = LabelStudioSettings()
     check_access(config, host)
     make_files_private(config.data_dir)

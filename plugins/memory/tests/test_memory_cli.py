@@ -65,7 +65,7 @@ def test_session_from_the_command_line(fovea, tmp_path):
     (listed,) = [line for line in fovea("sessions", "list")[1].splitlines() if session in line]
     assert "ago" in listed
     assert json.loads(fovea("sessions", "list", "--limit", "1", "--json")[1])["id"] == session
-    assert "\ndog " in fovea("sessions", "surprise", session)[1]
+    assert "\ndog\t" in fovea("sessions", "surprise", session)[1]
     assert fovea("sessions", "export", session, tmp_path / "state")[0] == 0
     twin = json.loads(fovea("sessions", "fork", session, "--json")[1])["id"]
     loaded = json.loads(fovea("sessions", "import", twin, tmp_path / "state", "--json")[1])
@@ -73,7 +73,7 @@ def test_session_from_the_command_line(fovea, tmp_path):
     assert json.loads(fovea("sessions", "rollback", twin, "0", "--json")[1])["version"] == 2
     assert fovea("sessions", "delete", session)[0] == 0
     code, _, err = fovea("sessions", "show", session)
-    assert (code, "There is no session" in err) == (1, True)
+    assert (code, "There is no session" in err) == (4, True)
 
 
 def test_document_from_the_command_line(fovea, tmp_path):

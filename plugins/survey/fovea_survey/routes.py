@@ -89,6 +89,7 @@ async def survey_road(request: Request) -> Response:
             files = [(name, value.filename or name, await value.read()) for name, value in uploads]
         if media == forms.ZIP:  # an archive holds the pictures that its map links to
             options = options.model_copy(update={"boxed": True})
+        await host.wake(host.resolve(options.model, "detect"))
         observations = await Search.of(host, options, run).observe(files)
     else:
         body = _validate(SurveyIn, {**dict(request.query_params), **read_json_object(await request.body())})

@@ -1,5 +1,6 @@
 """The console's page of a road survey in a real browser: a map with figures."""
 
+import re
 import zipfile
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def test_a_survey_is_a_map_whose_markers_lead_to_pictures(page, tmp_path):
         (tmp_path / f"{number}.jpg").write_bytes(photograph(50 + number * 0.0004, 8, number))
     page.goto("/console/detect")
     page.get_by_role("link", name="Make a survey").click()
-    page.get_by_label("Photographs").set_input_files([tmp_path / f"{number}.jpg" for number in range(3)])
+    page.get_by_label("Photos", exact=True).set_input_files([tmp_path / f"{number}.jpg" for number in range(3)])
     page.get_by_role("button", name="Survey", exact=True).click()
     page.locator("fovea-survey [data-part=result]").wait_for(timeout=60_000)
     assert figure(page.locator("fovea-survey"), "road") == "0.09 km"
@@ -63,9 +64,36 @@ def test_a_survey_is_a_map_whose_markers_lead_to_pictures(page, tmp_path):
 def test_damage_without_a_place_is_not_reported_as_nothing(page, tmp_path):
     (tmp_path / "plain.jpg").write_bytes(Yolo9trBoxDetector.sample.read_bytes())
     page.goto("/console/survey")
-    page.get_by_label("Photographs").set_input_files(tmp_path / "plain.jpg")
+    page.get_by_label("Photos", exact=True).set_input_files(tmp_path / "plain.jpg")
     page.get_by_role("button", name="Survey", exact=True).click()
     page.locator("fovea-survey [data-part=result]").wait_for(timeout=60_000)
-    assert figure(page.locator("fovea-survey"), "damage") == "none with a place"
-    assert figure(page.locator("fovea-survey"), "not-placed")[-1].isdigit()
+    survey = page.locator("fovea-survey")
+    assert figure(survey, "damage") == "none with a position"
+    assert figure(survey, "not-placed")[0].isdigit()
+    assert re.fullmatch(
+        r"(\d+ \w+(, )?)+ in 1 photo; none has a position, so there is no map\.", figure(survey, "verdict")
+    )
+    assert not survey.locator("[data-part=map]").is_visible()
+    assert survey.get_by_role("button", name="Add a GPX track").is_visible()
+    lost = survey.locator("[data-part=pictures-lost] figure")
+    assert lost.count() == 1
+    survey.get_by_label("Minimum score").fill("1")
+    lost.wait_for(state="hidden")
+    assert figure(survey, "shown") == "0 of 1 photos"
+    survey.get_by_text("Notes").click()
     page.get_by_text("plain.jpg: The file states no GPS position.").wait_for()
+
+
+def test_another_merge_radius_counts_again_without_another_search(page, tmp_path):
+    for number in range(3):
+        (tmp_path / f"{number}.jpg").write_bytes(photograph(50 + number * 0.00005, 8, number))
+    page.goto("/console/survey")
+    page.get_by_label("Photos", exact=True).set_input_files([tmp_path / f"{number}.jpg" for number in range(3)])
+    page.get_by_role("button", name="Survey", exact=True).click()
+    page.locator("fovea-survey [data-part=result]").wait_for(timeout=60_000)
+    survey = page.locator("fovea-survey")
+    apart = figure(survey, "damage")
+    page.get_by_label("Merge duplicates within (m)").fill("100")
+    page.get_by_label("Merge duplicates within (m)").blur()
+    page.wait_for_function("before => document.querySelector('[data-part=damage]').textContent !== before", arg=apart)
+    assert sum(map(int, re.findall(r"\d+", figure(survey, "damage")))) < sum(map(int, re.findall(r"\d+", apart)))

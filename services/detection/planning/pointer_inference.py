@@ -123,7 +123,8 @@ class PointerInference:
         mixed = (chances @ v).swapaxes(1, 2).reshape(batch, count, width)
         x = x + self._linear(layer + "self_attn.out_proj", mixed)
         inner = self._linear(layer + "linear1", self._norm(layer + "norm2", x))
-        return x + self._linear(layer + "linear2", inner * (1 + erf(inner / np.float32(np.sqrt(2)))) / 2)
+        gelu: np.ndarray = inner * (1 + erf(inner / np.float32(np.sqrt(2)))) / 2
+        return np.asarray(x + self._linear(layer + "linear2", gelu))
 
     def _point(self, encoded: np.ndarray, decoded: np.ndarray) -> np.ndarray:
         """Logits (b, w, n + 1) from W1 e (b, 1, n + 1, h) and decoder states (b, w, h)."""

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -143,13 +142,13 @@ class Wrong:
     """Proposes something wrong: what is checked must not depend on how good a network is."""
 
     def decode(self, points, steps, **_):
-        slots = torch.zeros(len(points), steps, dtype=torch.long)
-        slots[:, :3] = torch.tensor([1, 2, 3])
-        return slots, torch.zeros(len(points), steps, points.shape[1] + 1)
+        slots = np.zeros((len(points), steps), np.int64)
+        slots[:, :3] = [1, 2, 3]
+        return slots, np.zeros((len(points), steps, points.shape[1] + 1))
 
     def beam(self, points, width):
-        order = torch.arange(1, points.shape[1] + 1).expand(len(points), 1, -1)
-        return order, torch.zeros(len(points), 1)
+        order = np.broadcast_to(np.arange(1, points.shape[1] + 1), (len(points), 1, points.shape[1]))
+        return order, np.zeros((len(points), 1))
 
 
 def test_a_wrong_network_costs_nothing_but_a_note():

@@ -12,7 +12,10 @@ from starlette.requests import Request
 from fovea.errors import parse_error
 from services.gateway.http.in_process import send_in_process
 from shared.api.model import ModelEntry, ModelList
-from shared.errors import Fault, FoveaError, NotFound, NotReady
+from shared.errors import DeadlineExceeded, Fault, FoveaError, NotFound, NotReady
+
+_DEADLINE_S = 4.0
+"""Longest wait for a fact of a page: without it a page would wait for a lost replica as long as a request may take."""
 
 
 class InProcessClient:
@@ -20,16 +23,19 @@ class InProcessClient:
 
     Attributes:
         known_tasks: The tasks that were served when somebody last asked.
+        has_outage: Whether some service had no ready model then.
     """
 
     def __init__(self) -> None:
         self.known_tasks: frozenset[str] = frozenset()
+        self.has_outage = False
         self._cards: dict[str, dict[str, Any]] = {}
 
     async def models(self, request: Request) -> list[ModelEntry]:
         """Fetch the list of all models."""
         found = ModelList.model_validate(await self._get(request, "/v1/models")).data
         self.known_tasks = frozenset(entry.task for entry in found)
+        self.has_outage = {entry.service for entry in found} > {entry.service for entry in found if entry.ready}
         return found
 
     async def card(self, request: Request, name: str) -> dict[str, Any]:
@@ -88,7 +94,10 @@ class InProcessClient:
         return [one["template"]["id"] for one in found]
 
     async def _get(self, request: Request, path: str) -> Any:
-        response = await send_in_process(request, path)
+        response = await send_in_process(request, path, deadline_s=_DEADLINE_S)
         if response.is_error:
-            raise parse_error(response)
+            error = parse_error(response)
+            if isinstance(error, DeadlineExceeded):
+                raise NotReady(error.detail) from error
+            raise error
         return response.json()

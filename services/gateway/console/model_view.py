@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -57,7 +58,7 @@ def list_facts(card: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         yield "Version", str(card["version"]), ""
     if card.get("parameters"):
         yield "Parameters", _format_count(card["parameters"]), f"{card['parameters']:,}"
-    yield from _list_limits(card.get("limits") or {})
+    yield from _list_limits(card.get("limits") or {}, with_images=_takes_images(card))
     if card.get("media_types"):
         yield "Media types", ", ".join(card["media_types"]), ""
     if card.get("sparsity"):
@@ -82,10 +83,16 @@ def describe_type(field: Field) -> str:
     return f"{kind}, from {low}" if low else f"{kind}, up to {high}" if high else kind
 
 
-def _list_limits(limits: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+def _takes_images(card: Mapping[str, Any]) -> bool:
+    """Whether a request of the model can have an image; unknown requests, such as tensors, can."""
+    return not card.get("schema") or "contentMediaType" in json.dumps(card["schema"])
+
+
+def _list_limits(limits: Mapping[str, Any], *, with_images: bool) -> Iterator[tuple[str, str, str]]:
     units = {"side": "pixels", "tokens": "tokens", "bytes": "bytes", "pixels": "pixels", "s": "seconds"}
     for name, value in limits.items():
-        if value is None:
+        is_of_images = any(word in name for word in ("side", "pixel", "image", "picture"))
+        if value is None or (is_of_images and not with_images):
             continue
         head, _, unit = name.rpartition("_")
         words = (head if unit == "s" else name).replace("_", " ").capitalize()

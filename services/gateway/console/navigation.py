@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from services.gateway.console.model_view import PAGES
 from services.gateway.console.page import Page
 from shared.api.model import sort_tasks, title_task
 
@@ -23,6 +22,7 @@ _PLATFORM = (
     ("runs", "Runs", "/runs", "play"),
     ("jobs", "Jobs", "/console/jobs", "jobs"),
     ("models", "Models", "/console/models", "models"),
+    ("admin", "Admin", "/console/admin", "key"),
     ("", "API reference", "/docs", "api"),
 )
 
@@ -46,7 +46,8 @@ def build_navigation(tasks: Iterable[str], pages: Mapping[str, Page]) -> dict[st
     """
     groups: dict[str, list[NavLink]] = {"Images": [], "Language": [], "Evaluate": [], "Interpret": []}
     for task in sort_tasks({*_ALWAYS, *tasks} - {"infer"}):
-        link = NavLink(task, title_task(task), PAGES.get(task, f"/console/run/{task}"), _choose_icon(task))
+        url = f"/console/{task}" if task in _ALWAYS else f"/console/run/{task}"
+        link = NavLink(task, title_task(task), url, _choose_icon(task))
         groups.setdefault(_GROUP_OF_TASK.get(task, "More tasks"), []).append(link)
     for slug, page in pages.items():
         link = NavLink(slug, title_task(slug), f"/console/{slug}", page.icon)

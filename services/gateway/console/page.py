@@ -34,7 +34,7 @@ class Page:
         module: ES module in `static`; it defines the page's custom elements.
         styles: Style sheets in `static`.
         under: Page of the core that links to it (`segment`, `detect`, `chat`, …), and in whose group it is; or None.
-        group: Its group in the navigation (`Images`, `Language`, `Evaluate`, `Interpret` …), if `under` is None.
+        group: Its group in the navigation (`Images`, `Language`, `Evaluate`, `Interpret`, …), if `under` is None.
         panel: A template in `folder` that the page `under` includes in its form, with the module and the style sheets;
             only `chat` has a place for one. Its element has `data-part="panel"`, and for the chat the properties
             `requestFields`, `newMessages(messages)` and `showLongctx(facts, turn)`.

@@ -18,6 +18,9 @@ Schema = Mapping[str, Any]
 _LONG_TEXTS = frozenset({"prompt", "text", "query", "passage", "document", "system", "input", "template"})
 """Names of text options that get several lines."""
 
+_LONG_JSON = 2000
+"""Characters of a JSON default from which it has a line for each value."""
+
 
 @dataclass(frozen=True, slots=True)
 class Field:
@@ -55,7 +58,10 @@ class Field:
             return ""
         if self.kind in {"list", "choices"}:
             return ", ".join(str(entry) for entry in self.default)
-        return self.default if isinstance(self.default, str) else json.dumps(self.default, indent=2)
+        if isinstance(self.default, str):
+            return self.default
+        text = json.dumps(self.default)
+        return text if len(text) <= _LONG_JSON else json.dumps(self.default, indent=2)
 
     @property
     def is_slider(self) -> bool:

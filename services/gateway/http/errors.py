@@ -1,6 +1,6 @@
 """Error responses of the gateway: one error, in the format that callers of a path expect.
 
-Under `/v2` that is Open Inference's `{"error": …}`, on OpenAI's routes OpenAI's body, everywhere else RFC 9457.
+Under `/v2` that is Open Inference's `{"error": …}`, on OpenAI's and Anthropic's routes their own, else RFC 9457.
 Knows nothing about how requests are routed or checked.
 """
 
@@ -35,8 +35,10 @@ _OPENAI_PATHS = (
     "/v1/embeddings",
     "/v1/responses",
     "/v1/rerank",
+    "/rerank",
     "/v2/rerank",
     "/v1/score",
+    "/score",
     "/v1/files",
     "/v1/batches",
     "/v1/assistants",
@@ -56,6 +58,9 @@ _OPENAI_PATHS = (
 )
 
 
+_ANTHROPIC_PATH = "/v1/messages"
+
+
 def add_security_headers(headers: RawHeaders) -> RawHeaders:
     """Add the security headers that are not there yet; HTML gets a content security policy too."""
     kind = next((value for name, value in headers if name == b"content-type"), b"")
@@ -69,6 +74,8 @@ def find_error_format(path: str) -> ErrorForm:
     for prefix in _OPENAI_PATHS:
         if path.startswith(prefix) and path[len(prefix) : len(prefix) + 1] in {"", "/"}:
             return "openai"
+    if path == _ANTHROPIC_PATH or path.startswith(f"{_ANTHROPIC_PATH}/"):
+        return "anthropic"
     return "oip" if path.startswith("/v2") else "problem"
 
 

@@ -17,12 +17,19 @@ _FORWARDED_HEADERS = ("host", "authorization", "x-api-key", "traceparent", "x-re
 """Headers of the outer request that are passed on."""
 
 
-async def send_in_process(request: Request, path: str, body: Any = None) -> httpx2.Response:
-    """Send a request to the app that serves `request`: a GET, or with a body a POST of JSON."""
+async def send_in_process(
+    request: Request, path: str, body: Any = None, *, deadline_s: float | None = None
+) -> httpx2.Response:
+    """Send a request to the app that serves `request`: a GET, or with a body a POST of JSON.
+
+    With `deadline_s` it fails after so many seconds.
+    """
     client = (request.client.host, request.client.port) if request.client else ("127.0.0.1", 0)
     headers = {name: request.headers[name] for name in _FORWARDED_HEADERS if name in request.headers}
     if current := context().traceparent:
         headers["traceparent"] = current
+    if deadline_s is not None:
+        headers["x-fovea-deadline-ms"] = str(round(1000 * deadline_s))
     content = None
     if body is not None:
         headers |= {"content-type": "application/json", "accept": "application/json"}

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, TypeVar
 
+from services.gateway.http.reference_groups import GROUPS, find_group
 from services.gateway.proxy.http_client import UpstreamClient
 from services.gateway.routing.replica_registry import ReplicaRegistry
 from shared.api.problem import PROBLEM_CONTENT_TYPE, Problem
@@ -34,7 +35,8 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
 """`responses` of the gateway's own routes: errors as problems, or in the error format of the path."""
 
 _GATEWAY_PATHS = (
-    "/livez", "/readyz", "/health", "/version", "/metrics", "/v1/models", "/openapi.json", "/docs", "/v2/models/stats",
+    "/livez", "/readyz", "/health", "/ping", "/version", "/metrics", "/v1/models", "/openapi.json", "/docs",
+    "/v2/models/stats",
 )  # fmt: skip
 """Paths that services describe but the gateway answers; below `/v1/models` services answer again."""
 
@@ -109,11 +111,34 @@ def join_documents(own: Mapping[str, Any], services: Mapping[str, Mapping[str, A
             if path not in paths and path not in _GATEWAY_PATHS and isinstance(item, dict):
                 paths[path] = {method: _adapt_operation(op, method, service, names) for method, op in item.items()}
     _make_ids_unique(paths)
-    document = {**own, "paths": paths, "components": {"schemas": schemas}}
+    paths = {path: _name_operations(path, item) for path, item in paths.items()}
+    groups = [{"name": group.title, "description": group.about} for group in GROUPS]
+    document = {**own, "tags": groups, "paths": paths, "components": {"schemas": schemas}}
     if keys:
         document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         document["security"] = [{"key": []}]
     return document
+
+
+def _name_operations(path: str, item: Mapping[str, Any]) -> dict[str, Any]:
+    """Put the operations of a path into its group, and name those that only repeat the name of their function."""
+    return {method: _name_operation(path, op) if method in _METHODS else op for method, op in item.items()}
+
+
+def _name_operation(path: str, operation: Mapping[str, Any]) -> dict[str, Any]:
+    group = find_group(path)
+    named = {**operation, "tags": [group] if group else operation.get("tags", [])}
+    if parameters := operation.get("parameters"):
+        named["parameters"] = [{"description": _describe_parameter(p), **p} for p in parameters]
+    name = str(operation.get("summary", "")).lower().replace(" ", "_")
+    first, _, rest = str(operation.get("description", "")).partition("\n")
+    if first and name in str(operation.get("operationId", "")):
+        named |= {"summary": first.rstrip(".: "), "description": rest.strip()}
+    return named
+
+
+def _describe_parameter(parameter: Mapping[str, Any]) -> str:
+    return str(parameter.get("schema", {}).get("description", ""))
 
 
 def _choose_schema_names(service: str, document: Mapping[str, Any], taken: Mapping[str, Any]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Reference page at `/docs`: rendered from the OpenAPI document, without scripts and without other hosts.
+"""API reference at `/docs`: a page rendered from the OpenAPI document, with search and without other hosts.
 
 Knows nothing about where the document comes from.
 """
@@ -6,38 +6,28 @@ Knows nothing about where the document comes from.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request
 from jinja2 import Environment, FileSystemLoader, select_autoescape
+from markupsafe import Markup, escape
 from starlette.responses import FileResponse, Response
 
+from services.gateway.http.reference_operations import group_operations
 from services.gateway.http.static_document import StaticDocument
+from shared.api.problem import problem
+from shared.errors import FoveaError, NotFound
+from shared.settings import Settings
 
 _FOLDER = Path(__file__).parent / "reference"
+_GUIDE = {"authentication": "Authentication", "errors": "Errors", "limits": "Limits", "jobs": "Background jobs"}
+_PROBLEM = NotFound("There is no model 'pranett'.", hint="Did you mean 'pranet'?", field="model")
 
 router = APIRouter(include_in_schema=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Operation:
-    """One operation as the page shows it."""
-
-    method: str
-    path: str
-    summary: str
-    text: str
-    parameters: list[dict[str, Any]]
-    bodies: list[tuple[str, str]]
-    responses: list[tuple[str, str, str]]
-
-    @property
-    def anchor(self) -> str:
-        """Its fragment identifier on the page."""
-        return f"{self.method}{self.path}".translate(str.maketrans("/{}:", "----"))
 
 
 @router.get("/openapi.json")
@@ -49,13 +39,19 @@ async def openapi(request: Request) -> Response:
 @router.get("/docs")
 async def page(request: Request) -> Response:
     """The reference page."""
-    return await _serve(request, "page", _render_page)
+    return await _serve(request, "page", partial(_render_page, settings=request.app.state.gateway.settings))
 
 
 @router.get("/docs/style.css")
 async def style() -> FileResponse:
     """The page's style sheet."""
     return FileResponse(_FOLDER / "style.css", media_type="text/css")
+
+
+@router.get("/docs/search.js")
+async def search() -> FileResponse:
+    """The page's search."""
+    return FileResponse(_FOLDER / "search.js", media_type="text/javascript")
 
 
 async def _serve(request: Request, name: str, build: Callable[[dict[str, Any]], StaticDocument]) -> Response:
@@ -69,85 +65,47 @@ def _write_json(document: dict[str, Any]) -> StaticDocument:
     return StaticDocument.build(content, "application/json")
 
 
-def _render_page(document: dict[str, Any]) -> StaticDocument:
-    template = Environment(
+def _render_page(document: dict[str, Any], settings: Settings) -> StaticDocument:
+    environment = Environment(
         loader=FileSystemLoader(_FOLDER), autoescape=select_autoescape(), trim_blocks=True, lstrip_blocks=True
-    ).get_template("page.html")
-    text = template.render(info=document["info"], groups=group_operations(document), keys="security" in document)
+    )
+    environment.filters["prose"] = render_prose
+    text = environment.get_template("page.html").render(
+        info=document["info"],
+        guide=_GUIDE,
+        groups=group_operations(document),
+        keys="security" in document,
+        errors=sorted(_list_errors(FoveaError)),
+        problem=json.dumps(problem(_PROBLEM, "18aa831b4895662d").model_dump(exclude_none=True), indent=2),
+        limits=_list_limits(settings),
+    )
     return StaticDocument.build(text.encode(), "text/html; charset=utf-8")
 
 
-def group_operations(document: Mapping[str, Any]) -> dict[str, list[Operation]]:
-    """Group operations by tag, in the document's order."""
-    found: dict[str, list[Operation]] = {}
-    for path, item in document["paths"].items():
-        for method, operation in item.items():
-            if isinstance(operation, dict) and "responses" in operation:
-                tag = next(iter(operation.get("tags", [])), "gateway")
-                found.setdefault(tag, []).append(_build_operation(document, method, path, operation))
-    return found
+def render_prose(text: str) -> Markup:
+    """Render a description: backticks as code, lines that begin with `*` as a list, the rest as it is."""
+    code = re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text)))
+    lines = [line.strip() for line in code.splitlines() if line.strip()]
+    items = "".join(f"<li>{line[2:]}</li>" for line in lines if line.startswith("* "))
+    words = " ".join(line for line in lines if not line.startswith("* "))
+    return Markup(f"{words}<ul>{items}</ul>" if items else words)  # noqa: S704  # it was escaped
 
 
-def _build_operation(document: Mapping[str, Any], method: str, path: str, raw: Mapping[str, Any]) -> Operation:
-    body = raw.get("requestBody", {}).get("content", {})
-    return Operation(
-        method=method.upper(),
-        path=path,
-        summary=raw.get("summary", ""),
-        text=raw.get("description", ""),
-        parameters=[p for p in raw.get("parameters", []) if "name" in p],
-        bodies=[(kind, _describe_schema(document, media)) for kind, media in body.items()],
-        responses=[
-            (status, a.get("description", ""), _describe_response(document, a))
-            for status, a in raw["responses"].items()
-        ],
-    )
+def _list_errors(kind: type[FoveaError]) -> Iterator[tuple[int, str, str]]:
+    """List status, code and cause of every error."""
+    for one in kind.__subclasses__():
+        if one.__module__ == FoveaError.__module__:
+            yield one.status, one("").code, (one.__doc__ or "").partition("\n\n")[0]
+            yield from _list_errors(one)
 
 
-def _describe_response(document: Mapping[str, Any], answer: Mapping[str, Any]) -> str:
-    return "\n".join(filter(None, (_describe_schema(document, media) for media in answer.get("content", {}).values())))
-
-
-def _describe_schema(document: Mapping[str, Any], media: Mapping[str, Any]) -> str:
-    schema = media.get("schema", {})
-    return "\n".join(_iterate_fields(document, schema, depth=0)) if schema else ""
-
-
-def _iterate_fields(document: Mapping[str, Any], schema: Mapping[str, Any], depth: int) -> Iterator[str]:
-    """Describe a schema as an indented list of fields; what nests deeper than three levels is only named."""
-    schema = _resolve(document, schema)
-    required = schema.get("required", [])
-    for name, raw in schema.get("properties", {}).items():
-        field = _resolve(document, raw)
-        facts = ", ".join([_describe_type(document, raw), *(["required"] if name in required else [])])
-        about = field.get("description", raw.get("description", ""))
-        yield f"{'  ' * depth}{name}: {facts}{'  – ' + about if about else ''}"
-        inner = _resolve(document, field.get("items", field))
-        if depth < 2 and inner.get("properties"):
-            yield from _iterate_fields(document, inner, depth + 1)
-    if depth == 0 and not schema.get("properties"):
-        yield _describe_type(document, schema)
-
-
-def _describe_type(document: Mapping[str, Any], raw: Mapping[str, Any]) -> str:
-    schema = _resolve(document, raw)
-    if "enum" in schema or "const" in schema:
-        return " | ".join(json.dumps(v) for v in schema.get("enum", [schema.get("const")]))
-    if choices := schema.get("anyOf", schema.get("oneOf")):
-        return " | ".join(dict.fromkeys(_describe_type(document, choice) for choice in choices))
-    if schema.get("type") == "array":
-        return f"[{_describe_type(document, schema.get('items', {}))}]"
-    kind = schema.get("title", "object") if schema.get("type") == "object" else schema.get("type", "any")
-    limits = [f"{word} {schema[key]}" for key, word in _LIMITS.items() if key in schema]
-    return " ".join([str(kind), *limits])
-
-
-_LIMITS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<", "default": "="}
-
-
-def _resolve(document: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[str, Any]:
-    reference = schema.get("$ref")
-    if not isinstance(reference, str):
-        return schema
-    found: Any = document.get("components", {}).get("schemas", {}).get(reference.rpartition("/")[2], {})
-    return found if isinstance(found, dict) else {}
+def _list_limits(settings: Settings) -> list[tuple[str, str, str]]:
+    """List the limits of a request with their values here, and the settings that change them."""
+    return [
+        ("Body of a request", f"{settings.max_body_bytes:,} bytes", "FOVEA_MAX_BODY_BYTES"),
+        ("Pixels of a picture", f"{settings.max_pixels:,}", "FOVEA_MAX_PIXELS"),
+        ("Longest side of a picture", f"{settings.max_side:,} pixels", "FOVEA_MAX_SIDE"),
+        ("Pictures in one request", f"{settings.max_images:,}", "FOVEA_MAX_IMAGES"),
+        ("Time until an answer", f"{settings.request_timeout_s:g} s", "FOVEA_REQUEST_TIMEOUT_S"),
+        ("Requests that wait for one model", f"{settings.max_queue_size:,}", "FOVEA_MAX_QUEUE_SIZE"),
+    ]

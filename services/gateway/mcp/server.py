@@ -62,8 +62,8 @@ async def call_mcp(request: Request) -> Response:
         return _answer(message["id"], error=error)
 
 
-@router.get("/v1/mcp", status_code=405, response_class=Response)
-@router.delete("/v1/mcp", status_code=405, response_class=Response)
+@router.get("/v1/mcp", status_code=405, response_class=Response, include_in_schema=False)
+@router.delete("/v1/mcp", status_code=405, response_class=Response, include_in_schema=False)
 async def refuse_stream() -> Response:
     """There are no sessions, so there is nothing to listen to and nothing to end."""
     return Response(status_code=405, headers={"allow": "POST"})

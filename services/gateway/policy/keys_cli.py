@@ -1,4 +1,4 @@
-"""`fovea keys`: makes, lists and revokes API keys on the gateway's machine.
+"""Make, list and revoke API keys on the gateway's machine.
 
 A plug-in of the command line (entry-point group `fovea.commands`). Works on the key file; needs no running gateway.
 """

@@ -6,7 +6,7 @@ from typing import Final
 
 from services.gateway.policy.caller import KeyScope
 
-INSIDE_PATHS: Final = ("/v1/steering-vectors", "/v1/captures")
+INSIDE_PATHS: Final = ("/v1/steering-vectors", "/v1/captures", "/v1/sweeps")
 """Paths whose every request looks inside language models or steers them."""
 
 _STUDY_PATH: Final = "/v1/probe"

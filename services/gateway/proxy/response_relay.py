@@ -60,7 +60,8 @@ async def abort_response(ctx: RequestContext, error: FoveaError | None = None) -
         error = error or Fault("The answer broke off: its replica was lost.", hint="Send the request again.")
         body = json.loads(render_error(error, find_error_format(ctx.path), ctx.trace.request_id)[2])
         event = body if "error" in body else {"error": body}
-        message = {"type": "http.response.body", "body": b"data: %b\n\n" % json.dumps(event).encode()}
+        name = b"event: error\n" if body.get("type") == "error" else b""
+        message = {"type": "http.response.body", "body": b"%bdata: %b\n\n" % (name, json.dumps(event).encode())}
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LAST_EVENT_TIMEOUT_S):
                 await ctx.send(message)

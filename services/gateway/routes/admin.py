@@ -86,7 +86,10 @@ class AuditEntries(BaseModel):
 
 
 @router.get("/keys")
-async def list_keys(request: Request, tenant: Annotated[str | None, Query(max_length=64)] = None) -> KeyInfoList:
+async def list_keys(
+    request: Request,
+    tenant: Annotated[str | None, Query(max_length=64, description="Only keys of this tenant.")] = None,
+) -> KeyInfoList:
     """All keys, or those of a tenant."""
     ring, _, _ = _parts(request)
     keys, used = await asyncio.gather(asyncio.to_thread(ring.list_keys), asyncio.to_thread(ring.read_last_used))
@@ -162,7 +165,9 @@ async def list_tenants(request: Request) -> TenantList:
 
 
 @router.get("/audit")
-async def read_audit(request: Request, limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> AuditEntries:
+async def read_audit(
+    request: Request, limit: Annotated[int, Query(ge=1, le=1000, description="Most entries, newest first.")] = 100
+) -> AuditEntries:
     """The last administrative acts."""
     _, audit, _ = _parts(request)
     return AuditEntries(entries=[dict(entry) for entry in await asyncio.to_thread(audit.read, limit)])

@@ -6,7 +6,7 @@ import asyncio
 from functools import partial
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 from pydantic import ValidationError
 
 from services.gateway.batches.batch_service import BatchService
@@ -21,6 +21,10 @@ from shared.errors import InvalidOption
 from shared.validation_errors import list_errors
 
 router = APIRouter(tags=["batches"], responses=PROBLEMS)
+
+FileId = Annotated[str, Path(description="Id of a file, from `POST /v1/files` or a finished batch.")]
+BatchId = Annotated[str, Path(description="Id of a batch, from `POST /v1/batches`.")]
+Purpose = Annotated[str | None, Query(description="Only files of this purpose, for example `batch`.")]
 
 _UPLOAD = {
     "requestBody": {
@@ -49,26 +53,26 @@ async def upload_file(request: Request) -> FileObject:
 
 
 @router.get("/v1/files")
-async def list_files(request: Request, purpose: str | None = None) -> FileList:
+async def list_files(request: Request, purpose: Purpose = None) -> FileList:
     """The caller's files, newest first."""
     return FileList(data=await asyncio.to_thread(_files(request).list_files, _tenant(request), purpose))
 
 
 @router.get("/v1/files/{file_id}")
-async def get_file(request: Request, file_id: str) -> FileObject:
+async def get_file(request: Request, file_id: FileId) -> FileObject:
     """One file's facts."""
     return await asyncio.to_thread(_files(request).get, _tenant(request), file_id)
 
 
 @router.get("/v1/files/{file_id}/content", response_class=Response)
-async def read_file(request: Request, file_id: str) -> Response:
+async def read_file(request: Request, file_id: FileId) -> Response:
     """One file, byte for byte."""
     data = await asyncio.to_thread(_files(request).read, _tenant(request), file_id)
     return Response(data, media_type="application/octet-stream")
 
 
 @router.delete("/v1/files/{file_id}")
-async def delete_file(request: Request, file_id: str) -> DeletedFile:
+async def delete_file(request: Request, file_id: FileId) -> DeletedFile:
     """Delete a file."""
     await asyncio.to_thread(_files(request).delete, _tenant(request), file_id)
     return DeletedFile(id=file_id)
@@ -106,13 +110,13 @@ async def list_batches(request: Request, limit: Limit = 20) -> BatchList:
 
 
 @router.get("/v1/batches/{batch_id}")
-async def get_batch(request: Request, batch_id: str) -> Batch:
+async def get_batch(request: Request, batch_id: BatchId) -> Batch:
     """How far a batch is; its answers are files once all are there."""
     return await _batches(request).get(_tenant(request), batch_id, get_queue(request))
 
 
 @router.post("/v1/batches/{batch_id}/cancel")
-async def cancel_batch(request: Request, batch_id: str) -> Batch:
+async def cancel_batch(request: Request, batch_id: BatchId) -> Batch:
     """Cancel what is still running."""
     return await _batches(request).cancel(_tenant(request), batch_id, get_queue(request))
 

@@ -37,6 +37,7 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=PROBLEMS)
 
 JobId = Annotated[str, Path(description="As in the answer to the POST.", max_length=128)]
 Limit = Annotated[int, Query(ge=1, le=500, description="How many at most.")]
+Dead = Annotated[bool, Query(description="Only jobs that failed on every attempt.")]
 
 
 def prefers_async(headers: Mapping[bytes, bytes]) -> bool:
@@ -76,7 +77,7 @@ async def submit_job(ctx: RequestContext, queue: JobQueue | None, service: str, 
 
 
 @router.get("")
-async def recent(request: Request, limit: Limit = 50, dead: bool = False) -> JobList:
+async def recent(request: Request, limit: Limit = 50, dead: Dead = False) -> JobList:
     """The caller's jobs, newest first; with `dead=true` its dead letters."""
     queue, tenant = get_queue(request), get_caller(request).tenant
     return JobList(jobs=await (queue.dead(tenant, limit) if dead else queue.recent(tenant, limit)))

@@ -23,7 +23,7 @@ SERVER_METADATA = {
 }
 """Server metadata."""
 
-_STATES = {"ready": "READY", "loading": "LOADING", "waiting": "LOADING"}
+_STATES = {"ready": "READY", "on_demand": "READY", "loading": "LOADING", "waiting": "LOADING"}
 
 _READY_BODY = {
     "content": {"application/json": {"schema": {"type": "object", "properties": {"ready": {"type": "boolean"}}}}}

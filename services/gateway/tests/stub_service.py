@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field, ValidationError
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from shared.api.image import ImageBytes, decode_base64
-from shared.api.mask import SegmentIn, SegmentOut
+from shared.api.mask import Component, SegmentIn, SegmentOut
 from shared.api.model import ModelEntry
 from shared.api.problem import PROBLEM_CONTENT_TYPE, openai_error, problem
 from shared.api.replica import SCOPES_HEADER
@@ -32,11 +32,11 @@ DICE = {"name": "dice_at_half", "ours": 0.8731, "paper": 0.912, "data": "60 held
 
 
 class PatchIn(BaseModel):
-    """What a stub classifier takes."""
+    """Request of a stub classifier."""
 
     image: ImageBytes
     top_k: int = Field(3, ge=1, le=10, description="How many classes are named.")
-    prompt: str | None = Field(None, description="What to look for.")
+    prompt: str | None = Field(None, description="Kind of object to find.")
 
 
 class SinkIn(BaseModel):
@@ -67,7 +67,7 @@ def card(name: str, task: str, model: type[BaseModel], *, ready: bool = True, **
 CARDS = {
     entry["id"]: entry
     for entry in (
-        card("parrot", "chat", ChatRequest, notes=["Repeats what it is told."], details={"methods": True}),
+        card("parrot", "chat", ChatRequest, notes=["Repeats its input."], details={"methods": True}),
         card(
             "disc",
             "segment",
@@ -93,6 +93,8 @@ class Stub:
         self.busy = 0
         self.long = 0
         self.token_s = 0.01
+        self.wait_s = 0.0
+        self.down = False
         self.cards = copy.deepcopy(CARDS)
         self.app = FastAPI(exception_handlers={FoveaError: _refuse})
         for path, endpoint, methods in (
@@ -109,8 +111,8 @@ class Stub:
         ):
             self.app.add_api_route(path, endpoint, methods=methods, response_model=None)
 
-    async def readyz(self) -> dict[str, str]:
-        return {"status": "ready"}
+    async def readyz(self) -> Response:
+        return JSONResponse({"status": "not ready" if self.down else "ready"}, 503 if self.down else 200)
 
     async def methods(self) -> list[dict[str, Any]]:
         knobs = {
@@ -174,7 +176,7 @@ class Stub:
         return JSONResponse({"model": "patches/tiny", "top_k": top[: int(options.get("top_k", 3))], "options": options})
 
     async def judge(self, request: Request) -> Response:
-        """What was sent, as an answer of many shapes; the first `long` of them only as jobs."""
+        """The request as an answer of many shapes; the first `long` of them only as jobs."""
         if self.long > 0:
             self.long -= 1
             return Response("This takes long.", 413, {"x-fovea-wants": "respond-async"})
@@ -192,14 +194,17 @@ class Stub:
             return JSONResponse(openai_error(error), 400)
         words = f"You said: {body['messages'][-1]['content']}".split(" ")
         words = words[: body.get("max_tokens") or len(words)]
-        usage = {"prompt_tokens": 7, "completion_tokens": len(words), "total_tokens": 7 + len(words)}
+        usage: dict[str, Any] = {"prompt_tokens": 7, "completion_tokens": len(words), "total_tokens": 7 + len(words)}
+        if method := (body.get("longctx") or {}).get("method"):
+            usage["longctx"] = {"method": method, "kv_bytes": 2**20, "kv_bytes_dense": 2**22, "kv_ratio": 0.25}
         if body.get("stream"):
             return StreamingResponse(self._pieces(words, usage, body), media_type="text/event-stream")
         message = {"role": "assistant", "content": " ".join(words)}
         choice = {"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}
         return JSONResponse(_completion("chat.completion", choices=[choice], usage=usage))
 
-    async def _pieces(self, words: list[str], usage: dict[str, int], body: dict[str, Any]) -> AsyncIterator[str]:
+    async def _pieces(self, words: list[str], usage: dict[str, Any], body: dict[str, Any]) -> AsyncIterator[str]:
+        await asyncio.sleep(self.wait_s)
         for place, word in enumerate(words):
             delta = {"role": "assistant"} if place == 0 else {}
             choice = {
@@ -275,6 +280,12 @@ async def _refuse(_request: Request, error: Exception) -> Response:
     return Response(body, error.status, headers, PROBLEM_CONTENT_TYPE)
 
 
+def _components(area: int) -> list[Component]:
+    """Two regions that share the area; the page lists its input."""
+    boxes = ((10, 20, 60, 80), (100, 40, 140, 90))
+    return [Component(box=box, area=area // 2, centre=(1.0, 2.0), probability=0.75) for box in boxes if area]
+
+
 def segmented(asked: SegmentIn) -> SegmentOut:
     picture = np.asarray(_opened(asked.image))
     height, width = picture.shape[:2]
@@ -301,7 +312,7 @@ def segmented(asked: SegmentIn) -> SegmentOut:
         area_percent=100 * area / inside.size,
         max_probability=float(probability.max()),
         mean_probability=float(probability[inside].mean()) if area else 0.0,
-        components=[],
+        components=_components(area),
         component_count=int(area > 0),
         times=Times(infer=3.5),
         **{form: value for form, value in forms.items() if form in asked.include},

@@ -13,8 +13,8 @@ pytestmark = MARKS
 
 PICTURE = photograph()
 PLACES = (
-    "/", "/console/models", "/runs", "/console/judge",
-    "/console/segment", "/console/chat", "/console/probe", "/console/jobs", "/console/run/classify",
+    "/", "/console/models", "/runs", "/console/judge", "/console/segment", "/console/chat", "/console/probe",
+    "/console/jobs", "/console/run/classify",
     "/console/models/disc",
 )  # fmt: skip
 

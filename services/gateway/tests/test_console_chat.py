@@ -59,7 +59,7 @@ def test_an_attention_methods_knobs_are_a_form_made_of_its_schema(page, stage, s
     see(page.locator("#nearby-near")).to_be_hidden()
     page.get_by_label("Attention", exact=True).select_option("nearby")
     page.locator("#nearby-near").fill("3")
-    page.get_by_text("Say it twice.").locator("xpath=..").get_by_role("switch").check()
+    page.locator("#nearby-echo").check()
     page.get_by_text("Write a haiku about retinas.").click()
     see(page.locator(".turn").nth(1)).to_contain_text("You said:")
     assert stage.stub.seen[-1]["longctx"] == {"method": "nearby", "near": 3, "echo": True}
@@ -131,3 +131,113 @@ def test_what_a_model_says_is_text_and_never_markup(page, see):
     page.keyboard.press("Enter")
     see(page.locator(".turn").nth(1)).to_contain_text("<img src=x")
     assert page.locator(".turn img").count() == 0
+
+
+MARKDOWN = """# Title
+
+Some **bold** and `code`, [a link](https://example.org/x), [a trap](javascript:alert(1)), ![spy](https://example.org/spy.png)
+
+| a | b |
+|---|---|
+| 1 | 2 |
+
+```python
+print("hello")
+```
+
+The area is $\\pi r^2$ and costs $5 or $6.
+"""
+
+
+def test_markdown_code_and_formulas_are_rendered_and_nothing_in_them_runs(page, see):
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.goto("/console/chat")
+    page.locator("#message").fill(MARKDOWN)
+    page.keyboard.press("Enter")
+    answer = page.locator(".turn").nth(1)
+    see(answer.locator("td").first).to_have_text("1")
+    see(answer.locator("strong")).to_have_text("bold")
+    see(answer.get_by_role("link", name="a link")).to_have_attribute("rel", "noopener noreferrer")
+    assert not [
+        href
+        for href in answer.locator("a").evaluate_all("links => links.map(link => link.href)")
+        if "javascript" in href
+    ]
+    assert answer.locator("img").count() == 0
+    see(answer.locator("math msup")).to_have_count(1)
+    see(answer).to_contain_text("costs $5 or $6")
+    answer.get_by_role("button", name="Copy code").click()
+    assert page.evaluate("() => navigator.clipboard.readText()") == 'print("hello")\n'
+    answer.get_by_role("button", name="Copy", exact=True).click()
+    assert page.evaluate("() => navigator.clipboard.readText()").endswith(MARKDOWN.strip())
+
+
+def test_another_answer_and_an_edited_question_are_branches_that_stay(page, stage, see):
+    page.goto("/console/chat")
+    page.locator("#message").fill("first")
+    page.keyboard.press("Enter")
+    answer = page.locator(".turn").nth(1)
+    see(answer).to_contain_text("You said: first")
+    answer.get_by_role("button", name="Another answer").click()
+    see(answer.locator("[data-part=branch]")).to_have_text("2 of 2")
+    assert [turn["content"] for turn in stage.stub.seen[-1]["messages"]] == ["first"]
+    see(page.locator("#message")).to_be_focused()
+    page.keyboard.press("ArrowUp")
+    see(page.locator("#message")).to_have_value("first")
+    page.locator("#message").fill("second")
+    page.keyboard.press("Enter")
+    see(answer).to_contain_text("You said: second")
+    question = page.locator(".turn").nth(0)
+    see(question.locator("[data-part=branch]")).to_have_text("2 of 2")
+    question.get_by_role("button", name="Previous branch").click()
+    see(answer).to_contain_text("You said: first")
+
+
+def test_conversations_are_found_again_after_a_reload_and_by_a_search(page, see):
+    page.goto("/console/chat")
+    page.locator("#message").fill("retina and fovea")
+    page.keyboard.press("Enter")
+    see(page.locator(".turn").nth(1)).to_contain_text("You said: retina")
+    page.wait_for_url(re.compile("chat="))
+    page.reload()
+    see(page.locator(".turn").nth(1)).to_contain_text("You said: retina and fovea")
+    page.get_by_role("button", name="New conversation").click()
+    see(page.locator(".turn")).to_have_count(0)
+    page.get_by_text("History", exact=True).click()
+    page.get_by_label("Search the history").fill("cornea")
+    see(page.locator(".history-entry")).to_have_count(0)
+    page.get_by_label("Search the history").fill("fovea said")
+    page.locator(".history-entry a").click()
+    see(page.locator(".turn").nth(1)).to_contain_text("You said: retina and fovea")
+    page.get_by_text("History", exact=True).click()
+    page.get_by_role("button", name="Delete retina and fovea").click()
+    see(page.locator(".history-entry")).to_have_count(0)
+
+
+def test_two_methods_answer_beside_each_other_with_one_seed_and_their_memory(page, stage, see):
+    page.goto("/console/chat")
+    page.get_by_text("Compare two answers").click()
+    page.get_by_label("Second attention method").select_option("nearby")
+    page.locator("#message").fill("both")
+    page.keyboard.press("Enter")
+    see(page.locator(".turn-pair .turn")).to_have_count(2)
+    see(page.locator(".turn-pair .turn-text").nth(1)).to_have_text("You said: both")
+    one, other = stage.stub.seen[-2:]
+    assert one["seed"] == other["seed"]
+    assert [body.get("longctx") for body in sorted((one, other), key=lambda body: "longctx" in body)] == [
+        None,
+        {"method": "nearby"},
+    ]
+    see(page.locator(".turn-pair .turn-cost").nth(1)).to_contain_text("nearby: 1.0 MiB of 4.0 MiB KV cache (25 %)")
+
+
+def test_the_wait_for_the_first_token_is_counted_and_escape_ends_it(page, stage, see):
+    stage.stub.wait_s = 20
+    page.goto("/console/chat")
+    page.locator("#message").fill("patience")
+    page.keyboard.press("Enter")
+    see(page.locator("[data-part=wait]").last).to_contain_text("Waiting for the first token, 2 s")
+    page.locator("#message").focus()
+    page.keyboard.press("Escape")
+    stage.stub.wait_s = 0
+    see(page.get_by_role("button", name="Send")).to_be_visible()

@@ -16,8 +16,8 @@ from services.gateway.tests.stub_service import CARDS
 
 STATIC = Path(console.__file__).parent / "static"
 PAGES = (
-    "/", "/console/models", "/runs", "/runs/none",
-    "/console/segment", "/console/segment?model=disc-large", "/console/chat", "/console/jobs",
+    "/", "/console/models", "/runs", "/runs/none", "/console/segment", "/console/segment?model=disc-large",
+    "/console/chat", "/console/jobs",
     "/console/judge", "/console/probe", "/console/run/classify",
     "/console/run/judge", "/console/run/none", "/console/models/disc", "/console/models/patches/tiny",
     "/console/models/parrot", "/console/models/nope",

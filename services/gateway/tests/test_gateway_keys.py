@@ -111,7 +111,7 @@ async def test_calls_need_a_key_and_pages_do_not(gateway, toy, ring):
     scene = await gateway(auth="keys")
     upstream = await toy()
     scene.announce(upstream.url)
-    for path in ("/livez", "/docs", "/docs/style.css", "/openapi.json", "/v2/health/live"):
+    for path in ("/livez", "/docs", "/docs/style.css", "/docs/search.js", "/openapi.json", "/v2/health/live"):
         assert (await scene.client.get(path)).status_code == 200, path
     assert (await scene.client.get("/")).headers["content-type"].startswith("text/html")
     answer = await scene.client.post("/v1/echo", content=b"x")

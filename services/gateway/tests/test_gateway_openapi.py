@@ -1,4 +1,4 @@
-"""What the gateway says about the whole: models, readiness, the joined document, the reference page."""
+"""The gateway's view of the whole: models, readiness, the joined document, the reference page."""
 
 import asyncio
 import re
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from services.gateway.http import openapi
-from services.gateway.http.reference_page import group_operations
+from services.gateway.http.reference_operations import group_operations
 
 LIST_TOOLS = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}
 CHAT = {
@@ -145,17 +145,17 @@ async def test_one_document_holds_all_routes_and_every_reference_leads_somewhere
     ids = re.findall(r"'operationId': '([^']+)'", str(whole))
     assert len(ids) == len(set(ids))
     assert "202" in whole["paths"]["/v1/segment"]["post"]["responses"]
-    assert whole["paths"]["/v1/segment"]["post"]["tags"] == ["seg"]
+    assert whole["paths"]["/v1/segment"]["post"]["tags"] == ["Segment, detect, classify and restore images"]
     assert "get" in whole["paths"]["/livez"]
     assert "operationId" in whole["paths"]["/livez"]["get"]
 
 
-async def test_the_reference_page_shows_every_operation_without_script_or_other_hosts(scene):
+async def test_the_reference_page_shows_every_operation_without_other_hosts_or_inline_code(scene):
     page = await scene.client.get("/docs")
     policy = page.headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
-    assert "<script" not in page.text
+    assert "<script>" not in page.text
     assert " style=" not in page.text
     assert not re.search(r'(?:src|href)="(?:https?:)?//', page.text)
     assert "/v1/segment" in page.text
@@ -163,6 +163,10 @@ async def test_the_reference_page_shows_every_operation_without_script_or_other_
     assert "How much." in page.text
     style = await scene.client.get("/docs/style.css")
     assert style.headers["content-type"].startswith("text/css")
+    script = await scene.client.get("/docs/search.js")
+    assert script.headers["content-type"].startswith("text/javascript")
+    for told in ('id="authentication"', "insecure-local", "<td>504</td>", "67,108,864 bytes", "FOVEA_MAX_PIXELS"):
+        assert (told in page.text) == (told != "insecure-local"), told
 
 
 def test_the_page_survives_schemas_that_refer_to_themselves():
@@ -175,8 +179,36 @@ def test_the_page_survives_schemas_that_refer_to_themselves():
         "paths": {"/a": {"post": {"requestBody": {"content": content}, "responses": {"200": {}}}}},
         "components": {"schemas": {"Tree": tree}},
     }
-    (operation,) = group_operations(whole)["gateway"]
-    assert operation.bodies[0][1].startswith("children: [")
+    (group,) = group_operations(whole)
+    assert (group.title, group.operations[0].bodies[0][1][:11]) == ("gateway", "children: [")
+
+
+MASK = {"schema": {"type": "object", "properties": {"image": {"format": "binary"}, "area": {"type": "number"}}}}
+
+
+def json_body(example: Any, **more: Any) -> dict[str, Any]:
+    return {"requestBody": {"content": {"application/json": {"example": example}, **more}}}
+
+
+SENT = "-H 'content-type: application/json' \\\n  -d"
+PICTURE = json_body({"image": "x" * 90, "area": 1}, **{"multipart/form-data": MASK})
+FILM = {"requestBody": {"content": {"video/mp4": {"example": "@drive.mp4"}}}}
+
+
+@pytest.mark.parametrize(
+    ("method", "operation", "wanted"),
+    [
+        ("get", {"parameters": [{"name": "id", "in": "path", "example": "7"}]}, 'curl "$FOVEA_URL/v1/a/7"'),
+        ("delete", {"parameters": [{"name": "k", "in": "query", "example": 2}]}, '/v1/a/{id}?k=2" \\\n  -X DELETE'),
+        ("post", json_body({"n": 1}), SENT + " '{\"n\": 1}'"),
+        ("post", json_body({"text": "it's"}), SENT + " @request.json"),
+        ("post", PICTURE, "-F image=@image.jpg \\\n  -F area=1"),
+        ("post", FILM, "--data-binary @drive.mp4"),
+    ],
+)
+def test_an_example_is_a_curl_command_that_can_be_typed(method, operation, wanted):
+    whole = {"paths": {"/v1/a/{id}": {method: {"responses": {}, **operation}}}}
+    assert wanted in group_operations(whole)[0].operations[0].curl
 
 
 async def test_every_answer_has_security_headers_and_a_request_id(scene):
@@ -229,3 +261,12 @@ async def test_a_service_without_a_document_is_not_asked_at_every_request(scene)
     for _ in range(5):
         assert (await scene.client.get("/openapi.json")).status_code == 200
     assert sorted(asked) == ["l", "s"]
+
+
+def test_a_link_opens_its_operation_and_the_search_shows_those_with_all_words(page, stage, see):
+    page.goto(f"{stage.url}/docs#GET-v1-jobs")
+    see(page.locator("[id='GET-v1-jobs'] h3").first).to_be_visible()
+    page.fill("#search", "keys ROTATE")
+    see(page.locator("#found")).to_contain_text("1 of ")
+    see(page.locator("details.operation:visible code").first).to_have_text("/v1/admin/keys/{key_id}/rotate")
+    see(page.locator("nav li[data-operation]:visible")).to_have_count(1)

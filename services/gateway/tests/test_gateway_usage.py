@@ -1,4 +1,4 @@
-"""What a tenant consumed is in the ledger, from answers and replicas, and nobody else sees it."""
+"""A tenant's consumption is in the ledger, from answers and replicas, and nobody else sees it."""
 
 import csv
 import io
@@ -107,6 +107,12 @@ def test_what_answers_say_is_read_and_what_they_quote_is_not():
     scanner = UsageScanner(is_stream=False)
     scanner.feed(json.dumps(ANSWER).encode())
     assert scanner.sum_up(2.0) == {"tokens_in": 7, "tokens_out": 5, "cached_tokens": 3, "kv_byte_seconds": 8192}
+    anthropic = UsageScanner(is_stream=True)  # whose input tokens leave out the cached ones
+    usage = {"input_tokens": 4, "output_tokens": 5, "cache_read_input_tokens": 3}
+    anthropic.feed(
+        b"event: message_delta\ndata: %b\n\n" % json.dumps({"type": "message_delta", "usage": usage}).encode()
+    )
+    assert anthropic.sum_up(2.0) == {"tokens_in": 7, "tokens_out": 5, "cached_tokens": 3, "kv_byte_seconds": 0}
     for broken in (b"", b"[]", b'{"usage": 5}', b'{"usage": {"prompt_tokens": "x", "completion_tokens": -1}}', b"\xff"):
         scanner = UsageScanner(is_stream=False)
         scanner.feed(broken)

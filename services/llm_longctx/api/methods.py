@@ -5,9 +5,9 @@ All follows from the classes. Knows HTTP and the registry of methods; knows no e
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Path
 from pydantic import BaseModel, Field
 
 from services.llm_longctx.methods import AttentionMethod, methods
@@ -17,6 +17,8 @@ from shared.serving.http.system_routes import LintedClaim
 from shared.sparsity import lint
 
 router = APIRouter(prefix="/v1/longctx/methods", tags=["longctx"])
+
+Name = Annotated[str, Path(description="Name of the attention method, as in `GET /v1/longctx/methods`.")]
 
 
 class MethodDescription(BaseModel):
@@ -41,13 +43,13 @@ async def catalogue() -> list[MethodDescription]:
 
 
 @router.get("/{name}", responses=problems(404))
-async def one(name: str) -> MethodDescription:
+async def one(name: Name) -> MethodDescription:
     """One attention method."""
     return _describe(_find_method(name))
 
 
 @router.get("/{name}/sparsity", responses=problems(404))
-async def sparsity(name: str) -> LintedClaim:
+async def sparsity(name: Name) -> LintedClaim:
     """A method's sparsity claim: what is sparse, how it was measured and against what, with the lint's findings."""
     if (claim := _lint_claim(_find_method(name))) is None:
         detail = f"The method {name!r} does not claim to be sparse."

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 from uuid import uuid4
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Path, Request
 from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError
 from starlette.responses import Response, StreamingResponse
@@ -23,6 +23,7 @@ from services.llm_longctx.serving.chat import ChatProtocol
 from services.llm_longctx.serving.response_store import ResponseStore, StoredResponse
 from services.llm_longctx.serving.responses import Event, ResponseBuilder, build_chat_request, list_input, rename_fields
 from shared.api.replica import AFFINE, HOLDS_HEADER
+from shared.api.request_fields import check_fields
 from shared.api.responses import InputItem, InputItemList, ResponseObject, ResponsesRequest
 from shared.api.sessions import Deleted
 from shared.api.text import ChatChunk, ChatRequest
@@ -34,6 +35,8 @@ from shared.serving.http.tenant import tenant_store
 from shared.validation_errors import list_errors
 
 router = APIRouter(tags=["openai"])
+
+ResponseId = Annotated[str, Path(description="Id of a response that was asked for with `store: true`.")]
 
 
 def get_response_store(request: Request) -> ResponseStore:
@@ -55,12 +58,13 @@ async def respond(
 ) -> Response:
     """Answer items with items, also after a stored response."""
     _check_characters(body)
+    warnings = check_fields(body, is_strict=body.strict)
     earlier = []
     if (before := body.previous_response_id) is not None:
         earlier = (await asyncio.to_thread(store.get, before, "previous_response_id")).conversation
     request.scope["fovea.run"].is_stream = bool(body.stream)
     chunks = await _open_chunks(_to_chat(body, earlier), request, host)
-    answer = _Answer.begin(body, earlier, store)
+    answer = _Answer.begin(body, earlier, store, warnings)
     holds = {HOLDS_HEADER: answer.builder.response.id}
     if body.stream:
         first = await anext(chunks)  # what goes wrong at once is an ordinary error
@@ -73,13 +77,13 @@ async def respond(
 
 
 @router.get("/v1/responses/{response_id}", responses=ERROR_RESPONSES, openapi_extra=OPENAI_ERRORS)
-def show(response_id: str, store: StoreDep) -> ResponseObject:
+def show(response_id: ResponseId, store: StoreDep) -> ResponseObject:
     """Show a stored response."""
     return store.get(response_id).response
 
 
 @router.get("/v1/responses/{response_id}/input_items", responses=ERROR_RESPONSES, openapi_extra=OPENAI_ERRORS)
-def list_input_items(response_id: str, store: StoreDep) -> InputItemList:
+def list_input_items(response_id: ResponseId, store: StoreDep) -> InputItemList:
     """List what a stored response was made from: the conversation before it, oldest first."""
     items = store.get(response_id).input
     ids = [item["id"] for item in items]
@@ -87,7 +91,7 @@ def list_input_items(response_id: str, store: StoreDep) -> InputItemList:
 
 
 @router.delete("/v1/responses/{response_id}", responses=ERROR_RESPONSES, openapi_extra=OPENAI_ERRORS)
-def delete(response_id: str, store: StoreDep) -> Deleted:
+def delete(response_id: ResponseId, store: StoreDep) -> Deleted:
     """Delete a stored response; those that went on from it keep the conversation."""
     store.delete(response_id)
     return Deleted(id=response_id, object="response")
@@ -102,8 +106,10 @@ class _Answer:
     store: ResponseStore | None
 
     @classmethod
-    def begin(cls, body: ResponsesRequest, earlier: list[InputItem], store: ResponseStore) -> _Answer:
-        return cls(ResponseBuilder(body), [*earlier, *list_input(body)], store if body.store else None)
+    def begin(
+        cls, body: ResponsesRequest, earlier: list[InputItem], store: ResponseStore, warnings: list[str]
+    ) -> _Answer:
+        return cls(ResponseBuilder(body, warnings), [*earlier, *list_input(body)], store if body.store else None)
 
     async def end(self) -> list[Event]:
         """The last events; what is kept is kept before anybody reads that it is complete."""
@@ -115,7 +121,13 @@ class _Answer:
 
 
 def _dump_item(item: InputItem) -> dict[str, Any]:
+    """An item as OpenAI lists it: texts of messages are parts."""
     found = item.model_dump(exclude_none=True)
+    if item.type == "message" and isinstance(item.content, str):
+        kind = "output_text" if item.role == "assistant" else "input_text"
+        found["content"] = [
+            {"type": kind, "text": item.content} | ({"annotations": []} if kind == "output_text" else {})
+        ]
     return found if isinstance(found.get("id"), str) else found | {"id": f"msg_{uuid4().hex}"}
 
 

@@ -9,15 +9,17 @@ import asyncio
 from datetime import UTC, datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Path, Query, Request
 from starlette.responses import Response
 
 from services.llm_longctx.api.model_lookup import find_model
 from services.llm_longctx.api.openai import ERROR_RESPONSES, OPENAI_ERRORS
 from services.llm_longctx.serving.adapters.decoder import DecoderAdapter
+from services.llm_longctx.serving.chat_template import TemplateOptions
 from services.llm_longctx.serving.steering.admission import SCOPE
 from services.llm_longctx.serving.steering.capture_store import CaptureStore
 from services.llm_longctx.serving.steering.mean_difference import compute_directions
+from services.llm_longctx.serving.steering.side_effects import PROSE, choose_layer, measure_side_effects
 from services.llm_longctx.serving.steering.vector_store import VectorStore
 from shared.api.replica import EFFECTFUL
 from shared.api.sessions import Deleted
@@ -34,6 +36,9 @@ MAX_TOKENS = 32_768
 """Tokens of all prompts of one vector: they are read one after the other, next to what is served."""
 
 router = APIRouter(tags=["steering"], responses=ERROR_RESPONSES)
+
+VectorName = Annotated[str, Path(description="Name of a stored steering vector.")]
+CaptureId = Annotated[str, Path(description="Id at the end of the `url` of a large capture.")]
 
 _EFFECTFUL = {**OPENAI_ERRORS, **EFFECTFUL}
 
@@ -73,7 +78,7 @@ async def list_all(vectors: VectorsDep) -> SteeringVectorList:
 
 @router.get("/v1/steering-vectors/{name}", openapi_extra=OPENAI_ERRORS)
 async def get(
-    name: str,
+    name: VectorName,
     vectors: VectorsDep,
     values: Annotated[bool, Query(description="Whether the numbers are part of the answer.")] = False,
 ) -> SteeringVector:
@@ -87,7 +92,7 @@ async def get(
 
 
 @router.delete("/v1/steering-vectors/{name}", openapi_extra=OPENAI_ERRORS)
-async def delete(name: str, request: Request, vectors: VectorsDep) -> SteeringVectorDeleted:
+async def delete(name: VectorName, request: Request, vectors: VectorsDep) -> SteeringVectorDeleted:
     """Delete `name@version`, or every version of `name`."""
     versions = await asyncio.to_thread(vectors.delete, name)
     _call_of(request).audit = {"act": "steering vector deleted", "vector": name}
@@ -100,7 +105,7 @@ async def delete(name: str, request: Request, vectors: VectorsDep) -> SteeringVe
     response_class=Response,
     responses={200: {"content": {"application/x-npz": {}}}},
 )
-async def read_capture(capture_id: str, request: Request) -> Response:
+async def read_capture(capture_id: CaptureId, request: Request) -> Response:
     """The arrays of a capture that was too large for its answer, as NPZ; kept for a day."""
     _call_of(request).require_scope(SCOPE, "Captures")
     npz = await asyncio.to_thread(CaptureStore(tenant_store(request)).read, capture_id)
@@ -109,7 +114,7 @@ async def read_capture(capture_id: str, request: Request) -> Response:
 
 
 @router.delete("/v1/captures/{capture_id}", openapi_extra=OPENAI_ERRORS)
-async def delete_capture(capture_id: str, request: Request) -> Deleted:
+async def delete_capture(capture_id: CaptureId, request: Request) -> Deleted:
     """Delete the file of a capture."""
     _call_of(request).require_scope(SCOPE, "Captures")
     await asyncio.to_thread(CaptureStore(tenant_store(request)).delete, capture_id)
@@ -127,6 +132,8 @@ def _create(
         detail = f"The prompts have {total:,} tokens together; {MAX_TOKENS:,} are read."
         raise TooLarge(detail, hint="Send fewer or shorter ones.", field="positive")
     directions, facts = compute_directions(model, sides[0], sides[1], layers, body.tokens, run)
+    best, prose = choose_layer(facts), adapter.tokenize(PROSE, "prose")[: config.positions]
+    strength, side_effects = measure_side_effects(model, prose, best, directions[best.layer], run)
     vector = SteeringVector(
         id=body.name,
         name=body.name,
@@ -139,6 +146,9 @@ def _create(
         positive=len(body.positive),
         negative=len(body.negative),
         layers=facts,
+        layer=best.layer,
+        strength=strength,
+        side_effects=side_effects,
     )
     return vectors.add(vector, directions)
 
@@ -157,7 +167,7 @@ def _tokenize(adapter: DecoderAdapter, prompts: list[str | list[ChatMessage]], f
                 ids = adapter.tokenize(prompt, name)
             else:
                 is_open = prompt[-1].role != "assistant"
-                text = adapter.render_chat(prompt, add_generation_prompt=is_open)
+                text = adapter.render_chat(prompt, TemplateOptions(add_generation_prompt=is_open))
                 ids = adapter.tokenize(text, name, special=False)
             if not ids:
                 raise InvalidOption("A prompt has no tokens.")

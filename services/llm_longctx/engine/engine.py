@@ -86,7 +86,7 @@ class Engine:
             prefill_tokens: As in `Scheduler`.
             prefix_block: As in `PrefixCache`; None is a page.
             threads: As in `Scheduler`.
-            cache_bits: Default bits of older entries: 8 or 4, or 16 for the decoder's own type. Pages of few bits have
+            cache_bits: Default format of older entries, or 16 for the decoder's own type. Pages of few bits have
                 16 entries.
             team: The processes that hold the decoder together; `net` is this one's part then.
             channel: From the first of them to the others.

@@ -24,7 +24,8 @@ from services.llm_longctx.engine.kv_manager import PagedState, count_bytes
 from services.llm_longctx.engine.taps import SequenceTaps
 from services.llm_longctx.engine.taps.sequence_taps import tap_rows
 from services.llm_longctx.engine.taps.tapped_steps import open_tap, sort_taps, tap_of
-from services.llm_longctx.kernels import Addition, NativeDecoder, PackedMatrix, layer_ops, sample
+from services.llm_longctx.kernels import Addition, NativeDecoder, PackedMatrix, sample
+from services.llm_longctx.kernels import layer_ops as kernel_ops
 from services.llm_longctx.kernels.decode_step import HEAD, is_supported
 from services.llm_longctx.kernels.dispatch import choose
 from services.llm_longctx.kv_cache import PagePool, PoolExhausted
@@ -118,7 +119,7 @@ class ModelRunner:
         device, offset = self.model.output_matrix.device, state.cache.length
         forward = None if taps is None else open_tap(taps, state, offset, chunk)
         tap = tap_of(inputs, forward)
-        ids, ops = to_device(list(chunk), device)[None], self._layer_ops()
+        ids, ops = to_device(list(chunk), device)[None], self.layer_ops()
         logits: Tensor = self.model(ids, attend=seam, offset=offset, keep=keep, ops=ops, tap=tap)
         if forward is not None:
             forward.end()
@@ -254,7 +255,7 @@ class ModelRunner:
         draws: StepDraws | None = None,
     ) -> Tensor:
         ids, at = seam.rows.send(tokens, positions, self._buffer, draws)
-        logits: Tensor = self.model(ids, attend=seam, positions=at, ops=self._layer_ops(), tap=tap)[:, 0]
+        logits: Tensor = self.model(ids, attend=seam, positions=at, ops=self.layer_ops(), tap=tap)[:, 0]
         if draws is not None:
             draws.draw(logits)
         return logits
@@ -263,7 +264,7 @@ class ModelRunner:
         """Launch a step whose numbers lie on the device: logits [B,V], and tokens float64 [B] drawn from them."""
         step.mark()
         ids, at = step.ids, step.positions
-        logits: Tensor = self.model(ids, attend=step.attend, positions=at, ops=self._layer_ops())[:, 0]
+        logits: Tensor = self.model(ids, attend=step.attend, positions=at, ops=self.layer_ops())[:, 0]
         return logits, sample(logits, step.settings, backend=self.backend).double()
 
     def _inputs_of(self, states: Sequence[PagedState]) -> LayerInputs:
@@ -281,10 +282,10 @@ class ModelRunner:
         kernel = choose("decode_step", self.backend, like.dtype, like.device.type)
         return self.team is None and is_supported(self.model) and kernel == "cpu_ext"
 
-    def _layer_ops(self) -> Ops:
+    def layer_ops(self) -> Ops:
         """Linear layers of one pass; asked for each time, because kernel calls are counted."""
         device = self.model.output_matrix.device.type
-        ops = layer_ops(self.backend, self.pool.keys.dtype, device, self._packed_layers, self.packed.get(HEAD))
+        ops = kernel_ops(self.backend, self.pool.keys.dtype, device, self._packed_layers, self.packed.get(HEAD))
         return ops if self.team is None else SummedOps(ops, self.team, self.model)
 
     def _track(self, state: PagedState) -> PagedState:

@@ -146,7 +146,8 @@ class Sequence(Generic[S]):
         if known := list(self.request.prompt_ids[first : self.num_computed + 1]):
             self._num_scored = first + len(known)
             rows = logits[first - 1 - begin :][: len(known)]
-            tokens = token_logprobs(rows, known, self.request.top_logprobs or 0)
+            top = max(self.request.top_logprobs or 0, self.request.top_prompt_logprobs)
+            tokens = token_logprobs(rows, known, top)
             for one in (self, *self.siblings):
                 one.request.hooks.on_prompt(one.answer, tokens)
 
@@ -189,11 +190,10 @@ class Sequence(Generic[S]):
         self.request.run.extend()
         if self.request.recorder is not None:
             self.request.recorder.add_token(token.id)
-        if (
-            token.id in self.request.stop_token_ids
-            or self.request.hooks.on_token(self.answer, token)
-            or self._sampler.is_finished
-        ):
+        if token.id in self.request.stop_token_ids:
+            self.request.hooks.on_stop_token(self.answer, token)
+            return "stop"
+        if self.request.hooks.on_token(self.answer, token) or self._sampler.is_finished:
             return "stop"
         return "length" if len(self.output_ids) >= self.request.max_tokens else None
 

@@ -19,6 +19,7 @@ from shared.registry import CallContext, Card, Limits, LoadContext, Paper, Serva
 class AllMiniLM(Servable[EmbeddingsRequest, Embeddings]):
     """Sentence embeddings of 384 numbers."""
 
+    on_demand: ClassVar[bool] = True
     In: ClassVar[type[EmbeddingsRequest]] = EmbeddingsRequest
     Out: ClassVar[type[Embeddings]] = Embeddings
     card: ClassVar[Card] = Card(

@@ -1,30 +1,31 @@
-"""Types of cached keys and values: from the words of settings and requests to bits, and back."""
+"""Types of cached keys and values: from the words of settings and requests to formats of pages, and back."""
 
 from __future__ import annotations
 
 from typing import Literal
 
+from services.llm_longctx.kernels.packed_pages import R3, R4
 from services.llm_longctx.kv_cache import CacheBits
+from shared.api.text import CacheDtype
 from shared.errors import InvalidOption
 
-CacheDtype = Literal["auto", "q8", "q4"]
-
-_BITS: dict[str, CacheBits | Literal[16]] = {"auto": 16, "q8": 8, "q4": 4}
-_NAMES: dict[int, CacheDtype] = {16: "auto", 8: "q8", 4: "q4"}
+_BITS: dict[CacheDtype, CacheBits | Literal[16]] = {"auto": 16, "q8": 8, "q4": 4, "r4": R4, "r3": R3}
+_NAMES: dict[int, CacheDtype] = {bits: name for name, bits in _BITS.items()}
 
 
 def read_cache_dtype(name: str) -> CacheBits | Literal[16]:
-    """Bits of older entries; 16 stands for the decoder's own type.
+    """Format of older entries; 16 stands for the decoder's own type.
 
     Raises:
         InvalidOption: There is no such type.
     """
-    if name not in _BITS:
+    found = next((bits for word, bits in _BITS.items() if word == name), None)
+    if found is None:
         detail = f"A cache of keys and values is {', '.join(_BITS)}, not {name}."
         raise InvalidOption(detail, field="kv_cache_dtype")
-    return _BITS[name]
+    return found
 
 
 def name_cache_dtype(bits: int) -> CacheDtype:
-    """The word for so many bits."""
+    """The word for a format."""
     return _NAMES[bits]

@@ -11,10 +11,15 @@ from typing import Any, ClassVar
 from uuid import uuid4
 
 from services.llm_longctx.engine import ScoredToken
-from services.llm_longctx.serving.adapters.base import TextModelAdapter, check_options
-from services.llm_longctx.serving.generation import Generation, OutputChunk, TextOptions
+from services.llm_longctx.serving.adapters.base import TextModelAdapter
+from services.llm_longctx.serving.answer_text import OutputChunk
+from services.llm_longctx.serving.chat_template import read_template_options
+from services.llm_longctx.serving.generation import Generation
+from services.llm_longctx.serving.grammars.formats import find_unenforced_keywords
 from services.llm_longctx.serving.grammars.token_grammar import TokenGrammar
-from services.llm_longctx.serving.protocol import CompletionProtocol
+from services.llm_longctx.serving.protocol import MIN_LOGPROB, CompletionProtocol, to_prompt_logprobs
+from services.llm_longctx.serving.reasoning.reasoning_parser import find_reasoning_parser
+from services.llm_longctx.serving.request_options import build_text_options
 from services.llm_longctx.serving.request_state import RequestState
 from services.llm_longctx.serving.steering.capture_writer import join_captured
 from services.llm_longctx.serving.tools.call_grammar import CallGrammar
@@ -29,16 +34,15 @@ from shared.api.text import (
     ChatRequest,
     ChunkChoice,
     Delta,
+    PromptLogprobs,
     Reply,
+    StopReason,
     TokenLogprob,
     TopLogprob,
 )
 from shared.api.tools import FunctionCall, FunctionCallDelta, ToolCall, ToolCallDelta
 from shared.errors import InvalidOption
 from shared.lm.tokenizer import Tokenizer
-
-_MIN_LOGPROB = -9999.0
-"""OpenAI's stand-in for minus infinity."""
 
 
 class ChatProtocol(CompletionProtocol[ChatRequest, ChatChunk, ChatCompletion]):
@@ -52,20 +56,30 @@ class ChatProtocol(CompletionProtocol[ChatRequest, ChatChunk, ChatCompletion]):
     def begin(
         self, generation: Generation, adapter: TextModelAdapter, request: ChatRequest, state: RequestState | None
     ) -> None:
-        _check(request)
-        tools = read_tool_use(request, adapter.tokenizer.chat_template)
-        grammar = _compile_grammar(adapter, request, tools)
-        text = adapter.render_chat(request.messages, tools=tools)
-        ids = adapter.tokenize(text, "messages", special=False)
+        if request.top_logprobs is not None and not request.logprobs:
+            detail = "top_logprobs needs logprobs to be true."
+            raise InvalidOption(detail, field="top_logprobs")
+        own = adapter.tokenizer.chat_template
+        form = read_template_options(request, own, may_bring=adapter.takes_templates)
+        template = form.source or own
+        tools = read_tool_use(request, template)
+        grammar = adapter.add_rules(_compile_grammar(adapter, request, tools), request)
+        text = adapter.render_chat(request.messages, form, tools=tools)
+        ids = adapter.tokenize(text, "messages", special=bool(request.add_special_tokens))
         if not ids:
             detail = "The conversation is empty under the model's template."
             raise InvalidOption(detail, field="messages")
-        most = request.max_completion_tokens or request.max_tokens
-        engine_request = adapter.build_request(ids, most, request, "messages", text=text, state=state)
+        engine_request = adapter.build_request(ids, request.longest, request, "messages", text=text, state=state)
         engine_request.top_logprobs = (request.top_logprobs or 0) if request.logprobs else None
         if tools is not None:
-            generation.use_parser(partial(tools.parser, tools.functions))
-        generation.begin(engine_request, TextOptions(request.stop or ()), grammar)
+            generation.use_parser(partial(tools.parser, tools.functions), is_forced=tools.is_forced)
+        generation.unenforced += [] if tools is None else tools.unenforced
+        if tools is None or not tools.is_forced:
+            generation.unenforced += find_unenforced_keywords(request)
+        if (reasoner := find_reasoning_parser(template)) is not None:
+            generation.use_reasoner(partial(reasoner, text), is_shown=request.include_reasoning)
+        options = build_text_options(request, prompt_logprobs=request.prompt_logprobs)
+        generation.begin(engine_request, options, grammar)
 
     def wants_logprobs(self, request: ChatRequest) -> bool:
         return request.logprobs
@@ -83,21 +97,34 @@ class ChatProtocol(CompletionProtocol[ChatRequest, ChatChunk, ChatCompletion]):
             return ChunkChoice(**{"index": piece.index, "delta": delta, "logprobs": None, "finish_reason": None} | more)
 
         if is_first:
-            yield choice(Delta(role="assistant", content=""))
+            yield choice(Delta(role="assistant", content="" if piece.has_text else None))
+        elif piece.scored:
+            yield choice(Delta())
         if captured:
             yield choice(Delta(), captured=list(captured))
-        if piece.text or piece.tokens:
+        if piece.text or piece.thought or piece.tokens:
             scores = [_score(token, tokenizer) for token in piece.tokens]
-            yield choice(
-                Delta(content=piece.text), logprobs=ChatLogprobs(content=scores, refusal=None) if has_logprobs else None
-            )
+            shows_text = piece.has_text and (piece.text or not piece.thought)
+            delta = Delta(**({"content": piece.text} if shows_text else {}))
+            if piece.thought:
+                delta.reasoning_content = piece.thought
+            yield choice(delta, logprobs=ChatLogprobs(content=scores, refusal=None) if has_logprobs else None)
         for update in piece.calls:
             yield choice(Delta(tool_calls=[_to_delta(update)]))
         if piece.reason is not None:
-            yield choice(Delta(), finish_reason=piece.reason)
+            stop = {} if piece.stop is None else {"stop_reason": piece.stop}
+            yield choice(Delta(), finish_reason=piece.reason, **stop)
+
+    def fields_of(self, piece: OutputChunk, tokenizer: Tokenizer) -> dict[str, Any]:
+        if not piece.scored or piece.index:
+            return {}
+        return {"prompt_logprobs": to_prompt_logprobs(piece.scored, tokenizer)}
 
     def gather(self, chunks: Iterable[ChatChunk]) -> ChatCompletion:
-        texts: dict[int, str] = {}
+        texts: dict[int, str | None] = {}
+        thoughts: dict[int, str] = {}
+        stops: dict[int, StopReason | None] = {}
+        prompt: PromptLogprobs = []
         calls: dict[int, dict[int, ToolCall]] = {}
         scores: dict[int, list[TokenLogprob]] = {}
         reasons: dict[int, Any] = {}
@@ -105,9 +132,13 @@ class ChatProtocol(CompletionProtocol[ChatRequest, ChatChunk, ChatCompletion]):
         last: ChatChunk | None = None
         for chunk in chunks:
             last = chunk
+            prompt += chunk.prompt_logprobs or ()
             for choice in chunk.choices:
-                texts[choice.index] = texts.get(choice.index, "") + (choice.delta.content or "")
-                reasons[choice.index] = choice.finish_reason
+                texts.setdefault(choice.index, None)
+                if (text := choice.delta.content) is not None:
+                    texts[choice.index] = (texts[choice.index] or "") + text
+                thoughts[choice.index] = thoughts.get(choice.index, "") + (choice.delta.reasoning_content or "")
+                reasons[choice.index], stops[choice.index] = choice.finish_reason, choice.stop_reason
                 _add_calls(calls.setdefault(choice.index, {}), choice.delta.tool_calls or ())
                 captured.setdefault(choice.index, []).extend(choice.captured or ())
                 if choice.logprobs is not None:
@@ -118,8 +149,9 @@ class ChatProtocol(CompletionProtocol[ChatRequest, ChatChunk, ChatCompletion]):
         choices = [
             ChatChoice(
                 index=i,
-                message=_to_reply(texts[i], list(calls[i].values())),
+                message=_to_reply(texts[i], thoughts[i], list(calls[i].values())),
                 finish_reason=reasons[i],
+                stop_reason=stops[i],
                 logprobs=ChatLogprobs(content=scores[i]) if i in scores else None,
                 captured=join_captured(captured[i]) or None,
             )
@@ -133,6 +165,8 @@ class ChatProtocol(CompletionProtocol[ChatRequest, ChatChunk, ChatCompletion]):
             choices=choices,
             usage=last.usage,
             longctx=last.longctx,
+            prompt_logprobs=prompt or None,
+            warnings=last.warnings,
             comparison=last.comparison,
         )
 
@@ -145,6 +179,7 @@ class ChatProtocol(CompletionProtocol[ChatRequest, ChatChunk, ChatCompletion]):
             "model": completion.model,
             "system_fingerprint": completion.system_fingerprint,
             "longctx": completion.longctx,
+            "warnings": completion.warnings,
         }
         choices = [
             ChunkChoice(
@@ -152,6 +187,7 @@ class ChatProtocol(CompletionProtocol[ChatRequest, ChatChunk, ChatCompletion]):
                 delta=_whole_delta(one.message),
                 logprobs=one.logprobs,
                 finish_reason=one.finish_reason,
+                stop_reason=one.stop_reason,
                 captured=one.captured,
             )
             for one in completion.choices
@@ -176,14 +212,6 @@ def _compile_grammar(
     return CallGrammar(call, tools.parser, frozenset(f.name for f in tools.functions), adapter.grammars)
 
 
-def _check(request: ChatRequest) -> None:
-    """Refuse options that are not served."""
-    check_options(request)
-    if request.top_logprobs is not None and not request.logprobs:
-        detail = "top_logprobs needs logprobs to be true."
-        raise InvalidOption(detail, field="top_logprobs")
-
-
 def _to_delta(update: CallUpdate) -> ToolCallDelta:
     """News of a call; it gets its id with its name."""
     if update.name is None:
@@ -201,8 +229,9 @@ def _add_calls(calls: dict[int, ToolCall], deltas: Iterable[ToolCallDelta]) -> N
         calls[delta.index].function.arguments += function.arguments or ""
 
 
-def _to_reply(text: str, calls: list[ToolCall]) -> Reply:
-    return Reply(content=text if text or not calls else None, tool_calls=calls or None)
+def _to_reply(text: str | None, thoughts: str, calls: list[ToolCall]) -> Reply:
+    content = text if text or not (calls or thoughts) else None
+    return Reply(content=content, reasoning_content=thoughts or None, tool_calls=calls or None)
 
 
 def _whole_delta(message: Reply) -> Delta:
@@ -211,13 +240,14 @@ def _whole_delta(message: Reply) -> Delta:
         ToolCallDelta(index=i, id=call.id, type="function", function=FunctionCallDelta(**call.function.model_dump()))
         for i, call in enumerate(message.tool_calls or ())
     ]
-    return Delta(role="assistant", content=message.content, **({"tool_calls": calls} if calls else {}))
+    thoughts = {"reasoning_content": message.reasoning_content} if message.reasoning_content else {}
+    return Delta(role="assistant", content=message.content, **thoughts, **({"tool_calls": calls} if calls else {}))
 
 
 def _score(token: ScoredToken, tokenizer: Tokenizer) -> TokenLogprob:
     def entry(token: int, logprob: float) -> dict[str, Any]:
         raw = list(tokenizer.token_bytes(token))
-        return {"token": tokenizer.token_text(token), "logprob": max(logprob, _MIN_LOGPROB), "bytes": raw}
+        return {"token": tokenizer.token_text(token), "logprob": max(logprob, MIN_LOGPROB), "bytes": raw}
 
     top = [TopLogprob(**entry(i, logprob)) for i, logprob in token.top]
     return TokenLogprob(**entry(token.id, token.logprob or 0.0), top_logprobs=top)

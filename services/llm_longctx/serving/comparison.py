@@ -71,7 +71,7 @@ class Comparison(Generic[RequestT]):
     """
 
     def __init__(self, adapter: DecoderAdapter, variants: list[RequestT], generation: Generation) -> None:
-        self.variants = variants
+        self.variants: list[RequestT] = variants
         self._adapter, self._generation = adapter, generation
         self._first = _Recorded(max(MAX_NUMBERS // adapter.vocab, 1))
         generation.recorder = self._first

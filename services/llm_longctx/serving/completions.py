@@ -6,13 +6,16 @@ Knows the protocol's chunks; knows nothing about HTTP or the engine.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 from services.llm_longctx.engine import GenerationRequest, ScoredToken
 from services.llm_longctx.engine.taps import CaptureSize
-from services.llm_longctx.serving.adapters.base import TextModelAdapter, check_options
-from services.llm_longctx.serving.generation import Generation, OutputChunk, TextOptions
-from services.llm_longctx.serving.protocol import CompletionProtocol
+from services.llm_longctx.serving.adapters.base import TextModelAdapter
+from services.llm_longctx.serving.answer_text import OutputChunk, TextOptions
+from services.llm_longctx.serving.generation import Generation
+from services.llm_longctx.serving.grammars.formats import find_unenforced_keywords
+from services.llm_longctx.serving.protocol import MIN_LOGPROB, CompletionProtocol, to_prompt_logprobs
+from services.llm_longctx.serving.request_options import build_text_options
 from services.llm_longctx.serving.request_state import RequestState
 from services.llm_longctx.serving.steering.build_taps import check_captured
 from services.llm_longctx.serving.steering.capture_writer import join_captured
@@ -20,12 +23,6 @@ from shared.api.interventions import Captured
 from shared.api.text import Completion, CompletionChoice, CompletionLogprobs, CompletionRequest
 from shared.errors import InvalidOption
 from shared.lm.tokenizer import Tokenizer
-
-MAX_PROMPTS = 32
-"""Most prompts in one request; each waits and runs by itself."""
-
-_MIN_LOGPROB = -9999.0
-"""OpenAI's stand-in for minus infinity."""
 
 
 class TextCompletionProtocol(CompletionProtocol[CompletionRequest, Completion, Completion]):
@@ -39,12 +36,15 @@ class TextCompletionProtocol(CompletionProtocol[CompletionRequest, Completion, C
     def begin(
         self, generation: Generation, adapter: TextModelAdapter, request: CompletionRequest, state: RequestState | None
     ) -> None:
-        _check(request)
+        if request.best_of is not None and request.best_of != request.n:
+            hint = "Leave it out, or ask for n answers with logprobs and choose."
+            raise InvalidOption("best_of is not served beyond n.", hint=hint, field="best_of")
         prompts = _list_prompts(request)
         if state is not None and len(prompts) > 1:
             detail = "A session or a document takes one prompt at a time."
             raise InvalidOption(detail, field="prompt")
-        grammar = adapter.compile_grammar(request)
+        grammar = adapter.add_rules(adapter.compile_grammar(request), request)
+        generation.unenforced += find_unenforced_keywords(request)
         built = [_build_request(adapter, prompt, request, state) for prompt in prompts]
         check_captured(sum((one.taps.size for one, _ in built if one.taps is not None), CaptureSize()))
         for engine_request, options in built:
@@ -63,8 +63,14 @@ class TextCompletionProtocol(CompletionProtocol[CompletionRequest, Completion, C
         captured: Sequence[Captured] = (),
     ) -> Iterator[CompletionChoice]:
         logprobs = _to_logprobs(piece.tokens, tokenizer) if has_logprobs else None
-        choice = CompletionChoice(index=piece.index, text=piece.text, logprobs=logprobs, finish_reason=piece.reason)
-        yield choice.model_copy(update={"captured": list(captured)}) if captured else choice
+        more: dict[str, Any] = {"captured": list(captured)} if captured else {}
+        if piece.stop is not None:
+            more["stop_reason"] = piece.stop
+        if piece.scored:
+            more["prompt_logprobs"] = to_prompt_logprobs(piece.scored, tokenizer)
+        yield CompletionChoice(
+            index=piece.index, text=piece.text, logprobs=logprobs, finish_reason=piece.reason, **more
+        )
 
     def gather(self, chunks: Iterable[Completion]) -> Completion:
         whole: dict[int, CompletionChoice] = {}
@@ -83,52 +89,43 @@ class TextCompletionProtocol(CompletionProtocol[CompletionRequest, Completion, C
         return [completion.model_copy(update={"usage": None}), completion.model_copy(update={"choices": []})]
 
 
-def _check(request: CompletionRequest) -> None:
-    check_options(request)
-    if request.suffix:
-        detail = "suffix is not served: these models only read forwards."
-        raise InvalidOption(detail, field="suffix")
-    if request.best_of is not None and request.best_of != request.n:
-        detail = "best_of is not served beyond n."
-        raise InvalidOption(detail, hint="Leave it out, or ask for n answers with logprobs.", field="best_of")
-
-
 def _list_prompts(request: CompletionRequest) -> list[str | list[int]]:
     prompt = request.prompt
     if isinstance(prompt, str):
         return [prompt]
     if prompt and isinstance(prompt[0], int):
         return [prompt]
-    if not 1 <= len(prompt) <= MAX_PROMPTS:
-        detail = f"prompt holds {len(prompt)} prompts; 1 to {MAX_PROMPTS} are answered at a time."
-        raise InvalidOption(detail, field="prompt")
+    if not prompt:
+        raise InvalidOption("prompt holds no prompt.", field="prompt")
     return list(cast("list[str] | list[list[int]]", prompt))
 
 
 def _build_request(
     adapter: TextModelAdapter, prompt: str | list[int], request: CompletionRequest, state: RequestState | None
 ) -> tuple[GenerationRequest, TextOptions]:
-    ids, hidden = adapter.tokenize(prompt, "prompt") if isinstance(prompt, str) else prompt, 0
+    special = request.add_special_tokens is not False
+    ids, hidden = adapter.tokenize(prompt, "prompt", special=special) if isinstance(prompt, str) else prompt, 0
     if not ids:
         ids, hidden = [adapter.tokenizer.start], 1
     elif isinstance(prompt, str) and request.echo:
         hidden = len(ids) - len(adapter.tokenize(prompt, "prompt", special=False))
     text = prompt if isinstance(prompt, str) and not hidden else None
-    built = adapter.build_request(ids, request.max_tokens, request, "prompt", text=text, state=state)
+    built = adapter.build_request(ids, request.longest, request, "prompt", text=text, state=state)
     score_from = (request.longctx.logprobs_from if request.longctx else None) or 0
     built.top_logprobs = request.logprobs
-    built.score_prompt = request.echo and request.logprobs is not None
-    built.score_from = min(score_from, len(ids))
-    return built, TextOptions(request.stop or (), request.echo, hidden)
+    built.score_prompt = built.score_prompt or (request.echo and request.logprobs is not None)
+    built.score_from = min(score_from, len(built.prompt_ids))
+    asked = request.prompt_logprobs
+    return built, build_text_options(request, echo=request.echo, hidden=hidden, prompt_logprobs=asked)
 
 
 def _to_logprobs(tokens: Sequence[ScoredToken], tokenizer: Tokenizer) -> CompletionLogprobs:
     text = tokenizer.token_text
     top = [
-        {text(i): max(logprob, _MIN_LOGPROB) for i, logprob in one.top} if one.logprob is not None else None
+        {text(i): max(logprob, MIN_LOGPROB) for i, logprob in one.top} if one.logprob is not None else None
         for one in tokens
     ]
-    logprobs = [None if one.logprob is None else max(one.logprob, _MIN_LOGPROB) for one in tokens]
+    logprobs = [None if one.logprob is None else max(one.logprob, MIN_LOGPROB) for one in tokens]
     return CompletionLogprobs(
         tokens=[text(one.id) for one in tokens],
         token_logprobs=logprobs,
@@ -151,6 +148,8 @@ def _join(begun: CompletionChoice, more: CompletionChoice) -> CompletionChoice:
             "text": begun.text + more.text,
             "logprobs": logprobs,
             "finish_reason": more.finish_reason,
+            "stop_reason": more.stop_reason,
+            "prompt_logprobs": [*(begun.prompt_logprobs or ()), *(more.prompt_logprobs or ())] or None,
             "captured": join_captured([*(begun.captured or ()), *(more.captured or ())]) or None,
         }
     )

@@ -6,11 +6,12 @@ Subclasses say which files; `text_model` answers requests. Knows nothing about H
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import AsyncGenerator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.engine.quality.fidelity_monitor import FidelityMonitor
@@ -23,11 +24,13 @@ from services.llm_longctx.serving.parallel_processes import ParallelProcesses, l
 from services.llm_longctx.serving.text_model import TextModel
 from services.llm_longctx.serving.weight_format import load_weights
 from shared.api.text import ChatRequest, CompletionRequest
+from shared.engines.idle_memory import IDLE_SHRINKER
 from shared.errors import InvalidOption, Malformed
 from shared.lm.head_plan_store import HeadPlanStore
+from shared.lm.mapped_weights import release_clean_pages
 from shared.lm.tokenizer import Tokenizer
 from shared.lm.weights import read_json
-from shared.registry import LoadContext, SamplingDefaults
+from shared.registry import CallContext, LoadContext, SamplingDefaults
 
 _BUNDLED_PLANS = Path(__file__).parents[1] / "weights"
 """Head plans that come with the package."""
@@ -46,9 +49,10 @@ class DecoderModel(TextModel):
     adapter: DecoderAdapter
     _others: ParallelProcesses | None = None
 
-    def __init__(self, adapter: DecoderAdapter) -> None:
-        """Serve a loaded decoder; the Card names how it draws tokens."""
+    def __init__(self, adapter: DecoderAdapter, folder: Path | None = None) -> None:
+        """Serve a loaded decoder, whose weights may be mapped from `folder`; the Card names how it draws tokens."""
         self.adapter = adapter
+        self._folder = folder
         self.card = self.card.model_copy(update={"sampling": adapter.sampling})  # type: ignore[misc]  # of this instance
 
     @classmethod
@@ -107,10 +111,20 @@ class DecoderModel(TextModel):
             plans,
             place.objects,
             sampling=sampling,
+            takes_templates=place.options.get("llm_request_templates") == "True",
         )
-        made = cls(adapter)
+        made = cls(adapter, folder)
         made._others = others
         return made
+
+    def stream(self, request: BaseModel, run: CallContext) -> AsyncGenerator[BaseModel, None]:
+        IDLE_SHRINKER.note_run(self)
+        return super().stream(request, run)
+
+    def shrink(self) -> None:
+        """Give back the pages of mapped weights, which short prompts read and steps of few bits do not."""
+        if self._folder is not None:
+            release_clean_pages(self._folder)
 
     def close(self) -> None:
         super().close()

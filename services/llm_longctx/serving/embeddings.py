@@ -15,6 +15,7 @@ from torch import Tensor
 
 from services.llm_longctx.api.errors import ContextLengthExceeded
 from shared.api.embeddings import MAX_INPUTS, Embeddings, EmbeddingsRequest, build_embeddings
+from shared.api.request_fields import check_fields
 from shared.errors import InvalidOption
 from shared.lm.decoder import Decoder
 from shared.lm.tokenizer import Tokenizer
@@ -41,6 +42,10 @@ class TokenEmbedder(Protocol):
         """Vectors of length 1 [n,d] of texts, each cut to `max_tokens` as the model is used to."""
         ...
 
+    def cut(self, ids: list[int], size: int) -> list[int]:
+        """So many tokens of a text, as the model is used to."""
+        ...
+
 
 class DecoderEmbedder:
     """Mean pooling over a decoder's normed last hidden states; one text after the other, one request at a time."""
@@ -53,11 +58,15 @@ class DecoderEmbedder:
         """See `TokenEmbedder`."""
         return self._tokenizer.encode(text) or [self._tokenizer.start]
 
+    def cut(self, ids: list[int], size: int) -> list[int]:
+        """See `TokenEmbedder`."""
+        return ids[:size]
+
     @torch.inference_mode()
     def embed_tokens(self, texts: Sequence[list[int]]) -> np.ndarray:
         """See `TokenEmbedder`."""
         with self._lock:
-            means = torch.stack([self._mean_state(ids[: self.max_tokens]) for ids in texts])
+            means = torch.stack([self._mean_state(self.cut(ids, self.max_tokens)) for ids in texts])
         rows: np.ndarray = torch.nn.functional.normalize(means, dim=-1).numpy()
         return rows
 
@@ -81,15 +90,23 @@ def embed_request(model: str, embedder: TokenEmbedder, request: EmbeddingsReques
         ContextLengthExceeded: A text is longer than the model reads, and is not to be cut.
     """
     inputs = request.list_inputs()
-    if not 1 <= len(inputs) <= MAX_INPUTS or not all(inputs):
-        detail = f"input takes 1 to {MAX_INPUTS} texts, none of them empty."
-        raise InvalidOption(detail, field="input")
+    warnings = check_fields(request)
+    if not 1 <= len(inputs) <= MAX_INPUTS:
+        detail = f"input has {len(inputs):,} texts; a request takes 1 to {MAX_INPUTS:,}."
+        raise InvalidOption(detail, hint="Send several requests.", field="input")
+    if (empty := next((i for i, one in enumerate(inputs) if not one), None)) is not None:
+        raise InvalidOption(f"input[{empty}] is empty.", hint="Leave it out.", field="input")
     if request.dimensions is not None and request.dimensions > embedder.width:
         detail = f"{model} has {embedder.width} dimensions, not {request.dimensions}."
         raise InvalidOption(detail, field="dimensions")
-    texts = [_tokenize(model, embedder, one, may_cut=request.truncate) for one in inputs]
+    cut = request.truncate_prompt_tokens
+    may_cut = request.truncate or cut is not None
+    texts = [_tokenize(model, embedder, one, may_cut=may_cut) for one in inputs]
+    if cut is not None and cut > 0:
+        texts = [embedder.cut(ids, cut) for ids in texts]
     read = sum(min(len(ids), embedder.max_tokens) for ids in texts)
-    return build_embeddings(model, list(embedder.embed_tokens(texts)), read, request)
+    answer = build_embeddings(model, list(embedder.embed_tokens(texts)), read, request)
+    return answer.model_copy(update={"warnings": warnings or None})
 
 
 def _tokenize(model: str, embedder: TokenEmbedder, text: str | list[int], *, may_cut: bool) -> list[int]:

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from services.llm_longctx.engine import GenerationRequest
-from services.llm_longctx.serving.generation import OutputChunk
+from services.llm_longctx.serving.answer_text import OutputChunk
 from shared import telemetry
 from shared.api.text import GenerationOptions, Usage
 

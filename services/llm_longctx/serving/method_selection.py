@@ -20,14 +20,14 @@ from shared.lm.head_plan import HeadPlan
 
 
 class BudgetNotMet(InvalidOption):
-    """A method that frees memory can't free enough for this prompt."""
+    """A method that frees memory can't free enough for this prompt.
 
+    Attributes:
+        nearest: The method with the knobs under which its pages take the fewest bytes; None where none fit at all.
+    """
 
-TRIES = 6
-"""Tries to meet a budget: it is met in entries, pages round up, and each try lowers it by the excess."""
+    nearest: Policy | None = None
 
-SHORT_TOKENS = 1024
-"""Tokens of prompt and answer up to which a budget that can't be met is no reason to refuse: dense serves them."""
 
 DEFAULT_PLAN = "default"
 """Name of the plan that a request gets which names none."""
@@ -56,26 +56,49 @@ def select_policy(
     bits = None if options.kv_cache_dtype is None else read_cache_dtype(options.kv_cache_dtype)
     if options.kv_bytes is None and options.kv_ratio is None:
         return engine.policy_of(requested, plan, bits)
-    if options.kv_bytes is not None and options.kv_ratio is not None:
-        detail = "Give either kv_bytes or kv_ratio."
-        raise InvalidOption(detail, field="longctx.kv_ratio")
+    _check_budget(options, requested)
     budget = options.kv_bytes or int((options.kv_ratio or 1) * engine.dense_bytes(prompt + new))
     given = options.model_dump(include={"kv_bytes", "kv_ratio"}, exclude_none=True)
-    return fit_policy(engine, requested, plan, budget, prompt, new, bits).with_budget(requested, given)
-
-
-def select_policy_or_dense(
-    engine: Engine, options: LongctxOptions | None, plans: Mapping[str, HeadPlan], prompt: int, new: int
-) -> tuple[Policy, str | None]:
-    """As `select_policy`; a prompt too short for its budget is served densely, and the second value says so."""
     try:
-        return select_policy(engine, options, plans, prompt, new), None
+        return fit_policy(engine, requested, plan, budget, prompt, new, bits).with_budget(requested, given)
     except BudgetNotMet as error:
-        if prompt + new > SHORT_TOKENS:
+        if error.nearest is not None:
+            error.nearest = error.nearest.with_budget(requested, given)
+        raise
+
+
+def select_served_policy(
+    engine: Engine, options: LongctxOptions | None, plans: Mapping[str, HeadPlan], prompt: int, new: int
+) -> tuple[Policy, str | None, str | None]:
+    """As `select_policy`, but what serves where a budget can't be met is as the request's `on_miss` says.
+
+    Returns:
+        The policy; why dense serves, or None; how the budget is missed, or None.
+    """
+    try:
+        return select_policy(engine, options, plans, prompt, new), None, None
+    except BudgetNotMet as error:
+        if options is None or options.on_miss == "error":
             raise
-        dtype = None if options is None else options.kv_cache_dtype
+        if options.on_miss == "nearest" and error.nearest is not None:
+            return error.nearest, None, error.detail
+        dtype = options.kv_cache_dtype
         bits = engine.policy.cache_bits if dtype is None else read_cache_dtype(dtype)
-        return engine.dense.with_cache(bits), f"The prompt is too short for its budget, dense serves it. {error.detail}"
+        return engine.dense.with_cache(bits), f"The budget can't be met, dense serves it. {error.detail}", None
+
+
+def _check_budget(options: LongctxOptions, requested: AttentionMethod) -> None:
+    """Refuse two budgets in one request.
+
+    Raises:
+        InvalidOption: There are two.
+    """
+    named = [name for name in ("kv_bytes", "kv_ratio") if getattr(options, name) is not None]
+    if "eviction" in getattr(requested, "heads", requested).actions:
+        named += sorted({"budget", "ratio"} & {**(options.model_extra or {}), **options.knobs}.keys())
+    if len(named) > 1:
+        detail = f"Give either {named[0]} or {named[1]}: both say how much is kept."
+        raise InvalidOption(detail, field=f"longctx.{named[1]}")
 
 
 def build_method_usage(requests: Sequence[GenerationRequest], backend: str, default: Policy) -> LongctxUsage:
@@ -96,6 +119,7 @@ def build_method_usage(requests: Sequence[GenerationRequest], backend: str, defa
         cached_tokens=sum(s.cached_tokens for s in stats),
         preempted=sum(s.preempted for s in stats),
         fallback=next((s.fallback for s in stats if s.fallback), None),
+        budget_missed=next((s.budget_missed for s in stats if s.budget_missed), None),
     )
 
 
@@ -145,20 +169,43 @@ def fit_policy(
     new: int,
     cache_bits: CacheBits | Literal[16] | None = None,
 ) -> Policy:
-    """Knobs under which pages, rounded up head by head, stay within the budget."""
+    """Knobs under which pages, rounded up head by head, stay within the budget.
+
+    A budget is met in entries, and pages round up: so the entries are searched by bisection.
+
+    Raises:
+        BudgetNotMet: None do.
+        InvalidOption: The method frees no memory.
+    """
     bits = engine.policy.cache_bits if cache_bits is None else cache_bits
-    entry_bytes = engine.entry_bytes(bits)
+    config = engine.model.config
     # In few bits, a budget may hold more than there is.
-    entries = min(budget // entry_bytes, engine.dense_bytes(prompt + new) // engine.pool.entry_bytes)
-    for _ in range(TRIES):
-        fitted = _fit_knobs(method, max(entries, 0), engine.model.config, plan, prompt, new)
-        policy = engine.policy_of(fitted, plan, bits)
-        held = policy.nbytes(prompt, new, engine.pool)
-        if held <= budget:
-            return policy
-        entries -= -(-(held - budget) // entry_bytes)
-    detail = f"{method.name} can't keep within {budget:,} bytes; its pages take at least {held:,}."
-    raise BudgetNotMet(detail, hint="Ask for more, or for another method.", field="longctx")
+    too_few, too_many = -1, engine.dense_bytes(prompt + new) // engine.pool.entry_bytes + 1
+    entries = start = min(budget // engine.entry_bytes(bits), too_many - 1)
+    found: dict[int, Policy] = {}
+    reason: InvalidOption | None = None
+    while too_many - too_few > config.layers * config.kv_heads or not found:
+        try:
+            policy = engine.policy_of(_fit_knobs(method, entries, config, plan, prompt, new), plan, bits)
+        except BudgetNotMet as error:
+            reason, too_few = error, entries
+        else:
+            held = policy.nbytes(prompt, new, engine.pool)
+            if held <= budget and entries == start:
+                return policy
+            found[held] = policy
+            too_few, too_many = (entries, too_many) if held <= budget else (too_few, entries)
+        if too_many - too_few < 2:
+            break
+        entries = (too_few + too_many) // 2
+    if met := [held for held in found if held <= budget]:
+        return found[max(met)]
+    detail = f"{method.name} can't keep within {budget:,} bytes"
+    told = reason.detail if reason else ""
+    missed = BudgetNotMet(f"{detail}; its pages take at least {min(found):,}." if found else told, field="longctx")
+    missed.hint = 'Ask for more, for another method, or for what is nearest with on_miss "nearest".'
+    missed.nearest = found[min(found)] if found else None
+    raise missed
 
 
 def _fit_knobs(

@@ -13,21 +13,37 @@ from collections.abc import AsyncGenerator, Iterable, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 from uuid import uuid4
 
+from services.llm_longctx.engine import ScoredToken
 from services.llm_longctx.serving.adapters.base import TextModelAdapter, build_usage
+from services.llm_longctx.serving.answer_text import OutputChunk
 from services.llm_longctx.serving.comparison import open_comparison
-from services.llm_longctx.serving.generation import Generation, OutputChunk
+from services.llm_longctx.serving.generation import Generation
 from services.llm_longctx.serving.generation_span import GenerationSpan
+from services.llm_longctx.serving.request_options import check_options
 from services.llm_longctx.serving.request_state import RequestState
 from services.llm_longctx.serving.steering.admission import admit_taps
 from services.llm_longctx.serving.steering.capture_writer import CaptureWriter
 from shared.api.interventions import Captured
-from shared.api.text import ChatChunk, ChatCompletion, ChatRequest, ComparedAnswer, Completion, CompletionRequest
+from shared.api.text import (
+    ChatChunk,
+    ChatCompletion,
+    ChatRequest,
+    ComparedAnswer,
+    Completion,
+    CompletionRequest,
+    PromptLogprob,
+    PromptLogprobs,
+)
 from shared.lm.tokenizer import Tokenizer
 from shared.registry import CallContext
 
 RequestT = TypeVar("RequestT", ChatRequest, CompletionRequest)
 ChunkT = TypeVar("ChunkT", ChatChunk, Completion)
 AnswerT = TypeVar("AnswerT", ChatCompletion, Completion)
+
+
+MIN_LOGPROB = -9999.0
+"""OpenAI's stand-in for minus infinity."""
 
 
 class CompletionProtocol(ABC, Generic[RequestT, ChunkT, AnswerT]):
@@ -56,6 +72,7 @@ class CompletionProtocol(ABC, Generic[RequestT, ChunkT, AnswerT]):
             PermissionDenied: The caller's key does not allow to look inside the model.
         """
         admit_taps(request, run)
+        warnings = check_options(request)
         state: RequestState | None = run.state
         span = GenerationSpan(self.operation, adapter.name, request)
         try:
@@ -64,7 +81,8 @@ class CompletionProtocol(ABC, Generic[RequestT, ChunkT, AnswerT]):
                 with span.activate():
                     for one in [request] if comparison is None else comparison.variants:
                         await asyncio.to_thread(self.begin, generation, adapter, one, state)
-                chunks = _ChunkBuilder(self, adapter, generation, has_logprobs=self.wants_logprobs(request))
+                has_logprobs = self.wants_logprobs(request)
+                chunks = _ChunkBuilder(self, adapter, generation, warnings, has_logprobs=has_logprobs)
                 sent: list[ChunkT] = []
                 while (piece := await generation.read()) is not None:
                     span.note(piece)
@@ -106,6 +124,10 @@ class CompletionProtocol(ABC, Generic[RequestT, ChunkT, AnswerT]):
     ) -> Iterable[Any]:
         """Choices of the chunks that carry one piece of an answer; `is_first` for the first piece of it."""
 
+    def fields_of(self, piece: OutputChunk, tokenizer: Tokenizer) -> dict[str, Any]:
+        """Fields of the chunks, beside choices, that carry one piece of an answer."""
+        return {}
+
     @abstractmethod
     def gather(self, chunks: Iterable[ChunkT]) -> AnswerT:
         """Join all chunks of an answer, the one with the usage included."""
@@ -123,12 +145,13 @@ class _ChunkBuilder(Generic[ChunkT]):
         protocol: CompletionProtocol[Any, ChunkT, Any],
         adapter: TextModelAdapter,
         generation: Generation,
+        warnings: list[str],
         *,
         has_logprobs: bool,
     ) -> None:
         self._protocol: CompletionProtocol[Any, ChunkT, Any] = protocol
         self._adapter, self._generation = adapter, generation
-        self._has_logprobs = has_logprobs
+        self._has_logprobs, self._warnings = has_logprobs, warnings
         self._stamp: dict[str, Any] = {
             "id": f"{protocol.id_prefix}-{uuid4().hex}",
             "object": protocol.object_name,
@@ -155,7 +178,8 @@ class _ChunkBuilder(Generic[ChunkT]):
             captured=captured,
         )
         self._begun.add(piece.index)
-        chunks = [self._protocol.chunk_type(**self._stamp, choices=[choice], usage=None) for choice in choices]
+        stamp = self._stamp | self._protocol.fields_of(piece, self._adapter.tokenizer)
+        chunks = [self._protocol.chunk_type(**stamp, choices=[choice], usage=None) for choice in choices]
         if self._held is not None and chunks:
             chunks.insert(0, self._held)
             self._held = None
@@ -164,16 +188,32 @@ class _ChunkBuilder(Generic[ChunkT]):
         return chunks
 
     async def end(self, span: GenerationSpan, compared: list[ComparedAnswer] | None) -> list[ChunkT]:
-        """The last chunk with choices, which has the extra payload, and the one with the usage."""
+        """The last chunk with choices, which has the extra payload and the warnings, and the one with the usage."""
         requests, adapter = self._generation.requests, self._adapter
         payload = await adapter.extra_payload(requests[0])
         extra: dict[str, Any] = {} if payload is None else {"longctx": payload}
         extra |= {} if compared is None else {"comparison": compared}
-        usage = build_usage(requests, self._produced, adapter)
+        extra |= {"warnings": self._warnings} if self._warnings else {}
+        usage = build_usage(requests, self._produced, adapter, self._generation.unenforced)
         span.describe_answer(self._stamp["id"], usage, requests)
         last: list[ChunkT] = [] if self._held is None else [self._held.model_copy(update=extra)]
         last.append(self._protocol.chunk_type(**self._stamp, **extra, choices=[], usage=usage))
         return last
+
+
+def to_prompt_logprobs(tokens: Sequence[ScoredToken], tokenizer: Tokenizer) -> PromptLogprobs:
+    """The prompt's log-probabilities as vLLM writes them, the token's own first; null where there is none."""
+
+    def entry(token: int, logprob: float, rank: int | None) -> PromptLogprob:
+        text = tokenizer.token_text(token)
+        return PromptLogprob(logprob=max(logprob, MIN_LOGPROB), rank=rank, decoded_token=text)
+
+    found: PromptLogprobs = []
+    for one in tokens:
+        ranks = {token: (logprob, rank) for rank, (token, logprob) in enumerate(one.top, 1)}
+        own = {} if one.logprob is None else {one.id: ranks.get(one.id, (one.logprob, None))}
+        found.append({i: entry(i, *score) for i, score in (own | ranks).items()} or None)
+    return found
 
 
 def _write_captured(writer: CaptureWriter, piece: OutputChunk) -> list[Captured]:

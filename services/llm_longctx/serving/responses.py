@@ -13,6 +13,7 @@ from uuid import uuid4
 from services.llm_longctx.serving.steering.capture_writer import join_captured
 from shared.api.interventions import Captured
 from shared.api.responses import InputItem, InputPart, ResponseObject, ResponsesRequest, ResponseUsage
+from shared.api.sampling import SamplingOptions
 from shared.api.text import ChatChunk, ChatRequest, ChunkChoice, Usage
 from shared.api.tools import ToolCallDelta
 from shared.errors import FoveaError, InvalidOption
@@ -20,10 +21,25 @@ from shared.errors import FoveaError, InvalidOption
 Event = dict[str, Any]
 """One event of a stream; its `type` names it."""
 
-_SAME = ("model", "temperature", "top_p", "longctx", "interventions", "capture", "session_id", "user")
+_SAME = (
+    *SamplingOptions.model_fields,
+    *(
+        "model",
+        "longctx",
+        "interventions",
+        "capture",
+        "session_id",
+        "user",
+        "chat_template_kwargs",
+        "include_reasoning",
+    ),
+)
 """Fields that chats call the same."""
 
-_NAMES = {"response_format": "text.format", "max_completion_tokens": "max_output_tokens"}
+_NAMES = {
+    "response_format": "text.format", "max_completion_tokens": "max_output_tokens",
+    "reasoning_effort": "reasoning.effort",
+}  # fmt: skip
 """Fields that chats call otherwise."""
 
 
@@ -41,13 +57,13 @@ def build_chat_request(request: ResponsesRequest, earlier: Sequence[InputItem] =
     if request.previous_response_id is not None and request.session_id is not None:
         hint = "A session remembers by itself; leave previous_response_id out."
         raise InvalidOption("session_id and previous_response_id exclude each other.", hint=hint, field="session_id")
-    if request.background:
-        hint = "Send it with `Prefer: respond-async`, which makes a job of it."
-        raise InvalidOption("background is not served.", hint=hint, field="background")
-    fields: dict[str, Any] = {name: getattr(request, name) for name in _SAME}
+    fields: dict[str, Any] = {
+        name: value for name, value in request if name in _SAME and name in request.model_fields_set
+    }
     fields |= {
         "messages": _build_messages(request, earlier),
         "max_completion_tokens": request.max_output_tokens,
+        "reasoning_effort": None if request.reasoning is None else request.reasoning.effort,
         "stream": True,
         "stream_options": {"include_usage": True},
         "tools": [{"type": "function", "function": tool.model_dump(exclude={"type"})} for tool in request.tools or ()],
@@ -123,7 +139,7 @@ class ResponseBuilder:
         response: The answer so far.
     """
 
-    def __init__(self, request: ResponsesRequest) -> None:
+    def __init__(self, request: ResponsesRequest, warnings: Sequence[str] = ()) -> None:
         text = None if request.text is None else request.text.model_dump(by_alias=True, exclude_none=True)
         self.response = ResponseObject(
             id=f"resp_{uuid4().hex}",
@@ -143,6 +159,7 @@ class ResponseBuilder:
             tools=[tool.model_dump() for tool in request.tools or ()],
             top_p=request.top_p,
             user=request.user,
+            warnings=list(warnings) or None,
         )
         self._count = 0
         self._captured: list[Captured] = []
@@ -174,6 +191,8 @@ class ResponseBuilder:
             self._captured += choice.captured
             news = [one.model_dump(mode="json", exclude_none=True) for one in choice.captured]
             yield self._event("response.captured", captured=news)
+        if choice.delta.reasoning_content:
+            yield from self._add_thought(choice.delta.reasoning_content)
         if choice.delta.content:
             yield from self._add_text(choice.delta.content)
         for call in choice.delta.tool_calls or ():
@@ -192,6 +211,16 @@ class ResponseBuilder:
             yield self._item_event("response.content_part.added", part=dict(part))
         item["content"][0]["text"] += text
         yield self._item_event("response.output_text.delta", delta=text, logprobs=[])
+
+    def _add_thought(self, text: str) -> Iterator[Event]:
+        item = self._open
+        if item is None or item["type"] != "reasoning":
+            yield from self._close()
+            item = {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": ""}]}
+            yield from self._begin_item(item | {"status": "in_progress"}, "rs", empty={"content": []})
+        if self._open is not None:
+            self._open["content"][0]["text"] += text
+            yield self._item_event("response.reasoning_text.delta", delta=text)
 
     def _add_call(self, delta: ToolCallDelta) -> Iterator[Event]:
         if delta.id is not None:
@@ -215,7 +244,9 @@ class ResponseBuilder:
         item = self._open
         if item is None:
             return
-        if item["type"] == "message":
+        if item["type"] == "reasoning":
+            yield self._item_event("response.reasoning_text.done", text=item["content"][0]["text"])
+        elif item["type"] == "message":
             part = item["content"][0]
             yield self._item_event("response.output_text.done", text=part["text"], logprobs=[])
             yield self._item_event("response.content_part.done", part=dict(part))
@@ -229,7 +260,7 @@ class ResponseBuilder:
     def _item_event(self, kind: str, **fields: Any) -> Event:
         """An event of the item that is being written."""
         item = self._open or {}
-        place = {"content_index": 0} if item.get("type") == "message" else {}
+        place = {} if item.get("type") == "function_call" else {"content_index": 0}
         index = len(self.response.output) - 1
         return self._event(kind, item_id=item.get("id"), output_index=index, **place, **fields)
 

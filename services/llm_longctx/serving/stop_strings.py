@@ -6,26 +6,32 @@ from collections.abc import Sequence
 
 
 class StopStringFilter:
-    """Lets text through up to the first stop string.
+    """Lets text through up to the first stop string, or up to its end.
 
     Attributes:
-        is_hit: Whether a stop string was met; nothing passes after it.
+        hit: The stop string that was met; nothing passes after it.
     """
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    def __init__(self, stops: Sequence[str], *, is_kept: bool = False) -> None:
         self._stops = [stop for stop in stops if stop]
+        self._is_kept = is_kept
         self._held_back = ""
-        self.is_hit = False
+        self.hit: str | None = None
+
+    @property
+    def is_hit(self) -> bool:
+        """Whether a stop string was met."""
+        return self.hit is not None
 
     def feed(self, text: str) -> str:
         """Text that may be shown now that `text` came."""
         if self.is_hit:
             return ""
         self._held_back += text
-        met = [place for stop in self._stops if (place := self._held_back.find(stop)) >= 0]
+        met = [(place, stop) for stop in self._stops if (place := self._held_back.find(stop)) >= 0]
         if met:
-            self.is_hit = True
-            return self._release(min(met), forget=True)
+            place, self.hit = min(met, key=lambda one: one[0])
+            return self._release(place + len(self.hit) * self._is_kept, forget=True)
         return self._release(len(self._held_back) - self._partial_stop())
 
     def end(self) -> str:

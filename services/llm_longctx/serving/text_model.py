@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from services.llm_longctx.serving.adapters.base import TextModelAdapter
 from services.llm_longctx.serving.chat import ChatProtocol
+from services.llm_longctx.serving.chat_template import TemplateOptions
 from services.llm_longctx.serving.completions import TextCompletionProtocol
 from shared.api.text import (
     ChatCompletion,
@@ -64,7 +65,8 @@ class TextModel(Servable[ChatRequest, ChatCompletion]):
             detail = "Give either prompt or messages."
             raise InvalidOption(detail, field="prompt")
         if request.messages is not None:
-            text = self.adapter.render_chat(request.messages, add_generation_prompt=request.add_generation_prompt)
+            form = TemplateOptions(add_generation_prompt=request.add_generation_prompt)
+            text = self.adapter.render_chat(request.messages, form)
             ids = self.adapter.tokenize(text, "messages", special=False)
         else:
             text = request.prompt or ""

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from services.llm_longctx.kernels.packed_pages import R4
 from services.llm_longctx.kv_cache import RECENT, Entries, FewBitCache, PagedCache, PagePool, PoolExhausted
 
 L, G, D, P = 2, 2, 16, 16
@@ -37,13 +38,13 @@ def near(got: Entries, kv: torch.Tensor, layer: int, g: int, bits: int) -> torch
     """Whether entries are those of the text at their positions; which are so to the bit."""
     real = got.positions >= 0
     k, v = (kv[i, layer, g][got.positions[real]] for i in range(2))
-    close = 0.06 if bits == 8 else 0.6
+    close = {8: 0.06, 4: 0.6, R4: 0.9}[bits]
     assert (got.k[real] - k).abs().max() < close
     assert (got.v[real] - v).abs().max() < close
     return ((got.k[real] == k) & (got.v[real] == v)).all(1)
 
 
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits", [8, 4, R4])
 @pytest.mark.parametrize("n", [1, 15, 16, 17, 48, 63, 64, 65, 79, 80, 200])
 def test_the_first_page_and_the_recent_window_are_whole_to_the_bit(bits, n):
     memory, kv = FewBitCache(pool(), L, G, bits), text(n + 40)
@@ -69,8 +70,9 @@ def test_the_first_page_and_the_recent_window_are_whole_to_the_bit(bits, n):
     assert memory.pool.budget.held == memory.store.held == 0
 
 
-def test_packed_entries_are_rounded_once():
-    memory, kv = FewBitCache(pool(), L, G, 4), text(400)
+@pytest.mark.parametrize("bits", [4, R4])
+def test_packed_entries_are_rounded_once(bits):
+    memory, kv = FewBitCache(pool(), L, G, bits), text(400)
     read(memory, kv, 0, 300)
     before = memory.entries(0, 0)
     for at in range(300, 400):
@@ -149,11 +151,12 @@ def act_once(rng: np.random.Generator, live: list, which: int, kv: torch.Tensor)
         live.append((memory.fork(), [set(one) for one in known]))
 
 
-def test_a_walk_of_cuts_steps_and_twins_loses_nothing():
+@pytest.mark.parametrize("bits", [4, R4])
+def test_a_walk_of_cuts_steps_and_twins_loses_nothing(bits):
     """Random orders against sets of positions; bytes never above the budget, and none at the end."""
     rng = np.random.default_rng(3)
     shared, kv = pool(160), text(1200)
-    live = [(FewBitCache(shared, L, G, 4), [set(range(130)) for _ in range(G)])]
+    live = [(FewBitCache(shared, L, G, bits), [set(range(130)) for _ in range(G)])]
     read(live[0][0], kv, 0, 130)
     for _ in range(150):
         which = int(rng.integers(len(live)))
@@ -168,7 +171,7 @@ def test_a_walk_of_cuts_steps_and_twins_loses_nothing():
         for g in range(G):
             got = memory.entries(0, g)
             assert set(got.positions.tolist()) == known[g]
-            near(got, kv, 0, g, 4)
+            near(got, kv, 0, g, bits)
         assert memory.nbytes <= shared.budget.held <= shared.budget.capacity
     for memory, _ in live:
         memory.close()

@@ -1,15 +1,18 @@
 """From tokens to text: pieces of an answer, with a scripted engine in the place of a model, and stop texts."""
 
 import asyncio
+import time
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from services.llm_longctx.engine import GenerationRequest, Sampling, ScoredToken
-from services.llm_longctx.serving.generation import Generation, TextOptions
+from services.llm_longctx.serving import generation
+from services.llm_longctx.serving.answer_text import TextOptions
+from services.llm_longctx.serving.generation import Generation
 from services.llm_longctx.serving.stop_strings import StopStringFilter
-from shared.errors import Cancelled, QueueFull
+from shared.errors import Cancelled, DeadlineExceeded, QueueFull
 from shared.registry import CallContext
 
 
@@ -46,14 +49,15 @@ def ask(ids, **facts):
     return GenerationRequest(ids, max_tokens=9, **facts)
 
 
-async def read(codec, script, *requests, n=1, most=None, **options):
+async def read(codec, script, *requests, n=1, most=None, wait_s=None, **options):
     """The pieces of all answers, or the first `most` of them."""
     pieces = []
-    with Generation(script, codec, CallContext()) as generation:
+    deadline = None if wait_s is None else time.monotonic() + wait_s
+    with Generation(script, codec, CallContext(deadline=deadline)) as one:
         for request in requests:
             request.samplings = [Sampling()] * n
-            generation.begin(request, TextOptions(**options))
-        while len(pieces) != most and (piece := await generation.read()) is not None:
+            one.begin(request, TextOptions(**options))
+        while len(pieces) != most and (piece := await one.read()) is not None:
             pieces.append(piece)
     return pieces
 
@@ -119,11 +123,49 @@ def test_an_error_is_raised_where_the_pieces_are_read(codec):
     assert script.aborted == script.requests
 
 
-def test_a_full_queue_drops_what_was_begun(codec):
-    script = Script(codec.encode("ab"))
+def test_a_full_queue_refuses_the_first_request_and_lets_others_wait_for_room(codec, monkeypatch):
+    monkeypatch.setattr(generation, "_RETRY_S", 0.001)
     with pytest.raises(QueueFull):
-        run(codec, script, ask([1]), ask([1]))
-    assert script.requests[0] in script.aborted
+        run(codec, Script(), ask([1]))
+    script = Script(codec.encode("ab"))
+
+    async def make_room():
+        reading = asyncio.ensure_future(read(codec, script, ask([1]), ask([2])))
+        await asyncio.sleep(0.05)
+        assert (len(script.requests), reading.done()) == (1, False)
+        script.answers.append(codec.encode("cd"))
+        return await reading
+
+    pieces = asyncio.run(make_room())
+    assert (joined(pieces), joined(pieces, 1)) == ("ab", "cd")
+    with pytest.raises(DeadlineExceeded):
+        run(codec, Script(codec.encode("ab")), ask([1]), ask([2]), wait_s=0.05)
+
+
+def test_so_many_answers_run_at_a_time(codec, monkeypatch):
+    monkeypatch.setattr(generation, "MAX_RUNNING", 3)
+    script, begun = Script(*[codec.encode("a")] * 8), []
+    monkeypatch.setattr(script, "_say", lambda hooks, *_: begun.append(hooks))
+
+    async def start():
+        with Generation(script, codec, CallContext()) as one:
+            for i in range(4):
+                request = ask([i])
+                request.samplings = [Sampling()] * 2
+                one.begin(request)
+            reading = asyncio.ensure_future(one.read())
+            await asyncio.sleep(0)
+            assert len(script.requests) == 1
+            begun[0].on_finish(0, "stop", 1)
+            await reading
+            begun[0].on_finish(1, "stop", 1)
+            await one.read()
+            reading = asyncio.ensure_future(one.read())
+            await asyncio.sleep(0)
+            reading.cancel()
+
+    asyncio.run(start())
+    assert len(script.requests) == 2
 
 
 def test_leaving_early_drops_all_requests(codec):
@@ -134,8 +176,7 @@ def test_leaving_early_drops_all_requests(codec):
 
 def test_pieces_of_a_loop_that_is_closed_are_dropped(codec):
     async def begin(script):
-        generation = Generation(script, codec, CallContext())
-        generation.begin(ask([1]))
+        Generation(script, codec, CallContext()).begin(ask([1]))
         return script.requests[0].hooks
 
     hooks = asyncio.run(begin(Script(codec.encode("a"))))

@@ -15,7 +15,7 @@ from scipy import stats
 
 from services.llm_longctx.engine import Sampling
 from services.llm_longctx.engine.sampler import Sampler
-from services.llm_longctx.serving.grammars.formats import find_grammar_source
+from services.llm_longctx.serving.grammars.formats import find_grammar_source, find_unenforced_keywords
 from services.llm_longctx.serving.grammars.json_schema import check_schema, close_objects
 from services.llm_longctx.serving.grammars.token_grammar import GrammarCompiler
 from shared.api.text import GenerationOptions
@@ -102,6 +102,76 @@ def test_each_form_of_structured_outputs(codec, compiler, form, pattern):
     for seed in range(3):
         text = write_answer(codec, structured(compiler, **form), seed, wanted='"}]:0,bn')
         assert re.fullmatch(pattern, text, re.DOTALL), text
+
+
+def accepts(text, **options):
+    """Whether a text is a whole answer under the form."""
+    grammar = compile_options(GrammarCompiler(ByteTokenizer(), 256), **options)
+    if not grammar.accepts(list(text.encode())):
+        return False
+    for byte in text.encode():
+        grammar.advance(byte)
+    return grammar.is_accepting
+
+
+@pytest.mark.parametrize(
+    ("pattern", "met", "missed"),
+    [
+        (r"\d{2}-[\da-f]", "12-f", "٣٤-f"),
+        (r"\w+", "a_1", "é"),
+        (r"[^\W]", "a", "é"),
+        (r"a\sb", "a\fb", "a b"),
+        (r"[\S]\D", "é٣", "é3"),
+        (r"\\d", r"\d", r"\1"),
+    ],
+)
+@pytest.mark.parametrize(
+    "write", [lambda p: {"regex": p}, lambda p: {"grammar": f'start: A "\\\\d"\nA: /{p}/ // /\\d/'}]
+)
+def test_classes_are_ascii(write, pattern, met, missed):
+    form = write(pattern)
+    end = r"\d" if "grammar" in form else ""
+    assert accepts(met + end, structured_outputs=form)
+    assert not accepts(missed + end, structured_outputs=form)
+
+
+@pytest.mark.parametrize(
+    ("schema", "value"),
+    [
+        ({"type": "integer", "minimum": 10**20, "maximum": 10**20 + 5}, 10**20 + 1),
+        ({"type": "integer", "minimum": -(2**63), "maximum": -(2**63)}, -(2**63)),  # ended the process
+        ({"items": {"minimum": -(2**63) + 1, "maximum": -(2**63) + 1}}, []),
+        ({"type": "number", "maximum": 1e300}, 1),
+        ({"type": "integer", "maximum": 10**400}, 1),
+        ({"enum": [1, {"a": [10**20 + 5]}]}, 1),
+        ({"const": 2**63}, 2**63),
+        ({"type": "integer", "minimum": 5, "maximum": 2**63 - 1}, None),
+        ({"enum": [{"a": [-(2**63) + 1]}]}, {}),  # did so, too
+        ({"enum": [2**63 - 1, -(2**63) + 2000]}, None),
+    ],
+)
+def test_numbers_beyond_64_bits_are_refused(schema, value):
+    if value is None:
+        assert accepts(str(2**63 - 1), response_format=json_schema(schema))
+        return
+    with pytest.raises(InvalidOption, match="64 bits"):
+        accepts(str(value), response_format=json_schema(schema))
+
+
+@pytest.mark.parametrize(
+    ("schema", "left"),
+    [
+        ({"type": "array", "uniqueItems": True, "contains": {"type": "null"}}, ["contains", "uniqueItems"]),
+        ({"properties": {"format": {"items": {"not": {"type": "null"}}}}}, ["not"]),
+        ({"oneOf": [{"type": "string", "format": "colour"}, {"type": "string"}]}, ["format", "oneOf"]),
+        ({"additionalProperties": {"if": {"type": "string"}, "then": {"frobnicate": 3}}}, ["if", "then", "frobnicate"]),
+        (PERSON, []),
+    ],
+)
+def test_keywords_that_are_left_to_the_model_are_named(schema, left):
+    options = GenerationOptions(response_format=json_schema(schema, strict=False))
+    assert find_unenforced_keywords(options) == tuple(sorted(left))
+    assert find_unenforced_keywords(GenerationOptions(response_format=json_schema(schema))) == ()
 
 
 def test_white_space_in_a_row_ends(codec, compiler):
@@ -242,6 +312,7 @@ def test_bad_formats_are_refused_in_time(compiler, response_format):
         compile_options(compiler, response_format=response_format)
     assert caught.value.field == "response_format"
     assert len(caught.value.detail) < 500
+    assert not re.search(r"at \d+\(\d+\)|compile JSON", caught.value.detail), "a place in a grammar that nobody sees"
     assert time.perf_counter() - begun < 5
 
 

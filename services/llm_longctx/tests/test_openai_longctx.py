@@ -10,6 +10,7 @@ from services.llm_longctx.serving import comparison, decoder_model
 from services.llm_longctx.serving.method_selection import select_policy
 from services.llm_longctx.tests.conftest import MODEL, Server, app_of, go_on, say, tiny_decoder
 from shared.api.text import LongctxOptions
+from shared.lm.builders import llama
 from shared.lm.head_plan import HeadPlan
 from shared.lm.head_plan_store import save_plan
 from shared.storage import ObjectStore
@@ -39,7 +40,7 @@ def test_usage_says_what_served_and_what_it_held(client):
     assert duo["kv_ratio"] == pytest.approx(duo["kv_bytes"] / duo["kv_bytes_dense"])
 
 
-@pytest.mark.parametrize(("dtype", "most"), [("q8", 0.95), ("q4", 0.85)])
+@pytest.mark.parametrize(("dtype", "most"), [("q8", 0.95), ("q4", 0.85), ("r4", 0.85), ("r3", 0.8)])
 def test_older_keys_and_values_take_few_bits_where_a_request_wants(client, dtype, most):
     text = (LONG * 2)[:170]
     few = used(ask(client, {"method": "dense", "kv_cache_dtype": dtype}, text))
@@ -81,6 +82,29 @@ def test_a_budget_is_kept_whatever_the_method(client, name, knobs):
         told = used(ask(client, {"method": name, **knobs, **budget}, prompt=LONG[:150], max_tokens=20))
         most = budget.get("kv_bytes") or 0.85 * told["kv_bytes_dense"]
         assert told["kv_bytes"] <= most
+
+
+@pytest.mark.parametrize(
+    ("on_miss", "served"), [("nearest", "snapkv"), (None, "snapkv"), ("dense", "dense"), ("error", None)]
+)
+def test_a_budget_that_no_pages_meet_is_handled_as_asked(client, on_miss, served):
+    longctx = {"method": "snapkv", "window": 8, "kv_bytes": 600} | ({} if on_miss is None else {"on_miss": on_miss})
+    if served is None:
+        with pytest.raises(openai.BadRequestError, match="can't keep within 600 bytes"):
+            ask(client, longctx, prompt=LONG[:150], max_tokens=20)
+        return
+    told = used(ask(client, longctx, prompt=LONG[:150], max_tokens=20))
+    assert told["method"] == served
+    told_by = {"snapkv": "budget_missed", "dense": "fallback"}
+    assert "can't keep within 600 bytes" in told[told_by.pop(served)]
+    assert told[next(iter(told_by.values()))] is None
+    assert (told["kv_ratio"] < 0.6) is (served == "snapkv")
+
+
+def test_two_budgets_in_one_request_are_refused(client):
+    for more in ({"budget": 10}, {"knobs": {"ratio": 0.3}}, {"kv_bytes": 9_000}):
+        with pytest.raises(openai.BadRequestError, match="Give either"):
+            ask(client, {"method": "snapkv", "kv_ratio": 0.5, **more})
 
 
 def test_a_budget_below_dense_is_refused_by_methods_that_free_nothing(client):
@@ -128,6 +152,32 @@ def test_a_method_that_needs_a_plan_takes_the_models_default(folder, tmp_path, m
 @pytest.fixture(scope="module")
 def engine():
     return Engine(tiny_decoder(), page=8)
+
+
+@pytest.fixture(scope="module")
+def deep():
+    """As many heads and layers as SmolLM2: pages of many heads round up at different budgets."""
+    shape = {"width": 72, "layers": 30, "heads": 9, "kv_heads": 3, "hidden": 8, "positions": 512}
+    return Engine(llama(vocab=64, norm_eps=1e-5, tied=True, **shape).eval())
+
+
+EVICTION = (
+    "snapkv", "pyramidkv", "adakv", "criticalkv", "keydiff", "knorm", "lagkv", "tova", "streamingllm",
+    "expected_attention", "kvzip",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "ratio", "new", "dtype"),
+    [
+        *((name, 0.5, 16, None) for name in EVICTION),
+        *(("kvzip", 0.4, 8, None), ("kvzip", 0.6, 24, None), ("pyramidkv", 0.6, 1, "q8"), ("pyramidkv", 0.4, 24, "q4")),
+    ],
+)
+def test_a_budget_that_pages_can_meet_is_met_and_used(deep, name, ratio, new, dtype):
+    longctx = LongctxOptions(method=name, kv_ratio=ratio, kv_cache_dtype=dtype)
+    held = select_policy(deep, longctx, {}, 329, new).nbytes(329, new, deep.pool) / deep.dense_bytes(329 + new)
+    assert ratio - 0.06 < held <= ratio
 
 
 def test_nothing_asked_is_the_engines_own(engine):

@@ -9,17 +9,18 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from services.llm_longctx.api import responses, steering
+from services.llm_longctx.api import responses, steering, sweeps
 from services.llm_longctx.tests.conftest import Server, app_of, go_on, say, text_of
 
 CLEAN, CORRUPT = "When Ann and Bob met, Bob ran to", "When Ann and Bob met, Ann ran to"
 WIDTH, HEADS, HEAD = 32, 4, 8
 N = len(CLEAN)
+A, B = 32, 33  # token ids of these letters
 
 
 @pytest.fixture(scope="module")
 def server(folder, tmp_path_factory):
-    served = app_of(folder, tmp_path_factory.mktemp("data"), responses.router, steering.router)
+    served = app_of(folder, tmp_path_factory.mktemp("data"), responses.router, steering.router, sweeps.router)
     with Server(served) as running:
         yield running
 
@@ -204,3 +205,92 @@ def test_captures_belong_to_their_tenant_and_a_deleted_one_is_gone(client, serve
     assert httpx2.delete(f"{server.url}/v1/captures/{kept}").json()["deleted"]
     with pytest.raises(openai.NotFoundError, match="kept for a day"):
         scores(client, patch)
+
+
+def sweep(server, **more):
+    body = {"prompt": CORRUPT, "source": CLEAN, "tokens": ["B", "A"], "site": "resid_post"} | more
+    return httpx2.post(f"{server.url}/v1/sweeps", json=body, timeout=60)
+
+
+def test_a_sweep_is_its_patches_one_by_one(client, server, codec, reference):
+    found = sweep(server).json()
+    shapes = [np.array(found[name]).shape for name in ("logits", "probabilities", "logit_difference", "recovered")]
+    assert shapes == [(2, N, 2), (2, N, 2), (2, N), (2, N)]
+    clean, corrupt = (codec.encode(text, special=False) for text in (CLEAN, CORRUPT))
+    begin, end = ((run["logits"][0] - run["logits"][1]) for run in (found["prompt"], found["source"]))
+    for layer in range(2):
+        logprobs, source = hooked(reference, clean, layer, lambda _hidden: None)
+        assert float(logprobs[B].exp()) == pytest.approx(found["source"]["probabilities"][0], abs=1e-5)
+        for at in (0, 22, N - 1):
+
+            def patch(hidden, at=at, source=source):
+                hidden[:, at] = source[:, at]
+
+            wanted, _ = hooked(reference, corrupt, layer, patch)
+            difference = float(wanted[B] - wanted[A])
+            assert np.exp(wanted[[B, A]]) == pytest.approx(found["probabilities"][layer][at], abs=1e-5)
+            assert found["logit_difference"][layer][at] == pytest.approx(difference, abs=1e-4)
+            assert found["recovered"][layer][at] == pytest.approx((difference - begin) / (end - begin), abs=1e-3)
+    assert found["recovered"][1][N - 1] == pytest.approx(1, abs=1e-4)
+    assert found["recovered"][0][0] == pytest.approx(0, abs=1e-4)
+    assert found["forward_tokens"] == 2 * N + 2 * N * (N + 1) // 2
+    ours = {
+        "layers": [1],
+        "positions": [-1, 3],
+        "site": "hook_resid_post",
+        "prompt": codec.encode(CORRUPT, special=False),
+    }
+    part = sweep(server, **ours, tokens=[B, A]).json()
+    assert (part["layers"], part["positions"], part["site"]) == ([1], [N - 1, 3], "resid_post")
+    assert part["logits"][0] == [pytest.approx(found["logits"][1][at], abs=1e-4) for at in (N - 1, 3)]
+
+
+def test_a_sweep_of_heads_sets_to_zero_what_a_request_would(client, server):
+    found = sweep(server, site="attn.hook_z", by="head", source=None, heads=[3, 1]).json()
+    assert (np.array(found["probabilities"]).shape, found["recovered"]) == ((2, 2, 2), None)
+    for layer, row in enumerate(found["probabilities"]):
+        for head, probabilities in zip((3, 1), row, strict=True):
+            edit = {"type": "scale", "site": f"z.{layer}", "heads": [head], "factor": 0}
+            biased = {"logit_bias": {B: 100}}  # so that it is drawn, and has a log-probability
+            answer = go_on(
+                client, CORRUPT, max_tokens=1, logprobs=0, temperature=0, extra_body={"interventions": [edit]} | biased
+            )
+            logprob = answer.choices[0].logprobs.token_logprobs[0]
+            assert np.exp(logprob) == pytest.approx(probabilities[0], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("more", "status", "what", "param"),
+    [
+        ({"source": "short"}, 400, "source has 5 tokens and prompt 32", "source"),
+        ({"tokens": ["Bob"]}, 400, "is not one token of this model, but 3: 'B', 'o', 'b'", "tokens[0]"),
+        ({"tokens": [999]}, 400, "is not one token", "tokens[0]"),
+        ({"tokens": []}, 400, "at least 1", "tokens"),
+        ({"site": "scores"}, 400, "sites are resid_pre, resid_mid", "site"),
+        ({"site": "resid_post.1"}, 400, "There is no site 'resid_post.1' of a layer", "site"),
+        ({"layers": [2]}, 400, "layers are 0…1", "layers"),
+        ({"layers": [1, 1]}, 400, "layers names one twice", None),
+        ({"positions": [N]}, 400, "no position 32", "positions"),
+        ({"by": "head"}, 400, "resid_post has no heads", "site"),
+        ({"by": "head", "site": "z", "heads": [4]}, 400, "no head 4", "heads"),
+        ({"prompt": [999] * N}, 400, "ids are below 272", "prompt"),
+        ({"prompt": [{"role": "user", "content": "x" * 500}]}, 400, "context", "prompt"),
+        ({"model": "nobody"}, 404, "nobody", "model"),
+    ],
+)  # fmt: skip
+def test_a_sweep_that_can_not_be_done_is_a_clear_4xx(server, more, status, what, param):
+    answer = sweep(server, **more)
+    assert answer.status_code == status, answer.text
+    assert what in answer.json()["error"]["message"]
+    assert param is None or answer.json()["error"]["param"] == param
+
+
+def test_sweeps_are_bounded_need_the_scope_and_are_audited(server, monkeypatch):
+    body = {"prompt": CORRUPT, "tokens": ["B"]}
+    refused = httpx2.post(f"{server.url}/v1/sweeps", json=body, headers={"x-fovea-scopes": "infer"})
+    assert refused.status_code == 403
+    answer = sweep(server)
+    assert json.loads(answer.headers["x-fovea-audit"]) == {"act": "sweep", "model": "tiny-llama", "site": "resid_post"}
+    monkeypatch.setattr(sweeps, "MAX_FORWARD_TOKENS", 991)
+    assert sweep(server).status_code == 413
+    assert sweep(server, layers=[0]).status_code == 200

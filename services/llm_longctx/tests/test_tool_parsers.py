@@ -49,6 +49,16 @@ def cut(text, places):
 
 
 @pytest.mark.parametrize("parser", PARSERS)
+@pytest.mark.parametrize(("parameters", "takes"), [(None, False), ({"type": "object", "properties": {}}, False)])
+def test_a_function_without_parameters_takes_none(parser, parameters, takes):
+    function = FunctionDefinition(name="ping", parameters=parameters)
+    use = ToolUse((function,), parser, is_native=True, is_forced=True, is_parallel=False)
+    grammar = GrammarCompiler(ByteTokenizer(), 256).compile(use.grammar_source(), "tools")
+    assert grammar.accepts(list(parser.write_call("ping", "{}").encode()))
+    assert grammar.accepts(list(parser.write_call("ping", '{"name": "ping"}').encode())) is takes
+
+
+@pytest.mark.parametrize("parser", PARSERS)
 @given(places=st.lists(st.integers(0, 500), max_size=30), count=st.integers(1, 3))
 def test_calls_are_read_however_the_answer_is_cut(parser, places, count):
     separator = ";" if parser is LlamaParser else "\n"

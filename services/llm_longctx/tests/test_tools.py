@@ -60,6 +60,26 @@ def test_a_call_cut_off_by_the_limit_is_no_error(roomy):
     assert (answer.finish_reason, answer.message.tool_calls[0].function.name) == ("length", "get_weather")
 
 
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "get_weather"}}])
+def test_a_forced_call_that_is_cut_leaves_no_markup(roomy, choice):
+    for most in (3, 12):
+        options = {"tools": [WEATHER], "tool_choice": choice, "max_tokens": most}
+        message = say(roomy, **options).choices[0].message
+        assert (message.content, message.tool_calls) == (None, None)
+        deltas = [chunk.choices[0].delta for chunk in say(roomy, stream=True, **options)]
+        assert not any(delta.content for delta in deltas)
+
+
+def test_usage_names_what_was_left_to_the_model(roomy):
+    schema = {"type": "array", "uniqueItems": True, "items": {"enum": [1]}, "maxItems": 2}
+    form = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+    assert say(roomy, response_format=form).usage.unenforced == ["uniqueItems"]
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"not": {"required": ["a"]}}}}
+    assert say(roomy, tools=[tool]).usage.unenforced == ["not"]
+    assert go_on(roomy, extra_body={"response_format": form}).usage.unenforced == ["uniqueItems"]
+    assert say(roomy).usage.unenforced is None
+
+
 def test_auto_and_none_leave_the_answer_to_the_model(roomy):
     auto = say(roomy, tools=[WEATHER], max_tokens=8)
     assert auto.choices[0].message.tool_calls is None

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
 from urllib.parse import urlsplit
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, Field
 
 from services.relevance_judge.chat_client import REQUEST_TIMEOUT_S, ChatClient
@@ -32,7 +33,10 @@ class Backend(BaseModel):
 
 
 @router.get("/backends")
-def list_backends(request: Request, probe: bool = False) -> list[Backend]:
+def list_backends(
+    request: Request,
+    probe: Annotated[bool, Query(description="Send each a request and report how it answers.")] = False,
+) -> list[Backend]:
     """List the endpoints and their models; `probe` asks for one token to see which log-probabilities there are."""
     settings: Settings = request.app.state.settings
     run: CallContext = request.scope["fovea.run"]

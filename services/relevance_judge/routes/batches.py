@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import Response
 from pydantic import Field, ValidationError
 
@@ -37,11 +37,11 @@ class BatchIn(StrictModel):
     """Pairs to judge, by files' text, and how.
 
     The pairs are `pairs`; or the top of `runs` with texts from `topics` and `passages`; or, with neither, every topic
-    with every passage. Those with a label in `qrels` are left out, so a run with its qrels fills their holes.
+    with every passage. Pairs with a label in `qrels` are left out, so a run with its qrels fills their holes.
     """
 
     model: str | None = Field(None, description="The judge; left out, the default one.")
-    options: dict[str, Any] = Field({}, description="Of the judge, as for `POST /v1/judge`, without pairs.")
+    options: dict[str, Any] = Field({}, description="Options of the judge, as for `POST /v1/judge`, without pairs.")
     topics: str = Field("", description="Lines `qid<TAB>text`, or JSON lines with `id` and `text`.")
     passages: str = Field("", description="JSON lines with `id` and `text`, or lines `docid<TAB>text`.")
     runs: str = Field("", description="Run lines, `qid Q0 docid rank score tag`, of one or more systems.")
@@ -75,13 +75,15 @@ def label(request: Request, body: BatchIn, form: Form = None) -> Any:
 
 
 @router.get("/batches")
-def list_batches(request: Request, limit: Annotated[int, Query(ge=1, le=500)] = 50) -> list[BatchRow]:
+def list_batches(
+    request: Request, limit: Annotated[int, Query(ge=1, le=500, description="Most batches.")] = 50
+) -> list[BatchRow]:
     """List the caller's batches, newest first."""
     return _open_store(request).list_batches(limit)
 
 
 @router.get("/batches/{name}", responses=problems(404) | _FILES, response_model=BatchOut)
-def show_batch(request: Request, name: str, form: Form = None) -> Any:
+def show_batch(request: Request, name: Annotated[str, Path(description="Id of the batch.")], form: Form = None) -> Any:
     """Show a batch, also while it runs: its summary, or with `form` its labels."""
     return _answer(_open_store(request), name, form or _form_by_accept(request))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Request
 from pydantic import BaseModel, Field
 
 from services.relevance_judge.judge import open_calibrations
@@ -72,7 +74,9 @@ def list_calibrations(request: Request) -> list[CalibrationRow]:
 
 
 @router.get("/calibrations/{name}", responses=problems(404))
-def show_calibration(request: Request, name: str) -> CalibrationOut:
+def show_calibration(
+    request: Request, name: Annotated[str, Path(description="Name, or name@version.")]
+) -> CalibrationOut:
     """Show a stored calibration: `name` for the latest, `name@version` for exactly that one."""
     return _load(_open_store(request), name)
 

@@ -77,7 +77,9 @@ def compare(request: Request, body: LeaderboardIn) -> Leaderboard:
 
 @router.get("/leaderboard", responses=problems(404))
 def show(
-    request: Request, name: str = MINI, sort: Annotated[Sort, Query(description="The column, best first.")] = "kappa"
+    request: Request,
+    name: Annotated[str, Query(description="Name of the stored table.")] = MINI,
+    sort: Annotated[Sort, Query(description="The column, best first.")] = "kappa",
 ) -> Leaderboard:
     """Show a stored table, `name` or `name@version`; left out, the judges measured on the mini-collection."""
     if name == MINI:

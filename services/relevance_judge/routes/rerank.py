@@ -1,4 +1,4 @@
-"""Reranking for search clients: `/v1/rerank` (Jina, Cohere), `/v2/rerank` (Cohere) and `/v1/score` (vLLM).
+"""Reranking for search clients: `/v1/rerank` (Jina, Cohere), `/v2/rerank` (Cohere), `/v1/score` and others of vLLM.
 
 The scorers are the judges, sentence embeddings and BM25. Knows HTTP and the host.
 """
@@ -13,7 +13,8 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from services.relevance_judge.schemas import MAX_PAIRS, MAX_TEXT_CHARS, JudgeIn, JudgeOut, Pair
-from services.relevance_judge.scorers import SCORERS, default_scorer, score_verdict
+from services.relevance_judge.scorers import SCORERS, count_tokens, default_scorer, score_verdict
+from shared.api.request_fields import check_fields
 from shared.errors import InvalidOption, NotFound
 from shared.serving.host import Host
 from shared.serving.http.openapi_routes import problems
@@ -56,7 +57,7 @@ class RankedDocument(BaseModel):
 
 
 class RerankUsage(BaseModel):
-    """Tokens read, where a language model read them."""
+    """Tokens read, where a model read them."""
 
     total_tokens: int
 
@@ -70,6 +71,7 @@ class RerankOut(BaseModel):
     results: list[RankedDocument]
     usage: RerankUsage
     meta: dict[str, Any] = Field(description="Cohere's facts about the call.")
+    warnings: list[str] | None = Field(None, description="Ours: fields that were ignored, a sentence each.")
 
 
 class ScoreIn(BaseModel):
@@ -78,8 +80,8 @@ class ScoreIn(BaseModel):
     model_config = ConfigDict(extra="allow", populate_by_name=True)
 
     model: str | None = None
-    text_1: Text | list[Text] = Field(validation_alias=AliasChoices("text_1", "queries"))
-    text_2: Text | list[Text] = Field(validation_alias=AliasChoices("text_2", "documents"))
+    text_1: Text | list[Text] = Field(validation_alias=AliasChoices("text_1", "queries", "data_1"))
+    text_2: Text | list[Text] = Field(validation_alias=AliasChoices("text_2", "documents", "items", "data_2"))
     llm: str | None = None
 
 
@@ -99,12 +101,15 @@ class ScoreOut(BaseModel):
     model: str
     data: list[PairScore]
     usage: RerankUsage
+    warnings: list[str] | None = Field(None, description="Ours: fields that were ignored, a sentence each.")
 
 
 @router.post("/v2/rerank", **_ROUTE, response_model_exclude_none=True)
+@router.post("/rerank", **_ROUTE, response_model_exclude_none=True)
 @router.post("/v1/rerank", **_ROUTE, response_model_exclude_none=True)
 async def rerank(body: RerankIn, request: Request, host: HostDep) -> RerankOut:
     """Order documents by how relevant they are for a query."""
+    warnings = check_fields(body)
     texts = [one if isinstance(one, str) else one.text for one in body.documents]
     name, scores, tokens = await _score(body.model, [(body.query, text) for text in texts], body.llm, request, host)
     order = sorted(range(len(texts)), key=lambda i: (-scores[i], i))[: body.top_n]
@@ -115,16 +120,20 @@ async def rerank(body: RerankIn, request: Request, host: HostDep) -> RerankOut:
         results=[RankedDocument(index=i, relevance_score=scores[i], document=shown[i]) for i in order],
         usage=RerankUsage(total_tokens=tokens),
         meta={"api_version": {"version": "2"}, "billed_units": {"search_units": 1}},
+        warnings=warnings or None,
     )
 
 
-@router.post("/v1/score", **_ROUTE)
+@router.post("/score", **_ROUTE, response_model_exclude_none=True)
+@router.post("/v1/score", **_ROUTE, response_model_exclude_none=True)
 async def score(body: ScoreIn, request: Request, host: HostDep) -> ScoreOut:
     """Score pairs of texts: one query with each document, or pair by pair."""
+    warnings = check_fields(body)
     pairs = _pair(body)
     name, scores, tokens = await _score(body.model, pairs, body.llm, request, host)
     data = [PairScore(index=i, score=one) for i, one in enumerate(scores)]
-    return ScoreOut(id=f"score-{uuid4().hex}", model=name, data=data, usage=RerankUsage(total_tokens=tokens))
+    usage = RerankUsage(total_tokens=tokens)
+    return ScoreOut(id=f"score-{uuid4().hex}", model=name, data=data, usage=usage, warnings=warnings or None)
 
 
 def _pair(body: ScoreIn) -> list[tuple[str, str]]:
@@ -140,11 +149,11 @@ def _pair(body: ScoreIn) -> list[tuple[str, str]]:
 async def _score(
     model: str | None, pairs: list[tuple[str, str]], llm: str | None, request: Request, host: Host
 ) -> tuple[str, list[float], int]:
-    """The scorer's name, its scores, and the tokens that a language model read."""
+    """The scorer's name, its scores, and the tokens that a model read."""
     name = model or default_scorer()
     if name is not None and name in SCORERS:
         request.scope["fovea.model"] = name
-        return name, await asyncio.to_thread(_score_by, name, pairs), 0
+        return name, *await asyncio.to_thread(_score_by, name, pairs)
     name = _resolve_judge(host, name)
     request.scope["fovea.model"] = name
     judged = JudgeIn(pairs=tuple(Pair(query=q, passage=p) for q, p in pairs), llm=llm, seed=0)
@@ -153,14 +162,14 @@ async def _score(
     return name, [score_verdict(one) for one in answer.results], sum(one.tokens for one in answer.results)
 
 
-def _score_by(name: str, pairs: list[tuple[str, str]]) -> list[float]:
-    """Pairs query by query, since some scorers look at all passages of one."""
+def _score_by(name: str, pairs: list[tuple[str, str]]) -> tuple[list[float], int]:
+    """Scores of pairs query by query, since some scorers look at all passages of one, and the tokens read."""
     scores = [0.0] * len(pairs)
     for query in dict.fromkeys(query for query, _ in pairs):
         places = [i for i, (first, _) in enumerate(pairs) if first == query]
         for place, found in zip(places, SCORERS[name](query, [pairs[i][1] for i in places]), strict=True):
             scores[place] = found
-    return scores
+    return scores, count_tokens(name, [*dict.fromkeys(query for query, _ in pairs), *(text for _, text in pairs)])
 
 
 def _resolve_judge(host: Host, name: str | None) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from typing import Annotated
+
+from fastapi import APIRouter, Path
 from pydantic import BaseModel, Field
 
 from services.relevance_judge.prompt_template import Template, get_template, load_templates, make_fence, render_prompt
@@ -10,6 +12,8 @@ from services.relevance_judge.schemas import StrictModel
 from shared.serving.http.openapi_routes import problems
 
 router = APIRouter()
+
+Name = Annotated[str, Path(description="Id of the template, as in the list.")]
 
 
 class TemplateOut(BaseModel):
@@ -26,7 +30,7 @@ def list_templates() -> list[TemplateOut]:
 
 
 @router.get("/templates/{name}", responses=problems(404, 422))
-def show_template(name: str) -> TemplateOut:
+def show_template(name: Name) -> TemplateOut:
     """Show one template, by id or `id@digest`."""
     found = get_template(name)
     return TemplateOut(digest=found.digest, template=found)
@@ -41,14 +45,14 @@ class RenderIn(StrictModel):
 
 
 class RenderOut(BaseModel):
-    """What the model would see; one list of turns per criterion, or one alone."""
+    """The model's input; one list of turns per criterion, or one alone."""
 
     system: str
     turns: list[tuple[str, ...]]
 
 
 @router.post("/templates/{name}/render", responses=problems(404, 422))
-def render_template(name: str, body: RenderIn) -> RenderOut:
+def render_template(name: Name, body: RenderIn) -> RenderOut:
     """Render a template without asking any model."""
     template, mark = get_template(name), make_fence(body.query, body.passage, body.seed)
     criteria = template.criteria.values() or [""]

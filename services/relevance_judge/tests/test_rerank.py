@@ -2,9 +2,11 @@
 
 import pytest
 
+from services.relevance_judge.routes.rerank import RerankIn, ScoreIn
 from services.relevance_judge.schemas import Verdict
 from services.relevance_judge.scorers import score_verdict
 from services.relevance_judge.tests.conftest import serve_judges
+from shared.api.request_fields import PEERS, find_fate
 from shared.lm.bundled_models import MINILM
 from shared.registry.discovery import servables
 
@@ -20,19 +22,19 @@ def client(tmp_path_factory):
 
 
 @pytest.mark.parametrize("model", ["bm25", MINILM])
-@pytest.mark.parametrize("path", ["/v1/rerank", "/v2/rerank"])
+@pytest.mark.parametrize("path", ["/v1/rerank", "/v2/rerank", "/rerank"])
 def test_the_most_relevant_document_comes_first(client, model, path):
     body = {"model": model, "query": QUERY, "documents": [DOCUMENTS[0], {"text": DOCUMENTS[1]}, DOCUMENTS[2]]}
     answer = client.post(path, json=body).json()
     assert [one["index"] for one in answer["results"]] == [1, 2, 0]
     assert all(0 <= one["relevance_score"] <= 1 for one in answer["results"])
     assert "document" not in answer["results"][0]
-    assert answer["model"] == model
+    assert (answer["model"], answer["usage"]["total_tokens"] > 0) == (model, model == MINILM)
     two = client.post(path, json=body | {"top_n": 2, "return_documents": True}).json()["results"]
     assert [one["document"]["text"] for one in two] == [DOCUMENTS[1], DOCUMENTS[2]]
 
 
-@pytest.mark.parametrize("names", [("text_1", "text_2"), ("queries", "documents")])
+@pytest.mark.parametrize("names", [("text_1", "text_2"), ("queries", "documents"), ("data_1", "items")])
 def test_scores_are_those_of_the_ranking(client, names):
     ranked = client.post("/v1/rerank", json={"model": "bm25", "query": QUERY, "documents": DOCUMENTS}).json()
     by_index = {one["index"]: one["relevance_score"] for one in ranked["results"]}
@@ -73,3 +75,22 @@ def test_bad_requests_are_refused_in_openais_form(client, path, body, status):
 )
 def test_verdicts_become_scores(verdict, score):
     assert score_verdict(Verdict(template="t@1", **verdict)) == pytest.approx(score, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"), [("/v1/rerank", {"query": "a", "documents": ["a"]}), ("/score", {"text_1": "a", "text_2": "b"})]
+)
+def test_other_fields_are_named_or_refused(client, path, body):
+    body = {"model": "bm25", "user": "me", **body}
+    answer = client.post(path, json=body | {"top_m": 1}).json()
+    assert len(answer["warnings"]) == 1
+    assert answer["warnings"][0].startswith("There is no field 'top_m'")
+    assert "warnings" not in client.post(path, json=body).json()
+    error = client.post(path, json=body | {"max_tokens_per_doc": 3}).json()["error"]
+    assert (error["param"], "Shorten the documents." in error["message"]) == ("max_tokens_per_doc", True)
+
+
+def test_every_field_of_vllm_is_known():
+    for route, model in (("/v1/rerank", RerankIn), ("/v1/score", ScoreIn)):
+        names = PEERS[route]["vLLM"].split()
+        assert [name for name in names if find_fate(name, model)[0] == "unknown"] == []

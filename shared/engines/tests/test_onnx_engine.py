@@ -1,5 +1,6 @@
 """ONNX Runtime takes and gives every datatype, any batch, from any thread, and says clearly what it can't run."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import ml_dtypes
@@ -7,11 +8,13 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from shared.engines.idle_memory import IdleShrinker
 from shared.engines.onnx import OnnxEngine, session_options
 from shared.engines.tensorrt import TensorRTEngine, missing
 from shared.engines.tests.graphs import NUMBERS, adder, graph, identity
 from shared.errors import Fault, InvalidOption, Malformed, NotReady, TooLarge
 from shared.rpc.tensors import DTYPES
+from shared.serving.memory_guard import read_resident_bytes
 
 
 def sample(datatype, rows=2):
@@ -148,3 +151,35 @@ def test_provider_that_silently_falls_back_is_not_ready(monkeypatch):
     monkeypatch.setattr(onnxruntime, "InferenceSession", Fallen)
     with pytest.raises(NotReady, match="CUDAExecutionProvider did not start"):
         OnnxEngine(identity("FP32"), providers=[("CUDAExecutionProvider", {}), ("CPUExecutionProvider", {})])
+
+
+def test_memory_of_a_large_run_is_given_back_once_the_engine_is_idle():
+    steps = [("Mul", ["x", "x"], ["a"]), ("Sin", ["a"], ["b"]), ("Add", ["a", "b"], ["c"]), ("ReduceSum", ["c"], ["y"])]
+    engine = OnnxEngine(graph(steps, {"x": ("FP32", ["n", 3])}, {"y": ("FP32", None)}), threads=1)
+    engine.run({"x": np.ones((2, 3), np.float32)})
+    before = read_resident_bytes()
+    engine.run({"x": np.ones((2**24, 3), np.float32)})
+    assert read_resident_bytes() - before > 150 * 2**20
+    engine.shrink()
+    assert read_resident_bytes() - before < 50 * 2**20
+    assert engine.run({"x": np.full((1, 3), 2, np.float32)})["y"] == pytest.approx(3 * (4 + np.sin(4)))
+
+
+def test_idle_engines_are_shrunk_once_and_those_in_use_are_not():
+    class Held:
+        def __init__(self):
+            self.times = 0
+
+        def shrink(self):
+            self.times += 1
+
+    shrinker, idle, busy = IdleShrinker(0.2), Held(), Held()
+    shrinker.note_run(idle)
+    until = time.monotonic() + 1
+    while time.monotonic() < until:
+        shrinker.note_run(busy)
+        time.sleep(0.02)
+    assert (idle.times, busy.times) == (1, 0)
+    shrinker.note_run(idle)
+    time.sleep(0.6)
+    assert (idle.times, busy.times) == (2, 1)

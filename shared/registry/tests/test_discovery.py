@@ -1,4 +1,4 @@
-"""One new file in a scanned room is found by name; broken rooms say so."""
+"""One new file in a scanned room is found by name; broken rooms are reported."""
 
 import sys
 import textwrap

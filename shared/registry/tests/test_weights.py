@@ -5,6 +5,7 @@ import pytest
 
 from shared.errors import NotReady
 from shared.registry.weights import Manifest, NetworkSpec, find_weights, read_weights, write_weights
+from shared.settings import settings
 
 ARRAYS = {"conv.weight": np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4), "steps": np.array(7, dtype=np.int64)}
 
@@ -39,6 +40,24 @@ def test_a_changed_byte_is_refused_before_anything_is_parsed(tmp_path):
     file.write_bytes(raw)
     with pytest.raises(NotReady, match="sha256"):
         read_weights(file)
+
+
+def test_a_licence_that_the_operator_does_not_allow_is_refused_by_name(tmp_path, monkeypatch):
+    file = tmp_path / "toy.safetensors"
+    allow = {"": (True, True), "Apache-2.0, MIT": (True, False), "MIT": (False, False)}
+    for licences, served in allow.items():
+        monkeypatch.setenv("FOVEA_WEIGHTS_LICENCES", licences)
+        settings.cache_clear()
+        for licence, is_served in zip(("Apache-2.0", "LicenseRef-X"), served, strict=True):
+            write_weights(tmp_path, ARRAYS, manifest(licence=licence))
+            if is_served:
+                assert read_weights(file).manifest.licence == licence
+                continue
+            with pytest.raises(NotReady, match=rf"'toy' have the licence {licence}") as refused:
+                read_weights(file)
+            assert "FOVEA_WEIGHTS_LICENCES" in refused.value.hint
+    monkeypatch.undo()
+    settings.cache_clear()
 
 
 def test_a_longer_file_is_refused_by_its_size(tmp_path):

@@ -26,6 +26,7 @@ _FORMS: Mapping[str, ErrorForm] = {
     "/v1/chat/": "openai",
     "/v1/completions": "openai",
     "/v1/embeddings": "openai",
+    "/v1/messages": "anthropic",
 }
 """Path prefix → form, for requests that match no route."""
 

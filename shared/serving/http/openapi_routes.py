@@ -19,7 +19,7 @@ def describe_task(host: Host, task: str) -> str:
     """Describe the route: its models, the default first."""
     kinds = _kinds(host, task)
     lines = [f"* `{name}`: {kind.card.summary}" for name, kind in kinds.items()]
-    return "\n".join([f"Answer a `{task}` request.", "", "Models, the default first:", "", *lines])
+    return "\n".join([f"Run a model of the task `{task}`.", "", "Models, the default first:", "", *lines])
 
 
 def describe_operation(host: Host, task: str) -> dict[str, Any]:
@@ -104,7 +104,8 @@ def _form(name: str, kind: Kind) -> dict[str, Any]:
 
 def _parameters(kinds: dict[str, Kind]) -> list[dict[str, Any]]:
     """Scalar options: with a raw body, they go into the query."""
-    found: dict[str, dict[str, Any]] = {"model": {"type": "string", "enum": list(kinds)}}
+    about = "Name of the model; left out, the first."
+    found: dict[str, dict[str, Any]] = {"model": {"type": "string", "enum": list(kinds), "description": about}}
     for kind in kinds.values():
         for name, prop in servable_schema.properties(kind.In).items():
             if prop.get("type") in _SCALARS and not servable_schema.media_of(prop) and name not in found:

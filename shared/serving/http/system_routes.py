@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import metadata
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Path, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.responses import Response
@@ -18,6 +18,8 @@ from shared.serving.http.openapi_routes import problems
 from shared.sparsity import Finding, SparsityClaim, lint
 
 router = APIRouter()
+
+Name = Annotated[str, Path(description="Name of the model, as in `GET /v1/models`.")]
 
 
 def host_of(request: Request) -> Host:
@@ -71,8 +73,9 @@ async def models(host: HostOf, task: str | None = None) -> ModelList:
 
 
 @router.get("/v1/models/{name:path}/example", tags=["models"], responses=problems(404, 422, 503))
-async def example(name: str, host: HostOf) -> dict[str, Any]:
+async def example(name: Name, host: HostOf) -> dict[str, Any]:
     """A request that can be sent as it is; its pictures are base64."""
+    await host.wake(name)
     request = host.servable(name).example().model_dump(mode="json")
     return {**request, "model": host.resolve(name)}  # requests have a field of that name, which is empty
 
@@ -85,7 +88,7 @@ class LintedClaim(BaseModel):
 
 
 @router.get("/v1/models/{name:path}/sparsity", tags=["models"], responses=problems(404, 422))
-async def sparsity(name: str, host: HostOf) -> LintedClaim:
+async def sparsity(name: Name, host: HostOf) -> LintedClaim:
     """What is sparse about a model, how it was measured and against what, read by the lint."""
     claim = host.servable_type(name).card.sparsity
     if claim is None:
@@ -95,6 +98,7 @@ async def sparsity(name: str, host: HostOf) -> LintedClaim:
 
 
 @router.get("/v1/models/{name:path}", tags=["models"], responses=problems(404, 422))
-async def model(name: str, host: HostOf) -> dict[str, Any]:
+async def model(name: Name, host: HostOf) -> dict[str, Any]:
     """Everything about one model: its Card, tensors, limits in force and the schema of its requests."""
+    await host.wake(name)
     return host.card(name)

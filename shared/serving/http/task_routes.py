@@ -79,6 +79,7 @@ async def answer_task(host: Host, task: str, request: Request | JobRequest, run:
     kind = host.servable_type(name)
     offered = ["application/json", *kind.media_types(), *(_STREAM_MEDIA_TYPES if kind.mode == "stream" else ())]
     media = run.media = choose(request.headers.get("accept"), offered)
+    await host.wake(name)
     host.servable(name)  # a model that is not ready is refused before the body is parsed
     if host.settings.allow_image_urls:
         parsed = await fetch_pictures(parsed, kind.In, Fetcher(host.settings.max_body_bytes))

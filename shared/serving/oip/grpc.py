@@ -203,7 +203,7 @@ class _OpenInferenceService(grpc.GenericRpcHandler):
 
     async def _model_ready(self, message: pb.ModelReadyRequest, _run: CallContext) -> pb.ModelReadyResponse:
         try:
-            self._host.tensors(message.name, message.version)
+            self._host.check_ready(message.name, message.version)
         except FoveaError:  # unknown and unloaded alike: this method answers yes or no
             return pb.ModelReadyResponse(ready=False)
         return pb.ModelReadyResponse(ready=True)
@@ -212,9 +212,11 @@ class _OpenInferenceService(grpc.GenericRpcHandler):
         return metadata.describe_server(self._host)
 
     async def _model_metadata(self, message: pb.ModelMetadataRequest, _run: CallContext) -> dict[str, Any]:
+        await self._host.wake(message.name)
         return metadata.describe_model(self._host, message.name, message.version)
 
     async def _config(self, message: pb.ModelConfigRequest, _run: CallContext) -> dict[str, Any]:
+        await self._host.wake(message.name)
         return {"config": metadata.describe_config(self._host, message.name, message.version)}
 
     async def _statistics(self, message: pb.ModelStatisticsRequest, _run: CallContext) -> dict[str, Any]:
@@ -233,6 +235,7 @@ class _OpenInferenceService(grpc.GenericRpcHandler):
 
     async def _infer(self, message: pb.ModelInferRequest, run: CallContext) -> pb.ModelInferResponse:
         host, name, version = self._host, message.model_name, message.model_version
+        await host.wake(name)
         _, outputs = host.tensors(name, version)
         with telemetry.stage("pre"):
             call = (

@@ -22,7 +22,7 @@ EXTENSIONS: Final = ("binary_tensor_data", "model_configuration", "model_reposit
 
 _Totals = defaultdict[tuple[str, str], list[float]]
 
-_STATES: Final[Mapping[str, str]] = {"ready": "READY", "loading": "LOADING"}
+_STATES: Final[Mapping[str, str]] = {"ready": "READY", "on_demand": "READY", "loading": "LOADING"}
 
 
 def describe_server(host: Host) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def list_models(host: Host, *, ready: bool = False) -> list[dict[str, Any]]:
 def collect_statistics(host: Host, name: str = "", version: str = "") -> dict[str, Any]:
     """Counts and durations of one model, or of all, since the process began, from the service's own metrics."""
     if name:
-        host.tensors(name, version)
+        host.check_ready(name, version)
     totals = _sum_metrics(host.service)
     entries = [entry for entry in host.entries() if name in ("", entry.id)]
     return {"model_stats": [_statistics(entry.id, (entry.model_extra or {})["version"], totals) for entry in entries]}

@@ -10,9 +10,9 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine
 from inspect import signature
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Path, Request
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from starlette.responses import Response
@@ -81,6 +81,8 @@ router = APIRouter(
     prefix="/v2", tags=["open inference"], route_class=_DirectRoute, responses={"4XX": _ERROR, "5XX": _ERROR}
 )
 
+Name = Annotated[str, Path(description="Name of the model, as in `GET /v1/models`.")]
+
 
 # The first route that matches wins: inference comes first because it comes often, and longer paths before shorter ones
 # because names of models may hold slashes (for decorators, first means nearest to the function).
@@ -88,9 +90,10 @@ router = APIRouter(
 
 @router.post("/models/{name:path}/infer", openapi_extra=_bodies(), responses={200: {"model": InferResponse}})
 @router.post("/models/{name:path}/versions/{version}/infer", include_in_schema=False)
-async def infer(request: Request, name: str) -> Response:
+async def infer(request: Request, name: Name) -> Response:
     """Tensors in, tensors out: as JSON, or as bytes behind the JSON. Also under `/versions/{version}/infer`."""
     host, version = _host(request), _version(request)
+    await host.wake(name)
     _, outputs = host.tensors(name, version)  # an unknown or unloaded model is refused before the body is read
     request.scope["fovea.model"] = name
     head = _header_length(request)
@@ -150,30 +153,32 @@ async def all_statistics(request: Request) -> Response:
 
 @router.get("/models/{name:path}/ready")
 @router.get("/models/{name:path}/versions/{version}/ready", include_in_schema=False)
-async def model_ready(request: Request, name: str) -> Response:
+async def model_ready(request: Request, name: Name) -> Response:
     """Whether a model is loaded."""
-    _host(request).tensors(name, _version(request))
+    _host(request).check_ready(name, _version(request))
     return JSONResponse({"name": name, "ready": True})
 
 
 @router.get("/models/{name:path}/config")
 @router.get("/models/{name:path}/versions/{version}/config", include_in_schema=False)
-async def model_config(request: Request, name: str) -> Response:
+async def model_config(request: Request, name: Name) -> Response:
     """The part of a model's configuration that clients read."""
+    await _host(request).wake(name)
     return JSONResponse(metadata.describe_config(_host(request), name, _version(request)))
 
 
 @router.get("/models/{name:path}/stats")
 @router.get("/models/{name:path}/versions/{version}/stats", include_in_schema=False)
-async def model_statistics(request: Request, name: str) -> Response:
+async def model_statistics(request: Request, name: Name) -> Response:
     """Counts and durations of one model."""
     return JSONResponse(metadata.collect_statistics(_host(request), name, _version(request)))
 
 
 @router.get("/models/{name:path}")
 @router.get("/models/{name:path}/versions/{version}", include_in_schema=False)
-async def model_metadata(request: Request, name: str) -> Response:
+async def model_metadata(request: Request, name: Name) -> Response:
     """Inputs, outputs and versions of a model."""
+    await _host(request).wake(name)
     return JSONResponse(metadata.describe_model(_host(request), name, _version(request)))
 
 
@@ -185,14 +190,14 @@ async def repository_index(request: Request) -> Response:
 
 
 @router.post("/repository/models/{name:path}/load")
-async def repository_load(request: Request, name: str) -> Response:
+async def repository_load(request: Request, name: Name) -> Response:
     """Load a model that is not loaded."""
     await metadata.load_model(_host(request), name, (await _options(request)).get("parameters") or {})
     return JSONResponse({})
 
 
 @router.post("/repository/models/{name:path}/unload")
-async def repository_unload(request: Request, name: str) -> Response:
+async def repository_unload(request: Request, name: Name) -> Response:
     """Take a model out of service, after its waiting calls."""
     await metadata.unload_model(_host(request), name)
     return JSONResponse({})

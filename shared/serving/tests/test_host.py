@@ -302,3 +302,64 @@ async def test_tensors_of_a_model_that_can_t_batch_run_alone():
     await asyncio.gather(*(host.infer("alone", feeds(), CallContext()) for _ in range(5)))
     assert host.servable("alone").engine.batches == [1] * 5
     await host.stop()
+
+
+class Lazy(Echo):
+    """Its first request loads it; counts how often that happens."""
+
+    on_demand = True
+    loads = 0
+
+    @classmethod
+    def load(cls, place: LoadContext):
+        cls.loads += 1
+        time.sleep(0.1)
+        return cls()
+
+
+async def test_models_wait_for_their_first_request_which_all_that_come_meanwhile_share():
+    kinds = {name: named(Lazy, name) for name in ("one", "two")} | {"eager": named(Echo, "eager")}
+    host = Host("toy", kinds, Settings(preload="default"))
+    await host.start()
+    assert [host.slot(name).state for name in ("one", "two", "eager")] == ["ready", "on_demand", "ready"]
+    assert host.ready
+    assert all(entry.ready for entry in host.entries())
+    host.check_ready("two")
+    with pytest.raises(NotReady, match="loaded by its first request") as caught:
+        host.servable("two")  # a route that does not wait for it
+    assert caught.value.retry_after == 2
+    asking = asyncio.gather(*(host.predict("two", Text(text="x"), CallContext()) for _ in range(3)))
+    await asyncio.sleep(0.05)
+    assert host.settled, "other models go on being served"
+    said = await asking
+    assert {answer.text for answer in said} == {"x"}
+    assert (kinds["one"].loads, kinds["two"].loads) == (1, 1)
+    await host.stop()
+
+
+async def test_beyond_the_budget_the_longest_unused_model_is_unloaded_and_comes_back():
+    kinds = {name: named(Lazy, name) for name in ("first", "one", "two")}
+    host = Host("toy", kinds, Settings(preload="first", model_memory_bytes=1))
+    await host.start()
+    for name, states in (
+        ("one", ["ready", "on_demand"]),
+        ("two", ["on_demand", "ready"]),
+        ("one", ["ready", "on_demand"]),
+    ):
+        await host.infer(name, feeds(), CallContext())
+        assert [host.slot(each).state for each in ("one", "two")] == states
+    assert host.slot("first").state == "ready"
+    assert kinds["one"].loads == 2
+    await host.stop()
+
+
+async def test_model_that_fails_at_its_first_request_says_why():
+    class Broken(toys.Broken):
+        on_demand = True
+
+    host = Host("toy", {"toy/echo": Echo, "toy/broken": Broken}, Settings(preload="toy/echo"))
+    await host.start()
+    with pytest.raises(NotReady, match="not available"):
+        await host.predict("toy/broken", Text(text="x"), CallContext())
+    assert list(host.missing()) == ["toy/broken"]
+    await host.stop()

@@ -7,6 +7,7 @@ order.
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import secrets
 import signal
 import socket
@@ -183,6 +184,8 @@ class _Product:
         config = self._settings
         if not self._services:
             raise NotReady("No service has a model.", hint="`fovea doctor` says which rooms were left out, and why.")
+        if config.placement == "ray" and importlib.util.find_spec("ray") is None:
+            raise NotReady("FOVEA_PLACEMENT is ray, which is not installed.", hint="Try: pip install 'fovea[cluster]'.")
         for port, variable in ((config.http_port, "FOVEA_HTTP_PORT"), (config.grpc_port, "FOVEA_GRPC_PORT")):
             if taken := port_in_use(config.host, port, variable):
                 raise NotReady(taken)
@@ -198,10 +201,13 @@ class _Product:
             "FOVEA_REPLICA_SECRET": ",".join(config.replica_secrets),
             "FOVEA_JOBS_IN_REPLICA": "1",
             "PYTHONUNBUFFERED": "1",
+            "MALLOC_ARENA_MAX": "2",  # each more is memory that one thread has freed and no other takes
             # Services share the cores, so threads that wait must not spin for long; but the gaps inside one decode step
             # are shorter than falling asleep and waking up, which nearly doubles its time.
             "GOMP_SPINCOUNT": "10000",
         }
+        if "preload" not in config.model_fields_set:
+            variables["FOVEA_PRELOAD"] = "default"
         if "judge_base_url" not in config.model_fields_set:
             variables["FOVEA_JUDGE_BASE_URL"] = self._gateway
         return variables

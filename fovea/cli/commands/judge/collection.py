@@ -23,10 +23,10 @@ def import_collection(
     topics: Annotated[Path, typer.Argument(help="Topics, records `.I .W`.")],
     relevance: Annotated[Path, typer.Argument(help="Relevance lines, `qid docid code` or TREC's.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")],
-    others: Annotated[int, typer.Option(help="Per topic, label so many of BM25's best unjudged passages 0.")] = 0,
+    others: Annotated[int, typer.Option(help="Label this many of BM25's best unjudged passages per topic as 0.")] = 0,
     grades: Annotated[
         list[str] | None,
-        typer.Option("--grade", help="CODE=GRADE; left out, 1=3 2=2 3=1 4=1 5=0.", show_default=False),
+        typer.Option("--grade", help="CODE=GRADE; default: 1=3 2=2 3=1 4=1 5=0.", show_default=False),
     ] = None,
     *,
     gateway: Connection,

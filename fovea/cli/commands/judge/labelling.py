@@ -54,7 +54,7 @@ class PairSource:
     runs: Annotated[list[Path] | None, typer.Option("--run", help="TREC run; may be repeated.")] = None
     depth: Annotated[int, typer.Option("--depth", "-k", min=1, help="Ranks to take from each run.")] = 10
     qrels: Annotated[
-        Path | None, typer.Option(help="Existing labels; only missing ones are made.", show_default=False)
+        Path | None, typer.Option(help="Existing labels; only the missing pairs are labelled.", show_default=False)
     ] = None
     pairs: Annotated[
         Path | None, typer.Option(help="JSON lines with qid, docid, query, passage.", show_default=False)
@@ -76,8 +76,10 @@ class PairSource:
 class SpendingLimits:
     """How much a batch may use."""
 
-    budget: Annotated[int | None, typer.Option(help="Most tokens to spend.", show_default=False)] = None
-    per_minute: Annotated[float | None, typer.Option(help="Most pairs per minute.", show_default=False)] = None
+    budget: Annotated[int | None, typer.Option(help="Maximum number of tokens to spend.", show_default=False)] = None
+    per_minute: Annotated[
+        float | None, typer.Option(help="Maximum number of pairs per minute.", show_default=False)
+    ] = None
     at_once: Annotated[int, typer.Option(min=1, max=32, help="Pairs at a time.")] = 4
 
 
@@ -164,8 +166,8 @@ def _read_options(path: Path | None) -> dict[str, Any]:
 @expand_options
 def templates(
     name: Annotated[str | None, typer.Argument(help="Show this template.", show_default=False)] = None,
-    query: Annotated[str, typer.Option(help="With a name: fill it in.")] = "",
-    passage: Annotated[str, typer.Option(help="With a name: fill it in.")] = "",
+    query: Annotated[str, typer.Option(help="With a name: the text to fill in.")] = "",
+    passage: Annotated[str, typer.Option(help="With a name: the text to fill in.")] = "",
     *,
     gateway: GatewayOptions,
 ) -> None:

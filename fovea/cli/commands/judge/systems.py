@@ -30,7 +30,7 @@ def significance(
     measure: Measure = "ndcg_cut_10",
     baseline: Annotated[str | None, typer.Option(help="Compare with this system only.", show_default=False)] = None,
     correction: Annotated[str, typer.Option(help="holm, fdr, max-t, bonferroni or none.")] = "holm",
-    level: Annotated[float, typer.Option(help="Corrected p at which a difference counts.")] = 0.05,
+    level: Annotated[float, typer.Option(help="Significance level of the corrected p-values.")] = 0.05,
     *,
     gateway: GatewayOptions,
 ) -> None:
@@ -105,7 +105,7 @@ class PlanTarget:
         tuple[str, str] | None, typer.Option(help="Plan for the difference of two systems.", show_default=False)
     ] = None
     total: Annotated[
-        int | None, typer.Option(help="Queries there will be; left out, the judge's.", show_default=False)
+        int | None, typer.Option(help="Planned number of queries; default: the judge's.", show_default=False)
     ] = None
 
 

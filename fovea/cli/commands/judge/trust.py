@@ -35,7 +35,7 @@ def trust(
     judge: JudgeLabels,
     topics: Topics,
     passages: Passages,
-    embedding: Annotated[bool, typer.Option(help="Compare with the sentence embedder too.")] = True,
+    embedding: Annotated[bool, typer.Option(help="Also compare with the sentence embedder.")] = True,
     *,
     gateway: GatewayOptions,
 ) -> None:
@@ -105,9 +105,11 @@ def preferences(
     topics: Topics,
     passages: Passages,
     reference: Annotated[Path, typer.Option(help="Qrels by people.")],
-    sample: Annotated[int, typer.Option("--sample", "-n", min=2, max=500, help="Comparisons to draw.")] = 40,
+    sample: Annotated[
+        int, typer.Option("--sample", "-n", min=2, max=500, help="Number of comparisons to sample.")
+    ] = 40,
     llm: Llm = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the draw.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of the sample.")] = 0,
     *,
     gateway: GatewayOptions,
 ) -> None:

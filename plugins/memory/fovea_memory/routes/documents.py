@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from fovea_memory.routes.model_lookup import find_document_adapter
 from fovea_memory.state.document_service import DocumentService
@@ -26,6 +26,8 @@ _EFFECTFUL = {**_OPENAI_ERRORS, **EFFECTFUL}
 _AFFINE = {**_OPENAI_ERRORS, **AFFINE}
 
 router = APIRouter(prefix="/v1/documents", tags=["documents"], responses=_ERRORS)
+
+DocumentId = Annotated[str, Path(description="Id of a document, from `POST /v1/documents`.")]
 
 HostDep = Annotated[Host, Depends(host_of)]
 
@@ -58,13 +60,13 @@ async def recent(
 
 
 @router.get("/{document_id}", openapi_extra=_AFFINE)
-async def get(document_id: str, documents: DocumentsDep) -> DocumentText:
+async def get(document_id: DocumentId, documents: DocumentsDep) -> DocumentText:
     """A document with its text."""
     return await documents.get(document_id)
 
 
 @router.delete("/{document_id}", openapi_extra=_AFFINE)
-async def delete(document_id: str, request: Request, host: HostDep, documents: DocumentsDep) -> Deleted:
+async def delete(document_id: DocumentId, request: Request, host: HostDep, documents: DocumentsDep) -> Deleted:
     """Delete a document."""
     record = await documents.get(document_id)
     try:

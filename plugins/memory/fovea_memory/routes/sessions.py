@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Depends, Query, Request
+from fastapi import APIRouter, Body, Depends, Path, Query, Request
 from starlette.responses import Response
 
 from fovea_memory.routes.model_lookup import find_session_adapter
@@ -26,6 +26,8 @@ _EFFECTFUL = {**_OPENAI_ERRORS, **EFFECTFUL}
 _BYTES: dict[int | str, dict[str, Any]] = {200: {"content": {"application/octet-stream": {}}}}
 
 router = APIRouter(prefix="/v1/sessions", tags=["sessions"], responses=_ERRORS, lifespan=lifespan)
+
+SessionId = Annotated[str, Path(description="Id of a session, from `POST /v1/sessions`.")]
 
 HostDep = Annotated[Host, Depends(host_of)]
 
@@ -55,27 +57,27 @@ async def recent(
 
 
 @router.get("/{session_id}", openapi_extra=_OPENAI_ERRORS)
-async def get(session_id: str, sessions: SessionsDep) -> Session:
+async def get(session_id: SessionId, sessions: SessionsDep) -> Session:
     """Describe a session."""
     return await sessions.get(session_id)
 
 
 @router.delete("/{session_id}", openapi_extra=_OPENAI_ERRORS)
-async def delete(session_id: str, sessions: SessionsDep) -> Deleted:
+async def delete(session_id: SessionId, sessions: SessionsDep) -> Deleted:
     """Delete a session with all of its versions and answers."""
     await sessions.delete(session_id)
     return Deleted(id=session_id, object="session")
 
 
 @router.post("/{session_id}/fork", openapi_extra=_EFFECTFUL)
-async def fork(session_id: str, sessions: SessionsDep) -> Session:
+async def fork(session_id: SessionId, sessions: SessionsDep) -> Session:
     """Create a session that begins with this one's newest version."""
     return await sessions.fork(session_id)
 
 
 @router.get("/{session_id}/export", openapi_extra=_OPENAI_ERRORS, responses=_BYTES, response_class=Response)
 @router.post("/{session_id}/export", openapi_extra=_OPENAI_ERRORS, responses=_BYTES, response_class=Response)
-async def export(session_id: str, sessions: SessionsDep) -> Response:
+async def export(session_id: SessionId, sessions: SessionsDep) -> Response:
     """Export the state of a session, as bytes that `import` takes."""
     record = await sessions.get_record(session_id)
     version = await sessions.read_version(record)
@@ -86,7 +88,7 @@ async def export(session_id: str, sessions: SessionsDep) -> Response:
 
 @router.post("/{session_id}/import", openapi_extra=_EFFECTFUL)
 async def load(
-    session_id: str,
+    session_id: SessionId,
     state: Annotated[bytes, Body(media_type="application/octet-stream", description="What `export` gave.")],
     request: Request,
     host: HostDep,
@@ -98,19 +100,19 @@ async def load(
 
 
 @router.post("/{session_id}/rollback", openapi_extra=_EFFECTFUL)
-async def rollback(session_id: str, body: RollbackRequest, sessions: SessionsDep) -> Session:
+async def rollback(session_id: SessionId, body: RollbackRequest, sessions: SessionsDep) -> Session:
     """Write an earlier version again as the newest."""
     return await sessions.rollback(session_id, body.version)
 
 
 @router.get("/{session_id}/surprise", openapi_extra=_OPENAI_ERRORS)
 async def surprise(
-    session_id: str,
+    session_id: SessionId,
     request: Request,
     host: HostDep,
     sessions: SessionsDep,
     version: Annotated[int | None, Query(ge=0, lt=2**53, description="By default the newest.")] = None,
 ) -> SurpriseTrace:
-    """What the request behind a version memorised and forgot, token by token."""
+    """The tokens that the request behind a version memorised and forgot."""
     record = await sessions.get_record(session_id)
     return await sessions.trace_surprise(session_id, version, find_session_adapter(host, record.model, request))

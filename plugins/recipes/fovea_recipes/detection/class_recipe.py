@@ -1,4 +1,4 @@
-"""What the recipes of all classifiers share on photographs: folders of classes, augmentation, a teacher, measures.
+"""Parts shared by the recipes of classifiers on photographs: folders of classes, augmentation, a teacher, measures.
 
 Knows pictures and labels; a recipe adds its network. The teacher is EfficientNet-Lite0, which has seen ImageNet: it is
 fine-tuned on the same folder first, and a small network then learns what it says about every augmented picture.
@@ -27,13 +27,17 @@ from fovea_recipes.training.imagenet import load_imagenet
 from fovea_recipes.training.intervals import mean_interval
 from fovea_recipes.training.recipe import Batch, Schedule
 from fovea_recipes.training.score_calibration import fit_temperature
-from fovea_recipes.training.trainer import fit
+from fovea_recipes.training.trainer import OnStep, fit
 from services.detection.layers.partial import PartialNetwork
 from services.detection.servables.patches import MEAN, STD, pool_stages, resize_patch
 from shared.registry.weights import Dtype
 from shared.vision.backbones.efficientnet_lite import EfficientNetLite0
 
 EMPTY = ClassSet((), (), np.empty(0, np.int64))
+TEACHER = Schedule(
+    steps=900, batch=32, rate=6e-4, floor=1e-6, warm_up=60, decay=0.02, clip=5.0, ema=0.995, validate_every=100
+)
+"""How the teacher is fine-tuned; never for more steps than its student."""
 
 
 class ClassRecipe(FolderRecipe):
@@ -169,9 +173,7 @@ class EfficientNetLite0Recipe(ClassRecipe):
     name: ClassVar[str] = "efficientnet-lite0"
     weights: ClassVar[str] = "efficientnet-lite0"
 
-    schedule: Schedule = Schedule(
-        steps=900, batch=32, rate=6e-4, floor=1e-6, warm_up=60, decay=0.02, clip=5.0, ema=0.995, validate_every=100
-    )
+    schedule: Schedule = TEACHER
 
     def network(self) -> nn.Module:
         built = EfficientNetLite0(len(self._train.names))
@@ -196,8 +198,7 @@ class StudentRecipe(ClassRecipe):
     _teacher: EfficientNetLite0 | None = PrivateAttr(None)
     _taught: dict[str, float] = PrivateAttr(default_factory=dict)
 
-    def prepare(self, cache: Path) -> str:
-        digest = super().prepare(cache)
+    def pretrain(self, cache: Path, on_step: OnStep | None) -> None:
         recipe = self.teacher or EfficientNetLite0Recipe(
             data=self.data,
             held_out=self.held_out,
@@ -207,11 +208,11 @@ class StudentRecipe(ClassRecipe):
             choose=self.choose,
             seed=self.seed,
             half=self.half,
+            schedule=TEACHER.model_copy(update={"steps": min(TEACHER.steps, self.schedule.steps)}),
         )
-        fitted = fit(recipe, cache / "teacher")
+        fitted = fit(recipe, cache / "teacher", on_step=on_step)
         self._taught = recipe.measure(fitted.network)
         self._teacher = cast("EfficientNetLite0", fitted.network)
-        return digest
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
         student, image = cast("PartialNetwork", network), batch["image"].contiguous(memory_format=torch.channels_last)

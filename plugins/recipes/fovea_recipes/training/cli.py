@@ -1,6 +1,6 @@
 """The verbs `fovea train`, `fovea recalibrate` and `fovea import`: plug-ins of the command line (`fovea.commands`).
 
-Knows the terminal: options in, a progress bar and plain sentences out; errors are left to the command line. Torch
+Knows the terminal: options in, progress and plain sentences out; errors are left to the command line. Torch
 loads only when a verb runs, so that `fovea --help` stays quick.
 """
 
@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from pydantic import ValidationError
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fovea.cli.option_groups import expand_options
 from shared.errors import InvalidOption
@@ -26,12 +25,13 @@ from shared.storage import open_object_store
 from shared.storage.private_files import make_files_private
 
 if TYPE_CHECKING:
+    from fovea_recipes.training.progress_report import ProgressReport
     from fovea_recipes.training.recipe import Recipe
     from fovea_recipes.training.trainer import FitResult
 
 
 def import_checkpoint(
-    model: Annotated[str, typer.Argument(help="What it is a checkpoint of, for example `pranet`.")],
+    model: Annotated[str, typer.Argument(help="The model of the checkpoint, for example `pranet`.")],
     file: Annotated[Path, typer.Argument(help="`.safetensors`, `.pth`, `.pt`, or `.onnx` with nothing folded.")],
 ) -> None:
     """Serve an official checkpoint instead of the demo weights. No code in the file is ever run."""
@@ -69,7 +69,7 @@ def train(
     recipe: Annotated[str | None, typer.Argument(help="Name of the recipe; left out, they are listed.")] = None,
     *,
     own: OwnData,
-    name: Annotated[str | None, typer.Option(help="What the model is called; by default recipe and folder.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the model; by default recipe and folder.")] = None,
     folder: Annotated[
         Path | None, typer.Option(help="Checkpoints and derived data; goes on from what is there.")
     ] = None,
@@ -80,6 +80,9 @@ def train(
     ] = None,
 ) -> None:
     """Train weights by a recipe, measure them on held-out data, write them with their manifest and ONNX graph."""
+    console = Console(soft_wrap=True)
+    if recipe is not None:
+        console.print(f"Preparing the recipe {recipe} …", highlight=False)  # torch is imported now, for seconds
     found = importlib.import_module("fovea_recipes.training.recipe")
     if recipe is None:
         _list(found.recipes())
@@ -87,23 +90,24 @@ def train(
     kind = found.recipe_named(recipe)
     make_files_private(settings().data_dir)
     chosen = configure_recipe(kind, [*own.build(), *(set_ or [])])
-    if own.data is None:
-        folder = folder or settings().data_dir / "training" / recipe
-        _publish(chosen, _fit(chosen, folder, device), out or folder / "result", name)
-        return
-    name = model_name(name or f"{recipe}-{own.data.resolve().name}")
-    folder = folder or settings().data_dir / "training" / name
-    _look(chosen, folder)
-    _publish(chosen, _fit(chosen, folder, device), out or settings().weights_dir, name)
+    data_dir = settings().data_dir / "training"
+    if own.data is not None:
+        name = model_name(name or f"{recipe}-{own.data.resolve().name}")
+    folder = folder or data_dir / (recipe if own.data is None else str(name))
+    out = out or (folder / "result" if own.data is None else settings().weights_dir)
+    with importlib.import_module("fovea_recipes.training.progress_report").ProgressReport(console) as report:
+        report.begin("Reading the data")
+        _look(chosen, folder, console)
+        _publish(chosen, _fit(chosen, folder, device, report), out, name, report, console)
 
 
 def recalibrate(
     file: Annotated[Path, typer.Argument(help="The weights, next to their manifest.")],
-    data: Annotated[Path, typer.Option(help="The folder that they learnt from.")],
+    data: Annotated[Path, typer.Option(help="The folder that they were trained on.")],
     others: Annotated[list[Path] | None, typer.Option(help="Pictures of another kind, measured on.")] = None,
-    foreign: Annotated[list[Path] | None, typer.Option(help="Pictures of another kind, half of them learnt.")] = None,
+    foreign: Annotated[list[Path] | None, typer.Option(help="Pictures of another kind; half are fitted.")] = None,
 ) -> None:
-    """Learn anew which pictures trained weights know and which they warn of; the network stays as it is."""
+    """Fit again which pictures trained weights know; the network stays as it is."""
     recalibrating = importlib.import_module("fovea_recipes.training.recalibrate")
     manifest = recalibrating.recalibrate(file, data, tuple(others or ()), tuple(foreign or ()))
     for key, value in manifest.metrics.items():
@@ -159,37 +163,31 @@ def _defaults(kind: type[Recipe], group: str) -> dict[str, Any]:
     return values
 
 
-def _fit(recipe: Recipe, folder: Path, device: str) -> FitResult:
+def _fit(recipe: Recipe, folder: Path, device: str, report: ProgressReport) -> FitResult:
     fit = importlib.import_module("fovea_recipes.training.trainer").fit
     if device == "auto":
         device = "cuda" if importlib.import_module("torch").cuda.is_available() else "cpu"
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns) as bar:
-        task = bar.add_task(recipe.name, total=recipe.schedule.steps)
-
-        def show(progress: Any) -> None:
-            bar.update(task, completed=progress.step, description=f"{recipe.name}  loss {progress.loss:.3f}")
-
-        fitted: FitResult = fit(recipe, folder, device=device, on_step=show)
+    fitted: FitResult = fit(recipe, folder, device=device, on_step=report.step)
     return fitted
 
 
-def _look(recipe: Recipe, folder: Path) -> None:
+def _look(recipe: Recipe, folder: Path, console: Console) -> None:
     """Say what is in the folder, before anything is trained on it."""
-    console = Console()
     recipe.prepare(folder / "data")
     if (survey := getattr(recipe, "survey", lambda: None)()) is not None:
         for line in survey.lines():
             console.print(line, highlight=False)
 
 
-def _publish(recipe: Recipe, fitted: FitResult, out: Path, name: str | None = None) -> None:
-    console = Console()
-    console.print("Measuring on held-out data …")
+def _publish(
+    recipe: Recipe, fitted: FitResult, out: Path, name: str | None, report: ProgressReport, console: Console
+) -> None:
+    report.begin("Measuring on held-out data")
     manifest = importlib.import_module("fovea_recipes.training.publish").publish(recipe, fitted, out, name=name)
     for metric, value in manifest.metrics.items():
         low_high = manifest.intervals.get(metric)
         console.print(f"  {metric:24} {value:.4f}{f'  ({low_high[0]:.3f} to {low_high[1]:.3f})' if low_high else ''}")
+    report.begin("Exporting the ONNX graph")
     if (parity := recipe.export(fitted.network, out / f"{manifest.name}.onnx")) is not None:
         console.print(f"ONNX graph within {parity.max_difference:.1e} of torch (values up to {parity.max_value:.1f}).")
     minutes, speed = manifest.notes["training_seconds"] / 60, manifest.notes["pictures_per_second"]
@@ -198,7 +196,7 @@ def _publish(recipe: Recipe, fitted: FitResult, out: Path, name: str | None = No
     )
     if out == settings().weights_dir:
         publish_weights(open_object_store(settings()), out, manifest.name)
-        console.print(f"{manifest.name} is served after the next start: fovea up.")
+        console.print(f"{manifest.name} is served: a running Fovea loads it within seconds.")
     else:
         console.print(f"In {settings().weights_dir} they would be served.")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -30,7 +30,7 @@ GROUP = "fovea.recipes"
 """Entry points of packages whose modules hold recipes."""
 
 Batch = Mapping[str, Tensor]
-"""What one optimiser step sees, by name; the first axis of each tensor is the sample."""
+"""Batch of one optimiser step, by name; the first axis of each tensor is the sample."""
 
 
 class _Knobs(BaseModel):
@@ -44,7 +44,7 @@ class Schedule(_Knobs):
     batch: int = Field(ge=1, description="Samples per batch.")
     rate: float = Field(gt=0, description="Learning rate at the first step, after `warm_up`.")
     floor: float = Field(0.0, ge=0, description="Learning rate at the last step; equal to `rate` for a constant one.")
-    warm_up: int = Field(0, ge=0, description="Steps over which the rate rises from zero.")
+    warm_up: int = Field(0, ge=0, description="Steps over which the rate rises from zero; a quarter at most.")
     decay: float = Field(0.0, ge=0, description="Weight decay of AdamW; 0 makes it Adam.")
     clamp: float | None = Field(None, gt=0, description="Each element of each gradient is clamped to this.")
     clip: float | None = Field(None, gt=0, description="The norm of all gradients together is clipped to this.")
@@ -55,7 +55,8 @@ class Schedule(_Knobs):
 
     def rate_at(self, step: int) -> float:
         """Learning rate of a step, 0-based."""
-        rise = min(1.0, (step + 1) / self.warm_up) if self.warm_up else 1.0
+        warm_up = min(self.warm_up, self.steps // 4)  # a short training must not end before its rate has risen
+        rise = min(1.0, (step + 1) / warm_up) if warm_up else 1.0
         turn = math.pi * min(step / self.steps, 1.0)
         return rise * (self.floor + (self.rate - self.floor) * (1 + math.cos(turn)) / 2)
 
@@ -85,7 +86,7 @@ class Recipe(_Knobs, ABC):
     """Data + loss + metric + steps → weights + export, with a manifest.
 
     Class attributes:
-        name: What `fovea train` calls it.
+        name: Its name in `fovea train`.
         weights: Name of the weights that it makes: `<weights>.safetensors` next to `<weights>.json`.
         builds: Name under which `network()` knows what is trained, where it is not that of the weights.
         serves: Name of the model that serves such weights under any name; None: only under that of the weights.
@@ -106,7 +107,7 @@ class Recipe(_Knobs, ABC):
         """Keywords of the `network()` call; they go into the manifest, so that a service builds the same network."""
 
     def strip_training_parts(self, network: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
-        """What of the trained network is published, and its `config()`: parts that only training needs may go."""
+        """The part of the trained network to publish, and its `config()`: parts that only training needs may go."""
         return network, self.config()
 
     def network(self) -> nn.Module:
@@ -117,6 +118,9 @@ class Recipe(_Knobs, ABC):
     @abstractmethod
     def prepare(self, cache: Path) -> str:
         """Get the data ready, with derived files under `cache`; return a digest that names exactly this data."""
+
+    def pretrain(self, cache: Path, on_step: Callable[[Recipe, Any], None] | None) -> None:  # few need it
+        """Train what this training needs, for example a teacher, under `cache`; called after `prepare`."""
 
     @abstractmethod
     def batches(self, step: int, rng: np.random.Generator) -> Iterator[Batch]:
@@ -139,11 +143,11 @@ class Recipe(_Knobs, ABC):
         return {}
 
     def calibrate(self, network: nn.Module) -> ServingFacts:
-        """What those who serve the weights must know next to them, chosen on pictures that were not trained on."""
+        """Constants for serving the weights, chosen on pictures that were not trained on."""
         return ServingFacts()
 
     def facts(self) -> dict[str, str]:
-        """What a reader of the manifest should know beyond the knobs: what the data is, departures from the paper."""
+        """Facts for a reader of the manifest beyond the knobs: the data, departures from the paper."""
         return {}
 
     def export(self, network: nn.Module, path: Path) -> Parity | None:

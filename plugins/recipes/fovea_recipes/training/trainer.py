@@ -1,6 +1,6 @@
 """The one fit loop: seeded, resumable, with averaged weights, a cosine schedule and early stopping.
 
-Knows optimisation; knows no model, no data and no loss (a Recipe brings those). What happens at step `t` depends on
+Knows optimisation; knows no model, no data and no loss (a Recipe brings those). Step `t` depends on
 the seed and on `t` alone, so a resumed fit ends where an uninterrupted one does.
 """
 
@@ -46,6 +46,10 @@ class FitProgress:
     scores: list[tuple[int, float]] = field(default_factory=list)
 
 
+OnStep = Callable[[Recipe, FitProgress], None]
+"""Hears of every step."""
+
+
 @dataclass(frozen=True, slots=True)
 class FitResult:
     """A finished fit: the network with the best weights, in eval mode, and how it came about."""
@@ -61,16 +65,16 @@ def fit(
     *,
     device: str = "cpu",
     run: CallContext | None = None,
-    on_step: Callable[[FitProgress], None] | None = None,
+    on_step: OnStep | None = None,
 ) -> FitResult:
     """Train `recipe` in `folder`, going on from the checkpoint that is there.
 
     Args:
-        recipe: What to train.
+        recipe: The recipe to train.
         folder: Holds `last.safetensors`, `best.safetensors` and the recipe's derived data.
         device: `cpu`, `cuda` or `cuda:N`.
         run: Checked between steps and told the fraction done, for jobs.
-        on_step: Told the progress after every step.
+        on_step: Called with the recipe and its progress after every step, those of `Recipe.pretrain` included.
 
     Raises:
         Conflict: The checkpoint in `folder` belongs to another recipe or to other knobs.
@@ -80,12 +84,13 @@ def fit(
     run = run or CallContext()
     loop = _Loop(recipe, folder, recipe.prepare(folder / "data"), device)
     loop.resume()
+    recipe.pretrain(folder / "data", on_step)
     while not loop.finished:
         run.check()
         loop.step()
         run.progress(loop.progress.step / recipe.schedule.steps)
         if on_step is not None:
-            on_step(loop.progress)
+            on_step(recipe, loop.progress)
         if loop.progress.step % recipe.schedule.validate_every == 0 or loop.progress.step == recipe.schedule.steps:
             loop.validate()
     return loop.result()

@@ -1,18 +1,25 @@
 """docs/09-your-own-data.md, done: from a folder of frames and masks to an answer over HTTP, by the command it names."""
 
+import io
 import re
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import typer
+from rich.console import Console
 from typer.testing import CliRunner
 
-from fovea_recipes.training.cli import train
+from fovea_recipes.training.cli import configure_recipe, train
+from fovea_recipes.training.progress_report import ProgressReport, format_time
+from fovea_recipes.training.recipe import recipe_named, recipes
+from fovea_recipes.training.trainer import FitProgress
 from plugins.recipes.tests.medical_seg.test_pranet_lite import frames
 from shared.serving.build_app import build
 from shared.serving.tests.ready_client import ready_client
 from shared.settings import Settings, settings
+from tests.harness.waiting import wait_until
 
 DOC = Path(__file__).parents[4] / "docs" / "09-your-own-data.md"
 cli = typer.Typer()
@@ -24,6 +31,38 @@ SHORT = ("schedule.steps=2", "schedule.batch=4", "schedule.validate_every=2", "c
 def command() -> list[str]:
     (line,) = re.findall(r"^fovea train pranet .*$", DOC.read_text(), re.MULTILINE)
     return shlex.split(line)[2:]
+
+
+def test_every_command_and_knob_of_the_page_is_one_of_a_recipe():
+    page = DOC.read_text()
+    lines = [shlex.split(line) for line in re.findall(r"^fovea train .*$", page, re.MULTILINE)]
+    assert [words[2] for words in lines] == ["patnet", "pranet", "yolo9tr"]
+    for words in lines:
+        knobs = [words[place + 1] for place, word in enumerate(words) if word == "--set"]
+        configure_recipe(recipe_named(words[2]), ["data=x", *knobs])
+    knobs = re.findall(r"`(?:--set )?'?([a-z_.]+=[^`']+)'?`", page)
+    assert len(knobs) > 5
+    for knob in knobs:
+        group, _, name = knob.partition("=")[0].rpartition(".")
+        fields = [kind.model_fields for kind in recipes().values() if "data" in kind.model_fields]
+        groups = [f[group].annotation.model_fields for f in fields if group in f] if group else fields
+        assert any(name in each for each in groups) or knob.startswith("OMP_"), knob
+
+
+def test_a_long_training_says_every_so_often_what_it_does():
+    text = io.StringIO()
+    with ProgressReport(Console(file=text, width=200), interval_s=0.05) as report:
+        report.begin("Reading the data")
+        wait_until(lambda: text.getvalue().count("Reading the data") > 2)
+        recipe = SimpleNamespace(name="teacher", schedule=SimpleNamespace(steps=1000))
+        for step in (1, 2):
+            report.step(recipe, FitProgress(step=step, loss=0.5))
+        wait_until(lambda: "teacher: step 2 of 1,000, loss 0.500, about " in text.getvalue())
+    assert "Training teacher, 1,000 steps …" in text.getvalue()
+
+
+def test_times_are_told_as_people_do():
+    assert [format_time(seconds) for seconds in (4.4, 59.6, 185)] == ["4 s", "1 min 0 s", "3 min 5 s"]
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from fovea_recipes.training.recipe import MultiScale, Schedule
+from fovea_recipes.training.recipe import MultiScale, Recipe, Schedule
 from fovea_recipes.training.trainer import FitProgress, fit
 from shared.errors import Cancelled, Conflict, InvalidOption
 from shared.registry import CallContext
@@ -48,14 +48,14 @@ def test_an_interrupted_fit_ends_where_an_uninterrupted_one_does(line, tmp_path)
     whole = fit(line(), tmp_path / "whole")
     run = CallContext()
 
-    def stop(progress: FitProgress) -> None:
+    def stop(_recipe: Recipe, progress: FitProgress) -> None:
         if progress.step == 33:
             run.cancel()
 
     with pytest.raises(Cancelled):
         fit(line(), tmp_path / "parts", run=run, on_step=stop)
     seen: list[int] = []
-    resumed = fit(line(), tmp_path / "parts", on_step=lambda progress: seen.append(progress.step))
+    resumed = fit(line(), tmp_path / "parts", on_step=lambda _recipe, progress: seen.append(progress.step))
     assert seen[0] == 21  # the last checkpoint was after step 20
     assert_same(weights(whole), weights(resumed))
     assert resumed.progress.scores == whole.progress.scores
@@ -69,7 +69,7 @@ def test_a_job_hears_how_far_its_fit_is(line, tmp_path):
 
 def test_a_finished_fit_is_not_trained_again(line, tmp_path):
     first = fit(line(), tmp_path)
-    again = fit(line(), tmp_path, on_step=lambda _p: pytest.fail("no step was left"))
+    again = fit(line(), tmp_path, on_step=lambda *_: pytest.fail("no step was left"))
     assert_same(weights(first), weights(again))
 
 

@@ -64,7 +64,7 @@ class Policy:
         full: [L,G], heads that keep their whole history.
         config: The model's facts.
         layers: The method of each layer: the request's, or the layer's own window.
-        cache_bits: Of the entries of older pages: 8, 4, or 16 for the decoder's own type.
+        cache_bits: Format of older pages, or 16 for the decoder's own type.
         asked: What a request asked for instead of these knobs, which were fitted to its budget; empty where it didn't.
     """
 
@@ -96,6 +96,7 @@ class Policy:
         """
         chosen = method(wanted) if isinstance(wanted, str) else wanted
         checked = None if plan is None else HeadPlan.parse(plan).check(config, weights_sha256, force=force)
+        chosen = chosen.bind(checked)
         heads, windows = chosen.head_plan(config, checked), windows_of(config)
         full = np.array([heads.full_in(layer, config.kv_heads) for layer in range(config.layers)], bool)
         full[[w is not None for w in windows]] = False

@@ -16,6 +16,7 @@ from torch import Tensor
 from services.llm_longctx.engine.device.step_draws import StepDraws
 from services.llm_longctx.engine.kv_manager import PagedState
 from services.llm_longctx.kernels import DeviceRuns, EntryRuns
+from services.llm_longctx.kernels.packed_pages import CACHE_FORMATS
 from services.llm_longctx.kv_cache import PagePool, ReadRun
 from shared.lm.host_transfer import DeviceBuffer, to_device
 
@@ -26,7 +27,7 @@ class RowRuns:
 
     Attributes:
         rows: Which rows of the step [r]; None is all of them.
-        bits: 0 for whole entries, 8 or 4.
+        bits: 0 for whole entries, else the format of their pages.
         start, n: First entry in the store and entries [L,r] int64.
         weighted: Whether log-weights count [L,r].
         changed: Layers whose arrays were changed since they were sent.
@@ -183,7 +184,7 @@ class StepRows:
     def _group(self, which: Sequence[int]) -> list[RowRuns]:
         found: list[RowRuns] = []
         for at in range(max((len(self.more[b]) for b in which), default=0)):
-            for bits in (0, 8, 4):
+            for bits in (0, *CACHE_FORMATS):
                 runs = [(b, run) for b in which if len(self.more[b]) > at and (run := self.more[b][at]).bits == bits]
                 if runs:
                     found.append(self._join(runs, bits))

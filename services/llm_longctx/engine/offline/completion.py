@@ -34,7 +34,7 @@ class Request:
         ends: Token ids that end the answer and are not part of it.
         priority: Higher classes are admitted first.
         run: Deadline and cancellation.
-        cache_bits: Of older entries: 8, 4, or 16 for the decoder's own type; None takes the engine's.
+        cache_bits: Format of older entries, or 16 for the decoder's own type; None takes the engine's.
         taps: What it changes and reads inside the model.
     """
 
@@ -70,6 +70,7 @@ class CompletionUsage:
     full_steps: int
     cached_tokens: int
     fallback: str | None
+    budget_missed: str | None
     preempted: int
 
 

@@ -38,6 +38,9 @@ class RequestHooks:
         """Receive the next token; True ends the answer here."""
         return False
 
+    def on_stop_token(self, answer: int, token: ScoredToken) -> None:
+        """Receive the token of `stop_token_ids` that ended the answer."""
+
     def on_finish(self, answer: int, reason: FinishReason | FoveaError, produced: int) -> None:
         """Receive the end of the answer after `produced` tokens, a stop token included. The last call."""
 
@@ -65,6 +68,7 @@ class RequestStats:
         full_steps: Decode steps that looked at everything, where the method skips.
         cached_tokens: Tokens of the prompt that came from the prefix cache.
         fallback: Why dense was served instead of the requested method, or None.
+        budget_missed: How the budget is missed by what serves, or None.
         preempted: How often an answer lost its pages and was prefilled again.
     """
 
@@ -74,6 +78,7 @@ class RequestStats:
     full_steps: int = 0
     cached_tokens: int = 0
     fallback: str | None = None
+    budget_missed: str | None = None
     preempted: int = 0
 
     @property
@@ -96,6 +101,7 @@ class GenerationRequest:
         stop_token_ids: Token ids that end an answer and are not part of it.
         top_logprobs: Log-probabilities of so many likeliest tokens next to the chosen one's; None computes none.
         score_prompt: Whether the prompt's own log-probabilities are reported.
+        top_prompt_logprobs: With `score_prompt`: of at least so many likeliest tokens at each place.
         score_from: With `score_prompt`: tokens before this one are not scored, so that they may come from the cache.
         priority: Higher classes are admitted first.
         run: Deadline and cancellation.
@@ -115,6 +121,7 @@ class GenerationRequest:
     stop_token_ids: frozenset[int] = frozenset()
     top_logprobs: int | None = None
     score_prompt: bool = False
+    top_prompt_logprobs: int = 0
     score_from: int = 0
     priority: int = 0
     run: CallContext = field(default_factory=CallContext)

@@ -67,12 +67,12 @@ void run_whole(const T* q, const Problem* problems, int R, int G, int d, T* out,
   run([](int) { return int64_t(0); }, [&](int r) { return problems[r].n; }, work, R, G, d, out, lse, threads);
 }
 
-template <int BITS, typename T>
+template <int FORMAT, typename T>
 void run_packed(const T* q, const uint8_t* store, const float* log_weights, const int64_t* start, const int64_t* n,
                 const uint8_t* weighted, int R, int G, int d, T* out, float* lse, int threads) {
   auto work = [&](Part<T>& part, const Task& task, float* most, float* total, float* mixed) {
     const int r = task.problem;
-    part.template run_packed<BITS>(q + int64_t(r) * G * d, store, weighted[r] ? log_weights : nullptr, task.from,
+    part.template run_packed<FORMAT>(q + int64_t(r) * G * d, store, weighted[r] ? log_weights : nullptr, task.from,
                                    task.to, most, total, mixed);
   };
   run([&](int r) { return start[r]; }, [&](int r) { return start[r] + n[r]; }, work, R, G, d, out, lse, threads);
@@ -97,14 +97,15 @@ extern "C" void fovea_decode(int is_bf16, const void* q, const int64_t* problems
 }
 
 // Problem r reads entries start[r] … start[r]+n[r]-1 of a store of packed pages, whose log-weights count where weighted[r].
-extern "C" void fovea_decode_packed(int is_bf16, int bits, const void* q, const uint8_t* store,
+extern "C" void fovea_decode_packed(int is_bf16, int format, const void* q, const uint8_t* store,
                                     const float* log_weights, const int64_t* start, const int64_t* n,
                                     const uint8_t* weighted, const int32_t* sizes, void* out, float* lse,
                                     int threads) {
   const int R = sizes[0], G = sizes[1], d = sizes[2];
   auto go = [&](auto from, auto to) {
-    bits == 4 ? run_packed<4>(from, store, log_weights, start, n, weighted, R, G, d, to, lse, threads)
-              : run_packed<8>(from, store, log_weights, start, n, weighted, R, G, d, to, lse, threads);
+    with_format(format, [&](auto form) {
+      run_packed<form()>(from, store, log_weights, start, n, weighted, R, G, d, to, lse, threads);
+    });
   };
   is_bf16 ? go(static_cast<const bf16*>(q), static_cast<bf16*>(out))
           : go(static_cast<const float*>(q), static_cast<float*>(out));

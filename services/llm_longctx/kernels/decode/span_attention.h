@@ -1,7 +1,8 @@
 // Attention of a few query rows over a span of entries, as a part of a softmax that is joined with others.
 //
 // Keys and values stream through once, whatever the group. Packed entries are never widened as a whole: scales go into
-// queries and weights, and zeros are added at the end. Knows nothing about threads, pages or who asks.
+// queries and weights, and zeros are added at the end; for rotated ones queries are rotated, and what was mixed is rotated
+// back. Knows nothing about threads, pages or who asks.
 #pragma once
 
 #include <algorithm>
@@ -11,7 +12,7 @@
 #include <vector>
 
 #include "../native/gemm.h"
-#include "../packed_pages/packed_pages.h"
+#include "../packed_pages/rotated_page.h"
 
 namespace fovea {
 
@@ -47,24 +48,40 @@ class Part {
   }
 
   // Entries from … to-1 of a store of packed pages; `log_weights` as the store has them, or null.
-  template <int BITS>
+  template <int FORMAT>
   void run_packed(const T* rows, const uint8_t* store, const float* log_weights, int64_t from, int64_t to, float* most,
                   float* total, float* out) {
+    constexpr bool is_rotated = FORMAT > ROTATED;
     plain.resize(size_t(G) * width);
     for (int g = 0; g < G; g++)
       for (int c = 0; c < width; c++) plain[g * width + c] = c < d ? widen(rows[g * d + c]) : 0.0f;
+    if constexpr (is_rotated) rotate_queries<FORMAT - ROTATED>(store + from / PAGE * page_bytes<FORMAT>(d));
     std::fill(most, most + G, -INFINITY);
     std::fill(total, total + G, 0.0f);
     std::fill(out, out + size_t(G) * wide, 0.0f);
     for (int64_t first = from / PAGE * PAGE; first < to; first += TILE) {
       const int n = int(std::min<int64_t>(TILE, to - first)), pages = (n + PAGE - 1) / PAGE;
-      const uint8_t* page = store + first / PAGE * PackedPage<BITS>::bytes(d);
-      with_rows([&](auto many, int g) { score_packed<BITS, many()>(page, pages, g); });
+      const uint8_t* page = store + first / PAGE * page_bytes<FORMAT>(d);
+      with_rows([&](auto many, int g) {
+        if constexpr (is_rotated)
+          score_rotated<FORMAT - ROTATED, many()>(page, pages, g);
+        else
+          score_packed<FORMAT, many()>(page, pages, g);
+      });
       for (int g = 0; g < G; g++) {
         for (int i = 0; i < from - first; i++) scores[g * TILE + i] = -INFINITY;
         rescale(g, weigh(log_weights ? log_weights + first : nullptr, &scores[g * TILE], n, most[g], total[g]), out);
       }
-      with_rows([&](auto many, int g) { mix_packed<BITS, many()>(page, pages, g, out); });
+      with_rows([&](auto many, int g) {
+        if constexpr (is_rotated)
+          mix_rotated<FORMAT - ROTATED, many()>(page, pages, g, out);
+        else
+          mix_packed<FORMAT, many()>(page, pages, g, out);
+      });
+    }
+    for (int g = 0; g < G && is_rotated; g++) {
+      hadamard(out + size_t(g) * wide, d);
+      for (int c = 0; c < d; c++) out[size_t(g) * wide + c] *= signs[c];
     }
   }
 
@@ -85,6 +102,70 @@ class Part {
   void rescale(int g, float by, float* out) {
     if (by == 1.0f) return;
     for (int c = 0; c < wide; c += LANES) store(out + g * wide + c, load(out + g * wide + c) * broadcast(by));
+  }
+
+  template <int BITS>
+  void rotate_queries(const uint8_t* page) {
+    signs.resize(d);
+    signs_of(RotatedPage<BITS>(page, d).head(), d, signs.data());
+    for (int g = 0; g < G; g++) {
+      for (int c = 0; c < d; c++) plain[g * width + c] *= signs[c];
+      hadamard(&plain[g * width], d);
+    }
+  }
+
+  template <int BITS, int MANY>
+  void score_rotated(const uint8_t* from, int pages, int g) {
+    using Pair = LevelPair<BITS, T>;
+    alignas(64) typename Pair::Number turned[MANY][MOST];
+    for (int r = 0; r < MANY; r++)
+      for (int c = 0; c < width; c += LANES) store_as(load(&plain[size_t(g + r) * width + c]), &turned[r][c]);
+    for (int p = 0; p < pages; p++, from += RotatedPage<BITS>::bytes(d)) {
+      const RotatedPage<BITS> page(from, d);
+      vec sums[MANY][2]{};
+      for (int b = 0; b < page.blocks; b++) {
+        const CodeBlock<BITS> block = page.keys(b);
+#pragma GCC unroll 8
+        for (int i = 0; i < LANES / 2; i++) {
+          const Pair pair(block, i);
+          for (int r = 0; r < MANY; r++) sums[r][i % 2] = pair.add_to(sums[r][i % 2], &turned[r][b * LANES + 2 * i]);
+        }
+      }
+      for (int r = 0; r < MANY; r++)
+        store(&scores[(g + r) * TILE + p * PAGE], (sums[r][0] + sums[r][1]) * page.key_scales());
+    }
+  }
+
+  template <int BITS, int MANY>
+  void mix_rotated(const uint8_t* from, int pages, int g, float* out) {
+    const int blocks = width / LANES;
+    int b = 0;
+    for (; b + 4 <= blocks; b += 4) mix_blocks<BITS, MANY, 4>(from, pages, g, b, out);
+    for (; b < blocks; b++) mix_blocks<BITS, MANY, 1>(from, pages, g, b, out);
+  }
+
+  template <int BITS, int MANY, int BLOCKS>
+  void mix_blocks(const uint8_t* from, int pages, int g, int b, float* out) {
+    using Pair = LevelPair<BITS, T>;
+    alignas(64) typename Pair::Number weights[MANY][PAGE];
+    vec mixed[MANY][BLOCKS];
+    for (int r = 0; r < MANY; r++)
+      for (int j = 0; j < BLOCKS; j++) mixed[r][j] = load(out + (g + r) * wide + (b + j) * LANES);
+    for (int p = 0; p < pages; p++, from += RotatedPage<BITS>::bytes(d)) {
+      const RotatedPage<BITS> page(from, d);
+      const vec scales = page.value_scales();
+      for (int r = 0; r < MANY; r++) store_as(load(&scores[(g + r) * TILE + p * PAGE]) * scales, weights[r]);
+      for (int j = 0; j < BLOCKS; j++) {
+        const CodeBlock<BITS> block = page.values(b + j);
+#pragma GCC unroll 8
+        for (int i = 0; i < LANES / 2; i++) {
+          const Pair pair(block, i);
+          for (int r = 0; r < MANY; r++) mixed[r][j] = pair.add_to(mixed[r][j], &weights[r][2 * i]);
+        }
+      }
+    }
+    for (int r = 0; r < MANY; r++)
+      for (int j = 0; j < BLOCKS; j++) store(out + (g + r) * wide + (b + j) * LANES, mixed[r][j]);
   }
 
   template <int BITS, int MANY>
@@ -258,7 +339,7 @@ class Part {
   std::vector<F> query;
   std::vector<T> padded;
   std::vector<float> scores;
-  Floats plain;  // packed entries: the query rows
+  Floats plain, signs;  // packed entries: the query rows, and the rotation's signs
 };
 
 }  // namespace fovea

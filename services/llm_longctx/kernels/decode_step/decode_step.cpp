@@ -37,17 +37,20 @@ struct Batch {
   const int64_t* slots;               // [L,B·G], where the new entries go
   int64_t parts;
   const int64_t *starts, *counts;  // [parts,L,B·G]: runs of entries that are read
-  const uint8_t *weighted, *bits;  // [parts,L,B·G]: whether log-weights count; [parts,B·G]: 0 for whole entries, 8 or 4
+  const uint8_t *weighted, *bits;  // [parts,L,B·G]: whether log-weights count; [parts,B·G]: 0 for whole entries, a format
   void *keys, *values;             // [entries,d]
   const float* log_weights;        // [entries]
-  const uint8_t *eights, *fours;   // stores of packed pages, of 8 and of 4 bits
-  const float *eights_log_weights, *fours_log_weights;
+  const uint8_t* packed[4];        // stores of packed pages, in the order of `place_of`
+  const float* packed_log_weights[4];
   float* logits;                   // [B,V]
   int64_t num_additions;
   const Addition* additions;       // in the order in which they are added
   void *q, *k, *v;                 // [B,H,d], [B,G,d]: for callers that attend themselves; else null
   const void* mixed;               // [B,H,d]: what they found
 };
+
+// Where a format of packed pages lies among the stores; `layout.py` has the same order.
+constexpr int place_of(int format) { return format == 8 ? 0 : format == 4 ? 1 : format == ROTATED + 4 ? 2 : 3; }
 
 template <typename T>
 class Step : public Job {
@@ -270,12 +273,12 @@ class Step : public Job {
     float *most = &largest[size_t(chunk) * rows], *total = &totals[size_t(chunk) * rows];
     float* mixed = &mixes[size_t(chunk) * rows * wide];
     const int64_t end = task.begin + task.n;
-    if (task.bits == 8)
-      part.template run_packed<8>(query, batch.eights, task.weighted ? batch.eights_log_weights : nullptr, task.begin,
-                                  end, most, total, mixed);
-    else if (task.bits == 4)
-      part.template run_packed<4>(query, batch.fours, task.weighted ? batch.fours_log_weights : nullptr, task.begin,
-                                  end, most, total, mixed);
+    if (task.bits)
+      with_format(task.bits, [&](auto form) {
+        const int at = place_of(form());
+        part.template run_packed<form()>(query, batch.packed[at], task.weighted ? batch.packed_log_weights[at] : nullptr,
+                                         task.begin, end, most, total, mixed);
+      });
     else
       part.run(query,
                {static_cast<const T*>(batch.keys) + task.begin * d, static_cast<const T*>(batch.values) + task.begin * d,
@@ -440,17 +443,19 @@ extern "C" void fovea_decode_step(int is_bf16, void* model, const int64_t* words
               at(9),
               at(10),
               static_cast<const float*>(at(11)),
-              static_cast<const uint8_t*>(at(12)),
-              static_cast<const uint8_t*>(at(13)),
-              static_cast<const float*>(at(14)),
-              static_cast<const float*>(at(15)),
-              static_cast<float*>(at(16)),
-              words[17],
-              static_cast<const Addition*>(at(18)),
-              at(19),
-              at(20),
-              at(21),
-              at(22)};
+              {},
+              {},
+              static_cast<float*>(at(20)),
+              words[21],
+              static_cast<const Addition*>(at(22)),
+              at(23),
+              at(24),
+              at(25),
+              at(26)};
+  for (int i = 0; i < 4; i++) {
+    batch.packed[i] = static_cast<const uint8_t*>(at(12 + i));
+    batch.packed_log_weights[i] = static_cast<const float*>(at(16 + i));
+  }
   if (is_bf16)
     step<bf16>(model, batch, begin, end, threads);
   else

@@ -18,7 +18,7 @@ from shared.lm.attention import AttentionSeam, Tap
 from shared.lm.config import DecoderConfig
 
 _START = -1
-_RUN_WORDS = 13  # of `EntryRuns`
+_RUN_WORDS = 17  # of `EntryRuns`
 _PHASES = 8  # of a layer, as in decode_step.cpp
 _ROTATE, _ATTEND, _OUTPUT, _GATE = 1, 2, 3, 5
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from services.llm_longctx.kernels.packed_pages.layout import CACHE_FORMATS
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EntryRuns:
@@ -19,8 +21,8 @@ class EntryRuns:
         slots: Where the step's own entries go [L,R] int64.
         start, n: First entry and length of each run [parts,L,R] int64, `n` 0 where there is none.
         weighted: Whether log-weights count [parts,L,R] bool.
-        bits: Of the entries of each row's part [parts,R] uint8; 0 for whole ones.
-        packed: Packed pages [pages,bytes] and log-weights [entries] float32 by bits.
+        bits: Of the entries of each row's part [parts,R] uint8; 0 for whole ones, else a format.
+        packed: Packed pages [pages,bytes] and log-weights [entries] float32 by format.
     """
 
     keys: Tensor
@@ -39,5 +41,7 @@ class EntryRuns:
             at.ctypes.data for at in (self.slots, self.start, self.n, self.weighted, self.bits)
         )
         stores = (self.keys.data_ptr(), self.values.data_ptr(), self.log_weights.data_ptr())
-        pages, weights = ([self.packed[b][i].data_ptr() if b in self.packed else 0 for b in (8, 4)] for i in (0, 1))
+        pages, weights = (
+            [self.packed[b][i].data_ptr() if b in self.packed else 0 for b in CACHE_FORMATS] for i in (0, 1)
+        )
         return [slots, len(self.start), start, n, weighted, bits, *stores, *pages, *weights]

@@ -20,7 +20,7 @@ _TAKES = {
     "fovea_block_sparse_prefill": (_INT, _AT, _AT, _AT, _AT, _AT, _AT, _AT, _AT, _AT, _INT),
     "fovea_decode": (_INT, _AT, _AT, _AT, _AT, _AT, _INT),
     "fovea_decode_packed": (_INT, _INT, _AT, _AT, _AT, _AT, _AT, _AT, _AT, _AT, _AT, _INT),
-    "fovea_pack_pages": (_INT, _INT, _AT, _AT, _AT, _AT, _AT, _INT, _INT, _INT),
+    "fovea_pack_pages": (_INT, _INT, _AT, _AT, _AT, _AT, _AT, _AT, _INT, _INT, _INT),
     "fovea_unpack_pages": (_INT, _INT, _AT, _AT, _INT, _INT, _AT, _AT, _INT),
     "fovea_last_query_scores": (_INT, _AT, _AT, _AT, _AT, _AT, _AT, _INT),
     "fovea_multiply": (_INT, _AT, _AT, _INT, _INT, _INT, _AT, _REAL, _REAL, _INT, _INT, _INT),
@@ -149,8 +149,16 @@ def decode_packed(
     )
 
 
-def pack_pages(keys: Tensor, values: Tensor, source: np.ndarray, store: Tensor, page: np.ndarray, bits: int) -> None:
-    """Round entries `source` [m] … of stores [entries,d] to pages `page` [m] of a store of bytes."""
+def pack_pages(
+    keys: Tensor,
+    values: Tensor,
+    store: Tensor,
+    source: np.ndarray,
+    page: np.ndarray,
+    heads: np.ndarray,
+    bits: int,
+) -> None:
+    """Round entries `source` [m] … of stores [entries,d] to pages `page` [m] of a store of bytes, of `heads` [m]."""
     _library().fovea_pack_pages(
         keys.dtype == torch.bfloat16,
         bits,
@@ -159,6 +167,7 @@ def pack_pages(keys: Tensor, values: Tensor, source: np.ndarray, store: Tensor, 
         source.ctypes.data,
         store.data_ptr(),
         page.ctypes.data,
+        heads.ctypes.data,
         len(page),
         keys.shape[1],
         torch.get_num_threads(),

@@ -62,27 +62,6 @@ inline ivec dot_bytes(ivec acc, bytes w, int32_t x) {
 }
 #endif
 
-inline vec load_half(const uint16_t* p) {  // 16 numbers of IEEE's half precision
-#if defined(__AVX512F__)
-  return (vec)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-#else
-  vec out;
-  for (int i = 0; i < LANES; i++) {
-    uint32_t sign = uint32_t(p[i] & 0x8000) << 16, rest = uint32_t(p[i] & 0x7fff) << 13;
-    float magnitude;
-    std::memcpy(&magnitude, &rest, 4);
-    magnitude *= 0x1p112f;  // the exponents' biases differ; subnormal ones come out right
-    if (rest >= 0x0f800000u) magnitude = rest == 0x0f800000u ? INFINITY : NAN;
-    std::memcpy(&rest, &magnitude, 4);
-    rest |= sign;
-    float whole;
-    std::memcpy(&whole, &rest, 4);
-    out[i] = whole;
-  }
-  return out;
-#endif
-}
-
 inline vec to_floats(ivec x) { return __builtin_convertvector(x, vec); }
 
 // Rows of x in 8 bits, group by group: of each a scale, the sum, and scale times the sum, which a minimum is multiplied by.

@@ -77,6 +77,26 @@ inline uvec widen_words(const bf16* p) {  // each in the lower half of a word
 inline vec load(const bf16* p) {
   return (vec)(widen_words(p) << 16);
 }
+inline vec load_half(const uint16_t* p) {  // 16 numbers of IEEE's half precision
+#if defined(__AVX512F__)
+  return (vec)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#else
+  vec out;
+  for (int i = 0; i < LANES; i++) {
+    uint32_t sign = uint32_t(p[i] & 0x8000) << 16, rest = uint32_t(p[i] & 0x7fff) << 13;
+    float magnitude;
+    std::memcpy(&magnitude, &rest, 4);
+    magnitude *= 0x1p112f;  // the exponents' biases differ; subnormal ones come out right
+    if (rest >= 0x0f800000u) magnitude = rest == 0x0f800000u ? INFINITY : NAN;
+    std::memcpy(&rest, &magnitude, 4);
+    rest |= sign;
+    float whole;
+    std::memcpy(&whole, &rest, 4);
+    out[i] = whole;
+  }
+  return out;
+#endif
+}
 inline void store(float* p, vec x) { std::memcpy(p, &x, sizeof x); }
 // Narrowed to the nearest, and stored.
 inline void store_as(vec x, float* to) { store(to, x); }

@@ -1,4 +1,7 @@
-"""Pages of 16 entries in 8 or 4 bits: keys per channel, values per token (KIVI, section 3), one zero and scale each.
+"""Pages of 16 entries in few bits, of two families.
+
+8 and 4 bits: keys per channel, values per token (KIVI, section 3), one zero and scale each. R4 and R3: keys and values
+rotated, of unit norm and rounded to one table of levels, one scale each (see `rotation`).
 
 Packed from and unpacked to the decoder's type. Knows bytes, not whose pages they are; `reference` says what they mean.
 """
@@ -11,14 +14,38 @@ from torch import Tensor
 
 from services.llm_longctx.kernels.native import bindings
 from services.llm_longctx.kernels.packed_pages import reference
-from services.llm_longctx.kernels.packed_pages.layout import MOST_CHANNELS, PAGE, CacheBits, PackedLayout
+from services.llm_longctx.kernels.packed_pages.layout import (
+    CACHE_FORMATS,
+    MOST_CHANNELS,
+    PAGE,
+    R3,
+    R4,
+    CacheBits,
+    PackedLayout,
+)
 from shared.lm.host_transfer import to_device
 
-__all__ = ["MOST_CHANNELS", "PAGE", "CacheBits", "PackedLayout", "pack_pages", "unpack_pages"]
+__all__ = [
+    "CACHE_FORMATS",
+    "MOST_CHANNELS",
+    "PAGE",
+    "R3",
+    "R4",
+    "CacheBits",
+    "PackedLayout",
+    "pack_pages",
+    "unpack_pages",
+]
 
 
 def pack_pages(
-    layout: PackedLayout, keys: Tensor, values: Tensor, source: np.ndarray, store: Tensor, page: np.ndarray
+    layout: PackedLayout,
+    keys: Tensor,
+    values: Tensor,
+    source: np.ndarray,
+    store: Tensor,
+    page: np.ndarray,
+    heads: np.ndarray,
 ) -> None:
     """Round entries to few bits.
 
@@ -29,12 +56,15 @@ def pack_pages(
         source: First of 16 consecutive entries for each page [m] int64.
         store: Packed pages [pages,bytes] uint8, of which some are written.
         page: Which ones [m] int64.
+        heads: Number of each page's head in the model [m] int64, which seeds the rotation.
     """
     if _is_native(keys):
-        bindings.pack_pages(keys, values, np.ascontiguousarray(source), store, np.ascontiguousarray(page), layout.bits)
+        at = (np.ascontiguousarray(x) for x in (source, page, heads))
+        bindings.pack_pages(keys, values, store, *at, layout.bits)
         return
-    at = to_device(source, keys.device)[:, None] + torch.arange(PAGE, device=keys.device)
-    store[to_device(page, store.device)] = reference.pack(layout, keys[at], values[at])
+    rows = to_device(source, keys.device)[:, None] + torch.arange(PAGE, device=keys.device)
+    packed = reference.pack(layout, keys[rows], values[rows], to_device(heads, keys.device))
+    store[to_device(page, store.device)] = packed
 
 
 def unpack_pages(layout: PackedLayout, store: Tensor, page: np.ndarray, keys: Tensor, values: Tensor) -> None:

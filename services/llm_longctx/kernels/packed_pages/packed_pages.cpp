@@ -1,5 +1,8 @@
-// Rounds pages of entries to 8 or 4 bits, and widens them again. Knows nothing about attention.
+// Rounds pages of entries to few bits, rotated or as they are, and widens them again. Knows nothing about attention.
 #include "packed_pages.h"
+#include "rotated_page.h"
+
+#include <vector>
 
 namespace {
 
@@ -98,43 +101,147 @@ void unpack(const uint8_t* from, int d, T* keys, T* values) {
   }
 }
 
+// Sixteen entries of d channels as d vectors of sixteen entries, or back. What fills up the last block is zero.
+template <typename T>
+void take_channels(const T* rows, int d, vec* to) {
+  alignas(64) float block[LANES][LANES];
+  const uint32_t* lines[LANES];
+  for (int i = 0; i < LANES; i++) lines[i] = reinterpret_cast<const uint32_t*>(block[i]);
+  for (int c = 0; c < d; c += LANES) {
+    for (int i = 0; i < PAGE; i++)
+      for (int j = 0; j < LANES; j++) block[i][j] = c + j < d ? widen(rows[i * d + c + j]) : 0.0f;
+    transpose(lines, reinterpret_cast<uint32_t*>(to + c), LANES);
+  }
+}
+
+template <typename T>
+void put_channels(const vec* from, int d, T* rows) {
+  alignas(64) float block[LANES][LANES];
+  const uint32_t* lines[LANES];
+  for (int c = 0; c < d; c += LANES) {
+    for (int j = 0; j < LANES; j++) lines[j] = reinterpret_cast<const uint32_t*>(from + c + j);
+    transpose(lines, reinterpret_cast<uint32_t*>(block[0]), LANES);
+    for (int i = 0; i < PAGE; i++)
+      for (int j = 0; j < std::min(LANES, d - c); j++) narrow(block[i][j], rows + i * d + c + j);
+  }
+}
+
+using Vectors = std::vector<vec, Lined<vec>>;
+
+// Rounds sixteen entries, a lane each: codes instead of channels, and their scales.
 template <int BITS, typename T>
-void pack_all(const T* keys, const T* values, const int64_t* source, uint8_t* store, const int64_t* page, int count,
-              int d, int threads) {
-#pragma omp parallel for num_threads(threads) if (count > 15)
-  for (int i = 0; i < count; i++)
-    pack<BITS>(keys + source[i] * d, values + source[i] * d, d, store + page[i] * PackedPage<BITS>::bytes(d));
+void round_rotated(const T* rows, int d, const float* signs, Vectors& x, uvec* codes, uint16_t* scales) {
+  take_channels(rows, d, x.data());
+  vec squares{}, rounded{};
+  for (int c = 0; c < d; c++) squares += x[c] * x[c], x[c] = x[c] * broadcast(signs[c]);
+  hadamard(x.data(), d);
+  vec norm, by;
+  for (int i = 0; i < PAGE; i++) norm[i] = std::sqrt(squares[i]), by[i] = std::sqrt(float(d)) / std::max(norm[i], 1e-30f);
+  for (int c = 0; c < d; c++) {
+    codes[c] = nearest_level<BITS>(x[c] * by);
+    const vec level = level_of<BITS>(codes[c]);
+    rounded += level * level;
+  }
+  for (int i = 0; i < PAGE; i++) scales[i] = to_half(std::min(norm[i] / std::sqrt(rounded[i]), 65504.0f));
 }
 
 template <int BITS, typename T>
+void pack_rotated(const T* keys, const T* values, int d, int32_t head, uint8_t* to) {
+  std::memset(to, 0, size_t(RotatedPage<BITS>::bytes(d)));
+  const RotatedPage<BITS> page(to, d);
+  const int width = round_up(d, LANES);
+  Vectors x(width);
+  std::vector<uvec, Lined<uvec>> codes(width);
+  std::vector<float> signs(d);
+  signs_of(uint32_t(head), d, signs.data());
+  uint16_t scales[2][PAGE];
+  round_rotated<BITS>(keys, d, signs.data(), x, codes.data(), scales[0]);
+  for (int block = 0; block < page.blocks; block++) CodeBlock<BITS>::put(to, block, page.blocks, &codes[block * LANES]);
+  round_rotated<BITS>(values, d, signs.data(), x, codes.data(), scales[1]);
+  uvec turned[LANES];
+  const uint32_t* lines[LANES];
+  for (int block = 0; block < page.blocks; block++) {
+    for (int j = 0; j < LANES; j++) lines[j] = reinterpret_cast<const uint32_t*>(&codes[block * LANES + j]);
+    transpose(lines, reinterpret_cast<uint32_t*>(turned), LANES);
+    CodeBlock<BITS>::put(to + page.code_bytes(), block, page.blocks, turned);
+  }
+  for (int i = 0; i < 2 * PAGE; i++) scales[i / PAGE][i % PAGE] |= uint16_t((uint32_t(head) >> i & 1) << 15);
+  std::memcpy(to + page.scales_at(0), scales, sizeof scales);
+}
+
+template <int BITS, typename T>
+void unpack_rotated(const uint8_t* from, int d, T* keys, T* values) {
+  const RotatedPage<BITS> page(from, d);
+  Vectors x(round_up(d, LANES));
+  std::vector<float> signs(d);
+  signs_of(page.head(), d, signs.data());
+  uvec turned[LANES], codes[LANES];
+  const uint32_t* lines[LANES];
+  for (int j = 0; j < LANES; j++) lines[j] = reinterpret_cast<const uint32_t*>(&codes[j]);
+  for (int side = 0; side < 2; side++) {
+    const vec scales = side ? page.value_scales() : page.key_scales();
+    for (int b = 0; b < page.blocks; b++) {
+      const CodeBlock<BITS> block = side ? page.values(b) : page.keys(b);
+      for (int i = 0; i < LANES; i++) codes[i] = block.code(i);
+      if (side) transpose(lines, reinterpret_cast<uint32_t*>(turned), LANES);
+      for (int i = 0; i < LANES; i++) x[b * LANES + i] = level_of<BITS>(side ? turned[i] : codes[i]) * scales;
+    }
+    hadamard(x.data(), d);
+    for (int c = 0; c < d; c++) x[c] = x[c] * broadcast(signs[c]);
+    put_channels(x.data(), d, side ? values : keys);
+  }
+}
+
+template <int FORMAT, typename T>
+void pack_all(const T* keys, const T* values, const int64_t* source, uint8_t* store, const int64_t* page,
+              const int64_t* heads, int count, int d, int threads) {
+#pragma omp parallel for num_threads(threads) if (count > 15)
+  for (int i = 0; i < count; i++) {
+    const T *k = keys + source[i] * d, *v = values + source[i] * d;
+    uint8_t* to = store + page[i] * page_bytes<FORMAT>(d);
+    if constexpr (FORMAT > ROTATED)
+      pack_rotated<FORMAT - ROTATED>(k, v, d, int32_t(heads[i]), to);
+    else
+      pack<FORMAT>(k, v, d, to);
+  }
+}
+
+template <int FORMAT, typename T>
 void unpack_all(const uint8_t* store, const int64_t* page, int count, int d, T* keys, T* values, int threads) {
 #pragma omp parallel for num_threads(threads) if (count > 15)
   for (int i = 0; i < count; i++) {
     const int64_t at = int64_t(i) * PAGE * d;
-    unpack<BITS>(store + page[i] * PackedPage<BITS>::bytes(d), d, keys + at, values + at);
+    const uint8_t* from = store + page[i] * page_bytes<FORMAT>(d);
+    if constexpr (FORMAT > ROTATED)
+      unpack_rotated<FORMAT - ROTATED>(from, d, keys + at, values + at);
+    else
+      unpack<FORMAT>(from, d, keys + at, values + at);
   }
 }
 
 }  // namespace
 
-// Entries source[i] … source[i] + 15 of [entries,d] become page page[i].
-extern "C" void fovea_pack_pages(int is_bf16, int bits, const void* keys, const void* values, const int64_t* source,
-                                 uint8_t* store, const int64_t* page, int count, int d, int threads) {
-  auto run = [&](auto k, auto v) {
-    bits == 4 ? pack_all<4>(k, v, source, store, page, count, d, threads)
-              : pack_all<8>(k, v, source, store, page, count, d, threads);
-  };
-  is_bf16 ? run(static_cast<const bf16*>(keys), static_cast<const bf16*>(values))
-          : run(static_cast<const float*>(keys), static_cast<const float*>(values));
+// Entries source[i] … source[i] + 15 of [entries,d] become page page[i], of head heads[i] of the model.
+extern "C" void fovea_pack_pages(int is_bf16, int format, const void* keys, const void* values, const int64_t* source,
+                                 uint8_t* store, const int64_t* page, const int64_t* heads, int count, int d,
+                                 int threads) {
+  with_format(format, [&](auto form) {
+    if (is_bf16)
+      pack_all<form()>(static_cast<const bf16*>(keys), static_cast<const bf16*>(values), source, store, page, heads,
+                       count, d, threads);
+    else
+      pack_all<form()>(static_cast<const float*>(keys), static_cast<const float*>(values), source, store, page, heads,
+                       count, d, threads);
+  });
 }
 
 // Page page[i] becomes entries 16·i … of [16·count,d].
-extern "C" void fovea_unpack_pages(int is_bf16, int bits, const uint8_t* store, const int64_t* page, int count, int d,
+extern "C" void fovea_unpack_pages(int is_bf16, int format, const uint8_t* store, const int64_t* page, int count, int d,
                                    void* keys, void* values, int threads) {
-  auto run = [&](auto k, auto v) {
-    bits == 4 ? unpack_all<4>(store, page, count, d, k, v, threads)
-              : unpack_all<8>(store, page, count, d, k, v, threads);
-  };
-  is_bf16 ? run(static_cast<bf16*>(keys), static_cast<bf16*>(values))
-          : run(static_cast<float*>(keys), static_cast<float*>(values));
+  with_format(format, [&](auto form) {
+    if (is_bf16)
+      unpack_all<form()>(store, page, count, d, static_cast<bf16*>(keys), static_cast<bf16*>(values), threads);
+    else
+      unpack_all<form()>(store, page, count, d, static_cast<float*>(keys), static_cast<float*>(values), threads);
+  });
 }

@@ -2,6 +2,8 @@
 
 A scale is a float of eight bits, five of them exponent: 2^(e - 20) · (1 + m / 8). A zero is a whole number of scales
 from -128 to 127. A scale is rounded up to what covers the group's range and reaches its smallest entry.
+
+Rotated pages: R · entry = scale · level[code], where the scale gives the entry back its norm.
 """
 
 from __future__ import annotations
@@ -10,13 +12,16 @@ import torch
 from torch import Tensor
 
 from services.llm_longctx.kernels.packed_pages.layout import LANES, PAGE, VALUE_GROUP, PackedLayout
+from services.llm_longctx.kernels.packed_pages.rotation import LEVELS, rotate, rotate_back, signs
 
 _LEAST = 107 << 23  # float32's bits of the smallest scale, 2^-20
 _STEP = 1 << 20  # between two scales
 
 
-def pack(layout: PackedLayout, k: Tensor, v: Tensor) -> Tensor:
-    """Pages [m,bytes] uint8 of keys and values [m,16,d]."""
+def pack(layout: PackedLayout, k: Tensor, v: Tensor, heads: Tensor | None = None) -> Tensor:
+    """Pages [m,bytes] uint8 of keys and values [m,16,d]; `heads` [m] seed rotations, 0 by default."""
+    if layout.is_rotated:
+        return _pack_rotated(layout, k, v, torch.zeros(len(k), device=k.device) if heads is None else heads)
     m, width, groups = len(k), layout.width, layout.value_groups
     key_codes, key_scale, key_zero = _quantize(_pad(k, width), 1, layout.bits)
     grouped = _pad(v, groups * VALUE_GROUP).view(m, PAGE, groups, VALUE_GROUP)
@@ -37,6 +42,8 @@ def pack(layout: PackedLayout, k: Tensor, v: Tensor) -> Tensor:
 
 def unpack(layout: PackedLayout, pages: Tensor) -> tuple[Tensor, Tensor]:
     """Keys and values [m,16,d] in float32 of pages [m,bytes]."""
+    if layout.is_rotated:
+        return _unpack_rotated(layout, pages)
     d, width, groups, n = layout.head_dim, layout.width, layout.value_groups, layout.code_bytes
     sizes = [n, n, width, width, PAGE * groups, PAGE * groups]
     keys, values, key_scale, key_zero, scale, zero = torch.split(pages, sizes, 1)
@@ -48,6 +55,63 @@ def unpack(layout: PackedLayout, pages: Tensor) -> tuple[Tensor, Tensor]:
     per_entry = [x.reshape(shape).transpose(1, 2)[:, :, of] for x in (zero.view(torch.int8).float(), scale_of(scale))]
     v = (v + per_entry[0]) * per_entry[1]
     return k[:, :, :d].contiguous(), v[:, :, :d].contiguous()
+
+
+def heads_of(pages: Tensor) -> Tensor:
+    """Numbers of the heads [m] of rotated pages [m,bytes]."""
+    negative = pages[:, -4 * PAGE :].contiguous().view(torch.int16) < 0
+    return (negative.long() << torch.arange(2 * PAGE, device=pages.device)).sum(1)
+
+
+def _pack_rotated(layout: PackedLayout, k: Tensor, v: Tensor, heads: Tensor) -> Tensor:
+    m, d, width = len(k), layout.head_dim, layout.width
+    levels, by = torch.tensor(LEVELS[layout.code_bits], device=k.device), signs(heads, d)
+    codes, scales = [], []
+    for x in (k, v):
+        norm = x.float().norm(dim=-1, keepdim=True)
+        turned = rotate(x, by) * (d**0.5 / norm.clamp(min=1e-30))
+        codes.append(torch.bucketize(turned, (levels[1:] + levels[:-1]) / 2))
+        scales.append((norm / levels[codes[-1]].norm(dim=-1, keepdim=True)).clamp(max=65504.0).half())
+    lanes_of_values = _pad(codes[1], width).transpose(1, 2).reshape(m, -1, LANES, PAGE)
+    both = torch.cat([scale.view(m, PAGE) for scale in scales], 1)
+    bits = heads.long()[:, None] >> torch.arange(2 * PAGE, device=k.device) & 1
+    parts = [
+        _to_planes(layout, _pad(codes[0], width)[:, None]),
+        _to_planes(layout, lanes_of_values),
+        torch.where(bits > 0, -both, both).view(torch.uint8),
+    ]
+    return torch.cat(parts, 1)
+
+
+def _unpack_rotated(layout: PackedLayout, pages: Tensor) -> tuple[Tensor, Tensor]:
+    d, n, width = layout.head_dim, layout.code_bytes, layout.width
+    levels, by = torch.tensor(LEVELS[layout.code_bits], device=pages.device), signs(heads_of(pages), d)
+    keys, values, scales = torch.split(pages, [n, n, 4 * PAGE], 1)
+    k_codes = _from_planes(layout, keys, 1)[:, 0]
+    v_codes = _from_planes(layout, values, width // LANES).flatten(1, 2).transpose(1, 2)
+    wide = scales.contiguous().view(torch.float16).view(-1, 2, PAGE, 1).float().abs()
+    k, v = (rotate_back(levels[x[..., :d].long()] * wide[:, i], by) for i, x in enumerate((k_codes, v_codes)))
+    return k.contiguous(), v.contiguous()
+
+
+def _to_planes(layout: PackedLayout, codes: Tensor) -> Tensor:
+    """Codes [m,blocks,lane,steps…] as bytes [m,…]: of three bits the lower two first, then the upper ones."""
+    if layout.code_bits != 3:
+        return _to_lanes(layout, codes).flatten(1)
+    upper = (codes >> 2).unflatten(3, (-1, 8, 2))  # even steps in the lower byte, odd ones in the upper
+    high = (upper << torch.arange(8, device=codes.device)[:, None]).sum(-2).to(torch.uint8)
+    return torch.cat((_to_lanes(layout, codes & 3).flatten(1), high.transpose(2, 3).flatten(1)), 1)
+
+
+def _from_planes(layout: PackedLayout, raw: Tensor, blocks: int) -> Tensor:
+    """Codes [m,blocks,lane,step…] in float32 of bytes [m,…]."""
+    if layout.code_bits != 3:
+        return _from_lanes(layout, raw, blocks)
+    low, high = torch.split(raw, [raw.shape[1] // 3 * 2, raw.shape[1] // 3], 1)
+    parts = high.shape[1] // (2 * blocks * LANES)  # there may be no page
+    halves = high.reshape(len(raw), blocks, parts, LANES, 2).transpose(2, 3)  # [m,blocks,lane,part,half]
+    upper = halves[..., None, :] >> torch.arange(8, device=raw.device)[:, None] & 1
+    return _from_lanes(layout, low.contiguous(), blocks) + 4 * upper.flatten(3).float()
 
 
 def scale_of(code: Tensor) -> Tensor:
@@ -83,7 +147,7 @@ def _from_lanes(layout: PackedLayout, raw: Tensor, blocks: int) -> Tensor:
     """Codes [m,blocks,lane,step…] in float32 of bytes [m,…]."""
     steps = raw.shape[1] // (4 * blocks * LANES)  # there may be no page
     words = raw.contiguous().view(torch.int32).view(len(raw), blocks, steps, LANES).transpose(2, 3)
-    mask = 2**layout.bits - 1
+    mask = 2 ** (32 // layout.steps) - 1
     codes = torch.stack([words >> layout.shift(step) & mask for step in range(layout.steps)], -1)
     return codes.flatten(3).float()
 

@@ -1,6 +1,7 @@
 """Ragged decode over packed pages on a GPU, or in Triton's interpreter: codes are read as they lie and widened there.
 
-A word of 32 bits is loaded once and spread over the 8 or 4 codes that it holds. Problems are cut and merged as in
+A word of 32 bits is loaded once and spread over the codes that it holds. For rotated pages a launch before rotates the
+queries, and one behind rotates back what was mixed. Problems are cut and merged as in
 `decode`. Imported only where Triton is installed. Knows nothing about other back ends.
 """
 
@@ -20,15 +21,31 @@ from services.llm_longctx.kernels.device.launch import Launch, Variant, card_for
 from services.llm_longctx.kernels.device.shapes import DECODERS
 from services.llm_longctx.kernels.device.triton import LOG2E, absorb, finish
 from services.llm_longctx.kernels.dispatch import is_interpreted
-from services.llm_longctx.kernels.packed_pages.layout import PAGE, VALUE_GROUP, PackedLayout
+from services.llm_longctx.kernels.packed_pages.layout import CACHE_FORMATS, PAGE, R4, VALUE_GROUP, PackedLayout
+from services.llm_longctx.kernels.packed_pages.rotated.triton import (
+    launch_turn,
+    load_keys,
+    load_scales,
+    load_values,
+    turn,
+)
 
 
 def decode_packed(
     q: Tensor, packed: tuple[PackedLayout, Tensor, Tensor], runs: DeviceRuns, parts: Parts | None = None
 ) -> tuple[Tensor, Tensor]:
     """See `decode_packed`; the LSE is float32, and nothing is read by the host."""
+    layout, pages, _ = packed
+    if layout.is_rotated:
+        q = turn(layout, q.contiguous(), pages, runs.start, back=False)
+    out, lse = _attend(q.contiguous(), packed, runs, parts)
+    return (turn(layout, out, pages, runs.start, back=True) if layout.is_rotated else out), lse
+
+
+def _attend(
+    q: Tensor, packed: tuple[PackedLayout, Tensor, Tensor], runs: DeviceRuns, parts: Parts | None
+) -> tuple[Tensor, Tensor]:
     layout, pages, log_weights = packed
-    q = q.contiguous()
     R, G, d = q.shape
     out, lse = torch.empty_like(q), torch.empty(R, G, dtype=torch.float32, device=q.device)
     if not R:
@@ -42,7 +59,7 @@ def decode_packed(
         (R, parts.most),
         q,
         pages.view(torch.int32),
-        pages,
+        pages.view(torch.int16) if layout.is_rotated else pages,
         log_weights,
         runs.start,
         runs.n,
@@ -65,7 +82,8 @@ def _launch(card: GpuCard, layout: PackedLayout, dtype: torch.dtype, G: int, *, 
     if layout.width < wide:
         keys = 32  # masks take registers
     constants = {
-        "BITS": layout.bits,
+        "BITS": layout.code_bits,
+        "ROTATED": layout.is_rotated,
         "BYTES": layout.nbytes,
         "WIDTH": layout.width,
         "CODES": layout.code_bytes,
@@ -87,14 +105,20 @@ def _launch(card: GpuCard, layout: PackedLayout, dtype: torch.dtype, G: int, *, 
 
 
 def variants(card: GpuCard) -> Iterator[Variant]:
-    """Yield both widths of codes for the decoders of `DECODERS`, in bfloat16; scales and zeros are bytes."""
+    """Yield all formats for the decoders of `DECODERS`, in bfloat16, and the rotation."""
     types = dict.fromkeys(("q", "out"), "*bf16") | dict.fromkeys(("start", "lengths"), "*i64")
     types |= {"words": "*i32", "pages": "*u8", "weighted": "*i32", "arrived": "*i32", "scale": "fp32"}
     types |= dict.fromkeys(("weights", "lse", "part_out", "part_lse"), "*fp32")
     for name, G, d in DECODERS:
-        for bits in (8, 4):
-            launch = _launch(card, PackedLayout(bits, d), torch.bfloat16, G, weighted=True)
-            yield Variant("packed_pages", f"{name}, {bits} bits", launch, types, frozenset(("span",)), vectorized=0.8)
+        for bits in CACHE_FORMATS:
+            layout = PackedLayout(bits, d)
+            words = f"{'rotated, ' if layout.is_rotated else ''}{layout.code_bits} bits"
+            launch = _launch(card, layout, torch.bfloat16, G, weighted=True)
+            kinds = types | {"pages": "*i16"} if layout.is_rotated else types
+            yield Variant("packed_pages", f"{name}, {words}", launch, kinds, frozenset(("span",)), vectorized=0.8)
+        kinds = {"x": "*bf16", "out": "*bf16", "halves": "*i16", "start": "*i64", "matrix": "*fp32"}
+        launch = launch_turn(PackedLayout(R4, d), G, back=True)
+        yield Variant("packed_pages", f"{name}, rotation", launch, kinds, matrix=False, copies=False)
 
 
 @triton.jit
@@ -114,6 +138,7 @@ def _decode(
     scale,
     span,
     BITS: tl.constexpr,
+    ROTATED: tl.constexpr,
     BYTES: tl.constexpr,
     WIDTH: tl.constexpr,
     CODES: tl.constexpr,
@@ -140,7 +165,7 @@ def _decode(
     if part >= parts:
         return
     words += first // PAGE * (BYTES // 4)
-    pages += first // PAGE * BYTES
+    pages += first // PAGE * (BYTES // 2 if ROTATED else BYTES)
     weights += first - skip
     row, d = tl.arange(0, ROWS), tl.arange(0, WIDE)
     inside = (row < G)[:, None] & (d < D)[None, :]
@@ -158,19 +183,26 @@ def _decode(
         weighted_end = tl.where(tl.load(weighted + problem) != 0, end, 0)
     for begin in range(part * span, end, KEYS):
         page = begin // PAGE + tl.arange(0, KEYS // PAGE)
-        held = page * PAGE < end
+        held, page = page * PAGE < end, page.to(tl.int64)
         position = begin + tl.arange(0, KEYS)
-        keys = _keys(words, pages, page.to(tl.int64), held, BITS, BYTES, WIDTH, CODES, WIDE, KEYS, PAGE).to(kind)
-        values = _values(
-            words, pages, page.to(tl.int64), held, BITS, BYTES, WIDTH, CODES, VALUE_GROUPS, WIDE, KEYS, PAGE, GROUPS
-        ).to(kind)
-        scores = tl.dot(rows, tl.trans(keys), input_precision=PRECISION) * scale
+        if ROTATED:
+            keys = load_keys(words, pages, page, held, BITS, BYTES, WIDTH, WIDE, KEYS, PAGE)
+            values = load_values(words, pages, page, held, BITS, BYTES, WIDTH, CODES, WIDE, KEYS, PAGE)
+            values *= load_scales(pages, page, held, 1, BYTES, CODES, KEYS, PAGE)[:, None]
+        else:
+            keys = _keys(words, pages, page, held, BITS, BYTES, WIDTH, CODES, WIDE, KEYS, PAGE)
+            values = _values(
+                words, pages, page, held, BITS, BYTES, WIDTH, CODES, VALUE_GROUPS, WIDE, KEYS, PAGE, GROUPS
+            )
+        scores = tl.dot(rows, tl.trans(keys.to(kind)), input_precision=PRECISION) * scale
+        if ROTATED:
+            scores *= load_scales(pages, page, held, 0, BYTES, CODES, KEYS, PAGE)[None, :]
         if WEIGHTED:
             log_weight = tl.load(weights + position, (position >= skip) & (position < weighted_end), 0.0)
             scores += log_weight[None, :] * 1.4426950408889634
         there = (position >= skip) & (position < end)
         scores = tl.where(there[None, :], scores, float("-inf"))
-        most, total, mixed = absorb(scores, values, most, total, mixed, PRECISION)
+        most, total, mixed = absorb(scores, values.to(kind), most, total, mixed, PRECISION)
     finish(
         most,
         total,

@@ -1,4 +1,4 @@
-"""Packed store: pages of 16 entries in 8 or 4 bits, with the positions and log-weights of their entries.
+"""Packed store: pages of 16 entries in few bits, with the positions and log-weights of their entries.
 
 Knows nothing about sequences, layers or heads.
 """
@@ -19,7 +19,7 @@ class PackedStore(PageStore):
     """Pages of few bits.
 
     Attributes:
-        layout: Bits and sizes.
+        layout: Format and sizes.
         pages: [pages,bytes] uint8.
         positions, log_weights: Of entries [pages·16], as in `PagePool`.
     """
@@ -42,9 +42,9 @@ class PackedStore(PageStore):
         self.positions = self.storage((self.addresses * page,), torch.int64)
         self.log_weights = self.storage((self.addresses * page,), wide)
 
-    def fill(self, keys: Tensor, values: Tensor, source: np.ndarray, page: np.ndarray) -> None:
-        """Round entries source[i] … source[i]+15 of keys and values [entries,d] into pages page[i]."""
-        pack_pages(self.layout, keys, values, source, self.pages, page)
+    def fill(self, keys: Tensor, values: Tensor, source: np.ndarray, page: np.ndarray, heads: np.ndarray) -> None:
+        """Round entries source[i] … source[i]+15 of keys and values [entries,d] into pages page[i] of heads[i]."""
+        pack_pages(self.layout, keys, values, source, self.pages, page, heads)
 
     def unpack(self, page: np.ndarray, like: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [m·16,d] of pages [m], in the type of `like`."""

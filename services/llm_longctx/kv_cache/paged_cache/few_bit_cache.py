@@ -27,10 +27,10 @@ RECENT = 32
 
 
 class FewBitCache(PagedCache):
-    """Keys and values of one sequence, most of them in 8 or 4 bits.
+    """Keys and values of one sequence, most of them in few bits.
 
     Attributes:
-        bits: 8 or 4.
+        bits: The format of packed pages.
         store: Packed pages.
         fixed: Whole entries that never leave [L,G].
         base: Packed entries that never leave: the sinks of sliding heads, less those in `fixed`.
@@ -163,7 +163,8 @@ class FewBitCache(PagedCache):
             begin = int(self.packed.n[at])
             self.packed.extend(at[0], (at[1],), int(count[at]) * PAGE)
             to.append((int(self.packed.start[at]) + begin) // PAGE + np.arange(count[at]))
-        self._pack(copied, np.concatenate(to))
+        numbers = np.array([self._number(at) for at in heads])
+        self._pack(copied, np.concatenate(to), np.repeat(numbers, [count[at] for at in heads]))
 
     def keep(
         self,
@@ -213,12 +214,13 @@ class FewBitCache(PagedCache):
         self.own.replace(*at, len(recent.positions), ring)
         self._write(int(self.own.start[at]), recent)
         self.base.replace(*at, base, base)
-        self._pack(based, int(self.base.start[at]) // PAGE + np.arange(base // PAGE))
+        number = np.array(self._number(at))
+        self._pack(based, int(self.base.start[at]) // PAGE + np.arange(base // PAGE), number)
         pages = len(kept) + old // PAGE
         self.packed.replace(*at, pages * PAGE, (pages + 2) * PAGE + spare)
         begin = int(self.packed.start[at]) // PAGE
         self._put_back(begin, *stays)
-        self._pack(older, begin + len(kept) + np.arange(old // PAGE))
+        self._pack(older, begin + len(kept) + np.arange(old // PAGE), number)
         self.cut[at], self.weighted[at], self.packing[at] = True, held.log_weight is not None, packs
         self.slide[at], self.stale[at] = slide if slide is not None and packs else -1, 0
         self.windows.set(layer, head, None if packs else missing, slide, len(recent.positions))
@@ -356,13 +358,17 @@ class FewBitCache(PagedCache):
         pool = self.pool
         return Entries(pool.keys[slots], pool.values[slots], pool.positions[slots], pool.log_weights[slots])
 
-    def _pack(self, held: Entries, pages: np.ndarray) -> None:
-        """Round entries into committed pages of the store."""
+    def _number(self, at: tuple[int, int]) -> int:
+        """The number of a head in the model, which seeds its rotation."""
+        return at[0] * self.cut.shape[1] + at[1]
+
+    def _pack(self, held: Entries, pages: np.ndarray, heads: np.ndarray) -> None:
+        """Round entries into committed pages of the store, of one head or of heads [m] by their numbers."""
         if not len(pages):
             return
         store = self.store
         slots = to_device((pages[:, None] * PAGE + np.arange(PAGE)).ravel(), self.pool.device)
-        store.fill(held.k, held.v, np.arange(len(pages)) * PAGE, pages)
+        store.fill(held.k, held.v, np.arange(len(pages)) * PAGE, pages, np.broadcast_to(heads, pages.shape))
         store.positions[slots] = held.positions
         store.log_weights[slots] = 0 if held.log_weight is None else held.log_weight
 

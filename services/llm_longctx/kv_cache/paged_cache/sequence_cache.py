@@ -91,7 +91,7 @@ class ReadRun:
     """A run of entries that a decode step reads in every head, next to others.
 
     Attributes:
-        bits: 0 for whole entries, 8 or 4.
+        bits: 0 for whole entries, else the format of their pages.
         start, n: First entry in the store and entries [L,G].
     """
 

@@ -9,22 +9,28 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
 from services.llm_longctx.api.errors import ContextLengthExceeded
 from services.llm_longctx.engine import GenerationRequest, Sampling, Scheduler
+from services.llm_longctx.serving.chat_template import END_MARK, TemplateOptions, cut_at_mark
 from services.llm_longctx.serving.grammars.formats import find_grammar_source
 from services.llm_longctx.serving.grammars.token_grammar import GrammarCompiler, TokenGrammar
+from services.llm_longctx.serving.grammars.token_rules import OpeningGrammar, TokenRules
+from services.llm_longctx.serving.request_options import truncate_prompt
 from services.llm_longctx.serving.request_state import RequestState
 from services.llm_longctx.serving.steering.capture_writer import CaptureWriter
 from services.llm_longctx.serving.tools.tool_use import ToolUse, has_tools, spell_message, to_plain
+from shared.api.sampling import SamplingOptions
 from shared.api.text import ChatMessage, GenerationOptions, LongctxAnswer, LongctxUsage, PromptTokensDetails, Usage
 from shared.errors import InvalidOption, Malformed, in_field
 from shared.lm.tokenizer import Tokenizer
 from shared.registry import SamplingDefaults
+
+_PLAIN_TEMPLATE = TemplateOptions()
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,7 @@ class TextModelAdapter(ABC):
         context: Longest prompt and answer together, in tokens.
         vocab: Token ids are below this.
         sampling: How tokens are drawn where a request does not say.
+        takes_templates: Whether requests may bring a chat template.
 
     Class attributes:
         takes_interventions: Whether requests may look inside and intervene.
@@ -51,6 +58,7 @@ class TextModelAdapter(ABC):
     context: int
     vocab: int
     sampling: SamplingDefaults = dataclasses.field(default_factory=SamplingDefaults, kw_only=True)
+    takes_templates: bool = dataclasses.field(default=False, kw_only=True)
 
     def tokenize(self, text: str, field: str, *, special: bool = True) -> list[int]:
         """Tokenize a text; one that can't fit is refused before the tokenizer sees it.
@@ -75,19 +83,31 @@ class TextModelAdapter(ABC):
         return self
 
     def render_chat(
-        self, messages: Sequence[ChatMessage], *, add_generation_prompt: bool = True, tools: ToolUse | None = None
+        self,
+        messages: Sequence[ChatMessage],
+        options: TemplateOptions = _PLAIN_TEMPLATE,
+        *,
+        tools: ToolUse | None = None,
     ) -> str:
-        """Render a conversation with the model's chat template; tools as it takes them, or as instructions.
+        """Render a conversation with a chat template; tools as it takes them, or as instructions.
 
         Raises:
             InvalidOption: A part that is not text, or messages that the template refuses.
         """
         plain = [to_plain(message, _join_parts(message, index)) for index, message in enumerate(messages)]
-        template = self.tokenizer.chat_template
+        template = options.source or self.tokenizer.chat_template
         if not has_tools(template):
             plain = [spell_message(message) for message in plain] if tools is None else tools.instruct(plain)
-        described = tools.describe() if tools is not None and tools.is_native else None
-        return self.tokenizer.chat(plain, add_generation_prompt=add_generation_prompt, tools=described)
+        if options.is_continued:
+            plain[-1]["content"] = f"{plain[-1]['content']}{END_MARK}"
+        text = self.tokenizer.chat(
+            plain,
+            add_generation_prompt=options.add_generation_prompt,
+            tools=tools.describe() if tools is not None and tools.is_native else None,
+            template=options.source,
+            names=options.names,
+        )
+        return cut_at_mark(text) if options.is_continued else text
 
     def build_request(
         self,
@@ -113,16 +133,21 @@ class TextModelAdapter(ABC):
             ContextLengthExceeded: The prompt alone does not fit.
             InvalidOption: A token id that the model does not know, or options that can't be served.
         """
+        if (kept := truncate_prompt(ids, self.context, max_tokens, options)) is not ids:
+            ids, text = kept, None
         self.check_length(ids, field)
         if any(i >= self.vocab for i in ids):
             detail = f"The prompt holds token {max(ids)}; this model's ids are below {self.vocab}."
             raise InvalidOption(detail, field=field)
-        self._check_logit_bias(options)
         if not self.takes_interventions and (tapped := _find_tap_field(options)) is not None:
             detail = f"The model {self.name!r} takes no {tapped}: it has no named activations."
             raise InvalidOption(detail, hint="Decoders with pages do, such as smollm2-135m-instruct.", field=tapped)
         request = self.prepare(ids, max_tokens, options, field, text, state)
         request.samplings = build_samplings(options, self.sampling)
+        own = frozenset[int]() if options.ignore_eos else request.stop_token_ids
+        request.stop_token_ids = own | frozenset(options.stop_token_ids or ())
+        request.score_prompt = options.prompt_logprobs is not None
+        request.top_prompt_logprobs = options.prompt_logprobs or 0
         return request
 
     @cached_property
@@ -138,6 +163,25 @@ class TextModelAdapter(ABC):
         """
         source = find_grammar_source(options)
         return None if source is None else self.grammars.compile(*source)
+
+    def add_rules(self, grammar: OpeningGrammar | None, options: SamplingOptions) -> OpeningGrammar | None:
+        """What an answer may be under a request's rules about tokens, and under a grammar if there is one.
+
+        Raises:
+            InvalidOption: They name a token that the model does not know.
+        """
+        self._check_tokens(options)
+        ends = {*(options.stop_token_ids or ()), *(() if options.ignore_eos else self.tokenizer.eos)}
+        spelled = (f"{space}{word.lstrip()}" for word in options.bad_words or () for space in ("", " "))
+        words = {tuple(self.tokenize(text, "bad_words", special=False)) for text in spelled} - {()}
+        return TokenRules.of(
+            self.vocab,
+            allowed=options.allowed_token_ids,
+            words=words,
+            ends=[token for token in ends if token < self.vocab],
+            min_tokens=options.min_tokens,
+            grammar=grammar,
+        )
 
     def check_length(self, ids: Sequence[int], field: str) -> None:
         """Refuse a prompt that is too long.
@@ -177,11 +221,12 @@ class TextModelAdapter(ABC):
         """The `longctx` field of the answer, once all answers to a request are over."""
         return None
 
-    def _check_logit_bias(self, options: GenerationOptions) -> None:
-        for token in options.logit_bias or {}:
-            if token >= self.vocab:
-                detail = f"logit_bias names token {token}; this model's ids are below {self.vocab}."
-                raise InvalidOption(detail, field="logit_bias")
+    def _check_tokens(self, options: SamplingOptions) -> None:
+        for field in ("logit_bias", "allowed_token_ids", "stop_token_ids"):
+            for token in getattr(options, field) or ():
+                if token >= self.vocab:
+                    detail = f"{field} names token {token}; this model's ids are below {self.vocab}."
+                    raise InvalidOption(detail, field=field)
 
 
 def build_samplings(options: GenerationOptions, defaults: SamplingDefaults) -> list[Sampling]:
@@ -191,6 +236,7 @@ def build_samplings(options: GenerationOptions, defaults: SamplingDefaults) -> l
     """
     given = {name: getattr(options, name) for name in SamplingDefaults.model_fields}
     drawn = {name: getattr(defaults, name) if value is None else value for name, value in given.items()}
+    drawn["top_k"] = max(drawn["top_k"], 0)
     return [
         Sampling(
             **drawn,
@@ -208,8 +254,10 @@ def priority_of(options: GenerationOptions) -> int:
     return -1 if options.longctx is not None and options.longctx.priority == "batch" else 0
 
 
-def build_usage(requests: Sequence[GenerationRequest], produced: int, adapter: TextModelAdapter) -> Usage:
-    """Usage of all prompts of one HTTP request; `produced` are tokens of its answers."""
+def build_usage(
+    requests: Sequence[GenerationRequest], produced: int, adapter: TextModelAdapter, unenforced: Iterable[str] = ()
+) -> Usage:
+    """Usage of all prompts of one HTTP request; `produced` are tokens of its answers, `unenforced` keywords."""
     read = sum(len(request.prompt_ids) for request in requests)
     longctx = adapter.usage(requests)
     if len(requests) == 1 and len(requests[0].samplings) == 1:
@@ -220,23 +268,8 @@ def build_usage(requests: Sequence[GenerationRequest], produced: int, adapter: T
         total_tokens=read + produced,
         prompt_tokens_details=PromptTokensDetails(cached_tokens=longctx.cached_tokens),
         longctx=longctx,
+        unenforced=sorted(set(unenforced)) or None,
     )
-
-
-def check_options(options: GenerationOptions) -> None:
-    """Refuse options that are well formed but not served.
-
-    Raises:
-        InvalidOption: An unknown field under `strict`, or OpenAI's old functions.
-    """
-    unknown = sorted(options.model_extra or {})
-    if options.strict and unknown:
-        detail = f"There is no field {unknown[0]!r}."
-        raise InvalidOption(detail, hint="Leave it out, or leave out strict.", field=unknown[0])
-    for name in ("functions", "function_call"):
-        if (options.model_extra or {}).get(name):
-            detail = f"{name} is not served any more."
-            raise InvalidOption(detail, hint="Use tools and tool_choice.", field=name)
 
 
 def _find_tap_field(options: GenerationOptions) -> str | None:

@@ -11,7 +11,7 @@ from typing import ClassVar, Self
 
 from services.llm_longctx.engine import Engine, GenerationRequest, RequestStats
 from services.llm_longctx.serving.adapters.base import TextModelAdapter, priority_of
-from services.llm_longctx.serving.method_selection import build_method_usage, select_policy_or_dense
+from services.llm_longctx.serving.method_selection import build_method_usage, select_served_policy
 from services.llm_longctx.serving.request_state import RequestState
 from services.llm_longctx.serving.steering.build_taps import TapBuilder
 from services.llm_longctx.serving.steering.capture_store import CaptureStore
@@ -74,11 +74,10 @@ class DecoderAdapter(TextModelAdapter):
         room = self.context - len(ids)
         most, longctx = room if max_tokens is None else min(max_tokens, room), options.longctx
         planned = min(most, DEFAULT_BUDGET_TOKENS) if max_tokens is None else most
-        policy, too_short = select_policy_or_dense(self.engine, longctx, self.plans, len(ids), planned)
+        policy, unmet, missed = select_served_policy(self.engine, longctx, self.plans, len(ids), planned)
         taps = TapBuilder(self.engine.model.config, self.engine.runner.weights_sha256, self.vectors, self.captures)
         monitor = self.engine.monitor
         held_back = None if monitor is None else monitor.held_back_reason(policy)
-        fallback = too_short or held_back
         return GenerationRequest(
             ids,
             max_tokens=most,
@@ -87,7 +86,7 @@ class DecoderAdapter(TextModelAdapter):
             boundaries=None if longctx is None else longctx.boundaries,
             stop_token_ids=self.tokenizer.eos,
             priority=priority_of(options),
-            stats=RequestStats(fallback=fallback),
+            stats=RequestStats(fallback=unmet or held_back, budget_missed=None if held_back else missed),
             taps=taps.build(options, len(ids), most),
         )
 

@@ -8,10 +8,12 @@ from typing import Any
 from services.llm_longctx.serving.grammars.sources import (
     FREE_WHITESPACE,
     choice_source,
+    find_unenforced,
     json_source,
     lark_source,
     regex_source,
 )
+from services.llm_longctx.serving.grammars.structural_tags import read_structural_tag, tags_source
 from shared.api.structured import ResponseFormat, StructuredOutputs
 from shared.api.text import GenerationOptions
 from shared.errors import InvalidOption
@@ -38,6 +40,14 @@ def find_grammar_source(options: GenerationOptions) -> GrammarSource | None:
     return None if source is None else (source, "response_format")
 
 
+def find_unenforced_keywords(options: GenerationOptions) -> tuple[str, ...]:
+    """Keywords of the request's schema that are left to the model, because the schema is not strict."""
+    given = options.response_format.json_schema if options.response_format is not None else None
+    if given is None or given.strict or given.schema_ is None:
+        return ()
+    return find_unenforced(given.schema_)
+
+
 def _response_source(response: ResponseFormat, field: str) -> str | None:
     match response.type:
         case "text":
@@ -46,6 +56,8 @@ def _response_source(response: ResponseFormat, field: str) -> str | None:
             return json_source(_ANY_OBJECT, field)
         case "choice":
             return choice_source(response.choices or (), field)
+        case "structural_tag":
+            return tags_source(response, field)
     if response.json_schema is None:
         detail = "response_format json_schema needs json_schema, with the schema in it."
         raise InvalidOption(detail, field=field)
@@ -56,7 +68,7 @@ def _response_source(response: ResponseFormat, field: str) -> str | None:
 def _structured_source(given: StructuredOutputs) -> str:
     """The source of the one form that is given."""
     field = "structured_outputs"
-    forms = {"json", "json_object", "regex", "choice", "grammar"}
+    forms = {"json", "json_object", "regex", "choice", "grammar", "structural_tag"}
     named = given.model_dump(by_alias=True, exclude_none=True, include={"json_", *forms})
     if len(named) != 1 or given.json_object is False:
         detail = f"structured_outputs takes one of {', '.join(sorted(forms))}."
@@ -65,6 +77,8 @@ def _structured_source(given: StructuredOutputs) -> str:
         return regex_source(given.regex, field)
     if given.choice is not None:
         return choice_source(given.choice, field)
+    if given.structural_tag is not None:
+        return tags_source(read_structural_tag(given.structural_tag, field), field)
     if given.grammar is not None:
         return lark_source(given.grammar, field)
     space = None if given.disable_any_whitespace else given.whitespace_pattern or FREE_WHITESPACE

@@ -5,7 +5,7 @@ Knows the keywords that nest schemas; what each keyword allows, the compiler kno
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from shared.errors import InvalidOption
@@ -31,6 +31,10 @@ _KNOWN = frozenset(
 )
 """Keywords of JSON Schema, drafts 4 to 2020-12, and three of OpenAPI's that generators of schemas add."""
 
+_BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
+_LARGEST, _EXACT = 2**63, 2**63 - 1024
+"""Beyond 64 bits, and the largest number that a float holds exactly below it: llguidance overflows behind that."""
+
 _MANY = ("anyOf", "oneOf", "allOf", "prefixItems")
 _ONE = ("items", "additionalProperties", "not", "contains", "if", "then", "else", "propertyNames")
 _OPENING = frozenset({"additionalProperties", "patternProperties", "unevaluatedProperties", "anyOf", "oneOf", "$ref"})
@@ -45,6 +49,7 @@ def check_schema(schema: Mapping[str, Any] | bool, field: str) -> None:
     """
     properties = enums = 0
     for part, depth in _walk(schema, 0):
+        _check_numbers(part, field)
         properties += len(_dict(part.get("properties")))
         enums += len(part["enum"]) if isinstance(part.get("enum"), list) else 0
         if properties > MAX_PROPERTIES or enums > MAX_ENUM or depth > MAX_DEPTH:
@@ -58,17 +63,37 @@ def check_schema(schema: Mapping[str, Any] | bool, field: str) -> None:
         raise InvalidOption(detail, hint="Let the reference be optional, or null.", field=field)
 
 
+def _check_numbers(part: Mapping[str, Any], field: str) -> None:
+    """Refuse numbers that the compiler would replace by others, or that end the process: it computes in 64 bits.
+
+    Raises:
+        InvalidOption: There is one.
+    """
+    values = [part.get(name) for name in (*_BOUNDS, "const")]
+    values += part["enum"] if isinstance(part.get("enum"), list) else ()
+    while values:
+        value = values.pop()
+        values += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        if isinstance(value, int | float) and abs(value) > _EXACT and value != _LARGEST - 1:
+            detail = f"The schema holds {str(value)[:40]}; numbers in it must fit 64 bits."
+            raise InvalidOption(detail, hint="Use smaller numbers, or describe them as strings.", field=field)
+
+
 def check_keywords(schema: Mapping[str, Any] | bool, field: str) -> None:
     """Refuse a schema with words that no draft of JSON Schema has: they would say nothing.
 
     Raises:
         InvalidOption: It has one.
     """
-    for part, _ in _walk(schema, 0):
-        unknown = next((name for name in part if name not in _KNOWN and not name.startswith("x-")), None)
-        if unknown is not None:
-            detail = f"The schema has the unknown keyword {unknown[:80]!r}."
-            raise InvalidOption(detail, hint="Leave it out, or leave out strict.", field=field)
+    if unknown := find_unknown(schema):
+        detail = f"The schema has the unknown keyword {unknown[0][:80]!r}."
+        raise InvalidOption(detail, hint="Leave it out, or leave out strict.", field=field)
+
+
+def find_unknown(schema: Mapping[str, Any] | bool) -> list[str]:
+    """The words in a schema that no draft of JSON Schema has."""
+    parts = _walk(schema, 0)
+    return list(dict.fromkeys(n for part, _ in parts for n in part if n not in _KNOWN and not n.startswith("x-")))
 
 
 def close_objects(schema: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,24 +104,40 @@ def close_objects(schema: Mapping[str, Any]) -> dict[str, Any]:
     """
     if any(len(part["allOf"]) > 1 for part, _ in _walk(schema, 0) if isinstance(part.get("allOf"), list)):
         return dict(schema)
-    closed: dict[str, Any] = _close(schema)
+    closed: dict[str, Any] = _map_parts(schema, _close, ("items",))
     return closed
 
 
-def _close(part: Any) -> Any:
+def remove_keywords(schema: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """The schema without some keywords; alternatives of `oneOf` become those of `anyOf`."""
+
+    def remove(part: dict[str, Any]) -> dict[str, Any]:
+        alternatives = {"anyOf": part["oneOf"]} if "oneOf" in names and "oneOf" in part else {}
+        return alternatives | {name: value for name, value in part.items() if name not in names}
+
+    removed: dict[str, Any] = _map_parts(schema, remove, _ONE)
+    return removed
+
+
+def _close(part: dict[str, Any]) -> dict[str, Any]:
+    is_listed = isinstance(part.get("properties"), Mapping) and not _OPENING & part.keys()
+    return {**part, "additionalProperties": False} if is_listed else part
+
+
+def _map_parts(part: Any, change: Callable[[dict[str, Any]], dict[str, Any]], inside: Sequence[str]) -> Any:
+    """A schema in which each part is changed; `inside` are the keywords with one schema that are followed."""
     if not isinstance(part, Mapping):
         return part
     found = dict(part)
     for name in (*_MANY, *_NAMED):
         if isinstance(part.get(name), list):
-            found[name] = [_close(one) for one in part[name]]
+            found[name] = [_map_parts(one, change, inside) for one in part[name]]
         elif isinstance(part.get(name), Mapping):
-            found[name] = {key: _close(one) for key, one in part[name].items()}
-    if isinstance(part.get("items"), Mapping):
-        found["items"] = _close(part["items"])
-    if isinstance(part.get("properties"), Mapping) and not _OPENING & part.keys():
-        found["additionalProperties"] = False
-    return found
+            found[name] = {key: _map_parts(one, change, inside) for key, one in part[name].items()}
+    for name in inside:
+        if isinstance(part.get(name), Mapping):
+            found[name] = _map_parts(part[name], change, inside)
+    return change(found)
 
 
 def _walk(schema: Any, depth: int) -> Iterator[tuple[Mapping[str, Any], int]]:

@@ -8,11 +8,18 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from llguidance import LLMatcher, grammar_from
 
-from services.llm_longctx.serving.grammars.json_schema import check_keywords, check_schema, close_objects
+from services.llm_longctx.serving.grammars.json_schema import (
+    check_keywords,
+    check_schema,
+    close_objects,
+    find_unknown,
+    remove_keywords,
+)
 from shared.errors import InvalidOption
 
 MAX_SOURCE_BYTES = 128 * 1024
@@ -27,6 +34,18 @@ FREE_WHITESPACE = r"[\x20\x0A\x0D\x09]{1,32}"
 HEADER = '%llguidance {"no_forcing": true}\n'
 """Begins each grammar: every way to spell what must come is allowed, so that the draws are the model's own."""
 
+MAX_UNENFORCED = 32
+"""Rounds in which keywords that can't be enforced are found; each finds one more, or several."""
+
+_ASCII_CLASSES = {
+    "d": "[0-9]", "D": "[^0-9]", "w": "[A-Za-z0-9_]", "W": "[^A-Za-z0-9_]",
+    "s": r"[\t\n\x0b\x0c\r\x20]", "S": r"[^\t\n\x0b\x0c\r\x20]",
+}  # fmt: skip
+_ESCAPE = re.compile(r"\\(.)", re.DOTALL)
+_LARK_TOKEN = re.compile(r'"(?:\\.|[^"\\\n])*"|//[^\n]*|/(?:\\.|[^/\\\n])+/')
+_PLACE = re.compile(r"^at \d+\(\d+\): ")
+_UNIMPLEMENTED = re.compile(r"Unimplemented keys: (\[[^\]]*\])")
+_UNENFORCED_SIGNS = {"oneOf constraints": "oneOf", "Unknown format": "format"}
 _HEADED = re.compile(r"^\s*%llguidance\b[^\n]*\n")
 
 
@@ -68,7 +87,7 @@ def regex_source(pattern: str, field: str) -> str:
     Raises:
         InvalidOption: It is too long.
     """
-    document = json.loads(LLMatcher.grammar_from_regex(_check_size(pattern, field)))
+    document = json.loads(LLMatcher.grammar_from_regex(use_ascii_classes(_check_size(pattern, field))))
     return HEADER + str(document["grammars"][0]["lark_grammar"])
 
 
@@ -96,7 +115,44 @@ def lark_source(grammar: str, field: str) -> str:
     except Exception as error:  # the converter raises what it happens to meet
         detail = f"{field} is no grammar: {error}."
         raise InvalidOption(detail, hint="Write it in Lark's form or in GBNF.", field=field) from error
-    return HEADER + _HEADED.sub("", found)
+    return HEADER + _LARK_TOKEN.sub(_use_ascii_in_terminal, _HEADED.sub("", found))
+
+
+def use_ascii_classes(pattern: str) -> str:
+    r"""A regular expression whose `\d`, `\w` and `\s` match ASCII alone, as in JSON Schema and in xgrammar."""
+    return _ESCAPE.sub(lambda found: _ASCII_CLASSES.get(found[1], found[0]), pattern)
+
+
+def _use_ascii_in_terminal(found: re.Match[str]) -> str:
+    return use_ascii_classes(found[0]) if found[0].startswith("/") and not found[0].startswith("//") else found[0]
+
+
+def describe_error(error: str) -> str:
+    """The compiler's message without its view of the grammar, and without places in one that the caller never sees."""
+    first = error.partition("\n<state>")[0].partition("\n   1 |")[0].strip().rstrip(".")
+    return _PLACE.sub("", first).removeprefix("failed to compile JSON schema: ")[:300]
+
+
+@lru_cache(maxsize=64)
+def _find_unenforced(text: str) -> tuple[str, ...]:
+    schema, options = json.loads(text), {"x-guidance": {"lenient": False}}
+    found = find_unknown(schema)
+    for _ in range(MAX_UNENFORCED):
+        error = LLMatcher.validate_grammar(f"{HEADER}start: %json {json.dumps({**schema, **options})}")
+        if (listed := _UNIMPLEMENTED.search(error)) is not None:
+            names = json.loads(listed[1])
+        else:
+            names = [name for sign, name in _UNENFORCED_SIGNS.items() if sign in error]
+        if not names or set(names) <= set(found):
+            break
+        found += names
+        schema = remove_keywords(schema, names)
+    return tuple(sorted(set(found)))
+
+
+def find_unenforced(schema: Mapping[str, Any] | bool) -> tuple[str, ...]:
+    """Names of the keywords of a schema that a grammar without `is_strict` leaves to the model."""
+    return _find_unenforced(json.dumps(close_objects(schema))) if isinstance(schema, Mapping) else ()
 
 
 def _to_json(schema: Mapping[str, Any] | bool, field: str) -> str:

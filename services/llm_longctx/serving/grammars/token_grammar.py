@@ -15,6 +15,7 @@ import torch
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from torch import Tensor
 
+from services.llm_longctx.serving.grammars.sources import describe_error
 from shared.errors import InvalidOption
 from shared.lm.tokenizer import Tokenizer
 
@@ -120,7 +121,7 @@ class GrammarCompiler:
                 return TokenGrammar(known.deep_copy(), self._vocab, field)
         matcher = LLMatcher(self._tokens, source, log_level=0, limits=_LIMITS)
         if matcher.is_error():
-            detail = f"{field} can't be enforced: {_first_sentence(matcher.get_error())}."
+            detail = f"{field} can't be enforced: {describe_error(matcher.get_error())}."
             raise InvalidOption(detail, hint="Leave out what is not supported, or check it yourself.", field=field)
         TokenGrammar(matcher.deep_copy(), self._vocab, field).mask()
         with self._lock:
@@ -156,8 +157,3 @@ def _dead_end(error: str, field: str) -> InvalidOption:
         detail = f"No token of this model goes on with an answer that {field} allows."
         hint = "Ask another model, or for texts that its tokens spell."
     return InvalidOption(detail, hint=hint, field=field)
-
-
-def _first_sentence(error: str) -> str:
-    """The compiler's message without its view of the grammar."""
-    return error.partition("\n<state>")[0].partition("\n   1 |")[0].strip().rstrip(".")[:300]

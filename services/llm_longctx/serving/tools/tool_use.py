@@ -9,14 +9,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib import import_module
-from pkgutil import iter_modules
 from typing import Any
 
 from llguidance import LLMatcher
 
-from services.llm_longctx.serving.grammars.sources import HEADER, json_expression, json_source
+from services.llm_longctx.serving.grammars.sources import (
+    HEADER,
+    describe_error,
+    find_unenforced,
+    json_expression,
+    json_source,
+)
+from services.llm_longctx.serving.scan_forms import scan_forms
 from services.llm_longctx.serving.tools import parsers
 from services.llm_longctx.serving.tools.parsers.hermes import HermesParser
 from services.llm_longctx.serving.tools.tool_parser import ToolParser
@@ -67,6 +71,11 @@ class ToolUse:
         more = f' ("\\n" call){{0,{MAX_CALLS - 1}}}' if self.is_parallel else ""
         return "\n".join([f"{HEADER}start: call{more}", f"call: {choice}", *rules])
 
+    @property
+    def unenforced(self) -> list[str]:
+        """Keywords of the functions' schemas that are left to the model."""
+        return [name for f in self.functions if not f.strict for name in find_unenforced(f.arguments_schema)]
+
     def describe(self) -> list[dict[str, Any]]:
         """The functions as templates take them."""
         return [
@@ -97,7 +106,8 @@ def spell_message(message: Mapping[str, Any], parser: type[ToolParser] = HermesP
         parser.write_call(call["function"]["name"], json.dumps(call["function"]["arguments"]))
         for call in message.get("tool_calls") or ()
     ]
-    return {"role": role, "content": "\n".join([*([content] if content else []), *calls])}
+    thoughts = {"reasoning_content": message["reasoning_content"]} if message.get("reasoning_content") else {}
+    return {"role": role, "content": "\n".join([*([content] if content else []), *calls]), **thoughts}
 
 
 def read_tool_use(request: ChatRequest, template: str | None) -> ToolUse | None:
@@ -137,21 +147,10 @@ def has_tools(template: str | None) -> bool:
     return template is not None and "tools" in template
 
 
-@cache
-def _parsers() -> tuple[type[ToolParser], ...]:
-    """All forms, by their files."""
-    modules = [import_module(f"{parsers.__name__}.{found.name}") for found in iter_modules(parsers.__path__)]
-    return tuple(
-        one
-        for module in modules
-        for one in vars(module).values()
-        if isinstance(one, type) and issubclass(one, ToolParser) and one.__module__ == module.__name__
-    )
-
-
 def find_parser(template: str) -> type[ToolParser]:
     """The form that a chat template teaches; Hermes' where it is none that is known."""
-    return next((parser for parser in _parsers() if parser.detects(template)), HermesParser)
+    known = scan_forms(parsers.__name__, ToolParser)
+    return next((parser for parser in known if parser.detects(template)), HermesParser)
 
 
 def _to_rule(schema: Mapping[str, Any]) -> str:
@@ -168,10 +167,11 @@ def _check_functions(functions: Sequence[FunctionDefinition]) -> None:
             detail = f"Two tools are called {function.name!r}."
             raise InvalidOption(detail, field="tools")
         names.add(function.name)
-        source = json_source(function.parameters or {"type": "object"}, "tools", is_strict=bool(function.strict))
+        source = json_source(function.arguments_schema, "tools", is_strict=bool(function.strict))
         if (error := LLMatcher.validate_grammar(source)) and not error.startswith("WARNING"):
-            reason = error.partition("\n")[0].rstrip(".")[:300]
-            detail = f"The parameters of {function.name!r} are no JSON Schema that can be used: {reason}."
+            detail = (
+                f"The parameters of {function.name!r} are no JSON Schema that can be used: {describe_error(error)}."
+            )
             raise InvalidOption(detail, field="tools")
 
 
@@ -191,6 +191,8 @@ def to_plain(message: ChatMessage, content: str) -> dict[str, Any]:
             }
             for c in message.tool_calls
         ]
+    if message.reasoning_content:
+        plain["reasoning_content"] = message.reasoning_content
     if message.role == "tool":
         plain |= {"tool_call_id": message.tool_call_id or "", "name": message.name or ""}
     return plain

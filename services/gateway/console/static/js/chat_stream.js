@@ -43,15 +43,8 @@ export function describeUsage({ usage, started, first }) {
   if (Number.isFinite(rate) && rate > 0) parts.push(`${rate.toFixed(1)} tokens/s`);
   if (longctx && longctx.method !== "dense") parts.push(`${longctx.method}: ${Math.round(100 * longctx.kv_ratio)} % of dense memory`);
   if (longctx?.fallback) parts.push(longctx.fallback);
+  if (longctx?.budget_missed) parts.push(longctx.budget_missed);
   if (first) parts.push(`first after ${((first - started) / 1000).toFixed(2)} s`);
   if (longctx?.context_left != null) parts.push(`${longctx.context_left.toLocaleString("en")} tokens of context left`);
   return parts.join(" · ");
-}
-
-/** Requests that a model's service answers or keeps waiting besides this one; null where nobody knows. */
-export async function countOthers(model) {
-  const [models, ready] = await Promise.all([call("/v1/models"), fetch("/readyz")].map(async (answer) => (await answer).json()));
-  const service = models.data?.find(({ id }) => id === model)?.service;
-  const requests = ready.services?.[service]?.requests;
-  return requests === undefined ? null : Math.max(0, requests - 1);
 }

@@ -4,6 +4,7 @@
  */
 
 import { createContext } from "./canvas.js";
+import { Findings } from "./findings.js";
 import { PicturePage } from "./picture.js";
 import { save } from "./save.js";
 import { submit } from "./submit.js";
@@ -29,9 +30,13 @@ class Detect extends PicturePage {
   connectedCallback() {
     super.connectedCallback();
     this.hiddenClasses = new Set();
+    this.highlight = null;
+    this.findings = new Findings(this);
     this.on("input", "confidence", () => this.redraw());
+    this.on("input", "confidence", () => this.answer && this.listFindings());
     this.on("input", "iou", () => this.redraw());
     this.on("input", "names", () => this.redraw());
+    this.on("input", "wipe", () => this.redraw());
     this.on("change", "confidence", () => this.answer && this.requestedConfidence > this.confidence - 1e-9 && this.run());
     this.on("change", "iou", () => this.run());
     this.on("change", "classes", (event) => this.toggleClass(event.target));
@@ -73,7 +78,20 @@ class Detect extends PicturePage {
     this.setText("infer", `${Math.round(answer.times.infer)} ms`);
     this.setText("time", `${Math.round(milliseconds)} ms`);
     this.show(true, "result");
+    this.listFindings();
     this.redraw();
+  }
+
+  listFindings() {
+    this.findings.show(this.describeFindings(this.current), this.current);
+  }
+
+  /** The boxes above the confidence, of the classes that are shown. */
+  describeFindings({ answer }) {
+    const shown = answer.detections.filter((each) => each.score > this.confidence && !this.hiddenClasses.has(each.label));
+    return shown.map(({ label, score, box }) => ({
+      words: `${label} ${score.toFixed(2)}`, box, key: box.join(), row: { label, score, x1: box[0], y1: box[1], x2: box[2], y2: box[3] },
+    }));
   }
 
   /** Resize the canvas for a picture. */
@@ -91,6 +109,7 @@ class Detect extends PicturePage {
     const name = box.closest("tr").dataset.name;
     if (box.checked) this.hiddenClasses.delete(name);
     else this.hiddenClasses.add(name);
+    this.listFindings();
     this.redraw();
   }
 
@@ -105,7 +124,9 @@ class Detect extends PicturePage {
       if (this.picture) context.drawImage(this.picture, 0, 0, width, height);
       if (!this.answer) return;
       const shown = this.detections.filter((each) => !this.hiddenClasses.has(each.label));
-      for (const each of shown.toReversed()) this.drawBox(context, each, width / this.answer.width);
+      this.drawWiped(context, () => {
+        for (const each of shown.toReversed()) this.drawBox(context, each, width / this.answer.width);
+      });
       this.showCounts(shown);
     });
   }
@@ -115,7 +136,7 @@ class Detect extends PicturePage {
     const [x1, y1, x2, y2] = box.map((corner) => corner * scale);
     const line = Math.max(2, Math.max(context.canvas.width, context.canvas.height) / 400);
     context.strokeStyle = context.fillStyle = colourOfClass(kind);
-    context.lineWidth = line;
+    context.lineWidth = this.highlight?.box === box ? 3 * line : line;
     context.strokeRect(x1, y1, x2 - x1, y2 - y1);
     if (!this.part("names").checked) return;
     const size = Math.max(10, context.canvas.width / 60);

@@ -44,7 +44,7 @@ class Outage extends CustomElement {
     addEventListener("offline", () => this.check());
     addEventListener("online", () => this.check());
     this.on("click", "check", () => this.check());
-    if (this.dataset.problem === "503" || !navigator.onLine) this.check();
+    if ("problem" in this.dataset || "check" in this.dataset || !navigator.onLine) this.check();
   }
 
   async check() {
@@ -66,7 +66,7 @@ class Outage extends CustomElement {
   }
 
   recover() {
-    if (this.dataset.problem === "503") location.reload();
+    if ("problem" in this.dataset) location.reload();
   }
 }
 

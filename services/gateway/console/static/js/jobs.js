@@ -4,7 +4,7 @@
  */
 
 import { FINAL, jobNote, jobs } from "./submit.js";
-import { CustomElement } from "./custom_element.js";
+import { CustomElement, partOf } from "./custom_element.js";
 import { save } from "./save.js";
 import "./result_view.js";
 
@@ -14,6 +14,10 @@ const MAX_FOLLOWED = 3;
 export class Jobs extends CustomElement {
   connectedCallback() {
     this.followed = new Map();
+    this.on("input", "filters", () => this.filter());
+    this.on("submit", "filters", (event) => event.preventDefault());
+    this.on("click", "cancel-all", () => this.runOnShown("cancel", (row) => !FINAL.has(row.dataset.status)));
+    this.on("click", "delete-all", () => this.runOnShown("remove", (row) => FINAL.has(row.dataset.status)));
     for (const verb of ["cancel", "retry"]) this.on("click", verb, (_, button) => this.runAction(verb, button));
     this.on("click", "result", (_, button) => this.toggleResult(button));
     this.on("click", "download", (_, button) => this.download(button));
@@ -47,7 +51,25 @@ export class Jobs extends CustomElement {
     while (list.children.length > found.length) list.lastElementChild.remove();
     this.show(found.length === 0, "nothing");
     const open = found.filter((job) => !FINAL.has(job.status)).length;
-    this.setText("count", found.length ? `${found.length} kept, ${open || "none"} running` : "");
+    this.setText("count", found.length ? `${found.length} job${found.length === 1 ? "" : "s"}, ${open || "none"} running` : "");
+    this.show(found.length > 0, "filters");
+    this.filter();
+  }
+
+  /** Show only jobs of a state whose words fit the search. */
+  filter() {
+    const { query, status } = this.part("filters").elements;
+    const words = query.value.toLowerCase();
+    for (const row of this.part("list").children) {
+      row.hidden = (status.value && row.dataset.status !== status.value) || !`${row.textContent} ${row.dataset.job}`.toLowerCase().includes(words);
+    }
+  }
+
+  /** Do something with all jobs that are shown and fit; each that fails says so. */
+  async runOnShown(verb, fits) {
+    const rows = [...this.part("list").children].filter((row) => !row.hidden && fits(row));
+    await this.attempt(() => Promise.all(rows.map((row) => jobs[verb](row.dataset.job))));
+    await this.refresh();
   }
 
   findRow(id) {
@@ -58,7 +80,8 @@ export class Jobs extends CustomElement {
     const row = this.cloneTemplate("job");
     row.dataset.job = job.id;
     partOf(row, "id").textContent = job.id;
-    partOf(row, "path").textContent = job.path;
+    partOf(row, "title").textContent = titleOf(job);
+    partOf(row, "path").textContent = job.path.split("?")[0];
     partOf(row, "service").textContent = job.service;
     const time = partOf(row, "created");
     time.dateTime = job.created;
@@ -69,8 +92,9 @@ export class Jobs extends CustomElement {
   update(row, job) {
     const final = FINAL.has(job.status);
     row.className = `job job-${job.status}`;
+    row.dataset.status = job.status;
     partOf(row, "status").className = `state state-${job.status}`;
-    partOf(row, "status").textContent = job.dead ? "Dead letter" : job.status[0].toUpperCase() + job.status.slice(1);
+    partOf(row, "status").textContent = job.dead ? "Failed, no more retries" : job.status[0].toUpperCase() + job.status.slice(1);
     partOf(row, "bar").hidden = final;
     partOf(row, "bar").value = job.progress;
     partOf(row, "note").textContent = job.error?.detail ?? (final ? duration(job) : withPercent(job));
@@ -128,7 +152,11 @@ export class Jobs extends CustomElement {
   }
 }
 
-const partOf = (row, name) => row.querySelector(`[data-part="${name}"]`);
+/** A job's title: the last part of its path in words. */
+function titleOf({ path }) {
+  const words = path.split("?")[0].replace("/v1/", "").replaceAll(/[-_/]+/g, " ");
+  return words[0].toUpperCase() + words.slice(1);
+}
 
 const withPercent = (job) => (job.status === "running" ? `${jobNote(job)} · ${Math.round(job.progress * 100)} %` : jobNote(job));
 

@@ -5,6 +5,7 @@
 
 import { call } from "./gateway.js";
 import { selectedModel, readValues } from "./form.js";
+import { readReport } from "./report.js";
 import { RunTask } from "./run.js";
 
 const HTML_HEADERS = { Accept: "text/html" };
@@ -78,15 +79,6 @@ class Probe extends RunTask {
     history.replaceState(null, "", `/console/probe?${query}`);
     navigator.clipboard?.writeText(location.href).then(() => this.setText("link", "Permalink copied"), () => {});
   }
-}
-
-/** The nodes of a report, without its head: a style sheet there breaks this page's security policy when it is parsed. */
-export function readReport(text) {
-  const main = new DOMParser().parseFromString(text.slice(text.indexOf("<main>")), "text/html").querySelector("main");
-  const title = document.createElement("h2");
-  title.textContent = main.querySelector("h1").textContent;
-  main.querySelector("h1").replaceWith(title);
-  return [...main.childNodes].map((node) => document.adoptNode(node));
 }
 
 customElements.define("fovea-probe", Probe);

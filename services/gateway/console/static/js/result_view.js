@@ -3,14 +3,10 @@
  * A model of an unknown task is shown with it, without a page of its own.
  */
 
+import { createContext } from "./canvas.js";
+import { createNode } from "./custom_element.js";
 import { decodeBase64, detectPictureType } from "./form.js";
-
-const createNode = (tag, className, ...children) => {
-  const node = document.createElement(tag);
-  if (className) node.className = className;
-  node.append(...children);
-  return node;
-};
+import { readReport } from "./report.js";
 
 const words = (name) => String(name).replaceAll("_", " ");
 const isRow = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
@@ -22,6 +18,7 @@ export class ResultView extends HTMLElement {
     const type = response.headers.get("content-type") ?? "";
     if (type.startsWith("image/")) this.replaceChildren(createFigure(words("picture"), await response.blob()));
     else if (type.includes("json")) this.drawJson(await response.json());
+    else if (type.startsWith("text/html")) this.replaceChildren(createNode("article", "report", ...readReport(await response.text())));
     else this.replaceChildren(createNode("p", "answer-text", await response.text()));
     this.hidden = false;
   }
@@ -42,6 +39,7 @@ export class ResultView extends HTMLElement {
       ...(createChatText(value) ?? []),
       ...(pictures.length ? [createNode("div", "answer-pictures", ...pictures)] : []),
       ...(facts.length ? [createFactList(facts)] : []),
+      ...findMatrices(value).slice(0, 12).map(createHeatMap),
       ...tables.map(([name, rows]) => createTable(name, rows)),
       createJson(value),
     );
@@ -79,6 +77,29 @@ function createTable(name, rows) {
   const region = createNode("div", "scroll", createNode("table", "", createNode("caption", "hidden", caption), head, createNode("tbody", "", ...lines)));
   region.tabIndex = 0;
   return createNode("section", "", createNode("h3", "", caption), region);
+}
+
+const isMatrix = (value) => Array.isArray(value) && value.length > 1 && value.every((row) => Array.isArray(row) && row.length === value[0].length && (row.length > 2 || row.length === value.length) && row.every((cell) => cell === null || typeof cell === "number"));
+
+/** The matrices of numbers in an answer, with the name of each. */
+function findMatrices(value, name = "") {
+  if (isMatrix(value)) return [{ name, rows: value }];
+  if (typeof value !== "object" || value === null) return [];
+  return Object.entries(value).flatMap(([key, part]) => findMatrices(part, Array.isArray(value) ? (value.title ?? part?.title ?? name) : (value.title ?? `${name} ${words(key)}`.trim())));
+}
+
+/** A matrix as a picture: the larger a number, the darker its cell. */
+function createHeatMap({ name, rows }) {
+  const numbers = rows.flat().filter((cell) => cell !== null);
+  const [low, high] = [Math.min(...numbers), Math.max(...numbers)];
+  const context = createContext(rows[0].length, rows.length);
+  rows.forEach((row, y) => row.forEach((cell, x) => {
+    context.fillStyle = cell === null ? "#fff" : `hsl(172 60% ${Math.round(95 - (70 * (cell - low)) / (high - low || 1))}%)`;
+    context.fillRect(x, y, 1, 1);
+  }));
+  context.canvas.setAttribute("role", "img");
+  context.canvas.setAttribute("aria-label", `${name}: ${rows.length} × ${rows[0].length} numbers from ${formatValue(low)} to ${formatValue(high)}`);
+  return createNode("figure", "heat-map", context.canvas, createNode("figcaption", "", `${name}, ${formatValue(low)} to ${formatValue(high)}`));
 }
 
 const createCell = (text) => createNode("td", text.length > 40 ? "figures answer-long" : "figures", text);

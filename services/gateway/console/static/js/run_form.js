@@ -8,9 +8,12 @@
 import { call } from "./gateway.js";
 import { CustomElement } from "./custom_element.js";
 import { selectedModel } from "./form.js";
-import { jobNote, submit } from "./submit.js";
+import { countOthers, jobNote, submit } from "./submit.js";
 import "./page.js";
 import "./snippet.js";
+
+/** Seconds after which a running request asks how busy its service is. */
+const ASK_AFTER_S = 3;
 
 /** Statuses after which the same request may succeed. */
 const PASSING = new Set([0, 429, 502, 503, 504]);
@@ -119,11 +122,22 @@ export class RunForm extends CustomElement {
     this.showProgress(on ? undefined : null, this.constructor.progressLabel);
     this.setText("progress-elapsed", "");
     clearInterval(this.clock);
-    const began = Date.now();
-    if (on) this.clock = setInterval(() => this.setText("progress-elapsed", formatSeconds((Date.now() - began) / 1000)), 1000);
+    if (on) this.startClock();
     this.classList.toggle("busy", on);
     this.show(on, "stop");
     this.show(!on, "go");
+  }
+
+  /** Show the elapsed time, and after some seconds what else the service has to do. */
+  startClock() {
+    const began = Date.now();
+    let others = null;
+    this.clock = setInterval(() => {
+      const seconds = Math.round((Date.now() - began) / 1000);
+      if (seconds === ASK_AFTER_S) document.dispatchEvent(new Event("fovea-outage")); // or is the service away?
+      if (seconds === ASK_AFTER_S) countOthers(selectedModel(this)).then((count) => (others = count), () => {});
+      this.setText("progress-elapsed", formatSeconds(seconds) + (others ? ` · ${others} other request${others === 1 ? "" : "s"}` : ""));
+    }, 1000);
   }
 
   disconnectedCallback() {

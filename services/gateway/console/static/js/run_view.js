@@ -2,6 +2,7 @@
 
 import { createNode, CustomElement } from "./custom_element.js";
 import { list, load, remove } from "./runs.js";
+import { readReport } from "./report.js";
 import { formatSeconds } from "./run_form.js";
 import { saveJson } from "./save.js";
 import "./result_view.js";
@@ -53,7 +54,6 @@ class Runs extends CustomElement {
 
   async showAnswer({ answer, html }) {
     if (html) {
-      const { readReport } = await import("./probe.js");
       this.part("report").replaceChildren(...readReport(html));
       this.show(true, "report");
     } else this.part("answer").drawJson(answer);

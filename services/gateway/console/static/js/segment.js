@@ -4,6 +4,8 @@
 
 import { drawBinary, drawOverlay, measure, thresholdMask } from "./mask.js";
 import { blend, createContext, readColour, decodePicture, toBlob, fitSize, readMap } from "./canvas.js";
+import { stemOf } from "./export_all.js";
+import { Findings } from "./findings.js";
 import { decodeBase64 } from "./form.js";
 import { PicturePage } from "./picture.js";
 import { save, saveJson } from "./save.js";
@@ -20,7 +22,9 @@ class Segment extends PicturePage {
 
   connectedCallback() {
     super.connectedCallback();
-    for (const name of ["threshold", "opacity", "outline", "heat", "options"]) this.on("input", name, () => this.redraw());
+    this.highlight = null;
+    this.findings = new Findings(this);
+    for (const name of ["threshold", "wipe", "opacity", "outline", "heat", "options"]) this.on("input", name, () => this.redraw());
     this.on("click", "save-mask", () => this.saveMask());
     this.on("click", "save-overlay", () => this.saveOverlay());
     this.on("click", "save-json", () => saveJson(this.answer, `${this.stem}.json`));
@@ -49,7 +53,16 @@ class Segment extends PicturePage {
     this.map = readMap(probability, this.resizeCanvas(answer));
     this.show(true, "result");
     this.setText("time", `${Math.round(milliseconds)} ms`);
+    this.findings.show(this.describeFindings(this.current), this.current);
     this.redraw();
+  }
+
+  describeFindings({ answer }) {
+    return (answer.components ?? []).map(describeRegion);
+  }
+
+  describeFiles(item) {
+    return [{ name: `masks/${stemOf(item)}.png`, blob: decodeBase64(item.answer.mask, "image/png") }];
   }
 
   /** Resize the canvas for a picture. */
@@ -88,9 +101,20 @@ class Segment extends PicturePage {
       if (!this.map) return;
       const scale = (this.answer.width * this.answer.height) / (width * height);
       const region = thresholdMask(this.map, width, height, { ...this.settings, minArea: this.settings.minArea / scale });
-      blend(context, drawOverlay(this.map, region.mask, width, height, this.drawingOptions));
+      this.drawWiped(context, () => {
+        if (this.highlight) this.drawHighlight(context, width / this.answer.width);
+        blend(context, drawOverlay(this.map, region.mask, width, height, this.drawingOptions));
+      });
       this.showMeasures({ ...measure(this.map, region.mask), regions: region.regions.length }, scale);
     });
+  }
+
+  /** Draw a frame around the region that is chosen in the list. */
+  drawHighlight(context, scale) {
+    const [x1, y1, x2, y2] = this.highlight.box.map((corner) => corner * scale);
+    context.strokeStyle = "#fff";
+    context.lineWidth = 3;
+    context.strokeRect(x1 - 4, y1 - 4, x2 - x1 + 8, y2 - y1 + 8);
   }
 
   /** Show the numbers of the drawn mask: those of the answer where nothing was changed, else counted here. */
@@ -130,6 +154,13 @@ class Segment extends PicturePage {
     blend(context, drawOverlay(map, thresholdMask(map, width, height, this.settings).mask, width, height, this.drawingOptions));
     save(await toBlob(context), `${this.stem}.overlay.png`);
   }
+}
+
+/** A region of the answer as a finding. */
+function describeRegion(region, at) {
+  const { area, box, ...rest } = region;
+  const figures = Object.fromEntries(Object.entries(rest).filter(([, value]) => typeof value === "number"));
+  return { words: `Region ${at + 1}: ${area.toLocaleString()} px`, box, key: String(at), row: { region: at + 1, area, x1: box[0], y1: box[1], x2: box[2], y2: box[3], ...figures } };
 }
 
 customElements.define("fovea-segment", Segment);

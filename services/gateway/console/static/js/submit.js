@@ -9,6 +9,7 @@ export const FINAL = new Set(["succeeded", "failed", "cancelled"]);
 export const jobs = {
   list: async () => (await (await call("/v1/jobs")).json()).jobs,
   cancel: (id) => call(`/v1/jobs/${encodeURIComponent(id)}/cancel`, { method: "POST" }),
+  remove: (id) => call(`/v1/jobs/${encodeURIComponent(id)}`, { method: "DELETE" }),
   retry: (id) => call(`/v1/jobs/${encodeURIComponent(id)}/retry`, { method: "POST" }),
   result: (id) => call(`/v1/jobs/${encodeURIComponent(id)}/result`),
 
@@ -51,4 +52,12 @@ export async function submit(path, { asJob, onJob, signal, ...request }) {
   if (job.status === "failed") throw new Problem(job.error?.status ?? 500, job.error);
   if (job.status === "cancelled") throw new DOMException("The job was cancelled.", "AbortError");
   return jobs.result(job.id);
+}
+
+/** Requests that a model's service answers or keeps waiting besides this one; null where nobody knows. */
+export async function countOthers(model) {
+  const [models, ready] = await Promise.all([call("/v1/models"), fetch("/readyz")].map(async (answer) => (await answer).json()));
+  const service = models.data?.find(({ id }) => id === model)?.service;
+  const requests = ready.services?.[service]?.requests;
+  return requests === undefined ? null : Math.max(0, requests - 1);
 }

@@ -34,7 +34,7 @@ class HermesParser(TaggedParser):
     @classmethod
     def call_rule(cls, function: FunctionDefinition, to_rule: SchemaRule) -> str:
         before = f'{_OPEN}\n{{"name": {json.dumps(function.name)}, "arguments": '
-        arguments = to_rule(function.parameters or {"type": "object"})
+        arguments = to_rule(function.arguments_schema)
         return f"{json.dumps(before)} {arguments} {json.dumps('}' + chr(10) + _CLOSE)}"
 
     def feed(self, text: str) -> tuple[str, list[CallUpdate]]:

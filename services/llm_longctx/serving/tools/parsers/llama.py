@@ -44,7 +44,7 @@ class LlamaParser(ToolParser):
     @classmethod
     def call_rule(cls, function: FunctionDefinition, to_rule: SchemaRule) -> str:
         before = f'{{"name": {json.dumps(function.name)}, "parameters": '
-        return f'{json.dumps(before)} {to_rule(function.parameters or {"type": "object"})} "}}"'
+        return f'{json.dumps(before)} {to_rule(function.arguments_schema)} "}}"'
 
     @classmethod
     def find_opening(cls, text: str, names: Collection[str]) -> tuple[str, str] | None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fovea_memory.mixers.deconstructed.mixers import Variant
 from fovea_recipes.interpretability.experiments.deconstruction_study.spec import Layout, ModelSize
 from fovea_recipes.training.byte_recipe import BYTES, ByteRecipe, bits_of, bits_per_byte
-from fovea_recipes.training.recipe import Schedule
+from fovea_recipes.training.recipe import Recipe, Schedule
 from fovea_recipes.training.text_corpus import Corpus, Split, corpus, corpus_of
 from fovea_recipes.training.trainer import FitProgress, fit
 from services.interpretability.experiments.indicators import INDICATOR_NAMES, indicators
@@ -90,7 +90,7 @@ def train_and_measure(run: MixerRun, folder: Path, context: CallContext) -> dict
         context: Receives progress, and may cancel.
     """
 
-    def report_step(progress: FitProgress) -> None:
+    def report_step(_recipe: Recipe, progress: FitProgress) -> None:
         context.progress(progress.step / run.schedule.steps, f"{run.mixer}, {run.layout}, seed {run.seed}")
 
     fitted = fit(run, folder, run=context, on_step=report_step)

@@ -1,0 +1,125 @@
+"""Anthropic's routes: messages, whole or as events, and the count of their tokens. Knows HTTP and the host."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+from starlette.responses import Response, StreamingResponse
+
+from fovea_messages.build_chat import build_chat, rename_fields
+from fovea_messages.message_builder import Event, MessageBuilder
+from fovea_messages.wire import (
+    ACCEPTED,
+    REFUSED,
+    AnthropicError,
+    AnthropicMessage,
+    Conversation,
+    MessagesRequest,
+    TokenCount,
+)
+from services.llm_longctx.api.model_lookup import find_model
+from services.llm_longctx.api.openai import SSE_HEADERS
+from services.llm_longctx.serving.chat_template import read_template_options
+from services.llm_longctx.serving.tools.tool_use import read_tool_use
+from shared import telemetry
+from shared.api.problem import anthropic_error
+from shared.api.replica import AFFINE
+from shared.api.request_fields import check_fields
+from shared.api.text import ChatChunk, ChatRequest
+from shared.errors import FoveaError
+from shared.serving.host import Host
+from shared.serving.http.errors import to_safe_error
+from shared.serving.http.system_routes import host_of
+
+router = APIRouter(tags=["anthropic"])
+HostDep = Annotated[Host, Depends(host_of)]
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": AnthropicError, "description": "The request can't be served as it is."},
+    "5XX": {"model": AnthropicError, "description": "Not ready, too late, or an internal error."},
+}
+_EVENTS = {200: {"description": "The message, or its events with `stream`.", "content": {"text/event-stream": {}}}}
+_FORM = {"x-error-form": "anthropic"}
+
+
+@router.post(
+    "/v1/messages",
+    response_model=AnthropicMessage,
+    responses=_EVENTS | _ERRORS,
+    openapi_extra={**_FORM, **AFFINE},
+)
+async def answer(body: MessagesRequest, request: Request, host: HostDep) -> Response:
+    """Answer a conversation in the form of Anthropic's Messages API."""
+    warnings = check_fields(body, is_strict=body.strict, refused=REFUSED, accepted=ACCEPTED)
+    with _own_names():
+        chat = build_chat(body)
+        request.scope["fovea.run"].is_stream = body.stream
+        find_model(host, chat.model, request)
+        chunks = _stream(chat, request, host)
+        first = await anext(chunks)  # what goes wrong at once is an ordinary error
+    builder = MessageBuilder(first.model, warnings)
+    if body.stream:
+        return StreamingResponse(_lines(builder, first, chunks), media_type="text/event-stream", headers=SSE_HEADERS)
+    _drain(builder.feed(first))
+    async for chunk in chunks:
+        _drain(builder.feed(chunk))
+    _drain(builder.end())
+    text = builder.message.model_dump_json(exclude={"warnings"} if builder.message.warnings is None else None)
+    return Response(text, media_type="application/json")
+
+
+@router.post("/v1/messages/count_tokens", responses=_ERRORS, openapi_extra=_FORM)
+async def count_tokens(body: Conversation, request: Request, host: HostDep) -> TokenCount:
+    """Count the tokens of a conversation under the model's template."""
+    with _own_names():
+        chat = build_chat(body)
+        adapter = find_model(host, chat.model, request).adapter
+        form = read_template_options(chat, adapter.tokenizer.chat_template, may_bring=False)
+        tools = read_tool_use(chat, adapter.tokenizer.chat_template)
+        text = await asyncio.to_thread(adapter.render_chat, chat.messages, form, tools=tools)
+        return TokenCount(input_tokens=len(adapter.tokenize(text, "messages", special=False)))
+
+
+async def _stream(chat: ChatRequest, request: Request, host: Host) -> AsyncIterator[ChatChunk]:
+    with _own_names():
+        async for event in host.stream(request.scope["fovea.model"], chat, request.scope["fovea.run"]):
+            if isinstance(event, ChatChunk):
+                yield event
+
+
+@contextmanager
+def _own_names() -> Iterator[None]:
+    """Let what the chat refuses be said in the words of this request."""
+    try:
+        yield
+    except FoveaError as error:
+        rename_fields(error)
+        raise
+
+
+async def _lines(builder: MessageBuilder, first: ChatChunk, rest: AsyncIterator[ChatChunk]) -> AsyncIterator[str]:
+    for event in (*builder.begin(), *builder.feed(first)):
+        yield _line(event)
+    try:
+        async for chunk in rest:
+            for event in builder.feed(chunk):
+                yield _line(event)
+    except Exception as error:  # noqa: BLE001  # the status is sent already: the error goes into the stream
+        yield _line(anthropic_error(to_safe_error(error, "The stream"), telemetry.context().request_id))
+        return
+    for event in builder.end():
+        yield _line(event)
+
+
+def _line(event: Event) -> str:
+    return f"event: {event['type']}\ndata: {json.dumps(event)}\n\n"
+
+
+def _drain(events: Iterator[Event]) -> None:
+    """Let the builder do its work where nobody reads its events."""
+    for _ in events:
+        pass

@@ -1,0 +1,182 @@
+"""Conformance with the `anthropic` package, against the service behind a gateway, on a tiny model."""
+
+import json
+
+import anthropic
+import httpx2
+import pytest
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi import checks
+
+from services.gateway.tests.stage import fronted
+from services.llm_longctx.tests.conftest import HELLO, MODEL, Server, app_of, write_folder
+from services.llm_longctx.tests.test_reasoning import FORCED, QWEN
+from shared.api.text import ChatRequest
+from shared.serving.build_app import build
+from shared.settings import Settings
+from tests.harness.openapi_fuzz import fuzz, list_operations
+from tests.harness.waiting import wait_until
+
+SCHEMA = {
+    "type": "object", "properties": {"on": {"type": "boolean"}}, "required": ["on"], "additionalProperties": False,
+}  # fmt: skip
+TOOL = {"name": "switch", "description": "Turn it.", "input_schema": SCHEMA}
+GREEDY = {"temperature": 0}  # the client does not list it any more
+ASK = {"model": MODEL, "messages": HELLO, "max_tokens": 16, "extra_body": GREEDY}
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    return app_of(write_folder(folder / "Tiny Llama", template=QWEN, positions=1024), folder / "data")
+
+
+@pytest.fixture(scope="module")
+def service(app):
+    with Server(app) as running:
+        yield running.url
+
+
+@pytest.fixture(scope="module")
+def url(app, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gateway")
+    with fronted(app, "llm-longctx", folder) as (found, _, _):
+        wait_until(lambda: httpx2.post(f"{found}/v1/messages", json={}).status_code == 400, 60, "the routes")
+        yield found
+
+
+@pytest.fixture(scope="module")
+def client(url):
+    with anthropic.Anthropic(base_url=url, api_key="none", max_retries=0) as made:
+        yield made
+
+
+def both(client, **more):
+    """A message, which its stream makes, too."""
+    whole = client.messages.create(**ASK | more)
+    with client.messages.stream(**ASK | more) as stream:
+        kinds = [event.type for event in stream]
+        streamed = stream.get_final_message()
+    assert kinds[0] == "message_start"
+    assert kinds[-2:] == ["message_delta", "message_stop"]
+    for name in ("stop_reason", "stop_sequence", "model", "role", "type"):
+        assert getattr(streamed, name) == getattr(whole, name)
+    assert [strip(block) for block in streamed.content] == [strip(block) for block in whole.content]
+    assert streamed.usage.output_tokens == whole.usage.output_tokens
+    return whole
+
+
+def strip(block):
+    return {
+        name: value
+        for name, value in block.model_dump(exclude_none=True).items()
+        if name not in {"id", "parsed_output"}
+    }
+
+
+def chat(url, messages, **more):
+    body = {"messages": messages, "max_tokens": 16, "temperature": 0, **more}
+    return httpx2.post(f"{url}/v1/chat/completions", json=body).json()
+
+
+def test_a_message_is_the_answer_of_the_chat(client, url):
+    found = both(client, system=[{"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral"}}])
+    same = chat(url, [{"role": "system", "content": "Be brief."}, *HELLO])
+    assert found.content[0].text == same["choices"][0]["message"]["content"]
+    assert (found.stop_reason, found.id[:4]) == ("max_tokens", "msg_")
+    read = found.usage.input_tokens + found.usage.cache_read_input_tokens
+    assert (read, found.usage.output_tokens) == (same["usage"]["prompt_tokens"], 16)
+    blocks = [
+        {"role": "user", "content": [{"type": "text", "text": "Hello, "}, {"type": "text", "text": "who are you?"}]}
+    ]
+    assert both(client, messages=blocks, system="Be brief.").content == found.content
+
+
+def test_stop_sequences_end_a_message_and_are_named(client):
+    text = both(client).content[0].text
+    found = both(client, stop_sequences=["never", text[4:7]])
+    assert (found.content[0].text, found.stop_reason, found.stop_sequence) == (text[:4], "stop_sequence", text[4:7])
+
+
+def test_a_turn_of_the_assistant_is_gone_on_with(client, url):
+    turns = [*HELLO, {"role": "assistant", "content": "I am a "}]
+    same = chat(url, turns, continue_final_message=True)["choices"][0]["message"]["content"]
+    assert both(client, messages=turns).content[0].text == same
+
+
+@pytest.mark.parametrize(
+    "choice", [{"type": "any", "disable_parallel_tool_use": True}, {"type": "tool", "name": "switch"}]
+)
+def test_tools_are_used_and_their_results_are_read(client, choice):
+    found = both(client, tools=[TOOL, TOOL | {"name": "other"}], tool_choice=choice, max_tokens=300)
+    (use,) = found.content
+    assert (found.stop_reason, use.type, use.id[:6], set(use.input)) == ("tool_use", "tool_use", "toolu_", {"on"})
+    result = {"type": "tool_result", "tool_use_id": use.id, "content": [{"type": "text", "text": "done"}]}
+    turns = [*HELLO, {"role": "assistant", "content": found.content}, {"role": "user", "content": [result]}]
+    assert both(client, messages=turns, tools=[TOOL]).content
+    shorter = client.messages.count_tokens(model=MODEL, messages=HELLO, tools=[TOOL]).input_tokens
+    assert client.messages.count_tokens(model=MODEL, messages=turns, tools=[TOOL]).input_tokens > shorter
+    assert both(client, tools=[TOOL], tool_choice={"type": "none"}).stop_reason == "max_tokens"
+
+
+def test_thoughts_are_blocks_of_their_own(client, monkeypatch):
+    read = ChatRequest.model_validate  # a random model says nothing that makes sense: a grammar makes it think
+    monkeypatch.setattr(ChatRequest, "model_validate", lambda fields: read({**fields, **FORCED}))
+    found = both(client, max_tokens=100)
+    assert [(block.type, getattr(block, block.type)) for block in found.content] == [
+        ("thinking", "A letter.\n\nThen b?"), ("text", "b, I think."),
+    ]  # fmt: skip
+    assert both(client, max_tokens=100, messages=[*HELLO, {"role": "assistant", "content": found.content}, *HELLO])
+
+
+def test_thinking_is_turned_off_and_answers_meet_a_schema(client):
+    off = client.messages.count_tokens(model=MODEL, messages=HELLO, thinking={"type": "disabled"}).input_tokens
+    assert off > client.messages.count_tokens(model=MODEL, messages=HELLO).input_tokens
+    form = {"format": {"type": "json_schema", "schema": SCHEMA}}
+    assert set(json.loads(both(client, output_config=form, max_tokens=100).content[0].text)) == {"on"}
+
+
+IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": ""}}
+
+
+@pytest.mark.parametrize(
+    ("bad", "error", "match"),
+    [
+        ({"model": "claude"}, "NotFoundError", MODEL),
+        ({"messages": [{"role": "user", "content": [IMAGE]}]}, "BadRequestError", "'image'"),
+        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "BadRequestError", "input_schema"),
+        ({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "f"}}, "BadRequestError", "none of the tools"),
+        ({"messages": [{"role": "user", "content": "x" * 2000}]}, "BadRequestError", "context"),
+        ({"stop_sequences": ["a"] * 17}, "BadRequestError", "stop_sequences"),
+        ({"extra_body": {"mcp_servers": [{}]}}, "BadRequestError", "mcp_servers is not served"),
+        ({"extra_body": {"frobnicate": 1, "strict": True}}, "BadRequestError", "frobnicate"),
+        ({"messages": []}, "BadRequestError", "messages"),
+    ],
+)
+def test_errors_have_anthropics_form(client, bad, error, match):
+    for stream in (False, True):
+        with pytest.raises(getattr(anthropic, error), match=match) as caught:
+            client.messages.create(**ASK | bad, stream=stream)
+        body = caught.value.body
+        assert (body["type"], bool(body["request_id"])) == ("error", True)
+        assert body["error"]["type"] == {400: "invalid_request_error", 404: "not_found_error"}[caught.value.status_code]
+
+
+def test_unknown_fields_are_named(client):
+    extra = {"extra_body": {"frobnicate": 1, **GREEDY}, "metadata": {"user_id": "me"}}
+    assert client.messages.create(**ASK | extra).warnings == ["There is no field 'frobnicate': it was ignored."]
+    deltas = [e for e in client.messages.create(**ASK | extra, stream=True) if e.type == "message_delta"]
+    assert "frobnicate" in deltas[0].warnings[0]
+
+
+APP = build("llm-longctx", servables={}, settings=Settings())
+OPERATIONS = list_operations(APP, "/v1/messages")
+CHECKS = [
+    not_a_server_error, checks.status_code_conformance, checks.content_type_conformance,
+    checks.response_schema_conformance,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("label", OPERATIONS)
+def test_the_document_holds_for_every_request_it_allows(label, service):
+    fuzz(OPERATIONS[label], service, 2, CHECKS, lambda body: body.update(model=None))

@@ -1,0 +1,330 @@
+"""The frame of the console in a real browser: navigation, palette, theme, outage, accessibility, what a page weighs."""
+
+import re
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from services.gateway.tests.browsing import MARKS, watched
+from services.gateway.tests.stage import running
+from services.gateway.tests.stub_service import photograph
+from tests.harness.waiting import wait_until
+
+pytestmark = MARKS
+
+AXE = Path(__file__).parents[3] / "tests/vendor/axe.min.js"
+PLACES = (
+    "/", "/runs", "/console/models", "/console/models/disc", "/console/segment", "/console/chat", "/console/judge",
+    "/console/jobs", "/console/admin", "/console/run/classify", "/console/run/judge", "/console/nope",
+)  # fmt: skip
+PICTURE = {"name": "a.jpg", "mimeType": "image/jpeg", "buffer": photograph()}
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("place", PLACES)
+def test_axe_finds_nothing_and_nothing_is_wider_than_the_screen(page, complaints, place, width):
+    page.set_viewport_size({"width": width, "height": 844})
+    page.goto(place)
+    page.locator("h1").first.wait_for()
+    found = page.evaluate(AXE.read_text("utf8") + ";axe.run().then(({ violations }) => violations)")
+    assert {one["id"]: [node["html"][:90] for node in one["nodes"]] for one in found} == {}
+    assert page.locator("html").evaluate("element => element.scrollWidth") <= width
+    complaints[:] = [said for said in complaints if "404" not in said]
+
+
+def test_every_page_is_in_the_navigation_also_on_a_phone(page, see):
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.goto("/console/segment")
+    menu = page.get_by_role("navigation", name="Pages")
+    see(menu).to_be_hidden()
+    page.get_by_role("button", name="Menu").click()
+    names = [link.strip() for link in menu.get_by_role("link").all_inner_texts()]
+    assert {
+        "Home",
+        "Segment",
+        "Detect",
+        "Restore",
+        "Classify",
+        "Chat",
+        "Judge",
+        "Probe",
+        "Runs",
+        "Jobs",
+        "Models",
+    } <= set(names)
+    see(menu.get_by_role("link", name="Segment")).to_have_attribute("aria-current", "page")
+    menu.get_by_role("link", name="Classify").click()
+    see(page.get_by_role("heading", level=1)).to_have_text("Classify")
+
+
+def test_the_palette_finds_pages_and_models_by_their_words(page, see):
+    page.goto("/")
+    page.keyboard.press("Control+k")
+    find = page.get_by_role("combobox", name="Find")
+    see(find).to_be_focused()
+    find.fill("patches")
+    see(page.get_by_role("option").first).to_contain_text("patches/tiny")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/console/models/patches/tiny")
+    page.keyboard.press("Control+k")
+    find.fill("jobs")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/console/jobs")
+
+
+def test_the_theme_is_kept_and_drawn_by_the_server(page, see):
+    page.goto("/")
+    ground = "getComputedStyle(document.body).backgroundColor"
+    light = page.evaluate(ground)
+    page.get_by_role("button", name="Theme: system").click()
+    page.get_by_role("button", name="Theme: light").click()
+    dark = page.evaluate(ground)
+    assert dark != light
+    page.goto("/console/jobs")
+    assert page.locator("html").get_attribute("data-theme") == "dark"
+    assert page.evaluate(ground) == dark
+    see(page.get_by_role("button", name="Theme: dark")).to_be_visible()
+
+
+def test_a_first_visit_of_the_front_page_is_light_and_static_files_stay_in_the_browser(page):
+    answers = []
+    page.on("response", lambda answer: answers.append(answer))  # noqa: PLW0108 - Playwright marks what it is given
+    page.goto("/", wait_until="networkidle")
+    sizes = [answer.request.sizes()["responseBodySize"] for answer in answers]
+    assert len(answers) <= 12, [answer.url for answer in answers]
+    assert sum(sizes) <= 80_000
+    static = [answer for answer in answers if "/console/static/" in answer.url]
+    assert all("immutable" in answer.headers["cache-control"] for answer in static)
+    assert all(
+        answer.headers["content-encoding"] == "gzip" for answer in static if answer.url.endswith((".js", ".css"))
+    )
+    assert all(answer.url.startswith(page.url) for answer in answers)
+
+
+def test_static_files_without_the_digest_are_revalidated(stage):
+    answer = httpx2.get(f"{stage.url}/console/static/js/frame.js")
+    assert answer.headers["cache-control"] == "no-cache"
+    assert (
+        httpx2.get(
+            f"{stage.url}/console/static/js/frame.js", headers={"if-none-match": answer.headers["etag"]}
+        ).status_code
+        == 304
+    )
+
+
+def test_an_unknown_page_is_a_page(page, see, complaints):
+    page.goto("/console/nope")
+    see(page.get_by_role("heading", level=1)).to_have_text("Not found")
+    complaints.clear()
+
+
+def test_without_a_network_a_banner_says_so_what_was_typed_stays_and_it_goes_by_itself(page, see, complaints):
+    page.goto("/console/run/judge")
+    page.locator("#option-prompt").fill("precious words")
+    page.context.set_offline(True)
+    page.get_by_role("button", name="Run", exact=True).click()
+    banner = page.locator("fovea-outage")
+    see(banner).to_contain_text("Can’t reach Fovea.")
+    see(page.get_by_role("alert")).to_contain_text("Can’t reach Fovea.")
+    page.context.set_offline(False)
+    see(banner).to_be_hidden(timeout=15_000)
+    page.get_by_role("alert").get_by_role("button", name="Try again").click()
+    see(page.locator("fovea-result")).to_be_visible()
+    see(page.locator("#option-prompt")).to_have_value("precious words")
+    complaints.clear()
+
+
+def test_during_an_outage_cards_stay_and_pages_open_by_themselves(chromium, tmp_path, see):
+    with running(tmp_path) as stage, watched(chromium, stage.url, []) as page:
+        page.goto("/console/models/disc")
+        stage.stub.down = True
+        wait_until(lambda: httpx2.get(f"{stage.url}/readyz").status_code == 503, 30, "the outage")
+        page.goto("/console/models/disc")
+        see(page.locator(".title-row fovea-ready")).to_have_text("Not ready")
+        page.goto("/console/segment")
+        page.locator("[data-part=file]").set_input_files(PICTURE)
+        see(page.locator("fovea-outage")).to_contain_text("Not available now: stub. This page continues by itself.")
+        page.goto("/console/chat")
+        see(page.get_by_role("heading", level=1)).to_have_text("Starting")
+        see(page.locator("fovea-outage")).to_be_visible()
+        assert "`" not in page.locator("main").inner_text()
+        stage.stub.down = False
+        see(page.locator("#message")).to_be_visible(timeout=20_000)
+
+
+def test_a_file_dropped_beside_its_target_is_taken_by_the_page(page, see):
+    page.goto("/console/segment")
+    drop = """(node, type) => {
+        const transfer = new DataTransfer();
+        transfer.items.add(new File([new Uint8Array(BYTES)], "a.jpg", { type: "image/jpeg" }));
+        const event = new DragEvent(type, { dataTransfer: transfer, bubbles: true, cancelable: true });
+        node.dispatchEvent(event);
+        return event.defaultPrevented;
+    }""".replace("BYTES", str(list(PICTURE["buffer"])))
+    assert page.locator("header").evaluate(drop, "dragover")
+    assert page.locator("header").evaluate(drop, "drop")
+    see(page.locator("[data-part=name]")).to_contain_text("a.jpg, 320 × 240")
+    page.goto("/console/jobs")
+    assert page.locator("header").evaluate(drop, "drop")
+
+
+def test_the_job_tray_follows_jobs_on_every_page(page, stage, see):
+    stage.queue.step_s = 0.6
+    page.goto("/console/run/judge")
+    page.locator("#option-prompt").fill("x")
+    page.locator("#as-job").check()
+    page.get_by_role("button", name="Run", exact=True).click()
+    see(page.locator("[data-part=tray-count]")).to_have_text("1")
+    page.goto("/")
+    see(page.get_by_role("button", name="Jobs, 1 running")).to_be_visible()
+    page.locator("[data-part=open-tray]").click()
+    see(page.locator("#tray")).to_contain_text("judge")
+    see(page.locator("[data-part=tray-count]")).to_be_hidden(timeout=15_000)
+    stage.queue.step_s = 0.05
+
+
+def test_jobs_are_searched_filtered_and_deleted_together(page, stage, see):
+    for body in (photograph(), b"nope"):
+        headers = {"content-type": "image/jpeg", "prefer": "respond-async"}
+        httpx2.post(f"{stage.url}/v1/segment", content=body, headers=headers)
+    wait_until(lambda: all(job.finished for job in stage.queue.jobs.values()), 10, "the jobs")
+    page.goto("/console/jobs")
+    rows = page.locator("[data-job]:visible")
+    page.get_by_label("Status").select_option("failed")
+    see(rows.first).to_contain_text("The bytes are not a picture.")
+    failed = rows.count()
+    page.get_by_role("button", name="Delete finished ones shown").click()
+    see(rows).to_have_count(0)
+    page.get_by_label("Status").select_option("")
+    assert failed >= 1
+    page.get_by_label("Search").fill("segment")
+    see(rows.first).to_contain_text("Segment")
+    page.get_by_label("Search").fill("nothing has this")
+    see(rows).to_have_count(0)
+
+
+def test_models_are_searched_and_filtered(page, see):
+    page.goto("/console/models")
+    cards = page.locator("article.card:visible")
+    see(cards).to_have_count(5)
+    page.get_by_label("Search").fill("segment")
+    see(cards).to_have_count(2)
+    page.get_by_label("Ready only").check()
+    see(cards).to_have_count(1)
+    page.get_by_label("Search").fill("")
+    page.get_by_label("Task").select_option("Classify")
+    see(cards).to_have_count(1)
+    see(page.locator("[data-part=count]")).to_have_text("1 shown")
+
+
+def test_the_present_values_are_code_in_three_languages(page, stage, see):
+    page.goto("/console/run/judge")
+    page.locator("#option-prompt").fill("It's near?")
+    page.locator("#option-count").fill("7")
+    page.get_by_role("button", name="Use via API").click()
+    dialog = page.get_by_role("dialog", name="Use via API")
+    see(dialog).to_contain_text("POST /v1/judge")
+    curl, python, script = dialog.locator("code").all_inner_texts()
+    assert "It'\\''s near?" in curl
+    assert '"count": 7' in script
+    sent = len(stage.stub.seen)
+    exec(compile(python.replace("import httpx\n", "import httpx2 as httpx\n"), "snippet", "exec"), {})  # noqa: S102 - it is our own text
+    assert stage.stub.seen[sent]["prompt"] == "It's near?"
+    assert stage.stub.seen[sent]["count"] == 7
+    dialog.get_by_role("button", name="Close").click()
+    page.goto("/console/segment")
+    page.locator("[data-part=file]").set_input_files(PICTURE)
+    page.locator("[data-part=result]").wait_for()
+    page.get_by_role("button", name="Use via API").click()
+    assert "-F 'image=@a.jpg'" in dialog.locator("code").first.inner_text()
+    page.keyboard.press("Escape")
+    page.goto("/console/jobs")
+    page.get_by_role("button", name="Use via API").click()
+    see(dialog).to_contain_text("GET /v1/jobs")
+
+
+def test_a_run_has_an_address_that_shows_it_again(page, see):
+    page.goto("/console/segment")
+    page.locator("#option-min_area").fill("12")
+    page.locator("[data-part=file]").set_input_files(PICTURE)
+    page.locator("[data-part=result]").wait_for()
+    page.wait_for_url(re.compile("run="))
+    area = page.locator("[data-part=area]").inner_text()
+    page.reload()
+    see(page.locator("[data-part=name]")).to_contain_text("a.jpg")
+    see(page.locator("[data-part=area]")).to_have_text(area)
+    see(page.locator("#option-min_area")).to_have_value("12")
+    page.goto("/")
+    page.locator("fovea-recent-runs a").first.wait_for()
+    page.goto("/runs")
+    page.get_by_label("Search").fill("nothing")
+    see(page.locator(".run-entry")).to_be_hidden()
+    page.get_by_label("Search").fill("disc")
+    page.locator(".run-link").click()
+    facts = page.locator("aside.facts")
+    see(facts).to_contain_text("disc")
+    see(facts).to_contain_text("a.jpg")
+    see(facts).to_contain_text("/v1/segment")
+    see(facts.get_by_role("img", name="a.jpg")).to_have_js_property("naturalHeight", 160)
+    see(page.locator("[data-part=options]")).to_contain_text('"min_area": 12')
+    page.get_by_role("link", name="Open in its page").click()
+    see(page.locator("[data-part=area]")).to_have_text(area)
+    page.go_back()
+    page.get_by_role("button", name="Delete").click()
+    see(page.get_by_role("heading", name="No runs yet")).to_be_visible()
+
+
+def has_files(url: str, key: str) -> bool:
+    return bool(httpx2.get(f"{url}/v1/files", headers={"authorization": f"Bearer {key}"}).json()["data"])
+
+
+def test_with_a_key_runs_are_on_the_server_for_the_tenants_other_browsers(chromium, tmp_path, see):
+    with running(tmp_path, auth="keys") as locked:
+        _, text = locked.keys.add("lab", ("infer", "jobs"))
+        for number in range(2):
+            page = chromium.new_context(base_url=locked.url).new_page()
+            page.goto("/console/run/judge" if number == 0 else "/runs")
+            page.locator("#key").fill(text)
+            page.get_by_label("Remember on this device").check()
+            page.get_by_role("button", name="Continue").click()
+            if number == 0:
+                page.locator("#option-prompt").fill("shared words")
+                page.get_by_role("button", name="Run", exact=True).click()
+                page.locator("fovea-result").wait_for()
+                wait_until(lambda: has_files(locked.url, text), 10, "the run")
+                other = page.context.new_page()  # the key is on the device: a new tab asks for none
+                other.goto("/console/jobs")
+                see(other.get_by_role("heading", name="Jobs", exact=True)).to_be_visible()
+            else:
+                page.locator(".run-link").click()
+                see(page.locator("[data-part=options]")).to_contain_text("shared words")
+            page.context.close()
+
+
+def test_an_operator_makes_rotates_and_revokes_keys_and_reads_the_log(chromium, tmp_path, see):
+    with running(tmp_path, auth="keys") as locked, watched(chromium, locked.url, []) as page:
+        _, text = locked.keys.add("ops", ("infer", "jobs", "admin"))
+        page.goto("/console/admin")
+        page.locator("#key").fill(text)
+        page.get_by_role("button", name="Continue").click()
+        see(page.get_by_role("region", name="Table of services")).to_contain_text("stub")
+        page.get_by_role("tab", name="Keys").click()
+        rows = page.locator("fovea-admin-keys tbody tr")
+        see(rows).to_have_count(1)
+        page.get_by_label("Tenant").fill("lab")
+        page.get_by_label("metrics").check()
+        page.get_by_role("button", name="Make a key").click()
+        see(rows).to_have_count(2)
+        made = page.locator("[data-part=made] code").last.inner_text()
+        assert httpx2.get(f"{locked.url}/v1/models", headers={"authorization": f"Bearer {made}"}).status_code == 200
+        see(rows.nth(1)).to_contain_text("infer, jobs, metrics")
+        rows.nth(1).get_by_role("button", name="Rotate").click()
+        see(rows).to_have_count(3)
+        rows.nth(2).get_by_role("button", name="Revoke").click()
+        rows.nth(2).get_by_role("button", name="Revoke for good").click()
+        see(rows).to_have_count(2)
+        page.get_by_role("tab", name="Audit log").click()
+        see(page.locator("fovea-admin-audit tbody tr").first).to_contain_text("key revoked")
+        page.get_by_role("tab", name="Usage").click()
+        see(page.locator("fovea-admin-usage")).to_contain_text("Tokens in")

@@ -1,0 +1,205 @@
+"""Pages of pictures in a real browser: many at once, too large ones, files that are none, the list of findings."""
+
+import io
+import json
+import zipfile
+
+import httpx2
+import pytest
+from PIL import Image
+
+from services.gateway.tests.browsing import MARKS, drawn, kept
+from services.gateway.tests.stub_service import photograph
+
+pytestmark = MARKS
+
+
+def _file(name, buffer=None, kind="image/jpeg"):
+    return {"name": name, "mimeType": kind, "buffer": photograph() if buffer is None else buffer}
+
+
+def _choose(page, *files):
+    page.locator("[data-part=file]").set_input_files(list(files))
+
+
+def _answer(page, problem):
+    """Let every segmentation be answered with a problem."""
+    kind, text = "application/problem+json", json.dumps(problem)
+    page.route("**/v1/segment", lambda route: route.fulfill(status=problem["status"], content_type=kind, body=text))
+
+
+def test_many_pictures_are_sent_one_after_the_other_and_each_can_be_shown(page, stage, see, complaints):
+    asked = len(stage.stub.seen)
+    page.goto("/console/segment")
+    _choose(page, _file("a.jpg"), _file("b.jpg", photograph(200, 100)), _file("c.txt", b"nope", "text/plain"))
+    frames = page.get_by_role("listbox", name="Images").get_by_role("option")
+    see(frames).to_have_count(3)
+    see(page.get_by_role("option", name="a.jpg, done")).to_be_visible()
+    see(page.get_by_role("option", name="b.jpg, done")).to_be_visible()
+    see(page.get_by_role("option", name="c.txt, failed")).to_be_visible()
+    assert len(stage.stub.seen) == asked + 3
+    see(page.locator("[data-part=name]")).to_contain_text("a.jpg, 320 × 240")
+    frames.nth(0).focus()
+    page.keyboard.press("ArrowRight")
+    see(page.locator("[data-part=name]")).to_contain_text("b.jpg, 200 × 100")
+    see(page.locator("[data-part=area]")).to_contain_text("px")
+    page.keyboard.press("ArrowRight")
+    see(page.get_by_role("alert")).to_contain_text("The bytes are not a picture.")
+    page.keyboard.press("Delete")
+    see(frames).to_have_count(2)
+    see(page.get_by_role("alert")).to_be_hidden()
+    assert len(stage.stub.seen) == asked + 3
+    complaints.clear()
+
+
+@pytest.fixture
+def small_limit(stage):
+    stage.stub.cards["disc"]["limits"] = {"max_batch": 8, "max_side": None, "max_pixels": 40_000}
+    yield 40_000
+    stage.stub.cards["disc"]["limits"] = {"max_batch": 8, "max_side": None}
+
+
+@pytest.mark.usefixtures("small_limit")
+def test_a_picture_over_the_limit_is_not_sent_and_can_be_scaled_to_it(page, stage, see):
+    asked = len(stage.stub.seen)
+    page.goto("/console/segment")
+    see(page.locator("[data-part=drop]")).to_contain_text("up to 0.04 megapixels")
+    _choose(page, _file("phone.jpg"))
+    alert = page.get_by_role("alert")
+    see(alert).to_contain_text("Too large")
+    assert len(stage.stub.seen) == asked
+    alert.get_by_role("button", name="Scale to").click()
+    see(page.locator("[data-part=result]")).to_be_visible()
+    see(page.locator("[data-part=name]")).to_contain_text("phone-scaled.jpg, 230 × 173")
+    see(alert).to_be_hidden()
+    assert len(stage.stub.seen) == asked + 1
+
+
+def test_a_file_that_is_no_picture_is_answered_and_leaves_no_empty_frame(page, see, complaints):
+    problem = {"title": "Not an image", "detail": "This file is not an image: it contains text.", "status": 415}
+    _answer(page, problem)
+    page.goto("/console/segment")
+    _choose(page, _file("wrong.jpg", b"I am text"))
+    see(page.get_by_role("alert")).to_contain_text("This file is not an image")
+    see(page.locator("[data-part=viewer]")).to_be_hidden()
+    see(page.locator("[data-part=drop]")).to_be_visible()
+    see(page.get_by_role("button", name="Segment", exact=True)).to_be_disabled()
+    assert "this browser shows only its mask" not in page.locator("main").inner_text()
+    complaints.clear()
+
+
+def test_a_request_that_takes_too_long_offers_a_job_or_a_smaller_picture(page, see, complaints):
+    body = {"title": "Deadline exceeded", "detail": "154 tiles would take about 7:14:13 (h:mm:ss).", "status": 504}
+    body["hint"] = "Send it with `Prefer: respond-async`: it then runs as a job, with progress."
+    out = io.BytesIO()
+    Image.new("RGB", (2000, 1500), "teal").save(out, "PNG")
+    page.goto("/console/segment")
+    page.route(
+        "**/v1/segment",
+        lambda route: route.fulfill(status=504, content_type="application/problem+json", body=json.dumps(body)),
+    )
+    _choose(page, _file("large.png", out.getvalue(), "image/png"))
+    alert = page.get_by_role("alert")
+    see(alert).to_contain_text("7:14:13")
+    assert "`" not in alert.inner_text()
+    assert "respond-async" not in alert.inner_text()
+    see(alert.get_by_role("button", name="Scale to 2 MP and segment")).to_be_visible()
+    page.unroute("**/v1/segment")
+    alert.get_by_role("button", name="Run as a job").click()
+    see(page.locator("[data-part=result]")).to_be_visible()
+    see(page.locator("#as-job")).to_be_checked()
+    complaints.clear()
+
+
+def test_the_elapsed_time_of_a_request_is_shown(page, see):
+    page.goto("/console/segment")
+    page.route("**/v1/segment", lambda _: None)
+    _choose(page, _file("a.jpg"))
+    see(page.locator("[data-part=progress-elapsed]")).to_contain_text("2 s")
+    page.get_by_role("button", name="Stop").click()
+    see(page.locator("[data-part=progress]")).to_be_hidden()
+
+
+def test_findings_are_chosen_judged_by_key_and_exported(page, see):
+    page.goto("/console/segment")
+    _choose(page, _file("a.jpg"))
+    findings = page.get_by_role("listbox", name="Findings")
+    see(findings.get_by_role("option")).to_have_count(2)
+    before = page.locator("[data-part=canvas]").evaluate("canvas => canvas.toDataURL()")
+    findings.focus()
+    page.keyboard.press("j")
+    see(findings.get_by_role("option").first).to_have_attribute("aria-selected", "true")
+    page.wait_for_function("before => document.querySelector('[data-part=canvas]').toDataURL() !== before", arg=before)
+    page.keyboard.press("a")
+    page.keyboard.press("j")
+    page.keyboard.press("x")
+    lines = kept(page, "Findings as CSV", "a.findings.csv").decode().splitlines()
+    assert lines[0] == "file,region,area,x1,y1,x2,y2,probability,verdict"
+    assert [line.split(",")[0] + line.split(",")[-1] for line in lines[1:]] == ["a.jpgaccepted", "a.jpgrejected"]
+
+
+def test_the_viewer_zooms_by_key_and_fits_again(page, see):
+    page.goto("/console/segment")
+    _choose(page, _file("a.jpg"))
+    page.locator("[data-part=result]").wait_for()
+    width = "document.querySelector('[data-part=canvas]').clientWidth"
+    fitted = page.evaluate(width)
+    page.locator("fovea-viewer").focus()
+    page.keyboard.press("+")
+    page.keyboard.press("+")
+    assert page.evaluate(width) > 1.9 * fitted
+    page.get_by_role("button", name="Fit").click()
+    assert page.evaluate(width) == fitted
+
+
+def test_a_report_and_matrices_of_a_job_are_shown_as_such(page, stage, see):
+    matrix = {"values": [[0.1, 0.9], [0.4, 0.2]], "title": "Logit lens"}
+    page.goto("/console/jobs")
+    headers = {"content-type": "image/jpeg", "prefer": "respond-async"}
+    job = httpx2.post(f"{stage.url}/v1/segment", content=photograph(), headers=headers).json()["id"]
+    page.route(f"**/v1/jobs/{job}/result", lambda route: route.fulfill(json=matrix))
+    row = page.locator(f'[data-job="{job}"]')
+    row.get_by_role("button", name="Result").click()
+    see(row.get_by_role("img", name="Logit lens: 2 × 2 numbers from 0.1000 to 0.9000")).to_be_visible()
+    report = (
+        "<html><head><style>p { color: red }</style></head><body><main><h1>Lens</h1><p>Drawn</p></main></body></html>"
+    )
+    page.route(f"**/v1/jobs/{job}/result", lambda route: route.fulfill(body=report, content_type="text/html"))
+    page.reload()
+    row.get_by_role("button", name="Result").click()
+    see(row.locator("h2")).to_have_text("Lens")
+
+
+def test_all_pictures_are_exported_together_without_what_was_rejected(page, see):
+    page.goto("/console/segment")
+    _choose(page, _file("a.jpg"), _file("b.jpg", photograph(200, 100)))
+    see(page.get_by_role("option", name="b.jpg, done")).to_be_visible()
+    page.get_by_role("listbox", name="Findings").focus()
+    page.keyboard.press("j")
+    page.keyboard.press("x")
+    coco = json.loads(kept(page, "All as COCO", "coco.json"))
+    assert [image["file_name"] for image in coco["images"]] == ["a.jpg", "b.jpg"]
+    assert [(one["image_id"], one["bbox"]) for one in coco["annotations"]] == [
+        (0, [100, 40, 40, 50]), (1, [10, 20, 50, 60]), (1, [100, 40, 40, 50]),
+    ]  # fmt: skip
+    assert len(kept(page, "All as CSV", "findings.csv").splitlines()) == 5
+    with zipfile.ZipFile(io.BytesIO(kept(page, "All as ZIP, with YOLO labels", "results.zip"))) as archive:
+        assert archive.testzip() is None
+        assert Image.open(archive.open("masks/b.png")).size == (200, 100)
+        assert len(archive.read("labels/a.txt").splitlines()) == 1
+        assert archive.read("labels/classes.txt") == b"region\n"
+        assert json.loads(archive.read("answers/a.json"))["width"] == 320
+
+
+def test_the_wipe_uncovers_the_picture_itself(page):
+    page.goto("/console/segment")
+    _choose(page, _file("a.jpg"))
+    page.locator("[data-part=result]").wait_for()
+    spot = "document.querySelector('[data-part=canvas]').toDataURL()"
+    covered = page.evaluate(spot)
+    page.get_by_label("Wipe").fill("1")
+    drawn(page)
+    assert page.evaluate(spot) != covered
+    page.get_by_label("Wipe").fill("0")
+    drawn(page)
+    assert page.evaluate(spot) == covered

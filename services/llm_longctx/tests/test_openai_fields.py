@@ -1,0 +1,279 @@
+"""Each field of vLLM's and OpenAI's requests is served as it says, refused by name, or named in `warnings`."""
+
+import json
+
+import openai
+import pytest
+from openai.types import completion_create_params, embedding_create_params
+from openai.types.chat import completion_create_params as chat_params
+from openai.types.responses import response_create_params
+
+from services.llm_longctx.api import embeddings, responses
+from services.llm_longctx.tests.conftest import HELLO, MODEL, Server, app_of, go_on, say, text_of
+from shared.api.embeddings import EmbeddingsRequest
+from shared.api.request_fields import ACCEPTED, PEERS, REFUSED, find_fate
+from shared.api.responses import ResponsesRequest
+from shared.api.text import ChatRequest, CompletionRequest
+
+END = {"logit_bias": {"256": 100}}  # the end token is drawn wherever it may
+MODELS = {"chat/completions": ChatRequest, "completions": CompletionRequest, "responses": ResponsesRequest}
+
+
+@pytest.fixture(scope="module")
+def all_routes(folder, tmp_path_factory):
+    """A client of a service that takes templates, with all of OpenAI's routes."""
+    app = app_of(
+        folder, tmp_path_factory.mktemp("data"), responses.router, embeddings.router, llm_request_templates=True
+    )
+    with Server(app) as server, openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as made:
+        yield made
+
+
+def answer(client, **more):
+    """Text, reason and stop reason of a completion, the same whole and streamed, and its number of tokens."""
+    extra = {"extra_body": more.pop("extra", {})}
+    whole = go_on(client, **extra, **more)
+    (choice,) = whole.choices
+    text, last = "", None
+    for chunk in go_on(client, stream=True, **extra, **more):
+        text, last = text + chunk.choices[0].text, chunk.choices[0]
+    assert (text, last.finish_reason) == (choice.text, choice.finish_reason)
+    assert getattr(last, "stop_reason", None) == choice.stop_reason
+    return choice.text, choice.finish_reason, choice.stop_reason, whole.usage.completion_tokens
+
+
+def test_end_tokens_can_be_ignored_put_off_and_shown(client):
+    assert answer(client, **END) == ("", "stop", None, 1)
+    assert answer(client, **END, extra={"ignore_eos": True}) == ("", "length", None, 12)
+    shown = answer(client, **END, extra={"ignore_eos": True, "skip_special_tokens": False}, max_tokens=2)
+    assert shown == ("<|im_end|>" * 2, "length", None, 2)
+    text, *rest = answer(client, **END, extra={"min_tokens": 5})
+    assert (len(text.encode(errors="replace")) > 0, rest) == (True, ["stop", None, 6])
+
+
+def test_stop_tokens_and_texts_end_an_answer_and_may_stay_in_it(client):
+    text = answer(client, max_tokens=30)[0]
+    at = next(i for i in range(3, 30) if text[i] not in text[:i] and text[i].isascii())
+    letter, two = text[at], text[at : at + 2]
+    (token,) = _ids(client, letter)
+    for extra, shown in (({}, text[:at]), ({"include_stop_str_in_output": True}, text[: at + 1])):
+        found = answer(client, max_tokens=30, extra={"stop_token_ids": [token], **extra})
+        assert found == (shown, "stop", token, at + 1)
+    kept = answer(client, max_tokens=30, stop=[two], extra={"include_stop_str_in_output": True})
+    assert kept[:3] == (text[: at + 2], "stop", two)
+    late = answer(client, max_tokens=30, stop=[two], extra={"min_tokens": at + 3})
+    assert len(late[0]) > at + 2
+    assert answer(client, max_tokens=30, stop=[two, *(f"never {i}" for i in range(15))])[2] == two
+
+
+def _ids(client, text):
+    return client.post("/../tokenize", body={"prompt": text}, cast_to=dict[str, object])["tokens"]
+
+
+def test_bad_words_and_allowed_tokens_bound_what_is_drawn(client):
+    letters = {"allowed_token_ids": list(range(64, 80))}
+    text = answer(client, max_tokens=30, extra=letters)[0]
+    assert set(text) <= set("abcdefghijklmnop")
+    for word in (text[2:5], text[4]):
+        assert word not in answer(client, max_tokens=30, extra={**letters, "bad_words": [word, "never"]})[0]
+    letters = answer(client, max_tokens=30, temperature=2, seed=1, extra={"allowed_token_ids": [64, 65]})[0]
+    assert set(letters) == {"a", "b"}
+    forced = {"structured_outputs": {"regex": "[abc]{9}"}, "bad_words": ["a", "bb"]}
+    assert set(answer(client, extra=forced)[0]) <= set("bc")
+    assert "bb" not in answer(client, extra=forced)[0]
+    with pytest.raises(openai.BadRequestError, match="No token may follow") as caught:
+        go_on(client, extra_body={"structured_outputs": {"regex": "z+"}, "allowed_token_ids": [64]})
+    assert caught.value.param == "bad_words"
+
+
+def test_vllms_ranges_are_taken(client):
+    assert answer(client, extra={"top_k": -1}) == answer(client)
+    assert answer(client, temperature=50, seed=1, extra={"top_k": 1})[0] == answer(client)[0]
+    assert len(say(client, n=64, max_tokens=2).choices) == 64
+    assert answer(client, max_tokens=3, extra={"max_completion_tokens": 5})[3] == 5
+    assert say(client, extra_body={"add_special_tokens": True}).choices == say(client).choices
+
+
+def test_a_hundred_prompts_are_answered_in_their_order(client, server):
+    waiting = server.app.state.host.servable(MODEL).adapter.scheduler.waiting
+    prompts = [f"{i:03d}: Once upon" for i in range(100)]
+    before, waiting.max_waiting = waiting.max_waiting, 4
+    try:
+        found = go_on(client, prompts, max_tokens=3)
+    finally:
+        waiting.max_waiting = before
+    assert [c.index for c in found.choices] == list(range(100))
+    for i in (0, 57, 99):
+        assert found.choices[i].text == go_on(client, prompts[i], max_tokens=3).choices[0].text
+    assert found.usage.completion_tokens == 300
+
+
+def test_prompts_are_scored_in_chats_and_completions(client):
+    echoed = go_on(client, "Once upon", echo=True, logprobs=1, max_tokens=0).choices[0].logprobs
+    for more in ({}, {"echo": True, "logprobs": 1}):
+        (choice,) = go_on(client, "Once upon", max_tokens=2, extra_body={"prompt_logprobs": 3}, **more).choices
+        first, *rest = choice.prompt_logprobs
+        assert first is None
+        own = [next(iter(one.values())) for one in rest]
+        assert [one["decoded_token"] for one in own] == list("nce upon")
+        assert [one["logprob"] for one in own] == pytest.approx(echoed.token_logprobs[1:], abs=1e-4)
+        assert all(3 <= len(one) <= 4 and {1, 2, 3} <= {t["rank"] for t in one.values()} for one in rest)
+        if more:
+            assert [len(top) for top in choice.logprobs.top_logprobs[1:]] == [1] * (len(choice.logprobs.tokens) - 1)
+    chat = say(client, n=2, extra_body={"prompt_logprobs": 0})
+    assert len(chat.prompt_logprobs) == chat.usage.prompt_tokens
+    assert chat.choices[0] == say(client, n=2).choices[0]
+    assert say(client).prompt_logprobs is None
+    with pytest.raises(openai.BadRequestError, match="whole answers"):
+        say(client, stream=True, extra_body={"prompt_logprobs": 0})
+
+
+def test_a_final_message_is_gone_on_with(client):
+    messages = [*HELLO, {"role": "assistant", "content": "I am a "}]
+    rendered = "<user>Hello, who are you?\n<assistant>I am a "
+    for extra in ({}, {"add_generation_prompt": False}):
+        found = text_of(client, messages=messages, extra_body={"continue_final_message": True, **extra})
+        assert found == go_on(client, rendered, max_tokens=16).choices[0].text
+    bare = text_of(client, extra_body={"add_generation_prompt": False})
+    assert bare == go_on(client, "<user>Hello, who are you?\n", max_tokens=16).choices[0].text
+    with pytest.raises(openai.BadRequestError, match="exclude each other"):
+        say(client, extra_body={"continue_final_message": True, "add_generation_prompt": True})
+
+
+def test_long_prompts_are_cut_where_a_request_says_so(client):
+    long = "0123456789" * 30
+    for size, side, kept in ((7, "left", long[-7:]), (7, "right", long[:7]), (-1, "left", long[-180:])):
+        extra = {"truncate_prompt_tokens": size, "truncation_side": side}
+        found = go_on(client, long, extra_body=extra)
+        assert (found.choices, found.usage.prompt_tokens) == (go_on(client, kept).choices, len(kept))
+
+
+@pytest.mark.parametrize(
+    ("older", "text"),
+    [
+        ({"guided_choice": ["yes", "no"]}, ("yes", "no")), ({"guided_regex": "a{3}"}, ("aaa",)),
+        ({"guided_grammar": 'root ::= "ab"'}, ("ab",)), ({"guided_json": {"const": 7}}, ("7",)),
+        ({"guided_json": '{"const": 7}', "guided_decoding_backend": "xgrammar"}, ("7",)),
+    ],
+)  # fmt: skip
+def test_older_names_of_structured_outputs_are_understood(client, older, text):
+    assert text_of(client, extra_body=older) in text
+
+
+def test_structural_tags_hold_between_their_texts(client):
+    tags = {
+        "structures": [
+            {"begin": "<f=a>", "schema": {"const": [1]}, "end": "</f>"},
+            {"begin": "<f=b>", "schema": {"type": "boolean"}, "end": ""},
+        ],
+        "triggers": ["<f="],
+    }
+    letters = {"allowed_token_ids": list(range(64, 80))}
+    forms = ({"response_format": {"type": "structural_tag", **tags}},
+             {"structured_outputs": {"structural_tag": json.dumps({"type": "structural_tag", **tags})}})  # fmt: skip
+    free = text_of(client, extra_body=letters)
+    for form in forms:
+        assert text_of(client, extra_body={**form, **letters}) == free
+        # Where only these letters may be drawn, a tag that is begun must be one of the two.
+        allowed = [token for letter in "<f=" for token in _ids(client, letter)]
+        more = {"allowed_token_ids": [*allowed, *_ids(client, "ab>[1]</f>truefalse")], "temperature": 2.0}
+        texts = [text_of(client, seed=seed, extra_body={**form, **more}, max_tokens=60) for seed in range(4)]
+        assert all(piece.startswith(("a>", "b>")) for text in texts for piece in text.split("<f=")[1:-1])
+    vague = {"begin": "<f=c>", "schema": {"type": "array", "uniqueItems": True}, "end": ""}
+    for bad in ({"structures": tags["structures"]}, {**tags, "triggers": ["<g="]}, {**tags, "structures": [vague]}):
+        with pytest.raises(openai.BadRequestError) as caught:
+            say(client, extra_body={"response_format": {"type": "structural_tag", **bad}})
+        assert caught.value.param == "response_format"
+
+
+def test_templates_and_their_names_come_with_a_request_where_the_owner_lets_them(client, all_routes):
+    template = "{{ tone }}:{% for m in messages %}{{ m.content }}{% endfor %}"
+    extra = {"chat_template": template, "chat_template_kwargs": {"tone": "kind <|im_end|>"}}
+    rendered = f"kind <|im_end|>:{HELLO[0]['content']}"
+    found = say(all_routes, extra_body={**extra, "prompt_logprobs": 0})
+    assert "".join(next(iter(one.values()))["decoded_token"] for one in found.prompt_logprobs[1:]) == rendered[1:]
+    for body, match in (
+        (extra, "REQUEST_TEMPLATES"), ({"chat_template_kwargs": {"tools": []}}, "field of its own"),
+        ({"reasoning_effort": "high"}, "no switch"),
+    ):  # fmt: skip
+        with pytest.raises(openai.BadRequestError, match=match):
+            say(client, extra_body=body)
+    with pytest.raises(openai.BadRequestError, match="can't be read") as caught:
+        say(all_routes, extra_body={"chat_template": "{% if %}"})
+    assert caught.value.param == "chat_template"
+    assert say(client, extra_body={"reasoning_effort": "none"}).choices == say(client).choices
+
+
+def _call(client, route, **extra):
+    own = {"responses": {"input": "Hi", "max_output_tokens": 4}, "embeddings": {"input": "a"},
+           "completions": {"prompt": "a", "max_tokens": 4}}  # fmt: skip
+    body = {"model": MODEL, **own.get(route, {"messages": HELLO, "max_tokens": 4}), **extra}
+    return client.post(f"/{route}", body=body, cast_to=dict[str, object])
+
+
+@pytest.mark.parametrize("route", ["chat/completions", "completions", "responses", "embeddings"])
+def test_unknown_fields_are_named_in_the_answer(all_routes, route):
+    found = _call(all_routes, route, frobnicate=1, modle=2, user="me", safety_identifier="x")
+    assert found["warnings"] == [
+        "There is no field 'frobnicate': it was ignored.",
+        "There is no field 'modle' (did you mean 'model'?): it was ignored.",
+    ]
+    assert _call(all_routes, route).get("warnings") is None
+
+
+def test_a_stream_names_unknown_fields_at_its_end(all_routes):
+    unknown = {"extra_body": {"frobnicate": 1}, "stream": True}
+    for chunks in (list(say(all_routes, **unknown)), list(go_on(all_routes, **unknown))):
+        assert [getattr(chunk, "warnings", None) is not None for chunk in chunks] == [False] * (len(chunks) - 1) + [
+            True
+        ]
+    options = {"stream": True, "max_tokens": 2}
+    chunks = list(say(all_routes, extra_body={"stream_options": {"include_obfuscation": False, "eager": 1}}, **options))
+    assert chunks[-1].warnings == ["There is no field 'stream_options.eager': it was ignored."]
+    with pytest.raises(openai.BadRequestError) as caught:
+        say(all_routes, extra_body={"stream_options": {"continuous_usage_stats": True}}, **options)
+    assert caught.value.param == "stream_options.continuous_usage_stats"
+    events = list(all_routes.responses.create(model=MODEL, input="Hi", max_output_tokens=4, **unknown))
+    assert "frobnicate" in events[-1].response.warnings[0]
+
+
+@pytest.mark.parametrize("route", [*MODELS, "embeddings"])
+def test_known_fields_that_are_not_served_are_refused_by_name_unless_they_ask_for_nothing(all_routes, route):
+    model = MODELS.get(route, EmbeddingsRequest)
+    for name, refusal in REFUSED.items():
+        if find_fate(name, model)[0] != "refused" or "." in name:
+            continue
+        value = False if refusal.default is True else ["x"] if isinstance(refusal.default, list) else "x"
+        with pytest.raises(openai.BadRequestError) as caught:
+            _call(all_routes, route, **{name: value})
+        assert (caught.value.param, refusal.hint in caught.value.message) == (name, True)
+    _call(all_routes, route, **{
+        name: refusal.default for name, refusal in REFUSED.items()
+        if find_fate(name, model)[0] == "refused" and "." not in name
+    })  # fmt: skip
+    if route != "embeddings":
+        with pytest.raises(openai.BadRequestError, match="frobnicate"):
+            _call(all_routes, route, frobnicate=1, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("route", "params"),
+    [
+        ("/v1/chat/completions", chat_params.CompletionCreateParamsBase),
+        ("/v1/completions", completion_create_params.CompletionCreateParamsBase),
+        ("/v1/responses", response_create_params.ResponseCreateParamsBase),
+        ("/v1/embeddings", embedding_create_params.EmbeddingCreateParams),
+    ],
+)
+def test_the_table_has_every_field_of_openais_client(route, params):
+    assert set(params.__annotations__) <= set(PEERS[route]["OpenAI"].split())
+
+
+def test_every_field_of_openai_and_vllm_is_known():
+    assert not ACCEPTED.keys() & REFUSED.keys()
+    for route, model in {
+        **{f"/v1/{name}": m for name, m in MODELS.items()},
+        "/v1/embeddings": EmbeddingsRequest,
+    }.items():
+        names = {name for peer in PEERS[route].values() for name in peer.split()}
+        assert {name for name in names if find_fate(name, model)[0] == "unknown"} == set()

@@ -1,0 +1,101 @@
+"""Thoughts before an answer: they are apart from its text, whole, streamed and as items of a response."""
+
+import json
+
+import openai
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.llm_longctx.api import responses
+from services.llm_longctx.serving.reasoning.reasoning_parser import find_reasoning_parser
+from services.llm_longctx.serving.reasoning.think_tags import ThinkTagParser
+from services.llm_longctx.tests.conftest import HELLO, Server, app_of, say, write_folder
+
+QWEN = (
+    "{% for m in messages %}<{{ m.role }}>{% if m.reasoning_content %}({{ m.reasoning_content }}){% endif %}"
+    "{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<assistant>"
+    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+WROTE = "<think>\nA letter.\n\nThen b?\n</think>\n\nb, I think."
+FORCED = {"structured_outputs": {"regex": WROTE.replace("?", r"\?").replace(".", r"\.")}}
+
+
+def read(parser, pieces):
+    parts = [*map(parser.feed, pieces), parser.end()]
+    return tuple("".join(part) for part in zip(*parts, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text", "parts"),
+    [
+        ("<assistant>", WROTE, ("A letter.\n\nThen b?", "b, I think.")),
+        ("<assistant><think>\n", WROTE.removeprefix("<think>"), ("A letter.\n\nThen b?", "b, I think.")),
+        ("<assistant><think>\n\n</think>\n\n", "b <th", ("", "b <th")),
+        ("<assistant>", " No thoughts.\n</think>", ("", " No thoughts.\n</think>")),
+        ("<assistant>", "<think>\ncut \n", ("cut", "")), ("<assistant>", "<think>\n\n</think>\n\n x\n", ("", "x\n")),
+        ("<assistant>", "<think", ("", "<think")), ("<assistant>", "", ("", "")),
+    ],
+)  # fmt: skip
+@given(data=st.data())
+def test_thoughts_are_read_whatever_the_pieces(prompt, text, parts, data):
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=5)))
+    pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+    assert read(ThinkTagParser(prompt), pieces) == parts
+
+
+def test_the_template_says_whether_a_model_thinks():
+    assert find_reasoning_parser(QWEN) is ThinkTagParser
+    assert find_reasoning_parser("{{ messages }}") is find_reasoning_parser(None) is None
+
+
+@pytest.fixture(scope="module")
+def thinker(tmp_path_factory):
+    folder = write_folder(tmp_path_factory.mktemp("models") / "Tiny Llama", template=QWEN, positions=512)
+    with (
+        Server(app_of(folder, tmp_path_factory.mktemp("data"), responses.router)) as server,
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as made,
+    ):
+        yield made
+
+
+def test_thoughts_are_apart_in_answers_and_streams(thinker):
+    message = say(thinker, extra_body=FORCED, max_tokens=100).choices[0].message
+    assert (message.reasoning_content, message.content) == ("A letter.\n\nThen b?", "b, I think.")
+    found = {"reasoning_content": "", "content": ""}
+    for chunk in say(thinker, extra_body=FORCED, max_tokens=100, stream=True, logprobs=True):
+        delta = chunk.choices[0].delta
+        for name in found:
+            found[name] += getattr(delta, name, None) or ""
+    assert found == {"reasoning_content": "A letter.\n\nThen b?", "content": "b, I think."}
+    hidden = say(thinker, extra_body={**FORCED, "include_reasoning": False}, max_tokens=100).choices[0].message
+    assert (hidden.reasoning_content, hidden.content) == (None, "b, I think.")
+    cut = say(thinker, extra_body=FORCED, max_tokens=12).choices[0]
+    assert (cut.message.reasoning_content, cut.message.content, cut.finish_reason) == ("A le", None, "length")
+
+
+def test_thinking_can_be_turned_off_and_earlier_thoughts_reach_the_template(thinker):
+    def prompt_of(**more):
+        body = {"prompt_logprobs": 0, **more.pop("extra", {})}
+        scored = say(thinker, max_tokens=1, extra_body=body, **more).prompt_logprobs[1:]
+        return "<" + "".join(next(iter(one.values()))["decoded_token"] for one in scored)
+
+    for extra in ({"reasoning_effort": "none"}, {"chat_template_kwargs": {"enable_thinking": False}}):
+        assert prompt_of(extra=extra).endswith("<assistant><think>\n\n</think>\n\n")
+    assert prompt_of(extra={"reasoning_effort": "high"}).endswith("<assistant>")
+    turns = [*HELLO, {"role": "assistant", "content": "b", "reasoning_content": "hm"}, *HELLO]
+    assert "<assistant>(hm)b\n" in prompt_of(messages=turns)
+
+
+def test_thoughts_are_an_item_of_a_response(thinker):
+    asked = {"model": "tiny-llama", "input": "Hi", "max_output_tokens": 100, "extra_body": FORCED}
+    found = thinker.responses.create(**asked)
+    thought, message = found.output
+    assert (thought.type, thought.content[0].text, found.output_text) == (
+        "reasoning", "A letter.\n\nThen b?", "b, I think."
+    )  # fmt: skip
+    events = list(thinker.responses.create(stream=True, **asked))
+    assert "".join(e.delta for e in events if e.type == "response.reasoning_text.delta") == thought.content[0].text
+    assert (
+        json.loads(events[-1].response.model_dump_json())["output"][1]["content"][0]["text"] == message.content[0].text
+    )

@@ -1,0 +1,1 @@
+"""Examples of the API reference, recorded from a running platform."""
