@@ -46,13 +46,13 @@ def needs_torch(services: Sequence[str]) -> bool:
     return not services or not {*services} <= {*VISION, "relevance-judge"}
 
 
-def list_plugins(services: Sequence[str]) -> list[str]:
-    """Folders of the plug-ins whose code these services or the gateway call; all where none is named."""
-    names = ("gateway", *services)
+def list_plugins(services: Sequence[str], *, test: bool = False) -> list[str]:
+    """Folders of the plug-ins whose code these services or the gateway call; where none is named, all for running."""
+    names, projects = ("gateway", *services), plugins.iter_projects(ROOT)
     return [
         f"./{folder.relative_to(ROOT)}"
-        for folder, project in plugins.iter_projects(ROOT)
-        if not services or any(plugins.is_called(project, name) for name in names)
+        for folder, project in projects
+        if (any(plugins.is_called(project, name) for name in names) if services else test or folder.name != "docs")
     ]
 
 
@@ -80,7 +80,7 @@ def install_packages(services: Sequence[str], source: Sequence[str], flavour: st
     if source and needs_torch(services):
         _pip("--no-deps", *source, find_requirement("torch"))
     extras = ",".join([*list_extras(services, flavour), *(["cluster", "dev"] if test else [])])
-    folders = [part for folder in list_plugins(services) for part in ("-e", folder)]
+    folders = [part for folder in list_plugins(services, test=test) for part in ("-e", folder)]
     _pip("-e", f".[{extras}]", *folders)
     files = ["requirements-data.txt"] if not {*services} <= {*VISION} or not services else []
     for file in [*files, *(["requirements-tools.txt"] if test else [])]:
