@@ -42,7 +42,9 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": AnthropicError, "description": "The request can't be served as it is."},
     "5XX": {"model": AnthropicError, "description": "Not ready, too late, or an internal error."},
 }
-_EVENTS = {200: {"description": "The message, or its events with `stream`.", "content": {"text/event-stream": {}}}}
+_EVENTS: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The message, or its events with `stream`.", "content": {"text/event-stream": {}}}
+}
 _FORM = {"x-error-form": "anthropic"}
 
 
