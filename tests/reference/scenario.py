@@ -60,7 +60,9 @@ def ask_images(r: Recorder) -> None:
 
 
 def ask_texts(r: Recorder) -> None:
-    r.ask("POST /v1/chat/completions", {"messages": QUESTION, "max_tokens": 24, "temperature": 0})
+    for path in ("/chat/completions", "/messages"):
+        r.ask(f"POST /v1{path}", {"messages": QUESTION, "max_tokens": 24, "temperature": 0})
+    r.ask("POST /v1/messages/count_tokens", {"messages": QUESTION})
     r.ask("POST /v1/completions", {"prompt": "The capital of France is", "max_tokens": 8, "temperature": 0})
     tokens = r.ask("POST /tokenize", {"prompt": "What is attention?"})["tokens"]
     r.ask("POST /detokenize", {"tokens": tokens})
@@ -174,9 +176,10 @@ def ask_judges(r: Recorder) -> None:
     collection = {"documents": document, "topics": f".I 1\n.W\n{QUERY}\n", "relevance": "1 1 1\n"}
     r.ask("POST /v1/judge/collection", collection)
     r.ask("GET /v1/judge/backends")
-    for path in ("/v1/rerank", "/v2/rerank"):
+    for path in ("/v1/rerank", "/v2/rerank", "/rerank"):
         r.ask(f"POST {path}", {"query": QUERY, "documents": [second, first], "top_n": 1})
-    r.ask("POST /v1/score", {"text_1": QUERY, "text_2": [first, second]})
+    for path in ("/v1/score", "/score"):
+        r.ask(f"POST {path}", {"text_1": QUERY, "text_2": [first, second]})
 
 
 def ask_probes(r: Recorder) -> None:

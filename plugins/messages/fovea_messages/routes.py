@@ -52,7 +52,7 @@ _FORM = {"x-error-form": "anthropic"}
     responses=_EVENTS | _ERRORS,
     openapi_extra={**_FORM, **AFFINE},
 )
-async def answer(body: MessagesRequest, request: Request, host: HostDep) -> Response:
+async def answer_message(body: MessagesRequest, request: Request, host: HostDep) -> Response:
     """Answer a conversation in the form of Anthropic's Messages API."""
     warnings = check_fields(body, is_strict=body.strict, refused=REFUSED, accepted=ACCEPTED)
     with _own_names():

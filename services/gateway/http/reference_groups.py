@@ -41,7 +41,10 @@ GROUPS = (
     PathGroup(
         "Chat, complete and embed text",
         "OpenAI's protocol: point an OpenAI client at `/v1`. Agents use the same models as MCP tools.",
-        ("/v1/chat", "/v1/completions", "/v1/responses", "/v1/embed", "/tokenize", "/detokenize", "/v1/mcp"),
+        (
+            *("/v1/chat", "/v1/completions", "/v1/responses", "/v1/embed", "/v1/messages"),
+            *("/tokenize", "/detokenize", "/v1/mcp"),
+        ),
     ),
     PathGroup(
         "Use long contexts",
@@ -56,7 +59,7 @@ GROUPS = (
     PathGroup(
         "Judge relevance and rerank",
         "Label passages for queries, measure how far the labels can be trusted, and rank systems with them.",
-        ("/v1/judge", "/v1/rerank", "/v2/rerank", "/v1/score"),
+        ("/v1/judge", "/v1/rerank", "/v2/rerank", "/rerank", "/v1/score", "/score"),
     ),
     PathGroup(
         "Study a language model",
