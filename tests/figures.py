@@ -24,7 +24,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "loadtests/bench/results"
 PLACE = re.compile(r"<!--=(?P<key>[^\n]+?)-->(?P<text>.*?)<!--/-->", re.DOTALL)
 GENERATED = (
-    "19-scale",
+    "20-scale",
     "benchmarks",
     "gpu-cost",
     "gpu-kernels",

@@ -74,9 +74,7 @@ class Card(_Facts):
     parameters: int | None = None
     metrics: tuple[Metric, ...] = ()
     limits: Limits = Limits()
-    notes: tuple[str, ...] = Field(
-        (), description="Notes for users: departures, traps, 'not a medical device'."
-    )
+    notes: tuple[str, ...] = Field((), description="Notes for users: departures, traps, 'not a medical device'.")
     sampling: SamplingDefaults | None = Field(None, description="Of language models: where a request names none.")
     sparsity: SparsityClaim | None = Field(None, description="Owed by every model that calls itself sparse.")
     example: dict[str, Any] = Field(default_factory=dict)

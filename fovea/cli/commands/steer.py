@@ -28,7 +28,7 @@ Strength = Annotated[
     typer.Option(
         "--strength",
         "-s",
-        help="Length relative to an activation's (0.2: a fifth); default: the vector's own. Negative values reverse it.",
+        help="Length relative to an activation's (0.2 is a fifth); default: the vector's own. Minus reverses it.",
         show_default=False,
     ),
 ]

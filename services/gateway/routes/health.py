@@ -30,7 +30,7 @@ async def livez() -> dict[str, str]:
     return {"status": "alive"}
 
 
-@router.get("/ping", include_in_schema=False)
+@router.get("/ping", response_class=Response, responses={503: {"description": "Some service has no ready replica."}})
 @router.get("/health", response_class=Response, responses={503: {"description": "Some service has no ready replica."}})
 async def get_health(request: Request) -> Response:
     """Whether every known service has a ready replica, without a body, as vLLM's load clients ask."""

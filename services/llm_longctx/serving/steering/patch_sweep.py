@@ -96,7 +96,7 @@ class PatchSweep:
             (
                 Replace(
                     str(cell.site),
-                    torch.zeros(1) if values is None else values[cell.site][:, begin:],
+                    torch.zeros(1, device=self._ids.device) if values is None else values[cell.site][:, begin:],
                     cell.heads,
                     cell.positions,
                 ),
